@@ -1,1 +1,19 @@
-//! x
+//! Where slipway keeps things: metadata in SQLite, artifacts as files.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`database`] | one writer thread with group commit, many readers, migrations |
+//! | [`objects`] | artifacts under a root folder: streamed in and out, listed, deleted |
+//!
+//! A write that was acknowledged is on disk: the writer thread runs every waiting change inside one
+//! transaction (each in a savepoint of its own, so that one failing change undoes only itself), commits
+//! once with `synchronous=FULL`, and only then answers all of them.
+
+pub mod database;
+pub mod error;
+pub mod objects;
+
+pub use database::{Database, Migration};
+pub use error::StoreError;
+pub use objects::Objects;
+pub use rusqlite;

@@ -1,0 +1,48 @@
+//! Every environment variable that slipway reads, in one place; `slipway config show` prints them.
+
+/// A variable, what it sets, and an example.
+#[derive(Debug, Clone, Copy)]
+pub struct Variable {
+    /// The name, as exported.
+    pub name: &'static str,
+    /// What it sets, one line.
+    pub about: &'static str,
+}
+
+/// Where state lives (default `~/.local/share/slipway`).
+pub const HOME: &str = "SLIPWAY_HOME";
+/// The control plane's URL for every client command.
+pub const SERVER: &str = "SLIPWAY_SERVER";
+/// `HOST:PORT` of the control plane for `slipway up`.
+pub const LISTEN: &str = "SLIPWAY_LISTEN";
+/// `HOST:PORT` of the inference gateway, REST.
+pub const INFERENCE_LISTEN: &str = "SLIPWAY_INFERENCE_LISTEN";
+/// `HOST:PORT` of the inference gateway, gRPC.
+pub const GRPC_LISTEN: &str = "SLIPWAY_GRPC_LISTEN";
+/// A file with one token a line; needed to listen beyond loopback, sent by clients as a bearer token.
+pub const TOKEN_FILE: &str = "SLIPWAY_TOKEN_FILE";
+/// A token for client commands.
+pub const TOKEN: &str = "SLIPWAY_TOKEN";
+/// `info`, `debug`, `slipway_track=debug`: what is logged.
+pub const LOG: &str = "SLIPWAY_LOG";
+/// `text` or `json`: how it is logged.
+pub const LOG_FORMAT: &str = "SLIPWAY_LOG_FORMAT";
+/// Path of `libonnxruntime.so`; without one tract runs the models.
+pub const ONNXRUNTIME: &str = "SLIPWAY_ONNXRUNTIME";
+/// `auto`, `ort` or `tract`.
+pub const RUNTIME: &str = "SLIPWAY_RUNTIME";
+
+/// All of them.
+pub const ALL: &[Variable] = &[
+    Variable { name: HOME, about: "where state lives (default ~/.local/share/slipway)" },
+    Variable { name: SERVER, about: "URL of the control plane for client commands" },
+    Variable { name: LISTEN, about: "HOST:PORT of the control plane and UI" },
+    Variable { name: INFERENCE_LISTEN, about: "HOST:PORT of the inference gateway, REST" },
+    Variable { name: GRPC_LISTEN, about: "HOST:PORT of the inference gateway, gRPC" },
+    Variable { name: TOKEN_FILE, about: "file with one accepted token a line" },
+    Variable { name: TOKEN, about: "token that client commands send" },
+    Variable { name: LOG, about: "log filter, such as info or slipway_track=debug" },
+    Variable { name: LOG_FORMAT, about: "text or json" },
+    Variable { name: ONNXRUNTIME, about: "path of libonnxruntime.so (else tract runs the models)" },
+    Variable { name: RUNTIME, about: "auto, ort or tract" },
+];

@@ -1,0 +1,175 @@
+//! One error, three faces: a line on the terminal, an object in a protocol, a label on a metric.
+
+/// What every public error of slipway can say about itself.
+pub trait Explain: std::error::Error {
+    /// A stable code, such as `listen.unauthenticated`; `slipway explain CODE` tells more.
+    fn code(&self) -> &'static str;
+
+    /// What to do about it, one sentence or a command, if anything is known to help.
+    fn hint(&self) -> Option<String> {
+        find(self.code()).map(|topic| topic.remedy.to_owned())
+    }
+}
+
+/// An entry of the catalogue behind `slipway explain`.
+#[derive(Debug, Clone, Copy)]
+pub struct Topic {
+    /// The stable code.
+    pub code: &'static str,
+    /// What happened.
+    pub meaning: &'static str,
+    /// What helps.
+    pub remedy: &'static str,
+}
+
+/// The entry for `code`, if there is one.
+pub fn find(code: &str) -> Option<&'static Topic> {
+    CATALOGUE.iter().find(|t| t.code == code)
+}
+
+/// Every code slipway can print.
+pub const CATALOGUE: &[Topic] = &[
+    Topic {
+        code: "home.locked",
+        meaning: "Another slipway server is using this state folder; two writers would corrupt each other's work.",
+        remedy: "Stop it with `slipway down`, or give this one a folder of its own with `--home DIR`.",
+    },
+    Topic {
+        code: "home.unusable",
+        meaning: "The state folder cannot be created or written.",
+        remedy: "Check its owner and free space, or choose another with `--home DIR`.",
+    },
+    Topic {
+        code: "listen.unauthenticated",
+        meaning: "The address is reachable from other machines and no token file is set, so anybody could use the server.",
+        remedy: "Write a token to a file (`umask 077; openssl rand -hex 24 > tokens`) and start with `slipway up --token-file tokens`.",
+    },
+    Topic {
+        code: "listen.in_use",
+        meaning: "Another program listens on this port.",
+        remedy: "Choose another with `--listen HOST:PORT` (0 picks a free one), or stop the program: `ss -ltnp`.",
+    },
+    Topic {
+        code: "listen.invalid",
+        meaning: "The listen address is not HOST:PORT.",
+        remedy: "Write it like 127.0.0.1:7070 or [::1]:7070.",
+    },
+    Topic {
+        code: "auth.token_file",
+        meaning: "The token file cannot be read or holds no token of at least 16 characters.",
+        remedy: "Put one token a line in it, 16 characters or more, readable by this user only.",
+    },
+    Topic {
+        code: "auth.required",
+        meaning: "This server asks for a token and the request had none, or a wrong one.",
+        remedy: "Set SLIPWAY_TOKEN (MLflow clients: MLFLOW_TRACKING_TOKEN) to a line of the server's token file.",
+    },
+    Topic {
+        code: "config.invalid",
+        meaning: "A configuration file or value cannot be read.",
+        remedy: "See which file and value with `slipway config show --origin`.",
+    },
+    Topic {
+        code: "server.unreachable",
+        meaning: "No server answers at this address.",
+        remedy: "Start one with `slipway up`, or name it with `--server URL` or SLIPWAY_SERVER.",
+    },
+    Topic {
+        code: "server.answered",
+        meaning: "The server refused the request; its message says why.",
+        remedy: "Correct what the message names; `slipway doctor` checks the server itself.",
+    },
+    Topic {
+        code: "store.sql",
+        meaning: "The metadata database answered with an error.",
+        remedy: "Check free space and `slipway doctor`; the failed change was rolled back whole.",
+    },
+    Topic {
+        code: "store.closed",
+        meaning: "The store is shutting down and takes no more writes.",
+        remedy: "Send the request again once the server is up.",
+    },
+    Topic {
+        code: "store.newer",
+        meaning: "The database was written by a newer slipway.",
+        remedy: "Use that version or newer, or start with a fresh `--home`.",
+    },
+    Topic {
+        code: "store.object",
+        meaning: "An artifact cannot be read or written.",
+        remedy: "Check free space and permissions of the `objects` folder under SLIPWAY_HOME.",
+    },
+    Topic {
+        code: "exec.spawn",
+        meaning: "The process could not be started.",
+        remedy: "Check that the program exists and is executable.",
+    },
+    Topic {
+        code: "exec.io",
+        meaning: "The working folder or the log file of a process cannot be written.",
+        remedy: "Check free space and permissions of the `work` folder under SLIPWAY_HOME.",
+    },
+    Topic {
+        code: "track.refused",
+        meaning: "The tracking or registry API refused the request with MLflow's own error code and message.",
+        remedy: "The message names the parameter; MLflow's REST documentation has its rules.",
+    },
+    Topic {
+        code: "serve.invalid",
+        meaning: "The inference request does not fit the model: a tensor's name, type, shape or size, or the body itself.",
+        remedy: "Compare with the model's metadata: `curl $GATEWAY/v2/models/NAME`.",
+    },
+    Topic {
+        code: "serve.not_found",
+        meaning: "No such deployment, model or version.",
+        remedy: "See what is there with `slipway deploy ls` and `slipway model ls`.",
+    },
+    Topic {
+        code: "serve.not_ready",
+        meaning: "The model is known but not loaded, or it failed to load.",
+        remedy: "`slipway deploy show NAME` tells why; load it again with `slipway deploy apply`.",
+    },
+    Topic {
+        code: "serve.overloaded",
+        meaning: "The model's queue is full; the request was turned away instead of waiting without bound.",
+        remedy: "Send again after the Retry-After time, or raise `queue` in the deployment.",
+    },
+    Topic {
+        code: "serve.timeout",
+        meaning: "The request took longer than the deployment's time limit.",
+        remedy: "Raise `timeout_ms` in the deployment or send smaller batches.",
+    },
+    Topic {
+        code: "serve.too_large",
+        meaning: "The request body is larger than the gateway's limit.",
+        remedy: "Send fewer rows a request, or raise `max_body_mb` in the deployment.",
+    },
+    Topic {
+        code: "serve.model",
+        meaning: "The model file cannot be loaded or run.",
+        remedy: "Check it with `python -c 'import onnx; onnx.checker.check_model(\"model.onnx\")'`; `slipway doctor` names the runtime.",
+    },
+    Topic {
+        code: "serve.manifest",
+        meaning: "The deployment file cannot be used.",
+        remedy: "See `slipway deploy apply --help` for an example; weights are whole numbers that add up to 100.",
+    },
+    Topic {
+        code: "demo.failed",
+        meaning: "A step of the demo could not be verified.",
+        remedy: "The message names the step and its log; `slipway doctor` checks the machine.",
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_explained() {
+        for (i, topic) in CATALOGUE.iter().enumerate() {
+            assert!(!topic.meaning.is_empty() && !topic.remedy.is_empty(), "{} lacks a text", topic.code);
+            assert!(CATALOGUE[i + 1..].iter().all(|t| t.code != topic.code), "{} stands twice", topic.code);
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Identifiers and friendly names.
+
+use uuid::Uuid;
+
+/// 32 lower-case hexadecimal digits, random (UUID version 4 without dashes): a run's or a request's id.
+pub fn hex32() -> String {
+    Uuid::new_v4().simple().to_string()
+}
+
+const ADJECTIVES: &[&str] = &[
+    "able", "agile", "amber", "brave", "bright", "calm", "clean", "clever", "coastal", "copper", "daring", "deep",
+    "eager", "early", "even", "fair", "fast", "fine", "firm", "fresh", "gentle", "glad", "golden", "grand", "green",
+    "handy", "hardy", "honest", "humble", "keen", "kind", "level", "light", "lively", "loyal", "lucid", "merry",
+    "mild", "neat", "noble", "open", "patient", "plain", "polite", "proud", "quick", "quiet", "rapid", "ready",
+    "salty", "sharp", "silver", "sleek", "smart", "solid", "steady", "stout", "sunny", "swift", "tidy", "trim",
+    "true", "upbeat", "vivid", "warm", "wise", "witty",
+];
+const NOUNS: &[&str] = &[
+    "anchor", "beacon", "bilge", "boom", "bow", "brig", "buoy", "cabin", "canoe", "capstan", "clipper", "compass",
+    "coral", "crane", "cutter", "deck", "dinghy", "dock", "dolphin", "drift", "ferry", "fleet", "galley", "gull",
+    "harbor", "heron", "hull", "jetty", "keel", "kelp", "ketch", "lagoon", "launch", "lugger", "mast", "narwhal",
+    "oar", "orca", "osprey", "otter", "pelican", "pier", "pilot", "plover", "puffin", "quay", "reef", "rigging",
+    "rudder", "sail", "schooner", "seal", "sextant", "shoal", "skiff", "sloop", "spar", "sprit", "stern", "tern",
+    "tide", "tiller", "trawler", "walrus", "wharf", "yawl",
+];
+
+/// A name for something nobody named, such as `brave-heron-417`.
+pub fn friendly_name() -> String {
+    let bits = Uuid::new_v4().as_u128();
+    let pick = |words: &[&'static str], shift: u32| words[((bits >> shift) & 0xffff) as usize % words.len()];
+    format!("{}-{}-{}", pick(ADJECTIVES, 0), pick(NOUNS, 16), (bits >> 32) as u64 % 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_hex_and_distinct() {
+        let (a, b) = (hex32(), hex32());
+        assert_eq!(a.len(), 32);
+        assert!(a.bytes().all(|c| c.is_ascii_hexdigit() && !c.is_ascii_uppercase()));
+        assert_ne!(a, b);
+    }
+
+    #[test]
+    fn friendly_names_have_three_parts() {
+        assert_eq!(friendly_name().split('-').count(), 3);
+    }
+}

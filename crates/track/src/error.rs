@@ -1,0 +1,122 @@
+//! Errors as MLflow's clients expect them: a code, a message, an HTTP status.
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use slipway_core::Explain;
+use slipway_store::StoreError;
+
+/// MLflow's error codes that this server uses (`databricks.proto`, `ErrorCode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub enum ErrorCode {
+    BadRequest,
+    InvalidParameterValue,
+    InvalidState,
+    InternalError,
+    NotImplemented,
+    ResourceAlreadyExists,
+    ResourceDoesNotExist,
+    TemporarilyUnavailable,
+}
+
+impl ErrorCode {
+    /// Name on the wire, HTTP status, SQLSTATE and error class (`mlflow/exceptions.py` and
+    /// `mlflow/error_classification.py` of MLflow 3.17).
+    fn row(self) -> (&'static str, StatusCode, Option<(&'static str, &'static str)>) {
+        match self {
+            Self::BadRequest => ("BAD_REQUEST", StatusCode::BAD_REQUEST, Some(("KAM00", "INVALID_PARAMETER_VALUE"))),
+            Self::InvalidParameterValue => {
+                ("INVALID_PARAMETER_VALUE", StatusCode::BAD_REQUEST, Some(("KAM00", "INVALID_PARAMETER_VALUE")))
+            }
+            Self::InvalidState => {
+                ("INVALID_STATE", StatusCode::INTERNAL_SERVER_ERROR, Some(("XXM00", "CLIENT_INTERNAL_ERROR")))
+            }
+            Self::InternalError => {
+                ("INTERNAL_ERROR", StatusCode::INTERNAL_SERVER_ERROR, Some(("XXM00", "CLIENT_INTERNAL_ERROR")))
+            }
+            Self::NotImplemented => ("NOT_IMPLEMENTED", StatusCode::NOT_IMPLEMENTED, None),
+            Self::ResourceAlreadyExists => {
+                ("RESOURCE_ALREADY_EXISTS", StatusCode::BAD_REQUEST, Some(("KAM00", "RESOURCE_ALREADY_EXISTS")))
+            }
+            Self::ResourceDoesNotExist => {
+                ("RESOURCE_DOES_NOT_EXIST", StatusCode::NOT_FOUND, Some(("KAM00", "RESOURCE_NOT_FOUND")))
+            }
+            Self::TemporarilyUnavailable => (
+                "TEMPORARILY_UNAVAILABLE",
+                StatusCode::SERVICE_UNAVAILABLE,
+                Some(("XXM00", "CLIENT_INTERNAL_ERROR")),
+            ),
+        }
+    }
+
+    /// The name on the wire, such as `RESOURCE_DOES_NOT_EXIST`.
+    pub fn name(self) -> &'static str {
+        self.row().0
+    }
+}
+
+/// A refused or failed request.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// MLflow's code.
+    pub code: ErrorCode,
+    /// MLflow's message, word for word where the client shows it.
+    pub message: String,
+}
+
+impl Error {
+    /// An error with any code.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+    /// `INVALID_PARAMETER_VALUE`, status 400.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::InvalidParameterValue, message)
+    }
+    /// `RESOURCE_DOES_NOT_EXIST`, status 404.
+    pub fn missing(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::ResourceDoesNotExist, message)
+    }
+}
+
+impl Explain for Error {
+    fn code(&self) -> &'static str {
+        "track.refused"
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NotFound(path) => Self::missing(format!("No such artifact: '{path}'")),
+            StoreError::BadPath(_) => Self::invalid("Invalid path"),
+            StoreError::IsFolder(path) => {
+                Self::invalid(format!("Artifact path refers to a directory, not a file: '{path}'"))
+            }
+            StoreError::Closed => Self::new(ErrorCode::TemporarilyUnavailable, "The server is shutting down."),
+            other => {
+                tracing::error!(error = %other, "the store failed");
+                Self::new(ErrorCode::InternalError, other.to_string())
+            }
+        }
+    }
+}
+
+impl From<slipway_store::rusqlite::Error> for Error {
+    fn from(error: slipway_store::rusqlite::Error) -> Self {
+        StoreError::from(error).into()
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let (name, status, class) = self.code.row();
+        let mut body = serde_json::json!({ "error_code": name, "message": self.message });
+        if let Some((sqlstate, class)) = class {
+            body["sqlstate"] = sqlstate.into();
+            body["error_class"] = class.into();
+        }
+        (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+    }
+}

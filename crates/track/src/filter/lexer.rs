@@ -1,0 +1,111 @@
+//! Words, quoted texts, numbers and signs of a filter.
+
+use crate::Error;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// `metrics.acc`, `AND`, ``tags.`x y` ``, `params."lr"`.
+    Word,
+    SingleQuoted,
+    DoubleQuoted,
+    Number,
+    Operator,
+    Open,
+    Close,
+    Comma,
+    Semicolon,
+    Other,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Token {
+    pub(super) kind: Kind,
+    /// As written.
+    pub(super) text: String,
+}
+
+impl Token {
+    /// Whether this is the keyword `word`, in any case.
+    pub(super) fn is_word(&self, word: &str) -> bool {
+        self.kind == Kind::Word && self.text.eq_ignore_ascii_case(word)
+    }
+}
+
+pub(super) fn scan(text: &str) -> Result<Vec<Token>, Error> {
+    let mut tokens = Vec::new();
+    let mut rest = text.trim_start();
+    while let Some(first) = rest.chars().next() {
+        let (kind, length) = match first {
+            '\'' => (Kind::SingleQuoted, quoted(rest, text)?),
+            '"' => (Kind::DoubleQuoted, quoted(rest, text)?),
+            '(' => (Kind::Open, 1),
+            ')' => (Kind::Close, 1),
+            ',' => (Kind::Comma, 1),
+            ';' => (Kind::Semicolon, 1),
+            '<' | '>' | '=' | '!' | '~' => (Kind::Operator, span(rest, |c| matches!(c, '<' | '>' | '=' | '!' | '~'))),
+            '-' | '+' | '.' | '0'..='9' if number(rest) > 0 => (Kind::Number, number(rest)),
+            c if c == '`' || c == '_' || c.is_alphanumeric() => (Kind::Word, word(rest, text)?),
+            c => (Kind::Other, c.len_utf8()),
+        };
+        let (token, tail) = rest.split_at(length);
+        tokens.push(Token { kind, text: token.to_owned() });
+        rest = tail.trim_start();
+    }
+    Ok(tokens)
+}
+
+fn span(text: &str, belongs: impl Fn(char) -> bool) -> usize {
+    text.find(|c| !belongs(c)).unwrap_or(text.len())
+}
+
+/// Length of a quoted text with its quotes.
+fn quoted(rest: &str, whole: &str) -> Result<usize, Error> {
+    let quote = rest.chars().next().unwrap_or('\'');
+    match rest[1..].find(quote) {
+        Some(end) => Ok(end + 2),
+        None => Err(Error::invalid(format!("Invalid filter '{whole}'. Could not be parsed."))),
+    }
+}
+
+/// Length of the number at the head, 0 if there is none.
+fn number(text: &str) -> usize {
+    let digits = |t: &str| span(t, |c| c.is_ascii_digit());
+    let sign = usize::from(text.starts_with(['-', '+']));
+    let whole = digits(&text[sign..]);
+    let mut at = sign + whole;
+    let mut fraction = 0;
+    if text[at..].starts_with('.') {
+        fraction = digits(&text[at + 1..]);
+        if whole + fraction > 0 {
+            at += 1 + fraction;
+        }
+    }
+    if whole + fraction == 0 {
+        return 0;
+    }
+    if text[at..].starts_with(['e', 'E']) {
+        let signed = usize::from(text[at + 1..].starts_with(['-', '+']));
+        let exponent = digits(&text[at + 1 + signed..]);
+        if exponent > 0 {
+            at += 1 + signed + exponent;
+        }
+    }
+    // `1abc` is a word, not a number.
+    if text[at..].starts_with(|c: char| c == '_' || c.is_alphanumeric()) { 0 } else { at }
+}
+
+/// Length of a word, which may hold quoted parts after a dot.
+fn word(text: &str, whole: &str) -> Result<usize, Error> {
+    let mut at = 0;
+    loop {
+        let rest = &text[at..];
+        match rest.chars().next() {
+            Some('`') => at += quoted(rest, whole)?,
+            Some('"' | '\'') if text[..at].ends_with('.') => at += quoted(rest, whole)?,
+            Some(c) if c == '_' || c == '.' || c == '/' || c == ':' || c.is_alphanumeric() => at += c.len_utf8(),
+            // A dash belongs to the key when it joins two parts of it.
+            Some('-') if rest[1..].starts_with(|c: char| c == '_' || c.is_alphanumeric()) => at += 1,
+            _ => return Ok(at),
+        }
+    }
+}

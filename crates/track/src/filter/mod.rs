@@ -1,0 +1,272 @@
+//! The grammar of `filter` and `order_by`: comparisons joined by `AND`.
+//!
+//! `metrics.acc > 0.9 AND params."lr" = '0.1' AND tags.`my tag` LIKE 'x%' AND attributes.run_id IN ('a','b')`
+//! (MLflow documentation, *Search Runs*; `mlflow/utils/search_utils.py`). Parsing knows no entity's rules:
+//! [`parse`] yields [`Comparison`]s, and each kind of search ([`runs`], [`entities`]) checks and translates them.
+
+pub(crate) mod entities;
+mod lexer;
+pub(crate) mod order;
+pub(crate) mod page_token;
+pub(crate) mod runs;
+
+use crate::Error;
+use lexer::{Kind, Token};
+
+/// A value on the right of an operator, with its spelling for messages.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Operand {
+    /// `'text'` or `"text"`, unquoted.
+    Text(String),
+    /// `1`, `-2.5e3`, as written.
+    Number(String),
+    /// `('a', 'b')`.
+    List(Vec<Operand>),
+    /// A bare word, as written.
+    Bare(String),
+}
+
+impl Operand {
+    fn spelling(&self) -> String {
+        match self {
+            Self::Text(text) => format!("'{text}'"),
+            Self::Number(text) | Self::Bare(text) => text.clone(),
+            Self::List(items) => format!("({})", items.iter().map(Self::spelling).collect::<Vec<_>>().join(", ")),
+        }
+    }
+}
+
+/// `key op value`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Comparison {
+    /// The left side as written, such as `metrics."m 1"`.
+    pub(crate) identifier: String,
+    /// The operator in upper case: `=`, `LIKE`, `NOT IN`, `IS NULL` …
+    pub(crate) operator: String,
+    /// Absent for `IS NULL` and `IS NOT NULL`.
+    pub(crate) operand: Option<Operand>,
+}
+
+impl Comparison {
+    /// Splits the left side into entity and key: `("metrics", "m 1")`; no entity means an attribute.
+    pub(crate) fn split(&self) -> (Option<&str>, String) {
+        split_identifier(&self.identifier)
+    }
+}
+
+/// Splits `entity.key`, removing the quotes or back-ticks around the key.
+pub(crate) fn split_identifier(identifier: &str) -> (Option<&str>, String) {
+    match identifier.split_once('.') {
+        Some((entity, key)) if !identifier.starts_with(['`', '"']) => {
+            (Some(entity.trim_matches('`')), unquote(key).to_owned())
+        }
+        _ => (None, unquote(identifier).to_owned()),
+    }
+}
+
+fn unquote(text: &str) -> &str {
+    for quote in ['"', '\'', '`'] {
+        if let Some(inner) = text.strip_prefix(quote).and_then(|t| t.strip_suffix(quote)) {
+            return inner;
+        }
+    }
+    text
+}
+
+/// Parses a filter; an empty one has no comparisons.
+///
+/// `quote_invalid` says whether the parts that do not fit are quoted in the message (run search) or bare
+/// (the others).
+///
+/// # Errors
+/// `INVALID_PARAMETER_VALUE` that names what does not fit.
+pub(crate) fn parse(filter: &str, quote_invalid: bool) -> Result<Vec<Comparison>, Error> {
+    let tokens = lexer::scan(filter)?;
+    let mut found = Vec::new();
+    let mut invalid = Vec::new();
+    let mut rest = tokens.as_slice();
+    while let Some((first, tail)) = rest.split_first() {
+        if let Some((comparison, left)) = comparison(rest)? {
+            found.push(comparison);
+            rest = left;
+            continue;
+        }
+        if first.kind == Kind::Semicolon {
+            if tail.is_empty() {
+                break;
+            }
+            return Err(Error::invalid(format!(
+                "Search filter contained multiple expression '{filter}'. Provide AND-ed expression list."
+            )));
+        }
+        if !first.is_word("AND") {
+            invalid.push(if quote_invalid { format!("'{}'", first.text) } else { first.text.clone() });
+        }
+        rest = tail;
+    }
+    if invalid.is_empty() {
+        Ok(found)
+    } else {
+        Err(Error::invalid(format!("Invalid clause(s) in filter string: {}", invalid.join(", "))))
+    }
+}
+
+type Rest<'a> = &'a [Token];
+
+/// Reads one comparison at the head of `tokens`, if there is one.
+fn comparison(tokens: Rest<'_>) -> Result<Option<(Comparison, Rest<'_>)>, Error> {
+    let Some((left, tail)) = tokens.split_first() else { return Ok(None) };
+    let Some((operator, tail)) = operator(tail) else { return Ok(None) };
+    let is_identifier = matches!(left.kind, Kind::Word | Kind::DoubleQuoted) && !left.is_word("AND");
+    let wrong_left = || {
+        Error::invalid(format!("Invalid comparison clause. Expected 'Identifier' found '{}'", left.text))
+    };
+    if operator.starts_with("IS ") {
+        return if is_identifier {
+            Ok(Some((Comparison { identifier: left.text.clone(), operator, operand: None }, tail)))
+        } else {
+            Err(wrong_left())
+        };
+    }
+    let Some((operand, tail)) = operand(tail)? else { return Ok(None) };
+    if !is_identifier {
+        return if matches!(left.kind, Kind::Number | Kind::SingleQuoted) { Err(wrong_left()) } else { Ok(None) };
+    }
+    Ok(Some((Comparison { identifier: left.text.clone(), operator, operand: Some(operand) }, tail)))
+}
+
+fn operator(tokens: Rest<'_>) -> Option<(String, Rest<'_>)> {
+    let word = |i: usize, w: &str| tokens.get(i).is_some_and(|t| t.is_word(w));
+    let first = tokens.first()?;
+    if first.kind == Kind::Operator {
+        return Some((first.text.clone(), &tokens[1..]));
+    }
+    let (operator, used) = if word(0, "LIKE") {
+        ("LIKE", 1)
+    } else if word(0, "ILIKE") {
+        ("ILIKE", 1)
+    } else if word(0, "RLIKE") {
+        ("RLIKE", 1)
+    } else if word(0, "IN") {
+        ("IN", 1)
+    } else if word(0, "NOT") && word(1, "IN") {
+        ("NOT IN", 2)
+    } else if word(0, "NOT") && word(1, "LIKE") {
+        ("NOT LIKE", 2)
+    } else if word(0, "IS") && word(1, "NULL") {
+        ("IS NULL", 2)
+    } else if word(0, "IS") && word(1, "NOT") && word(2, "NULL") {
+        ("IS NOT NULL", 3)
+    } else {
+        return None;
+    };
+    Some((operator.to_owned(), &tokens[used..]))
+}
+
+fn operand(tokens: Rest<'_>) -> Result<Option<(Operand, Rest<'_>)>, Error> {
+    let Some((first, tail)) = tokens.split_first() else { return Ok(None) };
+    let single = |value| Ok(Some((value, tail)));
+    match first.kind {
+        Kind::SingleQuoted | Kind::DoubleQuoted => single(Operand::Text(unquote(&first.text).to_owned())),
+        Kind::Number => single(Operand::Number(first.text.clone())),
+        Kind::Word if first.is_word("AND") => Ok(None),
+        Kind::Word => single(Operand::Bare(first.text.clone())),
+        Kind::Open => list(tail).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn list(tokens: Rest<'_>) -> Result<(Operand, Rest<'_>), Error> {
+    const EXPECTED: &str = "While parsing a list in the query, expected a non-empty list of string values, but got";
+    let ill_formed = || Error::invalid(format!("{EXPECTED} ill-formed list."));
+    let mut items = Vec::new();
+    let mut rest = tokens;
+    loop {
+        let (token, tail) = rest.split_first().ok_or_else(ill_formed)?;
+        rest = tail;
+        match token.kind {
+            Kind::Close if items.is_empty() => return Err(Error::invalid(format!("{EXPECTED} empty list"))),
+            Kind::Close => return Ok((Operand::List(items), rest)),
+            Kind::Comma if !items.is_empty() => {}
+            Kind::SingleQuoted | Kind::DoubleQuoted => items.push(Operand::Text(unquote(&token.text).to_owned())),
+            Kind::Number => items.push(Operand::Number(token.text.clone())),
+            _ => return Err(ill_formed()),
+        }
+    }
+}
+
+/// The texts of a list operand.
+pub(crate) fn texts(operand: &Operand) -> Result<Vec<String>, Error> {
+    let Operand::List(items) = operand else { return Ok(Vec::new()) };
+    items
+        .iter()
+        .map(|item| match item {
+            Operand::Text(text) => Ok(text.clone()),
+            _ => Err(Error::invalid(format!(
+                "While parsing a list in the query, expected string value, punctuation, or whitespace, but got \
+                 different type in list: {}",
+                operand.spelling()
+            ))),
+        })
+        .collect()
+}
+
+/// A text operand; `Err(spelling)` when it is something else.
+pub(crate) fn text(operand: &Operand) -> Result<String, Error> {
+    match operand {
+        Operand::Text(text) => Ok(text.clone()),
+        Operand::Bare(word) => Err(Error::invalid(format!(
+            "Parameter value is either not quoted or unidentified quote types used for string value {word}. Use \
+             either single or double quotes."
+        ))),
+        other => Err(Error::invalid(other.spelling())),
+    }
+}
+
+/// `sql` for comparing `column` with one parameter, or with `count` parameters for lists.
+pub(crate) fn sql_operator(column: &str, operator: &str, count: usize) -> String {
+    match operator {
+        "ILIKE" => format!("lower({column}) LIKE lower(?)"),
+        "IN" | "NOT IN" => format!("{column} {operator} ({})", vec!["?"; count].join(",")),
+        _ => format!("{column} {operator} ?"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn one(filter: &str) -> Comparison {
+        parse(filter, true).unwrap().remove(0)
+    }
+
+    #[test]
+    fn comparisons_are_read() {
+        let all = parse("metrics.acc > -0.5 AND params.\"a b\" = 'x' and tags.`mlflow.user` ilike \"y%\"", true).unwrap();
+        assert_eq!(all.len(), 3);
+        assert_eq!(all[0].operand, Some(Operand::Number("-0.5".into())));
+        assert_eq!(all[1].split(), (Some("params"), "a b".into()));
+        assert_eq!(all[2].split(), (Some("tags"), "mlflow.user".into()));
+        assert_eq!(all[2].operator, "ILIKE");
+        assert_eq!(one("tags.x IS NOT NULL").operator, "IS NOT NULL");
+        assert_eq!(texts(one("run_id NOT IN ('a', \"b\")").operand.as_ref().unwrap()).unwrap(), ["a", "b"]);
+        assert!(parse("  ", true).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let message = |f: &str| parse(f, true).unwrap_err().message;
+        assert_eq!(message("metrics.a > 1 OR metrics.b > 1"), "Invalid clause(s) in filter string: 'OR'");
+        assert_eq!(message("metrics.a >"), "Invalid clause(s) in filter string: 'metrics.a', '>'");
+        assert_eq!(message("5 > metrics.a"), "Invalid comparison clause. Expected 'Identifier' found '5'");
+        assert!(message("run_id IN ()").ends_with("but got empty list"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_parsed_or_refused(filter in "[ a-z0-9_.'\"`<>=!(),;%-]{0,60}|\\PC{0,40}") {
+            let _ = parse(&filter, true);
+        }
+    }
+}

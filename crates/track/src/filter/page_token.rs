@@ -1,0 +1,46 @@
+//! Page tokens: base64 of `{"offset": N}`, as MLflow's stores make them.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::Error;
+
+/// The token for the page that begins at `offset`.
+pub(crate) fn encode(offset: i64) -> String {
+    STANDARD.encode(format!("{{\"offset\": {offset}}}"))
+}
+
+/// The offset in a token; 0 without one.
+pub(crate) fn decode(token: Option<&str>) -> Result<i64, Error> {
+    let Some(token) = token.filter(|t| !t.is_empty()) else { return Ok(0) };
+    let bytes = STANDARD
+        .decode(token)
+        .map_err(|_| Error::invalid("Invalid page token, could not base64-decode"))?;
+    let parsed: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
+    parsed
+        .as_ref()
+        .and_then(|v| v.get("offset")?.as_i64())
+        .filter(|n| *n >= 0)
+        .ok_or_else(|| Error::invalid(format!("Invalid page token, decoded value={}", String::from_utf8_lossy(&bytes))))
+}
+
+/// Cuts a list that was fetched with one item too many, and makes the token for the rest.
+pub(crate) fn page<T>(mut items: Vec<T>, offset: i64, max_results: i64) -> crate::model::Page<T> {
+    let limit = usize::try_from(max_results).unwrap_or(usize::MAX);
+    let more = items.len() > limit;
+    items.truncate(limit);
+    crate::model::Page { items, next_page_token: more.then(|| encode(offset + max_results)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_round_trip_and_bad_ones_are_refused() {
+        assert_eq!(decode(Some(&encode(100))).unwrap(), 100);
+        assert_eq!(decode(None).unwrap(), 0);
+        assert!(decode(Some("???")).is_err());
+        assert!(decode(Some("e30=")).is_err());
+    }
+}

@@ -1,0 +1,87 @@
+//! Routes and wire types of MLflow's REST API.
+
+mod artifacts;
+mod experiments;
+pub(crate) mod logged_models;
+mod registry;
+mod runs;
+pub(crate) mod wire;
+
+use axum::Router;
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use crate::{Error, ErrorCode, Tracking};
+
+/// The version of MLflow whose answers this crate gives.
+pub const MLFLOW_VERSION: &str = "3.17.2";
+/// Bytes a JSON request may have.
+const BODY_LIMIT: usize = 64 * 1024 * 1024;
+
+/// All of MLflow's routes, under `/api` and `/ajax-api`, with `/version` and `/health`.
+pub fn router(tracking: Tracking) -> Router {
+    let api = experiments::routes()
+        .merge(runs::routes())
+        .merge(registry::routes())
+        .merge(logged_models::routes())
+        .merge(artifacts::routes())
+        .route("/3.0/mlflow/server-info", get(server_info))
+        .layer(axum::extract::DefaultBodyLimit::max(BODY_LIMIT))
+        .merge(artifacts::streaming_routes())
+        .fallback(unknown);
+    Router::new()
+        .merge(artifacts::ui_routes())
+        .nest("/api", api.clone())
+        .nest("/ajax-api", api)
+        .route("/version", get(|| async { MLFLOW_VERSION }))
+        .route("/health", get(|| async { "OK" }))
+        .with_state(tracking)
+}
+
+async fn server_info() -> Response {
+    let body = serde_json::json!({
+        "store_type": "SqlStore",
+        "workspaces_enabled": false,
+        "trace_archival_enabled": false,
+        "multipart_uploads_enabled": true,
+        "multipart_downloads_enabled": false,
+        "presigned_upload_run_id_supported": false,
+        "presigned_upload_model_id_supported": false,
+        "features_enabled": { "gateway": false },
+    });
+    ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+}
+
+/// Prefixes of MLflow's API that exist there and not (yet) here; `conformance/mlflow/README.md` has the table.
+const LATER: &[&str] = &[
+    "/2.0/mlflow/traces",
+    "/3.0/mlflow/traces",
+    "/3.0/mlflow/assessments",
+    "/3.0/mlflow/datasets",
+    "/3.0/mlflow/scorers",
+    "/3.0/mlflow/issues",
+    "/3.0/mlflow/gateway",
+    "/3.0/mlflow/prompts",
+    "/3.0/mlflow/jobs",
+    "/3.0/mlflow/workspaces",
+    "/2.0/mlflow/webhooks",
+    "/2.0/mlflow/users",
+    "/2.0/mlflow/gateway-proxy",
+    "/2.0/mlflow/artifacts/presigned",
+    "/2.0/mlflow-artifacts/presigned",
+    "/2.0/mlflow/prompt-optimization",
+];
+
+async fn unknown(uri: Uri) -> Response {
+    let path = uri.path();
+    if LATER.iter().any(|prefix| path.starts_with(prefix)) {
+        return Error::new(ErrorCode::NotImplemented, format!("{path} is not implemented by slipway yet."))
+            .into_response();
+    }
+    // MLflow's own answer to a path it does not know.
+    const PAGE: &str = "<!doctype html>\n<html lang=en>\n<title>404 Not Found</title>\n<h1>Not Found</h1>\n\
+        <p>The requested URL was not found on the server. If you entered the URL manually please check your spelling \
+        and try again.</p>\n";
+    (StatusCode::NOT_FOUND, [(header::CONTENT_TYPE, "text/html; charset=utf-8")], PAGE).into_response()
+}

@@ -1,0 +1,407 @@
+//! Reading requests as MLflow reads them: protocol buffers in JSON, leniently typed, with its messages.
+//!
+//! A request is parsed into its struct at once. Only when a type does not fit is it parsed again, field by
+//! field in the order of MLflow's schema, to find which parameter to name (`_validate_param_against_schema`).
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderValue, Method, header};
+use axum::response::{IntoResponse, Response};
+use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::validate::quoted;
+use crate::{Error, ErrorCode};
+
+/// What a field must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Text,
+    Int,
+    Float,
+    Bool,
+    List,
+    Texts,
+    /// Checked elsewhere.
+    Any,
+}
+
+/// A row of a request's schema.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rule {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) required: bool,
+}
+
+/// A type that a field can have.
+pub(crate) trait Field {
+    const KIND: Kind;
+    /// Whether the value counts as absent: protocol buffers cannot tell `""` from nothing.
+    fn absent(&self) -> bool {
+        false
+    }
+}
+
+impl Field for String {
+    const KIND: Kind = Kind::Text;
+    fn absent(&self) -> bool {
+        self.is_empty()
+    }
+}
+impl Field for bool {
+    const KIND: Kind = Kind::Bool;
+}
+impl Field for Vec<String> {
+    const KIND: Kind = Kind::Texts;
+}
+
+/// An int64: a JSON number, or a string of digits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Int(pub(crate) i64);
+impl Field for Int {
+    const KIND: Kind = Kind::Int;
+}
+
+/// A double: a JSON number, or a string, NaN and the infinities included.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Float(pub(crate) f64);
+impl Field for Float {
+    const KIND: Kind = Kind::Float;
+}
+
+/// An enumeration: its name, or its number.
+#[derive(Debug, Clone)]
+pub(crate) enum Enum {
+    Name(String),
+    Number(i64),
+}
+impl Field for Enum {
+    const KIND: Kind = Kind::Any;
+}
+
+/// A repeated message.
+#[derive(Debug, Clone)]
+pub(crate) struct List<T>(pub(crate) Vec<T>);
+impl<T> Field for List<T> {
+    const KIND: Kind = Kind::List;
+}
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Vec::deserialize(d).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Int {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = Int;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an integer")
+            }
+            fn visit_i64<E: de::Error>(self, v: i64) -> Result<Int, E> {
+                Ok(Int(v))
+            }
+            fn visit_u64<E: de::Error>(self, v: u64) -> Result<Int, E> {
+                i64::try_from(v).map(Int).map_err(E::custom)
+            }
+            fn visit_f64<E: de::Error>(self, v: f64) -> Result<Int, E> {
+                if v.fract() == 0.0 && v.abs() < 9.2e18 { Ok(Int(v as i64)) } else { Err(E::custom("not an integer")) }
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<Int, E> {
+                v.trim().parse().map(Int).map_err(E::custom)
+            }
+        }
+        d.deserialize_any(V)
+    }
+}
+
+impl<'de> Deserialize<'de> for Float {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = Float;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a number")
+            }
+            fn visit_i64<E: de::Error>(self, v: i64) -> Result<Float, E> {
+                Ok(Float(v as f64))
+            }
+            fn visit_u64<E: de::Error>(self, v: u64) -> Result<Float, E> {
+                Ok(Float(v as f64))
+            }
+            fn visit_f64<E: de::Error>(self, v: f64) -> Result<Float, E> {
+                Ok(Float(v))
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<Float, E> {
+                match v {
+                    "NaN" => Ok(Float(f64::NAN)),
+                    "Infinity" => Ok(Float(f64::INFINITY)),
+                    "-Infinity" => Ok(Float(f64::NEG_INFINITY)),
+                    _ if v.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'+' | b'e' | b'E')) => {
+                        v.parse().map(Float).map_err(E::custom)
+                    }
+                    _ => Err(E::custom("not a number")),
+                }
+            }
+        }
+        d.deserialize_any(V)
+    }
+}
+
+impl<'de> Deserialize<'de> for Enum {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match Value::deserialize(d)? {
+            Value::String(name) => Ok(Self::Name(name)),
+            Value::Number(n) => n.as_i64().map(Self::Number).ok_or_else(|| de::Error::custom("not an enumeration")),
+            _ => Err(de::Error::custom("not an enumeration")),
+        }
+    }
+}
+
+/// `null` counts as not given.
+pub(crate) fn null_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(d)?.unwrap_or_default())
+}
+
+/// A request message.
+pub(crate) trait Message: DeserializeOwned + Default + Send {
+    /// Its schema, in MLflow's order.
+    const SCHEMA: &'static [Rule];
+    /// Fills renamed fields, then names the first required field that is absent.
+    fn settle(&mut self) -> Option<&'static str>;
+}
+
+/// Declares request messages: `required run_id or run_uuid: String, step: Int`.
+macro_rules! messages {
+    ($($name:ident { $($(#[$req:ident])? $field:ident $(or $alt:ident)? : $ty:ty),* $(,)? })*) => { $(
+        #[derive(Debug, Default, serde::Deserialize)]
+        #[serde(default)]
+        pub(crate) struct $name {
+            $(pub(crate) $field: Option<$ty>, $(pub(crate) $alt: Option<$ty>,)?)*
+        }
+        impl $crate::http::wire::Message for $name {
+            const SCHEMA: &'static [$crate::http::wire::Rule] = &[$($crate::http::wire::Rule {
+                name: stringify!($field),
+                kind: <$ty as $crate::http::wire::Field>::KIND,
+                required: $crate::http::wire::messages!(@required $($req)?),
+            }),*];
+            fn settle(&mut self) -> Option<&'static str> {
+                $($(if self.$field.is_none() { self.$field = self.$alt.take(); })?)*
+                $(if $crate::http::wire::messages!(@required $($req)?)
+                    && self.$field.as_ref().is_none_or($crate::http::wire::Field::absent) {
+                    return Some(stringify!($field));
+                })*
+                None
+            }
+        }
+    )* };
+    (@required required) => { true };
+    (@required) => { false };
+}
+pub(crate) use messages;
+
+const SEE_DOCS: &str = " See the API docs for more information about request parameters.";
+
+/// "Missing value", as MLflow says it.
+pub(crate) fn missing(path: &str) -> Error {
+    Error::invalid(format!("Missing value for required parameter '{path}'.{SEE_DOCS}"))
+}
+
+/// "Invalid value", as MLflow says it when a type does not fit.
+pub(crate) fn wrong_type(name: &str, value: &Value) -> Error {
+    let kind = match value {
+        Value::Null => "NoneType",
+        Value::Bool(_) => "bool",
+        Value::Number(n) if n.is_f64() => "float",
+        Value::Number(_) => "int",
+        Value::String(_) => "str",
+        Value::Array(_) => "list",
+        Value::Object(_) => "dict",
+    };
+    let shown = match value {
+        Value::String(s) => quoted(s),
+        other => other.to_string(),
+    };
+    Error::invalid(format!("Invalid value {shown} for parameter '{name}' supplied:  Hint: Value was of type '{kind}'.{SEE_DOCS}"))
+}
+
+/// "Invalid value" for a number out of bounds.
+pub(crate) fn out_of_range(name: &str, value: i64) -> Error {
+    wrong_type(name, &Value::from(value))
+}
+
+fn fits(kind: Kind, value: &Value) -> bool {
+    match kind {
+        Kind::Text => value.is_string(),
+        Kind::Bool => value.is_boolean(),
+        Kind::List => value.is_array(),
+        Kind::Texts => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
+        Kind::Int => Int::deserialize(value).is_ok(),
+        Kind::Float => Float::deserialize(value).is_ok(),
+        Kind::Any => true,
+    }
+}
+
+fn settle<T: Message>(mut message: T) -> Result<T, Error> {
+    match message.settle() {
+        Some(name) => Err(missing(name)),
+        None => Ok(message),
+    }
+}
+
+/// Finds the parameter that does not fit.
+fn diagnose<T: Message>(mut value: Value) -> Result<T, Error> {
+    // Older clients send their JSON as a string of JSON.
+    if let Value::String(inner) = &value {
+        value = serde_json::from_str(inner).unwrap_or(Value::Null);
+    }
+    if !value.is_object() {
+        return settle(T::default());
+    }
+    for rule in T::SCHEMA {
+        let given = value.get(rule.name).filter(|v| !v.is_null());
+        let given = given.or_else(|| value.get("run_uuid").filter(|_| rule.name == "run_id"));
+        match given {
+            Some(v) if !fits(rule.kind, v) => return Err(wrong_type(rule.name, v)),
+            None if rule.required => return Err(missing(rule.name)),
+            _ => {}
+        }
+    }
+    match serde_json::from_value(value) {
+        Ok(message) => settle(message),
+        Err(error) => Err(Error::new(ErrorCode::BadRequest, format!("Malformed request: {error}"))),
+    }
+}
+
+/// Parses a JSON body.
+pub(crate) fn from_json<T: Message>(body: &[u8]) -> Result<T, Error> {
+    match serde_json::from_slice(body) {
+        Ok(message) => settle(message),
+        // MLflow takes a body that is no JSON for an empty one.
+        Err(_) => diagnose(serde_json::from_slice(body).unwrap_or(Value::Null)),
+    }
+}
+
+/// Parses a query string.
+pub(crate) fn from_query<T: Message>(query: &str) -> Result<T, Error> {
+    let mut object = serde_json::Map::new();
+    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        let kind = T::SCHEMA.iter().find(|r| r.name == key).map_or(Kind::Any, |r| r.kind);
+        let value = value.into_owned();
+        match kind {
+            Kind::List | Kind::Texts => {
+                let list = object.entry(key.into_owned()).or_insert_with(|| Value::Array(Vec::new()));
+                if let Value::Array(list) = list {
+                    list.push(value.into());
+                }
+            }
+            Kind::Bool => {
+                let parsed = match value.to_ascii_lowercase().as_str() {
+                    "true" => true,
+                    "false" => false,
+                    _ => {
+                        return Err(Error::invalid(format!(
+                            "Invalid boolean value: {value}, must be 'true' or 'false'."
+                        )));
+                    }
+                };
+                object.insert(key.into_owned(), parsed.into());
+            }
+            _ => {
+                object.entry(key.into_owned()).or_insert_with(|| value.into());
+            }
+        }
+    }
+    let value = Value::Object(object);
+    match serde_json::from_value(value.clone()) {
+        Ok(message) => settle(message),
+        Err(_) => diagnose(value),
+    }
+}
+
+/// A request message, from the body or, for GET, from the query.
+pub(crate) struct Call<T>(pub(crate) T);
+
+impl<T: Message, S: Send + Sync> FromRequest<S> for Call<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        if request.method() == Method::GET
+            && let Some(query) = request.uri().query()
+        {
+            return from_query(query).map(Self);
+        }
+        if matches!(*request.method(), Method::POST | Method::PUT) {
+            let kind = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+            match kind {
+                None => return Err(Error::invalid("Bad Request. Content-Type header is missing.")),
+                Some(kind) if kind.split(|b| *b == b';').next() != Some(b"application/json") => {
+                    return Err(Error::invalid("Bad Request. Content-Type must be one of ['application/json']."));
+                }
+                Some(_) => {}
+            }
+        }
+        let body = Bytes::from_request(request, state)
+            .await
+            .map_err(|e| Error::new(ErrorCode::BadRequest, format!("The request body cannot be read: {}", e.body_text())))?;
+        from_json(&body).map(Self)
+    }
+}
+
+/// A JSON answer.
+pub(crate) struct Reply<T>(pub(crate) T);
+
+impl<T: Serialize> IntoResponse for Reply<T> {
+    fn into_response(self) -> Response {
+        match serde_json::to_vec(&self.0) {
+            Ok(body) => {
+                ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
+            }
+            Err(e) => Error::new(ErrorCode::InternalError, e.to_string()).into_response(),
+        }
+    }
+}
+
+/// The empty answer `{}`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Empty {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    messages! {
+        Probe { #[required] run_id or run_uuid: String, #[required] value: Float, step: Int, names: Vec<String> }
+    }
+
+    fn message(json: &str) -> String {
+        from_json::<Probe>(json.as_bytes()).unwrap_err().message
+    }
+
+    #[test]
+    fn lenient_types_and_renamed_fields() {
+        let p: Probe = from_json(br#"{"run_uuid":"a","value":"NaN","step":"3","unknown":[1]}"#).unwrap();
+        assert_eq!(p.run_id.as_deref(), Some("a"));
+        assert!(p.value.unwrap().0.is_nan());
+        assert_eq!(p.step.unwrap().0, 3);
+        let q: Probe = from_query("run_id=x&value=2&names=a&names=b").unwrap();
+        assert_eq!(q.names.unwrap(), ["a", "b"]);
+    }
+
+    #[test]
+    fn the_wrong_parameter_is_named() {
+        assert!(message("{}").starts_with("Missing value for required parameter 'run_id'."));
+        assert!(message("{bad").starts_with("Missing value for required parameter 'run_id'."));
+        assert!(message(r#"{"run_id":""}"#).starts_with("Missing value for required parameter 'run_id'."));
+        assert_eq!(
+            message(r#"{"run_id":5,"value":1}"#),
+            "Invalid value 5 for parameter 'run_id' supplied:  Hint: Value was of type 'int'. See the API docs for \
+             more information about request parameters."
+        );
+        assert!(message(r#"{"run_id":"a","value":"bad"}"#).starts_with("Invalid value \"bad\" for parameter 'value'"));
+        assert!(message(r#"{"run_id":"a","value":1,"names":[1]}"#).contains("'names'"));
+    }
+}

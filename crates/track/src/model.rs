@@ -1,0 +1,288 @@
+//! The entities, serialised as MLflow's protocol buffers are (JSON with proto field names, integers as
+//! numbers, unset fields left out).
+
+use serde::{Deserialize, Serialize, Serializer};
+
+/// A key and a value: a tag or a parameter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyValue {
+    /// The key.
+    pub key: String,
+    /// The value; empty when the client sent none.
+    #[serde(default, deserialize_with = "crate::http::wire::null_default")]
+    pub value: String,
+}
+
+/// `active` or `deleted`.
+pub mod stage {
+    /// In use.
+    pub const ACTIVE: &str = "active";
+    /// Marked as deleted; can be restored.
+    pub const DELETED: &str = "deleted";
+}
+
+/// An experiment.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub struct Experiment {
+    pub experiment_id: String,
+    pub name: String,
+    pub artifact_location: String,
+    pub lifecycle_stage: String,
+    pub last_update_time: i64,
+    pub creation_time: i64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<KeyValue>,
+    pub workspace: &'static str,
+}
+
+/// A run's own fields.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub struct RunInfo {
+    pub run_id: String,
+    pub run_uuid: String,
+    pub run_name: String,
+    pub experiment_id: String,
+    pub user_id: String,
+    pub status: String,
+    pub start_time: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end_time: Option<i64>,
+    pub artifact_uri: String,
+    pub lifecycle_stage: String,
+}
+
+/// One point of a metric.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub struct Metric {
+    pub key: String,
+    #[serde(serialize_with = "double")]
+    pub value: f64,
+    pub timestamp: i64,
+    pub step: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataset_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataset_digest: Option<String>,
+}
+
+/// A double as protocol buffers write it in JSON: NaN and the infinities are strings.
+pub(crate) fn double<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    if value.is_nan() {
+        serializer.serialize_str("NaN")
+    } else if value.is_infinite() {
+        serializer.serialize_str(if *value > 0.0 { "Infinity" } else { "-Infinity" })
+    } else {
+        serializer.serialize_f64(*value)
+    }
+}
+
+/// What a run logged.
+#[derive(Debug, Clone, Default, Serialize)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub struct RunData {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<Metric>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub params: Vec<KeyValue>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<KeyValue>,
+}
+
+/// A dataset.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub struct Dataset {
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub digest: String,
+    #[serde(default)]
+    pub source_type: String,
+    #[serde(default)]
+    pub source: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+}
+
+/// A dataset as one run used it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DatasetInput {
+    /// How it was used, such as `mlflow.data.context` = `training`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<KeyValue>,
+    /// The dataset; required.
+    pub dataset: Option<Dataset>,
+}
+
+/// A logged model that a run used.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ModelInput {
+    /// The logged model's id.
+    pub model_id: String,
+}
+
+/// A logged model that a run made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ModelOutput {
+    /// The logged model's id.
+    pub model_id: String,
+    /// At which step.
+    #[serde(default)]
+    pub step: i64,
+}
+
+/// What a run used.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct RunInputs {
+    /// Datasets.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dataset_inputs: Vec<DatasetInput>,
+    /// Logged models.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub model_inputs: Vec<ModelInput>,
+}
+
+/// What a run made.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct RunOutputs {
+    /// Logged models.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub model_outputs: Vec<ModelOutput>,
+}
+
+/// A run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Run {
+    /// Its own fields.
+    pub info: RunInfo,
+    /// Metrics (newest values), parameters, tags.
+    pub data: RunData,
+    /// What it used.
+    pub inputs: RunInputs,
+    /// What it made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outputs: Option<RunOutputs>,
+}
+
+/// A file or folder of artifacts.
+#[derive(Debug, Clone, Serialize)]
+pub struct FileInfo {
+    /// Path relative to the listed root.
+    pub path: String,
+    /// Whether it is a folder.
+    pub is_dir: bool,
+    /// Bytes, for files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file_size: Option<u64>,
+}
+
+/// A registered model.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub struct RegisteredModel {
+    pub name: String,
+    pub creation_timestamp: i64,
+    pub last_updated_timestamp: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub latest_versions: Vec<ModelVersion>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<KeyValue>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<Alias>,
+}
+
+/// A name for one version of a model.
+#[derive(Debug, Clone, Serialize)]
+pub struct Alias {
+    /// The name, such as `champion`.
+    pub alias: String,
+    /// The version it points to.
+    pub version: String,
+}
+
+/// A version of a registered model.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub struct ModelVersion {
+    pub name: String,
+    pub version: String,
+    pub creation_timestamp: i64,
+    pub last_updated_timestamp: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+    pub current_stage: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    pub source: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<String>,
+    pub status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_link: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<KeyValue>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    /// Where the artifacts are; not part of the protocol's message.
+    #[serde(skip)]
+    pub storage_location: String,
+}
+
+/// A logged model (MLflow 3).
+#[derive(Debug, Clone, Serialize)]
+pub struct LoggedModel {
+    /// Its own fields.
+    pub info: LoggedModelInfo,
+    /// Parameters and metrics.
+    pub data: LoggedModelData,
+}
+
+/// A logged model's own fields.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub struct LoggedModelInfo {
+    pub model_id: String,
+    pub experiment_id: String,
+    pub name: String,
+    pub creation_timestamp_ms: i64,
+    pub last_updated_timestamp_ms: i64,
+    pub artifact_uri: String,
+    pub status: &'static str,
+    pub model_type: String,
+    pub source_run_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status_message: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<KeyValue>,
+}
+
+/// What belongs to a logged model.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct LoggedModelData {
+    /// Parameters.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub params: Vec<KeyValue>,
+    /// Metrics.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<Metric>,
+}
+
+/// A list and, if there is more, the token for the next page.
+#[derive(Debug, Clone)]
+pub struct Page<T> {
+    /// The entities of this page.
+    pub items: Vec<T>,
+    /// Where the next page begins.
+    pub next_page_token: Option<String>,
+}

@@ -1,0 +1,170 @@
+//! How metric points are packed into rows.
+//!
+//! One row holds the points of one request, so that logging 100 metrics touches one page of the
+//! database instead of 100. Layout of a row (all integers LEB128, signed ones zigzag):
+//! `count of keys, (length, UTF-8 bytes)*, (key index, step, timestamp - previous timestamp, flags, value)*`
+//! where flags bit 0 says NaN and the value is 8 bytes, little endian.
+
+use std::collections::HashMap;
+
+/// A point without its key.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Point {
+    /// Step given by the client, 0 by default.
+    pub step: i64,
+    /// Milliseconds since the Unix epoch.
+    pub timestamp: i64,
+    /// The value; NaN allowed.
+    pub value: f64,
+}
+
+impl Point {
+    /// MLflow's order of a history: time, step, value (NaN is stored as 0 there and sorts so).
+    pub fn by_time(&self, other: &Self) -> std::cmp::Ordering {
+        (self.timestamp, self.step)
+            .cmp(&(other.timestamp, other.step))
+            .then(self.sortable().total_cmp(&other.sortable()))
+            .then(self.value.is_nan().cmp(&other.value.is_nan()))
+    }
+
+    /// MLflow's order for sampling and for the newest value: step, time, value.
+    pub fn by_step(&self, other: &Self) -> std::cmp::Ordering {
+        (self.step, self.timestamp)
+            .cmp(&(other.step, other.timestamp))
+            .then(self.sortable().total_cmp(&other.sortable()))
+            .then(self.value.is_nan().cmp(&other.value.is_nan()))
+    }
+
+    /// The value as SQL stores it: 0 for NaN.
+    pub fn sortable(&self) -> f64 {
+        if self.value.is_nan() { 0.0 } else { self.value }
+    }
+
+    /// Whether the two are one and the same row to MLflow.
+    pub fn same(&self, other: &Self) -> bool {
+        self.by_time(other).is_eq()
+    }
+}
+
+fn put(out: &mut Vec<u8>, mut n: u64) {
+    while n >= 0x80 {
+        out.push((n as u8) | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
+fn zigzag(n: i64) -> u64 {
+    ((n << 1) ^ (n >> 63)) as u64
+}
+
+fn unzigzag(n: u64) -> i64 {
+    ((n >> 1) as i64) ^ -((n & 1) as i64)
+}
+
+/// Packs points into a row.
+pub fn pack<'a>(points: impl Iterator<Item = (&'a str, Point)>) -> Vec<u8> {
+    let mut keys: HashMap<&str, u64> = HashMap::new();
+    let mut names = Vec::new();
+    let mut body = Vec::new();
+    let mut previous = 0i64;
+    for (key, point) in points {
+        let next = keys.len() as u64;
+        let index = *keys.entry(key).or_insert_with(|| {
+            names.push(key);
+            next
+        });
+        put(&mut body, index);
+        put(&mut body, zigzag(point.step));
+        put(&mut body, zigzag(point.timestamp.wrapping_sub(previous)));
+        previous = point.timestamp;
+        body.push(u8::from(point.value.is_nan()));
+        body.extend_from_slice(&point.sortable().to_le_bytes());
+    }
+    let mut row = Vec::with_capacity(body.len() + names.len() * 16);
+    put(&mut row, names.len() as u64);
+    for name in names {
+        put(&mut row, name.len() as u64);
+        row.extend_from_slice(name.as_bytes());
+    }
+    row.extend_from_slice(&body);
+    row
+}
+
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    fn number(&mut self) -> Option<u64> {
+        let mut n = 0u64;
+        for shift in (0..64).step_by(7) {
+            let (&byte, rest) = self.0.split_first()?;
+            self.0 = rest;
+            n |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(n);
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, n: usize) -> Option<&'a [u8]> {
+        let (head, rest) = self.0.split_at_checked(n)?;
+        self.0 = rest;
+        Some(head)
+    }
+}
+
+/// Appends the points of `key` in `row` to `found`; `None` when the row is damaged.
+pub fn unpack(row: &[u8], key: &str, found: &mut Vec<Point>) -> Option<()> {
+    let mut cursor = Cursor(row);
+    let mut wanted = None;
+    for index in 0..cursor.number()? {
+        let length = usize::try_from(cursor.number()?).ok()?;
+        if cursor.take(length)? == key.as_bytes() {
+            wanted = Some(index);
+        }
+    }
+    let Some(wanted) = wanted else { return Some(()) };
+    let mut timestamp = 0i64;
+    while !cursor.0.is_empty() {
+        let index = cursor.number()?;
+        let step = unzigzag(cursor.number()?);
+        timestamp = timestamp.wrapping_add(unzigzag(cursor.number()?));
+        let flags = *cursor.take(1)?.first()?;
+        let value = f64::from_le_bytes(cursor.take(8)?.try_into().ok()?);
+        if index == wanted {
+            found.push(Point { step, timestamp, value: if flags & 1 == 1 { f64::NAN } else { value } });
+        }
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_packed_comes_out(points in proptest::collection::vec(
+            ("[a-c]{1,2}", any::<i64>(), any::<i64>(), proptest::num::f64::ANY), 0..60)) {
+            let points: Vec<(String, Point)> = points.into_iter()
+                .map(|(k, step, timestamp, value)| (k, Point { step, timestamp, value })).collect();
+            let row = pack(points.iter().map(|(k, p)| (k.as_str(), *p)));
+            for key in ["a", "b", "cc"] {
+                let mut found = Vec::new();
+                prop_assert!(unpack(&row, key, &mut found).is_some());
+                let expected: Vec<_> = points.iter().filter(|(k, _)| k == key).map(|(_, p)| *p).collect();
+                prop_assert_eq!(found.len(), expected.len());
+                for (a, b) in found.iter().zip(&expected) {
+                    prop_assert!(a.same(b));
+                }
+            }
+        }
+
+        #[test]
+        fn damaged_rows_never_panic(row in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = unpack(&row, "a", &mut Vec::new());
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Experiments and their tags.
+
+use slipway_store::rusqlite::types::Value;
+use slipway_store::rusqlite::{self, Connection, Row, params};
+
+use super::{dynamic, execute, first, is_duplicate, key_value, rows};
+use crate::model::{Experiment, KeyValue, stage};
+use crate::{Error, ErrorCode};
+
+const COLUMNS: &str =
+    "e.experiment_id, e.name, e.artifact_location, e.lifecycle_stage, e.last_update_time, e.creation_time";
+
+fn experiment(row: &Row<'_>) -> rusqlite::Result<Experiment> {
+    Ok(Experiment {
+        experiment_id: row.get::<_, i64>(0)?.to_string(),
+        name: row.get(1)?,
+        artifact_location: row.get(2)?,
+        lifecycle_stage: row.get(3)?,
+        last_update_time: row.get(4)?,
+        creation_time: row.get(5)?,
+        tags: Vec::new(),
+        workspace: "default",
+    })
+}
+
+fn with_tags(c: &Connection, mut experiment: Experiment) -> Result<Experiment, Error> {
+    let id: i64 = experiment.experiment_id.parse().unwrap_or_default();
+    experiment.tags = rows(c, "SELECT key, value FROM experiment_tags WHERE experiment_id = ?1", [id], key_value)?;
+    Ok(experiment)
+}
+
+/// Makes sure that experiment 0, `Default`, is there.
+pub(crate) fn ensure_default(c: &Connection, now: i64) -> Result<(), Error> {
+    execute(
+        c,
+        "INSERT INTO experiments VALUES (0, 'Default', 'mlflow-artifacts:/0', 'active', ?1, ?1) ON CONFLICT DO NOTHING",
+        [now],
+    )?;
+    Ok(())
+}
+
+/// Adds an experiment; `None` as location means the default one. Returns its id.
+pub(crate) fn insert(
+    c: &Connection,
+    name: &str,
+    location: Option<&str>,
+    tags: &[KeyValue],
+    now: i64,
+) -> Result<i64, Error> {
+    let added = c
+        .prepare_cached("INSERT INTO experiments VALUES (NULL, ?1, ?2, 'active', ?3, ?3)")?
+        .insert(params![name, location.unwrap_or_default(), now]);
+    let id = match added {
+        Ok(id) => id,
+        Err(e) if is_duplicate(&e) => {
+            return Err(Error::new(
+                ErrorCode::ResourceAlreadyExists,
+                format!("Experiment(name={name}) already exists. Error: UNIQUE constraint failed: experiments.name"),
+            ));
+        }
+        Err(e) => return Err(e.into()),
+    };
+    if location.is_none() {
+        execute(
+            c,
+            "UPDATE experiments SET artifact_location = 'mlflow-artifacts:/' || ?1 WHERE experiment_id = ?1",
+            [id],
+        )?;
+    }
+    for tag in tags {
+        set_tag(c, id, &tag.key, &tag.value)?;
+    }
+    Ok(id)
+}
+
+/// The experiment with its tags.
+pub(crate) fn find(c: &Connection, id: i64) -> Result<Experiment, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM experiments e WHERE e.experiment_id = ?1");
+    let found = first(c, &sql, [id], experiment)?
+        .ok_or_else(|| Error::missing(format!("No Experiment with id={id} exists")))?;
+    with_tags(c, found)
+}
+
+/// Artifact location and lifecycle stage, which is all that creating a run needs.
+pub(crate) fn location(c: &Connection, id: i64) -> Result<(String, String), Error> {
+    first(c, "SELECT artifact_location, lifecycle_stage FROM experiments WHERE experiment_id = ?1", [id], |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    })?
+    .ok_or_else(|| Error::missing(format!("No Experiment with id={id} exists")))
+}
+
+/// The experiment of that name, deleted or not.
+pub(crate) fn find_by_name(c: &Connection, name: &str) -> Result<Option<Experiment>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM experiments e WHERE e.name = ?1");
+    first(c, &sql, [name], experiment)?.map(|e| with_tags(c, e)).transpose()
+}
+
+/// Experiments that meet the conditions.
+pub(crate) fn search(
+    c: &Connection,
+    stages: &str,
+    conditions: &super::super::filter::entities::Conditions,
+    order: &str,
+    limit: i64,
+    offset: i64,
+) -> Result<Vec<Experiment>, Error> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM experiments e WHERE e.lifecycle_stage IN ({stages}){} ORDER BY {order} LIMIT ? OFFSET ?",
+        conditions.sql
+    );
+    let mut values = conditions.params.clone();
+    values.extend([Value::from(limit), offset.into()]);
+    let found = rows(c, &sql, dynamic(&values).as_slice(), experiment)?;
+    found.into_iter().map(|e| with_tags(c, e)).collect()
+}
+
+/// Moves the experiment and its runs to another stage.
+pub(crate) fn set_stage(c: &Connection, id: i64, to: &str, now: i64) -> Result<(), Error> {
+    let deleted = (to == stage::DELETED).then_some(now);
+    execute(
+        c,
+        "UPDATE experiments SET lifecycle_stage = ?2, last_update_time = ?3 WHERE experiment_id = ?1",
+        params![id, to, now],
+    )?;
+    execute(
+        c,
+        "UPDATE runs SET lifecycle_stage = ?2, deleted_time = ?3 WHERE experiment_id = ?1",
+        params![id, to, deleted],
+    )?;
+    Ok(())
+}
+
+/// Renames the experiment.
+pub(crate) fn rename(c: &Connection, id: i64, name: &str, now: i64) -> Result<(), Error> {
+    let renamed = c
+        .prepare_cached("UPDATE experiments SET name = ?2, last_update_time = ?3 WHERE experiment_id = ?1")?
+        .execute(params![id, name, now]);
+    match renamed {
+        Ok(_) => Ok(()),
+        Err(e) if is_duplicate(&e) => {
+            Err(Error::new(ErrorCode::BadRequest, format!("Experiment(name={name}) already exists.")))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Sets a tag.
+pub(crate) fn set_tag(c: &Connection, id: i64, key: &str, value: &str) -> Result<(), Error> {
+    execute(
+        c,
+        "INSERT INTO experiment_tags VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?3",
+        params![id, key, value],
+    )?;
+    Ok(())
+}
+
+/// Removes a tag; whether it was there.
+pub(crate) fn delete_tag(c: &Connection, id: i64, key: &str) -> Result<bool, Error> {
+    Ok(execute(c, "DELETE FROM experiment_tags WHERE experiment_id = ?1 AND key = ?2", params![id, key])? > 0)
+}

@@ -1,0 +1,194 @@
+//! Experiments.
+
+use slipway_core::clock::now_ms;
+
+use super::{Tracking, ViewType, page_size};
+use crate::filter::{entities, page_token};
+use crate::model::{Experiment, KeyValue, Page, stage};
+use crate::{Error, ErrorCode, repo, validate};
+
+impl Tracking {
+    /// Adds an experiment; its id.
+    ///
+    /// # Errors
+    /// A bad or taken name, a bad tag or location.
+    pub async fn create_experiment(
+        &self,
+        name: String,
+        location: Option<String>,
+        tags: Vec<KeyValue>,
+    ) -> Result<String, Error> {
+        validate::experiment_name(&name)?;
+        for tag in &tags {
+            validate::experiment_tag(&tag.key, &tag.value)?;
+        }
+        let location = location.filter(|l| !l.is_empty());
+        if let Some(location) = &location {
+            validate_location(location)?;
+        }
+        let id = self
+            .db
+            .write(move |c| repo::experiments::insert(c, &name, location.as_deref(), &tags, now_ms()))
+            .await?;
+        Ok(id.to_string())
+    }
+
+    /// The experiment with this id.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn experiment(&self, id: &str) -> Result<Experiment, Error> {
+        let id = validate::experiment_id(id)?;
+        self.db.read_now(|c| repo::experiments::find(c, id))
+    }
+
+    /// The experiment of this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn experiment_by_name(&self, name: &str) -> Result<Experiment, Error> {
+        self.db
+            .read_now(|c| repo::experiments::find_by_name(c, name))?
+            .ok_or_else(|| Error::missing(format!("Could not find experiment with name '{name}'")))
+    }
+
+    /// Experiments that match.
+    ///
+    /// # Errors
+    /// A filter, order, page size or token that cannot be used.
+    pub async fn search_experiments(
+        &self,
+        view: ViewType,
+        max_results: i64,
+        filter: &str,
+        order_by: &[String],
+        token: Option<&str>,
+    ) -> Result<Page<Experiment>, Error> {
+        let limit = page_size(max_results)?;
+        let conditions = entities::compile(&entities::EXPERIMENTS, filter)?;
+        let order = entities::compile_order(
+            &entities::EXPERIMENTS,
+            order_by,
+            &["creation_time DESC", "experiment_id ASC"],
+            &[("e.experiment_id", " DESC")],
+        )?;
+        let offset = page_token::decode(token)?;
+        let found = self
+            .db
+            .read(move |c| repo::experiments::search(c, view.stages(), &conditions, &order, limit + 1, offset))
+            .await?;
+        Ok(page_token::page(found, offset, limit))
+    }
+
+    /// Marks the experiment and its runs as deleted.
+    ///
+    /// # Errors
+    /// When there is no active experiment with this id.
+    pub async fn delete_experiment(&self, id: &str) -> Result<(), Error> {
+        self.move_experiment(id, stage::ACTIVE, stage::DELETED).await
+    }
+
+    /// Takes back a deletion.
+    ///
+    /// # Errors
+    /// When there is no deleted experiment with this id.
+    pub async fn restore_experiment(&self, id: &str) -> Result<(), Error> {
+        self.move_experiment(id, stage::DELETED, stage::ACTIVE).await
+    }
+
+    async fn move_experiment(&self, id: &str, from: &'static str, to: &'static str) -> Result<(), Error> {
+        let id = validate::experiment_id(id)?;
+        self.db
+            .write(move |c| {
+                if repo::experiments::find(c, id)?.lifecycle_stage != from {
+                    return Err(Error::missing(format!("No Experiment with id={id} exists")));
+                }
+                repo::experiments::set_stage(c, id, to, now_ms())
+            })
+            .await
+    }
+
+    /// Renames the experiment.
+    ///
+    /// # Errors
+    /// A bad or taken name; an experiment that is missing or deleted.
+    pub async fn rename_experiment(&self, id: &str, name: String) -> Result<(), Error> {
+        validate::experiment_name(&name)?;
+        let id = validate::experiment_id(id)?;
+        self.db
+            .write(move |c| {
+                if repo::experiments::find(c, id)?.lifecycle_stage != stage::ACTIVE {
+                    return Err(Error::new(ErrorCode::InvalidState, "Cannot rename a non-active experiment."));
+                }
+                repo::experiments::rename(c, id, &name, now_ms())
+            })
+            .await
+    }
+
+    /// Sets a tag.
+    ///
+    /// # Errors
+    /// A bad tag; an experiment that is missing or deleted.
+    pub async fn set_experiment_tag(&self, id: &str, key: String, value: String) -> Result<(), Error> {
+        validate::experiment_tag(&key, &value)?;
+        let id = validate::experiment_id(id)?;
+        self.db
+            .write(move |c| {
+                require_active(&repo::experiments::find(c, id)?)?;
+                repo::experiments::set_tag(c, id, &key, &value)
+            })
+            .await
+    }
+
+    /// Removes a tag.
+    ///
+    /// # Errors
+    /// A tag that is not there; an experiment that is missing or deleted.
+    pub async fn delete_experiment_tag(&self, id: &str, key: String) -> Result<(), Error> {
+        let id = validate::experiment_id(id)?;
+        self.db
+            .write(move |c| {
+                require_active(&repo::experiments::find(c, id)?)?;
+                if repo::experiments::delete_tag(c, id, &key)? {
+                    Ok(())
+                } else {
+                    Err(Error::missing(format!("No tag with name: {key} in experiment with id {id}")))
+                }
+            })
+            .await
+    }
+}
+
+fn require_active(experiment: &Experiment) -> Result<(), Error> {
+    super::experiments::require_active_stage(&experiment.experiment_id, &experiment.lifecycle_stage)
+}
+
+/// Refuses experiments that are not active.
+pub(super) fn require_active_stage(id: &str, lifecycle_stage: &str) -> Result<(), Error> {
+    if lifecycle_stage == stage::ACTIVE {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "The experiment {id} must be in the 'active' state. Current state is {lifecycle_stage}."
+    )))
+}
+
+fn validate_location(location: &str) -> Result<(), Error> {
+    if location.contains(['#', ';']) {
+        return Err(Error::invalid("'artifact_location' URL can't include fragments or params."));
+    }
+    if location.starts_with("runs:") {
+        return Err(Error::invalid(format!("Artifact location cannot be a runs:/ URI. Given: '{location}'")));
+    }
+    if location.split(['/', '?', '&', '=']).any(|p| p == "..") {
+        return Err(Error::invalid(format!("Invalid artifact location: '{location}'")));
+    }
+    if location.chars().count() > 2048 {
+        return Err(Error::invalid(format!(
+            "Invalid artifact path length. The length of the artifact path cannot be greater than 2048. \
+             To configure this limit, please set the MLFLOW_ARTIFACT_LOCATION_MAX_LENGTH environment variable. \
+             Got: {location}"
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! From a model version back to its run and data, and from a model URI to a file.
+
+use serde::Serialize;
+
+use super::Tracking;
+use super::artifacts::object_path;
+use crate::model::{DatasetInput, ModelVersion, RunInfo};
+use crate::{Error, ErrorCode, repo};
+
+/// Where a served model came from.
+#[derive(Debug, Clone, Serialize)]
+pub struct Lineage {
+    /// The registered version.
+    pub version: ModelVersion,
+    /// The run that made it, if it is known.
+    pub run: Option<RunInfo>,
+    /// The datasets that the run used, with their digests.
+    pub datasets: Vec<DatasetInput>,
+}
+
+/// A model URI brought down to a folder on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// Registered name; empty for a URI outside the registry.
+    pub name: String,
+    /// Version number; empty for a URI outside the registry.
+    pub version: String,
+    /// The run that made it; empty if unknown.
+    pub run_id: String,
+    /// The folder or file with the model.
+    pub path: std::path::PathBuf,
+}
+
+impl Tracking {
+    /// The lineage of a version.
+    ///
+    /// # Errors
+    /// When there is no such version.
+    pub fn lineage(&self, name: &str, version: &str) -> Result<Lineage, Error> {
+        let version = self.version(name, version)?;
+        let run = version.run_id.as_deref().filter(|id| !id.is_empty()).and_then(|id| self.run(id).ok());
+        let (run, datasets) = run.map_or((None, Vec::new()), |r| (Some(r.info), r.inputs.dataset_inputs));
+        Ok(Lineage { version, run, datasets })
+    }
+
+    /// Versions that runs became: for each run id, names and numbers.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn versions_of_runs(
+        &self,
+        run_ids: &[String],
+    ) -> Result<std::collections::HashMap<String, Vec<(String, i64)>>, Error> {
+        self.db.read_now(|c| repo::registry::versions_of_runs(c, run_ids))
+    }
+
+    /// Brings `models:/…`, `runs:/…` or `mlflow-artifacts:/…` down to a place on disk.
+    ///
+    /// # Errors
+    /// A URI of another kind; nothing there.
+    pub fn resolve(&self, uri: &str) -> Result<Resolved, Error> {
+        let place = |location: &str| -> Result<std::path::PathBuf, Error> {
+            let path = object_path(location).ok_or_else(|| {
+                Error::new(ErrorCode::NotImplemented, format!("{location} is not stored by this server"))
+            })?;
+            Ok(self.objects.locate(path)?)
+        };
+        if let Some(rest) = uri.strip_prefix("runs:/") {
+            let (run_id, path) = rest.split_once('/').unwrap_or((rest, ""));
+            crate::validate::artifact_path(path)?;
+            let location = format!("{}/{path}", self.run(run_id)?.info.artifact_uri);
+            return Ok(Resolved {
+                name: String::new(),
+                version: String::new(),
+                run_id: run_id.into(),
+                path: place(&location)?,
+            });
+        }
+        if uri.starts_with("mlflow-artifacts:") {
+            let path = place(uri)?;
+            return Ok(Resolved { name: String::new(), version: String::new(), run_id: String::new(), path });
+        }
+        let version = self.resolve_model_uri(uri)?;
+        let location = match version.storage_location.strip_prefix("runs:/") {
+            Some(_) => return self.resolve(&version.storage_location).map(|r| Resolved {
+                name: version.name,
+                version: version.version,
+                ..r
+            }),
+            None => version.storage_location,
+        };
+        Ok(Resolved {
+            name: version.name,
+            version: version.version,
+            run_id: version.run_id.unwrap_or_default(),
+            path: place(&location)?,
+        })
+    }
+}

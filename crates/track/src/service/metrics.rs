@@ -1,0 +1,223 @@
+//! Metrics: logging, histories, sampling.
+
+use std::collections::HashMap;
+
+use slipway_store::rusqlite::Connection;
+
+use super::Tracking;
+use crate::filter::page_token;
+use crate::model::{Metric, Page};
+use crate::points::{Point, pack};
+use crate::{Error, repo, validate};
+
+/// A metric point as a client sends it.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub struct NewMetric {
+    pub key: String,
+    pub value: f64,
+    pub timestamp: i64,
+    pub step: i64,
+    pub model_id: Option<String>,
+    pub dataset_name: Option<String>,
+    pub dataset_digest: Option<String>,
+}
+
+/// Which part of several runs' histories of one metric is asked for.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub struct MetricQuery {
+    pub run_ids: Vec<String>,
+    pub metric_key: String,
+    pub max_results: usize,
+    pub steps: Option<(i64, i64)>,
+}
+
+impl Tracking {
+    /// Logs one point; the same point again is no error.
+    ///
+    /// # Errors
+    /// A bad name or timestamp; a run that is missing or deleted.
+    pub async fn log_metric(&self, run_id: String, metric: NewMetric) -> Result<(), Error> {
+        validate::metric(&metric.key, metric.value, metric.timestamp, "")?;
+        self.db
+            .write(move |c| {
+                let (run, experiment) = repo::runs::active(c, &run_id)?;
+                store(c, run, &run_id, experiment, std::slice::from_ref(&metric))
+            })
+            .await
+    }
+
+    /// The history of a metric by time, step and value. Without `max_results` all of it.
+    ///
+    /// # Errors
+    /// A bad page size or token.
+    pub async fn metric_history(
+        &self,
+        run_id: String,
+        key: String,
+        max_results: Option<i64>,
+        token: Option<&str>,
+    ) -> Result<Page<Metric>, Error> {
+        if let Some(n) = max_results.filter(|n| *n <= 0) {
+            return Err(Error::invalid(format!(
+                "Invalid value {n} for parameter 'max_results' supplied. It must be a positive integer."
+            )));
+        }
+        let offset = page_token::decode(token)?;
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        self.db
+            .read(move |c| {
+                let mut metrics = Vec::new();
+                for (_, run) in repo::metrics::existing(c, &[run_id])? {
+                    let points = history(c, run, &key)?;
+                    metrics.extend(points.into_iter().skip(skip).map(|p| metric(&key, p, None)));
+                }
+                Ok(match max_results {
+                    Some(limit) => page_token::page(metrics, offset, limit),
+                    None => Page { items: metrics, next_page_token: None },
+                })
+            })
+            .await
+    }
+
+    /// Histories of several runs, one after the other by run id, `max_results` points in all.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn metric_history_bulk(&self, query: MetricQuery) -> Result<Vec<Metric>, Error> {
+        self.db
+            .read(move |c| {
+                let mut runs = repo::metrics::existing(c, &query.run_ids)?;
+                runs.sort_unstable();
+                runs.dedup();
+                let mut metrics = Vec::new();
+                for (run_id, run) in runs {
+                    let left = query.max_results - metrics.len();
+                    let points = history(c, run, &query.metric_key)?;
+                    metrics.extend(points.into_iter().take(left).map(|p| metric(&query.metric_key, p, Some(&run_id))));
+                }
+                Ok(metrics)
+            })
+            .await
+    }
+
+    /// At most `max_results` points of each run, spread evenly over its history by step; the first and the
+    /// last are always among them.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn metric_history_interval(&self, query: MetricQuery) -> Result<Vec<Metric>, Error> {
+        self.db
+            .read(move |c| {
+                let mut metrics = Vec::new();
+                for (run_id, run) in repo::metrics::existing(c, &query.run_ids)? {
+                    let mut points = repo::metrics::points(c, run, &query.metric_key)?;
+                    if let Some((from, to)) = query.steps {
+                        points.retain(|p| (from..=to).contains(&p.step));
+                    }
+                    points.sort_unstable_by(Point::by_step);
+                    points.dedup_by(|a, b| a.same(b));
+                    let sampled = sample(&points, query.max_results);
+                    metrics.extend(sampled.into_iter().map(|p| metric(&query.metric_key, p, Some(&run_id))));
+                }
+                Ok(metrics)
+            })
+            .await
+    }
+}
+
+/// Stores points of a run that was found active.
+pub(super) fn store(
+    c: &Connection,
+    run: i64,
+    run_id: &str,
+    _experiment: i64,
+    metrics: &[NewMetric],
+) -> Result<(), Error> {
+    if metrics.is_empty() {
+        return Ok(());
+    }
+    let points = || metrics.iter().map(|m| (m.key.as_str(), sanitized(m)));
+    repo::metrics::append(c, run, &pack(points()))?;
+    // Only the newest point of each key of the request can become the run's newest.
+    let mut newest: HashMap<&str, Point> = HashMap::with_capacity(metrics.len());
+    for (key, point) in points() {
+        let best = newest.entry(key).or_insert(point);
+        if best.by_step(&point).is_lt() {
+            *best = point;
+        }
+    }
+    for (key, point) in newest {
+        repo::metrics::set_latest(c, run, key, &point)?;
+    }
+    for m in metrics {
+        if let Some(model_id) = &m.model_id {
+            let metric = Metric {
+                key: m.key.clone(),
+                value: m.value.clamp(f64::MIN, f64::MAX),
+                timestamp: m.timestamp,
+                step: m.step,
+                run_id: None,
+                model_id: None,
+                dataset_name: m.dataset_name.clone(),
+                dataset_digest: m.dataset_digest.clone(),
+            };
+            repo::logged_models::add_metric(c, model_id, run_id, &metric)?;
+        }
+    }
+    Ok(())
+}
+
+/// Infinities become the largest doubles, as in MLflow's SQL stores.
+fn sanitized(metric: &NewMetric) -> Point {
+    let point = Point::from(metric);
+    Point { value: if point.value.is_nan() { point.value } else { point.value.clamp(f64::MIN, f64::MAX) }, ..point }
+}
+
+fn history(c: &Connection, run: i64, key: &str) -> Result<Vec<Point>, Error> {
+    let mut points = repo::metrics::points(c, run, key)?;
+    points.sort_unstable_by(Point::by_time);
+    points.dedup_by(|a, b| a.same(b));
+    Ok(points)
+}
+
+fn metric(key: &str, point: Point, run_id: Option<&String>) -> Metric {
+    Metric {
+        key: key.to_owned(),
+        value: point.value,
+        timestamp: point.timestamp,
+        step: point.step,
+        run_id: run_id.cloned(),
+        model_id: None,
+        dataset_name: None,
+        dataset_digest: None,
+    }
+}
+
+/// The first point of each of `n` buckets of nearly equal size (SQL's NTILE), and the last point.
+fn sample(points: &[Point], n: usize) -> Vec<Point> {
+    let n = n.max(1);
+    let (Some(last), true) = (points.last(), points.len() > n) else { return points.to_vec() };
+    let (size, larger) = (points.len() / n, points.len() % n);
+    let mut sampled: Vec<Point> = (0..n).map(|bucket| points[bucket * size + bucket.min(larger)]).collect();
+    if !sampled[n - 1].same(last) {
+        sampled[n - 1] = *last;
+    }
+    sampled
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sampling_keeps_both_ends() {
+        let points: Vec<Point> = (0..10).map(|step| Point { step, timestamp: 0, value: 0.0 }).collect();
+        let steps = |n| sample(&points, n).into_iter().map(|p| p.step).collect::<Vec<_>>();
+        assert_eq!(steps(3), [0, 4, 9]);
+        assert_eq!(steps(1), [9]);
+        assert_eq!(steps(10).len(), 10);
+        assert_eq!(steps(99).len(), 10);
+    }
+}

@@ -1,0 +1,93 @@
+//! All rules of tracking and registry. Routers call these; these call `repo` inside one transaction.
+
+mod artifacts;
+mod experiments;
+mod lineage;
+mod logged_models;
+pub mod metrics;
+mod registry;
+mod runs;
+
+pub use artifacts::ArtifactRoot;
+pub use lineage::{Lineage, Resolved};
+pub use metrics::MetricQuery;
+pub use registry::NewModelVersion;
+pub use runs::NewRun;
+
+use std::sync::Arc;
+
+use slipway_core::clock::now_ms;
+use slipway_store::{Database, Objects};
+use tokio::sync::watch;
+
+use crate::{Error, repo};
+
+/// Which lifecycle stages a search covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ViewType {
+    /// `active`.
+    #[default]
+    ActiveOnly,
+    /// `deleted`.
+    DeletedOnly,
+    /// Both.
+    All,
+}
+
+impl ViewType {
+    fn stages(self) -> &'static str {
+        match self {
+            Self::ActiveOnly => "'active'",
+            Self::DeletedOnly => "'deleted'",
+            Self::All => "'active','deleted'",
+        }
+    }
+}
+
+/// Tracking and registry; cheap to clone.
+#[derive(Clone)]
+pub struct Tracking {
+    pub(crate) db: Database,
+    pub(crate) objects: Objects,
+    /// Counts changes of aliases and versions, so that the gateway notices a moved alias at once.
+    registry_changes: Arc<watch::Sender<u64>>,
+}
+
+impl Tracking {
+    /// Tracking on an open store; makes the default experiment if it is not there.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn open(db: Database, objects: Objects) -> Result<Self, Error> {
+        let now = now_ms();
+        db.write(move |c| repo::experiments::ensure_default(c, now)).await?;
+        Ok(Self { db, objects, registry_changes: Arc::new(watch::Sender::new(0)) })
+    }
+
+    /// Changes whenever an alias, a version or a model changed.
+    pub fn registry_changes(&self) -> watch::Receiver<u64> {
+        self.registry_changes.subscribe()
+    }
+
+    pub(crate) fn registry_changed(&self) {
+        self.registry_changes.send_modify(|n| *n += 1);
+    }
+}
+
+/// The largest page of runs and experiments.
+pub(crate) const MAX_RESULTS: i64 = 50_000;
+
+/// Checks a page size as MLflow's SQL store does.
+pub(crate) fn page_size(max_results: i64) -> Result<i64, Error> {
+    if max_results < 1 {
+        return Err(Error::invalid(format!(
+            "Invalid value {max_results} for parameter 'max_results' supplied. It must be a positive integer"
+        )));
+    }
+    if max_results > MAX_RESULTS {
+        return Err(Error::invalid(format!(
+            "Invalid value {max_results} for parameter 'max_results' supplied. It must be at most {MAX_RESULTS}"
+        )));
+    }
+    Ok(max_results)
+}

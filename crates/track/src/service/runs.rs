@@ -1,0 +1,420 @@
+//! Runs, parameters, tags, inputs and outputs.
+
+use std::collections::HashMap;
+
+use slipway_core::{clock::now_ms, ids};
+
+use super::experiments::require_active_stage;
+use super::{Tracking, ViewType, page_size};
+use crate::filter::{page_token, runs as query};
+use crate::model::{DatasetInput, KeyValue, ModelInput, ModelOutput, Page, Run, RunInfo, stage};
+use crate::points::Point;
+use crate::service::metrics::NewMetric;
+use crate::{Error, repo, validate};
+
+const RUN_NAME: &str = "mlflow.runName";
+const LOGGED_MODELS: &str = "mlflow.log-model.history";
+
+/// What a run begins with.
+#[derive(Debug, Default)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub struct NewRun {
+    pub experiment_id: String,
+    pub user_id: String,
+    pub start_time: i64,
+    pub run_name: String,
+    pub tags: Vec<KeyValue>,
+}
+
+impl Tracking {
+    /// Begins a run.
+    ///
+    /// # Errors
+    /// An experiment that is missing or deleted, or two different names.
+    pub async fn create_run(&self, new: NewRun) -> Result<Run, Error> {
+        let experiment = validate::experiment_id(&new.experiment_id)?;
+        let mut tags = new.tags;
+        let tagged = tags.iter().rev().find(|t| t.key == RUN_NAME).map(|t| t.value.clone()).unwrap_or_default();
+        if !new.run_name.is_empty() && !tagged.is_empty() && new.run_name != tagged {
+            return Err(Error::invalid(format!(
+                "Both 'run_name' argument and 'mlflow.runName' tag are specified, but with different values \
+                 (run_name='{}', mlflow.runName='{tagged}').",
+                new.run_name
+            )));
+        }
+        let run_name = [new.run_name, tagged.clone()].into_iter().find(|n| !n.is_empty());
+        let run_name = run_name.unwrap_or_else(ids::friendly_name);
+        if tagged.is_empty() {
+            tags.retain(|t| t.key != RUN_NAME);
+            tags.push(KeyValue { key: RUN_NAME.into(), value: run_name.clone() });
+        }
+        let run_id = ids::hex32();
+        let mut info = RunInfo {
+            run_uuid: run_id.clone(),
+            run_name,
+            experiment_id: experiment.to_string(),
+            user_id: new.user_id,
+            status: "RUNNING".into(),
+            start_time: new.start_time,
+            end_time: None,
+            artifact_uri: String::new(),
+            lifecycle_stage: stage::ACTIVE.into(),
+            run_id,
+        };
+        self.db
+            .write(move |c| {
+                let (location, lifecycle) = repo::experiments::location(c, experiment)?;
+                require_active_stage(&info.experiment_id, &lifecycle)?;
+                info.artifact_uri = below(&location, &format!("{}/artifacts", info.run_id));
+                repo::runs::insert(c, &info, &tags)?;
+                Ok(Run {
+                    info,
+                    data: crate::model::RunData { tags, ..Default::default() },
+                    inputs: Default::default(),
+                    outputs: None,
+                })
+            })
+            .await
+    }
+
+    /// The run with everything it logged.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn run(&self, run_id: &str) -> Result<Run, Error> {
+        self.db.read_now(|c| repo::runs::load(c, repo::runs::find(c, run_id)?))
+    }
+
+    /// Changes status, end time or name.
+    ///
+    /// # Errors
+    /// A run that is missing or deleted, an unknown status.
+    pub async fn update_run(
+        &self,
+        run_id: String,
+        status: Option<String>,
+        end_time: Option<i64>,
+        name: Option<String>,
+    ) -> Result<RunInfo, Error> {
+        let name = name.filter(|n| !n.is_empty());
+        self.db
+            .write(move |c| {
+                let (run, _) = repo::runs::active(c, &run_id)?;
+                repo::runs::update(c, run, status.as_deref(), end_time, name.as_deref())?;
+                Ok(repo::runs::find(c, &run_id)?.info)
+            })
+            .await
+    }
+
+    /// Marks the run as deleted.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn delete_run(&self, run_id: String) -> Result<(), Error> {
+        self.db.write(move |c| repo::runs::set_stage(c, &run_id, stage::DELETED, now_ms())).await
+    }
+
+    /// Takes back a deletion.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn restore_run(&self, run_id: String) -> Result<(), Error> {
+        self.db.write(move |c| repo::runs::set_stage(c, &run_id, stage::ACTIVE, now_ms())).await
+    }
+
+    /// Runs that match, with everything they logged.
+    ///
+    /// # Errors
+    /// A filter, order, page size, experiment id or token that cannot be used.
+    pub async fn search_runs(
+        &self,
+        experiment_ids: &[String],
+        filter: &str,
+        view: ViewType,
+        max_results: i64,
+        order_by: &[String],
+        token: Option<&str>,
+    ) -> Result<Page<Run>, Error> {
+        let limit = page_size(max_results)?;
+        let query = query::compile(filter, order_by)?;
+        let offset = page_token::decode(token)?;
+        let experiments =
+            experiment_ids.iter().map(|id| validate::experiment_id(id)).collect::<Result<Vec<_>, _>>()?;
+        self.db
+            .read(move |c| {
+                let rows = repo::runs::search(c, &experiments, view.stages(), &query, limit + 1, offset)?;
+                let page = page_token::page(rows, offset, limit);
+                let items = page.items.into_iter().map(|row| repo::runs::load(c, row)).collect::<Result<_, _>>()?;
+                Ok(Page { items, next_page_token: page.next_page_token })
+            })
+            .await
+    }
+
+    /// Logs a parameter; the same value again is no error.
+    ///
+    /// # Errors
+    /// A bad key, another value than before, a run that is missing or deleted.
+    pub async fn log_param(&self, run_id: String, param: KeyValue) -> Result<(), Error> {
+        let param = validate::param(param, "")?;
+        self.db
+            .write(move |c| {
+                let (run, _) = repo::runs::active(c, &run_id)?;
+                match repo::runs::add_param(c, run, &param)? {
+                    Some(old) if old != param.value => Err(Error::invalid(format!(
+                        "Changing param values is not allowed. Param with key='{}' was already logged with \
+                         value='{old}' for run ID='{run_id}'. Attempted logging new value '{}'.",
+                        param.key, param.value
+                    ))),
+                    _ => Ok(()),
+                }
+            })
+            .await
+    }
+
+    /// Logs metrics, parameters and tags, all or none.
+    ///
+    /// # Errors
+    /// Whatever is wrong with one of them; a run that is missing or deleted.
+    pub async fn log_batch(
+        &self,
+        run_id: String,
+        metrics: Vec<NewMetric>,
+        params: Vec<KeyValue>,
+        tags: Vec<KeyValue>,
+    ) -> Result<(), Error> {
+        validate::run_id(&run_id)?;
+        for (i, metric) in metrics.iter().enumerate() {
+            // The path is made for a message only, so not for the usual case of a good metric.
+            if validate::metric(&metric.key, metric.value, metric.timestamp, "").is_err() {
+                validate::metric(&metric.key, metric.value, metric.timestamp, &format!("metrics[{i}]"))?;
+            }
+        }
+        let params = each(params, |i, p| validate::param(p, &format!("params[{i}]")))?;
+        let tags = each(tags, |i, t| validate::tag(t, &format!("tags[{i}]")))?;
+        validate::batch(metrics.len(), params.len(), tags.len())?;
+        unique_params(&params)?;
+        self.db
+            .write(move |c| {
+                let (run, experiment) = repo::runs::active(c, &run_id)?;
+                let mut changed = Vec::new();
+                for param in &params {
+                    match repo::runs::add_param(c, run, param)? {
+                        Some(old) if old != param.value => changed.push(format!(
+                            "{{'key': '{}', 'old_value': '{old}', 'new_value': '{}'}}",
+                            param.key, param.value
+                        )),
+                        _ => {}
+                    }
+                }
+                if !changed.is_empty() {
+                    return Err(Error::invalid(format!(
+                        "Changing param values is not allowed. Params were already logged='[{}]' for run ID='{run_id}'.",
+                        changed.join(", ")
+                    )));
+                }
+                super::metrics::store(c, run, &run_id, experiment, &metrics)?;
+                for tag in &tags {
+                    set_tag(c, run, tag)?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Sets a tag; `mlflow.runName` renames the run.
+    ///
+    /// # Errors
+    /// A bad key; a run that is missing or deleted.
+    pub async fn set_tag(&self, run_id: String, tag: KeyValue) -> Result<(), Error> {
+        let tag = validate::tag(tag, "")?;
+        self.db
+            .write(move |c| {
+                let (run, _) = repo::runs::active(c, &run_id)?;
+                set_tag(c, run, &tag)
+            })
+            .await
+    }
+
+    /// Removes a tag.
+    ///
+    /// # Errors
+    /// A tag that is not there; a run that is missing or deleted.
+    pub async fn delete_tag(&self, run_id: String, key: String) -> Result<(), Error> {
+        self.db
+            .write(move |c| {
+                let (run, _) = repo::runs::active(c, &run_id)?;
+                if repo::runs::delete_tag(c, run, &key)? {
+                    Ok(())
+                } else {
+                    Err(Error::missing(format!("No tag with name: {key} in run with id {run_id}")))
+                }
+            })
+            .await
+    }
+
+    /// Ties datasets and logged models that the run uses.
+    ///
+    /// # Errors
+    /// A bad dataset; a run that is missing or deleted.
+    pub async fn log_inputs(
+        &self,
+        run_id: String,
+        datasets: Vec<DatasetInput>,
+        models: Vec<ModelInput>,
+    ) -> Result<(), Error> {
+        validate::run_id(&run_id)?;
+        for input in &datasets {
+            let dataset = input
+                .dataset
+                .as_ref()
+                .ok_or_else(|| Error::invalid("Dataset input must have a dataset associated with it."))?;
+            validate::dataset(dataset, &input.tags)?;
+        }
+        self.db
+            .write(move |c| {
+                let (run, experiment) = repo::runs::active(c, &run_id)?;
+                for input in &datasets {
+                    if let Some(dataset) = &input.dataset {
+                        repo::runs::add_dataset(c, run, experiment, dataset, &input.tags)?;
+                    }
+                }
+                for model in &models {
+                    repo::runs::add_model_input(c, run, &model.model_id)?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Ties logged models that the run made.
+    ///
+    /// # Errors
+    /// A run that is missing or deleted.
+    pub async fn log_outputs(&self, run_id: String, models: Vec<ModelOutput>) -> Result<(), Error> {
+        self.db
+            .write(move |c| {
+                let (run, _) = repo::runs::active(c, &run_id)?;
+                for model in &models {
+                    repo::runs::add_model_output(c, run, &model.model_id, model.step)?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Remembers the description of a model in a tag (`mlflow.log-model.history`).
+    ///
+    /// # Errors
+    /// Text that is no JSON or lacks a field; a run that is missing or deleted.
+    pub async fn log_model(&self, run_id: String, model_json: String) -> Result<(), Error> {
+        let Ok(serde_json::Value::Object(model)) = serde_json::from_str(&model_json) else {
+            return Err(Error::invalid(format!("Malformed model info. \n {model_json} \n is not a valid JSON.")));
+        };
+        let missing: Vec<_> = ["artifact_path", "flavors", "run_id", "utc_time_created"]
+            .into_iter()
+            .filter(|f| !model.contains_key(*f))
+            .map(|f| format!("'{f}'"))
+            .collect();
+        if !missing.is_empty() {
+            return Err(Error::invalid(format!("Model json is missing mandatory fields: {{{}}}", missing.join(", "))));
+        }
+        let mut kept = serde_json::Map::new();
+        for field in ["run_id", "utc_time_created", "artifact_path", "model_uuid"] {
+            if let Some(value) = model.get(field) {
+                kept.insert(field.into(), value.clone());
+            }
+        }
+        let mut flavors = model.get("flavors").cloned().unwrap_or_default();
+        if let Some(flavors) = flavors.as_object_mut() {
+            for flavor in flavors.values_mut().filter_map(|f| f.as_object_mut()) {
+                flavor.remove("config");
+            }
+        }
+        kept.insert("flavors".into(), flavors);
+        self.db
+            .write(move |c| {
+                let (run, _) = repo::runs::active(c, &run_id)?;
+                let history = repo::runs::tag(c, run, LOGGED_MODELS)?;
+                let mut history: Vec<serde_json::Value> =
+                    history.and_then(|h| serde_json::from_str(&h).ok()).unwrap_or_default();
+                history.push(kept.into());
+                let value = serde_json::Value::Array(history).to_string();
+                set_tag(c, run, &validate::tag(KeyValue { key: LOGGED_MODELS.into(), value }, "")?)
+            })
+            .await
+    }
+
+    /// Datasets used in the experiments: experiment id, name, digest, context.
+    ///
+    /// # Errors
+    /// No experiment, more than 20, or a bad id.
+    pub async fn search_datasets(
+        &self,
+        experiment_ids: &[String],
+    ) -> Result<Vec<HashMap<&'static str, String>>, Error> {
+        const LIMIT: usize = 20;
+        if experiment_ids.is_empty() {
+            return Err(Error::invalid("SearchDatasets request must specify at least one experiment_id."));
+        }
+        if experiment_ids.len() > LIMIT {
+            return Err(Error::invalid(format!(
+                "SearchDatasets request cannot specify more than {LIMIT} experiment_ids. Received {} experiment_ids.",
+                experiment_ids.len()
+            )));
+        }
+        let ids = experiment_ids.iter().map(|id| validate::experiment_id(id)).collect::<Result<Vec<_>, _>>()?;
+        let found = self.db.read(move |c| repo::runs::dataset_summaries(c, &ids)).await?;
+        let summary = |d: repo::runs::DatasetSummary| {
+            let mut map = HashMap::from([
+                ("experiment_id", d.experiment_id.to_string()),
+                ("name", d.name),
+                ("digest", d.digest),
+            ]);
+            if let Some(context) = d.context {
+                map.insert("context", context);
+            }
+            map
+        };
+        Ok(found.into_iter().map(summary).collect())
+    }
+}
+
+/// Sets a tag of a run that was found active.
+fn set_tag(c: &slipway_store::rusqlite::Connection, run: i64, tag: &KeyValue) -> Result<(), Error> {
+    if tag.key == RUN_NAME && !tag.value.is_empty() {
+        repo::runs::update(c, run, None, None, Some(&tag.value))
+    } else {
+        repo::runs::set_tag(c, run, &tag.key, &tag.value)
+    }
+}
+
+/// A path below an artifact location, before its query if it has one.
+pub(super) fn below(location: &str, path: &str) -> String {
+    match location.split_once('?') {
+        Some((base, query)) => format!("{}/{path}?{query}", base.trim_end_matches('/')),
+        None => format!("{}/{path}", location.trim_end_matches('/')),
+    }
+}
+
+fn each<T>(items: Vec<T>, check: impl Fn(usize, T) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+    items.into_iter().enumerate().map(|(i, item)| check(i, item)).collect()
+}
+
+fn unique_params(params: &[KeyValue]) -> Result<(), Error> {
+    let mut seen = std::collections::HashSet::new();
+    let twice: Vec<_> = params.iter().filter(|p| !seen.insert(&p.key)).map(|p| format!("'{}'", p.key)).collect();
+    if twice.is_empty() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "Duplicate parameter keys have been submitted: [{}]. Please ensure the request contains only one param value \
+         per param key.",
+        twice.join(", ")
+    )))
+}
+
+impl From<&NewMetric> for Point {
+    fn from(metric: &NewMetric) -> Self {
+        Self { step: metric.step, timestamp: metric.timestamp, value: metric.value }
+    }
+}
