@@ -17,7 +17,7 @@ pub enum ArtifactRoot<'a> {
 
 /// The object store's path of a proxied location: `mlflow-artifacts:/1/abc` and
 /// `mlflow-artifacts://host:port/1/abc` are both `1/abc`.
-pub fn object_path(location: &str) -> Option<&str> {
+pub(super) fn object_path(location: &str) -> Option<&str> {
     let rest = location.strip_prefix("mlflow-artifacts:")?;
     let path = match rest.strip_prefix("//") {
         Some(authority) => authority.split_once('/').map_or("", |(_, path)| path),

@@ -1,0 +1,256 @@
+//! Open Inference Protocol V2 over gRPC (`inference.GRPCInferenceService`).
+
+/// Generated from `proto/inference.proto` by `cargo test -p slipway-serve --test generated`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+#[rustfmt::skip]
+pub mod inference;
+
+use std::collections::HashMap;
+
+use inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
+use inference::model_infer_response::InferOutputTensor;
+use inference::model_metadata_response::TensorMetadata;
+use inference::repository_index_response::ModelIndex;
+use inference::{
+    InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse, ModelMetadataRequest,
+    ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, RepositoryIndexRequest, RepositoryIndexResponse,
+    RepositoryModelLoadRequest, RepositoryModelLoadResponse, RepositoryModelUnloadRequest,
+    RepositoryModelUnloadResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
+    ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse, infer_parameter::ParameterChoice,
+};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use crate::deployment::Request as InferRequest;
+use crate::http::{EXTENSIONS, index_entries, load_model, versions};
+use crate::tensor::{Data, DataType, Tensor, TensorSpec, elements};
+use crate::{Error, Gateway};
+
+/// Bytes of one message; deployments may allow less.
+const MESSAGE_LIMIT: usize = 1 << 30;
+
+/// The service, to be served by tonic.
+pub fn service(gateway: Gateway) -> GrpcInferenceServiceServer<Service> {
+    GrpcInferenceServiceServer::new(Service { gateway })
+        .max_decoding_message_size(MESSAGE_LIMIT)
+        .max_encoding_message_size(MESSAGE_LIMIT)
+}
+
+/// The protocol on top of the gateway.
+pub struct Service {
+    gateway: Gateway,
+}
+
+fn metadata(specs: &[TensorSpec]) -> Vec<TensorMetadata> {
+    let one = |s: &TensorSpec| TensorMetadata {
+        name: s.name.clone(),
+        datatype: s.datatype.name().into(),
+        shape: s.shape.clone(),
+    };
+    specs.iter().map(one).collect()
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for Service {
+    async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
+        Ok(Response::new(ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Result<Response<ServerReadyResponse>, Status> {
+        let ready = self.gateway.deployments().iter().all(|d| d.is_ready());
+        Ok(Response::new(ServerReadyResponse { ready }))
+    }
+
+    async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
+        let asked = request.into_inner();
+        let ready = self.gateway.deployment(&asked.name).is_ok_and(|d| {
+            if asked.version.is_empty() { d.is_ready() } else { d.representative(Some(&asked.version)).is_ok() }
+        });
+        Ok(Response::new(ModelReadyResponse { ready }))
+    }
+
+    async fn server_metadata(
+        &self,
+        _: Request<ServerMetadataRequest>,
+    ) -> Result<Response<ServerMetadataResponse>, Status> {
+        Ok(Response::new(ServerMetadataResponse {
+            name: "slipway".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            extensions: EXTENSIONS.iter().map(|e| (*e).to_owned()).collect(),
+        }))
+    }
+
+    async fn model_metadata(
+        &self,
+        request: Request<ModelMetadataRequest>,
+    ) -> Result<Response<ModelMetadataResponse>, Status> {
+        let asked = request.into_inner();
+        let deployment = self.gateway.deployment(&asked.name)?;
+        let loaded = deployment.representative(Some(&asked.version))?;
+        Ok(Response::new(ModelMetadataResponse {
+            name: asked.name,
+            versions: versions(&deployment),
+            platform: self.gateway.runtime().platform().into(),
+            inputs: metadata(loaded.model.inputs()),
+            outputs: metadata(loaded.model.outputs()),
+        }))
+    }
+
+    async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
+        let (headers, _, asked) = request.into_parts();
+        self.infer(&headers, asked).await.map_err(Status::from)
+    }
+
+    async fn repository_index(
+        &self,
+        request: Request<RepositoryIndexRequest>,
+    ) -> Result<Response<RepositoryIndexResponse>, Status> {
+        let models = index_entries(&self.gateway, request.into_inner().ready)
+            .into_iter()
+            .map(|(name, version, state, reason)| ModelIndex { name, version, state: state.into(), reason })
+            .collect();
+        Ok(Response::new(RepositoryIndexResponse { models }))
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<RepositoryModelLoadRequest>,
+    ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
+        load_model(&self.gateway, &request.into_inner().model_name).await?;
+        Ok(Response::new(RepositoryModelLoadResponse {}))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<RepositoryModelUnloadRequest>,
+    ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
+        self.gateway.remove(&request.into_inner().model_name).await?;
+        Ok(Response::new(RepositoryModelUnloadResponse {}))
+    }
+}
+
+impl Service {
+    async fn infer(
+        &self,
+        headers: &MetadataMap,
+        asked: ModelInferRequest,
+    ) -> Result<Response<ModelInferResponse>, Error> {
+        let deployment = self.gateway.deployment(&asked.model_name)?;
+        let limit = deployment.manifest.spec.limits.max_body_mb << 20;
+        if prost::Message::encoded_len(&asked) > limit {
+            return Err(Error::TooLarge(limit));
+        }
+        let split_header = deployment.manifest.spec.split.header.as_deref().map(str::to_ascii_lowercase);
+        let split_key =
+            split_header.and_then(|h| headers.get(h.as_str())).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let wanted: Vec<String> = asked.outputs.into_iter().map(|o| o.name).collect();
+        let inputs = read_inputs(asked.inputs, &asked.raw_input_contents)?;
+        let version = Some(asked.model_version).filter(|v| !v.is_empty());
+        let request = InferRequest { id: Some(asked.id), version, split_key, inputs };
+        let answer = self.gateway.infer(&asked.model_name, request).await?;
+
+        let mut outputs = Vec::new();
+        let mut raw = Vec::new();
+        for name in &wanted {
+            if answer.outputs.iter().all(|o| o.name != *name) {
+                let known = answer.outputs.iter().map(|o| format!("'{}'", o.name)).collect::<Vec<_>>().join(", ");
+                return Err(Error::Invalid(format!("unexpected output '{name}'; the model gives {known}")));
+            }
+        }
+        for tensor in answer.outputs.iter().filter(|o| wanted.is_empty() || wanted.contains(&o.name)) {
+            let mut bytes = Vec::with_capacity(tensor.data.len() * 4);
+            tensor.data.write_binary(&mut bytes);
+            raw.push(bytes.into());
+            outputs.push(InferOutputTensor {
+                name: tensor.name.clone(),
+                datatype: tensor.data.datatype().name().into(),
+                shape: tensor.shape.iter().map(|d| i64::try_from(*d).unwrap_or(i64::MAX)).collect(),
+                parameters: HashMap::new(),
+                contents: None,
+            });
+        }
+        let text = |value: &str| InferParameter { parameter_choice: Some(ParameterChoice::StringParam(value.into())) };
+        let mut response = Response::new(ModelInferResponse {
+            model_name: asked.model_name.clone(),
+            model_version: answer.model.resolved.version.clone(),
+            id: answer.id.clone(),
+            parameters: HashMap::from([("slipway_variant".to_owned(), text(&answer.variant))]),
+            outputs,
+            raw_output_contents: raw,
+        });
+        let set = response.metadata_mut();
+        for (key, value) in [
+            ("x-slipway-model", &asked.model_name),
+            ("x-slipway-model-version", &answer.model.resolved.version),
+            ("x-slipway-variant", &answer.variant),
+            ("x-slipway-request-id", &answer.id),
+        ] {
+            if let Ok(value) = value.parse() {
+                set.insert(key, value);
+            }
+        }
+        Ok(response)
+    }
+}
+
+fn read_inputs(
+    inputs: Vec<inference::model_infer_request::InferInputTensor>,
+    raw: &[bytes::Bytes],
+) -> Result<Vec<Tensor>, Error> {
+    if !raw.is_empty() && raw.len() != inputs.len() {
+        return Err(Error::Invalid(format!(
+            "raw_input_contents has {} entries, expected one for each of the {} inputs",
+            raw.len(),
+            inputs.len()
+        )));
+    }
+    let read = |(i, input): (usize, inference::model_infer_request::InferInputTensor)| {
+        let (shape, count) = elements(&input.shape, &input.name)?;
+        let datatype = DataType::parse(&input.datatype, &input.name)?;
+        let data = match (raw.get(i), input.contents) {
+            (Some(_), Some(_)) => {
+                return Err(Error::Invalid(format!("input '{}' has both contents and raw_input_contents", input.name)));
+            }
+            (Some(bytes), None) => Data::from_binary(bytes, datatype, &input.name, count)?,
+            (None, Some(contents)) => from_contents(contents, datatype, &input.name)?,
+            (None, None) => return Err(Error::Invalid(format!("input '{}' has no data", input.name))),
+        };
+        if data.len() != count {
+            return Err(Error::Invalid(format!(
+                "input '{}': {} elements, expected {count} for shape {:?}",
+                input.name,
+                data.len(),
+                input.shape
+            )));
+        }
+        Ok(Tensor { name: input.name, shape, data })
+    };
+    inputs.into_iter().enumerate().map(read).collect()
+}
+
+fn from_contents(c: InferTensorContents, datatype: DataType, tensor: &str) -> Result<Data, Error> {
+    fn narrow<A: Copy + std::fmt::Display, B: TryFrom<A>>(items: &[A], tensor: &str) -> Result<Vec<B>, Error> {
+        let one = |x: &A| B::try_from(*x).map_err(|_| Error::Invalid(format!("input '{tensor}': element {x} does not fit")));
+        items.iter().map(one).collect()
+    }
+    Ok(match datatype {
+        DataType::Bool => Data::Bool(c.bool_contents),
+        DataType::Uint8 => Data::Uint8(narrow(&c.uint_contents, tensor)?),
+        DataType::Uint16 => Data::Uint16(narrow(&c.uint_contents, tensor)?),
+        DataType::Uint32 => Data::Uint32(c.uint_contents),
+        DataType::Uint64 => Data::Uint64(c.uint64_contents),
+        DataType::Int8 => Data::Int8(narrow(&c.int_contents, tensor)?),
+        DataType::Int16 => Data::Int16(narrow(&c.int_contents, tensor)?),
+        DataType::Int32 => Data::Int32(c.int_contents),
+        DataType::Int64 => Data::Int64(c.int64_contents),
+        DataType::Fp32 => Data::Fp32(c.fp32_contents),
+        DataType::Fp64 => Data::Fp64(c.fp64_contents),
+        DataType::Bytes => Data::Bytes(c.bytes_contents.into_iter().map(Vec::from).collect()),
+        DataType::Fp16 | DataType::Bf16 => {
+            return Err(Error::Invalid(format!(
+                "input '{tensor}': {} has no contents field; send it in raw_input_contents",
+                datatype.name()
+            )));
+        }
+    })
+}

@@ -1,0 +1,250 @@
+//! Open Inference Protocol V2 over REST (`/v2/...`), with the binary tensor extension and the repository.
+
+mod wire;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde_json::{Value, json};
+
+use crate::deployment::{Deployment, Request};
+use crate::manifest::Manifest;
+use crate::tensor::TensorSpec;
+use crate::{Error, Gateway};
+
+/// Bytes any request may have; deployments may allow less.
+const BODY_LIMIT: usize = 1 << 30;
+
+const MODEL: HeaderName = HeaderName::from_static("x-slipway-model");
+const VERSION: HeaderName = HeaderName::from_static("x-slipway-model-version");
+const VARIANT: HeaderName = HeaderName::from_static("x-slipway-variant");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-slipway-request-id");
+const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+/// Extensions that this server speaks, as its metadata names them.
+pub(crate) const EXTENSIONS: [&str; 2] = ["binary_tensor_data", "model_repository"];
+
+/// All routes of the REST gateway.
+pub fn router(gateway: Gateway) -> Router {
+    Router::new()
+        .route("/v2", get(server_metadata))
+        .route("/v2/", get(server_metadata))
+        .route("/v2/health/live", get(|| async { StatusCode::OK }))
+        .route("/v2/health/ready", get(server_ready))
+        .route("/v2/models/{name}", get(model_metadata))
+        .route("/v2/models/{name}/ready", get(model_ready))
+        .route("/v2/models/{name}/infer", post(infer))
+        .route("/v2/models/{name}/versions/{version}", get(version_metadata))
+        .route("/v2/models/{name}/versions/{version}/ready", get(version_ready))
+        .route("/v2/models/{name}/versions/{version}/infer", post(infer_version))
+        .route("/v2/repository/index", post(index))
+        .route("/v2/repository/models/{name}/load", post(load))
+        .route("/v2/repository/models/{name}/unload", post(unload))
+        .route("/v1/models/{name}", get(v1_ready))
+        .fallback(|| async { Error::NotFound("no such path; the protocol's are under /v2".into()) })
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(gateway)
+}
+
+async fn server_metadata() -> Response {
+    reply(&json!({ "name": "slipway", "version": env!("CARGO_PKG_VERSION"), "extensions": EXTENSIONS }))
+}
+
+fn reply(body: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+}
+
+/// A server without deployments is ready for them.
+async fn server_ready(State(g): State<Gateway>) -> StatusCode {
+    let ready = g.deployments().iter().all(|d| d.is_ready());
+    if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+fn tensors(specs: &[TensorSpec]) -> Vec<Value> {
+    let one = |s: &TensorSpec| json!({ "name": s.name, "datatype": s.datatype.name(), "shape": s.shape });
+    specs.iter().map(one).collect()
+}
+
+/// Versions of a deployment that are loaded.
+pub(crate) fn versions(deployment: &Deployment) -> Vec<String> {
+    let loaded = deployment.variants.iter().filter_map(|v| v.loaded());
+    let mut versions: Vec<String> = loaded.map(|l| l.resolved.version.clone()).filter(|v| !v.is_empty()).collect();
+    versions.sort();
+    versions.dedup();
+    versions
+}
+
+fn metadata(g: &Gateway, name: &str, version: Option<&str>) -> Result<Response, Error> {
+    let deployment = g.deployment(name)?;
+    let loaded = deployment.representative(version)?;
+    Ok(reply(&json!({
+        "name": name,
+        "versions": versions(&deployment),
+        "platform": g.runtime().platform(),
+        "inputs": tensors(loaded.model.inputs()),
+        "outputs": tensors(loaded.model.outputs()),
+    })))
+}
+
+async fn model_metadata(State(g): State<Gateway>, Path(name): Path<String>) -> Result<Response, Error> {
+    metadata(&g, &name, None)
+}
+
+async fn version_metadata(
+    State(g): State<Gateway>,
+    Path((name, version)): Path<(String, String)>,
+) -> Result<Response, Error> {
+    metadata(&g, &name, Some(&version))
+}
+
+async fn model_ready(State(g): State<Gateway>, Path(name): Path<String>) -> Result<Response, Error> {
+    if g.deployment(&name)?.is_ready() {
+        Ok(reply(&json!({ "name": name, "ready": true })))
+    } else {
+        Err(Error::NotReady(format!("model '{name}' is not ready")))
+    }
+}
+
+async fn version_ready(
+    State(g): State<Gateway>,
+    Path((name, version)): Path<(String, String)>,
+) -> Result<Response, Error> {
+    g.deployment(&name)?.representative(Some(&version))?;
+    Ok(reply(&json!({ "name": name, "ready": true })))
+}
+
+async fn v1_ready(State(g): State<Gateway>, Path(name): Path<String>) -> Result<Response, Error> {
+    let ready = g.deployment(&name)?.is_ready();
+    Ok(reply(&json!({ "name": name, "ready": ready })))
+}
+
+async fn infer(
+    State(g): State<Gateway>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+) -> Result<Response, Error> {
+    answer(&g, &name, None, &headers, body).await
+}
+
+async fn infer_version(
+    State(g): State<Gateway>,
+    Path((name, version)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+) -> Result<Response, Error> {
+    answer(&g, &name, Some(version), &headers, body).await
+}
+
+async fn answer(
+    g: &Gateway,
+    name: &str,
+    version: Option<String>,
+    headers: &HeaderMap,
+    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+) -> Result<Response, Error> {
+    let body = body.map_err(|e| match e.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Error::TooLarge(BODY_LIMIT),
+        _ => Error::Invalid(format!("the request body cannot be read: {}", e.body_text())),
+    })?;
+    let deployment = g.deployment(name)?;
+    let limit = deployment.manifest.spec.limits.max_body_mb << 20;
+    if body.len() > limit {
+        return Err(Error::TooLarge(limit));
+    }
+    let encoding = headers.get(header::CONTENT_ENCODING).filter(|e| e.as_bytes() != b"identity");
+    if let Some(encoding) = encoding {
+        return Err(Error::Invalid(format!("content encoding {encoding:?} is not supported; send the body as it is")));
+    }
+    let json_length = match headers.get(&JSON_LENGTH) {
+        None => None,
+        Some(value) => Some(
+            value.to_str().ok().and_then(|v| v.parse::<usize>().ok()).filter(|n| *n <= body.len()).ok_or_else(|| {
+                Error::Invalid(format!(
+                    "Inference-Header-Content-Length is {value:?}, expected a number up to {}",
+                    body.len()
+                ))
+            })?,
+        ),
+    };
+    let parsed = wire::parse(&body, json_length)?;
+    let split_key = deployment
+        .manifest
+        .spec
+        .split
+        .header
+        .as_deref()
+        .and_then(|h| headers.get(h))
+        .and_then(|v| v.to_str().ok())
+        .map(str::to_owned);
+    let request = Request { id: parsed.id, version, split_key, inputs: parsed.inputs };
+    let found = g.infer(name, request).await?;
+    let (body, json_length) = wire::write(name, &found, &parsed.outputs)?;
+    let mut response = body.into_response();
+    let set = response.headers_mut();
+    let kind = if json_length.is_some() { "application/octet-stream" } else { "application/json" };
+    set.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    if let Some(length) = json_length {
+        set.insert(JSON_LENGTH, length.into());
+    }
+    for (key, value) in [
+        (MODEL, name),
+        (VERSION, &found.model.resolved.version),
+        (VARIANT, &found.variant),
+        (REQUEST_ID, &found.id),
+    ] {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            set.insert(key, value);
+        }
+    }
+    Ok(response)
+}
+
+/// State names of the repository extension.
+pub(crate) fn index_entries(g: &Gateway, ready_only: bool) -> Vec<(String, String, &'static str, String)> {
+    let mut entries = Vec::new();
+    for status in g.statuses() {
+        for variant in &status.variants {
+            let state = match variant.state {
+                "ready" => "READY",
+                "loading" => "LOADING",
+                _ => "UNAVAILABLE",
+            };
+            if state == "READY" || !ready_only {
+                let version = variant.model.as_ref().map(|m| m.version.clone()).unwrap_or_default();
+                entries.push((status.name.clone(), version, state, variant.reason.clone().unwrap_or_default()));
+            }
+        }
+    }
+    entries
+}
+
+async fn index(State(g): State<Gateway>, body: Bytes) -> Response {
+    let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let ready_only = asked.get("ready").and_then(Value::as_bool).unwrap_or(false);
+    let entries = index_entries(&g, ready_only);
+    let shown = entries.into_iter().map(|(name, version, state, reason)| {
+        json!({ "name": name, "version": version, "state": state, "reason": reason })
+    });
+    reply(&Value::Array(shown.collect()))
+}
+
+/// Deploys `models:/NAME/latest`, or loads the deployment of that name again.
+pub(crate) async fn load_model(g: &Gateway, name: &str) -> Result<(), Error> {
+    let manifest = match g.deployment(name) {
+        Ok(deployment) => deployment.manifest.clone(),
+        Err(_) => Manifest::single(name, &format!("models:/{name}/latest")),
+    };
+    g.apply(manifest, "load").await.map(drop)
+}
+
+async fn load(State(g): State<Gateway>, Path(name): Path<String>) -> Result<StatusCode, Error> {
+    load_model(&g, &name).await.map(|()| StatusCode::OK)
+}
+
+async fn unload(State(g): State<Gateway>, Path(name): Path<String>) -> Result<StatusCode, Error> {
+    g.remove(&name).await.map(|()| StatusCode::OK)
+}

@@ -1,0 +1,224 @@
+//! Inference requests and answers as JSON, with tensors in JSON or behind it in binary.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::Error;
+use crate::deployment::Answer;
+use crate::tensor::{Data, DataType, Tensor, elements};
+
+/// A request that was read.
+pub(super) struct Parsed {
+    pub(super) id: Option<String>,
+    pub(super) inputs: Vec<Tensor>,
+    pub(super) outputs: Wanted,
+}
+
+/// Which outputs are wanted and how.
+pub(super) struct Wanted {
+    /// Name and whether in binary; empty for all of them.
+    named: Vec<(String, bool)>,
+    /// Whether outputs that are not named come in binary.
+    binary: bool,
+}
+
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow, default)]
+    id: Option<Cow<'a, str>>,
+    #[serde(default)]
+    parameters: Parameters,
+    #[serde(borrow)]
+    inputs: Vec<Input<'a>>,
+    #[serde(borrow, default)]
+    outputs: Vec<Output<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Input<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    shape: Vec<i64>,
+    #[serde(borrow)]
+    datatype: Cow<'a, str>,
+    #[serde(default)]
+    parameters: Parameters,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Output<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    #[serde(default)]
+    parameters: Parameters,
+}
+
+/// The parameters that mean something here; others are ignored.
+#[derive(Deserialize, Default)]
+struct Parameters {
+    binary_data_size: Option<usize>,
+    binary_data: Option<bool>,
+    binary_data_output: Option<bool>,
+    shared_memory_region: Option<String>,
+    classification: Option<u64>,
+}
+
+/// Reads a request; `json_length` is where its JSON ends and binary data begins.
+pub(super) fn parse(body: &[u8], json_length: Option<usize>) -> Result<Parsed, Error> {
+    let (json, mut binary) = body.split_at(json_length.unwrap_or(body.len()));
+    let request: Body<'_> = serde_json::from_slice(json)
+        .map_err(|e| Error::Invalid(format!("the request is not a V2 inference request: {e}")))?;
+    let mut inputs = Vec::with_capacity(request.inputs.len());
+    for input in request.inputs {
+        let name = input.name.as_ref();
+        let (shape, count) = elements(&input.shape, name)?;
+        let datatype = DataType::parse(&input.datatype, name)?;
+        if input.parameters.shared_memory_region.is_some() {
+            return Err(Error::Invalid(format!("input '{name}': shared memory is not supported")));
+        }
+        let data = match (input.parameters.binary_data_size, input.data) {
+            (Some(_), Some(_)) => {
+                return Err(Error::Invalid(format!("input '{name}' has both data and binary_data_size")));
+            }
+            (Some(size), None) => {
+                let Some((own, rest)) = binary.split_at_checked(size) else {
+                    return Err(Error::Invalid(format!(
+                        "input '{name}': binary_data_size is {size}, but {} bytes are left in the body",
+                        binary.len()
+                    )));
+                };
+                binary = rest;
+                Data::from_binary(own, datatype, name, count)?
+            }
+            (None, Some(_)) if datatype == DataType::Fp16 || datatype == DataType::Bf16 => {
+                // The protocol has no JSON form for them; numbers are accepted as the closest value.
+                Data::from_json(input.data.map_or("", RawValue::get), datatype, name, count)?
+            }
+            (None, Some(data)) => Data::from_json(data.get(), datatype, name, count)?,
+            (None, None) => return Err(Error::Invalid(format!("input '{name}' has no data"))),
+        };
+        if data.len() != count {
+            return Err(Error::Invalid(format!(
+                "input '{name}': {} elements, expected {count} for shape {:?}",
+                data.len(),
+                input.shape
+            )));
+        }
+        inputs.push(Tensor { name: input.name.into_owned(), shape, data });
+    }
+    if !binary.is_empty() {
+        return Err(Error::Invalid(format!("{} bytes of binary data belong to no input", binary.len())));
+    }
+    let binary = request.parameters.binary_data_output.unwrap_or(false);
+    let mut named = Vec::with_capacity(request.outputs.len());
+    for output in request.outputs {
+        if output.parameters.classification.is_some_and(|n| n > 0) || output.parameters.shared_memory_region.is_some() {
+            return Err(Error::Invalid(format!(
+                "output '{}': the classification and shared memory extensions are not supported",
+                output.name
+            )));
+        }
+        named.push((output.name.into_owned(), output.parameters.binary_data.unwrap_or(binary)));
+    }
+    Ok(Parsed { id: request.id.map(Cow::into_owned), inputs, outputs: Wanted { named, binary } })
+}
+
+/// Writes an answer; the length of its JSON if binary data follows.
+pub(super) fn write(name: &str, answer: &Answer, wanted: &Wanted) -> Result<(Vec<u8>, Option<usize>), Error> {
+    let mut chosen: Vec<(&Tensor, bool)> = Vec::new();
+    if wanted.named.is_empty() {
+        chosen.extend(answer.outputs.iter().map(|o| (o, wanted.binary)));
+    }
+    for (output, binary) in &wanted.named {
+        let found = answer.outputs.iter().find(|o| o.name == *output).ok_or_else(|| {
+            let known = answer.outputs.iter().map(|o| format!("'{}'", o.name)).collect::<Vec<_>>().join(", ");
+            Error::Invalid(format!("unexpected output '{output}'; the model gives {known}"))
+        })?;
+        chosen.push((found, *binary));
+    }
+    let mut json = Vec::with_capacity(512);
+    let mut tail = Vec::new();
+    json.extend_from_slice(b"{\"model_name\":");
+    text(&mut json, name);
+    json.extend_from_slice(b",\"model_version\":");
+    text(&mut json, &answer.model.resolved.version);
+    json.extend_from_slice(b",\"id\":");
+    text(&mut json, &answer.id);
+    json.extend_from_slice(b",\"outputs\":[");
+    for (i, (tensor, binary)) in chosen.iter().enumerate() {
+        json.extend_from_slice(if i == 0 { b"{\"name\":" } else { b",{\"name\":" });
+        text(&mut json, &tensor.name);
+        json.extend_from_slice(b",\"datatype\":");
+        text(&mut json, tensor.data.datatype().name());
+        json.extend_from_slice(b",\"shape\":");
+        // Writing numbers into memory cannot fail.
+        drop(serde_json::to_writer(&mut json, &tensor.shape));
+        if *binary {
+            let before = tail.len();
+            tensor.data.write_binary(&mut tail);
+            json.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
+            json.extend_from_slice((tail.len() - before).to_string().as_bytes());
+            json.extend_from_slice(b"}}");
+        } else {
+            json.extend_from_slice(b",\"data\":");
+            tensor.data.write_json(&mut json);
+            json.push(b'}');
+        }
+    }
+    json.extend_from_slice(b"]}");
+    if chosen.iter().any(|(_, binary)| *binary) {
+        let length = json.len();
+        json.extend_from_slice(&tail);
+        return Ok((json, Some(length)));
+    }
+    Ok((json, None))
+}
+
+fn text(out: &mut Vec<u8>, value: &str) {
+    // Writing a text into memory cannot fail.
+    drop(serde_json::to_writer(out, value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(body: &str, json_length: Option<usize>) -> String {
+        match parse(body.as_bytes(), json_length) {
+            Ok(_) => "parsed".into(),
+            Err(e) => e.to_string(),
+        }
+    }
+
+    #[test]
+    fn json_and_binary_inputs_are_read() {
+        let json = r#"{"id":"7","inputs":[{"name":"a","shape":[2],"datatype":"FP32","parameters":{"binary_data_size":8}},
+            {"name":"b","shape":[1,2],"datatype":"INT64","data":[[1,2]]}],"outputs":[{"name":"y","parameters":{"binary_data":true}}]}"#;
+        let mut body = json.as_bytes().to_vec();
+        body.extend_from_slice(&1f32.to_le_bytes());
+        body.extend_from_slice(&2f32.to_le_bytes());
+        let parsed = parse(&body, Some(json.len())).unwrap();
+        assert_eq!(parsed.id.as_deref(), Some("7"));
+        assert_eq!(parsed.inputs[0].data, Data::Fp32(vec![1.0, 2.0]));
+        assert_eq!(parsed.inputs[1].data, Data::Int64(vec![1, 2]));
+        assert_eq!(parsed.outputs.named, [("y".to_owned(), true)]);
+    }
+
+    #[test]
+    fn mistakes_name_the_tensor_and_what_was_expected() {
+        assert!(message("{}", None).contains("missing field `inputs`"));
+        assert!(message("nonsense", None).starts_with("the request is not a V2 inference request"));
+        let with = |tensor: &str| message(&format!("{{\"inputs\":[{tensor}]}}"), None);
+        assert_eq!(
+            with(r#"{"name":"x","shape":[3],"datatype":"FP32","data":[1,2]}"#),
+            "input 'x': 2 elements, expected 3 for shape [3]"
+        );
+        assert!(with(r#"{"name":"x","shape":[1],"datatype":"FLOAT","data":[1]}"#).contains("unknown datatype 'FLOAT'"));
+        assert_eq!(with(r#"{"name":"x","shape":[1],"datatype":"FP32"}"#), "input 'x' has no data");
+        assert!(with(r#"{"name":"x","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":4}}"#).contains("0 bytes are left"));
+    }
+}

@@ -1,0 +1,167 @@
+//! ONNX Runtime, opened at run time.
+
+use std::path::Path;
+
+use ort::environment::Environment;
+use ort::session::{Session, SessionInputValue};
+use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
+use parking_lot::Mutex;
+
+use super::Model;
+use crate::Error;
+use crate::tensor::{Data, DataType, Tensor, TensorSpec};
+
+/// The loaded library; there is one a process.
+#[derive(Clone)]
+pub(super) struct OnnxRuntime {
+    environment: Environment,
+}
+
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::Model(format!("ONNX Runtime: {error}"))
+}
+
+impl OnnxRuntime {
+    pub(super) fn load(path: &Path) -> Result<Self, Error> {
+        let environment =
+            ort::init_from(path).map_err(failed)?.with_name("slipway").with_telemetry(false).build().map_err(failed)?;
+        Ok(Self { environment })
+    }
+
+    /// One session for each call that may run at once, since ONNX Runtime's sessions are not to be shared.
+    pub(super) fn open(&self, path: &Path, threads: usize) -> Result<OrtModel, Error> {
+        let open = || -> Result<Session, Error> {
+            // Requests run beside each other, so each stays on its own thread.
+            let mut builder = Session::builder(&self.environment)
+                .map_err(failed)?
+                .with_intra_threads(1)
+                .map_err(failed)?
+                .with_inter_threads(1)
+                .map_err(failed)?;
+            builder.commit_from_file(path).map_err(failed)
+        };
+        let first = open()?;
+        let inputs = first.inputs().iter().map(spec).collect::<Result<Vec<_>, _>>()?;
+        let outputs = first.outputs().iter().map(spec).collect::<Result<Vec<_>, _>>()?;
+        let mut sessions = vec![Mutex::new(first)];
+        for _ in 1..threads.max(1) {
+            sessions.push(Mutex::new(open()?));
+        }
+        Ok(OrtModel { inputs, outputs, sessions })
+    }
+}
+
+pub(super) struct OrtModel {
+    inputs: Vec<TensorSpec>,
+    outputs: Vec<TensorSpec>,
+    sessions: Vec<Mutex<Session>>,
+}
+
+fn spec(outlet: &Outlet) -> Result<TensorSpec, Error> {
+    let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
+        return Err(Error::Model(format!(
+            "'{}' is {:?}; only tensors can be served (for scikit-learn models, convert with zipmap=False)",
+            outlet.name(),
+            outlet.dtype()
+        )));
+    };
+    let datatype = match ty {
+        TensorElementType::Bool => DataType::Bool,
+        TensorElementType::Uint8 => DataType::Uint8,
+        TensorElementType::Uint16 => DataType::Uint16,
+        TensorElementType::Uint32 => DataType::Uint32,
+        TensorElementType::Uint64 => DataType::Uint64,
+        TensorElementType::Int8 => DataType::Int8,
+        TensorElementType::Int16 => DataType::Int16,
+        TensorElementType::Int32 => DataType::Int32,
+        TensorElementType::Int64 => DataType::Int64,
+        TensorElementType::Float16 => DataType::Fp16,
+        TensorElementType::Bfloat16 => DataType::Bf16,
+        TensorElementType::Float32 => DataType::Fp32,
+        TensorElementType::Float64 => DataType::Fp64,
+        TensorElementType::String => DataType::Bytes,
+        other => return Err(Error::Model(format!("'{}' has element type {other:?}, which V2 lacks", outlet.name()))),
+    };
+    Ok(TensorSpec { name: outlet.name().to_owned(), datatype, shape: shape.iter().copied().collect() })
+}
+
+impl Model for OrtModel {
+    fn inputs(&self) -> &[TensorSpec] {
+        &self.inputs
+    }
+    fn outputs(&self) -> &[TensorSpec] {
+        &self.outputs
+    }
+
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+        let values = inputs.iter().map(borrow).collect::<Result<Vec<_>, _>>()?;
+        let free = self.sessions.iter().find_map(|s| s.try_lock());
+        let mut session = free.unwrap_or_else(|| self.sessions[0].lock());
+        let found = session.run(values.as_slice()).map_err(failed)?;
+        self.outputs
+            .iter()
+            .map(|spec| {
+                let value = found.get(&spec.name).ok_or_else(|| failed(format!("no output '{}'", spec.name)))?;
+                let (shape, data) = take(value, spec.datatype)?;
+                Ok(Tensor { name: spec.name.clone(), shape, data })
+            })
+            .collect()
+    }
+}
+
+fn borrow(tensor: &Tensor) -> Result<SessionInputValue<'_>, Error> {
+    macro_rules! view {
+        ($v:expr) => {
+            TensorRef::from_array_view((tensor.shape.as_slice(), $v.as_slice())).map(Into::into).map_err(failed)
+        };
+    }
+    match &tensor.data {
+        Data::Bool(v) => view!(v),
+        Data::Uint8(v) => view!(v),
+        Data::Uint16(v) => view!(v),
+        Data::Uint32(v) => view!(v),
+        Data::Uint64(v) => view!(v),
+        Data::Int8(v) => view!(v),
+        Data::Int16(v) => view!(v),
+        Data::Int32(v) => view!(v),
+        Data::Int64(v) => view!(v),
+        Data::Fp16(v) => view!(v),
+        Data::Bf16(v) => view!(v),
+        Data::Fp32(v) => view!(v),
+        Data::Fp64(v) => view!(v),
+        Data::Bytes(v) => {
+            let texts = v.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect::<Vec<_>>();
+            let tensor = ort::value::Tensor::from_string_array((tensor.shape.as_slice(), texts.as_slice()));
+            tensor.map(Into::into).map_err(failed)
+        }
+    }
+}
+
+fn take(value: &ort::value::DynValue, datatype: DataType) -> Result<(Vec<usize>, Data), Error> {
+    let sizes = |shape: &[i64]| shape.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect::<Vec<_>>();
+    macro_rules! copy {
+        ($variant:ident, $t:ty) => {{
+            let (shape, data) = value.try_extract_tensor::<$t>().map_err(failed)?;
+            Ok((sizes(shape), Data::$variant(data.to_vec())))
+        }};
+    }
+    match datatype {
+        DataType::Bool => copy!(Bool, bool),
+        DataType::Uint8 => copy!(Uint8, u8),
+        DataType::Uint16 => copy!(Uint16, u16),
+        DataType::Uint32 => copy!(Uint32, u32),
+        DataType::Uint64 => copy!(Uint64, u64),
+        DataType::Int8 => copy!(Int8, i8),
+        DataType::Int16 => copy!(Int16, i16),
+        DataType::Int32 => copy!(Int32, i32),
+        DataType::Int64 => copy!(Int64, i64),
+        DataType::Fp16 => copy!(Fp16, half::f16),
+        DataType::Bf16 => copy!(Bf16, half::bf16),
+        DataType::Fp32 => copy!(Fp32, f32),
+        DataType::Fp64 => copy!(Fp64, f64),
+        DataType::Bytes => {
+            let (shape, texts) = value.try_extract_strings().map_err(failed)?;
+            Ok((sizes(shape), Data::Bytes(texts.into_iter().map(String::into_bytes).collect())))
+        }
+    }
+}

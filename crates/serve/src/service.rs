@@ -1,0 +1,425 @@
+//! All deployments: apply, split, roll back, follow moved aliases, answer.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use serde::Serialize;
+use slipway_core::clock::now_ms;
+use slipway_store::Database;
+use tokio::sync::watch;
+
+use crate::deployment::{Answer, Deployment, Loaded, Request, State, Variant};
+use crate::manifest::Manifest;
+pub use crate::repo::Revision;
+use crate::runtime::Runtime;
+use crate::stats::Snapshot;
+use crate::{Error, repo};
+
+/// Requests remembered for `slipway show --lineage` and the UI.
+const REMEMBERED: usize = 1000;
+
+/// Where models come from; the server hands in the registry.
+pub trait ModelSource: Send + Sync {
+    /// Brings a URI down to a file or folder.
+    ///
+    /// # Errors
+    /// Why it cannot, for people.
+    fn resolve(&self, uri: &str) -> Result<ResolvedModel, String>;
+    /// Changes when an alias or a version changed.
+    fn changes(&self) -> watch::Receiver<u64>;
+}
+
+/// A model on disk and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ResolvedModel {
+    /// Registered name; empty outside a registry.
+    pub name: String,
+    /// Version; empty outside a registry.
+    pub version: String,
+    /// The run that made it; empty if unknown.
+    pub run_id: String,
+    /// The file, or the folder that holds it.
+    #[serde(skip)]
+    pub path: PathBuf,
+}
+
+/// A request that was answered.
+#[derive(Debug, Clone, Serialize)]
+pub struct Remembered {
+    /// Its id.
+    pub id: String,
+    /// The deployment.
+    pub deployment: String,
+    /// The variant.
+    pub variant: String,
+    /// The model.
+    pub model: ResolvedModel,
+    /// When, in milliseconds since the Unix epoch.
+    pub time: i64,
+    /// Microseconds it took.
+    pub took_us: u64,
+}
+
+/// A deployment for people: what it serves and how it does.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// Its revision.
+    pub revision: i64,
+    /// Whether all models with traffic answer.
+    pub ready: bool,
+    /// Requests waiting or computed now.
+    pub in_flight: usize,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Its models.
+    pub variants: Vec<VariantStatus>,
+}
+
+/// A model of a deployment for people.
+#[derive(Debug, Clone, Serialize)]
+pub struct VariantStatus {
+    /// Its name in the deployment.
+    pub name: String,
+    /// Where it comes from.
+    pub uri: String,
+    /// Its share in per cent.
+    pub weight: u32,
+    /// `ready`, `loading` or `failed`.
+    pub state: &'static str,
+    /// Why it failed, or why a newer version could not be loaded.
+    pub reason: Option<String>,
+    /// Which model it is.
+    pub model: Option<ResolvedModel>,
+    /// What it did.
+    pub stats: Snapshot,
+}
+
+/// All deployments; cheap to clone.
+#[derive(Clone)]
+pub struct Gateway {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    db: Database,
+    runtime: Runtime,
+    source: Arc<dyn ModelSource>,
+    deployments: RwLock<BTreeMap<String, Arc<Deployment>>>,
+    remembered: Mutex<VecDeque<Remembered>>,
+    /// One change at a time.
+    changing: tokio::sync::Mutex<()>,
+}
+
+/// The ONNX file of a model folder: `model.onnx`, or the only `.onnx` file in it or in `data/`.
+///
+/// # Errors
+/// [`Error::Model`] when there is none, or more than one.
+pub fn model_file(path: &Path) -> Result<PathBuf, Error> {
+    if path.is_file() {
+        return Ok(path.to_owned());
+    }
+    let mut found = Vec::new();
+    for folder in [path.to_owned(), path.join("data")] {
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        found.extend(entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "onnx")));
+    }
+    if let Some(usual) = found.iter().find(|p| p.file_name().is_some_and(|n| n == "model.onnx")) {
+        return Ok(usual.clone());
+    }
+    match found.as_slice() {
+        [one] => Ok(one.clone()),
+        [] => Err(Error::Model(format!("there is no .onnx file in {}", path.display()))),
+        many => Err(Error::Model(format!("there are {} .onnx files in {}; name one", many.len(), path.display()))),
+    }
+}
+
+impl Gateway {
+    /// The gateway with the deployments that the store holds; they are loaded in the background.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn open(db: Database, runtime: Runtime, source: Arc<dyn ModelSource>) -> Result<Self, Error> {
+        let stored = db.read_now(repo::current)?;
+        let gateway = Self {
+            inner: Arc::new(Inner {
+                db,
+                runtime,
+                source,
+                deployments: RwLock::default(),
+                remembered: Mutex::default(),
+                changing: tokio::sync::Mutex::default(),
+            }),
+        };
+        for (manifest, revision) in stored {
+            let deployment = Arc::new(Deployment::new(manifest, revision, Arc::default()));
+            gateway.inner.deployments.write().insert(deployment.name().to_owned(), Arc::clone(&deployment));
+            let gateway = gateway.clone();
+            tokio::spawn(async move { gateway.load_all(&deployment).await });
+        }
+        tokio::spawn(follow(gateway.clone()));
+        Ok(gateway)
+    }
+
+    /// What runs the models.
+    pub fn runtime(&self) -> &Runtime {
+        &self.inner.runtime
+    }
+
+    /// The deployment of this name.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn deployment(&self, name: &str) -> Result<Arc<Deployment>, Error> {
+        self.inner
+            .deployments
+            .read()
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Error::NotFound(format!("model '{name}' is not deployed")))
+    }
+
+    /// All deployments by name.
+    pub fn deployments(&self) -> Vec<Arc<Deployment>> {
+        self.inner.deployments.read().values().cloned().collect()
+    }
+
+    /// Answers a request and remembers which model it was.
+    ///
+    /// # Errors
+    /// As [`Deployment::infer`], and [`Error::NotFound`].
+    pub async fn infer(&self, name: &str, request: Request) -> Result<Answer, Error> {
+        let deployment = self.deployment(name)?;
+        let answer = deployment.infer(request).await?;
+        let remembered = Remembered {
+            id: answer.id.clone(),
+            deployment: name.to_owned(),
+            variant: answer.variant.clone(),
+            model: answer.model.resolved.clone(),
+            time: now_ms(),
+            took_us: u64::try_from(answer.took.as_micros()).unwrap_or(u64::MAX),
+        };
+        let mut list = self.inner.remembered.lock();
+        if list.len() == REMEMBERED {
+            list.pop_front();
+        }
+        list.push_back(remembered);
+        Ok(answer)
+    }
+
+    /// The last requests, newest first.
+    pub fn recent(&self, limit: usize) -> Vec<Remembered> {
+        self.inner.remembered.lock().iter().rev().take(limit).cloned().collect()
+    }
+
+    /// The newest request with this id, if it is among the last thousand.
+    pub fn request(&self, id: &str) -> Option<Remembered> {
+        self.inner.remembered.lock().iter().rev().find(|r| r.id == id).cloned()
+    }
+
+    /// Puts a manifest in force: loads its models first, then takes the traffic over, then stores it.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`]; [`Error::Model`] when a model cannot be loaded, and then nothing changed.
+    pub async fn apply(&self, manifest: Manifest, reason: &'static str) -> Result<Status, Error> {
+        manifest.check()?;
+        let _one = self.inner.changing.lock().await;
+        let name = manifest.metadata.name.clone();
+        let before = self.inner.deployments.read().get(&name).cloned();
+        if let Some(before) = before.as_ref().filter(|b| b.manifest == manifest && b.is_ready()) {
+            return Ok(status(before));
+        }
+        let admitted = before.as_ref().map(|b| Arc::clone(&b.admitted)).unwrap_or_default();
+        let mut next = Deployment::new(manifest, 0, admitted);
+        for variant in &mut next.variants {
+            // A model that is loaded already, with the same settings, goes on as it is, statistics included.
+            let same = before
+                .as_ref()
+                .filter(|b| b.manifest.spec.batching == next.manifest.spec.batching && b.manifest.spec.limits == next.manifest.spec.limits)
+                .and_then(|b| b.variants.iter().find(|v| v.spec.uri == variant.spec.uri && v.spec.name == variant.spec.name))
+                .and_then(|v| v.loaded());
+            let fresh = self.inner.source_of(&variant.spec.uri)?;
+            match same.filter(|l| l.resolved == fresh) {
+                Some(loaded) => *variant.state.write() = State::Ready(loaded),
+                None => self.load(&next.manifest, &next.admitted, variant, fresh).await?,
+            }
+        }
+        let (stored, kept) = (next.manifest.clone(), name.clone());
+        next.revision =
+            self.inner.db.write(move |c| repo::add(c, &kept, Some(&stored), now_ms(), reason)).await?;
+        let next = Arc::new(next);
+        self.inner.deployments.write().insert(name, Arc::clone(&next));
+        Ok(status(&next))
+    }
+
+    /// Changes the weights.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Manifest`].
+    pub async fn split(&self, name: &str, weights: &[(String, u32)]) -> Result<Status, Error> {
+        let manifest = self.deployment(name)?.manifest.with_weights(weights)?;
+        self.apply(manifest, "split").await
+    }
+
+    /// Puts an earlier revision in force again, the one before this by default.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none; as [`Gateway::apply`].
+    pub async fn rollback(&self, name: &str, to: Option<i64>) -> Result<Status, Error> {
+        let current = self.deployment(name)?;
+        let history = self.history(name)?;
+        // Going back from a rollback means the one before the revision that it restored.
+        let at = history.iter().rev().find(|r| r.manifest.as_ref() == Some(&current.manifest)).map_or(current.revision, |r| r.revision);
+        let target = to.or_else(|| {
+            history.iter().find(|r| r.revision < at && r.manifest.as_ref().is_some_and(|m| *m != current.manifest)).map(|r| r.revision)
+        });
+        let missing = || Error::NotFound(format!("'{name}' has no earlier revision to go back to"));
+        let target = target.ok_or_else(missing)?;
+        let key = name.to_owned();
+        let manifest = self.inner.db.read_now(|c| repo::manifest(c, &key, target))?.ok_or_else(missing)?;
+        self.apply(manifest, "rollback").await
+    }
+
+    /// Takes a deployment away. Requests in flight are answered.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or the store's.
+    pub async fn remove(&self, name: &str) -> Result<(), Error> {
+        let _one = self.inner.changing.lock().await;
+        self.deployment(name)?;
+        let key = name.to_owned();
+        self.inner.db.write(move |c| repo::add(c, &key, None, now_ms(), "rm")).await?;
+        self.inner.deployments.write().remove(name);
+        Ok(())
+    }
+
+    /// All changes of a deployment, newest first.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn history(&self, name: &str) -> Result<Vec<Revision>, Error> {
+        self.inner.db.read_now(|c| repo::history(c, name))
+    }
+
+    /// How all deployments do.
+    pub fn statuses(&self) -> Vec<Status> {
+        self.deployments().iter().map(|d| status(d)).collect()
+    }
+
+    /// How one deployment does.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn status(&self, name: &str) -> Result<Status, Error> {
+        Ok(status(self.deployment(name)?.as_ref()))
+    }
+
+    async fn load_all(&self, deployment: &Arc<Deployment>) {
+        for variant in &deployment.variants {
+            let loaded = match self.inner.source_of(&variant.spec.uri) {
+                Ok(fresh) => self.load(&deployment.manifest, &deployment.admitted, variant, fresh).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = loaded {
+                tracing::warn!(deployment = deployment.name(), variant = variant.spec.name, %error, "not loaded");
+                *variant.state.write() = State::Failed(error.to_string());
+            }
+        }
+    }
+
+    async fn load(
+        &self,
+        manifest: &Manifest,
+        admitted: &Arc<std::sync::atomic::AtomicUsize>,
+        variant: &Arc<Variant>,
+        resolved: ResolvedModel,
+    ) -> Result<(), Error> {
+        let (runtime, spec, admitted) = (self.inner.runtime.clone(), manifest.spec.clone(), Arc::clone(admitted));
+        let opened = tokio::task::spawn_blocking(move || Loaded::open(&runtime, resolved, &spec, admitted)).await;
+        let loaded = opened.map_err(|e| Error::Model(format!("loading crashed: {e}")))??;
+        tracing::info!(
+            deployment = manifest.metadata.name,
+            variant = variant.spec.name,
+            version = loaded.resolved.version,
+            "model loaded"
+        );
+        *variant.state.write() = State::Ready(Arc::new(loaded));
+        *variant.stale.write() = None;
+        Ok(())
+    }
+
+    /// Loads what moved aliases point to now; the old model answers until the new one is ready.
+    async fn refresh(&self) {
+        for deployment in self.deployments() {
+            for variant in &deployment.variants {
+                let fresh = match self.inner.source_of(&variant.spec.uri) {
+                    Ok(fresh) => fresh,
+                    Err(error) => {
+                        *variant.stale.write() = Some(error.to_string());
+                        continue;
+                    }
+                };
+                if variant.loaded().is_some_and(|l| l.resolved == fresh) {
+                    *variant.stale.write() = None;
+                    continue;
+                }
+                if let Err(error) = self.load(&deployment.manifest, &deployment.admitted, variant, fresh).await {
+                    tracing::warn!(deployment = deployment.name(), variant = variant.spec.name, %error, "kept the old model");
+                    *variant.stale.write() = Some(error.to_string());
+                }
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn source_of(&self, uri: &str) -> Result<ResolvedModel, Error> {
+        let scheme = uri.split_once(":/").map_or("", |(scheme, _)| scheme);
+        if matches!(scheme, "models" | "runs" | "mlflow-artifacts") {
+            return self.source.resolve(uri).map_err(Error::Model);
+        }
+        let path = PathBuf::from(uri.strip_prefix("file://").unwrap_or(uri));
+        if !path.exists() {
+            return Err(Error::Model(format!("there is no file {}", path.display())));
+        }
+        Ok(ResolvedModel { name: String::new(), version: String::new(), run_id: String::new(), path })
+    }
+}
+
+/// Refreshes whenever the registry changed.
+async fn follow(gateway: Gateway) {
+    let mut changes = gateway.inner.source.changes();
+    while changes.changed().await.is_ok() {
+        gateway.refresh().await;
+    }
+}
+
+fn status(deployment: &Deployment) -> Status {
+    let variants = deployment.variants.iter().map(|variant| {
+        let (state, reason, loaded) = match &*variant.state.read() {
+            State::Loading => ("loading", None, None),
+            State::Failed(why) => ("failed", Some(why.clone()), None),
+            State::Ready(loaded) => ("ready", variant.stale.read().clone(), Some(Arc::clone(loaded))),
+        };
+        VariantStatus {
+            name: variant.spec.name.clone(),
+            uri: variant.spec.uri.clone(),
+            weight: variant.spec.weight,
+            state,
+            reason,
+            model: loaded.as_ref().map(|l| l.resolved.clone()),
+            stats: loaded.map(|l| l.stats.snapshot()).unwrap_or_default(),
+        }
+    });
+    Status {
+        name: deployment.name().to_owned(),
+        revision: deployment.revision,
+        ready: deployment.is_ready(),
+        in_flight: deployment.admitted.load(std::sync::atomic::Ordering::Relaxed),
+        variants: variants.collect(),
+        manifest: deployment.manifest.clone(),
+    }
+}

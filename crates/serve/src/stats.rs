@@ -1,0 +1,174 @@
+//! Counters and latencies per model version.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+
+/// Buckets of the latency histogram: eight for each doubling from 1 µs to about 70 minutes.
+const BUCKETS: usize = 8 * 32;
+/// How long the recent latencies reach back, at least.
+const WINDOW: Duration = Duration::from_secs(30);
+
+/// A histogram of latencies in microseconds, read with an error of at most 1/8.
+#[derive(Debug)]
+pub struct Histogram {
+    counts: Box<[AtomicU64; BUCKETS]>,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { counts: Box::new([const { AtomicU64::new(0) }; BUCKETS]) }
+    }
+}
+
+fn bucket(us: u64) -> usize {
+    let us = us.max(1);
+    let log = us.ilog2() as usize;
+    let fraction = if log >= 3 { (us >> (log - 3)) & 7 } else { (us << (3 - log)) & 7 };
+    (log * 8 + fraction as usize).min(BUCKETS - 1)
+}
+
+fn lower_bound(index: usize) -> f64 {
+    let (log, fraction) = (index / 8, index % 8);
+    (1u64 << log) as f64 * (1.0 + fraction as f64 / 8.0)
+}
+
+impl Histogram {
+    fn add(&self, us: u64) {
+        self.counts[bucket(us)].fetch_add(1, Relaxed);
+    }
+
+    fn snapshot(&self) -> Vec<u64> {
+        self.counts.iter().map(|c| c.load(Relaxed)).collect()
+    }
+}
+
+/// The value below which a share `q` of the counted latencies lies, in microseconds.
+fn quantile(counts: &[u64], q: f64) -> f64 {
+    let total: u64 = counts.iter().sum();
+    let rank = (q * total as f64).ceil() as u64;
+    let mut seen = 0;
+    for (index, count) in counts.iter().enumerate() {
+        seen += count;
+        if *count > 0 && seen >= rank {
+            return f64::midpoint(lower_bound(index), lower_bound(index + 1));
+        }
+    }
+    0.0
+}
+
+/// What one version of a deployment did since it was loaded.
+#[derive(Debug)]
+pub struct Stats {
+    requests: AtomicU64,
+    errors: AtomicU64,
+    rows: AtomicU64,
+    total: Histogram,
+    total_us: AtomicU64,
+    recent: Mutex<Recent>,
+}
+
+#[derive(Debug)]
+struct Recent {
+    since: Instant,
+    /// The histogram of all latencies when the window before this one began, and when this one began.
+    marks: [Vec<u64>; 2],
+}
+
+/// Counters and latencies, for people and for metrics.
+#[derive(Debug, Clone, Serialize, Default)]
+pub struct Snapshot {
+    /// Requests answered, errors among them.
+    pub requests: u64,
+    /// Requests that failed.
+    pub errors: u64,
+    /// Rows (first dimension of the first input) computed.
+    pub rows: u64,
+    /// Median latency in microseconds over the last 30 to 60 seconds, or since loading if there was none.
+    pub p50_us: f64,
+    /// 95th percentile.
+    pub p95_us: f64,
+    /// 99th percentile.
+    pub p99_us: f64,
+    /// Sum of all latencies in microseconds.
+    pub total_us: u64,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self {
+            requests: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            rows: AtomicU64::new(0),
+            total: Histogram::default(),
+            total_us: AtomicU64::new(0),
+            recent: Mutex::new(Recent { since: Instant::now(), marks: [vec![0; BUCKETS], vec![0; BUCKETS]] }),
+        }
+    }
+}
+
+impl Stats {
+    /// Counts one request.
+    pub fn record(&self, took: Duration, rows: usize, failed: bool) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.requests.fetch_add(1, Relaxed);
+        self.rows.fetch_add(rows as u64, Relaxed);
+        self.total.add(us);
+        self.total_us.fetch_add(us, Relaxed);
+        if failed {
+            self.errors.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// The numbers now.
+    pub fn snapshot(&self) -> Snapshot {
+        let all = self.total.snapshot();
+        let mut recent = self.recent.lock();
+        if recent.since.elapsed() > WINDOW {
+            let begun = std::mem::replace(&mut recent.marks[1], all.clone());
+            recent.marks[0] = begun;
+            recent.since = Instant::now();
+        }
+        let window: Vec<u64> = all.iter().zip(&recent.marks[0]).map(|(a, b)| a - b).collect();
+        let counts = if window.iter().any(|c| *c > 0) { &window } else { &all };
+        Snapshot {
+            requests: self.requests.load(Relaxed),
+            errors: self.errors.load(Relaxed),
+            rows: self.rows.load(Relaxed),
+            p50_us: quantile(counts, 0.50),
+            p95_us: quantile(counts, 0.95),
+            p99_us: quantile(counts, 0.99),
+            total_us: self.total_us.load(Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_close() {
+        let stats = Stats::default();
+        for us in 1..=1000 {
+            stats.record(Duration::from_micros(us), 1, us % 100 == 0);
+        }
+        let s = stats.snapshot();
+        assert_eq!((s.requests, s.errors, s.rows), (1000, 10, 1000));
+        assert!((s.p50_us / 500.0 - 1.0).abs() < 0.13, "{}", s.p50_us);
+        assert!((s.p99_us / 990.0 - 1.0).abs() < 0.13, "{}", s.p99_us);
+    }
+
+    #[test]
+    fn buckets_grow_with_the_latency() {
+        let mut last = 0;
+        for us in 1..100_000 {
+            let b = bucket(us);
+            assert!(b >= last);
+            last = b;
+        }
+        assert!(bucket(u64::MAX) < BUCKETS);
+    }
+}

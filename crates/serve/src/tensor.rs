@@ -1,0 +1,550 @@
+//! Tensors with the data types of the Open Inference Protocol V2 (section *Tensor Data Types*).
+
+use half::{bf16, f16};
+use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
+
+use crate::Error;
+
+/// The elements of a tensor in row-major order.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub enum Data {
+    Bool(Vec<bool>),
+    Uint8(Vec<u8>),
+    Uint16(Vec<u16>),
+    Uint32(Vec<u32>),
+    Uint64(Vec<u64>),
+    Int8(Vec<i8>),
+    Int16(Vec<i16>),
+    Int32(Vec<i32>),
+    Int64(Vec<i64>),
+    Fp16(Vec<f16>),
+    Bf16(Vec<bf16>),
+    Fp32(Vec<f32>),
+    Fp64(Vec<f64>),
+    Bytes(Vec<Vec<u8>>),
+}
+
+/// Runs `$body` with the elements of any data type bound to `$v`.
+#[macro_export]
+macro_rules! each_data {
+    ($data:expr, $v:ident => $body:expr) => {
+        match $data {
+            $crate::tensor::Data::Bool($v) => $body,
+            $crate::tensor::Data::Uint8($v) => $body,
+            $crate::tensor::Data::Uint16($v) => $body,
+            $crate::tensor::Data::Uint32($v) => $body,
+            $crate::tensor::Data::Uint64($v) => $body,
+            $crate::tensor::Data::Int8($v) => $body,
+            $crate::tensor::Data::Int16($v) => $body,
+            $crate::tensor::Data::Int32($v) => $body,
+            $crate::tensor::Data::Int64($v) => $body,
+            $crate::tensor::Data::Fp16($v) => $body,
+            $crate::tensor::Data::Bf16($v) => $body,
+            $crate::tensor::Data::Fp32($v) => $body,
+            $crate::tensor::Data::Fp64($v) => $body,
+            $crate::tensor::Data::Bytes($v) => $body,
+        }
+    };
+}
+
+/// A data type of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub enum DataType {
+    Bool,
+    Uint8,
+    Uint16,
+    Uint32,
+    Uint64,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    Fp16,
+    Bf16,
+    Fp32,
+    Fp64,
+    Bytes,
+}
+
+/// Names on the wire.
+const NAMES: [(DataType, &str); 14] = [
+    (DataType::Bool, "BOOL"),
+    (DataType::Uint8, "UINT8"),
+    (DataType::Uint16, "UINT16"),
+    (DataType::Uint32, "UINT32"),
+    (DataType::Uint64, "UINT64"),
+    (DataType::Int8, "INT8"),
+    (DataType::Int16, "INT16"),
+    (DataType::Int32, "INT32"),
+    (DataType::Int64, "INT64"),
+    (DataType::Fp16, "FP16"),
+    (DataType::Bf16, "BF16"),
+    (DataType::Fp32, "FP32"),
+    (DataType::Fp64, "FP64"),
+    (DataType::Bytes, "BYTES"),
+];
+
+impl DataType {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|(t, _)| *t == self).map_or("", |(_, n)| n)
+    }
+
+    /// The type of that name.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that names the tensor and the types there are.
+    pub fn parse(name: &str, tensor: &str) -> Result<Self, Error> {
+        NAMES.iter().find(|(_, n)| *n == name).map(|(t, _)| *t).ok_or_else(|| {
+            let known = NAMES.iter().map(|(_, n)| *n).collect::<Vec<_>>().join(", ");
+            Error::Invalid(format!("input '{tensor}': unknown datatype '{name}'; datatypes are {known}"))
+        })
+    }
+
+    /// Bytes an element takes in the binary extension; `None` for BYTES, whose elements vary.
+    pub fn size(self) -> Option<usize> {
+        Some(match self {
+            Self::Bool | Self::Uint8 | Self::Int8 => 1,
+            Self::Uint16 | Self::Int16 | Self::Fp16 | Self::Bf16 => 2,
+            Self::Uint32 | Self::Int32 | Self::Fp32 => 4,
+            Self::Uint64 | Self::Int64 | Self::Fp64 => 8,
+            Self::Bytes => return None,
+        })
+    }
+}
+
+/// A named tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    /// Its name in the model.
+    pub name: String,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Its elements.
+    pub data: Data,
+}
+
+/// What a model says about an input or output; -1 stands for any size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name.
+    pub name: String,
+    /// Its data type.
+    pub datatype: DataType,
+    /// Its dimensions; -1 for a free one.
+    pub shape: Vec<i64>,
+}
+
+impl Data {
+    /// The type of the elements.
+    pub fn datatype(&self) -> DataType {
+        match self {
+            Self::Bool(_) => DataType::Bool,
+            Self::Uint8(_) => DataType::Uint8,
+            Self::Uint16(_) => DataType::Uint16,
+            Self::Uint32(_) => DataType::Uint32,
+            Self::Uint64(_) => DataType::Uint64,
+            Self::Int8(_) => DataType::Int8,
+            Self::Int16(_) => DataType::Int16,
+            Self::Int32(_) => DataType::Int32,
+            Self::Int64(_) => DataType::Int64,
+            Self::Fp16(_) => DataType::Fp16,
+            Self::Bf16(_) => DataType::Bf16,
+            Self::Fp32(_) => DataType::Fp32,
+            Self::Fp64(_) => DataType::Fp64,
+            Self::Bytes(_) => DataType::Bytes,
+        }
+    }
+
+    /// How many elements there are.
+    pub fn len(&self) -> usize {
+        each_data!(self, v => v.len())
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads elements from JSON, flat or nested as the shape is.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that names the tensor and what was found.
+    pub fn from_json(json: &str, datatype: DataType, tensor: &str, expected: usize) -> Result<Self, Error> {
+        // No more room than the text can fill is taken at once, whatever the shape claims.
+        let room = expected.min(json.len());
+        macro_rules! read {
+            ($variant:ident) => {{
+                let mut items = Vec::with_capacity(room);
+                flat(json, &mut items).map(|()| Self::$variant(items))
+            }};
+        }
+        match datatype {
+            DataType::Bool => read!(Bool),
+            DataType::Uint8 => read!(Uint8),
+            DataType::Uint16 => read!(Uint16),
+            DataType::Uint32 => read!(Uint32),
+            DataType::Uint64 => read!(Uint64),
+            DataType::Int8 => read!(Int8),
+            DataType::Int16 => read!(Int16),
+            DataType::Int32 => read!(Int32),
+            DataType::Int64 => read!(Int64),
+            DataType::Fp16 => read!(Fp16),
+            DataType::Bf16 => read!(Bf16),
+            DataType::Fp32 => read!(Fp32),
+            DataType::Fp64 => read!(Fp64),
+            DataType::Bytes => read!(Bytes),
+        }
+        .map_err(|e| Error::Invalid(format!("input '{tensor}': data is not {}: {e}", datatype.name())))
+    }
+
+    /// Reads elements from the binary extension: little endian; BYTES with a 4-byte length before each.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that names the tensor and the size that was expected.
+    pub fn from_binary(raw: &[u8], datatype: DataType, tensor: &str, expected: usize) -> Result<Self, Error> {
+        let Some(size) = datatype.size() else {
+            return bytes_from_binary(raw, tensor);
+        };
+        if expected.checked_mul(size) != Some(raw.len()) {
+            return Err(Error::Invalid(format!(
+                "input '{tensor}': {} bytes of binary data, expected {} ({expected} elements of {})",
+                raw.len(),
+                expected.saturating_mul(size),
+                datatype.name()
+            )));
+        }
+        macro_rules! read {
+            ($variant:ident, $t:ty) => {
+                Self::$variant(raw.as_chunks().0.iter().map(|b| <$t>::from_le_bytes(*b)).collect())
+            };
+        }
+        Ok(match datatype {
+            DataType::Bool => Self::Bool(raw.iter().map(|b| *b != 0).collect()),
+            DataType::Uint8 => Self::Uint8(raw.to_vec()),
+            DataType::Uint16 => read!(Uint16, u16),
+            DataType::Uint32 => read!(Uint32, u32),
+            DataType::Uint64 => read!(Uint64, u64),
+            DataType::Int8 => Self::Int8(raw.iter().map(|b| b.cast_signed()).collect()),
+            DataType::Int16 => read!(Int16, i16),
+            DataType::Int32 => read!(Int32, i32),
+            DataType::Int64 => read!(Int64, i64),
+            DataType::Fp16 => read!(Fp16, f16),
+            DataType::Bf16 => read!(Bf16, bf16),
+            DataType::Fp32 => read!(Fp32, f32),
+            DataType::Fp64 | DataType::Bytes => read!(Fp64, f64),
+        })
+    }
+
+    /// Appends the elements in the binary extension's form.
+    pub fn write_binary(&self, out: &mut Vec<u8>) {
+        macro_rules! write {
+            ($v:expr) => {
+                for x in $v {
+                    out.extend_from_slice(&x.to_le_bytes());
+                }
+            };
+        }
+        match self {
+            Self::Bool(v) => out.extend(v.iter().map(|b| u8::from(*b))),
+            Self::Uint8(v) => out.extend_from_slice(v),
+            Self::Uint16(v) => write!(v),
+            Self::Uint32(v) => write!(v),
+            Self::Uint64(v) => write!(v),
+            Self::Int8(v) => out.extend(v.iter().map(|b| b.cast_unsigned())),
+            Self::Int16(v) => write!(v),
+            Self::Int32(v) => write!(v),
+            Self::Int64(v) => write!(v),
+            Self::Fp16(v) => write!(v),
+            Self::Bf16(v) => write!(v),
+            Self::Fp32(v) => write!(v),
+            Self::Fp64(v) => write!(v),
+            Self::Bytes(v) => {
+                for item in v {
+                    out.extend_from_slice(&u32::try_from(item.len()).unwrap_or(u32::MAX).to_le_bytes());
+                    out.extend_from_slice(item);
+                }
+            }
+        }
+    }
+
+    /// Appends the elements as a flat JSON list. JSON has no NaN or infinities: they become `null`.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        fn list<T>(items: &[T], out: &mut Vec<u8>, mut one: impl FnMut(&T, &mut Vec<u8>)) {
+            out.push(b'[');
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                one(item, out);
+            }
+            out.push(b']');
+        }
+        fn plain<T: serde::Serialize>(item: &T, out: &mut Vec<u8>) {
+            // Writing numbers and texts into memory cannot fail.
+            drop(serde_json::to_writer(out, item));
+        }
+        match self {
+            Self::Bool(v) => list(v, out, plain),
+            Self::Uint8(v) => list(v, out, plain),
+            Self::Uint16(v) => list(v, out, plain),
+            Self::Uint32(v) => list(v, out, plain),
+            Self::Uint64(v) => list(v, out, plain),
+            Self::Int8(v) => list(v, out, plain),
+            Self::Int16(v) => list(v, out, plain),
+            Self::Int32(v) => list(v, out, plain),
+            Self::Int64(v) => list(v, out, plain),
+            Self::Fp16(v) => list(v, out, |x, out| plain(&x.to_f32(), out)),
+            Self::Bf16(v) => list(v, out, |x, out| plain(&x.to_f32(), out)),
+            Self::Fp32(v) => list(v, out, plain),
+            Self::Fp64(v) => list(v, out, plain),
+            Self::Bytes(v) => list(v, out, |x, out| plain(&String::from_utf8_lossy(x), out)),
+        }
+    }
+
+    /// Appends another tensor's elements of the same type; false when the types differ.
+    pub fn append(&mut self, other: &Self) -> bool {
+        macro_rules! join {
+            ($($variant:ident),*) => {
+                match (self, other) {
+                    $((Self::$variant(a), Self::$variant(b)) => { a.extend_from_slice(b); true })*
+                    _ => false,
+                }
+            };
+        }
+        join!(Bool, Uint8, Uint16, Uint32, Uint64, Int8, Int16, Int32, Int64, Fp16, Bf16, Fp32, Fp64, Bytes)
+    }
+
+    /// The elements `from..to`.
+    pub fn slice(&self, from: usize, to: usize) -> Self {
+        macro_rules! cut {
+            ($($variant:ident),*) => { match self { $(Self::$variant(v) => Self::$variant(v[from..to].to_vec())),* } };
+        }
+        cut!(Bool, Uint8, Uint16, Uint32, Uint64, Int8, Int16, Int32, Int64, Fp16, Bf16, Fp32, Fp64, Bytes)
+    }
+
+    /// `n` zeros, empty texts or false, for trying a model out.
+    pub fn zeros(datatype: DataType, n: usize) -> Self {
+        match datatype {
+            DataType::Bool => Self::Bool(vec![false; n]),
+            DataType::Uint8 => Self::Uint8(vec![0; n]),
+            DataType::Uint16 => Self::Uint16(vec![0; n]),
+            DataType::Uint32 => Self::Uint32(vec![0; n]),
+            DataType::Uint64 => Self::Uint64(vec![0; n]),
+            DataType::Int8 => Self::Int8(vec![0; n]),
+            DataType::Int16 => Self::Int16(vec![0; n]),
+            DataType::Int32 => Self::Int32(vec![0; n]),
+            DataType::Int64 => Self::Int64(vec![0; n]),
+            DataType::Fp16 => Self::Fp16(vec![f16::ZERO; n]),
+            DataType::Bf16 => Self::Bf16(vec![bf16::ZERO; n]),
+            DataType::Fp32 => Self::Fp32(vec![0.0; n]),
+            DataType::Fp64 => Self::Fp64(vec![0.0; n]),
+            DataType::Bytes => Self::Bytes(vec![Vec::new(); n]),
+        }
+    }
+}
+
+fn bytes_from_binary(raw: &[u8], tensor: &str) -> Result<Data, Error> {
+    let mut items = Vec::new();
+    let mut rest = raw;
+    while !rest.is_empty() {
+        let cut = || Error::Invalid(format!("input '{tensor}': binary BYTES data breaks off"));
+        let (length, tail) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let (item, tail) = tail.split_at_checked(length).ok_or_else(cut)?;
+        items.push(item.to_vec());
+        rest = tail;
+    }
+    Ok(Data::Bytes(items))
+}
+
+/// An element that JSON can hold.
+trait Element: Sized {
+    fn from_bool(_: bool) -> Option<Self> {
+        None
+    }
+    fn from_i64(_: i64) -> Option<Self> {
+        None
+    }
+    fn from_u64(_: u64) -> Option<Self> {
+        None
+    }
+    fn from_f64(_: f64) -> Option<Self> {
+        None
+    }
+    fn from_str(_: &str) -> Option<Self> {
+        None
+    }
+}
+
+macro_rules! integer_element {
+    ($($t:ty),*) => { $(impl Element for $t {
+        fn from_i64(v: i64) -> Option<Self> { v.try_into().ok() }
+        fn from_u64(v: u64) -> Option<Self> { v.try_into().ok() }
+        // `3.0` is an integer to most clients' languages.
+        fn from_f64(v: f64) -> Option<Self> {
+            (v.fract() == 0.0 && v >= <$t>::MIN as f64 && v <= <$t>::MAX as f64).then_some(v as $t)
+        }
+        fn from_bool(v: bool) -> Option<Self> { Some(Self::from(v)) }
+    })* };
+}
+integer_element!(u8, u16, u32, u64, i8, i16, i32, i64);
+
+macro_rules! float_element {
+    ($($t:ty => $convert:expr),*) => { $(impl Element for $t {
+        fn from_i64(v: i64) -> Option<Self> { Some($convert(v as f64)) }
+        fn from_u64(v: u64) -> Option<Self> { Some($convert(v as f64)) }
+        fn from_f64(v: f64) -> Option<Self> { Some($convert(v)) }
+    })* };
+}
+float_element!(f32 => |v| v as f32, f64 => |v| v, f16 => f16::from_f64, bf16 => bf16::from_f64);
+
+impl Element for bool {
+    fn from_bool(v: bool) -> Option<Self> {
+        Some(v)
+    }
+    fn from_u64(v: u64) -> Option<Self> {
+        (v <= 1).then_some(v == 1)
+    }
+}
+
+impl Element for Vec<u8> {
+    fn from_str(v: &str) -> Option<Self> {
+        Some(v.as_bytes().to_vec())
+    }
+}
+
+/// How deep JSON data may be nested.
+const MAX_DEPTH: usize = 32;
+
+fn flat<T: Element>(json: &str, items: &mut Vec<T>) -> Result<(), serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    Flat { items, depth: 0 }.deserialize(&mut deserializer)?;
+    deserializer.end()
+}
+
+/// Collects elements out of nested lists.
+struct Flat<'a, T> {
+    items: &'a mut Vec<T>,
+    depth: usize,
+}
+
+impl<'de, T: Element> DeserializeSeed<'de> for Flat<'_, T> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_any(self)
+    }
+}
+
+impl<T: Element> Flat<'_, T> {
+    fn push<E: serde::de::Error>(self, item: Option<T>, shown: impl std::fmt::Display) -> Result<(), E> {
+        if self.depth == 0 {
+            return Err(E::custom("a list is needed"));
+        }
+        self.items.push(item.ok_or_else(|| E::custom(format_args!("element {shown} does not fit")))?);
+        Ok(())
+    }
+}
+
+impl<'de, T: Element> Visitor<'de> for Flat<'_, T> {
+    type Value = ();
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of elements")
+    }
+    fn visit_bool<E: serde::de::Error>(self, v: bool) -> Result<(), E> {
+        self.push(T::from_bool(v), v)
+    }
+    fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<(), E> {
+        self.push(T::from_i64(v), v)
+    }
+    fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<(), E> {
+        self.push(T::from_u64(v), v)
+    }
+    fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<(), E> {
+        self.push(T::from_f64(v), v)
+    }
+    fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<(), E> {
+        self.push(T::from_str(v), v)
+    }
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        self.push(None, "null")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        if self.depth == MAX_DEPTH {
+            return Err(serde::de::Error::custom("lists are nested too deep"));
+        }
+        while list.next_element_seed(Flat { items: &mut *self.items, depth: self.depth + 1 })?.is_some() {}
+        Ok(())
+    }
+}
+
+/// The number of elements of a shape that a client sent.
+///
+/// # Errors
+/// [`Error::Invalid`] for negative sizes or more elements than memory could hold.
+pub fn elements(shape: &[i64], tensor: &str) -> Result<(Vec<usize>, usize), Error> {
+    let mut sizes = Vec::with_capacity(shape.len());
+    let mut count = 1usize;
+    for dimension in shape {
+        let size = usize::try_from(*dimension)
+            .map_err(|_| Error::Invalid(format!("input '{tensor}': shape {shape:?} has a negative dimension")))?;
+        count = count
+            .checked_mul(size)
+            .filter(|n| *n <= 1 << 40)
+            .ok_or_else(|| Error::Invalid(format!("input '{tensor}': shape {shape:?} is too large")))?;
+        sizes.push(size);
+    }
+    Ok((sizes, count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn json_is_read_flat_or_nested() {
+        let flat = Data::from_json("[1,2.5,-3]", DataType::Fp32, "x", 3).unwrap();
+        let nested = Data::from_json("[[1],[2.5],[-3]]", DataType::Fp32, "x", 3).unwrap();
+        assert_eq!(flat, Data::Fp32(vec![1.0, 2.5, -3.0]));
+        assert_eq!(flat, nested);
+        assert_eq!(Data::from_json("[true,false]", DataType::Bool, "x", 2).unwrap(), Data::Bool(vec![true, false]));
+        assert_eq!(Data::from_json("[\"é\"]", DataType::Bytes, "x", 1).unwrap(), Data::Bytes(vec!["é".into()]));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        for (json, datatype) in
+            [("[300]", DataType::Uint8), ("[-1]", DataType::Uint64), ("[1.5]", DataType::Int32), ("7", DataType::Int8)]
+        {
+            let e = Data::from_json(json, datatype, "pixels", 1).unwrap_err().to_string();
+            assert!(e.starts_with("input 'pixels': data is not"), "{e}");
+        }
+        let deep = "[".repeat(100) + &"]".repeat(100);
+        assert!(Data::from_json(&deep, DataType::Fp32, "x", 0).is_err());
+        assert!(Data::from_binary(&[0; 7], DataType::Fp32, "x", 2).unwrap_err().to_string().contains("expected 8"));
+        assert!(elements(&[1 << 40, 1 << 40], "x").is_err());
+        assert!(elements(&[2, -1], "x").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn binary_round_trips(values in proptest::collection::vec(any::<f64>(), 0..50), texts in proptest::collection::vec(any::<Vec<u8>>(), 0..9)) {
+            for data in [
+                Data::Fp64(values.clone()),
+                Data::Int16(values.iter().map(|v| *v as i16).collect()),
+                Data::Bf16(values.iter().map(|v| bf16::from_f64(*v)).collect()),
+                Data::Bytes(texts.clone()),
+            ] {
+                let mut raw = Vec::new();
+                data.write_binary(&mut raw);
+                let back = Data::from_binary(&raw, data.datatype(), "x", data.len()).unwrap();
+                let mut again = Vec::new();
+                back.write_binary(&mut again);
+                prop_assert_eq!(raw, again);
+            }
+        }
+    }
+}

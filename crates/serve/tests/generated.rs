@@ -1,0 +1,29 @@
+//! `src/grpc/inference.rs` is generated from `proto/inference.proto`; this test writes it anew where it differs
+//! and fails then, so that the two cannot drift. No protoc is needed.
+
+#[test]
+fn the_committed_code_is_what_the_proto_says() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let descriptors = protox::compile([root.join("proto/inference.proto")], [root.join("proto")]).unwrap();
+    let out = tempdir();
+    tonic_prost_build::configure()
+        .build_client(false)
+        .bytes(".")
+        .out_dir(&out)
+        .compile_fds(descriptors)
+        .unwrap();
+    let generated = std::fs::read_to_string(out.join("inference.rs")).unwrap();
+    let place = root.join("src/grpc/inference.rs");
+    let committed = std::fs::read_to_string(&place).unwrap_or_default();
+    std::fs::remove_dir_all(out).unwrap();
+    if generated != committed {
+        std::fs::write(&place, generated).unwrap();
+        panic!("{} was out of date and has been written anew; commit it", place.display());
+    }
+}
+
+fn tempdir() -> std::path::PathBuf {
+    let dir = std::env::temp_dir().join(format!("slipway-generated-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}
