@@ -1,1 +1,22 @@
-//! x
+//! One HTTP server: mounts the domains' routers, authentication, metrics and the web UI, on three ports.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`platform`] | opens the state folder and wires the domains together |
+//! | [`run`](mod@run) | listens, drains, stops |
+//! | [`auth`] | tokens |
+//! | `api` | slipway's own API, `/api/v1`, and its OpenAPI document |
+//! | `metrics` | Prometheus |
+//! | `ui` | the embedded web pages |
+
+mod api;
+pub mod auth;
+pub mod error;
+mod metrics;
+pub mod platform;
+pub mod run;
+mod ui;
+
+pub use error::ServerError;
+pub use platform::Platform;
+pub use run::{Addresses, Options, Server};

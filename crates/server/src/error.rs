@@ -1,0 +1,70 @@
+//! Why a server does not start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use slipway_core::Explain;
+
+/// A reason not to start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Another server holds the state folder.
+    #[error("another slipway server uses {}{}", path.display(), pid.map(|p| format!(" (process {p})")).unwrap_or_default())]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+        /// The other server, if it is known.
+        pid: Option<u32>,
+    },
+    /// The state folder cannot be used.
+    #[error("the state folder {} cannot be used: {source}", path.display())]
+    Home {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// An address beyond loopback without authentication.
+    #[error("refusing to listen on {0} without authentication: other machines could reach it")]
+    Unauthenticated(SocketAddr),
+    /// The address is taken.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The token file cannot be used.
+    #[error("the token file {} cannot be used: {reason}", path.display())]
+    TokenFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The store does not open.
+    #[error(transparent)]
+    Store(#[from] slipway_store::StoreError),
+    /// Tracking does not open.
+    #[error(transparent)]
+    Track(#[from] slipway_track::Error),
+    /// The gateway does not open.
+    #[error(transparent)]
+    Serve(#[from] slipway_serve::Error),
+}
+
+impl Explain for ServerError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Locked { .. } => "home.locked",
+            Self::Home { .. } => "home.unusable",
+            Self::Unauthenticated(_) => "listen.unauthenticated",
+            Self::Listen { .. } => "listen.in_use",
+            Self::TokenFile { .. } => "auth.token_file",
+            Self::Store(e) => e.code(),
+            Self::Track(e) => Explain::code(e),
+            Self::Serve(e) => e.code(),
+        }
+    }
+}

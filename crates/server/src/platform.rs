@@ -1,0 +1,90 @@
+//! Opens the state folder and wires the domains together.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use rustix::fs::{FlockOperation, flock};
+use slipway_core::home::Home;
+use slipway_serve::runtime::{Preference, Runtime};
+use slipway_serve::{Gateway, ModelSource, ResolvedModel};
+use slipway_store::{Database, Objects};
+use slipway_track::Tracking;
+use tokio::sync::watch;
+
+use crate::{ServerError, api, metrics, ui};
+
+/// Everything that a server serves; cheap to clone.
+#[derive(Clone)]
+pub struct Platform {
+    /// Runs, models, artifacts.
+    pub tracking: Tracking,
+    /// Deployments.
+    pub gateway: Gateway,
+    /// The database, to be closed at the end.
+    pub database: Database,
+    /// Counters of requests.
+    pub(crate) meters: Arc<metrics::Meters>,
+    /// Held while the state folder is in use.
+    _lock: Arc<std::fs::File>,
+}
+
+/// The registry as the gateway sees it.
+struct Registry(Tracking);
+
+impl ModelSource for Registry {
+    fn resolve(&self, uri: &str) -> Result<ResolvedModel, String> {
+        let found = self.0.resolve(uri).map_err(|e| e.to_string())?;
+        if !found.path.exists() {
+            return Err(format!("the artifacts of {uri} are gone"));
+        }
+        Ok(ResolvedModel { name: found.name, version: found.version, run_id: found.run_id, path: found.path })
+    }
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.0.registry_changes()
+    }
+}
+
+impl Platform {
+    /// Opens the state folder; makes what is not there yet.
+    ///
+    /// # Errors
+    /// [`ServerError::Locked`] when another process uses it; [`ServerError::Home`]; the domains' own.
+    pub async fn open(home: &Home, runtime: Preference, library: Option<PathBuf>) -> Result<Self, ServerError> {
+        let unusable = |source| ServerError::Home { path: home.root().to_owned(), source };
+        home.create().map_err(unusable)?;
+        let lock = std::fs::File::create(home.lock_file()).map_err(unusable)?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let other: Option<serde_json::Value> =
+                std::fs::read(home.server_file()).ok().and_then(|b| serde_json::from_slice(&b).ok());
+            let pid = other.and_then(|o| o.get("pid")?.as_u64()).and_then(|p| u32::try_from(p).ok());
+            return Err(ServerError::Locked { path: home.root().to_owned(), pid });
+        }
+        let database =
+            Database::open(&home.database(), &[slipway_track::MIGRATION, slipway_serve::MIGRATION])?;
+        let tracking = Tracking::open(database.clone(), Objects::open(home.objects())?).await?;
+        let runtime = Runtime::choose(runtime, library.as_deref())?;
+        let gateway = Gateway::open(database.clone(), runtime, Arc::new(Registry(tracking.clone())))?;
+        Ok(Self { tracking, gateway, database, meters: Arc::default(), _lock: Arc::new(lock) })
+    }
+
+    /// The control plane: MLflow's API, slipway's own, health, metrics and the UI.
+    pub fn control_router(&self) -> Router {
+        Router::new()
+            .nest("/api/v1", api::router(self.clone()))
+            .merge(slipway_track::http::router(self.tracking.clone()))
+            .merge(api::health_router(self.clone()))
+            .fallback(ui::serve)
+            .layer(axum::middleware::from_fn_with_state(Arc::clone(&self.meters), metrics::count))
+    }
+
+    /// The inference gateway, REST.
+    pub fn inference_router(&self) -> Router {
+        slipway_serve::http::router(self.gateway.clone())
+    }
+
+    /// The inference gateway, gRPC.
+    pub fn grpc_router(&self) -> Router {
+        tonic::service::Routes::new(slipway_serve::grpc::service(self.gateway.clone())).into_axum_router()
+    }
+}

@@ -1,0 +1,150 @@
+//! Listening, draining, stopping.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use axum::Router;
+use axum::serve::ListenerExt;
+use serde::{Deserialize, Serialize};
+use slipway_core::clock::now_ms;
+use slipway_core::home::Home;
+use slipway_serve::runtime::Preference;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::auth::{Tokens, require};
+use crate::{Platform, ServerError};
+
+/// Time for requests in flight to end after a stop was asked for.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// How to run a server.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The state folder.
+    pub home: Home,
+    /// Control plane and UI.
+    pub control: SocketAddr,
+    /// Inference, REST.
+    pub inference: SocketAddr,
+    /// Inference, gRPC.
+    pub grpc: SocketAddr,
+    /// Accepted tokens, one a line; without it only loopback is listened on.
+    pub token_file: Option<PathBuf>,
+    /// What runs the models.
+    pub runtime: Preference,
+    /// Where ONNX Runtime is.
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// Where a server listens; kept in `server.json` for clients on this machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Addresses {
+    /// Its process.
+    pub pid: u32,
+    /// Control plane and UI.
+    pub control: SocketAddr,
+    /// Inference, REST.
+    pub inference: SocketAddr,
+    /// Inference, gRPC.
+    pub grpc: SocketAddr,
+    /// Its version.
+    pub version: String,
+    /// When it started, in milliseconds since the Unix epoch.
+    pub started: i64,
+}
+
+/// A server that listens.
+pub struct Server {
+    /// Where.
+    pub addresses: Addresses,
+    home: Home,
+    platform: Platform,
+    sockets: [(TcpListener, Router); 3],
+}
+
+impl Server {
+    /// Opens the state folder and the ports.
+    ///
+    /// # Errors
+    /// [`ServerError`], and nothing is left open then.
+    pub async fn bind(options: Options) -> Result<Self, ServerError> {
+        let tokens = options.token_file.as_deref().map(Tokens::read).transpose()?;
+        for address in [options.control, options.inference, options.grpc] {
+            if !address.ip().is_loopback() && tokens.is_none() {
+                return Err(ServerError::Unauthenticated(address));
+            }
+        }
+        let platform = Platform::open(&options.home, options.runtime, options.onnxruntime).await?;
+        let listen = async |address: SocketAddr| {
+            TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
+        };
+        let control = listen(options.control).await?;
+        let inference = listen(options.inference).await?;
+        let grpc = listen(options.grpc).await?;
+        let place = |socket: &TcpListener, asked: SocketAddr| socket.local_addr().unwrap_or(asked);
+        let addresses = Addresses {
+            pid: std::process::id(),
+            control: place(&control, options.control),
+            inference: place(&inference, options.inference),
+            grpc: place(&grpc, options.grpc),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: now_ms(),
+        };
+        let unusable = |source| ServerError::Home { path: options.home.server_file(), source };
+        let text = serde_json::to_vec_pretty(&addresses).map_err(|e| unusable(e.into()))?;
+        // Written beside and renamed, so that no client reads half of it.
+        let beside = options.home.root().join("server.json.new");
+        std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, options.home.server_file())).map_err(unusable)?;
+        let guarded = |router: Router| match &tokens {
+            Some(tokens) => router.layer(axum::middleware::from_fn_with_state(tokens.clone(), require)),
+            None => router,
+        };
+        let control_router = guarded(platform.control_router().merge(crate::api::addresses_router(addresses.clone())));
+        let sockets = [
+            (control, control_router),
+            (inference, guarded(platform.inference_router())),
+            (grpc, guarded(platform.grpc_router())),
+        ];
+        Ok(Self { addresses, home: options.home, platform, sockets })
+    }
+
+    /// Answers requests until `stop` is done, then lets those in flight end and closes the store.
+    ///
+    /// # Errors
+    /// [`ServerError::Listen`] when a port fails while it is served.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
+        let (stopping, stopped) = watch::channel(false);
+        let mut tasks = tokio::task::JoinSet::new();
+        for (listener, router) in self.sockets {
+            let address = listener.local_addr().unwrap_or(self.addresses.control);
+            // Small answers must not wait for more data to fill a packet.
+            let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+            let mut stopped = stopped.clone();
+            let asked = async move { drop(stopped.wait_for(|s| *s).await) };
+            tasks.spawn(async move {
+                let served = axum::serve(listener, router).with_graceful_shutdown(asked).await;
+                served.map_err(|source| ServerError::Listen { address, source })
+            });
+        }
+        let mut result = Ok(());
+        tokio::select! {
+            () = stop => tracing::info!("stopping: draining requests in flight"),
+            Some(Ok(ended)) = tasks.join_next() => result = ended,
+        }
+        stopping.send_replace(true);
+        let drained = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN, drained).await.is_err() {
+            tracing::warn!("some requests did not end in time");
+        }
+        let database = self.platform.database.clone();
+        let closed = tokio::task::spawn_blocking(move || database.close()).await;
+        if let Err(error) = closed {
+            tracing::error!(%error, "the store did not close");
+        }
+        drop(std::fs::remove_file(self.home.server_file()));
+        result
+    }
+}
