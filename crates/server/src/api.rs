@@ -28,6 +28,7 @@ pub(crate) fn router(platform: Platform) -> Router {
         .route("/deployments/{name}/rollback", post(rollback))
         .route("/deployments/{name}/history", get(history))
         .route("/deployments/{name}/infer", post(infer))
+        .route("/deployments/{name}/metadata", get(metadata))
         .route("/requests", get(requests))
         .route("/requests/{id}/lineage", get(request_lineage))
         .route("/models/{name}/versions/{version}/lineage", get(version_lineage))
@@ -170,11 +171,21 @@ async fn infer(
     Path(name): Path<String>,
     request: axum::extract::Request,
 ) -> Result<Response, Failure> {
+    forward(&p, format!("/v2/models/{name}/infer"), request).await
+}
+
+async fn metadata(
+    State(p): State<Platform>,
+    Path(name): Path<String>,
+    request: axum::extract::Request,
+) -> Result<Response, Failure> {
+    forward(&p, format!("/v2/models/{name}"), request).await
+}
+
+async fn forward(p: &Platform, path: String, request: axum::extract::Request) -> Result<Response, Failure> {
     use tower::ServiceExt;
     let (mut parts, body) = request.into_parts();
-    parts.uri = format!("/v2/models/{name}/infer")
-        .parse()
-        .map_err(|e| slipway_serve::Error::Invalid(format!("'{name}' is no model name: {e}")))?;
+    parts.uri = path.parse().map_err(|e| slipway_serve::Error::Invalid(format!("'{path}' is no path: {e}")))?;
     let answer = p.inference_router().oneshot(axum::extract::Request::from_parts(parts, body)).await;
     Ok(answer.unwrap_or_else(|never| match never {}))
 }

@@ -1,1 +1,95 @@
-fn main(){}
+//! `slipway`: the command line. It parses, calls the server (or the same routers in this process when none runs),
+//! and prints. It holds no rule of any domain.
+
+mod cli;
+mod client;
+mod commands;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use slipway_core::Explain;
+
+/// What a command ends with.
+enum Failure {
+    /// A refused or failed request, or a local failure: exit code 1, 4 or 5.
+    Error { message: String, code: &'static str, hint: Option<String>, exit: u8 },
+    /// Something was found, and printed: exit code 3.
+    Findings,
+}
+
+impl<E: Explain> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let code = error.code();
+        let exit = match code {
+            "server.unreachable" => 5,
+            "auth.required" => 4,
+            _ => 1,
+        };
+        Self::Error { message: error.to_string(), code, hint: error.hint(), exit }
+    }
+}
+
+/// The report that miette draws.
+#[derive(Debug)]
+struct Report {
+    message: String,
+    code: &'static str,
+    hint: Option<String>,
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+impl std::error::Error for Report {}
+impl miette::Diagnostic for Report {
+    fn code<'a>(&'a self) -> Option<Box<dyn std::fmt::Display + 'a>> {
+        Some(Box::new(self.code))
+    }
+    fn help<'a>(&'a self) -> Option<Box<dyn std::fmt::Display + 'a>> {
+        let more = format!("`slipway explain {}` tells more.", self.code);
+        Some(Box::new(self.hint.as_ref().map_or(more.clone(), |h| format!("{h}\n{more}"))))
+    }
+}
+
+fn main() -> ExitCode {
+    let args = cli::Cli::parse();
+    log(&args);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start the asynchronous runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(commands::run(args));
+    // Threads that still read or compute must not hold the process back.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Findings) => ExitCode::from(3),
+        Err(Failure::Error { message, code, hint, exit }) => {
+            eprintln!("{:?}", miette::Report::new(Report { message, code, hint }));
+            ExitCode::from(exit)
+        }
+    }
+}
+
+fn log(args: &cli::Cli) {
+    let filter = std::env::var(slipway_core::env::LOG).ok().filter(|v| !v.is_empty());
+    let default = match (args.global.quiet, args.global.verbose) {
+        (true, _) => "error",
+        (_, 0) if matches!(args.command, cli::Command::Up(_)) => "info",
+        (_, 0) => "warn",
+        (_, 1) => "info",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::new(filter.unwrap_or_else(|| default.to_owned()));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let json = std::env::var(slipway_core::env::LOG_FORMAT).is_ok_and(|f| f == "json");
+    if json { builder.json().init() } else { builder.with_ansi(output::colour()).init() }
+}

@@ -1,0 +1,306 @@
+//! The arguments. Verbs are the same everywhere: `ls show apply rm`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// From bare GPU machines to a launched model, with one binary.
+#[derive(Debug, Parser)]
+#[command(name = "slipway", version, max_term_width = 110, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// URL of the control plane; without one, the server of this machine or the state folder itself is used
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) server: Option<String>,
+    /// State folder
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+    /// Say more (twice: debug)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Say nothing but results and errors
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// No colours (also NO_COLOR)
+    #[arg(long, global = true)]
+    pub(crate) no_color: bool,
+    /// Ask nothing
+    #[arg(short, long, global = true)]
+    pub(crate) yes: bool,
+    /// Show what would change, change nothing
+    #[arg(long, global = true)]
+    pub(crate) dry_run: bool,
+}
+
+/// A form of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Columns for people
+    Table,
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+    /// Names only, one a line
+    Name,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start the platform: tracking, registry, gateway and UI in one process
+    #[command(after_help = "Example:\n  slipway up\n  slipway up --listen 0.0.0.0:7070 --token-file tokens")]
+    Up(Up),
+    /// Stop the platform of this state folder
+    #[command(after_help = "Example:\n  slipway down")]
+    Down,
+    /// What is running and how it does
+    #[command(after_help = "Example:\n  slipway status -o json")]
+    Status,
+    /// Check this machine and the state folder; exit 3 when something is wrong
+    #[command(after_help = "Example:\n  slipway doctor")]
+    Doctor,
+    /// The main job on real data: train, track, register, deploy, ask; verified step by step
+    #[command(after_help = "Example:\n  slipway demo --keep")]
+    Demo(Demo),
+    /// Tracked runs
+    #[command(subcommand)]
+    Run(Run),
+    /// Registered models
+    #[command(subcommand)]
+    Model(Model),
+    /// Deployments: models behind the inference gateway
+    #[command(subcommand)]
+    Deploy(Deploy),
+    /// Where an answer came from: request, model version, run, data
+    #[command(after_help = "Example:\n  slipway show REQUEST_ID --lineage")]
+    Show(Show),
+    /// What an error code means and what helps
+    #[command(after_help = "Example:\n  slipway explain listen.unauthenticated")]
+    Explain {
+        /// The code; all of them without one
+        code: Option<String>,
+    },
+    /// The settings in force
+    #[command(subcommand)]
+    Config(Config),
+    /// Completions for a shell
+    #[command(after_help = "Example:\n  slipway completions bash > /etc/bash_completion.d/slipway")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages
+    #[command(after_help = "Example:\n  slipway man --dir /usr/local/share/man/man1")]
+    Man {
+        /// Where to
+        #[arg(long, default_value = ".")]
+        dir: PathBuf,
+    },
+}
+
+/// Options of `up`.
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// Control plane and UI (port 0 picks a free one)
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: Option<String>,
+    /// Inference gateway, REST
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) inference_listen: Option<String>,
+    /// Inference gateway, gRPC
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) grpc_listen: Option<String>,
+    /// File with one accepted token a line; needed to listen beyond loopback
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// What runs the models: auto, ort or tract
+    #[arg(long)]
+    pub(crate) runtime: Option<String>,
+    /// Path of libonnxruntime.so
+    #[arg(long, value_name = "FILE")]
+    pub(crate) onnxruntime: Option<PathBuf>,
+}
+
+/// Options of `demo`.
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Folder of the demo: Python environment, state, logs
+    #[arg(long, default_value = ".slipway-demo")]
+    pub(crate) dir: PathBuf,
+    /// Leave the platform up
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Python that makes the environment
+    #[arg(long, default_value = "python3")]
+    pub(crate) python: String,
+    /// What runs the models: auto, ort or tract
+    #[arg(long, default_value = "auto")]
+    pub(crate) runtime: String,
+}
+
+/// Verbs of `run`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Run {
+    /// List runs
+    #[command(after_help = "Example:\n  slipway run ls --experiment digits --filter \"metrics.accuracy > 0.9\" --order-by \"metrics.accuracy DESC\"")]
+    Ls {
+        /// Experiment, by name or id; all without one
+        #[arg(long)]
+        experiment: Option<String>,
+        /// MLflow's filter grammar
+        #[arg(long, default_value = "")]
+        filter: String,
+        /// MLflow's order clauses
+        #[arg(long)]
+        order_by: Vec<String>,
+        /// At most so many
+        #[arg(long, default_value_t = 50)]
+        limit: i64,
+    },
+    /// One run
+    #[command(after_help = "Example:\n  slipway run show RUN_ID")]
+    Show {
+        /// The run's id
+        id: String,
+    },
+    /// Parameters and metrics of several runs side by side
+    #[command(after_help = "Example:\n  slipway run compare RUN_ID RUN_ID")]
+    Compare {
+        /// The runs' ids
+        #[arg(required = true, num_args = 2..)]
+        ids: Vec<String>,
+    },
+    /// Runs as CSV
+    #[command(after_help = "Example:\n  slipway run export --experiment digits > runs.csv")]
+    Export {
+        /// Experiment, by name or id; all without one
+        #[arg(long)]
+        experiment: Option<String>,
+        /// MLflow's filter grammar
+        #[arg(long, default_value = "")]
+        filter: String,
+    },
+}
+
+/// Verbs of `model`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Model {
+    /// List registered models
+    #[command(after_help = "Example:\n  slipway model ls")]
+    Ls,
+    /// One model and its versions
+    #[command(after_help = "Example:\n  slipway model show digits")]
+    Show {
+        /// The model's name
+        name: String,
+    },
+    /// Register a run's model as a new version
+    #[command(after_help = "Example:\n  slipway model register digits --run RUN_ID --path model")]
+    Register {
+        /// The model's name; made if it is new
+        name: String,
+        /// The run
+        #[arg(long)]
+        run: String,
+        /// The model's folder among the run's artifacts
+        #[arg(long, default_value = "model")]
+        path: String,
+    },
+    /// Point an alias to a version
+    #[command(after_help = "Example:\n  slipway model promote digits 3 champion")]
+    Promote {
+        /// The model's name
+        name: String,
+        /// The version
+        version: String,
+        /// The alias
+        alias: String,
+    },
+}
+
+/// Verbs of `deploy`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Deploy {
+    /// Put a deployment file in force
+    #[command(after_help = "Example:\n  slipway deploy apply examples/digits/deploy.yaml\n\nThe file:\n  apiVersion: slipway.dev/v1\n  kind: Deployment\n  metadata: { name: digits }\n  spec:\n    models:\n      - { name: champion, uri: \"models:/digits@champion\", weight: 90 }\n      - { name: challenger, uri: \"models:/digits@challenger\", weight: 10 }")]
+    Apply {
+        /// The file; - is standard input
+        file: PathBuf,
+    },
+    /// List deployments
+    #[command(after_help = "Example:\n  slipway deploy ls")]
+    Ls,
+    /// One deployment: models, traffic, latencies, revisions
+    #[command(after_help = "Example:\n  slipway deploy show digits")]
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Change the weights while it runs
+    #[command(after_help = "Example:\n  slipway deploy split digits champion=50 challenger=50")]
+    Split {
+        /// Its name
+        name: String,
+        /// NAME=PERCENT, adding up to 100
+        #[arg(required = true)]
+        weights: Vec<String>,
+    },
+    /// Go back to an earlier revision
+    #[command(after_help = "Example:\n  slipway deploy rollback digits")]
+    Rollback {
+        /// Its name
+        name: String,
+        /// Which revision; the one before by default
+        #[arg(long)]
+        to: Option<i64>,
+    },
+    /// Send one request, of zeros unless a file is given
+    #[command(after_help = "Example:\n  slipway deploy test digits\n  slipway deploy test digits --input request.json")]
+    Test {
+        /// Its name
+        name: String,
+        /// A V2 inference request in JSON
+        #[arg(long)]
+        input: Option<PathBuf>,
+    },
+    /// Take a deployment away
+    #[command(after_help = "Example:\n  slipway deploy rm digits")]
+    Rm {
+        /// Its name
+        name: String,
+    },
+}
+
+/// Options of `show`.
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// A request's id
+    pub(crate) request: String,
+    /// The whole chain, down to the data
+    #[arg(long)]
+    pub(crate) lineage: bool,
+}
+
+/// Verbs of `config`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// The settings in force
+    #[command(after_help = "Example:\n  slipway config show --origin")]
+    Show {
+        /// And where each came from
+        #[arg(long)]
+        origin: bool,
+    },
+}

@@ -1,0 +1,108 @@
+//! `doctor`: each thing found or missing, with what helps.
+
+use serde::Serialize;
+use serde_json::Value;
+use slipway_core::home::Home;
+use slipway_core::units;
+use slipway_serve::runtime::Runtime;
+
+use super::Context;
+use crate::Failure;
+use crate::client::running;
+use crate::output::{Table, print, say};
+
+/// A thing that was checked.
+#[derive(Debug, Serialize)]
+struct Check {
+    what: &'static str,
+    ok: bool,
+    found: String,
+    /// What helps when it is not ok.
+    remedy: String,
+}
+
+/// Free space below which runs and artifacts will soon fail.
+const LITTLE_SPACE: u64 = 1 << 30;
+
+pub(super) async fn doctor(context: &Context) -> Result<(), Failure> {
+    let home = Home::at(context.config.get("home").unwrap_or_default());
+    let mut checks = Vec::new();
+    let mut add = |what, ok, found: String, remedy: &str| {
+        checks.push(Check { what, ok, found, remedy: if ok { String::new() } else { remedy.to_owned() } });
+    };
+
+    let place = home.root().display().to_string();
+    let usable = home.create();
+    let found = match &usable {
+        Ok(()) => place.clone(),
+        Err(e) => format!("{place}: {e}"),
+    };
+    add("state folder", usable.is_ok(), found, "check its owner, or choose another with --home DIR");
+
+    if let Ok(space) = rustix::fs::statvfs(home.root()) {
+        let free = space.f_bavail * space.f_frsize;
+        add("free space", free > LITTLE_SPACE, units::bytes(free), "free some, or choose another disk with --home DIR");
+    }
+
+    let server = running(&home);
+    let found = server.as_ref().map_or("not running".to_owned(), |a| format!("process {} at http://{}", a.pid, a.control));
+    add("server", true, found, "");
+
+    match context.client().await {
+        Ok(client) => {
+            let checked: Result<Value, _> = client.get("/api/v1/integrity").await;
+            let (ok, found) = match checked {
+                Ok(v) => (v["result"] == "ok", v["result"].as_str().unwrap_or("no answer").to_owned()),
+                Err(e) => (false, e.to_string()),
+            };
+            add("database", ok, found, "restore slipway.db from a backup; `slipway explain store.sql`");
+            if let Ok(status) = client.get::<Value>("/api/v1/status").await {
+                let same = status["version"] == env!("CARGO_PKG_VERSION");
+                let version = status["version"].as_str().unwrap_or_default().to_owned();
+                add("server version", same, version, "restart the server with this binary: slipway down; slipway up");
+            }
+            if let Ok(deployments) = client.get::<Vec<Value>>("/api/v1/deployments").await {
+                let ready = deployments.iter().filter(|d| d["ready"] == true).count();
+                let found = format!("{ready} of {} ready", deployments.len());
+                add("deployments", ready == deployments.len(), found, "slipway deploy show NAME tells why");
+            }
+        }
+        Err(Failure::Error { message, hint, .. }) => add("database", false, message, &hint.unwrap_or_default()),
+        Err(Failure::Findings) => {}
+    }
+
+    let chosen = context
+        .config
+        .get("runtime")
+        .unwrap_or("auto")
+        .parse()
+        .and_then(|p| Runtime::choose(p, context.config.get("onnxruntime").map(std::path::Path::new)));
+    let (ok, found) = match &chosen {
+        Ok(runtime) => (true, runtime.about().to_owned()),
+        Err(e) => (false, e.to_string()),
+    };
+    add("inference runtime", ok, found, "pip install onnxruntime, then SLIPWAY_ONNXRUNTIME=.../libonnxruntime.so");
+
+    let python = std::process::Command::new("python3").arg("--version").output();
+    let (ok, found) = match python {
+        Ok(out) if out.status.success() => (true, String::from_utf8_lossy(&out.stdout).trim().to_owned()),
+        _ => (false, "not found".to_owned()),
+    };
+    add("python (for training code)", ok, found, "apt install python3 python3-venv");
+
+    let wrong = checks.iter().filter(|c| !c.ok).count();
+    print(context.global.output, &checks, |checks| {
+        let mut table = Table::new(&["CHECK", "STATE", "FOUND", "WHAT HELPS"]);
+        for c in checks {
+            table.row(vec![c.what.into(), if c.ok { "ok" } else { "WRONG" }.into(), c.found.clone(), c.remedy.clone()]);
+        }
+        table
+    });
+    if wrong == 0 {
+        say("everything is in order");
+        Ok(())
+    } else {
+        say(format_args!("{wrong} of {} checks found something", checks.len()));
+        Err(Failure::Findings)
+    }
+}

@@ -1,0 +1,111 @@
+//! `up`, `down`, `status`.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::{Value, json};
+use slipway_core::home::Home;
+use slipway_core::units;
+use slipway_server::{Options, Server};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Context;
+use crate::Failure;
+use crate::client::running;
+use crate::output::{Table, print, say};
+
+fn address(context: &Context, key: &str) -> Result<SocketAddr, Failure> {
+    let text = context.config.get(key).unwrap_or_default();
+    text.to_socket_addrs().ok().and_then(|mut found| found.next()).ok_or_else(|| Failure::Error {
+        message: format!("{key}: '{text}' is not HOST:PORT"),
+        code: "listen.invalid",
+        hint: slipway_core::explain::find("listen.invalid").map(|t| t.remedy.into()),
+        exit: 2,
+    })
+}
+
+pub(super) async fn up(context: &Context) -> Result<(), Failure> {
+    let options = Options {
+        home: Home::at(context.config.get("home").unwrap_or_default()),
+        control: address(context, "listen")?,
+        inference: address(context, "inference-listen")?,
+        grpc: address(context, "grpc-listen")?,
+        token_file: context.config.get("token-file").map(Into::into),
+        runtime: context.config.get("runtime").unwrap_or("auto").parse()?,
+        onnxruntime: context.config.get("onnxruntime").map(Into::into),
+    };
+    let root = options.home.root().to_owned();
+    let server = Server::bind(options).await?;
+    let a = &server.addresses;
+    if !context.global.quiet {
+        say(format_args!("slipway {} is up, state in {}", a.version, root.display()));
+        say(format_args!("  UI and API       http://{}", a.control));
+        say(format_args!("  inference, REST  http://{}/v2", a.inference));
+        say(format_args!("  inference, gRPC  {}", a.grpc));
+        say(format_args!("  MLflow clients:  export MLFLOW_TRACKING_URI=http://{}", a.control));
+    }
+    // Installing a handler fails only when the process has run out of descriptors; Ctrl-C then ends it at once.
+    let (mut term, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(term), Ok(interrupt)) => (term, interrupt),
+        (Err(e), _) | (_, Err(e)) => {
+            return Err(Failure::Error { message: e.to_string(), code: "home.unusable", hint: None, exit: 1 });
+        }
+    };
+    server
+        .run(async {
+            tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
+        })
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn down(context: &Context) -> Result<(), Failure> {
+    let home = Home::at(context.config.get("home").unwrap_or_default());
+    let Some(addresses) = running(&home) else {
+        say("nothing is running");
+        return Ok(());
+    };
+    let Some(pid) = i32::try_from(addresses.pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+    let refused = |e: rustix::io::Errno| Failure::Error {
+        message: format!("process {} cannot be stopped: {e}", addresses.pid),
+        code: "home.locked",
+        hint: None,
+        exit: 4,
+    };
+    kill_process(pid, Signal::TERM).map_err(refused)?;
+    for _ in 0..300 {
+        if test_kill_process(pid).is_err() {
+            say("stopped");
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Err(refused(rustix::io::Errno::TIMEDOUT))
+}
+
+pub(super) async fn status(context: &Context) -> Result<(), Failure> {
+    let client = context.client().await?;
+    let mut status: Value = client.get("/api/v1/status").await?;
+    if let Some(a) = &client.addresses {
+        status["control"] = json!(a.control);
+        status["inference"] = json!(a.inference);
+        status["grpc"] = json!(a.grpc);
+        status["pid"] = json!(a.pid);
+    }
+    status["running"] = json!(!client.is_in_process());
+    print(context.global.output, &status, |s| {
+        let mut table = Table::new(&["WHAT", "VALUE"]);
+        for (key, value) in s.as_object().into_iter().flatten() {
+            let shown = match (key.as_str(), value) {
+                ("memory_bytes", v) => units::bytes(v.as_u64().unwrap_or(0)),
+                ("uptime_seconds", v) => units::micros(v.as_f64().unwrap_or(0.0) * 1e6),
+                (_, Value::String(text)) => text.clone(),
+                (_, other) => other.to_string(),
+            };
+            table.row(vec![key.clone(), shown]);
+        }
+        table
+    });
+    Ok(())
+}
