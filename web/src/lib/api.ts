@@ -1,0 +1,187 @@
+// Calls to the server: MLflow's API for runs and models, slipway's own for deployments.
+
+export interface KeyValue {
+  key: string;
+  value: string;
+}
+export interface Metric {
+  key: string;
+  value: number | string;
+  timestamp: number;
+  step: number;
+  run_id?: string;
+}
+export interface Experiment {
+  experiment_id: string;
+  name: string;
+  lifecycle_stage: string;
+  creation_time: number;
+  last_update_time: number;
+}
+export interface Dataset {
+  name: string;
+  digest: string;
+  source_type: string;
+  source: string;
+  schema?: string;
+  profile?: string;
+}
+export interface Run {
+  info: {
+    run_id: string;
+    run_name: string;
+    experiment_id: string;
+    status: string;
+    start_time: number;
+    end_time?: number;
+    user_id: string;
+    artifact_uri: string;
+  };
+  data: { metrics?: Metric[]; params?: KeyValue[]; tags?: KeyValue[] };
+  inputs: { dataset_inputs?: { tags?: KeyValue[]; dataset: Dataset }[] };
+}
+export interface ModelVersion {
+  name: string;
+  version: string;
+  creation_timestamp: number;
+  current_stage: string;
+  run_id?: string;
+  source: string;
+  description?: string;
+  tags?: KeyValue[];
+}
+export interface RegisteredModel {
+  name: string;
+  description?: string;
+  last_updated_timestamp: number;
+  latest_versions?: ModelVersion[];
+  aliases?: { alias: string; version: string }[];
+}
+export interface FileInfo {
+  path: string;
+  is_dir: boolean;
+  file_size?: number;
+}
+export interface Stats {
+  requests: number;
+  errors: number;
+  rows: number;
+  p50_us: number;
+  p95_us: number;
+  p99_us: number;
+  total_us: number;
+}
+export interface VariantStatus {
+  name: string;
+  uri: string;
+  weight: number;
+  state: "ready" | "loading" | "failed";
+  reason: string | null;
+  model: { name: string; version: string; run_id: string } | null;
+  stats: Stats;
+}
+export interface Deployment {
+  name: string;
+  revision: number;
+  ready: boolean;
+  in_flight: number;
+  variants: VariantStatus[];
+}
+export interface Answered {
+  id: string;
+  deployment: string;
+  variant: string;
+  model: { name: string; version: string; run_id: string };
+  time: number;
+  took_us: number;
+}
+export interface TensorMeta {
+  name: string;
+  datatype: string;
+  shape: number[];
+}
+
+/** An answer other than success, with the server's own message. */
+export class ApiError extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+async function call<T>(path: string, init?: RequestInit): Promise<T> {
+  const answer = await fetch(path, init);
+  const text = await answer.text();
+  let body: Record<string, unknown> = {};
+  try {
+    body = text ? JSON.parse(text) : {};
+  } catch {
+    body = { message: text };
+  }
+  if (!answer.ok) {
+    throw new ApiError(answer.status, String(body.message ?? body.error ?? `${answer.status} ${answer.statusText}`));
+  }
+  return body as T;
+}
+
+const json = (body: unknown): RequestInit => ({
+  method: "POST",
+  headers: { "content-type": "application/json" },
+  body: JSON.stringify(body),
+});
+
+const mlflow = "/ajax-api/2.0/mlflow";
+
+export const api = {
+  status: () => call<{ version: string; uptime_seconds: number; memory_bytes: number; runtime: string }>("/api/v1/status"),
+  experiments: async () =>
+    (await call<{ experiments?: Experiment[] }>(`${mlflow}/experiments/search`, json({ max_results: 1000 }))).experiments ?? [],
+  searchRuns: async (experiments: string[], filter: string, orderBy: string[], max: number, token?: string) => {
+    const body = { experiment_ids: experiments, filter, order_by: orderBy, max_results: max, page_token: token };
+    const found = await call<{ runs?: Run[]; next_page_token?: string }>(`${mlflow}/runs/search`, json(body));
+    return { runs: found.runs ?? [], next: found.next_page_token };
+  },
+  run: async (id: string) => (await call<{ run: Run }>(`${mlflow}/runs/get?run_id=${encodeURIComponent(id)}`)).run,
+  /** At most `max` points a run, spread over the whole history. */
+  history: async (ids: string[], key: string, max = 1000) => {
+    const query = new URLSearchParams({ metric_key: key, max_results: String(max) });
+    ids.forEach((id) => query.append("run_ids", id));
+    return (await call<{ metrics?: Metric[] }>(`${mlflow}/metrics/get-history-bulk-interval?${query}`)).metrics ?? [];
+  },
+  artifacts: async (id: string, path: string) => {
+    const query = new URLSearchParams({ run_id: id, ...(path ? { path } : {}) });
+    return (await call<{ files?: FileInfo[] }>(`${mlflow}/artifacts/list?${query}`)).files ?? [];
+  },
+  artifactUrl: (id: string, path: string) => `/get-artifact?${new URLSearchParams({ run_id: id, path })}`,
+  models: async () =>
+    (await call<{ registered_models?: RegisteredModel[] }>(`${mlflow}/registered-models/search?max_results=1000`))
+      .registered_models ?? [],
+  model: async (name: string) =>
+    (await call<{ registered_model: RegisteredModel }>(`${mlflow}/registered-models/get?name=${encodeURIComponent(name)}`))
+      .registered_model,
+  versions: async (name: string) => {
+    const query = new URLSearchParams({ filter: `name = '${name.replaceAll("'", "")}'`, max_results: "1000" });
+    query.append("order_by", "version_number DESC");
+    return (await call<{ model_versions?: ModelVersion[] }>(`${mlflow}/model-versions/search?${query}`)).model_versions ?? [];
+  },
+  setAlias: (name: string, alias: string, version: string) =>
+    call(`${mlflow}/registered-models/alias`, json({ name, alias, version })),
+  versionsOfRuns: (ids: string[]) => call<Record<string, [string, number][]>>("/api/v1/run-versions", json({ run_ids: ids })),
+  deployments: () => call<Deployment[]>("/api/v1/deployments"),
+  split: (name: string, weights: Record<string, number>) =>
+    call<Deployment>(`/api/v1/deployments/${encodeURIComponent(name)}/split`, json({ weights })),
+  rollback: (name: string) => call<Deployment>(`/api/v1/deployments/${encodeURIComponent(name)}/rollback`, json({})),
+  metadata: (name: string) =>
+    call<{ inputs: TensorMeta[]; outputs: TensorMeta[]; platform: string }>(
+      `/api/v1/deployments/${encodeURIComponent(name)}/metadata`,
+    ),
+  infer: (name: string, body: string) =>
+    call<Record<string, unknown>>(`/api/v1/deployments/${encodeURIComponent(name)}/infer`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body,
+    }),
+  requests: (limit: number) => call<Answered[]>(`/api/v1/requests?limit=${limit}`),
+};

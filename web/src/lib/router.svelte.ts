@@ -1,0 +1,36 @@
+// The view is the path: links work, reload works, back works.
+
+class Route {
+  path = $state(location.pathname);
+  query = $state(new URLSearchParams(location.search));
+
+  constructor() {
+    addEventListener("popstate", () => this.#read());
+    addEventListener("click", (event) => {
+      const link = (event.target as Element | null)?.closest?.("a");
+      const plain = event.button === 0 && !event.metaKey && !event.ctrlKey && !event.shiftKey;
+      if (!link || !plain || link.target || link.hasAttribute("download") || link.origin !== location.origin) return;
+      if (/^\/(api|ajax-api|get-artifact|metrics|openapi)/.test(link.pathname)) return;
+      event.preventDefault();
+      this.go(link.pathname + link.search);
+    });
+  }
+
+  #read() {
+    this.path = location.pathname;
+    this.query = new URLSearchParams(location.search);
+  }
+
+  go(to: string) {
+    history.pushState(null, "", to);
+    this.#read();
+    scrollTo(0, 0);
+  }
+
+  /** The parts of the path after the first: `/runs/abc` has `["abc"]`. */
+  get rest(): string[] {
+    return this.path.split("/").slice(2).filter(Boolean).map(decodeURIComponent);
+  }
+}
+
+export const route = new Route();
