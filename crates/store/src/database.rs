@@ -159,6 +159,7 @@ impl Database {
         let connection = Connection::open_with_flags(&self.inner.path, flags)?;
         connection.execute_batch(
             "PRAGMA busy_timeout=10000; PRAGMA temp_store=MEMORY; PRAGMA cache_size=-4000; PRAGMA query_only=ON;
+             PRAGMA case_sensitive_like=ON;
              PRAGMA mmap_size=268435456;",
         )?;
         connection.set_prepared_statement_cache_capacity(256);

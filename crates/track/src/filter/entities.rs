@@ -168,11 +168,14 @@ fn attribute_values(
         if !["=", "!=", "<", "<=", ">", ">="].contains(&operator) {
             return Err(Error::invalid(format!("Invalid comparator for attribute {key}: {operator}")));
         }
+        let whole = |n: &str, shown: String| match n.parse::<i64>() {
+            Ok(n) => Ok(vec![n.into()]),
+            Err(_) => Err(Error::invalid(format!("Invalid value for numeric attribute '{key}': {shown}"))),
+        };
         return match operand {
-            Operand::Number(n) => match n.parse::<i64>() {
-                Ok(n) => Ok(vec![n.into()]),
-                Err(_) => Err(Error::invalid(format!("Invalid value for numeric attribute '{key}': {n}"))),
-            },
+            Operand::Number(n) => whole(n, n.clone()),
+            // Only experiments insist on a number that is not quoted.
+            Operand::Text(n) if !what.nulls => whole(n, format!("'{n}'")),
             other => Err(Error::invalid(format!(
                 "Expected numeric value type for numeric attribute: {key}. Found {}",
                 other.spelling()
@@ -199,6 +202,12 @@ fn attribute_values(
         }
         other => vec![text(other)?],
     };
+    if what.nulls && !["=", "!=", "LIKE", "ILIKE", "IN", "NOT IN"].contains(&operator) {
+        return Err(Error::invalid(format!(
+            "Invalid comparator '{operator}' not one of '{{{}}}'",
+            quoted_list(&["!=", "=", "ILIKE", "IN", "LIKE", "NOT IN"])
+        )));
+    }
     let list = matches!(operand, Operand::List(_));
     let allowed: &[&str] = if list { &["IN", "NOT IN"] } else { &["=", "!=", "LIKE", "ILIKE"] };
     if !allowed.contains(&operator) {

@@ -13,15 +13,15 @@ pub(crate) fn encode(offset: i64) -> String {
 /// The offset in a token; 0 without one.
 pub(crate) fn decode(token: Option<&str>) -> Result<i64, Error> {
     let Some(token) = token.filter(|t| !t.is_empty()) else { return Ok(0) };
-    let bytes = STANDARD
-        .decode(token)
-        .map_err(|_| Error::invalid("Invalid page token, could not base64-decode"))?;
+    // Python's decoder skips what is not of the alphabet.
+    let clean: String = token.chars().filter(|c| c.is_ascii_alphanumeric() || "+/=".contains(*c)).collect();
+    let bytes = STANDARD.decode(clean).map_err(|_| Error::invalid("Invalid page token, could not base64-decode"))?;
     let parsed: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
     parsed
         .as_ref()
         .and_then(|v| v.get("offset")?.as_i64())
         .filter(|n| *n >= 0)
-        .ok_or_else(|| Error::invalid(format!("Invalid page token, decoded value={}", String::from_utf8_lossy(&bytes))))
+        .ok_or_else(|| Error::invalid(format!("Invalid page token, decoded value=b'{}'", bytes.escape_ascii())))
 }
 
 /// Cuts a list that was fetched with one item too many, and makes the token for the rest.

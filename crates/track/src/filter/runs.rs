@@ -42,7 +42,11 @@ impl Entity {
     }
 }
 
-fn entity(identifier: &str) -> Result<(Entity, String), Error> {
+/// Other names of attributes in filters, and in orders.
+const FILTER_ALIASES: &[&str] = &["Created", "Run Name", "Run name", "created", "run name"];
+const ORDER_ALIASES: &[&str] = &["Created", "created"];
+
+fn entity(identifier: &str, aliases: &[&'static str]) -> Result<(Entity, String), Error> {
     let (entity, key) = split_identifier(identifier);
     let entity = match entity.unwrap_or("attribute") {
         "metric" | "metrics" => Entity::Metric,
@@ -62,9 +66,10 @@ fn entity(identifier: &str) -> Result<(Entity, String), Error> {
         _ => key,
     };
     if entity == Entity::Attribute && !ATTRIBUTES.contains(&key.as_str()) {
+        let known = [aliases, ATTRIBUTES].concat();
         return Err(Error::invalid(format!(
             "Invalid attribute key '{key}' specified. Valid keys are '{{{}}}'",
-            quoted_list(ATTRIBUTES)
+            quoted_list(&known)
         )));
     }
     if entity == Entity::Dataset && !DATASET.contains(&key.as_str()) {
@@ -109,7 +114,7 @@ pub(crate) fn compile(filter: &str, order_by: &[String]) -> Result<Query, Error>
 }
 
 fn condition(query: &mut Query, comparison: &Comparison, index: usize) -> Result<(), Error> {
-    let (entity, key) = entity(&comparison.identifier)?;
+    let (entity, key) = entity(&comparison.identifier, FILTER_ALIASES)?;
     let operator = comparison.operator.as_str();
     let Some(operand) = &comparison.operand else {
         let table = match entity {
@@ -230,7 +235,7 @@ fn add_order(
     all: &[String],
 ) -> Result<(), Error> {
     let order = order::parse(clause)?;
-    let (entity, key) = entity(&order.identifier)?;
+    let (entity, key) = entity(&order.identifier, ORDER_ALIASES)?;
     let direction = if order.ascending { "" } else { " DESC" };
     let (rank, column) = match entity {
         Entity::Attribute => {

@@ -115,7 +115,7 @@ async fn search_models(State(t): State<Tracking>, Call(m): Call<Search>) -> Resu
     // 100 is the default of the proto field.
     let max_results = m.max_results.map_or(100, |n| n.0);
     if max_results > 1000 {
-        return Err(out_of_range("max_results", max_results));
+        return Err(out_of_range("max_results", max_results, true));
     }
     let filter = m.filter.unwrap_or_default();
     let page =
@@ -191,7 +191,7 @@ async fn search_versions(State(t): State<Tracking>, Call(m): Call<Search>) -> Re
     // 200,000 is the default of the proto field.
     let max_results = m.max_results.map_or(200_000, |n| n.0);
     if max_results > 200_000 {
-        return Err(out_of_range("max_results", max_results));
+        return Err(out_of_range("max_results", max_results, true));
     }
     let filter = m.filter.unwrap_or_default();
     let page =

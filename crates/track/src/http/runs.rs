@@ -171,7 +171,7 @@ async fn search(State(t): State<Tracking>, Call(m): Call<SearchRuns>) -> Result<
     // 1000 is the default of the proto field.
     let max_results = m.max_results.map_or(1000, |n| n.0);
     if max_results > crate::service::MAX_RESULTS {
-        return Err(out_of_range("max_results", max_results));
+        return Err(out_of_range("max_results", max_results, false));
     }
     let page = t
         .search_runs(

@@ -101,6 +101,9 @@ impl<'de> Deserialize<'de> for Int {
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an integer")
             }
+            fn visit_bool<E: de::Error>(self, v: bool) -> Result<Int, E> {
+                Ok(Int(v.into()))
+            }
             fn visit_i64<E: de::Error>(self, v: i64) -> Result<Int, E> {
                 Ok(Int(v))
             }
@@ -125,6 +128,9 @@ impl<'de> Deserialize<'de> for Float {
             type Value = Float;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("a number")
+            }
+            fn visit_bool<E: de::Error>(self, v: bool) -> Result<Float, E> {
+                Ok(Float(v.into()))
             }
             fn visit_i64<E: de::Error>(self, v: i64) -> Result<Float, E> {
                 Ok(Float(v as f64))
@@ -228,9 +234,9 @@ pub(crate) fn wrong_type(name: &str, value: &Value) -> Error {
     Error::invalid(format!("Invalid value {shown} for parameter '{name}' supplied:  Hint: Value was of type '{kind}'.{SEE_DOCS}"))
 }
 
-/// "Invalid value" for a number out of bounds.
-pub(crate) fn out_of_range(name: &str, value: i64) -> Error {
-    wrong_type(name, &Value::from(value))
+/// "Invalid value" for a number out of bounds, in a body or in a query, where every value is a text.
+pub(crate) fn out_of_range(name: &str, value: i64, in_query: bool) -> Error {
+    wrong_type(name, &if in_query { Value::from(value.to_string()) } else { Value::from(value) })
 }
 
 fn fits(kind: Kind, value: &Value) -> bool {

@@ -83,7 +83,8 @@ fn model(row: &Row<'_>) -> rusqlite::Result<RegisteredModel> {
         name: row.get(0)?,
         creation_timestamp: row.get(1)?,
         last_updated_timestamp: row.get(2)?,
-        description: row.get(3)?,
+        // Protocol buffers leave an empty one out.
+        description: row.get::<_, Option<String>>(3)?.filter(|d| !d.is_empty()),
         latest_versions: Vec::new(),
         tags: Vec::new(),
         aliases: Vec::new(),

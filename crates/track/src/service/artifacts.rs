@@ -82,7 +82,8 @@ impl Tracking {
             .map(|e| FileInfo {
                 path: if prefix.is_empty() { e.name } else { format!("{prefix}/{}", e.name) },
                 is_dir: e.is_dir,
-                file_size: (!e.is_dir).then_some(e.size),
+                // Protocol buffers leave a size of 0 out.
+                file_size: (!e.is_dir && e.size > 0).then_some(e.size),
             })
             .collect())
     }
