@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use serde::{Deserialize, Serialize};
+use unicode_normalization::UnicodeNormalization;
 
 use super::logged_models::Listing;
 use super::wire::{Call, Empty, Int, List, Reply, messages};
@@ -186,7 +187,8 @@ fn attachment(name: &str) -> String {
     if name.is_ascii() {
         return format!("attachment; filename=\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""));
     }
-    let plain: String = name.chars().filter(|c| token(*c)).collect();
+    // The closest ASCII name: letters without their accents.
+    let plain: String = name.nfkd().filter(|c| token(*c)).collect();
     let encoded: String = name
         .bytes()
         .map(|b| if token(char::from(b)) { char::from(b).to_string() } else { format!("%{b:02X}") })
@@ -321,6 +323,6 @@ mod tests {
     fn names_of_attachments() {
         assert_eq!(attachment("a.txt"), "attachment; filename=a.txt");
         assert_eq!(attachment("a b.txt"), "attachment; filename=\"a b.txt\"");
-        assert_eq!(attachment("é.txt"), "attachment; filename=.txt; filename*=UTF-8''%C3%A9.txt");
+        assert_eq!(attachment("é.txt"), "attachment; filename=e.txt; filename*=UTF-8''%C3%A9.txt");
     }
 }

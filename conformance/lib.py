@@ -1,0 +1,103 @@
+"""What every conformance script, benchmark and end-to-end test needs: a slipway of its own on free ports."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+
+class Slipway:
+    """A running server; use it as a context manager."""
+
+    def __init__(self, binary, home=None, options=(), environment=None):
+        self.binary = os.path.abspath(binary)
+        self.folder = tempfile.TemporaryDirectory(prefix="slipway-test-")
+        self.home = pathlib.Path(home or self.folder.name, "home")
+        self.options = list(options)
+        self.environment = {**os.environ, **(environment or {})}
+        self.log = open(os.path.join(self.folder.name, "slipway.log"), "a+")
+        self.process = None
+
+    def start(self):
+        """Starts it; seconds until it is ready."""
+        (self.home / "server.json").unlink(missing_ok=True)
+        listen = [f"--{port}=127.0.0.1:0" for port in ("listen", "inference-listen", "grpc-listen")]
+        started = time.perf_counter()
+        self.process = subprocess.Popen(
+            [self.binary, "up", "--home", str(self.home), *listen, *self.options],
+            stdout=self.log, stderr=self.log, env=self.environment, start_new_session=True,
+        )
+        while True:
+            if self.process.poll() is not None:
+                self.log.seek(0)
+                raise RuntimeError(f"slipway ended with {self.process.returncode}:\n{self.log.read()}")
+            with contextlib.suppress(OSError, ValueError):
+                at = json.loads((self.home / "server.json").read_text())
+                if at["pid"] == self.process.pid:
+                    self.url, self.inference, self.grpc = f"http://{at['control']}", f"http://{at['inference']}", at["grpc"]
+                    with urllib.request.urlopen(self.url + "/readyz", timeout=2):
+                        return time.perf_counter() - started
+            if time.perf_counter() - started > 30:
+                raise RuntimeError("slipway is not ready after 30 s")
+            time.sleep(0.001)
+
+    def stop(self, how=signal.SIGTERM):
+        """Stops it; the exit status."""
+        if self.process is None:
+            return None
+        self.process.send_signal(how)
+        try:
+            status = self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
+        self.process = None
+        return status
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        if self.process is not None:
+            self.stop()
+        self.log.close()
+        self.folder.cleanup()
+
+    def command(self, *arguments, check=True, **options):
+        """Runs a client command against this home."""
+        done = subprocess.run([self.binary, *arguments, "--home", str(self.home)], capture_output=True, text=True,
+                              env=self.environment, **options)
+        if check and done.returncode:
+            raise RuntimeError(f"{arguments}: {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def call(self, method, path, body=None, base=None, headers=None):
+        """Status and JSON of a call; `base` is the control plane unless given."""
+        data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request((base or self.url) + path, data, {"content-type": "application/json", **(headers or {})}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                text, status = answer.read(), answer.status
+        except urllib.error.HTTPError as e:
+            text, status = e.read(), e.code
+        try:
+            return status, json.loads(text)
+        except ValueError:
+            return status, text.decode(errors="replace")
+
+    def memory_mb(self):
+        """Resident memory in megabytes (10^6 bytes)."""
+        pages = int(pathlib.Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def cpu_seconds(self):
+        """Processor time used so far, user and system."""
+        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

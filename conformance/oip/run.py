@@ -1,0 +1,316 @@
+"""Open Inference Protocol V2 with the official tritonclient, over REST and gRPC, on both runtimes.
+
+    python run.py --slipway target/release/slipway
+
+Models are made here with skl2onnx and onnx; their own runtime (onnxruntime in Python) says what is right.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+import warnings
+
+warnings.filterwarnings("ignore")
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import onnx
+import onnxruntime
+import tritonclient.grpc as grpc
+import tritonclient.http as rest
+from lib import Slipway
+from onnx import TensorProto, helper
+from tritonclient.utils import InferenceServerException
+
+TESTS = {}
+
+
+def test(function):
+    TESTS[function.__name__] = function
+    return function
+
+
+TYPES = {
+    "BOOL": (TensorProto.BOOL, np.bool_), "UINT8": (TensorProto.UINT8, np.uint8), "UINT16": (TensorProto.UINT16, np.uint16),
+    "UINT32": (TensorProto.UINT32, np.uint32), "UINT64": (TensorProto.UINT64, np.uint64), "INT8": (TensorProto.INT8, np.int8),
+    "INT16": (TensorProto.INT16, np.int16), "INT32": (TensorProto.INT32, np.int32), "INT64": (TensorProto.INT64, np.int64),
+    "FP16": (TensorProto.FLOAT16, np.float16), "FP32": (TensorProto.FLOAT, np.float32), "FP64": (TensorProto.DOUBLE, np.float64),
+    "BYTES": (TensorProto.STRING, np.object_),
+}
+# tract has no strings here, and ONNX's Identity of 16-bit unsigned integers is enough for the others.
+TRACT_LACKS = {"BYTES"}
+
+
+def identity(kind, path):
+    x, y = (helper.make_tensor_value_info(n, kind, ["N", 3]) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "identity", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+
+
+def sklearn_models(folder):
+    from sklearn.datasets import load_digits
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.svm import LinearSVC
+    from skl2onnx import to_onnx
+
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype(np.float32)
+    for name, model in {
+        "logreg": LogisticRegression(max_iter=200), "svm": LinearSVC(), "forest": RandomForestClassifier(60, random_state=1),
+        "mlp": MLPClassifier((32,), max_iter=60, random_state=1),
+    }.items():
+        model.fit(x[:1200], y[:1200])
+        options = {"zipmap": False} if hasattr(model, "predict_proba") else None
+        (folder / f"{name}.onnx").write_bytes(to_onnx(model, x[:1], options=options, target_opset=17).SerializeToString())
+    return x[1200:]
+
+
+def manifest(name, path, **spec):
+    return {"apiVersion": "slipway.dev/v1", "kind": "Deployment", "metadata": {"name": name},
+            "spec": {"models": [{"name": "m", "uri": str(path)}], **spec}}
+
+
+class World:
+    def __init__(self, server, folder, runtime, images):
+        self.server, self.folder, self.runtime, self.images = server, folder, runtime, images
+        self.rest = rest.InferenceServerClient(server.inference.removeprefix("http://"), concurrency=8)
+        self.grpc = grpc.InferenceServerClient(server.grpc)
+
+    def deploy(self, name, path, **spec):
+        status, answer = self.server.call("POST", "/api/v1/deployments", manifest(name, path, **spec))
+        assert status == 200, answer
+        return name
+
+    def raw(self, path, body=None, headers=None, method="POST"):
+        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        request = urllib.request.Request(self.server.inference + path, data, headers or {}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as a:
+                return a.status, dict(a.headers), a.read()
+        except urllib.error.HTTPError as e:
+            return e.code, dict(e.headers), e.read()
+
+
+def refused(function, *words):
+    try:
+        function()
+    except InferenceServerException as e:
+        text = f"{e.status()} {e.message()}"
+        assert all(w in text for w in words), f"{text!r} lacks one of {words}"
+        return
+    raise AssertionError(f"not refused; expected {words}")
+
+
+@test
+def server_and_model_metadata(w):
+    name = w.deploy("meta", w.folder / "mlp.onnx")
+    for client in (w.rest, w.grpc):
+        assert client.is_server_live() and client.is_server_ready() and client.is_model_ready(name)
+        assert not client.is_model_ready("nothing")
+    meta = w.rest.get_model_metadata(name)
+    assert meta["inputs"] == [{"name": "X", "datatype": "FP32", "shape": [-1, 64]}], meta
+    assert {o["name"] for o in meta["outputs"]} == {"label", "probabilities"}, meta
+    other = w.grpc.get_model_metadata(name, as_json=True)
+    assert other["inputs"][0]["name"] == "X" and other["platform"] == meta["platform"]
+    assert w.rest.get_server_metadata()["name"] == "slipway" == w.grpc.get_server_metadata().name
+
+
+@test
+def every_data_type_in_json_binary_and_grpc(w):
+    for kind, (number, dtype) in TYPES.items():
+        if w.runtime == "tract" and kind in TRACT_LACKS:
+            continue
+        path = w.folder / f"identity-{kind}.onnx"
+        identity(number, path)
+        name = w.deploy(f"identity-{kind}", path)
+        values = np.array([[b"a", "ü€".encode(), b""], [b"x" * 300, b"\n", b"0"]], dtype=object) if kind == "BYTES" else \
+            np.array([[0, 1, 1], [1, 0, 1]], dtype=dtype) if kind == "BOOL" else np.array([[0, 1, 2], [100, 5, 7]], dtype=dtype)
+        for library, client in ((rest, w.rest), (grpc, w.grpc)):
+            for binary in ([True, False] if library is rest and kind != "FP16" else [True]):
+                tensor = library.InferInput("x", list(values.shape), kind)
+                output = None
+                if library is rest:
+                    tensor.set_data_from_numpy(values, binary_data=binary)
+                    output = [rest.InferRequestedOutput("y", binary_data=binary)]
+                else:
+                    tensor.set_data_from_numpy(values)
+                found = client.infer(name, [tensor], outputs=output).as_numpy("y")
+                if kind == "BYTES" and found.dtype == object and isinstance(found.flat[0], str):
+                    found = np.vectorize(lambda s: s.encode(), otypes=[object])(found)
+                assert (found == values).all() and found.shape == values.shape, (kind, library.__name__, binary, found)
+        w.server.call("DELETE", f"/api/v1/deployments/identity-{kind}")
+
+
+@test
+def same_results_as_onnxruntime_in_python(w):
+    for model in ("logreg", "svm", "forest", "mlp"):
+        name = w.deploy(f"same-{model}", w.folder / f"{model}.onnx")
+        session = onnxruntime.InferenceSession(str(w.folder / f"{model}.onnx"))
+        expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, {"X": w.images})))
+        for library, client in ((rest, w.rest), (grpc, w.grpc)):
+            for rows in (1, 7, len(w.images)):
+                tensor = library.InferInput("X", [rows, 64], "FP32")
+                tensor.set_data_from_numpy(w.images[:rows])
+                answer = client.infer(name, [tensor])
+                for output, values in expected.items():
+                    found = answer.as_numpy(output)
+                    assert np.allclose(found.reshape(values[:rows].shape), values[:rows], atol=1e-4), (model, output, rows)
+
+
+@test
+def requested_outputs_and_ids(w):
+    name = w.deploy("outputs", w.folder / "mlp.onnx")
+    tensor = rest.InferInput("X", [1, 64], "FP32")
+    tensor.set_data_from_numpy(w.images[:1])
+    answer = w.rest.infer(name, [tensor], outputs=[rest.InferRequestedOutput("label")], request_id="mine")
+    assert [o["name"] for o in answer.get_response()["outputs"]] == ["label"]
+    assert answer.get_response()["id"] == "mine"
+    refused(lambda: w.rest.infer(name, [tensor], outputs=[rest.InferRequestedOutput("foo")]), "400", "unexpected output 'foo'", "'label'")
+    g = grpc.InferInput("X", [1, 64], "FP32")
+    g.set_data_from_numpy(w.images[:1])
+    refused(lambda: w.grpc.infer(name, [g], outputs=[grpc.InferRequestedOutput("foo")]), "INVALID_ARGUMENT", "unexpected output 'foo'")
+
+
+@test
+def mistakes_name_the_tensor_and_what_was_expected(w):
+    name = w.deploy("mistakes", w.folder / "mlp.onnx")
+
+    def send(library, client, tensor_name, values, kind):
+        tensor = library.InferInput(tensor_name, list(values.shape), kind)
+        tensor.set_data_from_numpy(values)
+        return lambda: client.infer(name, [tensor])
+
+    good = w.images[:1]
+    for library, client, status in ((rest, w.rest, "400"), (grpc, w.grpc, "INVALID_ARGUMENT")):
+        refused(send(library, client, "Y", good, "FP32"), status, "unexpected input 'Y'", "'X'")
+        refused(send(library, client, "X", good[:, :10], "FP32"), status, "input 'X'", "shape [1, 10], expected [-1, 64]")
+        refused(send(library, client, "X", good.astype(np.float64), "FP64"), status, "input 'X'", "datatype FP64, expected FP32")
+        refused(lambda: client.infer("nothing", [library.InferInput("X", [1], "FP32").set_data_from_numpy(np.zeros(1, np.float32))]),
+                "NOT_FOUND" if library is grpc else "404", "'nothing' is not deployed")
+        refused(lambda: client.infer(name, [library.InferInput("X", [1, 64], "FP32").set_data_from_numpy(good)], model_version="99"),
+                "NOT_FOUND" if library is grpc else "404", "no version '99'")
+    infer = f"/v2/models/{name}/infer"
+    for body, words in [
+        (b"", "not a V2 inference request"), (b"{", "not a V2 inference request"), (b"[]", "not a V2 inference request"),
+        (b'{"inputs":[]}', "input 'X' is missing"), (b'{"inputs":[{"name":"X"}]}', "missing field"),
+        (b'{"inputs":[{"name":"X","shape":[1,64],"datatype":"FP32","data":["a"]}]}', "data is not FP32"),
+        (b'{"inputs":[{"name":"X","shape":[1,64],"datatype":"FP32","data":[1,2]}]}', "2 elements, expected 64"),
+        (b'{"inputs":[{"name":"X","shape":[-1,64],"datatype":"FP32","data":[]}]}', "negative dimension"),
+        (b'{"inputs":[{"name":"X","shape":[1,64],"datatype":"FLOAT","data":[]}]}', "unknown datatype 'FLOAT'"),
+        (b'{"inputs":[{"name":"X","shape":[999999999,999999999],"datatype":"FP32","data":[]}]}', "too large"),
+        (b"\xff\xfe", "not a V2 inference request"),
+    ]:
+        code, _, text = w.raw(infer, body)
+        assert code == 400 and words in json.loads(text)["error"], (code, text)
+    code, _, text = w.raw(infer, b"{}", {"Inference-Header-Content-Length": "99"})
+    assert code == 400 and "Inference-Header-Content-Length" in json.loads(text)["error"], text
+    assert w.raw("/v2/nothing", method="GET")[0] == 404
+
+
+@test
+def too_large_bodies_are_refused(w):
+    name = w.deploy("small", w.folder / "mlp.onnx", limits={"max_body_mb": 1})
+    code, _, text = w.raw(f"/v2/models/{name}/infer", b'{"inputs":[' + b" " * (1 << 20) + b"]}")
+    assert code == 413 and "larger than the limit" in json.loads(text)["error"], text
+
+
+@test
+def batching_gives_the_same_answers(w):
+    name = w.deploy("batched", w.folder / "mlp.onnx", batching={"max_size": 16, "max_delay_ms": 5})
+    session = onnxruntime.InferenceSession(str(w.folder / "mlp.onnx"))
+    expected = session.run(["label"], {"X": w.images[:64]})[0]
+    found, failures = [None] * 64, []
+
+    def ask(start):
+        try:
+            client = rest.InferenceServerClient(w.server.inference.removeprefix("http://"))
+            for i in range(start, 64, 8):
+                tensor = rest.InferInput("X", [1, 64], "FP32")
+                tensor.set_data_from_numpy(w.images[i : i + 1])
+                found[i] = int(client.infer(name, [tensor]).as_numpy("label").reshape(-1)[0])
+        except Exception as e:
+            failures.append(e)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert not failures and found == expected.tolist(), failures
+
+
+@test
+def repository_index_load_unload(w):
+    name = w.deploy("indexed", w.folder / "mlp.onnx")
+    entry = [m for m in w.rest.get_model_repository_index() if m["name"] == name]
+    assert entry and entry[0]["state"] == "READY", entry
+    assert name in [m.name for m in w.grpc.get_model_repository_index().models]
+    w.grpc.load_model(name)
+    w.rest.unload_model(name)
+    assert not w.grpc.is_model_ready(name)
+    refused(lambda: w.rest.unload_model(name), "404")
+    refused(lambda: w.rest.load_model("nothing"), "not found")
+
+
+@test
+def overload_is_answered_not_queued(w):
+    # A model that takes long: many large multiplications in a row.
+    size = 700
+    nodes = [helper.make_node("MatMul", [f"h{i}" if i else "x", "w"], [f"h{i + 1}"]) for i in range(12)]
+    weights = onnx.numpy_helper.from_array(np.full((size, size), 1e-3, np.float32), "w")
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", size])
+    y = helper.make_tensor_value_info("h12", TensorProto.FLOAT, ["N", size])
+    model = helper.make_model(helper.make_graph(nodes, "slow", [x], [y], [weights]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, w.folder / "slow.onnx")
+    name = w.deploy("slow", w.folder / "slow.onnx", limits={"queue": 2, "concurrency": 1, "timeout_ms": 20000})
+    body = json.dumps({"inputs": [{"name": "x", "shape": [400, size], "datatype": "FP32", "data": [0.5] * (400 * size)}]}).encode()
+    codes, headers = [], []
+
+    def ask():
+        code, header, _ = w.raw(f"/v2/models/{name}/infer", body)
+        codes.append(code)
+        headers.append(header)
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert 200 in codes and 429 in codes and set(codes) <= {200, 429}, codes
+    assert headers[codes.index(429)].get("retry-after") == "1"
+    w.deploy("slow", w.folder / "slow.onnx", limits={"timeout_ms": 1, "concurrency": 1})
+    code, _, text = w.raw(f"/v2/models/{name}/infer", body)
+    assert code == 504 and "did not answer within 1 ms" in json.loads(text)["error"], (code, text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slipway", default="target/release/slipway")
+    args = parser.parse_args()
+    library = next(pathlib.Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"))
+    passed = failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        images = sklearn_models(folder)
+        for runtime in ("ort", "tract"):
+            options = ["--runtime", runtime] + (["--onnxruntime", str(library)] if runtime == "ort" else [])
+            with Slipway(args.slipway, options=options) as server:
+                world = World(server, folder, runtime, images)
+                for name, function in TESTS.items():
+                    try:
+                        function(world)
+                        passed += 1
+                    except Exception as e:
+                        failed += 1
+                        print(f"FAIL {runtime} {name}: {type(e).__name__}: {e}"[:1200])
+    print(f"oip conformance: {passed} of {passed + failed} tests passed (ort and tract)")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
