@@ -76,13 +76,11 @@ book: binary
 
 bench: bench-track bench-serve
 
-bench-track: ui $(PEERS)/mlflow/.ready
-	cargo build --profile dist --locked
-	$(PEERS)/mlflow/bin/python bench/track/run.py --slipway target/dist/slipway
+bench-track: binary $(PEERS)/mlflow/.ready
+	$(PEERS)/mlflow/bin/python bench/track/run.py --slipway $(SLIPWAY)
 
-bench-serve: ui $(PEERS)/mlflow/.ready $(PEERS)/mlserver/.ready
-	cargo build --profile dist --locked
-	$(PEERS)/mlflow/bin/python bench/serve/run.py --slipway target/dist/slipway --mlserver $(PEERS)/mlserver
+bench-serve: binary $(PEERS)/mlflow/.ready $(PEERS)/mlserver/.ready
+	$(PEERS)/mlflow/bin/python bench/serve/run.py --slipway $(SLIPWAY) --mlserver $(PEERS)/mlserver
 
 clean:
 	rm -rf target web/dist web/node_modules $(DEMO)

@@ -1,0 +1,259 @@
+"""MLflow's tracking server and slipway under the same load, side by side, on this machine.
+
+    python run.py --slipway target/release/slipway [--seconds 5] [--quick]
+
+Writes are sent by `wrk` (Debian package) at 1, 8 and 16 connections. MLflow runs with its defaults (4 workers,
+SQLite); its database is filled for the search and history measurements by SQL, since its API would take hours;
+slipway is filled through its API. Every figure is printed with the ratio.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "conformance"))
+from lib import Slipway
+
+API = "/api/2.0/mlflow"
+
+
+def post(url, path, body):
+    request = urllib.request.Request(url + API + path, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return json.loads(answer.read())
+
+
+def get(url, path):
+    with urllib.request.urlopen(url + API + path, timeout=300) as answer:
+        return answer.read()
+
+
+class Mlflow:
+    name = "mlflow"
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def start(self):
+        import socket
+
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        started = time.perf_counter()
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "1"}
+        command = [os.path.join(os.path.dirname(sys.executable), "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port)]
+        log = open(os.path.join(self.folder, "mlflow.log"), "a")
+        self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=environment, start_new_session=True)
+        while True:
+            try:
+                urllib.request.urlopen(self.url + "/health", timeout=1).close()
+                return time.perf_counter() - started
+            except OSError:
+                if self.process.poll() is not None or time.perf_counter() - started > 180:
+                    raise SystemExit("mlflow did not start")
+                time.sleep(0.02)
+
+    def stop(self):
+        os.killpg(self.process.pid, signal.SIGTERM)
+        self.process.wait(30)
+
+    def memory_mb(self):
+        """Proportional memory of all its processes."""
+        total = 0
+        for path in pathlib.Path("/proc").glob("[0-9]*"):
+            try:
+                if os.getsid(int(path.name)) == self.process.pid:
+                    total += int(re.search(r"^Pss:\s+(\d+)", (path / "smaps_rollup").read_text(), re.M).group(1))
+            except (OSError, AttributeError):
+                pass
+        return total / 1000
+
+    def fill(self, experiment, count):
+        db = sqlite3.connect(os.path.join(self.folder, "mlflow.db"), timeout=60)
+        runs, params, metrics, latest, tags = [], [], [], [], []
+        for i, run in enumerate(worlds(count)):
+            id = f"{experiment}{i:031x}"[-32:]
+            runs.append((id, f"run-{i}", "UNKNOWN", "", "", "u", "FINISHED", i, i + 1, "", "active", f"mlflow-artifacts:/{experiment}/{id}/artifacts", experiment))
+            params += [(k, v, id) for k, v in run["params"]]
+            latest += [(k, v, 1, 0, 0, id) for k, v in run["metrics"]]
+            metrics += [(k, v, 1, id, 0, 0) for k, v in run["metrics"]]
+            tags += [(k, v, id) for k, v in run["tags"]]
+        with db:
+            db.executemany("INSERT INTO runs (run_uuid,name,source_type,source_name,entry_point_name,user_id,status,start_time,end_time,source_version,lifecycle_stage,artifact_uri,experiment_id) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", runs)
+            db.executemany("INSERT INTO params (key,value,run_uuid) VALUES (?,?,?)", params)
+            db.executemany("INSERT INTO metrics (key,value,timestamp,run_uuid,step,is_nan) VALUES (?,?,?,?,?,?)", metrics)
+            db.executemany("INSERT INTO latest_metrics (key,value,timestamp,step,is_nan,run_uuid) VALUES (?,?,?,?,?,?)", latest)
+            db.executemany("INSERT INTO tags (key,value,run_uuid) VALUES (?,?,?)", tags)
+        db.close()
+
+    def fill_history(self, run, points):
+        db = sqlite3.connect(os.path.join(self.folder, "mlflow.db"), timeout=60)
+        with db:
+            db.executemany("INSERT INTO metrics (key,value,timestamp,run_uuid,step,is_nan) VALUES ('h',?,?,?,?,0)", ((i / 7, i, run, i) for i in range(points)))
+        db.close()
+
+
+class Ours:
+    name = "slipway"
+
+    def __init__(self, binary):
+        self.server = Slipway(binary)
+
+    def start(self):
+        taken = self.server.start()
+        self.url = self.server.url
+        return taken
+
+    def stop(self):
+        self.server.stop()
+
+    def memory_mb(self):
+        return self.server.memory_mb()
+
+    def fill(self, experiment, count):
+        for i, run in enumerate(worlds(count)):
+            id = post(self.url, "/runs/create", {"experiment_id": experiment, "start_time": i, "tags": [{"key": k, "value": v} for k, v in run["tags"]]})["run"]["info"]["run_id"]
+            post(self.url, "/runs/log-batch", {
+                "run_id": id, "params": [{"key": k, "value": v} for k, v in run["params"]],
+                "metrics": [{"key": k, "value": v, "timestamp": 1} for k, v in run["metrics"]],
+            })
+
+    def fill_history(self, run, points):
+        for start in range(0, points, 1000):
+            post(self.url, "/runs/log-batch", {"run_id": run, "metrics": [{"key": "h", "value": i / 7, "timestamp": i, "step": i} for i in range(start, start + 1000)]})
+
+
+def worlds(count):
+    """Runs with 10 parameters, 10 metrics and 5 tags."""
+    for i in range(count):
+        yield {
+            "params": [(f"p{k}", str((i * (k + 3)) % 20)) for k in range(10)],
+            "metrics": [(f"m{k}", ((i * 7919 + k * 104729) % 10007) / 10007) for k in range(10)],
+            "tags": [("mlflow.runName", f"run-{i}")] + [(f"t{k}", str(i % (k + 2))) for k in range(4)],
+        }
+
+
+def wrk(url, method, path, body, connections, seconds):
+    """Requests per second; answers other than success are an error."""
+    script = tempfile.NamedTemporaryFile("w", suffix=".lua", delete=False)
+    script.write(f'wrk.method = "{method}"\n')
+    if body is not None:
+        script.write(f"wrk.body = [==[{json.dumps(body)}]==]\nwrk.headers['Content-Type'] = 'application/json'\n")
+    script.close()
+    out = subprocess.run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", script.name, url + API + path], capture_output=True, text=True, check=True).stdout
+    os.unlink(script.name)
+    if "Non-2xx" in out or "Socket errors" in out:
+        raise SystemExit(f"{method} {path}: {out}")
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", out).group(1))
+
+
+def median_ms(function, times):
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        function()
+        taken.append((time.perf_counter() - started) * 1000)
+    return sorted(taken)[len(taken) // 2]
+
+
+def curl(*arguments):
+    started = time.perf_counter()
+    subprocess.run(["curl", "--silent", "--show-error", "--fail", *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def measure(system, seconds, sizes, times, folder, results):
+    def note(what, value, unit, better):
+        results.setdefault(what, {"unit": unit, "better": better})[system.name] = value
+        print(f"  {system.name:8} {what}: {value:,.4g} {unit}", file=sys.stderr, flush=True)
+
+    system.start()
+    system.stop()
+    note("start on an existing home", system.start(), "s", "less")
+    time.sleep(3)
+    note("memory idle", system.memory_mb(), "MB", "less")
+    experiment = post(system.url, "/experiments/create", {"name": "bench"})["experiment_id"]
+    new_run = lambda: post(system.url, "/runs/create", {"experiment_id": experiment})["run"]["info"]["run_id"]
+    run = new_run()
+    batch = {"run_id": run, "metrics": [{"key": f"m{i}", "value": i / 3, "timestamp": 1700000000000 + i, "step": i} for i in range(100)]}
+    metric = {"run_id": run, "key": "loss", "value": 0.5, "timestamp": 1700000000000, "step": 1}
+    for connections in (1, 8, 16):
+        for what, method, path, body in [
+            ("create-run", "POST", "/runs/create", {"experiment_id": experiment, "start_time": 1, "tags": [{"key": "mlflow.user", "value": "u"}]}),
+            ("log-metric", "POST", "/runs/log-metric", metric),
+            ("log-batch of 100", "POST", "/runs/log-batch", batch),
+            ("get-run", "GET", f"/runs/get?run_id={run}", None),
+        ]:
+            note(f"{what}, {connections} connections", wrk(system.url, method, path, body, connections, seconds), "requests/s", "more")
+    note("memory after the writes", system.memory_mb(), "MB", "less")
+
+    for size in sizes:
+        searched = post(system.url, "/experiments/create", {"name": f"search-{size}"})["experiment_id"]
+        system.fill(searched, size)
+        query = {"experiment_ids": [searched], "filter": "metrics.m1 > 0.5 AND params.p2 = '10'", "order_by": ["metrics.m3 DESC"], "max_results": 100}
+        found = post(system.url, "/runs/search", query)["runs"]
+        assert len(found) == min(100, size // 40) or len(found) > 50, len(found)
+        note(f"search {size:,} runs, metric and param filter, by metric, p50", median_ms(lambda: post(system.url, "/runs/search", query), times), "ms", "less")
+    run = new_run()
+    system.fill_history(run, 100_000)
+    path = f"/metrics/get-history?run_id={run}&metric_key=h"
+    assert len(json.loads(get(system.url, path))["metrics"]) == 100_000
+    note("history of 100,000 points, p50", median_ms(lambda: get(system.url, path), times), "ms", "less")
+
+    big = os.path.join(folder, "big.bin")
+    target = f"{system.url}/api/2.0/mlflow-artifacts/artifacts/bench/big.bin"
+    note("artifact of 512 MiB, up", min(curl("-T", big, target) for _ in range(3)), "s", "less")
+    note("artifact of 512 MiB, down", min(curl("-o", big + ".back", target) for _ in range(3)), "s", "less")
+    assert os.path.getsize(big + ".back") == os.path.getsize(big)
+    system.stop()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slipway", default="target/release/slipway")
+    parser.add_argument("--seconds", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000])
+    parser.add_argument("--times", type=int, default=7, help="repetitions of each latency")
+    parser.add_argument("--only", choices=["slipway", "mlflow"])
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    if not shutil.which("wrk"):
+        raise SystemExit("wrk is missing: apt install wrk")
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.path.join(folder, "big.bin"), "wb") as f:
+            for _ in range(512):
+                f.write(os.urandom(1 << 20))
+        copies = []
+        for _ in range(3):
+            started = time.perf_counter()
+            subprocess.run(["cp", os.path.join(folder, "big.bin"), os.path.join(folder, "copy.bin")], check=True)
+            copies.append(time.perf_counter() - started)
+        for system in ([] if args.only == "mlflow" else [Ours(args.slipway)]) + ([] if args.only == "slipway" else [Mlflow(folder)]):
+            measure(system, args.seconds, args.sizes, args.times if system.name == "slipway" else 3, folder, results)
+    print(f"\n{'':66} {'mlflow':>12} {'slipway':>12} {'ratio':>8}")
+    for what, r in results.items():
+        peer, ours = r.get("mlflow"), r.get("slipway")
+        ratio = f"{(ours / peer if r['better'] == 'more' else peer / ours):.0f}x" if peer and ours else "-"
+        show = lambda v: "-" if v is None else f"{v:,.0f}" if v >= 100 else f"{v:.3g}"
+        print(f"{what + ' (' + r['unit'] + ')':66} {show(peer):>12} {show(ours):>12} {ratio:>8}")
+    print(f"{'cp of the same 512 MiB (s)':66} {min(copies):>12.3g}")
+    if args.json:
+        pathlib.Path(args.json).write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
