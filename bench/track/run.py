@@ -237,11 +237,15 @@ def main():
         with open(os.path.join(folder, "big.bin"), "wb") as f:
             for _ in range(512):
                 f.write(os.urandom(1 << 20))
-        copies = []
+        copies, synced = [], []
+        big, copy = os.path.join(folder, "big.bin"), os.path.join(folder, "copy.bin")
         for _ in range(3):
             started = time.perf_counter()
-            subprocess.run(["cp", os.path.join(folder, "big.bin"), os.path.join(folder, "copy.bin")], check=True)
+            subprocess.run(["cp", big, copy], check=True)
             copies.append(time.perf_counter() - started)
+            # What is acknowledged is on disk, so a copy that is on disk is the fairer limit for an upload.
+            subprocess.run(["sync", copy], check=True)
+            synced.append(time.perf_counter() - started)
         for system in ([] if args.only == "mlflow" else [Ours(args.slipway)]) + ([] if args.only == "slipway" else [Mlflow(folder)]):
             measure(system, args.seconds, args.sizes, args.times if system.name == "slipway" else 3, folder, results)
     print(f"\n{'':66} {'mlflow':>12} {'slipway':>12} {'ratio':>8}")
@@ -250,7 +254,8 @@ def main():
         ratio = f"{(ours / peer if r['better'] == 'more' else peer / ours):.0f}x" if peer and ours else "-"
         show = lambda v: "-" if v is None else f"{v:,.0f}" if v >= 100 else f"{v:.3g}"
         print(f"{what + ' (' + r['unit'] + ')':66} {show(peer):>12} {show(ours):>12} {ratio:>8}")
-    print(f"{'cp of the same 512 MiB (s)':66} {min(copies):>12.3g}")
+    print(f"{'cp of the same 512 MiB (s)':66} {min(copies):>25.3g}")
+    print(f"{'cp and sync of the same 512 MiB (s)':66} {min(synced):>25.3g}")
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(results, indent=1))
 

@@ -116,10 +116,9 @@ impl Config {
                 values.insert(key.name, (value, Origin::Default));
             }
         }
-        for (path, origin) in [
-            (user, Origin::User as fn(PathBuf) -> Origin),
-            (project, Origin::Project as fn(PathBuf) -> Origin),
-        ] {
+        for (path, origin) in
+            [(user, Origin::User as fn(PathBuf) -> Origin), (project, Origin::Project as fn(PathBuf) -> Origin)]
+        {
             let Some(path) = path.filter(|p| p.is_file()) else { continue };
             for (key, value) in read_file(path)? {
                 values.insert(key, (value, origin(path.to_owned())));
@@ -166,8 +165,7 @@ fn find_upwards(from: &Path, name: &str) -> Option<PathBuf> {
 }
 
 fn read_file(path: &Path) -> Result<Vec<(&'static str, String)>, ConfigError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
@@ -194,8 +192,7 @@ mod tests {
         std::fs::write(&project, "listen: 127.0.0.1:2\n").unwrap();
         let environment = |name: &str| (name == env::GRPC_LISTEN).then(|| "127.0.0.1:3".to_owned());
 
-        let config =
-            Config::layered(&[("home", Some("/h".into()))], Some(&project), Some(&user), environment).unwrap();
+        let config = Config::layered(&[("home", Some("/h".into()))], Some(&project), Some(&user), environment).unwrap();
         assert_eq!(config.get("listen"), Some("127.0.0.1:2"));
         assert_eq!(config.origin("listen"), Some(&Origin::Project(project.clone())));
         assert_eq!(config.origin("log"), Some(&Origin::User(user.clone())));

@@ -12,8 +12,8 @@ const ADJECTIVES: &[&str] = &[
     "eager", "early", "even", "fair", "fast", "fine", "firm", "fresh", "gentle", "glad", "golden", "grand", "green",
     "handy", "hardy", "honest", "humble", "keen", "kind", "level", "light", "lively", "loyal", "lucid", "merry",
     "mild", "neat", "noble", "open", "patient", "plain", "polite", "proud", "quick", "quiet", "rapid", "ready",
-    "salty", "sharp", "silver", "sleek", "smart", "solid", "steady", "stout", "sunny", "swift", "tidy", "trim",
-    "true", "upbeat", "vivid", "warm", "wise", "witty",
+    "salty", "sharp", "silver", "sleek", "smart", "solid", "steady", "stout", "sunny", "swift", "tidy", "trim", "true",
+    "upbeat", "vivid", "warm", "wise", "witty",
 ];
 const NOUNS: &[&str] = &[
     "anchor", "beacon", "bilge", "boom", "bow", "brig", "buoy", "cabin", "canoe", "capstan", "clipper", "compass",

@@ -98,7 +98,8 @@ async fn run(job: Job, mut cancelled: watch::Receiver<bool>) -> Result<Outcome, 
     }
     let started = Instant::now();
     let spawned = command.spawn();
-    let mut child = spawned.map_err(|source| ExecError::Spawn { program: job.program.display().to_string(), source })?;
+    let mut child =
+        spawned.map_err(|source| ExecError::Spawn { program: job.program.display().to_string(), source })?;
     let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw));
     let end = tokio::select! {
         status = child.wait() => ended(status.map_err(io("waiting for the job"))?),

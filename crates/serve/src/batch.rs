@@ -127,13 +127,14 @@ fn compute(model: &dyn Model, mut group: Vec<Job>) {
         }
     }
     let total: usize = counts.iter().sum();
-    let result = model.run(&joined).and_then(|outputs| match outputs.iter().find(|o| o.shape.first() != Some(&total)) {
-        Some(odd) => Err(Error::Model(format!(
-            "output '{}' has shape {:?} for a batch of {total} rows; this model cannot be batched",
-            odd.name, odd.shape
-        ))),
-        None => Ok(outputs),
-    });
+    let result =
+        model.run(&joined).and_then(|outputs| match outputs.iter().find(|o| o.shape.first() != Some(&total)) {
+            Some(odd) => Err(Error::Model(format!(
+                "output '{}' has shape {:?} for a batch of {total} rows; this model cannot be batched",
+                odd.name, odd.shape
+            ))),
+            None => Ok(outputs),
+        });
     let mut from = 0;
     for (job, rows) in group.into_iter().zip(counts) {
         let own = result.as_ref().map_err(Clone::clone).map(|outputs| {

@@ -209,9 +209,9 @@ impl Deployment {
         if let Some(version) = version.filter(|v| !v.is_empty()) {
             let loaded = self.variants.iter().filter_map(|v| v.loaded().map(|l| (v, l)));
             let mut named = loaded.filter(|(v, l)| l.resolved.version == version || v.spec.name == version);
-            return named.next().ok_or_else(|| {
-                Error::NotFound(format!("model '{}' has no version '{version}' loaded", self.name()))
-            });
+            return named
+                .next()
+                .ok_or_else(|| Error::NotFound(format!("model '{}' has no version '{version}' loaded", self.name())));
         }
         let variant = self.pick(key);
         match &*variant.state.read() {

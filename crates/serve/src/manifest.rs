@@ -156,10 +156,7 @@ impl Manifest {
     pub fn check(&self) -> Result<(), Error> {
         let wrong = |what: String| Err(Error::Manifest(what));
         if self.api_version != "slipway.dev/v1" || self.kind != "Deployment" {
-            return wrong(format!(
-                "this is {} {}, expected slipway.dev/v1 Deployment",
-                self.api_version, self.kind
-            ));
+            return wrong(format!("this is {} {}, expected slipway.dev/v1 Deployment", self.api_version, self.kind));
         }
         let plain = |s: &str| {
             !s.is_empty() && s.len() <= 128 && s.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.'))
@@ -175,7 +172,10 @@ impl Manifest {
         }
         for (i, model) in self.spec.models.iter().enumerate() {
             if !plain(&model.name) {
-                return wrong(format!("spec.models[{i}].name '{}' may hold letters, digits, '-', '_' and '.'", model.name));
+                return wrong(format!(
+                    "spec.models[{i}].name '{}' may hold letters, digits, '-', '_' and '.'",
+                    model.name
+                ));
             }
             if model.uri.is_empty() {
                 return wrong(format!("spec.models[{i}].uri is empty"));

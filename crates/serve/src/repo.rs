@@ -31,12 +31,14 @@ pub(crate) fn add(
     reason: &str,
 ) -> Result<i64, Error> {
     let json = manifest.map(serde_json::to_string).transpose().map_err(|e| Error::Store(e.to_string()))?;
-    let revision: i64 = c.query_row(
-        "SELECT coalesce(max(revision), 0) + 1 FROM deployment_revisions WHERE name = ?1",
-        [name],
-        |r| r.get(0),
+    let revision: i64 =
+        c.query_row("SELECT coalesce(max(revision), 0) + 1 FROM deployment_revisions WHERE name = ?1", [name], |r| {
+            r.get(0)
+        })?;
+    c.execute(
+        "INSERT INTO deployment_revisions VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![name, revision, json, now, reason],
     )?;
-    c.execute("INSERT INTO deployment_revisions VALUES (?1, ?2, ?3, ?4, ?5)", params![name, revision, json, now, reason])?;
     Ok(revision)
 }
 

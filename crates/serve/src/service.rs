@@ -238,8 +238,13 @@ impl Gateway {
             // A model that is loaded already, with the same settings, goes on as it is, statistics included.
             let same = before
                 .as_ref()
-                .filter(|b| b.manifest.spec.batching == next.manifest.spec.batching && b.manifest.spec.limits == next.manifest.spec.limits)
-                .and_then(|b| b.variants.iter().find(|v| v.spec.uri == variant.spec.uri && v.spec.name == variant.spec.name))
+                .filter(|b| {
+                    b.manifest.spec.batching == next.manifest.spec.batching
+                        && b.manifest.spec.limits == next.manifest.spec.limits
+                })
+                .and_then(|b| {
+                    b.variants.iter().find(|v| v.spec.uri == variant.spec.uri && v.spec.name == variant.spec.name)
+                })
                 .and_then(|v| v.loaded());
             let fresh = self.inner.source_of(&variant.spec.uri)?;
             match same.filter(|l| l.resolved == fresh) {
@@ -248,8 +253,7 @@ impl Gateway {
             }
         }
         let (stored, kept) = (next.manifest.clone(), name.clone());
-        next.revision =
-            self.inner.db.write(move |c| repo::add(c, &kept, Some(&stored), now_ms(), reason)).await?;
+        next.revision = self.inner.db.write(move |c| repo::add(c, &kept, Some(&stored), now_ms(), reason)).await?;
         let next = Arc::new(next);
         self.inner.deployments.write().insert(name, Arc::clone(&next));
         Ok(status(&next))
@@ -272,9 +276,16 @@ impl Gateway {
         let current = self.deployment(name)?;
         let history = self.history(name)?;
         // Going back from a rollback means the one before the revision that it restored.
-        let at = history.iter().rev().find(|r| r.manifest.as_ref() == Some(&current.manifest)).map_or(current.revision, |r| r.revision);
+        let at = history
+            .iter()
+            .rev()
+            .find(|r| r.manifest.as_ref() == Some(&current.manifest))
+            .map_or(current.revision, |r| r.revision);
         let target = to.or_else(|| {
-            history.iter().find(|r| r.revision < at && r.manifest.as_ref().is_some_and(|m| *m != current.manifest)).map(|r| r.revision)
+            history
+                .iter()
+                .find(|r| r.revision < at && r.manifest.as_ref().is_some_and(|m| *m != current.manifest))
+                .map(|r| r.revision)
         });
         let missing = || Error::NotFound(format!("'{name}' has no earlier revision to go back to"));
         let target = target.ok_or_else(missing)?;

@@ -6,12 +6,7 @@ fn the_committed_code_is_what_the_proto_says() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let descriptors = protox::compile([root.join("proto/inference.proto")], [root.join("proto")]).unwrap();
     let out = tempdir();
-    tonic_prost_build::configure()
-        .build_client(false)
-        .bytes(".")
-        .out_dir(&out)
-        .compile_fds(descriptors)
-        .unwrap();
+    tonic_prost_build::configure().build_client(false).bytes(".").out_dir(&out).compile_fds(descriptors).unwrap();
     let generated = std::fs::read_to_string(out.join("inference.rs")).unwrap();
     let place = root.join("src/grpc/inference.rs");
     let committed = std::fs::read_to_string(&place).unwrap_or_default();

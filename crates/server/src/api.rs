@@ -137,11 +137,7 @@ fn json_body<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Failure> 
         .map_err(|e| slipway_serve::Error::Invalid(format!("the body is not the JSON that is expected: {e}")).into())
 }
 
-async fn split(
-    State(p): State<Platform>,
-    Path(name): Path<String>,
-    body: Bytes,
-) -> Result<Json<Status>, Failure> {
+async fn split(State(p): State<Platform>, Path(name): Path<String>, body: Bytes) -> Result<Json<Status>, Failure> {
     let asked: Weights = json_body(&body)?;
     let weights: Vec<_> = asked.weights.into_iter().collect();
     Ok(Json(p.gateway.split(&name, &weights).await?))
@@ -152,11 +148,7 @@ struct Rollback {
     to: Option<i64>,
 }
 
-async fn rollback(
-    State(p): State<Platform>,
-    Path(name): Path<String>,
-    body: Bytes,
-) -> Result<Json<Status>, Failure> {
+async fn rollback(State(p): State<Platform>, Path(name): Path<String>, body: Bytes) -> Result<Json<Status>, Failure> {
     let asked = if body.is_empty() { Rollback::default() } else { json_body(&body)? };
     Ok(Json(p.gateway.rollback(&name, asked.to).await?))
 }
@@ -247,7 +239,13 @@ mod tests {
         let mut routes: Vec<String> = source
             .lines()
             .filter_map(|l| l.trim().strip_prefix(".route(\"")?.split('"').next())
-            .map(|p| if matches!(p, "/healthz" | "/readyz" | "/metrics" | "/openapi.json") { p.to_owned() } else { format!("/api/v1{p}") })
+            .map(|p| {
+                if matches!(p, "/healthz" | "/readyz" | "/metrics" | "/openapi.json") {
+                    p.to_owned()
+                } else {
+                    format!("/api/v1{p}")
+                }
+            })
             .collect();
         routes.push("/api/v1/addresses".into());
         routes.sort();

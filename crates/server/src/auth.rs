@@ -68,13 +68,12 @@ pub(crate) async fn require(State(tokens): State<Tokens>, request: Request, next
     if OPEN.contains(&request.uri().path()) || tokens.accept_headers(request.headers()) {
         return next.run(request).await;
     }
-    let grpc = request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"));
+    let grpc =
+        request.headers().get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"));
     if grpc {
         // 16 is UNAUTHENTICATED; gRPC carries its status in headers of a 200 answer.
-        let headers = [("content-type", "application/grpc"), ("grpc-status", "16"), ("grpc-message", "a token is required")];
+        let headers =
+            [("content-type", "application/grpc"), ("grpc-status", "16"), ("grpc-message", "a token is required")];
         return (StatusCode::OK, headers).into_response();
     }
     let body = serde_json::json!({

@@ -61,9 +61,8 @@ pub(crate) fn render(platform: &Platform) -> String {
     family("slipway_uptime_seconds", "gauge", "Time since the server started.", &plain(uptime(platform)));
     family("process_resident_memory_bytes", "gauge", "Resident memory.", &plain(resident_bytes() as f64));
     let meters = &platform.meters;
-    let by_class: Vec<_> = (1..6)
-        .map(|c| (format!("{{class=\"{c}xx\"}}"), meters.answers[c].load(Relaxed) as f64))
-        .collect();
+    let by_class: Vec<_> =
+        (1..6).map(|c| (format!("{{class=\"{c}xx\"}}"), meters.answers[c].load(Relaxed) as f64)).collect();
     family("slipway_http_requests_total", "counter", "Answers of the control plane by status class.", &by_class);
     let seconds = meters.micros.load(Relaxed) as f64 / 1e6;
     family("slipway_http_request_seconds_total", "counter", "Time spent answering.", &plain(seconds));

@@ -60,8 +60,7 @@ impl Platform {
             let pid = other.and_then(|o| o.get("pid")?.as_u64()).and_then(|p| u32::try_from(p).ok());
             return Err(ServerError::Locked { path: home.root().to_owned(), pid });
         }
-        let database =
-            Database::open(&home.database(), &[slipway_track::MIGRATION, slipway_serve::MIGRATION])?;
+        let database = Database::open(&home.database(), &[slipway_track::MIGRATION, slipway_serve::MIGRATION])?;
         let tracking = Tracking::open(database.clone(), Objects::open(home.objects())?).await?;
         let runtime = Runtime::choose(runtime, library.as_deref())?;
         let gateway = Gateway::open(database.clone(), runtime, Arc::new(Registry(tracking.clone())))?;

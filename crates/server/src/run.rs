@@ -97,7 +97,9 @@ impl Server {
         let text = serde_json::to_vec_pretty(&addresses).map_err(|e| unusable(e.into()))?;
         // Written beside and renamed, so that no client reads half of it.
         let beside = options.home.root().join("server.json.new");
-        std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, options.home.server_file())).map_err(unusable)?;
+        std::fs::write(&beside, text)
+            .and_then(|()| std::fs::rename(&beside, options.home.server_file()))
+            .map_err(unusable)?;
         let guarded = |router: Router| match &tokens {
             Some(tokens) => router.layer(axum::middleware::from_fn_with_state(tokens.clone(), require)),
             None => router,

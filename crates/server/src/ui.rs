@@ -41,7 +41,8 @@ fn page(path: &str, data: Vec<u8>, keep: &'static str) -> Response {
         "png" => "image/png",
         _ => "application/octet-stream",
     };
-    let policy = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'";
+    let policy =
+        "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'";
     let headers = [
         (header::CONTENT_TYPE, kind),
         (header::CACHE_CONTROL, keep),

@@ -154,7 +154,9 @@ pub(crate) struct Demo {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Run {
     /// List runs
-    #[command(after_help = "Example:\n  slipway run ls --experiment digits --filter \"metrics.accuracy > 0.9\" --order-by \"metrics.accuracy DESC\"")]
+    #[command(
+        after_help = "Example:\n  slipway run ls --experiment digits --filter \"metrics.accuracy > 0.9\" --order-by \"metrics.accuracy DESC\""
+    )]
     Ls {
         /// Experiment, by name or id; all without one
         #[arg(long)]
@@ -234,7 +236,9 @@ pub(crate) enum Model {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Deploy {
     /// Put a deployment file in force
-    #[command(after_help = "Example:\n  slipway deploy apply examples/digits/deploy.yaml\n\nThe file:\n  apiVersion: slipway.dev/v1\n  kind: Deployment\n  metadata: { name: digits }\n  spec:\n    models:\n      - { name: champion, uri: \"models:/digits@champion\", weight: 90 }\n      - { name: challenger, uri: \"models:/digits@challenger\", weight: 10 }")]
+    #[command(
+        after_help = "Example:\n  slipway deploy apply examples/digits/deploy.yaml\n\nThe file:\n  apiVersion: slipway.dev/v1\n  kind: Deployment\n  metadata: { name: digits }\n  spec:\n    models:\n      - { name: champion, uri: \"models:/digits@champion\", weight: 90 }\n      - { name: challenger, uri: \"models:/digits@challenger\", weight: 10 }"
+    )]
     Apply {
         /// The file; - is standard input
         file: PathBuf,

@@ -8,7 +8,8 @@ use crate::cli::Format;
 
 /// Whether to use colours on stderr.
 pub(crate) fn colour() -> bool {
-    let off = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty()) || std::env::args().any(|a| a == "--no-color");
+    let off =
+        std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty()) || std::env::args().any(|a| a == "--no-color");
     !off && std::io::stderr().is_terminal()
 }
 
@@ -38,7 +39,10 @@ impl std::fmt::Display for Table {
         };
         let widths: Vec<usize> = (0..self.head.len()).map(width).collect();
         let line = |cells: Vec<&str>| {
-            let padded = cells.iter().zip(&widths).map(|(c, w)| format!("{c}{}", " ".repeat(w.saturating_sub(c.chars().count()))));
+            let padded = cells
+                .iter()
+                .zip(&widths)
+                .map(|(c, w)| format!("{c}{}", " ".repeat(w.saturating_sub(c.chars().count()))));
             padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         };
         writeln!(f, "{}", line(self.head.clone()))?;

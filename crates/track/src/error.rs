@@ -41,11 +41,9 @@ impl ErrorCode {
             Self::ResourceDoesNotExist => {
                 ("RESOURCE_DOES_NOT_EXIST", StatusCode::NOT_FOUND, Some(("KAM00", "RESOURCE_NOT_FOUND")))
             }
-            Self::TemporarilyUnavailable => (
-                "TEMPORARILY_UNAVAILABLE",
-                StatusCode::SERVICE_UNAVAILABLE,
-                Some(("XXM00", "CLIENT_INTERNAL_ERROR")),
-            ),
+            Self::TemporarilyUnavailable => {
+                ("TEMPORARILY_UNAVAILABLE", StatusCode::SERVICE_UNAVAILABLE, Some(("XXM00", "CLIENT_INTERNAL_ERROR")))
+            }
         }
     }
 

@@ -50,7 +50,8 @@ fn normpath(path: &str) -> String {
     if path.is_empty() {
         return ".".into();
     }
-    let slashes = if path.starts_with("//") && !path.starts_with("///") { 2 } else { usize::from(path.starts_with('/')) };
+    let slashes =
+        if path.starts_with("//") && !path.starts_with("///") { 2 } else { usize::from(path.starts_with('/')) };
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/').filter(|p| !p.is_empty() && *p != ".") {
         if part != ".." || (slashes == 0 && parts.is_empty()) || parts.last() == Some(&"..") {
@@ -182,9 +183,9 @@ pub(crate) fn run_id(id: &str) -> Result<(), Error> {
 /// An experiment id, which is an integer in MLflow's SQL stores.
 pub(crate) fn experiment_id(id: &str) -> Result<i64, Error> {
     let id = if id.is_empty() { "0" } else { id };
-    id.trim().parse().map_err(|_| {
-        Error::invalid(format!("Invalid experiment ID '{id}'. Experiment ID must be a valid integer."))
-    })
+    id.trim()
+        .parse()
+        .map_err(|_| Error::invalid(format!("Invalid experiment ID '{id}'. Experiment ID must be a valid integer.")))
 }
 
 /// A registered model's name.

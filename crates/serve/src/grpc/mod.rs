@@ -230,7 +230,8 @@ fn read_inputs(
 
 fn from_contents(c: InferTensorContents, datatype: DataType, tensor: &str) -> Result<Data, Error> {
     fn narrow<A: Copy + std::fmt::Display, B: TryFrom<A>>(items: &[A], tensor: &str) -> Result<Vec<B>, Error> {
-        let one = |x: &A| B::try_from(*x).map_err(|_| Error::Invalid(format!("input '{tensor}': element {x} does not fit")));
+        let one =
+            |x: &A| B::try_from(*x).map_err(|_| Error::Invalid(format!("input '{tensor}': element {x} does not fit")));
         items.iter().map(one).collect()
     }
     Ok(match datatype {

@@ -161,14 +161,16 @@ async fn answer(
     }
     let json_length = match headers.get(&JSON_LENGTH) {
         None => None,
-        Some(value) => Some(
-            value.to_str().ok().and_then(|v| v.parse::<usize>().ok()).filter(|n| *n <= body.len()).ok_or_else(|| {
-                Error::Invalid(format!(
-                    "Inference-Header-Content-Length is {value:?}, expected a number up to {}",
-                    body.len()
-                ))
-            })?,
-        ),
+        Some(value) => {
+            Some(value.to_str().ok().and_then(|v| v.parse::<usize>().ok()).filter(|n| *n <= body.len()).ok_or_else(
+                || {
+                    Error::Invalid(format!(
+                        "Inference-Header-Content-Length is {value:?}, expected a number up to {}",
+                        body.len()
+                    ))
+                },
+            )?)
+        }
     };
     let parsed = wire::parse(&body, json_length)?;
     let split_key = deployment
@@ -190,12 +192,9 @@ async fn answer(
     if let Some(length) = json_length {
         set.insert(JSON_LENGTH, length.into());
     }
-    for (key, value) in [
-        (MODEL, name),
-        (VERSION, &found.model.resolved.version),
-        (VARIANT, &found.variant),
-        (REQUEST_ID, &found.id),
-    ] {
+    for (key, value) in
+        [(MODEL, name), (VERSION, &found.model.resolved.version), (VARIANT, &found.variant), (REQUEST_ID, &found.id)]
+    {
         if let Ok(value) = HeaderValue::from_str(value) {
             set.insert(key, value);
         }
@@ -226,9 +225,9 @@ async fn index(State(g): State<Gateway>, body: Bytes) -> Response {
     let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
     let ready_only = asked.get("ready").and_then(Value::as_bool).unwrap_or(false);
     let entries = index_entries(&g, ready_only);
-    let shown = entries.into_iter().map(|(name, version, state, reason)| {
-        json!({ "name": name, "version": version, "state": state, "reason": reason })
-    });
+    let shown = entries.into_iter().map(
+        |(name, version, state, reason)| json!({ "name": name, "version": version, "state": state, "reason": reason }),
+    );
     reply(&Value::Array(shown.collect()))
 }
 

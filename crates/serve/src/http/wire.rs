@@ -219,6 +219,9 @@ mod tests {
         );
         assert!(with(r#"{"name":"x","shape":[1],"datatype":"FLOAT","data":[1]}"#).contains("unknown datatype 'FLOAT'"));
         assert_eq!(with(r#"{"name":"x","shape":[1],"datatype":"FP32"}"#), "input 'x' has no data");
-        assert!(with(r#"{"name":"x","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":4}}"#).contains("0 bytes are left"));
+        assert!(
+            with(r#"{"name":"x","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":4}}"#)
+                .contains("0 bytes are left")
+        );
     }
 }

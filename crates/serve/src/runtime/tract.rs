@@ -31,15 +31,16 @@ impl TractModel {
             let shape: TVec<TDim> = fact
                 .shape
                 .dims()
-                .map(|d| d.concretize().filter(|d| d.to_i64().is_ok_and(|n| n > 0)).unwrap_or_else(|| batch.clone().into()))
+                .map(|d| {
+                    d.concretize().filter(|d| d.to_i64().is_ok_and(|n| n > 0)).unwrap_or_else(|| batch.clone().into())
+                })
                 .collect();
             model.set_input_fact(index, InferenceFact::dt_shape(datum, shape)).map_err(failed)?;
         }
         let output_names: Vec<String> = (0..model.outputs.len())
             .map(|i| model.outlet_label(model.outputs[i]).map_or_else(|| format!("output_{i}"), str::to_owned))
             .collect();
-        let input_names: Vec<String> =
-            model.inputs.iter().map(|o| model.node(o.node).name.clone()).collect();
+        let input_names: Vec<String> = model.inputs.iter().map(|o| model.node(o.node).name.clone()).collect();
         let model = model.into_optimized().map_err(|e| failed(format!("{e:#}")))?;
         let spec = |name: &String, fact: &TypedFact| -> Result<TensorSpec, Error> {
             let shape = fact.shape.iter().map(|d| d.to_i64().unwrap_or(-1)).collect();

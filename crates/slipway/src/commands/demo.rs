@@ -120,7 +120,11 @@ pub(super) async fn demo(context: &Context, options: Demo) -> Result<(), Failure
     step.begin("slipway up");
     let mut platform = start(&dir, &python, &options)?;
     let client = Client::remote(&format!("http://{}", platform.addresses.control))?;
-    step.note(format_args!("UI and API at http://{}, state in {}", platform.addresses.control, dir.join("home").display()));
+    step.note(format_args!(
+        "UI and API at http://{}, state in {}",
+        platform.addresses.control,
+        dir.join("home").display()
+    ));
 
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     step.begin(&format!("four trainings, {} at once, logged with the official MLflow client", cores.min(4)));
@@ -150,9 +154,19 @@ pub(super) async fn demo(context: &Context, options: Demo) -> Result<(), Failure
     if options.keep {
         platform.keep = true;
         let a = &platform.addresses;
-        say(format_args!("The platform stays up: http://{}  (stop it: slipway down --home {})", a.control, dir.join("home").display()));
-        say(format_args!("Try next:\n  slipway deploy split digits champion=50 challenger=50 --server http://{}", a.control));
-        say(format_args!("  slipway run ls --experiment digits --order-by 'metrics.accuracy DESC' --server http://{}", a.control));
+        say(format_args!(
+            "The platform stays up: http://{}  (stop it: slipway down --home {})",
+            a.control,
+            dir.join("home").display()
+        ));
+        say(format_args!(
+            "Try next:\n  slipway deploy split digits champion=50 challenger=50 --server http://{}",
+            a.control
+        ));
+        say(format_args!(
+            "  slipway run ls --experiment digits --order-by 'metrics.accuracy DESC' --server http://{}",
+            a.control
+        ));
         say(format_args!("  curl http://{}/v2/models/digits", a.inference));
     } else {
         platform.stop();
@@ -225,10 +239,15 @@ fn start(dir: &Path, python: &Path, options: &Demo) -> Result<Platform, Failure>
     const STEP: &str = "slipway up";
     let home = Home::at(dir.join("home"));
     if let Some(other) = running(&home) {
-        return Err(failed(STEP, format_args!(
-            "process {} still serves {}; stop it with `slipway down --home {}`",
-            other.pid, home.root().display(), home.root().display()
-        )));
+        return Err(failed(
+            STEP,
+            format_args!(
+                "process {} still serves {}; stop it with `slipway down --home {}`",
+                other.pid,
+                home.root().display(),
+                home.root().display()
+            ),
+        ));
     }
     // Every demo tells its own story: what an earlier one kept is cleared.
     if home.root().exists() {
@@ -296,13 +315,21 @@ async fn train(
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         let tail: Vec<&str> = text.lines().rev().take(12).collect();
         let shown = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
-        verify(STEP, outcome.succeeded(), format_args!("{algorithm} ended with {:?}; {}:\n{shown}", outcome.end, log.display()))?;
+        verify(
+            STEP,
+            outcome.succeeded(),
+            format_args!("{algorithm} ended with {:?}; {}:\n{shown}", outcome.end, log.display()),
+        )?;
         let result: Trained = text
             .lines()
             .rev()
             .find_map(|line| serde_json::from_str(line).ok())
             .ok_or_else(|| failed(STEP, format_args!("{algorithm} printed no result; {}", log.display())))?;
-        step.note(format_args!("{algorithm:7} accuracy {:.4} in {}", result.accuracy, units::micros(outcome.took.as_micros() as f64)));
+        step.note(format_args!(
+            "{algorithm:7} accuracy {:.4} in {}",
+            result.accuracy,
+            units::micros(outcome.took.as_micros() as f64)
+        ));
         trained.push(result);
     }
     Ok(trained)
@@ -317,14 +344,28 @@ async fn promote(step: &Steps, client: &Client, trained: &[Trained], experiment:
         verify(STEP, known, format_args!("version {} of run {} is not registered", t.version, t.run_id))?;
         let run: Value = client.get(&format!("/api/2.0/mlflow/runs/get?run_id={}", encode(&t.run_id))).await?;
         let run = &run["run"];
-        verify(STEP, run["info"]["experiment_id"] == *experiment, format_args!("run {} is in another experiment", t.run_id))?;
+        verify(
+            STEP,
+            run["info"]["experiment_id"] == *experiment,
+            format_args!("run {} is in another experiment", t.run_id),
+        )?;
         let metrics = run["data"]["metrics"].as_array().into_iter().flatten();
         let logged = metrics.filter(|m| m["key"] == "accuracy").find_map(|m| m["value"].as_f64());
-        verify(STEP, logged == Some(t.accuracy), format_args!("run {} has accuracy {logged:?}, not {}", t.run_id, t.accuracy))?;
+        verify(
+            STEP,
+            logged == Some(t.accuracy),
+            format_args!("run {} has accuracy {logged:?}, not {}", t.run_id, t.accuracy),
+        )?;
         let datasets = run["inputs"]["dataset_inputs"].as_array().map_or(0, Vec::len);
-        verify(STEP, datasets == 2 && run["info"]["status"] == "FINISHED", format_args!("run {} is not complete", t.run_id))?;
-        let files: Value = client.get(&format!("/api/2.0/mlflow/artifacts/list?run_id={}&path=plots", encode(&t.run_id))).await?;
-        let picture = files["files"].as_array().into_iter().flatten().any(|f| f["path"] == "plots/confusion_matrix.png");
+        verify(
+            STEP,
+            datasets == 2 && run["info"]["status"] == "FINISHED",
+            format_args!("run {} is not complete", t.run_id),
+        )?;
+        let files: Value =
+            client.get(&format!("/api/2.0/mlflow/artifacts/list?run_id={}&path=plots", encode(&t.run_id))).await?;
+        let picture =
+            files["files"].as_array().into_iter().flatten().any(|f| f["path"] == "plots/confusion_matrix.png");
         verify(STEP, picture, format_args!("run {} has no confusion matrix", t.run_id))?;
     }
     let mut ranked: Vec<&Trained> = trained.iter().collect();
@@ -346,7 +387,11 @@ fn query(dir: &Path, python: &Path, addresses: &Addresses) -> Result<Asked, Fail
         .map_err(|e| failed(STEP, e))?;
     verify(STEP, out.status.success(), String::from_utf8_lossy(&out.stderr).trim())?;
     let asked: Asked = serde_json::from_slice(&out.stdout).map_err(|e| failed(STEP, e))?;
-    verify(STEP, asked.records.len() == 2 * IMAGES, format_args!("{} answers, expected {}", asked.records.len(), 2 * IMAGES))?;
+    verify(
+        STEP,
+        asked.records.len() == 2 * IMAGES,
+        format_args!("{} answers, expected {}", asked.records.len(), 2 * IMAGES),
+    )?;
     Ok(asked)
 }
 
@@ -374,10 +419,13 @@ async fn report(client: &Client, trained: &[Trained], asked: &Asked, before: &Va
         let predictions: Value = client.get(&path).await?;
         let wrong = records.iter().find(|r| predictions["predicted"][r.image] != r.label);
         if let Some(r) = wrong {
-            return Err(failed(STEP, format_args!(
-                "version {version} gave {} for image {} over {}, its training says {}",
-                r.label, r.image, r.protocol, predictions["predicted"][r.image]
-            )));
+            return Err(failed(
+                STEP,
+                format_args!(
+                    "version {version} gave {} for image {} over {}, its training says {}",
+                    r.label, r.image, r.protocol, predictions["predicted"][r.image]
+                ),
+            ));
         }
         let correct = records.iter().filter(|r| asked.truth.get(r.image) == Some(&r.label)).count();
         let mut times: Vec<f64> = records.iter().map(|r| r.us).collect();

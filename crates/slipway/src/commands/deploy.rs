@@ -59,7 +59,9 @@ fn plan(before: Option<&Value>, after: &Manifest) -> Vec<String> {
         lines.push(format!("- {} {} {}%", gone.name, gone.uri, gone.weight));
     }
     if let Some(old) = old
-        && (old.spec.split != after.spec.split || old.spec.batching != after.spec.batching || old.spec.limits != after.spec.limits)
+        && (old.spec.split != after.spec.split
+            || old.spec.batching != after.spec.batching
+            || old.spec.limits != after.spec.limits)
     {
         lines.push("~ settings (split, batching, limits)".into());
     }
@@ -67,11 +69,7 @@ fn plan(before: Option<&Value>, after: &Manifest) -> Vec<String> {
 }
 
 /// Puts a manifest in force; `None` when that changes nothing.
-pub(super) async fn apply(
-    client: &Client,
-    manifest_text: String,
-    dry_run: bool,
-) -> Result<Option<Value>, Failure> {
+pub(super) async fn apply(client: &Client, manifest_text: String, dry_run: bool) -> Result<Option<Value>, Failure> {
     let manifest = Manifest::parse(&manifest_text)?;
     let name = &manifest.metadata.name;
     let all: Vec<Value> = client.get("/api/v1/deployments").await?;
@@ -100,7 +98,8 @@ pub(super) async fn run(context: &Context, verb: Deploy) -> Result<(), Failure> 
             } else {
                 std::fs::read_to_string(&file)
             };
-            let manifest = read.map_err(|e| slipway_serve::Error::Manifest(format!("cannot read {}: {e}", file.display())))?;
+            let manifest =
+                read.map_err(|e| slipway_serve::Error::Manifest(format!("cannot read {}: {e}", file.display())))?;
             if let Some(status) = apply(&client, manifest, context.global.dry_run).await? {
                 print(format, &status, |s| variants_table(std::iter::once(s)));
                 let name = text(&status["name"]);
@@ -155,7 +154,12 @@ pub(super) async fn run(context: &Context, verb: Deploy) -> Result<(), Failure> 
             print(format, &answer, |a| {
                 let mut table = Table::new(&["OUTPUT", "TYPE", "SHAPE", "DATA"]);
                 for o in a["outputs"].as_array().into_iter().flatten() {
-                    table.row(vec![text(&o["name"]), text(&o["datatype"]), o["shape"].to_string(), o["data"].to_string()]);
+                    table.row(vec![
+                        text(&o["name"]),
+                        text(&o["datatype"]),
+                        o["shape"].to_string(),
+                        o["data"].to_string(),
+                    ]);
                 }
                 table
             });

@@ -45,7 +45,8 @@ pub(super) async fn doctor(context: &Context) -> Result<(), Failure> {
     }
 
     let server = running(&home);
-    let found = server.as_ref().map_or("not running".to_owned(), |a| format!("process {} at http://{}", a.pid, a.control));
+    let found =
+        server.as_ref().map_or("not running".to_owned(), |a| format!("process {} at http://{}", a.pid, a.control));
     add("server", true, found, "");
 
     match context.client().await {

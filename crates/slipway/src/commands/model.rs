@@ -18,7 +18,8 @@ pub(super) async fn promote(client: &Client, name: &str, version: &str, alias: &
 /// All versions of a model, newest first.
 pub(super) async fn versions(client: &Client, name: &str) -> Result<Vec<Value>, Failure> {
     let filter = encode(&format!("name = '{}'", name.replace('\'', "")));
-    let path = format!("/api/2.0/mlflow/model-versions/search?filter={filter}&order_by={}", encode("version_number DESC"));
+    let path =
+        format!("/api/2.0/mlflow/model-versions/search?filter={filter}&order_by={}", encode("version_number DESC"));
     let found: Value = client.get(&path).await?;
     Ok(found["model_versions"].as_array().cloned().unwrap_or_default())
 }
@@ -50,7 +51,8 @@ pub(super) async fn run(context: &Context, verb: Model) -> Result<(), Failure> {
             });
         }
         Model::Show { name } => {
-            let found: Value = client.get(&format!("/api/2.0/mlflow/registered-models/get?name={}", encode(&name))).await?;
+            let found: Value =
+                client.get(&format!("/api/2.0/mlflow/registered-models/get?name={}", encode(&name))).await?;
             let model = found["registered_model"].clone();
             let versions = versions(&client, &name).await?;
             let data = json!({ "model": model, "versions": versions });
@@ -82,7 +84,9 @@ pub(super) async fn run(context: &Context, verb: Model) -> Result<(), Failure> {
             let body = json!({ "name": name, "source": source, "run_id": run });
             let made: Value = client.post("/api/2.0/mlflow/model-versions/create", &body).await?;
             let version = text(&made["model_version"]["version"]);
-            say(format_args!("registered {name} version {version}; next: slipway model promote {name} {version} champion"));
+            say(format_args!(
+                "registered {name} version {version}; next: slipway model promote {name} {version} champion"
+            ));
             print(context.global.output, &made, |_| {
                 let mut table = Table::new(&["VERSION"]);
                 table.row(vec![version.clone()]);

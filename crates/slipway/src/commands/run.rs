@@ -157,7 +157,9 @@ pub(super) async fn run(context: &Context, verb: Run) -> Result<(), Failure> {
                     columns.extend(pairs(run, kind).into_iter().map(|(k, _)| (kind, k)));
                 }
             }
-            let quote = |s: &str| if s.contains(['"', ',', '\n']) { format!("\"{}\"", s.replace('"', "\"\"")) } else { s.to_owned() };
+            let quote = |s: &str| {
+                if s.contains(['"', ',', '\n']) { format!("\"{}\"", s.replace('"', "\"\"")) } else { s.to_owned() }
+            };
             let mut lines = vec![];
             let heads = ["run_id", "run_name", "status", "start_time", "end_time"];
             let named = columns.iter().map(|(kind, key)| quote(&format!("{kind}.{key}")));

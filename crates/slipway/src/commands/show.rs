@@ -13,7 +13,11 @@ pub(super) fn chain(found: &Value) -> Vec<[String; 3]> {
     let text = |v: &Value| v.as_str().unwrap_or("-").to_owned();
     let request = &found["request"];
     let mut steps = vec![
-        ["request".into(), text(&request["id"]), format!("to {}, {} µs", text(&request["deployment"]), request["took_us"])],
+        [
+            "request".into(),
+            text(&request["id"]),
+            format!("to {}, {} µs", text(&request["deployment"]), request["took_us"]),
+        ],
         [
             "model version".into(),
             format!("{} {}", text(&request["model"]["name"]), text(&request["model"]["version"])),

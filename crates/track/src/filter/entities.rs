@@ -129,7 +129,8 @@ pub(crate) fn compile(what: &Searchable, filter: &str) -> Result<Conditions, Err
                 continue;
             }
             let compared = sql_operator("x.value", operator, 1);
-            out.sql.push_str(&format!(" AND EXISTS (SELECT 1 FROM {table} x WHERE {tie} AND x.key = ? AND {compared})"));
+            out.sql
+                .push_str(&format!(" AND EXISTS (SELECT 1 FROM {table} x WHERE {tie} AND x.key = ? AND {compared})"));
             out.params.extend([Value::from(key), value.into()]);
             continue;
         }
@@ -150,10 +151,9 @@ pub(crate) fn compile(what: &Searchable, filter: &str) -> Result<Conditions, Err
 fn tag_text(operand: &Operand) -> Result<String, Error> {
     text(operand).map_err(|e| match operand {
         Operand::Bare(_) => e,
-        _ => Error::invalid(format!(
-            "Expected a quoted string value for tag (e.g. 'my-value'). Got value {}",
-            e.message
-        )),
+        _ => {
+            Error::invalid(format!("Expected a quoted string value for tag (e.g. 'my-value'). Got value {}", e.message))
+        }
     })
 }
 
@@ -246,7 +246,10 @@ pub(crate) fn compile_order(
         let Some((_, column)) = what.orders.iter().find(|(name, _)| *name == key) else {
             let names: Vec<_> = what.orders.iter().map(|(name, _)| *name).collect();
             return Err(Error::invalid(if what.alias == "m" {
-                format!("Invalid order by key '{key}' specified. Valid keys are '{{{}}}'", quoted_list(&["name", "timestamp"]))
+                format!(
+                    "Invalid order by key '{key}' specified. Valid keys are '{{{}}}'",
+                    quoted_list(&["name", "timestamp"])
+                )
             } else {
                 format!("Invalid attribute key '{key}' specified. Valid keys are '{{{}}}'", quoted_list(&names))
             }));

@@ -118,9 +118,8 @@ fn comparison(tokens: Rest<'_>) -> Result<Option<(Comparison, Rest<'_>)>, Error>
     let Some((left, tail)) = tokens.split_first() else { return Ok(None) };
     let Some((operator, tail)) = operator(tail) else { return Ok(None) };
     let is_identifier = matches!(left.kind, Kind::Word | Kind::DoubleQuoted) && !left.is_word("AND");
-    let wrong_left = || {
-        Error::invalid(format!("Invalid comparison clause. Expected 'Identifier' found '{}'", left.text))
-    };
+    let wrong_left =
+        || Error::invalid(format!("Invalid comparison clause. Expected 'Identifier' found '{}'", left.text));
     if operator.starts_with("IS ") {
         return if is_identifier {
             Ok(Some((Comparison { identifier: left.text.clone(), operator, operand: None }, tail)))
@@ -243,7 +242,8 @@ mod tests {
 
     #[test]
     fn comparisons_are_read() {
-        let all = parse("metrics.acc > -0.5 AND params.\"a b\" = 'x' and tags.`mlflow.user` ilike \"y%\"", true).unwrap();
+        let all =
+            parse("metrics.acc > -0.5 AND params.\"a b\" = 'x' and tags.`mlflow.user` ilike \"y%\"", true).unwrap();
         assert_eq!(all.len(), 3);
         assert_eq!(all[0].operand, Some(Operand::Number("-0.5".into())));
         assert_eq!(all[1].split(), (Some("params"), "a b".into()));

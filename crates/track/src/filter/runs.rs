@@ -128,9 +128,9 @@ fn condition(query: &mut Query, comparison: &Comparison, index: usize) -> Result
             }
         };
         let not = if operator == "IS NULL" { "NOT " } else { "" };
-        query.conditions.push_str(&format!(
-            " AND {not}EXISTS (SELECT 1 FROM {table} x WHERE x.run = r.run AND x.key = ?)"
-        ));
+        query
+            .conditions
+            .push_str(&format!(" AND {not}EXISTS (SELECT 1 FROM {table} x WHERE x.run = r.run AND x.key = ?)"));
         query.condition_params.push(key.into());
         return Ok(());
     };
@@ -213,7 +213,9 @@ fn dataset(query: &mut Query, key: &str, operator: &str, operand: &Operand) -> R
     let values = match operand {
         Operand::List(_) => texts(operand)?,
         Operand::Number(n) => {
-            return Err(Error::invalid(format!("Expected a quoted string value for dataset attributes. Got value {n}")));
+            return Err(Error::invalid(format!(
+                "Expected a quoted string value for dataset attributes. Got value {n}"
+            )));
         }
         other => vec![text(other)?],
     };
@@ -244,7 +246,10 @@ fn add_order(
         }
         Entity::Metric => {
             // NaN after the numbers, missing after NaN, whatever the direction.
-            (format!("CASE WHEN o{index}.is_nan THEN 1 WHEN o{index}.value IS NULL THEN 2 ELSE 0 END"), format!("o{index}.value"))
+            (
+                format!("CASE WHEN o{index}.is_nan THEN 1 WHEN o{index}.value IS NULL THEN 2 ELSE 0 END"),
+                format!("o{index}.value"),
+            )
         }
         Entity::Param | Entity::Tag => (format!("o{index}.value IS NULL"), format!("o{index}.value")),
         Entity::Dataset => return Err(Error::invalid("Invalid identifier type 'dataset'")),
@@ -262,7 +267,10 @@ fn add_order(
     if seen.contains(&(entity, key.clone())) {
         return Err(Error::new(
             crate::ErrorCode::InternalError,
-            format!("`order_by` contains duplicate fields: [{}]", quoted_list(&all.iter().map(String::as_str).collect::<Vec<_>>())),
+            format!(
+                "`order_by` contains duplicate fields: [{}]",
+                quoted_list(&all.iter().map(String::as_str).collect::<Vec<_>>())
+            ),
         ));
     }
     seen.push((entity, key));
@@ -294,8 +302,7 @@ mod tests {
 
     #[test]
     fn parameters_stand_in_the_order_of_the_query() {
-        let query =
-            compile("attributes.status = 'FINISHED' AND metrics.a > 1", &["params.p DESC".into()]).unwrap();
+        let query = compile("attributes.status = 'FINISHED' AND metrics.a > 1", &["params.p DESC".into()]).unwrap();
         assert_eq!(query.join_params, [Value::from("a".to_owned()), Value::Real(1.0), "p".to_owned().into()]);
         assert_eq!(query.condition_params, [Value::from("FINISHED".to_owned())]);
         assert!(query.order.ends_with("o0.value DESC, r.start_time DESC, r.run_id"));

@@ -48,9 +48,7 @@ pub(super) fn streaming_routes() -> Router<Tracking> {
 
 /// Routes of MLflow's web pages that clients use too.
 pub(super) fn ui_routes() -> Router<Tracking> {
-    Router::new()
-        .route("/get-artifact", get(run_file))
-        .route("/model-versions/get-artifact", get(version_file))
+    Router::new().route("/get-artifact", get(run_file)).route("/model-versions/get-artifact", get(version_file))
 }
 
 async fn list(State(t): State<Tracking>, Call(m): Call<ListArtifacts>) -> Result<Reply<Listing>, Error> {
@@ -94,11 +92,7 @@ fn query_value(query: Option<&str>, name: &str) -> Option<String> {
     pairs.find(|(k, _)| k == name).map(|(_, v)| v.into_owned())
 }
 
-async fn run_file(
-    State(t): State<Tracking>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Error> {
+async fn run_file(State(t): State<Tracking>, RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Error> {
     let value = |name| query_value(query.as_deref(), name);
     let run_id = value("run_id").or_else(|| value("run_uuid")).unwrap_or_default();
     let object = t.artifact_object(ArtifactRoot::Run(&run_id), &value("path").unwrap_or_default())?;
@@ -123,10 +117,7 @@ async fn logged_model_file(
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let path = query_value(query.as_deref(), "artifact_file_path").filter(|p| !p.is_empty()).ok_or_else(|| {
-        Error::new(
-            crate::ErrorCode::BadRequest,
-            "Request must include the \"artifact_file_path\" query parameter.",
-        )
+        Error::new(crate::ErrorCode::BadRequest, "Request must include the \"artifact_file_path\" query parameter.")
     })?;
     let object = t.artifact_object(ArtifactRoot::LoggedModel(&id), &path)?;
     send(&t, &object, &headers).await

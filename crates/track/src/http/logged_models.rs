@@ -119,10 +119,7 @@ async fn set_tags(
     Ok(Reply(Empty {}))
 }
 
-async fn delete_tag(
-    State(t): State<Tracking>,
-    Path((id, key)): Path<(String, String)>,
-) -> Result<Reply<Empty>, Error> {
+async fn delete_tag(State(t): State<Tracking>, Path((id, key)): Path<(String, String)>) -> Result<Reply<Empty>, Error> {
     t.delete_logged_model_tag(id, key).await?;
     Ok(Reply(Empty {}))
 }

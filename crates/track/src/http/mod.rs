@@ -62,7 +62,6 @@ const LATER: &[&str] = &[
     "/3.0/mlflow/scorers",
     "/3.0/mlflow/issues",
     "/3.0/mlflow/gateway",
-    "/3.0/mlflow/prompts",
     "/3.0/mlflow/jobs",
     "/3.0/mlflow/workspaces",
     "/2.0/mlflow/webhooks",
@@ -70,7 +69,11 @@ const LATER: &[&str] = &[
     "/2.0/mlflow/gateway-proxy",
     "/2.0/mlflow/artifacts/presigned",
     "/2.0/mlflow-artifacts/presigned",
-    "/2.0/mlflow/prompt-optimization",
+    "/3.0/mlflow/prompt-optimization",
+    "/3.0/mlflow/review-queues",
+    "/3.0/mlflow/label-schemas",
+    "/2.0/mlflow/get-online-trace-details",
+    "/2.0/mlflow/unified-traces",
 ];
 
 async fn unknown(uri: Uri) -> Response {

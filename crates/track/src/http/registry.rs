@@ -86,8 +86,7 @@ struct Versions {
 
 async fn create_model(State(t): State<Tracking>, Call(m): Call<CreateModel>) -> Result<Reply<OneModel>, Error> {
     let tags = m.tags.map(|t| t.0).unwrap_or_default();
-    let registered_model =
-        t.create_model(m.name.unwrap_or_default(), tags, m.description.unwrap_or_default()).await?;
+    let registered_model = t.create_model(m.name.unwrap_or_default(), tags, m.description.unwrap_or_default()).await?;
     Ok(Reply(OneModel { registered_model }))
 }
 
@@ -96,8 +95,7 @@ async fn find_model(State(t): State<Tracking>, Call(m): Call<ModelName>) -> Resu
 }
 
 async fn describe_model(State(t): State<Tracking>, Call(m): Call<DescribeModel>) -> Result<Reply<OneModel>, Error> {
-    let registered_model =
-        t.describe_model(m.name.unwrap_or_default(), m.description.unwrap_or_default()).await?;
+    let registered_model = t.describe_model(m.name.unwrap_or_default(), m.description.unwrap_or_default()).await?;
     Ok(Reply(OneModel { registered_model }))
 }
 
@@ -118,8 +116,7 @@ async fn search_models(State(t): State<Tracking>, Call(m): Call<Search>) -> Resu
         return Err(out_of_range("max_results", max_results, true));
     }
     let filter = m.filter.unwrap_or_default();
-    let page =
-        t.search_models(&filter, max_results, &m.order_by.unwrap_or_default(), m.page_token.as_deref()).await?;
+    let page = t.search_models(&filter, max_results, &m.order_by.unwrap_or_default(), m.page_token.as_deref()).await?;
     Ok(Reply(Models { registered_models: page.items, next_page_token: page.next_page_token }))
 }
 
@@ -222,10 +219,7 @@ async fn set_version_tag(State(t): State<Tracking>, Call(m): Call<SetVersionTag>
     Ok(Reply(Empty {}))
 }
 
-async fn delete_version_tag(
-    State(t): State<Tracking>,
-    Call(m): Call<DeleteVersionTag>,
-) -> Result<Reply<Empty>, Error> {
+async fn delete_version_tag(State(t): State<Tracking>, Call(m): Call<DeleteVersionTag>) -> Result<Reply<Empty>, Error> {
     let version = m.version.unwrap_or_default();
     t.delete_version_tag(m.name.unwrap_or_default(), &version, m.key.unwrap_or_default()).await?;
     Ok(Reply(Empty {}))

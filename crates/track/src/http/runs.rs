@@ -144,8 +144,7 @@ struct Updated {
 
 async fn update(State(t): State<Tracking>, Call(m): Call<UpdateRun>) -> Result<Reply<Updated>, Error> {
     let status = status(m.status)?;
-    let run_info =
-        t.update_run(m.run_id.unwrap_or_default(), status, m.end_time.map(|n| n.0), m.run_name).await?;
+    let run_info = t.update_run(m.run_id.unwrap_or_default(), status, m.end_time.map(|n| n.0), m.run_name).await?;
     Ok(Reply(Updated { run_info }))
 }
 

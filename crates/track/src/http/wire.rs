@@ -231,7 +231,9 @@ pub(crate) fn wrong_type(name: &str, value: &Value) -> Error {
         Value::String(s) => quoted(s),
         other => other.to_string(),
     };
-    Error::invalid(format!("Invalid value {shown} for parameter '{name}' supplied:  Hint: Value was of type '{kind}'.{SEE_DOCS}"))
+    Error::invalid(format!(
+        "Invalid value {shown} for parameter '{name}' supplied:  Hint: Value was of type '{kind}'.{SEE_DOCS}"
+    ))
 }
 
 /// "Invalid value" for a number out of bounds, in a body or in a query, where every value is a text.
@@ -350,9 +352,9 @@ impl<T: Message, S: Send + Sync> FromRequest<S> for Call<T> {
                 Some(_) => {}
             }
         }
-        let body = Bytes::from_request(request, state)
-            .await
-            .map_err(|e| Error::new(ErrorCode::BadRequest, format!("The request body cannot be read: {}", e.body_text())))?;
+        let body = Bytes::from_request(request, state).await.map_err(|e| {
+            Error::new(ErrorCode::BadRequest, format!("The request body cannot be read: {}", e.body_text()))
+        })?;
         from_json(&body).map(Self)
     }
 }
@@ -363,9 +365,7 @@ pub(crate) struct Reply<T>(pub(crate) T);
 impl<T: Serialize> IntoResponse for Reply<T> {
     fn into_response(self) -> Response {
         match serde_json::to_vec(&self.0) {
-            Ok(body) => {
-                ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
-            }
+            Ok(body) => ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response(),
             Err(e) => Error::new(ErrorCode::InternalError, e.to_string()).into_response(),
         }
     }

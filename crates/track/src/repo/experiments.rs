@@ -47,9 +47,11 @@ pub(crate) fn insert(
     tags: &[KeyValue],
     now: i64,
 ) -> Result<i64, Error> {
-    let added = c
-        .prepare_cached("INSERT INTO experiments VALUES (NULL, ?1, ?2, 'active', ?3, ?3)")?
-        .insert(params![name, location.unwrap_or_default(), now]);
+    let added = c.prepare_cached("INSERT INTO experiments VALUES (NULL, ?1, ?2, 'active', ?3, ?3)")?.insert(params![
+        name,
+        location.unwrap_or_default(),
+        now
+    ]);
     let id = match added {
         Ok(id) => id,
         Err(e) if is_duplicate(&e) => {

@@ -103,7 +103,8 @@ pub(crate) fn set_status(c: &Connection, id: &str, status: i64, now: i64) -> Res
 
 /// Marks it as deleted; false when there is no such model.
 pub(crate) fn delete(c: &Connection, id: &str, now: i64) -> Result<bool, Error> {
-    let sql = "UPDATE logged_models SET lifecycle_stage = 'deleted', last_updated_timestamp_ms = ?2 WHERE model_id = ?1";
+    let sql =
+        "UPDATE logged_models SET lifecycle_stage = 'deleted', last_updated_timestamp_ms = ?2 WHERE model_id = ?1";
     Ok(execute(c, sql, params![id, now])? > 0)
 }
 

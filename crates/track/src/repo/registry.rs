@@ -62,9 +62,11 @@ fn with_aliases(c: &Connection, mut version: ModelVersion) -> Result<ModelVersio
 
 /// Adds a model; false when the name is taken.
 pub(crate) fn insert_model(c: &Connection, name: &str, description: &str, now: i64) -> Result<bool, Error> {
-    let added = c
-        .prepare_cached("INSERT INTO registered_models VALUES (?1, ?2, ?2, ?3)")?
-        .execute(params![name, now, description]);
+    let added = c.prepare_cached("INSERT INTO registered_models VALUES (?1, ?2, ?2, ?3)")?.execute(params![
+        name,
+        now,
+        description
+    ]);
     match added {
         Ok(_) => Ok(true),
         Err(e) if is_duplicate(&e) => Ok(false),
@@ -157,7 +159,9 @@ pub(crate) fn rename_model(c: &Connection, name: &str, new_name: &str, now: i64)
         Err(e) if is_duplicate(&e) => {
             return Err(Error::new(
                 ErrorCode::ResourceAlreadyExists,
-                format!("Registered Model (name={new_name}) already exists. Error: UNIQUE constraint failed: registered_models.name"),
+                format!(
+                    "Registered Model (name={new_name}) already exists. Error: UNIQUE constraint failed: registered_models.name"
+                ),
             ));
         }
         Err(e) => return Err(e.into()),
@@ -212,13 +216,9 @@ pub(crate) struct NewVersion<'a> {
 
 /// Adds the next version; its number.
 pub(crate) fn insert_version(c: &Connection, new: &NewVersion<'_>, now: i64) -> Result<i64, Error> {
-    let number: i64 = first(
-        c,
-        "SELECT coalesce(max(version), 0) + 1 FROM model_versions WHERE name = ?1",
-        [new.name],
-        |r| r.get(0),
-    )?
-    .unwrap_or(1);
+    let number: i64 =
+        first(c, "SELECT coalesce(max(version), 0) + 1 FROM model_versions WHERE name = ?1", [new.name], |r| r.get(0))?
+            .unwrap_or(1);
     execute(
         c,
         "INSERT INTO model_versions VALUES (?1, ?2, ?3, ?3, ?4, NULL, 'None', ?5, ?6, ?7, ?8, ?9)",

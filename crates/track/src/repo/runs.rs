@@ -73,20 +73,17 @@ pub(crate) fn active(c: &Connection, run_id: &str) -> Result<(i64, i64), Error> 
     match found {
         None => Err(Error::missing(format!("Run with id={run_id} not found"))),
         Some((run, experiment, stage)) if stage == stage::ACTIVE => Ok((run, experiment)),
-        Some((_, _, stage)) => Err(Error::invalid(format!(
-            "The run {run_id} must be in the 'active' state. Current state is {stage}."
-        ))),
+        Some((_, _, stage)) => {
+            Err(Error::invalid(format!("The run {run_id} must be in the 'active' state. Current state is {stage}.")))
+        }
     }
 }
 
 /// Everything about the run.
 pub(crate) fn load(c: &Connection, row: RunRow) -> Result<Run, Error> {
     let run = row.run;
-    let metrics = rows(
-        c,
-        "SELECT key, value, is_nan, timestamp, step FROM latest_metrics WHERE run = ?1",
-        [run],
-        |r| {
+    let metrics =
+        rows(c, "SELECT key, value, is_nan, timestamp, step FROM latest_metrics WHERE run = ?1", [run], |r| {
             let nan: bool = r.get(2)?;
             Ok(Metric {
                 key: r.get(0)?,
@@ -98,8 +95,7 @@ pub(crate) fn load(c: &Connection, row: RunRow) -> Result<Run, Error> {
                 dataset_name: None,
                 dataset_digest: None,
             })
-        },
-    )?;
+        })?;
     let params = rows(c, "SELECT key, value FROM params WHERE run = ?1", [run], key_value)?;
     let tags = rows(c, "SELECT key, value FROM tags WHERE run = ?1", [run], key_value)?;
     let dataset_inputs = rows(
@@ -190,11 +186,7 @@ pub(crate) fn set_stage(c: &Connection, run_id: &str, to: &str, now: i64) -> Res
 
 /// Sets a tag.
 pub(crate) fn set_tag(c: &Connection, run: i64, key: &str, value: &str) -> Result<(), Error> {
-    execute(
-        c,
-        "INSERT INTO tags VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?3",
-        params![run, key, value],
-    )?;
+    execute(c, "INSERT INTO tags VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?3", params![run, key, value])?;
     Ok(())
 }
 

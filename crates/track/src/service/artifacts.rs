@@ -59,11 +59,7 @@ impl Tracking {
     ///
     /// # Errors
     /// As [`Tracking::artifact_object`].
-    pub async fn list_artifacts(
-        &self,
-        root: ArtifactRoot<'_>,
-        path: &str,
-    ) -> Result<(String, Vec<FileInfo>), Error> {
+    pub async fn list_artifacts(&self, root: ArtifactRoot<'_>, path: &str) -> Result<(String, Vec<FileInfo>), Error> {
         let folder = self.artifact_object(root, path)?;
         let files = self.list_folder(&folder, path).await?;
         Ok((self.artifact_location(root)?, files))

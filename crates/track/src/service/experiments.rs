@@ -26,10 +26,8 @@ impl Tracking {
         if let Some(location) = &location {
             validate_location(location)?;
         }
-        let id = self
-            .db
-            .write(move |c| repo::experiments::insert(c, &name, location.as_deref(), &tags, now_ms()))
-            .await?;
+        let id =
+            self.db.write(move |c| repo::experiments::insert(c, &name, location.as_deref(), &tags, now_ms())).await?;
         Ok(id.to_string())
     }
 

@@ -82,11 +82,13 @@ impl Tracking {
         }
         let version = self.resolve_model_uri(uri)?;
         let location = match version.storage_location.strip_prefix("runs:/") {
-            Some(_) => return self.resolve(&version.storage_location).map(|r| Resolved {
-                name: version.name,
-                version: version.version,
-                ..r
-            }),
+            Some(_) => {
+                return self.resolve(&version.storage_location).map(|r| Resolved {
+                    name: version.name,
+                    version: version.version,
+                    ..r
+                });
+            }
             None => version.storage_location,
         };
         Ok(Resolved {

@@ -102,9 +102,7 @@ impl Tracking {
     /// # Errors
     /// When there is none.
     pub async fn delete_logged_model(&self, id: String) -> Result<(), Error> {
-        self.db
-            .write(move |c| if repo::delete(c, &id, now_ms())? { Ok(()) } else { Err(not_found(&id)) })
-            .await
+        self.db.write(move |c| if repo::delete(c, &id, now_ms())? { Ok(()) } else { Err(not_found(&id)) }).await
     }
 
     /// Sets tags.
@@ -177,8 +175,7 @@ impl Tracking {
         let (conditions, condition_params) = conditions(filter, datasets)?;
         let (order, order_params) = order(order_by)?;
         let offset = page_token::decode(token)?;
-        let experiments =
-            experiment_ids.iter().map(|id| validate::experiment_id(id)).collect::<Result<Vec<_>, _>>()?;
+        let experiments = experiment_ids.iter().map(|id| validate::experiment_id(id)).collect::<Result<Vec<_>, _>>()?;
         let found = self
             .db
             .read(move |c| {
@@ -249,7 +246,9 @@ fn conditions(filter: &str, datasets: &[DatasetFilter]) -> Result<(String, Vec<V
             None => return Err(Error::invalid("Invalid comparison. Expected a comparison with 3 tokens.")),
         };
         match (entity, column) {
-            (_, Some((column, _))) => sql.push_str(&format!(" AND {}", filter::sql_operator(column, operator, values.len()))),
+            (_, Some((column, _))) => {
+                sql.push_str(&format!(" AND {}", filter::sql_operator(column, operator, values.len())))
+            }
             (Some("metrics"), _) => {
                 metric_seen = true;
                 let compared = filter::sql_operator("x.value", operator, values.len());

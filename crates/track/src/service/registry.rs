@@ -154,8 +154,7 @@ impl Tracking {
         let conditions = entities::compile(&entities::MODELS, filter)?;
         let order = entities::compile_order(&entities::MODELS, order_by, &[], &[("m.name", "")])?;
         let offset = page_token::decode(token)?;
-        let found =
-            self.db.read(move |c| repo::search_models(c, &conditions, &order, limit + 1, offset)).await?;
+        let found = self.db.read(move |c| repo::search_models(c, &conditions, &order, limit + 1, offset)).await?;
         Ok(page_token::page(found, offset, limit))
     }
 
@@ -227,7 +226,9 @@ impl Tracking {
                 let source = self.version(&name, &version)?;
                 let model_id = self.db.read_now(|c| repo::version_model_id(c, &name, version.parse().unwrap_or(0)))?;
                 let differs = |given: &Option<String>, stored: &str| given.as_deref().is_some_and(|g| g != stored);
-                if differs(&new.run_id, source.run_id.as_deref().unwrap_or_default()) || differs(&new.model_id, &model_id) {
+                if differs(&new.run_id, source.run_id.as_deref().unwrap_or_default())
+                    || differs(&new.model_id, &model_id)
+                {
                     return Err(Error::invalid(format!(
                         "Invalid model version source: '{}'. The run_id and model_id request parameters must match \
                          the referenced model version.",
@@ -443,8 +444,7 @@ impl Tracking {
             &[("v.name", ""), ("v.version", " DESC")],
         )?;
         let offset = page_token::decode(token)?;
-        let found =
-            self.db.read(move |c| repo::search_versions(c, &conditions, &order, limit + 1, offset)).await?;
+        let found = self.db.read(move |c| repo::search_versions(c, &conditions, &order, limit + 1, offset)).await?;
         Ok(page_token::page(found, offset, limit))
     }
 
@@ -465,8 +465,7 @@ impl Tracking {
     /// A bad key; no such version.
     pub async fn delete_version_tag(&self, name: String, version: &str, key: String) -> Result<(), Error> {
         validate::name(&key, "key")?;
-        self.change_version(name, version, move |c, name, number| repo::delete_version_tag(c, name, number, &key))
-            .await
+        self.change_version(name, version, move |c, name, number| repo::delete_version_tag(c, name, number, &key)).await
     }
 
     /// Points an alias to a version.
@@ -568,7 +567,8 @@ fn record_version(c: &Connection, model_id: &str, name: &str, number: i64) -> Re
 
 /// Whether `source` is `root` or below it, by whole path segments.
 fn within(source: &str, root: &str) -> bool {
-    let parts = |uri: &str| percent_decoded(uri).split('/').filter(|p| !p.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    let parts =
+        |uri: &str| percent_decoded(uri).split('/').filter(|p| !p.is_empty()).map(str::to_owned).collect::<Vec<_>>();
     let (source, root) = (parts(source), parts(root));
     root.len() > 1 && source.starts_with(&root)
 }

@@ -138,8 +138,7 @@ impl Tracking {
         let limit = page_size(max_results)?;
         let query = query::compile(filter, order_by)?;
         let offset = page_token::decode(token)?;
-        let experiments =
-            experiment_ids.iter().map(|id| validate::experiment_id(id)).collect::<Result<Vec<_>, _>>()?;
+        let experiments = experiment_ids.iter().map(|id| validate::experiment_id(id)).collect::<Result<Vec<_>, _>>()?;
         self.db
             .read(move |c| {
                 let rows = repo::runs::search(c, &experiments, view.stages(), &query, limit + 1, offset)?;
@@ -365,11 +364,8 @@ impl Tracking {
         let ids = experiment_ids.iter().map(|id| validate::experiment_id(id)).collect::<Result<Vec<_>, _>>()?;
         let found = self.db.read(move |c| repo::runs::dataset_summaries(c, &ids)).await?;
         let summary = |d: repo::runs::DatasetSummary| {
-            let mut map = HashMap::from([
-                ("experiment_id", d.experiment_id.to_string()),
-                ("name", d.name),
-                ("digest", d.digest),
-            ]);
+            let mut map =
+                HashMap::from([("experiment_id", d.experiment_id.to_string()), ("name", d.name), ("digest", d.digest)]);
             if let Some(context) = d.context {
                 map.insert("context", context);
             }
