@@ -12,22 +12,18 @@ LAYERS = [
     {"slipway-server"},
     {"slipway"},
 ]
-# Tests may use the fakes, whatever their layer.
-TESTS_ONLY = {"slipway-testkit"}
 
 metadata = json.loads(subprocess.check_output(["cargo", "metadata", "--format-version=1", "--no-deps", "--locked"]))
 level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 wrong = []
 for package in metadata["packages"]:
     name = package["name"]
-    if name not in level and name not in TESTS_ONLY:
+    if name not in level:
         wrong.append(f"{name} is in no layer; add it to scripts/dependency-directions.py and ARCHITECTURE.md")
         continue
     for dependency in package["dependencies"]:
         other = dependency["name"]
-        if other in TESTS_ONLY and dependency["kind"] != "dev":
-            wrong.append(f"{name} -> {other}: only tests may use it")
-        if other in level and name in level and level[other] >= level[name]:
+        if other in level and level[other] >= level[name]:
             wrong.append(f"{name} -> {other}: not downwards")
 print("\n".join(wrong) or "dependency directions: all edges point down")
 sys.exit(1 if wrong else 0)

@@ -5,7 +5,8 @@
 fn the_committed_code_is_what_the_proto_says() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let descriptors = protox::compile([root.join("proto/inference.proto")], [root.join("proto")]).unwrap();
-    let out = tempdir();
+    let out = std::env::temp_dir().join(format!("slipway-generated-{}", std::process::id()));
+    std::fs::create_dir_all(&out).unwrap();
     tonic_prost_build::configure().build_client(false).bytes(".").out_dir(&out).compile_fds(descriptors).unwrap();
     let generated = std::fs::read_to_string(out.join("inference.rs")).unwrap();
     let place = root.join("src/grpc/inference.rs");
@@ -15,10 +16,4 @@ fn the_committed_code_is_what_the_proto_says() {
         std::fs::write(&place, generated).unwrap();
         panic!("{} was out of date and has been written anew; commit it", place.display());
     }
-}
-
-fn tempdir() -> std::path::PathBuf {
-    let dir = std::env::temp_dir().join(format!("slipway-generated-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    dir
 }

@@ -51,7 +51,7 @@ impl Explain for ClientError {
 }
 
 enum Transport {
-    Remote { base: String, http: HyperClient<HttpConnector, Body>, token: Option<String> },
+    Remote { base: String, http: Box<HyperClient<HttpConnector, Body>>, token: Option<String> },
     InProcess(Router),
 }
 
@@ -78,7 +78,7 @@ impl Client {
             return Err(ClientError::Url(base.to_owned()));
         }
         let token = std::env::var(slipway_core::env::TOKEN).ok().filter(|t| !t.is_empty());
-        let http = HyperClient::builder(TokioExecutor::new()).build_http();
+        let http = Box::new(HyperClient::builder(TokioExecutor::new()).build_http());
         let base = base.trim_end_matches('/').to_owned();
         Ok(Self { transport: Transport::Remote { base, http, token }, addresses: None })
     }

@@ -171,7 +171,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Sql`] when the check cannot run.
     pub fn integrity(&self) -> Result<String, StoreError> {
-        self.read_now(|c| Ok(c.query_row("PRAGMA integrity_check", [], |row| row.get(0)).map_err(StoreError::from)?))
+        self.read_now(|c| c.query_row("PRAGMA integrity_check", [], |row| row.get(0)).map_err(StoreError::from))
     }
 
     /// The file's path.

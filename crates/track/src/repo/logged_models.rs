@@ -153,10 +153,8 @@ pub(crate) fn add_metric(c: &Connection, model_id: &str, run_id: &str, metric: &
 pub(crate) fn search(
     c: &Connection,
     experiments: &[i64],
-    conditions: &str,
-    condition_params: &[Value],
-    order: &str,
-    order_params: &[Value],
+    (conditions, condition_params): (&str, &[Value]),
+    (order, order_params): (&str, &[Value]),
     limit: i64,
     offset: i64,
 ) -> Result<Vec<LoggedModel>, Error> {

@@ -179,7 +179,14 @@ impl Tracking {
         let found = self
             .db
             .read(move |c| {
-                repo::search(c, &experiments, &conditions, &condition_params, &order, &order_params, limit + 1, offset)
+                repo::search(
+                    c,
+                    &experiments,
+                    (&conditions, &condition_params),
+                    (&order, &order_params),
+                    limit + 1,
+                    offset,
+                )
             })
             .await?;
         Ok(page_token::page(found, offset, limit))

@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Checks the book: every chapter of the table of contents is there, and every `bash` block runs.
+
+The blocks of a chapter run in one shell each, in order, against a slipway of their own; a block that fails fails the
+check. With `mdbook` at hand the pages are built too.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "conformance"))
+from lib import Slipway
+
+BINARY = ROOT / "target/release/slipway"
+# y = a + b on two numbers, as ONNX: made by hand from onnx.proto's field numbers, so that no package is needed.
+
+
+def field(number, payload):
+    if isinstance(payload, int):
+        return bytes([number << 3]) + varint(payload)
+    payload = payload.encode() if isinstance(payload, str) else payload
+    return bytes([number << 3 | 2]) + varint(len(payload)) + payload
+
+
+def varint(n):
+    out = b""
+    while n > 127:
+        out, n = out + bytes([n & 127 | 128]), n >> 7
+    return out + bytes([n])
+
+
+def addition():
+    def value(name):
+        shape = field(1, field(1, 1)) + field(1, field(1, 2))
+        return field(1, name) + field(2, field(1, field(1, 1) + field(2, shape)))
+
+    node = field(1, "a") + field(1, "b") + field(2, "y") + field(4, "Add")
+    graph = field(1, node) + field(2, "addition") + field(11, value("a")) + field(11, value("b")) + field(12, value("y"))
+    return field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 17))
+
+
+def main():
+    summary = (ROOT / "book/src/SUMMARY.md").read_text()
+    chapters = [c for c in re.findall(r"\]\((.*?)\)", summary) if c]
+    count = 0
+    for chapter in chapters:
+        text = (ROOT / "book/src" / chapter).read_text()
+        blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+        with tempfile.TemporaryDirectory() as folder, Slipway(BINARY) as server:
+            model = pathlib.Path(folder, "addition.onnx")
+            model.write_bytes(addition())
+            script = "set -euo pipefail\nset -x\n" + "\n".join(blocks)
+            # The demo of chapter 2 uses the environment that `make demo` made, if there is one.
+            demo = ROOT / ".slipway-demo"
+            if demo.exists():
+                os.symlink(demo, pathlib.Path(folder, "demo"))
+            environment = {**os.environ, "PATH": f"{BINARY.parent}:{os.environ['PATH']}", "SLIPWAY": server.url, "MODEL": str(model), "SLIPWAY_HOME": str(server.home)}
+            done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                print(done.stdout, done.stderr, sep="\n")
+                raise SystemExit(f"{chapter}: a command failed")
+        count += len(blocks)
+        print(f"{chapter}: {len(blocks)} blocks ran")
+    if shutil.which("mdbook"):
+        subprocess.run(["mdbook", "build", str(ROOT / "book"), "-d", str(ROOT / "target/book")], check=True)
+    print(f"book: {len(chapters)} chapters, {count} blocks of commands")
+
+
+main()
