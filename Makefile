@@ -66,6 +66,7 @@ $(PEERS)/mlserver/.ready: bench/serve/requirements.txt
 
 conformance: binary $(PEERS)/mlflow/.ready
 	$(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY)
+	$(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
 	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY)
 
 ui-test: binary

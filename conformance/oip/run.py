@@ -9,9 +9,11 @@ import argparse
 import json
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.request
 import warnings
@@ -75,8 +77,8 @@ def sklearn_models(folder):
 
 
 def manifest(name, path, **spec):
-    return {"apiVersion": "slipway.dev/v1", "kind": "Deployment", "metadata": {"name": name},
-            "spec": {"models": [{"name": "m", "uri": str(path)}], **spec}}
+    spec = {"models": [{"name": "m", "uri": str(path)}], **spec}
+    return {"apiVersion": "slipway.dev/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
 
 
 class World:
@@ -244,6 +246,97 @@ def batching_gives_the_same_answers(w):
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert not failures and found == expected.tolist(), failures
+
+
+def label(w, name, **options):
+    tensor = rest.InferInput("X", [1, 64], "FP32")
+    tensor.set_data_from_numpy(w.images[:1])
+    return w.rest.infer(name, [tensor], **options).get_response()
+
+
+def register(w, name, model, count=1):
+    """Versions of a registered model, each with a run's artifact of its own."""
+    mlflow = lambda path, body: w.server.call("POST", f"/api/2.0/mlflow/{path}", body)[1]
+    mlflow("registered-models/create", {"name": name})
+    for _ in range(count):
+        info = mlflow("runs/create", {"experiment_id": "0"})["run"]["info"]
+        root = info["artifact_uri"].split(":/", 1)[1].lstrip("/")
+        data = (w.folder / f"{model}.onnx").read_bytes()
+        assert w.server.call("PUT", f"/api/2.0/mlflow-artifacts/artifacts/{root}/model/model.onnx", data)[0] == 200
+        mlflow("model-versions/create", {"name": name, "source": info["artifact_uri"] + "/model", "run_id": info["run_id"]})
+
+
+def point(w, name, alias, version):
+    body = {"name": name, "alias": alias, "version": version}
+    assert w.server.call("POST", "/api/2.0/mlflow/registered-models/alias", body)[0] == 200
+
+
+@test
+def a_moved_alias_is_followed_without_a_failed_request(w):
+    register(w, "moving", "mlp", 3)
+    point(w, "moving", "live", "1")
+    name = w.deploy("moving", "models:/moving@live")
+    assert label(w, name)["model_version"] == "1"
+    failures, versions, stop = [], [], threading.Event()
+
+    def ask():
+        client = rest.InferenceServerClient(w.server.inference.removeprefix("http://"))
+        tensor = rest.InferInput("X", [1, 64], "FP32")
+        tensor.set_data_from_numpy(w.images[:1])
+        while not stop.is_set():
+            try:
+                versions.append(client.infer(name, [tensor]).get_response()["model_version"])
+            except Exception as e:
+                failures.append(e)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    [t.start() for t in threads]
+    for version in ("2", "3", "1", "3"):
+        point(w, "moving", "live", version)
+        end = time.time() + 10
+        while label(w, name)["model_version"] != version:
+            assert time.time() < end, f"version {version} does not answer"
+    stop.set()
+    [t.join() for t in threads]
+    assert not failures, failures[:3]
+    assert set(versions) >= {"2", "3"} and len(versions) > 50, (set(versions), len(versions))
+
+
+@test
+def splits_by_id_and_by_header_and_live_changes(w):
+    register(w, "split", "mlp", 2)
+    models = [{"name": "a", "uri": "models:/split/1", "weight": 70}, {"name": "b", "uri": "models:/split/2", "weight": 30}]
+    name = w.deploy("split", "", models=models)
+    ids = [f"user-{i}" for i in range(300)]
+    by_id = {i: label(w, name, request_id=i)["model_version"] for i in ids}
+    share = sum(v == "2" for v in by_id.values())
+    assert 50 < share < 130, share
+    assert all(label(w, name, request_id=i)["model_version"] == by_id[i] for i in ids[:50]), "an id changed its version"
+    assert label(w, name, model_version="2")["model_version"] == "2"
+    w.deploy("split", "", models=models, split={"by": "header", "header": "X-User"})
+    answers = [w.rest.infer(name, [rest.InferInput("X", [1, 64], "FP32").set_data_from_numpy(w.images[:1])], headers={"X-User": i}).get_response()["model_version"] for i in ids]
+    assert answers == [by_id[i] for i in ids], "the header does not decide as the id does"
+    assert w.server.call("POST", "/api/v1/deployments/split/split", {"weights": {"a": 0, "b": 100}})[0] == 200
+    assert {label(w, name)["model_version"] for _ in range(20)} == {"2"}
+    assert w.server.call("POST", "/api/v1/deployments/split/split", {"weights": {"a": 50}})[0] == 400
+    assert w.server.call("POST", "/api/v1/deployments/split/rollback", {})[0] == 200
+    assert {label(w, name)["model_version"] for _ in range(60)} == {"1", "2"}
+    _, headers, _ = w.raw(f"/v2/models/{name}/infer", {"inputs": [{"name": "X", "shape": [1, 64], "datatype": "FP32", "data": w.images[0].tolist()}]})
+    assert headers["x-slipway-model-version"] in "12" and headers["x-slipway-model"] == "split", headers
+
+
+@test
+def deployments_survive_a_restart(w):
+    register(w, "kept", "mlp")
+    name = w.deploy("kept", "models:/kept/1")
+    w.server.stop(signal.SIGKILL)
+    w.server.start()
+    w.rest = rest.InferenceServerClient(w.server.inference.removeprefix("http://"), concurrency=8)
+    w.grpc = grpc.InferenceServerClient(w.server.grpc)
+    end = time.time() + 10
+    while not w.rest.is_model_ready(name):
+        assert time.time() < end, "not ready after the restart"
+    assert label(w, name)["model_version"] == "1"
 
 
 @test

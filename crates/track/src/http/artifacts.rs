@@ -228,8 +228,7 @@ async fn create_upload(
     headers: HeaderMap,
     Call(m): Call<CreateUpload>,
 ) -> Result<Reply<Upload>, Error> {
-    validate::artifact_path(&folder)?;
-    validate::artifact_path(m.path.as_deref().unwrap_or_default())?;
+    object(&folder, m.path.as_deref().unwrap_or_default())?;
     let parts = m.num_parts.map_or(1, |n| n.0);
     if !(1..=10_000).contains(&parts) {
         return Err(Error::invalid(format!("num_parts must be between 1 and 10000, got {parts}.")));
@@ -263,12 +262,12 @@ async fn upload_part(
     Ok([(header::ETAG, format!("\"{upload_id}-{number}\""))].into_response())
 }
 
+/// Where an upload goes: `path` is the file as the client's machine names it, of which only the name counts.
 fn object(folder: &str, path: &str) -> Result<String, Error> {
-    validate::artifact_path(folder)?;
-    validate::artifact_path(path)?;
-    // The client names the file in both places.
     let file = path.rsplit('/').next().unwrap_or(path);
-    Ok(if folder.rsplit('/').next() == Some(file) { folder.to_owned() } else { format!("{folder}/{file}") })
+    let place = format!("{folder}/{file}");
+    validate::artifact_path(&place)?;
+    Ok(place)
 }
 
 async fn complete_upload(

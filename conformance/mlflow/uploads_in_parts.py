@@ -1,0 +1,51 @@
+"""Uploads in parts with the official client, which `mlflow server` offers for cloud stores only.
+
+    python uploads_in_parts.py --slipway target/release/slipway
+
+So there is no peer to compare with on one machine; what is checked is that the client takes that way and that the
+file comes back as it was.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+import tempfile
+
+os.environ.update(
+    MLFLOW_DISABLE_TELEMETRY="1", MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD="true", MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE=str(8 << 20),
+    MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE=str(5 << 20),
+)
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from lib import Slipway
+from mlflow import MlflowClient
+from mlflow.store.artifact import mlflow_artifacts_repo
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slipway", default="target/release/slipway")
+    args = parser.parse_args()
+    seen = []
+    repository = mlflow_artifacts_repo.MlflowArtifactsRepository
+    for name in ("create_multipart_upload", "complete_multipart_upload"):
+        original = getattr(repository, name)
+        setattr(repository, name, lambda self, *a, _o=original, _n=name, **k: (seen.append(_n), _o(self, *a, **k))[1])
+    with Slipway(args.slipway) as server, tempfile.TemporaryDirectory() as folder:
+        client = MlflowClient(server.url)
+        run = client.create_run("0").info.run_id
+        data = os.urandom(23 << 20)
+        path = pathlib.Path(folder, "big.bin")
+        path.write_bytes(data)
+        client.log_artifact(run, str(path), "deep/er")
+        back = pathlib.Path(client.download_artifacts(run, "deep/er/big.bin", folder + "/"))
+        same = pathlib.Path(folder, "deep/er/big.bin").read_bytes() == data
+        left = list((server.home / "objects/.part").iterdir())
+    assert seen == ["create_multipart_upload", "complete_multipart_upload"], f"the client took another way: {seen}"
+    assert same and back.exists() and not left, (same, left)
+    print("multipart upload: the client took it, the file is whole, nothing is left over")
+
+
+if __name__ == "__main__":
+    main()
