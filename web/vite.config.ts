@@ -7,5 +7,9 @@ const slipway = "http://127.0.0.1:7070";
 export default defineConfig({
   plugins: [svelte()],
   build: { target: "es2022", assetsInlineLimit: 0 },
-  server: { proxy: { "/api": slipway, "/ajax-api": slipway, "/get-artifact": slipway } },
+  server: {
+    proxy: Object.fromEntries(
+      ["/api", "/ajax-api", "/get-artifact"].map((path) => [path, { target: slipway, headers: { origin: slipway, host: "127.0.0.1:7070" } }]),
+    ),
+  },
 });

@@ -28,10 +28,14 @@ from lib import Slipway
 API = "/api/2.0/mlflow"
 
 
-def post(url, path, body):
+def post_raw(url, path, body):
     request = urllib.request.Request(url + API + path, json.dumps(body).encode(), {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=300) as answer:
-        return json.loads(answer.read())
+        return answer.read()
+
+
+def post(url, path, body):
+    return json.loads(post_raw(url, path, body))
 
 
 def get(url, path):
@@ -206,7 +210,7 @@ def measure(system, seconds, sizes, times, folder, results):
         query = {"experiment_ids": [searched], "filter": "metrics.m1 > 0.5 AND params.p2 = '10'", "order_by": ["metrics.m3 DESC"], "max_results": 100}
         found = post(system.url, "/runs/search", query)["runs"]
         assert len(found) == min(100, size // 40) or len(found) > 50, len(found)
-        note(f"search {size:,} runs, metric and param filter, by metric, p50", median_ms(lambda: post(system.url, "/runs/search", query), times), "ms", "less")
+        note(f"search {size:,} runs, metric and param filter, by metric, p50", median_ms(lambda: post_raw(system.url, "/runs/search", query), times), "ms", "less")
     run = new_run()
     system.fill_history(run, 100_000)
     path = f"/metrics/get-history?run_id={run}&metric_key=h"

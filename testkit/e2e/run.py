@@ -150,6 +150,16 @@ def listening_beyond_loopback_needs_tokens():
 
 
 @test
+def other_sites_change_nothing():
+    with Slipway(BINARY) as server:
+        evil = {"origin": "https://evil.example", "content-type": "text/plain"}
+        manifest = b"apiVersion: slipway.dev/v1"
+        assert server.call("POST", "/api/v1/deployments", manifest, headers=evil)[0] == 403
+        assert server.call("POST", "/v2/repository/models/x/load", b"", base=server.inference, headers=evil)[0] == 403
+        assert server.call("POST", "/api/v1/deployments", manifest, headers={"origin": server.url})[0] == 400
+
+
+@test
 def one_server_a_home():
     with Slipway(BINARY) as server:
         second = server.command("up", "--listen", "127.0.0.1:0", check=False)

@@ -65,6 +65,11 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Set SLIPWAY_TOKEN (MLflow clients: MLFLOW_TRACKING_TOKEN) to a line of the server's token file.",
     },
     Topic {
+        code: "auth.foreign",
+        meaning: "A web page of another site made the browser send a change to this server.",
+        remedy: "Use the server's own pages; behind a proxy, let it pass the Host header on.",
+    },
+    Topic {
         code: "config.invalid",
         meaning: "A configuration file or value cannot be read.",
         remedy: "See which file and value with `slipway config show --origin`.",

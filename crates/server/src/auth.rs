@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -85,12 +85,51 @@ pub(crate) async fn require(State(tokens): State<Tokens>, request: Request, next
     (StatusCode::UNAUTHORIZED, headers, body.to_string()).into_response()
 }
 
+/// Whether a request that changes something comes from a page of another site, which a browser says by `Origin`.
+fn is_foreign(method: &Method, headers: &HeaderMap) -> bool {
+    if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        return false;
+    }
+    let Some(origin) = headers.get(header::ORIGIN) else { return false };
+    let from = origin.to_str().ok().and_then(|o| o.split_once("://")).map(|(_, authority)| authority);
+    let to = headers.get(header::HOST).and_then(|h| h.to_str().ok());
+    from.is_none() || from != to
+}
+
+/// Turns away changes that a web page of another site asks the user's browser for.
+pub(crate) async fn refuse_foreign(request: Request, next: Next) -> Response {
+    if !is_foreign(request.method(), request.headers()) {
+        return next.run(request).await;
+    }
+    let body = serde_json::json!({
+        "error_code": "PERMISSION_DENIED",
+        "message": "This request comes from a page of another site and is refused.",
+        "code": "auth.foreign",
+    });
+    (StatusCode::FORBIDDEN, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn headers(value: &str) -> HeaderMap {
         HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())])
+    }
+
+    #[test]
+    fn changes_from_other_sites_are_refused() {
+        let from = |origin: &str| {
+            HeaderMap::from_iter([
+                (header::HOST, "127.0.0.1:7070".parse().unwrap()),
+                (header::ORIGIN, origin.parse().unwrap()),
+            ])
+        };
+        assert!(is_foreign(&Method::POST, &from("https://evil.example")));
+        assert!(is_foreign(&Method::DELETE, &from("null")));
+        assert!(!is_foreign(&Method::POST, &from("http://127.0.0.1:7070")));
+        assert!(!is_foreign(&Method::GET, &from("https://evil.example")));
+        assert!(!is_foreign(&Method::POST, &HeaderMap::new()));
     }
 
     #[test]

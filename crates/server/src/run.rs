@@ -14,7 +14,7 @@ use slipway_serve::runtime::Preference;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::auth::{Tokens, require};
+use crate::auth::{Tokens, refuse_foreign, require};
 use crate::{Platform, ServerError};
 
 /// Time for requests in flight to end after a stop was asked for.
@@ -100,9 +100,12 @@ impl Server {
         std::fs::write(&beside, text)
             .and_then(|()| std::fs::rename(&beside, options.home.server_file()))
             .map_err(unusable)?;
-        let guarded = |router: Router| match &tokens {
-            Some(tokens) => router.layer(axum::middleware::from_fn_with_state(tokens.clone(), require)),
-            None => router,
+        let guarded = |router: Router| {
+            let router = router.layer(axum::middleware::from_fn(refuse_foreign));
+            match &tokens {
+                Some(tokens) => router.layer(axum::middleware::from_fn_with_state(tokens.clone(), require)),
+                None => router,
+            }
         };
         let control_router = guarded(platform.control_router().merge(crate::api::addresses_router(addresses.clone())));
         let sockets = [
