@@ -8,6 +8,7 @@ slipway is filled through its API. Every figure is printed with the ratio.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -73,6 +74,9 @@ class Mlflow:
     def stop(self):
         os.killpg(self.process.pid, signal.SIGTERM)
         self.process.wait(30)
+        # Its workers may outlive it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def memory_mb(self):
         """Proportional memory of all its processes."""

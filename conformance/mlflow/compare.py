@@ -7,10 +7,12 @@ reported, not counted as equal. Exit code 0 when every other scenario is equal.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -186,10 +188,11 @@ def main():
         for process in processes:
             process.terminate()
         for process in processes:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
+            # mlflow's workers may outlive their parent.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         if os.environ.get("KEEP"):
             print("kept", folder)
         else:
