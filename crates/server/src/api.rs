@@ -177,6 +177,8 @@ async fn metadata(
 async fn forward(p: &Platform, path: String, request: axum::extract::Request) -> Result<Response, Failure> {
     use tower::ServiceExt;
     let (mut parts, body) = request.into_parts();
+    // This router's path parameters would count as the other's.
+    parts.extensions.clear();
     parts.uri = path.parse().map_err(|e| slipway_serve::Error::Invalid(format!("'{path}' is no path: {e}")))?;
     let answer = p.inference_router().oneshot(axum::extract::Request::from_parts(parts, body)).await;
     Ok(answer.unwrap_or_else(|never| match never {}))
