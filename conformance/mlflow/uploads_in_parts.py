@@ -40,10 +40,10 @@ def main():
         path.write_bytes(data)
         client.log_artifact(run, str(path), "deep/er")
         back = pathlib.Path(client.download_artifacts(run, "deep/er/big.bin", folder + "/"))
-        same = pathlib.Path(folder, "deep/er/big.bin").read_bytes() == data
+        same = back.read_bytes() == data
         left = list((server.home / "objects/.part").iterdir())
     assert seen == ["create_multipart_upload", "complete_multipart_upload"], f"the client took another way: {seen}"
-    assert same and back.exists() and not left, (same, left)
+    assert same and not left, (same, left)
     print("multipart upload: the client took it, the file is whole, nothing is left over")
 
 
