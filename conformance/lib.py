@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -93,11 +95,45 @@ class Slipway:
             return status, text.decode(errors="replace")
 
     def memory_mb(self):
-        """Resident memory in megabytes (10^6 bytes)."""
-        pages = int(pathlib.Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+        return memory_mb(self.process.pid)
 
-    def cpu_seconds(self):
-        """Processor time used so far, user and system."""
-        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def memory_mb(pid):
+    """Resident memory of a process in megabytes (10^6 bytes)."""
+    pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def cpu_seconds(pid):
+    """Processor time a process used so far, user and system."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def wrk(url, method, body, connections, seconds):
+    """Load from one thread: `rate` per second, `count`, and `p50` and `p99` in microseconds.
+
+    Answers other than success end the program.
+    """
+    script = tempfile.NamedTemporaryFile("w", suffix=".lua", delete=False)
+    script.write(f'wrk.method = "{method}"\n')
+    if body is not None:
+        script.write(f"wrk.body = [==[{json.dumps(body)}]==]\nwrk.headers['Content-Type'] = 'application/json'\n")
+    script.close()
+    out = subprocess.run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "30s", "-s", script.name, url],
+                         capture_output=True, text=True, check=True).stdout
+    os.unlink(script.name)
+    if "Non-2xx" in out or "Socket errors" in out:
+        raise SystemExit(f"{method} {url}: {out}")
+    us = lambda text: float(re.sub(r"[a-z]+", "", text)) * {"us": 1, "ms": 1e3, "s": 1e6}[re.sub(r"[\d.]+", "", text)]
+    return {
+        "rate": float(re.search(r"Requests/sec:\s+([\d.]+)", out).group(1)),
+        "count": int(re.search(r"(\d+) requests in", out).group(1)),
+        "p50": us(re.search(r"^\s+50%\s+(\S+)", out, re.M).group(1)), "p99": us(re.search(r"^\s+99%\s+(\S+)", out, re.M).group(1)),
+    }

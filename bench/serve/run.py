@@ -10,10 +10,8 @@ import argparse
 import json
 import os
 import pathlib
-import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +21,7 @@ import warnings
 
 warnings.filterwarnings("ignore")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "conformance"))
-from lib import Slipway
+from lib import Slipway, cpu_seconds, free_port, memory_mb, wrk
 
 HERE = pathlib.Path(__file__).resolve().parent
 RUNTIME = '''
@@ -60,52 +58,20 @@ def model(path):
     return {"inputs": [{"name": "X", "shape": [1, 64], "datatype": "FP32", "data": [float(v) for v in x[1500]]}]}, fitted.predict(x[1500:1501])[0]
 
 
-def wrk(url, body, connections, seconds):
-    script = tempfile.NamedTemporaryFile("w", suffix=".lua", delete=False)
-    script.write(f'wrk.method = "POST"\nwrk.body = [==[{json.dumps(body)}]==]\nwrk.headers["Content-Type"] = "application/json"\n')
-    script.close()
-    out = subprocess.run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "30s", "-s", script.name, url],
-                         capture_output=True, text=True, check=True).stdout
-    os.unlink(script.name)
-    if "Non-2xx" in out or "Socket errors" in out:
-        raise SystemExit(f"{url}: {out}")
-    us = lambda text: float(re.sub(r"[a-z]+", "", text)) * {"us": 1, "ms": 1e3, "s": 1e6}[re.sub(r"[\d.]+", "", text)]
-    return {
-        "rate": float(re.search(r"Requests/sec:\s+([\d.]+)", out).group(1)),
-        "count": int(re.search(r"(\d+) requests in", out).group(1)),
-        "p50": us(re.search(r"^\s+50%\s+(\S+)", out, re.M).group(1)), "p99": us(re.search(r"^\s+99%\s+(\S+)", out, re.M).group(1)),
-    }
-
-
-def cpu_seconds(pid):
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def memory_mb(pid):
-    return int(re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text()).group(1)) / 1000
-
-
 def measure(name, url, pid, body, seconds, results, label=None):
     if label is not None:
         request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
         answer = json.loads(urllib.request.urlopen(request, timeout=30).read())
         found = [o for o in answer["outputs"] if o["name"] == "label"][0]["data"][0]
         assert found == label, (name, found, label)
-    wrk(url, body, 8, 2)
+    wrk(url, "POST", body, 8, 2)
     for connections in (1, 8, 64):
         before = cpu_seconds(pid)
-        r = wrk(url, body, connections, seconds)
+        r = wrk(url, "POST", body, connections, seconds)
         r["cpu_us"] = (cpu_seconds(pid) - before) / r["count"] * 1e6
         r["memory"] = memory_mb(pid)
         results[name, connections] = r
         print(f"  {name:9} {connections:2}: {r['rate']:,.0f}/s, p50 {r['p50']:.0f} µs, p99 {r['p99']:.0f} µs, {r['cpu_us']:.0f} µs CPU, {r['memory']:.0f} MB", file=sys.stderr, flush=True)
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def main():

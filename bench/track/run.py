@@ -24,7 +24,7 @@ import urllib.parse
 import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "conformance"))
-from lib import Slipway
+from lib import Slipway, wrk
 
 API = "/api/2.0/mlflow"
 
@@ -154,20 +154,6 @@ def worlds(count):
         }
 
 
-def wrk(url, method, path, body, connections, seconds):
-    """Requests per second; answers other than success are an error."""
-    script = tempfile.NamedTemporaryFile("w", suffix=".lua", delete=False)
-    script.write(f'wrk.method = "{method}"\n')
-    if body is not None:
-        script.write(f"wrk.body = [==[{json.dumps(body)}]==]\nwrk.headers['Content-Type'] = 'application/json'\n")
-    script.close()
-    out = subprocess.run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", script.name, url + API + path], capture_output=True, text=True, check=True).stdout
-    os.unlink(script.name)
-    if "Non-2xx" in out or "Socket errors" in out:
-        raise SystemExit(f"{method} {path}: {out}")
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", out).group(1))
-
-
 def median_ms(function, times):
     taken = []
     for _ in range(times):
@@ -205,7 +191,7 @@ def measure(system, seconds, sizes, times, folder, results):
             ("log-batch of 100", "POST", "/runs/log-batch", batch),
             ("get-run", "GET", f"/runs/get?run_id={run}", None),
         ]:
-            note(f"{what}, {connections} connections", wrk(system.url, method, path, body, connections, seconds), "requests/s", "more")
+            note(f"{what}, {connections} connections", wrk(system.url + API + path, method, body, connections, seconds)["rate"], "requests/s", "more")
     note("memory after the writes", system.memory_mb(), "MB", "less")
 
     for size in sizes:

@@ -13,13 +13,15 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import urllib.request
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from lib import free_port
 
 # Scenario -> why slipway answers otherwise. Nothing stands here without a reason.
 DIFFERENCES = {
@@ -69,12 +71,6 @@ def sort_lists(value):
             items.sort(key=lambda i: i["key"])
         return items
     return value
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def wait(url, process, seconds=120):

@@ -162,6 +162,29 @@ pub struct Answer {
     pub took: Duration,
 }
 
+impl Answer {
+    /// The output of that name.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the names there are.
+    pub fn output(&self, name: &str) -> Result<&Tensor, Error> {
+        self.outputs.iter().find(|o| o.name == name).ok_or_else(|| {
+            let known = self.outputs.iter().map(|o| format!("'{}'", o.name)).collect::<Vec<_>>().join(", ");
+            Error::Invalid(format!("unexpected output '{name}'; the model gives {known}"))
+        })
+    }
+
+    /// What every protocol's answer names in its headers: deployment, model version, variant and request.
+    pub(crate) fn headers<'a>(&'a self, deployment: &'a str) -> [(&'static str, &'a str); 4] {
+        [
+            ("x-slipway-model", deployment),
+            ("x-slipway-model-version", &self.model.resolved.version),
+            ("x-slipway-variant", &self.variant),
+            ("x-slipway-request-id", &self.id),
+        ]
+    }
+}
+
 struct Admission<'a>(&'a AtomicUsize);
 
 impl Drop for Admission<'_> {

@@ -190,13 +190,12 @@ impl Gateway {
     /// Answers a request and remembers which model it was.
     ///
     /// # Errors
-    /// As [`Deployment::infer`], and [`Error::NotFound`].
-    pub async fn infer(&self, name: &str, request: Request) -> Result<Answer, Error> {
-        let deployment = self.deployment(name)?;
+    /// As [`Deployment::infer`].
+    pub async fn infer(&self, deployment: &Deployment, request: Request) -> Result<Answer, Error> {
         let answer = deployment.infer(request).await?;
         let remembered = Remembered {
             id: answer.id.clone(),
-            deployment: name.to_owned(),
+            deployment: deployment.name().to_owned(),
             variant: answer.variant.clone(),
             model: answer.model.resolved.clone(),
             time: now_ms(),

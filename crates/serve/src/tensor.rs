@@ -126,6 +126,23 @@ pub struct Tensor {
     pub data: Data,
 }
 
+impl Tensor {
+    /// A tensor with as many elements as its shape says.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with both numbers when they differ.
+    pub fn new(name: String, shape: Vec<usize>, data: Data) -> Result<Self, Error> {
+        let count: usize = shape.iter().product();
+        if data.len() != count {
+            return Err(Error::Invalid(format!(
+                "input '{name}': {} elements, expected {count} for shape {shape:?}",
+                data.len()
+            )));
+        }
+        Ok(Self { name, shape, data })
+    }
+}
+
 /// What a model says about an input or output; -1 stands for any size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {

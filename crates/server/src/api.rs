@@ -1,7 +1,7 @@
 //! slipway's own API (`/api/v1`), health and the OpenAPI document.
 
 use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -27,14 +27,20 @@ pub(crate) fn router(platform: Platform) -> Router {
         .route("/deployments/{name}/split", post(split))
         .route("/deployments/{name}/rollback", post(rollback))
         .route("/deployments/{name}/history", get(history))
-        .route("/deployments/{name}/infer", post(infer))
-        .route("/deployments/{name}/metadata", get(metadata))
         .route("/requests", get(requests))
         .route("/requests/{id}/lineage", get(request_lineage))
         .route("/models/{name}/versions/{version}/lineage", get(version_lineage))
         .route("/run-versions", post(run_versions))
         .fallback(|| async { (StatusCode::NOT_FOUND, Json(json!({ "error": "no such path; see /openapi.json" }))) })
         .with_state(platform)
+}
+
+/// The gateway's own routes on this port, so that the UI's "try it" form needs no other origin.
+pub(crate) fn gateway_router(gateway: Router) -> Router {
+    Router::new()
+        .route("/deployments/{name}/infer", post(infer))
+        .route("/deployments/{name}/metadata", get(metadata))
+        .with_state(gateway)
 }
 
 pub(crate) fn health_router(platform: Platform) -> Router {
@@ -157,30 +163,25 @@ async fn history(State(p): State<Platform>, Path(name): Path<String>) -> Result<
     Ok(Json(p.gateway.history(&name)?))
 }
 
-/// The gateway's own route on this port, so that the UI's "try it" form needs no other origin.
-async fn infer(
-    State(p): State<Platform>,
-    Path(name): Path<String>,
-    request: axum::extract::Request,
-) -> Result<Response, Failure> {
-    forward(&p, format!("/v2/models/{name}/infer"), request).await
+async fn infer(State(gateway): State<Router>, Path(name): Path<String>, request: Request) -> Result<Response, Failure> {
+    forward(gateway, format!("/v2/models/{name}/infer"), request).await
 }
 
 async fn metadata(
-    State(p): State<Platform>,
+    State(gateway): State<Router>,
     Path(name): Path<String>,
-    request: axum::extract::Request,
+    request: Request,
 ) -> Result<Response, Failure> {
-    forward(&p, format!("/v2/models/{name}"), request).await
+    forward(gateway, format!("/v2/models/{name}"), request).await
 }
 
-async fn forward(p: &Platform, path: String, request: axum::extract::Request) -> Result<Response, Failure> {
+async fn forward(gateway: Router, path: String, request: Request) -> Result<Response, Failure> {
     use tower::ServiceExt;
     let (mut parts, body) = request.into_parts();
     // This router's path parameters would count as the other's.
     parts.extensions.clear();
     parts.uri = path.parse().map_err(|e| slipway_serve::Error::Invalid(format!("'{path}' is no path: {e}")))?;
-    let answer = p.inference_router().oneshot(axum::extract::Request::from_parts(parts, body)).await;
+    let answer = gateway.oneshot(Request::from_parts(parts, body)).await;
     Ok(answer.unwrap_or_else(|never| match never {}))
 }
 

@@ -70,7 +70,7 @@ impl Platform {
     /// The control plane: MLflow's API, slipway's own, health, metrics and the UI.
     pub fn control_router(&self) -> Router {
         Router::new()
-            .nest("/api/v1", api::router(self.clone()))
+            .nest("/api/v1", api::router(self.clone()).merge(api::gateway_router(self.inference_router())))
             .merge(slipway_track::http::router(self.tracking.clone()))
             .merge(api::health_router(self.clone()))
             .fallback(ui::serve)

@@ -147,15 +147,12 @@ impl Service {
         let inputs = read_inputs(asked.inputs, &asked.raw_input_contents)?;
         let version = Some(asked.model_version).filter(|v| !v.is_empty());
         let request = InferRequest { id: Some(asked.id), version, split_key, inputs };
-        let answer = self.gateway.infer(&asked.model_name, request).await?;
+        let answer = self.gateway.infer(&deployment, request).await?;
 
         let mut outputs = Vec::new();
         let mut raw = Vec::new();
         for name in &wanted {
-            if answer.outputs.iter().all(|o| o.name != *name) {
-                let known = answer.outputs.iter().map(|o| format!("'{}'", o.name)).collect::<Vec<_>>().join(", ");
-                return Err(Error::Invalid(format!("unexpected output '{name}'; the model gives {known}")));
-            }
+            answer.output(name)?;
         }
         for tensor in answer.outputs.iter().filter(|o| wanted.is_empty() || wanted.contains(&o.name)) {
             let mut bytes = Vec::with_capacity(tensor.data.len() * 4);
@@ -179,12 +176,7 @@ impl Service {
             raw_output_contents: raw,
         });
         let set = response.metadata_mut();
-        for (key, value) in [
-            ("x-slipway-model", &asked.model_name),
-            ("x-slipway-model-version", &answer.model.resolved.version),
-            ("x-slipway-variant", &answer.variant),
-            ("x-slipway-request-id", &answer.id),
-        ] {
+        for (key, value) in answer.headers(&asked.model_name) {
             if let Ok(value) = value.parse() {
                 set.insert(key, value);
             }
@@ -215,15 +207,7 @@ fn read_inputs(
             (None, Some(contents)) => from_contents(contents, datatype, &input.name)?,
             (None, None) => return Err(Error::Invalid(format!("input '{}' has no data", input.name))),
         };
-        if data.len() != count {
-            return Err(Error::Invalid(format!(
-                "input '{}': {} elements, expected {count} for shape {:?}",
-                input.name,
-                data.len(),
-                input.shape
-            )));
-        }
-        Ok(Tensor { name: input.name, shape, data })
+        Tensor::new(input.name, shape, data)
     };
     inputs.into_iter().enumerate().map(read).collect()
 }

@@ -18,10 +18,6 @@ use crate::{Error, Gateway};
 /// Bytes any request may have; deployments may allow less.
 const BODY_LIMIT: usize = 1 << 30;
 
-const MODEL: HeaderName = HeaderName::from_static("x-slipway-model");
-const VERSION: HeaderName = HeaderName::from_static("x-slipway-model-version");
-const VARIANT: HeaderName = HeaderName::from_static("x-slipway-variant");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-slipway-request-id");
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 /// Extensions that this server speaks, as its metadata names them.
@@ -183,7 +179,7 @@ async fn answer(
         .and_then(|v| v.to_str().ok())
         .map(str::to_owned);
     let request = Request { id: parsed.id, version, split_key, inputs: parsed.inputs };
-    let found = g.infer(name, request).await?;
+    let found = g.infer(&deployment, request).await?;
     let (body, json_length) = wire::write(name, &found, &parsed.outputs)?;
     let mut response = body.into_response();
     let set = response.headers_mut();
@@ -192,9 +188,7 @@ async fn answer(
     if let Some(length) = json_length {
         set.insert(JSON_LENGTH, length.into());
     }
-    for (key, value) in
-        [(MODEL, name), (VERSION, &found.model.resolved.version), (VARIANT, &found.variant), (REQUEST_ID, &found.id)]
-    {
+    for (key, value) in found.headers(name) {
         if let Ok(value) = HeaderValue::from_str(value) {
             set.insert(key, value);
         }

@@ -94,21 +94,11 @@ pub(super) fn parse(body: &[u8], json_length: Option<usize>) -> Result<Parsed, E
                 binary = rest;
                 Data::from_binary(own, datatype, name, count)?
             }
-            (None, Some(_)) if datatype == DataType::Fp16 || datatype == DataType::Bf16 => {
-                // The protocol has no JSON form for them; numbers are accepted as the closest value.
-                Data::from_json(input.data.map_or("", RawValue::get), datatype, name, count)?
-            }
+            // The protocol has no JSON form for FP16 and BF16; numbers are accepted as the closest value.
             (None, Some(data)) => Data::from_json(data.get(), datatype, name, count)?,
             (None, None) => return Err(Error::Invalid(format!("input '{name}' has no data"))),
         };
-        if data.len() != count {
-            return Err(Error::Invalid(format!(
-                "input '{name}': {} elements, expected {count} for shape {:?}",
-                data.len(),
-                input.shape
-            )));
-        }
-        inputs.push(Tensor { name: input.name.into_owned(), shape, data });
+        inputs.push(Tensor::new(input.name.into_owned(), shape, data)?);
     }
     if !binary.is_empty() {
         return Err(Error::Invalid(format!("{} bytes of binary data belong to no input", binary.len())));
@@ -134,11 +124,7 @@ pub(super) fn write(name: &str, answer: &Answer, wanted: &Wanted) -> Result<(Vec
         chosen.extend(answer.outputs.iter().map(|o| (o, wanted.binary)));
     }
     for (output, binary) in &wanted.named {
-        let found = answer.outputs.iter().find(|o| o.name == *output).ok_or_else(|| {
-            let known = answer.outputs.iter().map(|o| format!("'{}'", o.name)).collect::<Vec<_>>().join(", ");
-            Error::Invalid(format!("unexpected output '{output}'; the model gives {known}"))
-        })?;
-        chosen.push((found, *binary));
+        chosen.push((answer.output(output)?, *binary));
     }
     let mut json = Vec::with_capacity(512);
     let mut tail = Vec::new();

@@ -53,7 +53,6 @@ pub(super) fn ui_routes() -> Router<Tracking> {
 
 async fn list(State(t): State<Tracking>, Call(m): Call<ListArtifacts>) -> Result<Reply<Listing>, Error> {
     let path = m.path.unwrap_or_default();
-    validate::artifact_path(&path)?;
     let run_id = m.run_id.unwrap_or_default();
     let (root_uri, files) = t.list_artifacts(ArtifactRoot::Run(&run_id), &path).await?;
     Ok(Reply(Listing { root_uri, files }))

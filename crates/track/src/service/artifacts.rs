@@ -26,6 +26,17 @@ pub(super) fn object_path(location: &str) -> Option<&str> {
     Some(path.split('?').next().unwrap_or_default().trim_matches('/'))
 }
 
+/// The path in the object store of `path` below a location.
+fn object_below(location: &str, path: &str) -> Result<String, Error> {
+    let base = object_path(location).ok_or_else(|| {
+        Error::new(
+            ErrorCode::NotImplemented,
+            format!("The artifacts are at {location}, which this server does not serve; read them from there."),
+        )
+    })?;
+    Ok(if path.is_empty() { base.to_owned() } else { format!("{base}/{path}") })
+}
+
 impl Tracking {
     /// The location of the artifacts, as a URI.
     ///
@@ -33,7 +44,7 @@ impl Tracking {
     /// When there is no such run, logged model or version.
     pub fn artifact_location(&self, root: ArtifactRoot<'_>) -> Result<String, Error> {
         match root {
-            ArtifactRoot::Run(id) => self.run(id).map(|r| r.info.artifact_uri),
+            ArtifactRoot::Run(id) => self.run_info(id).map(|r| r.artifact_uri),
             ArtifactRoot::LoggedModel(id) => self.logged_model(id, false).map(|m| m.info.artifact_uri),
             ArtifactRoot::Version(name, version) => self.version(name, version).map(|v| v.storage_location),
         }
@@ -45,14 +56,7 @@ impl Tracking {
     /// A path that leaves the root; a location that this server does not store.
     pub fn artifact_object(&self, root: ArtifactRoot<'_>, path: &str) -> Result<String, Error> {
         validate::artifact_path(path)?;
-        let location = self.artifact_location(root)?;
-        let base = object_path(&location).ok_or_else(|| {
-            Error::new(
-                ErrorCode::NotImplemented,
-                format!("The artifacts are at {location}, which this server does not serve; read them from there."),
-            )
-        })?;
-        Ok(if path.is_empty() { base.to_owned() } else { format!("{base}/{path}") })
+        object_below(&self.artifact_location(root)?, path)
     }
 
     /// What is in the folder `path` below the root, paths relative to the root; and the root's location.
@@ -60,9 +64,10 @@ impl Tracking {
     /// # Errors
     /// As [`Tracking::artifact_object`].
     pub async fn list_artifacts(&self, root: ArtifactRoot<'_>, path: &str) -> Result<(String, Vec<FileInfo>), Error> {
-        let folder = self.artifact_object(root, path)?;
-        let files = self.list_folder(&folder, path).await?;
-        Ok((self.artifact_location(root)?, files))
+        validate::artifact_path(path)?;
+        let location = self.artifact_location(root)?;
+        let files = self.list_folder(&object_below(&location, path)?, path).await?;
+        Ok((location, files))
     }
 
     /// What is in a folder of the object store, with `prefix` before each name.

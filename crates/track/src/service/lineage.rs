@@ -68,7 +68,7 @@ impl Tracking {
         if let Some(rest) = uri.strip_prefix("runs:/") {
             let (run_id, path) = rest.split_once('/').unwrap_or((rest, ""));
             crate::validate::artifact_path(path)?;
-            let location = format!("{}/{path}", self.run(run_id)?.info.artifact_uri);
+            let location = format!("{}/{path}", self.run_info(run_id)?.artifact_uri);
             return Ok(Resolved {
                 name: String::new(),
                 version: String::new(),

@@ -42,8 +42,8 @@ impl Tracking {
         validate::metric(&metric.key, metric.value, metric.timestamp, "")?;
         self.db
             .write(move |c| {
-                let (run, experiment) = repo::runs::active(c, &run_id)?;
-                store(c, run, &run_id, experiment, std::slice::from_ref(&metric))
+                let (run, _) = repo::runs::active(c, &run_id)?;
+                store(c, run, &run_id, std::slice::from_ref(&metric))
             })
             .await
     }
@@ -128,13 +128,7 @@ impl Tracking {
 }
 
 /// Stores points of a run that was found active.
-pub(super) fn store(
-    c: &Connection,
-    run: i64,
-    run_id: &str,
-    _experiment: i64,
-    metrics: &[NewMetric],
-) -> Result<(), Error> {
+pub(super) fn store(c: &Connection, run: i64, run_id: &str, metrics: &[NewMetric]) -> Result<(), Error> {
     if metrics.is_empty() {
         return Ok(());
     }

@@ -254,7 +254,6 @@ impl Tracking {
         }
         validate::model_name(&new.name)?;
         for tag in &new.tags {
-            validate::name(&tag.key, "key")?;
             validate::registry_tag(&tag.key, &tag.value)?;
         }
         self.change_registry(move |c| {
@@ -332,7 +331,7 @@ impl Tracking {
             "mlflow-artifacts" => {
                 let root = match (model_id, run_id) {
                     (Some(id), _) => self.logged_model(id, false).map(|m| m.info.artifact_uri),
-                    (None, Some(id)) => self.run(id).map(|r| r.info.artifact_uri),
+                    (None, Some(id)) => self.run_info(id).map(|r| r.artifact_uri),
                     (None, None) => return refuse(field),
                 };
                 match root {

@@ -85,6 +85,14 @@ impl Tracking {
         self.db.read_now(|c| repo::runs::load(c, repo::runs::find(c, run_id)?))
     }
 
+    /// A run's own fields, without its data.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn run_info(&self, run_id: &str) -> Result<RunInfo, Error> {
+        self.db.read_now(|c| Ok(repo::runs::find(c, run_id)?.info))
+    }
+
     /// Changes status, end time or name.
     ///
     /// # Errors
@@ -194,7 +202,7 @@ impl Tracking {
         unique_params(&params)?;
         self.db
             .write(move |c| {
-                let (run, experiment) = repo::runs::active(c, &run_id)?;
+                let (run, _) = repo::runs::active(c, &run_id)?;
                 let mut changed = Vec::new();
                 for param in &params {
                     match repo::runs::add_param(c, run, param)? {
@@ -211,7 +219,7 @@ impl Tracking {
                         changed.join(", ")
                     )));
                 }
-                super::metrics::store(c, run, &run_id, experiment, &metrics)?;
+                super::metrics::store(c, run, &run_id, &metrics)?;
                 for tag in &tags {
                     set_tag(c, run, tag)?;
                 }
