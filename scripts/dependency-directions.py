@@ -8,9 +8,9 @@ import sys
 LAYERS = [
     {"slipway-core"},
     {"slipway-store", "slipway-exec"},
-    {"slipway-track", "slipway-serve"},
+    {"slipway-track", "slipway-serve", "slipway-gpu"},
     {"slipway-server"},
-    {"slipway"},
+    {"slipway", "slipway-fake-nvml"},
 ]
 
 metadata = json.loads(subprocess.check_output(["cargo", "metadata", "--format-version=1", "--no-deps", "--locked"]))

@@ -1,0 +1,58 @@
+//! What can go wrong with GPUs.
+
+use std::path::PathBuf;
+
+use slipway_core::Explain;
+
+use crate::nvml::NvmlError;
+
+/// A failure of this crate.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the message says it
+pub enum GpuError {
+    #[error("NVML cannot be loaded from {path}: {reason}")]
+    NoNvml { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Nvml(#[from] NvmlError),
+    #[error("there is no NVIDIA GPU in this machine")]
+    NoGpu,
+    #[error("CUDA: {0}")]
+    Cuda(String),
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{what}: {source}")]
+    Io { what: String, source: std::io::Error },
+    #[error("{0}")]
+    Impossible(String),
+    #[error("{0}")]
+    InUse(String),
+    #[error("the MIG layout could not be changed: {reason}; {state}")]
+    Apply { reason: String, state: String },
+    #[error(transparent)]
+    Store(#[from] slipway_store::StoreError),
+}
+
+impl GpuError {
+    /// A file or folder that cannot be read or written.
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+impl Explain for GpuError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::NoNvml { .. } => "gpu.no_nvml",
+            Self::Nvml(_) => "gpu.nvml",
+            Self::NoGpu => "gpu.none",
+            Self::Cuda(_) => "gpu.cuda",
+            Self::Invalid(_) => "gpu.invalid",
+            Self::Io { .. } => "gpu.io",
+            Self::Impossible(_) => "gpu.mig_impossible",
+            Self::InUse(_) => "gpu.in_use",
+            Self::Apply { .. } => "gpu.mig_apply",
+            Self::Store(e) => e.code(),
+        }
+    }
+}

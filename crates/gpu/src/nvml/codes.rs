@@ -1,0 +1,118 @@
+//! NVML's numbers in words: return codes, throttle reasons, XIDs.
+//! Source: nvml.h (`nvmlReturn_t`, `nvmlClocksEventReasons`), NVIDIA's "XID Errors" document.
+
+/// The call is not offered by this device.
+pub const NOT_SUPPORTED: u32 = 3;
+/// The user may not do this.
+pub const NO_PERMISSION: u32 = 4;
+/// Nothing by that name or number.
+pub const NOT_FOUND: u32 = 6;
+/// The buffer is too small; the count says how large it must be.
+pub const INSUFFICIENT_SIZE: u32 = 7;
+/// No kernel module.
+pub const DRIVER_NOT_LOADED: u32 = 9;
+/// Nothing happened in the time given.
+pub const TIMEOUT: u32 = 10;
+/// This driver is older than the function.
+pub const FUNCTION_NOT_FOUND: u32 = 13;
+/// The device no longer answers on the bus.
+pub const GPU_IS_LOST: u32 = 15;
+/// The device must be reset first.
+pub const RESET_REQUIRED: u32 = 16;
+/// Kernel module and library are of different versions.
+pub const VERSION_MISMATCH: u32 = 18;
+/// Something is using it.
+pub const IN_USE: u32 = 19;
+/// No place is left for it.
+pub const INSUFFICIENT_RESOURCES: u32 = 23;
+
+/// A return code in words, where the library itself has none.
+pub fn describe(code: u32) -> &'static str {
+    match code {
+        0 => "success",
+        1 => "NVML is not initialised",
+        2 => "invalid argument",
+        NOT_SUPPORTED => "not supported by this device",
+        NO_PERMISSION => "no permission",
+        NOT_FOUND => "not found",
+        INSUFFICIENT_SIZE => "the buffer is too small",
+        8 => "a power cable is not attached",
+        DRIVER_NOT_LOADED => "the NVIDIA kernel module is not loaded",
+        TIMEOUT => "timeout",
+        12 => "a library is missing",
+        FUNCTION_NOT_FOUND => "this driver lacks the function",
+        14 => "the card's configuration memory (inforom) is damaged",
+        GPU_IS_LOST => "the GPU has fallen off the bus",
+        RESET_REQUIRED => "the GPU needs a reset",
+        17 => "blocked by the operating system",
+        VERSION_MISMATCH => "driver and library versions differ",
+        IN_USE => "in use",
+        20 => "out of memory",
+        21 => "no data",
+        INSUFFICIENT_RESOURCES => "no place is left for it",
+        25 => "version of an argument not understood",
+        27 => "not ready",
+        28 => "the GPU is gone",
+        29 => "not allowed in this state",
+        _ => "unknown error",
+    }
+}
+
+/// Why clocks are held down, and whether that is a finding (idle and user settings are not).
+pub const THROTTLE_REASONS: &[(u64, &str, bool)] = &[
+    (0x1, "idle", false),
+    (0x2, "clocks set by the user", false),
+    (0x4, "power limit", false),
+    (0x8, "hardware slowdown", true),
+    (0x10, "sync boost group", false),
+    (0x20, "temperature (driver)", true),
+    (0x40, "temperature (hardware)", true),
+    (0x80, "external power brake", true),
+    (0x100, "display clocks", false),
+];
+
+/// The words of a throttle mask.
+pub fn throttle_reasons(mask: u64) -> Vec<&'static str> {
+    THROTTLE_REASONS.iter().filter(|(bit, ..)| mask & bit != 0).map(|(_, words, _)| *words).collect()
+}
+
+/// An XID in words, and whether an application causes it (then the GPU is well).
+pub fn xid(number: u64) -> (&'static str, bool) {
+    match number {
+        13 => ("exception in a kernel of the application", true),
+        31 => ("memory page fault of the application", true),
+        32 => ("invalid or corrupted push buffer", false),
+        38 => ("driver firmware error", false),
+        43 => ("GPU stopped processing the application", true),
+        45 => ("work removed before it ended", true),
+        48 => ("double-bit ECC error", false),
+        61 | 62 => ("internal micro-controller halt", false),
+        63 => ("row remapping recorded", false),
+        64 => ("row remapping failed", false),
+        68 => ("video processor exception", true),
+        74 => ("NVLink error", false),
+        79 => ("GPU has fallen off the bus", false),
+        92 => ("high rate of single-bit ECC errors", false),
+        94 => ("contained memory error: one application is lost", false),
+        95 => ("uncontained memory error: reset the GPU", false),
+        109 => ("context switch timeout of the application", true),
+        119 | 120 => ("GPU system processor (GSP) timeout or error", false),
+        _ => ("see NVIDIA's XID document", false),
+    }
+}
+
+/// The architecture's name for NVML's number.
+pub fn architecture(number: u32) -> &'static str {
+    match number {
+        2 => "Kepler",
+        3 => "Maxwell",
+        4 => "Pascal",
+        5 => "Volta",
+        6 => "Turing",
+        7 => "Ampere",
+        8 => "Ada",
+        9 => "Hopper",
+        10 => "Blackwell",
+        _ => "unknown",
+    }
+}

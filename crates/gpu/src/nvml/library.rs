@@ -1,0 +1,129 @@
+//! NVML's C functions, opened at run time: `libnvidia-ml.so.1` comes with the driver, so nothing links to it.
+//!
+//! Types are `nvml-wrapper-sys`'s. A function that an older driver lacks is `None`, and calling it answers
+//! [`FUNCTION_NOT_FOUND`](super::codes::FUNCTION_NOT_FOUND), as NVML itself would.
+
+use std::ffi::{c_char, c_uint, c_ulong, c_ulonglong};
+use std::path::Path;
+
+use libloading::Library;
+use nvml_wrapper_sys::bindings::{
+    nvmlComputeInstance_t, nvmlComputeInstanceInfo_t, nvmlComputeInstanceProfileInfo_t, nvmlDevice_t,
+    nvmlDeviceAttributes_t, nvmlEventData_t, nvmlEventSet_t, nvmlGpuInstance_t, nvmlGpuInstanceInfo_t,
+    nvmlGpuInstancePlacement_t, nvmlGpuInstanceProfileInfo_t, nvmlMemory_t, nvmlMemory_v2_t, nvmlPciInfo_t,
+    nvmlProcessInfo_t, nvmlProcessUtilizationSample_t, nvmlReturn_t, nvmlUtilization_t,
+};
+
+macro_rules! functions {
+    ($($name:ident($($argument:ty),*);)*) => {
+        /// Every symbol that slipway looks up in NVML.
+        pub const SYMBOLS: &[&str] = &[$(stringify!($name)),*];
+
+        /// The functions that the library has.
+        #[allow(non_snake_case)] // NVML's own names
+        pub(super) struct Functions {
+            $(pub(super) $name: Option<unsafe extern "C" fn($($argument),*) -> nvmlReturn_t>,)*
+            pub(super) nvmlErrorString: Option<unsafe extern "C" fn(nvmlReturn_t) -> *const c_char>,
+            pub(super) slipwayFakeFixture: Option<unsafe extern "C" fn(*const c_char) -> u32>,
+            // Last, so that it outlives the pointers into it.
+            _library: Library,
+        }
+
+        impl Functions {
+            /// Opens the library and looks every function up.
+            ///
+            /// # Errors
+            /// The loader's.
+            pub(super) fn open(path: &Path) -> Result<Self, libloading::Error> {
+                // SAFETY: loading runs the library's initialisers; NVML's have no precondition. The signatures
+                // below are those of nvml.h, which NVIDIA keeps stable for a versioned name.
+                unsafe {
+                    let library = Library::new(path)?;
+                    Ok(Self {
+                        $($name: library.get(concat!(stringify!($name), "\0").as_bytes()).ok().map(|s| *s),)*
+                        nvmlErrorString: library.get(b"nvmlErrorString\0").ok().map(|s| *s),
+                        slipwayFakeFixture: library.get(b"slipwayFakeFixture\0").ok().map(|s| *s),
+                        _library: library,
+                    })
+                }
+            }
+        }
+    };
+}
+
+functions! {
+    nvmlInit_v2();
+    nvmlShutdown();
+    nvmlSystemGetDriverVersion(*mut c_char, c_uint);
+    nvmlSystemGetNVMLVersion(*mut c_char, c_uint);
+    nvmlSystemGetCudaDriverVersion_v2(*mut i32);
+    nvmlSystemGetProcessName(c_uint, *mut c_char, c_uint);
+    nvmlDeviceGetCount_v2(*mut c_uint);
+    nvmlDeviceGetHandleByIndex_v2(c_uint, *mut nvmlDevice_t);
+    nvmlDeviceGetName(nvmlDevice_t, *mut c_char, c_uint);
+    nvmlDeviceGetUUID(nvmlDevice_t, *mut c_char, c_uint);
+    nvmlDeviceGetSerial(nvmlDevice_t, *mut c_char, c_uint);
+    nvmlDeviceGetMinorNumber(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetArchitecture(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetCudaComputeCapability(nvmlDevice_t, *mut i32, *mut i32);
+    nvmlDeviceGetNumGpuCores(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetMemoryBusWidth(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetMemoryInfo(nvmlDevice_t, *mut nvmlMemory_t);
+    nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t, *mut nvmlMemory_v2_t);
+    nvmlDeviceGetUtilizationRates(nvmlDevice_t, *mut nvmlUtilization_t);
+    nvmlDeviceGetClockInfo(nvmlDevice_t, c_uint, *mut c_uint);
+    nvmlDeviceGetMaxClockInfo(nvmlDevice_t, c_uint, *mut c_uint);
+    nvmlDeviceGetPowerUsage(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetPowerManagementDefaultLimit(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetPowerManagementLimitConstraints(nvmlDevice_t, *mut c_uint, *mut c_uint);
+    nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t, *mut c_ulonglong);
+    nvmlDeviceGetTemperature(nvmlDevice_t, c_uint, *mut c_uint);
+    nvmlDeviceGetTemperatureThreshold(nvmlDevice_t, c_uint, *mut c_uint);
+    nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t, *mut c_ulonglong);
+    nvmlDeviceGetEccMode(nvmlDevice_t, *mut c_uint, *mut c_uint);
+    nvmlDeviceGetTotalEccErrors(nvmlDevice_t, c_uint, c_uint, *mut c_ulonglong);
+    nvmlDeviceGetRemappedRows(nvmlDevice_t, *mut c_uint, *mut c_uint, *mut c_uint, *mut c_uint);
+    nvmlDeviceGetPciInfo_v3(nvmlDevice_t, *mut nvmlPciInfo_t);
+    nvmlDeviceGetCurrPcieLinkGeneration(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetMaxPcieLinkGeneration(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetCurrPcieLinkWidth(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetMaxPcieLinkWidth(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetPcieReplayCounter(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetPcieThroughput(nvmlDevice_t, c_uint, *mut c_uint);
+    nvmlDeviceGetNvLinkState(nvmlDevice_t, c_uint, *mut c_uint);
+    nvmlDeviceGetNvLinkVersion(nvmlDevice_t, c_uint, *mut c_uint);
+    nvmlDeviceGetNvLinkRemotePciInfo_v2(nvmlDevice_t, c_uint, *mut nvmlPciInfo_t);
+    nvmlDeviceGetPersistenceMode(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetComputeMode(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetPerformanceState(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetFanSpeed(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t, *mut c_uint, *mut nvmlProcessInfo_t);
+    nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t, *mut c_uint, *mut nvmlProcessInfo_t);
+    nvmlDeviceGetProcessUtilization(nvmlDevice_t, *mut nvmlProcessUtilizationSample_t, *mut c_uint, c_ulonglong);
+    nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t, nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetCpuAffinity(nvmlDevice_t, c_uint, *mut c_ulong);
+    nvmlDeviceGetMigMode(nvmlDevice_t, *mut c_uint, *mut c_uint);
+    nvmlDeviceSetMigMode(nvmlDevice_t, c_uint, *mut nvmlReturn_t);
+    nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t, c_uint, *mut nvmlDevice_t);
+    nvmlDeviceGetGpuInstanceId(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetComputeInstanceId(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceGetAttributes_v2(nvmlDevice_t, *mut nvmlDeviceAttributes_t);
+    nvmlDeviceGetGpuInstanceProfileInfo(nvmlDevice_t, c_uint, *mut nvmlGpuInstanceProfileInfo_t);
+    nvmlDeviceGetGpuInstancePossiblePlacements_v2(nvmlDevice_t, c_uint, *mut nvmlGpuInstancePlacement_t, *mut c_uint);
+    nvmlDeviceGetGpuInstances(nvmlDevice_t, c_uint, *mut nvmlGpuInstance_t, *mut c_uint);
+    nvmlDeviceCreateGpuInstanceWithPlacement(nvmlDevice_t, c_uint, *const nvmlGpuInstancePlacement_t, *mut nvmlGpuInstance_t);
+    nvmlGpuInstanceGetInfo(nvmlGpuInstance_t, *mut nvmlGpuInstanceInfo_t);
+    nvmlGpuInstanceDestroy(nvmlGpuInstance_t);
+    nvmlGpuInstanceGetComputeInstanceProfileInfo(nvmlGpuInstance_t, c_uint, c_uint, *mut nvmlComputeInstanceProfileInfo_t);
+    nvmlGpuInstanceGetComputeInstances(nvmlGpuInstance_t, c_uint, *mut nvmlComputeInstance_t, *mut c_uint);
+    nvmlGpuInstanceCreateComputeInstance(nvmlGpuInstance_t, c_uint, *mut nvmlComputeInstance_t);
+    nvmlComputeInstanceGetInfo_v2(nvmlComputeInstance_t, *mut nvmlComputeInstanceInfo_t);
+    nvmlComputeInstanceDestroy(nvmlComputeInstance_t);
+    nvmlEventSetCreate(*mut nvmlEventSet_t);
+    nvmlEventSetFree(nvmlEventSet_t);
+    nvmlDeviceGetSupportedEventTypes(nvmlDevice_t, *mut c_ulonglong);
+    nvmlDeviceRegisterEvents(nvmlDevice_t, c_ulonglong, nvmlEventSet_t);
+    nvmlEventSetWait_v2(nvmlEventSet_t, *mut nvmlEventData_t, c_uint);
+}

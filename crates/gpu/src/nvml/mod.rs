@@ -1,0 +1,596 @@
+//! NVML with Rust's types. The only module that calls the driver's library.
+#![allow(unsafe_code)] // FFI: every call hands NVML pointers to locals that live through the call
+
+pub mod codes;
+mod library;
+mod mig;
+
+use std::ffi::{CStr, c_char};
+use std::path::{Path, PathBuf};
+
+use nvml_wrapper_sys::bindings as sys;
+
+use crate::GpuError;
+pub use library::SYMBOLS;
+use library::Functions;
+pub use mig::{ComputeInstance, GpuInstance, Placement};
+
+/// A call that NVML refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{call}: {} (NVML {code})", codes::describe(*code))]
+pub struct NvmlError {
+    /// The C function.
+    pub call: &'static str,
+    /// `nvmlReturn_t`.
+    pub code: u32,
+}
+
+/// Calls a function of the library and checks its answer.
+macro_rules! call {
+    ($nvml:expr, $name:ident $(, $argument:expr)*) => {
+        match $nvml.functions.$name {
+            None => Err($crate::nvml::NvmlError { call: stringify!($name), code: $crate::nvml::codes::FUNCTION_NOT_FOUND }),
+            Some(function) => {
+                // SAFETY: the signature is nvml.h's; handles came from this library, pointers are to locals.
+                let code = unsafe { function($($argument),*) };
+                if code == 0 { Ok(()) } else { Err($crate::nvml::NvmlError { call: stringify!($name), code }) }
+            }
+        }
+    };
+}
+pub(crate) use call;
+
+/// The library, initialised; shut down when dropped.
+pub struct Nvml {
+    functions: Functions,
+    path: PathBuf,
+}
+
+/// A GPU, or a MIG device of one.
+#[derive(Clone, Copy)]
+pub struct Device<'a> {
+    nvml: &'a Nvml,
+    handle: sys::nvmlDevice_t,
+}
+
+/// Bytes of a device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Memory {
+    /// All of it.
+    pub total: u64,
+    /// In use, the driver's own share not counted where it is told apart.
+    pub used: u64,
+    /// Free.
+    pub free: u64,
+}
+
+/// Which clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    /// Of the streaming multiprocessors.
+    Sm = 1,
+    /// Of the memory.
+    Memory = 2,
+}
+
+/// A process on a device, as NVML knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunningProcess {
+    /// Process id in the host's namespace.
+    pub pid: u32,
+    /// Bytes of device memory; `None` where the driver does not tell.
+    pub memory: Option<u64>,
+    /// The MIG GPU instance it is in.
+    pub gpu_instance: Option<u32>,
+}
+
+/// An event that was waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// PCI bus id of the device, empty if it cannot be asked any more.
+    pub bus_id: String,
+    /// `nvmlEventType...` bit.
+    pub kind: u64,
+    /// The XID for [`EVENT_XID`].
+    pub data: u64,
+}
+
+/// The event type of XIDs.
+pub const EVENT_XID: u64 = 8;
+
+// SAFETY: NVML is thread-safe (nvml.h, "NVML is thread-safe so it is safe to make simultaneous NVML calls from
+// multiple threads"); the struct holds function pointers and no data of its own.
+unsafe impl Send for Nvml {}
+// SAFETY: as above.
+unsafe impl Sync for Nvml {}
+
+fn text(buffer: &[c_char]) -> String {
+    let bytes: Vec<u8> = buffer.iter().take_while(|c| **c != 0).map(|c| c.to_ne_bytes()[0]).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Reads a list by NVML's two-call protocol: ask for the count, then for so many; again if it grew meanwhile.
+fn list<T: Clone>(empty: T, mut read: impl FnMut(&mut u32, *mut T) -> Result<(), NvmlError>) -> Result<Vec<T>, NvmlError> {
+    let mut count = 0;
+    match read(&mut count, std::ptr::null_mut()) {
+        Ok(()) if count == 0 => return Ok(Vec::new()),
+        Ok(()) => {}
+        Err(e) if e.code == codes::INSUFFICIENT_SIZE => {}
+        Err(e) => return Err(e),
+    }
+    let mut last = NvmlError { call: "list", code: codes::INSUFFICIENT_SIZE };
+    for _ in 0..4 {
+        count += 4;
+        let mut items = vec![empty.clone(); count as usize];
+        match read(&mut count, items.as_mut_ptr()) {
+            Ok(()) => {
+                items.truncate(count as usize);
+                return Ok(items);
+            }
+            Err(e) if e.code == codes::INSUFFICIENT_SIZE => last = e,
+            Err(e) => return Err(e),
+        }
+    }
+    Err(last)
+}
+
+impl Nvml {
+    /// Opens the library at `path` and initialises it.
+    ///
+    /// # Errors
+    /// [`GpuError::NoNvml`] when it cannot be loaded, [`GpuError::Nvml`] when it refuses to start.
+    pub fn open(path: &Path) -> Result<Self, GpuError> {
+        let functions = Functions::open(path)
+            .map_err(|e| GpuError::NoNvml { path: path.to_owned(), reason: e.to_string() })?;
+        let nvml = Self { functions, path: path.to_owned() };
+        call!(nvml, nvmlInit_v2)?;
+        Ok(nvml)
+    }
+
+    /// Opens the fake library at `path` with a fixture: a built-in name, or a file.
+    ///
+    /// # Errors
+    /// As [`Nvml::open`]; [`GpuError::Invalid`] when the library is no fake or refuses the fixture.
+    pub fn open_fixture(path: &Path, fixture: &str) -> Result<Self, GpuError> {
+        let functions = Functions::open(path)
+            .map_err(|e| GpuError::NoNvml { path: path.to_owned(), reason: e.to_string() })?;
+        let name = std::ffi::CString::new(fixture).map_err(|_| GpuError::Invalid("a fixture's name has no zeros".into()))?;
+        let choose = functions.slipwayFakeFixture.ok_or_else(|| {
+            GpuError::Invalid(format!("{} is no fake NVML; fixtures need one", path.display()))
+        })?;
+        // SAFETY: the fake's own function, which copies the text.
+        unsafe { choose(name.as_ptr()) };
+        let nvml = Self { functions, path: path.to_owned() };
+        call!(nvml, nvmlInit_v2).map_err(|e| match e.code {
+            codes::DRIVER_NOT_LOADED => GpuError::Invalid(format!("there is no fixture '{fixture}'")),
+            _ => e.into(),
+        })?;
+        Ok(nvml)
+    }
+
+    /// The library's path as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A code in the library's own words.
+    pub fn describe(&self, code: u32) -> String {
+        let Some(function) = self.functions.nvmlErrorString else { return codes::describe(code).into() };
+        // SAFETY: NVML answers with a static string, or null for nothing.
+        unsafe {
+            let words = function(code);
+            if words.is_null() { codes::describe(code).into() } else { CStr::from_ptr(words).to_string_lossy().into_owned() }
+        }
+    }
+
+    /// The driver's version, such as `580.95.05`.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn driver_version(&self) -> Result<String, NvmlError> {
+        let mut buffer = [0; 80];
+        call!(self, nvmlSystemGetDriverVersion, buffer.as_mut_ptr(), 80)?;
+        Ok(text(&buffer))
+    }
+
+    /// The library's version.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn nvml_version(&self) -> Result<String, NvmlError> {
+        let mut buffer = [0; 80];
+        call!(self, nvmlSystemGetNVMLVersion, buffer.as_mut_ptr(), 80)?;
+        Ok(text(&buffer))
+    }
+
+    /// The newest CUDA that the driver supports: major and minor.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn cuda_version(&self) -> Result<(i32, i32), NvmlError> {
+        let mut version = 0;
+        call!(self, nvmlSystemGetCudaDriverVersion_v2, &mut version)?;
+        Ok((version / 1000, version % 1000 / 10))
+    }
+
+    /// The name of a process that uses a device.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn process_name(&self, pid: u32) -> Result<String, NvmlError> {
+        let mut buffer = [0; 1024];
+        call!(self, nvmlSystemGetProcessName, pid, buffer.as_mut_ptr(), 1024)?;
+        Ok(text(&buffer))
+    }
+
+    /// How many GPUs there are.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn count(&self) -> Result<u32, NvmlError> {
+        let mut count = 0;
+        call!(self, nvmlDeviceGetCount_v2, &mut count)?;
+        Ok(count)
+    }
+
+    /// The GPU of that index.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn device(&self, index: u32) -> Result<Device<'_>, NvmlError> {
+        let mut handle = std::ptr::null_mut();
+        call!(self, nvmlDeviceGetHandleByIndex_v2, index, &mut handle)?;
+        Ok(Device { nvml: self, handle })
+    }
+
+    /// Waits up to `milliseconds` for XIDs of the devices; `None` when there was none.
+    ///
+    /// # Errors
+    /// NVML's; devices that offer no events are left out.
+    pub fn wait_for_xid(&self, devices: &[Device<'_>], milliseconds: u32) -> Result<Option<Event>, NvmlError> {
+        let mut set = std::ptr::null_mut();
+        call!(self, nvmlEventSetCreate, &mut set)?;
+        let result = (|| {
+            for device in devices {
+                let mut offered = 0;
+                match call!(self, nvmlDeviceGetSupportedEventTypes, device.handle, &mut offered) {
+                    Ok(()) if offered & EVENT_XID != 0 => {
+                        call!(self, nvmlDeviceRegisterEvents, device.handle, EVENT_XID, set)?;
+                    }
+                    Ok(()) => {}
+                    Err(e) if e.code == codes::NOT_SUPPORTED => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            // SAFETY: plain C data, for which zeros are a value.
+            let mut data: sys::nvmlEventData_t = unsafe { std::mem::zeroed() };
+            match call!(self, nvmlEventSetWait_v2, set, &mut data, milliseconds) {
+                Ok(()) => {
+                    let device = Device { nvml: self, handle: data.device };
+                    let bus_id = device.bus_id().unwrap_or_default();
+                    Ok(Some(Event { bus_id, kind: data.eventType, data: data.eventData }))
+                }
+                Err(e) if e.code == codes::TIMEOUT => Ok(None),
+                Err(e) => Err(e),
+            }
+        })();
+        call!(self, nvmlEventSetFree, set)?;
+        result
+    }
+}
+
+impl Drop for Nvml {
+    fn drop(&mut self) {
+        // Nothing is left to do if it fails.
+        drop(call!(self, nvmlShutdown));
+    }
+}
+
+/// Getters of one number.
+macro_rules! numbers {
+    ($($(#[$doc:meta])* $method:ident: $kind:ty = $name:ident $(($($before:expr),*))?;)*) => {
+        $(
+            $(#[$doc])*
+            ///
+            /// # Errors
+            /// NVML's.
+            pub fn $method(&self) -> Result<$kind, NvmlError> {
+                let mut value: $kind = 0;
+                call!(self.nvml, $name, self.handle $($(, $before)*)?, &mut value)?;
+                Ok(value)
+            }
+        )*
+    };
+}
+
+/// Getters of a text.
+macro_rules! texts {
+    ($($(#[$doc:meta])* $method:ident = $name:ident;)*) => {
+        $(
+            $(#[$doc])*
+            ///
+            /// # Errors
+            /// NVML's.
+            pub fn $method(&self) -> Result<String, NvmlError> {
+                let mut buffer = [0; 96];
+                call!(self.nvml, $name, self.handle, buffer.as_mut_ptr(), 96)?;
+                Ok(text(&buffer))
+            }
+        )*
+    };
+}
+
+impl<'a> Device<'a> {
+    texts! {
+        /// The product's name.
+        name = nvmlDeviceGetName;
+        /// `GPU-...`, or `MIG-...`.
+        uuid = nvmlDeviceGetUUID;
+        /// The board's serial number.
+        serial = nvmlDeviceGetSerial;
+    }
+
+    numbers! {
+        /// N of `/dev/nvidiaN`.
+        minor_number: u32 = nvmlDeviceGetMinorNumber;
+        /// NVML's number of the architecture.
+        architecture: u32 = nvmlDeviceGetArchitecture;
+        /// CUDA cores.
+        cores: u32 = nvmlDeviceGetNumGpuCores;
+        /// Bits of the memory bus.
+        bus_width: u32 = nvmlDeviceGetMemoryBusWidth;
+        /// Milliwatts drawn now.
+        power: u32 = nvmlDeviceGetPowerUsage;
+        /// Milliwatts allowed now.
+        power_limit: u32 = nvmlDeviceGetEnforcedPowerLimit;
+        /// Milliwatts allowed by default.
+        power_default: u32 = nvmlDeviceGetPowerManagementDefaultLimit;
+        /// Millijoules since the driver was loaded.
+        energy: u64 = nvmlDeviceGetTotalEnergyConsumption;
+        /// Degrees Celsius.
+        temperature: u32 = nvmlDeviceGetTemperature(0);
+        /// Degrees at which the hardware shuts down.
+        temperature_shutdown: u32 = nvmlDeviceGetTemperatureThreshold(0);
+        /// Degrees at which the hardware slows down.
+        temperature_slowdown: u32 = nvmlDeviceGetTemperatureThreshold(1);
+        /// Why clocks are held down, as bits.
+        throttle: u64 = nvmlDeviceGetCurrentClocksThrottleReasons;
+        /// Corrected memory errors since the driver was loaded.
+        ecc_corrected: u64 = nvmlDeviceGetTotalEccErrors(0, 0);
+        /// Uncorrected memory errors since the driver was loaded.
+        ecc_uncorrected: u64 = nvmlDeviceGetTotalEccErrors(1, 0);
+        /// PCIe generation now; cards lower it when idle.
+        pcie_generation: u32 = nvmlDeviceGetCurrPcieLinkGeneration;
+        /// The generation that card and slot reach.
+        pcie_generation_max: u32 = nvmlDeviceGetMaxPcieLinkGeneration;
+        /// PCIe lanes now.
+        pcie_width: u32 = nvmlDeviceGetCurrPcieLinkWidth;
+        /// The lanes of the card.
+        pcie_width_max: u32 = nvmlDeviceGetMaxPcieLinkWidth;
+        /// Packets sent again.
+        pcie_replays: u32 = nvmlDeviceGetPcieReplayCounter;
+        /// KB/s sent over PCIe in the last 20 ms.
+        pcie_sent: u32 = nvmlDeviceGetPcieThroughput(0);
+        /// KB/s received over PCIe in the last 20 ms.
+        pcie_received: u32 = nvmlDeviceGetPcieThroughput(1);
+        /// 1 when the driver stays loaded without users.
+        persistence: u32 = nvmlDeviceGetPersistenceMode;
+        /// 0 default, 2 prohibited, 3 exclusive process.
+        compute_mode: u32 = nvmlDeviceGetComputeMode;
+        /// P0 (fastest) to P15.
+        performance_state: u32 = nvmlDeviceGetPerformanceState;
+        /// Per cent of the fan's full speed.
+        fan: u32 = nvmlDeviceGetFanSpeed;
+    }
+
+    /// Major and minor.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn compute_capability(&self) -> Result<(i32, i32), NvmlError> {
+        let (mut major, mut minor) = (0, 0);
+        call!(self.nvml, nvmlDeviceGetCudaComputeCapability, self.handle, &mut major, &mut minor)?;
+        Ok((major, minor))
+    }
+
+    /// Memory; the driver's own share is told apart where the driver can.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn memory(&self) -> Result<Memory, NvmlError> {
+        // The version of a versioned struct: its size, and its number from bit 24 (nvml.h, NVML_STRUCT_VERSION).
+        let version = u32::try_from(size_of::<sys::nvmlMemory_v2_t>()).unwrap_or(0) | 2 << 24;
+        let mut memory = sys::nvmlMemory_v2_t { version, total: 0, reserved: 0, free: 0, used: 0 };
+        match call!(self.nvml, nvmlDeviceGetMemoryInfo_v2, self.handle, &mut memory) {
+            Ok(()) => return Ok(Memory { total: memory.total, used: memory.used, free: memory.free }),
+            Err(e) if matches!(e.code, codes::FUNCTION_NOT_FOUND | codes::NOT_SUPPORTED | 25) => {}
+            Err(e) => return Err(e),
+        }
+        let mut old = sys::nvmlMemory_t { total: 0, free: 0, used: 0 };
+        call!(self.nvml, nvmlDeviceGetMemoryInfo, self.handle, &mut old)?;
+        Ok(Memory { total: old.total, used: old.used, free: old.free })
+    }
+
+    /// Per cent of the last sample period in which a kernel ran, and in which memory was read or written.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn utilization(&self) -> Result<(u32, u32), NvmlError> {
+        let mut used = sys::nvmlUtilization_t { gpu: 0, memory: 0 };
+        call!(self.nvml, nvmlDeviceGetUtilizationRates, self.handle, &mut used)?;
+        Ok((used.gpu, used.memory))
+    }
+
+    /// MHz now.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn clock(&self, which: Clock) -> Result<u32, NvmlError> {
+        let mut clock = 0;
+        call!(self.nvml, nvmlDeviceGetClockInfo, self.handle, which as u32, &mut clock)?;
+        Ok(clock)
+    }
+
+    /// MHz at most.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn max_clock(&self, which: Clock) -> Result<u32, NvmlError> {
+        let mut clock = 0;
+        call!(self.nvml, nvmlDeviceGetMaxClockInfo, self.handle, which as u32, &mut clock)?;
+        Ok(clock)
+    }
+
+    /// The least and most milliwatts that may be allowed.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn power_range(&self) -> Result<(u32, u32), NvmlError> {
+        let (mut least, mut most) = (0, 0);
+        call!(self.nvml, nvmlDeviceGetPowerManagementLimitConstraints, self.handle, &mut least, &mut most)?;
+        Ok((least, most))
+    }
+
+    /// Whether ECC is on, and whether it will be after a reboot.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn ecc(&self) -> Result<(bool, bool), NvmlError> {
+        let (mut now, mut later) = (0, 0);
+        call!(self.nvml, nvmlDeviceGetEccMode, self.handle, &mut now, &mut later)?;
+        Ok((now == 1, later == 1))
+    }
+
+    /// Rows remapped for corrected and uncorrected errors, whether a remapping waits for a reset, whether one failed.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn remapped_rows(&self) -> Result<(u32, u32, bool, bool), NvmlError> {
+        let (mut corrected, mut uncorrected, mut pending, mut failed) = (0, 0, 0, 0);
+        call!(
+            self.nvml,
+            nvmlDeviceGetRemappedRows,
+            self.handle,
+            &mut corrected,
+            &mut uncorrected,
+            &mut pending,
+            &mut failed
+        )?;
+        Ok((corrected, uncorrected, pending == 1, failed == 1))
+    }
+
+    /// PCI address as `domain:bus:device.function`, domain of eight digits.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn bus_id(&self) -> Result<String, NvmlError> {
+        // SAFETY: plain C data, for which zeros are a value.
+        let mut pci: sys::nvmlPciInfo_t = unsafe { std::mem::zeroed() };
+        call!(self.nvml, nvmlDeviceGetPciInfo_v3, self.handle, &mut pci)?;
+        Ok(text(&pci.busId).to_ascii_lowercase())
+    }
+
+    /// Device id and vendor id in one number, as `0x233010DE`.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn pci_id(&self) -> Result<u32, NvmlError> {
+        // SAFETY: plain C data, for which zeros are a value.
+        let mut pci: sys::nvmlPciInfo_t = unsafe { std::mem::zeroed() };
+        call!(self.nvml, nvmlDeviceGetPciInfo_v3, self.handle, &mut pci)?;
+        Ok(pci.pciDeviceId)
+    }
+
+    /// Whether an NVLink is up.
+    ///
+    /// # Errors
+    /// NVML's; not supported or an invalid argument past the last link.
+    pub fn nvlink_active(&self, link: u32) -> Result<bool, NvmlError> {
+        let mut active = 0;
+        call!(self.nvml, nvmlDeviceGetNvLinkState, self.handle, link, &mut active)?;
+        Ok(active == 1)
+    }
+
+    /// The generation of an NVLink as NVML counts.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn nvlink_version(&self, link: u32) -> Result<u32, NvmlError> {
+        let mut version = 0;
+        call!(self.nvml, nvmlDeviceGetNvLinkVersion, self.handle, link, &mut version)?;
+        Ok(version)
+    }
+
+    /// PCI address of what an NVLink leads to: a GPU or a switch.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn nvlink_remote(&self, link: u32) -> Result<String, NvmlError> {
+        // SAFETY: plain C data, for which zeros are a value.
+        let mut pci: sys::nvmlPciInfo_t = unsafe { std::mem::zeroed() };
+        call!(self.nvml, nvmlDeviceGetNvLinkRemotePciInfo_v2, self.handle, link, &mut pci)?;
+        Ok(text(&pci.busId).to_ascii_lowercase())
+    }
+
+    /// Processes that compute, and those that draw, each once.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn processes(&self) -> Result<Vec<RunningProcess>, NvmlError> {
+        let empty = sys::nvmlProcessInfo_t { pid: 0, usedGpuMemory: 0, gpuInstanceId: 0, computeInstanceId: 0 };
+        let compute = list(empty, |count, items| {
+            call!(self.nvml, nvmlDeviceGetComputeRunningProcesses_v3, self.handle, count, items)
+        })?;
+        let graphics = list(empty, |count, items| {
+            call!(self.nvml, nvmlDeviceGetGraphicsRunningProcesses_v3, self.handle, count, items)
+        });
+        let mut found: Vec<RunningProcess> = Vec::new();
+        for p in compute.into_iter().chain(graphics.unwrap_or_default()) {
+            let known = |n: u64| (n != u64::MAX).then_some(n);
+            let process = RunningProcess {
+                pid: p.pid,
+                memory: known(p.usedGpuMemory),
+                gpu_instance: (p.gpuInstanceId != u32::MAX).then_some(p.gpuInstanceId),
+            };
+            if !found.iter().any(|f| f.pid == process.pid && f.gpu_instance == process.gpu_instance) {
+                found.push(process);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Per cent of the multiprocessors' time by process, since `microseconds` of the Unix epoch.
+    ///
+    /// # Errors
+    /// NVML's; not found when nothing ran.
+    pub fn process_utilization(&self, since: u64) -> Result<Vec<(u32, u32)>, NvmlError> {
+        let empty = sys::nvmlProcessUtilizationSample_t { pid: 0, timeStamp: 0, smUtil: 0, memUtil: 0, encUtil: 0, decUtil: 0 };
+        let samples = list(empty, |count, items| {
+            call!(self.nvml, nvmlDeviceGetProcessUtilization, self.handle, items, count, since)
+        })?;
+        Ok(samples.iter().filter(|s| s.pid != 0).map(|s| (s.pid, s.smUtil)).collect())
+    }
+
+    /// The level at which two GPUs meet, as NVML numbers it.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn common_ancestor(&self, other: &Device<'_>) -> Result<u32, NvmlError> {
+        let mut level = 0;
+        call!(self.nvml, nvmlDeviceGetTopologyCommonAncestor, self.handle, other.handle, &mut level)?;
+        Ok(level)
+    }
+
+    /// The processors near the GPU.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn cpu_affinity(&self) -> Result<Vec<u32>, NvmlError> {
+        const WORDS: usize = 16;
+        let mut mask = [0; WORDS];
+        call!(self.nvml, nvmlDeviceGetCpuAffinity, self.handle, 16, mask.as_mut_ptr())?;
+        let bits = std::ffi::c_ulong::BITS;
+        let set = |n: &u32| mask[(n / bits) as usize] >> (n % bits) & 1 == 1;
+        Ok((0..bits * 16).filter(set).collect())
+    }
+}

@@ -1,0 +1,166 @@
+//! PCI devices from sysfs, with names from the pci.ids database; no lspci needed.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::topology::Link;
+
+/// NVIDIA's vendor id.
+pub const NVIDIA: u16 = 0x10de;
+
+/// A device on the bus.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PciDevice {
+    /// `0000:3b:00.0`.
+    pub address: String,
+    /// Vendor id.
+    pub vendor: u16,
+    /// Device id.
+    pub device: u16,
+    /// Class, as `0x030200`: `0x0300` a VGA controller, `0x0302` a 3D controller, `0x0680` an NVSwitch.
+    pub class: u32,
+    /// The kernel driver that holds it.
+    pub driver: Option<String>,
+    /// The name in pci.ids, if the database is there and knows it.
+    pub name: Option<String>,
+}
+
+impl PciDevice {
+    /// Whether it is a GPU.
+    pub fn is_gpu(&self) -> bool {
+        self.class >> 16 == 0x03
+    }
+}
+
+fn hex(path: &Path) -> Option<u32> {
+    let text = std::fs::read_to_string(path).ok()?;
+    u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
+}
+
+/// NVIDIA's devices and other GPUs under `sysfs` (usually `/sys`).
+pub fn scan(sysfs: &Path) -> Vec<PciDevice> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(sysfs.join("bus/pci/devices")).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let (Some(vendor), Some(device), Some(class)) =
+            (hex(&path.join("vendor")), hex(&path.join("device")), hex(&path.join("class")))
+        else {
+            continue;
+        };
+        let (vendor, device) = (u16::try_from(vendor).unwrap_or(0), u16::try_from(device).unwrap_or(0));
+        let driver = std::fs::read_link(path.join("driver")).ok();
+        let driver = driver.and_then(|d| d.file_name().map(|n| n.to_string_lossy().into_owned()));
+        let address = entry.file_name().to_string_lossy().into_owned();
+        let one = PciDevice { address, vendor, device, class, driver, name: None };
+        if one.is_gpu() || (vendor == NVIDIA && class >> 8 == 0x0680) {
+            found.push(one);
+        }
+    }
+    found.sort_by(|a, b| a.address.cmp(&b.address));
+    let places = ["/usr/share/misc/pci.ids", "/usr/share/hwdata/pci.ids", "/var/lib/pciutils/pci.ids"];
+    if let Some(ids) = places.iter().find_map(|p| std::fs::read_to_string(p).ok()) {
+        for device in &mut found {
+            device.name = lookup(&ids, device.vendor, device.device);
+        }
+    }
+    found
+}
+
+/// The name of a device in the text of pci.ids: vendors at the margin, their devices behind one tab.
+pub fn lookup(ids: &str, vendor: u16, device: u16) -> Option<String> {
+    let (vendor, device) = (format!("{vendor:04x}  "), format!("\t{device:04x}  "));
+    let mut lines = ids.lines().skip_while(|l| !l.starts_with(&vendor));
+    let maker = lines.next()?.split_once("  ")?.1;
+    let name = lines
+        .take_while(|l| l.starts_with('\t') || l.starts_with('#') || l.is_empty())
+        .find_map(|l| l.strip_prefix(&device))?;
+    Some(format!("{} {name}", maker.split_whitespace().next().unwrap_or(maker)))
+}
+
+/// The folder of a device, from NVML's form of its address (domain of eight digits) or the kernel's (four).
+pub fn path_of(sysfs: &Path, bus_id: &str) -> Option<PathBuf> {
+    let address = if bus_id.find(':') == Some(8) { &bus_id[4..] } else { bus_id };
+    std::fs::canonicalize(sysfs.join("bus/pci/devices").join(address.to_ascii_lowercase())).ok()
+}
+
+/// The NUMA node of a device.
+pub fn numa_node(sysfs: &Path, bus_id: &str) -> Option<u32> {
+    let text = std::fs::read_to_string(path_of(sysfs, bus_id)?.join("numa_node")).ok()?;
+    text.trim().parse().ok()
+}
+
+/// NUMA nodes and their processors.
+pub fn numa_nodes(sysfs: &Path) -> Vec<(u32, Vec<u32>)> {
+    let mut nodes = Vec::new();
+    for entry in std::fs::read_dir(sysfs.join("devices/system/node")).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(number) = name.strip_prefix("node").and_then(|n| n.parse().ok()) else { continue };
+        let list = std::fs::read_to_string(entry.path().join("cpulist")).unwrap_or_default();
+        nodes.push((number, parse_ranges(list.trim())));
+    }
+    nodes.sort_unstable();
+    nodes
+}
+
+/// `0-3,8` as numbers.
+fn parse_ranges(text: &str) -> Vec<u32> {
+    let one = |part: &str| -> Option<std::ops::RangeInclusive<u32>> {
+        let (a, b) = part.split_once('-').unwrap_or((part, part));
+        Some(a.parse().ok()?..=b.parse().ok()?)
+    };
+    text.split(',').filter_map(one).flatten().collect()
+}
+
+/// The parts of a device's path that are PCI addresses, from the root complex (`pci0000:3a`) down.
+pub fn address_parts(path: &Path) -> Vec<String> {
+    let parts = path.iter().map(|p| p.to_string_lossy().into_owned());
+    parts.filter(|p| p.starts_with("pci") || (p.len() == 12 && p.contains(':') && p.contains('.'))).collect()
+}
+
+/// How two devices on the bus are connected, from their paths below `/sys/devices`.
+///
+/// The last bridge that both paths share is a switch if there is one below the root port, else they meet in the
+/// host bridge (`pciDDDD:BB`), else in the node or only across sockets.
+pub fn distance(a: &Path, b: &Path) -> Link {
+    let (x, y) = (address_parts(a), address_parts(b));
+    let shared = x.iter().zip(&y).take_while(|(p, q)| p == q).count();
+    let node = |p: &Path| std::fs::read_to_string(p.join("numa_node")).unwrap_or_default();
+    match shared {
+        0 if node(a) == node(b) => Link::Node,
+        0 => Link::System,
+        1 => Link::HostBridge,
+        // Below the shared bridge each path has its own downstream port and the device.
+        _ if x.len() - shared <= 2 && y.len() - shared <= 2 => Link::OneSwitch,
+        _ => Link::Switches,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_under_their_vendor() {
+        let ids = "# comment\n10dd  Other\n\t2330  Wrong\n10de  NVIDIA Corporation\n\t2330  GH100 [H100 SXM5 80GB]\n\t\t10de 16c1  sub\nC 03  Display controller\n\t2331  Class\n";
+        assert_eq!(lookup(ids, NVIDIA, 0x2330).as_deref(), Some("NVIDIA GH100 [H100 SXM5 80GB]"));
+        assert_eq!(lookup(ids, NVIDIA, 0x2331), None);
+    }
+
+    #[test]
+    fn distance_is_read_off_the_paths() {
+        let path = |tail: &str| PathBuf::from(format!("/sys/devices/{tail}"));
+        let gpu = path("pci0000:3a/0000:3a:00.0/0000:3b:00.0/0000:3c:04.0/0000:3d:00.0");
+        let same_switch = path("pci0000:3a/0000:3a:00.0/0000:3b:00.0/0000:3c:08.0/0000:3e:00.0");
+        let same_bridge = path("pci0000:3a/0000:3a:02.0/0000:40:00.0");
+        assert_eq!(distance(&gpu, &same_switch), Link::OneSwitch);
+        assert_eq!(distance(&gpu, &same_bridge), Link::HostBridge);
+        assert_eq!(distance(&gpu, &path("pci0000:5d/0000:5d:00.0/0000:5e:00.0")), Link::Node);
+    }
+
+    #[test]
+    fn ranges_are_read() {
+        assert_eq!(parse_ranges("0-2,5"), [0, 1, 2, 5]);
+        assert_eq!(parse_ranges(""), Vec::<u32>::new());
+    }
+}

@@ -1,0 +1,346 @@
+//! The spec sheet: what cards can do in theory, computed step by step, and how much of it is usually reached.
+//!
+//! Peak = multiprocessors x operations a cycle and multiprocessor x clock. Operations a cycle come from NVIDIA's
+//! white papers of each architecture; one multiply-add counts two. Tensor figures are dense (no 2:4 sparsity) with
+//! accumulation in fp32, which GeForce cards do at half the rate.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::GpuError;
+
+/// A number format of arithmetic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)] // the names say it
+pub enum Precision {
+    Fp64,
+    Fp32,
+    Tf32,
+    Fp16,
+    Bf16,
+    Fp8,
+    Int8,
+}
+
+impl Precision {
+    /// All of them, widest first.
+    pub const ALL: [Self; 7] = [Self::Fp64, Self::Fp32, Self::Tf32, Self::Fp16, Self::Bf16, Self::Fp8, Self::Int8];
+
+    /// Bytes of one number in memory.
+    pub fn bytes(self) -> f64 {
+        match self {
+            Self::Fp64 => 8.0,
+            Self::Fp32 | Self::Tf32 => 4.0,
+            Self::Fp16 | Self::Bf16 => 2.0,
+            Self::Fp8 | Self::Int8 => 1.0,
+        }
+    }
+
+    /// The name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp64 => "fp64",
+            Self::Fp32 => "fp32",
+            Self::Tf32 => "tf32",
+            Self::Fp16 => "fp16",
+            Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Precision {
+    type Err = GpuError;
+    fn from_str(text: &str) -> Result<Self, GpuError> {
+        Self::ALL.into_iter().find(|p| p.name() == text).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            GpuError::Invalid(format!("'{text}' is no number format; known are {names}"))
+        })
+    }
+}
+
+/// Operations a cycle and multiprocessor.
+struct Chip {
+    name: &'static str,
+    architecture: &'static str,
+    /// CUDA cores a multiprocessor.
+    cores: u32,
+    /// fp64 operations without tensor cores.
+    fp64: u32,
+    /// Tensor operations by precision: fp64, tf32, fp16, bf16, fp8, int8. 0 where there are none.
+    tensor: [u32; 6],
+}
+
+const fn chip(name: &'static str, architecture: &'static str, cores: u32, fp64: u32, tensor: [u32; 6]) -> Chip {
+    Chip { name, architecture, cores, fp64, tensor }
+}
+
+/// Sources: the white papers Pascal (P100), Volta (V100), Turing, Ampere (A100; GA102), Ada, Hopper (H100), and
+/// Blackwell data sheets; table "Peak rates" or "Throughput" in each, divided by multiprocessors and clock.
+const CHIPS: [Chip; 15] = [
+    chip("gp100", "Pascal", 64, 64, [0; 6]),
+    chip("gp10x", "Pascal", 128, 8, [0; 6]),
+    chip("gv100", "Volta", 64, 64, [0, 0, 1024, 0, 0, 0]),
+    chip("tu10x", "Turing", 64, 4, [0, 0, 1024, 0, 0, 2048]),
+    chip("tu10x-geforce", "Turing", 64, 4, [0, 0, 512, 0, 0, 2048]),
+    chip("ga100", "Ampere", 64, 64, [128, 1024, 2048, 2048, 0, 4096]),
+    chip("ga10x", "Ampere", 128, 4, [0, 512, 1024, 1024, 0, 2048]),
+    chip("ga10x-geforce", "Ampere", 128, 4, [0, 256, 512, 512, 0, 2048]),
+    chip("ad10x", "Ada", 128, 4, [0, 512, 1024, 1024, 2048, 2048]),
+    chip("ad10x-geforce", "Ada", 128, 4, [0, 256, 512, 512, 1024, 2048]),
+    chip("gh100", "Hopper", 128, 128, [256, 2048, 4096, 4096, 8192, 8192]),
+    chip("gb100", "Blackwell", 128, 128, [128, 4096, 8192, 8192, 16384, 16384]),
+    chip("gb20x", "Blackwell", 128, 4, [0, 512, 1024, 1024, 2048, 2048]),
+    chip("gb20x-geforce", "Blackwell", 128, 4, [0, 256, 512, 512, 1024, 2048]),
+    chip("unknown", "unknown", 0, 0, [0; 6]),
+];
+
+/// A card of the sheet.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)] // names and units say it
+pub struct Card {
+    pub name: &'static str,
+    pub chip: &'static str,
+    pub architecture: &'static str,
+    pub compute_capability: &'static str,
+    pub multiprocessors: u32,
+    pub cores_per_multiprocessor: u32,
+    pub boost_mhz: u32,
+    pub tensor_mhz: u32,
+    pub memory_gb: u64,
+    pub bus_bits: u32,
+    pub gbits_per_pin: f64,
+    pub power_watts: u32,
+    pub nvlink_gb_per_s: u32,
+    pub pcie_generation: u32,
+    pub source: &'static str,
+}
+
+/// A theoretical peak and how it comes about.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Peak {
+    /// The number format.
+    pub precision: Precision,
+    /// Operations a second, in 10^12.
+    pub tera: f64,
+    /// Whether tensor cores do it.
+    pub tensor: bool,
+    /// The formula with the card's numbers.
+    pub formula: String,
+}
+
+/// All cards.
+pub fn cards() -> Vec<Card> {
+    include_str!("cards.csv").lines().filter(|l| !l.starts_with('#')).filter_map(card).collect()
+}
+
+fn card(line: &'static str) -> Option<Card> {
+    let fields: Vec<&'static str> = line.split('|').collect();
+    let [name, chip, capability, sms, boost, tensor, memory, bus, pin, power, nvlink, pcie, source] = fields.try_into().ok()?;
+    let known = CHIPS.iter().find(|c| c.name == chip)?;
+    Some(Card {
+        name,
+        chip,
+        architecture: known.architecture,
+        compute_capability: capability,
+        multiprocessors: sms.parse().ok()?,
+        cores_per_multiprocessor: known.cores,
+        boost_mhz: boost.parse().ok()?,
+        tensor_mhz: tensor.parse().ok()?,
+        memory_gb: memory.parse().ok()?,
+        bus_bits: bus.parse().ok()?,
+        gbits_per_pin: pin.parse().ok()?,
+        power_watts: power.parse().ok()?,
+        nvlink_gb_per_s: nvlink.parse().ok()?,
+        pcie_generation: pcie.parse().ok()?,
+        source,
+    })
+}
+
+fn words(name: &str) -> Vec<String> {
+    let name = name.to_ascii_lowercase();
+    let split = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty() && *w != "nvidia");
+    split.map(str::to_owned).collect()
+}
+
+/// The card of a product by NVML's name or what a person types: the one with the most words in common, if all
+/// words of the shorter name are among the longer's.
+pub fn find(name: &str) -> Option<Card> {
+    let asked = words(name);
+    let mut best: Option<(usize, Card)> = None;
+    for card in cards() {
+        let own = words(card.name);
+        let common = own.iter().filter(|w| asked.contains(w)).count();
+        let whole = common == own.len() || common == asked.len();
+        if common > 0 && whole && best.as_ref().is_none_or(|(n, b)| common > *n || (common == *n && own.len() < words(b.name).len())) {
+            best = Some((common, card));
+        }
+    }
+    best.map(|(_, card)| card)
+}
+
+impl Card {
+    /// The theoretical peak, or `None` where the card cannot do it faster than a wider format.
+    pub fn peak(&self, precision: Precision) -> Option<Peak> {
+        let chip = CHIPS.iter().find(|c| c.name == self.chip)?;
+        let tensor_index = match precision {
+            Precision::Fp64 => 0,
+            Precision::Fp32 => usize::MAX,
+            Precision::Tf32 => 1,
+            Precision::Fp16 => 2,
+            Precision::Bf16 => 3,
+            Precision::Fp8 => 4,
+            Precision::Int8 => 5,
+        };
+        let tensor_rate = chip.tensor.get(tensor_index).copied().unwrap_or(0);
+        let (rate, clock, tensor) = match precision {
+            Precision::Fp32 => (chip.cores * 2, self.boost_mhz, false),
+            Precision::Fp64 if tensor_rate <= chip.fp64 => (chip.fp64, self.boost_mhz, false),
+            // Pascal's P100 computes fp16 in pairs on its cores.
+            Precision::Fp16 if tensor_rate == 0 && chip.name == "gp100" => (chip.cores * 4, self.boost_mhz, false),
+            _ => (tensor_rate, self.tensor_mhz, true),
+        };
+        if rate == 0 {
+            return None;
+        }
+        let tera = f64::from(self.multiprocessors) * f64::from(rate) * f64::from(clock) / 1e6;
+        let ghz = f64::from(clock) / 1000.0;
+        let formula = if precision == Precision::Fp32 {
+            format!(
+                "{} SM x {} cores x 2 operations x {ghz:.3} GHz = {tera:.1} TFLOP/s",
+                self.multiprocessors, self.cores_per_multiprocessor
+            )
+        } else {
+            let unit = if precision == Precision::Int8 { "TOP/s" } else { "TFLOP/s" };
+            let by = if tensor { " on tensor cores" } else { "" };
+            format!("{} SM x {rate} operations a cycle{by} x {ghz:.3} GHz = {tera:.1} {unit}", self.multiprocessors)
+        };
+        Some(Peak { precision, tera, tensor, formula })
+    }
+
+    /// Memory bandwidth in GB/s: pins x rate of a pin / 8.
+    pub fn bandwidth(&self) -> f64 {
+        f64::from(self.bus_bits) * self.gbits_per_pin / 8.0
+    }
+
+    /// The bandwidth's formula with the card's numbers.
+    pub fn bandwidth_formula(&self) -> String {
+        format!("{} bit x {} Gbit/s / 8 = {:.0} GB/s", self.bus_bits, self.gbits_per_pin, self.bandwidth())
+    }
+
+    /// The share of a tensor peak that the best matrix sizes reach on cards of this architecture: power and clocks
+    /// keep it below one. Source: "Maximum Achievable Matmul FLOPS" (ml-engineering, bf16: A100 SXM 86.9 %,
+    /// H100 SXM 80.3 %, B200 77.6 %); others are taken as A100's, which is a guess.
+    pub fn achievable(&self, precision: Precision) -> f64 {
+        match (self.chip, precision) {
+            (_, Precision::Fp32 | Precision::Fp64) => 0.93,
+            ("gh100", _) => 0.803,
+            ("gb100", _) => 0.776,
+            _ => 0.869,
+        }
+    }
+
+    /// The share of the memory bandwidth that a large copy reaches; HBM and GDDR alike lose some to refresh and turns.
+    pub fn achievable_bandwidth(&self) -> f64 {
+        0.90
+    }
+}
+
+/// How a measured figure compares with what is usually reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Grade {
+    /// At least 90 % of it.
+    Ok,
+    /// At least 70 %.
+    Suspicious,
+    /// Less.
+    Bad,
+}
+
+/// Grades `measured` against `peak`, of which `achievable` is usually reached.
+pub fn grade(measured: f64, peak: f64, achievable: f64) -> Grade {
+    match measured / (peak * achievable) {
+        share if share >= 0.9 => Grade::Ok,
+        share if share >= 0.7 => Grade::Suspicious,
+        _ => Grade::Bad,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sheet_is_whole() {
+        let lines = include_str!("cards.csv").lines().filter(|l| !l.starts_with('#')).count();
+        let cards = cards();
+        assert_eq!(cards.len(), lines, "a line cannot be read");
+        assert!(cards.len() >= 40, "{}", cards.len());
+        assert!(cards.iter().all(|c| !c.source.is_empty() && c.peak(Precision::Fp32).is_some() && c.bandwidth() > 50.0));
+    }
+
+    /// Figures of NVIDIA's data sheets: TFLOP/s, GB/s.
+    #[test]
+    fn peaks_are_those_of_the_data_sheets() {
+        let near = |card: &str, precision, expected: f64| {
+            let peak = find(card).unwrap().peak(precision).unwrap();
+            assert!((peak.tera / expected - 1.0).abs() < 0.02, "{card} {precision}: {} is not {expected}", peak.tera);
+        };
+        near("RTX A4000", Precision::Fp32, 19.2);
+        near("P4000", Precision::Fp32, 5.3);
+        near("V100-SXM2", Precision::Fp32, 15.7);
+        near("V100-SXM2", Precision::Fp16, 125.0);
+        near("Tesla T4", Precision::Fp16, 65.0);
+        near("A10", Precision::Bf16, 125.0);
+        near("A100-SXM4-80GB", Precision::Fp32, 19.5);
+        near("A100-SXM4-80GB", Precision::Tf32, 156.0);
+        near("A100-SXM4-80GB", Precision::Bf16, 312.0);
+        near("A100-SXM4-80GB", Precision::Fp64, 19.5);
+        near("L40S", Precision::Fp32, 91.6);
+        near("L40S", Precision::Fp8, 733.0);
+        near("H100 PCIe", Precision::Bf16, 756.0);
+        near("NVIDIA H100 80GB HBM3", Precision::Bf16, 989.0);
+        near("NVIDIA H100 80GB HBM3", Precision::Fp8, 1979.0);
+        near("NVIDIA H200", Precision::Fp32, 67.0);
+        near("NVIDIA B200", Precision::Bf16, 2250.0);
+        near("RTX 4090", Precision::Bf16, 165.0);
+        near("RTX 5090", Precision::Fp32, 104.8);
+        let bandwidth = |card: &str, expected: f64| {
+            let found = find(card).unwrap().bandwidth();
+            assert!((found / expected - 1.0).abs() < 0.02, "{card}: {found} is not {expected}");
+        };
+        bandwidth("A100-SXM4-80GB", 2039.0);
+        bandwidth("A100-SXM4-40GB", 1555.0);
+        bandwidth("H100 80GB HBM3", 3350.0);
+        bandwidth("H200", 4800.0);
+        bandwidth("B200", 8000.0);
+        bandwidth("T4", 320.0);
+        bandwidth("RTX A4000", 448.0);
+        bandwidth("RTX 4090", 1008.0);
+    }
+
+    #[test]
+    fn the_formula_is_shown_with_the_numbers() {
+        let peak = find("A4000").unwrap().peak(Precision::Fp32).unwrap();
+        assert_eq!(peak.formula, "48 SM x 128 cores x 2 operations x 1.560 GHz = 19.2 TFLOP/s");
+    }
+
+    #[test]
+    fn names_find_the_nearest_card() {
+        assert_eq!(find("NVIDIA A100-SXM4-80GB").unwrap().name, "A100-SXM4-80GB");
+        assert_eq!(find("NVIDIA GeForce RTX 3090").unwrap().name, "GeForce RTX 3090");
+        assert_eq!(find("NVIDIA L40S").unwrap().name, "L40S");
+        assert!(find("Radeon").is_none());
+    }
+}

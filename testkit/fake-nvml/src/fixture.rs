@@ -1,0 +1,164 @@
+//! Fixtures: which GPUs there are and what happens to them, as YAML.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Fixtures that are built in, by name.
+pub(crate) const BUILT_IN: &[(&str, &str)] = &[
+    ("t4", include_str!("../fixtures/t4.yaml")),
+    ("a4000", include_str!("../fixtures/a4000.yaml")),
+    ("a100x8", include_str!("../fixtures/a100x8.yaml")),
+    ("h100x8", include_str!("../fixtures/h100x8.yaml")),
+    ("h200x8", include_str!("../fixtures/h200x8.yaml")),
+    ("b200x8", include_str!("../fixtures/b200x8.yaml")),
+    ("l40sx4", include_str!("../fixtures/l40sx4.yaml")),
+    ("broken", include_str!("../fixtures/broken.yaml")),
+];
+
+/// A machine.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Fixture {
+    pub(crate) driver: String,
+    pub(crate) nvml: String,
+    /// 13000 is CUDA 13.0.
+    pub(crate) cuda: i32,
+    pub(crate) count: usize,
+    /// What every GPU is like.
+    pub(crate) gpu: Value,
+    /// What one is like instead, by index.
+    #[serde(default)]
+    pub(crate) overrides: BTreeMap<usize, Value>,
+    /// NUMA node of each GPU.
+    pub(crate) numa: Vec<u32>,
+    pub(crate) cpus_per_node: u32,
+    /// XIDs to come.
+    #[serde(default)]
+    pub(crate) events: Vec<Xid>,
+    /// Codes that calls answer with, by symbol.
+    #[serde(default)]
+    pub(crate) inject: BTreeMap<String, u32>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Xid {
+    pub(crate) after_ms: u64,
+    pub(crate) gpu: usize,
+    pub(crate) xid: u64,
+}
+
+/// A GPU.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Gpu {
+    pub(crate) name: String,
+    /// NVML's number: 6 Turing, 7 Ampere, 8 Ada, 9 Hopper, 10 Blackwell.
+    pub(crate) architecture: u32,
+    pub(crate) compute_capability: [i32; 2],
+    /// Device id and vendor id.
+    pub(crate) pci_id: u32,
+    pub(crate) cores: u32,
+    pub(crate) memory_mib: u64,
+    pub(crate) bus_width: u32,
+    /// MHz at most.
+    pub(crate) clock_sm: u32,
+    pub(crate) clock_memory: u32,
+    /// Watts.
+    pub(crate) power_idle: u32,
+    pub(crate) power_limit: u32,
+    pub(crate) power_default: Option<u32>,
+    pub(crate) power_min: u32,
+    pub(crate) temperature_idle: u32,
+    pub(crate) temperature_slowdown: u32,
+    pub(crate) temperature_shutdown: u32,
+    pub(crate) fan: Option<u32>,
+    pub(crate) pcie_generation: u32,
+    pub(crate) pcie_width: u32,
+    pub(crate) pcie_width_max: Option<u32>,
+    #[serde(default)]
+    pub(crate) pcie_replays: u32,
+    /// `None`: the card has no ECC.
+    pub(crate) ecc: Option<bool>,
+    #[serde(default)]
+    pub(crate) ecc_uncorrected: u64,
+    #[serde(default)]
+    pub(crate) remapped_rows: u32,
+    #[serde(default)]
+    pub(crate) remapping_pending: bool,
+    /// NVLinks of the card; all lead to switches.
+    #[serde(default)]
+    pub(crate) nvlinks: u32,
+    #[serde(default)]
+    pub(crate) nvlink_version: u32,
+    /// Of them, those that are down.
+    #[serde(default)]
+    pub(crate) nvlinks_down: u32,
+    /// The MIG family, for cards that can do it.
+    pub(crate) mig: Option<String>,
+    #[serde(default = "on")]
+    pub(crate) persistence: bool,
+    #[serde(default)]
+    pub(crate) throttle: u64,
+    /// Per cent of each second since the start, again from the beginning at the end.
+    #[serde(default)]
+    pub(crate) utilization: Vec<u32>,
+    #[serde(default)]
+    pub(crate) processes: Vec<Process>,
+    /// Milliseconds after which the GPU falls off the bus.
+    pub(crate) lost_after_ms: Option<u64>,
+}
+
+fn on() -> bool {
+    true
+}
+
+/// A process on a GPU.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) name: String,
+    pub(crate) memory_mib: u64,
+    #[serde(default)]
+    pub(crate) sm: u32,
+    /// The first memory slice of the MIG instance it is in.
+    pub(crate) at: Option<u32>,
+}
+
+fn merge(base: &mut Value, over: &Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                merge(base.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (base, over) => *base = over.clone(),
+    }
+}
+
+impl Fixture {
+    /// A built-in fixture by its name, or a file by its path, and its GPUs.
+    pub(crate) fn load(name: &str) -> Result<(Self, Vec<Gpu>), String> {
+        let built_in = BUILT_IN.iter().find(|(n, _)| *n == name).map(|(_, text)| (*text).to_owned());
+        let text = match built_in {
+            Some(text) => text,
+            None => std::fs::read_to_string(name).map_err(|e| {
+                let names = BUILT_IN.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", ");
+                format!("'{name}' is neither a fixture ({names}) nor a file that can be read: {e}")
+            })?,
+        };
+        let fixture: Self = serde_saphyr::from_str(&text).map_err(|e| format!("fixture {name}: {e}"))?;
+        let mut gpus = Vec::new();
+        for index in 0..fixture.count {
+            let mut gpu = fixture.gpu.clone();
+            if let Some(over) = fixture.overrides.get(&index) {
+                merge(&mut gpu, over);
+            }
+            gpus.push(serde_json::from_value(gpu).map_err(|e| format!("fixture {name}, GPU {index}: {e}"))?);
+        }
+        Ok((fixture, gpus))
+    }
+}

@@ -1,0 +1,718 @@
+//! A `libnvidia-ml.so.1` that answers from a fixture, so that slipway's own code runs without a GPU, dlopen and all.
+//!
+//! The fixture is chosen by [`slipwayFakeFixture`] before `nvmlInit`, or by `SLIPWAY_FAKE_NVML_FIXTURE` (a built-in
+//! name or a file). `SLIPWAY_FAKE_NVML_STATE` names a file in which MIG instances outlive the process. Errors can be
+//! injected with [`slipwayFakeInject`]. Semantics follow nvml.h: return codes, the two-call protocol, struct versions.
+#![allow(unsafe_code)] // FFI: the C ABI of NVML; every pointer is checked for null, the rest is the caller's duty
+#![allow(non_snake_case)] // NVML's own names
+#![allow(clippy::missing_safety_doc)] // as nvml.h says for each function
+#![allow(missing_docs)] // nvml.h has them
+
+mod fixture;
+mod state;
+
+use std::ffi::{CStr, c_char, c_uint, c_ulong, c_ulonglong};
+use std::time::{Duration, Instant};
+
+use nvml_wrapper_sys::bindings as sys;
+use parking_lot::Mutex;
+use slipway_gpu::nvml::{Placement, codes};
+use state::{Answer, Gpu, State};
+
+static MACHINE: Mutex<Option<State>> = Mutex::new(None);
+static CHOSEN: Mutex<Option<String>> = Mutex::new(None);
+static INJECTED: Mutex<Vec<(String, u32)>> = Mutex::new(Vec::new());
+
+const INVALID: u32 = 2;
+const VERSION: u32 = 25;
+
+/// Handles are numbers: what they are for in the high bits, which one in the low.
+const DEVICE: usize = 1 << 24;
+const MIG_DEVICE: usize = 2 << 24;
+const GPU_INSTANCE: usize = 3 << 24;
+const COMPUTE_INSTANCE: usize = 4 << 24;
+const EVENT_SET: usize = 5 << 24;
+
+fn handle<T>(kind: usize, gpu: usize, instance: u32, compute: u32) -> *mut T {
+    (kind | gpu << 16 | (instance as usize) << 8 | compute as usize) as *mut T
+}
+
+/// GPU, GPU instance and compute instance of a handle of that kind.
+fn parts<T>(kind: usize, handle: *mut T) -> Result<(usize, u32, u32), u32> {
+    let number = handle as usize;
+    let low = |n: usize| u32::try_from(n & 0xff).unwrap_or(0);
+    if number >> 24 == kind >> 24 { Ok((number >> 16 & 0xff, low(number >> 8), low(number))) } else { Err(INVALID) }
+}
+
+/// The GPU of a device handle, a MIG device's parent among them.
+fn gpu_index(device: sys::nvmlDevice_t) -> Result<usize, u32> {
+    parts(DEVICE, device).or_else(|_| parts(MIG_DEVICE, device)).map(|(gpu, ..)| gpu)
+}
+
+/// The GPU of a handle that must be a whole device.
+fn whole(state: &mut State, device: sys::nvmlDevice_t) -> Result<&mut Gpu, u32> {
+    let (gpu, ..) = parts(DEVICE, device)?;
+    state.gpu(gpu)
+}
+
+fn put<T>(to: *mut T, value: T) -> Answer {
+    if to.is_null() {
+        return Err(INVALID);
+    }
+    // SAFETY: not null, and the caller's duty to point to a T.
+    unsafe { to.write(value) };
+    Ok(())
+}
+
+fn put_text(to: *mut c_char, room: c_uint, text: &str) -> Answer {
+    if to.is_null() {
+        return Err(INVALID);
+    }
+    if (room as usize) <= text.len() {
+        return Err(codes::INSUFFICIENT_SIZE);
+    }
+    // SAFETY: the caller says that `room` bytes are there, and they are enough.
+    unsafe {
+        std::ptr::copy_nonoverlapping(text.as_ptr().cast(), to, text.len());
+        to.add(text.len()).write(0);
+    }
+    Ok(())
+}
+
+/// NVML's two-call protocol: the count that is there, and the items if they fit.
+fn put_list<T: Copy>(items: &[T], count: *mut c_uint, to: *mut T) -> Answer {
+    if count.is_null() {
+        return Err(INVALID);
+    }
+    let there = c_uint::try_from(items.len()).map_err(|_| INVALID)?;
+    // SAFETY: not null; the caller says how many fit.
+    let room = unsafe { count.replace(there) };
+    if there == 0 {
+        return Ok(());
+    }
+    if to.is_null() || room < there {
+        return Err(codes::INSUFFICIENT_SIZE);
+    }
+    // SAFETY: as above.
+    unsafe { std::ptr::copy_nonoverlapping(items.as_ptr(), to, items.len()) };
+    Ok(())
+}
+
+fn injected(name: &str, state: Option<&State>) -> Answer {
+    let set = INJECTED.lock().iter().find(|(n, _)| n == name).map(|(_, code)| *code);
+    let code = set.or_else(|| state.and_then(|s| s.fixture.inject.get(name).copied()));
+    code.map_or(Ok(()), Err)
+}
+
+fn answer(name: &str, call: impl FnOnce(&mut State) -> Answer) -> u32 {
+    let mut machine = MACHINE.lock();
+    let Some(state) = machine.as_mut() else { return 1 };
+    match injected(name, Some(state)).and_then(|()| call(state)) {
+        Ok(()) => 0,
+        Err(code) => code,
+    }
+}
+
+fn start(name: &str) -> u32 {
+    let mut machine = MACHINE.lock();
+    if machine.is_none() {
+        let chosen = CHOSEN.lock().clone().or_else(|| std::env::var("SLIPWAY_FAKE_NVML_FIXTURE").ok());
+        match State::load(chosen.as_deref().unwrap_or("t4")) {
+            Ok(state) => *machine = Some(state),
+            Err(error) => {
+                eprintln!("fake NVML: {error}");
+                return codes::DRIVER_NOT_LOADED;
+            }
+        }
+    }
+    if let Err(code) = injected(name, machine.as_ref()) {
+        *machine = None;
+        return code;
+    }
+    if let Some(state) = machine.as_mut() {
+        state.users += 1;
+    }
+    0
+}
+
+/// Chooses the fixture of the next `nvmlInit`. 0, or 2 for no text.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slipwayFakeFixture(name: *const c_char) -> u32 {
+    if name.is_null() {
+        return INVALID;
+    }
+    // SAFETY: not null, and the caller's duty to end with 0.
+    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+    *CHOSEN.lock() = Some(name);
+    0
+}
+
+/// From now on the function of that name answers with `code`; 0 ends it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn slipwayFakeInject(name: *const c_char, code: u32) -> u32 {
+    if name.is_null() {
+        return INVALID;
+    }
+    // SAFETY: not null, and the caller's duty to end with 0.
+    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+    let mut list = INJECTED.lock();
+    list.retain(|(n, _)| *n != name);
+    if code != 0 {
+        list.push((name, code));
+    }
+    0
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlInit_v2() -> u32 {
+    start("nvmlInit_v2")
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlInitWithFlags(_flags: c_uint) -> u32 {
+    start("nvmlInitWithFlags")
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlShutdown() -> u32 {
+    let mut machine = MACHINE.lock();
+    let Some(state) = machine.as_mut() else { return 1 };
+    state.users -= 1;
+    if state.users == 0 {
+        *machine = None;
+    }
+    0
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlErrorString(code: u32) -> *const c_char {
+    match code {
+        0 => c"Success".as_ptr(),
+        1 => c"Uninitialized".as_ptr(),
+        2 => c"Invalid Argument".as_ptr(),
+        3 => c"Not Supported".as_ptr(),
+        4 => c"Insufficient Permissions".as_ptr(),
+        6 => c"Not Found".as_ptr(),
+        7 => c"Insufficient Size".as_ptr(),
+        9 => c"Driver Not Loaded".as_ptr(),
+        10 => c"Timeout".as_ptr(),
+        13 => c"Function Not Found".as_ptr(),
+        15 => c"GPU is lost".as_ptr(),
+        19 => c"In use by another client".as_ptr(),
+        23 => c"Insufficient Resources".as_ptr(),
+        25 => c"Argument version mismatch".as_ptr(),
+        _ => c"Unknown Error".as_ptr(),
+    }
+}
+
+macro_rules! exports {
+    ($($name:ident($($argument:ident: $kind:ty),*) $state:ident $body:block)*) => {
+        $(
+            #[unsafe(no_mangle)]
+            pub unsafe extern "C" fn $name($($argument: $kind),*) -> u32 {
+                answer(stringify!($name), |$state| $body)
+            }
+        )*
+    };
+}
+
+type Device = sys::nvmlDevice_t;
+
+/// Functions that answer one number about a whole GPU.
+macro_rules! numbers {
+    ($($name:ident: $kind:ty = |$state:ident, $gpu:ident| $value:expr;)*) => {
+        exports! { $($name(device: Device, to: *mut $kind) $state {
+            let $gpu = parts(DEVICE, device)?.0;
+            $state.gpu($gpu)?;
+            put(to, $value)
+        })* }
+    };
+}
+
+fn about(state: &State, gpu: usize) -> &fixture::Gpu {
+    &state.gpus[gpu].about
+}
+
+fn supported<T: Copy>(value: Option<T>) -> Result<T, u32> {
+    value.ok_or(codes::NOT_SUPPORTED)
+}
+
+fn milliwatts(state: &State, gpu: usize) -> u32 {
+    let a = about(state, gpu);
+    a.power_idle * 1000 + (a.power_limit - a.power_idle) * 9 * state.utilization(gpu)
+}
+
+numbers! {
+    nvmlDeviceGetMinorNumber: c_uint = |state, gpu| { let _ = &state; c_uint::try_from(gpu).unwrap_or(0) };
+    nvmlDeviceGetIndex: c_uint = |state, gpu| { let _ = &state; c_uint::try_from(gpu).unwrap_or(0) };
+    nvmlDeviceGetArchitecture: c_uint = |state, gpu| about(state, gpu).architecture;
+    nvmlDeviceGetNumGpuCores: c_uint = |state, gpu| about(state, gpu).cores;
+    nvmlDeviceGetMemoryBusWidth: c_uint = |state, gpu| about(state, gpu).bus_width;
+    nvmlDeviceGetPowerUsage: c_uint = |state, gpu| milliwatts(state, gpu);
+    nvmlDeviceGetEnforcedPowerLimit: c_uint = |state, gpu| about(state, gpu).power_limit * 1000;
+    nvmlDeviceGetPowerManagementDefaultLimit: c_uint = |state, gpu| { let a = about(state, gpu); a.power_default.unwrap_or(a.power_limit) * 1000 };
+    nvmlDeviceGetTotalEnergyConsumption: c_ulonglong = |state, gpu| {
+        u64::from(milliwatts(state, gpu)) * (3600 + state.elapsed().as_secs())
+    };
+    nvmlDeviceGetCurrentClocksThrottleReasons: c_ulonglong = |state, gpu| {
+        let idle = u64::from(state.utilization(gpu) == 0);
+        if about(state, gpu).throttle != 0 { about(state, gpu).throttle } else { idle }
+    };
+    nvmlDeviceGetCurrPcieLinkGeneration: c_uint = |state, gpu| if state.utilization(gpu) == 0 { 1 } else { about(state, gpu).pcie_generation };
+    nvmlDeviceGetMaxPcieLinkGeneration: c_uint = |state, gpu| about(state, gpu).pcie_generation;
+    nvmlDeviceGetCurrPcieLinkWidth: c_uint = |state, gpu| about(state, gpu).pcie_width;
+    nvmlDeviceGetMaxPcieLinkWidth: c_uint = |state, gpu| { let a = about(state, gpu); a.pcie_width_max.unwrap_or(a.pcie_width) };
+    nvmlDeviceGetPcieReplayCounter: c_uint = |state, gpu| about(state, gpu).pcie_replays;
+    nvmlDeviceGetPersistenceMode: c_uint = |state, gpu| u32::from(about(state, gpu).persistence);
+    nvmlDeviceGetComputeMode: c_uint = |state, gpu| { let _ = (&state, gpu); 0 };
+    nvmlDeviceGetPerformanceState: c_uint = |state, gpu| if state.utilization(gpu) == 0 { 8 } else { 0 };
+    nvmlDeviceGetFanSpeed: c_uint = |state, gpu| supported(about(state, gpu).fan)?;
+    nvmlDeviceGetMaxMigDeviceCount: c_uint = |state, gpu| {
+        state.gpus[gpu].geometry.as_ref().map_or(0, |g| g.compute)
+    };
+    nvmlDeviceGetSupportedEventTypes: c_ulonglong = |state, gpu| { let _ = (&state, gpu); 0x1f };
+}
+
+/// A PCI record of an address.
+fn pci(gpu: &Gpu, bus_id: &str) -> sys::nvmlPciInfo_t {
+    let mut info = sys::nvmlPciInfo_t {
+        busIdLegacy: [0; 16],
+        domain: 0,
+        bus: c_uint::try_from(0x10 + 0x10 * gpu.index).unwrap_or(0),
+        device: 0,
+        pciDeviceId: gpu.about.pci_id,
+        pciSubSystemId: 0x16c1_10de,
+        busId: [0; 32],
+    };
+    for (to, from) in info.busId.iter_mut().zip(bus_id.bytes()) {
+        *to = from as c_char;
+    }
+    for (to, from) in info.busIdLegacy.iter_mut().zip(bus_id[4..].bytes()) {
+        *to = from as c_char;
+    }
+    info
+}
+
+fn pids(state: &mut State, device: Device) -> Result<Vec<sys::nvmlProcessInfo_t>, u32> {
+    let index = gpu_index(device)?;
+    let gpu = state.gpu(index)?;
+    let inside = |at: Option<u32>| gpu.mig.instances.iter().find(|i| at == Some(i.instance.at.start)).map(|i| i.id);
+    let one = |p: &fixture::Process| sys::nvmlProcessInfo_t {
+        pid: p.pid,
+        usedGpuMemory: p.memory_mib << 20,
+        gpuInstanceId: inside(p.at).unwrap_or(u32::MAX),
+        computeInstanceId: inside(p.at).map_or(u32::MAX, |_| 0),
+    };
+    // A process of the fixture that belongs into an instance is there only while the instance is.
+    Ok(gpu.about.processes.iter().filter(|p| p.at.is_none() || inside(p.at).is_some()).map(one).collect())
+}
+
+fn used_mib(gpu: &Gpu) -> u64 {
+    gpu.about.processes.iter().map(|p| p.memory_mib).sum()
+}
+
+exports! {
+    nvmlSystemGetDriverVersion(to: *mut c_char, room: c_uint) state { put_text(to, room, &state.fixture.driver) }
+    nvmlSystemGetNVMLVersion(to: *mut c_char, room: c_uint) state { put_text(to, room, &state.fixture.nvml) }
+    nvmlSystemGetCudaDriverVersion_v2(to: *mut i32) state { put(to, state.fixture.cuda) }
+    nvmlSystemGetProcessName(pid: c_uint, to: *mut c_char, room: c_uint) state {
+        let mut all = state.gpus.iter().flat_map(|g| &g.about.processes);
+        let process = all.find(|p| p.pid == pid).ok_or(codes::NOT_FOUND)?;
+        put_text(to, room, &process.name)
+    }
+    nvmlDeviceGetCount_v2(to: *mut c_uint) state { put(to, c_uint::try_from(state.gpus.len()).unwrap_or(0)) }
+    nvmlDeviceGetHandleByIndex_v2(index: c_uint, to: *mut Device) state {
+        state.gpu(index as usize)?;
+        put(to, handle(DEVICE, index as usize, 0, 0))
+    }
+    nvmlDeviceGetHandleByUUID(uuid: *const c_char, to: *mut Device) state {
+        if uuid.is_null() { return Err(INVALID); }
+        // SAFETY: not null, and the caller's duty to end with 0.
+        let uuid = unsafe { CStr::from_ptr(uuid) }.to_string_lossy();
+        for gpu in &state.gpus {
+            if gpu.uuid() == uuid { return put(to, handle(DEVICE, gpu.index, 0, 0)); }
+            for (i, compute) in gpu.mig_devices() {
+                let instance = &gpu.mig.instances[i];
+                if gpu.mig_uuid(instance, compute) == uuid { return put(to, handle(MIG_DEVICE, gpu.index, instance.id, compute)); }
+            }
+        }
+        Err(codes::NOT_FOUND)
+    }
+    nvmlDeviceGetHandleByPciBusId_v2(bus_id: *const c_char, to: *mut Device) state {
+        if bus_id.is_null() { return Err(INVALID); }
+        // SAFETY: not null, and the caller's duty to end with 0.
+        let bus_id = unsafe { CStr::from_ptr(bus_id) }.to_string_lossy().to_ascii_uppercase();
+        let gpu = state.gpus.iter().find(|g| g.bus_id() == bus_id).ok_or(codes::NOT_FOUND)?;
+        put(to, handle(DEVICE, gpu.index, 0, 0))
+    }
+    nvmlDeviceGetName(device: Device, to: *mut c_char, room: c_uint) state {
+        let index = gpu_index(device)?;
+        let name = state.gpu(index)?.about.name.clone();
+        put_text(to, room, &name)
+    }
+    nvmlDeviceGetUUID(device: Device, to: *mut c_char, room: c_uint) state {
+        if let Ok((gpu, id, compute)) = parts(MIG_DEVICE, device) {
+            let gpu = state.gpu(gpu)?;
+            let instance = gpu.instance(id)?.clone();
+            return put_text(to, room, &gpu.mig_uuid(&instance, compute));
+        }
+        let uuid = whole(state, device)?.uuid();
+        put_text(to, room, &uuid)
+    }
+    nvmlDeviceGetSerial(device: Device, to: *mut c_char, room: c_uint) state {
+        let index = whole(state, device)?.index;
+        put_text(to, room, &format!("165{:010}", 4_000 + index))
+    }
+    nvmlDeviceGetCudaComputeCapability(device: Device, major: *mut i32, minor: *mut i32) state {
+        let [a, b] = whole(state, device)?.about.compute_capability;
+        put(major, a)?;
+        put(minor, b)
+    }
+    nvmlDeviceGetMemoryInfo(device: Device, to: *mut sys::nvmlMemory_t) state {
+        let gpu = whole(state, device)?;
+        let (total, used) = (gpu.about.memory_mib << 20, used_mib(gpu) << 20);
+        put(to, sys::nvmlMemory_t { total, used: used + (600 << 20), free: total - used - (600 << 20) })
+    }
+    nvmlDeviceGetMemoryInfo_v2(device: Device, to: *mut sys::nvmlMemory_v2_t) state {
+        if to.is_null() { return Err(INVALID); }
+        // SAFETY: not null; the version stands first whatever the struct's version is.
+        let version = unsafe { to.cast::<c_uint>().read() };
+        if version as usize != size_of::<sys::nvmlMemory_v2_t>() | 2 << 24 { return Err(VERSION); }
+        let gpu = whole(state, device)?;
+        let (total, used, reserved) = (gpu.about.memory_mib << 20, used_mib(gpu) << 20, 600 << 20);
+        put(to, sys::nvmlMemory_v2_t { version, total, reserved, used, free: total - used - reserved })
+    }
+    nvmlDeviceGetUtilizationRates(device: Device, to: *mut sys::nvmlUtilization_t) state {
+        let gpu = whole(state, device)?;
+        // Real cards do not tell while MIG is on.
+        if gpu.mig.enabled { return Err(codes::NOT_SUPPORTED); }
+        let index = gpu.index;
+        let used = state.utilization(index);
+        put(to, sys::nvmlUtilization_t { gpu: used, memory: used * 6 / 10 })
+    }
+    nvmlDeviceGetClockInfo(device: Device, which: c_uint, to: *mut c_uint) state {
+        let index = whole(state, device)?.index;
+        let (a, idle) = (about(state, index), state.utilization(index) == 0);
+        match which {
+            0 | 1 => put(to, if idle { 345.min(a.clock_sm) } else if a.throttle != 0 { a.clock_sm * 6 / 10 } else { a.clock_sm }),
+            2 => put(to, a.clock_memory),
+            3 => put(to, a.clock_sm * 8 / 10),
+            _ => Err(INVALID),
+        }
+    }
+    nvmlDeviceGetMaxClockInfo(device: Device, which: c_uint, to: *mut c_uint) state {
+        let a = &whole(state, device)?.about;
+        match which {
+            0 | 1 => put(to, a.clock_sm),
+            2 => put(to, a.clock_memory),
+            3 => put(to, a.clock_sm * 8 / 10),
+            _ => Err(INVALID),
+        }
+    }
+    nvmlDeviceGetPowerManagementLimitConstraints(device: Device, least: *mut c_uint, most: *mut c_uint) state {
+        let a = &whole(state, device)?.about;
+        put(least, a.power_min * 1000)?;
+        put(most, a.power_default.unwrap_or(a.power_limit) * 1000)
+    }
+    nvmlDeviceGetTemperature(device: Device, sensor: c_uint, to: *mut c_uint) state {
+        if sensor != 0 { return Err(INVALID); }
+        let index = whole(state, device)?.index;
+        let a = about(state, index);
+        let hot = if a.throttle & 0x60 != 0 { a.temperature_slowdown } else { a.temperature_idle + (a.temperature_slowdown - a.temperature_idle) * state.utilization(index) * 6 / 1000 };
+        put(to, hot)
+    }
+    nvmlDeviceGetTemperatureThreshold(device: Device, which: c_uint, to: *mut c_uint) state {
+        let a = &whole(state, device)?.about;
+        match which {
+            0 => put(to, a.temperature_shutdown),
+            1 => put(to, a.temperature_slowdown),
+            _ => Err(codes::NOT_SUPPORTED),
+        }
+    }
+    nvmlDeviceGetEccMode(device: Device, now: *mut c_uint, later: *mut c_uint) state {
+        let on = supported(whole(state, device)?.about.ecc)?;
+        put(now, u32::from(on))?;
+        put(later, u32::from(on))
+    }
+    nvmlDeviceGetTotalEccErrors(device: Device, kind: c_uint, _counter: c_uint, to: *mut c_ulonglong) state {
+        let a = &whole(state, device)?.about;
+        supported(a.ecc.filter(|on| *on))?;
+        put(to, if kind == 1 { a.ecc_uncorrected } else { a.ecc_uncorrected * 2 })
+    }
+    nvmlDeviceGetRemappedRows(device: Device, corrected: *mut c_uint, uncorrected: *mut c_uint, pending: *mut c_uint, failed: *mut c_uint) state {
+        let a = &whole(state, device)?.about;
+        supported((a.architecture >= 7 && a.ecc.is_some()).then_some(()))?;
+        put(corrected, 0)?;
+        put(uncorrected, a.remapped_rows)?;
+        put(pending, u32::from(a.remapping_pending))?;
+        put(failed, 0)
+    }
+    nvmlDeviceGetPciInfo_v3(device: Device, to: *mut sys::nvmlPciInfo_t) state {
+        let index = gpu_index(device)?;
+        // Even a lost GPU has its address.
+        let gpu = state.gpus.get(index).ok_or(INVALID)?;
+        put(to, pci(gpu, &gpu.bus_id()))
+    }
+    nvmlDeviceGetPcieThroughput(device: Device, counter: c_uint, to: *mut c_uint) state {
+        let index = whole(state, device)?.index;
+        if counter > 1 { return Err(INVALID); }
+        put(to, state.utilization(index) * 12_345 * (counter + 1))
+    }
+    nvmlDeviceGetNvLinkState(device: Device, link: c_uint, to: *mut c_uint) state {
+        let a = &whole(state, device)?.about;
+        if a.nvlinks == 0 { return Err(codes::NOT_SUPPORTED); }
+        if link >= a.nvlinks { return Err(INVALID); }
+        put(to, u32::from(link + a.nvlinks_down < a.nvlinks))
+    }
+    nvmlDeviceGetNvLinkVersion(device: Device, link: c_uint, to: *mut c_uint) state {
+        let a = &whole(state, device)?.about;
+        if link >= a.nvlinks { return Err(INVALID); }
+        put(to, a.nvlink_version)
+    }
+    nvmlDeviceGetNvLinkRemotePciInfo_v2(device: Device, link: c_uint, to: *mut sys::nvmlPciInfo_t) state {
+        let gpu = whole(state, device)?;
+        if link >= gpu.about.nvlinks { return Err(INVALID); }
+        put(to, pci(gpu, &format!("00000000:{:02X}:00.0", 0xC0 + link / 3)))
+    }
+    nvmlDeviceGetComputeRunningProcesses_v3(device: Device, count: *mut c_uint, to: *mut sys::nvmlProcessInfo_t) state {
+        let all = pids(state, device)?;
+        put_list(&all, count, to)
+    }
+    nvmlDeviceGetGraphicsRunningProcesses_v3(device: Device, count: *mut c_uint, to: *mut sys::nvmlProcessInfo_t) state {
+        whole(state, device)?;
+        put_list(&[], count, to)
+    }
+    nvmlDeviceGetProcessUtilization(device: Device, to: *mut sys::nvmlProcessUtilizationSample_t, count: *mut c_uint, _since: c_ulonglong) state {
+        let gpu = whole(state, device)?;
+        if gpu.mig.enabled { return Err(codes::NOT_SUPPORTED); }
+        let one = |p: &fixture::Process| sys::nvmlProcessUtilizationSample_t { pid: p.pid, timeStamp: 1, smUtil: p.sm, memUtil: p.sm / 2, encUtil: 0, decUtil: 0 };
+        let all: Vec<_> = gpu.about.processes.iter().map(one).collect();
+        if all.is_empty() { return Err(codes::NOT_FOUND); }
+        put_list(&all, count, to)
+    }
+    nvmlDeviceGetTopologyCommonAncestor(a: Device, b: Device, to: *mut c_uint) state {
+        let (a, b) = (whole(state, a)?.index, whole(state, b)?.index);
+        let numa = |i: usize| state.fixture.numa.get(i).copied().unwrap_or(0);
+        // Pairs share a switch, a NUMA node its bridges.
+        put(to, if a == b { 0 } else if a / 2 == b / 2 && numa(a) == numa(b) { 10 } else if numa(a) == numa(b) { 40 } else { 50 })
+    }
+    nvmlDeviceGetCpuAffinity(device: Device, words: c_uint, to: *mut c_ulong) state {
+        let index = whole(state, device)?.index;
+        if to.is_null() { return Err(INVALID); }
+        let (node, n) = (state.fixture.numa.get(index).copied().unwrap_or(0), state.fixture.cpus_per_node);
+        for word in 0..words {
+            let bit = |b: u32| (node * n..(node + 1) * n).contains(&(word * c_ulong::BITS + b));
+            let value = (0..c_ulong::BITS).filter(|b| bit(*b)).fold(0, |v, b| v | 1 << b);
+            // SAFETY: the caller says that so many words are there.
+            unsafe { to.add(word as usize).write(value) };
+        }
+        Ok(())
+    }
+
+    nvmlDeviceGetMigMode(device: Device, now: *mut c_uint, later: *mut c_uint) state {
+        let gpu = whole(state, device)?;
+        gpu.geometry()?;
+        let on = u32::from(gpu.mig.enabled);
+        put(now, on)?;
+        put(later, on)
+    }
+    nvmlDeviceSetMigMode(device: Device, mode: c_uint, activation: *mut u32) state {
+        let gpu = whole(state, device)?;
+        gpu.geometry()?;
+        if mode > 1 { return Err(INVALID); }
+        if !gpu.mig.instances.is_empty() && mode == 0 { return Err(codes::IN_USE); }
+        if gpu.about.processes.iter().any(|p| p.at.is_none()) { return put(activation, codes::IN_USE); }
+        gpu.mig.enabled = mode == 1;
+        put(activation, 0)?;
+        state.save()
+    }
+    nvmlDeviceIsMigDeviceHandle(device: Device, to: *mut c_uint) state {
+        let _ = &state;
+        put(to, u32::from(parts(MIG_DEVICE, device).is_ok()))
+    }
+    nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device: Device, to: *mut Device) state {
+        let _ = &state;
+        put(to, handle(DEVICE, parts(MIG_DEVICE, device)?.0, 0, 0))
+    }
+    nvmlDeviceGetMigDeviceHandleByIndex(device: Device, index: c_uint, to: *mut Device) state {
+        let gpu = whole(state, device)?;
+        let (i, compute) = gpu.mig_devices().get(index as usize).copied().ok_or(codes::NOT_FOUND)?;
+        put(to, handle(MIG_DEVICE, gpu.index, gpu.mig.instances[i].id, compute))
+    }
+    nvmlDeviceGetGpuInstanceId(device: Device, to: *mut c_uint) state {
+        let _ = &state;
+        put(to, parts(MIG_DEVICE, device)?.1)
+    }
+    nvmlDeviceGetComputeInstanceId(device: Device, to: *mut c_uint) state {
+        let _ = &state;
+        put(to, parts(MIG_DEVICE, device)?.2)
+    }
+    nvmlDeviceGetAttributes_v2(device: Device, to: *mut sys::nvmlDeviceAttributes_t) state {
+        let (gpu, id, _) = parts(MIG_DEVICE, device).map_err(|_| codes::NOT_SUPPORTED)?;
+        let gpu = state.gpu(gpu)?;
+        let name = gpu.instance(id)?.instance.profile.clone();
+        let p = gpu.geometry()?.profile(&name).ok_or(codes::NOT_FOUND)?;
+        put(to, sys::nvmlDeviceAttributes_t {
+            multiprocessorCount: p.multiprocessors, sharedCopyEngineCount: p.compute, sharedDecoderCount: 0, sharedEncoderCount: 0,
+            sharedJpegCount: u32::from(p.media()), sharedOfaCount: u32::from(p.media()), gpuInstanceSliceCount: p.compute,
+            computeInstanceSliceCount: p.compute, memorySizeMB: p.memory_mib,
+        })
+    }
+    nvmlDeviceGetGpuInstanceProfileInfo(device: Device, kind: c_uint, to: *mut sys::nvmlGpuInstanceProfileInfo_t) state {
+        if kind > 16 { return Err(INVALID); }
+        let p = whole(state, device)?.geometry()?.profiles.iter().find(|p| p.kind == kind).ok_or(codes::NOT_SUPPORTED)?;
+        put(to, sys::nvmlGpuInstanceProfileInfo_t {
+            id: p.id, isP2pSupported: 0, sliceCount: p.compute, instanceCount: p.limit, multiprocessorCount: p.multiprocessors,
+            copyEngineCount: p.compute, decoderCount: 0, encoderCount: 0, jpegCount: u32::from(p.media()),
+            ofaCount: u32::from(p.media()), memorySizeMB: p.memory_mib,
+        })
+    }
+    nvmlDeviceGetGpuInstancePossiblePlacements_v2(device: Device, profile: c_uint, to: *mut sys::nvmlGpuInstancePlacement_t, count: *mut c_uint) state {
+        let p = whole(state, device)?.geometry()?.profiles.iter().find(|p| p.id == profile).ok_or(INVALID)?;
+        let all: Vec<_> = p.starts.iter().map(|s| sys::nvmlGpuInstancePlacement_t { start: *s, size: p.size }).collect();
+        put_list(&all, count, to)
+    }
+    nvmlDeviceGetGpuInstances(device: Device, profile: c_uint, to: *mut sys::nvmlGpuInstance_t, count: *mut c_uint) state {
+        let gpu = whole(state, device)?;
+        if !gpu.mig.enabled { return Err(codes::NOT_SUPPORTED); }
+        let name = gpu.geometry()?.profiles.iter().find(|p| p.id == profile).ok_or(INVALID)?.name.clone();
+        let mine = gpu.mig.instances.iter().filter(|i| i.instance.profile == name);
+        let all: Vec<sys::nvmlGpuInstance_t> = mine.map(|i| handle(GPU_INSTANCE, gpu.index, i.id, 0)).collect();
+        put_list(&all, count, to)
+    }
+    nvmlDeviceCreateGpuInstanceWithPlacement(device: Device, profile: c_uint, at: *const sys::nvmlGpuInstancePlacement_t, to: *mut sys::nvmlGpuInstance_t) state {
+        if at.is_null() { return Err(INVALID); }
+        // SAFETY: not null, and the caller's duty to point to a placement.
+        let at = unsafe { at.read() };
+        let gpu = whole(state, device)?;
+        let id = gpu.create(profile, Some(Placement { start: at.start, size: at.size }))?;
+        put(to, handle(GPU_INSTANCE, gpu.index, id, 0))?;
+        state.save()
+    }
+    nvmlDeviceCreateGpuInstance(device: Device, profile: c_uint, to: *mut sys::nvmlGpuInstance_t) state {
+        let gpu = whole(state, device)?;
+        let id = gpu.create(profile, None)?;
+        put(to, handle(GPU_INSTANCE, gpu.index, id, 0))?;
+        state.save()
+    }
+    nvmlGpuInstanceGetInfo(instance: sys::nvmlGpuInstance_t, to: *mut sys::nvmlGpuInstanceInfo_t) state {
+        let (index, id, _) = parts(GPU_INSTANCE, instance)?;
+        let gpu = state.gpu(index)?;
+        let found = gpu.instance(id)?.instance.clone();
+        let profile = gpu.geometry()?.profile(&found.profile).ok_or(codes::NOT_FOUND)?.id;
+        let placement = sys::nvmlGpuInstancePlacement_t { start: found.at.start, size: found.at.size };
+        put(to, sys::nvmlGpuInstanceInfo_t { device: handle(DEVICE, index, 0, 0), id, profileId: profile, placement })
+    }
+    nvmlGpuInstanceDestroy(instance: sys::nvmlGpuInstance_t) state {
+        let (index, id, _) = parts(GPU_INSTANCE, instance)?;
+        let gpu = state.gpu(index)?;
+        let found = gpu.instance(id)?.clone();
+        if !found.compute.is_empty() || gpu.busy(&found) { return Err(codes::IN_USE); }
+        gpu.mig.instances.retain(|i| i.id != id);
+        state.save()
+    }
+    nvmlGpuInstanceGetComputeInstanceProfileInfo(instance: sys::nvmlGpuInstance_t, kind: c_uint, _engine: c_uint, to: *mut sys::nvmlComputeInstanceProfileInfo_t) state {
+        let (index, id, _) = parts(GPU_INSTANCE, instance)?;
+        let gpu = state.gpu(index)?;
+        let name = gpu.instance(id)?.instance.profile.clone();
+        let p = gpu.geometry()?.profile(&name).ok_or(codes::NOT_FOUND)?;
+        let slices = *[1, 2, 3, 4, 7, 8, 6, 1].get(kind as usize).ok_or(INVALID)?;
+        if slices > p.compute || kind == 7 { return Err(codes::NOT_SUPPORTED); }
+        put(to, sys::nvmlComputeInstanceProfileInfo_t {
+            id: kind, sliceCount: slices, instanceCount: p.compute / slices, multiprocessorCount: p.multiprocessors * slices / p.compute,
+            sharedCopyEngineCount: p.compute, sharedDecoderCount: 0, sharedEncoderCount: 0, sharedJpegCount: 0, sharedOfaCount: 0,
+        })
+    }
+    nvmlGpuInstanceGetComputeInstances(instance: sys::nvmlGpuInstance_t, profile: c_uint, to: *mut sys::nvmlComputeInstance_t, count: *mut c_uint) state {
+        let (index, id, _) = parts(GPU_INSTANCE, instance)?;
+        let found = state.gpu(index)?.instance(id)?;
+        let mine = found.compute.iter().filter(|(_, p)| *p == profile);
+        let all: Vec<sys::nvmlComputeInstance_t> = mine.map(|(c, _)| handle(COMPUTE_INSTANCE, index, id, *c)).collect();
+        put_list(&all, count, to)
+    }
+    nvmlGpuInstanceCreateComputeInstance(instance: sys::nvmlGpuInstance_t, profile: c_uint, to: *mut sys::nvmlComputeInstance_t) state {
+        let (index, id, _) = parts(GPU_INSTANCE, instance)?;
+        let gpu = state.gpu(index)?;
+        let slices = |kind: u32| *[1, 2, 3, 4, 7, 8, 6, 1].get(kind as usize).unwrap_or(&0);
+        let name = gpu.instance(id)?.instance.profile.clone();
+        let room = gpu.geometry()?.profile(&name).ok_or(codes::NOT_FOUND)?.compute;
+        let found = gpu.instance(id)?;
+        let used: u32 = found.compute.iter().map(|(_, p)| slices(*p)).sum();
+        if slices(profile) == 0 { return Err(INVALID); }
+        if used + slices(profile) > room { return Err(codes::INSUFFICIENT_RESOURCES); }
+        let compute = (0..).find(|c| found.compute.iter().all(|(have, _)| have != c)).unwrap_or(0);
+        found.compute.push((compute, profile));
+        put(to, handle(COMPUTE_INSTANCE, index, id, compute))?;
+        state.save()
+    }
+    nvmlComputeInstanceGetInfo_v2(instance: sys::nvmlComputeInstance_t, to: *mut sys::nvmlComputeInstanceInfo_t) state {
+        let (index, id, compute) = parts(COMPUTE_INSTANCE, instance)?;
+        let found = state.gpu(index)?.instance(id)?;
+        let profile = found.compute.iter().find(|(c, _)| *c == compute).ok_or(codes::NOT_FOUND)?.1;
+        put(to, sys::nvmlComputeInstanceInfo_t {
+            device: handle(DEVICE, index, 0, 0), gpuInstance: handle(GPU_INSTANCE, index, id, 0), id: compute, profileId: profile,
+            placement: sys::nvmlComputeInstancePlacement_t { start: 0, size: 1 },
+        })
+    }
+    nvmlComputeInstanceDestroy(instance: sys::nvmlComputeInstance_t) state {
+        let (index, id, compute) = parts(COMPUTE_INSTANCE, instance)?;
+        let gpu = state.gpu(index)?;
+        let found = gpu.instance(id)?.clone();
+        if gpu.busy(&found) { return Err(codes::IN_USE); }
+        gpu.instance(id)?.compute.retain(|(c, _)| *c != compute);
+        state.save()
+    }
+
+    nvmlEventSetCreate(to: *mut sys::nvmlEventSet_t) state {
+        state.sets.push((Vec::new(), 0));
+        put(to, (EVENT_SET | (state.sets.len() - 1)) as *mut _)
+    }
+    nvmlEventSetFree(set: sys::nvmlEventSet_t) state {
+        let _ = &state;
+        if (set as usize) >> 24 == EVENT_SET >> 24 { Ok(()) } else { Err(INVALID) }
+    }
+    nvmlDeviceRegisterEvents(device: Device, kinds: c_ulonglong, set: sys::nvmlEventSet_t) state {
+        let index = parts(DEVICE, device)?.0;
+        if kinds & !0x1f != 0 { return Err(codes::NOT_SUPPORTED); }
+        let set = state.sets.get_mut(set as usize & 0xffff).ok_or(INVALID)?;
+        set.0.push(index);
+        Ok(())
+    }
+}
+
+/// Waits without holding the lock, so that other calls go on.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlEventSetWait_v2(set: sys::nvmlEventSet_t, to: *mut sys::nvmlEventData_t, milliseconds: c_uint) -> u32 {
+    let until = Instant::now() + Duration::from_millis(milliseconds.into());
+    loop {
+        let mut found = None;
+        let code = answer("nvmlEventSetWait_v2", |state| {
+            let elapsed = state.elapsed();
+            let (devices, next) = state.sets.get(set as usize & 0xffff).cloned().ok_or(INVALID)?;
+            let due = |e: &fixture::Xid| devices.contains(&e.gpu) && elapsed >= Duration::from_millis(e.after_ms);
+            found = state.fixture.events.iter().filter(|e| due(e)).nth(next).copied();
+            if found.is_some() {
+                state.sets[set as usize & 0xffff].1 += 1;
+            }
+            Ok(())
+        });
+        if code != 0 {
+            return code;
+        }
+        if let Some(event) = found {
+            let data = sys::nvmlEventData_t {
+                device: handle(DEVICE, event.gpu, 0, 0),
+                eventType: slipway_gpu::nvml::EVENT_XID,
+                eventData: event.xid,
+                gpuInstanceId: u32::MAX,
+                computeInstanceId: u32::MAX,
+            };
+            return put(to, data).err().unwrap_or(0);
+        }
+        if Instant::now() >= until {
+            return codes::TIMEOUT;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+

@@ -1,0 +1,163 @@
+//! What the fake knows while it runs: fixture, clock, MIG instances. One machine a process.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use slipway_gpu::mig::{Geometry, Instance, Used};
+use slipway_gpu::nvml::{Placement, codes};
+
+use crate::fixture::{self, Fixture};
+
+/// File in which MIG survives the process, so that one command sees what another did.
+const STATE: &str = "SLIPWAY_FAKE_NVML_STATE";
+
+pub(crate) type Answer = Result<(), u32>;
+
+pub(crate) struct State {
+    pub(crate) fixture: Fixture,
+    pub(crate) gpus: Vec<Gpu>,
+    started: Instant,
+    pub(crate) users: u32,
+    /// Registered devices of each event set, and how many XIDs it has handed out.
+    pub(crate) sets: Vec<(Vec<usize>, usize)>,
+    file: Option<PathBuf>,
+}
+
+pub(crate) struct Gpu {
+    pub(crate) about: fixture::Gpu,
+    pub(crate) index: usize,
+    pub(crate) mig: Mig,
+    pub(crate) geometry: Option<Geometry>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Mig {
+    pub(crate) enabled: bool,
+    pub(crate) instances: Vec<GpuInstance>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct GpuInstance {
+    pub(crate) id: u32,
+    pub(crate) instance: Instance,
+    /// Ids and profiles of its compute instances.
+    pub(crate) compute: Vec<(u32, u32)>,
+}
+
+impl State {
+    pub(crate) fn load(name: &str) -> Result<Self, String> {
+        let (fixture, gpus) = Fixture::load(name)?;
+        let file = std::env::var_os(STATE).filter(|f| !f.is_empty()).map(PathBuf::from);
+        let saved: Vec<Mig> = file
+            .as_ref()
+            .and_then(|f| std::fs::read(f).ok())
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+        let gpus = gpus
+            .into_iter()
+            .enumerate()
+            .map(|(index, about)| Gpu {
+                geometry: about.mig.as_deref().and_then(Geometry::family),
+                mig: saved.get(index).cloned().unwrap_or_default(),
+                about,
+                index,
+            })
+            .collect();
+        Ok(Self { fixture, gpus, started: Instant::now(), users: 0, sets: Vec::new(), file })
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Keeps MIG for the next process; a reader never sees half of it.
+    pub(crate) fn save(&self) -> Answer {
+        let Some(file) = &self.file else { return Ok(()) };
+        let all: Vec<&Mig> = self.gpus.iter().map(|g| &g.mig).collect();
+        let bytes = serde_json::to_vec(&all).map_err(|_| 999u32)?;
+        let new = file.with_extension("new");
+        std::fs::write(&new, bytes).and_then(|()| std::fs::rename(&new, file)).map_err(|_| 17)
+    }
+
+    /// A GPU that is still on the bus.
+    pub(crate) fn gpu(&mut self, index: usize) -> Result<&mut Gpu, u32> {
+        let elapsed = self.elapsed();
+        let gpu = self.gpus.get_mut(index).ok_or(2u32)?;
+        match gpu.about.lost_after_ms {
+            Some(ms) if elapsed >= Duration::from_millis(ms) => Err(codes::GPU_IS_LOST),
+            _ => Ok(gpu),
+        }
+    }
+
+    /// Per cent of the present second.
+    pub(crate) fn utilization(&self, index: usize) -> u32 {
+        let script = &self.gpus[index].about.utilization;
+        let second = usize::try_from(self.elapsed().as_secs()).unwrap_or(0);
+        script.get(second % script.len().max(1)).copied().unwrap_or(0)
+    }
+}
+
+impl Gpu {
+    pub(crate) fn bus_id(&self) -> String {
+        format!("00000000:{:02X}:00.0", 0x10 + 0x10 * self.index)
+    }
+
+    pub(crate) fn uuid(&self) -> String {
+        format!("GPU-{:08x}-5117-4a75-8000-{:012x}", self.about.pci_id, self.index)
+    }
+
+    pub(crate) fn geometry(&self) -> Result<&Geometry, u32> {
+        self.geometry.as_ref().ok_or(codes::NOT_SUPPORTED)
+    }
+
+    pub(crate) fn instance(&mut self, id: u32) -> Result<&mut GpuInstance, u32> {
+        self.mig.instances.iter_mut().find(|i| i.id == id).ok_or(codes::NOT_FOUND)
+    }
+
+    /// A MIG device's UUID, the same whenever it lies in the same place.
+    pub(crate) fn mig_uuid(&self, instance: &GpuInstance, compute: u32) -> String {
+        let at = instance.instance.at;
+        format!("MIG-{:08x}-5117-4a75-8{:03x}-{:04x}{:04x}{:04x}", self.about.pci_id, self.index, at.start, at.size, compute)
+    }
+
+    /// MIG devices: index of the instance and the compute instance's id.
+    pub(crate) fn mig_devices(&self) -> Vec<(usize, u32)> {
+        let mut devices = Vec::new();
+        for (i, instance) in self.mig.instances.iter().enumerate() {
+            devices.extend(instance.compute.iter().map(|(id, _)| (i, *id)));
+        }
+        devices
+    }
+
+    /// Makes a GPU instance where the rules allow it; its id.
+    pub(crate) fn create(&mut self, profile_id: u32, at: Option<Placement>) -> Result<u32, u32> {
+        if !self.mig.enabled {
+            return Err(codes::NOT_SUPPORTED);
+        }
+        let geometry = self.geometry()?;
+        let profile = geometry.profiles.iter().find(|p| p.id == profile_id).ok_or(2u32)?;
+        let fits = |start: u32| {
+            let instance = Instance { profile: profile.name.clone(), at: Placement { start, size: profile.size } };
+            let all: Vec<Instance> = self.mig.instances.iter().map(|i| i.instance.clone()).chain([instance]).collect();
+            Used::of(&all, geometry).is_ok()
+        };
+        let start = match at {
+            Some(at) if at.size != profile.size || !profile.starts.contains(&at.start) => return Err(2),
+            Some(at) if fits(at.start) => at.start,
+            Some(_) => return Err(codes::INSUFFICIENT_RESOURCES),
+            None => profile.starts.iter().copied().find(|s| fits(*s)).ok_or(codes::INSUFFICIENT_RESOURCES)?,
+        };
+        let instance = Instance { profile: profile.name.clone(), at: Placement { start, size: profile.size } };
+        // Whole cards get 0, as on the real ones; parts count from 1.
+        let first = u32::from(profile.size != geometry.memory);
+        let id = (first..).find(|id| self.mig.instances.iter().all(|i| i.id != *id)).unwrap_or(first);
+        self.mig.instances.push(GpuInstance { id, instance, compute: Vec::new() });
+        Ok(id)
+    }
+
+    /// Whether a process of the fixture is in the instance.
+    pub(crate) fn busy(&self, instance: &GpuInstance) -> bool {
+        self.about.processes.iter().any(|p| p.at == Some(instance.instance.at.start))
+    }
+}

@@ -1,0 +1,296 @@
+//! slipway's own NVML code on the fake library: dlopen, the C ABI, and all that is built on it.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
+
+use slipway_gpu::GpuError;
+use slipway_gpu::inventory::{Inventory, Severity};
+use slipway_gpu::mig::{self, Config, Wanted};
+use slipway_gpu::nvml::{Nvml, SYMBOLS, codes};
+use slipway_gpu::topology::{Link, Topology};
+
+/// The fake is one machine a process, so tests take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+struct Machine {
+    nvml: Nvml,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// The library that cargo built beside this test.
+fn library() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().unwrap().parent().unwrap().join("libslipway_fake_nvml.so")
+}
+
+fn machine(fixture: &str) -> Machine {
+    let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    Machine { nvml: Nvml::open_fixture(&library(), fixture).unwrap(), _turn: turn }
+}
+
+#[allow(unsafe_code)] // the fake's own function, called as its documentation says
+fn inject(name: &str, code: u32) {
+    let name = std::ffi::CString::new(name).unwrap();
+    // SAFETY: the symbol is the fake's, with this signature.
+    unsafe {
+        let library = libloading::Library::new(library()).unwrap();
+        let inject: libloading::Symbol<'_, unsafe extern "C" fn(*const std::ffi::c_char, u32) -> u32> =
+            library.get(b"slipwayFakeInject\0").unwrap();
+        assert_eq!(inject(name.as_ptr(), code), 0);
+    }
+}
+
+#[test]
+#[allow(unsafe_code)] // looks symbols up, calls none
+fn the_fake_has_every_symbol_that_slipway_calls() {
+    // SAFETY: loading the fake runs no code of its own.
+    let library = unsafe { libloading::Library::new(library()).unwrap() };
+    for symbol in SYMBOLS {
+        // SAFETY: the pointer is not used.
+        let found = unsafe { library.get::<*const ()>(symbol.as_bytes()) };
+        assert!(found.is_ok(), "the fake lacks {symbol}");
+    }
+    assert!(SYMBOLS.len() > 60);
+}
+
+#[test]
+fn every_fixture_is_read_whole() {
+    for (fixture, count, name) in [
+        ("t4", 1, "Tesla T4"),
+        ("a4000", 1, "NVIDIA RTX A4000"),
+        ("a100x8", 8, "NVIDIA A100-SXM4-80GB"),
+        ("h100x8", 8, "NVIDIA H100 80GB HBM3"),
+        ("h200x8", 8, "NVIDIA H200"),
+        ("b200x8", 8, "NVIDIA B200"),
+        ("l40sx4", 4, "NVIDIA L40S"),
+    ] {
+        let m = machine(fixture);
+        let found = Inventory::collect(&m.nvml, true).unwrap();
+        assert_eq!((found.gpus.len(), found.gpus[0].name.as_str()), (count, name));
+        assert_eq!(found.cuda, "13.0");
+        let bad: Vec<_> = found.findings().filter(|(_, f)| f.severity > Severity::Note).collect();
+        assert!(bad.is_empty(), "{fixture}: {bad:?}");
+        let card = slipway_gpu::sheet::find(name).unwrap();
+        assert_eq!(found.gpus[0].cores, Some(card.multiprocessors * card.cores_per_multiprocessor), "{fixture}");
+    }
+}
+
+#[test]
+fn a_busy_machine_tells_who_uses_it() {
+    let m = machine("h100x8");
+    let gpus = Inventory::collect(&m.nvml, true).unwrap().gpus;
+    assert_eq!(gpus[0].utilization_percent, Some(96));
+    assert!(gpus[0].power_watts.unwrap() > 600.0);
+    let process = &gpus[0].processes[0];
+    assert_eq!((process.pid, process.memory_bytes, process.sm_percent), (70001, Some(71240 << 20), Some(97)));
+    assert_eq!(process.owner.command, "/opt/venv/bin/python3");
+    assert_eq!(gpus[5].throttle, ["idle"]);
+    assert_eq!(gpus[0].memory_total, Some(81559 << 20));
+}
+
+#[test]
+fn a_broken_machine_is_judged() {
+    let m = machine("broken");
+    let found = Inventory::collect(&m.nvml, true).unwrap();
+    let all: Vec<String> = found.findings().map(|(gpu, f)| format!("{gpu} {:?} {}", f.severity, f.what)).collect();
+    for expected in [
+        "0 Warning PCIe x4 in use, the card has x16",
+        "0 Warning 51234 PCIe packets were sent again",
+        "0 Note persistence is off: the first call after a pause takes seconds",
+        "1 Warning clocks are held down: hardware slowdown",
+        "1 Warning clocks are held down: temperature (hardware)",
+        "1 Warning 89 °C, and the card slows down at 89 °C",
+        "1 Note power is limited to 300 of 400 W",
+        "2 Error 3 uncorrected memory errors",
+        "2 Warning a memory row waits to be remapped",
+        "2 Warning 2 of 12 NVLinks are down",
+        "3 Error the GPU has fallen off the bus (XID 79)",
+    ] {
+        assert!(all.iter().any(|f| f == expected), "{expected} is not among {all:#?}");
+    }
+    assert_eq!(found.gpus.len(), 4);
+}
+
+#[test]
+fn xids_arrive_in_time_and_waiting_ends() {
+    let m = machine("broken");
+    let devices: Vec<_> = (0..3).map(|i| m.nvml.device(i).unwrap()).collect();
+    let event = m.nvml.wait_for_xid(&devices, 5_000).unwrap().unwrap();
+    assert_eq!((event.data, event.bus_id.as_str()), (48, "00000000:30:00.0"));
+    assert_eq!(m.nvml.wait_for_xid(&devices[..1], 20).unwrap(), None);
+}
+
+#[test]
+fn topology_is_read_from_links_and_switches() {
+    let m = machine("h100x8");
+    let inventory = Inventory::collect(&m.nvml, true).unwrap();
+    let found = Topology::collect(&m.nvml, &inventory, std::path::Path::new("/nonexistent")).unwrap();
+    assert_eq!(found.links[0][7], Link::NvLink(18));
+    assert_eq!(found.links[3][3], Link::Same);
+    assert_eq!((found.cpus[0].as_str(), found.cpus[7].as_str()), ("0-55", "56-111"));
+    drop(m);
+    let m = machine("l40sx4");
+    let inventory = Inventory::collect(&m.nvml, true).unwrap();
+    let found = Topology::collect(&m.nvml, &inventory, std::path::Path::new("/nonexistent")).unwrap();
+    let short: Vec<String> = found.links[0].iter().map(|l| l.short()).collect();
+    assert_eq!(short, ["X", "PIX", "SYS", "SYS"]);
+}
+
+#[test]
+fn the_cards_own_geometry_is_the_tables() {
+    for (fixture, family) in [("a100x8", "a100-80gb"), ("h100x8", "h100-80gb"), ("h200x8", "h200-141gb"), ("b200x8", "b200-180gb")] {
+        let m = machine(fixture);
+        let live = mig::Geometry::of_device(&m.nvml.device(0).unwrap()).unwrap();
+        assert_eq!(live.profiles, mig::Geometry::family(family).unwrap().profiles);
+    }
+}
+
+fn shown(nvml: &Nvml, gpu: usize) -> Vec<(String, u32)> {
+    mig::layout(nvml).unwrap()[gpu].instances.iter().map(|i| (i.profile.clone(), i.at.start)).collect()
+}
+
+#[test]
+fn a_layout_becomes_another_and_keeps_what_both_have() {
+    let m = machine("a100x8");
+    let layouts = mig::layout(&m.nvml).unwrap();
+    assert_eq!(layouts.len(), 8);
+    let wanted = mig::parse("3x1g.10gb + 1x3g.40gb").unwrap();
+    let plan = mig::plan(&layouts, &Wanted::Together(&wanted, &[0])).unwrap();
+    assert_eq!(plan.changes[0].mode, Some(true));
+    mig::apply(&m.nvml, &layouts, &plan).unwrap();
+    assert_eq!(shown(&m.nvml, 0).len(), 4);
+    let inventory = Inventory::collect(&m.nvml, true).unwrap();
+    let devices = &inventory.gpus[0].mig.as_ref().unwrap().devices;
+    let uuids: Vec<&str> = devices.iter().map(|d| d.uuid.as_str()).collect();
+    assert_eq!(uuids.len(), 4);
+
+    // From there to a layout that shares two small ones and the large one.
+    let layouts = mig::layout(&m.nvml).unwrap();
+    let wanted = mig::parse("2x1g.10gb + 1x3g.40gb + 1x1g.20gb").unwrap();
+    let plan = mig::plan(&layouts, &Wanted::Together(&wanted, &[0])).unwrap();
+    assert_eq!((plan.changes[0].keep.len(), plan.changes[0].destroy.len(), plan.changes[0].create.len()), (3, 1, 1));
+    mig::apply(&m.nvml, &layouts, &plan).unwrap();
+    let after = Inventory::collect(&m.nvml, true).unwrap();
+    let kept = after.gpus[0].mig.as_ref().unwrap().devices.iter().filter(|d| uuids.contains(&d.uuid.as_str())).count();
+    assert_eq!(kept, 3, "instances that both have keep their identity");
+
+    // The same again changes nothing.
+    let layouts = mig::layout(&m.nvml).unwrap();
+    assert!(mig::plan(&layouts, &Wanted::Together(&wanted, &[0])).unwrap().is_empty());
+}
+
+#[test]
+fn a_failure_brings_the_old_layout_back() {
+    let m = machine("a100x8");
+    let layouts = mig::layout(&m.nvml).unwrap();
+    let first = mig::parse("2x2g.20gb + 1x3g.40gb").unwrap();
+    mig::apply(&m.nvml, &layouts, &mig::plan(&layouts, &Wanted::Together(&first, &[0])).unwrap()).unwrap();
+    let before = shown(&m.nvml, 0);
+    let layouts = mig::layout(&m.nvml).unwrap();
+    let second = mig::parse("1x4g.40gb + 1x3g.40gb").unwrap();
+    let plan = mig::plan(&layouts, &Wanted::Together(&second, &[0])).unwrap();
+    assert_eq!(plan.changes[0].keep.len(), 1);
+    // The instance is made, its compute instance is refused: 4g.40gb asks for kind 3.
+    inject("nvmlGpuInstanceGetComputeInstanceProfileInfo", 0);
+    inject("nvmlGpuInstanceCreateComputeInstance", codes::INSUFFICIENT_RESOURCES);
+    let failed = mig::apply(&m.nvml, &layouts, &plan);
+    inject("nvmlGpuInstanceCreateComputeInstance", 0);
+    let Err(GpuError::Apply { reason, state }) = failed else { panic!("it did not fail") };
+    assert!(reason.contains("making 4g.40gb at 0"), "{reason}");
+    // With creation refused, the rollback cannot create either, and says so.
+    assert!(state.contains("could not be brought back whole"), "{state}");
+
+    // A refusal of one call only: destroying the second instance fails, the first comes back.
+    let layouts = mig::layout(&m.nvml).unwrap();
+    let plan = mig::plan(&layouts, &Wanted::Together(&first, &[0])).unwrap();
+    mig::apply(&m.nvml, &layouts, &plan).unwrap();
+    assert_eq!(shown(&m.nvml, 0), before);
+    let layouts = mig::layout(&m.nvml).unwrap();
+    let plan = mig::plan(&layouts, &Wanted::Together(&second, &[0])).unwrap();
+    inject("nvmlDeviceCreateGpuInstanceWithPlacement", codes::NO_PERMISSION);
+    let failed = mig::apply(&m.nvml, &layouts, &plan).unwrap_err().to_string();
+    inject("nvmlDeviceCreateGpuInstanceWithPlacement", 0);
+    assert!(failed.contains("no permission"), "{failed}");
+}
+
+#[test]
+fn mig_partitions_as_mig_parted_files_say() {
+    let m = machine("h100x8");
+    let config = Config::parse(
+        "version: v1\nmig-configs:\n  half:\n    - devices: [5, 6]\n      mig-enabled: true\n      mig-devices: {\"3g.40gb\": 2}\n    - devices: [7]\n      mig-enabled: false\n",
+    )
+    .unwrap();
+    let layouts = mig::layout(&m.nvml).unwrap();
+    let plan = mig::plan(&layouts, &Wanted::Rules(config.layout("half").unwrap())).unwrap();
+    assert_eq!(plan.changes.len(), 3);
+    mig::apply(&m.nvml, &layouts, &plan).unwrap();
+    assert_eq!(shown(&m.nvml, 6), [("3g.40gb".to_owned(), 0), ("3g.40gb".to_owned(), 4)]);
+    let exported = mig::export(&mig::layout(&m.nvml).unwrap(), "current");
+    let again = mig::plan(&mig::layout(&m.nvml).unwrap(), &Wanted::Rules(exported.layout("current").unwrap())).unwrap();
+    assert!(again.is_empty(), "what was exported is what is there");
+}
+
+#[test]
+fn a_gpu_in_use_is_not_touched() {
+    let m = machine("h100x8");
+    let layouts = mig::layout(&m.nvml).unwrap();
+    let wanted = mig::parse("1g.10gb").unwrap();
+    let plan = mig::plan(&layouts, &Wanted::Together(&wanted, &[0])).unwrap();
+    let Err(GpuError::InUse(who)) = mig::apply(&m.nvml, &layouts, &plan) else { panic!("it was touched") };
+    assert!(who.contains("GPU 0 is in use by pid 70001"), "{who}");
+    assert!(!mig::layout(&m.nvml).unwrap()[0].enabled);
+}
+
+#[test]
+fn impossible_layouts_say_why() {
+    let m = machine("a100x8");
+    let layouts = mig::layout(&m.nvml).unwrap();
+    let why = |text: &str, gpus: &[u32]| {
+        mig::plan(&layouts, &Wanted::Together(&mig::parse(text).unwrap(), gpus)).unwrap_err().to_string()
+    };
+    assert!(why("3x4g.40gb", &[0, 1]).contains("at most 2 fit; the nearest that fits is 2x4g.40gb"));
+    assert!(why("1g.5gb", &[0]).contains("has no profile '1g.5gb'"));
+    drop(m);
+    let m = machine("t4");
+    let none = mig::layout(&m.nvml).unwrap();
+    assert!(mig::plan(&none, &Wanted::Together(&mig::parse("1g.5gb").unwrap(), &[0])).is_err());
+}
+
+/// Every call may answer every error; nothing panics, and what can still be told is told.
+#[test]
+fn every_error_at_every_call_is_survived() {
+    let m = machine("broken");
+    let errors = [1, 2, 3, 4, 6, 7, 9, 10, 12, 13, 15, 16, 17, 18, 19, 20, 21, 23, 25, 27, 28, 29, 999];
+    let mut told = 0;
+    for symbol in SYMBOLS.iter().filter(|s| !matches!(**s, "nvmlInit_v2" | "nvmlShutdown")) {
+        for code in errors {
+            inject(symbol, code);
+            if let Ok(found) = Inventory::collect(&m.nvml, true) {
+                told += 1;
+                let _ = Topology::collect(&m.nvml, &found, std::path::Path::new("/nonexistent"));
+            }
+            if let Ok(layouts) = mig::layout(&m.nvml) {
+                let wanted = mig::parse("1g.5gb + 2g.10gb").unwrap();
+                if let Ok(plan) = mig::plan(&layouts, &Wanted::Together(&wanted, &[0])) {
+                    let _ = mig::apply(&m.nvml, &layouts, &plan);
+                }
+            }
+            inject(symbol, 0);
+            // Back to nothing for the next.
+            let layouts = mig::layout(&m.nvml).unwrap();
+            let off = Config::parse("version: v1\nmig-configs: {off: [{devices: all, mig-enabled: false}]}").unwrap();
+            let plan = mig::plan(&layouts, &Wanted::Rules(off.layout("off").unwrap())).unwrap();
+            let _ = mig::apply(&m.nvml, &layouts, &plan);
+        }
+    }
+    // Only a machine whose GPUs cannot be counted has no inventory.
+    assert_eq!(told, (SYMBOLS.len() - 3) * errors.len());
+}
+
+#[test]
+fn an_unknown_fixture_is_refused() {
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    assert!(matches!(Nvml::open_fixture(&library(), "nothing"), Err(GpuError::Invalid(_))));
+    assert!(matches!(Nvml::open(std::path::Path::new("/nonexistent.so")), Err(GpuError::NoNvml { .. })));
+}
