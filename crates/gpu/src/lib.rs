@@ -5,15 +5,25 @@
 //! | [`nvml`] | the driver's library, opened at run time |
 //! | [`inventory`], [`process`], [`topology`], [`pci`], [`stack`] | what is there, and what is wrong with it |
 //! | [`sheet`] | theoretical peaks of cards, with their formulas |
+//! | [`work`], [`roofline`], [`fit`] | what work asks of a machine, what that allows, and where it fits |
+//! | [`bench`] | what is measured |
+//! | [`container`] | CDI specifications, runtimes' configuration |
 //! | [`mig`] | MIG: geometry, placement, plan and apply |
+//! | [`share`] | MIG, MPS and time slices compared for the jobs at hand |
 
+pub mod bench;
+pub mod container;
 pub mod error;
+pub mod fit;
 pub mod inventory;
 pub mod mig;
 pub mod nvml;
 pub mod pci;
 pub mod process;
+pub mod roofline;
+pub mod share;
 pub mod sheet;
 pub mod topology;
+pub mod work;
 
 pub use error::GpuError;

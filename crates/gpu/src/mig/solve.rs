@@ -294,7 +294,8 @@ mod tests {
         let geometry = Geometry::family("h100").unwrap();
         let one = [Used::default()];
         let why = |text: &str| explain(&geometry, &one, &wanted(text)).unwrap();
-        assert!(why("2x4g.40gb").contains("can only start at slice 0"), "{}", why("2x4g.40gb"));
+        let two = explain(&geometry, &[Used::default(); 2], &wanted("3x4g.40gb")).unwrap();
+        assert!(two.contains("4g.40gb can only start at slice 0, so at most 2 fit"), "{two}");
         assert!(why("8x1g.10gb").contains("needs 8 compute slices and 7 are free"));
         assert!(why("2x1g.10gb+me").contains("media engines"));
         assert!(why("2x3g.40gb + 1x1g.10gb").ends_with("the nearest that fits is 2x3g.40gb"));

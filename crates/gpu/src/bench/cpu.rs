@@ -1,0 +1,353 @@
+//! The processor's ceilings, measured: multiply-adds with the widest vectors, matrix products, memory and caches.
+//!
+//! Memory follows STREAM (McCalpin 1995): arrays of at least four times the last cache, all threads, best placement
+//! by first touch; bytes counted as STREAM counts them (no write-allocate traffic).
+#![allow(unsafe_code)] // calls into code for vector instructions that were found present, and into `gemm`
+
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::time::Instant;
+
+use super::{Effort, Figure};
+use crate::sheet::Precision;
+
+/// Independent chains of multiply-adds, enough to hide their latency (4 cycles x 2 units, and some).
+const CHAINS: usize = 12;
+/// Steps of one sample of multiply-adds.
+const STEPS: usize = 400_000;
+
+/// The vectors found, widest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vectors {
+    /// 512 bits.
+    Avx512,
+    /// 256 bits.
+    Avx2,
+    /// What the compiler may assume.
+    Base,
+}
+
+impl Vectors {
+    /// What this processor has.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") {
+                return Self::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Self::Avx2;
+            }
+        }
+        Self::Base
+    }
+
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Avx512 => "AVX-512",
+            Self::Avx2 => "AVX2 with FMA",
+            Self::Base => "base instructions",
+        }
+    }
+}
+
+/// A loop of multiply-adds on `CHAINS` vectors of `$lanes` numbers; the operations done.
+macro_rules! chains {
+    ($name:ident, $kind:ty, $lanes:literal $(, $feature:literal)?) => {
+        $(#[target_feature(enable = $feature)])?
+        fn $name() -> f64 {
+            let factor = black_box([0.999_999 as $kind; $lanes]);
+            let addend = black_box([0.000_001 as $kind; $lanes]);
+            let mut sums = [[1.0 as $kind; $lanes]; CHAINS];
+            for _ in 0..STEPS {
+                for sum in &mut sums {
+                    for lane in 0..$lanes {
+                        sum[lane] = sum[lane].mul_add(factor[lane], addend[lane]);
+                    }
+                }
+            }
+            black_box(sums);
+            (STEPS * CHAINS * $lanes * 2) as f64
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+chains!(fp32_avx512, f32, 16, "avx512f");
+#[cfg(target_arch = "x86_64")]
+chains!(fp64_avx512, f64, 8, "avx512f");
+#[cfg(target_arch = "x86_64")]
+chains!(fp32_avx2, f32, 8, "avx2,fma");
+#[cfg(target_arch = "x86_64")]
+chains!(fp64_avx2, f64, 4, "avx2,fma");
+
+/// Without fused instructions `mul_add` would call a function, so plain products and sums are timed.
+macro_rules! plain {
+    ($name:ident, $kind:ty, $lanes:literal) => {
+        fn $name() -> f64 {
+            let factor = black_box([0.999_999 as $kind; $lanes]);
+            let addend = black_box([0.000_001 as $kind; $lanes]);
+            let mut sums = [[1.0 as $kind; $lanes]; CHAINS];
+            for _ in 0..STEPS {
+                for sum in &mut sums {
+                    for lane in 0..$lanes {
+                        sum[lane] = sum[lane] * factor[lane] + addend[lane];
+                    }
+                }
+            }
+            black_box(sums);
+            (STEPS * CHAINS * $lanes * 2) as f64
+        }
+    };
+}
+plain!(fp32_base, f32, 4);
+plain!(fp64_base, f64, 2);
+
+fn multiply_adds(vectors: Vectors, precision: Precision) -> f64 {
+    // SAFETY: the instructions were found present by `Vectors::detect`.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        match (vectors, precision) {
+            (Vectors::Avx512, Precision::Fp64) => return fp64_avx512(),
+            (Vectors::Avx512, _) => return fp32_avx512(),
+            (Vectors::Avx2, Precision::Fp64) => return fp64_avx2(),
+            (Vectors::Avx2, _) => return fp32_avx2(),
+            (Vectors::Base, _) => {}
+        }
+    }
+    let _ = vectors;
+    if precision == Precision::Fp64 { fp64_base() } else { fp32_base() }
+}
+
+/// Runs `work` on all threads at once; seconds from the first start to the last end, and the sum of the answers.
+fn together(threads: usize, work: impl Fn(usize) -> f64 + Sync) -> (f64, f64) {
+    let barrier = Barrier::new(threads);
+    let results: Vec<(Instant, Instant, f64)> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads)
+            .map(|t| {
+                let (barrier, work) = (&barrier, &work);
+                scope.spawn(move || {
+                    barrier.wait();
+                    let started = Instant::now();
+                    let done = work(t);
+                    (started, Instant::now(), done)
+                })
+            })
+            .collect();
+        running.into_iter().filter_map(|handle| handle.join().ok()).collect()
+    });
+    let first = results.iter().map(|r| r.0).min();
+    let last = results.iter().map(|r| r.1).max();
+    let seconds = first.zip(last).map_or(f64::INFINITY, |(a, b)| (b - a).as_secs_f64());
+    (seconds, results.iter().map(|r| r.2).sum())
+}
+
+/// Bytes of the caches of this processor: level and size, data and unified only.
+pub fn caches() -> Vec<(u32, u64)> {
+    let mut found: Vec<(u32, u64)> = Vec::new();
+    for entry in std::fs::read_dir("/sys/devices/system/cpu/cpu0/cache").into_iter().flatten().flatten() {
+        let read = |name: &str| std::fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+        if read("type").trim() == "Instruction" {
+            continue;
+        }
+        let size = read("size");
+        let size = size.trim();
+        let (digits, scale) = match size.as_bytes().last() {
+            Some(b'K') => (&size[..size.len() - 1], 1024),
+            Some(b'M') => (&size[..size.len() - 1], 1 << 20),
+            _ => (size, 1),
+        };
+        if let (Ok(level), Ok(n)) = (read("level").trim().parse(), digits.parse::<u64>()) {
+            found.push((level, n * scale));
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+/// The processor's model.
+pub fn model() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, n)| n.trim().to_owned()));
+    name.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+/// Threads that may run at once.
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn gemm_seconds(n: usize, precision: Precision, a: &[f64], b: &[f64], c: &mut [f64], threads: usize) -> f64 {
+    let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
+    let stride = isize::try_from(n).unwrap_or(0);
+    let started = Instant::now();
+    // SAFETY: three n x n matrices in column-major order, each of n * n numbers; fp32 uses half of the same bytes.
+    unsafe {
+        if precision == Precision::Fp64 {
+            gemm::gemm(n, n, n, c.as_mut_ptr(), stride, 1, false, a.as_ptr(), stride, 1, b.as_ptr(), stride, 1, 0.0, 1.0, false, false, false, parallelism);
+        } else {
+            gemm::gemm(
+                n, n, n, c.as_mut_ptr().cast::<f32>(), stride, 1, false, a.as_ptr().cast::<f32>(), stride, 1,
+                b.as_ptr().cast::<f32>(), stride, 1, 0.0, 1.0, false, false, false, parallelism,
+            );
+        }
+    }
+    started.elapsed().as_secs_f64()
+}
+
+/// Sums `data` with enough independent chains to keep the loads coming.
+fn sum(data: &[f64]) -> f64 {
+    let mut sums = [0.0; 32];
+    let chunks = data.chunks_exact(32);
+    let rest: f64 = chunks.remainder().iter().sum();
+    for chunk in chunks {
+        for (s, v) in sums.iter_mut().zip(chunk) {
+            *s += v;
+        }
+    }
+    sums.iter().sum::<f64>() + rest
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn sum_avx2(data: &[f64]) -> f64 {
+    sum(data)
+}
+
+fn read(vectors: Vectors, data: &[f64]) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    if vectors != Vectors::Base {
+        // SAFETY: AVX2 was found present (AVX-512 implies it).
+        return unsafe { sum_avx2(data) };
+    }
+    let _ = vectors;
+    sum(data)
+}
+
+struct Arrays {
+    a: Vec<f64>,
+    b: Vec<f64>,
+    c: Vec<f64>,
+}
+
+/// Measures everything; `note` is called before each step.
+pub fn run(effort: Effort, mut note: impl FnMut(&str)) -> Vec<Figure> {
+    let (vectors, threads) = (Vectors::detect(), threads());
+    let mut figures = Vec::new();
+    for precision in [Precision::Fp32, Precision::Fp64] {
+        note(&format!("multiply-adds, {precision}, {}", vectors.name()));
+        let sample = |_| {
+            let (seconds, operations) = together(threads, |_| multiply_adds(vectors, precision));
+            operations / seconds / 1e12
+        };
+        let figure = Figure::new("fma", "cpu", "TFLOP/s", (0..effort.samples + 1).map(sample).skip(1).collect());
+        figures.extend(figure.map(|f| Figure { precision: Some(precision), ..f }));
+    }
+    let n = effort.matrix.min(2048);
+    let random = |seed: u64| -> Vec<f64> {
+        // xorshift64 (Marsaglia 2003); values do not matter, but zeros would be unlike work.
+        let mut state = seed;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
+        };
+        (0..n * n).map(|_| next()).collect()
+    };
+    let (a, b, mut c) = (random(1), random(2), vec![0.0; n * n]);
+    for precision in [Precision::Fp32, Precision::Fp64] {
+        note(&format!("matrix product, {precision}, {n} x {n}"));
+        gemm_seconds(n, precision, &a, &b, &mut c, threads);
+        let operations = 2.0 * (n as f64).powi(3);
+        let samples = (0..effort.samples).map(|_| operations / gemm_seconds(n, precision, &a, &b, &mut c, threads) / 1e12).collect();
+        let figure = Figure::new("gemm", "cpu", "TFLOP/s", samples);
+        figures.extend(figure.map(|f| Figure { precision: Some(precision), size: Some(n as u64), ..f }));
+    }
+    black_box(&c);
+    drop((a, b, c));
+    figures.extend(memory(vectors, threads, effort, &mut note));
+    figures
+}
+
+fn memory(vectors: Vectors, threads: usize, effort: Effort, note: &mut impl FnMut(&str)) -> Vec<Figure> {
+    let caches = caches();
+    let last = caches.last().map_or(32 << 20, |c| c.1);
+    // Four times the last cache, at most 1 GiB an array, at least 64 MiB.
+    let each = usize::try_from((last * 4).clamp(64 << 20, 1 << 30)).unwrap_or(1 << 26) / 8 / threads;
+    note("memory");
+    let arrays: Vec<std::sync::Mutex<Arrays>> = std::thread::scope(|scope| {
+        // Each thread touches its own part first, so that it lies near it.
+        let made: Vec<_> = (0..threads).map(|_| scope.spawn(|| Arrays { a: vec![1.0; each], b: vec![2.0; each], c: vec![0.5; each] })).collect();
+        made.into_iter().filter_map(|m| m.join().ok()).map(std::sync::Mutex::new).collect()
+    });
+    let mut figures = Vec::new();
+    let bytes = (each * 8) as f64;
+    let mut kernel = |what: &str, moved: f64, work: &(dyn Fn(&mut Arrays) + Sync)| {
+        let sample = |_| {
+            let (seconds, _) = together(arrays.len(), |t| {
+                // Nobody else has this thread's part.
+                let mut own = arrays[t].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                work(&mut own);
+                0.0
+            });
+            moved * arrays.len() as f64 / seconds / 1e9
+        };
+        figures.extend(Figure::new(what, "cpu", "GB/s", (0..effort.samples + 1).map(sample).skip(1).collect()));
+    };
+    kernel("DRAM read", bytes, &|a| {
+        black_box(read(vectors, &a.a));
+    });
+    kernel("DRAM write", bytes, &|a| {
+        black_box(&mut a.c).fill(black_box(0.25));
+    });
+    kernel("DRAM copy", 2.0 * bytes, &|a| {
+        let Arrays { a, c, .. } = a;
+        c.copy_from_slice(a);
+        black_box(c);
+    });
+    kernel("DRAM triad", 3.0 * bytes, &|a| {
+        let Arrays { a, b, c } = a;
+        let factor = black_box(3.0);
+        for ((c, a), b) in c.iter_mut().zip(a.iter()).zip(b.iter()) {
+            *c = a + factor * b;
+        }
+        black_box(c);
+    });
+    drop(arrays);
+    for (level, size) in caches {
+        note(&format!("cache, level {level}"));
+        // Half of it, as the other half is used by others; the last is shared by all threads.
+        let share = if Some((level, size)) == self::caches().last().copied() { size / 2 / threads as u64 } else { size / 2 };
+        let numbers = usize::try_from(share / 8).unwrap_or(1024).max(256);
+        let repeat = ((64 << 20) / (numbers * 8)).max(4);
+        let sample = |_| {
+            let (seconds, _) = together(threads, |_| {
+                let data = vec![1.0; numbers];
+                let mut total = read(vectors, &data);
+                for _ in 0..repeat {
+                    total += read(vectors, black_box(&data));
+                }
+                black_box(total)
+            });
+            (repeat * numbers * 8 * threads) as f64 / seconds / 1e9
+        };
+        let figure = Figure::new(&format!("L{level} read"), "cpu", "GB/s", (0..effort.samples + 1).map(sample).skip(1).collect());
+        figures.extend(figure.map(|f| Figure { size: Some((numbers * 8) as u64), ..f }));
+    }
+    figures
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_positive_and_caches_are_ordered() {
+        let figures = run(Effort { samples: 1, matrix: 256 }, |_| {});
+        assert!(figures.len() >= 8, "{figures:?}");
+        assert!(figures.iter().all(|f| f.median > 0.0 && f.median.is_finite()));
+        assert!(caches().is_sorted());
+    }
+}

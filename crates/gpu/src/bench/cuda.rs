@@ -1,0 +1,628 @@
+//! GPUs, measured through the CUDA driver: cuBLAS products, our own kernels, transfers.
+//!
+//! Everything is opened at run time: libcuda comes with the driver, NVRTC and cuBLAS with a toolkit or a Python
+//! wheel; what is missing is left out and said so. Times are CUDA events around enough work for some milliseconds,
+//! after a warm-up; the L2 cache is overwritten before each sample. Method as in nvbandwidth and cuBLAS's own guide.
+#![allow(unsafe_code)] // FFI: kernels, cuBLAS and copies take device pointers, which live until the stream is waited for
+
+use std::ffi::{c_int, c_void};
+use std::sync::Arc;
+use std::time::Instant;
+
+use cudarc::cublas::{CudaBlas, result as cublas, sys as cublas_sys};
+use cudarc::cublaslt::{result as lt, sys as lt_sys};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg,
+    result as driver, sys,
+};
+use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
+
+use super::{Conditions, Effort, Figure};
+use crate::GpuError;
+use crate::nvml::{Clock, Nvml, codes};
+use crate::sheet::{self, Card, Precision};
+
+const KERNELS: &str = include_str!("kernels.cu");
+/// Bytes of the arrays that memory is measured with; far more than any L2 cache (B200: 126 MiB).
+const ARRAY: usize = 1 << 30;
+/// Bytes of a transfer.
+const TRANSFER: usize = 256 << 20;
+
+/// Which of CUDA's libraries are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[allow(missing_docs)] // the names say it
+pub struct Libraries {
+    pub driver: bool,
+    pub nvrtc: bool,
+    pub cublas: bool,
+    pub cublaslt: bool,
+}
+
+impl Libraries {
+    /// Looks for them where the loader does.
+    pub fn find() -> Self {
+        // SAFETY: each only opens its library.
+        unsafe {
+            Self {
+                driver: sys::is_culib_present(),
+                nvrtc: cudarc::nvrtc::sys::is_culib_present(),
+                cublas: cublas_sys::is_culib_present(),
+                cublaslt: lt_sys::is_culib_present(),
+            }
+        }
+    }
+}
+
+fn cuda(error: impl std::fmt::Display) -> GpuError {
+    GpuError::Cuda(error.to_string())
+}
+
+struct Gpu<'n> {
+    label: String,
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    module: Option<Arc<CudaModule>>,
+    card: Option<Card>,
+    multiprocessors: u32,
+    nvml: Option<(&'n Nvml, u32)>,
+    flush: CudaSlice<u8>,
+}
+
+/// Measures all GPUs; `note` is called before each step, also with what is left out.
+///
+/// # Errors
+/// [`GpuError::NoGpu`] without a driver or a device; [`GpuError::Cuda`] when a device refuses.
+pub fn run(nvml: Option<&Nvml>, effort: Effort, mut note: impl FnMut(&str)) -> Result<(Vec<String>, Vec<Figure>), GpuError> {
+    let libraries = Libraries::find();
+    if !libraries.driver {
+        return Err(GpuError::NoGpu);
+    }
+    let count = usize::try_from(CudaContext::device_count().map_err(cuda)?).unwrap_or(0);
+    if count == 0 {
+        return Err(GpuError::NoGpu);
+    }
+    if !libraries.nvrtc {
+        note("NVRTC is not found: no kernels of our own (pip install nvidia-cuda-nvrtc-cu12, and LD_LIBRARY_PATH)");
+    }
+    if !libraries.cublas {
+        note("cuBLAS is not found: no matrix products (pip install nvidia-cublas-cu12, and LD_LIBRARY_PATH)");
+    }
+    let (mut names, mut figures, mut gpus) = (Vec::new(), Vec::new(), Vec::new());
+    for index in 0..count {
+        let gpu = Gpu::open(index, libraries, nvml)?;
+        names.push(gpu.context.name().map_err(cuda)?);
+        gpus.push(gpu);
+    }
+    for gpu in &gpus {
+        if gpu.module.is_some() {
+            figures.extend(gpu.kernels(effort, &mut note)?);
+        }
+        if libraries.cublas {
+            figures.extend(gpu.products(effort, libraries, &mut note)?);
+        }
+        figures.extend(gpu.transfers(effort, &mut note)?);
+    }
+    for from in &gpus {
+        for to in gpus.iter().filter(|to| to.label != from.label) {
+            note(&format!("{} -> {}", from.label, to.label));
+            figures.extend(peer(from, to, effort)?);
+        }
+    }
+    Ok((names, figures))
+}
+
+/// A square product that is measured for `roofline --measure`: seconds of the median.
+///
+/// # Errors
+/// As [`run`]; [`GpuError::Cuda`] without cuBLAS.
+pub fn measure_gemm(m: usize, n: usize, k: usize, precision: Precision) -> Result<f64, GpuError> {
+    let libraries = Libraries::find();
+    if !libraries.driver {
+        return Err(GpuError::NoGpu);
+    }
+    if !libraries.cublas {
+        return Err(GpuError::Cuda("cuBLAS is not found; pip install nvidia-cublas-cu12, and set LD_LIBRARY_PATH".into()));
+    }
+    let gpu = Gpu::open(0, libraries, None)?;
+    let samples = gpu.product(m, n, k, precision, Effort::QUICK.samples, libraries)?;
+    let (rate, _) = super::median(samples).ok_or_else(|| GpuError::Cuda(format!("this GPU has no product in {precision}")))?;
+    Ok(2.0 * (m as f64) * (n as f64) * (k as f64) / (rate * 1e12))
+}
+
+/// NVML's index of a CUDA device, which may count in another order: both know the UUID.
+fn nvml_index(nvml: &Nvml, context: &CudaContext) -> Option<u32> {
+    let bytes = context.uuid().ok()?.bytes;
+    let hex: String = bytes.iter().map(|b| format!("{:02x}", b.to_ne_bytes()[0])).collect();
+    let plain = |uuid: String| uuid.trim_start_matches("GPU-").replace('-', "").to_ascii_lowercase();
+    (0..nvml.count().ok()?).find(|i| nvml.device(*i).and_then(|d| d.uuid()).is_ok_and(|uuid| plain(uuid) == hex))
+}
+
+impl<'n> Gpu<'n> {
+    fn open(index: usize, libraries: Libraries, nvml: Option<&'n Nvml>) -> Result<Self, GpuError> {
+        let context = CudaContext::new(index).map_err(cuda)?;
+        let stream = context.new_stream().map_err(cuda)?;
+        let (major, minor) = context.compute_capability().map_err(cuda)?;
+        let module = if libraries.nvrtc {
+            let options = CompileOptions {
+                options: vec![format!("--gpu-architecture=compute_{major}{minor}"), "--std=c++14".into()],
+                ..CompileOptions::default()
+            };
+            let ptx = compile_ptx_with_opts(KERNELS, options).map_err(|e| GpuError::Cuda(format!("NVRTC: {e:?}")))?;
+            Some(context.load_module(ptx).map_err(cuda)?)
+        } else {
+            None
+        };
+        let l2 = context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE).map_err(cuda)?;
+        let flush = stream.alloc_zeros::<u8>(usize::try_from(l2).unwrap_or(0).max(1 << 20) * 2).map_err(cuda)?;
+        let multiprocessors = context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(cuda)?;
+        let name = context.name().map_err(cuda)?;
+        Ok(Self {
+            label: format!("gpu {index}"),
+            card: sheet::find(&name),
+            multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
+            nvml: nvml.and_then(|n| Some((n, nvml_index(n, &context)?))),
+            context,
+            stream,
+            module,
+            flush,
+        })
+    }
+
+    fn function(&self, name: &str) -> Result<CudaFunction, GpuError> {
+        let module = self.module.as_ref().ok_or_else(|| GpuError::Cuda("NVRTC is not found".into()))?;
+        module.load_function(name).map_err(cuda)
+    }
+
+    fn conditions(&self) -> Option<Conditions> {
+        let (nvml, index) = self.nvml?;
+        let device = nvml.device(index).ok()?;
+        Some(Conditions {
+            clock_sm_mhz: device.clock(Clock::Sm).ok(),
+            power_watts: device.power().ok().map(|mw| f64::from(mw) / 1000.0),
+            temperature_celsius: device.temperature().ok(),
+            throttle: codes::throttle_reasons(device.throttle().unwrap_or(0)).into_iter().map(str::to_owned).collect(),
+        })
+    }
+
+    /// Seconds of `work`, from events around it, after one run for warmth.
+    fn samples(&self, count: usize, mut work: impl FnMut() -> Result<(), GpuError>) -> Result<Vec<f64>, GpuError> {
+        work()?;
+        self.stream.synchronize().map_err(cuda)?;
+        let timed = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        let mut seconds = Vec::new();
+        for _ in 0..count {
+            // SAFETY: the buffer is this context's, and of that size.
+            unsafe {
+                let (pointer, _guard) = self.flush.device_ptr(&self.stream);
+                driver::memset_d8_async(pointer, 0, self.flush.len(), self.stream.cu_stream()).map_err(cuda)?;
+            }
+            let start = self.stream.record_event(timed).map_err(cuda)?;
+            work()?;
+            let end = self.stream.record_event(timed).map_err(cuda)?;
+            seconds.push(f64::from(start.elapsed_ms(&end).map_err(cuda)?) / 1000.0);
+        }
+        Ok(seconds)
+    }
+
+    /// A figure of `amount / seconds`, with the card's peak, a grade, and a cause where it is low.
+    fn rate(&self, what: &str, unit: &str, amount: f64, seconds: Vec<f64>, peak: Option<(f64, f64)>) -> Option<Figure> {
+        let mut figure = Figure::new(what, &self.label, unit, seconds.into_iter().map(|s| amount / s).collect())?;
+        figure.conditions = self.conditions();
+        if let Some((peak, achievable)) = peak {
+            figure.peak = Some(peak);
+            let grade = sheet::grade(figure.median, peak, achievable);
+            figure.grade = Some(grade);
+            if grade != sheet::Grade::Ok {
+                let throttle = figure.conditions.as_ref().map(|c| c.throttle.join(", ")).filter(|t| !t.is_empty() && t != "idle");
+                let clock = figure.conditions.as_ref().and_then(|c| c.clock_sm_mhz).zip(self.card.as_ref());
+                figure.cause = Some(match (throttle, clock) {
+                    (Some(reasons), _) => format!("clocks were held down: {reasons}"),
+                    (None, Some((mhz, card))) if mhz * 100 < card.boost_mhz * 85 => format!("the clock was {mhz} of {} MHz", card.boost_mhz),
+                    _ => "another process on the GPU, or a driver without this card's tuning".into(),
+                });
+            }
+        }
+        Some(figure)
+    }
+
+    fn grid(&self, blocks_each: u32, threads: u32) -> LaunchConfig {
+        LaunchConfig { grid_dim: (self.multiprocessors * blocks_each, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 }
+    }
+
+    fn kernels(&self, effort: Effort, note: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
+        let mut figures = Vec::new();
+        let mut out = self.stream.alloc_zeros::<f64>(16).map_err(cuda)?;
+        for (precision, name, steps) in [(Precision::Fp32, "fma_fp32", 4096i32), (Precision::Fp64, "fma_fp64", 128)] {
+            note(&format!("{}: multiply-adds, {precision}", self.label));
+            let function = self.function(name)?;
+            let grid = self.grid(8, 256);
+            let seconds = self.samples(effort.samples, || {
+                // SAFETY: the kernel takes one pointer to at least one number, and the steps.
+                unsafe { self.stream.launch_builder(&function).arg(&mut out).arg(&steps).launch(grid) }.map_err(cuda).map(drop)
+            })?;
+            let operations = f64::from(grid.grid_dim.0) * 256.0 * f64::from(steps) * 16.0 * 8.0 * 2.0 / 1e12;
+            // On the CUDA cores: fp64 on tensor cores is a product's.
+            let peak = self.card.as_ref().and_then(|c| c.peak(precision)).filter(|p| !p.tensor).map(|p| (p.tera, 0.93));
+            figures.extend(self.rate("fma", "TFLOP/s", operations, seconds, peak).map(|f| Figure { precision: Some(precision), ..f }));
+        }
+        figures.extend(self.memory(effort, note)?);
+        note(&format!("{}: launches", self.label));
+        let nothing = self.function("nothing")?;
+        let mut latencies = Vec::new();
+        for _ in 0..effort.samples + 1 {
+            let started = Instant::now();
+            for _ in 0..100 {
+                // SAFETY: the kernel takes nothing and does nothing.
+                unsafe { self.stream.launch_builder(&nothing).launch(self.grid(1, 32)) }.map_err(cuda)?;
+                self.stream.synchronize().map_err(cuda)?;
+            }
+            latencies.push(started.elapsed().as_secs_f64() * 1e6 / 100.0);
+        }
+        figures.extend(Figure::new("launch and wait", &self.label, "us", latencies.split_off(1)));
+        Ok(figures)
+    }
+
+    fn memory(&self, effort: Effort, note: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
+        let mut figures = Vec::new();
+        note(&format!("{}: memory", self.label));
+        let (free, _) = self.context.mem_get_info().map_err(cuda)?;
+        let bytes = ARRAY.min(free / 8) / 4096 * 4096;
+        let n = (bytes / 16) as u64;
+        let mut arrays = Vec::new();
+        for _ in 0..3 {
+            arrays.push(self.stream.alloc_zeros::<u8>(bytes).map_err(cuda)?);
+        }
+        let mut out = self.stream.alloc_zeros::<f32>(16).map_err(cuda)?;
+        let grid = self.grid(32, 256);
+        let peak = self.card.as_ref().map(|c| (c.bandwidth(), c.achievable_bandwidth()));
+        let gigabytes = bytes as f64 / 1e9;
+        let level = self.card.as_ref().map_or("memory", |c| if c.bus_bits >= 1024 { "HBM" } else { "GDDR" });
+        let [a, b, c] = arrays.as_mut_slice() else { return Ok(figures) };
+        let (read, write, copy, triad) =
+            (self.function("memory_read")?, self.function("memory_write")?, self.function("memory_copy")?, self.function("memory_triad")?);
+        // SAFETY (all four): arrays of n float4, and the arguments in the kernels' order.
+        let seconds = self.samples(effort.samples, || {
+            unsafe { self.stream.launch_builder(&read).arg(&*a).arg(&n).arg(&mut out).launch(grid) }.map_err(cuda).map(drop)
+        })?;
+        figures.extend(self.rate(&format!("{level} read"), "GB/s", gigabytes, seconds, peak));
+        let value = 0.5f32;
+        let seconds = self.samples(effort.samples, || {
+            // SAFETY: as above.
+            unsafe { self.stream.launch_builder(&write).arg(&mut *c).arg(&n).arg(&value).launch(grid) }.map_err(cuda).map(drop)
+        })?;
+        figures.extend(self.rate(&format!("{level} write"), "GB/s", gigabytes, seconds, peak));
+        let seconds = self.samples(effort.samples, || {
+            // SAFETY: as above.
+            unsafe { self.stream.launch_builder(&copy).arg(&*a).arg(&mut *c).arg(&n).launch(grid) }.map_err(cuda).map(drop)
+        })?;
+        figures.extend(self.rate(&format!("{level} copy"), "GB/s", 2.0 * gigabytes, seconds, peak));
+        let seconds = self.samples(effort.samples, || {
+            // SAFETY: as above.
+            unsafe { self.stream.launch_builder(&triad).arg(&*a).arg(&*b).arg(&mut *c).arg(&n).launch(grid) }.map_err(cuda).map(drop)
+        })?;
+        figures.extend(self.rate(&format!("{level} triad"), "GB/s", 3.0 * gigabytes, seconds, peak));
+
+        let l2 = self.context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE).map_err(cuda)?;
+        // A quarter of it: half of a large L2 is far from half of the multiprocessors.
+        let (part, rounds) = ((u64::try_from(l2).unwrap_or(0) / 4 / 16).max(1024), 200i32);
+        let function = self.function("l2_read")?;
+        let seconds = self.samples(effort.samples, || {
+            // SAFETY: `part` is less than n; arguments in the kernel's order.
+            unsafe { self.stream.launch_builder(&function).arg(&*a).arg(&part).arg(&rounds).arg(&mut out).launch(grid) }.map_err(cuda).map(drop)
+        })?;
+        let moved = part as f64 * 16.0 * f64::from(rounds) / 1e9;
+        figures.extend(self.rate("L2 read", "GB/s", moved, seconds, None).map(|f| Figure { size: Some(part * 16), ..f }));
+        let (function, rounds, grid) = (self.function("shared_read")?, 4096i32, self.grid(2, 1024));
+        let seconds = self.samples(effort.samples, || {
+            // SAFETY: one block of 1024 threads fills the tile of 1024.
+            unsafe { self.stream.launch_builder(&function).arg(&rounds).arg(&mut out).launch(grid) }.map_err(cuda).map(drop)
+        })?;
+        let moved = f64::from(grid.grid_dim.0) * 1024.0 * f64::from(rounds) * 8.0 * 16.0 / 1e9;
+        figures.extend(self.rate("shared memory read", "GB/s", moved, seconds, None));
+        Ok(figures)
+    }
+
+    fn products(&self, effort: Effort, libraries: Libraries, note: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
+        let mut figures = Vec::new();
+        for precision in Precision::ALL {
+            let mut size = 1024;
+            while size <= effort.matrix {
+                note(&format!("{}: matrix product, {precision}, {size} x {size}", self.label));
+                let samples = match self.product(size, size, size, precision, effort.samples, libraries) {
+                    Ok(samples) => samples,
+                    Err(error) => {
+                        note(&format!("{}: no product in {precision}: {error}", self.label));
+                        break;
+                    }
+                };
+                if samples.is_empty() {
+                    break;
+                }
+                let unit = if precision == Precision::Int8 { "TOP/s" } else { "TFLOP/s" };
+                // Small products cannot fill the card, so only the largest is graded.
+                let peak = self.card.as_ref().and_then(|c| Some((c.peak(precision)?.tera, c.achievable(precision))));
+                let peak = peak.filter(|_| size * 2 > effort.matrix);
+                let seconds = samples.into_iter().map(|rate| 1.0 / rate).collect();
+                let figure = self.rate("gemm", unit, 1.0, seconds, peak);
+                figures.extend(figure.map(|f| Figure { precision: Some(precision), size: Some(size as u64), ..f }));
+                size *= 2;
+            }
+        }
+        Ok(figures)
+    }
+
+    fn filled(&self, numbers: usize, precision: Precision) -> Result<CudaSlice<u8>, GpuError> {
+        let bytes = numbers * precision.bytes() as usize;
+        let mut data = self.stream.alloc_zeros::<u8>(bytes).map_err(cuda)?;
+        let kind: i32 = match precision {
+            Precision::Fp64 => 0,
+            Precision::Fp32 | Precision::Tf32 => 1,
+            Precision::Fp16 => 2,
+            Precision::Bf16 => 3,
+            Precision::Fp8 => 4,
+            Precision::Int8 => 5,
+        };
+        if self.module.is_some() {
+            let (fill, n) = (self.function("fill")?, numbers as u64);
+            // SAFETY: `data` holds n numbers of that kind.
+            unsafe { self.stream.launch_builder(&fill).arg(&mut data).arg(&n).arg(&kind).launch(self.grid(8, 256)) }.map_err(cuda)?;
+        }
+        Ok(data)
+    }
+
+    /// 10^12 operations a second of m x n x k products; empty where the card has none in this format.
+    fn product(&self, m: usize, n: usize, k: usize, precision: Precision, count: usize, libraries: Libraries) -> Result<Vec<f64>, GpuError> {
+        let capability = self.context.compute_capability().map_err(cuda)?;
+        let lacks = match precision {
+            Precision::Fp8 => capability < (8, 9) || !libraries.cublaslt,
+            Precision::Bf16 | Precision::Tf32 => capability < (8, 0),
+            Precision::Int8 => capability < (6, 1),
+            _ => false,
+        };
+        if lacks {
+            return Ok(Vec::new());
+        }
+        let (a, b) = (self.filled(m * k, precision)?, self.filled(k * n, precision)?);
+        let wide = precision.bytes().max(if precision == Precision::Int8 { 4.0 } else { 2.0 }) as usize;
+        let mut c = self.stream.alloc_zeros::<u8>(m * n * wide).map_err(cuda)?;
+        let operations = 2.0 * (m as f64) * (n as f64) * (k as f64);
+        // Enough products for about 20 ms at 100 TFLOP/s, so that the events' own time does not count.
+        let repeat = (2e12 / operations).ceil().clamp(1.0, 200.0) as usize;
+        let seconds = if precision == Precision::Fp8 {
+            self.product_fp8(m, n, k, &a, &b, &mut c, count, repeat)?
+        } else {
+            self.product_cublas(m, n, k, precision, &a, &b, &mut c, count, repeat)?
+        };
+        Ok(seconds.into_iter().map(|s| operations * repeat as f64 / s / 1e12).collect())
+    }
+
+    #[allow(clippy::too_many_arguments)] // cuBLAS's own
+    fn product_cublas(
+        &self,
+        m: usize,
+        n: usize,
+        k: usize,
+        precision: Precision,
+        a: &CudaSlice<u8>,
+        b: &CudaSlice<u8>,
+        c: &mut CudaSlice<u8>,
+        count: usize,
+        repeat: usize,
+    ) -> Result<Vec<f64>, GpuError> {
+        use cublas_sys::{cublasComputeType_t as Compute, cudaDataType as Type};
+        let blas = CudaBlas::new(Arc::clone(&self.stream)).map_err(cuda)?;
+        let (from, to, compute) = match precision {
+            Precision::Fp64 => (Type::CUDA_R_64F, Type::CUDA_R_64F, Compute::CUBLAS_COMPUTE_64F),
+            Precision::Fp32 => (Type::CUDA_R_32F, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F),
+            Precision::Tf32 => (Type::CUDA_R_32F, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F_FAST_TF32),
+            Precision::Fp16 => (Type::CUDA_R_16F, Type::CUDA_R_16F, Compute::CUBLAS_COMPUTE_32F),
+            Precision::Bf16 => (Type::CUDA_R_16BF, Type::CUDA_R_16BF, Compute::CUBLAS_COMPUTE_32F),
+            _ => (Type::CUDA_R_8I, Type::CUDA_R_32I, Compute::CUBLAS_COMPUTE_32I),
+        };
+        let int = |x: usize| c_int::try_from(x).map_err(|_| GpuError::Invalid("the matrix is too large".into()));
+        let (m, n, k) = (int(m)?, int(n)?, int(k)?);
+        // One and zero in the type of the sums.
+        let (one64, zero64, one32, zero32, one_int, zero_int) = (1.0f64, 0.0f64, 1.0f32, 0.0f32, 1i32, 0i32);
+        let pointer = |x: &f64| std::ptr::from_ref(x).cast::<c_void>();
+        let (alpha, beta): (*const c_void, *const c_void) = match precision {
+            Precision::Fp64 => (pointer(&one64), pointer(&zero64)),
+            Precision::Int8 => (std::ptr::from_ref(&one_int).cast(), std::ptr::from_ref(&zero_int).cast()),
+            _ => (std::ptr::from_ref(&one32).cast(), std::ptr::from_ref(&zero32).cast()),
+        };
+        self.samples(count, || {
+            let (a, _guard_a) = a.device_ptr(&self.stream);
+            let (b, _guard_b) = b.device_ptr(&self.stream);
+            let (c, _guard_c) = c.device_ptr_mut(&self.stream);
+            for _ in 0..repeat {
+                // SAFETY: a is k x m (transposed), b k x n, c m x n in the types named; the scalars outlive the call.
+                unsafe {
+                    cublas::gemm_ex(
+                        *blas.handle(),
+                        cublas_sys::cublasOperation_t::CUBLAS_OP_T,
+                        cublas_sys::cublasOperation_t::CUBLAS_OP_N,
+                        m,
+                        n,
+                        k,
+                        alpha,
+                        a as *const c_void,
+                        from,
+                        k,
+                        b as *const c_void,
+                        from,
+                        k,
+                        beta,
+                        c as *mut c_void,
+                        to,
+                        m,
+                        compute,
+                        cublas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+                    )
+                }
+                .map_err(cuda)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// fp8 goes through cuBLASLt, transposed as it demands, with a bf16 result.
+    #[allow(clippy::too_many_arguments)] // cuBLASLt's own
+    fn product_fp8(
+        &self,
+        m: usize,
+        n: usize,
+        k: usize,
+        a: &CudaSlice<u8>,
+        b: &CudaSlice<u8>,
+        c: &mut CudaSlice<u8>,
+        count: usize,
+        repeat: usize,
+    ) -> Result<Vec<f64>, GpuError> {
+        use lt_sys::cudaDataType as Type;
+        const WORKSPACE: usize = 64 << 20;
+        let mut workspace = self.stream.alloc_zeros::<u8>(WORKSPACE).map_err(cuda)?;
+        let handle = lt::create_handle().map_err(cuda)?;
+        let size = |x: usize| i64::try_from(x).unwrap_or(i64::MAX);
+        let result = (|| {
+            let operation = lt::create_matmul_desc(lt_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, Type::CUDA_R_32F).map_err(cuda)?;
+            let transposed = 1i32; // CUBLAS_OP_T
+            // SAFETY: the attribute is an int.
+            unsafe {
+                lt::set_matmul_desc_attribute(
+                    operation,
+                    lt_sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
+                    std::ptr::from_ref(&transposed).cast(),
+                    size_of::<i32>(),
+                )
+                .map_err(cuda)?;
+            }
+            let layout_a = lt::create_matrix_layout(Type::CUDA_R_8F_E4M3, k as u64, m as u64, size(k)).map_err(cuda)?;
+            let layout_b = lt::create_matrix_layout(Type::CUDA_R_8F_E4M3, k as u64, n as u64, size(k)).map_err(cuda)?;
+            let layout_c = lt::create_matrix_layout(Type::CUDA_R_16BF, m as u64, n as u64, size(m)).map_err(cuda)?;
+            let preference = lt::create_matmul_pref().map_err(cuda)?;
+            // SAFETY: the attribute is a size; the handles are those made above.
+            let heuristic = unsafe {
+                lt::set_matmul_pref_attribute(
+                    preference,
+                    lt_sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                    std::ptr::from_ref(&WORKSPACE).cast(),
+                    size_of::<usize>(),
+                )
+                .map_err(cuda)?;
+                lt::get_matmul_algo_heuristic(handle, operation, layout_a, layout_b, layout_c, layout_c, preference).map_err(cuda)?
+            };
+            let (one, zero) = (1.0f32, 0.0f32);
+            let samples = self.samples(count, || {
+                let (a, _guard_a) = a.device_ptr(&self.stream);
+                let (b, _guard_b) = b.device_ptr(&self.stream);
+                let (c, _guard_c) = c.device_ptr_mut(&self.stream);
+                let (space, _guard_w) = workspace.device_ptr_mut(&self.stream);
+                for _ in 0..repeat {
+                    // SAFETY: matrices of the layouts above; the workspace has the size that was promised.
+                    unsafe {
+                        lt::matmul(
+                            handle,
+                            operation,
+                            std::ptr::from_ref(&one).cast(),
+                            std::ptr::from_ref(&zero).cast(),
+                            a as *const c_void,
+                            layout_a,
+                            b as *const c_void,
+                            layout_b,
+                            c as *const c_void,
+                            layout_c,
+                            c as *mut c_void,
+                            layout_c,
+                            &heuristic.algo,
+                            space as *mut c_void,
+                            WORKSPACE,
+                            self.stream.cu_stream().cast(),
+                        )
+                    }
+                    .map_err(cuda)?;
+                }
+                Ok(())
+            });
+            // SAFETY: made above, used no more.
+            unsafe {
+                let _ = lt::destroy_matmul_pref(preference);
+                for layout in [layout_a, layout_b, layout_c] {
+                    let _ = lt::destroy_matrix_layout(layout);
+                }
+                let _ = lt::destroy_matmul_desc(operation);
+            }
+            samples
+        })();
+        // SAFETY: made above, used no more.
+        unsafe {
+            let _ = lt::destroy_handle(handle);
+        }
+        result
+    }
+
+    /// Host to device and back from pinned memory, and the latency of a copy of four bytes.
+    fn transfers(&self, effort: Effort, note: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
+        note(&format!("{}: transfers", self.label));
+        let mut device = self.stream.alloc_zeros::<u8>(TRANSFER).map_err(cuda)?;
+        // SAFETY: the memory is written below before it is read; plain pinned memory, read by the host too.
+        let mut host = unsafe { self.context.alloc_pinned_with_flags::<u8>(TRANSFER, 0) }.map_err(cuda)?;
+        host.as_mut_slice().map_err(cuda)?.fill(1);
+        let (up, down) = (format!("host -> {}", self.label), format!("{} -> host", self.label));
+        let mut figures = Vec::new();
+        let gigabytes = TRANSFER as f64 / 1e9;
+        let seconds = self.samples(effort.samples, || self.stream.memcpy_htod(&host, &mut device).map_err(cuda))?;
+        figures.extend(Figure::new("PCIe copy", &up, "GB/s", seconds.into_iter().map(|s| gigabytes / s).collect()));
+        let seconds = self.samples(effort.samples, || self.stream.memcpy_dtoh(&device, &mut host).map_err(cuda))?;
+        figures.extend(Figure::new("PCIe copy", &down, "GB/s", seconds.into_iter().map(|s| gigabytes / s).collect()));
+        let mut latencies = Vec::new();
+        let four = [0u8; 4];
+        for _ in 0..effort.samples + 1 {
+            let started = Instant::now();
+            for _ in 0..100 {
+                let mut small = device.slice_mut(..4);
+                self.stream.memcpy_htod(&four, &mut small).map_err(cuda)?;
+                self.stream.synchronize().map_err(cuda)?;
+            }
+            latencies.push(started.elapsed().as_secs_f64() * 1e6 / 100.0);
+        }
+        figures.extend(Figure::new("copy of 4 bytes", &up, "us", latencies.split_off(1)));
+        Ok(figures)
+    }
+}
+
+/// Copies between two GPUs: over NVLink or PCIe directly where they reach each other, else through the host.
+fn peer(from: &Gpu<'_>, to: &Gpu<'_>, effort: Effort) -> Result<Vec<Figure>, GpuError> {
+    let mut can: c_int = 0;
+    // SAFETY: both devices are open; the answer goes to a local.
+    unsafe { sys::cuDeviceCanAccessPeer(&mut can, from.context.cu_device(), to.context.cu_device()) }.result().map_err(cuda)?;
+    if can == 1 {
+        from.context.bind_to_thread().map_err(cuda)?;
+        // SAFETY: as above. Enabled already is no failure.
+        let _ = unsafe { sys::cuCtxEnablePeerAccess(to.context.cu_ctx(), 0) };
+    }
+    let source = from.stream.alloc_zeros::<u8>(TRANSFER).map_err(cuda)?;
+    let mut target = to.stream.alloc_zeros::<u8>(TRANSFER).map_err(cuda)?;
+    to.stream.synchronize().map_err(cuda)?;
+    let (src, _guard_source) = source.device_ptr(&from.stream);
+    let (dst, _guard_target) = target.device_ptr_mut(&to.stream);
+    let seconds = from.samples(effort.samples, || {
+        // SAFETY: both buffers have that size and live through the wait in `samples`.
+        unsafe { driver::memcpy_peer_async(to.context.cu_ctx(), dst, from.context.cu_ctx(), src, TRANSFER, from.stream.cu_stream()) }.map_err(cuda)
+    })?;
+    let label = format!("{} -> {}", from.label, to.label);
+    let what = if can == 1 { "peer copy" } else { "copy through the host" };
+    Ok(Figure::new(what, &label, "GB/s", seconds.into_iter().map(|s| TRANSFER as f64 / 1e9 / s).collect()).into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs everything where there is a GPU; elsewhere the answer is that there is none.
+    #[test]
+    fn without_a_gpu_it_says_so() {
+        match run(None, Effort { samples: 1, matrix: 1024 }, |_| {}) {
+            Ok((names, figures)) => assert!(!names.is_empty() && figures.iter().all(|f| f.median > 0.0)),
+            Err(error) => assert!(matches!(error, GpuError::NoGpu | GpuError::Cuda(_)), "{error}"),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+// Kernels of the benchmarks, compiled at run time by NVRTC. No header is needed.
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+// Numbers that look like work: a hash of the index (PCG, O'Neill 2014) made into values of magnitude 0.5 to 1.
+__device__ u32 hash(u64 i) {
+    u32 state = (u32)i * 747796405u + (u32)(i >> 32) + 2891336453u;
+    u32 word = ((state >> ((state >> 28) + 4u)) ^ state) * 277803737u;
+    return (word >> 22) ^ word;
+}
+
+// kind: 0 fp64, 1 fp32, 2 fp16, 3 bf16, 4 fp8 (e4m3), 5 int8. n numbers.
+extern "C" __global__ void fill(unsigned char* out, u64 n, int kind) {
+    for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x) {
+        u32 r = hash(i);
+        u32 sign = r >> 31;
+        switch (kind) {
+            case 0: ((u64*)out)[i] = ((u64)sign << 63) | (1022ull << 52) | ((u64)(r & 0x7fffffffu) << 21); break;
+            case 1: ((u32*)out)[i] = (sign << 31) | (126u << 23) | (r & 0x7fffffu); break;
+            case 2: ((unsigned short*)out)[i] = (unsigned short)((sign << 15) | (14u << 10) | (r & 0x3ffu)); break;
+            case 3: ((unsigned short*)out)[i] = (unsigned short)((sign << 15) | (126u << 7) | (r & 0x7fu)); break;
+            case 4: out[i] = (unsigned char)((sign << 7) | (6u << 3) | (r & 7u)); break;
+            default: out[i] = (unsigned char)r; break;
+        }
+    }
+}
+
+// Multiply-adds on the CUDA cores: eight independent chains hide the latency of four cycles.
+template <typename T> __device__ void chains(T* out, int steps) {
+    T a[8];
+    T factor = (T)0.999999, addend = (T)0.000001;
+    for (int i = 0; i < 8; i++) a[i] = (T)(threadIdx.x + i) * (T)0.001;
+    for (int s = 0; s < steps; s++) {
+#pragma unroll
+        for (int u = 0; u < 16; u++) {
+#pragma unroll
+            for (int i = 0; i < 8; i++) a[i] = a[i] * factor + addend;
+        }
+    }
+    T sum = (T)0;
+    for (int i = 0; i < 8; i++) sum += a[i];
+    // Never true; the compiler cannot know, so the work stays.
+    if (sum == (T)12345.678) out[0] = sum;
+}
+extern "C" __global__ void fma_fp32(float* out, int steps) { chains(out, steps); }
+extern "C" __global__ void fma_fp64(double* out, int steps) { chains(out, steps); }
+
+extern "C" __global__ void memory_read(const float4* in, u64 n, float* out) {
+    float sum = 0.0f;
+    for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x) {
+        float4 v = in[i];
+        sum += v.x + v.y + v.z + v.w;
+    }
+    if (sum == 12345.678f) out[0] = sum;
+}
+
+extern "C" __global__ void memory_write(float4* out, u64 n, float value) {
+    float4 v = make_float4(value, value, value, value);
+    for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x) out[i] = v;
+}
+
+extern "C" __global__ void memory_copy(const float4* in, float4* out, u64 n) {
+    for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x) out[i] = in[i];
+}
+
+extern "C" __global__ void memory_triad(const float4* a, const float4* b, float4* c, u64 n) {
+    for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x) {
+        float4 x = a[i], y = b[i];
+        c[i] = make_float4(x.x + 3.0f * y.x, x.y + 3.0f * y.y, x.z + 3.0f * y.z, x.w + 3.0f * y.w);
+    }
+}
+
+// The same data again and again, so that it comes from the L2 cache; .cg passes the L1 by.
+extern "C" __global__ void l2_read(const float4* in, u64 n, int rounds, float* out) {
+    float sum = 0.0f;
+    for (int r = 0; r < rounds; r++) {
+        u64 shift = (u64)r * 977u;
+        for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x) {
+            float4 v = __ldcg(in + (i + shift) % n);
+            sum += v.x + v.y + v.z + v.w;
+        }
+    }
+    if (sum == 12345.678f) out[0] = sum;
+}
+
+extern "C" __global__ void shared_read(int rounds, float* out) {
+    __shared__ float4 tile[1024];
+    tile[threadIdx.x] = make_float4(threadIdx.x, 1.0f, 2.0f, 3.0f);
+    __syncthreads();
+    float sum = 0.0f;
+    for (int r = 0; r < rounds; r++) {
+#pragma unroll
+        for (int u = 0; u < 8; u++) {
+            float4 v = tile[(threadIdx.x + r + u * 32) & 1023];
+            sum += v.x + v.y + v.z + v.w;
+        }
+    }
+    if (sum == 12345.678f) out[0] = sum;
+}
+
+extern "C" __global__ void nothing() {}

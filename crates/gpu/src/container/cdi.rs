@@ -1,0 +1,397 @@
+//! CDI specifications for GPUs and MIG devices.
+//!
+//! Source: Container Device Interface 0.6.0, SPEC.md; what belongs into one for NVIDIA's GPUs follows `nvidia-ctk cdi
+//! generate`: device nodes, the driver's libraries, programs, firmware and sockets, and hooks that refresh the
+//! container's library cache.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::GpuError;
+use crate::inventory::Inventory;
+
+/// The CDI version that is written. 0.6.0 is understood by containerd 1.7, CRI-O 1.28, Docker 25 and newer.
+pub const VERSION: &str = "0.6.0";
+/// The kind of NVIDIA's devices.
+pub const KIND: &str = "nvidia.com/gpu";
+
+/// A specification.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Spec {
+    /// CDI version.
+    pub cdi_version: String,
+    /// `vendor/class`.
+    pub kind: String,
+    /// Annotations.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub annotations: std::collections::BTreeMap<String, String>,
+    /// Devices by name.
+    pub devices: Vec<Device>,
+    /// What every container with a device of this file gets.
+    #[serde(default, skip_serializing_if = "Edits::is_empty")]
+    pub container_edits: Edits,
+}
+
+/// A device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Device {
+    /// Its name: index, `GPU:MIG` or UUID.
+    pub name: String,
+    /// Annotations.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub annotations: std::collections::BTreeMap<String, String>,
+    /// What a container with it gets.
+    pub container_edits: Edits,
+}
+
+/// Changes of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[allow(missing_docs)] // the specification's own names
+pub struct Edits {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub device_nodes: Vec<DeviceNode>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<Hook>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", rename = "additionalGIDs")]
+    pub additional_gids: Vec<u32>,
+}
+
+impl Edits {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A device node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[allow(missing_docs)] // the specification's own names
+pub struct DeviceNode {
+    pub path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_path: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub major: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minor: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_mode: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permissions: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+}
+
+impl DeviceNode {
+    fn at(path: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            host_path: None,
+            r#type: None,
+            major: None,
+            minor: None,
+            file_mode: None,
+            permissions: None,
+            uid: None,
+            gid: None,
+        }
+    }
+}
+
+/// A program that the runtime runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[allow(missing_docs)] // the specification's own names
+pub struct Hook {
+    pub hook_name: String,
+    pub path: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<i64>,
+}
+
+/// A bind mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[allow(missing_docs)] // the specification's own names
+pub struct Mount {
+    pub host_path: String,
+    pub container_path: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<String>,
+}
+
+/// Folders of libraries, as distributions have them.
+const LIBRARY_FOLDERS: [&str; 5] =
+    ["usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/lib", "usr/lib/wsl/lib"];
+/// Programs of the driver that are of use in a container.
+const PROGRAMS: [&str; 5] = ["nvidia-smi", "nvidia-debugdump", "nvidia-persistenced", "nvidia-cuda-mps-control", "nvidia-cuda-mps-server"];
+const SOCKETS: [&str; 3] = ["run/nvidia-persistenced/socket", "run/nvidia-fabricmanager/socket", "tmp/nvidia-mps"];
+/// Nodes that every GPU container needs.
+const CONTROL_NODES: [&str; 4] = ["dev/nvidia-modeset", "dev/nvidia-uvm", "dev/nvidia-uvm-tools", "dev/nvidiactl"];
+
+fn bind(path: &str, options: &[&str]) -> Mount {
+    let options = options.iter().map(|o| (*o).to_owned()).collect();
+    Mount { host_path: path.into(), container_path: path.into(), options, r#type: None }
+}
+
+/// Minor numbers of MIG capabilities, from `/proc/driver/nvidia-caps/mig-minors`: `gpu0/gi1/ci0/access 13`.
+fn capability(minors: &str, path: &str) -> Option<u32> {
+    minors.lines().find_map(|l| l.strip_prefix(path)?.trim().parse().ok())
+}
+
+/// Makes the specification of a machine whose driver lies under `root` (usually `/`).
+///
+/// # Errors
+/// [`GpuError::Invalid`] when the driver's libraries are not there.
+pub fn generate(inventory: &Inventory, root: &Path) -> Result<Spec, GpuError> {
+    let exists = |path: &str| root.join(path).exists();
+    let mut edits = Edits { env: vec!["NVIDIA_VISIBLE_DEVICES=void".into()], ..Edits::default() };
+    edits.device_nodes = CONTROL_NODES.iter().filter(|p| exists(p)).map(|p| DeviceNode::at(format!("/{p}"))).collect();
+
+    let libraries = libraries(root, &inventory.driver);
+    if !libraries.iter().any(|l| l.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libcuda.so"))) {
+        return Err(GpuError::Invalid(format!(
+            "libcuda.so.{} is not under {}; is the driver installed there?",
+            inventory.driver,
+            root.display()
+        )));
+    }
+    let read_only = ["ro", "nosuid", "nodev", "rbind", "rprivate"];
+    let inside = |path: &Path| format!("/{}", path.strip_prefix(root).unwrap_or(path).display());
+    edits.mounts.extend(libraries.iter().map(|l| bind(&inside(l), &read_only)));
+    for program in PROGRAMS {
+        let path = format!("usr/bin/{program}");
+        if exists(&path) {
+            edits.mounts.push(bind(&format!("/{path}"), &read_only));
+        }
+    }
+    let firmware = root.join("lib/firmware/nvidia").join(&inventory.driver);
+    let mut files: Vec<PathBuf> = std::fs::read_dir(firmware).into_iter().flatten().flatten().map(|e| e.path()).collect();
+    files.sort();
+    edits.mounts.extend(files.iter().map(|f| bind(&inside(f), &read_only)));
+    for socket in SOCKETS.iter().filter(|s| exists(s)) {
+        edits.mounts.push(bind(&format!("/{socket}"), &["ro", "nosuid", "nodev", "rbind", "rprivate", "noexec"]));
+    }
+    let mut folders: Vec<String> = libraries.iter().filter_map(|l| l.parent()).map(inside).collect();
+    folders.sort();
+    folders.dedup();
+    edits.hooks = hooks(root, &libraries, &folders, &inside);
+    if edits.hooks.is_empty() {
+        // Without a hook to make links, the names that programs ask for are mounted themselves.
+        let named: Vec<Mount> = libraries
+            .iter()
+            .filter_map(|l| Some((l, soname(l)?)))
+            .map(|(l, name)| Mount { container_path: inside(&l.with_file_name(name)), ..bind(&inside(l), &read_only) })
+            .collect();
+        edits.mounts.extend(named);
+    }
+
+    let minors = std::fs::read_to_string(root.join("proc/driver/nvidia-caps/mig-minors")).unwrap_or_default();
+    let (mut devices, mut all) = (Vec::new(), Vec::<DeviceNode>::new());
+    for gpu in &inventory.gpus {
+        let Some(minor) = gpu.minor else { continue };
+        let mut nodes = vec![DeviceNode::at(format!("/dev/nvidia{minor}"))];
+        nodes.extend(dri_nodes(root, &gpu.bus_id).into_iter().map(DeviceNode::at));
+        match gpu.mig.as_ref().filter(|m| m.enabled) {
+            None => {
+                for name in [gpu.index.to_string(), gpu.uuid.clone()] {
+                    devices.push(device(name, nodes.clone()));
+                }
+                all.extend(nodes);
+            }
+            Some(mig) => {
+                for (index, one) in mig.devices.iter().enumerate() {
+                    let instance = format!("gpu{minor}/gi{}", one.gpu_instance);
+                    let access = [format!("{instance}/access"), format!("{instance}/ci{}/access", one.compute_instance)];
+                    let mut nodes = nodes.clone();
+                    for path in access {
+                        let number = capability(&minors, &path).ok_or_else(|| {
+                            GpuError::Invalid(format!("/proc/driver/nvidia-caps/mig-minors does not name {path}"))
+                        })?;
+                        nodes.push(DeviceNode::at(format!("/dev/nvidia-caps/nvidia-cap{number}")));
+                    }
+                    for name in [format!("{}:{index}", gpu.index), one.uuid.clone()] {
+                        devices.push(device(name, nodes.clone()));
+                    }
+                    all.extend(nodes);
+                }
+            }
+        }
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    all.retain(|n| seen.insert(n.path.clone()));
+    devices.push(device("all".into(), all));
+    Ok(Spec {
+        cdi_version: VERSION.into(),
+        kind: KIND.into(),
+        annotations: std::collections::BTreeMap::new(),
+        devices,
+        container_edits: edits,
+    })
+}
+
+fn device(name: String, device_nodes: Vec<DeviceNode>) -> Device {
+    let container_edits = Edits { device_nodes, ..Edits::default() };
+    Device { name, annotations: std::collections::BTreeMap::new(), container_edits }
+}
+
+/// Libraries that end in the driver's version, each once.
+fn libraries(root: &Path, version: &str) -> Vec<PathBuf> {
+    let ending = format!(".so.{version}");
+    let mut found = Vec::new();
+    for folder in LIBRARY_FOLDERS {
+        for below in ["", "vdpau"] {
+            let entries = std::fs::read_dir(root.join(folder).join(below)).into_iter().flatten().flatten();
+            found.extend(entries.map(|e| e.path()).filter(|p| {
+                let name = p.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                name.starts_with("lib") && name.ends_with(&ending)
+            }));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The name by which programs ask for a driver library: most end in `.so.1`.
+fn soname(library: &Path) -> Option<String> {
+    let name = library.file_name()?.to_string_lossy().into_owned();
+    let (stem, _) = name.split_once(".so.")?;
+    Some(format!("{stem}.so.1"))
+}
+
+fn hooks(root: &Path, libraries: &[PathBuf], folders: &[String], inside: &dyn Fn(&Path) -> String) -> Vec<Hook> {
+    let Some(program) = ["usr/bin/nvidia-cdi-hook", "usr/bin/nvidia-ctk"].iter().find(|p| root.join(p).exists()) else {
+        return Vec::new();
+    };
+    let (path, name) = (format!("/{program}"), program.rsplit('/').next().unwrap_or_default());
+    let hook = |verb: &str, rest: Vec<String>| {
+        let mut args = vec![name.to_owned()];
+        if name == "nvidia-ctk" {
+            args.push("hook".into());
+        }
+        args.push(verb.into());
+        args.extend(rest);
+        Hook { hook_name: "createContainer".into(), path: path.clone(), args, env: Vec::new(), timeout: None }
+    };
+    let links = libraries.iter().filter(|l| l.to_string_lossy().contains("libcuda.so.")).flat_map(|l| {
+        let at = inside(&l.with_file_name("libcuda.so"));
+        ["--link".to_owned(), format!("libcuda.so.1::{at}")]
+    });
+    let caches = folders.iter().flat_map(|f| ["--folder".to_owned(), f.clone()]);
+    vec![hook("create-symlinks", links.collect()), hook("update-ldcache", caches.collect())]
+}
+
+/// `/dev/dri` nodes of a GPU, through the links by PCI path.
+fn dri_nodes(root: &Path, bus_id: &str) -> Vec<String> {
+    let address = if bus_id.find(':') == Some(8) { &bus_id[4..] } else { bus_id };
+    let mut found = Vec::new();
+    for kind in ["card", "render"] {
+        let link = root.join(format!("dev/dri/by-path/pci-{address}-{kind}"));
+        if let Some(name) = std::fs::read_link(link).ok().and_then(|t| t.file_name().map(|n| n.to_string_lossy().into_owned())) {
+            found.push(format!("/dev/dri/{name}"));
+        }
+    }
+    found
+}
+
+/// What is wrong with a specification: its form, and host paths that are not there.
+pub fn check(text: &str, root: &Path) -> Result<Vec<String>, GpuError> {
+    let spec: Spec = serde_saphyr::from_str(text).map_err(|e| GpuError::Invalid(format!("this is no CDI specification: {e}")))?;
+    let mut wrong = Vec::new();
+    let word = |t: &str, more: &str| {
+        t.bytes().all(|b| b.is_ascii_alphanumeric() || more.as_bytes().contains(&b))
+            && t.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
+            && t.as_bytes().last().is_some_and(u8::is_ascii_alphanumeric)
+    };
+    let known = ["0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0"];
+    if !known.contains(&spec.cdi_version.as_str()) {
+        wrong.push(format!("cdiVersion '{}' is not known; known are {}", spec.cdi_version, known.join(", ")));
+    }
+    match spec.kind.split_once('/') {
+        Some((vendor, class)) if word(vendor, ".-_") && word(class, "-_.") => {}
+        _ => wrong.push(format!("kind '{}' is not VENDOR/CLASS", spec.kind)),
+    }
+    if spec.devices.is_empty() {
+        wrong.push("there is no device".into());
+    }
+    let mut names = std::collections::BTreeSet::new();
+    for device in &spec.devices {
+        if !word(&device.name, "-_.:") {
+            wrong.push(format!("device name '{}' has characters other than letters, digits and -_.:", device.name));
+        }
+        if !names.insert(&device.name) {
+            wrong.push(format!("device '{}' stands twice", device.name));
+        }
+        if device.container_edits.is_empty() {
+            wrong.push(format!("device '{}' changes nothing", device.name));
+        }
+    }
+    let edits = spec.devices.iter().map(|d| &d.container_edits).chain([&spec.container_edits]);
+    let mut missing = std::collections::BTreeSet::new();
+    for edit in edits {
+        for env in edit.env.iter().filter(|e| e.find('=').is_none_or(|at| at == 0)) {
+            wrong.push(format!("env '{env}' is not NAME=VALUE"));
+        }
+        let nodes = edit.device_nodes.iter().map(|n| n.host_path.as_ref().unwrap_or(&n.path));
+        let paths = nodes.chain(edit.mounts.iter().map(|m| &m.host_path)).chain(edit.hooks.iter().map(|h| &h.path));
+        for path in paths {
+            match path.strip_prefix('/') {
+                None => wrong.push(format!("'{path}' is no absolute path")),
+                Some(relative) if !root.join(relative).exists() => drop(missing.insert(path.clone())),
+                Some(_) => {}
+            }
+        }
+        let stages = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+        for hook in edit.hooks.iter().filter(|h| !stages.contains(&h.hook_name.as_str())) {
+            wrong.push(format!("hook '{}' is none of {}", hook.hook_name, stages.join(", ")));
+        }
+    }
+    wrong.extend(missing.into_iter().map(|p| format!("{p} is not on this machine; generate the specification again")));
+    Ok(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistakes_are_named() {
+        let here = Path::new("/");
+        let good = "cdiVersion: 0.6.0\nkind: nvidia.com/gpu\ndevices: [{name: \"0\", containerEdits: {deviceNodes: [{path: /dev/null}]}}]\n";
+        assert_eq!(check(good, here).unwrap(), Vec::<String>::new());
+        let wrong = |from: &str, to: &str| check(&good.replace(from, to), here).unwrap().join("; ");
+        assert!(wrong("0.6.0", "9.0.0").contains("'9.0.0' is not known"));
+        assert!(wrong("nvidia.com/gpu", "gpu").contains("VENDOR/CLASS"));
+        assert!(wrong("/dev/null", "/dev/nvidia99").contains("/dev/nvidia99 is not on this machine"));
+        assert!(wrong("/dev/null", "dev/null").contains("no absolute path"));
+        assert!(wrong("name: \"0\"", "name: \"a b\"").contains("device name 'a b'"));
+        assert!(check("devices: 3", here).is_err());
+        assert!(check(&good.replace("deviceNodes", "devicenodes"), here).is_err());
+    }
+
+    #[test]
+    fn capabilities_are_read_from_procs_list() {
+        let minors = "config 1\nmonitor 2\ngpu0/gi1/access 12\ngpu0/gi1/ci0/access 13\n";
+        assert_eq!(capability(minors, "gpu0/gi1/access"), Some(12));
+        assert_eq!(capability(minors, "gpu0/gi1/ci0/access"), Some(13));
+        assert_eq!(capability(minors, "gpu0/gi2/access"), None);
+    }
+}

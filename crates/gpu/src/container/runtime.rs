@@ -1,0 +1,282 @@
+//! The runtimes' configuration: containerd 1.x and 2.x, Docker, MicroK8s. Users' comments and order are kept.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use toml_edit::{DocumentMut, Item, Table, value};
+
+use crate::GpuError;
+
+/// A container runtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runtime {
+    /// containerd's own service.
+    Containerd,
+    /// Docker's daemon.
+    Docker,
+    /// The containerd in MicroK8s, configured by a template.
+    Microk8s,
+}
+
+impl Runtime {
+    /// Where its configuration lies.
+    pub fn default_path(self) -> PathBuf {
+        match self {
+            Self::Containerd => "/etc/containerd/config.toml",
+            Self::Docker => "/etc/docker/daemon.json",
+            Self::Microk8s => "/var/snap/microk8s/current/args/containerd-template.toml",
+        }
+        .into()
+    }
+
+    /// The command that makes a change take effect.
+    pub fn restart(self) -> &'static str {
+        match self {
+            Self::Containerd => "systemctl restart containerd",
+            Self::Docker => "systemctl restart docker",
+            Self::Microk8s => "snap restart microk8s.daemon-containerd",
+        }
+    }
+}
+
+/// How GPUs reach containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Path of `nvidia-container-runtime`; `None` sets up CDI alone, which needs no runtime of NVIDIA's.
+    pub nvidia_runtime: Option<String>,
+    /// Whether it becomes the default.
+    pub default: bool,
+}
+
+/// A planned edit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    /// The file.
+    pub path: PathBuf,
+    /// Its text now; empty if it is not there.
+    pub before: String,
+    /// Its text afterwards.
+    pub after: String,
+}
+
+impl Edit {
+    /// Whether anything changes.
+    pub fn is_empty(&self) -> bool {
+        self.before == self.after
+    }
+
+    /// The change as a unified diff.
+    pub fn diff(&self) -> String {
+        let name = self.path.display().to_string();
+        similar::TextDiff::from_lines(&self.before, &self.after).unified_diff().context_radius(3).header(&name, &name).to_string()
+    }
+
+    /// Where the text of before is kept.
+    pub fn backup(&self) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(".slipway-backup");
+        name.into()
+    }
+
+    /// Writes the file whole or not at all, keeping what was there beside it.
+    ///
+    /// # Errors
+    /// [`GpuError::Io`].
+    pub fn write(&self) -> Result<(), GpuError> {
+        if let Some(folder) = self.path.parent() {
+            std::fs::create_dir_all(folder).map_err(GpuError::io(folder.display().to_string()))?;
+        }
+        if !self.before.is_empty() {
+            replace(&self.backup(), &self.before)?;
+        }
+        replace(&self.path, &self.after)
+    }
+}
+
+fn replace(path: &Path, text: &str) -> Result<(), GpuError> {
+    let new = path.with_extension("slipway-new");
+    let write = || -> std::io::Result<()> {
+        use std::io::Write;
+        let mut file = std::fs::File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        if let Ok(old) = std::fs::metadata(path) {
+            std::fs::set_permissions(&new, old.permissions())?;
+        }
+        std::fs::rename(&new, path)
+    };
+    write().map_err(GpuError::io(format!("writing {}", path.display())))
+}
+
+/// Puts back what was there before the last [`Edit::write`].
+///
+/// # Errors
+/// [`GpuError::Invalid`] when there is no backup, [`GpuError::Io`].
+pub fn undo(path: &Path) -> Result<Edit, GpuError> {
+    let before = std::fs::read_to_string(path).unwrap_or_default();
+    let edit = Edit { path: path.to_owned(), before, after: String::new() };
+    let backup = edit.backup();
+    let after = std::fs::read_to_string(&backup)
+        .map_err(|_| GpuError::Invalid(format!("there is no {}; nothing to undo", backup.display())))?;
+    Ok(Edit { after, ..edit })
+}
+
+/// Plans the edit of a runtime's configuration at `path`.
+///
+/// # Errors
+/// [`GpuError::Invalid`] when the file cannot be understood; it is then left as it is.
+pub fn plan(runtime: Runtime, path: &Path, options: &Options) -> Result<Edit, GpuError> {
+    let before = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(e) => return Err(GpuError::io(path.display().to_string())(e)),
+    };
+    let after = match runtime {
+        Runtime::Docker => docker(&before, options)?,
+        Runtime::Containerd | Runtime::Microk8s => containerd(&before, options)?,
+    };
+    Ok(Edit { path: path.to_owned(), before, after })
+}
+
+fn invalid(why: impl std::fmt::Display) -> GpuError {
+    GpuError::Invalid(format!("the runtime's configuration cannot be understood: {why}"))
+}
+
+/// A table inside another, made if it is not there, written as `[a.b.c]`.
+fn table<'t>(parent: &'t mut Table, key: &str) -> Result<&'t mut Table, GpuError> {
+    let item = parent.entry(key).or_insert_with(|| {
+        let mut new = Table::new();
+        new.set_implicit(true);
+        Item::Table(new)
+    });
+    item.as_table_mut().ok_or_else(|| invalid(format!("'{key}' is no table")))
+}
+
+/// containerd's configuration: version 2 (1.x) and 3 (2.x) differ in the plugin's name.
+///
+/// MicroK8s's template holds `${...}` in strings only, so it is TOML too.
+fn containerd(text: &str, options: &Options) -> Result<String, GpuError> {
+    let mut document: DocumentMut = text.parse().map_err(invalid)?;
+    let version = match document.get("version") {
+        // An empty file: what containerd 1.7 and 2.x both read.
+        None if document.is_empty() => {
+            document["version"] = value(2);
+            2
+        }
+        None => 1,
+        Some(item) => item.as_integer().ok_or_else(|| invalid("'version' is no number"))?,
+    };
+    let plugin: &[&str] = match version {
+        1 => return Err(invalid("it is of version 1, which containerd 2 no longer reads; convert it with `containerd config migrate`")),
+        2 => &["io.containerd.grpc.v1.cri"],
+        3 => &["io.containerd.cri.v1.runtime"],
+        n => return Err(invalid(format!("version {n} is not known"))),
+    };
+    let mut at = table(document.as_table_mut(), "plugins")?;
+    for key in plugin {
+        at = table(at, key)?;
+    }
+    // On in containerd 2 by default, off in 1.7.
+    if at.get("enable_cdi").and_then(Item::as_bool) != Some(true) && version == 2 || at.get("enable_cdi").and_then(Item::as_bool) == Some(false) {
+        at["enable_cdi"] = value(true);
+    }
+    if version == 2 && !at.contains_key("cdi_spec_dirs") {
+        at["cdi_spec_dirs"] = value(toml_edit::Array::from_iter(["/etc/cdi", "/var/run/cdi"]));
+    }
+    if let Some(binary) = &options.nvidia_runtime {
+        let containerd = table(at, "containerd")?;
+        if options.default {
+            containerd["default_runtime_name"] = value("nvidia");
+        }
+        let nvidia = table(table(containerd, "runtimes")?, "nvidia")?;
+        nvidia["runtime_type"] = value("io.containerd.runc.v2");
+        table(nvidia, "options")?["BinaryName"] = value(binary.as_str());
+    }
+    Ok(document.to_string())
+}
+
+/// Docker's configuration is JSON, which has no comments; its order is kept.
+fn docker(text: &str, options: &Options) -> Result<String, GpuError> {
+    let mut document: Value = if text.trim().is_empty() { serde_json::json!({}) } else { serde_json::from_str(text).map_err(invalid)? };
+    let before = document.clone();
+    let top = document.as_object_mut().ok_or_else(|| invalid("it is no object"))?;
+    let features = top.entry("features").or_insert_with(|| serde_json::json!({}));
+    features.as_object_mut().ok_or_else(|| invalid("'features' is no object"))?.insert("cdi".into(), true.into());
+    if let Some(binary) = &options.nvidia_runtime {
+        let runtimes = top.entry("runtimes").or_insert_with(|| serde_json::json!({}));
+        let runtimes = runtimes.as_object_mut().ok_or_else(|| invalid("'runtimes' is no object"))?;
+        runtimes.insert("nvidia".into(), serde_json::json!({ "path": binary, "args": [] }));
+        if options.default {
+            top.insert("default-runtime".into(), "nvidia".into());
+        }
+    }
+    if document == before {
+        return Ok(text.to_owned());
+    }
+    let mut text = serde_json::to_string_pretty(&document).map_err(invalid)?;
+    text.push('\n');
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NVIDIA: &str = "/usr/bin/nvidia-container-runtime";
+
+    fn options(default: bool) -> Options {
+        Options { nvidia_runtime: Some(NVIDIA.into()), default }
+    }
+
+    #[test]
+    fn comments_and_order_stay() {
+        let text = "# ours, do not touch\nversion = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  # a mirror\n  sandbox_image = \"pause:3.9\" # pinned\n";
+        let after = containerd(text, &options(false)).unwrap();
+        assert!(after.starts_with("# ours, do not touch\nversion = 2\n"));
+        assert!(after.contains("  # a mirror\n  sandbox_image = \"pause:3.9\" # pinned\n"), "{after}");
+        assert!(after.contains("enable_cdi = true"));
+        assert!(after.contains("[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.nvidia.options]\nBinaryName"), "{after}");
+        assert!(!after.contains("default_runtime_name"));
+        assert_eq!(containerd(&after, &options(false)).unwrap(), after, "a second time changes nothing");
+    }
+
+    #[test]
+    fn containerd_2_has_another_plugin_and_cdi_already() {
+        let after = containerd("version = 3\n", &Options { nvidia_runtime: None, default: false }).unwrap();
+        assert_eq!(after, "version = 3\n");
+        let after = containerd("version = 3\n", &options(true)).unwrap();
+        assert!(after.contains("[plugins.\"io.containerd.cri.v1.runtime\".containerd]\ndefault_runtime_name = \"nvidia\""), "{after}");
+    }
+
+    #[test]
+    fn what_is_not_understood_is_left_alone() {
+        for bad in ["version = [", "disabled_plugins = []\n", "version = 9\n", "version = 2\nplugins = 3\n"] {
+            assert!(containerd(bad, &options(false)).is_err(), "{bad}");
+        }
+        assert!(docker("[]", &options(false)).is_err());
+    }
+
+    #[test]
+    fn docker_keeps_its_other_settings() {
+        let after = docker("{\"log-driver\": \"journald\"}", &options(true)).unwrap();
+        let read: Value = serde_json::from_str(&after).unwrap();
+        assert_eq!(read["log-driver"], "journald");
+        assert_eq!((read["features"]["cdi"].clone(), read["runtimes"]["nvidia"]["path"].clone()), (true.into(), NVIDIA.into()));
+        assert_eq!(docker(&after, &options(true)).unwrap(), after);
+    }
+
+    #[test]
+    fn an_edit_can_be_undone() {
+        let folder = std::env::temp_dir().join(format!("slipway-runtime-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("config.toml");
+        std::fs::write(&path, "version = 2 # mine\n").unwrap();
+        let edit = plan(Runtime::Containerd, &path, &options(false)).unwrap();
+        assert!(edit.diff().contains("+BinaryName") || edit.diff().contains("BinaryName"));
+        edit.write().unwrap();
+        assert!(plan(Runtime::Containerd, &path, &options(false)).unwrap().is_empty());
+        undo(&path).unwrap().write().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "version = 2 # mine\n");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
