@@ -31,6 +31,10 @@ pub const LOG_FORMAT: &str = "SLIPWAY_LOG_FORMAT";
 pub const ONNXRUNTIME: &str = "SLIPWAY_ONNXRUNTIME";
 /// `auto`, `ort` or `tract`.
 pub const RUNTIME: &str = "SLIPWAY_RUNTIME";
+/// Path of NVML's library, in place of the driver's.
+pub const NVML_LIB: &str = "SLIPWAY_NVML_LIB";
+/// A fixture that answers in place of a GPU, for teaching and tests.
+pub const GPU_FIXTURE: &str = "SLIPWAY_GPU_FIXTURE";
 
 /// All of them.
 pub const ALL: &[Variable] = &[
@@ -44,5 +48,7 @@ pub const ALL: &[Variable] = &[
     Variable { name: LOG, about: "log filter, such as info or slipway_track=debug" },
     Variable { name: LOG_FORMAT, about: "text or json" },
     Variable { name: ONNXRUNTIME, about: "path of libonnxruntime.so (else tract runs the models)" },
+    Variable { name: NVML_LIB, about: "path of libnvidia-ml.so.1, in place of the driver's" },
+    Variable { name: GPU_FIXTURE, about: "fixture that answers in place of a GPU, such as h100x8" },
     Variable { name: RUNTIME, about: "auto, ort or tract" },
 ];

@@ -160,6 +160,51 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "See `slipway deploy apply --help` for an example; weights are whole numbers that add up to 100.",
     },
     Topic {
+        code: "gpu.no_nvml",
+        meaning: "NVML, the management library that comes with NVIDIA's driver, cannot be loaded.",
+        remedy: "`slipway gpu stack` shows what is missing; to learn without a GPU: `slipway gpu ls --fixture h100x8`.",
+    },
+    Topic {
+        code: "gpu.nvml",
+        meaning: "NVML refused a call; the message names it.",
+        remedy: "`slipway gpu stack` checks driver and permissions; the kernel's log tells more: `dmesg | grep -i nvrm`.",
+    },
+    Topic {
+        code: "gpu.none",
+        meaning: "There is no NVIDIA GPU in this machine, or no driver for it.",
+        remedy: "`slipway gpu stack` tells which; `--cpu` measures the processor; `--fixture h100x8` simulates GPUs.",
+    },
+    Topic {
+        code: "gpu.cuda",
+        meaning: "A call of CUDA, NVRTC or cuBLAS failed, or one of them is not installed.",
+        remedy: "Check with `slipway gpu stack`; the libraries also come from PyPI: `pip install nvidia-cublas-cu12 nvidia-cuda-nvrtc-cu12`, then set LD_LIBRARY_PATH.",
+    },
+    Topic {
+        code: "gpu.invalid",
+        meaning: "A value, file or name about GPUs cannot be used; the message says which and why.",
+        remedy: "See the example in the command's `--help`.",
+    },
+    Topic {
+        code: "gpu.io",
+        meaning: "A file about GPUs or containers cannot be read or written.",
+        remedy: "Check its owner; changing a runtime's configuration needs root.",
+    },
+    Topic {
+        code: "gpu.mig_impossible",
+        meaning: "The instances or jobs that are wanted do not fit; the message says why and what would.",
+        remedy: "`slipway gpu mig profiles` lists what a card offers; name more GPUs with `--gpus`.",
+    },
+    Topic {
+        code: "gpu.in_use",
+        meaning: "A process is using the GPU or the instance that would have to go; nothing was touched.",
+        remedy: "End the process or drain the pod, then run the command again.",
+    },
+    Topic {
+        code: "gpu.mig_apply",
+        meaning: "A step of the change failed; the message says what was brought back.",
+        remedy: "See what is there with `slipway gpu mig ls`; changing MIG needs root and an idle GPU.",
+    },
+    Topic {
         code: "demo.failed",
         meaning: "A step of the demo could not be verified.",
         remedy: "The message names the step and its log; `slipway doctor` checks the machine.",

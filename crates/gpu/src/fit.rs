@@ -122,7 +122,10 @@ pub fn fit(question: &Question) -> Result<Answer, GpuError> {
             ),
         });
         let (bytes, how) = if question.checkpointing {
-            (shape.layers * 2.0 * s * n * shape.hidden + 34.0 * s * n * shape.hidden, "layers x 2 s b h, and one layer's 34 s b h while it is computed again")
+            (
+                shape.layers * 2.0 * s * n * shape.hidden + 34.0 * s * n * shape.hidden,
+                "layers x 2 s b h, and one layer's 34 s b h while it is computed again",
+            )
         } else {
             (shape.layers * 34.0 * s * n * shape.hidden, "layers x 34 s b h with attention computed in tiles")
         };
@@ -149,7 +152,10 @@ fn tokens(question: &Question, roof: &Roofline) -> Result<Option<f64>, GpuError>
     if question.optimizer.is_some() {
         return Ok(None);
     }
-    let text = format!("decode:model={},batch={},context={},dtype={}", question.parameters, question.batch, question.sequence, question.precision);
+    let text = format!(
+        "decode:model={},batch={},context={},dtype={}",
+        question.parameters, question.batch, question.sequence, question.precision
+    );
     Ok(roof.place(&Work::parse(&text)?).and_then(|p| p.tokens_per_second))
 }
 
@@ -170,7 +176,12 @@ fn places(question: &Question, bytes: f64) -> Result<Vec<Fit>, GpuError> {
         for c in &mut roof.compute {
             c.tera *= count;
         }
-        fits.push(Fit { name: card.name.into(), count: count as u32, memory, tokens_per_second: tokens(question, &roof)? });
+        fits.push(Fit {
+            name: card.name.into(),
+            count: count as u32,
+            memory,
+            tokens_per_second: tokens(question, &roof)?,
+        });
     }
     for family in mig::families() {
         let Some(geometry) = Geometry::family(family) else { continue };
@@ -184,7 +195,10 @@ fn places(question: &Question, bytes: f64) -> Result<Vec<Fit>, GpuError> {
                 continue;
             }
             let mut roof = Roofline::of_card(&card);
-            let (compute, share) = (f64::from(profile.multiprocessors) / f64::from(card.multiprocessors), f64::from(profile.size) / f64::from(geometry.memory));
+            let (compute, share) = (
+                f64::from(profile.multiprocessors) / f64::from(card.multiprocessors),
+                f64::from(profile.size) / f64::from(geometry.memory),
+            );
             roof.compute.iter_mut().for_each(|c| c.tera *= compute);
             roof.memory = roof.memory.into_iter().map(|m| Memory { gigabytes: m.gigabytes * share, ..m }).collect();
             fits.push(Fit {
@@ -204,7 +218,14 @@ mod tests {
     use super::*;
 
     fn question(parameters: f64) -> Question {
-        Question { parameters, precision: Precision::Bf16, sequence: 4096, batch: 1, optimizer: None, checkpointing: false }
+        Question {
+            parameters,
+            precision: Precision::Bf16,
+            sequence: 4096,
+            batch: 1,
+            optimizer: None,
+            checkpointing: false,
+        }
     }
 
     #[test]
@@ -219,7 +240,12 @@ mod tests {
     #[test]
     fn training_with_adam_takes_sixteen_bytes_a_parameter() {
         let answer = fit(&Question { optimizer: Some(Optimizer::Adam), checkpointing: true, ..question(7e9) }).unwrap();
-        let state: f64 = answer.parts.iter().filter(|p| matches!(p.what, "weights" | "gradients" | "optimizer")).map(|p| p.bytes).sum();
+        let state: f64 = answer
+            .parts
+            .iter()
+            .filter(|p| matches!(p.what, "weights" | "gradients" | "optimizer"))
+            .map(|p| p.bytes)
+            .sum();
         assert!((state - 16.0 * 7e9).abs() < 1.0);
         assert!(answer.fits.iter().all(|f| !(f.name == "H100 80GB HBM3" && f.count == 1)));
         assert!(answer.fits.iter().any(|f| f.name == "H200" && f.count == 1));

@@ -191,7 +191,7 @@ impl Inventory {
     ///
     /// # Errors
     /// NVML's, where it cannot even count the GPUs.
-    pub fn collect(nvml: &Nvml, simulated: bool) -> Result<Self, GpuError> {
+    pub fn collect(nvml: &Nvml) -> Result<Self, GpuError> {
         let (major, minor) = nvml.cuda_version().unwrap_or_default();
         let count = nvml.count()?;
         let gpus = (0..count)
@@ -205,7 +205,7 @@ impl Inventory {
             })
             .collect();
         Ok(Self {
-            simulated,
+            simulated: nvml.is_simulated(),
             driver: nvml.driver_version().unwrap_or_default(),
             nvml: nvml.nvml_version().unwrap_or_default(),
             cuda: format!("{major}.{minor}"),
@@ -378,7 +378,8 @@ fn processes(nvml: &Nvml, device: &Device<'_>, f: &mut Vec<Finding>) -> Vec<Proc
 
 /// What the readings mean.
 fn judge(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
-    let mut add = |severity, what: String, remedy: &str| findings.push(Finding { severity, what, remedy: remedy.into() });
+    let mut add =
+        |severity, what: String, remedy: &str| findings.push(Finding { severity, what, remedy: remedy.into() });
     for (bit, words, bad) in codes::THROTTLE_REASONS {
         if *bad && throttle & bit != 0 {
             let remedy = if words.contains("temperature") {
@@ -407,17 +408,29 @@ fn judge(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
             add(Severity::Warning, what, "check the BIOS setting of the slot and the riser");
         }
         if p.replays.is_some_and(|r| r > 1000) {
-            add(Severity::Warning, format!("{} PCIe packets were sent again", p.replays.unwrap_or(0)), "reseat the card or change the riser");
+            add(
+                Severity::Warning,
+                format!("{} PCIe packets were sent again", p.replays.unwrap_or(0)),
+                "reseat the card or change the riser",
+            );
         }
     }
     if let Some(ecc) = &gpu.ecc {
         if ecc.remapping_failed {
             add(Severity::Error, "a memory row could not be remapped".into(), "replace the card (RMA)");
         } else if ecc.remapping_pending {
-            add(Severity::Warning, "a memory row waits to be remapped".into(), "drain the node and reset the GPU: nvidia-smi --gpu-reset");
+            add(
+                Severity::Warning,
+                "a memory row waits to be remapped".into(),
+                "drain the node and reset the GPU: nvidia-smi --gpu-reset",
+            );
         }
         if ecc.uncorrected > 0 {
-            add(Severity::Error, format!("{} uncorrected memory errors", ecc.uncorrected), "drain the node, reset the GPU, and replace the card if they come back");
+            add(
+                Severity::Error,
+                format!("{} uncorrected memory errors", ecc.uncorrected),
+                "drain the node, reset the GPU, and replace the card if they come back",
+            );
         }
     }
     let down = gpu.nvlinks.iter().filter(|l| !l.active).count();
@@ -426,15 +439,27 @@ fn judge(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
         add(Severity::Warning, what, "check the bridge, and nvidia-fabricmanager on NVSwitch systems");
     }
     if gpu.mig.as_ref().is_some_and(|m| m.enabled != m.pending) {
-        add(Severity::Note, "a change of the MIG mode waits for a reset".into(), "drain the node and reset the GPU: nvidia-smi --gpu-reset");
+        add(
+            Severity::Note,
+            "a change of the MIG mode waits for a reset".into(),
+            "drain the node and reset the GPU: nvidia-smi --gpu-reset",
+        );
     }
     if gpu.persistence == Some(false) {
-        add(Severity::Note, "persistence is off: the first call after a pause takes seconds".into(), "systemctl enable --now nvidia-persistenced");
+        add(
+            Severity::Note,
+            "persistence is off: the first call after a pause takes seconds".into(),
+            "systemctl enable --now nvidia-persistenced",
+        );
     }
     if let (Some(limit), Some(default)) = (gpu.power_limit_watts, gpu.power_default_watts)
         && limit < default * 0.99
     {
-        add(Severity::Note, format!("power is limited to {limit:.0} of {default:.0} W"), "nvidia-smi --power-limit sets it; slower, and often more efficient");
+        add(
+            Severity::Note,
+            format!("power is limited to {limit:.0} of {default:.0} W"),
+            "nvidia-smi --power-limit sets it; slower, and often more efficient",
+        );
     }
     if gpu.utilization_percent == Some(0) && !gpu.processes.is_empty() {
         let held: u64 = gpu.processes.iter().filter_map(|p| p.memory_bytes).sum();

@@ -8,11 +8,14 @@
 //! | [`work`], [`roofline`], [`fit`] | what work asks of a machine, what that allows, and where it fits |
 //! | [`bench`] | what is measured |
 //! | [`container`] | CDI specifications, runtimes' configuration |
+//! | [`draw`] | pictures: SVG and terminal |
+//! | [`repo`] | kept benchmark reports |
 //! | [`mig`] | MIG: geometry, placement, plan and apply |
 //! | [`share`] | MIG, MPS and time slices compared for the jobs at hand |
 
 pub mod bench;
 pub mod container;
+pub mod draw;
 pub mod error;
 pub mod fit;
 pub mod inventory;
@@ -20,9 +23,11 @@ pub mod mig;
 pub mod nvml;
 pub mod pci;
 pub mod process;
+pub mod repo;
 pub mod roofline;
 pub mod share;
 pub mod sheet;
+pub mod stack;
 pub mod topology;
 pub mod work;
 

@@ -43,7 +43,8 @@ pub fn owner(pid: u32) -> Owner {
     let folder = Path::new("/proc").join(pid.to_string());
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_default();
     let status = read("status");
-    let uid = status.lines().find_map(|l| l.strip_prefix("Uid:")).and_then(|l| l.split_whitespace().next()).unwrap_or("");
+    let uid =
+        status.lines().find_map(|l| l.strip_prefix("Uid:")).and_then(|l| l.split_whitespace().next()).unwrap_or("");
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let named = passwd.lines().find_map(|l| {
         let mut fields = l.split(':');

@@ -90,7 +90,9 @@ impl Roofline {
         find(precision).or_else(|| match precision {
             Precision::Tf32 => find(Precision::Fp32),
             Precision::Bf16 | Precision::Fp16 => find(Precision::Fp16).or_else(|| find(Precision::Fp32)),
-            Precision::Fp8 | Precision::Int8 => find(Precision::Bf16).or_else(|| find(Precision::Fp16)).or_else(|| find(Precision::Fp32)),
+            Precision::Fp8 | Precision::Int8 => {
+                find(Precision::Bf16).or_else(|| find(Precision::Fp16)).or_else(|| find(Precision::Fp32))
+            }
             _ => None,
         })
     }

@@ -91,7 +91,9 @@ impl Workloads {
         }
         let jobs = file.workloads.iter().fold(0usize, |n, w| n.saturating_add(w.count));
         if jobs == 0 || jobs > MOST_JOBS {
-            return Err(GpuError::Invalid(format!("the file asks for {jobs} jobs; from 1 to {MOST_JOBS} can be planned")));
+            return Err(GpuError::Invalid(format!(
+                "the file asks for {jobs} jobs; from 1 to {MOST_JOBS} can be planned"
+            )));
         }
         Ok(file)
     }
@@ -200,7 +202,10 @@ fn gib(mib: u64) -> f64 {
 pub fn plan(card: &str, memory_mib: u64, geometry: Option<&Geometry>, workloads: &Workloads) -> Result<Plan, GpuError> {
     let memory = gib(memory_mib);
     if let Some(w) = workloads.workloads.iter().find(|w| w.memory_gib > memory) {
-        return Err(GpuError::Impossible(format!("'{}' needs {} GiB and {card} has {memory:.0}", w.name, w.memory_gib)));
+        return Err(GpuError::Impossible(format!(
+            "'{}' needs {} GiB and {card} has {memory:.0}",
+            w.name, w.memory_gib
+        )));
     }
     let jobs = workloads.jobs();
     let strictest = workloads.workloads.iter().map(|w| w.isolation).max().unwrap_or_default();
@@ -211,14 +216,21 @@ pub fn plan(card: &str, memory_mib: u64, geometry: Option<&Geometry>, workloads:
     let best = possible.min_by(|a, b| a.gpus.cmp(&b.gpus).then(b.expected_share.total_cmp(&a.expected_share)));
     let reason = match (best, strictest) {
         (None, _) => "no way of sharing serves these jobs; give each a GPU of its own".to_owned(),
-        (Some(o), Isolation::Full) if o.strategy == Strategy::Mig => "a job must be kept from others in full, which only MIG does".into(),
+        (Some(o), Isolation::Full) if o.strategy == Strategy::Mig => {
+            "a job must be kept from others in full, which only MIG does".into()
+        }
         (Some(o), _) => format!("{} GPUs, the fewest of the ways that keep what must be kept apart", o.gpus),
     };
     let recommended = best.map(|o| o.strategy);
     Ok(Plan { card: card.into(), jobs: jobs.len(), outcomes, recommended, reason, packing })
 }
 
-fn by_mig(geometry: Option<&Geometry>, workloads: &Workloads, jobs: &[usize], card: &str) -> (Outcome, Option<Packing>) {
+fn by_mig(
+    geometry: Option<&Geometry>,
+    workloads: &Workloads,
+    jobs: &[usize],
+    card: &str,
+) -> (Outcome, Option<Packing>) {
     let mut outcome = Outcome {
         strategy: Strategy::Mig,
         refused: None,
@@ -240,7 +252,9 @@ fn by_mig(geometry: Option<&Geometry>, workloads: &Workloads, jobs: &[usize], ca
     let mut profiles = Vec::new();
     for w in &workloads.workloads {
         let holds = |p: &&mig::Profile| {
-            !p.media() && gib(p.memory_mib) >= w.memory_gib && f64::from(p.compute) / f64::from(geometry.compute) + 1e-9 >= w.compute
+            !p.media()
+                && gib(p.memory_mib) >= w.memory_gib
+                && f64::from(p.compute) / f64::from(geometry.compute) + 1e-9 >= w.compute
         };
         match geometry.profiles.iter().filter(holds).min_by_key(|p| (p.size, p.compute)) {
             Some(profile) => profiles.push(profile),
@@ -256,7 +270,8 @@ fn by_mig(geometry: Option<&Geometry>, workloads: &Workloads, jobs: &[usize], ca
             outcome.gpus = packing.gpus.len();
             outcome.lower_bound = packing.lower_bound;
             outcome.most_jobs = packing.gpus.iter().map(Vec::len).max().unwrap_or(0);
-            outcome.memory_lost_gib = jobs.iter().map(|w| gib(profiles[*w].memory_mib) - workloads.workloads[*w].memory_gib).sum();
+            outcome.memory_lost_gib =
+                jobs.iter().map(|w| gib(profiles[*w].memory_mib) - workloads.workloads[*w].memory_gib).sum();
             outcome.mig_parted = Some(mig_parted(&packing));
             (outcome, Some(packing))
         }
@@ -295,7 +310,13 @@ fn speed(shares: &[(f64, f64)]) -> (f64, f64) {
     (if all > 1.0 { 1.0 / all } else { 1.0 }, if usual > 1.0 { 1.0 / usual } else { 1.0 })
 }
 
-fn shared(workloads: &Workloads, jobs: &[usize], memory: f64, most: usize, overcommit: bool) -> (Vec<Vec<usize>>, usize, f64, f64) {
+fn shared(
+    workloads: &Workloads,
+    jobs: &[usize],
+    memory: f64,
+    most: usize,
+    overcommit: bool,
+) -> (Vec<Vec<usize>>, usize, f64, f64) {
     let one = |w: &usize| {
         let w = &workloads.workloads[*w];
         // Turns are taken only by those that work, so jobs that rest most of the time may share more than all of it.
@@ -305,7 +326,8 @@ fn shared(workloads: &Workloads, jobs: &[usize], memory: f64, most: usize, overc
     let (gpus, bound) = pack(&sizes, memory, most);
     let (mut worst, mut expected) = (1.0f64, 1.0f64);
     for gpu in &gpus {
-        let shares: Vec<(f64, f64)> = gpu.iter().map(|j| &workloads.workloads[jobs[*j]]).map(|w| (w.compute, w.duty)).collect();
+        let shares: Vec<(f64, f64)> =
+            gpu.iter().map(|j| &workloads.workloads[jobs[*j]]).map(|w| (w.compute, w.duty)).collect();
         let (w, e) = speed(&shares);
         worst = worst.min(w);
         expected = expected.min(e);
@@ -325,7 +347,9 @@ fn by_mps(workloads: &Workloads, jobs: &[usize], memory: f64, strictest: Isolati
     let refused = if strictest == Isolation::Full {
         Some("a fatal fault of one client ends all of them".to_owned())
     } else if largest * most_jobs as f64 > memory {
-        Some(format!("the device plugin gives each of {most_jobs} replicas an equal part of the memory, and a job needs {largest} GiB"))
+        Some(format!(
+            "the device plugin gives each of {most_jobs} replicas an equal part of the memory, and a job needs {largest} GiB"
+        ))
     } else {
         None
     };
@@ -409,7 +433,8 @@ mod tests {
 
     #[test]
     fn ten_thousand_jobs_pack_within_a_tenth_of_the_bound() {
-        let jobs: Vec<(f64, f64)> = (0..10_000u32).map(|i| (f64::from(i * 7 % 23 + 2), f64::from(i * 5 % 11) / 40.0)).collect();
+        let jobs: Vec<(f64, f64)> =
+            (0..10_000u32).map(|i| (f64::from(i * 7 % 23 + 2), f64::from(i * 5 % 11) / 40.0)).collect();
         let (gpus, bound) = pack(&jobs, 80.0, usize::MAX);
         assert_eq!(gpus.iter().map(Vec::len).sum::<usize>(), 10_000);
         assert!(gpus.len() * 10 <= bound * 11, "{} for {bound}", gpus.len());

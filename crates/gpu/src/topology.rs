@@ -125,7 +125,8 @@ impl Topology {
         let nvlinks = |a: usize, b: usize| -> u32 {
             let direct = counts[a].get(gpus[b].bus_id.as_str()).copied().unwrap_or(0);
             let switch = |remote: &str| !remote.is_empty() && gpus.iter().all(|g| g.bus_id != remote);
-            let shared = counts[a].iter().filter(|(r, _)| switch(r)).filter_map(|(r, n)| counts[b].get(r).map(|m| n.min(m)));
+            let shared =
+                counts[a].iter().filter(|(r, _)| switch(r)).filter_map(|(r, n)| counts[b].get(r).map(|m| n.min(m)));
             direct + shared.sum::<u32>()
         };
         let level = |a: usize, b: usize| -> Option<Link> {
@@ -143,16 +144,15 @@ impl Topology {
                 links[b][a] = link;
             }
         }
-        let cpus: Vec<Vec<u32>> = gpus
-            .iter()
-            .map(|g| nvml.device(g.index).and_then(|d| d.cpu_affinity()).unwrap_or_default())
-            .collect();
+        let cpus: Vec<Vec<u32>> =
+            gpus.iter().map(|g| nvml.device(g.index).and_then(|d| d.cpu_affinity()).unwrap_or_default()).collect();
         let nodes = pci::numa_nodes(sysfs);
         let numa = gpus
             .iter()
             .zip(&cpus)
             .map(|(g, cpus)| {
-                let by_cpu = || nodes.iter().find(|(_, list)| cpus.first().is_some_and(|c| list.contains(c))).map(|(n, _)| *n);
+                let by_cpu =
+                    || nodes.iter().find(|(_, list)| cpus.first().is_some_and(|c| list.contains(c))).map(|(n, _)| *n);
                 pci::numa_node(sysfs, &g.bus_id).or_else(by_cpu)
             })
             .collect();
@@ -177,7 +177,9 @@ fn nics(sysfs: &Path, inventory: &Inventory) -> Vec<(String, Vec<Link>)> {
             if !pci::address_parts(&path).iter().any(|p| p.contains('.')) {
                 continue;
             }
-            let to = |g: &crate::inventory::Gpu| pci::path_of(sysfs, &g.bus_id).map_or(Link::System, |gpu| pci::distance(&gpu, &path));
+            let to = |g: &crate::inventory::Gpu| {
+                pci::path_of(sysfs, &g.bus_id).map_or(Link::System, |gpu| pci::distance(&gpu, &path))
+            };
             found.push((entry.file_name().to_string_lossy().into_owned(), inventory.gpus.iter().map(to).collect()));
         }
     }

@@ -123,7 +123,11 @@ impl Work {
         }
         let mut sizes = Vec::new();
         for field in &fields[..numbers] {
-            let n: u32 = field.parse().ok().filter(|n| (1..=1 << 24).contains(n)).ok_or_else(|| wrong(&format!("'{field}' is no size")))?;
+            let n: u32 = field
+                .parse()
+                .ok()
+                .filter(|n| (1..=1 << 24).contains(n))
+                .ok_or_else(|| wrong(&format!("'{field}' is no size")))?;
             sizes.push(f64::from(n));
         }
         let precision: Precision = fields.get(numbers).map_or(Ok(Precision::Bf16), |f| f.parse())?;
@@ -150,7 +154,11 @@ impl Work {
             }
             _ => {
                 // A linear layer is a product of batch x in with in x out.
-                let (m, n, k, at) = if kind == "gemm" { (sizes[0], sizes[1], sizes[2], [0, 1, 2]) } else { (sizes[0], sizes[2], sizes[1], [0, 2, 1]) };
+                let (m, n, k, at) = if kind == "gemm" {
+                    (sizes[0], sizes[1], sizes[2], [0, 1, 2])
+                } else {
+                    (sizes[0], sizes[2], sizes[1], [0, 2, 1])
+                };
                 work(
                     2.0 * m * n * k,
                     (m * k + k * n + m * n) * b,
@@ -225,7 +233,17 @@ mod tests {
 
     #[test]
     fn mistakes_say_what_is_expected() {
-        for bad in ["gemm", "gemm:1,2", "gemm:0,1,1", "gemm:a,b,c", "gemm:1,1,1,fp3", "conv:1", "decode:batch=1", "decode:model=x", "decode:7b"] {
+        for bad in [
+            "gemm",
+            "gemm:1,2",
+            "gemm:0,1,1",
+            "gemm:a,b,c",
+            "gemm:1,1,1,fp3",
+            "conv:1",
+            "decode:batch=1",
+            "decode:model=x",
+            "decode:7b",
+        ] {
             assert!(matches!(Work::parse(bad), Err(GpuError::Invalid(_))), "{bad}");
         }
     }

@@ -238,7 +238,7 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(super::OPENAPI).unwrap();
         let mut documented: Vec<String> = document["paths"].as_object().unwrap().keys().cloned().collect();
         documented.sort();
-        let source = include_str!("api.rs");
+        let source = concat!(include_str!("api.rs"), include_str!("gpu.rs"));
         let mut routes: Vec<String> = source
             .lines()
             .filter_map(|l| l.trim().strip_prefix(".route(\"")?.split('"').next())

@@ -6,12 +6,14 @@
 //! | [`run`](mod@run) | listens, drains, stops |
 //! | [`auth`] | tokens |
 //! | `api` | slipway's own API, `/api/v1`, and its OpenAPI document |
+//! | `gpu` | GPUs of this machine and kept benchmarks |
 //! | `metrics` | Prometheus |
 //! | `ui` | the embedded web pages |
 
 mod api;
 pub mod auth;
 pub mod error;
+mod gpu;
 mod metrics;
 pub mod platform;
 pub mod run;

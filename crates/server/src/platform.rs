@@ -12,7 +12,7 @@ use slipway_store::{Database, Objects};
 use slipway_track::Tracking;
 use tokio::sync::watch;
 
-use crate::{ServerError, api, metrics, ui};
+use crate::{ServerError, api, gpu, metrics, ui};
 
 /// Everything that a server serves; cheap to clone.
 #[derive(Clone)]
@@ -25,6 +25,8 @@ pub struct Platform {
     pub database: Database,
     /// Counters of requests.
     pub(crate) meters: Arc<metrics::Meters>,
+    /// GPUs of this machine.
+    pub(crate) gpus: Arc<gpu::Gpus>,
     /// Held while the state folder is in use.
     _lock: Arc<std::fs::File>,
 }
@@ -60,17 +62,25 @@ impl Platform {
             let pid = other.and_then(|o| o.get("pid")?.as_u64()).and_then(|p| u32::try_from(p).ok());
             return Err(ServerError::Locked { path: home.root().to_owned(), pid });
         }
-        let database = Database::open(&home.database(), &[slipway_track::MIGRATION, slipway_serve::MIGRATION])?;
+        let database = Database::open(
+            &home.database(),
+            &[slipway_track::MIGRATION, slipway_serve::MIGRATION, slipway_gpu::repo::MIGRATION],
+        )?;
         let tracking = Tracking::open(database.clone(), Objects::open(home.objects())?).await?;
         let runtime = Runtime::choose(runtime, library.as_deref())?;
         let gateway = Gateway::open(database.clone(), runtime, Arc::new(Registry(tracking.clone())))?;
-        Ok(Self { tracking, gateway, database, meters: Arc::default(), _lock: Arc::new(lock) })
+        Ok(Self { tracking, gateway, database, meters: Arc::default(), gpus: Arc::default(), _lock: Arc::new(lock) })
     }
 
     /// The control plane: MLflow's API, slipway's own, health, metrics and the UI.
     pub fn control_router(&self) -> Router {
         Router::new()
-            .nest("/api/v1", api::router(self.clone()).merge(api::gateway_router(self.inference_router())))
+            .nest(
+                "/api/v1",
+                api::router(self.clone())
+                    .merge(api::gateway_router(self.inference_router()))
+                    .merge(gpu::router(self.clone())),
+            )
             .merge(slipway_track::http::router(self.tracking.clone()))
             .merge(api::health_router(self.clone()))
             .fallback(ui::serve)

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+pub(crate) mod gpu;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// From bare GPU machines to a launched model, with one binary.
@@ -54,6 +56,10 @@ pub(crate) enum Format {
     Yaml,
     /// Names only, one a line
     Name,
+    /// More columns for people
+    Wide,
+    /// A picture, where the command has one
+    Svg,
 }
 
 /// What to do.
@@ -74,6 +80,13 @@ pub(crate) enum Command {
     /// The main job on real data: train, track, register, deploy, ask; verified step by step
     #[command(after_help = "Example:\n  slipway demo --keep")]
     Demo(Demo),
+    /// GPUs: see them, measure them, share them
+    Gpu(gpu::Gpu),
+    /// GPUs, their history and their processes, live
+    #[command(
+        after_help = "Example:\n  slipway top\n  slipway top --fixture h100x8\n\nKeys: j k up down, s sort, / filter, enter one GPU, esc back, q quit"
+    )]
+    Top(gpu::Top),
     /// Tracked runs
     #[command(subcommand)]
     Run(Run),

@@ -15,14 +15,19 @@ pub(crate) fn colour() -> bool {
 
 /// Columns for people.
 pub(crate) struct Table {
-    head: Vec<&'static str>,
+    head: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// A table with these columns.
     pub(crate) fn new(head: &[&'static str]) -> Self {
-        Self { head: head.to_vec(), rows: Vec::new() }
+        Self::owned(head.iter().map(|h| (*h).to_owned()).collect())
+    }
+
+    /// A table with columns that are known only now.
+    pub(crate) fn owned(head: Vec<String>) -> Self {
+        Self { head, rows: Vec::new() }
     }
 
     /// Adds a row.
@@ -35,7 +40,7 @@ impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let width = |i: usize| {
             let cells = self.rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count());
-            cells.max().unwrap_or(0).max(self.head[i].len())
+            cells.max().unwrap_or(0).max(self.head[i].chars().count())
         };
         let widths: Vec<usize> = (0..self.head.len()).map(width).collect();
         let line = |cells: Vec<&str>| {
@@ -45,7 +50,7 @@ impl std::fmt::Display for Table {
                 .map(|(c, w)| format!("{c}{}", " ".repeat(w.saturating_sub(c.chars().count()))));
             padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         };
-        writeln!(f, "{}", line(self.head.clone()))?;
+        writeln!(f, "{}", line(self.head.iter().map(String::as_str).collect()))?;
         for row in &self.rows {
             writeln!(f, "{}", line(row.iter().map(String::as_str).collect()))?;
         }
@@ -58,11 +63,30 @@ pub(crate) fn print<T: Serialize>(format: Format, data: &T, table: impl FnOnce(&
     let text = match format {
         Format::Json => serde_json::to_string_pretty(data).unwrap_or_default() + "\n",
         Format::Yaml => serde_saphyr::to_string(data).unwrap_or_default(),
-        Format::Table => table(data).to_string(),
+        Format::Table | Format::Wide | Format::Svg => table(data).to_string(),
         Format::Name => table(data).rows.iter().filter_map(|r| r.first()).map(|n| format!("{n}\n")).collect(),
     };
     // A closed pipe is the reader's choice.
     drop(std::io::stdout().write_all(text.as_bytes()));
+}
+
+/// Prints a text as it is.
+pub(crate) fn print_text(text: &str) {
+    drop(std::io::stdout().write_all(text.as_bytes()));
+}
+
+/// Whether the person at the terminal agrees; `--yes` does, and without a terminal nobody can.
+pub(crate) fn agreed(global: &crate::cli::Global, question: &str) -> bool {
+    if global.yes {
+        return true;
+    }
+    if !std::io::stdin().is_terminal() {
+        say("nothing was changed: say --yes where nobody can be asked");
+        return false;
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
 /// Says something to a person.

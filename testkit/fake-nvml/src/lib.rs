@@ -682,7 +682,11 @@ exports! {
 
 /// Waits without holding the lock, so that other calls go on.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlEventSetWait_v2(set: sys::nvmlEventSet_t, to: *mut sys::nvmlEventData_t, milliseconds: c_uint) -> u32 {
+pub unsafe extern "C" fn nvmlEventSetWait_v2(
+    set: sys::nvmlEventSet_t,
+    to: *mut sys::nvmlEventData_t,
+    milliseconds: c_uint,
+) -> u32 {
     let until = Instant::now() + Duration::from_millis(milliseconds.into());
     loop {
         let mut found = None;
@@ -715,4 +719,3 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(set: sys::nvmlEventSet_t, to: *mut 
         std::thread::sleep(Duration::from_millis(5));
     }
 }
-

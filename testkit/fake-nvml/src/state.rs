@@ -118,7 +118,10 @@ impl Gpu {
     /// A MIG device's UUID, the same whenever it lies in the same place.
     pub(crate) fn mig_uuid(&self, instance: &GpuInstance, compute: u32) -> String {
         let at = instance.instance.at;
-        format!("MIG-{:08x}-5117-4a75-8{:03x}-{:04x}{:04x}{:04x}", self.about.pci_id, self.index, at.start, at.size, compute)
+        format!(
+            "MIG-{:08x}-5117-4a75-8{:03x}-{:04x}{:04x}{:04x}",
+            self.about.pci_id, self.index, at.start, at.size, compute
+        )
     }
 
     /// MIG devices: index of the instance and the compute instance's id.

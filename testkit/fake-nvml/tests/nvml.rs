@@ -66,7 +66,7 @@ fn every_fixture_is_read_whole() {
         ("l40sx4", 4, "NVIDIA L40S"),
     ] {
         let m = machine(fixture);
-        let found = Inventory::collect(&m.nvml, true).unwrap();
+        let found = Inventory::collect(&m.nvml).unwrap();
         assert_eq!((found.gpus.len(), found.gpus[0].name.as_str()), (count, name));
         assert_eq!(found.cuda, "13.0");
         let bad: Vec<_> = found.findings().filter(|(_, f)| f.severity > Severity::Note).collect();
@@ -79,7 +79,7 @@ fn every_fixture_is_read_whole() {
 #[test]
 fn a_busy_machine_tells_who_uses_it() {
     let m = machine("h100x8");
-    let gpus = Inventory::collect(&m.nvml, true).unwrap().gpus;
+    let gpus = Inventory::collect(&m.nvml).unwrap().gpus;
     assert_eq!(gpus[0].utilization_percent, Some(96));
     assert!(gpus[0].power_watts.unwrap() > 600.0);
     let process = &gpus[0].processes[0];
@@ -92,7 +92,7 @@ fn a_busy_machine_tells_who_uses_it() {
 #[test]
 fn a_broken_machine_is_judged() {
     let m = machine("broken");
-    let found = Inventory::collect(&m.nvml, true).unwrap();
+    let found = Inventory::collect(&m.nvml).unwrap();
     let all: Vec<String> = found.findings().map(|(gpu, f)| format!("{gpu} {:?} {}", f.severity, f.what)).collect();
     for expected in [
         "0 Warning PCIe x4 in use, the card has x16",
@@ -124,14 +124,14 @@ fn xids_arrive_in_time_and_waiting_ends() {
 #[test]
 fn topology_is_read_from_links_and_switches() {
     let m = machine("h100x8");
-    let inventory = Inventory::collect(&m.nvml, true).unwrap();
+    let inventory = Inventory::collect(&m.nvml).unwrap();
     let found = Topology::collect(&m.nvml, &inventory, std::path::Path::new("/nonexistent")).unwrap();
     assert_eq!(found.links[0][7], Link::NvLink(18));
     assert_eq!(found.links[3][3], Link::Same);
     assert_eq!((found.cpus[0].as_str(), found.cpus[7].as_str()), ("0-55", "56-111"));
     drop(m);
     let m = machine("l40sx4");
-    let inventory = Inventory::collect(&m.nvml, true).unwrap();
+    let inventory = Inventory::collect(&m.nvml).unwrap();
     let found = Topology::collect(&m.nvml, &inventory, std::path::Path::new("/nonexistent")).unwrap();
     let short: Vec<String> = found.links[0].iter().map(|l| l.short()).collect();
     assert_eq!(short, ["X", "PIX", "SYS", "SYS"]);
@@ -139,7 +139,9 @@ fn topology_is_read_from_links_and_switches() {
 
 #[test]
 fn the_cards_own_geometry_is_the_tables() {
-    for (fixture, family) in [("a100x8", "a100-80gb"), ("h100x8", "h100-80gb"), ("h200x8", "h200-141gb"), ("b200x8", "b200-180gb")] {
+    for (fixture, family) in
+        [("a100x8", "a100-80gb"), ("h100x8", "h100-80gb"), ("h200x8", "h200-141gb"), ("b200x8", "b200-180gb")]
+    {
         let m = machine(fixture);
         let live = mig::Geometry::of_device(&m.nvml.device(0).unwrap()).unwrap();
         assert_eq!(live.profiles, mig::Geometry::family(family).unwrap().profiles);
@@ -160,7 +162,7 @@ fn a_layout_becomes_another_and_keeps_what_both_have() {
     assert_eq!(plan.changes[0].mode, Some(true));
     mig::apply(&m.nvml, &layouts, &plan).unwrap();
     assert_eq!(shown(&m.nvml, 0).len(), 4);
-    let inventory = Inventory::collect(&m.nvml, true).unwrap();
+    let inventory = Inventory::collect(&m.nvml).unwrap();
     let devices = &inventory.gpus[0].mig.as_ref().unwrap().devices;
     let uuids: Vec<&str> = devices.iter().map(|d| d.uuid.as_str()).collect();
     assert_eq!(uuids.len(), 4);
@@ -171,7 +173,7 @@ fn a_layout_becomes_another_and_keeps_what_both_have() {
     let plan = mig::plan(&layouts, &Wanted::Together(&wanted, &[0])).unwrap();
     assert_eq!((plan.changes[0].keep.len(), plan.changes[0].destroy.len(), plan.changes[0].create.len()), (3, 1, 1));
     mig::apply(&m.nvml, &layouts, &plan).unwrap();
-    let after = Inventory::collect(&m.nvml, true).unwrap();
+    let after = Inventory::collect(&m.nvml).unwrap();
     let kept = after.gpus[0].mig.as_ref().unwrap().devices.iter().filter(|d| uuids.contains(&d.uuid.as_str())).count();
     assert_eq!(kept, 3, "instances that both have keep their identity");
 
@@ -266,7 +268,7 @@ fn every_error_at_every_call_is_survived() {
     for symbol in SYMBOLS.iter().filter(|s| !matches!(**s, "nvmlInit_v2" | "nvmlShutdown")) {
         for code in errors {
             inject(symbol, code);
-            if let Ok(found) = Inventory::collect(&m.nvml, true) {
+            if let Ok(found) = Inventory::collect(&m.nvml) {
                 told += 1;
                 let _ = Topology::collect(&m.nvml, &found, std::path::Path::new("/nonexistent"));
             }

@@ -25,7 +25,9 @@ pub struct Difference {
 pub fn compare(before: &Report, now: &Report) -> Vec<Difference> {
     let mut found = Vec::new();
     for figure in &now.figures {
-        let Some(old) = before.figures.iter().find(|f| f.key() == figure.key() && f.unit == figure.unit) else { continue };
+        let Some(old) = before.figures.iter().find(|f| f.key() == figure.key() && f.unit == figure.unit) else {
+            continue;
+        };
         let less_is_better = figure.unit == "us";
         let ratio = if less_is_better { old.median / figure.median } else { figure.median / old.median };
         let change = ratio - 1.0;
@@ -34,7 +36,12 @@ pub fn compare(before: &Report, now: &Report) -> Vec<Difference> {
         } else {
             figure.median < old.range.0 && figure.range.1 < old.median
         };
-        found.push(Difference { now: figure.clone(), before: old.median, change, regression: change < -NOISE && outside });
+        found.push(Difference {
+            now: figure.clone(),
+            before: old.median,
+            change,
+            regression: change < -NOISE && outside,
+        });
     }
     found
 }

@@ -169,7 +169,8 @@ pub fn caches() -> Vec<(u32, u64)> {
 /// The processor's model.
 pub fn model() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, n)| n.trim().to_owned()));
+    let name =
+        info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, n)| n.trim().to_owned()));
     name.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
@@ -185,11 +186,48 @@ fn gemm_seconds(n: usize, precision: Precision, a: &[f64], b: &[f64], c: &mut [f
     // SAFETY: three n x n matrices in column-major order, each of n * n numbers; fp32 uses half of the same bytes.
     unsafe {
         if precision == Precision::Fp64 {
-            gemm::gemm(n, n, n, c.as_mut_ptr(), stride, 1, false, a.as_ptr(), stride, 1, b.as_ptr(), stride, 1, 0.0, 1.0, false, false, false, parallelism);
+            gemm::gemm(
+                n,
+                n,
+                n,
+                c.as_mut_ptr(),
+                stride,
+                1,
+                false,
+                a.as_ptr(),
+                stride,
+                1,
+                b.as_ptr(),
+                stride,
+                1,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                parallelism,
+            );
         } else {
             gemm::gemm(
-                n, n, n, c.as_mut_ptr().cast::<f32>(), stride, 1, false, a.as_ptr().cast::<f32>(), stride, 1,
-                b.as_ptr().cast::<f32>(), stride, 1, 0.0, 1.0, false, false, false, parallelism,
+                n,
+                n,
+                n,
+                c.as_mut_ptr().cast::<f32>(),
+                stride,
+                1,
+                false,
+                a.as_ptr().cast::<f32>(),
+                stride,
+                1,
+                b.as_ptr().cast::<f32>(),
+                stride,
+                1,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                parallelism,
             );
         }
     }
@@ -261,7 +299,9 @@ pub fn run(effort: Effort, mut note: impl FnMut(&str)) -> Vec<Figure> {
         note(&format!("matrix product, {precision}, {n} x {n}"));
         gemm_seconds(n, precision, &a, &b, &mut c, threads);
         let operations = 2.0 * (n as f64).powi(3);
-        let samples = (0..effort.samples).map(|_| operations / gemm_seconds(n, precision, &a, &b, &mut c, threads) / 1e12).collect();
+        let samples = (0..effort.samples)
+            .map(|_| operations / gemm_seconds(n, precision, &a, &b, &mut c, threads) / 1e12)
+            .collect();
         let figure = Figure::new("gemm", "cpu", "TFLOP/s", samples);
         figures.extend(figure.map(|f| Figure { precision: Some(precision), size: Some(n as u64), ..f }));
     }
@@ -279,7 +319,9 @@ fn memory(vectors: Vectors, threads: usize, effort: Effort, note: &mut impl FnMu
     note("memory");
     let arrays: Vec<std::sync::Mutex<Arrays>> = std::thread::scope(|scope| {
         // Each thread touches its own part first, so that it lies near it.
-        let made: Vec<_> = (0..threads).map(|_| scope.spawn(|| Arrays { a: vec![1.0; each], b: vec![2.0; each], c: vec![0.5; each] })).collect();
+        let made: Vec<_> = (0..threads)
+            .map(|_| scope.spawn(|| Arrays { a: vec![1.0; each], b: vec![2.0; each], c: vec![0.5; each] }))
+            .collect();
         made.into_iter().filter_map(|m| m.join().ok()).map(std::sync::Mutex::new).collect()
     });
     let mut figures = Vec::new();
@@ -319,7 +361,8 @@ fn memory(vectors: Vectors, threads: usize, effort: Effort, note: &mut impl FnMu
     for (level, size) in caches {
         note(&format!("cache, level {level}"));
         // Half of it, as the other half is used by others; the last is shared by all threads.
-        let share = if Some((level, size)) == self::caches().last().copied() { size / 2 / threads as u64 } else { size / 2 };
+        let share =
+            if Some((level, size)) == self::caches().last().copied() { size / 2 / threads as u64 } else { size / 2 };
         let numbers = usize::try_from(share / 8).unwrap_or(1024).max(256);
         let repeat = ((64 << 20) / (numbers * 8)).max(4);
         let sample = |_| {
@@ -333,7 +376,12 @@ fn memory(vectors: Vectors, threads: usize, effort: Effort, note: &mut impl FnMu
             });
             (repeat * numbers * 8 * threads) as f64 / seconds / 1e9
         };
-        let figure = Figure::new(&format!("L{level} read"), "cpu", "GB/s", (0..effort.samples + 1).map(sample).skip(1).collect());
+        let figure = Figure::new(
+            &format!("L{level} read"),
+            "cpu",
+            "GB/s",
+            (0..effort.samples + 1).map(sample).skip(1).collect(),
+        );
         figures.extend(figure.map(|f| Figure { size: Some((numbers * 8) as u64), ..f }));
     }
     figures

@@ -72,7 +72,11 @@ struct Gpu<'n> {
 ///
 /// # Errors
 /// [`GpuError::NoGpu`] without a driver or a device; [`GpuError::Cuda`] when a device refuses.
-pub fn run(nvml: Option<&Nvml>, effort: Effort, mut note: impl FnMut(&str)) -> Result<(Vec<String>, Vec<Figure>), GpuError> {
+pub fn run(
+    nvml: Option<&Nvml>,
+    effort: Effort,
+    mut note: impl FnMut(&str),
+) -> Result<(Vec<String>, Vec<Figure>), GpuError> {
     let libraries = Libraries::find();
     if !libraries.driver {
         return Err(GpuError::NoGpu);
@@ -121,11 +125,14 @@ pub fn measure_gemm(m: usize, n: usize, k: usize, precision: Precision) -> Resul
         return Err(GpuError::NoGpu);
     }
     if !libraries.cublas {
-        return Err(GpuError::Cuda("cuBLAS is not found; pip install nvidia-cublas-cu12, and set LD_LIBRARY_PATH".into()));
+        return Err(GpuError::Cuda(
+            "cuBLAS is not found; pip install nvidia-cublas-cu12, and set LD_LIBRARY_PATH".into(),
+        ));
     }
     let gpu = Gpu::open(0, libraries, None)?;
     let samples = gpu.product(m, n, k, precision, Effort::QUICK.samples, libraries)?;
-    let (rate, _) = super::median(samples).ok_or_else(|| GpuError::Cuda(format!("this GPU has no product in {precision}")))?;
+    let (rate, _) =
+        super::median(samples).ok_or_else(|| GpuError::Cuda(format!("this GPU has no product in {precision}")))?;
     Ok(2.0 * (m as f64) * (n as f64) * (k as f64) / (rate * 1e12))
 }
 
@@ -154,7 +161,8 @@ impl<'n> Gpu<'n> {
         };
         let l2 = context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE).map_err(cuda)?;
         let flush = stream.alloc_zeros::<u8>(usize::try_from(l2).unwrap_or(0).max(1 << 20) * 2).map_err(cuda)?;
-        let multiprocessors = context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(cuda)?;
+        let multiprocessors =
+            context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(cuda)?;
         let name = context.name().map_err(cuda)?;
         Ok(Self {
             label: format!("gpu {index}"),
@@ -213,11 +221,14 @@ impl<'n> Gpu<'n> {
             let grade = sheet::grade(figure.median, peak, achievable);
             figure.grade = Some(grade);
             if grade != sheet::Grade::Ok {
-                let throttle = figure.conditions.as_ref().map(|c| c.throttle.join(", ")).filter(|t| !t.is_empty() && t != "idle");
+                let throttle =
+                    figure.conditions.as_ref().map(|c| c.throttle.join(", ")).filter(|t| !t.is_empty() && t != "idle");
                 let clock = figure.conditions.as_ref().and_then(|c| c.clock_sm_mhz).zip(self.card.as_ref());
                 figure.cause = Some(match (throttle, clock) {
                     (Some(reasons), _) => format!("clocks were held down: {reasons}"),
-                    (None, Some((mhz, card))) if mhz * 100 < card.boost_mhz * 85 => format!("the clock was {mhz} of {} MHz", card.boost_mhz),
+                    (None, Some((mhz, card))) if mhz * 100 < card.boost_mhz * 85 => {
+                        format!("the clock was {mhz} of {} MHz", card.boost_mhz)
+                    }
                     _ => "another process on the GPU, or a driver without this card's tuning".into(),
                 });
             }
@@ -226,7 +237,11 @@ impl<'n> Gpu<'n> {
     }
 
     fn grid(&self, blocks_each: u32, threads: u32) -> LaunchConfig {
-        LaunchConfig { grid_dim: (self.multiprocessors * blocks_each, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 }
+        LaunchConfig {
+            grid_dim: (self.multiprocessors * blocks_each, 1, 1),
+            block_dim: (threads, 1, 1),
+            shared_mem_bytes: 0,
+        }
     }
 
     fn kernels(&self, effort: Effort, note: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
@@ -238,12 +253,17 @@ impl<'n> Gpu<'n> {
             let grid = self.grid(8, 256);
             let seconds = self.samples(effort.samples, || {
                 // SAFETY: the kernel takes one pointer to at least one number, and the steps.
-                unsafe { self.stream.launch_builder(&function).arg(&mut out).arg(&steps).launch(grid) }.map_err(cuda).map(drop)
+                unsafe { self.stream.launch_builder(&function).arg(&mut out).arg(&steps).launch(grid) }
+                    .map_err(cuda)
+                    .map(drop)
             })?;
             let operations = f64::from(grid.grid_dim.0) * 256.0 * f64::from(steps) * 16.0 * 8.0 * 2.0 / 1e12;
             // On the CUDA cores: fp64 on tensor cores is a product's.
             let peak = self.card.as_ref().and_then(|c| c.peak(precision)).filter(|p| !p.tensor).map(|p| (p.tera, 0.93));
-            figures.extend(self.rate("fma", "TFLOP/s", operations, seconds, peak).map(|f| Figure { precision: Some(precision), ..f }));
+            figures.extend(
+                self.rate("fma", "TFLOP/s", operations, seconds, peak)
+                    .map(|f| Figure { precision: Some(precision), ..f }),
+            );
         }
         figures.extend(self.memory(effort, note)?);
         note(&format!("{}: launches", self.label));
@@ -278,27 +298,39 @@ impl<'n> Gpu<'n> {
         let gigabytes = bytes as f64 / 1e9;
         let level = self.card.as_ref().map_or("memory", |c| if c.bus_bits >= 1024 { "HBM" } else { "GDDR" });
         let [a, b, c] = arrays.as_mut_slice() else { return Ok(figures) };
-        let (read, write, copy, triad) =
-            (self.function("memory_read")?, self.function("memory_write")?, self.function("memory_copy")?, self.function("memory_triad")?);
+        let (read, write, copy, triad) = (
+            self.function("memory_read")?,
+            self.function("memory_write")?,
+            self.function("memory_copy")?,
+            self.function("memory_triad")?,
+        );
         // SAFETY (all four): arrays of n float4, and the arguments in the kernels' order.
         let seconds = self.samples(effort.samples, || {
-            unsafe { self.stream.launch_builder(&read).arg(&*a).arg(&n).arg(&mut out).launch(grid) }.map_err(cuda).map(drop)
+            unsafe { self.stream.launch_builder(&read).arg(&*a).arg(&n).arg(&mut out).launch(grid) }
+                .map_err(cuda)
+                .map(drop)
         })?;
         figures.extend(self.rate(&format!("{level} read"), "GB/s", gigabytes, seconds, peak));
         let value = 0.5f32;
         let seconds = self.samples(effort.samples, || {
             // SAFETY: as above.
-            unsafe { self.stream.launch_builder(&write).arg(&mut *c).arg(&n).arg(&value).launch(grid) }.map_err(cuda).map(drop)
+            unsafe { self.stream.launch_builder(&write).arg(&mut *c).arg(&n).arg(&value).launch(grid) }
+                .map_err(cuda)
+                .map(drop)
         })?;
         figures.extend(self.rate(&format!("{level} write"), "GB/s", gigabytes, seconds, peak));
         let seconds = self.samples(effort.samples, || {
             // SAFETY: as above.
-            unsafe { self.stream.launch_builder(&copy).arg(&*a).arg(&mut *c).arg(&n).launch(grid) }.map_err(cuda).map(drop)
+            unsafe { self.stream.launch_builder(&copy).arg(&*a).arg(&mut *c).arg(&n).launch(grid) }
+                .map_err(cuda)
+                .map(drop)
         })?;
         figures.extend(self.rate(&format!("{level} copy"), "GB/s", 2.0 * gigabytes, seconds, peak));
         let seconds = self.samples(effort.samples, || {
             // SAFETY: as above.
-            unsafe { self.stream.launch_builder(&triad).arg(&*a).arg(&*b).arg(&mut *c).arg(&n).launch(grid) }.map_err(cuda).map(drop)
+            unsafe { self.stream.launch_builder(&triad).arg(&*a).arg(&*b).arg(&mut *c).arg(&n).launch(grid) }
+                .map_err(cuda)
+                .map(drop)
         })?;
         figures.extend(self.rate(&format!("{level} triad"), "GB/s", 3.0 * gigabytes, seconds, peak));
 
@@ -308,21 +340,31 @@ impl<'n> Gpu<'n> {
         let function = self.function("l2_read")?;
         let seconds = self.samples(effort.samples, || {
             // SAFETY: `part` is less than n; arguments in the kernel's order.
-            unsafe { self.stream.launch_builder(&function).arg(&*a).arg(&part).arg(&rounds).arg(&mut out).launch(grid) }.map_err(cuda).map(drop)
+            unsafe { self.stream.launch_builder(&function).arg(&*a).arg(&part).arg(&rounds).arg(&mut out).launch(grid) }
+                .map_err(cuda)
+                .map(drop)
         })?;
         let moved = part as f64 * 16.0 * f64::from(rounds) / 1e9;
-        figures.extend(self.rate("L2 read", "GB/s", moved, seconds, None).map(|f| Figure { size: Some(part * 16), ..f }));
+        figures
+            .extend(self.rate("L2 read", "GB/s", moved, seconds, None).map(|f| Figure { size: Some(part * 16), ..f }));
         let (function, rounds, grid) = (self.function("shared_read")?, 4096i32, self.grid(2, 1024));
         let seconds = self.samples(effort.samples, || {
             // SAFETY: one block of 1024 threads fills the tile of 1024.
-            unsafe { self.stream.launch_builder(&function).arg(&rounds).arg(&mut out).launch(grid) }.map_err(cuda).map(drop)
+            unsafe { self.stream.launch_builder(&function).arg(&rounds).arg(&mut out).launch(grid) }
+                .map_err(cuda)
+                .map(drop)
         })?;
         let moved = f64::from(grid.grid_dim.0) * 1024.0 * f64::from(rounds) * 8.0 * 16.0 / 1e9;
         figures.extend(self.rate("shared memory read", "GB/s", moved, seconds, None));
         Ok(figures)
     }
 
-    fn products(&self, effort: Effort, libraries: Libraries, note: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
+    fn products(
+        &self,
+        effort: Effort,
+        libraries: Libraries,
+        note: &mut impl FnMut(&str),
+    ) -> Result<Vec<Figure>, GpuError> {
         let mut figures = Vec::new();
         for precision in Precision::ALL {
             let mut size = 1024;
@@ -365,13 +407,22 @@ impl<'n> Gpu<'n> {
         if self.module.is_some() {
             let (fill, n) = (self.function("fill")?, numbers as u64);
             // SAFETY: `data` holds n numbers of that kind.
-            unsafe { self.stream.launch_builder(&fill).arg(&mut data).arg(&n).arg(&kind).launch(self.grid(8, 256)) }.map_err(cuda)?;
+            unsafe { self.stream.launch_builder(&fill).arg(&mut data).arg(&n).arg(&kind).launch(self.grid(8, 256)) }
+                .map_err(cuda)?;
         }
         Ok(data)
     }
 
     /// 10^12 operations a second of m x n x k products; empty where the card has none in this format.
-    fn product(&self, m: usize, n: usize, k: usize, precision: Precision, count: usize, libraries: Libraries) -> Result<Vec<f64>, GpuError> {
+    fn product(
+        &self,
+        m: usize,
+        n: usize,
+        k: usize,
+        precision: Precision,
+        count: usize,
+        libraries: Libraries,
+    ) -> Result<Vec<f64>, GpuError> {
         let capability = self.context.compute_capability().map_err(cuda)?;
         let lacks = match precision {
             Precision::Fp8 => capability < (8, 9) || !libraries.cublaslt,
@@ -483,7 +534,8 @@ impl<'n> Gpu<'n> {
         let handle = lt::create_handle().map_err(cuda)?;
         let size = |x: usize| i64::try_from(x).unwrap_or(i64::MAX);
         let result = (|| {
-            let operation = lt::create_matmul_desc(lt_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, Type::CUDA_R_32F).map_err(cuda)?;
+            let operation = lt::create_matmul_desc(lt_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, Type::CUDA_R_32F)
+                .map_err(cuda)?;
             let transposed = 1i32; // CUBLAS_OP_T
             // SAFETY: the attribute is an int.
             unsafe {
@@ -508,7 +560,8 @@ impl<'n> Gpu<'n> {
                     size_of::<usize>(),
                 )
                 .map_err(cuda)?;
-                lt::get_matmul_algo_heuristic(handle, operation, layout_a, layout_b, layout_c, layout_c, preference).map_err(cuda)?
+                lt::get_matmul_algo_heuristic(handle, operation, layout_a, layout_b, layout_c, layout_c, preference)
+                    .map_err(cuda)?
             };
             let (one, zero) = (1.0f32, 0.0f32);
             let samples = self.samples(count, || {
@@ -593,7 +646,9 @@ impl<'n> Gpu<'n> {
 fn peer(from: &Gpu<'_>, to: &Gpu<'_>, effort: Effort) -> Result<Vec<Figure>, GpuError> {
     let mut can: c_int = 0;
     // SAFETY: both devices are open; the answer goes to a local.
-    unsafe { sys::cuDeviceCanAccessPeer(&mut can, from.context.cu_device(), to.context.cu_device()) }.result().map_err(cuda)?;
+    unsafe { sys::cuDeviceCanAccessPeer(&mut can, from.context.cu_device(), to.context.cu_device()) }
+        .result()
+        .map_err(cuda)?;
     if can == 1 {
         from.context.bind_to_thread().map_err(cuda)?;
         // SAFETY: as above. Enabled already is no failure.
@@ -606,11 +661,23 @@ fn peer(from: &Gpu<'_>, to: &Gpu<'_>, effort: Effort) -> Result<Vec<Figure>, Gpu
     let (dst, _guard_target) = target.device_ptr_mut(&to.stream);
     let seconds = from.samples(effort.samples, || {
         // SAFETY: both buffers have that size and live through the wait in `samples`.
-        unsafe { driver::memcpy_peer_async(to.context.cu_ctx(), dst, from.context.cu_ctx(), src, TRANSFER, from.stream.cu_stream()) }.map_err(cuda)
+        unsafe {
+            driver::memcpy_peer_async(
+                to.context.cu_ctx(),
+                dst,
+                from.context.cu_ctx(),
+                src,
+                TRANSFER,
+                from.stream.cu_stream(),
+            )
+        }
+        .map_err(cuda)
     })?;
     let label = format!("{} -> {}", from.label, to.label);
     let what = if can == 1 { "peer copy" } else { "copy through the host" };
-    Ok(Figure::new(what, &label, "GB/s", seconds.into_iter().map(|s| TRANSFER as f64 / 1e9 / s).collect()).into_iter().collect())
+    Ok(Figure::new(what, &label, "GB/s", seconds.into_iter().map(|s| TRANSFER as f64 / 1e9 / s).collect())
+        .into_iter()
+        .collect())
 }
 
 #[cfg(test)]

@@ -154,7 +154,9 @@ impl Report {
     /// GPUs that are slower than the fastest of their kind by more than `share` in a figure.
     pub fn outliers(&self, share: f64) -> Vec<String> {
         let mut found = Vec::new();
-        for figure in self.figures.iter().filter(|f| f.unit != "us" && f.device.starts_with("gpu ") && !f.device.contains("->")) {
+        for figure in
+            self.figures.iter().filter(|f| f.unit != "us" && f.device.starts_with("gpu ") && !f.device.contains("->"))
+        {
             let same = |f: &&Figure| (&f.what, f.precision, f.size) == (&figure.what, figure.precision, figure.size);
             let best = self.figures.iter().filter(same).map(|f| f.median).fold(0.0, f64::max);
             if figure.median < best * (1.0 - share) {

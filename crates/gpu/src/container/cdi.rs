@@ -142,7 +142,8 @@ pub struct Mount {
 const LIBRARY_FOLDERS: [&str; 5] =
     ["usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/lib", "usr/lib/wsl/lib"];
 /// Programs of the driver that are of use in a container.
-const PROGRAMS: [&str; 5] = ["nvidia-smi", "nvidia-debugdump", "nvidia-persistenced", "nvidia-cuda-mps-control", "nvidia-cuda-mps-server"];
+const PROGRAMS: [&str; 5] =
+    ["nvidia-smi", "nvidia-debugdump", "nvidia-persistenced", "nvidia-cuda-mps-control", "nvidia-cuda-mps-server"];
 const SOCKETS: [&str; 3] = ["run/nvidia-persistenced/socket", "run/nvidia-fabricmanager/socket", "tmp/nvidia-mps"];
 /// Nodes that every GPU container needs.
 const CONTROL_NODES: [&str; 4] = ["dev/nvidia-modeset", "dev/nvidia-uvm", "dev/nvidia-uvm-tools", "dev/nvidiactl"];
@@ -184,7 +185,8 @@ pub fn generate(inventory: &Inventory, root: &Path) -> Result<Spec, GpuError> {
         }
     }
     let firmware = root.join("lib/firmware/nvidia").join(&inventory.driver);
-    let mut files: Vec<PathBuf> = std::fs::read_dir(firmware).into_iter().flatten().flatten().map(|e| e.path()).collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(firmware).into_iter().flatten().flatten().map(|e| e.path()).collect();
     files.sort();
     edits.mounts.extend(files.iter().map(|f| bind(&inside(f), &read_only)));
     for socket in SOCKETS.iter().filter(|s| exists(s)) {
@@ -220,7 +222,8 @@ pub fn generate(inventory: &Inventory, root: &Path) -> Result<Spec, GpuError> {
             Some(mig) => {
                 for (index, one) in mig.devices.iter().enumerate() {
                     let instance = format!("gpu{minor}/gi{}", one.gpu_instance);
-                    let access = [format!("{instance}/access"), format!("{instance}/ci{}/access", one.compute_instance)];
+                    let access =
+                        [format!("{instance}/access"), format!("{instance}/ci{}/access", one.compute_instance)];
                     let mut nodes = nodes.clone();
                     for path in access {
                         let number = capability(&minors, &path).ok_or_else(|| {
@@ -305,7 +308,9 @@ fn dri_nodes(root: &Path, bus_id: &str) -> Vec<String> {
     let mut found = Vec::new();
     for kind in ["card", "render"] {
         let link = root.join(format!("dev/dri/by-path/pci-{address}-{kind}"));
-        if let Some(name) = std::fs::read_link(link).ok().and_then(|t| t.file_name().map(|n| n.to_string_lossy().into_owned())) {
+        if let Some(name) =
+            std::fs::read_link(link).ok().and_then(|t| t.file_name().map(|n| n.to_string_lossy().into_owned()))
+        {
             found.push(format!("/dev/dri/{name}"));
         }
     }
@@ -314,7 +319,8 @@ fn dri_nodes(root: &Path, bus_id: &str) -> Vec<String> {
 
 /// What is wrong with a specification: its form, and host paths that are not there.
 pub fn check(text: &str, root: &Path) -> Result<Vec<String>, GpuError> {
-    let spec: Spec = serde_saphyr::from_str(text).map_err(|e| GpuError::Invalid(format!("this is no CDI specification: {e}")))?;
+    let spec: Spec =
+        serde_saphyr::from_str(text).map_err(|e| GpuError::Invalid(format!("this is no CDI specification: {e}")))?;
     let mut wrong = Vec::new();
     let word = |t: &str, more: &str| {
         t.bytes().all(|b| b.is_ascii_alphanumeric() || more.as_bytes().contains(&b))

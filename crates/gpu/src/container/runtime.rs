@@ -68,7 +68,11 @@ impl Edit {
     /// The change as a unified diff.
     pub fn diff(&self) -> String {
         let name = self.path.display().to_string();
-        similar::TextDiff::from_lines(&self.before, &self.after).unified_diff().context_radius(3).header(&name, &name).to_string()
+        similar::TextDiff::from_lines(&self.before, &self.after)
+            .unified_diff()
+            .context_radius(3)
+            .header(&name, &name)
+            .to_string()
     }
 
     /// Where the text of before is kept.
@@ -167,7 +171,11 @@ fn containerd(text: &str, options: &Options) -> Result<String, GpuError> {
         Some(item) => item.as_integer().ok_or_else(|| invalid("'version' is no number"))?,
     };
     let plugin: &[&str] = match version {
-        1 => return Err(invalid("it is of version 1, which containerd 2 no longer reads; convert it with `containerd config migrate`")),
+        1 => {
+            return Err(invalid(
+                "it is of version 1, which containerd 2 no longer reads; convert it with `containerd config migrate`",
+            ));
+        }
         2 => &["io.containerd.grpc.v1.cri"],
         3 => &["io.containerd.cri.v1.runtime"],
         n => return Err(invalid(format!("version {n} is not known"))),
@@ -177,7 +185,9 @@ fn containerd(text: &str, options: &Options) -> Result<String, GpuError> {
         at = table(at, key)?;
     }
     // On in containerd 2 by default, off in 1.7.
-    if at.get("enable_cdi").and_then(Item::as_bool) != Some(true) && version == 2 || at.get("enable_cdi").and_then(Item::as_bool) == Some(false) {
+    if at.get("enable_cdi").and_then(Item::as_bool) != Some(true) && version == 2
+        || at.get("enable_cdi").and_then(Item::as_bool) == Some(false)
+    {
         at["enable_cdi"] = value(true);
     }
     if version == 2 && !at.contains_key("cdi_spec_dirs") {
@@ -197,7 +207,8 @@ fn containerd(text: &str, options: &Options) -> Result<String, GpuError> {
 
 /// Docker's configuration is JSON, which has no comments; its order is kept.
 fn docker(text: &str, options: &Options) -> Result<String, GpuError> {
-    let mut document: Value = if text.trim().is_empty() { serde_json::json!({}) } else { serde_json::from_str(text).map_err(invalid)? };
+    let mut document: Value =
+        if text.trim().is_empty() { serde_json::json!({}) } else { serde_json::from_str(text).map_err(invalid)? };
     let before = document.clone();
     let top = document.as_object_mut().ok_or_else(|| invalid("it is no object"))?;
     let features = top.entry("features").or_insert_with(|| serde_json::json!({}));
@@ -235,7 +246,10 @@ mod tests {
         assert!(after.starts_with("# ours, do not touch\nversion = 2\n"));
         assert!(after.contains("  # a mirror\n  sandbox_image = \"pause:3.9\" # pinned\n"), "{after}");
         assert!(after.contains("enable_cdi = true"));
-        assert!(after.contains("[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.nvidia.options]\nBinaryName"), "{after}");
+        assert!(
+            after.contains("[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.nvidia.options]\nBinaryName"),
+            "{after}"
+        );
         assert!(!after.contains("default_runtime_name"));
         assert_eq!(containerd(&after, &options(false)).unwrap(), after, "a second time changes nothing");
     }
@@ -245,7 +259,10 @@ mod tests {
         let after = containerd("version = 3\n", &Options { nvidia_runtime: None, default: false }).unwrap();
         assert_eq!(after, "version = 3\n");
         let after = containerd("version = 3\n", &options(true)).unwrap();
-        assert!(after.contains("[plugins.\"io.containerd.cri.v1.runtime\".containerd]\ndefault_runtime_name = \"nvidia\""), "{after}");
+        assert!(
+            after.contains("[plugins.\"io.containerd.cri.v1.runtime\".containerd]\ndefault_runtime_name = \"nvidia\""),
+            "{after}"
+        );
     }
 
     #[test]
@@ -261,7 +278,10 @@ mod tests {
         let after = docker("{\"log-driver\": \"journald\"}", &options(true)).unwrap();
         let read: Value = serde_json::from_str(&after).unwrap();
         assert_eq!(read["log-driver"], "journald");
-        assert_eq!((read["features"]["cdi"].clone(), read["runtimes"]["nvidia"]["path"].clone()), (true.into(), NVIDIA.into()));
+        assert_eq!(
+            (read["features"]["cdi"].clone(), read["runtimes"]["nvidia"]["path"].clone()),
+            (true.into(), NVIDIA.into())
+        );
         assert_eq!(docker(&after, &options(true)).unwrap(), after);
     }
 

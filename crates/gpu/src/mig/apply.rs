@@ -85,8 +85,12 @@ pub fn layout(nvml: &Nvml) -> Result<Vec<Layout>, GpuError> {
             let mib = device.memory()?.total >> 20;
             match Geometry::of_device(&device) {
                 Ok(geometry) if !geometry.profiles.is_empty() => geometry,
-                _ => Geometry::of_product(&device.name()?, mib)
-                    .unwrap_or(Geometry { name: device.name()?, compute: 0, memory: 0, profiles: Vec::new() }),
+                _ => Geometry::of_product(&device.name()?, mib).unwrap_or(Geometry {
+                    name: device.name()?,
+                    compute: 0,
+                    memory: 0,
+                    profiles: Vec::new(),
+                }),
             }
         };
         let mut found = Vec::new();
@@ -228,7 +232,9 @@ fn together(layouts: &[&Layout], wanted: &BTreeMap<String, u32>) -> Result<Vec<C
                     )));
                 }
                 Placed::Unknown => {
-                    return Err(GpuError::Impossible("no placement was found in the steps allowed; plan fewer GPUs at a time".into()));
+                    return Err(GpuError::Impossible(
+                        "no placement was found in the steps allowed; plan fewer GPUs at a time".into(),
+                    ));
                 }
             }
         }
@@ -247,11 +253,9 @@ pub fn apply(nvml: &Nvml, layouts: &[Layout], plan: &Plan) -> Result<(), GpuErro
         let mut in_the_way: Vec<String> = Vec::new();
         for (pid, instance) in &layout.processes {
             let goes = match instance {
-                Some(id) => layout
-                    .ids
-                    .iter()
-                    .zip(&layout.instances)
-                    .any(|(i, inst)| i == id && change.destroy.contains(inst)),
+                Some(id) => {
+                    layout.ids.iter().zip(&layout.instances).any(|(i, inst)| i == id && change.destroy.contains(inst))
+                }
                 None => change.mode.is_some(),
             };
             if goes {
@@ -305,7 +309,8 @@ fn steps<'c>(
     done: &mut Vec<Done<'c>>,
 ) -> Result<(), (String, NvmlError)> {
     for instance in &change.destroy {
-        destroy(device, layout, instance).map_err(|e| (format!("removing {} at {}", instance.profile, instance.at.start), e))?;
+        destroy(device, layout, instance)
+            .map_err(|e| (format!("removing {} at {}", instance.profile, instance.at.start), e))?;
         done.push(Done::Destroyed(instance));
     }
     if let Some(on) = change.mode {
@@ -317,7 +322,8 @@ fn steps<'c>(
         }
     }
     for instance in &change.create {
-        create(device, layout, instance).map_err(|e| (format!("making {} at {}", instance.profile, instance.at.start), e))?;
+        create(device, layout, instance)
+            .map_err(|e| (format!("making {} at {}", instance.profile, instance.at.start), e))?;
         done.push(Done::Created(instance));
     }
     Ok(())

@@ -80,8 +80,8 @@ impl Config {
     /// # Errors
     /// [`GpuError::Invalid`] that says where the text is wrong.
     pub fn parse(text: &str) -> Result<Self, GpuError> {
-        let config: Self =
-            serde_saphyr::from_str(text).map_err(|e| GpuError::Invalid(format!("the mig-parted configuration: {e}")))?;
+        let config: Self = serde_saphyr::from_str(text)
+            .map_err(|e| GpuError::Invalid(format!("the mig-parted configuration: {e}")))?;
         if config.version != "v1" {
             return Err(GpuError::Invalid(format!("the configuration's version is '{}', known is v1", config.version)));
         }
@@ -96,7 +96,9 @@ impl Config {
                     )));
                 }
                 if !rule.enabled && !rule.instances.is_empty() {
-                    return Err(GpuError::Invalid(format!("{name}: mig-devices are listed where mig-enabled is false")));
+                    return Err(GpuError::Invalid(format!(
+                        "{name}: mig-devices are listed where mig-enabled is false"
+                    )));
                 }
             }
         }

@@ -63,18 +63,8 @@ pub struct Geometry {
 }
 
 /// Kinds that are asked for, with what follows the name.
-const KINDS: [(u32, &str); 10] = [
-    (4, ""),
-    (3, ""),
-    (2, ""),
-    (1, ""),
-    (8, "+me"),
-    (9, ""),
-    (0, ""),
-    (7, "+me"),
-    (5, ""),
-    (6, ""),
-];
+const KINDS: [(u32, &str); 10] =
+    [(4, ""), (3, ""), (2, ""), (1, ""), (8, "+me"), (9, ""), (0, ""), (7, "+me"), (5, ""), (6, "")];
 
 /// The gigabytes in a profile's name: the share of the card in eighths, rounded up, of the card's GiB, rounded up.
 /// So 9,984 of 81,559 MiB are an eighth of 80 GiB, `10gb`.

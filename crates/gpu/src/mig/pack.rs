@@ -84,7 +84,9 @@ fn relax(patterns: &[Pattern], wanted: &[f64]) -> (Vec<(usize, f64)>, usize) {
     for _ in 0..ITERATIONS {
         let prices: Vec<f64> = (0..m).map(|j| inverse.iter().map(|row| row[j]).sum()).collect();
         let value = |p: usize| column(p).iter().zip(&prices).map(|(a, y)| a * y).sum::<f64>();
-        let Some((enter, best)) = usable.iter().map(|p| (*p, value(*p))).max_by(|a, b| a.1.total_cmp(&b.1)) else { break };
+        let Some((enter, best)) = usable.iter().map(|p| (*p, value(*p))).max_by(|a, b| a.1.total_cmp(&b.1)) else {
+            break;
+        };
         bound = bound.max(amounts.iter().sum::<f64>() / best.max(1.0));
         if best <= 1.0 + EPSILON {
             break;
@@ -144,7 +146,8 @@ pub fn pack(geometry: &Geometry, jobs: &[&str], most: usize) -> Result<Packing, 
         .map(|(name, w)| ((*name).to_owned(), u32::try_from(w.len()).unwrap_or(u32::MAX)))
         .collect();
     if !rest.is_empty() {
-        let counts: Vec<f64> = geometry.profiles.iter().map(|p| f64::from(rest.get(&p.name).copied().unwrap_or(0))).collect();
+        let counts: Vec<f64> =
+            geometry.profiles.iter().map(|p| f64::from(rest.get(&p.name).copied().unwrap_or(0))).collect();
         for n in relax(&patterns, &counts).1.max(1).. {
             if let Placed::Yes(placed) = place(geometry, &vec![Used::default(); n], &rest)? {
                 placed.iter().for_each(|instances| fill(instances, &mut waiting));
@@ -170,7 +173,8 @@ mod tests {
     #[test]
     fn ten_thousand_jobs_need_at_most_one_gpu_more_than_the_bound() {
         let geometry = Geometry::family("h100").unwrap();
-        let names: Vec<&str> = (0..10_000).map(|i| ["1g.10gb", "1g.10gb", "1g.20gb", "2g.20gb", "3g.40gb"][i % 5]).collect();
+        let names: Vec<&str> =
+            (0..10_000).map(|i| ["1g.10gb", "1g.10gb", "1g.20gb", "2g.20gb", "3g.40gb"][i % 5]).collect();
         let packing = pack(&geometry, &names, 10_000).unwrap();
         let used = packing.gpus.len();
         assert!(used <= packing.lower_bound + 1, "{used} for a bound of {}", packing.lower_bound);

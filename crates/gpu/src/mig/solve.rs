@@ -25,7 +25,8 @@ impl Used {
     pub(super) fn with(self, profile: &Profile, start: u32, geometry: &Geometry) -> Option<Self> {
         let mask = ((1u16 << profile.size) - 1) << start;
         let compute = self.compute + u8::try_from(profile.compute).ok()?;
-        let free = self.slices & mask == 0 && u32::from(compute) <= geometry.compute && !(self.media && profile.media());
+        let free =
+            self.slices & mask == 0 && u32::from(compute) <= geometry.compute && !(self.media && profile.media());
         free.then_some(Self { slices: self.slices | mask, compute, media: self.media || profile.media() })
     }
 
@@ -62,9 +63,9 @@ impl Used {
 /// # Errors
 /// [`GpuError::Invalid`] with the names there are.
 pub fn known<'g>(geometry: &'g Geometry, name: &str) -> Result<&'g Profile, GpuError> {
-    geometry
-        .profile(name)
-        .ok_or_else(|| GpuError::Invalid(format!("{} has no profile '{name}'; it has {}", geometry.name, geometry.names())))
+    geometry.profile(name).ok_or_else(|| {
+        GpuError::Invalid(format!("{} has no profile '{name}'; it has {}", geometry.name, geometry.names()))
+    })
 }
 
 /// Profiles and how many of each, such as `3x1g.10gb + 1x3g.40gb`, `1g.10gb,3g.40gb` or `7*1g.10gb`.
@@ -77,7 +78,9 @@ pub fn parse(text: &str) -> Result<BTreeMap<String, u32>, GpuError> {
     let text = text.replace("+me", "\u{1}me").replace(['+', ','], "\n").replace('\u{1}', "+");
     for part in text.lines().map(str::trim).filter(|p| !p.is_empty()) {
         let (count, name) = match part.split_once(['x', '*']) {
-            Some((count, name)) if count.trim().bytes().all(|b| b.is_ascii_digit()) => (count.trim().parse().ok(), name.trim()),
+            Some((count, name)) if count.trim().bytes().all(|b| b.is_ascii_digit()) => {
+                (count.trim().parse().ok(), name.trim())
+            }
             _ => (Some(1), part),
         };
         let count: u32 = count
@@ -86,7 +89,9 @@ pub fn parse(text: &str) -> Result<BTreeMap<String, u32>, GpuError> {
         let (slices, memory) = name.split_once("g.").unwrap_or_default();
         let digits = |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit());
         if !digits(slices) || !memory.split_once("gb").is_some_and(|(gb, _)| digits(gb)) {
-            return Err(GpuError::Invalid(format!("'{part}' is no MIG profile; they look like 3x1g.10gb or 1g.10gb+me")));
+            return Err(GpuError::Invalid(format!(
+                "'{part}' is no MIG profile; they look like 3x1g.10gb or 1g.10gb+me"
+            )));
         }
         *wanted.entry(name.to_owned()).or_insert(0) += count;
     }
@@ -136,7 +141,13 @@ impl Search<'_> {
         for (gpu, used) in gpus.iter().enumerate() {
             if tried.insert(*used) {
                 for (start, after) in used.places(profile, self.geometry) {
-                    choices.push((after.free(self.geometry), u32::MAX - after.freedom(self.geometry), gpu, start, after));
+                    choices.push((
+                        after.free(self.geometry),
+                        u32::MAX - after.freedom(self.geometry),
+                        gpu,
+                        start,
+                        after,
+                    ));
                 }
             }
         }
@@ -229,7 +240,11 @@ pub fn explain(geometry: &Geometry, gpus: &[Used], wanted: &BTreeMap<String, u32
 }
 
 /// The most of what is wanted that can be placed: the smallest instances are given up first.
-fn nearest(geometry: &Geometry, gpus: &[Used], wanted: &BTreeMap<String, u32>) -> Result<BTreeMap<String, u32>, GpuError> {
+fn nearest(
+    geometry: &Geometry,
+    gpus: &[Used],
+    wanted: &BTreeMap<String, u32>,
+) -> Result<BTreeMap<String, u32>, GpuError> {
     let mut kept: BTreeMap<String, u32> = BTreeMap::new();
     for profile in items(wanted, geometry)? {
         *kept.entry(profile.name.clone()).or_insert(0) += 1;
@@ -266,8 +281,13 @@ mod tests {
             let mut counts = vec![0; limits.len()];
             let (mut asked, mut yes) = (0, 0);
             loop {
-                let map: BTreeMap<String, u32> =
-                    geometry.profiles.iter().zip(&counts).filter(|(_, n)| **n > 0).map(|(p, n)| (p.name.clone(), *n)).collect();
+                let map: BTreeMap<String, u32> = geometry
+                    .profiles
+                    .iter()
+                    .zip(&counts)
+                    .filter(|(_, n)| **n > 0)
+                    .map(|(p, n)| (p.name.clone(), *n))
+                    .collect();
                 let found = matches!(place(&geometry, &[Used::default()], &map).unwrap(), Placed::Yes(_));
                 assert_eq!(found, possible.contains(&counts), "{family}: {map:?}");
                 asked += 1;

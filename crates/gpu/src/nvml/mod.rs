@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use nvml_wrapper_sys::bindings as sys;
 
 use crate::GpuError;
-pub use library::SYMBOLS;
 use library::Functions;
+pub use library::SYMBOLS;
 pub use mig::{ComputeInstance, GpuInstance, Placement};
 
 /// A call that NVML refused.
@@ -110,7 +110,10 @@ fn text(buffer: &[c_char]) -> String {
 }
 
 /// Reads a list by NVML's two-call protocol: ask for the count, then for so many; again if it grew meanwhile.
-fn list<T: Clone>(empty: T, mut read: impl FnMut(&mut u32, *mut T) -> Result<(), NvmlError>) -> Result<Vec<T>, NvmlError> {
+fn list<T: Clone>(
+    empty: T,
+    mut read: impl FnMut(&mut u32, *mut T) -> Result<(), NvmlError>,
+) -> Result<Vec<T>, NvmlError> {
     let mut count = 0;
     match read(&mut count, std::ptr::null_mut()) {
         Ok(()) if count == 0 => return Ok(Vec::new()),
@@ -140,8 +143,8 @@ impl Nvml {
     /// # Errors
     /// [`GpuError::NoNvml`] when it cannot be loaded, [`GpuError::Nvml`] when it refuses to start.
     pub fn open(path: &Path) -> Result<Self, GpuError> {
-        let functions = Functions::open(path)
-            .map_err(|e| GpuError::NoNvml { path: path.to_owned(), reason: e.to_string() })?;
+        let functions =
+            Functions::open(path).map_err(|e| GpuError::NoNvml { path: path.to_owned(), reason: e.to_string() })?;
         let nvml = Self { functions, path: path.to_owned() };
         call!(nvml, nvmlInit_v2)?;
         Ok(nvml)
@@ -152,12 +155,13 @@ impl Nvml {
     /// # Errors
     /// As [`Nvml::open`]; [`GpuError::Invalid`] when the library is no fake or refuses the fixture.
     pub fn open_fixture(path: &Path, fixture: &str) -> Result<Self, GpuError> {
-        let functions = Functions::open(path)
-            .map_err(|e| GpuError::NoNvml { path: path.to_owned(), reason: e.to_string() })?;
-        let name = std::ffi::CString::new(fixture).map_err(|_| GpuError::Invalid("a fixture's name has no zeros".into()))?;
-        let choose = functions.slipwayFakeFixture.ok_or_else(|| {
-            GpuError::Invalid(format!("{} is no fake NVML; fixtures need one", path.display()))
-        })?;
+        let functions =
+            Functions::open(path).map_err(|e| GpuError::NoNvml { path: path.to_owned(), reason: e.to_string() })?;
+        let name =
+            std::ffi::CString::new(fixture).map_err(|_| GpuError::Invalid("a fixture's name has no zeros".into()))?;
+        let choose = functions
+            .slipwayFakeFixture
+            .ok_or_else(|| GpuError::Invalid(format!("{} is no fake NVML; fixtures need one", path.display())))?;
         // SAFETY: the fake's own function, which copies the text.
         unsafe { choose(name.as_ptr()) };
         let nvml = Self { functions, path: path.to_owned() };
@@ -166,6 +170,36 @@ impl Nvml {
             _ => e.into(),
         })?;
         Ok(nvml)
+    }
+
+    /// The machine's GPUs, or a fixture's through the fake library.
+    ///
+    /// The library is `$SLIPWAY_NVML_LIB` if that is set. Otherwise a fixture needs `libslipway_fake_nvml.so` beside
+    /// the program or in `../lib/slipway`, and real GPUs the driver's `libnvidia-ml.so.1`.
+    ///
+    /// # Errors
+    /// As [`Nvml::open`] and [`Nvml::open_fixture`].
+    pub fn find(fixture: Option<&str>) -> Result<Self, GpuError> {
+        let set = std::env::var_os(slipway_core::env::NVML_LIB).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let Some(fixture) = fixture else {
+            if let Some(path) = set {
+                return Self::open(&path);
+            }
+            // WSL keeps the driver's libraries apart.
+            let wsl = Path::new("/usr/lib/wsl/lib/libnvidia-ml.so.1");
+            return Self::open(Path::new("libnvidia-ml.so.1"))
+                .or_else(|e| if wsl.exists() { Self::open(wsl) } else { Err(e) });
+        };
+        let folder = std::env::current_exe().ok().and_then(|p| p.parent().map(Path::to_owned)).unwrap_or_default();
+        let name = "libslipway_fake_nvml.so";
+        let usual = [folder.join(name), folder.join("../lib/slipway").join(name)];
+        let path = set.or_else(|| usual.iter().find(|p| p.exists()).cloned()).unwrap_or_else(|| usual[0].clone());
+        Self::open_fixture(&path, fixture)
+    }
+
+    /// Whether a fixture answers instead of a driver.
+    pub fn is_simulated(&self) -> bool {
+        self.functions.slipwayFakeFixture.is_some()
     }
 
     /// The library's path as it was given.
@@ -179,7 +213,11 @@ impl Nvml {
         // SAFETY: NVML answers with a static string, or null for nothing.
         unsafe {
             let words = function(code);
-            if words.is_null() { codes::describe(code).into() } else { CStr::from_ptr(words).to_string_lossy().into_owned() }
+            if words.is_null() {
+                codes::describe(code).into()
+            } else {
+                CStr::from_ptr(words).to_string_lossy().into_owned()
+            }
         }
     }
 
@@ -564,7 +602,8 @@ impl<'a> Device<'a> {
     /// # Errors
     /// NVML's; not found when nothing ran.
     pub fn process_utilization(&self, since: u64) -> Result<Vec<(u32, u32)>, NvmlError> {
-        let empty = sys::nvmlProcessUtilizationSample_t { pid: 0, timeStamp: 0, smUtil: 0, memUtil: 0, encUtil: 0, decUtil: 0 };
+        let empty =
+            sys::nvmlProcessUtilizationSample_t { pid: 0, timeStamp: 0, smUtil: 0, memUtil: 0, encUtil: 0, decUtil: 0 };
         let samples = list(empty, |count, items| {
             call!(self.nvml, nvmlDeviceGetProcessUtilization, self.handle, items, count, since)
         })?;

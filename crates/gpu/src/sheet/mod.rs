@@ -146,7 +146,8 @@ pub fn cards() -> Vec<Card> {
 
 fn card(line: &'static str) -> Option<Card> {
     let fields: Vec<&'static str> = line.split('|').collect();
-    let [name, chip, capability, sms, boost, tensor, memory, bus, pin, power, nvlink, pcie, source] = fields.try_into().ok()?;
+    let [name, chip, capability, sms, boost, tensor, memory, bus, pin, power, nvlink, pcie, source] =
+        fields.try_into().ok()?;
     let known = CHIPS.iter().find(|c| c.name == chip)?;
     Some(Card {
         name,
@@ -182,7 +183,10 @@ pub fn find(name: &str) -> Option<Card> {
         let own = words(card.name);
         let common = own.iter().filter(|w| asked.contains(w)).count();
         let whole = common == own.len() || common == asked.len();
-        if common > 0 && whole && best.as_ref().is_none_or(|(n, b)| common > *n || (common == *n && own.len() < words(b.name).len())) {
+        if common > 0
+            && whole
+            && best.as_ref().is_none_or(|(n, b)| common > *n || (common == *n && own.len() < words(b.name).len()))
+        {
             best = Some((common, card));
         }
     }
@@ -287,7 +291,9 @@ mod tests {
         let cards = cards();
         assert_eq!(cards.len(), lines, "a line cannot be read");
         assert!(cards.len() >= 40, "{}", cards.len());
-        assert!(cards.iter().all(|c| !c.source.is_empty() && c.peak(Precision::Fp32).is_some() && c.bandwidth() > 50.0));
+        assert!(
+            cards.iter().all(|c| !c.source.is_empty() && c.peak(Precision::Fp32).is_some() && c.bandwidth() > 50.0)
+        );
     }
 
     /// Figures of NVIDIA's data sheets: TFLOP/s, GB/s.

@@ -3,9 +3,11 @@
 mod demo;
 mod deploy;
 mod doctor;
+mod gpu;
 mod model;
 mod run;
 mod show;
+mod top;
 mod up;
 
 use clap::CommandFactory;
@@ -50,6 +52,8 @@ pub(crate) async fn run(args: Cli) -> Result<(), Failure> {
         Command::Status => up::status(&context).await,
         Command::Doctor => doctor::doctor(&context).await,
         Command::Demo(options) => demo::demo(&context, options).await,
+        Command::Gpu(args) => gpu::run(&context, args).await,
+        Command::Top(options) => top::run(options),
         Command::Run(verb) => run::run(&context, verb).await,
         Command::Model(verb) => model::run(&context, verb).await,
         Command::Deploy(verb) => deploy::run(&context, verb).await,

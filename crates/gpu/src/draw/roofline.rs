@@ -1,0 +1,183 @@
+//! Ceilings over intensity, both logarithmic.
+
+use super::{COLOURS, Svg};
+use crate::roofline::{Place, Roofline};
+
+/// The span of the picture: intensity in operations a byte, performance in 10^12 operations a second.
+struct Span {
+    x: (f64, f64),
+    y: (f64, f64),
+}
+
+fn span(roof: &Roofline, places: &[Place]) -> Span {
+    let top = roof.compute.iter().map(|c| c.tera).fold(0.001, f64::max) * 2.0;
+    let slowest = roof.memory.iter().map(|m| m.gigabytes / 1000.0).fold(f64::INFINITY, f64::min);
+    let ridge = top / slowest.max(1e-6);
+    let intensities = || places.iter().map(|p| p.intensity);
+    let low = intensities().fold(0.25, f64::min) / 2.0;
+    let high = intensities().fold(ridge, f64::max) * 2.0;
+    Span { x: (low, high), y: (low * slowest, top) }
+}
+
+fn decades((low, high): (f64, f64)) -> impl Iterator<Item = f64> {
+    (low.log10().ceil() as i32..=high.log10().floor() as i32).map(|e| 10f64.powi(e))
+}
+
+fn number(n: f64) -> String {
+    if n >= 1.0 { format!("{n:.0}") } else { format!("{n}") }
+}
+
+/// Draws the roofline with pieces of work on it.
+pub fn roofline(roof: &Roofline, places: &[Place]) -> String {
+    let (width, height) = (760.0, 460.0);
+    let (left, right, top, bottom) = (64.0, 740.0, 44.0, 408.0);
+    let span = span(roof, places);
+    let x = |v: f64| left + (right - left) * (v / span.x.0).log10() / (span.x.1 / span.x.0).log10();
+    let y = |v: f64| bottom - (bottom - top) * (v / span.y.0).log10() / (span.y.1 / span.y.0).log10();
+    let kind = if roof.measured { "measured" } else { "in theory" };
+    let mut svg = Svg::new(width, height, &format!("Roofline of {}, {kind}", roof.machine));
+    svg.label(left, 20.0, "start", "ink", &format!("{}, {kind}", roof.machine));
+    for v in decades(span.x) {
+        svg.add(format_args!(
+            "<line x1=\"{0:.1}\" y1=\"{top}\" x2=\"{0:.1}\" y2=\"{bottom}\" class=\"rule\" stroke-width=\"0.5\"/>",
+            x(v)
+        ));
+        svg.label(x(v), bottom + 16.0, "middle", "dim", &number(v));
+    }
+    for v in decades(span.y) {
+        svg.add(format_args!(
+            "<line x1=\"{left}\" y1=\"{0:.1}\" x2=\"{right}\" y2=\"{0:.1}\" class=\"rule\" stroke-width=\"0.5\"/>",
+            y(v)
+        ));
+        svg.label(left - 6.0, y(v) + 4.0, "end", "dim", &number(v));
+    }
+    svg.label((left + right) / 2.0, height - 10.0, "middle", "dim", "operations a byte");
+    svg.label(8.0, top - 10.0, "start", "dim", "TFLOP/s");
+    let fastest = roof.compute.iter().map(|c| c.tera).fold(0.0, f64::max);
+    for (i, memory) in roof.memory.iter().enumerate() {
+        let rate = memory.gigabytes / 1000.0;
+        let end = (fastest / rate).min(span.x.1);
+        let colour = COLOURS[i % COLOURS.len()];
+        let start = span.x.0.max(span.y.0 / rate);
+        svg.add(format_args!(
+            "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+            x(start),
+            y(start * rate),
+            x(end),
+            y(end * rate)
+        ));
+        svg.label(
+            x(start) + 8.0,
+            y(start * rate * 1.3) - 14.0 * i as f64,
+            "start",
+            "ink",
+            &format!("{} {:.0} GB/s", memory.level, memory.gigabytes),
+        );
+    }
+    // Ceilings that lie close to each other share a line of text.
+    let mut lines: Vec<(f64, Vec<String>)> = Vec::new();
+    let mut by_rate = roof.compute.clone();
+    by_rate.sort_by(|a, b| a.tera.total_cmp(&b.tera));
+    for c in &by_rate {
+        match lines.last_mut() {
+            Some((tera, names)) if c.tera / *tera < 1.02 => names.push(c.precision.to_string()),
+            _ => lines.push((c.tera, vec![c.precision.to_string()])),
+        }
+    }
+    let main = roof.main_memory().map_or(1.0, |m| m.gigabytes / 1000.0);
+    for (tera, names) in &lines {
+        let from = (tera / main).max(span.x.0);
+        svg.add(format_args!(
+            "<line x1=\"{:.1}\" y1=\"{1:.1}\" x2=\"{right}\" y2=\"{1:.1}\" class=\"rule\" stroke-width=\"1.5\"/>",
+            x(from),
+            y(*tera)
+        ));
+        svg.label(
+            right,
+            y(*tera) - 3.0,
+            "end",
+            "ink",
+            &format!("{} {}", names.join(" "), if *tera >= 10.0 { format!("{tera:.0}") } else { format!("{tera:.2}") }),
+        );
+    }
+    for (i, place) in places.iter().enumerate() {
+        let (px, py) = (x(place.intensity), y(place.attainable.max(span.y.0)));
+        svg.add(format_args!(
+            "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"5\" fill=\"{}\"><title>{}</title></circle>",
+            COLOURS[5 - i % 5],
+            super::escape(&place.work.name)
+        ));
+        let (anchor, dx) = if px > (left + right) / 2.0 { ("end", -9.0) } else { ("start", 9.0) };
+        svg.label(px + dx, py + 14.0, anchor, "ink", &place.work.name);
+    }
+    svg.done()
+}
+
+/// The main memory's roof and the fastest ceiling for terminals, with the work as letters.
+pub fn terminal(roof: &Roofline, places: &[Place]) -> String {
+    const COLUMNS: usize = 64;
+    const ROWS: usize = 16;
+    let span = span(roof, places);
+    let main = roof.main_memory().map_or(0.0, |m| m.gigabytes / 1000.0);
+    let fastest = roof.compute.iter().map(|c| c.tera).fold(0.0, f64::max);
+    let row = |v: f64| {
+        let part = (v / span.y.0).log10() / (span.y.1 / span.y.0).log10();
+        ROWS - 1 - (part.clamp(0.0, 1.0) * (ROWS - 1) as f64).round() as usize
+    };
+    let column = |v: f64| {
+        ((v / span.x.0).log10() / (span.x.1 / span.x.0).log10() * (COLUMNS - 1) as f64)
+            .round()
+            .clamp(0.0, (COLUMNS - 1) as f64) as usize
+    };
+    let mut grid = vec![vec![' '; COLUMNS]; ROWS];
+    for c in 0..COLUMNS {
+        let intensity = span.x.0 * (span.x.1 / span.x.0).powf(c as f64 / (COLUMNS - 1) as f64);
+        let roof_here = fastest.min(intensity * main);
+        grid[row(roof_here)][c] = if roof_here < fastest { '/' } else { '_' };
+    }
+    let mut legend = String::new();
+    for (letter, place) in ('A'..='Z').zip(places) {
+        grid[row(place.attainable)][column(place.intensity)] = letter;
+        legend.push_str(&format!("  {letter}  {}\n", place.work.name));
+    }
+    let mut text = String::new();
+    for (r, line) in grid.iter().enumerate() {
+        let label = if r == row(fastest) { format!("{fastest:>9.1} ") } else { " ".repeat(10) };
+        text.push_str(&format!("{label}|{}\n", line.iter().collect::<String>().trim_end()));
+    }
+    text.push_str(&format!(
+        "{}+{}\n{:>11}{:<32}{:>31}\n",
+        " ".repeat(10),
+        "-".repeat(COLUMNS),
+        "",
+        number_short(span.x.0),
+        format!("{} operations a byte", number_short(span.x.1))
+    ));
+    text + &legend
+}
+
+fn number_short(n: f64) -> String {
+    if n >= 10.0 { format!("{n:.0}") } else { format!("{n:.2}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sheet;
+    use crate::work::Work;
+
+    #[test]
+    fn ceilings_and_work_are_drawn() {
+        let roof = Roofline::of_card(&sheet::find("H100 80GB HBM3").unwrap());
+        let places: Vec<Place> = ["gemm:4096,4096,4096,bf16", "decode:model=7b,batch=1"]
+            .iter()
+            .filter_map(|t| roof.place(&Work::parse(t).unwrap()))
+            .collect();
+        let picture = roofline(&roof, &places);
+        assert!(picture.contains("HBM 3347 GB/s") && picture.contains("fp16 bf16 989"), "{picture}");
+        assert_eq!(picture.matches("<circle").count(), 2);
+        assert!(!picture.contains("NaN") && !picture.contains("inf"));
+        let text = terminal(&roof, &places);
+        assert!(text.contains("A  gemm") && text.contains('/') && text.contains('B'), "{text}");
+    }
+}

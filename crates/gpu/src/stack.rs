@@ -1,0 +1,259 @@
+//! The software stack of GPUs, from the bus up to Kubernetes: each layer found or missing, with what mends it.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde::Serialize;
+
+use crate::inventory::Inventory;
+use crate::pci;
+use crate::{GpuError, bench};
+
+/// A layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Layer {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it is as it should be; `None` where it cannot be told or is not needed.
+    pub ok: Option<bool>,
+    /// What was found.
+    pub found: String,
+    /// The command that mends it.
+    pub remedy: String,
+}
+
+fn layer(name: &'static str, ok: bool, found: impl Into<String>, remedy: &str) -> Layer {
+    Layer { name, ok: Some(ok), found: found.into(), remedy: if ok { String::new() } else { remedy.into() } }
+}
+
+fn read(root: &Path, path: &str) -> Option<String> {
+    std::fs::read_to_string(root.join(path)).ok().map(|t| t.trim().to_owned())
+}
+
+fn module(root: &Path, name: &str) -> bool {
+    root.join("sys/module").join(name).exists()
+}
+
+/// The firmware's Secure Boot switch: the last byte of its EFI variable.
+fn secure_boot(root: &Path) -> Option<bool> {
+    let path = root.join("sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c");
+    std::fs::read(path).ok()?.last().map(|b| *b == 1)
+}
+
+/// Ubuntu's recommended server driver, from `ubuntu-drivers list --gpgpu`: the newest `-server` branch.
+pub fn recommended(listing: &str) -> Option<String> {
+    let branch = |l: &str| -> Option<(u32, String)> {
+        let package = l.split([',', ' ']).next()?.trim();
+        let version = package.strip_prefix("nvidia-driver-")?;
+        let number = version.split('-').next()?.parse().ok()?;
+        version.contains("server").then(|| (number, package.to_owned()))
+    };
+    listing.lines().filter_map(branch).max().map(|(_, package)| package)
+}
+
+fn install_driver(root: &Path) -> String {
+    let os = read(root, "etc/os-release").unwrap_or_default();
+    if !os.contains("ID=ubuntu") {
+        return "install the driver: https://docs.nvidia.com/datacenter/tesla/driver-installation-guide/".into();
+    }
+    let listed = Command::new("ubuntu-drivers").args(["list", "--gpgpu"]).output();
+    let package = listed.ok().and_then(|out| recommended(&String::from_utf8_lossy(&out.stdout)));
+    match package {
+        // The headless packages of the same branch, and the programs that match them.
+        Some(p) => {
+            let branch = p.trim_start_matches("nvidia-driver-");
+            format!("apt install nvidia-headless-{branch} nvidia-utils-{branch}, then reboot")
+        }
+        None => "apt install ubuntu-drivers-common && ubuntu-drivers install --gpgpu, then reboot".into(),
+    }
+}
+
+/// All layers of the machine under `root` (usually `/`), with what NVML said.
+pub fn layers(root: &Path, inventory: &Result<Inventory, GpuError>) -> Vec<Layer> {
+    let mut layers = Vec::new();
+    let simulated = inventory.as_ref().is_ok_and(|i| i.simulated);
+    let devices = pci::scan(&root.join("sys"));
+    let cards: Vec<String> = devices
+        .iter()
+        .filter(|d| d.is_gpu() && d.vendor == pci::NVIDIA)
+        .map(|d| format!("{} {}", d.address, d.name.clone().unwrap_or_else(|| format!("10de:{:04x}", d.device))))
+        .collect();
+    let found = if cards.is_empty() { "no NVIDIA GPU on the bus".into() } else { cards.join("; ") };
+    layers.push(layer(
+        "PCI devices",
+        !cards.is_empty(),
+        found,
+        "seat the card; in a virtual machine, pass it through (or choose a GPU machine type)",
+    ));
+
+    let nouveau = module(root, "nouveau");
+    layers.push(layer(
+        "nouveau",
+        !nouveau,
+        if nouveau { "loaded, which keeps NVIDIA's driver out" } else { "not loaded" },
+        "printf 'blacklist nouveau\\noptions nouveau modeset=0\\n' > /etc/modprobe.d/nouveau.conf && update-initramfs -u, then reboot",
+    ));
+    let version = read(root, "sys/module/nvidia/version");
+    let boot = secure_boot(root) == Some(true);
+    layers.push(Layer {
+        name: "Secure Boot",
+        ok: if boot { Some(version.is_some()) } else { secure_boot(root).map(|_| true) },
+        found: if boot { "on: only signed modules are loaded" } else { "off" }.into(),
+        remedy: if boot && version.is_none() {
+            "mokutil --import the module's key and reboot, or use the distribution's signed driver".into()
+        } else {
+            String::new()
+        },
+    });
+    let reboot = root.join("var/run/reboot-required").exists();
+    layers.push(match &version {
+        Some(v) => layer("kernel module", true, format!("nvidia {v}"), ""),
+        None => layer("kernel module", false, "nvidia is not loaded", &install_driver(root)),
+    });
+    let library = inventory.as_ref().ok().filter(|_| !simulated).map(|i| i.driver.clone());
+    if let (Some(module), Some(library)) = (&version, &library) {
+        let same = module == library;
+        layers.push(layer(
+            "driver and library",
+            same,
+            format!("module {module}, library {library}"),
+            "reboot: the driver was upgraded under a running module",
+        ));
+    }
+    if reboot {
+        layers.push(layer("reboot", false, "the system asks for one", "reboot"));
+    }
+    let nodes: Vec<&str> =
+        ["dev/nvidiactl", "dev/nvidia0", "dev/nvidia-uvm"].into_iter().filter(|p| root.join(p).exists()).collect();
+    layers.push(layer(
+        "device nodes",
+        nodes.len() == 3,
+        if nodes.is_empty() {
+            "none".into()
+        } else {
+            nodes.iter().map(|n| format!("/{n}")).collect::<Vec<_>>().join(" ")
+        },
+        "nvidia-modprobe -c 0 -u",
+    ));
+    layers.push(match inventory {
+        Ok(i) => {
+            let note = if simulated { " (SIMULATED)" } else { "" };
+            layer("NVML", true, format!("{}, {} GPUs, CUDA up to {}{note}", i.nvml, i.gpus.len(), i.cuda), "")
+        }
+        Err(e) => layer("NVML", false, e.to_string(), &install_driver(root)),
+    });
+    let cuda = bench::cuda::Libraries::find();
+    let found = [("libcuda", cuda.driver), ("NVRTC", cuda.nvrtc), ("cuBLAS", cuda.cublas), ("cuBLASLt", cuda.cublaslt)];
+    let names = |have: bool| found.iter().filter(|f| f.1 == have).map(|f| f.0).collect::<Vec<_>>().join(", ");
+    layers.push(Layer {
+        name: "CUDA libraries",
+        // Programs in containers bring their own, so none on the host is no fault.
+        ok: cuda.driver.then_some(true),
+        found: if names(true).is_empty() { "none found".into() } else { format!("found {}", names(true)) },
+        remedy: if names(false).is_empty() {
+            String::new()
+        } else {
+            format!(
+                "for slipway gpu bench: {}",
+                "pip install nvidia-cublas-cu12 nvidia-cuda-nvrtc-cu12, and set LD_LIBRARY_PATH"
+            )
+        },
+    });
+    layers.extend(containers(root));
+    layers
+}
+
+fn containers(root: &Path) -> Vec<Layer> {
+    let exists = |path: &str| root.join(path).exists();
+    let mut layers = Vec::new();
+    let runtimes: Vec<&str> = [
+        ("run/containerd/containerd.sock", "containerd"),
+        ("var/run/docker.sock", "docker"),
+        ("var/snap/microk8s/common/run/containerd.sock", "microk8s"),
+        ("run/crio/crio.sock", "cri-o"),
+    ]
+    .into_iter()
+    .filter(|(socket, _)| exists(socket))
+    .map(|(_, name)| name)
+    .collect();
+    let found = if runtimes.is_empty() { "none is running".into() } else { runtimes.join(", ") };
+    layers.push(Layer {
+        name: "container runtime",
+        ok: (!runtimes.is_empty()).then_some(true),
+        found,
+        remedy: "apt install containerd".into(),
+    });
+    let toolkit = exists("usr/bin/nvidia-ctk") || exists("usr/bin/nvidia-container-runtime");
+    layers.push(Layer {
+        name: "NVIDIA container toolkit",
+        ok: toolkit.then_some(true),
+        found: if toolkit { "installed" } else { "not installed; CDI alone is enough" }.into(),
+        remedy: if toolkit { String::new() } else { "slipway gpu cdi generate --write".into() },
+    });
+    let specs: Vec<String> = ["etc/cdi", "var/run/cdi"]
+        .iter()
+        .flat_map(|f| {
+            std::fs::read_dir(root.join(f))
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(move |e| format!("/{f}/{}", e.file_name().to_string_lossy()))
+        })
+        .filter(|p| p.ends_with(".yaml") || p.ends_with(".json"))
+        .collect();
+    layers.push(Layer {
+        name: "CDI specifications",
+        ok: (!specs.is_empty()).then_some(true),
+        found: if specs.is_empty() { "none".into() } else { specs.join(" ") },
+        remedy: if specs.is_empty() { "slipway gpu cdi generate --write".into() } else { String::new() },
+    });
+    let plugins = ["var/lib/kubelet/device-plugins", "var/snap/microk8s/common/var/lib/kubelet/device-plugins"];
+    let sockets = |f: &&str| {
+        std::fs::read_dir(root.join(f))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect::<Vec<_>>()
+    };
+    let found: Vec<String> =
+        plugins.iter().flat_map(sockets).filter(|n| n.ends_with(".sock") && n != "kubelet.sock").collect();
+    let kubelet = plugins.iter().any(|p| exists(&format!("{p}/kubelet.sock")));
+    layers.push(Layer {
+        name: "kubelet device plugin",
+        ok: if kubelet { Some(found.iter().any(|n| n.contains("nvidia") || n.contains("slipway"))) } else { None },
+        found: match (kubelet, found.is_empty()) {
+            (false, _) => "no kubelet here".into(),
+            (true, true) => "no plugin has registered".into(),
+            (true, false) => found.join(" "),
+        },
+        remedy: if kubelet { "helm install nvdp nvdp/nvidia-device-plugin".into() } else { String::new() },
+    });
+    layers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_server_branch_is_recommended() {
+        let listing = "nvidia-driver-535-server, (kernel modules provided by linux-modules-nvidia-535-server-generic)\nnvidia-driver-570-server-open\nnvidia-driver-580\nnvidia-driver-550-server\n";
+        assert_eq!(recommended(listing).as_deref(), Some("nvidia-driver-570-server-open"));
+        assert_eq!(recommended("nvidia-driver-580\n"), None);
+    }
+
+    #[test]
+    fn an_empty_machine_lacks_everything_and_says_what_helps() {
+        let root = std::env::temp_dir().join(format!("slipway-stack-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("sys/module/nouveau")).unwrap();
+        let layers = layers(&root, &Err(GpuError::NoGpu));
+        let of = |name: &str| layers.iter().find(|l| l.name == name).unwrap();
+        assert_eq!(of("PCI devices").ok, Some(false));
+        assert!(of("nouveau").remedy.contains("blacklist nouveau"));
+        assert_eq!(of("kernel module").ok, Some(false));
+        assert_eq!(of("kubelet device plugin").ok, None);
+        assert!(layers.iter().filter(|l| l.ok == Some(false)).all(|l| !l.remedy.is_empty()));
+        std::fs::remove_dir_all(root).unwrap();
+    }
+}

@@ -1,0 +1,114 @@
+//! `gpu cdi` and `gpu container`.
+
+use std::path::PathBuf;
+
+use slipway_gpu::GpuError;
+use slipway_gpu::container::cdi::{self, Spec};
+use slipway_gpu::container::runtime::{self, Options, Runtime};
+use slipway_gpu::inventory::Inventory;
+
+use super::{Context, nvml};
+use crate::Failure;
+use crate::cli::Format;
+use crate::cli::gpu as cli;
+use crate::output::{Table, agreed, print, print_text, say};
+
+fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> GpuError {
+    let what = path.display().to_string();
+    move |source| GpuError::Io { what, source }
+}
+
+pub(super) fn cdi(context: &Context, fixture: Option<&str>, verb: cli::Cdi) -> Result<(), Failure> {
+    match verb {
+        cli::Cdi::Generate { root, write } => {
+            let spec = cdi::generate(&Inventory::collect(&nvml(fixture)?)?, &root)?;
+            let text = match context.global.output {
+                Format::Json => serde_json::to_string_pretty(&spec).unwrap_or_default() + "\n",
+                _ => serde_saphyr::to_string(&spec).unwrap_or_default(),
+            };
+            let Some(path) = write.filter(|_| !context.global.dry_run) else {
+                print_text(&text);
+                return Ok(());
+            };
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder).map_err(io(folder))?;
+            }
+            // A runtime that reads just now sees the old file or the new one.
+            let new = path.with_extension("yaml.new");
+            std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path)).map_err(io(&path))?;
+            say(format_args!("{} devices in {}; try: slipway gpu cdi ls", spec.devices.len(), path.display()));
+            Ok(())
+        }
+        cli::Cdi::Ls { dir } => ls(context, &dir),
+        cli::Cdi::Check { file, root } => {
+            let text = std::fs::read_to_string(&file).map_err(io(&file))?;
+            let wrong = cdi::check(&text, &root)?;
+            print(context.global.output, &wrong, |wrong| {
+                let mut table = Table::new(&["WRONG"]);
+                wrong.iter().for_each(|w| table.row(vec![w.clone()]));
+                table
+            });
+            if wrong.is_empty() {
+                say("the specification is in order");
+                Ok(())
+            } else {
+                Err(Failure::Findings)
+            }
+        }
+    }
+}
+
+fn ls(context: &Context, folders: &[PathBuf]) -> Result<(), Failure> {
+    let mut devices: Vec<(String, String)> = Vec::new();
+    for folder in folders {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if !path.extension().is_some_and(|e| e == "yaml" || e == "json") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).map_err(io(&path))?;
+            match serde_saphyr::from_str::<Spec>(&text) {
+                Ok(spec) => devices.extend(
+                    spec.devices.iter().map(|d| (format!("{}={}", spec.kind, d.name), path.display().to_string())),
+                ),
+                Err(e) => say(format_args!("{}: {e}", path.display())),
+            }
+        }
+    }
+    devices.sort();
+    print(context.global.output, &devices, |devices| {
+        let mut table = Table::new(&["DEVICE", "FILE"]);
+        devices.iter().for_each(|(name, file)| table.row(vec![name.clone(), file.clone()]));
+        table
+    });
+    Ok(())
+}
+
+pub(super) fn container(context: &Context, verb: cli::Container) -> Result<(), Failure> {
+    let cli::Container::Configure { runtime, config, nvidia_runtime, set_default, undo } = verb;
+    let runtime = match runtime {
+        cli::Runtime::Containerd => Runtime::Containerd,
+        cli::Runtime::Docker => Runtime::Docker,
+        cli::Runtime::Microk8s => Runtime::Microk8s,
+    };
+    let path = config.unwrap_or_else(|| runtime.default_path());
+    let edit = if undo {
+        runtime::undo(&path)?
+    } else {
+        runtime::plan(runtime, &path, &Options { nvidia_runtime, default: set_default })?
+    };
+    if edit.is_empty() {
+        say(format_args!("{} is as it should be", path.display()));
+        return Ok(());
+    }
+    print_text(&edit.diff());
+    if context.global.dry_run {
+        return Ok(());
+    }
+    if !agreed(&context.global, &format!("Write {}?", path.display())) {
+        return Err(Failure::Findings);
+    }
+    edit.write()?;
+    say(format_args!("written; the text of before is in {}. Now: {}", edit.backup().display(), runtime.restart()));
+    Ok(())
+}

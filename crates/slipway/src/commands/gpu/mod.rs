@@ -1,0 +1,367 @@
+//! `gpu`: see, measure, share.
+
+mod containers;
+mod measure;
+mod sharing;
+
+use std::path::Path;
+
+use slipway_core::units;
+use slipway_gpu::inventory::{Gpu, Inventory, Severity};
+use slipway_gpu::nvml::{Nvml, codes};
+use slipway_gpu::sheet::{self, Precision};
+use slipway_gpu::topology::Topology;
+use slipway_gpu::{GpuError, draw, pci, stack};
+
+use super::Context;
+use crate::Failure;
+use crate::cli::Format;
+use crate::cli::gpu::{self as cli, Verb};
+use crate::output::{Table, print, print_text, say};
+
+/// NVML of this machine or of a fixture; the second is said once.
+fn nvml(fixture: Option<&str>) -> Result<Nvml, GpuError> {
+    let nvml = Nvml::find(fixture)?;
+    if nvml.is_simulated() {
+        say(format_args!("SIMULATED: {}", fixture.unwrap_or("fake NVML")));
+    }
+    Ok(nvml)
+}
+
+pub(super) async fn run(context: &Context, args: cli::Gpu) -> Result<(), Failure> {
+    let fixture = args.fixture.as_deref().filter(|f| !f.is_empty());
+    match args.verb {
+        Verb::Ls => ls(context, fixture),
+        Verb::Show { index } => show(context, fixture, index),
+        Verb::Topology => topology(context, fixture),
+        Verb::Stack => print_stack(context, fixture),
+        Verb::Watch { seconds } => watch(fixture, seconds),
+        Verb::Spec { card } => spec(context, card),
+        Verb::Bench(options) => measure::bench(context, fixture, options).await,
+        Verb::Roofline(options) => measure::roofline(context, fixture, &options).await,
+        Verb::Fit(options) => measure::fit(context, &options),
+        Verb::Mig(verb) => sharing::mig(context, fixture, verb),
+        Verb::Share(cli::Share::Plan { file, family }) => sharing::share(context, fixture, &file, family),
+        Verb::Cdi(verb) => containers::cdi(context, fixture, verb),
+        Verb::Container(verb) => containers::container(context, verb),
+    }
+}
+
+fn or_dash<T: std::fmt::Display>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".into(), |v| v.to_string())
+}
+
+/// `41.2 / 79.6 GiB`.
+fn memory(gpu: &Gpu) -> String {
+    let gib = |b: u64| b as f64 / f64::from(1 << 30);
+    match (gpu.memory_used, gpu.memory_total) {
+        (Some(used), Some(total)) => format!("{:.1}/{:.1} GiB", gib(used), gib(total)),
+        _ => "-".into(),
+    }
+}
+
+fn ls(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
+    let nvml = match nvml(fixture) {
+        Ok(nvml) => nvml,
+        Err(GpuError::NoNvml { .. }) if fixture.is_none() => return without_gpu(context),
+        Err(e) => return Err(e.into()),
+    };
+    let inventory = Inventory::collect(&nvml)?;
+    let wide = context.global.output == Format::Wide;
+    print(context.global.output, &inventory, |inventory| {
+        let mut head = vec!["GPU", "NAME", "MEMORY", "BUSY", "POWER", "TEMP", "MIG", "FINDINGS"];
+        if wide {
+            head.extend(["ARCHITECTURE", "CC", "CLOCK", "PCIE", "NVLINKS", "BUS", "UUID"]);
+        }
+        let mut table = Table::new(&head);
+        for g in &inventory.gpus {
+            let mig =
+                g.mig.as_ref().map(|m| if m.enabled { format!("{} instances", m.devices.len()) } else { "off".into() });
+            let mut row = vec![
+                g.index.to_string(),
+                g.name.clone(),
+                memory(g),
+                g.utilization_percent.map_or("-".into(), |u| format!("{u} %")),
+                g.power_watts.map_or("-".into(), |w| format!("{w:.0}/{:.0} W", g.power_limit_watts.unwrap_or(0.0))),
+                g.temperature_celsius.map_or("-".into(), |t| format!("{t} °C")),
+                or_dash(mig),
+                findings(g),
+            ];
+            if wide {
+                let links = g.nvlinks.iter().filter(|l| l.active).count();
+                row.extend([
+                    g.architecture.clone(),
+                    or_dash(g.compute_capability.clone()),
+                    g.clock_sm_mhz.map_or("-".into(), |c| format!("{c}/{} MHz", g.clock_sm_max_mhz.unwrap_or(0))),
+                    g.pcie.as_ref().map_or("-".into(), |p| format!("gen{} x{}", p.generation_max, p.width)),
+                    if g.nvlinks.is_empty() { "-".into() } else { format!("{links}/{}", g.nvlinks.len()) },
+                    g.bus_id.clone(),
+                    g.uuid.clone(),
+                ]);
+            }
+            table.row(row);
+        }
+        table
+    });
+    Ok(())
+}
+
+fn findings(gpu: &Gpu) -> String {
+    let count = |s| gpu.findings.iter().filter(|f| f.severity == s).count();
+    let words = [(Severity::Error, "errors"), (Severity::Warning, "warnings"), (Severity::Note, "notes")];
+    let parts: Vec<String> =
+        words.iter().map(|(s, w)| (count(*s), w)).filter(|(n, _)| *n > 0).map(|(n, w)| format!("{n} {w}")).collect();
+    if parts.is_empty() { "none".into() } else { parts.join(", ") }
+}
+
+/// What can be shown of a machine without a GPU.
+fn without_gpu(context: &Context) -> Result<(), Failure> {
+    use slipway_gpu::bench::cpu;
+    say("no NVIDIA GPU can be used in this machine (`slipway gpu stack` tells why; `--fixture h100x8` simulates some)");
+    let devices = pci::scan(Path::new("/sys"));
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib: u64 =
+        memory.lines().find_map(|l| l.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok()).unwrap_or(0);
+    let machine = serde_json::json!({
+        "gpus": [],
+        "processor": cpu::model(),
+        "threads": cpu::threads(),
+        "vectors": cpu::Vectors::detect().name(),
+        "memory_bytes": kib * 1024,
+        "pci": devices,
+    });
+    print(context.global.output, &machine, |m| {
+        let mut table = Table::new(&["WHAT", "FOUND"]);
+        let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
+        table.row(vec![
+            "processor".into(),
+            format!("{}, {} threads, {}", text(&m["processor"]), m["threads"], text(&m["vectors"])),
+        ]);
+        table.row(vec!["memory".into(), units::bytes(kib * 1024)]);
+        for d in &devices {
+            table.row(vec![
+                format!("PCI {}", d.address),
+                d.name.clone().unwrap_or_else(|| format!("{:04x}:{:04x}", d.vendor, d.device)),
+            ]);
+        }
+        table
+    });
+    Ok(())
+}
+
+fn show(context: &Context, fixture: Option<&str>, index: Option<u32>) -> Result<(), Failure> {
+    let nvml = nvml(fixture)?;
+    let mut inventory = Inventory::collect(&nvml)?;
+    if let Some(index) = index {
+        let count = inventory.gpus.len();
+        inventory.gpus.retain(|g| g.index == index);
+        if inventory.gpus.is_empty() {
+            return Err(GpuError::Invalid(format!("there is no GPU {index}; there are {count}")).into());
+        }
+    }
+    print(context.global.output, &inventory, |inventory| {
+        let mut table = Table::new(&["GPU", "WHAT", "VALUE"]);
+        for g in &inventory.gpus {
+            let mut add = |what: &str, value: Option<String>| {
+                if let Some(value) = value {
+                    table.row(vec![g.index.to_string(), what.into(), value]);
+                }
+            };
+            details(g, &mut add);
+        }
+        table
+    });
+    Ok(())
+}
+
+fn details(g: &Gpu, add: &mut dyn FnMut(&str, Option<String>)) {
+    let watts = |w: Option<f64>| w.map(|w| format!("{w:.0} W"));
+    add("name", Some(g.name.clone()));
+    add("uuid", Some(g.uuid.clone()).filter(|u| !u.is_empty()));
+    add("serial", g.serial.clone());
+    add("bus", Some(g.bus_id.clone()).filter(|u| !u.is_empty()));
+    add(
+        "architecture",
+        Some(format!("{}, compute capability {}", g.architecture, or_dash(g.compute_capability.clone()))),
+    );
+    add("cores", g.cores.map(|c| c.to_string()));
+    add("memory", Some(memory(g)).filter(|m| m != "-"));
+    add("memory bus", g.bus_width_bits.map(|b| format!("{b} bit")));
+    let clocks = |now: Option<u32>, most: Option<u32>| now.map(|n| format!("{n} of {} MHz", or_dash(most)));
+    add("clock, multiprocessors", clocks(g.clock_sm_mhz, g.clock_sm_max_mhz));
+    add("clock, memory", clocks(g.clock_memory_mhz, g.clock_memory_max_mhz));
+    add("busy", g.utilization_percent.map(|u| format!("{u} % (memory {} %)", or_dash(g.memory_utilization_percent))));
+    add("power", watts(g.power_watts).map(|now| format!("{now} of {}", or_dash(watts(g.power_limit_watts)))));
+    add("energy", g.energy_joules.map(|j| format!("{:.2} kWh since the driver was loaded", j / 3.6e6)));
+    let limits = g.temperature_slowdown_celsius.map_or(String::new(), |t| format!(", slows down at {t} °C"));
+    add("temperature", g.temperature_celsius.map(|t| format!("{t} °C{limits}")));
+    add("fan", g.fan_percent.map(|f| format!("{f} %")));
+    add("clocks held down by", Some(g.throttle.join(", ")).filter(|t| !t.is_empty()));
+    add("performance state", g.performance_state.map(|p| format!("P{p}")));
+    let ecc = |e: &slipway_gpu::inventory::Ecc| {
+        let state = if e.enabled { "on" } else { "off" };
+        format!("{state}, {} corrected, {} uncorrected, {} rows remapped", e.corrected, e.uncorrected, e.rows_remapped)
+    };
+    add("ECC", g.ecc.as_ref().map(ecc));
+    add(
+        "PCIe",
+        g.pcie.as_ref().map(|p| {
+            format!("gen {} x{} now, gen {} x{} at most", p.generation, p.width, p.generation_max, p.width_max)
+        }),
+    );
+    let active = g.nvlinks.iter().filter(|l| l.active).count();
+    add("NVLinks", (!g.nvlinks.is_empty()).then(|| format!("{active} of {} up", g.nvlinks.len())));
+    add("persistence", g.persistence.map(|p| if p { "on" } else { "off" }.into()));
+    add("compute mode", g.compute_mode.map(str::to_owned));
+    add("MIG", g.mig.as_ref().map(|m| if m.enabled { "on" } else { "off" }.into()));
+    for device in g.mig.iter().flat_map(|m| &m.devices) {
+        let about = format!(
+            "slices {}+{}, {} multiprocessors, {} MiB, {}",
+            device.start, device.size, device.multiprocessors, device.memory_mib, device.uuid
+        );
+        add("instance", Some(format!("{} {about}", device.profile)));
+    }
+    for p in &g.processes {
+        let place = p.owner.pod.as_ref().map(|pod| format!(", pod {pod}")).unwrap_or_default();
+        let busy = p.sm_percent.map(|s| format!(", {s} % busy")).unwrap_or_default();
+        let user = if p.owner.user.is_empty() { String::new() } else { format!(", user {}", p.owner.user) };
+        add(
+            "process",
+            Some(format!(
+                "{} {}{user}, {}{busy}{place}",
+                p.pid,
+                p.owner.command,
+                p.memory_bytes.map_or("-".into(), units::bytes)
+            )),
+        );
+    }
+    for f in &g.findings {
+        add(&format!("{:?}", f.severity).to_lowercase(), Some(format!("{}: {}", f.what, f.remedy)));
+    }
+}
+
+fn topology(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
+    let nvml = nvml(fixture)?;
+    let inventory = Inventory::collect(&nvml)?;
+    let found = Topology::collect(&nvml, &inventory, Path::new("/sys"))?;
+    if context.global.output == Format::Svg {
+        print_text(&draw::topology(&found));
+        return Ok(());
+    }
+    print(context.global.output, &found, |t| {
+        let names: Vec<String> = (0..t.gpus.len()).map(|i| format!("GPU{i}")).collect();
+        let mut table = Table::owned([vec![String::new()], names.clone(), vec!["CPUS".into(), "NUMA".into()]].concat());
+        for (i, row) in t.links.iter().enumerate() {
+            let links = row.iter().map(|l| l.short()).collect();
+            table.row([vec![names[i].clone()], links, vec![t.cpus[i].clone(), or_dash(t.numa[i])]].concat());
+        }
+        for (nic, links) in &t.nics {
+            table.row(
+                [vec![nic.clone()], links.iter().map(|l| l.short()).collect(), vec![String::new(), String::new()]]
+                    .concat(),
+            );
+        }
+        table
+    });
+    if context.global.output == Format::Table {
+        let mut kinds: Vec<_> = found.links.iter().flatten().copied().collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        say(kinds.iter().map(|l| format!("{} {}", l.short(), l.words())).collect::<Vec<_>>().join(", "));
+    }
+    Ok(())
+}
+
+/// Layers for `gpu stack` and `doctor`.
+pub(super) fn layers(fixture: Option<&str>) -> Vec<stack::Layer> {
+    let inventory = Nvml::find(fixture).and_then(|n| Inventory::collect(&n));
+    stack::layers(Path::new("/"), &inventory)
+}
+
+fn print_stack(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
+    let layers = layers(fixture);
+    let missing = layers.iter().filter(|l| l.ok == Some(false)).count();
+    print(context.global.output, &layers, |layers| {
+        let mut table = Table::new(&["LAYER", "STATE", "FOUND", "WHAT HELPS"]);
+        for l in layers {
+            let state = match l.ok {
+                Some(true) => "ok",
+                Some(false) => "MISSING",
+                None => "-",
+            };
+            table.row(vec![l.name.into(), state.into(), l.found.clone(), l.remedy.clone()]);
+        }
+        table
+    });
+    if missing > 0 { Err(Failure::Findings) } else { Ok(()) }
+}
+
+fn watch(fixture: Option<&str>, seconds: u64) -> Result<(), Failure> {
+    let nvml = nvml(fixture)?;
+    let started = std::time::Instant::now();
+    let devices: Vec<_> = (0..nvml.count().map_err(GpuError::from)?).filter_map(|i| nvml.device(i).ok()).collect();
+    say(format_args!("watching {} GPUs", devices.len()));
+    let mut errors = false;
+    while seconds == 0 || started.elapsed().as_secs() < seconds {
+        if let Some(event) = nvml.wait_for_xid(&devices, 500).map_err(GpuError::from)? {
+            let (words, application) = codes::xid(event.data);
+            let whose = if application { "caused by an application" } else { "the GPU must be looked after" };
+            print_text(&format!("{} XID {}: {words} ({whose})\n", event.bus_id, event.data));
+            errors |= !application;
+        }
+    }
+    if errors { Err(Failure::Findings) } else { Ok(()) }
+}
+
+fn spec(context: &Context, card: Option<String>) -> Result<(), Failure> {
+    let Some(name) = card else {
+        let cards = sheet::cards();
+        print(context.global.output, &cards, |cards| {
+            let mut table =
+                Table::new(&["CARD", "ARCHITECTURE", "SMS", "MEMORY", "GB/S", "FP32", "BF16", "FP8", "TDP"]);
+            for c in cards {
+                let peak = |p| c.peak(p).map_or("-".into(), |p| format!("{:.0}", p.tera));
+                table.row(vec![
+                    c.name.into(),
+                    c.architecture.into(),
+                    c.multiprocessors.to_string(),
+                    format!("{} GB", c.memory_gb),
+                    format!("{:.0}", c.bandwidth()),
+                    c.peak(Precision::Fp32).map_or("-".into(), |p| format!("{:.1}", p.tera)),
+                    peak(Precision::Bf16),
+                    peak(Precision::Fp8),
+                    format!("{} W", c.power_watts),
+                ]);
+            }
+            table
+        });
+        return Ok(());
+    };
+    let card = sheet::find(&name)
+        .ok_or_else(|| GpuError::Invalid(format!("the sheet has no card '{name}'; `slipway gpu spec` lists them")))?;
+    let peaks: Vec<_> = Precision::ALL.iter().filter_map(|p| card.peak(*p)).collect();
+    print(
+        context.global.output,
+        &serde_json::json!({ "card": card, "peaks": peaks, "bandwidth": card.bandwidth() }),
+        |_| {
+            let mut table = Table::new(&["WHAT", "HOW"]);
+            table.row(vec![
+                "card".into(),
+                format!("{}, {}, compute capability {}", card.name, card.architecture, card.compute_capability),
+            ]);
+            for p in &peaks {
+                table.row(vec![p.precision.to_string(), p.formula.clone()]);
+            }
+            table.row(vec!["memory".into(), card.bandwidth_formula()]);
+            if let Some(roof) = slipway_gpu::roofline::Roofline::of_card(&card).ceiling(Precision::Bf16) {
+                table.row(vec![
+                    "ridge".into(),
+                    format!("{:.0} {} operations a byte", roof.tera * 1000.0 / card.bandwidth(), roof.precision),
+                ]);
+            }
+            table.row(vec!["source".into(), card.source.into()]);
+            table
+        },
+    );
+    Ok(())
+}

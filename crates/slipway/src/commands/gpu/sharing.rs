@@ -1,0 +1,365 @@
+//! `gpu mig` and `gpu share`.
+
+use std::io::Read;
+use std::path::Path;
+
+use slipway_gpu::mig::{self, Change, Config, Geometry, Instance, Layout, Placed, Plan};
+use slipway_gpu::nvml::Nvml;
+use slipway_gpu::share::{self, Workloads};
+use slipway_gpu::{GpuError, draw, sheet};
+
+use super::{Context, nvml};
+use crate::Failure;
+use crate::cli::Format;
+use crate::cli::gpu as cli;
+use crate::output::{Table, agreed, print, print_text, say};
+
+fn read(path: &Path) -> Result<String, GpuError> {
+    let io = |source| GpuError::Io { what: path.display().to_string(), source };
+    if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().take(16 << 20).read_to_string(&mut text).map_err(io)?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(path).map_err(io)
+}
+
+/// Indices such as `0-3,5`.
+fn indices(text: &str) -> Result<Vec<u32>, GpuError> {
+    let wrong = || GpuError::Invalid(format!("'{text}' are no GPUs; write 0-3,5"));
+    let mut found = Vec::new();
+    for part in text.split(',') {
+        let (a, b) = part.trim().split_once('-').unwrap_or((part.trim(), part.trim()));
+        let (a, b): (u32, u32) = (a.parse().map_err(|_| wrong())?, b.parse().map_err(|_| wrong())?);
+        if a > b || b > 4096 {
+            return Err(wrong());
+        }
+        found.extend(a..=b);
+    }
+    Ok(found)
+}
+
+fn family(name: &str) -> Result<Geometry, GpuError> {
+    Geometry::family(name).ok_or_else(|| {
+        let names = mig::families().collect::<Vec<_>>().join(", ");
+        GpuError::Invalid(format!("there is no MIG family '{name}'; known are {names}"))
+    })
+}
+
+pub(super) fn mig(context: &Context, fixture: Option<&str>, verb: cli::Mig) -> Result<(), Failure> {
+    match verb {
+        cli::Mig::Ls => ls(context, &nvml(fixture)?),
+        cli::Mig::Profiles { family: Some(name) } => {
+            profiles(context, &family(&name)?);
+            Ok(())
+        }
+        cli::Mig::Profiles { family: None } => {
+            let layouts = mig::layout(&nvml(fixture)?)?;
+            let first =
+                layouts.first().ok_or_else(|| GpuError::Impossible("no GPU of this machine can do MIG".into()))?;
+            profiles(context, &first.geometry);
+            Ok(())
+        }
+        cli::Mig::Plan { from_workloads: Some(file), family, .. } => share_file(context, fixture, &file, family, true),
+        cli::Mig::Plan { wanted, family: Some(name), .. } => plan_family(context, &family(&name)?, &wanted),
+        cli::Mig::Plan { wanted, .. } => {
+            let nvml = nvml(fixture)?;
+            let layouts = mig::layout(&nvml)?;
+            let plan = plan(&layouts, &wanted)?;
+            show_plan(context, &layouts, &plan);
+            if plan.is_empty() { Ok(()) } else { Err(Failure::Findings) }
+        }
+        cli::Mig::Apply { wanted } => {
+            let nvml = nvml(fixture)?;
+            let layouts = mig::layout(&nvml)?;
+            let plan = plan(&layouts, &wanted)?;
+            show_plan(context, &layouts, &plan);
+            if plan.is_empty() {
+                say("nothing to do");
+                return Ok(());
+            }
+            if context.global.dry_run || !agreed(&context.global, "Change the layout?") {
+                return Err(Failure::Findings);
+            }
+            mig::apply(&nvml, &layouts, &plan)?;
+            say("done; see it with: slipway gpu mig ls");
+            Ok(())
+        }
+        cli::Mig::Export { name } => {
+            let config = mig::export(&mig::layout(&nvml(fixture)?)?, &name);
+            let text = match context.global.output {
+                Format::Json => serde_json::to_string_pretty(&config).unwrap_or_default() + "\n",
+                _ => serde_saphyr::to_string(&config).unwrap_or_default(),
+            };
+            print_text(&text);
+            Ok(())
+        }
+    }
+}
+
+fn maps(layouts: &[Layout]) -> Vec<(String, Vec<Instance>)> {
+    layouts.iter().map(|l| (format!("GPU {}", l.gpu), l.instances.clone())).collect()
+}
+
+fn ls(context: &Context, nvml: &Nvml) -> Result<(), Failure> {
+    let layouts = mig::layout(nvml)?;
+    let Some(first) = layouts.first() else {
+        say("no GPU of this machine can do MIG");
+        return Ok(());
+    };
+    match context.global.output {
+        Format::Svg => print_text(&draw::slices(&first.geometry, &maps(&layouts))),
+        Format::Table => print_text(&draw::slices_text(&first.geometry, &maps(&layouts))),
+        format => print(format, &layouts, |layouts| {
+            let mut table = Table::new(&["GPU", "MIG", "INSTANCES"]);
+            for l in layouts {
+                let list: Vec<String> = l.instances.iter().map(|i| format!("{}@{}", i.profile, i.at.start)).collect();
+                table.row(vec![l.gpu.to_string(), if l.enabled { "on" } else { "off" }.into(), list.join(" ")]);
+            }
+            table
+        }),
+    }
+    Ok(())
+}
+
+fn profiles(context: &Context, geometry: &Geometry) {
+    print(context.global.output, geometry, |g| {
+        let mut table =
+            Table::new(&["PROFILE", "COMPUTE", "MEMORY SLICES", "MULTIPROCESSORS", "MEMORY", "STARTS", "MOST"]);
+        for p in &g.profiles {
+            let starts = p.starts.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+            table.row(vec![
+                p.name.clone(),
+                format!("{}/{}", p.compute, g.compute),
+                format!("{}/{}", p.size, g.memory),
+                p.multiprocessors.to_string(),
+                format!("{} MiB", p.memory_mib),
+                starts,
+                p.limit.to_string(),
+            ]);
+        }
+        table
+    });
+}
+
+fn plan(layouts: &[Layout], wanted: &cli::Wanted) -> Result<Plan, GpuError> {
+    match (&wanted.instances, &wanted.config) {
+        (Some(text), None) => {
+            let gpus = match &wanted.gpus {
+                Some(text) => indices(text)?,
+                None => layouts.iter().map(|l| l.gpu).collect(),
+            };
+            mig::plan(layouts, &mig::Wanted::Together(&mig::parse(text)?, &gpus))
+        }
+        (None, Some(file)) => {
+            let config = Config::parse(&read(file)?)?;
+            let name = match (&wanted.layout, config.configs.len()) {
+                (Some(name), _) => name.clone(),
+                (None, 1) => config.configs.keys().next().cloned().unwrap_or_default(),
+                (None, _) => {
+                    let names = config.configs.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+                    return Err(GpuError::Invalid(format!("name a layout of the file with --layout: {names}")));
+                }
+            };
+            mig::plan(layouts, &mig::Wanted::Rules(config.layout(&name)?))
+        }
+        _ => Err(GpuError::Invalid(
+            "name the instances (\"3x1g.10gb + 1x3g.40gb\"), or a file with --config, one of both".into(),
+        )),
+    }
+}
+
+fn show_plan(context: &Context, layouts: &[Layout], plan: &Plan) {
+    let list = |instances: &[Instance]| {
+        instances.iter().map(|i| format!("{}@{}", i.profile, i.at.start)).collect::<Vec<_>>().join(" ")
+    };
+    if context.global.output == Format::Svg {
+        let maps: Vec<_> = plan.changes.iter().map(|c| (format!("GPU {}", c.gpu), after(c))).collect();
+        if let Some(first) = layouts.first() {
+            print_text(&draw::slices(&first.geometry, &maps));
+        }
+        return;
+    }
+    print(context.global.output, plan, |plan| {
+        let mut table = Table::new(&["GPU", "", "WHAT"]);
+        for c in &plan.changes {
+            let mut add = |sign: &str, what: String| table.row(vec![c.gpu.to_string(), sign.into(), what]);
+            if let Some(on) = c.mode {
+                add("~", format!("MIG {}", if on { "on" } else { "off" }));
+            }
+            for (sign, instances) in [("=", &c.keep), ("-", &c.destroy), ("+", &c.create)] {
+                if !instances.is_empty() {
+                    add(sign, list(instances));
+                }
+            }
+            if c.mode.is_none() && c.keep.is_empty() && c.destroy.is_empty() && c.create.is_empty() {
+                add("=", "nothing".into());
+            }
+        }
+        table
+    });
+    if context.global.output == Format::Table
+        && let Some(first) = layouts.first()
+    {
+        let maps: Vec<_> = plan.changes.iter().map(|c| (format!("GPU {}", c.gpu), after(c))).collect();
+        print_text(&draw::slices_text(&first.geometry, &maps));
+    }
+}
+
+fn after(change: &Change) -> Vec<Instance> {
+    let mut all: Vec<Instance> = change.keep.iter().chain(&change.create).cloned().collect();
+    all.sort_by_key(|i| i.at);
+    all
+}
+
+/// Placement on empty cards of a family.
+fn plan_family(context: &Context, geometry: &Geometry, wanted: &cli::Wanted) -> Result<(), Failure> {
+    let text = wanted
+        .instances
+        .as_deref()
+        .ok_or_else(|| GpuError::Invalid("name the instances: \"3x1g.10gb + 1x3g.40gb\"".into()))?;
+    let instances = mig::parse(text)?;
+    let count = match &wanted.gpus {
+        Some(text) => indices(text)?.len(),
+        None => 1,
+    };
+    let empty = vec![mig::Used::default(); count];
+    match mig::place(geometry, &empty, &instances)? {
+        Placed::Yes(gpus) => {
+            let maps: Vec<_> = gpus.into_iter().enumerate().map(|(i, list)| (format!("GPU {i}"), list)).collect();
+            match context.global.output {
+                Format::Svg => print_text(&draw::slices(geometry, &maps)),
+                Format::Table | Format::Wide => print_text(&draw::slices_text(geometry, &maps)),
+                format => print(format, &maps, |maps| {
+                    let mut table = Table::new(&["GPU"]);
+                    maps.iter().for_each(|(label, _)| table.row(vec![label.clone()]));
+                    table
+                }),
+            }
+            Ok(())
+        }
+        Placed::No => {
+            let why = mig::explain(geometry, &empty, &instances)?;
+            Err(GpuError::Impossible(format!(
+                "{} cannot be placed on {count} of {}: {why}",
+                mig::show(&instances),
+                geometry.name
+            ))
+            .into())
+        }
+        Placed::Unknown => {
+            Err(GpuError::Impossible("no placement was found in the steps allowed; plan fewer GPUs at a time".into())
+                .into())
+        }
+    }
+}
+
+pub(super) fn share(
+    context: &Context,
+    fixture: Option<&str>,
+    file: &Path,
+    family: Option<String>,
+) -> Result<(), Failure> {
+    share_file(context, fixture, file, family, false)
+}
+
+/// The card that is planned for: name, MiB and geometry.
+fn card(fixture: Option<&str>, family: Option<String>) -> Result<(String, u64, Option<Geometry>), GpuError> {
+    if let Some(name) = family {
+        if let Some(geometry) = Geometry::family(&name) {
+            // All of it but what the driver keeps, which the largest profile has.
+            let mib = geometry.profiles.iter().map(|p| p.memory_mib).max().unwrap_or(0);
+            return Ok((geometry.name.clone(), mib, Some(geometry)));
+        }
+        let card = sheet::find(&name).ok_or_else(|| {
+            let names = mig::families().collect::<Vec<_>>().join(", ");
+            GpuError::Invalid(format!("'{name}' is neither a MIG family ({names}) nor a card of `slipway gpu spec`"))
+        })?;
+        let mib = card.memory_gb * 1_000_000_000 / 1_048_576;
+        return Ok((card.name.into(), mib, Geometry::of_product(card.name, mib)));
+    }
+    let nvml = nvml(fixture)?;
+    let device = nvml.device(0)?;
+    let (name, mib) = (device.name()?, device.memory()?.total >> 20);
+    let geometry = Geometry::of_product(&name, mib);
+    Ok((name, mib, geometry))
+}
+
+fn share_file(
+    context: &Context,
+    fixture: Option<&str>,
+    file: &Path,
+    family: Option<String>,
+    only_mig: bool,
+) -> Result<(), Failure> {
+    let workloads = Workloads::parse(&read(file)?)?;
+    let (name, mib, geometry) = card(fixture, family)?;
+    let mut plan = share::plan(&name, mib, geometry.as_ref(), &workloads)?;
+    if let (Format::Svg, Some(geometry), Some(packing)) = (context.global.output, &geometry, &plan.packing) {
+        let maps: Vec<_> = packing
+            .gpus
+            .iter()
+            .enumerate()
+            .take(64)
+            .map(|(i, gpu)| {
+                let mut list: Vec<Instance> = gpu.iter().map(|(_, instance)| instance.clone()).collect();
+                list.sort_by_key(|i| i.at);
+                (format!("GPU {i}"), list)
+            })
+            .collect();
+        print_text(&draw::slices(geometry, &maps));
+        return Ok(());
+    }
+    if only_mig {
+        plan.outcomes.retain(|o| o.strategy == share::Strategy::Mig);
+    }
+    print(context.global.output, &plan, |plan| {
+        let mut table = Table::new(&[
+            "STRATEGY",
+            "GPUS",
+            "AT LEAST",
+            "JOBS ON ONE",
+            "MEMORY LOST",
+            "SPEED, ALL AT ONCE",
+            "USUALLY",
+            "KEEPS APART",
+            "REFUSED",
+        ]);
+        for o in &plan.outcomes {
+            let served = |text: String| if o.gpus == 0 { "-".into() } else { text };
+            table.row(vec![
+                serde_json::to_value(o.strategy).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default(),
+                served(o.gpus.to_string()),
+                served(o.lower_bound.to_string()),
+                served(o.most_jobs.to_string()),
+                served(format!("{:.1} GiB", o.memory_lost_gib)),
+                served(format!("{:.0} %", o.worst_share * 100.0)),
+                served(format!("{:.0} %", o.expected_share * 100.0)),
+                o.isolation.into(),
+                o.refused.clone().unwrap_or_default(),
+            ]);
+        }
+        table
+    });
+    let chosen = plan
+        .outcomes
+        .iter()
+        .find(|o| if only_mig { o.refused.is_none() } else { Some(o.strategy) == plan.recommended });
+    if let (Some(o), Format::Table) = (chosen, context.global.output) {
+        if !only_mig {
+            print_text(&format!(
+                "\n{}: {}\n",
+                serde_json::to_value(o.strategy).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default(),
+                plan.reason
+            ));
+        }
+        print_text(&format!("\n# NVIDIA k8s-device-plugin\n{}", o.device_plugin));
+        if let Some(text) = &o.mig_parted {
+            print_text(&format!("\n# mig-parted\n{text}"));
+        }
+    } else if chosen.is_none() {
+        say(&plan.reason);
+        return Err(Failure::Findings);
+    }
+    Ok(())
+}
