@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -202,20 +203,147 @@ def exit_codes_and_help():
     assert run("status", "--server", "http://127.0.0.1:9").returncode == 5
     assert "slipway up" in run("status", "--server", "http://127.0.0.1:9").stderr
     assert run("explain", "store.sql").returncode == 0 and run("explain", "no.code").returncode == 2
-    for command in ["up", "down", "status", "doctor", "demo", "show", "explain", "completions", "man"]:
+    for command in ["top", "up", "down", "status", "doctor", "demo", "show", "explain", "completions", "man"]:
         assert "Example:" in run(command, "--help").stdout, command
     for noun, verbs in {"run": ["ls", "show", "compare", "export"], "model": ["ls", "show", "register", "promote"],
-                        "deploy": ["apply", "ls", "show", "split", "rollback", "test", "rm"], "config": ["show"]}.items():
+                        "deploy": ["apply", "ls", "show", "split", "rollback", "test", "rm"], "config": ["show"],
+                        "gpu": ["ls", "show", "topology", "stack", "watch", "spec", "bench", "roofline", "fit"]}.items():
         for verb in verbs:
             assert "Example:" in run(noun, verb, "--help").stdout, (noun, verb)
+    for noun, verbs in {"mig": ["ls", "profiles", "plan", "apply", "export"], "share": ["plan"], "cdi": ["generate", "ls", "check"],
+                        "container": ["configure"]}.items():
+        for verb in verbs:
+            assert "Example:" in run("gpu", noun, verb, "--help").stdout, (noun, verb)
     assert "complete" in run("completions", "bash").stdout
+
+
+def gpu(*arguments, fixture=None, **environment):
+    """Runs `slipway gpu`: exit code, standard output, standard error."""
+    options = ["--fixture", fixture] if fixture else []
+    done = subprocess.run([BINARY, "gpu", *arguments, *options], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+@test
+def gpus_are_seen_and_judged():
+    status, out, talk = gpu("ls", "-o", "json", fixture="h100x8")
+    machine = json.loads(out)
+    assert status == 0 and machine["simulated"] and len(machine["gpus"]) == 8 and "SIMULATED" in talk
+    assert machine["gpus"][0]["processes"][0]["pid"] == 70001
+    status, out, _ = gpu("show", "2", fixture="broken")
+    assert status == 0 and "3 uncorrected memory errors" in out, out
+    assert gpu("show", "9", fixture="t4")[0] == 1
+    assert "NV18" in gpu("topology", fixture="h100x8")[1]
+    assert gpu("topology", "-o", "svg", fixture="l40sx4")[1].startswith("<svg")
+    status, out, _ = gpu("watch", "--seconds", "1", fixture="broken")
+    assert status == 3 and "XID 48: double-bit ECC error" in out and "XID 79" not in out, out
+    assert "48 SM x 128 cores x 2 operations x 1.560 GHz = 19.2 TFLOP/s" in gpu("spec", "A4000")[1]
+    assert gpu("ls", fixture="no-such")[0] == 1
+    top = subprocess.run([BINARY, "top", "--fixture", "h100x8", "--once"], capture_output=True, text=True).stdout
+    assert "SIMULATED" in top and "H100" in top and "python3" in top, top
+
+
+@test
+def mig_survives_between_commands_and_is_changed_with_care():
+    with tempfile.TemporaryDirectory() as folder:
+        state = {"SLIPWAY_FAKE_NVML_STATE": os.path.join(folder, "mig.json")}
+        run = lambda *a: gpu(*a, fixture="a100x8", **state)
+        assert run("mig", "plan", "3x1g.10gb + 1x3g.40gb", "--gpus", "0")[0] == 3
+        assert run("mig", "apply", "3x1g.10gb + 1x3g.40gb", "--gpus", "0")[0] == 3, "nobody agreed"
+        assert run("mig", "apply", "3x1g.10gb + 1x3g.40gb", "--gpus", "0", "--dry-run", "--yes")[0] == 3
+        assert json.loads(run("mig", "ls", "-o", "json")[1])[0]["enabled"] is False, "a dry run changes nothing"
+        assert run("mig", "apply", "3x1g.10gb + 1x3g.40gb", "--gpus", "0", "--yes")[0] == 0
+        before = json.loads(run("ls", "-o", "json")[1])["gpus"][0]["mig"]["devices"]
+        assert sorted(d["profile"] for d in before) == ["1g.10gb"] * 3 + ["3g.40gb"]
+        assert run("mig", "apply", "4x1g.10gb + 1x3g.40gb", "--gpus", "0", "--yes")[0] == 0
+        after = json.loads(run("ls", "-o", "json")[1])["gpus"][0]["mig"]["devices"]
+        assert {d["uuid"] for d in before} < {d["uuid"] for d in after}, "what both have stays"
+        file = os.path.join(folder, "config.yaml")
+        pathlib.Path(file).write_text(run("mig", "export")[1])
+        assert run("mig", "plan", "--config", file)[0] == 0, "what was exported is what is there"
+        status, _, error = run("mig", "apply", "2x4g.40gb", "--gpus", "0", "--yes")
+        assert status == 1 and "the nearest that fits is 1x4g.40gb" in " ".join(error.split()), error
+        status, _, error = gpu("mig", "apply", "1g.10gb", "--gpus", "0", "--yes", fixture="h100x8")
+        assert status == 1 and "in use by pid 70001" in " ".join(error.split()), error
+
+
+@test
+def benchmarks_are_kept_and_compared():
+    with Slipway(BINARY) as server:
+        run = lambda *a: server.command("gpu", "bench", "--cpu", "--quick", "-o", "json", *a, check=False)
+        first = json.loads(run().stdout)
+        assert {f["what"] for f in first["figures"]} >= {"fma", "gemm", "DRAM triad"}
+        report = os.path.join(server.folder.name, "report.html")
+        assert run("--compare", "--report", report).returncode in (0, 3)
+        assert "<svg" in pathlib.Path(report).read_text()
+        status, kept = server.call("GET", "/api/v1/gpu/benchmarks")
+        assert status == 200 and [k["number"] for k in kept] == [2, 1]
+        # Against a report that claims twice the speed everything is slower.
+        twice = {**kept[0], "figures": [{**f, "median": f["median"] * (0.5 if f["unit"] == "us" else 2), "range": [f["range"][0] * 2, f["range"][1] * 2]} for f in kept[0]["figures"]]}
+        twice.pop("number")
+        assert server.call("POST", "/api/v1/gpu/benchmarks", twice)[0] == 200
+        slower = run("--compare", "3")
+        assert slower.returncode == 3, slower.stdout
+        assert server.call("POST", "/api/v1/gpu/benchmarks", {"nothing": 1})[0] == 400
+        assert gpu("bench", fixture="h100x8")[0] == 1, "a fixture has no speed"
+
+
+@test
+def sharing_fitting_and_containers():
+    with tempfile.TemporaryDirectory() as folder:
+        place = lambda name, text: pathlib.Path(folder, name).write_text(text) and os.path.join(folder, name)
+        jobs = place("jobs.yaml", "workloads:\n  - {name: tenant, count: 9, memory_gib: 9, compute: 0.1, isolation: full}\n")
+        status, out, _ = gpu("share", "plan", jobs, "--family", "a100-80gb", "-o", "json")
+        plan = json.loads(out)
+        assert status == 0 and plan["recommended"] == "mig" and plan["outcomes"][0]["gpus"] == 2, plan
+        assert gpu("mig", "plan", "--from-workloads", jobs, "--family", "h100-80gb")[0] == 0
+        assert gpu("share", "plan", jobs, "--family", "T4")[0] == 3, "no way serves"
+        assert gpu("share", "plan", place("bad.yaml", "workloads: 3"), "--family", "a100")[0] == 1
+        status, out, _ = gpu("fit", "--params", "7b", "-o", "json")
+        assert status == 0 and abs(json.loads(out)["parts"][0]["bytes"] - 14e9) < 1
+        status, out, _ = gpu("roofline", "--card", "H100 80GB", "--op", "decode:model=7b,batch=1", "-o", "json")
+        assert json.loads(out)["work"][0]["bound"] == "memory"
+        assert gpu("roofline", "--card", "H100 80GB", "--op", "gemm:1,2")[0] == 1
+
+        root = pathlib.Path(folder, "root")
+        for path in ["dev/nvidiactl", "dev/nvidia-uvm", "dev/nvidia0", "usr/bin/nvidia-smi", "usr/bin/nvidia-cdi-hook",
+                     "usr/lib/x86_64-linux-gnu/libcuda.so.580.95.05", "usr/lib/x86_64-linux-gnu/libnvidia-ml.so.580.95.05",
+                     "lib/firmware/nvidia/580.95.05/gsp_tu10x.bin"]:
+            root.joinpath(path).parent.mkdir(parents=True, exist_ok=True)
+            root.joinpath(path).touch()
+        spec = os.path.join(folder, "cdi/nvidia.yaml")
+        assert gpu("cdi", "generate", "--root", str(root), "--write", spec, fixture="t4")[0] == 0
+        assert "nvidia.com/gpu=all" in gpu("cdi", "ls", "--dir", os.path.join(folder, "cdi"))[1]
+        status, out, _ = gpu("cdi", "check", spec, "--root", str(root))
+        assert status == 0, out
+        root.joinpath("dev/nvidia0").unlink()
+        status, out, _ = gpu("cdi", "check", spec, "--root", str(root))
+        assert status == 3 and "/dev/nvidia0 is not on this machine" in out
+        assert gpu("cdi", "generate", "--root", folder, fixture="t4")[0] == 1, "no driver there"
+
+        config = place("config.toml", "version = 2 # ours\n")
+        configure = lambda *a: gpu("container", "configure", "--runtime", "containerd", "--config", config, *a)
+        status, out, _ = configure("--dry-run", "--nvidia-runtime")
+        assert status == 0 and "+" in out and pathlib.Path(config).read_text() == "version = 2 # ours\n"
+        assert configure("--yes", "--nvidia-runtime")[0] == 0 and "nvidia" in pathlib.Path(config).read_text()
+        assert "as it should be" in configure("--yes", "--nvidia-runtime")[2]
+        assert configure("--undo", "--yes")[0] == 0 and pathlib.Path(config).read_text() == "version = 2 # ours\n"
 
 
 @test
 def doctor_finds_what_is_wrong():
     with Slipway(BINARY) as server:
+        none = server.command("doctor", check=False)
+        if "no NVIDIA GPU in this machine" in none.stdout:
+            assert none.returncode == 3, none.stdout
+        server.environment["SLIPWAY_GPU_FIXTURE"] = "h100x8"
         well = server.command("doctor", "-o", "json", check=False)
         assert well.returncode == 0, well.stdout
+        assert "SIMULATED" in well.stdout
+        server.environment["SLIPWAY_GPU_FIXTURE"] = "broken"
+        found = server.command("doctor", check=False)
+        assert found.returncode == 3 and "fallen off the bus" in found.stdout, found.stdout
+        server.environment["SLIPWAY_GPU_FIXTURE"] = "h100x8"
         server.stop()
         server.environment["SLIPWAY_RUNTIME"] = "ort"
         server.environment["SLIPWAY_ONNXRUNTIME"] = "/no/such/lib.so"

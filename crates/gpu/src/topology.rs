@@ -133,27 +133,24 @@ impl Topology {
             let (x, y) = (nvml.device(gpus[a].index).ok()?, nvml.device(gpus[b].index).ok()?);
             x.common_ancestor(&y).ok().map(Link::of_level)
         };
-        let mut links = vec![vec![Link::Same; gpus.len()]; gpus.len()];
-        for a in 0..gpus.len() {
-            for b in 0..a {
-                let link = match nvlinks(a, b) {
-                    0 => level(a, b).unwrap_or(Link::System),
-                    n => Link::NvLink(n),
-                };
-                links[a][b] = link;
-                links[b][a] = link;
-            }
-        }
+        let link = |a: usize, b: usize| match nvlinks(a, b) {
+            _ if a == b => Link::Same,
+            0 => level(a, b).unwrap_or(Link::System),
+            n => Link::NvLink(n),
+        };
+        let all = 0..gpus.len();
+        let links = all.clone().map(|a| all.clone().map(|b| link(a, b)).collect()).collect();
         let cpus: Vec<Vec<u32>> =
             gpus.iter().map(|g| nvml.device(g.index).and_then(|d| d.cpu_affinity()).unwrap_or_default()).collect();
-        let nodes = pci::numa_nodes(sysfs);
+        // A fixture's processors are none of this machine's.
+        let nodes = if inventory.simulated { simulated_nodes(&cpus) } else { pci::numa_nodes(sysfs) };
         let numa = gpus
             .iter()
             .zip(&cpus)
             .map(|(g, cpus)| {
-                let by_cpu =
-                    || nodes.iter().find(|(_, list)| cpus.first().is_some_and(|c| list.contains(c))).map(|(n, _)| *n);
-                pci::numa_node(sysfs, &g.bus_id).or_else(by_cpu)
+                let own = if inventory.simulated { None } else { pci::numa_node(sysfs, &g.bus_id) };
+                let holds = |list: &Vec<u32>| cpus.first().is_some_and(|c| list.contains(c));
+                own.or_else(|| nodes.iter().find(|(_, list)| holds(list)).map(|(n, _)| *n))
             })
             .collect();
         let nics = if inventory.simulated { Vec::new() } else { nics(sysfs, inventory) };
@@ -166,6 +163,14 @@ impl Topology {
             nics,
         })
     }
+}
+
+/// GPUs near the same processors are in the same node.
+fn simulated_nodes(cpus: &[Vec<u32>]) -> Vec<(u32, Vec<u32>)> {
+    let mut sets: Vec<Vec<u32>> = cpus.to_vec();
+    sets.sort();
+    sets.dedup();
+    (0..).zip(sets).collect()
 }
 
 fn nics(sysfs: &Path, inventory: &Inventory) -> Vec<(String, Vec<Link>)> {

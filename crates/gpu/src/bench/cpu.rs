@@ -53,18 +53,18 @@ impl Vectors {
 }
 
 /// A loop of multiply-adds on `CHAINS` vectors of `$lanes` numbers; the operations done.
+#[cfg(target_arch = "x86_64")]
 macro_rules! chains {
-    ($name:ident, $kind:ty, $lanes:literal $(, $feature:literal)?) => {
-        $(#[target_feature(enable = $feature)])?
+    ($name:ident, $feature:literal, $kind:ty, $lanes:literal, $set:ident, $fma:ident) => {
+        #[target_feature(enable = $feature)]
         fn $name() -> f64 {
-            let factor = black_box([0.999_999 as $kind; $lanes]);
-            let addend = black_box([0.000_001 as $kind; $lanes]);
-            let mut sums = [[1.0 as $kind; $lanes]; CHAINS];
+            use std::arch::x86_64::{$fma, $set};
+            let factor = $set(black_box(0.999_999 as $kind));
+            let addend = $set(black_box(0.000_001 as $kind));
+            let mut sums = [$set(black_box(1.0 as $kind)); CHAINS];
             for _ in 0..STEPS {
                 for sum in &mut sums {
-                    for lane in 0..$lanes {
-                        sum[lane] = sum[lane].mul_add(factor[lane], addend[lane]);
-                    }
+                    *sum = $fma(*sum, factor, addend);
                 }
             }
             black_box(sums);
@@ -74,13 +74,13 @@ macro_rules! chains {
 }
 
 #[cfg(target_arch = "x86_64")]
-chains!(fp32_avx512, f32, 16, "avx512f");
+chains!(fp32_avx512, "avx512f", f32, 16, _mm512_set1_ps, _mm512_fmadd_ps);
 #[cfg(target_arch = "x86_64")]
-chains!(fp64_avx512, f64, 8, "avx512f");
+chains!(fp64_avx512, "avx512f", f64, 8, _mm512_set1_pd, _mm512_fmadd_pd);
 #[cfg(target_arch = "x86_64")]
-chains!(fp32_avx2, f32, 8, "avx2,fma");
+chains!(fp32_avx2, "avx2,fma", f32, 8, _mm256_set1_ps, _mm256_fmadd_ps);
 #[cfg(target_arch = "x86_64")]
-chains!(fp64_avx2, f64, 4, "avx2,fma");
+chains!(fp64_avx2, "avx2,fma", f64, 4, _mm256_set1_pd, _mm256_fmadd_pd);
 
 /// Without fused instructions `mul_add` would call a function, so plain products and sums are timed.
 macro_rules! plain {
@@ -247,17 +247,41 @@ fn sum(data: &[f64]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
+/// The same with wide loads; eight sums, as loads come two a cycle and an addition takes four.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn sum_avx2(data: &[f64]) -> f64 {
-    sum(data)
+macro_rules! wide_sum {
+    ($name:ident, $feature:literal, $lanes:literal, $zero:ident, $load:ident, $add:ident) => {
+        #[target_feature(enable = $feature)]
+        fn $name(data: &[f64]) -> f64 {
+            use std::arch::x86_64::{$add, $load, $zero};
+            let mut sums = [$zero(); 8];
+            let chunks = data.chunks_exact($lanes * 8);
+            let rest: f64 = chunks.remainder().iter().sum();
+            for chunk in chunks {
+                for (i, s) in sums.iter_mut().enumerate() {
+                    // SAFETY: the chunk has eight vectors; the load may be unaligned.
+                    *s = $add(*s, unsafe { $load(chunk.as_ptr().add(i * $lanes)) });
+                }
+            }
+            black_box(sums);
+            rest
+        }
+    };
 }
+#[cfg(target_arch = "x86_64")]
+wide_sum!(sum_avx512, "avx512f", 8, _mm512_setzero_pd, _mm512_loadu_pd, _mm512_add_pd);
+#[cfg(target_arch = "x86_64")]
+wide_sum!(sum_avx2, "avx2", 4, _mm256_setzero_pd, _mm256_loadu_pd, _mm256_add_pd);
 
 fn read(vectors: Vectors, data: &[f64]) -> f64 {
+    // SAFETY: the instructions were found present by `Vectors::detect`.
     #[cfg(target_arch = "x86_64")]
-    if vectors != Vectors::Base {
-        // SAFETY: AVX2 was found present (AVX-512 implies it).
-        return unsafe { sum_avx2(data) };
+    unsafe {
+        match vectors {
+            Vectors::Avx512 => return sum_avx512(data),
+            Vectors::Avx2 => return sum_avx2(data),
+            Vectors::Base => {}
+        }
     }
     let _ = vectors;
     sum(data)

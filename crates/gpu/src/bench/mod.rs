@@ -96,7 +96,8 @@ pub fn median(mut samples: Vec<f64>) -> Option<(f64, (f64, f64))> {
     samples.sort_by(f64::total_cmp);
     let (first, last) = (*samples.first()?, *samples.last()?);
     let half = samples.len() / 2;
-    let middle = if samples.len() % 2 == 0 { (samples[half - 1] + samples[half]) / 2.0 } else { samples[half] };
+    let middle =
+        if samples.len().is_multiple_of(2) { (samples[half - 1] + samples[half]) / 2.0 } else { samples[half] };
     Some((middle, (first, last)))
 }
 

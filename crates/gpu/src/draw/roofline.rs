@@ -130,9 +130,11 @@ pub fn terminal(roof: &Roofline, places: &[Place]) -> String {
             .clamp(0.0, (COLUMNS - 1) as f64) as usize
     };
     let mut grid = vec![vec![' '; COLUMNS]; ROWS];
-    for c in 0..COLUMNS {
+    let edge = |c: usize| {
         let intensity = span.x.0 * (span.x.1 / span.x.0).powf(c as f64 / (COLUMNS - 1) as f64);
-        let roof_here = fastest.min(intensity * main);
+        fastest.min(intensity * main)
+    };
+    for (c, roof_here) in (0..COLUMNS).map(edge).enumerate() {
         grid[row(roof_here)][c] = if roof_here < fastest { '/' } else { '_' };
     }
     let mut legend = String::new();

@@ -100,7 +100,7 @@ impl Geometry {
         let found = FAMILIES
             .iter()
             .find(|f| f.0 == name)
-            .or_else(|| FAMILIES.iter().filter(|f| f.0.split('-').next() == Some(&name)).next_back())?;
+            .or_else(|| FAMILIES.iter().rfind(|f| f.0.split('-').next() == Some(&name)))?;
         Some(found.geometry())
     }
 

@@ -1,9 +1,14 @@
 //! `doctor`: each thing found or missing, with what helps.
 
+use std::path::Path;
+
 use serde::Serialize;
 use serde_json::Value;
 use slipway_core::home::Home;
 use slipway_core::units;
+use slipway_gpu::inventory::{Inventory, Severity};
+use slipway_gpu::nvml::Nvml;
+use slipway_gpu::{pci, stack};
 use slipway_serve::runtime::Runtime;
 
 use super::Context;
@@ -23,6 +28,39 @@ struct Check {
 
 /// Free space below which runs and artifacts will soon fail.
 const LITTLE_SPACE: u64 = 1 << 30;
+
+/// GPUs: one line where there is none, else every layer that is missing and every finding.
+fn gpus(checks: &mut Vec<Check>) {
+    let fixture = std::env::var(slipway_core::env::GPU_FIXTURE).ok().filter(|f| !f.is_empty());
+    let inventory = Nvml::find(fixture.as_deref()).and_then(|n| Inventory::collect(&n));
+    let present = pci::scan(Path::new("/sys")).iter().any(|d| d.is_gpu() && d.vendor == pci::NVIDIA);
+    let simulated = inventory.as_ref().is_ok_and(|i| i.simulated);
+    if inventory.is_err() && !present {
+        checks.push(Check {
+            what: "GPUs",
+            ok: false,
+            found: "no NVIDIA GPU in this machine".into(),
+            remedy: "none is needed to learn: slipway gpu ls --fixture h100x8".into(),
+        });
+        return;
+    }
+    if !simulated {
+        let missing = stack::layers(Path::new("/"), &inventory).into_iter().filter(|l| l.ok == Some(false));
+        checks.extend(missing.map(|l| Check { what: l.name, ok: false, found: l.found, remedy: l.remedy }));
+    }
+    if let Ok(inventory) = &inventory {
+        let note = if simulated { " (SIMULATED)" } else { "" };
+        let found = format!("{}, driver {}{note}", inventory.gpus.len(), inventory.driver);
+        checks.push(Check { what: "GPUs", ok: true, found, remedy: String::new() });
+        let bad = inventory.findings().filter(|(_, f)| f.severity > Severity::Note);
+        checks.extend(bad.map(|(gpu, f)| Check {
+            what: "GPU",
+            ok: false,
+            found: format!("GPU {gpu}: {}", f.what),
+            remedy: f.remedy.clone(),
+        }));
+    }
+}
 
 pub(super) async fn doctor(context: &Context) -> Result<(), Failure> {
     let home = Home::at(context.config.get("home").unwrap_or_default());
@@ -90,6 +128,8 @@ pub(super) async fn doctor(context: &Context) -> Result<(), Failure> {
         _ => (false, "not found".to_owned()),
     };
     add("python (for training code)", ok, found, "apt install python3 python3-venv");
+
+    gpus(&mut checks);
 
     let wrong = checks.iter().filter(|c| !c.ok).count();
     print(context.global.output, &checks, |checks| {

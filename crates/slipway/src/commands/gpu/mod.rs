@@ -108,9 +108,9 @@ fn ls(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
 
 fn findings(gpu: &Gpu) -> String {
     let count = |s| gpu.findings.iter().filter(|f| f.severity == s).count();
-    let words = [(Severity::Error, "errors"), (Severity::Warning, "warnings"), (Severity::Note, "notes")];
-    let parts: Vec<String> =
-        words.iter().map(|(s, w)| (count(*s), w)).filter(|(n, _)| *n > 0).map(|(n, w)| format!("{n} {w}")).collect();
+    let words = [(Severity::Error, "error"), (Severity::Warning, "warning"), (Severity::Note, "note")];
+    let one = |n: usize, word: &str| if n == 1 { format!("1 {word}") } else { format!("{n} {word}s") };
+    let parts: Vec<String> = words.iter().filter(|(s, _)| count(*s) > 0).map(|(s, w)| one(count(*s), w)).collect();
     if parts.is_empty() { "none".into() } else { parts.join(", ") }
 }
 
