@@ -131,6 +131,21 @@ try {
     await page.screenshot({ path: `${shots}/deployments.png`, fullPage: true });
   });
 
+  await step("GPUs: cards, slices, topology, roofline, benchmarks", async () => {
+    await page.getByRole("link", { name: "GPU", exact: true }).click();
+    await page.getByText("SIMULATED").first().waitFor();
+    assert.equal(await page.getByRole("region", { name: /GPU \d/ }).count(), 8);
+    await page.getByText("70001").waitFor();
+    await page.getByRole("img", { name: "How the GPUs are connected" }).waitFor();
+    await page.getByRole("img", { name: /MIG instances/ }).getByText("3g.40gb").waitFor();
+    await page.getByRole("img", { name: /Roofline of .*, measured/ }).waitFor();
+    await page.locator(".u-wrap canvas").first().waitFor();
+    await page.getByLabel("Card").fill("A100-SXM4-80GB");
+    await page.getByLabel("Card").press("Enter");
+    await page.getByRole("img", { name: "Roofline of A100-SXM4-80GB, in theory" }).waitFor();
+    await page.screenshot({ path: `${shots}/gpu.png`, fullPage: true });
+  });
+
   await step("a page that is not there says so", async () => {
     await page.goto(`${url}/nothing`);
     await page.getByRole("heading", { name: "No such page" }).waitFor();
@@ -143,7 +158,7 @@ try {
       ["phone-dark", { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2, colorScheme: "dark" }],
     ]) {
       const other = await open(options);
-      for (const [view, ready] of [["", "Live traffic"], ["experiments", "Experiments"], ["models", "Lineage of digits@champion"], ["deployments", "Deployments"]]) {
+      for (const [view, ready] of [["", "Live traffic"], ["experiments", "Experiments"], ["models", "Lineage of digits@champion"], ["deployments", "Deployments"], ["gpu", "GPUs SIMULATED"]]) {
         await other.goto(`${url}/${view}`);
         await other.getByRole("heading", { name: ready, exact: true }).waitFor();
         await other.waitForTimeout(400);

@@ -95,6 +95,28 @@ export interface Answered {
   time: number;
   took_us: number;
 }
+export interface Gpu {
+  index: number;
+  name: string;
+  memory_total: number | null;
+  memory_used: number | null;
+  utilization_percent: number | null;
+  power_watts: number | null;
+  power_limit_watts: number | null;
+  temperature_celsius: number | null;
+  clock_sm_mhz: number | null;
+  pcie: { generation_max: number; width: number } | null;
+  mig: { enabled: boolean; devices: { profile: string }[] } | null;
+  processes: { pid: number; memory_bytes: number | null; user: string; command: string }[];
+  findings: { severity: "note" | "warning" | "error"; what: string; remedy: string }[];
+}
+export interface BenchmarkReport {
+  number: number;
+  time: number;
+  host: string;
+  devices: string[];
+  figures: { what: string; device: string; precision?: string; size?: number; median: number; unit: string }[];
+}
 export interface TensorMeta {
   name: string;
   datatype: string;
@@ -183,5 +205,13 @@ export const api = {
       headers: { "content-type": "application/json" },
       body,
     }),
+  gpus: () => call<{ simulated: boolean; driver: string; cuda: string; gpus: Gpu[] }>("/api/v1/gpu"),
+  benchmarks: () => call<BenchmarkReport[]>("/api/v1/gpu/benchmarks?limit=50"),
+  /** A picture as SVG text. */
+  picture: async (name: string, card = "") => {
+    const answer = await fetch(`/api/v1/gpu/pictures/${name}${card ? `?card=${encodeURIComponent(card)}` : ""}`);
+    if (!answer.ok) throw new ApiError(answer.status, answer.statusText);
+    return answer.text();
+  },
   requests: (limit: number) => call<Answered[]>(`/api/v1/requests?limit=${limit}`),
 };

@@ -66,39 +66,40 @@ pub fn roofline(roof: &Roofline, places: &[Place]) -> String {
             x(end),
             y(end * rate)
         ));
-        svg.label(
-            x(start) + 8.0,
-            y(start * rate * 1.3) - 14.0 * i as f64,
-            "start",
-            "ink",
-            &format!("{} {:.0} GB/s", memory.level, memory.gigabytes),
-        );
-    }
-    // Ceilings that lie close to each other share a line of text.
-    let mut lines: Vec<(f64, Vec<String>)> = Vec::new();
-    let mut by_rate = roof.compute.clone();
-    by_rate.sort_by(|a, b| a.tera.total_cmp(&b.tera));
-    for c in &by_rate {
-        match lines.last_mut() {
-            Some((tera, names)) if c.tera / *tera < 1.02 => names.push(c.precision.to_string()),
-            _ => lines.push((c.tera, vec![c.precision.to_string()])),
-        }
+        // Right of the line, each level in a row of its own.
+        let v = span.y.0 * (span.y.1 / span.y.0).powf(0.2 + 0.1 * i as f64);
+        let label = format!("{} {:.0} GB/s", memory.level, memory.gigabytes);
+        svg.label(x((v / rate).max(start)) + 10.0, y(v.max(start * rate)) + 12.0, "start", "ink", &label);
     }
     let main = roof.main_memory().map_or(1.0, |m| m.gigabytes / 1000.0);
-    for (tera, names) in &lines {
-        let from = (tera / main).max(span.x.0);
+    let mut by_rate = roof.compute.clone();
+    by_rate.sort_by(|a, b| a.tera.total_cmp(&b.tera));
+    // Formats of the same rate share a number, and ceilings that nearly touch share a line of text, over the highest.
+    let mut texts: Vec<(f64, String)> = Vec::new();
+    for (i, c) in by_rate.iter().enumerate() {
+        let from = (c.tera / main).max(span.x.0);
         svg.add(format_args!(
-            "<line x1=\"{:.1}\" y1=\"{1:.1}\" x2=\"{right}\" y2=\"{1:.1}\" class=\"rule\" stroke-width=\"1.5\"/>",
+            "<line x1=\"{:.1}\" y1=\"{1:.1}\" x2=\"{right}\" y2=\"{1:.1}\" stroke=\"{2}\" stroke-width=\"1.5\"/>",
             x(from),
-            y(*tera)
+            y(c.tera),
+            COLOURS[0]
         ));
-        svg.label(
-            right,
-            y(*tera) - 3.0,
-            "end",
-            "ink",
-            &format!("{} {}", names.join(" "), if *tera >= 10.0 { format!("{tera:.0}") } else { format!("{tera:.2}") }),
-        );
+        let same_next = by_rate.get(i + 1).is_some_and(|n| n.tera / c.tera < 1.02);
+        let number = if c.tera >= 10.0 { format!("{:.0}", c.tera) } else { format!("{:.2}", c.tera) };
+        let text = if same_next { c.precision.to_string() } else { format!("{} {number}", c.precision) };
+        match texts.last_mut().filter(|(lower, _)| y(*lower) - y(c.tera) < 13.0) {
+            Some((at, all)) => {
+                *at = c.tera;
+                all.push_str(&format!(
+                    "{}{text}",
+                    if all.ends_with(|e: char| e.is_ascii_digit()) && all.contains(' ') { ", " } else { " " }
+                ));
+            }
+            None => texts.push((c.tera, text)),
+        }
+    }
+    for (tera, text) in &texts {
+        svg.label(right, y(*tera) - 3.0, "end", "ink", text);
     }
     for (i, place) in places.iter().enumerate() {
         let (px, py) = (x(place.intensity), y(place.attainable.max(span.y.0)));

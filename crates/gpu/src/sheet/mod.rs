@@ -210,6 +210,8 @@ impl Card {
         let (rate, clock, tensor) = match precision {
             Precision::Fp32 => (chip.cores * 2, self.boost_mhz, false),
             Precision::Fp64 if tensor_rate <= chip.fp64 => (chip.fp64, self.boost_mhz, false),
+            // Its units reach the boost clock, as the data sheets' figures show (H100: 67 TFLOP/s).
+            Precision::Fp64 => (tensor_rate, self.boost_mhz, true),
             // Pascal's P100 computes fp16 in pairs on its cores.
             Precision::Fp16 if tensor_rate == 0 && chip.name == "gp100" => (chip.cores * 4, self.boost_mhz, false),
             _ => (tensor_rate, self.tensor_mhz, true),
@@ -319,6 +321,7 @@ mod tests {
         near("NVIDIA H100 80GB HBM3", Precision::Bf16, 989.0);
         near("NVIDIA H100 80GB HBM3", Precision::Fp8, 1979.0);
         near("NVIDIA H200", Precision::Fp32, 67.0);
+        near("NVIDIA H200", Precision::Fp64, 67.0);
         near("NVIDIA B200", Precision::Bf16, 2250.0);
         near("RTX 4090", Precision::Bf16, 165.0);
         near("RTX 5090", Precision::Fp32, 104.8);
