@@ -6,7 +6,7 @@
 #   make conformance   the official clients against slipway and the originals
 #   make ui-test       the UI in a real browser
 #   make book          the guide, and its commands
-#   make bench         side by side with MLflow and MLServer
+#   make bench         side by side with MLflow, MLServer and NVIDIA's tools
 
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -17,7 +17,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/slipway
 PEERS := $(CACHE)/peers
 DEMO := .slipway-demo
 
-.PHONY: help demo test lint conformance ui ui-test book bench bench-track bench-serve binary tools clean
+.PHONY: help demo test lint conformance ui ui-test book bench bench-track bench-serve bench-gpu binary tools clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -64,10 +64,26 @@ $(PEERS)/mlserver/.ready: bench/serve/requirements.txt
 	$(PEERS)/mlserver/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-conformance: binary $(PEERS)/mlflow/.ready
+$(PEERS)/gpu/.ready: conformance/gpu/requirements.txt
+	@echo "installing NVIDIA's Python binding and NVRTC into $(PEERS)/gpu"
+	python3 -m venv $(PEERS)/gpu
+	$(PEERS)/gpu/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# NVIDIA's container toolkit, built from its Go module; left out where there is no Go.
+NVIDIA_CTK_VERSION := v1.20.1
+NVIDIA_CTK := $(PEERS)/nvidia-ctk-$(NVIDIA_CTK_VERSION)/nvidia-ctk
+$(NVIDIA_CTK):
+	@if command -v go >/dev/null; then \
+	  echo "building nvidia-ctk $(NVIDIA_CTK_VERSION) with go install"; \
+	  GOBIN=$(dir $@) GOFLAGS=-modcacherw go install github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-ctk@$(NVIDIA_CTK_VERSION) 2>$(PEERS)/nvidia-ctk.log || { cat $(PEERS)/nvidia-ctk.log; exit 1; }; \
+	else echo "Go is missing: CDI specifications are not compared with nvidia-ctk's"; fi
+
+conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(NVIDIA_CTK)
 	$(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY)
 	$(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
 	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY)
+	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) $(if $(shell command -v go),--nvidia-ctk $(NVIDIA_CTK))
 
 ui-test: binary
 	scripts/ui-test.sh
@@ -75,7 +91,10 @@ ui-test: binary
 book: binary
 	scripts/book.py
 
-bench: bench-track bench-serve
+bench: bench-track bench-serve bench-gpu
+
+bench-gpu: binary
+	python3 bench/gpu/run.py --slipway $(SLIPWAY)
 
 bench-track: binary $(PEERS)/mlflow/.ready
 	$(PEERS)/mlflow/bin/python bench/track/run.py --slipway $(SLIPWAY)

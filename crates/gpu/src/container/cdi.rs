@@ -95,10 +95,12 @@ pub struct DeviceNode {
 }
 
 impl DeviceNode {
-    fn at(path: impl Into<String>) -> Self {
+    /// The node of that path under a root; the host's path is written only where it is another.
+    fn at(path: &str, root: &Path) -> Self {
+        let host = root.join(path.trim_start_matches('/')).display().to_string();
         Self {
+            host_path: Some(host).filter(|h| h != path),
             path: path.into(),
-            host_path: None,
             r#type: None,
             major: None,
             minor: None,
@@ -148,9 +150,19 @@ const SOCKETS: [&str; 3] = ["run/nvidia-persistenced/socket", "run/nvidia-fabric
 /// Nodes that every GPU container needs.
 const CONTROL_NODES: [&str; 4] = ["dev/nvidia-modeset", "dev/nvidia-uvm", "dev/nvidia-uvm-tools", "dev/nvidiactl"];
 
-fn bind(path: &str, options: &[&str]) -> Mount {
-    let options = options.iter().map(|o| (*o).to_owned()).collect();
-    Mount { host_path: path.into(), container_path: path.into(), options, r#type: None }
+/// A file under `root`, at the same place in the container.
+fn bind(host: &Path, root: &Path, options: &[&str]) -> Mount {
+    Mount {
+        host_path: host.display().to_string(),
+        container_path: inside(host, root),
+        options: options.iter().map(|o| (*o).to_owned()).collect(),
+        r#type: None,
+    }
+}
+
+/// A path as the container sees it.
+fn inside(path: &Path, root: &Path) -> String {
+    format!("/{}", path.strip_prefix(root).unwrap_or(path).display())
 }
 
 /// Minor numbers of MIG capabilities, from `/proc/driver/nvidia-caps/mig-minors`: `gpu0/gi1/ci0/access 13`.
@@ -164,54 +176,58 @@ fn capability(minors: &str, path: &str) -> Option<u32> {
 /// [`GpuError::Invalid`] when the driver's libraries are not there.
 pub fn generate(inventory: &Inventory, root: &Path) -> Result<Spec, GpuError> {
     let exists = |path: &str| root.join(path).exists();
-    let mut edits = Edits { env: vec!["NVIDIA_VISIBLE_DEVICES=void".into()], ..Edits::default() };
-    edits.device_nodes = CONTROL_NODES.iter().filter(|p| exists(p)).map(|p| DeviceNode::at(format!("/{p}"))).collect();
-
+    let node = |path: &str| DeviceNode::at(path, root);
     let libraries = libraries(root, &inventory.driver);
-    if !libraries.iter().any(|l| l.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libcuda.so"))) {
+    let cuda = libraries.iter().find(|l| l.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libcuda.so")));
+    let Some(cuda_folder) = cuda.and_then(|l| l.parent()) else {
         return Err(GpuError::Invalid(format!(
             "libcuda.so.{} is not under {}; is the driver installed there?",
             inventory.driver,
             root.display()
         )));
-    }
+    };
+    let mut edits = Edits {
+        env: vec![
+            format!("NVIDIA_CTK_LIBCUDA_DIR={}", inside(cuda_folder, root)),
+            "NVIDIA_VISIBLE_DEVICES=void".into(),
+        ],
+        device_nodes: CONTROL_NODES.iter().filter(|p| exists(p)).map(|p| node(&format!("/{p}"))).collect(),
+        ..Edits::default()
+    };
     let read_only = ["ro", "nosuid", "nodev", "rbind", "rprivate"];
-    let inside = |path: &Path| format!("/{}", path.strip_prefix(root).unwrap_or(path).display());
-    edits.mounts.extend(libraries.iter().map(|l| bind(&inside(l), &read_only)));
-    for program in PROGRAMS {
-        let path = format!("usr/bin/{program}");
-        if exists(&path) {
-            edits.mounts.push(bind(&format!("/{path}"), &read_only));
-        }
-    }
+    edits.mounts.extend(libraries.iter().map(|l| bind(l, root, &read_only)));
+    let programs = PROGRAMS.iter().map(|p| root.join("usr/bin").join(p)).filter(|p| p.exists());
+    edits.mounts.extend(programs.map(|p| bind(&p, root, &read_only)));
     let firmware = root.join("lib/firmware/nvidia").join(&inventory.driver);
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(firmware).into_iter().flatten().flatten().map(|e| e.path()).collect();
     files.sort();
-    edits.mounts.extend(files.iter().map(|f| bind(&inside(f), &read_only)));
+    edits.mounts.extend(files.iter().map(|f| bind(f, root, &read_only)));
     for socket in SOCKETS.iter().filter(|s| exists(s)) {
-        edits.mounts.push(bind(&format!("/{socket}"), &["ro", "nosuid", "nodev", "rbind", "rprivate", "noexec"]));
+        edits.mounts.push(bind(&root.join(socket), root, &["ro", "nosuid", "nodev", "rbind", "rprivate", "noexec"]));
     }
-    let mut folders: Vec<String> = libraries.iter().filter_map(|l| l.parent()).map(inside).collect();
+    let mut folders: Vec<String> = libraries.iter().filter_map(|l| l.parent()).map(|f| inside(f, root)).collect();
     folders.sort();
     folders.dedup();
-    edits.hooks = hooks(root, &libraries, &folders, &inside);
+    edits.hooks = hooks(root, &inside(cuda_folder, root), &folders, &inventory.driver);
     if edits.hooks.is_empty() {
         // Without a hook to make links, the names that programs ask for are mounted themselves.
-        let named: Vec<Mount> = libraries
-            .iter()
-            .filter_map(|l| Some((l, soname(l)?)))
-            .map(|(l, name)| Mount { container_path: inside(&l.with_file_name(name)), ..bind(&inside(l), &read_only) })
+        let named = libraries.iter().filter_map(|l| Some((l, soname(l)?)));
+        let mounts: Vec<Mount> = named
+            .map(|(l, name)| Mount {
+                container_path: inside(&l.with_file_name(name), root),
+                ..bind(l, root, &read_only)
+            })
             .collect();
-        edits.mounts.extend(named);
+        edits.mounts.extend(mounts);
     }
 
     let minors = std::fs::read_to_string(root.join("proc/driver/nvidia-caps/mig-minors")).unwrap_or_default();
     let (mut devices, mut all) = (Vec::new(), Vec::<DeviceNode>::new());
     for gpu in &inventory.gpus {
         let Some(minor) = gpu.minor else { continue };
-        let mut nodes = vec![DeviceNode::at(format!("/dev/nvidia{minor}"))];
-        nodes.extend(dri_nodes(root, &gpu.bus_id).into_iter().map(DeviceNode::at));
+        let mut nodes = vec![node(&format!("/dev/nvidia{minor}"))];
+        nodes.extend(dri_nodes(root, &gpu.bus_id).iter().map(|p| node(p)));
         match gpu.mig.as_ref().filter(|m| m.enabled) {
             None => {
                 for name in [gpu.index.to_string(), gpu.uuid.clone()] {
@@ -229,7 +245,7 @@ pub fn generate(inventory: &Inventory, root: &Path) -> Result<Spec, GpuError> {
                         let number = capability(&minors, &path).ok_or_else(|| {
                             GpuError::Invalid(format!("/proc/driver/nvidia-caps/mig-minors does not name {path}"))
                         })?;
-                        nodes.push(DeviceNode::at(format!("/dev/nvidia-caps/nvidia-cap{number}")));
+                        nodes.push(node(&format!("/dev/nvidia-caps/nvidia-cap{number}")));
                     }
                     for name in [format!("{}:{index}", gpu.index), one.uuid.clone()] {
                         devices.push(device(name, nodes.clone()));
@@ -280,7 +296,8 @@ fn soname(library: &Path) -> Option<String> {
     Some(format!("{stem}.so.1"))
 }
 
-fn hooks(root: &Path, libraries: &[PathBuf], folders: &[String], inside: &dyn Fn(&Path) -> String) -> Vec<Hook> {
+/// What the toolkit's hook program does in a new container, as `nvidia-ctk` 1.20 asks it to.
+fn hooks(root: &Path, cuda_folder: &str, folders: &[String], version: &str) -> Vec<Hook> {
     let Some(program) = ["usr/bin/nvidia-cdi-hook", "usr/bin/nvidia-ctk"].iter().find(|p| root.join(p).exists()) else {
         return Vec::new();
     };
@@ -292,14 +309,17 @@ fn hooks(root: &Path, libraries: &[PathBuf], folders: &[String], inside: &dyn Fn
         }
         args.push(verb.into());
         args.extend(rest);
-        Hook { hook_name: "createContainer".into(), path: path.clone(), args, env: Vec::new(), timeout: None }
+        let env = vec!["NVIDIA_CTK_DEBUG=false".into()];
+        Hook { hook_name: "createContainer".into(), path: path.clone(), args, env, timeout: None }
     };
-    let links = libraries.iter().filter(|l| l.to_string_lossy().contains("libcuda.so.")).flat_map(|l| {
-        let at = inside(&l.with_file_name("libcuda.so"));
-        ["--link".to_owned(), format!("libcuda.so.1::{at}")]
-    });
+    let link = format!("libcuda.so.1::{cuda_folder}/libcuda.so");
     let caches = folders.iter().flat_map(|f| ["--folder".to_owned(), f.clone()]);
-    vec![hook("create-symlinks", links.collect()), hook("update-ldcache", caches.collect())]
+    vec![
+        hook("create-symlinks", vec!["--link".into(), link]),
+        hook("enable-cuda-compat", vec![format!("--host-driver-version={version}")]),
+        hook("update-ldcache", caches.collect()),
+        hook("disable-device-node-modification", Vec::new()),
+    ]
 }
 
 /// `/dev/dri` nodes of a GPU, through the links by PCI path.
@@ -318,7 +338,10 @@ fn dri_nodes(root: &Path, bus_id: &str) -> Vec<String> {
 }
 
 /// What is wrong with a specification: its form, and host paths that are not there.
-pub fn check(text: &str, root: &Path) -> Result<Vec<String>, GpuError> {
+///
+/// # Errors
+/// [`GpuError::Invalid`] for a text that is no specification at all.
+pub fn check(text: &str) -> Result<Vec<String>, GpuError> {
     let spec: Spec =
         serde_saphyr::from_str(text).map_err(|e| GpuError::Invalid(format!("this is no CDI specification: {e}")))?;
     let mut wrong = Vec::new();
@@ -359,10 +382,10 @@ pub fn check(text: &str, root: &Path) -> Result<Vec<String>, GpuError> {
         let nodes = edit.device_nodes.iter().map(|n| n.host_path.as_ref().unwrap_or(&n.path));
         let paths = nodes.chain(edit.mounts.iter().map(|m| &m.host_path)).chain(edit.hooks.iter().map(|h| &h.path));
         for path in paths {
-            match path.strip_prefix('/') {
-                None => wrong.push(format!("'{path}' is no absolute path")),
-                Some(relative) if !root.join(relative).exists() => drop(missing.insert(path.clone())),
-                Some(_) => {}
+            if !path.starts_with('/') {
+                wrong.push(format!("'{path}' is no absolute path"));
+            } else if !Path::new(path).exists() {
+                missing.insert(path.clone());
             }
         }
         let stages = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
@@ -380,17 +403,16 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        let here = Path::new("/");
         let good = "cdiVersion: 0.6.0\nkind: nvidia.com/gpu\ndevices: [{name: \"0\", containerEdits: {deviceNodes: [{path: /dev/null}]}}]\n";
-        assert_eq!(check(good, here).unwrap(), Vec::<String>::new());
-        let wrong = |from: &str, to: &str| check(&good.replace(from, to), here).unwrap().join("; ");
+        assert_eq!(check(good).unwrap(), Vec::<String>::new());
+        let wrong = |from: &str, to: &str| check(&good.replace(from, to)).unwrap().join("; ");
         assert!(wrong("0.6.0", "9.0.0").contains("'9.0.0' is not known"));
         assert!(wrong("nvidia.com/gpu", "gpu").contains("VENDOR/CLASS"));
         assert!(wrong("/dev/null", "/dev/nvidia99").contains("/dev/nvidia99 is not on this machine"));
         assert!(wrong("/dev/null", "dev/null").contains("no absolute path"));
         assert!(wrong("name: \"0\"", "name: \"a b\"").contains("device name 'a b'"));
-        assert!(check("devices: 3", here).is_err());
-        assert!(check(&good.replace("deviceNodes", "devicenodes"), here).is_err());
+        assert!(check("devices: 3").is_err());
+        assert!(check(&good.replace("deviceNodes", "devicenodes")).is_err());
     }
 
     #[test]

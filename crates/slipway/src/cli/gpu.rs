@@ -237,9 +237,6 @@ pub(crate) enum Cdi {
     Check {
         /// The file
         file: PathBuf,
-        /// Where the host's files lie
-        #[arg(long, default_value = "/")]
-        root: PathBuf,
     },
 }
 

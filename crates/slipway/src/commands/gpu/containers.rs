@@ -40,9 +40,9 @@ pub(super) fn cdi(context: &Context, fixture: Option<&str>, verb: cli::Cdi) -> R
             Ok(())
         }
         cli::Cdi::Ls { dir } => ls(context, &dir),
-        cli::Cdi::Check { file, root } => {
+        cli::Cdi::Check { file } => {
             let text = std::fs::read_to_string(&file).map_err(io(&file))?;
-            let wrong = cdi::check(&text, &root)?;
+            let wrong = cdi::check(&text)?;
             print(context.global.output, &wrong, |wrong| {
                 let mut table = Table::new(&["WRONG"]);
                 wrong.iter().for_each(|w| table.row(vec![w.clone()]));

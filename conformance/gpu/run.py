@@ -1,0 +1,192 @@
+"""NVIDIA's own tools against slipway's GPU side, without a GPU.
+
+    python run.py --slipway target/release/slipway [--nvidia-ctk PATH]
+
+* `nvidia-ml-py`, NVIDIA's Python binding, reads the fake NVML of every fixture: that proves the fake's ABI, which
+  slipway's own tests stand on. What it reads is compared with `slipway gpu ls`.
+* NVRTC compiles the benchmarks' kernels for every architecture from Pascal to Blackwell.
+* `nvidia-ctk cdi generate` and `slipway gpu cdi generate` describe the same machine.
+"""
+
+import argparse
+import ctypes
+import glob
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FIXTURES = ["t4", "a4000", "a100x8", "h100x8", "h200x8", "b200x8", "l40sx4"]
+DRIVER = "580.95.05"
+# What nvidia-ctk writes and slipway does not, each with its reason.
+LEFT_OUT_HOOKS = {
+    "update-application-profile": "for OpenGL programs; slipway mounts no graphics libraries",
+    "apply-cuda-memory-limits": "new in 1.20, needs a memory-limit file that only its own runtime writes",
+}
+
+
+def read_with_nvml():
+    """Run in a process of its own, with the fake as libnvidia-ml.so.1: prints what NVIDIA's binding reads."""
+    import pynvml as n
+
+    n.nvmlInit()
+    machine = {"driver": n.nvmlSystemGetDriverVersion(), "cuda": n.nvmlSystemGetCudaDriverVersion_v2(), "gpus": []}
+    for i in range(n.nvmlDeviceGetCount()):
+        h = n.nvmlDeviceGetHandleByIndex(i)
+        assert n.nvmlDeviceGetIndex(n.nvmlDeviceGetHandleByUUID(n.nvmlDeviceGetUUID(h))) == i
+        assert n.nvmlDeviceGetIndex(n.nvmlDeviceGetHandleByPciBusId(n.nvmlDeviceGetPciInfo(h).busId)) == i
+        memory = n.nvmlDeviceGetMemoryInfo(h, version=n.nvmlMemory_v2)
+        try:
+            mig, _ = n.nvmlDeviceGetMigMode(h)
+        except n.NVMLError_NotSupported:
+            mig = None
+        links = 0
+        try:
+            while n.nvmlDeviceGetNvLinkState(h, links) == 1:
+                links += 1
+        except (n.NVMLError_InvalidArgument, n.NVMLError_NotSupported):
+            pass
+        instances = []
+        if mig:
+            for k in range(n.nvmlDeviceGetMaxMigDeviceCount(h)):
+                try:
+                    m = n.nvmlDeviceGetMigDeviceHandleByIndex(h, k)
+                except n.NVMLError_NotFound:
+                    continue
+                a = n.nvmlDeviceGetAttributes_v2(m)
+                instances.append([n.nvmlDeviceGetUUID(m), n.nvmlDeviceGetGpuInstanceId(m), a.multiprocessorCount, a.memorySizeMB])
+        machine["gpus"].append({
+            "name": n.nvmlDeviceGetName(h), "uuid": n.nvmlDeviceGetUUID(h), "serial": n.nvmlDeviceGetSerial(h),
+            "compute_capability": ".".join(map(str, n.nvmlDeviceGetCudaComputeCapability(h))), "cores": n.nvmlDeviceGetNumGpuCores(h),
+            "bus_width_bits": n.nvmlDeviceGetMemoryBusWidth(h), "memory_total": memory.total, "memory_used": memory.used,
+            "clock_sm_max_mhz": n.nvmlDeviceGetMaxClockInfo(h, n.NVML_CLOCK_SM), "power_limit_watts": n.nvmlDeviceGetEnforcedPowerLimit(h) / 1000,
+            "temperature_slowdown_celsius": n.nvmlDeviceGetTemperatureThreshold(h, n.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
+            "bus_id": n.nvmlDeviceGetPciInfo(h).busId.lower(), "pcie_width": n.nvmlDeviceGetCurrPcieLinkWidth(h), "nvlinks": links,
+            "processes": sorted([p.pid, p.usedGpuMemory] for p in n.nvmlDeviceGetComputeRunningProcesses(h)),
+            "mig": mig, "instances": sorted(instances),
+        })
+    n.nvmlShutdown()
+    print(json.dumps(machine))
+
+
+def binding(slipway, fake):
+    folder = tempfile.mkdtemp()
+    os.symlink(fake, os.path.join(folder, "libnvidia-ml.so.1"))
+    for fixture in FIXTURES:
+        state = os.path.join(folder, f"{fixture}.json")
+        environment = {**os.environ, "LD_LIBRARY_PATH": folder, "SLIPWAY_FAKE_NVML_FIXTURE": fixture, "SLIPWAY_FAKE_NVML_STATE": state}
+        if fixture in ("a100x8", "h200x8", "b200x8"):
+            large = {"a100x8": "3g.40gb", "h200x8": "3g.71gb", "b200x8": "3g.90gb"}[fixture]
+            subprocess.run([slipway, "gpu", "mig", "apply", f"2x{large}", "--gpus", "1", "--yes", "--fixture", fixture], env=environment, check=True, capture_output=True)
+        theirs = json.loads(subprocess.run([sys.executable, __file__, "--read"], env=environment, check=True, capture_output=True, text=True).stdout)
+        ours = json.loads(subprocess.run([slipway, "gpu", "ls", "-o", "json", "--fixture", fixture], env=environment, check=True, capture_output=True, text=True).stdout)
+        assert ours["driver"] == theirs["driver"] and len(ours["gpus"]) == len(theirs["gpus"])
+        for a, b in zip(ours["gpus"], theirs["gpus"]):
+            for key in ("name", "uuid", "serial", "compute_capability", "cores", "bus_width_bits", "memory_total", "memory_used", "clock_sm_max_mhz",
+                        "power_limit_watts", "temperature_slowdown_celsius", "bus_id"):
+                assert a[key] == b[key], (fixture, key, a[key], b[key])
+            assert a["pcie"]["width"] == b["pcie_width"] and len(a["nvlinks"]) == b["nvlinks"], fixture
+            assert sorted([p["pid"], p["memory_bytes"]] for p in a["processes"]) == b["processes"], fixture
+            mine = sorted([d["uuid"], d["gpu_instance"], d["multiprocessors"], d["memory_mib"]] for d in (a["mig"] or {"devices": []})["devices"])
+            assert mine == b["instances"], (fixture, mine, b["instances"])
+        print(f"ok nvidia-ml-py reads {fixture} as slipway does ({len(theirs['gpus'])} GPUs)")
+
+
+def kernels():
+    library = glob.glob(os.path.join(sys.prefix, "lib/python*/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12"))[0]
+    nvrtc = ctypes.CDLL(library)
+    source = (ROOT / "crates/gpu/src/bench/kernels.cu").read_bytes()
+    names = {"fill", "fma_fp32", "fma_fp64", "memory_read", "memory_write", "memory_copy", "memory_triad", "l2_read", "shared_read", "nothing"}
+    for architecture in (61, 70, 75, 80, 86, 89, 90, 100, 120):
+        program = ctypes.c_void_p()
+        assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"kernels.cu", 0, None, None) == 0
+        options = (ctypes.c_char_p * 2)(f"--gpu-architecture=compute_{architecture}".encode(), b"--std=c++14")
+        status = nvrtc.nvrtcCompileProgram(program, 2, options)
+        size = ctypes.c_size_t()
+        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        nvrtc.nvrtcGetProgramLog(program, log)
+        assert status == 0, f"compute_{architecture}: {log.value.decode()}"
+        nvrtc.nvrtcGetPTXSize(program, ctypes.byref(size))
+        ptx = ctypes.create_string_buffer(size.value)
+        nvrtc.nvrtcGetPTX(program, ptx)
+        found = {line.split("(")[0].split()[-1] for line in ptx.value.decode().splitlines() if line.startswith(".visible .entry")}
+        assert found == names, found ^ names
+    print("ok NVRTC compiles the kernels from Pascal to Blackwell")
+
+
+def machine(folder, fake):
+    """The files that a driver leaves on a machine; empty but for the library that nvidia-ctk opens."""
+    root = pathlib.Path(folder, "root")
+    lib = root / "usr/lib/x86_64-linux-gnu"
+    for path in ["usr/bin/nvidia-smi", "usr/bin/nvidia-cuda-mps-control", "usr/bin/nvidia-cuda-mps-server", "usr/bin/nvidia-debugdump", "usr/bin/nvidia-persistenced",
+                 "usr/bin/nvidia-cdi-hook", f"lib/firmware/nvidia/{DRIVER}/gsp_tu10x.bin", f"lib/firmware/nvidia/{DRIVER}/gsp_ga10x.bin", "etc/keep",
+                 *(f"usr/lib/x86_64-linux-gnu/{name}.so.{DRIVER}" for name in
+                   ("libcuda", "libnvidia-ptxjitcompiler", "libcudadebugger", "libnvidia-nvvm", "libnvidia-opencl", "libnvidia-cfg", "libnvidia-gpucomp"))]:
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        file.chmod(0o755)
+    (lib / "libcuda.so.1").symlink_to(f"libcuda.so.{DRIVER}")
+    (lib / f"libnvidia-ml.so.{DRIVER}").write_bytes(pathlib.Path(fake).read_bytes())
+    (lib / "libnvidia-ml.so.1").symlink_to(f"libnvidia-ml.so.{DRIVER}")
+    (root / "dev").mkdir()
+    # Any character device will do for both.
+    for name in ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", *(f"nvidia{i}" for i in range(8))]:
+        os.mknod(root / "dev" / name, 0o666 | 0o020000, os.makedev(1, 3))
+    return root
+
+
+def cdi(slipway, fake, ctk):
+    if os.geteuid() != 0:
+        print("skipped nvidia-ctk: making device nodes needs root")
+        return
+    for fixture in ("t4", "h100x8"):
+        with tempfile.TemporaryDirectory() as folder:
+            root = machine(folder, fake)
+            environment = {**os.environ, "SLIPWAY_FAKE_NVML_FIXTURE": fixture}
+            theirs = subprocess.run([ctk, "--quiet", "cdi", "generate", "--mode=nvml", f"--driver-root={root}", "--nvidia-cdi-hook-path=/usr/bin/nvidia-cdi-hook"],
+                                    env=environment, check=True, capture_output=True, text=True).stdout
+            written = os.path.join(folder, "nvidia.yaml")
+            subprocess.run([slipway, "gpu", "cdi", "generate", "--root", str(root), "--write", written, "--fixture", fixture], check=True, capture_output=True)
+            theirs, ours = yaml.safe_load(theirs), yaml.safe_load(pathlib.Path(written).read_text())
+            assert ours["kind"] == theirs["kind"]
+            nodes = lambda edits: sorted((n["path"], n.get("hostPath")) for n in edits.get("deviceNodes", []))
+            devices = lambda spec: {d["name"]: nodes(d["containerEdits"]) for d in spec["devices"]}
+            assert devices(ours) == devices(theirs), (devices(ours), devices(theirs))
+            a, b = ours["containerEdits"], theirs["containerEdits"]
+            assert nodes(a) == nodes(b), (nodes(a), nodes(b))
+            assert sorted(a["env"]) == sorted(b["env"]), (a["env"], b["env"])
+            mounts = lambda edits: sorted((m["hostPath"], m["containerPath"], tuple(m["options"])) for m in edits["mounts"])
+            mine, other = set(mounts(a)), set(mounts(b))
+            assert mine == other, sorted(mine ^ other)
+            hooks = lambda edits: sorted((h["hookName"], h["path"], tuple(h["args"]), tuple(h.get("env", []))) for h in edits["hooks"] if h["args"][1] not in LEFT_OUT_HOOKS)
+            assert hooks(a) == hooks(b), (hooks(a), hooks(b))
+            print(f"ok nvidia-ctk and slipway describe {fixture} alike: {len(theirs['devices'])} devices, {len(mine)} mounts, {len(hooks(a))} hooks"
+                  f" ({len(LEFT_OUT_HOOKS)} known hooks left out)")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slipway", default="target/release/slipway")
+    parser.add_argument("--nvidia-ctk", default=None)
+    parser.add_argument("--read", action="store_true")
+    args = parser.parse_args()
+    if args.read:
+        return read_with_nvml()
+    slipway = os.path.abspath(args.slipway)
+    fake = os.path.join(os.path.dirname(slipway), "libslipway_fake_nvml.so")
+    binding(slipway, fake)
+    kernels()
+    if args.nvidia_ctk:
+        cdi(slipway, fake, args.nvidia_ctk)
+    print("gpu conformance: passed")
+
+
+if __name__ == "__main__":
+    main()
