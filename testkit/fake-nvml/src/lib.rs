@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use nvml_wrapper_sys::bindings as sys;
 use parking_lot::Mutex;
-use slipway_gpu::nvml::{Placement, codes};
+use slipway_gpu::nvml::codes;
 use state::{Answer, Gpu, State};
 
 static MACHINE: Mutex<Option<State>> = Mutex::new(None);
@@ -209,12 +209,15 @@ macro_rules! exports {
     ($($name:ident($($argument:ident: $kind:ty),*) $state:ident $body:block)*) => {
         $(
             #[unsafe(no_mangle)]
-            pub unsafe extern "C" fn $name($($argument: $kind),*) -> u32 {
+            pub(crate) unsafe extern "C" fn $name($($argument: $kind),*) -> u32 {
                 answer(stringify!($name), |$state| $body)
             }
         )*
     };
 }
+
+// After the macro, which it uses.
+mod mig;
 
 type Device = sys::nvmlDevice_t;
 
@@ -507,160 +510,6 @@ exports! {
             unsafe { to.add(word as usize).write(value) };
         }
         Ok(())
-    }
-
-    nvmlDeviceGetMigMode(device: Device, now: *mut c_uint, later: *mut c_uint) state {
-        let gpu = whole(state, device)?;
-        gpu.geometry()?;
-        let on = u32::from(gpu.mig.enabled);
-        put(now, on)?;
-        put(later, on)
-    }
-    nvmlDeviceSetMigMode(device: Device, mode: c_uint, activation: *mut u32) state {
-        let gpu = whole(state, device)?;
-        gpu.geometry()?;
-        if mode > 1 { return Err(INVALID); }
-        if !gpu.mig.instances.is_empty() && mode == 0 { return Err(codes::IN_USE); }
-        if gpu.about.processes.iter().any(|p| p.at.is_none()) { return put(activation, codes::IN_USE); }
-        gpu.mig.enabled = mode == 1;
-        put(activation, 0)?;
-        state.save()
-    }
-    nvmlDeviceIsMigDeviceHandle(device: Device, to: *mut c_uint) state {
-        let _ = &state;
-        put(to, u32::from(parts(MIG_DEVICE, device).is_ok()))
-    }
-    nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device: Device, to: *mut Device) state {
-        let _ = &state;
-        put(to, handle(DEVICE, parts(MIG_DEVICE, device)?.0, 0, 0))
-    }
-    nvmlDeviceGetMigDeviceHandleByIndex(device: Device, index: c_uint, to: *mut Device) state {
-        let gpu = whole(state, device)?;
-        let (i, compute) = gpu.mig_devices().get(index as usize).copied().ok_or(codes::NOT_FOUND)?;
-        put(to, handle(MIG_DEVICE, gpu.index, gpu.mig.instances[i].id, compute))
-    }
-    nvmlDeviceGetGpuInstanceId(device: Device, to: *mut c_uint) state {
-        let _ = &state;
-        put(to, parts(MIG_DEVICE, device)?.1)
-    }
-    nvmlDeviceGetComputeInstanceId(device: Device, to: *mut c_uint) state {
-        let _ = &state;
-        put(to, parts(MIG_DEVICE, device)?.2)
-    }
-    nvmlDeviceGetAttributes_v2(device: Device, to: *mut sys::nvmlDeviceAttributes_t) state {
-        let (gpu, id, _) = parts(MIG_DEVICE, device).map_err(|_| codes::NOT_SUPPORTED)?;
-        let gpu = state.gpu(gpu)?;
-        let name = gpu.instance(id)?.instance.profile.clone();
-        let p = gpu.geometry()?.profile(&name).ok_or(codes::NOT_FOUND)?;
-        put(to, sys::nvmlDeviceAttributes_t {
-            multiprocessorCount: p.multiprocessors, sharedCopyEngineCount: p.compute, sharedDecoderCount: 0, sharedEncoderCount: 0,
-            sharedJpegCount: u32::from(p.media()), sharedOfaCount: u32::from(p.media()), gpuInstanceSliceCount: p.compute,
-            computeInstanceSliceCount: p.compute, memorySizeMB: p.memory_mib,
-        })
-    }
-    nvmlDeviceGetGpuInstanceProfileInfo(device: Device, kind: c_uint, to: *mut sys::nvmlGpuInstanceProfileInfo_t) state {
-        if kind > 16 { return Err(INVALID); }
-        let p = whole(state, device)?.geometry()?.profiles.iter().find(|p| p.kind == kind).ok_or(codes::NOT_SUPPORTED)?;
-        put(to, sys::nvmlGpuInstanceProfileInfo_t {
-            id: p.id, isP2pSupported: 0, sliceCount: p.compute, instanceCount: p.limit, multiprocessorCount: p.multiprocessors,
-            copyEngineCount: p.compute, decoderCount: 0, encoderCount: 0, jpegCount: u32::from(p.media()),
-            ofaCount: u32::from(p.media()), memorySizeMB: p.memory_mib,
-        })
-    }
-    nvmlDeviceGetGpuInstancePossiblePlacements_v2(device: Device, profile: c_uint, to: *mut sys::nvmlGpuInstancePlacement_t, count: *mut c_uint) state {
-        let p = whole(state, device)?.geometry()?.profiles.iter().find(|p| p.id == profile).ok_or(INVALID)?;
-        let all: Vec<_> = p.starts.iter().map(|s| sys::nvmlGpuInstancePlacement_t { start: *s, size: p.size }).collect();
-        put_list(&all, count, to)
-    }
-    nvmlDeviceGetGpuInstances(device: Device, profile: c_uint, to: *mut sys::nvmlGpuInstance_t, count: *mut c_uint) state {
-        let gpu = whole(state, device)?;
-        if !gpu.mig.enabled { return Err(codes::NOT_SUPPORTED); }
-        let name = gpu.geometry()?.profiles.iter().find(|p| p.id == profile).ok_or(INVALID)?.name.clone();
-        let mine = gpu.mig.instances.iter().filter(|i| i.instance.profile == name);
-        let all: Vec<sys::nvmlGpuInstance_t> = mine.map(|i| handle(GPU_INSTANCE, gpu.index, i.id, 0)).collect();
-        put_list(&all, count, to)
-    }
-    nvmlDeviceCreateGpuInstanceWithPlacement(device: Device, profile: c_uint, at: *const sys::nvmlGpuInstancePlacement_t, to: *mut sys::nvmlGpuInstance_t) state {
-        if at.is_null() { return Err(INVALID); }
-        // SAFETY: not null, and the caller's duty to point to a placement.
-        let at = unsafe { at.read() };
-        let gpu = whole(state, device)?;
-        let id = gpu.create(profile, Some(Placement { start: at.start, size: at.size }))?;
-        put(to, handle(GPU_INSTANCE, gpu.index, id, 0))?;
-        state.save()
-    }
-    nvmlDeviceCreateGpuInstance(device: Device, profile: c_uint, to: *mut sys::nvmlGpuInstance_t) state {
-        let gpu = whole(state, device)?;
-        let id = gpu.create(profile, None)?;
-        put(to, handle(GPU_INSTANCE, gpu.index, id, 0))?;
-        state.save()
-    }
-    nvmlGpuInstanceGetInfo(instance: sys::nvmlGpuInstance_t, to: *mut sys::nvmlGpuInstanceInfo_t) state {
-        let (index, id, _) = parts(GPU_INSTANCE, instance)?;
-        let gpu = state.gpu(index)?;
-        let found = gpu.instance(id)?.instance.clone();
-        let profile = gpu.geometry()?.profile(&found.profile).ok_or(codes::NOT_FOUND)?.id;
-        let placement = sys::nvmlGpuInstancePlacement_t { start: found.at.start, size: found.at.size };
-        put(to, sys::nvmlGpuInstanceInfo_t { device: handle(DEVICE, index, 0, 0), id, profileId: profile, placement })
-    }
-    nvmlGpuInstanceDestroy(instance: sys::nvmlGpuInstance_t) state {
-        let (index, id, _) = parts(GPU_INSTANCE, instance)?;
-        let gpu = state.gpu(index)?;
-        let found = gpu.instance(id)?.clone();
-        if !found.compute.is_empty() || gpu.busy(&found) { return Err(codes::IN_USE); }
-        gpu.mig.instances.retain(|i| i.id != id);
-        state.save()
-    }
-    nvmlGpuInstanceGetComputeInstanceProfileInfo(instance: sys::nvmlGpuInstance_t, kind: c_uint, _engine: c_uint, to: *mut sys::nvmlComputeInstanceProfileInfo_t) state {
-        let (index, id, _) = parts(GPU_INSTANCE, instance)?;
-        let gpu = state.gpu(index)?;
-        let name = gpu.instance(id)?.instance.profile.clone();
-        let p = gpu.geometry()?.profile(&name).ok_or(codes::NOT_FOUND)?;
-        let slices = *[1, 2, 3, 4, 7, 8, 6, 1].get(kind as usize).ok_or(INVALID)?;
-        if slices > p.compute || kind == 7 { return Err(codes::NOT_SUPPORTED); }
-        put(to, sys::nvmlComputeInstanceProfileInfo_t {
-            id: kind, sliceCount: slices, instanceCount: p.compute / slices, multiprocessorCount: p.multiprocessors * slices / p.compute,
-            sharedCopyEngineCount: p.compute, sharedDecoderCount: 0, sharedEncoderCount: 0, sharedJpegCount: 0, sharedOfaCount: 0,
-        })
-    }
-    nvmlGpuInstanceGetComputeInstances(instance: sys::nvmlGpuInstance_t, profile: c_uint, to: *mut sys::nvmlComputeInstance_t, count: *mut c_uint) state {
-        let (index, id, _) = parts(GPU_INSTANCE, instance)?;
-        let found = state.gpu(index)?.instance(id)?;
-        let mine = found.compute.iter().filter(|(_, p)| *p == profile);
-        let all: Vec<sys::nvmlComputeInstance_t> = mine.map(|(c, _)| handle(COMPUTE_INSTANCE, index, id, *c)).collect();
-        put_list(&all, count, to)
-    }
-    nvmlGpuInstanceCreateComputeInstance(instance: sys::nvmlGpuInstance_t, profile: c_uint, to: *mut sys::nvmlComputeInstance_t) state {
-        let (index, id, _) = parts(GPU_INSTANCE, instance)?;
-        let gpu = state.gpu(index)?;
-        let slices = |kind: u32| *[1, 2, 3, 4, 7, 8, 6, 1].get(kind as usize).unwrap_or(&0);
-        let name = gpu.instance(id)?.instance.profile.clone();
-        let room = gpu.geometry()?.profile(&name).ok_or(codes::NOT_FOUND)?.compute;
-        let found = gpu.instance(id)?;
-        let used: u32 = found.compute.iter().map(|(_, p)| slices(*p)).sum();
-        if slices(profile) == 0 { return Err(INVALID); }
-        if used + slices(profile) > room { return Err(codes::INSUFFICIENT_RESOURCES); }
-        let compute = (0..).find(|c| found.compute.iter().all(|(have, _)| have != c)).unwrap_or(0);
-        found.compute.push((compute, profile));
-        put(to, handle(COMPUTE_INSTANCE, index, id, compute))?;
-        state.save()
-    }
-    nvmlComputeInstanceGetInfo_v2(instance: sys::nvmlComputeInstance_t, to: *mut sys::nvmlComputeInstanceInfo_t) state {
-        let (index, id, compute) = parts(COMPUTE_INSTANCE, instance)?;
-        let found = state.gpu(index)?.instance(id)?;
-        let profile = found.compute.iter().find(|(c, _)| *c == compute).ok_or(codes::NOT_FOUND)?.1;
-        put(to, sys::nvmlComputeInstanceInfo_t {
-            device: handle(DEVICE, index, 0, 0), gpuInstance: handle(GPU_INSTANCE, index, id, 0), id: compute, profileId: profile,
-            placement: sys::nvmlComputeInstancePlacement_t { start: 0, size: 1 },
-        })
-    }
-    nvmlComputeInstanceDestroy(instance: sys::nvmlComputeInstance_t) state {
-        let (index, id, compute) = parts(COMPUTE_INSTANCE, instance)?;
-        let gpu = state.gpu(index)?;
-        let found = gpu.instance(id)?.clone();
-        if gpu.busy(&found) { return Err(codes::IN_USE); }
-        gpu.instance(id)?.compute.retain(|(c, _)| *c != compute);
-        state.save()
     }
 
     nvmlEventSetCreate(to: *mut sys::nvmlEventSet_t) state {

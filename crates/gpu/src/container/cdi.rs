@@ -175,6 +175,8 @@ fn capability(minors: &str, path: &str) -> Option<u32> {
 /// # Errors
 /// [`GpuError::Invalid`] when the driver's libraries are not there.
 pub fn generate(inventory: &Inventory, root: &Path) -> Result<Spec, GpuError> {
+    // A specification holds absolute paths only.
+    let root = &std::fs::canonicalize(root).map_err(GpuError::io(root.display().to_string()))?;
     let exists = |path: &str| root.join(path).exists();
     let node = |path: &str| DeviceNode::at(path, root);
     let libraries = libraries(root, &inventory.driver);

@@ -1,0 +1,267 @@
+//! Matrix products: cuBLAS, and cuBLASLt for fp8.
+
+use std::ffi::{c_int, c_void};
+use std::sync::Arc;
+
+use cudarc::cublas::{CudaBlas, result as cublas, sys as cublas_sys};
+use cudarc::cublaslt::{result as lt, sys as lt_sys};
+use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, PushKernelArg};
+
+use super::{Effort, Figure, Gpu, Libraries, cuda};
+use crate::GpuError;
+use crate::sheet::Precision;
+
+impl Gpu<'_> {
+    pub(super) fn products(
+        &self,
+        effort: Effort,
+        libraries: Libraries,
+        note: &mut impl FnMut(&str),
+    ) -> Result<Vec<Figure>, GpuError> {
+        let mut figures = Vec::new();
+        for precision in Precision::ALL {
+            let mut size = 1024;
+            while size <= effort.matrix {
+                note(&format!("{}: matrix product, {precision}, {size} x {size}", self.label));
+                let samples = match self.product(size, size, size, precision, effort.samples, libraries) {
+                    Ok(samples) => samples,
+                    Err(error) => {
+                        note(&format!("{}: no product in {precision}: {error}", self.label));
+                        break;
+                    }
+                };
+                if samples.is_empty() {
+                    break;
+                }
+                let unit = if precision == Precision::Int8 { "TOP/s" } else { "TFLOP/s" };
+                // Small products cannot fill the card, so only the largest is graded.
+                let peak = self.card.as_ref().and_then(|c| Some((c.peak(precision)?.tera, c.achievable(precision))));
+                let peak = peak.filter(|_| size * 2 > effort.matrix);
+                let seconds = samples.into_iter().map(|rate| 1.0 / rate).collect();
+                let figure = self.rate("gemm", unit, 1.0, seconds, peak);
+                figures.extend(figure.map(|f| Figure { precision: Some(precision), size: Some(size as u64), ..f }));
+                size *= 2;
+            }
+        }
+        Ok(figures)
+    }
+
+    fn filled(&self, numbers: usize, precision: Precision) -> Result<CudaSlice<u8>, GpuError> {
+        let bytes = numbers * precision.bytes() as usize;
+        let mut data = self.stream.alloc_zeros::<u8>(bytes).map_err(cuda)?;
+        let kind: i32 = match precision {
+            Precision::Fp64 => 0,
+            Precision::Fp32 | Precision::Tf32 => 1,
+            Precision::Fp16 => 2,
+            Precision::Bf16 => 3,
+            Precision::Fp8 => 4,
+            Precision::Int8 => 5,
+        };
+        if self.module.is_some() {
+            let (fill, n) = (self.function("fill")?, numbers as u64);
+            // SAFETY: `data` holds n numbers of that kind.
+            unsafe { self.stream.launch_builder(&fill).arg(&mut data).arg(&n).arg(&kind).launch(self.grid(8, 256)) }
+                .map_err(cuda)?;
+        }
+        Ok(data)
+    }
+
+    /// 10^12 operations a second of m x n x k products; empty where the card has none in this format.
+    pub(super) fn product(
+        &self,
+        m: usize,
+        n: usize,
+        k: usize,
+        precision: Precision,
+        count: usize,
+        libraries: Libraries,
+    ) -> Result<Vec<f64>, GpuError> {
+        let capability = self.context.compute_capability().map_err(cuda)?;
+        let lacks = match precision {
+            Precision::Fp8 => capability < (8, 9) || !libraries.cublaslt,
+            Precision::Bf16 | Precision::Tf32 => capability < (8, 0),
+            Precision::Int8 => capability < (6, 1),
+            _ => false,
+        };
+        if lacks {
+            return Ok(Vec::new());
+        }
+        let (a, b) = (self.filled(m * k, precision)?, self.filled(k * n, precision)?);
+        let wide = precision.bytes().max(if precision == Precision::Int8 { 4.0 } else { 2.0 }) as usize;
+        let mut c = self.stream.alloc_zeros::<u8>(m * n * wide).map_err(cuda)?;
+        let operations = 2.0 * (m as f64) * (n as f64) * (k as f64);
+        // Enough products for about 20 ms at 100 TFLOP/s, so that the events' own time does not count.
+        let repeat = (2e12 / operations).ceil().clamp(1.0, 200.0) as usize;
+        let seconds = if precision == Precision::Fp8 {
+            self.product_fp8(m, n, k, &a, &b, &mut c, count, repeat)?
+        } else {
+            self.product_cublas(m, n, k, precision, &a, &b, &mut c, count, repeat)?
+        };
+        Ok(seconds.into_iter().map(|s| operations * repeat as f64 / s / 1e12).collect())
+    }
+
+    #[allow(clippy::too_many_arguments)] // cuBLAS's own
+    fn product_cublas(
+        &self,
+        m: usize,
+        n: usize,
+        k: usize,
+        precision: Precision,
+        a: &CudaSlice<u8>,
+        b: &CudaSlice<u8>,
+        c: &mut CudaSlice<u8>,
+        count: usize,
+        repeat: usize,
+    ) -> Result<Vec<f64>, GpuError> {
+        use cublas_sys::{cublasComputeType_t as Compute, cudaDataType as Type};
+        let blas = CudaBlas::new(Arc::clone(&self.stream)).map_err(cuda)?;
+        let (from, to, compute) = match precision {
+            Precision::Fp64 => (Type::CUDA_R_64F, Type::CUDA_R_64F, Compute::CUBLAS_COMPUTE_64F),
+            Precision::Fp32 => (Type::CUDA_R_32F, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F),
+            Precision::Tf32 => (Type::CUDA_R_32F, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F_FAST_TF32),
+            Precision::Fp16 => (Type::CUDA_R_16F, Type::CUDA_R_16F, Compute::CUBLAS_COMPUTE_32F),
+            Precision::Bf16 => (Type::CUDA_R_16BF, Type::CUDA_R_16BF, Compute::CUBLAS_COMPUTE_32F),
+            _ => (Type::CUDA_R_8I, Type::CUDA_R_32I, Compute::CUBLAS_COMPUTE_32I),
+        };
+        let int = |x: usize| c_int::try_from(x).map_err(|_| GpuError::Invalid("the matrix is too large".into()));
+        let (m, n, k) = (int(m)?, int(n)?, int(k)?);
+        // One and zero in the type of the sums.
+        let (one64, zero64, one32, zero32, one_int, zero_int) = (1.0f64, 0.0f64, 1.0f32, 0.0f32, 1i32, 0i32);
+        let pointer = |x: &f64| std::ptr::from_ref(x).cast::<c_void>();
+        let (alpha, beta): (*const c_void, *const c_void) = match precision {
+            Precision::Fp64 => (pointer(&one64), pointer(&zero64)),
+            Precision::Int8 => (std::ptr::from_ref(&one_int).cast(), std::ptr::from_ref(&zero_int).cast()),
+            _ => (std::ptr::from_ref(&one32).cast(), std::ptr::from_ref(&zero32).cast()),
+        };
+        self.samples(count, || {
+            let (a, _guard_a) = a.device_ptr(&self.stream);
+            let (b, _guard_b) = b.device_ptr(&self.stream);
+            let (c, _guard_c) = c.device_ptr_mut(&self.stream);
+            for _ in 0..repeat {
+                // SAFETY: a is k x m (transposed), b k x n, c m x n in the types named; the scalars outlive the call.
+                unsafe {
+                    cublas::gemm_ex(
+                        *blas.handle(),
+                        cublas_sys::cublasOperation_t::CUBLAS_OP_T,
+                        cublas_sys::cublasOperation_t::CUBLAS_OP_N,
+                        m,
+                        n,
+                        k,
+                        alpha,
+                        a as *const c_void,
+                        from,
+                        k,
+                        b as *const c_void,
+                        from,
+                        k,
+                        beta,
+                        c as *mut c_void,
+                        to,
+                        m,
+                        compute,
+                        cublas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+                    )
+                }
+                .map_err(cuda)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// fp8 goes through cuBLASLt, transposed as it demands, with a bf16 result.
+    #[allow(clippy::too_many_arguments)] // cuBLASLt's own
+    fn product_fp8(
+        &self,
+        m: usize,
+        n: usize,
+        k: usize,
+        a: &CudaSlice<u8>,
+        b: &CudaSlice<u8>,
+        c: &mut CudaSlice<u8>,
+        count: usize,
+        repeat: usize,
+    ) -> Result<Vec<f64>, GpuError> {
+        use lt_sys::cudaDataType as Type;
+        const WORKSPACE: usize = 64 << 20;
+        let mut workspace = self.stream.alloc_zeros::<u8>(WORKSPACE).map_err(cuda)?;
+        let handle = lt::create_handle().map_err(cuda)?;
+        let size = |x: usize| i64::try_from(x).unwrap_or(i64::MAX);
+        let result = (|| {
+            let operation = lt::create_matmul_desc(lt_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, Type::CUDA_R_32F)
+                .map_err(cuda)?;
+            let transposed = 1i32; // CUBLAS_OP_T
+            // SAFETY: the attribute is an int.
+            unsafe {
+                lt::set_matmul_desc_attribute(
+                    operation,
+                    lt_sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
+                    std::ptr::from_ref(&transposed).cast(),
+                    size_of::<i32>(),
+                )
+                .map_err(cuda)?;
+            }
+            let layout_a = lt::create_matrix_layout(Type::CUDA_R_8F_E4M3, k as u64, m as u64, size(k)).map_err(cuda)?;
+            let layout_b = lt::create_matrix_layout(Type::CUDA_R_8F_E4M3, k as u64, n as u64, size(k)).map_err(cuda)?;
+            let layout_c = lt::create_matrix_layout(Type::CUDA_R_16BF, m as u64, n as u64, size(m)).map_err(cuda)?;
+            let preference = lt::create_matmul_pref().map_err(cuda)?;
+            // SAFETY: the attribute is a size; the handles are those made above.
+            let heuristic = unsafe {
+                lt::set_matmul_pref_attribute(
+                    preference,
+                    lt_sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                    std::ptr::from_ref(&WORKSPACE).cast(),
+                    size_of::<usize>(),
+                )
+                .map_err(cuda)?;
+                lt::get_matmul_algo_heuristic(handle, operation, layout_a, layout_b, layout_c, layout_c, preference)
+                    .map_err(cuda)?
+            };
+            let (one, zero) = (1.0f32, 0.0f32);
+            let samples = self.samples(count, || {
+                let (a, _guard_a) = a.device_ptr(&self.stream);
+                let (b, _guard_b) = b.device_ptr(&self.stream);
+                let (c, _guard_c) = c.device_ptr_mut(&self.stream);
+                let (space, _guard_w) = workspace.device_ptr_mut(&self.stream);
+                for _ in 0..repeat {
+                    // SAFETY: matrices of the layouts above; the workspace has the size that was promised.
+                    unsafe {
+                        lt::matmul(
+                            handle,
+                            operation,
+                            std::ptr::from_ref(&one).cast(),
+                            std::ptr::from_ref(&zero).cast(),
+                            a as *const c_void,
+                            layout_a,
+                            b as *const c_void,
+                            layout_b,
+                            c as *const c_void,
+                            layout_c,
+                            c as *mut c_void,
+                            layout_c,
+                            &heuristic.algo,
+                            space as *mut c_void,
+                            WORKSPACE,
+                            self.stream.cu_stream().cast(),
+                        )
+                    }
+                    .map_err(cuda)?;
+                }
+                Ok(())
+            });
+            // SAFETY: made above, used no more.
+            unsafe {
+                let _ = lt::destroy_matmul_pref(preference);
+                for layout in [layout_a, layout_b, layout_c] {
+                    let _ = lt::destroy_matrix_layout(layout);
+                }
+                let _ = lt::destroy_matmul_desc(operation);
+            }
+            samples
+        })();
+        // SAFETY: made above, used no more.
+        unsafe {
+            let _ = lt::destroy_handle(handle);
+        }
+        result
+    }
+}
