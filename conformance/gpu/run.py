@@ -125,7 +125,7 @@ def machine(folder, fake):
     root = pathlib.Path(folder, "root")
     lib = root / "usr/lib/x86_64-linux-gnu"
     for path in ["usr/bin/nvidia-smi", "usr/bin/nvidia-cuda-mps-control", "usr/bin/nvidia-cuda-mps-server", "usr/bin/nvidia-debugdump", "usr/bin/nvidia-persistenced",
-                 "usr/bin/nvidia-cdi-hook", f"lib/firmware/nvidia/{DRIVER}/gsp_tu10x.bin", f"lib/firmware/nvidia/{DRIVER}/gsp_ga10x.bin", "etc/keep",
+                 f"lib/firmware/nvidia/{DRIVER}/gsp_tu10x.bin", f"lib/firmware/nvidia/{DRIVER}/gsp_ga10x.bin", "etc/keep",
                  *(f"usr/lib/x86_64-linux-gnu/{name}.so.{DRIVER}" for name in
                    ("libcuda", "libnvidia-ptxjitcompiler", "libcudadebugger", "libnvidia-nvvm", "libnvidia-opencl", "libnvidia-cfg", "libnvidia-gpucomp"))]:
         file = root / path
@@ -153,7 +153,7 @@ def cdi(slipway, fake, ctk):
             theirs = subprocess.run([ctk, "--quiet", "cdi", "generate", "--mode=nvml", f"--driver-root={root}", "--nvidia-cdi-hook-path=/usr/bin/nvidia-cdi-hook"],
                                     env=environment, check=True, capture_output=True, text=True).stdout
             written = os.path.join(folder, "nvidia.yaml")
-            subprocess.run([slipway, "gpu", "cdi", "generate", "--root", str(root), "--write", written, "--fixture", fixture], check=True, capture_output=True)
+            subprocess.run([slipway, "gpu", "cdi", "generate", "--root", str(root), "--hook", "/usr/bin/nvidia-cdi-hook", "--write", written, "--fixture", fixture], check=True, capture_output=True)
             theirs, ours = yaml.safe_load(theirs), yaml.safe_load(pathlib.Path(written).read_text())
             assert ours["kind"] == theirs["kind"]
             nodes = lambda edits: sorted((n["path"], n.get("hostPath")) for n in edits.get("deviceNodes", []))

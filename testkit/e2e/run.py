@@ -306,7 +306,7 @@ def sharing_fitting_and_containers():
         assert gpu("roofline", "--card", "H100 80GB", "--op", "gemm:1,2")[0] == 1
 
         root = pathlib.Path(folder, "root")
-        for path in ["dev/nvidiactl", "dev/nvidia-uvm", "dev/nvidia0", "usr/bin/nvidia-smi", "usr/bin/nvidia-cdi-hook",
+        for path in ["dev/nvidiactl", "dev/nvidia-uvm", "dev/nvidia0", "usr/bin/nvidia-smi",
                      "usr/lib/x86_64-linux-gnu/libcuda.so.580.95.05", "usr/lib/x86_64-linux-gnu/libnvidia-ml.so.580.95.05",
                      "lib/firmware/nvidia/580.95.05/gsp_tu10x.bin"]:
             root.joinpath(path).parent.mkdir(parents=True, exist_ok=True)

@@ -170,11 +170,17 @@ fn capability(minors: &str, path: &str) -> Option<u32> {
     minors.lines().find_map(|l| l.strip_prefix(path)?.trim().parse().ok())
 }
 
-/// Makes the specification of a machine whose driver lies under `root` (usually `/`).
+/// The toolkit's program for hooks, where it is installed.
+pub fn find_hook() -> Option<&'static Path> {
+    ["/usr/bin/nvidia-cdi-hook", "/usr/bin/nvidia-ctk"].into_iter().map(Path::new).find(|p| p.exists())
+}
+
+/// Makes the specification of a machine whose driver lies under `root` (usually `/`). `hook` is the toolkit's program
+/// on the host; without one the names that programs ask for are mounted instead of linked.
 ///
 /// # Errors
 /// [`GpuError::Invalid`] when the driver's libraries are not there.
-pub fn generate(inventory: &Inventory, root: &Path) -> Result<Spec, GpuError> {
+pub fn generate(inventory: &Inventory, root: &Path, hook: Option<&Path>) -> Result<Spec, GpuError> {
     // A specification holds absolute paths only.
     let root = &std::fs::canonicalize(root).map_err(GpuError::io(root.display().to_string()))?;
     let exists = |path: &str| root.join(path).exists();
@@ -211,9 +217,9 @@ pub fn generate(inventory: &Inventory, root: &Path) -> Result<Spec, GpuError> {
     let mut folders: Vec<String> = libraries.iter().filter_map(|l| l.parent()).map(|f| inside(f, root)).collect();
     folders.sort();
     folders.dedup();
-    edits.hooks = hooks(root, &inside(cuda_folder, root), &folders, &inventory.driver);
-    if edits.hooks.is_empty() {
-        // Without a hook to make links, the names that programs ask for are mounted themselves.
+    if let Some(program) = hook {
+        edits.hooks = hooks(program, &inside(cuda_folder, root), &folders, &inventory.driver);
+    } else {
         let named = libraries.iter().filter_map(|l| Some((l, soname(l)?)));
         let mounts: Vec<Mount> = named
             .map(|(l, name)| Mount {
@@ -299,11 +305,9 @@ fn soname(library: &Path) -> Option<String> {
 }
 
 /// What the toolkit's hook program does in a new container, as `nvidia-ctk` 1.20 asks it to.
-fn hooks(root: &Path, cuda_folder: &str, folders: &[String], version: &str) -> Vec<Hook> {
-    let Some(program) = ["usr/bin/nvidia-cdi-hook", "usr/bin/nvidia-ctk"].iter().find(|p| root.join(p).exists()) else {
-        return Vec::new();
-    };
-    let (path, name) = (format!("/{program}"), program.rsplit('/').next().unwrap_or_default());
+fn hooks(program: &Path, cuda_folder: &str, folders: &[String], version: &str) -> Vec<Hook> {
+    let path = program.display().to_string();
+    let name = path.rsplit('/').next().unwrap_or_default();
     let hook = |verb: &str, rest: Vec<String>| {
         let mut args = vec![name.to_owned()];
         if name == "nvidia-ctk" {

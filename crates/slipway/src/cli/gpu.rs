@@ -221,6 +221,9 @@ pub(crate) enum Cdi {
         /// Where the driver lies
         #[arg(long, default_value = "/")]
         root: PathBuf,
+        /// NVIDIA's program for hooks on the host; found by itself where it is installed
+        #[arg(long, value_name = "FILE")]
+        hook: Option<PathBuf>,
         /// Write it where runtimes look
         #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "/etc/cdi/nvidia.yaml")]
         write: Option<PathBuf>,
