@@ -21,8 +21,8 @@ fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> GpuError {
 pub(super) fn cdi(context: &Context, fixture: Option<&str>, verb: cli::Cdi) -> Result<(), Failure> {
     match verb {
         cli::Cdi::Generate { root, hook, write } => {
-            let hook = hook.as_deref().or_else(cdi::find_hook);
-            let spec = cdi::generate(&Inventory::collect(&nvml(fixture)?)?, &root, hook)?;
+            let hook = hook.or_else(|| cdi::find_hook().map(PathBuf::from));
+            let spec = cdi::generate(&Inventory::collect(&nvml(fixture)?)?, &root, hook.as_deref())?;
             let text = match context.global.output {
                 Format::Json => serde_json::to_string_pretty(&spec).unwrap_or_default() + "\n",
                 _ => serde_saphyr::to_string(&spec).unwrap_or_default(),
