@@ -2,4 +2,9 @@
 # Runs the end-to-end tests of the release binary.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [ "$(id -u)" = 0 ] && ! command -v runc >/dev/null && command -v apt-get >/dev/null; then
+  echo "installing runc with apt, for a container with GPU devices"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq runc >/dev/null
+fi
 exec python3 testkit/e2e/run.py target/release/slipway "$@"

@@ -9,6 +9,7 @@ use std::sync::Barrier;
 use std::time::Instant;
 
 use super::{Effort, Figure};
+use crate::GpuError;
 use crate::sheet::Precision;
 
 /// Independent chains of multiply-adds, enough to hide their latency (4 cycles x 2 units, and some).
@@ -179,59 +180,81 @@ pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-fn gemm_seconds(n: usize, precision: Precision, a: &[f64], b: &[f64], c: &mut [f64], threads: usize) -> f64 {
+/// Numbers from -0.5 to 0.5 by xorshift64 (Marsaglia 2003); which they are does not matter, but zeros would be unlike
+/// work, and bit patterns taken at random would be full of the slow smallest numbers.
+fn random(count: usize, seed: u64) -> impl Iterator<Item = f64> {
+    let mut state = seed;
+    std::iter::repeat_with(move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
+    })
+    .take(count)
+}
+
+/// Seconds of each of some products of an m x k and a k x n matrix, after one for warmth.
+fn products<T: Copy + 'static>(shape: (usize, usize, usize), samples: usize, of: impl Fn(f64) -> T) -> Vec<f64> {
+    let (m, n, k) = shape;
+    let threads = threads();
     let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
-    let stride = isize::try_from(n).unwrap_or(0);
-    let started = Instant::now();
-    // SAFETY: three n x n matrices in column-major order, each of n * n numbers; fp32 uses half of the same bytes.
-    unsafe {
-        if precision == Precision::Fp64 {
+    let a: Vec<T> = random(m * k, 1).map(&of).collect();
+    let b: Vec<T> = random(k * n, 2).map(&of).collect();
+    let mut c = vec![of(0.0); m * n];
+    let stride = |rows: usize| isize::try_from(rows).unwrap_or(isize::MAX);
+    let mut sample = |_| {
+        let (to, x, y, zero, one) = (c.as_mut_ptr(), a.as_ptr(), b.as_ptr(), of(0.0), of(1.0));
+        let started = Instant::now();
+        // SAFETY: matrices in column-major order: c of m x n, a of m x k, b of k x n numbers, as allocated above.
+        unsafe {
             gemm::gemm(
+                m,
                 n,
-                n,
-                n,
-                c.as_mut_ptr(),
-                stride,
+                k,
+                to,
+                stride(m),
                 1,
                 false,
-                a.as_ptr(),
-                stride,
+                x,
+                stride(m),
                 1,
-                b.as_ptr(),
-                stride,
+                y,
+                stride(k),
                 1,
-                0.0,
-                1.0,
-                false,
-                false,
-                false,
-                parallelism,
-            );
-        } else {
-            gemm::gemm(
-                n,
-                n,
-                n,
-                c.as_mut_ptr().cast::<f32>(),
-                stride,
-                1,
-                false,
-                a.as_ptr().cast::<f32>(),
-                stride,
-                1,
-                b.as_ptr().cast::<f32>(),
-                stride,
-                1,
-                0.0,
-                1.0,
+                zero,
+                one,
                 false,
                 false,
                 false,
                 parallelism,
             );
         }
+        started.elapsed().as_secs_f64()
+    };
+    let seconds = (0..samples + 1).map(&mut sample).skip(1).collect();
+    black_box(&c);
+    seconds
+}
+
+fn product_seconds(shape: (usize, usize, usize), precision: Precision, samples: usize) -> Vec<f64> {
+    match precision {
+        Precision::Fp64 => products(shape, samples, |x| x),
+        _ => products(shape, samples, |x| x as f32),
     }
-    started.elapsed().as_secs_f64()
+}
+
+/// Seconds of the median of an m x n x k product, for `roofline --measure`.
+///
+/// # Errors
+/// [`GpuError::Invalid`] for formats other than fp32 and fp64.
+pub fn measure_gemm(m: usize, n: usize, k: usize, precision: Precision) -> Result<f64, GpuError> {
+    if !matches!(precision, Precision::Fp32 | Precision::Fp64) {
+        return Err(GpuError::Invalid(format!(
+            "a processor's products are measured in fp32 and fp64, not in {precision}"
+        )));
+    }
+    let seconds = super::median(product_seconds((m, n, k), precision, Effort::QUICK.samples));
+    seconds.map(|(median, _)| median).ok_or_else(|| GpuError::Invalid("nothing was measured".into()))
 }
 
 /// Sums `data` with enough independent chains to keep the loads coming.
@@ -307,30 +330,13 @@ pub fn run(effort: Effort, mut note: impl FnMut(&str)) -> Vec<Figure> {
         figures.extend(figure.map(|f| Figure { precision: Some(precision), ..f }));
     }
     let n = effort.matrix.min(2048);
-    let random = |seed: u64| -> Vec<f64> {
-        // xorshift64 (Marsaglia 2003); values do not matter, but zeros would be unlike work.
-        let mut state = seed;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
-        };
-        (0..n * n).map(|_| next()).collect()
-    };
-    let (a, b, mut c) = (random(1), random(2), vec![0.0; n * n]);
     for precision in [Precision::Fp32, Precision::Fp64] {
         note(&format!("matrix product, {precision}, {n} x {n}"));
-        gemm_seconds(n, precision, &a, &b, &mut c, threads);
         let operations = 2.0 * (n as f64).powi(3);
-        let samples = (0..effort.samples)
-            .map(|_| operations / gemm_seconds(n, precision, &a, &b, &mut c, threads) / 1e12)
-            .collect();
-        let figure = Figure::new("gemm", "cpu", "TFLOP/s", samples);
+        let rates = product_seconds((n, n, n), precision, effort.samples).into_iter().map(|s| operations / s / 1e12);
+        let figure = Figure::new("gemm", "cpu", "TFLOP/s", rates.collect());
         figures.extend(figure.map(|f| Figure { precision: Some(precision), size: Some(n as u64), ..f }));
     }
-    black_box(&c);
-    drop((a, b, c));
     figures.extend(memory(vectors, threads, effort, &mut note));
     figures
 }

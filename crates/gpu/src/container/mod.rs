@@ -1,4 +1,5 @@
-//! GPUs in containers: CDI specifications, and the runtimes' configuration.
+//! GPUs in containers: CDI specifications, the runtimes' configuration, and a container to try them.
 
 pub mod cdi;
 pub mod runtime;
+pub mod trial;

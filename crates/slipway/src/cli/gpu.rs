@@ -278,6 +278,27 @@ pub(crate) enum Container {
         #[arg(long)]
         undo: bool,
     },
+    /// Run a container with a CDI device and look from inside; exit 3 when something is missing
+    #[command(
+        after_help = "Example:\n  slipway gpu container test\n  slipway gpu container test nvidia.com/gpu=0 --spec /etc/cdi/nvidia.yaml"
+    )]
+    Test {
+        /// The device
+        #[arg(default_value = "nvidia.com/gpu=all")]
+        device: String,
+        /// The specification
+        #[arg(long, value_name = "FILE", default_value = "/etc/cdi/nvidia.yaml")]
+        spec: PathBuf,
+        /// The runtime
+        #[arg(long, value_name = "FILE", default_value = "runc")]
+        runc: PathBuf,
+    },
+    /// What `test` runs inside
+    #[command(hide = true)]
+    Look {
+        /// Paths to look at
+        paths: Vec<String>,
+    },
 }
 
 /// Options of `top`.

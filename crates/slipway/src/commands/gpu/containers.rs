@@ -1,10 +1,11 @@
 //! `gpu cdi` and `gpu container`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use slipway_gpu::GpuError;
 use slipway_gpu::container::cdi::{self, Spec};
 use slipway_gpu::container::runtime::{self, Options, Runtime};
+use slipway_gpu::container::trial;
 use slipway_gpu::inventory::Inventory;
 
 use super::{Context, nvml};
@@ -13,7 +14,7 @@ use crate::cli::Format;
 use crate::cli::gpu as cli;
 use crate::output::{Table, agreed, print, print_text, say};
 
-fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> GpuError {
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> GpuError {
     let what = path.display().to_string();
     move |source| GpuError::Io { what, source }
 }
@@ -86,7 +87,16 @@ fn ls(context: &Context, folders: &[PathBuf]) -> Result<(), Failure> {
 }
 
 pub(super) fn container(context: &Context, verb: cli::Container) -> Result<(), Failure> {
-    let cli::Container::Configure { runtime, config, nvidia_runtime, set_default, undo } = verb;
+    let (runtime, config, nvidia_runtime, set_default, undo) = match verb {
+        cli::Container::Configure { runtime, config, nvidia_runtime, set_default, undo } => {
+            (runtime, config, nvidia_runtime, set_default, undo)
+        }
+        cli::Container::Test { device, spec, runc } => return test(context, &device, &spec, &runc),
+        cli::Container::Look { paths } => {
+            print_text(&serde_json::to_string(&trial::look(&paths)).unwrap_or_default());
+            return Ok(());
+        }
+    };
     let runtime = match runtime {
         cli::Runtime::Containerd => Runtime::Containerd,
         cli::Runtime::Docker => Runtime::Docker,
@@ -112,4 +122,25 @@ pub(super) fn container(context: &Context, verb: cli::Container) -> Result<(), F
     edit.write()?;
     say(format_args!("written; the text of before is in {}. Now: {}", edit.backup().display(), runtime.restart()));
     Ok(())
+}
+
+fn test(context: &Context, device: &str, file: &Path, runc: &Path) -> Result<(), Failure> {
+    let text = std::fs::read_to_string(file).map_err(io(file))?;
+    let spec: Spec =
+        serde_saphyr::from_str(&text).map_err(|e| GpuError::Invalid(format!("{}: {e}", file.display())))?;
+    let program = std::env::current_exe().map_err(io(Path::new("/proc/self/exe")))?;
+    let arguments = ["gpu", "container", "look"].map(str::to_owned);
+    let seen = trial::run(&spec, device, runc, &program, &arguments)?;
+    print(context.global.output, &seen, |seen| {
+        let mut table = Table::new(&["INSIDE", "STATE"]);
+        seen.iter().for_each(|s| table.row(vec![s.path.clone(), s.wrong.clone().unwrap_or_else(|| "ok".into())]));
+        table
+    });
+    let wrong = seen.iter().filter(|s| s.wrong.is_some()).count();
+    if wrong == 0 {
+        say(format_args!("all {} devices and files are in the container", seen.len()));
+        Ok(())
+    } else {
+        Err(Failure::Findings)
+    }
 }

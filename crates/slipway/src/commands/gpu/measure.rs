@@ -211,7 +211,11 @@ pub(super) async fn roofline(context: &Context, fixture: Option<&str>, options: 
             let (m, n, k) = work.gemm.ok_or_else(|| {
                 GpuError::Invalid(format!("'{}' is no matrix product, which is what can be measured", work.name))
             })?;
-            measured.push(bench::cuda::measure_gemm(m, n, k, work.precision)?);
+            measured.push(if options.cpu {
+                bench::cpu::measure_gemm(m, n, k, work.precision)?
+            } else {
+                bench::cuda::measure_gemm(m, n, k, work.precision)?
+            });
         }
     }
     let json = serde_json::json!({ "roofline": roof, "work": places, "measured_seconds": measured });
