@@ -106,6 +106,9 @@ async fn add(State(p): State<Platform>, body: Bytes) -> Result<Json<Value>, Fail
     if report.figures.is_empty() || report.figures.len() > MOST_FIGURES {
         return Err(GpuError::Invalid(format!("a report has from 1 to {MOST_FIGURES} figures")).into());
     }
+    if let Some(bad) = report.figures.iter().find(|f| !(f.median > 0.0 && f.range.0 > 0.0)) {
+        return Err(GpuError::Invalid(format!("the figure '{}' is not more than 0", bad.what)).into());
+    }
     let number = p.database.write(move |c| repo::add(c, &report)).await.map_err(GpuError::from)?;
     Ok(Json(json!({ "number": number })))
 }

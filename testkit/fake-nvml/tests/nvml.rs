@@ -116,9 +116,11 @@ fn a_broken_machine_is_judged() {
 fn xids_arrive_in_time_and_waiting_ends() {
     let m = machine("broken");
     let devices: Vec<_> = (0..3).map(|i| m.nvml.device(i).unwrap()).collect();
-    let event = m.nvml.wait_for_xid(&devices, 5_000).unwrap().unwrap();
+    let watch = m.nvml.watch(&devices).unwrap();
+    let event = watch.wait(5_000).unwrap().unwrap();
     assert_eq!((event.data, event.bus_id.as_str()), (48, "00000000:30:00.0"));
-    assert_eq!(m.nvml.wait_for_xid(&devices[..1], 20).unwrap(), None);
+    assert_eq!(watch.wait(20).unwrap(), None, "it comes once");
+    assert_eq!(m.nvml.watch(&devices[..1]).unwrap().wait(20).unwrap(), None);
 }
 
 #[test]
@@ -272,6 +274,8 @@ fn every_error_at_every_call_is_survived() {
                 told += 1;
                 let _ = Topology::collect(&m.nvml, &found, std::path::Path::new("/nonexistent"));
             }
+            let devices: Vec<_> = (0..4).filter_map(|i| m.nvml.device(i).ok()).collect();
+            let _ = m.nvml.watch(&devices).map(|watch| watch.wait(0));
             if let Ok(layouts) = mig::layout(&m.nvml) {
                 let wanted = mig::parse("1g.5gb + 2g.10gb").unwrap();
                 if let Ok(plan) = mig::plan(&layouts, &Wanted::Together(&wanted, &[0])) {

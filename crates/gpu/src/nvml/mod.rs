@@ -282,39 +282,59 @@ impl Nvml {
         Ok(Device { nvml: self, handle })
     }
 
-    /// Waits up to `milliseconds` for XIDs of the devices; `None` when there was none.
+    /// Begins to collect the XIDs of devices; those that offer no events are left out.
     ///
     /// # Errors
-    /// NVML's; devices that offer no events are left out.
-    pub fn wait_for_xid(&self, devices: &[Device<'_>], milliseconds: u32) -> Result<Option<Event>, NvmlError> {
+    /// NVML's.
+    pub fn watch(&self, devices: &[Device<'_>]) -> Result<Watch<'_>, NvmlError> {
         let mut set = std::ptr::null_mut();
         call!(self, nvmlEventSetCreate, &mut set)?;
-        let result = (|| {
-            for device in devices {
-                let mut offered = 0;
-                match call!(self, nvmlDeviceGetSupportedEventTypes, device.handle, &mut offered) {
-                    Ok(()) if offered & EVENT_XID != 0 => {
-                        call!(self, nvmlDeviceRegisterEvents, device.handle, EVENT_XID, set)?;
-                    }
-                    Ok(()) => {}
-                    Err(e) if e.code == codes::NOT_SUPPORTED => {}
-                    Err(e) => return Err(e),
+        let watch = Watch { nvml: self, set };
+        for device in devices {
+            let mut offered = 0;
+            match call!(self, nvmlDeviceGetSupportedEventTypes, device.handle, &mut offered) {
+                Ok(()) if offered & EVENT_XID != 0 => {
+                    call!(self, nvmlDeviceRegisterEvents, device.handle, EVENT_XID, set)?;
                 }
+                Ok(()) => {}
+                Err(e) if e.code == codes::NOT_SUPPORTED => {}
+                Err(e) => return Err(e),
             }
-            // SAFETY: plain C data, for which zeros are a value.
-            let mut data: sys::nvmlEventData_t = unsafe { std::mem::zeroed() };
-            match call!(self, nvmlEventSetWait_v2, set, &mut data, milliseconds) {
-                Ok(()) => {
-                    let device = Device { nvml: self, handle: data.device };
-                    let bus_id = device.bus_id().unwrap_or_default();
-                    Ok(Some(Event { bus_id, kind: data.eventType, data: data.eventData }))
-                }
-                Err(e) if e.code == codes::TIMEOUT => Ok(None),
-                Err(e) => Err(e),
+        }
+        Ok(watch)
+    }
+}
+
+/// XIDs of some devices, collected from the moment it was made, so that none between two waits is lost.
+pub struct Watch<'a> {
+    nvml: &'a Nvml,
+    set: sys::nvmlEventSet_t,
+}
+
+impl Watch<'_> {
+    /// The next XID; `None` when none came in so many milliseconds.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn wait(&self, milliseconds: u32) -> Result<Option<Event>, NvmlError> {
+        // SAFETY: plain C data, for which zeros are a value.
+        let mut data: sys::nvmlEventData_t = unsafe { std::mem::zeroed() };
+        match call!(self.nvml, nvmlEventSetWait_v2, self.set, &mut data, milliseconds) {
+            Ok(()) => {
+                let device = Device { nvml: self.nvml, handle: data.device };
+                let bus_id = device.bus_id().unwrap_or_default();
+                Ok(Some(Event { bus_id, kind: data.eventType, data: data.eventData }))
             }
-        })();
-        call!(self, nvmlEventSetFree, set)?;
-        result
+            Err(e) if e.code == codes::TIMEOUT => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        // Nothing is left to do if it fails.
+        drop(call!(self.nvml, nvmlEventSetFree, self.set));
     }
 }
 

@@ -301,9 +301,10 @@ fn watch(fixture: Option<&str>, seconds: u64) -> Result<(), Failure> {
     let started = std::time::Instant::now();
     let devices: Vec<_> = (0..nvml.count().map_err(GpuError::from)?).filter_map(|i| nvml.device(i).ok()).collect();
     say(format_args!("watching {} GPUs", devices.len()));
+    let xids = nvml.watch(&devices).map_err(GpuError::from)?;
     let mut errors = false;
     while seconds == 0 || started.elapsed().as_secs() < seconds {
-        if let Some(event) = nvml.wait_for_xid(&devices, 500).map_err(GpuError::from)? {
+        if let Some(event) = xids.wait(500).map_err(GpuError::from)? {
             let (words, application) = codes::xid(event.data);
             let whose = if application { "caused by an application" } else { "the GPU must be looked after" };
             print_text(&format!("{} XID {}: {words} ({whose})\n", event.bus_id, event.data));
