@@ -40,10 +40,15 @@ pub(crate) enum Verb {
         seconds: u64,
     },
     /// What cards can do in theory, with the formulas
-    #[command(after_help = "Example:\n  slipway gpu spec \"RTX A4000\"\n  slipway gpu spec")]
+    #[command(
+        after_help = "Example:\n  slipway gpu spec \"RTX A4000\"\n  slipway gpu spec\n  slipway gpu spec \"RTX A4000\" --against-cpu"
+    )]
     Spec {
         /// A card; all without one
         card: Option<String>,
+        /// Measure this machine's processor, and compare
+        #[arg(long, requires = "card")]
+        against_cpu: bool,
     },
     /// Measure arithmetic, memory and transfers
     #[command(

@@ -423,9 +423,31 @@ fn peer(from: &Gpu<'_>, to: &Gpu<'_>, effort: Effort) -> Result<Vec<Figure>, Gpu
     })?;
     let label = format!("{} -> {}", from.label, to.label);
     let what = if can == 1 { "peer copy" } else { "copy through the host" };
-    Ok(Figure::new(what, &label, "GB/s", seconds.into_iter().map(|s| TRANSFER as f64 / 1e9 / s).collect())
-        .into_iter()
-        .collect())
+    let mut figures = Vec::new();
+    let rates = seconds.into_iter().map(|s| TRANSFER as f64 / 1e9 / s).collect();
+    figures.extend(Figure::new(what, &label, "GB/s", rates));
+    let mut latencies = Vec::new();
+    for _ in 0..effort.samples + 1 {
+        let started = Instant::now();
+        for _ in 0..100 {
+            // SAFETY: as above, of four bytes.
+            let copied = unsafe {
+                driver::memcpy_peer_async(
+                    to.context.cu_ctx(),
+                    dst,
+                    from.context.cu_ctx(),
+                    src,
+                    4,
+                    from.stream.cu_stream(),
+                )
+            };
+            copied.map_err(cuda)?;
+            from.stream.synchronize().map_err(cuda)?;
+        }
+        latencies.push(started.elapsed().as_secs_f64() * 1e6 / 100.0);
+    }
+    figures.extend(Figure::new("copy of 4 bytes", &label, "us", latencies.split_off(1)));
+    Ok(figures)
 }
 
 #[cfg(test)]

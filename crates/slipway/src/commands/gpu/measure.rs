@@ -163,10 +163,7 @@ async fn history(context: &Context) -> Result<(), Failure> {
 /// The roof that was asked for: a card's, the processor's, this machine's GPU's.
 async fn roof(context: &Context, fixture: Option<&str>, options: &cli::Roofline) -> Result<Roofline, Failure> {
     if let Some(name) = &options.card {
-        let card = sheet::find(name).ok_or_else(|| {
-            GpuError::Invalid(format!("the sheet has no card '{name}'; `slipway gpu spec` lists them"))
-        })?;
-        return Ok(Roofline::of_card(&card));
+        return Ok(Roofline::of_card(&super::card_of(name)?));
     }
     let gpu = if options.cpu { None } else { Nvml::find(fixture).ok().and_then(|n| n.device(0).ok()?.name().ok()) };
     // What was measured on this host before serves; else the processor is measured now, and a card taken from the sheet.
@@ -184,17 +181,47 @@ async fn roof(context: &Context, fixture: Option<&str>, options: &cli::Roofline)
             GpuError::Invalid(format!("the sheet lacks '{name}'; measure it: slipway gpu bench")).into()
         });
     }
+    Ok(processor()?)
+}
+
+/// The processor's ceilings, measured now.
+fn processor() -> Result<Roofline, GpuError> {
     say("measuring the processor; `slipway gpu bench --cpu` keeps the figures");
-    let report = Report {
-        time: now_ms(),
-        host: host(),
-        devices: vec![bench::cpu::model()],
-        driver: String::new(),
-        figures: bench::cpu::run(Effort::QUICK, |_| {}),
-    };
-    report
-        .roofline("cpu")
-        .ok_or_else(|| GpuError::Invalid("the processor's ceilings could not be measured".into()).into())
+    let figures = bench::cpu::run(Effort::QUICK, |_| {});
+    let devices = vec![bench::cpu::model()];
+    let report = Report { time: now_ms(), host: host(), devices, driver: String::new(), figures };
+    report.roofline("cpu").ok_or_else(|| GpuError::Invalid("the processor's ceilings could not be measured".into()))
+}
+
+/// A card in theory beside this machine's processor as measured.
+pub(super) fn against_cpu(context: &Context, name: &str) -> Result<(), Failure> {
+    let (card, cpu) = (Roofline::of_card(&super::card_of(name)?), processor()?);
+    let rate = |roof: &Roofline, p| roof.ceiling(p).map_or(0.0, |c| c.tera * 1000.0);
+    let main = |roof: &Roofline| roof.main_memory().map_or(0.0, |m| m.gigabytes);
+    let mut rows: Vec<(String, f64, f64)> = [Precision::Fp64, Precision::Fp32]
+        .iter()
+        .map(|p| (format!("{p}, GFLOP/s"), rate(&cpu, *p), rate(&card, *p)))
+        .collect();
+    // Processors compute these in fp32.
+    rows.push((
+        "bf16 or the next that there is, GFLOP/s".into(),
+        rate(&cpu, Precision::Bf16),
+        rate(&card, Precision::Bf16),
+    ));
+    rows.push(("main memory, GB/s".into(), main(&cpu), main(&card)));
+    print(context.global.output, &rows, |rows| {
+        let mut table = Table::owned(vec![
+            "WHAT".into(),
+            format!("{}, measured", cpu.machine),
+            format!("{}, in theory", card.machine),
+            "RATIO".into(),
+        ]);
+        for (what, a, b) in rows {
+            table.row(vec![what.clone(), format!("{a:.0}"), format!("{b:.0}"), format!("{:.0}x", b / a)]);
+        }
+        table
+    });
+    Ok(())
 }
 
 pub(super) async fn roofline(context: &Context, fixture: Option<&str>, options: &cli::Roofline) -> Result<(), Failure> {

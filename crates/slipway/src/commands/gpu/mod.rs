@@ -36,7 +36,8 @@ pub(super) async fn run(context: &Context, args: cli::Gpu) -> Result<(), Failure
         Verb::Topology => topology(context, fixture),
         Verb::Stack => print_stack(context, fixture),
         Verb::Watch { seconds } => watch(fixture, seconds),
-        Verb::Spec { card } => spec(context, card),
+        Verb::Spec { card: Some(card), against_cpu: true } => measure::against_cpu(context, &card),
+        Verb::Spec { card, .. } => spec(context, card),
         Verb::Bench(options) => measure::bench(context, fixture, options).await,
         Verb::Roofline(options) => measure::roofline(context, fixture, &options).await,
         Verb::Fit(options) => measure::fit(context, &options),
@@ -314,6 +315,12 @@ fn watch(fixture: Option<&str>, seconds: u64) -> Result<(), Failure> {
     if errors { Err(Failure::Findings) } else { Ok(()) }
 }
 
+/// A card of the sheet.
+fn card_of(name: &str) -> Result<sheet::Card, GpuError> {
+    sheet::find(name)
+        .ok_or_else(|| GpuError::Invalid(format!("the sheet has no card '{name}'; `slipway gpu spec` lists them")))
+}
+
 fn spec(context: &Context, card: Option<String>) -> Result<(), Failure> {
     let Some(name) = card else {
         let cards = sheet::cards();
@@ -338,8 +345,7 @@ fn spec(context: &Context, card: Option<String>) -> Result<(), Failure> {
         });
         return Ok(());
     };
-    let card = sheet::find(&name)
-        .ok_or_else(|| GpuError::Invalid(format!("the sheet has no card '{name}'; `slipway gpu spec` lists them")))?;
+    let card = card_of(&name)?;
     let peaks: Vec<_> = Precision::ALL.iter().filter_map(|p| card.peak(*p)).collect();
     print(
         context.global.output,
