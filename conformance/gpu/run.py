@@ -5,7 +5,8 @@
 * `nvidia-ml-py`, NVIDIA's Python binding, reads the fake NVML of every fixture: that proves the fake's ABI, which
   slipway's own tests stand on. What it reads is compared with `slipway gpu ls`.
 * NVRTC compiles the benchmarks' kernels for every architecture from Pascal to Blackwell.
-* `nvidia-ctk cdi generate` and `slipway gpu cdi generate` describe the same machine.
+* `nvidia-ctk cdi generate` and `slipway gpu cdi generate` describe the same machine, and the CDI project's own Go
+  library finds slipway's specification valid.
 """
 
 import argparse
@@ -160,8 +161,13 @@ def cdi(slipway, fake, ctk):
                                     env=environment, check=True, capture_output=True, text=True).stdout
             written = os.path.join(folder, "nvidia.yaml")
             subprocess.run([slipway, "gpu", "cdi", "generate", "--root", str(root), "--hook", "/usr/bin/nvidia-cdi-hook", "--write", written, "--fixture", fixture], check=True, capture_output=True)
+            # The Go library of the CDI project itself, inside nvidia-ctk, reads and validates what slipway wrote.
+            listed = subprocess.run([ctk, "cdi", "list", "--spec-dir", folder], capture_output=True, text=True, check=True)
+            names = {line for line in listed.stdout.splitlines() if "=" in line}
+            assert "registry errors" not in listed.stderr, listed.stderr
             theirs, ours = yaml.safe_load(theirs), yaml.safe_load(pathlib.Path(written).read_text())
             assert ours["kind"] == theirs["kind"]
+            assert names == {f"{ours['kind']}={d['name']}" for d in ours["devices"]}, names
             nodes = lambda edits: sorted((n["path"], n.get("hostPath")) for n in edits.get("deviceNodes", []))
             devices = lambda spec: {d["name"]: nodes(d["containerEdits"]) for d in spec["devices"]}
             assert devices(ours) == devices(theirs), (devices(ours), devices(theirs))
