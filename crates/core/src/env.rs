@@ -36,6 +36,11 @@ pub const NVML_LIB: &str = "SLIPWAY_NVML_LIB";
 /// A fixture that answers in place of a GPU, for teaching and tests.
 pub const GPU_FIXTURE: &str = "SLIPWAY_GPU_FIXTURE";
 
+/// The value of a variable, if it is set to something.
+pub fn value(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|v| !v.is_empty())
+}
+
 /// All of them.
 pub const ALL: &[Variable] = &[
     Variable { name: HOME, about: "where state lives (default ~/.local/share/slipway)" },

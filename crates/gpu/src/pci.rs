@@ -78,10 +78,15 @@ pub fn lookup(ids: &str, vendor: u16, device: u16) -> Option<String> {
     Some(format!("{} {name}", maker.split_whitespace().next().unwrap_or(maker)))
 }
 
+/// The kernel's form of a device's address (domain of four digits), from its own or NVML's (eight).
+pub fn kernel_address(bus_id: &str) -> String {
+    let address = if bus_id.find(':') == Some(8) { &bus_id[4..] } else { bus_id };
+    address.to_ascii_lowercase()
+}
+
 /// The folder of a device, from NVML's form of its address (domain of eight digits) or the kernel's (four).
 pub fn path_of(sysfs: &Path, bus_id: &str) -> Option<PathBuf> {
-    let address = if bus_id.find(':') == Some(8) { &bus_id[4..] } else { bus_id };
-    std::fs::canonicalize(sysfs.join("bus/pci/devices").join(address.to_ascii_lowercase())).ok()
+    std::fs::canonicalize(sysfs.join("bus/pci/devices").join(kernel_address(bus_id))).ok()
 }
 
 /// The NUMA node of a device.

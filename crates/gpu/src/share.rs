@@ -116,6 +116,17 @@ pub enum Strategy {
     TimeSlicing,
 }
 
+impl Strategy {
+    /// The name, as in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mig => "mig",
+            Self::Mps => "mps",
+            Self::TimeSlicing => "time-slicing",
+        }
+    }
+}
+
 /// What a strategy comes to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
@@ -310,13 +321,12 @@ fn speed(shares: &[(f64, f64)]) -> (f64, f64) {
     (if all > 1.0 { 1.0 / all } else { 1.0 }, if usual > 1.0 { 1.0 / usual } else { 1.0 })
 }
 
-fn shared(
-    workloads: &Workloads,
-    jobs: &[usize],
-    memory: f64,
-    most: usize,
-    overcommit: bool,
-) -> (Vec<Vec<usize>>, usize, f64, f64) {
+/// Jobs that share whole GPUs: by MPS, or in turns.
+fn shared(strategy: Strategy, workloads: &Workloads, jobs: &[usize], memory: f64) -> Outcome {
+    let (most, overcommit, kind, isolation) = match strategy {
+        Strategy::TimeSlicing => (usize::MAX, true, "timeSlicing", "nothing"),
+        _ => (MPS_CLIENTS, false, "mps", "memory by limit (CUDA_MPS_PINNED_DEVICE_MEM_LIMIT), threads by share"),
+    };
     let one = |w: &usize| {
         let w = &workloads.workloads[*w];
         // Turns are taken only by those that work, so jobs that rest most of the time may share more than all of it.
@@ -332,7 +342,20 @@ fn shared(
         worst = worst.min(w);
         expected = expected.min(e);
     }
-    (gpus, bound, worst, expected)
+    let most_jobs = gpus.iter().map(Vec::len).max().unwrap_or(0);
+    Outcome {
+        strategy,
+        refused: None,
+        gpus: gpus.len(),
+        lower_bound: bound,
+        most_jobs,
+        memory_lost_gib: 0.0,
+        worst_share: worst,
+        expected_share: expected,
+        isolation,
+        device_plugin: replicas(kind, most_jobs.max(2)),
+        mig_parted: None,
+    }
 }
 
 fn replicas(kind: &str, n: usize) -> String {
@@ -340,8 +363,8 @@ fn replicas(kind: &str, n: usize) -> String {
 }
 
 fn by_mps(workloads: &Workloads, jobs: &[usize], memory: f64, strictest: Isolation) -> Outcome {
-    let (gpus, lower_bound, worst_share, expected_share) = shared(workloads, jobs, memory, MPS_CLIENTS, false);
-    let most_jobs = gpus.iter().map(Vec::len).max().unwrap_or(0);
+    let outcome = shared(Strategy::Mps, workloads, jobs, memory);
+    let most_jobs = outcome.most_jobs;
     // The plugin gives each replica an equal part of memory and threads.
     let largest = workloads.workloads.iter().map(|w| w.memory_gib).fold(0.0, f64::max);
     let refused = if strictest == Isolation::Full {
@@ -353,37 +376,12 @@ fn by_mps(workloads: &Workloads, jobs: &[usize], memory: f64, strictest: Isolati
     } else {
         None
     };
-    Outcome {
-        strategy: Strategy::Mps,
-        refused,
-        gpus: gpus.len(),
-        lower_bound,
-        most_jobs,
-        memory_lost_gib: 0.0,
-        worst_share,
-        expected_share,
-        isolation: "memory by limit (CUDA_MPS_PINNED_DEVICE_MEM_LIMIT), threads by share",
-        device_plugin: replicas("mps", most_jobs.max(2)),
-        mig_parted: None,
-    }
+    Outcome { refused, ..outcome }
 }
 
 fn by_time(workloads: &Workloads, jobs: &[usize], memory: f64, strictest: Isolation) -> Outcome {
-    let (gpus, lower_bound, worst_share, expected_share) = shared(workloads, jobs, memory, usize::MAX, true);
-    let most_jobs = gpus.iter().map(Vec::len).max().unwrap_or(0);
-    Outcome {
-        strategy: Strategy::TimeSlicing,
-        refused: (strictest > Isolation::None).then(|| "jobs share the memory: any can take all of it".to_owned()),
-        gpus: gpus.len(),
-        lower_bound,
-        most_jobs,
-        memory_lost_gib: 0.0,
-        worst_share,
-        expected_share,
-        isolation: "nothing",
-        device_plugin: replicas("timeSlicing", most_jobs.max(2)),
-        mig_parted: None,
-    }
+    let refused = (strictest > Isolation::None).then(|| "jobs share the memory: any can take all of it".to_owned());
+    Outcome { refused, ..shared(Strategy::TimeSlicing, workloads, jobs, memory) }
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ impl Gpus {
         if let Some(nvml) = open.as_ref() {
             return Ok(Arc::clone(nvml));
         }
-        let fixture = std::env::var(slipway_core::env::GPU_FIXTURE).ok().filter(|f| !f.is_empty());
+        let fixture = slipway_core::env::value(slipway_core::env::GPU_FIXTURE);
         let nvml = Arc::new(Nvml::find(fixture.as_deref())?);
         *open = Some(Arc::clone(&nvml));
         Ok(nvml)
@@ -141,8 +141,7 @@ async fn picture(
 fn slices(nvml: &Nvml) -> Result<String, GpuError> {
     let layouts = mig::layout(nvml)?;
     let first = layouts.first().ok_or_else(|| GpuError::Invalid("no GPU of this machine can do MIG".into()))?;
-    let maps: Vec<_> = layouts.iter().map(|l| (format!("GPU {}", l.gpu), l.instances.clone())).collect();
-    Ok(draw::slices(&first.geometry, &maps))
+    Ok(draw::slices(&first.geometry, &mig::maps(&layouts)))
 }
 
 /// A card's in theory; without one, what was measured last, else this machine's first GPU in theory.

@@ -77,7 +77,7 @@ impl Client {
         if !base.starts_with("http://") {
             return Err(ClientError::Url(base.to_owned()));
         }
-        let token = std::env::var(slipway_core::env::TOKEN).ok().filter(|t| !t.is_empty());
+        let token = slipway_core::env::value(slipway_core::env::TOKEN);
         let http = Box::new(HyperClient::builder(TokioExecutor::new()).build_http());
         let base = base.trim_end_matches('/').to_owned();
         Ok(Self { transport: Transport::Remote { base, http, token }, addresses: None })

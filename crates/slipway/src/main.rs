@@ -80,7 +80,7 @@ fn main() -> ExitCode {
 }
 
 fn log(args: &cli::Cli) {
-    let filter = std::env::var(slipway_core::env::LOG).ok().filter(|v| !v.is_empty());
+    let filter = slipway_core::env::value(slipway_core::env::LOG);
     let default = match (args.global.quiet, args.global.verbose) {
         (true, _) => "error",
         (_, 0) if matches!(args.command, cli::Command::Up(_)) => "info",

@@ -388,11 +388,11 @@ fn memory(vectors: Vectors, threads: usize, effort: Effort, note: &mut impl FnMu
         black_box(c);
     });
     drop(arrays);
+    let last = caches.last().copied();
     for (level, size) in caches {
         note(&format!("cache, level {level}"));
         // Half of it, as the other half is used by others; the last is shared by all threads.
-        let share =
-            if Some((level, size)) == self::caches().last().copied() { size / 2 / threads as u64 } else { size / 2 };
+        let share = if Some((level, size)) == last { size / 2 / threads as u64 } else { size / 2 };
         let numbers = usize::try_from(share / 8).unwrap_or(1024).max(256);
         let repeat = ((64 << 20) / (numbers * 8)).max(4);
         let sample = |_| {

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::GpuError;
 use crate::inventory::Inventory;
+use crate::{GpuError, pci};
 
 /// The CDI version that is written. 0.6.0 is understood by containerd 1.7, CRI-O 1.28, Docker 25 and newer.
 pub const VERSION: &str = "0.6.0";
@@ -330,7 +330,7 @@ fn hooks(program: &Path, cuda_folder: &str, folders: &[String], version: &str) -
 
 /// `/dev/dri` nodes of a GPU, through the links by PCI path.
 fn dri_nodes(root: &Path, bus_id: &str) -> Vec<String> {
-    let address = if bus_id.find(':') == Some(8) { &bus_id[4..] } else { bus_id };
+    let address = pci::kernel_address(bus_id);
     let mut found = Vec::new();
     for kind in ["card", "render"] {
         let link = root.join(format!("dev/dri/by-path/pci-{address}-{kind}"));

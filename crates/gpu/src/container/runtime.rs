@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use toml_edit::{DocumentMut, Item, Table, value};
 
+use super::replace;
 use crate::GpuError;
 
 /// A container runtime.
@@ -87,29 +88,11 @@ impl Edit {
     /// # Errors
     /// [`GpuError::Io`].
     pub fn write(&self) -> Result<(), GpuError> {
-        if let Some(folder) = self.path.parent() {
-            std::fs::create_dir_all(folder).map_err(GpuError::io(folder.display().to_string()))?;
-        }
         if !self.before.is_empty() {
             replace(&self.backup(), &self.before)?;
         }
         replace(&self.path, &self.after)
     }
-}
-
-fn replace(path: &Path, text: &str) -> Result<(), GpuError> {
-    let new = path.with_extension("slipway-new");
-    let write = || -> std::io::Result<()> {
-        use std::io::Write;
-        let mut file = std::fs::File::create(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        if let Ok(old) = std::fs::metadata(path) {
-            std::fs::set_permissions(&new, old.permissions())?;
-        }
-        std::fs::rename(&new, path)
-    };
-    write().map_err(GpuError::io(format!("writing {}", path.display())))
 }
 
 /// Puts back what was there before the last [`Edit::write`].

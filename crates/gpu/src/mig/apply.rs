@@ -110,6 +110,11 @@ pub fn layout(nvml: &Nvml) -> Result<Vec<Layout>, GpuError> {
     Ok(layouts)
 }
 
+/// A label for each GPU and what lies on it, for pictures.
+pub fn maps(layouts: &[Layout]) -> Vec<(String, Vec<Instance>)> {
+    layouts.iter().map(|l| (format!("GPU {}", l.gpu), l.instances.clone())).collect()
+}
+
 fn count(instances: &[Instance]) -> BTreeMap<String, u32> {
     let mut counts = BTreeMap::new();
     for i in instances {

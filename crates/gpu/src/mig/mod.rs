@@ -6,7 +6,7 @@ mod geometry;
 mod pack;
 mod solve;
 
-pub use apply::{Change, Layout, Plan, Wanted, apply, export, layout, plan};
+pub use apply::{Change, Layout, Plan, Wanted, apply, export, layout, maps, plan};
 pub use config::{Config, DeviceRule, Devices};
 pub use geometry::{Geometry, Instance, Profile, families, name_gigabytes};
 pub use pack::{Packing, pack};

@@ -87,10 +87,6 @@ impl<'a> Device<'a> {
         pcie_width_max: u32 = nvmlDeviceGetMaxPcieLinkWidth;
         /// Packets sent again.
         pcie_replays: u32 = nvmlDeviceGetPcieReplayCounter;
-        /// KB/s sent over PCIe in the last 20 ms.
-        pcie_sent: u32 = nvmlDeviceGetPcieThroughput(0);
-        /// KB/s received over PCIe in the last 20 ms.
-        pcie_received: u32 = nvmlDeviceGetPcieThroughput(1);
         /// 1 when the driver stays loaded without users.
         persistence: u32 = nvmlDeviceGetPersistenceMode;
         /// 0 default, 2 prohibited, 3 exclusive process.
@@ -197,15 +193,19 @@ impl<'a> Device<'a> {
         Ok((corrected, uncorrected, pending == 1, failed == 1))
     }
 
+    fn pci(&self) -> Result<sys::nvmlPciInfo_t, NvmlError> {
+        // SAFETY: plain C data, for which zeros are a value.
+        let mut pci: sys::nvmlPciInfo_t = unsafe { std::mem::zeroed() };
+        call!(self.nvml, nvmlDeviceGetPciInfo_v3, self.handle, &mut pci)?;
+        Ok(pci)
+    }
+
     /// PCI address as `domain:bus:device.function`, domain of eight digits.
     ///
     /// # Errors
     /// NVML's.
     pub fn bus_id(&self) -> Result<String, NvmlError> {
-        // SAFETY: plain C data, for which zeros are a value.
-        let mut pci: sys::nvmlPciInfo_t = unsafe { std::mem::zeroed() };
-        call!(self.nvml, nvmlDeviceGetPciInfo_v3, self.handle, &mut pci)?;
-        Ok(text(&pci.busId).to_ascii_lowercase())
+        Ok(text(&self.pci()?.busId).to_ascii_lowercase())
     }
 
     /// Device id and vendor id in one number, as `0x233010DE`.
@@ -213,10 +213,7 @@ impl<'a> Device<'a> {
     /// # Errors
     /// NVML's.
     pub fn pci_id(&self) -> Result<u32, NvmlError> {
-        // SAFETY: plain C data, for which zeros are a value.
-        let mut pci: sys::nvmlPciInfo_t = unsafe { std::mem::zeroed() };
-        call!(self.nvml, nvmlDeviceGetPciInfo_v3, self.handle, &mut pci)?;
-        Ok(pci.pciDeviceId)
+        Ok(self.pci()?.pciDeviceId)
     }
 
     /// Whether an NVLink is up.

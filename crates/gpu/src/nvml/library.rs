@@ -23,7 +23,6 @@ macro_rules! functions {
         #[allow(non_snake_case)] // NVML's own names
         pub(super) struct Functions {
             $(pub(super) $name: Option<unsafe extern "C" fn($($argument),*) -> nvmlReturn_t>,)*
-            pub(super) nvmlErrorString: Option<unsafe extern "C" fn(nvmlReturn_t) -> *const c_char>,
             pub(super) slipwayFakeFixture: Option<unsafe extern "C" fn(*const c_char) -> u32>,
             // Last, so that it outlives the pointers into it.
             _library: Library,
@@ -41,7 +40,6 @@ macro_rules! functions {
                     let library = Library::new(path)?;
                     Ok(Self {
                         $($name: library.get(concat!(stringify!($name), "\0").as_bytes()).ok().map(|s| *s),)*
-                        nvmlErrorString: library.get(b"nvmlErrorString\0").ok().map(|s| *s),
                         slipwayFakeFixture: library.get(b"slipwayFakeFixture\0").ok().map(|s| *s),
                         _library: library,
                     })
@@ -90,7 +88,6 @@ functions! {
     nvmlDeviceGetCurrPcieLinkWidth(nvmlDevice_t, *mut c_uint);
     nvmlDeviceGetMaxPcieLinkWidth(nvmlDevice_t, *mut c_uint);
     nvmlDeviceGetPcieReplayCounter(nvmlDevice_t, *mut c_uint);
-    nvmlDeviceGetPcieThroughput(nvmlDevice_t, c_uint, *mut c_uint);
     nvmlDeviceGetNvLinkState(nvmlDevice_t, c_uint, *mut c_uint);
     nvmlDeviceGetNvLinkVersion(nvmlDevice_t, c_uint, *mut c_uint);
     nvmlDeviceGetNvLinkRemotePciInfo_v2(nvmlDevice_t, c_uint, *mut nvmlPciInfo_t);

@@ -6,7 +6,7 @@ mod device;
 mod library;
 mod mig;
 
-use std::ffi::{CStr, c_char};
+use std::ffi::c_char;
 use std::path::{Path, PathBuf};
 
 use nvml_wrapper_sys::bindings as sys;
@@ -44,7 +44,6 @@ pub(crate) use call;
 /// The library, initialised; shut down when dropped.
 pub struct Nvml {
     functions: Functions,
-    path: PathBuf,
 }
 
 /// A GPU, or a MIG device of one.
@@ -146,7 +145,7 @@ impl Nvml {
     pub fn open(path: &Path) -> Result<Self, GpuError> {
         let functions =
             Functions::open(path).map_err(|e| GpuError::NoNvml { path: path.to_owned(), reason: e.to_string() })?;
-        let nvml = Self { functions, path: path.to_owned() };
+        let nvml = Self { functions };
         call!(nvml, nvmlInit_v2)?;
         Ok(nvml)
     }
@@ -165,7 +164,7 @@ impl Nvml {
             .ok_or_else(|| GpuError::Invalid(format!("{} is no fake NVML; fixtures need one", path.display())))?;
         // SAFETY: the fake's own function, which copies the text.
         unsafe { choose(name.as_ptr()) };
-        let nvml = Self { functions, path: path.to_owned() };
+        let nvml = Self { functions };
         call!(nvml, nvmlInit_v2).map_err(|e| match e.code {
             codes::DRIVER_NOT_LOADED => GpuError::Invalid(format!("there is no fixture '{fixture}'")),
             _ => e.into(),
@@ -201,25 +200,6 @@ impl Nvml {
     /// Whether a fixture answers instead of a driver.
     pub fn is_simulated(&self) -> bool {
         self.functions.slipwayFakeFixture.is_some()
-    }
-
-    /// The library's path as it was given.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// A code in the library's own words.
-    pub fn describe(&self, code: u32) -> String {
-        let Some(function) = self.functions.nvmlErrorString else { return codes::describe(code).into() };
-        // SAFETY: NVML answers with a static string, or null for nothing.
-        unsafe {
-            let words = function(code);
-            if words.is_null() {
-                codes::describe(code).into()
-            } else {
-                CStr::from_ptr(words).to_string_lossy().into_owned()
-            }
-        }
     }
 
     /// The driver's version, such as `580.95.05`.

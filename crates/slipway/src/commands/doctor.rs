@@ -31,7 +31,7 @@ const LITTLE_SPACE: u64 = 1 << 30;
 
 /// GPUs: one line where there is none, else every layer that is missing and every finding.
 fn gpus(checks: &mut Vec<Check>) {
-    let fixture = std::env::var(slipway_core::env::GPU_FIXTURE).ok().filter(|f| !f.is_empty());
+    let fixture = slipway_core::env::value(slipway_core::env::GPU_FIXTURE);
     let inventory = Nvml::find(fixture.as_deref()).and_then(|n| Inventory::collect(&n));
     let present = pci::scan(Path::new("/sys")).iter().any(|d| d.is_gpu() && d.vendor == pci::NVIDIA);
     let simulated = inventory.as_ref().is_ok_and(|i| i.simulated);

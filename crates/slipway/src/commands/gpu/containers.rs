@@ -32,12 +32,7 @@ pub(super) fn cdi(context: &Context, fixture: Option<&str>, verb: cli::Cdi) -> R
                 print_text(&text);
                 return Ok(());
             };
-            if let Some(folder) = path.parent() {
-                std::fs::create_dir_all(folder).map_err(io(folder))?;
-            }
-            // A runtime that reads just now sees the old file or the new one.
-            let new = path.with_extension("yaml.new");
-            std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path)).map_err(io(&path))?;
+            slipway_gpu::container::replace(&path, &text)?;
             say(format_args!("{} devices in {}; try: slipway gpu cdi ls", spec.devices.len(), path.display()));
             Ok(())
         }

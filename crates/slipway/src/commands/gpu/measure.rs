@@ -53,7 +53,6 @@ pub(super) async fn bench(context: &Context, fixture: Option<&str>, options: cli
     let driver = nvml.as_ref().and_then(|n| n.driver_version().ok()).unwrap_or_default();
     let report = Report { time: now_ms(), host: host(), devices, driver, figures };
 
-    let mut regressed = false;
     let stored = !options.no_store || options.compare.is_some();
     let client = if stored { Some(context.client().await?) } else { None };
     let mut before = None;
@@ -90,7 +89,6 @@ pub(super) async fn bench(context: &Context, fixture: Option<&str>, options: cli
             Table::new(&["WHAT", "DEVICE", "FORMAT", "SIZE", "MEDIAN", "RANGE", "OF PEAK", "GRADE", "BEFORE"]);
         for f in &report.figures {
             let difference = differences.iter().find(|d| d.now == *f);
-            regressed |= difference.is_some_and(|d| d.regression);
             table.row(row(f, difference));
         }
         table
@@ -100,8 +98,7 @@ pub(super) async fn bench(context: &Context, fixture: Option<&str>, options: cli
     ) {
         say(line);
     }
-    regressed |= differences.iter().any(|d| d.regression);
-    if regressed { Err(Failure::Findings) } else { Ok(()) }
+    if differences.iter().any(|d| d.regression) { Err(Failure::Findings) } else { Ok(()) }
 }
 
 fn row(f: &Figure, difference: Option<&bench::Difference>) -> Vec<String> {

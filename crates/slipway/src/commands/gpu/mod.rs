@@ -273,14 +273,9 @@ fn topology(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Layers for `gpu stack` and `doctor`.
-pub(super) fn layers(fixture: Option<&str>) -> Vec<stack::Layer> {
-    let inventory = Nvml::find(fixture).and_then(|n| Inventory::collect(&n));
-    stack::layers(Path::new("/"), &inventory)
-}
-
 fn print_stack(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
-    let layers = layers(fixture);
+    let inventory = Nvml::find(fixture).and_then(|n| Inventory::collect(&n));
+    let layers = stack::layers(Path::new("/"), &inventory);
     let missing = layers.iter().filter(|l| l.ok == Some(false)).count();
     print(context.global.output, &layers, |layers| {
         let mut table = Table::new(&["LAYER", "STATE", "FOUND", "WHAT HELPS"]);

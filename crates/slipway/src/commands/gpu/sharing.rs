@@ -97,10 +97,6 @@ pub(super) fn mig(context: &Context, fixture: Option<&str>, verb: cli::Mig) -> R
     }
 }
 
-fn maps(layouts: &[Layout]) -> Vec<(String, Vec<Instance>)> {
-    layouts.iter().map(|l| (format!("GPU {}", l.gpu), l.instances.clone())).collect()
-}
-
 fn ls(context: &Context, nvml: &Nvml) -> Result<(), Failure> {
     let layouts = mig::layout(nvml)?;
     let Some(first) = layouts.first() else {
@@ -108,8 +104,8 @@ fn ls(context: &Context, nvml: &Nvml) -> Result<(), Failure> {
         return Ok(());
     };
     match context.global.output {
-        Format::Svg => print_text(&draw::slices(&first.geometry, &maps(&layouts))),
-        Format::Table => print_text(&draw::slices_text(&first.geometry, &maps(&layouts))),
+        Format::Svg => print_text(&draw::slices(&first.geometry, &mig::maps(&layouts))),
+        Format::Table => print_text(&draw::slices_text(&first.geometry, &mig::maps(&layouts))),
         format => print(format, &layouts, |layouts| {
             let mut table = Table::new(&["GPU", "MIG", "INSTANCES"]);
             for l in layouts {
@@ -174,7 +170,7 @@ fn show_plan(context: &Context, layouts: &[Layout], plan: &Plan) {
         instances.iter().map(|i| format!("{}@{}", i.profile, i.at.start)).collect::<Vec<_>>().join(" ")
     };
     if context.global.output == Format::Svg {
-        let maps: Vec<_> = plan.changes.iter().map(|c| (format!("GPU {}", c.gpu), after(c))).collect();
+        let maps = planned(plan);
         if let Some(first) = layouts.first() {
             print_text(&draw::slices(&first.geometry, &maps));
         }
@@ -201,9 +197,14 @@ fn show_plan(context: &Context, layouts: &[Layout], plan: &Plan) {
     if context.global.output == Format::Table
         && let Some(first) = layouts.first()
     {
-        let maps: Vec<_> = plan.changes.iter().map(|c| (format!("GPU {}", c.gpu), after(c))).collect();
+        let maps = planned(plan);
         print_text(&draw::slices_text(&first.geometry, &maps));
     }
+}
+
+/// What the GPUs will hold.
+fn planned(plan: &Plan) -> Vec<(String, Vec<Instance>)> {
+    plan.changes.iter().map(|c| (format!("GPU {}", c.gpu), after(c))).collect()
 }
 
 fn after(change: &Change) -> Vec<Instance> {
@@ -328,7 +329,7 @@ fn share_file(
         for o in &plan.outcomes {
             let served = |text: String| if o.gpus == 0 { "-".into() } else { text };
             table.row(vec![
-                serde_json::to_value(o.strategy).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default(),
+                o.strategy.name().into(),
                 served(o.gpus.to_string()),
                 served(o.lower_bound.to_string()),
                 served(o.most_jobs.to_string()),
@@ -347,11 +348,7 @@ fn share_file(
         .find(|o| if only_mig { o.refused.is_none() } else { Some(o.strategy) == plan.recommended });
     if let (Some(o), Format::Table) = (chosen, context.global.output) {
         if !only_mig {
-            print_text(&format!(
-                "\n{}: {}\n",
-                serde_json::to_value(o.strategy).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default(),
-                plan.reason
-            ));
+            print_text(&format!("\n{}: {}\n", o.strategy.name(), plan.reason));
         }
         print_text(&format!("\n# NVIDIA k8s-device-plugin\n{}", o.device_plugin));
         if let Some(text) = &o.mig_parted {
