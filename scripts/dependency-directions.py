@@ -9,7 +9,8 @@ LAYERS = [
     {"slipway-core"},
     {"slipway-store", "slipway-exec"},
     {"slipway-track", "slipway-serve", "slipway-gpu"},
-    {"slipway-server"},
+    {"slipway-server", "slipway-node"},
+    {"slipway-operator"},
     {"slipway", "slipway-fake-nvml"},
 ]
 

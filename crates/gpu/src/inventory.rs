@@ -72,6 +72,7 @@ pub struct Ecc {
     pub corrected: u64,
     pub uncorrected: u64,
     pub rows_remapped: u32,
+    pub rows_remapped_uncorrected: u32,
     pub remapping_pending: bool,
     pub remapping_failed: bool,
 }
@@ -288,6 +289,7 @@ fn ecc(device: &Device<'_>, f: &mut Vec<Finding>) -> Option<Ecc> {
         corrected: read(device.ecc_corrected(), f).unwrap_or(0),
         uncorrected: read(device.ecc_uncorrected(), f).unwrap_or(0),
         rows_remapped: corrected + uncorrected,
+        rows_remapped_uncorrected: uncorrected,
         remapping_pending: pending,
         remapping_failed: failed,
     })

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 pub(crate) mod gpu;
+pub(crate) mod node;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -87,6 +88,9 @@ pub(crate) enum Command {
         after_help = "Example:\n  slipway top\n  slipway top --fixture h100x8\n\nKeys: j k up down, s sort, / filter, enter one GPU, esc back, q quit"
     )]
     Top(gpu::Top),
+    /// This node's agent on Kubernetes
+    #[command(subcommand)]
+    Node(node::Node),
     /// Tracked runs
     #[command(subcommand)]
     Run(Run),

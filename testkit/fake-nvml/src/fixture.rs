@@ -48,6 +48,8 @@ pub(crate) struct Xid {
     pub(crate) after_ms: u64,
     pub(crate) gpu: usize,
     pub(crate) xid: u64,
+    /// The MIG GPU instance; the whole GPU without one.
+    pub(crate) instance: Option<u32>,
 }
 
 /// A GPU.

@@ -8,6 +8,7 @@
 #![allow(clippy::missing_safety_doc)] // as nvml.h says for each function
 #![allow(missing_docs)] // nvml.h has them
 
+mod control;
 mod fixture;
 mod state;
 
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use nvml_wrapper_sys::bindings as sys;
 use parking_lot::Mutex;
 use slipway_gpu::nvml::codes;
-use state::{Answer, Gpu, State};
+use state::{Answer, EventSet, Gpu, State};
 
 static MACHINE: Mutex<Option<State>> = Mutex::new(None);
 static CHOSEN: Mutex<Option<String>> = Mutex::new(None);
@@ -107,6 +108,10 @@ fn injected(name: &str, state: Option<&State>) -> Answer {
 fn answer(name: &str, call: impl FnOnce(&mut State) -> Answer) -> u32 {
     let mut machine = MACHINE.lock();
     let Some(state) = machine.as_mut() else { return 1 };
+    state.control.refresh();
+    if state.control.unloaded {
+        return codes::DRIVER_NOT_LOADED;
+    }
     match injected(name, Some(state)).and_then(|()| call(state)) {
         Ok(()) => 0,
         Err(code) => code,
@@ -129,9 +134,12 @@ fn start(name: &str) -> u32 {
         *machine = None;
         return code;
     }
-    if let Some(state) = machine.as_mut() {
-        state.users += 1;
+    let Some(state) = machine.as_mut() else { return codes::DRIVER_NOT_LOADED };
+    state.control.refresh();
+    if state.control.unloaded {
+        return codes::DRIVER_NOT_LOADED;
     }
+    state.users += 1;
     0
 }
 
@@ -267,7 +275,7 @@ numbers! {
     nvmlDeviceGetMaxPcieLinkWidth: c_uint = |state, gpu| { let a = about(state, gpu); a.pcie_width_max.unwrap_or(a.pcie_width) };
     nvmlDeviceGetPcieReplayCounter: c_uint = |state, gpu| about(state, gpu).pcie_replays;
     nvmlDeviceGetPersistenceMode: c_uint = |state, gpu| u32::from(about(state, gpu).persistence);
-    nvmlDeviceGetComputeMode: c_uint = |state, gpu| { let _ = (&state, gpu); 0 };
+    nvmlDeviceGetComputeMode: c_uint = |state, gpu| state.gpus[gpu].compute_mode;
     nvmlDeviceGetPerformanceState: c_uint = |state, gpu| if state.utilization(gpu) == 0 { 8 } else { 0 };
     nvmlDeviceGetFanSpeed: c_uint = |state, gpu| supported(about(state, gpu).fan)?;
     nvmlDeviceGetMaxMigDeviceCount: c_uint = |state, gpu| {
@@ -393,6 +401,37 @@ exports! {
         let used = state.utilization(index);
         put(to, sys::nvmlUtilization_t { gpu: used, memory: used * 6 / 10 })
     }
+    nvmlDeviceGetEncoderUtilization(device: Device, to: *mut c_uint, period: *mut c_uint) state {
+        whole(state, device)?;
+        put(to, 0)?;
+        put(period, 1_000_000)
+    }
+    nvmlDeviceGetDecoderUtilization(device: Device, to: *mut c_uint, period: *mut c_uint) state {
+        whole(state, device)?;
+        put(to, 0)?;
+        put(period, 1_000_000)
+    }
+    nvmlDeviceSetComputeMode(device: Device, mode: c_uint) state {
+        if mode > 3 { return Err(INVALID); }
+        let gpu = whole(state, device)?;
+        gpu.compute_mode = mode;
+        state.save()
+    }
+    nvmlDeviceGetFieldValues(device: Device, count: i32, fields: *mut sys::nvmlFieldValue_t) state {
+        let index = whole(state, device)?.index;
+        if fields.is_null() || count < 1 { return Err(INVALID); }
+        for at in 0..usize::try_from(count).unwrap_or(0) {
+            // SAFETY: the caller says that there are so many.
+            let field = unsafe { &mut *fields.add(at) };
+            field.nvmlReturn = codes::NOT_SUPPORTED;
+            if field.fieldId == sys::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION {
+                field.nvmlReturn = 0;
+                field.valueType = 1; // NVML_VALUE_TYPE_UNSIGNED_INT
+                field.value.uiVal = state.control.actions.get(&index).copied().unwrap_or(0);
+            }
+        }
+        Ok(())
+    }
     nvmlDeviceGetClockInfo(device: Device, which: c_uint, to: *mut c_uint) state {
         let index = whole(state, device)?.index;
         let (a, idle) = (about(state, index), state.utilization(index) == 0);
@@ -513,7 +552,7 @@ exports! {
     }
 
     nvmlEventSetCreate(to: *mut sys::nvmlEventSet_t) state {
-        state.sets.push((Vec::new(), 0));
+        state.sets.push(EventSet::default());
         put(to, (EVENT_SET | (state.sets.len() - 1)) as *mut _)
     }
     nvmlEventSetFree(set: sys::nvmlEventSet_t) state {
@@ -523,8 +562,11 @@ exports! {
     nvmlDeviceRegisterEvents(device: Device, kinds: c_ulonglong, set: sys::nvmlEventSet_t) state {
         let index = parts(DEVICE, device)?.0;
         if kinds & !0x1f != 0 { return Err(codes::NOT_SUPPORTED); }
+        let past = state.control.events.len();
         let set = state.sets.get_mut(set as usize & 0xffff).ok_or(INVALID)?;
-        set.0.push(index);
+        set.devices.push(index);
+        // Errors before the first registration are nobody's; those of a fixture's script are all still to come.
+        set.controlled = set.controlled.max(past);
         Ok(())
     }
 }
@@ -541,11 +583,15 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
         let mut found = None;
         let code = answer("nvmlEventSetWait_v2", |state| {
             let elapsed = state.elapsed();
-            let (devices, next) = state.sets.get(set as usize & 0xffff).cloned().ok_or(INVALID)?;
-            let due = |e: &fixture::Xid| devices.contains(&e.gpu) && elapsed >= Duration::from_millis(e.after_ms);
-            found = state.fixture.events.iter().filter(|e| due(e)).nth(next).copied();
+            let set = state.sets.get_mut(set as usize & 0xffff).ok_or(INVALID)?;
+            let due = |e: &&fixture::Xid| set.devices.contains(&e.gpu) && elapsed >= Duration::from_millis(e.after_ms);
+            found = state.fixture.events.iter().filter(due).nth(set.scripted).copied();
             if found.is_some() {
-                state.sets[set as usize & 0xffff].1 += 1;
+                set.scripted += 1;
+            }
+            while found.is_none() && set.controlled < state.control.events.len() {
+                found = Some(state.control.events[set.controlled]).filter(|e| set.devices.contains(&e.gpu));
+                set.controlled += 1;
             }
             Ok(())
         });
@@ -557,7 +603,7 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
                 device: handle(DEVICE, event.gpu, 0, 0),
                 eventType: slipway_gpu::nvml::EVENT_XID,
                 eventData: event.xid,
-                gpuInstanceId: u32::MAX,
+                gpuInstanceId: event.instance.unwrap_or(u32::MAX),
                 computeInstanceId: u32::MAX,
             };
             return put(to, data).err().unwrap_or(0);

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use slipway_gpu::mig::{Geometry, Instance, Used};
 use slipway_gpu::nvml::{Placement, codes};
 
+use crate::control::Control;
 use crate::fixture::{self, Fixture};
 
 /// File in which MIG survives the process, so that one command sees what another did.
@@ -19,9 +20,17 @@ pub(crate) struct State {
     pub(crate) gpus: Vec<Gpu>,
     started: Instant,
     pub(crate) users: u32,
-    /// Registered devices of each event set, and how many XIDs it has handed out.
-    pub(crate) sets: Vec<(Vec<usize>, usize)>,
+    pub(crate) sets: Vec<EventSet>,
     file: Option<PathBuf>,
+    pub(crate) control: Control,
+}
+
+/// Registered devices, and how many XIDs of the fixture and of the control file were handed out.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EventSet {
+    pub(crate) devices: Vec<usize>,
+    pub(crate) scripted: usize,
+    pub(crate) controlled: usize,
 }
 
 pub(crate) struct Gpu {
@@ -29,6 +38,7 @@ pub(crate) struct Gpu {
     pub(crate) index: usize,
     pub(crate) mig: Mig,
     pub(crate) geometry: Option<Geometry>,
+    pub(crate) compute_mode: u32,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -62,9 +72,18 @@ impl State {
                 mig: saved.get(index).cloned().unwrap_or_default(),
                 about,
                 index,
+                compute_mode: 0,
             })
             .collect();
-        Ok(Self { fixture, gpus, started: Instant::now(), users: 0, sets: Vec::new(), file })
+        Ok(Self {
+            fixture,
+            gpus,
+            started: Instant::now(),
+            users: 0,
+            sets: Vec::new(),
+            file,
+            control: Control::default(),
+        })
     }
 
     pub(crate) fn elapsed(&self) -> Duration {
@@ -86,12 +105,16 @@ impl State {
         let gpu = self.gpus.get_mut(index).ok_or(2u32)?;
         match gpu.about.lost_after_ms {
             Some(ms) if elapsed >= Duration::from_millis(ms) => Err(codes::GPU_IS_LOST),
+            _ if self.control.lost.contains(&index) => Err(codes::GPU_IS_LOST),
             _ => Ok(gpu),
         }
     }
 
     /// Per cent of the present second.
     pub(crate) fn utilization(&self, index: usize) -> u32 {
+        if let Some(set) = self.control.utilization.get(&index) {
+            return *set;
+        }
         let script = &self.gpus[index].about.utilization;
         let second = usize::try_from(self.elapsed().as_secs()).unwrap_or(0);
         script.get(second % script.len().max(1)).copied().unwrap_or(0)

@@ -2,7 +2,7 @@
 
 use nvml_wrapper_sys::bindings as sys;
 
-use super::{Clock, Device, Memory, NvmlError, RunningProcess, call, codes, list, text};
+use super::{Clock, Device, Memory, NvmlError, Recovery, RunningProcess, call, codes, list, text};
 
 /// Getters of one number.
 macro_rules! numbers {
@@ -95,6 +95,56 @@ impl<'a> Device<'a> {
         performance_state: u32 = nvmlDeviceGetPerformanceState;
         /// Per cent of the fan's full speed.
         fan: u32 = nvmlDeviceGetFanSpeed;
+    }
+
+    /// Per cent of the video encoder's time.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn encoder_utilization(&self) -> Result<u32, NvmlError> {
+        let (mut used, mut period) = (0, 0);
+        call!(self.nvml, nvmlDeviceGetEncoderUtilization, self.handle, &mut used, &mut period)?;
+        Ok(used)
+    }
+
+    /// Per cent of the video decoder's time.
+    ///
+    /// # Errors
+    /// NVML's.
+    pub fn decoder_utilization(&self) -> Result<u32, NvmlError> {
+        let (mut used, mut period) = (0, 0);
+        call!(self.nvml, nvmlDeviceGetDecoderUtilization, self.handle, &mut used, &mut period)?;
+        Ok(used)
+    }
+
+    /// Sets who may compute: 0 everybody, 3 one process (what MPS wants).
+    ///
+    /// # Errors
+    /// NVML's; no permission for users.
+    pub fn set_compute_mode(&self, mode: u32) -> Result<(), NvmlError> {
+        call!(self.nvml, nvmlDeviceSetComputeMode, self.handle, mode)
+    }
+
+    /// What must be done before the GPU can be used again (`NVML_FI_DEV_GET_GPU_RECOVERY_ACTION`, drivers from 570).
+    ///
+    /// # Errors
+    /// NVML's; not supported by older drivers.
+    pub fn recovery(&self) -> Result<Recovery, NvmlError> {
+        // SAFETY: plain C data, for which zeros are a value.
+        let mut field: sys::nvmlFieldValue_t = unsafe { std::mem::zeroed() };
+        field.fieldId = sys::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION;
+        call!(self.nvml, nvmlDeviceGetFieldValues, self.handle, 1, &mut field)?;
+        if field.nvmlReturn != 0 {
+            return Err(NvmlError { call: "nvmlDeviceGetFieldValues", code: field.nvmlReturn });
+        }
+        // SAFETY: every variant of the union is a number that begins at its start; this field is an unsigned int.
+        Ok(match unsafe { field.value.uiVal } {
+            0 => Recovery::None,
+            2 => Recovery::Reboot,
+            3 => Recovery::DrainPeers,
+            4 => Recovery::DrainAndReset,
+            _ => Recovery::Reset,
+        })
     }
 
     /// Major and minor.

@@ -9,9 +9,9 @@ use std::path::Path;
 use libloading::Library;
 use nvml_wrapper_sys::bindings::{
     nvmlComputeInstance_t, nvmlComputeInstanceInfo_t, nvmlComputeInstanceProfileInfo_t, nvmlDevice_t,
-    nvmlDeviceAttributes_t, nvmlEventData_t, nvmlEventSet_t, nvmlGpuInstance_t, nvmlGpuInstanceInfo_t,
-    nvmlGpuInstancePlacement_t, nvmlGpuInstanceProfileInfo_t, nvmlMemory_t, nvmlMemory_v2_t, nvmlPciInfo_t,
-    nvmlProcessInfo_t, nvmlProcessUtilizationSample_t, nvmlReturn_t, nvmlUtilization_t,
+    nvmlDeviceAttributes_t, nvmlEventData_t, nvmlEventSet_t, nvmlFieldValue_t, nvmlGpuInstance_t,
+    nvmlGpuInstanceInfo_t, nvmlGpuInstancePlacement_t, nvmlGpuInstanceProfileInfo_t, nvmlMemory_t, nvmlMemory_v2_t,
+    nvmlPciInfo_t, nvmlProcessInfo_t, nvmlProcessUtilizationSample_t, nvmlReturn_t, nvmlUtilization_t,
 };
 
 macro_rules! functions {
@@ -93,6 +93,10 @@ functions! {
     nvmlDeviceGetNvLinkRemotePciInfo_v2(nvmlDevice_t, c_uint, *mut nvmlPciInfo_t);
     nvmlDeviceGetPersistenceMode(nvmlDevice_t, *mut c_uint);
     nvmlDeviceGetComputeMode(nvmlDevice_t, *mut c_uint);
+    nvmlDeviceSetComputeMode(nvmlDevice_t, c_uint);
+    nvmlDeviceGetFieldValues(nvmlDevice_t, i32, *mut nvmlFieldValue_t);
+    nvmlDeviceGetEncoderUtilization(nvmlDevice_t, *mut c_uint, *mut c_uint);
+    nvmlDeviceGetDecoderUtilization(nvmlDevice_t, *mut c_uint, *mut c_uint);
     nvmlDeviceGetPerformanceState(nvmlDevice_t, *mut c_uint);
     nvmlDeviceGetFanSpeed(nvmlDevice_t, *mut c_uint);
     nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t, *mut c_uint, *mut nvmlProcessInfo_t);

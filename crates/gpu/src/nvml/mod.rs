@@ -93,6 +93,23 @@ pub struct Event {
     pub kind: u64,
     /// The XID for [`EVENT_XID`].
     pub data: u64,
+    /// The MIG GPU instance it happened in; `None` when it is about the whole GPU.
+    pub gpu_instance: Option<u32>,
+}
+
+/// What the driver says must be done before a GPU can be used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recovery {
+    /// Nothing.
+    None,
+    /// A reset of the GPU.
+    Reset,
+    /// A reboot of the node.
+    Reboot,
+    /// Work that uses peers must end.
+    DrainPeers,
+    /// Work must end, then a reset.
+    DrainAndReset,
 }
 
 /// The event type of XIDs.
@@ -303,7 +320,12 @@ impl Watch<'_> {
             Ok(()) => {
                 let device = Device { nvml: self.nvml, handle: data.device };
                 let bus_id = device.bus_id().unwrap_or_default();
-                Ok(Some(Event { bus_id, kind: data.eventType, data: data.eventData }))
+                Ok(Some(Event {
+                    bus_id,
+                    kind: data.eventType,
+                    data: data.eventData,
+                    gpu_instance: (data.gpuInstanceId != u32::MAX).then_some(data.gpuInstanceId),
+                }))
             }
             Err(e) if e.code == codes::TIMEOUT => Ok(None),
             Err(e) => Err(e),

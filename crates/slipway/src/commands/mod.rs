@@ -5,6 +5,7 @@ mod deploy;
 mod doctor;
 mod gpu;
 mod model;
+mod node;
 mod run;
 mod show;
 mod top;
@@ -54,6 +55,7 @@ pub(crate) async fn run(args: Cli) -> Result<(), Failure> {
         Command::Demo(options) => demo::demo(&context, options).await,
         Command::Gpu(args) => gpu::run(&context, args).await,
         Command::Top(options) => top::run(options),
+        Command::Node(verb) => node::run(&context, verb).await,
         Command::Run(verb) => run::run(&context, verb).await,
         Command::Model(verb) => model::run(&context, verb).await,
         Command::Deploy(verb) => deploy::run(&context, verb).await,

@@ -45,6 +45,12 @@ pub(super) async fn up(context: &Context) -> Result<(), Failure> {
         say(format_args!("  inference, gRPC  {}", a.grpc));
         say(format_args!("  MLflow clients:  export MLFLOW_TRACKING_URI=http://{}", a.control));
     }
+    server.run(terminated()?).await?;
+    Ok(())
+}
+
+/// Done when this process is asked to end.
+pub(super) fn terminated() -> Result<impl Future<Output = ()>, Failure> {
     // Installing a handler fails only when the process has run out of descriptors; Ctrl-C then ends it at once.
     let (mut term, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(term), Ok(interrupt)) => (term, interrupt),
@@ -52,12 +58,9 @@ pub(super) async fn up(context: &Context) -> Result<(), Failure> {
             return Err(Failure::Error { message: e.to_string(), code: "home.unusable", hint: None, exit: 1 });
         }
     };
-    server
-        .run(async {
-            tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
-        })
-        .await?;
-    Ok(())
+    Ok(async move {
+        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
+    })
 }
 
 pub(super) async fn down(context: &Context) -> Result<(), Failure> {

@@ -1,0 +1,248 @@
+//! The agent whole: what it is told, its tasks, its end.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use slipway_store::Database;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+use crate::cluster::{Cluster, NODE};
+use crate::config::{self, Config};
+use crate::driver::{Driver, Manner, State};
+use crate::health::Policy;
+use crate::holders::{Held, Watcher};
+use crate::metrics::{self, Readings};
+use crate::mig_manager::Manager;
+use crate::plugin::Plugin;
+use crate::resources::offers;
+use crate::{NodeError, cdi, dra, http, labels, mps, repo};
+
+/// To whom GPUs are offered. Both at once would hand them out twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offering {
+    /// As extended resources, through the kubelet's device plugin API.
+    DevicePlugin,
+    /// As devices for claims.
+    Dra,
+}
+
+/// What the agent is told.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)] // the command line says it
+pub struct Options {
+    pub node: String,
+    pub offering: Offering,
+    pub fixture: Option<String>,
+    pub kubelet: PathBuf,
+    pub cdi: PathBuf,
+    pub driver_root: PathBuf,
+    pub host_driver_root: PathBuf,
+    pub config: config::Source,
+    pub mig_config: Option<PathBuf>,
+    pub mps_root: PathBuf,
+    pub dra_driver: String,
+    pub home: PathBuf,
+    pub listen: SocketAddr,
+    pub policy: Policy,
+    pub look: Duration,
+}
+
+/// Runs the agent until `stop` is done. Without a cluster it offers devices and tells metrics, and no more.
+///
+/// # Errors
+/// What it cannot do without: its folders, its port.
+pub async fn run<C: Cluster>(
+    options: Options,
+    cluster: Option<Arc<C>>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), NodeError> {
+    std::fs::create_dir_all(&options.home).map_err(NodeError::io(options.home.display().to_string()))?;
+    let database = Arc::new(Database::open(&options.home.join("node.db"), &[repo::MIGRATION])?);
+    let listener = tokio::net::TcpListener::bind(options.listen)
+        .await
+        .map_err(NodeError::io(format!("listening on {}", options.listen)))?;
+    let driver = Driver::start(Manner {
+        fixture: options.fixture.clone(),
+        policy: options.policy.clone(),
+        cdi: cdi::Writer::new(options.cdi.clone(), options.driver_root.clone(), options.host_driver_root.clone()),
+        look: options.look,
+    })?;
+    let first = options.config.read(&BTreeMap::new()).map(Arc::new).or_else(|error| {
+        // With a cluster the node's label may choose another; without, a wrong file is the end.
+        if cluster.is_some() { Ok(Arc::default()) } else { Err(error) }
+    })?;
+    let configs = watch::Sender::new(first);
+    let held: watch::Sender<Held> = watch::Sender::default();
+    let readings: watch::Sender<Arc<Readings>> = watch::Sender::default();
+    let handed_out = Arc::new(Notify::new());
+    let mut tasks: JoinSet<Result<(), NodeError>> = JoinSet::new();
+
+    tasks.spawn(follow_config(options.config.clone(), cluster.clone(), options.node.clone(), configs.clone()));
+    let watcher = Watcher {
+        socket: options.kubelet.join("pod-resources/kubelet.sock"),
+        database: Arc::clone(&database),
+        handed_out: Arc::clone(&handed_out),
+        dra_driver: options.dra_driver.clone(),
+    };
+    tasks.spawn(watcher.run(driver.subscribe(), held.clone()));
+    let sampling = metrics::sample(Arc::clone(&driver), readings.clone(), held.clone());
+    tasks.spawn(async move {
+        sampling.await;
+        Ok(())
+    });
+    let plugins = options.kubelet.join("device-plugins");
+    match (options.offering, &cluster) {
+        (Offering::DevicePlugin, _) => {
+            let mps = mps::Root(options.mps_root.clone());
+            tasks.spawn(run_mps(Arc::clone(&driver), configs.subscribe(), mps.clone(), options.driver_root.clone()));
+            let plugin = Plugin { folder: plugins.clone(), mps, handed_out: Arc::clone(&handed_out) };
+            tasks.spawn(plugin.run(driver.subscribe(), configs.subscribe()));
+        }
+        (Offering::Dra, Some(cluster)) => {
+            let dra = dra::Dra {
+                cluster: Arc::clone(cluster),
+                node: options.node.clone(),
+                name: options.dra_driver.clone(),
+                kubelet: options.kubelet.clone(),
+                driver: Arc::clone(&driver),
+                database: Arc::clone(&database),
+                handed_out: Arc::clone(&handed_out),
+            };
+            tasks.spawn(async move {
+                dra.run().await;
+                Ok(())
+            });
+        }
+        (Offering::Dra, None) => {
+            return Err(NodeError::Invalid("claims need the API server; give a kubeconfig".into()));
+        }
+    }
+    if let Some(cluster) = cluster {
+        let telling = labels::run(Arc::clone(&cluster), options.node.clone(), driver.subscribe(), configs.subscribe());
+        tasks.spawn(async move {
+            telling.await;
+            Ok(())
+        });
+        let manager = Manager {
+            cluster,
+            node: options.node.clone(),
+            file: options.mig_config.clone(),
+            driver: Arc::clone(&driver),
+            held: held.subscribe(),
+        };
+        tasks.spawn(async move {
+            manager.run().await;
+            Ok(())
+        });
+    }
+    let page = http::Page {
+        node: options.node.clone(),
+        states: driver.subscribe(),
+        configs: configs.subscribe(),
+        readings: readings.subscribe(),
+        held: held.subscribe(),
+        database: Arc::clone(&database),
+        kubelet: plugins.join("kubelet.sock"),
+    };
+    tasks.spawn(async move {
+        axum::serve(listener, http::router(page)).await.map_err(NodeError::io("the agent's HTTP server"))
+    });
+    let outcome = tokio::select! {
+        () = stop => Ok(()),
+        ended = tasks.join_next() => match ended {
+            Some(Ok(result)) => result,
+            Some(Err(error)) => Err(NodeError::Invalid(format!("a task ended: {error}"))),
+            None => Ok(()),
+        },
+    };
+    tasks.shutdown().await;
+    driver.stop();
+    database.close();
+    outcome
+}
+
+/// Reads the configuration again whenever the node's label or the files have changed. A mistake leaves the last good one in force.
+async fn follow_config<C: Cluster>(
+    source: config::Source,
+    cluster: Option<Arc<C>>,
+    node: String,
+    configs: watch::Sender<Arc<Config>>,
+) -> Result<(), NodeError> {
+    let mut object = cluster.map(|c| c.watch(NODE, &node));
+    let mut complaint = String::new();
+    loop {
+        let labels: Option<BTreeMap<String, String>> = match &mut object {
+            None => Some(BTreeMap::new()),
+            Some(object) => object.borrow_and_update().as_ref().map(|node| {
+                let labels = node["metadata"]["labels"].as_object();
+                labels.into_iter().flatten().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
+            }),
+        };
+        if let Some(labels) = labels {
+            match source.read(&labels) {
+                Ok(config) => {
+                    complaint.clear();
+                    configs.send_if_modified(|old| {
+                        let new = **old != config;
+                        if new {
+                            for warning in &config.warnings {
+                                tracing::warn!(warning, "configuration");
+                            }
+                            *old = Arc::new(config.clone());
+                        }
+                        new
+                    });
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if text != complaint {
+                        tracing::error!(error = text, "the configuration is not taken over");
+                    }
+                    complaint = text;
+                }
+            }
+        }
+        // Files in a ConfigMap change without a sign; two seconds are soon enough.
+        let pause = tokio::time::sleep(Duration::from_secs(2));
+        match &mut object {
+            None => pause.await,
+            Some(object) => tokio::select! {
+                changed = object.changed() => if changed.is_err() { return Ok(()) },
+                () = pause => {}
+            },
+        }
+    }
+}
+
+async fn run_mps(
+    driver: Arc<Driver>,
+    mut configs: watch::Receiver<Arc<Config>>,
+    root: mps::Root,
+    driver_root: PathBuf,
+) -> Result<(), NodeError> {
+    let mut states = driver.subscribe();
+    let mut daemons = mps::Daemons::new(root, driver_root.join("usr/bin/nvidia-cuda-mps-control"));
+    loop {
+        let (state, config): (Arc<State>, Arc<Config>) =
+            (states.borrow_and_update().clone(), configs.borrow_and_update().clone());
+        if let Some(machine) = state.machine() {
+            let offers = offers(machine, &config).unwrap_or_default();
+            let memory = |uuid: &str| {
+                let gpu = machine.inventory.gpus.iter().find(|g| g.uuid == uuid);
+                gpu.and_then(|g| g.memory_total).unwrap_or(0) >> 20
+            };
+            if let Err(error) = daemons.reconcile(&driver, &offers, &memory).await {
+                tracing::error!(%error, "MPS; trying again");
+            }
+        }
+        tokio::select! {
+            changed = states.changed() => if changed.is_err() { return Ok(()) },
+            changed = configs.changed() => if changed.is_err() { return Ok(()) },
+            () = tokio::time::sleep(Duration::from_secs(10)) => {}
+        }
+    }
+}

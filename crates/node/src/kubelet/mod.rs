@@ -1,0 +1,108 @@
+//! The kubelet's gRPC interfaces: generated types, and unix sockets to serve and reach them on.
+
+#[allow(missing_docs, unreachable_pub, clippy::all)] // generated from ../../proto
+mod generated {
+    #[path = "deviceplugin.rs"]
+    pub mod device_plugin;
+    #[path = "dra.rs"]
+    pub mod dra;
+    #[path = "dra_health.rs"]
+    pub mod dra_health;
+    #[path = "podresources.rs"]
+    pub mod pod_resources;
+    #[path = "registration.rs"]
+    pub mod registration;
+}
+pub use generated::{device_plugin, dra, dra_health, pod_resources, registration};
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::server::Router;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::NodeError;
+
+/// A socket file, removed when dropped. What a killed agent left is replaced.
+#[derive(Debug)]
+pub struct Socket {
+    path: PathBuf,
+    identity: Option<(u64, u64)>,
+}
+
+/// What tells a file from another of the same name: its inode and its time of change.
+pub fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let about = std::fs::metadata(path).ok()?;
+    Some((about.ino(), about.ctime().unsigned_abs().wrapping_mul(1_000_000_000) + about.ctime_nsec().unsigned_abs()))
+}
+
+impl Socket {
+    /// Whether the file is still the one that was made; the kubelet empties its folders when it starts.
+    pub fn is_there(&self) -> bool {
+        self.identity.is_some() && identity(&self.path) == self.identity
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.is_there() {
+            // A file that stays is replaced at the next start.
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
+}
+
+/// Listens on a unix socket.
+///
+/// # Errors
+/// [`NodeError::Io`] when the folder cannot be made or the socket not bound.
+pub fn bind(path: &Path) -> Result<(Socket, UnixListenerStream), NodeError> {
+    let what = path.display().to_string();
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(NodeError::io(folder.display().to_string()))?;
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(NodeError::io(what)(e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(NodeError::io(what))?;
+    Ok((Socket { path: path.to_owned(), identity: identity(path) }, UnixListenerStream::new(listener)))
+}
+
+/// Serves on a socket until `stop` is done.
+///
+/// # Errors
+/// [`NodeError::Invalid`] when the server fails.
+pub async fn serve(
+    router: Router,
+    listener: UnixListenerStream,
+    stop: impl Future<Output = ()>,
+) -> Result<(), NodeError> {
+    // Streams to the kubelet have no end, so a graceful stop would wait for ever; the kubelet asks again.
+    tokio::select! {
+        outcome = router.serve_with_incoming(listener) => outcome.map_err(|e| NodeError::Invalid(e.to_string())),
+        () = stop => Ok(()),
+    }
+}
+
+/// Reaches a server on a unix socket.
+///
+/// # Errors
+/// [`NodeError::Kubelet`] when nobody listens.
+pub async fn connect(path: &Path) -> Result<Channel, NodeError> {
+    let failed = |reason: String| NodeError::Kubelet { path: path.display().to_string(), reason };
+    let target = path.to_owned();
+    let connector = tower::service_fn(move |_: tonic::transport::Uri| {
+        let target = target.clone();
+        async move { UnixStream::connect(target).await.map(hyper_util::rt::TokioIo::new) }
+    });
+    Endpoint::from_static("http://localhost")
+        .connect_timeout(Duration::from_secs(5))
+        .timeout(Duration::from_secs(10))
+        .connect_with_connector(connector)
+        .await
+        .map_err(|e| failed(std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string)))
+}

@@ -1,0 +1,254 @@
+//! Labels that say what a node's GPUs are, and a condition that says whether they can be used.
+//!
+//! Source of names and values: NVIDIA GPU feature discovery, README, "Generated Labels", and "The nvidia.com/mig-..." tables.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use slipway_gpu::inventory::{Gpu, MigDevice};
+use tokio::sync::watch;
+
+use crate::cluster::{Cluster, NODE};
+use crate::config::{Config, MigStrategy};
+use crate::driver::{Machine, State};
+use crate::resources;
+
+/// The field manager of the labels; labels that are no longer true go with the next apply.
+const LABELS_MANAGER: &str = "slipway-node-labels";
+const STATUS_MANAGER: &str = "slipway-node-status";
+/// The condition's type.
+pub const CONDITION: &str = "slipway.dev/GPUReady";
+
+/// A value that Kubernetes takes: spaces are dashes, as GFD writes them; other signs and what is too long go.
+fn value(text: &str) -> String {
+    let kept: String = text
+        .trim()
+        .replace(' ', "-")
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        .take(63)
+        .collect();
+    kept.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
+}
+
+/// GFD's name of a family.
+fn family(capability: &str) -> &'static str {
+    let (major, minor) = capability.split_once('.').unwrap_or((capability, "0"));
+    match (major, minor) {
+        ("3", _) => "kepler",
+        ("5", _) => "maxwell",
+        ("6", _) => "pascal",
+        ("7", "5") => "turing",
+        ("7", _) => "volta",
+        ("8", "9") => "ada-lovelace",
+        ("8", _) => "ampere",
+        ("9", _) => "hopper",
+        ("10" | "11" | "12", _) => "blackwell",
+        _ => "undefined",
+    }
+}
+
+/// Labels without the domain; empty values are none.
+#[derive(Default)]
+struct Labels(BTreeMap<String, String>);
+
+impl Labels {
+    fn put(&mut self, key: &str, text: impl Into<String>) {
+        let text = text.into();
+        if !text.is_empty() {
+            self.0.insert(format!("nvidia.com/{key}"), text);
+        }
+    }
+
+    fn version(&mut self, of: &str, text: &str) {
+        self.put(&format!("cuda.{of}-version.full"), value(text));
+        for (part, number) in ["major", "minor", "revision"].iter().zip(text.split('.')) {
+            self.put(&format!("cuda.{of}-version.{part}"), value(number));
+            // The older names, which manifests still select on.
+            let old = if *part == "revision" { "rev" } else { part };
+            self.put(&format!("cuda.{of}.{old}"), value(number));
+        }
+    }
+
+    /// What is told of every resource.
+    fn describe(&mut self, config: &Config, prefix: &str, base: &str, product: &str, count: usize, memory_mib: u64) {
+        let shared = config.replicas(base);
+        // A shared resource that keeps its name is told from a whole one by the product's name.
+        let ending = if shared.is_some_and(|(sharing, _)| !sharing.rename) { "-SHARED" } else { "" };
+        self.put(
+            &format!("{prefix}.product"),
+            if product.is_empty() { String::new() } else { format!("{product}{ending}") },
+        );
+        self.put(&format!("{prefix}.count"), count.to_string());
+        self.put(&format!("{prefix}.memory"), memory_mib.to_string());
+        self.put(&format!("{prefix}.replicas"), if count == 0 { 0 } else { shared.map_or(1, |(_, n)| n) }.to_string());
+    }
+}
+
+/// All labels of a node. `machine_type` is the vendor's name of the computer.
+pub fn labels(machine: &Machine, config: &Config, machine_type: &str) -> BTreeMap<String, String> {
+    let mut out = Labels::default();
+    let inventory = &machine.inventory;
+    out.version("driver", &inventory.driver);
+    out.version("runtime", &inventory.cuda);
+    out.put("gpu.machine", value(machine_type));
+    let capable = inventory.gpus.iter().any(|g| g.mig.is_some());
+    out.put("mig.capable", capable.to_string());
+    out.put("mps.capable", inventory.gpus.iter().any(|g| !mig_on(g)).to_string());
+    out.put("vgpu.present", "false");
+    if capable {
+        out.put("mig.strategy", config.mig.name());
+    }
+    let strategy = config.sharing.as_ref().filter(|s| s.resources.iter().any(|r| r.replicas > 1));
+    out.put("gpu.sharing-strategy", strategy.map_or("none", |s| s.strategy.name()));
+    let whole: Vec<&Gpu> = inventory
+        .gpus
+        .iter()
+        .filter(|g| !g.uuid.is_empty() && (config.mig == MigStrategy::None || !mig_on(g)))
+        .collect();
+    let described = whole.first().copied().or_else(|| inventory.gpus.iter().find(|g| !g.uuid.is_empty()));
+    if let Some(gpu) = described {
+        let capability = gpu.compute_capability.as_deref().unwrap_or_default();
+        out.put("gpu.family", family(capability));
+        if let Some((major, minor)) = capability.split_once('.') {
+            out.put("gpu.compute.major", major);
+            out.put("gpu.compute.minor", minor);
+        }
+        out.put("gpu.mode", mode(&gpu.bus_id));
+    }
+    let model = |gpu: &Gpu| value(&gpu.name);
+    let memory = |gpu: &Gpu| gpu.memory_total.unwrap_or(0) >> 20;
+    match (resources::units(machine, config.mig), described) {
+        (_, None) => out.describe(config, "gpu", resources::GPU, "", 0, 0),
+        (Err(_), Some(gpu)) => {
+            out.describe(config, "gpu", resources::GPU, &format!("{}-MIG-INVALID", model(gpu)), 0, 0);
+        }
+        (Ok((gpus, slices)), Some(first)) => {
+            let single = config.mig == MigStrategy::Single && !slices.is_empty();
+            if !single {
+                out.describe(config, "gpu", resources::GPU, &model(first), gpus.len(), memory(first));
+            }
+            let mut by_profile: BTreeMap<&str, Vec<(&Gpu, &MigDevice)>> = BTreeMap::new();
+            for (profile, unit) in &slices {
+                let gpu = &inventory.gpus[unit.gpu];
+                let devices = gpu.mig.as_ref().map(|m| m.devices.as_slice()).unwrap_or_default();
+                if let Some(device) = unit.mig.and_then(|n| devices.get(n)) {
+                    by_profile.entry(profile).or_default().push((gpu, device));
+                }
+            }
+            for (profile, devices) in by_profile {
+                let (gpu, device) = devices[0];
+                let base = if single { resources::GPU.to_owned() } else { resources::of_profile(profile) };
+                let prefix = if single { "gpu".to_owned() } else { format!("mig-{}", profile.replace('+', ".")) };
+                let product = format!("{}-MIG-{}", model(gpu), profile.replace('+', "."));
+                out.describe(config, &prefix, &base, &product, devices.len(), device.memory_mib);
+                out.put(&format!("{prefix}.multiprocessors"), device.multiprocessors.to_string());
+                let slices = profile.split_once("g.").map_or("", |(n, _)| n);
+                out.put(&format!("{prefix}.slices.gi"), slices);
+                out.put(&format!("{prefix}.slices.ci"), slices);
+            }
+        }
+    }
+    out.0
+}
+
+fn mig_on(gpu: &Gpu) -> bool {
+    gpu.mig.as_ref().is_some_and(|m| m.enabled)
+}
+
+/// `compute` or `display`, by the class of the PCI device; `unknown` where sysfs does not tell.
+fn mode(bus_id: &str) -> &'static str {
+    let address = slipway_gpu::pci::kernel_address(bus_id);
+    let class = std::fs::read_to_string(format!("/sys/bus/pci/devices/{address}/class")).unwrap_or_default();
+    match class.trim().get(..6) {
+        Some("0x0302") => "compute",
+        Some("0x0300") => "display",
+        _ => "unknown",
+    }
+}
+
+/// The computer's name, as its vendor wrote it into the firmware.
+pub fn machine_type() -> String {
+    std::fs::read_to_string(Path::new("/sys/class/dmi/id/product_name")).unwrap_or_default()
+}
+
+/// Keeps the node's labels and condition true.
+pub async fn run<C: Cluster>(
+    cluster: Arc<C>,
+    node: String,
+    mut states: watch::Receiver<Arc<State>>,
+    mut configs: watch::Receiver<Arc<Config>>,
+) {
+    let machine_type = machine_type();
+    let mut told: Option<(BTreeMap<String, String>, (bool, String, String))> = None;
+    let mut since = String::new();
+    loop {
+        let (state, config) = (states.borrow_and_update().clone(), configs.borrow_and_update().clone());
+        let labels = state.machine().map(|m| labels(m, &config, &machine_type));
+        let condition = condition(&state);
+        // A driver that is away takes no label away: nothing can start without devices, and the node stays what it is.
+        let labels = labels.or_else(|| told.as_ref().map(|(l, _)| l.clone())).unwrap_or_default();
+        let now = (labels, condition);
+        let mut again = Duration::from_secs(600);
+        if told.as_ref() != Some(&now) {
+            if told.as_ref().is_none_or(|(_, c)| c.0 != now.1.0) {
+                since = slipway_core::clock::rfc3339(slipway_core::clock::now_ms());
+            }
+            match tell(&*cluster, &node, &now.0, &now.1, &since).await {
+                Ok(()) => told = Some(now),
+                Err(error) => {
+                    tracing::warn!(%error, "labels and condition of the node; trying again");
+                    again = Duration::from_secs(5);
+                }
+            }
+        }
+        tokio::select! {
+            changed = states.changed() => if changed.is_err() { return },
+            changed = configs.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(again) => told = None,
+        }
+    }
+}
+
+/// Whether the node's GPUs can be used, a reason in one word, and a sentence.
+fn condition(state: &State) -> (bool, String, String) {
+    match state {
+        State::Missing(why) => (false, "DriverMissing".into(), why.clone()),
+        State::There(machine) => {
+            let sick: Vec<String> = machine.faults.all().map(|(uuid, f)| format!("{uuid}: {}", f.reason)).collect();
+            if sick.is_empty() {
+                let count = machine.inventory.gpus.len();
+                (true, "Ready".into(), format!("{count} GPUs, driver {}", machine.inventory.driver))
+            } else {
+                (false, "Unhealthy".into(), sick.join("; "))
+            }
+        }
+    }
+}
+
+async fn tell<C: Cluster>(
+    cluster: &C,
+    node: &str,
+    labels: &BTreeMap<String, String>,
+    condition: &(bool, String, String),
+    since: &str,
+) -> Result<(), crate::cluster::ClusterError> {
+    let object = |rest: serde_json::Value| {
+        let mut object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}});
+        if let (Some(object), serde_json::Value::Object(rest)) = (object.as_object_mut(), rest) {
+            object.extend(rest);
+        }
+        object
+    };
+    let labelled = object(json!({"metadata": {"name": node, "labels": labels}}));
+    cluster.apply(NODE, node, LABELS_MANAGER, false, labelled).await?;
+    let (ready, reason, message) = condition;
+    let status = if *ready { "True" } else { "False" };
+    let condition = json!({"type": CONDITION, "status": status, "reason": reason, "message": message,
+        "lastTransitionTime": since});
+    cluster.apply(NODE, node, STATUS_MANAGER, true, object(json!({"status": {"conditions": [condition]}}))).await?;
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! The kubelet's device plugin API, v1beta1: one socket for each resource.
+//!
+//! Source: Kubernetes, "Device Plugins"; `k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1`. The kubelet empties the folder of sockets
+//! when it starts and forgets who registered; so the folder is looked at every second, which no lost notification can defeat.
+
+mod answer;
+mod preferred;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+
+use crate::config::Config;
+use crate::driver::{Machine, State};
+use crate::kubelet::device_plugin as api;
+use crate::kubelet::{self, identity};
+use crate::resources::{Offer, offers};
+use crate::{NodeError, mps};
+
+/// What a resource's server knows: its devices, and what they were made from.
+#[derive(Debug, Clone)]
+struct Offered {
+    offer: Offer,
+    machine: Arc<State>,
+    config: Arc<Config>,
+}
+
+impl Offered {
+    fn machine(&self) -> Option<&Machine> {
+        self.machine.machine()
+    }
+
+    /// As the kubelet wants to hear it; also what decides whether it must hear it again.
+    fn devices(&self) -> Vec<api::Device> {
+        let device = |(id, unit): (String, &crate::resources::Unit)| api::Device {
+            id,
+            health: if unit.fault.is_none() { "Healthy" } else { "Unhealthy" }.into(),
+            topology: unit.numa.map(|n| api::TopologyInfo { nodes: vec![api::NumaNode { id: n.into() }] }),
+        };
+        self.offer.identifiers().into_iter().map(device).collect()
+    }
+}
+
+/// Offers resources to the kubelet until its task is dropped.
+#[derive(Debug)]
+pub struct Plugin {
+    /// `/var/lib/kubelet/device-plugins`.
+    pub folder: PathBuf,
+    /// Where MPS daemons live.
+    pub mps: mps::Root,
+    /// Told whenever devices were handed out.
+    pub handed_out: Arc<Notify>,
+}
+
+struct Server {
+    offered: watch::Sender<Offered>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Plugin {
+    /// Follows the driver and the configuration: begins, changes and ends servers as resources come and go.
+    ///
+    /// # Errors
+    /// When the sockets' folder cannot be read at all.
+    pub async fn run(
+        self,
+        mut states: watch::Receiver<Arc<State>>,
+        mut configs: watch::Receiver<Arc<Config>>,
+    ) -> Result<(), NodeError> {
+        sweep(&self.folder)?;
+        let mut servers: BTreeMap<String, Server> = BTreeMap::new();
+        let mut complaint = String::new();
+        loop {
+            let state = states.borrow_and_update().clone();
+            let config = configs.borrow_and_update().clone();
+            // A driver that is away is no reason to forget devices that pods hold: they are sick until it is back.
+            if let Some(machine) = state.machine() {
+                let wanted = offers(machine, &config).unwrap_or_else(|why| {
+                    if why != complaint {
+                        tracing::error!(%why, "the MIG strategy does not fit this node; it offers nothing");
+                    }
+                    complaint = why;
+                    Vec::new()
+                });
+                servers.retain(|name, _| {
+                    let stays = wanted.iter().any(|o| o.resource == *name);
+                    if !stays {
+                        tracing::info!(resource = name, "no longer offered");
+                    }
+                    stays
+                });
+                for offer in wanted {
+                    let offered = Offered { offer, machine: Arc::clone(&state), config: Arc::clone(&config) };
+                    match servers.get(&offered.offer.resource) {
+                        Some(server) => drop(server.offered.send_replace(offered)),
+                        None => {
+                            let name = offered.offer.resource.clone();
+                            tracing::info!(
+                                resource = name,
+                                devices = offered.devices().len(),
+                                "offered to the kubelet"
+                            );
+                            servers.insert(name, self.serve(offered));
+                        }
+                    }
+                }
+            } else {
+                for server in servers.values() {
+                    server.offered.send_modify(|o| {
+                        for unit in &mut o.offer.units {
+                            unit.fault = Some("the driver is not there".into());
+                        }
+                    });
+                }
+            }
+            tokio::select! {
+                changed = states.changed() => if changed.is_err() { return Ok(()) },
+                changed = configs.changed() => if changed.is_err() { return Ok(()) },
+            }
+        }
+    }
+
+    fn serve(&self, offered: Offered) -> Server {
+        let resource = offered.offer.resource.clone();
+        let (sender, receiver) = watch::channel(offered);
+        let service = Service { offered: receiver, mps: self.mps.clone(), handed_out: Arc::clone(&self.handed_out) };
+        let folder = self.folder.clone();
+        let task = tokio::spawn(async move {
+            let mut pause = Duration::from_millis(100);
+            loop {
+                match session(&folder, &resource, service.clone()).await {
+                    Ok(()) => pause = Duration::from_millis(100),
+                    Err(error) => {
+                        tracing::warn!(resource, %error, "not offered to the kubelet; trying again");
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(Duration::from_secs(5));
+                    }
+                }
+            }
+        });
+        Server { offered: sender, task }
+    }
+}
+
+/// Sockets are named so that those of a killed agent can be told from other plugins'.
+fn socket_name(resource: &str) -> String {
+    format!("slipway-{}.sock", resource.replace('/', "-"))
+}
+
+fn sweep(folder: &Path) -> Result<(), NodeError> {
+    std::fs::create_dir_all(folder).map_err(NodeError::io(folder.display().to_string()))?;
+    let entries = std::fs::read_dir(folder).map_err(NodeError::io(folder.display().to_string()))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("slipway-") && name.ends_with(".sock") {
+            // One that stays is replaced when its resource is served.
+            drop(std::fs::remove_file(entry.path()));
+        }
+    }
+    Ok(())
+}
+
+/// Serves and registers once; ends when the kubelet has started anew or the socket was taken away.
+async fn session(folder: &Path, resource: &str, service: Service) -> Result<(), NodeError> {
+    let kubelet_socket = folder.join("kubelet.sock");
+    let registered_with = identity(&kubelet_socket);
+    let name = socket_name(resource);
+    let (socket, listener) = kubelet::bind(&folder.join(&name))?;
+    let router =
+        tonic::transport::Server::builder().add_service(api::device_plugin_server::DevicePluginServer::new(service));
+    let serving = kubelet::serve(router, listener, std::future::pending());
+    let following = async {
+        let channel = kubelet::connect(&kubelet_socket).await?;
+        let mut client = api::registration_client::RegistrationClient::new(channel);
+        let request = api::RegisterRequest {
+            version: "v1beta1".into(),
+            endpoint: name,
+            resource_name: resource.into(),
+            options: Some(options()),
+        };
+        client.register(request).await.map_err(|status| NodeError::Kubelet {
+            path: kubelet_socket.display().to_string(),
+            reason: format!("it refuses {resource}: {}", status.message()),
+        })?;
+        tracing::info!(resource, "registered with the kubelet");
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let now = identity(&kubelet_socket);
+            if !socket.is_there() || (now.is_some() && now != registered_with) {
+                tracing::info!(resource, "the kubelet has started anew");
+                return Ok(());
+            }
+        }
+    };
+    tokio::select! {
+        ended = serving => ended,
+        ended = following => ended,
+    }
+}
+
+fn options() -> api::DevicePluginOptions {
+    api::DevicePluginOptions { pre_start_required: false, get_preferred_allocation_available: true }
+}
+
+#[derive(Clone)]
+struct Service {
+    offered: watch::Receiver<Offered>,
+    mps: mps::Root,
+    handed_out: Arc<Notify>,
+}
+
+type Devices = Pin<Box<dyn Stream<Item = Result<api::ListAndWatchResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl api::device_plugin_server::DevicePlugin for Service {
+    type ListAndWatchStream = Devices;
+
+    async fn get_device_plugin_options(
+        &self,
+        _: Request<api::Empty>,
+    ) -> Result<Response<api::DevicePluginOptions>, Status> {
+        Ok(Response::new(options()))
+    }
+
+    async fn list_and_watch(&self, _: Request<api::Empty>) -> Result<Response<Devices>, Status> {
+        let mut last = None;
+        let news = tokio_stream::wrappers::WatchStream::new(self.offered.clone());
+        let lists = news.filter_map(move |offered| {
+            let devices = offered.devices();
+            (last.as_ref() != Some(&devices)).then(|| {
+                last = Some(devices.clone());
+                Ok(api::ListAndWatchResponse { devices })
+            })
+        });
+        Ok(Response::new(Box::pin(lists)))
+    }
+
+    async fn get_preferred_allocation(
+        &self,
+        request: Request<api::PreferredAllocationRequest>,
+    ) -> Result<Response<api::PreferredAllocationResponse>, Status> {
+        let offered = self.offered.borrow().clone();
+        let Some(machine) = offered.machine() else {
+            return Ok(Response::new(api::PreferredAllocationResponse::default()));
+        };
+        let each = |c: api::ContainerPreferredAllocationRequest| api::ContainerPreferredAllocationResponse {
+            device_i_ds: preferred::choose(
+                &offered.offer,
+                &machine.topology,
+                offered.config.shared_policy,
+                &c.available_device_i_ds,
+                &c.must_include_device_i_ds,
+                usize::try_from(c.allocation_size).unwrap_or(0),
+            ),
+        };
+        let container_responses = request.into_inner().container_requests.into_iter().map(each).collect();
+        Ok(Response::new(api::PreferredAllocationResponse { container_responses }))
+    }
+
+    async fn allocate(
+        &self,
+        request: Request<api::AllocateRequest>,
+    ) -> Result<Response<api::AllocateResponse>, Status> {
+        let offered = self.offered.borrow().clone();
+        let Some(machine) = offered.machine() else {
+            return Err(Status::unavailable("the driver is not there"));
+        };
+        let mut container_responses = Vec::new();
+        for container in request.into_inner().container_requests {
+            let answer = answer::answer(&offered.offer, machine, &offered.config, &self.mps, &container.devices_ids);
+            container_responses.push(answer.map_err(Status::invalid_argument)?);
+        }
+        self.handed_out.notify_one();
+        Ok(Response::new(api::AllocateResponse { container_responses }))
+    }
+
+    async fn pre_start_container(
+        &self,
+        _: Request<api::PreStartContainerRequest>,
+    ) -> Result<Response<api::PreStartContainerResponse>, Status> {
+        Ok(Response::new(api::PreStartContainerResponse {}))
+    }
+}

@@ -1,0 +1,155 @@
+//! The lease log and prepared claims. All SQL of this crate.
+
+use serde::Serialize;
+use slipway_store::rusqlite::{Connection, OptionalExtension, params};
+use slipway_store::{Migration, StoreError};
+
+use crate::holders::{Holder, Use};
+
+/// The tables.
+pub(crate) const MIGRATION: Migration = Migration {
+    domain: "node",
+    steps: &["CREATE TABLE leases (id INTEGER PRIMARY KEY, namespace TEXT NOT NULL, pod TEXT NOT NULL, container TEXT NOT NULL,
+        resource TEXT NOT NULL, device TEXT NOT NULL, replica INTEGER NOT NULL, began INTEGER NOT NULL, seen INTEGER NOT NULL,
+        ended INTEGER, joules REAL NOT NULL, busy_seconds REAL NOT NULL, idle_seconds REAL NOT NULL);
+      CREATE UNIQUE INDEX leases_open ON leases (namespace, pod, container, resource, device, replica) WHERE ended IS NULL;
+      CREATE INDEX leases_by_time ON leases (began);
+      CREATE TABLE claims (uid TEXT PRIMARY KEY, prepared TEXT NOT NULL);"],
+};
+
+/// Leases are kept for so long.
+const KEPT_MS: i64 = 90 * 24 * 3600 * 1000;
+
+/// A lease of the log. Times are milliseconds of the Unix epoch.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Lease {
+    #[serde(flatten)]
+    pub(crate) holder: Holder,
+    pub(crate) began: i64,
+    /// The last time it was seen; a lease that ended while nobody looked ended then.
+    pub(crate) seen: i64,
+    pub(crate) ended: Option<i64>,
+    #[serde(flatten)]
+    pub(crate) used: Use,
+}
+
+fn replica(holder: &Holder) -> i64 {
+    holder.replica.map_or(-1, i64::from)
+}
+
+/// Begins leases of new holders, updates those that go on, and ends those of holders that are gone.
+///
+/// # Errors
+/// The store's.
+pub(crate) fn record(c: &Connection, time: i64, held: &[(Holder, Use)]) -> Result<(), StoreError> {
+    for (h, used) in held {
+        c.prepare_cached(
+            "INSERT INTO leases (namespace, pod, container, resource, device, replica, began, seen, joules, busy_seconds, idle_seconds)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8, ?9, ?10)
+             ON CONFLICT (namespace, pod, container, resource, device, replica) WHERE ended IS NULL DO UPDATE SET
+               seen = ?7, joules = ?8, busy_seconds = ?9, idle_seconds = ?10",
+        )?
+        .execute(params![
+            h.namespace, h.pod, h.container, h.resource, h.device, replica(h), time, used.joules, used.busy_seconds, used.idle_seconds
+        ])?;
+    }
+    c.prepare_cached("UPDATE leases SET ended = seen WHERE ended IS NULL AND seen < ?1")?.execute([time])?;
+    c.prepare_cached("DELETE FROM leases WHERE began < ?1 AND ended IS NOT NULL")?.execute([time - KEPT_MS])?;
+    Ok(())
+}
+
+/// Leases, newest first.
+///
+/// # Errors
+/// The store's.
+pub(crate) fn leases(c: &Connection, limit: u32) -> Result<Vec<Lease>, StoreError> {
+    let mut statement = c.prepare_cached(
+        "SELECT namespace, pod, container, resource, device, replica, began, seen, ended, joules, busy_seconds, idle_seconds
+         FROM leases ORDER BY began DESC, id DESC LIMIT ?1",
+    )?;
+    let rows = statement.query_map([limit], |r| {
+        Ok(Lease {
+            holder: Holder {
+                namespace: r.get(0)?,
+                pod: r.get(1)?,
+                container: r.get(2)?,
+                resource: r.get(3)?,
+                device: r.get(4)?,
+                replica: r.get::<_, i64>(5)?.try_into().ok(),
+            },
+            began: r.get(6)?,
+            seen: r.get(7)?,
+            ended: r.get(8)?,
+            used: Use { joules: r.get(9)?, busy_seconds: r.get(10)?, idle_seconds: r.get(11)? },
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Keeps what was prepared for a claim.
+///
+/// # Errors
+/// The store's.
+pub(crate) fn prepared(c: &Connection, uid: &str, what: &str) -> Result<(), StoreError> {
+    c.prepare_cached(
+        "INSERT INTO claims (uid, prepared) VALUES (?1, ?2) ON CONFLICT (uid) DO UPDATE SET prepared = ?2",
+    )?
+    .execute([uid, what])?;
+    Ok(())
+}
+
+/// What was prepared for a claim.
+///
+/// # Errors
+/// The store's.
+pub(crate) fn claim(c: &Connection, uid: &str) -> Result<Option<String>, StoreError> {
+    Ok(c.prepare_cached("SELECT prepared FROM claims WHERE uid = ?1")?.query_row([uid], |r| r.get(0)).optional()?)
+}
+
+/// All prepared claims.
+///
+/// # Errors
+/// The store's.
+pub(crate) fn claims(c: &Connection) -> Result<Vec<(String, String)>, StoreError> {
+    let mut statement = c.prepare_cached("SELECT uid, prepared FROM claims ORDER BY uid")?;
+    let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Forgets a claim.
+///
+/// # Errors
+/// The store's.
+pub(crate) fn unprepared(c: &Connection, uid: &str) -> Result<(), StoreError> {
+    c.prepare_cached("DELETE FROM claims WHERE uid = ?1")?.execute([uid])?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases_begin_go_on_and_end() {
+        let c = Connection::open_in_memory().unwrap();
+        c.execute_batch(MIGRATION.steps[0]).unwrap();
+        let holder = |pod: &str| Holder {
+            namespace: "team".into(),
+            pod: pod.into(),
+            container: "main".into(),
+            resource: "nvidia.com/gpu".into(),
+            device: "GPU-1".into(),
+            replica: Some(0),
+        };
+        let used = |joules| Use { joules, ..Use::default() };
+        record(&c, 10, &[(holder("a"), used(5.0))]).unwrap();
+        record(&c, 20, &[(holder("a"), used(6.0)), (holder("b"), used(0.0))]).unwrap();
+        record(&c, 30, &[(holder("b"), used(0.0))]).unwrap();
+        // The same pod once more is another lease.
+        record(&c, 40, &[(holder("a"), used(0.0))]).unwrap();
+        let all = leases(&c, 10).unwrap();
+        let short: Vec<_> = all.iter().map(|l| (l.holder.pod.as_str(), l.began, l.ended, l.used.joules)).collect();
+        assert_eq!(short, [("a", 40, None, 0.0), ("b", 20, Some(30), 0.0), ("a", 10, Some(20), 6.0)]);
+        assert_eq!(all[0].holder.replica, Some(0));
+    }
+}

@@ -1,0 +1,182 @@
+//! Which resources and devices the kubelet is offered, from what there is and what the configuration says.
+//!
+//! Source: NVIDIA k8s-device-plugin, README (MIG strategies, sharing); the names and identifiers are its own, so manifests and
+//! dashboards need no change.
+
+use slipway_gpu::inventory::{Gpu, MigDevice};
+
+use crate::config::{Config, MigStrategy, SharingStrategy};
+use crate::driver::Machine;
+
+/// The resource of whole GPUs.
+pub const GPU: &str = "nvidia.com/gpu";
+
+/// A GPU or MIG device that can be handed out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// `GPU-...` or `MIG-...`.
+    pub uuid: String,
+    /// `0`, or `0:1` for a MIG device.
+    pub index: String,
+    /// Where its GPU is in the inventory.
+    pub gpu: usize,
+    /// The UUID of that GPU.
+    pub gpu_uuid: String,
+    /// Where the MIG device is among those of its GPU.
+    pub mig: Option<usize>,
+    /// NUMA node, where it is known.
+    pub numa: Option<u32>,
+    /// Why it must not be used.
+    pub fault: Option<String>,
+}
+
+/// How a resource is shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shared {
+    /// Time slices or MPS.
+    pub strategy: SharingStrategy,
+    /// How often each device is offered.
+    pub replicas: u32,
+    /// A container may have one only.
+    pub one_only: bool,
+    /// The resource's name says so.
+    pub renamed: bool,
+}
+
+/// A resource and its devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// `nvidia.com/gpu.shared`.
+    pub resource: String,
+    /// `nvidia.com/gpu`: as the configuration names it.
+    pub base: String,
+    /// How it is shared, if it is.
+    pub shared: Option<Shared>,
+    /// Its devices.
+    pub units: Vec<Unit>,
+}
+
+/// The identifier of a replica.
+pub fn replica(uuid: &str, number: u32) -> String {
+    format!("{uuid}::{number}")
+}
+
+/// The device that an identifier is of, without the replica's number.
+pub fn device(id: &str) -> &str {
+    id.split_once("::").map_or(id, |(uuid, _)| uuid)
+}
+
+impl Offer {
+    /// Identifiers as the kubelet gets them, with their units.
+    pub fn identifiers(&self) -> Vec<(String, &Unit)> {
+        let each = |unit| match self.shared {
+            None => vec![(String::clone(&Unit::clone(unit).uuid), unit)],
+            Some(shared) => (0..shared.replicas).map(|n| (replica(&unit.uuid, n), unit)).collect(),
+        };
+        self.units.iter().flat_map(each).collect()
+    }
+
+    /// The unit that an identifier is of, if it is one of ours.
+    pub fn unit(&self, id: &str) -> Option<&Unit> {
+        let (uuid, number) = match (self.shared, id.split_once("::")) {
+            (None, None) => (id, 0),
+            (Some(_), Some((uuid, number))) => (uuid, number.parse().ok()?),
+            _ => return None,
+        };
+        (number < self.shared.map_or(1, |s| s.replicas)).then(|| self.units.iter().find(|u| u.uuid == uuid))?
+    }
+}
+
+/// The resource of a MIG profile: `1g.10gb+me` is `nvidia.com/mig-1g.10gb.me`.
+pub fn of_profile(profile: &str) -> String {
+    format!("nvidia.com/mig-{}", profile.replace('+', "."))
+}
+
+fn whole(machine: &Machine, at: usize, gpu: &Gpu) -> Unit {
+    Unit {
+        uuid: gpu.uuid.clone(),
+        index: gpu.index.to_string(),
+        gpu: at,
+        gpu_uuid: gpu.uuid.clone(),
+        mig: None,
+        numa: machine.topology.numa.get(at).copied().flatten(),
+        fault: machine.fault(&gpu.uuid, None),
+    }
+}
+
+fn slice(machine: &Machine, at: usize, gpu: &Gpu, number: usize, mig: &MigDevice) -> Unit {
+    Unit {
+        uuid: mig.uuid.clone(),
+        index: format!("{}:{number}", gpu.index),
+        mig: Some(number),
+        fault: machine.fault(&mig.uuid, Some(&gpu.uuid)),
+        ..whole(machine, at, gpu)
+    }
+}
+
+/// GPUs that are offered whole, and MIG devices with their profiles, as the strategy has them.
+///
+/// # Errors
+/// Why the strategy `single` does not fit this node.
+pub fn units(machine: &Machine, strategy: MigStrategy) -> Result<(Vec<Unit>, Vec<(String, Unit)>), String> {
+    let mut gpus = Vec::new();
+    let mut slices: Vec<(String, Unit)> = Vec::new();
+    let mut empty = Vec::new();
+    let known = machine.inventory.gpus.iter().enumerate().filter(|(_, g)| !g.uuid.is_empty());
+    for (at, gpu) in known {
+        let mig = gpu.mig.as_ref().filter(|m| m.enabled && strategy != MigStrategy::None);
+        let Some(mig) = mig else {
+            gpus.push(whole(machine, at, gpu));
+            continue;
+        };
+        if mig.devices.is_empty() {
+            empty.push(gpu.index.to_string());
+        }
+        for (number, one) in mig.devices.iter().enumerate() {
+            slices.push((one.profile.clone(), slice(machine, at, gpu, number, one)));
+        }
+    }
+    if strategy == MigStrategy::Single && (!slices.is_empty() || !empty.is_empty()) {
+        // One name for all: then all must be alike, or nobody knows what he gets.
+        if !empty.is_empty() {
+            return Err(format!("MIG is on without a device on GPU {}", empty.join(", ")));
+        }
+        if !gpus.is_empty() {
+            return Err("MIG is on for some GPUs and off for others".into());
+        }
+        if let Some((other, _)) = slices.iter().find(|(p, _)| *p != slices[0].0) {
+            return Err(format!("there are MIG devices of {} and of {other}", slices[0].0));
+        }
+    }
+    Ok((gpus, slices))
+}
+
+/// What the kubelet is offered.
+///
+/// # Errors
+/// Why the strategy `single` does not fit this node.
+pub fn offers(machine: &Machine, config: &Config) -> Result<Vec<Offer>, String> {
+    let (gpus, slices) = units(machine, config.mig)?;
+    let mut offers: Vec<Offer> = Vec::new();
+    let named = gpus.into_iter().map(|u| (GPU.to_owned(), u)).chain(slices.into_iter().map(|(profile, u)| {
+        let name = if config.mig == MigStrategy::Single { GPU.to_owned() } else { of_profile(&profile) };
+        (name, u)
+    }));
+    for (base, unit) in named {
+        match offers.iter_mut().find(|o| o.base == base) {
+            Some(offer) => offer.units.push(unit),
+            None => {
+                let shared = config.replicas(&base).map(|(sharing, replicas)| Shared {
+                    strategy: sharing.strategy,
+                    replicas,
+                    one_only: sharing.one_only,
+                    renamed: sharing.rename,
+                });
+                let renamed = shared.is_some_and(|s| s.renamed);
+                let resource = if renamed { format!("{base}.shared") } else { base.clone() };
+                offers.push(Offer { resource, base, shared, units: vec![unit] });
+            }
+        }
+    }
+    Ok(offers)
+}

@@ -1,0 +1,243 @@
+//! Objects of any kind, as JSON: read, applied server-side, deleted, watched.
+
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use kube::api::{DeleteParams, DynamicObject, EvictParams, ListParams, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::runtime::watcher::{self, Event};
+use kube::{Client, Config};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::KubeError;
+
+/// A kind of object and where it is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resource<'a> {
+    /// API group; empty for the core group.
+    pub group: &'a str,
+    /// API version.
+    pub version: &'a str,
+    /// Its name in manifests.
+    pub kind: &'a str,
+    /// Its name in URLs.
+    pub plural: &'a str,
+}
+
+impl Resource<'_> {
+    fn api_resource(&self) -> ApiResource {
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(self.group, self.version, self.kind), self.plural)
+    }
+}
+
+/// A cluster's API server.
+#[derive(Clone)]
+pub struct Api {
+    client: Client,
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Api").finish_non_exhaustive()
+    }
+}
+
+/// A request that is not answered by then has failed.
+const ANSWER: Duration = Duration::from_secs(30);
+
+impl Api {
+    /// The cluster that `kubectl` would talk to: of `kubeconfig` and `context` where they are given, else the pod's own,
+    /// `$KUBECONFIG`, `~/.kube/config`.
+    ///
+    /// # Errors
+    /// [`KubeError::NoConfig`] when there is none.
+    pub async fn connect(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Self, KubeError> {
+        let refused = |e: kube::config::KubeconfigError| KubeError::NoConfig(e.to_string());
+        let mut config = if kubeconfig.is_some() || context.is_some() {
+            let file = match kubeconfig {
+                Some(path) => Kubeconfig::read_from(path),
+                None => Kubeconfig::read(),
+            };
+            let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
+            Config::from_custom_kubeconfig(file.map_err(refused)?, &options).await.map_err(refused)?
+        } else {
+            Config::infer().await.map_err(|e| KubeError::NoConfig(e.to_string()))?
+        };
+        config.connect_timeout = Some(Duration::from_secs(5));
+        let client = Client::try_from(config).map_err(KubeError::from)?;
+        Ok(Self { client })
+    }
+
+    fn of(&self, resource: &Resource<'_>, namespace: Option<&str>) -> kube::Api<DynamicObject> {
+        let about = resource.api_resource();
+        match namespace {
+            Some(namespace) => kube::Api::namespaced_with(self.client.clone(), namespace, &about),
+            None => kube::Api::all_with(self.client.clone(), &about),
+        }
+    }
+
+    async fn answered<T>(&self, request: impl Future<Output = kube::Result<T>>) -> Result<T, KubeError> {
+        match tokio::time::timeout(ANSWER, request).await {
+            Ok(answer) => answer.map_err(KubeError::from),
+            Err(_) => Err(KubeError::Unreachable(format!("no answer within {} s", ANSWER.as_secs()))),
+        }
+    }
+
+    /// An object; `None` when there is none of that name.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn get(
+        &self,
+        resource: &Resource<'_>,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Option<Value>, KubeError> {
+        let found = self.answered(self.of(resource, namespace).get_opt(name)).await?;
+        found.map(value).transpose()
+    }
+
+    /// Objects that selectors choose, in pages of 500.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn list(
+        &self,
+        resource: &Resource<'_>,
+        namespace: Option<&str>,
+        fields: &str,
+        labels: &str,
+    ) -> Result<Vec<Value>, KubeError> {
+        let api = self.of(resource, namespace);
+        let mut parameters = ListParams::default().fields(fields).labels(labels).limit(500);
+        let mut found = Vec::new();
+        loop {
+            let page = self.answered(api.list(&parameters)).await?;
+            for object in page.items {
+                found.push(value(object)?);
+            }
+            match page.metadata.continue_.filter(|c| !c.is_empty()) {
+                Some(more) => parameters.continue_token = Some(more),
+                None => return Ok(found),
+            }
+        }
+    }
+
+    /// Applies an object (server-side apply) as `manager`, whose fields it takes over from others.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn apply(
+        &self,
+        resource: &Resource<'_>,
+        namespace: Option<&str>,
+        name: &str,
+        manager: &str,
+        status: bool,
+        object: &Value,
+    ) -> Result<Value, KubeError> {
+        let api = self.of(resource, namespace);
+        let parameters = PatchParams::apply(manager).force();
+        let patch = Patch::Apply(object);
+        let applied = if status {
+            self.answered(api.patch_status(name, &parameters, &patch)).await?
+        } else {
+            self.answered(api.patch(name, &parameters, &patch)).await?
+        };
+        value(applied)
+    }
+
+    /// Deletes an object; no error when it is gone.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn delete(&self, resource: &Resource<'_>, namespace: Option<&str>, name: &str) -> Result<(), KubeError> {
+        let api = self.of(resource, namespace);
+        match self.answered(api.delete(name, &DeleteParams::background())).await {
+            Ok(_) | Err(KubeError::Refused { code: 404, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks for a pod to be moved away; false when a disruption budget does not allow it now.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn evict(&self, namespace: &str, pod: &str) -> Result<bool, KubeError> {
+        let api: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::namespaced(self.client.clone(), namespace);
+        match self.answered(api.evict(pod, &EvictParams::default())).await {
+            Ok(_) | Err(KubeError::Refused { code: 404, .. }) => Ok(true),
+            Err(KubeError::Refused { code: 429, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tells what happened to an object (`v1 Event`), in the namespace `default` where the object has none.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn event(&self, about: Value, warning: bool, reason: &str, message: &str) -> Result<(), KubeError> {
+        let namespace = about["namespace"].as_str().unwrap_or("default").to_owned();
+        let now = slipway_core::clock::rfc3339(slipway_core::clock::now_ms());
+        let host = std::env::var("HOSTNAME").unwrap_or_default();
+        let event = json!({
+            "apiVersion": "v1", "kind": "Event",
+            "metadata": {"generateName": format!("{}.", about["name"].as_str().unwrap_or("slipway")), "namespace": namespace},
+            "involvedObject": about, "reason": reason,
+            "message": message.chars().take(1000).collect::<String>(),
+            "type": if warning { "Warning" } else { "Normal" },
+            "source": {"component": "slipway", "host": host},
+            "firstTimestamp": now, "lastTimestamp": now, "count": 1,
+        });
+        let event: k8s_openapi::api::core::v1::Event =
+            serde_json::from_value(event).map_err(|e| KubeError::Invalid(e.to_string()))?;
+        let api = kube::Api::namespaced(self.client.clone(), &namespace);
+        self.answered(api.create(&kube::api::PostParams::default(), &event)).await.map(drop)
+    }
+
+    /// The newest state of one object, for as long as a receiver lives; `None` until it is known and when it is gone. A watch that
+    /// expired or broke is begun again, with pauses that grow.
+    pub fn watch(
+        &self,
+        resource: &Resource<'_>,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> watch::Receiver<Option<Value>> {
+        let (sender, receiver) = watch::channel(None);
+        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        let stream = watcher::watcher(self.of(resource, namespace), config);
+        tokio::spawn(async move {
+            let mut stream = std::pin::pin!(kube::runtime::WatchStreamExt::default_backoff(stream));
+            let mut seen = false;
+            loop {
+                let event = tokio::select! {
+                    event = stream.next() => event,
+                    () = sender.closed() => return,
+                };
+                match event {
+                    None => return,
+                    Some(Err(error)) => tracing::debug!(%error, "watch"),
+                    Some(Ok(Event::Apply(object) | Event::InitApply(object))) => {
+                        seen = true;
+                        if let Ok(object) = value(object) {
+                            sender.send_replace(Some(object));
+                        }
+                    }
+                    Some(Ok(Event::Init)) => seen = false,
+                    Some(Ok(Event::Delete(_))) => drop(sender.send_replace(None)),
+                    // A list without the object: it went away while nobody watched.
+                    Some(Ok(Event::InitDone)) if !seen => drop(sender.send_replace(None)),
+                    Some(Ok(Event::InitDone)) => {}
+                }
+            }
+        });
+        receiver
+    }
+}
+
+fn value(object: DynamicObject) -> Result<Value, KubeError> {
+    serde_json::to_value(object).map_err(|e| KubeError::Invalid(e.to_string()))
+}
