@@ -38,7 +38,11 @@ func (l *lab) inside(node string) ([]string, error) {
 
 // Files that every node has for itself, by their place on it. The device plugins' folder is fixed by the kubelet, which is why
 // a node needs mounts of its own.
-var private = map[string]string{"kubelet": "/var/lib/kubelet", "cdi": "/etc/cdi", "run-cdi": "/run/cdi"}
+var private = map[string]string{
+	"kubelet": "/var/lib/kubelet", "cdi": "/etc/cdi", "run-cdi": "/run/cdi",
+	// Where NVIDIA's GPU operator puts a driver, and where slipway's agent keeps its state.
+	"nvidia": "/run/nvidia", "state": "/var/lib/slipway",
+}
 
 func (l *lab) nodeFolder(node string) string { return filepath.Join(l.folder, node) }
 
@@ -62,7 +66,7 @@ func (l *lab) startNode(i int, self string) error {
 			return err
 		}
 	}
-	for _, name := range []string{"cni", "pod-logs", "driver"} {
+	for _, name := range []string{"cni", "pod-logs"} {
 		if err := os.MkdirAll(filepath.Join(folder, name), 0o755); err != nil {
 			return err
 		}

@@ -205,6 +205,56 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "See what is there with `slipway gpu mig ls`; changing MIG needs root and an idle GPU.",
     },
     Topic {
+        code: "node.config",
+        meaning: "The device plugin configuration cannot be read as it stands; the last good one stays in force.",
+        remedy: "Mend the place that the message names, or choose another file with the node label nvidia.com/device-plugin.config.",
+    },
+    Topic {
+        code: "node.io",
+        meaning: "The node agent cannot use a file, folder or port that it needs.",
+        remedy: "It needs root for the kubelet's folder; see that no other agent runs on the node.",
+    },
+    Topic {
+        code: "node.invalid",
+        meaning: "The node agent was asked for something that this node cannot do.",
+        remedy: "The message says what; `slipway gpu ls` shows the node's GPUs.",
+    },
+    Topic {
+        code: "node.kubelet",
+        meaning: "The kubelet does not answer on its socket, or refuses the plugin.",
+        remedy: "See that the kubelet runs and where its folder is (`--kubelet-dir`; /var/snap/microk8s/common/var/lib/kubelet on MicroK8s).",
+    },
+    Topic {
+        code: "node.no_driver",
+        meaning: "The NVIDIA driver is not loaded on the node. The agent waits for it.",
+        remedy: "`slipway gpu stack` says which layer is missing.",
+    },
+    Topic {
+        code: "kube.no_config",
+        meaning: "There is no configuration of a cluster: neither a pod's own, nor $KUBECONFIG, nor ~/.kube/config.",
+        remedy: "Set KUBECONFIG, or give `--kubeconfig FILE`; `slipway lab up` starts a cluster to try things on.",
+    },
+    Topic {
+        code: "kube.unreachable",
+        meaning: "The cluster's API server does not answer.",
+        remedy: "Check the address and the network: `kubectl cluster-info`.",
+    },
+    Topic {
+        code: "kube.refused",
+        meaning: "The API server refused the request; the message is its own.",
+        remedy: "For 401 and 403 check who you are and may: `kubectl auth whoami`, `kubectl auth can-i --list`.",
+    },
+    Topic {
+        code: "kube.invalid",
+        meaning: "What the cluster was asked for is not valid, or did not come about in time.",
+        remedy: "The message names the value or the object; `kubectl describe` tells more of an object.",
+    },
+    Topic {
+        code: "lab.failed",
+        meaning: "The lab, a small Kubernetes on this machine, could not do what it was asked to.",
+        remedy: "Its message says why; it needs Go 1.26 to be built, and root, runc and nft for nodes.",
+    },
+    Topic {
         code: "demo.failed",
         meaning: "A step of the demo could not be verified.",
         remedy: "The message names the step and its log; `slipway doctor` checks the machine.",

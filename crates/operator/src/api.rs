@@ -28,6 +28,11 @@ pub struct Resource<'a> {
 }
 
 impl Resource<'_> {
+    /// `group/version`, or the version alone in the core group.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+    }
+
     fn api_resource(&self) -> ApiResource {
         ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(self.group, self.version, self.kind), self.plural)
     }
@@ -126,7 +131,9 @@ impl Api {
         }
     }
 
-    /// Applies an object (server-side apply) as `manager`, whose fields it takes over from others.
+    /// Applies an object (server-side apply) as `manager`, whose fields it takes over from others; `dry_run` only says what it
+    /// would become.
+    #[allow(clippy::too_many_arguments)] // each is a part of one request
     ///
     /// # Errors
     /// The API server's.
@@ -138,9 +145,11 @@ impl Api {
         manager: &str,
         status: bool,
         object: &Value,
+        dry_run: bool,
     ) -> Result<Value, KubeError> {
         let api = self.of(resource, namespace);
-        let parameters = PatchParams::apply(manager).force();
+        let mut parameters = PatchParams::apply(manager).force();
+        parameters.dry_run = dry_run;
         let patch = Patch::Apply(object);
         let applied = if status {
             self.answered(api.patch_status(name, &parameters, &patch)).await?

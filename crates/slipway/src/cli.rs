@@ -67,11 +67,13 @@ pub(crate) enum Format {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Start the platform: tracking, registry, gateway and UI in one process
-    #[command(after_help = "Example:\n  slipway up\n  slipway up --listen 0.0.0.0:7070 --token-file tokens")]
+    #[command(
+        after_help = "Example:\n  slipway up\n  slipway up --listen 0.0.0.0:7070 --token-file tokens\n  slipway up --kube --values values.yaml"
+    )]
     Up(Up),
-    /// Stop the platform of this state folder
-    #[command(after_help = "Example:\n  slipway down")]
-    Down,
+    /// Stop the platform of this state folder, or take it out of a cluster
+    #[command(after_help = "Example:\n  slipway down\n  slipway down --kube")]
+    Down(Kube),
     /// What is running and how it does
     #[command(after_help = "Example:\n  slipway status -o json")]
     Status,
@@ -91,6 +93,9 @@ pub(crate) enum Command {
     /// This node's agent on Kubernetes
     #[command(subcommand)]
     Node(node::Node),
+    /// A real Kubernetes on this machine, to learn and to test on; needs Go
+    #[command(subcommand)]
+    Lab(Lab),
     /// Tracked runs
     #[command(subcommand)]
     Run(Run),
@@ -148,6 +153,61 @@ pub(crate) struct Up {
     /// Path of libonnxruntime.so
     #[arg(long, value_name = "FILE")]
     pub(crate) onnxruntime: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) kube: Kube,
+}
+
+/// Options of a cluster.
+#[derive(Debug, Args)]
+pub(crate) struct Kube {
+    /// In a Kubernetes cluster
+    #[arg(long)]
+    pub(crate) kube: bool,
+    /// The cluster's configuration; kubectl's by default
+    #[arg(long, value_name = "FILE", requires = "kube")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Context of the configuration
+    #[arg(long, requires = "kube")]
+    pub(crate) context: Option<String>,
+    /// Namespace of the installation
+    #[arg(short, long, default_value = "slipway-system", requires = "kube")]
+    pub(crate) namespace: String,
+    /// Values, as the Helm chart takes them
+    #[arg(long, value_name = "FILE", requires = "kube")]
+    pub(crate) values: Option<PathBuf>,
+    /// In place of the image of the values
+    #[arg(long, value_name = "NAME:TAG", requires = "kube")]
+    pub(crate) image: Option<String>,
+    /// Wait so many seconds for everything to be ready
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", requires = "kube")]
+    pub(crate) wait: u64,
+}
+
+/// Verbs of `lab`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Lab {
+    /// Start it: control plane and nodes; the first time builds Kubernetes, about 10 minutes
+    #[command(
+        after_help = "Example:\n  slipway lab up --nodes 2\n  export KUBECONFIG=/run/slipway-lab/pki/admin.kubeconfig"
+    )]
+    Up {
+        /// Nodes besides the control plane; 0 needs no root
+        #[arg(long, default_value_t = 2)]
+        nodes: u32,
+    },
+    /// End it without a trace
+    #[command(after_help = "Example:\n  slipway lab down")]
+    Down,
+    /// What runs, and how to reach it
+    #[command(after_help = "Example:\n  slipway lab status")]
+    Status,
+    /// The lab's other verbs: stop, start, kill, exec, image, import
+    #[command(after_help = "Example:\n  slipway lab do stop kubelet-n1\n  slipway lab do exec n1 ip addr")]
+    Do {
+        /// Words for the lab's own program
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
 }
 
 /// Options of `demo`.

@@ -4,6 +4,8 @@ mod demo;
 mod deploy;
 mod doctor;
 mod gpu;
+mod install;
+mod lab;
 mod model;
 mod node;
 mod run;
@@ -48,8 +50,11 @@ pub(crate) async fn run(args: Cli) -> Result<(), Failure> {
     }
     let context = Context { config: Config::load(&flags)?, global: args.global };
     match args.command {
+        Command::Up(options) if options.kube.kube => install::up(&context, options.kube).await,
         Command::Up(_) => up::up(&context).await,
-        Command::Down => up::down(&context).await,
+        Command::Down(kube) if kube.kube => install::down(&context, kube).await,
+        Command::Down(_) => up::down(&context).await,
+        Command::Lab(verb) => lab::run(verb),
         Command::Status => up::status(&context).await,
         Command::Doctor => doctor::doctor(&context).await,
         Command::Demo(options) => demo::demo(&context, options).await,

@@ -97,7 +97,7 @@ impl Cluster for ApiServer {
         status: bool,
         object: Value,
     ) -> Result<Value, ClusterError> {
-        self.0.apply(&resource(&kind), None, name, manager, status, &object).await.map_err(failed)
+        self.0.apply(&resource(&kind), None, name, manager, status, &object, false).await.map_err(failed)
     }
 
     async fn delete(&self, kind: Kind, name: &str) -> Result<(), ClusterError> {

@@ -1,0 +1,286 @@
+//! slipway in a cluster: which objects, put in force, taken away again.
+
+mod control_plane;
+mod node;
+mod objects;
+mod values;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+pub use objects::objects;
+pub use values::Values;
+
+use crate::{Api, KubeError, Resource};
+
+/// The field manager of the installation's objects.
+const MANAGER: &str = "slipway";
+/// The label by which an installation's objects are found again.
+const INSTALLATION: &str = "slipway.dev/installation";
+
+/// Kinds that an installation has, in the order in which they are made.
+const KINDS: [Resource<'static>; 16] = [
+    Resource { group: "", version: "v1", kind: "Namespace", plural: "namespaces" },
+    Resource { group: "", version: "v1", kind: "ServiceAccount", plural: "serviceaccounts" },
+    Resource { group: "rbac.authorization.k8s.io", version: "v1", kind: "ClusterRole", plural: "clusterroles" },
+    Resource {
+        group: "rbac.authorization.k8s.io",
+        version: "v1",
+        kind: "ClusterRoleBinding",
+        plural: "clusterrolebindings",
+    },
+    Resource { group: "rbac.authorization.k8s.io", version: "v1", kind: "Role", plural: "roles" },
+    Resource { group: "rbac.authorization.k8s.io", version: "v1", kind: "RoleBinding", plural: "rolebindings" },
+    Resource {
+        group: "admissionregistration.k8s.io",
+        version: "v1",
+        kind: "ValidatingAdmissionPolicy",
+        plural: "validatingadmissionpolicies",
+    },
+    Resource {
+        group: "admissionregistration.k8s.io",
+        version: "v1",
+        kind: "ValidatingAdmissionPolicyBinding",
+        plural: "validatingadmissionpolicybindings",
+    },
+    Resource { group: "resource.k8s.io", version: "v1", kind: "DeviceClass", plural: "deviceclasses" },
+    Resource { group: "", version: "v1", kind: "ConfigMap", plural: "configmaps" },
+    Resource { group: "", version: "v1", kind: "PersistentVolumeClaim", plural: "persistentvolumeclaims" },
+    Resource { group: "networking.k8s.io", version: "v1", kind: "NetworkPolicy", plural: "networkpolicies" },
+    Resource { group: "", version: "v1", kind: "Service", plural: "services" },
+    Resource { group: "apps", version: "v1", kind: "DaemonSet", plural: "daemonsets" },
+    Resource { group: "apps", version: "v1", kind: "Deployment", plural: "deployments" },
+    Resource { group: "monitoring.coreos.com", version: "v1", kind: "ServiceMonitor", plural: "servicemonitors" },
+];
+const NODE: Resource<'static> = Resource { group: "", version: "v1", kind: "Node", plural: "nodes" };
+const SLICE: Resource<'static> =
+    Resource { group: "resource.k8s.io", version: "v1", kind: "ResourceSlice", plural: "resourceslices" };
+
+fn kind_of(object: &Value) -> Option<&'static Resource<'static>> {
+    KINDS.iter().find(|k| object["kind"] == k.kind && object["apiVersion"] == k.api_version())
+}
+
+fn name_of(object: &Value) -> (Option<&str>, &str) {
+    (object["metadata"]["namespace"].as_str(), object["metadata"]["name"].as_str().unwrap_or_default())
+}
+
+/// What happens to one object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It is new.
+    Create,
+    /// It is there and becomes another.
+    Change,
+    /// It is as it should be.
+    Keep,
+    /// It belonged to an earlier state of the installation.
+    Delete,
+}
+
+/// An object and what happens to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)] // the names say it
+pub struct Step {
+    pub action: Action,
+    pub kind: &'static str,
+    pub namespace: Option<String>,
+    pub name: String,
+}
+
+/// Puts the objects in force, or only says what would happen. Running it again changes nothing.
+///
+/// # Errors
+/// The API server's; what was applied before stays, and the next run goes on from there.
+pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step>, KubeError> {
+    let wanted = objects(values);
+    let mut steps = Vec::new();
+    let step = |action, resource: &Resource<'static>, object: &Value| {
+        let (namespace, name) = name_of(object);
+        Step { action, kind: resource.kind, namespace: namespace.map(str::to_owned), name: name.to_owned() }
+    };
+    for object in &wanted {
+        let resource = kind_of(object)
+            .ok_or_else(|| KubeError::Invalid(format!("{} is no kind of an installation", object["kind"])))?;
+        let (namespace, name) = name_of(object);
+        let before = api.get(resource, namespace, name).await?;
+        if dry_run && before.is_none() {
+            // Without its namespace the server could not even try.
+            steps.push(step(Action::Create, resource, object));
+            continue;
+        }
+        let after = api.apply(resource, namespace, name, MANAGER, false, object, dry_run).await?;
+        let action = match &before {
+            None => Action::Create,
+            // The server raises a generation when the wish changed; objects without one show it by their version.
+            Some(before) if same(before, &after) => Action::Keep,
+            Some(_) => Action::Change,
+        };
+        steps.push(step(action, resource, object));
+    }
+    let names: BTreeSet<(&str, Option<&str>, &str)> = wanted
+        .iter()
+        .map(|o| {
+            let (namespace, name) = name_of(o);
+            (o["kind"].as_str().unwrap_or_default(), namespace, name)
+        })
+        .collect();
+    for (resource, object) in owned(api, &values.namespace).await?.into_iter().rev() {
+        let (namespace, name) = name_of(&object);
+        if !names.contains(&(resource.kind, namespace, name)) {
+            if !dry_run {
+                api.delete(resource, namespace, name).await?;
+            }
+            steps.push(step(Action::Delete, resource, &object));
+        }
+    }
+    Ok(steps)
+}
+
+/// Whether an apply changed nothing but bookkeeping.
+fn same(before: &Value, after: &Value) -> bool {
+    let plain = |object: &Value| {
+        let mut object = object.clone();
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            for field in ["managedFields", "resourceVersion", "generation"] {
+                metadata.remove(field);
+            }
+        }
+        if let Some(object) = object.as_object_mut() {
+            object.remove("status");
+        }
+        object
+    };
+    plain(before) == plain(after)
+}
+
+/// All objects of an installation, in the order of their kinds.
+async fn owned(api: &Api, installation: &str) -> Result<Vec<(&'static Resource<'static>, Value)>, KubeError> {
+    let mut found = Vec::new();
+    for resource in &KINDS {
+        let label = format!("{INSTALLATION}={installation}");
+        match api.list(resource, None, "", &label).await {
+            Ok(objects) => found.extend(objects.into_iter().map(|o| {
+                // Items of a list do not say what they are.
+                let mut o = o;
+                o["kind"] = json!(resource.kind);
+                o["apiVersion"] = json!(resource.api_version());
+                (resource, o)
+            })),
+            // A kind that the cluster does not know.
+            Err(KubeError::Refused { code: 404, .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// Takes an installation away, with what its node agents told the cluster.
+///
+/// # Errors
+/// The API server's; running it again goes on.
+pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Step>, KubeError> {
+    let mut steps = Vec::new();
+    let mut drivers = BTreeSet::new();
+    for (resource, object) in owned(api, namespace).await?.into_iter().rev() {
+        let (space, name) = name_of(&object);
+        if resource.kind == "DaemonSet" {
+            drivers.extend(object["metadata"]["annotations"][node::DRIVER_ANNOTATION].as_str().map(str::to_owned));
+        }
+        if !dry_run {
+            api.delete(resource, space, name).await?;
+            if resource.kind == "DaemonSet" {
+                gone(api, space.unwrap_or_default()).await?;
+            }
+        }
+        steps.push(Step {
+            action: Action::Delete,
+            kind: resource.kind,
+            namespace: space.map(str::to_owned),
+            name: name.to_owned(),
+        });
+    }
+    for driver in drivers {
+        for slice in api.list(&SLICE, None, &format!("spec.driver={driver}"), "").await? {
+            let (_, name) = name_of(&slice);
+            if !dry_run {
+                api.delete(&SLICE, None, name).await?;
+            }
+            steps.push(Step { action: Action::Delete, kind: SLICE.kind, namespace: None, name: name.to_owned() });
+        }
+    }
+    // What a field manager applies no longer, the server takes away: labels, and the condition.
+    for node in api.list(&NODE, None, "", "").await? {
+        let (_, name) = name_of(&node);
+        let managers = node["metadata"]["managedFields"].as_array();
+        for manager in managers.into_iter().flatten().filter_map(|m| m["manager"].as_str()) {
+            if manager.starts_with("slipway-node") || manager.starts_with("slipway-mig") {
+                if !dry_run {
+                    let empty = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+                    let status = manager.ends_with("-status");
+                    api.apply(&NODE, None, name, manager, status, &empty, false).await?;
+                }
+                steps.push(Step { action: Action::Change, kind: "Node", namespace: None, name: name.to_owned() });
+            }
+        }
+    }
+    Ok(steps)
+}
+
+/// Waits until the agents are gone; one that still runs would write its labels again.
+async fn gone(api: &Api, namespace: &str) -> Result<(), KubeError> {
+    let pods = Resource { group: "", version: "v1", kind: "Pod", plural: "pods" };
+    for _ in 0..120 {
+        if api.list(&pods, Some(namespace), "", "app.kubernetes.io/component=node").await?.is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    Err(KubeError::Invalid(format!("node agents in {namespace} did not end within a minute; run this again")))
+}
+
+/// Waits until the installation's workloads run as they should; `told` hears what is waited for.
+///
+/// # Errors
+/// [`KubeError::Invalid`] with what is still missing when the time is over.
+pub async fn ready(api: &Api, namespace: &str, limit: Duration, told: impl Fn(&str)) -> Result<(), KubeError> {
+    let deadline = tokio::time::Instant::now() + limit;
+    let mut last = String::new();
+    loop {
+        let mut missing = Vec::new();
+        for resource in KINDS.iter().filter(|k| matches!(k.kind, "DaemonSet" | "Deployment")) {
+            let label = format!("{INSTALLATION}={namespace}");
+            for object in api.list(resource, Some(namespace), "", &label).await? {
+                let status = |field: &str| object["status"][field].as_i64().unwrap_or(0);
+                let (want, have, newest) = if resource.kind == "DaemonSet" {
+                    (status("desiredNumberScheduled"), status("numberReady"), status("updatedNumberScheduled"))
+                } else {
+                    (
+                        object["spec"]["replicas"].as_i64().unwrap_or(1),
+                        status("readyReplicas"),
+                        status("updatedReplicas"),
+                    )
+                };
+                let seen = status("observedGeneration") >= object["metadata"]["generation"].as_i64().unwrap_or(0);
+                if !seen || have < want || newest < want {
+                    missing.push(format!("{} {}: {have} of {want} ready", resource.kind, name_of(&object).1));
+                }
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let text = missing.join(", ");
+        if tokio::time::Instant::now() > deadline {
+            return Err(KubeError::Invalid(format!("not ready within {} s: {text}", limit.as_secs())));
+        }
+        if text != last {
+            told(&text);
+            last = text;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}

@@ -1,0 +1,248 @@
+//! The node agent: a DaemonSet, its rights, and what keeps it to its own node.
+
+use serde_json::{Value, json};
+
+use super::Values;
+use super::objects::{labels, locked_down, object, reachable, selector};
+
+/// On the DaemonSet, so that its slices are found when it goes.
+pub(super) const DRIVER_ANNOTATION: &str = "slipway.dev/dra-driver";
+const NAME: &str = "slipway-node";
+const PORT: u16 = 9400;
+
+pub(super) fn objects(values: &Values) -> Vec<Value> {
+    let of = |kind, name: &str, namespaced, body| object(values, "node", kind, name, namespaced, body);
+    let rbac = "rbac.authorization.k8s.io";
+    let cluster_name = format!("{NAME}:{}", values.namespace);
+    let mut all = vec![
+        of(("v1", "ServiceAccount"), NAME, true, json!({})),
+        of(
+            ("rbac.authorization.k8s.io/v1", "ClusterRole"),
+            &cluster_name,
+            false,
+            json!({"rules": [
+                {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "patch"]},
+                {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
+                {"apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"]},
+                {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
+                {"apiGroups": ["resource.k8s.io"], "resources": ["resourceclaims"], "verbs": ["get"]},
+                {"apiGroups": ["resource.k8s.io"], "resources": ["resourceslices"], "verbs": ["get", "list", "create", "patch", "delete"]},
+            ]}),
+        ),
+        of(
+            ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"),
+            &cluster_name,
+            false,
+            json!({
+                "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": cluster_name},
+                "subjects": [{"kind": "ServiceAccount", "name": NAME, "namespace": values.namespace}],
+            }),
+        ),
+    ];
+    all.extend(own_node_only(values));
+    if values.device_classes.enabled {
+        all.extend(device_classes(values));
+    }
+    if !values.node.config.is_empty() {
+        all.push(of(("v1", "ConfigMap"), "slipway-node-config", true, json!({"data": values.node.config})));
+    }
+    if !values.node.mig_config.is_empty() {
+        let data = json!({"data": {"config.yaml": values.node.mig_config}});
+        all.push(of(("v1", "ConfigMap"), "slipway-mig-config", true, data));
+    }
+    all.push(daemon_set(values));
+    let ports = json!([{"name": "metrics", "port": PORT, "targetPort": "metrics", "protocol": "TCP"}]);
+    all.push(of(
+        ("v1", "Service"),
+        NAME,
+        true,
+        json!({"spec": {
+            "clusterIP": "None", "selector": selector(values, "node"), "ports": ports,
+        }}),
+    ));
+    if values.service_monitor.enabled {
+        all.push(of(
+            ("monitoring.coreos.com/v1", "ServiceMonitor"),
+            NAME,
+            true,
+            json!({"spec": {
+                "selector": {"matchLabels": selector(values, "node")},
+                "endpoints": [{"port": "metrics", "interval": values.service_monitor.interval}],
+            }}),
+        ));
+    }
+    if values.network_policy {
+        all.push(reachable(values, "node", &[PORT]));
+    }
+    all
+}
+
+fn daemon_set(values: &Values) -> Value {
+    let node = &values.node;
+    // The folders keep their names inside, but for the driver's root, which may be the host's own.
+    let mut args = vec![
+        "node".to_owned(),
+        "run".into(),
+        format!("--offer={}", node.offer),
+        format!("--kubelet-dir={}", node.kubelet_dir),
+        "--cdi-dir=/host/cdi".into(),
+        format!("--driver-root={}", node.driver_root),
+        "--driver-root-here=/host/driver".into(),
+        format!("--dra-driver={}", node.dra_driver),
+        format!("--recover-after={}", node.recover_after),
+        format!("--listen=0.0.0.0:{PORT}"),
+        "--home=/var/lib/slipway".into(),
+    ];
+    let host = |name: &str, path: &str, kind: &str| json!({"name": name, "hostPath": {"path": path, "type": kind}});
+    let mut volumes = vec![
+        host("kubelet", &node.kubelet_dir, "Directory"),
+        host("cdi", &node.cdi_dir, "DirectoryOrCreate"),
+        host("state", &node.state_dir, "DirectoryOrCreate"),
+        host("driver", &node.driver_root, "DirectoryOrCreate"),
+    ];
+    let mut mounts = vec![
+        json!({"name": "kubelet", "mountPath": node.kubelet_dir}),
+        json!({"name": "cdi", "mountPath": "/host/cdi"}),
+        json!({"name": "state", "mountPath": "/var/lib/slipway"}),
+        json!({"name": "driver", "mountPath": "/host/driver", "readOnly": true, "mountPropagation": "HostToContainer"}),
+    ];
+    if !node.config.is_empty() {
+        args.push("--config-dir=/etc/slipway/config".into());
+        volumes.push(json!({"name": "config", "configMap": {"name": "slipway-node-config"}}));
+        mounts.push(json!({"name": "config", "mountPath": "/etc/slipway/config", "readOnly": true}));
+    }
+    if !node.mig_config.is_empty() {
+        args.push("--mig-config=/etc/slipway/mig/config.yaml".into());
+        volumes.push(json!({"name": "mig-config", "configMap": {"name": "slipway-mig-config"}}));
+        mounts.push(json!({"name": "mig-config", "mountPath": "/etc/slipway/mig", "readOnly": true}));
+    }
+    let mut env = vec![json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}})];
+    env.extend(node.env.iter().map(|(name, value)| json!({"name": name, "value": value})));
+    // The kubelet's sockets belong to root; beyond that the agent needs only what opens the GPUs.
+    let mut security = locked_down();
+    security["runAsUser"] = json!(0);
+    if node.privileged {
+        security = json!({"privileged": true, "readOnlyRootFilesystem": true, "runAsUser": 0});
+    }
+    let mut pod = json!({
+        "serviceAccountName": NAME,
+        "priorityClassName": "system-node-critical",
+        "terminationGracePeriodSeconds": 10,
+        "nodeSelector": node.node_selector,
+        "tolerations": node.tolerations,
+        "imagePullSecrets": values.image_pull_secrets,
+        "containers": [{
+            "name": "agent",
+            "image": values.image_name(),
+            "imagePullPolicy": values.image.pull_policy,
+            "args": args,
+            "env": env,
+            "ports": [{"name": "metrics", "containerPort": PORT, "protocol": "TCP"}],
+            "livenessProbe": {"httpGet": {"path": "/healthz", "port": "metrics"}, "periodSeconds": 10},
+            "resources": node.resources,
+            "securityContext": security,
+            "volumeMounts": mounts,
+        }],
+        "volumes": volumes,
+    });
+    if !node.runtime_class_name.is_empty() {
+        pod["runtimeClassName"] = json!(node.runtime_class_name);
+    }
+    let mut set = object(
+        values,
+        "node",
+        ("apps/v1", "DaemonSet"),
+        NAME,
+        true,
+        json!({"spec": {
+            "selector": {"matchLabels": selector(values, "node")},
+            "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%"}},
+            "template": {"metadata": {"labels": labels(values, "node")}, "spec": pod},
+        }}),
+    );
+    set["metadata"]["annotations"] = json!({DRIVER_ANNOTATION: node.dra_driver});
+    set
+}
+
+/// Rights of RBAC are for all nodes; these policies narrow them to the agent's own, and to labels that are its business.
+fn own_node_only(values: &Values) -> Vec<Value> {
+    let name = format!("{NAME}:{}", values.namespace);
+    let account = format!("system:serviceaccount:{}:{NAME}", values.namespace);
+    let own = "request.userInfo.extra[?'authentication.kubernetes.io/node-name'][?0].orValue('')";
+    let policy = |suffix: &str, group: &str, resources: Value, operations: Value, validations: Value| {
+        let full = format!("{name}:{suffix}");
+        [
+            object(
+                values,
+                "node",
+                ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy"),
+                &full,
+                false,
+                json!({"spec": {
+                    "failurePolicy": "Fail",
+                    "matchConstraints": {"resourceRules": [{
+                        "apiGroups": [group], "apiVersions": ["*"], "operations": operations, "resources": resources,
+                    }]},
+                    "matchConditions": [{"name": "agent", "expression": format!("request.userInfo.username == '{account}'")}],
+                    "validations": validations,
+                }}),
+            ),
+            object(
+                values,
+                "node",
+                ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding"),
+                &full,
+                false,
+                json!({"spec": {"policyName": full, "validationActions": ["Deny"]}}),
+            ),
+        ]
+    };
+    let kept = |a: &str, b: &str| {
+        format!(
+            "{a}.metadata.?labels.orValue({{}}).all(k, k.startsWith('nvidia.com/') || \
+             {b}.metadata.?labels[?k].orValue('') == {a}.metadata.labels[k])"
+        )
+    };
+    let mut all = Vec::new();
+    all.extend(policy(
+        "nodes",
+        "",
+        json!(["nodes", "nodes/status"]),
+        json!(["UPDATE"]),
+        json!([
+            {"expression": format!("object.metadata.name == {own}"), "message": "an agent changes its own node only"},
+            {"expression": "object.spec == oldObject.spec", "message": "an agent does not change a node's spec"},
+            {"expression": kept("object", "oldObject"), "message": "an agent sets labels of nvidia.com/ only"},
+            {"expression": kept("oldObject", "object"), "message": "an agent removes labels of nvidia.com/ only"},
+        ]),
+    ));
+    all.extend(policy(
+        "slices",
+        "resource.k8s.io",
+        json!(["resourceslices"]),
+        json!(["CREATE", "UPDATE", "DELETE"]),
+        json!([{
+            "expression": format!("(request.operation == 'DELETE' ? oldObject : object).spec.?nodeName.orValue('') == {own}"),
+            "message": "an agent publishes its own node's devices only",
+        }]),
+    ));
+    all
+}
+
+fn device_classes(values: &Values) -> Vec<Value> {
+    let driver = &values.node.dra_driver;
+    let class = |name: &str, kind: &str, extended: &str| {
+        let expression = format!("device.driver == '{driver}' && device.attributes['{driver}'].type == '{kind}'");
+        let mut spec = json!({"selectors": [{"cel": {"expression": expression}}]});
+        if !extended.is_empty() && values.node.offer == "dra" {
+            spec["extendedResourceName"] = json!(extended);
+        }
+        object(values, "node", ("resource.k8s.io/v1", "DeviceClass"), name, false, json!({"spec": spec}))
+    };
+    // NVIDIA's own names for its own driver's name: gpu.nvidia.com, mig.nvidia.com.
+    let vendor = driver.strip_prefix("gpu.").unwrap_or(driver);
+    vec![
+        class(driver, "gpu", &values.device_classes.extended_resource_name),
+        class(&format!("mig.{vendor}"), "mig", ""),
+    ]
+}

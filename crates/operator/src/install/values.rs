@@ -1,0 +1,168 @@
+//! What an installation can be told. The same file serves the Helm chart (`deploy/helm/slipway/values.yaml`).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::KubeError;
+
+/// The values of an installation; unknown ones are refused.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct Values {
+    /// Helm takes it from the release.
+    #[serde(skip)]
+    pub namespace: String,
+    pub image: Image,
+    pub server: Server,
+    pub node: Node,
+    pub device_classes: DeviceClasses,
+    pub service_monitor: ServiceMonitor,
+    pub network_policy: bool,
+    pub image_pull_secrets: Vec<Value>,
+}
+
+/// Where the image is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct Image {
+    pub repository: String,
+    pub tag: String,
+    pub pull_policy: String,
+}
+
+/// The control plane.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct Server {
+    pub enabled: bool,
+    pub token_secret: String,
+    pub storage: Storage,
+    pub resources: Value,
+    pub node_selector: BTreeMap<String, String>,
+    pub tolerations: Vec<Value>,
+}
+
+/// Where the control plane keeps its state.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct Storage {
+    pub size: String,
+    pub class: String,
+    pub existing_claim: String,
+    pub ephemeral: bool,
+}
+
+/// The node agent.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct Node {
+    pub enabled: bool,
+    pub offer: String,
+    pub driver_root: String,
+    pub kubelet_dir: String,
+    pub cdi_dir: String,
+    pub state_dir: String,
+    pub dra_driver: String,
+    pub recover_after: u64,
+    pub config: BTreeMap<String, String>,
+    pub mig_config: String,
+    pub privileged: bool,
+    pub runtime_class_name: String,
+    pub env: BTreeMap<String, String>,
+    pub resources: Value,
+    pub node_selector: BTreeMap<String, String>,
+    pub tolerations: Vec<Value>,
+}
+
+/// Classes for resource claims.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct DeviceClasses {
+    pub enabled: bool,
+    pub extended_resource_name: String,
+}
+
+/// For the Prometheus operator.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct ServiceMonitor {
+    pub enabled: bool,
+    pub interval: String,
+}
+
+/// The chart's file: the defaults stand there and nowhere else.
+const DEFAULTS: &str = include_str!("../../../../deploy/helm/slipway/values.yaml");
+
+impl Values {
+    /// The defaults, changed by a file's text.
+    ///
+    /// # Errors
+    /// [`KubeError::Invalid`] that names the mistake.
+    pub fn read(namespace: &str, text: Option<&str>) -> Result<Self, KubeError> {
+        let parse = |text: &str| -> Result<Value, KubeError> {
+            serde_saphyr::from_str(text).map_err(|e| KubeError::Invalid(format!("the values: {e}")))
+        };
+        let mut merged = parse(DEFAULTS)?;
+        if let Some(text) = text {
+            merge(&mut merged, parse(text)?);
+        }
+        let mut values: Self =
+            serde_json::from_value(merged).map_err(|e| KubeError::Invalid(format!("the values: {e}")))?;
+        values.namespace = namespace.to_owned();
+        if !matches!(values.node.offer.as_str(), "device-plugin" | "dra") {
+            return Err(KubeError::Invalid(format!(
+                "the values: node.offer is '{}', and must be device-plugin or dra",
+                values.node.offer
+            )));
+        }
+        Ok(values)
+    }
+
+    /// `repository:tag`.
+    pub fn image_name(&self) -> String {
+        format!("{}:{}", self.image.repository, self.image.tag)
+    }
+}
+
+/// As Helm merges: maps into maps, everything else in place of what was there.
+fn merge(base: &mut Value, over: Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                merge(base.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (_, Value::Null) => {}
+        (base, over) => *base = over,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_charts_file_names_every_value() {
+        let values = Values::read("slipway-system", None).unwrap();
+        let file: Value = serde_saphyr::from_str(DEFAULTS).unwrap();
+        assert_eq!(serde_json::to_value(&values).unwrap(), file);
+    }
+
+    #[test]
+    fn a_file_changes_what_it_names() {
+        let values = Values::read("a", Some("node: {offer: dra}\nimage: {tag: \"9\"}")).unwrap();
+        assert_eq!((values.node.offer.as_str(), values.image.tag.as_str()), ("dra", "9"));
+        assert_eq!(values.node.kubelet_dir, "/var/lib/kubelet");
+        assert!(Values::read("a", Some("nodes: {}")).unwrap_err().to_string().contains("nodes"));
+        assert!(Values::read("a", Some("node: {offer: both}")).unwrap_err().to_string().contains("both"));
+    }
+}

@@ -1,0 +1,242 @@
+"""A lab with slipway in it: what every test on a real Kubernetes needs. Nothing but Python's standard library."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RUN = pathlib.Path("/run/slipway-lab")
+DRIVER = "580.95.05"
+NAMESPACE = "slipway-system"
+
+
+class Failed(AssertionError):
+    pass
+
+
+def eventually(what, ask, limit=60, every=0.3):
+    """Asks until the answer is true; the last answer or error is in the failure."""
+    deadline, last = time.monotonic() + limit, None
+    while time.monotonic() < deadline:
+        try:
+            last = ask()
+            if last:
+                return last
+        except (subprocess.CalledProcessError, KeyError, IndexError, ValueError, OSError) as error:
+            last = error
+        time.sleep(every)
+    raise Failed(f"{what}: not within {limit} s; last: {last}")
+
+
+class Lab:
+    """Upstream's Kubernetes on this machine, with nodes that have a fake driver."""
+
+    def __init__(self, binary, fixtures):
+        self.binary = os.path.abspath(binary)
+        self.fixtures = fixtures
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="slipway-lab-test-"))
+
+    def lab(self, *words, **options):
+        return subprocess.run([self.binary, "lab", *words], check=True, text=True, capture_output=True, **options).stdout
+
+    def up(self):
+        subprocess.run([self.binary, "lab", "down"], check=True)
+        started = time.monotonic()
+        self.kubeconfig = self.lab("up", "--nodes", str(len(self.fixtures))).strip()
+        self.bin = json.loads((RUN / "lab.json").read_text())["bin"]
+        print(f"     the lab is up after {time.monotonic() - started:.1f} s")
+        for node, fixture in self.fixtures.items():
+            self.install_driver(node, fixture)
+        self.images()
+
+    def down(self):
+        self.lab("down")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def driver(self, node):
+        return RUN / node / "nvidia" / "driver"
+
+    def install_driver(self, node, fixture):
+        """A driver's files and device nodes. Real character devices stand in for the GPUs', as only their numbers differ."""
+        root = self.driver(node)
+        for path in ["usr/bin/nvidia-smi", f"usr/lib/x86_64-linux-gnu/libcuda.so.{DRIVER}",
+                     f"usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{DRIVER}"]:
+            root.joinpath(path).parent.mkdir(parents=True, exist_ok=True)
+            root.joinpath(path).touch()
+        control = root / "usr/bin/nvidia-cuda-mps-control"
+        # What the real one does for who calls it: -f stays, otherwise orders are read from its input.
+        control.write_text('#!/bin/sh\necho "$0 $* devices=$CUDA_VISIBLE_DEVICES" >> "$CUDA_MPS_LOG_DIRECTORY/calls"\n'
+                           'if [ "$1" = -f ]; then exec sleep 100000; fi\ncat >> "$CUDA_MPS_LOG_DIRECTORY/orders"\n')
+        control.chmod(0o755)
+        minors, number = [], 1
+        for gpu in range(8):
+            for instance in range(15):
+                for path in [f"gpu{gpu}/gi{instance}/access", f"gpu{gpu}/gi{instance}/ci0/access"]:
+                    minors.append(f"{path} {number}")
+                    number += 1
+        proc = root / "proc/driver/nvidia-caps/mig-minors"
+        proc.parent.mkdir(parents=True, exist_ok=True)
+        proc.write_text("\n".join(minors) + "\n")
+        (root / "dev/nvidia-caps").mkdir(parents=True, exist_ok=True)
+        names = ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"] + [f"nvidia{n}" for n in range(8)]
+        names += [f"nvidia-caps/nvidia-cap{n}" for n in range(1, number)]
+        for name in names:
+            with contextlib.suppress(FileExistsError):
+                os.mknod(root / "dev" / name, 0o666 | 0o020000, os.makedev(1, 3))
+        (root / "fixture.yaml").write_text((ROOT / f"testkit/fake-nvml/fixtures/{fixture}.yaml").read_text())
+        (root / "control").write_text("")
+
+    def control(self, node, *lines):
+        """What happens to a node's GPUs, in the words of the fake NVML's control file."""
+        file = self.driver(node) / "control"
+        new = file.with_suffix(".new")
+        new.write_text("".join(line + "\n" for line in lines))
+        new.rename(file)
+
+    def images(self):
+        folder = os.path.dirname(self.binary)
+        slipway, tool = self.folder / "slipway.tar", self.folder / "busybox.tar"
+        self.lab("do", "image", str(slipway), "lab.local/slipway:1", "/usr/bin/slipway", f"{self.binary}=/usr/bin/slipway",
+                 f"{folder}/libslipway_fake_nvml.so=/usr/lib/libslipway_fake_nvml.so", "/bin/busybox=/bin/busybox",
+                 "@busybox=/bin/sh", "@busybox=/bin/sleep", "@busybox=/bin/cat")
+        links = [f"@busybox=/bin/{name}" for name in ["sh", "sleep", "env", "ls", "cat", "echo", "true", "wget"]]
+        self.lab("do", "image", str(tool), "lab.local/tool:1", "/bin/sh", "/bin/busybox=/bin/busybox", *links)
+        for image in [slipway, tool]:
+            self.lab("do", "import", str(image))
+
+    def kubectl(self, *words, given=None, check=True):
+        command = [f"{self.bin}/kubectl", "--kubeconfig", self.kubeconfig, *words]
+        done = subprocess.run(command, input=given, text=True, capture_output=True)
+        if check and done.returncode:
+            raise Failed(f"{' '.join(words)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def get(self, *words):
+        return json.loads(self.kubectl("get", *words, "-o", "json"))
+
+    def apply(self, *objects):
+        self.kubectl("apply", "--server-side", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+    def slipway(self, *words, check=True):
+        command = [self.binary, *words, "--kubeconfig", self.kubeconfig]
+        done = subprocess.run(command, text=True, capture_output=True)
+        if check and done.returncode:
+            raise Failed(f"slipway {' '.join(words)}: {done.stderr}")
+        return done
+
+    def install(self, **values):
+        """Puts slipway into the cluster as a user would; answers what it said."""
+        base = {
+            "image": {"repository": "lab.local/slipway", "tag": "1", "pullPolicy": "Never"},
+            "server": {"enabled": False},
+            "node": {
+                "privileged": False, "driverRoot": "/run/nvidia/driver", "cdiDir": "/run/cdi", "recoverAfter": 3,
+                "env": {
+                    "SLIPWAY_NVML_LIB": "/usr/lib/libslipway_fake_nvml.so",
+                    "SLIPWAY_FAKE_NVML_FIXTURE": "/host/driver/fixture.yaml",
+                    "SLIPWAY_FAKE_NVML_CONTROL": "/host/driver/control",
+                    "SLIPWAY_FAKE_NVML_STATE": "/var/lib/slipway/fake-nvml.json",
+                },
+            },
+        }
+        for part, more in values.items():
+            base.setdefault(part, {})
+            base[part] = {**base[part], **more} if isinstance(more, dict) else more
+        file = self.folder / "values.yaml"
+        file.write_text(json.dumps(base))
+        return self.slipway("up", "--kube", "--yes", "--wait", "120", "--values", str(file)).stderr
+
+    def node(self, name):
+        return self.get("node", name)
+
+    def allocatable(self, node):
+        """What the node offers of GPUs; zeros are left out, as the kubelet keeps names of what was."""
+        found = self.node(node)["status"]["allocatable"]
+        return {k: int(v) for k, v in found.items() if k.startswith("nvidia.com/") and v != "0"}
+
+    def labels(self, node):
+        return {k: v for k, v in self.node(node)["metadata"]["labels"].items() if k.startswith("nvidia.com/")}
+
+    def label(self, node, **labels):
+        words = [f"{k.replace('__', '/')}={v}" if v is not None else f"{k.replace('__', '/')}-" for k, v in labels.items()]
+        self.kubectl("label", "--overwrite", "node", node, *words)
+
+    def set_label(self, node, key, value):
+        self.kubectl("label", "--overwrite", "node", node, f"{key}={value}" if value else f"{key}-")
+
+    def agent(self, node):
+        pods = self.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=node",
+                        "--field-selector", f"spec.nodeName={node}")["items"]
+        return [p for p in pods if "deletionTimestamp" not in p["metadata"]][0]
+
+    def agent_pid(self, node):
+        """The agent's process, seen from the machine."""
+        uid = self.agent(node)["metadata"]["uid"]
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                with contextlib.suppress(OSError):
+                    command = pathlib.Path("/proc", entry, "cmdline").read_bytes()
+                    if command.startswith(b"/usr/bin/slipway\0node\0") and uid in pathlib.Path("/proc", entry, "cgroup").read_text():
+                        return int(entry)
+        raise Failed(f"no agent runs on {node}")
+
+    def http(self, node, path):
+        """Asks a node's agent."""
+        address = self.agent(node)["status"]["podIP"]
+        import urllib.request
+        with urllib.request.urlopen(f"http://{address}:9400{path}", timeout=5) as answer:
+            return answer.read().decode()
+
+    @contextlib.contextmanager
+    def namespace(self, name):
+        """A namespace of its own; afterwards it is gone, pods and all."""
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        eventually("the namespace's account", lambda: self.get("-n", name, "serviceaccount", "default"))
+        try:
+            yield name
+        finally:
+            self.kubectl("delete", "namespace", name, "--wait=true", "--timeout=60s")
+
+    def pod(self, namespace, name, resources, node=None, command="sleep 10000", claims=None, restart="Never", **spec):
+        """Starts a pod with one container."""
+        container = {"name": "main", "image": "lab.local/tool:1", "imagePullPolicy": "Never", "command": ["sh", "-c", command],
+                     "resources": {"limits": resources}}
+        if claims:
+            container["resources"]["claims"] = [{"name": c["name"]} for c in claims]
+            spec["resourceClaims"] = claims
+        if node:
+            spec["nodeSelector"] = {"kubernetes.io/hostname": node}
+        self.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace},
+                    "spec": {"restartPolicy": restart, "terminationGracePeriodSeconds": 0, "containers": [container], **spec}})
+
+    def phase(self, namespace, name):
+        return self.get("-n", namespace, "pod", name)["status"].get("phase")
+
+    def running(self, namespace, *names, limit=60):
+        for name in names:
+            try:
+                eventually(f"pod {name} runs", lambda: self.phase(namespace, name) == "Running", limit)
+            except Failed:
+                print(self.kubectl("-n", namespace, "describe", "pod", name, check=False)[-1800:], file=sys.stderr)
+                raise
+
+    def delete(self, namespace, *names):
+        self.kubectl("-n", namespace, "delete", "pod", *names, "--wait=true", "--timeout=60s", "--grace-period=0", "--force")
+
+    def inside(self, namespace, pod, command):
+        return self.kubectl("-n", namespace, "exec", pod, "--", "sh", "-c", command)
+
+    def gpus_inside(self, namespace, pod):
+        """Numbers of the GPUs' device nodes in a container."""
+        names = self.inside(namespace, pod, "ls /dev").split()
+        return sorted(int(n.removeprefix("nvidia")) for n in names if n.removeprefix("nvidia").isdigit())
+
+    def caps_inside(self, namespace, pod):
+        """MIG capabilities in a container."""
+        return sorted(self.inside(namespace, pod, "ls /dev/nvidia-caps").split())

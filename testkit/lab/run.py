@@ -1,0 +1,467 @@
+#!/usr/bin/env python3
+"""Tests of the node agent on a real Kubernetes: upstream's own kubelet and API server, with a fake driver on the nodes.
+
+    testkit/lab/run.py target/release/slipway [NAME ...]
+
+KEEP=1 leaves the lab up.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import traceback
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from lib import NAMESPACE, Failed, Lab, eventually
+
+TESTS = {}
+GPU, SHARED = "nvidia.com/gpu", "nvidia.com/gpu.shared"
+STATE, MIG, CONFIG = "nvidia.com/mig.config.state", "nvidia.com/mig.config", "nvidia.com/device-plugin.config"
+
+# The examples of NVIDIA's documentation, in content.
+CONFIGS = {
+    "default": "version: v1\nflags: {migStrategy: mixed}\n",
+    "slices": "version: v1\nsharing: {timeSlicing: {renameByDefault: true, failRequestsGreaterThanOne: true, "
+              "resources: [{name: nvidia.com/gpu, replicas: 4}]}}\n",
+    "envvar": "version: v1\nflags: {migStrategy: none, plugin: {deviceListStrategy: envvar, deviceIDStrategy: uuid}}\n"
+              "sharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 2}]}}\n",
+    "mps": "version: v1\nsharing: {mps: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}\n",
+    "single": "version: v1\nflags: {migStrategy: single}\n",
+    "broken": "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: -4}]}}\n",
+}
+MIG_CONFIG = """version: v1
+mig-configs:
+  all-disabled:
+    - {devices: all, mig-enabled: false}
+  some:
+    - {devices: [0], mig-enabled: true, mig-devices: {"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1}}
+    - {devices: [1, 2, 3, 4, 5, 6, 7], mig-enabled: false}
+  others:
+    - {devices: [0], mig-enabled: true, mig-devices: {"1g.10gb": 2, "2g.20gb": 2}}
+    - {devices: [1, 2, 3, 4, 5, 6, 7], mig-enabled: false}
+  alike:
+    - {devices: all, mig-enabled: true, mig-devices: {"3g.40gb": 2}}
+  impossible:
+    - {devices: [0], mig-enabled: true, mig-devices: {"3g.40gb": 3}}
+"""
+
+
+def test(function):
+    TESTS[function.__name__] = function
+    return function
+
+
+def offers(lab, node, wanted, limit=60):
+    eventually(f"{node} offers {wanted}", lambda: lab.allocatable(node) == wanted, limit)
+
+
+def configure(lab, node, name):
+    lab.set_label(node, CONFIG, name)
+
+
+@test
+def whole_gpus_go_to_the_pods_that_asked(lab):
+    offers(lab, "n1", {GPU: 8})
+    with lab.namespace("whole") as ns:
+        lab.pod(ns, "two", {GPU: 2}, "n1", command="env; sleep 10000")
+        lab.pod(ns, "five", {GPU: 5}, "n1")
+        lab.pod(ns, "none", {}, "n1")
+        lab.running(ns, "two", "five", "none")
+        two, five = lab.gpus_inside(ns, "two"), lab.gpus_inside(ns, "five")
+        assert len(two) == 2 and len(five) == 5 and not set(two) & set(five), (two, five)
+        assert lab.gpus_inside(ns, "none") == []
+        # The CDI specification hides the GPUs from NVIDIA's own runtime, and brings the driver's libraries.
+        assert "NVIDIA_VISIBLE_DEVICES=void" in lab.kubectl("-n", ns, "logs", "two")
+        assert "libcuda.so.580.95.05" in lab.inside(ns, "two", "ls /usr/lib/x86_64-linux-gnu")
+        # Two GPUs of one socket are nearer to each other than two of both.
+        assert len({gpu // 4 for gpu in two}) == 1, two
+        lab.pod(ns, "late", {GPU: 2}, "n1")
+        time.sleep(3)
+        assert lab.phase(ns, "late") == "Pending"
+        events = lab.kubectl("-n", ns, "describe", "pod", "late")
+        assert "Insufficient nvidia.com/gpu" in events, events
+        lab.delete(ns, "two")
+        lab.running(ns, "late")
+        assert set(lab.gpus_inside(ns, "late")) <= set(range(8)) - set(five)
+
+
+@test
+def labels_say_what_there_is(lab):
+    labels = lab.labels("n1")
+    wanted = {
+        "gpu.product": "NVIDIA-A100-SXM4-80GB", "gpu.count": "8", "gpu.memory": "81920", "gpu.family": "ampere",
+        "gpu.compute.major": "8", "gpu.compute.minor": "0", "gpu.replicas": "1", "mig.capable": "true", "mig.strategy": "mixed",
+        "gpu.sharing-strategy": "none", "cuda.driver-version.full": "580.95.05", "cuda.driver.major": "580",
+        "cuda.runtime-version.major": "13", "mps.capable": "true", "vgpu.present": "false",
+    }
+    wrong = {k: (v, labels.get(f"nvidia.com/{k}")) for k, v in wanted.items() if labels.get(f"nvidia.com/{k}") != v}
+    assert not wrong, wrong
+    condition = [c for c in lab.node("n1")["status"]["conditions"] if c["type"] == "slipway.dev/GPUReady"][0]
+    assert condition["status"] == "True" and "8 GPUs" in condition["message"], condition
+
+
+@test
+def time_slices_are_offered_and_changed_while_pods_run(lab):
+    with lab.namespace("slices") as ns:
+        lab.pod(ns, "before", {GPU: 1}, "n2")
+        lab.running(ns, "before")
+        held = lab.gpus_inside(ns, "before")
+        configure(lab, "n2", "slices")
+        offers(lab, "n2", {SHARED: 4})
+        lab.pod(ns, "a", {SHARED: 1}, "n2")
+        lab.pod(ns, "b", {SHARED: 1}, "n2")
+        lab.running(ns, "a", "b")
+        assert lab.gpus_inside(ns, "a") == lab.gpus_inside(ns, "b") == held == [0]
+        eventually("labels", lambda: lab.labels("n2")["nvidia.com/gpu.replicas"] == "4")
+        assert lab.labels("n2")["nvidia.com/gpu.sharing-strategy"] == "time-slicing"
+        lab.pod(ns, "greedy", {SHARED: 2}, "n2")
+        refused = eventually("the greedy pod is refused",
+                             lambda: (s := lab.get("-n", ns, "pod", "greedy")["status"]).get("phase") == "Failed" and s)
+        assert "maximum request size for shared resources is 1" in refused["message"], refused
+        # A mistake in a file leaves the last good one in force.
+        configure(lab, "n2", "broken")
+        time.sleep(4)
+        assert lab.allocatable("n2") == {SHARED: 4}
+        assert "must be 0 to 1024" in lab.kubectl("-n", NAMESPACE, "logs", lab.agent("n2")["metadata"]["name"])
+        configure(lab, "n2", "envvar")
+        offers(lab, "n2", {GPU: 2})
+        assert lab.labels("n2")["nvidia.com/gpu.product"] == "Tesla-T4-SHARED", lab.labels("n2")
+        lab.delete(ns, "before", "a", "b")
+        lab.pod(ns, "env", {GPU: 1}, "n2", command="env; sleep 10000")
+        lab.running(ns, "env")
+        seen = re.search(r"NVIDIA_VISIBLE_DEVICES=(\S+)", lab.kubectl("-n", ns, "logs", "env"))
+        assert seen and re.fullmatch(r"GPU-[0-9a-f-]{36}", seen[1]), seen
+    configure(lab, "n2", None)
+    offers(lab, "n2", {GPU: 1})
+
+
+@test
+def mps_runs_a_daemon_and_tells_clients(lab):
+    configure(lab, "n2", "mps")
+    offers(lab, "n2", {GPU: 4})
+    logs = lab.driver("n2").parent / "mps/nvidia.com/gpu/log"
+    with lab.namespace("mps") as ns:
+        lab.pod(ns, "client", {GPU: 1}, "n2", command="env; sleep 10000")
+        lab.running(ns, "client")
+        assert "CUDA_MPS_PIPE_DIRECTORY=/mps/nvidia.com/gpu/pipe" in lab.kubectl("-n", ns, "logs", "client")
+        lab.inside(ns, "client", "ls /mps/nvidia.com/gpu/pipe")
+        orders = eventually("orders", lambda: (logs / "orders").read_text())
+        assert "set_default_active_thread_percentage 25" in orders and "set_default_device_pinned_mem_limit 0 3840M" in orders, orders
+        assert "-f" in (logs / "calls").read_text()
+    configure(lab, "n2", None)
+    offers(lab, "n2", {GPU: 1})
+
+
+@test
+def mig_layouts_change_around_pods_that_stay(lab):
+    lab.set_label("n1", MIG, "some")
+    eventually("MIG is configured", lambda: lab.labels("n1").get(STATE) == "success")
+    offers(lab, "n1", {GPU: 7, "nvidia.com/mig-1g.10gb": 2, "nvidia.com/mig-2g.20gb": 1, "nvidia.com/mig-3g.40gb": 1})
+    labels = lab.labels("n1")
+    assert labels["nvidia.com/mig-1g.10gb.product"] == "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb", labels
+    assert labels["nvidia.com/mig-3g.40gb.count"] == "1" and labels["nvidia.com/gpu.count"] == "7", labels
+    with lab.namespace("mig") as ns:
+        lab.pod(ns, "small", {"nvidia.com/mig-1g.10gb": 1}, "n1")
+        lab.pod(ns, "large", {"nvidia.com/mig-3g.40gb": 1}, "n1")
+        lab.running(ns, "small", "large")
+        small = lab.caps_inside(ns, "small")
+        assert len(small) == 2 and lab.gpus_inside(ns, "small") == [0], small
+        assert not set(small) & set(lab.caps_inside(ns, "large"))
+        eventually("the agent knows both", lambda: len(json.loads(lab.http("n1", "/api/v1/node"))["holders"]) == 2)
+        lab.set_label("n1", MIG, "impossible")
+        eventually("the impossible fails", lambda: lab.labels("n1").get(STATE) == "failed")
+        assert lab.phase(ns, "large") == "Running", "nobody was sent away for what cannot be"
+        lab.set_label("n1", MIG, "others")
+        eventually("the other layout", lambda: lab.labels("n1").get(STATE) == "success", 90)
+        offers(lab, "n1", {GPU: 7, "nvidia.com/mig-1g.10gb": 2, "nvidia.com/mig-2g.20gb": 2})
+        # Its instance is in both layouts: the pod runs on. The other's went, and the pod with it.
+        assert lab.phase(ns, "small") == "Running" and lab.caps_inside(ns, "small") == small
+        assert "large" not in [p["metadata"]["name"] for p in lab.get("-n", ns, "pods")["items"]]
+    eventually("instances are free", lambda: not json.loads(lab.http("n1", "/api/v1/node"))["holders"])
+    lab.set_label("n1", MIG, "alike")
+    eventually("all alike", lambda: lab.labels("n1").get(STATE) == "success" and lab.allocatable("n1") == {"nvidia.com/mig-3g.40gb": 16}, 90)
+    configure(lab, "n1", "single")
+    offers(lab, "n1", {GPU: 16})
+    assert lab.labels("n1")["nvidia.com/gpu.product"] == "NVIDIA-A100-SXM4-80GB-MIG-3g.40gb"
+    configure(lab, "n1", None)
+    lab.set_label("n1", MIG, "all-disabled")
+    offers(lab, "n1", {GPU: 8}, 90)
+    assert not [k for k in lab.labels("n1") if k.startswith("nvidia.com/mig-")], "labels of what is gone are gone"
+
+
+@test
+def a_sick_gpu_takes_every_replica_and_comes_back(lab):
+    configure(lab, "n1", "slices")
+    offers(lab, "n1", {SHARED: 32})
+    lab.control("n1", "xid 3 31")
+    time.sleep(2)
+    assert lab.allocatable("n1") == {SHARED: 32}, "a program's mistake is not the GPU's"
+    lab.control("n1", "xid 3 31", "xid 3 94")
+    # Upstream lets one replica of four go, for its map from devices to replicas keeps one each.
+    offers(lab, "n1", {SHARED: 28}, 20)
+    condition = [c for c in lab.node("n1")["status"]["conditions"] if c["type"] == "slipway.dev/GPUReady"][0]
+    assert condition["status"] == "False" and "XID 94" in condition["message"], condition
+    # And never brings it back.
+    offers(lab, "n1", {SHARED: 32}, 30)
+    lab.control("n1", "xid 3 31", "xid 3 94", "lost 5")
+    offers(lab, "n1", {SHARED: 28}, 30)
+    assert 'DCGM_FI_DEV_XID_ERRORS{gpu="3"' in lab.http("n1", "/metrics")
+    lab.control("n1", "xid 3 31", "xid 3 94", "action 2 1")
+    eventually("GPU 5 is back and GPU 2 waits for a reset",
+               lambda: [d["index"] for d in json.loads(lab.http("n1", "/api/v1/node"))["offers"][0]["devices"] if d["fault"]] == ["2"], 30)
+    lab.control("n1", "xid 3 31", "xid 3 94")
+    offers(lab, "n1", {SHARED: 32}, 30)
+    configure(lab, "n1", None)
+    offers(lab, "n1", {GPU: 8})
+
+
+@test
+def a_driver_that_goes_is_waited_for(lab):
+    with lab.namespace("unloaded") as ns:
+        lab.pod(ns, "holder", {GPU: 1}, "n2")
+        lab.running(ns, "holder")
+        lab.control("n2", "unloaded")
+        offers(lab, "n2", {}, 30)
+        reason = lambda: [c for c in lab.node("n2")["status"]["conditions"] if c["type"] == "slipway.dev/GPUReady"][0]["reason"]
+        eventually("the condition", lambda: reason() == "DriverMissing")
+        assert "slipway_gpu_driver_up 0" in lab.http("n2", "/metrics")
+        lab.control("n2")
+        offers(lab, "n2", {GPU: 1}, 30)
+        assert lab.phase(ns, "holder") == "Running" and reason() == "Ready"
+
+
+@test
+def metrics_name_the_pods(lab):
+    with lab.namespace("metrics") as ns:
+        lab.control("n1", *[f"utilization {gpu} 60" for gpu in range(8)])
+        lab.pod(ns, "trainer", {GPU: 1}, "n1")
+        lab.running(ns, "trainer")
+        gpu = lab.gpus_inside(ns, "trainer")[0]
+        wanted = f'container="main",namespace="{ns}",pod="trainer"'
+        line = eventually("the pod's name", lambda: next(
+            (l for l in lab.http("n1", "/metrics").splitlines() if l.startswith("DCGM_FI_DEV_GPU_UTIL") and wanted in l), None))
+        assert f'gpu="{gpu}",UUID="GPU-' in line and f'device="nvidia{gpu}"' in line and line.endswith(" 60"), line
+        assert 'modelName="NVIDIA A100-SXM4-80GB",Hostname="n1",DCGM_FI_DRIVER_VERSION="580.95.05"' in line, line
+
+        def used(name):
+            found = re.search(rf'{name}{{[^}}]*pod="trainer"[^}}]*}} (\S+)', lab.http("n1", "/metrics"))
+            return float(found[1]) if found else 0
+
+        eventually("energy is counted", lambda: used("slipway_gpu_pod_energy_joules_total") > 100, 30)
+        assert used("slipway_gpu_pod_busy_seconds_total") > used("slipway_gpu_pod_idle_seconds_total") > 0
+        lab.delete(ns, "trainer")
+        eventually("the lease ends", lambda: next(
+            l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "trainer")["ended"])
+        lease = next(l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "trainer")
+        assert lease["ended"] >= lease["began"] and lease["joules"] > 100 and lease["device"].startswith("GPU-"), lease
+    lab.control("n1")
+
+
+@test
+def kubelet_and_agent_are_killed_and_nothing_is_lost(lab):
+    with lab.namespace("killed") as ns:
+        lab.pod(ns, "holder", {GPU: 3}, "n1")
+        lab.running(ns, "holder")
+        held = lab.gpus_inside(ns, "holder")
+        lab.lab("do", "kill", "kubelet-n1")
+        time.sleep(1)
+        lab.lab("do", "start", "kubelet-n1")
+        eventually("the kubelet is back", lambda: "registered with the kubelet" in lab.kubectl(
+            "-n", NAMESPACE, "logs", "--since=20s", lab.agent("n1")["metadata"]["name"]))
+        offers(lab, "n1", {GPU: 8})
+        began = next(l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "holder")["began"]
+        for round in range(3):
+            old = lab.agent_pid("n1")
+            os.kill(old, signal.SIGKILL)
+            # A pod that starts while the agent is away waits for it.
+            lab.pod(ns, f"late-{round}", {GPU: 1}, "n1", restart="Always")
+            eventually("another agent", lambda: lab.agent_pid("n1") != old, 90)
+        offers(lab, "n1", {GPU: 8}, 120)
+        late = []
+        for round in range(3):
+            name = f"late-{round}"
+            if eventually("the pod is decided", lambda: lab.phase(ns, name) in ("Running", "Failed") and lab.phase(ns, name), 90) == "Failed":
+                # The kubelet refuses a pod whose plugin does not answer; who made it makes another.
+                lab.delete(ns, name)
+                lab.pod(ns, name, {GPU: 1}, "n1")
+                lab.running(ns, name)
+            late += lab.gpus_inside(ns, name)
+        assert lab.gpus_inside(ns, "holder") == held and len(set(late + held)) == 6, (late, held)
+        eventually("the lease goes on", lambda: next(
+            l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "holder"))
+        lease = next(l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "holder")
+        assert lease["began"] == began and lease["ended"] is None, lease
+    sockets = [f for f in os.listdir("/run/slipway-lab/n1/kubelet/device-plugins") if f.startswith("slipway-")]
+    assert sockets == ["slipway-nvidia.com-gpu.sock"], sockets
+    assert [f for f in os.listdir("/run/slipway-lab/n1/run-cdi")] == ["slipway.dev-gpu.json"]
+
+
+@test
+def the_api_server_may_go_away(lab):
+    with lab.namespace("away") as ns:
+        lab.pod(ns, "holder", {GPU: 1}, "n1")
+        lab.running(ns, "holder")
+        lab.lab("do", "kill", "kube-apiserver")
+        lab.control("n1", "lost 7")
+        time.sleep(30)
+        lab.lab("do", "kill", "etcd")
+        lab.lab("do", "start", "etcd")
+        lab.lab("do", "start", "kube-apiserver")
+        eventually("the API server is back", lambda: lab.get("node", "n1"))
+        offers(lab, "n1", {GPU: 7}, 60)
+        reason = lambda: [c for c in lab.node("n1")["status"]["conditions"] if c["type"] == "slipway.dev/GPUReady"][0]["reason"]
+        eventually("what happened meanwhile is told", lambda: reason() == "Unhealthy", 60)
+        lab.control("n1")
+        eventually("and what happens then", lambda: reason() == "Ready", 60)
+        configure(lab, "n1", "slices")
+        offers(lab, "n1", {SHARED: 32}, 60)
+        configure(lab, "n1", None)
+        offers(lab, "n1", {GPU: 8})
+        assert lab.phase(ns, "holder") == "Running"
+        assert lab.agent("n1")["status"]["containerStatuses"][0]["restartCount"] <= 4
+
+
+@test
+def an_agent_may_change_its_own_node_only(lab):
+    name = lab.agent("n1")["metadata"]["name"]
+    token = lab.kubectl("-n", NAMESPACE, "exec", name, "--", "cat", "/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+    def patch(node, body):
+        done = subprocess.run([f"{lab.bin}/kubectl", "--server", "https://172.30.0.1:6443", "--insecure-skip-tls-verify", "--token", token,
+                               "--kubeconfig", "/dev/null", "patch", "node", node, "--type=merge", "-p", json.dumps(body)],
+                              text=True, capture_output=True)
+        return done.stderr if done.returncode else ""
+
+    assert patch("n1", {"metadata": {"labels": {"nvidia.com/test": "1"}}}) == ""
+    assert patch("n1", {"metadata": {"labels": {"nvidia.com/test": None}}}) == ""
+    assert "own node only" in patch("n2", {"metadata": {"labels": {"nvidia.com/test": "1"}}})
+    assert "nvidia.com/ only" in patch("n1", {"metadata": {"labels": {"team": "mine"}}})
+    assert "nvidia.com/ only" in patch("n1", {"metadata": {"labels": {"kubernetes.io/arch": None}}})
+    assert "spec" in patch("n1", {"spec": {"unschedulable": True}})
+
+
+@test
+def claims_get_gpus_and_partitions(lab):
+    """The same nodes, offered as devices for claims."""
+    lab.set_label("n1", MIG, "all-disabled")
+    lab.install(node={**node_values(), "offer": "dra"})
+    slices = eventually("slices", lambda: [s for s in lab.get("resourceslices")["items"] if s["spec"]["nodeName"] == "n1"])
+    devices = [d for s in slices for d in s["spec"].get("devices", [])]
+    first = next(d for d in devices if d["name"] == "gpu-0")
+    assert first["attributes"]["productName"] == {"string": "NVIDIA A100-SXM4-80GB"}, first
+    assert first["attributes"]["driverVersion"] == {"version": "580.95.5"} and first["capacity"]["memory"] == {"value": "80Gi"}, first
+    offers(lab, "n1", {})
+    with lab.namespace("claims") as ns:
+        template = lambda name, cls, count=1, selector=None: {
+            "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaimTemplate", "metadata": {"name": name, "namespace": ns},
+            "spec": {"spec": {"devices": {"requests": [{"name": "gpu", "exactly": {
+                "deviceClassName": cls, "count": count, **({"selectors": [{"cel": {"expression": selector}}]} if selector else {})}}]}}}}
+        ours = "device.attributes['gpu.slipway.dev']"
+        lab.apply(template("two", "gpu.slipway.dev", 2, f"{ours}.architecture == 'Ampere'"),
+                  template("slice", "mig.slipway.dev", 1, f"{ours}.profile == '3g.40gb'"))
+        claim = lambda name: [{"name": "gpu", "resourceClaimTemplateName": name}]
+        lab.pod(ns, "two", {}, claims=claim("two"))
+        # A manifest from before claims, which knows nothing of them.
+        lab.pod(ns, "old", {GPU: 1}, "n1")
+        lab.running(ns, "two", "old")
+        two, old = lab.gpus_inside(ns, "two"), lab.gpus_inside(ns, "old")
+        assert len(two) == 2 and len(old) == 1 and not set(two) & set(old), (two, old)
+        eventually("holders", lambda: {h["holder"]["pod"] for h in json.loads(lab.http("n1", "/api/v1/node"))["holders"]} == {"two", "old"})
+        status = lab.get("-n", ns, "pod", "two")["status"]
+        # Partitions: the instance is made for the pod and goes with it.
+        lab.delete(ns, "two", "old")
+        lab.set_label("n1", MIG, "all-enabled")
+        eventually("partitions are offered", lambda: any(
+            d["name"] == "gpu-0-mig-3g40gb-4" for s in lab.get("resourceslices")["items"] for d in s["spec"].get("devices", [])), 60)
+        for name in ["a", "b", "c"]:
+            lab.pod(ns, name, {}, "n1", claims=claim("slice"))
+        lab.running(ns, "a", "b", "c")
+        caps = [lab.caps_inside(ns, n) for n in "abc"]
+        assert all(len(c) == 2 for c in caps) and len({c for two in caps for c in two}) == 6, caps
+        instances = lambda: sum(len(g["mig"]["devices"]) for g in json.loads(lab.http("n1", "/api/v1/node"))["gpus"])
+        assert instances() == 3
+        os.kill(lab.agent_pid("n1"), signal.SIGKILL)
+        lab.delete(ns, "a")
+        eventually("the instance goes with its pod, whoever is killed", lambda: instances() == 2, 120)
+        lab.delete(ns, "b", "c")
+        eventually("and the others", lambda: instances() == 0, 60)
+        # A sick GPU is tainted, and no claim gets it.
+        lab.control("n1", "lost 0")
+        tainted = lambda: [d["name"] for s in lab.get("resourceslices")["items"] if s["spec"]["nodeName"] == "n1"
+                           for d in s["spec"].get("devices", []) if d.get("taints")]
+        eventually("taints", lambda: tainted() and all(n.startswith("gpu-0") for n in tainted()))
+        lab.control("n1")
+        eventually("no taints", lambda: not tainted())
+        assert not lab.get("-n", ns, "resourceclaims")["items"], "claims of pods go with them"
+    lab.set_label("n1", MIG, "all-disabled")
+    eventually("MIG is off", lambda: lab.labels("n1").get(STATE) == "success" and any(
+        d["name"] == "gpu-7" for s in lab.get("resourceslices")["items"] for d in s["spec"].get("devices", [])))
+    lab.install(node=node_values())
+    offers(lab, "n1", {GPU: 8}, 90)
+
+
+@test
+def installing_again_changes_nothing_and_removing_leaves_nothing(lab):
+    said = lab.install(node=node_values())
+    assert "0 objects" not in said and "~" not in said and "+ " not in said, said
+    resident = [line for line in open(f"/proc/{lab.agent_pid('n1')}/status") if line.startswith("VmRSS")][0]
+    print(f"     the agent's memory: {resident.split()[1]} kB")
+    assert int(resident.split()[1]) < 30 * 1024, resident
+    lab.set_label("n1", MIG, None)
+    done = lab.slipway("down", "--kube", "--yes")
+    left = lab.kubectl("get", "all,clusterrole,clusterrolebinding,resourceslices,deviceclasses,validatingadmissionpolicies,namespaces",
+                       "-A", "-o", "name")
+    eventually("everything is gone", lambda: not [l for l in lab.kubectl(
+        "get", "daemonset,clusterrole,clusterrolebinding,resourceslices,deviceclasses,validatingadmissionpolicies,namespaces",
+        "-A", "-o", "name").split() if "slipway" in l], 60)
+    assert lab.labels("n1") == {} and lab.labels("n2") == {}, (lab.labels("n1"), done.stderr)
+    assert not [c for c in lab.node("n1")["status"]["conditions"] if "slipway" in c["type"]]
+
+
+def node_values():
+    return {
+        "privileged": False, "driverRoot": "/run/nvidia/driver", "cdiDir": "/run/cdi", "recoverAfter": 3,
+        "config": CONFIGS, "migConfig": MIG_CONFIG,
+        "env": {
+            "SLIPWAY_NVML_LIB": "/usr/lib/libslipway_fake_nvml.so",
+            "SLIPWAY_FAKE_NVML_FIXTURE": "/host/driver/fixture.yaml",
+            "SLIPWAY_FAKE_NVML_CONTROL": "/host/driver/control",
+            "SLIPWAY_FAKE_NVML_STATE": "/var/lib/slipway/fake-nvml.json",
+        },
+    }
+
+
+def main():
+    binary, names = sys.argv[1], sys.argv[2:] or list(TESTS)
+    lab = Lab(binary, {"n1": "a100x8", "n2": "t4"})
+    failed = []
+    try:
+        lab.up()
+        print(lab.install(node=node_values()).strip().splitlines()[-1])
+        for name in names:
+            started = time.monotonic()
+            try:
+                TESTS[name](lab)
+                print(f"ok   {name} ({time.monotonic() - started:.1f} s)", flush=True)
+            except Exception:
+                failed.append(name)
+                print(f"FAIL {name} ({time.monotonic() - started:.1f} s)", flush=True)
+                traceback.print_exc()
+                for node in lab.fixtures:
+                    try:
+                        print(lab.kubectl("-n", NAMESPACE, "logs", "--tail=15", lab.agent(node)["metadata"]["name"], check=False), file=sys.stderr)
+                    except Exception as error:
+                        print(error, file=sys.stderr)
+    finally:
+        if not os.environ.get("KEEP"):
+            lab.down()
+    print(f"lab: {len(names) - len(failed)} passed, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
