@@ -169,6 +169,17 @@ func load(folder string) (*lab, error) {
 	return l, nil
 }
 
+// whole says whether everything that belongs to the lab runs.
+func (l *lab) whole() bool {
+	all := l.processes()
+	for _, p := range all {
+		if !p.alive() {
+			return false
+		}
+	}
+	return len(all) == 4+4*l.Nodes
+}
+
 func (l *lab) save() error {
 	content, err := json.MarshalIndent(l, "", "  ")
 	if err != nil {
@@ -185,7 +196,7 @@ func up(folder, source string, nodes int) error {
 		return fmt.Errorf("--nodes is 0 to 50, not %d", nodes)
 	}
 	if running, err := load(folder); err == nil {
-		if p, err := running.process("kube-apiserver"); err == nil && p.alive() {
+		if running.whole() {
 			if running.Nodes != nodes {
 				return fmt.Errorf("a lab with %d nodes runs already; end it with: lab down", running.Nodes)
 			}
@@ -193,7 +204,7 @@ func up(folder, source string, nodes int) error {
 			fmt.Println(running.kubeconfig())
 			return nil
 		}
-		// What a reboot or a kill left over.
+		// What a reboot, a kill or a failed start left over.
 		if err := running.down(); err != nil {
 			return err
 		}

@@ -153,15 +153,17 @@ func hold(folder string) error {
 		if err := syscall.Mount(filepath.Join(folder, name), place, "", syscall.MS_BIND, ""); err != nil {
 			return fmt.Errorf("%s: %w", place, err)
 		}
-	}
-	// Volumes that the kubelet mounts must be seen by containers that mount this folder.
-	if err := syscall.Mount("", private["kubelet"], "", syscall.MS_SHARED|syscall.MS_REC, ""); err != nil {
-		return err
+		// As on a machine with systemd: what is mounted below is seen by containers that mount the folder.
+		if err := syscall.Mount("", place, "", syscall.MS_SHARED|syscall.MS_REC, ""); err != nil {
+			return err
+		}
 	}
 	if err := os.WriteFile(filepath.Join(folder, "held"), nil, 0o600); err != nil {
 		return err
 	}
-	select {} // until it is killed
+	for { // until it is killed
+		_ = syscall.Pause()
+	}
 }
 
 func (l *lab) importImage(node, file string) error {

@@ -130,26 +130,12 @@ class Lab:
             raise Failed(f"slipway {' '.join(words)}: {done.stderr}")
         return done
 
-    def install(self, **values):
+    def install(self, **more):
         """Puts slipway into the cluster as a user would; answers what it said."""
-        base = {
-            "image": {"repository": "lab.local/slipway", "tag": "1", "pullPolicy": "Never"},
-            "server": {"enabled": False},
-            "node": {
-                "privileged": False, "driverRoot": "/run/nvidia/driver", "cdiDir": "/run/cdi", "recoverAfter": 3,
-                "env": {
-                    "SLIPWAY_NVML_LIB": "/usr/lib/libslipway_fake_nvml.so",
-                    "SLIPWAY_FAKE_NVML_FIXTURE": "/host/driver/fixture.yaml",
-                    "SLIPWAY_FAKE_NVML_CONTROL": "/host/driver/control",
-                    "SLIPWAY_FAKE_NVML_STATE": "/var/lib/slipway/fake-nvml.json",
-                },
-            },
-        }
-        for part, more in values.items():
-            base.setdefault(part, {})
-            base[part] = {**base[part], **more} if isinstance(more, dict) else more
+        values = {"image": {"repository": "lab.local/slipway", "tag": "1", "pullPolicy": "Never"}, "server": {"enabled": False}}
+        values.update(more)
         file = self.folder / "values.yaml"
-        file.write_text(json.dumps(base))
+        file.write_text(json.dumps(values))
         return self.slipway("up", "--kube", "--yes", "--wait", "120", "--values", str(file)).stderr
 
     def node(self, name):

@@ -107,7 +107,7 @@ pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step
             .ok_or_else(|| KubeError::Invalid(format!("{} is no kind of an installation", object["kind"])))?;
         let (namespace, name) = name_of(object);
         let before = api.get(resource, namespace, name).await?;
-        if dry_run && before.is_none() {
+        if dry_run && before.is_none() && namespace.is_some() {
             // Without its namespace the server could not even try.
             steps.push(step(Action::Create, resource, object));
             continue;

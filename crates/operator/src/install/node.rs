@@ -13,7 +13,7 @@ const PORT: u16 = 9400;
 pub(super) fn objects(values: &Values) -> Vec<Value> {
     let of = |kind, name: &str, namespaced, body| object(values, "node", kind, name, namespaced, body);
     let rbac = "rbac.authorization.k8s.io";
-    let cluster_name = format!("{NAME}:{}", values.namespace);
+    let cluster_name = format!("{NAME}-{}", values.namespace);
     let mut all = vec![
         of(("v1", "ServiceAccount"), NAME, true, json!({})),
         of(
@@ -166,11 +166,11 @@ fn daemon_set(values: &Values) -> Value {
 
 /// Rights of RBAC are for all nodes; these policies narrow them to the agent's own, and to labels that are its business.
 fn own_node_only(values: &Values) -> Vec<Value> {
-    let name = format!("{NAME}:{}", values.namespace);
+    let name = format!("{NAME}-{}", values.namespace);
     let account = format!("system:serviceaccount:{}:{NAME}", values.namespace);
     let own = "request.userInfo.extra[?'authentication.kubernetes.io/node-name'][?0].orValue('')";
     let policy = |suffix: &str, group: &str, resources: Value, operations: Value, validations: Value| {
-        let full = format!("{name}:{suffix}");
+        let full = format!("{name}-{suffix}");
         [
             object(
                 values,
