@@ -225,7 +225,11 @@ async fn run_mps(
     driver_root: PathBuf,
 ) -> Result<(), NodeError> {
     let mut states = driver.subscribe();
-    let mut daemons = mps::Daemons::new(root, driver_root.join("usr/bin/nvidia-cuda-mps-control"));
+    // NVIDIA's runtime puts the program into this container; without it the driver's own is taken.
+    let program = PathBuf::from("/usr/bin/nvidia-cuda-mps-control");
+    let program = if program.exists() { program } else { driver_root.join("usr/bin/nvidia-cuda-mps-control") };
+    let mut daemons = mps::Daemons::new(root, program);
+    let mut complaint = String::new();
     loop {
         let (state, config): (Arc<State>, Arc<Config>) =
             (states.borrow_and_update().clone(), configs.borrow_and_update().clone());
@@ -235,9 +239,11 @@ async fn run_mps(
                 let gpu = machine.inventory.gpus.iter().find(|g| g.uuid == uuid);
                 gpu.and_then(|g| g.memory_total).unwrap_or(0) >> 20
             };
-            if let Err(error) = daemons.reconcile(&driver, &offers, &memory).await {
-                tracing::error!(%error, "MPS; trying again");
+            let trouble = daemons.reconcile(&driver, &offers, &memory).await.err().map(|e| e.to_string()).unwrap_or_default();
+            if trouble != complaint && !trouble.is_empty() {
+                tracing::error!(error = trouble, "MPS; trying again");
             }
+            complaint = trouble;
         }
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return Ok(()) },

@@ -211,7 +211,8 @@ impl Driver {
     }
 
     fn missing(&self, why: String) {
-        self.tell(State::Missing(why), self.shared.lock().asked);
+        let asked = self.shared.lock().asked;
+        self.tell(State::Missing(why), asked);
     }
 
     fn tell(&self, state: State, asked: u64) {
@@ -246,7 +247,8 @@ impl Driver {
                 };
                 last_full = Some(Instant::now());
                 *known = machine.inventory.gpus.clone();
-                let asked = asked.unwrap_or(self.shared.lock().taken);
+                let taken = self.shared.lock().taken;
+                let asked = asked.unwrap_or(taken);
                 self.tell(State::There(Box::new(machine)), asked);
             }
             let event = match &events {

@@ -88,6 +88,7 @@ fn daemon_set(values: &Values) -> Value {
         "--cdi-dir=/host/cdi".into(),
         format!("--driver-root={}", node.driver_root),
         "--driver-root-here=/host/driver".into(),
+        format!("--mps-root={}", node.mps_root),
         format!("--dra-driver={}", node.dra_driver),
         format!("--recover-after={}", node.recover_after),
         format!("--listen=0.0.0.0:{PORT}"),
@@ -99,12 +100,16 @@ fn daemon_set(values: &Values) -> Value {
         host("cdi", &node.cdi_dir, "DirectoryOrCreate"),
         host("state", &node.state_dir, "DirectoryOrCreate"),
         host("driver", &node.driver_root, "DirectoryOrCreate"),
+        host("mps", &node.mps_root, "DirectoryOrCreate"),
     ];
     let mut mounts = vec![
         json!({"name": "kubelet", "mountPath": node.kubelet_dir}),
         json!({"name": "cdi", "mountPath": "/host/cdi"}),
         json!({"name": "state", "mountPath": "/var/lib/slipway"}),
         json!({"name": "driver", "mountPath": "/host/driver", "readOnly": true, "mountPropagation": "HostToContainer"}),
+        json!({"name": "mps", "mountPath": node.mps_root}),
+        // MPS daemons and their clients share memory.
+        json!({"name": "mps", "mountPath": "/dev/shm", "subPath": "shm"}),
     ];
     if !node.config.is_empty() {
         args.push("--config-dir=/etc/slipway/config".into());

@@ -69,6 +69,7 @@ pub struct Node {
     pub kubelet_dir: String,
     pub cdi_dir: String,
     pub state_dir: String,
+    pub mps_root: String,
     pub dra_driver: String,
     pub recover_after: u64,
     pub config: BTreeMap<String, String>,
