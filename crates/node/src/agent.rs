@@ -70,6 +70,7 @@ pub async fn run<C: Cluster>(
         policy: options.policy.clone(),
         cdi: cdi::Writer::new(options.cdi.clone(), options.driver_root.clone(), options.host_driver_root.clone()),
         look: options.look,
+        ours: dra::owned(&database).await?,
     })?;
     let first = options.config.read(&BTreeMap::new()).map(Arc::new).or_else(|error| {
         // With a cluster the node's label may choose another; without, a wrong file is the end.
@@ -82,8 +83,9 @@ pub async fn run<C: Cluster>(
     let mut tasks: JoinSet<Result<(), NodeError>> = JoinSet::new();
 
     tasks.spawn(follow_config(options.config.clone(), cluster.clone(), options.node.clone(), configs.clone()));
+    let pod_resources = options.kubelet.join("pod-resources/kubelet.sock");
     let watcher = Watcher {
-        socket: options.kubelet.join("pod-resources/kubelet.sock"),
+        socket: pod_resources.clone(),
         database: Arc::clone(&database),
         handed_out: Arc::clone(&handed_out),
         dra_driver: options.dra_driver.clone(),
@@ -132,7 +134,8 @@ pub async fn run<C: Cluster>(
             node: options.node.clone(),
             file: options.mig_config.clone(),
             driver: Arc::clone(&driver),
-            held: held.subscribe(),
+            pod_resources: pod_resources.clone(),
+            dra_driver: options.dra_driver.clone(),
         };
         tasks.spawn(async move {
             manager.run().await;
@@ -239,7 +242,8 @@ async fn run_mps(
                 let gpu = machine.inventory.gpus.iter().find(|g| g.uuid == uuid);
                 gpu.and_then(|g| g.memory_total).unwrap_or(0) >> 20
             };
-            let trouble = daemons.reconcile(&driver, &offers, &memory).await.err().map(|e| e.to_string()).unwrap_or_default();
+            let trouble =
+                daemons.reconcile(&driver, &offers, &memory).await.err().map(|e| e.to_string()).unwrap_or_default();
             if trouble != complaint && !trouble.is_empty() {
                 tracing::error!(error = trouble, "MPS; trying again");
             }

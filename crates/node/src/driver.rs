@@ -103,6 +103,8 @@ pub struct Manner {
     pub cdi: cdi::Writer,
     /// Between two looks at the GPUs' health.
     pub look: Duration,
+    /// MIG instances that were made for claims.
+    pub ours: BTreeSet<Place>,
 }
 
 /// Between two full readings of everything.
@@ -119,6 +121,7 @@ impl Driver {
         let first = Arc::new(State::Missing("it was not looked for yet".into()));
         let driver =
             Arc::new(Self { state: watch::Sender::new(first), shared: Mutex::default(), woken: Condvar::new() });
+        driver.shared.lock().ours.clone_from(&manner.ours);
         let own = Arc::clone(&driver);
         std::thread::Builder::new()
             .name("driver".into())

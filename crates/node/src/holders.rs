@@ -2,13 +2,14 @@
 //! idle GPUs.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use slipway_store::Database;
 use tokio::sync::{Notify, watch};
+use tonic::transport::Channel;
 
 use crate::driver::State;
 use crate::kubelet::{self, pod_resources as api};
@@ -79,21 +80,13 @@ impl Watcher {
             }
             let answer = match channel.clone() {
                 None => None,
-                Some(open) => {
-                    let mut client = api::pod_resources_lister_client::PodResourcesListerClient::new(open)
-                        .max_decoding_message_size(64 << 20);
-                    client
-                        .list(api::ListPodResourcesRequest {})
-                        .await
-                        .map_err(|e| tracing::debug!(%e, "pod resources"))
-                        .ok()
-                }
+                Some(open) => list(open, &self.socket).await.map_err(|e| tracing::debug!(%e, "pod resources")).ok(),
             };
             match answer {
                 None => channel = None,
                 Some(answer) => {
                     let state = states.borrow().clone();
-                    let now = holders(&answer.into_inner(), &state, &self.dra_driver);
+                    let now = holders(&answer, &state, &self.dra_driver);
                     let changed = {
                         let known = held.borrow();
                         known.len() != now.len() || now.iter().any(|h| !known.contains_key(h))
@@ -121,6 +114,25 @@ impl Watcher {
             };
         }
     }
+}
+
+/// Asks the kubelet once.
+///
+/// # Errors
+/// [`NodeError::Kubelet`] when it does not answer.
+pub async fn ask(socket: &Path, state: &State, driver: &str) -> Result<Vec<Holder>, NodeError> {
+    let channel = kubelet::connect(socket).await?;
+    Ok(holders(&list(channel, socket).await?, state, driver))
+}
+
+async fn list(channel: Channel, socket: &Path) -> Result<api::ListPodResourcesResponse, NodeError> {
+    let mut client =
+        api::pod_resources_lister_client::PodResourcesListerClient::new(channel).max_decoding_message_size(64 << 20);
+    let answer = client.list(api::ListPodResourcesRequest {}).await;
+    answer.map(tonic::Response::into_inner).map_err(|status| NodeError::Kubelet {
+        path: socket.display().to_string(),
+        reason: status.message().to_owned(),
+    })
 }
 
 fn holders(answer: &api::ListPodResourcesResponse, state: &State, driver: &str) -> Vec<Holder> {

@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use slipway_gpu::inventory::Inventory;
-use slipway_gpu::mig;
-use tokio::sync::watch;
+use slipway_gpu::inventory::{Inventory, MigDevice};
+use slipway_gpu::{GpuError, mig};
 
 use crate::NodeError;
 use crate::cluster::{Cluster, Eviction, NODE};
 use crate::driver::Driver;
-use crate::holders::Held;
+use crate::holders;
 
 /// The wish.
 pub const LABEL: &str = "nvidia.com/mig.config";
@@ -37,8 +36,10 @@ pub struct Manager<C> {
     pub file: Option<PathBuf>,
     /// The driver.
     pub driver: Arc<Driver>,
-    /// Who holds what.
-    pub held: watch::Receiver<Held>,
+    /// Where the kubelet says who holds what.
+    pub pod_resources: PathBuf,
+    /// The name under which claims' devices are ours.
+    pub dra_driver: String,
 }
 
 /// A label of an object.
@@ -55,8 +56,8 @@ impl<C: Cluster> Manager<C> {
             let wish = node.borrow_and_update().as_ref().and_then(|n| label(n, LABEL).map(str::to_owned));
             if let Some(wish) = wish.filter(|w| done.as_ref() != Some(w)) {
                 match self.fulfil(&wish).await {
-                    // A wish that failed for good waits for another; a driver that is away is waited for.
-                    Err(NodeError::NoDriver(_)) => {}
+                    // A wish that failed for good waits for another; a driver or a kubelet that is away is waited for.
+                    Err(NodeError::NoDriver(_) | NodeError::Kubelet { .. }) => {}
                     _ => done = Some(wish),
                 }
             }
@@ -73,7 +74,7 @@ impl<C: Cluster> Manager<C> {
         self.driver.drain(BTreeSet::new()).await;
         let (state, reason, message) = match &outcome {
             Ok(message) => ("success", "MIGConfigured", message.clone()),
-            Err(NodeError::NoDriver(why)) => return Err(NodeError::NoDriver(why.clone())),
+            Err(NodeError::NoDriver(_) | NodeError::Kubelet { .. }) => return outcome.map(drop),
             Err(error) => ("failed", "MIGConfigurationFailed", format!("{wish}: {error}")),
         };
         tracing::info!(wish, state, message, "MIG");
@@ -97,63 +98,73 @@ impl<C: Cluster> Manager<C> {
         }
     }
 
-    async fn change(&self, wish: &str) -> Result<String, NodeError> {
-        let file = self.file.clone();
-        let name = wish.to_owned();
-        let (layouts, plan, inventory) = self
-            .driver
+    /// What is to be done now. Instances that were made for claims are the claims' business, and no part of a layout.
+    async fn plan(&self, wish: &str) -> Result<(Vec<mig::Layout>, mig::Plan, Inventory), NodeError> {
+        let (file, name) = (self.file.clone(), wish.to_owned());
+        let ours = self.driver.subscribe().borrow().machine().map(|m| m.ours.clone()).unwrap_or_default();
+        self.driver
             .with(move |nvml| {
-                let layouts = mig::layout(nvml)?;
+                let inventory = Inventory::collect(nvml)?;
+                let mut layouts = mig::layout(nvml)?;
+                for layout in &mut layouts {
+                    let devices = devices(&inventory, layout.gpu);
+                    let claimed = |i: &mig::Instance| devices.iter().any(|d| same(i, d) && ours.contains(&d.uuid));
+                    let kept = layout.instances.iter().zip(&layout.ids).filter(|(i, _)| !claimed(i));
+                    (layout.instances, layout.ids) = kept.map(|(i, id)| (i.clone(), *id)).unzip();
+                }
                 let config = match &file {
-                    Some(path) => mig::Config::parse(
-                        &std::fs::read_to_string(path)
-                            .map_err(|e| slipway_gpu::GpuError::Invalid(format!("{}: {e}", path.display())))?,
-                    )?,
+                    Some(path) => {
+                        let text = std::fs::read_to_string(path);
+                        let text = text.map_err(|e| GpuError::Invalid(format!("{}: {e}", path.display())))?;
+                        mig::Config::parse(&text)?
+                    }
                     None => built_in(&layouts),
                 };
                 let plan = mig::plan(&layouts, &mig::Wanted::Rules(config.layout(&name)?))?;
-                Ok((layouts, plan, Inventory::collect(nvml)?))
+                Ok((layouts, plan, inventory))
             })
-            .await?;
+            .await
+    }
+
+    async fn change(&self, wish: &str) -> Result<String, NodeError> {
+        let (_, plan, inventory) = self.plan(wish).await?;
         if plan.is_empty() {
             return Ok(format!("{wish} is what there is"));
         }
         self.tell("pending").await;
-        let (mut created, mut destroyed, mut kept) = (0, 0, 0);
-        for change in &plan.changes {
-            created += change.create.len();
-            destroyed += change.destroy.len();
-            kept += change.keep.len();
-        }
         let going = going(&inventory, &plan);
         self.driver.drain(going.clone()).await;
         self.evict(&going).await?;
-        self.driver
-            .with(move |nvml| {
-                // Who was in the way is gone now; the layouts are read again to know it.
-                let now = mig::layout(nvml)?;
-                if now != layouts {
-                    return Err(slipway_gpu::GpuError::InUse("the MIG layout was changed by somebody else".into()));
-                }
-                mig::apply(nvml, &now, &plan)
-            })
-            .await?;
-        Ok(format!("{wish}: {created} instances made, {destroyed} removed, {kept} kept"))
+        // Pods went, and with them what was made for their claims; the plan is made again for what is there now.
+        let (layouts, plan, inventory) = self.plan(wish).await?;
+        if !self::going(&inventory, &plan).is_subset(&going) {
+            return Err(GpuError::InUse("the MIG layout was changed by somebody else meanwhile".into()).into());
+        }
+        let count = |of: fn(&mig::Change) -> usize| plan.changes.iter().map(of).sum::<usize>();
+        let told = format!(
+            "{wish}: {} instances made, {} removed, {} kept",
+            count(|c| c.create.len()),
+            count(|c| c.destroy.len()),
+            count(|c| c.keep.len())
+        );
+        self.driver.with(move |nvml| mig::apply(nvml, &layouts, &plan)).await?;
+        Ok(told)
     }
 
-    /// Moves away the pods that hold what goes, and waits until they are gone.
+    /// Moves away the pods that hold what goes, and waits until they are gone, and what was made for their claims with them.
     async fn evict(&self, going: &BTreeSet<String>) -> Result<(), NodeError> {
         let deadline = tokio::time::Instant::now() + DRAIN;
         let mut asked: BTreeSet<(String, String)> = BTreeSet::new();
+        let mut calm = 0;
         loop {
-            let pods: BTreeSet<(String, String)> = self
-                .held
-                .borrow()
-                .keys()
-                .filter(|h| going.contains(&h.device))
-                .map(|h| (h.namespace.clone(), h.pod.clone()))
-                .collect();
-            if pods.is_empty() {
+            let state = self.driver.subscribe().borrow().clone();
+            let held = holders::ask(&self.pod_resources, &state, &self.dra_driver).await?;
+            let pods: BTreeSet<(String, String)> =
+                held.into_iter().filter(|h| going.contains(&h.device)).map(|h| (h.namespace, h.pod)).collect();
+            let claimed = state.machine().is_some_and(|m| m.ours.iter().any(|uuid| going.contains(uuid)));
+            calm = if pods.is_empty() && !claimed { calm + 1 } else { 0 };
+            // The kubelet tells of a pod a moment after it was given its devices.
+            if calm == 3 {
                 return Ok(());
             }
             for (namespace, pod) in &pods {
@@ -175,9 +186,18 @@ impl<C: Cluster> Manager<C> {
                     DRAIN.as_secs()
                 )));
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
+}
+
+fn devices(inventory: &Inventory, gpu: u32) -> Vec<MigDevice> {
+    let found = inventory.gpus.iter().find(|g| g.index == gpu);
+    found.and_then(|g| g.mig.as_ref()).map(|m| m.devices.clone()).unwrap_or_default()
+}
+
+fn same(instance: &mig::Instance, device: &MigDevice) -> bool {
+    instance.at.start == device.start && instance.at.size == device.size
 }
 
 /// UUIDs of what a plan removes: MIG devices, and whole GPUs whose mode changes.
@@ -188,10 +208,9 @@ fn going(inventory: &Inventory, plan: &mig::Plan) -> BTreeSet<String> {
         if change.mode.is_some() {
             found.insert(gpu.uuid.clone());
         }
-        for device in gpu.mig.iter().flat_map(|m| &m.devices) {
-            let same = |i: &mig::Instance| i.at.start == device.start && i.at.size == device.size;
-            if change.destroy.iter().any(same) {
-                found.insert(device.uuid.clone());
+        for device in devices(inventory, change.gpu) {
+            if change.mode.is_some() || change.destroy.iter().any(|i| same(i, &device)) {
+                found.insert(device.uuid);
             }
         }
     }

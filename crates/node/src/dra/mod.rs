@@ -10,6 +10,7 @@
 mod prepare;
 mod slices;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use tonic::{Request, Response, Status};
 
 use crate::NodeError;
 use crate::cluster::Cluster;
-use crate::driver::{Driver, Machine, State};
+use crate::driver::{Driver, Machine, Place, State};
 use crate::kubelet;
 use crate::kubelet::dra as api;
 use crate::kubelet::dra_health as health;
@@ -30,6 +31,14 @@ use crate::kubelet::registration;
 
 /// The driver's name, unless another is asked for.
 pub const DRIVER: &str = "gpu.slipway.dev";
+
+/// The MIG instances that were made for claims before this agent started.
+///
+/// # Errors
+/// The store's.
+pub async fn owned(database: &Database) -> Result<BTreeSet<Place>, NodeError> {
+    prepare::owned(database).await
+}
 
 /// The device of a claim, as our slices name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,11 +129,6 @@ impl<C> Clone for Dra<C> {
 impl<C: Cluster> Dra<C> {
     /// Runs for ever.
     pub async fn run(self) {
-        // Until it is known what was made for claims, nothing may be said about what is there.
-        while let Err(error) = prepare::own(&self).await {
-            tracing::error!(%error, "the record of prepared claims cannot be read; trying again");
-            tokio::time::sleep(Duration::from_secs(5)).await;
-        }
         let publisher = self.clone();
         tokio::join!(self.serve(), slices::publish(publisher));
     }

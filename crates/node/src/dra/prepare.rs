@@ -3,16 +3,18 @@
 //! What was made for a claim is written down before it is made, so that an agent that is killed in between gives it back all the
 //! same. Preparing twice is preparing once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use slipway_gpu::GpuError;
 use slipway_gpu::mig::{self, Change, Instance, Plan};
 use slipway_gpu::nvml::{Nvml, Placement};
+use slipway_store::Database;
 
 use super::{Dra, Named, named, uuid_of};
 use crate::cluster::{Cluster, RESOURCE_CLAIM};
+use crate::driver::Place;
 use crate::kubelet::dra as api;
 use crate::{NodeError, cdi, repo};
 
@@ -112,12 +114,15 @@ pub(super) async fn unprepare<C: Cluster>(dra: &Dra<C>, uid: &str) -> Result<(),
     own(dra).await
 }
 
-/// Tells the driver which instances come and go with claims.
-pub(super) async fn own<C: Cluster>(dra: &Dra<C>) -> Result<(), NodeError> {
-    let all = dra.database.read(repo::claims).await?;
+/// The MIG instances that were made for claims, from the record.
+pub(super) async fn owned(database: &Database) -> Result<BTreeSet<Place>, NodeError> {
+    let all = database.read(repo::claims).await?;
     let records = all.iter().filter_map(|(_, text)| serde_json::from_str::<Prepared>(text).ok());
-    let places = records.flat_map(|r| r.made.into_values().map(|m| (m.gpu, m.profile, m.start))).collect();
-    dra.driver.own(places).await;
+    Ok(records.flat_map(|r| r.made.into_values().map(|m| (m.gpu, m.profile, m.start))).collect())
+}
+
+async fn own<C: Cluster>(dra: &Dra<C>) -> Result<(), NodeError> {
+    dra.driver.own(owned(&dra.database).await?).await;
     Ok(())
 }
 

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""The Helm chart and `slipway up --kube` make the same objects: Helm's own program renders the one, slipway prints the other.
+
+    conformance/kube/chart.py --slipway target/release/slipway --helm helm
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import yaml
+
+CHART = pathlib.Path(__file__).resolve().parents[2] / "deploy/helm/slipway"
+# Left out of the comparison, each with its reason.
+ONLY_ONE_SIDE = {
+    "Namespace": "Helm makes it itself (--create-namespace)",
+    "Secret": "its token is random; slipway makes it when it is missing, the chart by a hook",
+}
+VALUES = {
+    "defaults": {},
+    "claims": {"node": {"offer": "dra", "draDriver": "gpu.nvidia.com"}},
+    "everything": {
+        "image": {"repository": "registry.example/slipway", "tag": "1.2.3"}, "imagePullSecrets": [{"name": "pull"}],
+        "server": {"storage": {"class": "fast", "size": "1Ti"}, "nodeSelector": {"a": "b"}, "tokenSecret": "mine"},
+        "node": {"config": {"default": "version: v1\nflags: {}\n", "slices": "version: v1\n"}, "migConfig": "version: v1\nmig-configs: {}\n",
+                 "env": {"A": "1", "B": "two"}, "privileged": False, "runtimeClassName": "nvidia", "nodeSelector": {"gpu": "true"}},
+        "serviceMonitor": {"enabled": True, "interval": "10s"},
+    },
+    "least": {"server": {"enabled": False}, "networkPolicy": False, "deviceClasses": {"enabled": False}},
+    "server": {"node": {"enabled": False}, "server": {"storage": {"ephemeral": True}}},
+    "claim": {"server": {"storage": {"existingClaim": "there"}}, "deviceClasses": {"extendedResourceName": ""}},
+}
+
+
+def plain(objects):
+    """By kind and name; empty maps and lists say nothing to the API server."""
+    def strip(value):
+        if isinstance(value, dict):
+            kept = {k: strip(v) for k, v in value.items()}
+            return {k: v for k, v in kept.items() if v not in ({}, [], None) or k in ("emptyDir", "podSelector")}
+        if isinstance(value, list):
+            return [strip(v) for v in value]
+        return value
+
+    return {(o["kind"], o["metadata"]["name"]): strip(o) for o in objects if o and o["kind"] not in ONLY_ONE_SIDE}
+
+
+def differences(a, b, path=""):
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted({*a, *b}, key=str):
+            yield from differences(a.get(key), b.get(key), f"{path}/{key}")
+    elif a != b:
+        yield f"{path}: chart {json.dumps(a)}, slipway {json.dumps(b)}"
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--slipway", required=True)
+    parser.add_argument("--helm", required=True)
+    options = parser.parse_args()
+
+    def run(*words):
+        done = subprocess.run(words, text=True, capture_output=True)
+        if done.returncode:
+            sys.exit(f"{' '.join(words)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    print(run(options.helm, "lint", "--strict", str(CHART)).strip().splitlines()[-1])
+    failed = 0
+    for name, values in VALUES.items():
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            json.dump(values, file)
+            file.flush()
+            charted = run(options.helm, "template", "slipway", str(CHART), "--namespace", "ml", "--kube-version", "1.36.0", "-f", file.name)
+            printed = run(options.slipway, "up", "--kube", "-n", "ml", "--values", file.name, "--dry-run", "-o", "yaml")
+        found = list(differences(plain(yaml.safe_load_all(charted)), plain(yaml.safe_load_all(printed))))
+        print(f"{'FAIL' if found else 'ok  '} chart: {name}")
+        for line in found[:20]:
+            print("     " + line)
+        failed += bool(found)
+    print(f"chart: {len(VALUES) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
