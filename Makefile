@@ -5,6 +5,8 @@
 #   make lint          formatting, clippy, dependency directions, UI types
 #   make conformance   the official clients against slipway and the originals
 #   make ui-test       the UI in a real browser
+#   make lab           a real Kubernetes with simulated GPUs on this machine (make lab-down ends it)
+#   make test-lab      the node agent and the installation on it
 #   make book          the guide, and its commands
 #   make bench         side by side with MLflow, MLServer and NVIDIA's tools
 
@@ -17,7 +19,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/slipway
 PEERS := $(CACHE)/peers
 DEMO := .slipway-demo
 
-.PHONY: help demo test lint conformance ui ui-test book bench bench-track bench-serve bench-gpu binary tools clean
+.PHONY: help demo test lint conformance ui ui-test book lab lab-down lab-programs test-lab bench bench-track bench-serve bench-gpu binary tools clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,6 +51,7 @@ lint: ui
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	scripts/dependency-directions.py
+	@if command -v go >/dev/null; then test -z "$$(gofmt -l lab)" && go vet -C lab ./...; else echo "Go is missing: lab/ is not checked"; fi
 	cd web && npm run --silent check
 
 # The originals, in environments of their own outside the clone, keyed by what is installed.
@@ -79,11 +82,35 @@ $(NVIDIA_CTK):
 	  GOBIN=$(dir $@) GOFLAGS=-modcacherw go install github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-ctk@$(NVIDIA_CTK_VERSION) 2>$(PEERS)/nvidia-ctk.log || { tail -5 $(PEERS)/nvidia-ctk.log; echo "nvidia-ctk could not be built: CDI specifications are not compared with its own"; }; \
 	else echo "Go is missing: CDI specifications are not compared with nvidia-ctk's"; fi
 
-conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(NVIDIA_CTK)
+conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(NVIDIA_CTK) $(HELM)
 	$(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY)
 	$(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
 	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY)
 	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) $(if $(shell command -v go),--nvidia-ctk $(NVIDIA_CTK))
+	$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) --helm $(HELM)
+
+# Kubernetes itself, built once a machine; it needs nothing of ours, so it may be built while cargo works.
+lab-programs:
+	@scripts/lab-tools.sh
+	@mkdir -p $(CACHE)/lab
+	go build -C lab -trimpath -buildvcs=false -o $(CACHE)/lab/lab .
+	$(CACHE)/lab/lab --source lab build
+
+lab: binary lab-programs
+	$(SLIPWAY) lab up --nodes 2 --gpus a100x8,t4
+
+lab-down: binary
+	$(SLIPWAY) lab down
+
+test-lab: binary lab-programs
+	python3 testkit/lab/run.py $(SLIPWAY)
+
+# Helm, built from its Go module, to compare the chart with what slipway applies.
+HELM_VERSION := v3.21.4
+HELM := $(PEERS)/helm-$(HELM_VERSION)/helm
+$(HELM):
+	@echo "building helm $(HELM_VERSION) with go install"
+	GOBIN=$(dir $@) GOFLAGS=-modcacherw go install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
 
 ui-test: binary
 	scripts/ui-test.sh

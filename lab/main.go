@@ -8,6 +8,7 @@
 //	lab exec NODE CMD    runs a command on a node
 //	lab image OUT NAME:TAG ENTRYPOINT FILE=PLACE...   makes an image without Docker
 //	lab import FILE      hands an image to all nodes
+//	lab simulate SLIPWAY FAKE_NVML FIXTURE...   gives each node GPUs that answer from a fixture
 package main
 
 import (
@@ -142,6 +143,11 @@ func run(folder, source string, nodes int, verb string, rest []string) error {
 			return err
 		}
 		return syscall.Exec("/usr/bin/nsenter", append(inside, rest[1:]...), os.Environ())
+	case "simulate":
+		if err := need(rest, 3, "simulate SLIPWAY FAKE_NVML FIXTURE..."); err != nil {
+			return err
+		}
+		return l.simulate(rest[0], rest[1], rest[2:])
 	case "import":
 		if err := need(rest, 1, "import FILE"); err != nil {
 			return err

@@ -10,9 +10,7 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = pathlib.Path("/run/slipway-lab")
-DRIVER = "580.95.05"
 NAMESPACE = "slipway-system"
 
 
@@ -28,7 +26,7 @@ def eventually(what, ask, limit=60, every=0.3):
             last = ask()
             if last:
                 return last
-        except (subprocess.CalledProcessError, KeyError, IndexError, ValueError, OSError) as error:
+        except (Failed, KeyError, IndexError, ValueError, OSError) as error:
             last = error
         time.sleep(every)
     raise Failed(f"{what}: not within {limit} s; last: {last}")
@@ -48,12 +46,9 @@ class Lab:
     def up(self):
         subprocess.run([self.binary, "lab", "down"], check=True)
         started = time.monotonic()
-        self.kubeconfig = self.lab("up", "--nodes", str(len(self.fixtures))).strip()
+        self.kubeconfig = self.lab("up", "--nodes", str(len(self.fixtures)), "--gpus", ",".join(self.fixtures.values())).strip()
         self.bin = json.loads((RUN / "lab.json").read_text())["bin"]
         print(f"     the lab is up after {time.monotonic() - started:.1f} s")
-        for node, fixture in self.fixtures.items():
-            self.install_driver(node, fixture)
-        self.images()
 
     def down(self):
         self.lab("down")
@@ -62,53 +57,12 @@ class Lab:
     def driver(self, node):
         return RUN / node / "nvidia" / "driver"
 
-    def install_driver(self, node, fixture):
-        """A driver's files and device nodes. Real character devices stand in for the GPUs', as only their numbers differ."""
-        root = self.driver(node)
-        for path in ["usr/bin/nvidia-smi", f"usr/lib/x86_64-linux-gnu/libcuda.so.{DRIVER}",
-                     f"usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{DRIVER}"]:
-            root.joinpath(path).parent.mkdir(parents=True, exist_ok=True)
-            root.joinpath(path).touch()
-        control = root / "usr/bin/nvidia-cuda-mps-control"
-        # What the real one does for who calls it: -f stays, otherwise orders are read from its input.
-        control.write_text('#!/bin/sh\necho "$0 $* devices=$CUDA_VISIBLE_DEVICES" >> "$CUDA_MPS_LOG_DIRECTORY/calls"\n'
-                           'if [ "$1" = -f ]; then exec sleep 100000; fi\ncat >> "$CUDA_MPS_LOG_DIRECTORY/orders"\n')
-        control.chmod(0o755)
-        minors, number = [], 1
-        for gpu in range(8):
-            for instance in range(15):
-                for path in [f"gpu{gpu}/gi{instance}/access", f"gpu{gpu}/gi{instance}/ci0/access"]:
-                    minors.append(f"{path} {number}")
-                    number += 1
-        proc = root / "proc/driver/nvidia-caps/mig-minors"
-        proc.parent.mkdir(parents=True, exist_ok=True)
-        proc.write_text("\n".join(minors) + "\n")
-        (root / "dev/nvidia-caps").mkdir(parents=True, exist_ok=True)
-        names = ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"] + [f"nvidia{n}" for n in range(8)]
-        names += [f"nvidia-caps/nvidia-cap{n}" for n in range(1, number)]
-        for name in names:
-            with contextlib.suppress(FileExistsError):
-                os.mknod(root / "dev" / name, 0o666 | 0o020000, os.makedev(1, 3))
-        (root / "fixture.yaml").write_text((ROOT / f"testkit/fake-nvml/fixtures/{fixture}.yaml").read_text())
-        (root / "control").write_text("")
-
     def control(self, node, *lines):
         """What happens to a node's GPUs, in the words of the fake NVML's control file."""
         file = self.driver(node) / "control"
         new = file.with_suffix(".new")
         new.write_text("".join(line + "\n" for line in lines))
         new.rename(file)
-
-    def images(self):
-        folder = os.path.dirname(self.binary)
-        slipway, tool = self.folder / "slipway.tar", self.folder / "busybox.tar"
-        self.lab("do", "image", str(slipway), "lab.local/slipway:1", "/usr/bin/slipway", f"{self.binary}=/usr/bin/slipway",
-                 f"{folder}/libslipway_fake_nvml.so=/usr/lib/libslipway_fake_nvml.so", "/bin/busybox=/bin/busybox",
-                 "@busybox=/bin/sh", "@busybox=/bin/sleep", "@busybox=/bin/cat")
-        links = [f"@busybox=/bin/{name}" for name in ["sh", "sleep", "env", "ls", "cat", "echo", "true", "wget"]]
-        self.lab("do", "image", str(tool), "lab.local/tool:1", "/bin/sh", "/bin/busybox=/bin/busybox", *links)
-        for image in [slipway, tool]:
-            self.lab("do", "import", str(image))
 
     def kubectl(self, *words, given=None, check=True):
         command = [f"{self.bin}/kubectl", "--kubeconfig", self.kubeconfig, *words]
@@ -132,11 +86,10 @@ class Lab:
 
     def install(self, **more):
         """Puts slipway into the cluster as a user would; answers what it said."""
-        values = {"image": {"repository": "lab.local/slipway", "tag": "1", "pullPolicy": "Never"}, "server": {"enabled": False}}
-        values.update(more)
-        file = self.folder / "values.yaml"
-        file.write_text(json.dumps(values))
-        return self.slipway("up", "--kube", "--yes", "--wait", "120", "--values", str(file)).stderr
+        file = self.folder / "values.json"
+        file.write_text(json.dumps(more))
+        values = ["--values", str(RUN / "values.yaml"), "--values", str(file)]
+        return self.slipway("up", "--kube", "--yes", "--wait", "120", *values).stderr
 
     def node(self, name):
         return self.get("node", name)

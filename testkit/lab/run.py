@@ -6,6 +6,7 @@
 KEEP=1 leaves the lab up.
 """
 
+import base64
 import json
 import os
 import re
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import time
 import traceback
+import urllib.error
+import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from lib import NAMESPACE, Failed, Lab, eventually
@@ -50,6 +53,9 @@ mig-configs:
   impossible:
     - {devices: [0], mig-enabled: true, mig-devices: {"3g.40gb": 3}}
 """
+
+
+VALUES = {"node": {"config": CONFIGS, "migConfig": MIG_CONFIG}}
 
 
 def test(function):
@@ -328,6 +334,29 @@ def the_api_server_may_go_away(lab):
 
 
 @test
+def the_control_plane_runs_under_the_strictest_standard(lab):
+    warned = subprocess.run([f"{lab.bin}/kubectl", "--kubeconfig", lab.kubeconfig, "label", "--dry-run=server", "--overwrite", "namespace",
+                             NAMESPACE, "pod-security.kubernetes.io/enforce=restricted"], text=True, capture_output=True).stderr
+    assert "slipway-node" in warned and not re.search(r"slipway-[0-9a-f]{6,}-", warned), warned
+    pod = [p for p in lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=server")["items"]][0]
+    secret = lab.get("secret", "-n", NAMESPACE, "slipway-tokens")["data"]["tokens"]
+    token = base64.b64decode(secret).decode().strip()
+
+    def ask(path, headers, body=None):
+        request = urllib.request.Request(f"http://{pod['status']['podIP']}:7070{path}", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    body = json.dumps({"experiment_id": "0"}).encode()
+    headers = {"content-type": "application/json"}
+    assert ask("/api/2.0/mlflow/runs/create", headers, body) == 401
+    assert ask("/api/2.0/mlflow/runs/create", {**headers, "authorization": f"Bearer {token}"}, body) == 200
+
+
+@test
 def an_agent_may_change_its_own_node_only(lab):
     name = lab.agent("n1")["metadata"]["name"]
     token = lab.kubectl("-n", NAMESPACE, "exec", name, "--", "cat", "/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -350,7 +379,19 @@ def an_agent_may_change_its_own_node_only(lab):
 def claims_get_gpus_and_partitions(lab):
     """The same nodes, offered as devices for claims."""
     lab.set_label("n1", MIG, "all-disabled")
-    lab.install(node={**node_values(), "offer": "dra"})
+    lab.install(node={**VALUES["node"], "offer": "dra"})
+    try:
+        claims(lab)
+    finally:
+        lab.control("n1")
+        lab.set_label("n1", MIG, "all-disabled")
+        eventually("MIG is off", lambda: lab.labels("n1").get(STATE) == "success" and any(
+            d["name"] == "gpu-7" for s in lab.get("resourceslices")["items"] for d in s["spec"].get("devices", [])), 90)
+        lab.install(**VALUES)
+    offers(lab, "n1", {GPU: 8}, 90)
+
+
+def claims(lab):
     slices = eventually("slices", lambda: [s for s in lab.get("resourceslices")["items"] if s["spec"]["nodeName"] == "n1"])
     devices = [d for s in slices for d in s["spec"].get("devices", [])]
     first = next(d for d in devices if d["name"] == "gpu-0")
@@ -373,7 +414,6 @@ def claims_get_gpus_and_partitions(lab):
         two, old = lab.gpus_inside(ns, "two"), lab.gpus_inside(ns, "old")
         assert len(two) == 2 and len(old) == 1 and not set(two) & set(old), (two, old)
         eventually("holders", lambda: {h["holder"]["pod"] for h in json.loads(lab.http("n1", "/api/v1/node"))["holders"]} == {"two", "old"})
-        status = lab.get("-n", ns, "pod", "two")["status"]
         # Partitions: the instance is made for the pod and goes with it.
         lab.delete(ns, "two", "old")
         lab.set_label("n1", MIG, "all-enabled")
@@ -399,16 +439,11 @@ def claims_get_gpus_and_partitions(lab):
         lab.control("n1")
         eventually("no taints", lambda: not tainted())
         assert not lab.get("-n", ns, "resourceclaims")["items"], "claims of pods go with them"
-    lab.set_label("n1", MIG, "all-disabled")
-    eventually("MIG is off", lambda: lab.labels("n1").get(STATE) == "success" and any(
-        d["name"] == "gpu-7" for s in lab.get("resourceslices")["items"] for d in s["spec"].get("devices", [])))
-    lab.install(node=node_values())
-    offers(lab, "n1", {GPU: 8}, 90)
 
 
 @test
 def installing_again_changes_nothing_and_removing_leaves_nothing(lab):
-    said = lab.install(node=node_values())
+    said = lab.install(**VALUES)
     assert "0 objects" not in said and "~" not in said and "+ " not in said, said
     resident = [line for line in open(f"/proc/{lab.agent_pid('n1')}/status") if line.startswith("VmRSS")][0]
     print(f"     the agent's memory: {resident.split()[1]} kB")
@@ -424,26 +459,13 @@ def installing_again_changes_nothing_and_removing_leaves_nothing(lab):
     assert not [c for c in lab.node("n1")["status"]["conditions"] if "slipway" in c["type"]]
 
 
-def node_values():
-    return {
-        "privileged": False, "driverRoot": "/run/nvidia/driver", "cdiDir": "/run/cdi", "recoverAfter": 3,
-        "config": CONFIGS, "migConfig": MIG_CONFIG,
-        "env": {
-            "SLIPWAY_NVML_LIB": "/usr/lib/libslipway_fake_nvml.so",
-            "SLIPWAY_FAKE_NVML_FIXTURE": "/host/driver/fixture.yaml",
-            "SLIPWAY_FAKE_NVML_CONTROL": "/host/driver/control",
-            "SLIPWAY_FAKE_NVML_STATE": "/var/lib/slipway/fake-nvml.json",
-        },
-    }
-
-
 def main():
     binary, names = sys.argv[1], sys.argv[2:] or list(TESTS)
     lab = Lab(binary, {"n1": "a100x8", "n2": "t4"})
     failed = []
     try:
         lab.up()
-        print(lab.install(node=node_values()).strip().splitlines()[-1])
+        print(lab.install(**VALUES).strip().splitlines()[-1])
         for name in names:
             started = time.monotonic()
             try:

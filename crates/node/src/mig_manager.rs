@@ -63,7 +63,7 @@ impl<C: Cluster> Manager<C> {
             }
             tokio::select! {
                 changed = node.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(Duration::from_secs(10)) => {}
+                () = tokio::time::sleep(Duration::from_secs(2)) => {}
             }
         }
     }
@@ -101,7 +101,10 @@ impl<C: Cluster> Manager<C> {
     /// What is to be done now. Instances that were made for claims are the claims' business, and no part of a layout.
     async fn plan(&self, wish: &str) -> Result<(Vec<mig::Layout>, mig::Plan, Inventory), NodeError> {
         let (file, name) = (self.file.clone(), wish.to_owned());
-        let ours = self.driver.subscribe().borrow().machine().map(|m| m.ours.clone()).unwrap_or_default();
+        // Until the driver was looked at once, nobody knows what belongs to claims.
+        let state = self.driver.subscribe().borrow().clone();
+        let machine = state.machine().ok_or_else(|| NodeError::NoDriver("it was not looked at yet".into()))?;
+        let ours = machine.ours.clone();
         self.driver
             .with(move |nvml| {
                 let inventory = Inventory::collect(nvml)?;

@@ -172,9 +172,9 @@ pub(crate) struct Kube {
     /// Namespace of the installation
     #[arg(short, long, default_value = "slipway-system", requires = "kube")]
     pub(crate) namespace: String,
-    /// Values, as the Helm chart takes them
+    /// Values, as the Helm chart takes them; of several files the last wins
     #[arg(long, value_name = "FILE", requires = "kube")]
-    pub(crate) values: Option<PathBuf>,
+    pub(crate) values: Vec<PathBuf>,
     /// In place of the image of the values
     #[arg(long, value_name = "NAME:TAG", requires = "kube")]
     pub(crate) image: Option<String>,
@@ -194,6 +194,9 @@ pub(crate) enum Lab {
         /// Nodes besides the control plane; 0 needs no root
         #[arg(long, default_value_t = 2)]
         nodes: u32,
+        /// Simulated GPUs of the nodes, by the names of fixtures; one name is for all
+        #[arg(long, value_delimiter = ',', value_name = "FIXTURE")]
+        gpus: Vec<String>,
     },
     /// End it without a trace
     #[command(after_help = "Example:\n  slipway lab down")]

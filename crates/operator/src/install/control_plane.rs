@@ -54,7 +54,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
                     "name": "slipway",
                     "image": values.image_name(),
                     "imagePullPolicy": values.image.pull_policy,
-                    "args": ["up", "--home=/var/lib/slipway", "--listen=0.0.0.0:7070", "--inference-listen=0.0.0.0:7071",
+                    "args": ["up", "--home=/var/lib/slipway/home", "--listen=0.0.0.0:7070", "--inference-listen=0.0.0.0:7071",
                         "--grpc-listen=0.0.0.0:7072", "--token-file=/etc/slipway/tokens/tokens"],
                     "ports": container_ports,
                     "startupProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 1, "failureThreshold": 120},

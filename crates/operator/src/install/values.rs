@@ -104,16 +104,16 @@ pub struct ServiceMonitor {
 const DEFAULTS: &str = include_str!("../../../../deploy/helm/slipway/values.yaml");
 
 impl Values {
-    /// The defaults, changed by a file's text.
+    /// The defaults, changed by the texts of files, one after the other.
     ///
     /// # Errors
     /// [`KubeError::Invalid`] that names the mistake.
-    pub fn read(namespace: &str, text: Option<&str>) -> Result<Self, KubeError> {
+    pub fn read(namespace: &str, texts: &[String]) -> Result<Self, KubeError> {
         let parse = |text: &str| -> Result<Value, KubeError> {
             serde_saphyr::from_str(text).map_err(|e| KubeError::Invalid(format!("the values: {e}")))
         };
         let mut merged = parse(DEFAULTS)?;
-        if let Some(text) = text {
+        for text in texts {
             merge(&mut merged, parse(text)?);
         }
         let mut values: Self =
@@ -153,17 +153,17 @@ mod tests {
 
     #[test]
     fn the_charts_file_names_every_value() {
-        let values = Values::read("slipway-system", None).unwrap();
+        let values = Values::read("slipway-system", &[]).unwrap();
         let file: Value = serde_saphyr::from_str(DEFAULTS).unwrap();
         assert_eq!(serde_json::to_value(&values).unwrap(), file);
     }
 
     #[test]
     fn a_file_changes_what_it_names() {
-        let values = Values::read("a", Some("node: {offer: dra}\nimage: {tag: \"9\"}")).unwrap();
+        let values = Values::read("a", &["node: {offer: dra}\nimage: {tag: \"9\"}".into()]).unwrap();
         assert_eq!((values.node.offer.as_str(), values.image.tag.as_str()), ("dra", "9"));
         assert_eq!(values.node.kubelet_dir, "/var/lib/kubelet");
-        assert!(Values::read("a", Some("nodes: {}")).unwrap_err().to_string().contains("nodes"));
-        assert!(Values::read("a", Some("node: {offer: both}")).unwrap_err().to_string().contains("both"));
+        assert!(Values::read("a", &["nodes: {}".into()]).unwrap_err().to_string().contains("nodes"));
+        assert!(Values::read("a", &["node: {offer: both}".into()]).unwrap_err().to_string().contains("both"));
     }
 }

@@ -13,16 +13,16 @@ use crate::output::{Table, agreed, print, print_text, say};
 const SECRET: Resource<'static> = Resource { group: "", version: "v1", kind: "Secret", plural: "secrets" };
 
 fn values(kube: &Kube) -> Result<Values, Failure> {
-    let text = match &kube.values {
-        None => None,
-        Some(path) => Some(std::fs::read_to_string(path).map_err(|e| Failure::Error {
+    let mut texts = Vec::new();
+    for path in &kube.values {
+        texts.push(std::fs::read_to_string(path).map_err(|e| Failure::Error {
             message: format!("{}: {e}", path.display()),
             code: "kube.invalid",
             hint: None,
             exit: 2,
-        })?),
-    };
-    let mut values = Values::read(&kube.namespace, text.as_deref())?;
+        })?);
+    }
+    let mut values = Values::read(&kube.namespace, &texts)?;
     if let Some((repository, tag)) = kube.image.as_deref().map(|i| i.rsplit_once(':').unwrap_or((i, "latest"))) {
         values.image.repository = repository.into();
         values.image.tag = tag.into();

@@ -15,6 +15,10 @@ use crate::cli::Lab;
 #[include = "*/go.*"]
 struct Sources;
 
+#[derive(rust_embed::Embed)]
+#[folder = "../../testkit/fake-nvml/fixtures"]
+struct Fixtures;
+
 fn failed(message: impl Into<String>) -> Failure {
     let hint = slipway_core::explain::find("lab.failed").map(|t| t.remedy.to_owned());
     Failure::Error { message: message.into(), code: "lab.failed", hint, exit: 1 }
@@ -57,14 +61,48 @@ pub(super) fn run(verb: Lab) -> Result<(), Failure> {
     if !built.success() {
         return Err(failed("the lab could not be built"));
     }
-    let mut command = Command::new(&program);
-    command.arg("--source").arg(&source);
-    match verb {
-        Lab::Up { nodes } => command.args(["--nodes", &nodes.to_string(), "up"]),
-        Lab::Down => command.arg("down"),
-        Lab::Status => command.arg("status"),
-        Lab::Do { words } => command.args(words),
+    let lab = || {
+        let mut command = Command::new(&program);
+        command.arg("--source").arg(&source);
+        command
     };
+    let mut command = lab();
+    match verb {
+        Lab::Up { nodes, gpus } => {
+            let up = lab().args(["--nodes", &nodes.to_string(), "up"]).status();
+            if !up.is_ok_and(|s| s.success()) {
+                return Err(failed("the lab did not come up"));
+            }
+            if gpus.is_empty() {
+                return Ok(());
+            }
+            simulate(&mut command, &source, nodes, &gpus)?;
+            // The values' path is for people; scripts want the configuration alone.
+            command.stdout(std::process::Stdio::null());
+        }
+        Lab::Down => drop(command.arg("down")),
+        Lab::Status => drop(command.arg("status")),
+        Lab::Do { words } => drop(command.args(words)),
+    }
     // Its exit code and its output are the command's own.
     Err(failed(command.exec().to_string()))
+}
+
+/// What gives every node GPUs that answer from a fixture.
+fn simulate(command: &mut Command, source: &Path, nodes: u32, gpus: &[String]) -> Result<(), Failure> {
+    let program = std::env::current_exe().map_err(|e| failed(e.to_string()))?;
+    let library = program.with_file_name("libslipway_fake_nvml.so");
+    command.arg("simulate").arg(&program).arg(&library);
+    for node in 0..nodes as usize {
+        let name = gpus.get(node).or_else(|| gpus.last().filter(|_| gpus.len() == 1));
+        let name = name.ok_or_else(|| failed(format!("{} fixtures for {nodes} nodes", gpus.len())))?;
+        let Some(file) = Fixtures::get(&format!("{name}.yaml")) else {
+            let known: Vec<String> = Fixtures::iter().map(|n| n.trim_end_matches(".yaml").to_owned()).collect();
+            return Err(failed(format!("there is no fixture '{name}'; there is {}", known.join(", "))));
+        };
+        let path = source.join(format!("{name}.yaml"));
+        std::fs::write(&path, &file.data).map_err(|e| failed(format!("{}: {e}", path.display())))?;
+        command.arg(path);
+    }
+    Ok(())
 }

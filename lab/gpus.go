@@ -1,0 +1,135 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// Simulated GPUs: the files of a driver on every node, and images with slipway and its fake NVML, so that everything above the
+// hardware is real. Changing NODE/nvidia/driver/control changes what happens to a node's GPUs (testkit/fake-nvml).
+
+const driverVersion = "580.95.05"
+
+// The programs that a container of the tool image has, all of them busybox.
+var tools = []string{"sh", "sleep", "env", "ls", "cat", "echo", "true", "wget", "sort", "grep", "id"}
+
+func (l *lab) simulate(slipway, library string, fixtures []string) error {
+	if len(fixtures) != l.Nodes {
+		return fmt.Errorf("%d fixtures for %d nodes", len(fixtures), l.Nodes)
+	}
+	busybox := "/bin/busybox"
+	if _, err := os.Stat(busybox); err != nil {
+		return errors.New("busybox is needed in containers and not installed: apt-get install busybox-static")
+	}
+	for i, fixture := range fixtures {
+		if err := l.installDriver(nodeName(i+1), fixture); err != nil {
+			return err
+		}
+	}
+	links := func(names ...string) []string {
+		files := []string{busybox + "=/bin/busybox"}
+		for _, name := range names {
+			files = append(files, "@busybox=/bin/"+name)
+		}
+		return files
+	}
+	images := []struct {
+		name, entrypoint string
+		files            []string
+	}{
+		{"slipway", "/usr/bin/slipway", append(links("sh", "sleep", "cat"), slipway+"=/usr/bin/slipway", library+"=/usr/lib/libslipway_fake_nvml.so")},
+		{"tool", "/bin/sh", links(tools...)},
+	}
+	for _, image := range images {
+		file := filepath.Join(l.folder, "images", image.name+".tar")
+		if err := writeImage(file, "lab.local/"+image.name+":1", []string{image.entrypoint}, image.files); err != nil {
+			return err
+		}
+		for i := 1; i <= l.Nodes; i++ {
+			if err := l.importImage(nodeName(i), file); err != nil {
+				return err
+			}
+		}
+	}
+	values := filepath.Join(l.folder, "values.yaml")
+	if err := os.WriteFile(values, []byte(simulatedValues), 0o644); err != nil {
+		return err
+	}
+	fmt.Println(values)
+	return nil
+}
+
+// Values for `slipway up --kube`: the image that was made, and NVML's stand-in. Nothing here needs a privileged container.
+const simulatedValues = `image: {repository: lab.local/slipway, tag: "1", pullPolicy: Never}
+server:
+  storage: {ephemeral: true}
+node:
+  privileged: false
+  driverRoot: /run/nvidia/driver
+  cdiDir: /run/cdi
+  recoverAfter: 3
+  env:
+    SLIPWAY_NVML_LIB: /usr/lib/libslipway_fake_nvml.so
+    SLIPWAY_FAKE_NVML_FIXTURE: /host/driver/fixture.yaml
+    SLIPWAY_FAKE_NVML_CONTROL: /host/driver/control
+    SLIPWAY_FAKE_NVML_STATE: /var/lib/slipway/fake-nvml.json
+`
+
+// What the real program does for who calls it: with -f it stays, otherwise it reads orders.
+const mpsControl = `#!/bin/sh
+echo "$0 $* devices=$CUDA_VISIBLE_DEVICES" >> "$CUDA_MPS_LOG_DIRECTORY/calls"
+if [ "$1" = -f ]; then exec sleep 100000; fi
+cat >> "$CUDA_MPS_LOG_DIRECTORY/orders"
+`
+
+// installDriver lays out what a driver has: libraries, programs, MIG's list of capabilities, device nodes. Character devices of
+// the machine stand in for the GPUs', as only their numbers differ.
+func (l *lab) installDriver(node, fixture string) error {
+	root := filepath.Join(l.nodeFolder(node), "nvidia", "driver")
+	about, err := os.ReadFile(fixture)
+	if err != nil {
+		return err
+	}
+	names := []string{"nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"}
+	var minors strings.Builder
+	for gpu, number := 0, 1; gpu < 8; gpu++ {
+		names = append(names, fmt.Sprintf("nvidia%d", gpu))
+		for instance := range 15 {
+			for _, access := range []string{"", "/ci0"} {
+				fmt.Fprintf(&minors, "gpu%d/gi%d%s/access %d\n", gpu, instance, access, number)
+				names = append(names, fmt.Sprintf("nvidia-caps/nvidia-cap%d", number))
+				number++
+			}
+		}
+	}
+	libraries := "usr/lib/x86_64-linux-gnu/"
+	files := map[string]string{
+		"fixture.yaml": string(about), "control": "", "proc/driver/nvidia-caps/mig-minors": minors.String(),
+		"usr/bin/nvidia-smi": "", "usr/bin/nvidia-cuda-mps-control": mpsControl,
+		libraries + "libcuda.so." + driverVersion: "", libraries + "libnvidia-ml.so." + driverVersion: "",
+	}
+	for name, content := range files {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+			return err
+		}
+	}
+	const null = 1<<8 | 3
+	for _, name := range names {
+		path := filepath.Join(root, "dev", name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := syscall.Mknod(path, syscall.S_IFCHR|0o666, null); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Checks that what the lab needs is there, and installs what apt has when this user may.
+set -euo pipefail
+
+missing=()
+command -v ip >/dev/null || missing+=(iproute2)
+command -v nft >/dev/null || [ -x /usr/sbin/nft ] || missing+=(nftables)
+command -v runc >/dev/null || [ -x /usr/sbin/runc ] || missing+=(runc)
+[ -x /bin/busybox ] || missing+=(busybox-static)
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "installing with apt: ${missing[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  else
+    echo "these packages are missing; install them and run this again: ${missing[*]}" >&2
+    exit 1
+  fi
+fi
+if ! command -v go >/dev/null; then
+  echo "Go 1.26 or newer is missing: the lab's Kubernetes is built from source (https://go.dev/dl)" >&2
+  exit 1
+fi
