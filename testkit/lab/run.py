@@ -9,6 +9,7 @@ KEEP=1 leaves the lab up.
 import base64
 import json
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -261,6 +262,10 @@ def metrics_name_the_pods(lab):
 
         eventually("energy is counted", lambda: used("slipway_gpu_pod_energy_joules_total") > 100, 30)
         assert used("slipway_gpu_pod_busy_seconds_total") > used("slipway_gpu_pod_idle_seconds_total") > 0
+        board = (pathlib.Path(__file__).parents[2] / "deploy/grafana/gpus.json").read_text()
+        served = set(re.findall(r"^# TYPE (\S+)", lab.http("n1", "/metrics"), re.M))
+        asked = set(re.findall(r"\b(?:DCGM_FI|slipway_gpu)_\w+", board)) - {"DCGM_FI_DRIVER_VERSION"}
+        assert len(asked) > 8 and asked <= served, asked - served
         lab.delete(ns, "trainer")
         eventually("the lease ends", lambda: next(
             l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "trainer")["ended"])

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::cluster::{Cluster, NODE};
 use crate::config::{Config, MigStrategy};
 use crate::driver::{Machine, State};
-use crate::resources;
+use crate::resources::{self, Units};
 
 /// The field manager of the labels; labels that are no longer true go with the next apply.
 const LABELS_MANAGER: &str = "slipway-node-labels";
@@ -126,10 +126,10 @@ pub fn labels(machine: &Machine, config: &Config, machine_type: &str) -> BTreeMa
         (Err(_), Some(gpu)) => {
             out.describe(config, "gpu", resources::GPU, &format!("{}-MIG-INVALID", model(gpu)), 0, 0);
         }
-        (Ok((gpus, slices)), Some(first)) => {
+        (Ok(Units { whole, slices }), Some(first)) => {
             let single = config.mig == MigStrategy::Single && !slices.is_empty();
             if !single {
-                out.describe(config, "gpu", resources::GPU, &model(first), gpus.len(), memory(first));
+                out.describe(config, "gpu", resources::GPU, &model(first), whole.len(), memory(first));
             }
             let mut by_profile: BTreeMap<&str, Vec<(&Gpu, &MigDevice)>> = BTreeMap::new();
             for (profile, unit) in &slices {
@@ -183,7 +183,7 @@ pub async fn run<C: Cluster>(
     mut configs: watch::Receiver<Arc<Config>>,
 ) {
     let machine_type = machine_type();
-    let mut told: Option<(BTreeMap<String, String>, (bool, String, String))> = None;
+    let mut told: Option<(BTreeMap<String, String>, Condition)> = None;
     let mut since = String::new();
     loop {
         let (state, config) = (states.borrow_and_update().clone(), configs.borrow_and_update().clone());
@@ -194,7 +194,7 @@ pub async fn run<C: Cluster>(
         let now = (labels, condition);
         let mut again = Duration::from_secs(600);
         if told.as_ref() != Some(&now) {
-            if told.as_ref().is_none_or(|(_, c)| c.0 != now.1.0) {
+            if told.as_ref().is_none_or(|(_, c)| c.ready != now.1.ready) {
                 since = slipway_core::clock::rfc3339(slipway_core::clock::now_ms());
             }
             match tell(&*cluster, &node, &now.0, &now.1, &since).await {
@@ -214,16 +214,24 @@ pub async fn run<C: Cluster>(
 }
 
 /// Whether the node's GPUs can be used, a reason in one word, and a sentence.
-fn condition(state: &State) -> (bool, String, String) {
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Condition {
+    ready: bool,
+    reason: &'static str,
+    message: String,
+}
+
+fn condition(state: &State) -> Condition {
     match state {
-        State::Missing(why) => (false, "DriverMissing".into(), why.clone()),
+        State::Missing(why) => Condition { ready: false, reason: "DriverMissing", message: why.clone() },
         State::There(machine) => {
             let sick: Vec<String> = machine.faults.all().map(|(uuid, f)| format!("{uuid}: {}", f.reason)).collect();
             if sick.is_empty() {
                 let count = machine.inventory.gpus.len();
-                (true, "Ready".into(), format!("{count} GPUs, driver {}", machine.inventory.driver))
+                let message = format!("{count} GPUs, driver {}", machine.inventory.driver);
+                Condition { ready: true, reason: "Ready", message }
             } else {
-                (false, "Unhealthy".into(), sick.join("; "))
+                Condition { ready: false, reason: "Unhealthy", message: sick.join("; ") }
             }
         }
     }
@@ -233,7 +241,7 @@ async fn tell<C: Cluster>(
     cluster: &C,
     node: &str,
     labels: &BTreeMap<String, String>,
-    condition: &(bool, String, String),
+    condition: &Condition,
     since: &str,
 ) -> Result<(), crate::cluster::ClusterError> {
     let object = |rest: serde_json::Value| {
@@ -245,7 +253,7 @@ async fn tell<C: Cluster>(
     };
     let labelled = object(json!({"metadata": {"name": node, "labels": labels}}));
     cluster.apply(NODE, node, LABELS_MANAGER, false, labelled).await?;
-    let (ready, reason, message) = condition;
+    let Condition { ready, reason, message } = condition;
     let status = if *ready { "True" } else { "False" };
     let condition = json!({"type": CONDITION, "status": status, "reason": reason, "message": message,
         "lastTransitionTime": since});

@@ -252,7 +252,8 @@ pub fn render(state: &State, readings: &Readings, held: &Held, host: &str) -> St
         "Share of peak for the share of power: 1 when all of both is used.",
         per_watt,
     );
-    let uses: [(&str, &str, fn(&Use) -> f64); 3] = [
+    type ReadUse = fn(&Use) -> f64;
+    let uses: [(&str, &str, ReadUse); 3] = [
         (
             "slipway_gpu_pod_energy_joules_total",
             "Energy of the device while the container held it, shared evenly among holders.",

@@ -114,11 +114,20 @@ fn slice(machine: &Machine, at: usize, gpu: &Gpu, number: usize, mig: &MigDevice
     }
 }
 
-/// GPUs that are offered whole, and MIG devices with their profiles, as the strategy has them.
+/// What can be handed out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Units {
+    /// GPUs that are offered whole.
+    pub whole: Vec<Unit>,
+    /// MIG devices with their profiles.
+    pub slices: Vec<(String, Unit)>,
+}
+
+/// What can be handed out as the strategy has it.
 ///
 /// # Errors
 /// Why the strategy `single` does not fit this node.
-pub fn units(machine: &Machine, strategy: MigStrategy) -> Result<(Vec<Unit>, Vec<(String, Unit)>), String> {
+pub fn units(machine: &Machine, strategy: MigStrategy) -> Result<Units, String> {
     let mut gpus = Vec::new();
     let mut slices: Vec<(String, Unit)> = Vec::new();
     let mut empty = Vec::new();
@@ -148,7 +157,7 @@ pub fn units(machine: &Machine, strategy: MigStrategy) -> Result<(Vec<Unit>, Vec
             return Err(format!("there are MIG devices of {} and of {other}", slices[0].0));
         }
     }
-    Ok((gpus, slices))
+    Ok(Units { whole: gpus, slices })
 }
 
 /// What the kubelet is offered.
@@ -156,12 +165,13 @@ pub fn units(machine: &Machine, strategy: MigStrategy) -> Result<(Vec<Unit>, Vec
 /// # Errors
 /// Why the strategy `single` does not fit this node.
 pub fn offers(machine: &Machine, config: &Config) -> Result<Vec<Offer>, String> {
-    let (gpus, slices) = units(machine, config.mig)?;
+    let units = units(machine, config.mig)?;
     let mut offers: Vec<Offer> = Vec::new();
-    let named = gpus.into_iter().map(|u| (GPU.to_owned(), u)).chain(slices.into_iter().map(|(profile, u)| {
-        let name = if config.mig == MigStrategy::Single { GPU.to_owned() } else { of_profile(&profile) };
-        (name, u)
-    }));
+    let named =
+        units.whole.into_iter().map(|u| (GPU.to_owned(), u)).chain(units.slices.into_iter().map(|(profile, u)| {
+            let name = if config.mig == MigStrategy::Single { GPU.to_owned() } else { of_profile(&profile) };
+            (name, u)
+        }));
     for (base, unit) in named {
         match offers.iter_mut().find(|o| o.base == base) {
             Some(offer) => offer.units.push(unit),
