@@ -54,8 +54,10 @@ pub async fn sample(driver: Arc<Driver>, readings: watch::Sender<Arc<Readings>>,
             }
             before = inventory.gpus.iter().filter_map(|g| Some((g.uuid.clone(), g.energy_joules?))).collect();
         }
+        // A driver that has only just come is not kept waiting.
+        let pause = if now.inventory.is_some() { EVERY } else { Duration::from_millis(500) };
         readings.send_replace(Arc::new(now));
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
