@@ -363,3 +363,60 @@ fn machine(
         .collect();
     Ok(Machine { inventory, topology, faults: faults.clone(), draining, cdi, layouts, ours })
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use slipway_gpu::inventory::{Mig, MigDevice};
+    use slipway_gpu::topology::Link;
+
+    /// A GPU with MIG devices of these profiles, or without MIG.
+    pub(crate) fn gpu(index: u32, profiles: Option<&[&str]>) -> Gpu {
+        let device = |(n, profile): (usize, &&str)| MigDevice {
+            uuid: format!("MIG-{index}-{n}"),
+            profile: (*profile).to_owned(),
+            gpu_instance: n as u32 + 1,
+            compute_instance: 0,
+            start: n as u32,
+            size: 1,
+            multiprocessors: 14,
+            memory_mib: 9728,
+        };
+        let mig =
+            profiles.map(|p| Mig { enabled: true, pending: true, devices: p.iter().enumerate().map(device).collect() });
+        Gpu {
+            index,
+            uuid: format!("GPU-{index}"),
+            name: "NVIDIA A100-SXM4-80GB".into(),
+            minor: Some(index),
+            compute_capability: Some("8.0".into()),
+            memory_total: Some(81920 << 20),
+            mig,
+            ..Gpu::default()
+        }
+    }
+
+    /// A machine with these GPUs, all well.
+    pub(crate) fn machine(gpus: Vec<Gpu>) -> Machine {
+        let count = gpus.len();
+        let topology = Topology {
+            simulated: true,
+            gpus: Vec::new(),
+            links: vec![vec![Link::System; count]; count],
+            numa: vec![Some(0); count],
+            cpus: Vec::new(),
+            nics: Vec::new(),
+        };
+        let inventory =
+            Inventory { simulated: true, driver: "580.95.05".into(), nvml: String::new(), cuda: "13.0".into(), gpus };
+        Machine {
+            inventory,
+            topology,
+            faults: Faults::default(),
+            draining: BTreeSet::new(),
+            cdi: None,
+            layouts: Vec::new(),
+            ours: BTreeSet::new(),
+        }
+    }
+}

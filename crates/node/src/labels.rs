@@ -260,3 +260,52 @@ async fn tell<C: Cluster>(
     cluster.apply(NODE, node, STATUS_MANAGER, true, object(json!({"status": {"conditions": [condition]}}))).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::tests::{gpu, machine};
+
+    fn some(machine: &Machine, config: &str, keys: &[&str]) -> Vec<String> {
+        let labels = labels(machine, &Config::parse(config).unwrap(), "Standard PC (Q35 + ICH9, 2009)");
+        keys.iter().map(|k| labels.get(&format!("nvidia.com/{k}")).cloned().unwrap_or_default()).collect()
+    }
+
+    #[test]
+    fn values_are_what_kubernetes_takes() {
+        assert_eq!(value("Standard PC (Q35 + ICH9, 2009)"), "Standard-PC-Q35--ICH9-2009");
+        assert_eq!(value(" Tesla T4 "), "Tesla-T4");
+        assert_eq!(value(&"x".repeat(80)).len(), 63);
+    }
+
+    #[test]
+    fn sharing_shows_in_the_product_unless_the_name_tells() {
+        let slices = |rename: bool| {
+            format!(
+                "version: v1\nsharing: {{timeSlicing: {{renameByDefault: {rename}, resources: [{{name: nvidia.com/gpu, replicas: 4}}]}}}}"
+            )
+        };
+        let machine = machine(vec![gpu(0, None)]);
+        let keys = ["gpu.product", "gpu.replicas", "gpu.sharing-strategy"];
+        assert_eq!(some(&machine, &slices(false), &keys), ["NVIDIA-A100-SXM4-80GB-SHARED", "4", "time-slicing"]);
+        assert_eq!(some(&machine, &slices(true), &keys), ["NVIDIA-A100-SXM4-80GB", "4", "time-slicing"]);
+        assert_eq!(some(&machine, "version: v1", &keys), ["NVIDIA-A100-SXM4-80GB", "1", "none"]);
+    }
+
+    #[test]
+    fn mig_is_told_by_strategy() {
+        let machine = machine(vec![gpu(0, Some(&["1g.10gb", "1g.10gb+me"]))]);
+        let keys = [
+            "gpu.count",
+            "gpu.product",
+            "mig-1g.10gb.count",
+            "mig-1g.10gb.me.product",
+            "mig-1g.10gb.memory",
+            "mig.strategy",
+        ];
+        let mixed = ["0", "NVIDIA-A100-SXM4-80GB", "1", "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb.me", "9728", "mixed"];
+        assert_eq!(some(&machine, "version: v1\nflags: {migStrategy: mixed}", &keys), mixed);
+        let invalid = ["0", "NVIDIA-A100-SXM4-80GB-MIG-INVALID", "", "", "", "single"];
+        assert_eq!(some(&machine, "version: v1\nflags: {migStrategy: single}", &keys), invalid);
+    }
+}

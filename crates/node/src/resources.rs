@@ -190,3 +190,58 @@ pub fn offers(machine: &Machine, config: &Config) -> Result<Vec<Offer>, String> 
     }
     Ok(offers)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::tests::{gpu, machine};
+
+    fn named(machine: &Machine, config: &str) -> Result<Vec<(String, usize)>, String> {
+        let offers = offers(machine, &Config::parse(config)?)?;
+        Ok(offers.iter().map(|o| (o.resource.clone(), o.identifiers().len())).collect())
+    }
+
+    fn of(list: &[(&str, usize)]) -> Result<Vec<(String, usize)>, String> {
+        Ok(list.iter().map(|(n, c)| ((*n).to_owned(), *c)).collect())
+    }
+
+    #[test]
+    fn strategies_name_and_count_as_upstream() {
+        let some = machine(vec![gpu(0, None), gpu(1, Some(&["1g.10gb", "1g.10gb+me", "3g.40gb"]))]);
+        let config = |strategy: &str| format!("version: v1\nflags: {{migStrategy: {strategy}}}");
+        assert_eq!(named(&some, &config("none")), of(&[(GPU, 2)]));
+        let mixed = of(&[
+            (GPU, 1),
+            ("nvidia.com/mig-1g.10gb", 1),
+            ("nvidia.com/mig-1g.10gb.me", 1),
+            ("nvidia.com/mig-3g.40gb", 1),
+        ]);
+        assert_eq!(named(&some, &config("mixed")), mixed);
+        assert!(named(&some, &config("single")).unwrap_err().contains("off for others"));
+        let unlike = machine(vec![gpu(0, Some(&["1g.10gb", "3g.40gb"]))]);
+        assert!(named(&unlike, &config("single")).unwrap_err().contains("1g.10gb and of 3g.40gb"));
+        assert!(named(&machine(vec![gpu(0, Some(&[]))]), &config("single")).unwrap_err().contains("without a device"));
+        let alike = machine(vec![gpu(0, Some(&["1g.10gb"; 7])), gpu(1, Some(&["1g.10gb"; 7]))]);
+        assert_eq!(named(&alike, &config("single")), of(&[(GPU, 14)]));
+        assert_eq!(named(&machine(vec![gpu(0, None)]), &config("single")), of(&[(GPU, 1)]));
+    }
+
+    #[test]
+    fn replicas_are_offered_and_known_again() {
+        let text = "version: v1\nsharing: {timeSlicing: {renameByDefault: true, resources: [{name: nvidia.com/gpu, replicas: 3}]}}";
+        let machine = machine(vec![gpu(0, None), gpu(1, None)]);
+        let offers = offers(&machine, &Config::parse(text).unwrap()).unwrap();
+        assert_eq!((offers[0].resource.as_str(), offers[0].base.as_str()), ("nvidia.com/gpu.shared", GPU));
+        assert_eq!(offers[0].identifiers()[4].0, "GPU-1::1");
+        assert_eq!(offers[0].unit("GPU-1::2").unwrap().uuid, "GPU-1");
+        assert!(["GPU-1", "GPU-1::3", "GPU-2::0", "GPU-1::x"].iter().all(|id| offers[0].unit(id).is_none()));
+    }
+
+    #[test]
+    fn what_is_about_to_change_may_not_be_used() {
+        let mut machine = machine(vec![gpu(0, Some(&["1g.10gb", "1g.10gb"])), gpu(1, None)]);
+        machine.draining = ["MIG-0-1".to_owned(), "GPU-1".to_owned()].into();
+        let Units { whole, slices } = units(&machine, MigStrategy::Mixed).unwrap();
+        assert!(whole[0].fault.is_some() && slices[0].1.fault.is_none() && slices[1].1.fault.is_some());
+    }
+}

@@ -106,3 +106,54 @@ fn device_specs(machine: &Machine, units: &[&Unit]) -> Vec<DeviceSpec> {
     let spec = |path: String| DeviceSpec { container_path: path.clone(), host_path: path, permissions: "rw".into() };
     paths.into_keys().map(spec).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::tests::{gpu, machine};
+    use crate::resources::offers;
+
+    fn ask(config: &str, ids: &[&str]) -> Result<ContainerAllocateResponse, String> {
+        let config = Config::parse(&format!("version: v1\n{config}")).unwrap();
+        let mut machine = machine(vec![gpu(0, None), gpu(1, None), gpu(2, None)]);
+        machine.draining.insert("GPU-2".into());
+        let offer = offers(&machine, &config).unwrap().remove(0);
+        let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+        answer(&offer, &machine, &config, &mps::Root("/run/nvidia/mps".into()), &ids)
+    }
+
+    #[test]
+    fn each_way_of_telling_a_container_is_upstreams() {
+        let answer = ask("", &["GPU-1", "GPU-0"]).unwrap();
+        let names: Vec<_> = answer.cdi_devices.iter().map(|d| d.name.as_str()).collect();
+        assert_eq!(names, ["slipway.dev/gpu=GPU-1", "slipway.dev/gpu=GPU-0"]);
+        let plugin = |more: &str| format!("flags: {{plugin: {{deviceListStrategy: {more}}}}}");
+        let answer = ask(&plugin("envvar"), &["GPU-1", "GPU-0"]).unwrap();
+        assert_eq!(answer.envs["NVIDIA_VISIBLE_DEVICES"], "GPU-1,GPU-0");
+        assert!(answer.cdi_devices.is_empty());
+        let answer = ask(&plugin("envvar, deviceIDStrategy: index"), &["GPU-1"]).unwrap();
+        assert_eq!(answer.envs["NVIDIA_VISIBLE_DEVICES"], "1");
+        let answer = ask(&plugin("volume-mounts"), &["GPU-1"]).unwrap();
+        assert_eq!(answer.mounts[0].container_path, "/var/run/nvidia-container-devices/GPU-1");
+        let answer = ask(&plugin("cdi-annotations"), &["GPU-1"]).unwrap();
+        assert_eq!(answer.annotations["cdi.k8s.io/slipway-device-plugin_GPU-1"], "slipway.dev/gpu=GPU-1");
+    }
+
+    #[test]
+    fn replicas_of_one_device_are_one_device() {
+        let slices = "sharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}";
+        assert_eq!(ask(slices, &["GPU-1::0", "GPU-1::3"]).unwrap().cdi_devices.len(), 1);
+        let one = slices.replace("resources", "failRequestsGreaterThanOne: true, resources");
+        assert!(
+            ask(&one, &["GPU-1::0", "GPU-1::3"])
+                .unwrap_err()
+                .contains("maximum request size for shared resources is 1")
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_refused() {
+        assert!(ask("", &["GPU-9"]).unwrap_err().contains("unknown device: GPU-9"));
+        assert!(ask("", &["GPU-2"]).unwrap_err().contains("about to change"));
+    }
+}

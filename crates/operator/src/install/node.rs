@@ -95,15 +95,24 @@ fn daemon_set(values: &Values) -> Value {
         "--home=/var/lib/slipway".into(),
     ];
     let host = |name: &str, path: &str, kind: &str| json!({"name": name, "hostPath": {"path": path, "type": kind}});
+    let kubelet = |folder: &str| format!("{}/{folder}", node.kubelet_dir);
+    let plugin = kubelet(&format!("plugins/{}", node.dra_driver));
     let mut volumes = vec![
-        host("kubelet", &node.kubelet_dir, "Directory"),
+        // Not the folder whole: it holds the secrets of every pod.
+        host("device-plugins", &kubelet("device-plugins"), "Directory"),
+        host("plugins-registry", &kubelet("plugins_registry"), "Directory"),
+        host("plugin", &plugin, "DirectoryOrCreate"),
+        host("pod-resources", &kubelet("pod-resources"), "Directory"),
         host("cdi", &node.cdi_dir, "DirectoryOrCreate"),
         host("state", &node.state_dir, "DirectoryOrCreate"),
         host("driver", &node.driver_root, "DirectoryOrCreate"),
         host("mps", &node.mps_root, "DirectoryOrCreate"),
     ];
     let mut mounts = vec![
-        json!({"name": "kubelet", "mountPath": node.kubelet_dir}),
+        json!({"name": "device-plugins", "mountPath": kubelet("device-plugins")}),
+        json!({"name": "plugins-registry", "mountPath": kubelet("plugins_registry")}),
+        json!({"name": "plugin", "mountPath": plugin}),
+        json!({"name": "pod-resources", "mountPath": kubelet("pod-resources"), "readOnly": true}),
         json!({"name": "cdi", "mountPath": "/host/cdi"}),
         json!({"name": "state", "mountPath": "/var/lib/slipway"}),
         json!({"name": "driver", "mountPath": "/host/driver", "readOnly": true, "mountPropagation": "HostToContainer"}),
