@@ -351,14 +351,25 @@ def the_control_plane_runs_under_the_strictest_standard(lab):
         request = urllib.request.Request(f"http://{pod['status']['podIP']}:7070{path}", body, headers)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status
+                return json.load(answer) if body is None else answer.status
         except urllib.error.HTTPError as error:
             return error.code
 
     body = json.dumps({"experiment_id": "0"}).encode()
     headers = {"content-type": "application/json"}
     assert ask("/api/2.0/mlflow/runs/create", headers, body) == 401
-    assert ask("/api/2.0/mlflow/runs/create", {**headers, "authorization": f"Bearer {token}"}, body) == 200
+    headers["authorization"] = f"Bearer {token}"
+    assert ask("/api/2.0/mlflow/runs/create", headers, body) == 200
+    # It knows the nodes, their GPUs and who holds them; so does the command line, from outside.
+    with lab.namespace("shown") as ns:
+        lab.pod(ns, "holder", {GPU: 1}, "n1")
+        lab.running(ns, "holder")
+        holders = lambda nodes: [h["holder"]["pod"] for n in nodes if n["node"] == "n1" for h in n["holders"]]
+        eventually("the server shows the holder", lambda: holders(ask("/api/v1/cluster", headers)["nodes"]) == ["holder"])
+        nodes = json.loads(lab.slipway("node", "ls", "-o", "json").stdout)
+        assert [n["node"] for n in nodes] == ["n1", "n2"] and holders(nodes) == ["holder"] and len(nodes[0]["gpus"]) == 8, nodes
+        assert f"{ns}/holder" in lab.slipway("node", "ls").stdout
+        assert f"{ns}/holder" in lab.slipway("node", "leases", "n1").stdout
 
 
 @test

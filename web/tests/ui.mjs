@@ -158,7 +158,7 @@ try {
       ["phone-dark", { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2, colorScheme: "dark" }],
     ]) {
       const other = await open(options);
-      for (const [view, ready] of [["", "Live traffic"], ["experiments", "Experiments"], ["models", "Lineage of digits@champion"], ["deployments", "Deployments"], ["gpu", "GPUs SIMULATED"]]) {
+      for (const [view, ready] of [["", "Live traffic"], ["experiments", "Experiments"], ["models", "Lineage of digits@champion"], ["deployments", "Deployments"], ["gpu", "GPUs SIMULATED"], ["cluster", "Cluster"]]) {
         await other.goto(`${url}/${view}`);
         await other.getByRole("heading", { name: ready, exact: true }).waitFor();
         await other.waitForTimeout(400);

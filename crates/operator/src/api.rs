@@ -131,6 +131,15 @@ impl Api {
         }
     }
 
+    /// What a path of the API server answers, as JSON; also of what it proxies.
+    ///
+    /// # Errors
+    /// The API server's; [`KubeError::Invalid`] when the answer is no JSON.
+    pub async fn read(&self, path: &str) -> Result<Value, KubeError> {
+        let request = http::Request::get(path).body(Vec::new()).map_err(|e| KubeError::Invalid(e.to_string()))?;
+        self.answered(self.client.request(request)).await
+    }
+
     /// Applies an object (server-side apply) as `manager`, whose fields it takes over from others; `dry_run` only says what it
     /// would become.
     #[allow(clippy::too_many_arguments)] // each is a part of one request

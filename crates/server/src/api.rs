@@ -238,10 +238,11 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(super::OPENAPI).unwrap();
         let mut documented: Vec<String> = document["paths"].as_object().unwrap().keys().cloned().collect();
         documented.sort();
-        let source = concat!(include_str!("api.rs"), include_str!("gpu.rs"));
+        let source = concat!(include_str!("api.rs"), include_str!("cluster.rs"), include_str!("gpu.rs"));
         let mut routes: Vec<String> = source
-            .lines()
-            .filter_map(|l| l.trim().strip_prefix(".route(\"")?.split('"').next())
+            .split(".route(\"")
+            .skip(1)
+            .filter_map(|rest| rest.split('"').next())
             .map(|p| {
                 if matches!(p, "/healthz" | "/readyz" | "/metrics" | "/openapi.json") {
                     p.to_owned()

@@ -12,6 +12,7 @@
 
 mod api;
 pub mod auth;
+mod cluster;
 pub mod error;
 mod gpu;
 mod metrics;
@@ -19,6 +20,7 @@ pub mod platform;
 pub mod run;
 mod ui;
 
+pub use cluster::{Answer as ClusterAnswer, ClusterSource};
 pub use error::ServerError;
 pub use platform::Platform;
 pub use run::{Addresses, Options, Server};

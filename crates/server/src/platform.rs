@@ -12,6 +12,7 @@ use slipway_store::{Database, Objects};
 use slipway_track::Tracking;
 use tokio::sync::watch;
 
+use crate::cluster::{self, Cluster, ClusterSource};
 use crate::{ServerError, api, gpu, metrics, ui};
 
 /// Everything that a server serves; cheap to clone.
@@ -27,6 +28,8 @@ pub struct Platform {
     pub(crate) meters: Arc<metrics::Meters>,
     /// GPUs of this machine.
     pub(crate) gpus: Arc<gpu::Gpus>,
+    /// The cluster that it runs in, if it does.
+    pub(crate) cluster: Arc<Cluster>,
     /// Held while the state folder is in use.
     _lock: Arc<std::fs::File>,
 }
@@ -69,7 +72,21 @@ impl Platform {
         let tracking = Tracking::open(database.clone(), Objects::open(home.objects())?).await?;
         let runtime = Runtime::choose(runtime, library.as_deref())?;
         let gateway = Gateway::open(database.clone(), runtime, Arc::new(Registry(tracking.clone())))?;
-        Ok(Self { tracking, gateway, database, meters: Arc::default(), gpus: Arc::default(), _lock: Arc::new(lock) })
+        Ok(Self {
+            tracking,
+            gateway,
+            database,
+            meters: Arc::default(),
+            gpus: Arc::default(),
+            cluster: Arc::new(Cluster::new(None)),
+            _lock: Arc::new(lock),
+        })
+    }
+
+    /// Lets it tell of the cluster that it runs in.
+    #[must_use]
+    pub fn in_cluster(self, source: Option<Arc<dyn ClusterSource>>) -> Self {
+        Self { cluster: Arc::new(Cluster::new(source)), ..self }
     }
 
     /// The control plane: MLflow's API, slipway's own, health, metrics and the UI.
@@ -79,7 +96,8 @@ impl Platform {
                 "/api/v1",
                 api::router(self.clone())
                     .merge(api::gateway_router(self.inference_router()))
-                    .merge(gpu::router(self.clone())),
+                    .merge(gpu::router(self.clone()))
+                    .merge(cluster::router(self.clone())),
             )
             .merge(slipway_track::http::router(self.tracking.clone()))
             .merge(api::health_router(self.clone()))

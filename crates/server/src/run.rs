@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::auth::{Tokens, refuse_foreign, require};
-use crate::{Platform, ServerError};
+use crate::{ClusterSource, Platform, ServerError};
 
 /// Time for requests in flight to end after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -37,6 +38,8 @@ pub struct Options {
     pub runtime: Preference,
     /// Where ONNX Runtime is.
     pub onnxruntime: Option<PathBuf>,
+    /// Who knows the cluster that it runs in, if it does.
+    pub cluster: Option<Arc<dyn ClusterSource>>,
 }
 
 /// Where a server listens; kept in `server.json` for clients on this machine.
@@ -77,7 +80,8 @@ impl Server {
                 return Err(ServerError::Unauthenticated(address));
             }
         }
-        let platform = Platform::open(&options.home, options.runtime, options.onnxruntime).await?;
+        let platform =
+            Platform::open(&options.home, options.runtime, options.onnxruntime).await?.in_cluster(options.cluster);
         let listen = async |address: SocketAddr| {
             TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
         };

@@ -95,8 +95,38 @@ export interface Answered {
   time: number;
   took_us: number;
 }
+/** A GPU or MIG device that a node offers. */
+export interface Unit {
+  uuid: string;
+  index: string;
+  gpu: string;
+  fault: string | null;
+}
+export interface Holder {
+  namespace: string;
+  pod: string;
+  container: string;
+  resource: string;
+  device: string;
+  replica: number | null;
+}
+/** A node of the cluster, as its agent tells it; without an agent only the first three. */
+export interface ClusterNode {
+  node: string;
+  ready: boolean;
+  schedulable: boolean;
+  error?: string;
+  driver?: string | null;
+  missing?: string | null;
+  problem?: string | null;
+  simulated?: boolean | null;
+  gpus?: Gpu[];
+  offers?: { resource: string; replicas: number | null; sharing: string | null; devices: Unit[] }[] | null;
+  holders?: { holder: Holder; used: { joules: number; busy_seconds: number; idle_seconds: number } }[] | null;
+}
 export interface Gpu {
   index: number;
+  uuid: string;
   name: string;
   memory_total: number | null;
   memory_used: number | null;
@@ -106,7 +136,7 @@ export interface Gpu {
   temperature_celsius: number | null;
   clock_sm_mhz: number | null;
   pcie: { generation_max: number; width: number } | null;
-  mig: { enabled: boolean; devices: { profile: string }[] } | null;
+  mig: { enabled: boolean; devices: { uuid: string; profile: string }[] } | null;
   processes: { pid: number; memory_bytes: number | null; user: string; command: string }[];
   findings: { severity: "note" | "warning" | "error"; what: string; remedy: string }[];
 }
@@ -205,6 +235,7 @@ export const api = {
       headers: { "content-type": "application/json" },
       body,
     }),
+  cluster: () => call<{ nodes: ClusterNode[]; outside?: string }>("/api/v1/cluster"),
   gpus: () => call<{ simulated: boolean; driver: string; cuda: string; gpus: Gpu[] }>("/api/v1/gpu"),
   benchmarks: () => call<BenchmarkReport[]>("/api/v1/gpu/benchmarks?limit=50"),
   /** A picture as SVG text. */

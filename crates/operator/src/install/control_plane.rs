@@ -6,13 +6,43 @@ use super::Values;
 use super::objects::{labels, locked_down, object, reachable, selector};
 
 const NAME: &str = "slipway";
+const RBAC: &str = "rbac.authorization.k8s.io/v1";
 /// An unprivileged user that exists in no image.
 const USER: u32 = 65532;
 
 pub(super) fn objects(values: &Values) -> Vec<Value> {
     let of = |kind, name: &str, body| object(values, "server", kind, name, true, body);
     let server = &values.server;
-    let mut all = vec![of(("v1", "ServiceAccount"), NAME, json!({"automountServiceAccountToken": false}))];
+    let rbac = "rbac.authorization.k8s.io";
+    let subjects = json!([{"kind": "ServiceAccount", "name": NAME, "namespace": values.namespace}]);
+    let cluster_name = format!("{NAME}-{}", values.namespace);
+    let cluster_wide = |kind, body| object(values, "server", (RBAC, kind), &cluster_name, false, body);
+    let mut all = vec![
+        of(("v1", "ServiceAccount"), NAME, json!({})),
+        // To show the nodes with their GPUs, and to ask the agents.
+        cluster_wide("ClusterRole", json!({"rules": [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]})),
+        cluster_wide(
+            "ClusterRoleBinding",
+            json!({
+                "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": cluster_name}, "subjects": subjects,
+            }),
+        ),
+        of(
+            (RBAC, "Role"),
+            NAME,
+            json!({"rules": [
+                {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+                {"apiGroups": [""], "resources": ["pods/proxy"], "verbs": ["get"]},
+            ]}),
+        ),
+        of(
+            (RBAC, "RoleBinding"),
+            NAME,
+            json!({
+                "roleRef": {"apiGroup": rbac, "kind": "Role", "name": NAME}, "subjects": subjects,
+            }),
+        ),
+    ];
     let claim = if server.storage.existing_claim.is_empty() { NAME } else { &server.storage.existing_claim };
     if server.storage.existing_claim.is_empty() && !server.storage.ephemeral {
         let mut spec = json!({
@@ -56,6 +86,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
                     "imagePullPolicy": values.image.pull_policy,
                     "args": ["up", "--home=/var/lib/slipway/home", "--listen=0.0.0.0:7070", "--inference-listen=0.0.0.0:7071",
                         "--grpc-listen=0.0.0.0:7072", "--token-file=/etc/slipway/tokens/tokens"],
+                    "env": [{"name": "SLIPWAY_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}],
                     "ports": container_ports,
                     "startupProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 1, "failureThreshold": 120},
                     "readinessProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 5},

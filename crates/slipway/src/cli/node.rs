@@ -13,6 +13,34 @@ pub(crate) enum Node {
         after_help = "Example:\n  slipway node run --node-name worker-1 --kubeconfig ~/.kube/config\n  slipway node run --no-kube --config-file plugin.yaml\n\nNVIDIA's variables are understood: NODE_NAME, CONFIG_FILE, MIG_STRATEGY, NVIDIA_DRIVER_ROOT,\nDP_DISABLE_HEALTHCHECKS, DP_ENABLE_HEALTHCHECKS."
     )]
     Run(Box<Run>),
+    /// GPUs and slices of all nodes, and which pod holds them
+    #[command(after_help = "Example:\n  slipway node ls\n  slipway node ls -o json")]
+    Ls(Where),
+    /// Who held which GPU of a node when, with energy and idle time, newest first
+    #[command(after_help = "Example:\n  slipway node leases worker-1")]
+    Leases {
+        /// The node
+        node: String,
+        /// At most so many
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+        #[command(flatten)]
+        at: Where,
+    },
+}
+
+/// Which installation.
+#[derive(Debug, Args)]
+pub(crate) struct Where {
+    /// The cluster's configuration; kubectl's by default
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Context of the configuration
+    #[arg(long)]
+    pub(crate) context: Option<String>,
+    /// Namespace of the installation
+    #[arg(short, long, default_value = "slipway-system")]
+    pub(crate) namespace: String,
 }
 
 /// To whom GPUs are offered.

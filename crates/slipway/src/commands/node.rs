@@ -11,16 +11,96 @@ use slipway_node::cluster::{Cluster, ClusterError, Eviction, Kind};
 use slipway_node::config::{MigStrategy, Source};
 use slipway_node::health::Policy;
 use slipway_operator::{Api, KubeError, Resource};
+use slipway_server::{ClusterAnswer, ClusterSource};
 use tokio::sync::watch;
 
 use super::Context;
 use crate::Failure;
 use crate::cli::node as cli;
+use crate::output::{Table, print};
 
 pub(crate) async fn run(context: &Context, verb: cli::Node) -> Result<(), Failure> {
     match verb {
         cli::Node::Run(options) => agent(context, *options).await,
+        cli::Node::Ls(at) => ls(context, &at).await,
+        cli::Node::Leases { node, limit, at } => leases(context, &node, limit, &at).await,
     }
+}
+
+async fn connect(at: &cli::Where) -> Result<Api, Failure> {
+    Ok(Api::connect(at.kubeconfig.as_deref(), at.context.as_deref()).await?)
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| if value.is_null() { String::new() } else { value.to_string() }, str::to_owned)
+}
+
+async fn ls(context: &Context, at: &cli::Where) -> Result<(), Failure> {
+    let nodes = slipway_operator::nodes::nodes(&connect(at).await?, &at.namespace).await?;
+    print(context.global.output, &nodes, |nodes| {
+        let mut table = Table::new(&["NODE", "DEVICE", "PRODUCT", "RESOURCE", "STATE", "HELD BY"]);
+        for node in nodes {
+            let name = text(&node["node"]);
+            let trouble = ["error", "missing", "problem"].iter().map(|k| text(&node[*k])).find(|t| !t.is_empty());
+            let devices = devices(node);
+            if devices.is_empty() {
+                let state = trouble.unwrap_or_else(|| "no agent".into());
+                table.row(vec![name.clone(), String::new(), String::new(), String::new(), state, String::new()]);
+            }
+            for mut row in devices {
+                row.insert(0, name.clone());
+                table.row(row);
+            }
+        }
+        table
+    });
+    Ok(())
+}
+
+/// A row for each device of a node: index, product, resource, state, holders.
+fn devices(node: &Value) -> Vec<Vec<String>> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let (gpus, holders) = (list(&node["gpus"]), list(&node["holders"]));
+    let held = |uuid: &Value| {
+        let of = holders.iter().map(|h| &h["holder"]).filter(|h| h["device"] == *uuid);
+        of.map(|h| format!("{}/{}", text(&h["namespace"]), text(&h["pod"]))).collect::<Vec<_>>().join(", ")
+    };
+    let mut rows = Vec::new();
+    for offer in list(&node["offers"]) {
+        let replicas = offer["replicas"].as_u64().map_or(String::new(), |n| format!(" x{n}"));
+        for device in list(&offer["devices"]) {
+            let product =
+                gpus.iter().find(|g| g["uuid"] == device["gpu"]).map(|g| text(&g["name"])).unwrap_or_default();
+            let fault = text(&device["fault"]);
+            let state = if fault.is_empty() { "well".to_owned() } else { fault };
+            let resource = format!("{}{replicas}", text(&offer["resource"]));
+            rows.push(vec![text(&device["index"]), product, resource, state, held(&device["uuid"])]);
+        }
+    }
+    rows
+}
+
+async fn leases(context: &Context, node: &str, limit: u32, at: &cli::Where) -> Result<(), Failure> {
+    let leases = slipway_operator::nodes::leases(&connect(at).await?, &at.namespace, node, limit).await?;
+    print(context.global.output, &leases, |leases| {
+        let mut table = Table::new(&["POD", "CONTAINER", "RESOURCE", "DEVICE", "FROM", "TO", "ENERGY", "IDLE"]);
+        for lease in leases.as_array().into_iter().flatten() {
+            let time = |key: &str| lease[key].as_i64().map_or("now".to_owned(), slipway_core::clock::rfc3339);
+            let seconds = |key: &str| lease[key].as_f64().unwrap_or(0.0);
+            table.row(vec![
+                format!("{}/{}", text(&lease["namespace"]), text(&lease["pod"])),
+                text(&lease["container"]),
+                text(&lease["resource"]),
+                text(&lease["device"]),
+                time("began"),
+                time("ended"),
+                format!("{:.1} kJ", seconds("joules") / 1000.0),
+                format!("{:.0} s", seconds("idle_seconds")),
+            ]);
+        }
+        table
+    });
+    Ok(())
 }
 
 async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
@@ -64,6 +144,33 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
         look: Duration::from_secs(5.min(args.recover_after.max(1))),
     };
     Ok(slipway_node::run(options, cluster, super::up::terminated()?).await?)
+}
+
+/// The cluster that this server runs in, by the namespace of its installation.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    api: Api,
+    namespace: String,
+}
+
+impl Nodes {
+    /// `None` outside of a cluster.
+    pub(super) async fn of_this_pod() -> Option<Arc<dyn ClusterSource>> {
+        let namespace = env::value(env::NAMESPACE)?;
+        match Api::connect(None, None).await {
+            Ok(api) => Some(Arc::new(Self { api, namespace })),
+            Err(error) => {
+                tracing::warn!(%error, "the cluster's nodes cannot be shown");
+                None
+            }
+        }
+    }
+}
+
+impl ClusterSource for Nodes {
+    fn nodes(&self) -> ClusterAnswer<'_> {
+        Box::pin(async { slipway_operator::nodes::nodes(&self.api, &self.namespace).await.map_err(|e| e.to_string()) })
+    }
 }
 
 /// The agent's view of a cluster, on the operator's client.

@@ -1,0 +1,94 @@
+//! What the node agents of an installation know: GPUs, slices, and which pod holds them. Asked through the API server, so it works
+//! from inside a cluster and from a workstation alike.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde_json::{Map, Value, json};
+
+use crate::{Api, KubeError, Resource};
+
+const NODE: Resource<'static> = Resource { group: "", version: "v1", kind: "Node", plural: "nodes" };
+const POD: Resource<'static> = Resource { group: "", version: "v1", kind: "Pod", plural: "pods" };
+/// Agents that are asked at once.
+const AT_ONCE: usize = 16;
+/// An agent that has not answered by then is not waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What a page or a table needs of a GPU; all of it, for a thousand nodes, would be megabytes.
+const SHOWN: [&str; 10] = [
+    "index",
+    "uuid",
+    "name",
+    "memory_total",
+    "memory_used",
+    "utilization_percent",
+    "power_watts",
+    "temperature_celsius",
+    "mig",
+    "findings",
+];
+
+/// All nodes, by name: whether they are ready, and what their agent says.
+///
+/// # Errors
+/// The API server's. A node whose agent does not answer says so in `error`.
+pub async fn nodes(api: &Api, namespace: &str) -> Result<Vec<Value>, KubeError> {
+    let pods = api.list(&POD, Some(namespace), "status.phase=Running", "app.kubernetes.io/component=node").await?;
+    let agents: Vec<(String, String)> = pods
+        .iter()
+        .filter_map(|p| Some((p["spec"]["nodeName"].as_str()?.to_owned(), p["metadata"]["name"].as_str()?.to_owned())))
+        .collect();
+    let answers: Vec<(String, Result<Value, KubeError>)> = futures_util::stream::iter(agents)
+        .map(|(node, pod)| async move {
+            let answer = ask(api, namespace, &pod, "/api/v1/node").await;
+            (node, answer)
+        })
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    let mut found = Vec::new();
+    for node in api.list(&NODE, None, "", "").await? {
+        let name = node["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let conditions = node["status"]["conditions"].as_array();
+        let ready = conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True");
+        let mut entry = json!({"node": name, "ready": ready, "schedulable": node["spec"]["unschedulable"] != true});
+        match answers.iter().find(|(n, _)| *n == name) {
+            None => {}
+            Some((_, Err(error))) => entry["error"] = json!(error.to_string()),
+            Some((_, Ok(answer))) => {
+                for key in ["driver", "missing", "simulated", "offers", "problem", "holders", "cdi"] {
+                    entry[key] = answer[key].clone();
+                }
+                let gpus = answer["gpus"].as_array();
+                let brief = |gpu: &Value| -> Map<String, Value> {
+                    SHOWN.iter().map(|k| ((*k).to_owned(), gpu[*k].clone())).collect()
+                };
+                entry["gpus"] = gpus.into_iter().flatten().map(brief).collect();
+            }
+        }
+        found.push(entry);
+    }
+    found.sort_by(|a, b| a["node"].as_str().cmp(&b["node"].as_str()));
+    Ok(found)
+}
+
+/// The lease log of one node, newest first.
+///
+/// # Errors
+/// The API server's; [`KubeError::Invalid`] when no agent runs on the node.
+pub async fn leases(api: &Api, namespace: &str, node: &str, limit: u32) -> Result<Value, KubeError> {
+    let fields = format!("spec.nodeName={node},status.phase=Running");
+    let pods = api.list(&POD, Some(namespace), &fields, "app.kubernetes.io/component=node").await?;
+    let pod = pods.first().and_then(|p| p["metadata"]["name"].as_str());
+    let pod = pod.ok_or_else(|| KubeError::Invalid(format!("no node agent runs on {node}")))?;
+    let answer = ask(api, namespace, pod, &format!("/api/v1/node/leases?limit={limit}")).await?;
+    Ok(answer["leases"].clone())
+}
+
+async fn ask(api: &Api, namespace: &str, pod: &str, path: &str) -> Result<Value, KubeError> {
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:9400/proxy{path}");
+    match tokio::time::timeout(PATIENCE, api.read(&path)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(KubeError::Unreachable(format!("{pod} did not answer within {} s", PATIENCE.as_secs()))),
+    }
+}

@@ -1,0 +1,65 @@
+//! The cluster's nodes with their GPUs and who holds them, under `/api/v1/cluster`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+
+use crate::Platform;
+
+/// An answer to come.
+pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Vec<Value>, String>> + Send + 'a>>;
+
+/// Who knows a cluster. The binary hands in one that asks the API server, so this crate needs no client of Kubernetes.
+pub trait ClusterSource: std::fmt::Debug + Send + Sync {
+    /// All nodes: `node`, `ready`, `gpus`, `offers`, `holders`.
+    fn nodes(&self) -> Answer<'_>;
+}
+
+/// A source, and its last answer for the next pages that ask.
+pub(crate) struct Cluster {
+    source: Option<Arc<dyn ClusterSource>>,
+    last: tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>,
+}
+
+/// So long an answer is good enough; many open pages are then one question.
+const FRESH: Duration = Duration::from_secs(3);
+
+impl Cluster {
+    pub(crate) fn new(source: Option<Arc<dyn ClusterSource>>) -> Self {
+        Self { source, last: tokio::sync::Mutex::default() }
+    }
+}
+
+pub(crate) fn router(platform: Platform) -> Router {
+    Router::new().route("/cluster", get(nodes)).with_state(platform)
+}
+
+async fn nodes(State(platform): State<Platform>) -> Response {
+    let cluster = &platform.cluster;
+    let Some(source) = &cluster.source else {
+        // Most servers are in none, and a page that asks has made no mistake.
+        let why = "this server is not in a cluster: slipway up --kube puts one there";
+        return Json(json!({"nodes": [], "outside": why})).into_response();
+    };
+    let mut last = cluster.last.lock().await;
+    if let Some((_, nodes)) = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+        return Json(json!({"nodes": nodes})).into_response();
+    }
+    match source.nodes().await {
+        Ok(nodes) => {
+            *last = Some((Instant::now(), nodes.clone()));
+            Json(json!({"nodes": nodes})).into_response()
+        }
+        Err(error) => {
+            let body = json!({"error": error, "code": "kube.unreachable"});
+            (StatusCode::BAD_GATEWAY, Json(body)).into_response()
+        }
+    }
+}
