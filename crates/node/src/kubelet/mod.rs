@@ -1,6 +1,7 @@
 //! The kubelet's gRPC interfaces: generated types, and unix sockets to serve and reach them on.
 
 #[allow(missing_docs, unreachable_pub, clippy::all)] // generated from ../../proto
+#[rustfmt::skip]
 mod generated {
     #[path = "deviceplugin.rs"]
     pub mod device_plugin;

@@ -16,7 +16,10 @@ pub struct NodePrepareResourcesRequest {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodePrepareResourcesResponse {
     #[prost(map = "string, message", tag = "1")]
-    pub claims: ::std::collections::HashMap<::prost::alloc::string::String, NodePrepareResourceResponse>,
+    pub claims: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        NodePrepareResourceResponse,
+    >,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodePrepareResourceResponse {
@@ -46,7 +49,10 @@ pub struct NodeUnprepareResourcesRequest {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeUnprepareResourcesResponse {
     #[prost(map = "string, message", tag = "1")]
-    pub claims: ::std::collections::HashMap<::prost::alloc::string::String, NodeUnprepareResourceResponse>,
+    pub claims: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        NodeUnprepareResourceResponse,
+    >,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NodeUnprepareResourceResponse {
@@ -55,9 +61,15 @@ pub struct NodeUnprepareResourceResponse {
 }
 /// Generated client implementations.
 pub mod dra_plugin_client {
-    #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
-    use tonic::codegen::http::Uri;
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
     use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
     #[derive(Debug, Clone)]
     pub struct DraPluginClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -88,16 +100,22 @@ pub mod dra_plugin_client {
             let inner = tonic::client::Grpc::with_origin(inner, origin);
             Self { inner }
         }
-        pub fn with_interceptor<F>(inner: T, interceptor: F) -> DraPluginClient<InterceptedService<T, F>>
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> DraPluginClient<InterceptedService<T, F>>
         where
             F: tonic::service::Interceptor,
             T::ResponseBody: Default,
             T: tonic::codegen::Service<
-                    http::Request<tonic::body::Body>,
-                    Response = http::Response<<T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody>,
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
                 >,
-            <T as tonic::codegen::Service<http::Request<tonic::body::Body>>>::Error:
-                Into<StdError> + std::marker::Send + std::marker::Sync,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
         {
             DraPluginClient::new(InterceptedService::new(inner, interceptor))
         }
@@ -135,41 +153,72 @@ pub mod dra_plugin_client {
         pub async fn node_prepare_resources(
             &mut self,
             request: impl tonic::IntoRequest<super::NodePrepareResourcesRequest>,
-        ) -> std::result::Result<tonic::Response<super::NodePrepareResourcesResponse>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<super::NodePrepareResourcesResponse>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path =
-                http::uri::PathAndQuery::from_static("/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/NodePrepareResources");
+            let path = http::uri::PathAndQuery::from_static(
+                "/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/NodePrepareResources",
+            );
             let mut req = request.into_request();
             req.extensions_mut()
-                .insert(GrpcMethod::new("k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin", "NodePrepareResources"));
+                .insert(
+                    GrpcMethod::new(
+                        "k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin",
+                        "NodePrepareResources",
+                    ),
+                );
             self.inner.unary(req, path, codec).await
         }
         pub async fn node_unprepare_resources(
             &mut self,
             request: impl tonic::IntoRequest<super::NodeUnprepareResourcesRequest>,
-        ) -> std::result::Result<tonic::Response<super::NodeUnprepareResourcesResponse>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<super::NodeUnprepareResourcesResponse>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/NodeUnprepareResources",
             );
             let mut req = request.into_request();
             req.extensions_mut()
-                .insert(GrpcMethod::new("k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin", "NodeUnprepareResources"));
+                .insert(
+                    GrpcMethod::new(
+                        "k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin",
+                        "NodeUnprepareResources",
+                    ),
+                );
             self.inner.unary(req, path, codec).await
         }
     }
 }
 /// Generated server implementations.
 pub mod dra_plugin_server {
-    #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
     use tonic::codegen::*;
     /// Generated trait containing gRPC methods that should be implemented for use with DraPluginServer.
     #[async_trait]
@@ -177,11 +226,17 @@ pub mod dra_plugin_server {
         async fn node_prepare_resources(
             &self,
             request: tonic::Request<super::NodePrepareResourcesRequest>,
-        ) -> std::result::Result<tonic::Response<super::NodePrepareResourcesResponse>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<super::NodePrepareResourcesResponse>,
+            tonic::Status,
+        >;
         async fn node_unprepare_resources(
             &self,
             request: tonic::Request<super::NodeUnprepareResourcesRequest>,
-        ) -> std::result::Result<tonic::Response<super::NodeUnprepareResourcesResponse>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<super::NodeUnprepareResourcesResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct DraPluginServer<T> {
@@ -204,7 +259,10 @@ pub mod dra_plugin_server {
                 max_encoding_message_size: None,
             }
         }
-        pub fn with_interceptor<F>(inner: T, interceptor: F) -> InterceptedService<Self, F>
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
         where
             F: tonic::service::Interceptor,
         {
@@ -248,7 +306,10 @@ pub mod dra_plugin_server {
         type Response = http::Response<tonic::body::Body>;
         type Error = std::convert::Infallible;
         type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<std::result::Result<(), Self::Error>> {
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
             Poll::Ready(Ok(()))
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
@@ -256,15 +317,24 @@ pub mod dra_plugin_server {
                 "/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/NodePrepareResources" => {
                     #[allow(non_camel_case_types)]
                     struct NodePrepareResourcesSvc<T: DraPlugin>(pub Arc<T>);
-                    impl<T: DraPlugin> tonic::server::UnaryService<super::NodePrepareResourcesRequest> for NodePrepareResourcesSvc<T> {
+                    impl<
+                        T: DraPlugin,
+                    > tonic::server::UnaryService<super::NodePrepareResourcesRequest>
+                    for NodePrepareResourcesSvc<T> {
                         type Response = super::NodePrepareResourcesResponse;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::NodePrepareResourcesRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as DraPlugin>::node_prepare_resources(&inner, request).await };
+                            let fut = async move {
+                                <T as DraPlugin>::node_prepare_resources(&inner, request)
+                                    .await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -277,8 +347,14 @@ pub mod dra_plugin_server {
                         let method = NodePrepareResourcesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
@@ -287,15 +363,24 @@ pub mod dra_plugin_server {
                 "/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin/NodeUnprepareResources" => {
                     #[allow(non_camel_case_types)]
                     struct NodeUnprepareResourcesSvc<T: DraPlugin>(pub Arc<T>);
-                    impl<T: DraPlugin> tonic::server::UnaryService<super::NodeUnprepareResourcesRequest> for NodeUnprepareResourcesSvc<T> {
+                    impl<
+                        T: DraPlugin,
+                    > tonic::server::UnaryService<super::NodeUnprepareResourcesRequest>
+                    for NodeUnprepareResourcesSvc<T> {
                         type Response = super::NodeUnprepareResourcesResponse;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
                         fn call(
                             &mut self,
                             request: tonic::Request<super::NodeUnprepareResourcesRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as DraPlugin>::node_unprepare_resources(&inner, request).await };
+                            let fut = async move {
+                                <T as DraPlugin>::node_unprepare_resources(&inner, request)
+                                    .await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -308,20 +393,38 @@ pub mod dra_plugin_server {
                         let method = NodeUnprepareResourcesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
-                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
                         let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
                 }
-                _ => Box::pin(async move {
-                    let mut response = http::Response::new(tonic::body::Body::default());
-                    let headers = response.headers_mut();
-                    headers.insert(tonic::Status::GRPC_STATUS, (tonic::Code::Unimplemented as i32).into());
-                    headers.insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
-                    Ok(response)
-                }),
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
             }
         }
     }
