@@ -82,12 +82,19 @@ $(NVIDIA_CTK):
 	  GOBIN=$(dir $@) GOFLAGS=-modcacherw go install github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-ctk@$(NVIDIA_CTK_VERSION) 2>$(PEERS)/nvidia-ctk.log || { tail -5 $(PEERS)/nvidia-ctk.log; echo "nvidia-ctk could not be built: CDI specifications are not compared with its own"; }; \
 	else echo "Go is missing: CDI specifications are not compared with nvidia-ctk's"; fi
 
-conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(NVIDIA_CTK) $(HELM)
+# Helm, built from its Go module, to compare the chart with what slipway applies; left out where there is no Go.
+HELM_VERSION := v3.21.4
+HELM := $(PEERS)/helm-$(HELM_VERSION)/helm
+$(HELM):
+	@echo "building helm $(HELM_VERSION) with go install"
+	GOBIN=$(dir $@) GOFLAGS=-modcacherw go install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
+
+conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(NVIDIA_CTK) $(if $(shell command -v go),$(HELM))
 	$(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY)
 	$(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
 	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY)
 	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) $(if $(shell command -v go),--nvidia-ctk $(NVIDIA_CTK))
-	$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) --helm $(HELM)
+	$(if $(shell command -v go),$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) --helm $(HELM),@echo "Go is missing: the chart is not compared")
 
 # Kubernetes itself, built once a machine; it needs nothing of ours, so it may be built while cargo works.
 lab-programs:
@@ -104,13 +111,6 @@ lab-down: binary
 
 test-lab: binary lab-programs
 	python3 testkit/lab/run.py $(SLIPWAY)
-
-# Helm, built from its Go module, to compare the chart with what slipway applies.
-HELM_VERSION := v3.21.4
-HELM := $(PEERS)/helm-$(HELM_VERSION)/helm
-$(HELM):
-	@echo "building helm $(HELM_VERSION) with go install"
-	GOBIN=$(dir $@) GOFLAGS=-modcacherw go install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
 
 ui-test: binary
 	scripts/ui-test.sh
