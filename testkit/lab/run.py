@@ -209,12 +209,13 @@ def a_sick_gpu_takes_every_replica_and_comes_back(lab):
     lab.control("n1", "xid 3 31")
     time.sleep(2)
     assert lab.allocatable("n1") == {SHARED: 32}, "a program's mistake is not the GPU's"
-    lab.control("n1", "xid 3 31", "xid 3 94")
+    lab.control("n1", "xid 3 31", "xid 3 94", "action 3 1")
     # Upstream lets one replica of four go, for its map from devices to replicas keeps one each.
     offers(lab, "n1", {SHARED: 28}, 20)
     condition = [c for c in lab.node("n1")["status"]["conditions"] if c["type"] == "slipway.dev/GPUReady"][0]
     assert condition["status"] == "False" and "XID 94" in condition["message"], condition
     # And never brings it back.
+    lab.control("n1", "xid 3 31", "xid 3 94")
     offers(lab, "n1", {SHARED: 32}, 30)
     lab.control("n1", "xid 3 31", "xid 3 94", "lost 5")
     offers(lab, "n1", {SHARED: 28}, 30)
