@@ -476,6 +476,15 @@ def installing_again_changes_nothing_and_removing_leaves_nothing(lab):
     assert not [c for c in lab.node("n1")["status"]["conditions"] if "slipway" in c["type"]]
 
 
+def calm(lab):
+    """Undoes what a failed test left, so that the next one is judged by itself."""
+    for node in lab.fixtures:
+        lab.control(node)
+        configure(lab, node, None)
+    lab.set_label("n1", MIG, "all-disabled")
+    lab.install(**VALUES)
+
+
 def main():
     binary, names = sys.argv[1], sys.argv[2:] or list(TESTS)
     lab = Lab(binary, {"n1": "a100x8", "n2": "t4"})
@@ -497,6 +506,7 @@ def main():
                         print(lab.kubectl("-n", NAMESPACE, "logs", "--tail=15", lab.agent(node)["metadata"]["name"], check=False), file=sys.stderr)
                     except Exception as error:
                         print(error, file=sys.stderr)
+                calm(lab)
     finally:
         if not os.environ.get("KEEP"):
             lab.down()
