@@ -91,9 +91,10 @@ impl Watcher {
                         let known = held.borrow();
                         known.len() != now.len() || now.iter().any(|h| !known.contains_key(h))
                     };
+                    let mut gone = Vec::new();
                     if changed {
                         held.send_modify(|held| {
-                            held.retain(|h, _| now.contains(h));
+                            gone.extend(held.extract_if(.., |h, _| !now.contains(h)));
                             for holder in &now {
                                 held.entry(holder.clone()).or_insert_with(|| before.remove(holder).unwrap_or_default());
                             }
@@ -102,7 +103,7 @@ impl Watcher {
                     before.clear();
                     let uses: Vec<(Holder, Use)> = held.borrow().iter().map(|(h, u)| (h.clone(), *u)).collect();
                     let time = slipway_core::clock::now_ms();
-                    self.database.write(move |c| repo::record(c, time, &uses)).await?;
+                    self.database.write(move |c| repo::record(c, time, &uses, &gone)).await?;
                 }
             }
             // After devices were handed out the kubelet takes a moment until it says to whom.

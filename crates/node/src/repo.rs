@@ -37,11 +37,16 @@ fn replica(holder: &Holder) -> i64 {
     holder.replica.map_or(-1, i64::from)
 }
 
-/// Begins leases of new holders, updates those that go on, and ends those of holders that are gone.
+/// Begins leases of new holders, updates those that go on, and ends those of holders that are gone, with what they had used.
 ///
 /// # Errors
 /// The store's.
-pub(crate) fn record(c: &Connection, time: i64, held: &[(Holder, Use)]) -> Result<(), StoreError> {
+pub(crate) fn record(
+    c: &Connection,
+    time: i64,
+    held: &[(Holder, Use)],
+    gone: &[(Holder, Use)],
+) -> Result<(), StoreError> {
     for (h, used) in held {
         c.prepare_cached(
             "INSERT INTO leases (namespace, pod, container, resource, device, replica, began, seen, joules, busy_seconds, idle_seconds)
@@ -51,6 +56,23 @@ pub(crate) fn record(c: &Connection, time: i64, held: &[(Holder, Use)]) -> Resul
         )?
         .execute(params![
             h.namespace, h.pod, h.container, h.resource, h.device, replica(h), time, used.joules, used.busy_seconds, used.idle_seconds
+        ])?;
+    }
+    for (h, used) in gone {
+        c.prepare_cached(
+            "UPDATE leases SET joules = ?7, busy_seconds = ?8, idle_seconds = ?9 WHERE ended IS NULL AND namespace = ?1
+             AND pod = ?2 AND container = ?3 AND resource = ?4 AND device = ?5 AND replica = ?6",
+        )?
+        .execute(params![
+            h.namespace,
+            h.pod,
+            h.container,
+            h.resource,
+            h.device,
+            replica(h),
+            used.joules,
+            used.busy_seconds,
+            used.idle_seconds
         ])?;
     }
     c.prepare_cached("UPDATE leases SET ended = seen WHERE ended IS NULL AND seen < ?1")?.execute([time])?;
@@ -142,14 +164,14 @@ mod tests {
             replica: Some(0),
         };
         let used = |joules| Use { joules, ..Use::default() };
-        record(&c, 10, &[(holder("a"), used(5.0))]).unwrap();
-        record(&c, 20, &[(holder("a"), used(6.0)), (holder("b"), used(0.0))]).unwrap();
-        record(&c, 30, &[(holder("b"), used(0.0))]).unwrap();
+        record(&c, 10, &[(holder("a"), used(5.0))], &[]).unwrap();
+        record(&c, 20, &[(holder("a"), used(6.0)), (holder("b"), used(0.0))], &[]).unwrap();
+        record(&c, 30, &[(holder("b"), used(0.0))], &[(holder("a"), used(7.0))]).unwrap();
         // The same pod once more is another lease.
-        record(&c, 40, &[(holder("a"), used(0.0))]).unwrap();
+        record(&c, 40, &[(holder("a"), used(0.0))], &[]).unwrap();
         let all = leases(&c, 10).unwrap();
         let short: Vec<_> = all.iter().map(|l| (l.holder.pod.as_str(), l.began, l.ended, l.used.joules)).collect();
-        assert_eq!(short, [("a", 40, None, 0.0), ("b", 20, Some(30), 0.0), ("a", 10, Some(20), 6.0)]);
+        assert_eq!(short, [("a", 40, None, 0.0), ("b", 20, Some(30), 0.0), ("a", 10, Some(20), 7.0)]);
         assert_eq!(all[0].holder.replica, Some(0));
     }
 }
