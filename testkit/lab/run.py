@@ -331,8 +331,9 @@ def the_api_server_may_go_away(lab):
         eventually("what happened meanwhile is told", lambda: reason() == "Unhealthy", 60)
         lab.control("n1")
         eventually("and what happens then", lambda: reason() == "Ready", 60)
+        # A watch is begun again with pauses that have grown.
         configure(lab, "n1", "slices")
-        offers(lab, "n1", {SHARED: 32}, 60)
+        offers(lab, "n1", {SHARED: 32}, 120)
         configure(lab, "n1", None)
         offers(lab, "n1", {GPU: 8})
         assert lab.phase(ns, "holder") == "Running"

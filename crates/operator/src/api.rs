@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use kube::api::{DeleteParams, DynamicObject, EvictParams, ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Config};
 use serde_json::{Value, json};
@@ -228,7 +229,7 @@ impl Api {
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let stream = watcher::watcher(self.of(resource, namespace), config);
         tokio::spawn(async move {
-            let mut stream = std::pin::pin!(kube::runtime::WatchStreamExt::default_backoff(stream));
+            let mut stream = std::pin::pin!(kube::runtime::WatchStreamExt::backoff(stream, Pauses::default()));
             let mut seen = false;
             loop {
                 let event = tokio::select! {
@@ -253,6 +254,33 @@ impl Api {
             }
         });
         receiver
+    }
+}
+
+/// Pauses before a watch is begun again: from half a second to eight, each longer by chance by up to a half, so that a thousand
+/// agents do not come back at once. The client's own grow to a minute; a label that is set after an outage should not wait so long.
+struct Pauses(Duration);
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self(Duration::from_millis(500))
+    }
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let chance = u32::from_str_radix(&slipway_core::ids::hex32()[..2], 16).unwrap_or(0);
+        let pause = self.0 + self.0 * chance / 512;
+        self.0 = (self.0 * 2).min(Duration::from_secs(8));
+        Some(pause)
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        *self = Self::default();
     }
 }
 
