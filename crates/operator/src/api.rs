@@ -28,6 +28,11 @@ pub struct Resource<'a> {
     pub plural: &'a str,
 }
 
+/// `v1 Node`.
+pub(crate) const NODE: Resource<'static> = Resource { group: "", version: "v1", kind: "Node", plural: "nodes" };
+/// `v1 Pod`.
+pub(crate) const POD: Resource<'static> = Resource { group: "", version: "v1", kind: "Pod", plural: "pods" };
+
 impl Resource<'_> {
     /// `group/version`, or the version alone in the core group.
     pub fn api_version(&self) -> String {

@@ -6,10 +6,9 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use serde_json::{Map, Value, json};
 
-use crate::{Api, KubeError, Resource};
+use crate::api::{NODE, POD};
+use crate::{Api, KubeError};
 
-const NODE: Resource<'static> = Resource { group: "", version: "v1", kind: "Node", plural: "nodes" };
-const POD: Resource<'static> = Resource { group: "", version: "v1", kind: "Pod", plural: "pods" };
 /// Agents that are asked at once.
 const AT_ONCE: usize = 16;
 /// An agent that has not answered by then is not waited for.

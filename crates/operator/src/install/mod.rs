@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 pub use objects::objects;
 pub use values::Values;
 
+use crate::api::{NODE, POD};
 use crate::{Api, KubeError, Resource};
 
 /// The field manager of the installation's objects.
@@ -55,7 +56,6 @@ const KINDS: [Resource<'static>; 16] = [
     Resource { group: "apps", version: "v1", kind: "Deployment", plural: "deployments" },
     Resource { group: "monitoring.coreos.com", version: "v1", kind: "ServiceMonitor", plural: "servicemonitors" },
 ];
-const NODE: Resource<'static> = Resource { group: "", version: "v1", kind: "Node", plural: "nodes" };
 const SLICE: Resource<'static> =
     Resource { group: "resource.k8s.io", version: "v1", kind: "ResourceSlice", plural: "resourceslices" };
 
@@ -232,9 +232,8 @@ pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Ste
 
 /// Waits until the agents are gone; one that still runs would write its labels again.
 async fn gone(api: &Api, namespace: &str) -> Result<(), KubeError> {
-    let pods = Resource { group: "", version: "v1", kind: "Pod", plural: "pods" };
     for _ in 0..120 {
-        if api.list(&pods, Some(namespace), "", "app.kubernetes.io/component=node").await?.is_empty() {
+        if api.list(&POD, Some(namespace), "", "app.kubernetes.io/component=node").await?.is_empty() {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
