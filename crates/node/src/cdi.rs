@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use slipway_gpu::container::cdi::{self, Spec};
+use slipway_gpu::container::{
+    self,
+    cdi::{self, Spec},
+};
 use slipway_gpu::inventory::Inventory;
 
 use crate::NodeError;
@@ -51,11 +54,7 @@ impl Writer {
         if self.written.as_deref() == Some(text.as_str()) && path.exists() {
             return Ok(());
         }
-        let failed = |e| NodeError::io(path.display().to_string())(e);
-        std::fs::create_dir_all(&self.folder).map_err(failed)?;
-        // The runtime reads names that end in .json and .yaml only.
-        let new = self.folder.join(format!(".{FILE}.new"));
-        std::fs::write(&new, &text).and_then(|()| std::fs::rename(&new, &path)).map_err(failed)?;
+        container::replace(&path, &text)?;
         self.written = Some(text);
         Ok(())
     }

@@ -89,7 +89,12 @@ impl Offer {
 
 /// The resource of a MIG profile: `1g.10gb+me` is `nvidia.com/mig-1g.10gb.me`.
 pub fn of_profile(profile: &str) -> String {
-    format!("nvidia.com/mig-{}", profile.replace('+', "."))
+    format!("nvidia.com/mig-{}", plain(profile))
+}
+
+/// A profile in names of resources and labels, which have no plus sign: `1g.10gb.me`.
+pub(crate) fn plain(profile: &str) -> String {
+    profile.replace('+', ".")
 }
 
 fn whole(machine: &Machine, at: usize, gpu: &Gpu) -> Unit {
