@@ -39,6 +39,9 @@ pub const GPU_FIXTURE: &str = "SLIPWAY_GPU_FIXTURE";
 /// The namespace of the installation that a server belongs to; set in a cluster.
 pub const NAMESPACE: &str = "SLIPWAY_NAMESPACE";
 
+/// The name of the pod that a server runs in.
+pub const POD: &str = "SLIPWAY_POD";
+
 /// The value of a variable, if it is set to something.
 pub fn value(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())
@@ -59,5 +62,6 @@ pub const ALL: &[Variable] = &[
     Variable { name: NVML_LIB, about: "path of libnvidia-ml.so.1, in place of the driver's" },
     Variable { name: GPU_FIXTURE, about: "fixture that answers in place of a GPU, such as h100x8" },
     Variable { name: NAMESPACE, about: "namespace of the installation that a server in a cluster belongs to" },
+    Variable { name: POD, about: "name of the pod that a server in a cluster runs in" },
     Variable { name: RUNTIME, about: "auto, ort or tract" },
 ];

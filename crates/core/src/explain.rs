@@ -105,6 +105,51 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Check free space and permissions of the `objects` folder under SLIPWAY_HOME.",
     },
     Topic {
+        code: "auth.forbidden",
+        meaning: "Who you are is known, and the cluster's rules do not allow this.",
+        remedy: "Ask for a role: `slipway-view` and `slipway-edit` are part of the cluster's own `view` and `edit`; `kubectl auth can-i create runs.slipway.dev -n NAMESPACE` tells.",
+    },
+    Topic {
+        code: "auth.unreachable",
+        meaning: "The cluster, which knows who you are, does not answer the control plane.",
+        remedy: "Try again; `kubectl get --raw /readyz` tells whether the API server is well.",
+    },
+    Topic {
+        code: "exec.manifest",
+        meaning: "The file of a run cannot be used; the message names the place.",
+        remedy: "See `slipway run submit --help` for an example; fields are named as in a pod and a job.",
+    },
+    Topic {
+        code: "exec.too_large",
+        meaning: "The run asks for more than this machine has, so it would wait for ever.",
+        remedy: "Ask for less in spec.resources, or use a cluster: `slipway up --kube`.",
+    },
+    Topic {
+        code: "exec.not_found",
+        meaning: "There is no such run, or no such try of it.",
+        remedy: "`slipway run queue` lists what was submitted.",
+    },
+    Topic {
+        code: "exec.exists",
+        meaning: "There is a run of that name already.",
+        remedy: "Choose another name, or let metadata.generateName make one up, or remove the old one: `slipway run rm NAME`.",
+    },
+    Topic {
+        code: "exec.not_now",
+        meaning: "The run is not in a state in which this can be done.",
+        remedy: "`slipway run status NAME` tells where it is.",
+    },
+    Topic {
+        code: "exec.forbidden",
+        meaning: "Who you are is known, and may not do this with runs of that namespace.",
+        remedy: "`kubectl auth can-i create runs.slipway.dev -n NAMESPACE` tells; the roles `edit` and `admin` include it.",
+    },
+    Topic {
+        code: "exec.unreachable",
+        meaning: "What carries runs out does not answer: no server runs, or the cluster is away.",
+        remedy: "Start a server with `slipway up`, or try again when the cluster answers.",
+    },
+    Topic {
         code: "exec.spawn",
         meaning: "The process could not be started.",
         remedy: "Check that the program exists and is executable.",

@@ -10,11 +10,13 @@
 //! | [`config`] | flag > environment > project file > user file > default, with the origin kept |
 //! | [`env`] | every environment variable that slipway reads |
 //! | [`home`] | where state lives on disk |
+//! | [`files`] | files that are never half written |
 
 pub mod clock;
 pub mod config;
 pub mod env;
 pub mod explain;
+pub mod files;
 pub mod home;
 pub mod ids;
 pub mod units;

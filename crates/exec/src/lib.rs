@@ -1,183 +1,106 @@
-//! Where work runs. Today: local processes, at most so many at once.
+//! Where work runs. A [`Manifest`] (`kind: Run`) says what; an [`Executor`] carries it out: as processes of this machine
+//! ([`LocalProcesses`]), or as pods of a cluster (`slipway-operator`). Both follow the same rules, which are [`lifecycle`].
 //!
-//! ```no_run
-//! # async fn f() -> Result<(), slipway_exec::ExecError> {
-//! use slipway_exec::{Executor, Job, LocalProcesses};
-//! let executor = LocalProcesses::new(2);
-//! let job = Job::new("train", "python3", ["train.py"]).env("LR", "0.1").log("logs/train.log");
-//! let outcome = executor.submit(job).wait().await?;
-//! assert!(outcome.succeeded());
-//! # Ok(()) }
+//! | module | what it is for |
+//! |---|---|
+//! | [`manifest`] | what a run is told: program, environment, resources, retries, deadline |
+//! | [`status`] | what became of it |
+//! | [`lifecycle`] | what happens next: a function without side effects, shared by every executor |
+//! | [`quantity`] | `500m`, `4Gi` |
+//! | [`local`] | processes that outlive the server |
+//!
 //! ```
-//!
-//! A job is a process in a group of its own with its output in a log file. It is ended, with all it started,
-//! when its time is over, when it is cancelled, and when its handle is dropped.
+//! use slipway_exec::Manifest;
+//! let run = Manifest::parse("apiVersion: slipway.dev/v1\nkind: Run\nmetadata: {name: train}\nspec: {command: [python, train.py]}")?;
+//! assert_eq!(run.spec.command, ["python", "train.py"]);
+//! # Ok::<(), slipway_exec::ExecError>(())
+//! ```
 
-mod local;
+pub mod error;
+pub mod lifecycle;
+pub mod local;
+pub mod manifest;
+pub mod quantity;
+pub mod status;
 
-use std::future::Future;
-use std::path::PathBuf;
-use std::pin::Pin;
-use std::time::Duration;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use serde::{Deserialize, Serialize};
 
+pub use error::ExecError;
 pub use local::LocalProcesses;
-use slipway_core::Explain;
+pub use manifest::{Manifest, RunSpec};
+pub use status::{Attempt, GpuUse, Phase, RunStatus};
 
-/// What to run.
-#[derive(Debug, Clone)]
-pub struct Job {
-    /// For people: in logs and tables.
+/// A run that was handed over, and what became of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Submitted {
+    /// As it was handed over; its name and namespace are filled in.
+    #[serde(flatten)]
+    pub manifest: Manifest,
+    /// What became of it so far.
+    #[serde(default)]
+    pub status: RunStatus,
+}
+
+/// Which part of a run's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogQuery {
+    /// Which attempt, from 1; the newest if unset.
+    pub attempt: Option<u32>,
+    /// Go on until the attempt ends.
+    pub follow: bool,
+    /// So many of its last lines; all if unset.
+    pub tail: Option<u64>,
+}
+
+/// What comes of a call.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, ExecError>>;
+/// A log as it grows.
+pub type LogStream = BoxStream<'static, Result<Bytes, ExecError>>;
+
+/// A place where runs are carried out. What it has accepted it keeps over a restart.
+pub trait Executor: std::fmt::Debug + Send + Sync {
+    /// Takes a run in; it starts when there is room. `by` is who asked, if that is known.
+    fn submit<'a>(&'a self, run: Manifest, by: Option<&'a str>) -> Answer<'a, Submitted>;
+    /// Runs of a namespace, or of all, oldest first.
+    fn list<'a>(&'a self, namespace: Option<&'a str>) -> Answer<'a, Vec<Submitted>>;
+    /// One run.
+    fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, Submitted>;
+    /// Ends a run; no error when it has ended.
+    fn cancel<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, Submitted>;
+    /// Forgets a run; one that goes on is ended first.
+    fn remove<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, ()>;
+    /// What it printed.
+    fn logs<'a>(&'a self, namespace: &'a str, name: &'a str, query: LogQuery) -> Answer<'a, LogStream>;
+}
+
+/// A tracked run to be begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tracked {
+    /// 32 hexadecimal digits.
+    pub run_id: String,
+    /// The experiment's name; the default one if unset.
+    pub experiment: Option<String>,
+    /// For people.
     pub name: String,
-    /// The program, looked up in `PATH`.
-    pub program: PathBuf,
-    /// Its arguments.
-    pub args: Vec<String>,
-    /// Variables added to this process's environment.
-    pub env: Vec<(String, String)>,
-    /// Where it runs; this process's folder if unset.
-    pub folder: Option<PathBuf>,
-    /// Where its output goes; nowhere if unset.
-    pub log: Option<PathBuf>,
-    /// When to end it.
-    pub limit: Option<Duration>,
+    /// Who submitted it.
+    pub user: String,
+    /// Key and value.
+    pub tags: Vec<(String, String)>,
 }
 
-impl Job {
-    /// A job without special environment, folder, log or limit.
-    pub fn new<A: Into<String>>(
-        name: impl Into<String>,
-        program: impl Into<PathBuf>,
-        args: impl IntoIterator<Item = A>,
-    ) -> Self {
-        Self {
-            name: name.into(),
-            program: program.into(),
-            args: args.into_iter().map(Into::into).collect(),
-            env: Vec::new(),
-            folder: None,
-            log: None,
-            limit: None,
-        }
-    }
-
-    /// Adds a variable.
-    #[must_use]
-    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.env.push((name.into(), value.into()));
-        self
-    }
-
-    /// Runs it in `folder`.
-    #[must_use]
-    pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.folder = Some(folder.into());
-        self
-    }
-
-    /// Writes its output to `log`.
-    #[must_use]
-    pub fn log(mut self, log: impl Into<PathBuf>) -> Self {
-        self.log = Some(log.into());
-        self
-    }
-
-    /// Ends it after `limit`.
-    #[must_use]
-    pub fn limit(mut self, limit: Duration) -> Self {
-        self.limit = Some(limit);
-        self
-    }
+/// Where runs are tracked. Declared here and implemented by what knows the tracking store.
+pub trait Tracker: Send + Sync {
+    /// Begins a tracked run; no error when it was begun before.
+    fn begin(&self, run: Tracked) -> BoxFuture<'_, Result<(), String>>;
+    /// Ends a tracked run that the program itself has not ended, and attaches what its GPUs did. Calling it again changes nothing.
+    fn end<'a>(&'a self, run_id: &'a str, status: &'a RunStatus) -> BoxFuture<'a, Result<(), String>>;
 }
 
-/// How a job ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// By itself, with this code.
-    Exited(i32),
-    /// By a signal from outside.
-    Signalled(i32),
-    /// Its time was over.
-    TimedOut,
-    /// It was cancelled.
-    Cancelled,
-}
-
-/// How a job ended, and when.
-#[derive(Debug, Clone, Copy)]
-pub struct Outcome {
-    /// How.
-    pub end: End,
-    /// From start to end.
-    pub took: Duration,
-}
-
-impl Outcome {
-    /// Whether it ended by itself with code 0.
-    pub fn succeeded(&self) -> bool {
-        self.end == End::Exited(0)
-    }
-}
-
-/// A job that could not be run.
-#[derive(Debug, thiserror::Error)]
-pub enum ExecError {
-    /// The program could not be started.
-    #[error("cannot start {program}: {source}")]
-    Spawn {
-        /// Which.
-        program: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The log or folder cannot be used.
-    #[error("{what}: {source}")]
-    Io {
-        /// What was tried.
-        what: String,
-        /// Why it failed.
-        source: std::io::Error,
-    },
-}
-
-impl Explain for ExecError {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Spawn { .. } => "exec.spawn",
-            Self::Io { .. } => "exec.io",
-        }
-    }
-}
-
-/// A job that was handed over; dropping it ends the job.
-pub struct Handle {
-    done: Pin<Box<dyn Future<Output = Result<Outcome, ExecError>> + Send>>,
-    /// `true`, or dropping it, asks the job to end.
-    cancel: tokio::sync::watch::Sender<bool>,
-}
-
-impl Handle {
-    /// Waits for the end.
-    ///
-    /// # Errors
-    /// [`ExecError`] when the job could not be run.
-    pub async fn wait(self) -> Result<Outcome, ExecError> {
-        // Keeps the sender alive, so that the job is not cancelled while waited for.
-        let _cancel = self.cancel;
-        self.done.await
-    }
-
-    /// Ends the job and waits for it.
-    ///
-    /// # Errors
-    /// [`ExecError`] when the job could not be run.
-    pub async fn cancel(self) -> Result<Outcome, ExecError> {
-        self.cancel.send_replace(true);
-        self.done.await
-    }
-}
-
-/// A place where jobs run.
-pub trait Executor: Send + Sync {
-    /// Hands a job over; it starts when there is room.
-    fn submit(&self, job: Job) -> Handle;
+/// The tracked run of a submitted one: its object's unique id without dashes, so that beginning it twice is the same once.
+pub fn tracked_id(uid: &str) -> String {
+    uid.replace('-', "")
 }

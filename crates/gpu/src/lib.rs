@@ -6,6 +6,7 @@
 //! | [`inventory`], [`process`], [`topology`], [`pci`], [`stack`] | what is there, and what is wrong with it |
 //! | [`sheet`] | theoretical peaks of cards, with their formulas |
 //! | [`work`], [`roofline`], [`fit`] | what work asks of a machine, what that allows, and where it fits |
+//! | [`usage`] | energy and time of those who hold GPUs |
 //! | [`bench`] | what is measured |
 //! | [`container`] | CDI specifications, runtimes' configuration |
 //! | [`draw`] | pictures: SVG and terminal |
@@ -29,6 +30,7 @@ pub mod share;
 pub mod sheet;
 pub mod stack;
 pub mod topology;
+pub mod usage;
 pub mod work;
 
 pub use error::GpuError;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use slipway_gpu::usage::Use;
 use slipway_store::Database;
 use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
@@ -30,17 +31,6 @@ pub struct Holder {
     pub device: String,
     /// Which replica of a shared device.
     pub replica: Option<u32>,
-}
-
-/// Use of a device by its holder, since it holds it.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-pub struct Use {
-    /// Energy of the device, shared evenly among its holders.
-    pub joules: f64,
-    /// Time in which the GPU did something.
-    pub busy_seconds: f64,
-    /// Time in which it did nothing.
-    pub idle_seconds: f64,
 }
 
 /// Who holds what, with how much it was used.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use slipway_gpu::inventory::{Gpu, MigDevice};
+use slipway_gpu::mig;
 use tokio::sync::watch;
 
 use crate::cluster::{Cluster, NODE};
@@ -141,9 +142,9 @@ pub fn labels(machine: &Machine, config: &Config, machine_type: &str) -> BTreeMa
             }
             for (profile, devices) in by_profile {
                 let (gpu, device) = devices[0];
-                let base = if single { resources::GPU.to_owned() } else { resources::of_profile(profile) };
-                let prefix = if single { "gpu".to_owned() } else { format!("mig-{}", resources::plain(profile)) };
-                let product = format!("{}-MIG-{}", model(gpu), resources::plain(profile));
+                let base = if single { resources::GPU.to_owned() } else { mig::resource(profile) };
+                let prefix = if single { "gpu".to_owned() } else { format!("mig-{}", mig::plain(profile)) };
+                let product = format!("{}-MIG-{}", model(gpu), mig::plain(profile));
                 out.describe(config, &prefix, &base, &product, devices.len(), device.memory_mib);
                 out.put(&format!("{prefix}.multiprocessors"), device.multiprocessors.to_string());
                 let slices = profile.split_once("g.").map_or("", |(n, _)| n);

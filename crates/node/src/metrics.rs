@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use slipway_gpu::inventory::{Gpu, Inventory};
+use slipway_gpu::usage::{Meter, Use};
 use tokio::sync::watch;
 
 use crate::driver::{Driver, Machine, State};
-use crate::holders::{Held, Holder, Use};
+use crate::holders::{Held, Holder};
 
 /// The newest readings.
 #[derive(Debug, Default)]
@@ -29,7 +30,7 @@ pub const EVERY: Duration = Duration::from_secs(5);
 
 /// Reads the GPUs again and again, and adds up what their holders use.
 pub async fn sample(driver: Arc<Driver>, readings: watch::Sender<Arc<Readings>>, held: watch::Sender<Held>) {
-    let mut before: BTreeMap<String, f64> = BTreeMap::new();
+    let mut meter = Meter::default();
     let mut last = Instant::now();
     loop {
         let now = driver
@@ -50,9 +51,9 @@ pub async fn sample(driver: Arc<Driver>, readings: watch::Sender<Arc<Readings>>,
         if let Some(inventory) = &now.inventory {
             let nobody = held.borrow().is_empty();
             if !nobody {
-                held.send_modify(|held| add_up(held, inventory, &before, seconds));
+                held.send_modify(|held| add_up(held, inventory, &meter, seconds));
             }
-            before = inventory.gpus.iter().filter_map(|g| Some((g.uuid.clone(), g.energy_joules?))).collect();
+            meter.remember(inventory);
         }
         // A driver that has only just come is not kept waiting.
         let pause = if now.inventory.is_some() { EVERY } else { Duration::from_millis(500) };
@@ -61,41 +62,17 @@ pub async fn sample(driver: Arc<Driver>, readings: watch::Sender<Arc<Readings>>,
     }
 }
 
-/// Shares a GPU's energy and time out among those who hold it: a MIG device has its part of the card's memory slices, and the
-/// holders of one device share it evenly.
-fn add_up(held: &mut Held, inventory: &Inventory, before: &BTreeMap<String, f64>, seconds: f64) {
+/// Adds what every holder used since the last reading.
+fn add_up(held: &mut Held, inventory: &Inventory, meter: &Meter, seconds: f64) {
     let mut holders: BTreeMap<String, u32> = BTreeMap::new();
     for holder in held.keys() {
         *holders.entry(holder.device.clone()).or_insert(0) += 1;
     }
     for (holder, used) in held.iter_mut() {
-        let Some((gpu, slices)) = find(inventory, &holder.device) else { continue };
-        let part = f64::from(slices.unwrap_or(8)) / 8.0 / f64::from(holders[&holder.device]);
-        if let (Some(now), Some(then)) = (gpu.energy_joules, before.get(&gpu.uuid)) {
-            // The counter starts again when the GPU is reset.
-            used.joules += (now - then).max(0.0) * part;
-        }
-        match gpu.utilization_percent {
-            Some(0) => used.idle_seconds += seconds,
-            Some(percent) => {
-                used.busy_seconds += seconds * f64::from(percent) / 100.0;
-                used.idle_seconds += seconds * (1.0 - f64::from(percent) / 100.0);
-            }
-            // Cards do not tell while MIG is on.
-            None => {}
+        if let Some(more) = meter.used(inventory, &holder.device, holders[&holder.device], seconds) {
+            *used += more;
         }
     }
-}
-
-/// The GPU that a device is or is cut from, and the memory slices of a MIG device.
-fn find<'i>(inventory: &'i Inventory, uuid: &str) -> Option<(&'i Gpu, Option<u32>)> {
-    inventory.gpus.iter().find_map(|gpu| {
-        if gpu.uuid == uuid {
-            return Some((gpu, None));
-        }
-        let device = gpu.mig.iter().flat_map(|m| &m.devices).find(|d| d.uuid == uuid)?;
-        Some((gpu, Some(device.size)))
-    })
 }
 
 fn escape(text: &str) -> String {

@@ -1,10 +1,11 @@
 //! The lease log and prepared claims. All SQL of this crate.
 
 use serde::Serialize;
+use slipway_gpu::usage::Use;
 use slipway_store::rusqlite::{Connection, OptionalExtension, params};
 use slipway_store::{Migration, StoreError};
 
-use crate::holders::{Holder, Use};
+use crate::holders::Holder;
 
 /// The tables.
 pub(crate) const MIGRATION: Migration = Migration {

@@ -9,7 +9,7 @@ use crate::config::{Config, MigStrategy, SharingStrategy};
 use crate::driver::Machine;
 
 /// The resource of whole GPUs.
-pub const GPU: &str = "nvidia.com/gpu";
+pub const GPU: &str = slipway_gpu::mig::GPU_RESOURCE;
 
 /// A GPU or MIG device that can be handed out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,16 +85,6 @@ impl Offer {
         };
         (number < self.shared.map_or(1, |s| s.replicas)).then(|| self.units.iter().find(|u| u.uuid == uuid))?
     }
-}
-
-/// The resource of a MIG profile: `1g.10gb+me` is `nvidia.com/mig-1g.10gb.me`.
-pub fn of_profile(profile: &str) -> String {
-    format!("nvidia.com/mig-{}", plain(profile))
-}
-
-/// A profile in names of resources and labels, which have no plus sign: `1g.10gb.me`.
-pub(crate) fn plain(profile: &str) -> String {
-    profile.replace('+', ".")
 }
 
 fn whole(machine: &Machine, at: usize, gpu: &Gpu) -> Unit {
@@ -174,7 +164,8 @@ pub fn offers(machine: &Machine, config: &Config) -> Result<Vec<Offer>, String> 
     let mut offers: Vec<Offer> = Vec::new();
     let named =
         units.whole.into_iter().map(|u| (GPU.to_owned(), u)).chain(units.slices.into_iter().map(|(profile, u)| {
-            let name = if config.mig == MigStrategy::Single { GPU.to_owned() } else { of_profile(&profile) };
+            let name =
+                if config.mig == MigStrategy::Single { GPU.to_owned() } else { slipway_gpu::mig::resource(&profile) };
             (name, u)
         }));
     for (base, unit) in named {

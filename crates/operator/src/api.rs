@@ -1,10 +1,12 @@
 //! Objects of any kind, as JSON: read, applied server-side, deleted, watched.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use kube::api::{DeleteParams, DynamicObject, EvictParams, ListParams, Patch, PatchParams};
+use futures_util::{Stream, StreamExt};
+use kube::api::{DeleteParams, DynamicObject, EvictParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::utils::Backoff;
@@ -48,6 +50,20 @@ impl Resource<'_> {
 #[derive(Clone)]
 pub struct Api {
     client: Client,
+    requests: Arc<AtomicU64>,
+}
+
+/// What is seen of many objects.
+#[derive(Debug)]
+pub enum Change {
+    /// All of them follow.
+    Begin,
+    /// It is there, or it changed.
+    Is(Value),
+    /// It is gone.
+    Gone(Value),
+    /// All of them were there: what was not among them is gone.
+    Complete,
 }
 
 impl std::fmt::Debug for Api {
@@ -79,7 +95,7 @@ impl Api {
         };
         config.connect_timeout = Some(Duration::from_secs(5));
         let client = Client::try_from(config).map_err(KubeError::from)?;
-        Ok(Self { client })
+        Ok(Self { client, requests: Arc::default() })
     }
 
     fn of(&self, resource: &Resource<'_>, namespace: Option<&str>) -> kube::Api<DynamicObject> {
@@ -90,7 +106,13 @@ impl Api {
         }
     }
 
+    /// Requests that were sent, watches left aside.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Relaxed)
+    }
+
     async fn answered<T>(&self, request: impl Future<Output = kube::Result<T>>) -> Result<T, KubeError> {
+        self.requests.fetch_add(1, Relaxed);
         match tokio::time::timeout(ANSWER, request).await {
             Ok(answer) => answer.map_err(KubeError::from),
             Err(_) => Err(KubeError::Unreachable(format!("no answer within {} s", ANSWER.as_secs()))),
@@ -174,6 +196,80 @@ impl Api {
         value(applied)
     }
 
+    /// Makes an object.
+    ///
+    /// # Errors
+    /// The API server's; 409 when there is one of that name.
+    pub async fn create(
+        &self,
+        resource: &Resource<'_>,
+        namespace: Option<&str>,
+        object: &Value,
+    ) -> Result<Value, KubeError> {
+        let object: DynamicObject =
+            serde_json::from_value(object.clone()).map_err(|e| KubeError::Invalid(e.to_string()))?;
+        value(self.answered(self.of(resource, namespace).create(&PostParams::default(), &object)).await?)
+    }
+
+    /// Changes an object, or its status (JSON merge patch, RFC 7386). A resource version in the patch makes it fail with 409 when
+    /// somebody else was quicker.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn merge(
+        &self,
+        resource: &Resource<'_>,
+        namespace: Option<&str>,
+        name: &str,
+        status: bool,
+        patch: &Value,
+    ) -> Result<Value, KubeError> {
+        let api = self.of(resource, namespace);
+        let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
+        let changed = if status {
+            self.answered(api.patch_status(name, &parameters, &patch)).await?
+        } else {
+            self.answered(api.patch(name, &parameters, &patch)).await?
+        };
+        value(changed)
+    }
+
+    /// What a container of a pod printed, and prints.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn log(
+        &self,
+        namespace: &str,
+        pod: &str,
+        follow: bool,
+        tail: Option<u64>,
+    ) -> Result<impl futures_util::io::AsyncBufRead + Send + use<>, KubeError> {
+        let api: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::namespaced(self.client.clone(), namespace);
+        let tail_lines = tail.map(|n| i64::try_from(n).unwrap_or(i64::MAX));
+        let parameters = LogParams { follow, tail_lines, ..LogParams::default() };
+        self.answered(api.log_stream(pod, &parameters)).await
+    }
+
+    /// Everything of a kind in all namespaces that labels choose, and every change of it, for ever. A watch that expired or broke is
+    /// begun again, with pauses that grow.
+    pub fn changes(&self, resource: &Resource<'_>, labels: &str) -> impl Stream<Item = Change> + Send + use<> {
+        let config = watcher::Config::default().labels(labels).page_size(500);
+        let stream = watcher::watcher(self.of(resource, None), config);
+        kube::runtime::WatchStreamExt::backoff(stream, Pauses::default()).filter_map(|event| async {
+            match event {
+                Ok(Event::Init) => Some(Change::Begin),
+                Ok(Event::Apply(object) | Event::InitApply(object)) => value(object).ok().map(Change::Is),
+                Ok(Event::Delete(object)) => value(object).ok().map(Change::Gone),
+                Ok(Event::InitDone) => Some(Change::Complete),
+                Err(error) => {
+                    tracing::debug!(%error, "watch");
+                    None
+                }
+            }
+        })
+    }
+
     /// Deletes an object; no error when it is gone.
     ///
     /// # Errors
@@ -219,7 +315,7 @@ impl Api {
         let event: k8s_openapi::api::core::v1::Event =
             serde_json::from_value(event).map_err(|e| KubeError::Invalid(e.to_string()))?;
         let api = kube::Api::namespaced(self.client.clone(), &namespace);
-        self.answered(api.create(&kube::api::PostParams::default(), &event)).await.map(drop)
+        self.answered(api.create(&PostParams::default(), &event)).await.map(drop)
     }
 
     /// The newest state of one object, for as long as a receiver lives; `None` until it is known and when it is gone. A watch that

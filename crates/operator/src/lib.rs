@@ -4,12 +4,19 @@
 //! |---|---|
 //! | [`api`] | objects of any kind: read, applied, deleted, watched, evicted |
 //! | [`nodes`] | what the node agents know |
+//! | [`runs`] | runs as pods: the executor and its controller |
+//! | [`queue`], [`leader`] | what every controller needs |
+//! | [`authority`] | who holds a token, and what that may do |
 //! | [`install`] | slipway in a cluster: which objects, put in force, taken away |
 
 pub mod api;
+pub mod authority;
 pub mod error;
 pub mod install;
+pub mod leader;
 pub mod nodes;
+pub mod queue;
+pub mod runs;
 
 pub use api::{Api, Resource};
 pub use error::KubeError;

@@ -102,6 +102,7 @@ async fn status(State(p): State<Platform>) -> Json<Value> {
         "runtime": p.gateway.runtime().about(),
         "deployments": p.gateway.deployments().len(),
         "mlflow": slipway_track::http::MLFLOW_VERSION,
+        "runs": if p.cluster.is_there() { "pods" } else { "processes" },
     }))
 }
 
@@ -238,7 +239,12 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(super::OPENAPI).unwrap();
         let mut documented: Vec<String> = document["paths"].as_object().unwrap().keys().cloned().collect();
         documented.sort();
-        let source = concat!(include_str!("api.rs"), include_str!("cluster.rs"), include_str!("gpu.rs"));
+        let source = concat!(
+            include_str!("api.rs"),
+            include_str!("cluster.rs"),
+            include_str!("gpu.rs"),
+            include_str!("runs.rs")
+        );
         let mut routes: Vec<String> = source
             .split(".route(\"")
             .skip(1)

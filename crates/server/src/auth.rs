@@ -1,7 +1,14 @@
-//! Tokens: a request carries one as bearer token, or as the password of basic authentication (which is how
-//! MLflow's clients send `MLFLOW_TRACKING_TOKEN` and `MLFLOW_TRACKING_PASSWORD`).
+//! Who a request comes from, and what that may do.
+//!
+//! A request carries a token, as bearer or as the password of basic authentication (which is how MLflow's clients send
+//! `MLFLOW_TRACKING_TOKEN` and `MLFLOW_TRACKING_PASSWORD`). Three kinds are known: those of the token file, which may do everything;
+//! those that runs get, which may track; and, in a cluster, those of the cluster's users and service accounts, who may do what the
+//! cluster's own rules say (TokenReview and SubjectAccessReview).
 
-use std::path::Path;
+mod authority;
+mod runs;
+mod tokens;
+
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -9,80 +16,180 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::ServerError;
+pub use authority::{Access, Authority, Person};
+pub use runs::RunTokens;
+pub use tokens::Tokens;
 
-/// Characters a token has at least.
-const MIN_TOKEN: usize = 16;
 /// Paths that anyone may read: they tell that a server is there, and nothing about what it holds.
 const OPEN: &[&str] = &["/health", "/healthz", "/readyz", "/version", "/v2/health/live", "/v2/health/ready"];
 
-/// The accepted tokens; cheap to clone.
-#[derive(Clone)]
-pub struct Tokens(Arc<[String]>);
+/// Who a request comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// Somebody on this machine, who is not asked.
+    Anyone,
+    /// A holder of a token of the token file.
+    Operator,
+    /// A run of this namespace.
+    Run(String),
+    /// A user or a service account of the cluster.
+    Person(Person),
+}
 
-impl Tokens {
-    /// Reads a file with one token a line; empty lines and lines that begin with `#` are skipped.
+impl Caller {
+    /// The name, if it has one.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Person(person) => Some(&person.name),
+            _ => None,
+        }
+    }
+}
+
+/// What lets requests pass; cheap to clone.
+#[derive(Clone, Default)]
+pub struct Guard(Option<Arc<Rules>>);
+
+struct Rules {
+    tokens: Option<Tokens>,
+    runs: RunTokens,
+    authority: Option<Arc<dyn Authority>>,
+    /// The namespace that what belongs to nobody else is in.
+    namespace: String,
+}
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Guard").field(&self.0.is_some()).finish()
+    }
+}
+
+impl Guard {
+    /// One that asks everybody who they are.
+    pub fn new(
+        tokens: Option<Tokens>,
+        runs: RunTokens,
+        authority: Option<Arc<dyn Authority>>,
+        namespace: String,
+    ) -> Self {
+        Self(Some(Arc::new(Rules { tokens, runs, authority, namespace })))
+    }
+
+    /// A router that only those reach who may, and no page of another site.
+    pub fn around(&self, router: axum::Router) -> axum::Router {
+        router
+            .layer(axum::middleware::from_fn(refuse_foreign))
+            .layer(axum::middleware::from_fn_with_state(self.clone(), require))
+    }
+
+    /// Who sends these headers; `None` for nobody that is known.
+    async fn who(&self, headers: &HeaderMap) -> Result<Option<Caller>, String> {
+        let Some(rules) = &self.0 else { return Ok(Some(Caller::Anyone)) };
+        let Some(token) = token(headers) else { return Ok(None) };
+        if rules.tokens.as_ref().is_some_and(|t| t.accepts(&token)) {
+            return Ok(Some(Caller::Operator));
+        }
+        if let Some(namespace) = rules.runs.namespace(&token) {
+            return Ok(Some(Caller::Run(namespace)));
+        }
+        match &rules.authority {
+            Some(authority) => Ok(authority.who(&token).await?.map(Caller::Person)),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether a caller may do this.
     ///
     /// # Errors
-    /// [`ServerError::TokenFile`] when it cannot be read, holds no token, or holds one that is too short.
-    pub fn read(path: &Path) -> Result<Self, ServerError> {
-        let wrong = |reason: String| ServerError::TokenFile { path: path.to_owned(), reason };
-        let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-        let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
-        let tokens: Vec<String> = lines.map(str::to_owned).collect();
-        if tokens.is_empty() {
-            return Err(wrong("it holds no token".into()));
-        }
-        if let Some(at) = tokens.iter().position(|t| t.len() < MIN_TOKEN) {
-            return Err(wrong(format!("token {} is shorter than {MIN_TOKEN} characters", at + 1)));
-        }
-        Ok(Self(tokens.into()))
-    }
-
-    fn accepts(&self, token: &str) -> bool {
-        // Every token is compared, each in constant time, so that the time tells nothing.
-        self.0.iter().fold(false, |found, known| found | same(known.as_bytes(), token.as_bytes()))
-    }
-
-    fn accept_headers(&self, headers: &HeaderMap) -> bool {
-        let Some(value) = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()) else { return false };
-        match value.split_once(' ') {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => self.accepts(token.trim()),
-            Some((scheme, encoded)) if scheme.eq_ignore_ascii_case("basic") => {
-                use base64::Engine;
-                let decoded = base64::engine::general_purpose::STANDARD.decode(encoded.trim()).unwrap_or_default();
-                let text = String::from_utf8_lossy(&decoded);
-                text.split_once(':').is_some_and(|(_, password)| self.accepts(password))
+    /// Why it cannot be said: the cluster does not answer.
+    pub async fn allows(&self, caller: &Caller, access: &Access) -> Result<bool, String> {
+        match caller {
+            Caller::Anyone | Caller::Operator => Ok(true),
+            // What a run tracks and registers.
+            Caller::Run(_) => Ok(matches!(access.resource, "experiments" | "models") && access.verb != "delete"),
+            Caller::Person(person) => {
+                let Some(rules) = &self.0 else { return Ok(true) };
+                let Some(authority) = &rules.authority else { return Ok(false) };
+                authority.may(person, access).await
             }
-            _ => false,
         }
     }
 }
 
-fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (x, y)| difference | (x ^ y)) == 0
+/// The token that a request carries.
+fn token(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, rest) = value.split_once(' ')?;
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(rest.trim().to_owned());
+    }
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    use base64::Engine;
+    let decoded = base64::engine::general_purpose::STANDARD.decode(rest.trim()).ok()?;
+    let text = String::from_utf8_lossy(&decoded);
+    text.split_once(':').map(|(_, password)| password.to_owned())
 }
 
-/// Lets a request pass if it carries a token.
-pub(crate) async fn require(State(tokens): State<Tokens>, request: Request, next: Next) -> Response {
-    if OPEN.contains(&request.uri().path()) || tokens.accept_headers(request.headers()) {
-        return next.run(request).await;
+/// Lets a request pass if its sender may do what it asks for; what handlers judge themselves they find in the extensions.
+async fn require(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    let caller = match guard.who(request.headers()).await {
+        Ok(Some(caller)) => caller,
+        Ok(None) if OPEN.contains(&request.uri().path()) => return next.run(request).await,
+        Ok(None) => return refused(&request, Refusal::Unknown),
+        Err(why) => return refused(&request, Refusal::Unreachable(why)),
+    };
+    if let Some(rules) = &guard.0
+        && let Some(access) = authority::wanted(request.method(), request.uri().path(), &rules.namespace)
+    {
+        match guard.allows(&caller, &access).await {
+            Ok(true) => {}
+            Ok(false) => return refused(&request, Refusal::Forbidden(access.refusal(&caller))),
+            Err(why) => return refused(&request, Refusal::Unreachable(why)),
+        }
     }
-    let grpc =
-        request.headers().get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"));
-    if grpc {
-        // 16 is UNAUTHENTICATED; gRPC carries its status in headers of a 200 answer.
-        let headers =
-            [("content-type", "application/grpc"), ("grpc-status", "16"), ("grpc-message", "a token is required")];
+    request.extensions_mut().insert(caller);
+    request.extensions_mut().insert(guard);
+    next.run(request).await
+}
+
+enum Refusal {
+    Unknown,
+    Forbidden(String),
+    Unreachable(String),
+}
+
+/// Says no in the protocol of who asked.
+fn refused(request: &Request, why: Refusal) -> Response {
+    let (status, grpc, code, error_code, message) = match why {
+        Refusal::Unknown => (
+            StatusCode::UNAUTHORIZED,
+            "16",
+            "auth.required",
+            "UNAUTHENTICATED",
+            "You are not authenticated: this server asks for a token.".to_owned(),
+        ),
+        Refusal::Forbidden(message) => (StatusCode::FORBIDDEN, "7", "auth.forbidden", "PERMISSION_DENIED", message),
+        Refusal::Unreachable(why) => {
+            let message = format!("Who you are cannot be checked just now: {why}");
+            (StatusCode::SERVICE_UNAVAILABLE, "14", "auth.unreachable", "TEMPORARILY_UNAVAILABLE", message)
+        }
+    };
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    if kind.is_some_and(|t| t.as_bytes().starts_with(b"application/grpc")) {
+        // gRPC carries its status in headers of a 200 answer.
+        let plain: String = message.chars().filter(|c| c.is_ascii() && !c.is_ascii_control()).collect();
+        let headers = [("content-type", "application/grpc"), ("grpc-status", grpc), ("grpc-message", plain.as_str())];
         return (StatusCode::OK, headers).into_response();
     }
-    let body = serde_json::json!({
-        "error_code": "UNAUTHENTICATED",
-        "message": "You are not authenticated: this server asks for a token.",
-        "code": "auth.required",
-    });
-    let headers = [(header::WWW_AUTHENTICATE, "Basic realm=\"slipway\""), (header::CONTENT_TYPE, "application/json")];
-    (StatusCode::UNAUTHORIZED, headers, body.to_string()).into_response()
+    let body = serde_json::json!({"error_code": error_code, "message": message, "code": code});
+    let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response();
+    if status == StatusCode::UNAUTHORIZED {
+        let ask = header::HeaderValue::from_static("Basic realm=\"slipway\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, ask);
+    }
+    response
 }
 
 /// Whether a request that changes something comes from a page of another site, which a browser says by `Origin`.
@@ -97,7 +204,7 @@ fn is_foreign(method: &Method, headers: &HeaderMap) -> bool {
 }
 
 /// Turns away changes that a web page of another site asks the user's browser for.
-pub(crate) async fn refuse_foreign(request: Request, next: Next) -> Response {
+async fn refuse_foreign(request: Request, next: Next) -> Response {
     if !is_foreign(request.method(), request.headers()) {
         return next.run(request).await;
     }
@@ -132,14 +239,35 @@ mod tests {
         assert!(!is_foreign(&Method::POST, &HeaderMap::new()));
     }
 
-    #[test]
-    fn tokens_pass_as_bearer_and_as_password() {
-        let tokens = Tokens(Arc::from(["0123456789abcdef".to_owned()]));
-        assert!(tokens.accept_headers(&headers("Bearer 0123456789abcdef")));
+    #[tokio::test]
+    async fn tokens_pass_as_bearer_and_as_password() {
+        let runs = RunTokens::new([7; 32]);
+        let of_a_run = runs.mint("team-a");
+        let tokens = Tokens::from_lines("0123456789abcdef").unwrap();
+        let guard = Guard::new(Some(tokens), runs, None, "slipway-system".into());
+        let who = async |value: &str| guard.who(&headers(value)).await.unwrap();
+        assert_eq!(who("Bearer 0123456789abcdef").await, Some(Caller::Operator));
         // any:0123456789abcdef
-        assert!(tokens.accept_headers(&headers("Basic YW55OjAxMjM0NTY3ODlhYmNkZWY=")));
+        assert_eq!(who("Basic YW55OjAxMjM0NTY3ODlhYmNkZWY=").await, Some(Caller::Operator));
+        assert_eq!(who(&format!("Bearer {of_a_run}")).await, Some(Caller::Run("team-a".into())));
         for wrong in ["Bearer 0123456789abcdeg", "Bearer ", "Basic !!!", "0123456789abcdef"] {
-            assert!(!tokens.accept_headers(&headers(wrong)), "{wrong}");
+            assert_eq!(who(wrong).await, None, "{wrong}");
         }
+        let forged = of_a_run.replace("team-a", "team-b");
+        assert_eq!(who(&format!("Bearer {forged}")).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_run_may_track_and_nothing_else() {
+        let guard = Guard::new(None, RunTokens::new([7; 32]), None, "slipway-system".into());
+        let run = Caller::Run("team-a".into());
+        let may = async |verb, resource| {
+            let access = Access { verb, resource, namespace: Some("slipway-system".into()) };
+            guard.allows(&run, &access).await.unwrap()
+        };
+        assert!(may("update", "experiments").await && may("get", "models").await);
+        assert!(
+            !may("create", "runs").await && !may("delete", "experiments").await && !may("update", "deployments").await
+        );
     }
 }

@@ -10,21 +10,34 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use slipway_exec::{Executor, Tracker};
 
 use crate::Platform;
+use crate::auth::Authority;
 
 /// An answer to come.
 pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Vec<Value>, String>> + Send + 'a>>;
 
-/// Who knows a cluster. The binary hands in one that asks the API server, so this crate needs no client of Kubernetes.
-pub trait ClusterSource: std::fmt::Debug + Send + Sync {
+/// Makes the token that a namespace's runs track with.
+pub type Mint = Arc<dyn Fn(&str) -> String + Send + Sync>;
+
+/// The cluster that a server runs in. The binary hands in one that asks the API server, so this crate needs no client of Kubernetes.
+pub trait Kubernetes: std::fmt::Debug + Send + Sync {
+    /// The namespace of the installation.
+    fn namespace(&self) -> &str;
     /// All nodes: `node`, `ready`, `gpus`, `offers`, `holders`.
     fn nodes(&self) -> Answer<'_>;
+    /// Who knows its users and rules.
+    fn authority(&self) -> Option<Arc<dyn Authority>>;
+    /// Runs as its pods; from now on they are followed.
+    fn executor(&self, tracker: Arc<dyn Tracker>, mint: Mint) -> Arc<dyn Executor>;
+    /// Prometheus metrics of its controllers.
+    fn metrics(&self) -> String;
 }
 
 /// A source, and its last answer for the next pages that ask.
 pub(crate) struct Cluster {
-    source: Option<Arc<dyn ClusterSource>>,
+    source: Option<Arc<dyn Kubernetes>>,
     last: tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>,
 }
 
@@ -32,8 +45,17 @@ pub(crate) struct Cluster {
 const FRESH: Duration = Duration::from_secs(3);
 
 impl Cluster {
-    pub(crate) fn new(source: Option<Arc<dyn ClusterSource>>) -> Self {
+    pub(crate) fn new(source: Option<Arc<dyn Kubernetes>>) -> Self {
         Self { source, last: tokio::sync::Mutex::default() }
+    }
+
+    /// Metrics of the controllers; nothing outside of a cluster.
+    pub(crate) fn metrics(&self) -> String {
+        self.source.as_ref().map(|s| s.metrics()).unwrap_or_default()
+    }
+
+    pub(crate) fn is_there(&self) -> bool {
+        self.source.is_some()
     }
 }
 

@@ -49,6 +49,9 @@ pub enum ServerError {
     /// Tracking does not open.
     #[error(transparent)]
     Track(#[from] slipway_track::Error),
+    /// Runs cannot be carried out.
+    #[error(transparent)]
+    Exec(#[from] slipway_exec::ExecError),
     /// The gateway does not open.
     #[error(transparent)]
     Serve(#[from] slipway_serve::Error),
@@ -64,6 +67,7 @@ impl Explain for ServerError {
             Self::TokenFile { .. } => "auth.token_file",
             Self::Store(e) => e.code(),
             Self::Track(e) => Explain::code(e),
+            Self::Exec(e) => e.code(),
             Self::Serve(e) => e.code(),
         }
     }

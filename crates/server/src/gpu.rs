@@ -39,7 +39,7 @@ pub(crate) struct Gpus {
 }
 
 impl Gpus {
-    fn nvml(&self) -> Result<Arc<Nvml>, GpuError> {
+    pub(crate) fn nvml(&self) -> Result<Arc<Nvml>, GpuError> {
         let mut open = self.open.lock();
         if let Some(nvml) = open.as_ref() {
             return Ok(Arc::clone(nvml));

@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`platform`] | opens the state folder and wires the domains together |
 //! | [`run`](mod@run) | listens, drains, stops |
-//! | [`auth`] | tokens |
+//! | [`auth`] | who a request comes from, and what that may do |
+//! | `runs`, `tracker`, `accelerators` | runs that are carried out: their API, their tracking, their GPUs |
 //! | `api` | slipway's own API, `/api/v1`, and its OpenAPI document |
 //! | `gpu` | GPUs of this machine and kept benchmarks |
 //! | `metrics` | Prometheus |
 //! | `ui` | the embedded web pages |
 
+mod accelerators;
 mod api;
 pub mod auth;
 mod cluster;
@@ -18,9 +20,11 @@ mod gpu;
 mod metrics;
 pub mod platform;
 pub mod run;
+mod runs;
+mod tracker;
 mod ui;
 
-pub use cluster::{Answer as ClusterAnswer, ClusterSource};
+pub use cluster::{Answer as ClusterAnswer, Kubernetes, Mint};
 pub use error::ServerError;
 pub use platform::Platform;
 pub use run::{Addresses, Options, Server};

@@ -96,5 +96,6 @@ pub(crate) fn render(platform: &Platform) -> String {
     family("slipway_inference_latency_seconds", "summary", "Latency over the last 30 to 60 s.", &latency);
     family("slipway_inference_weight_percent", "gauge", "Share of the traffic.", &weights);
     family("slipway_inference_in_flight", "gauge", "Requests waiting or computed.", &waiting);
+    out.push_str(&platform.cluster.metrics());
     out
 }

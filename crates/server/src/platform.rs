@@ -1,19 +1,20 @@
 //! Opens the state folder and wires the domains together.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use rustix::fs::{FlockOperation, flock};
 use slipway_core::home::Home;
+use slipway_exec::Executor;
 use slipway_serve::runtime::{Preference, Runtime};
 use slipway_serve::{Gateway, ModelSource, ResolvedModel};
 use slipway_store::{Database, Objects};
 use slipway_track::Tracking;
 use tokio::sync::watch;
 
-use crate::cluster::{self, Cluster, ClusterSource};
-use crate::{ServerError, api, gpu, metrics, ui};
+use crate::cluster::{self, Cluster, Kubernetes};
+use crate::{ServerError, api, gpu, metrics, runs, ui};
 
 /// Everything that a server serves; cheap to clone.
 #[derive(Clone)]
@@ -30,6 +31,8 @@ pub struct Platform {
     pub(crate) gpus: Arc<gpu::Gpus>,
     /// The cluster that it runs in, if it does.
     pub(crate) cluster: Arc<Cluster>,
+    /// Who carries runs out; nobody in a process that does not listen.
+    pub(crate) executor: Arc<OnceLock<Arc<dyn Executor>>>,
     /// Held while the state folder is in use.
     _lock: Arc<std::fs::File>,
 }
@@ -79,14 +82,21 @@ impl Platform {
             meters: Arc::default(),
             gpus: Arc::default(),
             cluster: Arc::new(Cluster::new(None)),
+            executor: Arc::default(),
             _lock: Arc::new(lock),
         })
     }
 
     /// Lets it tell of the cluster that it runs in.
     #[must_use]
-    pub fn in_cluster(self, source: Option<Arc<dyn ClusterSource>>) -> Self {
+    pub fn in_cluster(self, source: Option<Arc<dyn Kubernetes>>) -> Self {
         Self { cluster: Arc::new(Cluster::new(source)), ..self }
+    }
+
+    /// Lets it take runs in.
+    pub(crate) fn carried_out_by(&self, executor: Arc<dyn Executor>) {
+        // It is called once, before anybody can ask.
+        drop(self.executor.set(executor));
     }
 
     /// The control plane: MLflow's API, slipway's own, health, metrics and the UI.
@@ -97,7 +107,8 @@ impl Platform {
                 api::router(self.clone())
                     .merge(api::gateway_router(self.inference_router()))
                     .merge(gpu::router(self.clone()))
-                    .merge(cluster::router(self.clone())),
+                    .merge(cluster::router(self.clone()))
+                    .merge(runs::router(self.clone())),
             )
             .merge(slipway_track::http::router(self.tracking.clone()))
             .merge(api::health_router(self.clone()))

@@ -11,12 +11,15 @@ use axum::serve::ListenerExt;
 use serde::{Deserialize, Serialize};
 use slipway_core::clock::now_ms;
 use slipway_core::home::Home;
+use slipway_exec::LocalProcesses;
+use slipway_exec::local::{NAMESPACE, Room, Settings};
 use slipway_serve::runtime::Preference;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::auth::{Tokens, refuse_foreign, require};
-use crate::{ClusterSource, Platform, ServerError};
+use crate::auth::{Guard, RunTokens, Tokens};
+use crate::tracker::InTracking;
+use crate::{Kubernetes, Platform, ServerError, accelerators};
 
 /// Time for requests in flight to end after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -38,8 +41,8 @@ pub struct Options {
     pub runtime: Preference,
     /// Where ONNX Runtime is.
     pub onnxruntime: Option<PathBuf>,
-    /// Who knows the cluster that it runs in, if it does.
-    pub cluster: Option<Arc<dyn ClusterSource>>,
+    /// The cluster that it runs in, if it does.
+    pub cluster: Option<Arc<dyn Kubernetes>>,
 }
 
 /// Where a server listens; kept in `server.json` for clients on this machine.
@@ -75,13 +78,15 @@ impl Server {
     /// [`ServerError`], and nothing is left open then.
     pub async fn bind(options: Options) -> Result<Self, ServerError> {
         let tokens = options.token_file.as_deref().map(Tokens::read).transpose()?;
+        let authority = options.cluster.as_ref().and_then(|c| c.authority());
         for address in [options.control, options.inference, options.grpc] {
-            if !address.ip().is_loopback() && tokens.is_none() {
+            if !address.ip().is_loopback() && tokens.is_none() && authority.is_none() {
                 return Err(ServerError::Unauthenticated(address));
             }
         }
-        let platform =
-            Platform::open(&options.home, options.runtime, options.onnxruntime).await?.in_cluster(options.cluster);
+        let platform = Platform::open(&options.home, options.runtime, options.onnxruntime)
+            .await?
+            .in_cluster(options.cluster.clone());
         let listen = async |address: SocketAddr| {
             TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
         };
@@ -104,16 +109,23 @@ impl Server {
         std::fs::write(&beside, text)
             .and_then(|()| std::fs::rename(&beside, options.home.server_file()))
             .map_err(unusable)?;
-        let guarded = |router: Router| {
-            let router = router.layer(axum::middleware::from_fn(refuse_foreign));
-            match &tokens {
-                Some(tokens) => router.layer(axum::middleware::from_fn_with_state(tokens.clone(), require)),
-                None => router,
+        let run_tokens = RunTokens::of_file(&options.home.root().join("run-tokens.key")).map_err(unusable)?;
+        let asks = tokens.is_some() || authority.is_some();
+        let namespace = options.cluster.as_ref().map_or_else(|| NAMESPACE.to_owned(), |c| c.namespace().to_owned());
+        let guard = if asks { Guard::new(tokens, run_tokens.clone(), authority, namespace) } else { Guard::default() };
+        let tracker = Arc::new(InTracking(platform.tracking.clone()));
+        let executor = match &options.cluster {
+            Some(cluster) => cluster.executor(tracker, Arc::new(move |namespace| run_tokens.mint(namespace))),
+            None => {
+                let token = asks.then(|| run_tokens.mint(NAMESPACE));
+                Arc::new(local_runs(&platform, &options.home, &addresses, tracker, token)?)
             }
         };
-        let control_router = guarded(platform.control_router().merge(crate::api::addresses_router(addresses.clone())));
+        platform.carried_out_by(executor);
+        let guarded = |router: Router| guard.around(router);
+        let control_router = platform.control_router().merge(crate::api::addresses_router(addresses.clone()));
         let sockets = [
-            (control, control_router),
+            (control, guarded(control_router)),
             (inference, guarded(platform.inference_router())),
             (grpc, guarded(platform.grpc_router())),
         ];
@@ -156,4 +168,31 @@ impl Server {
         drop(std::fs::remove_file(self.home.server_file()));
         result
     }
+}
+
+/// Runs as processes of this machine, which track to this server.
+fn local_runs(
+    platform: &Platform,
+    home: &Home,
+    addresses: &Addresses,
+    tracker: Arc<InTracking>,
+    token: Option<String>,
+) -> Result<LocalProcesses, ServerError> {
+    let mut control = addresses.control;
+    if control.ip().is_unspecified() {
+        control.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    let mut variables = vec![("MLFLOW_TRACKING_URI".to_owned(), format!("http://{control}"))];
+    variables.extend(token.map(|token| ("MLFLOW_TRACKING_TOKEN".to_owned(), token)));
+    let program =
+        std::env::current_exe().map_err(|source| ServerError::Home { path: home.root().to_owned(), source })?;
+    Ok(LocalProcesses::open(Settings {
+        folder: home.work().join("runs"),
+        secrets: home.root().join("secrets"),
+        program,
+        variables,
+        room: Room::of_this_machine(),
+        accelerators: Arc::new(accelerators::OfThisMachine::new(Arc::clone(&platform.gpus))),
+        tracker,
+    })?)
 }

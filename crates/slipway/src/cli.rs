@@ -74,6 +74,12 @@ pub(crate) enum Command {
     /// Stop the platform of this state folder, or take it out of a cluster
     #[command(after_help = "Example:\n  slipway down\n  slipway down --kube")]
     Down(Kube),
+    /// The parent of a local run's program
+    #[command(hide = true)]
+    Supervise {
+        /// Folder of the try
+        folder: PathBuf,
+    },
     /// What is running and how it does
     #[command(after_help = "Example:\n  slipway status -o json")]
     Status,
@@ -96,7 +102,7 @@ pub(crate) enum Command {
     /// A real Kubernetes on this machine, to learn and to test on; needs Go
     #[command(subcommand)]
     Lab(Lab),
-    /// Tracked runs
+    /// Runs: submitted, followed, tracked, compared
     #[command(subcommand)]
     Run(Run),
     /// Registered models
@@ -233,6 +239,53 @@ pub(crate) struct Demo {
 /// Verbs of `run`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Run {
+    /// Have a program carried out and tracked: here as a process, in a cluster as a pod
+    #[command(
+        after_help = "Example:\n  slipway run submit train.yaml --follow\n  slipway run submit --name train --gpus 1 --experiment digits -- python train.py --lr 0.1\n\nThe file:\n  apiVersion: slipway.dev/v1\n  kind: Run\n  metadata: { name: train }\n  spec:\n    experiment: digits\n    image: registry.example/train:1       # in a cluster\n    command: [python, train.py]\n    env: [{ name: LR, value: \"0.1\" }]\n    resources: { limits: { cpu: 2, memory: 4Gi, nvidia.com/gpu: 1 } }\n    backoffLimit: 2\n    activeDeadlineSeconds: 7200"
+    )]
+    Submit(Box<Submit>),
+    /// Submitted runs: what waits, what runs, what ended
+    #[command(after_help = "Example:\n  slipway run queue\n  slipway run queue -n team-a -o json")]
+    Queue {
+        /// Namespace; all without one
+        #[arg(short, long)]
+        namespace: Option<String>,
+    },
+    /// One submitted run: where it is, why, and its tries
+    #[command(after_help = "Example:\n  slipway run status train")]
+    Status {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// What a submitted run printed
+    #[command(
+        after_help = "Example:\n  slipway run logs train --follow\n  slipway run logs train --attempt 1 --tail 20"
+    )]
+    Logs {
+        #[command(flatten)]
+        which: Which,
+        /// Go on until it ends
+        #[arg(short, long)]
+        follow: bool,
+        /// Which try, from 1; the newest by default
+        #[arg(long)]
+        attempt: Option<u32>,
+        /// So many of its last lines
+        #[arg(long)]
+        tail: Option<u64>,
+    },
+    /// End a submitted run
+    #[command(after_help = "Example:\n  slipway run cancel train")]
+    Cancel {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Forget a submitted run; one that goes on is ended. What it tracked stays
+    #[command(after_help = "Example:\n  slipway run rm train")]
+    Rm {
+        #[command(flatten)]
+        which: Which,
+    },
     /// List runs
     #[command(
         after_help = "Example:\n  slipway run ls --experiment digits --filter \"metrics.accuracy > 0.9\" --order-by \"metrics.accuracy DESC\""
@@ -274,6 +327,51 @@ pub(crate) enum Run {
         #[arg(long, default_value = "")]
         filter: String,
     },
+}
+
+/// A submitted run.
+#[derive(Debug, Args)]
+pub(crate) struct Which {
+    /// Its name
+    pub(crate) name: String,
+    /// Its namespace
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+}
+
+/// Options of `run submit`.
+#[derive(Debug, Args)]
+pub(crate) struct Submit {
+    /// The file; - is standard input
+    #[arg(required_unless_present = "command", conflicts_with = "command")]
+    pub(crate) file: Option<PathBuf>,
+    /// Namespace, in place of the file's
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// Name, in place of the file's
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Experiment in which it is tracked, in place of the file's
+    #[arg(long)]
+    pub(crate) experiment: Option<String>,
+    /// Image, in place of the file's
+    #[arg(long)]
+    pub(crate) image: Option<String>,
+    /// NAME=VALUE, added to the environment
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// GPUs (`nvidia.com/gpu`), in place of the file's
+    #[arg(long)]
+    pub(crate) gpus: Option<u32>,
+    /// Print its log as it grows, and end as it ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Wait until it has ended; exit 1 when it failed
+    #[arg(short, long)]
+    pub(crate) wait: bool,
+    /// Program and arguments, when there is no file
+    #[arg(last = true)]
+    pub(crate) command: Vec<String>,
 }
 
 /// Verbs of `model`.

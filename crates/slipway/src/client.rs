@@ -13,6 +13,7 @@ use serde_json::Value;
 use slipway_core::Explain;
 use slipway_core::config::Config;
 use slipway_core::home::Home;
+use slipway_server::auth::Guard;
 use slipway_server::{Addresses, Platform};
 use tower::ServiceExt;
 
@@ -28,6 +29,8 @@ pub(crate) enum ClientError {
     Unreachable(String, String),
     #[error("the server asks for a token")]
     Unauthenticated,
+    #[error("{0}")]
+    Forbidden(String),
     #[error("{message}")]
     Answered { message: String, hint: Option<String> },
     #[error("'{0}' is not a URL of a slipway server, which begins with http://")]
@@ -39,6 +42,7 @@ impl Explain for ClientError {
         match self {
             Self::Unreachable(..) | Self::Url(_) => "server.unreachable",
             Self::Unauthenticated => "auth.required",
+            Self::Forbidden(_) => "auth.forbidden",
             Self::Answered { .. } => "server.answered",
         }
     }
@@ -98,7 +102,10 @@ impl Client {
         let runtime = config.get("runtime").unwrap_or("auto").parse().map_err(crate::Failure::from)?;
         let library = config.get("onnxruntime").map(Into::into);
         let platform = Platform::open(&home, runtime, library).await?;
-        Ok(Self { transport: Transport::InProcess(platform.control_router()), addresses: None })
+        Ok(Self {
+            transport: Transport::InProcess(Guard::default().around(platform.control_router())),
+            addresses: None,
+        })
     }
 
     /// Whether the routers are called in this process.
@@ -106,32 +113,41 @@ impl Client {
         matches!(self.transport, Transport::InProcess(_))
     }
 
-    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Vec<u8>), ClientError> {
-        let place = match &self.transport {
-            Transport::Remote { base, .. } => base.clone(),
-            Transport::InProcess(_) => "http://slipway".to_owned(),
-        };
-        let failed = |e: String| ClientError::Unreachable(place.clone(), e);
+    /// Sends a request; the answer's status, and its body still to come.
+    async fn open(&self, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Body), ClientError> {
+        let place = self.place();
+        let failed = |e: String| ClientError::Unreachable(place.to_owned(), e);
         let mut request = Request::builder().method(method).uri(format!("{place}{path}"));
         request = request.header(header::CONTENT_TYPE, "application/json");
         if let Transport::Remote { token: Some(token), .. } = &self.transport {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
         let request = request.body(Body::from(body)).map_err(|e| failed(e.to_string()))?;
+        match &self.transport {
+            Transport::Remote { http, .. } => {
+                let answer = http.request(request).await.map_err(|e| failed(cause(&e)))?;
+                Ok((answer.status(), Body::new(answer.into_body())))
+            }
+            Transport::InProcess(router) => {
+                let answer = router.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
+                Ok((answer.status(), answer.into_body()))
+            }
+        }
+    }
+
+    fn place(&self) -> &str {
+        match &self.transport {
+            Transport::Remote { base, .. } => base,
+            Transport::InProcess(_) => "http://slipway",
+        }
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Vec<u8>), ClientError> {
+        let failed = |e: String| ClientError::Unreachable(self.place().to_owned(), e);
         let call = async {
-            let (parts, body) = match &self.transport {
-                Transport::Remote { http, .. } => {
-                    let answer = http.request(request).await.map_err(|e| failed(cause(&e)))?;
-                    let (parts, body) = answer.into_parts();
-                    (parts, Body::new(body))
-                }
-                Transport::InProcess(router) => {
-                    let answer = router.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
-                    answer.into_parts()
-                }
-            };
+            let (status, body) = self.open(method, path, body).await?;
             let bytes = Limited::new(body, LIMIT).collect().await.map_err(|e| failed(e.to_string()))?;
-            Ok((parts.status, bytes.to_bytes().to_vec()))
+            Ok((status, bytes.to_bytes().to_vec()))
         };
         match tokio::time::timeout(TIMEOUT, call).await {
             Ok(done) => done,
@@ -139,18 +155,28 @@ impl Client {
         }
     }
 
+    /// GET of something that goes on for as long as it likes; `each` gets its bytes as they come.
+    pub(crate) async fn follow(&self, path: &str, mut each: impl FnMut(&[u8])) -> Result<(), ClientError> {
+        let (status, mut body) = self.open(Method::GET, path, Vec::new()).await?;
+        if !status.is_success() {
+            let bytes = Limited::new(body, LIMIT).collect().await;
+            return Err(refusal(path, status, &bytes.map(|b| b.to_bytes()).unwrap_or_default()));
+        }
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|e| ClientError::Unreachable(self.place().to_owned(), e.to_string()))?;
+            if let Some(bytes) = frame.data_ref() {
+                each(bytes);
+            }
+        }
+        Ok(())
+    }
+
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Vec<u8>) -> Result<T, ClientError> {
         let (status, bytes) = self.send(method, path, body).await?;
-        if status == StatusCode::UNAUTHORIZED {
-            return Err(ClientError::Unauthenticated);
+        if !status.is_success() {
+            return Err(refusal(path, status, &bytes));
         }
         let value: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        if !status.is_success() {
-            let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
-            let message = text("message").or_else(|| text("error"));
-            let message = message.unwrap_or_else(|| format!("the server answered {status} to {path}"));
-            return Err(ClientError::Answered { message, hint: text("hint") });
-        }
         serde_json::from_value(value).map_err(|e| ClientError::Answered {
             message: format!("the server's answer to {path} is not understood: {e}"),
             hint: Some("Use a client of the server's version.".into()),
@@ -175,6 +201,19 @@ impl Client {
     /// DELETE.
     pub(crate) async fn delete(&self, path: &str) -> Result<(), ClientError> {
         self.call::<Value>(Method::DELETE, path, Vec::new()).await.map(drop)
+    }
+}
+
+/// What an answer that is none says.
+fn refusal(path: &str, status: StatusCode, body: &[u8]) -> ClientError {
+    let value: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
+    let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+    let message = text("message").or_else(|| text("error"));
+    let message = message.unwrap_or_else(|| format!("the server answered {status} to {path}"));
+    match status {
+        StatusCode::UNAUTHORIZED => ClientError::Unauthenticated,
+        StatusCode::FORBIDDEN => ClientError::Forbidden(message),
+        _ => ClientError::Answered { message, hint: text("hint") },
     }
 }
 

@@ -24,7 +24,7 @@ impl<E: Explain> From<E> for Failure {
         let code = error.code();
         let exit = match code {
             "server.unreachable" => 5,
-            "auth.required" => 4,
+            "auth.required" | "auth.forbidden" => 4,
             _ => 1,
         };
         Self::Error { message: error.to_string(), code, hint: error.hint(), exit }

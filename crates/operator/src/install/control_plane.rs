@@ -19,8 +19,22 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
     let cluster_wide = |kind, body| object(values, "server", (RBAC, kind), &cluster_name, false, body);
     let mut all = vec![
         of(("v1", "ServiceAccount"), NAME, json!({})),
-        // To show the nodes with their GPUs, and to ask the agents.
-        cluster_wide("ClusterRole", json!({"rules": [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]})),
+        // To show the nodes with their GPUs, to carry runs out in all namespaces, and to ask who somebody is and what that may do.
+        cluster_wide(
+            "ClusterRole",
+            json!({"rules": [
+                {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]},
+                {"apiGroups": ["slipway.dev"], "resources": ["runs"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
+                {"apiGroups": ["slipway.dev"], "resources": ["runs/status"], "verbs": ["patch"]},
+                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
+                {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+                {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
+                {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
+                {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["slipway-run"], "verbs": ["patch"]},
+                {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
+                {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
+            ]}),
+        ),
         cluster_wide(
             "ClusterRoleBinding",
             json!({
@@ -33,6 +47,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
             json!({"rules": [
                 {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
                 {"apiGroups": [""], "resources": ["pods/proxy"], "verbs": ["get"]},
+                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "patch"]},
             ]}),
         ),
         of(
@@ -43,6 +58,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
             }),
         ),
     ];
+    all.extend(roles_for_people(values));
     let claim = if server.storage.existing_claim.is_empty() { NAME } else { &server.storage.existing_claim };
     if server.storage.existing_claim.is_empty() && !server.storage.ephemeral {
         let mut spec = json!({
@@ -86,7 +102,10 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
                     "imagePullPolicy": values.image.pull_policy,
                     "args": ["up", "--home=/var/lib/slipway/home", "--listen=0.0.0.0:7070", "--inference-listen=0.0.0.0:7071",
                         "--grpc-listen=0.0.0.0:7072", "--token-file=/etc/slipway/tokens/tokens"],
-                    "env": [{"name": "SLIPWAY_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}],
+                    "env": [
+                        {"name": "SLIPWAY_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
+                        {"name": "SLIPWAY_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                    ],
                     "ports": container_ports,
                     "startupProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 1, "failureThreshold": 120},
                     "readinessProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 5},
@@ -116,4 +135,51 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
         all.push(reachable(values, "server", &[7070, 7071, 7072]));
     }
     all
+}
+
+/// What people may do, as part of the roles that the cluster has for them (RBAC, aggregated ClusterRoles).
+fn roles_for_people(values: &Values) -> [Value; 2] {
+    let role = |name: &str, rules: Value| {
+        let full = format!("{NAME}-{name}-{}", values.namespace);
+        let mut role = object(values, "server", (RBAC, "ClusterRole"), &full, false, json!({"rules": rules}));
+        role["metadata"]["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{name}")] = json!("true");
+        role
+    };
+    [
+        role(
+            "view",
+            json!([{
+                "apiGroups": ["slipway.dev"], "verbs": ["get", "list", "watch"],
+                "resources": ["runs", "runs/log", "experiments", "models", "deployments", "nodes"],
+            }]),
+        ),
+        role(
+            "edit",
+            json!([
+                {
+                    "apiGroups": ["slipway.dev"], "verbs": ["create", "update", "patch", "delete"],
+                    "resources": ["runs", "experiments", "models", "deployments"],
+                },
+                {"apiGroups": ["slipway.dev"], "resources": ["inferences"], "verbs": ["create"]},
+            ]),
+        ),
+    ]
+}
+
+/// The definition of runs.
+pub(super) fn definition(values: &Values) -> Value {
+    let mut definition: Value = serde_saphyr::from_str(crate::runs::DEFINITION).expect("a test reads the file");
+    definition["metadata"]["labels"] = Value::Object(labels(values, "server"));
+    definition
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_can_be_read() {
+        let values = Values::read("a", &[]).unwrap();
+        assert_eq!(definition(&values)["spec"]["names"]["kind"], crate::runs::RUN.kind);
+    }
 }

@@ -15,16 +15,23 @@ pub use objects::objects;
 pub use values::Values;
 
 use crate::api::{NODE, POD};
+use crate::runs::{FINALIZER, RUN_LABEL};
 use crate::{Api, KubeError, Resource};
 
 /// The field manager of the installation's objects.
 const MANAGER: &str = "slipway";
 /// The label by which an installation's objects are found again.
-const INSTALLATION: &str = "slipway.dev/installation";
+pub(crate) const INSTALLATION: &str = "slipway.dev/installation";
 
 /// Kinds that an installation has, in the order in which they are made.
-const KINDS: [Resource<'static>; 16] = [
+const KINDS: [Resource<'static>; 17] = [
     Resource { group: "", version: "v1", kind: "Namespace", plural: "namespaces" },
+    Resource {
+        group: "apiextensions.k8s.io",
+        version: "v1",
+        kind: "CustomResourceDefinition",
+        plural: "customresourcedefinitions",
+    },
     Resource { group: "", version: "v1", kind: "ServiceAccount", plural: "serviceaccounts" },
     Resource { group: "rbac.authorization.k8s.io", version: "v1", kind: "ClusterRole", plural: "clusterroles" },
     Resource {
@@ -56,6 +63,7 @@ const KINDS: [Resource<'static>; 16] = [
     Resource { group: "apps", version: "v1", kind: "Deployment", plural: "deployments" },
     Resource { group: "monitoring.coreos.com", version: "v1", kind: "ServiceMonitor", plural: "servicemonitors" },
 ];
+const SECRET: Resource<'static> = Resource { group: "", version: "v1", kind: "Secret", plural: "secrets" };
 const SLICE: Resource<'static> =
     Resource { group: "resource.k8s.io", version: "v1", kind: "ResourceSlice", plural: "resourceslices" };
 
@@ -196,12 +204,7 @@ pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Ste
                 gone(api, space.unwrap_or_default()).await?;
             }
         }
-        steps.push(Step {
-            action: Action::Delete,
-            kind: resource.kind,
-            namespace: space.map(str::to_owned),
-            name: name.to_owned(),
-        });
+        steps.push(deleted(resource, space, name));
     }
     for driver in drivers {
         for slice in api.list(&SLICE, None, &format!("spec.driver={driver}"), "").await? {
@@ -209,8 +212,28 @@ pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Ste
             if !dry_run {
                 api.delete(&SLICE, None, name).await?;
             }
-            steps.push(Step { action: Action::Delete, kind: SLICE.kind, namespace: None, name: name.to_owned() });
+            steps.push(deleted(&SLICE, None, name));
         }
+    }
+    // Runs go with their definition; what keeps their pods would keep them for ever when nobody is there to let them go.
+    for pod in api.list(&POD, None, "", RUN_LABEL).await? {
+        let (space, name) = name_of(&pod);
+        let kept: Vec<&Value> =
+            pod["metadata"]["finalizers"].as_array().into_iter().flatten().filter(|f| **f != FINALIZER).collect();
+        if !dry_run {
+            api.merge(&POD, space, name, false, &json!({"metadata": {"finalizers": kept}}))
+                .await
+                .or_else(gone_already)?;
+            api.delete(&POD, space, name).await?;
+        }
+        steps.push(deleted(&POD, space, name));
+    }
+    for secret in api.list(&SECRET, None, "", &format!("{INSTALLATION}={namespace}")).await? {
+        let (space, name) = name_of(&secret);
+        if !dry_run {
+            api.delete(&SECRET, space, name).await?;
+        }
+        steps.push(deleted(&SECRET, space, name));
     }
     // What a field manager applies no longer, the server takes away: labels, and the condition.
     for node in api.list(&NODE, None, "", "").await? {
@@ -228,6 +251,17 @@ pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Ste
         }
     }
     Ok(steps)
+}
+
+fn deleted(resource: &Resource<'static>, namespace: Option<&str>, name: &str) -> Step {
+    Step { action: Action::Delete, kind: resource.kind, namespace: namespace.map(str::to_owned), name: name.to_owned() }
+}
+
+fn gone_already(error: KubeError) -> Result<Value, KubeError> {
+    match error {
+        KubeError::Refused { code: 404, .. } => Ok(Value::Null),
+        other => Err(other),
+    }
 }
 
 /// Waits until the agents are gone; one that still runs would write its labels again.

@@ -50,6 +50,7 @@ pub fn objects(values: &Values) -> Vec<Value> {
         all.extend(node::objects(values));
     }
     if values.server.enabled {
+        all.push(control_plane::definition(values));
         all.extend(control_plane::objects(values));
     }
     if values.network_policy {

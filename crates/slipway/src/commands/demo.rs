@@ -13,7 +13,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use slipway_core::home::Home;
 use slipway_core::{Explain, units};
-use slipway_exec::{Executor, Job, LocalProcesses};
+use slipway_exec::manifest::EnvVar;
+use slipway_exec::{Manifest, Phase, Submitted};
 use slipway_server::Addresses;
 
 use super::{Context, deploy, model, show};
@@ -127,10 +128,13 @@ pub(super) async fn demo(context: &Context, options: Demo) -> Result<(), Failure
     ));
 
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    step.begin(&format!("four trainings, {} at once, logged with the official MLflow client", cores.min(4)));
+    step.begin(&format!(
+        "four trainings as submitted runs, {} at once, logged with the official MLflow client",
+        cores.min(4)
+    ));
     // Made first: of several MLflow clients that make the same experiment at once, all but one log to `Default`.
     let made: Value = client.post("/api/2.0/mlflow/experiments/create", &json!({ "name": "digits" })).await?;
-    let trained = train(&step, &dir, &python, &platform.addresses, cores).await?;
+    let trained = train(&step, &dir, &python, &client).await?;
 
     step.begin("registry: champion and challenger by test accuracy");
     promote(&step, &client, &trained, &made["experiment_id"]).await?;
@@ -287,48 +291,56 @@ fn start(dir: &Path, python: &Path, options: &Demo) -> Result<Platform, Failure>
     Err(failed(STEP, format_args!("it did not start; {}:\n{}", log.display(), text.trim())))
 }
 
-async fn train(
-    step: &Steps,
-    dir: &Path,
-    python: &Path,
-    addresses: &Addresses,
-    cores: usize,
-) -> Result<Vec<Trained>, Failure> {
+/// The four trainings, as submitted runs of the platform: it carries them out, tracks them, and keeps what they print.
+async fn train(step: &Steps, dir: &Path, python: &Path, client: &Client) -> Result<Vec<Trained>, Failure> {
     const STEP: &str = "training";
-    let executor = LocalProcesses::new(cores);
-    let uri = format!("http://{}", addresses.control);
-    let mut jobs = Vec::new();
+    let absolute =
+        |path: &Path| std::path::absolute(path).map(|p| p.display().to_string()).map_err(|e| failed(STEP, e));
     for algorithm in ALGORITHMS {
-        let log = dir.join(format!("logs/{algorithm}.log"));
-        let job = Job::new(algorithm, python, ["train.py", algorithm])
-            .env("MLFLOW_TRACKING_URI", &uri)
-            .env("MLFLOW_DISABLE_TELEMETRY", "1")
-            .env("OMP_NUM_THREADS", "1")
-            .folder(dir.join("work"))
-            .log(&log)
-            .limit(Duration::from_secs(600));
-        jobs.push((algorithm, log, executor.submit(job)));
+        let mut run = Manifest::of(format!("digits-{algorithm}"), [&absolute(python)?, "train.py", algorithm]);
+        run.spec.experiment = Some("digits".into());
+        run.spec.working_dir = Some(absolute(&dir.join("work"))?);
+        run.spec.active_deadline_seconds = Some(600);
+        for (name, value) in [("MLFLOW_DISABLE_TELEMETRY", "1"), ("OMP_NUM_THREADS", "1")] {
+            run.spec.env.push(EnvVar { name: name.into(), value: Some(value.into()), value_from: None });
+        }
+        client.post_text::<Submitted>("/api/v1/runs", json!(run).to_string()).await?;
     }
     let mut trained = Vec::new();
-    for (algorithm, log, handle) in jobs {
-        let outcome = handle.wait().await?;
-        let text = std::fs::read_to_string(&log).unwrap_or_default();
+    for algorithm in ALGORITHMS {
+        let path = format!("/api/v1/runs/default/digits-{algorithm}");
+        let run = loop {
+            let run: Submitted = client.get(&path).await?;
+            if run.status.phase.is_final() {
+                break run;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        let mut log = Vec::new();
+        client.follow(&format!("{path}/log"), |bytes| log.extend_from_slice(bytes)).await?;
+        let text = String::from_utf8_lossy(&log);
         let tail: Vec<&str> = text.lines().rev().take(12).collect();
         let shown = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
         verify(
             STEP,
-            outcome.succeeded(),
-            format_args!("{algorithm} ended with {:?}; {}:\n{shown}", outcome.end, log.display()),
+            run.status.phase == Phase::Succeeded,
+            format_args!("{algorithm}: {} {}\n{shown}", run.status.reason, run.status.message),
         )?;
         let result: Trained = text
             .lines()
             .rev()
             .find_map(|line| serde_json::from_str(line).ok())
-            .ok_or_else(|| failed(STEP, format_args!("{algorithm} printed no result; {}", log.display())))?;
+            .ok_or_else(|| failed(STEP, format_args!("{algorithm} printed no result:\n{shown}")))?;
+        verify(
+            STEP,
+            result.run_id == run.status.run_id,
+            format_args!("{algorithm} tracked itself as {}, and was submitted as {}", result.run_id, run.status.run_id),
+        )?;
+        let took = run.status.start_time.zip(run.status.completion_time).map_or(0, |(from, to)| to.0 - from.0);
         step.note(format_args!(
             "{algorithm:7} accuracy {:.4} in {}",
             result.accuracy,
-            units::micros(outcome.took.as_micros() as f64)
+            units::micros(took as f64 * 1000.0)
         ));
         trained.push(result);
     }

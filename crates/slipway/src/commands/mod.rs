@@ -4,12 +4,14 @@ mod demo;
 mod deploy;
 mod doctor;
 mod gpu;
+mod in_cluster;
 mod install;
 mod lab;
 mod model;
 mod node;
 mod run;
 mod show;
+mod submit;
 mod top;
 mod up;
 
@@ -55,6 +57,7 @@ pub(crate) async fn run(args: Cli) -> Result<(), Failure> {
         Command::Down(kube) if kube.kube => install::down(&context, kube).await,
         Command::Down(_) => up::down(&context).await,
         Command::Lab(verb) => lab::run(verb),
+        Command::Supervise { folder } => Ok(slipway_exec::local::supervise(&folder).await?),
         Command::Status => up::status(&context).await,
         Command::Doctor => doctor::doctor(&context).await,
         Command::Demo(options) => demo::demo(&context, options).await,

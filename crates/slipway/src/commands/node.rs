@@ -11,7 +11,6 @@ use slipway_node::cluster::{Cluster, ClusterError, Eviction, Kind};
 use slipway_node::config::{MigStrategy, Source};
 use slipway_node::health::Policy;
 use slipway_operator::{Api, KubeError, Resource};
-use slipway_server::{ClusterAnswer, ClusterSource};
 use tokio::sync::watch;
 
 use super::Context;
@@ -144,33 +143,6 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
         look: Duration::from_secs(5.min(args.recover_after.max(1))),
     };
     Ok(slipway_node::run(options, cluster, super::up::terminated()?).await?)
-}
-
-/// The cluster that this server runs in, by the namespace of its installation.
-#[derive(Debug)]
-pub(super) struct Nodes {
-    api: Api,
-    namespace: String,
-}
-
-impl Nodes {
-    /// `None` outside of a cluster.
-    pub(super) async fn of_this_pod() -> Option<Arc<dyn ClusterSource>> {
-        let namespace = env::value(env::NAMESPACE)?;
-        match Api::connect(None, None).await {
-            Ok(api) => Some(Arc::new(Self { api, namespace })),
-            Err(error) => {
-                tracing::warn!(%error, "the cluster's nodes cannot be shown");
-                None
-            }
-        }
-    }
-}
-
-impl ClusterSource for Nodes {
-    fn nodes(&self) -> ClusterAnswer<'_> {
-        Box::pin(async { slipway_operator::nodes::nodes(&self.api, &self.namespace).await.map_err(|e| e.to_string()) })
-    }
 }
 
 /// The agent's view of a cluster, on the operator's client.

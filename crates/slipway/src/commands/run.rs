@@ -1,10 +1,11 @@
-//! `run`: tracked runs.
+//! `run`: tracked runs. What is submitted is in `submit.rs`.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
 use super::Context;
+use super::submit;
 use crate::Failure;
 use crate::cli::Run;
 use crate::client::{Client, encode};
@@ -85,6 +86,14 @@ fn text(value: &Value) -> String {
 pub(super) async fn run(context: &Context, verb: Run) -> Result<(), Failure> {
     let client = context.client().await?;
     match verb {
+        Run::Submit(options) => return submit::submit(context, &client, *options).await,
+        Run::Queue { namespace } => return submit::queue(context, &client, namespace.as_deref()).await,
+        Run::Status { which } => return submit::status(context, &client, &which).await,
+        Run::Logs { which, follow, attempt, tail } => {
+            return submit::logs(&client, &which, follow, attempt, tail).await;
+        }
+        Run::Cancel { which } => return submit::cancel(context, &client, &which).await,
+        Run::Rm { which } => return submit::remove(context, &client, &which).await,
         Run::Ls { experiment, filter, order_by, limit } => {
             let runs = search(&client, experiment.as_deref(), &filter, &order_by, limit).await?;
             print(context.global.output, &runs, |runs| {

@@ -34,7 +34,7 @@ pub(super) async fn up(context: &Context) -> Result<(), Failure> {
         token_file: context.config.get("token-file").map(Into::into),
         runtime: context.config.get("runtime").unwrap_or("auto").parse()?,
         onnxruntime: context.config.get("onnxruntime").map(Into::into),
-        cluster: super::node::Nodes::of_this_pod().await,
+        cluster: super::in_cluster::InCluster::of_this_pod().await,
     };
     let root = options.home.root().to_owned();
     let server = Server::bind(options).await?;

@@ -101,6 +101,7 @@ struct One {
 
 async fn create(State(t): State<Tracking>, Call(m): Call<CreateRun>) -> Result<Reply<One>, Error> {
     let new = NewRun {
+        run_id: None,
         experiment_id: m.experiment_id.unwrap_or_default(),
         user_id: m.user_id.unwrap_or_default(),
         start_time: m.start_time.map_or(0, |n| n.0),

@@ -19,6 +19,8 @@ const LOGGED_MODELS: &str = "mlflow.log-model.history";
 #[derive(Debug, Default)]
 #[allow(missing_docs)] // the names are the protocol's own
 pub struct NewRun {
+    /// Its id, when it is known before it begins; a run of this id that is there already is what is wanted.
+    pub run_id: Option<String>,
     pub experiment_id: String,
     pub user_id: String,
     pub start_time: i64,
@@ -48,7 +50,9 @@ impl Tracking {
             tags.retain(|t| t.key != RUN_NAME);
             tags.push(KeyValue { key: RUN_NAME.into(), value: run_name.clone() });
         }
-        let run_id = ids::hex32();
+        let chosen = new.run_id.is_some();
+        let run_id = new.run_id.unwrap_or_else(ids::hex32);
+        validate::run_id(&run_id)?;
         let mut info = RunInfo {
             run_uuid: run_id.clone(),
             run_name,
@@ -63,6 +67,9 @@ impl Tracking {
         };
         self.db
             .write(move |c| {
+                if chosen && let Ok(found) = repo::runs::find(c, &info.run_id) {
+                    return repo::runs::load(c, found);
+                }
                 let (location, lifecycle) = repo::experiments::location(c, experiment)?;
                 require_active_stage(&info.experiment_id, &lifecycle)?;
                 info.artifact_uri = below(&location, &format!("{}/artifacts", info.run_id));

@@ -1,0 +1,70 @@
+//! Quantities as Kubernetes writes them (`k8s.io/apimachinery`, `resource.Quantity`): `2`, `500m`, `4Gi`, `1e3`.
+
+use serde::{Deserialize, Serialize};
+
+/// A quantity as it was written: a number or a text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Quantity {
+    /// `2`
+    Whole(i64),
+    /// `0.5`
+    Fraction(f64),
+    /// `500m`
+    Text(String),
+}
+
+const SUFFIXES: [(&str, f64); 15] = [
+    ("Ki", 1024.0),
+    ("Mi", 1_048_576.0),
+    ("Gi", 1_073_741_824.0),
+    ("Ti", 1_099_511_627_776.0),
+    ("Pi", 1_125_899_906_842_624.0),
+    ("Ei", 1_152_921_504_606_846_976.0),
+    ("n", 1e-9),
+    ("u", 1e-6),
+    ("m", 1e-3),
+    ("k", 1e3),
+    ("M", 1e6),
+    ("G", 1e9),
+    ("T", 1e12),
+    ("P", 1e15),
+    ("E", 1e18),
+];
+
+impl Quantity {
+    /// Its value in units; `None` when it is no quantity, or less than nothing.
+    pub fn value(&self) -> Option<f64> {
+        let value = match self {
+            Self::Whole(n) => *n as f64,
+            Self::Fraction(f) => *f,
+            Self::Text(text) => {
+                let text = text.trim();
+                // `1E` is a suffix and `1E3` an exponent, so a whole number is tried first.
+                let plain = text.parse::<f64>().ok();
+                plain.or_else(|| {
+                    SUFFIXES
+                        .iter()
+                        .find_map(|(s, factor)| text.strip_suffix(s)?.parse::<f64>().ok().map(|number| number * factor))
+                })?
+            }
+        };
+        (value.is_finite() && value >= 0.0).then_some(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Quantity;
+
+    #[test]
+    fn suffixes_count() {
+        let of = |text: &str| Quantity::Text(text.into()).value();
+        assert_eq!(
+            (of("500m"), of("4Gi"), of("1e3"), of("2E")),
+            (Some(0.5), Some(4_294_967_296.0), Some(1000.0), Some(2e18))
+        );
+        assert_eq!((of("-1"), of("many"), of(""), of("nan"), of("Gi")), (None, None, None, None, None));
+        assert_eq!(Quantity::Whole(3).value(), Some(3.0));
+    }
+}

@@ -1,0 +1,207 @@
+//! Runs as pods. A `Run` is an object of the cluster like any other: `kubectl apply`, `get`, `describe`, `wait` and `delete` work on it,
+//! and so does `slipway run`. The controller makes a pod for each try, watches it, writes down what became of it, and lets it go.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | `pod` | the pod of a try, and what is seen of it |
+//! | `known` | runs and pods, as the watches tell them |
+//! | `controller` | what is done about it |
+//! | `usage` | what the GPUs did |
+
+mod controller;
+mod known;
+mod pod;
+mod usage;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{AsyncReadExt, StreamExt};
+use serde_json::{Value, json};
+use slipway_exec::manifest::SUBMITTED_BY;
+use slipway_exec::{Answer, ExecError, Executor, LogQuery, LogStream, Manifest, Submitted, Tracker};
+
+use crate::{Api, KubeError, Resource, leader};
+
+pub use pod::{FINALIZER, RUN_LABEL};
+
+/// `slipway.dev/v1 Run`.
+pub const RUN: Resource<'static> = Resource { group: "slipway.dev", version: "v1", kind: "Run", plural: "runs" };
+/// Its definition.
+pub const DEFINITION: &str = include_str!("../../../../deploy/helm/slipway/files/runs.yaml");
+/// The lease of the one that leads.
+const LEASE: &str = "slipway-runs";
+/// Bytes read of a log at once.
+const CHUNK: usize = 32 * 1024;
+
+/// A run's namespace and name.
+type Key = (String, String);
+
+/// What the executor needs to know.
+#[derive(Clone)]
+#[allow(missing_debug_implementations)] // a function has nothing to show
+pub struct Settings {
+    /// The namespace of the installation.
+    pub namespace: String,
+    /// Who this is among those that may lead.
+    pub identity: String,
+    /// Variables of every run: where it tracks to.
+    pub variables: Vec<(String, String)>,
+    /// Makes the token that a namespace's runs track with.
+    pub mint: Arc<dyn Fn(&str) -> String + Send + Sync>,
+    /// Between two tries to make a pod that was refused, by a quota for instance.
+    pub patience: Duration,
+}
+
+/// The version of an object. Versions grow, and may be compared (KEP-5504, in Kubernetes from 1.35).
+fn version(object: &Value) -> u64 {
+    object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+/// Runs as pods of a cluster.
+pub struct Pods {
+    api: Api,
+    controller: Arc<controller::Controller>,
+    leading: tokio::sync::watch::Receiver<bool>,
+}
+
+impl std::fmt::Debug for Pods {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pods").finish_non_exhaustive()
+    }
+}
+
+impl Pods {
+    /// Takes part in leading, and follows the runs whenever it leads.
+    pub fn start(api: Api, settings: Settings, tracker: Arc<dyn Tracker>) -> Self {
+        let leading = leader::elect(api.clone(), settings.namespace.clone(), LEASE.into(), settings.identity.clone());
+        let controller = controller::Controller::new(api.clone(), settings, tracker);
+        tokio::spawn(Arc::clone(&controller).lead(leading.clone()));
+        Self { api, controller, leading }
+    }
+
+    /// Prometheus metrics of the controller.
+    pub fn metrics(&self) -> String {
+        let [runs, pods, now, later] = self.controller.sizes();
+        let figures = [
+            ("slipway_controller_leading", "gauge", u64::from(*self.leading.borrow())),
+            ("slipway_controller_runs", "gauge", runs as u64),
+            ("slipway_controller_pods", "gauge", pods as u64),
+            ("slipway_controller_queue_depth", "gauge", now as u64),
+            ("slipway_controller_queue_later", "gauge", later as u64),
+            ("slipway_controller_reconciled_total", "counter", self.controller.reconciled.load(Relaxed)),
+            ("slipway_controller_failed_total", "counter", self.controller.failed.load(Relaxed)),
+            ("slipway_kube_requests_total", "counter", self.api.requests()),
+        ];
+        figures.iter().map(|(name, kind, value)| format!("# TYPE {name} {kind}\n{name} {value}\n")).collect()
+    }
+
+    async fn find(&self, namespace: &str, name: &str) -> Result<Submitted, ExecError> {
+        let found = self.api.get(&RUN, Some(namespace), name).await.map_err(refused)?;
+        found
+            .map(submitted)
+            .transpose()?
+            .ok_or_else(|| ExecError::NotFound(format!("there is no run '{name}' in namespace '{namespace}'")))
+    }
+}
+
+fn submitted(object: Value) -> Result<Submitted, ExecError> {
+    let mut object = object;
+    // Items of a list do not say what they are.
+    object["kind"] = json!(RUN.kind);
+    object["apiVersion"] = json!(RUN.api_version());
+    serde_json::from_value(object).map_err(|e| ExecError::Manifest(format!("the run cannot be read: {e}")))
+}
+
+/// The API server's refusal as an executor's.
+fn refused(error: KubeError) -> ExecError {
+    match error {
+        KubeError::Refused { code: 404, message } => ExecError::NotFound(message),
+        KubeError::Refused { code: 409, message } => ExecError::Exists(message),
+        KubeError::Refused { code: 400 | 422, message } => ExecError::Manifest(message),
+        KubeError::Refused { code: 403, message } => ExecError::Forbidden(message),
+        other => ExecError::Unreachable(other.to_string()),
+    }
+}
+
+impl Executor for Pods {
+    fn submit<'a>(&'a self, run: Manifest, by: Option<&'a str>) -> Answer<'a, Submitted> {
+        Box::pin(async move {
+            run.check()?;
+            if run.spec.image.is_none() {
+                return Err(ExecError::Manifest("spec.image is missing: in a cluster a run needs one".into()));
+            }
+            let mut run = run.named();
+            run.metadata.annotations.remove(SUBMITTED_BY);
+            if let Some(by) = by {
+                run.metadata.annotations.insert(SUBMITTED_BY.into(), by.to_owned());
+            }
+            let made = self.api.create(&RUN, Some(&run.metadata.namespace), &json!(run)).await.map_err(refused)?;
+            submitted(made)
+        })
+    }
+
+    fn list<'a>(&'a self, namespace: Option<&'a str>) -> Answer<'a, Vec<Submitted>> {
+        Box::pin(async move {
+            let found = self.api.list(&RUN, namespace, "", "").await.map_err(refused)?;
+            let mut runs: Vec<Submitted> = found.into_iter().map(submitted).collect::<Result<_, _>>()?;
+            runs.sort_by(|a, b| a.manifest.metadata.creation_timestamp.cmp(&b.manifest.metadata.creation_timestamp));
+            Ok(runs)
+        })
+    }
+
+    fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, Submitted> {
+        Box::pin(self.find(namespace, name))
+    }
+
+    fn cancel<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, Submitted> {
+        Box::pin(async move {
+            let patch = json!({"spec": {"cancel": true}});
+            submitted(self.api.merge(&RUN, Some(namespace), name, false, &patch).await.map_err(refused)?)
+        })
+    }
+
+    fn remove<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            self.find(namespace, name).await?;
+            self.api.delete(&RUN, Some(namespace), name).await.map_err(refused)
+        })
+    }
+
+    fn logs<'a>(&'a self, namespace: &'a str, name: &'a str, query: LogQuery) -> Answer<'a, LogStream> {
+        Box::pin(async move {
+            let run = self.find(namespace, name).await?;
+            let newest = run.status.current().map_or(1, |a| a.number);
+            let pod = pod::name(name, query.attempt.unwrap_or(newest));
+            let reader = loop {
+                match self.api.log(namespace, &pod, query.follow, query.tail).await {
+                    Ok(reader) => break reader,
+                    // It is not there yet, or its container is not.
+                    Err(KubeError::Refused { code: 400 | 404, .. }) if query.follow => {
+                        if self.find(namespace, name).await?.status.phase.is_final() {
+                            return Err(ExecError::NotFound(format!("pod {pod} and its log are gone")));
+                        }
+                        tokio::time::sleep(Duration::from_millis(500)).await;
+                    }
+                    Err(KubeError::Refused { code: 400, message }) => return Err(ExecError::NotNow(message)),
+                    Err(error) => return Err(refused(error)),
+                }
+            };
+            let stream = futures_util::stream::unfold(Some(Box::pin(reader)), |reader| async move {
+                let mut reader = reader?;
+                let mut buffer = vec![0; CHUNK];
+                match reader.read(&mut buffer).await {
+                    Ok(0) => None,
+                    Ok(n) => {
+                        buffer.truncate(n);
+                        Some((Ok(Bytes::from(buffer)), Some(reader)))
+                    }
+                    Err(source) => Some((Err(ExecError::Io { what: "reading the log".into(), source }), None)),
+                }
+            });
+            Ok(stream.boxed())
+        })
+    }
+}

@@ -1,0 +1,163 @@
+//! Runs that are carried out, under `/api/v1/runs`: taken in, listed, followed, ended.
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Extension, Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::json;
+use slipway_core::Explain;
+use slipway_exec::{ExecError, Executor, LogQuery, Manifest, Submitted};
+
+use crate::Platform;
+use crate::auth::{Access, Caller, Guard};
+
+/// A namespace, when none is named.
+const DEFAULT: &str = slipway_exec::local::NAMESPACE;
+
+pub(crate) fn router(platform: Platform) -> Router {
+    Router::new()
+        .route("/runs", get(list).post(submit))
+        .route("/runs/{namespace}/{name}", get(show).delete(remove))
+        .route("/runs/{namespace}/{name}/cancel", post(cancel))
+        .route("/runs/{namespace}/{name}/log", get(log))
+        .with_state(platform)
+}
+
+struct Failure(ExecError);
+
+impl From<ExecError> for Failure {
+    fn from(e: ExecError) -> Self {
+        Self(e)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = match &self.0 {
+            ExecError::Manifest(_) | ExecError::TooLarge(_) => StatusCode::BAD_REQUEST,
+            ExecError::NotFound(_) => StatusCode::NOT_FOUND,
+            ExecError::Exists(_) | ExecError::NotNow(_) => StatusCode::CONFLICT,
+            ExecError::Forbidden(_) => StatusCode::FORBIDDEN,
+            ExecError::Unreachable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            ExecError::Spawn { .. } | ExecError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let body = json!({"error": self.0.to_string(), "code": self.0.code(), "hint": self.0.hint()});
+        (status, Json(body)).into_response()
+    }
+}
+
+/// Who carries runs out, once it is known that the caller may do this in the namespace.
+async fn executor<'p>(
+    platform: &'p Platform,
+    guard: &Guard,
+    caller: &Caller,
+    verb: &'static str,
+    resource: &'static str,
+    namespace: Option<&str>,
+) -> Result<&'p dyn Executor, Failure> {
+    let access = Access { verb, resource, namespace: namespace.map(str::to_owned) };
+    let allowed = guard.allows(caller, &access).await.map_err(ExecError::Unreachable)?;
+    if !allowed {
+        return Err(ExecError::Forbidden(access.refusal(caller)).into());
+    }
+    let missing = || ExecError::Unreachable("runs are carried out by a running server, and this is none".into());
+    Ok(platform.executor.get().ok_or_else(missing)?.as_ref())
+}
+
+#[derive(Deserialize)]
+struct Where {
+    namespace: Option<String>,
+}
+
+async fn list(
+    State(p): State<Platform>,
+    Extension(guard): Extension<Guard>,
+    Extension(caller): Extension<Caller>,
+    Query(q): Query<Where>,
+) -> Result<Json<Vec<Submitted>>, Failure> {
+    let executor = executor(&p, &guard, &caller, "list", "runs", q.namespace.as_deref()).await?;
+    Ok(Json(executor.list(q.namespace.as_deref()).await?))
+}
+
+async fn submit(
+    State(p): State<Platform>,
+    Extension(guard): Extension<Guard>,
+    Extension(caller): Extension<Caller>,
+    Query(q): Query<Where>,
+    body: Bytes,
+) -> Result<Response, Failure> {
+    let text =
+        std::str::from_utf8(&body).map_err(|e| ExecError::Manifest(format!("the manifest is not UTF-8: {e}")))?;
+    let mut run = Manifest::parse(text)?;
+    match (&q.namespace, run.metadata.namespace.as_str()) {
+        (Some(asked), named) if !named.is_empty() && named != asked => {
+            let text = format!("the manifest is for namespace '{named}', and the request for '{asked}'");
+            return Err(ExecError::Manifest(text).into());
+        }
+        (Some(asked), _) => run.metadata.namespace.clone_from(asked),
+        (None, "") => run.metadata.namespace = DEFAULT.into(),
+        (None, _) => {}
+    }
+    let namespace = run.metadata.namespace.clone();
+    let executor = executor(&p, &guard, &caller, "create", "runs", Some(&namespace)).await?;
+    let run = executor.submit(run, caller.name()).await?;
+    Ok((StatusCode::CREATED, Json(run)).into_response())
+}
+
+type Name = Path<(String, String)>;
+
+async fn show(
+    State(p): State<Platform>,
+    Extension(guard): Extension<Guard>,
+    Extension(caller): Extension<Caller>,
+    Path((namespace, name)): Name,
+) -> Result<Json<Submitted>, Failure> {
+    let executor = executor(&p, &guard, &caller, "get", "runs", Some(&namespace)).await?;
+    Ok(Json(executor.get(&namespace, &name).await?))
+}
+
+async fn cancel(
+    State(p): State<Platform>,
+    Extension(guard): Extension<Guard>,
+    Extension(caller): Extension<Caller>,
+    Path((namespace, name)): Name,
+) -> Result<Json<Submitted>, Failure> {
+    let executor = executor(&p, &guard, &caller, "patch", "runs", Some(&namespace)).await?;
+    Ok(Json(executor.cancel(&namespace, &name).await?))
+}
+
+async fn remove(
+    State(p): State<Platform>,
+    Extension(guard): Extension<Guard>,
+    Extension(caller): Extension<Caller>,
+    Path((namespace, name)): Name,
+) -> Result<StatusCode, Failure> {
+    let executor = executor(&p, &guard, &caller, "delete", "runs", Some(&namespace)).await?;
+    executor.remove(&namespace, &name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize)]
+struct Part {
+    attempt: Option<u32>,
+    #[serde(default)]
+    follow: bool,
+    tail: Option<u64>,
+}
+
+async fn log(
+    State(p): State<Platform>,
+    Extension(guard): Extension<Guard>,
+    Extension(caller): Extension<Caller>,
+    Path((namespace, name)): Name,
+    Query(part): Query<Part>,
+) -> Result<Response, Failure> {
+    let executor = executor(&p, &guard, &caller, "get", "runs/log", Some(&namespace)).await?;
+    let query = LogQuery { attempt: part.attempt, follow: part.follow, tail: part.tail };
+    let stream = executor.logs(&namespace, &name, query).await?;
+    let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    Ok((headers, Body::from_stream(stream)).into_response())
+}

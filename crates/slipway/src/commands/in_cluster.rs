@@ -1,0 +1,93 @@
+//! The cluster that a server runs in: its nodes, its users, its pods, on the operator's client.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use slipway_core::env;
+use slipway_exec::{Executor, Tracker};
+use slipway_operator::authority::{Reviews, User};
+use slipway_operator::runs::{Pods, Settings};
+use slipway_operator::{Api, nodes};
+use slipway_server::auth::{Access, Authority, Person};
+use slipway_server::{ClusterAnswer, Kubernetes, Mint};
+
+/// Between two tries to make a pod that a quota did not allow.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// By the namespace of the installation.
+#[derive(Debug)]
+pub(super) struct InCluster {
+    api: Api,
+    namespace: String,
+    pods: OnceLock<Arc<Pods>>,
+}
+
+impl InCluster {
+    /// `None` outside of a cluster.
+    pub(super) async fn of_this_pod() -> Option<Arc<dyn Kubernetes>> {
+        let namespace = env::value(env::NAMESPACE)?;
+        match Api::connect(None, None).await {
+            Ok(api) => Some(Arc::new(Self { api, namespace, pods: OnceLock::new() })),
+            Err(error) => {
+                tracing::warn!(%error, "the cluster that this should be in cannot be used");
+                None
+            }
+        }
+    }
+}
+
+impl Kubernetes for InCluster {
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn nodes(&self) -> ClusterAnswer<'_> {
+        Box::pin(async { nodes::nodes(&self.api, &self.namespace).await.map_err(|e| e.to_string()) })
+    }
+
+    fn authority(&self) -> Option<Arc<dyn Authority>> {
+        Some(Arc::new(Asked(Reviews::new(self.api.clone()))))
+    }
+
+    fn executor(&self, tracker: Arc<dyn Tracker>, mint: Mint) -> Arc<dyn Executor> {
+        // The kubelet tells a pod the addresses of its namespace's services; a name would need a DNS server that knows it.
+        let host = env::value("SLIPWAY_SERVICE_HOST").unwrap_or_else(|| format!("slipway.{}.svc", self.namespace));
+        let identity = env::value(env::POD).unwrap_or_else(|| format!("slipway-{}", std::process::id()));
+        let settings = Settings {
+            namespace: self.namespace.clone(),
+            identity: format!("{identity}_{}", slipway_core::ids::hex32()),
+            variables: vec![("MLFLOW_TRACKING_URI".into(), format!("http://{host}:7070"))],
+            mint,
+            patience: PATIENCE,
+        };
+        let pods = Arc::new(Pods::start(self.api.clone(), settings, tracker));
+        drop(self.pods.set(Arc::clone(&pods)));
+        pods
+    }
+
+    fn metrics(&self) -> String {
+        self.pods.get().map(|p| p.metrics()).unwrap_or_default()
+    }
+}
+
+/// The server's questions, asked of the API server.
+struct Asked(Reviews);
+
+impl Authority for Asked {
+    fn who<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>> {
+        Box::pin(async move {
+            let user = self.0.who(token).await.map_err(|e| e.to_string())?;
+            Ok(user.map(|u| Person { name: u.name, uid: u.uid, groups: u.groups, extra: u.extra }))
+        })
+    }
+
+    fn may<'a>(&'a self, person: &'a Person, access: &'a Access) -> BoxFuture<'a, Result<bool, String>> {
+        Box::pin(async move {
+            let person = person.clone();
+            let user = User { name: person.name, uid: person.uid, groups: person.groups, extra: person.extra };
+            let may = self.0.may(&user, access.verb, access.resource, access.namespace.as_deref());
+            may.await.map_err(|e| e.to_string())
+        })
+    }
+}

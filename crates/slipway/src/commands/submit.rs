@@ -1,0 +1,285 @@
+//! `run submit` and what follows it: runs that are carried out.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use slipway_core::clock;
+use slipway_exec::manifest::{EnvVar, Manifest};
+use slipway_exec::quantity::Quantity;
+use slipway_exec::{ExecError, Phase, Submitted};
+
+use super::Context;
+use crate::Failure;
+use crate::cli::{Submit, Which};
+use crate::client::{Client, encode};
+use crate::output::{Table, agreed, print, say};
+
+/// Between two looks at a run that is waited for.
+const LOOK: Duration = Duration::from_millis(300);
+
+fn path(namespace: &str, name: &str) -> String {
+    format!("/api/v1/runs/{}/{}", encode(namespace), encode(name))
+}
+
+/// The manifest that the options describe.
+fn manifest(options: &Submit) -> Result<Manifest, Failure> {
+    let mut run = match &options.file {
+        Some(file) => {
+            let text = if file.as_os_str() == "-" {
+                let mut text = String::new();
+                std::io::stdin().read_to_string(&mut text).map(|_| text)
+            } else {
+                std::fs::read_to_string(file)
+            };
+            Manifest::parse(&text.map_err(|e| ExecError::Manifest(format!("{}: {e}", file.display())))?)?
+        }
+        None => {
+            let mut run = Manifest::of("", options.command.iter());
+            run.metadata.generate_name = "run-".into();
+            run
+        }
+    };
+    if let Some(name) = &options.name {
+        run.metadata.name.clone_from(name);
+    }
+    if let Some(namespace) = &options.namespace {
+        run.metadata.namespace.clone_from(namespace);
+    }
+    let spec = &mut run.spec;
+    spec.experiment = options.experiment.clone().or(spec.experiment.take());
+    spec.image = options.image.clone().or(spec.image.take());
+    for pair in &options.env {
+        let (name, value) =
+            pair.split_once('=').ok_or_else(|| ExecError::Manifest(format!("--env {pair}: is not NAME=VALUE")))?;
+        spec.env.push(EnvVar { name: name.into(), value: Some(value.into()), value_from: None });
+    }
+    if let Some(gpus) = options.gpus {
+        spec.resources.limits.insert("nvidia.com/gpu".into(), Quantity::Whole(gpus.into()));
+    }
+    run.check()?;
+    Ok(run)
+}
+
+/// A process runs where its file is, as it would by hand; a pod where its image says.
+fn placed(run: &mut Manifest, file: Option<&Path>) {
+    let beside = file.filter(|f| f.as_os_str() != "-").and_then(Path::parent).unwrap_or(Path::new("."));
+    let folder = match &run.spec.working_dir {
+        Some(folder) => beside.join(folder),
+        None => beside.to_owned(),
+    };
+    if let Ok(folder) = folder.canonicalize() {
+        run.spec.working_dir = Some(folder.display().to_string());
+    }
+}
+
+/// What only a cluster has, and a single machine leaves aside.
+fn left_aside(run: &Manifest) -> Vec<&'static str> {
+    let spec = &run.spec;
+    [
+        ("image", spec.image.is_some()),
+        ("nodeSelector", !spec.node_selector.is_empty()),
+        ("affinity", spec.affinity.is_some()),
+        ("tolerations", !spec.tolerations.is_empty()),
+        ("volumes", !spec.volumes.is_empty()),
+        ("serviceAccountName", spec.service_account_name.is_some()),
+        ("priorityClassName", spec.priority_class_name.is_some()),
+        ("securityContext", spec.security_context.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(name, set)| set.then_some(name))
+    .collect()
+}
+
+pub(super) async fn submit(context: &Context, client: &Client, options: Submit) -> Result<(), Failure> {
+    let mut run = manifest(&options)?;
+    let status: Value = client.get("/api/v1/status").await?;
+    if status["runs"] != "pods" {
+        placed(&mut run, options.file.as_deref());
+        let left = left_aside(&run);
+        if !left.is_empty() && !context.global.quiet {
+            say(format_args!("as a process of this machine, without {}", left.join(", ")));
+        }
+    }
+    let text = json!(run).to_string();
+    if context.global.dry_run {
+        print(context.global.output, &run, |_| Table::new(&["RUN"]));
+        return Ok(());
+    }
+    let run: Submitted = client.post_text("/api/v1/runs", text).await?;
+    let metadata = &run.manifest.metadata;
+    if !options.follow && !options.wait {
+        print(context.global.output, &run, |run| {
+            let mut table = Table::new(&["RUN", "NAMESPACE", "TRACKED AS"]);
+            let metadata = &run.manifest.metadata;
+            table.row(vec![metadata.name.clone(), metadata.namespace.clone(), run.status.run_id.clone()]);
+            table
+        });
+        let place = if metadata.namespace == "default" { String::new() } else { format!(" -n {}", metadata.namespace) };
+        say(format_args!("Try next: slipway run logs {} --follow{place}", metadata.name));
+        return Ok(());
+    }
+    let which = Which { name: metadata.name.clone(), namespace: metadata.namespace.clone() };
+    let ended = follow(client, &which, options.follow).await?;
+    let said = format!("run {} {}", which.name, about(&ended));
+    if ended.status.phase == Phase::Succeeded {
+        say(said);
+        return Ok(());
+    }
+    Err(ExecError::NotNow(said).into())
+}
+
+/// Waits for the end, try by try, with the log of each if it is wanted.
+async fn follow(client: &Client, which: &Which, log: bool) -> Result<Submitted, Failure> {
+    let mut shown = 0;
+    let mut told = String::new();
+    loop {
+        let run: Submitted = client.get(&path(&which.namespace, &which.name)).await?;
+        let newest = run.status.attempts.iter().find(|a| a.number > shown && a.started_at.is_some());
+        if let Some(attempt) = newest.filter(|_| log) {
+            shown = attempt.number;
+            logs(client, which, true, Some(shown), None).await?;
+            continue;
+        }
+        if run.status.phase.is_final() {
+            return Ok(run);
+        }
+        let now = about(&run);
+        if now != told && run.status.phase == Phase::Pending && !run.status.reason.is_empty() {
+            say(format_args!("{}: {now}", which.name));
+        }
+        told = now;
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Where a run is, in a few words.
+fn about(run: &Submitted) -> String {
+    let status = &run.status;
+    let phase = format!("{:?}", status.phase).to_lowercase();
+    let reason =
+        if status.reason.is_empty() || status.reason == "Completed" || status.reason == format!("{:?}", status.phase) {
+            String::new()
+        } else {
+            format!(" ({})", status.reason)
+        };
+    let message = if status.message.is_empty() { String::new() } else { format!(": {}", status.message) };
+    format!("{phase}{reason}{message}")
+}
+
+pub(super) async fn queue(context: &Context, client: &Client, namespace: Option<&str>) -> Result<(), Failure> {
+    let query = namespace.map_or(String::new(), |n| format!("?namespace={}", encode(n)));
+    let runs: Vec<Submitted> = client.get(&format!("/api/v1/runs{query}")).await?;
+    print(context.global.output, &runs, |runs| {
+        let mut table = Table::new(&["RUN", "NAMESPACE", "PHASE", "TRY", "NODE", "SINCE", "TOOK", "WHY"]);
+        for run in runs {
+            let (metadata, status) = (&run.manifest.metadata, &run.status);
+            let ended = status.completion_time.map_or_else(clock::now_ms, |t| t.0);
+            let took = status.start_time.map(|s| slipway_core::units::micros((ended - s.0).max(0) as f64 * 1000.0));
+            let mut why = status.message.chars().take(80).collect::<String>();
+            if why.is_empty() && status.phase != Phase::Running {
+                why.clone_from(&status.reason);
+            }
+            table.row(vec![
+                metadata.name.clone(),
+                metadata.namespace.clone(),
+                format!("{:?}", status.phase),
+                status.current().map_or(String::new(), |a| a.number.to_string()),
+                status.node.clone(),
+                metadata.creation_timestamp.clone(),
+                took.unwrap_or_default(),
+                why,
+            ]);
+        }
+        table
+    });
+    Ok(())
+}
+
+pub(super) async fn status(context: &Context, client: &Client, which: &Which) -> Result<(), Failure> {
+    let run: Submitted = client.get(&path(&which.namespace, &which.name)).await?;
+    print(context.global.output, &run, |run| {
+        let mut table = Table::new(&["WHAT", "VALUE"]);
+        let (metadata, status) = (&run.manifest.metadata, &run.status);
+        let mut row = |what: &str, value: String| {
+            if !value.is_empty() {
+                table.row(vec![what.to_owned(), value]);
+            }
+        };
+        row("run", format!("{}/{}", metadata.namespace, metadata.name));
+        row("phase", about(run));
+        row("tracked as", status.run_id.clone());
+        row("submitted", metadata.creation_timestamp.clone());
+        for attempt in &status.attempts {
+            let time = |t: Option<slipway_exec::status::Time>| t.map_or("-".into(), |t| clock::rfc3339(t.0));
+            let code = attempt.exit_code.map_or(String::new(), |c| format!(" code {c}"));
+            let text = format!(
+                "{} to {} on {} {}{code} {}",
+                time(attempt.started_at),
+                time(attempt.finished_at),
+                attempt.node,
+                attempt.reason,
+                attempt.message
+            );
+            row(&format!("try {}", attempt.number), text.trim().to_owned());
+            for gpu in &attempt.gpus {
+                let text = format!(
+                    "{} {}: {:.1} kJ, busy {:.0} s, idle {:.0} s",
+                    gpu.resource,
+                    gpu.device,
+                    gpu.joules / 1000.0,
+                    gpu.busy_seconds,
+                    gpu.idle_seconds
+                );
+                row("  gpu", text);
+            }
+        }
+        table
+    });
+    Ok(())
+}
+
+pub(super) async fn logs(
+    client: &Client,
+    which: &Which,
+    follow: bool,
+    attempt: Option<u32>,
+    tail: Option<u64>,
+) -> Result<(), Failure> {
+    let mut query = format!("{}/log?follow={follow}", path(&which.namespace, &which.name));
+    for (key, value) in [("attempt", attempt.map(u64::from)), ("tail", tail)] {
+        if let Some(value) = value {
+            query.push_str(&format!("&{key}={value}"));
+        }
+    }
+    let mut out = std::io::stdout();
+    client
+        .follow(&query, |bytes| {
+            // A closed pipe is the reader's choice.
+            drop(out.write_all(bytes).and_then(|()| out.flush()));
+        })
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn cancel(context: &Context, client: &Client, which: &Which) -> Result<(), Failure> {
+    let run: Submitted = client.post(&format!("{}/cancel", path(&which.namespace, &which.name)), &Value::Null).await?;
+    if !context.global.quiet {
+        let word = if run.status.phase.is_final() { "has ended already" } else { "is being ended" };
+        say(format_args!("run {} {word}", which.name));
+    }
+    Ok(())
+}
+
+pub(super) async fn remove(context: &Context, client: &Client, which: &Which) -> Result<(), Failure> {
+    let run: Submitted = client.get(&path(&which.namespace, &which.name)).await?;
+    if !run.status.phase.is_final()
+        && !agreed(&context.global, &format!("Run {} goes on. End and forget it?", which.name))
+    {
+        return Err(ExecError::NotNow("nothing was removed".into()).into());
+    }
+    client.delete(&path(&which.namespace, &which.name)).await?;
+    say(format_args!("run {} is gone", which.name));
+    Ok(())
+}
