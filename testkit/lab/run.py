@@ -20,6 +20,7 @@ import urllib.error
 import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import runs
 from lib import NAMESPACE, Failed, Lab, eventually
 
 TESTS = {}
@@ -457,6 +458,9 @@ def claims(lab):
         lab.control("n1")
         eventually("no taints", lambda: not tainted())
         assert not lab.get("-n", ns, "resourceclaims")["items"], "claims of pods go with them"
+
+
+TESTS.update(runs.TESTS)
 
 
 @test

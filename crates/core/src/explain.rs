@@ -140,6 +140,11 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "`slipway run status NAME` tells where it is.",
     },
     Topic {
+        code: "exec.failed",
+        meaning: "The run ended, and not with success; the message is what is known of why.",
+        remedy: "`slipway run logs NAME` shows what it printed, `slipway run status NAME` its tries.",
+    },
+    Topic {
         code: "exec.forbidden",
         meaning: "Who you are is known, and may not do this with runs of that namespace.",
         remedy: "`kubectl auth can-i create runs.slipway.dev -n NAMESPACE` tells; the roles `edit` and `admin` include it.",

@@ -20,6 +20,9 @@ pub enum ExecError {
     /// Not in the state that the run is in.
     #[error("{0}")]
     NotNow(String),
+    /// It was waited for, and ended without success.
+    #[error("{0}")]
+    Failed(String),
     /// Whoever asked may not.
     #[error("{0}")]
     Forbidden(String),
@@ -59,6 +62,7 @@ impl Explain for ExecError {
             Self::NotFound(_) => "exec.not_found",
             Self::Exists(_) => "exec.exists",
             Self::NotNow(_) => "exec.not_now",
+            Self::Failed(_) => "exec.failed",
             Self::Forbidden(_) => "exec.forbidden",
             Self::Unreachable(_) => "exec.unreachable",
             Self::Spawn { .. } => "exec.spawn",

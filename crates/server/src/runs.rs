@@ -39,7 +39,7 @@ impl IntoResponse for Failure {
         let status = match &self.0 {
             ExecError::Manifest(_) | ExecError::TooLarge(_) => StatusCode::BAD_REQUEST,
             ExecError::NotFound(_) => StatusCode::NOT_FOUND,
-            ExecError::Exists(_) | ExecError::NotNow(_) => StatusCode::CONFLICT,
+            ExecError::Exists(_) | ExecError::NotNow(_) | ExecError::Failed(_) => StatusCode::CONFLICT,
             ExecError::Forbidden(_) => StatusCode::FORBIDDEN,
             ExecError::Unreachable(_) => StatusCode::SERVICE_UNAVAILABLE,
             ExecError::Spawn { .. } | ExecError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,

@@ -127,7 +127,7 @@ pub(super) async fn submit(context: &Context, client: &Client, options: Submit) 
         say(said);
         return Ok(());
     }
-    Err(ExecError::NotNow(said).into())
+    Err(ExecError::Failed(said).into())
 }
 
 /// Waits for the end, try by try, with the log of each if it is wanted.

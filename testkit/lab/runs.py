@@ -1,0 +1,402 @@
+"""Tests of runs as pods, on the same lab: the executor, its controller, and who may do what."""
+
+import base64
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+from lib import NAMESPACE, RUN, Failed, eventually
+
+TESTS = {}
+GPU = "nvidia.com/gpu"
+LEASE = "slipway-runs"
+
+
+def test(function):
+    TESTS[function.__name__] = function
+    return function
+
+
+class Server:
+    """A control plane, asked as a client would."""
+
+    def __init__(self, url, token):
+        self.url, self.token = url, token
+
+    @classmethod
+    def in_cluster(cls, lab):
+        secret = lab.get("secret", "-n", NAMESPACE, "slipway-tokens")["data"]["tokens"]
+        address = eventually("the control plane", lambda: [
+            p for p in lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=server")["items"]
+            if "deletionTimestamp" not in p["metadata"] and all(c["ready"] for c in p["status"].get("containerStatuses", [{"ready": False}]))
+        ][0]["status"]["podIP"])
+        return cls(f"http://{address}:7070", base64.b64decode(secret).decode().strip())
+
+    def ask(self, path, body=None, token=None, method=None, tries=1):
+        """The answer's status and JSON."""
+        headers = {"content-type": "application/json", "authorization": f"Bearer {self.token if token is None else token}"}
+        data = json.dumps(body).encode() if body is not None else None
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                text = answer.read().decode()
+                return answer.status, json.loads(text) if text else None
+        except urllib.error.HTTPError as error:
+            text = error.read().decode()
+            return error.code, json.loads(text) if text.startswith("{") else text
+
+    def slipway(self, lab, *words, check=True):
+        environment = {**os.environ, "SLIPWAY_TOKEN": self.token, "SLIPWAY_SERVER": self.url}
+        done = subprocess.run([lab.binary, *words], text=True, capture_output=True, env=environment)
+        if check and done.returncode:
+            raise Failed(f"slipway {' '.join(words)}: {done.stderr}")
+        return done
+
+    def tracked(self, run_id):
+        status, answer = self.ask(f"/api/2.0/mlflow/runs/get?run_id={run_id}")
+        assert status == 200, answer
+        return answer["run"]
+
+
+def manifest(name, command, namespace=None, **spec):
+    metadata = {"name": name, **({"namespace": namespace} if namespace else {})}
+    return {"apiVersion": "slipway.dev/v1", "kind": "Run", "metadata": metadata, "spec": {
+        "image": "lab.local/tool:1", "imagePullPolicy": "Never", "command": ["sh", "-c", command], "terminationGracePeriodSeconds": 1, **spec}}
+
+
+def status(lab, ns, name):
+    return lab.get("-n", ns, "run", name).get("status", {})
+
+
+def ended(lab, ns, name, phase, limit=60):
+    found = eventually(f"run {name} is over", lambda: (s := status(lab, ns, name)).get("phase") in ("Succeeded", "Failed", "Cancelled") and s, limit)
+    assert found["phase"] == phase, found
+    return found
+
+
+def waits(lab, ns, name, reason, limit=60):
+    return eventually(f"run {name} waits: {reason}", lambda: (s := status(lab, ns, name)).get("reason") == reason and s, limit)
+
+
+def run_pods(lab, ns):
+    return {p["metadata"]["name"]: p for p in lab.get("-n", ns, "pods", "-l", "slipway.dev/run")["items"]}
+
+
+@test
+def a_run_is_carried_out_tracked_and_attributed(lab):
+    """The same file, and the same commands, as on a single machine."""
+    server = Server.in_cluster(lab)
+    lab.control("n1", *[f"utilization {gpu} 75" for gpu in range(8)])
+    with lab.namespace("runs-tracked") as ns:
+        file = lab.folder / "train.json"
+        # What any client of MLflow would do: its variables are in the environment.
+        command = ("echo training $LR on $(ls /dev | grep -c 'nvidia[0-9]') GPUs; "
+                   "wget -q -O- --header \"authorization: Bearer $MLFLOW_TRACKING_TOKEN\" --header 'content-type: application/json' --post-data "
+                   "\"{\\\"run_id\\\": \\\"$MLFLOW_RUN_ID\\\", \\\"key\\\": \\\"loss\\\", \\\"value\\\": 0.25, \\\"timestamp\\\": 1}\" "
+                   "$MLFLOW_TRACKING_URI/api/2.0/mlflow/runs/log-metric && sleep 12 && echo done")
+        file.write_text(json.dumps(manifest("train", command, experiment="digits", env=[{"name": "LR", "value": "0.1"}],
+                                            resources={"limits": {GPU: 2}}, nodeSelector={"kubernetes.io/hostname": "n1"})))
+        done = server.slipway(lab, "run", "submit", str(file), "-n", ns, "--follow")
+        assert done.stdout.splitlines()[0] == "training 0.1 on 2 GPUs" and "done" in done.stdout, done
+        found = status(lab, ns, "train")
+        assert found["phase"] == "Succeeded" and found["node"] == "n1" and len(found["attempts"]) == 1, found
+        found = eventually("its GPUs' use is attributed", lambda: (s := status(lab, ns, "train")).get("attributed") and s)
+        gpus = found["attempts"][0]["gpus"]
+        assert len({g["device"] for g in gpus}) == 2 and all(g["resource"] == GPU and g["joules"] > 100 for g in gpus), gpus
+        run = server.tracked(found["runId"])
+        metrics = {m["key"]: m["value"] for m in run["data"]["metrics"]}
+        tags = {t["key"]: t["value"] for t in run["data"]["tags"]}
+        assert run["info"]["status"] == "FINISHED" and metrics["loss"] == 0.25, run
+        assert abs(metrics["system/gpu_energy_joules"] - sum(g["joules"] for g in gpus)) < 1e-6, metrics
+        assert metrics["system/gpu_busy_seconds"] > metrics["system/gpu_idle_seconds"], metrics
+        assert sorted(tags["slipway.gpus"].split()) == sorted(g["device"] for g in gpus) and tags["slipway.node"] == "n1", tags
+        # kubectl's view: columns, conditions, events.
+        assert "Succeeded" in lab.kubectl("-n", ns, "get", "runs")
+        lab.kubectl("-n", ns, "wait", "--for=condition=Complete", "run/train", "--timeout=5s")
+        events = eventually("events", lambda: (e := lab.kubectl("-n", ns, "describe", "run", "train").split("Events:")[1]) and "Completed" in e and e)
+        assert "Created" in events, events
+        assert "train" in server.slipway(lab, "run", "queue", "-n", ns).stdout
+        assert "done" in server.slipway(lab, "run", "logs", "train", "-n", ns, "--tail", "1").stdout
+        again = server.slipway(lab, "run", "submit", str(file), "-n", ns, check=False)
+        assert again.returncode == 1 and "already exists" in again.stderr, again
+        server.slipway(lab, "run", "rm", "train", "-n", ns, "--yes")
+        eventually("its pod goes with it", lambda: not run_pods(lab, ns))
+        assert server.tracked(found["runId"])["info"]["status"] == "FINISHED", "what was tracked stays"
+    lab.control("n1")
+
+
+@test
+def ends_are_told_apart(lab):
+    server = Server.in_cluster(lab)
+    with lab.namespace("runs-ends") as ns:
+        lab.apply(
+            manifest("flaky", "echo try; exit 3", ns, backoffLimit=1),
+            manifest("hungry", "x=$(head -c 300m /dev/zero | tr '\\0' a); echo unreachable", ns, resources={"limits": {"memory": "32Mi"}}),
+            manifest("late", "sleep 1000", ns, activeDeadlineSeconds=3),
+            {**manifest("wrong", "", ns), "spec": {**manifest("wrong", "")["spec"], "command": ["/no/such/program"]}},
+            manifest("cancelled", "sleep 1000", ns),
+            manifest("imageless", "true", ns, image="lab.local/missing:1"),
+            manifest("wide", "true", ns, resources={"limits": {GPU: 9}}),
+            manifest("invalid", "true", ns, volumeMounts=[{"name": "nowhere", "mountPath": "/x"}]),
+            manifest("brief", "true", ns, ttlSecondsAfterFinished=1),
+        )
+        found = ended(lab, ns, "flaky", "Failed")
+        assert found["failures"] == 2 and [a["exitCode"] for a in found["attempts"]] == [3, 3] and "2 times" in found["message"], found
+        assert set(run_pods(lab, ns)) >= {"flaky-1", "flaky-2"}, "each try has a pod and a log of its own"
+        assert server.slipway(lab, "run", "logs", "flaky", "--attempt", "1", "-n", ns).stdout == "try\n"
+        found = ended(lab, ns, "hungry", "Failed")
+        assert found["reason"] == "OOMKilled" and "32Mi" in found["message"], found
+        found = ended(lab, ns, "late", "Failed")
+        assert found["reason"] == "DeadlineExceeded" and found["conditions"][0]["type"] == "Failed", found
+        found = ended(lab, ns, "wrong", "Failed")
+        assert found["reason"] == "StartError" and "/no/such/program" in found["message"], found
+        found = ended(lab, ns, "invalid", "Failed")
+        assert found["reason"] == "Invalid" and "nowhere" in found["message"], found
+        assert waits(lab, ns, "imageless", "ErrImageNeverPull")["phase"] == "Pending"
+        assert "Insufficient nvidia.com/gpu" in waits(lab, ns, "wide", "Unschedulable")["message"]
+        eventually("it runs", lambda: status(lab, ns, "cancelled")["phase"] == "Running")
+        run_id = status(lab, ns, "cancelled")["runId"]
+        server.slipway(lab, "run", "cancel", "cancelled", "-n", ns)
+        found = ended(lab, ns, "cancelled", "Cancelled")
+        assert server.tracked(run_id)["info"]["status"] == "KILLED"
+        for name in ["imageless", "wide"]:
+            lab.kubectl("-n", ns, "patch", "run", name, "--type=merge", "-p", '{"spec":{"cancel":true}}')
+            ended(lab, ns, name, "Cancelled")
+        eventually("what is over is forgotten in time", lambda: "brief" not in lab.kubectl("-n", ns, "get", "runs", "-o", "name"))
+        refused = subprocess.run([f"{lab.bin}/kubectl", "--kubeconfig", lab.kubeconfig, "-n", ns, "patch", "run", "wide", "--type=merge", "-p",
+                                  '{"spec":{"image":"other"}}'], text=True, capture_output=True).stderr
+        assert "the image cannot be changed" in refused, refused
+        codes = {name: server.tracked(status(lab, ns, name)["runId"])["info"]["status"] for name in ["flaky", "hungry", "late", "wrong"]}
+        assert set(codes.values()) == {"FAILED"}, codes
+
+
+@test
+def what_was_not_its_fault_is_tried_again(lab):
+    with lab.namespace("runs-moved") as ns:
+        work = "trap 'exit 1' TERM; for i in $(seq 1000); do sleep 0.1; [ -e /tmp/end ] && exit 0; done"
+        lab.apply(manifest("moved", work, ns), manifest("deleted", work, ns, nodeSelector={"kubernetes.io/hostname": "n2"}))
+        for name in ["moved", "deleted"]:
+            eventually("it runs", lambda: status(lab, ns, name)["phase"] == "Running")
+        lab.kubectl("-n", ns, "delete", "pod", "deleted-1", "--wait=false")
+        node = status(lab, ns, "moved")["node"]
+        lab.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=60s",
+                    f"--pod-selector=slipway.dev/run=moved")
+        try:
+            found = eventually("it starts again elsewhere", lambda: (s := status(lab, ns, "moved"))["phase"] == "Running" and s.get("disruptions") and s)
+            assert found["node"] != node and "failures" not in found and found["attempts"][0]["reason"] == "EvictionByEvictionAPI", found
+        finally:
+            lab.kubectl("uncordon", node)
+        found = eventually("it starts again", lambda: (s := status(lab, ns, "deleted"))["phase"] == "Running" and s.get("disruptions") and s)
+        assert found["disruptions"] == 1 and found["attempts"][0]["reason"] == "Deleted", found
+        for name in ["moved", "deleted"]:
+            lab.inside(ns, f"{name}-2", "touch /tmp/end")
+            assert len(ended(lab, ns, name, "Succeeded")["attempts"]) == 2
+
+
+@test
+def quotas_are_respected_and_explained(lab):
+    with lab.namespace("runs-quota") as ns:
+        lab.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few", "namespace": ns},
+                   "spec": {"hard": {f"requests.{GPU}": "1"}}})
+        eventually("the quota", lambda: lab.get("-n", ns, "resourcequota", "few")["status"]["used"])
+        one = {"resources": {"limits": {GPU: 1}}}
+        lab.apply(manifest("first", "sleep 1000", ns, **one))
+        eventually("it runs", lambda: status(lab, ns, "first")["phase"] == "Running")
+        lab.apply(manifest("second", "echo here", ns, **one))
+        found = waits(lab, ns, "second", "QuotaExceeded")
+        assert "exceeded quota: few" in found["message"] and f"requests.{GPU}=1" in found["message"], found
+        assert "QuotaExceeded" in eventually("the event", lambda: (t := lab.kubectl("-n", ns, "describe", "run", "second")) and "exceeded quota" in t and t)
+        lab.kubectl("-n", ns, "delete", "run", "first")
+        assert len(ended(lab, ns, "second", "Succeeded")["attempts"]) == 1
+
+
+@test
+def the_clusters_own_rules_say_who_may_what(lab):
+    server = Server.in_cluster(lab)
+    with lab.namespace("runs-mine") as mine, lab.namespace("runs-yours") as yours:
+        lab.apply(
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "ada", "namespace": mine}},
+            {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "ada", "namespace": mine},
+             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit"},
+             "subjects": [{"kind": "ServiceAccount", "name": "ada", "namespace": mine}]},
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "guest", "namespace": mine}},
+            {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "guest", "namespace": mine},
+             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+             "subjects": [{"kind": "ServiceAccount", "name": "guest", "namespace": mine}]},
+        )
+        token = lambda who: lab.kubectl("-n", mine, "create", "token", who).strip()
+        ada, guest = token("ada"), token("guest")
+        submit = lambda ns, who, name: server.ask(f"/api/v1/runs?namespace={ns}", manifest(name, "true"), who)
+        eventually("roles are aggregated", lambda: submit(mine, ada, "one")[0] in (201, 409))
+        code, answer = submit(yours, ada, "one")
+        assert code == 403 and f'cannot create resource "runs" in API group "slipway.dev" in the namespace "{yours}"' in answer["error"], answer
+        assert submit(mine, guest, "two")[0] == 403
+        assert server.ask(f"/api/v1/runs?namespace={mine}", token=guest)[0] == 200
+        assert server.ask(f"/api/v1/runs", token=guest)[0] == 403, "not of all namespaces"
+        assert server.ask(f"/api/v1/runs/{mine}/one", token=guest, method="DELETE")[0] == 403
+        assert lab.get("-n", mine, "run", "one")["metadata"]["annotations"]["slipway.dev/submitted-by"] == f"system:serviceaccount:{mine}:ada"
+        # Tracking belongs to the installation's namespace: a role there gives it.
+        search = lambda who: server.ask("/api/2.0/mlflow/experiments/search", {"max_results": 5}, who)[0]
+        create = lambda who: server.ask("/api/2.0/mlflow/runs/create", {"experiment_id": "0"}, who)[0]
+        assert search(ada) == 403 and create(ada) == 403
+        binding = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "ada", "namespace": NAMESPACE},
+                   "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+                   "subjects": [{"kind": "ServiceAccount", "name": "ada", "namespace": mine}]}
+        lab.apply(binding)
+        eventually("she may read", lambda: search(ada) == 200, 30)
+        assert create(ada) == 403, "and not write"
+        lab.kubectl("-n", NAMESPACE, "delete", "rolebinding", "ada")
+        eventually("she may no longer", lambda: search(ada) == 403, 30)
+        # A run's token tracks, and does nothing else.
+        run = base64.b64decode(lab.get("-n", mine, "secret", "slipway-run")["data"]["token"]).decode()
+        assert create(run) == 200 and submit(mine, run, "three")[0] == 403
+        assert server.ask("/api/v1/deployments", token=run)[0] == 403
+        assert search("nobody") == 401 and search(run[:-1] + ("0" if run[-1] != "0" else "1")) == 401
+        done = server.slipway(lab, "run", "queue", "-n", yours, check=False)
+        assert done.returncode == 0
+        server.token = ada
+        done = server.slipway(lab, "run", "queue", "-n", yours, check=False)
+        assert done.returncode == 4 and "cannot list" in done.stderr, done
+
+
+@contextlib.contextmanager
+def contender(lab, name):
+    """Another control plane that would lead, on this machine."""
+    home = lab.folder / name
+    ports = []
+    for _ in range(3):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            ports.append(f"127.0.0.1:{s.getsockname()[1]}")
+    environment = {**os.environ, "KUBECONFIG": lab.kubeconfig, "SLIPWAY_NAMESPACE": NAMESPACE, "SLIPWAY_POD": name,
+                   "SLIPWAY_SERVICE_HOST": "127.0.0.1", "SLIPWAY_LOG": "info,slipway_operator=debug"}
+    log = open(lab.folder / f"{name}.log", "w")
+    process = subprocess.Popen([lab.binary, "up", "--home", str(home), "--listen", ports[0], "--inference-listen", ports[1],
+                                "--grpc-listen", ports[2], "--token-file", str(token_file(lab))], env=environment, stdout=log, stderr=log)
+    process.url, process.log = f"http://{ports[0]}", lab.folder / f"{name}.log"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        log.close()
+
+
+def token_file(lab):
+    file = lab.folder / "tokens"
+    file.write_text("0123456789abcdef0123456789abcdef\n")
+    return file
+
+
+def leader(lab):
+    return lab.get("-n", NAMESPACE, "lease", LEASE)["spec"]["holderIdentity"].split("_")[0]
+
+
+def figure(process, name):
+    answer = urllib.request.urlopen(urllib.request.Request(
+        f"{process.url}/metrics", headers={"authorization": "Bearer 0123456789abcdef0123456789abcdef"}), timeout=5).read().decode()
+    return next((float(l.split()[1]) for l in answer.splitlines() if l.startswith(name + " ")), 0.0)
+
+
+@contextlib.contextmanager
+def without_the_installed_one(lab):
+    lab.kubectl("-n", NAMESPACE, "scale", "deployment", "slipway", "--replicas=0")
+    eventually("it is gone", lambda: not lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=server")["items"])
+    try:
+        yield
+    finally:
+        lab.kubectl("-n", NAMESPACE, "scale", "deployment", "slipway", "--replicas=1")
+        Server.in_cluster(lab)
+
+
+@test
+def controllers_fight_for_the_lease_and_every_run_is_done_once(lab):
+    with lab.namespace("runs-fought") as ns, without_the_installed_one(lab):
+        with contender(lab, "one") as one, contender(lab, "two") as two:
+            both = {"one": one, "two": two}
+            eventually("one leads", lambda: leader(lab) in both, 40)
+            first = leader(lab)
+            names = [f"job-{n}" for n in range(24)]
+            lab.apply(*[manifest(name, "sleep 4", ns) for name in names])
+            eventually("some are done", lambda: sum(status(lab, ns, n).get("phase") == "Succeeded" for n in names[:6]) >= 2, 60)
+            assert figure(both["one" if first == "two" else "two"], "slipway_controller_leading") == 0
+            both[first].kill()
+            eventually("the other leads", lambda: leader(lab) in both and leader(lab) != first, 40)
+            for name in names:
+                found = ended(lab, ns, name, "Succeeded", 120)
+                assert len(found["attempts"]) == 1 and "disruptions" not in found, found
+            assert len(run_pods(lab, ns)) == len(names), "no pod too many"
+            eventually("all pods are let go", lambda: not [p for p in run_pods(lab, ns).values() if p["metadata"].get("finalizers")])
+            # One that was stopped wakes up as leader no longer.
+            second = leader(lab)
+            both[second].send_signal(signal.SIGSTOP)
+            with contender(lab, "three") as three:
+                eventually("a third leads", lambda: leader(lab) == "three", 40)
+                lab.apply(manifest("after", "true", ns))
+                both[second].send_signal(signal.SIGCONT)
+                ended(lab, ns, "after", "Succeeded")
+                eventually("it knows", lambda: figure(both[second], "slipway_controller_leading") == 0, 30)
+                assert figure(three, "slipway_controller_leading") == 1
+
+
+@test
+def nothing_is_lost_when_the_api_server_goes_and_watches_expire(lab):
+    with lab.namespace("runs-away") as ns, without_the_installed_one(lab):
+        with contender(lab, "witness") as witness:
+            eventually("it leads", lambda: leader(lab) == "witness", 40)
+            lab.apply(*[manifest(f"short-{n}", "sleep 8", ns) for n in range(4)], manifest("long", "sleep 60", ns), manifest("failing", "sleep 8; exit 2", ns))
+            for name in ["long", "failing", *[f"short-{n}" for n in range(4)]]:
+                eventually("it runs", lambda: status(lab, ns, name)["phase"] == "Running")
+            lab.lab("do", "kill", "kube-apiserver")
+            time.sleep(30)
+            lab.lab("do", "kill", "etcd")
+            lab.lab("do", "start", "etcd")
+            lab.lab("do", "start", "kube-apiserver")
+            eventually("the API server is back", lambda: lab.get("node", "n1"), 90)
+            for n in range(4):
+                assert len(ended(lab, ns, f"short-{n}", "Succeeded", 120)["attempts"]) == 1
+            assert ended(lab, ns, "failing", "Failed")["attempts"][0]["exitCode"] == 2
+            # Its watches break while it sleeps, and what they would go on from is compacted away.
+            witness.send_signal(signal.SIGSTOP)
+            lab.apply(manifest("unseen", "sleep 1", ns))
+            lab.kubectl("-n", ns, "delete", "run", "short-0", "--wait=false")
+            for n in range(30):
+                lab.kubectl("-n", ns, "annotate", "--overwrite", "run", "short-1", f"n={n}")
+            compact(lab)
+            lab.lab("do", "kill", "kube-apiserver")
+            lab.lab("do", "start", "kube-apiserver")
+            eventually("the API server is back", lambda: lab.get("node", "n1"), 90)
+            witness.send_signal(signal.SIGCONT)
+            assert len(ended(lab, ns, "unseen", "Succeeded", 120)["attempts"]) == 1
+            eventually("what went meanwhile is gone", lambda: "short-0-1" not in run_pods(lab, ns), 60)
+            ended(lab, ns, "long", "Succeeded", 120)
+
+
+def compact(lab):
+    """Throws away etcd's history, as it does by itself every five minutes."""
+    pki = RUN / "pki"
+    ask = lambda path, body: json.loads(subprocess.run(
+        ["curl", "-sS", "--fail", "--cacert", f"{pki}/ca.crt", "--cert", f"{pki}/etcd.crt", "--key", f"{pki}/etcd.key",
+         f"https://127.0.0.1:12379/v3/{path}", "-d", json.dumps(body)], check=True, text=True, capture_output=True).stdout)
+    revision = ask("kv/range", {"key": "AA=="})["header"]["revision"]
+    ask("kv/compaction", {"revision": revision, "physical": True})
+
+
+@test
+def runs_leave_nothing_behind(lab):
+    """After all that was done to them: no pod, no claim, no device specification, no token."""
+    left = lambda kind: lab.get(kind, "-A", "-l", "slipway.dev/run")["items"]
+    eventually("pods", lambda: not left("pods"))
+    assert not lab.get("runs", "-A")["items"]
+    secrets = [s["metadata"]["namespace"] for s in lab.get("secrets", "-A")["items"] if s["metadata"]["name"] == "slipway-run"]
+    assert not secrets, secrets
+    for node in ["n1", "n2"]:
+        assert os.listdir(f"/run/slipway-lab/{node}/run-cdi") == ["slipway.dev-gpu.json"], node
+        eventually("no holder", lambda: not json.loads(lab.http(node, "/api/v1/node"))["holders"])
