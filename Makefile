@@ -19,7 +19,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/slipway
 PEERS := $(CACHE)/peers
 DEMO := .slipway-demo
 
-.PHONY: help demo test lint conformance ui ui-test book lab lab-down lab-programs test-lab bench bench-track bench-serve bench-gpu binary tools clean
+.PHONY: help demo test lint conformance ui ui-test book lab lab-down lab-programs test-lab bench bench-track bench-serve bench-gpu bench-operator binary tools clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -119,6 +119,11 @@ book: binary
 	scripts/book.py
 
 bench: bench-track bench-serve bench-gpu
+
+# Kubernetes' own job controller is the peer; it needs Go.
+bench-operator: binary lab-programs
+	cargo build --release --locked -p slipway-operator --example hollow_nodes
+	python3 bench/operator/run.py --slipway $(SLIPWAY)
 
 bench-gpu: binary
 	python3 bench/gpu/run.py --slipway $(SLIPWAY)

@@ -19,6 +19,7 @@ import time
 import traceback
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "conformance"))
+import runs
 from lib import Slipway
 
 BINARY = sys.argv[1] if len(sys.argv) > 1 else "target/release/slipway"
@@ -426,6 +427,10 @@ def metrics_and_openapi():
         text = server.call("GET", "/metrics")[1]
         assert "slipway_http_requests_total{class=\"2xx\"}" in text and "process_resident_memory_bytes" in text
         assert server.call("GET", "/openapi.json")[1]["openapi"].startswith("3.1")
+
+
+for scenario in runs.TESTS:
+    TESTS[scenario.__name__] = lambda scenario=scenario: scenario(BINARY)
 
 
 def main():

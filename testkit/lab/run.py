@@ -21,7 +21,7 @@ import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import runs
-from lib import NAMESPACE, Failed, Lab, eventually
+from cluster import NAMESPACE, Failed, Lab, eventually
 
 TESTS = {}
 GPU, SHARED = "nvidia.com/gpu", "nvidia.com/gpu.shared"
@@ -472,8 +472,6 @@ def installing_again_changes_nothing_and_removing_leaves_nothing(lab):
     assert int(resident.split()[1]) < 30 * 1024, resident
     lab.set_label("n1", MIG, None)
     done = lab.slipway("down", "--kube", "--yes")
-    left = lab.kubectl("get", "all,clusterrole,clusterrolebinding,resourceslices,deviceclasses,validatingadmissionpolicies,namespaces",
-                       "-A", "-o", "name")
     eventually("everything is gone", lambda: not [l for l in lab.kubectl(
         "get", "daemonset,clusterrole,clusterrolebinding,resourceslices,deviceclasses,validatingadmissionpolicies,namespaces",
         "-A", "-o", "name").split() if "slipway" in l], 60)

@@ -6,13 +6,16 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
 
-from lib import NAMESPACE, RUN, Failed, eventually
+from cluster import NAMESPACE, RUN, Failed, eventually
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "conformance"))
+from lib import Slipway
 
 TESTS = {}
 GPU = "nvidia.com/gpu"
@@ -266,42 +269,25 @@ def the_clusters_own_rules_say_who_may_what(lab):
         assert done.returncode == 4 and "cannot list" in done.stderr, done
 
 
-@contextlib.contextmanager
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
 def contender(lab, name):
     """Another control plane that would lead, on this machine."""
-    home = lab.folder / name
-    ports = []
-    for _ in range(3):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            ports.append(f"127.0.0.1:{s.getsockname()[1]}")
-    environment = {**os.environ, "KUBECONFIG": lab.kubeconfig, "SLIPWAY_NAMESPACE": NAMESPACE, "SLIPWAY_POD": name,
-                   "SLIPWAY_SERVICE_HOST": "127.0.0.1", "SLIPWAY_LOG": "info,slipway_operator=debug"}
-    log = open(lab.folder / f"{name}.log", "w")
-    process = subprocess.Popen([lab.binary, "up", "--home", str(home), "--listen", ports[0], "--inference-listen", ports[1],
-                                "--grpc-listen", ports[2], "--token-file", str(token_file(lab))], env=environment, stdout=log, stderr=log)
-    process.url, process.log = f"http://{ports[0]}", lab.folder / f"{name}.log"
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        log.close()
-
-
-def token_file(lab):
-    file = lab.folder / "tokens"
-    file.write_text("0123456789abcdef0123456789abcdef\n")
-    return file
+    tokens = lab.folder / "tokens"
+    tokens.write_text(TOKEN + "\n")
+    return Slipway(lab.binary, options=["--token-file", str(tokens)], environment={
+        "KUBECONFIG": lab.kubeconfig, "SLIPWAY_NAMESPACE": NAMESPACE, "SLIPWAY_POD": name, "SLIPWAY_SERVICE_HOST": "127.0.0.1"})
 
 
 def leader(lab):
     return lab.get("-n", NAMESPACE, "lease", LEASE)["spec"]["holderIdentity"].split("_")[0]
 
 
-def figure(process, name):
-    answer = urllib.request.urlopen(urllib.request.Request(
-        f"{process.url}/metrics", headers={"authorization": "Bearer 0123456789abcdef0123456789abcdef"}), timeout=5).read().decode()
+def figure(server, name):
+    request = urllib.request.Request(f"{server.url}/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        answer = answer.read().decode()
     return next((float(l.split()[1]) for l in answer.splitlines() if l.startswith(name + " ")), 0.0)
 
 
@@ -327,7 +313,7 @@ def controllers_fight_for_the_lease_and_every_run_is_done_once(lab):
             lab.apply(*[manifest(name, "sleep 4", ns) for name in names])
             eventually("some are done", lambda: sum(status(lab, ns, n).get("phase") == "Succeeded" for n in names[:6]) >= 2, 60)
             assert figure(both["one" if first == "two" else "two"], "slipway_controller_leading") == 0
-            both[first].kill()
+            both[first].process.kill()
             eventually("the other leads", lambda: leader(lab) in both and leader(lab) != first, 40)
             for name in names:
                 found = ended(lab, ns, name, "Succeeded", 120)
@@ -336,11 +322,11 @@ def controllers_fight_for_the_lease_and_every_run_is_done_once(lab):
             eventually("all pods are let go", lambda: not [p for p in run_pods(lab, ns).values() if p["metadata"].get("finalizers")])
             # One that was stopped wakes up as leader no longer.
             second = leader(lab)
-            both[second].send_signal(signal.SIGSTOP)
+            both[second].process.send_signal(signal.SIGSTOP)
             with contender(lab, "three") as three:
                 eventually("a third leads", lambda: leader(lab) == "three", 40)
                 lab.apply(manifest("after", "true", ns))
-                both[second].send_signal(signal.SIGCONT)
+                both[second].process.send_signal(signal.SIGCONT)
                 ended(lab, ns, "after", "Succeeded")
                 eventually("it knows", lambda: figure(both[second], "slipway_controller_leading") == 0, 30)
                 assert figure(three, "slipway_controller_leading") == 1
@@ -364,7 +350,7 @@ def nothing_is_lost_when_the_api_server_goes_and_watches_expire(lab):
                 assert len(ended(lab, ns, f"short-{n}", "Succeeded", 120)["attempts"]) == 1
             assert ended(lab, ns, "failing", "Failed")["attempts"][0]["exitCode"] == 2
             # Its watches break while it sleeps, and what they would go on from is compacted away.
-            witness.send_signal(signal.SIGSTOP)
+            witness.process.send_signal(signal.SIGSTOP)
             lab.apply(manifest("unseen", "sleep 1", ns))
             lab.kubectl("-n", ns, "delete", "run", "short-0", "--wait=false")
             for n in range(30):
@@ -373,7 +359,7 @@ def nothing_is_lost_when_the_api_server_goes_and_watches_expire(lab):
             lab.lab("do", "kill", "kube-apiserver")
             lab.lab("do", "start", "kube-apiserver")
             eventually("the API server is back", lambda: lab.get("node", "n1"), 90)
-            witness.send_signal(signal.SIGCONT)
+            witness.process.send_signal(signal.SIGCONT)
             assert len(ended(lab, ns, "unseen", "Succeeded", 120)["attempts"]) == 1
             eventually("what went meanwhile is gone", lambda: "short-0-1" not in run_pods(lab, ns), 60)
             ended(lab, ns, "long", "Succeeded", 120)

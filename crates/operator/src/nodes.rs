@@ -1,6 +1,7 @@
 //! What the node agents of an installation know: GPUs, slices, and which pod holds them. Asked through the API server, so it works
 //! from inside a cluster and from a workstation alike.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -32,11 +33,7 @@ const SHOWN: [&str; 10] = [
 /// # Errors
 /// The API server's. A node whose agent does not answer says so in `error`.
 pub async fn nodes(api: &Api, namespace: &str) -> Result<Vec<Value>, KubeError> {
-    let pods = api.list(&POD, Some(namespace), "status.phase=Running", "app.kubernetes.io/component=node").await?;
-    let agents: Vec<(String, String)> = pods
-        .iter()
-        .filter_map(|p| Some((p["spec"]["nodeName"].as_str()?.to_owned(), p["metadata"]["name"].as_str()?.to_owned())))
-        .collect();
+    let agents = agents(api, namespace).await?;
     let answers: Vec<(String, Result<Value, KubeError>)> = futures_util::stream::iter(agents)
         .map(|(node, pod)| async move {
             let answer = ask(api, namespace, &pod, "/api/v1/node").await;
@@ -71,15 +68,32 @@ pub async fn nodes(api: &Api, namespace: &str) -> Result<Vec<Value>, KubeError> 
     Ok(found)
 }
 
+/// The agents that run: node, and the agent's pod.
+///
+/// # Errors
+/// The API server's.
+pub async fn agents(api: &Api, namespace: &str) -> Result<HashMap<String, String>, KubeError> {
+    let pods = api.list(&POD, Some(namespace), "status.phase=Running", "app.kubernetes.io/component=node").await?;
+    let named =
+        |p: &Value| Some((p["spec"]["nodeName"].as_str()?.to_owned(), p["metadata"]["name"].as_str()?.to_owned()));
+    Ok(pods.iter().filter_map(named).collect())
+}
+
 /// The lease log of one node, newest first.
 ///
 /// # Errors
 /// The API server's; [`KubeError::Invalid`] when no agent runs on the node.
 pub async fn leases(api: &Api, namespace: &str, node: &str, limit: u32) -> Result<Value, KubeError> {
-    let fields = format!("spec.nodeName={node},status.phase=Running");
-    let pods = api.list(&POD, Some(namespace), &fields, "app.kubernetes.io/component=node").await?;
-    let pod = pods.first().and_then(|p| p["metadata"]["name"].as_str());
-    let pod = pod.ok_or_else(|| KubeError::Invalid(format!("no node agent runs on {node}")))?;
+    let agents = agents(api, namespace).await?;
+    let agent = agents.get(node).ok_or_else(|| KubeError::Invalid(format!("no node agent runs on {node}")))?;
+    leases_of(api, namespace, agent, limit).await
+}
+
+/// The lease log that an agent keeps, newest first.
+///
+/// # Errors
+/// The API server's.
+pub async fn leases_of(api: &Api, namespace: &str, pod: &str, limit: u32) -> Result<Value, KubeError> {
     let answer = ask(api, namespace, pod, &format!("/api/v1/node/leases?limit={limit}")).await?;
     Ok(answer["leases"].clone())
 }

@@ -34,6 +34,7 @@ pub(super) struct Controller {
     tracker: Arc<dyn Tracker>,
     known: Known,
     queue: Queue<Key>,
+    agents: usage::Agents,
     /// Namespaces that have the secret with the token.
     equipped: Mutex<HashSet<String>>,
     events: mpsc::Sender<Event>,
@@ -61,8 +62,10 @@ impl Controller {
                 }
             }
         });
+        let agents = usage::Agents::new(api.clone(), settings.namespace.clone());
         Arc::new(Self {
             api,
+            agents,
             settings,
             tracker,
             known: Known::default(),
@@ -308,7 +311,8 @@ impl Controller {
         if status.phase.is_final() && !before.phase.is_final() {
             self.begin(run).await?;
             self.tracker.end(&status.run_id, &status).await.map_err(KubeError::Invalid)?;
-            status.attributed = !needs_gpus;
+            // What nobody saw there is no use in waiting for.
+            status.attributed = !needs_gpus || !self.agents.saw(&status).await;
         }
         if status == *before {
             return Ok(status);
@@ -377,7 +381,7 @@ impl Controller {
     /// Asks the agents what a run's GPUs did, and attaches it. An agent that is not there is not waited for.
     async fn attribute(&self, key: &Key, run: &Run, mut status: RunStatus) -> Result<(), KubeError> {
         let ended = status.completion_time.map_or(0, |t| t.0);
-        match usage::of(&self.api, &self.settings.namespace, key, &mut status).await {
+        match self.agents.tell(key, &mut status).await {
             // Agents see the end some seconds later.
             usage::Found::NotYet if now_ms() - ended < usage::PATIENCE_MS => {
                 self.queue.add_after(key.clone(), Duration::from_secs(2));

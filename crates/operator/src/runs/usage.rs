@@ -1,7 +1,12 @@
 //! What a run's GPUs did, as the node agents' lease logs have it.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 use slipway_exec::{GpuUse, RunStatus};
+use tokio::sync::Mutex;
 
 use super::{Key, pod};
 use crate::{Api, KubeError, nodes};
@@ -10,6 +15,8 @@ use crate::{Api, KubeError, nodes};
 pub(super) const PATIENCE_MS: i64 = 30_000;
 /// Leases that are looked through.
 const LEASES: u32 = 1000;
+/// So long it is known which nodes have agents.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// What was found.
 pub(super) enum Found {
@@ -19,32 +26,60 @@ pub(super) enum Found {
     NotYet,
 }
 
-/// Fills in what the GPUs of each try did.
-pub(super) async fn of(api: &Api, installation: &str, key: &Key, status: &mut RunStatus) -> Found {
-    let mut found = Found::All;
-    for attempt in &mut status.attempts {
-        if attempt.node.is_empty() || attempt.started_at.is_none() {
-            continue;
+/// The agents of an installation, known for a while.
+pub(super) struct Agents {
+    api: Api,
+    installation: String,
+    known: Mutex<Option<(Instant, Arc<HashMap<String, String>>)>>,
+}
+
+impl Agents {
+    pub(super) fn new(api: Api, installation: String) -> Self {
+        Self { api, installation, known: Mutex::default() }
+    }
+
+    async fn all(&self) -> Result<Arc<HashMap<String, String>>, KubeError> {
+        let mut known = self.known.lock().await;
+        if let Some((_, agents)) = known.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+            return Ok(Arc::clone(agents));
         }
-        match nodes::leases(api, installation, &attempt.node, LEASES).await {
-            Ok(leases) => {
-                let name = pod::name(&key.1, attempt.number);
-                let ours = |l: &&Value| l["namespace"] == key.0.as_str() && l["pod"] == name.as_str();
-                let ours: Vec<&Value> = leases.as_array().into_iter().flatten().filter(ours).collect();
-                if ours.is_empty() || ours.iter().any(|l| l["ended"].is_null()) {
-                    found = Found::NotYet;
-                }
-                attempt.gpus = ours.into_iter().map(used).collect();
-            }
-            // No agent on that node: nobody has looked.
-            Err(KubeError::Invalid(_)) => {}
-            Err(error) => {
-                tracing::debug!(node = attempt.node, %error, "the agent does not tell its leases");
-                found = Found::NotYet;
-            }
+        let agents = Arc::new(nodes::agents(&self.api, &self.installation).await?);
+        *known = Some((Instant::now(), Arc::clone(&agents)));
+        Ok(agents)
+    }
+
+    /// Whether anybody has looked at the GPUs of these tries.
+    pub(super) async fn saw(&self, status: &RunStatus) -> bool {
+        match self.all().await {
+            Ok(agents) => status.attempts.iter().any(|a| a.started_at.is_some() && agents.contains_key(&a.node)),
+            Err(_) => true,
         }
     }
-    found
+
+    /// Fills in what the GPUs of each try did.
+    pub(super) async fn tell(&self, key: &Key, status: &mut RunStatus) -> Found {
+        let Ok(agents) = self.all().await else { return Found::NotYet };
+        let mut found = Found::All;
+        for attempt in &mut status.attempts {
+            let Some(agent) = agents.get(&attempt.node).filter(|_| attempt.started_at.is_some()) else { continue };
+            match nodes::leases_of(&self.api, &self.installation, agent, LEASES).await {
+                Ok(leases) => {
+                    let name = pod::name(&key.1, attempt.number);
+                    let ours = |l: &&Value| l["namespace"] == key.0.as_str() && l["pod"] == name.as_str();
+                    let ours: Vec<&Value> = leases.as_array().into_iter().flatten().filter(ours).collect();
+                    if ours.is_empty() || ours.iter().any(|l| l["ended"].is_null()) {
+                        found = Found::NotYet;
+                    }
+                    attempt.gpus = ours.into_iter().map(used).collect();
+                }
+                Err(error) => {
+                    tracing::debug!(node = attempt.node, %error, "the agent does not tell its leases");
+                    found = Found::NotYet;
+                }
+            }
+        }
+        found
+    }
 }
 
 fn used(lease: &Value) -> GpuUse {

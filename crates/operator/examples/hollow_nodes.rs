@@ -1,0 +1,98 @@
+//! Nodes without machines, for measurements: they have GPUs on paper, and a pod that is given to one runs for a moment and succeeds.
+//!
+//! ```text
+//! hollow_nodes KUBECONFIG NODES SECONDS
+//! ```
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use slipway_operator::api::Change;
+use slipway_operator::{Api, KubeError, Resource};
+
+const NODE: Resource<'static> = Resource { group: "", version: "v1", kind: "Node", plural: "nodes" };
+const POD: Resource<'static> = Resource { group: "", version: "v1", kind: "Pod", plural: "pods" };
+/// Requests at once.
+const AT_ONCE: usize = 64;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let [kubeconfig, nodes, seconds] = words.as_slice() else {
+        return Err("hollow_nodes KUBECONFIG NODES SECONDS".into());
+    };
+    let (nodes, seconds): (u32, f64) = (nodes.parse()?, seconds.parse()?);
+    let api = Api::connect(Some(Path::new(kubeconfig)), None).await?;
+    futures_util::stream::iter(0..nodes)
+        .map(|n| node(&api, n))
+        .buffer_unordered(AT_ONCE)
+        .for_each(|made| async {
+            if let Err(error) = made {
+                eprintln!("{error}");
+            }
+        })
+        .await;
+    println!("{nodes} nodes");
+    let free = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    let mut changes = std::pin::pin!(api.changes(&POD, ""));
+    while let Some(change) = changes.next().await {
+        let Change::Is(pod) = change else { continue };
+        let hollow = pod["spec"]["nodeName"].as_str().is_some_and(|n| n.starts_with("hollow-"));
+        if !hollow || pod["status"]["phase"] != "Pending" || pod["status"]["startTime"].is_string() {
+            continue;
+        }
+        let (api, free) = (api.clone(), Arc::clone(&free));
+        tokio::spawn(async move {
+            for (phase, wait) in [("Running", 0.0), ("Succeeded", seconds)] {
+                tokio::time::sleep(Duration::from_secs_f64(wait)).await;
+                let _room = free.acquire().await;
+                if let Err(error) = report(&api, &pod, phase).await {
+                    eprintln!("{error}");
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
+async fn node(api: &Api, number: u32) -> Result<(), KubeError> {
+    let name = format!("hollow-{number}");
+    let object = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "nvidia.com/gpu.product": "hollow"}},
+    });
+    match api.create(&NODE, None, &object).await {
+        Ok(_) | Err(KubeError::Refused { code: 409, .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let amounts = json!({"cpu": "64", "memory": "512Gi", "pods": "110", "nvidia.com/gpu": "8"});
+    let now = slipway_core::clock::rfc3339(slipway_core::clock::now_ms());
+    let status = json!({"status": {"capacity": amounts, "allocatable": amounts, "conditions": [{
+        "type": "Ready", "status": "True", "reason": "Hollow", "lastHeartbeatTime": now, "lastTransitionTime": now,
+    }]}});
+    api.merge(&NODE, None, &name, true, &status).await?;
+    // Taints that the control plane put there before it saw that the node is ready.
+    api.merge(&NODE, None, &name, false, &json!({"spec": {"taints": null}})).await.map(drop)
+}
+
+async fn report(api: &Api, pod: &Value, phase: &str) -> Result<(), KubeError> {
+    let now = slipway_core::clock::rfc3339(slipway_core::clock::now_ms());
+    let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
+    let state = if phase == "Running" {
+        json!({"running": {"startedAt": now}})
+    } else {
+        json!({"terminated": {"exitCode": 0, "reason": "Completed", "startedAt": now, "finishedAt": now}})
+    };
+    let statuses: Vec<Value> = containers
+        .map(|c| {
+            json!({"name": c["name"], "image": c["image"], "imageID": "", "ready": phase == "Running", "restartCount": 0,
+                "started": phase == "Running", "state": state})
+        })
+        .collect();
+    let patch = json!({"status": {"phase": phase, "startTime": now, "containerStatuses": statuses}});
+    let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default();
+    api.merge(&POD, Some(text("namespace")), text("name"), true, &patch).await.map(drop)
+}
