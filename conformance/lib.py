@@ -74,7 +74,7 @@ class Slipway:
 
     def command(self, *arguments, check=True, **options):
         """Runs a client command against this home."""
-        done = subprocess.run([self.binary, *arguments, "--home", str(self.home)], capture_output=True, text=True,
+        done = subprocess.run([self.binary, "--home", str(self.home), *arguments], capture_output=True, text=True,
                               env=self.environment, **options)
         if check and done.returncode:
             raise RuntimeError(f"{arguments}: {done.returncode}\n{done.stdout}{done.stderr}")

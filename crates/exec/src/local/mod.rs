@@ -109,6 +109,8 @@ struct Inner {
     settings: Settings,
     runs: Mutex<BTreeMap<String, Entry>>,
     changed: Notify,
+    /// When the GPUs were read last.
+    sampled: Mutex<Instant>,
 }
 
 /// A run, and what is known of its newest try.
@@ -145,7 +147,14 @@ impl LocalProcesses {
                 Err(error) => tracing::warn!(run = name, %error, "a run that cannot be read is left alone"),
             }
         }
-        let this = Self { inner: Arc::new(Inner { settings, runs: Mutex::new(runs), changed: Notify::new() }) };
+        let this = Self {
+            inner: Arc::new(Inner {
+                settings,
+                runs: Mutex::new(runs),
+                changed: Notify::new(),
+                sampled: Mutex::new(Instant::now()),
+            }),
+        };
         tokio::spawn(follow(Arc::downgrade(&this.inner)));
         Ok(this)
     }
@@ -319,13 +328,11 @@ impl Inner {
 
 /// Looks at everything that has not ended, again and again, until the executor is gone.
 async fn follow(inner: std::sync::Weak<Inner>) {
-    let mut sampled = Instant::now();
     loop {
         let Some(this) = inner.upgrade() else { return };
         let active = look(&this).await;
-        if active && sampled.elapsed() >= SAMPLE {
-            sample(&this, sampled.elapsed().as_secs_f64()).await;
-            sampled = Instant::now();
+        if active && this.sampled.lock().elapsed() >= SAMPLE {
+            sample(&this).await;
         }
         let changed = async {
             // Who holds the executor only through this future must not keep it alive for ever.
@@ -383,18 +390,19 @@ fn task(attempt: &Path) -> Option<Task> {
 
 /// Takes one run one step further.
 async fn step(this: &Arc<Inner>, name: &str, room: &mut Room) -> Result<(), ExecError> {
-    let Some((run, started, tracked, removed, gpus)) =
-        this.runs.lock().get(name).map(|e| (e.run.clone(), e.started, e.tracked, e.removed, e.gpus.clone()))
-    else {
-        return Ok(());
-    };
+    let known = this.runs.lock().get(name).map(|e| (e.run.clone(), e.started, e.tracked, e.removed));
+    let Some((run, started, tracked, removed)) = known else { return Ok(()) };
     let folder = this.folder(name);
     let seen =
         (started > 0 && !run.status.phase.is_final()).then(|| supervisor::look(&folder.join(started.to_string())));
     let (mut status, action) =
         lifecycle::next(&run.manifest.spec, &run.status, seen.as_ref().map(|s| (started, s)), now_ms());
+    let over = matches!(seen, Some(Seen::Over { .. }));
+    if over && this.runs.lock().get(name).is_some_and(|e| !e.gpus.is_empty()) {
+        sample(this).await;
+    }
     if let Some(attempt) = status.attempts.iter_mut().find(|a| a.number == started) {
-        attempt.gpus = gpus;
+        attempt.gpus = this.runs.lock().get(name).map(|e| e.gpus.clone()).unwrap_or_default();
     }
     let mut waits = String::new();
     match action {
@@ -406,11 +414,15 @@ async fn step(this: &Arc<Inner>, name: &str, room: &mut Room) -> Result<(), Exec
                 if !tracked {
                     begin(this, &run).await?;
                 }
+                let leases = !devices.is_empty();
                 start(this, &run, number, limit, &demand, devices)?;
                 if let Some(entry) = this.runs.lock().get_mut(name) {
                     entry.started = number;
                     entry.tracked = true;
                     entry.gpus.clear();
+                }
+                if leases {
+                    sample(this).await;
                 }
                 this.changed.notify_one();
             } else {
@@ -502,11 +514,13 @@ fn forget(this: &Arc<Inner>, name: &str) -> Result<(), ExecError> {
     Ok(())
 }
 
-/// Adds to what the GPUs of running tries have done.
-async fn sample(this: &Arc<Inner>, seconds: f64) {
+/// Adds to what the GPUs of running tries have done. It is called when a try begins and when it ends too, so that nobody is charged for
+/// what was before him.
+async fn sample(this: &Arc<Inner>) {
+    let seconds = std::mem::replace(&mut *this.sampled.lock(), Instant::now()).elapsed().as_secs_f64();
     let running: Vec<(String, PathBuf)> = {
         let runs = this.runs.lock();
-        let running = runs.iter().filter(|(_, e)| e.run.status.phase == Phase::Running);
+        let running = runs.iter().filter(|(_, e)| e.started > 0 && !e.run.status.phase.is_final());
         running.map(|(name, e)| (name.clone(), this.folder(name).join(e.started.to_string()))).collect()
     };
     let held: Vec<(String, Vec<Device>)> =
@@ -524,14 +538,15 @@ async fn sample(this: &Arc<Inner>, seconds: f64) {
         for device in devices {
             let reading = read.next().flatten();
             let (Some(entry), Some(reading)) = (runs.get_mut(&name), reading) else { continue };
-            let known = entry.gpus.iter().position(|g| g.device == device.uuid);
-            let at = known.unwrap_or_else(|| {
-                entry.gpus.push(GpuUse { device: device.uuid, resource: device.resource, ..GpuUse::default() });
-                entry.gpus.len() - 1
-            });
-            entry.gpus[at].joules += reading.joules;
-            entry.gpus[at].busy_seconds += reading.busy_seconds;
-            entry.gpus[at].idle_seconds += reading.idle_seconds;
+            match entry.gpus.iter_mut().find(|g| g.device == device.uuid) {
+                // The first reading is where it begins.
+                None => entry.gpus.push(GpuUse { device: device.uuid, resource: device.resource, ..GpuUse::default() }),
+                Some(used) => {
+                    used.joules += reading.joules;
+                    used.busy_seconds += reading.busy_seconds;
+                    used.idle_seconds += reading.idle_seconds;
+                }
+            }
         }
     }
 }

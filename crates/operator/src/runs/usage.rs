@@ -26,11 +26,14 @@ pub(super) enum Found {
     NotYet,
 }
 
+/// The agent's pod on each node.
+type ByNode = Arc<HashMap<String, String>>;
+
 /// The agents of an installation, known for a while.
 pub(super) struct Agents {
     api: Api,
     installation: String,
-    known: Mutex<Option<(Instant, Arc<HashMap<String, String>>)>>,
+    known: Mutex<Option<(Instant, ByNode)>>,
 }
 
 impl Agents {
@@ -38,7 +41,7 @@ impl Agents {
         Self { api, installation, known: Mutex::default() }
     }
 
-    async fn all(&self) -> Result<Arc<HashMap<String, String>>, KubeError> {
+    async fn all(&self) -> Result<ByNode, KubeError> {
         let mut known = self.known.lock().await;
         if let Some((_, agents)) = known.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
             return Ok(Arc::clone(agents));
