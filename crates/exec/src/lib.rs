@@ -92,6 +92,24 @@ pub struct Tracked {
     pub tags: Vec<(String, String)>,
 }
 
+impl Tracked {
+    /// Of a manifest that has a unique id.
+    pub fn of(run: &Manifest) -> Self {
+        let metadata = &run.metadata;
+        Self {
+            run_id: tracked_id(&metadata.uid),
+            experiment: run.spec.experiment.clone(),
+            name: metadata.name.clone(),
+            user: metadata.annotations.get(manifest::SUBMITTED_BY).cloned().unwrap_or_default(),
+            tags: vec![
+                ("mlflow.source.type".into(), "JOB".into()),
+                ("mlflow.source.name".into(), run.spec.command.join(" ")),
+                ("slipway.run".into(), format!("{}/{}", metadata.namespace, metadata.name)),
+            ],
+        }
+    }
+}
+
 /// Where runs are tracked. Declared here and implemented by what knows the tracking store.
 pub trait Tracker: Send + Sync {
     /// Begins a tracked run; no error when it was begun before.

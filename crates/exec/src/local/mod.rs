@@ -6,6 +6,8 @@
 //! NAME/1/task.json log end.json the first try
 //! ```
 
+mod log;
+mod reconcile;
 mod room;
 mod supervisor;
 
@@ -14,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -22,10 +23,9 @@ use slipway_core::clock::now_ms;
 use slipway_core::{files, ids};
 use tokio::sync::Notify;
 
-use crate::lifecycle::{self, Action, Seen};
 use crate::manifest::{MAX_BYTES, SUBMITTED_BY};
 use crate::{
-    Answer, ExecError, Executor, GpuUse, LogQuery, LogStream, Manifest, Phase, RunStatus, Submitted, Tracked, Tracker,
+    Answer, ExecError, Executor, GpuUse, LogQuery, LogStream, Manifest, Phase, RunStatus, Submitted, Tracker,
     tracked_id,
 };
 
@@ -33,7 +33,6 @@ pub use room::Room;
 pub use supervisor::supervise;
 
 use room::Demand;
-use supervisor::Task;
 
 /// The namespace of everything here.
 pub const NAMESPACE: &str = "default";
@@ -41,10 +40,6 @@ pub const NAMESPACE: &str = "default";
 const MOST_RUNS: usize = 100_000;
 /// Between two looks at what runs.
 const LOOK: Duration = Duration::from_millis(200);
-/// Between two readings of GPUs.
-const SAMPLE: Duration = Duration::from_secs(2);
-/// Bytes read of a log at once.
-const CHUNK: usize = 64 * 1024;
 
 /// A GPU or a slice that a run may hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,7 +150,7 @@ impl LocalProcesses {
                 sampled: Mutex::new(Instant::now()),
             }),
         };
-        tokio::spawn(follow(Arc::downgrade(&this.inner)));
+        tokio::spawn(reconcile::follow(Arc::downgrade(&this.inner)));
         Ok(this)
     }
 
@@ -326,231 +321,6 @@ impl Inner {
     }
 }
 
-/// Looks at everything that has not ended, again and again, until the executor is gone.
-async fn follow(inner: std::sync::Weak<Inner>) {
-    loop {
-        let Some(this) = inner.upgrade() else { return };
-        let active = look(&this).await;
-        if active && this.sampled.lock().elapsed() >= SAMPLE {
-            sample(&this).await;
-        }
-        let changed = async {
-            // Who holds the executor only through this future must not keep it alive for ever.
-            tokio::select! {
-                () = this.changed.notified() => {}
-                () = tokio::time::sleep(if active { LOOK } else { Duration::from_secs(5) }) => {}
-            }
-        };
-        changed.await;
-    }
-}
-
-/// One look; says whether anything may change by itself.
-async fn look(this: &Arc<Inner>) -> bool {
-    let mut waiting: Vec<(i64, String)> = {
-        let runs = this.runs.lock();
-        runs.iter()
-            .filter(|(_, e)| !e.run.status.phase.is_final() || e.removed || !e.run.status.attributed || lasts(e))
-            .map(|(name, e)| (e.arrived, name.clone()))
-            .collect()
-    };
-    waiting.sort();
-    if waiting.is_empty() {
-        return false;
-    }
-    let mut room = this.room();
-    // First what runs takes its room, then those that wait are asked in their order.
-    for (_, name) in &waiting {
-        let unfinished = |e: &&Entry| !e.run.status.phase.is_final();
-        let started = this.runs.lock().get(name).filter(unfinished).map_or(0, |e| e.started);
-        let folder = this.folder(name).join(started.to_string());
-        if started > 0
-            && !matches!(supervisor::look(&folder), Seen::Over { .. })
-            && let Some(task) = task(&folder)
-        {
-            room.hold(task.demand.0, task.demand.1, &task.gpus);
-        }
-    }
-    for (_, name) in &waiting {
-        if let Err(error) = step(this, name, &mut room).await {
-            tracing::warn!(run = name, %error, "the run is looked at again");
-        }
-    }
-    true
-}
-
-/// Whether a finished run has a time after which it is forgotten.
-fn lasts(entry: &Entry) -> bool {
-    entry.run.manifest.spec.ttl_seconds_after_finished.is_some()
-}
-
-fn task(attempt: &Path) -> Option<Task> {
-    serde_json::from_slice(&std::fs::read(attempt.join("task.json")).ok()?).ok()
-}
-
-/// Takes one run one step further.
-async fn step(this: &Arc<Inner>, name: &str, room: &mut Room) -> Result<(), ExecError> {
-    let known = this.runs.lock().get(name).map(|e| (e.run.clone(), e.started, e.tracked, e.removed));
-    let Some((run, started, tracked, removed)) = known else { return Ok(()) };
-    let folder = this.folder(name);
-    let seen =
-        (started > 0 && !run.status.phase.is_final()).then(|| supervisor::look(&folder.join(started.to_string())));
-    let (mut status, action) =
-        lifecycle::next(&run.manifest.spec, &run.status, seen.as_ref().map(|s| (started, s)), now_ms());
-    let over = matches!(seen, Some(Seen::Over { .. }));
-    if over && this.runs.lock().get(name).is_some_and(|e| !e.gpus.is_empty()) {
-        sample(this).await;
-    }
-    if let Some(attempt) = status.attempts.iter_mut().find(|a| a.number == started) {
-        attempt.gpus = this.runs.lock().get(name).map(|e| e.gpus.clone()).unwrap_or_default();
-    }
-    let mut waits = String::new();
-    match action {
-        Action::Start(number, limit) => {
-            let demand = Demand::of(&run.manifest.spec);
-            let lacks = room.lacks(&demand);
-            let devices = room.take(&demand);
-            if lacks.is_empty() {
-                if !tracked {
-                    begin(this, &run).await?;
-                }
-                let leases = !devices.is_empty();
-                start(this, &run, number, limit, &demand, devices)?;
-                if let Some(entry) = this.runs.lock().get_mut(name) {
-                    entry.started = number;
-                    entry.tracked = true;
-                    entry.gpus.clear();
-                }
-                if leases {
-                    sample(this).await;
-                }
-                this.changed.notify_one();
-            } else {
-                waits = format!("waits for {}", lacks.join(" and "));
-            }
-        }
-        Action::Stop => supervisor::stop(&folder.join(started.to_string())),
-        Action::Forget => return forget(this, name),
-        Action::Nothing | Action::Wake(_) => {}
-    }
-    if status.phase.is_final() && !status.attributed {
-        if !tracked {
-            begin(this, &run).await?;
-        }
-        this.settings.tracker.end(&status.run_id, &status).await.map_err(ExecError::Unreachable)?;
-        status.attributed = true;
-    }
-    if status.phase.is_final() && removed {
-        return forget(this, name);
-    }
-    let mut runs = this.runs.lock();
-    if let Some(entry) = runs.get_mut(name) {
-        entry.waits = waits;
-        if entry.run.status != status {
-            entry.run.status = status;
-            keep(&folder, &entry.run)?;
-        }
-    }
-    Ok(())
-}
-
-async fn begin(this: &Arc<Inner>, run: &Submitted) -> Result<(), ExecError> {
-    this.settings.tracker.begin(tracked(&run.manifest)).await.map_err(ExecError::Unreachable)
-}
-
-/// The tracked run of a manifest.
-pub fn tracked(run: &Manifest) -> Tracked {
-    let metadata = &run.metadata;
-    Tracked {
-        run_id: tracked_id(&metadata.uid),
-        experiment: run.spec.experiment.clone(),
-        name: metadata.name.clone(),
-        user: metadata.annotations.get(SUBMITTED_BY).cloned().unwrap_or_default(),
-        tags: vec![
-            ("mlflow.source.type".into(), "JOB".into()),
-            ("mlflow.source.name".into(), run.spec.command.join(" ")),
-            ("slipway.run".into(), format!("{}/{}", metadata.namespace, metadata.name)),
-        ],
-    }
-}
-
-fn start(
-    this: &Arc<Inner>,
-    run: &Submitted,
-    number: u32,
-    limit: Option<i64>,
-    demand: &Demand,
-    gpus: Vec<Device>,
-) -> Result<(), ExecError> {
-    let spec = &run.manifest.spec;
-    let mut variables = this.variables(&run.manifest)?;
-    if !this.settings.accelerators.devices().is_empty() {
-        // As in a pod, a program sees the GPUs that it asked for and no others.
-        let uuids: Vec<&str> = gpus.iter().map(|d| d.uuid.as_str()).collect();
-        let shown = if uuids.is_empty() { "void".to_owned() } else { uuids.join(",") };
-        variables.insert(0, ("CUDA_VISIBLE_DEVICES".into(), uuids.join(",")));
-        variables.insert(0, ("NVIDIA_VISIBLE_DEVICES".into(), shown));
-    }
-    let attempt = this.folder(&run.manifest.metadata.name).join(number.to_string());
-    let (program, first) =
-        spec.command.split_first().ok_or_else(|| ExecError::Manifest("spec.command is missing".into()))?;
-    let task = Task {
-        program: program.clone(),
-        args: first.iter().chain(&spec.args).cloned().collect(),
-        folder: spec.working_dir.as_deref().map(PathBuf::from),
-        limit,
-        grace: u64::from(spec.termination_grace_period_seconds.unwrap_or(30)) * 1000,
-        gpus,
-        demand: (demand.processors, demand.bytes),
-    };
-    let text = serde_json::to_vec(&task).map_err(|e| ExecError::Manifest(e.to_string()))?;
-    files::replace(&attempt.join("task.json"), &text).map_err(ExecError::io("keeping the try"))?;
-    supervisor::spawn(&this.settings.program, &attempt, &variables)
-}
-
-fn forget(this: &Arc<Inner>, name: &str) -> Result<(), ExecError> {
-    std::fs::remove_dir_all(this.folder(name)).map_err(ExecError::io("removing the run"))?;
-    this.runs.lock().remove(name);
-    Ok(())
-}
-
-/// Adds to what the GPUs of running tries have done. It is called when a try begins and when it ends too, so that nobody is charged for
-/// what was before him.
-async fn sample(this: &Arc<Inner>) {
-    let seconds = std::mem::replace(&mut *this.sampled.lock(), Instant::now()).elapsed().as_secs_f64();
-    let running: Vec<(String, PathBuf)> = {
-        let runs = this.runs.lock();
-        let running = runs.iter().filter(|(_, e)| e.started > 0 && !e.run.status.phase.is_final());
-        running.map(|(name, e)| (name.clone(), this.folder(name).join(e.started.to_string()))).collect()
-    };
-    let held: Vec<(String, Vec<Device>)> =
-        running.into_iter().filter_map(|(name, folder)| Some((name, task(&folder)?.gpus))).collect();
-    let asked: Vec<Device> = held.iter().flat_map(|(_, devices)| devices.clone()).collect();
-    if asked.is_empty() {
-        return;
-    }
-    let accelerators = Arc::clone(&this.settings.accelerators);
-    // NVML's calls may take milliseconds each.
-    let read = tokio::task::spawn_blocking(move || accelerators.read(&asked, seconds)).await.unwrap_or_default();
-    let mut read = read.into_iter();
-    let mut runs = this.runs.lock();
-    for (name, devices) in held {
-        for device in devices {
-            let reading = read.next().flatten();
-            let (Some(entry), Some(reading)) = (runs.get_mut(&name), reading) else { continue };
-            match entry.gpus.iter_mut().find(|g| g.device == device.uuid) {
-                // The first reading is where it begins.
-                None => entry.gpus.push(GpuUse { device: device.uuid, resource: device.resource, ..GpuUse::default() }),
-                Some(used) => {
-                    used.joules += reading.joules;
-                    used.busy_seconds += reading.busy_seconds;
-                    used.idle_seconds += reading.idle_seconds;
-                }
-            }
-        }
-    }
-}
-
 impl Executor for LocalProcesses {
     fn submit<'a>(&'a self, run: Manifest, by: Option<&'a str>) -> Answer<'a, Submitted> {
         Box::pin(self.take_in(run, by))
@@ -610,88 +380,7 @@ impl Executor for LocalProcesses {
             if number > started && !query.follow {
                 return Err(ExecError::NotNow(format!("try {number} of run '{name}' has not started")));
             }
-            Ok(tail(self.clone(), name.to_owned(), attempt, query).boxed())
+            Ok(log::tail(self.clone(), name.to_owned(), attempt, query).boxed())
         })
     }
-}
-
-/// A log from where it is asked for, and on as it grows.
-fn tail(
-    this: LocalProcesses,
-    name: String,
-    attempt: PathBuf,
-    query: LogQuery,
-) -> impl futures_util::Stream<Item = Result<Bytes, ExecError>> {
-    let path = attempt.join("log");
-    futures_util::stream::unfold(None::<u64>, move |at| {
-        let (this, name, attempt, path) = (this.clone(), name.clone(), attempt.clone(), path.clone());
-        async move {
-            let mut at = at;
-            loop {
-                // Looked at before reading, so that what was written before the end is read after it.
-                let over = path.exists() && matches!(supervisor::look(&attempt), Seen::Over { .. });
-                let gone = this.find(NAMESPACE, &name).map_or(true, |run| run.status.phase.is_final());
-                if path.exists() {
-                    let read = read_log(&path, at, query.tail);
-                    match read {
-                        Ok((from, bytes)) if !bytes.is_empty() => {
-                            let next = from + bytes.len() as u64;
-                            return Some((Ok(bytes), Some(next)));
-                        }
-                        Ok((from, _)) => at = Some(from),
-                        Err(error) => {
-                            let failed = ExecError::Io { what: "reading the log".into(), source: error };
-                            return if over || gone { None } else { Some((Err(failed), Some(u64::MAX))) };
-                        }
-                    }
-                }
-                if over || gone || !query.follow {
-                    return None;
-                }
-                tokio::time::sleep(LOOK).await;
-            }
-        }
-    })
-}
-
-/// Up to a chunk of a log from `at`, or from where its last lines begin; and where that is.
-fn read_log(path: &Path, at: Option<u64>, lines: Option<u64>) -> std::io::Result<(u64, Bytes)> {
-    use std::os::unix::fs::FileExt;
-    let file = std::fs::File::open(path)?;
-    let size = file.metadata()?.len();
-    let from = match (at, lines) {
-        (Some(at), _) => at,
-        (None, None) => 0,
-        (None, Some(lines)) => start_of_last(&file, size, lines)?,
-    };
-    let mut buffer = vec![0; CHUNK.min(usize::try_from(size.saturating_sub(from)).unwrap_or(0))];
-    let read = file.read_at(&mut buffer, from)?;
-    buffer.truncate(read);
-    Ok((from, buffer.into()))
-}
-
-/// Where the last lines of a file begin: read backwards, a chunk at a time.
-fn start_of_last(file: &std::fs::File, size: u64, lines: u64) -> std::io::Result<u64> {
-    use std::os::unix::fs::FileExt;
-    if lines == 0 {
-        return Ok(size);
-    }
-    let (mut end, mut left) = (size, lines);
-    while end > 0 {
-        let start = end.saturating_sub(CHUNK as u64);
-        let mut buffer = vec![0; usize::try_from(end - start).unwrap_or(0)];
-        file.read_exact_at(&mut buffer, start)?;
-        for (i, byte) in buffer.iter().enumerate().rev() {
-            let place = start + i as u64;
-            // The line feed that ends the file begins no line.
-            if *byte == b'\n' && place + 1 < size {
-                left = left.saturating_sub(1);
-                if left == 0 {
-                    return Ok(place + 1);
-                }
-            }
-        }
-        end = start;
-    }
-    Ok(0)
 }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use slipway_core::clock::now_ms;
 use slipway_exec::lifecycle::{self, Action, End, Seen};
-use slipway_exec::{Phase, RunStatus, Tracker, local, tracked_id};
+use slipway_exec::{Phase, RunStatus, Tracked, Tracker, tracked_id};
 use tokio::sync::{mpsc, watch};
 
 use super::known::{Known, Run};
@@ -275,7 +275,7 @@ impl Controller {
     /// Begins the tracked run.
     async fn begin(&self, run: &Run) -> Result<(), KubeError> {
         if run.submitted.status.attempts.is_empty() {
-            let tracked = local::tracked(&run.submitted.manifest);
+            let tracked = Tracked::of(&run.submitted.manifest);
             self.tracker.begin(tracked).await.map_err(KubeError::Invalid)?;
         }
         Ok(())
