@@ -63,7 +63,11 @@ async fn look(this: &Arc<Inner>) -> bool {
     }
     for (_, name) in &waiting {
         if let Err(error) = step(this, name, &mut room).await {
-            tracing::warn!(run = name, %error, "the run is looked at again");
+            let why = error.to_string();
+            if let Some(entry) = this.runs.lock().get_mut(name).filter(|e| e.waits != why) {
+                tracing::warn!(run = name, %error, "the run is looked at again and again");
+                entry.waits = why;
+            }
         }
     }
     true
