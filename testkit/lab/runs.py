@@ -149,6 +149,7 @@ def ends_are_told_apart(lab):
             manifest("wide", "true", ns, resources={"limits": {GPU: 9}}),
             manifest("invalid", "true", ns, volumeMounts=[{"name": "nowhere", "mountPath": "/x"}]),
             manifest("brief", "true", ns, ttlSecondsAfterFinished=1),
+            manifest("leaving", "sleep 1000", ns),
         )
         found = ended(lab, ns, "flaky", "Failed")
         assert found["failures"] == 2 and [a["exitCode"] for a in found["attempts"]] == [3, 3] and "2 times" in found["message"], found
@@ -172,6 +173,9 @@ def ends_are_told_apart(lab):
         for name in ["imageless", "wide"]:
             lab.kubectl("-n", ns, "patch", "run", name, "--type=merge", "-p", '{"spec":{"cancel":true}}')
             ended(lab, ns, name, "Cancelled")
+        eventually("it runs", lambda: status(lab, ns, "leaving")["phase"] == "Running")
+        lab.kubectl("-n", ns, "delete", "run", "leaving", "--cascade=foreground", "--timeout=30s")
+        eventually("its pods are gone", lambda: not [name for name in run_pods(lab, ns) if name.startswith("leaving-")])
         eventually("what is over is forgotten in time", lambda: "brief" not in lab.kubectl("-n", ns, "get", "runs", "-o", "name"))
         refused = subprocess.run([f"{lab.bin}/kubectl", "--kubeconfig", lab.kubeconfig, "-n", ns, "patch", "run", "wide", "--type=merge", "-p",
                                   '{"spec":{"image":"other"}}'], text=True, capture_output=True).stderr

@@ -152,7 +152,9 @@ pub fn next(spec: &RunSpec, status: &RunStatus, seen: Option<(u32, &Seen)>, now:
 
 /// The next try, if its time has come.
 fn start(spec: &RunSpec, mut status: RunStatus, number: u32, now: i64) -> (RunStatus, Action) {
-    let due = status.current().and_then(|a| a.finished_at).map_or(0, |ended| ended.0 + pause(status.failures));
+    // The first disruption is bad luck; one after the other, as when a kubelet turns pods away, is not to be hurried.
+    let pauses = status.failures + status.disruptions.saturating_sub(1);
+    let due = status.current().and_then(|a| a.finished_at).map_or(0, |ended| ended.0 + pause(pauses));
     let over = |start: Time| spec.active_deadline_seconds.map(|s| start.0 + i64::from(s) * 1000);
     let deadline = status.start_time.and_then(over);
     if deadline.is_some_and(|d| d <= now.max(due)) {
@@ -167,9 +169,9 @@ fn start(spec: &RunSpec, mut status: RunStatus, number: u32, now: i64) -> (RunSt
     (status, Action::Start(number, limit))
 }
 
-/// The pause before the next try: none before the first and after a disruption's.
-fn pause(failures: u32) -> i64 {
-    match failures {
+/// The pause before the next try, after so many that ended badly.
+fn pause(bad: u32) -> i64 {
+    match bad {
         0 => 0,
         n => PAUSE.saturating_mul(1 << (n - 1).min(20)).min(LONGEST_PAUSE),
     }
@@ -359,6 +361,12 @@ mod tests {
         );
         assert_eq!(actions, [Action::Start(1, None), Action::Start(2, None), Action::Nothing]);
         assert_eq!((status.phase, status.disruptions, status.failures), (Phase::Succeeded, 1, 0));
+        // One disruption after the other is not hurried.
+        let again = End::Disrupted("UnexpectedAdmissionError".into(), "no such device".into());
+        let seen: Vec<_> =
+            (1..=3).map(|n| (i64::from(n) * 10, Some((n, over(i64::from(n) * 10, again.clone()))))).collect();
+        let (_, actions) = live(&spec(|_| ()), &seen);
+        assert_eq!(actions, [Action::Start(2, None), Action::Wake(2020), Action::Wake(4030)]);
     }
 
     #[test]

@@ -165,7 +165,10 @@ impl Controller {
         let submitted = &run.submitted;
         let newest = pods.last();
         let seen = newest.map(|p| (p.attempt, &p.seen));
-        let (mut status, action) = lifecycle::next(&submitted.manifest.spec, &submitted.status, seen, now);
+        let mut spec = submitted.manifest.spec.clone();
+        // Whoever deletes a run and waits for its pods does not want another.
+        spec.cancel |= run.leaving;
+        let (mut status, action) = lifecycle::next(&spec, &submitted.status, seen, now);
         // What lasts a moment is not worth a write.
         if let Some(Seen::Waiting { reason, .. }) = newest.map(|p| &p.seen)
             && USUAL.contains(&reason.as_str())

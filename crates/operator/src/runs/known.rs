@@ -17,13 +17,16 @@ use crate::queue::Queue;
 pub(super) struct Run {
     pub(super) version: u64,
     pub(super) submitted: Submitted,
+    /// Whether it is being deleted.
+    pub(super) leaving: bool,
 }
 
 impl Run {
     /// Of an object; why not, for one that cannot be read.
     pub(super) fn of(object: &Value) -> Result<Self, String> {
         let submitted = serde_json::from_value(object.clone()).map_err(|e| e.to_string())?;
-        Ok(Self { version: super::version(object), submitted })
+        let leaving = object["metadata"]["deletionTimestamp"].is_string();
+        Ok(Self { version: super::version(object), submitted, leaving })
     }
 
     pub(super) fn key(&self) -> Key {
