@@ -130,7 +130,11 @@ fn daemon_set(values: &Values) -> Value {
         volumes.push(json!({"name": "mig-config", "configMap": {"name": "slipway-mig-config"}}));
         mounts.push(json!({"name": "mig-config", "mountPath": "/etc/slipway/mig", "readOnly": true}));
     }
-    let mut env = vec![json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}})];
+    let mut env = vec![
+        json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}),
+        // It allocates little and seldom: an arena for each thread would only be memory.
+        json!({"name": "MALLOC_ARENA_MAX", "value": "1"}),
+    ];
     env.extend(node.env.iter().map(|(name, value)| json!({"name": name, "value": value})));
     // The kubelet's sockets belong to root; beyond that the agent needs only what opens the GPUs.
     let mut security = locked_down();
