@@ -6,6 +6,7 @@
 * The nodes are hollow: they have 8 GPUs each on paper, and a pod runs for a second and succeeds. Each run and each job asks for one GPU.
 * The scheduler and the controller manager are told not to hold back their requests (their defaults are 50 and 20 a second), so that
   neither side is measured by a limit. Figures with the default of 20 would be the default's, not the job controller's.
+* slipway goes first; jobs find its runs and what is left of their pods in etcd.
 * "requests" are those that the controller itself sends: slipway's own count, and `rest_client_requests_total` of the controller manager,
   which is started with the controllers of jobs alone.
 """
