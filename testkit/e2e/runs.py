@@ -158,6 +158,11 @@ def gpus_are_leased_in_the_order_of_arrival(binary):
         _, answer = server.call("GET", f"/api/2.0/mlflow/runs/get?run_id={five['runId']}")
         metrics = {m["key"]: m["value"] for m in answer["run"]["data"]["metrics"]}
         assert metrics["system/gpu_energy_joules"] > 0, metrics
+        # Between two tries it holds nothing, and is charged for nothing.
+        submit(server, "twice", "sleep 0.5; exit 1", {**gpus(1), "backoffLimit": 1})
+        for attempt in ended(server, "twice", "Failed")["attempts"]:
+            charged = attempt["gpus"][0]["busySeconds"] + attempt["gpus"][0]["idleSeconds"]
+            assert 0.2 < charged < 2, attempt
         status, answer = server.call("POST", "/api/v1/runs", manifest("nine", "true", **gpus(9)))
         assert status == 400 and "9 nvidia.com/gpu of 8" in answer["error"], answer
 

@@ -267,6 +267,13 @@ impl Entry {
         Self { run, arrived, started, tracked: false, waits: String::new(), gpus, removed: false }
     }
 
+    /// Whether its newest try was started, and its end is not written down.
+    fn goes_on(&self) -> bool {
+        let status = &self.run.status;
+        let noted = status.current().is_some_and(|a| a.number == self.started && a.finished_at.is_some());
+        self.started > 0 && !status.phase.is_final() && !noted
+    }
+
     /// As it is shown: with what it waits for, which is nothing that needs to be kept.
     fn shown(&self) -> Submitted {
         let mut run = self.run.clone();

@@ -1,5 +1,6 @@
 //! Looks at every run again and again, and takes each one step further: starts what has room, reads GPUs, notes what ended.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -50,19 +51,20 @@ async fn look(this: &Arc<Inner>) -> bool {
     }
     let mut room = this.room();
     // First what runs takes its room, then those that wait are asked in their order.
+    let mut seen = HashMap::new();
     for (_, name) in &waiting {
-        let unfinished = |e: &&Entry| !e.run.status.phase.is_final();
-        let started = this.runs.lock().get(name).filter(unfinished).map_or(0, |e| e.started);
-        let folder = this.folder(name).join(started.to_string());
-        if started > 0
-            && !matches!(supervisor::look(&folder), Seen::Over { .. })
+        let Some(number) = this.runs.lock().get(name).filter(|e| e.goes_on()).map(|e| e.started) else { continue };
+        let folder = this.folder(name).join(number.to_string());
+        let found = supervisor::look(&folder);
+        if !matches!(found, Seen::Over { .. })
             && let Some(task) = task(&folder)
         {
             room.hold(task.demand.0, task.demand.1, &task.gpus);
         }
+        seen.insert(name.clone(), found);
     }
     for (_, name) in &waiting {
-        if let Err(error) = step(this, name, &mut room).await {
+        if let Err(error) = step(this, name, seen.remove(name), &mut room).await {
             let why = error.to_string();
             if let Some(entry) = this.runs.lock().get_mut(name).filter(|e| e.waits != why) {
                 tracing::warn!(run = name, %error, "the run is looked at again and again");
@@ -82,13 +84,11 @@ fn task(attempt: &Path) -> Option<Task> {
     serde_json::from_slice(&std::fs::read(attempt.join("task.json")).ok()?).ok()
 }
 
-/// Takes one run one step further.
-async fn step(this: &Arc<Inner>, name: &str, room: &mut Room) -> Result<(), ExecError> {
+/// Takes one run one step further, by what is seen of a try that goes on.
+async fn step(this: &Arc<Inner>, name: &str, seen: Option<Seen>, room: &mut Room) -> Result<(), ExecError> {
     let known = this.runs.lock().get(name).map(|e| (e.run.clone(), e.started, e.tracked, e.removed));
     let Some((run, started, tracked, removed)) = known else { return Ok(()) };
     let folder = this.folder(name);
-    let seen =
-        (started > 0 && !run.status.phase.is_final()).then(|| supervisor::look(&folder.join(started.to_string())));
     let (mut status, action) =
         lifecycle::next(&run.manifest.spec, &run.status, seen.as_ref().map(|s| (started, s)), now_ms());
     let over = matches!(seen, Some(Seen::Over { .. }));
@@ -198,7 +198,7 @@ async fn sample(this: &Arc<Inner>) {
     let seconds = std::mem::replace(&mut *this.sampled.lock(), Instant::now()).elapsed().as_secs_f64();
     let running: Vec<(String, PathBuf)> = {
         let runs = this.runs.lock();
-        let running = runs.iter().filter(|(_, e)| e.started > 0 && !e.run.status.phase.is_final());
+        let running = runs.iter().filter(|(_, e)| e.goes_on());
         running.map(|(name, e)| (name.clone(), this.folder(name).join(e.started.to_string()))).collect()
     };
     let held: Vec<(String, Vec<Device>)> =
