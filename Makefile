@@ -44,7 +44,7 @@ demo: binary
 	$(SLIPWAY) demo --dir $(DEMO) $(if $(KEEP),--keep)
 
 test: binary
-	cargo test --workspace --release --locked
+	testkit/services.py cargo test --workspace --release --locked
 	scripts/end-to-end.sh
 
 lint: ui
@@ -90,8 +90,8 @@ $(HELM):
 	GOBIN=$(dir $@) GOFLAGS=-modcacherw go install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
 
 conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(NVIDIA_CTK) $(if $(shell command -v go),$(HELM))
-	$(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY)
-	$(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
+	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY)
+	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
 	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY)
 	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) $(if $(shell command -v go),--nvidia-ctk $(NVIDIA_CTK))
 	$(if $(shell command -v go),$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) --helm $(HELM),@echo "Go is missing: the chart is not compared")

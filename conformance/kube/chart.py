@@ -31,6 +31,9 @@ VALUES = {
     },
     "least": {"server": {"enabled": False}, "networkPolicy": False, "deviceClasses": {"enabled": False}},
     "server": {"node": {"enabled": False}, "server": {"storage": {"ephemeral": True}}},
+    "shared": {"server": {"replicas": 3, "database": {"secret": "db"}, "objects": {"url": "s3://bucket/a", "secret": "bucket"}},
+               "gateway": {"enabled": True, "nodeSelector": {"gpu": "true"}}},
+    "database": {"server": {"database": {"secret": "db"}}},
     "claim": {"server": {"storage": {"existingClaim": "there"}}, "deviceClasses": {"extendedResourceName": ""}},
 }
 

@@ -2,6 +2,8 @@
 
     python compare.py --slipway target/release/slipway [--only NAME ...] [--out FILE]
 
+Within `testkit/services.py` slipway runs twice: with SQLite and files, and with PostgreSQL and S3 (`shared`).
+
 Ids, times and random names are masked. What is known to differ stands in DIFFERENCES, each with its reason; it is
 reported, not counted as equal. Exit code 0 when every other scenario is equal.
 """
@@ -90,12 +92,16 @@ def wait(url, process, seconds=120):
 def start(kind, folder, slipway):
     port = free_port()
     log = open(os.path.join(folder, f"{kind}.log"), "w")
-    if kind == "slipway":
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "1"}
+    if kind == "shared":
+        environment |= {"SLIPWAY_DATABASE": os.environ["SLIPWAY_TEST_DATABASE"]}
+        if "SLIPWAY_TEST_OBJECTS" in os.environ:
+            environment |= {"SLIPWAY_OBJECTS": os.environ["SLIPWAY_TEST_OBJECTS"]}
+    if kind in ("slipway", "shared"):
         command = [slipway, "up", "--home", os.path.join(folder, "home"), "--listen", f"127.0.0.1:{port}",
                    "--inference-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"]
     else:
         command = [os.path.join(os.path.dirname(sys.executable), "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "1"}
     process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True)
     uri = f"http://127.0.0.1:{port}"
     wait(uri + "/health", process)
@@ -167,7 +173,7 @@ def main():
     processes, seen = [], {}
     try:
         servers = {}
-        for kind in ("mlflow", "slipway"):
+        for kind in ("mlflow", "slipway", *(["shared"] if "SLIPWAY_TEST_DATABASE" in os.environ else [])):
             os.makedirs(os.path.join(folder, kind))
             servers[kind], process = start(kind, os.path.join(folder, kind), slipway)
             processes.append(process)
@@ -194,23 +200,24 @@ def main():
         else:
             shutil.rmtree(folder, ignore_errors=True)
     passed, failed, known = [], [], []
-    for name in seen["mlflow"]:
-        a, b = (sort_lists(mask(seen[kind][name]["result"])) for kind in ("mlflow", "slipway"))
+    for name, ours in [(name, kind) for name in seen["mlflow"] for kind in seen if kind != "mlflow"]:
+        a, b = (sort_lists(mask(seen[kind][name]["result"])) for kind in ("mlflow", ours))
+        name = name if ours == "slipway" else f"{name} ({ours})"
         if isinstance(a, dict) and "crashed" in a:
             failed.append(name)
             print(f"FAIL {name}: the scenario itself crashes against mlflow: {a}")
         elif a == b:
             passed.append(name)
-        elif name in DIFFERENCES:
+        elif name.split()[0] in DIFFERENCES:
             known.append(name)
-            print(f"DIFF {name}: {DIFFERENCES[name]}")
+            print(f"DIFF {name}: {DIFFERENCES[name.split()[0]]}")
         else:
             failed.append(name)
             print(f"FAIL {name}{first_difference(a, b)[:1500]}")
     seconds = {kind: sum(s["seconds"] for s in seen[kind].values()) for kind in seen}
     print(f"mlflow conformance: {len(passed)} of {len(passed) + len(failed) + len(known)} scenarios equal, "
           f"{len(known)} known differences, {len(failed)} failed "
-          f"(mlflow {seconds['mlflow']:.0f} s, slipway {seconds['slipway']:.0f} s)")
+          f"({', '.join(f'{kind} {s:.0f} s' for kind, s in seconds.items())})")
     if args.out:
         with open(args.out, "w") as f:
             json.dump({"passed": passed, "known": known, "failed": failed, "seconds": seconds}, f, indent=1)

@@ -20,6 +20,7 @@ import traceback
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "conformance"))
 import runs
+import shared
 from lib import Slipway
 
 BINARY = sys.argv[1] if len(sys.argv) > 1 else "target/release/slipway"
@@ -429,7 +430,7 @@ def metrics_and_openapi():
         assert server.call("GET", "/openapi.json")[1]["openapi"].startswith("3.1")
 
 
-for scenario in runs.TESTS:
+for scenario in [*runs.TESTS, *shared.TESTS]:
     TESTS[scenario.__name__] = lambda scenario=scenario: scenario(BINARY)
 
 

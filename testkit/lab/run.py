@@ -21,6 +21,7 @@ import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import runs
+import shared
 from cluster import NAMESPACE, Failed, Lab, eventually
 
 TESTS = {}
@@ -461,6 +462,11 @@ def claims(lab):
 
 
 TESTS.update(runs.TESTS)
+
+
+@test
+def control_planes_and_gateways_share_their_state(lab):
+    shared.control_planes_and_gateways_share_their_state(lab, VALUES)
 
 
 @test

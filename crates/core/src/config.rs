@@ -43,6 +43,8 @@ struct Key {
 
 const KEYS: &[Key] = &[
     Key { name: "home", variable: env::HOME, default: || Some(Home::default_path().display().to_string()) },
+    Key { name: "database", variable: env::DATABASE, default: || None },
+    Key { name: "objects", variable: env::OBJECTS, default: || None },
     Key { name: "listen", variable: env::LISTEN, default: || Some("127.0.0.1:7070".into()) },
     Key { name: "inference-listen", variable: env::INFERENCE_LISTEN, default: || Some("127.0.0.1:7071".into()) },
     Key { name: "grpc-listen", variable: env::GRPC_LISTEN, default: || Some("127.0.0.1:7072".into()) },

@@ -11,6 +11,10 @@ pub struct Variable {
 
 /// Where state lives (default `~/.local/share/slipway`).
 pub const HOME: &str = "SLIPWAY_HOME";
+/// `postgres://USER:PASSWORD@HOST:PORT/NAME`: the metadata database, in place of SQLite in the state folder.
+pub const DATABASE: &str = "SLIPWAY_DATABASE";
+/// `s3://BUCKET/PREFIX` (or `gs://`, `az://`): where artifacts are, in place of the state folder.
+pub const OBJECTS: &str = "SLIPWAY_OBJECTS";
 /// The control plane's URL for every client command.
 pub const SERVER: &str = "SLIPWAY_SERVER";
 /// `HOST:PORT` of the control plane for `slipway up`.

@@ -90,6 +90,16 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Check free space and `slipway doctor`; the failed change was rolled back whole.",
     },
     Topic {
+        code: "store.unreachable",
+        meaning: "The PostgreSQL database cannot be reached, or its URL cannot be used.",
+        remedy: "Check SLIPWAY_DATABASE: host, password, and for TLS `sslrootcert=FILE` or `sslmode=disable`.",
+    },
+    Topic {
+        code: "store.not_shared",
+        meaning: "A gateway of its own finds models and deployments in a database and a bucket that it shares.",
+        remedy: "Set SLIPWAY_DATABASE and SLIPWAY_OBJECTS to what the control plane has, or leave --gateway-only out.",
+    },
+    Topic {
         code: "store.closed",
         meaning: "The store is shutting down and takes no more writes.",
         remedy: "Send the request again once the server is up.",

@@ -1,6 +1,6 @@
 //! Benchmark reports in the metadata database. All SQL of this crate.
 
-use slipway_store::rusqlite::{Connection, OptionalExtension, params};
+use slipway_store::sql::{Connection, params};
 use slipway_store::{Migration, StoreError};
 
 use crate::bench::Report;
@@ -18,11 +18,12 @@ pub const MIGRATION: Migration = Migration {
 /// The store's.
 pub fn add(c: &Connection, report: &Report) -> Result<i64, StoreError> {
     let text = serde_json::to_string(report).unwrap_or_default();
-    Ok(c.prepare_cached("INSERT INTO gpu_benchmarks (time, host, report) VALUES (?1, ?2, ?3)")?.insert(params![
-        report.time,
-        report.host,
-        text
-    ])?)
+    let number = c.first(
+        "INSERT INTO gpu_benchmarks (time, host, report) VALUES (?1, ?2, ?3) RETURNING id",
+        params![report.time, report.host, text],
+        |r| r.get(0),
+    )?;
+    Ok(number.unwrap_or_default())
 }
 
 fn parse(number: i64, text: &str) -> Option<(i64, Report)> {
@@ -34,11 +35,11 @@ fn parse(number: i64, text: &str) -> Option<(i64, Report)> {
 /// # Errors
 /// The store's.
 pub fn list(c: &Connection, limit: usize) -> Result<Vec<(i64, Report)>, StoreError> {
-    let mut statement =
-        c.prepare_cached("SELECT id, report FROM gpu_benchmarks ORDER BY time DESC, id DESC LIMIT ?1")?;
-    let rows = statement
-        .query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?)))?;
-    let rows: Vec<(i64, String)> = rows.collect::<Result<_, _>>()?;
+    let rows: Vec<(i64, String)> = c.rows(
+        "SELECT id, report FROM gpu_benchmarks ORDER BY time DESC, id DESC LIMIT ?1",
+        [i64::try_from(limit).unwrap_or(i64::MAX)],
+        |r| Ok((r.get(0)?, r.get(1)?)),
+    )?;
     Ok(rows.iter().filter_map(|(n, text)| parse(*n, text)).collect())
 }
 
@@ -47,9 +48,6 @@ pub fn list(c: &Connection, limit: usize) -> Result<Vec<(i64, Report)>, StoreErr
 /// # Errors
 /// The store's.
 pub fn get(c: &Connection, number: i64) -> Result<Option<(i64, Report)>, StoreError> {
-    let text: Option<String> = c
-        .prepare_cached("SELECT report FROM gpu_benchmarks WHERE id = ?1")?
-        .query_row([number], |r| r.get(0))
-        .optional()?;
+    let text: Option<String> = c.first("SELECT report FROM gpu_benchmarks WHERE id = ?1", [number], |r| r.get(0))?;
     Ok(text.and_then(|t| parse(number, &t)))
 }

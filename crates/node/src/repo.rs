@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use slipway_gpu::usage::Use;
-use slipway_store::rusqlite::{Connection, OptionalExtension, params};
+use slipway_store::sql::{Connection, params};
 use slipway_store::{Migration, StoreError};
 
 use crate::holders::Holder;
@@ -49,35 +49,35 @@ pub(crate) fn record(
     gone: &[(Holder, Use)],
 ) -> Result<(), StoreError> {
     for (h, used) in held {
-        c.prepare_cached(
+        c.execute(
             "INSERT INTO leases (namespace, pod, container, resource, device, replica, began, seen, joules, busy_seconds, idle_seconds)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8, ?9, ?10)
              ON CONFLICT (namespace, pod, container, resource, device, replica) WHERE ended IS NULL DO UPDATE SET
                seen = ?7, joules = ?8, busy_seconds = ?9, idle_seconds = ?10",
-        )?
-        .execute(params![
+            params![
             h.namespace, h.pod, h.container, h.resource, h.device, replica(h), time, used.joules, used.busy_seconds, used.idle_seconds
-        ])?;
+        ],
+        )?;
     }
     for (h, used) in gone {
-        c.prepare_cached(
+        c.execute(
             "UPDATE leases SET joules = ?7, busy_seconds = ?8, idle_seconds = ?9 WHERE ended IS NULL AND namespace = ?1
              AND pod = ?2 AND container = ?3 AND resource = ?4 AND device = ?5 AND replica = ?6",
-        )?
-        .execute(params![
-            h.namespace,
-            h.pod,
-            h.container,
-            h.resource,
-            h.device,
-            replica(h),
-            used.joules,
-            used.busy_seconds,
-            used.idle_seconds
-        ])?;
+            params![
+                h.namespace,
+                h.pod,
+                h.container,
+                h.resource,
+                h.device,
+                replica(h),
+                used.joules,
+                used.busy_seconds,
+                used.idle_seconds
+            ],
+        )?;
     }
-    c.prepare_cached("UPDATE leases SET ended = seen WHERE ended IS NULL AND seen < ?1")?.execute([time])?;
-    c.prepare_cached("DELETE FROM leases WHERE began < ?1 AND ended IS NOT NULL")?.execute([time - KEPT_MS])?;
+    c.execute("UPDATE leases SET ended = seen WHERE ended IS NULL AND seen < ?1", [time])?;
+    c.execute("DELETE FROM leases WHERE began < ?1 AND ended IS NOT NULL", [time - KEPT_MS])?;
     Ok(())
 }
 
@@ -86,27 +86,25 @@ pub(crate) fn record(
 /// # Errors
 /// The store's.
 pub(crate) fn leases(c: &Connection, limit: u32) -> Result<Vec<Lease>, StoreError> {
-    let mut statement = c.prepare_cached(
+    c.rows(
         "SELECT namespace, pod, container, resource, device, replica, began, seen, ended, joules, busy_seconds, idle_seconds
          FROM leases ORDER BY began DESC, id DESC LIMIT ?1",
-    )?;
-    let rows = statement.query_map([limit], |r| {
-        Ok(Lease {
+        [limit],
+        |r| Ok(Lease {
             holder: Holder {
                 namespace: r.get(0)?,
                 pod: r.get(1)?,
                 container: r.get(2)?,
                 resource: r.get(3)?,
                 device: r.get(4)?,
-                replica: r.get::<_, i64>(5)?.try_into().ok(),
+                replica: r.get::<i64>(5)?.try_into().ok(),
             },
             began: r.get(6)?,
             seen: r.get(7)?,
             ended: r.get(8)?,
             used: Use { joules: r.get(9)?, busy_seconds: r.get(10)?, idle_seconds: r.get(11)? },
-        })
-    })?;
-    Ok(rows.collect::<Result<_, _>>()?)
+        }),
+    )
 }
 
 /// Keeps what was prepared for a claim.
@@ -114,10 +112,10 @@ pub(crate) fn leases(c: &Connection, limit: u32) -> Result<Vec<Lease>, StoreErro
 /// # Errors
 /// The store's.
 pub(crate) fn prepared(c: &Connection, uid: &str, what: &str) -> Result<(), StoreError> {
-    c.prepare_cached(
+    c.execute(
         "INSERT INTO claims (uid, prepared) VALUES (?1, ?2) ON CONFLICT (uid) DO UPDATE SET prepared = ?2",
-    )?
-    .execute([uid, what])?;
+        [uid, what],
+    )?;
     Ok(())
 }
 
@@ -126,7 +124,7 @@ pub(crate) fn prepared(c: &Connection, uid: &str, what: &str) -> Result<(), Stor
 /// # Errors
 /// The store's.
 pub(crate) fn claim(c: &Connection, uid: &str) -> Result<Option<String>, StoreError> {
-    Ok(c.prepare_cached("SELECT prepared FROM claims WHERE uid = ?1")?.query_row([uid], |r| r.get(0)).optional()?)
+    c.first("SELECT prepared FROM claims WHERE uid = ?1", [uid], |r| r.get(0))
 }
 
 /// All prepared claims.
@@ -134,9 +132,7 @@ pub(crate) fn claim(c: &Connection, uid: &str) -> Result<Option<String>, StoreEr
 /// # Errors
 /// The store's.
 pub(crate) fn claims(c: &Connection) -> Result<Vec<(String, String)>, StoreError> {
-    let mut statement = c.prepare_cached("SELECT uid, prepared FROM claims ORDER BY uid")?;
-    let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    c.rows("SELECT uid, prepared FROM claims ORDER BY uid", params![], |r| Ok((r.get(0)?, r.get(1)?)))
 }
 
 /// Forgets a claim.
@@ -144,7 +140,7 @@ pub(crate) fn claims(c: &Connection) -> Result<Vec<(String, String)>, StoreError
 /// # Errors
 /// The store's.
 pub(crate) fn unprepared(c: &Connection, uid: &str) -> Result<(), StoreError> {
-    c.prepare_cached("DELETE FROM claims WHERE uid = ?1")?.execute([uid])?;
+    c.execute("DELETE FROM claims WHERE uid = ?1", [uid])?;
     Ok(())
 }
 
@@ -154,8 +150,7 @@ mod tests {
 
     #[test]
     fn leases_begin_go_on_and_end() {
-        let c = Connection::open_in_memory().unwrap();
-        c.execute_batch(MIGRATION.steps[0]).unwrap();
+        let c = Connection::in_memory(&[MIGRATION]).unwrap();
         let holder = |pod: &str| Holder {
             namespace: "team".into(),
             pod: pod.into(),

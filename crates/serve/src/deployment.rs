@@ -41,10 +41,11 @@ impl Loaded {
     pub fn open(
         runtime: &Runtime,
         resolved: ResolvedModel,
+        path: &std::path::Path,
         spec: &manifest::Spec,
         admitted: Arc<AtomicUsize>,
     ) -> Result<Self, Error> {
-        let file = crate::service::model_file(&resolved.path)?;
+        let file = crate::service::model_file(path)?;
         let model = runtime.load(&file, concurrency(&spec.limits))?;
         let inputs = example(model.inputs());
         // The first call allocates, the second tells how long a row takes. A model that cannot take zeros (one

@@ -91,12 +91,6 @@ impl From<StoreError> for Error {
     }
 }
 
-impl From<slipway_store::rusqlite::Error> for Error {
-    fn from(error: slipway_store::rusqlite::Error) -> Self {
-        StoreError::from(error).into()
-    }
-}
-
 impl From<Error> for tonic::Status {
     fn from(error: Error) -> Self {
         tonic::Status::new(error.grpc(), error.to_string())

@@ -26,7 +26,7 @@ pub mod stats;
 pub mod tensor;
 
 pub use error::Error;
-pub use service::{Gateway, ModelSource, ResolvedModel};
+pub use service::{Fetching, Gateway, ModelSource, ResolvedModel};
 
 /// The tables of this crate, for [`slipway_store::Database::open`].
 pub const MIGRATION: slipway_store::Migration =

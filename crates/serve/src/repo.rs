@@ -1,6 +1,6 @@
 //! SQL: revisions of deployments.
 
-use slipway_store::rusqlite::{Connection, OptionalExtension, params};
+use slipway_store::sql::{Connection, params};
 
 use crate::Error;
 use crate::manifest::Manifest;
@@ -31,10 +31,8 @@ pub(crate) fn add(
     reason: &str,
 ) -> Result<i64, Error> {
     let json = manifest.map(serde_json::to_string).transpose().map_err(|e| Error::Store(e.to_string()))?;
-    let revision: i64 =
-        c.query_row("SELECT coalesce(max(revision), 0) + 1 FROM deployment_revisions WHERE name = ?1", [name], |r| {
-            r.get(0)
-        })?;
+    let newest = "SELECT coalesce(max(revision), 0) + 1 FROM deployment_revisions WHERE name = ?1";
+    let revision: i64 = c.first(newest, [name], |r| r.get(0))?.unwrap_or(1);
     c.execute(
         "INSERT INTO deployment_revisions VALUES (?1, ?2, ?3, ?4, ?5)",
         params![name, revision, json, now, reason],
@@ -44,34 +42,30 @@ pub(crate) fn add(
 
 /// Every deployment in force with its revision.
 pub(crate) fn current(c: &Connection) -> Result<Vec<(Manifest, i64)>, Error> {
-    let mut statement = c.prepare(
+    let rows = c.rows(
         "SELECT manifest, revision FROM deployment_revisions d WHERE manifest IS NOT NULL AND revision =
          (SELECT max(revision) FROM deployment_revisions x WHERE x.name = d.name) ORDER BY name",
+        params![],
+        |r| Ok((r.get::<Option<String>>(0)?, r.get::<i64>(1)?)),
     )?;
-    let rows = statement.query_map([], |r| Ok((r.get::<_, Option<String>>(0)?, r.get::<_, i64>(1)?)))?;
-    let rows = rows.collect::<Result<Vec<_>, _>>()?;
     Ok(rows.into_iter().filter_map(|(text, revision)| Some((decode(text)?, revision))).collect())
 }
 
 /// All revisions, newest first.
 pub(crate) fn history(c: &Connection, name: &str) -> Result<Vec<Revision>, Error> {
-    let mut statement = c.prepare(
+    Ok(c.rows(
         "SELECT revision, manifest, created, reason FROM deployment_revisions WHERE name = ?1 ORDER BY revision DESC LIMIT 100",
-    )?;
-    let rows = statement.query_map([name], |r| {
-        Ok(Revision { revision: r.get(0)?, manifest: decode(r.get(1)?), created: r.get(2)?, reason: r.get(3)? })
-    })?;
-    Ok(rows.collect::<Result<Vec<_>, _>>()?)
+        [name],
+        |r| Ok(Revision { revision: r.get(0)?, manifest: decode(r.get(1)?), created: r.get(2)?, reason: r.get(3)? }),
+    )?)
 }
 
 /// The manifest of one revision.
 pub(crate) fn manifest(c: &Connection, name: &str, revision: i64) -> Result<Option<Manifest>, Error> {
-    let text: Option<Option<String>> = c
-        .query_row(
-            "SELECT manifest FROM deployment_revisions WHERE name = ?1 AND revision = ?2",
-            params![name, revision],
-            |r| r.get(0),
-        )
-        .optional()?;
+    let text: Option<Option<String>> = c.first(
+        "SELECT manifest FROM deployment_revisions WHERE name = ?1 AND revision = ?2",
+        params![name, revision],
+        |r| r.get(0),
+    )?;
     Ok(decode(text.flatten()))
 }

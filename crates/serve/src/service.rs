@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -20,18 +21,29 @@ use crate::{Error, repo};
 /// Requests remembered for `slipway show --lineage` and the UI.
 const REMEMBERED: usize = 1000;
 
+/// How often a server that shares its database looks for changes that others made.
+const LOOK: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Where models come from; the server hands in the registry.
 pub trait ModelSource: Send + Sync {
-    /// Brings a URI down to a file or folder.
+    /// Says which model a URI means now.
     ///
     /// # Errors
     /// Why it cannot, for people.
     fn resolve(&self, uri: &str) -> Result<ResolvedModel, String>;
+    /// A file or folder of this machine with the model.
+    ///
+    /// # Errors
+    /// Why it cannot, for people.
+    fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> Fetching<'a>;
     /// Changes when an alias or a version changed.
     fn changes(&self) -> watch::Receiver<u64>;
 }
 
-/// A model on disk and where it came from.
+/// A model on its way to this machine.
+pub type Fetching<'a> = Pin<Box<dyn Future<Output = Result<PathBuf, String>> + Send + 'a>>;
+
+/// A model and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ResolvedModel {
     /// Registered name; empty outside a registry.
@@ -40,9 +52,9 @@ pub struct ResolvedModel {
     pub version: String,
     /// The run that made it; empty if unknown.
     pub run_id: String,
-    /// The file, or the folder that holds it.
+    /// The file, or the folder that holds it, in the words of whoever resolved it.
     #[serde(skip)]
-    pub path: PathBuf,
+    pub location: String,
 }
 
 /// A request that was answered.
@@ -158,7 +170,7 @@ impl Gateway {
             let deployment = Arc::new(Deployment::new(manifest, revision, Arc::default()));
             gateway.inner.deployments.write().insert(deployment.name().to_owned(), Arc::clone(&deployment));
             let gateway = gateway.clone();
-            tokio::spawn(async move { gateway.load_all(&deployment).await });
+            tokio::spawn(async move { gateway.load_all(&deployment, None).await });
         }
         tokio::spawn(follow(gateway.clone()));
         Ok(gateway)
@@ -231,25 +243,9 @@ impl Gateway {
         if let Some(before) = before.as_ref().filter(|b| b.manifest == manifest && b.is_ready()) {
             return Ok(status(before));
         }
-        let admitted = before.as_ref().map(|b| Arc::clone(&b.admitted)).unwrap_or_default();
-        let mut next = Deployment::new(manifest, 0, admitted);
-        for variant in &mut next.variants {
-            // A model that is loaded already, with the same settings, goes on as it is, statistics included.
-            let same = before
-                .as_ref()
-                .filter(|b| {
-                    b.manifest.spec.batching == next.manifest.spec.batching
-                        && b.manifest.spec.limits == next.manifest.spec.limits
-                })
-                .and_then(|b| {
-                    b.variants.iter().find(|v| v.spec.uri == variant.spec.uri && v.spec.name == variant.spec.name)
-                })
-                .and_then(|v| v.loaded());
-            let fresh = self.inner.source_of(&variant.spec.uri)?;
-            match same.filter(|l| l.resolved == fresh) {
-                Some(loaded) => *variant.state.write() = State::Ready(loaded),
-                None => self.load(&next.manifest, &next.admitted, variant, fresh).await?,
-            }
+        let mut next = Deployment::new(manifest, 0, admitted_before(before.as_deref()));
+        for variant in &next.variants {
+            self.ready(&next, variant, before.as_deref()).await?;
         }
         let (stored, kept) = (next.manifest.clone(), name.clone());
         next.revision = self.inner.db.write(move |c| repo::add(c, &kept, Some(&stored), now_ms(), reason)).await?;
@@ -327,13 +323,46 @@ impl Gateway {
         Ok(status(self.deployment(name)?.as_ref()))
     }
 
-    async fn load_all(&self, deployment: &Arc<Deployment>) {
+    /// Gives a variant its model. One that is loaded already, with the same settings, goes on as it is, statistics included.
+    async fn ready(&self, next: &Deployment, variant: &Arc<Variant>, before: Option<&Deployment>) -> Result<(), Error> {
+        let same = before
+            .filter(|b| {
+                b.manifest.spec.batching == next.manifest.spec.batching
+                    && b.manifest.spec.limits == next.manifest.spec.limits
+            })
+            .and_then(|b| {
+                b.variants.iter().find(|v| v.spec.uri == variant.spec.uri && v.spec.name == variant.spec.name)
+            })
+            .and_then(|v| v.loaded());
+        let fresh = self.inner.source_of(&variant.spec.uri)?;
+        match same.filter(|l| l.resolved == fresh) {
+            Some(loaded) => *variant.state.write() = State::Ready(loaded),
+            None => self.load(&next.manifest, &next.admitted, variant, fresh).await?,
+        }
+        Ok(())
+    }
+
+    /// Does as the store says, where another server changed it: what is new is loaded before it takes the traffic over.
+    async fn take_over(&self, stored: Vec<(Manifest, i64)>) {
+        let _one = self.inner.changing.lock().await;
+        let names: Vec<_> = stored.iter().map(|(manifest, _)| manifest.metadata.name.clone()).collect();
+        self.inner.deployments.write().retain(|name, _| names.contains(name));
+        for (manifest, revision) in stored {
+            let name = manifest.metadata.name.clone();
+            let before = self.inner.deployments.read().get(&name).cloned();
+            // What this server changed itself since the store was read is newer.
+            if before.as_ref().is_some_and(|b| b.revision >= revision) {
+                continue;
+            }
+            let next = Arc::new(Deployment::new(manifest, revision, admitted_before(before.as_deref())));
+            self.load_all(&next, before.as_deref()).await;
+            self.inner.deployments.write().insert(name, next);
+        }
+    }
+
+    async fn load_all(&self, deployment: &Deployment, before: Option<&Deployment>) {
         for variant in &deployment.variants {
-            let loaded = match self.inner.source_of(&variant.spec.uri) {
-                Ok(fresh) => self.load(&deployment.manifest, &deployment.admitted, variant, fresh).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = loaded {
+            if let Err(error) = self.ready(deployment, variant, before).await {
                 tracing::warn!(deployment = deployment.name(), variant = variant.spec.name, %error, "not loaded");
                 *variant.state.write() = State::Failed(error.to_string());
             }
@@ -347,8 +376,10 @@ impl Gateway {
         variant: &Arc<Variant>,
         resolved: ResolvedModel,
     ) -> Result<(), Error> {
+        let path = self.inner.fetch(&resolved).await?;
         let (runtime, spec, admitted) = (self.inner.runtime.clone(), manifest.spec.clone(), Arc::clone(admitted));
-        let opened = tokio::task::spawn_blocking(move || Loaded::open(&runtime, resolved, &spec, admitted)).await;
+        let opened =
+            tokio::task::spawn_blocking(move || Loaded::open(&runtime, resolved, &path, &spec, admitted)).await;
         let loaded = opened.map_err(|e| Error::Model(format!("loading crashed: {e}")))??;
         tracing::info!(
             deployment = manifest.metadata.name,
@@ -387,24 +418,53 @@ impl Gateway {
 
 impl Inner {
     fn source_of(&self, uri: &str) -> Result<ResolvedModel, Error> {
-        let scheme = uri.split_once(":/").map_or("", |(scheme, _)| scheme);
-        if matches!(scheme, "models" | "runs" | "mlflow-artifacts") {
+        if is_registered(uri) {
             return self.source.resolve(uri).map_err(Error::Model);
         }
-        let path = PathBuf::from(uri.strip_prefix("file://").unwrap_or(uri));
-        if !path.exists() {
-            return Err(Error::Model(format!("there is no file {}", path.display())));
+        let location = uri.strip_prefix("file://").unwrap_or(uri).to_owned();
+        if !Path::new(&location).exists() {
+            return Err(Error::Model(format!("there is no file {location}")));
         }
-        Ok(ResolvedModel { name: String::new(), version: String::new(), run_id: String::new(), path })
+        Ok(ResolvedModel { name: String::new(), version: String::new(), run_id: String::new(), location })
+    }
+
+    async fn fetch(&self, model: &ResolvedModel) -> Result<PathBuf, Error> {
+        if is_registered(&model.location) {
+            return self.source.fetch(model).await.map_err(Error::Model);
+        }
+        Ok(PathBuf::from(&model.location))
     }
 }
 
-/// Refreshes whenever the registry changed.
+/// Whether a URI is for the registry to understand.
+fn is_registered(uri: &str) -> bool {
+    uri.split_once(":/").is_some_and(|(scheme, _)| matches!(scheme, "models" | "runs" | "mlflow-artifacts"))
+}
+
+/// Refreshes whenever the registry changed; where others may change it and the deployments too, by looking.
 async fn follow(gateway: Gateway) {
     let mut changes = gateway.inner.source.changes();
-    while changes.changed().await.is_ok() {
+    if !gateway.inner.db.is_shared() {
+        while changes.changed().await.is_ok() {
+            gateway.refresh().await;
+        }
+        return;
+    }
+    loop {
+        if let Ok(Err(_)) = tokio::time::timeout(LOOK, changes.changed()).await {
+            return;
+        }
+        match gateway.inner.db.read(repo::current).await {
+            Ok(stored) => gateway.take_over(stored).await,
+            Err(error) => tracing::warn!(%error, "the deployments cannot be looked at; they stay as they are"),
+        }
         gateway.refresh().await;
     }
+}
+
+/// Requests in flight are counted over all revisions of a deployment.
+fn admitted_before(before: Option<&Deployment>) -> Arc<std::sync::atomic::AtomicUsize> {
+    before.map(|b| Arc::clone(&b.admitted)).unwrap_or_default()
 }
 
 fn status(deployment: &Deployment) -> Status {

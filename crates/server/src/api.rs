@@ -83,9 +83,9 @@ impl IntoResponse for Failure {
 }
 
 async fn ready(State(p): State<Platform>) -> Response {
-    let answers = p.database.read_now(|c| Ok::<_, slipway_store::StoreError>(c.query_row("SELECT 1", [], |_| Ok(()))?));
+    let answers = p.database.read_now(|c| c.first("SELECT 1", slipway_store::sql::params![], |_| Ok(())));
     match answers {
-        Ok(()) => "ready\n".into_response(),
+        Ok(_) => "ready\n".into_response(),
         Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")).into_response(),
     }
 }

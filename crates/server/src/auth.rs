@@ -17,6 +17,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 pub use authority::{Access, Authority, Person};
+pub(crate) use runs::MIGRATION;
 pub use runs::RunTokens;
 pub use tokens::Tokens;
 

@@ -43,6 +43,9 @@ pub enum ServerError {
         /// Why.
         reason: String,
     },
+    /// A gateway alone, with nothing to share.
+    #[error("a gateway alone has to share its database and objects with a control plane")]
+    NotShared,
     /// The store does not open.
     #[error(transparent)]
     Store(#[from] slipway_store::StoreError),
@@ -65,6 +68,7 @@ impl Explain for ServerError {
             Self::Unauthenticated(_) => "listen.unauthenticated",
             Self::Listen { .. } => "listen.in_use",
             Self::TokenFile { .. } => "auth.token_file",
+            Self::NotShared => "store.not_shared",
             Self::Store(e) => e.code(),
             Self::Track(e) => Explain::code(e),
             Self::Exec(e) => e.code(),

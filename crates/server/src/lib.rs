@@ -26,5 +26,5 @@ mod ui;
 
 pub use cluster::{Answer as ClusterAnswer, Kubernetes, Mint};
 pub use error::ServerError;
-pub use platform::Platform;
+pub use platform::{Platform, Stores};
 pub use run::{Addresses, Options, Server};

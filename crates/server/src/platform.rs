@@ -8,13 +8,13 @@ use rustix::fs::{FlockOperation, flock};
 use slipway_core::home::Home;
 use slipway_exec::Executor;
 use slipway_serve::runtime::{Preference, Runtime};
-use slipway_serve::{Gateway, ModelSource, ResolvedModel};
+use slipway_serve::{Fetching, Gateway, ModelSource, ResolvedModel};
 use slipway_store::{Database, Objects};
 use slipway_track::Tracking;
 use tokio::sync::watch;
 
 use crate::cluster::{self, Cluster, Kubernetes};
-use crate::{ServerError, api, gpu, metrics, runs, ui};
+use crate::{ServerError, api, auth, gpu, metrics, runs, ui};
 
 /// Everything that a server serves; cheap to clone.
 #[derive(Clone)]
@@ -43,22 +43,43 @@ struct Registry(Tracking);
 impl ModelSource for Registry {
     fn resolve(&self, uri: &str) -> Result<ResolvedModel, String> {
         let found = self.0.resolve(uri).map_err(|e| e.to_string())?;
-        if !found.path.exists() {
-            return Err(format!("the artifacts of {uri} are gone"));
-        }
-        Ok(ResolvedModel { name: found.name, version: found.version, run_id: found.run_id, path: found.path })
+        Ok(ResolvedModel { name: found.name, version: found.version, run_id: found.run_id, location: found.location })
+    }
+    fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> Fetching<'a> {
+        Box::pin(async {
+            self.0.fetch(&model.location).await.map_err(|e| match e.code {
+                slipway_track::ErrorCode::ResourceDoesNotExist => {
+                    format!("the artifacts at {} are gone", model.location)
+                }
+                _ => e.to_string(),
+            })
+        })
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.0.registry_changes()
     }
 }
 
+/// Where state is kept that several servers may share; in the state folder where nothing is said.
+#[derive(Debug, Clone, Default)]
+pub struct Stores {
+    /// A `postgres://` URL.
+    pub database: Option<String>,
+    /// An `s3://`, `gs://` or `az://` URL.
+    pub objects: Option<String>,
+}
+
 impl Platform {
-    /// Opens the state folder; makes what is not there yet.
+    /// Opens the state folder, and the stores beside it; makes what is not there yet.
     ///
     /// # Errors
     /// [`ServerError::Locked`] when another process uses it; [`ServerError::Home`]; the domains' own.
-    pub async fn open(home: &Home, runtime: Preference, library: Option<PathBuf>) -> Result<Self, ServerError> {
+    pub async fn open(
+        home: &Home,
+        stores: &Stores,
+        runtime: Preference,
+        library: Option<PathBuf>,
+    ) -> Result<Self, ServerError> {
         let unusable = |source| ServerError::Home { path: home.root().to_owned(), source };
         home.create().map_err(unusable)?;
         let lock = std::fs::File::create(home.lock_file()).map_err(unusable)?;
@@ -68,11 +89,19 @@ impl Platform {
             let pid = other.and_then(|o| o.get("pid")?.as_u64()).and_then(|p| u32::try_from(p).ok());
             return Err(ServerError::Locked { path: home.root().to_owned(), pid });
         }
-        let database = Database::open(
-            &home.database(),
-            &[slipway_track::MIGRATION, slipway_serve::MIGRATION, slipway_gpu::repo::MIGRATION],
-        )?;
-        let tracking = Tracking::open(database.clone(), Objects::open(home.objects())?).await?;
+        let migrations =
+            [slipway_track::MIGRATION, slipway_serve::MIGRATION, slipway_gpu::repo::MIGRATION, auth::MIGRATION];
+        let database = match stores.database.clone() {
+            None => Database::open(&home.database(), &migrations)?,
+            Some(url) => tokio::task::spawn_blocking(move || Database::connect(&url, &migrations))
+                .await
+                .map_err(|_| slipway_store::StoreError::Closed)??,
+        };
+        let objects = match &stores.objects {
+            None => Objects::open(home.objects())?,
+            Some(url) => Objects::connect(url, home.work().join("objects"))?,
+        };
+        let tracking = Tracking::open(database.clone(), objects).await?;
         let runtime = Runtime::choose(runtime, library.as_deref())?;
         let gateway = Gateway::open(database.clone(), runtime, Arc::new(Registry(tracking.clone())))?;
         Ok(Self {
@@ -114,6 +143,11 @@ impl Platform {
             .merge(api::health_router(self.clone()))
             .fallback(ui::serve)
             .layer(axum::middleware::from_fn_with_state(Arc::clone(&self.meters), metrics::count))
+    }
+
+    /// What tells how this process does.
+    pub fn probes_router(&self) -> Router {
+        api::health_router(self.clone())
     }
 
     /// The inference gateway, REST.

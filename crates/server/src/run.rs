@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use crate::auth::{Guard, RunTokens, Tokens};
 use crate::tracker::InTracking;
-use crate::{Kubernetes, Platform, ServerError, accelerators};
+use crate::{Kubernetes, Platform, ServerError, Stores, accelerators};
 
 /// Time for requests in flight to end after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -29,12 +29,16 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub struct Options {
     /// The state folder.
     pub home: Home,
+    /// What is kept elsewhere.
+    pub stores: Stores,
     /// Control plane and UI.
     pub control: SocketAddr,
     /// Inference, REST.
     pub inference: SocketAddr,
     /// Inference, gRPC.
     pub grpc: SocketAddr,
+    /// Inference alone, with state that a control plane shares; the control port has probes and metrics.
+    pub gateway_only: bool,
     /// Accepted tokens, one a line; without it only loopback is listened on.
     pub token_file: Option<PathBuf>,
     /// What runs the models.
@@ -84,7 +88,10 @@ impl Server {
                 return Err(ServerError::Unauthenticated(address));
             }
         }
-        let platform = Platform::open(&options.home, options.runtime, options.onnxruntime)
+        if options.gateway_only && (options.stores.database.is_none() || options.stores.objects.is_none()) {
+            return Err(ServerError::NotShared);
+        }
+        let platform = Platform::open(&options.home, &options.stores, options.runtime, options.onnxruntime)
             .await?
             .in_cluster(options.cluster.clone());
         let listen = async |address: SocketAddr| {
@@ -109,21 +116,29 @@ impl Server {
         std::fs::write(&beside, text)
             .and_then(|()| std::fs::rename(&beside, options.home.server_file()))
             .map_err(unusable)?;
-        let run_tokens = RunTokens::of_file(&options.home.root().join("run-tokens.key")).map_err(unusable)?;
+        let run_tokens = if platform.database.is_shared() {
+            RunTokens::of_database(&platform.database).await?
+        } else {
+            RunTokens::of_file(&options.home.root().join("run-tokens.key")).map_err(unusable)?
+        };
         let asks = tokens.is_some() || authority.is_some();
         let namespace = options.cluster.as_ref().map_or_else(|| NAMESPACE.to_owned(), |c| c.namespace().to_owned());
         let guard = if asks { Guard::new(tokens, run_tokens.clone(), authority, namespace) } else { Guard::default() };
-        let tracker = Arc::new(InTracking(platform.tracking.clone()));
-        let executor = match &options.cluster {
-            Some(cluster) => cluster.executor(tracker, Arc::new(move |namespace| run_tokens.mint(namespace))),
-            None => {
-                let token = asks.then(|| run_tokens.mint(NAMESPACE));
-                Arc::new(local_runs(&platform, &options.home, &addresses, tracker, token)?)
-            }
+        let control_router = if options.gateway_only {
+            platform.probes_router()
+        } else {
+            let tracker = Arc::new(InTracking(platform.tracking.clone()));
+            let executor = match &options.cluster {
+                Some(cluster) => cluster.executor(tracker, Arc::new(move |namespace| run_tokens.mint(namespace))),
+                None => {
+                    let token = asks.then(|| run_tokens.mint(NAMESPACE));
+                    Arc::new(local_runs(&platform, &options.home, &addresses, tracker, token)?)
+                }
+            };
+            platform.carried_out_by(executor);
+            platform.control_router().merge(crate::api::addresses_router(addresses.clone()))
         };
-        platform.carried_out_by(executor);
         let guarded = |router: Router| guard.around(router);
-        let control_router = platform.control_router().merge(crate::api::addresses_router(addresses.clone()));
         let sockets = [
             (control, guarded(control_router)),
             (inference, guarded(platform.inference_router())),

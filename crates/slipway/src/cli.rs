@@ -153,6 +153,9 @@ pub(crate) struct Up {
     /// File with one accepted token a line; needed to listen beyond loopback
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    /// Answer inference and nothing else; state is shared with a control plane (SLIPWAY_DATABASE, SLIPWAY_OBJECTS)
+    #[arg(long)]
+    pub(crate) gateway_only: bool,
     /// What runs the models: auto, ort or tract
     #[arg(long)]
     pub(crate) runtime: Option<String>,
@@ -231,6 +234,9 @@ pub(crate) struct Demo {
     /// Python that makes the environment
     #[arg(long, default_value = "python3")]
     pub(crate) python: String,
+    /// Answer inference and nothing else; state is shared with a control plane (SLIPWAY_DATABASE, SLIPWAY_OBJECTS)
+    #[arg(long)]
+    pub(crate) gateway_only: bool,
     /// What runs the models: auto, ort or tract
     #[arg(long, default_value = "auto")]
     pub(crate) runtime: String,

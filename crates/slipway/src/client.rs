@@ -14,7 +14,7 @@ use slipway_core::Explain;
 use slipway_core::config::Config;
 use slipway_core::home::Home;
 use slipway_server::auth::Guard;
-use slipway_server::{Addresses, Platform};
+use slipway_server::{Addresses, Platform, Stores};
 use tower::ServiceExt;
 
 /// Bytes of an answer.
@@ -66,6 +66,12 @@ pub(crate) struct Client {
     pub(crate) addresses: Option<Addresses>,
 }
 
+/// Where the configuration says that state is kept.
+pub(crate) fn stores(config: &Config) -> Stores {
+    let get = |key| config.get(key).map(str::to_owned);
+    Stores { database: get("database"), objects: get("objects") }
+}
+
 /// The server of this state folder, if one runs.
 pub(crate) fn running(home: &Home) -> Option<Addresses> {
     let text = std::fs::read(home.server_file()).ok()?;
@@ -101,7 +107,7 @@ impl Client {
         tracing::info!(home = %home.root().display(), "no server runs; using the state folder in this process");
         let runtime = config.get("runtime").unwrap_or("auto").parse().map_err(crate::Failure::from)?;
         let library = config.get("onnxruntime").map(Into::into);
-        let platform = Platform::open(&home, runtime, library).await?;
+        let platform = Platform::open(&home, &stores(config), runtime, library).await?;
         Ok(Self {
             transport: Transport::InProcess(Guard::default().around(platform.control_router())),
             addresses: None,

@@ -1,4 +1,4 @@
-//! Where slipway keeps things: metadata in SQLite, artifacts as files.
+//! Where slipway keeps things: metadata in SQLite or PostgreSQL, artifacts as files or in S3.
 //!
 //! | module | what it is for |
 //! |---|---|
@@ -7,13 +7,12 @@
 //!
 //! A write that was acknowledged is on disk: the writer thread runs every waiting change inside one
 //! transaction (each in a savepoint of its own, so that one failing change undoes only itself), commits
-//! once with `synchronous=FULL`, and only then answers all of them.
+//! once (SQLite with `synchronous=FULL`), and only then answers all of them.
 
 pub mod database;
 pub mod error;
 pub mod objects;
 
-pub use database::{Database, Migration};
+pub use database::{Database, Migration, sql};
 pub use error::StoreError;
 pub use objects::Objects;
-pub use rusqlite;

@@ -93,17 +93,14 @@ impl From<StoreError> for Error {
                 Self::invalid(format!("Artifact path refers to a directory, not a file: '{path}'"))
             }
             StoreError::Closed => Self::new(ErrorCode::TemporarilyUnavailable, "The server is shutting down."),
+            StoreError::Unreachable(reason) => {
+                Self::new(ErrorCode::TemporarilyUnavailable, format!("The database cannot be reached: {reason}"))
+            }
             other => {
                 tracing::error!(error = %other, "the store failed");
                 Self::new(ErrorCode::InternalError, other.to_string())
             }
         }
-    }
-}
-
-impl From<slipway_store::rusqlite::Error> for Error {
-    fn from(error: slipway_store::rusqlite::Error) -> Self {
-        StoreError::from(error).into()
     }
 }
 

@@ -1,4 +1,6 @@
-//! The control plane: one Deployment with its state on a volume.
+//! The control plane and the gateways apart from it: Deployments, with state on a volume or where they share it.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
@@ -6,6 +8,7 @@ use super::Values;
 use super::objects::{labels, locked_down, object, reachable, selector};
 
 const NAME: &str = "slipway";
+const GATEWAY: &str = "slipway-gateway";
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
 /// An unprivileged user that exists in no image.
 const USER: u32 = 65532;
@@ -59,8 +62,9 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
         ),
     ];
     all.extend(roles_for_people(values));
+    let shared = values.is_shared();
     let claim = if server.storage.existing_claim.is_empty() { NAME } else { &server.storage.existing_claim };
-    if server.storage.existing_claim.is_empty() && !server.storage.ephemeral {
+    if server.storage.existing_claim.is_empty() && !server.storage.ephemeral && !shared {
         let mut spec = json!({
             "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": server.storage.size}},
         });
@@ -69,70 +73,179 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
         }
         all.push(of(("v1", "PersistentVolumeClaim"), NAME, json!({"spec": spec})));
     }
-    let state = if server.storage.ephemeral {
-        json!({"name": "state", "emptyDir": {}})
-    } else {
-        json!({"name": "state", "persistentVolumeClaim": {"claimName": claim}})
+    all.extend(workload(
+        values,
+        &Workload {
+            component: "server",
+            name: NAME,
+            replicas: server.replicas,
+            argument: None,
+            volume: (!server.storage.ephemeral && !shared).then_some(claim),
+            ports: &PORTS,
+            resources: &server.resources,
+            node_selector: &server.node_selector,
+            tolerations: &server.tolerations,
+        },
+    ));
+    all
+}
+
+/// Gateways apart from the control plane. They may ask the cluster who somebody is, and nothing else.
+pub(super) fn gateway(values: &Values) -> Vec<Value> {
+    let of = |kind, name: &str, body| object(values, "gateway", kind, name, true, body);
+    let cluster_name = format!("{GATEWAY}-{}", values.namespace);
+    let gateway = &values.gateway;
+    let mut all = vec![
+        of(("v1", "ServiceAccount"), GATEWAY, json!({})),
+        object(
+            values,
+            "gateway",
+            (RBAC, "ClusterRoleBinding"),
+            &cluster_name,
+            false,
+            json!({
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:auth-delegator"},
+                "subjects": [{"kind": "ServiceAccount", "name": GATEWAY, "namespace": values.namespace}],
+            }),
+        ),
+    ];
+    all.extend(workload(
+        values,
+        &Workload {
+            component: "gateway",
+            name: GATEWAY,
+            replicas: gateway.replicas,
+            argument: Some("--gateway-only"),
+            volume: None,
+            // The first one is for probes and metrics.
+            ports: &PORTS,
+            resources: &gateway.resources,
+            node_selector: &gateway.node_selector,
+            tolerations: &gateway.tolerations,
+        },
+    ));
+    all
+}
+
+const PORTS: [(&str, u16); 3] = [("http", 7070), ("inference", 7071), ("grpc", 7072)];
+
+/// A Deployment of `slipway up`, with its Service and what guards both.
+struct Workload<'a> {
+    component: &'static str,
+    name: &'static str,
+    replicas: u32,
+    argument: Option<&'static str>,
+    /// The claim that holds its state; none where it is elsewhere, or goes with the pod.
+    volume: Option<&'a str>,
+    ports: &'a [(&'a str, u16)],
+    resources: &'a Value,
+    node_selector: &'a BTreeMap<String, String>,
+    tolerations: &'a [Value],
+}
+
+fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
+    let of = |kind, body| object(values, what.component, kind, what.name, true, body);
+    let server = &values.server;
+    let state = match what.volume {
+        None => json!({"name": "state", "emptyDir": {}}),
+        Some(claim) => json!({"name": "state", "persistentVolumeClaim": {"claimName": claim}}),
     };
-    let ports = [("http", 7070), ("inference", 7071), ("grpc", 7072)];
     let container_ports: Vec<Value> =
-        ports.iter().map(|(name, port)| json!({"name": name, "containerPort": port, "protocol": "TCP"})).collect();
-    let service_ports: Vec<Value> = ports
+        what.ports.iter().map(|(name, port)| json!({"name": name, "containerPort": port, "protocol": "TCP"})).collect();
+    let service_ports: Vec<Value> = what
+        .ports
         .iter()
         .map(|(name, port)| json!({"name": name, "port": port, "targetPort": name, "protocol": "TCP"}))
         .collect();
     let mut security = locked_down();
     security["runAsNonRoot"] = json!(true);
-    all.push(of(("apps/v1", "Deployment"), NAME, json!({"spec": {
-        "replicas": 1,
-        // Two writers of one SQLite file would corrupt each other's work.
-        "strategy": {"type": "Recreate"},
-        "selector": {"matchLabels": selector(values, "server")},
-        "template": {
-            "metadata": {"labels": labels(values, "server")},
-            "spec": {
-                "serviceAccountName": NAME,
-                "securityContext": {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER, "runAsNonRoot": true},
-                "nodeSelector": server.node_selector,
-                "tolerations": server.tolerations,
-                "imagePullSecrets": values.image_pull_secrets,
-                "containers": [{
-                    "name": "slipway",
-                    "image": values.image_name(),
-                    "imagePullPolicy": values.image.pull_policy,
-                    "args": ["up", "--home=/var/lib/slipway/home", "--listen=0.0.0.0:7070", "--inference-listen=0.0.0.0:7071",
-                        "--grpc-listen=0.0.0.0:7072", "--token-file=/etc/slipway/tokens/tokens"],
-                    "env": [
-                        {"name": "SLIPWAY_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
-                        {"name": "SLIPWAY_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-                    ],
-                    "ports": container_ports,
-                    "startupProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 1, "failureThreshold": 120},
-                    "readinessProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 5},
-                    "livenessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 10},
-                    "resources": server.resources,
-                    "securityContext": security,
-                    "volumeMounts": [
-                        {"name": "state", "mountPath": "/var/lib/slipway"},
-                        {"name": "tokens", "mountPath": "/etc/slipway/tokens", "readOnly": true},
-                        {"name": "tmp", "mountPath": "/tmp"},
-                    ],
-                }],
-                "volumes": [
-                    state,
-                    {"name": "tokens", "secret": {"secretName": server.token_secret, "defaultMode": 0o440}},
-                    {"name": "tmp", "emptyDir": {}},
-                ],
-            },
-        },
-    }})));
-    all.push(of(
-        ("v1", "Service"),
-        NAME,
-        json!({"spec": {"selector": selector(values, "server"), "ports": service_ports}}),
-    ));
+    let mut arguments = vec![
+        "up",
+        "--home=/var/lib/slipway/home",
+        "--listen=0.0.0.0:7070",
+        "--inference-listen=0.0.0.0:7071",
+        "--grpc-listen=0.0.0.0:7072",
+        "--token-file=/etc/slipway/tokens/tokens",
+    ];
+    arguments.extend(what.argument);
+    let mut environment = vec![
+        json!({"name": "SLIPWAY_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}),
+        json!({"name": "SLIPWAY_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
+    ];
+    let mut variables = Vec::new();
+    if !server.database.secret.is_empty() {
+        let url = json!({"secretKeyRef": {"name": server.database.secret, "key": "url"}});
+        environment.push(json!({"name": "SLIPWAY_DATABASE", "valueFrom": url}));
+    }
+    if !server.objects.url.is_empty() {
+        environment.push(json!({"name": "SLIPWAY_OBJECTS", "value": server.objects.url}));
+    }
+    if !server.objects.secret.is_empty() {
+        variables.push(json!({"secretRef": {"name": server.objects.secret}}));
+    }
+    // Two writers of one SQLite file would corrupt each other's work.
+    let strategy = if values.is_shared() {
+        json!({"type": "RollingUpdate"})
+    } else {
+        // What the API server filled in for the other one must go.
+        json!({"type": "Recreate", "rollingUpdate": null})
+    };
+    let pod = selector(values, what.component);
+    let mut all = vec![
+        of(
+            ("apps/v1", "Deployment"),
+            json!({"spec": {
+                "replicas": what.replicas,
+                "strategy": strategy,
+                "selector": {"matchLabels": pod},
+                "template": {
+                    "metadata": {"labels": labels(values, what.component)},
+                    "spec": {
+                        "serviceAccountName": what.name,
+                        "securityContext": {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER, "runAsNonRoot": true},
+                        "nodeSelector": what.node_selector,
+                        "tolerations": what.tolerations,
+                        "topologySpreadConstraints": [{
+                            "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
+                            "labelSelector": {"matchLabels": pod},
+                        }],
+                        "imagePullSecrets": values.image_pull_secrets,
+                        "containers": [{
+                            "name": "slipway",
+                            "image": values.image_name(),
+                            "imagePullPolicy": values.image.pull_policy,
+                            "args": arguments,
+                            "env": environment,
+                            "envFrom": variables,
+                            "ports": container_ports,
+                            "startupProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 1, "failureThreshold": 120},
+                            "readinessProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 5},
+                            "livenessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 10},
+                            "resources": what.resources,
+                            "securityContext": security,
+                            "volumeMounts": [
+                                {"name": "state", "mountPath": "/var/lib/slipway"},
+                                {"name": "tokens", "mountPath": "/etc/slipway/tokens", "readOnly": true},
+                                {"name": "tmp", "mountPath": "/tmp"},
+                            ],
+                        }],
+                        "volumes": [
+                            state,
+                            {"name": "tokens", "secret": {"secretName": server.token_secret, "defaultMode": 0o440}},
+                            {"name": "tmp", "emptyDir": {}},
+                        ],
+                    },
+                },
+            }}),
+        ),
+        of(("v1", "Service"), json!({"spec": {"selector": pod, "ports": service_ports}})),
+    ];
+    if what.replicas > 1 {
+        let spec = json!({"maxUnavailable": 1, "selector": {"matchLabels": pod}});
+        all.push(of(("policy/v1", "PodDisruptionBudget"), json!({"spec": spec})));
+    }
     if values.network_policy {
-        all.push(reachable(values, "server", &[7070, 7071, 7072]));
+        all.push(reachable(values, what.component, &[7070, 7071, 7072]));
     }
     all
 }

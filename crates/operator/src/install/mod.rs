@@ -24,7 +24,7 @@ const MANAGER: &str = "slipway";
 pub(crate) const INSTALLATION: &str = "slipway.dev/installation";
 
 /// Kinds that an installation has, in the order in which they are made.
-const KINDS: [Resource<'static>; 17] = [
+const KINDS: [Resource<'static>; 18] = [
     Resource { group: "", version: "v1", kind: "Namespace", plural: "namespaces" },
     Resource {
         group: "apiextensions.k8s.io",
@@ -61,6 +61,7 @@ const KINDS: [Resource<'static>; 17] = [
     Resource { group: "", version: "v1", kind: "Service", plural: "services" },
     Resource { group: "apps", version: "v1", kind: "DaemonSet", plural: "daemonsets" },
     Resource { group: "apps", version: "v1", kind: "Deployment", plural: "deployments" },
+    Resource { group: "policy", version: "v1", kind: "PodDisruptionBudget", plural: "poddisruptionbudgets" },
     Resource { group: "monitoring.coreos.com", version: "v1", kind: "ServiceMonitor", plural: "servicemonitors" },
 ];
 const SECRET: Resource<'static> = Resource { group: "", version: "v1", kind: "Secret", plural: "secrets" };

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{INSTALLATION, Values, control_plane, node};
 
-/// Labels of every object; `component` is `server`, `node`, or nothing for what is common.
+/// Labels of every object; `component` is `server`, `gateway`, `node`, or nothing for what is common.
 pub(super) fn labels(values: &Values, component: &str) -> Map<String, Value> {
     let mut labels = Map::new();
     labels.insert("app.kubernetes.io/name".into(), json!("slipway"));
@@ -52,6 +52,9 @@ pub fn objects(values: &Values) -> Vec<Value> {
     if values.server.enabled {
         all.push(control_plane::definition(values));
         all.extend(control_plane::objects(values));
+    }
+    if values.gateway.enabled {
+        all.extend(control_plane::gateway(values));
     }
     if values.network_policy {
         // Nothing is reached but what says so itself.

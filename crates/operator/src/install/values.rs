@@ -17,6 +17,7 @@ pub struct Values {
     pub namespace: String,
     pub image: Image,
     pub server: Server,
+    pub gateway: Gateway,
     pub node: Node,
     pub device_classes: DeviceClasses,
     pub service_monitor: ServiceMonitor,
@@ -40,11 +41,43 @@ pub struct Image {
 #[allow(missing_docs)] // values.yaml describes each
 pub struct Server {
     pub enabled: bool,
+    pub replicas: u32,
     pub token_secret: String,
+    pub database: Secret,
+    pub objects: Objects,
     pub storage: Storage,
     pub resources: Value,
     pub node_selector: BTreeMap<String, String>,
     pub tolerations: Vec<Value>,
+}
+
+/// Gateways apart from the control plane.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct Gateway {
+    pub enabled: bool,
+    pub replicas: u32,
+    pub resources: Value,
+    pub node_selector: BTreeMap<String, String>,
+    pub tolerations: Vec<Value>,
+}
+
+/// The name of a secret.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct Secret {
+    pub secret: String,
+}
+
+/// A bucket.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct Objects {
+    pub url: String,
+    pub secret: String,
 }
 
 /// Where the control plane keeps its state.
@@ -100,6 +133,10 @@ pub struct ServiceMonitor {
     pub interval: String,
 }
 
+/// The chart says the same.
+const NOT_SHARED: &str = "the values: server.replicas above 1 and gateway.enabled need server.database.secret and \
+     server.objects.url, since SQLite and a volume serve one pod alone";
+
 /// The chart's file: the defaults stand there and nowhere else.
 const DEFAULTS: &str = include_str!("../../../../deploy/helm/slipway/values.yaml");
 
@@ -125,7 +162,15 @@ impl Values {
                 values.node.offer
             )));
         }
+        if !values.is_shared() && (values.server.replicas > 1 || values.gateway.enabled) {
+            return Err(KubeError::Invalid(NOT_SHARED.into()));
+        }
         Ok(values)
+    }
+
+    /// Whether all state is where several pods can use it.
+    pub(super) fn is_shared(&self) -> bool {
+        !self.server.database.secret.is_empty() && !self.server.objects.url.is_empty()
     }
 
     /// `repository:tag`.
@@ -164,6 +209,15 @@ mod tests {
         assert_eq!((values.node.offer.as_str(), values.image.tag.as_str()), ("dra", "9"));
         assert_eq!(values.node.kubelet_dir, "/var/lib/kubelet");
         assert!(Values::read("a", &["nodes: {}".into()]).unwrap_err().to_string().contains("nodes"));
+        let several = "server: {replicas: 2}".to_owned();
+        assert!(
+            Values::read("a", std::slice::from_ref(&several))
+                .unwrap_err()
+                .to_string()
+                .contains("server.database.secret")
+        );
+        let shared = "server: {database: {secret: db}, objects: {url: \"s3://b\"}}".to_owned();
+        assert_eq!(Values::read("a", &[several, shared]).unwrap().server.replicas, 2);
         assert!(Values::read("a", &["node: {offer: both}".into()]).unwrap_err().to_string().contains("both"));
     }
 }

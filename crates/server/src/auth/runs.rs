@@ -5,6 +5,19 @@ use std::path::Path;
 
 use ring::hmac;
 use ring::rand::SecureRandom;
+use slipway_store::sql::params;
+use slipway_store::{Database, Migration, StoreError};
+
+/// The tables.
+pub(crate) const MIGRATION: Migration =
+    Migration { domain: "server", steps: &["CREATE TABLE server_keys (name TEXT PRIMARY KEY, key BLOB NOT NULL)"] };
+
+fn fresh_key() -> std::io::Result<[u8; 32]> {
+    let mut key = [0; 32];
+    let failed = |_| std::io::Error::other("the operating system gives no random numbers");
+    ring::rand::SystemRandom::new().fill(&mut key).map_err(failed)?;
+    Ok(key)
+}
 
 const PREFIX: &str = "slipway-run.";
 
@@ -30,15 +43,31 @@ impl RunTokens {
         {
             return Ok(Self::new(key));
         }
-        let mut key = [0; 32];
-        let failed = |_| std::io::Error::other("the operating system gives no random numbers");
-        ring::rand::SystemRandom::new().fill(&mut key).map_err(failed)?;
+        let key = fresh_key()?;
         // Begun anew: one that is too short was never used.
         drop(std::fs::remove_file(path));
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(&key)?;
         file.sync_all()?;
         Ok(Self::new(key))
+    }
+
+    /// With the key of a database that several servers share, each of which must know the others' tokens; the first one makes it.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn of_database(database: &Database) -> Result<Self, StoreError> {
+        let fresh = fresh_key().map_err(|source| StoreError::Object { what: "making a key".into(), source })?;
+        let kept: Option<[u8; 32]> = database
+            .write(move |c| {
+                c.execute(
+                    "INSERT INTO server_keys (name, key) VALUES ('run-tokens', ?1) ON CONFLICT DO NOTHING",
+                    [fresh.as_slice()],
+                )?;
+                c.first("SELECT key FROM server_keys WHERE name = 'run-tokens'", params![], |row| row.get(0))
+            })
+            .await?;
+        Ok(Self::new(kept.unwrap_or(fresh)))
     }
 
     /// The token of a namespace's runs.

@@ -53,7 +53,7 @@ pub(crate) async fn run(args: Cli) -> Result<(), Failure> {
     let context = Context { config: Config::load(&flags)?, global: args.global };
     match args.command {
         Command::Up(options) if options.kube.kube => install::up(&context, options.kube).await,
-        Command::Up(_) => up::up(&context).await,
+        Command::Up(options) => up::up(&context, options.gateway_only).await,
         Command::Down(kube) if kube.kube => install::down(&context, kube).await,
         Command::Down(_) => up::down(&context).await,
         Command::Lab(verb) => lab::run(verb),
@@ -111,9 +111,20 @@ fn explain_code(context: &Context, code: Option<String>) -> Result<(), Failure> 
     }
 }
 
+/// A URL whose password may be seen.
+fn without_password(value: &str) -> String {
+    let hidden = || {
+        let (scheme, rest) = value.split_once("://")?;
+        let (user, host) = rest.rsplit_once('@')?;
+        let (name, _) = user.split_once(':')?;
+        Some(format!("{scheme}://{name}:…@{host}"))
+    };
+    hidden().unwrap_or_else(|| value.to_owned())
+}
+
 fn show_config(context: &Context, origin: bool) {
     let entries: Vec<_> =
-        context.config.entries().map(|(k, v, o)| (k.to_owned(), v.to_owned(), o.to_string())).collect();
+        context.config.entries().map(|(k, v, o)| (k.to_owned(), without_password(v), o.to_string())).collect();
     print(context.global.output, &entries, |entries| {
         let mut table = Table::new(if origin { &["KEY", "VALUE", "ORIGIN"] } else { &["KEY", "VALUE"] });
         for (key, value, from) in entries {

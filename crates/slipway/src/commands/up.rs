@@ -25,12 +25,14 @@ fn address(context: &Context, key: &str) -> Result<SocketAddr, Failure> {
     })
 }
 
-pub(super) async fn up(context: &Context) -> Result<(), Failure> {
+pub(super) async fn up(context: &Context, gateway_only: bool) -> Result<(), Failure> {
     let options = Options {
         home: Home::at(context.config.get("home").unwrap_or_default()),
+        stores: crate::client::stores(&context.config),
         control: address(context, "listen")?,
         inference: address(context, "inference-listen")?,
         grpc: address(context, "grpc-listen")?,
+        gateway_only,
         token_file: context.config.get("token-file").map(Into::into),
         runtime: context.config.get("runtime").unwrap_or("auto").parse()?,
         onnxruntime: context.config.get("onnxruntime").map(Into::into),
@@ -41,10 +43,16 @@ pub(super) async fn up(context: &Context) -> Result<(), Failure> {
     let a = &server.addresses;
     if !context.global.quiet {
         say(format_args!("slipway {} is up, state in {}", a.version, root.display()));
-        say(format_args!("  UI and API       http://{}", a.control));
+        if gateway_only {
+            say(format_args!("  probes, metrics  http://{}", a.control));
+        } else {
+            say(format_args!("  UI and API       http://{}", a.control));
+        }
         say(format_args!("  inference, REST  http://{}/v2", a.inference));
         say(format_args!("  inference, gRPC  {}", a.grpc));
-        say(format_args!("  MLflow clients:  export MLFLOW_TRACKING_URI=http://{}", a.control));
+        if !gateway_only {
+            say(format_args!("  MLflow clients:  export MLFLOW_TRACKING_URI=http://{}", a.control));
+        }
     }
     server.run(terminated()?).await?;
     Ok(())

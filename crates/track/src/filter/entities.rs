@@ -1,6 +1,6 @@
 //! Search of experiments, registered models, model versions and logged models.
 
-use slipway_store::rusqlite::types::Value;
+use slipway_store::sql::Value;
 
 use super::runs::quoted_list;
 use super::{Operand, order, parse, split_identifier, sql_operator, text, texts};

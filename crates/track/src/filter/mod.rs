@@ -225,7 +225,9 @@ pub(crate) fn text(operand: &Operand) -> Result<String, Error> {
 /// `sql` for comparing `column` with one parameter, or with `count` parameters for lists.
 pub(crate) fn sql_operator(column: &str, operator: &str, count: usize) -> String {
     match operator {
-        "ILIKE" => format!("lower({column}) LIKE lower(?)"),
+        // Without a character of escape, which PostgreSQL has unless another is named.
+        "LIKE" => format!("CAST({column} AS TEXT) LIKE ? ESCAPE '\u{1}'"),
+        "ILIKE" => format!("lower(CAST({column} AS TEXT)) LIKE lower(?) ESCAPE '\u{1}'"),
         "IN" | "NOT IN" => format!("{column} {operator} ({})", vec!["?"; count].join(",")),
         _ => format!("{column} {operator} ?"),
     }

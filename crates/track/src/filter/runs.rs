@@ -1,6 +1,6 @@
 //! Search of runs: comparisons and orders become one SQL query.
 
-use slipway_store::rusqlite::types::Value;
+use slipway_store::sql::Value;
 
 use super::{Comparison, Operand, order, parse, split_identifier, sql_operator, text, texts};
 use crate::Error;
@@ -145,7 +145,7 @@ fn condition(query: &mut Query, comparison: &Comparison, index: usize) -> Result
             check_operator(operator, NUMERIC)?;
             let number: f64 = number.parse().unwrap_or(f64::NAN);
             // NaN differs from everything, and is neither less nor more than anything.
-            let nan = if operator == "!=" { "OR f{i}.is_nan" } else { "AND NOT f{i}.is_nan" };
+            let nan = if operator == "!=" { "OR f{i}.is_nan = 1" } else { "AND f{i}.is_nan = 0" };
             let nan = nan.replace("{i}", &index.to_string());
             query.joins.push_str(&format!(
                 " JOIN latest_metrics f{index} ON f{index}.run = r.run AND f{index}.key = ? \
@@ -185,7 +185,7 @@ fn attribute(query: &mut Query, key: &str, operator: &str, operand: &Operand) ->
             )));
         };
         check_operator(operator, NUMERIC)?;
-        query.conditions.push_str(&format!(" AND r.{key} {operator} ?"));
+        query.conditions.push_str(&format!(" AND r.{key} {operator} CAST(? AS DOUBLE PRECISION)"));
         query.condition_params.push(number.parse().map_or(Value::Null, Value::Real));
         return Ok(());
     }
@@ -247,7 +247,7 @@ fn add_order(
         Entity::Metric => {
             // NaN after the numbers, missing after NaN, whatever the direction.
             (
-                format!("CASE WHEN o{index}.is_nan THEN 1 WHEN o{index}.value IS NULL THEN 2 ELSE 0 END"),
+                format!("CASE WHEN o{index}.is_nan = 1 THEN 1 WHEN o{index}.value IS NULL THEN 2 ELSE 0 END"),
                 format!("o{index}.value"),
             )
         }

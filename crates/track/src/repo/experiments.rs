@@ -1,18 +1,17 @@
 //! Experiments and their tags.
 
-use slipway_store::rusqlite::types::Value;
-use slipway_store::rusqlite::{self, Connection, Row, params};
+use slipway_store::sql::{Connection, Result as Read, Row, Value, params};
 
-use super::{dynamic, execute, first, is_duplicate, key_value, rows};
+use super::{dynamic, execute, first, key_value, rows};
 use crate::model::{Experiment, KeyValue, stage};
 use crate::{Error, ErrorCode};
 
 const COLUMNS: &str =
     "e.experiment_id, e.name, e.artifact_location, e.lifecycle_stage, e.last_update_time, e.creation_time";
 
-fn experiment(row: &Row<'_>) -> rusqlite::Result<Experiment> {
+fn experiment(row: &Row<'_>) -> Read<Experiment> {
     Ok(Experiment {
-        experiment_id: row.get::<_, i64>(0)?.to_string(),
+        experiment_id: row.get::<i64>(0)?.to_string(),
         name: row.get(1)?,
         artifact_location: row.get(2)?,
         lifecycle_stage: row.get(3)?,
@@ -25,7 +24,8 @@ fn experiment(row: &Row<'_>) -> rusqlite::Result<Experiment> {
 
 fn with_tags(c: &Connection, mut experiment: Experiment) -> Result<Experiment, Error> {
     let id: i64 = experiment.experiment_id.parse().unwrap_or_default();
-    experiment.tags = rows(c, "SELECT key, value FROM experiment_tags WHERE experiment_id = ?1", [id], key_value)?;
+    experiment.tags =
+        rows(c, "SELECT key, value FROM experiment_tags WHERE experiment_id = ?1 ORDER BY key", [id], key_value)?;
     Ok(experiment)
 }
 
@@ -47,25 +47,25 @@ pub(crate) fn insert(
     tags: &[KeyValue],
     now: i64,
 ) -> Result<i64, Error> {
-    let added = c.prepare_cached("INSERT INTO experiments VALUES (NULL, ?1, ?2, 'active', ?3, ?3)")?.insert(params![
-        name,
-        location.unwrap_or_default(),
-        now
-    ]);
-    let id = match added {
-        Ok(id) => id,
-        Err(e) if is_duplicate(&e) => {
-            return Err(Error::new(
-                ErrorCode::ResourceAlreadyExists,
-                format!("Experiment(name={name}) already exists. Error: UNIQUE constraint failed: experiments.name"),
-            ));
-        }
-        Err(e) => return Err(e.into()),
-    };
+    // Asked first, since a refused insertion would use a number up.
+    if first(c, "SELECT 1 FROM experiments WHERE name = ?1", [name], |_| Ok(()))?.is_some() {
+        return Err(Error::new(
+            ErrorCode::ResourceAlreadyExists,
+            format!("Experiment(name={name}) already exists. Error: UNIQUE constraint failed: experiments.name"),
+        ));
+    }
+    let id = first(
+        c,
+        "INSERT INTO experiments (name, artifact_location, lifecycle_stage, creation_time, last_update_time)
+         VALUES (?1, ?2, 'active', ?3, ?3) RETURNING experiment_id",
+        params![name, location.unwrap_or_default(), now],
+        |row| row.get(0),
+    )?
+    .unwrap_or_default();
     if location.is_none() {
         execute(
             c,
-            "UPDATE experiments SET artifact_location = 'mlflow-artifacts:/' || ?1 WHERE experiment_id = ?1",
+            "UPDATE experiments SET artifact_location = 'mlflow-artifacts:/' || experiment_id WHERE experiment_id = ?1",
             [id],
         )?;
     }
@@ -134,12 +134,13 @@ pub(crate) fn set_stage(c: &Connection, id: i64, to: &str, now: i64) -> Result<(
 
 /// Renames the experiment.
 pub(crate) fn rename(c: &Connection, id: i64, name: &str, now: i64) -> Result<(), Error> {
-    let renamed = c
-        .prepare_cached("UPDATE experiments SET name = ?2, last_update_time = ?3 WHERE experiment_id = ?1")?
-        .execute(params![id, name, now]);
+    let renamed = c.execute(
+        "UPDATE experiments SET name = ?2, last_update_time = ?3 WHERE experiment_id = ?1",
+        params![id, name, now],
+    );
     match renamed {
         Ok(_) => Ok(()),
-        Err(e) if is_duplicate(&e) => {
+        Err(e) if e.is_duplicate() => {
             Err(Error::new(ErrorCode::BadRequest, format!("Experiment(name={name}) already exists.")))
         }
         Err(e) => Err(e.into()),
@@ -150,7 +151,7 @@ pub(crate) fn rename(c: &Connection, id: i64, name: &str, now: i64) -> Result<()
 pub(crate) fn set_tag(c: &Connection, id: i64, key: &str, value: &str) -> Result<(), Error> {
     execute(
         c,
-        "INSERT INTO experiment_tags VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?3",
+        "INSERT INTO experiment_tags VALUES (?1, ?2, ?3) ON CONFLICT (experiment_id, key) DO UPDATE SET value = ?3",
         params![id, key, value],
     )?;
     Ok(())

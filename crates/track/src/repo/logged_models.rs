@@ -1,9 +1,8 @@
 //! Logged models (MLflow 3).
 
-use slipway_store::rusqlite::types::Value;
-use slipway_store::rusqlite::{self, Connection, Row, params};
+use slipway_store::sql::{Connection, Result as Read, Row, Value, params};
 
-use super::{dynamic, execute, first, key_value, rows};
+use super::{dynamic, execute, first, key_value, marks, rows};
 use crate::Error;
 use crate::model::{KeyValue, LoggedModel, LoggedModelData, LoggedModelInfo, Metric};
 
@@ -19,13 +18,13 @@ pub(crate) fn status_number(name: &str) -> Option<i64> {
     STATUS.iter().position(|s| *s == name).and_then(|n| i64::try_from(n).ok())
 }
 
-fn model(row: &Row<'_>) -> rusqlite::Result<(LoggedModel, String)> {
-    let status: usize = row.get::<_, i64>(6)?.try_into().unwrap_or(0);
+fn model(row: &Row<'_>) -> Read<(LoggedModel, String)> {
+    let status: usize = row.get::<i64>(6)?.try_into().unwrap_or(0);
     Ok((
         LoggedModel {
             info: LoggedModelInfo {
                 model_id: row.get(0)?,
-                experiment_id: row.get::<_, i64>(1)?.to_string(),
+                experiment_id: row.get::<i64>(1)?.to_string(),
                 name: row.get(2)?,
                 creation_timestamp_ms: row.get(3)?,
                 last_updated_timestamp_ms: row.get(4)?,
@@ -44,12 +43,14 @@ fn model(row: &Row<'_>) -> rusqlite::Result<(LoggedModel, String)> {
 
 fn whole(c: &Connection, mut model: LoggedModel) -> Result<LoggedModel, Error> {
     let id = &model.info.model_id;
-    model.info.tags = rows(c, "SELECT key, value FROM logged_model_tags WHERE model_id = ?1", [id], key_value)?;
-    model.data.params = rows(c, "SELECT key, value FROM logged_model_params WHERE model_id = ?1", [id], key_value)?;
+    model.info.tags =
+        rows(c, "SELECT key, value FROM logged_model_tags WHERE model_id = ?1 ORDER BY key", [id], key_value)?;
+    model.data.params =
+        rows(c, "SELECT key, value FROM logged_model_params WHERE model_id = ?1 ORDER BY key", [id], key_value)?;
     model.data.metrics = rows(
         c,
         "SELECT key, value, timestamp, step, run_id, dataset_name, dataset_digest
-         FROM logged_model_metrics WHERE model_id = ?1",
+         FROM logged_model_metrics WHERE model_id = ?1 ORDER BY key, timestamp, step, run_id",
         [id],
         |r| {
             Ok(Metric {
@@ -112,7 +113,7 @@ pub(crate) fn delete(c: &Connection, id: &str, now: i64) -> Result<bool, Error> 
 pub(crate) fn set_tag(c: &Connection, id: &str, tag: &KeyValue) -> Result<(), Error> {
     execute(
         c,
-        "INSERT INTO logged_model_tags VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?3",
+        "INSERT INTO logged_model_tags VALUES (?1, ?2, ?3) ON CONFLICT (model_id, key) DO UPDATE SET value = ?3",
         params![id, tag.key, tag.value],
     )?;
     Ok(())
@@ -158,7 +159,7 @@ pub(crate) fn search(
     limit: i64,
     offset: i64,
 ) -> Result<Vec<LoggedModel>, Error> {
-    let marks = vec!["?"; experiments.len()].join(",");
+    let marks = marks(experiments.len());
     let sql = format!(
         "SELECT {COLUMNS} FROM logged_models m WHERE m.lifecycle_stage <> 'deleted' AND m.experiment_id IN ({marks}){conditions}
          ORDER BY {order} LIMIT ? OFFSET ?"

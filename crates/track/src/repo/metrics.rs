@@ -1,6 +1,6 @@
 //! Metric points and newest values.
 
-use slipway_store::rusqlite::{Connection, params};
+use slipway_store::sql::{Connection, Value, params};
 
 use super::{execute, rows};
 use crate::points::{Point, unpack};
@@ -12,14 +12,26 @@ pub(crate) fn append(c: &Connection, run: i64, packed: &[u8]) -> Result<(), Erro
     Ok(())
 }
 
-/// Makes `point` the newest value of `key` unless a newer one stands: by step, then time, then value.
-pub(crate) fn set_latest(c: &Connection, run: i64, key: &str, point: &Point) -> Result<(), Error> {
-    execute(
-        c,
-        "INSERT INTO latest_metrics VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO UPDATE
+/// Makes each point the newest value of its key unless a newer one stands: by step, then time, then value.
+pub(crate) fn set_latest<'a>(
+    c: &Connection,
+    run: i64,
+    newest: impl IntoIterator<Item = (&'a str, &'a Point)>,
+) -> Result<(), Error> {
+    c.execute_each(
+        "INSERT INTO latest_metrics VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (run, key) DO UPDATE
          SET value = excluded.value, is_nan = excluded.is_nan, step = excluded.step, timestamp = excluded.timestamp
-         WHERE (excluded.step, excluded.timestamp, excluded.value) > (step, timestamp, value)",
-        params![run, key, point.sortable(), point.value.is_nan(), point.step, point.timestamp],
+         WHERE (excluded.step, excluded.timestamp, excluded.value) > (latest_metrics.step, latest_metrics.timestamp, latest_metrics.value)",
+        newest.into_iter().map(|(key, point)| -> [Value; 6] {
+            [
+                run.into(),
+                key.to_owned().into(),
+                point.sortable().into(),
+                point.value.is_nan().into(),
+                point.step.into(),
+                point.timestamp.into(),
+            ]
+        }),
     )?;
     Ok(())
 }
@@ -27,12 +39,11 @@ pub(crate) fn set_latest(c: &Connection, run: i64, key: &str, point: &Point) -> 
 /// All points of `key` in the order they were logged; a point logged twice may stand twice.
 pub(crate) fn points(c: &Connection, run: i64, key: &str) -> Result<Vec<Point>, Error> {
     let mut found = Vec::new();
-    let mut statement = c.prepare_cached("SELECT points FROM metric_points WHERE run = ?1")?;
-    let mut packed = statement.query([run])?;
-    while let Some(row) = packed.next()? {
-        let bytes = row.get_ref(0)?.as_blob().map_err(|e| Error::new(ErrorCode::InternalError, e.to_string()))?;
-        unpack(bytes, key, &mut found)
-            .ok_or_else(|| Error::new(ErrorCode::InternalError, format!("metric points of run {run} are damaged")))?;
+    let whole = rows(c, "SELECT points FROM metric_points WHERE run = ?1 ORDER BY id", [run], |row| {
+        Ok(unpack(row.get_bytes(0)?, key, &mut found).is_some())
+    })?;
+    if whole.contains(&false) {
+        return Err(Error::new(ErrorCode::InternalError, format!("metric points of run {run} are damaged")));
     }
     Ok(found)
 }

@@ -6,48 +6,47 @@ pub(crate) mod metrics;
 pub(crate) mod registry;
 pub(crate) mod runs;
 
-use slipway_store::rusqlite::{self, Connection, Params, Row, ToSql};
+use slipway_store::sql::{Connection, Params, Result as Read, Row, ToSql, Value};
 
 use crate::Error;
 use crate::model::KeyValue;
 
-/// All rows of a cached statement.
+/// All rows of a statement.
 pub(crate) fn rows<T>(
     connection: &Connection,
     sql: &str,
     params: impl Params,
-    map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    map: impl FnMut(&Row<'_>) -> Read<T>,
 ) -> Result<Vec<T>, Error> {
-    Ok(connection.prepare_cached(sql)?.query_map(params, map)?.collect::<Result<_, _>>()?)
+    Ok(connection.rows(sql, params, map)?)
 }
 
-/// The first row of a cached statement, if any.
+/// The first row of a statement, if any.
 pub(crate) fn first<T>(
     connection: &Connection,
     sql: &str,
     params: impl Params,
-    map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    map: impl FnOnce(&Row<'_>) -> Read<T>,
 ) -> Result<Option<T>, Error> {
-    use rusqlite::OptionalExtension;
-    Ok(connection.prepare_cached(sql)?.query_row(params, map).optional()?)
+    Ok(connection.first(sql, params, map)?)
 }
 
-/// Runs a cached statement; how many rows it changed.
+/// Runs a statement; how many rows it changed.
 pub(crate) fn execute(connection: &Connection, sql: &str, params: impl Params) -> Result<usize, Error> {
-    Ok(connection.prepare_cached(sql)?.execute(params)?)
+    Ok(connection.execute(sql, params)?)
 }
 
 /// A row of `key, value`.
-pub(crate) fn key_value(row: &Row<'_>) -> rusqlite::Result<KeyValue> {
+pub(crate) fn key_value(row: &Row<'_>) -> Read<KeyValue> {
     Ok(KeyValue { key: row.get(0)?, value: row.get(1)? })
 }
 
-/// Parameters of any types.
-pub(crate) fn dynamic(values: &[rusqlite::types::Value]) -> Vec<&dyn ToSql> {
-    values.iter().map(|v| v as &dyn ToSql).collect()
+/// Parameters for a list of `count` values; a list of none, in which nothing is, can only be said this way.
+pub(crate) fn marks(count: usize) -> String {
+    if count == 0 { "NULL".to_owned() } else { vec!["?"; count].join(",") }
 }
 
-/// Whether the error is a violated UNIQUE or PRIMARY KEY constraint.
-pub(crate) fn is_duplicate(error: &rusqlite::Error) -> bool {
-    matches!(error, rusqlite::Error::SqliteFailure(e, _) if e.code == rusqlite::ErrorCode::ConstraintViolation)
+/// Parameters of any types.
+pub(crate) fn dynamic(values: &[Value]) -> Vec<&dyn ToSql> {
+    values.iter().map(|v| v as &dyn ToSql).collect()
 }

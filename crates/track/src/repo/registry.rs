@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 
-use slipway_store::rusqlite::types::Value;
-use slipway_store::rusqlite::{self, Connection, Row, params};
+use slipway_store::sql::{Connection, Result as Read, Row, Value, params};
 
-use super::{dynamic, execute, first, is_duplicate, key_value, rows};
+use super::{dynamic, execute, first, key_value, rows};
 use crate::filter::entities::Conditions;
 use crate::model::{Alias, KeyValue, ModelVersion, RegisteredModel};
 use crate::{Error, ErrorCode};
@@ -19,10 +18,10 @@ const NO_PROMPTS: &str = "NOT EXISTS (SELECT 1 FROM registered_model_tags p
 const VERSION: &str = "v.name, v.version, v.creation_time, v.last_updated_time, v.user_id, v.current_stage, \
      v.description, v.source, v.run_id, v.run_link, v.storage_location";
 
-fn version(row: &Row<'_>) -> rusqlite::Result<ModelVersion> {
+fn version(row: &Row<'_>) -> Read<ModelVersion> {
     Ok(ModelVersion {
         name: row.get(0)?,
-        version: row.get::<_, i64>(1)?.to_string(),
+        version: row.get::<i64>(1)?.to_string(),
         creation_timestamp: row.get(2)?,
         last_updated_timestamp: row.get(3)?,
         user_id: row.get(4)?,
@@ -42,7 +41,7 @@ fn with_tags(c: &Connection, mut version: ModelVersion) -> Result<ModelVersion, 
     let number: i64 = version.version.parse().unwrap_or_default();
     version.tags = rows(
         c,
-        "SELECT key, value FROM model_version_tags WHERE name = ?1 AND version = ?2",
+        "SELECT key, value FROM model_version_tags WHERE name = ?1 AND version = ?2 ORDER BY key",
         params![version.name, number],
         key_value,
     )?;
@@ -53,7 +52,7 @@ fn with_aliases(c: &Connection, mut version: ModelVersion) -> Result<ModelVersio
     let number: i64 = version.version.parse().unwrap_or_default();
     version.aliases = rows(
         c,
-        "SELECT alias FROM model_aliases WHERE name = ?1 AND version = ?2",
+        "SELECT alias FROM model_aliases WHERE name = ?1 AND version = ?2 ORDER BY alias",
         params![version.name, number],
         |r| r.get(0),
     )?;
@@ -62,16 +61,12 @@ fn with_aliases(c: &Connection, mut version: ModelVersion) -> Result<ModelVersio
 
 /// Adds a model; false when the name is taken.
 pub(crate) fn insert_model(c: &Connection, name: &str, description: &str, now: i64) -> Result<bool, Error> {
-    let added = c.prepare_cached("INSERT INTO registered_models VALUES (?1, ?2, ?2, ?3)")?.execute(params![
-        name,
-        now,
-        description
-    ]);
-    match added {
-        Ok(_) => Ok(true),
-        Err(e) if is_duplicate(&e) => Ok(false),
-        Err(e) => Err(e.into()),
-    }
+    let added = execute(
+        c,
+        "INSERT INTO registered_models VALUES (?1, ?2, ?2, ?3) ON CONFLICT DO NOTHING",
+        params![name, now, description],
+    )?;
+    Ok(added == 1)
 }
 
 /// Fails unless the model exists.
@@ -80,13 +75,13 @@ pub(crate) fn require_model(c: &Connection, name: &str) -> Result<(), Error> {
         .ok_or_else(|| Error::missing(format!("Registered Model with name={name} not found")))
 }
 
-fn model(row: &Row<'_>) -> rusqlite::Result<RegisteredModel> {
+fn model(row: &Row<'_>) -> Read<RegisteredModel> {
     Ok(RegisteredModel {
         name: row.get(0)?,
         creation_timestamp: row.get(1)?,
         last_updated_timestamp: row.get(2)?,
         // Protocol buffers leave an empty one out.
-        description: row.get::<_, Option<String>>(3)?.filter(|d| !d.is_empty()),
+        description: row.get::<Option<String>>(3)?.filter(|d| !d.is_empty()),
         latest_versions: Vec::new(),
         tags: Vec::new(),
         aliases: Vec::new(),
@@ -96,10 +91,12 @@ fn model(row: &Row<'_>) -> rusqlite::Result<RegisteredModel> {
 const MODEL: &str = "m.name, m.creation_time, m.last_updated_time, m.description";
 
 fn whole(c: &Connection, mut model: RegisteredModel) -> Result<RegisteredModel, Error> {
-    model.tags = rows(c, "SELECT key, value FROM registered_model_tags WHERE name = ?1", [&model.name], key_value)?;
-    model.aliases = rows(c, "SELECT alias, version FROM model_aliases WHERE name = ?1", [&model.name], |r| {
-        Ok(Alias { alias: r.get(0)?, version: r.get::<_, i64>(1)?.to_string() })
-    })?;
+    model.tags =
+        rows(c, "SELECT key, value FROM registered_model_tags WHERE name = ?1 ORDER BY key", [&model.name], key_value)?;
+    model.aliases =
+        rows(c, "SELECT alias, version FROM model_aliases WHERE name = ?1 ORDER BY alias", [&model.name], |r| {
+            Ok(Alias { alias: r.get(0)?, version: r.get::<i64>(1)?.to_string() })
+        })?;
     model.latest_versions = latest(c, &model.name)?;
     Ok(model)
 }
@@ -115,7 +112,8 @@ pub(crate) fn find_model(c: &Connection, name: &str) -> Result<RegisteredModel, 
 pub(crate) fn latest(c: &Connection, name: &str) -> Result<Vec<ModelVersion>, Error> {
     let sql = format!(
         "SELECT {VERSION} FROM model_versions v WHERE v.name = ?1 AND v.current_stage <> '{DELETED}' AND v.version =
-         (SELECT max(version) FROM model_versions w WHERE w.name = v.name AND w.current_stage = v.current_stage)"
+         (SELECT max(version) FROM model_versions w WHERE w.name = v.name AND w.current_stage = v.current_stage)
+         ORDER BY v.version"
     );
     rows(c, &sql, [name], version)?.into_iter().map(|v| with_tags(c, v)).collect()
 }
@@ -151,12 +149,13 @@ pub(crate) fn describe_model(c: &Connection, name: &str, description: &str, now:
 
 /// Renames the model with all that belongs to it.
 pub(crate) fn rename_model(c: &Connection, name: &str, new_name: &str, now: i64) -> Result<(), Error> {
-    let renamed = c
-        .prepare_cached("UPDATE registered_models SET name = ?2, last_updated_time = ?3 WHERE name = ?1")?
-        .execute(params![name, new_name, now]);
+    let renamed = c.execute(
+        "UPDATE registered_models SET name = ?2, last_updated_time = ?3 WHERE name = ?1",
+        params![name, new_name, now],
+    );
     match renamed {
         Ok(_) => {}
-        Err(e) if is_duplicate(&e) => {
+        Err(e) if e.is_duplicate() => {
             return Err(Error::new(
                 ErrorCode::ResourceAlreadyExists,
                 format!(
@@ -191,7 +190,7 @@ pub(crate) fn model_tag(c: &Connection, name: &str, key: &str) -> Result<Option<
 pub(crate) fn set_model_tag(c: &Connection, name: &str, tag: &KeyValue) -> Result<(), Error> {
     execute(
         c,
-        "INSERT INTO registered_model_tags VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?3",
+        "INSERT INTO registered_model_tags VALUES (?1, ?2, ?3) ON CONFLICT (name, key) DO UPDATE SET value = ?3",
         params![name, tag.key, tag.value],
     )?;
     Ok(())
@@ -336,7 +335,7 @@ pub(crate) fn delete_version(c: &Connection, name: &str, number: i64, now: i64) 
 pub(crate) fn set_version_tag(c: &Connection, name: &str, number: i64, tag: &KeyValue) -> Result<(), Error> {
     execute(
         c,
-        "INSERT INTO model_version_tags VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET value = ?4",
+        "INSERT INTO model_version_tags VALUES (?1, ?2, ?3, ?4) ON CONFLICT (name, version, key) DO UPDATE SET value = ?4",
         params![name, number, tag.key, tag.value],
     )?;
     Ok(())
@@ -356,7 +355,7 @@ pub(crate) fn delete_version_tag(c: &Connection, name: &str, number: i64, key: &
 pub(crate) fn set_alias(c: &Connection, name: &str, alias: &str, number: i64) -> Result<(), Error> {
     execute(
         c,
-        "INSERT INTO model_aliases VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET version = ?3",
+        "INSERT INTO model_aliases VALUES (?1, ?2, ?3) ON CONFLICT (name, alias) DO UPDATE SET version = ?3",
         params![name, alias, number],
     )?;
     Ok(())
@@ -382,7 +381,7 @@ pub(crate) fn versions_of_runs(
     for run_id in run_ids {
         let versions = rows(
             c,
-            "SELECT name, version FROM model_versions WHERE run_id = ?1 AND current_stage <> 'Deleted_Internal'",
+            "SELECT name, version FROM model_versions WHERE run_id = ?1 AND current_stage <> 'Deleted_Internal' ORDER BY name, version",
             [run_id],
             |r| Ok((r.get(0)?, r.get(1)?)),
         )?;

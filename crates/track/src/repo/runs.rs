@@ -1,9 +1,8 @@
 //! Runs, their tags, parameters, datasets and models.
 
-use slipway_store::rusqlite::types::Value;
-use slipway_store::rusqlite::{self, Connection, Row, params};
+use slipway_store::sql::{Connection, Result as Read, Row, Value, params};
 
-use super::{dynamic, execute, first, key_value, rows};
+use super::{dynamic, execute, first, key_value, marks, rows};
 use crate::Error;
 use crate::filter::runs::Query;
 use crate::model::{
@@ -20,14 +19,14 @@ pub(crate) struct RunRow {
     pub(crate) info: RunInfo,
 }
 
-fn info(row: &Row<'_>) -> rusqlite::Result<RunRow> {
+fn info(row: &Row<'_>) -> Read<RunRow> {
     let run_id: String = row.get(1)?;
     Ok(RunRow {
         run: row.get(0)?,
         info: RunInfo {
             run_uuid: run_id.clone(),
             run_id,
-            experiment_id: row.get::<_, i64>(2)?.to_string(),
+            experiment_id: row.get::<i64>(2)?.to_string(),
             run_name: row.get(3)?,
             user_id: row.get(4)?,
             status: row.get(5)?,
@@ -42,9 +41,10 @@ fn info(row: &Row<'_>) -> rusqlite::Result<RunRow> {
 /// Adds a run with its tags.
 pub(crate) fn insert(c: &Connection, info: &RunInfo, tags: &[KeyValue]) -> Result<(), Error> {
     let experiment_id: i64 = info.experiment_id.parse().unwrap_or_default();
-    let run = c
-        .prepare_cached("INSERT INTO runs VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, NULL, NULL, 'active', ?7)")?
-        .insert(params![
+    let run: Option<i64> = c.first(
+        "INSERT INTO runs (run_id, experiment_id, name, user_id, status, start_time, lifecycle_stage, artifact_uri)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'active', ?7) RETURNING run",
+        params![
             info.run_id,
             experiment_id,
             info.run_name,
@@ -52,11 +52,10 @@ pub(crate) fn insert(c: &Connection, info: &RunInfo, tags: &[KeyValue]) -> Resul
             info.status,
             info.start_time,
             info.artifact_uri
-        ])?;
-    for tag in tags {
-        set_tag(c, run, &tag.key, &tag.value)?;
-    }
-    Ok(())
+        ],
+        |row| row.get(0),
+    )?;
+    set_tags(c, run.unwrap_or_default(), tags)
 }
 
 /// The run's row.
@@ -68,7 +67,7 @@ pub(crate) fn find(c: &Connection, run_id: &str) -> Result<RunRow, Error> {
 /// The run's small integer and its experiment, if the run may be changed.
 pub(crate) fn active(c: &Connection, run_id: &str) -> Result<(i64, i64), Error> {
     let found = first(c, "SELECT run, experiment_id, lifecycle_stage FROM runs WHERE run_id = ?1", [run_id], |row| {
-        Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?))
+        Ok((row.get::<i64>(0)?, row.get::<i64>(1)?, row.get::<String>(2)?))
     })?;
     match found {
         None => Err(Error::missing(format!("Run with id={run_id} not found"))),
@@ -82,8 +81,11 @@ pub(crate) fn active(c: &Connection, run_id: &str) -> Result<(i64, i64), Error> 
 /// Everything about the run.
 pub(crate) fn load(c: &Connection, row: RunRow) -> Result<Run, Error> {
     let run = row.run;
-    let metrics =
-        rows(c, "SELECT key, value, is_nan, timestamp, step FROM latest_metrics WHERE run = ?1", [run], |r| {
+    let metrics = rows(
+        c,
+        "SELECT key, value, is_nan, timestamp, step FROM latest_metrics WHERE run = ?1 ORDER BY key",
+        [run],
+        |r| {
             let nan: bool = r.get(2)?;
             Ok(Metric {
                 key: r.get(0)?,
@@ -95,17 +97,18 @@ pub(crate) fn load(c: &Connection, row: RunRow) -> Result<Run, Error> {
                 dataset_name: None,
                 dataset_digest: None,
             })
-        })?;
-    let params = rows(c, "SELECT key, value FROM params WHERE run = ?1", [run], key_value)?;
-    let tags = rows(c, "SELECT key, value FROM tags WHERE run = ?1", [run], key_value)?;
+        },
+    )?;
+    let params = rows(c, "SELECT key, value FROM params WHERE run = ?1 ORDER BY key", [run], key_value)?;
+    let tags = rows(c, "SELECT key, value FROM tags WHERE run = ?1 ORDER BY key", [run], key_value)?;
     let dataset_inputs = rows(
         c,
         "SELECT i.tags, d.name, d.digest, d.source_type, d.source, d.schema, d.profile
-         FROM run_datasets i JOIN datasets d USING (dataset) WHERE i.run = ?1",
+         FROM run_datasets i JOIN datasets d USING (dataset) WHERE i.run = ?1 ORDER BY i.dataset",
         [run],
         |r| {
             Ok(DatasetInput {
-                tags: serde_json::from_str(&r.get::<_, String>(0)?).unwrap_or_default(),
+                tags: serde_json::from_str(&r.get::<String>(0)?).unwrap_or_default(),
                 dataset: Some(Dataset {
                     name: r.get(1)?,
                     digest: r.get(2)?,
@@ -117,12 +120,13 @@ pub(crate) fn load(c: &Connection, row: RunRow) -> Result<Run, Error> {
             })
         },
     )?;
-    let model_inputs = rows(c, "SELECT model_id FROM run_model_inputs WHERE run = ?1", [run], |r| {
+    let model_inputs = rows(c, "SELECT model_id FROM run_model_inputs WHERE run = ?1 ORDER BY model_id", [run], |r| {
         Ok(ModelInput { model_id: r.get(0)? })
     })?;
-    let model_outputs = rows(c, "SELECT model_id, step FROM run_model_outputs WHERE run = ?1", [run], |r| {
-        Ok(ModelOutput { model_id: r.get(0)?, step: r.get(1)? })
-    })?;
+    let model_outputs =
+        rows(c, "SELECT model_id, step FROM run_model_outputs WHERE run = ?1 ORDER BY model_id, step", [run], |r| {
+            Ok(ModelOutput { model_id: r.get(0)?, step: r.get(1)? })
+        })?;
     Ok(Run {
         info: row.info,
         data: RunData { metrics, params, tags },
@@ -140,7 +144,7 @@ pub(crate) fn search(
     limit: i64,
     offset: i64,
 ) -> Result<Vec<RunRow>, Error> {
-    let marks = vec!["?"; experiments.len()].join(",");
+    let marks = marks(experiments.len());
     let sql = format!(
         "SELECT {COLUMNS} FROM runs r{} WHERE r.experiment_id IN ({marks}) AND r.lifecycle_stage IN ({stages}){} \
          ORDER BY {} LIMIT ? OFFSET ?",
@@ -184,10 +188,23 @@ pub(crate) fn set_stage(c: &Connection, run_id: &str, to: &str, now: i64) -> Res
     if changed == 0 { Err(Error::missing(format!("Run with id={run_id} not found"))) } else { Ok(()) }
 }
 
+const SET_TAG: &str = "INSERT INTO tags VALUES (?1, ?2, ?3) ON CONFLICT (run, key) DO UPDATE SET value = ?3";
+
 /// Sets a tag.
 pub(crate) fn set_tag(c: &Connection, run: i64, key: &str, value: &str) -> Result<(), Error> {
-    execute(c, "INSERT INTO tags VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?3", params![run, key, value])?;
+    execute(c, SET_TAG, params![run, key, value])?;
     Ok(())
+}
+
+/// Sets tags; the last one of a key stands.
+pub(crate) fn set_tags<'a>(
+    c: &Connection,
+    run: i64,
+    tags: impl IntoIterator<Item = &'a KeyValue>,
+) -> Result<(), Error> {
+    let all =
+        tags.into_iter().map(|tag| -> [Value; 3] { [run.into(), tag.key.clone().into(), tag.value.clone().into()] });
+    Ok(c.execute_each(SET_TAG, all)?)
 }
 
 /// A tag's value.
@@ -223,7 +240,8 @@ pub(crate) fn add_dataset(
 ) -> Result<(), Error> {
     execute(
         c,
-        "INSERT INTO datasets VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
+        "INSERT INTO datasets (experiment_id, name, digest, source_type, source, schema, profile)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
         params![
             experiment_id,
             dataset.name,
@@ -271,7 +289,7 @@ pub(crate) struct DatasetSummary {
 
 /// Datasets used in the experiments, at most 1000.
 pub(crate) fn dataset_summaries(c: &Connection, experiments: &[i64]) -> Result<Vec<DatasetSummary>, Error> {
-    let marks = vec!["?"; experiments.len()].join(",");
+    let marks = marks(experiments.len());
     let sql = format!(
         "SELECT DISTINCT d.experiment_id, d.name, d.digest, i.context FROM datasets d JOIN run_datasets i USING (dataset)
          JOIN experiments e ON e.experiment_id = d.experiment_id

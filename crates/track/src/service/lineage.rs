@@ -18,7 +18,7 @@ pub struct Lineage {
     pub datasets: Vec<DatasetInput>,
 }
 
-/// A model URI brought down to a folder on disk.
+/// A model URI brought down to a place in the object store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
     /// Registered name; empty for a URI outside the registry.
@@ -27,8 +27,8 @@ pub struct Resolved {
     pub version: String,
     /// The run that made it; empty if unknown.
     pub run_id: String,
-    /// The folder or file with the model.
-    pub path: std::path::PathBuf,
+    /// The model's file or folder, as an `mlflow-artifacts:` location.
+    pub location: String,
 }
 
 impl Tracking {
@@ -54,48 +54,40 @@ impl Tracking {
         self.db.read_now(|c| repo::registry::versions_of_runs(c, run_ids))
     }
 
-    /// Brings `models:/…`, `runs:/…` or `mlflow-artifacts:/…` down to a place on disk.
+    /// Brings `models:/…`, `runs:/…` or `mlflow-artifacts:/…` down to a place in the object store.
     ///
     /// # Errors
-    /// A URI of another kind; nothing there.
+    /// A URI of another kind; no such run or version.
     pub fn resolve(&self, uri: &str) -> Result<Resolved, Error> {
-        let place = |location: &str| -> Result<std::path::PathBuf, Error> {
-            let path = object_path(location).ok_or_else(|| {
-                Error::new(ErrorCode::NotImplemented, format!("{location} is not stored by this server"))
-            })?;
-            Ok(self.objects.locate(path)?)
+        let outside = |run_id: &str, location: String| Resolved {
+            name: String::new(),
+            version: String::new(),
+            run_id: run_id.to_owned(),
+            location,
         };
         if let Some(rest) = uri.strip_prefix("runs:/") {
             let (run_id, path) = rest.split_once('/').unwrap_or((rest, ""));
             crate::validate::artifact_path(path)?;
-            let location = format!("{}/{path}", self.run_info(run_id)?.artifact_uri);
-            return Ok(Resolved {
-                name: String::new(),
-                version: String::new(),
-                run_id: run_id.into(),
-                path: place(&location)?,
-            });
+            return Ok(outside(run_id, format!("{}/{path}", self.run_info(run_id)?.artifact_uri)));
         }
         if uri.starts_with("mlflow-artifacts:") {
-            let path = place(uri)?;
-            return Ok(Resolved { name: String::new(), version: String::new(), run_id: String::new(), path });
+            return Ok(outside("", uri.to_owned()));
         }
         let version = self.resolve_model_uri(uri)?;
-        let location = match version.storage_location.strip_prefix("runs:/") {
-            Some(_) => {
-                return self.resolve(&version.storage_location).map(|r| Resolved {
-                    name: version.name,
-                    version: version.version,
-                    ..r
-                });
-            }
-            None => version.storage_location,
+        let within = match version.storage_location.strip_prefix("runs:/") {
+            Some(_) => self.resolve(&version.storage_location)?,
+            None => outside(&version.run_id.unwrap_or_default(), version.storage_location),
         };
-        Ok(Resolved {
-            name: version.name,
-            version: version.version,
-            run_id: version.run_id.unwrap_or_default(),
-            path: place(&location)?,
-        })
+        Ok(Resolved { name: version.name, version: version.version, ..within })
+    }
+
+    /// A file or folder of this machine that holds what is at an `mlflow-artifacts:` location.
+    ///
+    /// # Errors
+    /// A location that this server does not store; nothing there.
+    pub async fn fetch(&self, location: &str) -> Result<std::path::PathBuf, Error> {
+        let path = object_path(location)
+            .ok_or_else(|| Error::new(ErrorCode::NotImplemented, format!("{location} is not stored by this server")))?;
+        Ok(self.objects.local(path).await?)
     }
 }

@@ -1,7 +1,7 @@
 //! Logged models (MLflow 3).
 
 use slipway_core::{clock::now_ms, ids};
-use slipway_store::rusqlite::types::Value;
+use slipway_store::sql::Value;
 
 use super::experiments::require_active_stage;
 use super::runs::below;

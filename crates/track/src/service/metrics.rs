@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use slipway_store::rusqlite::Connection;
+use slipway_store::sql::Connection;
 
 use super::Tracking;
 use crate::filter::page_token;
@@ -142,9 +142,7 @@ pub(super) fn store(c: &Connection, run: i64, run_id: &str, metrics: &[NewMetric
             *best = point;
         }
     }
-    for (key, point) in newest {
-        repo::metrics::set_latest(c, run, key, &point)?;
-    }
+    repo::metrics::set_latest(c, run, newest.iter().map(|(key, point)| (*key, point)))?;
     for m in metrics {
         if let Some(model_id) = &m.model_id {
             let metric = Metric {

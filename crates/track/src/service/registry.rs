@@ -1,7 +1,7 @@
 //! Registered models and their versions.
 
 use slipway_core::clock::now_ms;
-use slipway_store::rusqlite::Connection;
+use slipway_store::sql::Connection;
 
 use super::Tracking;
 use crate::filter::{entities, page_token};

@@ -391,7 +391,7 @@ impl Tracking {
 }
 
 /// Sets a tag of a run that was found active.
-fn set_tag(c: &slipway_store::rusqlite::Connection, run: i64, tag: &KeyValue) -> Result<(), Error> {
+fn set_tag(c: &slipway_store::sql::Connection, run: i64, tag: &KeyValue) -> Result<(), Error> {
     if tag.key == RUN_NAME && !tag.value.is_empty() {
         repo::runs::update(c, run, None, None, Some(&tag.value))
     } else {

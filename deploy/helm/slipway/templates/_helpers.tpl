@@ -18,3 +18,132 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
+
+{{/* A Deployment of `slipway up`, with its Service and what guards both: component, name, of (its values), claim, argument. */}}
+{{- define "slipway.workload" }}
+{{- $root := .root }}
+{{- $server := .root.Values.server }}
+{{- $labels := include "slipway.labels" (dict "root" .root "component" .component) }}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: {{ .name }}
+  namespace: {{ $root.Release.Namespace }}
+  labels: {{- $labels | nindent 4 }}
+spec:
+  replicas: {{ .of.replicas }}
+  # Two writers of one SQLite file would corrupt each other's work.
+  strategy: {type: {{ if and $server.database.secret $server.objects.url }}RollingUpdate{{ else }}Recreate, rollingUpdate: null{{ end }}}
+  selector:
+    matchLabels: {{- $labels | nindent 6 }}
+  template:
+    metadata:
+      labels: {{- $labels | nindent 8 }}
+    spec:
+      serviceAccountName: {{ .name }}
+      securityContext: {runAsUser: 65532, runAsGroup: 65532, fsGroup: 65532, runAsNonRoot: true}
+      nodeSelector: {{- .of.nodeSelector | toYaml | nindent 8 }}
+      tolerations: {{- .of.tolerations | toYaml | nindent 8 }}
+      topologySpreadConstraints:
+      - maxSkew: 1
+        topologyKey: kubernetes.io/hostname
+        whenUnsatisfiable: ScheduleAnyway
+        labelSelector:
+          matchLabels: {{- $labels | nindent 12 }}
+      imagePullSecrets: {{- $root.Values.imagePullSecrets | toYaml | nindent 8 }}
+      containers:
+      - name: slipway
+        image: {{ include "slipway.image" $root }}
+        imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+        args:
+        - up
+        - --home=/var/lib/slipway/home
+        - --listen=0.0.0.0:7070
+        - --inference-listen=0.0.0.0:7071
+        - --grpc-listen=0.0.0.0:7072
+        - --token-file=/etc/slipway/tokens/tokens
+        {{- with .argument }}
+        - {{ . }}
+        {{- end }}
+        env:
+        - {name: SLIPWAY_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+        - {name: SLIPWAY_POD, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+        {{- with $server.database.secret }}
+        - {name: SLIPWAY_DATABASE, valueFrom: {secretKeyRef: {name: {{ . }}, key: url}}}
+        {{- end }}
+        {{- with $server.objects.url }}
+        - {name: SLIPWAY_OBJECTS, value: {{ . | quote }}}
+        {{- end }}
+        {{- with $server.objects.secret }}
+        envFrom:
+        - {secretRef: {name: {{ . }}}}
+        {{- end }}
+        ports:
+        - {name: http, containerPort: 7070, protocol: TCP}
+        - {name: inference, containerPort: 7071, protocol: TCP}
+        - {name: grpc, containerPort: 7072, protocol: TCP}
+        startupProbe: {httpGet: {path: /readyz, port: http}, periodSeconds: 1, failureThreshold: 120}
+        readinessProbe: {httpGet: {path: /readyz, port: http}, periodSeconds: 5}
+        livenessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 10}
+        resources: {{- .of.resources | toYaml | nindent 10 }}
+        securityContext:
+          runAsNonRoot: true
+          {{- include "slipway.lockedDown" $root | nindent 10 }}
+        volumeMounts:
+        - {name: state, mountPath: /var/lib/slipway}
+        - {name: tokens, mountPath: /etc/slipway/tokens, readOnly: true}
+        - {name: tmp, mountPath: /tmp}
+      volumes:
+      {{- with .claim }}
+      - {name: state, persistentVolumeClaim: {claimName: {{ . }}}}
+      {{- else }}
+      - {name: state, emptyDir: {}}
+      {{- end }}
+      - {name: tokens, secret: {secretName: {{ $server.tokenSecret }}, defaultMode: 0440}}
+      - {name: tmp, emptyDir: {}}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: {{ .name }}
+  namespace: {{ $root.Release.Namespace }}
+  labels: {{- $labels | nindent 4 }}
+spec:
+  selector: {{- $labels | nindent 4 }}
+  ports:
+  - {name: http, port: 7070, targetPort: http, protocol: TCP}
+  - {name: inference, port: 7071, targetPort: inference, protocol: TCP}
+  - {name: grpc, port: 7072, targetPort: grpc, protocol: TCP}
+{{- if gt (int .of.replicas) 1 }}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  name: {{ .name }}
+  namespace: {{ $root.Release.Namespace }}
+  labels: {{- $labels | nindent 4 }}
+spec:
+  maxUnavailable: 1
+  selector:
+    matchLabels: {{- $labels | nindent 6 }}
+{{- end }}
+{{- if $root.Values.networkPolicy }}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: slipway-{{ .component }}
+  namespace: {{ $root.Release.Namespace }}
+  labels: {{- $labels | nindent 4 }}
+spec:
+  podSelector:
+    matchLabels: {{- $labels | nindent 6 }}
+  policyTypes: [Ingress]
+  ingress:
+  - ports:
+    - {port: 7070, protocol: TCP}
+    - {port: 7071, protocol: TCP}
+    - {port: 7072, protocol: TCP}
+{{- end }}
+{{- end }}

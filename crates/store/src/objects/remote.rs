@@ -1,0 +1,269 @@
+//! Objects in a bucket. Keys are the paths as they are, so that other tools find them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use object_store::buffered::BufWriter;
+use object_store::path::Path as Key;
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
+use ring::digest::{Context, SHA256};
+use tokio::io::AsyncWriteExt;
+
+use super::{Entry, PARTIAL, Reader, Source, parts};
+use crate::StoreError;
+
+/// Bytes of an object that are held until they are sent.
+const BUFFER: usize = 8 << 20;
+/// Pieces of that size on their way at once.
+const AT_ONCE: usize = 4;
+/// Says that an upload in parts was begun.
+const BEGUN: &str = "begun";
+
+/// A place in a bucket; cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Remote {
+    store: Arc<dyn ObjectStore>,
+    prefix: Key,
+    copies: PathBuf,
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(object_store::Error) -> StoreError {
+    let what = what.into();
+    move |source| StoreError::Remote { what, source }
+}
+
+fn disk(what: &'static str) -> impl FnOnce(std::io::Error) -> StoreError {
+    move |source| StoreError::Object { what: what.into(), source }
+}
+
+impl Remote {
+    pub(super) fn connect(url: &str, copies: PathBuf) -> Result<Self, StoreError> {
+        // Somebody else may have named the same provider already.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let unusable = |reason: String| StoreError::Url(format!("{url}: {reason}"));
+        let parsed = url::Url::parse(url).map_err(|e| unusable(e.to_string()))?;
+        if !matches!(parsed.scheme(), "s3" | "gs" | "az") {
+            return Err(unusable("it does not begin with s3://, gs:// or az://".into()));
+        }
+        let settings = std::env::vars().filter_map(|(name, value)| {
+            let name = name.to_ascii_lowercase();
+            ["aws_", "google_", "azure_"].iter().any(|vendor| name.starts_with(vendor)).then_some((name, value))
+        });
+        let (store, prefix) = object_store::parse_url_opts(&parsed, settings).map_err(failed(url))?;
+        // Copies of an earlier process may be of objects that are gone.
+        drop(std::fs::remove_dir_all(&copies));
+        std::fs::create_dir_all(&copies).map_err(disk("making room for copies of objects"))?;
+        Ok(Self { store: Arc::from(store), prefix, copies })
+    }
+
+    fn key(&self, below: &[&str]) -> Result<Key, StoreError> {
+        let mut full = self.prefix.as_ref().to_owned();
+        for part in below {
+            if !full.is_empty() {
+                full.push('/');
+            }
+            full.push_str(part);
+        }
+        Key::parse(&full).map_err(|_| StoreError::BadPath(below.join("/")))
+    }
+
+    fn part(&self, id: &str, name: &str) -> Result<Key, StoreError> {
+        self.key(&[PARTIAL, id, name])
+    }
+
+    pub(super) async fn put<S, E>(&self, path: &str, stream: S) -> Result<u64, StoreError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Unpin,
+        E: std::fmt::Display,
+    {
+        self.write(self.key(&parts(path)?)?, stream).await
+    }
+
+    async fn write<S, E>(&self, key: Key, mut stream: S) -> Result<u64, StoreError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Unpin,
+        E: std::fmt::Display,
+    {
+        let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), key, BUFFER).with_max_concurrency(AT_ONCE);
+        let mut size = 0;
+        let written = async {
+            while let Some(chunk) = stream.next().await {
+                let chunk = chunk
+                    .map_err(|e| std::io::Error::new(std::io::ErrorKind::UnexpectedEof, e.to_string()))
+                    .map_err(disk("receiving an object"))?;
+                size += chunk.len() as u64;
+                writer.put(chunk).await.map_err(failed("writing an object"))?;
+            }
+            writer.shutdown().await.map_err(disk("writing an object"))
+        };
+        if let Err(error) = written.await {
+            drop(writer.abort().await);
+            return Err(error);
+        }
+        Ok(size)
+    }
+
+    pub(super) async fn get(&self, path: &str) -> Result<Reader, StoreError> {
+        let key = self.key(&parts(path)?)?;
+        match self.store.head(&key).await {
+            Ok(meta) => Ok(Reader { size: meta.size, source: Source::Remote(self.clone(), key) }),
+            Err(object_store::Error::NotFound { .. }) => match self.store.list(Some(&key)).next().await {
+                Some(Ok(_)) => Err(StoreError::IsFolder(path.to_owned())),
+                _ => Err(StoreError::NotFound(path.to_owned())),
+            },
+            Err(error) => Err(failed(format!("opening '{path}'"))(error)),
+        }
+    }
+
+    pub(super) fn stream(
+        self,
+        key: Key,
+        from: u64,
+        to: u64,
+    ) -> impl Stream<Item = Result<Bytes, std::io::Error>> + Send {
+        let opened = async move {
+            if from >= to {
+                return Ok(futures_util::stream::empty().boxed());
+            }
+            let options = GetOptions { range: Some(GetRange::Bounded(from..to)), ..GetOptions::default() };
+            let found = self.store.get_opts(&key, options).await.map_err(std::io::Error::from)?;
+            Ok::<_, std::io::Error>(found.into_stream().map_err(std::io::Error::from).boxed())
+        };
+        futures_util::stream::once(opened).try_flatten()
+    }
+
+    pub(super) async fn list(&self, path: &str) -> Result<Vec<Entry>, StoreError> {
+        let folder = if path.is_empty() { self.key(&[])? } else { self.key(&parts(path)?)? };
+        let found = self.store.list_with_delimiter(Some(&folder)).await.map_err(failed("listing a folder"))?;
+        let name = |key: &Key| key.filename().unwrap_or_default().to_owned();
+        let folders = found.common_prefixes.iter().map(|key| Entry { name: name(key), is_dir: true, size: 0 });
+        let files = found.objects.iter().map(|o| Entry { name: name(&o.location), is_dir: false, size: o.size });
+        Ok(folders.chain(files).filter(|entry| entry.name != PARTIAL).collect())
+    }
+
+    pub(super) async fn delete(&self, path: &str) -> Result<(), StoreError> {
+        let key = self.key(&parts(path)?)?;
+        self.delete_below(&key).await?;
+        match self.store.delete(&key).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(failed(format!("removing '{path}'"))(error)),
+        }
+    }
+
+    async fn delete_below(&self, folder: &Key) -> Result<(), StoreError> {
+        let all = self.store.list(Some(folder)).map_ok(|object| object.location).boxed();
+        let mut gone = self.store.delete_stream(all);
+        while let Some(one) = gone.next().await {
+            match one {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(failed(format!("removing '{folder}'"))(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// A copy of what is at `path`, made once for each state of it: the folder is named after all keys with their versions.
+    pub(super) async fn local(&self, path: &str) -> Result<PathBuf, StoreError> {
+        let key = self.key(&parts(path)?)?;
+        let mut objects: Vec<_> =
+            self.store.list(Some(&key)).try_collect().await.map_err(failed("listing a folder"))?;
+        if objects.is_empty() {
+            objects.push(self.store.head(&key).await.map_err(|error| match error {
+                object_store::Error::NotFound { .. } => StoreError::NotFound(path.to_owned()),
+                other => failed(format!("opening '{path}'"))(other),
+            })?);
+        }
+        objects.sort_by(|a, b| a.location.cmp(&b.location));
+        let mut state = Context::new(&SHA256);
+        for object in &objects {
+            let version = object.e_tag.clone().unwrap_or_else(|| object.last_modified.to_rfc3339());
+            state.update(format!("{}\n{}\n{version}\n", object.location, object.size).as_bytes());
+        }
+        let name: String = state.finish().as_ref()[..16].iter().map(|b| format!("{b:02x}")).collect();
+        let (place, beside) =
+            (self.copies.join(&name), self.copies.join(format!("{name}.{}", slipway_core::ids::hex32())));
+        let single = objects.len() == 1 && objects[0].location == key;
+        if !place.exists() {
+            let copied = async {
+                for object in &objects {
+                    let below = match object.location.prefix_match(&key) {
+                        Some(rest) if !single => {
+                            rest.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/")
+                        }
+                        _ => object.location.filename().unwrap_or_default().to_owned(),
+                    };
+                    self.copy(object.location.clone(), object.size, beside.join(below)).await?;
+                }
+                Ok(())
+            };
+            if let Err(error) = copied.await {
+                drop(tokio::fs::remove_dir_all(&beside).await);
+                return Err(error);
+            }
+            // Another task may have been as fast; its copy is as good.
+            if tokio::fs::rename(&beside, &place).await.is_err() {
+                drop(tokio::fs::remove_dir_all(&beside).await);
+            }
+        }
+        Ok(if single { place.join(key.filename().unwrap_or_default()) } else { place })
+    }
+
+    async fn copy(&self, key: Key, size: u64, place: PathBuf) -> Result<(), StoreError> {
+        const WHAT: &str = "copying an object to this machine";
+        if let Some(folder) = place.parent() {
+            tokio::fs::create_dir_all(folder).await.map_err(disk(WHAT))?;
+        }
+        let mut file = tokio::fs::File::create_new(&place).await.map_err(disk(WHAT))?;
+        let mut chunks = self.clone().stream(key, 0, size).boxed();
+        while let Some(chunk) = chunks.next().await {
+            file.write_all(&chunk.map_err(disk(WHAT))?).await.map_err(disk(WHAT))?;
+        }
+        file.flush().await.map_err(disk(WHAT))
+    }
+
+    pub(super) async fn begin_parts(&self, id: &str) -> Result<(), StoreError> {
+        let key = self.part(id, BEGUN)?;
+        self.store.put(&key, Bytes::new().into()).await.map_err(failed("beginning an upload"))?;
+        Ok(())
+    }
+
+    async fn is_begun(&self, id: &str) -> Result<(), StoreError> {
+        self.store.head(&self.part(id, BEGUN)?).await.map(drop).map_err(|error| match error {
+            object_store::Error::NotFound { .. } => StoreError::NotFound(id.to_owned()),
+            other => failed("finding an upload")(other),
+        })
+    }
+
+    pub(super) async fn put_part<S, E>(&self, id: &str, number: u32, stream: S) -> Result<u64, StoreError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Unpin,
+        E: std::fmt::Display,
+    {
+        self.is_begun(id).await?;
+        self.write(self.part(id, &number.to_string())?, stream).await
+    }
+
+    pub(super) async fn complete_parts(&self, id: &str, numbers: Vec<u32>, path: &str) -> Result<(), StoreError> {
+        let place = self.key(&parts(path)?)?;
+        self.is_begun(id).await?;
+        let mut pieces = Vec::new();
+        for number in numbers {
+            let key = self.part(id, &number.to_string())?;
+            let meta = self.store.head(&key).await.map_err(|error| match error {
+                object_store::Error::NotFound { .. } => StoreError::NotFound(format!("part {number}")),
+                other => failed("joining parts")(other),
+            })?;
+            pieces.push((key, meta.size));
+        }
+        let whole =
+            futures_util::stream::iter(pieces).flat_map(|(key, size)| self.clone().stream(key, 0, size).boxed());
+        self.write(place, whole).await?;
+        self.abort_parts(id).await
+    }
+
+    pub(super) async fn abort_parts(&self, id: &str) -> Result<(), StoreError> {
+        self.delete_below(&self.key(&[PARTIAL, id])?).await
+    }
+}

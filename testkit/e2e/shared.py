@@ -1,0 +1,204 @@
+"""End-to-end tests of servers that share PostgreSQL and S3 (`testkit/services.py`)."""
+
+import json
+import pathlib
+import sys
+import threading
+import time
+
+from lib import Slipway
+from runs import until
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from onnx_model import MODEL
+from services import services
+
+
+class Shared:
+    """Both services, and servers on them; each test has a database of its own."""
+
+    def __init__(self, binary, name):
+        self.binary, self.name = binary, name
+
+    def __enter__(self):
+        self.running = services()
+        self.postgres, self.bucket = self.running.__enter__()
+        self.environment = {"SLIPWAY_DATABASE": self.postgres.create(self.name)}
+        if self.bucket:
+            self.environment |= self.bucket.environment() | {"SLIPWAY_OBJECTS": f"s3://slipway/{self.name}"}
+        return self
+
+    def __exit__(self, *error):
+        self.running.__exit__(*error)
+
+    def server(self, *options):
+        return Slipway(self.binary, options=options, environment=self.environment)
+
+
+def create_run(server):
+    status, made = server.call("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": "0"})
+    assert status == 200, (status, made)
+    return made["run"]["info"]["run_id"]
+
+
+def log(server, run, step):
+    body = {"run_id": run, "key": "m", "value": step, "timestamp": step, "step": step}
+    return server.call("POST", "/api/2.0/mlflow/runs/log-metric", body)
+
+
+def steps(server, run):
+    status, history = server.call("GET", f"/api/2.0/mlflow/metrics/get-history?run_id={run}&metric_key=m")
+    assert status == 200, history
+    return {m["step"] for m in history["metrics"]}
+
+
+def what_one_server_keeps_the_others_know(binary):
+    """Runs, artifacts, aliases and deployments of one are at once, or within a second, those of all; a killed one is not missed."""
+    with Shared(binary, "several") as shared, shared.server() as one, shared.server() as two:
+        if not shared.bucket:
+            return
+        run = create_run(one)
+        threads = [threading.Thread(target=lambda s=s, at=at: [log(s, run, at + i) for i in range(100)]) for at, s in ((0, one), (1000, two))]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+        assert steps(one, run) == steps(two, run) == {*range(100), *range(1000, 1100)}
+
+        assert one.call("PUT", f"/api/2.0/mlflow-artifacts/artifacts/0/{run}/artifacts/model/a.onnx", MODEL)[0] == 200
+        status, listed = two.call("GET", f"/api/2.0/mlflow-artifacts/artifacts?path=0/{run}/artifacts/model")
+        assert [f["path"] for f in listed["files"]] == ["a.onnx"], listed
+        for number in (1, 2):
+            server = (one, two)[number - 1]
+            if number == 1:
+                assert server.call("POST", "/api/2.0/mlflow/registered-models/create", {"name": "square"})[0] == 200
+            version = {"name": "square", "run_id": run, "source": f"mlflow-artifacts:/0/{run}/artifacts/model"}
+            status, made = server.call("POST", "/api/2.0/mlflow/model-versions/create", version)
+            assert status == 200 and made["model_version"]["version"] == str(number), made
+        alias = {"name": "square", "alias": "live", "version": "1"}
+        assert one.call("POST", "/api/2.0/mlflow/registered-models/alias", alias)[0] == 200
+
+        manifest = {"apiVersion": "slipway.dev/v1", "kind": "Deployment", "metadata": {"name": "square"},
+                    "spec": {"models": [{"name": "live", "uri": "models:/square@live"}]}}
+        status, applied = one.call("POST", "/api/v1/deployments", manifest)
+        assert status in (200, 201) and applied["ready"], applied
+
+        def version(server):
+            status, shown = server.call("GET", "/v2/models/square", base=server.inference)
+            return status == 200 and shown["versions"]
+
+        with shared.server("--gateway-only") as gateway:
+            for server in (one, two, gateway):
+                until("served everywhere", lambda: version(server) == ["1"])
+            assert gateway.call("GET", "/api/2.0/mlflow/experiments/get?experiment_id=0")[0] == 404, "a gateway alone tracks"
+            assert gateway.call("GET", "/readyz")[0] == 200
+            # An alias is moved at one of them.
+            assert two.call("POST", "/api/2.0/mlflow/registered-models/alias", alias | {"version": "2"})[0] == 200
+            for server in (one, two, gateway):
+                until("the alias is followed", lambda: version(server) == ["2"])
+            # One is killed, and the others go on; a change at one of those reaches it when it is back.
+            one.stop(9)
+            assert log(two, run, 5000)[0] == 200
+            assert version(gateway) == ["2"]
+            assert two.call("DELETE", "/api/v1/deployments/square")[0] in (200, 204)
+            until("it is gone at the gateway", lambda: version(gateway) is False)
+            one.start()
+            assert 5000 in steps(one, run)
+            assert version(one) is False
+
+
+def a_database_that_goes_away_and_comes_back(binary):
+    """While PostgreSQL is down, requests are refused with 503 and a reason; afterwards the same server goes on, and what was
+    acknowledged is there."""
+    with Shared(binary, "away") as shared, shared.server() as server:
+        run = create_run(server)
+        kept, refused, stop = set(), {}, threading.Event()
+
+        def client():
+            step = 0
+            while not stop.is_set():
+                status, answer = log(server, run, step)
+                if status == 200:
+                    kept.add(step)
+                else:
+                    refused[status] = answer
+                step += 1
+
+        thread = threading.Thread(target=client)
+        thread.start()
+        for _ in range(3):
+            before = len(kept)
+            until("writes go on", lambda: len(kept) > before + 20)
+            shared.postgres.kill()
+            time.sleep(0.5)
+            status, answer = server.call("GET", f"/api/2.0/mlflow/runs/get?run_id={run}")
+            assert (status, answer["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE"), (status, answer)
+            assert server.call("GET", "/readyz")[0] == 503
+            assert server.call("GET", "/healthz")[0] == 200
+            shared.postgres.start()
+        before = len(kept)
+        until("writes go on", lambda: len(kept) > before + 20)
+        stop.set()
+        thread.join()
+        lost = kept - steps(server, run)
+        assert not lost, f"{len(lost)} of {len(kept)} points are lost"
+        # 500: the connection broke in the middle of a commit, whose outcome nobody knows.
+        assert set(refused) <= {500, 503} and 503 in refused, refused
+        print(f"     {len(kept)} points acknowledged and kept over three crashes of PostgreSQL")
+
+
+def nothing_acknowledged_is_lost_where_servers_share(binary):
+    """The server is killed at random times while clients log; PostgreSQL has all that was acknowledged."""
+    with Shared(binary, "kill") as shared, shared.server() as server:
+        run, kept = create_run(server), set()
+        for round in range(10):
+            stop = threading.Event()
+
+            def client():
+                step = round * 100_000
+                while not stop.is_set():
+                    try:
+                        if log(server, run, step)[0] == 200:
+                            kept.add(step)
+                    except (OSError, ValueError):
+                        return
+                    step += 1
+
+            thread = threading.Thread(target=client)
+            thread.start()
+            time.sleep(0.2)
+            server.stop(9)
+            stop.set()
+            thread.join()
+            server.start()
+        lost = kept - steps(server, run)
+        assert kept and not lost, f"{len(lost)} of {len(kept)} points are lost"
+
+
+def stores_that_cannot_be_used_are_named(binary):
+    """A wrong URL or a closed port ends the start with a reason and a hint, and never shows a password."""
+    import subprocess
+
+    wrong = [
+        ({"SLIPWAY_DATABASE": "postgres://me:hunter2@127.0.0.1:1/x"}, "cannot be reached"),
+        ({"SLIPWAY_DATABASE": "mysql://me:hunter2@127.0.0.1/x"}, "URL"),
+        ({"SLIPWAY_OBJECTS": "ftp://bucket"}, "s3://"),
+    ]
+    for environment, said in wrong:
+        server = Slipway(binary, environment=environment)
+        done = subprocess.run([server.binary, "up", "--home", str(server.home)], env=server.environment, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 1 and said in done.stderr, done
+        assert "hunter2" not in done.stdout + done.stderr, done.stderr
+        shown = subprocess.run([server.binary, "config", "show", "-o", "json"], env=server.environment, capture_output=True, text=True)
+        assert "hunter2" not in shown.stdout and shown.returncode == 0, shown
+        server.folder.cleanup()
+    alone = Slipway(binary)
+    done = subprocess.run([alone.binary, "up", "--gateway-only", "--home", str(alone.home)], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and "SLIPWAY_DATABASE" in done.stderr, done
+    alone.folder.cleanup()
+
+
+TESTS = [
+    what_one_server_keeps_the_others_know,
+    a_database_that_goes_away_and_comes_back,
+    nothing_acknowledged_is_lost_where_servers_share,
+    stores_that_cannot_be_used_are_named,
+]

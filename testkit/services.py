@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""A real PostgreSQL and a real S3 service for tests, for as long as a command runs.
+
+    testkit/services.py COMMAND [ARGUMENT ...]
+
+The command finds them in its environment: SLIPWAY_TEST_DATABASE (a postgres:// URL), SLIPWAY_TEST_OBJECTS (an s3:// URL), and the
+AWS_* variables that every S3 client reads. PostgreSQL comes from Debian; the S3 service is Versity's gateway over a folder, built
+from its Go module and kept in the cache. Both listen on loopback, unless a test names an address of its own network.
+"""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+VERSITYGW = "v1.8.0"
+CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "slipway" / "peers"
+
+
+def free_port(address):
+    with socket.socket() as s:
+        s.bind((address, 0))
+        return s.getsockname()[1]
+
+
+def wait_for(address, port, process, log):
+    for _ in range(300):
+        with socket.socket() as s:
+            if s.connect_ex((address, port)) == 0:
+                return
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    sys.exit(f"a service did not start:\n{log.read_text()}")
+
+
+def end(process, how=signal.SIGTERM):
+    process.send_signal(how)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def installed():
+    return sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+
+
+def install():
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        sys.exit("PostgreSQL is missing; install it and run this again: apt-get install postgresql")
+    print("installing with apt: postgresql", file=sys.stderr)
+    # Only the programs are wanted, no database that starts with the machine.
+    settings = pathlib.Path("/etc/postgresql-common/createcluster.conf")
+    if not settings.exists():
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text("create_main_cluster = false\n")
+    quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "check": True, "stdout": subprocess.DEVNULL}
+    subprocess.run(["apt-get", "update", "-qq"], **quiet)
+    subprocess.run(["apt-get", "install", "-y", "-qq", "postgresql"], **quiet)
+    return installed()
+
+
+class Postgres:
+    """A cluster of its own in a folder of its own; `kill` and `start` are for tests of what happens without it."""
+
+    PASSWORD = "test-password-of-no-value"
+
+    def __init__(self, folder, address):
+        programs = installed() or install()
+        self.programs, self.folder, self.address, self.port = programs[-1].parent, folder, address, free_port(address)
+        # PostgreSQL refuses to run as root.
+        self.user = "postgres" if os.geteuid() == 0 else None
+        folder.mkdir()
+        if self.user:
+            shutil.chown(folder, self.user)
+        secret = folder / "password"
+        secret.write_text(self.PASSWORD)
+        make = [self.programs / "initdb", "-D", folder / "data", "-U", "slipway", "-A", "scram-sha-256", "--pwfile", secret,
+                "--locale=C.UTF-8", "-E", "UTF8"]
+        subprocess.run(make, check=True, user=self.user, cwd="/", stdout=subprocess.DEVNULL)
+        with (folder / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all 0.0.0.0/0 scram-sha-256\n")
+        self.start()
+
+    def start(self):
+        log = self.folder.parent / "postgres.log"
+        settings = [f"port={self.port}", f"listen_addresses={self.address}", f"unix_socket_directories={self.folder}", "max_connections=200"]
+        arguments = [self.programs / "postgres", "-D", self.folder / "data"] + [a for s in settings for a in ("-c", s)]
+        with log.open("a") as out:
+            self.process = subprocess.Popen(arguments, user=self.user, cwd="/", stdout=out, stderr=out)
+        wait_for(self.address, self.port, self.process, log)
+
+    def kill(self):
+        # Immediate shutdown: connections break, and the log is replayed at the next start.
+        end(self.process, signal.SIGQUIT)
+
+    def url(self, name="slipway"):
+        return f"postgres://slipway:{self.PASSWORD}@{self.address}:{self.port}/{name}"
+
+    def create(self, name):
+        run = [self.programs / "psql", "-h", self.address, "-p", str(self.port), "-U", "slipway", "-d", "postgres", "-qc"]
+        subprocess.run(run + [f'CREATE DATABASE "{name}"'], check=True, cwd="/", env=os.environ | {"PGPASSWORD": self.PASSWORD})
+        return self.url(name)
+
+    def stop(self):
+        end(self.process, signal.SIGINT)
+
+
+class Bucket:
+    """A bucket of an S3 service."""
+
+    ACCESS, SECRET = "test-access", "test-secret-of-no-value"
+    PROGRAM = CACHE / f"versitygw-{VERSITYGW}" / "versitygw"
+
+    def __init__(self, folder, address):
+        program = self.PROGRAM
+        if not program.exists():
+            print(f"building the S3 service versitygw {VERSITYGW} into {program.parent}", file=sys.stderr)
+            module = f"github.com/versity/versitygw/cmd/versitygw@{VERSITYGW}"
+            subprocess.run(["go", "install", module], check=True, env=os.environ | {"GOBIN": str(program.parent), "GOFLAGS": "-mod=mod"})
+        self.folder, self.address, self.port = folder, address, free_port(address)
+        (folder / "slipway").mkdir(parents=True)
+        (folder.parent / "attributes").mkdir()
+        log = folder.parent / "s3.log"
+        arguments = [program, "--port", f"{address}:{self.port}", "--access", self.ACCESS, "--secret", self.SECRET]
+        # Attributes beside the files: the folder's file system may have none.
+        arguments += ["posix", "--sidecar", folder.parent / "attributes", folder]
+        with log.open("w") as out:
+            self.process = subprocess.Popen(arguments, stdout=out, stderr=out)
+        wait_for(address, self.port, self.process, log)
+
+    def environment(self):
+        return {
+            "AWS_ACCESS_KEY_ID": self.ACCESS,
+            "AWS_SECRET_ACCESS_KEY": self.SECRET,
+            "AWS_ENDPOINT_URL": f"http://{self.address}:{self.port}",
+            "AWS_REGION": "us-east-1",
+            "AWS_ALLOW_HTTP": "true",
+        }
+
+    def stop(self):
+        end(self.process)
+
+
+@contextlib.contextmanager
+def services(address="127.0.0.1"):
+    """Both services, in a folder that is removed afterwards."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="slipway-services-"))
+    folder.chmod(0o755)
+    started = []
+    try:
+        postgres = Postgres(folder / "postgres", address)
+        started.append(postgres)
+        bucket = None
+        if shutil.which("go") or Bucket.PROGRAM.exists():
+            bucket = Bucket(folder / "s3", address)
+            started.append(bucket)
+        else:
+            print("NOT TESTED: objects in S3, whose test service is built with Go, which is missing", file=sys.stderr)
+        yield postgres, bucket
+    finally:
+        for service in reversed(started):
+            service.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main():
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        print(__doc__)
+        return 2
+    with services() as (postgres, bucket):
+        found = {"SLIPWAY_TEST_DATABASE": postgres.create("slipway")}
+        if bucket:
+            found |= bucket.environment() | {"SLIPWAY_TEST_OBJECTS": "s3://slipway"}
+        return subprocess.run(sys.argv[1:], env=os.environ | found).returncode
+
+
+if __name__ == "__main__":
+    # Ended from outside, the services end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main())
