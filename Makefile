@@ -130,6 +130,7 @@ bench-gpu: binary
 
 bench-track: binary $(PEERS)/mlflow/.ready
 	$(PEERS)/mlflow/bin/python bench/track/run.py --slipway $(SLIPWAY)
+	$(PEERS)/mlflow/bin/python bench/track/run.py --slipway $(SLIPWAY) --postgres
 
 bench-serve: binary $(PEERS)/mlflow/.ready $(PEERS)/mlserver/.ready
 	$(PEERS)/mlflow/bin/python bench/serve/run.py --slipway $(SLIPWAY) --mlserver $(PEERS)/mlserver

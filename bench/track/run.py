@@ -1,7 +1,8 @@
 """MLflow's tracking server and slipway under the same load, side by side, on this machine.
 
-    python run.py --slipway target/release/slipway [--seconds 5] [--quick]
+    python run.py --slipway target/release/slipway [--seconds 5] [--postgres]
 
+With --postgres both keep their metadata in the same PostgreSQL, in a database each, and only requests are measured.
 Writes are sent by `wrk` (Debian package) at 1, 8 and 16 connections. MLflow runs with its defaults (4 workers,
 SQLite); its database is filled for the search and history measurements by SQL, since its API would take hours;
 slipway is filled through its API. Every figure is printed with the ratio.
@@ -23,8 +24,9 @@ import time
 import urllib.parse
 import urllib.request
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "conformance"))
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[2] / folder) for folder in ("conformance", "testkit")]
 from lib import Slipway, wrk
+from services import services
 
 API = "/api/2.0/mlflow"
 
@@ -47,8 +49,10 @@ def get(url, path):
 class Mlflow:
     name = "mlflow"
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, database=None):
+        self.folder, self.options = folder, []
+        if database:
+            self.options = ["--backend-store-uri", database.replace("postgres://", "postgresql+psycopg2://")]
 
     def start(self):
         import socket
@@ -59,7 +63,7 @@ class Mlflow:
         self.url = f"http://127.0.0.1:{port}"
         started = time.perf_counter()
         environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "1"}
-        command = [os.path.join(os.path.dirname(sys.executable), "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port)]
+        command = [os.path.join(os.path.dirname(sys.executable), "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), *self.options]
         log = open(os.path.join(self.folder, "mlflow.log"), "a")
         self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=environment, start_new_session=True)
         while True:
@@ -117,8 +121,8 @@ class Mlflow:
 class Ours:
     name = "slipway"
 
-    def __init__(self, binary):
-        self.server = Slipway(binary)
+    def __init__(self, binary, database=None):
+        self.server = Slipway(binary, environment={"SLIPWAY_DATABASE": database} if database else {})
 
     def start(self):
         taken = self.server.start()
@@ -193,6 +197,9 @@ def measure(system, seconds, sizes, times, folder, results):
         ]:
             note(f"{what}, {connections} connections", wrk(system.url + API + path, method, body, connections, seconds)["rate"], "requests/s", "more")
     note("memory after the writes", system.memory_mb(), "MB", "less")
+    if not folder:
+        system.stop()
+        return
 
     for size in sizes:
         searched = post(system.url, "/experiments/create", {"name": f"search-{size}"})["experiment_id"]
@@ -215,6 +222,24 @@ def measure(system, seconds, sizes, times, folder, results):
     system.stop()
 
 
+def table(results):
+    print(f"\n{'':66} {'mlflow':>12} {'slipway':>12} {'ratio':>8}")
+    for what, r in results.items():
+        peer, ours = r.get("mlflow"), r.get("slipway")
+        ratio = f"{(ours / peer if r['better'] == 'more' else peer / ours):.0f}x" if peer and ours else "-"
+        show = lambda v: "-" if v is None else f"{v:,.0f}" if v >= 100 else f"{v:.3g}"
+        print(f"{what + ' (' + r['unit'] + ')':66} {show(peer):>12} {show(ours):>12} {ratio:>8}")
+
+
+def on_postgres(args):
+    """Requests, with metadata in PostgreSQL."""
+    results = {}
+    with tempfile.TemporaryDirectory() as folder, services() as (postgres, _):
+        for system in [Ours(args.slipway, postgres.create("ours")), Mlflow(folder, postgres.create("mlflow"))]:
+            measure(system, args.seconds, [], 0, None, results)
+    table(results)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slipway", default="target/release/slipway")
@@ -223,9 +248,12 @@ def main():
     parser.add_argument("--times", type=int, default=7, help="repetitions of each latency")
     parser.add_argument("--only", choices=["slipway", "mlflow"])
     parser.add_argument("--json")
+    parser.add_argument("--postgres", action="store_true")
     args = parser.parse_args()
     if not shutil.which("wrk"):
         raise SystemExit("wrk is missing: apt install wrk")
+    if args.postgres:
+        return on_postgres(args)
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         with open(os.path.join(folder, "big.bin"), "wb") as f:
@@ -242,12 +270,7 @@ def main():
             synced.append(time.perf_counter() - started)
         for system in ([] if args.only == "mlflow" else [Ours(args.slipway)]) + ([] if args.only == "slipway" else [Mlflow(folder)]):
             measure(system, args.seconds, args.sizes, args.times if system.name == "slipway" else 3, folder, results)
-    print(f"\n{'':66} {'mlflow':>12} {'slipway':>12} {'ratio':>8}")
-    for what, r in results.items():
-        peer, ours = r.get("mlflow"), r.get("slipway")
-        ratio = f"{(ours / peer if r['better'] == 'more' else peer / ours):.0f}x" if peer and ours else "-"
-        show = lambda v: "-" if v is None else f"{v:,.0f}" if v >= 100 else f"{v:.3g}"
-        print(f"{what + ' (' + r['unit'] + ')':66} {show(peer):>12} {show(ours):>12} {ratio:>8}")
+    table(results)
     print(f"{'cp of the same 512 MiB (s)':66} {min(copies):>25.3g}")
     print(f"{'cp and sync of the same 512 MiB (s)':66} {min(synced):>25.3g}")
     if args.json:

@@ -112,7 +112,7 @@ pub const CATALOGUE: &[Topic] = &[
     Topic {
         code: "store.object",
         meaning: "An artifact cannot be read or written.",
-        remedy: "Check free space and permissions of the `objects` folder under SLIPWAY_HOME.",
+        remedy: "Check free space and permissions of the `objects` folder under SLIPWAY_HOME; with SLIPWAY_OBJECTS, the URL and its credentials.",
     },
     Topic {
         code: "auth.forbidden",

@@ -184,19 +184,14 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
         variables.push(json!({"secretRef": {"name": server.objects.secret}}));
     }
     // Two writers of one SQLite file would corrupt each other's work.
-    let strategy = if values.is_shared() {
-        json!({"type": "RollingUpdate"})
-    } else {
-        // What the API server filled in for the other one must go.
-        json!({"type": "Recreate", "rollingUpdate": null})
-    };
+    let strategy = if values.is_shared() { "RollingUpdate" } else { "Recreate" };
     let pod = selector(values, what.component);
     let mut all = vec![
         of(
             ("apps/v1", "Deployment"),
             json!({"spec": {
                 "replicas": what.replicas,
-                "strategy": strategy,
+                "strategy": {"type": strategy},
                 "selector": {"matchLabels": pod},
                 "template": {
                     "metadata": {"labels": labels(values, what.component)},

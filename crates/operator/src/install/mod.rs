@@ -121,6 +121,20 @@ pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step
             steps.push(step(Action::Create, resource, object));
             continue;
         }
+        if before.as_ref().is_some_and(|before| rolls_no_longer(before, object)) {
+            if dry_run {
+                steps.push(step(Action::Change, resource, object));
+                continue;
+            }
+            api.merge(
+                resource,
+                namespace,
+                name,
+                false,
+                &json!({"spec": {"strategy": {"type": "Recreate", "rollingUpdate": null}}}),
+            )
+            .await?;
+        }
         let after = api.apply(resource, namespace, name, MANAGER, false, object, dry_run).await?;
         let action = match &before {
             None => Action::Create,
@@ -147,6 +161,12 @@ pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step
         }
     }
     Ok(steps)
+}
+
+/// Whether a Deployment is to be recreated that was rolled until now. What the server filled in for the one is forbidden with the
+/// other, and belongs to nobody who could take it back by applying.
+fn rolls_no_longer(before: &Value, wanted: &Value) -> bool {
+    wanted["spec"]["strategy"]["type"] == "Recreate" && before["spec"]["strategy"]["type"] == "RollingUpdate"
 }
 
 /// Whether an apply changed nothing but bookkeeping.
@@ -299,7 +319,9 @@ pub async fn ready(api: &Api, namespace: &str, limit: Duration, told: impl Fn(&s
                     )
                 };
                 let seen = status("observedGeneration") >= object["metadata"]["generation"].as_i64().unwrap_or(0);
-                if !seen || have < want || newest < want {
+                // Pods of before are still among those that are ready.
+                let rolling = resource.kind == "Deployment" && status("replicas") > newest;
+                if !seen || have < want || newest < want || rolling {
                     missing.push(format!("{} {}: {have} of {want} ready", resource.kind, name_of(&object).1));
                 }
             }

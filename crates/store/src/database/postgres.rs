@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -22,7 +21,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::dialect;
 use super::sql::Result;
-use crate::StoreError;
+use crate::{StoreError, tls};
 
 /// A statement may take so long; a connection that says nothing for longer is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -71,7 +70,7 @@ impl Server {
         config.application_name("slipway").connect_timeout(CONNECT).keepalives_idle(Duration::from_secs(30));
         config.tcp_user_timeout(PATIENCE);
         config.options(format!(
-            "{} -c statement_timeout={}ms -c idle_in_transaction_session_timeout={}ms -c lock_timeout={}ms",
+            "{} -c client_min_messages=warning -c statement_timeout={}ms -c idle_in_transaction_session_timeout={}ms -c lock_timeout={}ms",
             config.get_options().unwrap_or_default(),
             PATIENCE.as_millis(),
             PATIENCE.as_millis(),
@@ -92,7 +91,12 @@ impl Server {
             .enable_all()
             .build()
             .map_err(|source| StoreError::Object { what: "starting the database's thread".into(), source })?;
-        Ok(Self { config, tls: MakeRustlsConnect::new(tls(authorities)?), runtime: Some(runtime), shown })
+        Ok(Self {
+            config,
+            tls: MakeRustlsConnect::new(tls::client(authorities.as_deref())?),
+            runtime: Some(runtime),
+            shown,
+        })
     }
 
     /// Opens a connection.
@@ -119,27 +123,6 @@ impl Drop for Server {
             runtime.shutdown_background();
         }
     }
-}
-
-fn tls(authorities: Option<PathBuf>) -> Result<rustls::ClientConfig> {
-    let mut roots = rustls::RootCertStore::empty();
-    match authorities {
-        Some(file) => {
-            use rustls::pki_types::pem::PemObject;
-            let unusable = |e: String| StoreError::Url(format!("sslrootcert {}: {e}", file.display()));
-            let read = rustls::pki_types::CertificateDer::pem_file_iter(&file).map_err(|e| unusable(e.to_string()))?;
-            for certificate in read {
-                let certificate = certificate.map_err(|e| unusable(e.to_string()))?;
-                roots.add(certificate).map_err(|e| unusable(e.to_string()))?;
-            }
-        }
-        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| StoreError::Url(e.to_string()))?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// The whole chain of causes: `tokio_postgres` says "db error" and leaves the rest to them.

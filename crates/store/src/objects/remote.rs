@@ -2,22 +2,30 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt};
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
 use object_store::buffered::BufWriter;
+use object_store::client::{HttpClient, HttpConnector};
+use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path as Key;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
+use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme};
 use ring::digest::{Context, SHA256};
 use tokio::io::AsyncWriteExt;
 
 use super::{Entry, PARTIAL, Reader, Source, parts};
-use crate::StoreError;
+use crate::{StoreError, tls};
 
 /// Bytes of an object that are held until they are sent.
 const BUFFER: usize = 8 << 20;
 /// Pieces of that size on their way at once.
 const AT_ONCE: usize = 4;
+/// Reaching the service may take so long, and it may say nothing for so long.
+const CONNECT: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Says that an upload in parts was begun.
 const BEGUN: &str = "begun";
 
@@ -38,24 +46,56 @@ fn disk(what: &'static str) -> impl FnOnce(std::io::Error) -> StoreError {
     move |source| StoreError::Object { what: what.into(), source }
 }
 
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// How buckets are reached: with our own TLS, since a client of its own would not start on a system without authorities.
+#[derive(Debug)]
+struct Http {
+    tls: rustls::ClientConfig,
+    /// Without TLS too.
+    plain: bool,
+}
+
+impl HttpConnector for Http {
+    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(self.tls.clone())
+            .https_only(!self.plain)
+            .connect_timeout(CONNECT)
+            .read_timeout(PATIENCE)
+            .build()
+            .map_err(|source| object_store::Error::Generic { store: "HTTP", source: Box::new(source) })?;
+        Ok(HttpClient::new(client))
+    }
+}
+
 impl Remote {
     pub(super) fn connect(url: &str, copies: PathBuf) -> Result<Self, StoreError> {
-        // Somebody else may have named the same provider already.
-        drop(rustls::crypto::ring::default_provider().install_default());
         let unusable = |reason: String| StoreError::Url(format!("{url}: {reason}"));
         let parsed = url::Url::parse(url).map_err(|e| unusable(e.to_string()))?;
-        if !matches!(parsed.scheme(), "s3" | "gs" | "az") {
-            return Err(unusable("it does not begin with s3://, gs:// or az://".into()));
-        }
-        let settings = std::env::vars().filter_map(|(name, value)| {
-            let name = name.to_ascii_lowercase();
-            ["aws_", "google_", "azure_"].iter().any(|vendor| name.starts_with(vendor)).then_some((name, value))
-        });
-        let (store, prefix) = object_store::parse_url_opts(&parsed, settings).map_err(failed(url))?;
+        let (scheme, prefix) = ObjectStoreScheme::parse(&parsed).map_err(|e| unusable(e.to_string()))?;
+        let http = Http { tls: tls::client(None)?, plain: variable("AWS_ALLOW_HTTP").is_some_and(|v| v == "true") };
+        let store: Arc<dyn ObjectStore> = match scheme {
+            ObjectStoreScheme::AmazonS3 => {
+                let bucket = AmazonS3Builder::from_env().with_url(url).with_http_connector(http);
+                Arc::new(bucket.build().map_err(failed(url))?)
+            }
+            ObjectStoreScheme::GoogleCloudStorage => {
+                let bucket = GoogleCloudStorageBuilder::from_env().with_url(url).with_http_connector(http);
+                Arc::new(bucket.build().map_err(failed(url))?)
+            }
+            ObjectStoreScheme::MicrosoftAzure => {
+                let container = MicrosoftAzureBuilder::from_env().with_url(url).with_http_connector(http);
+                Arc::new(container.build().map_err(failed(url))?)
+            }
+            _ => return Err(unusable("it does not begin with s3://, gs:// or az://".into())),
+        };
         // Copies of an earlier process may be of objects that are gone.
         drop(std::fs::remove_dir_all(&copies));
         std::fs::create_dir_all(&copies).map_err(disk("making room for copies of objects"))?;
-        Ok(Self { store: Arc::from(store), prefix, copies })
+        Ok(Self { store, prefix, copies })
     }
 
     fn key(&self, below: &[&str]) -> Result<Key, StoreError> {

@@ -34,7 +34,7 @@ metadata:
 spec:
   replicas: {{ .of.replicas }}
   # Two writers of one SQLite file would corrupt each other's work.
-  strategy: {type: {{ if and $server.database.secret $server.objects.url }}RollingUpdate{{ else }}Recreate, rollingUpdate: null{{ end }}}
+  strategy: {type: {{ if and $server.database.secret $server.objects.url }}RollingUpdate{{ else }}Recreate{{ end }}}
   selector:
     matchLabels: {{- $labels | nindent 6 }}
   template:
