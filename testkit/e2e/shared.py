@@ -7,7 +7,7 @@ import threading
 import time
 
 from lib import Slipway
-from runs import until
+from runs import ended, submit, until
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from onnx_model import MODEL
@@ -84,6 +84,13 @@ def what_one_server_keeps_the_others_know(binary):
         def version(server):
             status, shown = server.call("GET", "/v2/models/square", base=server.inference)
             return status == 200 and shown["versions"]
+
+        # What opens the stores is the server's alone.
+        submit(one, "curious", "env")
+        ended(one, "curious", "Succeeded")
+        status, printed = one.call("GET", "/api/v1/runs/default/curious/log")
+        assert status == 200 and "MLFLOW_RUN_ID=" in printed, (status, printed)
+        assert shared.postgres.PASSWORD not in printed and shared.bucket.SECRET not in printed, printed
 
         with shared.server("--gateway-only") as gateway:
             for server in (one, two, gateway):

@@ -132,7 +132,8 @@ impl Server {
                 Some(cluster) => cluster.executor(tracker, Arc::new(move |namespace| run_tokens.mint(namespace))),
                 None => {
                     let token = asks.then(|| run_tokens.mint(NAMESPACE));
-                    Arc::new(local_runs(&platform, &options.home, &addresses, tracker, token)?)
+                    let withheld = options.stores.variables();
+                    Arc::new(local_runs(&platform, &options.home, &addresses, tracker, token, withheld)?)
                 }
             };
             platform.carried_out_by(executor);
@@ -192,6 +193,7 @@ fn local_runs(
     addresses: &Addresses,
     tracker: Arc<InTracking>,
     token: Option<String>,
+    withheld: Vec<String>,
 ) -> Result<LocalProcesses, ServerError> {
     let mut control = addresses.control;
     if control.ip().is_unspecified() {
@@ -206,6 +208,7 @@ fn local_runs(
         secrets: home.root().join("secrets"),
         program,
         variables,
+        withheld,
         room: Room::of_this_machine(),
         accelerators: Arc::new(accelerators::OfThisMachine::new(Arc::clone(&platform.gpus))),
         tracker,

@@ -80,6 +80,8 @@ pub struct Settings {
     pub program: PathBuf,
     /// Variables of every run.
     pub variables: Vec<(String, String)>,
+    /// Names of this process's own variables that no run gets, since they open what belongs to the server.
+    pub withheld: Vec<String>,
     /// What this machine has.
     pub room: Room,
     /// Its GPUs.

@@ -183,7 +183,7 @@ fn start(
     };
     let text = serde_json::to_vec(&task).map_err(|e| ExecError::Manifest(e.to_string()))?;
     files::replace(&attempt.join("task.json"), &text).map_err(ExecError::io("keeping the try"))?;
-    supervisor::spawn(&this.settings.program, &attempt, &variables)
+    supervisor::spawn(&this.settings.program, &attempt, &variables, &this.settings.withheld)
 }
 
 fn forget(this: &Arc<Inner>, name: &str) -> Result<(), ExecError> {

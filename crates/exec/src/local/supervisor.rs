@@ -72,13 +72,21 @@ fn write<T: Serialize>(path: &Path, value: &T) -> std::io::Result<()> {
 }
 
 /// Starts a supervisor for a try whose folder has a `task.json`. The variables are handed on in memory only: they may be secrets.
-pub(super) fn spawn(program: &Path, attempt: &Path, variables: &[(String, String)]) -> Result<(), ExecError> {
+pub(super) fn spawn(
+    program: &Path,
+    attempt: &Path,
+    variables: &[(String, String)],
+    withheld: &[String],
+) -> Result<(), ExecError> {
     let lock = std::fs::File::create(attempt.join("lock")).map_err(ExecError::io("locking the try"))?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive)
         .map_err(|e| ExecError::Io { what: "locking the try".into(), source: e.into() })?;
     let log = std::fs::File::create(attempt.join("log")).map_err(ExecError::io("creating the log"))?;
     let errors = log.try_clone().map_err(ExecError::io("creating the log"))?;
     let mut command = Command::new(program);
+    for name in withheld {
+        command.env_remove(name);
+    }
     command
         .arg("supervise")
         .arg(attempt)

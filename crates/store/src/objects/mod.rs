@@ -17,6 +17,8 @@ use crate::StoreError;
 use files::Files;
 use remote::Remote;
 
+/// How names of variables begin that say how a bucket is reached.
+pub const VENDORS: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 /// What is not complete yet.
 const PARTIAL: &str = ".part";
 
