@@ -91,8 +91,13 @@ pub const CATALOGUE: &[Topic] = &[
     },
     Topic {
         code: "store.unreachable",
-        meaning: "The PostgreSQL database cannot be reached, or its URL cannot be used.",
+        meaning: "The PostgreSQL database cannot be reached.",
         remedy: "Check SLIPWAY_DATABASE: host, password, and for TLS `sslrootcert=FILE` or `sslmode=disable`.",
+    },
+    Topic {
+        code: "store.url",
+        meaning: "The URL of the database or of the bucket is not of a form that is understood.",
+        remedy: "SLIPWAY_DATABASE is postgres://USER:PASSWORD@HOST:PORT/NAME, SLIPWAY_OBJECTS is s3://BUCKET/PREFIX (or gs://, az://).",
     },
     Topic {
         code: "store.not_shared",

@@ -77,7 +77,8 @@ impl Explain for StoreError {
     fn code(&self) -> &'static str {
         match self {
             Self::Sql(_) | Self::Postgres(_) | Self::Commit(_) => "store.sql",
-            Self::Unreachable(_) | Self::Url(_) => "store.unreachable",
+            Self::Unreachable(_) => "store.unreachable",
+            Self::Url(_) => "store.url",
             Self::Closed => "store.closed",
             Self::Newer { .. } => "store.newer",
             Self::Object { .. } | Self::Remote { .. } | Self::NotFound(_) | Self::BadPath(_) | Self::IsFolder(_) => {

@@ -75,6 +75,9 @@ impl Remote {
     pub(super) fn connect(url: &str, copies: PathBuf) -> Result<Self, StoreError> {
         let unusable = |reason: String| StoreError::Url(format!("{url}: {reason}"));
         let parsed = url::Url::parse(url).map_err(|e| unusable(e.to_string()))?;
+        if !matches!(parsed.scheme(), "s3" | "gs" | "az") {
+            return Err(unusable("it does not begin with s3://, gs:// or az://".into()));
+        }
         let (scheme, prefix) = ObjectStoreScheme::parse(&parsed).map_err(|e| unusable(e.to_string()))?;
         let http = Http { tls: tls::client(None)?, plain: variable("AWS_ALLOW_HTTP").is_some_and(|v| v == "true") };
         let store: Arc<dyn ObjectStore> = match scheme {
@@ -90,7 +93,7 @@ impl Remote {
                 let container = MicrosoftAzureBuilder::from_env().with_url(url).with_http_connector(http);
                 Arc::new(container.build().map_err(failed(url))?)
             }
-            _ => return Err(unusable("it does not begin with s3://, gs:// or az://".into())),
+            other => return Err(unusable(format!("{other:?} is no kind of bucket"))),
         };
         // Copies of an earlier process may be of objects that are gone.
         drop(std::fs::remove_dir_all(&copies));
