@@ -81,7 +81,6 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
             replicas: server.replicas,
             argument: None,
             volume: (!server.storage.ephemeral && !shared).then_some(claim),
-            ports: &PORTS,
             resources: &server.resources,
             node_selector: &server.node_selector,
             tolerations: &server.tolerations,
@@ -117,8 +116,6 @@ pub(super) fn gateway(values: &Values) -> Vec<Value> {
             replicas: gateway.replicas,
             argument: Some("--gateway-only"),
             volume: None,
-            // The first one is for probes and metrics.
-            ports: &PORTS,
             resources: &gateway.resources,
             node_selector: &gateway.node_selector,
             tolerations: &gateway.tolerations,
@@ -127,6 +124,7 @@ pub(super) fn gateway(values: &Values) -> Vec<Value> {
     all
 }
 
+/// A gateway apart uses the first one for probes and metrics only.
 const PORTS: [(&str, u16); 3] = [("http", 7070), ("inference", 7071), ("grpc", 7072)];
 
 /// A Deployment of `slipway up`, with its Service and what guards both.
@@ -137,7 +135,6 @@ struct Workload<'a> {
     argument: Option<&'static str>,
     /// The claim that holds its state; none where it is elsewhere, or goes with the pod.
     volume: Option<&'a str>,
-    ports: &'a [(&'a str, u16)],
     resources: &'a Value,
     node_selector: &'a BTreeMap<String, String>,
     tolerations: &'a [Value],
@@ -151,9 +148,8 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
         Some(claim) => json!({"name": "state", "persistentVolumeClaim": {"claimName": claim}}),
     };
     let container_ports: Vec<Value> =
-        what.ports.iter().map(|(name, port)| json!({"name": name, "containerPort": port, "protocol": "TCP"})).collect();
-    let service_ports: Vec<Value> = what
-        .ports
+        PORTS.iter().map(|(name, port)| json!({"name": name, "containerPort": port, "protocol": "TCP"})).collect();
+    let service_ports: Vec<Value> = PORTS
         .iter()
         .map(|(name, port)| json!({"name": name, "port": port, "targetPort": name, "protocol": "TCP"}))
         .collect();

@@ -178,14 +178,6 @@ impl Database {
         matches!(*self.inner.place, Place::Server(_))
     }
 
-    /// Where it is, for people; without a password.
-    pub fn shown(&self) -> String {
-        match &*self.inner.place {
-            Place::File(path) => path.display().to_string(),
-            Place::Server(server) => server.shown.clone(),
-        }
-    }
-
     /// Runs `change` in a transaction and answers once it is on disk.
     ///
     /// `change` sees every earlier change. If it returns an error, all it did is undone. Dropping the

@@ -39,7 +39,7 @@ pub(super) struct Server {
     /// Handles the connections' messages; taken when the server is left.
     runtime: Option<Runtime>,
     /// Host, port and name, for people.
-    pub(super) shown: String,
+    shown: String,
 }
 
 impl Server {
