@@ -89,12 +89,21 @@ $(HELM):
 	@echo "building helm $(HELM_VERSION) with go install"
 	GOBIN=$(dir $@) GOFLAGS=-modcacherw go install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
 
-conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(NVIDIA_CTK) $(if $(shell command -v go),$(HELM))
+# NVIDIA's device plugin and feature discovery, and a kubelet that asks them, to compare the node agent with.
+PLUGIN := $(PEERS)/device-plugin-$(word 1,$(shell sha256sum conformance/kube/plugin/go.sum | cut -c1-12))
+$(PLUGIN)/kubelet: conformance/kube/plugin/kubelet/main.go conformance/kube/plugin/go.sum
+	@echo "building NVIDIA's device plugin and feature discovery from their Go module"
+	@mkdir -p $(PLUGIN)
+	go build -C conformance/kube/plugin -trimpath -buildvcs=false -o $(PLUGIN)/ ./kubelet \
+	  github.com/NVIDIA/k8s-device-plugin/cmd/nvidia-device-plugin github.com/NVIDIA/k8s-device-plugin/cmd/gpu-feature-discovery
+
+conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(NVIDIA_CTK) $(if $(shell command -v go),$(HELM) $(PLUGIN)/kubelet)
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY)
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
 	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY)
 	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) $(if $(shell command -v go),--nvidia-ctk $(NVIDIA_CTK))
 	$(if $(shell command -v go),$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) --helm $(HELM),@echo "Go is missing: the chart is not compared")
+	$(if $(shell command -v go),$(PEERS)/gpu/bin/python conformance/kube/plugin.py --slipway $(SLIPWAY) --peers $(PLUGIN),@echo "Go is missing: the node agent is not compared with NVIDIA's")
 
 # Kubernetes itself, built once a machine; it needs nothing of ours, so it may be built while cargo works.
 lab-programs:

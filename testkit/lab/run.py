@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import urllib.error
@@ -317,6 +318,39 @@ def kubelet_and_agent_are_killed_and_nothing_is_lost(lab):
 
 
 @test
+def an_agent_killed_while_it_hands_out_a_gpu_leaves_nothing(lab):
+    """strace holds the agent back when it is about to write the answer to Allocate; there it is killed."""
+    cdi = lambda: sorted(os.listdir("/run/slipway-lab/n1/run-cdi"))
+    before = cdi()
+    with lab.namespace("inside") as ns, tempfile.TemporaryDirectory() as folder:
+        trace = pathlib.Path(folder, "trace")
+        trace.touch()
+        old = lab.agent_pid("n1")
+        calls = "write,writev,sendto,sendmsg"
+        strace = subprocess.Popen(["strace", "-f", "-qq", "-s", "2000", "-o", trace, "-e", f"trace={calls}", "-e", f"inject={calls}:delay_enter=1s",
+                                   "-p", str(old)], stderr=subprocess.DEVNULL)
+        try:
+            time.sleep(2)
+            lab.pod(ns, "unlucky", {GPU: 1}, "n1")
+            # Only the answer to Allocate names a CDI device; the preferred allocation before it names the GPU alone.
+            eventually("the answer is about to be written", lambda: "slipway.dev/gpu=GPU-" in trace.read_text(errors="replace"), 60)
+            os.kill(old, signal.SIGKILL)
+        finally:
+            strace.kill()
+            strace.wait()
+        # The kubelet refuses a pod whose plugin breaks off; the pod holds nothing then.
+        eventually("the pod is decided", lambda: lab.phase(ns, "unlucky") == "Failed", 90)
+        eventually("another agent", lambda: lab.agent_pid("n1") != old, 90)
+        offers(lab, "n1", {GPU: 8}, 120)
+        lab.pod(ns, "all", {GPU: 8}, "n1")
+        lab.running(ns, "all")
+        assert len(set(lab.gpus_inside(ns, "all"))) == 8
+        leases = json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"]
+        assert not [l for l in leases if l["pod"] == "unlucky"], leases
+    assert cdi() == before, (before, cdi())
+
+
+@test
 def the_api_server_may_go_away(lab):
     with lab.namespace("away") as ns:
         lab.pod(ns, "holder", {GPU: 1}, "n1")
@@ -476,9 +510,7 @@ def installing_again_changes_nothing_and_removing_leaves_nothing(lab):
     memory = dict(line.split(":") for line in open(f"/proc/{lab.agent_pid('n1')}/status") if line.startswith(("VmRSS", "RssAnon")))
     resident, own = (int(memory[name].split()[0]) for name in ("VmRSS", "RssAnon"))
     print(f"     the agent's memory: {resident} kB, {own} kB of it its own")
-    # The rest is the program's text, as the kernel maps it. 30 MB in all is wanted: the databases' and buckets' clients, which the
-    # agent never calls, have made the program larger and scattered what it does call.
-    assert own < 6 * 1024 and resident < 34 * 1024, memory
+    assert resident < 30 * 1024, memory
     lab.set_label("n1", MIG, None)
     done = lab.slipway("down", "--kube", "--yes")
     eventually("everything is gone", lambda: not [l for l in lab.kubectl(

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::mig::Geometry;
-use crate::nvml::{Clock, Device, Nvml, NvmlError, codes};
+use crate::nvml::{Clock, Device, MigAttributes, Nvml, NvmlError, codes};
 use crate::{GpuError, process, sheet};
 
 /// All GPUs of a machine.
@@ -117,8 +117,8 @@ pub struct MigDevice {
     pub compute_instance: u32,
     pub start: u32,
     pub size: u32,
-    pub multiprocessors: u32,
-    pub memory_mib: u64,
+    #[serde(flatten)]
+    pub attributes: MigAttributes,
 }
 
 /// A process on a GPU.
@@ -343,7 +343,6 @@ fn mig(device: &Device<'_>, f: &mut Vec<Finding>) -> Option<Mig> {
         for one in read(device.mig_devices(), f).unwrap_or_default() {
             let Some(gpu_instance) = read(one.gpu_instance_id(), f) else { continue };
             let place = places.iter().find(|(id, ..)| *id == gpu_instance);
-            let (multiprocessors, memory_mib, ..) = read(one.mig_attributes(), f).unwrap_or_default();
             devices.push(MigDevice {
                 uuid: read(one.uuid(), f).unwrap_or_default(),
                 profile: place.map(|(.., p)| p.name.clone()).unwrap_or_default(),
@@ -351,8 +350,7 @@ fn mig(device: &Device<'_>, f: &mut Vec<Finding>) -> Option<Mig> {
                 compute_instance: read(one.compute_instance_id(), f).unwrap_or(0),
                 start: place.map_or(0, |(_, at, _)| at.start),
                 size: place.map_or(0, |(_, at, _)| at.size),
-                multiprocessors,
-                memory_mib,
+                attributes: read(one.mig_attributes(), f).unwrap_or_default(),
             });
         }
         devices.sort_by_key(|d| (d.start, d.compute_instance));

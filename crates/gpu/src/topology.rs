@@ -81,8 +81,10 @@ pub struct Topology {
     pub simulated: bool,
     /// Names of GPUs, by index.
     pub gpus: Vec<String>,
-    /// GPU to GPU.
+    /// GPU to GPU, the best way.
     pub links: Vec<Vec<Link>>,
+    /// GPU to GPU on the bus, whatever NVLinks there are.
+    pub bus: Vec<Vec<Link>>,
     /// NUMA node of each GPU, where it is known.
     pub numa: Vec<Option<u32>>,
     /// Processors near each GPU, as `0-31,64-95`.
@@ -133,12 +135,13 @@ impl Topology {
             let (x, y) = (nvml.device(gpus[a].index).ok()?, nvml.device(gpus[b].index).ok()?);
             x.common_ancestor(&y).ok().map(Link::of_level)
         };
-        let link = |a: usize, b: usize| match nvlinks(a, b) {
-            _ if a == b => Link::Same,
-            0 => level(a, b).unwrap_or(Link::System),
-            n => Link::NvLink(n),
-        };
         let all = 0..gpus.len();
+        let on_bus = |a: usize, b: usize| if a == b { Link::Same } else { level(a, b).unwrap_or(Link::System) };
+        let bus: Vec<Vec<Link>> = all.clone().map(|a| all.clone().map(|b| on_bus(a, b)).collect()).collect();
+        let link = |a: usize, b: usize| match nvlinks(a, b) {
+            n if a != b && n > 0 => Link::NvLink(n),
+            _ => bus[a][b],
+        };
         let links = all.clone().map(|a| all.clone().map(|b| link(a, b)).collect()).collect();
         let cpus: Vec<Vec<u32>> =
             gpus.iter().map(|g| nvml.device(g.index).and_then(|d| d.cpu_affinity()).unwrap_or_default()).collect();
@@ -158,6 +161,7 @@ impl Topology {
             simulated: inventory.simulated,
             gpus: gpus.iter().map(|g| g.name.clone()).collect(),
             links,
+            bus,
             numa,
             cpus: cpus.iter().map(|c| ranges(c)).collect(),
             nics,

@@ -17,7 +17,7 @@ use crate::health::Policy;
 use crate::holders::{Held, Watcher};
 use crate::metrics::{self, Readings};
 use crate::mig_manager::Manager;
-use crate::plugin::Plugin;
+use crate::plugin::{Plugin, Roots};
 use crate::resources::offers;
 use crate::{NodeError, cdi, dra, http, labels, mps, repo};
 
@@ -101,7 +101,8 @@ pub async fn run<C: Cluster>(
         (Offering::DevicePlugin, _) => {
             let mps = mps::Root(options.mps_root.clone());
             tasks.spawn(run_mps(Arc::clone(&driver), configs.subscribe(), mps.clone(), options.driver_root.clone()));
-            let plugin = Plugin { folder: plugins.clone(), mps, handed_out: Arc::clone(&handed_out) };
+            let roots = Roots { here: options.driver_root.clone(), host: options.host_driver_root.clone() };
+            let plugin = Plugin { folder: plugins.clone(), mps, roots, handed_out: Arc::clone(&handed_out) };
             tasks.spawn(plugin.run(driver.subscribe(), configs.subscribe()));
         }
         (Offering::Dra, Some(cluster)) => {

@@ -368,6 +368,7 @@ fn machine(
 pub(crate) mod tests {
     use super::*;
     use slipway_gpu::inventory::{Mig, MigDevice};
+    use slipway_gpu::nvml::MigAttributes;
     use slipway_gpu::topology::Link;
 
     /// A GPU with MIG devices of these profiles, or without MIG.
@@ -379,8 +380,7 @@ pub(crate) mod tests {
             compute_instance: 0,
             start: n as u32,
             size: 1,
-            multiprocessors: 14,
-            memory_mib: 9728,
+            attributes: MigAttributes { multiprocessors: 14, memory_mib: 9728, ..MigAttributes::default() },
         };
         let mig =
             profiles.map(|p| Mig { enabled: true, pending: true, devices: p.iter().enumerate().map(device).collect() });
@@ -403,6 +403,7 @@ pub(crate) mod tests {
             simulated: true,
             gpus: Vec::new(),
             links: vec![vec![Link::System; count]; count],
+            bus: vec![vec![Link::System; count]; count],
             numa: vec![Some(0); count],
             cpus: Vec::new(),
             nics: Vec::new(),

@@ -18,7 +18,7 @@ use crate::driver::State;
 use crate::holders::Held;
 use crate::kubelet::identity;
 use crate::metrics::{self, Readings};
-use crate::{NodeError, repo, resources};
+use crate::{NodeError, labels, repo, resources};
 
 #[derive(Clone)]
 pub(crate) struct Page {
@@ -87,7 +87,8 @@ async fn node(Extract(page): Extract<Arc<Page>>) -> Response {
                 .collect();
             json!({
                 "node": page.node, "driver": machine.inventory.driver, "simulated": machine.inventory.simulated,
-                "gpus": machine.inventory.gpus, "offers": offers, "problem": problem, "holders": holders,
+                "gpus": machine.inventory.gpus, "labels": labels::labels(machine, &config, &labels::machine_type()),
+                "offers": offers, "problem": problem, "holders": holders,
                 "cdi": machine.cdi, "warnings": config.warnings,
             })
         }

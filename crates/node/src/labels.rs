@@ -13,7 +13,7 @@ use slipway_gpu::mig;
 use tokio::sync::watch;
 
 use crate::cluster::{Cluster, NODE};
-use crate::config::{Config, MigStrategy};
+use crate::config::{Config, MigStrategy, SharingStrategy};
 use crate::driver::{Machine, State};
 use crate::resources::{self, Units};
 
@@ -23,15 +23,11 @@ const STATUS_MANAGER: &str = "slipway-node-status";
 /// The condition's type.
 pub const CONDITION: &str = "slipway.dev/GPUReady";
 
-/// A value that Kubernetes takes: spaces are dashes, as GFD writes them; other signs and what is too long go.
+/// A value that Kubernetes takes: words are joined by dashes, as GFD writes them; other signs and what is too long go.
 fn value(text: &str) -> String {
-    let kept: String = text
-        .trim()
-        .replace(' ', "-")
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-        .take(63)
-        .collect();
+    let kept = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ' ');
+    let kept: String = text.chars().filter(kept).collect();
+    let kept: String = kept.split_whitespace().collect::<Vec<_>>().join("-").chars().take(63).collect();
     kept.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
 }
 
@@ -75,82 +71,109 @@ impl Labels {
     }
 
     /// What is told of every resource.
-    fn describe(&mut self, config: &Config, prefix: &str, base: &str, product: &str, count: usize, memory_mib: u64) {
-        let shared = config.replicas(base);
-        // A shared resource that keeps its name is told from a whole one by the product's name.
-        let ending = if shared.is_some_and(|(sharing, _)| !sharing.rename) { "-SHARED" } else { "" };
-        self.put(
-            &format!("{prefix}.product"),
-            if product.is_empty() { String::new() } else { format!("{product}{ending}") },
-        );
+    fn describe(&mut self, prefix: &str, product: &str, count: usize, memory_mib: u64, shared: Shared) {
+        let product = if shared.in_product { format!("{product}-SHARED") } else { product.to_owned() };
+        self.put(&format!("{prefix}.product"), product);
         self.put(&format!("{prefix}.count"), count.to_string());
         self.put(&format!("{prefix}.memory"), memory_mib.to_string());
-        self.put(&format!("{prefix}.replicas"), if count == 0 { 0 } else { shared.map_or(1, |(_, n)| n) }.to_string());
+        self.put(&format!("{prefix}.replicas"), shared.replicas.to_string());
+        self.0.insert(format!("nvidia.com/{prefix}.sharing-strategy"), shared.strategy.into());
     }
 }
 
-/// All labels of a node. `machine_type` is the vendor's name of the computer.
+/// How a resource is shared, as labels tell it.
+#[derive(Clone, Copy)]
+struct Shared {
+    replicas: u32,
+    strategy: &'static str,
+    /// A shared resource that keeps its name is told from a whole one by the product's name.
+    in_product: bool,
+}
+
+impl Shared {
+    /// Of what cannot be had: GPUs that are divided, a strategy that does not fit.
+    const NOT_OFFERED: Self = Self { replicas: 0, strategy: "none", in_product: false };
+
+    fn of(config: &Config, resource: &str) -> Self {
+        match config.replicas(resource) {
+            Some((sharing, replicas)) => {
+                Self { replicas, strategy: sharing.strategy.name(), in_product: !sharing.rename }
+            }
+            None => Self { replicas: 1, strategy: "none", in_product: false },
+        }
+    }
+}
+
+/// All labels of a node; none without a GPU. `machine_type` is the vendor's name of the computer.
 pub fn labels(machine: &Machine, config: &Config, machine_type: &str) -> BTreeMap<String, String> {
     let mut out = Labels::default();
     let inventory = &machine.inventory;
+    // A GPU that was lost before it could be asked has no UUID.
+    let gpus: Vec<&Gpu> = inventory.gpus.iter().filter(|g| !g.uuid.is_empty()).collect();
+    let Some(first) = gpus.first() else { return out.0 };
     out.version("driver", &inventory.driver);
     out.version("runtime", &inventory.cuda);
-    out.put("gpu.machine", value(machine_type));
-    let capable = inventory.gpus.iter().any(|g| g.mig.is_some());
-    out.put("mig.capable", capable.to_string());
-    out.put("mps.capable", inventory.gpus.iter().any(|g| !mig_on(g)).to_string());
+    let machine_type = value(machine_type);
+    out.put("gpu.machine", if machine_type.is_empty() { "unknown".into() } else { machine_type });
+    out.put("mig.capable", gpus.iter().any(|g| g.mig.is_some()).to_string());
+    // Upstream's question is whether the MPS that is asked for can be had.
+    let by_mps = config.sharing.as_ref().is_some_and(|s| s.strategy == SharingStrategy::Mps);
+    out.put("mps.capable", (by_mps && !gpus.iter().any(|g| mig_on(g))).to_string());
     out.put("vgpu.present", "false");
-    if capable {
-        out.put("mig.strategy", config.mig.name());
+    out.put("gpu.mode", mode(&gpus));
+
+    // A node's GPUs are taken to be of one model: those that are like the first are counted, divided ones too.
+    let alike: Vec<&Gpu> = gpus.iter().copied().filter(|g| g.name == first.name).collect();
+    let undivided = alike.iter().any(|g| !mig_on(g));
+    let model = value(&first.name);
+    let memory = first.memory_total.unwrap_or(0) >> 20;
+    let shared = if undivided { Shared::of(config, resources::GPU) } else { Shared::NOT_OFFERED };
+    out.describe("gpu", &model, alike.len(), memory, shared);
+    let capability = first.compute_capability.as_deref().unwrap_or_default();
+    out.put("gpu.family", family(capability));
+    if let Some((major, minor)) = capability.split_once('.') {
+        out.put("gpu.compute.major", major);
+        out.put("gpu.compute.minor", minor);
     }
-    let strategy = config.sharing.as_ref().filter(|s| s.resources.iter().any(|r| r.replicas > 1));
-    out.put("gpu.sharing-strategy", strategy.map_or("none", |s| s.strategy.name()));
-    let whole: Vec<&Gpu> = inventory
-        .gpus
-        .iter()
-        .filter(|g| !g.uuid.is_empty() && (config.mig == MigStrategy::None || !mig_on(g)))
-        .collect();
-    let described = whole.first().copied().or_else(|| inventory.gpus.iter().find(|g| !g.uuid.is_empty()));
-    if let Some(gpu) = described {
-        let capability = gpu.compute_capability.as_deref().unwrap_or_default();
-        out.put("gpu.family", family(capability));
-        if let Some((major, minor)) = capability.split_once('.') {
-            out.put("gpu.compute.major", major);
-            out.put("gpu.compute.minor", minor);
-        }
-        out.put("gpu.mode", mode(&gpu.bus_id));
+    if config.mig == MigStrategy::None {
+        return out.0;
     }
-    let model = |gpu: &Gpu| value(&gpu.name);
-    let memory = |gpu: &Gpu| gpu.memory_total.unwrap_or(0) >> 20;
-    match (resources::units(machine, config.mig), described) {
-        (_, None) => out.describe(config, "gpu", resources::GPU, "", 0, 0),
-        (Err(_), Some(gpu)) => {
-            out.describe(config, "gpu", resources::GPU, &format!("{}-MIG-INVALID", model(gpu)), 0, 0);
+    out.put("mig.strategy", config.mig.name());
+    let slices = match resources::units(machine, config.mig) {
+        Ok(Units { slices, .. }) => slices,
+        Err(_) => {
+            let invalid = Shared { strategy: "", ..Shared::NOT_OFFERED };
+            out.describe("gpu", &format!("{model}-MIG-INVALID"), 0, 0, invalid);
+            return out.0;
         }
-        (Ok(Units { whole, slices }), Some(first)) => {
-            let single = config.mig == MigStrategy::Single && !slices.is_empty();
-            if !single {
-                out.describe(config, "gpu", resources::GPU, &model(first), whole.len(), memory(first));
-            }
-            let mut by_profile: BTreeMap<&str, Vec<(&Gpu, &MigDevice)>> = BTreeMap::new();
-            for (profile, unit) in &slices {
-                let gpu = &inventory.gpus[unit.gpu];
-                let devices = gpu.mig.as_ref().map(|m| m.devices.as_slice()).unwrap_or_default();
-                if let Some(device) = unit.mig.and_then(|n| devices.get(n)) {
-                    by_profile.entry(profile).or_default().push((gpu, device));
-                }
-            }
-            for (profile, devices) in by_profile {
-                let (gpu, device) = devices[0];
-                let base = if single { resources::GPU.to_owned() } else { mig::resource(profile) };
-                let prefix = if single { "gpu".to_owned() } else { format!("mig-{}", mig::plain(profile)) };
-                let product = format!("{}-MIG-{}", model(gpu), mig::plain(profile));
-                out.describe(config, &prefix, &base, &product, devices.len(), device.memory_mib);
-                out.put(&format!("{prefix}.multiprocessors"), device.multiprocessors.to_string());
-                let slices = profile.split_once("g.").map_or("", |(n, _)| n);
-                out.put(&format!("{prefix}.slices.gi"), slices);
-                out.put(&format!("{prefix}.slices.ci"), slices);
-            }
+    };
+    let mut by_profile: BTreeMap<&str, Vec<(&Gpu, &MigDevice)>> = BTreeMap::new();
+    for (profile, unit) in &slices {
+        let gpu = &inventory.gpus[unit.gpu];
+        let devices = gpu.mig.as_ref().map(|m| m.devices.as_slice()).unwrap_or_default();
+        if let Some(device) = unit.mig.and_then(|n| devices.get(n)) {
+            by_profile.entry(profile).or_default().push((gpu, device));
+        }
+    }
+    for (profile, devices) in by_profile {
+        let (gpu, device) = devices[0];
+        let single = config.mig == MigStrategy::Single;
+        let base = if single { resources::GPU.to_owned() } else { mig::resource(profile) };
+        let prefix = if single { "gpu".to_owned() } else { format!("mig-{}", mig::plain(profile)) };
+        let product = format!("{}-MIG-{}", value(&gpu.name), mig::plain(profile));
+        let has = device.attributes;
+        out.describe(&prefix, &product, devices.len(), has.memory_mib, Shared::of(config, &base));
+        for (key, number) in [
+            ("multiprocessors", has.multiprocessors),
+            ("slices.gi", has.gpu_slices),
+            ("slices.ci", has.compute_slices),
+            ("engines.copy", has.copy_engines),
+            ("engines.decoder", has.decoders),
+            ("engines.encoder", has.encoders),
+            ("engines.jpeg", has.jpeg_engines),
+            ("engines.ofa", has.ofa_engines),
+        ] {
+            out.put(&format!("{prefix}.{key}"), number.to_string());
         }
     }
     out.0
@@ -160,13 +183,17 @@ fn mig_on(gpu: &Gpu) -> bool {
     gpu.mig.as_ref().is_some_and(|m| m.enabled)
 }
 
-/// `compute` or `display`, by the class of the PCI device; `unknown` where sysfs does not tell.
-fn mode(bus_id: &str) -> &'static str {
-    let address = slipway_gpu::pci::kernel_address(bus_id);
-    let class = std::fs::read_to_string(format!("/sys/bus/pci/devices/{address}/class")).unwrap_or_default();
-    match class.trim().get(..6) {
-        Some("0x0302") => "compute",
-        Some("0x0300") => "display",
+/// `compute` or `graphics`, by the class of the PCI devices; `unknown` where sysfs does not tell, or not the same of all.
+fn mode(gpus: &[&Gpu]) -> &'static str {
+    let class = |gpu: &Gpu| {
+        let address = slipway_gpu::pci::kernel_address(&gpu.bus_id);
+        std::fs::read_to_string(format!("/sys/bus/pci/devices/{address}/class")).unwrap_or_default()
+    };
+    let mut classes: Vec<String> = gpus.iter().map(|g| class(g)).collect();
+    classes.dedup();
+    match classes.as_slice() {
+        [one] if one.starts_with("0x0302") => "compute",
+        [one] if one.starts_with("0x0300") => "graphics",
         _ => "unknown",
     }
 }
@@ -274,7 +301,7 @@ mod tests {
 
     #[test]
     fn values_are_what_kubernetes_takes() {
-        assert_eq!(value("Standard PC (Q35 + ICH9, 2009)"), "Standard-PC-Q35--ICH9-2009");
+        assert_eq!(value("Standard PC (Q35 + ICH9, 2009)"), "Standard-PC-Q35-ICH9-2009");
         assert_eq!(value(" Tesla T4 "), "Tesla-T4");
         assert_eq!(value(&"x".repeat(80)).len(), 63);
     }
@@ -304,7 +331,7 @@ mod tests {
             "mig-1g.10gb.memory",
             "mig.strategy",
         ];
-        let mixed = ["0", "NVIDIA-A100-SXM4-80GB", "1", "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb.me", "9728", "mixed"];
+        let mixed = ["1", "NVIDIA-A100-SXM4-80GB", "1", "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb.me", "9728", "mixed"];
         assert_eq!(some(&machine, "version: v1\nflags: {migStrategy: mixed}", &keys), mixed);
         let invalid = ["0", "NVIDIA-A100-SXM4-80GB-MIG-INVALID", "", "", "", "single"];
         assert_eq!(some(&machine, "version: v1\nflags: {migStrategy: single}", &keys), invalid);

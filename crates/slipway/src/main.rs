@@ -58,8 +58,12 @@ impl miette::Diagnostic for Report {
 fn main() -> ExitCode {
     let args = cli::Cli::parse();
     log(&args);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = match runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if matches!(args.command, cli::Command::Node(_)) {
+        // The agent waits most of its life; a thread for each of a node's hundred cores would only hold memory.
+        builder.worker_threads(2);
+    }
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("cannot start the asynchronous runtime: {error}");

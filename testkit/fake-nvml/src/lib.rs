@@ -325,6 +325,7 @@ fn used_mib(gpu: &Gpu) -> u64 {
 exports! {
     nvmlSystemGetDriverVersion(to: *mut c_char, room: c_uint) state { put_text(to, room, &state.fixture.driver) }
     nvmlSystemGetNVMLVersion(to: *mut c_char, room: c_uint) state { put_text(to, room, &state.fixture.nvml) }
+    nvmlSystemGetCudaDriverVersion(to: *mut i32) state { put(to, state.fixture.cuda) }
     nvmlSystemGetCudaDriverVersion_v2(to: *mut i32) state { put(to, state.fixture.cuda) }
     nvmlSystemGetProcessName(pid: c_uint, to: *mut c_char, room: c_uint) state {
         let mut all = state.gpus.iter().flat_map(|g| &g.about.processes);
@@ -369,6 +370,14 @@ exports! {
         }
         let uuid = whole(state, device)?.uuid();
         put_text(to, room, &uuid)
+    }
+    nvmlDeviceGetBrand(device: Device, to: *mut c_uint) state {
+        let name = &whole(state, device)?.about.name;
+        put(to, if name.starts_with("Tesla") { 2 } else if name.contains("RTX") { 12 } else { 14 })
+    }
+    nvmlDeviceGetGpuFabricInfo(device: Device, _to: *mut sys::nvmlGpuFabricInfo_t) state {
+        whole(state, device)?;
+        Err(codes::NOT_SUPPORTED)
     }
     nvmlDeviceGetSerial(device: Device, to: *mut c_char, room: c_uint) state {
         let index = whole(state, device)?.index;

@@ -73,6 +73,16 @@ exports! {
         let all: Vec<_> = p.starts.iter().map(|s| sys::nvmlGpuInstancePlacement_t { start: *s, size: p.size }).collect();
         put_list(&all, count, to)
     }
+    nvmlDeviceGetGpuInstanceById(device: Device, id: c_uint, to: *mut sys::nvmlGpuInstance_t) state {
+        let gpu = whole(state, device)?;
+        gpu.instance(id)?;
+        put(to, handle(GPU_INSTANCE, gpu.index, id, 0))
+    }
+    nvmlGpuInstanceGetComputeInstanceById(instance: sys::nvmlGpuInstance_t, id: c_uint, to: *mut sys::nvmlComputeInstance_t) state {
+        let (index, gpu_instance, _) = parts(GPU_INSTANCE, instance)?;
+        if !state.gpu(index)?.instance(gpu_instance)?.compute.iter().any(|(c, _)| *c == id) { return Err(codes::NOT_FOUND); }
+        put(to, handle(COMPUTE_INSTANCE, index, gpu_instance, id))
+    }
     nvmlDeviceGetGpuInstances(device: Device, profile: c_uint, to: *mut sys::nvmlGpuInstance_t, count: *mut c_uint) state {
         let gpu = whole(state, device)?;
         if !gpu.mig.enabled { return Err(codes::NOT_SUPPORTED); }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, MigDevice};
 use crate::{GpuError, pci};
 
 /// The CDI version that is written. 0.6.0 is understood by containerd 1.7, CRI-O 1.28, Docker 25 and newer.
@@ -170,6 +170,27 @@ fn capability(minors: &str, path: &str) -> Option<u32> {
     minors.lines().find_map(|l| l.strip_prefix(path)?.trim().parse().ok())
 }
 
+/// Where the driver tells the minor numbers of MIG capabilities, below the root.
+const MIG_MINORS: &str = "proc/driver/nvidia-caps/mig-minors";
+
+/// Device nodes that open a MIG device of the GPU with this minor number: of its GPU instance, and of its compute instance.
+/// `root` is where `/proc` is.
+///
+/// # Errors
+/// [`GpuError::Invalid`] when the driver does not name them.
+pub fn capability_nodes(root: &Path, minor: u32, device: &MigDevice) -> Result<[String; 2], GpuError> {
+    // A root that holds nothing but the driver's files has no /proc of its own.
+    let read = |root: &Path| std::fs::read_to_string(root.join(MIG_MINORS));
+    let minors = read(root).or_else(|_| read(Path::new("/"))).unwrap_or_default();
+    let instance = format!("gpu{minor}/gi{}", device.gpu_instance);
+    let node = |path: String| {
+        capability(&minors, &path)
+            .map(|number| format!("/dev/nvidia-caps/nvidia-cap{number}"))
+            .ok_or_else(|| GpuError::Invalid(format!("/{MIG_MINORS} does not name {path}")))
+    };
+    Ok([node(format!("{instance}/access"))?, node(format!("{instance}/ci{}/access", device.compute_instance))?])
+}
+
 /// The toolkit's program for hooks, where it is installed.
 pub fn find_hook() -> Option<&'static Path> {
     ["/usr/bin/nvidia-cdi-hook", "/usr/bin/nvidia-ctk"].into_iter().map(Path::new).find(|p| p.exists())
@@ -230,7 +251,6 @@ pub fn generate(inventory: &Inventory, root: &Path, hook: Option<&Path>) -> Resu
         edits.mounts.extend(mounts);
     }
 
-    let minors = std::fs::read_to_string(root.join("proc/driver/nvidia-caps/mig-minors")).unwrap_or_default();
     let (mut devices, mut all) = (Vec::new(), Vec::<DeviceNode>::new());
     for gpu in &inventory.gpus {
         let Some(minor) = gpu.minor else { continue };
@@ -245,16 +265,8 @@ pub fn generate(inventory: &Inventory, root: &Path, hook: Option<&Path>) -> Resu
             }
             Some(mig) => {
                 for (index, one) in mig.devices.iter().enumerate() {
-                    let instance = format!("gpu{minor}/gi{}", one.gpu_instance);
-                    let access =
-                        [format!("{instance}/access"), format!("{instance}/ci{}/access", one.compute_instance)];
                     let mut nodes = nodes.clone();
-                    for path in access {
-                        let number = capability(&minors, &path).ok_or_else(|| {
-                            GpuError::Invalid(format!("/proc/driver/nvidia-caps/mig-minors does not name {path}"))
-                        })?;
-                        nodes.push(node(&format!("/dev/nvidia-caps/nvidia-cap{number}")));
-                    }
+                    nodes.extend(capability_nodes(root, minor, one)?.iter().map(|path| node(path)));
                     for name in [format!("{}:{index}", gpu.index), one.uuid.clone()] {
                         devices.push(device(name, nodes.clone()));
                     }

@@ -39,6 +39,21 @@ pub struct ProfileInfo {
     pub jpeg: u32,
 }
 
+/// What a MIG device has of its GPU: of some it has its own, of some it shares with others in its GPU instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[allow(missing_docs)] // NVML's own names
+pub struct MigAttributes {
+    pub multiprocessors: u32,
+    pub memory_mib: u64,
+    pub gpu_slices: u32,
+    pub compute_slices: u32,
+    pub copy_engines: u32,
+    pub decoders: u32,
+    pub encoders: u32,
+    pub jpeg_engines: u32,
+    pub ofa_engines: u32,
+}
+
 impl<'a> Device<'a> {
     /// Whether MIG is on, and whether it will be after a reset.
     ///
@@ -99,15 +114,25 @@ impl<'a> Device<'a> {
         Ok(id)
     }
 
-    /// Multiprocessors and MiB of a MIG device, and its slices: of the GPU and of its compute.
+    /// What a MIG device has of its GPU.
     ///
     /// # Errors
     /// NVML's.
-    pub fn mig_attributes(&self) -> Result<(u32, u64, u32, u32), NvmlError> {
+    pub fn mig_attributes(&self) -> Result<MigAttributes, NvmlError> {
         // SAFETY: plain C data, for which zeros are a value.
         let mut a: sys::nvmlDeviceAttributes_t = unsafe { std::mem::zeroed() };
         call!(self.nvml, nvmlDeviceGetAttributes_v2, self.handle, &mut a)?;
-        Ok((a.multiprocessorCount, a.memorySizeMB, a.gpuInstanceSliceCount, a.computeInstanceSliceCount))
+        Ok(MigAttributes {
+            multiprocessors: a.multiprocessorCount,
+            memory_mib: a.memorySizeMB,
+            gpu_slices: a.gpuInstanceSliceCount,
+            compute_slices: a.computeInstanceSliceCount,
+            copy_engines: a.sharedCopyEngineCount,
+            decoders: a.sharedDecoderCount,
+            encoders: a.sharedEncoderCount,
+            jpeg_engines: a.sharedJpegCount,
+            ofa_engines: a.sharedOfaCount,
+        })
     }
 
     /// What this GPU says about one of NVML's kinds of GPU instance (`NVML_GPU_INSTANCE_PROFILE_*`).

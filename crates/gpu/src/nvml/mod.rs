@@ -14,7 +14,7 @@ use nvml_wrapper_sys::bindings as sys;
 use crate::GpuError;
 use library::Functions;
 pub use library::SYMBOLS;
-pub use mig::{ComputeInstance, GpuInstance, Placement};
+pub use mig::{ComputeInstance, GpuInstance, MigAttributes, Placement};
 
 /// A call that NVML refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

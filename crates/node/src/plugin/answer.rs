@@ -1,6 +1,9 @@
 //! What a container with devices gets: the answer to `Allocate`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use slipway_gpu::container::cdi::capability_nodes;
 
 use crate::config::{Config, IdStrategy, ListStrategy, SharingStrategy};
 use crate::driver::Machine;
@@ -13,28 +16,39 @@ const MOUNT_FOLDER: &str = "/var/run/nvidia-container-devices";
 /// Nodes that every program with a GPU opens.
 const CONTROL_NODES: [&str; 4] = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"];
 
-/// The answer for one container, or why there is none. The messages are upstream's where upstream has one.
-pub(super) fn answer(
-    offer: &Offer,
-    machine: &Machine,
-    config: &Config,
-    mps_root: &mps::Root,
-    ids: &[String],
-) -> Result<ContainerAllocateResponse, String> {
+/// What an answer is made from.
+pub(super) struct Ground<'a> {
+    pub(super) offer: &'a Offer,
+    pub(super) machine: &'a Machine,
+    pub(super) config: &'a Config,
+    pub(super) mps: &'a mps::Root,
+    pub(super) roots: &'a Roots,
+}
+
+/// The driver's files.
+#[derive(Debug, Clone)]
+pub struct Roots {
+    /// Where this process sees them.
+    pub here: PathBuf,
+    /// Where the host has them.
+    pub host: PathBuf,
+}
+
+/// The answer for one container, or why there is none, in upstream's words.
+pub(super) fn answer(ground: &Ground<'_>, ids: &[String]) -> Result<ContainerAllocateResponse, String> {
+    let Ground { offer, machine, config, mps, roots } = *ground;
+    let refusal = |why: String| format!("invalid allocation request for {:?}: {why}", offer.resource);
     if offer.shared.is_some_and(|s| s.one_only) && ids.len() > 1 {
-        return Err(format!(
-            "request for '{}: {}' too large: maximum request size for shared resources is 1",
-            offer.resource,
+        return Err(refusal(format!(
+            "invalid request: maximum request size for shared resources is 1; found {}",
             ids.len()
-        ));
+        )));
     }
     let mut units: Vec<&Unit> = Vec::new();
     for id in ids {
-        let unit = offer
-            .unit(id)
-            .ok_or_else(|| format!("invalid allocation request for '{}': unknown device: {id}", offer.resource))?;
+        let unit = offer.unit(id).ok_or_else(|| refusal(format!("invalid request: unknown device: {id}")))?;
         if let Some(fault) = &unit.fault {
-            return Err(format!("{} cannot be used: {fault}", device(id)));
+            return Err(refusal(format!("{} cannot be used: {fault}", device(id))));
         }
         if !units.contains(&unit) {
             units.push(unit);
@@ -83,28 +97,31 @@ pub(super) fn answer(
         }
     }
     if config.device_specs && !answer.envs.is_empty() {
-        answer.devices = device_specs(machine, &units);
+        answer.devices = device_specs(machine, &units, roots)?;
     }
     if offer.shared.is_some_and(|s| s.strategy == SharingStrategy::Mps) {
-        let (envs, mounts) = mps_root.container(&offer.resource);
+        let (envs, mounts) = mps.container(&offer.resource);
         answer.envs.extend(envs);
         answer.mounts.extend(mounts);
     }
     Ok(answer)
 }
 
-fn device_specs(machine: &Machine, units: &[&Unit]) -> Vec<DeviceSpec> {
-    let gpus: BTreeSet<usize> = units.iter().map(|u| u.gpu).collect();
-    let minors = gpus.iter().filter_map(|g| machine.inventory.gpus.get(*g)?.minor);
-    let paths: BTreeMap<String, ()> = CONTROL_NODES
-        .iter()
-        .filter(|p| std::path::Path::new(p).exists())
-        .map(|p| (*p).to_owned())
-        .chain(minors.map(|m| format!("/dev/nvidia{m}")))
-        .map(|p| (p, ()))
-        .collect();
-    let spec = |path: String| DeviceSpec { container_path: path.clone(), host_path: path, permissions: "rw".into() };
-    paths.into_keys().map(spec).collect()
+fn device_specs(machine: &Machine, units: &[&Unit], roots: &Roots) -> Result<Vec<DeviceSpec>, String> {
+    let mut paths: BTreeSet<String> =
+        CONTROL_NODES.iter().filter(|p| Path::new(p).exists()).map(|p| (*p).to_owned()).collect();
+    for unit in units {
+        let Some(gpu) = machine.inventory.gpus.get(unit.gpu) else { continue };
+        let Some(minor) = gpu.minor else { continue };
+        paths.insert(format!("/dev/nvidia{minor}"));
+        let mig = unit.mig.and_then(|n| gpu.mig.as_ref()?.devices.get(n));
+        if let Some(mig) = mig {
+            paths.extend(capability_nodes(&roots.here, minor, mig).map_err(|e| e.to_string())?);
+        }
+    }
+    let host = |path: &str| roots.host.join(path.trim_start_matches('/')).display().to_string();
+    let spec = |path: String| DeviceSpec { host_path: host(&path), container_path: path, permissions: "rw".into() };
+    Ok(paths.into_iter().map(spec).collect())
 }
 
 #[cfg(test)]
@@ -119,7 +136,9 @@ mod tests {
         machine.draining.insert("GPU-2".into());
         let offer = offers(&machine, &config).unwrap().remove(0);
         let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
-        answer(&offer, &machine, &config, &mps::Root("/run/nvidia/mps".into()), &ids)
+        let roots = Roots { here: "/".into(), host: "/run/nvidia/driver".into() };
+        let mps = mps::Root("/run/nvidia/mps".into());
+        answer(&Ground { offer: &offer, machine: &machine, config: &config, mps: &mps, roots: &roots }, &ids)
     }
 
     #[test]
@@ -144,11 +163,7 @@ mod tests {
         let slices = "sharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}";
         assert_eq!(ask(slices, &["GPU-1::0", "GPU-1::3"]).unwrap().cdi_devices.len(), 1);
         let one = slices.replace("resources", "failRequestsGreaterThanOne: true, resources");
-        assert!(
-            ask(&one, &["GPU-1::0", "GPU-1::3"])
-                .unwrap_err()
-                .contains("maximum request size for shared resources is 1")
-        );
+        assert!(ask(&one, &["GPU-1::0", "GPU-1::3"]).unwrap_err().ends_with("shared resources is 1; found 2"));
     }
 
     #[test]

@@ -6,6 +6,8 @@
 mod answer;
 mod preferred;
 
+pub use answer::Roots;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -55,6 +57,8 @@ pub struct Plugin {
     pub folder: PathBuf,
     /// Where MPS daemons live.
     pub mps: mps::Root,
+    /// Where the driver's files are.
+    pub roots: Roots,
     /// Told whenever devices were handed out.
     pub handed_out: Arc<Notify>,
 }
@@ -136,7 +140,12 @@ impl Plugin {
     fn serve(&self, offered: Offered) -> Server {
         let resource = offered.offer.resource.clone();
         let (sender, receiver) = watch::channel(offered);
-        let service = Service { offered: receiver, mps: self.mps.clone(), handed_out: Arc::clone(&self.handed_out) };
+        let service = Service {
+            offered: receiver,
+            mps: self.mps.clone(),
+            roots: self.roots.clone(),
+            handed_out: Arc::clone(&self.handed_out),
+        };
         let folder = self.folder.clone();
         let task = tokio::spawn(async move {
             let mut pause = Duration::from_millis(100);
@@ -219,6 +228,7 @@ fn options() -> api::DevicePluginOptions {
 struct Service {
     offered: watch::Receiver<Offered>,
     mps: mps::Root,
+    roots: Roots,
     handed_out: Arc<Notify>,
 }
 
@@ -280,8 +290,15 @@ impl api::device_plugin_server::DevicePlugin for Service {
         };
         let mut container_responses = Vec::new();
         for container in request.into_inner().container_requests {
-            let answer = answer::answer(&offered.offer, machine, &offered.config, &self.mps, &container.devices_ids);
-            container_responses.push(answer.map_err(Status::invalid_argument)?);
+            let ground = answer::Ground {
+                offer: &offered.offer,
+                machine,
+                config: &offered.config,
+                mps: &self.mps,
+                roots: &self.roots,
+            };
+            // Upstream's code too: its server turns every error into this one.
+            container_responses.push(answer::answer(&ground, &container.devices_ids).map_err(Status::unknown)?);
         }
         self.handed_out.notify_one();
         Ok(Response::new(api::AllocateResponse { container_responses }))

@@ -10,7 +10,7 @@ use slipway_gpu::topology::{Link, Topology};
 use crate::config::SharedPolicy;
 use crate::resources::{Offer, Unit, device};
 
-/// How good a connection is. Of NVLinks every one counts; the rest is ordered by what is between.
+/// How good a connection is. Of NVLinks every one counts; the rest is ordered by what is between. The numbers are upstream's.
 fn score(link: Link) -> u64 {
     match link {
         Link::Same => 1000,
@@ -25,7 +25,12 @@ fn score(link: Link) -> u64 {
 }
 
 fn between(topology: &Topology, a: &Unit, b: &Unit) -> u64 {
-    topology.links.get(a.gpu).and_then(|row| row.get(b.gpu)).map_or(0, |link| score(*link))
+    let of = |links: &[Vec<Link>]| links.get(a.gpu).and_then(|row| row.get(b.gpu)).copied();
+    // MIG devices cannot use NVLink; they are kept together, so that GPUs stay whole.
+    let whole = a.mig.is_none() && b.mig.is_none();
+    let by_nvlink = of(&topology.links).filter(|link| whole && matches!(link, Link::NvLink(_))).map_or(0, score);
+    // Behind NVSwitches all are linked alike: what they share on the bus decides.
+    by_nvlink + of(&topology.bus).map_or(0, score)
 }
 
 /// Sets that are looked at one by one; beyond, the best partner is added again and again.
@@ -179,8 +184,10 @@ mod tests {
             _ if a / 2 == b / 2 => Link::NvLink(4),
             _ => Link::System,
         };
-        let links = (0..4).map(|a| (0..4).map(|b| link(a, b)).collect()).collect();
-        Topology { simulated: true, gpus: vec![], links, numa: vec![], cpus: vec![], nics: vec![] }
+        let table =
+            |link: &dyn Fn(usize, usize) -> Link| (0..4).map(|a| (0..4).map(|b| link(a, b)).collect()).collect();
+        let bus = table(&|a, b| if a == b { Link::Same } else { Link::System });
+        Topology { simulated: true, gpus: vec![], links: table(&link), bus, numa: vec![], cpus: vec![], nics: vec![] }
     }
 
     fn ids(of: &[usize]) -> Vec<String> {
@@ -193,6 +200,19 @@ mod tests {
         assert_eq!(got, ids(&[2, 3]));
         let got = choose(&offer(4, None), &pairs(), SharedPolicy::Distributed, &ids(&[0, 1, 2, 3]), &ids(&[1]), 2);
         assert_eq!(got, ids(&[1, 0]));
+    }
+
+    #[test]
+    fn behind_nvswitches_the_bus_decides() {
+        let link = |a: usize, b: usize| if a == b { Link::Same } else { Link::NvLink(18) };
+        let mut bus = pairs().links;
+        for link in bus.iter_mut().flatten().filter(|l| **l == Link::NvLink(4)) {
+            *link = Link::OneSwitch;
+        }
+        let links = (0..4).map(|a| (0..4).map(|b| link(a, b)).collect()).collect();
+        let topology = Topology { links, bus, ..pairs() };
+        let got = choose(&offer(4, None), &topology, SharedPolicy::Distributed, &ids(&[0, 1, 2, 3]), &ids(&[3]), 2);
+        assert_eq!(got, ids(&[3, 2]));
     }
 
     #[test]

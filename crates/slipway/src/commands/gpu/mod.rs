@@ -218,7 +218,7 @@ fn details(g: &Gpu, add: &mut dyn FnMut(&str, Option<String>)) {
     for device in g.mig.iter().flat_map(|m| &m.devices) {
         let about = format!(
             "slices {}+{}, {} multiprocessors, {} MiB, {}",
-            device.start, device.size, device.multiprocessors, device.memory_mib, device.uuid
+            device.start, device.size, device.attributes.multiprocessors, device.attributes.memory_mib, device.uuid
         );
         add("instance", Some(format!("{} {about}", device.profile)));
     }
