@@ -108,7 +108,7 @@ def labels_say_what_there_is(lab):
         "gpu.product": "NVIDIA-A100-SXM4-80GB", "gpu.count": "8", "gpu.memory": "81920", "gpu.family": "ampere",
         "gpu.compute.major": "8", "gpu.compute.minor": "0", "gpu.replicas": "1", "mig.capable": "true", "mig.strategy": "mixed",
         "gpu.sharing-strategy": "none", "cuda.driver-version.full": "580.95.05", "cuda.driver.major": "580",
-        "cuda.runtime-version.major": "13", "mps.capable": "true", "vgpu.present": "false",
+        "cuda.runtime-version.major": "13", "mps.capable": "false", "vgpu.present": "false",
     }
     wrong = {k: (v, labels.get(f"nvidia.com/{k}")) for k, v in wanted.items() if labels.get(f"nvidia.com/{k}") != v}
     assert not wrong, wrong
