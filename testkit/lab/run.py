@@ -175,7 +175,7 @@ def mig_layouts_change_around_pods_that_stay(lab):
     offers(lab, "n1", {GPU: 7, "nvidia.com/mig-1g.10gb": 2, "nvidia.com/mig-2g.20gb": 1, "nvidia.com/mig-3g.40gb": 1})
     labels = lab.labels("n1")
     assert labels["nvidia.com/mig-1g.10gb.product"] == "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb", labels
-    assert labels["nvidia.com/mig-3g.40gb.count"] == "1" and labels["nvidia.com/gpu.count"] == "7", labels
+    assert labels["nvidia.com/mig-3g.40gb.count"] == "1" and labels["nvidia.com/gpu.count"] == "8", labels
     with lab.namespace("mig") as ns:
         lab.pod(ns, "small", {"nvidia.com/mig-1g.10gb": 1}, "n1")
         lab.pod(ns, "large", {"nvidia.com/mig-3g.40gb": 1}, "n1")
