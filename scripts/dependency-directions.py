@@ -8,7 +8,7 @@ import sys
 LAYERS = [
     {"slipway-core"},
     {"slipway-store", "slipway-exec"},
-    {"slipway-track", "slipway-serve", "slipway-gpu"},
+    {"slipway-track", "slipway-serve", "slipway-gpu", "slipway-cluster"},
     {"slipway-server", "slipway-node"},
     {"slipway-operator"},
     {"slipway", "slipway-fake-nvml"},

@@ -1,0 +1,51 @@
+//! What can go wrong on the way to a cluster.
+
+use slipway_core::Explain;
+
+/// A failure of this crate.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the message says it
+pub enum ClusterError {
+    #[error("{file}: {reason}")]
+    Spec { file: String, reason: String },
+    #[error("the secret {name} cannot be read: {reason}")]
+    Secret { name: String, reason: String },
+    #[error("{host} cannot be reached: {reason}")]
+    Unreachable { host: String, reason: String },
+    #[error("{host} shows another host key than before: {reason}")]
+    HostKey { host: String, reason: String },
+    #[error("{host}: sudo refuses: {reason}")]
+    Sudo { host: String, reason: String },
+    #[error("{host}: {reason}")]
+    Host { host: String, reason: String },
+    #[error("another apply works on this cluster: {0}")]
+    Locked(String),
+    #[error("{what}: {source}")]
+    Io { what: String, source: std::io::Error },
+    #[error("{failed} of {steps} steps failed: {first}")]
+    Failed { failed: usize, steps: usize, first: String },
+}
+
+impl ClusterError {
+    /// A file or folder that cannot be read or written.
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+impl Explain for ClusterError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Spec { .. } => "cluster.spec",
+            Self::Secret { .. } => "cluster.secret",
+            Self::Unreachable { .. } => "cluster.unreachable",
+            Self::HostKey { .. } => "cluster.host_key",
+            Self::Sudo { .. } => "cluster.sudo",
+            Self::Host { .. } => "cluster.host",
+            Self::Locked(_) => "cluster.locked",
+            Self::Io { .. } => "cluster.io",
+            Self::Failed { .. } => "cluster.failed",
+        }
+    }
+}

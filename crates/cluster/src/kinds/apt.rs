@@ -1,0 +1,100 @@
+//! Packages of apt.
+
+use crate::converge::{Node, Undo};
+use crate::probe::{Facts, quote};
+use crate::resource::Change;
+
+/// What dpkg knows of a package.
+struct Installed {
+    version: String,
+    held: bool,
+}
+
+fn installed(facts: &Facts, name: &str) -> Option<Installed> {
+    let list = facts.machine("packages");
+    list.lines().find_map(|line| {
+        let mut fields = line.split('\t');
+        let (found, status) = (fields.next()?, fields.next()?);
+        (found == name && status == "installed")
+            .then(|| Some(Installed { version: fields.next()?.to_owned(), held: fields.next()? == "hold" }))?
+    })
+}
+
+pub(crate) fn check(facts: &Facts, name: &str, version: Option<&str>, hold: bool) -> Vec<Change> {
+    let Some(now) = installed(facts, name) else {
+        let held = if hold { ", held" } else { "" };
+        return vec![Change::add(format!(
+            "package {name}{}{held}",
+            version.map(|v| format!(" {v}")).unwrap_or_default()
+        ))];
+    };
+    let mut changes = Vec::new();
+    if let Some(wanted) = version.filter(|v| *v != now.version) {
+        changes.push(Change::alter(format!("package {name} {} -> {wanted}", now.version)));
+    }
+    if hold != now.held {
+        changes.push(Change::alter(format!("package {name} {}", if hold { "held" } else { "no longer held" })));
+    }
+    changes
+}
+
+/// apt waits for who has the lock (unattended upgrades after a start), keeps configuration that people wrote, and asks nothing.
+const APT: &str = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold \
+                   -o Dpkg::Options::=--force-confdef";
+
+pub(crate) fn apply(
+    facts: &Facts,
+    name: &str,
+    version: Option<&str>,
+    hold: bool,
+    node: &mut Node<'_>,
+) -> Result<(), String> {
+    let (before, package) = (installed(facts, name), quote(name));
+    let wanted = version.map_or_else(|| name.to_owned(), |v| format!("{name}={v}"));
+    let missing = before.as_ref().is_none_or(|b| version.is_some_and(|v| v != b.version));
+    if missing {
+        // What a killed apt left half done is finished first; lists are fetched where they lack the package.
+        let script = format!(
+            "dpkg --configure -a && {{ [ -n \"$(apt-cache policy {package} | sed -n 's/^  Candidate: //p' | grep -v none)\" ] || {APT} update; }} \
+             && {APT} install --no-install-recommends --allow-change-held-packages --allow-downgrades {}",
+            quote(&wanted)
+        );
+        node.shell(&script)?;
+    }
+    node.shell(&format!("apt-mark {} {package} >/dev/null", if hold { "hold" } else { "unhold" }))
+}
+
+pub(crate) fn undo(facts: &Facts, name: &str) -> Undo {
+    let package = quote(name);
+    Undo::Shell(match installed(facts, name) {
+        None => format!("apt-mark unhold {package} >/dev/null; {APT} remove {package}"),
+        Some(b) => format!(
+            "{APT} install --allow-change-held-packages --allow-downgrades {} && apt-mark {} {package} >/dev/null",
+            quote(&format!("{name}={}", b.version)),
+            if b.held { "hold" } else { "unhold" }
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::tests::facts;
+
+    #[test]
+    fn a_package_is_wanted_whole() {
+        let facts = facts(&[(
+            "@",
+            "packages",
+            "jq\tinstalled\t1.6-2\tinstall\ncurl\tinstalled\t7.88\thold\nvim\tconfig-files\t9\tdeinstall\n",
+        )]);
+        let signs = |name: &str, version: Option<&str>, hold: bool| -> String {
+            check(&facts, name, version, hold).iter().map(|c| c.sign).collect()
+        };
+        assert_eq!(signs("jq", None, false), "");
+        assert_eq!(signs("jq", Some("1.7"), true), "~~");
+        assert_eq!(signs("curl", None, true), "");
+        assert_eq!(signs("curl", None, false), "~");
+        assert_eq!((signs("vim", None, false), signs("git", None, false)), ("+".into(), "+".into()));
+    }
+}

@@ -1,0 +1,124 @@
+//! Parts of files that others write too.
+
+use std::path::Path;
+
+use super::diff;
+use super::file::found;
+use crate::converge::Node;
+use crate::probe::Facts;
+use crate::resource::{Change, Edit};
+
+/// The text with the part as wanted; the same text when it is already so.
+///
+/// # Errors
+/// When the file is not of the form that the edit needs.
+fn edited(text: &str, edit: &Edit) -> Result<String, String> {
+    match edit {
+        Edit::Block { name, text: wanted } => {
+            let (begin, end) = (format!("# BEGIN {name}"), format!("# END {name}"));
+            let block = format!("{begin}\n{}\n{end}\n", wanted.trim_end());
+            let lines: Vec<&str> = text.lines().collect();
+            let at = |mark: &str| lines.iter().position(|l| l.trim_end() == mark);
+            let (before, after) = match (at(&begin), at(&end)) {
+                (Some(from), Some(to)) if from < to => (&lines[..from], &lines[to + 1..]),
+                (None, None) => (&lines[..], &[][..]),
+                _ => return Err(format!("the marks '{begin}' and '{end}' do not belong together")),
+            };
+            let join = |lines: &[&str]| lines.iter().map(|l| format!("{l}\n")).collect::<String>();
+            Ok(join(before) + &block + &join(after))
+        }
+        Edit::Line { line, begins } => {
+            let ours = |l: &str| l == line || begins.as_ref().is_some_and(|b| l.starts_with(b.as_str()));
+            let mut out: Vec<&str> = Vec::new();
+            let mut there = false;
+            for old in text.lines() {
+                if !ours(old) {
+                    out.push(old);
+                } else if !there {
+                    there = true;
+                    out.push(line);
+                }
+            }
+            if !there {
+                out.push(line);
+            }
+            Ok(out.iter().map(|l| format!("{l}\n")).collect())
+        }
+        Edit::Toml { path, value } => {
+            let mut document: toml_edit::DocumentMut = text.parse().map_err(|e| format!("no TOML: {e}"))?;
+            let value: toml_edit::Value = value.parse().map_err(|e| format!("'{value}' is no value of TOML: {e}"))?;
+            let (key, tables) = path.split_last().ok_or("the key is missing")?;
+            let mut table = document.as_table_mut();
+            for name in tables {
+                let next = table.entry(name).or_insert_with(|| {
+                    let mut table = toml_edit::Table::new();
+                    table.set_implicit(true);
+                    toml_edit::Item::Table(table)
+                });
+                table = next.as_table_mut().ok_or_else(|| format!("'{name}' is no table"))?;
+            }
+            let same = table
+                .get(key)
+                .and_then(|i| i.as_value())
+                .is_some_and(|v| v.to_string().trim() == value.to_string().trim());
+            if !same {
+                table.insert(key, toml_edit::Item::Value(value));
+            }
+            Ok(document.to_string())
+        }
+    }
+}
+
+pub(crate) fn check(facts: &Facts, id: &str, path: &str, edit: &Edit) -> Vec<Change> {
+    let now = found(facts, id);
+    let text = now.as_ref().map_or("", |(_, text)| text.as_str());
+    match edited(text, edit) {
+        Ok(wanted) if wanted == text && now.is_some() => Vec::new(),
+        Ok(wanted) if now.is_some() => vec![Change::alter(format!("file {path}\n{}", diff(text, &wanted)))],
+        Ok(wanted) => vec![Change::add(format!("file {path}\n{}", diff("", &wanted)))],
+        Err(why) => vec![Change::alter(format!("file {path} cannot be edited: {why}"))],
+    }
+}
+
+pub(crate) fn apply(facts: &Facts, id: &str, path: &str, edit: &Edit, node: &mut Node<'_>) -> Result<(), String> {
+    let now = found(facts, id);
+    let (mode, text) = now.unwrap_or_else(|| ("644".into(), String::new()));
+    let wanted = edited(&text, edit).map_err(|why| format!("{path} cannot be edited: {why}"))?;
+    node.write(Path::new(path), wanted.as_bytes(), &mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_put_in_and_found_again() {
+        let block = |text: &str| Edit::Block { name: "slipway".into(), text: text.into() };
+        let once = edited("127.0.0.1 localhost\n", &block("10.0.0.1 a")).unwrap();
+        assert_eq!(once, "127.0.0.1 localhost\n# BEGIN slipway\n10.0.0.1 a\n# END slipway\n");
+        assert_eq!(edited(&once, &block("10.0.0.1 a")).unwrap(), once);
+        let other = edited(&(once + "::1 six\n"), &block("10.0.0.2 b")).unwrap();
+        assert_eq!(other, "127.0.0.1 localhost\n# BEGIN slipway\n10.0.0.2 b\n# END slipway\n::1 six\n");
+        assert!(edited("# END slipway\n# BEGIN slipway\n", &block("")).is_err());
+    }
+
+    #[test]
+    fn a_line_replaces_those_that_begin_so() {
+        let edit = Edit::Line { line: "PermitRootLogin no".into(), begins: Some("PermitRootLogin".into()) };
+        let text = "Port 22\nPermitRootLogin yes\nPermitRootLogin what\n";
+        assert_eq!(edited(text, &edit).unwrap(), "Port 22\nPermitRootLogin no\n");
+        assert_eq!(edited("", &edit).unwrap(), "PermitRootLogin no\n");
+    }
+
+    #[test]
+    fn a_value_is_set_and_comments_stay() {
+        let cri = "io.containerd.grpc.v1.cri";
+        let edit = Edit::Toml { path: vec!["plugins".into(), cri.into(), "enable_cdi".into()], value: "true".into() };
+        let text = format!("# containerd\nversion = 2\n\n[plugins.\"{cri}\"] # ours\n  sandbox_image = \"pause\"\n");
+        let once = edited(&text, &edit).unwrap();
+        assert!(once.starts_with(text.trim_end()) && once.contains("enable_cdi = true"), "{once}");
+        assert_eq!(edited(&once, &edit).unwrap(), once);
+        assert_eq!(edited("", &edit).unwrap(), format!("[plugins.\"{cri}\"]\nenable_cdi = true\n"));
+        assert!(edited("= 1", &edit).unwrap_err().contains("no TOML"));
+    }
+}

@@ -1,0 +1,64 @@
+//! GPUs on a machine: the driver, and containerd that reads CDI specifications.
+
+use super::{command, edit, file};
+use crate::resource::{Edit, Layer, Resource, What};
+use crate::spec::Cluster;
+
+/// MicroK8s writes containerd's configuration from this template at every start.
+const TEMPLATE: &str = "/var/snap/microk8s/current/args/containerd-template.toml";
+
+pub(super) fn resources(cluster: &Cluster) -> Vec<Resource> {
+    let (gpu, layer) = (&cluster.spec.gpu, Layer::Gpu);
+    let mut out = Vec::new();
+    if gpu.driver != "none" {
+        // Ubuntu's packages are named by branch; its own tool knows the one that is recommended for a card without a display.
+        let package = match gpu.driver.as_str() {
+            "recommended" => "$(ubuntu-drivers list --gpgpu 2>/dev/null | sed -n 's/,.*//; s/^\\(nvidia-driver-[0-9]*-server\\)$/\\1/p' | sort -V | tail -1)".to_owned(),
+            branch => format!("nvidia-driver-{branch}-server"),
+        };
+        let branch = if gpu.driver == "recommended" { "[0-9]+" } else { &gpu.driver };
+        let install = format!(
+            "p={package}; [ -n \"$p\" ] || {{ echo 'no driver is recommended for this machine; name a branch in spec.gpu.driver'; exit 1; }}; \
+             DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install \"$p\" && apt-mark hold \"$p\" >/dev/null"
+        );
+        out.push(
+            file(
+                layer,
+                "nouveau",
+                "/etc/modprobe.d/slipway-nouveau.conf",
+                "blacklist nouveau\noptions nouveau modeset=0\n",
+            )
+            .then("update-initramfs -u"),
+        );
+        out.push(
+            command(
+                layer,
+                "driver",
+                &format!("dpkg-query -W -f '${{Package}} ${{db:Status-Status}}\\n' 'nvidia-driver-*' 2>/dev/null | grep -qE '^nvidia-driver-{branch}-server installed$'"),
+                &install,
+                &format!("driver {}", gpu.driver),
+            )
+            .within(1800)
+            .effect("installs a kernel module: minutes, then a new start"),
+        );
+        out.push(Resource::new(
+            layer,
+            "driver-loaded",
+            What::Reboot {
+                // The module on the disk is another than the one in the kernel, or none of NVIDIA's is there.
+                when: "[ \"$(cat /sys/module/nvidia/version 2>/dev/null)\" != \"$(modinfo -F version nvidia 2>/dev/null)\" ]".into(),
+                reason: "the driver that is installed is not the one that is loaded".into(),
+            },
+        ));
+    }
+    if gpu.cdi {
+        let cri = ["plugins", "io.containerd.grpc.v1.cri", "enable_cdi"].map(String::from).to_vec();
+        out.push(
+            edit(layer, "containerd-cdi", TEMPLATE, Edit::Toml { path: cri, value: "true".into() })
+                .then("snap restart microk8s.daemon-containerd")
+                .needs(&["kubernetes/microk8s"])
+                .effect("restarts containerd; pods go on"),
+        );
+    }
+    out
+}

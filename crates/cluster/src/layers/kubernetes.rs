@@ -1,0 +1,67 @@
+//! MicroK8s on a machine, and what the cluster as a whole has.
+//!
+//! Source: MicroK8s, "How to use launch configurations" (read when the snap is installed), "Command reference".
+
+use super::{command, file};
+use crate::probe::quote;
+use crate::resource::{Layer, Resource, What};
+use crate::spec::{Cluster, Kubernetes};
+
+const LAUNCH: &str = "/var/snap/microk8s/common/.microk8s.yaml";
+
+/// The launch configuration: version 0.1.0, names in the certificate, no add-ons (they are resources of their own).
+fn launch(kubernetes: &Kubernetes) -> String {
+    let mut text = String::from("version: 0.1.0\n");
+    if !kubernetes.extra_sans.is_empty() {
+        text += "extraSANs:\n";
+        for name in &kubernetes.extra_sans {
+            text += &format!("  - {name}\n");
+        }
+    }
+    text
+}
+
+pub(super) fn resources(cluster: &Cluster) -> Vec<Resource> {
+    let kubernetes = &cluster.spec.kubernetes;
+    let layer = Layer::Kubernetes;
+    let snap = What::Snap {
+        name: "microk8s".into(),
+        channel: kubernetes.channel.clone(),
+        classic: true,
+        hold: kubernetes.hold,
+    };
+    vec![
+        command(
+            layer,
+            "snapd",
+            "command -v snap",
+            "DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install snapd",
+            "snapd",
+        ),
+        file(layer, "launch", LAUNCH, launch(kubernetes)),
+        Resource::new(layer, "microk8s", snap)
+            .needs(&["kubernetes/snapd"])
+            .within(1200)
+            .effect("installs or refreshes MicroK8s: minutes"),
+        command(
+            layer,
+            "ready",
+            "microk8s status --wait-ready --timeout 10",
+            "microk8s start && microk8s status --wait-ready --timeout 300 >/dev/null",
+            "MicroK8s is not ready",
+        )
+        .needs(&["kubernetes/microk8s"]),
+    ]
+}
+
+/// Add-ons of the cluster, one resource each.
+pub(super) fn addons(cluster: &Cluster) -> Vec<Resource> {
+    let one = |addon: &String| {
+        let name = addon.split(':').next().unwrap_or_default();
+        // `-a` prints `enabled` or `disabled` and nothing else.
+        let check = format!("[ \"$(microk8s status -a {})\" = enabled ]", quote(name));
+        command(Layer::Addons, name, &check, &format!("microk8s enable {}", quote(addon)), &format!("add-on {addon}"))
+            .needs(&["kubernetes/ready"])
+    };
+    cluster.spec.kubernetes.addons.iter().map(one).collect()
+}

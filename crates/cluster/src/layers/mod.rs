@@ -1,0 +1,81 @@
+//! From the file to the resources of one machine, in order.
+
+mod gpu;
+mod kubernetes;
+mod system;
+
+use crate::probe::quote;
+use crate::resource::{Edit, Layer, Resource, Text, Wanted, What};
+use crate::spec::{Cluster, Machine, Role};
+
+/// What is wanted of a machine. What belongs to the cluster as a whole is wanted of the first.
+pub fn wanted(cluster: &Cluster, machine: &Machine) -> Wanted {
+    let mut resources = system::resources(cluster, machine);
+    resources.extend(kubernetes::resources(cluster));
+    if machine.is(Role::Gpu) {
+        resources.extend(gpu::resources(cluster));
+    }
+    if cluster.first() == Some(machine) {
+        resources.extend(kubernetes::addons(cluster));
+    }
+    Wanted { resources }
+}
+
+/// Layers that a machine can have before it is part of the cluster.
+pub const BEFORE_JOINING: [Layer; 4] = [Layer::System, Layer::HostTools, Layer::Kubernetes, Layer::Gpu];
+/// Layers of the cluster as a whole.
+pub const OF_THE_CLUSTER: [Layer; 2] = [Layer::Addons, Layer::Storage];
+
+fn package(layer: Layer, name: &str) -> Resource {
+    Resource::new(layer, &format!("package-{name}"), What::Package { name: name.into(), version: None, hold: false })
+}
+
+fn file(layer: Layer, name: &str, path: &str, text: impl Into<String>) -> Resource {
+    let content = Text { text: text.into(), secret: false };
+    Resource::new(layer, name, What::File { path: path.into(), content, mode: "0644".into() })
+}
+
+fn edit(layer: Layer, name: &str, path: &str, edit: Edit) -> Resource {
+    Resource::new(layer, name, What::Edit { path: path.into(), edit })
+}
+
+fn command(layer: Layer, name: &str, check: &str, run: &str, missing: &str) -> Resource {
+    let (check, run, missing) = (check.to_owned(), run.to_owned(), missing.to_owned());
+    Resource::new(layer, name, What::Command { check, run, undo: None, missing })
+}
+
+/// Settings of the kernel: a file for the next start, and now.
+fn sysctl<'a>(layer: Layer, settings: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> [Resource; 2] {
+    const PATH: &str = "/etc/sysctl.d/90-slipway.conf";
+    let text = settings.clone().map(|(k, v)| format!("{k} = {v}\n")).collect::<String>();
+    // The kernel writes several numbers with tabs between them.
+    let one = |(k, v): (&str, &str)| format!("[ \"$(sysctl -n {} | tr '\\t' ' ')\" = {} ]", quote(k), quote(v));
+    let check = settings.map(one).collect::<Vec<_>>().join(" && ");
+    let check = if check.is_empty() { "true".into() } else { check };
+    [
+        file(layer, "sysctl", PATH, text),
+        command(layer, "sysctl-now", &check, &format!("sysctl -q -p {PATH}"), "the kernel's settings are others"),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::tests::FILE;
+
+    #[test]
+    fn every_machine_has_valid_resources_of_its_roles() {
+        let cluster = Cluster::parse(FILE).unwrap();
+        let ids = |n: usize| -> Vec<String> {
+            let wanted = wanted(&cluster, &cluster.spec.machines[n]);
+            wanted.validate().unwrap();
+            wanted.resources.into_iter().map(|r| r.id).collect()
+        };
+        let [first, second, gpu] = [ids(0), ids(1), ids(2)];
+        assert!(first.iter().any(|i| i == "addons/dns") && !second.iter().any(|i| i.starts_with("addons/")));
+        assert!(gpu.iter().any(|i| i.starts_with("gpu/")) && !first.iter().any(|i| i.starts_with("gpu/")));
+        for ids in [&first, &second, &gpu] {
+            assert!(ids.iter().any(|i| i == "kubernetes/microk8s"));
+        }
+    }
+}

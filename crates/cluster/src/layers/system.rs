@@ -1,0 +1,30 @@
+//! The machine below Kubernetes: names, limits, updates that wait, programs.
+
+use super::{edit, file, package, sysctl};
+use crate::resource::{Edit, Layer, Resource};
+use crate::spec::{Cluster, Machine};
+
+pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Vec<Resource> {
+    let system = &cluster.spec.system;
+    let mut out = Vec::new();
+    if system.hosts {
+        let line = |m: &Machine| format!("{} {}", m.internal(), m.name);
+        let others = cluster.spec.machines.iter().filter(|m| m.name != machine.name);
+        // Names that resolve need no entry, but an address is sure.
+        let lines: Vec<String> =
+            others.filter(|m| m.internal().parse::<std::net::IpAddr>().is_ok()).map(line).collect();
+        if !lines.is_empty() {
+            let block = Edit::Block { name: format!("slipway {}", cluster.metadata.name), text: lines.join("\n") };
+            out.push(edit(Layer::System, "hosts", "/etc/hosts", block));
+        }
+    }
+    if system.hold_updates {
+        let text = "APT::Periodic::Update-Package-Lists \"0\";\nAPT::Periodic::Unattended-Upgrade \"0\";\n";
+        out.push(file(Layer::System, "held-updates", "/etc/apt/apt.conf.d/99-slipway", text));
+    }
+    if !system.sysctl.is_empty() {
+        out.extend(sysctl(Layer::System, system.sysctl.iter().map(|(k, v)| (k.as_str(), v.as_str()))));
+    }
+    out.extend(system.packages.iter().map(|name| package(Layer::HostTools, name)));
+    out
+}

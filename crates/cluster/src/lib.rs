@@ -1,0 +1,32 @@
+//! From bare machines to a cluster, and back to it whenever something has drifted.
+//!
+//! One file says what is wanted ([`spec`]). From it follow the resources of every machine ([`layers`]), in order. What a machine has is
+//! asked with one read-only script ([`probe`]); what differs is told by a pure function ([`check`](resource::Resource::check)), the same
+//! for a plan that is made far away and for the machine that acts on it ([`converge`]). Between machines there is an order too
+//! ([`apply`]): who is first, who joins whom.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`spec`] | `cluster.yaml` |
+//! | [`layers`] | from the file to the resources of a machine |
+//! | [`resource`] | what can be wanted of a machine, and when it is so |
+//! | [`probe`] | the question to a machine, and the answer |
+//! | [`converge`] | runs on the machine: makes it so, remembers how it was, tells what it does |
+//! | [`transport`] | OpenSSH |
+//! | [`plan`] | what would change, on all machines at once |
+//! | [`apply`] | the steps between machines, their state and logs |
+//! | [`state`] | what is kept on the controller, and its lock |
+
+pub mod apply;
+pub mod converge;
+mod error;
+mod kinds;
+pub mod layers;
+pub mod plan;
+pub mod probe;
+pub mod resource;
+pub mod spec;
+pub mod state;
+pub mod transport;
+
+pub use error::ClusterError;

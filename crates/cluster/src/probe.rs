@@ -1,0 +1,240 @@
+//! What a machine has: one shell script that asks everything and changes nothing, and its answer.
+//!
+//! The script needs nothing but a POSIX shell and what every Debian and Ubuntu has, so that a plan needs nothing installed. Every
+//! answer is a line: resource, field, value in base64.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+use crate::converge::FOLDER;
+use crate::resource::{Resource, What};
+
+/// More of a file is not read; a file that is longer is none that we write.
+pub(crate) const MOST_BYTES: usize = 1 << 20;
+
+/// Answers, by resource and field. Fields of the whole machine are of the resource `@`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts(BTreeMap<(String, String), Vec<u8>>);
+
+/// A word that the shell takes as it is.
+pub(crate) fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// Asks about the machine itself; see [`Machine`].
+const MACHINE: &str = r#"
+(. /etc/os-release; printf '%s %s' "$ID" "$VERSION_ID") 2>/dev/null | p @ os
+uname -r | p @ kernel
+uname -m | p @ arch
+nproc | p @ cpus
+awk '/^MemTotal/ {print $2}' /proc/meminfo | p @ memory
+df -Pk / | awk 'NR==2 {print $4}' | p @ disk
+date +%s | p @ clock
+id -u | p @ uid
+hostname | p @ hostname
+cat /proc/sys/kernel/random/boot_id | p @ boot
+{ for d in /sys/bus/pci/devices/*; do
+  read -r v <"$d/vendor" && [ "$v" = 0x10de ] || continue; read -r c <"$d/class"; read -r i <"$d/device"
+  case $c in 0x0300*|0x0302*) echo "${d##*/} $i";; esac; done; } 2>/dev/null | p @ gpus
+{ [ -d /sys/module/nouveau ] && echo nouveau; cat /sys/module/nvidia/version; } 2>/dev/null | p @ driver
+od -An -t u1 -j4 -N1 /sys/firmware/efi/efivars/SecureBoot-* 2>/dev/null | p @ secureboot
+"#;
+
+/// The script that asks what these resources need to know.
+pub fn script(resources: &[Resource]) -> String {
+    let mut out = String::from("export LC_ALL=C PATH=\"$PATH:/usr/sbin:/sbin:/snap/bin\"\n");
+    out += "p() { printf '%s\\t%s\\t' \"$1\" \"$2\"; base64 | tr -d '\\n'; echo; }\n";
+    out += MACHINE;
+    let names = |pick: &dyn Fn(&What) -> Option<String>| -> Vec<String> {
+        resources.iter().filter_map(|r| pick(&r.what)).map(|n| quote(&n)).collect()
+    };
+    let packages = names(&|w| if let What::Package { name, .. } = w { Some(name.clone()) } else { None });
+    if !packages.is_empty() {
+        let format = "${Package}\\t${db:Status-Status}\\t${Version}\\t${db:Status-Want}\\n";
+        let _ = writeln!(out, "dpkg-query -W -f '{format}' {} 2>/dev/null | p @ packages", packages.join(" "));
+    }
+    if resources.iter().any(|r| matches!(r.what, What::Snap { .. })) {
+        out += "snap list --unicode=never 2>/dev/null | p @ snaps\n";
+    }
+    let services = names(&|w| if let What::Service { name } = w { Some(name.clone()) } else { None });
+    if !services.is_empty() {
+        let _ = writeln!(
+            out,
+            "systemctl show -p Id,LoadState,UnitFileState,ActiveState {} 2>/dev/null | p @ services",
+            services.join(" ")
+        );
+    }
+    for resource in resources {
+        let id = &resource.id;
+        match &resource.what {
+            What::File { path, .. } | What::Edit { path, .. } => {
+                let path = quote(path);
+                let _ = writeln!(
+                    out,
+                    "if [ -e {path} ]; then stat -Lc '%a %F' {path} | p {id} stat; head -c {} {path} | p {id} content; fi",
+                    MOST_BYTES + 1
+                );
+            }
+            What::Command { check: question, .. } | What::Reboot { when: question, .. } => {
+                let _ = writeln!(out, "sh -c {} </dev/null >/dev/null 2>&1; echo $? | p {id} status", quote(question));
+            }
+            What::Package { .. } | What::Snap { .. } | What::Service { .. } => {}
+        }
+        if resource.then.is_some() {
+            let _ = writeln!(out, "[ -e {} ] && echo 1 | p {id} pending", quote(&pending_file(id)));
+        }
+    }
+    out += "echo end | p @ end\n";
+    out
+}
+
+/// Where it is remembered that a change waits for what follows it.
+pub(crate) fn pending_file(id: &str) -> String {
+    format!("{FOLDER}/pending/{}", id.replace('/', "_"))
+}
+
+impl Facts {
+    /// Reads the script's output.
+    ///
+    /// # Errors
+    /// When it breaks off, or a line is of another form.
+    pub fn parse(output: &str) -> Result<Self, String> {
+        let mut facts = BTreeMap::new();
+        for line in output.lines() {
+            let mut parts = line.splitn(3, '\t');
+            let (Some(id), Some(field), Some(value)) = (parts.next(), parts.next(), parts.next()) else {
+                return Err(format!("an answer of another form: {}", line.chars().take(120).collect::<String>()));
+            };
+            let value = STANDARD.decode(value.trim()).map_err(|e| format!("{id} {field}: {e}"))?;
+            facts.insert((id.to_owned(), field.to_owned()), value);
+        }
+        let facts = Self(facts);
+        if facts.machine("end").is_empty() {
+            return Err("the answer breaks off".into());
+        }
+        Ok(facts)
+    }
+
+    /// A resource's field.
+    pub(crate) fn bytes(&self, id: &str, field: &str) -> Option<&[u8]> {
+        self.0.get(&(id.to_owned(), field.to_owned())).map(Vec::as_slice)
+    }
+
+    /// The same as text.
+    pub(crate) fn text(&self, id: &str, field: &str) -> Option<String> {
+        self.bytes(id, field).map(|b| String::from_utf8_lossy(b).into_owned())
+    }
+
+    /// A field of the whole machine, empty when it is not there.
+    pub(crate) fn machine(&self, field: &str) -> String {
+        self.text("@", field).unwrap_or_default().trim().to_owned()
+    }
+
+    pub(crate) fn succeeded(&self, id: &str) -> bool {
+        self.text(id, "status").is_some_and(|s| s.trim() == "0")
+    }
+
+    pub(crate) fn pending(&self, id: &str) -> bool {
+        self.bytes(id, "pending").is_some()
+    }
+
+    /// What newer answers say replaces what these say of the same resources and the machine.
+    pub(crate) fn renew(&mut self, newer: Self, ids: &[&str]) {
+        self.0.retain(|(id, _), _| id != "@" && !ids.contains(&id.as_str()));
+        self.0.extend(newer.0);
+    }
+
+    /// The machine.
+    pub fn about(&self) -> Machine {
+        let number = |field: &str| self.machine(field).parse::<u64>().unwrap_or(0);
+        let (distribution, release) =
+            self.machine("os").split_once(' ').map_or_else(Default::default, |(a, b)| (a.to_owned(), b.to_owned()));
+        Machine {
+            hostname: self.machine("hostname"),
+            distribution,
+            release,
+            kernel: self.machine("kernel"),
+            arch: self.machine("arch"),
+            cpus: number("cpus"),
+            memory_mib: number("memory") >> 10,
+            disk_free_mib: number("disk") >> 10,
+            clock: number("clock"),
+            boot: self.machine("boot"),
+            gpus: self.machine("gpus").lines().map(str::to_owned).collect(),
+            driver: self.machine("driver"),
+            secure_boot: self.machine("secureboot") == "1",
+        }
+    }
+}
+
+/// What a machine is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Machine {
+    /// Its own name.
+    pub hostname: String,
+    /// `ubuntu`, `debian`.
+    pub distribution: String,
+    /// `24.04`.
+    pub release: String,
+    /// Of the kernel.
+    pub kernel: String,
+    /// `x86_64`.
+    pub arch: String,
+    /// Processors.
+    pub cpus: u64,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Free space of `/` in MiB.
+    pub disk_free_mib: u64,
+    /// Seconds since 1970, by its own clock.
+    pub clock: u64,
+    /// Changes with every start.
+    pub boot: String,
+    /// NVIDIA's cards: address and device id.
+    pub gpus: Vec<String>,
+    /// Version of NVIDIA's loaded driver, or `nouveau`.
+    pub driver: String,
+    /// Whether the firmware loads signed modules only.
+    pub secure_boot: bool,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Facts as a probe would have told them.
+    pub(crate) fn facts(list: &[(&str, &str, &str)]) -> Facts {
+        Facts(list.iter().map(|(i, f, v)| (((*i).to_owned(), (*f).to_owned()), v.as_bytes().to_vec())).collect())
+    }
+
+    #[test]
+    fn an_answer_is_read_or_refused() {
+        let line = |id: &str, field: &str, value: &str| format!("{id}\t{field}\t{}\n", STANDARD.encode(value));
+        let whole = line("@", "os", "debian 12") + &line("a/b", "status", "0\n") + &line("@", "end", "end");
+        let facts = Facts::parse(&whole).unwrap();
+        assert!(facts.succeeded("a/b") && !facts.succeeded("a/c"));
+        assert_eq!(facts.about().distribution, "debian");
+        assert!(Facts::parse(&line("@", "os", "debian 12")).unwrap_err().contains("breaks off"));
+        assert!(Facts::parse("Welcome to Ubuntu\n").unwrap_err().contains("another form"));
+    }
+
+    #[test]
+    fn the_script_runs_here() {
+        let done = std::process::Command::new("sh").arg("-c").arg(script(&[])).output().unwrap();
+        let facts = Facts::parse(&String::from_utf8(done.stdout).unwrap()).unwrap();
+        assert!(facts.about().cpus > 0 && facts.about().clock > 1_700_000_000);
+    }
+
+    #[test]
+    fn quotes_hold() {
+        let text = "a'b $(touch x) \\ \"";
+        let done =
+            std::process::Command::new("sh").arg("-c").arg(format!("printf %s {}", quote(text))).output().unwrap();
+        assert_eq!(String::from_utf8(done.stdout).unwrap(), text);
+    }
+}

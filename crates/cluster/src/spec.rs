@@ -1,0 +1,419 @@
+//! `cluster.yaml`: what is wanted, in one file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ClusterError;
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cluster {
+    /// `slipway.dev/v1`.
+    pub api_version: String,
+    /// `Cluster`.
+    pub kind: String,
+    /// Its name.
+    pub metadata: Metadata,
+    /// What is wanted.
+    pub spec: Spec,
+}
+
+/// The name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Metadata {
+    /// Lower-case letters, digits and dashes.
+    pub name: String,
+}
+
+/// What is wanted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Spec {
+    /// How machines are reached, unless they say otherwise.
+    #[serde(default)]
+    pub ssh: Ssh,
+    /// The machines. The first with the role `control-plane` founds the cluster.
+    pub machines: Vec<Machine>,
+    /// Names, limits, updates.
+    #[serde(default)]
+    pub system: System,
+    /// Kubernetes itself.
+    pub kubernetes: Kubernetes,
+    /// GPUs of machines with the role `gpu`.
+    #[serde(default)]
+    pub gpu: Gpu,
+    /// Shared storage.
+    #[serde(default)]
+    pub storage: Storage,
+}
+
+/// How a machine is reached. What OpenSSH's own configuration says of a host holds too.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Ssh {
+    /// The user; OpenSSH's choice without.
+    pub user: Option<String>,
+    /// The port; 22 without.
+    pub port: Option<u16>,
+    /// A private key.
+    pub identity_file: Option<String>,
+    /// The file of known host keys.
+    pub known_hosts: Option<String>,
+    /// Hosts that are not known yet are taken as they are, once; a changed key is always refused.
+    pub accept_new_host_keys: bool,
+    /// The password for sudo, where sudo asks. Users other than root become root by sudo.
+    pub sudo_password: Option<SecretSource>,
+}
+
+/// Where a secret comes from. It goes into no state and no log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum SecretSource {
+    /// An environment variable.
+    Env(String),
+    /// A file, without the line's end.
+    File(String),
+    /// What a command prints, without the line's end.
+    Command(String),
+}
+
+/// What a machine is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Holds the cluster's state.
+    ControlPlane,
+    /// Runs pods only.
+    Worker,
+    /// Has GPUs.
+    Gpu,
+}
+
+/// A machine that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Machine {
+    /// Its name in the cluster.
+    pub name: String,
+    /// Address or name by which it is reached.
+    pub address: String,
+    /// Address in the cluster's own network, where that is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub internal_address: Option<String>,
+    /// What it is for.
+    pub roles: BTreeSet<Role>,
+    /// Where it is reached otherwise than the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh: Option<Ssh>,
+}
+
+impl Machine {
+    /// Whether it has a role.
+    pub fn is(&self, role: Role) -> bool {
+        self.roles.contains(&role)
+    }
+
+    /// The address at which other machines reach it.
+    pub fn internal(&self) -> &str {
+        self.internal_address.as_deref().unwrap_or(&self.address)
+    }
+}
+
+/// The machine below Kubernetes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct System {
+    /// Every machine knows the others by name (`/etc/hosts`).
+    pub hosts: bool,
+    /// Unattended upgrades are off: nothing changes below a running cluster unless it is asked for.
+    pub hold_updates: bool,
+    /// Packages on every machine.
+    pub packages: Vec<String>,
+    /// Settings of the kernel.
+    pub sysctl: BTreeMap<String, String>,
+}
+
+impl Default for System {
+    fn default() -> Self {
+        let sysctl = [("fs.inotify.max_user_instances", "1024"), ("fs.inotify.max_user_watches", "1048576")];
+        Self {
+            hosts: true,
+            hold_updates: true,
+            packages: ["ca-certificates", "curl", "jq"].map(String::from).into(),
+            sysctl: sysctl.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+        }
+    }
+}
+
+/// Which Kubernetes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Distribution {
+    /// Canonical's MicroK8s.
+    Microk8s,
+}
+
+/// Kubernetes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Kubernetes {
+    /// Which.
+    pub distribution: Distribution,
+    /// The snap's channel, `1.32/stable`; always a certain minor version.
+    pub channel: String,
+    /// Refreshes are held: a cluster is upgraded when somebody says so.
+    #[serde(default = "yes")]
+    pub hold: bool,
+    /// More names and addresses in the API server's certificate.
+    #[serde(default)]
+    pub extra_sans: Vec<String>,
+    /// MicroK8s' add-ons, `dns`, `metallb:10.0.0.10-10.0.0.20`.
+    #[serde(default)]
+    pub addons: Vec<String>,
+    /// Seconds for which a token to join is good.
+    #[serde(default = "token_seconds")]
+    pub token_seconds: u32,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn token_seconds() -> u32 {
+    600
+}
+
+/// GPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Gpu {
+    /// The driver's branch (`570`), `recommended`, or `none` where the machine brings one.
+    pub driver: String,
+    /// Containerd reads CDI specifications.
+    pub cdi: bool,
+}
+
+impl Default for Gpu {
+    fn default() -> Self {
+        Self { driver: "recommended".into(), cdi: true }
+    }
+}
+
+/// Shared storage.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Storage {
+    /// An NFS server.
+    pub nfs: Option<Nfs>,
+}
+
+/// A folder of an NFS server, as a storage class.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Nfs {
+    /// Its address.
+    pub server: String,
+    /// The folder it exports.
+    pub path: String,
+    /// Name of the storage class.
+    pub storage_class: String,
+}
+
+/// Names of hosts, clusters and channels end up in commands and files.
+fn plain(text: &str, more: &str) -> bool {
+    !text.is_empty()
+        && text.len() < 254
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || more.contains(c))
+        && !text.starts_with('-')
+}
+
+impl Cluster {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`ClusterError::Spec`] with the place of what is wrong.
+    pub fn read(path: &Path) -> Result<Self, ClusterError> {
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(ClusterError::io(file.clone()))?;
+        Self::parse(&text).map_err(|reason| ClusterError::Spec { file, reason })
+    }
+
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// What is wrong, and where.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let cluster: Self = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
+        cluster.validate()?;
+        Ok(cluster)
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        if self.api_version != "slipway.dev/v1" || self.kind != "Cluster" {
+            return Err(format!(
+                "'{}' '{}' is not known; known is slipway.dev/v1 Cluster",
+                self.api_version, self.kind
+            ));
+        }
+        let name = |what: &str, text: &str| {
+            let lower = text == text.to_lowercase();
+            if plain(text, "") && lower {
+                Ok(())
+            } else {
+                Err(format!("{what} '{text}': lower-case letters, digits and dashes"))
+            }
+        };
+        name("metadata.name", &self.metadata.name)?;
+        let spec = &self.spec;
+        let mut seen = BTreeSet::new();
+        for machine in &spec.machines {
+            name("spec.machines: name", &machine.name)?;
+            if !seen.insert(&machine.name) {
+                return Err(format!("spec.machines: '{}' is there twice", machine.name));
+            }
+            for address in [&machine.address].into_iter().chain(&machine.internal_address) {
+                if !plain(address, ".:_") {
+                    return Err(format!("spec.machines: {}: '{address}' is no address", machine.name));
+                }
+            }
+            let (control, worker) = (machine.is(Role::ControlPlane), machine.is(Role::Worker));
+            if control == worker {
+                return Err(format!("spec.machines: {}: it is either control-plane or worker", machine.name));
+            }
+        }
+        if !spec.machines.iter().any(|m| m.is(Role::ControlPlane)) {
+            return Err("spec.machines: none has the role control-plane".into());
+        }
+        let channel = &spec.kubernetes.channel;
+        let minor = channel.split('/').next().unwrap_or_default();
+        if !plain(channel, "./")
+            || !minor.split_once('.').is_some_and(|(a, b)| a.parse::<u32>().is_ok() && b.parse::<u32>().is_ok())
+        {
+            return Err(format!(
+                "spec.kubernetes.channel '{channel}': write the minor version, such as 1.32/stable; 'latest' would move"
+            ));
+        }
+        for addon in &spec.kubernetes.addons {
+            if !plain(addon, ":./,=") {
+                return Err(format!("spec.kubernetes.addons: '{addon}' is no add-on"));
+            }
+        }
+        for package in &spec.system.packages {
+            if !plain(package, ".+:") {
+                return Err(format!("spec.system.packages: '{package}' is no package"));
+            }
+        }
+        for (key, value) in &spec.system.sysctl {
+            if !plain(key, "._/") || !value.chars().all(|c| c.is_ascii_alphanumeric() || " -._".contains(c)) {
+                return Err(format!("spec.system.sysctl: '{key} = {value}' is no setting"));
+            }
+        }
+        let driver = &spec.gpu.driver;
+        if !matches!(driver.as_str(), "recommended" | "none") && driver.parse::<u32>().is_err() {
+            return Err(format!("spec.gpu.driver '{driver}': a branch such as 570, recommended, or none"));
+        }
+        Ok(())
+    }
+
+    /// The machine that founds the cluster.
+    pub fn first(&self) -> Option<&Machine> {
+        self.spec.machines.iter().find(|m| m.is(Role::ControlPlane))
+    }
+
+    /// How a machine is reached: what it says, then what holds for all.
+    pub fn ssh(&self, machine: &Machine) -> Ssh {
+        let (all, own) = (&self.spec.ssh, machine.ssh.clone().unwrap_or_default());
+        Ssh {
+            user: own.user.or_else(|| all.user.clone()),
+            port: own.port.or(all.port),
+            identity_file: own.identity_file.or_else(|| all.identity_file.clone()),
+            known_hosts: own.known_hosts.or_else(|| all.known_hosts.clone()),
+            accept_new_host_keys: own.accept_new_host_keys || all.accept_new_host_keys,
+            sudo_password: own.sudo_password.or_else(|| all.sudo_password.clone()),
+        }
+    }
+
+    /// The schema that editors check the file with.
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(Self).to_value()
+    }
+}
+
+impl SecretSource {
+    /// The secret itself.
+    ///
+    /// # Errors
+    /// [`ClusterError::Secret`], without the secret.
+    pub fn read(&self) -> Result<String, ClusterError> {
+        let wrong = |reason: String| ClusterError::Secret { name: format!("{self:?}"), reason };
+        let text = match self {
+            Self::Env(name) => std::env::var(name).map_err(|e| wrong(e.to_string()))?,
+            Self::File(path) => std::fs::read_to_string(home(path)).map_err(|e| wrong(e.to_string()))?,
+            Self::Command(command) => {
+                let done = std::process::Command::new("sh")
+                    .args(["-c", command])
+                    .output()
+                    .map_err(|e| wrong(e.to_string()))?;
+                if !done.status.success() {
+                    return Err(wrong(format!("{}", done.status)));
+                }
+                String::from_utf8_lossy(&done.stdout).into_owned()
+            }
+        };
+        Ok(text.trim_end_matches(['\n', '\r']).to_owned())
+    }
+}
+
+/// A path in which `~` is the home folder.
+pub(crate) fn home(path: &str) -> PathBuf {
+    match (path.strip_prefix("~/"), std::env::var_os("HOME")) {
+        (Some(rest), Some(home)) => Path::new(&home).join(rest),
+        _ => PathBuf::from(path),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) const FILE: &str = "apiVersion: slipway.dev/v1
+kind: Cluster
+metadata: {name: lab}
+spec:
+  machines:
+    - {name: cp1, address: 10.0.0.1, roles: [control-plane]}
+    - {name: cp2, address: 10.0.0.2, roles: [control-plane]}
+    - {name: gpu1, address: 10.0.0.3, roles: [worker, gpu]}
+  kubernetes: {distribution: microk8s, channel: 1.32/stable, addons: [dns, metrics-server]}
+";
+
+    #[test]
+    fn a_file_is_read() {
+        let cluster = Cluster::parse(FILE).unwrap();
+        assert_eq!(cluster.first().unwrap().name, "cp1");
+        assert!(cluster.spec.kubernetes.hold && cluster.spec.system.hosts);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told() {
+        let wrong = |from: &str, to: &str| Cluster::parse(&FILE.replace(from, to)).unwrap_err();
+        assert!(wrong("1.32/stable", "latest/stable").contains("write the minor version"));
+        assert!(wrong("name: cp2", "name: cp1").contains("twice"));
+        assert!(wrong("[worker, gpu]", "[gpu]").contains("either control-plane or worker"));
+        assert!(wrong("10.0.0.3", "'-oProxyCommand=x'").contains("no address"));
+        assert!(wrong("[dns,", "['dns; rm -rf /',").contains("no add-on"));
+        assert!(wrong("channel:", "chanel:").contains("chanel"));
+    }
+
+    #[test]
+    fn the_schema_names_what_the_file_has() {
+        let schema = Cluster::schema().to_string();
+        assert!(["controlPlane", "extraSans", "sudoPassword"].iter().filter(|w| schema.contains(**w)).count() == 2);
+        assert!(schema.contains("control-plane"));
+    }
+}

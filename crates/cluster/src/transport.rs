@@ -1,0 +1,266 @@
+//! Machines by the system's OpenSSH, which knows people's configuration, agents, jump hosts and keys.
+//!
+//! One connection a machine serves everything (`ControlMaster`); it is closed when the last user of it is gone.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
+
+use crate::ClusterError;
+use crate::probe::quote;
+use crate::spec::{Cluster, Machine, Ssh, home};
+
+/// Seconds until a machine counts as unreachable.
+const CONNECT_SECONDS: u64 = 10;
+/// Errors are told by their last lines.
+const MOST_ERROR_BYTES: u64 = 16 << 10;
+
+/// The folder of connections; they end with it.
+#[derive(Debug)]
+pub struct Connections {
+    folder: PathBuf,
+}
+
+impl Connections {
+    /// A folder with a short path: that of a socket may have a hundred characters.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new() -> Result<Self, ClusterError> {
+        use std::os::unix::fs::DirBuilderExt;
+        let folder = std::env::temp_dir().join(format!("slipway-ssh-{}", &slipway_core::ids::hex32()[..12]));
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&folder)
+            .map_err(ClusterError::io(folder.display().to_string()))?;
+        Ok(Self { folder })
+    }
+
+    /// A machine of a cluster. Reads the password for sudo, if there is one.
+    ///
+    /// # Errors
+    /// [`ClusterError::Secret`].
+    pub fn host(&self, cluster: &Cluster, machine: &Machine) -> Result<Host, ClusterError> {
+        let ssh = cluster.ssh(machine);
+        let password = ssh.sudo_password.as_ref().map(crate::spec::SecretSource::read).transpose()?;
+        Ok(Host {
+            name: machine.name.clone(),
+            address: machine.address.clone(),
+            ssh,
+            password,
+            folder: self.folder.clone(),
+        })
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let control = format!("ControlPath={}", entry.path().display());
+            drop(
+                std::process::Command::new("ssh")
+                    .args(["-q", "-O", "exit", "-o", &control, "-"])
+                    .stderr(Stdio::null())
+                    .status(),
+            );
+        }
+        drop(std::fs::remove_dir_all(&self.folder));
+    }
+}
+
+/// A machine that can be spoken to.
+#[derive(Clone)]
+pub struct Host {
+    /// Its name in the cluster.
+    pub name: String,
+    address: String,
+    ssh: Ssh,
+    password: Option<String>,
+    folder: PathBuf,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("name", &self.name).field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    /// What OpenSSH is told to reach it, its address last.
+    pub fn arguments(&self, batch: bool) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut option = |text: String| out.extend(["-o".to_owned(), text]);
+        if batch {
+            option("BatchMode=yes".into());
+            option("ControlMaster=auto".into());
+            option("ControlPersist=120".into());
+            option(format!("ControlPath={}/%C", self.folder.display()));
+            option("ServerAliveInterval=5".into());
+            option("ServerAliveCountMax=4".into());
+        }
+        option(format!("ConnectTimeout={CONNECT_SECONDS}"));
+        if let Some(file) = &self.ssh.known_hosts {
+            option(format!("UserKnownHostsFile={}", home(file).display()));
+        }
+        if self.ssh.accept_new_host_keys {
+            option("StrictHostKeyChecking=accept-new".into());
+        }
+        if let Some(file) = &self.ssh.identity_file {
+            out.extend(["-i".into(), home(file).display().to_string()]);
+        }
+        if let Some(port) = self.ssh.port {
+            out.extend(["-p".into(), port.to_string()]);
+        }
+        if let Some(user) = &self.ssh.user {
+            out.extend(["-l".into(), user.clone()]);
+        }
+        out.push(self.address.clone());
+        out
+    }
+
+    /// Runs a command as root. Its input is `input`; `line` gets each line of its output.
+    ///
+    /// # Errors
+    /// [`ClusterError::Unreachable`], [`ClusterError::HostKey`], [`ClusterError::Sudo`], or what the command said when it failed.
+    pub async fn run(
+        &self,
+        command: &str,
+        input: &[u8],
+        limit: Duration,
+        mut line: impl FnMut(&str),
+    ) -> Result<(), ClusterError> {
+        let command = quote(command);
+        let remote = if self.password.is_some() {
+            // The first line of the input is the password, whether or not it is asked for.
+            format!(
+                "IFS= read -r pw; if [ \"$(id -u)\" = 0 ]; then exec sh -c {command}; fi; \
+                 if sudo -n true 2>/dev/null; then exec sudo -n -- sh -c {command}; fi; \
+                 {{ printf '%s\\n' \"$pw\"; cat; }} | sudo -S -k -p '' -- sh -c {command}"
+            )
+        } else {
+            format!("if [ \"$(id -u)\" = 0 ]; then exec sh -c {command}; fi; exec sudo -n -- sh -c {command}")
+        };
+        let unreachable = |reason: String| ClusterError::Unreachable { host: self.name.clone(), reason };
+        let mut child = Command::new("ssh")
+            .args(self.arguments(true))
+            .arg(format!("sh -c {}", quote(&remote)))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|e| unreachable(format!("ssh: {e}")))?;
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let feed = async {
+            let Some(mut stdin) = stdin else { return };
+            if let Some(password) = &self.password {
+                drop(stdin.write_all(format!("{password}\n").as_bytes()).await);
+            }
+            // Who does not read it says why in another place.
+            drop(stdin.write_all(input).await);
+            drop(stdin.shutdown().await);
+        };
+        let read = async {
+            let Some(stdout) = stdout else { return };
+            let mut lines = BufReader::new(stdout).split(b'\n');
+            while let Ok(Some(bytes)) = lines.next_segment().await {
+                line(&String::from_utf8_lossy(&bytes));
+            }
+        };
+        let errors = async {
+            let mut text = Vec::new();
+            if let Some(stderr) = stderr {
+                drop(stderr.take(MOST_ERROR_BYTES).read_to_end(&mut text).await);
+            }
+            String::from_utf8_lossy(&text).trim().to_owned()
+        };
+        let all = async {
+            let (_, (), errors) = tokio::join!(feed, read, errors);
+            (child.wait().await, errors)
+        };
+        let (status, errors) = tokio::time::timeout(limit, all)
+            .await
+            .map_err(|_| unreachable(format!("no answer within {} s", limit.as_secs())))?;
+        let status = status.map_err(|e| unreachable(e.to_string()))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(self.failure(status.code(), errors))
+    }
+
+    fn failure(&self, status: Option<i32>, errors: String) -> ClusterError {
+        let host = self.name.clone();
+        let reason = if errors.is_empty() { format!("exit status {}", status.unwrap_or(-1)) } else { errors };
+        if reason.contains("HOST IDENTIFICATION HAS CHANGED") || reason.contains("Host key verification failed") {
+            let last = reason.lines().last().unwrap_or_default().to_owned();
+            return ClusterError::HostKey { host, reason: last };
+        }
+        if status == Some(255) {
+            return ClusterError::Unreachable { host, reason };
+        }
+        if reason.contains("sudo: ") || reason.contains("sudo:") && reason.contains("password") {
+            return ClusterError::Sudo { host, reason };
+        }
+        ClusterError::Host { host, reason }
+    }
+
+    /// Runs a script of the shell as root; all of its output.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn script(&self, script: &str, limit: Duration) -> Result<String, ClusterError> {
+        let mut output = String::new();
+        self.run("exec sh -s", script.as_bytes(), limit, |line| {
+            output += line;
+            output.push('\n');
+        })
+        .await?;
+        Ok(output)
+    }
+
+    /// Puts this program onto the machine, unless it is there, and tells where.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn push(&self, program: &Program) -> Result<String, ClusterError> {
+        let (path, size) = (&program.path, program.bytes.len());
+        let there = format!("[ -x {path} ] && [ \"$(stat -c %s {path})\" = {size} ] && echo there; true");
+        if self.script(&there, Duration::from_secs(60)).await?.contains("there") {
+            return Ok(path.clone());
+        }
+        let receive = format!(
+            "umask 022 && mkdir -p /var/lib/slipway/bin && cat >{path}.$$ && \
+             if [ \"$(stat -c %s {path}.$$)\" = {size} ]; then chmod 755 {path}.$$ && mv {path}.$$ {path}; else rm -f {path}.$$; exit 1; fi"
+        );
+        self.run(&receive, &program.bytes, Duration::from_secs(600), |_| {}).await?;
+        Ok(path.clone())
+    }
+}
+
+/// This program, as it is pushed.
+pub struct Program {
+    bytes: Vec<u8>,
+    path: String,
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Program").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Program {
+    /// Reads the program that runs now.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(file: &Path) -> Result<Self, ClusterError> {
+        let bytes = std::fs::read(file).map_err(ClusterError::io(file.display().to_string()))?;
+        let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
+        let name: String = digest.as_ref().iter().take(8).map(|b| format!("{b:02x}")).collect();
+        Ok(Self { bytes, path: format!("/var/lib/slipway/bin/slipway-{name}") })
+    }
+}
