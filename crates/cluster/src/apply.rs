@@ -335,6 +335,7 @@ async fn converge(
                     Event::Failed { resource, reason } if failure.is_none() => {
                         failure = Some(format!("{resource}: {reason}"))
                     }
+                    Event::Refused { reason } if failure.is_none() => failure = Some(reason.clone()),
                     Event::Rebooting { reason, .. } => restart = Some(reason.clone()),
                     Event::Done { .. } => done = true,
                     _ => {}

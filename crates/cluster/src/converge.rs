@@ -50,6 +50,8 @@ pub enum Event {
     Skipped { resource: String, because: String },
     /// The machine starts anew now; what is left comes after.
     Rebooting { resource: String, reason: String },
+    /// Work could not even begin.
+    Refused { reason: String },
     /// Nothing more comes.
     Done { ok: usize, changed: usize, failed: usize, skipped: usize },
 }
@@ -175,7 +177,7 @@ fn run(script: &str, limit: Duration, mut line: impl FnMut(String)) -> Result<i3
     std::thread::spawn(move || {
         let Some(stdout) = stdout else { return };
         for bytes in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
-            if sender.send(String::from_utf8_lossy(&bytes).trim_end().to_owned()).is_err() {
+            if sender.send(String::from_utf8_lossy(&bytes).trim_end_matches('\r').to_owned()).is_err() {
                 return;
             }
         }

@@ -31,7 +31,11 @@ impl Connections {
     /// When it cannot be made.
     pub fn new() -> Result<Self, ClusterError> {
         use std::os::unix::fs::DirBuilderExt;
-        let folder = std::env::temp_dir().join(format!("slipway-ssh-{}", &slipway_core::ids::hex32()[..12]));
+        // With the name of a socket and what OpenSSH adds to it, it has to stay below that.
+        const MOST: usize = 60;
+        let temporary = std::env::temp_dir();
+        let parent = if temporary.as_os_str().len() > MOST { Path::new("/tmp") } else { &temporary };
+        let folder = parent.join(format!("slipway-{}", &slipway_core::ids::hex32()[..8]));
         std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&folder)
@@ -46,12 +50,13 @@ impl Connections {
     pub fn host(&self, cluster: &Cluster, machine: &Machine) -> Result<Host, ClusterError> {
         let ssh = cluster.ssh(machine);
         let password = ssh.sudo_password.as_ref().map(crate::spec::SecretSource::read).transpose()?;
+        let place = cluster.spec.machines.iter().position(|m| m == machine).unwrap_or(usize::MAX);
         Ok(Host {
             name: machine.name.clone(),
             address: machine.address.clone(),
             ssh,
             password,
-            folder: self.folder.clone(),
+            control: self.folder.join(place.to_string()),
         })
     }
 }
@@ -79,7 +84,8 @@ pub struct Host {
     address: String,
     ssh: Ssh,
     password: Option<String>,
-    folder: PathBuf,
+    /// The socket of its connection.
+    control: PathBuf,
 }
 
 impl std::fmt::Debug for Host {
@@ -97,7 +103,9 @@ impl Host {
             option("BatchMode=yes".into());
             option("ControlMaster=auto".into());
             option("ControlPersist=120".into());
-            option(format!("ControlPath={}/%C", self.folder.display()));
+            option(format!("ControlPath={}", self.control.display()));
+            // What is no error is not told.
+            option("LogLevel=ERROR".into());
             option("ServerAliveInterval=5".into());
             option("ServerAliveCountMax=4".into());
         }

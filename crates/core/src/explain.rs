@@ -130,6 +130,51 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Try again; `kubectl get --raw /readyz` tells whether the API server is well.",
     },
     Topic {
+        code: "cluster.spec",
+        meaning: "The cluster's file, or what was asked of it, cannot be used; the message names the place.",
+        remedy: "`slipway cluster schema` is the schema for editors, `slipway cluster init` writes a first file.",
+    },
+    Topic {
+        code: "cluster.secret",
+        meaning: "A secret that the cluster's file refers to cannot be read.",
+        remedy: "Set the variable, or look at the file or the command that the message names.",
+    },
+    Topic {
+        code: "cluster.unreachable",
+        meaning: "A machine does not answer over SSH.",
+        remedy: "Try `slipway cluster ssh NAME`; OpenSSH's configuration, agent and keys are used as they are.",
+    },
+    Topic {
+        code: "cluster.host_key",
+        meaning: "A machine's SSH key is not the one that is known, or none is known.",
+        remedy: "If the machine was made anew, remove its old key (`ssh-keygen -R ADDRESS`) and connect once by hand; spec.ssh.acceptNewHostKeys takes keys that are new, never ones that changed.",
+    },
+    Topic {
+        code: "cluster.sudo",
+        meaning: "The user cannot become root on the machine.",
+        remedy: "Allow sudo without a password there, or name where the password comes from in spec.ssh.sudoPassword.",
+    },
+    Topic {
+        code: "cluster.host",
+        meaning: "A command failed on a machine.",
+        remedy: "See `slipway cluster logs NAME`; then `slipway cluster apply` goes on where it was.",
+    },
+    Topic {
+        code: "cluster.locked",
+        meaning: "Somebody else is changing this cluster or this machine; two at once would spoil each other's work.",
+        remedy: "Wait for it to end, and run the command again.",
+    },
+    Topic {
+        code: "cluster.io",
+        meaning: "A file of the cluster's state cannot be read or written.",
+        remedy: "Check free space and the owner of the state folder, `slipway doctor`.",
+    },
+    Topic {
+        code: "cluster.failed",
+        meaning: "Some steps of an apply failed; those that need them were skipped, all others were done.",
+        remedy: "Mend what the message names and run `slipway cluster apply` again: it goes on where it was.",
+    },
+    Topic {
         code: "exec.manifest",
         meaning: "The file of a run cannot be used; the message names the place.",
         remedy: "See `slipway run submit --help` for an example; fields are named as in a pod and a job.",

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+pub(crate) mod cluster;
 pub(crate) mod gpu;
 pub(crate) mod node;
 
@@ -99,6 +100,9 @@ pub(crate) enum Command {
     /// This node's agent on Kubernetes
     #[command(subcommand)]
     Node(node::Node),
+    /// Machines to a cluster: plan, apply, drift
+    #[command(subcommand)]
+    Cluster(cluster::Cluster),
     /// A real Kubernetes on this machine, to learn and to test on; needs Go
     #[command(subcommand)]
     Lab(Lab),

@@ -23,7 +23,7 @@ impl<E: Explain> From<E> for Failure {
     fn from(error: E) -> Self {
         let code = error.code();
         let exit = match code {
-            "server.unreachable" => 5,
+            "server.unreachable" | "cluster.unreachable" => 5,
             "auth.required" | "auth.forbidden" => 4,
             _ => 1,
         };

@@ -13,6 +13,11 @@ pub(crate) enum Node {
         after_help = "Example:\n  slipway node run --node-name worker-1 --kubeconfig ~/.kube/config\n  slipway node run --no-kube --config-file plugin.yaml\n\nNVIDIA's variables are understood: NODE_NAME, CONFIG_FILE, MIG_STRATEGY, NVIDIA_DRIVER_ROOT,\nDP_DISABLE_HEALTHCHECKS, DP_ENABLE_HEALTHCHECKS."
     )]
     Run(Box<Run>),
+    /// Make this machine what a document says, one resource after the other; `slipway cluster apply` runs it
+    #[command(
+        after_help = "Example:\n  slipway node converge --check wanted.json\n  slipway node converge wanted.json\n  slipway node converge --rollback"
+    )]
+    Converge(super::cluster::Converge),
     /// GPUs and slices of all nodes, and which pod holds them
     #[command(after_help = "Example:\n  slipway node ls\n  slipway node ls -o json")]
     Ls(Where),

@@ -1,5 +1,6 @@
 //! One file a noun.
 
+mod cluster;
 mod demo;
 mod deploy;
 mod doctor;
@@ -56,6 +57,7 @@ pub(crate) async fn run(args: Cli) -> Result<(), Failure> {
         Command::Up(options) => up::up(&context, options.gateway_only).await,
         Command::Down(kube) if kube.kube => install::down(&context, kube).await,
         Command::Down(_) => up::down(&context).await,
+        Command::Cluster(verb) => cluster::run(&context, verb).await,
         Command::Lab(verb) => lab::run(verb),
         Command::Supervise { folder } => Ok(slipway_exec::local::supervise(&folder).await?),
         Command::Status => up::status(&context).await,

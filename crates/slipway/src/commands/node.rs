@@ -21,6 +21,7 @@ use crate::output::{Table, print};
 pub(crate) async fn run(context: &Context, verb: cli::Node) -> Result<(), Failure> {
     match verb {
         cli::Node::Run(options) => agent(context, *options).await,
+        cli::Node::Converge(options) => tokio::task::block_in_place(|| super::cluster::converge(options)),
         cli::Node::Ls(at) => ls(context, &at).await,
         cli::Node::Leases { node, limit, at } => leases(context, &node, limit, &at).await,
     }

@@ -1,0 +1,241 @@
+"""Machines with SSH on this machine: network namespaces on a bridge, a Debian of their own by overlay, systemd as their first process.
+
+    testkit/hosts/hosts.py up cp1 cp2 gpu1     # until Ctrl-C; prints how to reach them
+
+Real are: Debian, systemd, sshd, sudo, apt against Debian's mirror, files, services, users. MicroK8s needs the snap store, so `snap` and
+`microk8s` are stand-ins (`standins/`), and nothing else is. Needs root. All of it is gone when the context ends.
+"""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "slipway/hosts"
+SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
+PACKAGES = ["ca-certificates", "dbus", "iproute2", "kmod", "openssh-server", "procps", "python3", "sudo", "systemd", "systemd-sysv"]
+NETWORK = "10.77.0"
+BRIDGE = "slipway-hosts"
+
+
+def run(*command, check=True, **options):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)
+    if check and done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def base():
+    """The Debian that all hosts share, made once."""
+    key = hashlib.sha256(" ".join([SUITE, *PACKAGES]).encode()).hexdigest()[:12]
+    folder = CACHE / f"{SUITE}-{key}"
+    if not folder.exists():
+        if not shutil.which("debootstrap"):
+            print("installing debootstrap with apt", flush=True)
+            run("apt-get", "update", "-qq")
+            run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "debootstrap")
+        print(f"making a Debian for the test hosts in {folder} (a minute, once)", flush=True)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        new = pathlib.Path(tempfile.mkdtemp(prefix="new-", dir=CACHE))
+        run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, new / "root", MIRROR)
+        # Lists are fetched by whoever needs them; keys are each host's own; what only makes noise in a namespace is off.
+        shutil.rmtree(new / "root/var/lib/apt/lists", ignore_errors=True)
+        for path in (new / "root/etc/ssh").glob("ssh_host_*"):
+            path.unlink()
+        for unit in ("systemd-resolved", "systemd-networkd", "systemd-udevd", "systemd-udev-trigger", "systemd-logind", "getty.target", "console-getty",
+                     "systemd-modules-load", "systemd-sysctl", "apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_reap"):
+            name = unit if "." in unit else f"{unit}.service"
+            link = new / "root/etc/systemd/system" / name
+            link.unlink(missing_ok=True)
+            link.symlink_to("/dev/null")
+        (new / "root").rename(folder)
+        new.rmdir()
+    return folder
+
+
+class Host:
+    def __init__(self, hosts, number, name):
+        self.hosts, self.name = hosts, name
+        self.address = f"{NETWORK}.{10 + number}"
+        self.folder = hosts.folder / name
+        self.root = self.folder / "root"
+        self.namespace, self.link = f"slipway-{name}", f"sw-{number}"
+        self.process = None
+
+    def make(self):
+        for part in ("upper", "work", "root"):
+            (self.folder / part).mkdir(parents=True)
+        run("mount", "-t", "overlay", f"slipway-{self.name}", "-o",
+            f"lowerdir={self.hosts.base},upperdir={self.folder}/upper,workdir={self.folder}/work", self.root)
+        run("ip", "netns", "add", self.namespace)
+        run("ip", "link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
+        run("ip", "link", "set", self.link, "master", BRIDGE, "up")
+        ip = lambda *words: run("ip", "-n", self.namespace, *words)
+        ip("addr", "add", f"{self.address}/24", "dev", "eth0")
+        ip("link", "set", "eth0", "up")
+        ip("link", "set", "lo", "up")
+        ip("route", "add", "default", "via", f"{NETWORK}.1")
+        etc = self.root / "etc"
+        (etc / "hostname").write_text(self.name + "\n")
+        (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
+        shutil.copyfile("/etc/resolv.conf", etc / "resolv.conf")
+        self.write("/root/.ssh/authorized_keys", self.hosts.key.with_suffix(".pub").read_text(), 0o600)
+        self.write("/etc/ssh/sshd_config.d/test.conf", "UseDNS no\nMaxStartups 200\nMaxSessions 200\n")
+        run("chroot", self.root, "ssh-keygen", "-A")
+        run("chroot", self.root, "useradd", "-m", "-s", "/bin/bash", "ops")
+        self.write("/home/ops/.ssh/authorized_keys", self.hosts.key.with_suffix(".pub").read_text(), 0o644)
+        for tool in ("snap",):
+            self.write(f"/usr/bin/{tool}", (HERE / "standins" / tool).read_text(), 0o755)
+        self.write("/usr/lib/standins/microk8s", (HERE / "standins/microk8s").read_text(), 0o755)
+        (self.root / "standin").mkdir()
+
+    def write(self, path, text, mode=0o644):
+        file = self.root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(mode)
+
+    def read(self, path):
+        return (self.root / path.lstrip("/")).read_text()
+
+    def start(self):
+        """Boots; the time until SSH answers is the caller's."""
+        group = pathlib.Path("/sys/fs/cgroup/systemd/slipway-hosts", self.name)
+        group.mkdir(parents=True, exist_ok=True)
+        script = f"""set -e
+echo $$ >{group}/cgroup.procs
+exec nsenter --net=/run/netns/{self.namespace} unshare --mount --uts --ipc --pid --cgroup --fork --kill-child sh -c '
+set -e
+R={self.root}
+mount --make-rprivate /
+mount --bind {self.hosts.shared} $R/standin
+mount -t proc proc $R/proc
+mount -t sysfs sys $R/sys
+mount -t tmpfs tmp $R/run
+mount -t tmpfs -o mode=755 dev $R/dev
+for d in null:3 zero:5 full:7 random:8 urandom:9; do mknod -m666 $R/dev/${{d%:*}} c 1 ${{d#*:}}; done
+mknod -m666 $R/dev/tty c 5 0
+mkdir $R/dev/pts $R/dev/shm
+mount -t devpts -o newinstance,ptmxmode=666 pts $R/dev/pts
+ln -s pts/ptmx $R/dev/ptmx
+ln -s /proc/self/fd $R/dev/fd
+mount -t tmpfs cgroup $R/sys/fs/cgroup
+mkdir -p $R/sys/fs/cgroup/systemd
+mount -t cgroup -o none,name=systemd cgroup $R/sys/fs/cgroup/systemd
+hostname {self.name}
+exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/systemd/systemd --log-target=null --show-status=0 systemd.unit=multi-user.target'
+"""
+        log = open(self.folder / "console.log", "ab")
+        self.process = subprocess.Popen(["sh", "-c", script], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+    def wait(self, seconds=60):
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{self.name} ended: {(self.folder / 'console.log').read_text()[-2000:]}")
+            if self.ssh("true", check=False).returncode == 0:
+                return
+            time.sleep(0.1)
+        raise RuntimeError(f"{self.name} does not answer over SSH")
+
+    def ssh(self, command, check=True, user="root"):
+        done = subprocess.run(["ssh", "-q", "-F", "none", "-i", self.hosts.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+                               "-o", "ConnectTimeout=3", "-o", "BatchMode=yes", f"{user}@{self.address}", command], capture_output=True, text=True)
+        if check and done.returncode:
+            raise RuntimeError(f"{self.name}: {command}: {done.stderr}{done.stdout}")
+        return done
+
+    def stop(self):
+        """Pulls the plug."""
+        if self.process is None:
+            return
+        # The second process of the group is the namespace's first; with it all others end.
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(20)
+        self.process = None
+
+    def processes(self):
+        """The process that holds the namespaces, and what it started."""
+        children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        with contextlib.suppress(OSError):
+            return [int(c) for c in children.read_text().split()] + [self.process.pid]
+        return [self.process.pid]
+
+    def remove(self):
+        self.stop()
+        for _ in range(50):
+            if subprocess.run(["umount", "-R", self.root], capture_output=True).returncode == 0 or not os.path.ismount(self.root):
+                break
+            time.sleep(0.1)
+        run("ip", "link", "del", self.link, check=False)
+        run("ip", "netns", "del", self.namespace, check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        groups = pathlib.Path("/sys/fs/cgroup/systemd/slipway-hosts", self.name)
+        for folder, _, _ in os.walk(groups, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+
+class Hosts:
+    """A context: `with Hosts(["cp1", "gpu1"]) as hosts: hosts["cp1"].ssh("true")`."""
+
+    def __init__(self, names):
+        self.names = names
+
+    def __enter__(self):
+        self.base = base()
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="slipway-hosts-"))
+        self.shared = self.folder / "shared"
+        self.shared.mkdir()
+        self.key = self.folder / "id"
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
+        self.forward = pathlib.Path("/proc/sys/net/ipv4/ip_forward").read_text()
+        self.all = {name: Host(self, number + 1, name) for number, name in enumerate(self.names)}
+        try:
+            run("ip", "link", "add", BRIDGE, "type", "bridge")
+            run("ip", "addr", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
+            run("ip", "link", "set", BRIDGE, "up")
+            pathlib.Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+            run("nft", "-f", "-", input=f"table ip slipway-hosts {{ chain out {{ type nat hook postrouting priority 100; "
+                                        f"ip saddr {NETWORK}.0/24 oifname != \"{BRIDGE}\" masquerade; }} ; }}\n")
+            for host in self.all.values():
+                host.make()
+                host.start()
+            for host in self.all.values():
+                host.wait()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for host in self.all.values():
+            host.remove()
+        run("ip", "link", "del", BRIDGE, check=False)
+        run("nft", "delete", "table", "ip", "slipway-hosts", check=False)
+        pathlib.Path("/proc/sys/net/ipv4/ip_forward").write_text(self.forward)
+        with contextlib.suppress(OSError):
+            os.rmdir("/sys/fs/cgroup/systemd/slipway-hosts")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __getitem__(self, name):
+        return self.all[name]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] != ["up"]:
+        raise SystemExit(__doc__)
+    with Hosts(sys.argv[2:] or ["cp1"]) as hosts:
+        for host in hosts.all.values():
+            print(f"ssh -i {hosts.key} root@{host.address}   # {host.name}", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
