@@ -42,6 +42,10 @@ pub(crate) fn check(facts: &Facts, name: &str, version: Option<&str>, hold: bool
 const APT: &str = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold \
                    -o Dpkg::Options::=--force-confdef";
 
+/// What lacks apt's patience with a lock gets it: two seconds at a time, five minutes in all.
+const WAITING: &str = "waiting() { n=0; while ! said=$(\"$@\" 2>&1); do case $said in *lock*) ;; *) n=150;; esac; n=$((n+1)); \
+                       if [ $n -ge 150 ]; then echo \"$said\"; return 1; fi; sleep 2; done; }";
+
 pub(crate) fn apply(
     facts: &Facts,
     name: &str,
@@ -50,18 +54,18 @@ pub(crate) fn apply(
     node: &mut Node<'_>,
 ) -> Result<(), String> {
     let (before, package) = (installed(facts, name), quote(name));
-    let wanted = version.map_or_else(|| name.to_owned(), |v| format!("{name}={v}"));
+    let wanted = quote(&version.map_or_else(|| name.to_owned(), |v| format!("{name}={v}")));
     let missing = before.as_ref().is_none_or(|b| version.is_some_and(|v| v != b.version));
     if missing {
         // What a killed apt left half done is finished first; lists are fetched where they lack the package.
         let script = format!(
-            "dpkg --configure -a && {{ [ -n \"$(apt-cache policy {package} | sed -n 's/^  Candidate: //p' | grep -v none)\" ] || {APT} update; }} \
-             && {APT} install --no-install-recommends --allow-change-held-packages --allow-downgrades {}",
-            quote(&wanted)
+            "{WAITING}; waiting dpkg --configure -a && \
+             {{ [ -n \"$(apt-cache policy {package} | sed -n 's/^  Candidate: //p' | grep -v none)\" ] || {APT} update; }} && \
+             {APT} install --no-install-recommends --allow-change-held-packages --allow-downgrades {wanted}"
         );
         node.shell(&script)?;
     }
-    node.shell(&format!("apt-mark {} {package} >/dev/null", if hold { "hold" } else { "unhold" }))
+    node.shell(&format!("{WAITING}; waiting apt-mark {} {package}", if hold { "hold" } else { "unhold" }))
 }
 
 pub(crate) fn undo(facts: &Facts, name: &str) -> Undo {
