@@ -7,6 +7,7 @@
 #   make ui-test       the UI in a real browser
 #   make lab           a real Kubernetes with simulated GPUs on this machine (make lab-down ends it)
 #   make test-lab      the node agent and the installation on it
+#   make test-cluster  machines to a cluster, on test hosts with SSH (needs root)
 #   make book          the guide, and its commands
 #   make bench         side by side with MLflow, MLServer and NVIDIA's tools
 
@@ -19,7 +20,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/slipway
 PEERS := $(CACHE)/peers
 DEMO := .slipway-demo
 
-.PHONY: help demo test lint conformance ui ui-test book lab lab-down lab-programs test-lab bench bench-track bench-serve bench-gpu bench-operator binary tools clean
+.PHONY: help demo test lint conformance ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator binary tools clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -120,6 +121,9 @@ lab-down: binary
 
 test-lab: binary lab-programs
 	python3 testkit/lab/run.py $(SLIPWAY)
+
+test-cluster: binary
+	python3 testkit/cluster/run.py $(SLIPWAY)
 
 ui-test: binary
 	scripts/ui-test.sh

@@ -60,7 +60,7 @@ def main():
             demo = ROOT / ".slipway-demo"
             if demo.exists():
                 os.symlink(demo, pathlib.Path(folder, "demo"))
-            environment = {**os.environ, "PATH": f"{BINARY.parent}:{os.environ['PATH']}", "SLIPWAY": server.url, "MODEL": str(model), "SLIPWAY_HOME": str(server.home)}
+            environment = {**os.environ, "PATH": f"{BINARY.parent}:{os.environ['PATH']}", "SLIPWAY": server.url, "SOURCE": str(ROOT), "MODEL": str(model), "SLIPWAY_HOME": str(server.home)}
             done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
             if done.returncode:
                 print(done.stdout, done.stderr, sep="\n")

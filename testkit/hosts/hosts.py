@@ -1,6 +1,6 @@
 """Machines with SSH on this machine: network namespaces on a bridge, a Debian of their own by overlay, systemd as their first process.
 
-    testkit/hosts/hosts.py up cp1 cp2 gpu1     # until Ctrl-C; prints how to reach them
+    testkit/hosts/hosts.py up cp1 cp2 gpu1     # until Ctrl-C; prints how to reach them, root's key among it
 
 Real are: Debian, systemd, sshd, sudo, apt against Debian's mirror, files, services, users. MicroK8s needs the snap store, so `snap` and
 `microk8s` are stand-ins (`standins/`), and nothing else is. Needs root. All of it is gone when the context ends.
@@ -24,6 +24,16 @@ PACKAGES = ["ca-certificates", "dbus", "iproute2", "kmod", "openssh-server", "pr
 NETWORK = "10.77.0"
 BRIDGE = "slipway-hosts"
 
+# systemd wants a hierarchy of its own: the named one beside cgroup v1, or the only one.
+if os.path.isdir("/sys/fs/cgroup/systemd"):
+    GROUPS = pathlib.Path("/sys/fs/cgroup/systemd/slipway-hosts")
+    MOUNT_GROUPS = """mount -t tmpfs cgroup $R/sys/fs/cgroup
+mkdir -p $R/sys/fs/cgroup/systemd
+mount -t cgroup -o none,name=systemd cgroup $R/sys/fs/cgroup/systemd"""
+else:
+    GROUPS = pathlib.Path("/sys/fs/cgroup/slipway-hosts")
+    MOUNT_GROUPS = "mount -t cgroup2 cgroup $R/sys/fs/cgroup"
+
 
 def run(*command, check=True, **options):
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)
@@ -32,15 +42,25 @@ def run(*command, check=True, **options):
     return done.stdout
 
 
+TOOLS = {"ip": "iproute2", "nft": "nftables", "ssh": "openssh-client", "debootstrap": "debootstrap"}
+
+
+def tools():
+    """Installs what is missing."""
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    missing = [package for program, package in TOOLS.items() if not shutil.which(program)]
+    if missing:
+        print(f"installing with apt: {' '.join(missing)}", flush=True)
+        run("apt-get", "update", "-qq")
+        run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing)
+
+
 def base():
     """The Debian that all hosts share, made once."""
+    tools()
     key = hashlib.sha256(" ".join([SUITE, *PACKAGES]).encode()).hexdigest()[:12]
     folder = CACHE / f"{SUITE}-{key}"
     if not folder.exists():
-        if not shutil.which("debootstrap"):
-            print("installing debootstrap with apt", flush=True)
-            run("apt-get", "update", "-qq")
-            run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "debootstrap")
         print(f"making a Debian for the test hosts in {folder} (a minute, once)", flush=True)
         CACHE.mkdir(parents=True, exist_ok=True)
         new = pathlib.Path(tempfile.mkdtemp(prefix="new-", dir=CACHE))
@@ -107,7 +127,7 @@ class Host:
 
     def start(self):
         """Boots; the time until SSH answers is the caller's."""
-        group = pathlib.Path("/sys/fs/cgroup/systemd/slipway-hosts", self.name)
+        group = GROUPS / self.name
         group.mkdir(parents=True, exist_ok=True)
         script = f"""set -e
 echo $$ >{group}/cgroup.procs
@@ -126,9 +146,7 @@ mkdir $R/dev/pts $R/dev/shm
 mount -t devpts -o newinstance,ptmxmode=666 pts $R/dev/pts
 ln -s pts/ptmx $R/dev/ptmx
 ln -s /proc/self/fd $R/dev/fd
-mount -t tmpfs cgroup $R/sys/fs/cgroup
-mkdir -p $R/sys/fs/cgroup/systemd
-mount -t cgroup -o none,name=systemd cgroup $R/sys/fs/cgroup/systemd
+{MOUNT_GROUPS}
 hostname {self.name}
 exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/systemd/systemd --log-target=null --show-status=0 systemd.unit=multi-user.target'
 """
@@ -179,8 +197,7 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
         run("ip", "link", "del", self.link, check=False)
         run("ip", "netns", "del", self.namespace, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
-        groups = pathlib.Path("/sys/fs/cgroup/systemd/slipway-hosts", self.name)
-        for folder, _, _ in os.walk(groups, topdown=False):
+        for folder, _, _ in os.walk(GROUPS / self.name, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
 
@@ -224,7 +241,7 @@ class Hosts:
         run("nft", "delete", "table", "ip", "slipway-hosts", check=False)
         pathlib.Path("/proc/sys/net/ipv4/ip_forward").write_text(self.forward)
         with contextlib.suppress(OSError):
-            os.rmdir("/sys/fs/cgroup/systemd/slipway-hosts")
+            os.rmdir(GROUPS)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __getitem__(self, name):
@@ -235,7 +252,10 @@ if __name__ == "__main__":
     if sys.argv[1:2] != ["up"]:
         raise SystemExit(__doc__)
     with Hosts(sys.argv[2:] or ["cp1"]) as hosts:
+        print(f"key {hosts.key}")
         for host in hosts.all.values():
-            print(f"ssh -i {hosts.key} root@{host.address}   # {host.name}", flush=True)
+            print(f"{host.name}={host.address}")
+        print("ready", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()

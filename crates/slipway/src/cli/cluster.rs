@@ -25,6 +25,12 @@ pub(crate) enum Cluster {
         /// User for SSH; OpenSSH's choice without
         #[arg(long)]
         user: Option<String>,
+        /// Private key for SSH; OpenSSH's choice without
+        #[arg(long, value_name = "FILE")]
+        identity: Option<String>,
+        /// Take SSH keys of machines that are not known yet as they are, once
+        #[arg(long)]
+        accept_new_host_keys: bool,
         /// The file to write
         #[arg(short, long, default_value = "cluster.yaml")]
         file: PathBuf,

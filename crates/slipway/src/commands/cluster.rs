@@ -26,8 +26,17 @@ use crate::output::{Table, agreed, print, print_text, say};
 
 pub(crate) async fn run(context: &Context, verb: cli::Cluster) -> Result<(), Failure> {
     match verb {
-        cli::Cluster::Init { machines, name, channel, user, file } => {
-            init(&machines, &name, &channel, user.as_deref(), &file)
+        cli::Cluster::Init { machines, name, channel, user, identity, accept_new_host_keys, file } => {
+            let mut ssh = String::new();
+            for (key, value) in [("user", &user), ("identityFile", &identity)] {
+                if let Some(value) = value {
+                    ssh += &format!("    {key}: {value}\n");
+                }
+            }
+            if accept_new_host_keys {
+                ssh += "    acceptNewHostKeys: true\n";
+            }
+            init(&machines, &name, &channel, &ssh, &file)
         }
         cli::Cluster::Schema => {
             print_text(&(serde_json::to_string_pretty(&Cluster::schema()).unwrap_or_default() + "\n"));
@@ -63,10 +72,10 @@ fn wrong(message: String) -> Failure {
     Failure::Error { message, code: "cluster.spec", hint: None, exit: 2 }
 }
 
-fn init(machines: &[String], name: &str, channel: &str, user: Option<&str>, file: &Path) -> Result<(), Failure> {
+fn init(machines: &[String], name: &str, channel: &str, ssh: &str, file: &Path) -> Result<(), Failure> {
     let mut text = format!("apiVersion: slipway.dev/v1\nkind: Cluster\nmetadata:\n  name: {name}\nspec:\n");
-    if let Some(user) = user {
-        text += &format!("  ssh:\n    user: {user}\n");
+    if !ssh.is_empty() {
+        text += &format!("  ssh:\n{ssh}");
     }
     text += "  machines:\n";
     for machine in machines {
