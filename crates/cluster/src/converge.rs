@@ -213,7 +213,7 @@ fn run(script: &str, limit: Duration, mut line: impl FnMut(String)) -> Result<i3
 /// When the shell does not answer.
 pub fn ask(resources: &[Resource]) -> Result<Facts, String> {
     let mut output = String::new();
-    let script = probe::script(resources);
+    let script = probe::script(resources, 0);
     let status = run(&format!("{{ {script}\n}} 2>/dev/null"), Duration::from_secs(PROBE_SECONDS), |line| {
         output += &line;
         output.push('\n');

@@ -89,18 +89,22 @@ impl Plan {
     }
 }
 
+/// Asks one machine.
+///
+/// # Errors
+/// Those of [`Host::script`].
+pub(crate) async fn ask(host: &Host, wanted: &Wanted, more: u8) -> Result<Facts, ClusterError> {
+    let text = host.script(&probe::script(&wanted.resources, more), PROBE).await?;
+    Facts::parse(&text).map_err(|reason| ClusterError::Host { host: host.name.clone(), reason })
+}
+
 /// Asks all machines at once.
 pub async fn plan(cluster: &Cluster, hosts: &[(Machine, Host)], only: &[Layer]) -> Plan {
     let asked_ms = slipway_core::clock::now_ms();
     let answers = join_all(hosts.iter().map(|(machine, host)| async move {
         let wanted = layers::wanted(cluster, machine).only(only);
-        let mut script = probe::script(&wanted.resources);
-        if cluster.first() == Some(machine) {
-            script = NODES.to_owned() + &script;
-        }
-        let answer = host.script(&script, PROBE).await.and_then(|text| {
-            Facts::parse(&text).map_err(|reason| ClusterError::Host { host: host.name.clone(), reason })
-        });
+        let nodes = if cluster.first() == Some(machine) && only.is_empty() { probe::NODES } else { 0 };
+        let answer = ask(host, &wanted, probe::ABOUT | nodes).await;
         (machine, wanted, answer)
     }))
     .await;
@@ -143,10 +147,6 @@ pub async fn plan(cluster: &Cluster, hosts: &[(Machine, Host)], only: &[Layer]) 
         .collect();
     Plan { cluster: cluster.metadata.name.clone(), asked_ms, machines }
 }
-
-/// Who is in the cluster; nobody where it is not there yet.
-const NODES: &str = "p() { printf '%s\\t%s\\t' \"$1\" \"$2\"; base64 | tr -d '\\n'; echo; }\n\
-    PATH=\"$PATH:/snap/bin\"; microk8s kubectl get nodes -o name </dev/null 2>/dev/null | p @ nodes\n";
 
 fn differences(wanted: &Wanted, facts: &Facts) -> Vec<Planned> {
     let planned = |(resource, changes): (&crate::resource::Resource, Vec<Change>)| Planned {

@@ -25,30 +25,39 @@ pub(crate) fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// Asks about the machine itself; see [`Machine`].
+/// Asks about the machine itself; see [`Machine`]. With few processes: they are most of what a probe costs.
 const MACHINE: &str = r#"
-(. /etc/os-release; printf '%s %s' "$ID" "$VERSION_ID") 2>/dev/null | p @ os
-uname -r | p @ kernel
-uname -m | p @ arch
-nproc | p @ cpus
-awk '/^MemTotal/ {print $2}' /proc/meminfo | p @ memory
-df -Pk / | awk 'NR==2 {print $4}' | p @ disk
-date +%s | p @ clock
-id -u | p @ uid
-hostname | p @ hostname
-cat /proc/sys/kernel/random/boot_id | p @ boot
-{ for d in /sys/bus/pci/devices/*; do
-  read -r v <"$d/vendor" && [ "$v" = 0x10de ] || continue; read -r c <"$d/class"; read -r i <"$d/device"
-  case $c in 0x0300*|0x0302*) echo "${d##*/} $i";; esac; done; } 2>/dev/null | p @ gpus
-{ [ -d /sys/module/nouveau ] && echo nouveau; cat /sys/module/nvidia/version; } 2>/dev/null | p @ driver
-od -An -t u1 -j4 -N1 /sys/firmware/efi/efivars/SecureBoot-* 2>/dev/null | p @ secureboot
+(. /etc/os-release; v os "$ID $VERSION_ID") 2>/dev/null
+v kernel "$(uname -rm)"; v cpus "$(nproc)"; v uid "$(id -u)"; v clock "$(date +%s)"
+while read -r key n rest; do [ "$key" = MemTotal: ] && v memory "$n" && break; done </proc/meminfo
+v disk "$(df -Pk / | { read -r head; read -r a b c n rest; echo "$n"; })"
+read -r x </proc/sys/kernel/hostname && v hostname "$x"; read -r x </proc/sys/kernel/random/boot_id && v boot "$x"
+gpus=; for d in /sys/bus/pci/devices/*; do
+  { read -r x <"$d/vendor"; } 2>/dev/null && [ "$x" = 0x10de ] || continue; read -r c <"$d/class"; read -r i <"$d/device"
+  case $c in 0x0300*|0x0302*) gpus="$gpus${d##*/} $i;";; esac; done; v gpus "$gpus"
+x=; { read -r x </sys/module/nvidia/version; } 2>/dev/null; [ -d /sys/module/nouveau ] && x=nouveau; v driver "$x"
+for f in /sys/firmware/efi/efivars/SecureBoot-*; do [ -e "$f" ] && v secureboot "$(od -An -t u1 -j4 -N1 "$f")"; done
 "#;
 
-/// The script that asks what these resources need to know.
-pub fn script(resources: &[Resource]) -> String {
+/// Who is in the cluster; nobody where it is not there yet.
+const MEMBERS: &str = "microk8s kubectl get nodes -o name </dev/null 2>/dev/null | p @ nodes\n";
+
+/// Asks about the machine itself, too.
+pub const ABOUT: u8 = 1;
+/// Asks who is in the cluster, too.
+pub const NODES: u8 = 2;
+
+/// The script that asks what these resources need to know, and [`ABOUT`] and [`NODES`] where they are among `more`.
+pub fn script(resources: &[Resource], more: u8) -> String {
     let mut out = String::from("export LC_ALL=C PATH=\"$PATH:/usr/sbin:/sbin:/snap/bin\"\n");
-    out += "p() { printf '%s\\t%s\\t' \"$1\" \"$2\"; base64 | tr -d '\\n'; echo; }\n";
-    out += MACHINE;
+    // Texts of any kind from the input, and words of a line as they are.
+    out += "p() { printf '%s\\t%s\\t' \"$1\" \"$2\"; base64 -w0; echo; }\nv() { printf '@\\t%s\\t=%s\\n' \"$1\" \"$2\"; }\n";
+    if more & ABOUT != 0 {
+        out += MACHINE;
+    }
+    if more & NODES != 0 {
+        out += MEMBERS;
+    }
     let names = |pick: &dyn Fn(&What) -> Option<String>| -> Vec<String> {
         resources.iter().filter_map(|r| pick(&r.what)).map(|n| quote(&n)).collect()
     };
@@ -80,15 +89,19 @@ pub fn script(resources: &[Resource]) -> String {
                 );
             }
             What::Command { check: question, .. } | What::Reboot { when: question, .. } => {
-                let _ = writeln!(out, "sh -c {} </dev/null >/dev/null 2>&1; echo $? | p {id} status", quote(question));
+                let _ = writeln!(
+                    out,
+                    "sh -c {} </dev/null >/dev/null 2>&1; printf '%s\\tstatus\\t=%s\\n' {id} $?",
+                    quote(question)
+                );
             }
             What::Package { .. } | What::Snap { .. } | What::Service { .. } => {}
         }
         if resource.then.is_some() {
-            let _ = writeln!(out, "[ -e {} ] && echo 1 | p {id} pending", quote(&pending_file(id)));
+            let _ = writeln!(out, "[ -e {} ] && printf '%s\\tpending\\t=1\\n' {id}", quote(&pending_file(id)));
         }
     }
-    out += "echo end | p @ end\n";
+    out += "v end end\n";
     out
 }
 
@@ -109,7 +122,10 @@ impl Facts {
             let (Some(id), Some(field), Some(value)) = (parts.next(), parts.next(), parts.next()) else {
                 return Err(format!("an answer of another form: {}", line.chars().take(120).collect::<String>()));
             };
-            let value = STANDARD.decode(value.trim()).map_err(|e| format!("{id} {field}: {e}"))?;
+            let value = match value.strip_prefix('=') {
+                Some(plain) => plain.as_bytes().to_vec(),
+                None => STANDARD.decode(value.trim()).map_err(|e| format!("{id} {field}: {e}"))?,
+            };
             facts.insert((id.to_owned(), field.to_owned()), value);
         }
         let facts = Self(facts);
@@ -142,9 +158,9 @@ impl Facts {
         self.bytes(id, "pending").is_some()
     }
 
-    /// What newer answers say replaces what these say of the same resources and the machine.
+    /// What newer answers say replaces what these say of the same resources; of the machine only what they say.
     pub(crate) fn renew(&mut self, newer: Self, ids: &[&str]) {
-        self.0.retain(|(id, _), _| id != "@" && !ids.contains(&id.as_str()));
+        self.0.retain(|(id, _), _| !ids.contains(&id.as_str()));
         self.0.extend(newer.0);
     }
 
@@ -153,18 +169,20 @@ impl Facts {
         let number = |field: &str| self.machine(field).parse::<u64>().unwrap_or(0);
         let (distribution, release) =
             self.machine("os").split_once(' ').map_or_else(Default::default, |(a, b)| (a.to_owned(), b.to_owned()));
+        let (kernel, arch) =
+            self.machine("kernel").split_once(' ').map_or_else(Default::default, |(a, b)| (a.to_owned(), b.to_owned()));
         Machine {
             hostname: self.machine("hostname"),
             distribution,
             release,
-            kernel: self.machine("kernel"),
-            arch: self.machine("arch"),
+            kernel,
+            arch,
             cpus: number("cpus"),
             memory_mib: number("memory") >> 10,
             disk_free_mib: number("disk") >> 10,
             clock: number("clock"),
             boot: self.machine("boot"),
-            gpus: self.machine("gpus").lines().map(str::to_owned).collect(),
+            gpus: self.machine("gpus").split_terminator(';').map(str::to_owned).collect(),
             driver: self.machine("driver"),
             secure_boot: self.machine("secureboot") == "1",
         }
@@ -225,9 +243,14 @@ pub(crate) mod tests {
 
     #[test]
     fn the_script_runs_here() {
-        let done = std::process::Command::new("sh").arg("-c").arg(script(&[])).output().unwrap();
+        let done = std::process::Command::new("sh").arg("-c").arg(script(&[], ABOUT)).output().unwrap();
         let facts = Facts::parse(&String::from_utf8(done.stdout).unwrap()).unwrap();
-        assert!(facts.about().cpus > 0 && facts.about().clock > 1_700_000_000);
+        let about = facts.about();
+        assert!(
+            about.cpus > 0 && about.clock > 1_700_000_000 && about.memory_mib > 0 && about.disk_free_mib > 0,
+            "{about:?}"
+        );
+        assert!(about.arch == std::env::consts::ARCH && about.boot.len() == 36, "{about:?}");
     }
 
     #[test]

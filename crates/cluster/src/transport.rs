@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -234,6 +235,7 @@ impl Host {
     /// # Errors
     /// As [`Self::run`].
     pub async fn push(&self, program: &Program) -> Result<String, ClusterError> {
+        let program = program.read()?;
         let (path, size) = (&program.path, program.bytes.len());
         let there = format!("[ -x {path} ] && [ \"$(stat -c %s {path})\" = {size} ] && echo there; true");
         if self.script(&there, Duration::from_secs(60)).await?.contains("there") {
@@ -248,27 +250,39 @@ impl Host {
     }
 }
 
-/// This program, as it is pushed.
+/// This program, as it is pushed. It is read when the first machine wants it.
+#[derive(Debug)]
 pub struct Program {
+    file: PathBuf,
+    read: OnceLock<Arc<Read>>,
+}
+
+/// Bytes, and where they go: the name tells them from every other version.
+struct Read {
     bytes: Vec<u8>,
     path: String,
 }
 
-impl std::fmt::Debug for Program {
+impl std::fmt::Debug for Read {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Program").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Read").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
 impl Program {
-    /// Reads the program that runs now.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn read(file: &Path) -> Result<Self, ClusterError> {
-        let bytes = std::fs::read(file).map_err(ClusterError::io(file.display().to_string()))?;
+    /// The program in this file.
+    pub fn new(file: PathBuf) -> Self {
+        Self { file, read: OnceLock::new() }
+    }
+
+    fn read(&self) -> Result<Arc<Read>, ClusterError> {
+        if let Some(read) = self.read.get() {
+            return Ok(Arc::clone(read));
+        }
+        let bytes = std::fs::read(&self.file).map_err(ClusterError::io(self.file.display().to_string()))?;
         let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
         let name: String = digest.as_ref().iter().take(8).map(|b| format!("{b:02x}")).collect();
-        Ok(Self { bytes, path: format!("/var/lib/slipway/bin/slipway-{name}") })
+        let read = Arc::new(Read { bytes, path: format!("/var/lib/slipway/bin/slipway-{name}") });
+        Ok(Arc::clone(self.read.get_or_init(|| read)))
     }
 }

@@ -259,7 +259,7 @@ async fn apply(context: &Context, choice: &cli::Choice, canary: usize) -> Result
     let work = Work {
         cluster,
         hosts: all.into_iter().map(|(m, h)| (m.name.clone(), (m, h))).collect::<BTreeMap<_, _>>(),
-        program: Program::read(&program)?,
+        program: Program::new(program),
         state: state.clone(),
         change: format!("{:013}", slipway_core::clock::now_ms()),
         watch,
@@ -317,7 +317,7 @@ async fn roll_back(context: &Context, choice: &cli::Choice) -> Result<(), Failur
         return Err(wrong("nothing was changed".into()));
     }
     let program = std::env::current_exe().map_err(|source| ClusterError::Io { what: "this program".into(), source })?;
-    let program = Program::read(&program)?;
+    let program = Program::new(program);
     let mut first = Ok(());
     for (machine, host) in &hosts {
         let path = host.push(&program).await?;
