@@ -20,7 +20,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/slipway
 PEERS := $(CACHE)/peers
 DEMO := .slipway-demo
 
-.PHONY: help demo test lint conformance ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator binary tools clean
+.PHONY: help demo test lint conformance ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary tools clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -132,6 +132,16 @@ book: binary
 	scripts/book.py
 
 bench: bench-track bench-serve bench-gpu
+
+$(PEERS)/ansible/.ready: bench/cluster/requirements.txt
+	@echo "installing Ansible into $(PEERS)/ansible"
+	python3 -m venv $(PEERS)/ansible
+	$(PEERS)/ansible/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# Ansible is the peer; it needs root, for the test hosts.
+bench-cluster: binary $(PEERS)/ansible/.ready
+	python3 bench/cluster/run.py --slipway $(SLIPWAY) --ansible $(PEERS)/ansible/bin/ansible-playbook
 
 # Kubernetes' own job controller is the peer; it needs Go.
 bench-operator: binary lab-programs
