@@ -60,6 +60,7 @@ pub async fn run<C: Cluster>(
     cluster: Option<Arc<C>>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), NodeError> {
+    crate::memory::give_back_relocations();
     std::fs::create_dir_all(&options.home).map_err(NodeError::io(options.home.display().to_string()))?;
     let database = Arc::new(Database::open(&options.home.join("node.db"), &[repo::MIGRATION])?);
     let listener = tokio::net::TcpListener::bind(options.listen)

@@ -33,6 +33,7 @@ pub mod holders;
 mod http;
 pub mod kubelet;
 pub mod labels;
+mod memory;
 pub mod metrics;
 pub mod mig_manager;
 pub mod mps;
