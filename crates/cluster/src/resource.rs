@@ -24,15 +24,9 @@ pub enum Layer {
     Gpu,
     /// What runs in the cluster and belongs to it: add-ons.
     Addons,
-    /// Storage classes.
-    Storage,
 }
 
 impl Layer {
-    /// All, in order.
-    pub const ALL: [Self; 6] =
-        [Self::System, Self::HostTools, Self::Kubernetes, Self::Gpu, Self::Addons, Self::Storage];
-
     /// As written on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -41,7 +35,6 @@ impl Layer {
             Self::Kubernetes => "kubernetes",
             Self::Gpu => "gpu",
             Self::Addons => "addons",
-            Self::Storage => "storage",
         }
     }
 }

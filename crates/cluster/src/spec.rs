@@ -47,9 +47,6 @@ pub struct Spec {
     /// GPUs of machines with the role `gpu`.
     #[serde(default)]
     pub gpu: Gpu,
-    /// Shared storage.
-    #[serde(default)]
-    pub storage: Storage,
 }
 
 /// How a machine is reached. What OpenSSH's own configuration says of a host holds too.
@@ -202,26 +199,6 @@ impl Default for Gpu {
     fn default() -> Self {
         Self { driver: "recommended".into(), cdi: true }
     }
-}
-
-/// Shared storage.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Storage {
-    /// An NFS server.
-    pub nfs: Option<Nfs>,
-}
-
-/// A folder of an NFS server, as a storage class.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Nfs {
-    /// Its address.
-    pub server: String,
-    /// The folder it exports.
-    pub path: String,
-    /// Name of the storage class.
-    pub storage_class: String,
 }
 
 /// Names of hosts, clusters and channels end up in commands and files.

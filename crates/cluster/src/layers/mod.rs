@@ -24,7 +24,7 @@ pub fn wanted(cluster: &Cluster, machine: &Machine) -> Wanted {
 /// Layers that a machine can have before it is part of the cluster.
 pub const BEFORE_JOINING: [Layer; 4] = [Layer::System, Layer::HostTools, Layer::Kubernetes, Layer::Gpu];
 /// Layers of the cluster as a whole.
-pub const OF_THE_CLUSTER: [Layer; 2] = [Layer::Addons, Layer::Storage];
+pub const OF_THE_CLUSTER: [Layer; 1] = [Layer::Addons];
 
 fn package(layer: Layer, name: &str) -> Resource {
     Resource::new(layer, &format!("package-{name}"), What::Package { name: name.into(), version: None, hold: false })

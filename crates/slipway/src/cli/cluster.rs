@@ -147,8 +147,6 @@ pub(crate) enum LayerName {
     Gpu,
     /// MicroK8s' add-ons
     Addons,
-    /// Storage classes
-    Storage,
 }
 
 impl From<LayerName> for Layer {
@@ -159,7 +157,6 @@ impl From<LayerName> for Layer {
             LayerName::Kubernetes => Self::Kubernetes,
             LayerName::Gpu => Self::Gpu,
             LayerName::Addons => Self::Addons,
-            LayerName::Storage => Self::Storage,
         }
     }
 }
