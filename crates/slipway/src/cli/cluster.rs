@@ -28,6 +28,9 @@ pub(crate) enum Cluster {
         /// Private key for SSH; OpenSSH's choice without
         #[arg(long, value_name = "FILE")]
         identity: Option<String>,
+        /// File of known host keys; OpenSSH's own without
+        #[arg(long, value_name = "FILE")]
+        known_hosts: Option<String>,
         /// Take SSH keys of machines that are not known yet as they are, once
         #[arg(long)]
         accept_new_host_keys: bool,

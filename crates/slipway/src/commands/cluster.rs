@@ -26,9 +26,9 @@ use crate::output::{Table, agreed, print, print_text, say};
 
 pub(crate) async fn run(context: &Context, verb: cli::Cluster) -> Result<(), Failure> {
     match verb {
-        cli::Cluster::Init { machines, name, channel, user, identity, accept_new_host_keys, file } => {
+        cli::Cluster::Init { machines, name, channel, user, identity, known_hosts, accept_new_host_keys, file } => {
             let mut ssh = String::new();
-            for (key, value) in [("user", &user), ("identityFile", &identity)] {
+            for (key, value) in [("user", &user), ("identityFile", &identity), ("knownHosts", &known_hosts)] {
                 if let Some(value) = value {
                     ssh += &format!("    {key}: {value}\n");
                 }
