@@ -5,7 +5,7 @@
 //! to follow a change is remembered until it has succeeded, and everything else is asked anew.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ClusterError;
 use crate::kinds;
+use crate::lock::Lock;
 use crate::probe::{self, Facts};
 use crate::resource::{Change, Layer, Resource, Wanted, What};
 
@@ -234,7 +235,7 @@ pub enum Mode {
 #[derive(Debug)]
 pub struct Records {
     folder: PathBuf,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Records {
@@ -249,24 +250,7 @@ impl Records {
         }
         let private = std::fs::Permissions::from_mode(0o700);
         std::fs::set_permissions(folder, private).map_err(ClusterError::io(shown.clone()))?;
-        let path = folder.join("lock");
-        let mut lock = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(ClusterError::io(shown))?;
-        let until = Instant::now() + wait;
-        while rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            if Instant::now() >= until {
-                let mut holder = String::new();
-                drop(lock.read_to_string(&mut holder));
-                return Err(ClusterError::Locked(format!("process {} on this machine", holder.trim())));
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        drop(lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id())));
+        let lock = Lock::take(&folder.join("lock"), wait)?;
         Ok(Self { folder: folder.to_owned(), _lock: lock })
     }
 

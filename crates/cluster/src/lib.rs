@@ -15,6 +15,7 @@
 //! | [`transport`] | OpenSSH |
 //! | [`plan`] | what would change, on all machines at once |
 //! | [`apply`] | the steps between machines, their state and logs |
+//! | [`lock`] | one at a time |
 //! | [`state`] | what is kept on the controller, and its lock |
 
 pub mod apply;
@@ -22,6 +23,7 @@ pub mod converge;
 mod error;
 mod kinds;
 pub mod layers;
+pub mod lock;
 pub mod plan;
 pub mod probe;
 pub mod resource;

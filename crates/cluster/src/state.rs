@@ -1,15 +1,17 @@
 //! What is kept of a cluster on the controller: a lock, the last report, a log for each machine. No secrets.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::ClusterError;
+use crate::lock::Lock;
 
 /// A log is begun anew when it is longer; the one before is kept.
 const MOST_LOG_BYTES: u64 = 16 << 20;
@@ -19,10 +21,6 @@ const MOST_LOG_BYTES: u64 = 16 << 20;
 pub struct State {
     folder: PathBuf,
 }
-
-/// Held while something changes.
-#[derive(Debug)]
-pub struct Lock(#[allow(dead_code)] File);
 
 impl State {
     /// The folder of a cluster, below slipway's own.
@@ -42,21 +40,7 @@ impl State {
     /// # Errors
     /// [`ClusterError::Locked`] with who has it.
     pub fn lock(&self) -> Result<Lock, ClusterError> {
-        let path = self.folder.join("lock");
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(ClusterError::io(path.display().to_string()))?;
-        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            let mut holder = String::new();
-            drop(file.read_to_string(&mut holder));
-            return Err(ClusterError::Locked(format!("process {}", holder.trim())));
-        }
-        drop(file.set_len(0).and_then(|()| write!(file, "{}", std::process::id())));
-        Ok(Lock(file))
+        Lock::take(&self.folder.join("lock"), Duration::ZERO)
     }
 
     /// Keeps a document.
