@@ -106,13 +106,12 @@ class Host:
         (etc / "hostname").write_text(self.name + "\n")
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         shutil.copyfile("/etc/resolv.conf", etc / "resolv.conf")
-        self.write("/root/.ssh/authorized_keys", self.hosts.key.with_suffix(".pub").read_text(), 0o600)
         self.write("/etc/ssh/sshd_config.d/test.conf", "UseDNS no\nMaxStartups 200\nMaxSessions 200\n")
         run("chroot", self.root, "ssh-keygen", "-A")
         run("chroot", self.root, "useradd", "-m", "-s", "/bin/bash", "ops")
-        self.write("/home/ops/.ssh/authorized_keys", self.hosts.key.with_suffix(".pub").read_text(), 0o644)
-        for tool in ("snap",):
-            self.write(f"/usr/bin/{tool}", (HERE / "standins" / tool).read_text(), 0o755)
+        for home in ("root", "home/ops"):
+            self.write(f"/{home}/.ssh/authorized_keys", self.hosts.key.with_suffix(".pub").read_text())
+        self.write("/usr/bin/snap", (HERE / "standins/snap").read_text(), 0o755)
         self.write("/usr/lib/standins/microk8s", (HERE / "standins/microk8s").read_text(), 0o755)
         (self.root / "standin").mkdir()
 

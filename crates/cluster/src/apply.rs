@@ -152,35 +152,27 @@ pub fn steps(cluster: &Cluster, only: &[Layer], canary: usize) -> Vec<Step> {
             });
         }
     }
-    let mut joins: Vec<String> = Vec::new();
+    let (mut control, mut workers): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
     if only.is_empty() {
-        // One after the other: MicroK8s' control planes agree on each new one, and a worker needs one that stands.
-        let control = machines.iter().filter(|m| m.is(Role::ControlPlane) && *m != first);
-        let workers = machines.iter().filter(|m| !m.is(Role::ControlPlane));
-        for machine in control.chain(workers) {
+        let mut join = |machine: &Machine, worker: bool, after: &[String]| {
             let mut needs = vec![format!("{}/base", first.name), format!("{}/base", machine.name)];
-            needs.extend(joins.last().cloned().filter(|_| machine.is(Role::ControlPlane)));
-            if !machine.is(Role::ControlPlane) {
-                needs.extend(
-                    machines
-                        .iter()
-                        .filter(|m| m.is(Role::ControlPlane) && *m != first)
-                        .map(|m| format!("{}/join", m.name)),
-                );
-            }
+            needs.extend_from_slice(after);
             let id = format!("{}/join", machine.name);
-            joins.push(id.clone());
-            out.push(Step {
-                id,
-                host: machine.name.clone(),
-                needs,
-                action: Action::Join { worker: !machine.is(Role::ControlPlane) },
-            });
+            out.push(Step { id: id.clone(), host: machine.name.clone(), needs, action: Action::Join { worker } });
+            id
+        };
+        // One after the other: MicroK8s' control planes agree on each new one. A worker needs all of them.
+        for machine in machines.iter().filter(|m| m.is(Role::ControlPlane) && *m != first) {
+            let last = control.len().saturating_sub(1);
+            control.push(join(machine, false, &control[last..]));
+        }
+        for machine in machines.iter().filter(|m| !m.is(Role::ControlPlane)) {
+            workers.push(join(machine, true, &control));
         }
     }
     let whole = chosen(&OF_THE_CLUSTER);
     if !whole.is_empty() {
-        let mut needs = joins;
+        let mut needs = [control, workers].concat();
         needs.extend((!base.is_empty()).then(|| format!("{}/base", first.name)));
         out.push(Step {
             id: format!("{}/cluster", first.name),

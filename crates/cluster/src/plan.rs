@@ -1,6 +1,5 @@
 //! What would change, on all machines at once.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -182,12 +181,4 @@ fn findings(facts: &Facts, machine: &Machine, asked_ms: i64) -> Vec<String> {
         out.push(format!("'{}' has no apt that is known here", about.distribution));
     }
     out
-}
-
-/// How many machines would change, and how many things.
-pub fn count(plan: &Plan) -> BTreeMap<&'static str, usize> {
-    let changed = plan.machines.iter().filter(|m| !m.changes.is_empty()).count();
-    let changes = plan.machines.iter().map(|m| m.changes.len()).sum();
-    let unreachable = plan.machines.iter().filter(|m| m.unreachable.is_some()).count();
-    BTreeMap::from([("machines", changed), ("changes", changes), ("unreachable", unreachable)])
 }

@@ -3,7 +3,7 @@
 //! There are few kinds on purpose: a user, a kernel module, a mount or a repository is a file and a command that knows whether it is
 //! needed (see the constructors in [`crate::layers`]).
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -281,19 +281,19 @@ impl Wanted {
         self
     }
 
-    /// Whether every id is of the right form and there once, and whatever is needed comes before.
+    /// Whether every id is of the right form and there once.
     ///
     /// # Errors
     /// Which is wrong.
     pub fn validate(&self) -> Result<(), String> {
-        let mut seen = BTreeMap::new();
+        let mut seen = BTreeSet::new();
         for resource in &self.resources {
             let id = &resource.id;
             let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "/.-".contains(c);
             if id.is_empty() || !id.chars().all(fits) {
                 return Err(format!("'{id}' is no id: lower-case letters, digits and /.-"));
             }
-            if seen.insert(id, ()).is_some() {
+            if !seen.insert(id) {
                 return Err(format!("'{id}' is there twice"));
             }
         }

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -16,7 +16,7 @@ use crate::spec::{Cluster, Machine, Ssh, home};
 
 /// Seconds until a machine counts as unreachable.
 const CONNECT_SECONDS: u64 = 10;
-/// Errors are told by their last lines.
+/// So much of what a command says of errors is kept.
 const MOST_ERROR_BYTES: u64 = 16 << 10;
 
 /// The folder of connections; they end with it.
@@ -182,7 +182,10 @@ impl Host {
         let errors = async {
             let mut text = Vec::new();
             if let Some(stderr) = stderr {
-                drop(stderr.take(MOST_ERROR_BYTES).read_to_end(&mut text).await);
+                let mut first = stderr.take(MOST_ERROR_BYTES);
+                drop(first.read_to_end(&mut text).await);
+                // Who says more is not kept waiting for a reader.
+                drop(tokio::io::copy(&mut first.into_inner(), &mut tokio::io::sink()).await);
             }
             String::from_utf8_lossy(&text).trim().to_owned()
         };
@@ -254,7 +257,7 @@ impl Host {
 #[derive(Debug)]
 pub struct Program {
     file: PathBuf,
-    read: OnceLock<Arc<Read>>,
+    read: OnceLock<Read>,
 }
 
 /// Bytes, and where they go: the name tells them from every other version.
@@ -275,14 +278,14 @@ impl Program {
         Self { file, read: OnceLock::new() }
     }
 
-    fn read(&self) -> Result<Arc<Read>, ClusterError> {
+    fn read(&self) -> Result<&Read, ClusterError> {
         if let Some(read) = self.read.get() {
-            return Ok(Arc::clone(read));
+            return Ok(read);
         }
         let bytes = std::fs::read(&self.file).map_err(ClusterError::io(self.file.display().to_string()))?;
         let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
         let name: String = digest.as_ref().iter().take(8).map(|b| format!("{b:02x}")).collect();
-        let read = Arc::new(Read { bytes, path: format!("/var/lib/slipway/bin/slipway-{name}") });
-        Ok(Arc::clone(self.read.get_or_init(|| read)))
+        let read = Read { bytes, path: format!("/var/lib/slipway/bin/slipway-{name}") };
+        Ok(self.read.get_or_init(|| read))
     }
 }

@@ -19,6 +19,14 @@ enum Failure {
     Findings,
 }
 
+impl Failure {
+    /// Somebody was asked, and said no.
+    fn declined(code: &'static str) -> Self {
+        let hint = Some("Say -y to apply without being asked.".into());
+        Self::Error { message: "nothing was changed".into(), code, hint, exit: 1 }
+    }
+}
+
 impl<E: Explain> From<E> for Failure {
     fn from(error: E) -> Self {
         let code = error.code();

@@ -114,6 +114,12 @@ fn hosts(connections: &Connections, cluster: &Cluster, names: &[String]) -> Resu
     chosen.map(|m| Ok((m.clone(), connections.host(cluster, m)?))).collect()
 }
 
+/// What is put onto machines.
+fn this_program() -> Result<Program, ClusterError> {
+    let file = std::env::current_exe().map_err(|source| ClusterError::Io { what: "this program".into(), source })?;
+    Ok(Program::new(file))
+}
+
 fn print_plan(context: &Context, plan: &Plan) {
     match context.global.output {
         Format::Table | Format::Wide | Format::Svg => print_text(&words(plan)),
@@ -159,14 +165,12 @@ fn words(plan: &Plan) -> String {
             }
         }
     }
-    let count = plan::count(plan);
-    out + &format!(
-        "{} changes on {} of {} machines{}\n",
-        count["changes"],
-        count["machines"],
-        plan.machines.len(),
-        if count["unreachable"] > 0 { format!("; {} cannot be reached", count["unreachable"]) } else { String::new() }
-    )
+    let all = &plan.machines;
+    let changes: usize = all.iter().map(|m| m.changes.len()).sum();
+    let changed = all.iter().filter(|m| !m.changes.is_empty()).count();
+    let away = all.iter().filter(|m| m.unreachable.is_some()).count();
+    let away = if away > 0 { format!("; {away} cannot be reached") } else { String::new() };
+    out + &format!("{changes} changes on {changed} of {} machines{away}\n", all.len())
 }
 
 /// Asks the machines. The folder of connections must outlive what speaks through it.
@@ -244,22 +248,17 @@ async fn apply(context: &Context, choice: &cli::Choice, canary: usize) -> Result
             return Ok(());
         }
         if !agreed(&context.global, "Apply?") {
-            return Err(Failure::Error {
-                message: "nothing was changed".into(),
-                code: "cluster.spec",
-                hint: Some("Say -y to apply without being asked.".into()),
-                exit: 1,
-            });
+            return Err(Failure::declined("cluster.spec"));
         }
     }
-    let program = std::env::current_exe().map_err(|source| ClusterError::Io { what: "this program".into(), source })?;
+    let program = this_program()?;
     let (watch, mut news) = tokio::sync::mpsc::unbounded_channel();
     let steps =
         apply::on(apply::steps(&cluster, &layers, canary), &choice.hosts.iter().cloned().collect::<BTreeSet<_>>());
     let work = Work {
         cluster,
         hosts: all.into_iter().map(|(m, h)| (m.name.clone(), (m, h))).collect::<BTreeMap<_, _>>(),
-        program: Program::new(program),
+        program,
         state: state.clone(),
         change: format!("{:013}", slipway_core::clock::now_ms()),
         watch,
@@ -314,10 +313,9 @@ async fn roll_back(context: &Context, choice: &cli::Choice) -> Result<(), Failur
     let connections = Connections::new()?;
     let hosts = hosts(&connections, &cluster, &choice.hosts)?;
     if !agreed(&context.global, "Take the last change of these machines back?") {
-        return Err(wrong("nothing was changed".into()));
+        return Err(Failure::declined("cluster.spec"));
     }
-    let program = std::env::current_exe().map_err(|source| ClusterError::Io { what: "this program".into(), source })?;
-    let program = Program::new(program);
+    let program = this_program()?;
     let mut first = Ok(());
     for (machine, host) in &hosts {
         let path = host.push(&program).await?;

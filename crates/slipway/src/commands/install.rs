@@ -72,12 +72,7 @@ pub(super) async fn up(context: &Context, kube: Kube) -> Result<(), Failure> {
         return Ok(());
     }
     if changes && !agreed(&context.global, "Apply?") {
-        return Err(Failure::Error {
-            message: "nothing was changed".into(),
-            code: "kube.invalid",
-            hint: Some("Say -y to apply without being asked.".into()),
-            exit: 1,
-        });
+        return Err(Failure::declined("kube.invalid"));
     }
     install::apply(&api, &values, false).await?;
     if values.server.enabled {
