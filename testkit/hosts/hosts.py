@@ -8,6 +8,7 @@ Real are: Debian, systemd, sshd, sudo, apt against Debian's mirror, files, servi
 
 import contextlib
 import hashlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -82,12 +84,17 @@ def base():
 
 class Host:
     def __init__(self, hosts, number, name):
-        self.hosts, self.name = hosts, name
-        self.address = f"{NETWORK}.{10 + number}"
+        self.hosts, self.name, self.number = hosts, name, number
         self.folder = hosts.folder / name
         self.root = self.folder / "root"
         self.namespace, self.link = f"slipway-{name}", f"sw-{number}"
         self.process = None
+        self.returns = True  # from a new start
+        self.gpus = []  # device numbers
+
+    @property
+    def address(self):
+        return f"{NETWORK}.{10 + self.number}"
 
     def make(self):
         for part in ("upper", "work", "root"):
@@ -97,11 +104,7 @@ class Host:
         run("ip", "netns", "add", self.namespace)
         run("ip", "link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
         run("ip", "link", "set", self.link, "master", BRIDGE, "up")
-        ip = lambda *words: run("ip", "-n", self.namespace, *words)
-        ip("addr", "add", f"{self.address}/24", "dev", "eth0")
-        ip("link", "set", "eth0", "up")
-        ip("link", "set", "lo", "up")
-        ip("route", "add", "default", "via", f"{NETWORK}.1")
+        self.plug_in()
         etc = self.root / "etc"
         (etc / "hostname").write_text(self.name + "\n")
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
@@ -114,6 +117,19 @@ class Host:
         self.write("/usr/bin/snap", (HERE / "standins/snap").read_text(), 0o755)
         self.write("/usr/lib/standins/microk8s", (HERE / "standins/microk8s").read_text(), 0o755)
         (self.root / "standin").mkdir()
+
+    def plug_in(self):
+        ip = lambda *words: run("ip", "-n", self.namespace, *words)
+        ip("addr", "flush", "dev", "eth0")
+        ip("addr", "add", f"{self.address}/24", "dev", "eth0")
+        ip("link", "set", "eth0", "up")
+        ip("link", "set", "lo", "up")
+        ip("route", "add", "default", "via", f"{NETWORK}.1")
+
+    def readdress(self):
+        """Gets another address, as machines of some clouds do after a new start."""
+        self.number = self.hosts.number()
+        self.plug_in()
 
     def write(self, path, text, mode=0o644):
         file = self.root / path.lstrip("/")
@@ -136,7 +152,10 @@ R={self.root}
 mount --make-rprivate /
 mount --bind {self.hosts.shared} $R/standin
 mount -t proc proc $R/proc
+cat /proc/sys/kernel/random/uuid >{self.folder}/boot_id
+mount --bind {self.folder}/boot_id $R/proc/sys/kernel/random/boot_id
 mount -t sysfs sys $R/sys
+{self.pci()}
 mount -t tmpfs tmp $R/run
 mount -t tmpfs -o mode=755 dev $R/dev
 for d in null:3 zero:5 full:7 random:8 urandom:9; do mknod -m666 $R/dev/${{d%:*}} c 1 ${{d#*:}}; done
@@ -150,12 +169,31 @@ hostname {self.name}
 exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/systemd/systemd --log-target=null --show-status=0 systemd.unit=multi-user.target'
 """
         log = open(self.folder / "console.log", "ab")
-        self.process = subprocess.Popen(["sh", "-c", script], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = self.process = subprocess.Popen(["sh", "-c", script], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        threading.Thread(target=self.watch, args=(process,), daemon=True).start()
+
+    def watch(self, process):
+        """A new start ends the first process of the namespace with SIGHUP (reboot(2)): what firmware would do is done here."""
+        process.wait()
+        if self.process is process and process.returncode in (-signal.SIGHUP, 128 + signal.SIGHUP) and self.returns:
+            self.start()
+
+    def pci(self):
+        """Cards of NVIDIA on the bus, in place of this machine's own bus."""
+        if not self.gpus:
+            return ""
+        tree = self.folder / "pci"
+        for number, device in enumerate(self.gpus):
+            folder = tree / f"0000:{number + 1:02x}:00.0"
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, value in {"vendor": "0x10de", "device": device, "class": "0x030200"}.items():
+                (folder / name).write_text(value + "\n")
+        return f"mount --bind {tree} $R/sys/bus/pci/devices"
 
     def wait(self, seconds=60):
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if self.process.poll() is not None:
+            if self.process.poll() not in (None, -signal.SIGHUP, 128 + signal.SIGHUP):
                 raise RuntimeError(f"{self.name} ended: {(self.folder / 'console.log').read_text()[-2000:]}")
             if self.ssh("true", check=False).returncode == 0:
                 return
@@ -174,11 +212,12 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
         if self.process is None:
             return
         # The second process of the group is the namespace's first; with it all others end.
-        for pid in self.processes():
+        process, pids = self.process, self.processes()
+        self.process = None
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.process.wait(20)
-        self.process = None
+        process.wait(20)
 
     def processes(self):
         """The process that holds the namespaces, and what it started."""
@@ -189,6 +228,7 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
 
     def remove(self):
         self.stop()
+        self.hosts.all.pop(self.name, None)
         for _ in range(50):
             if subprocess.run(["umount", "-R", self.root], capture_output=True).returncode == 0 or not os.path.ismount(self.root):
                 break
@@ -204,8 +244,18 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
 class Hosts:
     """A context: `with Hosts(["cp1", "gpu1"]) as hosts: hosts["cp1"].ssh("true")`."""
 
-    def __init__(self, names):
-        self.names = names
+    def __init__(self, names, gpus=None):
+        self.names, self.gpus = names, gpus or {}
+
+    def number(self):
+        return next(self.numbers)
+
+    def add(self, name, gpus=()):
+        """A machine that is off."""
+        host = self.all[name] = Host(self, self.number(), name)
+        host.gpus = list(gpus)
+        host.make()
+        return host
 
     def __enter__(self):
         self.base = base()
@@ -215,7 +265,7 @@ class Hosts:
         self.key = self.folder / "id"
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
         self.forward = pathlib.Path("/proc/sys/net/ipv4/ip_forward").read_text()
-        self.all = {name: Host(self, number + 1, name) for number, name in enumerate(self.names)}
+        self.numbers, self.all = itertools.count(1), {}
         try:
             run("ip", "link", "add", BRIDGE, "type", "bridge")
             run("ip", "addr", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
@@ -223,9 +273,8 @@ class Hosts:
             pathlib.Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
             run("nft", "-f", "-", input=f"table ip slipway-hosts {{ chain out {{ type nat hook postrouting priority 100; "
                                         f"ip saddr {NETWORK}.0/24 oifname != \"{BRIDGE}\" masquerade; }} ; }}\n")
-            for host in self.all.values():
-                host.make()
-                host.start()
+            for name in self.names:
+                self.add(name, self.gpus.get(name, [])).start()
             for host in self.all.values():
                 host.wait()
         except BaseException:
@@ -234,7 +283,7 @@ class Hosts:
         return self
 
     def __exit__(self, *_):
-        for host in self.all.values():
+        for host in list(self.all.values()):
             host.remove()
         run("ip", "link", "del", BRIDGE, check=False)
         run("nft", "delete", "table", "ip", "slipway-hosts", check=False)

@@ -20,6 +20,7 @@ use crate::kinds;
 use crate::lock::Lock;
 use crate::probe::{self, Facts};
 use crate::resource::{Change, Layer, Resource, Wanted, What};
+use crate::resume;
 
 /// Where a machine keeps records of its changes; root's.
 pub const FOLDER: &str = "/var/lib/slipway/converge";
@@ -165,7 +166,9 @@ impl Node<'_> {
 
 /// Runs a script in a process group of its own, which a limit of time ends whole. Output and errors are one stream of lines.
 fn run(script: &str, limit: Duration, mut line: impl FnMut(String)) -> Result<i32, String> {
+    let program = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
     let mut child = Command::new("sh")
+        .env("SLIPWAY", program)
         .args(["-c", &format!("exec 2>&1; export LC_ALL=C PATH=\"$PATH:/usr/sbin:/sbin:/snap/bin\"; {script}")])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -375,6 +378,11 @@ impl Records {
                 continue;
             }
             if let What::Reboot { reason, .. } = &resource.what {
+                if let Err(reason) = resume::arrange(&self.folder, change, wanted) {
+                    tell(Event::Failed { resource: id, reason });
+                    summary.failed += 1;
+                    break;
+                }
                 tell(Event::Rebooting { resource: id, reason: reason.clone() });
                 summary.rebooting = true;
                 return Ok(summary);
@@ -402,6 +410,9 @@ impl Records {
             if !listened {
                 return Ok(summary);
             }
+        }
+        if mode == Mode::Apply {
+            resume::forget(&self.folder);
         }
         let Summary { ok, changed, failed, skipped, .. } = summary;
         tell(Event::Done { ok, changed, failed, skipped });

@@ -18,6 +18,12 @@ pub enum ClusterError {
     Sudo { host: String, reason: String },
     #[error("{host}: {reason}")]
     Host { host: String, reason: String },
+    #[error("{host} would go from MicroK8s {now} to {then}, which is an upgrade of the cluster")]
+    Upgrade { host: String, now: String, then: String },
+    #[error("{provider}: {message}{}", match .status { 0 => String::new(), n => format!(" (status {n})") })]
+    Provider { provider: String, status: u16, message: String },
+    #[error("{0}")]
+    Foreign(String),
     #[error("another apply works on this cluster: {0}")]
     Locked(String),
     #[error("{what}: {source}")]
@@ -43,6 +49,10 @@ impl Explain for ClusterError {
             Self::HostKey { .. } => "cluster.host_key",
             Self::Sudo { .. } => "cluster.sudo",
             Self::Host { .. } => "cluster.host",
+            Self::Upgrade { .. } => "cluster.upgrade",
+            Self::Provider { status: 401 | 403, .. } => "cluster.provider_auth",
+            Self::Provider { .. } => "cluster.provider",
+            Self::Foreign(_) => "cluster.foreign",
             Self::Locked(_) => "cluster.locked",
             Self::Io { .. } => "cluster.io",
             Self::Failed { .. } => "cluster.failed",

@@ -11,24 +11,38 @@
 //! | [`layers`] | from the file to the resources of a machine |
 //! | [`resource`] | what can be wanted of a machine, and when it is so |
 //! | [`probe`] | the question to a machine, and the answer |
-//! | [`converge`] | runs on the machine: makes it so, remembers how it was, tells what it does |
+//! | [`converge`], [`resume`] | runs on the machine: makes it so, remembers how it was, tells what it does; goes on after a new start |
 //! | [`transport`] | OpenSSH |
+//! | [`providers`], [`fleet`] | who makes machines, and which of them are ours |
 //! | [`plan`] | what would change, on all machines at once |
-//! | [`apply`] | the steps between machines, their state and logs |
+//! | [`steps`] | which steps there are, and which need which |
+//! | [`apply`] | does them: on a machine, with nodes of the cluster, with who makes machines |
+//! | [`smoke`], [`doctor`] | tries of the cluster; known troubles of machines |
+//! | [`report`] | what was done |
 //! | [`lock`] | one at a time |
 //! | [`state`] | what is kept on the controller, and its lock |
 
 pub mod apply;
+mod control;
 pub mod converge;
+pub mod doctor;
 mod error;
+pub mod fleet;
 mod kinds;
 pub mod layers;
 pub mod lock;
+mod machine;
+pub mod nodes;
 pub mod plan;
 pub mod probe;
+pub mod providers;
+pub mod report;
 pub mod resource;
+pub mod resume;
+pub mod smoke;
 pub mod spec;
 pub mod state;
+pub mod steps;
 pub mod transport;
 
 pub use error::ClusterError;

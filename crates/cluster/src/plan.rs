@@ -2,21 +2,19 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use slipway_core::Explain;
 
 use crate::ClusterError;
+use crate::apply::AT_ONCE;
+use crate::doctor::{self, Finding, Severity};
 use crate::layers;
 use crate::probe::{self, Facts};
 use crate::resource::{Change, Layer, Wanted};
 use crate::spec::{Cluster, Machine};
 use crate::transport::Host;
 
-/// Clocks that differ by more make certificates and tokens fail.
-const MOST_CLOCK_SECONDS: u64 = 30;
-/// MicroK8s asks for 20 GB.
-const LEAST_DISK_MIB: u64 = 10 << 10;
 /// A probe may wait for a service that starts.
 const PROBE: Duration = Duration::from_secs(180);
 
@@ -30,6 +28,10 @@ pub struct Plan {
     pub asked_ms: i64,
     /// In the file's order.
     pub machines: Vec<MachinePlan>,
+    /// What the machines of its groups cost an hour in US dollars once they are as wanted; none where no provider is asked, or one does
+    /// not say.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hourly: Option<f64>,
 }
 
 /// What would change on one machine.
@@ -47,7 +49,7 @@ pub struct MachinePlan {
     /// What differs, in order.
     pub changes: Vec<Planned>,
     /// What a person should look at.
-    pub findings: Vec<String>,
+    pub findings: Vec<Finding>,
 }
 
 /// An error, as a document.
@@ -81,6 +83,15 @@ pub struct Planned {
     pub effects: Vec<String>,
 }
 
+impl MachinePlan {
+    /// What a provider would do to a machine, before anybody can ask it.
+    pub fn of_provider(name: &str, change: Change) -> Self {
+        let changes =
+            vec![Planned { resource: "machine".into(), layer: None, changes: vec![change], effects: Vec::new() }];
+        Self { name: name.to_owned(), unreachable: None, machine: None, changes, findings: Vec::new() }
+    }
+}
+
 impl Plan {
     /// Whether every machine was asked and is as wanted.
     pub fn is_empty(&self) -> bool {
@@ -100,13 +111,17 @@ pub(crate) async fn ask(host: &Host, wanted: &Wanted, more: u8) -> Result<Facts,
 /// Asks all machines at once.
 pub async fn plan(cluster: &Cluster, hosts: &[(Machine, Host)], only: &[Layer]) -> Plan {
     let asked_ms = slipway_core::clock::now_ms();
-    let answers = join_all(hosts.iter().map(|(machine, host)| async move {
-        let wanted = layers::wanted(cluster, machine).only(only);
-        let nodes = if cluster.first() == Some(machine) && only.is_empty() { probe::NODES } else { 0 };
+    let joined = only.is_empty() || only.contains(&Layer::Join);
+    let asked = hosts.iter().map(|(machine, host)| async move {
+        let nodes = if cluster.first() == Some(machine) && joined { probe::NODES } else { 0 };
+        let wanted = match layers::wanted(cluster, machine) {
+            Ok(wanted) => wanted.only(only),
+            Err(error) => return (machine, Wanted::default(), Err(error)),
+        };
         let answer = ask(host, &wanted, probe::ABOUT | nodes).await;
         (machine, wanted, answer)
-    }))
-    .await;
+    });
+    let answers: Vec<_> = stream::iter(asked).buffered(AT_ONCE).collect().await;
     let members: Vec<String> = answers
         .iter()
         .filter(|(m, ..)| cluster.first() == Some(m))
@@ -129,7 +144,7 @@ pub async fn plan(cluster: &Cluster, hosts: &[(Machine, Host)], only: &[Layer]) 
                 Err(error) => out.unreachable = Some(error.into()),
                 Ok(facts) => {
                     out.changes = differences(wanted, facts);
-                    if only.is_empty() && cluster.first() != Some(machine) && !members.contains(&machine.name) {
+                    if joined && cluster.first() != Some(machine) && !members.contains(&machine.name) {
                         out.changes.push(Planned {
                             resource: "join".into(),
                             layer: None,
@@ -137,14 +152,17 @@ pub async fn plan(cluster: &Cluster, hosts: &[(Machine, Host)], only: &[Layer]) 
                             effects: Vec::new(),
                         });
                     }
-                    out.findings = findings(facts, machine, asked_ms);
+                    out.findings = doctor::examine(facts, machine, asked_ms)
+                        .into_iter()
+                        .filter(|f| f.severity > Severity::Note)
+                        .collect();
                     out.machine = Some(facts.about());
                 }
             }
             out
         })
         .collect();
-    Plan { cluster: cluster.metadata.name.clone(), asked_ms, machines }
+    Plan { cluster: cluster.metadata.name.clone(), asked_ms, machines, hourly: None }
 }
 
 fn differences(wanted: &Wanted, facts: &Facts) -> Vec<Planned> {
@@ -155,30 +173,4 @@ fn differences(wanted: &Wanted, facts: &Facts) -> Vec<Planned> {
         effects: resource.effects.clone(),
     };
     wanted.check(facts).into_iter().map(planned).collect()
-}
-
-/// What makes set-ups fail later, seen before.
-fn findings(facts: &Facts, machine: &Machine, asked_ms: i64) -> Vec<String> {
-    let about = facts.about();
-    let mut out = Vec::new();
-    if about.hostname != machine.name {
-        out.push(format!("its own name is {}, not {}: nodes are named by their hosts", about.hostname, machine.name));
-    }
-    let away = about.clock.abs_diff(u64::try_from(asked_ms / 1000).unwrap_or(0));
-    if away > MOST_CLOCK_SECONDS {
-        out.push(format!("its clock is {away} s away from this one: certificates and tokens fail"));
-    }
-    if about.disk_free_mib < LEAST_DISK_MIB {
-        out.push(format!("{} MiB are free on /; MicroK8s wants 20 GB", about.disk_free_mib));
-    }
-    if !about.gpus.is_empty() && about.driver.starts_with("nouveau") {
-        out.push("nouveau holds the GPUs: NVIDIA's driver cannot be loaded before a new start".into());
-    }
-    if !about.gpus.is_empty() && about.secure_boot {
-        out.push("Secure Boot is on: a driver that is not signed will not be loaded (mokutil --import)".into());
-    }
-    if !matches!(about.distribution.as_str(), "ubuntu" | "debian") {
-        out.push(format!("'{}' has no apt that is known here", about.distribution));
-    }
-    out
 }

@@ -46,8 +46,10 @@ const MEMBERS: &str = "microk8s kubectl get nodes -o name </dev/null 2>/dev/null
 pub const ABOUT: u8 = 1;
 /// Asks who is in the cluster, too.
 pub const NODES: u8 = 2;
+/// Asks about known troubles, too.
+pub const DOCTOR: u8 = 4;
 
-/// The script that asks what these resources need to know, and [`ABOUT`] and [`NODES`] where they are among `more`.
+/// The script that asks what these resources need to know, and [`ABOUT`], [`NODES`] and [`DOCTOR`] where they are among `more`.
 pub fn script(resources: &[Resource], more: u8) -> String {
     let mut out = String::from("export LC_ALL=C PATH=\"$PATH:/usr/sbin:/sbin:/snap/bin\"\n");
     // Texts of any kind from the input, and words of a line as they are.
@@ -57,6 +59,9 @@ pub fn script(resources: &[Resource], more: u8) -> String {
     }
     if more & NODES != 0 {
         out += MEMBERS;
+    }
+    if more & DOCTOR != 0 {
+        out += crate::doctor::QUESTIONS;
     }
     let names = |pick: &dyn Fn(&What) -> Option<String>| -> Vec<String> {
         resources.iter().filter_map(|r| pick(&r.what)).map(|n| quote(&n)).collect()
@@ -243,7 +248,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_script_runs_here() {
-        let done = std::process::Command::new("sh").arg("-c").arg(script(&[], ABOUT)).output().unwrap();
+        let done = std::process::Command::new("sh").arg("-c").arg(script(&[], ABOUT | DOCTOR)).output().unwrap();
         let facts = Facts::parse(&String::from_utf8(done.stdout).unwrap()).unwrap();
         let about = facts.about();
         assert!(

@@ -22,8 +22,18 @@ pub enum Layer {
     Kubernetes,
     /// Driver, container toolkit, containerd's configuration.
     Gpu,
-    /// What runs in the cluster and belongs to it: add-ons.
+    /// Membership. Has no resources: it is between machines.
+    Join,
+    /// MicroK8s' add-ons.
     Addons,
+    /// Drivers of shared storage, and storage classes.
+    Storage,
+    /// Who tells the kubelet of GPUs, and how they are shared.
+    DevicePlugin,
+    /// slipway in the cluster.
+    Platform,
+    /// Tries. Has no resources.
+    Smoke,
 }
 
 impl Layer {
@@ -34,7 +44,12 @@ impl Layer {
             Self::HostTools => "host-tools",
             Self::Kubernetes => "kubernetes",
             Self::Gpu => "gpu",
+            Self::Join => "join",
             Self::Addons => "addons",
+            Self::Storage => "storage",
+            Self::DevicePlugin => "device-plugin",
+            Self::Platform => "platform",
+            Self::Smoke => "smoke",
         }
     }
 }
@@ -181,6 +196,10 @@ pub struct Change {
 impl Change {
     pub(crate) fn add(text: impl Into<String>) -> Self {
         Self { sign: '+', text: text.into() }
+    }
+
+    pub(crate) fn remove(text: impl Into<String>) -> Self {
+        Self { sign: '-', text: text.into() }
     }
 
     pub(crate) fn alter(text: impl Into<String>) -> Self {

@@ -58,6 +58,11 @@ impl State {
         serde_json::from_slice(&std::fs::read(self.folder.join(format!("{name}.json"))).ok()?).ok()
     }
 
+    /// Where SSH keys of machines that were made for us are.
+    pub fn known_hosts(&self) -> PathBuf {
+        self.folder.join("known_hosts")
+    }
+
     /// Where a machine's log is.
     pub fn log_path(&self, host: &str) -> PathBuf {
         self.folder.join("logs").join(format!("{host}.log"))

@@ -23,14 +23,16 @@ const MOST_ERROR_BYTES: u64 = 16 << 10;
 #[derive(Debug)]
 pub struct Connections {
     folder: PathBuf,
+    /// Keys of machines that were made for us, which have them by their identifier: addresses are used again.
+    known: PathBuf,
 }
 
 impl Connections {
-    /// A folder with a short path: that of a socket may have a hundred characters.
+    /// A folder with a short path: that of a socket may have a hundred characters. The file of keys is for machines that were made for us.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn new() -> Result<Self, ClusterError> {
+    pub fn new(known: PathBuf) -> Result<Self, ClusterError> {
         use std::os::unix::fs::DirBuilderExt;
         // With the name of a socket and what OpenSSH adds to it, it has to stay below that.
         const MOST: usize = 60;
@@ -41,7 +43,7 @@ impl Connections {
             .mode(0o700)
             .create(&folder)
             .map_err(ClusterError::io(folder.display().to_string()))?;
-        Ok(Self { folder })
+        Ok(Self { folder, known })
     }
 
     /// A machine of a cluster. Reads the password for sudo, if there is one.
@@ -51,19 +53,30 @@ impl Connections {
     pub fn host(&self, cluster: &Cluster, machine: &Machine) -> Result<Host, ClusterError> {
         let ssh = cluster.ssh(machine);
         let password = ssh.sudo_password.as_ref().map(crate::spec::SecretSource::read).transpose()?;
-        let place = cluster.spec.machines.iter().position(|m| m == machine).unwrap_or(usize::MAX);
+        // Another address is another connection.
+        let digest =
+            ring::digest::digest(&ring::digest::SHA256, format!("{} {}", machine.name, machine.address).as_bytes());
+        let socket: String = digest.as_ref().iter().take(6).map(|b| format!("{b:02x}")).collect();
         Ok(Host {
             name: machine.name.clone(),
             address: machine.address.clone(),
             ssh,
             password,
-            control: self.folder.join(place.to_string()),
+            made: machine.made.as_ref().map(|made| (self.known.clone(), format!("slipway-{}", made.id))),
+            control: self.folder.join(socket),
         })
     }
 }
 
 impl Drop for Connections {
     fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Connections {
+    /// Ends all connections. There may be others afterwards only through another folder.
+    pub fn close(&self) {
         for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let control = format!("ControlPath={}", entry.path().display());
             drop(
@@ -85,6 +98,8 @@ pub struct Host {
     address: String,
     ssh: Ssh,
     password: Option<String>,
+    /// Where the key of a machine that was made for us is, and under which name.
+    made: Option<(PathBuf, String)>,
     /// The socket of its connection.
     control: PathBuf,
 }
@@ -111,10 +126,13 @@ impl Host {
             option("ServerAliveCountMax=4".into());
         }
         option(format!("ConnectTimeout={CONNECT_SECONDS}"));
-        if let Some(file) = &self.ssh.known_hosts {
+        if let Some((file, name)) = &self.made {
+            option(format!("UserKnownHostsFile={}", file.display()));
+            option(format!("HostKeyAlias={name}"));
+        } else if let Some(file) = &self.ssh.known_hosts {
             option(format!("UserKnownHostsFile={}", home(file).display()));
         }
-        if self.ssh.accept_new_host_keys {
+        if self.ssh.accept_new_host_keys || self.made.is_some() {
             option("StrictHostKeyChecking=accept-new".into());
         }
         if let Some(file) = &self.ssh.identity_file {

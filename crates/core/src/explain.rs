@@ -160,6 +160,26 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "See `slipway cluster logs NAME`; then `slipway cluster apply` goes on where it was.",
     },
     Topic {
+        code: "cluster.upgrade",
+        meaning: "The file names another minor version of Kubernetes than the machine has. Nodes change it one by one, drained, control planes first, which an apply does not do.",
+        remedy: "Run `slipway cluster upgrade`, one minor version at a time.",
+    },
+    Topic {
+        code: "cluster.provider",
+        meaning: "The provider of machines refused, or did not answer.",
+        remedy: "The message is the provider's own. What was made is written down; run the command again once it is mended.",
+    },
+    Topic {
+        code: "cluster.provider_auth",
+        meaning: "The provider of machines does not accept the token, or the token may not do this.",
+        remedy: "Look at where spec.providers takes the token from; it needs to read and write machines.",
+    },
+    Topic {
+        code: "cluster.foreign",
+        meaning: "The provider has a machine of the right name that was not made from here. It is neither used nor deleted.",
+        remedy: "Take it as it is with `slipway cluster adopt NAME ID`, or rename it.",
+    },
+    Topic {
         code: "cluster.locked",
         meaning: "Somebody else is changing this cluster or this machine; two at once would spoil each other's work.",
         remedy: "Wait for it to end, and run the command again.",

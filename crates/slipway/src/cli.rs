@@ -62,6 +62,8 @@ pub(crate) enum Format {
     Wide,
     /// A picture, where the command has one
     Svg,
+    /// A page, where the command has one
+    Html,
 }
 
 /// What to do.

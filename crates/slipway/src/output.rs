@@ -63,7 +63,7 @@ pub(crate) fn print<T: Serialize>(format: Format, data: &T, table: impl FnOnce(&
     let text = match format {
         Format::Json => serde_json::to_string_pretty(data).unwrap_or_default() + "\n",
         Format::Yaml => serde_saphyr::to_string(data).unwrap_or_default(),
-        Format::Table | Format::Wide | Format::Svg => table(data).to_string(),
+        Format::Table | Format::Wide | Format::Svg | Format::Html => table(data).to_string(),
         Format::Name => table(data).rows.iter().filter_map(|r| r.first()).map(|n| format!("{n}\n")).collect(),
     };
     // A closed pipe is the reader's choice.

@@ -12,7 +12,7 @@
 pub mod database;
 pub mod error;
 pub mod objects;
-mod tls;
+pub mod tls;
 
 pub use database::{Database, Migration, sql};
 pub use error::StoreError;

@@ -13,7 +13,7 @@ use crate::StoreError;
 ///
 /// # Errors
 /// [`StoreError::Url`] for a file that cannot be used.
-pub(crate) fn client(authorities: Option<&Path>) -> Result<rustls::ClientConfig, StoreError> {
+pub fn client(authorities: Option<&Path>) -> Result<rustls::ClientConfig, StoreError> {
     let mut roots = rustls::RootCertStore::empty();
     match authorities {
         Some(file) => {

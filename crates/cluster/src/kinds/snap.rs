@@ -3,6 +3,7 @@
 use crate::converge::{Node, Undo};
 use crate::probe::{Facts, quote};
 use crate::resource::Change;
+use crate::spec::minor;
 
 struct Installed {
     channel: String,
@@ -33,6 +34,12 @@ pub(crate) fn check(facts: &Facts, name: &str, channel: &str, hold: bool) -> Vec
         changes.push(Change::alter(format!("snap {name}: refreshes {}", if hold { "held" } else { "no longer held" })));
     }
     changes
+}
+
+/// The channels, when an installed snap would go from one minor version to another.
+pub(crate) fn moves(facts: &Facts, name: &str, channel: &str) -> Option<(String, String)> {
+    let now = installed(facts, name)?.channel;
+    (minor(&now) != minor(channel)).then(|| (now, channel.to_owned()))
 }
 
 pub(crate) fn apply(
@@ -81,6 +88,8 @@ mod tests {
         let facts = facts(&[("@", "snaps", list)]);
         assert!(check(&facts, "microk8s", "1.32/stable", true).is_empty());
         assert_eq!(check(&facts, "microk8s", "1.33/stable", false).len(), 2);
+        assert_eq!(moves(&facts, "microk8s", "1.33/stable").unwrap().0, "1.32/stable");
+        assert!(moves(&facts, "microk8s", "1.32/edge").is_none() && moves(&facts, "helm", "3/stable").is_none());
         assert_eq!(check(&facts, "helm", "latest/stable", false)[0].sign, '+');
     }
 }

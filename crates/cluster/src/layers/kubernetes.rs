@@ -1,9 +1,8 @@
-//! MicroK8s on a machine, and what the cluster as a whole has.
+//! MicroK8s on a machine.
 //!
 //! Source: MicroK8s, "How to use launch configurations" (read when the snap is installed), "Command reference".
 
 use super::{command, file};
-use crate::probe::quote;
 use crate::resource::{Layer, Resource, What};
 use crate::spec::{Cluster, Kubernetes};
 
@@ -52,16 +51,4 @@ pub(super) fn resources(cluster: &Cluster) -> Vec<Resource> {
         )
         .needs(&["kubernetes/microk8s"]),
     ]
-}
-
-/// Add-ons of the cluster, one resource each.
-pub(super) fn addons(cluster: &Cluster) -> Vec<Resource> {
-    let one = |addon: &String| {
-        let name = addon.split(':').next().unwrap_or_default();
-        // `-a` prints `enabled` or `disabled` and nothing else.
-        let check = format!("[ \"$(microk8s status -a {})\" = enabled ]", quote(name));
-        command(Layer::Addons, name, &check, &format!("microk8s enable {}", quote(addon)), &format!("add-on {addon}"))
-            .needs(&["kubernetes/ready"])
-    };
-    cluster.spec.kubernetes.addons.iter().map(one).collect()
 }

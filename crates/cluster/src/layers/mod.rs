@@ -3,28 +3,43 @@
 mod gpu;
 mod kubernetes;
 mod system;
+mod workloads;
 
+use crate::ClusterError;
 use crate::probe::quote;
 use crate::resource::{Edit, Layer, Resource, Text, Wanted, What};
+use crate::spec::workloads::DevicePlugin;
 use crate::spec::{Cluster, Machine, Role};
 
 /// What is wanted of a machine. What belongs to the cluster as a whole is wanted of the first.
-pub fn wanted(cluster: &Cluster, machine: &Machine) -> Wanted {
+///
+/// # Errors
+/// [`ClusterError::Secret`] when a secret that belongs to it cannot be read.
+pub fn wanted(cluster: &Cluster, machine: &Machine) -> Result<Wanted, ClusterError> {
     let mut resources = system::resources(cluster, machine);
     resources.extend(kubernetes::resources(cluster));
     if machine.is(Role::Gpu) {
         resources.extend(gpu::resources(cluster));
     }
     if cluster.first() == Some(machine) {
-        resources.extend(kubernetes::addons(cluster));
+        resources.extend(workloads::resources(cluster)?);
     }
-    Wanted { resources }
+    Ok(Wanted { resources })
+}
+
+/// Whether somebody tells the kubelet of GPUs, as far as this file knows.
+pub fn offers_gpus(cluster: &Cluster) -> bool {
+    match cluster.spec.gpu.device_plugin {
+        DevicePlugin::Nvidia => true,
+        DevicePlugin::Slipway => cluster.spec.platform.is_some(),
+        DevicePlugin::None => false,
+    }
 }
 
 /// Layers that a machine can have before it is part of the cluster.
 pub const BEFORE_JOINING: [Layer; 4] = [Layer::System, Layer::HostTools, Layer::Kubernetes, Layer::Gpu];
 /// Layers of the cluster as a whole.
-pub const OF_THE_CLUSTER: [Layer; 1] = [Layer::Addons];
+pub const OF_THE_CLUSTER: [Layer; 4] = [Layer::Addons, Layer::Storage, Layer::DevicePlugin, Layer::Platform];
 
 fn package(layer: Layer, name: &str) -> Resource {
     Resource::new(layer, &format!("package-{name}"), What::Package { name: name.into(), version: None, hold: false })
@@ -67,7 +82,7 @@ mod tests {
     fn every_machine_has_valid_resources_of_its_roles() {
         let cluster = Cluster::parse(FILE).unwrap();
         let ids = |n: usize| -> Vec<String> {
-            let wanted = wanted(&cluster, &cluster.spec.machines[n]);
+            let wanted = wanted(&cluster, &cluster.spec.machines[n]).unwrap();
             wanted.validate().unwrap();
             wanted.resources.into_iter().map(|r| r.id).collect()
         };

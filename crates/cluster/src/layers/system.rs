@@ -1,12 +1,21 @@
 //! The machine below Kubernetes: names, limits, updates that wait, programs.
 
-use super::{edit, file, package, sysctl};
+use super::{command, edit, file, package, sysctl};
 use crate::resource::{Edit, Layer, Resource};
 use crate::spec::{Cluster, Machine};
 
 pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Vec<Resource> {
     let system = &cluster.spec.system;
     let mut out = Vec::new();
+    if machine.made.is_some() {
+        // A provider names a machine as it likes; nodes are named by their hosts.
+        let name = &machine.name;
+        let check = format!("[ \"$(hostname)\" = {name} ]");
+        let run = format!("hostnamectl set-hostname {name}");
+        out.push(command(Layer::System, "hostname", &check, &run, &format!("its own name is not {name}")));
+        let own = Edit::Line { line: format!("127.0.1.1 {name}"), begins: Some("127.0.1.1".into()) };
+        out.push(edit(Layer::System, "own-name", "/etc/hosts", own));
+    }
     if system.hosts {
         let line = |m: &Machine| format!("{} {}", m.internal(), m.name);
         let others = cluster.spec.machines.iter().filter(|m| m.name != machine.name);

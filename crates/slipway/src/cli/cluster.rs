@@ -58,6 +58,103 @@ pub(crate) enum Cluster {
         /// So many machines go first; the rest follows when they succeeded
         #[arg(long, default_value_t = 0)]
         canary: usize,
+        /// Begin with this step, as `status` names it, such as cp2/join
+        #[arg(long, value_name = "STEP")]
+        from: Option<String>,
+        /// Without smoke tests
+        #[arg(long)]
+        no_smoke: bool,
+    },
+    /// Bring the nodes to the file's version of Kubernetes: drained, one by one, control planes first
+    #[command(
+        after_help = "Example:\n  slipway cluster upgrade --to 1.33/stable\n  slipway cluster upgrade --hosts cp1"
+    )]
+    Upgrade {
+        #[command(flatten)]
+        machines: Machines,
+        /// Put this channel into the file first
+        #[arg(long, value_name = "CHANNEL")]
+        to: Option<String>,
+        /// So many workers at once
+        #[arg(long, default_value_t = 1)]
+        workers: usize,
+    },
+    /// Drain the machines, stop Kubernetes, and turn off those that a provider made
+    #[command(after_help = "Example:\n  slipway cluster stop\n  slipway cluster stop --hosts gpu-2")]
+    Stop {
+        #[command(flatten)]
+        machines: Machines,
+    },
+    /// Turn machines on that a provider made, start Kubernetes, and take pods again
+    #[command(after_help = "Example:\n  slipway cluster start")]
+    Start {
+        #[command(flatten)]
+        machines: Machines,
+    },
+    /// Put another count of a group into the file, and apply it
+    #[command(after_help = "Example:\n  slipway cluster scale gpu=3")]
+    Scale {
+        #[command(flatten)]
+        file: File,
+        /// GROUP=COUNT
+        group: String,
+    },
+    /// End the cluster: delete what was made for it, take every change of the other machines back; asks for the name
+    #[command(
+        after_help = "Example:\n  slipway cluster destroy\n  slipway cluster destroy --hosts g1   # only this one leaves\n  slipway cluster destroy --name lab   # where nobody can be asked"
+    )]
+    Destroy {
+        #[command(flatten)]
+        machines: Machines,
+        /// The cluster's name, in place of being asked for it
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Take a machine that a provider has as one of a group; it is never deleted
+    #[command(after_help = "Example:\n  slipway cluster adopt gpu-1 3164444")]
+    Adopt {
+        #[command(flatten)]
+        file: File,
+        /// Its name in the cluster
+        machine: String,
+        /// The provider's name for it
+        id: String,
+    },
+    /// The configuration that kubectl reaches the cluster with
+    #[command(
+        after_help = "Example:\n  slipway cluster kubeconfig --save ~/.kube/lab\n  kubectl --kubeconfig ~/.kube/lab get nodes"
+    )]
+    Kubeconfig {
+        #[command(flatten)]
+        file: File,
+        /// Name or address of the API server; the first machine's by default
+        #[arg(long)]
+        server: Option<String>,
+        /// Keep it in a file that nobody else may read
+        #[arg(long, value_name = "FILE")]
+        save: Option<PathBuf>,
+    },
+    /// Look for known troubles on all machines; exit 3 when something is wrong
+    #[command(after_help = "Example:\n  slipway cluster doctor")]
+    Doctor {
+        #[command(flatten)]
+        machines: Machines,
+    },
+    /// What the machines cost an hour and a month, and which GPUs do nothing
+    #[command(after_help = "Example:\n  slipway cluster cost")]
+    Cost {
+        #[command(flatten)]
+        file: File,
+    },
+    /// What is wanted of a machine, as `slipway node converge` takes it
+    #[command(
+        after_help = "Example:\n  slipway cluster resources g1 --only gpu | ssh g1 sudo slipway node converge --check -"
+    )]
+    Resources {
+        #[command(flatten)]
+        choice: Choice,
+        /// The machine
+        machine: String,
     },
     /// The last apply, and with --drift what differs now; exit 3 when something does
     #[command(after_help = "Example:\n  slipway cluster status --drift")]
@@ -117,17 +214,24 @@ pub(crate) struct File {
     pub(crate) file: PathBuf,
 }
 
+/// Which machines.
+#[derive(Debug, Args)]
+pub(crate) struct Machines {
+    #[command(flatten)]
+    pub(crate) file: File,
+    /// Only these machines
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) hosts: Vec<String>,
+}
+
 /// Which machines and layers.
 #[derive(Debug, Args)]
 pub(crate) struct Choice {
     #[command(flatten)]
-    pub(crate) file: File,
+    pub(crate) machines: Machines,
     /// Only these layers
     #[arg(long, value_delimiter = ',', value_enum)]
     pub(crate) only: Vec<LayerName>,
-    /// Only these machines
-    #[arg(long, value_delimiter = ',')]
-    pub(crate) hosts: Vec<String>,
 }
 
 impl Choice {
@@ -148,8 +252,18 @@ pub(crate) enum LayerName {
     Kubernetes,
     /// Driver and containerd
     Gpu,
+    /// Membership
+    Join,
     /// MicroK8s' add-ons
     Addons,
+    /// Drivers of shared storage, and storage classes
+    Storage,
+    /// Who tells the kubelet of GPUs, and how they are shared
+    DevicePlugin,
+    /// slipway in the cluster
+    Platform,
+    /// Smoke tests
+    Smoke,
 }
 
 impl From<LayerName> for Layer {
@@ -159,7 +273,12 @@ impl From<LayerName> for Layer {
             LayerName::HostTools => Self::HostTools,
             LayerName::Kubernetes => Self::Kubernetes,
             LayerName::Gpu => Self::Gpu,
+            LayerName::Join => Self::Join,
             LayerName::Addons => Self::Addons,
+            LayerName::Storage => Self::Storage,
+            LayerName::DevicePlugin => Self::DevicePlugin,
+            LayerName::Platform => Self::Platform,
+            LayerName::Smoke => Self::Smoke,
         }
     }
 }
@@ -168,11 +287,17 @@ impl From<LayerName> for Layer {
 #[derive(Debug, Args)]
 pub(crate) struct Converge {
     /// What is wanted, as JSON; `-` is the standard input
-    #[arg(required_unless_present = "rollback")]
+    #[arg(required_unless_present_any = ["rollback", "resume"])]
     pub(crate) document: Option<PathBuf>,
     /// Take the last change back
     #[arg(long, conflicts_with = "document")]
     pub(crate) rollback: bool,
+    /// Take all changes back, the last first
+    #[arg(long, requires = "rollback")]
+    pub(crate) all: bool,
+    /// Go on with what a new start of the machine cut off
+    #[arg(long = "continue", conflicts_with_all = ["document", "rollback"])]
+    pub(crate) resume: bool,
     /// Tell what differs, change nothing; exit 3 when something does
     #[arg(long)]
     pub(crate) check: bool,

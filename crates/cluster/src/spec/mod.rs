@@ -1,11 +1,17 @@
 //! `cluster.yaml`: what is wanted, in one file.
 
+pub mod cloud;
+pub mod edit;
+pub mod workloads;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::cloud::{Group, Provider};
+use self::workloads::{Addon, DevicePlugin, Platform, Share, Sharing, Smoke, Storage};
 use crate::ClusterError;
 
 /// The whole file.
@@ -37,7 +43,14 @@ pub struct Spec {
     /// How machines are reached, unless they say otherwise.
     #[serde(default)]
     pub ssh: Ssh,
-    /// The machines. The first with the role `control-plane` founds the cluster.
+    /// Who makes machines, by names of your choice.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub providers: BTreeMap<String, Provider>,
+    /// Machines that a provider makes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Group>,
+    /// Machines that are there. The first with the role `control-plane`, here or in a group, founds the cluster.
+    #[serde(default)]
     pub machines: Vec<Machine>,
     /// Names, limits, updates.
     #[serde(default)]
@@ -47,6 +60,15 @@ pub struct Spec {
     /// GPUs of machines with the role `gpu`.
     #[serde(default)]
     pub gpu: Gpu,
+    /// Shared storage.
+    #[serde(default)]
+    pub storage: Storage,
+    /// slipway in the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+    /// What is tried after an apply.
+    #[serde(default)]
+    pub smoke: Smoke,
 }
 
 /// How a machine is reached. What OpenSSH's own configuration says of a host holds too.
@@ -107,6 +129,18 @@ pub struct Machine {
     /// Where it is reached otherwise than the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh: Option<Ssh>,
+    /// Set when a provider made it.
+    #[serde(skip)]
+    pub made: Option<Made>,
+}
+
+/// A machine that a provider made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// The provider's name for it.
+    pub id: String,
+    /// It was there before us, and stays after us.
+    pub adopted: bool,
 }
 
 impl Machine {
@@ -169,9 +203,9 @@ pub struct Kubernetes {
     /// More names and addresses in the API server's certificate.
     #[serde(default)]
     pub extra_sans: Vec<String>,
-    /// MicroK8s' add-ons, `dns`, `metallb:10.0.0.10-10.0.0.20`.
+    /// MicroK8s' add-ons.
     #[serde(default)]
-    pub addons: Vec<String>,
+    pub addons: Vec<Addon>,
     /// Seconds for which a token to join is good.
     #[serde(default = "token_seconds")]
     pub token_seconds: u32,
@@ -193,11 +227,16 @@ pub struct Gpu {
     pub driver: String,
     /// Containerd reads CDI specifications.
     pub cdi: bool,
+    /// Who tells the kubelet of GPUs.
+    pub device_plugin: DevicePlugin,
+    /// How a GPU is shared; a pod has it for itself without. `slipway gpu share plan` helps to choose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sharing: Option<Sharing>,
 }
 
 impl Default for Gpu {
     fn default() -> Self {
-        Self { driver: "recommended".into(), cdi: true }
+        Self { driver: "recommended".into(), cdi: true, device_plugin: DevicePlugin::default(), sharing: None }
     }
 }
 
@@ -207,6 +246,16 @@ fn plain(text: &str, more: &str) -> bool {
         && text.len() < 254
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || more.contains(c))
         && !text.starts_with('-')
+}
+
+/// More machines of one kind are a slip of the pen.
+const MOST_OF_A_GROUP: u32 = 1000;
+
+/// The minor version of a channel or a version: `1.32/stable`, `v1.32.1`.
+pub fn minor(text: &str) -> Option<(u32, u32)> {
+    let (major, rest) = text.trim_start_matches('v').split_once('.')?;
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    Some((major.parse().ok()?, rest[..digits].parse().ok()?))
 }
 
 impl Cluster {
@@ -248,9 +297,15 @@ impl Cluster {
         name("metadata.name", &self.metadata.name)?;
         let spec = &self.spec;
         let mut seen = BTreeSet::new();
+        let either = |place: &str, name: &str, roles: &BTreeSet<Role>| {
+            if roles.contains(&Role::ControlPlane) == roles.contains(&Role::Worker) {
+                return Err(format!("{place}: {name}: it is either control-plane or worker"));
+            }
+            Ok(())
+        };
         for machine in &spec.machines {
             name("spec.machines: name", &machine.name)?;
-            if !seen.insert(&machine.name) {
+            if !seen.insert(machine.name.clone()) {
                 return Err(format!("spec.machines: '{}' is there twice", machine.name));
             }
             for address in [&machine.address].into_iter().chain(&machine.internal_address) {
@@ -258,28 +313,28 @@ impl Cluster {
                     return Err(format!("spec.machines: {}: '{address}' is no address", machine.name));
                 }
             }
-            let (control, worker) = (machine.is(Role::ControlPlane), machine.is(Role::Worker));
-            if control == worker {
-                return Err(format!("spec.machines: {}: it is either control-plane or worker", machine.name));
+            either("spec.machines", &machine.name, &machine.roles)?;
+        }
+        for group in &spec.groups {
+            name("spec.groups: name", &group.name)?;
+            either("spec.groups", &group.name, &group.roles)?;
+            if !spec.providers.contains_key(&group.provider) {
+                return Err(format!("spec.groups: {}: there is no '{}' in spec.providers", group.name, group.provider));
+            }
+            if group.count > MOST_OF_A_GROUP {
+                return Err(format!("spec.groups: {}: no more than {MOST_OF_A_GROUP}", group.name));
+            }
+            if let Some(twice) = group.names().find(|n| !seen.insert(n.clone())) {
+                return Err(format!("spec.groups: '{twice}' is there twice"));
             }
         }
-        if !spec.machines.iter().any(|m| m.is(Role::ControlPlane)) {
+        let control = |roles: &BTreeSet<Role>| roles.contains(&Role::ControlPlane);
+        if !spec.machines.iter().any(|m| control(&m.roles))
+            && !spec.groups.iter().any(|g| g.count > 0 && control(&g.roles))
+        {
             return Err("spec.machines: none has the role control-plane".into());
         }
-        let channel = &spec.kubernetes.channel;
-        let minor = channel.split('/').next().unwrap_or_default();
-        if !plain(channel, "./")
-            || !minor.split_once('.').is_some_and(|(a, b)| a.parse::<u32>().is_ok() && b.parse::<u32>().is_ok())
-        {
-            return Err(format!(
-                "spec.kubernetes.channel '{channel}': write the minor version, such as 1.32/stable; 'latest' would move"
-            ));
-        }
-        for addon in &spec.kubernetes.addons {
-            if !plain(addon, ":./,=") {
-                return Err(format!("spec.kubernetes.addons: '{addon}' is no add-on"));
-            }
-        }
+        self.validate_kubernetes()?;
         for package in &spec.system.packages {
             if !plain(package, ".+:") {
                 return Err(format!("spec.system.packages: '{package}' is no package"));
@@ -290,9 +345,68 @@ impl Cluster {
                 return Err(format!("spec.system.sysctl: '{key} = {value}' is no setting"));
             }
         }
+        self.validate_workloads()
+    }
+
+    fn validate_kubernetes(&self) -> Result<(), String> {
+        let kubernetes = &self.spec.kubernetes;
+        if !plain(&kubernetes.channel, "./") || minor(&kubernetes.channel).is_none() {
+            return Err(format!(
+                "spec.kubernetes.channel '{}': write the minor version, such as 1.32/stable; 'latest' would move",
+                kubernetes.channel
+            ));
+        }
+        for addon in &kubernetes.addons {
+            if !plain(addon.name(), ":./,=") {
+                return Err(format!("spec.kubernetes.addons: '{}' is no add-on", addon.name()));
+            }
+        }
+        if let Some(san) = kubernetes.extra_sans.iter().find(|s| !plain(s, ".:*_")) {
+            return Err(format!("spec.kubernetes.extraSans: '{san}' is no name or address"));
+        }
+        Ok(())
+    }
+
+    fn validate_workloads(&self) -> Result<(), String> {
+        let spec = &self.spec;
         let driver = &spec.gpu.driver;
         if !matches!(driver.as_str(), "recommended" | "none") && driver.parse::<u32>().is_err() {
             return Err(format!("spec.gpu.driver '{driver}': a branch such as 570, recommended, or none"));
+        }
+        match &spec.gpu.sharing {
+            Some(Sharing::TimeSlices(n) | Sharing::Mps(n)) if !(2..=48).contains(n) => {
+                return Err(format!("spec.gpu.sharing: {n}: a GPU is shared by 2 to 48"));
+            }
+            Some(Sharing::Mig(devices)) => {
+                if devices.is_empty() || !devices.iter().all(|(name, n)| plain(name, ".+") && (1..=7).contains(n)) {
+                    return Err("spec.gpu.sharing.mig: names of profiles with 1 to 7 of each".into());
+                }
+                if spec.gpu.device_plugin == DevicePlugin::Nvidia {
+                    return Err(
+                        "spec.gpu.sharing.mig: GPUs are divided by slipway's agent; devicePlugin: slipway".into()
+                    );
+                }
+            }
+            _ => {}
+        }
+        let mut defaults = 0;
+        for class in &spec.storage.classes {
+            defaults += usize::from(class.default);
+            let parts = match &class.share {
+                Share::Nfs(nfs) => [&nfs.server, &nfs.path],
+                Share::Smb(smb) => [&smb.source, &smb.user],
+            };
+            if !plain(&class.name, ".") || !parts.iter().all(|p| plain(p, "./_:@")) {
+                return Err(format!("spec.storage.classes: {}: names, addresses and paths without spaces", class.name));
+            }
+        }
+        if defaults > 1 {
+            return Err("spec.storage.classes: more than one is the default".into());
+        }
+        if let Some(platform) = &spec.platform
+            && !(plain(&platform.image, "./:@_") && plain(&platform.namespace, ""))
+        {
+            return Err("spec.platform: image or namespace are no names".into());
         }
         Ok(())
     }
@@ -385,6 +499,26 @@ spec:
         assert!(wrong("10.0.0.3", "'-oProxyCommand=x'").contains("no address"));
         assert!(wrong("[dns,", "['dns; rm -rf /',").contains("no add-on"));
         assert!(wrong("channel:", "chanel:").contains("chanel"));
+        let group = "groups: [{name: gpu, provider: do, size: s, image: i, count: 2, roles: [worker]}]\n  machines:";
+        assert!(wrong("machines:", group).contains("there is no 'do' in spec.providers"));
+        assert!(wrong("kubernetes:", "gpu: {sharing: {timeSlices: 1}}\n  kubernetes:").contains("2 to 48"));
+    }
+
+    #[test]
+    fn groups_and_workloads_are_read() {
+        let more = "providers: {do: {digitalocean: {token: {env: T}, region: nyc2, sshKeys: ['1']}}}
+  groups: [{name: gpu, provider: do, size: gpu-h100x1-80gb, image: ubuntu-24-04-x64, count: 2, roles: [worker, gpu]}]
+  storage: {classes: [{name: shared, share: {nfs: {server: 10.0.0.9, path: /export}}, default: true}]}
+  platform: {image: 'slipway:0.1.0'}
+  gpu: {sharing: {mig: {1g.10gb: 7}}}
+  machines:";
+        let text = FILE
+            .replace("machines:", more)
+            .replace("[dns, metrics-server]", "[dns, {name: observability, options: ['--x=1']}]");
+        let cluster = Cluster::parse(&text).unwrap();
+        assert_eq!(cluster.spec.groups[0].names().collect::<Vec<_>>(), ["gpu-1", "gpu-2"]);
+        assert_eq!(cluster.spec.kubernetes.addons[1].options(), ["--x=1"]);
+        assert_eq!((minor("1.32/stable"), minor("v1.33.4-rc"), minor("latest")), (Some((1, 32)), Some((1, 33)), None));
     }
 
     #[test]

@@ -1,0 +1,336 @@
+//! What the cluster as a whole has: add-ons, storage, GPUs told to the kubelet, slipway itself.
+//!
+//! Source: MicroK8s, "Use NFS for persistent volumes" (the kubelet's folder), csi-driver-nfs and csi-driver-smb, "Driver parameters",
+//! NVIDIA's device plugin, "Configuring the device plugin", mig-parted, "Configuration".
+
+use serde_json::{Value, json};
+
+use super::{command, file};
+use crate::ClusterError;
+use crate::probe::quote;
+use crate::resource::{Layer, Resource, Text, What};
+use crate::spec::workloads::{DevicePlugin, Share, Sharing, StorageClass};
+use crate::spec::{Cluster, Role};
+
+/// The kubelet's folder with MicroK8s: drivers that look for it elsewhere mount nothing.
+const KUBELET: &str = "/var/snap/microk8s/common/var/lib/kubelet";
+const KUBECONFIG: &str = "/var/snap/microk8s/current/credentials/client.config";
+/// Where documents for the cluster are kept on the machine.
+const FOLDER: &str = "/var/lib/slipway/wanted";
+
+/// A chart with a version, from its own repository.
+struct Chart {
+    name: &'static str,
+    repository: &'static str,
+    version: &'static str,
+    namespace: &'static str,
+}
+
+const NFS: Chart = Chart {
+    name: "csi-driver-nfs",
+    repository: "https://raw.githubusercontent.com/kubernetes-csi/csi-driver-nfs/master/charts",
+    version: "4.11.0",
+    namespace: "kube-system",
+};
+const SMB: Chart = Chart {
+    name: "csi-driver-smb",
+    repository: "https://raw.githubusercontent.com/kubernetes-csi/csi-driver-smb/master/charts",
+    version: "1.18.0",
+    namespace: "kube-system",
+};
+const NVIDIA: Chart = Chart {
+    name: "nvidia-device-plugin",
+    repository: "https://nvidia.github.io/k8s-device-plugin",
+    version: "0.20.0",
+    namespace: "nvidia-device-plugin",
+};
+
+/// Sixteen digits that are others for any other text.
+fn digest(text: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    digest.as_ref().iter().take(8).map(|b| format!("{b:02x}")).collect()
+}
+
+impl Chart {
+    /// Its values, and the release, which says of itself which values it was made with.
+    fn resources(&self, layer: Layer, values: &Value) -> [Resource; 2] {
+        let Self { name, repository, version, namespace } = self;
+        let text = serde_json::to_string_pretty(values).unwrap_or_default() + "\n";
+        let path = format!("{FOLDER}/{name}.json");
+        let mark = format!("slipway {version} {}", digest(&text));
+        let check = format!(
+            "microk8s helm3 status {name} -n {namespace} -o json | tr -d '\\n' | grep -q '\"description\": *\"{mark}\".*\"status\": *\"deployed\"'"
+        );
+        let run = format!(
+            "microk8s helm3 upgrade --install {name} {name} --repo {repository} --version {version} --namespace {namespace} \
+             --create-namespace --values {path} --description '{mark}' --wait --timeout 8m"
+        );
+        let values = file(layer, &format!("{name}-values"), &path, text);
+        let id = values.id.clone();
+        let mut release = command(layer, name, &check, &run, &format!("chart {name} {version}"));
+        if let What::Command { undo, .. } = &mut release.what {
+            *undo = Some(format!("microk8s helm3 uninstall {name} -n {namespace}"));
+        }
+        [values, release.needs(&[&id]).effect("fetches a chart and its images")]
+    }
+}
+
+/// Objects of the cluster: kept as a file, and compared by the API server itself.
+fn manifest(layer: Layer, name: &str, objects: &[Value], secret: bool) -> [Resource; 2] {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    let text = serde_json::to_string_pretty(&list).unwrap_or_default() + "\n";
+    let path = format!("{FOLDER}/{name}.json");
+    let mode = if secret { "0600" } else { "0644" };
+    let content = Text { text, secret };
+    let document = Resource::new(
+        layer,
+        &format!("{name}-manifest"),
+        What::File { path: path.clone(), content, mode: mode.into() },
+    );
+    let id = document.id.clone();
+    let mut applied = command(
+        layer,
+        name,
+        &format!("microk8s kubectl diff -f {path}"),
+        &format!("microk8s kubectl apply -f {path}"),
+        &format!("objects of {name}"),
+    );
+    if let What::Command { undo, .. } = &mut applied.what {
+        *undo = Some(format!("microk8s kubectl delete --ignore-not-found -f {path}"));
+    }
+    [document, applied.needs(&[&id])]
+}
+
+/// Add-ons of the cluster, one resource each.
+fn addons(cluster: &Cluster) -> Vec<Resource> {
+    let one = |addon: &crate::spec::workloads::Addon| {
+        let name = addon.name().split(':').next().unwrap_or_default();
+        // `-a` prints `enabled` or `disabled` and nothing else.
+        let check = format!("[ \"$(microk8s status -a {})\" = enabled ]", quote(name));
+        let options: String = addon.options().iter().map(|o| format!(" {}", quote(o))).collect();
+        let run = format!("microk8s enable {}{options}", quote(addon.name()));
+        let mut out = command(Layer::Addons, name, &check, &run, &format!("add-on {}", addon.name()));
+        if let What::Command { undo, .. } = &mut out.what {
+            *undo = Some(format!("microk8s disable {}", quote(name)));
+        }
+        out.needs(&["kubernetes/ready"])
+    };
+    cluster.spec.kubernetes.addons.iter().map(one).collect()
+}
+
+fn storage_class(class: &StorageClass) -> Result<Vec<Value>, ClusterError> {
+    let annotations = json!({"storageclass.kubernetes.io/is-default-class": class.default.to_string()});
+    let mut object = json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {"name": class.name, "annotations": annotations},
+        "reclaimPolicy": "Delete", "volumeBindingMode": "Immediate", "allowVolumeExpansion": true,
+    });
+    Ok(match &class.share {
+        Share::Nfs(nfs) => {
+            object["provisioner"] = json!("nfs.csi.k8s.io");
+            object["parameters"] = json!({"server": nfs.server, "share": nfs.path});
+            object["mountOptions"] = json!(["nfsvers=4.1", "hard"]);
+            vec![object]
+        }
+        Share::Smb(smb) => {
+            let name = format!("smb-{}", class.name);
+            object["provisioner"] = json!("smb.csi.k8s.io");
+            object["parameters"] = json!({
+                "source": smb.source,
+                "csi.storage.k8s.io/provisioner-secret-name": name,
+                "csi.storage.k8s.io/provisioner-secret-namespace": "kube-system",
+                "csi.storage.k8s.io/node-stage-secret-name": name,
+                "csi.storage.k8s.io/node-stage-secret-namespace": "kube-system",
+            });
+            object["mountOptions"] = json!(["dir_mode=0777", "file_mode=0777", "mfsymlinks", "nobrl", "cache=strict"]);
+            let secret = json!({
+                "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "kube-system"},
+                "stringData": {"username": smb.user, "password": smb.password.read()?},
+            });
+            vec![secret, object]
+        }
+    })
+}
+
+fn storage(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
+    let classes = &cluster.spec.storage.classes;
+    let mut out = Vec::new();
+    if classes.iter().any(|c| matches!(c.share, Share::Nfs(_))) {
+        out.extend(NFS.resources(Layer::Storage, &json!({"kubeletDir": KUBELET})));
+    }
+    if classes.iter().any(|c| matches!(c.share, Share::Smb(_))) {
+        out.extend(SMB.resources(Layer::Storage, &json!({"linux": {"kubelet": KUBELET}})));
+    }
+    for class in classes {
+        let driver = match class.share {
+            Share::Nfs(_) => NFS.name,
+            Share::Smb(_) => SMB.name,
+        };
+        let name = format!("class-{}", class.name);
+        let [document, applied] =
+            manifest(Layer::Storage, &name, &storage_class(class)?, matches!(class.share, Share::Smb(_)));
+        out.extend([document, applied.needs(&[&format!("storage/{name}-manifest"), &format!("storage/{driver}")])]);
+    }
+    Ok(out)
+}
+
+/// NVIDIA's device plugin configuration.
+fn plugin_config(sharing: Option<&Sharing>) -> Value {
+    let shared = |n: &u32| json!({"resources": [{"name": "nvidia.com/gpu", "replicas": n}]});
+    let mut out = json!({"version": "v1"});
+    match sharing {
+        None => {}
+        Some(Sharing::TimeSlices(n)) => out["sharing"] = json!({"timeSlicing": shared(n)}),
+        Some(Sharing::Mps(n)) => out["sharing"] = json!({"mps": shared(n)}),
+        Some(Sharing::Mig(_)) => out["flags"] = json!({"migStrategy": "mixed"}),
+    }
+    out
+}
+
+fn device_plugin(cluster: &Cluster) -> Vec<Resource> {
+    let (gpu, layer) = (&cluster.spec.gpu, Layer::DevicePlugin);
+    let nodes: Vec<&str> = cluster.spec.machines.iter().filter(|m| m.is(Role::Gpu)).map(|m| m.name.as_str()).collect();
+    if nodes.is_empty() {
+        return Vec::new();
+    }
+    let mut out = Vec::new();
+    if gpu.device_plugin == DevicePlugin::Nvidia {
+        let config = serde_json::to_string(&plugin_config(gpu.sharing.as_ref())).unwrap_or_default();
+        let values = json!({
+            "config": {"map": {"default": config}, "default": "default"},
+            "gfd": {"enabled": true},
+            "nfd": {"enabled": true},
+        });
+        out.extend(NVIDIA.resources(layer, &values));
+    }
+    if let (Some(Sharing::Mig(_)), DevicePlugin::Slipway) = (&gpu.sharing, gpu.device_plugin) {
+        for node in nodes {
+            let label = "nvidia.com/mig.config";
+            let escaped = label.replace('.', "\\.");
+            let check = format!(
+                "[ \"$(microk8s kubectl get node {node} -o jsonpath='{{.metadata.labels.{escaped}}}')\" = slipway ]"
+            );
+            let run = format!("microk8s kubectl label node {node} {label}=slipway --overwrite");
+            let new = command(layer, &format!("mig-{node}"), &check, &run, &format!("MIG layout of {node}"));
+            out.push(new.effect("divides GPUs that are idle; drains what is in the way"));
+        }
+    }
+    out
+}
+
+/// Values of the chart that follow from the file, with the file's own over them.
+fn values(cluster: &Cluster) -> Value {
+    let spec = &cluster.spec;
+    let Some(platform) = &spec.platform else { return Value::Null };
+    let own = spec.gpu.device_plugin == DevicePlugin::Slipway;
+    let mut out = json!({
+        "server": {"enabled": platform.server},
+        "node": {"enabled": own, "kubeletDir": KUBELET},
+    });
+    if own && let Some(sharing) = &spec.gpu.sharing {
+        out["node"]["config"] = json!({"default": plugin_config(Some(sharing)).to_string()});
+        if let Sharing::Mig(devices) = sharing {
+            let layout = json!([{"devices": "all", "mig-enabled": true, "mig-devices": devices}]);
+            let config = json!({"version": "v1", "mig-configs": {"slipway": layout}});
+            out["node"]["migConfig"] = json!(config.to_string());
+        }
+    }
+    merge(&mut out, &Value::Object(platform.values.clone()));
+    out
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}
+
+fn platform(cluster: &Cluster) -> Vec<Resource> {
+    let Some(platform) = &cluster.spec.platform else { return Vec::new() };
+    let (layer, path) = (Layer::Platform, format!("{FOLDER}/platform.json"));
+    let text = serde_json::to_string_pretty(&values(cluster)).unwrap_or_default() + "\n";
+    let (namespace, image) = (quote(&platform.namespace), quote(&platform.image));
+    let mark = digest(&format!("{}{text}", platform.image));
+    let kind = if platform.server { "deployment/slipway" } else { "daemonset/slipway-node" };
+    let check = format!(
+        "[ \"$(microk8s kubectl get namespace {namespace} -o jsonpath='{{.metadata.annotations.slipway\\.dev/wanted}}')\" = {mark} ] && \
+         [ \"$(microk8s kubectl get -n {namespace} {kind} -o jsonpath='{{.spec.template.spec.containers[0].image}}')\" = {image} ]"
+    );
+    let kube = format!("--kube --kubeconfig {KUBECONFIG} --namespace {namespace}");
+    let run = format!(
+        "\"$SLIPWAY\" up {kube} --image {image} --values {path} --wait 600 && \
+         microk8s kubectl annotate namespace {namespace} slipway.dev/wanted={mark} --overwrite"
+    );
+    let mut up = command(layer, "slipway", &check, &run, &format!("slipway {}", platform.image));
+    if let What::Command { undo, .. } = &mut up.what {
+        *undo = Some(format!("\"$SLIPWAY\" down {kube}"));
+    }
+    let document = file(layer, "values", &path, text);
+    vec![document, up.needs(&["platform/values"]).within(900).effect("fetches slipway's image")]
+}
+
+/// All of it, in order.
+pub(super) fn resources(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
+    let mut out = addons(cluster);
+    out.extend(storage(cluster)?);
+    out.extend(device_plugin(cluster));
+    out.extend(platform(cluster));
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::tests::FILE;
+
+    fn ids(more: &str) -> Vec<String> {
+        let cluster = Cluster::parse(&FILE.replace("spec:", &format!("spec:\n{more}"))).unwrap();
+        resources(&cluster).unwrap().into_iter().map(|r| r.id).filter(|id| !id.starts_with("addons/")).collect()
+    }
+
+    #[test]
+    fn storage_brings_its_driver_first() {
+        let nfs = "  storage: {classes: [{name: a, share: {nfs: {server: s, path: /p}}}, {name: b, share: {nfs: {server: s, path: /q}}}]}";
+        let driver = ["storage/csi-driver-nfs-values", "storage/csi-driver-nfs"];
+        let classes = ["storage/class-a-manifest", "storage/class-a", "storage/class-b-manifest", "storage/class-b"];
+        assert_eq!(ids(nfs), [&driver[..], &classes[..]].concat());
+    }
+
+    #[test]
+    fn a_password_is_in_nothing_that_is_shown() {
+        let smb = "  storage: {classes: [{name: a, share: {smb: {source: //s/d, user: u, password: {command: 'printf hunter2'}}}}]}";
+        let cluster = Cluster::parse(&FILE.replace("spec:", &format!("spec:\n{smb}"))).unwrap();
+        let resources = resources(&cluster).unwrap();
+        let shown: Vec<String> =
+            resources.iter().flat_map(|r| r.check(&crate::probe::Facts::default())).map(|c| c.text).collect();
+        assert!(!shown.join("\n").contains("hunter2"), "{shown:?}");
+        let What::File { content, mode, .. } =
+            &resources.iter().find(|r| r.id == "storage/class-a-manifest").unwrap().what
+        else {
+            panic!("it is a file");
+        };
+        assert!(content.secret && content.text.contains("hunter2") && mode == "0600");
+    }
+
+    #[test]
+    fn gpus_are_offered_and_shared_as_the_file_says() {
+        assert!(ids("").is_empty());
+        let nvidia = "  gpu: {devicePlugin: nvidia, sharing: {timeSlices: 4}}";
+        assert_eq!(ids(nvidia)[1], "device-plugin/nvidia-device-plugin");
+        let cluster = Cluster::parse(&FILE.replace(
+            "spec:",
+            "spec:\n  gpu: {sharing: {mig: {1g.10gb: 7}}}\n  platform: {image: 'slipway:1', values: {node: {recoverAfter: 5}}}",
+        ))
+        .unwrap();
+        let values = values(&cluster);
+        assert_eq!((&values["node"]["recoverAfter"], &values["node"]["kubeletDir"]), (&json!(5), &json!(KUBELET)));
+        assert!(values["node"]["migConfig"].as_str().unwrap().contains(r#""mig-devices":{"1g.10gb":7}"#));
+        let ids: Vec<String> = resources(&cluster).unwrap().into_iter().map(|r| r.id).collect();
+        assert!(ids.contains(&"device-plugin/mig-gpu1".into()) && ids.ends_with(&["platform/slipway".into()]));
+    }
+}

@@ -1,0 +1,137 @@
+//! DigitalOcean's droplets.
+//!
+//! Source: DigitalOcean API 2.0, "Droplets", "Droplet Actions", "Sizes", "Rate Limit", "Links & Pagination".
+
+use std::collections::BTreeMap;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::http::Http;
+use super::{Answer, Instance, Power, Provider};
+use crate::ClusterError;
+use crate::spec::cloud::{self, Group};
+
+/// The most that a page of droplets may have.
+const PER_PAGE: u32 = 200;
+
+#[derive(Debug)]
+pub(super) struct DigitalOcean {
+    http: Http,
+    account: cloud::DigitalOcean,
+}
+
+impl DigitalOcean {
+    pub(super) fn new(name: &str, account: &cloud::DigitalOcean, token: &str) -> Result<Self, ClusterError> {
+        Ok(Self { http: Http::new(name, &account.endpoint, token)?, account: account.clone() })
+    }
+}
+
+/// The path and query of `links.pages.next`.
+fn next(page: &Value) -> Option<String> {
+    let url = page["links"]["pages"]["next"].as_str()?;
+    url.find("/v2/").map(|at| url[at..].to_owned())
+}
+
+fn instance(droplet: &Value) -> Instance {
+    let address = |kind: &str| {
+        let all = droplet["networks"]["v4"].as_array()?;
+        all.iter().find(|n| n["type"] == kind)?["ip_address"].as_str().map(str::to_owned)
+    };
+    Instance {
+        id: droplet["id"].as_u64().map(|id| id.to_string()).unwrap_or_default(),
+        name: droplet["name"].as_str().unwrap_or_default().to_owned(),
+        size: droplet["size_slug"].as_str().unwrap_or_default().to_owned(),
+        power: match droplet["status"].as_str() {
+            Some("active") => Power::On,
+            Some("off") => Power::Off,
+            // `new`, `archive`
+            _ => Power::Between,
+        },
+        address: address("public"),
+        internal: address("private"),
+        hourly: droplet["size"]["price_hourly"].as_f64(),
+    }
+}
+
+impl Provider for DigitalOcean {
+    fn list(&self) -> Answer<'_, Vec<Instance>> {
+        Box::pin(async {
+            let droplets =
+                self.http.pages(format!("/v2/droplets?page=1&per_page={PER_PAGE}"), "droplets", next).await?;
+            Ok(droplets.iter().map(instance).collect())
+        })
+    }
+
+    fn get<'a>(&'a self, id: &'a str) -> Answer<'a, Option<Instance>> {
+        Box::pin(async move {
+            let found = self.http.call(Method::GET, &format!("/v2/droplets/{id}"), None).await?;
+            Ok(found.map(|f| instance(&f["droplet"])))
+        })
+    }
+
+    fn create<'a>(&'a self, name: &'a str, cluster: &'a str, group: &'a Group) -> Answer<'a, Instance> {
+        Box::pin(async move {
+            // An identifier is a number, a fingerprint a text.
+            let key = |key: &String| key.parse::<u64>().map_or_else(|_| json!(key), |id| json!(id));
+            let mut body = json!({
+                "name": name,
+                "region": self.account.region,
+                "size": group.size,
+                "image": group.image,
+                "ssh_keys": self.account.ssh_keys.iter().map(key).collect::<Vec<_>>(),
+                "tags": ["slipway", format!("slipway:{cluster}")],
+            });
+            if let Some(vpc) = &self.account.vpc {
+                body["vpc_uuid"] = json!(vpc);
+            }
+            let made = self.http.must(Method::POST, "/v2/droplets", Some(&body)).await?;
+            Ok(instance(&made["droplet"]))
+        })
+    }
+
+    fn power<'a>(&'a self, id: &'a str, on: bool) -> Answer<'a, ()> {
+        Box::pin(async move {
+            // The system shuts itself down, as with a button; Kubernetes was stopped before.
+            let kind = if on { "power_on" } else { "shutdown" };
+            let path = format!("/v2/droplets/{id}/actions");
+            self.http.must(Method::POST, &path, Some(&json!({"type": kind}))).await.map(drop)
+        })
+    }
+
+    fn delete<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move { self.http.call(Method::DELETE, &format!("/v2/droplets/{id}"), None).await.map(drop) })
+    }
+
+    fn prices(&self) -> Answer<'_, BTreeMap<String, f64>> {
+        Box::pin(async {
+            let sizes = self.http.pages(format!("/v2/sizes?page=1&per_page={PER_PAGE}"), "sizes", next).await?;
+            let price = |size: &Value| Some((size["slug"].as_str()?.to_owned(), size["price_hourly"].as_f64()?));
+            Ok(sizes.iter().filter_map(price).collect())
+        })
+    }
+
+    fn charges_when_off(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_droplet_is_read() {
+        let droplet = json!({
+            "id": 3_164_444, "name": "lab-gpu-1", "status": "active", "size_slug": "gpu-h100x1-80gb", "size": {"price_hourly": 3.39},
+            "networks": {"v4": [{"ip_address": "10.128.192.124", "type": "private"}, {"ip_address": "192.0.2.21", "type": "public"}]},
+        });
+        let read = instance(&droplet);
+        assert_eq!((read.id.as_str(), read.power), ("3164444", Power::On));
+        assert_eq!((read.address.as_deref(), read.internal.as_deref()), (Some("192.0.2.21"), Some("10.128.192.124")));
+        let page =
+            json!({"links": {"pages": {"next": "https://api.digitalocean.com/v2/droplets?page=2&per_page=200"}}});
+        assert_eq!(next(&page).as_deref(), Some("/v2/droplets?page=2&per_page=200"));
+        assert_eq!(next(&json!({"links": {"pages": {}}})), None);
+    }
+}

@@ -1,0 +1,133 @@
+//! Paperspace's machines.
+//!
+//! Source: Paperspace API v1, "Machines" (list, create, get, start, stop, delete), "Pagination". The API before it ended in July 2024.
+
+use std::collections::BTreeMap;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::http::Http;
+use super::{Answer, Instance, Power, Provider};
+use crate::ClusterError;
+use crate::spec::cloud::{self, Group};
+
+/// The most that a page may have.
+const PER_PAGE: u32 = 120;
+/// In GiB; what the cheapest template takes.
+const DISK: u32 = 50;
+
+#[derive(Debug)]
+pub(super) struct Paperspace {
+    http: Http,
+    account: cloud::Paperspace,
+}
+
+impl Paperspace {
+    pub(super) fn new(name: &str, account: &cloud::Paperspace, token: &str) -> Result<Self, ClusterError> {
+        Ok(Self { http: Http::new(name, &account.endpoint, token)?, account: account.clone() })
+    }
+}
+
+/// The page after this one begins after `nextPage`.
+fn next(page: &Value) -> Option<String> {
+    let more = page["hasMore"].as_bool().unwrap_or(false);
+    let after = page["nextPage"].as_str().filter(|_| more)?;
+    Some(format!("/v1/machines?limit={PER_PAGE}&after={after}"))
+}
+
+fn instance(machine: &Value) -> Instance {
+    let text = |field: &str| machine[field].as_str().filter(|t| !t.is_empty()).map(str::to_owned);
+    Instance {
+        id: text("id").unwrap_or_default(),
+        name: text("name").unwrap_or_default(),
+        size: text("machineType").unwrap_or_default(),
+        power: match machine["state"].as_str() {
+            // `serviceready`: the machine is up, Paperspace's own service in it is not yet.
+            Some("ready" | "serviceready") => Power::On,
+            Some("off") => Power::Off,
+            // `provisioning`, `starting`, `stopping`, `restarting`, `upgrading`
+            _ => Power::Between,
+        },
+        address: text("publicIp").or_else(|| text("publicIpAddress")),
+        internal: text("privateIp").or_else(|| text("privateIpAddress")),
+        hourly: machine["usageRate"].as_f64(),
+    }
+}
+
+impl Provider for Paperspace {
+    fn list(&self) -> Answer<'_, Vec<Instance>> {
+        Box::pin(async {
+            let machines = self.http.pages(format!("/v1/machines?limit={PER_PAGE}"), "items", next).await?;
+            Ok(machines.iter().map(instance).collect())
+        })
+    }
+
+    fn get<'a>(&'a self, id: &'a str) -> Answer<'a, Option<Instance>> {
+        Box::pin(async move {
+            let found = self.http.call(Method::GET, &format!("/v1/machines/{id}"), None).await?;
+            Ok(found.map(|f| instance(&f)))
+        })
+    }
+
+    fn create<'a>(&'a self, name: &'a str, _cluster: &'a str, group: &'a Group) -> Answer<'a, Instance> {
+        Box::pin(async move {
+            let mut body = json!({
+                "name": name,
+                "machineType": group.size,
+                "templateId": group.image,
+                "region": self.account.region,
+                "diskSize": group.disk_gib.unwrap_or(DISK),
+                // An address that costs nothing while the machine is off, and is another after it.
+                "publicIpType": "dynamic",
+                "startOnCreate": true,
+            });
+            if let Some(network) = &self.account.network {
+                body["networkId"] = json!(network);
+            }
+            let made = self.http.must(Method::POST, "/v1/machines", Some(&body)).await?;
+            Ok(instance(&made["data"]))
+        })
+    }
+
+    fn power<'a>(&'a self, id: &'a str, on: bool) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let path = format!("/v1/machines/{id}/{}", if on { "start" } else { "stop" });
+            self.http.must(Method::PATCH, &path, None).await.map(drop)
+        })
+    }
+
+    fn delete<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move { self.http.call(Method::DELETE, &format!("/v1/machines/{id}"), None).await.map(drop) })
+    }
+
+    fn prices(&self) -> Answer<'_, BTreeMap<String, f64>> {
+        // A price is told with each machine, for sizes there is no list.
+        Box::pin(async { Ok(BTreeMap::new()) })
+    }
+
+    fn charges_when_off(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_read() {
+        let machine = json!({
+            "id": "psbtuwfvt", "name": "lab-gpu-1", "state": "ready", "machineType": "A4000", "publicIp": "192.0.2.7",
+            "privateIp": "10.64.24.2", "usageRate": 0.76,
+        });
+        let read = instance(&machine);
+        assert_eq!((read.power, read.hourly, read.address.as_deref()), (Power::On, Some(0.76), Some("192.0.2.7")));
+        assert_eq!(instance(&json!({"state": "provisioning"})).power, Power::Between);
+        assert_eq!(
+            next(&json!({"hasMore": true, "nextPage": "abc"})).as_deref(),
+            Some("/v1/machines?limit=120&after=abc")
+        );
+        assert_eq!(next(&json!({"hasMore": false, "nextPage": "abc"})), None);
+    }
+}

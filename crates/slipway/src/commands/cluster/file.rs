@@ -1,0 +1,128 @@
+//! The file itself, and what is told of it without changing anything.
+
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use slipway_cluster::ClusterError;
+use slipway_cluster::layers;
+use slipway_cluster::spec::{Cluster, Machine, Role};
+
+use super::{Session, wrong};
+use crate::Failure;
+use crate::cli::cluster as cli;
+use crate::output::{print_text, say};
+
+pub(super) fn init(machines: &[String], name: &str, channel: &str, ssh: &str, file: &Path) -> Result<(), Failure> {
+    let mut text = format!("apiVersion: slipway.dev/v1\nkind: Cluster\nmetadata:\n  name: {name}\nspec:\n");
+    if !ssh.is_empty() {
+        text += &format!("  ssh:\n{ssh}");
+    }
+    text += "  machines:\n";
+    for machine in machines {
+        let (roles, rest) = match machine.split_once(':') {
+            Some(("worker", rest)) => ("worker", rest),
+            Some(("gpu", rest)) => ("worker, gpu", rest),
+            _ => ("control-plane", machine.as_str()),
+        };
+        let (name, address) = rest.split_once('=').ok_or_else(|| wrong(format!("'{machine}': write NAME=ADDRESS")))?;
+        text += &format!("    - name: {name}\n      address: {address}\n      roles: [{roles}]\n");
+    }
+    text += &format!(
+        "  kubernetes:\n    distribution: microk8s\n    channel: {channel}\n    addons: [dns, rbac, hostpath-storage, metrics-server]\n"
+    );
+    Cluster::parse(&text).map_err(wrong)?;
+    let io = |source| ClusterError::Io { what: file.display().to_string(), source };
+    let mut out = std::fs::File::options().write(true).create_new(true).open(file).map_err(io)?;
+    out.write_all(text.as_bytes()).map_err(io)?;
+    say(format_args!("{} was written; next: slipway cluster plan -f {}", file.display(), file.display()));
+    Ok(())
+}
+
+/// Groups and hosts as Ansible's dynamic inventories tell them (Ansible, "Developing dynamic inventory").
+pub(super) fn inventory(cluster: &Cluster) -> Value {
+    let named = |wanted: &dyn Fn(&Machine) -> bool| -> Vec<&str> {
+        cluster.spec.machines.iter().filter(|m| wanted(m)).map(|m| m.name.as_str()).collect()
+    };
+    let variables = |machine: &Machine| {
+        let ssh = cluster.ssh(machine);
+        let mut out = serde_json::Map::new();
+        let mut put = |key: &str, value: Option<Value>| out.extend(value.map(|v| (key.to_owned(), v)));
+        put("ansible_host", Some(json!(machine.address)));
+        put("ansible_user", ssh.user.map(|v| json!(v)));
+        put("ansible_port", ssh.port.map(|v| json!(v)));
+        put("ansible_ssh_private_key_file", ssh.identity_file.map(|v| json!(v)));
+        put("slipway_roles", Some(json!(machine.roles)));
+        Value::Object(out)
+    };
+    let hosts: serde_json::Map<String, Value> =
+        cluster.spec.machines.iter().map(|m| (m.name.clone(), variables(m))).collect();
+    json!({
+        "_meta": {"hostvars": hosts},
+        "all": {"children": ["control_plane", "workers", "gpu"]},
+        "control_plane": {"hosts": named(&|m| m.is(Role::ControlPlane))},
+        "workers": {"hosts": named(&|m| m.is(Role::Worker))},
+        "gpu": {"hosts": named(&|m| m.is(Role::Gpu))},
+    })
+}
+
+/// A shell on a machine, or a command.
+pub(super) fn ssh(session: &Session, machine: &str, command: &[String]) -> Result<(), Failure> {
+    let hosts = session.hosts(&[machine.to_owned()])?;
+    let Some((_, host)) = hosts.first() else { return Ok(()) };
+    let mut ssh = std::process::Command::new("ssh");
+    if command.is_empty() && std::io::stdin().is_terminal() {
+        ssh.arg("-t");
+    }
+    ssh.args(host.arguments(false)).args(command);
+    session.connections.close();
+    Err(ClusterError::Io { what: "ssh".into(), source: ssh.exec() }.into())
+}
+
+/// What is wanted of a machine.
+pub(super) fn resources(session: &Session, choice: &cli::Choice, machine: &str) -> Result<(), Failure> {
+    let cluster = session.cluster();
+    let found = cluster.spec.machines.iter().find(|m| m.name == machine);
+    let machine = found.ok_or_else(|| wrong(format!("there is no machine '{machine}' in the file")))?;
+    let wanted = layers::wanted(&cluster, machine)?.only(&choice.layers());
+    print_text(&(serde_json::to_string_pretty(&wanted).unwrap_or_default() + "\n"));
+    Ok(())
+}
+
+/// MicroK8s' own configuration, with names that tell clusters apart and an address that is reached from here.
+pub(super) async fn kubeconfig(session: &Session, server: Option<&str>, save: Option<&Path>) -> Result<(), Failure> {
+    let cluster = session.cluster();
+    let first = cluster.first().ok_or_else(|| wrong("no control plane is there yet".into()))?;
+    let hosts = session.hosts(std::slice::from_ref(&first.name))?;
+    let Some((_, host)) = hosts.first() else { return Ok(()) };
+    let script = "PATH=\"$PATH:/snap/bin\"; microk8s config </dev/null";
+    let text = host.script(script, Duration::from_secs(60)).await?;
+    let other = |e: String| ClusterError::Host { host: first.name.clone(), reason: format!("microk8s config: {e}") };
+    let mut config: Value = serde_saphyr::from_str(&text).map_err(|e| other(e.to_string()))?;
+    let (name, user) = (&cluster.metadata.name, format!("{}-admin", cluster.metadata.name));
+    if !(config["clusters"][0]["cluster"].is_object() && config["users"][0]["user"].is_object()) {
+        return Err(other("it names no cluster or no user".into()).into());
+    }
+    config["clusters"][0]["name"] = json!(name);
+    config["clusters"][0]["cluster"]["server"] = json!(format!("https://{}:16443", server.unwrap_or(&first.address)));
+    config["users"][0]["name"] = json!(user);
+    config["contexts"] = json!([{"name": name, "context": {"cluster": name, "user": user}}]);
+    config["current-context"] = json!(name);
+    let text = serde_saphyr::to_string(&config).map_err(|e| other(e.to_string()))?;
+    let Some(file) = save else {
+        print_text(&text);
+        return Ok(());
+    };
+    // With it comes all power over the cluster.
+    let io = |source| ClusterError::Io { what: file.display().to_string(), source };
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder).map_err(io)?;
+    }
+    drop(std::fs::File::options().create(true).append(true).mode(0o600).open(file).map_err(io)?);
+    slipway_core::files::replace(file, text.as_bytes()).map_err(io)?;
+    say(format_args!("{} was written; next: kubectl --kubeconfig {} get nodes", file.display(), file.display()));
+    Ok(())
+}

@@ -1,0 +1,120 @@
+"""Test hosts that are to be a cluster, and slipway that makes them one."""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "hosts"))
+from hosts import Hosts
+
+TESTS = {}
+FIVE = {"cp1": "control-plane", "cp2": "control-plane", "cp3": "control-plane", "gpu1": "worker, gpu", "gpu2": "worker, gpu"}
+H100 = "0x2330"
+PASSWORD = "correct-horse-battery-staple"
+
+
+def test(function):
+    TESTS[function.__name__] = function
+    return function
+
+
+class Bench:
+    """Hosts, a file that wants them to be a cluster, and slipway with a home of its own."""
+
+    def __init__(self, binary, roles, more="", spec=""):
+        self.binary, self.roles, self.more, self.spec = os.path.abspath(binary), roles, more, spec
+        self.first = next(iter(roles), "cp-1")
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self):
+        self.folder = pathlib.Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="slipway-cluster-")))
+        self.hosts = self.stack.enter_context(Hosts(list(self.roles), {n: [H100] * 2 for n, r in self.roles.items() if "gpu" in r}))
+        self.file = self.folder / "cluster.yaml"
+        self.write()
+        return self
+
+    def __exit__(self, *error):
+        if error[0] and os.environ.get("KEEP"):
+            input("the hosts are kept; Enter ends them ")
+        self.stack.__exit__(*error)
+
+    def write(self, user="root", channel="1.32/stable", addons="dns, rbac, metrics-server", more=None):
+        machines = "".join(f"    - {{name: {n}, address: {self.hosts[n].address}, roles: [{r}]}}\n" for n, r in self.roles.items())
+        self.file.write_text(f"""apiVersion: slipway.dev/v1
+kind: Cluster
+metadata: {{name: lab}}
+spec:
+  ssh:
+    user: {user}
+    identityFile: {self.hosts.key}
+    knownHosts: {self.folder}/known_hosts
+    acceptNewHostKeys: true
+{self.more if more is None else more}
+{"  machines:" if machines else ""}
+{machines}
+  system: {{packages: [jq], sysctl: {{net.ipv4.tcp_keepalive_time: "600"}}}}
+  kubernetes: {{distribution: microk8s, channel: {channel}, addons: [{addons}], extraSans: [lab.example.org]}}
+  gpu: {{driver: none, devicePlugin: nvidia}}
+{self.spec}
+""")
+
+    def command(self, *words, **environment):
+        return [self.binary, "--home", self.folder / "home", "cluster", *words], {**os.environ, "HOME": str(self.folder), "SLIPWAY_CLUSTER_FILE": str(self.file),
+                                                                                   "TMPDIR": str(self.folder), **environment}
+
+    def run(self, *words, status=0, **environment):
+        """stdout; the exit status is checked."""
+        command, environment = self.command(*words, **environment)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+        assert status is None or done.returncode == status, f"{words}: {done.returncode}, not {status}\n{done.stdout}\n{done.stderr}"
+        self.said = done.stderr
+        return done.stdout
+
+    def apply(self, *words, status=0, **environment):
+        """Steps by id."""
+        return self.verb("apply", *words, status=status, **environment)
+
+    def verb(self, *words, status=0, **environment):
+        """The same of any verb that does steps."""
+        text = self.run(*words, "--yes", "-o", "json", status=status, **environment)
+        return {s["step"]: s for s in json.loads(text)["steps"]} if text.strip() else {}
+
+    def plan(self, *words, status):
+        return {m["name"]: m for m in json.loads(self.run("plan", "-o", "json", *words, status=status))["machines"]}
+
+    def members(self):
+        state = json.loads((self.hosts.shared / "cluster.json").read_text())
+        return {n: "worker" if m["worker"] else "control-plane" for n, m in state["members"].items() if m["cluster"] == self.first}
+
+    def cluster(self):
+        return json.loads((self.hosts.shared / "cluster.json").read_text())["clusters"][self.first]
+
+    def leftovers(self):
+        """Pods and claims that are still there."""
+        return [*self.cluster()["pods"], *self.cluster()["claims"]]
+
+    def closed(self):
+        """Nodes that take no pods."""
+        members = json.loads((self.hosts.shared / "cluster.json").read_text() or "{}").get("members", {})
+        return [n for n, m in members.items() if m["closed"]]
+
+    def faults(self, **faults):
+        (self.hosts.shared / "faults.json").write_text(json.dumps(faults))
+
+    def commands(self):
+        """What changed the stand-ins, on all hosts."""
+        return [f"{n}: {line}" for n in self.roles for line in self.hosts[n].ssh("cat /var/lib/standin/log 2>/dev/null", check=False).stdout.splitlines()]
+
+
+def converged(bench):
+    assert bench.members() == {n: "control-plane" if "control" in r else "worker" for n, r in bench.roles.items()}, bench.members()
+    assert all(not m["changes"] for m in bench.plan(status=0).values())
+
+
+def outcomes(steps, tries=False):
+    """How steps ended, without the tries or only they."""
+    return {s["outcome"] for i, s in steps.items() if ("/smoke-" in i) == tries}

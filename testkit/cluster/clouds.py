@@ -1,0 +1,159 @@
+"""Machines that a provider makes: DigitalOcean's and Paperspace's APIs by a stand-in, the machines behind them are test hosts."""
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import time
+
+from bench import Bench, outcomes, test
+from providers import TOKEN, Clouds, Machine
+
+SPEC = """  providers:
+    ocean: {digitalocean: {token: {env: OCEAN_TOKEN}, region: nyc2, sshKeys: ["512189", "3b:16:bf:e4:8b:00:8b:b8:59:8c:a9:d3:f0:19:45:fa"], endpoint: %(url)s}}
+    space: {paperspace: {token: {env: SPACE_TOKEN}, region: East Coast (NY2), endpoint: %(url)s}}
+  groups:
+    # the control plane
+    - {name: cp, provider: ocean, size: s-2vcpu-4gb, image: ubuntu-24-04-x64, count: 1, roles: [control-plane]}
+    - {name: gpu, provider: space, size: A4000, image: t0nspur5, count: 1, roles: [worker, gpu]}
+"""
+TOKENS = {"OCEAN_TOKEN": TOKEN, "SPACE_TOKEN": TOKEN}
+
+
+@contextlib.contextmanager
+def cloud(binary):
+    with Bench(binary, {}) as bench, Clouds(bench.hosts) as clouds:
+        bench.spec = SPEC % {"url": clouds.url}
+        bench.write()
+        yield bench, clouds
+
+
+def stranger(clouds, name):
+    """A droplet of somebody else in the same account."""
+    clouds.next += 1
+    machine = clouds.droplets[str(clouds.next)] = Machine(clouds, str(clouds.next), name, "s-4vcpu-8gb", {"region": "nyc2"})
+    machine.state = "on"
+    return machine
+
+
+def names(machines):
+    return sorted(m.name for m in machines.values())
+
+
+@test
+def machines_of_two_providers_are_made_once_grown_and_given_back(binary):
+    with cloud(binary) as (bench, clouds):
+        stranger(clouds, "somebody-elses")
+        plan = bench.run("plan", status=3, **TOKENS)
+        assert "machine s-2vcpu-4gb of ocean, 0.036 $/h" in plan and "machine A4000 of space, price not told" in plan, plan
+        assert not [r for r in clouds.requests if not r.startswith("GET")], "a plan orders nothing"
+        # Limits, trouble, small pages, lists that lag behind, and the answer to an order that is lost on its way.
+        clouds.faults.update(limited=2, broken=2, page=1, lag=1.5, lost=1)
+        steps = bench.apply(status=None, **TOKENS)
+        lost = [s for s in steps.values() if s["outcome"] == "failed"]
+        assert len(lost) == 1 and lost[0]["step"].endswith("/machine") and "ocean" in lost[0]["reason"] + "ocean", steps
+        bench.apply(**TOKENS)
+        assert names(clouds.droplets) == ["lab-cp-1", "somebody-elses"] and names(clouds.machines) == ["lab-gpu-1"], "every order was given once"
+        assert bench.members() == {"cp-1": "control-plane", "gpu-1": "worker"}
+        body = next(m.body for m in clouds.droplets.values() if m.name == "lab-cp-1")
+        assert body["ssh_keys"][0] == 512189 and "slipway:lab" in body["tags"]
+        bench.run("plan", **TOKENS)
+
+        # Off and on again: Paperspace's machine comes back with another address, which all others learn.
+        steps = bench.verb("stop", **TOKENS)
+        assert steps["gpu-1/power-off"]["outcome"] == "changed" and {m.state for m in clouds.machines.values()} == {"off"}, steps
+        old = json.loads(bench.run("inventory", "--host", "gpu-1"))["ansible_host"]
+        steps = bench.verb("start", **TOKENS)
+        new = json.loads(bench.run("inventory", "--host", "gpu-1"))["ansible_host"]
+        assert old != new and steps["cp-1/base"]["outcome"] == "changed", steps
+        assert f"{new} gpu-1" in bench.hosts["lab-cp-1"].read("/etc/hosts")
+        bench.apply(**TOKENS)
+
+        # One more, and one less: the file keeps its comments.
+        bench.run("scale", "gpu=2", "--yes", **TOKENS)
+        assert bench.members() == {"cp-1": "control-plane", "gpu-1": "worker", "gpu-2": "worker"} and "# the control plane" in bench.file.read_text()
+        cost = json.loads(bench.run("cost", "-o", "json", **TOKENS))
+        assert abs(cost["hourly"] - (0.03571 + 2 * 0.76)) < 1e-9 and cost["machines"][0]["machine"] == "cp-1", cost
+        bench.run("scale", "gpu=1", "--yes", **TOKENS)
+        assert bench.members() == {"cp-1": "control-plane", "gpu-1": "worker"} and names(clouds.machines) == ["lab-gpu-1"]
+
+        steps = bench.verb("destroy", "--name", "lab", **TOKENS)
+        assert outcomes(steps) == {"changed"}, steps
+        assert names(clouds.droplets) == ["somebody-elses"] and not clouds.machines
+        seen = subprocess.run(["grep", "-rlF", TOKEN, bench.folder], capture_output=True, text=True).stdout
+        assert not seen, seen
+
+
+@test
+def what_was_not_made_from_here_is_neither_used_nor_deleted(binary):
+    with cloud(binary) as (bench, clouds):
+        theirs = stranger(clouds, "lab-cp-1")
+        plan = bench.run("plan", status=3, **TOKENS)
+        assert "was not made from here" in plan, plan
+        steps = bench.apply(status=None, **TOKENS)
+        assert "was not made from here" in steps["cp-1/machine"]["reason"] and "cluster adopt cp-1" in bench.said, (steps, bench.said)
+        theirs.boot()
+        bench.run("adopt", "cp-1", "999", status=1, **TOKENS)
+        assert "has no machine 999" in bench.said
+        bench.run("adopt", "cp-1", theirs.id, **TOKENS)
+        bench.apply(**TOKENS)
+        assert bench.members() == {"cp-1": "control-plane", "gpu-1": "worker"}
+        # Deleted by somebody: another one is ordered.
+        machine = next(iter(clouds.machines.values()))
+        del clouds.machines[machine.id]
+        machine.host.remove()
+        bench.apply(**TOKENS)
+        assert names(clouds.machines) == ["lab-gpu-1"] and clouds.machines != {machine.id: machine}
+        bench.run("destroy", "--name", "lab", **TOKENS)
+        assert names(clouds.droplets) == ["lab-cp-1"] and not clouds.machines
+        assert not theirs.host.ssh("command -v microk8s", check=False).stdout, "it is as it was before"
+
+        # A token that is wrong, a size that is sold out.
+        bench.run("plan", status=1, OCEAN_TOKEN="x", SPACE_TOKEN="x")
+        assert "Unable to authenticate you" in bench.said and "cluster.provider_auth" in bench.said
+        bench.run("plan", status=1)
+        assert "cluster.secret" in bench.said and "OCEAN_TOKEN" in bench.said
+        bench.spec = bench.spec.replace("size: s-2vcpu-4gb", "size: gpu-gone").replace("name: cp", "name: big")
+        bench.write()
+        steps = bench.apply(status=None, **TOKENS)
+        assert "Size is not available in this region. [unprocessable_entity] (status 422)" in steps["big-1/machine"]["reason"], steps
+
+
+@test
+def killed_while_machines_are_made_it_orders_none_twice(binary):
+    with cloud(binary) as (bench, clouds):
+        bench.spec = bench.spec.replace("count: 1, roles: [worker", "count: 2, roles: [worker")
+        bench.write()
+        clouds.faults.update(lag=0.7, slow=1)
+        for n in range(8):
+            command, environment = bench.command("apply", "--yes", "-o", "json", **TOKENS)
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=random.uniform(0.02, 0.3) if n < 5 else random.uniform(1, 4))
+            process.kill()
+            process.communicate()
+        bench.apply(**TOKENS)
+        assert names(clouds.droplets) == ["lab-cp-1"] and names(clouds.machines) == ["lab-gpu-1", "lab-gpu-2"]
+        bench.run("destroy", "--name", "lab", **TOKENS)
+        assert not clouds.droplets and not clouds.machines
+
+
+@test
+def the_stand_in_answers_the_official_client(binary):
+    """What the stand-in says is what DigitalOcean's own client understands."""
+    with cloud(binary) as (bench, clouds):
+        script = f"""
+import json, pydo
+client = pydo.Client(token={TOKEN!r}, endpoint={clouds.url!r})
+made = client.droplets.create(body={{"name": "a", "region": "nyc2", "size": "s-2vcpu-4gb", "image": "ubuntu-24-04-x64"}})
+print(made["droplet"]["status"], client.droplets.get(made["droplet"]["id"])["droplet"]["size_slug"], client.droplets.list()["meta"]["total"], len(client.sizes.list()["sizes"]))
+client.droplets.destroy(made["droplet"]["id"])
+"""
+        environment = bench.folder / "pydo"
+        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+        subprocess.run([environment / "bin/pip", "install", "-q", "--disable-pip-version-check", "pydo"], check=True)
+        clouds.faults["slow"] = 0.1
+        done = subprocess.run([environment / "bin/python", "-c", script], capture_output=True, text=True)
+        assert done.stdout.split() == ["new", "s-2vcpu-4gb", "1", str(4)], done.stderr
+        time.sleep(0.5)

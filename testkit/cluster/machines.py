@@ -1,0 +1,321 @@
+"""Machines that are there: made a cluster, killed, broken, upgraded, given up."""
+
+import contextlib
+import json
+import random
+import subprocess
+import time
+
+from bench import FIVE, PASSWORD, Bench, converged, outcomes, test
+
+STORAGE = """  storage: {classes: [{name: shared, default: true, share: {nfs: {server: 10.77.0.1, path: /export}}}]}"""
+
+
+@test
+def five_bare_machines_become_a_cluster_and_stay_as_they_are(binary):
+    with Bench(binary, FIVE, spec=STORAGE) as bench:
+        plan = bench.plan(status=3)
+        assert [c["resource"] for c in plan["cp1"]["changes"]][-3:] == ["storage/class-shared", "device-plugin/nvidia-device-plugin-values", "device-plugin/nvidia-device-plugin"], plan["cp1"]
+        assert plan["gpu1"]["changes"][-1]["resource"] == "join" and not bench.commands(), "a plan changes nothing"
+        began = time.monotonic()
+        steps = bench.apply()
+        print(f"     five machines: a cluster after {time.monotonic() - began:.1f} s")
+        assert outcomes(steps) == {"changed"} and outcomes(steps, tries=True) == {"passed"}, steps
+        assert steps["gpu2/smoke-gpu"]["saw"] == "gpu2: GPU 0: NVIDIA H100 80GB HBM3" and steps["cp1/smoke-storage-shared"]["saw"] == "written on cp1, read on gpu2"
+        assert bench.leftovers() == [], bench.leftovers()
+        page = bench.run("status", "-o", "html")
+        assert "Smoke tests" in page and page.count("<rect") == len(steps)
+        assert list(steps).index("cp2/join") < list(steps).index("cp3/join") < list(steps).index("gpu1/join")
+        converged(bench)
+        assert "10.77.0.12 cp2" in bench.hosts["gpu1"].read("/etc/hosts")
+        assert "enable_cdi = true" in bench.hosts["gpu1"].ssh("cat /var/snap/microk8s/current/args/containerd-template.toml").stdout
+        assert "lab.example.org" in bench.hosts["cp1"].ssh("cat /var/snap/microk8s/common/.microk8s.yaml").stdout
+
+        commands, files = bench.commands(), lambda: bench.hosts["gpu1"].ssh("find /etc /var/snap -newer /tmp/mark -type f").stdout
+        bench.hosts["gpu1"].ssh("touch /tmp/mark")
+        began = time.monotonic()
+        steps = bench.apply()
+        print(f"     once more: {time.monotonic() - began:.1f} s, nothing to do")
+        assert outcomes(steps) == {"unchanged"} and outcomes(steps, tries=True) == {"passed"}, steps
+        assert bench.said.splitlines()[-1].startswith("0 changes in"), bench.said
+        assert bench.commands() == commands and not files(), files()
+        began = time.monotonic()
+        bench.plan(status=0)
+        print(f"     a plan of five: {time.monotonic() - began:.2f} s")
+
+        # What somebody changed by hand is seen, shown, and put right; nothing else is touched.
+        bench.hosts["cp2"].ssh("sed -i s/600/7200/ /etc/sysctl.d/90-slipway.conf && snap refresh --unhold microk8s")
+        bench.hosts["gpu2"].ssh("apt-get remove -y -qq jq")
+        drift = bench.run("status", "--drift", status=3)
+        assert "-net.ipv4.tcp_keepalive_time = 7200" in drift and "refreshes held" in drift and "+ host-tools/package-jq" in drift, drift
+        assert drift.count("as wanted") == 3, drift
+        steps = bench.apply()
+        assert {k: s["outcome"] for k, s in steps.items() if s["outcome"] not in ("unchanged", "passed")} == {"cp2/base": "changed", "gpu2/base": "changed"}, steps
+        converged(bench)
+
+        # What takes no drain goes back and forth on one machine.
+        bench.hosts["gpu1"].ssh("rm /etc/sysctl.d/90-slipway.conf")
+        bench.apply("--hosts", "gpu1", "--only", "system")
+        bench.run("rollback", "--yes", "--hosts", "gpu1")
+        assert "90-slipway" not in bench.hosts["gpu1"].ssh("ls /etc/sysctl.d").stdout
+        bench.apply("--from", "gpu1/base")
+        converged(bench)
+
+        inventory = json.loads(bench.run("inventory", "--list"))
+        assert inventory["gpu"]["hosts"] == ["gpu1", "gpu2"] and inventory["_meta"]["hostvars"]["cp1"]["ansible_host"] == "10.77.0.11"
+        assert bench.run("ssh", "gpu2", "--", "hostname") == "gpu2\n"
+        assert "cp1/cluster ended" in bench.run("logs", "cp1")
+
+
+@test
+def killed_at_any_moment_it_goes_on(binary):
+    with Bench(binary, {"cp1": "control-plane", "cp2": "control-plane", "gpu1": "worker, gpu"}) as bench:
+        kills = 0
+        for _ in range(30):
+            command, environment = bench.command("apply", "--yes", "-o", "json")
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=random.uniform(0.3, 4))
+                break
+            # The controller, or the engine on one of the machines.
+            if kills % 3 == 2:
+                bench.hosts[random.choice(list(bench.roles))].ssh("pkill -9 -f 'node converge'", check=False)
+                process.communicate(timeout=200)
+                kills += 1
+                if process.returncode == 0:
+                    break
+            else:
+                process.kill()
+                process.communicate()
+                kills += 1
+        else:
+            bench.apply()
+        print(f"     killed {kills} times")
+        assert kills > 2
+        bench.apply()
+        converged(bench)
+        assert bench.hosts["cp1"].ssh("ls /var/lib/slipway/converge/pending").stdout == ""
+        assert not bench.hosts["gpu1"].ssh("find / -xdev -name '.*.slipway' 2>/dev/null", check=False).stdout
+        for host in bench.roles:
+            assert bench.hosts[host].ssh("dpkg --audit; dpkg -s jq | grep Status").stdout == "Status: install ok installed\n"
+
+
+@test
+def what_goes_wrong_is_told_and_mended_by_the_next_apply(binary):
+    with Bench(binary, {"cp1": "control-plane", "gpu1": "worker, gpu", "gpu2": "worker, gpu"}) as bench:
+        # A machine that is not there: the others are done, those that need it are not.
+        bench.hosts["gpu2"].stop()
+        steps = bench.apply(status=1)
+        assert steps["gpu2/base"]["outcome"] == "failed" and "cannot be reached" in steps["gpu2/base"]["reason"], steps
+        assert steps["gpu2/join"]["outcome"] == "skipped" and steps["gpu1/join"]["outcome"] == "changed", steps
+        assert bench.plan(status=5)["gpu2"]["unreachable"]["code"] == "cluster.unreachable"
+        bench.hosts["gpu2"].start()
+        bench.hosts["gpu2"].wait()
+        # Its token runs out before it is used: another is asked for.
+        bench.faults(expire=1)
+        steps = bench.apply()
+        assert steps["gpu2/join"]["outcome"] == "changed" and steps["gpu1/base"]["outcome"] == "unchanged", steps
+        converged(bench)
+        log = bench.run("logs", "gpu2")
+        assert "Invalid token" in log and "attempt 1 of 3" in log
+        tokens = [t for c in json.loads((bench.hosts.shared / "cluster.json").read_text())["clusters"].values() for t in c["tokens"]]
+        everything = subprocess.run(["grep", "-rlE", "|".join(tokens), bench.folder / "home"], capture_output=True, text=True).stdout
+        assert len(tokens) >= 3 and not everything, everything
+
+        # A channel that does not exist, an add-on that does not exist.
+        bench.write(channel="1.32/nightly")
+        steps = bench.apply("--hosts", "gpu1", status=1)
+        assert "available to install on the following channels" in bench.said, bench.said
+        bench.write(addons="dns, rbac, metrics-server, nonsense")
+        bench.apply(status=1)
+        assert "nonsense was not found" in bench.said
+        bench.write()
+
+        # Somebody has apt's lock for a while.
+        bench.hosts["gpu1"].ssh("apt-get remove -y -qq jq; systemd-run -q --unit=holder python3 -c 'import fcntl,time; f=open(\"/var/lib/dpkg/lock-frontend\",\"w\"); "
+                                "fcntl.lockf(f,fcntl.LOCK_EX); time.sleep(6)'; sleep 1")
+        began = time.monotonic()
+        assert bench.apply("--hosts", "gpu1")["gpu1/base"]["outcome"] == "changed"
+        assert time.monotonic() - began > 3, "it waited"
+
+        # No room for a file: it stays as it was, and the machine is right once there is room.
+        bench.hosts["gpu1"].ssh("mkdir -p /small && mount -t tmpfs -o size=64k none /small && cp /etc/apt/apt.conf.d/* /small && echo hand >>/small/99-slipway "
+                                "&& mount --bind /small /etc/apt/apt.conf.d; dd if=/dev/zero of=/small/fill bs=1k 2>/dev/null", check=False)
+        bench.apply("--hosts", "gpu1", status=1)
+        assert "No space left" in bench.said and "system/held-updates" in bench.said, bench.said
+        assert bench.hosts["gpu1"].ssh("tail -1 /etc/apt/apt.conf.d/99-slipway; ls -A /small | grep slipway").stdout == "hand\n99-slipway\n"
+        bench.hosts["gpu1"].ssh("umount /etc/apt/apt.conf.d && umount /small")
+        bench.apply("--hosts", "gpu1")
+        converged(bench)
+
+        # A machine with another key than before is somebody else's.
+        bench.hosts["gpu1"].ssh("rm /etc/ssh/ssh_host_*; ssh-keygen -A; systemctl restart ssh")
+        assert bench.plan(status=5)["gpu1"]["unreachable"]["code"] == "cluster.host_key"
+
+
+@test
+def root_by_sudo_with_a_password_that_nobody_sees(binary):
+    with Bench(binary, {"cp1": "control-plane"}, more="    sudoPassword: {env: SUDO_PASSWORD}") as bench:
+        bench.write(user="ops")
+        host = bench.hosts["cp1"]
+        host.ssh(f"echo ops:{PASSWORD} | chpasswd && usermod -aG sudo ops")
+        bench.apply(status=1, SUDO_PASSWORD="wrong")
+        assert "sudo refuses" in bench.said and "cluster.failed" in bench.said, bench.said
+        bench.run("plan", status=1)
+        assert "cluster.secret" in bench.said and "SUDO_PASSWORD" in bench.said
+        bench.apply(SUDO_PASSWORD=PASSWORD)
+        assert outcomes(bench.apply(SUDO_PASSWORD=PASSWORD)) == {"unchanged"}
+        seen = subprocess.run(["grep", "-rlF", PASSWORD, bench.folder, host.folder / "upper"], capture_output=True, text=True).stdout
+        assert not seen, seen
+        # Without a password where sudo asks for none, and refused where it asks.
+        bench.write(user="ops", more="")
+        bench.apply(status=1)
+        assert "password is required" in bench.said, bench.said
+        host.ssh("echo 'ops ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ops")
+        assert outcomes(bench.apply()) == {"unchanged"}
+
+
+@test
+def one_at_a_time(binary):
+    with Bench(binary, {"cp1": "control-plane"}) as bench:
+        command, environment = bench.command("apply", "--yes")
+        first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(0.3)
+        bench.run("apply", "--yes", status=1)
+        assert "cluster.locked" in bench.said and f"process {first.pid}" in bench.said, bench.said
+        assert first.wait(200) == 0
+        # Another controller knows nothing of this one's lock; the machine does.
+        host = bench.hosts["cp1"]
+        host.ssh("systemd-run -q --unit=other flock /var/lib/slipway/converge/lock sleep 4; sleep 0.5")
+        host.ssh("rm /etc/sysctl.d/90-slipway.conf")
+        began = time.monotonic()
+        bench.apply()
+        assert time.monotonic() - began > 2, "it waited"
+        converged(bench)
+
+
+def versions(bench):
+    return {n: bench.hosts[n].ssh("snap list microk8s | tail -1").stdout.split()[3] for n in bench.roles}
+
+
+@test
+def an_upgrade_goes_node_by_node_and_one_minor_version_at_a_time(binary):
+    with Bench(binary, {"cp1": "control-plane", "cp2": "control-plane", "gpu1": "worker, gpu"}) as bench:
+        bench.apply()
+        # An apply does not do it, whatever the file says.
+        bench.write(channel="1.33/stable")
+        assert bench.plan(status=3)["cp1"]["changes"][0]["changes"][0]["text"] == "snap microk8s 1.32/stable -> 1.33/stable"
+        steps = bench.apply(status=1)
+        assert "slipway cluster upgrade" in subprocess.run([binary, "explain", "cluster.upgrade"], capture_output=True, text=True).stdout and "which is an upgrade" in steps["cp1/base"]["reason"], steps
+        assert set(versions(bench).values()) == {"1.32/stable"}
+        bench.write()
+        # Two at once, and back: refused before anything is done.
+        bench.run("upgrade", "--yes", "--to", "1.34/stable", status=2)
+        assert "one minor version at a time" in bench.said, bench.said
+        bench.run("upgrade", "--yes", "--to", "1.31/stable", status=2)
+        assert "cannot go back" in bench.said and "channel: 1.32/stable" in bench.file.read_text()
+        # A budget that allows no drain: the node is left as it was, and so are those after it.
+        bench.faults(budget="cp2")
+        steps = bench.verb("upgrade", "--to", "1.33/stable", status=1)
+        assert steps["cp1/upgrade"]["outcome"] == "changed" and "disruption budget" in steps["cp2/upgrade"]["reason"] and steps["gpu1/upgrade"]["outcome"] == "skipped", steps
+        assert versions(bench) == {"cp1": "1.33/stable", "cp2": "1.32/stable", "gpu1": "1.32/stable"} and not bench.closed()
+        assert "channel: 1.33/stable" in bench.file.read_text()
+        bench.faults()
+        # Killed while it is at it: the next goes on, and every node takes pods again.
+        command, environment = bench.command("upgrade", "--yes")
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 60
+        while not bench.closed() and time.monotonic() < until:
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        assert bench.closed() == ["cp2"], "it was killed while a node was drained"
+        assert "drained from here" in bench.run("doctor", status=None)
+        steps = bench.verb("upgrade")
+        assert steps["cp1/upgrade"]["outcome"] == "unchanged" and steps["gpu1/upgrade"]["outcome"] == "changed", steps
+        assert set(versions(bench).values()) == {"1.33/stable"} and not bench.closed()
+        order = [line for line in bench.commands() if "kubectl drain" in line]
+        assert [line.split(" drain ")[1].split()[0] for line in sorted(order)] and len(order) >= 3
+        converged(bench)
+
+
+@test
+def it_is_stopped_started_and_given_up(binary):
+    with Bench(binary, {"cp1": "control-plane", "cp2": "control-plane", "gpu1": "worker, gpu"}) as bench:
+        before = {n: bench.hosts[n].ssh("find /etc -type f | sort | xargs md5sum; dpkg -l | tail -n +6").stdout for n in bench.roles}
+        bench.apply()
+        config = bench.run("kubeconfig", "--server", "lab.example.org")
+        assert "server: https://lab.example.org:16443" in config and "current-context: lab" in config, config
+        bench.run("kubeconfig", "--save", bench.folder / "kube/config")
+        assert (bench.folder / "kube/config").stat().st_mode & 0o777 == 0o600
+        steps = bench.verb("stop")
+        assert list(steps) == ["gpu1/stop", "cp2/stop", "cp1/stop"] and outcomes(steps) == {"changed"}, steps
+        assert outcomes(bench.verb("stop")) == {"unchanged"}
+        steps = bench.verb("start")
+        assert {steps[f"{n}/start"]["outcome"] for n in bench.roles} == {"changed"} and not bench.closed(), steps
+        assert {s["outcome"] for i, s in bench.verb("start").items() if i.endswith("/start")} == {"unchanged"}
+        # One leaves.
+        bench.run("destroy", "--yes", "--hosts", "gpu1", status=1)
+        assert "nothing was changed" in bench.said and "gpu1" in bench.members()
+        steps = bench.verb("destroy", "--hosts", "gpu1", "--name", "lab")
+        assert list(steps) == ["gpu1/leave", "gpu1/erase"] and "gpu1" not in bench.members(), steps
+        assert not bench.hosts["gpu1"].ssh("command -v microk8s; ls -d /var/lib/slipway/converge", check=False).stdout
+        bench.apply()
+        converged(bench)
+        # All of it: the machines are as they were.
+        steps = bench.verb("destroy", "--name", "lab")
+        assert outcomes(steps) == {"changed"}, steps
+        for name, text in before.items():
+            now = bench.hosts[name].ssh("find /etc -type f | sort | xargs md5sum; dpkg -l | tail -n +6").stdout
+            # What apt and systemd note for themselves is not ours to take back.
+            new = {line for line in now.splitlines() if line not in text.splitlines()} - {""}
+            assert not [line for line in new if "slipway" in line or "jq" in line], new
+
+
+@test
+def known_troubles_are_found(binary):
+    with Bench(binary, {"cp1": "control-plane", "gpu1": "worker, gpu"}) as bench:
+        bench.apply()
+        bench.run("doctor")
+        bench.hosts["gpu1"].ssh("mkdir -p /var/lib/kubelet/pods && hostname other && sed -i '1i [x]\\ndefault_runtime_name = \"nvidia\"' /var/snap/microk8s/current/args/containerd-template.toml")
+        stuck = {"metadata": {"namespace": "kube-system", "name": "calico-node-x", "creationTimestamp": "2026-01-01T00:00:00Z"},
+                 "status": {"phase": "Pending", "initContainerStatuses": [{"state": {"waiting": {"reason": "PodInitializing"}}}]}}
+        bench.faults(pods=[stuck])
+        found = json.loads(bench.run("doctor", "-o", "json", status=3))
+        words = " | ".join(f"{f['machine']}: {f['what']}" for f in found if f["severity"] == "error")
+        for expected in ("gpu1: its own name is other", "gpu1: /var/lib/kubelet is a folder", "gpu1: containerd's template names NVIDIA's runtime", "lab: pod kube-system/calico-node-x waits: Init: PodInitializing"):
+            assert expected in words, (expected, words)
+        bench.hosts["gpu1"].stop()
+        assert "cannot be reached" in bench.run("doctor", status=3)
+
+
+@test
+def a_machine_goes_on_after_a_new_start(binary):
+    with Bench(binary, {"cp1": "control-plane", "gpu1": "worker, gpu"}) as bench:
+        host = bench.hosts["gpu1"]
+        wanted = {"resources": [
+            {"id": "system/first", "layer": "system", "what": {"file": {"path": "/etc/first", "content": {"text": "1\n"}, "mode": "0644"}}, "timeout": 60},
+            {"id": "system/anew", "layer": "system", "what": {"reboot": {"when": "[ ! -e /run/standin-is-new ] && [ ! -e /etc/anew ]", "reason": "a test"}}, "timeout": 60},
+            {"id": "system/last", "layer": "system", "what": {"file": {"path": "/etc/last", "content": {"text": "2\n"}, "mode": "0644"}}, "timeout": 60}]}
+        # By the machine alone: who asked for it is gone before it is back.
+        bench.apply("--hosts", "gpu1", "--only", "host-tools")
+        host.write("/root/wanted.json", json.dumps(wanted))
+        program = host.ssh("ls /var/lib/slipway/bin/slipway-*").stdout.strip()
+        boot = host.ssh("cat /proc/sys/kernel/random/boot_id").stdout
+        said = host.ssh(f"{program} node converge /root/wanted.json").stdout
+        assert "must start anew" in said and host.read("/etc/first") == "1\n", said
+        host.write("/etc/anew", "")
+        host.ssh("systemctl reboot", check=False)
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            done = host.ssh("cat /etc/last; cat /proc/sys/kernel/random/boot_id", check=False).stdout
+            if done.startswith("2\n") and boot.strip() not in done:
+                break
+            time.sleep(0.3)
+        else:
+            raise AssertionError("it did not go on: " + host.ssh("systemctl status slipway-converge", check=False).stdout)
+        until = time.monotonic() + 20
+        while "slipway-converge" in host.ssh("ls /etc/systemd/system").stdout and time.monotonic() < until:
+            time.sleep(0.3)
+        assert "slipway-converge" not in host.ssh("ls /etc/systemd/system; ls /etc/systemd/system/multi-user.target.wants").stdout
+        assert not host.ssh("ls /var/lib/slipway/converge/continue.json", check=False).stdout
