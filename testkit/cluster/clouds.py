@@ -5,7 +5,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 
 from bench import Bench, outcomes, test
 from providers import TOKEN, Clouds, Machine
@@ -144,16 +143,21 @@ def the_stand_in_answers_the_official_client(binary):
     """What the stand-in says is what DigitalOcean's own client understands."""
     with cloud(binary) as (bench, clouds):
         script = f"""
-import json, pydo
-client = pydo.Client(token={TOKEN!r}, endpoint={clouds.url!r})
-made = client.droplets.create(body={{"name": "a", "region": "nyc2", "size": "s-2vcpu-4gb", "image": "ubuntu-24-04-x64"}})
-print(made["droplet"]["status"], client.droplets.get(made["droplet"]["id"])["droplet"]["size_slug"], client.droplets.list()["meta"]["total"], len(client.sizes.list()["sizes"]))
-client.droplets.destroy(made["droplet"]["id"])
+import pydo, time
+client, plain = pydo.Client(token={TOKEN!r}, endpoint={clouds.url!r}), {{"enforce_https": False}}
+made = client.droplets.create(body={{"name": "a", "region": "nyc2", "size": "s-2vcpu-4gb", "image": "ubuntu-24-04-x64"}}, **plain)["droplet"]
+print(made["status"], client.droplets.get(made["id"], **plain)["droplet"]["size_slug"], client.droplets.list(**plain)["meta"]["total"], len(client.sizes.list(**plain)["sizes"]))
+while client.droplets.get(made["id"], **plain)["droplet"]["status"] != "active":
+    time.sleep(0.2)
+print(client.droplet_actions.post(made["id"], body={{"type": "shutdown"}}, **plain)["action"]["status"])
+while client.droplets.get(made["id"], **plain)["droplet"]["status"] != "off":
+    time.sleep(0.2)
+client.droplets.destroy(made["id"], **plain)
+print(client.droplets.list(**plain)["meta"]["total"])
 """
         environment = bench.folder / "pydo"
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         subprocess.run([environment / "bin/pip", "install", "-q", "--disable-pip-version-check", "pydo"], check=True)
         clouds.faults["slow"] = 0.1
         done = subprocess.run([environment / "bin/python", "-c", script], capture_output=True, text=True)
-        assert done.stdout.split() == ["new", "s-2vcpu-4gb", "1", str(4)], done.stderr
-        time.sleep(0.5)
+        assert done.stdout.split() == ["new", "s-2vcpu-4gb", "1", "4", "in-progress", "0"], done.stderr
