@@ -122,8 +122,8 @@ lab-down: binary
 test-lab: binary lab-programs
 	python3 testkit/lab/run.py $(SLIPWAY)
 
-test-cluster: binary
-	python3 testkit/cluster/run.py $(SLIPWAY)
+test-cluster: binary $(PEERS)/ansible/.ready
+	ANSIBLE=$(PEERS)/ansible/bin python3 testkit/cluster/run.py $(SLIPWAY)
 
 ui-test: binary
 	scripts/ui-test.sh

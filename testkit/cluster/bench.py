@@ -42,7 +42,7 @@ class Bench:
             input("the hosts are kept; Enter ends them ")
         self.stack.__exit__(*error)
 
-    def write(self, user="root", channel="1.32/stable", addons="dns, rbac, metrics-server", more=None):
+    def write(self, user="root", channel="1.32/stable", addons="dns, rbac, metrics-server", more=None, driver="none", restart=60):
         machines = "".join(f"    - {{name: {n}, address: {self.hosts[n].address}, roles: [{r}]}}\n" for n, r in self.roles.items())
         self.file.write_text(f"""apiVersion: slipway.dev/v1
 kind: Cluster
@@ -56,9 +56,9 @@ spec:
 {self.more if more is None else more}
 {"  machines:" if machines else ""}
 {machines}
-  system: {{packages: [jq], sysctl: {{net.ipv4.tcp_keepalive_time: "600"}}}}
+  system: {{packages: [jq], restartSeconds: {restart}, sysctl: {{net.ipv4.tcp_keepalive_time: "600"}}}}
   kubernetes: {{distribution: microk8s, channel: {channel}, addons: [{addons}], extraSans: [lab.example.org]}}
-  gpu: {{driver: none, devicePlugin: nvidia}}
+  gpu: {{driver: {driver!r}, devicePlugin: nvidia}}
 {self.spec}
 """)
 

@@ -11,6 +11,7 @@ import time
 import traceback
 
 import clouds
+import collection
 import machines
 from bench import TESTS
 

@@ -118,6 +118,25 @@ class Host:
         self.write("/usr/lib/standins/microk8s", (HERE / "standins/microk8s").read_text(), 0o755)
         (self.root / "standin").mkdir()
 
+    def offer_driver(self, branch, version):
+        """A package in apt's reach that stands for NVIDIA's driver: after the next start the module counts as loaded."""
+        package = self.folder / "driver"
+        for path, text, mode in (("DEBIAN/control", f"Package: nvidia-driver-{branch}-server\nVersion: {version}\nArchitecture: all\nMaintainer: test\nDescription: stands for a driver\n", 0o644),
+                                 ("usr/share/standin-driver", version + "\n", 0o644),
+                                 ("usr/local/bin/modinfo", f"#!/bin/sh\n[ \"$3\" = nvidia ] && echo {version}\n", 0o755)):
+            file = package / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+            file.chmod(mode)
+        (self.root / "opt/repository").mkdir(parents=True, exist_ok=True)
+        archive = self.root / "opt/repository/driver.deb"
+        run("dpkg-deb", "--build", "--root-owner-group", package, archive)
+        bytes_ = archive.read_bytes()
+        control = (package / "DEBIAN/control").read_text()
+        self.write("/opt/repository/Packages", f"{control}Filename: ./driver.deb\nSize: {len(bytes_)}\nSHA256: {hashlib.sha256(bytes_).hexdigest()}\n")
+        self.write("/etc/apt/sources.list.d/driver.list", "deb [trusted=yes] file:/opt/repository ./\n")
+        self.ssh("apt-get update -qq -o Dir::Etc::sourcelist=sources.list.d/driver.list -o Dir::Etc::sourceparts=-")
+
     def plug_in(self):
         ip = lambda *words: run("ip", "-n", self.namespace, *words)
         ip("addr", "flush", "dev", "eth0")
@@ -156,6 +175,11 @@ cat /proc/sys/kernel/random/uuid >{self.folder}/boot_id
 mount --bind {self.folder}/boot_id $R/proc/sys/kernel/random/boot_id
 mount -t sysfs sys $R/sys
 {self.pci()}
+if [ -e $R/usr/share/standin-driver ]; then
+  mkdir -p {self.folder}/module/nvidia
+  cp $R/usr/share/standin-driver {self.folder}/module/nvidia/version
+  mount --bind {self.folder}/module $R/sys/module
+fi
 mount -t tmpfs tmp $R/run
 mount -t tmpfs -o mode=755 dev $R/dev
 for d in null:3 zero:5 full:7 random:8 urandom:9; do mknod -m666 $R/dev/${{d%:*}} c 1 ${{d#*:}}; done
@@ -206,6 +230,15 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
         if check and done.returncode:
             raise RuntimeError(f"{self.name}: {command}: {done.stderr}{done.stdout}")
         return done
+
+    def kill(self, words):
+        """SIGKILL from outside, faster than by SSH, to the programs of this host whose command line has these words."""
+        root = os.stat(f"/proc/{self.processes()[0]}/ns/pid").st_ino
+        for folder in pathlib.Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if words in command and not command.startswith("ssh ") and os.stat(folder / "ns/pid").st_ino == root:
+                    os.kill(int(folder.name), signal.SIGKILL)
 
     def stop(self):
         """Pulls the plug."""

@@ -17,8 +17,8 @@ use crate::transport::Host;
 
 /// A machine's own part may install a driver.
 const CONVERGE: Duration = Duration::from_secs(3600);
-/// A machine that starts anew has so long to come back.
-const RESTART: Duration = Duration::from_secs(600);
+/// A machine that goes on by itself after a new start is waited for.
+const WAIT_SECONDS: u64 = 1800;
 const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
 
 /// Lets the machine make itself as wanted, over as many new starts as that takes.
@@ -52,7 +52,7 @@ pub(crate) async fn converge(
         let (mut failure, mut restart, mut done): (Option<String>, Option<String>, bool) = (None, None, false);
         let command = format!(
             "exec {program} node converge --events --wait {} --change {} --folder {FOLDER} -",
-            RESTART.as_secs(),
+            WAIT_SECONDS,
             quote(&work.change)
         );
         let ran = host
@@ -79,7 +79,7 @@ pub(crate) async fn converge(
             return Err(ClusterError::Host { host: host.name.clone(), reason });
         }
         if restart.is_some() {
-            start_anew(host, log).await?;
+            start_anew(host, Duration::from_secs(work.cluster.spec.system.restart_seconds), log).await?;
             changed += 1;
             continue;
         }
@@ -99,12 +99,12 @@ pub(crate) async fn converge(
 }
 
 /// Starts a machine anew and waits until it is back.
-async fn start_anew(host: &Host, log: &Log) -> Result<(), ClusterError> {
+async fn start_anew(host: &Host, limit: Duration, log: &Log) -> Result<(), ClusterError> {
     let before = host.script(BOOT, ASK).await?;
     log.line("starts anew");
     // The connection goes with the machine.
     drop(host.script("systemctl reboot || reboot", ASK).await);
-    let until = Instant::now() + RESTART;
+    let until = Instant::now() + limit;
     while Instant::now() < until {
         tokio::time::sleep(Duration::from_secs(2)).await;
         if host.script(BOOT, ASK).await.is_ok_and(|now| now != before) {
@@ -114,7 +114,7 @@ async fn start_anew(host: &Host, log: &Log) -> Result<(), ClusterError> {
     }
     Err(ClusterError::Unreachable {
         host: host.name.clone(),
-        reason: format!("it did not come back within {} s of a new start", RESTART.as_secs()),
+        reason: format!("it did not come back within {} s of a new start", limit.as_secs()),
     })
 }
 

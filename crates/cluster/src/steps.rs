@@ -182,7 +182,7 @@ pub fn start(cluster: &Cluster) -> Vec<Step> {
     let mut up = |machine: &Machine, needs: &[String]| {
         // Addresses may be others than before.
         let base = step(&machine.name, "base", Vec::new(), Action::Converge(vec![Layer::System]));
-        let needs = [&[base.id.clone()], needs].concat();
+        let needs = [std::slice::from_ref(&base.id), needs].concat();
         let start = step(&machine.name, "start", needs, Action::Start);
         let id = start.id.clone();
         out.extend([base, start]);

@@ -28,7 +28,8 @@ pub(super) fn resources(cluster: &Cluster) -> Vec<Resource> {
                 "/etc/modprobe.d/slipway-nouveau.conf",
                 "blacklist nouveau\noptions nouveau modeset=0\n",
             )
-            .then("update-initramfs -u"),
+            // Where there is no initramfs there is nothing that could hold the module.
+            .then("! command -v update-initramfs >/dev/null || update-initramfs -u"),
         );
         out.push(
             command(

@@ -167,6 +167,8 @@ pub struct System {
     pub packages: Vec<String>,
     /// Settings of the kernel.
     pub sysctl: BTreeMap<String, String>,
+    /// Seconds after which a machine that starts anew counts as lost. Large servers check their memory for many minutes.
+    pub restart_seconds: u64,
 }
 
 impl Default for System {
@@ -177,6 +179,7 @@ impl Default for System {
             hold_updates: true,
             packages: ["ca-certificates", "curl", "jq"].map(String::from).into(),
             sysctl: sysctl.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+            restart_seconds: 900,
         }
     }
 }
