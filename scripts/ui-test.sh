@@ -23,5 +23,7 @@ mkdir -p "$demo" && rm -f "$SLIPWAY_FAKE_NVML_STATE"
 target/release/slipway gpu mig apply "3x1g.10gb + 1x3g.40gb" --gpus 5 --yes
 target/release/slipway demo --dir "$demo" --keep
 for _ in 1 2; do target/release/slipway gpu bench --cpu --quick --home "$demo/home" -q >/dev/null; done
+# What an apply on five test hosts left (`make test-cluster`).
+mkdir -p "$demo/home/clusters/lab" && cp web/tests/cluster.json "$demo/home/clusters/lab/report.json"
 control=$(python3 -c "import json; print(json.load(open('$demo/home/server.json'))['control'])")
 (cd web && SLIPWAY_URL="http://$control" npm run --silent test:ui)

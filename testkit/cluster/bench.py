@@ -34,6 +34,9 @@ class Bench:
         self.folder = pathlib.Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="slipway-cluster-")))
         self.hosts = self.stack.enter_context(Hosts(list(self.roles), {n: [H100] * 2 for n, r in self.roles.items() if "gpu" in r}))
         self.file = self.folder / "cluster.yaml"
+        for name, role in self.roles.items():
+            if "gpu" in role:
+                self.hosts[name].simulate_gpus(pathlib.Path(self.binary).parent / "libslipway_fake_nvml.so")
         self.write()
         return self
 

@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
+import pathlib
 import random
+import shutil
 import subprocess
 import time
 
@@ -25,6 +28,9 @@ def five_bare_machines_become_a_cluster_and_stay_as_they_are(binary):
         assert steps["gpu2/smoke-gpu"]["saw"] == "gpu2: GPU 0: NVIDIA H100 80GB HBM3" and steps["cp1/smoke-storage-shared"]["saw"] == "written on cp1, read on gpu2"
         assert bench.leftovers() == [], bench.leftovers()
         page = bench.run("status", "-o", "html")
+        if os.environ.get("REPORT"):
+            pathlib.Path(os.environ["REPORT"]).with_suffix(".html").write_text(page)
+            shutil.copy(bench.folder / "home/clusters/lab/report.json", os.environ["REPORT"])
         assert "Smoke tests" in page and page.count("<rect") == len(steps)
         assert list(steps).index("cp2/join") < list(steps).index("cp3/join") < list(steps).index("gpu1/join")
         converged(bench)
@@ -61,6 +67,9 @@ def five_bare_machines_become_a_cluster_and_stay_as_they_are(binary):
         assert "90-slipway" not in bench.hosts["gpu1"].ssh("ls /etc/sysctl.d").stdout
         bench.apply("--from", "gpu1/base")
         converged(bench)
+
+        idle = json.loads(bench.run("cost", "-o", "json"))["idleGpus"]
+        assert sorted(idle) == ["gpu1", "gpu2"] and all("H100" in gpu for gpu in idle["gpu1"]) and len(idle["gpu1"]) < 8, idle
 
         inventory = json.loads(bench.run("inventory", "--list"))
         assert inventory["gpu"]["hosts"] == ["gpu1", "gpu2"] and inventory["_meta"]["hostvars"]["cp1"]["ansible_host"] == "10.77.0.11"

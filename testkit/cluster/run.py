@@ -3,7 +3,7 @@
 
     testkit/cluster/run.py target/release/slipway [NAME ...]
 
-KEEP=1 waits before the hosts go, when a test failed.
+KEEP=1 waits before the hosts go, when a test failed. REPORT=FILE keeps the report of five machines, as JSON and as a page.
 """
 
 import sys

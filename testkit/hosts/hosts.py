@@ -118,6 +118,13 @@ class Host:
         self.write("/usr/lib/standins/microk8s", (HERE / "standins/microk8s").read_text(), 0o755)
         (self.root / "standin").mkdir()
 
+    def simulate_gpus(self, library, fixture="h100x8"):
+        """NVML's stand-in, for whoever comes by SSH."""
+        folder = self.root / "usr/lib/x86_64-linux-gnu"
+        shutil.copy(library, folder / "libnvidia-ml.so.1")
+        self.write("/etc/ssh/sshd_config.d/gpus.conf", f"SetEnv SLIPWAY_FAKE_NVML_FIXTURE={fixture}\n")
+        self.ssh("systemctl reload ssh")
+
     def offer_driver(self, branch, version):
         """A package in apt's reach that stands for NVIDIA's driver: after the next start the module counts as loaded."""
         package = self.folder / "driver"

@@ -21,6 +21,7 @@ import urllib.error
 import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import clusterfile
 import runs
 import shared
 from cluster import NAMESPACE, Failed, Lab, eventually
@@ -501,6 +502,12 @@ TESTS.update(runs.TESTS)
 @test
 def control_planes_and_gateways_share_their_state(lab):
     shared.control_planes_and_gateways_share_their_state(lab, VALUES)
+
+
+@test
+def a_cluster_file_installs_the_platform_and_tries_every_gpu_node(lab):
+    clusterfile.a_cluster_file_installs_the_platform_and_tries_every_gpu_node(lab, VALUES)
+    lab.install(**VALUES)
 
 
 @test

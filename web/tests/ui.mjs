@@ -5,7 +5,7 @@
 // Screenshots go to $SCREENSHOTS (default tests/screenshots): desktop and phone, light and dark.
 
 import assert from "node:assert/strict";
-import { existsSync, mkdirSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync } from "node:fs";
 
 import { chromium } from "playwright-core";
 
@@ -14,6 +14,9 @@ const shots = process.env.SCREENSHOTS ?? new URL("screenshots", import.meta.url)
 const executablePath = process.env.CHROMIUM ?? ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
 assert(executablePath, "no Chromium found: apt install chromium, or set CHROMIUM");
 mkdirSync(shots, { recursive: true });
+
+/** What `scripts/ui-test.sh` put into the state folder. */
+const report = JSON.parse(readFileSync(new URL("cluster.json", import.meta.url), "utf8"));
 
 const browser = await chromium.launch({
   executablePath,
@@ -144,6 +147,17 @@ try {
     await page.getByLabel("Card").press("Enter");
     await page.getByRole("img", { name: "Roofline of A100-SXM4-80GB, in theory" }).waitFor();
     await page.screenshot({ path: `${shots}/gpu.png`, fullPage: true });
+  });
+
+  await step("the cluster that slipway made: its steps, who waited for whom", async () => {
+    await page.getByRole("link", { name: "Cluster", exact: true }).click();
+    const steps = page.getByRole("region", { name: "apply of lab" });
+    await steps.getByRole("heading", { name: "lab: apply" }).waitFor();
+    await steps.getByRole("img", { name: "Steps of lab" }).waitFor();
+    assert.equal(await steps.locator("rect").count(), report.steps.length);
+    assert.equal(await steps.locator("path").count(), report.steps.flatMap((s) => s.needs).length);
+    await steps.getByText("done", { exact: true }).waitFor();
+    await page.screenshot({ path: `${shots}/cluster.png`, fullPage: true });
   });
 
   await step("a page that is not there says so", async () => {

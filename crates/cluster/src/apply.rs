@@ -52,6 +52,8 @@ pub struct Work {
     pub change: String,
     /// What watches.
     pub watch: tokio::sync::mpsc::UnboundedSender<Progress>,
+    /// What was done before these steps.
+    pub before: Option<Report>,
 }
 
 impl std::fmt::Debug for Work {
@@ -60,12 +62,17 @@ impl std::fmt::Debug for Work {
     }
 }
 
+/// The report is kept while steps are done, so that others can watch; no more often than this.
+const KEEP: Duration = Duration::from_millis(500);
+
 /// Does all steps.
 pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
     let began = Instant::now();
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let (mut waiting, mut running) = (steps, JoinSet::new());
+    let mut started: BTreeMap<String, (Step, Instant)> = BTreeMap::new();
     let mut ended: Vec<Ended> = Vec::new();
+    let mut kept: Option<Instant> = None;
     loop {
         let done: BTreeMap<&str, bool> = ended.iter().map(|e| (e.step.as_str(), e.outcome.went_well())).collect();
         let (mut ready, mut lost) = (Vec::new(), Vec::new());
@@ -82,6 +89,7 @@ pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
         });
         for step in ready {
             let (work, places) = (Arc::clone(&work), Arc::clone(&places));
+            started.insert(step.id.clone(), (step.clone(), Instant::now()));
             running.spawn(async move {
                 let _place = places.acquire().await;
                 drop(work.watch.send(Progress::Began { step: step.id.clone() }));
@@ -99,6 +107,15 @@ pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
         if skipped {
             continue;
         }
+        if kept.is_none_or(|at| at.elapsed() > KEEP) {
+            let going = started.values().map(|(step, since)| end(step, Outcome::Running, began, *since));
+            let later = waiting.iter().map(|step| end(step, Outcome::Waiting, Instant::now(), Instant::now()));
+            let now = report(&work, ended.iter().cloned().chain(going).chain(later).collect(), began);
+            let whole = work.before.clone().map_or_else(|| now.clone(), |before| before.followed_by(now.clone()));
+            // Who watches sees it later; nothing else hangs on it.
+            drop(work.state.keep("report", &whole));
+            kept = Some(Instant::now());
+        }
         let Some(next) = running.join_next().await else { break };
         let end = next.unwrap_or_else(|e| Ended {
             step: "?".into(),
@@ -108,14 +125,23 @@ pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
             began: 0.0,
             seconds: 0.0,
         });
+        started.remove(&end.step);
         drop(work.watch.send(Progress::Ended(end.clone())));
         ended.push(end);
     }
+    let now = report(&work, ended, began);
+    match &work.before {
+        Some(before) => before.clone().followed_by(now),
+        None => now,
+    }
+}
+
+fn report(work: &Work, steps: Vec<Ended>, began: Instant) -> Report {
     Report {
         cluster: work.cluster.metadata.name.clone(),
         verb: work.verb.into(),
         change: work.change.clone(),
-        steps: ended,
+        steps,
         seconds: began.elapsed().as_secs_f64(),
     }
 }
@@ -126,7 +152,7 @@ fn end(step: &Step, outcome: Outcome, all: Instant, since: Instant) -> Ended {
         host: step.host.clone(),
         needs: step.needs.clone(),
         outcome,
-        began: since.duration_since(all).as_secs_f64(),
+        began: since.saturating_duration_since(all).as_secs_f64(),
         seconds: since.elapsed().as_secs_f64(),
     }
 }

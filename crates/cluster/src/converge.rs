@@ -102,7 +102,7 @@ impl Node<'_> {
     /// Its last lines, when it fails or takes too long.
     pub(crate) fn shell(&mut self, script: &str) -> Result<(), String> {
         let mut last: std::collections::VecDeque<String> = std::collections::VecDeque::new();
-        let status = run(script, self.timeout, |line| {
+        let status = run(script, self.timeout, Output::UntilQuiet, |line| {
             drop(self.lines.send((self.resource.to_owned(), line.clone())));
             last.push_back(line);
             if last.len() > LAST_LINES {
@@ -164,8 +164,17 @@ impl Node<'_> {
     }
 }
 
+/// How long the output of a script is waited for that has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Output {
+    /// To its end: all of it is needed.
+    Whole,
+    /// Until nothing more comes for a while: a daemon that was started may hold the stream.
+    UntilQuiet,
+}
+
 /// Runs a script in a process group of its own, which a limit of time ends whole. Output and errors are one stream of lines.
-fn run(script: &str, limit: Duration, mut line: impl FnMut(String)) -> Result<i32, String> {
+fn run(script: &str, limit: Duration, output: Output, mut line: impl FnMut(String)) -> Result<i32, String> {
     let program = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
     let mut child = Command::new("sh")
         .env("SLIPWAY", program)
@@ -195,8 +204,11 @@ fn run(script: &str, limit: Duration, mut line: impl FnMut(String)) -> Result<i3
             Err(mpsc::RecvTimeoutError::Disconnected) => std::thread::sleep(Duration::from_millis(5)),
         }
         if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
-            // A daemon that keeps the stream open is not waited for.
-            while let Ok(text) = receiver.recv_timeout(Duration::from_millis(20)) {
+            let quiet = match output {
+                Output::Whole => until.saturating_duration_since(Instant::now()),
+                Output::UntilQuiet => Duration::from_millis(500),
+            };
+            while let Ok(text) = receiver.recv_timeout(quiet) {
                 line(text);
             }
             return Ok(status.code().unwrap_or(128));
@@ -218,7 +230,8 @@ fn run(script: &str, limit: Duration, mut line: impl FnMut(String)) -> Result<i3
 pub fn ask(resources: &[Resource]) -> Result<Facts, String> {
     let mut output = String::new();
     let script = probe::script(resources, 0);
-    let status = run(&format!("{{ {script}\n}} 2>/dev/null"), Duration::from_secs(PROBE_SECONDS), |line| {
+    let question = format!("{{ {script}\n}} 2>/dev/null");
+    let status = run(&question, Duration::from_secs(PROBE_SECONDS), Output::Whole, |line| {
         output += &line;
         output.push('\n');
     })?;

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::ClusterError;
 use crate::lock::Lock;
+use crate::report::Report;
 
 /// A log is begun anew when it is longer; the one before is kept.
 const MOST_LOG_BYTES: u64 = 16 << 20;
@@ -80,6 +81,14 @@ impl State {
         let file = File::options().append(true).create(true).mode(0o600).open(&path);
         Ok(Log(Mutex::new(file.map_err(ClusterError::io(path.display().to_string()))?)))
     }
+}
+
+/// The last report of every cluster that was worked on from here, newest first.
+pub fn reports(home: &Path) -> Vec<Report> {
+    let folders = std::fs::read_dir(home.join("clusters")).into_iter().flatten().flatten();
+    let mut out: Vec<Report> = folders.filter_map(|f| State { folder: f.path() }.kept("report")).collect();
+    out.sort_by(|a, b| b.change.cmp(&a.change));
+    out
 }
 
 /// A log of lines with the time.

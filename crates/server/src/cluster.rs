@@ -1,4 +1,5 @@
-//! The cluster's nodes with their GPUs and who holds them, under `/api/v1/cluster`.
+//! The cluster's nodes with their GPUs and who holds them, under `/api/v1/cluster`; what `slipway cluster` did from here, under
+//! `/api/v1/clusters`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -60,7 +61,14 @@ impl Cluster {
 }
 
 pub(crate) fn router(platform: Platform) -> Router {
-    Router::new().route("/cluster", get(nodes)).with_state(platform)
+    Router::new().route("/cluster", get(nodes)).route("/clusters", get(reports)).with_state(platform)
+}
+
+/// The last report of every cluster: what was done, in which order, and how it ended.
+async fn reports(State(platform): State<Platform>) -> Response {
+    let home = platform.home.root().to_owned();
+    let read = tokio::task::spawn_blocking(move || slipway_cluster::state::reports(&home)).await;
+    Json(json!({"clusters": read.unwrap_or_default()})).into_response()
 }
 
 async fn nodes(State(platform): State<Platform>) -> Response {

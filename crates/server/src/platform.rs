@@ -25,6 +25,8 @@ pub struct Platform {
     pub gateway: Gateway,
     /// The database, to be closed at the end.
     pub database: Database,
+    /// The state folder.
+    pub(crate) home: Home,
     /// Counters of requests.
     pub(crate) meters: Arc<metrics::Meters>,
     /// GPUs of this machine.
@@ -121,6 +123,7 @@ impl Platform {
             tracking,
             gateway,
             database,
+            home: home.clone(),
             meters: Arc::default(),
             gpus: Arc::default(),
             cluster: Arc::new(Cluster::new(None)),

@@ -140,6 +140,26 @@ export interface Gpu {
   processes: { pid: number; memory_bytes: number | null; user: string; command: string }[];
   findings: { severity: "note" | "warning" | "error"; what: string; remedy: string }[];
 }
+/** A step of `slipway cluster`, and how it ended. */
+export interface ClusterStep {
+  step: string;
+  host: string;
+  needs: string[];
+  outcome: "waiting" | "running" | "unchanged" | "changed" | "passed" | "failed" | "skipped";
+  changes?: number;
+  saw?: string;
+  reason?: string;
+  because?: string;
+  seconds: number;
+}
+export interface ClusterReport {
+  cluster: string;
+  verb: string;
+  /** Milliseconds since 1970, as text. */
+  change: string;
+  seconds: number;
+  steps: ClusterStep[];
+}
 export interface BenchmarkReport {
   number: number;
   time: number;
@@ -235,6 +255,7 @@ export const api = {
       headers: { "content-type": "application/json" },
       body,
     }),
+  clusterReports: () => call<{ clusters: ClusterReport[] }>("/api/v1/clusters"),
   cluster: () => call<{ nodes: ClusterNode[]; outside?: string }>("/api/v1/cluster"),
   gpus: () => call<{ simulated: boolean; driver: string; cuda: string; gpus: Gpu[] }>("/api/v1/gpu"),
   benchmarks: () => call<BenchmarkReport[]>("/api/v1/gpu/benchmarks?limit=50"),

@@ -84,7 +84,7 @@ const STYLE: &str = ":root{color-scheme:light dark;--ink:#1c2733;--soft:#5b6b7b;
 --same:#5a6b7c;--done:#5aa6f0;--good:#4cc282;--bad:#f07070}}body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);\
 margin:0 auto;padding:24px 16px;max-width:960px}h1{font-size:22px;margin:0}h2{font-size:17px;margin:28px 0 8px}p{color:var(--soft);margin:4px 0}\
 .scroll{overflow-x:auto}.graph{max-width:none;font-size:13px}.graph text{fill:var(--ink)}.graph .time{fill:var(--soft);font-size:12px}\
-.graph .need{fill:none;stroke:var(--line);stroke-width:1.5}.unchanged rect{fill:var(--same)}.changed rect{fill:var(--done)}.passed rect{fill:var(--good)}\
+.graph .need{fill:none;stroke:var(--line);stroke-width:1.5}.unchanged rect,.waiting rect{fill:var(--same)}.changed rect,.running rect{fill:var(--done)}.passed rect{fill:var(--good)}\
 .failed rect,.skipped rect{fill:var(--bad)}table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:6px 10px 6px 0;\
 border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}th{color:var(--soft);font-weight:500}td.passed{color:var(--good)}\
 td.failed,td.skipped{color:var(--bad)}td.changed{color:var(--done)}";

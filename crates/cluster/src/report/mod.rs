@@ -6,10 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::ClusterError;
 
-/// How a step ended.
+/// How a step ended, or how far it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "outcome")]
 pub enum Outcome {
+    /// It waits for others.
+    Waiting,
+    /// It is being done, or was when slipway was killed.
+    Running,
     /// All was as wanted.
     Unchanged,
     /// So many things were changed.
@@ -43,6 +47,8 @@ impl Outcome {
     /// In a word, and what there is to say.
     pub fn words(&self) -> (&'static str, String) {
         match self {
+            Self::Waiting => ("waiting", String::new()),
+            Self::Running => ("running", String::new()),
             Self::Unchanged => ("unchanged", String::new()),
             Self::Changed { changes: 1 } => ("changed", "1 change".into()),
             Self::Changed { changes } => ("changed", format!("{changes} changes")),
@@ -94,11 +100,13 @@ impl Report {
         self.steps.iter().map(|s| if let Outcome::Changed { changes } = s.outcome { changes } else { 0 }).sum()
     }
 
-    /// Adds what was done afterwards.
-    pub fn extend(&mut self, later: Self) {
+    /// With what was done afterwards.
+    #[must_use]
+    pub fn followed_by(mut self, later: Self) -> Self {
         let offset = self.seconds;
         self.steps.extend(later.steps.into_iter().map(|s| Ended { began: s.began + offset, ..s }));
         self.seconds += later.seconds;
+        self
     }
 
     /// The first failure, as the error of the whole.

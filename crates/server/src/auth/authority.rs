@@ -72,7 +72,7 @@ pub(super) fn wanted(method: &Method, path: &str, namespace: &str) -> Option<Acc
             ("models", _) => by_method("models"),
             // Asked for with a body, and nothing but read.
             ("run-versions", _) => access("get", "experiments"),
-            ("cluster" | "gpu", _) => by_method("nodes"),
+            ("cluster" | "clusters" | "gpu", _) => by_method("nodes"),
             _ => None,
         };
     }
@@ -129,6 +129,7 @@ mod tests {
             (Method::POST, "/v2/models/digits/infer", "create inferences"),
             (Method::POST, "/inference.GRPCInferenceService/ModelInfer", "create inferences"),
             (Method::GET, "/api/v1/cluster", "get nodes"),
+            (Method::GET, "/api/v1/clusters", "get nodes"),
             (Method::POST, "/api/v1/runs", ""),
             (Method::GET, "/api/v1/status", ""),
             (Method::GET, "/assets/index.js", ""),

@@ -10,15 +10,14 @@ use slipway_cluster::resource::Layer;
 pub(crate) enum Cluster {
     /// Write a first cluster.yaml
     #[command(
-        after_help = "Example:\n  slipway cluster init --name lab cp1=10.0.0.1 worker:w1=10.0.0.2 gpu:g1=10.0.0.3"
+        after_help = "Example:\n  slipway cluster init --name lab cp1=10.0.0.1 worker:w1=10.0.0.2 gpu:g1=10.0.0.3\n  slipway cluster init        # asks"
     )]
     Init {
-        /// Machines: NAME=ADDRESS is a control plane, worker:NAME=ADDRESS and gpu:NAME=ADDRESS are workers
-        #[arg(required = true)]
+        /// Machines: NAME=ADDRESS is a control plane, worker:NAME=ADDRESS and gpu:NAME=ADDRESS are workers; asked for when none is given
         machines: Vec<String>,
-        /// Name of the cluster
-        #[arg(long, default_value = "lab")]
-        name: String,
+        /// Name of the cluster; lab by default
+        #[arg(long)]
+        name: Option<String>,
         /// MicroK8s' channel
         #[arg(long, default_value = "1.32/stable")]
         channel: String,
@@ -220,7 +219,7 @@ pub(crate) struct Machines {
     #[command(flatten)]
     pub(crate) file: File,
     /// Only these machines
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, visible_alias = "limit", value_delimiter = ',')]
     pub(crate) hosts: Vec<String>,
 }
 

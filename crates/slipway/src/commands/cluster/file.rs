@@ -1,6 +1,6 @@
 //! The file itself, and what is told of it without changing anything.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -15,32 +15,6 @@ use super::{Session, wrong};
 use crate::Failure;
 use crate::cli::cluster as cli;
 use crate::output::{print_text, say};
-
-pub(super) fn init(machines: &[String], name: &str, channel: &str, ssh: &str, file: &Path) -> Result<(), Failure> {
-    let mut text = format!("apiVersion: slipway.dev/v1\nkind: Cluster\nmetadata:\n  name: {name}\nspec:\n");
-    if !ssh.is_empty() {
-        text += &format!("  ssh:\n{ssh}");
-    }
-    text += "  machines:\n";
-    for machine in machines {
-        let (roles, rest) = match machine.split_once(':') {
-            Some(("worker", rest)) => ("worker", rest),
-            Some(("gpu", rest)) => ("worker, gpu", rest),
-            _ => ("control-plane", machine.as_str()),
-        };
-        let (name, address) = rest.split_once('=').ok_or_else(|| wrong(format!("'{machine}': write NAME=ADDRESS")))?;
-        text += &format!("    - name: {name}\n      address: {address}\n      roles: [{roles}]\n");
-    }
-    text += &format!(
-        "  kubernetes:\n    distribution: microk8s\n    channel: {channel}\n    addons: [dns, rbac, hostpath-storage, metrics-server]\n"
-    );
-    Cluster::parse(&text).map_err(wrong)?;
-    let io = |source| ClusterError::Io { what: file.display().to_string(), source };
-    let mut out = std::fs::File::options().write(true).create_new(true).open(file).map_err(io)?;
-    out.write_all(text.as_bytes()).map_err(io)?;
-    say(format_args!("{} was written; next: slipway cluster plan -f {}", file.display(), file.display()));
-    Ok(())
-}
 
 /// Groups and hosts as Ansible's dynamic inventories tell them (Ansible, "Developing dynamic inventory").
 pub(super) fn inventory(cluster: &Cluster) -> Value {

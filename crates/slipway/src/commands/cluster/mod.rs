@@ -3,6 +3,8 @@
 mod ask;
 mod converge;
 mod file;
+mod init;
+mod progress;
 mod work;
 
 use std::sync::Arc;
@@ -92,6 +94,7 @@ impl Session {
 pub(crate) async fn run(context: &Context, verb: cli::Cluster) -> Result<(), Failure> {
     match verb {
         cli::Cluster::Init { machines, name, channel, user, identity, known_hosts, accept_new_host_keys, file } => {
+            let (machines, name, user) = init::answers(machines, name, user)?;
             let mut ssh = String::new();
             for (key, value) in [("user", &user), ("identityFile", &identity), ("knownHosts", &known_hosts)] {
                 if let Some(value) = value {
@@ -101,7 +104,7 @@ pub(crate) async fn run(context: &Context, verb: cli::Cluster) -> Result<(), Fai
             if accept_new_host_keys {
                 ssh += "    acceptNewHostKeys: true\n";
             }
-            file::init(&machines, &name, &channel, &ssh, &file)
+            init::write(&machines, &name, &channel, &ssh, &file)
         }
         cli::Cluster::Schema => {
             print_text(&(serde_json::to_string_pretty(&Cluster::schema()).unwrap_or_default() + "\n"));

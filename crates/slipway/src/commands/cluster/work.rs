@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use slipway_cluster::apply::{self, Progress, Work};
-use slipway_cluster::converge::{Event, FOLDER};
-use slipway_cluster::report::{Ended, Report};
+use slipway_cluster::converge::FOLDER;
+use slipway_cluster::report::Report;
 use slipway_cluster::spec::{Machine, edit};
 use slipway_cluster::steps::{self, Step};
 use slipway_cluster::{ClusterError, nodes};
 
 use super::ask::{ask, findings, print_plan, print_report};
+use super::progress::Watcher;
 use super::{Session, wrong};
 use crate::Failure;
 use crate::cli::cluster as cli;
@@ -42,25 +43,26 @@ fn work(
         state: session.state.clone(),
         change: session.change.clone(),
         watch,
+        before: None,
     })
 }
 
-/// Does steps, and tells of them.
+/// Does steps, and tells of them. The report has what was done before them, too.
 async fn perform(
     context: &Context,
     session: &Session,
     verb: &'static str,
     steps: Vec<Step>,
+    before: Option<Report>,
 ) -> Result<Report, Failure> {
     let (watch, mut news) = tokio::sync::mpsc::unbounded_channel();
-    let work = work(session, verb, watch)?;
-    let quiet = context.global.quiet;
+    let work = Work { before, ..work(session, verb, watch)? };
+    let mut watcher = Watcher::new(context.global.quiet, work.hosts.len());
     let telling = tokio::spawn(async move {
         while let Some(progress) = news.recv().await {
-            if !quiet {
-                tell(&progress);
-            }
+            watcher.tell(&progress);
         }
+        watcher.end();
     });
     let report = apply::apply(Arc::new(work), steps).await;
     drop(telling.await);
@@ -128,14 +130,10 @@ async fn applied(context: &Context, session: &Session, options: &Options<'_>) ->
     let (layers, hosts) = (options.choice.layers(), &options.choice.machines.hosts);
     let all = layers.is_empty() && options.from.is_none();
     let mut report: Option<Report> = None;
-    let add = |later: Report, report: &mut Option<Report>| match report {
-        Some(report) => report.extend(later),
-        None => *report = Some(later),
-    };
     // Machines first: their addresses are part of what is wanted of all others.
     if let (Some(fleet), true) = (&session.fleet, all) {
         let names: Vec<String> = fleet.wanted().into_iter().filter(|n| hosts.is_empty() || hosts.contains(n)).collect();
-        add(perform(context, session, "apply", steps::machines(&names)).await?, &mut report);
+        report = Some(perform(context, session, "apply", steps::machines(&names), None).await?);
     }
     let cluster = session.cluster();
     if cluster.first().is_none() {
@@ -149,14 +147,14 @@ async fn applied(context: &Context, session: &Session, options: &Options<'_>) ->
     if let Some(from) = options.from {
         wanted = steps::from(wanted, from).map_err(wrong)?;
     }
-    add(perform(context, session, "apply", wanted).await?, &mut report);
+    report = Some(perform(context, session, "apply", wanted, report).await?);
     // Who is no longer wanted goes when the others stand.
     let leaving = session.fleet.as_ref().map(|f| f.leaving()).unwrap_or_default();
     let stands =
         report.as_ref().is_some_and(|r| r.steps.iter().all(|s| s.outcome.went_well() || s.step.contains("/smoke-")));
     if all && hosts.is_empty() && stands && !leaving.is_empty() {
         let leaving: Vec<&Machine> = leaving.iter().collect();
-        add(perform(context, session, "apply", steps::leave(&leaving)).await?, &mut report);
+        report = Some(perform(context, session, "apply", steps::leave(&leaving), report).await?);
     }
     report.map_or(Ok(()), |report| told(context, session, &report))
 }
@@ -204,7 +202,7 @@ pub(super) async fn upgrade(
     if let Some(new) = new {
         put(&machines.file, &old, &new)?;
     }
-    let report = perform(context, &session, "upgrade", steps).await?;
+    let report = perform(context, &session, "upgrade", steps, None).await?;
     drop(lock);
     told(context, &session, &report)
 }
@@ -215,7 +213,7 @@ pub(super) async fn stop(context: &Context, session: &Session, hosts: &[String])
     if !confirmed(context, &steps, "Stop these machines, in this order?")? {
         return Ok(());
     }
-    let report = perform(context, session, "stop", steps).await?;
+    let report = perform(context, session, "stop", steps, None).await?;
     drop(lock);
     told(context, session, &report)
 }
@@ -224,10 +222,11 @@ pub(super) async fn start(context: &Context, session: &Session, hosts: &[String]
     let lock = session.state.lock()?;
     let names: Vec<String> =
         session.cluster().spec.machines.into_iter().filter(|m| m.made.is_some()).map(|m| m.name).collect();
-    let mut report = perform(context, session, "start", steps::on(steps::machines(&names), &chosen(hosts))).await?;
+    let machines = steps::on(steps::machines(&names), &chosen(hosts));
+    let report = perform(context, session, "start", machines, None).await?;
     // Addresses may be others now.
     let steps = steps::on(steps::start(&session.cluster()), &chosen(hosts));
-    report.extend(perform(context, session, "start", steps).await?);
+    let report = perform(context, session, "start", steps, Some(report)).await?;
     drop(lock);
     told(context, session, &report)
 }
@@ -300,7 +299,7 @@ pub(super) async fn destroy(
         let hint = Some(format!("say --name {wanted} where nobody can be asked"));
         return Err(Failure::Error { message: "nothing was changed".into(), code: "cluster.spec", hint, exit: 1 });
     }
-    let report = perform(context, session, "destroy", steps).await?;
+    let report = perform(context, session, "destroy", steps, None).await?;
     drop(lock);
     told(context, session, &report)
 }
@@ -315,29 +314,6 @@ pub(super) async fn adopt(session: &Session, machine: &str, id: &str) -> Result<
         instance.name, instance.size
     ));
     Ok(())
-}
-
-/// A line for people about what happens.
-fn tell(progress: &Progress) {
-    match progress {
-        Progress::Began { step } => say(format_args!("{step}: begins")),
-        Progress::Event { step, event } => match event {
-            Event::Changing { resource, changes } => {
-                let first =
-                    changes.first().map(|c| c.text.lines().next().unwrap_or_default().to_owned()).unwrap_or_default();
-                say(format_args!("{step}: ~ {resource}: {first}"));
-            }
-            Event::Failed { resource, reason } => say(format_args!("{step}: ! {resource}: {reason}")),
-            Event::Skipped { resource, because } => say(format_args!("{step}: - {resource}: {because}")),
-            Event::Rebooting { reason, .. } => say(format_args!("{step}: starts anew: {reason}")),
-            _ => {}
-        },
-        Progress::Ended(Ended { step, outcome, seconds, .. }) => {
-            let (word, about) = outcome.words();
-            let about = if about.is_empty() { String::new() } else { format!(": {about}") };
-            say(format_args!("{step}: {word}{about} ({seconds:.1} s)"));
-        }
-    }
 }
 
 pub(super) async fn roll_back(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {

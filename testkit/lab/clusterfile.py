@@ -1,0 +1,120 @@
+"""What `slipway cluster` does with a cluster, on a real one: a test host whose `microk8s kubectl` is upstream's, at the lab's API server."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "hosts"))
+from cluster import NAMESPACE, eventually
+from hosts import Hosts
+
+CREDENTIALS = "/var/snap/microk8s/current/credentials/client.config"
+# Only what the snap brings is played; kubectl, API server and kubelets are real.
+MICROK8S = f"""#!/bin/sh
+case $1 in
+  kubectl) shift; exec /opt/kubectl --kubeconfig {CREDENTIALS} "$@";;
+  status) echo "microk8s is running";;
+  *) echo "'$1' is not a valid MicroK8s subcommand."; exit 1;;
+esac
+"""
+
+
+class File:
+    """A cluster's file for the lab, and slipway that works on it through the host `cp1`."""
+
+    def __init__(self, lab, stack):
+        self.lab = lab
+        self.folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slipway-file-")))
+        hosts = stack.enter_context(Hosts(["cp1"]))
+        self.host = hosts["cp1"]
+        self.host.write("/snap/bin/microk8s", MICROK8S, 0o755)
+        self.host.write(CREDENTIALS, pathlib.Path(lab.kubeconfig).read_text())
+        (self.host.root / "opt").mkdir(exist_ok=True)
+        shutil.copy(f"{lab.bin}/kubectl", self.host.root / "opt/kubectl")
+        self.address, self.key = self.host.address, hosts.key
+
+    def write(self, more):
+        file = self.folder / "cluster.yaml"
+        machines = "".join(f"    - {{name: {n}, address: {self.address}, roles: [worker, gpu]}}\n" for n in self.lab.fixtures)
+        file.write_text(f"""apiVersion: slipway.dev/v1
+kind: Cluster
+metadata: {{name: lab}}
+spec:
+  ssh: {{user: root, identityFile: {self.key}, knownHosts: {self.folder}/known, acceptNewHostKeys: true}}
+  machines:
+    - {{name: cp1, address: {self.address}, roles: [control-plane]}}
+{machines}
+  kubernetes: {{distribution: microk8s, channel: 1.36/stable}}
+{more}
+""")
+
+    def command(self, *words):
+        return [self.lab.binary, "--home", self.folder / "home", "cluster", *words], {**os.environ, "SLIPWAY_CLUSTER_FILE": str(self.folder / "cluster.yaml"), "TMPDIR": "/tmp"}
+
+    def apply(self, *words, status=0):
+        command, environment = self.command("apply", "--yes", "-o", "json", *words)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+        return {s["step"]: s for s in json.loads(done.stdout)["steps"]}
+
+
+def smoke_pods(lab):
+    return [p["metadata"]["name"] for p in lab.get("pods", "-l", "slipway.dev/smoke")["items"] if not p["metadata"].get("deletionTimestamp")]
+
+
+# The lab's own values (`lab/gpus.go`), with what of MicroK8s the lab does not have.
+PLATFORM = {
+    "image": {"pullPolicy": "Never"},
+    "server": {"storage": {"ephemeral": True}},
+    "node": {"privileged": False, "driverRoot": "/run/nvidia/driver", "cdiDir": "/run/cdi", "recoverAfter": 3, "kubeletDir": "/var/lib/kubelet",
+             "env": {"SLIPWAY_NVML_LIB": "/usr/lib/libslipway_fake_nvml.so", "SLIPWAY_FAKE_NVML_FIXTURE": "/host/driver/fixture.yaml",
+                     "SLIPWAY_FAKE_NVML_CONTROL": "/host/driver/control", "SLIPWAY_FAKE_NVML_STATE": "/var/lib/slipway/fake-nvml.json"}},
+}
+
+
+def a_cluster_file_installs_the_platform_and_tries_every_gpu_node(lab, values):
+    with contextlib.ExitStack() as stack:
+        file = File(lab, stack)
+        platform = {"image": "lab.local/slipway:1", "values": {**PLATFORM, "node": {**PLATFORM["node"], **values["node"]}}}
+        tries = {"image": "lab.local/tool:1", "cudaImage": "lab.local/tool:1", "cudaCommand": ["sh", "-c", "ls /dev/nvidia[0-9]* && echo GPU 0: simulated"], "timeoutSeconds": 30}
+        write = lambda **more: file.write(f"  platform: {json.dumps(platform)}\n  smoke: {json.dumps({**tries, **more})}")
+        write()
+        steps = file.apply("--only", "platform")
+        assert steps["cp1/cluster"]["outcome"] == "changed", steps
+        assert file.apply("--only", "platform")["cp1/cluster"]["outcome"] == "unchanged"
+        # Somebody changes it by hand.
+        lab.kubectl("-n", NAMESPACE, "set", "image", "deployment/slipway", "*=lab.local/other:1")
+        assert file.apply("--only", "platform")["cp1/cluster"]["outcome"] == "changed"
+        eventually("both nodes offer GPUs", lambda: all(lab.allocatable(n) for n in lab.fixtures))
+
+        steps = file.apply("--only", "smoke")
+        assert {s["outcome"] for s in steps.values()} == {"passed"} and len(steps) == 2, steps
+        assert steps["n1/smoke-gpu"]["saw"] == "n1: GPU 0: simulated" and smoke_pods(lab) == [], steps
+
+        # Killed while a pod of it runs: the next deletes it.
+        write(cudaCommand=["sh", "-c", "sleep 600"])
+        command, environment = file.command("apply", "--yes", "--only", "smoke")
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        left = eventually("pods of the smoke tests", lambda: smoke_pods(lab))
+        process.kill()
+        process.wait()
+        # What goes wrong is told in the words of whom it went wrong with, and nothing is left.
+        with lab.namespace("full") as ns:
+            write(cudaCommand=["sh", "-c", "echo no CUDA-capable device is detected; exit 1"], timeoutSeconds=15)
+            lab.pod(ns, "all", {"nvidia.com/gpu": 8}, "n1")
+            eventually("the dead one's pods are gone, and n1's GPUs are taken", lambda: lab.phase(ns, "all") == "Running" or (file.apply("--only", "smoke", status=1) and False))
+            steps = file.apply("--only", "smoke", status=1)
+            assert "Insufficient nvidia.com/gpu" in steps["n1/smoke-gpu"]["reason"] and "did not end within 15 s" in steps["n1/smoke-gpu"]["reason"], steps
+            assert "no CUDA-capable device is detected" in steps["n2/smoke-gpu"]["reason"], steps
+        eventually("no pod of the smoke tests is left", lambda: smoke_pods(lab) == [])
+        assert left
+
+        # The cluster as the doctor sees it: the host's own name for it is no node, and nothing of the tries is left over.
+        command, environment = file.command("doctor", "-o", "json")
+        found = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True).stdout)
+        assert not [f for f in found if "waits" in f["what"]], found
