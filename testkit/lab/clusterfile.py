@@ -33,7 +33,7 @@ class File:
         hosts = stack.enter_context(Hosts(["cp1"]))
         self.host = hosts["cp1"]
         self.host.write("/snap/bin/microk8s", MICROK8S, 0o755)
-        self.host.write(CREDENTIALS, pathlib.Path(lab.kubeconfig).read_text())
+        self.host.write(CREDENTIALS, lab.kubectl("config", "view", "--flatten", "--raw"))
         (self.host.root / "opt").mkdir(exist_ok=True)
         shutil.copy(f"{lab.bin}/kubectl", self.host.root / "opt/kubectl")
         self.address, self.key = self.host.address, hosts.key

@@ -261,7 +261,7 @@ fn platform(cluster: &Cluster) -> Vec<Resource> {
         "[ \"$(microk8s kubectl get namespace {namespace} -o jsonpath='{{.metadata.annotations.slipway\\.dev/wanted}}')\" = {mark} ] && \
          [ \"$(microk8s kubectl get -n {namespace} {kind} -o jsonpath='{{.spec.template.spec.containers[0].image}}')\" = {image} ]"
     );
-    let kube = format!("--kube --kubeconfig {KUBECONFIG} --namespace {namespace}");
+    let kube = format!("--yes --kube --kubeconfig {KUBECONFIG} --namespace {namespace}");
     let run = format!(
         "\"$SLIPWAY\" up {kube} --image {image} --values {path} --wait 600 && \
          microk8s kubectl annotate namespace {namespace} slipway.dev/wanted={mark} --overwrite"
