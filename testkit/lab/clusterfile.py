@@ -19,6 +19,7 @@ MICROK8S = f"""#!/bin/sh
 case $1 in
   kubectl) shift; exec /opt/kubectl --kubeconfig {CREDENTIALS} "$@";;
   status) echo "microk8s is running";;
+  stop) echo Stopped.;;
   *) echo "'$1' is not a valid MicroK8s subcommand."; exit 1;;
 esac
 """
@@ -56,8 +57,8 @@ spec:
     def command(self, *words):
         return [self.lab.binary, "--home", self.folder / "home", "cluster", *words], {**os.environ, "SLIPWAY_CLUSTER_FILE": str(self.folder / "cluster.yaml"), "TMPDIR": "/tmp"}
 
-    def apply(self, *words, status=0):
-        command, environment = self.command("apply", "--yes", "-o", "json", *words)
+    def apply(self, *words, status=0, verb="apply"):
+        command, environment = self.command(verb, "--yes", "-o", "json", *words)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
         assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return {s["step"]: s for s in json.loads(done.stdout)["steps"]}
@@ -113,6 +114,29 @@ def a_cluster_file_installs_the_platform_and_tries_every_gpu_node(lab, values):
             assert "no CUDA-capable device is detected" in steps["n2/smoke-gpu"]["reason"], steps
         eventually("no pod of the smoke tests is left", lambda: smoke_pods(lab) == [])
         assert left
+
+        # A node is drained for real. A pod that nobody would make again stops it, and the node is open as before.
+        with lab.namespace("drained") as ns:
+            lab.pod(ns, "alone", {}, "n2")
+            lab.running(ns, "alone")
+            steps = file.apply("--hosts", "n2", verb="stop", status=1)
+            assert "declare no controller" in steps["n2/stop"]["reason"] and "unschedulable" not in lab.node("n2")["spec"], steps
+            lab.delete(ns, "alone")
+            container = {"name": "main", "image": "lab.local/tool:1", "imagePullPolicy": "Never", "command": ["sh", "-c", "sleep 10000"]}
+            template = {"metadata": {"labels": {"app": "web"}}, "spec": {"nodeSelector": {"kubernetes.io/hostname": "n2"}, "terminationGracePeriodSeconds": 0,
+                                                                        "containers": [container], "volumes": [{"name": "scratch", "emptyDir": {}}]}}
+            lab.apply({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "web", "namespace": ns},
+                       "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "web"}}, "template": template}})
+            pods = lambda phase: [p for p in lab.get("-n", ns, "pods")["items"] if p["status"]["phase"] == phase]
+            eventually("the pod runs", lambda: pods("Running"))
+            steps = file.apply("--hosts", "n2", verb="stop")
+            node = lab.node("n2")
+            assert steps["n2/stop"]["outcome"] == "changed" and node["spec"]["unschedulable"] and node["metadata"]["annotations"]["slipway.dev/closed"] == "true", (steps, node)
+            eventually("its successor waits", lambda: pods("Pending") and not pods("Running"))
+            file.apply("--hosts", "n2", verb="start")
+            node = lab.node("n2")
+            assert "unschedulable" not in node["spec"] and "slipway.dev/closed" not in node["metadata"]["annotations"], node
+            eventually("the pod runs again", lambda: pods("Running"))
 
         # The cluster as the doctor sees it: the host's own name for it is no node, and nothing of the tries is left over.
         command, environment = file.command("doctor", "-o", "json")
