@@ -23,8 +23,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "slipway/hosts"
 SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
 PACKAGES = ["ca-certificates", "dbus", "iproute2", "kmod", "openssh-server", "procps", "python3", "sudo", "systemd", "systemd-sysv"]
-NETWORK = "10.77.0"
-BRIDGE = "slipway-hosts"
+# What tests install is at hand, with the lists that promise it: they are about machines, not about a mirror.
+CACHED = ["jq", "python3-apt"]
 
 # systemd wants a hierarchy of its own: the named one beside cgroup v1, or the only one.
 if os.path.isdir("/sys/fs/cgroup/systemd"):
@@ -60,15 +60,17 @@ def tools():
 def base():
     """The Debian that all hosts share, made once."""
     tools()
-    key = hashlib.sha256(" ".join([SUITE, *PACKAGES]).encode()).hexdigest()[:12]
+    key = hashlib.sha256(" ".join([SUITE, *PACKAGES, *CACHED]).encode()).hexdigest()[:12]
     folder = CACHE / f"{SUITE}-{key}"
     if not folder.exists():
         print(f"making a Debian for the test hosts in {folder} (a minute, once)", flush=True)
         CACHE.mkdir(parents=True, exist_ok=True)
         new = pathlib.Path(tempfile.mkdtemp(prefix="new-", dir=CACHE))
         run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, new / "root", MIRROR)
-        # Lists are fetched by whoever needs them; keys are each host's own; what only makes noise in a namespace is off.
-        shutil.rmtree(new / "root/var/lib/apt/lists", ignore_errors=True)
+        shutil.copyfile("/etc/resolv.conf", new / "root/etc/resolv.conf")
+        run("chroot", new / "root", "apt-get", "update", "-qq")
+        run("chroot", new / "root", "apt-get", "install", "-y", "-qq", "--no-install-recommends", "--download-only", *CACHED)
+        # Keys are each host's own; what only makes noise in a namespace is off.
         for path in (new / "root/etc/ssh").glob("ssh_host_*"):
             path.unlink()
         for unit in ("systemd-resolved", "systemd-networkd", "systemd-udevd", "systemd-udev-trigger", "systemd-logind", "getty.target", "console-getty",
@@ -87,14 +89,15 @@ class Host:
         self.hosts, self.name, self.number = hosts, name, number
         self.folder = hosts.folder / name
         self.root = self.folder / "root"
-        self.namespace, self.link = f"slipway-{name}", f"sw-{number}"
+        self.namespace, self.link = f"{hosts.bridge}-{name}", f"{hosts.bridge[-8:]}-{number}"
+        self.group = GROUPS / f"{hosts.bridge}-{name}"
         self.process = None
         self.returns = True  # from a new start
         self.gpus = []  # device numbers
 
     @property
     def address(self):
-        return f"{NETWORK}.{10 + self.number}"
+        return f"{self.hosts.network}.{10 + self.number}"
 
     def make(self):
         for part in ("upper", "work", "root"):
@@ -103,7 +106,7 @@ class Host:
             f"lowerdir={self.hosts.base},upperdir={self.folder}/upper,workdir={self.folder}/work", self.root)
         run("ip", "netns", "add", self.namespace)
         run("ip", "link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
-        run("ip", "link", "set", self.link, "master", BRIDGE, "up")
+        run("ip", "link", "set", self.link, "master", self.hosts.bridge, "up")
         self.plug_in()
         etc = self.root / "etc"
         (etc / "hostname").write_text(self.name + "\n")
@@ -150,7 +153,7 @@ class Host:
         ip("addr", "add", f"{self.address}/24", "dev", "eth0")
         ip("link", "set", "eth0", "up")
         ip("link", "set", "lo", "up")
-        ip("route", "add", "default", "via", f"{NETWORK}.1")
+        ip("route", "add", "default", "via", f"{self.hosts.network}.1")
 
     def readdress(self):
         """Gets another address, as machines of some clouds do after a new start."""
@@ -168,7 +171,7 @@ class Host:
 
     def start(self):
         """Boots; the time until SSH answers is the caller's."""
-        group = GROUPS / self.name
+        group = self.group
         group.mkdir(parents=True, exist_ok=True)
         script = f"""set -e
 echo $$ >{group}/cgroup.procs
@@ -276,7 +279,7 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
         run("ip", "link", "del", self.link, check=False)
         run("ip", "netns", "del", self.namespace, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
-        for folder, _, _ in os.walk(GROUPS / self.name, topdown=False):
+        for folder, _, _ in os.walk(self.group, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
 
@@ -285,10 +288,25 @@ class Hosts:
     """A context: `with Hosts(["cp1", "gpu1"]) as hosts: hosts["cp1"].ssh("true")`."""
 
     def __init__(self, names, gpus=None):
-        self.names, self.gpus = names, gpus or {}
+        self.names, self.gpus, self.bridge, self.network = names, gpus or {}, None, None
 
     def number(self):
         return next(self.numbers)
+
+    def join_networks(self):
+        """A bridge of their own, so that several sets of hosts can be up at once."""
+        for n in range(77, 120):
+            if subprocess.run(["ip", "link", "add", f"slipway-h{n}", "type", "bridge"], capture_output=True).returncode == 0:
+                break
+        else:
+            raise RuntimeError("no network is free for test hosts")
+        self.bridge, self.network = f"slipway-h{n}", f"10.{n}.0"
+        run("ip", "addr", "add", f"{self.network}.1/24", "dev", self.bridge)
+        run("ip", "link", "set", self.bridge, "up")
+        # It stays on: other hosts may need it still.
+        pathlib.Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        run("nft", "-f", "-", input=f"table ip {self.bridge} {{ chain out {{ type nat hook postrouting priority 100; "
+                                    f"ip saddr {self.network}.0/24 oifname != \"{self.bridge}\" masquerade; }} ; }}\n")
 
     def add(self, name, gpus=()):
         """A machine that is off."""
@@ -304,15 +322,9 @@ class Hosts:
         self.shared.mkdir()
         self.key = self.folder / "id"
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
-        self.forward = pathlib.Path("/proc/sys/net/ipv4/ip_forward").read_text()
         self.numbers, self.all = itertools.count(1), {}
         try:
-            run("ip", "link", "add", BRIDGE, "type", "bridge")
-            run("ip", "addr", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
-            run("ip", "link", "set", BRIDGE, "up")
-            pathlib.Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-            run("nft", "-f", "-", input=f"table ip slipway-hosts {{ chain out {{ type nat hook postrouting priority 100; "
-                                        f"ip saddr {NETWORK}.0/24 oifname != \"{BRIDGE}\" masquerade; }} ; }}\n")
+            self.join_networks()
             for name in self.names:
                 self.add(name, self.gpus.get(name, [])).start()
             for host in self.all.values():
@@ -325,9 +337,9 @@ class Hosts:
     def __exit__(self, *_):
         for host in list(self.all.values()):
             host.remove()
-        run("ip", "link", "del", BRIDGE, check=False)
-        run("nft", "delete", "table", "ip", "slipway-hosts", check=False)
-        pathlib.Path("/proc/sys/net/ipv4/ip_forward").write_text(self.forward)
+        if self.bridge:
+            run("ip", "link", "del", self.bridge, check=False)
+            run("nft", "delete", "table", "ip", self.bridge, check=False)
         with contextlib.suppress(OSError):
             os.rmdir(GROUPS)
         shutil.rmtree(self.folder, ignore_errors=True)

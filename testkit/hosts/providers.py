@@ -55,7 +55,7 @@ class Machine:
     # As each provider tells of it.
 
     def droplet(self):
-        networks = [{"ip_address": self.address(), "netmask": "255.255.255.0", "gateway": "10.77.0.1", "type": kind} for kind in ("private", "public")] if self.address() else []
+        networks = [{"ip_address": self.address(), "netmask": "255.255.255.0", "gateway": f"{self.cloud.hosts.network}.1", "type": kind} for kind in ("private", "public")] if self.address() else []
         return {"id": int(self.id), "name": self.name, "memory": 8192, "vcpus": 4, "disk": 160, "locked": False,
                 "status": {"new": "new", "on": "active", "off": "off", "starting": "off", "stopping": "active"}[self.state],
                 "created_at": f"{self.made_at:%Y-%m-%dT%H:%M:%SZ}", "features": [], "backup_ids": [], "snapshot_ids": [], "volume_ids": [],

@@ -57,11 +57,13 @@ pub(crate) fn apply(
     let wanted = quote(&version.map_or_else(|| name.to_owned(), |v| format!("{name}={v}")));
     let missing = before.as_ref().is_none_or(|b| version.is_some_and(|v| v != b.version));
     if missing {
-        // What a killed apt left half done is finished first; lists are fetched where they lack the package.
+        // What a killed apt left half done is finished first. Lists are fetched where they lack the package, and where the mirror no
+        // longer has what they promise.
         let script = format!(
-            "{WAITING}; waiting dpkg --configure -a && \
-             {{ [ -n \"$(apt-cache policy {package} | sed -n 's/^  Candidate: //p' | grep -v none)\" ] || {APT} update; }} && \
-             {APT} install --no-install-recommends --allow-change-held-packages --allow-downgrades {wanted}"
+            "{WAITING}; waiting dpkg --configure -a || exit; \
+             get() {{ {APT} install --no-install-recommends --allow-change-held-packages --allow-downgrades {wanted}; }}; \
+             if [ -n \"$(apt-cache policy {package} | sed -n 's/^  Candidate: //p' | grep -v none)\" ] && get; then exit 0; fi; \
+             {APT} update && get"
         );
         node.shell(&script)?;
     }
