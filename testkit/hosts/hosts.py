@@ -7,6 +7,7 @@ Real are: Debian, systemd, sshd, sudo, apt against Debian's mirror, files, servi
 """
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import os
@@ -58,13 +59,19 @@ def tools():
 
 
 def base():
-    """The Debian that all hosts share, made once."""
+    """The Debian that all hosts share, made once, by one at a time."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return made()
+
+
+def made():
     tools()
     key = hashlib.sha256(" ".join([SUITE, *PACKAGES, *CACHED]).encode()).hexdigest()[:12]
     folder = CACHE / f"{SUITE}-{key}"
     if not folder.exists():
         print(f"making a Debian for the test hosts in {folder} (a minute, once)", flush=True)
-        CACHE.mkdir(parents=True, exist_ok=True)
         new = pathlib.Path(tempfile.mkdtemp(prefix="new-", dir=CACHE))
         run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, new / "root", MIRROR)
         shutil.copyfile("/etc/resolv.conf", new / "root/etc/resolv.conf")
