@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 
 from bench import Bench, outcomes, test
 from providers import TOKEN, Clouds, Machine
@@ -136,6 +137,17 @@ def killed_while_machines_are_made_it_orders_none_twice(binary):
         assert names(clouds.droplets) == ["lab-cp-1"] and names(clouds.machines) == ["lab-gpu-1", "lab-gpu-2"]
         bench.run("destroy", "--name", "lab", **TOKENS)
         assert not clouds.droplets and not clouds.machines
+        # Killed before anything was there, and given up: what was ordered is deleted, though nobody ever reached it.
+        clouds.faults.update(lag=0.7, slow=1)
+        command, environment = bench.command("apply", "--yes", "-o", "json", **TOKENS)
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        while not clouds.droplets:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        ordered = set(clouds.droplets) | set(clouds.machines)
+        bench.run("destroy", "--name", "lab", **TOKENS)
+        assert ordered and not clouds.droplets and not clouds.machines
 
 
 @test

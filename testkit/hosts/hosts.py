@@ -119,7 +119,9 @@ class Host:
         (etc / "hostname").write_text(self.name + "\n")
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         shutil.copyfile("/etc/resolv.conf", etc / "resolv.conf")
-        self.write("/etc/ssh/sshd_config.d/test.conf", "UseDNS no\nMaxStartups 200\nMaxSessions 200\n")
+        self.write("/etc/ssh/sshd_config.d/test.conf", "UseDNS no\nMaxStartups 200\nMaxSessions 200\n"
+                   # Where NVML has a stand-in, this is what it answers.
+                   + "SetEnv SLIPWAY_FAKE_NVML_FIXTURE=h100x8\n" * bool(self.gpus))
         run("chroot", self.root, "ssh-keygen", "-A")
         run("chroot", self.root, "useradd", "-m", "-s", "/bin/bash", "ops")
         for home in ("root", "home/ops"):
@@ -128,12 +130,9 @@ class Host:
         self.write("/usr/lib/standins/microk8s", (HERE / "standins/microk8s").read_text(), 0o755)
         (self.root / "standin").mkdir()
 
-    def simulate_gpus(self, library, fixture="h100x8"):
-        """NVML's stand-in, for whoever comes by SSH."""
-        folder = self.root / "usr/lib/x86_64-linux-gnu"
-        shutil.copy(library, folder / "libnvidia-ml.so.1")
-        self.write("/etc/ssh/sshd_config.d/gpus.conf", f"SetEnv SLIPWAY_FAKE_NVML_FIXTURE={fixture}\n")
-        self.ssh("systemctl reload ssh")
+    def simulate_gpus(self, library):
+        """NVML's stand-in."""
+        shutil.copy(library, self.root / "usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1")
 
     def offer_driver(self, branch, version):
         """A package in apt's reach that stands for NVIDIA's driver: after the next start the module counts as loaded."""

@@ -49,6 +49,10 @@ class Machine:
         self.state = "stopping"
         threading.Thread(target=later, daemon=True).start()
 
+    def remove(self):
+        if self.host:
+            self.host.remove()
+
     def address(self):
         return self.host.address if self.host and self.state in ("on", "stopping") else None
 
@@ -184,8 +188,10 @@ class Clouds:
                 machine.off(False)
             return 201, {"action": {"id": 36804636, "status": "in-progress", "type": kind, "resource_id": int(machine.id), "resource_type": "droplet"}}
         if method == "DELETE":
+            if machine.state not in ("on", "off"):
+                return 422, {"id": "unprocessable_entity", "message": "Droplet already has a pending event."}
             del self.droplets[machine.id]
-            machine.host.remove()
+            machine.remove()
             return 204, None
         return 200, {"droplet": machine.droplet()}
 
@@ -210,9 +216,11 @@ class Clouds:
             machine.boot()
         elif found[2] == "/stop":
             machine.off(True)
+        elif method == "DELETE" and machine.state not in ("on", "off"):
+            return 409, {"code": "CONFLICT", "message": f"Machine is {machine.machine()['state']}"}
         elif method == "DELETE":
             del self.machines[machine.id]
-            machine.host.remove()
+            machine.remove()
             return 200, {"event": {"id": "ev2", "name": "delete", "state": "new"}, "data": machine.machine()}
         else:
             return 200, machine.machine()

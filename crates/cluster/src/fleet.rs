@@ -188,6 +188,14 @@ impl Fleet {
         ledger.iter().filter(|(n, _)| !wanted.contains(n)).filter_map(|(n, o)| machine(n, o, None)).collect()
     }
 
+    /// Machines of ours that never came so far that they could be reached; the file wants some of them, or none.
+    pub fn unborn(&self, wanted: bool) -> Vec<String> {
+        let names = self.wanted();
+        let ledger = self.ledger.lock();
+        let unborn = ledger.iter().filter(|(_, o)| o.address.is_none());
+        unborn.map(|(name, _)| name.clone()).filter(|name| wanted || !names.contains(name)).collect()
+    }
+
     /// Every machine that is wanted or ours.
     ///
     /// # Errors
@@ -361,20 +369,11 @@ impl Fleet {
                     // Somebody deleted it: another is ordered.
                 }
                 // Cut off between the order and its answer.
-                None => loop {
-                    if let Some(found) = provider.list().await?.into_iter().find(|i| i.name == full) {
-                        self.keep(|ledger| {
-                            if let Some(owned) = ledger.get_mut(name) {
-                                owned.id = Some(found.id.clone());
-                            }
-                        })?;
+                None => {
+                    if let Some(found) = self.ordered(name, &owned, provider).await? {
                         return Ok((found, 1));
                     }
-                    if slipway_core::clock::now_ms() - owned.since_ms > LAG_MS {
-                        break;
-                    }
-                    tokio::time::sleep(PAUSE).await;
-                },
+                }
             }
         } else if let Some(other) = self.listed(&group.provider).await?.iter().find(|i| i.name == full) {
             return Err(ClusterError::Foreign(foreign(name, other)));
@@ -396,6 +395,30 @@ impl Fleet {
             }
         })?;
         Ok((made, 1))
+    }
+
+    /// What became of an order whose answer was lost; it is waited for as long as lists lag behind.
+    async fn ordered(
+        &self,
+        name: &str,
+        owned: &Owned,
+        provider: &dyn Provider,
+    ) -> Result<Option<Instance>, ClusterError> {
+        let full = self.full_name(name);
+        loop {
+            if let Some(found) = provider.list().await?.into_iter().find(|i| i.name == full) {
+                self.keep(|ledger| {
+                    if let Some(owned) = ledger.get_mut(name) {
+                        owned.id = Some(found.id.clone());
+                    }
+                })?;
+                return Ok(Some(found));
+            }
+            if slipway_core::clock::now_ms() - owned.since_ms > LAG_MS {
+                return Ok(None);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// Asks again after a pause.
@@ -440,8 +463,25 @@ impl Fleet {
     /// When the provider refuses.
     pub(crate) async fn delete(&self, name: &str) -> Result<usize, ClusterError> {
         let Some(owned) = self.owned(name) else { return Ok(0) };
-        if let (Some(id), false) = (&owned.id, owned.adopted) {
-            self.provider(&owned.provider)?.delete(id).await?;
+        if !owned.adopted {
+            let provider = self.provider(&owned.provider)?;
+            let id = match &owned.id {
+                Some(id) => Some(id.clone()),
+                None => self.ordered(name, &owned, provider).await?.map(|i| i.id),
+            };
+            let until = Instant::now() + PATIENCE;
+            while let Some(id) = &id {
+                match provider.delete(id).await {
+                    // Something else is being done to it.
+                    Err(ClusterError::Provider { status: 409 | 422 | 423, .. }) if Instant::now() < until => {
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                    done => {
+                        done?;
+                        break;
+                    }
+                }
+            }
         }
         self.keep(|ledger| drop(ledger.remove(name)))?;
         Ok(1)

@@ -152,6 +152,11 @@ pub fn machines(names: &[String]) -> Vec<Step> {
     names.iter().map(|name| step(name, "machine", Vec::new(), Action::Machine)).collect()
 }
 
+/// Machines that never came so far that they could be reached are deleted.
+pub fn unborn(names: &[String]) -> Vec<Step> {
+    names.iter().map(|name| step(name, "delete", Vec::new(), Action::Delete)).collect()
+}
+
 /// Workers go down before control planes, and those one by one, the first last.
 pub fn stop(cluster: &Cluster) -> Vec<Step> {
     let machines = &cluster.spec.machines;

@@ -44,6 +44,8 @@ impl Http {
             .tls_backend_preconfigured(tls)
             .connect_timeout(CONNECT)
             .timeout(WHOLE)
+            // Nobody but the account's own API gets the token.
+            .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("slipway/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|e| wrong(e.to_string()))?;

@@ -46,7 +46,7 @@ pub(super) fn inventory(cluster: &Cluster) -> Value {
 /// A shell on a machine, or a command.
 pub(super) fn ssh(session: &Session, machine: &str, command: &[String]) -> Result<(), Failure> {
     let hosts = session.hosts(&[machine.to_owned()])?;
-    let Some((_, host)) = hosts.first() else { return Ok(()) };
+    let (_, host) = hosts.first().ok_or_else(|| wrong(format!("{machine} was not made yet: slipway cluster apply")))?;
     let mut ssh = std::process::Command::new("ssh");
     if command.is_empty() && std::io::stdin().is_terminal() {
         ssh.arg("-t");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use slipway_cluster::apply::{self, Progress, Work};
 use slipway_cluster::converge::FOLDER;
 use slipway_cluster::report::Report;
-use slipway_cluster::spec::{Machine, edit};
+use slipway_cluster::spec::edit;
 use slipway_cluster::steps::{self, Step};
 use slipway_cluster::{ClusterError, nodes};
 
@@ -149,12 +149,15 @@ async fn applied(context: &Context, session: &Session, options: &Options<'_>) ->
     }
     report = Some(perform(context, session, "apply", wanted, report).await?);
     // Who is no longer wanted goes when the others stand.
-    let leaving = session.fleet.as_ref().map(|f| f.leaving()).unwrap_or_default();
     let stands =
         report.as_ref().is_some_and(|r| r.steps.iter().all(|s| s.outcome.went_well() || s.step.contains("/smoke-")));
-    if all && hosts.is_empty() && stands && !leaving.is_empty() {
-        let leaving: Vec<&Machine> = leaving.iter().collect();
-        report = Some(perform(context, session, "apply", steps::leave(&leaving), report).await?);
+    if let (Some(fleet), true) = (&session.fleet, all && hosts.is_empty() && stands) {
+        let leaving = fleet.leaving();
+        let mut steps = steps::leave(&leaving.iter().collect::<Vec<_>>());
+        steps.extend(steps::unborn(&fleet.unborn(false)));
+        if !steps.is_empty() {
+            report = Some(perform(context, session, "apply", steps, report).await?);
+        }
     }
     report.map_or(Ok(()), |report| told(context, session, &report))
 }
@@ -268,7 +271,8 @@ pub(super) async fn destroy(
     let mut machines = cluster.spec.machines.clone();
     machines.extend(session.fleet.as_ref().map(|f| f.leaving()).unwrap_or_default());
     let steps = if hosts.is_empty() {
-        steps::destroy(&machines)
+        let unborn = session.fleet.as_ref().map(|f| f.unborn(true)).unwrap_or_default();
+        [steps::destroy(&machines), steps::unborn(&unborn)].concat()
     } else {
         session.hosts(hosts)?;
         steps::leave(&machines.iter().filter(|m| hosts.contains(&m.name)).collect::<Vec<_>>())
