@@ -63,6 +63,8 @@ impl Watcher {
     pub(super) fn end(self) {
         if let Self::Bars(_, bars) = self {
             bars.into_values().for_each(|bar| bar.abandon());
+            // What follows begins on a line of its own.
+            say("");
         }
     }
 }
