@@ -142,6 +142,7 @@ $(PEERS)/ansible/.ready: bench/cluster/requirements.txt
 # Ansible is the peer; it needs root, for the test hosts.
 bench-cluster: binary $(PEERS)/ansible/.ready
 	python3 bench/cluster/run.py --slipway $(SLIPWAY) --ansible $(PEERS)/ansible/bin/ansible-playbook
+	python3 bench/cluster/thousand.py --slipway $(SLIPWAY)
 
 # Kubernetes' own job controller is the peer; it needs Go.
 bench-operator: binary lab-programs

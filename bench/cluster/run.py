@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Ansible and slipway make the same of the same machines: the first time, and once more when nothing is to be done.
 
-    bench/cluster/run.py --slipway target/release/slipway --ansible VENV/bin/ansible-playbook [--hosts 1 3 10]
+    bench/cluster/run.py --slipway target/release/slipway --ansible VENV/bin/ansible-playbook [--hosts 1 3 10 30]
 
 Test hosts with a real sshd, systemd and apt; snaps are stand-ins. Ansible has pipelining, and as many forks as hosts. Each has fresh hosts,
 with apt's lists fetched and jq's package cached. Processor time is the whole machine's, controller and hosts, so nothing else should run.
@@ -37,13 +37,12 @@ def timed(command, environment):
 
 
 
-
 def prepared(names):
     hosts = Hosts(names)
     hosts.__enter__()
     # Ansible's apt module wants python3-apt, which every Ubuntu has.
     for name in names:
-        hosts[name].ssh("apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-apt && apt-get install -y -qq --download-only jq")
+        hosts[name].ssh("apt-get install -y -qq --no-install-recommends python3-apt")
     return hosts
 
 
@@ -87,7 +86,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slipway", required=True)
     parser.add_argument("--ansible", required=True)
-    parser.add_argument("--hosts", type=int, nargs="+", default=[1, 3, 10])
+    parser.add_argument("--hosts", type=int, nargs="+", default=[1, 3, 10, 30])
     arguments = parser.parse_args()
     print("hosts | what | ansible s (cpu s) | slipway s (cpu s) | wall | cpu")
     for count in arguments.hosts:

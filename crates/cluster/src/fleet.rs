@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(900);
 const PAUSE: Duration = Duration::from_secs(2);
 /// Lists lag behind orders; an order that may have been given shows within this.
 const LAG_MS: i64 = 60_000;
+/// What has an identifier is found sooner.
+const SHORT_LAG_MS: i64 = 15_000;
 const DOCUMENT: &str = "machines";
 
 /// A machine of ours.
@@ -106,13 +108,20 @@ fn machine(name: &str, owned: &Owned, ssh: Option<crate::spec::Ssh>) -> Option<M
     })
 }
 
+/// What a provider was asked once and need not be asked again.
+#[derive(Debug, Default)]
+struct Asked {
+    machines: OnceCell<Vec<Instance>>,
+    prices: OnceCell<BTreeMap<String, f64>>,
+}
+
 /// The machines of a cluster's groups, and who makes them.
 #[derive(Debug)]
 pub struct Fleet {
     cluster: Cluster,
     state: State,
     providers: BTreeMap<String, Box<dyn Provider>>,
-    listed: BTreeMap<String, OnceCell<Vec<Instance>>>,
+    asked: BTreeMap<String, Asked>,
     ledger: Mutex<Ledger>,
 }
 
@@ -133,8 +142,8 @@ impl Fleet {
             })?;
             providers.insert(name.clone(), providers::connect(name, account)?);
         }
-        let listed = providers.keys().map(|name| (name.clone(), OnceCell::new())).collect();
-        Ok(Self { cluster: cluster.clone(), state: state.clone(), providers, listed, ledger: Mutex::new(ledger) })
+        let asked = providers.keys().map(|name| (name.clone(), Asked::default())).collect();
+        Ok(Self { cluster: cluster.clone(), state: state.clone(), providers, asked, ledger: Mutex::new(ledger) })
     }
 
     /// The provider's name of a machine.
@@ -142,23 +151,19 @@ impl Fleet {
         format!("{}-{name}", self.cluster.metadata.name)
     }
 
+    /// Reads again what is written down: who has the cluster's lock sees what others wrote before.
+    pub fn renew(&self) {
+        *self.ledger.lock() = self.state.kept(DOCUMENT).unwrap_or_default();
+    }
+
     fn provider(&self, name: &str) -> Result<&dyn Provider, ClusterError> {
-        self.providers.get(name).map(AsRef::as_ref).ok_or_else(|| ClusterError::Provider {
-            provider: name.into(),
-            status: 0,
-            message: "the file does not have it".into(),
-        })
+        self.providers.get(name).map(AsRef::as_ref).ok_or_else(|| unknown(name))
     }
 
     /// What a provider has, asked once.
     async fn listed(&self, provider: &str) -> Result<&[Instance], ClusterError> {
-        let cell = self.listed.get(provider).ok_or_else(|| ClusterError::Provider {
-            provider: provider.into(),
-            status: 0,
-            message: "the file does not have it".into(),
-        })?;
-        let asked = async { self.provider(provider)?.list().await };
-        Ok(cell.get_or_try_init(|| asked).await?)
+        let asked = self.asked.get(provider).ok_or_else(|| unknown(provider))?;
+        Ok(asked.machines.get_or_try_init(|| async { self.provider(provider)?.list().await }).await?)
     }
 
     fn keep(&self, change: impl FnOnce(&mut Ledger)) -> Result<(), ClusterError> {
@@ -246,10 +251,11 @@ impl Fleet {
     }
 
     async fn price(&self, provider: &str, size: &str) -> Result<Option<f64>, ClusterError> {
-        let listed = self.provider(provider)?.prices().await?.get(size).copied();
+        let asked = self.asked.get(provider).ok_or_else(|| unknown(provider))?;
+        let prices = asked.prices.get_or_try_init(|| async { self.provider(provider)?.prices().await }).await?;
         // Who has no list of prices tells them with machines.
         let of_others = self.listed(provider).await?.iter().find(|i| i.size == size).and_then(|i| i.hourly);
-        Ok(listed.or(of_others))
+        Ok(prices.get(size).copied().or(of_others))
     }
 
     /// What all machines of the groups cost an hour, as the file wants them.
@@ -362,12 +368,16 @@ impl Fleet {
         let full = self.full_name(name);
         if let Some(owned) = self.owned(name) {
             match &owned.id {
-                Some(id) => {
+                Some(id) => loop {
                     if let Some(instance) = provider.get(id).await? {
                         return Ok((instance, 0));
                     }
-                    // Somebody deleted it: another is ordered.
-                }
+                    // One that was not just ordered was deleted by somebody: another is ordered.
+                    if settled(&owned, SHORT_LAG_MS) {
+                        break;
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                },
                 // Cut off between the order and its answer.
                 None => {
                     if let Some(found) = self.ordered(name, &owned, provider).await? {
@@ -414,7 +424,7 @@ impl Fleet {
                 })?;
                 return Ok(Some(found));
             }
-            if slipway_core::clock::now_ms() - owned.since_ms > LAG_MS {
+            if settled(owned, LAG_MS) {
                 return Ok(None);
             }
             tokio::time::sleep(PAUSE).await;
@@ -429,9 +439,9 @@ impl Fleet {
         until: Instant,
         what: &str,
     ) -> Result<Instance, ClusterError> {
-        let trouble = |message: String| ClusterError::Provider { provider: "?".into(), status: 0, message };
         if Instant::now() > until {
-            return Err(trouble(format!("{} took more than {} s {what}", instance.name, PATIENCE.as_secs())));
+            let reason = format!("it took more than {} s {what}", PATIENCE.as_secs());
+            return Err(ClusterError::Host { host: instance.name.clone(), reason });
         }
         tokio::time::sleep(PAUSE).await;
         // An order that was taken may not be seen at once.
@@ -486,6 +496,15 @@ impl Fleet {
         self.keep(|ledger| drop(ledger.remove(name)))?;
         Ok(1)
     }
+}
+
+fn unknown(provider: &str) -> ClusterError {
+    ClusterError::Provider { provider: provider.into(), status: 0, message: "the file does not have it".into() }
+}
+
+/// Whether lists and questions have had the time to show an order.
+fn settled(owned: &Owned, lag_ms: i64) -> bool {
+    slipway_core::clock::now_ms() - owned.since_ms > lag_ms
 }
 
 fn order(group: &Group) -> Owned {

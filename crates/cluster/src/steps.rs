@@ -205,8 +205,8 @@ fn give_up(machine: &Machine, mut needs: Vec<String>) -> Vec<Step> {
     let mut out = Vec::new();
     let adopted = machine.made.as_ref().map(|m| m.adopted);
     if adopted != Some(false) {
-        let erase = step(&machine.name, "erase", std::mem::take(&mut needs), Action::Erase);
-        needs.push(erase.id.clone());
+        let erase = step(&machine.name, "erase", needs, Action::Erase);
+        needs = vec![erase.id.clone()];
         out.push(erase);
     }
     if adopted.is_some() {
@@ -230,9 +230,16 @@ pub fn leave(machines: &[&Machine]) -> Vec<Step> {
     out
 }
 
-/// All machines at once: nobody is left who would need them.
+/// All machines: nobody is left who would need them. What belongs to the cluster as a whole is taken back on the first, which goes before
+/// the others while the cluster is still one.
 pub fn destroy(machines: &[Machine]) -> Vec<Step> {
-    machines.iter().flat_map(|m| give_up(m, Vec::new())).collect()
+    let first = machines.iter().find(|m| m.is(Role::ControlPlane));
+    let mut out = first.map(|m| give_up(m, Vec::new())).unwrap_or_default();
+    let before: Vec<String> = out.iter().filter(|s| s.action == Action::Erase).map(|s| s.id.clone()).collect();
+    for machine in machines.iter().filter(|m| Some(*m) != first) {
+        out.extend(give_up(machine, before.clone()));
+    }
+    out
 }
 
 /// The steps on these machines only, without what others would have to do for them.
@@ -328,5 +335,7 @@ mod tests {
         assert_eq!(ids(destroy(std::slice::from_ref(&made))), ["gpu1/delete"]);
         made.made = Some(crate::spec::Made { id: "7".into(), adopted: true });
         assert_eq!(ids(destroy(&[made])), ["gpu1/erase", "gpu1/delete"]);
+        let all = destroy(&cluster.spec.machines);
+        assert_eq!((all[0].id.as_str(), needs(&all, "gpu1/erase")), ("cp1/erase", "cp1/erase".into()));
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use slipway_cluster::ClusterError;
 use slipway_cluster::fleet::{self, Fleet};
+use slipway_cluster::lock::Lock;
 use slipway_cluster::spec::{Cluster, Machine};
 use slipway_cluster::state::State;
 use slipway_cluster::transport::{Connections, Host, Program};
@@ -70,6 +71,15 @@ impl Session {
         let made = !self.file.spec.groups.is_empty() || fleet::any(&self.state);
         self.fleet = if made { Some(Arc::new(Fleet::connect(&self.file, &self.state)?)) } else { None };
         Ok(())
+    }
+
+    /// Takes the cluster's lock; what another wrote before is read.
+    fn lock(&self) -> Result<Lock, ClusterError> {
+        let lock = self.state.lock()?;
+        if let Some(fleet) = &self.fleet {
+            fleet.renew();
+        }
+        Ok(lock)
     }
 
     /// With the machines of its groups that are there.

@@ -105,7 +105,7 @@ pub(super) struct Options<'a> {
 }
 
 pub(super) async fn apply(context: &Context, session: &Session, options: &Options<'_>) -> Result<(), Failure> {
-    let lock = session.state.lock()?;
+    let lock = session.lock()?;
     let (layers, hosts) = (options.choice.layers(), &options.choice.machines.hosts);
     if context.global.dry_run || !context.global.yes {
         let plan = ask(session, hosts, &layers).await?;
@@ -183,7 +183,7 @@ pub(super) async fn upgrade(
     workers: usize,
 ) -> Result<(), Failure> {
     let mut session = Session::open(context, &machines.file)?;
-    let lock = session.state.lock()?;
+    let lock = session.lock()?;
     let old = text(&machines.file)?;
     let mut new = None;
     if let Some(channel) = to {
@@ -211,7 +211,7 @@ pub(super) async fn upgrade(
 }
 
 pub(super) async fn stop(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
-    let lock = session.state.lock()?;
+    let lock = session.lock()?;
     let steps = steps::on(steps::stop(&session.cluster()), &chosen(hosts));
     if !confirmed(context, &steps, "Stop these machines, in this order?")? {
         return Ok(());
@@ -222,7 +222,7 @@ pub(super) async fn stop(context: &Context, session: &Session, hosts: &[String])
 }
 
 pub(super) async fn start(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
-    let lock = session.state.lock()?;
+    let lock = session.lock()?;
     let names: Vec<String> =
         session.cluster().spec.machines.into_iter().filter(|m| m.made.is_some()).map(|m| m.name).collect();
     let machines = steps::on(steps::machines(&names), &chosen(hosts));
@@ -241,7 +241,7 @@ pub(super) async fn scale(context: &Context, file: &cli::File, group: &str) -> R
     let (new, cluster) = edit::count(&old, group, count).map_err(wrong)?;
     let mut session = Session::open(context, file)?;
     session.replace(cluster)?;
-    let lock = session.state.lock()?;
+    let lock = session.lock()?;
     let plan = ask(&session, &[], &[]).await?;
     print_plan(context, &plan);
     if context.global.dry_run {
@@ -266,7 +266,7 @@ pub(super) async fn destroy(
     hosts: &[String],
     name: Option<&str>,
 ) -> Result<(), Failure> {
-    let lock = session.state.lock()?;
+    let lock = session.lock()?;
     let cluster = session.cluster();
     let mut machines = cluster.spec.machines.clone();
     machines.extend(session.fleet.as_ref().map(|f| f.leaving()).unwrap_or_default());
@@ -309,7 +309,7 @@ pub(super) async fn destroy(
 }
 
 pub(super) async fn adopt(session: &Session, machine: &str, id: &str) -> Result<(), Failure> {
-    let lock = session.state.lock()?;
+    let lock = session.lock()?;
     let Some(fleet) = &session.fleet else { return Err(wrong("the file has no groups".into())) };
     let instance = fleet.adopt(machine, id).await?;
     drop(lock);
@@ -321,7 +321,7 @@ pub(super) async fn adopt(session: &Session, machine: &str, id: &str) -> Result<
 }
 
 pub(super) async fn roll_back(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
-    let lock = session.state.lock()?;
+    let lock = session.lock()?;
     let hosts = session.hosts(hosts)?;
     if !agreed(&context.global, "Take the last change of these machines back?") {
         return Err(Failure::declined("cluster.spec"));
