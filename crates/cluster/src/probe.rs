@@ -87,9 +87,11 @@ pub fn script(resources: &[Resource], more: u8) -> String {
         match &resource.what {
             What::File { path, .. } | What::Edit { path, .. } => {
                 let path = quote(path);
+                // Few processes: they are most of what a question costs.
                 let _ = writeln!(
                     out,
-                    "if [ -e {path} ]; then stat -Lc '%a %F' {path} | p {id} stat; head -c {} {path} | p {id} content; fi",
+                    "if [ -e {path} ]; then printf '%s\\tstat\\t=%s\\n%s\\tcontent\\t' {id} \"$(stat -Lc '%a %F' {path})\" {id}; \
+                     head -c {} {path} | base64 -w0; echo; fi",
                     MOST_BYTES + 1
                 );
             }

@@ -1,10 +1,11 @@
 //! Machines by the system's OpenSSH, which knows people's configuration, agents, jump hosts and keys.
 //!
-//! One connection a machine serves everything (`ControlMaster`); it is closed when the last user of it is gone.
+//! From the second question on, one connection a machine serves everything (`ControlMaster`); it is closed when the last user of it is gone.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -64,6 +65,7 @@ impl Connections {
             password,
             made: machine.made.as_ref().map(|made| (self.known.clone(), format!("slipway-{}", made.id))),
             control: self.folder.join(socket),
+            spoken: Arc::default(),
         })
     }
 }
@@ -102,6 +104,8 @@ pub struct Host {
     made: Option<(PathBuf, String)>,
     /// The socket of its connection.
     control: PathBuf,
+    /// Whether it was asked before. Most machines are asked once, for which a connection that stays is a waste.
+    spoken: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Host {
@@ -117,9 +121,13 @@ impl Host {
         let mut option = |text: String| out.extend(["-o".to_owned(), text]);
         if batch {
             option("BatchMode=yes".into());
-            option("ControlMaster=auto".into());
-            option("ControlPersist=120".into());
-            option(format!("ControlPath={}", self.control.display()));
+            if self.spoken.swap(true, Ordering::Relaxed) {
+                option("ControlMaster=auto".into());
+                option("ControlPersist=120".into());
+                option(format!("ControlPath={}", self.control.display()));
+            } else {
+                option("ControlPath=none".into());
+            }
             // What is no error is not told.
             option("LogLevel=ERROR".into());
             option("ServerAliveInterval=5".into());
