@@ -30,7 +30,7 @@ def busy():
 
 def timed(command, environment):
     wall, processors = time.perf_counter(), busy()
-    done = subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True)
+    done = subprocess.run([str(c) for c in command], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{command}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return {"wall": time.perf_counter() - wall, "cpu": busy() - processors, "said": done.stdout}

@@ -34,7 +34,7 @@ class Playbook:
         self.installed = self.home / "ansible_collections/slipway/cluster"
 
     def command(self, *words, status=0, folder=None):
-        done = subprocess.run([str(w) for w in words], env=self.environment, capture_output=True, text=True, cwd=folder or self.home, timeout=600)
+        done = subprocess.run([str(w) for w in words], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=folder or self.home, timeout=600)
         assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
