@@ -9,6 +9,7 @@
 #   make test-lab      the node agent and the installation on it
 #   make test-cluster  machines to a cluster, on test hosts with SSH (needs root)
 #   make book          the guide, and its commands
+#   make portable       a binary for any Linux with glibc 2.28 or newer (target/x86_64-unknown-linux-gnu/release)
 #   make bench         side by side with MLflow, MLServer and NVIDIA's tools
 
 .DEFAULT_GOAL := help
@@ -20,7 +21,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/slipway
 PEERS := $(CACHE)/peers
 DEMO := .slipway-demo
 
-.PHONY: help demo test lint conformance ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary tools clean
+.PHONY: help demo test lint conformance ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary portable tools clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -40,6 +41,19 @@ ui: tools web/dist/index.html
 
 binary: ui
 	cargo build --release --locked
+
+# For any Linux with glibc 2.28 or newer, with zig's linker: what is released.
+PORTABLE := target/x86_64-unknown-linux-gnu/release/slipway
+
+$(PEERS)/zig/.ready:
+	@echo "installing zig and cargo-zigbuild into $(PEERS)/zig"
+	python3 -m venv $(PEERS)/zig
+	$(PEERS)/zig/bin/pip install --quiet --disable-pip-version-check ziglang==0.17.1 cargo-zigbuild==0.24.1
+	@touch $@
+
+portable: ui $(PEERS)/zig/.ready
+	PATH=$(PEERS)/zig/bin:$$PATH cargo zigbuild --release --locked -p slipway --target x86_64-unknown-linux-gnu.2.28
+	scripts/glibc.py $(PORTABLE) 2.28
 
 demo: binary
 	$(SLIPWAY) demo --dir $(DEMO) $(if $(KEEP),--keep)

@@ -126,6 +126,8 @@ pub(crate) async fn erase(work: &Work, host: &Host, log: &Log) -> Result<usize, 
     let program = host.push(&work.program).await?;
     let command = format!("exec {program} node converge --rollback --all --folder {FOLDER}");
     host.run(&command, b"", CONVERGE, |line| log.line(line)).await?;
-    host.script("rm -rf /var/lib/slipway/converge /var/lib/slipway/bin /var/lib/slipway/wanted", ASK).await?;
+    let ours = "rm -rf /var/lib/slipway/converge /var/lib/slipway/bin /var/lib/slipway/wanted; \
+                systemctl disable --quiet slipway-converge 2>/dev/null; rm -f /etc/systemd/system/slipway-converge.service";
+    host.script(ours, ASK).await?;
     Ok(1)
 }
