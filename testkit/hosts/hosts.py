@@ -55,7 +55,7 @@ def tools():
     if missing:
         print(f"installing with apt: {' '.join(missing)}", flush=True)
         run("apt-get", "update", "-qq")
-        run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing)
+        run("apt-get", "install", "-y", "-qq", "-o", "DPkg::Lock::Timeout=120", "--no-install-recommends", *missing)
 
 
 def base():
