@@ -59,12 +59,23 @@ fn command(layer: Layer, name: &str, check: &str, run: &str, missing: &str) -> R
     Resource::new(layer, name, What::Command { check, run, undo: None, missing })
 }
 
+/// Where a setting is below `/proc/sys`; `net.ipv4.conf.eth0/1.forwarding` is of the interface `eth0.1` (sysctl.d(5)).
+fn in_proc(key: &str) -> String {
+    let slashes = key.find(['.', '/']).is_some_and(|at| key[at..].starts_with('/'));
+    let turned = |c: char| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    if slashes { key.to_owned() } else { key.chars().map(turned).collect() }
+}
+
 /// Settings of the kernel: a file for the next start, and now.
 fn sysctl<'a>(layer: Layer, settings: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> [Resource; 2] {
     const PATH: &str = "/etc/sysctl.d/90-slipway.conf";
     let text = settings.clone().map(|(k, v)| format!("{k} = {v}\n")).collect::<String>();
     // The kernel writes several numbers with tabs between them.
-    let one = |(k, v): (&str, &str)| format!("[ \"$(sysctl -n {} | tr '\\t' ' ')\" = {} ]", quote(k), quote(v));
+    let one = |(k, v): (&str, &str)| format!("[ \"$(tr '\\t' ' ' </proc/sys/{})\" = {} ]", in_proc(k), quote(v));
     let check = settings.map(one).collect::<Vec<_>>().join(" && ");
     let check = if check.is_empty() { "true".into() } else { check };
     [
@@ -77,6 +88,13 @@ fn sysctl<'a>(layer: Layer, settings: impl Iterator<Item = (&'a str, &'a str)> +
 mod tests {
     use super::*;
     use crate::spec::tests::FILE;
+
+    #[test]
+    fn settings_are_found_where_the_kernel_has_them() {
+        assert_eq!(in_proc("vm.swappiness"), "vm/swappiness");
+        assert_eq!(in_proc("net.ipv4.conf.eth0/1.forwarding"), "net/ipv4/conf/eth0.1/forwarding");
+        assert_eq!(in_proc("net/ipv4/conf/eth0.1/forwarding"), "net/ipv4/conf/eth0.1/forwarding");
+    }
 
     #[test]
     fn every_machine_has_valid_resources_of_its_roles() {
