@@ -47,9 +47,8 @@ impl<'a> Control<'a> {
     /// # Errors
     /// Why the last did not answer.
     pub(crate) async fn of(work: &'a Work, not: &str) -> Result<Self, ClusterError> {
-        let planes = || work.hosts.values().filter(|(m, _)| m.is(Role::ControlPlane));
         let first = work.cluster.first().map(|m| m.name.clone()).unwrap_or_default();
-        let mut all: Vec<_> = planes().collect();
+        let mut all: Vec<_> = work.hosts.values().filter(|(m, _)| m.is(Role::ControlPlane)).collect();
         all.sort_by_key(|(m, _)| (m.name == not, m.name != first));
         let mut last = None;
         for (machine, host) in all {

@@ -46,3 +46,9 @@ pub mod steps;
 pub mod transport;
 
 pub use error::ClusterError;
+
+/// Sixteen digits that are others for any other bytes.
+fn digest(bytes: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    digest.as_ref().iter().take(8).map(|b| format!("{b:02x}")).collect()
+}

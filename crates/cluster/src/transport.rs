@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
-use crate::ClusterError;
 use crate::probe::quote;
 use crate::spec::{Cluster, Machine, Ssh, home};
+use crate::{ClusterError, digest};
 
 /// Seconds until a machine counts as unreachable.
 const CONNECT_SECONDS: u64 = 10;
@@ -55,9 +55,9 @@ impl Connections {
         let ssh = cluster.ssh(machine);
         let password = ssh.sudo_password.as_ref().map(crate::spec::SecretSource::read).transpose()?;
         // Another address is another connection.
-        let digest =
-            ring::digest::digest(&ring::digest::SHA256, format!("{} {}", machine.name, machine.address).as_bytes());
-        let socket: String = digest.as_ref().iter().take(6).map(|b| format!("{b:02x}")).collect();
+        let mut socket = digest(format!("{} {}", machine.name, machine.address).as_bytes());
+        // A socket's path may have a hundred characters, and OpenSSH adds to it.
+        socket.truncate(12);
         Ok(Host {
             name: machine.name.clone(),
             address: machine.address.clone(),
@@ -309,9 +309,8 @@ impl Program {
             return Ok(read);
         }
         let bytes = std::fs::read(&self.file).map_err(ClusterError::io(self.file.display().to_string()))?;
-        let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
-        let name: String = digest.as_ref().iter().take(8).map(|b| format!("{b:02x}")).collect();
-        let read = Read { bytes, path: format!("/var/lib/slipway/bin/slipway-{name}") };
+        let path = format!("/var/lib/slipway/bin/slipway-{}", digest(&bytes));
+        let read = Read { bytes, path };
         Ok(self.read.get_or_init(|| read))
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{command, file};
 use crate::ClusterError;
+use crate::digest;
 use crate::probe::quote;
 use crate::resource::{Layer, Resource, Text, What};
 use crate::spec::workloads::{DevicePlugin, Share, Sharing, StorageClass};
@@ -45,19 +46,13 @@ const NVIDIA: Chart = Chart {
     namespace: "nvidia-device-plugin",
 };
 
-/// Sixteen digits that are others for any other text.
-fn digest(text: &str) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-    digest.as_ref().iter().take(8).map(|b| format!("{b:02x}")).collect()
-}
-
 impl Chart {
     /// Its values, and the release, which says of itself which values it was made with.
     fn resources(&self, layer: Layer, values: &Value) -> [Resource; 2] {
         let Self { name, repository, version, namespace } = self;
         let text = serde_json::to_string_pretty(values).unwrap_or_default() + "\n";
         let path = format!("{FOLDER}/{name}.json");
-        let mark = format!("slipway {version} {}", digest(&text));
+        let mark = format!("slipway {version} {}", digest(text.as_bytes()));
         let check = format!(
             "microk8s helm3 status {name} -n {namespace} -o json | tr -d '\\n' | grep -q '\"description\": *\"{mark}\".*\"status\": *\"deployed\"'"
         );
@@ -255,7 +250,7 @@ fn platform(cluster: &Cluster) -> Vec<Resource> {
     let (layer, path) = (Layer::Platform, format!("{FOLDER}/platform.json"));
     let text = serde_json::to_string_pretty(&values(cluster)).unwrap_or_default() + "\n";
     let (namespace, image) = (quote(&platform.namespace), quote(&platform.image));
-    let mark = digest(&format!("{}{text}", platform.image));
+    let mark = digest(format!("{}{text}", platform.image).as_bytes());
     let kind = if platform.server { "deployment/slipway" } else { "daemonset/slipway-node" };
     let check = format!(
         "[ \"$(microk8s kubectl get namespace {namespace} -o jsonpath='{{.metadata.annotations.slipway\\.dev/wanted}}')\" = {mark} ] && \

@@ -165,7 +165,7 @@ async fn applied(context: &Context, session: &Session, options: &Options<'_>) ->
 /// Puts another text into the file, which is still the one that was read.
 fn put(file: &cli::File, old: &str, new: &str) -> Result<(), Failure> {
     let io = |source| ClusterError::Io { what: file.file.display().to_string(), source };
-    if std::fs::read_to_string(&file.file).map_err(io)? != old {
+    if text(file)? != old {
         return Err(wrong(format!("{} was changed meanwhile", file.file.display())));
     }
     Ok(slipway_core::files::replace(&file.file, new.as_bytes()).map_err(io)?)
