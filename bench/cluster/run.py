@@ -4,8 +4,8 @@
     bench/cluster/run.py --slipway target/release/slipway --ansible VENV/bin/ansible-playbook [--hosts 1 3 10 30]
 
 Test hosts with a real sshd, systemd and apt; snaps are stand-ins. Ansible has pipelining, and as many forks as hosts. Each has fresh hosts,
-with apt's lists fetched and jq's package cached. Processor time is the whole machine's, controller and hosts, so nothing else should run.
-Needs root.
+with apt's lists fetched and jq's package cached. Both keep connections for a minute, as they do by default. Processor time is the whole
+machine's, controller and hosts, so nothing else should run. Needs root.
 """
 
 import argparse
@@ -34,7 +34,6 @@ def timed(command, environment):
     if done.returncode:
         raise SystemExit(f"{command}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return {"wall": time.perf_counter() - wall, "cpu": busy() - processors, "said": done.stdout}
-
 
 
 def prepared(names):
@@ -77,7 +76,10 @@ def slipway(binary, names):
             apply = [*base, "apply", "--yes", "-q", "-o", "json", *only]
             first, again = timed(apply, environment), timed(apply, environment)
             assert {s["outcome"] for s in json.loads(again["said"])["steps"]} == {"unchanged"}, again["said"]
-            return first, again, timed([*base, "plan", *only], environment)
+            plan = timed([*base, "plan", *only], environment)
+            # With no connection left from before.
+            (fresh := pathlib.Path(folder, "fresh")).mkdir()
+            return first, again, plan, timed([*base, "plan", *only], {**environment, "TMPDIR": str(fresh)})
     finally:
         hosts.__exit__()
 
@@ -92,10 +94,11 @@ def main():
     for count in arguments.hosts:
         names = [f"h{n}" for n in range(count)]
         theirs = ansible(arguments.ansible, names)
-        *ours, plan = slipway(os.path.abspath(arguments.slipway), names)
+        *ours, plan, cold = slipway(os.path.abspath(arguments.slipway), names)
         for what, a, b in zip(("first run", "no-op"), theirs, ours):
             print(f"{count} | {what} | {a['wall']:.1f} ({a['cpu']:.1f}) | {b['wall']:.2f} ({b['cpu']:.2f}) | {a['wall'] / b['wall']:.1f}x | {a['cpu'] / b['cpu']:.1f}x", flush=True)
-        print(f"{count} | plan | | {plan['wall']:.2f} ({plan['cpu']:.2f}) | |", flush=True)
+        for what, run in (("plan", plan), ("plan, new connections", cold)):
+            print(f"{count} | {what} | | {run['wall']:.2f} ({run['cpu']:.2f}) | |", flush=True)
 
 
 if __name__ == "__main__":

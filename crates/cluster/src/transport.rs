@@ -1,11 +1,11 @@
 //! Machines by the system's OpenSSH, which knows people's configuration, agents, jump hosts and keys.
 //!
-//! From the second question on, one connection a machine serves everything (`ControlMaster`); it is closed when the last user of it is gone.
+//! One connection a machine serves everything (`ControlMaster`), also what is asked by the next command within a minute: keys are
+//! exchanged and a session of the system is begun once for `plan`, `apply` and `status` after each other.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -20,7 +20,12 @@ const CONNECT_SECONDS: u64 = 10;
 /// So much of what a command says of errors is kept.
 const MOST_ERROR_BYTES: u64 = 16 << 10;
 
-/// The folder of connections; they end with it.
+/// Seconds for which a connection stays after its last use; Ansible's default, too.
+const PERSIST_SECONDS: u64 = 60;
+/// In larger fleets connections are not kept: each is a process here.
+const MOST_KEPT: usize = 256;
+
+/// Where connections are.
 #[derive(Debug)]
 pub struct Connections {
     folder: PathBuf,
@@ -29,21 +34,18 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// A folder with a short path: that of a socket may have a hundred characters. The file of keys is for machines that were made for us.
+    /// This user's connections. The file of keys is for machines that were made for us.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When their folder cannot be made, or is somebody else's.
     pub fn new(known: PathBuf) -> Result<Self, ClusterError> {
-        use std::os::unix::fs::DirBuilderExt;
-        // With the name of a socket and what OpenSSH adds to it, it has to stay below that.
+        // With the name of a socket and what OpenSSH adds to it, a path has to stay below a hundred characters.
         const MOST: usize = 60;
+        let user = rustix::process::getuid().as_raw();
         let temporary = std::env::temp_dir();
         let parent = if temporary.as_os_str().len() > MOST { Path::new("/tmp") } else { &temporary };
-        let folder = parent.join(format!("slipway-{}", &slipway_core::ids::hex32()[..8]));
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&folder)
-            .map_err(ClusterError::io(folder.display().to_string()))?;
+        let folder = parent.join(format!("slipway-{user}"));
+        private(&folder, user).map_err(ClusterError::io(folder.display().to_string()))?;
         Ok(Self { folder, known })
     }
 
@@ -54,42 +56,33 @@ impl Connections {
     pub fn host(&self, cluster: &Cluster, machine: &Machine) -> Result<Host, ClusterError> {
         let ssh = cluster.ssh(machine);
         let password = ssh.sudo_password.as_ref().map(crate::spec::SecretSource::read).transpose()?;
-        // Another address is another connection.
-        let mut socket = digest(format!("{} {}", machine.name, machine.address).as_bytes());
-        // A socket's path may have a hundred characters, and OpenSSH adds to it.
-        socket.truncate(12);
+        let kept = cluster.spec.machines.len() <= MOST_KEPT;
         Ok(Host {
             name: machine.name.clone(),
             address: machine.address.clone(),
             ssh,
             password,
             made: machine.made.as_ref().map(|made| (self.known.clone(), format!("slipway-{}", made.id))),
-            control: self.folder.join(socket),
-            spoken: Arc::default(),
+            sockets: kept.then(|| self.folder.clone()),
         })
     }
 }
 
-impl Drop for Connections {
-    fn drop(&mut self) {
-        self.close();
+/// Makes a folder that nobody else can look into, or finds it so. Others can write next to it, and could have been first.
+fn private(folder: &Path, user: u32) -> std::io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    match std::fs::DirBuilder::new().mode(0o700).create(folder) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+        made => return made,
     }
-}
-
-impl Connections {
-    /// Ends all connections. There may be others afterwards only through another folder.
-    pub fn close(&self) {
-        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            let control = format!("ControlPath={}", entry.path().display());
-            drop(
-                std::process::Command::new("ssh")
-                    .args(["-q", "-O", "exit", "-o", &control, "-"])
-                    .stderr(Stdio::null())
-                    .status(),
-            );
-        }
-        drop(std::fs::remove_dir_all(&self.folder));
+    let there = std::fs::symlink_metadata(folder)?;
+    if there.is_dir() && there.uid() == user && there.mode() & 0o077 == 0 {
+        return Ok(());
     }
+    Err(std::io::Error::new(
+        std::io::ErrorKind::PermissionDenied,
+        "it is there, and not this user's alone; remove it, or set TMPDIR",
+    ))
 }
 
 /// A machine that can be spoken to.
@@ -102,10 +95,8 @@ pub struct Host {
     password: Option<String>,
     /// Where the key of a machine that was made for us is, and under which name.
     made: Option<(PathBuf, String)>,
-    /// The socket of its connection.
-    control: PathBuf,
-    /// Whether it was asked before. Most machines are asked once, for which a connection that stays is a waste.
-    spoken: Arc<AtomicBool>,
+    /// Where the sockets of connections are that stay for a while.
+    sockets: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for Host {
@@ -115,25 +106,37 @@ impl std::fmt::Debug for Host {
 }
 
 impl Host {
-    /// What OpenSSH is told to reach it, its address last.
+    /// What OpenSSH is told to reach it, its address last. A person is at the other end unless it is a `batch`.
     pub fn arguments(&self, batch: bool) -> Vec<String> {
+        let target = self.target();
         let mut out = Vec::new();
         let mut option = |text: String| out.extend(["-o".to_owned(), text]);
+        match &self.sockets {
+            Some(folder) => {
+                // Another way to a machine is another connection.
+                let way = digest(target.join("\n").as_bytes());
+                option(format!("ControlPath={}", folder.join(way).display()));
+                option(format!("ControlMaster={}", if batch { "auto" } else { "no" }));
+                option(format!("ControlPersist={PERSIST_SECONDS}"));
+            }
+            None => option("ControlPath=none".into()),
+        }
         if batch {
             option("BatchMode=yes".into());
-            if self.spoken.swap(true, Ordering::Relaxed) {
-                option("ControlMaster=auto".into());
-                option("ControlPersist=120".into());
-                option(format!("ControlPath={}", self.control.display()));
-            } else {
-                option("ControlPath=none".into());
-            }
             // What is no error is not told.
             option("LogLevel=ERROR".into());
             option("ServerAliveInterval=5".into());
             option("ServerAliveCountMax=4".into());
         }
         option(format!("ConnectTimeout={CONNECT_SECONDS}"));
+        out.extend(target);
+        out
+    }
+
+    /// Which machine, as whom, and how it proves itself.
+    fn target(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut option = |text: String| out.extend(["-o".to_owned(), text]);
         if let Some((file, name)) = &self.made {
             option(format!("UserKnownHostsFile={}", file.display()));
             option(format!("HostKeyAlias={name}"));
@@ -312,5 +315,30 @@ impl Program {
         let path = format!("/var/lib/slipway/bin/slipway-{}", digest(&bytes));
         let read = Read { bytes, path };
         Ok(self.read.get_or_init(|| read))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn connections_lie_where_nobody_else_can_look() {
+        let user = rustix::process::getuid().as_raw();
+        let parent = std::env::temp_dir().join(slipway_core::ids::hex32());
+        std::fs::create_dir(&parent).unwrap();
+        let folder = parent.join("mine");
+        private(&folder, user).unwrap();
+        private(&folder, user).unwrap();
+        assert!(private(&folder, user + 1).is_err());
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o750)).unwrap();
+        assert!(private(&folder, user).unwrap_err().to_string().contains("not this user's alone"));
+        let link = parent.join("link");
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(private(&link, user).is_err());
+        std::fs::remove_dir_all(&parent).unwrap();
     }
 }

@@ -52,7 +52,6 @@ pub(super) fn ssh(session: &Session, machine: &str, command: &[String]) -> Resul
         ssh.arg("-t");
     }
     ssh.args(host.arguments(false)).args(command);
-    session.connections.close();
     Err(ClusterError::Io { what: "ssh".into(), source: ssh.exec() }.into())
 }
 
