@@ -86,8 +86,8 @@ spec:
         text = self.run(*words, "--yes", "-o", "json", status=status, **environment)
         return {s["step"]: s for s in json.loads(text)["steps"]} if text.strip() else {}
 
-    def plan(self, *words, status):
-        return {m["name"]: m for m in json.loads(self.run("plan", "-o", "json", *words, status=status))["machines"]}
+    def plan(self, *words, status, **environment):
+        return {m["name"]: m for m in json.loads(self.run("plan", "-o", "json", *words, status=status, **environment))["machines"]}
 
     def members(self):
         state = json.loads((self.hosts.shared / "cluster.json").read_text())

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import subprocess
 import time
@@ -161,7 +162,7 @@ def what_goes_wrong_is_told_and_mended_by_the_next_apply(binary):
         converged(bench)
 
         # A machine with another key than before is somebody else's. A connection to the one before would have ended with it.
-        bench.hosts["gpu1"].ssh("rm /etc/ssh/ssh_host_*; ssh-keygen -A; systemctl restart ssh; pkill -f '^sshd: '", check=False)
+        bench.hosts["gpu1"].ssh("rm /etc/ssh/ssh_host_*; ssh-keygen -A; systemctl restart ssh; pkill -f '^sshd: .*@'", check=False)
         assert bench.plan(status=5)["gpu1"]["unreachable"]["code"] == "cluster.host_key"
 
 
@@ -188,6 +189,57 @@ def root_by_sudo_with_a_password_that_nobody_sees(binary):
         assert "password is required" in bench.said, bench.said
         host.ssh("echo 'ops ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ops")
         assert outcomes(bench.apply()) == {"unchanged"}
+
+
+OWN = """  system:
+    packages: [jq, tree]
+    repositories: [{name: updates, uri: 'http://deb.debian.org/debian', suites: [bookworm-updates], components: [main], key: {file: %s}}]
+    modules: [tcp_cubic]
+    users: [{name: ada, groups: [microk8s, adm], authorizedKeys: ['%s']}]
+    mounts: [{what: scratch, where: /srv/model-data, type: tmpfs, options: [size=1m], roles: [gpu]}]
+    files:
+      - {path: /etc/motd, template: "{{machine}} of {{cluster}}\\n"}
+      - {path: /etc/registry-token, secret: {env: REGISTRY_TOKEN}}
+      - {path: /etc/agent.yaml, yaml: {server.port: 8080, server.tags: [a, b]}, then: "cat /etc/agent.yaml >>/etc/agent.seen"}
+      - {path: /etc/agent.toml, toml: {'plugins."a.b".on': true}}
+      - {path: /etc/login.defs, lines: [{line: UMASK 027, begins: UMASK}], block: "# ours"}
+"""
+
+
+@test
+def what_people_want_of_their_machines_themselves(binary):
+    with Bench(binary, {"cp1": "control-plane", "gpu1": "worker, gpu"}) as bench:
+        host, key = bench.hosts["gpu1"], pathlib.Path(f"{bench.hosts.key}.pub").read_text().strip()
+        host.write("/etc/agent.yaml", "# the agent\nserver:\n  port: 80 # changed by many\n")
+        system = re.compile("^  system: .*\n", re.M)
+        ring = host.root / "etc/apt/trusted.gpg.d/debian-archive-bookworm-automatic.asc"
+        bench.file.write_text(system.sub(lambda _: OWN % (ring, key), bench.file.read_text()))
+        secret = {"REGISTRY_TOKEN": PASSWORD}
+        bench.apply("--only", "system,host-tools", **secret)
+        assert outcomes(bench.apply("--only", "system,host-tools", **secret)) == {"unchanged"}
+        assert host.read("/etc/motd") == "gpu1 of lab\n" and host.read("/etc/registry-token") == PASSWORD + "\n"
+        assert host.read("/etc/agent.yaml") == "# the agent\nserver:\n  port: 8080 # changed by many\n  tags: [\"a\",\"b\"]\n" == host.read("/etc/agent.seen")
+        assert host.read("/etc/agent.toml") == '[plugins."a.b"]\non = true\n' and "\nUMASK 027\n" in host.read("/etc/login.defs")
+        assert "microk8s" in host.ssh("id -Gn ada").stdout and host.ssh("findmnt -no SOURCE,FSTYPE,SIZE /srv/model-data").stdout.split() == ["scratch", "tmpfs", "1M"]
+        assert "bookworm-updates" in host.ssh("apt-cache policy").stdout and not bench.hosts["cp1"].ssh("findmnt /srv/model-data", check=False).stdout
+        # She logs in with her key.
+        login = subprocess.run(["ssh", "-F", "none", "-i", bench.hosts.key, "-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes", f"ada@{host.address}", "id -un"],
+                               capture_output=True, text=True)
+        assert login.stdout == "ada\n", login
+        # A file system of another size is mounted anew; a value changed by hand is seen, and what stands around it stays.
+        bench.file.write_text(bench.file.read_text().replace("size=1m", "size=2m"))
+        host.ssh("sed -i 's/8080 #/9090 # mine,/' /etc/agent.yaml")
+        changes = {c["resource"]: c for c in bench.plan("--only", "system,host-tools", status=3, **secret)["gpu1"]["changes"]}
+        assert set(changes) == {"system/mount.srv.model-data-unit", "system/file.etc.agent.yaml"} and "+  port: 8080 # mine, changed" in str(changes), changes
+        bench.apply("--only", "system,host-tools", **secret)
+        assert host.ssh("findmnt -no SIZE /srv/model-data").stdout.strip() == "2M"
+        seen = subprocess.run(["grep", "-rlF", PASSWORD, bench.folder, host.folder / "upper"], capture_output=True, text=True).stdout
+        assert seen.split() == [str(host.folder / "upper/etc/registry-token")], seen
+        # All of it is taken back, the hand's change with what stands around it.
+        for port in ("9090", "80"):
+            bench.run("rollback", "--yes", "--hosts", "gpu1", **secret)
+            assert f"port: {port} #" in host.read("/etc/agent.yaml")
+        assert not host.ssh("getent passwd ada; findmnt /srv/model-data; ls /etc/agent.toml /etc/apt/sources.list.d/updates.sources", check=False).stdout
 
 
 @test

@@ -492,7 +492,7 @@ fn act(resource: &Resource, facts: &Facts, node: &mut Node<'_>) -> Result<(), St
             kinds::snap::apply(facts, (name, channel, *classic, *hold), node)
         }
         What::File { path, content, mode } => node.write(Path::new(path), content.text.as_bytes(), mode),
-        What::Edit { path, edit } => kinds::edit::apply(facts, id, path, edit, node),
+        What::Edit { path, edits } => kinds::edit::apply(facts, id, path, edits, node),
         What::Service { name } => kinds::service::apply(name, node),
         What::Command { .. } if facts.succeeded(id) => Ok(()),
         What::Command { run, .. } => node.shell(run),

@@ -1,7 +1,7 @@
 //! What can be wanted of a machine.
 //!
-//! There are few kinds on purpose: a user, a kernel module, a mount or a repository is a file and a command that knows whether it is
-//! needed (see the constructors in [`crate::layers`]).
+//! There are few kinds on purpose: a repository is two files, a mount is a file and a service, a user or a kernel module is a command
+//! that knows whether it is needed (see the constructors in [`crate::layers`]).
 
 use std::collections::BTreeSet;
 
@@ -116,8 +116,8 @@ pub enum What {
     Edit {
         /// Where.
         path: String,
-        /// Which part.
-        edit: Edit,
+        /// Which parts, one after the other.
+        edits: Vec<Edit>,
     },
     /// A unit of systemd that is enabled and runs.
     Service {
@@ -181,6 +181,13 @@ pub enum Edit {
         path: Vec<String>,
         /// The value, as TOML writes it.
         value: String,
+    },
+    /// A value in a file of one document of YAML; comments and order stay.
+    Yaml {
+        /// Names of mappings and the key.
+        path: Vec<String>,
+        /// The value.
+        value: serde_json::Value,
     },
 }
 
@@ -255,7 +262,7 @@ impl Resource {
             What::Package { name, version, hold } => kinds::apt::check(facts, name, version.as_deref(), *hold),
             What::Snap { name, channel, hold, .. } => kinds::snap::check(facts, name, channel, *hold),
             What::File { path, content, mode } => kinds::file::check(facts, &self.id, path, content, mode),
-            What::Edit { path, edit } => kinds::edit::check(facts, &self.id, path, edit),
+            What::Edit { path, edits } => kinds::edit::check(facts, &self.id, path, edits),
             What::Service { name } => kinds::service::check(facts, name),
             What::Command { missing, .. } => {
                 if facts.succeeded(&self.id) {

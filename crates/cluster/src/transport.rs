@@ -22,6 +22,8 @@ const MOST_ERROR_BYTES: u64 = 16 << 10;
 
 /// Seconds for which a connection stays after its last use; Ansible's default, too.
 const PERSIST_SECONDS: u64 = 60;
+/// What is told of a connection that ended without a word of OpenSSH's.
+const ENDED: &str = "the connection was closed";
 /// In larger fleets connections are not kept: each is a process here.
 const MOST_KEPT: usize = 256;
 
@@ -108,14 +110,11 @@ impl std::fmt::Debug for Host {
 impl Host {
     /// What OpenSSH is told to reach it, its address last. A person is at the other end unless it is a `batch`.
     pub fn arguments(&self, batch: bool) -> Vec<String> {
-        let target = self.target();
         let mut out = Vec::new();
         let mut option = |text: String| out.extend(["-o".to_owned(), text]);
-        match &self.sockets {
-            Some(folder) => {
-                // Another way to a machine is another connection.
-                let way = digest(target.join("\n").as_bytes());
-                option(format!("ControlPath={}", folder.join(way).display()));
+        match self.socket() {
+            Some(socket) => {
+                option(format!("ControlPath={}", socket.display()));
                 option(format!("ControlMaster={}", if batch { "auto" } else { "no" }));
                 option(format!("ControlPersist={PERSIST_SECONDS}"));
             }
@@ -129,8 +128,13 @@ impl Host {
             option("ServerAliveCountMax=4".into());
         }
         option(format!("ConnectTimeout={CONNECT_SECONDS}"));
-        out.extend(target);
+        out.extend(self.target());
         out
+    }
+
+    /// Where its connection is; another way to a machine is another connection.
+    fn socket(&self) -> Option<PathBuf> {
+        Some(self.sockets.as_ref()?.join(digest(self.target().join("\n").as_bytes())))
     }
 
     /// Which machine, as whom, and how it proves itself.
@@ -169,6 +173,30 @@ impl Host {
         input: &[u8],
         limit: Duration,
         mut line: impl FnMut(&str),
+    ) -> Result<(), ClusterError> {
+        let mut spoke = false;
+        let mut told = |text: &str| {
+            spoke = true;
+            line(text);
+        };
+        match self.run_once(command, input, limit, &mut told).await {
+            // OpenSSH says why it cannot connect. It says nothing when a connection was there and ended: the next is a new one.
+            Err(ClusterError::Unreachable { reason, .. }) if !spoke && reason == ENDED => {
+                if let Some(socket) = self.socket() {
+                    drop(std::fs::remove_file(socket));
+                }
+                self.run_once(command, input, limit, &mut line).await
+            }
+            done => done,
+        }
+    }
+
+    async fn run_once(
+        &self,
+        command: &str,
+        input: &[u8],
+        limit: Duration,
+        line: &mut impl FnMut(&str),
     ) -> Result<(), ClusterError> {
         let command = quote(command);
         let remote = if self.password.is_some() {
@@ -234,7 +262,11 @@ impl Host {
 
     fn failure(&self, status: Option<i32>, errors: String) -> ClusterError {
         let host = self.name.clone();
-        let reason = if errors.is_empty() { format!("exit status {}", status.unwrap_or(-1)) } else { errors };
+        let reason = match status {
+            _ if !errors.is_empty() => errors,
+            Some(255) => ENDED.into(),
+            status => format!("exit status {}", status.unwrap_or(-1)),
+        };
         if reason.contains("HOST IDENTIFICATION HAS CHANGED") || reason.contains("Host key verification failed") {
             let last = reason.lines().last().unwrap_or_default().to_owned();
             return ClusterError::HostKey { host, reason: last };

@@ -8,11 +8,16 @@ use crate::converge::Node;
 use crate::probe::Facts;
 use crate::resource::{Change, Edit};
 
-/// The text with the part as wanted; the same text when it is already so.
+/// The text with all parts as wanted; the same text when it is already so.
+fn edited(text: &str, edits: &[Edit]) -> Result<String, String> {
+    edits.iter().try_fold(text.to_owned(), |text, edit| edited_once(&text, edit))
+}
+
+/// The text with the part as wanted.
 ///
 /// # Errors
 /// When the file is not of the form that the edit needs.
-fn edited(text: &str, edit: &Edit) -> Result<String, String> {
+fn edited_once(text: &str, edit: &Edit) -> Result<String, String> {
     match edit {
         Edit::Block { name, text: wanted } => {
             let (begin, end) = (format!("# BEGIN {name}"), format!("# END {name}"));
@@ -66,13 +71,51 @@ fn edited(text: &str, edit: &Edit) -> Result<String, String> {
             }
             Ok(document.to_string())
         }
+        Edit::Yaml { path, value } => yaml(text, path, value),
     }
 }
 
-pub(crate) fn check(facts: &Facts, id: &str, path: &str, edit: &Edit) -> Vec<Change> {
+/// The text with a value in its place; where it is already this value, however it is written, the text stays.
+fn yaml(text: &str, path: &[String], value: &serde_json::Value) -> Result<String, String> {
+    let found = |text: &str| -> Result<Option<serde_json::Value>, String> {
+        let all: serde_json::Value = serde_saphyr::from_str(text).map_err(|e| format!("no YAML: {e}"))?;
+        Ok(path.iter().try_fold(&all, |at, name| at.get(name)).cloned())
+    };
+    // A file of nothing but comments is one that nobody has begun to write.
+    let empty = text.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#'));
+    if !empty && found(text)?.as_ref() == Some(value) {
+        return Ok(text.to_owned());
+    }
+    use yaml_edit::path::YamlPath;
+    let file: yaml_edit::YamlFile = text.parse().map_err(|e| format!("no YAML: {e}"))?;
+    // The library reads dots, brackets and backslashes in a path, but for those after a backslash.
+    let escaped = |name: &String| ["\\", ".", "["].iter().fold(name.clone(), |n, c| n.replace(c, &format!("\\{c}")));
+    let place = path.iter().map(escaped).collect::<Vec<_>>().join(".");
+    // JSON is YAML.
+    let value_text: yaml_edit::Document = value.to_string().parse().map_err(|e| format!("{value}: {e}"))?;
+    let document = file.ensure_document();
+    let set = if let Some(mapping) = value_text.as_mapping() {
+        document.try_set_path(&place, mapping)
+    } else if let Some(sequence) = value_text.as_sequence() {
+        document.try_set_path(&place, sequence)
+    } else if let Some(scalar) = value_text.as_scalar() {
+        document.try_set_path(&place, scalar)
+    } else {
+        return Err(format!("{value} is no value"));
+    };
+    set.map_err(|e| format!("{}: {e}", path.join(".")))?;
+    let new = file.to_string();
+    // What was written is read again, so that nothing else became of it.
+    if found(&new)?.as_ref() != Some(value) {
+        return Err(format!("{} cannot be changed in its place", path.join(".")));
+    }
+    Ok(new)
+}
+
+pub(crate) fn check(facts: &Facts, id: &str, path: &str, edits: &[Edit]) -> Vec<Change> {
     let now = found(facts, id);
     let text = now.as_ref().map_or("", |(_, text)| text.as_str());
-    match edited(text, edit) {
+    match edited(text, edits) {
         Ok(wanted) if wanted == text && now.is_some() => Vec::new(),
         Ok(wanted) if now.is_some() => vec![Change::alter(format!("file {path}\n{}", diff(text, &wanted)))],
         Ok(wanted) => vec![Change::add(format!("file {path}\n{}", diff("", &wanted)))],
@@ -80,16 +123,16 @@ pub(crate) fn check(facts: &Facts, id: &str, path: &str, edit: &Edit) -> Vec<Cha
     }
 }
 
-pub(crate) fn apply(facts: &Facts, id: &str, path: &str, edit: &Edit, node: &mut Node<'_>) -> Result<(), String> {
+pub(crate) fn apply(facts: &Facts, id: &str, path: &str, edits: &[Edit], node: &mut Node<'_>) -> Result<(), String> {
     let now = found(facts, id);
     let (mode, text) = now.unwrap_or_else(|| ("644".into(), String::new()));
-    let wanted = edited(&text, edit).map_err(|why| format!("{path} cannot be edited: {why}"))?;
+    let wanted = edited(&text, edits).map_err(|why| format!("{path} cannot be edited: {why}"))?;
     node.write(Path::new(path), wanted.as_bytes(), &mode)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{edited_once as edited, *};
 
     #[test]
     fn a_block_is_put_in_and_found_again() {
@@ -120,5 +163,23 @@ mod tests {
         assert_eq!(edited(&once, &edit).unwrap(), once);
         assert_eq!(edited("", &edit).unwrap(), format!("[plugins.\"{cri}\"]\nenable_cdi = true\n"));
         assert!(edited("= 1", &edit).unwrap_err().contains("no TOML"));
+    }
+
+    #[test]
+    fn a_value_of_yaml_is_set_and_comments_stay() {
+        let edit = |path: &[&str], value: serde_json::Value| Edit::Yaml {
+            path: path.iter().map(|p| (*p).to_owned()).collect(),
+            value,
+        };
+        let text = "# top\na:\n  b: 1 # one\n  c: [x, y]\nd: 'yes'\n";
+        let set = |text: &str, path: &[&str], value: serde_json::Value| edited(text, &edit(path, value));
+        assert_eq!(set(text, &["a", "b"], 2.into()).unwrap(), text.replace("b: 1", "b: 2"));
+        assert_eq!(set(text, &["d"], "yes".into()).unwrap(), text);
+        let once = set(text, &["a", "x.y[0]", "z"], serde_json::json!({"k": [1, "two", null, true]})).unwrap();
+        assert!(once.starts_with("# top\na:\n  b: 1 # one\n") && once.contains("x.y[0]"), "{once}");
+        assert_eq!(set(&once, &["a", "x.y[0]", "z"], serde_json::json!({"k": [1, "two", null, true]})).unwrap(), once);
+        assert_eq!(set("# none yet\n", &["a"], "true".into()).unwrap(), "# none yet\na: \"true\"\n");
+        assert!(set("- 1\n", &["a"], 1.into()).is_err() && set("a: [\n", &["a"], 1.into()).is_err());
+        assert!(set(text, &["d", "x"], 1.into()).is_err() && set("a: 1\n---\nb: 1\n", &["a"], 2.into()).is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 mod gpu;
 mod kubernetes;
+mod own;
 mod system;
 mod workloads;
 
@@ -16,7 +17,7 @@ use crate::spec::{Cluster, Machine, Role};
 /// # Errors
 /// [`ClusterError::Secret`] when a secret that belongs to it cannot be read.
 pub fn wanted(cluster: &Cluster, machine: &Machine) -> Result<Wanted, ClusterError> {
-    let mut resources = system::resources(cluster, machine);
+    let mut resources = system::resources(cluster, machine)?;
     resources.extend(kubernetes::resources(cluster));
     if machine.is(Role::Gpu) {
         resources.extend(gpu::resources(cluster));
@@ -41,8 +42,21 @@ pub const BEFORE_JOINING: [Layer; 4] = [Layer::System, Layer::HostTools, Layer::
 /// Layers of the cluster as a whole.
 pub const OF_THE_CLUSTER: [Layer; 4] = [Layer::Addons, Layer::Storage, Layer::DevicePlugin, Layer::Platform];
 
-fn package(layer: Layer, name: &str) -> Resource {
-    Resource::new(layer, &format!("package-{name}"), What::Package { name: name.into(), version: None, hold: false })
+/// A package; `name=version` is this version, held.
+fn package(layer: Layer, package: &str) -> Resource {
+    let (name, version) = package.split_once('=').map_or((package, None), |(n, v)| (n, Some(v.to_owned())));
+    let what = What::Package { name: name.into(), hold: version.is_some(), version };
+    Resource::new(layer, &named(&format!("package-{name}")), what)
+}
+
+/// A name or a path as part of an id: lower-case letters, digits, dots and dashes.
+fn named(text: &str) -> String {
+    let fits = |c: char| match c {
+        '/' => '.',
+        c if c.is_ascii_alphanumeric() || c == '.' => c.to_ascii_lowercase(),
+        _ => '-',
+    };
+    text.chars().map(fits).collect()
 }
 
 fn file(layer: Layer, name: &str, path: &str, text: impl Into<String>) -> Resource {
@@ -51,7 +65,7 @@ fn file(layer: Layer, name: &str, path: &str, text: impl Into<String>) -> Resour
 }
 
 fn edit(layer: Layer, name: &str, path: &str, edit: Edit) -> Resource {
-    Resource::new(layer, name, What::Edit { path: path.into(), edit })
+    Resource::new(layer, name, What::Edit { path: path.into(), edits: vec![edit] })
 }
 
 fn command(layer: Layer, name: &str, check: &str, run: &str, missing: &str) -> Resource {

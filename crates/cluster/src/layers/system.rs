@@ -1,10 +1,11 @@
 //! The machine below Kubernetes: names, limits, updates that wait, programs.
 
-use super::{command, edit, file, package, sysctl};
+use super::{command, edit, file, own, package, sysctl};
+use crate::ClusterError;
 use crate::resource::{Edit, Layer, Resource};
 use crate::spec::{Cluster, Machine};
 
-pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Vec<Resource> {
+pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Result<Vec<Resource>, ClusterError> {
     let system = &cluster.spec.system;
     let mut out = Vec::new();
     if machine.made.is_some() {
@@ -34,6 +35,8 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Vec<Resource> {
     if !system.sysctl.is_empty() {
         out.extend(sysctl(Layer::System, system.sysctl.iter().map(|(k, v)| (k.as_str(), v.as_str()))));
     }
+    out.extend(own::repositories(cluster)?);
     out.extend(system.packages.iter().map(|name| package(Layer::HostTools, name)));
-    out
+    out.extend(own::resources(cluster, machine)?);
+    Ok(out)
 }

@@ -2,6 +2,7 @@
 
 pub mod cloud;
 pub mod edit;
+pub mod system;
 pub mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::cloud::{Group, Provider};
+use self::system::System;
 use self::workloads::{Addon, DevicePlugin, Platform, Share, Sharing, Smoke, Storage};
 use crate::ClusterError;
 
@@ -52,7 +54,7 @@ pub struct Spec {
     /// Machines that are there. The first with the role `control-plane`, here or in a group, founds the cluster.
     #[serde(default)]
     pub machines: Vec<Machine>,
-    /// Names, limits, updates.
+    /// The machine below Kubernetes: names, limits, updates, packages, and what else you want of it.
     #[serde(default)]
     pub system: System,
     /// Kubernetes itself.
@@ -152,35 +154,6 @@ impl Machine {
     /// The address at which other machines reach it.
     pub fn internal(&self) -> &str {
         self.internal_address.as_deref().unwrap_or(&self.address)
-    }
-}
-
-/// The machine below Kubernetes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct System {
-    /// Every machine knows the others by name (`/etc/hosts`).
-    pub hosts: bool,
-    /// Unattended upgrades are off: nothing changes below a running cluster unless it is asked for.
-    pub hold_updates: bool,
-    /// Packages on every machine.
-    pub packages: Vec<String>,
-    /// Settings of the kernel.
-    pub sysctl: BTreeMap<String, String>,
-    /// Seconds after which a machine that starts anew counts as lost. Large servers check their memory for many minutes.
-    pub restart_seconds: u64,
-}
-
-impl Default for System {
-    fn default() -> Self {
-        let sysctl = [("fs.inotify.max_user_instances", "1024"), ("fs.inotify.max_user_watches", "1048576")];
-        Self {
-            hosts: true,
-            hold_updates: true,
-            packages: ["ca-certificates", "curl", "jq"].map(String::from).into(),
-            sysctl: sysctl.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
-            restart_seconds: 900,
-        }
     }
 }
 
@@ -338,16 +311,7 @@ impl Cluster {
             return Err("spec.machines: none has the role control-plane".into());
         }
         self.validate_kubernetes()?;
-        for package in &spec.system.packages {
-            if !plain(package, ".+:") {
-                return Err(format!("spec.system.packages: '{package}' is no package"));
-            }
-        }
-        for (key, value) in &spec.system.sysctl {
-            if !plain(key, "._/") || !value.chars().all(|c| c.is_ascii_alphanumeric() || " -._".contains(c)) {
-                return Err(format!("spec.system.sysctl: '{key} = {value}' is no setting"));
-            }
-        }
+        spec.system.validate()?;
         self.validate_workloads()
     }
 

@@ -1,0 +1,254 @@
+//! The machine below Kubernetes, with what people want of it themselves.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Role, SecretSource, plain};
+
+/// The machine below Kubernetes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct System {
+    /// Every machine knows the others by name (`/etc/hosts`).
+    pub hosts: bool,
+    /// Unattended upgrades are off: nothing changes below a running cluster unless it is asked for.
+    pub hold_updates: bool,
+    /// Sources of packages besides the distribution's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repositories: Vec<Repository>,
+    /// Packages on every machine; `jq=1.6-2.1` is this version, held.
+    pub packages: Vec<String>,
+    /// Settings of the kernel.
+    pub sysctl: BTreeMap<String, String>,
+    /// Modules of the kernel, now and after each start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modules: Vec<String>,
+    /// People.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<User>,
+    /// Files, whole or in part.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<OwnFile>,
+    /// File systems, now and after each start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+    /// Seconds after which a machine that starts anew counts as lost. Large servers check their memory for many minutes.
+    pub restart_seconds: u64,
+}
+
+impl Default for System {
+    fn default() -> Self {
+        let sysctl = [("fs.inotify.max_user_instances", "1024"), ("fs.inotify.max_user_watches", "1048576")];
+        Self {
+            hosts: true,
+            hold_updates: true,
+            repositories: Vec::new(),
+            packages: ["ca-certificates", "curl", "jq"].map(String::from).into(),
+            sysctl: sysctl.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+            modules: Vec::new(),
+            users: Vec::new(),
+            files: Vec::new(),
+            mounts: Vec::new(),
+            restart_seconds: 900,
+        }
+    }
+}
+
+/// A source of packages, in apt's form deb822, that only its own key can sign.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Repository {
+    /// Names its files.
+    pub name: String,
+    /// `https://download.example.org/linux/ubuntu`.
+    pub uri: String,
+    /// `noble`; `./` where there are none.
+    pub suites: Vec<String>,
+    /// `main`.
+    #[serde(default)]
+    pub components: Vec<String>,
+    /// Where its key comes from, armored.
+    pub key: SecretSource,
+}
+
+/// Somebody who works on the machines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct User {
+    /// The name to log in with.
+    pub name: String,
+    /// Groups to be in as well: `sudo`, `microk8s`. One that is missing is made.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Public keys to log in with.
+    #[serde(default)]
+    pub authorized_keys: Vec<String>,
+}
+
+/// A file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Mount {
+    /// `/dev/disk/by-label/models`, `files.example.org:/export`.
+    pub what: String,
+    /// `/data`.
+    #[serde(rename = "where")]
+    pub path: String,
+    /// `ext4`, `nfs4`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `noatime`.
+    #[serde(default)]
+    pub options: Vec<String>,
+    /// Only on machines with one of these roles; on all without.
+    #[serde(default)]
+    pub roles: BTreeSet<Role>,
+}
+
+/// A file: all of it (`content`, `template` or `secret`), or parts (`lines`, `block`, `toml`, `yaml`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OwnFile {
+    /// Where.
+    pub path: String,
+    /// All of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+    /// All of it, with `{{machine}}`, `{{address}}`, `{{internalAddress}}` and `{{cluster}}` replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// All of it, and nobody sees it; for root only unless `mode` says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretSource>,
+    /// Lines that are there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lines: Vec<Line>,
+    /// Lines between two marks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block: Option<String>,
+    /// Values by key, as TOML writes keys: `plugins."io.containerd.grpc.v1.cri".enable_cdi`. Comments and order stay.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub toml: BTreeMap<String, Value>,
+    /// Values by key, written as for `toml`. Comments and order stay.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub yaml: BTreeMap<String, Value>,
+    /// Octal: `0644`. A file that is edited keeps its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// A command after a change: `systemctl restart ssh`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub then: Option<String>,
+    /// Only on machines with one of these roles; on all without.
+    #[serde(default)]
+    pub roles: BTreeSet<Role>,
+}
+
+/// A line of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Line {
+    /// The line.
+    pub line: String,
+    /// What lines that it replaces begin with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begins: Option<String>,
+}
+
+/// A path from the root, without ways back and without what a line of a unit or a shell would take for something else.
+fn is_path(text: &str) -> bool {
+    text.len() > 1
+        && text.starts_with('/')
+        && text.split('/').all(|part| part != "..")
+        && text.chars().all(|c| !c.is_control() && !c.is_whitespace() && !"\"'\\".contains(c))
+}
+
+impl OwnFile {
+    /// Names of tables and a key: `a."b.c".d`.
+    pub(crate) fn keys(path: &str) -> Result<Vec<String>, String> {
+        let keys = toml_edit::Key::parse(path).map_err(|_| format!("'{path}' is no key; names with dots in quotes"))?;
+        Ok(keys.iter().map(|k| k.get().to_owned()).collect())
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        let wrong = |what: &str| Err(format!("spec.system.files: {}: {what}", self.path));
+        if !is_path(&self.path) {
+            return wrong("it is no path");
+        }
+        let whole =
+            [self.content.is_some(), self.template.is_some(), self.secret.is_some()].iter().filter(|w| **w).count();
+        let parts = !self.lines.is_empty() || self.block.is_some() || !self.toml.is_empty() || !self.yaml.is_empty();
+        if whole + usize::from(parts) != 1 {
+            return wrong("one of content, template and secret, or parts of it: lines, block, toml, yaml");
+        }
+        if let Some(mode) = &self.mode {
+            if parts {
+                return wrong("a file that is edited keeps its mode");
+            }
+            if !(3..=4).contains(&mode.len()) || u32::from_str_radix(mode, 8).is_err() {
+                return wrong(&format!("'{mode}' is no mode such as 0644"));
+            }
+        }
+        if self.lines.iter().any(|l| l.line.contains('\n')) {
+            return wrong("a line is one line");
+        }
+        for (key, value) in self.toml.iter().chain(&self.yaml) {
+            if let Err(why) = Self::keys(key) {
+                return wrong(&why);
+            }
+            if self.toml.contains_key(key) && value.is_null() {
+                return wrong(&format!("{key}: TOML has no null"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl System {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        let all = |place: &str, names: &[&String], more: &str, what: &str| {
+            let wrong = names.iter().find(|n| !plain(n, more));
+            wrong.map_or(Ok(()), |n| Err(format!("spec.system.{place}: '{n}' is no {what}")))
+        };
+        all("packages", &self.packages.iter().collect::<Vec<_>>(), ".+:=~_", "package")?;
+        all("modules", &self.modules.iter().collect::<Vec<_>>(), "_", "module")?;
+        for (key, value) in &self.sysctl {
+            if !plain(key, "._/") || !value.chars().all(|c| c.is_ascii_alphanumeric() || " -._".contains(c)) {
+                return Err(format!("spec.system.sysctl: '{key} = {value}' is no setting"));
+            }
+        }
+        for repository in &self.repositories {
+            all("repositories", &[&repository.name], "_", "name")?;
+            let words = [&repository.uri].into_iter().chain(&repository.suites).chain(&repository.components);
+            all(
+                &format!("repositories: {}", repository.name),
+                &words.collect::<Vec<_>>(),
+                "./:_~+%@",
+                "address or name",
+            )?;
+            if repository.suites.is_empty() {
+                return Err(format!("spec.system.repositories: {}: suites are missing", repository.name));
+            }
+        }
+        for user in &self.users {
+            all("users", &[&user.name], "_", "name")?;
+            all(&format!("users: {}: groups", user.name), &user.groups.iter().collect::<Vec<_>>(), "_", "name")?;
+            if user.authorized_keys.iter().any(|k| k.contains('\n') || k.split_whitespace().count() < 2) {
+                return Err(format!("spec.system.users: {}: a key is one line, its kind and itself", user.name));
+            }
+        }
+        for mount in &self.mounts {
+            let place = format!("spec.system.mounts: {}", mount.path);
+            let what = mount.what.chars().all(|c| !c.is_control() && !c.is_whitespace());
+            if !is_path(&mount.path) || mount.what.is_empty() || !what {
+                return Err(format!("{place}: what and where are paths or addresses without spaces"));
+            }
+            if !plain(&mount.kind, "._") || !mount.options.iter().all(|o| plain(o, "._=:/+@")) {
+                return Err(format!("{place}: type and options are words"));
+            }
+        }
+        self.files.iter().try_for_each(OwnFile::validate)
+    }
+}
