@@ -122,27 +122,7 @@ impl Node<'_> {
     /// The system's, with the path.
     pub(crate) fn write(&mut self, path: &Path, bytes: &[u8], mode: &str) -> Result<(), String> {
         let mode = u32::from_str_radix(mode, 8).map_err(|_| format!("'{mode}' is no mode"))?;
-        let wrong = |e: std::io::Error| format!("{}: {e}", path.display());
-        let folder = path.parent().ok_or("a file lies in a folder")?;
-        std::fs::create_dir_all(folder).map_err(wrong)?;
-        // A link stays a link: what it points to is replaced.
-        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let new = path.with_file_name(format!(".{}.slipway", path.file_name().unwrap_or_default().to_string_lossy()));
-        let written = (|| {
-            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(bytes)?;
-            file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-            if let Ok(old) = std::fs::metadata(&path) {
-                use std::os::unix::fs::MetadataExt;
-                std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid()))?;
-            }
-            file.sync_all()?;
-            std::fs::rename(&new, &path)
-        })();
-        if written.is_err() {
-            drop(std::fs::remove_file(&new));
-        }
-        written.map_err(wrong)
+        slipway_core::files::replace_as(path, bytes, mode).map_err(|e| format!("{}: {e}", path.display()))
     }
 
     /// Copies a file to where it is found for the way back.

@@ -43,7 +43,6 @@ pub fn left(folder: &Path) -> Option<Rest> {
 /// # Errors
 /// When it was tried too often, or cannot be written.
 pub(crate) fn arrange(folder: &Path, change: &str, wanted: &Wanted) -> Result<(), String> {
-    use std::os::unix::fs::OpenOptionsExt;
     let restarts = left(folder).filter(|r| r.change == change).map_or(0, |r| r.restarts) + 1;
     if restarts > MOST_RESTARTS {
         forget(folder);
@@ -53,9 +52,8 @@ pub(crate) fn arrange(folder: &Path, change: &str, wanted: &Wanted) -> Result<()
     let text = serde_json::to_vec(&rest).map_err(|e| e.to_string())?;
     let path = document(folder);
     let wrong = |e: std::io::Error| format!("{}: {e}", path.display());
-    // Made here, so that nobody else reads it: it may hold secrets.
-    drop(std::fs::File::options().create(true).append(true).mode(0o600).open(&path).map_err(wrong)?);
-    slipway_core::files::replace(&path, &text).map_err(wrong)?;
+    // It may hold secrets.
+    slipway_core::files::replace_as(&path, &text, 0o600).map_err(wrong)?;
     let program = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
     let unit = format!(
         "[Unit]\nDescription=slipway goes on after a new start\nConditionPathExists={}\nWants=network-online.target\n\

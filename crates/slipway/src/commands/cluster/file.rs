@@ -1,7 +1,6 @@
 //! The file itself, and what is told of it without changing anything.
 
 use std::io::IsTerminal;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::Duration;
@@ -91,11 +90,7 @@ pub(super) async fn kubeconfig(session: &Session, server: Option<&str>, save: Op
     };
     // With it comes all power over the cluster.
     let io = |source| ClusterError::Io { what: file.display().to_string(), source };
-    if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder).map_err(io)?;
-    }
-    drop(std::fs::File::options().create(true).append(true).mode(0o600).open(file).map_err(io)?);
-    slipway_core::files::replace(file, text.as_bytes()).map_err(io)?;
+    slipway_core::files::replace_as(file, text.as_bytes(), 0o600).map_err(io)?;
     say(format_args!("{} was written; next: kubectl --kubeconfig {} get nodes", file.display(), file.display()));
     Ok(())
 }
