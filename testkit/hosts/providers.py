@@ -6,6 +6,7 @@ requests, and refuses. What a test wants to go wrong is set in `faults`.
 Source: DigitalOcean API 2.0 (`droplets`, `droplet_actions`, `sizes`; as the official client pydo has them), Paperspace API v1 (`machines`).
 """
 
+import contextlib
 import datetime
 import http.server
 import json
@@ -103,8 +104,10 @@ class Clouds:
                 self.send_response(status)
                 for name, value in {**headers, "content-type": "application/json", "content-length": str(len(data))}.items():
                     self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
+                # Whoever asked may have been killed meanwhile.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self.end_headers()
+                    self.wfile.write(data)
 
             do_GET = do_POST = do_PATCH = do_DELETE = serve
 
