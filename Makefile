@@ -20,6 +20,8 @@ SLIPWAY := target/release/slipway
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/slipway
 PEERS := $(CACHE)/peers
 DEMO := .slipway-demo
+# Where scripts/tools.sh puts what the machine lacks.
+export PATH := $(CACHE)/tools/bin:$(PATH)
 
 .PHONY: help demo test lint conformance ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary portable tools clean
 
