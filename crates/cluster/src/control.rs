@@ -75,13 +75,13 @@ impl<'a> Control<'a> {
 
     /// `microk8s` with these words, for the shell.
     pub(crate) async fn microk8s(&self, words: &str, limit: Duration) -> Result<String, ClusterError> {
-        self.host.script(&format!("PATH=\"$PATH:/snap/bin\"; microk8s {words} </dev/null"), limit).await
+        self.host.script(&format!("microk8s {words} </dev/null"), limit).await
     }
 
     /// `kubectl` with an input.
     pub(crate) async fn kubectl(&self, words: &str, input: &[u8], limit: Duration) -> Result<String, ClusterError> {
         let mut output = String::new();
-        let command = format!("PATH=\"$PATH:/snap/bin\" exec microk8s kubectl {words}");
+        let command = format!("exec microk8s kubectl {words}");
         self.host
             .run(&command, input, limit, |line| {
                 output += line;

@@ -158,7 +158,7 @@ fn run(script: &str, limit: Duration, output: Output, mut line: impl FnMut(Strin
     let program = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
     let mut child = Command::new("sh")
         .env("SLIPWAY", program)
-        .args(["-c", &format!("exec 2>&1; export LC_ALL=C PATH=\"$PATH:/usr/sbin:/sbin:/snap/bin\"; {script}")])
+        .args(["-c", &format!("exec 2>&1; {}{script}", probe::ENVIRONMENT)])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -74,7 +74,7 @@ pub(crate) async fn join(
 
 /// `microk8s` on the machine itself.
 async fn here(host: &Host, words: &str, line: impl FnMut(&str)) -> Result<(), ClusterError> {
-    let script = format!("PATH=\"$PATH:/snap/bin\"; microk8s {words} </dev/null 2>&1");
+    let script = format!("microk8s {words} </dev/null 2>&1");
     host.run("exec sh -s", script.as_bytes(), LONG, line).await
 }
 
@@ -149,7 +149,7 @@ pub(crate) async fn upgrade(
 
 /// Whether MicroK8s runs on a machine.
 async fn runs(host: &Host) -> Result<bool, ClusterError> {
-    let question = "PATH=\"$PATH:/snap/bin\"; microk8s status --timeout 5 </dev/null 2>&1 | head -1; true";
+    let question = "microk8s status --timeout 5 </dev/null 2>&1 | head -1; true";
     Ok(host.script(question, ASK).await?.contains("microk8s is running"))
 }
 

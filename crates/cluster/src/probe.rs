@@ -20,6 +20,9 @@ pub(crate) const MOST_BYTES: usize = 1 << 20;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts(BTreeMap<(String, String), Vec<u8>>);
 
+/// What every command on a machine begins with: English, and programs where root's shell alone does not look for them.
+pub(crate) const ENVIRONMENT: &str = "export LC_ALL=C PATH=\"$PATH:/usr/sbin:/sbin:/snap/bin\"; ";
+
 /// A word that the shell takes as it is.
 pub(crate) fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
@@ -51,9 +54,10 @@ pub const DOCTOR: u8 = 4;
 
 /// The script that asks what these resources need to know, and [`ABOUT`], [`NODES`] and [`DOCTOR`] where they are among `more`.
 pub fn script(resources: &[Resource], more: u8) -> String {
-    let mut out = String::from("export LC_ALL=C PATH=\"$PATH:/usr/sbin:/sbin:/snap/bin\"\n");
     // Texts of any kind from the input, and words of a line as they are.
-    out += "p() { printf '%s\\t%s\\t' \"$1\" \"$2\"; base64 -w0; echo; }\nv() { printf '@\\t%s\\t=%s\\n' \"$1\" \"$2\"; }\n";
+    let mut out = String::from(
+        "p() { printf '%s\\t%s\\t' \"$1\" \"$2\"; base64 -w0; echo; }\nv() { printf '@\\t%s\\t=%s\\n' \"$1\" \"$2\"; }\n",
+    );
     if more & ABOUT != 0 {
         out += MACHINE;
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
-use crate::probe::quote;
+use crate::probe::{ENVIRONMENT, quote};
 use crate::spec::{Cluster, Machine, Ssh, home};
 use crate::{ClusterError, digest};
 
@@ -198,7 +198,7 @@ impl Host {
         limit: Duration,
         line: &mut impl FnMut(&str),
     ) -> Result<(), ClusterError> {
-        let command = quote(command);
+        let command = quote(&format!("{ENVIRONMENT}{command}"));
         let remote = if self.password.is_some() {
             // The first line of the input is the password, whether or not it is asked for.
             format!(

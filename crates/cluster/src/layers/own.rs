@@ -3,7 +3,7 @@
 use super::{command, file, named};
 use crate::ClusterError;
 use crate::probe::quote;
-use crate::resource::{Edit, Layer, Resource, Text, What};
+use crate::resource::{Layer, Resource, Text, What};
 use crate::spec::system::{Mount, OwnFile, Repository, User};
 use crate::spec::{Cluster, Machine, Role};
 
@@ -161,10 +161,11 @@ fn own_file(cluster: &Cluster, machine: &Machine, own: &OwnFile) -> Result<Resou
             let mode = own.mode.clone().unwrap_or_else(|| if secret { "0600" } else { "0644" }.into());
             What::File { path, content: Text { text, secret }, mode }
         }
-        None => What::Edit {
-            path,
-            edits: edits(own).map_err(|reason| ClusterError::Spec { file: own.path.clone(), reason })?,
-        },
+        None => {
+            let edits =
+                own.parts().map_err(|reason| ClusterError::Spec { file: "spec.system.files".into(), reason })?;
+            What::Edit { path, edits }
+        }
     };
     let mut resource = Resource::new(LAYER, &named(&format!("file{}", own.path)), what);
     if let Some(then) = &own.then {
@@ -173,29 +174,10 @@ fn own_file(cluster: &Cluster, machine: &Machine, own: &OwnFile) -> Result<Resou
     Ok(resource)
 }
 
-fn edits(own: &OwnFile) -> Result<Vec<Edit>, String> {
-    let line = |l: &crate::spec::system::Line| Edit::Line { line: l.line.clone(), begins: l.begins.clone() };
-    let mut out: Vec<Edit> = own.lines.iter().map(line).collect();
-    out.extend(own.block.iter().map(|text| Edit::Block { name: "slipway system.files".into(), text: text.clone() }));
-    for (key, value) in &own.toml {
-        out.push(Edit::Toml { path: OwnFile::keys(key)?, value: toml(value)? });
-    }
-    for (key, value) in &own.yaml {
-        out.push(Edit::Yaml { path: OwnFile::keys(key)?, value: value.clone() });
-    }
-    Ok(out)
-}
-
-/// The value as TOML writes it.
-fn toml(value: &serde_json::Value) -> Result<String, String> {
-    use serde::Serialize;
-    let value = value.serialize(toml_edit::ser::ValueSerializer::new()).map_err(|e| e.to_string())?;
-    Ok(value.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resource::Edit;
     use crate::spec::tests::FILE;
 
     const OWN: &str = r#"kubernetes:

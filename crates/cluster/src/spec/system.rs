@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Role, SecretSource, plain};
+use crate::resource::Edit;
 
 /// The machine below Kubernetes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -166,10 +167,31 @@ fn is_path(text: &str) -> bool {
 }
 
 impl OwnFile {
-    /// Names of tables and a key: `a."b.c".d`.
-    pub(crate) fn keys(path: &str) -> Result<Vec<String>, String> {
-        let keys = toml_edit::Key::parse(path).map_err(|_| format!("'{path}' is no key; names with dots in quotes"))?;
-        Ok(keys.iter().map(|k| k.get().to_owned()).collect())
+    /// What is wanted of parts of it.
+    ///
+    /// # Errors
+    /// A key or a value that cannot be written.
+    pub(crate) fn parts(&self) -> Result<Vec<Edit>, String> {
+        // Names of tables and a key: `a."b.c".d`.
+        let keys = |path: &str| {
+            let keys = toml_edit::Key::parse(path);
+            let keys = keys.map_err(|_| format!("{}: '{path}' is no key; names with dots in quotes", self.path))?;
+            Ok::<Vec<String>, String>(keys.iter().map(|k| k.get().to_owned()).collect())
+        };
+        let line = |l: &Line| Edit::Line { line: l.line.clone(), begins: l.begins.clone() };
+        let mut out: Vec<Edit> = self.lines.iter().map(line).collect();
+        out.extend(
+            self.block.iter().map(|text| Edit::Block { name: "slipway system.files".into(), text: text.clone() }),
+        );
+        for (key, value) in &self.toml {
+            let text = value.serialize(toml_edit::ser::ValueSerializer::new());
+            let text = text.map_err(|e| format!("{}: {key}: {e}", self.path))?.to_string();
+            out.push(Edit::Toml { path: keys(key)?, value: text });
+        }
+        for (key, value) in &self.yaml {
+            out.push(Edit::Yaml { path: keys(key)?, value: value.clone() });
+        }
+        Ok(out)
     }
 
     fn validate(&self) -> Result<(), String> {
@@ -179,7 +201,7 @@ impl OwnFile {
         }
         let whole =
             [self.content.is_some(), self.template.is_some(), self.secret.is_some()].iter().filter(|w| **w).count();
-        let parts = !self.lines.is_empty() || self.block.is_some() || !self.toml.is_empty() || !self.yaml.is_empty();
+        let parts = !self.parts().map_err(|why| format!("spec.system.files: {why}"))?.is_empty();
         if whole + usize::from(parts) != 1 {
             return wrong("one of content, template and secret, or parts of it: lines, block, toml, yaml");
         }
@@ -193,14 +215,6 @@ impl OwnFile {
         }
         if self.lines.iter().any(|l| l.line.contains('\n')) {
             return wrong("a line is one line");
-        }
-        for (key, value) in self.toml.iter().chain(&self.yaml) {
-            if let Err(why) = Self::keys(key) {
-                return wrong(&why);
-            }
-            if self.toml.contains_key(key) && value.is_null() {
-                return wrong(&format!("{key}: TOML has no null"));
-            }
         }
         Ok(())
     }

@@ -70,8 +70,7 @@ pub(super) async fn kubeconfig(session: &Session, server: Option<&str>, save: Op
     let first = cluster.first().ok_or_else(|| wrong("no control plane is there yet".into()))?;
     let hosts = session.hosts(std::slice::from_ref(&first.name))?;
     let Some((_, host)) = hosts.first() else { return Ok(()) };
-    let script = "PATH=\"$PATH:/snap/bin\"; microk8s config </dev/null";
-    let text = host.script(script, Duration::from_secs(60)).await?;
+    let text = host.script("microk8s config </dev/null", Duration::from_secs(60)).await?;
     let other = |e: String| ClusterError::Host { host: first.name.clone(), reason: format!("microk8s config: {e}") };
     let mut config: Value = serde_saphyr::from_str(&text).map_err(|e| other(e.to_string()))?;
     let (name, user) = (&cluster.metadata.name, format!("{}-admin", cluster.metadata.name));
