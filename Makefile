@@ -23,13 +23,16 @@ DEMO := .slipway-demo
 # Where scripts/tools.sh puts what the machine lacks.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help demo test lint conformance ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary portable tools clean
+.PHONY: help tools go demo test lint conformance ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary portable clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
 tools:
 	@scripts/tools.sh
+
+go: tools
+	@scripts/tools.sh go
 
 web/node_modules/.ready: web/package-lock.json
 	@echo "installing the UI's build tools (npm ci in web/)"
@@ -60,15 +63,15 @@ portable: ui $(PEERS)/zig/.ready
 demo: binary
 	$(SLIPWAY) demo --dir $(DEMO) $(if $(KEEP),--keep)
 
-test: binary
+test: binary go
 	testkit/services.py cargo test --workspace --release --locked
 	scripts/end-to-end.sh
 
-lint: ui
+lint: ui go
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	scripts/dependency-directions.py
-	@if command -v go >/dev/null; then test -z "$$(gofmt -l lab)" && go vet -C lab ./...; else echo "Go is missing: lab/ is not checked"; fi
+	test -z "$$(gofmt -l lab)" && go vet -C lab ./...
 	cd web && npm run --silent check
 
 # The originals, in environments of their own outside the clone, keyed by what is installed.
@@ -90,40 +93,38 @@ $(PEERS)/gpu/.ready: conformance/gpu/requirements.txt
 	$(PEERS)/gpu/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-# NVIDIA's container toolkit, built from its Go module; left out where there is no Go.
+# NVIDIA's container toolkit, built from its Go module.
 NVIDIA_CTK_VERSION := v1.20.1
 NVIDIA_CTK := $(PEERS)/nvidia-ctk-$(NVIDIA_CTK_VERSION)/nvidia-ctk
-$(NVIDIA_CTK):
-	@if command -v go >/dev/null; then \
-	  echo "building nvidia-ctk $(NVIDIA_CTK_VERSION) with go install"; \
-	  GOBIN=$(dir $@) GOFLAGS=-modcacherw go install github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-ctk@$(NVIDIA_CTK_VERSION) 2>$(PEERS)/nvidia-ctk.log || { tail -5 $(PEERS)/nvidia-ctk.log; echo "nvidia-ctk could not be built: CDI specifications are not compared with its own"; }; \
-	else echo "Go is missing: CDI specifications are not compared with nvidia-ctk's"; fi
+$(NVIDIA_CTK): | go
+	@echo "building nvidia-ctk $(NVIDIA_CTK_VERSION) with go install"
+	GOBIN=$(dir $@) GOFLAGS=-modcacherw go install github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-ctk@$(NVIDIA_CTK_VERSION)
 
-# Helm, built from its Go module, to compare the chart with what slipway applies; left out where there is no Go.
+# Helm, built from its Go module, to compare the chart with what slipway applies.
 HELM_VERSION := v3.21.4
 HELM := $(PEERS)/helm-$(HELM_VERSION)/helm
-$(HELM):
+$(HELM): | go
 	@echo "building helm $(HELM_VERSION) with go install"
 	GOBIN=$(dir $@) GOFLAGS=-modcacherw go install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
 
 # NVIDIA's device plugin and feature discovery, and a kubelet that asks them, to compare the node agent with.
 PLUGIN := $(PEERS)/device-plugin-$(word 1,$(shell sha256sum conformance/kube/plugin/go.sum | cut -c1-12))
-$(PLUGIN)/kubelet: conformance/kube/plugin/kubelet/main.go conformance/kube/plugin/go.sum
+$(PLUGIN)/kubelet: conformance/kube/plugin/kubelet/main.go conformance/kube/plugin/go.sum | go
 	@echo "building NVIDIA's device plugin and feature discovery from their Go module"
 	@mkdir -p $(PLUGIN)
 	go build -C conformance/kube/plugin -trimpath -buildvcs=false -o $(PLUGIN)/ ./kubelet \
 	  github.com/NVIDIA/k8s-device-plugin/cmd/nvidia-device-plugin github.com/NVIDIA/k8s-device-plugin/cmd/gpu-feature-discovery
 
-conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(NVIDIA_CTK) $(if $(shell command -v go),$(HELM) $(PLUGIN)/kubelet)
+conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(NVIDIA_CTK) $(HELM) $(PLUGIN)/kubelet
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY)
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
 	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY)
-	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) $(if $(shell command -v go),--nvidia-ctk $(NVIDIA_CTK))
-	$(if $(shell command -v go),$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) --helm $(HELM),@echo "Go is missing: the chart is not compared")
-	$(if $(shell command -v go),$(PEERS)/gpu/bin/python conformance/kube/plugin.py --slipway $(SLIPWAY) --peers $(PLUGIN),@echo "Go is missing: the node agent is not compared with NVIDIA's")
+	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) --nvidia-ctk $(NVIDIA_CTK)
+	$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) --helm $(HELM)
+	$(PEERS)/gpu/bin/python conformance/kube/plugin.py --slipway $(SLIPWAY) --peers $(PLUGIN)
 
 # Kubernetes itself, built once a machine; it needs nothing of ours, so it may be built while cargo works.
-lab-programs:
+lab-programs: go
 	@scripts/lab-tools.sh
 	@mkdir -p $(CACHE)/lab
 	go build -C lab -trimpath -buildvcs=false -o $(CACHE)/lab/lab .
@@ -141,7 +142,7 @@ test-lab: binary lab-programs
 test-cluster: binary $(PEERS)/ansible/.ready
 	ANSIBLE=$(PEERS)/ansible/bin python3 testkit/cluster/run.py $(SLIPWAY)
 
-ui-test: binary
+ui-test: binary go
 	scripts/ui-test.sh
 
 book: binary

@@ -18,7 +18,3 @@ if [ ${#missing[@]} -gt 0 ]; then
     exit 1
   fi
 fi
-if ! command -v go >/dev/null; then
-  echo "Go 1.26 or newer is missing: the lab's Kubernetes is built from source (https://go.dev/dl)" >&2
-  exit 1
-fi

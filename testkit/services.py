@@ -123,6 +123,8 @@ class Bucket:
     def __init__(self, folder, address):
         program = self.PROGRAM
         if not program.exists():
+            if not shutil.which("go"):
+                sys.exit("Go is missing, with which the S3 service is built; `make go` installs it")
             print(f"building the S3 service versitygw {VERSITYGW} into {program.parent}", file=sys.stderr)
             module = f"github.com/versity/versitygw/cmd/versitygw@{VERSITYGW}"
             subprocess.run(["go", "install", module], check=True, env=os.environ | {"GOBIN": str(program.parent), "GOFLAGS": "-mod=mod"})
@@ -159,12 +161,8 @@ def services(address="127.0.0.1"):
     try:
         postgres = Postgres(folder / "postgres", address)
         started.append(postgres)
-        bucket = None
-        if shutil.which("go") or Bucket.PROGRAM.exists():
-            bucket = Bucket(folder / "s3", address)
-            started.append(bucket)
-        else:
-            print("NOT TESTED: objects in S3, whose test service is built with Go, which is missing", file=sys.stderr)
+        bucket = Bucket(folder / "s3", address)
+        started.append(bucket)
         yield postgres, bucket
     finally:
         for service in reversed(started):
@@ -177,9 +175,7 @@ def main():
         print(__doc__)
         return 2
     with services() as (postgres, bucket):
-        found = {"SLIPWAY_TEST_DATABASE": postgres.create("slipway")}
-        if bucket:
-            found |= bucket.environment() | {"SLIPWAY_TEST_OBJECTS": "s3://slipway"}
+        found = {"SLIPWAY_TEST_DATABASE": postgres.create("slipway"), "SLIPWAY_TEST_OBJECTS": "s3://slipway", **bucket.environment()}
         return subprocess.run(sys.argv[1:], env=os.environ | found).returncode
 
 
