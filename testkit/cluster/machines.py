@@ -235,8 +235,15 @@ def what_people_want_of_their_machines_themselves(binary):
         assert host.ssh("findmnt -no SIZE /srv/model-data").stdout.strip() == "2M"
         seen = subprocess.run(["grep", "-rlF", PASSWORD, bench.folder, host.folder / "upper"], capture_output=True, text=True).stdout
         assert seen.split() == [str(host.folder / "upper/etc/registry-token")], seen
-        # All of it is taken back, the hand's change with what stands around it.
-        for port in ("9090", "80"):
+        # Root writes nowhere through a link of hers.
+        host.ssh("install -m 600 /dev/null /root/only && ln -sf /root/only /home/ada/.ssh/authorized_keys")
+        bench.apply("--only", "system,host-tools", status=1, **secret)
+        assert "Permission denied" in bench.said and host.read("/root/only") == "" and host.ssh("stat -c %U /root/only").stdout == "root\n", bench.said
+        host.ssh("rm /home/ada/.ssh/authorized_keys")
+        bench.apply("--only", "system,host-tools", **secret)
+        assert host.ssh("stat -c '%U %a' /home/ada/.ssh/authorized_keys").stdout == "ada 600\n"
+        # All of it is taken back, change by change, and the hand's with what stands around it.
+        for port in ("8080", "8080", "9090", "80"):
             bench.run("rollback", "--yes", "--hosts", "gpu1", **secret)
             assert f"port: {port} #" in host.read("/etc/agent.yaml")
         assert not host.ssh("getent passwd ada; findmnt /srv/model-data; ls /etc/agent.toml /etc/apt/sources.list.d/updates.sources", check=False).stdout

@@ -91,10 +91,11 @@ fn user(user: &User) -> Vec<Resource> {
         let check = authorized_keys.iter().map(has).collect::<Vec<_>>().join(" && ");
         let add = |key: &String| format!("{{ {} || printf '%s\\n' {} >>\"$f\"; }}", has(key), quote(key));
         let adds = authorized_keys.iter().map(add).collect::<Vec<_>>().join(" && ");
-        let run = format!(
-            "{home}; g=$(id -gn {name}) && install -d -m 700 -o {name} -g \"$g\" \"${{f%/*}}\" && touch \"$f\" && \
-             {{ [ -z \"$(tail -c1 \"$f\")\" ] || echo >>\"$f\"; }} && {adds} && chown {name}:\"$g\" \"$f\" && chmod 600 \"$f\""
+        // As the user, who could have put a link there to a file that only root may write.
+        let script = format!(
+            "umask 077; {home}; mkdir -p \"${{f%/*}}\" && touch \"$f\" && {{ [ -z \"$(tail -c1 \"$f\")\" ] || echo >>\"$f\"; }} && {adds}"
         );
+        let run = format!("runuser -u {name} -- sh -c {}", quote(&script));
         let missing = format!("keys that user {name} logs in with");
         let check = format!("{home}; {check}");
         out.push(command(LAYER, &named(&format!("keys-{name}")), &check, &run, &missing).needs(&[&id]));
