@@ -32,14 +32,12 @@ fn put(path: &Path, bytes: &[u8], mode: Option<u32>) -> Result<()> {
     let mode = mode.or_else(|| old.as_ref().map(|old| old.mode() & 0o7777));
     let first = if mode.is_some() { 0o600 } else { 0o666 };
     let written = (|| {
-        let mut file = File::options().write(true).create(true).truncate(true).mode(first).open(&new)?;
+        // What a killed process left, or a link that somebody put there, is not written to.
+        drop(std::fs::remove_file(&new));
+        let mut file = File::options().write(true).create_new(true).mode(first).open(&new)?;
+        file.write_all(bytes)?;
         if let Some(mode) = mode {
-            // One that a killed process left may be open to others.
-            file.set_permissions(Permissions::from_mode(first & mode))?;
-            file.write_all(bytes)?;
             file.set_permissions(Permissions::from_mode(mode))?;
-        } else {
-            file.write_all(bytes)?;
         }
         let ours = file.metadata()?;
         if let Some(old) = old.filter(|old| (old.uid(), old.gid()) != (ours.uid(), ours.gid())) {
@@ -70,6 +68,11 @@ mod tests {
         assert!(std::fs::read(&file).unwrap() == b"2" && mode() == 0o640 && link.is_symlink());
         replace_as(&file, b"3", 0o600).unwrap();
         assert!(std::fs::read(&file).unwrap() == b"3" && mode() == 0o600);
+        std::os::unix::fs::symlink(&file, file.with_file_name(".other.slipway")).unwrap();
+        let other = file.with_file_name("other");
+        replace(&other, b"5").unwrap();
+        assert!(std::fs::read(&file).unwrap() == b"3" && std::fs::read(&other).unwrap() == b"5" && !other.is_symlink());
+        std::fs::remove_file(other).unwrap();
         assert!(replace(&folder, b"4").is_err());
         assert_eq!(std::fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
         std::fs::remove_dir_all(folder).unwrap();
