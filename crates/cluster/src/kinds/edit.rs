@@ -2,22 +2,24 @@
 
 use std::path::Path;
 
+use yaml_edit::path::YamlPath;
+
 use super::diff;
 use super::file::found;
 use crate::converge::Node;
 use crate::probe::Facts;
 use crate::resource::{Change, Edit};
 
-/// The text with all parts as wanted; the same text when it is already so.
-fn edited(text: &str, edits: &[Edit]) -> Result<String, String> {
-    edits.iter().try_fold(text.to_owned(), |text, edit| edited_once(&text, edit))
+/// The text with all parts as wanted.
+fn all_edited(text: &str, edits: &[Edit]) -> Result<String, String> {
+    edits.iter().try_fold(text.to_owned(), |text, edit| edited(&text, edit))
 }
 
-/// The text with the part as wanted.
+/// The text with the part as wanted; the same text when it is already so.
 ///
 /// # Errors
 /// When the file is not of the form that the edit needs.
-fn edited_once(text: &str, edit: &Edit) -> Result<String, String> {
+fn edited(text: &str, edit: &Edit) -> Result<String, String> {
     match edit {
         Edit::Block { name, text: wanted } => {
             let (begin, end) = (format!("# BEGIN {name}"), format!("# END {name}"));
@@ -86,7 +88,6 @@ fn yaml(text: &str, path: &[String], value: &serde_json::Value) -> Result<String
     if !empty && found(text)?.as_ref() == Some(value) {
         return Ok(text.to_owned());
     }
-    use yaml_edit::path::YamlPath;
     let file: yaml_edit::YamlFile = text.parse().map_err(|e| format!("no YAML: {e}"))?;
     // The library reads dots, brackets and backslashes in a path, but for those after a backslash.
     let escaped = |name: &String| ["\\", ".", "["].iter().fold(name.clone(), |n, c| n.replace(c, &format!("\\{c}")));
@@ -115,7 +116,7 @@ fn yaml(text: &str, path: &[String], value: &serde_json::Value) -> Result<String
 pub(crate) fn check(facts: &Facts, id: &str, path: &str, edits: &[Edit]) -> Vec<Change> {
     let now = found(facts, id);
     let text = now.as_ref().map_or("", |(_, text)| text.as_str());
-    match edited(text, edits) {
+    match all_edited(text, edits) {
         Ok(wanted) if wanted == text && now.is_some() => Vec::new(),
         Ok(wanted) if now.is_some() => vec![Change::alter(format!("file {path}\n{}", diff(text, &wanted)))],
         Ok(wanted) => vec![Change::add(format!("file {path}\n{}", diff("", &wanted)))],
@@ -126,13 +127,13 @@ pub(crate) fn check(facts: &Facts, id: &str, path: &str, edits: &[Edit]) -> Vec<
 pub(crate) fn apply(facts: &Facts, id: &str, path: &str, edits: &[Edit], node: &mut Node<'_>) -> Result<(), String> {
     let now = found(facts, id);
     let (mode, text) = now.unwrap_or_else(|| ("644".into(), String::new()));
-    let wanted = edited(&text, edits).map_err(|why| format!("{path} cannot be edited: {why}"))?;
+    let wanted = all_edited(&text, edits).map_err(|why| format!("{path} cannot be edited: {why}"))?;
     node.write(Path::new(path), wanted.as_bytes(), &mode)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{edited_once as edited, *};
+    use super::*;
 
     #[test]
     fn a_block_is_put_in_and_found_again() {

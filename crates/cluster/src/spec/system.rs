@@ -220,35 +220,33 @@ impl OwnFile {
     }
 }
 
+/// Whether all of these are plain, but for some characters more.
+fn words<'a>(place: &str, all: impl IntoIterator<Item = &'a String>, more: &str, what: &str) -> Result<(), String> {
+    let wrong = all.into_iter().find(|word| !plain(word, more));
+    wrong.map_or(Ok(()), |word| Err(format!("spec.system.{place}: '{word}' is no {what}")))
+}
+
 impl System {
     pub(super) fn validate(&self) -> Result<(), String> {
-        let all = |place: &str, names: &[&String], more: &str, what: &str| {
-            let wrong = names.iter().find(|n| !plain(n, more));
-            wrong.map_or(Ok(()), |n| Err(format!("spec.system.{place}: '{n}' is no {what}")))
-        };
-        all("packages", &self.packages.iter().collect::<Vec<_>>(), ".+:=~_", "package")?;
-        all("modules", &self.modules.iter().collect::<Vec<_>>(), "_", "module")?;
+        words("packages", &self.packages, ".+:=~_", "package")?;
+        words("modules", &self.modules, "_", "module")?;
         for (key, value) in &self.sysctl {
             if !plain(key, "._/") || !value.chars().all(|c| c.is_ascii_alphanumeric() || " -._".contains(c)) {
                 return Err(format!("spec.system.sysctl: '{key} = {value}' is no setting"));
             }
         }
         for repository in &self.repositories {
-            all("repositories", &[&repository.name], "_", "name")?;
-            let words = [&repository.uri].into_iter().chain(&repository.suites).chain(&repository.components);
-            all(
-                &format!("repositories: {}", repository.name),
-                &words.collect::<Vec<_>>(),
-                "./:_~+%@",
-                "address or name",
-            )?;
+            words("repositories", [&repository.name], "_", "name")?;
+            let place = format!("repositories: {}", repository.name);
+            let all = [&repository.uri].into_iter().chain(&repository.suites).chain(&repository.components);
+            words(&place, all, "./:_~+%@", "address or name")?;
             if repository.suites.is_empty() {
                 return Err(format!("spec.system.repositories: {}: suites are missing", repository.name));
             }
         }
         for user in &self.users {
-            all("users", &[&user.name], "_", "name")?;
-            all(&format!("users: {}: groups", user.name), &user.groups.iter().collect::<Vec<_>>(), "_", "name")?;
+            words("users", [&user.name], "_", "name")?;
+            words(&format!("users: {}: groups", user.name), &user.groups, "_", "name")?;
             if user.authorized_keys.iter().any(|k| k.contains('\n') || k.split_whitespace().count() < 2) {
                 return Err(format!("spec.system.users: {}: a key is one line, its kind and itself", user.name));
             }
