@@ -28,7 +28,21 @@ pub(crate) fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// Asks about the machine itself; see [`Machine`]. With few processes: they are most of what a probe costs.
+/// How it is answered: a text of any kind from the input, a word of the machine, what is of a file, how a command ends. Processes are most
+/// of what a probe costs, so few are made.
+const ANSWERS: &str = r#"
+p() { printf '%s\t%s\t' "$1" "$2"; base64 -w0; echo; }
+v() { printf '@\t%s\t=%s\n' "$1" "$2"; }
+f() {
+  [ -e "$2" ] || return 0
+  x=$(stat -Lc '%s=%a %F' "$2"); printf '%s\tstat\t%s\n%s\tcontent\t' "$1" "=${x#*=}" "$1"
+  # One byte more than we read tells that there is more.
+  if [ ! -f "$2" ]; then :; elif [ "${x%%=*}" -le MOST ]; then base64 -w0 "$2"; else head -c $((MOST + 1)) "$2" | base64 -w0; fi; echo
+}
+c() { (eval "$2") </dev/null >/dev/null 2>&1; printf '%s\tstatus\t=%s\n' "$1" $?; }
+"#;
+
+/// Asks about the machine itself; see [`Machine`].
 const MACHINE: &str = r#"
 (. /etc/os-release; v os "$ID $VERSION_ID") 2>/dev/null
 v kernel "$(uname -rm)"; v cpus "$(nproc)"; v clock "$(date +%s)"
@@ -54,10 +68,7 @@ pub const DOCTOR: u8 = 4;
 
 /// The script that asks what these resources need to know, and [`ABOUT`], [`NODES`] and [`DOCTOR`] where they are among `more`.
 pub fn script(resources: &[Resource], more: u8) -> String {
-    // Texts of any kind from the input, and words of a line as they are.
-    let mut out = String::from(
-        "p() { printf '%s\\t%s\\t' \"$1\" \"$2\"; base64 -w0; echo; }\nv() { printf '@\\t%s\\t=%s\\n' \"$1\" \"$2\"; }\n",
-    );
+    let mut out = ANSWERS.replace("MOST", &MOST_BYTES.to_string());
     if more & ABOUT != 0 {
         out += MACHINE;
     }
@@ -90,21 +101,10 @@ pub fn script(resources: &[Resource], more: u8) -> String {
         let id = &resource.id;
         match &resource.what {
             What::File { path, .. } | What::Edit { path, .. } => {
-                let path = quote(path);
-                // Few processes: they are most of what a question costs.
-                let _ = writeln!(
-                    out,
-                    "if [ -e {path} ]; then printf '%s\\tstat\\t=%s\\n%s\\tcontent\\t' {id} \"$(stat -Lc '%a %F' {path})\" {id}; \
-                     head -c {} {path} | base64 -w0; echo; fi",
-                    MOST_BYTES + 1
-                );
+                let _ = writeln!(out, "f {id} {}", quote(path));
             }
             What::Command { check: question, .. } | What::Reboot { when: question, .. } => {
-                let _ = writeln!(
-                    out,
-                    "sh -c {} </dev/null >/dev/null 2>&1; printf '%s\\tstatus\\t=%s\\n' {id} $?",
-                    quote(question)
-                );
+                let _ = writeln!(out, "c {id} {}", quote(question));
             }
             What::Package { .. } | What::Snap { .. } | What::Service { .. } => {}
         }
@@ -262,6 +262,51 @@ pub(crate) mod tests {
             "{about:?}"
         );
         assert!(about.arch == std::env::consts::ARCH && about.boot.len() == 36, "{about:?}");
+    }
+
+    #[test]
+    fn files_and_commands_are_asked_about() {
+        let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
+        let at = |name: &str| folder.join(name).display().to_string();
+        std::fs::create_dir(&folder).unwrap();
+        for (name, bytes) in [("a file's", &b"a\tb\n"[..]), ("empty", b""), ("long", &[b'x'; MOST_BYTES + 9])] {
+            std::fs::write(at(name), bytes).unwrap();
+        }
+        std::fs::create_dir(at("folder")).unwrap();
+        let mut resources: Vec<Resource> = ["a file's", "empty", "long", "folder", "none"]
+            .into_iter()
+            .zip(["file", "empty", "long", "folder", "none"])
+            .map(|(path, name)| {
+                let content = crate::resource::Text { text: String::new(), secret: false };
+                Resource::new(
+                    crate::resource::Layer::System,
+                    name,
+                    What::File { path: at(path), content, mode: "0644".into() },
+                )
+            })
+            .collect();
+        for (name, check) in
+            [("yes", "[ 'a b' = \"a b\" ]"), ("three", "exit 3"), ("wrong", "if (; then"), ("input", "read -r x")]
+        {
+            let (check, run, missing) = (check.to_owned(), String::new(), String::new());
+            resources.push(Resource::new(
+                crate::resource::Layer::System,
+                name,
+                What::Command { check, run, undo: None, missing },
+            ));
+        }
+        let facts = crate::converge::ask(&resources).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        let mode = |id: &str| facts.text(id, "stat").map(|s| s.split_once(' ').unwrap().1.to_owned());
+        assert_eq!(mode("system/file").as_deref(), Some("regular file"));
+        assert_eq!(mode("system/empty").as_deref(), Some("regular empty file"));
+        assert_eq!((mode("system/folder").as_deref(), mode("system/none")), (Some("directory"), None));
+        assert_eq!(facts.text("system/file", "content").as_deref(), Some("a\tb\n"));
+        assert_eq!(facts.bytes("system/long", "content").map(<[u8]>::len), Some(MOST_BYTES + 1));
+        assert!(["empty", "folder"].iter().all(|f| facts.bytes(&format!("system/{f}"), "content") == Some(b"")));
+        let status = |id: &str| facts.text(id, "status").unwrap_or_default();
+        assert_eq!((status("system/yes"), status("system/three")), ("0".into(), "3".into()));
+        assert!(!facts.succeeded("system/wrong") && !facts.succeeded("system/input"));
     }
 
     #[test]

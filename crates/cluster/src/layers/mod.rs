@@ -89,9 +89,14 @@ fn sysctl<'a>(layer: Layer, settings: impl Iterator<Item = (&'a str, &'a str)> +
     const PATH: &str = "/etc/sysctl.d/90-slipway.conf";
     let text = settings.clone().map(|(k, v)| format!("{k} = {v}\n")).collect::<String>();
     // The kernel writes several numbers with tabs between them.
-    let one = |(k, v): (&str, &str)| format!("[ \"$(tr '\\t' ' ' </proc/sys/{})\" = {} ]", in_proc(k), quote(v));
-    let check = settings.map(one).collect::<Vec<_>>().join(" && ");
-    let check = if check.is_empty() { "true".into() } else { check };
+    let files =
+        settings.clone().map(|(k, _)| quote(&format!("/proc/sys/{}", in_proc(k)))).collect::<Vec<_>>().join(" ");
+    let values = settings.map(|(_, v)| v).collect::<Vec<_>>().join("\n");
+    let check = if files.is_empty() {
+        "true".into()
+    } else {
+        format!("[ \"$(cat {files} | tr '\\t' ' ')\" = {} ]", quote(&values))
+    };
     [
         file(layer, "sysctl", PATH, text),
         command(layer, "sysctl-now", &check, &format!("sysctl -q -p {PATH}"), "the kernel's settings are others"),
@@ -108,6 +113,24 @@ mod tests {
         assert_eq!(in_proc("vm.swappiness"), "vm/swappiness");
         assert_eq!(in_proc("net.ipv4.conf.eth0/1.forwarding"), "net/ipv4/conf/eth0.1/forwarding");
         assert_eq!(in_proc("net/ipv4/conf/eth0.1/forwarding"), "net/ipv4/conf/eth0.1/forwarding");
+    }
+
+    #[test]
+    fn the_kernels_settings_are_compared() {
+        // What this machine has, and what it has not. Its range of ports is two numbers with a tab between them.
+        let now = |key: &str| {
+            let text = std::fs::read_to_string(format!("/proc/sys/{}", in_proc(key))).unwrap();
+            text.trim().replace('\t', " ")
+        };
+        let keys = ["net.ipv4.ip_local_port_range", "vm.overcommit_memory"];
+        let mut values = keys.map(|k| (k, now(k)));
+        let succeeds = |values: &[(&str, String)]| {
+            let [_, command] = sysctl(Layer::System, values.iter().map(|(k, v)| (*k, v.as_str())));
+            crate::converge::ask(&[command]).unwrap().succeeded("system/sysctl-now")
+        };
+        assert!(succeeds(&values) && succeeds(&[]));
+        values[1].1 += "9";
+        assert!(!succeeds(&values) && !succeeds(&[("vm.no_such_setting", "1".into())]));
     }
 
     #[test]

@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 """Stands in for MicroK8s, which cannot be had without the snap store: keeps a cluster's membership and objects, answers in its words.
 
 The cluster's state lies in /standin, which all test hosts share; what a test wants to go wrong lies there too (`faults.json`).
@@ -9,15 +8,12 @@ import fcntl
 import json
 import os
 import re
-import secrets
-import socket
-import subprocess
 import sys
 import time
 
 STATE, FAULTS, LOG = "/standin/cluster.json", "/standin/faults.json", "/var/lib/standin/log"
 ADDONS = ["dns", "rbac", "hostpath-storage", "metrics-server", "registry", "metallb", "observability", "ha-cluster", "helm3"]
-ME = socket.gethostname()
+ME = os.uname().nodename
 
 
 def faults():
@@ -33,6 +29,8 @@ def option(name, default=None):
 
 
 def address():
+    import subprocess  # A start takes a third longer with it, and most do without.
+
     shown = subprocess.run(["ip", "-4", "-o", "addr", "show", "eth0"], capture_output=True, text=True).stdout
     return re.search(r"inet ([0-9.]+)", shown)[1]
 
@@ -107,9 +105,9 @@ def main(state):
         return f"Infer repository core for addon {name}\nDisabling {name}\n{name} is disabled", 0
     if verb == "add-node":
         log()
-        token = secrets.token_hex(16)
+        token = os.urandom(16).hex()
         cluster["tokens"][token] = time.time() + int(option("--token-ttl", "-1"))
-        return json.dumps({"token": token, "urls": [f"{address()}:25000/{token}/{secrets.token_hex(6)}"]}), 0
+        return json.dumps({"token": token, "urls": [f"{address()}:25000/{token}/{os.urandom(6).hex()}"]}), 0
     if verb == "remove-node":
         log()
         state["members"][sys.argv[2]] = {**fresh(), "cluster": sys.argv[2]}
