@@ -141,7 +141,7 @@ def killed_while_machines_are_made_it_orders_none_twice(binary):
         clouds.faults.update(lag=0.7, slow=1)
         command, environment = bench.command("apply", "--yes", "-o", "json", **TOKENS)
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        while not clouds.droplets:
+        while not clouds.droplets and process.poll() is None:
             time.sleep(0.01)
         process.kill()
         process.communicate()
