@@ -7,7 +7,6 @@ Models are made here with skl2onnx and onnx; their own runtime (onnxruntime in P
 
 import argparse
 import json
-import os
 import pathlib
 import signal
 import sys
@@ -28,15 +27,11 @@ import tritonclient.grpc as grpc
 import tritonclient.http as rest
 from lib import Slipway
 from onnx import TensorProto, helper
+from suite import Suite
 from tritonclient.utils import InferenceServerException
 
-TESTS = {}
-
-
-def test(function):
-    TESTS[function.__name__] = function
-    return function
-
+SUITE = Suite()
+test = SUITE.test
 
 TYPES = {
     "BOOL": (TensorProto.BOOL, np.bool_), "UINT8": (TensorProto.UINT8, np.uint8), "UINT16": (TensorProto.UINT16, np.uint16),
@@ -387,7 +382,7 @@ def main():
     parser.add_argument("--slipway", default="target/release/slipway")
     args = parser.parse_args()
     library = next(pathlib.Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"))
-    passed = failed = 0
+    results = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         images = sklearn_models(folder)
@@ -395,15 +390,10 @@ def main():
             options = ["--runtime", runtime] + (["--onnxruntime", str(library)] if runtime == "ort" else [])
             with Slipway(args.slipway, options=options) as server:
                 world = World(server, folder, runtime, images)
-                for name, function in TESTS.items():
-                    try:
-                        function(world)
-                        passed += 1
-                    except Exception as e:
-                        failed += 1
-                        print(f"FAIL {runtime} {name}: {type(e).__name__}: {e}"[:1200])
-    print(f"oip conformance: {passed} of {passed + failed} tests passed (ort and tract)")
-    sys.exit(1 if failed else 0)
+                print(f"with {runtime}:")
+                results += [SUITE.passes(name, world) for name in SUITE]
+    print(f"oip conformance: {sum(results)} of {len(results)} tests passed (ort and tract)")
+    sys.exit(0 if all(results) else 1)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,15 @@ import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "hosts"))
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[2] / folder) for folder in ("testkit/hosts", "conformance")]
 from hosts import Hosts
+from suite import Suite
 
-TESTS = {}
+SUITE = Suite()
+test = SUITE.test
 FIVE = {"cp1": "control-plane", "cp2": "control-plane", "cp3": "control-plane", "gpu1": "worker, gpu", "gpu2": "worker, gpu"}
 H100 = "0x2330"
 PASSWORD = "correct-horse-battery-staple"
-
-
-def test(function):
-    TESTS[function.__name__] = function
-    return function
 
 
 class Bench:

@@ -59,6 +59,8 @@ def five_bare_machines_become_a_cluster_and_stay_as_they_are(binary):
         drift = bench.run("status", "--drift", status=3)
         assert "-net.ipv4.tcp_keepalive_time = 7200" in drift and "refreshes held" in drift and "+ host-tools/package-jq" in drift, drift
         assert drift.count("as wanted") == 3, drift
+        kept = bench.folder / "plan.json"
+        assert bench.run("plan", "-o", kept, status=3) == "" and [m["name"] for m in json.loads(kept.read_text())["machines"] if m["changes"]] == ["cp2", "gpu2"]
         steps = bench.apply()
         assert {k: s["outcome"] for k, s in steps.items() if s["outcome"] not in ("unchanged", "passed")} == {"cp2/base": "changed", "gpu2/base": "changed"}, steps
         converged(bench)
@@ -360,7 +362,8 @@ def known_troubles_are_found(binary):
         for expected in ("gpu1: its own name is other", "gpu1: /var/lib/kubelet is a folder", "gpu1: containerd's template names NVIDIA's runtime", "lab: pod kube-system/calico-node-x waits: Init: PodInitializing"):
             assert expected in words, (expected, words)
         bench.hosts["gpu1"].stop()
-        assert "cannot be reached" in bench.run("doctor", status=3)
+        found = bench.run("doctor", status=3)
+        assert "cannot be reached" in found, found
 
 
 @test

@@ -11,38 +11,23 @@ import concurrent.futures
 import os
 import subprocess
 import sys
-import time
-import traceback
 
 import clouds
 import collection
 import machines
-from bench import TESTS
+from bench import SUITE
 from hosts import base
 
 ALONE = "--alone"
 
 
-def alone(binary, name):
-    """One test, in this process."""
-    began = time.monotonic()
-    try:
-        TESTS[name](binary)
-        print(f"ok   {name} ({time.monotonic() - began:.1f} s)", flush=True)
-        return 0
-    except Exception:
-        print(f"FAIL {name} ({time.monotonic() - began:.1f} s)", flush=True)
-        traceback.print_exc()
-        return 1
-
-
 def main():
     if sys.argv[2:3] == [ALONE]:
-        return alone(sys.argv[1], sys.argv[3])
-    binary, names = sys.argv[1], sys.argv[2:] or list(TESTS)
+        return not SUITE.passes(sys.argv[3], sys.argv[1])
+    binary, names = sys.argv[1], sys.argv[2:] or list(SUITE)
     base()
     if os.environ.get("KEEP"):
-        return sum(alone(binary, name) for name in names)
+        return sum(not SUITE.passes(name, binary) for name in names)
 
     def apart(name):
         done = subprocess.run([sys.executable, __file__, binary, ALONE, name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -16,21 +16,17 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "conformance"))
 import runs
 import shared
 from lib import Slipway
+from suite import Suite
 
 BINARY = sys.argv[1] if len(sys.argv) > 1 else "target/release/slipway"
-TESTS = {}
+SUITE = Suite()
+test = SUITE.test
 ROUNDS = int(os.environ.get("KILL_ROUNDS", "50"))
-
-
-def test(function):
-    TESTS[function.__name__] = function
-    return function
 
 
 def log_metric(server, run, step):
@@ -389,6 +385,23 @@ def doctor_finds_what_is_wrong():
 
 
 @test
+def a_file_is_printed_into_as_it_ends():
+    with tempfile.TemporaryDirectory() as folder:
+        run = lambda *words: subprocess.run([os.path.abspath(BINARY), "--home", f"{folder}/home", *words], capture_output=True, text=True, cwd=folder)
+        file = pathlib.Path(folder, "new/topics.json")
+        done = run("explain", "-o", str(file))
+        assert (done.returncode, done.stdout) == (0, "") and len(json.loads(file.read_text())) > 20, done
+        assert run("explain", "-o", "topics.yaml").returncode == 0 and "code" in pathlib.Path(folder, "topics.yaml").read_text()
+        # A command that fails leaves what is there; a file that cannot be written is an error; another ending is none.
+        before = file.read_bytes()
+        assert run("explain", "no.code", "-o", str(file)).returncode == 2 and file.read_bytes() == before
+        done = run("explain", "-o", "/proc/nowhere/x.json")
+        assert done.returncode == 1 and "output.unwritable" in done.stderr and "/proc/nowhere/x.json" in done.stderr, done
+        done = run("explain", "-o", "x.txt")
+        assert done.returncode == 2 and "table, json, yaml" in done.stderr and not pathlib.Path(folder, "x.txt").exists(), done
+
+
+@test
 def config_origin_is_shown():
     with Slipway(BINARY) as server:
         server.environment["SLIPWAY_LISTEN"] = "127.0.0.1:1"
@@ -431,23 +444,13 @@ def metrics_and_openapi():
 
 
 for scenario in [*runs.TESTS, *shared.TESTS]:
-    TESTS[scenario.__name__] = lambda scenario=scenario: scenario(BINARY)
+    SUITE[scenario.__name__] = lambda scenario=scenario: scenario(BINARY)
 
 
 def main():
-    wanted = sys.argv[2:]
-    failed = 0
-    for name, function in TESTS.items():
-        if wanted and name not in wanted:
-            continue
-        started = time.time()
-        try:
-            function()
-            print(f"ok   {name} ({time.time() - started:.1f} s)")
-        except Exception:
-            failed += 1
-            print(f"FAIL {name}\n{traceback.format_exc()}")
-    print(f"end to end: {len(wanted) or len(TESTS)} tests, {failed} failed")
+    names = sys.argv[2:] or list(SUITE)
+    failed = sum(not SUITE.passes(name) for name in names)
+    print(f"end to end: {len(names)} tests, {failed} failed")
     sys.exit(1 if failed else 0)
 
 

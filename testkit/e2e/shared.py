@@ -1,6 +1,5 @@
 """End-to-end tests of servers that share PostgreSQL and S3 (`testkit/services.py`)."""
 
-import json
 import pathlib
 import sys
 import threading

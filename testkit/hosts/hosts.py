@@ -277,6 +277,10 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait(20)
+        # Those are dying; until they are dead the machine may still answer.
+        until = time.monotonic() + 20
+        while any(file.read_text() for file in self.group.rglob("cgroup.procs")) and time.monotonic() < until:
+            time.sleep(0.01)
 
     def processes(self):
         """The process that holds the namespaces, and what it started."""

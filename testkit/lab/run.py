@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import urllib.error
 import urllib.request
 
@@ -24,9 +23,11 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import clusterfile
 import runs
 import shared
-from cluster import NAMESPACE, Failed, Lab, eventually
+from cluster import NAMESPACE, Lab, eventually
+from suite import Suite
 
-TESTS = {}
+SUITE = Suite()
+test = SUITE.test
 GPU, SHARED = "nvidia.com/gpu", "nvidia.com/gpu.shared"
 STATE, MIG, CONFIG = "nvidia.com/mig.config.state", "nvidia.com/mig.config", "nvidia.com/device-plugin.config"
 
@@ -61,11 +62,6 @@ mig-configs:
 
 
 VALUES = {"node": {"config": CONFIGS, "migConfig": MIG_CONFIG}}
-
-
-def test(function):
-    TESTS[function.__name__] = function
-    return function
 
 
 def offers(lab, node, wanted, limit=60):
@@ -496,7 +492,7 @@ def claims(lab):
         assert not lab.get("-n", ns, "resourceclaims")["items"], "claims of pods go with them"
 
 
-TESTS.update(runs.TESTS)
+SUITE.update(runs.SUITE)
 
 
 @test
@@ -537,21 +533,15 @@ def calm(lab):
 
 
 def main():
-    binary, names = sys.argv[1], sys.argv[2:] or list(TESTS)
+    binary, names = sys.argv[1], sys.argv[2:] or list(SUITE)
     lab = Lab(binary, {"n1": "a100x8", "n2": "t4"})
     failed = []
     try:
         lab.up()
         print(lab.install(**VALUES).strip().splitlines()[-1])
         for name in names:
-            started = time.monotonic()
-            try:
-                TESTS[name](lab)
-                print(f"ok   {name} ({time.monotonic() - started:.1f} s)", flush=True)
-            except Exception:
+            if not SUITE.passes(name, lab):
                 failed.append(name)
-                print(f"FAIL {name} ({time.monotonic() - started:.1f} s)", flush=True)
-                traceback.print_exc()
                 for node in lab.fixtures:
                     try:
                         print(lab.kubectl("-n", NAMESPACE, "logs", "--tail=15", lab.agent(node)["metadata"]["name"], check=False), file=sys.stderr)

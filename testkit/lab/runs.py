@@ -16,15 +16,12 @@ from cluster import NAMESPACE, RUN, Failed, eventually
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "conformance"))
 from lib import Slipway
+from suite import Suite
 
-TESTS = {}
+SUITE = Suite()
+test = SUITE.test
 GPU = "nvidia.com/gpu"
 LEASE = "slipway-runs"
-
-
-def test(function):
-    TESTS[function.__name__] = function
-    return function
 
 
 class Server:

@@ -40,6 +40,11 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Check its owner and free space, or choose another with `--home DIR`.",
     },
     Topic {
+        code: "output.unwritable",
+        meaning: "The command did its work, and what it printed could not be written into the file that `-o FILE` names.",
+        remedy: "Check the folder's owner and free space, then ask again, or leave `-o` away and read it from stdout.",
+    },
+    Topic {
         code: "listen.unauthenticated",
         meaning: "The address is reachable from other machines and no token file is set, so anybody could use the server.",
         remedy: "Write a token to a file (`umask 077; openssl rand -hex 24 > tokens`) and start with `slipway up --token-file tokens`.",

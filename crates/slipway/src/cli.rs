@@ -1,12 +1,14 @@
 //! The arguments. Verbs are the same everywhere: `ls show apply rm`.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 pub(crate) mod cluster;
 pub(crate) mod gpu;
 pub(crate) mod node;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 
 /// From bare GPU machines to a launched model, with one binary.
 #[derive(Debug, Parser)]
@@ -27,9 +29,9 @@ pub(crate) struct Global {
     /// State folder
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
-    /// How to print
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
-    pub(crate) output: Format,
+    /// How to print; or a file to print into, whose ending says how: plan.json, report.html
+    #[arg(short, long, global = true, value_name = "FORMAT|FILE", value_parser = OutputParser, default_value = "table")]
+    pub(crate) output: Output,
     /// Say more (twice: debug)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
@@ -64,6 +66,39 @@ pub(crate) enum Format {
     Svg,
     /// A page, where the command has one
     Html,
+}
+
+/// How to print, and where.
+#[derive(Debug, Clone)]
+pub(crate) struct Output {
+    pub(crate) format: Format,
+    /// In place of stdout.
+    pub(crate) file: Option<PathBuf>,
+}
+
+/// Takes the name of a form, or of a file that ends with one.
+#[derive(Debug, Clone)]
+struct OutputParser;
+
+impl TypedValueParser for OutputParser {
+    type Value = Output;
+
+    fn parse_ref(&self, command: &clap::Command, argument: Option<&Arg>, value: &OsStr) -> Result<Output, clap::Error> {
+        let ending = Path::new(value).extension().and_then(OsStr::to_str).unwrap_or_default();
+        match Format::from_str(ending, false) {
+            Ok(format @ (Format::Json | Format::Yaml | Format::Svg | Format::Html)) => {
+                Ok(Output { format, file: Some(value.into()) })
+            }
+            _ => {
+                let format = EnumValueParser::<Format>::new().parse_ref(command, argument, value)?;
+                Ok(Output { format, file: None })
+            }
+        }
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(Format::value_variants().iter().filter_map(Format::to_possible_value)))
+    }
 }
 
 /// What to do.

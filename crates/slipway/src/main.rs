@@ -78,7 +78,16 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let file = args.global.output.file.clone();
+    if file.is_some() {
+        output::keep();
+    }
     let result = runtime.block_on(commands::run(args));
+    // What was printed counts even if it is told that something was found; that it cannot be kept counts more than that.
+    let result = match file.map_or(Ok(()), |file| output::write(&file)) {
+        Err(unwritten) if !matches!(result, Err(Failure::Error { .. })) => Err(unwritten),
+        _ => result,
+    };
     // Threads that still read or compute must not hold the process back.
     runtime.shutdown_background();
     match result {

@@ -1,9 +1,12 @@
 //! Printing: stdout is data, stderr is talk.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde::Serialize;
 
+use crate::Failure;
 use crate::cli::Format;
 
 /// Whether to use colours on stderr.
@@ -66,13 +69,42 @@ pub(crate) fn print<T: Serialize>(format: Format, data: &T, table: impl FnOnce(&
         Format::Table | Format::Wide | Format::Svg | Format::Html => table(data).to_string(),
         Format::Name => table(data).rows.iter().filter_map(|r| r.first()).map(|n| format!("{n}\n")).collect(),
     };
-    // A closed pipe is the reader's choice.
-    drop(std::io::stdout().write_all(text.as_bytes()));
+    print_text(&text);
 }
 
 /// Prints a text as it is.
 pub(crate) fn print_text(text: &str) {
+    if let Some(kept) = KEPT.get() {
+        return kept.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
+    }
+    // A closed pipe is the reader's choice.
     drop(std::io::stdout().write_all(text.as_bytes()));
+}
+
+/// What goes into a file, which is written whole.
+static KEPT: OnceLock<Mutex<String>> = OnceLock::new();
+
+/// From now on what is printed is kept for [`write`].
+pub(crate) fn keep() {
+    KEPT.get_or_init(Mutex::default);
+}
+
+/// Writes what was kept, unless that is nothing.
+///
+/// # Errors
+/// When the file cannot be written; it is then as it was.
+pub(crate) fn write(file: &Path) -> Result<(), Failure> {
+    let Some(kept) = KEPT.get() else { return Ok(()) };
+    let text = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    if text.is_empty() {
+        return Ok(());
+    }
+    slipway_core::files::replace(file, text.as_bytes()).map_err(|error| Failure::Error {
+        message: format!("{}: {error}", file.display()),
+        code: "output.unwritable",
+        hint: slipway_core::explain::find("output.unwritable").map(|t| t.remedy.to_owned()),
+        exit: 1,
+    })
 }
 
 /// Whether the person at the terminal agrees; `--yes` does, and without a terminal nobody can.

@@ -41,13 +41,12 @@ pub(crate) enum Cluster {
     #[command(after_help = "Example:\n  slipway cluster schema > cluster.schema.json")]
     Schema,
     /// What would change, on all machines; changes nothing; exit 3 when something would
-    #[command(after_help = "Example:\n  slipway cluster plan\n  slipway cluster plan --only gpu --hosts g1 -o json")]
+    #[command(
+        after_help = "Example:\n  slipway cluster plan\n  slipway cluster plan --only gpu --hosts g1 -o plan.json"
+    )]
     Plan {
         #[command(flatten)]
         choice: Choice,
-        /// Keep the plan as JSON
-        #[arg(long, value_name = "FILE")]
-        save: Option<PathBuf>,
     },
     /// Make the machines and the cluster as the file says; safe to run again, goes on after a failure
     #[command(after_help = "Example:\n  slipway cluster apply\n  slipway cluster apply --canary 1 --yes")]

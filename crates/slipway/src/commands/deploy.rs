@@ -89,7 +89,7 @@ pub(super) async fn apply(client: &Client, manifest_text: String, dry_run: bool)
 
 pub(super) async fn run(context: &Context, verb: Deploy) -> Result<(), Failure> {
     let client = context.client().await?;
-    let format = context.global.output;
+    let format = context.global.output.format;
     match verb {
         Deploy::Apply { file } => {
             let read = if file.as_os_str() == "-" {

@@ -132,7 +132,7 @@ pub(super) async fn doctor(context: &Context) -> Result<(), Failure> {
     gpus(&mut checks);
 
     let wrong = checks.iter().filter(|c| !c.ok).count();
-    print(context.global.output, &checks, |checks| {
+    print(context.global.output.format, &checks, |checks| {
         let mut table = Table::new(&["CHECK", "STATE", "FOUND", "WHAT HELPS"]);
         for c in checks {
             table.row(vec![c.what.into(), if c.ok { "ok" } else { "WRONG" }.into(), c.found.clone(), c.remedy.clone()]);

@@ -32,7 +32,7 @@ fn values(kube: &Kube) -> Result<Values, Failure> {
 
 fn show(context: &Context, steps: &[Step]) {
     let changed: Vec<Step> = steps.iter().filter(|s| s.action != Action::Keep).cloned().collect();
-    print(context.global.output, &changed, |changed| {
+    print(context.global.output.format, &changed, |changed| {
         let mut table = Table::new(&["OBJECT", "NAMESPACE"]);
         for step in changed {
             let sign = match step.action {
@@ -51,10 +51,10 @@ fn show(context: &Context, steps: &[Step]) {
 
 pub(super) async fn up(context: &Context, kube: Kube) -> Result<(), Failure> {
     let values = values(&kube)?;
-    if context.global.dry_run && matches!(context.global.output, Format::Yaml | Format::Json) {
+    if context.global.dry_run && matches!(context.global.output.format, Format::Yaml | Format::Json) {
         // The objects themselves, for `kubectl diff` and for reading.
         for object in install::objects(&values) {
-            let text = match context.global.output {
+            let text = match context.global.output.format {
                 Format::Json => object.to_string(),
                 _ => format!("---\n{}", serde_saphyr::to_string(&object).unwrap_or_default()),
             };

@@ -23,7 +23,7 @@ use slipway_core::explain;
 use crate::Failure;
 use crate::cli::{self, Cli, Command};
 use crate::client::Client;
-use crate::output::{Table, print};
+use crate::output::{Table, print, print_text};
 
 /// What every command gets.
 pub(crate) struct Context {
@@ -92,7 +92,7 @@ fn explain_code(context: &Context, code: Option<String>) -> Result<(), Failure> 
     let row = |t: &explain::Topic| vec![t.code.to_owned(), t.meaning.to_owned(), t.remedy.to_owned()];
     let Some(code) = code else {
         let all: Vec<_> = explain::CATALOGUE.iter().map(row).collect();
-        print(context.global.output, &all, |all| {
+        print(context.global.output.format, &all, |all| {
             let mut table = Table::new(&["CODE", "MEANING"]);
             all.iter().for_each(|r| table.row(r[..2].to_vec()));
             table
@@ -101,7 +101,7 @@ fn explain_code(context: &Context, code: Option<String>) -> Result<(), Failure> 
     };
     match explain::find(&code) {
         Some(topic) => {
-            println!("{}\n\n{}\n\n{}", topic.code, topic.meaning, topic.remedy);
+            print_text(&format!("{}\n\n{}\n\n{}\n", topic.code, topic.meaning, topic.remedy));
             Ok(())
         }
         None => Err(Failure::Error {
@@ -127,7 +127,7 @@ fn without_password(value: &str) -> String {
 fn show_config(context: &Context, origin: bool) {
     let entries: Vec<_> =
         context.config.entries().map(|(k, v, o)| (k.to_owned(), without_password(v), o.to_string())).collect();
-    print(context.global.output, &entries, |entries| {
+    print(context.global.output.format, &entries, |entries| {
         let mut table = Table::new(if origin { &["KEY", "VALUE", "ORIGIN"] } else { &["KEY", "VALUE"] });
         for (key, value, from) in entries {
             let mut row = vec![key.clone(), value.clone()];

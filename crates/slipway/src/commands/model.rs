@@ -34,7 +34,7 @@ pub(super) async fn run(context: &Context, verb: Model) -> Result<(), Failure> {
         Model::Ls => {
             let found: Value = client.get("/api/2.0/mlflow/registered-models/search?max_results=1000").await?;
             let models = found["registered_models"].as_array().cloned().unwrap_or_default();
-            print(context.global.output, &models, |models| {
+            print(context.global.output.format, &models, |models| {
                 let mut table = Table::new(&["NAME", "LATEST", "ALIASES"]);
                 for m in models {
                     let versions = m["latest_versions"].as_array().into_iter().flatten();
@@ -56,7 +56,7 @@ pub(super) async fn run(context: &Context, verb: Model) -> Result<(), Failure> {
             let model = found["registered_model"].clone();
             let versions = versions(&client, &name).await?;
             let data = json!({ "model": model, "versions": versions });
-            print(context.global.output, &data, |d| {
+            print(context.global.output.format, &data, |d| {
                 let mut table = Table::new(&["VERSION", "ALIASES", "STAGE", "RUN", "SOURCE"]);
                 for v in d["versions"].as_array().into_iter().flatten() {
                     let aliases = d["model"]["aliases"].as_array().into_iter().flatten();
@@ -87,7 +87,7 @@ pub(super) async fn run(context: &Context, verb: Model) -> Result<(), Failure> {
             say(format_args!(
                 "registered {name} version {version}; next: slipway model promote {name} {version} champion"
             ));
-            print(context.global.output, &made, |_| {
+            print(context.global.output.format, &made, |_| {
                 let mut table = Table::new(&["VERSION"]);
                 table.row(vec![version.clone()]);
                 table

@@ -37,7 +37,7 @@ fn text(value: &Value) -> String {
 
 async fn ls(context: &Context, at: &cli::Where) -> Result<(), Failure> {
     let nodes = slipway_operator::nodes::nodes(&connect(at).await?, &at.namespace).await?;
-    print(context.global.output, &nodes, |nodes| {
+    print(context.global.output.format, &nodes, |nodes| {
         let mut table = Table::new(&["NODE", "DEVICE", "PRODUCT", "RESOURCE", "STATE", "HELD BY"]);
         for node in nodes {
             let name = text(&node["node"]);
@@ -82,7 +82,7 @@ fn devices(node: &Value) -> Vec<Vec<String>> {
 
 async fn leases(context: &Context, node: &str, limit: u32, at: &cli::Where) -> Result<(), Failure> {
     let leases = slipway_operator::nodes::leases(&connect(at).await?, &at.namespace, node, limit).await?;
-    print(context.global.output, &leases, |leases| {
+    print(context.global.output.format, &leases, |leases| {
         let mut table = Table::new(&["POD", "CONTAINER", "RESOURCE", "DEVICE", "FROM", "TO", "ENERGY", "IDLE"]);
         for lease in leases.as_array().into_iter().flatten() {
             let time = |key: &str| lease[key].as_i64().map_or("now".to_owned(), slipway_core::clock::rfc3339);

@@ -9,7 +9,7 @@ use super::submit;
 use crate::Failure;
 use crate::cli::Run;
 use crate::client::{Client, encode};
-use crate::output::{Table, print};
+use crate::output::{Table, print, print_text};
 
 /// Runs asked for at once.
 const PAGE: i64 = 1000;
@@ -96,7 +96,7 @@ pub(super) async fn run(context: &Context, verb: Run) -> Result<(), Failure> {
         Run::Rm { which } => return submit::remove(context, &client, &which).await,
         Run::Ls { experiment, filter, order_by, limit } => {
             let runs = search(&client, experiment.as_deref(), &filter, &order_by, limit).await?;
-            print(context.global.output, &runs, |runs| {
+            print(context.global.output.format, &runs, |runs| {
                 let mut table = Table::new(&["RUN", "NAME", "STATUS", "METRICS"]);
                 for run in runs {
                     let mut metrics = pairs(run, "metrics");
@@ -110,7 +110,7 @@ pub(super) async fn run(context: &Context, verb: Run) -> Result<(), Failure> {
         }
         Run::Show { id } => {
             let found: Value = client.get(&format!("/api/2.0/mlflow/runs/get?run_id={}", encode(&id))).await?;
-            print(context.global.output, &found["run"], |run| {
+            print(context.global.output.format, &found["run"], |run| {
                 let mut table = Table::new(&["WHAT", "VALUE"]);
                 for key in ["run_id", "run_name", "experiment_id", "status", "user_id", "artifact_uri"] {
                     table.row(vec![key.to_owned(), text(&run["info"][key])]);
@@ -133,7 +133,7 @@ pub(super) async fn run(context: &Context, verb: Run) -> Result<(), Failure> {
                 let found: Value = client.get(&format!("/api/2.0/mlflow/runs/get?run_id={}", encode(id))).await?;
                 runs.push(found["run"].clone());
             }
-            print(context.global.output, &runs, |runs| {
+            print(context.global.output.format, &runs, |runs| {
                 // As many columns as runs, so the heads are the runs' names in the first row.
                 let mut table = Table::new(&["", "1", "2", "3", "4", "5", "6", "7", "8"][..=runs.len().min(8)]);
                 let row = |name: String, cell: &dyn Fn(&Value) -> String| {
@@ -184,7 +184,7 @@ pub(super) async fn run(context: &Context, verb: Run) -> Result<(), Failure> {
                 });
                 lines.push(info.chain(cells).collect::<Vec<_>>().join(","));
             }
-            println!("{}", lines.join("\n"));
+            print_text(&(lines.join("\n") + "\n"));
         }
     }
     Ok(())

@@ -39,7 +39,7 @@ pub(super) async fn show(context: &Context, options: Show) -> Result<(), Failure
     let client = context.client().await?;
     let found: Value = client.get(&format!("/api/v1/requests/{}/lineage", encode(&options.request))).await?;
     let shown = if options.lineage { found } else { serde_json::json!({ "request": found["request"] }) };
-    print(context.global.output, &shown, |found| {
+    print(context.global.output.format, &shown, |found| {
         let mut table = Table::new(&["STEP", "WHICH", "ABOUT"]);
         chain(found).into_iter().for_each(|step| table.row(step.to_vec()));
         table

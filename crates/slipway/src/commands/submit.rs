@@ -104,13 +104,13 @@ pub(super) async fn submit(context: &Context, client: &Client, options: Submit) 
     }
     let text = json!(run).to_string();
     if context.global.dry_run {
-        print(context.global.output, &run, |_| Table::new(&["RUN"]));
+        print(context.global.output.format, &run, |_| Table::new(&["RUN"]));
         return Ok(());
     }
     let run: Submitted = client.post_text("/api/v1/runs", text).await?;
     let metadata = &run.manifest.metadata;
     if !options.follow && !options.wait {
-        print(context.global.output, &run, |run| {
+        print(context.global.output.format, &run, |run| {
             let mut table = Table::new(&["RUN", "NAMESPACE", "TRACKED AS"]);
             let metadata = &run.manifest.metadata;
             table.row(vec![metadata.name.clone(), metadata.namespace.clone(), run.status.run_id.clone()]);
@@ -171,7 +171,7 @@ fn about(run: &Submitted) -> String {
 pub(super) async fn queue(context: &Context, client: &Client, namespace: Option<&str>) -> Result<(), Failure> {
     let query = namespace.map_or(String::new(), |n| format!("?namespace={}", encode(n)));
     let runs: Vec<Submitted> = client.get(&format!("/api/v1/runs{query}")).await?;
-    print(context.global.output, &runs, |runs| {
+    print(context.global.output.format, &runs, |runs| {
         let mut table = Table::new(&["RUN", "NAMESPACE", "PHASE", "TRY", "NODE", "SINCE", "TOOK", "WHY"]);
         for run in runs {
             let (metadata, status) = (&run.manifest.metadata, &run.status);
@@ -199,7 +199,7 @@ pub(super) async fn queue(context: &Context, client: &Client, namespace: Option<
 
 pub(super) async fn status(context: &Context, client: &Client, which: &Which) -> Result<(), Failure> {
     let run: Submitted = client.get(&path(&which.namespace, &which.name)).await?;
-    print(context.global.output, &run, |run| {
+    print(context.global.output.format, &run, |run| {
         let mut table = Table::new(&["WHAT", "VALUE"]);
         let (metadata, status) = (&run.manifest.metadata, &run.status);
         let mut row = |what: &str, value: String| {

@@ -106,7 +106,7 @@ pub(super) async fn status(context: &Context) -> Result<(), Failure> {
         status["pid"] = json!(a.pid);
     }
     status["running"] = json!(!client.is_in_process());
-    print(context.global.output, &status, |s| {
+    print(context.global.output.format, &status, |s| {
         let mut table = Table::new(&["WHAT", "VALUE"]);
         for (key, value) in s.as_object().into_iter().flatten() {
             let shown = match (key.as_str(), value) {

@@ -1,7 +1,6 @@
 //! What differs, what was done, what is wrong, what it costs.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -25,7 +24,7 @@ use crate::output::{Table, print, print_text, say};
 const MONTH: f64 = 730.0;
 
 pub(super) fn print_plan(context: &Context, plan: &Plan) {
-    match context.global.output {
+    match context.global.output.format {
         Format::Table | Format::Wide | Format::Svg | Format::Html => print_text(&words(plan)),
         format => print(format, plan, |plan| {
             let mut table = Table::new(&["MACHINE"]);
@@ -109,19 +108,9 @@ pub(super) fn findings(plan: &Plan) -> Result<(), Failure> {
     if plan.is_empty() { Ok(()) } else { Err(Failure::Findings) }
 }
 
-pub(super) async fn show_plan(
-    context: &Context,
-    session: &Session,
-    choice: &cli::Choice,
-    save: Option<&Path>,
-) -> Result<(), Failure> {
+pub(super) async fn show_plan(context: &Context, session: &Session, choice: &cli::Choice) -> Result<(), Failure> {
     let plan = ask(session, &choice.machines.hosts, &choice.layers()).await?;
     print_plan(context, &plan);
-    if let Some(file) = save {
-        let text = serde_json::to_vec_pretty(&plan).unwrap_or_default();
-        slipway_core::files::replace(file, &text)
-            .map_err(|source| ClusterError::Io { what: file.display().to_string(), source })?;
-    }
     findings(&plan)
 }
 
@@ -133,10 +122,10 @@ pub(super) fn last(context: &Context, session: &Session) {
 }
 
 pub(super) fn print_report(context: &Context, report: &Report) {
-    if context.global.output == Format::Html {
+    if context.global.output.format == Format::Html {
         return print_text(&html::page(report));
     }
-    print(context.global.output, report, |report| {
+    print(context.global.output.format, report, |report| {
         let mut table = Table::new(&["STEP", "OUTCOME", "SECONDS", "ABOUT"]);
         for Ended { step, outcome, seconds, .. } in &report.steps {
             let (word, about) = outcome.words();
@@ -149,7 +138,7 @@ pub(super) fn print_report(context: &Context, report: &Report) {
 
 pub(super) async fn doctor(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
     let found = doctor::doctor(&session.cluster(), &session.hosts(hosts)?).await;
-    print(context.global.output, &found, |found: &Vec<Finding>| {
+    print(context.global.output.format, &found, |found: &Vec<Finding>| {
         let mut table = Table::new(&["MACHINE", "", "FOUND", "WHAT HELPS"]);
         for finding in found {
             let mark = if finding.severity == Severity::Error { "!" } else { "" };
@@ -201,7 +190,7 @@ pub(super) async fn cost(context: &Context, session: &Session) -> Result<(), Fai
             Err(error) => drop(cost.not_asked.insert(machine, error.to_string())),
         }
     }
-    print(context.global.output, &cost, |cost| {
+    print(context.global.output.format, &cost, |cost| {
         let mut table = Table::new(&["MACHINE", "PROVIDER", "SIZE", "STATE", "$/H", "$/MONTH", "IDLE GPUS"]);
         let money = |price: Option<f64>, times: f64| price.map_or_else(|| "?".into(), |p| format!("{:.2}", p * times));
         let gpus = |machine: &str| {

@@ -120,18 +120,14 @@ pub(crate) async fn run(context: &Context, verb: cli::Cluster) -> Result<(), Fai
             print_text(&(serde_json::to_string_pretty(&Cluster::schema()).unwrap_or_default() + "\n"));
             Ok(())
         }
-        cli::Cluster::Plan { choice, save } => {
+        cli::Cluster::Plan { choice } | cli::Cluster::Status { choice, drift: true } => {
             let session = Session::open(context, &choice.machines.file)?;
-            ask::show_plan(context, &session, &choice, save.as_deref()).await
+            ask::show_plan(context, &session, &choice).await
         }
         cli::Cluster::Apply { choice, canary, from, no_smoke } => {
             let session = Session::open(context, &choice.machines.file)?;
             let options = work::Options { choice: &choice, canary, from: from.as_deref(), smoke: !no_smoke };
             work::apply(context, &session, &options).await
-        }
-        cli::Cluster::Status { choice, drift: true } => {
-            let session = Session::open(context, &choice.machines.file)?;
-            ask::show_plan(context, &session, &choice, None).await
         }
         cli::Cluster::Status { choice, drift: false } => {
             ask::last(context, &Session::offline(context, &choice.machines.file)?);

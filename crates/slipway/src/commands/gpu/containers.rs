@@ -24,7 +24,7 @@ pub(super) fn cdi(context: &Context, fixture: Option<&str>, verb: cli::Cdi) -> R
         cli::Cdi::Generate { root, hook, write } => {
             let hook = hook.or_else(|| cdi::find_hook().map(PathBuf::from));
             let spec = cdi::generate(&Inventory::collect(&nvml(fixture)?)?, &root, hook.as_deref())?;
-            let text = match context.global.output {
+            let text = match context.global.output.format {
                 Format::Json => serde_json::to_string_pretty(&spec).unwrap_or_default() + "\n",
                 _ => serde_saphyr::to_string(&spec).unwrap_or_default(),
             };
@@ -40,7 +40,7 @@ pub(super) fn cdi(context: &Context, fixture: Option<&str>, verb: cli::Cdi) -> R
         cli::Cdi::Check { file } => {
             let text = std::fs::read_to_string(&file).map_err(io(&file))?;
             let wrong = cdi::check(&text)?;
-            print(context.global.output, &wrong, |wrong| {
+            print(context.global.output.format, &wrong, |wrong| {
                 let mut table = Table::new(&["WRONG"]);
                 wrong.iter().for_each(|w| table.row(vec![w.clone()]));
                 table
@@ -73,7 +73,7 @@ fn ls(context: &Context, folders: &[PathBuf]) -> Result<(), Failure> {
         }
     }
     devices.sort();
-    print(context.global.output, &devices, |devices| {
+    print(context.global.output.format, &devices, |devices| {
         let mut table = Table::new(&["DEVICE", "FILE"]);
         devices.iter().for_each(|(name, file)| table.row(vec![name.clone(), file.clone()]));
         table
@@ -126,7 +126,7 @@ fn test(context: &Context, device: &str, file: &Path, runc: &Path) -> Result<(),
     let program = std::env::current_exe().map_err(io(Path::new("/proc/self/exe")))?;
     let arguments = ["gpu", "container", "look"].map(str::to_owned);
     let seen = trial::run(&spec, device, runc, &program, &arguments)?;
-    print(context.global.output, &seen, |seen| {
+    print(context.global.output.format, &seen, |seen| {
         let mut table = Table::new(&["INSIDE", "STATE"]);
         seen.iter().for_each(|s| table.row(vec![s.path.clone(), s.wrong.clone().unwrap_or_else(|| "ok".into())]));
         table

@@ -84,7 +84,7 @@ pub(super) async fn bench(context: &Context, fixture: Option<&str>, options: cli
         std::fs::write(file, text).map_err(|source| GpuError::Io { what: file.display().to_string(), source })?;
     }
     let differences = before.map(|b| compare(&b.report, &report)).unwrap_or_default();
-    print(context.global.output, &report, |report| {
+    print(context.global.output.format, &report, |report| {
         let mut table =
             Table::new(&["WHAT", "DEVICE", "FORMAT", "SIZE", "MEDIAN", "RANGE", "OF PEAK", "GRADE", "BEFORE"]);
         for f in &report.figures {
@@ -139,7 +139,7 @@ fn html(report: &Report) -> String {
 
 async fn history(context: &Context) -> Result<(), Failure> {
     let kept: Vec<Kept> = context.client().await?.get("/api/v1/gpu/benchmarks?limit=100").await?;
-    print(context.global.output, &kept, |kept| {
+    print(context.global.output.format, &kept, |kept| {
         let mut table = Table::new(&["NUMBER", "TIME", "HOST", "DEVICES", "FIGURES"]);
         for k in kept {
             let seconds = (now_ms() - k.report.time) / 1000;
@@ -206,7 +206,7 @@ pub(super) fn against_cpu(context: &Context, name: &str) -> Result<(), Failure> 
         rate(&card, Precision::Bf16),
     ));
     rows.push(("main memory, GB/s".into(), main(&cpu), main(&card)));
-    print(context.global.output, &rows, |rows| {
+    print(context.global.output.format, &rows, |rows| {
         let mut table = Table::owned(vec![
             "WHAT".into(),
             format!("{}, measured", cpu.machine),
@@ -225,7 +225,7 @@ pub(super) async fn roofline(context: &Context, fixture: Option<&str>, options: 
     let works = options.ops.iter().map(|op| Work::parse(op)).collect::<Result<Vec<_>, _>>()?;
     let roof = roof(context, fixture, options).await?;
     let places: Vec<Place> = works.iter().filter_map(|w| roof.place(w)).collect();
-    if context.global.output == Format::Svg {
+    if context.global.output.format == Format::Svg {
         print_text(&draw::roofline(&roof, &places));
         return Ok(());
     }
@@ -243,7 +243,7 @@ pub(super) async fn roofline(context: &Context, fixture: Option<&str>, options: 
         }
     }
     let json = serde_json::json!({ "roofline": roof, "work": places, "measured_seconds": measured });
-    if context.global.output == Format::Table {
+    if context.global.output.format == Format::Table {
         print_text(&format!(
             "{}, {}\n{}",
             roof.machine,
@@ -251,7 +251,7 @@ pub(super) async fn roofline(context: &Context, fixture: Option<&str>, options: 
             draw::terminal(&roof, &places)
         ));
     }
-    print(context.global.output, &json, |_| {
+    print(context.global.output.format, &json, |_| {
         if places.is_empty() {
             let mut table = Table::new(&["CEILING", "RATE", "RIDGE"]);
             let main = roof.main_memory().map_or(1.0, |m| m.gigabytes);
@@ -308,7 +308,7 @@ pub(super) fn fit(context: &Context, options: &cli::Fit) -> Result<(), Failure> 
         checkpointing: options.checkpointing,
     };
     let answer = fit::fit(&question)?;
-    let format = context.global.output;
+    let format = context.global.output.format;
     if format == Format::Table {
         let mut table = Table::new(&["MEMORY FOR", "BYTES", "HOW"]);
         for part in &answer.parts {

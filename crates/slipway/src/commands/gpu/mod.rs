@@ -68,8 +68,8 @@ fn ls(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
         Err(e) => return Err(e.into()),
     };
     let inventory = Inventory::collect(&nvml)?;
-    let wide = context.global.output == Format::Wide;
-    print(context.global.output, &inventory, |inventory| {
+    let wide = context.global.output.format == Format::Wide;
+    print(context.global.output.format, &inventory, |inventory| {
         let mut head = vec!["GPU", "NAME", "MEMORY", "BUSY", "POWER", "TEMP", "MIG", "FINDINGS"];
         if wide {
             head.extend(["ARCHITECTURE", "CC", "CLOCK", "PCIE", "NVLINKS", "BUS", "UUID"]);
@@ -131,7 +131,7 @@ fn without_gpu(context: &Context) -> Result<(), Failure> {
         "memory_bytes": kib * 1024,
         "pci": devices,
     });
-    print(context.global.output, &machine, |m| {
+    print(context.global.output.format, &machine, |m| {
         let mut table = Table::new(&["WHAT", "FOUND"]);
         let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
         table.row(vec![
@@ -160,7 +160,7 @@ fn show(context: &Context, fixture: Option<&str>, index: Option<u32>) -> Result<
             return Err(GpuError::Invalid(format!("there is no GPU {index}; there are {count}")).into());
         }
     }
-    print(context.global.output, &inventory, |inventory| {
+    print(context.global.output.format, &inventory, |inventory| {
         let mut table = Table::new(&["GPU", "WHAT", "VALUE"]);
         for g in &inventory.gpus {
             let mut add = |what: &str, value: Option<String>| {
@@ -245,11 +245,11 @@ fn topology(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
     let nvml = nvml(fixture)?;
     let inventory = Inventory::collect(&nvml)?;
     let found = Topology::collect(&nvml, &inventory, Path::new("/sys"))?;
-    if context.global.output == Format::Svg {
+    if context.global.output.format == Format::Svg {
         print_text(&draw::topology(&found));
         return Ok(());
     }
-    print(context.global.output, &found, |t| {
+    print(context.global.output.format, &found, |t| {
         let names: Vec<String> = (0..t.gpus.len()).map(|i| format!("GPU{i}")).collect();
         let mut table = Table::owned([vec![String::new()], names.clone(), vec!["CPUS".into(), "NUMA".into()]].concat());
         for (i, row) in t.links.iter().enumerate() {
@@ -264,7 +264,7 @@ fn topology(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
         }
         table
     });
-    if context.global.output == Format::Table {
+    if context.global.output.format == Format::Table {
         let mut kinds: Vec<_> = found.links.iter().flatten().copied().collect();
         kinds.sort_unstable();
         kinds.dedup();
@@ -277,7 +277,7 @@ fn print_stack(context: &Context, fixture: Option<&str>) -> Result<(), Failure> 
     let inventory = Nvml::find(fixture).and_then(|n| Inventory::collect(&n));
     let layers = stack::layers(Path::new("/"), &inventory);
     let missing = layers.iter().filter(|l| l.ok == Some(false)).count();
-    print(context.global.output, &layers, |layers| {
+    print(context.global.output.format, &layers, |layers| {
         let mut table = Table::new(&["LAYER", "STATE", "FOUND", "WHAT HELPS"]);
         for l in layers {
             let state = match l.ok {
@@ -319,7 +319,7 @@ fn card_of(name: &str) -> Result<sheet::Card, GpuError> {
 fn spec(context: &Context, card: Option<String>) -> Result<(), Failure> {
     let Some(name) = card else {
         let cards = sheet::cards();
-        print(context.global.output, &cards, |cards| {
+        print(context.global.output.format, &cards, |cards| {
             let mut table =
                 Table::new(&["CARD", "ARCHITECTURE", "SMS", "MEMORY", "GB/S", "FP32", "BF16", "FP8", "TDP"]);
             for c in cards {
@@ -343,7 +343,7 @@ fn spec(context: &Context, card: Option<String>) -> Result<(), Failure> {
     let card = card_of(&name)?;
     let peaks: Vec<_> = Precision::ALL.iter().filter_map(|p| card.peak(*p)).collect();
     print(
-        context.global.output,
+        context.global.output.format,
         &serde_json::json!({ "card": card, "peaks": peaks, "bandwidth": card.bandwidth() }),
         |_| {
             let mut table = Table::new(&["WHAT", "HOW"]);

@@ -87,7 +87,7 @@ pub(super) fn mig(context: &Context, fixture: Option<&str>, verb: cli::Mig) -> R
         }
         cli::Mig::Export { name } => {
             let config = mig::export(&mig::layout(&nvml(fixture)?)?, &name);
-            let text = match context.global.output {
+            let text = match context.global.output.format {
                 Format::Json => serde_json::to_string_pretty(&config).unwrap_or_default() + "\n",
                 _ => serde_saphyr::to_string(&config).unwrap_or_default(),
             };
@@ -103,7 +103,7 @@ fn ls(context: &Context, nvml: &Nvml) -> Result<(), Failure> {
         say("no GPU of this machine can do MIG");
         return Ok(());
     };
-    match context.global.output {
+    match context.global.output.format {
         Format::Svg => print_text(&draw::slices(&first.geometry, &mig::maps(&layouts))),
         Format::Table => print_text(&draw::slices_text(&first.geometry, &mig::maps(&layouts))),
         format => print(format, &layouts, |layouts| {
@@ -119,7 +119,7 @@ fn ls(context: &Context, nvml: &Nvml) -> Result<(), Failure> {
 }
 
 fn profiles(context: &Context, geometry: &Geometry) {
-    print(context.global.output, geometry, |g| {
+    print(context.global.output.format, geometry, |g| {
         let mut table =
             Table::new(&["PROFILE", "COMPUTE", "MEMORY SLICES", "MULTIPROCESSORS", "MEMORY", "STARTS", "MOST"]);
         for p in &g.profiles {
@@ -169,14 +169,14 @@ fn show_plan(context: &Context, layouts: &[Layout], plan: &Plan) {
     let list = |instances: &[Instance]| {
         instances.iter().map(|i| format!("{}@{}", i.profile, i.at.start)).collect::<Vec<_>>().join(" ")
     };
-    if context.global.output == Format::Svg {
+    if context.global.output.format == Format::Svg {
         let maps = planned(plan);
         if let Some(first) = layouts.first() {
             print_text(&draw::slices(&first.geometry, &maps));
         }
         return;
     }
-    print(context.global.output, plan, |plan| {
+    print(context.global.output.format, plan, |plan| {
         let mut table = Table::new(&["GPU", "", "WHAT"]);
         for c in &plan.changes {
             let mut add = |sign: &str, what: String| table.row(vec![c.gpu.to_string(), sign.into(), what]);
@@ -194,7 +194,7 @@ fn show_plan(context: &Context, layouts: &[Layout], plan: &Plan) {
         }
         table
     });
-    if context.global.output == Format::Table
+    if context.global.output.format == Format::Table
         && let Some(first) = layouts.first()
     {
         let maps = planned(plan);
@@ -228,7 +228,7 @@ fn plan_family(context: &Context, geometry: &Geometry, wanted: &cli::Wanted) -> 
     match mig::place(geometry, &empty, &instances)? {
         Placed::Yes(gpus) => {
             let maps: Vec<_> = gpus.into_iter().enumerate().map(|(i, list)| (format!("GPU {i}"), list)).collect();
-            match context.global.output {
+            match context.global.output.format {
                 Format::Svg => print_text(&draw::slices(geometry, &maps)),
                 Format::Table | Format::Wide => print_text(&draw::slices_text(geometry, &maps)),
                 format => print(format, &maps, |maps| {
@@ -296,7 +296,7 @@ fn share_file(
     let workloads = Workloads::parse(&read(file)?)?;
     let (name, mib, geometry) = card(fixture, family)?;
     let mut plan = share::plan(&name, mib, geometry.as_ref(), &workloads)?;
-    if let (Format::Svg, Some(geometry), Some(packing)) = (context.global.output, &geometry, &plan.packing) {
+    if let (Format::Svg, Some(geometry), Some(packing)) = (context.global.output.format, &geometry, &plan.packing) {
         let maps: Vec<_> = packing
             .gpus
             .iter()
@@ -314,7 +314,7 @@ fn share_file(
     if only_mig {
         plan.outcomes.retain(|o| o.strategy == share::Strategy::Mig);
     }
-    print(context.global.output, &plan, |plan| {
+    print(context.global.output.format, &plan, |plan| {
         let mut table = Table::new(&[
             "STRATEGY",
             "GPUS",
@@ -346,7 +346,7 @@ fn share_file(
         .outcomes
         .iter()
         .find(|o| if only_mig { o.refused.is_none() } else { Some(o.strategy) == plan.recommended });
-    if let (Some(o), Format::Table) = (chosen, context.global.output) {
+    if let (Some(o), Format::Table) = (chosen, context.global.output.format) {
         if !only_mig {
             print_text(&format!("\n{}: {}\n", o.strategy.name(), plan.reason));
         }
