@@ -71,7 +71,7 @@ def machines_of_two_providers_are_made_once_grown_and_given_back(binary):
         bench.apply(**TOKENS)
 
         # One more, and one less: the file keeps its comments.
-        bench.run("scale", "gpu=2", "--yes", **TOKENS)
+        assert bench.verb("scale", "gpu=2", **TOKENS)["gpu-2/join"]["outcome"] == "changed"
         assert bench.members() == {"cp-1": "control-plane", "gpu-1": "worker", "gpu-2": "worker"} and "# the control plane" in bench.file.read_text()
         cost = json.loads(bench.run("cost", "-o", "json", **TOKENS))
         assert abs(cost["hourly"] - (0.03571 + 2 * 0.76)) < 1e-9 and cost["machines"][0]["machine"] == "cp-1", cost

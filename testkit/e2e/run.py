@@ -216,10 +216,11 @@ def exit_codes_and_help():
     assert "complete" in run("completions", "bash").stdout
 
 
-def gpu(*arguments, fixture=None, **environment):
+def gpu(*arguments, fixture=None, stdin=None, **environment):
     """Runs `slipway gpu`: exit code, standard output, standard error."""
     options = ["--fixture", fixture] if fixture else []
-    done = subprocess.run([BINARY, "gpu", *arguments, *options], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
+    done = subprocess.run([BINARY, "gpu", *arguments, *options], capture_output=True, text=True, stdin=stdin,
+                          env={**os.environ, **environment}, timeout=120)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -246,11 +247,17 @@ def gpus_are_seen_and_judged():
 def mig_survives_between_commands_and_is_changed_with_care():
     with tempfile.TemporaryDirectory() as folder:
         state = {"SLIPWAY_FAKE_NVML_STATE": os.path.join(folder, "mig.json")}
-        run = lambda *a: gpu(*a, fixture="a100x8", **state)
+        run = lambda *a, stdin=None: gpu(*a, fixture="a100x8", stdin=stdin, **state)
         assert run("mig", "plan", "3x1g.10gb + 1x3g.40gb", "--gpus", "0")[0] == 3
         assert run("mig", "apply", "3x1g.10gb + 1x3g.40gb", "--gpus", "0")[0] == 3, "nobody agreed"
         assert run("mig", "apply", "3x1g.10gb + 1x3g.40gb", "--gpus", "0", "--dry-run", "--yes")[0] == 3
-        assert json.loads(run("mig", "ls", "-o", "json")[1])[0]["enabled"] is False, "a dry run changes nothing"
+        # What goes into a file is seen by who is asked to agree to it.
+        person, terminal = os.openpty()
+        os.write(person, b"n\n")
+        file = os.path.join(folder, "plan.json")
+        status, out, talk = run("mig", "apply", "3x1g.10gb + 1x3g.40gb", "--gpus", "0", "-o", file, stdin=terminal)
+        assert (status, out) == (3, "") and "1g.10gb" in talk and "Change the layout? [y/N]" in talk and json.loads(pathlib.Path(file).read_text()), talk
+        assert json.loads(run("mig", "ls", "-o", "json")[1])[0]["enabled"] is False, "neither a dry run nor a no changes anything"
         assert run("mig", "apply", "3x1g.10gb + 1x3g.40gb", "--gpus", "0", "--yes")[0] == 0
         before = json.loads(run("ls", "-o", "json")[1])["gpus"][0]["mig"]["devices"]
         assert sorted(d["profile"] for d in before) == ["1g.10gb"] * 3 + ["3g.40gb"]

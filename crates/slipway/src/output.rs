@@ -116,6 +116,10 @@ pub(crate) fn agreed(global: &crate::cli::Global, question: &str) -> bool {
         say("nothing was changed: say --yes where nobody can be asked");
         return false;
     }
+    // Nobody agrees to what went into a file unseen.
+    if let Some(kept) = KEPT.get() {
+        eprint!("{}", kept.lock().unwrap_or_else(PoisonError::into_inner));
+    }
     eprint!("{question} [y/N] ");
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")

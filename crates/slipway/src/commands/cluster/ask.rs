@@ -37,7 +37,7 @@ pub(super) fn print_plan(context: &Context, plan: &Plan) {
 }
 
 /// A plan for people.
-fn words(plan: &Plan) -> String {
+pub(super) fn words(plan: &Plan) -> String {
     let mut out = String::new();
     for machine in &plan.machines {
         let about = machine.machine.as_ref().map_or(String::new(), |m| {

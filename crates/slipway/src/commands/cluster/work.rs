@@ -12,7 +12,7 @@ use slipway_cluster::spec::edit;
 use slipway_cluster::steps::{self, Step};
 use slipway_cluster::{ClusterError, nodes};
 
-use super::ask::{ask, findings, print_plan, print_report};
+use super::ask::{ask, findings, print_plan, print_report, words};
 use super::progress::Watcher;
 use super::{Session, wrong};
 use crate::Failure;
@@ -109,10 +109,11 @@ pub(super) async fn apply(context: &Context, session: &Session, options: &Option
     let (layers, hosts) = (options.choice.layers(), &options.choice.machines.hosts);
     if context.global.dry_run || !context.global.yes {
         let plan = ask(session, hosts, &layers).await?;
-        print_plan(context, &plan);
         if context.global.dry_run {
+            print_plan(context, &plan);
             return findings(&plan);
         }
+        say(words(&plan).trim_end());
         if plan.is_empty() && !options.smoke {
             return Ok(());
         }
@@ -243,10 +244,11 @@ pub(super) async fn scale(context: &Context, file: &cli::File, group: &str) -> R
     session.replace(cluster)?;
     let lock = session.lock()?;
     let plan = ask(&session, &[], &[]).await?;
-    print_plan(context, &plan);
     if context.global.dry_run {
+        print_plan(context, &plan);
         return findings(&plan);
     }
+    say(words(&plan).trim_end());
     if !agreed(&context.global, "Scale?") {
         return Err(Failure::declined("cluster.spec"));
     }
