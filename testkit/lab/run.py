@@ -449,6 +449,7 @@ def claims(lab):
     assert first["attributes"]["productName"] == {"string": "NVIDIA A100-SXM4-80GB"}, first
     assert first["attributes"]["driverVersion"] == {"version": "580.95.5"} and first["capacity"]["memory"] == {"value": "80Gi"}, first
     offers(lab, "n1", {})
+    time.sleep(2)  # The scheduler hears of it after us; until then it takes the old pod's GPU for the device plugin's, and the kubelet refuses the pod.
     with lab.namespace("claims") as ns:
         template = lambda name, cls, count=1, selector=None: {
             "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaimTemplate", "metadata": {"name": name, "namespace": ns},
