@@ -322,8 +322,9 @@ def it_is_stopped_started_and_given_up(binary):
         bench.apply()
         config = bench.run("kubeconfig", "--server", "lab.example.org")
         assert "server: https://lab.example.org:16443" in config and "current-context: lab" in config, config
-        bench.run("kubeconfig", "--save", bench.folder / "kube/config")
-        assert (bench.folder / "kube/config").stat().st_mode & 0o777 == 0o600
+        for option, file in (("--save", "kube/config"), ("-o", "kube/config.yaml")):
+            bench.run("kubeconfig", option, bench.folder / file)
+            assert (bench.folder / file).stat().st_mode & 0o777 == 0o600
         steps = bench.verb("stop")
         assert list(steps) == ["gpu1/stop", "cp2/stop", "cp1/stop"] and outcomes(steps) == {"changed"}, steps
         assert outcomes(bench.verb("stop")) == {"unchanged"}

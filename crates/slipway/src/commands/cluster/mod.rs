@@ -152,7 +152,9 @@ pub(crate) async fn run(context: &Context, verb: cli::Cluster) -> Result<(), Fai
         }
         cli::Cluster::Adopt { file, machine, id } => work::adopt(&Session::open(context, &file)?, &machine, &id).await,
         cli::Cluster::Kubeconfig { file, server, save } => {
-            file::kubeconfig(&Session::offline(context, &file)?, server.as_deref(), save.as_deref()).await
+            // Its keys are nobody else's, by whichever option the file is named.
+            let save = save.as_deref().or(context.global.output.file.as_deref());
+            file::kubeconfig(&Session::offline(context, &file)?, server.as_deref(), save).await
         }
         cli::Cluster::Doctor { machines } => {
             ask::doctor(context, &Session::offline(context, &machines.file)?, &machines.hosts).await
