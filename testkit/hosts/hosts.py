@@ -249,15 +249,6 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
             raise RuntimeError(f"{self.name}: {command}: {done.stderr}{done.stdout}")
         return done
 
-    def kill(self, words):
-        """SIGKILL from outside, faster than by SSH, to the programs of this host whose command line has these words."""
-        root = os.stat(f"/proc/{self.processes()[0]}/ns/pid").st_ino
-        for folder in pathlib.Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if words in command and not command.startswith("ssh ") and os.stat(folder / "ns/pid").st_ino == root:
-                    os.kill(int(folder.name), signal.SIGKILL)
-
     def kill_at(self, words):
         """What says these words on its output from now on is killed at once; nothing, for no words."""
         library = self.root / "usr/lib/kill_at.so"

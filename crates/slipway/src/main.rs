@@ -20,6 +20,12 @@ enum Failure {
 }
 
 impl Failure {
+    /// An error of the catalogue, which says what helps.
+    fn known(message: impl Into<String>, code: &'static str, exit: u8) -> Self {
+        let hint = slipway_core::explain::find(code).map(|topic| topic.remedy.to_owned());
+        Self::Error { message: message.into(), code, hint, exit }
+    }
+
     /// Somebody was asked, and said no.
     fn declined(code: &'static str) -> Self {
         let hint = Some("Say -y to apply without being asked.".into());

@@ -99,12 +99,8 @@ pub(crate) fn write(file: &Path) -> Result<(), Failure> {
     if text.is_empty() {
         return Ok(());
     }
-    slipway_core::files::replace(file, text.as_bytes()).map_err(|error| Failure::Error {
-        message: format!("{}: {error}", file.display()),
-        code: "output.unwritable",
-        hint: slipway_core::explain::find("output.unwritable").map(|t| t.remedy.to_owned()),
-        exit: 1,
-    })
+    slipway_core::files::replace(file, text.as_bytes())
+        .map_err(|error| Failure::known(format!("{}: {error}", file.display()), "output.unwritable", 1))
 }
 
 /// Whether the person at the terminal agrees; `--yes` does, and without a terminal nobody can.

@@ -20,8 +20,7 @@ struct Sources;
 struct Fixtures;
 
 fn failed(message: impl Into<String>) -> Failure {
-    let hint = slipway_core::explain::find("lab.failed").map(|t| t.remedy.to_owned());
-    Failure::Error { message: message.into(), code: "lab.failed", hint, exit: 1 }
+    Failure::known(message, "lab.failed", 1)
 }
 
 fn cache() -> PathBuf {

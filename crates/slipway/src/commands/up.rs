@@ -17,12 +17,10 @@ use crate::output::{Table, print, say};
 
 fn address(context: &Context, key: &str) -> Result<SocketAddr, Failure> {
     let text = context.config.get(key).unwrap_or_default();
-    text.to_socket_addrs().ok().and_then(|mut found| found.next()).ok_or_else(|| Failure::Error {
-        message: format!("{key}: '{text}' is not HOST:PORT"),
-        code: "listen.invalid",
-        hint: slipway_core::explain::find("listen.invalid").map(|t| t.remedy.into()),
-        exit: 2,
-    })
+    text.to_socket_addrs()
+        .ok()
+        .and_then(|mut found| found.next())
+        .ok_or_else(|| Failure::known(format!("{key}: '{text}' is not HOST:PORT"), "listen.invalid", 2))
 }
 
 pub(super) async fn up(context: &Context, gateway_only: bool) -> Result<(), Failure> {

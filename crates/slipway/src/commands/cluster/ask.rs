@@ -23,19 +23,6 @@ use crate::output::{Table, print, print_text, say};
 /// Hours of a month, as providers count them.
 const MONTH: f64 = 730.0;
 
-pub(super) fn print_plan(context: &Context, plan: &Plan) {
-    match context.global.output.format {
-        Format::Table | Format::Wide | Format::Svg | Format::Html => print_text(&words(plan)),
-        format => print(format, plan, |plan| {
-            let mut table = Table::new(&["MACHINE"]);
-            for machine in plan.machines.iter().filter(|m| !m.changes.is_empty()) {
-                table.row(vec![machine.name.clone()]);
-            }
-            table
-        }),
-    }
-}
-
 /// A plan for people.
 pub(super) fn words(plan: &Plan) -> String {
     let mut out = String::new();
@@ -99,7 +86,18 @@ pub(super) async fn ask(session: &Session, hosts: &[String], layers: &[Layer]) -
     Ok(plan)
 }
 
-pub(super) fn findings(plan: &Plan) -> Result<(), Failure> {
+/// Prints a plan, and ends as what it found says.
+pub(super) fn show(context: &Context, plan: &Plan) -> Result<(), Failure> {
+    match context.global.output.format {
+        Format::Table | Format::Wide | Format::Svg | Format::Html => print_text(&words(plan)),
+        format => print(format, plan, |plan| {
+            let mut table = Table::new(&["MACHINE"]);
+            for machine in plan.machines.iter().filter(|m| !m.changes.is_empty()) {
+                table.row(vec![machine.name.clone()]);
+            }
+            table
+        }),
+    }
     if let Some(trouble) = plan.machines.iter().find_map(|m| m.unreachable.as_ref()) {
         let hint = slipway_core::explain::find(&trouble.code).map(|t| t.remedy.to_owned());
         let code = slipway_core::explain::find(&trouble.code).map_or("cluster.host", |t| t.code);
@@ -109,9 +107,7 @@ pub(super) fn findings(plan: &Plan) -> Result<(), Failure> {
 }
 
 pub(super) async fn show_plan(context: &Context, session: &Session, choice: &cli::Choice) -> Result<(), Failure> {
-    let plan = ask(session, &choice.machines.hosts, &choice.layers()).await?;
-    print_plan(context, &plan);
-    findings(&plan)
+    show(context, &ask(session, &choice.machines.hosts, &choice.layers()).await?)
 }
 
 pub(super) fn last(context: &Context, session: &Session) {

@@ -12,7 +12,7 @@ use slipway_cluster::spec::edit;
 use slipway_cluster::steps::{self, Step};
 use slipway_cluster::{ClusterError, nodes};
 
-use super::ask::{ask, findings, print_plan, print_report, words};
+use super::ask::{ask, print_report, show, words};
 use super::progress::Watcher;
 use super::{Session, wrong};
 use crate::Failure;
@@ -110,8 +110,7 @@ pub(super) async fn apply(context: &Context, session: &Session, options: &Option
     if context.global.dry_run || !context.global.yes {
         let plan = ask(session, hosts, &layers).await?;
         if context.global.dry_run {
-            print_plan(context, &plan);
-            return findings(&plan);
+            return show(context, &plan);
         }
         say(words(&plan).trim_end());
         if plan.is_empty() && !options.smoke {
@@ -245,8 +244,7 @@ pub(super) async fn scale(context: &Context, file: &cli::File, group: &str) -> R
     let lock = session.lock()?;
     let plan = ask(&session, &[], &[]).await?;
     if context.global.dry_run {
-        print_plan(context, &plan);
-        return findings(&plan);
+        return show(context, &plan);
     }
     say(words(&plan).trim_end());
     if !agreed(&context.global, "Scale?") {
