@@ -7,7 +7,7 @@ import sys
 
 LAYERS = [
     {"slipway-core"},
-    {"slipway-store", "slipway-exec"},
+    {"slipway-store", "slipway-exec", "slipway-access"},
     {"slipway-track", "slipway-serve", "slipway-gpu", "slipway-cluster"},
     {"slipway-server", "slipway-node"},
     {"slipway-operator"},

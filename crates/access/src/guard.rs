@@ -1,0 +1,352 @@
+//! Decides about each request: whether it is meant for this server, who sent it, and whether the caller may use the route.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::extract::Request;
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use futures_util::future::BoxFuture;
+
+use crate::refusal::Refusal;
+use crate::rule::{Access, Permission, Resource, RunTokenUse, Verb};
+use crate::{Caller, Routes};
+
+/// Why a policy cannot decide now, for instance because the cluster does not answer.
+#[derive(Debug, Clone)]
+pub struct Unavailable(pub String);
+
+/// Knows tokens and permissions.
+pub trait Policy: Send + Sync {
+    /// Who holds this token; without a token, who an anonymous caller is. `None` for nobody that is known.
+    fn authenticate<'a>(&'a self, token: Option<&'a str>) -> BoxFuture<'a, Result<Option<Caller>, Unavailable>>;
+    /// Whether a caller has a permission. It is not asked about runs, whose rights the routes themselves state.
+    fn allows<'a>(&'a self, caller: &'a Caller, permission: &'a Permission)
+    -> BoxFuture<'a, Result<bool, Unavailable>>;
+}
+
+/// Names under which a server may be addressed. Addresses (IPv4, IPv6) always pass: a name that an attacker points to this machine
+/// ("DNS rebinding") is a name, so only names have to be known.
+#[derive(Debug, Clone, Default)]
+pub struct HostNames(Vec<String>);
+
+impl HostNames {
+    /// `localhost`, and these.
+    pub fn new(names: impl IntoIterator<Item = String>) -> Self {
+        let tidy = |name: String| name.trim().trim_end_matches('.').to_ascii_lowercase();
+        Self(names.into_iter().map(tidy).filter(|n| !n.is_empty()).collect())
+    }
+
+    /// Whether a host without its port is this server.
+    fn contains(&self, host: &str) -> bool {
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        if bare.parse::<IpAddr>().is_ok() {
+            return true;
+        }
+        let name = host.trim_end_matches('.').to_ascii_lowercase();
+        name == "localhost" || name.ends_with(".localhost") || self.0.iter().any(|known| *known == name)
+    }
+}
+
+struct Rules {
+    policy: Arc<dyn Policy>,
+    /// The namespace of whatever belongs to no other.
+    namespace: String,
+    /// Unset for calls within a process, which name no host.
+    hosts: Option<HostNames>,
+}
+
+/// Guards a router; cheap to clone.
+#[derive(Clone)]
+pub struct Guard(Arc<Rules>);
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guard").field("namespace", &self.0.namespace).finish_non_exhaustive()
+    }
+}
+
+/// Everything is allowed to the owner, who calls within the process.
+struct InProcess;
+
+impl Policy for InProcess {
+    fn authenticate<'a>(&'a self, _: Option<&'a str>) -> BoxFuture<'a, Result<Option<Caller>, Unavailable>> {
+        Box::pin(std::future::ready(Ok(Some(Caller::Owner))))
+    }
+    fn allows<'a>(&'a self, _: &'a Caller, _: &'a Permission) -> BoxFuture<'a, Result<bool, Unavailable>> {
+        Box::pin(std::future::ready(Ok(true)))
+    }
+}
+
+impl Guard {
+    /// A guard that decides by this policy. `namespace` is the one of the installation.
+    pub fn new(policy: Arc<dyn Policy>, namespace: impl Into<String>, hosts: HostNames) -> Self {
+        Self(Arc::new(Rules { policy, namespace: namespace.into(), hosts: Some(hosts) }))
+    }
+
+    /// For calls within this process, by the owner of the state folder. Never for a router that a socket reaches.
+    pub fn in_process() -> Self {
+        Self(Arc::new(Rules { policy: Arc::new(InProcess), namespace: String::new(), hosts: None }))
+    }
+
+    /// The router of these routes, with this guard in front of each of them.
+    pub fn protect(&self, routes: Routes) -> axum::Router {
+        let guard = self.clone();
+        routes.into_unguarded_router().layer(axum::middleware::from_fn(move |mut request: Request, next: Next| {
+            let guard = guard.clone();
+            async move {
+                if let Some(hosts) = &guard.0.hosts
+                    && let Err(refusal) = check_destination(&request, hosts)
+                {
+                    return refusal.response(request.headers());
+                }
+                request.extensions_mut().insert(guard);
+                next.run(request).await
+            }
+        }))
+    }
+
+    async fn allows(&self, caller: &Caller, permission: &Permission) -> Result<(), Refusal> {
+        match self.0.policy.allows(caller, permission).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Refusal::Forbidden(caller.lacks(permission))),
+            Err(Unavailable(reason)) => Err(Refusal::Unavailable(reason)),
+        }
+    }
+
+    /// Who sent a request with these headers.
+    async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
+        let token = token(headers);
+        match self.0.policy.authenticate(token.as_deref()).await {
+            Ok(Some(caller)) => Ok(caller),
+            Ok(None) => Err(Refusal::Unauthenticated),
+            Err(Unavailable(reason)) => Err(Refusal::Unavailable(reason)),
+        }
+    }
+
+    /// Whether a caller may use a route with this access.
+    async fn authorize(&self, caller: &Caller, access: Access) -> Result<(), Refusal> {
+        match (access, caller) {
+            (Access::Public | Access::SignedUrl | Access::DecidedByHandler, _)
+            | (
+                Access::Authenticated(RunTokenUse::Scoped) | Access::Permission(_, _, RunTokenUse::Scoped),
+                Caller::Run(_),
+            ) => Ok(()),
+            (Access::Authenticated(RunTokenUse::Denied), Caller::Run(run)) => {
+                Err(Refusal::Forbidden(format!("the token of run \"{}\" does not open this route", run.name)))
+            }
+            (Access::Authenticated(_), _) => Ok(()),
+            (Access::Permission(verb, resource, run_tokens), caller) => {
+                let permission = Permission { verb, resource, namespace: Some(self.0.namespace.clone()) };
+                if caller.run().is_some() && run_tokens == RunTokenUse::Denied {
+                    return Err(Refusal::Forbidden(caller.lacks(&permission)));
+                }
+                self.allows(caller, &permission).await
+            }
+        }
+    }
+}
+
+/// Runs before each handler, with the access of its route.
+pub(crate) async fn enforce(access: Access, mut request: Request, next: Next) -> Response {
+    if matches!(access, Access::Public | Access::SignedUrl) {
+        return next.run(request).await;
+    }
+    let Some(guard) = request.extensions_mut().remove::<Guard>() else {
+        tracing::error!(path = request.uri().path(), "a router is served without a guard");
+        return Refusal::Unguarded.response(request.headers());
+    };
+    let caller = match guard.authenticate(request.headers()).await {
+        Ok(caller) => caller,
+        Err(refusal) => return refusal.response(request.headers()),
+    };
+    if let Err(refusal) = guard.authorize(&caller, access).await {
+        return refusal.response(request.headers());
+    }
+    if access == Access::DecidedByHandler {
+        let decided = Arc::new(AtomicBool::new(false));
+        let decision = Decision { guard, caller: caller.clone(), decided: Arc::clone(&decided) };
+        request.extensions_mut().insert(caller);
+        request.extensions_mut().insert(decision);
+        let headers = request.headers().clone();
+        let response = next.run(request).await;
+        // An error response is not worth hiding: a handler may refuse a malformed request before it knows the namespace.
+        if response.status().is_success() && !decided.load(Ordering::Acquire) {
+            tracing::error!("a handler answered without deciding whether its caller may ask");
+            return Refusal::Unguarded.response(&headers);
+        }
+        return response;
+    }
+    request.extensions_mut().insert(caller);
+    next.run(request).await
+}
+
+/// What the handler of a route with [`Access::DecidedByHandler`] has to call once it knows the namespace.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    guard: Guard,
+    caller: Caller,
+    decided: Arc<AtomicBool>,
+}
+
+impl Decision {
+    /// Checks the permission of the caller.
+    ///
+    /// # Errors
+    /// A [`Refusal`] that says why not.
+    pub async fn authorize(&self, verb: Verb, resource: Resource, namespace: Option<&str>) -> Result<(), Refusal> {
+        let permission = Permission { verb, resource, namespace: namespace.map(str::to_owned) };
+        self.decided.store(true, Ordering::Release);
+        if self.caller.run().is_some() {
+            return Err(Refusal::Forbidden(self.caller.lacks(&permission)));
+        }
+        self.guard.allows(&self.caller, &permission).await
+    }
+
+    /// Who asks.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+}
+
+/// The token that a request carries: as bearer, or as the password of basic authentication, which is how MLflow's clients send
+/// `MLFLOW_TRACKING_PASSWORD` and browsers what is typed into their dialog.
+fn token(headers: &HeaderMap) -> Option<String> {
+    use base64::Engine;
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, rest) = value.split_once(' ')?;
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(rest.trim().to_owned());
+    }
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let decoded = base64::engine::general_purpose::STANDARD.decode(rest.trim()).ok()?;
+    let text = String::from_utf8_lossy(&decoded);
+    text.split_once(':').map(|(_, password)| password.to_owned())
+}
+
+/// The host and port that a request names: the authority of its URL (HTTP/2 and absolute form) or its `Host` header.
+fn destination(request: &Request) -> Option<Authority> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = hosts.next().map(|h| h.to_str().ok().and_then(|h| h.parse::<Authority>().ok()));
+    if hosts.next().is_some() {
+        return None;
+    }
+    match (request.uri().authority(), host) {
+        // RFC 9112, section 3.2.2: the authority of an absolute URL replaces `Host`. One that contradicts it is an attempt to confuse.
+        (Some(authority), Some(host)) => host.filter(|h| h.as_str().eq_ignore_ascii_case(authority.as_str())),
+        (Some(authority), None) => Some(authority.clone()),
+        (None, host) => host.flatten(),
+    }
+}
+
+/// Refuses what is meant for another host, and what a web page of another origin sends.
+fn check_destination(request: &Request, names: &HostNames) -> Result<(), Refusal> {
+    let Some(own) = destination(request) else { return Err(Refusal::Misdirected(String::new())) };
+    if own.as_str().contains('@') || !names.contains(own.host()) {
+        return Err(Refusal::Misdirected(own.host().to_owned()));
+    }
+    let text = |name: &str| request.headers().get(name).map(|v| v.to_str().unwrap_or("null"));
+    if let Some(origin) = text("origin") {
+        let from = origin.split_once("://").map_or("", |(_, authority)| authority);
+        if !from.eq_ignore_ascii_case(own.as_str()) {
+            return Err(Refusal::ForeignOrigin);
+        }
+    }
+    // Browsers say where a request comes from even where they send no Origin, such as for images; following a link is harmless.
+    let site = text("sec-fetch-site").unwrap_or("none");
+    if matches!(site, "cross-site" | "same-site") && text("sec-fetch-mode") != Some("navigate") {
+        return Err(Refusal::ForeignOrigin);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+
+    fn request(parts: &[(&str, &str)]) -> Request {
+        let mut builder = Request::builder().uri("/x");
+        for (name, value) in parts {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(Body::empty()).unwrap()
+    }
+
+    #[test]
+    fn only_own_names_and_addresses_are_hosts() {
+        let names = HostNames::new(["gpu1.example".to_owned(), "slipway.ns.svc".to_owned()]);
+        let check = |host: &str| check_destination(&request(&[("host", host)]), &names);
+        for own in [
+            "127.0.0.1:7070",
+            "localhost:1",
+            "LOCALHOST.",
+            "[::1]:7070",
+            "10.1.2.3",
+            "gpu1.example:7070",
+            "slipway.ns.svc",
+        ] {
+            assert_eq!(check(own), Ok(()), "{own}");
+        }
+        for foreign in
+            ["evil.example:7070", "localhost.evil.example", "127.0.0.1.evil.example", "a@localhost", "gpu1", ""]
+        {
+            assert!(matches!(check(foreign), Err(Refusal::Misdirected(_))), "{foreign}");
+        }
+        assert!(check_destination(&request(&[]), &names).is_err());
+        let twice = request(&[("host", "localhost"), ("host", "evil.example")]);
+        assert!(check_destination(&twice, &names).is_err());
+    }
+
+    #[test]
+    fn an_absolute_url_may_not_contradict_the_host() {
+        let of = |uri: &str, host: Option<&str>| {
+            let mut builder = Request::builder().uri(uri);
+            if let Some(host) = host {
+                builder = builder.header("host", host);
+            }
+            check_destination(&builder.body(Body::empty()).unwrap(), &HostNames::default())
+        };
+        assert_eq!(of("http://localhost:7070/x", None), Ok(()));
+        assert_eq!(of("http://localhost:7070/x", Some("localhost:7070")), Ok(()));
+        assert!(of("http://localhost:7070/x", Some("evil.example:7070")).is_err());
+        assert!(of("http://evil.example/x", Some("localhost")).is_err());
+    }
+
+    #[test]
+    fn pages_of_other_origins_are_refused() {
+        let check = |parts: &[(&str, &str)]| {
+            let mut all = vec![("host", "127.0.0.1:7070")];
+            all.extend_from_slice(parts);
+            check_destination(&request(&all), &HostNames::default())
+        };
+        assert_eq!(check(&[]), Ok(()));
+        assert_eq!(check(&[("origin", "http://127.0.0.1:7070")]), Ok(()));
+        for foreign in
+            ["https://evil.example", "null", "http://127.0.0.1:9999", "http://localhost:7070", "http://127.0.0.1"]
+        {
+            assert_eq!(check(&[("origin", foreign)]), Err(Refusal::ForeignOrigin), "{foreign}");
+        }
+        assert!(check(&[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")]).is_err());
+        assert!(check(&[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "cors")]).is_err());
+        assert_eq!(check(&[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")]), Ok(()));
+        assert_eq!(check(&[("sec-fetch-site", "same-origin"), ("sec-fetch-mode", "cors")]), Ok(()));
+    }
+
+    #[test]
+    fn tokens_come_as_bearer_or_password() {
+        let of = |value: &str| token(&HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]));
+        assert_eq!(of("Bearer abc").as_deref(), Some("abc"));
+        assert_eq!(of("bearer  abc ").as_deref(), Some("abc"));
+        // any:0123
+        assert_eq!(of("Basic YW55OjAxMjM=").as_deref(), Some("0123"));
+        for none in ["Basic !!!", "abc", "Digest abc"] {
+            assert_eq!(of(none), None, "{none}");
+        }
+    }
+}
