@@ -47,7 +47,7 @@ impl HostNames {
             return true;
         }
         let name = host.trim_end_matches('.').to_ascii_lowercase();
-        name == "localhost" || name.ends_with(".localhost") || self.0.iter().any(|known| *known == name)
+        name == "localhost" || name.ends_with(".localhost") || self.0.contains(&name)
     }
 }
 

@@ -107,7 +107,7 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
     #[must_use]
     pub fn fallback<H: Handler<T, S>, T: 'static>(mut self, access: Access, handler: H) -> Self {
         let handler: MethodRouter<S, Infallible> = axum::routing::any(handler);
-        let guarded = handler.route_layer(axum::middleware::from_fn(move |request, next| enforce(access, request, next)));
+        let guarded = handler.layer(axum::middleware::from_fn(move |request, next| enforce(access, request, next)));
         self.router = self.router.fallback(guarded);
         self.table.push(RouteInfo { method: None, path: "/**".into(), access });
         self
