@@ -14,6 +14,7 @@ pub enum ErrorCode {
     InvalidState,
     InternalError,
     NotImplemented,
+    PermissionDenied,
     ResourceAlreadyExists,
     ResourceDoesNotExist,
     TemporarilyUnavailable,
@@ -35,6 +36,9 @@ impl ErrorCode {
                 ("INTERNAL_ERROR", StatusCode::INTERNAL_SERVER_ERROR, Some(("XXM00", "CLIENT_INTERNAL_ERROR")))
             }
             Self::NotImplemented => ("NOT_IMPLEMENTED", StatusCode::NOT_IMPLEMENTED, None),
+            Self::PermissionDenied => {
+                ("PERMISSION_DENIED", StatusCode::FORBIDDEN, Some(("KAM00", "PERMISSION_DENIED")))
+            }
             Self::ResourceAlreadyExists => {
                 ("RESOURCE_ALREADY_EXISTS", StatusCode::BAD_REQUEST, Some(("KAM00", "RESOURCE_ALREADY_EXISTS")))
             }

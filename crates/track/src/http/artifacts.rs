@@ -1,15 +1,16 @@
 //! `/mlflow/artifacts/list`, the artifact proxy `/mlflow-artifacts/*`, and MLflow's download pages.
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, Request, State};
+use axum::extract::{Path, RawQuery, Request};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
 use serde::{Deserialize, Serialize};
+use slipway_access::Routes;
 use unicode_normalization::UnicodeNormalization;
 
+use super::access::{DELETE_EXPERIMENTS, READ_EXPERIMENTS, READ_MODELS, TRACK_EXPERIMENTS};
 use super::logged_models::Listing;
+use super::scoped::Scoped;
 use super::wire::{Call, Empty, Int, List, Reply, messages};
 use crate::model::FileInfo;
 use crate::service::{ArtifactRoot, Tracking};
@@ -29,29 +30,35 @@ pub(crate) struct Part {
     part_number: Int,
 }
 
-pub(super) fn routes() -> Router<Tracking> {
-    Router::new()
-        .route("/2.0/mlflow/artifacts/list", get(list))
-        .route("/2.0/mlflow-artifacts/artifacts", get(list_proxied))
-        .route("/2.0/mlflow-artifacts/mpu/create/{*path}", post(create_upload))
-        .route("/2.0/mlflow-artifacts/mpu/complete/{*path}", post(complete_upload))
-        .route("/2.0/mlflow-artifacts/mpu/abort/{*path}", post(abort_upload))
-        .route("/2.0/mlflow/logged-models/{model_id}/artifacts/files", get(logged_model_file))
+pub(super) fn routes() -> Routes<Tracking> {
+    Routes::new()
+        .get("/2.0/mlflow/artifacts/list", READ_EXPERIMENTS, list)
+        .get("/2.0/mlflow-artifacts/artifacts", READ_EXPERIMENTS, list_proxied)
+        .post("/2.0/mlflow-artifacts/mpu/create/{*path}", TRACK_EXPERIMENTS, create_upload)
+        .post("/2.0/mlflow-artifacts/mpu/complete/{*path}", TRACK_EXPERIMENTS, complete_upload)
+        .post("/2.0/mlflow-artifacts/mpu/abort/{*path}", TRACK_EXPERIMENTS, abort_upload)
+        .get("/2.0/mlflow/logged-models/{model_id}/artifacts/files", READ_EXPERIMENTS, logged_model_file)
 }
 
 /// Uploads, whose size only the disk limits.
-pub(super) fn streaming_routes() -> Router<Tracking> {
-    Router::new()
-        .route("/2.0/mlflow-artifacts/artifacts/{*path}", get(download).put(upload).delete(delete))
-        .route("/2.0/mlflow-artifacts/mpu/part/{upload_id}/{number}", put(upload_part))
+pub(super) fn streaming_routes() -> Routes<Tracking> {
+    Routes::new()
+        .get("/2.0/mlflow-artifacts/artifacts/{*path}", READ_EXPERIMENTS, download)
+        .put("/2.0/mlflow-artifacts/artifacts/{*path}", TRACK_EXPERIMENTS, upload)
+        .delete("/2.0/mlflow-artifacts/artifacts/{*path}", DELETE_EXPERIMENTS, delete)
+        .put("/2.0/mlflow-artifacts/mpu/part/{upload_id}/{number}", TRACK_EXPERIMENTS, upload_part)
 }
 
 /// Routes of MLflow's web pages that clients use too.
-pub(super) fn ui_routes() -> Router<Tracking> {
-    Router::new().route("/get-artifact", get(run_file)).route("/model-versions/get-artifact", get(version_file))
+pub(super) fn ui_routes() -> Routes<Tracking> {
+    Routes::new().get("/get-artifact", READ_EXPERIMENTS, run_file).get(
+        "/model-versions/get-artifact",
+        READ_MODELS,
+        version_file,
+    )
 }
 
-async fn list(State(t): State<Tracking>, Call(m): Call<ListArtifacts>) -> Result<Reply<Listing>, Error> {
+async fn list(Scoped(t): Scoped, Call(m): Call<ListArtifacts>) -> Result<Reply<Listing>, Error> {
     let path = m.path.unwrap_or_default();
     let run_id = m.run_id.unwrap_or_default();
     let (root_uri, files) = t.list_artifacts(ArtifactRoot::Run(&run_id), &path).await?;
@@ -64,24 +71,25 @@ struct Proxied {
     files: Vec<FileInfo>,
 }
 
-async fn list_proxied(State(t): State<Tracking>, Call(m): Call<ListProxied>) -> Result<Reply<Proxied>, Error> {
+async fn list_proxied(Scoped(t): Scoped, Call(m): Call<ListProxied>) -> Result<Reply<Proxied>, Error> {
     let folder = m.path.unwrap_or_default();
     Ok(Reply(Proxied { files: t.list_folder(folder.trim_matches('/'), "").await? }))
 }
 
-async fn upload(State(t): State<Tracking>, Path(path): Path<String>, request: Request) -> Result<Reply<Empty>, Error> {
+async fn upload(Scoped(t): Scoped, Path(path): Path<String>, request: Request) -> Result<Reply<Empty>, Error> {
     validate::artifact_path(&path)?;
+    t.may_change_artifact(&path)?;
     t.objects.put(&path, request.into_body().into_data_stream()).await?;
     Ok(Reply(Empty {}))
 }
 
-async fn delete(State(t): State<Tracking>, Path(path): Path<String>) -> Result<Reply<Empty>, Error> {
+async fn delete(Scoped(t): Scoped, Path(path): Path<String>) -> Result<Reply<Empty>, Error> {
     validate::artifact_path(&path)?;
     t.objects.delete(&path).await?;
     Ok(Reply(Empty {}))
 }
 
-async fn download(State(t): State<Tracking>, Path(path): Path<String>, headers: HeaderMap) -> Result<Response, Error> {
+async fn download(Scoped(t): Scoped, Path(path): Path<String>, headers: HeaderMap) -> Result<Response, Error> {
     validate::artifact_path(&path)?;
     send(&t, &path, &headers).await
 }
@@ -91,18 +99,14 @@ fn query_value(query: Option<&str>, name: &str) -> Option<String> {
     pairs.find(|(k, _)| k == name).map(|(_, v)| v.into_owned())
 }
 
-async fn run_file(State(t): State<Tracking>, RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Error> {
+async fn run_file(Scoped(t): Scoped, RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Error> {
     let value = |name| query_value(query.as_deref(), name);
     let run_id = value("run_id").or_else(|| value("run_uuid")).unwrap_or_default();
     let object = t.artifact_object(ArtifactRoot::Run(&run_id), &value("path").unwrap_or_default())?;
     send(&t, &object, &headers).await
 }
 
-async fn version_file(
-    State(t): State<Tracking>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Error> {
+async fn version_file(Scoped(t): Scoped, RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Error> {
     let value = |name| query_value(query.as_deref(), name).unwrap_or_default();
     let (name, version) = (value("name"), value("version"));
     let object = t.artifact_object(ArtifactRoot::Version(&name, &version), &value("path"))?;
@@ -110,7 +114,7 @@ async fn version_file(
 }
 
 async fn logged_model_file(
-    State(t): State<Tracking>,
+    Scoped(t): Scoped,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -222,12 +226,12 @@ struct Credential {
 }
 
 async fn create_upload(
-    State(t): State<Tracking>,
+    Scoped(t): Scoped,
     Path(folder): Path<String>,
     headers: HeaderMap,
     Call(m): Call<CreateUpload>,
 ) -> Result<Reply<Upload>, Error> {
-    object(&folder, m.path.as_deref().unwrap_or_default())?;
+    t.may_change_artifact(&object(&folder, m.path.as_deref().unwrap_or_default())?)?;
     let parts = m.num_parts.map_or(1, |n| n.0);
     if !(1..=10_000).contains(&parts) {
         return Err(Error::invalid(format!("num_parts must be between 1 and 10000, got {parts}.")));
@@ -253,7 +257,7 @@ async fn create_upload(
 }
 
 async fn upload_part(
-    State(t): State<Tracking>,
+    Scoped(t): Scoped,
     Path((upload_id, number)): Path<(String, u32)>,
     request: Request,
 ) -> Result<Response, Error> {
@@ -270,11 +274,12 @@ fn object(folder: &str, path: &str) -> Result<String, Error> {
 }
 
 async fn complete_upload(
-    State(t): State<Tracking>,
+    Scoped(t): Scoped,
     Path(folder): Path<String>,
     Call(m): Call<CompleteUpload>,
 ) -> Result<Reply<Empty>, Error> {
     let place = object(&folder, m.path.as_deref().unwrap_or_default())?;
+    t.may_change_artifact(&place)?;
     let mut numbers: Vec<u32> = Vec::new();
     for part in m.parts.map(|l| l.0).unwrap_or_default() {
         let number = part.part_number.0;
@@ -286,11 +291,12 @@ async fn complete_upload(
 }
 
 async fn abort_upload(
-    State(t): State<Tracking>,
+    Scoped(t): Scoped,
     Path(folder): Path<String>,
     Call(m): Call<AbortUpload>,
 ) -> Result<Reply<Empty>, Error> {
     validate::artifact_path(&folder)?;
+    t.may_change_artifact(&folder)?;
     t.objects.abort_parts(m.upload_id.as_deref().unwrap_or_default()).await?;
     Ok(Reply(Empty {}))
 }

@@ -1,10 +1,10 @@
 //! `/mlflow/experiments/*`.
 
-use axum::Router;
-use axum::extract::State;
-use axum::routing::{get, post};
 use serde::Serialize;
+use slipway_access::Routes;
 
+use super::access::{CHANGE_EXPERIMENTS, DELETE_EXPERIMENTS, READ_EXPERIMENTS, TRACK_EXPERIMENTS};
+use super::scoped::Scoped;
 use super::wire::{Call, Empty, Enum, Int, List, Reply, messages};
 use crate::Error;
 use crate::model::{Experiment, KeyValue};
@@ -23,21 +23,23 @@ messages! {
     SearchDatasets { experiment_ids: Vec<String> }
 }
 
-pub(super) fn routes() -> Router<Tracking> {
-    let datasets = || post(search_datasets).get(search_datasets);
-    Router::new()
-        .route("/2.0/mlflow/experiments/create", post(create))
-        .route("/2.0/mlflow/experiments/get", get(find))
-        .route("/2.0/mlflow/experiments/get-by-name", get(find_by_name))
-        .route("/2.0/mlflow/experiments/search", post(search).get(search))
-        .route("/2.0/mlflow/experiments/delete", post(delete))
-        .route("/2.0/mlflow/experiments/restore", post(restore))
-        .route("/2.0/mlflow/experiments/update", post(update))
-        .route("/2.0/mlflow/experiments/set-experiment-tag", post(set_tag))
-        .route("/2.0/mlflow/experiments/delete-experiment-tag", post(delete_tag))
-        .route("/2.0/mlflow/experiments/search-datasets", datasets())
+pub(super) fn routes() -> Routes<Tracking> {
+    Routes::new()
+        .post("/2.0/mlflow/experiments/create", TRACK_EXPERIMENTS, create)
+        .get("/2.0/mlflow/experiments/get", READ_EXPERIMENTS, find)
+        .get("/2.0/mlflow/experiments/get-by-name", READ_EXPERIMENTS, find_by_name)
+        .post("/2.0/mlflow/experiments/search", READ_EXPERIMENTS, search)
+        .get("/2.0/mlflow/experiments/search", READ_EXPERIMENTS, search)
+        .post("/2.0/mlflow/experiments/delete", DELETE_EXPERIMENTS, delete)
+        .post("/2.0/mlflow/experiments/restore", CHANGE_EXPERIMENTS, restore)
+        .post("/2.0/mlflow/experiments/update", CHANGE_EXPERIMENTS, update)
+        .post("/2.0/mlflow/experiments/set-experiment-tag", TRACK_EXPERIMENTS, set_tag)
+        .post("/2.0/mlflow/experiments/delete-experiment-tag", TRACK_EXPERIMENTS, delete_tag)
+        .post("/2.0/mlflow/experiments/search-datasets", READ_EXPERIMENTS, search_datasets)
+        .get("/2.0/mlflow/experiments/search-datasets", READ_EXPERIMENTS, search_datasets)
         // MLflow 3.17 registers this route without the slash.
-        .route("/2.0mlflow/experiments/search-datasets", datasets())
+        .post("/2.0mlflow/experiments/search-datasets", READ_EXPERIMENTS, search_datasets)
+        .get("/2.0mlflow/experiments/search-datasets", READ_EXPERIMENTS, search_datasets)
 }
 
 #[derive(Serialize)]
@@ -60,7 +62,7 @@ pub(super) fn view_type(given: Option<Enum>) -> Result<ViewType, Error> {
     }
 }
 
-async fn create(State(t): State<Tracking>, Call(m): Call<CreateExperiment>) -> Result<Reply<ExperimentId>, Error> {
+async fn create(Scoped(t): Scoped, Call(m): Call<CreateExperiment>) -> Result<Reply<ExperimentId>, Error> {
     let tags = m.tags.map(|t| t.0).unwrap_or_default();
     let id = t.create_experiment(m.name.unwrap_or_default(), m.artifact_location, tags).await?;
     Ok(Reply(ExperimentId { experiment_id: Some(id) }))
@@ -75,11 +77,11 @@ impl Serialize for ExperimentId {
     }
 }
 
-async fn find(State(t): State<Tracking>, Call(m): Call<ExperimentId>) -> Result<Reply<One>, Error> {
+async fn find(Scoped(t): Scoped, Call(m): Call<ExperimentId>) -> Result<Reply<One>, Error> {
     Ok(Reply(One { experiment: t.experiment(&m.experiment_id.unwrap_or_default())? }))
 }
 
-async fn find_by_name(State(t): State<Tracking>, Call(m): Call<ExperimentName>) -> Result<Reply<One>, Error> {
+async fn find_by_name(Scoped(t): Scoped, Call(m): Call<ExperimentName>) -> Result<Reply<One>, Error> {
     Ok(Reply(One { experiment: t.experiment_by_name(&m.experiment_name.unwrap_or_default())? }))
 }
 
@@ -91,7 +93,7 @@ struct Found {
     next_page_token: Option<String>,
 }
 
-async fn search(State(t): State<Tracking>, Call(m): Call<SearchExperiments>) -> Result<Reply<Found>, Error> {
+async fn search(Scoped(t): Scoped, Call(m): Call<SearchExperiments>) -> Result<Reply<Found>, Error> {
     let page = t
         .search_experiments(
             view_type(m.view_type)?,
@@ -104,28 +106,28 @@ async fn search(State(t): State<Tracking>, Call(m): Call<SearchExperiments>) -> 
     Ok(Reply(Found { experiments: page.items, next_page_token: page.next_page_token }))
 }
 
-async fn delete(State(t): State<Tracking>, Call(m): Call<ExperimentId>) -> Result<Reply<Empty>, Error> {
+async fn delete(Scoped(t): Scoped, Call(m): Call<ExperimentId>) -> Result<Reply<Empty>, Error> {
     t.delete_experiment(&m.experiment_id.unwrap_or_default()).await?;
     Ok(Reply(Empty {}))
 }
 
-async fn restore(State(t): State<Tracking>, Call(m): Call<ExperimentId>) -> Result<Reply<Empty>, Error> {
+async fn restore(Scoped(t): Scoped, Call(m): Call<ExperimentId>) -> Result<Reply<Empty>, Error> {
     t.restore_experiment(&m.experiment_id.unwrap_or_default()).await?;
     Ok(Reply(Empty {}))
 }
 
-async fn update(State(t): State<Tracking>, Call(m): Call<UpdateExperiment>) -> Result<Reply<Empty>, Error> {
+async fn update(Scoped(t): Scoped, Call(m): Call<UpdateExperiment>) -> Result<Reply<Empty>, Error> {
     t.rename_experiment(&m.experiment_id.unwrap_or_default(), m.new_name.unwrap_or_default()).await?;
     Ok(Reply(Empty {}))
 }
 
-async fn set_tag(State(t): State<Tracking>, Call(m): Call<SetExperimentTag>) -> Result<Reply<Empty>, Error> {
+async fn set_tag(Scoped(t): Scoped, Call(m): Call<SetExperimentTag>) -> Result<Reply<Empty>, Error> {
     let (id, key) = (m.experiment_id.unwrap_or_default(), m.key.unwrap_or_default());
     t.set_experiment_tag(&id, key, m.value.unwrap_or_default()).await?;
     Ok(Reply(Empty {}))
 }
 
-async fn delete_tag(State(t): State<Tracking>, Call(m): Call<DeleteExperimentTag>) -> Result<Reply<Empty>, Error> {
+async fn delete_tag(Scoped(t): Scoped, Call(m): Call<DeleteExperimentTag>) -> Result<Reply<Empty>, Error> {
     t.delete_experiment_tag(&m.experiment_id.unwrap_or_default(), m.key.unwrap_or_default()).await?;
     Ok(Reply(Empty {}))
 }
@@ -135,7 +137,7 @@ struct Datasets {
     dataset_summaries: Vec<std::collections::HashMap<&'static str, String>>,
 }
 
-async fn search_datasets(State(t): State<Tracking>, Call(m): Call<SearchDatasets>) -> Result<Reply<Datasets>, Error> {
+async fn search_datasets(Scoped(t): Scoped, Call(m): Call<SearchDatasets>) -> Result<Reply<Datasets>, Error> {
     let dataset_summaries = t.search_datasets(&m.experiment_ids.unwrap_or_default()).await?;
     Ok(Reply(Datasets { dataset_summaries }))
 }

@@ -1,10 +1,11 @@
 //! `/mlflow/logged-models/*`.
 
-use axum::Router;
-use axum::extract::{Path, State};
-use axum::routing::{delete, get, patch, post};
+use axum::extract::Path;
 use serde::{Deserialize, Serialize};
+use slipway_access::Routes;
 
+use super::access::{DELETE_EXPERIMENTS, READ_EXPERIMENTS, TRACK_EXPERIMENTS};
+use super::scoped::Scoped;
 use super::wire::{Call, Empty, Enum, Int, List, Reply, messages, null_default};
 use crate::Error;
 use crate::model::{FileInfo, KeyValue, LoggedModel};
@@ -54,15 +55,17 @@ fn ascending() -> bool {
     true
 }
 
-pub(super) fn routes() -> Router<Tracking> {
-    Router::new()
-        .route("/2.0/mlflow/logged-models", post(create))
-        .route("/2.0/mlflow/logged-models/search", post(search))
-        .route("/2.0/mlflow/logged-models/{model_id}", get(find).patch(finalize).delete(remove))
-        .route("/2.0/mlflow/logged-models/{model_id}/tags", patch(set_tags))
-        .route("/2.0/mlflow/logged-models/{model_id}/tags/{key}", delete(delete_tag))
-        .route("/2.0/mlflow/logged-models/{model_id}/params", post(log_params))
-        .route("/2.0/mlflow/logged-models/{model_id}/artifacts/directories", get(list))
+pub(super) fn routes() -> Routes<Tracking> {
+    Routes::new()
+        .post("/2.0/mlflow/logged-models", TRACK_EXPERIMENTS, create)
+        .post("/2.0/mlflow/logged-models/search", READ_EXPERIMENTS, search)
+        .get("/2.0/mlflow/logged-models/{model_id}", READ_EXPERIMENTS, find)
+        .patch("/2.0/mlflow/logged-models/{model_id}", TRACK_EXPERIMENTS, finalize)
+        .delete("/2.0/mlflow/logged-models/{model_id}", DELETE_EXPERIMENTS, remove)
+        .patch("/2.0/mlflow/logged-models/{model_id}/tags", TRACK_EXPERIMENTS, set_tags)
+        .delete("/2.0/mlflow/logged-models/{model_id}/tags/{key}", TRACK_EXPERIMENTS, delete_tag)
+        .post("/2.0/mlflow/logged-models/{model_id}/params", TRACK_EXPERIMENTS, log_params)
+        .get("/2.0/mlflow/logged-models/{model_id}/artifacts/directories", READ_EXPERIMENTS, list)
 }
 
 #[derive(Serialize)]
@@ -70,7 +73,7 @@ struct One {
     model: LoggedModel,
 }
 
-async fn create(State(t): State<Tracking>, Call(m): Call<CreateLoggedModel>) -> Result<Reply<One>, Error> {
+async fn create(Scoped(t): Scoped, Call(m): Call<CreateLoggedModel>) -> Result<Reply<One>, Error> {
     let model = t
         .create_logged_model(
             &m.experiment_id.unwrap_or_default(),
@@ -84,19 +87,11 @@ async fn create(State(t): State<Tracking>, Call(m): Call<CreateLoggedModel>) -> 
     Ok(Reply(One { model }))
 }
 
-async fn find(
-    State(t): State<Tracking>,
-    Path(id): Path<String>,
-    Call(m): Call<GetLoggedModel>,
-) -> Result<Reply<One>, Error> {
+async fn find(Scoped(t): Scoped, Path(id): Path<String>, Call(m): Call<GetLoggedModel>) -> Result<Reply<One>, Error> {
     Ok(Reply(One { model: t.logged_model(&id, m.allow_deleted.unwrap_or_default())? }))
 }
 
-async fn finalize(
-    State(t): State<Tracking>,
-    Path(id): Path<String>,
-    Call(m): Call<Finalize>,
-) -> Result<Reply<One>, Error> {
+async fn finalize(Scoped(t): Scoped, Path(id): Path<String>, Call(m): Call<Finalize>) -> Result<Reply<One>, Error> {
     let status = match m.status {
         Some(Enum::Name(name)) => name,
         Some(Enum::Number(n)) => n.to_string(),
@@ -105,27 +100,23 @@ async fn finalize(
     Ok(Reply(One { model: t.finalize_logged_model(id, status).await? }))
 }
 
-async fn remove(State(t): State<Tracking>, Path(id): Path<String>) -> Result<Reply<Empty>, Error> {
+async fn remove(Scoped(t): Scoped, Path(id): Path<String>) -> Result<Reply<Empty>, Error> {
     t.delete_logged_model(id).await?;
     Ok(Reply(Empty {}))
 }
 
-async fn set_tags(
-    State(t): State<Tracking>,
-    Path(id): Path<String>,
-    Call(m): Call<SetTags>,
-) -> Result<Reply<Empty>, Error> {
+async fn set_tags(Scoped(t): Scoped, Path(id): Path<String>, Call(m): Call<SetTags>) -> Result<Reply<Empty>, Error> {
     t.set_logged_model_tags(id, m.tags.map(|l| l.0).unwrap_or_default()).await?;
     Ok(Reply(Empty {}))
 }
 
-async fn delete_tag(State(t): State<Tracking>, Path((id, key)): Path<(String, String)>) -> Result<Reply<Empty>, Error> {
+async fn delete_tag(Scoped(t): Scoped, Path((id, key)): Path<(String, String)>) -> Result<Reply<Empty>, Error> {
     t.delete_logged_model_tag(id, key).await?;
     Ok(Reply(Empty {}))
 }
 
 async fn log_params(
-    State(t): State<Tracking>,
+    Scoped(t): Scoped,
     Path(id): Path<String>,
     Call(m): Call<LogParams>,
 ) -> Result<Reply<Empty>, Error> {
@@ -141,7 +132,7 @@ struct Found {
     next_page_token: Option<String>,
 }
 
-async fn search(State(t): State<Tracking>, Call(m): Call<SearchLoggedModels>) -> Result<Reply<Found>, Error> {
+async fn search(Scoped(t): Scoped, Call(m): Call<SearchLoggedModels>) -> Result<Reply<Found>, Error> {
     let page = t
         .search_logged_models(
             &m.experiment_ids.unwrap_or_default(),
@@ -163,11 +154,7 @@ pub(super) struct Listing {
     pub(super) files: Vec<FileInfo>,
 }
 
-async fn list(
-    State(t): State<Tracking>,
-    Path(id): Path<String>,
-    Call(m): Call<ListFolder>,
-) -> Result<Reply<Listing>, Error> {
+async fn list(Scoped(t): Scoped, Path(id): Path<String>, Call(m): Call<ListFolder>) -> Result<Reply<Listing>, Error> {
     let path = m.artifact_directory_path.unwrap_or_default();
     let (root_uri, files) = t.list_artifacts(ArtifactRoot::LoggedModel(&id), &path).await?;
     Ok(Reply(Listing { root_uri, files }))

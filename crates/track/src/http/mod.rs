@@ -1,16 +1,17 @@
 //! Routes and wire types of MLflow's REST API.
 
+mod access;
 mod artifacts;
 mod experiments;
 pub(crate) mod logged_models;
 mod registry;
 mod runs;
+mod scoped;
 pub(crate) mod wire;
 
-use axum::Router;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use slipway_access::{Access, Routes, RunTokenUse};
 
 use crate::{Error, ErrorCode, Tracking};
 
@@ -20,22 +21,23 @@ pub const MLFLOW_VERSION: &str = "3.17.2";
 const BODY_LIMIT: usize = 64 * 1024 * 1024;
 
 /// All of MLflow's routes, under `/api` and `/ajax-api`, with `/version` and `/health`.
-pub fn router(tracking: Tracking) -> Router {
+pub fn routes(tracking: Tracking) -> Routes {
+    let known = Access::Authenticated(RunTokenUse::Scoped);
     let api = experiments::routes()
         .merge(runs::routes())
         .merge(registry::routes())
         .merge(logged_models::routes())
         .merge(artifacts::routes())
-        .route("/3.0/mlflow/server-info", get(server_info))
+        .get("/3.0/mlflow/server-info", known, server_info)
         .layer(axum::extract::DefaultBodyLimit::max(BODY_LIMIT))
         .merge(artifacts::streaming_routes())
-        .fallback(unknown);
-    Router::new()
+        .fallback(known, unknown);
+    Routes::new()
         .merge(artifacts::ui_routes())
         .nest("/api", api.clone())
         .nest("/ajax-api", api)
-        .route("/version", get(|| async { MLFLOW_VERSION }))
-        .route("/health", get(|| async { "OK" }))
+        .get("/version", Access::Public, async || MLFLOW_VERSION)
+        .get("/health", Access::Public, async || "OK")
         .with_state(tracking)
 }
 

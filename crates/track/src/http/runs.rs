@@ -1,11 +1,12 @@
 //! `/mlflow/runs/*` and `/mlflow/metrics/*`.
 
-use axum::Router;
-use axum::extract::{RawQuery, State};
-use axum::routing::{get, post};
+use axum::extract::RawQuery;
 use serde::{Deserialize, Serialize};
+use slipway_access::Routes;
 
+use super::access::{CHANGE_EXPERIMENTS, DELETE_EXPERIMENTS, READ_EXPERIMENTS, TRACK_EXPERIMENTS};
 use super::experiments::view_type;
+use super::scoped::Scoped;
 use super::wire::{Call, Empty, Enum, Float, Int, List, Reply, messages, missing, null_default, out_of_range};
 use crate::Error;
 use crate::model::{DatasetInput, KeyValue, Metric, ModelInput, ModelOutput, Run, RunInfo};
@@ -73,25 +74,25 @@ pub(crate) struct BatchPair {
     value: String,
 }
 
-pub(super) fn routes() -> Router<Tracking> {
-    Router::new()
-        .route("/2.0/mlflow/runs/create", post(create))
-        .route("/2.0/mlflow/runs/get", get(find))
-        .route("/2.0/mlflow/runs/update", post(update))
-        .route("/2.0/mlflow/runs/delete", post(delete))
-        .route("/2.0/mlflow/runs/restore", post(restore))
-        .route("/2.0/mlflow/runs/search", post(search))
-        .route("/2.0/mlflow/runs/log-metric", post(log_metric))
-        .route("/2.0/mlflow/runs/log-parameter", post(log_param))
-        .route("/2.0/mlflow/runs/log-batch", post(log_batch))
-        .route("/2.0/mlflow/runs/log-inputs", post(log_inputs))
-        .route("/2.0/mlflow/runs/outputs", post(log_outputs))
-        .route("/2.0/mlflow/runs/log-model", post(log_model))
-        .route("/2.0/mlflow/runs/set-tag", post(set_tag))
-        .route("/2.0/mlflow/runs/delete-tag", post(delete_tag))
-        .route("/2.0/mlflow/metrics/get-history", get(history))
-        .route("/2.0/mlflow/metrics/get-history-bulk", get(history_bulk))
-        .route("/2.0/mlflow/metrics/get-history-bulk-interval", get(history_interval))
+pub(super) fn routes() -> Routes<Tracking> {
+    Routes::new()
+        .post("/2.0/mlflow/runs/create", TRACK_EXPERIMENTS, create)
+        .get("/2.0/mlflow/runs/get", READ_EXPERIMENTS, find)
+        .post("/2.0/mlflow/runs/update", TRACK_EXPERIMENTS, update)
+        .post("/2.0/mlflow/runs/delete", DELETE_EXPERIMENTS, delete)
+        .post("/2.0/mlflow/runs/restore", CHANGE_EXPERIMENTS, restore)
+        .post("/2.0/mlflow/runs/search", READ_EXPERIMENTS, search)
+        .post("/2.0/mlflow/runs/log-metric", TRACK_EXPERIMENTS, log_metric)
+        .post("/2.0/mlflow/runs/log-parameter", TRACK_EXPERIMENTS, log_param)
+        .post("/2.0/mlflow/runs/log-batch", TRACK_EXPERIMENTS, log_batch)
+        .post("/2.0/mlflow/runs/log-inputs", TRACK_EXPERIMENTS, log_inputs)
+        .post("/2.0/mlflow/runs/outputs", TRACK_EXPERIMENTS, log_outputs)
+        .post("/2.0/mlflow/runs/log-model", TRACK_EXPERIMENTS, log_model)
+        .post("/2.0/mlflow/runs/set-tag", TRACK_EXPERIMENTS, set_tag)
+        .post("/2.0/mlflow/runs/delete-tag", TRACK_EXPERIMENTS, delete_tag)
+        .get("/2.0/mlflow/metrics/get-history", READ_EXPERIMENTS, history)
+        .get("/2.0/mlflow/metrics/get-history-bulk", READ_EXPERIMENTS, history_bulk)
+        .get("/2.0/mlflow/metrics/get-history-bulk-interval", READ_EXPERIMENTS, history_interval)
 }
 
 #[derive(Serialize)]
@@ -99,7 +100,7 @@ struct One {
     run: Run,
 }
 
-async fn create(State(t): State<Tracking>, Call(m): Call<CreateRun>) -> Result<Reply<One>, Error> {
+async fn create(Scoped(t): Scoped, Call(m): Call<CreateRun>) -> Result<Reply<One>, Error> {
     let new = NewRun {
         run_id: None,
         experiment_id: m.experiment_id.unwrap_or_default(),
@@ -111,7 +112,7 @@ async fn create(State(t): State<Tracking>, Call(m): Call<CreateRun>) -> Result<R
     Ok(Reply(One { run: t.create_run(new).await? }))
 }
 
-async fn find(State(t): State<Tracking>, Call(m): Call<RunId>) -> Result<Reply<One>, Error> {
+async fn find(Scoped(t): Scoped, Call(m): Call<RunId>) -> Result<Reply<One>, Error> {
     Ok(Reply(One { run: t.run(&m.run_id.unwrap_or_default())? }))
 }
 
@@ -143,18 +144,18 @@ struct Updated {
     run_info: RunInfo,
 }
 
-async fn update(State(t): State<Tracking>, Call(m): Call<UpdateRun>) -> Result<Reply<Updated>, Error> {
+async fn update(Scoped(t): Scoped, Call(m): Call<UpdateRun>) -> Result<Reply<Updated>, Error> {
     let status = status(m.status)?;
     let run_info = t.update_run(m.run_id.unwrap_or_default(), status, m.end_time.map(|n| n.0), m.run_name).await?;
     Ok(Reply(Updated { run_info }))
 }
 
-async fn delete(State(t): State<Tracking>, Call(m): Call<RunId>) -> Result<Reply<Empty>, Error> {
+async fn delete(Scoped(t): Scoped, Call(m): Call<RunId>) -> Result<Reply<Empty>, Error> {
     t.delete_run(m.run_id.unwrap_or_default()).await?;
     Ok(Reply(Empty {}))
 }
 
-async fn restore(State(t): State<Tracking>, Call(m): Call<RunId>) -> Result<Reply<Empty>, Error> {
+async fn restore(Scoped(t): Scoped, Call(m): Call<RunId>) -> Result<Reply<Empty>, Error> {
     t.restore_run(m.run_id.unwrap_or_default()).await?;
     Ok(Reply(Empty {}))
 }
@@ -167,7 +168,7 @@ struct Found {
     next_page_token: Option<String>,
 }
 
-async fn search(State(t): State<Tracking>, Call(m): Call<SearchRuns>) -> Result<Reply<Found>, Error> {
+async fn search(Scoped(t): Scoped, Call(m): Call<SearchRuns>) -> Result<Reply<Found>, Error> {
     // 1000 is the default of the proto field.
     let max_results = m.max_results.map_or(1000, |n| n.0);
     if max_results > crate::service::MAX_RESULTS {
@@ -186,7 +187,7 @@ async fn search(State(t): State<Tracking>, Call(m): Call<SearchRuns>) -> Result<
     Ok(Reply(Found { runs: page.items, next_page_token: page.next_page_token }))
 }
 
-async fn log_metric(State(t): State<Tracking>, Call(m): Call<LogMetric>) -> Result<Reply<Empty>, Error> {
+async fn log_metric(Scoped(t): Scoped, Call(m): Call<LogMetric>) -> Result<Reply<Empty>, Error> {
     let metric = NewMetric {
         key: m.key.unwrap_or_default(),
         value: m.value.map_or(0.0, |v| v.0),
@@ -200,7 +201,7 @@ async fn log_metric(State(t): State<Tracking>, Call(m): Call<LogMetric>) -> Resu
     Ok(Reply(Empty {}))
 }
 
-async fn log_param(State(t): State<Tracking>, Call(m): Call<LogParam>) -> Result<Reply<Empty>, Error> {
+async fn log_param(Scoped(t): Scoped, Call(m): Call<LogParam>) -> Result<Reply<Empty>, Error> {
     let param = KeyValue { key: m.key.unwrap_or_default(), value: m.value.unwrap_or_default() };
     t.log_param(m.run_id.unwrap_or_default(), param).await?;
     Ok(Reply(Empty {}))
@@ -217,7 +218,7 @@ fn pairs(list: Option<List<BatchPair>>, name: &str) -> Result<Vec<KeyValue>, Err
     pairs.into_iter().enumerate().map(convert).collect()
 }
 
-async fn log_batch(State(t): State<Tracking>, Call(m): Call<LogBatch>) -> Result<Reply<Empty>, Error> {
+async fn log_batch(Scoped(t): Scoped, Call(m): Call<LogBatch>) -> Result<Reply<Empty>, Error> {
     let metrics = m.metrics.map(|l| l.0).unwrap_or_default();
     let convert = |(i, m): (usize, BatchMetric)| {
         let absent = |field: &str| missing(&format!("metrics[{i}].{field}"));
@@ -240,29 +241,29 @@ async fn log_batch(State(t): State<Tracking>, Call(m): Call<LogBatch>) -> Result
     Ok(Reply(Empty {}))
 }
 
-async fn log_inputs(State(t): State<Tracking>, Call(m): Call<LogInputs>) -> Result<Reply<Empty>, Error> {
+async fn log_inputs(Scoped(t): Scoped, Call(m): Call<LogInputs>) -> Result<Reply<Empty>, Error> {
     let datasets = m.datasets.map(|l| l.0).unwrap_or_default();
     t.log_inputs(m.run_id.unwrap_or_default(), datasets, m.models.map(|l| l.0).unwrap_or_default()).await?;
     Ok(Reply(Empty {}))
 }
 
-async fn log_outputs(State(t): State<Tracking>, Call(m): Call<LogOutputs>) -> Result<Reply<Empty>, Error> {
+async fn log_outputs(Scoped(t): Scoped, Call(m): Call<LogOutputs>) -> Result<Reply<Empty>, Error> {
     t.log_outputs(m.run_id.unwrap_or_default(), m.models.map(|l| l.0).unwrap_or_default()).await?;
     Ok(Reply(Empty {}))
 }
 
-async fn log_model(State(t): State<Tracking>, Call(m): Call<LogModel>) -> Result<Reply<Empty>, Error> {
+async fn log_model(Scoped(t): Scoped, Call(m): Call<LogModel>) -> Result<Reply<Empty>, Error> {
     t.log_model(m.run_id.unwrap_or_default(), m.model_json.unwrap_or_default()).await?;
     Ok(Reply(Empty {}))
 }
 
-async fn set_tag(State(t): State<Tracking>, Call(m): Call<SetTag>) -> Result<Reply<Empty>, Error> {
+async fn set_tag(Scoped(t): Scoped, Call(m): Call<SetTag>) -> Result<Reply<Empty>, Error> {
     let tag = KeyValue { key: m.key.unwrap_or_default(), value: m.value.unwrap_or_default() };
     t.set_tag(m.run_id.unwrap_or_default(), tag).await?;
     Ok(Reply(Empty {}))
 }
 
-async fn delete_tag(State(t): State<Tracking>, Call(m): Call<DeleteTag>) -> Result<Reply<Empty>, Error> {
+async fn delete_tag(Scoped(t): Scoped, Call(m): Call<DeleteTag>) -> Result<Reply<Empty>, Error> {
     t.delete_tag(m.run_id.unwrap_or_default(), m.key.unwrap_or_default()).await?;
     Ok(Reply(Empty {}))
 }
@@ -275,7 +276,7 @@ struct History {
     next_page_token: Option<String>,
 }
 
-async fn history(State(t): State<Tracking>, Call(m): Call<GetMetricHistory>) -> Result<Reply<History>, Error> {
+async fn history(Scoped(t): Scoped, Call(m): Call<GetMetricHistory>) -> Result<Reply<History>, Error> {
     let page = t
         .metric_history(
             m.run_id.unwrap_or_default(),
@@ -292,7 +293,7 @@ struct BulkHistory {
     metrics: Vec<Metric>,
 }
 
-async fn history_bulk(State(t): State<Tracking>, RawQuery(query): RawQuery) -> Result<Reply<BulkHistory>, Error> {
+async fn history_bulk(Scoped(t): Scoped, RawQuery(query): RawQuery) -> Result<Reply<BulkHistory>, Error> {
     let query = query.unwrap_or_default();
     let all = |name: &str| {
         let pairs = form_urlencoded::parse(query.as_bytes()).filter(|(k, _)| k == name);
@@ -322,7 +323,7 @@ async fn history_bulk(State(t): State<Tracking>, RawQuery(query): RawQuery) -> R
     Ok(Reply(BulkHistory { metrics }))
 }
 
-async fn history_interval(State(t): State<Tracking>, Call(m): Call<BulkInterval>) -> Result<Reply<History>, Error> {
+async fn history_interval(Scoped(t): Scoped, Call(m): Call<BulkInterval>) -> Result<Reply<History>, Error> {
     const SEE: &str = " See the API docs for more information about request parameters.";
     let run_ids = m.run_ids.unwrap_or_default();
     if run_ids.is_empty() {

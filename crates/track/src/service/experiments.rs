@@ -18,6 +18,7 @@ impl Tracking {
         location: Option<String>,
         tags: Vec<KeyValue>,
     ) -> Result<String, Error> {
+        let tags = self.owned(tags)?;
         validate::experiment_name(&name)?;
         for tag in &tags {
             validate::experiment_tag(&tag.key, &tag.value)?;
@@ -128,6 +129,8 @@ impl Tracking {
     /// # Errors
     /// A bad tag; an experiment that is missing or deleted.
     pub async fn set_experiment_tag(&self, id: &str, key: String, value: String) -> Result<(), Error> {
+        self.may_change_experiment(id)?;
+        self.may_change_tag(&key)?;
         validate::experiment_tag(&key, &value)?;
         let id = validate::experiment_id(id)?;
         self.db
@@ -143,6 +146,8 @@ impl Tracking {
     /// # Errors
     /// A tag that is not there; an experiment that is missing or deleted.
     pub async fn delete_experiment_tag(&self, id: &str, key: String) -> Result<(), Error> {
+        self.may_change_experiment(id)?;
+        self.may_change_tag(&key)?;
         let id = validate::experiment_id(id)?;
         self.db
             .write(move |c| {

@@ -32,6 +32,7 @@ impl Tracking {
         params: Vec<KeyValue>,
         tags: Vec<KeyValue>,
     ) -> Result<LoggedModel, Error> {
+        self.may_change_experiment(experiment_id)?;
         let name = name.filter(|n| !n.is_empty());
         if let Some(name) = &name {
             validate::logged_model_name(name)?;
@@ -81,6 +82,7 @@ impl Tracking {
     /// # Errors
     /// An unknown state; no such model.
     pub async fn finalize_logged_model(&self, id: String, status: String) -> Result<LoggedModel, Error> {
+        self.may_change_logged_model(&id)?;
         let number = status
             .parse()
             .ok()
@@ -110,6 +112,7 @@ impl Tracking {
     /// # Errors
     /// When there is no such model.
     pub async fn set_logged_model_tags(&self, id: String, tags: Vec<KeyValue>) -> Result<(), Error> {
+        self.may_change_logged_model(&id)?;
         self.db
             .write(move |c| {
                 repo::find(c, &id, true)?;
@@ -123,6 +126,7 @@ impl Tracking {
     /// # Errors
     /// When there is no such model or tag.
     pub async fn delete_logged_model_tag(&self, id: String, key: String) -> Result<(), Error> {
+        self.may_change_logged_model(&id)?;
         self.db
             .write(move |c| {
                 repo::find(c, &id, true)?;
@@ -139,6 +143,7 @@ impl Tracking {
     /// # Errors
     /// One that is there already; no such model.
     pub async fn log_logged_model_params(&self, id: String, params: Vec<KeyValue>) -> Result<(), Error> {
+        self.may_change_logged_model(&id)?;
         self.db
             .write(move |c| {
                 repo::find(c, &id, true)?;

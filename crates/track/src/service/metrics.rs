@@ -39,6 +39,7 @@ impl Tracking {
     /// # Errors
     /// A bad name or timestamp; a run that is missing or deleted.
     pub async fn log_metric(&self, run_id: String, metric: NewMetric) -> Result<(), Error> {
+        self.may_change_run(&run_id)?;
         validate::metric(&metric.key, metric.value, metric.timestamp, "")?;
         self.db
             .write(move |c| {

@@ -7,15 +7,18 @@ mod logged_models;
 pub mod metrics;
 mod registry;
 mod runs;
+mod scope;
 
 pub use artifacts::ArtifactRoot;
 pub use lineage::{Lineage, Resolved};
 pub use metrics::MetricQuery;
 pub use registry::NewModelVersion;
 pub use runs::NewRun;
+pub use scope::NAMESPACE_TAG;
 
 use std::sync::Arc;
 
+use slipway_access::RunIdentity;
 use slipway_core::clock::now_ms;
 use slipway_store::{Database, Objects};
 use tokio::sync::watch;
@@ -51,6 +54,8 @@ pub struct Tracking {
     pub(crate) objects: Objects,
     /// Counts changes of aliases and versions, so that the gateway notices a moved alias at once.
     registry_changes: Arc<watch::Sender<u64>>,
+    /// The run that calls, which may change only what is its own.
+    run: Option<Arc<RunIdentity>>,
 }
 
 impl Tracking {
@@ -61,7 +66,7 @@ impl Tracking {
     pub async fn open(db: Database, objects: Objects) -> Result<Self, Error> {
         let now = now_ms();
         db.write(move |c| repo::experiments::ensure_default(c, now)).await?;
-        Ok(Self { db, objects, registry_changes: Arc::new(watch::Sender::new(0)) })
+        Ok(Self { db, objects, registry_changes: Arc::new(watch::Sender::new(0)), run: None })
     }
 
     /// Changes whenever an alias, a version or a model changed.

@@ -56,6 +56,7 @@ impl Tracking {
         tags: Vec<KeyValue>,
         description: String,
     ) -> Result<RegisteredModel, Error> {
+        let tags = self.owned(tags)?;
         validate::model_name(&name)?;
         for tag in &tags {
             validate::registry_tag(&tag.key, &tag.value)?;
@@ -99,6 +100,7 @@ impl Tracking {
     /// # Errors
     /// When there is no such model.
     pub async fn describe_model(&self, name: String, description: String) -> Result<RegisteredModel, Error> {
+        self.may_change_model(&name)?;
         validate::model_name(&name)?;
         self.change_registry(move |c| {
             repo::require_model(c, &name)?;
@@ -185,6 +187,8 @@ impl Tracking {
     /// # Errors
     /// A bad tag; no such model.
     pub async fn set_model_tag(&self, name: String, tag: KeyValue) -> Result<(), Error> {
+        self.may_change_model(&name)?;
+        self.may_change_tag(&tag.key)?;
         validate::model_name(&name)?;
         validate::registry_tag(&tag.key, &tag.value)?;
         self.change_registry(move |c| {
@@ -199,6 +203,8 @@ impl Tracking {
     /// # Errors
     /// A bad key; no such model.
     pub async fn delete_model_tag(&self, name: String, key: String) -> Result<(), Error> {
+        self.may_change_model(&name)?;
+        self.may_change_tag(&key)?;
         validate::model_name(&name)?;
         validate::name(&key, "key")?;
         self.change_registry(move |c| {
@@ -213,6 +219,7 @@ impl Tracking {
     /// # Errors
     /// A source that does not belong to the run or logged model named; no such model.
     pub async fn create_version(&self, mut new: NewModelVersion) -> Result<ModelVersion, Error> {
+        self.may_change_model(&new.name)?;
         let prompt = is_prompt(&new.tags);
         if prompt && !PROMPT_SOURCES.contains(&new.source.as_str()) {
             return Err(Error::invalid(format!(
@@ -380,6 +387,7 @@ impl Tracking {
         version: &str,
         description: Option<String>,
     ) -> Result<ModelVersion, Error> {
+        self.may_change_model(&name)?;
         self.change_version(name, version, move |c, name, number| {
             repo::describe_version(c, name, number, description.as_deref(), now_ms())?;
             repo::find_version(c, name, number)
@@ -398,6 +406,7 @@ impl Tracking {
         to: &str,
         archive: bool,
     ) -> Result<ModelVersion, Error> {
+        self.may_change_model(&name)?;
         let canonical = stage(to)?;
         if archive && !matches!(canonical, "Staging" | "Production") {
             return Err(Error::new(
@@ -452,6 +461,7 @@ impl Tracking {
     /// # Errors
     /// A bad tag; no such version.
     pub async fn set_version_tag(&self, name: String, version: &str, tag: KeyValue) -> Result<(), Error> {
+        self.may_change_model(&name)?;
         validate::model_name(&name)?;
         validate::model_version(version)?;
         validate::registry_tag(&tag.key, &tag.value)?;
@@ -463,6 +473,7 @@ impl Tracking {
     /// # Errors
     /// A bad key; no such version.
     pub async fn delete_version_tag(&self, name: String, version: &str, key: String) -> Result<(), Error> {
+        self.may_change_model(&name)?;
         validate::name(&key, "key")?;
         self.change_version(name, version, move |c, name, number| repo::delete_version_tag(c, name, number, &key)).await
     }
@@ -472,6 +483,7 @@ impl Tracking {
     /// # Errors
     /// A bad or reserved alias; no such version.
     pub async fn set_alias(&self, name: String, alias: String, version: &str) -> Result<(), Error> {
+        self.may_change_model(&name)?;
         validate::model_name(&name)?;
         validate::alias(&alias)?;
         validate::alias_not_reserved(&alias)?;
@@ -483,6 +495,7 @@ impl Tracking {
     /// # Errors
     /// A bad alias; no such model.
     pub async fn delete_alias(&self, name: String, alias: String) -> Result<(), Error> {
+        self.may_change_model(&name)?;
         validate::model_name(&name)?;
         validate::alias(&alias)?;
         self.change_registry(move |c| {

@@ -34,6 +34,7 @@ impl Tracking {
     /// # Errors
     /// An experiment that is missing or deleted, or two different names.
     pub async fn create_run(&self, new: NewRun) -> Result<Run, Error> {
+        self.may_change_experiment(&new.experiment_id)?;
         let experiment = validate::experiment_id(&new.experiment_id)?;
         let mut tags = new.tags;
         let tagged = tags.iter().rev().find(|t| t.key == RUN_NAME).map(|t| t.value.clone()).unwrap_or_default();
@@ -111,6 +112,7 @@ impl Tracking {
         end_time: Option<i64>,
         name: Option<String>,
     ) -> Result<RunInfo, Error> {
+        self.may_change_run(&run_id)?;
         let name = name.filter(|n| !n.is_empty());
         self.db
             .write(move |c| {
@@ -169,6 +171,7 @@ impl Tracking {
     /// # Errors
     /// A bad key, another value than before, a run that is missing or deleted.
     pub async fn log_param(&self, run_id: String, param: KeyValue) -> Result<(), Error> {
+        self.may_change_run(&run_id)?;
         let param = validate::param(param, "")?;
         self.db
             .write(move |c| {
@@ -196,6 +199,7 @@ impl Tracking {
         params: Vec<KeyValue>,
         tags: Vec<KeyValue>,
     ) -> Result<(), Error> {
+        self.may_change_run(&run_id)?;
         validate::run_id(&run_id)?;
         for (i, metric) in metrics.iter().enumerate() {
             // The path is made for a message only, so not for the usual case of a good metric.
@@ -240,6 +244,7 @@ impl Tracking {
     /// # Errors
     /// A bad key; a run that is missing or deleted.
     pub async fn set_tag(&self, run_id: String, tag: KeyValue) -> Result<(), Error> {
+        self.may_change_run(&run_id)?;
         let tag = validate::tag(tag, "")?;
         self.db
             .write(move |c| {
@@ -254,6 +259,7 @@ impl Tracking {
     /// # Errors
     /// A tag that is not there; a run that is missing or deleted.
     pub async fn delete_tag(&self, run_id: String, key: String) -> Result<(), Error> {
+        self.may_change_run(&run_id)?;
         self.db
             .write(move |c| {
                 let (run, _) = repo::runs::active(c, &run_id)?;
@@ -276,6 +282,7 @@ impl Tracking {
         datasets: Vec<DatasetInput>,
         models: Vec<ModelInput>,
     ) -> Result<(), Error> {
+        self.may_change_run(&run_id)?;
         validate::run_id(&run_id)?;
         for input in &datasets {
             let dataset = input
@@ -305,6 +312,7 @@ impl Tracking {
     /// # Errors
     /// A run that is missing or deleted.
     pub async fn log_outputs(&self, run_id: String, models: Vec<ModelOutput>) -> Result<(), Error> {
+        self.may_change_run(&run_id)?;
         self.db
             .write(move |c| {
                 let (run, _) = repo::runs::active(c, &run_id)?;
@@ -321,6 +329,7 @@ impl Tracking {
     /// # Errors
     /// Text that is no JSON or lacks a field; a run that is missing or deleted.
     pub async fn log_model(&self, run_id: String, model_json: String) -> Result<(), Error> {
+        self.may_change_run(&run_id)?;
         let Ok(serde_json::Value::Object(model)) = serde_json::from_str(&model_json) else {
             return Err(Error::invalid(format!("Malformed model info. \n {model_json} \n is not a valid JSON.")));
         };
