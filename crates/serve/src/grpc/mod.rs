@@ -7,7 +7,7 @@ pub mod inference;
 
 use std::collections::HashMap;
 
-use inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
+use inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer, SERVICE_NAME};
 use inference::model_infer_response::InferOutputTensor;
 use inference::model_metadata_response::TensorMetadata;
 use inference::repository_index_response::ModelIndex;
@@ -18,6 +18,7 @@ use inference::{
     RepositoryModelUnloadResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
     ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse, infer_parameter::ParameterChoice,
 };
+use slipway_access::{Access, Resource, Routes, RunTokenUse};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
@@ -29,11 +30,35 @@ use crate::{Error, Gateway};
 /// Bytes of one message; deployments may allow less.
 const MESSAGE_LIMIT: usize = 1 << 30;
 
-/// The service, to be served by tonic.
-pub fn service(gateway: Gateway) -> GrpcInferenceServiceServer<Service> {
-    GrpcInferenceServiceServer::new(Service { gateway })
+/// The methods of the service, each with what it asks of its caller. `every_method_has_its_access` compares them with the protocol.
+const METHODS: [(&str, Access); 9] = [
+    ("ServerLive", Access::Public),
+    ("ServerReady", Access::Public),
+    ("ServerMetadata", Access::create(Resource::Inferences)),
+    ("ModelReady", Access::create(Resource::Inferences)),
+    ("ModelMetadata", Access::create(Resource::Inferences)),
+    ("ModelInfer", Access::create(Resource::Inferences)),
+    ("RepositoryIndex", Access::get(Resource::Deployments)),
+    ("RepositoryModelLoad", Access::update(Resource::Deployments)),
+    ("RepositoryModelUnload", Access::delete(Resource::Deployments)),
+];
+
+/// All routes of the gRPC gateway: one for each method of the service.
+pub fn routes(gateway: Gateway) -> Routes {
+    let service = GrpcInferenceServiceServer::new(Service { gateway })
         .max_decoding_message_size(MESSAGE_LIMIT)
-        .max_encoding_message_size(MESSAGE_LIMIT)
+        .max_encoding_message_size(MESSAGE_LIMIT);
+    METHODS
+        .iter()
+        .fold(Routes::new(), |routes, (method, access)| {
+            routes.post_service(&format!("/{SERVICE_NAME}/{method}"), *access, service.clone())
+        })
+        .fallback(Access::Authenticated(RunTokenUse::Denied), unimplemented)
+}
+
+/// gRPC's answer to a method that the server does not have.
+async fn unimplemented() -> axum::response::Response {
+    Status::unimplemented("this server has no such method").into_http()
 }
 
 /// The protocol on top of the gateway.
@@ -238,4 +263,23 @@ fn from_contents(c: InferTensorContents, datatype: DataType, tensor: &str) -> Re
             )));
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::METHODS;
+
+    #[test]
+    fn every_method_has_its_access() {
+        let protocol = include_str!("../../proto/inference.proto");
+        let mut methods: Vec<&str> = protocol
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("rpc "))
+            .filter_map(|rest| rest.split(['(', ' ']).next())
+            .collect();
+        let mut known: Vec<&str> = METHODS.iter().map(|(name, _)| *name).collect();
+        methods.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(methods, known);
+    }
 }

@@ -2,13 +2,12 @@
 
 mod wire;
 
-use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use serde_json::{Value, json};
+use slipway_access::{Access, Resource, Routes, RunTokenUse};
 
 use crate::deployment::{Deployment, Request};
 use crate::manifest::Manifest;
@@ -23,24 +22,31 @@ const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-conten
 /// Extensions that this server speaks, as its metadata names them.
 pub(crate) const EXTENSIONS: [&str; 2] = ["binary_tensor_data", "model_repository"];
 
-/// All routes of the REST gateway.
-pub fn router(gateway: Gateway) -> Router {
-    Router::new()
-        .route("/v2", get(server_metadata))
-        .route("/v2/", get(server_metadata))
-        .route("/v2/health/live", get(|| async { StatusCode::OK }))
-        .route("/v2/health/ready", get(server_ready))
-        .route("/v2/models/{name}", get(model_metadata))
-        .route("/v2/models/{name}/ready", get(model_ready))
-        .route("/v2/models/{name}/infer", post(infer))
-        .route("/v2/models/{name}/versions/{version}", get(version_metadata))
-        .route("/v2/models/{name}/versions/{version}/ready", get(version_ready))
-        .route("/v2/models/{name}/versions/{version}/infer", post(infer_version))
-        .route("/v2/repository/index", post(index))
-        .route("/v2/repository/models/{name}/load", post(load))
-        .route("/v2/repository/models/{name}/unload", post(unload))
-        .route("/v1/models/{name}", get(v1_ready))
-        .fallback(|| async { Error::NotFound("no such path; the protocol's are under /v2".into()) })
+/// To ask a model: its metadata, its readiness, and inference itself.
+const INFER: Access = Access::create(Resource::Inferences);
+const READ_DEPLOYMENTS: Access = Access::get(Resource::Deployments);
+const CHANGE_DEPLOYMENTS: Access = Access::update(Resource::Deployments);
+const DELETE_DEPLOYMENTS: Access = Access::delete(Resource::Deployments);
+
+/// All routes of the REST gateway. Loading and unloading a model is changing a deployment.
+pub fn routes(gateway: Gateway) -> Routes {
+    let unknown = async || Error::NotFound("no such path; the protocol's are under /v2".into());
+    Routes::new()
+        .get("/v2", INFER, server_metadata)
+        .get("/v2/", INFER, server_metadata)
+        .get("/v2/health/live", Access::Public, async || StatusCode::OK)
+        .get("/v2/health/ready", Access::Public, server_ready)
+        .get("/v2/models/{name}", INFER, model_metadata)
+        .get("/v2/models/{name}/ready", INFER, model_ready)
+        .post("/v2/models/{name}/infer", INFER, infer)
+        .get("/v2/models/{name}/versions/{version}", INFER, version_metadata)
+        .get("/v2/models/{name}/versions/{version}/ready", INFER, version_ready)
+        .post("/v2/models/{name}/versions/{version}/infer", INFER, infer_version)
+        .post("/v2/repository/index", READ_DEPLOYMENTS, index)
+        .post("/v2/repository/models/{name}/load", CHANGE_DEPLOYMENTS, load)
+        .post("/v2/repository/models/{name}/unload", DELETE_DEPLOYMENTS, unload)
+        .get("/v1/models/{name}", INFER, v1_ready)
+        .fallback(Access::Authenticated(RunTokenUse::Denied), unknown)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(gateway)
 }
