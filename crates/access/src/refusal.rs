@@ -21,6 +21,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// What the caller is told.
+    pub fn message(self) -> String {
+        self.parts().4
+    }
+
     /// HTTP status, gRPC status, own code, MLflow's code, message.
     fn parts(self) -> (StatusCode, &'static str, &'static str, &'static str, String) {
         match self {

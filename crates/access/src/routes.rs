@@ -56,7 +56,8 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
     }
 
     fn add(mut self, method: Option<Method>, path: &str, access: Access, handler: MethodRouter<S, Infallible>) -> Self {
-        let guarded = handler.route_layer(axum::middleware::from_fn(move |request, next| enforce(access, request, next)));
+        let guarded =
+            handler.route_layer(axum::middleware::from_fn(move |request, next| enforce(access, request, next)));
         self.router = self.router.route(path, guarded);
         self.table.push(RouteInfo { method, path: path.to_owned(), access });
         self

@@ -50,6 +50,7 @@ const KEYS: &[Key] = &[
     Key { name: "grpc-listen", variable: env::GRPC_LISTEN, default: || Some("127.0.0.1:7072".into()) },
     Key { name: "server", variable: env::SERVER, default: || None },
     Key { name: "token-file", variable: env::TOKEN_FILE, default: || None },
+    Key { name: "hosts", variable: env::HOSTS, default: || None },
     Key { name: "runtime", variable: env::RUNTIME, default: || Some("auto".into()) },
     Key { name: "onnxruntime", variable: env::ONNXRUNTIME, default: || None },
     Key { name: "log", variable: env::LOG, default: || Some("info".into()) },

@@ -25,6 +25,8 @@ pub const INFERENCE_LISTEN: &str = "SLIPWAY_INFERENCE_LISTEN";
 pub const GRPC_LISTEN: &str = "SLIPWAY_GRPC_LISTEN";
 /// A file with one token a line; needed to listen beyond loopback, sent by clients as a bearer token.
 pub const TOKEN_FILE: &str = "SLIPWAY_TOKEN_FILE";
+/// Names of the server besides `localhost`, separated by commas.
+pub const HOSTS: &str = "SLIPWAY_HOSTS";
 /// A token for client commands.
 pub const TOKEN: &str = "SLIPWAY_TOKEN";
 /// `info`, `debug`, `slipway_track=debug`: what is logged.
@@ -59,6 +61,7 @@ pub const ALL: &[Variable] = &[
     Variable { name: INFERENCE_LISTEN, about: "HOST:PORT of the inference gateway, REST" },
     Variable { name: GRPC_LISTEN, about: "HOST:PORT of the inference gateway, gRPC" },
     Variable { name: TOKEN_FILE, about: "file with one accepted token a line" },
+    Variable { name: HOSTS, about: "names of the server besides localhost, separated by commas" },
     Variable { name: TOKEN, about: "token that client commands send" },
     Variable { name: LOG, about: "log filter, such as info or slipway_track=debug" },
     Variable { name: LOG_FORMAT, about: "text or json" },

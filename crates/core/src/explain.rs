@@ -46,8 +46,8 @@ pub const CATALOGUE: &[Topic] = &[
     },
     Topic {
         code: "listen.unauthenticated",
-        meaning: "The address is reachable from other machines and no token file is set, so anybody could use the server.",
-        remedy: "Write a token to a file (`umask 077; openssl rand -hex 24 > tokens`) and start with `slipway up --token-file tokens`.",
+        meaning: "With --no-auth anybody who reaches the server may do everything, and this address is reachable from other machines.",
+        remedy: "Leave --no-auth away: callers then need a token, which `slipway token` prints; tokens for others go into `--token-file FILE`.",
     },
     Topic {
         code: "listen.in_use",
@@ -66,13 +66,23 @@ pub const CATALOGUE: &[Topic] = &[
     },
     Topic {
         code: "auth.required",
-        meaning: "This server asks for a token and the request had none, or a wrong one.",
-        remedy: "Set SLIPWAY_TOKEN (MLflow clients: MLFLOW_TRACKING_TOKEN) to a line of the server's token file.",
+        meaning: "This server asks for a token, and the request had none or a wrong one.",
+        remedy: "On this machine `slipway token` prints the token; MLflow clients send it as MLFLOW_TRACKING_TOKEN. For another server run `slipway login URL`, or set SLIPWAY_TOKEN beside SLIPWAY_SERVER.",
+    },
+    Topic {
+        code: "auth.host",
+        meaning: "The request was sent to a host name that is not one of this server's, as a page does that points a name of its own to this machine (DNS rebinding).",
+        remedy: "Use localhost or the address; if the name is right, start the server with `--hosts NAME`.",
     },
     Topic {
         code: "auth.foreign",
-        meaning: "A web page of another site made the browser send a change to this server.",
+        meaning: "A web page of another origin made the browser send this request.",
         remedy: "Use the server's own pages; behind a proxy, let it pass the Host header on.",
+    },
+    Topic {
+        code: "auth.unguarded",
+        meaning: "A handler answered without deciding whether its caller may ask. This is a defect of slipway; the answer is withheld.",
+        remedy: "Report it with the path of the request; the server's log has it.",
     },
     Topic {
         code: "config.invalid",

@@ -62,6 +62,10 @@ impl Home {
     pub fn server_file(&self) -> PathBuf {
         self.root.join("server.json")
     }
+    /// The token of the owner, mode 0600: `token`.
+    pub fn token_file(&self) -> PathBuf {
+        self.root.join("token")
+    }
     /// Held by the one server that may use this folder: `lock`.
     pub fn lock_file(&self) -> PathBuf {
         self.root.join("lock")

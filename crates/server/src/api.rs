@@ -4,10 +4,10 @@ use axum::body::Bytes;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use slipway_access::{Access, Guard, Resource, Routes, RunTokenUse};
 use slipway_serve::manifest::Manifest;
 use slipway_serve::service::{Remembered, Revision, Status};
 use slipway_track::service::Lineage;
@@ -18,43 +18,53 @@ use crate::{Platform, metrics};
 /// The OpenAPI document of these routes.
 const OPENAPI: &str = include_str!("openapi.json");
 
-pub(crate) fn router(platform: Platform) -> Router {
-    Router::new()
-        .route("/status", get(status))
-        .route("/integrity", get(integrity))
-        .route("/deployments", get(deployments).post(apply))
-        .route("/deployments/{name}", get(deployment).delete(remove))
-        .route("/deployments/{name}/split", post(split))
-        .route("/deployments/{name}/rollback", post(rollback))
-        .route("/deployments/{name}/history", get(history))
-        .route("/requests", get(requests))
-        .route("/requests/{id}/lineage", get(request_lineage))
-        .route("/models/{name}/versions/{version}/lineage", get(version_lineage))
-        .route("/run-versions", post(run_versions))
-        .fallback(|| async { (StatusCode::NOT_FOUND, Json(json!({ "error": "no such path; see /openapi.json" }))) })
+pub(crate) fn routes(platform: Platform) -> Routes {
+    let known = Access::Authenticated(RunTokenUse::Denied);
+    let read = Access::get(Resource::Deployments);
+    let change = Access::update(Resource::Deployments);
+    Routes::new()
+        .get("/status", known, status)
+        // It reads the whole database, so it is not for everybody.
+        .get("/integrity", Access::get(Resource::Installation), integrity)
+        .get("/deployments", read, deployments)
+        .post("/deployments", change, apply)
+        .get("/deployments/{name}", read, deployment)
+        .delete("/deployments/{name}", Access::delete(Resource::Deployments), remove)
+        .post("/deployments/{name}/split", change, split)
+        .post("/deployments/{name}/rollback", change, rollback)
+        .get("/deployments/{name}/history", read, history)
+        .get("/requests", read, requests)
+        .get("/requests/{id}/lineage", read, request_lineage)
+        .get("/models/{name}/versions/{version}/lineage", Access::get(Resource::Models), version_lineage)
+        // Asked for with a body, and nothing but read.
+        .post("/run-versions", Access::get(Resource::Experiments), run_versions)
+        .fallback(known, async || (StatusCode::NOT_FOUND, Json(json!({ "error": "no such path; see /openapi.json" }))))
         .with_state(platform)
 }
 
-/// The gateway's own routes on this port, so that the UI's "try it" form needs no other origin.
-pub(crate) fn gateway_router(gateway: Router) -> Router {
-    Router::new()
-        .route("/deployments/{name}/infer", post(infer))
-        .route("/deployments/{name}/metadata", get(metadata))
-        .with_state(gateway)
+/// The gateway's own routes on this port, so that the UI's "try it" form needs no other origin. The routes here have authorized the caller
+/// when the gateway, in this process, is called.
+pub(crate) fn gateway_routes(gateway: Routes) -> Routes {
+    let infer_access = Access::create(Resource::Inferences);
+    Routes::new()
+        .post("/deployments/{name}/infer", infer_access, infer)
+        .get("/deployments/{name}/metadata", infer_access, metadata)
+        .with_state(Guard::in_process().protect(gateway))
 }
 
-pub(crate) fn health_router(platform: Platform) -> Router {
-    Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(prometheus))
-        .route("/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
+pub(crate) fn health_routes(platform: Platform) -> Routes {
+    Routes::new()
+        .get("/healthz", Access::Public, async || "ok\n")
+        .get("/readyz", Access::Public, ready)
+        .get("/metrics", Access::Authenticated(RunTokenUse::Denied), prometheus)
+        .get("/openapi.json", Access::Public, async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI))
         .with_state(platform)
 }
 
 /// Where the ports are, for the UI and remote clients.
-pub(crate) fn addresses_router(addresses: Addresses) -> Router {
-    Router::new().route("/api/v1/addresses", get(move || async move { Json(addresses) }))
+pub(crate) fn addresses_routes(addresses: Addresses) -> Routes {
+    let known = Access::Authenticated(RunTokenUse::Scoped);
+    Routes::new().get("/api/v1/addresses", known, async move || Json(addresses))
 }
 
 /// An error of a domain as an answer.
@@ -229,35 +239,4 @@ async fn run_versions(State(p): State<Platform>, body: Bytes) -> Result<Json<Val
     let asked: RunIds = json_body(&body)?;
     let found = p.tracking.versions_of_runs(&asked.run_ids)?;
     Ok(Json(json!(found)))
-}
-
-#[cfg(test)]
-mod tests {
-    /// Every path of the document is a route of this file, and the other way round.
-    #[test]
-    fn the_openapi_document_names_every_route() {
-        let document: serde_json::Value = serde_json::from_str(super::OPENAPI).unwrap();
-        let mut documented: Vec<String> = document["paths"].as_object().unwrap().keys().cloned().collect();
-        documented.sort();
-        let source = concat!(
-            include_str!("api.rs"),
-            include_str!("cluster.rs"),
-            include_str!("gpu.rs"),
-            include_str!("runs.rs")
-        );
-        let mut routes: Vec<String> = source
-            .split(".route(\"")
-            .skip(1)
-            .filter_map(|rest| rest.split('"').next())
-            .map(|p| {
-                if p.starts_with("/api/v1") || matches!(p, "/healthz" | "/readyz" | "/metrics" | "/openapi.json") {
-                    p.to_owned()
-                } else {
-                    format!("/api/v1{p}")
-                }
-            })
-            .collect();
-        routes.sort();
-        assert_eq!(documented, routes);
-    }
 }

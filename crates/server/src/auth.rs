@@ -1,274 +1,164 @@
-//! Who a request comes from, and what that may do.
+//! Who a request comes from, and what that caller may do.
 //!
-//! A request carries a token, as bearer or as the password of basic authentication (which is how MLflow's clients send
-//! `MLFLOW_TRACKING_TOKEN` and `MLFLOW_TRACKING_PASSWORD`). Three kinds are known: those of the token file, which may do everything;
-//! those that runs get, which may track; and, in a cluster, those of the cluster's users and service accounts, who may do what the
-//! cluster's own rules say (TokenReview and SubjectAccessReview).
+//! Four kinds of callers are known by their tokens: the owner of the state folder, by the token in it ([`home_token`]); administrators, by
+//! the token file ([`Tokens`]); runs, by the token of their attempt ([`RunTokens`]); and, in a cluster, its users and service accounts, who
+//! may do what the cluster's own rules say ([`Authority`]: TokenReview and SubjectAccessReview). What a route asks is written beside the
+//! route (crate `slipway-access`); this module only answers for callers.
 
 mod authority;
+mod home_token;
 mod runs;
 mod tokens;
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use futures_util::future::BoxFuture;
+use slipway_access::{Caller, Permission, Policy, Resource, Unavailable, Verb};
 
-pub use authority::{Access, Authority, Person};
+pub use authority::Authority;
+pub use home_token::home_token;
 pub(crate) use runs::MIGRATION;
 pub use runs::RunTokens;
 pub use tokens::Tokens;
 
-/// Paths that anyone may read: they tell that a server is there, and nothing about what it holds.
-const OPEN: &[&str] = &["/health", "/healthz", "/readyz", "/version", "/v2/health/live", "/v2/health/ready"];
-
-/// Who a request comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Caller {
-    /// Somebody on this machine, who is not asked.
-    Anyone,
-    /// A holder of a token of the token file.
-    Operator,
-    /// A run of this namespace.
-    Run(String),
-    /// A user or a service account of the cluster.
-    Person(Person),
-}
-
-impl Caller {
-    /// The name, if it has one.
-    pub fn name(&self) -> Option<&str> {
-        match self {
-            Self::Person(person) => Some(&person.name),
-            _ => None,
-        }
-    }
-}
-
-/// What lets requests pass; cheap to clone.
+/// Whom a server knows. What is unset is not known, so the default lets nobody in.
 #[derive(Clone, Default)]
-pub struct Guard(Option<Arc<Rules>>);
-
-struct Rules {
-    tokens: Option<Tokens>,
-    runs: RunTokens,
-    authority: Option<Arc<dyn Authority>>,
-    /// The namespace that what belongs to nobody else is in.
-    namespace: String,
+pub struct Callers {
+    /// The token of the state folder.
+    pub owner: Option<Tokens>,
+    /// The token file.
+    pub administrators: Option<Tokens>,
+    /// Runs.
+    pub runs: Option<RunTokens>,
+    /// The users of a cluster.
+    pub authority: Option<Arc<dyn Authority>>,
+    /// Whether callers without a token may do everything but run programs (`--no-auth`).
+    pub anonymous: bool,
 }
 
-impl std::fmt::Debug for Guard {
+impl std::fmt::Debug for Callers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Guard").field(&self.0.is_some()).finish()
+        f.debug_struct("Callers").field("anonymous", &self.anonymous).finish_non_exhaustive()
     }
 }
 
-impl Guard {
-    /// One that asks everybody who they are.
-    pub fn new(
-        tokens: Option<Tokens>,
-        runs: RunTokens,
-        authority: Option<Arc<dyn Authority>>,
-        namespace: String,
-    ) -> Self {
-        Self(Some(Arc::new(Rules { tokens, runs, authority, namespace })))
-    }
-
-    /// A router that only those reach who may, and no page of another site.
-    pub fn around(&self, router: axum::Router) -> axum::Router {
-        router
-            .layer(axum::middleware::from_fn(refuse_foreign))
-            .layer(axum::middleware::from_fn_with_state(self.clone(), require))
-    }
-
-    /// Who sends these headers; `None` for nobody that is known.
-    async fn who(&self, headers: &HeaderMap) -> Result<Option<Caller>, String> {
-        let Some(rules) = &self.0 else { return Ok(Some(Caller::Anyone)) };
-        let Some(token) = token(headers) else { return Ok(None) };
-        if rules.tokens.as_ref().is_some_and(|t| t.accepts(&token)) {
-            return Ok(Some(Caller::Operator));
-        }
-        if let Some(namespace) = rules.runs.namespace(&token) {
-            return Ok(Some(Caller::Run(namespace)));
-        }
-        match &rules.authority {
-            Some(authority) => Ok(authority.who(&token).await?.map(Caller::Person)),
-            None => Ok(None),
-        }
-    }
-
-    /// Whether a caller may do this.
-    ///
-    /// # Errors
-    /// Why it cannot be said: the cluster does not answer.
-    pub async fn allows(&self, caller: &Caller, access: &Access) -> Result<bool, String> {
-        match caller {
-            Caller::Anyone | Caller::Operator => Ok(true),
-            // What a run tracks and registers.
-            Caller::Run(_) => Ok(matches!(access.resource, "experiments" | "models") && access.verb != "delete"),
-            Caller::Person(person) => {
-                let Some(rules) = &self.0 else { return Ok(true) };
-                let Some(authority) = &rules.authority else { return Ok(false) };
-                authority.may(person, access).await
+impl Policy for Callers {
+    fn authenticate<'a>(&'a self, token: Option<&'a str>) -> BoxFuture<'a, Result<Option<Caller>, Unavailable>> {
+        Box::pin(async move {
+            let nobody = || self.anonymous.then_some(Caller::Anonymous);
+            let Some(token) = token else { return Ok(nobody()) };
+            let accepts = |tokens: &Option<Tokens>| tokens.as_ref().is_some_and(|t| t.accepts(token));
+            if accepts(&self.owner) {
+                return Ok(Some(Caller::Owner));
             }
-        }
+            if accepts(&self.administrators) {
+                return Ok(Some(Caller::Administrator));
+            }
+            if RunTokens::is_one(token) {
+                return Ok(self.runs.as_ref().and_then(|r| r.verify(token)).map(Caller::Run).or_else(nobody));
+            }
+            match &self.authority {
+                Some(authority) => {
+                    let person = authority.who(token).await.map_err(Unavailable)?;
+                    Ok(person.map(Caller::Person).or_else(nobody))
+                }
+                None => Ok(nobody()),
+            }
+        })
     }
-}
 
-/// The token that a request carries.
-fn token(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, rest) = value.split_once(' ')?;
-    if scheme.eq_ignore_ascii_case("bearer") {
-        return Some(rest.trim().to_owned());
+    fn allows<'a>(
+        &'a self,
+        caller: &'a Caller,
+        permission: &'a Permission,
+    ) -> BoxFuture<'a, Result<bool, Unavailable>> {
+        Box::pin(async move {
+            match caller {
+                Caller::Owner | Caller::Administrator => Ok(true),
+                // A server that asks nobody who they are executes nothing for them.
+                Caller::Anonymous => Ok(!(permission.resource == Resource::Runs && permission.verb == Verb::Create)),
+                // Which routes runs may use is written beside the routes.
+                Caller::Run(_) => Ok(false),
+                Caller::Person(person) => match &self.authority {
+                    Some(authority) => authority.may(person, permission).await.map_err(Unavailable),
+                    None => Ok(false),
+                },
+            }
+        })
     }
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return None;
-    }
-    use base64::Engine;
-    let decoded = base64::engine::general_purpose::STANDARD.decode(rest.trim()).ok()?;
-    let text = String::from_utf8_lossy(&decoded);
-    text.split_once(':').map(|(_, password)| password.to_owned())
-}
-
-/// Lets a request pass if its sender may do what it asks for; what handlers judge themselves they find in the extensions.
-async fn require(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
-    let caller = match guard.who(request.headers()).await {
-        Ok(Some(caller)) => caller,
-        Ok(None) if OPEN.contains(&request.uri().path()) => return next.run(request).await,
-        Ok(None) => return refused(&request, Refusal::Unknown),
-        Err(why) => return refused(&request, Refusal::Unreachable(why)),
-    };
-    if let Some(rules) = &guard.0
-        && let Some(access) = authority::wanted(request.method(), request.uri().path(), &rules.namespace)
-    {
-        match guard.allows(&caller, &access).await {
-            Ok(true) => {}
-            Ok(false) => return refused(&request, Refusal::Forbidden(access.refusal(&caller))),
-            Err(why) => return refused(&request, Refusal::Unreachable(why)),
-        }
-    }
-    request.extensions_mut().insert(caller);
-    request.extensions_mut().insert(guard);
-    next.run(request).await
-}
-
-enum Refusal {
-    Unknown,
-    Forbidden(String),
-    Unreachable(String),
-}
-
-/// Says no in the protocol of who asked.
-fn refused(request: &Request, why: Refusal) -> Response {
-    let (status, grpc, code, error_code, message) = match why {
-        Refusal::Unknown => (
-            StatusCode::UNAUTHORIZED,
-            "16",
-            "auth.required",
-            "UNAUTHENTICATED",
-            "You are not authenticated: this server asks for a token.".to_owned(),
-        ),
-        Refusal::Forbidden(message) => (StatusCode::FORBIDDEN, "7", "auth.forbidden", "PERMISSION_DENIED", message),
-        Refusal::Unreachable(why) => {
-            let message = format!("Who you are cannot be checked just now: {why}");
-            (StatusCode::SERVICE_UNAVAILABLE, "14", "auth.unreachable", "TEMPORARILY_UNAVAILABLE", message)
-        }
-    };
-    let kind = request.headers().get(header::CONTENT_TYPE);
-    if kind.is_some_and(|t| t.as_bytes().starts_with(b"application/grpc")) {
-        // gRPC carries its status in headers of a 200 answer.
-        let plain: String = message.chars().filter(|c| c.is_ascii() && !c.is_ascii_control()).collect();
-        let headers = [("content-type", "application/grpc"), ("grpc-status", grpc), ("grpc-message", plain.as_str())];
-        return (StatusCode::OK, headers).into_response();
-    }
-    let body = serde_json::json!({"error_code": error_code, "message": message, "code": code});
-    let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response();
-    if status == StatusCode::UNAUTHORIZED {
-        let ask = header::HeaderValue::from_static("Basic realm=\"slipway\"");
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, ask);
-    }
-    response
-}
-
-/// Whether a request that changes something comes from a page of another site, which a browser says by `Origin`.
-fn is_foreign(method: &Method, headers: &HeaderMap) -> bool {
-    if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
-        return false;
-    }
-    let Some(origin) = headers.get(header::ORIGIN) else { return false };
-    let from = origin.to_str().ok().and_then(|o| o.split_once("://")).map(|(_, authority)| authority);
-    let to = headers.get(header::HOST).and_then(|h| h.to_str().ok());
-    from.is_none() || from != to
-}
-
-/// Turns away changes that a web page of another site asks the user's browser for.
-async fn refuse_foreign(request: Request, next: Next) -> Response {
-    if !is_foreign(request.method(), request.headers()) {
-        return next.run(request).await;
-    }
-    let body = serde_json::json!({
-        "error_code": "PERMISSION_DENIED",
-        "message": "This request comes from a page of another site and is refused.",
-        "code": "auth.foreign",
-    });
-    (StatusCode::FORBIDDEN, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use slipway_access::Person;
+    use slipway_exec::TokenRequest;
 
-    fn headers(value: &str) -> HeaderMap {
-        HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())])
+    struct OneViewer;
+
+    impl Authority for OneViewer {
+        fn who<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>> {
+            let person =
+                (token == "viewer-token-of-the-cluster").then(|| Person { name: "eva".into(), ..Person::default() });
+            Box::pin(std::future::ready(Ok(person)))
+        }
+        fn may<'a>(&'a self, _: &'a Person, wanted: &'a Permission) -> BoxFuture<'a, Result<bool, String>> {
+            Box::pin(std::future::ready(Ok(wanted.verb == Verb::Get)))
+        }
     }
 
-    #[test]
-    fn changes_from_other_sites_are_refused() {
-        let from = |origin: &str| {
-            HeaderMap::from_iter([
-                (header::HOST, "127.0.0.1:7070".parse().unwrap()),
-                (header::ORIGIN, origin.parse().unwrap()),
-            ])
-        };
-        assert!(is_foreign(&Method::POST, &from("https://evil.example")));
-        assert!(is_foreign(&Method::DELETE, &from("null")));
-        assert!(!is_foreign(&Method::POST, &from("http://127.0.0.1:7070")));
-        assert!(!is_foreign(&Method::GET, &from("https://evil.example")));
-        assert!(!is_foreign(&Method::POST, &HeaderMap::new()));
+    fn request(run: &str, expires_at: i64) -> TokenRequest {
+        TokenRequest {
+            namespace: "team-a".into(),
+            run_id: "0".repeat(32),
+            run: run.into(),
+            experiment: None,
+            attempt: 1,
+            expires_at,
+        }
     }
 
     #[tokio::test]
-    async fn tokens_pass_as_bearer_and_as_password() {
-        let runs = RunTokens::new([7; 32]);
-        let of_a_run = runs.mint("team-a");
-        let tokens = Tokens::from_lines("0123456789abcdef").unwrap();
-        let guard = Guard::new(Some(tokens), runs, None, "slipway-system".into());
-        let who = async |value: &str| guard.who(&headers(value)).await.unwrap();
-        assert_eq!(who("Bearer 0123456789abcdef").await, Some(Caller::Operator));
-        // any:0123456789abcdef
-        assert_eq!(who("Basic YW55OjAxMjM0NTY3ODlhYmNkZWY=").await, Some(Caller::Operator));
-        assert_eq!(who(&format!("Bearer {of_a_run}")).await, Some(Caller::Run("team-a".into())));
-        for wrong in ["Bearer 0123456789abcdeg", "Bearer ", "Basic !!!", "0123456789abcdef"] {
+    async fn each_token_has_its_caller_and_strangers_have_none() {
+        let runs = RunTokens::new([7; 32]).isolated(true);
+        let run = runs.mint(&request("train", i64::MAX));
+        let expired = runs.mint(&request("train", 1));
+        let callers = Callers {
+            owner: Some(Tokens::from_lines("the-owner-of-this-machine").unwrap()),
+            administrators: Some(Tokens::from_lines("0123456789abcdef").unwrap()),
+            runs: Some(runs),
+            authority: Some(Arc::new(OneViewer)),
+            anonymous: false,
+        };
+        let who = async |token: &str| callers.authenticate(Some(token)).await.unwrap();
+        assert_eq!(who("the-owner-of-this-machine").await, Some(Caller::Owner));
+        assert_eq!(who("0123456789abcdef").await, Some(Caller::Administrator));
+        assert!(matches!(who("viewer-token-of-the-cluster").await, Some(Caller::Person(p)) if p.name == "eva"));
+        assert!(matches!(who(&run).await, Some(Caller::Run(r)) if r.name == "train" && r.isolated));
+        for wrong in [
+            "0123456789abcdeg",
+            "",
+            "0123456789abcde",
+            &expired,
+            &run[..run.len() - 1],
+            "slipway-run.",
+            "slipway-run.a.b",
+        ] {
             assert_eq!(who(wrong).await, None, "{wrong}");
         }
-        let forged = of_a_run.replace("team-a", "team-b");
-        assert_eq!(who(&format!("Bearer {forged}")).await, None);
+        assert_eq!(callers.authenticate(None).await.unwrap(), None);
+        assert_eq!(Callers::default().authenticate(Some("0123456789abcdef")).await.unwrap(), None);
     }
 
     #[tokio::test]
-    async fn a_run_may_track_and_nothing_else() {
-        let guard = Guard::new(None, RunTokens::new([7; 32]), None, "slipway-system".into());
-        let run = Caller::Run("team-a".into());
+    async fn anonymous_callers_run_no_programs() {
+        let callers = Callers { anonymous: true, ..Callers::default() };
+        assert_eq!(callers.authenticate(None).await.unwrap(), Some(Caller::Anonymous));
         let may = async |verb, resource| {
-            let access = Access { verb, resource, namespace: Some("slipway-system".into()) };
-            guard.allows(&run, &access).await.unwrap()
+            let permission = Permission { verb, resource, namespace: None };
+            callers.allows(&Caller::Anonymous, &permission).await.unwrap()
         };
-        assert!(may("update", "experiments").await && may("get", "models").await);
-        assert!(
-            !may("create", "runs").await && !may("delete", "experiments").await && !may("update", "deployments").await
-        );
+        assert!(!may(Verb::Create, Resource::Runs).await);
+        assert!(may(Verb::Update, Resource::Experiments).await);
     }
 }

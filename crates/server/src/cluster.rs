@@ -5,12 +5,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
 use serde_json::{Value, json};
+use slipway_access::{Access, Resource, Routes};
 use slipway_exec::{Executor, Tracker};
 
 use crate::Platform;
@@ -19,8 +19,7 @@ use crate::auth::Authority;
 /// An answer to come.
 pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Vec<Value>, String>> + Send + 'a>>;
 
-/// Makes the token that a namespace's runs track with.
-pub type Mint = Arc<dyn Fn(&str) -> String + Send + Sync>;
+pub use slipway_exec::Mint;
 
 /// The cluster that a server runs in. The binary hands in one that asks the API server, so this crate needs no client of Kubernetes.
 pub trait Kubernetes: std::fmt::Debug + Send + Sync {
@@ -60,8 +59,9 @@ impl Cluster {
     }
 }
 
-pub(crate) fn router(platform: Platform) -> Router {
-    Router::new().route("/cluster", get(nodes)).route("/clusters", get(reports)).with_state(platform)
+pub(crate) fn routes(platform: Platform) -> Routes {
+    let read = Access::get(Resource::Nodes);
+    Routes::new().get("/cluster", read, nodes).get("/clusters", read, reports).with_state(platform)
 }
 
 /// The last report of every cluster: what was done, in which order, and how it ended.

@@ -24,8 +24,8 @@ pub enum ServerError {
         /// Why.
         source: std::io::Error,
     },
-    /// An address beyond loopback without authentication.
-    #[error("refusing to listen on {0} without authentication: other machines could reach it")]
+    /// An address beyond loopback with `--no-auth`.
+    #[error("refusing to listen on {0} with --no-auth: everybody who can reach it could do everything")]
     Unauthenticated(SocketAddr),
     /// The address is taken.
     #[error("cannot listen on {address}: {source}")]

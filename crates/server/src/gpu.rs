@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use slipway_access::{Access, Resource, Routes};
 use slipway_core::Explain;
 use slipway_gpu::bench::Report;
 use slipway_gpu::inventory::Inventory;
@@ -24,11 +24,13 @@ use crate::Platform;
 /// Figures that a report may have; a machine of 16 GPUs has under a thousand.
 const MOST_FIGURES: usize = 20_000;
 
-pub(crate) fn router(platform: Platform) -> Router {
-    Router::new()
-        .route("/gpu", get(inventory))
-        .route("/gpu/benchmarks", get(benchmarks).post(add))
-        .route("/gpu/pictures/{name}", get(picture))
+pub(crate) fn routes(platform: Platform) -> Routes {
+    let read = Access::get(Resource::Nodes);
+    Routes::new()
+        .get("/gpu", read, inventory)
+        .get("/gpu/benchmarks", read, benchmarks)
+        .post("/gpu/benchmarks", Access::update(Resource::Nodes), add)
+        .get("/gpu/pictures/{name}", read, picture)
         .with_state(platform)
 }
 

@@ -21,6 +21,8 @@ mod metrics;
 pub mod platform;
 pub mod run;
 mod runs;
+#[cfg(test)]
+mod tests;
 mod tracker;
 mod ui;
 

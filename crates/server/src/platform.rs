@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use axum::Router;
 use rustix::fs::{FlockOperation, flock};
+use slipway_access::{Access, Routes};
 use slipway_core::home::Home;
 use slipway_exec::Executor;
 use slipway_serve::runtime::{Preference, Runtime};
@@ -141,38 +141,39 @@ impl Platform {
     /// Lets it take runs in.
     pub(crate) fn carried_out_by(&self, executor: Arc<dyn Executor>) {
         // It is called once, before anybody can ask.
-        drop(self.executor.set(executor));
+        let _ = self.executor.set(executor);
     }
 
     /// The control plane: MLflow's API, slipway's own, health, metrics and the UI.
-    pub fn control_router(&self) -> Router {
-        Router::new()
+    pub fn control_routes(&self) -> Routes {
+        Routes::new()
             .nest(
                 "/api/v1",
-                api::router(self.clone())
-                    .merge(api::gateway_router(self.inference_router()))
-                    .merge(gpu::router(self.clone()))
-                    .merge(cluster::router(self.clone()))
-                    .merge(runs::router(self.clone())),
+                api::routes(self.clone())
+                    .merge(api::gateway_routes(self.inference_routes()))
+                    .merge(gpu::routes(self.clone()))
+                    .merge(cluster::routes(self.clone()))
+                    .merge(runs::routes(self.clone())),
             )
-            .merge(slipway_track::http::router(self.tracking.clone()))
-            .merge(api::health_router(self.clone()))
-            .fallback(ui::serve)
+            .merge(slipway_track::http::routes(self.tracking.clone()))
+            .merge(api::health_routes(self.clone()))
+            // The pages hold no data: what they show they ask the API for.
+            .fallback(Access::Public, ui::serve)
             .layer(axum::middleware::from_fn_with_state(Arc::clone(&self.meters), metrics::count))
     }
 
     /// What tells how this process does.
-    pub fn probes_router(&self) -> Router {
-        api::health_router(self.clone())
+    pub fn probes_routes(&self) -> Routes {
+        api::health_routes(self.clone())
     }
 
     /// The inference gateway, REST.
-    pub fn inference_router(&self) -> Router {
-        slipway_serve::http::router(self.gateway.clone())
+    pub fn inference_routes(&self) -> Routes {
+        slipway_serve::http::routes(self.gateway.clone())
     }
 
     /// The inference gateway, gRPC.
-    pub fn grpc_router(&self) -> Router {
-        tonic::service::Routes::new(slipway_serve::grpc::service(self.gateway.clone())).into_axum_router()
+    pub fn grpc_routes(&self) -> Routes {
+        slipway_serve::grpc::routes(self.gateway.clone())
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::serve::ListenerExt;
 use serde::{Deserialize, Serialize};
+use slipway_access::{Guard, HostNames, Routes};
 use slipway_core::clock::now_ms;
 use slipway_core::home::Home;
 use slipway_exec::LocalProcesses;
@@ -17,9 +18,9 @@ use slipway_serve::runtime::Preference;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::auth::{Guard, RunTokens, Tokens};
+use crate::auth::{Callers, RunTokens, Tokens, home_token};
 use crate::tracker::InTracking;
-use crate::{Kubernetes, Platform, ServerError, Stores, accelerators};
+use crate::{Kubernetes, Mint, Platform, ServerError, Stores, accelerators};
 
 /// Time for requests in flight to end after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -39,8 +40,12 @@ pub struct Options {
     pub grpc: SocketAddr,
     /// Inference alone, with state that a control plane shares; the control port has probes and metrics.
     pub gateway_only: bool,
-    /// Accepted tokens, one a line; without it only loopback is listened on.
+    /// Tokens of administrators, one a line, besides the token of the state folder.
     pub token_file: Option<PathBuf>,
+    /// Let callers without a token do everything but run programs; only on loopback.
+    pub no_auth: bool,
+    /// Names of this server besides `localhost`; requests for other names are refused.
+    pub hosts: Vec<String>,
     /// What runs the models.
     pub runtime: Preference,
     /// Where ONNX Runtime is.
@@ -81,19 +86,22 @@ impl Server {
     /// # Errors
     /// [`ServerError`], and nothing is left open then.
     pub async fn bind(options: Options) -> Result<Self, ServerError> {
-        let tokens = options.token_file.as_deref().map(Tokens::read).transpose()?;
+        let administrators = options.token_file.as_deref().map(Tokens::read).transpose()?;
         let authority = options.cluster.as_ref().and_then(|c| c.authority());
         for address in [options.control, options.inference, options.grpc] {
-            if !address.ip().is_loopback() && tokens.is_none() && authority.is_none() {
+            if !address.ip().is_loopback() && options.no_auth {
                 return Err(ServerError::Unauthenticated(address));
             }
         }
         if options.gateway_only && (options.stores.database.is_none() || options.stores.objects.is_none()) {
             return Err(ServerError::NotShared);
         }
-        let platform = Platform::open(&options.home, &options.stores, options.runtime, options.onnxruntime)
+        let platform = Platform::open(&options.home, &options.stores, options.runtime, options.onnxruntime.clone())
             .await?
             .in_cluster(options.cluster.clone());
+        // Before any client can find this server.
+        let token_unusable = |source| ServerError::Home { path: options.home.token_file(), source };
+        let owner = if options.no_auth { None } else { Some(home_token(&options.home).map_err(token_unusable)?) };
         let listen = async |address: SocketAddr| {
             TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
         };
@@ -121,29 +129,34 @@ impl Server {
         } else {
             RunTokens::of_file(&options.home.root().join("run-tokens.key")).map_err(unusable)?
         };
-        let asks = tokens.is_some() || authority.is_some();
+        let run_tokens = run_tokens.isolated(options.cluster.is_some());
         let namespace = options.cluster.as_ref().map_or_else(|| NAMESPACE.to_owned(), |c| c.namespace().to_owned());
-        let guard = if asks { Guard::new(tokens, run_tokens.clone(), authority, namespace) } else { Guard::default() };
-        let control_router = if options.gateway_only {
-            platform.probes_router()
-        } else {
-            let tracker = Arc::new(InTracking(platform.tracking.clone()));
-            let executor = match &options.cluster {
-                Some(cluster) => cluster.executor(tracker, Arc::new(move |namespace| run_tokens.mint(namespace))),
-                None => {
-                    let token = asks.then(|| run_tokens.mint(NAMESPACE));
-                    let withheld = options.stores.variables();
-                    Arc::new(local_runs(&platform, &options.home, &addresses, tracker, token, withheld)?)
-                }
-            };
-            platform.carried_out_by(executor);
-            platform.control_router().merge(crate::api::addresses_router(addresses.clone()))
+        let callers = Callers {
+            owner: owner.as_deref().map(Tokens::one),
+            administrators,
+            runs: Some(run_tokens.clone()),
+            authority,
+            anonymous: options.no_auth,
         };
-        let guarded = |router: Router| guard.around(router);
+        let hosts = host_names(&options);
+        let guard = Guard::new(Arc::new(callers), namespace, hosts);
+        // Whoever may submit a run executes a program, so a server that knows no callers carries none out.
+        if !options.gateway_only && !options.no_auth {
+            let tracker = Arc::new(InTracking(platform.tracking.clone()));
+            let mint: Mint = Arc::new(move |request| run_tokens.mint(request));
+            platform.carried_out_by(match &options.cluster {
+                Some(cluster) => cluster.executor(tracker, mint),
+                None => {
+                    let withheld = options.stores.variables();
+                    Arc::new(local_runs(&platform, &options.home, &addresses, tracker, mint, withheld)?)
+                }
+            });
+        }
+        let [control_routes, inference_routes, grpc_routes] = routes(&platform, &addresses, options.gateway_only);
         let sockets = [
-            (control, guarded(control_router)),
-            (inference, guarded(platform.inference_router())),
-            (grpc, guarded(platform.grpc_router())),
+            (control, guard.protect(control_routes)),
+            (inference, guard.protect(inference_routes)),
+            (grpc, guard.protect(grpc_routes)),
         ];
         Ok(Self { addresses, home: options.home, platform, sockets })
     }
@@ -186,13 +199,40 @@ impl Server {
     }
 }
 
+/// The routes of the three ports: control plane, inference over REST, inference over gRPC.
+pub(crate) fn routes(platform: &Platform, addresses: &Addresses, gateway_only: bool) -> [Routes; 3] {
+    let control = if gateway_only {
+        platform.probes_routes()
+    } else {
+        platform.control_routes().merge(crate::api::addresses_routes(addresses.clone()))
+    };
+    [control, platform.inference_routes(), platform.grpc_routes()]
+}
+
+/// The names under which this server is asked: those that are configured, and those that follow from where it runs.
+fn host_names(options: &Options) -> HostNames {
+    let mut names = options.hosts.clone();
+    let remote = [options.control, options.inference, options.grpc].iter().any(|a| !a.ip().is_loopback());
+    if remote {
+        names.push(rustix::system::uname().nodename().to_string_lossy().into_owned());
+    }
+    if let Some(cluster) = &options.cluster {
+        let namespace = cluster.namespace();
+        for service in ["slipway", "slipway-gateway"] {
+            let name = format!("{service}.{namespace}");
+            names.extend([service.to_owned(), format!("{name}.svc"), format!("{name}.svc.cluster.local"), name]);
+        }
+    }
+    HostNames::new(names)
+}
+
 /// Runs as processes of this machine, which track to this server.
 fn local_runs(
     platform: &Platform,
     home: &Home,
     addresses: &Addresses,
     tracker: Arc<InTracking>,
-    token: Option<String>,
+    mint: Mint,
     withheld: Vec<String>,
 ) -> Result<LocalProcesses, ServerError> {
     let mut control = addresses.control;
@@ -200,7 +240,18 @@ fn local_runs(
         control.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
     }
     let mut variables = vec![("MLFLOW_TRACKING_URI".to_owned(), format!("http://{control}"))];
-    variables.extend(token.map(|token| ("MLFLOW_TRACKING_TOKEN".to_owned(), token)));
+    // TODO-MERGE
+    variables.push((
+        "MLFLOW_TRACKING_TOKEN".to_owned(),
+        mint(&slipway_exec::TokenRequest {
+            namespace: NAMESPACE.into(),
+            run_id: String::new(),
+            run: String::new(),
+            experiment: None,
+            attempt: 1,
+            expires_at: i64::MAX,
+        }),
+    ));
     let program =
         std::env::current_exe().map_err(|source| ServerError::Home { path: home.root().to_owned(), source })?;
     Ok(LocalProcesses::open(Settings {

@@ -1,28 +1,32 @@
 //! Runs that are carried out, under `/api/v1/runs`: taken in, listed, followed, ended.
 
+use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::json;
+use slipway_access::refusal::Refusal;
+use slipway_access::{Access, Decision, Resource, Routes, Verb};
 use slipway_core::Explain;
 use slipway_exec::{ExecError, Executor, LogQuery, Manifest, Submitted};
 
 use crate::Platform;
-use crate::auth::{Access, Caller, Guard};
 
 /// A namespace, when none is named.
 const DEFAULT: &str = slipway_exec::local::NAMESPACE;
 
-pub(crate) fn router(platform: Platform) -> Router {
-    Router::new()
-        .route("/runs", get(list).post(submit))
-        .route("/runs/{namespace}/{name}", get(show).delete(remove))
-        .route("/runs/{namespace}/{name}/cancel", post(cancel))
-        .route("/runs/{namespace}/{name}/log", get(log))
+pub(crate) fn routes(platform: Platform) -> Routes {
+    // The namespace is in the path, the query or the manifest, so the handlers decide.
+    let decided = Access::DecidedByHandler;
+    Routes::new()
+        .get("/runs", decided, list)
+        .post("/runs", decided, submit)
+        .get("/runs/{namespace}/{name}", decided, show)
+        .delete("/runs/{namespace}/{name}", decided, remove)
+        .post("/runs/{namespace}/{name}/cancel", decided, cancel)
+        .get("/runs/{namespace}/{name}/log", decided, log)
         .with_state(platform)
 }
 
@@ -49,21 +53,19 @@ impl IntoResponse for Failure {
     }
 }
 
-/// Who carries runs out, once it is known that the caller may do this in the namespace.
+/// The executor, once it is certain that the caller may do this in the namespace.
 async fn executor<'p>(
     platform: &'p Platform,
-    guard: &Guard,
-    caller: &Caller,
-    verb: &'static str,
-    resource: &'static str,
+    decision: &Decision,
+    verb: Verb,
+    resource: Resource,
     namespace: Option<&str>,
 ) -> Result<&'p dyn Executor, Failure> {
-    let access = Access { verb, resource, namespace: namespace.map(str::to_owned) };
-    let allowed = guard.allows(caller, &access).await.map_err(ExecError::Unreachable)?;
-    if !allowed {
-        return Err(ExecError::Forbidden(access.refusal(caller)).into());
-    }
-    let missing = || ExecError::Unreachable("runs are carried out by a running server, and this is none".into());
+    decision.authorize(verb, resource, namespace).await.map_err(|refusal| match refusal {
+        Refusal::Unavailable(reason) => ExecError::Unreachable(reason),
+        other => ExecError::Forbidden(other.message()),
+    })?;
+    let missing = || ExecError::Unreachable("runs are carried out by a running server that knows its callers".into());
     Ok(platform.executor.get().ok_or_else(missing)?.as_ref())
 }
 
@@ -74,18 +76,16 @@ struct Where {
 
 async fn list(
     State(p): State<Platform>,
-    Extension(guard): Extension<Guard>,
-    Extension(caller): Extension<Caller>,
+    Extension(decision): Extension<Decision>,
     Query(q): Query<Where>,
 ) -> Result<Json<Vec<Submitted>>, Failure> {
-    let executor = executor(&p, &guard, &caller, "list", "runs", q.namespace.as_deref()).await?;
+    let executor = executor(&p, &decision, Verb::List, Resource::Runs, q.namespace.as_deref()).await?;
     Ok(Json(executor.list(q.namespace.as_deref()).await?))
 }
 
 async fn submit(
     State(p): State<Platform>,
-    Extension(guard): Extension<Guard>,
-    Extension(caller): Extension<Caller>,
+    Extension(decision): Extension<Decision>,
     Query(q): Query<Where>,
     body: Bytes,
 ) -> Result<Response, Failure> {
@@ -102,8 +102,8 @@ async fn submit(
         (None, _) => {}
     }
     let namespace = run.metadata.namespace.clone();
-    let executor = executor(&p, &guard, &caller, "create", "runs", Some(&namespace)).await?;
-    let run = executor.submit(run, caller.name()).await?;
+    let executor = executor(&p, &decision, Verb::Create, Resource::Runs, Some(&namespace)).await?;
+    let run = executor.submit(run, decision.caller().name()).await?;
     Ok((StatusCode::CREATED, Json(run)).into_response())
 }
 
@@ -111,31 +111,28 @@ type Name = Path<(String, String)>;
 
 async fn show(
     State(p): State<Platform>,
-    Extension(guard): Extension<Guard>,
-    Extension(caller): Extension<Caller>,
+    Extension(decision): Extension<Decision>,
     Path((namespace, name)): Name,
 ) -> Result<Json<Submitted>, Failure> {
-    let executor = executor(&p, &guard, &caller, "get", "runs", Some(&namespace)).await?;
+    let executor = executor(&p, &decision, Verb::Get, Resource::Runs, Some(&namespace)).await?;
     Ok(Json(executor.get(&namespace, &name).await?))
 }
 
 async fn cancel(
     State(p): State<Platform>,
-    Extension(guard): Extension<Guard>,
-    Extension(caller): Extension<Caller>,
+    Extension(decision): Extension<Decision>,
     Path((namespace, name)): Name,
 ) -> Result<Json<Submitted>, Failure> {
-    let executor = executor(&p, &guard, &caller, "patch", "runs", Some(&namespace)).await?;
+    let executor = executor(&p, &decision, Verb::Patch, Resource::Runs, Some(&namespace)).await?;
     Ok(Json(executor.cancel(&namespace, &name).await?))
 }
 
 async fn remove(
     State(p): State<Platform>,
-    Extension(guard): Extension<Guard>,
-    Extension(caller): Extension<Caller>,
+    Extension(decision): Extension<Decision>,
     Path((namespace, name)): Name,
 ) -> Result<StatusCode, Failure> {
-    let executor = executor(&p, &guard, &caller, "delete", "runs", Some(&namespace)).await?;
+    let executor = executor(&p, &decision, Verb::Delete, Resource::Runs, Some(&namespace)).await?;
     executor.remove(&namespace, &name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -150,12 +147,11 @@ struct Part {
 
 async fn log(
     State(p): State<Platform>,
-    Extension(guard): Extension<Guard>,
-    Extension(caller): Extension<Caller>,
+    Extension(decision): Extension<Decision>,
     Path((namespace, name)): Name,
     Query(part): Query<Part>,
 ) -> Result<Response, Failure> {
-    let executor = executor(&p, &guard, &caller, "get", "runs/log", Some(&namespace)).await?;
+    let executor = executor(&p, &decision, Verb::Get, Resource::RunLogs, Some(&namespace)).await?;
     let query = LogQuery { attempt: part.attempt, follow: part.follow, tail: part.tail };
     let stream = executor.logs(&namespace, &name, query).await?;
     let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];

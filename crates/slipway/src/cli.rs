@@ -191,9 +191,15 @@ pub(crate) struct Up {
     /// Inference gateway, gRPC
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) grpc_listen: Option<String>,
-    /// File with one accepted token a line; needed to listen beyond loopback
+    /// File with one accepted token a line, besides the token of the state folder
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    /// Names of this server besides localhost, separated by commas; requests for other names are refused
+    #[arg(long, value_name = "NAMES")]
+    pub(crate) hosts: Option<String>,
+    /// Ask nobody for a token: every user of this machine may read and change everything; no programs are run
+    #[arg(long)]
+    pub(crate) no_auth: bool,
     /// Answer inference and nothing else; state is shared with a control plane (SLIPWAY_DATABASE, SLIPWAY_OBJECTS)
     #[arg(long)]
     pub(crate) gateway_only: bool,

@@ -10,10 +10,10 @@ use hyper_util::client::legacy::{Client as HyperClient, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use slipway_access::Guard;
 use slipway_core::Explain;
 use slipway_core::config::Config;
 use slipway_core::home::Home;
-use slipway_server::auth::Guard;
 use slipway_server::{Addresses, Platform, Stores};
 use tower::ServiceExt;
 
@@ -109,7 +109,7 @@ impl Client {
         let library = config.get("onnxruntime").map(Into::into);
         let platform = Platform::open(&home, &stores(config), runtime, library).await?;
         Ok(Self {
-            transport: Transport::InProcess(Guard::default().around(platform.control_router())),
+            transport: Transport::InProcess(Guard::in_process().protect(platform.control_routes())),
             addresses: None,
         })
     }

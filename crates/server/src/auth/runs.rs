@@ -1,10 +1,16 @@
-//! Tokens of runs: each namespace's runs get one, with which they may track. It is the namespace's name under a key that only this
-//! server has (HMAC with SHA-256, RFC 2104), so nothing needs to be kept of it.
+//! Tokens of runs: each attempt gets one, with which it may track. Its claims are signed with a key that only this server has
+//! (HMAC with SHA-256, RFC 2104), so nothing has to be stored for it.
 
 use std::path::Path;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 use ring::rand::SecureRandom;
+use serde::{Deserialize, Serialize};
+use slipway_access::RunIdentity;
+use slipway_core::clock::now_ms;
+use slipway_exec::TokenRequest;
 use slipway_store::sql::params;
 use slipway_store::{Database, Migration, StoreError};
 
@@ -21,17 +27,44 @@ fn fresh_key() -> std::io::Result<[u8; 32]> {
 
 const PREFIX: &str = "slipway-run.";
 
-/// Makes and checks tokens of runs; cheap to clone.
+/// What a token says; signed, not encrypted.
+#[derive(Debug, Serialize, Deserialize)]
+struct Claims {
+    /// The namespace of the run.
+    ns: String,
+    /// Its name.
+    name: String,
+    /// The id of the tracked run.
+    run: String,
+    /// The attempt.
+    attempt: u32,
+    /// When the token ends, in milliseconds since the Unix epoch.
+    exp: i64,
+}
+
+/// Makes and checks the tokens of runs; cheap to clone.
+///
+/// A token belongs to one attempt of one run: `slipway-run.CLAIMS.TAG`, where the claims are JSON and the tag is HMAC-SHA-256 over
+/// them, both in base64 for URLs.
 #[derive(Clone)]
-pub struct RunTokens(hmac::Key);
+pub struct RunTokens {
+    key: hmac::Key,
+    isolated: bool,
+}
 
 impl RunTokens {
     /// With this key.
     pub fn new(key: [u8; 32]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, &key))
+        Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key), isolated: false }
     }
 
-    /// With the key of a file, which is made when it is not there.
+    /// Whether namespaces are tenants, whose runs are kept apart.
+    #[must_use]
+    pub fn isolated(self, isolated: bool) -> Self {
+        Self { isolated, ..self }
+    }
+
+    /// With the key in a file, which is created when it is missing.
     ///
     /// # Errors
     /// The operating system's.
@@ -44,15 +77,14 @@ impl RunTokens {
             return Ok(Self::new(key));
         }
         let key = fresh_key()?;
-        // Begun anew: one that is too short was never used.
-        drop(std::fs::remove_file(path));
+        let _ = std::fs::remove_file(path); // A file of another length is what a killed process left before any token was made.
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(&key)?;
         file.sync_all()?;
         Ok(Self::new(key))
     }
 
-    /// With the key of a database that several servers share, each of which must know the others' tokens; the first one makes it.
+    /// With the key of a database that several servers share, each of which must know the others' tokens; the first one creates it.
     ///
     /// # Errors
     /// The store's.
@@ -70,19 +102,36 @@ impl RunTokens {
         Ok(Self::new(kept.unwrap_or(fresh)))
     }
 
-    /// The token of a namespace's runs.
-    pub fn mint(&self, namespace: &str) -> String {
-        let tag = hmac::sign(&self.0, namespace.as_bytes());
-        let hex: String = tag.as_ref().iter().map(|b| format!("{b:02x}")).collect();
-        format!("{PREFIX}{namespace}.{hex}")
+    /// The token of an attempt.
+    pub fn mint(&self, request: &TokenRequest) -> String {
+        let claims = Claims {
+            ns: request.namespace.clone(),
+            name: request.run.clone(),
+            run: request.run_id.clone(),
+            attempt: request.attempt,
+            exp: request.expires_at,
+        };
+        let claims = URL_SAFE_NO_PAD.encode(serde_json::json!(claims).to_string());
+        let tag = hmac::sign(&self.key, claims.as_bytes());
+        format!("{PREFIX}{claims}.{}", URL_SAFE_NO_PAD.encode(tag.as_ref()))
     }
 
-    /// The namespace whose runs get this token; `None` when it is none of ours.
-    pub fn namespace(&self, token: &str) -> Option<String> {
-        let (namespace, hex) = token.strip_prefix(PREFIX)?.split_once('.')?;
-        let byte = |at: usize| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok();
-        let tag: Option<Vec<u8>> = (0..hex.len()).step_by(2).map(byte).collect();
-        hmac::verify(&self.0, namespace.as_bytes(), &tag?).ok()?;
-        Some(namespace.to_owned())
+    /// Whether a token has the form of a run's, valid or not.
+    pub(super) fn is_one(token: &str) -> bool {
+        token.starts_with(PREFIX)
+    }
+
+    /// The run that a token was made for; `None` when it was not made here, or has expired.
+    pub fn verify(&self, token: &str) -> Option<RunIdentity> {
+        let (claims, tag) = token.strip_prefix(PREFIX)?.split_once('.')?;
+        hmac::verify(&self.key, claims.as_bytes(), &URL_SAFE_NO_PAD.decode(tag).ok()?).ok()?;
+        let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()?;
+        (now_ms() < claims.exp).then_some(RunIdentity {
+            namespace: claims.ns,
+            name: claims.name,
+            run_id: claims.run,
+            attempt: claims.attempt,
+            isolated: self.isolated,
+        })
     }
 }

@@ -4,12 +4,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use slipway_access::{Permission, Person};
 use slipway_core::env;
 use slipway_exec::{Executor, Tracker};
 use slipway_operator::authority::{Reviews, User};
 use slipway_operator::runs::{Pods, Settings};
 use slipway_operator::{Api, nodes};
-use slipway_server::auth::{Access, Authority, Person};
+use slipway_server::auth::Authority;
 use slipway_server::{ClusterAnswer, Kubernetes, Mint};
 
 /// Between two tries to make a pod that a quota did not allow.
@@ -58,7 +59,20 @@ impl Kubernetes for InCluster {
             namespace: self.namespace.clone(),
             identity: format!("{identity}_{}", slipway_core::ids::hex32()),
             variables: vec![("MLFLOW_TRACKING_URI".into(), format!("http://{host}:7070"))],
-            mint,
+            // TODO-MERGE
+            mint: {
+                let mint = mint.clone();
+                Arc::new(move |ns: &str| {
+                    mint(&slipway_exec::TokenRequest {
+                        namespace: ns.into(),
+                        run_id: String::new(),
+                        run: String::new(),
+                        experiment: None,
+                        attempt: 1,
+                        expires_at: i64::MAX,
+                    })
+                })
+            },
             patience: PATIENCE,
         };
         let pods = Arc::new(Pods::start(self.api.clone(), settings, tracker));
@@ -82,11 +96,11 @@ impl Authority for Asked {
         })
     }
 
-    fn may<'a>(&'a self, person: &'a Person, access: &'a Access) -> BoxFuture<'a, Result<bool, String>> {
+    fn may<'a>(&'a self, person: &'a Person, wanted: &'a Permission) -> BoxFuture<'a, Result<bool, String>> {
         Box::pin(async move {
             let person = person.clone();
             let user = User { name: person.name, uid: person.uid, groups: person.groups, extra: person.extra };
-            let may = self.0.may(&user, access.verb, access.resource, access.namespace.as_deref());
+            let may = self.0.may(&user, wanted.verb.name(), wanted.resource.name(), wanted.namespace.as_deref());
             may.await.map_err(|e| e.to_string())
         })
     }

@@ -47,6 +47,7 @@ pub(crate) async fn run(args: Cli) -> Result<(), Failure> {
             ("inference-listen", up.inference_listen.clone()),
             ("grpc-listen", up.grpc_listen.clone()),
             ("token-file", path(&up.token_file)),
+            ("hosts", up.hosts.clone()),
             ("runtime", up.runtime.clone()),
             ("onnxruntime", path(&up.onnxruntime)),
         ]);
@@ -54,7 +55,7 @@ pub(crate) async fn run(args: Cli) -> Result<(), Failure> {
     let context = Context { config: Config::load(&flags)?, global: args.global };
     match args.command {
         Command::Up(options) if options.kube.kube => install::up(&context, options.kube).await,
-        Command::Up(options) => up::up(&context, options.gateway_only).await,
+        Command::Up(options) => up::up(&context, options.gateway_only, options.no_auth).await,
         Command::Down(kube) if kube.kube => install::down(&context, kube).await,
         Command::Down(_) => up::down(&context).await,
         Command::Cluster(verb) => cluster::run(&context, verb).await,

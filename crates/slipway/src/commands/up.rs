@@ -23,7 +23,13 @@ fn address(context: &Context, key: &str) -> Result<SocketAddr, Failure> {
         .ok_or_else(|| Failure::known(format!("{key}: '{text}' is not HOST:PORT"), "listen.invalid", 2))
 }
 
-pub(super) async fn up(context: &Context, gateway_only: bool) -> Result<(), Failure> {
+/// The values of a setting that is a list, separated by commas.
+fn list(context: &Context, key: &str) -> Vec<String> {
+    let text = context.config.get(key).unwrap_or_default();
+    text.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect()
+}
+
+pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> Result<(), Failure> {
     let options = Options {
         home: Home::at(context.config.get("home").unwrap_or_default()),
         stores: crate::client::stores(&context.config),
@@ -32,6 +38,8 @@ pub(super) async fn up(context: &Context, gateway_only: bool) -> Result<(), Fail
         grpc: address(context, "grpc-listen")?,
         gateway_only,
         token_file: context.config.get("token-file").map(Into::into),
+        no_auth,
+        hosts: list(context, "hosts"),
         runtime: context.config.get("runtime").unwrap_or("auto").parse()?,
         onnxruntime: context.config.get("onnxruntime").map(Into::into),
         cluster: super::in_cluster::InCluster::of_this_pod().await,
@@ -50,6 +58,15 @@ pub(super) async fn up(context: &Context, gateway_only: bool) -> Result<(), Fail
         say(format_args!("  inference, gRPC  {}", a.grpc));
         if !gateway_only {
             say(format_args!("  MLflow clients:  export MLFLOW_TRACKING_URI=http://{}", a.control));
+        }
+        if no_auth {
+            say(
+                "  no token is asked for (--no-auth): every user of this machine may read and change everything; runs are refused",
+            );
+        } else {
+            let home = root.display();
+            // The token itself is printed by a command that asks for it, since what a server prints often ends up in a log.
+            say(format_args!("                   export MLFLOW_TRACKING_TOKEN=$(slipway token --home {home})"));
         }
     }
     server.run(terminated()?).await?;

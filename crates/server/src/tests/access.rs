@@ -1,0 +1,101 @@
+//! Every route, asked as everybody, compared with a committed table.
+
+use axum::http::{Method, StatusCode};
+
+use super::{Front, Reply};
+
+const ROLES: [&str; 8] = ["nobody", "stranger", "reader", "runner", "inferrer", "writer", "administrator", "owner"];
+const TABLE: &str = include_str!("access.txt");
+
+/// A path of the kind that a route's pattern describes.
+fn example(pattern: &str) -> String {
+    let values = [
+        ("{*path}", "0/0123456789abcdef0123456789abcdef/artifacts/file.txt"),
+        ("{namespace}", "team-a"),
+        ("{version}", "1"),
+        ("{number}", "1"),
+        ("/**", "/no-such-path"),
+    ];
+    let filled = values.iter().fold(pattern.to_owned(), |path, (name, value)| path.replace(name, value));
+    let mut out = String::new();
+    let mut rest = filled.as_str();
+    while let Some((before, after)) = rest.split_once('{') {
+        out.push_str(before);
+        out.push_str("x1");
+        rest = after.split_once('}').map_or("", |(_, rest)| rest);
+    }
+    out + rest
+}
+
+/// `y` when the handler was reached, `n` when the server asked for a token, `-` when the caller was refused.
+fn verdict(reply: &Reply) -> char {
+    let grpc = reply.headers.get("grpc-status").and_then(|s| s.to_str().ok());
+    match (reply.status, grpc) {
+        (StatusCode::UNAUTHORIZED, _) | (_, Some("16")) => 'n',
+        (StatusCode::FORBIDDEN, _) | (_, Some("7")) => '-',
+        _ => 'y',
+    }
+}
+
+#[tokio::test]
+async fn every_route_admits_whom_the_table_says() {
+    let front = Front::open().await;
+    let mut lines = vec![format!("{:6} {:90} {:32} {}", "METHOD", "PATH", "ACCESS", ROLES.join(" "))];
+    for (port, name) in ["control", "inference", "grpc"].into_iter().enumerate() {
+        lines.push(format!("# {name}"));
+        let mut routes = front.tables[port].clone();
+        routes.sort_by_key(|r| (r.path.clone(), r.method.as_ref().map(Method::to_string)));
+        for route in routes {
+            let method = route.method.clone().unwrap_or(if port == 2 { Method::POST } else { Method::GET });
+            let path = example(&route.path);
+            let body = if path == "/api/v1/runs" {
+                r#"{"apiVersion":"slipway.dev/v1","kind":"Run","metadata":{"name":"x","namespace":"team-a"},"spec":{"command":["true"]}}"#
+            } else {
+                "{}"
+            };
+            let mut cells = String::new();
+            for role in ROLES {
+                let reply = front.send(port, front.request(port, role, &method, &path, body).unwrap()).await;
+                let text = String::from_utf8_lossy(&reply.body);
+                assert!(!text.contains("auth.unguarded"), "{method} {path} as {role} is not guarded");
+                cells.push_str(&format!(" {:>width$}", verdict(&reply), width = role.len()));
+            }
+            let method = route.method.map_or("any".into(), |m| m.to_string());
+            lines.push(format!("{method:6} {:90} {:32}{cells}", route.path, route.access.to_string()));
+        }
+    }
+    let actual = lines.join("\n") + "\n";
+    if std::env::var_os("UPDATE_ACCESS_TABLE").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/tests/access.txt"), &actual).unwrap();
+    }
+    for (expected, actual) in TABLE.lines().zip(actual.lines()) {
+        assert_eq!(expected, actual);
+    }
+    assert_eq!(
+        TABLE.lines().count(),
+        actual.lines().count(),
+        "UPDATE_ACCESS_TABLE=1 writes the table anew; read its diff"
+    );
+}
+
+/// Every path and method of the document is a route, and the other way round.
+#[tokio::test]
+async fn the_openapi_document_names_every_route() {
+    let front = Front::open().await;
+    let document = front.ask("nobody", "GET", "/openapi.json", "").await;
+    let document: serde_json::Value = serde_json::from_slice(&document.body).unwrap();
+    let mut documented: Vec<String> = Vec::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let methods = methods.as_object().unwrap().keys().filter(|k| *k != "parameters");
+        documented.extend(methods.map(|m| format!("{} {path}", m.to_uppercase())));
+    }
+    documented.sort();
+    let own = ["/healthz", "/readyz", "/metrics", "/openapi.json"];
+    let mut routes: Vec<String> = front.tables[0]
+        .iter()
+        .filter(|r| r.path.starts_with("/api/v1/") || own.contains(&r.path.as_str()))
+        .filter_map(|r| Some(format!("{} {}", r.method.as_ref()?, r.path)))
+        .collect();
+    routes.sort();
+    assert_eq!(documented, routes);
+}

@@ -1,0 +1,221 @@
+//! Attacks that worked once, or that somebody would try first.
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use serde_json::{Value, json};
+
+use super::{Front, RUN_ID};
+
+fn run_manifest(namespace: &str) -> String {
+    json!({"apiVersion": "slipway.dev/v1", "kind": "Run", "metadata": {"name": "x", "namespace": namespace},
+        "spec": {"command": ["id"]}})
+    .to_string()
+}
+
+/// A page that points its own name to this machine sends its own name as `Host` and `Origin`; so the two agree.
+#[tokio::test]
+async fn dns_rebinding_reaches_nothing() {
+    let front = Front::open().await;
+    for (token, path) in [(None, "/api/v1/runs"), (Some(super::OWNER), "/api/v1/runs"), (None, "/healthz"), (None, "/")]
+    {
+        for method in [Method::POST, Method::GET] {
+            let mut request = Request::builder()
+                .method(method)
+                .uri(path)
+                .header("host", "evil.example:7070")
+                .header("origin", "http://evil.example:7070");
+            if let Some(token) = token {
+                request = request.header("authorization", format!("Bearer {token}"));
+            }
+            let reply = front.send(0, request.body(Body::from(run_manifest("default"))).unwrap()).await;
+            assert_eq!(reply.status, StatusCode::MISDIRECTED_REQUEST, "{path}");
+        }
+    }
+}
+
+/// Another user of the machine has no token.
+#[tokio::test]
+async fn another_user_of_the_machine_submits_nothing() {
+    let front = Front::open().await;
+    assert_eq!(front.ask("nobody", "POST", "/api/v1/runs", &run_manifest("default")).await.status, 401);
+    assert_eq!(front.ask("stranger", "POST", "/api/v1/runs", &run_manifest("default")).await.status, 401);
+}
+
+/// A page of another port of this machine is another origin, also for reading and also without `Origin`.
+#[tokio::test]
+async fn pages_of_other_origins_reach_nothing() {
+    let front = Front::open().await;
+    for (name, value) in [("origin", "http://localhost:9999"), ("origin", "null"), ("sec-fetch-site", "same-site")] {
+        for method in ["GET", "POST"] {
+            let request = Request::builder()
+                .method(method)
+                .uri("/api/2.0/mlflow/experiments/search?max_results=1")
+                .header("host", "localhost:7070")
+                .header("authorization", format!("Bearer {}", super::OWNER))
+                .header(name, value);
+            let reply = front.send(0, request.body(Body::from("{}")).unwrap()).await;
+            assert_eq!(reply.status, StatusCode::FORBIDDEN, "{method} {name}: {value}");
+        }
+    }
+}
+
+/// Whoever may ask models may not unload them.
+#[tokio::test]
+async fn asking_models_is_not_changing_deployments() {
+    let front = Front::open().await;
+    for action in ["load", "unload"] {
+        let path = format!("/v2/repository/models/prod/{action}");
+        let request = |role| front.request(1, role, &Method::POST, &path, "").unwrap();
+        assert_eq!(front.send(1, request("inferrer")).await.status, StatusCode::FORBIDDEN, "{action}");
+        let allowed = front.send(1, request("writer")).await.status;
+        assert!(
+            ![StatusCode::FORBIDDEN, StatusCode::UNAUTHORIZED].contains(&allowed),
+            "{action}: there is no such model, but the writer may ask"
+        );
+    }
+    for method in ["RepositoryModelLoad", "RepositoryModelUnload"] {
+        let path = format!("/inference.GRPCInferenceService/{method}");
+        let reply = front.send(2, front.request(2, "inferrer", &Method::POST, &path, "\0\0\0\0\0").unwrap()).await;
+        assert_eq!(reply.headers["grpc-status"], "7", "{method}");
+    }
+}
+
+/// The last segment of an artifact's path is chosen by the client, and so are segments within it.
+#[tokio::test]
+async fn reading_is_not_decided_by_words_in_a_path() {
+    let front = Front::open().await;
+    let folder = format!("/api/2.0/mlflow-artifacts/artifacts/0/{RUN_ID}/artifacts");
+    assert_eq!(front.ask("owner", "PUT", &format!("{folder}/list"), "kept").await.status, 200);
+    for (method, path) in [
+        ("PUT", format!("{folder}/get.onnx")),
+        ("PUT", format!("{folder}/listing%2Fmodel.onnx")),
+        ("PUT", format!("{folder}/registered-models/search")),
+        ("DELETE", format!("{folder}/list")),
+        ("DELETE", "/api/2.0/mlflow/logged-models/m-1/tags/getX".to_owned()),
+    ] {
+        for role in ["reader", "inferrer"] {
+            assert_eq!(front.ask(role, method, &path, "overwritten").await.status, 403, "{role} {method} {path}");
+        }
+    }
+    let kept = front.ask("reader", "GET", &format!("{folder}/list"), "").await;
+    assert_eq!(kept.body, "kept");
+}
+
+/// A run of one tenant changes nothing of another: no experiment, run, artifact, model, alias, stage or tag.
+#[tokio::test]
+async fn a_run_changes_nothing_of_another_tenant() {
+    let front = Front::open().await;
+    let made = |reply: super::Reply| -> Value { serde_json::from_slice(&reply.body).unwrap() };
+    let mlflow = "/api/2.0/mlflow";
+    let body = json!({"name": "b", "tags": [{"key": "slipway.namespace", "value": "team-b"}]}).to_string();
+    let experiment = made(front.ask("owner", "POST", &format!("{mlflow}/experiments/create"), &body).await);
+    let experiment = experiment["experiment_id"].as_str().unwrap().to_owned();
+    let body = json!({"experiment_id": experiment}).to_string();
+    let run = made(front.ask("owner", "POST", &format!("{mlflow}/runs/create"), &body).await);
+    let run = run["run"]["info"]["run_id"].as_str().unwrap().to_owned();
+    let body = json!({"name": "fraud", "tags": [{"key": "slipway.namespace", "value": "team-b"}]}).to_string();
+    front.ask("owner", "POST", &format!("{mlflow}/registered-models/create"), &body).await;
+    let body =
+        json!({"name": "fraud", "source": format!("mlflow-artifacts:/{experiment}/{run}/artifacts/m"), "run_id": run})
+            .to_string();
+    assert_eq!(front.ask("owner", "POST", &format!("{mlflow}/model-versions/create"), &body).await.status, 200);
+    let body = json!({"experiment_id": experiment, "name": "m"}).to_string();
+    let logged = made(front.ask("owner", "POST", &format!("{mlflow}/logged-models"), &body).await);
+    let logged = logged["model"]["info"]["model_id"].as_str().unwrap().to_owned();
+
+    let before = super::fuzz::state(&front);
+    let version = json!({"name": "fraud", "version": "1"});
+    let with = |base: &Value, more: Value| {
+        let mut all = base.clone();
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        all.to_string()
+    };
+    let of_run = json!({"run_id": run});
+    let own_source = format!("mlflow-artifacts:/0/{RUN_ID}/artifacts/m");
+    for (method, path, body) in [
+        ("POST", "/2.0/mlflow/registered-models/alias", with(&version, json!({"alias": "production"}))),
+        ("DELETE", "/2.0/mlflow/registered-models/alias?name=fraud&alias=production", String::new()),
+        ("POST", "/2.0/mlflow/model-versions/transition-stage", with(&version, json!({"stage": "Production"}))),
+        ("PATCH", "/2.0/mlflow/model-versions/update", with(&version, json!({"description": "x"}))),
+        ("POST", "/2.0/mlflow/model-versions/set-tag", with(&version, json!({"key": "k", "value": "v"}))),
+        (
+            "POST",
+            "/2.0/mlflow/model-versions/create",
+            json!({"name": "fraud", "source": own_source, "run_id": RUN_ID}).to_string(),
+        ),
+        (
+            "POST",
+            "/2.0/mlflow/registered-models/set-tag",
+            json!({"name": "fraud", "key": "slipway.namespace", "value": "team-a"}).to_string(),
+        ),
+        ("DELETE", "/2.0/mlflow/registered-models/delete-tag?name=fraud&key=slipway.namespace", String::new()),
+        ("PATCH", "/2.0/mlflow/registered-models/update", json!({"name": "fraud", "description": "x"}).to_string()),
+        ("POST", "/2.0/mlflow/registered-models/rename", json!({"name": "fraud", "new_name": "mine"}).to_string()),
+        ("DELETE", "/2.0/mlflow/registered-models/delete?name=fraud", String::new()),
+        ("POST", "/2.0/mlflow/runs/create", json!({"experiment_id": experiment}).to_string()),
+        ("POST", "/2.0/mlflow/runs/update", with(&of_run, json!({"status": "FAILED"}))),
+        ("POST", "/2.0/mlflow/runs/delete", of_run.to_string()),
+        ("POST", "/2.0/mlflow/runs/log-metric", with(&of_run, json!({"key": "m", "value": 1.0, "timestamp": 1}))),
+        ("POST", "/2.0/mlflow/runs/log-parameter", with(&of_run, json!({"key": "p", "value": "1"}))),
+        ("POST", "/2.0/mlflow/runs/log-batch", with(&of_run, json!({"tags": [{"key": "t", "value": "1"}]}))),
+        ("POST", "/2.0/mlflow/runs/set-tag", with(&of_run, json!({"key": "t", "value": "1"}))),
+        ("POST", "/2.0/mlflow/runs/log-inputs", with(&of_run, json!({"models": [{"model_id": logged}]}))),
+        ("POST", "/2.0/mlflow/runs/outputs", with(&of_run, json!({"models": [{"model_id": logged, "step": 1}]}))),
+        (
+            "POST",
+            "/2.0/mlflow/experiments/set-experiment-tag",
+            json!({"experiment_id": experiment, "key": "k", "value": "v"}).to_string(),
+        ),
+        ("POST", "/2.0/mlflow/experiments/update", json!({"experiment_id": experiment, "new_name": "c"}).to_string()),
+        ("POST", "/2.0/mlflow/experiments/delete", json!({"experiment_id": experiment}).to_string()),
+        ("POST", "/2.0/mlflow/logged-models", json!({"experiment_id": experiment, "name": "n"}).to_string()),
+        ("PATCH", &format!("/2.0/mlflow/logged-models/{logged}"), json!({"status": "2"}).to_string()),
+        (
+            "PATCH",
+            &format!("/2.0/mlflow/logged-models/{logged}/tags"),
+            json!({"tags": [{"key": "k", "value": "v"}]}).to_string(),
+        ),
+        (
+            "PUT",
+            &format!("/2.0/mlflow-artifacts/artifacts/{experiment}/{run}/artifacts/m/model.onnx"),
+            "evil".to_owned(),
+        ),
+        ("PUT", &format!("/2.0/mlflow-artifacts/artifacts/%2e/{experiment}/x"), "evil".to_owned()),
+        (
+            "POST",
+            &format!("/2.0/mlflow-artifacts/mpu/create/{experiment}/{run}/artifacts"),
+            json!({"path": "a", "num_parts": 1}).to_string(),
+        ),
+    ] {
+        for prefix in ["/api", "/ajax-api"] {
+            let reply = front.ask("runner", method, &format!("{prefix}{path}"), &body).await;
+            let text = String::from_utf8_lossy(&reply.body).into_owned();
+            assert!(matches!(reply.status.as_u16(), 400 | 403), "{method} {path}: {} {text}", reply.status);
+        }
+    }
+    assert_eq!(super::fuzz::state(&front), before);
+}
+
+/// What a run does with its own token goes on working, and what it creates belongs to its namespace.
+#[tokio::test]
+async fn a_run_tracks_registers_and_promotes_what_is_its_own() {
+    let front = Front::open().await;
+    for (method, path, body) in [
+        ("POST", "/2.0/mlflow/runs/log-metric", json!({"run_id": RUN_ID, "key": "m", "value": 1.0, "timestamp": 1})),
+        ("PUT", &format!("/2.0/mlflow-artifacts/artifacts/0/{RUN_ID}/artifacts/m/model.onnx"), json!({})),
+        ("POST", "/2.0/mlflow/registered-models/create", json!({"name": "mine"})),
+        (
+            "POST",
+            "/2.0/mlflow/model-versions/create",
+            json!({"name": "mine", "source": format!("mlflow-artifacts:/0/{RUN_ID}/artifacts/m"), "run_id": RUN_ID}),
+        ),
+        ("POST", "/2.0/mlflow/registered-models/alias", json!({"name": "mine", "alias": "champion", "version": "1"})),
+        ("POST", "/2.0/mlflow/experiments/create", json!({"name": "own"})),
+        ("POST", "/2.0/mlflow/runs/create", json!({"experiment_id": "1"})),
+    ] {
+        let reply = front.ask("runner", method, &format!("/api{path}"), &body.to_string()).await;
+        assert_eq!(reply.status, 200, "{method} {path}: {}", String::from_utf8_lossy(&reply.body));
+    }
+    let model = front.ask("reader", "GET", "/api/2.0/mlflow/registered-models/get?name=mine", "").await;
+    assert!(String::from_utf8_lossy(&model.body).contains("\"team-a\""));
+}
