@@ -49,6 +49,16 @@ class Slipway:
                 raise RuntimeError("slipway is not ready after 30 s")
             time.sleep(0.001)
 
+    @property
+    def token(self):
+        """The token of its state folder, which opens everything."""
+        return (self.home / "token").read_text().strip()
+
+    @property
+    def authorization(self):
+        """The header of a request that the server answers."""
+        return {"authorization": f"Bearer {self.token}"}
+
     def stop(self, how=signal.SIGTERM):
         """Stops it; the exit status."""
         if self.process is None:
@@ -83,7 +93,7 @@ class Slipway:
     def call(self, method, path, body=None, base=None, headers=None):
         """Status and JSON of a call; `base` is the control plane unless given."""
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request((base or self.url) + path, data, {"content-type": "application/json", **(headers or {})}, method=method)
+        request = urllib.request.Request((base or self.url) + path, data, {"content-type": "application/json", **self.authorization, **(headers or {})}, method=method)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 text, status = answer.read(), answer.status
@@ -116,7 +126,7 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def wrk(url, method, body, connections, seconds):
+def wrk(url, method, body, connections, seconds, headers=None):
     """Load from one thread: `rate` per second, `count`, and `p50` and `p99` in microseconds.
 
     Answers other than success end the program.
@@ -125,6 +135,8 @@ def wrk(url, method, body, connections, seconds):
     script.write(f'wrk.method = "{method}"\n')
     if body is not None:
         script.write(f"wrk.body = [==[{json.dumps(body)}]==]\nwrk.headers['Content-Type'] = 'application/json'\n")
+    for name, value in (headers or {}).items():
+        script.write(f"wrk.headers['{name}'] = '{value}'\n")
     script.close()
     out = subprocess.run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "30s", "-s", script.name, url],
                          capture_output=True, text=True, check=True).stdout

@@ -58,16 +58,16 @@ def model(path):
     return {"inputs": [{"name": "X", "shape": [1, 64], "datatype": "FP32", "data": [float(v) for v in x[1500]]}]}, fitted.predict(x[1500:1501])[0]
 
 
-def measure(name, url, pid, body, seconds, results, label=None):
+def measure(name, url, pid, body, seconds, results, label=None, headers=None):
     if label is not None:
-        request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+        request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json", **(headers or {})})
         answer = json.loads(urllib.request.urlopen(request, timeout=30).read())
         found = [o for o in answer["outputs"] if o["name"] == "label"][0]["data"][0]
         assert found == label, (name, found, label)
-    wrk(url, "POST", body, 8, 2)
+    wrk(url, "POST", body, 8, 2, headers)
     for connections in (1, 8, 64):
         before = cpu_seconds(pid)
-        r = wrk(url, "POST", body, connections, seconds)
+        r = wrk(url, "POST", body, connections, seconds, headers)
         r["cpu_us"] = (cpu_seconds(pid) - before) / r["count"] * 1e6
         r["memory"] = memory_mb(pid)
         results[name, connections] = r
@@ -97,7 +97,7 @@ def main():
                             "spec": {"models": [{"name": "m", "uri": str(folder / "model.onnx")}]}}
                 assert server.call("POST", "/api/v1/deployments", manifest)[0] == 200
                 name = "slipway" if runtime == "ort" else "tract"
-                measure(name, f"{server.inference}/v2/models/mlp/infer", server.process.pid, body, args.seconds, results, label)
+                measure(name, f"{server.inference}/v2/models/mlp/infer", server.process.pid, body, args.seconds, results, label, server.authorization)
 
         target = pathlib.Path(args.slipway).resolve().parents[1] / "bench-echo"
         subprocess.run(["cargo", "build", "--release", "--quiet", "--manifest-path", str(HERE / "echo/Cargo.toml"), "--target-dir", str(target)], check=True)

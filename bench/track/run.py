@@ -29,10 +29,12 @@ from lib import Slipway, wrk
 from services import services
 
 API = "/api/2.0/mlflow"
+# The header with slipway's token; `mlflow server` asks for none and passes over it.
+CREDENTIALS = {}
 
 
 def post_raw(url, path, body):
-    request = urllib.request.Request(url + API + path, json.dumps(body).encode(), {"content-type": "application/json"})
+    request = urllib.request.Request(url + API + path, json.dumps(body).encode(), {"content-type": "application/json", **CREDENTIALS})
     with urllib.request.urlopen(request, timeout=300) as answer:
         return answer.read()
 
@@ -42,7 +44,7 @@ def post(url, path, body):
 
 
 def get(url, path):
-    with urllib.request.urlopen(url + API + path, timeout=300) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url + API + path, headers=CREDENTIALS), timeout=300) as answer:
         return answer.read()
 
 
@@ -127,6 +129,7 @@ class Ours:
     def start(self):
         taken = self.server.start()
         self.url = self.server.url
+        CREDENTIALS.update(self.server.authorization)
         return taken
 
     def stop(self):
@@ -168,8 +171,9 @@ def median_ms(function, times):
 
 
 def curl(*arguments):
+    header = [f"--header={name}: {value}" for name, value in CREDENTIALS.items()]
     started = time.perf_counter()
-    subprocess.run(["curl", "--silent", "--show-error", "--fail", *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["curl", "--silent", "--show-error", "--fail", *header, *arguments], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
@@ -195,7 +199,7 @@ def measure(system, seconds, sizes, times, folder, results):
             ("log-batch of 100", "POST", "/runs/log-batch", batch),
             ("get-run", "GET", f"/runs/get?run_id={run}", None),
         ]:
-            note(f"{what}, {connections} connections", wrk(system.url + API + path, method, body, connections, seconds)["rate"], "requests/s", "more")
+            note(f"{what}, {connections} connections", wrk(system.url + API + path, method, body, connections, seconds, CREDENTIALS)["rate"], "requests/s", "more")
     note("memory after the writes", system.memory_mb(), "MB", "less")
     if not folder:
         system.stop()

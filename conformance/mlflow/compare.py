@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -105,7 +106,8 @@ def start(kind, folder, slipway):
     process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True)
     uri = f"http://127.0.0.1:{port}"
     wait(uri + "/health", process)
-    return uri, process
+    token = pathlib.Path(folder, "home/token").read_text().strip() if kind in ("slipway", "shared") else None
+    return uri, token, process
 
 
 def run_all(uri, only):
@@ -175,13 +177,14 @@ def main():
         servers = {}
         for kind in ("mlflow", "slipway", *(["shared"] if "SLIPWAY_TEST_DATABASE" in os.environ else [])):
             os.makedirs(os.path.join(folder, kind))
-            servers[kind], process = start(kind, os.path.join(folder, kind), slipway)
+            uri, token, process = start(kind, os.path.join(folder, kind), slipway)
+            servers[kind] = uri, {"MLFLOW_TRACKING_TOKEN": token} if token else {}
             processes.append(process)
-        for kind, uri in servers.items():
+        for kind, (uri, credentials) in servers.items():
             found = os.path.join(folder, f"{kind}.json")
             # The client prints to stdout what it likes, so the answers come in a file.
             out = subprocess.run([sys.executable, __file__, "--child", uri, "--out", found, *(["--only", *args.only] if args.only else [])],
-                                 stdout=subprocess.DEVNULL, env={**os.environ, **CLIENT})
+                                 stdout=subprocess.DEVNULL, env={**os.environ, **CLIENT, **credentials})
             if out.returncode:
                 raise SystemExit(f"the scenarios could not be run against {kind}")
             with open(found) as f:

@@ -41,6 +41,7 @@ def main():
 def check(slipway, seen, environment):
     seen.clear()
     with Slipway(slipway, environment=environment) as server, tempfile.TemporaryDirectory() as folder:
+        os.environ["MLFLOW_TRACKING_TOKEN"] = server.token
         client = MlflowClient(server.url)
         run = client.create_run("0").info.run_id
         data = os.urandom(23 << 20)

@@ -28,6 +28,8 @@ import tritonclient.http as rest
 from lib import Slipway
 from onnx import TensorProto, helper
 from suite import Suite
+from tritonclient.grpc.auth import BasicAuth as GrpcAuth
+from tritonclient.http.auth import BasicAuth as RestAuth
 from tritonclient.utils import InferenceServerException
 
 SUITE = Suite()
@@ -79,8 +81,16 @@ def manifest(name, path, **spec):
 class World:
     def __init__(self, server, folder, runtime, images):
         self.server, self.folder, self.runtime, self.images = server, folder, runtime, images
-        self.rest = rest.InferenceServerClient(server.inference.removeprefix("http://"), concurrency=8)
-        self.grpc = grpc.InferenceServerClient(server.grpc)
+        self.connect()
+
+    def connect(self):
+        self.rest, self.grpc = self.rest_client(), grpc.InferenceServerClient(self.server.grpc)
+        self.grpc.register_plugin(GrpcAuth("slipway", self.server.token))
+
+    def rest_client(self):
+        client = rest.InferenceServerClient(self.server.inference.removeprefix("http://"), concurrency=8)
+        client.register_plugin(RestAuth("slipway", self.server.token))
+        return client
 
     def deploy(self, name, path, **spec):
         status, answer = self.server.call("POST", "/api/v1/deployments", manifest(name, path, **spec))
@@ -89,7 +99,7 @@ class World:
 
     def raw(self, path, body=None, headers=None, method="POST"):
         data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
-        request = urllib.request.Request(self.server.inference + path, data, headers or {}, method=method)
+        request = urllib.request.Request(self.server.inference + path, data, {**self.server.authorization, **(headers or {})}, method=method)
         try:
             with urllib.request.urlopen(request, timeout=30) as a:
                 return a.status, dict(a.headers), a.read()
@@ -230,7 +240,7 @@ def batching_gives_the_same_answers(w):
 
     def ask(start):
         try:
-            client = rest.InferenceServerClient(w.server.inference.removeprefix("http://"))
+            client = w.rest_client()
             for i in range(start, 64, 8):
                 tensor = rest.InferInput("X", [1, 64], "FP32")
                 tensor.set_data_from_numpy(w.images[i : i + 1])
@@ -276,7 +286,7 @@ def a_moved_alias_is_followed_without_a_failed_request(w):
     failures, versions, stop = [], [], threading.Event()
 
     def ask():
-        client = rest.InferenceServerClient(w.server.inference.removeprefix("http://"))
+        client = w.rest_client()
         tensor = rest.InferInput("X", [1, 64], "FP32")
         tensor.set_data_from_numpy(w.images[:1])
         while not stop.is_set():
@@ -327,8 +337,7 @@ def deployments_survive_a_restart(w):
     name = w.deploy("kept", "models:/kept/1")
     w.server.stop(signal.SIGKILL)
     w.server.start()
-    w.rest = rest.InferenceServerClient(w.server.inference.removeprefix("http://"), concurrency=8)
-    w.grpc = grpc.InferenceServerClient(w.server.grpc)
+    w.connect()
     end = time.time() + 10
     while not w.rest.is_model_ready(name):
         assert time.time() < end, "not ready after the restart"

@@ -1,16 +1,19 @@
 """Sends every held-out test image through the gateway with the official tritonclient, over REST and over gRPC.
 
-    python query.py REST_HOST:PORT GRPC_HOST:PORT
+    SLIPWAY_TOKEN=$(slipway token) python query.py REST_HOST:PORT GRPC_HOST:PORT
 
 Prints JSON: one record a request with the version that answered, the label it gave and the time it took.
 """
 
 import json
+import os
 import sys
 import time
 
 import tritonclient.grpc as grpc
 import tritonclient.http as rest
+from tritonclient.grpc.auth import BasicAuth as GrpcAuth
+from tritonclient.http.auth import BasicAuth as RestAuth
 
 from train import data
 
@@ -43,6 +46,10 @@ def main(rest_address, grpc_address):
     _, images, _, labels = data()
     rest_client = rest.InferenceServerClient(rest_address)
     grpc_client = grpc.InferenceServerClient(grpc_address)
+    # `slipway token` prints the token of this machine.
+    token = os.environ["SLIPWAY_TOKEN"]
+    rest_client.register_plugin(RestAuth("slipway", token))
+    grpc_client.register_plugin(GrpcAuth("slipway", token))
     for client in (rest_client, grpc_client):
         assert client.is_server_live() and client.is_server_ready() and client.is_model_ready(MODEL)
     assert rest_client.get_model_metadata(MODEL)["inputs"][0]["name"] == "X"
