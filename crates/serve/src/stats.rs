@@ -45,6 +45,24 @@ impl Histogram {
     }
 }
 
+/// Upper bounds of the buckets that metrics show, in microseconds: 1-2-5 from 100 µs to 10 s, and no bound.
+const SHOWN_BOUNDS_US: [f64; 17] =
+    [1e2, 2e2, 5e2, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6, 1e7, f64::MAX];
+
+/// The fine histogram in the few buckets that metrics show. A fine bucket counts where its upper end lies.
+fn coarse(counts: &[u64]) -> Vec<(f64, u64)> {
+    let mut shown: Vec<(f64, u64)> = SHOWN_BOUNDS_US.iter().map(|us| (us / 1e6, 0)).collect();
+    if let Some(last) = shown.last_mut() {
+        last.0 = f64::MAX;
+    }
+    for (index, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+        let end = lower_bound(index + 1);
+        let at = SHOWN_BOUNDS_US.partition_point(|bound| *bound < end).min(shown.len() - 1);
+        shown[at].1 += count;
+    }
+    shown
+}
+
 /// The value below which a share `q` of the counted latencies lies, in microseconds.
 fn quantile(counts: &[u64], q: f64) -> f64 {
     let total: u64 = counts.iter().sum();
@@ -94,6 +112,9 @@ pub struct Snapshot {
     pub p99_us: f64,
     /// Sum of all latencies in microseconds.
     pub total_us: u64,
+    /// All latencies: the upper bound of each bucket in seconds, and how many are in it. The last bucket has no bound.
+    #[serde(skip)]
+    pub latency_buckets: Vec<(f64, u64)>,
 }
 
 impl Default for Stats {
@@ -141,6 +162,7 @@ impl Stats {
             p95_us: quantile(counts, 0.95),
             p99_us: quantile(counts, 0.99),
             total_us: self.total_us.load(Relaxed),
+            latency_buckets: coarse(&all),
         }
     }
 }
@@ -159,6 +181,18 @@ mod tests {
         assert_eq!((s.requests, s.errors, s.rows), (1000, 10, 1000));
         assert!((s.p50_us / 500.0 - 1.0).abs() < 0.13, "{}", s.p50_us);
         assert!((s.p99_us / 990.0 - 1.0).abs() < 0.13, "{}", s.p99_us);
+    }
+
+    #[test]
+    fn shown_buckets_count_every_request_once() {
+        let stats = Stats::default();
+        for us in [50, 150, 900, 4_000, 90_000_000] {
+            stats.record(Duration::from_micros(us), 1, false);
+        }
+        let shown = stats.snapshot().latency_buckets;
+        assert_eq!(shown.iter().map(|(_, n)| n).sum::<u64>(), 5);
+        assert_eq!((shown[0], shown[1], shown[3].1, shown[5].1), ((1e-4, 1), (2e-4, 1), 1, 1));
+        assert_eq!(shown.last(), Some(&(f64::MAX, 1)));
     }
 
     #[test]

@@ -101,7 +101,7 @@ async fn ready(State(p): State<Platform>) -> Response {
 }
 
 async fn prometheus(State(p): State<Platform>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render(&p)).into_response()
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&p)).into_response()
 }
 
 async fn status(State(p): State<Platform>) -> Json<Value> {

@@ -21,6 +21,19 @@ pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Vec<Value>, String>> + 
 
 pub use slipway_exec::Mint;
 
+/// A figure that metrics show.
+#[derive(Debug, Clone, Copy)]
+pub struct Figure {
+    /// Its name, without the suffix `_total` of counters.
+    pub name: &'static str,
+    /// What it counts.
+    pub help: &'static str,
+    /// Whether it only grows.
+    pub is_counter: bool,
+    /// How much it is now.
+    pub value: u64,
+}
+
 /// The cluster that a server runs in. The binary hands in one that asks the API server, so this crate needs no client of Kubernetes.
 pub trait Kubernetes: std::fmt::Debug + Send + Sync {
     /// The namespace of the installation.
@@ -31,8 +44,8 @@ pub trait Kubernetes: std::fmt::Debug + Send + Sync {
     fn authority(&self) -> Option<Arc<dyn Authority>>;
     /// Runs as its pods; from now on they are followed.
     fn executor(&self, tracker: Arc<dyn Tracker>, mint: Mint) -> Arc<dyn Executor>;
-    /// Prometheus metrics of its controllers.
-    fn metrics(&self) -> String;
+    /// Figures of its controllers, for metrics.
+    fn figures(&self) -> Vec<Figure>;
 }
 
 /// A source, and its last answer for the next pages that ask.
@@ -49,9 +62,9 @@ impl Cluster {
         Self { source, last: tokio::sync::Mutex::default() }
     }
 
-    /// Metrics of the controllers; nothing outside of a cluster.
-    pub(crate) fn metrics(&self) -> String {
-        self.source.as_ref().map(|s| s.metrics()).unwrap_or_default()
+    /// Figures of the controllers; none outside of a cluster.
+    pub(crate) fn figures(&self) -> Vec<Figure> {
+        self.source.as_ref().map(|s| s.figures()).unwrap_or_default()
     }
 
     pub(crate) fn is_there(&self) -> bool {

@@ -26,7 +26,7 @@ mod tests;
 mod tracker;
 mod ui;
 
-pub use cluster::{Answer as ClusterAnswer, Kubernetes, Mint};
+pub use cluster::{Answer as ClusterAnswer, Figure, Kubernetes, Mint};
 pub use error::ServerError;
 pub use platform::{Platform, Stores};
 pub use run::{Addresses, Options, Server};

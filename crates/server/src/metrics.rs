@@ -1,37 +1,91 @@
-//! Prometheus metrics in the text format (version 0.0.4).
+//! Prometheus metrics, in the OpenMetrics text format (version 1.0.0), which Prometheus and its kin read.
 
-use std::fmt::Write;
+use std::fmt::Error;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::Response;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use slipway_serve::service::Status;
 
 use crate::Platform;
+use crate::cluster::Figure;
+
+/// The media type of [`render`].
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Upper bounds of request durations, in seconds.
+const DURATION_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    method: &'static str,
+    route: String,
+    code: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Asked {
+    method: &'static str,
+    route: String,
+}
+
+#[derive(Debug, Clone)]
+struct Durations;
+
+impl MetricConstructor<Histogram> for Durations {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(DURATION_BUCKETS)
+    }
+}
 
 /// Counters of the control plane.
 #[derive(Debug)]
 pub(crate) struct Meters {
     started: Instant,
-    /// Answers by the first digit of their status.
-    answers: [AtomicU64; 6],
-    micros: AtomicU64,
+    answers: Family<Answered, Counter>,
+    durations: Family<Asked, Histogram, Durations>,
 }
 
 impl Default for Meters {
     fn default() -> Self {
-        Self { started: Instant::now(), answers: Default::default(), micros: AtomicU64::new(0) }
+        Self { started: Instant::now(), answers: Family::default(), durations: Family::new_with_constructor(Durations) }
     }
 }
 
-/// Counts a request of the control plane.
+/// The method as a label. Methods are chosen by clients, so unknown ones share a label and cannot fill the memory.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+/// Counts a request of the control plane under the pattern of its route, never under its path, which the client chooses.
 pub(crate) async fn count(State(meters): State<Arc<Meters>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
+    let method = method_label(request.method());
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let response = next.run(request).await;
-    meters.answers[usize::from(response.status().as_u16() / 100).min(5)].fetch_add(1, Relaxed);
-    meters.micros.fetch_add(u64::try_from(started.elapsed().as_micros()).unwrap_or(0), Relaxed);
+    meters.durations.get_or_create(&Asked { method, route: route.clone() }).observe(started.elapsed().as_secs_f64());
+    let code = response.status().as_u16();
+    meters.answers.get_or_create(&Answered { method, route, code }).inc();
     response
 }
 
@@ -47,55 +101,111 @@ pub(crate) fn uptime(platform: &Platform) -> f64 {
     platform.meters.started.elapsed().as_secs_f64()
 }
 
+/// What is known only when it is asked for: the process, and the deployments.
+#[derive(Debug)]
+struct Now {
+    uptime: f64,
+    resident: u64,
+    deployments: Vec<Status>,
+    figures: Vec<Figure>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Variant {
+    model: String,
+    variant: String,
+    version: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Model {
+    model: String,
+}
+
+impl Collector for Now {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let mut plain = |name: &str, help: &str, value: f64| {
+            let gauge = ConstGauge::new(value);
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(metric)
+        };
+        plain("slipway_uptime_seconds", "Time since the server started.", self.uptime)?;
+        plain("process_resident_memory_bytes", "Resident memory.", self.resident as f64)?;
+        for figure in &self.figures {
+            if figure.is_counter {
+                let counter = ConstCounter::new(figure.value);
+                counter.encode(encoder.encode_descriptor(figure.name, figure.help, None, MetricType::Counter)?)?;
+            } else {
+                let gauge = ConstGauge::new(i64::try_from(figure.value).unwrap_or(i64::MAX));
+                gauge.encode(encoder.encode_descriptor(figure.name, figure.help, None, MetricType::Gauge)?)?;
+            }
+        }
+
+        let variants: Vec<_> = self
+            .deployments
+            .iter()
+            .flat_map(|status| status.variants.iter().map(move |variant| (status, variant)))
+            .map(|(status, variant)| {
+                let version = variant.model.as_ref().map(|m| m.version.clone()).unwrap_or_default();
+                (Variant { model: status.name.clone(), variant: variant.name.clone(), version }, variant)
+            })
+            .collect();
+        let mut counter = |name: &str, help: &str, of: &dyn Fn(&slipway_serve::stats::Snapshot) -> u64| {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (labels, variant) in &variants {
+                ConstCounter::new(of(&variant.stats)).encode(family.encode_family(labels)?)?;
+            }
+            Ok(())
+        };
+        counter("slipway_inference_requests", "Inference requests by model version.", &|s| s.requests)?;
+        counter("slipway_inference_errors", "Inference requests that failed.", &|s| s.errors)?;
+        counter("slipway_inference_rows", "Rows computed.", &|s| s.rows)?;
+        let help = "Latency of inference requests.";
+        let mut family =
+            encoder.encode_descriptor("slipway_inference_latency_seconds", help, None, MetricType::Histogram)?;
+        for (labels, variant) in &variants {
+            let stats = &variant.stats;
+            let count = stats.latency_buckets.iter().map(|(_, n)| n).sum();
+            let mut metric = family.encode_family(labels)?;
+            metric.encode_histogram::<NoLabelSet>(stats.total_us as f64 / 1e6, count, &stats.latency_buckets, None)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "slipway_inference_weight_percent",
+            "Share of the traffic.",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (labels, variant) in &variants {
+            ConstGauge::new(i64::from(variant.weight)).encode(family.encode_family(labels)?)?;
+        }
+        let help = "Requests that wait or are computed.";
+        let mut family = encoder.encode_descriptor("slipway_inference_in_flight", help, None, MetricType::Gauge)?;
+        for status in &self.deployments {
+            let labels = Model { model: status.name.clone() };
+            ConstGauge::new(i64::try_from(status.in_flight).unwrap_or(i64::MAX))
+                .encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
 /// All metrics as text.
 pub(crate) fn render(platform: &Platform) -> String {
-    let mut out = String::with_capacity(4096);
-    let mut family = |name: &str, kind: &str, help: &str, samples: &[(String, f64)]| {
-        // Writing into a string cannot fail.
-        let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
-        for (labels, value) in samples {
-            let _ = writeln!(out, "{name}{labels} {value}");
-        }
-    };
-    let plain = |value: f64| vec![(String::new(), value)];
-    family("slipway_uptime_seconds", "gauge", "Time since the server started.", &plain(uptime(platform)));
-    family("process_resident_memory_bytes", "gauge", "Resident memory.", &plain(resident_bytes() as f64));
     let meters = &platform.meters;
-    let by_class: Vec<_> =
-        (1..6).map(|c| (format!("{{class=\"{c}xx\"}}"), meters.answers[c].load(Relaxed) as f64)).collect();
-    family("slipway_http_requests_total", "counter", "Answers of the control plane by status class.", &by_class);
-    let seconds = meters.micros.load(Relaxed) as f64 / 1e6;
-    family("slipway_http_request_seconds_total", "counter", "Time spent answering.", &plain(seconds));
-
-    let mut requests = Vec::new();
-    let mut errors = Vec::new();
-    let mut rows = Vec::new();
-    let mut latency = Vec::new();
-    let mut weights = Vec::new();
-    let mut waiting = Vec::new();
-    for status in platform.gateway.statuses() {
-        waiting.push((format!("{{model=\"{}\"}}", status.name), status.in_flight as f64));
-        for variant in status.variants {
-            let version = variant.model.map(|m| m.version).unwrap_or_default();
-            let labels = format!("model=\"{}\",variant=\"{}\",version=\"{version}\"", status.name, variant.name);
-            let stats = variant.stats;
-            requests.push((format!("{{{labels}}}"), stats.requests as f64));
-            errors.push((format!("{{{labels}}}"), stats.errors as f64));
-            rows.push((format!("{{{labels}}}"), stats.rows as f64));
-            weights.push((format!("{{{labels}}}"), f64::from(variant.weight)));
-            for (q, us) in [("0.5", stats.p50_us), ("0.95", stats.p95_us), ("0.99", stats.p99_us)] {
-                latency.push((format!("{{{labels},quantile=\"{q}\"}}"), us / 1e6));
-            }
-            latency.push((format!("_sum{{{labels}}}"), stats.total_us as f64 / 1e6));
-            latency.push((format!("_count{{{labels}}}"), stats.requests as f64));
-        }
+    let mut registry = Registry::default();
+    registry.register("slipway_http_requests", "Requests to the control plane.", meters.answers.clone());
+    let help = "Time that requests to the control plane took, up to the headers of the answer.";
+    registry.register("slipway_http_request_duration_seconds", help, meters.durations.clone());
+    registry.register_collector(Box::new(Now {
+        uptime: uptime(platform),
+        resident: resident_bytes(),
+        deployments: platform.gateway.statuses(),
+        figures: platform.cluster.figures(),
+    }));
+    let mut out = String::with_capacity(8192);
+    // Writing into a string does not fail, and neither do the collectors; half a text would lack its end mark and be refused.
+    if let Err(error) = text::encode(&mut out, &registry) {
+        tracing::error!(%error, "metrics cannot be written");
     }
-    family("slipway_inference_requests_total", "counter", "Inference requests by model version.", &requests);
-    family("slipway_inference_errors_total", "counter", "Inference requests that failed.", &errors);
-    family("slipway_inference_rows_total", "counter", "Rows computed.", &rows);
-    family("slipway_inference_latency_seconds", "summary", "Latency over the last 30 to 60 s.", &latency);
-    family("slipway_inference_weight_percent", "gauge", "Share of the traffic.", &weights);
-    family("slipway_inference_in_flight", "gauge", "Requests waiting or computed.", &waiting);
-    out.push_str(&platform.cluster.metrics());
     out
 }

@@ -3,6 +3,7 @@
 mod access;
 mod attacks;
 mod fuzz;
+mod metrics;
 
 use std::sync::Arc;
 

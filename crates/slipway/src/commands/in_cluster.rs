@@ -11,7 +11,7 @@ use slipway_operator::authority::{Reviews, User};
 use slipway_operator::runs::{Pods, Settings};
 use slipway_operator::{Api, nodes};
 use slipway_server::auth::Authority;
-use slipway_server::{ClusterAnswer, Kubernetes, Mint};
+use slipway_server::{ClusterAnswer, Figure, Kubernetes, Mint};
 
 /// Between two tries to make a pod that a quota did not allow.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -80,8 +80,9 @@ impl Kubernetes for InCluster {
         pods
     }
 
-    fn metrics(&self) -> String {
-        self.pods.get().map(|p| p.metrics()).unwrap_or_default()
+    fn figures(&self) -> Vec<Figure> {
+        let figures = self.pods.get().map(|p| p.figures()).into_iter().flatten();
+        figures.map(|(name, help, is_counter, value)| Figure { name, help, is_counter, value }).collect()
     }
 }
 

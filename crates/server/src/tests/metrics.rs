@@ -1,0 +1,32 @@
+//! The text of the metrics.
+
+use super::Front;
+
+#[tokio::test]
+async fn requests_are_counted_by_route_and_labels_are_escaped() {
+    let front = Front::open().await;
+    for _ in 0..3 {
+        front.ask("reader", "GET", "/api/2.0/mlflow/runs/get?run_id=x", "").await;
+    }
+    front.ask("nobody", "GET", "/api/v1/runs/a%22%0Ab/c", "").await;
+    front.ask("owner", "PROPFIND", "/x%22y", "").await;
+    let reply = front.ask("administrator", "GET", "/metrics", "").await;
+    assert!(reply.headers["content-type"].to_str().unwrap().starts_with("application/openmetrics-text; version=1.0.0"));
+    let text = String::from_utf8(reply.body.to_vec()).unwrap();
+    for line in [
+        "slipway_http_requests_total{method=\"GET\",route=\"/api/2.0/mlflow/runs/get\",code=\"404\"} 3",
+        "slipway_http_requests_total{method=\"GET\",route=\"/api/v1/runs/{namespace}/{name}\",code=\"401\"} 1",
+        "slipway_http_request_duration_seconds_count{method=\"GET\",route=\"/api/2.0/mlflow/runs/get\"} 3",
+        "slipway_http_request_duration_seconds_bucket{le=\"+Inf\",method=\"GET\",route=\"/api/2.0/mlflow/runs/get\"} 3",
+        "# TYPE process_resident_memory_bytes gauge",
+        "# TYPE slipway_inference_latency_seconds histogram",
+        "# EOF",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
+    }
+    // What clients choose is no label: neither their paths nor their methods.
+    assert!(
+        !text.contains("PROPFIND") && !text.contains("a%22") && text.contains("method=\"other\",route=\"unmatched\""),
+        "{text}"
+    );
+}
