@@ -51,7 +51,9 @@ pub enum StoreError {
         known: usize,
     },
     /// A schema change that the database has is not the one that this program has under the same number.
-    #[error("schema {version} of {domain} was made by another script than the one in this program (the checksums differ)")]
+    #[error(
+        "schema {version} of {domain} was made by another script than the one in this program (the checksums differ)"
+    )]
     MigrationChanged {
         /// Which domain's tables.
         domain: &'static str,

@@ -61,8 +61,7 @@ fn run(connection: &Connection, migrations: &[Migration]) -> Result<()> {
                 }
                 continue;
             }
-            connection
-                .execute("INSERT INTO schema_checksum VALUES (?1, ?2, ?3)", params![domain, number, checksum])?;
+            connection.execute("INSERT INTO schema_checksum VALUES (?1, ?2, ?3)", params![domain, number, checksum])?;
         }
         if found < steps.len() {
             connection.execute(

@@ -98,8 +98,7 @@ impl Database {
     /// As [`Database::connect`].
     pub fn connect_with(url: &str, migrations: &[Migration], options: DatabaseOptions) -> Result<Self, StoreError> {
         let server = postgres::Server::of_url(url)?;
-        let options =
-            DatabaseOptions { max_readers: server.max_readers().unwrap_or(options.max_readers), ..options };
+        let options = DatabaseOptions { max_readers: server.max_readers().unwrap_or(options.max_readers), ..options };
         Self::start(Place::Server(Box::new(server)), migrations, options)
     }
 
@@ -157,7 +156,10 @@ impl Database {
                 Err(mpsc::TrySendError::Full(back)) => change = back,
             }
             if full_since.get_or_insert_with(Instant::now).elapsed() > QUEUE_WAIT {
-                return Err(StoreError::Busy { what: "the database's writer took no more changes", waited: QUEUE_WAIT });
+                return Err(StoreError::Busy {
+                    what: "the database's writer took no more changes",
+                    waited: QUEUE_WAIT,
+                });
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

@@ -30,3 +30,33 @@ fn message(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<&str>().copied();
     text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        assert_eq!(catching("work", || 7).unwrap(), 7);
+        assert!(matches!(catching("work", || panic!("on purpose")), Err(StoreError::Panicked("work"))));
+    }
+
+    /// In a process of its own, this test again, which the abort ends.
+    #[test]
+    fn a_thread_that_must_live_takes_the_process_with_it() {
+        const INSIDE: &str = "SLIPWAY_TEST_ABORT";
+        if std::env::var_os(INSIDE).is_some() {
+            let thread = std::thread::spawn(|| or_abort("the thread", || panic!("on purpose")));
+            let _ = thread.join(); // never reached: the process ends first
+            return;
+        }
+        let name = "database::panics::tests::a_thread_that_must_live_takes_the_process_with_it";
+        let ended = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(INSIDE, "1")
+            .output()
+            .unwrap();
+        let aborted = std::os::unix::process::ExitStatusExt::signal(&ended.status);
+        assert_eq!(aborted, Some(6), "it ended with {} instead of SIGABRT", ended.status);
+    }
+}

@@ -250,10 +250,7 @@ impl Session {
         })
     }
 
-    fn within_limit<T>(
-        &self,
-        work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
-    ) -> Result<T> {
+    fn within_limit<T>(&self, work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>) -> Result<T> {
         // The server ends a statement that takes too long; this is for a server that does not answer at all any more.
         let limit = STATEMENT_TIMEOUT + Duration::from_secs(5);
         let result = match wait(&self.runtime, async { tokio::time::timeout(limit, work).await }) {
@@ -352,9 +349,16 @@ mod tests {
     fn a_url_is_read_and_its_password_never_shown() {
         let server = Server::of_url("postgres://me:secret@db.example:5433/runs?sslmode=disable").unwrap();
         assert_eq!(server.shown, "db.example/runs");
-        for wrong in
-            ["postgres://me:secret@db:port/x", "postgres://me:secret@db/x?sslmode=loud", "mysql://me:secret@db/x"]
-        {
+        assert_eq!(server.max_readers(), None);
+        let server = Server::of_url("postgres://me:secret@db.example/runs?max_readers=40&sslmode=disable").unwrap();
+        assert_eq!(server.max_readers(), Some(40));
+        for wrong in [
+            "postgres://me:secret@db:port/x",
+            "postgres://me:secret@db/x?sslmode=loud",
+            "postgres://me:secret@db/x?max_readers=0",
+            "postgres://me:secret@db/x?max_readers=many",
+            "mysql://me:secret@db/x",
+        ] {
             let error = Server::of_url(wrong).err().map(|e| e.to_string()).unwrap_or_default();
             assert!(!error.is_empty() && !error.contains("secret"), "{wrong}: {error}");
         }

@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use slipway_core::ids;
 use parking_lot::Mutex;
+use slipway_core::ids;
 use tokio::sync::mpsc;
 
-use super::limits::{Counter, Disk, SPACE_CHECK_BYTES, part_number, part_numbers};
+use super::limits::{Counter, Disk, SPACE_CHECK_BYTES, is_older, part_number, part_numbers};
 use super::{Entry, Limits, PARTIAL, Reader, Source, parts};
 use crate::StoreError;
 
@@ -290,9 +290,8 @@ fn write_pieces(
     disk: &Disk,
 ) -> Result<u64, StoreError> {
     const WHAT: &str = "writing an object";
-    let broken = |reason: String| {
-        StoreError::io("receiving an object")(std::io::Error::new(ErrorKind::UnexpectedEof, reason))
-    };
+    let broken =
+        |reason: String| StoreError::io("receiving an object")(std::io::Error::new(ErrorKind::UnexpectedEof, reason));
     disk.require(WHAT, 0)?;
     let mut file = File::create_new(place).map_err(StoreError::io(WHAT))?;
     let mut checked = 0;
@@ -323,11 +322,6 @@ fn last_write(place: &Path) -> std::io::Result<SystemTime> {
         }
     }
     Ok(latest)
-}
-
-/// Whether at least `age` has passed since `written`. A clock that was put back makes nothing old.
-pub(super) fn is_older(written: SystemTime, age: Duration) -> bool {
-    SystemTime::now().duration_since(written).unwrap_or_default() >= age
 }
 
 /// Gives a finished file its name.

@@ -1,6 +1,7 @@
-//! How much is taken in: sizes, numbers of parts and of uploads, space on the disk.
+//! How much is taken in and for how long: sizes, numbers of parts and of uploads, space on the disk, age.
 
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use crate::StoreError;
 use crate::error::Result;
@@ -28,12 +29,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            max_object_bytes: 1 << 40,
-            max_part_bytes: 5 << 30,
-            max_open_uploads: 1000,
-            min_free_bytes: 256 << 20,
-        }
+        Self { max_object_bytes: 1 << 40, max_part_bytes: 5 << 30, max_open_uploads: 1000, min_free_bytes: 256 << 20 }
     }
 }
 
@@ -125,6 +121,11 @@ pub(super) fn part_numbers(numbers: &[u32]) -> Result<()> {
         }
     }
     numbers.iter().try_for_each(|number| part_number(*number).map(|_| ()))
+}
+
+/// Whether at least `age` has passed since `written`. A clock that was put back makes nothing old.
+pub(super) fn is_older(written: SystemTime, age: Duration) -> bool {
+    SystemTime::now().duration_since(written).unwrap_or_default() >= age
 }
 
 #[cfg(test)]

@@ -16,8 +16,7 @@ use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStore
 use ring::digest::{Context, SHA256};
 use tokio::io::AsyncWriteExt;
 
-use super::files::is_older;
-use super::limits::{Counter, Disk, part_number, part_numbers};
+use super::limits::{Counter, Disk, is_older, part_number, part_numbers};
 use super::upload::{MAX_UPLOAD_BYTES, Upload};
 use super::{Entry, Limits, PARTIAL, Reader, Source, parts};
 use crate::{StoreError, tls};
