@@ -34,11 +34,11 @@ impl Own {
         }
     }
 
-    /// A connection past the pool and the writer.
-    fn session(&self) -> Connection {
+    /// The place itself, for connections past the pool and the writer.
+    fn place(&self) -> Place {
         match self {
-            Self::File(dir) => Place::File(dir.join("t.db")).writer().unwrap(),
-            Self::Server(url) => Place::Server(Box::new(postgres::Server::of_url(url).unwrap())).writer().unwrap(),
+            Self::File(dir) => Place::File(dir.join("t.db")),
+            Self::Server(url) => Place::Server(Box::new(postgres::Server::of_url(url).unwrap())),
         }
     }
 
@@ -362,7 +362,8 @@ async fn a_writer_that_was_refused_its_turn_begins_anew() {
     everywhere(|own| async move {
         let db = own.open(&[TABLES]).unwrap();
         let Own::Server(_) = own else { return };
-        let (other, admin) = (own.session(), own.session());
+        let place = own.place();
+        let (other, admin) = (place.writer().unwrap(), place.writer().unwrap());
         // Another server has its turn, and this one's wait for it is ended by the server.
         other.begin_writing().unwrap();
         let waiting = tokio::spawn({
@@ -567,18 +568,14 @@ async fn fill(db: &Database) -> i64 {
 async fn a_changed_migration_is_refused() {
     everywhere(|own| async move {
         own.open(&[TABLES]).unwrap().close();
-        const CHANGED: Migration = Migration {
-            domain: "test",
-            steps: &[TABLES.steps[0], "CREATE TABLE n (id INTEGER PRIMARY KEY, v REAL)"],
-        };
+        const CHANGED: Migration =
+            Migration { domain: "test", steps: &[TABLES.steps[0], "CREATE TABLE n (id INTEGER PRIMARY KEY, v REAL)"] };
         let refused = own.open(&[CHANGED]);
         assert!(matches!(refused, Err(StoreError::MigrationChanged { domain: "test", version: 2 })));
         // The same text with another system's line ends is the same script, and a new one is added to it.
         const FIRST: Migration = Migration { domain: "lines", steps: &["CREATE TABLE a (k TEXT,\n v TEXT)"] };
-        const SECOND: Migration = Migration {
-            domain: "lines",
-            steps: &["CREATE TABLE a (k TEXT,\r\n v TEXT)", "CREATE TABLE b (k TEXT)"],
-        };
+        const SECOND: Migration =
+            Migration { domain: "lines", steps: &["CREATE TABLE a (k TEXT,\r\n v TEXT)", "CREATE TABLE b (k TEXT)"] };
         own.open(&[FIRST]).unwrap().close();
         own.open(&[SECOND]).unwrap().close();
     })
@@ -589,7 +586,8 @@ async fn a_changed_migration_is_refused() {
 async fn a_database_without_checksums_gets_them() {
     everywhere(|own| async move {
         own.open(&[TABLES]).unwrap().close();
-        let session = own.session();
+        let place = own.place();
+        let session = place.writer().unwrap();
         session.batch("DROP TABLE schema_checksum").unwrap();
         own.open(&[TABLES]).unwrap().close();
         let known = session.first("SELECT count(*) FROM schema_checksum", params![], |r| r.get::<i64>(0));

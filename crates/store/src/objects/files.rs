@@ -238,6 +238,12 @@ impl Files {
         .await
     }
 
+    /// How many files and uploads in parts are not finished.
+    #[cfg(test)]
+    pub(super) fn count_unfinished(&self) -> usize {
+        std::fs::read_dir(self.root.join(PARTIAL)).unwrap().count()
+    }
+
     fn parts_folder(&self, id: &str) -> PathBuf {
         self.root.join(PARTIAL).join(id)
     }
