@@ -1,5 +1,7 @@
 //! A server that is killed keeps every change that it acknowledged.
 
+#![allow(clippy::unwrap_used)] // Clippy knows tests by their attribute, not the functions that they share.
+
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};

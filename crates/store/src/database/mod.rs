@@ -228,7 +228,10 @@ impl Inner {
     fn stop_writer(&self) {
         // Without a sender the queue ends when it is empty.
         self.queue.lock().take();
-        if let Some(writer) = self.writer.lock().take() {
+        if let Some(writer) = self.writer.lock().take()
+            // A change may own the last handle of its database, which the writer then drops itself; it ends without being waited for.
+            && writer.thread().id() != std::thread::current().id()
+        {
             let _ = writer.join(); // A writer that panics ends the process, so there is no error to see here.
         }
     }

@@ -418,9 +418,12 @@ async fn held_reader(db: &Database) -> mpsc::Sender<()> {
 
 /// Waits until the pool is as it should be.
 async fn pool_becomes(db: &Database, expected: PoolStats) {
-    while db.pool_stats() != expected {
-        tokio::task::yield_now().await;
-    }
+    let became = async {
+        while db.pool_stats() != expected {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), became).await.expect("the pool stays otherwise");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -592,6 +595,31 @@ async fn a_database_without_checksums_gets_them() {
         own.open(&[TABLES]).unwrap().close();
         let known = session.first("SELECT count(*) FROM schema_checksum", params![], |r| r.get::<i64>(0));
         assert_eq!(known.unwrap(), Some(2));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_may_own_the_last_handle_of_its_database() {
+    /// Dropped in this order: when the sender is gone, the database is.
+    struct Owner {
+        _db: Database,
+        _dropped: mpsc::Sender<()>,
+    }
+    everywhere(|own| async move {
+        let db = own.open(&[TABLES]).unwrap();
+        let (dropped, is_dropped) = mpsc::channel();
+        let owner = Owner { _db: db.clone(), _dropped: dropped };
+        let held = HeldWriter::hold(&db).await;
+        let answer = queued(&db, move |c| {
+            let _owner = owner;
+            put(c, "a", 1)
+        });
+        drop((answer, db));
+        drop(held);
+        let gone = tokio::task::spawn_blocking(move || is_dropped.recv());
+        assert!(gone.await.unwrap().is_err(), "nobody sends anything");
+        assert_eq!(count(&own.open(&[TABLES]).unwrap()), 1);
     })
     .await;
 }

@@ -23,13 +23,16 @@ async fn within<F: Future<Output = ()>>(limits: Limits, test: impl Fn(Objects) -
     std::fs::remove_dir_all(dir).unwrap();
 }
 
-/// Whether nothing of an unfinished upload is left, once what runs in the background has ended.
+/// Checks that nothing of an unfinished upload is left, once what runs in the background has ended.
 async fn nothing_unfinished(objects: &Objects) {
     match &objects.0 {
         Kind::Files(files) => {
-            while files.count_unfinished() > 0 {
-                tokio::task::yield_now().await;
-            }
+            let gone = async {
+                while files.count_unfinished() > 0 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), gone).await.expect("an unfinished upload stays");
         }
         Kind::Remote(remote) => assert_eq!(remote.collect_abandoned(Duration::ZERO).await.unwrap(), 0),
     }

@@ -84,3 +84,76 @@ async fn abort(multipart: WriteMultipart, key: &Key) {
         tracing::warn!(%error, %key, "pieces of an unfinished object may stay in the bucket");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use object_store::memory::InMemory;
+    use object_store::{MultipartUpload, PutResult, UploadPart};
+
+    use super::*;
+
+    /// A multipart upload that counts how often it is aborted, and cannot be completed.
+    #[derive(Debug, Default, Clone)]
+    struct Refused {
+        aborted: Arc<AtomicUsize>,
+    }
+
+    type Answer<'a, T> = Pin<Box<dyn Future<Output = object_store::Result<T>> + Send + 'a>>;
+
+    impl MultipartUpload for Refused {
+        fn put_part(&mut self, _: PutPayload) -> UploadPart {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn complete<'a, 'b>(&'a mut self) -> Answer<'b, PutResult>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            Box::pin(async {
+                Err(object_store::Error::NotImplemented { operation: "complete".into(), implementer: "test".into() })
+            })
+        }
+
+        fn abort<'a, 'b>(&'a mut self) -> Answer<'b, ()>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            self.aborted.fetch_add(1, Ordering::SeqCst);
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    fn begun(refused: &Refused) -> Upload {
+        let mut upload = Upload::to(Arc::new(InMemory::new()), Key::from("x"));
+        upload.multipart = Some(WriteMultipart::new(Box::new(refused.clone())));
+        upload
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_is_dropped_is_aborted() {
+        let refused = Refused::default();
+        let mut upload = begun(&refused);
+        upload.put(Bytes::from(vec![7; 20 << 20])).await.unwrap();
+        drop(upload);
+        let aborted = async {
+            while refused.aborted.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(60), aborted).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_cannot_be_completed_is_an_error_and_aborted_once() {
+        let refused = Refused::default();
+        assert!(begun(&refused).finish().await.is_err());
+        begun(&refused).abort().await;
+        assert_eq!(refused.aborted.load(Ordering::SeqCst), 2);
+    }
+}
