@@ -4,7 +4,7 @@
     testkit/services.py COMMAND [ARGUMENT ...]
 
 The command finds them in its environment: SLIPWAY_TEST_DATABASE (a postgres:// URL), SLIPWAY_TEST_OBJECTS (an s3:// URL), and the
-AWS_* variables that every S3 client reads. PostgreSQL comes from Debian; the S3 service is Versity's gateway over a folder, built
+AWS_* variables that every S3 client reads; SLIPWAY_TEST_SERVICES=required makes tests fail that miss one of them. PostgreSQL comes from Debian; the S3 service is Versity's gateway over a folder, built
 from its Go module and kept in the cache. Both listen on loopback, unless a test names an address of its own network.
 """
 
@@ -175,7 +175,13 @@ def main():
         print(__doc__)
         return 2
     with services() as (postgres, bucket):
-        found = {"SLIPWAY_TEST_DATABASE": postgres.create("slipway"), "SLIPWAY_TEST_OBJECTS": "s3://slipway", **bucket.environment()}
+        found = {
+            "SLIPWAY_TEST_DATABASE": postgres.create("slipway"),
+            "SLIPWAY_TEST_OBJECTS": "s3://slipway",
+            # Tests that miss a service fail instead of being skipped.
+            "SLIPWAY_TEST_SERVICES": "required",
+            **bucket.environment(),
+        }
         return subprocess.run(sys.argv[1:], env=os.environ | found).returncode
 
 

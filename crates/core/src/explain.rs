@@ -130,6 +130,41 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Use that version or newer, or start with a fresh `--home`.",
     },
     Topic {
+        code: "store.panicked",
+        meaning: "The code of a change or of a query panicked: a defect of slipway. What it did was rolled back, everything else goes on.",
+        remedy: "Report it with the panic's message and place from the server's log.",
+    },
+    Topic {
+        code: "store.busy",
+        meaning: "All connections to the database, or its writer, were in use for as long as a request may wait.",
+        remedy: "Send the request again; if it happens often, raise `max_readers` in SLIPWAY_DATABASE (postgres://...?max_readers=32) and look for slow queries.",
+    },
+    Topic {
+        code: "store.migration",
+        meaning: "The database was made by another script than the one that this program has under the same schema version.",
+        remedy: "Use the version of slipway that made it, or start with a fresh `--home`. A released schema change is never edited; a new one is added.",
+    },
+    Topic {
+        code: "store.no_space",
+        meaning: "The disk, its quota or the database is full, or so nearly full that the write was refused. Nothing of it was kept.",
+        remedy: "Free space on the disk of SLIPWAY_HOME (`df -h`), then send the request again; the server goes on by itself.",
+    },
+    Topic {
+        code: "store.too_large",
+        meaning: "An artifact, or a part of an upload in parts, is larger than the server takes. Nothing of it was kept.",
+        remedy: "Split it into several artifacts, or raise the server's limit.",
+    },
+    Topic {
+        code: "store.uploads",
+        meaning: "Too many uploads in parts are neither completed nor aborted.",
+        remedy: "Complete or abort some; what nobody wrote to for a day is removed by itself.",
+    },
+    Topic {
+        code: "store.part",
+        meaning: "The number of a part of an upload cannot be used.",
+        remedy: "Number the parts from 1 to 10000 and name each once when the upload is completed.",
+    },
+    Topic {
         code: "store.object",
         meaning: "An artifact cannot be read or written.",
         remedy: "Check free space and permissions of the `objects` folder under SLIPWAY_HOME; with SLIPWAY_OBJECTS, the URL and its credentials.",

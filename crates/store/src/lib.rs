@@ -2,8 +2,8 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`database`] | one writer thread with group commit, many readers, migrations |
-//! | [`objects`] | artifacts under a root folder: streamed in and out, listed, deleted |
+//! | [`database`] | one writer thread with group commit, a bounded pool of readers, migrations |
+//! | [`objects`] | artifacts under a root folder: streamed in and out, listed, deleted, within limits |
 //!
 //! A write that was acknowledged is on disk: the writer thread runs every waiting change inside one
 //! transaction (each in a savepoint of its own, so that one failing change undoes only itself), commits
@@ -12,8 +12,10 @@
 pub mod database;
 pub mod error;
 pub mod objects;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 
-pub use database::{Database, Migration, sql};
+pub use database::{Database, DatabaseOptions, Migration, PoolStats, sql};
 pub use error::StoreError;
-pub use objects::Objects;
+pub use objects::{Limits, Objects};

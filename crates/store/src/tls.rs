@@ -23,7 +23,10 @@ pub fn client(authorities: Option<&Path>) -> Result<rustls::ClientConfig, StoreE
                 roots.add(certificate).map_err(|e| unusable(e.to_string()))?;
             }
         }
-        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+        None => {
+            // Certificates that cannot be read are left out, as every TLS client does: each system has a few.
+            let _ = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
     }
     if roots.is_empty() {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());

@@ -1,6 +1,6 @@
-//! SQLite's spelling put into PostgreSQL's.
+//! SQLite's dialect of SQL translated into PostgreSQL's.
 
-/// Parameters `?1` and `?` as `$1`.
+/// A statement's parameters `?1` and `?` as `$1`, outside of quotes.
 pub(super) fn parameters(sql: &str) -> String {
     let mut out = String::with_capacity(sql.len() + 8);
     let mut chars = sql.chars().peekable();
@@ -30,7 +30,7 @@ pub(super) fn parameters(sql: &str) -> String {
     out
 }
 
-/// A script that makes tables. Texts are compared byte by byte, as SQLite compares them.
+/// A script of a migration. Texts are compared byte by byte, as SQLite compares them.
 pub(super) fn schema(script: &str) -> String {
     let mut lines = String::with_capacity(script.len() * 2);
     for line in script.lines() {
@@ -47,7 +47,7 @@ pub(super) fn schema(script: &str) -> String {
         (" BLOB", " BYTEA"),
     ]
     .iter()
-    .fold(lines, |script, (theirs, ours)| script.replace(theirs, ours))
+    .fold(lines, |script, (sqlite, postgres)| script.replace(sqlite, postgres))
 }
 
 #[cfg(test)]

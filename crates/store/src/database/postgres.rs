@@ -1,7 +1,7 @@
 //! A connection to PostgreSQL, as blocking calls: changes and queries are closures that run on a thread of their own.
 //!
-//! Statements are prepared once a connection. Savepoints travel with the statement that follows, and statements that do not depend
-//! on each other travel together, so a change costs about as many journeys as it has answers to wait for.
+//! Statements are prepared once per connection. Savepoints are sent with the statement that follows, and statements that do not
+//! depend on each other are sent together, so a change costs about as many round trips as it has results to wait for.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -20,17 +20,17 @@ use tokio_postgres::{Client, Config, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::dialect;
-use super::sql::Result;
-use crate::{StoreError, tls};
+use crate::error::{Result, StoreError, describe_postgres};
+use crate::tls;
 
-/// A statement may take so long; a connection that says nothing for longer is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Opening a connection may take so long.
-const CONNECT: Duration = Duration::from_secs(10);
-/// Statements kept prepared in a connection. Searches make new ones without end.
-const PREPARED: usize = 512;
-/// Rows of one statement that travel together.
-const TOGETHER: usize = 256;
+/// The most time a statement may take; a connection without an answer for longer is given up.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// The most time that opening a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Statements kept prepared in a connection. There is no end of different ones: a search builds its own.
+const MAX_PREPARED: usize = 512;
+/// Rows of one statement that are sent together.
+const PIPELINED: usize = 256;
 
 /// Where the database is and how it is reached; the password in it is never shown.
 pub(super) struct Server {
@@ -38,23 +38,30 @@ pub(super) struct Server {
     tls: MakeRustlsConnect,
     /// Handles the connections' messages; taken when the server is left.
     runtime: Option<Runtime>,
-    /// Host, port and name, for people.
+    /// Hosts and name, for messages.
     shown: String,
+    max_readers: Option<usize>,
 }
 
 impl Server {
     /// Reads a `postgres://` URL (PostgreSQL's documentation, *Connection URIs*). `sslrootcert` names a file with the authorities
-    /// to trust in place of the system's; a certificate is always checked.
+    /// to trust in place of the system's; a certificate is always checked. `max_readers` is slipway's own: the most connections
+    /// that read at the same time.
     pub(super) fn of_url(url: &str) -> Result<Self> {
         let bad = |reason: String| StoreError::Url(reason);
         let (address, query) = url.split_once('?').unwrap_or((url, ""));
         let mut authorities = None;
         let mut mode = None;
+        let mut max_readers = None;
         let mut kept = Vec::new();
         for pair in query.split('&').filter(|p| !p.is_empty()) {
             match pair.split_once('=') {
                 Some(("sslrootcert", file)) => authorities = Some(PathBuf::from(file)),
                 Some(("sslmode", value)) => mode = Some(value),
+                Some(("max_readers", value)) => match value.parse() {
+                    Ok(n) if (1..=1000).contains(&n) => max_readers = Some(n),
+                    _ => return Err(bad(format!("max_readers is '{value}', not a number from 1 to 1000"))),
+                },
                 _ => kept.push(pair),
             }
         }
@@ -67,14 +74,14 @@ impl Server {
             Some("require" | "verify-ca" | "verify-full") => SslMode::Require,
             Some(other) => return Err(bad(format!("'{other}' is no sslmode"))),
         });
-        config.application_name("slipway").connect_timeout(CONNECT).keepalives_idle(Duration::from_secs(30));
-        config.tcp_user_timeout(PATIENCE);
+        config.application_name("slipway").connect_timeout(CONNECT_TIMEOUT).keepalives_idle(Duration::from_secs(30));
+        config.tcp_user_timeout(STATEMENT_TIMEOUT);
         config.options(format!(
             "{} -c client_min_messages=warning -c statement_timeout={}ms -c idle_in_transaction_session_timeout={}ms -c lock_timeout={}ms",
             config.get_options().unwrap_or_default(),
-            PATIENCE.as_millis(),
-            PATIENCE.as_millis(),
-            PATIENCE.as_millis()
+            STATEMENT_TIMEOUT.as_millis(),
+            STATEMENT_TIMEOUT.as_millis(),
+            STATEMENT_TIMEOUT.as_millis()
         ));
         let hosts: Vec<String> = config
             .get_hosts()
@@ -90,29 +97,41 @@ impl Server {
             .thread_name("slipway-postgres")
             .enable_all()
             .build()
-            .map_err(|source| StoreError::Object { what: "starting the database's thread".into(), source })?;
+            .map_err(StoreError::io("starting the database's thread"))?;
         Ok(Self {
             config,
             tls: MakeRustlsConnect::new(tls::client(authorities.as_deref())?),
             runtime: Some(runtime),
             shown,
+            max_readers,
         })
+    }
+
+    /// What the URL says of the number of connections that read.
+    pub(super) fn max_readers(&self) -> Option<usize> {
+        self.max_readers
     }
 
     /// Opens a connection.
     pub(super) fn connect(&self) -> Result<Session> {
         let runtime = self.runtime.as_ref().ok_or(StoreError::Closed)?.handle();
         // Made inside the runtime, which the writer's thread is not.
-        let connecting = async { tokio::time::timeout(CONNECT, self.config.connect(self.tls.clone())).await };
+        let connecting = async { tokio::time::timeout(CONNECT_TIMEOUT, self.config.connect(self.tls.clone())).await };
         let (client, connection) = wait(runtime, connecting)
-            .map_err(|_| StoreError::Unreachable(format!("{} did not answer within {CONNECT:?}", self.shown)))?
-            .map_err(|e| StoreError::Unreachable(format!("{}: {}", self.shown, explain(&e))))?;
+            .map_err(|_| StoreError::Unreachable(format!("{} did not answer within {CONNECT_TIMEOUT:?}", self.shown)))?
+            .map_err(|e| StoreError::Unreachable(format!("{}: {}", self.shown, describe_postgres(&e))))?;
         runtime.spawn(async move {
             if let Err(error) = connection.await {
-                tracing::warn!(error = explain(&error), "a connection to the database ended");
+                tracing::warn!(error = describe_postgres(&error), "a connection to the database ended");
             }
         });
-        Ok(Session { client, runtime: runtime.clone(), statements: RefCell::default(), pending: Cell::default() })
+        Ok(Session {
+            client,
+            runtime: runtime.clone(),
+            statements: RefCell::default(),
+            pending: Cell::default(),
+            aborted: Cell::new(false),
+        })
     }
 }
 
@@ -123,20 +142,6 @@ impl Drop for Server {
             runtime.shutdown_background();
         }
     }
-}
-
-/// The whole chain of causes: `tokio_postgres` says "db error" and leaves the rest to them.
-pub(crate) fn explain(error: &tokio_postgres::Error) -> String {
-    if let Some(db) = error.as_db_error() {
-        return format!("{} (SQLSTATE {})", db.message(), db.code().code());
-    }
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
 }
 
 /// Waits on this thread, which may be one of a runtime's.
@@ -154,6 +159,9 @@ pub(super) struct Session {
     statements: RefCell<HashMap<String, Statement>>,
     /// What is run with the next statement.
     pending: Cell<String>,
+    /// Whether a statement failed since the last rollback: the server refuses all others of the transaction, and answers a COMMIT
+    /// of it with success although it rolls back.
+    aborted: Cell<bool>,
 }
 
 impl Session {
@@ -162,9 +170,15 @@ impl Session {
         self.client.is_closed()
     }
 
+    /// Whether a statement failed since the last rollback, so that the transaction cannot be committed.
+    pub(super) fn is_aborted(&self) -> bool {
+        self.aborted.get()
+    }
+
+    /// Sends `sql` with the next statement.
     pub(super) fn later(&self, sql: &'static str) {
         let mut pending = self.pending.take();
-        // What was begun and ended with nothing between need not travel at all.
+        // A savepoint around nothing need not be sent at all.
         if sql == "RELEASE change" && pending.ends_with("SAVEPOINT change;") {
             pending.truncate(pending.len() - "SAVEPOINT change;".len());
         } else {
@@ -176,7 +190,11 @@ impl Session {
 
     pub(super) fn batch(&self, sql: &str) -> Result<()> {
         let all = format!("{}{sql}", self.pending.take());
-        self.patiently(self.client.batch_execute(&all))
+        self.within_limit(self.client.batch_execute(&all))?;
+        if sql == "COMMIT" || sql.starts_with("ROLLBACK") {
+            self.aborted.set(false);
+        }
+        Ok(())
     }
 
     pub(super) fn execute(&self, sql: &str, values: &[&dyn rusqlite::types::ToSql]) -> Result<usize> {
@@ -188,7 +206,7 @@ impl Session {
 
     pub(super) fn execute_each(&self, sql: &str, all: &[Vec<Bound<'static>>]) -> Result<()> {
         let statement = self.statement(sql)?;
-        for some in all.chunks(TOGETHER) {
+        for some in all.chunks(PIPELINED) {
             let running = some.iter().map(|bound| {
                 let params: Vec<&(dyn ToSql + Sync)> = bound.iter().map(|b| b as &(dyn ToSql + Sync)).collect();
                 let statement = &statement;
@@ -210,9 +228,10 @@ impl Session {
             return Ok(known.clone());
         }
         let text = dialect::parameters(sql);
-        let made = self.patiently(self.client.prepare(&text))?;
+        // After what is pending: if this fails, the savepoint that it is to be undone to has to be there.
+        let made = self.with_pending(self.client.prepare(&text))?;
         let mut statements = self.statements.borrow_mut();
-        if statements.len() >= PREPARED {
+        if statements.len() >= MAX_PREPARED {
             statements.clear();
         }
         statements.insert(sql.to_owned(), made.clone());
@@ -223,29 +242,32 @@ impl Session {
     fn with_pending<T>(&self, next: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>) -> Result<T> {
         let pending = self.pending.take();
         if pending.is_empty() {
-            return self.patiently(next);
+            return self.within_limit(next);
         }
-        self.patiently(async {
+        self.within_limit(async {
             let (before, done) = join(self.client.batch_execute(&pending), next).await;
             before.and(done)
         })
     }
 
-    fn patiently<T>(&self, work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>) -> Result<T> {
-        // The server ends a statement that takes too long; this is for a server that says nothing any more.
-        let limit = PATIENCE + Duration::from_secs(5);
-        let limited = wait(&self.runtime, async { tokio::time::timeout(limit, work).await });
-        limited.map_err(|_| StoreError::Unreachable("the database does not answer".into()))?.map_err(|error| {
-            if error.is_closed() || self.client.is_closed() {
-                StoreError::Unreachable(explain(&error))
-            } else {
-                error.into()
+    fn within_limit<T>(&self, work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>) -> Result<T> {
+        // The server ends a statement that takes too long; this is for a server that does not answer at all any more.
+        let limit = STATEMENT_TIMEOUT + Duration::from_secs(5);
+        let result = match wait(&self.runtime, async { tokio::time::timeout(limit, work).await }) {
+            Err(_) => Err(StoreError::Unreachable("the database does not answer".into())),
+            Ok(Err(error)) if error.is_closed() || self.client.is_closed() => {
+                Err(StoreError::Unreachable(describe_postgres(&error)))
             }
-        })
+            Ok(done) => done.map_err(StoreError::from),
+        };
+        if result.is_err() {
+            self.aborted.set(true);
+        }
+        result
     }
 }
 
-/// A value on its way into a statement.
+/// A value for a statement's parameter.
 #[derive(Debug)]
 pub(super) struct Bound<'a>(ToSqlOutput<'a>);
 
@@ -253,7 +275,7 @@ fn bind<'a>(values: &[&'a dyn rusqlite::types::ToSql]) -> Result<Vec<Bound<'a>>>
     values.iter().map(|value| Ok(Bound(value.to_sql()?))).collect()
 }
 
-/// The same, kept.
+/// As [`bind`], copied.
 pub(super) fn owned(values: &[&dyn rusqlite::types::ToSql]) -> Result<Vec<Bound<'static>>> {
     let keep = |value: &&dyn rusqlite::types::ToSql| {
         let value = match value.to_sql()? {
@@ -274,7 +296,7 @@ impl ToSql for Bound<'_> {
         let value = match &self.0 {
             ToSqlOutput::Borrowed(value) => *value,
             ToSqlOutput::Owned(value) => value.into(),
-            _ => return Err("a value of no known kind".into()),
+            _ => return Err("a value of no known type".into()),
         };
         match value {
             ValueRef::Null => Ok(IsNull::Yes),
@@ -327,9 +349,16 @@ mod tests {
     fn a_url_is_read_and_its_password_never_shown() {
         let server = Server::of_url("postgres://me:secret@db.example:5433/runs?sslmode=disable").unwrap();
         assert_eq!(server.shown, "db.example/runs");
-        for wrong in
-            ["postgres://me:secret@db:port/x", "postgres://me:secret@db/x?sslmode=loud", "mysql://me:secret@db/x"]
-        {
+        assert_eq!(server.max_readers(), None);
+        let server = Server::of_url("postgres://me:secret@db.example/runs?max_readers=40&sslmode=disable").unwrap();
+        assert_eq!(server.max_readers(), Some(40));
+        for wrong in [
+            "postgres://me:secret@db:port/x",
+            "postgres://me:secret@db/x?sslmode=loud",
+            "postgres://me:secret@db/x?max_readers=0",
+            "postgres://me:secret@db/x?max_readers=many",
+            "mysql://me:secret@db/x",
+        ] {
             let error = Server::of_url(wrong).err().map(|e| e.to_string()).unwrap_or_default();
             assert!(!error.is_empty() && !error.contains("secret"), "{wrong}: {error}");
         }

@@ -1,7 +1,7 @@
 //! Statements and rows, the same over SQLite and PostgreSQL.
 //!
-//! Statements are written in the words that both understand, with SQLite's numbered parameters (`?1`). Values are SQLite's five
-//! kinds (nothing, a whole number, a real number, text, bytes); a truth value is 0 or 1.
+//! Statements are written in the SQL that both understand, with SQLite's numbered parameters (`?1`). Values are SQLite's five
+//! types (NULL, integer, real, text, blob); a boolean is 0 or 1.
 
 pub use rusqlite::params;
 pub use rusqlite::types::{FromSql, ToSql, Value};
@@ -9,10 +9,7 @@ pub use rusqlite::types::{FromSql, ToSql, Value};
 use rusqlite::types::ValueRef;
 
 use super::postgres::{self, Session};
-use crate::StoreError;
-
-/// What reading a row yields.
-pub type Result<T> = std::result::Result<T, StoreError>;
+pub use crate::error::Result;
 
 /// A connection, inside the transaction of a change or of a query.
 pub struct Connection(pub(super) Kind);
@@ -30,7 +27,7 @@ enum RowKind<'a> {
     Postgres(&'a tokio_postgres::Row),
 }
 
-/// What a statement is run with: `params![a, b]`, `[a, b]` of one type, or a slice made at run time.
+/// Values for a statement's parameters: `params![a, b]`, `[a, b]` of one type, or a slice made at run time.
 pub trait Params {
     /// Hands the values to `run`.
     fn with<R>(&self, run: impl FnOnce(&[&dyn ToSql]) -> R) -> R;
@@ -52,7 +49,7 @@ impl Connection {
     /// Runs a statement; how many rows it changed.
     ///
     /// # Errors
-    /// [`StoreError::is_duplicate`] tells whether a unique key is taken.
+    /// [`crate::StoreError::is_duplicate`] tells whether a unique key is taken.
     pub fn execute(&self, sql: &str, params: impl Params) -> Result<usize> {
         params.with(|values| match &self.0 {
             Kind::Sqlite(c) => Ok(c.prepare_cached(sql)?.execute(values)?),
@@ -60,11 +57,11 @@ impl Connection {
         })
     }
 
-    /// Runs one statement with each of the parameters, which must not depend on each other's outcome: over a network they are
-    /// sent together.
+    /// Runs one statement with each of the parameters. No run may depend on the outcome of another: over a network they are sent
+    /// together.
     ///
     /// # Errors
-    /// The first one's that failed.
+    /// The error of the first run that failed.
     pub fn execute_each<P: Params>(&self, sql: &str, all: impl IntoIterator<Item = P>) -> Result<()> {
         match &self.0 {
             Kind::Sqlite(c) => {
@@ -81,7 +78,7 @@ impl Connection {
         }
     }
 
-    /// All rows of an answer.
+    /// All rows of a statement's result.
     ///
     /// # Errors
     /// The database's, or `map`'s.
@@ -107,7 +104,7 @@ impl Connection {
         })
     }
 
-    /// The first row of an answer, if there is one.
+    /// The first row of a statement's result, if there is one.
     ///
     /// # Errors
     /// The database's, or `map`'s.
@@ -122,7 +119,7 @@ impl Connection {
                 let mut statement = c.prepare_cached(sql)?;
                 let mut rows = statement.query(values)?;
                 let found = rows.next()?.map(|row| map(&Row(RowKind::Sqlite(row)))).transpose()?;
-                // A statement that changes and answers (RETURNING) has to be run to its end.
+                // A statement that changes rows and returns them (RETURNING) has to be run to its end.
                 while found.is_some() && rows.next()?.is_some() {}
                 Ok(found)
             }
@@ -140,7 +137,7 @@ impl Connection {
         }
     }
 
-    /// Runs such a statement with the next one, whose outcome tells of its own.
+    /// Runs such a statement together with the next one, which fails if this one does.
     pub(super) fn batch_later(&self, sql: &'static str) -> Result<()> {
         match &self.0 {
             Kind::Sqlite(c) => {
@@ -156,7 +153,7 @@ impl Connection {
 }
 
 impl Row<'_> {
-    /// The bytes of the column at `index`, where they lie.
+    /// The bytes of the column at `index`, not copied.
     ///
     /// # Errors
     /// When there is no such column, or it is of another type.

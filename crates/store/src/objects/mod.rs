@@ -2,12 +2,17 @@
 //! ([`remote`]: S3, Google Cloud Storage, Azure).
 //!
 //! An object appears under its name only when it is complete. Uploads in parts (`mlflow-artifacts` multipart) are kept apart, in
-//! `.part/ID/`, until they are completed.
+//! `.part/ID/`, until they are completed, aborted, or collected because nobody wrote to them for long. [`Limits`] bound all of it.
 
 mod files;
+mod limits;
 mod remote;
+#[cfg(test)]
+mod tests;
+mod upload;
 
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -15,11 +20,12 @@ use futures_util::{Stream, StreamExt};
 
 use crate::StoreError;
 use files::Files;
+pub use limits::Limits;
 use remote::Remote;
 
-/// How names of variables begin that say how a bucket is reached.
+/// Prefixes of the environment variables that say how a bucket is reached.
 pub const VENDORS: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
-/// What is not complete yet.
+/// The folder of what is not complete yet.
 const PARTIAL: &str = ".part";
 
 /// A tree of artifacts; cheap to clone.
@@ -57,7 +63,7 @@ enum Source {
     Remote(Remote, object_store::path::Path),
 }
 
-/// The parts of a path's way down from the root.
+/// The names of the folders that a path goes through, and of the object.
 ///
 /// # Errors
 /// [`StoreError::BadPath`] for a path that leaves the tree, names nothing, or leads to what is not complete.
@@ -86,7 +92,15 @@ impl Objects {
     /// # Errors
     /// [`StoreError::Object`] when the folder cannot be made.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        Ok(Self(Kind::Files(Files::open(root.into())?)))
+        Self::open_with(root, Limits::default())
+    }
+
+    /// As [`Objects::open`], with limits.
+    ///
+    /// # Errors
+    /// As [`Objects::open`].
+    pub fn open_with(root: impl Into<PathBuf>, limits: Limits) -> Result<Self, StoreError> {
+        Ok(Self(Kind::Files(Files::open(root.into(), limits)?)))
     }
 
     /// The tree at a URL: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`. Credentials and the rest come from
@@ -96,13 +110,22 @@ impl Objects {
     /// # Errors
     /// [`StoreError::Remote`] for a URL or a setting that cannot be used.
     pub fn connect(url: &str, copies: PathBuf) -> Result<Self, StoreError> {
-        Ok(Self(Kind::Remote(Remote::connect(url, copies)?)))
+        Self::connect_with(url, copies, Limits::default())
+    }
+
+    /// As [`Objects::connect`], with limits.
+    ///
+    /// # Errors
+    /// As [`Objects::connect`].
+    pub fn connect_with(url: &str, copies: PathBuf, limits: Limits) -> Result<Self, StoreError> {
+        Ok(Self(Kind::Remote(Remote::connect(url, copies, limits)?)))
     }
 
     /// Stores the stream under `path`, replacing what was there, and answers once it is kept.
     ///
     /// # Errors
-    /// [`StoreError`] for a bad path, a failing store or a stream that breaks off; nothing is left behind then.
+    /// [`StoreError::TooLarge`], [`StoreError::OutOfSpace`], or another [`StoreError`] for a bad path, a failing store or a stream
+    /// that breaks off; nothing is left behind then, nor if the returned future is dropped.
     pub async fn put<S, E>(&self, path: &str, stream: S) -> Result<u64, StoreError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
@@ -163,7 +186,7 @@ impl Objects {
     /// Begins an upload in parts; returns its id.
     ///
     /// # Errors
-    /// The store's error.
+    /// [`StoreError::TooManyUploads`], [`StoreError::OutOfSpace`], or the store's error.
     pub async fn begin_parts(&self) -> Result<String, StoreError> {
         let id = slipway_core::ids::hex32();
         match &self.0 {
@@ -173,10 +196,11 @@ impl Objects {
         Ok(id)
     }
 
-    /// Stores part `number` of upload `id`.
+    /// Stores part `number` (1 to 10,000) of upload `id`, replacing what was there.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] for an unknown upload, or the store's error.
+    /// [`StoreError::NotFound`] for an unknown upload, [`StoreError::BadPart`], [`StoreError::TooLarge`],
+    /// [`StoreError::OutOfSpace`], or the store's error.
     pub async fn put_part<S, E>(&self, id: &str, number: u32, stream: S) -> Result<u64, StoreError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
@@ -188,10 +212,11 @@ impl Objects {
         }
     }
 
-    /// Joins the parts of upload `id`, in the order given, into the object at `path`.
+    /// Joins the parts of upload `id`, in the order given, into the object at `path`. If it fails, the parts are still there.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] for an unknown upload or part, or the store's error.
+    /// [`StoreError::NotFound`] for an unknown upload or part, [`StoreError::BadPart`] for a part that is named twice,
+    /// [`StoreError::TooLarge`], [`StoreError::OutOfSpace`], or the store's error.
     pub async fn complete_parts(&self, id: &str, numbers: Vec<u32>, path: &str) -> Result<(), StoreError> {
         if numbers.is_empty() {
             return Err(StoreError::NotFound(format!("{id}: no parts")));
@@ -210,6 +235,20 @@ impl Objects {
         match &self.0 {
             Kind::Files(files) => files.abort_parts(upload(id)?).await,
             Kind::Remote(remote) => remote.abort_parts(upload(id)?).await,
+        }
+    }
+
+    /// Removes unfinished uploads to which nobody wrote for `older_than`; how many. To be called at the start and from time to time.
+    ///
+    /// A bucket may also hold pieces of single objects that a killed server was writing. They are invisible to everybody, and only
+    /// the vendor's own rule (S3's `AbortIncompleteMultipartUpload`) removes them.
+    ///
+    /// # Errors
+    /// The store's error; what was not removed will be by the next call.
+    pub async fn collect_abandoned(&self, older_than: Duration) -> Result<usize, StoreError> {
+        match &self.0 {
+            Kind::Files(files) => files.collect_abandoned(older_than).await,
+            Kind::Remote(remote) => remote.collect_abandoned(older_than).await,
         }
     }
 }
@@ -237,105 +276,5 @@ impl Reader {
             );
         }
         Ok(all)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn chunks(parts: &[&'static str]) -> impl Stream<Item = Result<Bytes, String>> + Unpin + use<> {
-        let parts: Vec<_> = parts.iter().map(|p| Ok(Bytes::from_static(p.as_bytes()))).collect();
-        futures_util::stream::iter(parts)
-    }
-
-    /// What every store has to do. Files always; S3 where `SLIPWAY_TEST_OBJECTS` names one (`testkit/services.py`).
-    async fn everywhere<F: Future<Output = ()>>(test: impl Fn(Objects) -> F) {
-        let dir = std::env::temp_dir().join(format!("slipway-objects-{}", slipway_core::ids::hex32()));
-        test(Objects::open(dir.join("files")).unwrap()).await;
-        if let Ok(url) = std::env::var("SLIPWAY_TEST_OBJECTS") {
-            let place = format!("{url}/{}", slipway_core::ids::hex32());
-            test(Objects::connect(&place, dir.join("copies")).unwrap()).await;
-        }
-        std::fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[tokio::test]
-    async fn objects_go_in_and_come_out() {
-        everywhere(|objects| async move {
-            assert_eq!(objects.put("a/b/c d#é.txt", chunks(&["hello ", "world"])).await.unwrap(), 11);
-            assert_eq!(objects.put("a/empty", chunks(&[])).await.unwrap(), 0);
-            assert_eq!(objects.get("a/b/c d#é.txt").await.unwrap().bytes().await.unwrap(), b"hello world");
-            assert_eq!(objects.get("a/empty").await.unwrap().bytes().await.unwrap(), b"");
-            let reader = objects.get("a/b/c d#é.txt").await.unwrap();
-            let part: Vec<_> = reader.stream(6, 11).collect().await;
-            assert_eq!(part[0].as_ref().unwrap().as_ref(), b"world");
-            let names: Vec<_> = objects.list("a").await.unwrap().into_iter().map(|e| (e.name, e.is_dir)).collect();
-            assert_eq!(names, [("b".to_owned(), true), ("empty".to_owned(), false)]);
-            let below = objects.list("a/b").await.unwrap();
-            assert_eq!((below[0].name.as_str(), below[0].size), ("c d#é.txt", 11));
-            assert!(matches!(objects.get("a/b").await, Err(StoreError::IsFolder(_))));
-            let local = objects.local("a").await.unwrap();
-            assert_eq!(std::fs::read(local.join("b/c d#é.txt")).unwrap(), b"hello world");
-            assert!(matches!(objects.local("nothing").await, Err(StoreError::NotFound(_))));
-            objects.delete("a").await.unwrap();
-            assert!(matches!(objects.get("a/empty").await, Err(StoreError::NotFound(_))));
-            assert!(objects.list("a").await.unwrap().is_empty());
-        })
-        .await;
-    }
-
-    #[tokio::test]
-    async fn paths_stay_inside() {
-        everywhere(|objects| async move {
-            for path in ["../x", "/etc/passwd", "a/../../x", "", ".", ".part/x", "a\0b"] {
-                assert!(matches!(objects.get(path).await, Err(StoreError::BadPath(_))), "{path:?} was let through");
-            }
-        })
-        .await;
-    }
-
-    #[tokio::test]
-    async fn a_broken_stream_leaves_nothing() {
-        everywhere(|objects| async move {
-            // More than a store takes at once, so that some of it is there already when the stream breaks.
-            let much = Bytes::from(vec![7; 24 << 20]);
-            let broken = futures_util::stream::iter([Ok(much), Err("cut".to_owned())]);
-            assert!(objects.put("x", broken).await.is_err());
-            assert!(matches!(objects.get("x").await, Err(StoreError::NotFound(_))));
-            assert!(objects.list("").await.unwrap().is_empty());
-        })
-        .await;
-    }
-
-    #[tokio::test]
-    async fn large_objects_come_back_whole() {
-        everywhere(|objects| async move {
-            let piece = |n: u8| Ok::<_, String>(Bytes::from(vec![n; 9 << 20]));
-            let size = objects.put("large", futures_util::stream::iter((0..3).map(piece))).await.unwrap();
-            assert_eq!(size, 27 << 20);
-            let whole = objects.get("large").await.unwrap().bytes().await.unwrap();
-            assert!((0..3u8).all(|n| whole[usize::from(n) * (9 << 20)..][..9 << 20].iter().all(|b| *b == n)));
-        })
-        .await;
-    }
-
-    #[tokio::test]
-    async fn parts_are_joined_in_order() {
-        everywhere(|objects| async move {
-            let id = objects.begin_parts().await.unwrap();
-            objects.put_part(&id, 2, chunks(&["world"])).await.unwrap();
-            objects.put_part(&id, 1, chunks(&["hello "])).await.unwrap();
-            let missing = objects.complete_parts(&id, vec![1, 2, 3], "m/whole").await;
-            assert!(matches!(missing, Err(StoreError::NotFound(_))));
-            assert!(matches!(objects.get("m/whole").await, Err(StoreError::NotFound(_))));
-            objects.complete_parts(&id, vec![1, 2], "m/whole").await.unwrap();
-            assert_eq!(objects.get("m/whole").await.unwrap().bytes().await.unwrap(), b"hello world");
-            assert!(matches!(objects.put_part(&id, 3, chunks(&["x"])).await, Err(StoreError::NotFound(_))));
-            let gone = objects.begin_parts().await.unwrap();
-            objects.abort_parts(&gone).await.unwrap();
-            assert!(matches!(objects.put_part(&gone, 1, chunks(&["x"])).await, Err(StoreError::NotFound(_))));
-        })
-        .await;
     }
 }

@@ -1,14 +1,14 @@
 //! Objects in a bucket. Keys are the paths as they are, so that other tools find them.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
-use object_store::buffered::BufWriter;
 use object_store::client::{HttpClient, HttpConnector};
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path as Key;
@@ -16,17 +16,18 @@ use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStore
 use ring::digest::{Context, SHA256};
 use tokio::io::AsyncWriteExt;
 
-use super::{Entry, PARTIAL, Reader, Source, parts};
+use super::limits::{Counter, Disk, is_older, part_number, part_numbers};
+use super::upload::{MAX_UPLOAD_BYTES, Upload};
+use super::{Entry, Limits, PARTIAL, Reader, Source, parts};
 use crate::{StoreError, tls};
 
-/// Bytes of an object that are held until they are sent.
-const BUFFER: usize = 8 << 20;
-/// Pieces of that size on their way at once.
-const AT_ONCE: usize = 4;
-/// Reaching the service may take so long, and it may say nothing for so long.
-const CONNECT: Duration = Duration::from_secs(5);
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Says that an upload in parts was begun.
+/// The most time that reaching the service may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most time that the service may send nothing while it is asked for something.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is being done, in an error's message.
+const COPYING: &str = "copying an object to this machine";
+/// The name of the empty object that marks an upload in parts as begun.
 const BEGUN: &str = "begun";
 
 /// A place in a bucket; cheap to clone.
@@ -35,15 +36,14 @@ pub(super) struct Remote {
     store: Arc<dyn ObjectStore>,
     prefix: Key,
     copies: PathBuf,
+    /// Of the copies.
+    disk: Disk,
+    limits: Limits,
 }
 
-fn failed(what: impl Into<String>) -> impl FnOnce(object_store::Error) -> StoreError {
+pub(super) fn failed(what: impl Into<String>) -> impl FnOnce(object_store::Error) -> StoreError {
     let what = what.into();
     move |source| StoreError::Remote { what, source }
-}
-
-fn disk(what: &'static str) -> impl FnOnce(std::io::Error) -> StoreError {
-    move |source| StoreError::Object { what: what.into(), source }
 }
 
 fn variable(name: &str) -> Option<String> {
@@ -63,8 +63,8 @@ impl HttpConnector for Http {
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(self.tls.clone())
             .https_only(!self.plain)
-            .connect_timeout(CONNECT)
-            .read_timeout(PATIENCE)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
             .build()
             .map_err(|source| object_store::Error::Generic { store: "HTTP", source: Box::new(source) })?;
         Ok(HttpClient::new(client))
@@ -72,7 +72,7 @@ impl HttpConnector for Http {
 }
 
 impl Remote {
-    pub(super) fn connect(url: &str, copies: PathBuf) -> Result<Self, StoreError> {
+    pub(super) fn connect(url: &str, copies: PathBuf, limits: Limits) -> Result<Self, StoreError> {
         let unusable = |reason: String| StoreError::Url(format!("{url}: {reason}"));
         let parsed = url::Url::parse(url).map_err(|e| unusable(e.to_string()))?;
         if !matches!(parsed.scheme(), "s3" | "gs" | "az") {
@@ -96,9 +96,16 @@ impl Remote {
             other => return Err(unusable(format!("{other:?} is no kind of bucket"))),
         };
         // Copies of an earlier process may be of objects that are gone.
-        drop(std::fs::remove_dir_all(&copies));
-        std::fs::create_dir_all(&copies).map_err(disk("making room for copies of objects"))?;
-        Ok(Self { store, prefix, copies })
+        match std::fs::remove_dir_all(&copies) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(StoreError::io("removing an earlier process's copies of objects")(error));
+            }
+            _ => {}
+        }
+        std::fs::create_dir_all(&copies).map_err(StoreError::io("creating the folder for copies of objects"))?;
+        let disk = Disk { folder: copies.clone(), min_free: limits.min_free_bytes };
+        let max_object_bytes = limits.max_object_bytes.min(MAX_UPLOAD_BYTES);
+        Ok(Self { store, prefix, copies, disk, limits: Limits { max_object_bytes, ..limits } })
     }
 
     fn key(&self, below: &[&str]) -> Result<Key, StoreError> {
@@ -121,31 +128,34 @@ impl Remote {
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
     {
-        self.write(self.key(&parts(path)?)?, stream).await
+        let counter = Counter::of_object(self.limits.max_object_bytes);
+        self.write(self.key(&parts(path)?)?, counter, stream).await
     }
 
-    async fn write<S, E>(&self, key: Key, mut stream: S) -> Result<u64, StoreError>
+    /// Stores the stream; nothing of it is kept if it fails, or if the returned future is dropped.
+    async fn write<S, E>(&self, key: Key, mut counter: Counter, mut stream: S) -> Result<u64, StoreError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
     {
-        let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), key, BUFFER).with_max_concurrency(AT_ONCE);
-        let mut size = 0;
-        let written = async {
+        let mut upload = Upload::to(Arc::clone(&self.store), key);
+        let received = async {
             while let Some(chunk) = stream.next().await {
                 let chunk = chunk
                     .map_err(|e| std::io::Error::new(std::io::ErrorKind::UnexpectedEof, e.to_string()))
-                    .map_err(disk("receiving an object"))?;
-                size += chunk.len() as u64;
-                writer.put(chunk).await.map_err(failed("writing an object"))?;
+                    .map_err(StoreError::io("receiving an object"))?;
+                counter.add(chunk.len() as u64)?;
+                upload.put(chunk).await.map_err(failed("writing an object"))?;
             }
-            writer.shutdown().await.map_err(disk("writing an object"))
+            Ok(counter.size())
         };
-        if let Err(error) = written.await {
-            drop(writer.abort().await);
-            return Err(error);
+        match received.await {
+            Ok(size) => upload.finish().await.map(|()| size).map_err(failed("writing an object")),
+            Err(error) => {
+                upload.abort().await;
+                Err(error)
+            }
         }
-        Ok(size)
     }
 
     pub(super) async fn get(&self, path: &str) -> Result<Reader, StoreError> {
@@ -229,6 +239,7 @@ impl Remote {
             (self.copies.join(&name), self.copies.join(format!("{name}.{}", slipway_core::ids::hex32())));
         let single = objects.len() == 1 && objects[0].location == key;
         if !place.exists() {
+            self.disk.require(COPYING, objects.iter().map(|object| object.size).sum())?;
             let copied = async {
                 for object in &objects {
                     let below = match object.location.prefix_match(&key) {
@@ -241,34 +252,37 @@ impl Remote {
                 }
                 Ok(())
             };
-            if let Err(error) = copied.await {
-                drop(tokio::fs::remove_dir_all(&beside).await);
-                return Err(error);
-            }
             // Another task may have been as fast; its copy is as good.
-            if tokio::fs::rename(&beside, &place).await.is_err() {
-                drop(tokio::fs::remove_dir_all(&beside).await);
+            let copied: Result<(), StoreError> = copied.await;
+            if copied.is_err() || tokio::fs::rename(&beside, &place).await.is_err() {
+                let _ = tokio::fs::remove_dir_all(&beside).await; // The next start removes what is left.
             }
+            copied?;
         }
         Ok(if single { place.join(key.filename().unwrap_or_default()) } else { place })
     }
 
     async fn copy(&self, key: Key, size: u64, place: PathBuf) -> Result<(), StoreError> {
-        const WHAT: &str = "copying an object to this machine";
         if let Some(folder) = place.parent() {
-            tokio::fs::create_dir_all(folder).await.map_err(disk(WHAT))?;
+            tokio::fs::create_dir_all(folder).await.map_err(StoreError::io(COPYING))?;
         }
-        let mut file = tokio::fs::File::create_new(&place).await.map_err(disk(WHAT))?;
+        let mut file = tokio::fs::File::create_new(&place).await.map_err(StoreError::io(COPYING))?;
         let mut chunks = self.clone().stream(key, 0, size).boxed();
         while let Some(chunk) = chunks.next().await {
-            file.write_all(&chunk.map_err(disk(WHAT))?).await.map_err(disk(WHAT))?;
+            file.write_all(&chunk.map_err(StoreError::io(COPYING))?).await.map_err(StoreError::io(COPYING))?;
         }
-        file.flush().await.map_err(disk(WHAT))
+        file.flush().await.map_err(StoreError::io(COPYING))
     }
 
     pub(super) async fn begin_parts(&self, id: &str) -> Result<(), StoreError> {
-        let key = self.part(id, BEGUN)?;
-        self.store.put(&key, Bytes::new().into()).await.map_err(failed("beginning an upload"))?;
+        const WHAT: &str = "beginning an upload";
+        let folder = self.key(&[PARTIAL])?;
+        let open = self.store.list_with_delimiter(Some(&folder)).await.map_err(failed(WHAT))?;
+        let limit = self.limits.max_open_uploads;
+        if open.common_prefixes.len() >= limit {
+            return Err(StoreError::TooManyUploads { limit });
+        }
+        self.store.put(&self.part(id, BEGUN)?, Bytes::new().into()).await.map_err(failed(WHAT))?;
         Ok(())
     }
 
@@ -284,13 +298,17 @@ impl Remote {
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
     {
+        let key = self.part(id, &part_number(number)?.to_string())?;
         self.is_begun(id).await?;
-        self.write(self.part(id, &number.to_string())?, stream).await
+        let counter = Counter::of_part(self.limits.max_part_bytes.min(self.limits.max_object_bytes));
+        self.write(key, counter, stream).await
     }
 
     pub(super) async fn complete_parts(&self, id: &str, numbers: Vec<u32>, path: &str) -> Result<(), StoreError> {
+        part_numbers(&numbers)?;
         let place = self.key(&parts(path)?)?;
         self.is_begun(id).await?;
+        let mut whole = Counter::of_object(self.limits.max_object_bytes);
         let mut pieces = Vec::new();
         for number in numbers {
             let key = self.part(id, &number.to_string())?;
@@ -298,15 +316,39 @@ impl Remote {
                 object_store::Error::NotFound { .. } => StoreError::NotFound(format!("part {number}")),
                 other => failed("joining parts")(other),
             })?;
+            whole.add(meta.size)?;
             pieces.push((key, meta.size));
         }
-        let whole =
+        let joined =
             futures_util::stream::iter(pieces).flat_map(|(key, size)| self.clone().stream(key, 0, size).boxed());
-        self.write(place, whole).await?;
+        self.write(place, Counter::of_object(self.limits.max_object_bytes), joined).await?;
         self.abort_parts(id).await
     }
 
     pub(super) async fn abort_parts(&self, id: &str) -> Result<(), StoreError> {
         self.delete_below(&self.key(&[PARTIAL, id])?).await
+    }
+
+    pub(super) async fn collect_abandoned(&self, older_than: Duration) -> Result<usize, StoreError> {
+        const WHAT: &str = "collecting abandoned uploads";
+        let folder = self.key(&[PARTIAL])?;
+        // The last write to each upload, by its id.
+        let mut uploads: HashMap<String, SystemTime> = HashMap::new();
+        let mut all = self.store.list(Some(&folder));
+        while let Some(object) = all.next().await {
+            let object = object.map_err(failed(WHAT))?;
+            let id = object.location.prefix_match(&folder).and_then(|mut rest| rest.next());
+            let Some(id) = id.map(|id| id.as_ref().to_owned()) else { continue };
+            let seconds = u64::try_from(object.last_modified.timestamp()).unwrap_or(0);
+            let written = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            let latest = uploads.entry(id).or_insert(written);
+            *latest = written.max(*latest);
+        }
+        let mut collected = 0;
+        for (id, _) in uploads.iter().filter(|(_, written)| is_older(**written, older_than)) {
+            self.abort_parts(id).await?;
+            collected += 1;
+        }
+        Ok(collected)
     }
 }
