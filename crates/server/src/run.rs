@@ -11,8 +11,8 @@ use axum::serve::ListenerExt;
 use serde::{Deserialize, Serialize};
 use slipway_core::clock::now_ms;
 use slipway_core::home::Home;
-use slipway_exec::LocalProcesses;
 use slipway_exec::local::{NAMESPACE, Room, Settings};
+use slipway_exec::{LocalProcesses, TokenRequest};
 use slipway_serve::runtime::Preference;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -131,9 +131,10 @@ impl Server {
             let executor = match &options.cluster {
                 Some(cluster) => cluster.executor(tracker, Arc::new(move |namespace| run_tokens.mint(namespace))),
                 None => {
-                    let token = asks.then(|| run_tokens.mint(NAMESPACE));
-                    let withheld = options.stores.variables();
-                    Arc::new(local_runs(&platform, &options.home, &addresses, tracker, token, withheld)?)
+                    let mint = asks.then(|| -> slipway_exec::Mint {
+                        Arc::new(move |asked: &TokenRequest| run_tokens.mint(&asked.namespace))
+                    });
+                    Arc::new(local_runs(&platform, &options.home, &addresses, tracker, mint)?)
                 }
             };
             platform.carried_out_by(executor);
@@ -192,15 +193,13 @@ fn local_runs(
     home: &Home,
     addresses: &Addresses,
     tracker: Arc<InTracking>,
-    token: Option<String>,
-    withheld: Vec<String>,
+    mint: Option<slipway_exec::Mint>,
 ) -> Result<LocalProcesses, ServerError> {
     let mut control = addresses.control;
     if control.ip().is_unspecified() {
         control.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
     }
-    let mut variables = vec![("MLFLOW_TRACKING_URI".to_owned(), format!("http://{control}"))];
-    variables.extend(token.map(|token| ("MLFLOW_TRACKING_TOKEN".to_owned(), token)));
+    let variables = vec![("MLFLOW_TRACKING_URI".to_owned(), format!("http://{control}"))];
     let program =
         std::env::current_exe().map_err(|source| ServerError::Home { path: home.root().to_owned(), source })?;
     Ok(LocalProcesses::open(Settings {
@@ -208,7 +207,8 @@ fn local_runs(
         secrets: home.root().join("secrets"),
         program,
         variables,
-        withheld,
+        environment: Vec::new(),
+        mint,
         room: Room::of_this_machine(),
         accelerators: Arc::new(accelerators::OfThisMachine::new(Arc::clone(&platform.gpus))),
         tracker,
