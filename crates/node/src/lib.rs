@@ -21,6 +21,7 @@
 //! Everything is level-triggered: tasks read the newest snapshot of the driver and the newest configuration and make the world
 //! agree with it; an event only wakes them earlier.
 
+mod access;
 pub mod agent;
 pub mod cdi;
 pub mod cluster;
