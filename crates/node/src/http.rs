@@ -16,9 +16,9 @@ use tokio::sync::watch;
 use crate::access::Gate;
 use crate::config::Config;
 use crate::driver::State;
-use crate::holders::Held;
 use crate::kubelet::identity;
 use crate::metrics::{self, Readings};
+use crate::model::Held;
 use crate::{NodeError, access, labels, repo, resources};
 
 #[derive(Clone)]

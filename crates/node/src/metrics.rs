@@ -14,7 +14,7 @@ use slipway_gpu::usage::{Meter, Use};
 use tokio::sync::watch;
 
 use crate::driver::{Driver, Machine, State};
-use crate::holders::{Held, Holder};
+use crate::model::{Held, Holder};
 
 /// The newest readings.
 #[derive(Debug, Default)]
