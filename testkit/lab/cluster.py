@@ -126,10 +126,12 @@ class Lab:
         raise Failed(f"no agent runs on {node}")
 
     def http(self, node, path):
-        """Asks a node's agent."""
+        """Asks a node's agent, with a token as the control plane has one."""
         address = self.agent(node)["status"]["podIP"]
         import urllib.request
-        with urllib.request.urlopen(f"http://{address}:9400{path}", timeout=5) as answer:
+        token = self.kubectl("create", "token", "slipway-node-reader", "-n", NAMESPACE, "--audience", "slipway-node").strip()
+        request = urllib.request.Request(f"http://{address}:9400{path}", headers={"x-slipway-node-token": token})
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return answer.read().decode()
 
     @contextlib.contextmanager

@@ -11,6 +11,7 @@
 //! | [`env`] | every environment variable that slipway reads |
 //! | [`home`] | where state lives on disk |
 //! | [`files`] | files that are never half written |
+//! | [`node_access`] | how the control plane identifies itself to node agents |
 
 pub mod clock;
 pub mod config;
@@ -19,6 +20,7 @@ pub mod explain;
 pub mod files;
 pub mod home;
 pub mod ids;
+pub mod node_access;
 pub mod units;
 
 pub use explain::Explain;

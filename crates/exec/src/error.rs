@@ -1,40 +1,40 @@
-//! Why a run cannot be had.
+//! Errors of executors.
 
 use slipway_core::Explain;
 
-/// A refusal, or a failure, of an executor.
+/// Why an executor refused a request or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
     /// The manifest cannot be used.
     #[error("{0}")]
     Manifest(String),
-    /// More than there is.
+    /// The run asks for more than the machine or the cluster has.
     #[error("{0}")]
     TooLarge(String),
     /// There is no such run, attempt or log.
     #[error("{0}")]
     NotFound(String),
-    /// There is one of that name.
+    /// There is a run of that name already.
     #[error("{0}")]
     Exists(String),
-    /// Not in the state that the run is in.
+    /// The run is not in a state in which this can be done.
     #[error("{0}")]
     NotNow(String),
-    /// It was waited for, and ended without success.
+    /// The run was waited for, and ended without success.
     #[error("{0}")]
     Failed(String),
-    /// Whoever asked may not.
+    /// The caller is not allowed to do this.
     #[error("{0}")]
     Forbidden(String),
-    /// What carries runs out does not answer.
+    /// The cluster, or the tracking store, does not answer.
     #[error("{0}")]
     Unreachable(String),
     /// A process could not be started.
     #[error("cannot start {program}: {source}")]
     Spawn {
-        /// Which.
+        /// The program.
         program: String,
-        /// Why.
+        /// Why it failed.
         source: std::io::Error,
     },
     /// A file or folder cannot be used.

@@ -3,8 +3,8 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`manifest`] | what a run is told: program, environment, resources, retries, deadline |
-//! | [`status`] | what became of it |
+//! | [`manifest`] | what a run is to do: program, environment, resources, retries, deadline |
+//! | [`status`] | how far it is, and how its attempts ended |
 //! | [`lifecycle`] | what happens next: a function without side effects, shared by every executor |
 //! | [`quantity`] | `500m`, `4Gi` |
 //! | [`local`] | processes that outlive the server |
@@ -76,7 +76,7 @@ pub trait Executor: std::fmt::Debug + Send + Sync {
     fn cancel<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, Submitted>;
     /// Forgets a run; one that goes on is ended first.
     fn remove<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, ()>;
-    /// What it printed.
+    /// What it wrote to standard output and standard error.
     fn logs<'a>(&'a self, namespace: &'a str, name: &'a str, query: LogQuery) -> Answer<'a, LogStream>;
 }
 

@@ -1,4 +1,4 @@
-//! What happens next to a run: a function of what it was told, what became of it so far, what is seen of its newest try, and the time.
+//! What happens next to a run: a function of its spec, its status so far, what is observed of its newest attempt, and the time.
 //! It has no memory and no side effects, so an executor may call it as often as it likes, after any crash, and from any trigger.
 //!
 //! The rules are a job's (`batch/v1`): failures count against `backoffLimit`, with pauses that double; disruptions (evicted,
@@ -7,16 +7,16 @@
 use crate::manifest::RunSpec;
 use crate::status::{Attempt, Condition, Phase, RunStatus, Time};
 
-/// The pause before the first try again, in milliseconds; it doubles with each failure.
-const PAUSE: i64 = 2_000;
-/// The longest pause.
-const LONGEST_PAUSE: i64 = 300_000;
+/// The pause before the first retry, in milliseconds; it doubles with each failure.
+const FIRST_BACKOFF_MS: i64 = 2_000;
+/// The longest pause before a retry, in milliseconds.
+const MAX_BACKOFF_MS: i64 = 300_000;
 /// After so many disruptions something is wrong with the cluster rather than with luck.
-const MOST_DISRUPTIONS: u32 = 20;
-/// Tries that a status remembers.
-const REMEMBERED: usize = 10;
+const MAX_DISRUPTIONS: u32 = 20;
+/// Attempts that a status keeps, the newest ones.
+const MAX_ATTEMPTS_KEPT: usize = 10;
 
-/// What is seen of the newest try.
+/// What is observed of the newest attempt.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Seen {
     /// It was not started, or not all of it: no room, no image, no quota.
@@ -46,7 +46,7 @@ pub enum Seen {
     },
 }
 
-/// How a try ended.
+/// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
     /// By itself, with this code.
@@ -70,9 +70,9 @@ pub enum End {
 pub enum Action {
     /// Nothing, until something is seen.
     Nothing,
-    /// Start this try, which may run for so many milliseconds.
+    /// Start the attempt of this number, which may run for so many milliseconds.
     Start(u32, Option<i64>),
-    /// End the newest try.
+    /// End the newest attempt.
     Stop,
     /// Look again at this time.
     Wake(i64),
@@ -80,7 +80,7 @@ pub enum Action {
     Forget,
 }
 
-/// The next status, and what is to be done. `attempt` is the number of the try that `seen` is about.
+/// The next status, and what is to be done. `seen` is what is observed of the attempt of that number.
 pub fn next(spec: &RunSpec, status: &RunStatus, seen: Option<(u32, &Seen)>, now: i64) -> (RunStatus, Action) {
     let mut status = status.clone();
     if status.phase.is_final() {
@@ -93,11 +93,11 @@ pub fn next(spec: &RunSpec, status: &RunStatus, seen: Option<(u32, &Seen)>, now:
         };
         return (status, action);
     }
-    // A try is over when it was seen to be over: what was written down of it stands.
+    // Once an attempt was observed to be over, what was written down of it stands.
     let newest = status.current().map(|a| (a.number, a.finished_at.is_some()));
     let (number, over) = newest.unwrap_or((0, true));
     let active = match seen {
-        // The program started a try that the status does not know yet: the status was lost, not the try.
+        // An attempt was started that the status does not know yet: the status was lost, not the attempt.
         Some((n, seen)) if n > number => Some((n, seen)),
         Some((n, seen)) if n == number && !over => Some((n, seen)),
         _ => None,
@@ -150,7 +150,7 @@ pub fn next(spec: &RunSpec, status: &RunStatus, seen: Option<(u32, &Seen)>, now:
     }
 }
 
-/// The next try, if its time has come.
+/// The next attempt, if its time has come.
 fn start(spec: &RunSpec, mut status: RunStatus, number: u32, now: i64) -> (RunStatus, Action) {
     // The first disruption is bad luck; one after the other, as when a kubelet turns pods away, is not to be hurried.
     let pauses = status.failures + status.disruptions.saturating_sub(1);
@@ -169,11 +169,11 @@ fn start(spec: &RunSpec, mut status: RunStatus, number: u32, now: i64) -> (RunSt
     (status, Action::Start(number, limit))
 }
 
-/// The pause before the next try, after so many that ended badly.
+/// The pause in milliseconds before the next attempt, after so many that ended badly.
 fn pause(bad: u32) -> i64 {
     match bad {
         0 => 0,
-        n => PAUSE.saturating_mul(1 << (n - 1).min(20)).min(LONGEST_PAUSE),
+        n => FIRST_BACKOFF_MS.saturating_mul(1 << (n - 1).min(20)).min(MAX_BACKOFF_MS),
     }
 }
 
@@ -206,7 +206,7 @@ fn describe(end: &End, spec: &RunSpec) -> (String, String, Option<i32>) {
     }
 }
 
-/// What the end of a try means for the run.
+/// What the end of an attempt means for the run.
 fn judge(
     spec: &RunSpec,
     status: &mut RunStatus,
@@ -220,9 +220,9 @@ fn judge(
         End::Exited(0) => finish(status, Phase::Succeeded, &reason, "", at),
         _ if spec.cancel => finish(status, Phase::Cancelled, "Cancelled", "it was cancelled", at),
         End::TimedOut | End::Impossible(..) => finish(status, Phase::Failed, &reason, &message, at),
-        End::Disrupted(..) | End::Stopped if status.disruptions < MOST_DISRUPTIONS => status.disruptions += 1,
+        End::Disrupted(..) | End::Stopped if status.disruptions < MAX_DISRUPTIONS => status.disruptions += 1,
         End::Disrupted(..) | End::Stopped => {
-            let message = format!("it was ended from outside {MOST_DISRUPTIONS} times, the last time: {message}");
+            let message = format!("it was ended from outside {MAX_DISRUPTIONS} times, the last time: {message}");
             finish(status, Phase::Failed, &reason, &message, at);
         }
         End::Exited(_) | End::Signalled(_) | End::OutOfMemory => {
@@ -234,7 +234,7 @@ fn judge(
                 };
                 finish(status, Phase::Failed, &reason, &format!("{message}{tries}"), at);
             } else {
-                let again = format!("{message}; try {} of {} follows", status.failures + 1, spec.backoff_limit + 1);
+                let again = format!("{message}; attempt {} of {} follows", status.failures + 1, spec.backoff_limit + 1);
                 say(status, Phase::Pending, &reason, &again);
             }
         }
@@ -278,7 +278,7 @@ fn finish(status: &mut RunStatus, phase: Phase, reason: &str, message: &str, at:
 }
 
 fn trimmed(mut status: RunStatus) -> RunStatus {
-    let many = status.attempts.len().saturating_sub(REMEMBERED);
+    let many = status.attempts.len().saturating_sub(MAX_ATTEMPTS_KEPT);
     status.attempts.drain(..many);
     status
 }
@@ -385,7 +385,7 @@ mod tests {
             let seen = over(i64::from(n), End::Disrupted("NodeLost".into(), "gone".into()));
             status = next(&spec, &status, Some((n, &seen)), i64::from(n)).0;
         }
-        assert_eq!((status.phase, status.attempts.len()), (Phase::Failed, REMEMBERED));
+        assert_eq!((status.phase, status.attempts.len()), (Phase::Failed, MAX_ATTEMPTS_KEPT));
         assert!(status.message.contains("20 times"), "{}", status.message);
     }
 

@@ -130,7 +130,7 @@ pub struct RunSpec {
     pub termination_grace_period_seconds: Option<u32>,
     /// As in a job: how often it is tried again after it failed. What was not its own fault (evicted, node lost) does not count.
     pub backoff_limit: u32,
-    /// As in a job: seconds from its first start after which it is ended, tries again included.
+    /// As in a job: seconds from its first start after which it is ended, retries included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub active_deadline_seconds: Option<u32>,
     /// As in a job: seconds after its end when it is forgotten; never if unset.

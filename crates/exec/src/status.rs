@@ -3,10 +3,10 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use slipway_core::clock;
 
-/// Where a run is.
+/// How far a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Phase {
-    /// It waits: for room, for a device, for a next try.
+    /// It waits: for room, for a device, for the next attempt.
     #[default]
     Pending,
     /// Its program runs.
@@ -50,7 +50,7 @@ impl<'de> Deserialize<'de> for Time {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RunStatus {
-    /// Where it is.
+    /// How far it is.
     pub phase: Phase,
     /// Why, in one word: `Completed`, `OOMKilled`, `QuotaExceeded`.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -70,13 +70,13 @@ pub struct RunStatus {
     /// When it was over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
-    /// Tries that failed by their own fault.
+    /// Attempts that failed by their own fault.
     #[serde(skip_serializing_if = "is_zero")]
     pub failures: u32,
-    /// Tries that were ended from outside: evicted, preempted, their node lost.
+    /// Attempts that were ended from outside: evicted, preempted, their node lost.
     #[serde(skip_serializing_if = "is_zero")]
     pub disruptions: u32,
-    /// Its tries, the newest last; of very many the newest ten.
+    /// Its attempts, the newest last; of many only the newest ten are kept.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
     /// `Complete` and `Failed`, as a job has them.
@@ -91,7 +91,7 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
-/// One try.
+/// One attempt.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Attempt {
@@ -120,7 +120,7 @@ pub struct Attempt {
     pub gpus: Vec<GpuUse>,
 }
 
-/// What one GPU, or slice of it, did for one try.
+/// What one GPU, or slice of it, did during one attempt.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct GpuUse {
@@ -154,7 +154,7 @@ pub struct Condition {
 }
 
 impl RunStatus {
-    /// The newest try.
+    /// The newest attempt.
     pub fn current(&self) -> Option<&Attempt> {
         self.attempts.last()
     }

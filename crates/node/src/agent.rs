@@ -10,13 +10,15 @@ use slipway_store::Database;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use crate::access::Gate;
 use crate::cluster::{Cluster, NODE};
 use crate::config::{self, Config};
-use crate::driver::{Driver, Manner, State};
+use crate::driver::{self, Driver, State};
 use crate::health::Policy;
-use crate::holders::{Held, Watcher};
+use crate::holders::Watcher;
 use crate::metrics::{self, Readings};
 use crate::mig_manager::Manager;
+use crate::model::Held;
 use crate::plugin::{Plugin, Roots};
 use crate::resources::offers;
 use crate::{NodeError, cdi, dra, http, labels, mps, repo};
@@ -45,6 +47,8 @@ pub struct Options {
     pub mig_config: Option<PathBuf>,
     pub mps_root: PathBuf,
     pub dra_driver: String,
+    /// The namespace of the installation, whose control plane may read leases.
+    pub namespace: Option<String>,
     pub home: PathBuf,
     pub listen: SocketAddr,
     pub policy: Policy,
@@ -60,13 +64,23 @@ pub async fn run<C: Cluster>(
     cluster: Option<Arc<C>>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), NodeError> {
+    run_with(options, cluster, stop, Driver::start).await
+}
+
+async fn run_with<C: Cluster>(
+    options: Options,
+    cluster: Option<Arc<C>>,
+    stop: impl Future<Output = ()>,
+    start_driver: impl FnOnce(driver::Settings) -> Result<Arc<Driver>, NodeError>,
+) -> Result<(), NodeError> {
     crate::memory::give_back_relocations();
     std::fs::create_dir_all(&options.home).map_err(NodeError::io(options.home.display().to_string()))?;
     let database = Arc::new(Database::open(&options.home.join("node.db"), &[repo::MIGRATION])?);
     let listener = tokio::net::TcpListener::bind(options.listen)
         .await
         .map_err(NodeError::io(format!("listening on {}", options.listen)))?;
-    let driver = Driver::start(Manner {
+    let gate = Gate::new(cluster.clone(), options.namespace.as_deref(), options.listen);
+    let driver = start_driver(driver::Settings {
         fixture: options.fixture.clone(),
         policy: options.policy.clone(),
         cdi: cdi::Writer::new(options.cdi.clone(), options.driver_root.clone(), options.host_driver_root.clone()),
@@ -154,15 +168,17 @@ pub async fn run<C: Cluster>(
         kubelet: plugins.join("kubelet.sock"),
     };
     tasks.spawn(async move {
-        axum::serve(listener, http::router(page)).await.map_err(NodeError::io("the agent's HTTP server"))
+        axum::serve(listener, http::router(page, gate)).await.map_err(NodeError::io("the agent's HTTP server"))
     });
+    // Each of them is needed, so the end of one is the end of the agent; the kubelet starts it again.
     let outcome = tokio::select! {
         () = stop => Ok(()),
-        ended = tasks.join_next() => match ended {
-            Some(Ok(result)) => result,
-            Some(Err(error)) => Err(NodeError::Invalid(format!("a task ended: {error}"))),
-            None => Ok(()),
-        },
+        error = driver.failed() => Err(error),
+        ended = tasks.join_next() => Err(match ended {
+            Some(Ok(Err(error))) => error,
+            Some(Err(error)) => NodeError::Invalid(format!("a task of the agent ended: {error}")),
+            Some(Ok(Ok(()))) | None => NodeError::Invalid("a task of the agent ended by itself".into()),
+        }),
     };
     tasks.shutdown().await;
     driver.stop();
@@ -256,5 +272,46 @@ async fn run_mps(
             changed = configs.changed() => if changed.is_err() { return Ok(()) },
             () = tokio::time::sleep(Duration::from_secs(10)) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Fake;
+    use crate::driver::tests::that_panics;
+
+    fn options(place: &std::path::Path) -> Options {
+        Options {
+            node: "n1".into(),
+            offering: Offering::DevicePlugin,
+            fixture: None,
+            kubelet: place.join("kubelet"),
+            cdi: place.join("cdi"),
+            driver_root: place.to_owned(),
+            host_driver_root: place.to_owned(),
+            config: config::Source { file: None, folder: None, mig: None },
+            mig_config: None,
+            mps_root: place.join("mps"),
+            dra_driver: dra::DRIVER.into(),
+            namespace: None,
+            home: place.join("home"),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            policy: Policy::from_variables(None, None, Duration::from_secs(1)),
+            look: Duration::from_secs(1),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_whose_driver_thread_panics_ends_with_an_error() {
+        let place = std::env::temp_dir().join(format!("slipway-node-{}", slipway_core::ids::hex32()));
+        let (driver, tell) = that_panics();
+        let mut states = driver.subscribe();
+        let agent = tokio::spawn(run_with::<Fake>(options(&place), None, std::future::pending(), |_| Ok(driver)));
+        states.wait_for(|s| s.machine().is_some()).await.unwrap();
+        tell.send(()).unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(20), agent).await.expect("it ends").unwrap();
+        assert!(matches!(ended, Err(NodeError::NoDriver(_))), "{ended:?}");
+        std::fs::remove_dir_all(place).unwrap();
     }
 }

@@ -102,6 +102,54 @@ pub trait Cluster: Send + Sync + 'static {
         message: &str,
     ) -> impl Future<Output = Result<(), ClusterError>> + Send;
 
+    /// The user who holds a token that was made for this audience (`authentication.k8s.io/v1 TokenReview`); `None` when it is no such
+    /// token.
+    fn user_of(&self, token: &str, audience: &str)
+    -> impl Future<Output = Result<Option<String>, ClusterError>> + Send;
+
     /// The newest state of one object, for as long as the receiver lives; `None` until it is known and when it is gone.
     fn watch(&self, kind: Kind, name: &str) -> watch::Receiver<Option<Value>>;
+}
+
+/// A cluster for tests: it has no objects, and knows the users of some tokens.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(crate) struct Fake {
+    /// Token and user.
+    pub(crate) users: std::collections::BTreeMap<String, String>,
+    /// Tokens that were asked about.
+    pub(crate) asked: parking_lot::Mutex<Vec<String>>,
+}
+
+#[cfg(test)]
+impl Cluster for Fake {
+    async fn get(&self, _: Kind, _: Option<&str>, _: &str) -> Result<Option<Value>, ClusterError> {
+        Ok(None)
+    }
+    async fn list(&self, _: Kind, _: &str) -> Result<Vec<Value>, ClusterError> {
+        Ok(Vec::new())
+    }
+    async fn apply(&self, _: Kind, _: &str, _: &str, _: bool, object: Value) -> Result<Value, ClusterError> {
+        Ok(object)
+    }
+    async fn delete(&self, _: Kind, _: &str) -> Result<(), ClusterError> {
+        Ok(())
+    }
+    async fn evict(&self, _: &str, _: &str) -> Result<Eviction, ClusterError> {
+        Ok(Eviction::Going)
+    }
+    async fn event(&self, _: Value, _: bool, _: &str, _: &str) -> Result<(), ClusterError> {
+        Ok(())
+    }
+    fn watch(&self, _: Kind, _: &str) -> watch::Receiver<Option<Value>> {
+        watch::channel(None).1
+    }
+    async fn user_of(&self, token: &str, audience: &str) -> Result<Option<String>, ClusterError> {
+        assert_eq!(audience, slipway_core::node_access::AUDIENCE);
+        self.asked.lock().push(token.to_owned());
+        match token {
+            "unreachable" => Err(ClusterError::Unreachable("this is part of the test".into())),
+            token => Ok(self.users.get(token).cloned()),
+        }
+    }
 }

@@ -1,7 +1,11 @@
 //! The driver as it is now. One thread talks to NVML: it opens it when it is there, waits for XIDs, looks at the GPUs, writes the
 //! CDI specification, and then tells everybody else. A driver that is unloaded and loaded again is opened again.
+//!
+//! Without the thread nobody would learn of a fault any more, so its end, and a call of NVML that does not return, count as a driver
+//! that is missing, and the agent ends with an error when the thread does.
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -73,9 +77,23 @@ pub struct Driver {
     state: watch::Sender<Arc<State>>,
     shared: Mutex<Shared>,
     woken: Condvar,
+    /// Whether the thread has ended.
+    ended: watch::Sender<bool>,
+    limits: Limits,
 }
 
-#[derive(Default)]
+/// How long the thread is waited for.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// For a look that was asked for.
+    refresh: Duration,
+    /// Without a sign of life, after which the driver counts as missing. To open a driver without persistence mode takes seconds for
+    /// each GPU.
+    stall: Duration,
+}
+
+const LIMITS: Limits = Limits { refresh: Duration::from_secs(30), stall: Duration::from_secs(120) };
+
 struct Shared {
     nvml: Option<Arc<Nvml>>,
     draining: BTreeSet<String>,
@@ -84,6 +102,8 @@ struct Shared {
     asked: u64,
     taken: u64,
     stop: bool,
+    /// The thread's last sign of life.
+    alive: Instant,
 }
 
 impl std::fmt::Debug for Shared {
@@ -92,9 +112,9 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// How the thread goes about it.
+/// What the thread is told.
 #[derive(Debug)]
-pub struct Manner {
+pub struct Settings {
     /// In place of real GPUs.
     pub fixture: Option<String>,
     /// Which XIDs count.
@@ -113,21 +133,74 @@ const FULL: Duration = Duration::from_secs(30);
 const REOPEN: Duration = Duration::from_secs(5);
 
 impl Driver {
-    /// Starts the thread.
+    /// Starts the thread. Whoever starts it waits for [`Self::failed`] too.
     ///
     /// # Errors
     /// When no thread can be had.
-    pub fn start(manner: Manner) -> Result<Arc<Self>, NodeError> {
+    pub fn start(settings: Settings) -> Result<Arc<Self>, NodeError> {
+        Self::start_with(settings.ours.clone(), LIMITS, |driver| driver.work(settings))
+    }
+
+    fn start_with(
+        ours: BTreeSet<Place>,
+        limits: Limits,
+        work: impl FnOnce(&Self) + Send + 'static,
+    ) -> Result<Arc<Self>, NodeError> {
         let first = Arc::new(State::Missing("it was not looked for yet".into()));
-        let driver =
-            Arc::new(Self { state: watch::Sender::new(first), shared: Mutex::default(), woken: Condvar::new() });
-        driver.shared.lock().ours.clone_from(&manner.ours);
+        let shared = Shared {
+            nvml: None,
+            draining: BTreeSet::new(),
+            ours,
+            asked: 0,
+            taken: 0,
+            stop: false,
+            alive: Instant::now(),
+        };
+        let driver = Arc::new(Self {
+            state: watch::Sender::new(first),
+            shared: Mutex::new(shared),
+            woken: Condvar::new(),
+            ended: watch::Sender::new(false),
+            limits,
+        });
         let own = Arc::clone(&driver);
-        std::thread::Builder::new()
-            .name("driver".into())
-            .spawn(move || own.work(manner))
-            .map_err(NodeError::io("the driver's thread"))?;
-        Ok(driver)
+        // The thread reports its own end, so its handle is not needed.
+        let started = std::thread::Builder::new().name("driver".into()).spawn(move || {
+            if catch_unwind(AssertUnwindSafe(|| work(&own))).is_err() {
+                own.shared.lock().nvml = None;
+                own.missing("the thread that talks to it panicked".into());
+            }
+            own.ended.send_replace(true);
+        });
+        started.map(|_| driver).map_err(NodeError::io("the driver's thread"))
+    }
+
+    /// Done when the thread has ended, with why: then nothing is known of the driver any more, and the agent has to end. Until then it
+    /// watches over the thread: a driver that does not answer counts as missing for so long.
+    pub async fn failed(&self) -> NodeError {
+        let mut ended = self.ended.subscribe();
+        loop {
+            // The sender is a part of this driver, so it is there.
+            match tokio::time::timeout(self.limits.stall / 4, ended.wait_for(|ended| *ended)).await {
+                Ok(_) => return NodeError::NoDriver("the thread that talks to it has ended".into()),
+                Err(_) => self.check_alive(),
+            }
+        }
+    }
+
+    fn check_alive(&self) {
+        let silent = self.shared.lock().alive.elapsed();
+        if silent >= self.limits.stall && self.state.borrow().machine().is_some() {
+            let why = format!("it has not answered for {} s", silent.as_secs());
+            tracing::error!(%why, "the driver hangs");
+            // Nobody's look was taken, so only the state changes.
+            self.state.send_replace(Arc::new(State::Missing(why)));
+        }
+    }
+
+    /// Says that the thread is alive.
+    fn beat(&self) {
+        self.shared.lock().alive = Instant::now();
     }
 
     /// The newest state, now and whenever it changes.
@@ -156,47 +229,65 @@ impl Driver {
     }
 
     /// Looks at everything now; done when everybody has been told.
-    pub async fn refresh(&self) {
+    ///
+    /// # Errors
+    /// [`NodeError::NoDriver`] when the thread has ended, or does not answer in time.
+    pub async fn refresh(&self) -> Result<(), NodeError> {
         let wanted = {
             let mut shared = self.shared.lock();
             shared.asked += 1;
             shared.asked
         };
         self.woken.notify_all();
-        let mut news = self.state.subscribe();
-        while self.shared.lock().taken < wanted {
-            // The thread sends after every look that was asked for; a second is for a driver that just went away.
-            if tokio::time::timeout(Duration::from_secs(1), news.changed()).await.is_ok_and(|r| r.is_err()) {
-                return;
+        let (mut news, mut ended) = (self.state.subscribe(), self.ended.subscribe());
+        let taken = async {
+            while self.shared.lock().taken < wanted {
+                // The thread sends after every look that was asked for; this driver holds the sender, so that it cannot be gone.
+                let _ = news.changed().await;
+            }
+        };
+        tokio::select! {
+            () = taken => Ok(()),
+            _ = ended.wait_for(|ended| *ended) => Err(NodeError::NoDriver("the thread that talks to it has ended".into())),
+            () = tokio::time::sleep(self.limits.refresh) => {
+                let seconds = self.limits.refresh.as_secs();
+                Err(NodeError::NoDriver(format!("it was not looked at within {seconds} s")))
             }
         }
     }
 
     /// Sets what nothing new may start on, and tells everybody.
-    pub async fn drain(&self, uuids: BTreeSet<String>) {
+    ///
+    /// # Errors
+    /// As [`Self::refresh`].
+    pub async fn drain(&self, uuids: BTreeSet<String>) -> Result<(), NodeError> {
         self.shared.lock().draining = uuids;
-        self.refresh().await;
+        self.refresh().await
     }
 
     /// Sets which MIG instances come and go with claims, and tells everybody.
-    pub async fn own(&self, places: BTreeSet<Place>) {
+    ///
+    /// # Errors
+    /// As [`Self::refresh`].
+    pub async fn own(&self, places: BTreeSet<Place>) -> Result<(), NodeError> {
         self.shared.lock().ours = places;
-        self.refresh().await;
+        self.refresh().await
     }
 
     fn stopped(&self) -> bool {
         self.shared.lock().stop
     }
 
-    fn work(&self, mut manner: Manner) {
+    fn work(&self, mut settings: Settings) {
         let mut faults = Faults::default();
         let mut known: Vec<Gpu> = Vec::new();
         while !self.stopped() {
-            match Nvml::find(manner.fixture.as_deref()) {
+            self.beat();
+            match Nvml::find(settings.fixture.as_deref()) {
                 Ok(nvml) => {
                     let nvml = Arc::new(nvml);
                     self.shared.lock().nvml = Some(Arc::clone(&nvml));
-                    let why = self.follow(&nvml, &mut manner, &mut faults, &mut known);
+                    let why = self.follow(&nvml, &mut settings, &mut faults, &mut known);
                     self.shared.lock().nvml = None;
                     if self.stopped() {
                         return;
@@ -224,11 +315,12 @@ impl Driver {
     }
 
     /// Follows an open driver until it goes away; why it did.
-    fn follow(&self, nvml: &Nvml, manner: &mut Manner, faults: &mut Faults, known: &mut Vec<Gpu>) -> String {
+    fn follow(&self, nvml: &Nvml, settings: &mut Settings, faults: &mut Faults, known: &mut Vec<Gpu>) -> String {
         let mut events = watch_all(nvml);
         let mut last_full: Option<Instant> = None;
         let mut last_look = Instant::now();
         while !self.stopped() {
+            self.beat();
             let (asked, draining, ours) = {
                 let shared = self.shared.lock();
                 let asked = (shared.asked > shared.taken).then_some(shared.asked);
@@ -236,15 +328,15 @@ impl Driver {
             };
             let full = last_full.is_none_or(|at| at.elapsed() >= FULL) || asked.is_some();
             let mut changed = false;
-            if full || last_look.elapsed() >= manner.look {
+            if full || last_look.elapsed() >= settings.look {
                 if let Err(e) = nvml.count() {
                     return e.to_string();
                 }
                 last_look = Instant::now();
-                changed = self.look(nvml, &manner.policy, faults, known);
+                changed = self.look(nvml, &settings.policy, faults, known);
             }
             if full || changed {
-                let machine = match machine(nvml, manner, faults, known, draining, &ours) {
+                let machine = match machine(nvml, settings, faults, known, draining, &ours) {
                     Ok(machine) => machine,
                     Err(e) => return e.to_string(),
                 };
@@ -272,10 +364,10 @@ impl Driver {
                         .collect();
                     tracing::warn!(gpu = gpu.uuid, xid = event.data, "the driver reports an error");
                     if slices.is_empty() {
-                        faults.xid(&manner.policy, &event, &gpu.uuid, None, energy);
+                        faults.xid(&settings.policy, &event, &gpu.uuid, None, energy);
                     }
                     for slice in slices {
-                        faults.xid(&manner.policy, &event, &gpu.uuid, Some(slice), energy);
+                        faults.xid(&settings.policy, &event, &gpu.uuid, Some(slice), energy);
                     }
                     last_full = None;
                 }
@@ -326,7 +418,7 @@ fn reading(nvml: &Nvml, index: u32) -> Reading {
 
 fn machine(
     nvml: &Nvml,
-    manner: &mut Manner,
+    settings: &mut Settings,
     faults: &mut Faults,
     known: &[Gpu],
     draining: BTreeSet<String>,
@@ -340,14 +432,14 @@ fn machine(
         if let Some(old) = known.iter().find(|k| k.index == gpu.index && !k.uuid.is_empty()).filter(|_| lost) {
             let findings = std::mem::take(&mut gpu.findings);
             *gpu = Gpu { findings, processes: Vec::new(), ..old.clone() };
-            faults.look(&manner.policy, &gpu.uuid, &[], &Reading { lost: true, ..Reading::default() });
+            faults.look(&settings.policy, &gpu.uuid, &[], &Reading { lost: true, ..Reading::default() });
         }
     }
     let topology = Topology::collect(nvml, &inventory, std::path::Path::new("/sys"))?;
     faults.keep(|uuid| {
         inventory.gpus.iter().any(|g| g.uuid == uuid || g.mig.iter().flat_map(|m| &m.devices).any(|d| d.uuid == uuid))
     });
-    let cdi = manner.cdi.write(&inventory).err().map(|e| e.to_string());
+    let cdi = settings.cdi.write(&inventory).err().map(|e| e.to_string());
     let layouts = if inventory.gpus.iter().any(|g| g.mig.as_ref().is_some_and(|m| m.enabled)) {
         mig::layout(nvml)?
     } else {
@@ -366,6 +458,8 @@ fn machine(
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::mpsc;
+
     use super::*;
     use slipway_gpu::inventory::{Mig, MigDevice};
     use slipway_gpu::nvml::MigAttributes;
@@ -394,6 +488,55 @@ pub(crate) mod tests {
             mig,
             ..Gpu::default()
         }
+    }
+
+    /// A driver whose thread says that all is well, and panics when it is told to.
+    pub(crate) fn that_panics() -> (Arc<Driver>, mpsc::Sender<()>) {
+        let (tell, told) = mpsc::channel::<()>();
+        let driver = Driver::start_with(BTreeSet::new(), LIMITS, move |driver| {
+            driver.tell(State::There(Box::new(machine(vec![gpu(0, None)]))), 0);
+            let _ = told.recv(); // a test that is over panics it as well
+            panic!("this panic is part of the test");
+        });
+        (driver.unwrap(), tell)
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_panics_is_reported_and_leaves_no_healthy_state() {
+        let (driver, tell) = that_panics();
+        let mut states = driver.subscribe();
+        states.wait_for(|s| s.machine().is_some()).await.unwrap();
+        let asks = tokio::spawn({
+            let driver = Arc::clone(&driver);
+            async move { driver.drain(BTreeSet::new()).await }
+        });
+        tell.send(()).unwrap();
+        assert!(driver.failed().await.to_string().contains("ended"));
+        assert!(matches!(&**states.borrow(), State::Missing(why) if why.contains("panicked")));
+        // The look that was asked for may have been answered by the last word of the thread; the next one is not.
+        let _ = asks.await.unwrap();
+        assert!(driver.refresh().await.unwrap_err().to_string().contains("ended"));
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_hangs_counts_as_missing_and_nobody_waits_for_it_for_ever() {
+        let (release, released) = mpsc::channel::<()>();
+        let limits = Limits { refresh: Duration::from_millis(50), stall: Duration::from_millis(100) };
+        let hangs = move |driver: &Driver| {
+            driver.tell(State::There(Box::new(machine(vec![gpu(0, None)]))), 0);
+            let _ = released.recv(); // as a call of NVML that does not return
+        };
+        let driver = Driver::start_with(BTreeSet::new(), limits, hangs).unwrap();
+        let mut states = driver.subscribe();
+        states.wait_for(|s| s.machine().is_some()).await.unwrap();
+        assert!(driver.refresh().await.unwrap_err().to_string().contains("not looked at"));
+        let missing = states.wait_for(|s| s.machine().is_none());
+        tokio::select! {
+            error = driver.failed() => panic!("it hangs, and has not ended: {error}"),
+            state = missing => assert!(matches!(&**state.unwrap(), State::Missing(why) if why.contains("not answered"))),
+        }
+        drop(release);
+        driver.failed().await;
     }
 
     /// A machine with these GPUs, all well.

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
 use slipway_gpu::usage::Use;
 use slipway_store::Database;
 use tokio::sync::{Notify, watch};
@@ -14,27 +13,8 @@ use tonic::transport::Channel;
 
 use crate::driver::State;
 use crate::kubelet::{self, pod_resources as api};
+use crate::model::{Held, Holder};
 use crate::{NodeError, dra, repo, resources};
-
-/// A container that holds a device, or a replica of one.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Holder {
-    /// The pod's namespace.
-    pub namespace: String,
-    /// The pod.
-    pub pod: String,
-    /// The container.
-    pub container: String,
-    /// `nvidia.com/gpu`, or the claim as `claim:NAME`.
-    pub resource: String,
-    /// `GPU-...` or `MIG-...`.
-    pub device: String,
-    /// Which replica of a shared device.
-    pub replica: Option<u32>,
-}
-
-/// Who holds what, with how much it was used.
-pub type Held = BTreeMap<Holder, Use>;
 
 /// Asks the kubelet again and again, and keeps the log.
 #[allow(missing_debug_implementations)] // a database has nothing to show

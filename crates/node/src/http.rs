@@ -1,4 +1,4 @@
-//! What the agent tells over HTTP: metrics, health, state, leases.
+//! What the agent tells over HTTP: metrics and health to everybody, state and leases to those that [`access`] lets through.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,12 +13,13 @@ use serde_json::json;
 use slipway_store::Database;
 use tokio::sync::watch;
 
+use crate::access::Gate;
 use crate::config::Config;
 use crate::driver::State;
-use crate::holders::Held;
 use crate::kubelet::identity;
 use crate::metrics::{self, Readings};
-use crate::{NodeError, labels, repo, resources};
+use crate::model::Held;
+use crate::{NodeError, access, labels, repo, resources};
 
 #[derive(Clone)]
 pub(crate) struct Page {
@@ -32,14 +33,18 @@ pub(crate) struct Page {
     pub(crate) kubelet: PathBuf,
 }
 
-pub(crate) fn router(page: Page) -> Router {
-    Router::new()
+/// All routes: each is in the list of the open ones or of the protected ones.
+pub(crate) fn router(page: Page, gate: Gate) -> Router {
+    let open = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
+        .route("/readyz", get(ready));
+    // They name namespaces, pods and containers, of the last 90 days.
+    let protected = Router::new()
         .route("/api/v1/node", get(node))
         .route("/api/v1/node/leases", get(leases))
-        .with_state(Arc::new(page))
+        .route_layer(axum::middleware::from_fn_with_state(Arc::new(gate), access::check));
+    open.merge(protected).with_state(Arc::new(page))
 }
 
 async fn metrics(Extract(page): Extract<Arc<Page>>) -> Response {
@@ -108,6 +113,100 @@ async fn leases(Extract(page): Extract<Arc<Page>>, Query(asked): Query<Limit>) -
         Err(error) => {
             let error = NodeError::Store(error);
             (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({"error": error.to_string()}))).into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::SocketAddr;
+
+    use axum::body::Body;
+    use axum::http::Request;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::cluster::Fake;
+
+    const READER: &str = "system:serviceaccount:slipway-system:slipway-node-reader";
+
+    fn page() -> (Page, PathBuf) {
+        let place = std::env::temp_dir().join(format!("slipway-node-{}", slipway_core::ids::hex32()));
+        std::fs::create_dir_all(&place).unwrap();
+        let page = Page {
+            node: "n1".into(),
+            states: watch::channel(Arc::new(State::Missing("a test".into()))).1,
+            configs: watch::channel(Arc::default()).1,
+            readings: watch::channel(Arc::default()).1,
+            held: watch::channel(Held::default()).1,
+            database: Arc::new(Database::open(&place.join("node.db"), &[repo::MIGRATION]).unwrap()),
+            kubelet: place.join("kubelet.sock"),
+        };
+        (page, place)
+    }
+
+    async fn status(router: &Router, path: &str, token: Option<&str>) -> u16 {
+        let mut request = Request::get(path);
+        if let Some(token) = token {
+            request = request.header(slipway_core::node_access::HEADER, token);
+        }
+        let answer = router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        answer.status().as_u16()
+    }
+
+    #[tokio::test]
+    async fn what_names_pods_is_for_holders_of_a_token() {
+        let (page, place) = page();
+        let user = |token: &str, user: &str| (token.to_owned(), user.to_owned());
+        let users = [
+            user("reader", READER),
+            user("elsewhere", "system:serviceaccount:team-a:slipway-node-reader"),
+            user("person", "mia"),
+        ];
+        let cluster = Arc::new(Fake { users: BTreeMap::from(users), ..Fake::default() });
+        let address: SocketAddr = "0.0.0.0:9400".parse().unwrap();
+        let gate = Gate::new(Some(Arc::clone(&cluster)), Some("slipway-system"), address);
+        let router = router(page, gate);
+        let table = [
+            // Path, then: nobody, reader, a reader of another installation, a person, a wrong token, no API server.
+            ("/healthz", [200, 200, 200, 200, 200, 200]),
+            ("/metrics", [200, 200, 200, 200, 200, 200]),
+            // The driver is missing.
+            ("/readyz", [503, 503, 503, 503, 503, 503]),
+            ("/api/v1/node", [401, 200, 403, 403, 401, 503]),
+            ("/api/v1/node/leases", [401, 200, 403, 403, 401, 503]),
+            ("/api/v1/node/leases?limit=5", [401, 200, 403, 403, 401, 503]),
+            ("/api/v1/node/", [404, 404, 404, 404, 404, 404]),
+            ("/api/v1//node", [404, 404, 404, 404, 404, 404]),
+        ];
+        for (path, expected) in table {
+            let tokens = [None, Some("reader"), Some("elsewhere"), Some("person"), Some("wrong"), Some("unreachable")];
+            for (token, expected) in tokens.into_iter().zip(expected) {
+                assert_eq!(status(&router, path, token).await, expected, "{path} with {token:?}");
+            }
+        }
+        let reviews = cluster.asked.lock().iter().filter(|t| *t == "reader").count();
+        assert_eq!(reviews, 1, "a good token is reviewed once a minute");
+        let long = "a".repeat(20_000);
+        assert_eq!(status(&router, "/api/v1/node", Some(&long)).await, 401);
+        assert!(!cluster.asked.lock().contains(&long), "what can be no token is not reviewed");
+        std::fs::remove_dir_all(place).unwrap();
+    }
+
+    #[tokio::test]
+    async fn without_tokens_only_this_machine_is_told() {
+        for (cluster, namespace, address, expected) in [
+            (None, None, "127.0.0.1:9400", 200),
+            (None, None, "[::1]:9400", 200),
+            (None, Some("slipway-system"), "0.0.0.0:9400", 403),
+            (Some(Arc::new(Fake::default())), None, "127.0.0.1:9400", 403),
+        ] {
+            let (page, place) = page();
+            let router = router(page, Gate::new(cluster, namespace, address.parse().unwrap()));
+            assert_eq!(status(&router, "/api/v1/node/leases", None).await, expected, "{address} {namespace:?}");
+            assert_eq!(status(&router, "/healthz", None).await, 200);
+            std::fs::remove_dir_all(place).unwrap();
         }
     }
 }

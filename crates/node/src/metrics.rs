@@ -14,7 +14,7 @@ use slipway_gpu::usage::{Meter, Use};
 use tokio::sync::watch;
 
 use crate::driver::{Driver, Machine, State};
-use crate::holders::{Held, Holder};
+use crate::model::{Held, Holder};
 
 /// The newest readings.
 #[derive(Debug, Default)]
@@ -25,6 +25,8 @@ pub struct Readings {
     pub video: BTreeMap<u32, (Option<u32>, Option<u32>)>,
 }
 
+/// Readings that are older than this are told no more: they would look as if all were well.
+const STALE: Duration = Duration::from_secs(30);
 /// Between two readings.
 pub const EVERY: Duration = Duration::from_secs(5);
 
@@ -33,19 +35,20 @@ pub async fn sample(driver: Arc<Driver>, readings: watch::Sender<Arc<Readings>>,
     let mut meter = Meter::default();
     let mut last = Instant::now();
     loop {
-        let now = driver
-            .with(|nvml| {
-                let inventory = Inventory::collect(nvml)?;
-                let mut video = BTreeMap::new();
-                for gpu in &inventory.gpus {
-                    if let Ok(device) = nvml.device(gpu.index) {
-                        video.insert(gpu.index, (device.encoder_utilization().ok(), device.decoder_utilization().ok()));
-                    }
+        let reading = driver.with(|nvml| {
+            let inventory = Inventory::collect(nvml)?;
+            let mut video = BTreeMap::new();
+            for gpu in &inventory.gpus {
+                if let Ok(device) = nvml.device(gpu.index) {
+                    video.insert(gpu.index, (device.encoder_utilization().ok(), device.decoder_utilization().ok()));
                 }
-                Ok(Readings { inventory: Some(inventory), video })
-            })
-            .await
-            .unwrap_or_default();
+            }
+            Ok(Readings { inventory: Some(inventory), video })
+        });
+        let stale = || {
+            readings.send_replace(Arc::default());
+        };
+        let now = watched(reading, STALE, stale).await.unwrap_or_default();
         let seconds = last.elapsed().as_secs_f64();
         last = Instant::now();
         if let Some(inventory) = &now.inventory {
@@ -59,6 +62,19 @@ pub async fn sample(driver: Arc<Driver>, readings: watch::Sender<Arc<Readings>>,
         let pause = if now.inventory.is_some() { EVERY } else { Duration::from_millis(500) };
         readings.send_replace(Arc::new(now));
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// Waits for a reading however long it takes: another one would hang as well. Calls `stale` when it takes longer than `limit`.
+async fn watched<T>(reading: impl Future<Output = T>, limit: Duration, stale: impl FnOnce()) -> T {
+    let mut reading = std::pin::pin!(reading);
+    match tokio::time::timeout(limit, &mut reading).await {
+        Ok(read) => read,
+        Err(_) => {
+            tracing::warn!("the driver does not answer; no readings of GPUs are told until it does");
+            stale();
+            reading.await
+        }
     }
 }
 
@@ -260,5 +276,28 @@ fn family(out: &mut String, name: &str, kind: &str, help: &str, samples: impl In
     for (labels, value) in samples {
         let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
         let _ = writeln!(out, "{name}{labels} {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn readings_of_a_driver_that_hangs_are_taken_back() {
+        let taken_back = Cell::new(false);
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let mut answer = Some(answer);
+        let stale = || {
+            taken_back.set(true);
+            answer.take().unwrap().send(7).unwrap();
+        };
+        // It answers only after the old readings were taken back.
+        assert_eq!(watched(answered, Duration::from_millis(10), stale).await, Ok(7));
+        assert!(taken_back.get());
+        let at_once = watched(std::future::ready(8), Duration::from_secs(60), || unreachable!("it is fresh")).await;
+        assert_eq!(at_once, 8);
     }
 }

@@ -71,7 +71,9 @@ impl<C: Cluster> Manager<C> {
     async fn fulfil(&self, wish: &str) -> Result<(), NodeError> {
         let outcome = self.change(wish).await;
         // Whatever happened, devices are offered again as they are now.
-        self.driver.drain(BTreeSet::new()).await;
+        if let Err(error) = self.driver.drain(BTreeSet::new()).await {
+            tracing::warn!(%error, "devices are offered again only when the driver answers");
+        }
         let (state, reason, message) = match &outcome {
             Ok(message) => ("success", "MIGConfigured", message.clone()),
             Err(NodeError::NoDriver(_) | NodeError::Kubelet { .. }) => return outcome.map(drop),
@@ -136,7 +138,7 @@ impl<C: Cluster> Manager<C> {
         }
         self.tell("pending").await;
         let going = going(&inventory, &plan);
-        self.driver.drain(going.clone()).await;
+        self.driver.drain(going.clone()).await?;
         self.evict(&going).await?;
         // Pods went, and with them what was made for their claims; the plan is made again for what is there now.
         let (layouts, plan, inventory) = self.plan(wish).await?;

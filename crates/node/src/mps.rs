@@ -93,8 +93,7 @@ impl Daemons {
                 kept.push(daemon);
             } else {
                 tracing::info!(resource = daemon.resource, "the MPS control daemon ends");
-                // It may be dead already.
-                drop(daemon.child.kill().await);
+                let _ = daemon.child.kill().await; // it may be dead already
             }
         }
         self.running = kept;

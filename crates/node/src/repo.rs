@@ -5,7 +5,7 @@ use slipway_gpu::usage::Use;
 use slipway_store::sql::{Connection, params};
 use slipway_store::{Migration, StoreError};
 
-use crate::holders::Holder;
+use crate::model::Holder;
 
 /// The tables.
 pub(crate) const MIGRATION: Migration = Migration {

@@ -51,6 +51,8 @@ impl Resource<'_> {
 pub struct Api {
     client: Client,
     requests: Arc<AtomicU64>,
+    /// Tokens for node agents, kept for the next questions.
+    pub(crate) reader_tokens: crate::nodes::ReaderTokens,
 }
 
 /// What is seen of many objects.
@@ -95,7 +97,11 @@ impl Api {
         };
         config.connect_timeout = Some(Duration::from_secs(5));
         let client = Client::try_from(config).map_err(KubeError::from)?;
-        Ok(Self { client, requests: Arc::default() })
+        Ok(Self::of_client(client))
+    }
+
+    pub(crate) fn of_client(client: Client) -> Self {
+        Self { client, requests: Arc::default(), reader_tokens: crate::nodes::ReaderTokens::default() }
     }
 
     fn of(&self, resource: &Resource<'_>, namespace: Option<&str>) -> kube::Api<DynamicObject> {
@@ -164,7 +170,15 @@ impl Api {
     /// # Errors
     /// The API server's; [`KubeError::Invalid`] when the answer is no JSON.
     pub async fn read(&self, path: &str) -> Result<Value, KubeError> {
-        let request = http::Request::get(path).body(Vec::new()).map_err(|e| KubeError::Invalid(e.to_string()))?;
+        self.request(http::Request::get(path), Vec::new()).await
+    }
+
+    /// What the API server, or what it proxies, answers to a request of any kind, as JSON.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(crate) async fn request(&self, request: http::request::Builder, body: Vec<u8>) -> Result<Value, KubeError> {
+        let request = request.body(body).map_err(|e| KubeError::Invalid(e.to_string()))?;
         self.answered(self.client.request(request)).await
     }
 

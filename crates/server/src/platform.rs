@@ -71,19 +71,6 @@ pub struct Stores {
     pub objects: Option<String>,
 }
 
-impl Stores {
-    /// Names of the environment variables that give access to them.
-    pub(crate) fn variables(&self) -> Vec<String> {
-        let mut names = vec![slipway_core::env::DATABASE.to_owned()];
-        if self.objects.is_some() {
-            names.extend(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(|name| {
-                slipway_store::objects::VENDORS.iter().any(|vendor| name.to_ascii_uppercase().starts_with(vendor))
-            }));
-        }
-        names
-    }
-}
-
 impl Platform {
     /// Opens the state folder, and the stores beside it; makes what is not there yet.
     ///

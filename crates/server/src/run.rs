@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use slipway_access::{Guard, HostNames, Routes};
 use slipway_core::clock::now_ms;
 use slipway_core::home::Home;
-use slipway_exec::LocalProcesses;
 use slipway_exec::local::{NAMESPACE, Room, Settings};
+use slipway_exec::LocalProcesses;
 use slipway_serve::runtime::Preference;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -146,10 +146,7 @@ impl Server {
             let mint: Mint = Arc::new(move |request| run_tokens.mint(request));
             platform.carried_out_by(match &options.cluster {
                 Some(cluster) => cluster.executor(tracker, mint),
-                None => {
-                    let withheld = options.stores.variables();
-                    Arc::new(local_runs(&platform, &options.home, &addresses, tracker, mint, withheld)?)
-                }
+                None => Arc::new(local_runs(&platform, &options.home, &addresses, tracker, mint)?),
             });
         }
         let [control_routes, inference_routes, grpc_routes] = routes(&platform, &addresses, options.gateway_only);
@@ -233,25 +230,12 @@ fn local_runs(
     addresses: &Addresses,
     tracker: Arc<InTracking>,
     mint: Mint,
-    withheld: Vec<String>,
 ) -> Result<LocalProcesses, ServerError> {
     let mut control = addresses.control;
     if control.ip().is_unspecified() {
         control.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
     }
-    let mut variables = vec![("MLFLOW_TRACKING_URI".to_owned(), format!("http://{control}"))];
-    // TODO-MERGE
-    variables.push((
-        "MLFLOW_TRACKING_TOKEN".to_owned(),
-        mint(&slipway_exec::TokenRequest {
-            namespace: NAMESPACE.into(),
-            run_id: String::new(),
-            run: String::new(),
-            experiment: None,
-            attempt: 1,
-            expires_at: i64::MAX,
-        }),
-    ));
+    let variables = vec![("MLFLOW_TRACKING_URI".to_owned(), format!("http://{control}"))];
     let program =
         std::env::current_exe().map_err(|source| ServerError::Home { path: home.root().to_owned(), source })?;
     Ok(LocalProcesses::open(Settings {
@@ -259,7 +243,8 @@ fn local_runs(
         secrets: home.root().join("secrets"),
         program,
         variables,
-        withheld,
+        environment: Vec::new(),
+        mint,
         room: Room::of_this_machine(),
         accelerators: Arc::new(accelerators::OfThisMachine::new(Arc::clone(&platform.gpus))),
         tracker,

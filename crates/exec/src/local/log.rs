@@ -1,16 +1,34 @@
-//! What a try printed, and prints.
+//! The log of an attempt: what its program wrote to standard output and standard error.
 
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures_util::Stream;
 
-use super::{LOOK, LocalProcesses, NAMESPACE, supervisor};
+use super::{LocalProcesses, POLL_INTERVAL, blocking, supervisor};
 use crate::lifecycle::Seen;
 use crate::{ExecError, LogQuery};
 
 /// Bytes read of a log at once.
 const CHUNK: usize = 64 * 1024;
+
+/// Where reading goes on.
+enum Position {
+    /// At the beginning, or where the last lines begin.
+    Start,
+    /// At this byte.
+    At(u64),
+    /// Nowhere: reading failed.
+    End,
+}
+
+/// What one reading found.
+struct Found {
+    /// The attempt had ended before the log was read, so nothing will be added.
+    over: bool,
+    from: u64,
+    bytes: Bytes,
+}
 
 /// A log from where it is asked for, and on as it grows.
 pub(super) fn tail(
@@ -19,36 +37,50 @@ pub(super) fn tail(
     attempt: PathBuf,
     query: LogQuery,
 ) -> impl Stream<Item = Result<Bytes, ExecError>> {
-    let path = attempt.join("log");
-    futures_util::stream::unfold(None::<u64>, move |at| {
-        let (this, name, attempt, path) = (this.clone(), name.clone(), attempt.clone(), path.clone());
+    futures_util::stream::unfold(Position::Start, move |position| {
+        let (this, name, attempt) = (this.clone(), name.clone(), attempt.clone());
         async move {
-            let mut at = at;
+            let mut at = match position {
+                Position::Start => None,
+                Position::At(at) => Some(at),
+                Position::End => return None,
+            };
             loop {
-                // Looked at before reading, so that what was written before the end is read after it.
-                let over = path.exists() && matches!(supervisor::look(&attempt), Seen::Over { .. });
-                let gone = this.find(NAMESPACE, &name).map_or(true, |run| run.status.phase.is_final());
-                if path.exists() {
-                    let read = read_log(&path, at, query.tail);
-                    match read {
-                        Ok((from, bytes)) if !bytes.is_empty() => {
-                            let next = from + bytes.len() as u64;
-                            return Some((Ok(bytes), Some(next)));
-                        }
-                        Ok((from, _)) => at = Some(from),
-                        Err(error) => {
-                            let failed = ExecError::Io { what: "reading the log".into(), source: error };
-                            return if over || gone { None } else { Some((Err(failed), Some(u64::MAX))) };
-                        }
+                // Asked before reading, so that what was written before the end is read after it.
+                let finished = this.inner.runs.get(&name).is_none_or(|run| run.status.phase.is_final());
+                let attempt = attempt.clone();
+                let found = match blocking(move || read(&attempt, at, query.tail)).await {
+                    Ok(found) => found,
+                    Err(error) => return Some((Err(error), Position::End)),
+                };
+                if let Some(found) = &found {
+                    if !found.bytes.is_empty() {
+                        let next = found.from + found.bytes.len() as u64;
+                        return Some((Ok(found.bytes.clone()), Position::At(next)));
                     }
+                    at = Some(found.from);
                 }
-                if over || gone || !query.follow {
+                if finished || found.is_some_and(|f| f.over) || !query.follow {
                     return None;
                 }
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
     })
+}
+
+/// Reads a chunk; `None` while there is no log, or no longer one.
+fn read(attempt: &Path, at: Option<u64>, lines: Option<u64>) -> Result<Option<Found>, ExecError> {
+    let path = attempt.join("log");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let over = matches!(supervisor::observe(attempt), Seen::Over { .. });
+    match read_log(&path, at, lines) {
+        Ok((from, bytes)) => Ok(Some(Found { over, from, bytes })),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(ExecError::io("reading the log")(error)),
+    }
 }
 
 /// Up to a chunk of a log from `at`, or from where its last lines begin; and where that is.

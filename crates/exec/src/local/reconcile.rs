@@ -1,130 +1,140 @@
-//! Looks at every run again and again, and takes each one step further: starts what has room, reads GPUs, notes what ended.
+//! The reconciler: looks at every run that is not finished and takes each one step further. It starts what there is room for, reads GPUs,
+//! and writes down what ended. It keeps no state of its own, so a step that failed is simply tried again.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use slipway_core::clock::now_ms;
 use slipway_core::files;
 
 use super::room::{Demand, Room};
-use super::supervisor::{self, Task};
-use super::{Device, Entry, Inner, LOOK, keep};
+use super::supervisor::{self, Environment, Task};
+use super::{Device, Inner, POLL_INTERVAL, blocking, environment};
 use crate::lifecycle::{self, Action, Seen};
-use crate::{ExecError, GpuUse, Submitted, Tracked};
+use crate::{ExecError, GpuUse, Submitted, TokenRequest, Tracked};
 
 /// Between two readings of GPUs.
-const SAMPLE: Duration = Duration::from_secs(2);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(2);
+/// Between two passes while nothing runs and nothing waits.
+const IDLE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Looks at everything that has not ended, again and again, until the executor is gone.
-pub(super) async fn follow(inner: Weak<Inner>) {
+/// Reconciles all runs until the task is aborted. A panic in a pass is logged, and the next pass comes: without this task no run would
+/// start or end any more.
+pub(super) async fn run(this: Arc<Inner>) {
     loop {
-        let Some(this) = inner.upgrade() else { return };
-        let active = look(&this).await;
-        if active && this.sampled.lock().elapsed() >= SAMPLE {
-            sample(&this).await;
-        }
-        let changed = async {
-            // Who holds the executor only through this future must not keep it alive for ever.
-            tokio::select! {
-                () = this.changed.notified() => {}
-                () = tokio::time::sleep(if active { LOOK } else { Duration::from_secs(5) }) => {}
+        let pass = async {
+            let active = reconcile_all(&this).await?;
+            if active && this.sampled.lock().elapsed() >= SAMPLE_INTERVAL {
+                sample(&this).await?;
             }
+            Ok(active)
         };
-        changed.await;
+        let active = panic_as_error(pass).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "the runs could not be reconciled; trying again");
+            true
+        });
+        tokio::select! {
+            () = this.changed.notified() => {}
+            () = tokio::time::sleep(if active { POLL_INTERVAL } else { IDLE_INTERVAL }) => {}
+        }
     }
 }
 
-/// One look; says whether anything may change by itself.
-async fn look(this: &Arc<Inner>) -> bool {
-    let mut waiting: Vec<(i64, String)> = {
-        let runs = this.runs.lock();
-        runs.iter()
-            .filter(|(_, e)| !e.run.status.phase.is_final() || e.removed || !e.run.status.attributed || lasts(e))
-            .map(|(name, e)| (e.arrived, name.clone()))
-            .collect()
-    };
-    waiting.sort();
-    if waiting.is_empty() {
-        return false;
+async fn panic_as_error<T>(work: impl Future<Output = Result<T, ExecError>>) -> Result<T, ExecError> {
+    let panicked = |_| ExecError::Io { what: "reconciling".into(), source: std::io::Error::other("the code panicked") };
+    AssertUnwindSafe(work).catch_unwind().await.map_err(panicked)?
+}
+
+/// One pass; says whether anything may change by itself.
+async fn reconcile_all(this: &Arc<Inner>) -> Result<bool, ExecError> {
+    let names = this.runs.unfinished();
+    if names.is_empty() {
+        return Ok(false);
     }
-    let mut room = this.room();
     // First what runs takes its room, then those that wait are asked in their order.
+    let own = Arc::clone(this);
+    let (mut room, mut seen) = blocking(move || Ok(observe_active(&own))).await?;
+    for name in &names {
+        // An error, or a panic, of one run is not the others' end.
+        if let Err(error) = panic_as_error(step(this, name, seen.remove(name), &mut room)).await {
+            let why = error.to_string();
+            let is_new = this.runs.with(name, |e| std::mem::replace(&mut e.waits_for, why.clone()) != why);
+            if is_new == Some(true) {
+                tracing::warn!(run = name, %error, "the run's next step failed; trying again");
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// The room that is left by what runs, and what is seen of each active attempt. Blocks.
+fn observe_active(this: &Inner) -> (Room, HashMap<String, Seen>) {
+    let mut room = this.room();
     let mut seen = HashMap::new();
-    for (_, name) in &waiting {
-        let Some(number) = this.runs.lock().get(name).filter(|e| e.goes_on()).map(|e| e.started) else { continue };
-        let folder = this.folder(name).join(number.to_string());
-        let found = supervisor::look(&folder);
+    for (name, number) in this.runs.active() {
+        let folder = this.runs.folder(&name).join(number.to_string());
+        let found = supervisor::observe(&folder);
         if !matches!(found, Seen::Over { .. })
             && let Some(task) = task(&folder)
         {
             room.hold(task.demand.0, task.demand.1, &task.gpus);
         }
-        seen.insert(name.clone(), found);
+        seen.insert(name, found);
     }
-    for (_, name) in &waiting {
-        if let Err(error) = step(this, name, seen.remove(name), &mut room).await {
-            let why = error.to_string();
-            if let Some(entry) = this.runs.lock().get_mut(name).filter(|e| e.waits != why) {
-                tracing::warn!(run = name, %error, "the run is looked at again and again");
-                entry.waits = why;
-            }
-        }
-    }
-    true
-}
-
-/// Whether a finished run has a time after which it is forgotten.
-fn lasts(entry: &Entry) -> bool {
-    entry.run.manifest.spec.ttl_seconds_after_finished.is_some()
+    (room, seen)
 }
 
 fn task(attempt: &Path) -> Option<Task> {
     serde_json::from_slice(&std::fs::read(attempt.join("task.json")).ok()?).ok()
 }
 
-/// Takes one run one step further, by what is seen of a try that goes on.
+/// Takes one run one step further, by what is seen of its active attempt.
 async fn step(this: &Arc<Inner>, name: &str, seen: Option<Seen>, room: &mut Room) -> Result<(), ExecError> {
-    let known = this.runs.lock().get(name).map(|e| (e.run.clone(), e.started, e.tracked, e.removed));
+    let known = this.runs.with(name, |e| (e.run.clone(), e.started, e.tracked, e.removed));
     let Some((run, started, tracked, removed)) = known else { return Ok(()) };
-    let folder = this.folder(name);
     let (mut status, action) =
         lifecycle::next(&run.manifest.spec, &run.status, seen.as_ref().map(|s| (started, s)), now_ms());
     let over = matches!(seen, Some(Seen::Over { .. }));
-    if over && this.runs.lock().get(name).is_some_and(|e| !e.gpus.is_empty()) {
-        sample(this).await;
+    if over && this.runs.with(name, |e| !e.gpus.is_empty()) == Some(true) {
+        sample(this).await?;
     }
     if let Some(attempt) = status.attempts.iter_mut().find(|a| a.number == started) {
-        attempt.gpus = this.runs.lock().get(name).map(|e| e.gpus.clone()).unwrap_or_default();
+        attempt.gpus = this.runs.with(name, |e| e.gpus.clone()).unwrap_or_default();
     }
-    let mut waits = String::new();
+    let mut waits_for = String::new();
     match action {
         Action::Start(number, limit) => {
             let demand = Demand::of(&run.manifest.spec);
             let lacks = room.lacks(&demand);
-            let devices = room.take(&demand);
+            let gpus = room.take(&demand);
             if lacks.is_empty() {
                 if !tracked {
                     begin(this, &run).await?;
                 }
-                let leases = !devices.is_empty();
-                start(this, &run, number, limit, &demand, devices)?;
-                if let Some(entry) = this.runs.lock().get_mut(name) {
-                    entry.started = number;
-                    entry.tracked = true;
-                    entry.gpus.clear();
-                }
-                if leases {
-                    sample(this).await;
+                let has_gpus = !gpus.is_empty();
+                let (own, run) = (Arc::clone(this), run.clone());
+                blocking(move || start(&own, &run, number, limit, &demand, gpus)).await?;
+                if has_gpus {
+                    sample(this).await?;
                 }
                 this.changed.notify_one();
             } else {
-                waits = format!("waits for {}", lacks.join(" and "));
+                waits_for = format!("waits for {}", lacks.join(" and "));
             }
         }
-        Action::Stop => supervisor::stop(&folder.join(started.to_string())),
-        Action::Forget => return forget(this, name),
+        Action::Stop => {
+            let attempt = this.runs.folder(name).join(started.to_string());
+            blocking(move || {
+                supervisor::stop(&attempt);
+                Ok(())
+            })
+            .await?;
+        }
+        Action::Forget => return delete(this, name).await,
         Action::Nothing | Action::Wake(_) => {}
     }
     if status.phase.is_final() && !status.attributed {
@@ -135,41 +145,50 @@ async fn step(this: &Arc<Inner>, name: &str, seen: Option<Seen>, room: &mut Room
         status.attributed = true;
     }
     if status.phase.is_final() && removed {
-        return forget(this, name);
+        return delete(this, name).await;
     }
-    let mut runs = this.runs.lock();
-    if let Some(entry) = runs.get_mut(name) {
-        entry.waits = waits;
-        if entry.run.status != status {
-            entry.run.status = status;
-            keep(&folder, &entry.run)?;
-        }
+    let changed = this.runs.with(name, |e| {
+        e.waits_for = waits_for;
+        e.run.status != status
+    });
+    if changed == Some(true) {
+        let (own, name) = (Arc::clone(this), name.to_owned());
+        blocking(move || own.runs.update(&name, |run| run.status = status)).await?;
     }
     Ok(())
+}
+
+async fn delete(this: &Arc<Inner>, name: &str) -> Result<(), ExecError> {
+    let (own, name) = (Arc::clone(this), name.to_owned());
+    blocking(move || own.runs.delete(&name)).await
 }
 
 async fn begin(this: &Arc<Inner>, run: &Submitted) -> Result<(), ExecError> {
     this.settings.tracker.begin(Tracked::of(&run.manifest)).await.map_err(ExecError::Unreachable)
 }
 
+/// Starts an attempt that may run for `limit` milliseconds, with these GPUs. Blocks.
 fn start(
-    this: &Arc<Inner>,
+    this: &Inner,
     run: &Submitted,
     number: u32,
     limit: Option<i64>,
     demand: &Demand,
     gpus: Vec<Device>,
 ) -> Result<(), ExecError> {
-    let spec = &run.manifest.spec;
-    let mut variables = this.variables(&run.manifest)?;
+    let (name, spec) = (&run.manifest.metadata.name, &run.manifest.spec);
+    let mut environment: Environment = environment::inherited(std::env::vars_os(), &this.settings.environment);
+    let mut set = |(name, value): (String, String)| environment.push((name.into(), value.into()));
     if !this.settings.accelerators.devices().is_empty() {
         // As in a pod, a program sees the GPUs that it asked for and no others.
         let uuids: Vec<&str> = gpus.iter().map(|d| d.uuid.as_str()).collect();
         let shown = if uuids.is_empty() { "void".to_owned() } else { uuids.join(",") };
-        variables.insert(0, ("CUDA_VISIBLE_DEVICES".into(), uuids.join(",")));
-        variables.insert(0, ("NVIDIA_VISIBLE_DEVICES".into(), shown));
+        set(("NVIDIA_VISIBLE_DEVICES".into(), shown));
+        set(("CUDA_VISIBLE_DEVICES".into(), uuids.join(",")));
     }
-    let attempt = this.folder(&run.manifest.metadata.name).join(number.to_string());
+    this.token(&TokenRequest::new(&run.manifest, number, limit, now_ms())).into_iter().for_each(&mut set);
+    this.variables(&run.manifest)?.into_iter().for_each(&mut set);
+    let attempt = this.runs.folder(name).join(number.to_string());
     let (program, first) =
         spec.command.split_first().ok_or_else(|| ExecError::Manifest("spec.command is missing".into()))?;
     let task = Task {
@@ -182,49 +201,52 @@ fn start(
         demand: (demand.processors, demand.bytes),
     };
     let text = serde_json::to_vec(&task).map_err(|e| ExecError::Manifest(e.to_string()))?;
-    files::replace(&attempt.join("task.json"), &text).map_err(ExecError::io("keeping the try"))?;
-    supervisor::spawn(&this.settings.program, &attempt, &variables, &this.settings.withheld)
-}
-
-fn forget(this: &Arc<Inner>, name: &str) -> Result<(), ExecError> {
-    std::fs::remove_dir_all(this.folder(name)).map_err(ExecError::io("removing the run"))?;
-    this.runs.lock().remove(name);
+    files::replace(&attempt.join("task.json"), &text).map_err(ExecError::io("writing the attempt"))?;
+    supervisor::spawn(&this.settings.program, &attempt, environment)?;
+    this.runs.with(name, |e| {
+        e.started = number;
+        e.tracked = true;
+        e.gpus.clear();
+    });
     Ok(())
 }
 
-/// Adds to what the GPUs of running tries have done. It is called when a try begins and when it ends too, so that nobody is charged for
-/// what was before him.
-async fn sample(this: &Arc<Inner>) {
+/// Adds up what the GPUs of active attempts have done since the last call. It is called when an attempt begins and when it ends too, so
+/// that nobody is charged for what was before or after.
+async fn sample(this: &Arc<Inner>) -> Result<(), ExecError> {
+    let own = Arc::clone(this);
+    // NVML's calls may take milliseconds each.
+    blocking(move || {
+        add_readings(&own);
+        Ok(())
+    })
+    .await
+}
+
+fn add_readings(this: &Inner) {
     let seconds = std::mem::replace(&mut *this.sampled.lock(), Instant::now()).elapsed().as_secs_f64();
-    let running: Vec<(String, PathBuf)> = {
-        let runs = this.runs.lock();
-        let running = runs.iter().filter(|(_, e)| e.goes_on());
-        running.map(|(name, e)| (name.clone(), this.folder(name).join(e.started.to_string()))).collect()
+    let gpus_of = |(name, number): (String, u32)| {
+        let task = task(&this.runs.folder(&name).join(number.to_string()))?;
+        Some((name, task.gpus))
     };
-    let held: Vec<(String, Vec<Device>)> =
-        running.into_iter().filter_map(|(name, folder)| Some((name, task(&folder)?.gpus))).collect();
-    let asked: Vec<Device> = held.iter().flat_map(|(_, devices)| devices.clone()).collect();
-    if asked.is_empty() {
+    let held: Vec<(String, Vec<Device>)> = this.runs.active().into_iter().filter_map(gpus_of).collect();
+    let devices: Vec<Device> = held.iter().flat_map(|(_, devices)| devices.clone()).collect();
+    if devices.is_empty() {
         return;
     }
-    let accelerators = Arc::clone(&this.settings.accelerators);
-    // NVML's calls may take milliseconds each.
-    let read = tokio::task::spawn_blocking(move || accelerators.read(&asked, seconds)).await.unwrap_or_default();
-    let mut read = read.into_iter();
-    let mut runs = this.runs.lock();
+    let mut readings = this.settings.accelerators.read(&devices, seconds).into_iter();
     for (name, devices) in held {
         for device in devices {
-            let reading = read.next().flatten();
-            let (Some(entry), Some(reading)) = (runs.get_mut(&name), reading) else { continue };
-            match entry.gpus.iter_mut().find(|g| g.device == device.uuid) {
+            let Some(reading) = readings.next().flatten() else { continue };
+            this.runs.with(&name, |e| match e.gpus.iter_mut().find(|g| g.device == device.uuid) {
                 // The first reading is where it begins.
-                None => entry.gpus.push(GpuUse { device: device.uuid, resource: device.resource, ..GpuUse::default() }),
+                None => e.gpus.push(GpuUse { device: device.uuid, resource: device.resource, ..GpuUse::default() }),
                 Some(used) => {
                     used.joules += reading.joules;
                     used.busy_seconds += reading.busy_seconds;
                     used.idle_seconds += reading.idle_seconds;
                 }
-            }
+            });
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The parent of one try's program: a small process that outlives the server, so that a killed server finds its runs again, and how
-//! they ended. It is this binary under another name (`slipway supervise FOLDER`).
+//! The parent of one attempt's program: a small process that outlives the server, so that a server that was killed finds its runs again,
+//! and how they ended. It is the same binary, started as `slipway supervise FOLDER`.
 //!
 //! The server gives it a locked file as standard input. The lock belongs to whoever holds that file open, so it tells for certain
 //! whether a supervisor lives, however often process ids are used again.
@@ -26,13 +26,13 @@ pub(super) struct Task {
     pub(super) program: String,
     pub(super) args: Vec<String>,
     pub(super) folder: Option<PathBuf>,
-    /// Milliseconds after which it is ended.
+    /// Milliseconds after which it is ended; never if unset.
     pub(super) limit: Option<i64>,
-    /// Milliseconds between asking it to end and ending it.
+    /// Milliseconds between asking it to end and killing it.
     pub(super) grace: u64,
     /// Devices that it holds while it lives.
     pub(super) gpus: Vec<super::Device>,
-    /// For admission: processors and bytes.
+    /// What it takes of the machine: processors, and bytes of memory.
     pub(super) demand: (f64, f64),
 }
 
@@ -63,6 +63,9 @@ enum How {
     NotStarted(String),
 }
 
+/// Variables of a process.
+pub(super) type Environment = Vec<(std::ffi::OsString, std::ffi::OsString)>;
+
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
@@ -71,37 +74,32 @@ fn write<T: Serialize>(path: &Path, value: &T) -> std::io::Result<()> {
     files::replace(path, &serde_json::to_vec(value)?)
 }
 
-/// Starts a supervisor for a try whose folder has a `task.json`. The variables are handed on in memory only: they may be secrets.
-pub(super) fn spawn(
-    program: &Path,
-    attempt: &Path,
-    variables: &[(String, String)],
-    withheld: &[String],
-) -> Result<(), ExecError> {
-    let lock = std::fs::File::create(attempt.join("lock")).map_err(ExecError::io("locking the try"))?;
+/// Starts a supervisor for an attempt whose folder has a `task.json`. Its environment is `environment` and nothing of this process's own,
+/// since the program inherits it and could read it in `/proc` besides. It is handed on in memory only: it may hold secrets.
+pub(super) fn spawn(program: &Path, attempt: &Path, environment: Environment) -> Result<(), ExecError> {
+    let lock = std::fs::File::create(attempt.join("lock")).map_err(ExecError::io("locking the attempt"))?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|e| ExecError::Io { what: "locking the try".into(), source: e.into() })?;
+        .map_err(|e| ExecError::Io { what: "locking the attempt".into(), source: e.into() })?;
     let log = std::fs::File::create(attempt.join("log")).map_err(ExecError::io("creating the log"))?;
     let errors = log.try_clone().map_err(ExecError::io("creating the log"))?;
     let mut command = Command::new(program);
-    for name in withheld {
-        command.env_remove(name);
-    }
     command
         .arg("supervise")
         .arg(attempt)
-        .envs(variables.iter().map(|(k, v)| (k, v)))
+        .env_clear()
+        .envs(environment)
         .stdin(Stdio::from(lock))
         .stdout(log)
         .stderr(errors)
         // A Ctrl-C at the server's terminal is for the server.
         .process_group(0);
-    // The handle is dropped: the runtime reaps the process, and what becomes of it is read from its files.
-    command.spawn().map(drop).map_err(|source| ExecError::Spawn { program: program.display().to_string(), source })
+    let started = command.spawn();
+    // The handle is not needed: the runtime reaps the process, and what becomes of it is read from its files.
+    started.map(|_| ()).map_err(|source| ExecError::Spawn { program: program.display().to_string(), source })
 }
 
-/// What is seen of a try.
-pub(super) fn look(attempt: &Path) -> Seen {
+/// What is seen of an attempt. Blocks.
+pub(super) fn observe(attempt: &Path) -> Seen {
     let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let over = |ended: Ended| {
         let end = match ended.how {
@@ -123,7 +121,7 @@ pub(super) fn look(attempt: &Path) -> Seen {
             None => Seen::Waiting { reason: "Starting".into(), message: String::new() },
         };
     }
-    // It may have ended between the two looks.
+    // It may have ended since the file was looked for.
     if let Some(ended) = read(&attempt.join("end.json")) {
         return over(ended);
     }
@@ -132,7 +130,7 @@ pub(super) fn look(attempt: &Path) -> Seen {
         && let Some(group) = Pid::from_raw(process.program)
         && birth(process.program).as_deref() == Some(process.born.as_str())
     {
-        let _ = kill_process_group(group, Signal::KILL);
+        let _ = kill_process_group(group, Signal::KILL); // it may have ended this very moment
     }
     let message = "its supervisor is gone: the machine was started anew, or somebody killed it".to_owned();
     let since = process.map(|p| p.since);
@@ -144,12 +142,11 @@ fn is_locked(attempt: &Path) -> bool {
     flock(&lock, FlockOperation::NonBlockingLockShared).is_err()
 }
 
-/// Asks a supervisor to end its program.
+/// Asks a supervisor to end its program. Blocks.
 pub(super) fn stop(attempt: &Path) {
     let process: Option<Process> = read(&attempt.join("process.json"));
     if let Some(pid) = process.and_then(|p| Pid::from_raw(p.supervisor)).filter(|_| is_locked(attempt)) {
-        // One that is gone already is what was wanted.
-        let _ = kill_process(pid, Signal::TERM);
+        let _ = kill_process(pid, Signal::TERM); // one that is gone already is what was wanted
     }
 }
 
@@ -160,7 +157,7 @@ fn birth(pid: i32) -> Option<String> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19).map(str::to_owned)
 }
 
-/// Runs the program of a try to its end. Its output is this process's own.
+/// Runs the program of an attempt to its end. Its output is this process's own.
 ///
 /// # Errors
 /// When the folder's files cannot be read or written.
@@ -197,11 +194,11 @@ pub async fn supervise(attempt: &Path) -> Result<(), ExecError> {
                 }
             };
             let how = tokio::select! {
-                status = child.wait() => told(status.map_err(io("waiting for the program"))?),
+                status = child.wait() => how_it_ended(status.map_err(io("waiting for the program"))?),
                 () = limit => { end(group, &mut child, task.grace).await; How::TimedOut }
                 _ = asked.recv() => { end(group, &mut child, task.grace).await; How::Stopped }
             };
-            // What the program itself left running ends with it.
+            // What the program itself left running ends with it; mostly there is nothing.
             if let Some(group) = group {
                 let _ = kill_process_group(group, Signal::KILL);
             }
@@ -211,18 +208,18 @@ pub async fn supervise(attempt: &Path) -> Result<(), ExecError> {
     write(&attempt.join("end.json"), &ended).map_err(io("writing end.json"))
 }
 
-/// Asks politely, then insists.
+/// Asks the program to end, and kills it after `grace` milliseconds.
 async fn end(group: Option<Pid>, child: &mut Child, grace: u64) {
     if let Some(group) = group {
-        let _ = kill_process_group(group, Signal::TERM);
+        let _ = kill_process_group(group, Signal::TERM); // one that has ended is found by the wait
         if tokio::time::timeout(Duration::from_millis(grace), child.wait()).await.is_err() {
-            let _ = kill_process_group(group, Signal::KILL);
+            let _ = kill_process_group(group, Signal::KILL); // the same
         }
     }
-    drop(child.wait().await);
+    let _ = child.wait().await; // how it ended does not matter: the reason is that it was asked to
 }
 
-fn told(status: std::process::ExitStatus) -> How {
+fn how_it_ended(status: std::process::ExitStatus) -> How {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => How::Exited(code),

@@ -335,14 +335,12 @@ impl Watch<'_> {
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        // Nothing is left to do if it fails.
-        drop(call!(self.nvml, nvmlEventSetFree, self.set));
+        let _ = call!(self.nvml, nvmlEventSetFree, self.set); // nothing is left to do if it fails
     }
 }
 
 impl Drop for Nvml {
     fn drop(&mut self) {
-        // Nothing is left to do if it fails.
-        drop(call!(self, nvmlShutdown));
+        let _ = call!(self, nvmlShutdown); // nothing is left to do if it fails
     }
 }

@@ -122,8 +122,7 @@ pub(super) async fn owned(database: &Database) -> Result<BTreeSet<Place>, NodeEr
 }
 
 async fn own<C: Cluster>(dra: &Dra<C>) -> Result<(), NodeError> {
-    dra.driver.own(owned(&dra.database).await?).await;
-    Ok(())
+    dra.driver.own(owned(&dra.database).await?).await
 }
 
 /// Makes partitions, or removes those of them that are there.

@@ -50,8 +50,7 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         if self.is_there() {
-            // A file that stays is replaced at the next start.
-            drop(std::fs::remove_file(&self.path));
+            let _ = std::fs::remove_file(&self.path); // a file that stays is replaced at the next start
         }
     }
 }

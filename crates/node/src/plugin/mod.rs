@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
@@ -65,7 +65,7 @@ pub struct Plugin {
 
 struct Server {
     offered: watch::Sender<Offered>,
-    task: JoinHandle<()>,
+    task: AbortHandle,
 }
 
 impl Drop for Server {
@@ -78,13 +78,14 @@ impl Plugin {
     /// Follows the driver and the configuration: begins, changes and ends servers as resources come and go.
     ///
     /// # Errors
-    /// When the sockets' folder cannot be read at all.
+    /// When the sockets' folder cannot be read at all, or a resource's server panicked.
     pub async fn run(
         self,
         mut states: watch::Receiver<Arc<State>>,
         mut configs: watch::Receiver<Arc<Config>>,
     ) -> Result<(), NodeError> {
         sweep(&self.folder)?;
+        let mut tasks = JoinSet::new();
         let mut servers: BTreeMap<String, Server> = BTreeMap::new();
         let mut complaint = String::new();
         loop {
@@ -109,7 +110,9 @@ impl Plugin {
                 for offer in wanted {
                     let offered = Offered { offer, machine: Arc::clone(&state), config: Arc::clone(&config) };
                     match servers.get(&offered.offer.resource) {
-                        Some(server) => drop(server.offered.send_replace(offered)),
+                        Some(server) => {
+                            server.offered.send_replace(offered);
+                        }
                         None => {
                             let name = offered.offer.resource.clone();
                             tracing::info!(
@@ -117,7 +120,7 @@ impl Plugin {
                                 devices = offered.devices().len(),
                                 "offered to the kubelet"
                             );
-                            servers.insert(name, self.serve(offered));
+                            servers.insert(name, self.serve(offered, &mut tasks));
                         }
                     }
                 }
@@ -133,11 +136,15 @@ impl Plugin {
             tokio::select! {
                 changed = states.changed() => if changed.is_err() { return Ok(()) },
                 changed = configs.changed() => if changed.is_err() { return Ok(()) },
+                // A server that was dropped is cancelled; any other end leaves a resource that nobody serves.
+                Some(Err(error)) = tasks.join_next() => if error.is_panic() {
+                    return Err(NodeError::Invalid(format!("the server of a resource ended: {error}")));
+                },
             }
         }
     }
 
-    fn serve(&self, offered: Offered) -> Server {
+    fn serve(&self, offered: Offered, tasks: &mut JoinSet<()>) -> Server {
         let resource = offered.offer.resource.clone();
         let (sender, receiver) = watch::channel(offered);
         let service = Service {
@@ -147,7 +154,7 @@ impl Plugin {
             handed_out: Arc::clone(&self.handed_out),
         };
         let folder = self.folder.clone();
-        let task = tokio::spawn(async move {
+        let task = tasks.spawn(async move {
             let mut pause = Duration::from_millis(100);
             loop {
                 match session(&folder, &resource, service.clone()).await {
@@ -175,8 +182,7 @@ fn sweep(folder: &Path) -> Result<(), NodeError> {
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with("slipway-") && name.ends_with(".sock") {
-            // One that stays is replaced when its resource is served.
-            drop(std::fs::remove_file(entry.path()));
+            let _ = std::fs::remove_file(entry.path()); // one that stays is replaced when its resource is served
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use slipway_core::node_access::ACCOUNT;
 
 use super::Values;
 use super::objects::{labels, locked_down, object, reachable, selector};
@@ -50,6 +51,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
             json!({"rules": [
                 {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
                 {"apiGroups": [""], "resources": ["pods/proxy"], "verbs": ["get"]},
+                {"apiGroups": [""], "resources": ["serviceaccounts/token"], "resourceNames": [ACCOUNT], "verbs": ["create"]},
                 {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "patch"]},
             ]}),
         ),

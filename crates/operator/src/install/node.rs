@@ -1,6 +1,7 @@
 //! The node agent: a DaemonSet, its rights, and what keeps it to its own node.
 
 use serde_json::{Value, json};
+use slipway_core::node_access::ACCOUNT;
 
 use super::Values;
 use super::objects::{labels, locked_down, object, reachable, selector};
@@ -16,6 +17,8 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
     let cluster_name = format!("{NAME}-{}", values.namespace);
     let mut all = vec![
         of(("v1", "ServiceAccount"), NAME, true, json!({})),
+        // It has no rights: its tokens only tell an agent that who asks may read what it knows of pods.
+        of(("v1", "ServiceAccount"), ACCOUNT, true, json!({"automountServiceAccountToken": false})),
         of(
             ("rbac.authorization.k8s.io/v1", "ClusterRole"),
             &cluster_name,
@@ -27,6 +30,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
                 {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
                 {"apiGroups": ["resource.k8s.io"], "resources": ["resourceclaims"], "verbs": ["get"]},
                 {"apiGroups": ["resource.k8s.io"], "resources": ["resourceslices"], "verbs": ["get", "list", "create", "patch", "delete"]},
+                {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
             ]}),
         ),
         of(

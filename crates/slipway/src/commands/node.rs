@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use slipway_core::env;
 use slipway_core::home::Home;
 use slipway_node::agent::{Offering, Options};
@@ -134,6 +134,7 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
         mig_config: args.mig_config,
         mps_root: args.mps_root,
         dra_driver: args.dra_driver,
+        namespace: namespace(),
         home: Home::at(context.config.get("home").unwrap_or_default()).root().join("node"),
         listen: args.listen,
         policy: Policy::from_variables(
@@ -144,6 +145,17 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
         look: Duration::from_secs(5.min(args.recover_after.max(1))),
     };
     Ok(slipway_node::run(options, cluster, super::up::terminated()?).await?)
+}
+
+const TOKEN_REVIEW: Resource<'static> =
+    Resource { group: "authentication.k8s.io", version: "v1", kind: "TokenReview", plural: "tokenreviews" };
+/// Where a pod finds its own namespace.
+const OWN_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+
+/// The namespace of the installation that this agent belongs to.
+fn namespace() -> Option<String> {
+    let of_this_pod = || std::fs::read_to_string(OWN_NAMESPACE).ok().map(|text| text.trim().to_owned());
+    env::value(env::NAMESPACE).or_else(of_this_pod).filter(|n| !n.is_empty())
 }
 
 /// The agent's view of a cluster, on the operator's client.
@@ -191,6 +203,19 @@ impl Cluster for ApiServer {
 
     async fn event(&self, about: Value, warning: bool, reason: &str, message: &str) -> Result<(), ClusterError> {
         self.0.event(about, warning, reason, message).await.map_err(failed)
+    }
+
+    async fn user_of(&self, token: &str, audience: &str) -> Result<Option<String>, ClusterError> {
+        let review = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [audience]},
+        });
+        let answer = self.0.create(&TOKEN_REVIEW, None, &review).await.map_err(failed)?;
+        let status = &answer["status"];
+        // An API server that does not know audiences names none; then the token may have been made for anything.
+        let ours = status["audiences"].as_array().is_some_and(|all| all.iter().any(|a| a == audience));
+        let user = status["user"]["username"].as_str().filter(|_| ours && status["authenticated"] == true);
+        Ok(user.map(str::to_owned))
     }
 
     fn watch(&self, kind: Kind, name: &str) -> watch::Receiver<Option<Value>> {

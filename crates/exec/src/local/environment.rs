@@ -1,0 +1,210 @@
+//! The environment of a run's program: what it inherits from the server, what the executor adds, and what its manifest says.
+//!
+//! The server's own environment may hold credentials of its database, its object store and its owner's accounts, so a program inherits
+//! only the variables listed here, and those that the server's settings add by name.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+
+use super::Inner;
+use crate::{ExecError, Manifest, TokenRequest, tracked_id};
+
+/// Bytes that the value of a secret may have; Linux takes 128 KiB for one variable.
+const MAX_SECRET_BYTES: u64 = 64 * 1024;
+
+/// Variables that programs need to find their tools, their libraries, the network and the GPUs.
+const INHERITED: &[&str] = &[
+    // The login session and the locale.
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "HOSTNAME",
+    "LANG",
+    "LANGUAGE",
+    "LOCALE_ARCHIVE",
+    "TZ",
+    "TZDIR",
+    "TMPDIR",
+    "TERM",
+    "COLORTERM",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    // Libraries and compilers.
+    "LD_LIBRARY_PATH",
+    "LIBRARY_PATH",
+    "CPATH",
+    "PKG_CONFIG_PATH",
+    "CC",
+    "CXX",
+    // Language environments and caches of models.
+    "VIRTUAL_ENV",
+    "JAVA_HOME",
+    "JULIA_DEPOT_PATH",
+    "R_HOME",
+    "R_LIBS_USER",
+    "MPLBACKEND",
+    "TORCH_HOME",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "HF_DATASETS_CACHE",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    // Threads of numeric libraries.
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    // The network.
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "NODE_EXTRA_CA_CERTS",
+];
+
+/// Families of variables, by how their names begin. A name that looks like a credential's is left out all the same.
+const INHERITED_PREFIXES: &[&str] = &[
+    "LC_", "CONDA_", "PYTHON", "PYENV_", "CUDA_", "NVIDIA_", "CUBLAS_", "CUDNN_", "NCCL_", "OMP_", "GOMP_", "KMP_",
+    "MKL_",
+];
+
+/// Endings of the words in a credential's name: `NVIDIA_API_KEY`, `CONDA_TOKEN`.
+const CREDENTIAL_WORDS: &[&str] = &[
+    "TOKEN",
+    "TOKENS",
+    "KEY",
+    "KEYS",
+    "SECRET",
+    "SECRETS",
+    "PASSWORD",
+    "PASSWD",
+    "PASS",
+    "PASSPHRASE",
+    "CREDENTIAL",
+    "CREDENTIALS",
+    "AUTH",
+    "COOKIE",
+];
+
+fn names_a_credential(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    name.split('_').any(|word| CREDENTIAL_WORDS.iter().any(|ending| word.ends_with(ending)))
+}
+
+fn is_inherited(name: &OsStr, more: &[String]) -> bool {
+    let Some(name) = name.to_str() else { return false };
+    let of_a_family = || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) && !names_a_credential(name);
+    INHERITED.contains(&name) || more.iter().any(|added| added == name) || of_a_family()
+}
+
+/// Of this process's variables those that a run inherits; `more` are names that the administrator adds, credentials included.
+pub(super) fn inherited(
+    own: impl IntoIterator<Item = (OsString, OsString)>,
+    more: &[String],
+) -> Vec<(OsString, OsString)> {
+    own.into_iter().filter(|(name, _)| is_inherited(name, more)).collect()
+}
+
+impl Inner {
+    /// The variables that the executor and the manifest set, later ones over earlier ones. Reads files of secrets.
+    ///
+    /// # Errors
+    /// [`ExecError::Manifest`] when a secret is not there or is none.
+    pub(super) fn variables(&self, run: &Manifest) -> Result<Vec<(String, String)>, ExecError> {
+        let mut variables = self.settings.variables.clone();
+        variables.push(("MLFLOW_RUN_ID".into(), tracked_id(&run.metadata.uid)));
+        variables.push(("SLIPWAY_RUN".into(), run.metadata.name.clone()));
+        for variable in &run.spec.env {
+            let value = match &variable.value_from {
+                None => variable.value.clone().unwrap_or_default(),
+                Some(source) => self.secret(&variable.name, source)?,
+            };
+            variables.push((variable.name.clone(), value));
+        }
+        Ok(variables)
+    }
+
+    /// The variable with the token of an attempt; nothing on a server that asks for no tokens.
+    pub(super) fn token(&self, asked: &TokenRequest) -> Option<(String, String)> {
+        self.settings.mint.as_ref().map(|mint| ("MLFLOW_TRACKING_TOKEN".into(), mint(asked)))
+    }
+
+    /// The value of a secret: the file `NAME/KEY` of the folder of secrets.
+    fn secret(&self, variable: &str, source: &serde_json::Value) -> Result<String, ExecError> {
+        let key = &source["secretKeyRef"];
+        let file_name = |v: &serde_json::Value| {
+            v.as_str().filter(|t| !t.is_empty() && !t.starts_with('.') && !t.contains(['/', '\0'])).map(str::to_owned)
+        };
+        let (Some(name), Some(key)) = (file_name(&key["name"]), file_name(&key["key"])) else {
+            return Err(ExecError::Manifest(format!(
+                "spec.env: {variable} has a valueFrom that only a cluster knows; a single machine knows secretKeyRef"
+            )));
+        };
+        let path = self.settings.secrets.join(&name).join(&key);
+        let unusable = |why: String| {
+            ExecError::Manifest(format!("spec.env: {variable} is in no secret: {}: {why}", path.display()))
+        };
+        let file = std::fs::File::open(&path).map_err(|e| unusable(e.to_string()))?;
+        let mut text = String::new();
+        file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text).map_err(|e| unusable(e.to_string()))?;
+        if text.len() as u64 > MAX_SECRET_BYTES || text.contains('\0') {
+            return Err(unusable(format!("it is longer than {MAX_SECRET_BYTES} bytes, or is no text")));
+        }
+        Ok(text.trim_end_matches('\n').to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_inherits_what_programs_need_and_no_credentials() {
+        let own = [
+            "PATH",
+            "HOME",
+            "LC_ALL",
+            "CONDA_PREFIX",
+            "CUDA_HOME",
+            "NVIDIA_TF32_OVERRIDE",
+            "https_proxy",
+            "HF_HOME",
+            "DATASETS",
+            // None of these may be passed on.
+            "SLIPWAY_TOKEN",
+            "SLIPWAY_DATABASE",
+            "SLIPWAY_HOME",
+            "AWS_SECRET_ACCESS_KEY",
+            "GOOGLE_APPLICATION_CREDENTIALS",
+            "HF_TOKEN",
+            "NVIDIA_API_KEY",
+            "CONDA_TOKEN",
+            "CUDA_DOWNLOAD_PASSWORD",
+            "SSH_AUTH_SOCK",
+            "GITHUB_TOKEN",
+            "MLFLOW_TRACKING_PASSWORD",
+            "LD_PRELOAD",
+        ];
+        let own = || own.iter().map(|name| (OsString::from(name), OsString::from("value")));
+        let names = |more: &[&str]| {
+            let more: Vec<String> = more.iter().map(|name| (*name).to_owned()).collect();
+            let found = inherited(own(), &more);
+            found.into_iter().map(|(name, _)| name.into_string().unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        let needed = "PATH HOME LC_ALL CONDA_PREFIX CUDA_HOME NVIDIA_TF32_OVERRIDE https_proxy HF_HOME";
+        assert_eq!(names(&[]), needed);
+        assert_eq!(names(&["DATASETS", "NOT_SET"]), format!("{needed} DATASETS"));
+        assert_eq!(names(&["HF_TOKEN"]), format!("{needed} HF_TOKEN"), "what is added by name is meant");
+    }
+}
