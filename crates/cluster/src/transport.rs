@@ -477,7 +477,11 @@ mod tests {
             let fake = Fake::new(first);
             let (done, lines) = fake.run(COMMAND).await;
             done.unwrap();
-            assert_eq!((lines, fake.lines("ran"), fake.lines("connections")), (vec!["got input".to_owned()], 1, 2), "{first}");
+            assert_eq!(
+                (lines, fake.lines("ran"), fake.lines("connections")),
+                (vec!["got input".to_owned()], 1, 2),
+                "{first}"
+            );
         }
     }
 

@@ -117,7 +117,10 @@ mod tests {
 
         let kept = folder.join("trusted-commands.json");
         assert_eq!(std::fs::metadata(&kept).unwrap().mode() & 0o777, 0o600);
-        assert!(!std::fs::read_to_string(&kept).unwrap().contains("echo"), "commands may hold what is nobody's business");
+        assert!(
+            !std::fs::read_to_string(&kept).unwrap().contains("echo"),
+            "commands may hold what is nobody's business"
+        );
         std::fs::set_permissions(&kept, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(runs(&one).is_err(), "what came with a clone of a repository is no agreement");
         std::fs::set_permissions(&kept, std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -51,10 +51,8 @@ impl std::fmt::Display for Table {
         };
         let widths: Vec<usize> = (0..self.head.len()).map(width).collect();
         let line = |cells: Vec<&str>| {
-            let padded = cells
-                .iter()
-                .zip(&widths)
-                .map(|(c, w)| format!("{c}{}", " ".repeat(w.saturating_sub(c.width()))));
+            let padded =
+                cells.iter().zip(&widths).map(|(c, w)| format!("{c}{}", " ".repeat(w.saturating_sub(c.width()))));
             padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         };
         writeln!(f, "{}", line(self.head.iter().map(String::as_str).collect()))?;

@@ -182,7 +182,8 @@ impl Fleet {
         let mut out = Vec::new();
         for member in self.members().await? {
             let name = member.name.clone();
-            let moved = member.owned.as_ref().zip(self.group(&name)).and_then(|(owned, group)| orders::moved(owned, group));
+            let moved =
+                member.owned.as_ref().zip(self.group(&name)).and_then(|(owned, group)| orders::moved(owned, group));
             if let Some(reason) = moved {
                 out.push((name, Change::alter(reason)));
                 continue;

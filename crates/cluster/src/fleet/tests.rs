@@ -217,6 +217,13 @@ impl World {
         self.fake.0.lock()
     }
 
+    /// Names of its machines, how many orders it took, how many machines it deleted. Locks once.
+    fn seen(&self) -> (Vec<String>, usize, usize) {
+        let account = self.account();
+        let names = account.machines.iter().map(|m| m.instance.name.clone()).collect();
+        (names, account.orders.len(), account.deleted.len())
+    }
+
     /// One machine, ordered once, and its identifier in the ledger.
     fn assert_one(&self, when: &str) {
         let (account, ledger) = (self.account(), ledger::load(&self.state()).unwrap());
@@ -377,7 +384,7 @@ async fn machines_of_others_are_neither_used_nor_deleted() {
     let error = fleet.ensure("gpu-1").await.unwrap_err();
     assert!(matches!(&error, ClusterError::Foreign(text) if text.contains("cluster adopt gpu-1 m1")), "{error}");
     fleet.delete("gpu-1").await.unwrap();
-    assert_eq!((world.account().names(), world.account().orders.len()), (vec!["lab-gpu-1"], 0));
+    assert_eq!(world.seen(), (vec!["lab-gpu-1".to_owned()], 0, 0));
 
     // Made by somebody else long after an order of ours that came to nothing.
     let world = World::new(0, 0);
@@ -386,7 +393,7 @@ async fn machines_of_others_are_neither_used_nor_deleted() {
     world.account().add("lab-gpu-1", Some(slipway_core::clock::now_ms() + 24 * hour));
     assert!(matches!(world.fleet().ensure("gpu-1").await, Err(ClusterError::Foreign(_))));
     world.fleet().delete("gpu-1").await.unwrap();
-    assert_eq!((world.account().names(), world.account().deleted.len()), (vec!["lab-gpu-1"], 0));
+    assert_eq!(world.seen(), (vec!["lab-gpu-1".to_owned()], 0, 0));
 
     // Two of the name at the same time: which is ours is for a person to say.
     let world = World::new(0, 0);
@@ -398,7 +405,7 @@ async fn machines_of_others_are_neither_used_nor_deleted() {
     assert!(matches!(world.fleet().delete("gpu-1").await, Err(ClusterError::Foreign(_))));
     world.fleet().adopt("gpu-1", "m2").await.unwrap();
     world.fleet().delete("gpu-1").await.unwrap();
-    assert_eq!((world.account().machines.len(), world.account().deleted.len()), (2, 0), "adopted ones are only forgotten");
+    assert_eq!((world.seen().0.len(), world.seen().2), (2, 0), "adopted ones are only forgotten");
     for wrong in ["", "-m1", "../teams", "m1?x"] {
         assert!(world.fleet().adopt("gpu-1", wrong).await.is_err(), "{wrong}");
     }
@@ -410,7 +417,7 @@ async fn one_that_was_deleted_by_somebody_is_ordered_again() {
     world.fleet().ensure("gpu-1").await.unwrap();
     world.account().machines.clear();
     world.fleet().ensure("gpu-1").await.unwrap();
-    assert_eq!((world.account().names(), world.account().orders.len()), (vec!["lab-gpu-1"], 2));
+    assert_eq!(world.seen(), (vec!["lab-gpu-1".to_owned()], 2, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -419,7 +426,10 @@ async fn a_group_that_goes_to_another_provider_loses_no_machine() {
     world.fleet().ensure("gpu-1").await.unwrap();
     let fleet = world.fleet_of(&cluster("other", 1)).unwrap();
     let error = fleet.ensure("gpu-1").await.unwrap_err().to_string();
-    assert!(error.contains("made by 'do'") && fleet.plan().await.unwrap()[0].1.text.contains("made by 'do'"), "{error}");
+    assert!(
+        error.contains("made by 'do'") && fleet.plan().await.unwrap()[0].1.text.contains("made by 'do'"),
+        "{error}"
+    );
     world.assert_one("the group was moved");
 }
 

@@ -12,7 +12,13 @@ const LAYER: Layer = Layer::System;
 
 /// Sources of packages; they come before packages.
 pub(super) fn repositories(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
-    let each = cluster.spec.system.repositories.iter().map(|r| repository(r, &cluster.trusted)).collect::<Result<Vec<_>, _>>()?;
+    let each = cluster
+        .spec
+        .system
+        .repositories
+        .iter()
+        .map(|r| repository(r, &cluster.trusted))
+        .collect::<Result<Vec<_>, _>>()?;
     Ok(each.into_iter().flatten().collect())
 }
 

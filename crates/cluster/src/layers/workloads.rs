@@ -163,8 +163,12 @@ fn storage(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
             Share::Smb(_) => SMB.name,
         };
         let name = format!("class-{}", class.name);
-        let [document, applied] =
-            manifest(Layer::Storage, &name, &storage_class(class, &cluster.trusted)?, matches!(class.share, Share::Smb(_)));
+        let [document, applied] = manifest(
+            Layer::Storage,
+            &name,
+            &storage_class(class, &cluster.trusted)?,
+            matches!(class.share, Share::Smb(_)),
+        );
         out.extend([document, applied.needs(&[&format!("storage/{name}-manifest"), &format!("storage/{driver}")])]);
     }
     Ok(out)

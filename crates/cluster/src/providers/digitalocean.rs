@@ -139,7 +139,9 @@ mod tests {
         assert_eq!((read.id.as_str(), read.power), ("3164444", Power::On));
         assert_eq!((read.address.as_deref(), read.internal.as_deref()), (Some("192.0.2.21"), Some("10.128.192.124")));
         assert_eq!(read.created_ms, Some(1_595_348_803_000));
-        for (place, wrong) in [("/networks/v4/1/ip_address", "-oProxyCommand=id"), ("/networks/v4/0/ip_address", "a.example")] {
+        for (place, wrong) in
+            [("/networks/v4/1/ip_address", "-oProxyCommand=id"), ("/networks/v4/0/ip_address", "a.example")]
+        {
             let mut other = droplet.clone();
             *other.pointer_mut(place).unwrap() = json!(wrong);
             assert!(instance(&other).unwrap_err().contains("no IP address"), "{wrong}");

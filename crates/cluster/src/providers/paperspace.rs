@@ -135,7 +135,9 @@ mod tests {
         let new = json!({"id": "psbtuwfvt", "state": "provisioning", "publicIp": null, "privateIp": ""});
         let new = instance(&new).unwrap();
         assert_eq!((new.power, new.address, new.internal), (Power::Between, None, None));
-        for (field, wrong) in [("publicIp", "-oProxyCommand=id"), ("privateIp", "a.example"), ("id", "../teams"), ("id", "")] {
+        for (field, wrong) in
+            [("publicIp", "-oProxyCommand=id"), ("privateIp", "a.example"), ("id", "../teams"), ("id", "")]
+        {
             let mut other = machine.clone();
             other[field] = json!(wrong);
             assert!(instance(&other).is_err(), "{field} {wrong}");

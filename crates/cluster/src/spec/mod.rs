@@ -235,7 +235,8 @@ pub(crate) fn check_ssh(ssh: &Ssh) -> Result<(), String> {
         return Err(format!("ssh.user {user:?}: letters, digits and ._@+-, not beginning with a dash"));
     }
     for (name, path) in [("identityFile", &ssh.identity_file), ("knownHosts", &ssh.known_hosts)] {
-        if let Some(path) = path.as_ref().filter(|p| p.is_empty() || p.starts_with('-') || p.contains(char::is_control)) {
+        if let Some(path) = path.as_ref().filter(|p| p.is_empty() || p.starts_with('-') || p.contains(char::is_control))
+        {
             return Err(format!("ssh.{name} {path:?}: a path that does not begin with a dash"));
         }
     }
@@ -494,7 +495,11 @@ spec:
         assert!(wrong("10.0.0.3", "'-oProxyCommand=x'").contains("no address"));
         for wrong_ssh in ["user: -oProxyCommand=x", "user: 'a;id'", "identityFile: -x", "knownHosts: '-'"] {
             for place in ["spec:", "name: cp2,", "name: cp1,"] {
-                let to = if place == "spec:" { format!("spec:\n  ssh: {{{wrong_ssh}}}") } else { format!("{place} ssh: {{{wrong_ssh}}},") };
+                let to = if place == "spec:" {
+                    format!("spec:\n  ssh: {{{wrong_ssh}}}")
+                } else {
+                    format!("{place} ssh: {{{wrong_ssh}}},")
+                };
                 assert!(wrong(place, &to).contains("dash"), "{to}");
             }
         }

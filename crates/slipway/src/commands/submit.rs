@@ -1,6 +1,6 @@
 //! `run submit` and what follows it: runs that are carried out.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 

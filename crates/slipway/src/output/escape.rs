@@ -110,7 +110,11 @@ fn coloured(text: &str, end: bool, out: &mut String) -> usize {
                 Sequence::Begun | Sequence::Other => {}
             }
         }
-        if acts(c) && !matches!(c, '\n' | '\t' | '\r') { out.extend(c.escape_unicode()) } else { out.push(c) }
+        if acts(c) && !matches!(c, '\n' | '\t' | '\r') {
+            out.extend(c.escape_unicode())
+        } else {
+            out.push(c)
+        }
         at += c.len_utf8();
     }
     at
@@ -192,7 +196,10 @@ mod tests {
             out
         };
         let once = whole(bytes.len());
-        assert!(once.contains("\x1b[32mgreen\x1b[0m") && once.ends_with("bad \u{fffd} \u{fffd}31m \u{fffd} end \u{fffd}"), "{once:?}");
+        assert!(
+            once.contains("\x1b[32mgreen\x1b[0m") && once.ends_with("bad \u{fffd} \u{fffd}31m \u{fffd} end \u{fffd}"),
+            "{once:?}"
+        );
         for size in 1..bytes.len() {
             assert_eq!(whole(size), once, "{size}");
         }

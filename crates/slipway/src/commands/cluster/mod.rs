@@ -124,7 +124,8 @@ impl Session {
 fn trust(context: &Context, session: &Session) -> Result<(), Failure> {
     let commands = session.file.commands();
     if session.file.check_trusted().is_ok() {
-        let what = if commands.is_empty() { "it has no commands that would run here" } else { "its commands may run already" };
+        let what =
+            if commands.is_empty() { "it has no commands that would run here" } else { "its commands may run already" };
         say(format_args!("{}: {what}", session.path.display()));
         return Ok(());
     }
