@@ -103,7 +103,7 @@ impl Node<'_> {
     pub(crate) fn shell(&mut self, script: &str) -> Result<(), String> {
         let mut last: std::collections::VecDeque<String> = std::collections::VecDeque::new();
         let status = run(script, self.timeout, Output::UntilQuiet, |line| {
-            drop(self.lines.send((self.resource.to_owned(), line.clone())));
+            let _ = self.lines.send((self.resource.to_owned(), line.clone())); // nobody listens any more, and work goes on
             last.push_back(line);
             if last.len() > LAST_LINES {
                 last.pop_front();
@@ -125,6 +125,20 @@ impl Node<'_> {
         slipway_core::files::replace_as(path, bytes, mode).map_err(|e| format!("{}: {e}", path.display()))
     }
 
+    /// The text of a file, read at the time of the change and with the care that [`Self::write`] takes: what the probe saw may have been
+    /// another file, behind a link that its owner has changed since. None where there is no file.
+    ///
+    /// # Errors
+    /// The system's, with the path, or that it is no text.
+    pub(crate) fn read(&mut self, path: &Path) -> Result<Option<String>, String> {
+        let wrong = |e: String| format!("{}: {e}", path.display());
+        match slipway_core::files::read(path) {
+            Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| wrong("it is no text".into())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(wrong(e.to_string())),
+        }
+    }
+
     /// Copies a file to where it is found for the way back.
     ///
     /// # Errors
@@ -136,7 +150,7 @@ impl Node<'_> {
         std::fs::create_dir_all(copy.parent().unwrap_or(self.folder)).map_err(wrong)?;
         // The first copy of this change is how the file was before it.
         if !copy.exists() {
-            let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+            let bytes = slipway_core::files::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
             let mut file = File::options().write(true).create_new(true).mode(0o600).open(&copy).map_err(wrong)?;
             file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(wrong)?;
         }
@@ -197,7 +211,7 @@ fn run(script: &str, limit: Duration, output: Output, mut line: impl FnMut(Strin
             let group = rustix::process::Pid::from_child(&child);
             // It may have ended just now.
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-            drop(child.wait());
+            let _ = child.wait(); // it was killed, so its status says nothing
             return Err(format!("it did not end within {} s and was ended", limit.as_secs()));
         }
     }
@@ -294,7 +308,7 @@ impl Records {
             };
             let done = match record.undo {
                 Undo::Shell(script) => node.shell(&script),
-                Undo::Remove(path) => match std::fs::remove_file(&path) {
+                Undo::Remove(path) => match slipway_core::files::remove(Path::new(&path)) {
                     Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{path}: {e}")),
                     _ => Ok(()),
                 },

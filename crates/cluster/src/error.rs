@@ -10,6 +10,8 @@ pub enum ClusterError {
     Spec { file: String, reason: String },
     #[error("the secret {name} cannot be read: {reason}")]
     Secret { name: String, reason: String },
+    #[error("these commands of the cluster's file would run on this machine, and nobody agreed to them:{0}")]
+    Untrusted(String),
     #[error("{host} cannot be reached: {reason}")]
     Unreachable { host: String, reason: String },
     #[error("{host} shows another host key than before: {reason}")]
@@ -45,6 +47,7 @@ impl Explain for ClusterError {
         match self {
             Self::Spec { .. } => "cluster.spec",
             Self::Secret { .. } => "cluster.secret",
+            Self::Untrusted(_) => "cluster.untrusted",
             Self::Unreachable { .. } => "cluster.unreachable",
             Self::HostKey { .. } => "cluster.host_key",
             Self::Sudo { .. } => "cluster.sudo",

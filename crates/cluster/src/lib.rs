@@ -19,6 +19,7 @@
 //! | [`apply`] | does them: on a machine, with nodes of the cluster, with who makes machines |
 //! | [`smoke`], [`doctor`] | tries of the cluster; known troubles of machines |
 //! | [`report`] | what was done |
+//! | [`trust`] | whose commands may run here |
 //! | [`lock`] | one at a time |
 //! | [`state`] | what is kept on the controller, and its lock |
 
@@ -44,6 +45,7 @@ pub mod spec;
 pub mod state;
 pub mod steps;
 pub mod transport;
+pub mod trust;
 
 pub use error::ClusterError;
 

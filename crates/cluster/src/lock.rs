@@ -25,13 +25,13 @@ impl Lock {
         while rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
             if Instant::now() >= until {
                 let mut holder = String::new();
-                drop(file.read_to_string(&mut holder));
+                let _ = file.read_to_string(&mut holder); // only for the message
                 return Err(ClusterError::Locked(format!("process {} ({})", holder.trim(), path.display())));
             }
             std::thread::sleep(Duration::from_millis(100));
         }
         // Who holds it is for people; the lock is the kernel's.
-        drop(file.set_len(0).and_then(|()| write!(file, "{}", std::process::id())));
+        let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
         Ok(Self { _file: file })
     }
 }

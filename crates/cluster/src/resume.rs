@@ -73,8 +73,8 @@ pub(crate) fn arrange(folder: &Path, change: &str, wanted: &Wanted) -> Result<()
 pub(crate) fn forget(folder: &Path) {
     if std::fs::remove_file(document(folder)).is_ok() {
         // The unit would find nothing to do, so what fails here hurts nobody.
-        drop(systemctl(&["disable", "--quiet", UNIT]));
-        drop(std::fs::remove_file(Path::new(UNITS).join(UNIT)));
+        let _ = systemctl(&["disable", "--quiet", UNIT]);
+        let _ = std::fs::remove_file(Path::new(UNITS).join(UNIT)); // as above
     }
 }
 

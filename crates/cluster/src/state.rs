@@ -54,7 +54,21 @@ impl State {
         slipway_core::files::replace(&path, &text).map_err(ClusterError::io(path.display().to_string()))
     }
 
-    /// A document that was kept.
+    /// A document that money or safety depends on; none when there never was one.
+    ///
+    /// # Errors
+    /// [`ClusterError::Io`] when it is there and cannot be read, or is damaged.
+    pub fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ClusterError> {
+        let path = self.folder.join(format!("{name}.json"));
+        let wrong = ClusterError::io(path.display().to_string());
+        match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| wrong(e.into())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(wrong(e)),
+        }
+    }
+
+    /// A document that is only shown; none also when it cannot be read.
     pub fn kept<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         serde_json::from_slice(&std::fs::read(self.folder.join(format!("{name}.json"))).ok()?).ok()
     }
@@ -76,7 +90,8 @@ impl State {
     pub fn log(&self, host: &str) -> Result<Log, ClusterError> {
         let path = self.log_path(host);
         if std::fs::metadata(&path).is_ok_and(|m| m.len() > MOST_LOG_BYTES) {
-            drop(std::fs::rename(&path, path.with_extension("log.1")));
+            // A log that cannot be moved away goes on growing, which stops nothing.
+            let _ = std::fs::rename(&path, path.with_extension("log.1"));
         }
         let file = File::options().append(true).create(true).mode(0o600).open(&path);
         Ok(Log(Mutex::new(file.map_err(ClusterError::io(path.display().to_string()))?)))
@@ -99,6 +114,6 @@ impl Log {
     /// Adds a line. A log that cannot be written stops nothing.
     pub fn line(&self, text: &str) {
         let now = slipway_core::clock::rfc3339(slipway_core::clock::now_ms());
-        drop(writeln!(self.0.lock(), "{now} {text}"));
+        let _ = writeln!(self.0.lock(), "{now} {text}"); // on a full disk the work itself matters more than its log
     }
 }

@@ -152,8 +152,8 @@ pub fn machines(names: &[String]) -> Vec<Step> {
     names.iter().map(|name| step(name, "machine", Vec::new(), Action::Machine)).collect()
 }
 
-/// Machines that never came so far that they could be reached are deleted.
-pub fn unborn(names: &[String]) -> Vec<Step> {
+/// Machines that never got an address have nothing to drain or to take back: they are only deleted.
+pub fn delete(names: &[String]) -> Vec<Step> {
     names.iter().map(|name| step(name, "delete", Vec::new(), Action::Delete)).collect()
 }
 

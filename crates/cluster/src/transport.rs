@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
 use crate::probe::{ENVIRONMENT, quote};
-use crate::spec::{Cluster, Machine, Ssh, home};
+use crate::spec::{self, Cluster, Machine, Ssh, home};
 use crate::{ClusterError, digest};
 
 /// Seconds until a machine counts as unreachable.
@@ -24,6 +24,10 @@ const MOST_ERROR_BYTES: u64 = 16 << 10;
 const PERSIST_SECONDS: u64 = 60;
 /// What is told of a connection that ended without a word of OpenSSH's.
 const ENDED: &str = "the connection was closed";
+/// The machine's first line: its shell is there and waits for [`GO`]. What a login shell printed before is left out.
+const BEGAN: &str = "slipway: began";
+/// The line that lets the machine begin with a command.
+const GO: &str = "slipway: go";
 /// In larger fleets connections are not kept: each is a process here.
 const MOST_KEPT: usize = 256;
 
@@ -33,6 +37,8 @@ pub struct Connections {
     folder: PathBuf,
     /// Keys of machines that were made for us, which have them by their identifier: addresses are used again.
     known: PathBuf,
+    /// OpenSSH's client.
+    ssh_program: PathBuf,
 }
 
 impl Connections {
@@ -48,20 +54,25 @@ impl Connections {
         let parent = if temporary.as_os_str().len() > MOST { Path::new("/tmp") } else { &temporary };
         let folder = parent.join(format!("slipway-{user}"));
         private(&folder, user).map_err(ClusterError::io(folder.display().to_string()))?;
-        Ok(Self { folder, known })
+        Ok(Self { folder, known, ssh_program: "ssh".into() })
     }
 
     /// A machine of a cluster. Reads the password for sudo, if there is one.
     ///
     /// # Errors
-    /// [`ClusterError::Secret`].
+    /// [`ClusterError::Secret`], or [`ClusterError::Spec`] when its address or user could be taken for an option of `ssh`.
     pub fn host(&self, cluster: &Cluster, machine: &Machine) -> Result<Host, ClusterError> {
         let ssh = cluster.ssh(machine);
-        let password = ssh.sudo_password.as_ref().map(crate::spec::SecretSource::read).transpose()?;
+        // Files and providers are checked where they are read. This is the one door to `ssh`, also for what was kept on disk.
+        spec::check_address(&machine.address)
+            .and_then(|()| spec::check_ssh(&ssh))
+            .map_err(|reason| ClusterError::Spec { file: format!("machine {:?}", machine.name), reason })?;
+        let password = ssh.sudo_password.as_ref().map(|source| source.read(&cluster.trusted)).transpose()?;
         let kept = cluster.spec.machines.len() <= MOST_KEPT;
         Ok(Host {
             name: machine.name.clone(),
             address: machine.address.clone(),
+            ssh_program: self.ssh_program.clone(),
             ssh,
             password,
             made: machine.made.as_ref().map(|made| (self.known.clone(), format!("slipway-{}", made.id))),
@@ -93,6 +104,7 @@ pub struct Host {
     /// Its name in the cluster.
     pub name: String,
     address: String,
+    ssh_program: PathBuf,
     ssh: Ssh,
     password: Option<String>,
     /// Where the key of a machine that was made for us is, and under which name.
@@ -108,7 +120,7 @@ impl std::fmt::Debug for Host {
 }
 
 impl Host {
-    /// What OpenSSH is told to reach it, its address last. A person is at the other end unless it is a `batch`.
+    /// What OpenSSH is told to reach it: options, `--`, and its address last. A person is at the other end unless it is a `batch`.
     pub fn arguments(&self, batch: bool) -> Vec<String> {
         let mut out = Vec::new();
         let mut option = |text: String| out.extend(["-o".to_owned(), text]);
@@ -159,11 +171,11 @@ impl Host {
         if let Some(user) = &self.ssh.user {
             out.extend(["-l".into(), user.clone()]);
         }
-        out.push(self.address.clone());
+        out.extend(["--".into(), self.address.clone()]);
         out
     }
 
-    /// Runs a command as root. Its input is `input`; `line` gets each line of its output.
+    /// Runs a command as root, never more than once. Its input is `input`; `line` gets each line of its output.
     ///
     /// # Errors
     /// [`ClusterError::Unreachable`], [`ClusterError::HostKey`], [`ClusterError::Sudo`], or what the command said when it failed.
@@ -174,33 +186,34 @@ impl Host {
         limit: Duration,
         mut line: impl FnMut(&str),
     ) -> Result<(), ClusterError> {
-        let mut spoke = false;
-        let mut told = |text: &str| {
-            spoke = true;
-            line(text);
-        };
-        match self.run_once(command, input, limit, &mut told).await {
-            // OpenSSH says why it cannot connect. It says nothing when a connection was there and ended: the next is a new one.
-            Err(ClusterError::Unreachable { reason, .. }) if !spoke && reason == ENDED => {
+        let mut began = false;
+        match self.attempt(command, input, limit, &mut line, &mut began).await {
+            // OpenSSH says why it cannot connect, but says nothing when the shared connection was dead already. A command that was not
+            // allowed to begin was not run, so a new connection may be tried.
+            Err(ClusterError::Unreachable { reason, .. }) if !began && reason == ENDED => {
                 if let Some(socket) = self.socket() {
-                    drop(std::fs::remove_file(socket));
+                    let _ = std::fs::remove_file(socket); // one that is gone already is as good
                 }
-                self.run_once(command, input, limit, &mut line).await
+                self.attempt(command, input, limit, &mut line, &mut began).await
             }
             done => done,
         }
     }
 
-    async fn run_once(
+    /// One connection, one command. `began` tells whether the machine may have begun the command: it does so only when it was told to
+    /// after its first line had arrived here. So a connection that ended before leaves no doubt that the command was not run.
+    async fn attempt(
         &self,
         command: &str,
         input: &[u8],
         limit: Duration,
         line: &mut impl FnMut(&str),
+        began: &mut bool,
     ) -> Result<(), ClusterError> {
         let command = quote(&format!("{ENVIRONMENT}{command}"));
-        let remote = if self.password.is_some() {
-            // The first line of the input is the password, whether or not it is asked for.
+        let handshake = format!("echo '{BEGAN}'; IFS= read -r go && [ \"$go\" = '{GO}' ] || exit 1; ");
+        let as_root = if self.password.is_some() {
+            // The next line of the input is the password, whether or not it is asked for.
             format!(
                 "IFS= read -r pw; if [ \"$(id -u)\" = 0 ]; then exec sh -c {command}; fi; \
                  if sudo -n true 2>/dev/null; then exec sudo -n -- sh -c {command}; fi; \
@@ -209,8 +222,9 @@ impl Host {
         } else {
             format!("if [ \"$(id -u)\" = 0 ]; then exec sh -c {command}; fi; exec sudo -n -- sh -c {command}")
         };
+        let remote = handshake + &as_root;
         let unreachable = |reason: String| ClusterError::Unreachable { host: self.name.clone(), reason };
-        let mut child = Command::new("ssh")
+        let mut child = Command::new(&self.ssh_program)
             .args(self.arguments(true))
             .arg(format!("sh -c {}", quote(&remote)))
             .stdin(Stdio::piped())
@@ -220,29 +234,36 @@ impl Host {
             .spawn()
             .map_err(|e| unreachable(format!("ssh: {e}")))?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (ready, is_ready) = tokio::sync::oneshot::channel();
         let feed = async {
-            let Some(mut stdin) = stdin else { return };
-            if let Some(password) = &self.password {
-                drop(stdin.write_all(format!("{password}\n").as_bytes()).await);
-            }
-            // Who does not read it says why in another place.
-            drop(stdin.write_all(input).await);
-            drop(stdin.shutdown().await);
+            let (Some(mut stdin), Ok(())) = (stdin, is_ready.await) else { return };
+            let password = self.password.as_ref().map(|p| format!("{p}\n")).unwrap_or_default();
+            // A machine that does not read its input says why on another stream, or by its exit status.
+            let _ = stdin.write_all(format!("{GO}\n{password}").as_bytes()).await;
+            let _ = stdin.write_all(input).await; // as above
+            let _ = stdin.shutdown().await; // as above
         };
         let read = async {
             let Some(stdout) = stdout else { return };
             let mut lines = BufReader::new(stdout).split(b'\n');
+            let mut ready = Some(ready);
             while let Ok(Some(bytes)) = lines.next_segment().await {
-                line(&String::from_utf8_lossy(&bytes));
+                let text = String::from_utf8_lossy(&bytes);
+                if ready.is_none() {
+                    line(&text);
+                } else if text.trim_end_matches('\r') == BEGAN {
+                    *began = true;
+                    let _ = ready.take().map(|ready| ready.send(())); // the receiver waits in `feed`
+                }
             }
         };
         let errors = async {
             let mut text = Vec::new();
             if let Some(stderr) = stderr {
                 let mut first = stderr.take(MOST_ERROR_BYTES);
-                drop(first.read_to_end(&mut text).await);
-                // Who says more is not kept waiting for a reader.
-                drop(tokio::io::copy(&mut first.into_inner(), &mut tokio::io::sink()).await);
+                let _ = first.read_to_end(&mut text).await; // what was read until then is told
+                // The rest is read and thrown away, so that the other side never waits for a reader.
+                let _ = tokio::io::copy(&mut first.into_inner(), &mut tokio::io::sink()).await;
             }
             String::from_utf8_lossy(&text).trim().to_owned()
         };
@@ -372,5 +393,132 @@ mod tests {
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700)).unwrap();
         assert!(private(&link, user).is_err());
         std::fs::remove_dir_all(&parent).unwrap();
+    }
+
+    /// A machine behind a program that stands in for `ssh`: it runs the remote command here, as a user that `id` calls root.
+    struct Fake {
+        folder: PathBuf,
+        host: Host,
+    }
+
+    impl Fake {
+        /// `first` is what the first connection does with the remote command, `"$last"`; every later one just runs it.
+        fn new(first: &str) -> Self {
+            let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
+            std::fs::create_dir_all(folder.join("bin")).unwrap();
+            let here = folder.display();
+            let program = |name: &str, text: String| {
+                let path = folder.join(name);
+                std::fs::write(&path, text).unwrap();
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            };
+            program("bin/id", "#!/bin/sh\necho 0\n".into());
+            program(
+                "ssh",
+                format!(
+                    "#!/bin/sh\nexport PATH='{here}/bin':\"$PATH\"\ncd '{here}'\nprintf '%s\\n' \"$@\" >arguments\n\
+                     for last; do :; done\necho x >>connections\n\
+                     if [ \"$(wc -l <connections)\" = 1 ]; then {first}; fi\nexec sh -c \"$last\"\n"
+                ),
+            );
+            let connections = Connections {
+                folder: folder.clone(),
+                known: folder.join("known_hosts"),
+                ssh_program: folder.join("ssh"),
+            };
+            let cluster = Cluster::parse(spec::tests::FILE).unwrap();
+            let host = connections.host(&cluster, &cluster.spec.machines[0]).unwrap();
+            Self { folder, host }
+        }
+
+        async fn run(&self, command: &str) -> (Result<(), ClusterError>, Vec<String>) {
+            let mut lines = Vec::new();
+            let done = self.host.run(command, b"input\n", Duration::from_secs(30), |l| lines.push(l.to_owned())).await;
+            (done, lines)
+        }
+
+        fn lines(&self, file: &str) -> usize {
+            std::fs::read_to_string(self.folder.join(file)).map_or(0, |text| text.lines().count())
+        }
+    }
+
+    impl Drop for Fake {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.folder); // a temporary folder
+        }
+    }
+
+    /// Leaves a trace of each time that it runs.
+    const COMMAND: &str = "echo ran >>ran; IFS= read -r line; echo \"got $line\"";
+
+    #[tokio::test]
+    async fn a_command_gets_its_input_and_its_output_begins_with_its_own_first_line() {
+        let fake = Fake::new("echo 'a banner of the login shell'");
+        let (done, lines) = fake.run(COMMAND).await;
+        done.unwrap();
+        assert_eq!((lines, fake.lines("ran")), (vec!["got input".to_owned()], 1));
+        let (done, _) = fake.run("exit 3").await;
+        assert!(matches!(done, Err(ClusterError::Host { .. })), "{done:?}");
+    }
+
+    #[tokio::test]
+    async fn a_password_is_the_line_before_the_input() {
+        let mut fake = Fake::new(":");
+        fake.host.password = Some("hunter2".into());
+        let (done, lines) = fake.run(COMMAND).await;
+        done.unwrap();
+        assert_eq!(lines, ["got input"]);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ended_before_the_command_is_made_again() {
+        // It ends at once; the machine has its shell, but its first line is lost, as is whatever is said to it.
+        for first in ["exit 255", "sh -c \"$last\" >/dev/null </dev/null; exit 255"] {
+            let fake = Fake::new(first);
+            let (done, lines) = fake.run(COMMAND).await;
+            done.unwrap();
+            assert_eq!(
+                (lines, fake.lines("ran"), fake.lines("connections")),
+                (vec!["got input".to_owned()], 1, 2),
+                "{first}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_that_may_have_run_is_not_run_again() {
+        // The connection ends after the command, and it ends while the command has said nothing yet.
+        for first in ["sh -c \"$last\"; exit 255", "sh -c \"$last\" | head -n 1; exit 255"] {
+            let fake = Fake::new(first);
+            let (done, _) = fake.run("echo ran >>ran; IFS= read -r line").await;
+            assert!(matches!(&done, Err(ClusterError::Unreachable { reason, .. }) if reason == ENDED), "{done:?}");
+            assert_eq!((fake.lines("ran"), fake.lines("connections")), (1, 1), "{first}");
+        }
+        // What OpenSSH says of is no reason to try again.
+        let fake = Fake::new("echo 'connect to host: No route to host' >&2; exit 255");
+        let (done, _) = fake.run(COMMAND).await;
+        assert!(done.unwrap_err().to_string().contains("No route to host"));
+        assert_eq!((fake.lines("ran"), fake.lines("connections")), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_an_option_of_ssh_that_is_not_meant_as_one() {
+        let fake = Fake::new(":");
+        fake.run("true").await.0.unwrap();
+        let arguments = std::fs::read_to_string(fake.folder.join("arguments")).unwrap();
+        assert!(arguments.contains("\n--\n10.0.0.1\nsh -c "), "{arguments}");
+        let cluster = Cluster::parse(spec::tests::FILE).unwrap();
+        let connections = Connections::new(fake.folder.join("known_hosts")).unwrap();
+        let first = &cluster.spec.machines[0];
+        let ssh = |ssh: Ssh| Machine { ssh: Some(ssh), ..first.clone() };
+        for wrong in [
+            Machine { address: "-oProxyCommand=id".into(), ..first.clone() },
+            Machine { address: String::new(), ..first.clone() },
+            ssh(Ssh { user: Some("-oProxyCommand=id".into()), ..Ssh::default() }),
+            ssh(Ssh { user: Some("$(id)".into()), ..Ssh::default() }),
+            ssh(Ssh { identity_file: Some("-x".into()), ..Ssh::default() }),
+        ] {
+            assert!(matches!(connections.host(&cluster, &wrong), Err(ClusterError::Spec { .. })), "{wrong:?}");
+        }
     }
 }

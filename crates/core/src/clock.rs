@@ -2,62 +2,39 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use jiff::Timestamp;
+
 /// Milliseconds since the Unix epoch, UTC.
 pub fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// A time as RFC 3339 writes it, in seconds and UTC: `2026-01-31T09:05:00Z`.
-///
-/// The date is found by counting days from the first of March of the year 0, after which leap days come last (Hinnant,
-/// "chrono-Compatible Low-Level Date Algorithms").
+/// A time as RFC 3339 writes it, in whole seconds and UTC: `2026-01-31T09:05:00Z`. Times beyond the years -9999 and 9999 are written as
+/// the first or the last of them.
 pub fn rfc3339(milliseconds: i64) -> String {
-    let seconds = milliseconds.div_euclid(1000);
-    let (days, time) = (seconds.div_euclid(86_400) + 719_468, seconds.rem_euclid(86_400));
-    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day_of_year = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day_of_month = day_of_year - (153 * month + 2) / 5 + 1;
-    let calendar_month = if month < 10 { month + 3 } else { month - 9 };
-    let calendar_year = year + era * 400 + i64::from(calendar_month <= 2);
-    format!(
-        "{calendar_year:04}-{calendar_month:02}-{day_of_month:02}T{:02}:{:02}:{:02}Z",
-        time / 3600,
-        time / 60 % 60,
-        time % 60
-    )
+    let end = if milliseconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
+    let seconds = Timestamp::from_second(milliseconds.div_euclid(1000));
+    seconds.unwrap_or_else(|_| Timestamp::from_second(end.as_second()).unwrap_or(end)).to_string()
 }
 
 /// Reads a time as RFC 3339 writes it, with or without fractions of a second, in UTC (`Z`) or with an offset: milliseconds since the
-/// Unix epoch. `None` when it is no such time.
+/// Unix epoch, rounded down. `None` when it is no such time.
 pub fn parse_rfc3339(text: &str) -> Option<i64> {
-    let number = |from: usize, to: usize| text.get(from..to)?.parse::<i64>().ok();
-    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    let rest = text.get(19..)?;
-    let digits = rest.strip_prefix('.').map_or(0, |r| r.bytes().take_while(u8::is_ascii_digit).count());
-    let fraction: String = rest.chars().skip(1).take(digits).chain("000".chars()).take(3).collect();
-    let zone = rest.get(if digits > 0 { digits + 1 } else { 0 }..)?;
-    let offset = match zone.as_bytes() {
-        b"Z" | b"z" => 0,
-        [sign @ (b'+' | b'-'), ..] if zone.len() == 6 => {
-            let minutes = zone.get(1..3)?.parse::<i64>().ok()? * 60 + zone.get(4..6)?.parse::<i64>().ok()?;
-            if *sign == b'-' { -minutes } else { minutes }
+    // `jiff` reads more forms than RFC 3339 has (no seconds, signs before years, names of time zones); the form is checked first.
+    let digits_as_zero = |c: char| if c.is_ascii_digit() { '0' } else { c.to_ascii_uppercase() };
+    let form: String = text.chars().map(digits_as_zero).collect();
+    let mut zone = form.strip_prefix("0000-00-00T00:00:00")?;
+    if let Some(fraction) = zone.strip_prefix('.') {
+        zone = fraction.trim_start_matches('0');
+        if zone.len() == fraction.len() {
+            return None;
         }
-        _ => return None,
-    };
-    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+    }
+    if !matches!(zone, "Z" | "+00:00" | "-00:00") {
         return None;
     }
-    // The same count of days as above, the other way round.
-    let (march_year, march_month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let era = march_year.div_euclid(400);
-    let of_era = march_year.rem_euclid(400);
-    let day_of_year = (153 * march_month + 2) / 5 + day - 1;
-    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + day_of_year - 719_468;
-    let seconds = days * 86_400 + hour * 3600 + (minute - offset) * 60 + second;
-    Some(seconds * 1000 + if digits > 0 { fraction.parse::<i64>().ok()? } else { 0 })
+    let time: Timestamp = text.parse().ok()?;
+    i64::try_from(time.as_nanosecond().div_euclid(1_000_000)).ok()
 }
 
 #[cfg(test)]
@@ -66,13 +43,56 @@ mod tests {
 
     #[test]
     fn dates_are_read() {
-        for time in [0, 951_782_399_000, 951_782_400_000, 1_798_761_599_000, 4_102_444_800_000] {
+        for time in
+            [0, 951_782_399_000, 951_782_400_000, 1_798_761_599_000, 4_102_444_800_000, -1000, -2_208_988_800_000]
+        {
             assert_eq!(parse_rfc3339(&rfc3339(time)), Some(time));
         }
         assert_eq!(parse_rfc3339("1970-01-01T00:00:01.5Z"), Some(1500));
         assert_eq!(parse_rfc3339("1970-01-01T00:00:01.123456+00:00"), Some(1123));
         assert_eq!(parse_rfc3339("1970-01-01T02:00:00+02:00"), Some(0));
-        for wrong in ["", "1970-01-01", "1970-01-01T00:00:00", "1970-13-01T00:00:00Z", "no time at all, no!"] {
+        assert_eq!(parse_rfc3339("1969-12-31T20:30:00-03:30"), Some(0));
+        assert_eq!(parse_rfc3339("1969-12-31t23:59:59.999z"), Some(-1));
+        assert_eq!(parse_rfc3339("2024-02-29T00:00:00Z"), Some(1_709_164_800_000));
+    }
+
+    #[test]
+    fn what_is_no_date_is_not_read() {
+        for wrong in [
+            "",
+            "1970-01-01",
+            "1970-01-01T00:00:00",
+            "1970-13-01T00:00:00Z",
+            "no time at all, no!",
+            // Days that no month has.
+            "2026-02-31T00:00:00Z",
+            "2026-02-29T00:00:00Z",
+            "1900-02-29T00:00:00Z",
+            "2026-04-31T00:00:00Z",
+            "2026-00-10T00:00:00Z",
+            "2026-01-00T00:00:00Z",
+            "2026-01-01T24:00:00Z",
+            "2026-01-01T00:60:00Z",
+            // Signs in fields, separators that are none.
+            "+970-01-01T00:00:00Z",
+            "1970-+1-01T00:00:00Z",
+            "1970-01--1T00:00:00Z",
+            "1970-01-01T+1:00:00Z",
+            "1970-01-01T00:-1:00Z",
+            "1970:01:01T00:00:00Z",
+            "1970-01-01T00-00-00Z",
+            "1970-01-01 00:00:00Z",
+            // Fractions and zones that are none.
+            "1970-01-01T00:00:00.Z",
+            "1970-01-01T00:00:00.+5Z",
+            "1970-01-01T00:00:00+0200",
+            "1970-01-01T00:00:00+02",
+            "1970-01-01T00:00:00+00:60",
+            "1970-01-01T00:00:00+-1:00",
+            "1970-01-01T00:00:00+02:00[Europe/Berlin]",
+            "1970-01-01T00:00Z",
+            "٢٠٢٦-01-01T00:00:00Z",
+        ] {
             assert_eq!(parse_rfc3339(wrong), None, "{wrong}");
         }
     }
@@ -83,5 +103,8 @@ mod tests {
         assert_eq!(rfc3339(951_782_399_999), "2000-02-28T23:59:59Z");
         assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00Z");
         assert_eq!(rfc3339(1_798_761_599_000), "2026-12-31T23:59:59Z");
+        assert_eq!(rfc3339(-1), "1969-12-31T23:59:59Z");
+        assert_eq!(rfc3339(i64::MAX), "9999-12-30T22:00:00Z");
+        assert!(rfc3339(i64::MIN).starts_with("-009999"));
     }
 }

@@ -190,6 +190,11 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Set the variable, or look at the file or the command that the message names.",
     },
     Topic {
+        code: "cluster.untrusted",
+        meaning: "The cluster's file takes a secret from a command, which would run on this machine. A file that somebody else wrote runs nothing before you agreed to its commands.",
+        remedy: "Read the commands; `slipway cluster trust -f FILE` lets exactly these run from this file. `slipway cluster resources` runs none at all.",
+    },
+    Topic {
         code: "cluster.unreachable",
         meaning: "A machine does not answer over SSH.",
         remedy: "Try `slipway cluster ssh NAME`; OpenSSH's configuration, agent and keys are used as they are.",

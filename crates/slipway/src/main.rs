@@ -38,7 +38,7 @@ impl<E: Explain> From<E> for Failure {
         let code = error.code();
         let exit = match code {
             "server.unreachable" | "cluster.unreachable" => 5,
-            "auth.required" | "auth.forbidden" => 4,
+            "auth.required" | "auth.forbidden" | "cluster.untrusted" => 4,
             _ => 1,
         };
         Self::Error { message: error.to_string(), code, hint: error.hint(), exit }
@@ -100,6 +100,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Findings) => ExitCode::from(3),
         Err(Failure::Error { message, code, hint, exit }) => {
+            let (message, hint) = (output::lines(&message), hint.map(|hint| output::lines(&hint)));
             eprintln!("{:?}", miette::Report::new(Report { message, code, hint }));
             ExitCode::from(exit)
         }

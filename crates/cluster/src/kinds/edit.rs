@@ -125,8 +125,8 @@ pub(crate) fn check(facts: &Facts, id: &str, path: &str, edits: &[Edit]) -> Vec<
 }
 
 pub(crate) fn apply(facts: &Facts, id: &str, path: &str, edits: &[Edit], node: &mut Node<'_>) -> Result<(), String> {
-    let now = found(facts, id);
-    let (mode, text) = now.unwrap_or_else(|| ("644".into(), String::new()));
+    let mode = found(facts, id).map_or_else(|| "644".into(), |(mode, _)| mode);
+    let text = node.read(Path::new(path))?.unwrap_or_default();
     let wanted = all_edited(&text, edits).map_err(|why| format!("{path} cannot be edited: {why}"))?;
     node.write(Path::new(path), wanted.as_bytes(), &mode)
 }

@@ -4,6 +4,7 @@ use super::{command, file, named};
 use crate::ClusterError;
 use crate::probe::quote;
 use crate::resource::{Layer, Resource, Text, What};
+use crate::spec::secret::TrustedCommands;
 use crate::spec::system::{Mount, OwnFile, Repository, User};
 use crate::spec::{Cluster, Machine, Role};
 
@@ -11,7 +12,13 @@ const LAYER: Layer = Layer::System;
 
 /// Sources of packages; they come before packages.
 pub(super) fn repositories(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
-    let each = cluster.spec.system.repositories.iter().map(repository).collect::<Result<Vec<_>, _>>()?;
+    let each = cluster
+        .spec
+        .system
+        .repositories
+        .iter()
+        .map(|r| repository(r, &cluster.trusted))
+        .collect::<Result<Vec<_>, _>>()?;
     Ok(each.into_iter().flatten().collect())
 }
 
@@ -29,7 +36,7 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Result<Vec<Reso
 }
 
 /// Source: sources.list(5), "DEB822-STYLE FORMAT"; `Signed-By` holds a source to its own key.
-fn repository(repository: &Repository) -> Result<[Resource; 2], ClusterError> {
+fn repository(repository: &Repository, trusted: &TrustedCommands) -> Result<[Resource; 2], ClusterError> {
     let Repository { name, uri, suites, components, key } = repository;
     let ring = format!("/etc/apt/keyrings/{name}.asc");
     let mut source = format!("Types: deb\nURIs: {uri}\nSuites: {}\n", suites.join(" "));
@@ -40,7 +47,7 @@ fn repository(repository: &Repository) -> Result<[Resource; 2], ClusterError> {
     let [signed, listed] = [format!("repository-key-{name}"), format!("repository-{name}")].map(|n| named(&n));
     let update = "apt-get -qq -o DPkg::Lock::Timeout=300 -o APT::Update::Error-Mode=any update";
     Ok([
-        file(LAYER, &signed, &ring, key.read()? + "\n"),
+        file(LAYER, &signed, &ring, key.read(trusted)? + "\n"),
         file(LAYER, &listed, &format!("/etc/apt/sources.list.d/{name}.sources"), source)
             .needs(&[&format!("{}/{signed}", LAYER.name())])
             .then(update),
@@ -154,7 +161,7 @@ fn own_file(cluster: &Cluster, machine: &Machine, own: &OwnFile) -> Result<Resou
         ];
         values.iter().fold(template.clone(), |text, (name, value)| text.replace(name, value))
     };
-    let secret = own.secret.as_ref().map(crate::spec::SecretSource::read).transpose()?.map(|s| s + "\n");
+    let secret = own.secret.as_ref().map(|source| source.read(&cluster.trusted)).transpose()?.map(|s| s + "\n");
     let whole = own.content.clone().or_else(|| own.template.as_ref().map(filled)).or(secret);
     let what = match whole {
         Some(text) => {
@@ -197,8 +204,9 @@ mod tests {
 
     #[test]
     fn what_people_want_themselves_becomes_resources_of_their_machines() {
-        let cluster =
+        let mut cluster =
             Cluster::parse(&FILE.replacen("kubernetes:", OWN.trim_start_matches("kubernetes:\n  "), 1)).unwrap();
+        cluster.trust_commands();
         let of = |n: usize| super::super::wanted(&cluster, &cluster.spec.machines[n]).unwrap();
         let (first, gpu) = (of(0), of(2));
         first.validate().unwrap();

@@ -10,6 +10,7 @@ use crate::ClusterError;
 use crate::digest;
 use crate::probe::quote;
 use crate::resource::{Layer, Resource, Text, What};
+use crate::spec::secret::TrustedCommands;
 use crate::spec::workloads::{DevicePlugin, Share, Sharing, StorageClass};
 use crate::spec::{Cluster, Role};
 
@@ -113,7 +114,7 @@ fn addons(cluster: &Cluster) -> Vec<Resource> {
     cluster.spec.kubernetes.addons.iter().map(one).collect()
 }
 
-fn storage_class(class: &StorageClass) -> Result<Vec<Value>, ClusterError> {
+fn storage_class(class: &StorageClass, trusted: &TrustedCommands) -> Result<Vec<Value>, ClusterError> {
     let annotations = json!({"storageclass.kubernetes.io/is-default-class": class.default.to_string()});
     let mut object = json!({
         "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
@@ -140,7 +141,7 @@ fn storage_class(class: &StorageClass) -> Result<Vec<Value>, ClusterError> {
             object["mountOptions"] = json!(["dir_mode=0777", "file_mode=0777", "mfsymlinks", "nobrl", "cache=strict"]);
             let secret = json!({
                 "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "kube-system"},
-                "stringData": {"username": smb.user, "password": smb.password.read()?},
+                "stringData": {"username": smb.user, "password": smb.password.read(trusted)?},
             });
             vec![secret, object]
         }
@@ -162,8 +163,12 @@ fn storage(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
             Share::Smb(_) => SMB.name,
         };
         let name = format!("class-{}", class.name);
-        let [document, applied] =
-            manifest(Layer::Storage, &name, &storage_class(class)?, matches!(class.share, Share::Smb(_)));
+        let [document, applied] = manifest(
+            Layer::Storage,
+            &name,
+            &storage_class(class, &cluster.trusted)?,
+            matches!(class.share, Share::Smb(_)),
+        );
         out.extend([document, applied.needs(&[&format!("storage/{name}-manifest"), &format!("storage/{driver}")])]);
     }
     Ok(out)
@@ -299,7 +304,8 @@ mod tests {
     #[test]
     fn a_password_is_in_nothing_that_is_shown() {
         let smb = "  storage: {classes: [{name: a, share: {smb: {source: //s/d, user: u, password: {command: 'printf hunter2'}}}}]}";
-        let cluster = Cluster::parse(&FILE.replace("spec:", &format!("spec:\n{smb}"))).unwrap();
+        let mut cluster = Cluster::parse(&FILE.replace("spec:", &format!("spec:\n{smb}"))).unwrap();
+        cluster.trust_commands();
         let resources = resources(&cluster).unwrap();
         let shown: Vec<String> =
             resources.iter().flat_map(|r| r.check(&crate::probe::Facts::default())).map(|c| c.text).collect();

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use slipway_core::clock::parse_rfc3339;
 
 use super::http::Http;
-use super::{Answer, Instance, Power, Provider};
+use super::{Answer, Instance, Power, Provider, identifier, ip_address};
 use crate::ClusterError;
 use crate::spec::cloud::{self, Group};
 
@@ -33,13 +34,13 @@ fn next(page: &Value) -> Option<String> {
     url.find("/v2/").map(|at| url[at..].to_owned())
 }
 
-fn instance(droplet: &Value) -> Instance {
+fn instance(droplet: &Value) -> Result<Instance, String> {
     let address = |kind: &str| {
-        let all = droplet["networks"]["v4"].as_array()?;
-        all.iter().find(|n| n["type"] == kind)?["ip_address"].as_str().map(str::to_owned)
+        let mut all = droplet["networks"]["v4"].as_array().into_iter().flatten();
+        ip_address(all.find(|n| n["type"] == kind).and_then(|n| n["ip_address"].as_str()))
     };
-    Instance {
-        id: droplet["id"].as_u64().map(|id| id.to_string()).unwrap_or_default(),
+    Ok(Instance {
+        id: identifier(droplet["id"].as_u64().map(|id| id.to_string()).unwrap_or_default())?,
         name: droplet["name"].as_str().unwrap_or_default().to_owned(),
         size: droplet["size_slug"].as_str().unwrap_or_default().to_owned(),
         power: match droplet["status"].as_str() {
@@ -48,9 +49,16 @@ fn instance(droplet: &Value) -> Instance {
             // `new`, `archive`
             _ => Power::Between,
         },
-        address: address("public"),
-        internal: address("private"),
+        address: address("public")?,
+        internal: address("private")?,
         hourly: droplet["size"]["price_hourly"].as_f64(),
+        created_ms: droplet["created_at"].as_str().and_then(parse_rfc3339),
+    })
+}
+
+impl DigitalOcean {
+    fn read(&self, droplet: &Value) -> Result<Instance, ClusterError> {
+        instance(droplet).map_err(|reason| self.http.wrong(200, reason))
     }
 }
 
@@ -59,14 +67,14 @@ impl Provider for DigitalOcean {
         Box::pin(async {
             let droplets =
                 self.http.pages(format!("/v2/droplets?page=1&per_page={PER_PAGE}"), "droplets", next).await?;
-            Ok(droplets.iter().map(instance).collect())
+            droplets.iter().map(|d| self.read(d)).collect()
         })
     }
 
     fn get<'a>(&'a self, id: &'a str) -> Answer<'a, Option<Instance>> {
         Box::pin(async move {
             let found = self.http.call(Method::GET, &format!("/v2/droplets/{id}"), None).await?;
-            Ok(found.map(|f| instance(&f["droplet"])))
+            found.map(|f| self.read(&f["droplet"])).transpose()
         })
     }
 
@@ -86,7 +94,7 @@ impl Provider for DigitalOcean {
                 body["vpc_uuid"] = json!(vpc);
             }
             let made = self.http.must(Method::POST, "/v2/droplets", Some(&body)).await?;
-            Ok(instance(&made["droplet"]))
+            self.read(&made["droplet"])
         })
     }
 
@@ -124,11 +132,21 @@ mod tests {
     fn a_droplet_is_read() {
         let droplet = json!({
             "id": 3_164_444, "name": "lab-gpu-1", "status": "active", "size_slug": "gpu-h100x1-80gb", "size": {"price_hourly": 3.39},
+            "created_at": "2020-07-21T16:26:43Z",
             "networks": {"v4": [{"ip_address": "10.128.192.124", "type": "private"}, {"ip_address": "192.0.2.21", "type": "public"}]},
         });
-        let read = instance(&droplet);
+        let read = instance(&droplet).unwrap();
         assert_eq!((read.id.as_str(), read.power), ("3164444", Power::On));
         assert_eq!((read.address.as_deref(), read.internal.as_deref()), (Some("192.0.2.21"), Some("10.128.192.124")));
+        assert_eq!(read.created_ms, Some(1_595_348_803_000));
+        for (place, wrong) in
+            [("/networks/v4/1/ip_address", "-oProxyCommand=id"), ("/networks/v4/0/ip_address", "a.example")]
+        {
+            let mut other = droplet.clone();
+            *other.pointer_mut(place).unwrap() = json!(wrong);
+            assert!(instance(&other).unwrap_err().contains("no IP address"), "{wrong}");
+        }
+        assert!(instance(&json!({"name": "no identifier"})).is_err());
         let page =
             json!({"links": {"pages": {"next": "https://api.digitalocean.com/v2/droplets?page=2&per_page=200"}}});
         assert_eq!(next(&page).as_deref(), Some("/v2/droplets?page=2&per_page=200"));

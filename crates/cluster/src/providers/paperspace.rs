@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use slipway_core::clock::parse_rfc3339;
 
 use super::http::Http;
-use super::{Answer, Instance, Power, Provider};
+use super::{Answer, Instance, Power, Provider, identifier, ip_address};
 use crate::ClusterError;
 use crate::spec::cloud::{self, Group};
 
@@ -36,10 +37,10 @@ fn next(page: &Value) -> Option<String> {
     Some(format!("/v1/machines?limit={PER_PAGE}&after={after}"))
 }
 
-fn instance(machine: &Value) -> Instance {
+fn instance(machine: &Value) -> Result<Instance, String> {
     let text = |field: &str| machine[field].as_str().filter(|t| !t.is_empty()).map(str::to_owned);
-    Instance {
-        id: text("id").unwrap_or_default(),
+    Ok(Instance {
+        id: identifier(text("id").unwrap_or_default())?,
         name: text("name").unwrap_or_default(),
         size: text("machineType").unwrap_or_default(),
         power: match machine["state"].as_str() {
@@ -49,9 +50,16 @@ fn instance(machine: &Value) -> Instance {
             // `provisioning`, `starting`, `stopping`, `restarting`, `upgrading`
             _ => Power::Between,
         },
-        address: text("publicIp").or_else(|| text("publicIpAddress")),
-        internal: text("privateIp").or_else(|| text("privateIpAddress")),
+        address: ip_address(text("publicIp").or_else(|| text("publicIpAddress")).as_deref())?,
+        internal: ip_address(text("privateIp").or_else(|| text("privateIpAddress")).as_deref())?,
         hourly: machine["usageRate"].as_f64(),
+        created_ms: text("dtCreated").as_deref().and_then(parse_rfc3339),
+    })
+}
+
+impl Paperspace {
+    fn read(&self, machine: &Value) -> Result<Instance, ClusterError> {
+        instance(machine).map_err(|reason| self.http.wrong(200, reason))
     }
 }
 
@@ -59,14 +67,14 @@ impl Provider for Paperspace {
     fn list(&self) -> Answer<'_, Vec<Instance>> {
         Box::pin(async {
             let machines = self.http.pages(format!("/v1/machines?limit={PER_PAGE}"), "items", next).await?;
-            Ok(machines.iter().map(instance).collect())
+            machines.iter().map(|m| self.read(m)).collect()
         })
     }
 
     fn get<'a>(&'a self, id: &'a str) -> Answer<'a, Option<Instance>> {
         Box::pin(async move {
             let found = self.http.call(Method::GET, &format!("/v1/machines/{id}"), None).await?;
-            Ok(found.map(|f| instance(&f)))
+            found.map(|f| self.read(&f)).transpose()
         })
     }
 
@@ -86,7 +94,7 @@ impl Provider for Paperspace {
                 body["networkId"] = json!(network);
             }
             let made = self.http.must(Method::POST, "/v1/machines", Some(&body)).await?;
-            Ok(instance(&made["data"]))
+            self.read(&made["data"])
         })
     }
 
@@ -119,11 +127,21 @@ mod tests {
     fn a_machine_is_read() {
         let machine = json!({
             "id": "psbtuwfvt", "name": "lab-gpu-1", "state": "ready", "machineType": "A4000", "publicIp": "192.0.2.7",
-            "privateIp": "10.64.24.2", "usageRate": 0.76,
+            "privateIp": "10.64.24.2", "usageRate": 0.76, "dtCreated": "2020-07-21T16:26:43.000Z",
         });
-        let read = instance(&machine);
+        let read = instance(&machine).unwrap();
         assert_eq!((read.power, read.hourly, read.address.as_deref()), (Power::On, Some(0.76), Some("192.0.2.7")));
-        assert_eq!(instance(&json!({"state": "provisioning"})).power, Power::Between);
+        assert_eq!(read.created_ms, Some(1_595_348_803_000));
+        let new = json!({"id": "psbtuwfvt", "state": "provisioning", "publicIp": null, "privateIp": ""});
+        let new = instance(&new).unwrap();
+        assert_eq!((new.power, new.address, new.internal), (Power::Between, None, None));
+        for (field, wrong) in
+            [("publicIp", "-oProxyCommand=id"), ("privateIp", "a.example"), ("id", "../teams"), ("id", "")]
+        {
+            let mut other = machine.clone();
+            other[field] = json!(wrong);
+            assert!(instance(&other).is_err(), "{field} {wrong}");
+        }
         assert_eq!(
             next(&json!({"hasMore": true, "nextPage": "abc"})).as_deref(),
             Some("/v1/machines?limit=120&after=abc")

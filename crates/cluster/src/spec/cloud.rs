@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Role, SecretSource, Ssh};
+use super::secret::SecretSource;
+use super::{Role, Ssh};
 
 /// Who makes machines, and the account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -2,6 +2,7 @@
 
 pub mod cloud;
 pub mod edit;
+pub mod secret;
 pub mod system;
 pub mod workloads;
 
@@ -12,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::cloud::{Group, Provider};
+use self::secret::{SecretSource, TrustedCommands};
 use self::system::System;
 use self::workloads::{Addon, DevicePlugin, Platform, Share, Sharing, Smoke, Storage};
 use crate::ClusterError;
@@ -28,6 +30,9 @@ pub struct Cluster {
     pub metadata: Metadata,
     /// What is wanted.
     pub spec: Spec,
+    /// The commands of this file that may run here. A file that was only read may run none.
+    #[serde(skip)]
+    pub trusted: TrustedCommands,
 }
 
 /// The name.
@@ -89,18 +94,6 @@ pub struct Ssh {
     pub accept_new_host_keys: bool,
     /// The password for sudo, where sudo asks. Users other than root become root by sudo.
     pub sudo_password: Option<SecretSource>,
-}
-
-/// Where a secret comes from. It goes into no state and no log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub enum SecretSource {
-    /// An environment variable.
-    Env(String),
-    /// A file, without the line's end.
-    File(String),
-    /// What a command prints, without the line's end.
-    Command(String),
 }
 
 /// What a machine is for.
@@ -224,6 +217,32 @@ fn plain(text: &str, more: &str) -> bool {
         && !text.starts_with('-')
 }
 
+/// Whether a text is a name or an address of a machine, and cannot be taken for an option of `ssh`.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_address(address: &str) -> Result<(), String> {
+    if plain(address, ".:_") { Ok(()) } else { Err(format!("{address:?} is no address")) }
+}
+
+/// Whether what a file says of SSH can be said to `ssh`: nothing is an option, and a user has nothing in it that means something to a
+/// shell, since OpenSSH's own configuration may put it into a command (`%r` in a `ProxyCommand`).
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_ssh(ssh: &Ssh) -> Result<(), String> {
+    if let Some(user) = ssh.user.as_ref().filter(|user| !plain(user, "._@+")) {
+        return Err(format!("ssh.user {user:?}: letters, digits and ._@+-, not beginning with a dash"));
+    }
+    for (name, path) in [("identityFile", &ssh.identity_file), ("knownHosts", &ssh.known_hosts)] {
+        if let Some(path) = path.as_ref().filter(|p| p.is_empty() || p.starts_with('-') || p.contains(char::is_control))
+        {
+            return Err(format!("ssh.{name} {path:?}: a path that does not begin with a dash"));
+        }
+    }
+    Ok(())
+}
+
 /// More machines of one kind are a slip of the pen.
 const MOST_OF_A_GROUP: u32 = 1000;
 
@@ -272,6 +291,10 @@ impl Cluster {
         };
         name("metadata.name", &self.metadata.name)?;
         let spec = &self.spec;
+        let ssh = |place: &str, ssh: Option<&Ssh>| {
+            ssh.map_or(Ok(()), check_ssh).map_err(|reason| format!("{place}: {reason}"))
+        };
+        ssh("spec", Some(&spec.ssh))?;
         let mut seen = BTreeSet::new();
         let either = |place: &str, name: &str, roles: &BTreeSet<Role>| {
             if roles.contains(&Role::ControlPlane) == roles.contains(&Role::Worker) {
@@ -285,14 +308,14 @@ impl Cluster {
                 return Err(format!("spec.machines: '{}' is there twice", machine.name));
             }
             for address in [&machine.address].into_iter().chain(&machine.internal_address) {
-                if !plain(address, ".:_") {
-                    return Err(format!("spec.machines: {}: '{address}' is no address", machine.name));
-                }
+                check_address(address).map_err(|e| format!("spec.machines: {}: {e}", machine.name))?;
             }
+            ssh(&format!("spec.machines: {}", machine.name), machine.ssh.as_ref())?;
             either("spec.machines", &machine.name, &machine.roles)?;
         }
         for group in &spec.groups {
             name("spec.groups: name", &group.name)?;
+            ssh(&format!("spec.groups: {}", group.name), group.ssh.as_ref())?;
             either("spec.groups", &group.name, &group.roles)?;
             if !spec.providers.contains_key(&group.provider) {
                 return Err(format!("spec.groups: {}: there is no '{}' in spec.providers", group.name, group.provider));
@@ -396,34 +419,40 @@ impl Cluster {
         }
     }
 
+    /// Every place of the file that takes a secret from somewhere, and from where.
+    pub fn secrets(&self) -> Vec<(String, &SecretSource)> {
+        let spec = &self.spec;
+        let mut out = Vec::new();
+        let mut add = |place: String, source: Option<_>| out.extend(source.map(|s| (place, s)));
+        add("spec.ssh.sudoPassword".into(), spec.ssh.sudo_password.as_ref());
+        for (name, provider) in &spec.providers {
+            add(format!("spec.providers.{name}.token"), Some(provider.token()));
+        }
+        for group in &spec.groups {
+            let password = group.ssh.as_ref().and_then(|ssh| ssh.sudo_password.as_ref());
+            add(format!("spec.groups: {}: ssh.sudoPassword", group.name), password);
+        }
+        for machine in &spec.machines {
+            let password = machine.ssh.as_ref().and_then(|ssh| ssh.sudo_password.as_ref());
+            add(format!("spec.machines: {}: ssh.sudoPassword", machine.name), password);
+        }
+        for repository in &spec.system.repositories {
+            add(format!("spec.system.repositories: {}: key", repository.name), Some(&repository.key));
+        }
+        for file in &spec.system.files {
+            add(format!("spec.system.files: {}: secret", file.path), file.secret.as_ref());
+        }
+        for class in &spec.storage.classes {
+            if let Share::Smb(smb) = &class.share {
+                add(format!("spec.storage.classes: {}: password", class.name), Some(&smb.password));
+            }
+        }
+        out
+    }
+
     /// The schema that editors check the file with.
     pub fn schema() -> serde_json::Value {
         schemars::schema_for!(Self).to_value()
-    }
-}
-
-impl SecretSource {
-    /// The secret itself.
-    ///
-    /// # Errors
-    /// [`ClusterError::Secret`], without the secret.
-    pub fn read(&self) -> Result<String, ClusterError> {
-        let wrong = |reason: String| ClusterError::Secret { name: format!("{self:?}"), reason };
-        let text = match self {
-            Self::Env(name) => std::env::var(name).map_err(|e| wrong(e.to_string()))?,
-            Self::File(path) => std::fs::read_to_string(home(path)).map_err(|e| wrong(e.to_string()))?,
-            Self::Command(command) => {
-                let done = std::process::Command::new("sh")
-                    .args(["-c", command])
-                    .output()
-                    .map_err(|e| wrong(e.to_string()))?;
-                if !done.status.success() {
-                    return Err(wrong(format!("{}", done.status)));
-                }
-                String::from_utf8_lossy(&done.stdout).into_owned()
-            }
-        };
-        Ok(text.trim_end_matches(['\n', '\r']).to_owned())
     }
 }
 
@@ -464,6 +493,17 @@ spec:
         assert!(wrong("name: cp2", "name: cp1").contains("twice"));
         assert!(wrong("[worker, gpu]", "[gpu]").contains("either control-plane or worker"));
         assert!(wrong("10.0.0.3", "'-oProxyCommand=x'").contains("no address"));
+        for wrong_ssh in ["user: -oProxyCommand=x", "user: 'a;id'", "identityFile: -x", "knownHosts: '-'"] {
+            for place in ["spec:", "name: cp2,", "name: cp1,"] {
+                let to = if place == "spec:" {
+                    format!("spec:\n  ssh: {{{wrong_ssh}}}")
+                } else {
+                    format!("{place} ssh: {{{wrong_ssh}}},")
+                };
+                assert!(wrong(place, &to).contains("dash"), "{to}");
+            }
+        }
+        assert!(Cluster::parse(&FILE.replace("spec:", "spec:\n  ssh: {user: 'First.Last@example.com'}")).is_ok());
         assert!(wrong("[dns,", "['dns; rm -rf /',").contains("no add-on"));
         assert!(wrong("channel:", "chanel:").contains("chanel"));
         let group = "groups: [{name: gpu, provider: do, size: s, image: i, count: 2, roles: [worker]}]\n  machines:";

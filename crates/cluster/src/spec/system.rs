@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Role, SecretSource, plain};
+use super::secret::SecretSource;
+use super::{Role, plain};
 use crate::resource::Edit;
 
 /// The machine below Kubernetes.

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::SecretSource;
+use super::secret::SecretSource;
 
 /// An add-on of MicroK8s: its name with what follows it after a colon, or that and options.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -40,6 +40,12 @@ pub(crate) enum Cluster {
     /// The JSON schema of cluster.yaml, for editors
     #[command(after_help = "Example:\n  slipway cluster schema > cluster.schema.json")]
     Schema,
+    /// Let the commands run that the file takes secrets from; asks, and holds until one of them changes
+    #[command(after_help = "Example:\n  slipway cluster trust -f cluster.yaml")]
+    Trust {
+        #[command(flatten)]
+        file: File,
+    },
     /// What would change, on all machines; changes nothing; exit 3 when something would
     #[command(
         after_help = "Example:\n  slipway cluster plan\n  slipway cluster plan --only gpu --hosts g1 -o plan.json"

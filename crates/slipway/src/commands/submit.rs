@@ -1,6 +1,6 @@
 //! `run submit` and what follows it: runs that are carried out.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::Context;
 use crate::Failure;
 use crate::cli::{Submit, Which};
 use crate::client::{Client, encode};
-use crate::output::{Table, agreed, print, say};
+use crate::output::{Raw, Table, agreed, print, say};
 
 /// Between two looks at a run that is waited for.
 const LOOK: Duration = Duration::from_millis(300);
@@ -253,13 +253,9 @@ pub(super) async fn logs(
             query.push_str(&format!("&{key}={value}"));
         }
     }
-    let mut out = std::io::stdout();
-    client
-        .follow(&query, |bytes| {
-            // A closed pipe is the reader's choice.
-            drop(out.write_all(bytes).and_then(|()| out.flush()));
-        })
-        .await?;
+    let mut out = Raw::stdout();
+    client.follow(&query, |bytes| out.write(bytes)).await?;
+    out.finish();
     Ok(())
 }
 

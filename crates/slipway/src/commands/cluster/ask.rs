@@ -18,7 +18,7 @@ use crate::Failure;
 use crate::cli::Format;
 use crate::cli::cluster as cli;
 use crate::commands::Context;
-use crate::output::{Table, print, print_text, say};
+use crate::output::{Table, lines, one_line, print, print_text, say};
 
 /// Hours of a month, as providers count them.
 const MONTH: f64 = 730.0;
@@ -29,29 +29,31 @@ pub(super) fn words(plan: &Plan) -> String {
     for machine in &plan.machines {
         let about = machine.machine.as_ref().map_or(String::new(), |m| {
             let gpus = if m.gpus.is_empty() { String::new() } else { format!(", {} GPUs", m.gpus.len()) };
-            format!("{} {}, {} CPUs, {} GiB{gpus}", m.distribution, m.release, m.cpus, m.memory_mib >> 10)
+            one_line(&format!("{} {}, {} CPUs, {} GiB{gpus}", m.distribution, m.release, m.cpus, m.memory_mib >> 10))
         });
         out += &format!("{}  {about}\n", machine.name);
         if let Some(trouble) = &machine.unreachable {
-            out += &format!("  ! {} [{}]\n", trouble.message, trouble.code);
+            out += &format!("  ! {} [{}]\n", lines(&trouble.message), trouble.code);
             continue;
         }
         for finding in &machine.findings {
-            out += &format!("  ! {}: {}\n", finding.what, finding.remedy);
+            out += &format!("  ! {}: {}\n", one_line(&finding.what), one_line(&finding.remedy));
         }
         if machine.changes.is_empty() {
             out += "  = as wanted\n";
         }
         for planned in &machine.changes {
             for change in &planned.changes {
-                let mut lines = change.text.lines();
-                out += &format!("  {} {:24} {}\n", change.sign, planned.resource, lines.next().unwrap_or_default());
-                for line in lines {
+                let text = lines(&change.text);
+                let mut rest = text.lines();
+                let (resource, first) = (one_line(&planned.resource), rest.next().unwrap_or_default());
+                out += &format!("  {} {resource:24} {first}\n", change.sign);
+                for line in rest {
                     out += &format!("      {line}\n");
                 }
             }
             for effect in &planned.effects {
-                out += &format!("    {:24} ({effect})\n", "");
+                out += &format!("    {:24} ({})\n", "", one_line(effect));
             }
         }
     }
@@ -74,7 +76,7 @@ pub(super) async fn ask(session: &Session, hosts: &[String], layers: &[Layer]) -
     };
     let there = session.hosts(hosts)?;
     let there: Vec<_> = there.into_iter().filter(|(m, _)| news.iter().all(|(name, _)| *name != m.name)).collect();
-    let mut plan = plan::plan(&session.cluster(), &there, layers).await;
+    let mut plan = plan::plan(&session.cluster()?, &there, layers).await;
     for (name, change) in news {
         if hosts.is_empty() || hosts.contains(&name) {
             plan.machines.push(MachinePlan::of_provider(&name, change));
@@ -133,7 +135,7 @@ pub(super) fn print_report(context: &Context, report: &Report) {
 }
 
 pub(super) async fn doctor(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
-    let found = doctor::doctor(&session.cluster(), &session.hosts(hosts)?).await;
+    let found = doctor::doctor(&session.cluster()?, &session.hosts(hosts)?).await;
     print(context.global.output.format, &found, |found: &Vec<Finding>| {
         let mut table = Table::new(&["MACHINE", "", "FOUND", "WHAT HELPS"]);
         for finding in found {
@@ -182,8 +184,12 @@ pub(super) async fn cost(context: &Context, session: &Session) -> Result<(), Fai
     });
     for (machine, answer) in futures_util::future::join_all(gpus).await {
         match answer {
-            Ok(inventory) => drop(cost.idle_gpus.insert(machine, idle(&inventory))),
-            Err(error) => drop(cost.not_asked.insert(machine, error.to_string())),
+            Ok(inventory) => {
+                cost.idle_gpus.insert(machine, idle(&inventory));
+            }
+            Err(error) => {
+                cost.not_asked.insert(machine, error.to_string());
+            }
         }
     }
     print(context.global.output.format, &cost, |cost| {

@@ -12,14 +12,14 @@ use slipway_cluster::resume;
 use super::wrong;
 use crate::Failure;
 use crate::cli::cluster as cli;
-use crate::output::say;
+use crate::output::{lines, say};
 
 /// `slipway node converge`: on the machine.
 pub(crate) fn converge(args: cli::Converge) -> Result<(), Failure> {
     let events = args.events;
     // Whether somebody still reads decides whether work goes on after the resource at hand.
     let mut tell = move |event: Event| -> bool {
-        let line = if events { serde_json::to_string(&event).unwrap_or_default() } else { in_words(&event) };
+        let line = if events { serde_json::to_string(&event).unwrap_or_default() } else { lines(&in_words(&event)) };
         let mut out = std::io::stdout();
         line.is_empty() || writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
     };

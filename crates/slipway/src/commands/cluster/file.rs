@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use slipway_cluster::ClusterError;
 use slipway_cluster::layers;
+use slipway_cluster::spec::secret::TrustedCommands;
 use slipway_cluster::spec::{Cluster, Machine, Role};
 
 use super::{Session, wrong};
@@ -56,7 +57,9 @@ pub(super) fn ssh(session: &Session, machine: &str, command: &[String]) -> Resul
 
 /// What is wanted of a machine.
 pub(super) fn resources(session: &Session, choice: &cli::Choice, machine: &str) -> Result<(), Failure> {
-    let cluster = session.cluster();
+    let mut cluster = session.cluster()?;
+    // Nothing that a file says runs here, not even what was agreed to: this only prints.
+    cluster.trusted = TrustedCommands::default();
     let found = cluster.spec.machines.iter().find(|m| m.name == machine);
     let machine = found.ok_or_else(|| wrong(format!("there is no machine '{machine}' in the file")))?;
     let wanted = layers::wanted(&cluster, machine)?.only(&choice.layers());
@@ -66,7 +69,7 @@ pub(super) fn resources(session: &Session, choice: &cli::Choice, machine: &str) 
 
 /// MicroK8s' own configuration, with names that tell clusters apart and an address that is reached from here.
 pub(super) async fn kubeconfig(session: &Session, server: Option<&str>, save: Option<&Path>) -> Result<(), Failure> {
-    let cluster = session.cluster();
+    let cluster = session.cluster()?;
     let first = cluster.first().ok_or_else(|| wrong("no control plane is there yet".into()))?;
     let hosts = session.hosts(std::slice::from_ref(&first.name))?;
     let Some((_, host)) = hosts.first() else { return Ok(()) };

@@ -8,7 +8,7 @@ use slipway_cluster::apply::Progress;
 use slipway_cluster::converge::Event;
 use slipway_cluster::report::{Ended, Outcome};
 
-use crate::output::say;
+use crate::output::{lines, one_line, say};
 
 /// More bars than this are no help.
 const MOST_BARS: usize = 30;
@@ -53,7 +53,7 @@ impl Watcher {
                 });
                 drawn(bar, progress);
                 if let Progress::Ended(Ended { step, outcome: Outcome::Failed { reason }, .. }) = progress {
-                    drop(all.println(format!("! {step}: {reason}")));
+                    let _ = all.println(lines(&format!("! {step}: {reason}"))); // the report says it again
                 }
             }
         }
@@ -75,21 +75,21 @@ fn drawn(bar: &ProgressBar, progress: &Progress) {
             bar.set_position(0);
             bar.set_length(1);
             bar.reset_elapsed();
-            bar.set_message(step.clone());
+            bar.set_message(one_line(step));
         }
         Progress::Event { event, .. } => match event {
             Event::Begun { resources, .. } => bar.set_length(*resources as u64),
             Event::Ok { .. } | Event::Changed { .. } | Event::Skipped { .. } => bar.inc(1),
-            Event::Changing { resource, .. } => bar.set_message(resource.clone()),
-            Event::Failed { resource, .. } => bar.set_message(format!("{resource} failed")),
-            Event::Rebooting { reason, .. } => bar.set_message(format!("starts anew: {reason}")),
+            Event::Changing { resource, .. } => bar.set_message(one_line(resource)),
+            Event::Failed { resource, .. } => bar.set_message(one_line(&format!("{resource} failed"))),
+            Event::Rebooting { reason, .. } => bar.set_message(one_line(&format!("restarts: {reason}"))),
             _ => {}
         },
         Progress::Ended(Ended { step, outcome, .. }) => {
             bar.set_position(bar.length().unwrap_or(1));
             let (word, about) = outcome.words();
             let about = about.lines().next().map_or_else(String::new, |a| format!(", {a}"));
-            bar.set_message(format!("{step}: {word}{about}"));
+            bar.set_message(one_line(&format!("{step}: {word}{about}")));
         }
     }
 }

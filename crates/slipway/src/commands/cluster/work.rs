@@ -28,7 +28,7 @@ fn work(
 ) -> Result<Work, Failure> {
     let mut hosts = session.hosts(&[])?;
     let leaving = session.fleet.as_ref().map(|f| f.leaving()).unwrap_or_default();
-    let cluster = session.cluster();
+    let cluster = session.cluster()?;
     for machine in leaving {
         let host = session.connections.host(&cluster, &machine)?;
         hosts.push((machine, host));
@@ -65,7 +65,7 @@ async fn perform(
         watcher.end();
     });
     let report = apply::apply(Arc::new(work), steps).await;
-    drop(telling.await);
+    let _ = telling.await; // a watcher that failed changes nothing of what was done
     Ok(report)
 }
 
@@ -135,7 +135,7 @@ async fn applied(context: &Context, session: &Session, options: &Options<'_>) ->
         let names: Vec<String> = fleet.wanted().into_iter().filter(|n| hosts.is_empty() || hosts.contains(n)).collect();
         report = Some(perform(context, session, "apply", steps::machines(&names), None).await?);
     }
-    let cluster = session.cluster();
+    let cluster = session.cluster()?;
     if cluster.first().is_none() {
         if let Some(report) = &report {
             told(context, session, report)?;
@@ -154,7 +154,7 @@ async fn applied(context: &Context, session: &Session, options: &Options<'_>) ->
     if let (Some(fleet), true) = (&session.fleet, all && hosts.is_empty() && stands) {
         let leaving = fleet.leaving();
         let mut steps = steps::leave(&leaving.iter().collect::<Vec<_>>());
-        steps.extend(steps::unborn(&fleet.unborn(false)));
+        steps.extend(steps::delete(&fleet.unprovisioned(false)));
         if !steps.is_empty() {
             report = Some(perform(context, session, "apply", steps, report).await?);
         }
@@ -189,7 +189,7 @@ pub(super) async fn upgrade(
     if let Some(channel) = to {
         let (text, cluster) = edit::channel(&old, channel).map_err(wrong)?;
         new = Some(text);
-        session.file = cluster;
+        session.file = session.agreed(cluster)?;
     }
     let (silent, _) = tokio::sync::mpsc::unbounded_channel();
     let now = nodes::may_upgrade(&work(&session, "upgrade", silent)?).await?;
@@ -197,7 +197,7 @@ pub(super) async fn upgrade(
     for (name, version) in now {
         say(format_args!("{name}: {version} -> {channel}"));
     }
-    let steps = steps::on(steps::upgrade(&session.cluster(), workers), &chosen(&machines.hosts));
+    let steps = steps::on(steps::upgrade(&session.cluster()?, workers), &chosen(&machines.hosts));
     if !confirmed(context, &steps, "Upgrade these nodes, in this order?")? {
         return Ok(());
     }
@@ -212,7 +212,7 @@ pub(super) async fn upgrade(
 
 pub(super) async fn stop(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
     let lock = session.lock()?;
-    let steps = steps::on(steps::stop(&session.cluster()), &chosen(hosts));
+    let steps = steps::on(steps::stop(&session.cluster()?), &chosen(hosts));
     if !confirmed(context, &steps, "Stop these machines, in this order?")? {
         return Ok(());
     }
@@ -224,11 +224,11 @@ pub(super) async fn stop(context: &Context, session: &Session, hosts: &[String])
 pub(super) async fn start(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
     let lock = session.lock()?;
     let names: Vec<String> =
-        session.cluster().spec.machines.into_iter().filter(|m| m.made.is_some()).map(|m| m.name).collect();
+        session.cluster()?.spec.machines.into_iter().filter(|m| m.made.is_some()).map(|m| m.name).collect();
     let machines = steps::on(steps::machines(&names), &chosen(hosts));
     let report = perform(context, session, "start", machines, None).await?;
     // Addresses may be others now.
-    let steps = steps::on(steps::start(&session.cluster()), &chosen(hosts));
+    let steps = steps::on(steps::start(&session.cluster()?), &chosen(hosts));
     let report = perform(context, session, "start", steps, Some(report)).await?;
     drop(lock);
     told(context, session, &report)
@@ -267,12 +267,12 @@ pub(super) async fn destroy(
     name: Option<&str>,
 ) -> Result<(), Failure> {
     let lock = session.lock()?;
-    let cluster = session.cluster();
+    let cluster = session.cluster()?;
     let mut machines = cluster.spec.machines.clone();
     machines.extend(session.fleet.as_ref().map(|f| f.leaving()).unwrap_or_default());
     let steps = if hosts.is_empty() {
-        let unborn = session.fleet.as_ref().map(|f| f.unborn(true)).unwrap_or_default();
-        [steps::destroy(&machines), steps::unborn(&unborn)].concat()
+        let unprovisioned = session.fleet.as_ref().map(|f| f.unprovisioned(true)).unwrap_or_default();
+        [steps::destroy(&machines), steps::delete(&unprovisioned)].concat()
     } else {
         session.hosts(hosts)?;
         steps::leave(&machines.iter().filter(|m| hosts.contains(&m.name)).collect::<Vec<_>>())
@@ -294,7 +294,7 @@ pub(super) async fn destroy(
         None if std::io::stdin().is_terminal() => {
             eprint!("This cannot be undone. The cluster's name, to go on: ");
             let mut line = String::new();
-            drop(std::io::stdin().lock().read_line(&mut line));
+            let _ = std::io::stdin().lock().read_line(&mut line); // nothing that could be read is not the name
             line.trim().to_owned()
         }
         None => String::new(),
