@@ -84,6 +84,9 @@ impl miette::Diagnostic for Report {
 
 fn main() -> ExitCode {
     let args = cli::Cli::parse();
+    // Reports are not wrapped: a path or a command that is broken into lines can be neither copied nor searched for.
+    // The call fails when a hook is set already, and here is the only one.
+    let _ = miette::set_hook(Box::new(|_| Box::new(miette::MietteHandlerOpts::new().wrap_lines(false).build())));
     let (config, problem) = commands::settings(&args);
     log(&args, &config);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
