@@ -209,7 +209,8 @@ impl Config {
             }
         }
         let mut problem = None;
-        for origin in user.map(|p| Origin::User(p.into())).into_iter().chain(project.map(|p| Origin::Project(p.into()))) {
+        for origin in user.map(|p| Origin::User(p.into())).into_iter().chain(project.map(|p| Origin::Project(p.into())))
+        {
             match read_file(&origin) {
                 Ok(found) => values.extend(found.into_iter().map(|(key, value)| (key, (value, origin.clone())))),
                 // Most users have no file of their own; a project file was seen before it is read.
@@ -314,8 +315,7 @@ fn read_text(path: &Path, is_project: bool) -> Result<String, ConfigError> {
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(ConfigError::TooLarge { path: path.to_owned() });
     }
-    String::from_utf8(bytes)
-        .map_err(|_| ConfigError::Parse { path: path.to_owned(), reason: "it is not UTF-8".into() })
+    String::from_utf8(bytes).map_err(|_| ConfigError::Parse { path: path.to_owned(), reason: "it is not UTF-8".into() })
 }
 
 /// The text with control characters other than line ends replaced, so that a terminal only shows it.

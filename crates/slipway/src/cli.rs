@@ -119,9 +119,7 @@ pub(crate) enum Command {
         folder: PathBuf,
     },
     /// The token of this state folder's server, for other programs and for the web UI
-    #[command(
-        after_help = "Example:\n  export MLFLOW_TRACKING_TOKEN=$(slipway token)\n  slipway token --ui"
-    )]
+    #[command(after_help = "Example:\n  export MLFLOW_TRACKING_TOKEN=$(slipway token)\n  slipway token --ui")]
     Token {
         /// A link that opens the web UI signed in; whoever has it may do what you may
         #[arg(long)]

@@ -26,7 +26,9 @@ fn a_cloned_repository_gets_no_token_and_loads_no_library() {
     place.write("evil.so", "not a library: loading it fails with a message about ELF");
     place.write("deep/down/README", "");
     for folder in ["", "deep/down"] {
-        for words in [&["status"][..], &["run", "ls"], &["doctor"], &["model", "ls"], &["up", "--listen", "127.0.0.1:0"]] {
+        for words in
+            [&["status"][..], &["run", "ls"], &["doctor"], &["model", "ls"], &["up", "--listen", "127.0.0.1:0"]]
+        {
             let mut command = place.command(words);
             let done = command.current_dir(place.folder().join(folder)).output().unwrap();
             let talk = String::from_utf8(done.stderr).unwrap();
@@ -61,7 +63,13 @@ fn the_error_says_which_key_and_where_it_belongs() {
     place.write("slipway.yaml", "server: http://evil.example\n");
     let done = place.run(&["status"]).with_code(2);
     let talk = done.talk();
-    for part in ["slipway.yaml sets `server`", ".config/slipway/config.yaml", "SLIPWAY_SERVER", "--server", "explain config.project"] {
+    for part in [
+        "slipway.yaml sets `server`",
+        ".config/slipway/config.yaml",
+        "SLIPWAY_SERVER",
+        "--server",
+        "explain config.project",
+    ] {
         assert!(talk.contains(part), "{part}: {talk}");
     }
 }

@@ -41,7 +41,16 @@ fn every_code_is_used_and_every_used_code_is_explained() {
     let texts = sources();
     let used = literals(&texts);
     // Literals that look like codes: labels of nodes, and names of files.
-    let others = ["gpu.family", "gpu.machine", "gpu.mode", "node.db", "server.json", "cluster.yaml", "config.json", "config.yaml"];
+    let others = [
+        "gpu.family",
+        "gpu.machine",
+        "gpu.mode",
+        "node.db",
+        "server.json",
+        "cluster.yaml",
+        "config.json",
+        "config.yaml",
+    ];
     let known: BTreeSet<&str> = CATALOGUE.iter().map(|t| t.code).collect();
     let unexplained: Vec<_> = used.difference(&known).filter(|code| !others.contains(code)).collect();
     let unused: Vec<_> = known.difference(&used).collect();
