@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fills a slipway with the demo, clicks through its UI in a real browser, stops it.
+# Fills a slipway with the demo, clicks through its UI in a real browser, stops it; then signs in and out of one of its own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,5 +25,8 @@ target/release/slipway demo --dir "$demo" --keep
 for _ in 1 2; do target/release/slipway gpu bench --cpu --quick --home "$demo/home" -q >/dev/null; done
 # What an apply on five test hosts left (`make test-cluster`).
 mkdir -p "$demo/home/clusters/lab" && cp web/tests/cluster.json "$demo/home/clusters/lab/report.json"
+# A server that asks for no token, or for those of a file, has none in its state folder; its address does then.
 control=$(python3 -c "import json; print(json.load(open('$demo/home/server.json'))['control'])")
-(cd web && SLIPWAY_URL="http://$control" npm run --silent test:ui)
+link=$(target/release/slipway token --ui --home "$demo/home" 2>/dev/null || echo "http://$control")
+(cd web && SLIPWAY_LINK="$link" npm run --silent test:ui)
+(cd web && SLIPWAY=../target/release/slipway npm run --silent test:sign-in)

@@ -75,6 +75,11 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Use localhost or the address; if the name is right, start the server with `--hosts NAME`.",
     },
     Topic {
+        code: "auth.no_token",
+        meaning: "The state folder holds no token: no server was started on it yet, or it was started to ask for none or for those of a token file.",
+        remedy: "`slipway up` writes one when it starts; where a server has `--token-file`, use a line of that file.",
+    },
+    Topic {
         code: "auth.foreign",
         meaning: "A web page of another origin made the browser send this request.",
         remedy: "Use the server's own pages; behind a proxy, let it pass the Host header on.",
@@ -88,6 +93,16 @@ pub const CATALOGUE: &[Topic] = &[
         code: "config.invalid",
         meaning: "A configuration file or value cannot be read.",
         remedy: "See which file and value with `slipway config show --origin`.",
+    },
+    Topic {
+        code: "config.project",
+        meaning: "A slipway.yaml of a project sets something that only you may set: a server, a path, a library, an address or a credential. A cloned repository must not decide where your token goes or which code runs.",
+        remedy: "Set it in ~/.config/slipway/config.yaml, in the environment or with the flag; a project may set `log` and `runtime`.",
+    },
+    Topic {
+        code: "explain.unknown",
+        meaning: "`slipway explain` was asked about a code that slipway does not know.",
+        remedy: "List all codes with `slipway explain`.",
     },
     Topic {
         code: "server.unreachable",

@@ -14,12 +14,16 @@ impl Home {
         Self { root: root.into() }
     }
 
-    /// The default: `$XDG_DATA_HOME/slipway`, else `$HOME/.local/share/slipway`, else `./.slipway`.
+    /// The default: `$XDG_DATA_HOME/slipway`, else `~/.local/share/slipway`, else `/var/lib/slipway`.
+    ///
+    /// Relative folders are not used: the state folder names the server that gets the caller's token, so it must not
+    /// come with whatever folder a command is started in.
     pub fn default_path() -> PathBuf {
-        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        set("XDG_DATA_HOME")
-            .or_else(|| set("HOME").map(|h| h.join(".local/share")))
-            .map_or_else(|| PathBuf::from(".slipway"), |data| data.join("slipway"))
+        let absolute = |path: PathBuf| path.is_absolute().then_some(path);
+        std::env::var_os("XDG_DATA_HOME")
+            .and_then(|dir| absolute(dir.into()))
+            .or_else(|| std::env::home_dir().and_then(absolute).map(|home| home.join(".local/share")))
+            .map_or_else(|| PathBuf::from("/var/lib/slipway"), |data| data.join("slipway"))
     }
 
     /// Creates the folder and its parts; private to the user.

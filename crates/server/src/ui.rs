@@ -1,27 +1,75 @@
-//! The embedded web pages.
+//! The embedded web UI: static files that hold no data, so that anybody may read them. What the pages show they fetch
+//! from the API, with the token of whoever is signed in.
 
-use axum::http::{StatusCode, Uri, header};
+use axum::Json;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use rust_embed::RustEmbed;
+use serde_json::json;
 
 /// What `npm run build` made in `web/`.
 #[derive(RustEmbed)]
 #[folder = "../../web/dist"]
 struct Pages;
 
-/// A file of the UI; every path that is none gets the start page, which finds its view by the path.
-pub(crate) async fn serve(uri: Uri) -> Response {
-    let path = uri.path().trim_start_matches('/');
-    if path.starts_with("api/") {
-        return (StatusCode::NOT_FOUND, "no such path").into_response();
+/// The page that finds its view by the path.
+const PAGE: &str = "index.html";
+
+/// First segments of the paths that have a view (`web/src/App.svelte`); the overview has none.
+const VIEWS: &[&str] = &["", "experiments", "runs", "compare", "models", "deployments", "gpu", "cluster"];
+
+/// The page runs the scripts and styles of its own files and nothing else: no inline script or style, no frame, no form
+/// that is sent somewhere, and no string that becomes markup but through Svelte's templates (Trusted Types).
+/// `data:` and `blob:` are for pictures, which are fetched with the token and shown from memory.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; \
+    connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+    require-trusted-types-for 'script'; trusted-types svelte-trusted-html";
+
+/// Headers of everything that is answered here.
+const SECURITY: [(HeaderName, HeaderValue); 5] = [
+    (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin")),
+    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+];
+
+/// Answers what no route of an API takes: a file of the UI, the page for a path that is one of its views, else 404.
+pub(crate) async fn serve(method: Method, uri: Uri, headers: HeaderMap) -> Response {
+    let mut response = find(&method, uri.path(), &headers);
+    response.headers_mut().extend(HeaderMap::from_iter(SECURITY));
+    response
+}
+
+fn find(method: &Method, path: &str, headers: &HeaderMap) -> Response {
+    let path = path.trim_start_matches('/');
+    let file = Some(path).filter(|p| *p != PAGE).and_then(Pages::get);
+    let is_view = VIEWS.contains(&path.split('/').next().unwrap_or_default());
+    if (file.is_some() || is_view) && !matches!(*method, Method::GET | Method::HEAD) {
+        return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, HEAD")]).into_response();
     }
-    if let Some(file) = Pages::get(path).filter(|_| !path.is_empty()) {
+    if let Some(file) = file {
         // Names under assets/ carry a hash of their content.
         let keep = if path.starts_with("assets/") { "public, max-age=31536000, immutable" } else { "no-cache" };
-        return page(path, file.data.into_owned(), keep);
+        return ([(header::CONTENT_TYPE, kind(path)), (header::CACHE_CONTROL, keep)], file.data).into_response();
     }
-    match Pages::get("index.html") {
-        Some(file) => page("index.html", file.data.into_owned(), "no-cache"),
+    let browser = accepts_html(headers);
+    if is_view && (browser || accepts_anything(headers)) {
+        return page(StatusCode::OK);
+    }
+    // A person who mistyped an address gets the page, which says so; a program gets what it can read.
+    if browser && matches!(*method, Method::GET | Method::HEAD) {
+        return page(StatusCode::NOT_FOUND);
+    }
+    let message = format!("there is no {method} /{path}; see /openapi.json");
+    let body = json!({ "error_code": "ENDPOINT_NOT_FOUND", "message": message, "error": message });
+    (StatusCode::NOT_FOUND, Json(body)).into_response()
+}
+
+fn page(status: StatusCode) -> Response {
+    match Pages::get(PAGE) {
+        Some(file) => (status, [(header::CONTENT_TYPE, kind(PAGE)), (header::CACHE_CONTROL, "no-cache")], file.data)
+            .into_response(),
         None => (
             StatusCode::NOT_FOUND,
             "This build has no web UI: run `make ui` before `cargo build`. The API is at /api, see /openapi.json.\n",
@@ -30,8 +78,25 @@ pub(crate) async fn serve(uri: Uri) -> Response {
     }
 }
 
-fn page(path: &str, data: Vec<u8>, keep: &'static str) -> Response {
-    let kind = match path.rsplit('.').next().unwrap_or_default() {
+/// Media types that a request accepts, without their parameters.
+fn accepted(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let lists = headers.get_all(header::ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
+    lists.flat_map(|list| list.split(',')).map(|part| part.split(';').next().unwrap_or_default().trim())
+}
+
+/// Whether a request asks for HTML by name, as browsers do when a page is opened.
+fn accepts_html(headers: &HeaderMap) -> bool {
+    accepted(headers).any(|kind| kind.eq_ignore_ascii_case("text/html"))
+}
+
+/// Whether a request takes whatever there is, as curl's does.
+fn accepts_anything(headers: &HeaderMap) -> bool {
+    !headers.contains_key(header::ACCEPT) || accepted(headers).any(|kind| matches!(kind, "*/*" | "text/*"))
+}
+
+/// The media type of a file of the UI.
+fn kind(path: &str) -> &'static str {
+    match path.rsplit('.').next().unwrap_or_default() {
         "html" => "text/html; charset=utf-8",
         "js" => "text/javascript; charset=utf-8",
         "css" => "text/css; charset=utf-8",
@@ -40,14 +105,81 @@ fn page(path: &str, data: Vec<u8>, keep: &'static str) -> Response {
         "woff2" => "font/woff2",
         "png" => "image/png",
         _ => "application/octet-stream",
-    };
-    let policy =
-        "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'";
-    let headers = [
-        (header::CONTENT_TYPE, kind),
-        (header::CACHE_CONTROL, keep),
-        (header::CONTENT_SECURITY_POLICY, policy),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ];
-    (headers, data).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+
+    /// Status and media type of the answer, whose policy is checked on the way.
+    async fn asked(method: Method, path: &str, accept: &str) -> (u16, String) {
+        let mut headers = HeaderMap::new();
+        if !accept.is_empty() {
+            headers.insert(header::ACCEPT, accept.parse().unwrap());
+        }
+        let answer = serve(method, path.parse().unwrap(), headers).await;
+        let value = |name| answer.headers().get(name).map_or("", |v: &HeaderValue| v.to_str().unwrap());
+        assert!(!value(header::CONTENT_SECURITY_POLICY).contains("unsafe"));
+        assert_eq!(value(header::X_CONTENT_TYPE_OPTIONS), "nosniff");
+        assert_eq!(value(header::REFERRER_POLICY), "no-referrer");
+        let kind = value(header::CONTENT_TYPE).split(';').next().unwrap_or_default().to_owned();
+        (answer.status().as_u16(), kind)
+    }
+
+    #[tokio::test]
+    async fn views_are_pages_for_browsers() {
+        for path in ["/", "/models", "/models/digits", "/runs/abc", "/compare?runs=a,b", "/gpu"] {
+            for accept in [BROWSER, "*/*", ""] {
+                assert_eq!(asked(Method::GET, path, accept).await, (200, "text/html".into()), "{path} {accept}");
+            }
+            assert_eq!(asked(Method::HEAD, path, BROWSER).await.0, 200, "{path}");
+            assert_eq!(asked(Method::GET, path, "application/json").await, (404, "application/json".into()), "{path}");
+            for method in [Method::POST, Method::PUT, Method::DELETE, Method::PATCH] {
+                assert_eq!(asked(method, path, BROWSER).await.0, 405, "{path}");
+            }
+        }
+        assert_eq!(asked(Method::GET, "/favicon.svg", "image/*").await, (200, "image/svg+xml".into()));
+        assert_eq!(asked(Method::POST, "/favicon.svg", "*/*").await.0, 405);
+    }
+
+    #[tokio::test]
+    async fn nothing_else_is_a_page() {
+        // OpenTelemetry's exporters, MLflow's clients and Prometheus must not take a page for success.
+        for path in [
+            "/v1/traces",
+            "/api/nothing",
+            "/api/2.0/mlflow/nothing",
+            "/api/v1/nothing",
+            "/v2/models/x/infer",
+            "/index.html/x",
+            "/modelsx",
+            "/../Cargo.toml",
+        ] {
+            for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
+                for accept in [BROWSER, "*/*", "application/json", ""] {
+                    let answer = asked(method.clone(), path, accept).await;
+                    assert_eq!(answer, (404, "application/json".into()), "{method} {path} {accept}");
+                }
+            }
+            for accept in ["*/*", "application/json", ""] {
+                assert_eq!(asked(Method::GET, path, accept).await, (404, "application/json".into()), "{path} {accept}");
+            }
+            // A person sees the page, which says that there is no such view.
+            assert_eq!(asked(Method::GET, path, BROWSER).await.0, 404, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_page_has_nothing_inline() {
+        let page = Pages::get(PAGE).map(|file| String::from_utf8(file.data.into_owned()).unwrap());
+        let Some(page) = page else { return };
+        assert!(!page.contains("<style") && !page.contains(" style=") && !page.contains("javascript:"), "{page}");
+        for script in page.split("<script").skip(1) {
+            assert!(script.starts_with(" type=\"module\" crossorigin src=\"/assets/"), "{script}");
+            assert!(script.contains("></script>"), "{script}");
+        }
+    }
 }

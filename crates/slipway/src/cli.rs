@@ -118,6 +118,13 @@ pub(crate) enum Command {
         /// Folder of the try
         folder: PathBuf,
     },
+    /// The token of this state folder's server, for other programs and for the web UI
+    #[command(after_help = "Example:\n  export MLFLOW_TRACKING_TOKEN=$(slipway token)\n  slipway token --ui")]
+    Token {
+        /// A link that opens the web UI signed in; whoever has it may do what you may
+        #[arg(long)]
+        ui: bool,
+    },
     /// What is running and how it does
     #[command(after_help = "Example:\n  slipway status -o json")]
     Status,
@@ -457,6 +464,8 @@ pub(crate) enum Model {
         /// The model's name
         name: String,
         /// The version
+        // Its own id: `version` is that of the flag `--version`.
+        #[arg(id = "model_version", value_name = "VERSION")]
         version: String,
         /// The alias
         alias: String,
@@ -538,4 +547,45 @@ pub(crate) enum Config {
         #[arg(long)]
         origin: bool,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The help of a command and of all below it, in the order of `--help`.
+    fn helps(command: &mut clap::Command, path: &str, text: &mut String) {
+        let help = command.render_long_help().to_string();
+        text.push_str(&format!("$ {path} --help\n{}\n\n", help.trim_end()));
+        assert!(
+            command.has_subcommands() || command.is_hide_set() || help.contains("Example:"),
+            "`{path} --help` has no example"
+        );
+        let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+        for name in names.iter().filter(|name| *name != "help") {
+            if let Some(below) = command.find_subcommand_mut(name) {
+                helps(below, &format!("{path} {name}"), text);
+            }
+        }
+    }
+
+    #[test]
+    fn help_of_every_command() {
+        let mut all = Cli::command().term_width(100);
+        all.build();
+        all.clone().debug_assert();
+        let mut top = all.render_long_help().to_string();
+        top.truncate(top.trim_end().len());
+        insta::assert_snapshot!("slipway", top);
+        let nouns: Vec<String> = all.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+        for noun in nouns.iter().filter(|noun| *noun != "help") {
+            let mut text = String::new();
+            if let Some(command) = all.find_subcommand_mut(noun) {
+                helps(command, &format!("slipway {noun}"), &mut text);
+            }
+            insta::assert_snapshot!(noun.as_str(), text.trim_end());
+        }
+    }
 }

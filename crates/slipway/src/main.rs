@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use slipway_core::Explain;
+use slipway_core::config::{Config, Origin};
 
 /// What a command ends with.
 enum Failure {
@@ -26,6 +27,19 @@ impl Failure {
         Self::Error { message: message.into(), code, hint, exit }
     }
 
+    /// Shows it to a person, unless it was printed already; the exit code that goes with it.
+    fn show(self) -> u8 {
+        match self {
+            Self::Findings => 3,
+            Self::Error { message, code, hint, exit } => {
+                // Messages quote what other machines and files say, which must not act on the terminal.
+                let (message, hint) = (output::lines(&message), hint.map(|hint| output::lines(&hint)));
+                eprintln!("{:?}", miette::Report::new(Report { message, code, hint }));
+                exit
+            }
+        }
+    }
+
     /// Somebody was asked, and said no.
     fn declined(code: &'static str) -> Self {
         let hint = Some("Say -y to apply without being asked.".into());
@@ -39,6 +53,7 @@ impl<E: Explain> From<E> for Failure {
         let exit = match code {
             "server.unreachable" | "cluster.unreachable" => 5,
             "auth.required" | "auth.forbidden" | "cluster.untrusted" => 4,
+            "config.invalid" | "config.project" => 2,
             _ => 1,
         };
         Self::Error { message: error.to_string(), code, hint: error.hint(), exit }
@@ -71,7 +86,11 @@ impl miette::Diagnostic for Report {
 
 fn main() -> ExitCode {
     let args = cli::Cli::parse();
-    log(&args);
+    // Reports are not wrapped: a path or a command that is broken into lines can be neither copied nor searched for.
+    // The call fails when a hook is set already, and here is the only one.
+    let _ = miette::set_hook(Box::new(|_| Box::new(miette::MietteHandlerOpts::new().wrap_lines(false).build())));
+    let (config, problem) = commands::settings(&args);
+    log(&args, &config);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if matches!(args.command, cli::Command::Node(_)) {
         // The agent waits most of its life; a thread for each of a node's hundred cores would only hold memory.
@@ -88,7 +107,7 @@ fn main() -> ExitCode {
     if file.is_some() {
         output::keep();
     }
-    let result = runtime.block_on(commands::run(args));
+    let result = runtime.block_on(commands::run(args, config, problem));
     // What was printed counts even if it is told that something was found; that it cannot be kept counts more than that.
     let result = match file.map_or(Ok(()), |file| output::write(&file)) {
         Err(unwritten) if !matches!(result, Err(Failure::Error { .. })) => Err(unwritten),
@@ -98,17 +117,15 @@ fn main() -> ExitCode {
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Findings) => ExitCode::from(3),
-        Err(Failure::Error { message, code, hint, exit }) => {
-            let (message, hint) = (output::lines(&message), hint.map(|hint| output::lines(&hint)));
-            eprintln!("{:?}", miette::Report::new(Report { message, code, hint }));
-            ExitCode::from(exit)
-        }
+        Err(failure) => ExitCode::from(failure.show()),
     }
 }
 
-fn log(args: &cli::Cli) {
-    let filter = slipway_core::env::value(slipway_core::env::LOG);
+/// Starts logging to stderr: as `$SLIPWAY_LOG` says, else as the flags say, else as a configuration file says.
+fn log(args: &cli::Cli, config: &Config) {
+    let configured = |from: fn(&Origin) -> bool| {
+        config.origin("log").filter(|origin| from(origin)).and_then(|_| config.get("log")).map(str::to_owned)
+    };
     let default = match (args.global.quiet, args.global.verbose) {
         (true, _) => "error",
         (_, 0) if matches!(args.command, cli::Command::Up(_) | cli::Command::Node(_)) => "info",
@@ -116,6 +133,9 @@ fn log(args: &cli::Cli) {
         (_, 1) => "info",
         _ => "debug",
     };
+    let flagged = args.global.quiet || args.global.verbose > 0;
+    let filter = configured(|origin| matches!(origin, Origin::Environment(_)))
+        .or_else(|| if flagged { None } else { configured(|o| matches!(o, Origin::User(_) | Origin::Project(_))) });
     let filter = tracing_subscriber::EnvFilter::new(filter.unwrap_or_else(|| default.to_owned()));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let json = std::env::var(slipway_core::env::LOG_FORMAT).is_ok_and(|f| f == "json");

@@ -1,5 +1,7 @@
 // Calls to the server: MLflow's API for runs and models, slipway's own for deployments.
 
+import { send } from "./session.svelte";
+
 export interface KeyValue {
   key: string;
   value: string;
@@ -183,19 +185,20 @@ export class ApiError extends Error {
   }
 }
 
+/** A successful answer to a request; another is thrown as an {@link ApiError}. */
+async function ask(path: string, init?: RequestInit): Promise<Response> {
+  const answer = await send(path, init);
+  if (answer.ok) return answer;
+  const body: Record<string, unknown> = await answer
+    .text()
+    .then((text) => JSON.parse(text))
+    .catch(() => ({}));
+  throw new ApiError(answer.status, String(body.message ?? body.error ?? `${answer.status} ${answer.statusText}`));
+}
+
 async function call<T>(path: string, init?: RequestInit): Promise<T> {
-  const answer = await fetch(path, init);
-  const text = await answer.text();
-  let body: Record<string, unknown> = {};
-  try {
-    body = text ? JSON.parse(text) : {};
-  } catch {
-    body = { message: text };
-  }
-  if (!answer.ok) {
-    throw new ApiError(answer.status, String(body.message ?? body.error ?? `${answer.status} ${answer.statusText}`));
-  }
-  return body as T;
+  const text = await (await ask(path, init)).text();
+  return (text ? JSON.parse(text) : {}) as T;
 }
 
 const json = (body: unknown): RequestInit => ({
@@ -226,7 +229,11 @@ export const api = {
     const query = new URLSearchParams({ run_id: id, ...(path ? { path } : {}) });
     return (await call<{ files?: FileInfo[] }>(`${mlflow}/artifacts/list?${query}`)).files ?? [];
   },
-  artifactUrl: (id: string, path: string) => `/get-artifact?${new URLSearchParams({ run_id: id, path })}`,
+  /** The bytes of a file of a run. Its type is not that which the server says: nobody but us decides how it is shown. */
+  artifact: async (id: string, path: string) => {
+    const answer = await ask(`/get-artifact?${new URLSearchParams({ run_id: id, path })}`);
+    return answer.arrayBuffer();
+  },
   models: async () =>
     (await call<{ registered_models?: RegisteredModel[] }>(`${mlflow}/registered-models/search?max_results=1000`))
       .registered_models ?? [],
@@ -260,10 +267,7 @@ export const api = {
   gpus: () => call<{ simulated: boolean; driver: string; cuda: string; gpus: Gpu[] }>("/api/v1/gpu"),
   benchmarks: () => call<BenchmarkReport[]>("/api/v1/gpu/benchmarks?limit=50"),
   /** A picture as SVG text. */
-  picture: async (name: string, card = "") => {
-    const answer = await fetch(`/api/v1/gpu/pictures/${name}${card ? `?card=${encodeURIComponent(card)}` : ""}`);
-    if (!answer.ok) throw new ApiError(answer.status, answer.statusText);
-    return answer.text();
-  },
+  picture: async (name: string, card = "") =>
+    (await ask(`/api/v1/gpu/pictures/${name}${card ? `?card=${encodeURIComponent(card)}` : ""}`)).text(),
   requests: (limit: number) => call<Answered[]>(`/api/v1/requests?limit=${limit}`),
 };

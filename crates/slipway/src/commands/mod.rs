@@ -1,4 +1,4 @@
-//! One file a noun.
+//! The commands, a file for each noun.
 
 mod cluster;
 mod demo;
@@ -13,11 +13,12 @@ mod node;
 mod run;
 mod show;
 mod submit;
+mod token;
 mod top;
 mod up;
 
 use clap::CommandFactory;
-use slipway_core::config::Config;
+use slipway_core::config::{Config, ConfigError};
 use slipway_core::explain;
 
 use crate::Failure;
@@ -38,7 +39,8 @@ impl Context {
     }
 }
 
-pub(crate) async fn run(args: Cli) -> Result<(), Failure> {
+/// The settings in force for these arguments, and what is wrong with a configuration file if something is.
+pub(crate) fn settings(args: &Cli) -> (Config, Option<ConfigError>) {
     let path = |p: &Option<std::path::PathBuf>| p.as_ref().map(|p| p.display().to_string());
     let mut flags = vec![("home", path(&args.global.home)), ("server", args.global.server.clone())];
     if let Command::Up(up) = &args.command {
@@ -52,28 +54,20 @@ pub(crate) async fn run(args: Cli) -> Result<(), Failure> {
             ("onnxruntime", path(&up.onnxruntime)),
         ]);
     }
-    let context = Context { config: Config::load(&flags)?, global: args.global };
+    Config::read(&flags)
+}
+
+/// Carries out a command. `problem` is what is wrong with a configuration file: an error for all commands but those
+/// that act on no setting, among them the ones that help to find out.
+pub(crate) async fn run(args: Cli, config: Config, problem: Option<ConfigError>) -> Result<(), Failure> {
+    let context = Context { config, global: args.global };
     match args.command {
-        Command::Up(options) if options.kube.kube => install::up(&context, options.kube).await,
-        Command::Up(options) => up::up(&context, options.gateway_only, options.no_auth).await,
-        Command::Down(kube) if kube.kube => install::down(&context, kube).await,
-        Command::Down(_) => up::down(&context).await,
-        Command::Cluster(verb) => cluster::run(&context, verb).await,
-        Command::Lab(verb) => lab::run(verb),
-        Command::Supervise { folder } => Ok(slipway_exec::local::supervise(&folder).await?),
-        Command::Status => up::status(&context).await,
-        Command::Doctor => doctor::doctor(&context).await,
-        Command::Demo(options) => demo::demo(&context, options).await,
-        Command::Gpu(args) => gpu::run(&context, args).await,
-        Command::Top(options) => top::run(options),
-        Command::Node(verb) => node::run(&context, verb).await,
-        Command::Run(verb) => run::run(&context, verb).await,
-        Command::Model(verb) => model::run(&context, verb).await,
-        Command::Deploy(verb) => deploy::run(&context, verb).await,
-        Command::Show(options) => show::show(&context, options).await,
         Command::Explain { code } => explain_code(&context, code),
         Command::Config(cli::Config::Show { origin }) => {
             show_config(&context, origin);
+            if let Some(problem) = problem {
+                Failure::from(problem).show();
+            }
             Ok(())
         }
         Command::Completions { shell } => {
@@ -82,10 +76,44 @@ pub(crate) async fn run(args: Cli) -> Result<(), Failure> {
         }
         Command::Man { dir } => {
             std::fs::create_dir_all(&dir).and_then(|()| clap_mangen::generate_to(Cli::command(), &dir)).map_err(|e| {
-                let message = format!("cannot write man pages to {}: {e}", dir.display());
-                Failure::Error { message, code: "home.unusable", hint: None, exit: 1 }
+                Failure::known(format!("cannot write man pages to {}: {e}", dir.display()), "output.unwritable", 1)
             })
         }
+        // Runs in the folder of a run, which may be that of a project.
+        Command::Supervise { folder } => Ok(slipway_exec::local::supervise(&folder).await?),
+        command => match problem {
+            Some(problem) => Err(problem.into()),
+            None => run_configured(&context, command).await,
+        },
+    }
+}
+
+/// Carries out a command that acts on settings.
+async fn run_configured(context: &Context, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Up(options) if options.kube.kube => install::up(context, options.kube).await,
+        Command::Up(options) => up::up(context, options.gateway_only, options.no_auth).await,
+        Command::Down(kube) if kube.kube => install::down(context, kube).await,
+        Command::Down(_) => up::down(context).await,
+        Command::Cluster(verb) => cluster::run(context, verb).await,
+        Command::Lab(verb) => lab::run(verb),
+        Command::Token { ui } => token::token(context, ui),
+        Command::Status => up::status(context).await,
+        Command::Doctor => doctor::doctor(context).await,
+        Command::Demo(options) => demo::demo(context, options).await,
+        Command::Gpu(args) => gpu::run(context, args).await,
+        Command::Top(options) => top::run(options),
+        Command::Node(verb) => node::run(context, verb).await,
+        Command::Run(verb) => run::run(context, verb).await,
+        Command::Model(verb) => model::run(context, verb).await,
+        Command::Deploy(verb) => deploy::run(context, verb).await,
+        Command::Show(options) => show::show(context, options).await,
+        // Carried out without settings, above.
+        Command::Explain { .. }
+        | Command::Config(_)
+        | Command::Completions { .. }
+        | Command::Man { .. }
+        | Command::Supervise { .. } => Ok(()),
     }
 }
 
@@ -105,12 +133,7 @@ fn explain_code(context: &Context, code: Option<String>) -> Result<(), Failure> 
             print_text(&format!("{}\n\n{}\n\n{}\n", topic.code, topic.meaning, topic.remedy));
             Ok(())
         }
-        None => Err(Failure::Error {
-            message: format!("there is no code '{code}'"),
-            code: "config.invalid",
-            hint: Some("List all codes with `slipway explain`.".into()),
-            exit: 2,
-        }),
+        None => Err(Failure::known(format!("there is no code '{code}'"), "explain.unknown", 2)),
     }
 }
 

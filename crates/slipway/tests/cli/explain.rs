@@ -1,0 +1,74 @@
+//! The catalogue of error codes and the code that uses it agree.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use slipway_core::explain::CATALOGUE;
+
+use crate::support::Place;
+
+/// The Rust sources of all crates, without their tests.
+fn sources() -> Vec<String> {
+    let mut texts = Vec::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("..")];
+    while let Some(folder) = folders.pop() {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        for path in entries.collect::<Vec<PathBuf>>() {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if path.is_dir() && !matches!(name, "tests" | "generated" | "target") {
+                folders.push(path);
+            } else if name.ends_with(".rs") && !path.ends_with("core/src/explain.rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                texts.push(text.split("#[cfg(test)]").next().unwrap().to_owned());
+            }
+        }
+    }
+    texts
+}
+
+/// String literals that look like a code: `word.some_words`, where the first word begins a code of the catalogue.
+fn literals(texts: &[String]) -> BTreeSet<&str> {
+    let areas: BTreeSet<&str> = CATALOGUE.iter().filter_map(|t| t.code.split('.').next()).collect();
+    let is_code = |text: &&str| {
+        let word = |w: &str| !w.is_empty() && w.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        text.split_once('.').is_some_and(|(area, rest)| areas.contains(area) && word(rest))
+    };
+    texts.iter().flat_map(|text| text.split('"')).filter(is_code).collect()
+}
+
+#[test]
+fn every_code_is_used_and_every_used_code_is_explained() {
+    let texts = sources();
+    let used = literals(&texts);
+    // Literals that look like codes: labels of nodes, and names of files.
+    let others = [
+        "gpu.family",
+        "gpu.machine",
+        "gpu.mode",
+        "node.db",
+        "server.json",
+        "cluster.yaml",
+        "config.json",
+        "config.yaml",
+    ];
+    let known: BTreeSet<&str> = CATALOGUE.iter().map(|t| t.code).collect();
+    let unexplained: Vec<_> = used.difference(&known).filter(|code| !others.contains(code)).collect();
+    let unused: Vec<_> = known.difference(&used).collect();
+    assert!(unexplained.is_empty(), "not in the catalogue of core/src/explain.rs: {unexplained:?}");
+    assert!(unused.is_empty(), "in the catalogue, and nothing answers with it: {unused:?}");
+}
+
+#[test]
+fn every_code_is_explained_on_stdout() {
+    let place = Place::new();
+    let all = place.run(&["explain", "-o", "name"]).with_code(0).stdout;
+    let expected: Vec<_> = CATALOGUE.iter().map(|topic| topic.code).collect();
+    assert_eq!(all.lines().collect::<Vec<_>>(), expected);
+    for topic in CATALOGUE.iter().step_by(9) {
+        let done = place.run(&["explain", topic.code]).with_code(0);
+        assert_eq!(done.stdout, format!("{}\n\n{}\n\n{}\n", topic.code, topic.meaning, topic.remedy));
+        assert!(done.stderr.is_empty(), "{done:?}");
+    }
+    let done = place.run(&["explain", "no.code"]).with_code(2);
+    assert!(done.stdout.is_empty() && done.talk().contains("explain.unknown"), "{done:?}");
+}

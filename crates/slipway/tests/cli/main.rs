@@ -1,0 +1,7 @@
+//! Tests of the built binary: what a person or a script sees of it, and what it keeps when it is killed.
+
+mod config;
+mod explain;
+mod output;
+mod support;
+mod token;
