@@ -1,7 +1,7 @@
 //! Layered configuration: flag > `SLIPWAY_*` > `./slipway.yaml` (searched upwards) > user file > default.
 //!
 //! The keys are the same everywhere: `home`, `listen`, `inference-listen`, `grpc-listen`, `server`,
-//! `token-file`, `runtime`, `onnxruntime`, `log`.
+//! `token-file`, `tls-cert`, `tls-key`, `tls-self-signed`, `tls-fingerprint`, `ca-file`, `max-connections`, `runtime`, `onnxruntime`, `log`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -50,6 +50,12 @@ const KEYS: &[Key] = &[
     Key { name: "grpc-listen", variable: env::GRPC_LISTEN, default: || Some("127.0.0.1:7072".into()) },
     Key { name: "server", variable: env::SERVER, default: || None },
     Key { name: "token-file", variable: env::TOKEN_FILE, default: || None },
+    Key { name: "tls-cert", variable: env::TLS_CERT, default: || None },
+    Key { name: "tls-key", variable: env::TLS_KEY, default: || None },
+    Key { name: "tls-self-signed", variable: env::TLS_SELF_SIGNED, default: || None },
+    Key { name: "max-connections", variable: env::MAX_CONNECTIONS, default: || None },
+    Key { name: "ca-file", variable: env::CA_FILE, default: || None },
+    Key { name: "tls-fingerprint", variable: env::TLS_FINGERPRINT, default: || None },
     Key { name: "runtime", variable: env::RUNTIME, default: || Some("auto".into()) },
     Key { name: "onnxruntime", variable: env::ONNXRUNTIME, default: || None },
     Key { name: "log", variable: env::LOG, default: || Some("info".into()) },

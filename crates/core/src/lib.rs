@@ -11,6 +11,7 @@
 //! | [`env`] | every environment variable that slipway reads |
 //! | [`home`] | where state lives on disk |
 //! | [`files`] | files that are never half written |
+//! | [`tls`] | whom a client trusts, fingerprints of certificates |
 
 pub mod clock;
 pub mod config;
@@ -19,6 +20,7 @@ pub mod explain;
 pub mod files;
 pub mod home;
 pub mod ids;
+pub mod tls;
 pub mod units;
 
 pub use explain::Explain;

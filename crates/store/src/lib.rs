@@ -12,7 +12,6 @@
 pub mod database;
 pub mod error;
 pub mod objects;
-pub mod tls;
 
 pub use database::{Database, Migration, sql};
 pub use error::StoreError;
