@@ -6,21 +6,27 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
-use hyper_util::client::legacy::{Client as HyperClient, connect::HttpConnector};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::{Client as HyperClient, ResponseFuture, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use slipway_core::Explain;
-use slipway_core::config::Config;
+use slipway_core::config::{Config, Origin};
 use slipway_core::home::Home;
+use slipway_core::tls::{self, Refused, TlsError};
 use slipway_server::auth::Guard;
 use slipway_server::{Addresses, Platform, Stores};
 use tower::ServiceExt;
 
-/// Bytes of an answer.
-const LIMIT: usize = 256 * 1024 * 1024;
+use crate::credentials::{Access, CredentialsError, ServerUrl, Sources, Token};
+
+/// Bytes of an answer that is held in memory.
+const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
 /// Time for one call.
 const TIMEOUT: Duration = Duration::from_secs(120);
+/// Time for a connection to be made, with TLS.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A call that failed.
 #[derive(Debug, thiserror::Error)]
@@ -33,8 +39,18 @@ pub(crate) enum ClientError {
     Forbidden(String),
     #[error("{message}")]
     Answered { message: String, hint: Option<String> },
-    #[error("'{0}' is not a URL of a slipway server, which begins with http://")]
+    #[error(
+        "'{0}' is not a URL of a slipway server, such as https://HOST:PORT, without a user's name and without a query"
+    )]
     Url(String),
+    #[error("{server} is not trusted: {refused}")]
+    Certificate { server: String, refused: Refused },
+    #[error("the token for {0} was not sent: it would cross the network unencrypted")]
+    Plaintext(String),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
 }
 
 impl Explain for ClientError {
@@ -44,6 +60,10 @@ impl Explain for ClientError {
             Self::Unauthenticated => "auth.required",
             Self::Forbidden(_) => "auth.forbidden",
             Self::Answered { .. } => "server.answered",
+            Self::Certificate { .. } => "tls.certificate",
+            Self::Plaintext(_) => "tls.plaintext",
+            Self::Tls(e) => e.code(),
+            Self::Credentials(e) => e.code(),
         }
     }
     fn hint(&self) -> Option<String> {
@@ -55,8 +75,37 @@ impl Explain for ClientError {
 }
 
 enum Transport {
-    Remote { base: String, http: Box<HyperClient<HttpConnector, Body>>, token: Option<String> },
+    Remote { base: String, http: Http, token: Option<Token> },
     InProcess(Router),
+}
+
+/// Neither follows redirects, so that a token goes to nobody but the server it is for.
+enum Http {
+    Plain(HyperClient<HttpConnector, Body>),
+    Tls(HyperClient<HttpsConnector<HttpConnector>, Body>),
+}
+
+impl Http {
+    fn of(url: &ServerUrl, access: &Access) -> Result<Self, TlsError> {
+        let mut tcp = HttpConnector::new();
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        tcp.set_nodelay(true);
+        let builder = HyperClient::builder(TokioExecutor::new());
+        if !url.is_https {
+            return Ok(Self::Plain(builder.build(tcp)));
+        }
+        tcp.enforce_http(false);
+        let config = tls::client(access.trust())?;
+        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1();
+        Ok(Self::Tls(builder.build(connector.wrap_connector(tcp))))
+    }
+
+    fn request(&self, request: Request<Body>) -> ResponseFuture {
+        match self {
+            Self::Plain(client) => client.request(request),
+            Self::Tls(client) => client.request(request),
+        }
+    }
 }
 
 /// The control plane.
@@ -82,32 +131,36 @@ pub(crate) fn running(home: &Home) -> Option<Addresses> {
 }
 
 impl Client {
-    /// A client of the server at `base`.
-    pub(crate) fn remote(base: &str) -> Result<Self, ClientError> {
-        if !base.starts_with("http://") {
-            return Err(ClientError::Url(base.to_owned()));
-        }
-        let token = slipway_core::env::value(slipway_core::env::TOKEN);
-        let http = Box::new(HyperClient::builder(TokioExecutor::new()).build_http());
-        let base = base.trim_end_matches('/').to_owned();
-        Ok(Self { transport: Transport::Remote { base, http, token }, addresses: None })
+    /// A client of the server at `url`.
+    pub(crate) fn to(url: &ServerUrl, access: Access) -> Result<Self, ClientError> {
+        let http = Http::of(url, &access)?;
+        Ok(Self { transport: Transport::Remote { base: url.base.clone(), http, token: access.token }, addresses: None })
+    }
+
+    /// A client of the server that runs with this state folder.
+    pub(crate) fn own(addresses: Addresses, sources: &Sources) -> Result<Self, ClientError> {
+        let url = ServerUrl::parse(&addresses.control_url())?;
+        let access = Access::to(&url, &Origin::Default, sources)?;
+        Ok(Self { addresses: Some(addresses), ..Self::to(&url, access)? })
     }
 
     /// The server that is configured, the one of this machine, or the state folder itself.
-    pub(crate) async fn connect(config: &Config) -> Result<Self, crate::Failure> {
+    pub(crate) async fn connect(config: &Config, insecure: bool) -> Result<Self, crate::Failure> {
+        let sources = Sources::of(config, insecure)?;
         if let Some(url) = config.get("server") {
-            return Ok(Self::remote(url)?);
+            let named_by = config.origin("server").unwrap_or(&Origin::Default);
+            let url = ServerUrl::parse(url)?;
+            let access = Access::to(&url, named_by, &sources)?;
+            return Ok(Self::to(&url, access)?);
         }
-        let home = Home::at(config.get("home").unwrap_or_default());
-        if let Some(addresses) = running(&home) {
-            let mut client = Self::remote(&format!("http://{}", addresses.control))?;
-            client.addresses = Some(addresses);
-            return Ok(client);
+        let home = &sources.home;
+        if let Some(addresses) = running(home) {
+            return Ok(Self::own(addresses, &sources)?);
         }
         tracing::info!(home = %home.root().display(), "no server runs; using the state folder in this process");
         let runtime = config.get("runtime").unwrap_or("auto").parse().map_err(crate::Failure::from)?;
         let library = config.get("onnxruntime").map(Into::into);
-        let platform = Platform::open(&home, &stores(config), runtime, library).await?;
+        let platform = Platform::open(home, &stores(config), runtime, library).await?;
         Ok(Self {
             transport: Transport::InProcess(Guard::default().around(platform.control_router())),
             addresses: None,
@@ -126,12 +179,15 @@ impl Client {
         let mut request = Request::builder().method(method).uri(format!("{place}{path}"));
         request = request.header(header::CONTENT_TYPE, "application/json");
         if let Transport::Remote { token: Some(token), .. } = &self.transport {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
         }
         let request = request.body(Body::from(body)).map_err(|e| failed(e.to_string()))?;
         match &self.transport {
             Transport::Remote { http, .. } => {
-                let answer = http.request(request).await.map_err(|e| failed(cause(&e)))?;
+                let answer = http.request(request).await.map_err(|e| match tls::refused(&e) {
+                    Some(refused) => ClientError::Certificate { server: place.to_owned(), refused },
+                    None => failed(cause(&e)),
+                })?;
                 Ok((answer.status(), Body::new(answer.into_body())))
             }
             Transport::InProcess(router) => {
@@ -152,7 +208,7 @@ impl Client {
         let failed = |e: String| ClientError::Unreachable(self.place().to_owned(), e);
         let call = async {
             let (status, body) = self.open(method, path, body).await?;
-            let bytes = Limited::new(body, LIMIT).collect().await.map_err(|e| failed(e.to_string()))?;
+            let bytes = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|e| failed(e.to_string()))?;
             Ok((status, bytes.to_bytes().to_vec()))
         };
         match tokio::time::timeout(TIMEOUT, call).await {
@@ -165,7 +221,7 @@ impl Client {
     pub(crate) async fn follow(&self, path: &str, mut each: impl FnMut(&[u8])) -> Result<(), ClientError> {
         let (status, mut body) = self.open(Method::GET, path, Vec::new()).await?;
         if !status.is_success() {
-            let bytes = Limited::new(body, LIMIT).collect().await;
+            let bytes = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
             return Err(refusal(path, status, &bytes.map(|b| b.to_bytes()).unwrap_or_default()));
         }
         while let Some(frame) = body.frame().await {

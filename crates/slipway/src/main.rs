@@ -4,6 +4,7 @@
 mod cli;
 mod client;
 mod commands;
+mod credentials;
 mod output;
 
 use std::process::ExitCode;
@@ -37,8 +38,8 @@ impl<E: Explain> From<E> for Failure {
     fn from(error: E) -> Self {
         let code = error.code();
         let exit = match code {
-            "server.unreachable" | "cluster.unreachable" => 5,
-            "auth.required" | "auth.forbidden" => 4,
+            "server.unreachable" | "cluster.unreachable" | "tls.certificate" => 5,
+            "auth.required" | "auth.forbidden" | "auth.credentials" | "tls.plaintext" => 4,
             _ => 1,
         };
         Self::Error { message: error.to_string(), code, hint: error.hint(), exit }

@@ -8,6 +8,7 @@ mod gpu;
 mod in_cluster;
 mod install;
 mod lab;
+mod login;
 mod model;
 mod node;
 mod run;
@@ -34,19 +35,27 @@ pub(crate) struct Context {
 impl Context {
     /// The control plane.
     pub(crate) async fn client(&self) -> Result<Client, Failure> {
-        Client::connect(&self.config).await
+        Client::connect(&self.config, self.global.insecure).await
     }
 }
 
 pub(crate) async fn run(args: Cli) -> Result<(), Failure> {
     let path = |p: &Option<std::path::PathBuf>| p.as_ref().map(|p| p.display().to_string());
-    let mut flags = vec![("home", path(&args.global.home)), ("server", args.global.server.clone())];
+    let mut flags = vec![
+        ("home", path(&args.global.home)),
+        ("server", args.global.server.clone()),
+        ("tls-fingerprint", args.global.tls_fingerprint.clone()),
+    ];
     if let Command::Up(up) = &args.command {
         flags.extend([
             ("listen", up.listen.clone()),
             ("inference-listen", up.inference_listen.clone()),
             ("grpc-listen", up.grpc_listen.clone()),
             ("token-file", path(&up.token_file)),
+            ("tls-cert", path(&up.tls_cert)),
+            ("tls-key", path(&up.tls_key)),
+            ("tls-self-signed", up.tls_self_signed.then(|| "true".to_owned())),
+            ("max-connections", up.max_connections.map(|count| count.to_string())),
             ("runtime", up.runtime.clone()),
             ("onnxruntime", path(&up.onnxruntime)),
         ]);
@@ -60,6 +69,8 @@ pub(crate) async fn run(args: Cli) -> Result<(), Failure> {
         Command::Cluster(verb) => cluster::run(&context, verb).await,
         Command::Lab(verb) => lab::run(verb),
         Command::Supervise { folder } => Ok(slipway_exec::local::supervise(&folder).await?),
+        Command::Login(options) => login::login(&context, options).await,
+        Command::Logout { url } => login::logout(&context, &url),
         Command::Status => up::status(&context).await,
         Command::Doctor => doctor::doctor(&context).await,
         Command::Demo(options) => demo::demo(&context, options).await,
