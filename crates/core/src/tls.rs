@@ -196,12 +196,25 @@ impl std::error::Error for Refused {}
 
 /// The refused certificate behind an error of a connection, if that is what it is about.
 pub fn refused(error: &(dyn std::error::Error + 'static)) -> Option<Refused> {
+    match behind(error)? {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(other))) => {
+            other.downcast_ref::<Refused>().cloned()
+        }
+        _ => None,
+    }
+}
+
+/// Whether a connection failed since what the other side sent is no TLS at all.
+pub fn is_not_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(behind(error), Some(rustls::Error::InvalidMessage(_)))
+}
+
+/// The TLS error that an error of a connection was made of.
+fn behind<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(other)))) =
-            error.downcast_ref::<rustls::Error>()
-        {
-            return other.downcast_ref::<Refused>().cloned();
+        if let Some(found) = error.downcast_ref::<rustls::Error>() {
+            return Some(found);
         }
         // An `io::Error` hides the error that it was made of from `source`.
         let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
