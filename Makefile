@@ -3,6 +3,7 @@
 #   make demo          the main job on real data (KEEP=1 leaves the platform up)
 #   make test          unit, integration and end-to-end tests
 #   make lint          formatting, clippy, dependency directions, UI types
+#   make supply-chain licences, sources and advisories of what it is built from; writes an SBOM into target/
 #   make conformance   the official clients against slipway and the originals
 #   make ui-test       the UI in a real browser
 #   make lab           a real Kubernetes with simulated GPUs on this machine (make lab-down ends it)
@@ -23,7 +24,7 @@ DEMO := .slipway-demo
 # Where scripts/tools.sh puts what the machine lacks.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help tools go demo test lint conformance ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary portable clean
+.PHONY: help tools go demo test lint supply-chain conformance ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary portable clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -73,6 +74,11 @@ lint: ui go
 	scripts/dependency-directions.py
 	test -z "$$(gofmt -l lab)" && go vet -C lab ./...
 	cd web && npm run --silent check
+
+supply-chain: tools
+	scripts/supply-chain.py check
+	@mkdir -p target
+	scripts/supply-chain.py sbom -o target/slipway.cdx.json
 
 # The originals, in environments of their own outside the clone, keyed by what is installed.
 $(PEERS)/mlflow/.ready: conformance/mlflow/requirements.txt

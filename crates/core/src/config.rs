@@ -81,6 +81,12 @@ const KEYS: &[Key] = &[
     Key::trusted("server", env::SERVER, true, || None),
     Key::trusted("token-file", env::TOKEN_FILE, true, || None),
     Key::trusted("hosts", env::HOSTS, true, || None),
+    Key::trusted("tls-cert", env::TLS_CERT, true, || None),
+    Key::trusted("tls-key", env::TLS_KEY, true, || None),
+    Key::trusted("tls-self-signed", env::TLS_SELF_SIGNED, true, || None),
+    Key::trusted("tls-fingerprint", env::TLS_FINGERPRINT, true, || None),
+    Key::trusted("ca-file", env::CA_FILE, false, || None),
+    Key::trusted("max-connections", env::MAX_CONNECTIONS, true, || None),
     // Chooses between two runtimes that the user has installed; where ONNX Runtime's library is, is `onnxruntime`.
     Key::harmless("runtime", env::RUNTIME, true, || Some("auto".into())),
     Key::trusted("onnxruntime", env::ONNXRUNTIME, true, || None),

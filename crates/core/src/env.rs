@@ -29,6 +29,18 @@ pub const TOKEN_FILE: &str = "SLIPWAY_TOKEN_FILE";
 pub const HOSTS: &str = "SLIPWAY_HOSTS";
 /// A token for client commands.
 pub const TOKEN: &str = "SLIPWAY_TOKEN";
+/// A PEM file of certificates that the server presents; with `SLIPWAY_TLS_KEY` it speaks TLS.
+pub const TLS_CERT: &str = "SLIPWAY_TLS_CERT";
+/// A PEM file with the private key of `SLIPWAY_TLS_CERT`.
+pub const TLS_KEY: &str = "SLIPWAY_TLS_KEY";
+/// `true`: the server speaks TLS with a certificate that it makes itself.
+pub const TLS_SELF_SIGNED: &str = "SLIPWAY_TLS_SELF_SIGNED";
+/// Connections that each port of the server may have at once.
+pub const MAX_CONNECTIONS: &str = "SLIPWAY_MAX_CONNECTIONS";
+/// A PEM file of authorities that clients trust besides the system's.
+pub const CA_FILE: &str = "SLIPWAY_CA_FILE";
+/// SHA-256 fingerprint of the only certificate that clients accept from the server.
+pub const TLS_FINGERPRINT: &str = "SLIPWAY_TLS_FINGERPRINT";
 /// `info`, `debug`, `slipway_track=debug`: what is logged.
 pub const LOG: &str = "SLIPWAY_LOG";
 /// `text` or `json`: how it is logged.
@@ -63,6 +75,12 @@ pub const ALL: &[Variable] = &[
     Variable { name: TOKEN_FILE, about: "file with one accepted token a line" },
     Variable { name: HOSTS, about: "names of the server besides localhost, separated by commas" },
     Variable { name: TOKEN, about: "token that client commands send" },
+    Variable { name: TLS_CERT, about: "PEM file of the server's certificate" },
+    Variable { name: TLS_KEY, about: "PEM file of the certificate's key" },
+    Variable { name: TLS_SELF_SIGNED, about: "true: the server makes its own certificate" },
+    Variable { name: MAX_CONNECTIONS, about: "connections that each port of the server may have at once" },
+    Variable { name: CA_FILE, about: "PEM file of authorities that clients trust besides the system's" },
+    Variable { name: TLS_FINGERPRINT, about: "SHA-256 fingerprint of the only certificate that clients accept" },
     Variable { name: LOG, about: "log filter, such as info or slipway_track=debug" },
     Variable { name: LOG_FORMAT, about: "text or json" },
     Variable { name: ONNXRUNTIME, about: "path of libonnxruntime.so (else tract runs the models)" },

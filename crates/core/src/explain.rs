@@ -60,6 +60,31 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Write it like 127.0.0.1:7070 or [::1]:7070.",
     },
     Topic {
+        code: "tls.file",
+        meaning: "A file of certificates or of a key, or a fingerprint, cannot be used for TLS.",
+        remedy: "Certificates and keys are PEM files; the key has to be that of the first certificate in the file.",
+    },
+    Topic {
+        code: "tls.certificate",
+        meaning: "The server presented a certificate that is not trusted; nothing was sent to it.",
+        remedy: "For an authority of your own set SLIPWAY_CA_FILE. For a self-signed certificate compare the fingerprint with the one that `slipway up` printed and name it: `--tls-fingerprint`, or once with `slipway login URL --tls-fingerprint FINGERPRINT`.",
+    },
+    Topic {
+        code: "tls.plaintext",
+        meaning: "A token would have crossed the network over plain http, readable for everybody on the way; it was not sent.",
+        remedy: "Start the server with TLS (`slipway up --tls-self-signed`) and use its https:// address; `--insecure` sends the token all the same.",
+    },
+    Topic {
+        code: "auth.credentials",
+        meaning: "The file of saved credentials cannot be used; others can read it, or it is not as `slipway login` wrote it.",
+        remedy: "`chmod 600` it, or remove it and log in again with `slipway login URL`.",
+    },
+    Topic {
+        code: "request.timeout",
+        meaning: "The body of the request did not arrive in time, so the server gave it up.",
+        remedy: "Send it again over a better connection; an upload may take long, but not stand still for a minute.",
+    },
+    Topic {
         code: "auth.token_file",
         meaning: "The token file cannot be read or holds no token of at least 16 characters.",
         remedy: "Put one token a line in it, 16 characters or more, readable by this user only.",

@@ -12,6 +12,7 @@
 //! | [`home`] | where state lives on disk |
 //! | [`files`] | files that are never half written |
 //! | [`node_access`] | how the control plane identifies itself to node agents |
+//! | [`tls`] | whom a client trusts, fingerprints of certificates |
 
 pub mod clock;
 pub mod config;
@@ -21,6 +22,7 @@ pub mod files;
 pub mod home;
 pub mod ids;
 pub mod node_access;
+pub mod tls;
 pub mod units;
 
 pub use explain::Explain;

@@ -46,6 +46,9 @@ pub enum ServerError {
     /// A gateway alone, with nothing to share.
     #[error("a gateway alone has to share its database and objects with a control plane")]
     NotShared,
+    /// A certificate or a key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] slipway_core::tls::TlsError),
     /// The store does not open.
     #[error(transparent)]
     Store(#[from] slipway_store::StoreError),
@@ -69,6 +72,7 @@ impl Explain for ServerError {
             Self::Listen { .. } => "listen.in_use",
             Self::TokenFile { .. } => "auth.token_file",
             Self::NotShared => "store.not_shared",
+            Self::Tls(e) => e.code(),
             Self::Store(e) => e.code(),
             Self::Track(e) => Explain::code(e),
             Self::Exec(e) => e.code(),

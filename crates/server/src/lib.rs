@@ -3,7 +3,8 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`platform`] | opens the state folder and wires the domains together |
-//! | [`run`](mod@run) | listens, drains, stops |
+//! | [`run`](mod@run) | starts and stops |
+//! | `listen`, `certificates` | serves a port: TLS, limits, draining |
 //! | [`auth`] | who a request comes from, and what that may do |
 //! | `runs`, `tracker`, `accelerators` | runs that are carried out: their API, their tracking, their GPUs |
 //! | `api` | slipway's own API, `/api/v1`, and its OpenAPI document |
@@ -14,9 +15,11 @@
 mod accelerators;
 mod api;
 pub mod auth;
+mod certificates;
 mod cluster;
 pub mod error;
 mod gpu;
+mod listen;
 mod metrics;
 pub mod platform;
 pub mod run;
@@ -26,7 +29,9 @@ mod tests;
 mod tracker;
 mod ui;
 
+pub use certificates::CertificateSource;
 pub use cluster::{Answer as ClusterAnswer, Figure, Kubernetes, Mint};
 pub use error::ServerError;
+pub use listen::{ConnectionCounts, Connections, Limits};
 pub use platform::{Platform, Stores};
 pub use run::{Addresses, Options, Server};

@@ -1,29 +1,33 @@
-//! Listening, draining, stopping.
+//! Starting a server, and stopping it.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::serve::ListenerExt;
 use serde::{Deserialize, Serialize};
 use slipway_access::{Guard, HostNames, Routes};
 use slipway_core::clock::now_ms;
 use slipway_core::home::Home;
+use slipway_core::tls::Fingerprint;
 use slipway_exec::local::{NAMESPACE, Room, Settings};
 use slipway_exec::LocalProcesses;
 use slipway_serve::runtime::Preference;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::auth::{Callers, RunTokens, Tokens, home_token};
+use crate::certificates::{CertificateSource, Certificates, names_of};
+use crate::listen::{Connections, Limits, Port};
 use crate::tracker::InTracking;
 use crate::{Kubernetes, Mint, Platform, ServerError, Stores, accelerators};
 
 /// Time for requests in flight to end after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How often the files of the certificate are looked at.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(2);
 
 /// How to run a server.
 #[derive(Debug, Clone)]
@@ -46,6 +50,10 @@ pub struct Options {
     pub no_auth: bool,
     /// Names of this server besides `localhost`; requests for other names are refused.
     pub hosts: Vec<String>,
+    /// The certificate with which all three ports speak TLS; plain HTTP without one.
+    pub certificate: Option<CertificateSource>,
+    /// What the clients of each port may use.
+    pub limits: Limits,
     /// What runs the models.
     pub runtime: Preference,
     /// Where ONNX Runtime is.
@@ -65,19 +73,59 @@ pub struct Addresses {
     pub inference: SocketAddr,
     /// Inference, gRPC.
     pub grpc: SocketAddr,
+    /// Whether it speaks TLS.
+    #[serde(default)]
+    pub tls: bool,
+    /// SHA-256 of its certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
     /// Its version.
     pub version: String,
     /// When it started, in milliseconds since the Unix epoch.
     pub started: i64,
 }
 
+impl Addresses {
+    /// `http` or `https`.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls { "https" } else { "http" }
+    }
+
+    /// URL of the control plane and UI, for clients on this machine.
+    pub fn control_url(&self) -> String {
+        self.url(self.control)
+    }
+
+    /// URL of the inference gateway, REST, for clients on this machine.
+    pub fn inference_url(&self) -> String {
+        self.url(self.inference)
+    }
+
+    fn url(&self, address: SocketAddr) -> String {
+        format!("{}://{}", self.scheme(), reachable(address))
+    }
+}
+
+/// Where a client on this machine reaches what listens there: on loopback when it is everywhere.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
+}
+
 /// A server that listens.
 pub struct Server {
     /// Where.
     pub addresses: Addresses,
+    /// What became of its connections.
+    pub connections: Connections,
     home: Home,
     platform: Platform,
-    sockets: [(TcpListener, Router); 3],
+    certificates: Option<Arc<Certificates>>,
+    ports: [Port; 3],
 }
 
 impl Server {
@@ -109,21 +157,31 @@ impl Server {
         let inference = listen(options.inference).await?;
         let grpc = listen(options.grpc).await?;
         let place = |socket: &TcpListener, asked: SocketAddr| socket.local_addr().unwrap_or(asked);
+        let bound =
+            [place(&control, options.control), place(&inference, options.inference), place(&grpc, options.grpc)];
+        let certificates = match &options.certificate {
+            Some(source) => {
+                Some(Arc::new(Certificates::open(source, &options.home.root().join("tls"), names_of(&bound))?))
+            }
+            None => None,
+        };
+        if certificates.is_none() && bound.iter().any(|a| !a.ip().is_loopback()) {
+            tracing::warn!(
+                "tokens and data cross the network unencrypted: use --tls-cert and --tls-key, or --tls-self-signed"
+            );
+        }
         let addresses = Addresses {
             pid: std::process::id(),
-            control: place(&control, options.control),
-            inference: place(&inference, options.inference),
-            grpc: place(&grpc, options.grpc),
+            control: bound[0],
+            inference: bound[1],
+            grpc: bound[2],
+            tls: certificates.is_some(),
+            fingerprint: certificates.as_ref().and_then(|c| c.fingerprint()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: now_ms(),
         };
         let unusable = |source| ServerError::Home { path: options.home.server_file(), source };
-        let text = serde_json::to_vec_pretty(&addresses).map_err(|e| unusable(e.into()))?;
-        // Written beside and renamed, so that no client reads half of it.
-        let beside = options.home.root().join("server.json.new");
-        std::fs::write(&beside, text)
-            .and_then(|()| std::fs::rename(&beside, options.home.server_file()))
-            .map_err(unusable)?;
+        publish(&options.home, &addresses).map_err(unusable)?;
         let run_tokens = if platform.database.is_shared() {
             RunTokens::of_database(&platform.database).await?
         } else {
@@ -138,7 +196,7 @@ impl Server {
             authority,
             anonymous: options.no_auth,
         };
-        let hosts = host_names(&options);
+        let hosts = host_names(&options, certificates.as_deref());
         let guard = Guard::new(Arc::new(callers), namespace, hosts);
         // Whoever may submit a run executes a program, so a server that knows no callers carries none out.
         if !options.gateway_only && !options.no_auth {
@@ -146,16 +204,32 @@ impl Server {
             let mint: Mint = Arc::new(move |request| run_tokens.mint(request));
             platform.carried_out_by(match &options.cluster {
                 Some(cluster) => cluster.executor(tracker, mint),
-                None => Arc::new(local_runs(&platform, &options.home, &addresses, tracker, mint)?),
+                None => Arc::new(local_runs(
+                    &platform,
+                    &options.home,
+                    tracking_variables(&addresses, certificates.as_deref()),
+                    tracker,
+                    mint,
+                )?),
             });
         }
         let [control_routes, inference_routes, grpc_routes] = routes(&platform, &addresses, options.gateway_only);
-        let sockets = [
-            (control, guard.protect(control_routes)),
-            (inference, guard.protect(inference_routes)),
-            (grpc, guard.protect(grpc_routes)),
+        let connections = Connections::default();
+        let limits = Arc::new(options.limits);
+        let tls = certificates.as_ref().map(|c| c.acceptor()).transpose()?;
+        let port = |listener: TcpListener, routes: Routes, counts| Port {
+            listener,
+            router: guard.protect(routes),
+            tls: tls.clone(),
+            limits: Arc::clone(&limits),
+            counts: Arc::clone(counts),
+        };
+        let ports = [
+            port(control, control_routes, &connections.control),
+            port(inference, inference_routes, &connections.inference),
+            port(grpc, grpc_routes, &connections.grpc),
         ];
-        Ok(Self { addresses, home: options.home, platform, sockets })
+        Ok(Self { addresses, connections, home: options.home, platform, certificates, ports })
     }
 
     /// Answers requests until `stop` is done, then lets those in flight end and closes the store.
@@ -164,34 +238,44 @@ impl Server {
     /// [`ServerError::Listen`] when a port fails while it is served.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
         let (stopping, stopped) = watch::channel(false);
-        let mut tasks = tokio::task::JoinSet::new();
-        for (listener, router) in self.sockets {
-            let address = listener.local_addr().unwrap_or(self.addresses.control);
-            // Small answers must not wait for more data to fill a packet.
-            let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-            let mut stopped = stopped.clone();
-            let asked = async move { drop(stopped.wait_for(|s| *s).await) };
+        let mut tasks = JoinSet::new();
+        for port in self.ports {
+            let address = port.address().unwrap_or(self.addresses.control);
+            let serving = port.serve(stopped.clone());
             tasks.spawn(async move {
-                let served = axum::serve(listener, router).with_graceful_shutdown(asked).await;
-                served.map_err(|source| ServerError::Listen { address, source })
+                serving.await;
+                address
             });
         }
+        let renewing = self.certificates.map(|certificates| {
+            let renewing = follow_certificates(certificates, self.home.clone(), self.addresses.clone());
+            tokio::spawn(renewing)
+        });
         let mut result = Ok(());
         tokio::select! {
             () = stop => tracing::info!("stopping: draining requests in flight"),
-            Some(Ok(ended)) = tasks.join_next() => result = ended,
+            Some(ended) = tasks.join_next() => {
+                // A port is served until it is told to stop, so only a panic gets here.
+                let address = ended.unwrap_or(self.addresses.control);
+                let source = std::io::Error::other("what serves this port has failed");
+                result = Err(ServerError::Listen { address, source });
+            }
         }
         stopping.send_replace(true);
         let drained = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(DRAIN, drained).await.is_err() {
             tracing::warn!("some requests did not end in time");
+            tasks.shutdown().await;
+        }
+        if let Some(renewing) = renewing {
+            renewing.abort();
         }
         let database = self.platform.database.clone();
         let closed = tokio::task::spawn_blocking(move || database.close()).await;
         if let Err(error) = closed {
             tracing::error!(%error, "the store did not close");
         }
-        drop(std::fs::remove_file(self.home.server_file()));
+        let _ = std::fs::remove_file(self.home.server_file()); // Clients also see that the process is gone.
         result
     }
 }
@@ -207,7 +291,7 @@ pub(crate) fn routes(platform: &Platform, addresses: &Addresses, gateway_only: b
 }
 
 /// The names under which this server is asked: those that are configured, and those that follow from where it runs.
-fn host_names(options: &Options) -> HostNames {
+fn host_names(options: &Options, certificates: Option<&Certificates>) -> HostNames {
     let mut names = options.hosts.clone();
     let remote = [options.control, options.inference, options.grpc].iter().any(|a| !a.ip().is_loopback());
     if remote {
@@ -220,22 +304,62 @@ fn host_names(options: &Options) -> HostNames {
             names.extend([service.to_owned(), format!("{name}.svc"), format!("{name}.svc.cluster.local"), name]);
         }
     }
+    names.extend(certificates.into_iter().flat_map(|c| c.names()));
     HostNames::new(names)
+}
+
+/// Tells clients on this machine where the server is.
+fn publish(home: &Home, addresses: &Addresses) -> std::io::Result<()> {
+    let text = serde_json::to_vec_pretty(addresses)?;
+    slipway_core::files::replace_as(&home.server_file(), &text, 0o600)
+}
+
+/// Takes new certificates into use, and tells clients on this machine their fingerprints.
+async fn follow_certificates(certificates: Arc<Certificates>, home: Home, mut addresses: Addresses) {
+    loop {
+        tokio::time::sleep(CERTIFICATE_CHECK).await;
+        let asked = Arc::clone(&certificates);
+        if !tokio::task::spawn_blocking(move || asked.refresh()).await.unwrap_or(false) {
+            continue;
+        }
+        addresses.fingerprint = certificates.fingerprint();
+        if let Err(error) = publish(&home, &addresses) {
+            tracing::error!(%error, "clients on this machine are not told the fingerprint of the new certificate");
+        }
+    }
+}
+
+/// What tells MLflow's client in a local run where this server is, and that it is the right one.
+fn tracking_variables(addresses: &Addresses, certificates: Option<&Certificates>) -> Vec<(String, String)> {
+    let mut url = addresses.control_url();
+    let mut authorities = None;
+    if let Some(certificates) = certificates {
+        let names = certificates.names();
+        let address = reachable(addresses.control);
+        // A name that the certificate is for; one that was signed for a public name has none of loopback.
+        let candidates = [address.ip().to_string(), "localhost".to_owned()];
+        let own = candidates.iter().find(|name| names.contains(name));
+        if let Some(name) = own.or_else(|| names.iter().find(|name| !name.contains('*'))) {
+            let name = if name.contains(':') { format!("[{name}]") } else { name.clone() };
+            url = format!("https://{name}:{}", address.port());
+        }
+        authorities = certificates.own_file().map(|file| file.display().to_string());
+    }
+    let authorities = authorities.or_else(|| slipway_core::env::value(slipway_core::env::CA_FILE));
+    let mut variables = vec![("MLFLOW_TRACKING_URI".to_owned(), url)];
+    // <https://mlflow.org/docs/latest/self-hosting/security/ssl>: passed to `requests` as the authorities to trust.
+    variables.extend(authorities.map(|file| ("MLFLOW_TRACKING_SERVER_CERT_PATH".to_owned(), file)));
+    variables
 }
 
 /// Runs as processes of this machine, which track to this server.
 fn local_runs(
     platform: &Platform,
     home: &Home,
-    addresses: &Addresses,
+    variables: Vec<(String, String)>,
     tracker: Arc<InTracking>,
     mint: Mint,
 ) -> Result<LocalProcesses, ServerError> {
-    let mut control = addresses.control;
-    if control.ip().is_unspecified() {
-        control.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
-    }
-    let variables = vec![("MLFLOW_TRACKING_URI".to_owned(), format!("http://{control}"))];
     let program =
         std::env::current_exe().map_err(|source| ServerError::Home { path: home.root().to_owned(), source })?;
     Ok(LocalProcesses::open(Settings {
@@ -244,7 +368,7 @@ fn local_runs(
         program,
         variables,
         environment: Vec::new(),
-        mint,
+        mint: Some(mint),
         room: Room::of_this_machine(),
         accelerators: Arc::new(accelerators::OfThisMachine::new(Arc::clone(&platform.gpus))),
         tracker,

@@ -26,6 +26,12 @@ pub(crate) struct Global {
     /// URL of the control plane; without one, the server of this machine or the state folder itself is used
     #[arg(long, global = true, value_name = "URL")]
     pub(crate) server: Option<String>,
+    /// SHA-256 fingerprint of the only certificate that is accepted from the server
+    #[arg(long, global = true, value_name = "FINGERPRINT")]
+    pub(crate) tls_fingerprint: Option<String>,
+    /// Send the token over plain http, too, where everybody on the way can read it
+    #[arg(long, global = true)]
+    pub(crate) insecure: bool,
     /// State folder
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
@@ -125,6 +131,17 @@ pub(crate) enum Command {
         #[arg(long)]
         ui: bool,
     },
+    /// Save a token for a server, after trying it
+    #[command(
+        after_help = "Example:\n  slipway login https://slipway.example:7070 --token-file token\n  pass slipway | slipway login https://10.0.0.5:7070 --token-file - --tls-fingerprint FINGERPRINT\n  slipway login --list"
+    )]
+    Login(Login),
+    /// Forget the token of a server
+    #[command(after_help = "Example:\n  slipway logout https://slipway.example:7070")]
+    Logout {
+        /// The server
+        url: String,
+    },
     /// What is running and how it does
     #[command(after_help = "Example:\n  slipway status -o json")]
     Status,
@@ -207,6 +224,18 @@ pub(crate) struct Up {
     /// Ask nobody for a token: every user of this machine may read and change everything; no programs are run
     #[arg(long)]
     pub(crate) no_auth: bool,
+    /// Speak TLS on all ports with this certificate (PEM); it is read again when the file changes
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Speak TLS on all ports with a certificate that is made here and kept in the state folder; prints its fingerprint
+    #[arg(long, conflicts_with = "tls_cert")]
+    pub(crate) tls_self_signed: bool,
+    /// Connections that each port may have at once; by default a quarter of the files that may be open
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) max_connections: Option<usize>,
     /// Answer inference and nothing else; state is shared with a control plane (SLIPWAY_DATABASE, SLIPWAY_OBJECTS)
     #[arg(long)]
     pub(crate) gateway_only: bool,
@@ -218,6 +247,20 @@ pub(crate) struct Up {
     pub(crate) onnxruntime: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) kube: Kube,
+}
+
+/// Options of `login`.
+#[derive(Debug, Args)]
+pub(crate) struct Login {
+    /// The server
+    #[arg(required_unless_present = "list")]
+    pub(crate) url: Option<String>,
+    /// File with the token, - for standard input; $SLIPWAY_TOKEN without it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Which servers have a token saved; shows no secret
+    #[arg(long, conflicts_with_all = ["url", "token_file"])]
+    pub(crate) list: bool,
 }
 
 /// Options of a cluster.

@@ -6,21 +6,27 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
-use hyper_util::client::legacy::{Client as HyperClient, connect::HttpConnector};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::{Client as HyperClient, ResponseFuture, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use slipway_access::Guard;
 use slipway_core::Explain;
-use slipway_core::config::Config;
+use slipway_core::config::{Config, Origin};
 use slipway_core::home::Home;
+use slipway_core::tls::{self, Refused, TlsError};
 use slipway_server::{Addresses, Platform, Stores};
 use tower::ServiceExt;
 
-/// Bytes of an answer.
-const LIMIT: usize = 256 * 1024 * 1024;
+use crate::credentials::{Access, CredentialsError, ServerUrl, Sources, Token};
+
+/// Bytes of an answer that is held in memory.
+const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
 /// Time for one call.
 const TIMEOUT: Duration = Duration::from_secs(120);
+/// Time for a connection to be made, with TLS.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A call that failed.
 #[derive(Debug, thiserror::Error)]
@@ -33,8 +39,18 @@ pub(crate) enum ClientError {
     Forbidden(String),
     #[error("{message}")]
     Answered { message: String, hint: Option<String> },
-    #[error("'{0}' is not a URL of a slipway server, which begins with http://")]
+    #[error(
+        "'{0}' is not a URL of a slipway server, such as https://HOST:PORT, without a user's name and without a query"
+    )]
     Url(String),
+    #[error("{server} is not trusted: {refused}")]
+    Certificate { server: String, refused: Refused },
+    #[error("the token for {0} was not sent: it would cross the network unencrypted")]
+    Plaintext(String),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
 }
 
 impl Explain for ClientError {
@@ -44,6 +60,10 @@ impl Explain for ClientError {
             Self::Unauthenticated => "auth.required",
             Self::Forbidden(_) => "auth.forbidden",
             Self::Answered { .. } => "server.answered",
+            Self::Certificate { .. } => "tls.certificate",
+            Self::Plaintext(_) => "tls.plaintext",
+            Self::Tls(e) => e.code(),
+            Self::Credentials(e) => e.code(),
         }
     }
     fn hint(&self) -> Option<String> {
@@ -55,8 +75,37 @@ impl Explain for ClientError {
 }
 
 enum Transport {
-    Remote { base: String, http: Box<HyperClient<HttpConnector, Body>>, token: Option<String> },
+    Remote { base: String, http: Http, token: Option<Token> },
     InProcess(Router),
+}
+
+/// Neither follows redirects, so that a token goes to nobody but the server it is for.
+enum Http {
+    Plain(HyperClient<HttpConnector, Body>),
+    Tls(HyperClient<HttpsConnector<HttpConnector>, Body>),
+}
+
+impl Http {
+    fn of(url: &ServerUrl, access: &Access) -> Result<Self, TlsError> {
+        let mut tcp = HttpConnector::new();
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        tcp.set_nodelay(true);
+        let builder = HyperClient::builder(TokioExecutor::new());
+        if !url.is_https {
+            return Ok(Self::Plain(builder.build(tcp)));
+        }
+        tcp.enforce_http(false);
+        let config = tls::client(access.trust())?;
+        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1();
+        Ok(Self::Tls(builder.build(connector.wrap_connector(tcp))))
+    }
+
+    fn request(&self, request: Request<Body>) -> ResponseFuture {
+        match self {
+            Self::Plain(client) => client.request(request),
+            Self::Tls(client) => client.request(request),
+        }
+    }
 }
 
 /// The control plane.
@@ -82,32 +131,36 @@ pub(crate) fn running(home: &Home) -> Option<Addresses> {
 }
 
 impl Client {
-    /// A client of the server at `base`.
-    pub(crate) fn remote(base: &str) -> Result<Self, ClientError> {
-        if !base.starts_with("http://") {
-            return Err(ClientError::Url(base.to_owned()));
-        }
-        let token = slipway_core::env::value(slipway_core::env::TOKEN);
-        let http = Box::new(HyperClient::builder(TokioExecutor::new()).build_http());
-        let base = base.trim_end_matches('/').to_owned();
-        Ok(Self { transport: Transport::Remote { base, http, token }, addresses: None })
+    /// A client of the server at `url`.
+    pub(crate) fn to(url: &ServerUrl, access: Access) -> Result<Self, ClientError> {
+        let http = Http::of(url, &access)?;
+        Ok(Self { transport: Transport::Remote { base: url.base.clone(), http, token: access.token }, addresses: None })
+    }
+
+    /// A client of the server that runs with this state folder.
+    pub(crate) fn own(addresses: Addresses, sources: &Sources) -> Result<Self, ClientError> {
+        let url = ServerUrl::parse(&addresses.control_url())?;
+        let access = Access::to(&url, &Origin::Default, sources)?;
+        Ok(Self { addresses: Some(addresses), ..Self::to(&url, access)? })
     }
 
     /// The server that is configured, the one of this machine, or the state folder itself.
-    pub(crate) async fn connect(config: &Config) -> Result<Self, crate::Failure> {
+    pub(crate) async fn connect(config: &Config, insecure: bool) -> Result<Self, crate::Failure> {
+        let sources = Sources::of(config, insecure)?;
         if let Some(url) = config.get("server") {
-            return Ok(Self::remote(url)?);
+            let named_by = config.origin("server").unwrap_or(&Origin::Default);
+            let url = ServerUrl::parse(url)?;
+            let access = Access::to(&url, named_by, &sources)?;
+            return Ok(Self::to(&url, access)?);
         }
-        let home = Home::at(config.get("home").unwrap_or_default());
-        if let Some(addresses) = running(&home) {
-            let mut client = Self::remote(&format!("http://{}", addresses.control))?;
-            client.addresses = Some(addresses);
-            return Ok(client);
+        let home = &sources.home;
+        if let Some(addresses) = running(home) {
+            return Ok(Self::own(addresses, &sources)?);
         }
         tracing::info!(home = %home.root().display(), "no server runs; using the state folder in this process");
         let runtime = config.get("runtime").unwrap_or("auto").parse().map_err(crate::Failure::from)?;
         let library = config.get("onnxruntime").map(Into::into);
-        let platform = Platform::open(&home, &stores(config), runtime, library).await?;
+        let platform = Platform::open(home, &stores(config), runtime, library).await?;
         Ok(Self {
             transport: Transport::InProcess(Guard::in_process().protect(platform.control_routes())),
             addresses: None,
@@ -126,12 +179,18 @@ impl Client {
         let mut request = Request::builder().method(method).uri(format!("{place}{path}"));
         request = request.header(header::CONTENT_TYPE, "application/json");
         if let Transport::Remote { token: Some(token), .. } = &self.transport {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
         }
         let request = request.body(Body::from(body)).map_err(|e| failed(e.to_string()))?;
         match &self.transport {
             Transport::Remote { http, .. } => {
-                let answer = http.request(request).await.map_err(|e| failed(cause(&e)))?;
+                let answer = http.request(request).await.map_err(|e| match tls::refused(&e) {
+                    Some(refused) => ClientError::Certificate { server: place.to_owned(), refused },
+                    None if tls::is_not_tls(&e) => {
+                        failed("it does not speak TLS; its address may begin with http://".into())
+                    }
+                    None => failed(cause(&e)),
+                })?;
                 Ok((answer.status(), Body::new(answer.into_body())))
             }
             Transport::InProcess(router) => {
@@ -152,7 +211,7 @@ impl Client {
         let failed = |e: String| ClientError::Unreachable(self.place().to_owned(), e);
         let call = async {
             let (status, body) = self.open(method, path, body).await?;
-            let bytes = Limited::new(body, LIMIT).collect().await.map_err(|e| failed(e.to_string()))?;
+            let bytes = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|e| failed(e.to_string()))?;
             Ok((status, bytes.to_bytes().to_vec()))
         };
         match tokio::time::timeout(TIMEOUT, call).await {
@@ -165,7 +224,7 @@ impl Client {
     pub(crate) async fn follow(&self, path: &str, mut each: impl FnMut(&[u8])) -> Result<(), ClientError> {
         let (status, mut body) = self.open(Method::GET, path, Vec::new()).await?;
         if !status.is_success() {
-            let bytes = Limited::new(body, LIMIT).collect().await;
+            let bytes = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
             return Err(refusal(path, status, &bytes.map(|b| b.to_bytes()).unwrap_or_default()));
         }
         while let Some(frame) = body.frame().await {
@@ -215,12 +274,23 @@ fn refusal(path: &str, status: StatusCode, body: &[u8]) -> ClientError {
     let value: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
     let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
     let message = text("message").or_else(|| text("error"));
-    let message = message.unwrap_or_else(|| format!("the server answered {status} to {path}"));
+    let message = message.unwrap_or_else(|| {
+        let plain = std::str::from_utf8(body).ok().map(str::trim).filter(|text| is_one_line(text));
+        plain.map_or_else(
+            || format!("the server answered {status} to {path}"),
+            |plain| format!("the server answered {status}: {plain}"),
+        )
+    });
     match status {
         StatusCode::UNAUTHORIZED => ClientError::Unauthenticated,
         StatusCode::FORBIDDEN => ClientError::Forbidden(message),
         _ => ClientError::Answered { message, hint: text("hint") },
     }
+}
+
+/// Whether a text is a message for people, and not a page or what would change the terminal.
+fn is_one_line(text: &str) -> bool {
+    (1..200).contains(&text.len()) && !text.starts_with('<') && !text.contains(char::is_control)
 }
 
 /// The innermost reason, which is the one that helps.
@@ -243,4 +313,175 @@ pub(crate) fn encode(text: &str) -> String {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use slipway_core::tls::Fingerprint;
+    use slipway_server::{CertificateSource, Limits, Options, Server};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A server with a state folder of its own, until it is dropped.
+    struct Running {
+        folder: PathBuf,
+        addresses: Addresses,
+        stop: Option<tokio::sync::oneshot::Sender<()>>,
+    }
+
+    impl Running {
+        async fn start(certificate: impl FnOnce(&std::path::Path) -> Option<CertificateSource>) -> Self {
+            let folder = std::env::temp_dir().join(format!("slipway-client-{}", slipway_core::ids::hex32()));
+            std::fs::create_dir_all(&folder).unwrap();
+            let any = "127.0.0.1:0".parse().unwrap();
+            let options = Options {
+                home: Home::at(folder.join("home")),
+                stores: Stores::default(),
+                control: any,
+                inference: any,
+                grpc: any,
+                gateway_only: false,
+                token_file: None,
+                certificate: certificate(&folder),
+                limits: Limits::default(),
+                runtime: "tract".parse().unwrap(),
+                onnxruntime: None,
+                cluster: None,
+            };
+            let server = Server::bind(options).await.unwrap();
+            let addresses = server.addresses.clone();
+            let (stop, stopped) = tokio::sync::oneshot::channel();
+            tokio::spawn(server.run(async {
+                let _ = stopped.await; // Dropping the sender is a stop, too.
+            }));
+            Self { folder, addresses, stop: Some(stop) }
+        }
+
+        fn sources(&self) -> Sources {
+            Sources {
+                home: Home::at(self.folder.join("home")),
+                home_is_of_project: false,
+                token: None,
+                saved: None,
+                fingerprint: None,
+                authorities: None,
+                insecure: false,
+            }
+        }
+
+        /// What a client hears that was told of this server by `--server`.
+        async fn named(&self, url: &str, sources: &Sources) -> Result<Value, ClientError> {
+            let url = ServerUrl::parse(url).unwrap();
+            Client::to(&url, Access::to(&url, &Origin::Flag, sources)?)?.get("/api/v1/status").await
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            drop(self.stop.take());
+            let _ = std::fs::remove_dir_all(&self.folder); // A folder that is left behind in /tmp fails no test.
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_own_server_is_known_by_its_certificate_and_others_by_what_is_named() {
+        let server = Running::start(|_| Some(CertificateSource::SelfSigned)).await;
+        let home = server.sources().home;
+        let own = running(&home).unwrap();
+        assert!(own.tls && own.fingerprint.is_some() && own.control_url().starts_with("https://127.0.0.1:"));
+        let status: Value = Client::own(own.clone(), &server.sources()).unwrap().get("/api/v1/status").await.unwrap();
+        assert!(status["version"].is_string(), "{status}");
+
+        // Who does not have the state folder.
+        let elsewhere = || Sources { home: Home::at(server.folder.join("nothing")), ..server.sources() };
+        let url = own.control_url();
+        let refused = server.named(&url, &elsewhere()).await.unwrap_err();
+        assert!(refused.to_string().contains(&own.fingerprint.unwrap().to_string()), "{refused}");
+        let crate::Failure::Error { code, exit, hint, .. } = crate::Failure::from(refused) else { unreachable!() };
+        assert_eq!((code, exit), ("tls.certificate", 5));
+        assert!(hint.unwrap().contains("--tls-fingerprint"));
+        let pinned = Sources { fingerprint: own.fingerprint, ..elsewhere() };
+        server.named(&url, &pinned).await.unwrap();
+        let wrong = Sources { fingerprint: Some(Fingerprint::of(b"another")), ..elsewhere() };
+        assert_eq!(server.named(&url, &wrong).await.unwrap_err().code(), "tls.certificate");
+        let authority = Some(home.root().join("tls/certificate.pem"));
+        let trusting = Sources { authorities: authority, ..elsewhere() };
+        server.named(&url, &trusting).await.unwrap();
+        server.named(&url.replace("127.0.0.1", "localhost"), &trusting).await.unwrap();
+
+        let plain = server.named(&url.replace("https", "http"), &elsewhere()).await.unwrap_err().to_string();
+        assert!(plain.contains("400") && plain.contains("https://"), "{plain}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_new_certificate_is_told_to_clients_of_this_machine() {
+        let write = |folder: &std::path::Path| {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let made = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+            std::fs::write(folder.join("tls.crt"), made.pem()).unwrap();
+            std::fs::write(folder.join("tls.key"), key.serialize_pem()).unwrap();
+            Fingerprint::of(made.der())
+        };
+        let server = Running::start(|folder| {
+            write(folder);
+            Some(CertificateSource::Files { certificate: folder.join("tls.crt"), key: folder.join("tls.key") })
+        })
+        .await;
+        let old = server.addresses.fingerprint;
+        let new = write(&server.folder);
+        let told = async {
+            while running(&server.sources().home).and_then(|a| a.fingerprint) != Some(new) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), told).await.expect("the new fingerprint is published");
+        assert_ne!(old, Some(new));
+        let own = running(&server.sources().home).unwrap();
+        let _: Value = Client::own(own, &server.sources()).unwrap().get("/api/v1/status").await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn https_to_a_server_without_tls_says_what_is_wrong() {
+        let server = Running::start(|_| None).await;
+        let url = server.addresses.control_url().replace("http", "https");
+        let error = server.named(&url, &server.sources()).await.unwrap_err();
+        assert!(error.code() == "server.unreachable" && error.to_string().contains("does not speak TLS"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_redirect_takes_the_token_nowhere() {
+        let (named, other) =
+            (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let url = format!("http://{}", named.local_addr().unwrap());
+        let location = format!("http://{}/", other.local_addr().unwrap());
+        let answering = tokio::spawn(async move {
+            let (mut stream, _) = named.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            let answer =
+                format!("HTTP/1.1 307 Temporary Redirect\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        let sources = Sources {
+            home: Home::at("/nonexistent"),
+            home_is_of_project: false,
+            token: Token::from_text("of-the-environment"),
+            saved: None,
+            fingerprint: None,
+            authorities: None,
+            insecure: false,
+        };
+        let url = ServerUrl::parse(&url).unwrap();
+        let client = Client::to(&url, Access::to(&url, &Origin::Flag, &sources).unwrap()).unwrap();
+        let error = client.get::<Value>("/api/v1/status").await.unwrap_err();
+        assert!(error.to_string().contains("307"), "{error}");
+        assert!(answering.await.unwrap().contains("Bearer of-the-environment"), "the server that was named gets it");
+        let followed = tokio::time::timeout(Duration::from_millis(100), other.accept()).await;
+        assert!(followed.is_err(), "the other one is not asked");
+    }
 }

@@ -4,6 +4,7 @@
 mod cli;
 mod client;
 mod commands;
+mod credentials;
 mod output;
 
 use std::process::ExitCode;
@@ -51,8 +52,8 @@ impl<E: Explain> From<E> for Failure {
     fn from(error: E) -> Self {
         let code = error.code();
         let exit = match code {
-            "server.unreachable" | "cluster.unreachable" => 5,
-            "auth.required" | "auth.forbidden" | "cluster.untrusted" => 4,
+            "server.unreachable" | "cluster.unreachable" | "tls.certificate" => 5,
+            "auth.required" | "auth.forbidden" | "auth.credentials" | "cluster.untrusted" | "tls.plaintext" => 4,
             "config.invalid" | "config.project" => 2,
             _ => 1,
         };

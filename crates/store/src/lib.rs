@@ -14,7 +14,6 @@ pub mod error;
 pub mod objects;
 #[cfg(test)]
 mod testing;
-pub mod tls;
 
 pub use database::{Database, DatabaseOptions, Migration, PoolStats, sql};
 pub use error::StoreError;

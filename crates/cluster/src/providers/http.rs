@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
+use slipway_core::tls::{self, Trust};
 
 use crate::ClusterError;
 
@@ -39,7 +40,7 @@ impl Http {
         if !endpoint.starts_with("https://") && !local {
             return Err(wrong(format!("'{endpoint}': the token goes over https only")));
         }
-        let tls = slipway_store::tls::client(None).map_err(|e| wrong(e.to_string()))?;
+        let tls = tls::client(Trust::System).map_err(|e| wrong(e.to_string()))?;
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .connect_timeout(CONNECT)

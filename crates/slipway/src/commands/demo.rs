@@ -21,6 +21,7 @@ use super::{Context, deploy, model, show};
 use crate::Failure;
 use crate::cli::Demo;
 use crate::client::{Client, encode, running};
+use crate::credentials::Sources;
 use crate::output::{Table, say};
 
 /// The user's code, as it stands in `examples/digits`.
@@ -120,7 +121,9 @@ pub(super) async fn demo(context: &Context, options: Demo) -> Result<(), Failure
 
     step.begin("slipway up");
     let mut platform = start(&dir, &python, &options)?;
-    let client = Client::remote(&format!("http://{}", platform.addresses.control))?;
+    let mut sources = Sources::of(&context.config, context.global.insecure)?;
+    sources.home = Home::at(dir.join("home"));
+    let client = Client::own(platform.addresses.clone(), &sources)?;
     step.note(format_args!(
         "UI and API at http://{}, state in {}",
         platform.addresses.control,

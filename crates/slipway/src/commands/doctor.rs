@@ -84,7 +84,7 @@ pub(super) async fn doctor(context: &Context) -> Result<(), Failure> {
 
     let server = running(&home);
     let found =
-        server.as_ref().map_or("not running".to_owned(), |a| format!("process {} at http://{}", a.pid, a.control));
+        server.as_ref().map_or("not running".to_owned(), |a| format!("process {} at {}", a.pid, a.control_url()));
     add("server", true, found, "");
 
     match context.client().await {

@@ -8,6 +8,7 @@ mod gpu;
 mod in_cluster;
 mod install;
 mod lab;
+mod login;
 mod model;
 mod node;
 mod run;
@@ -35,14 +36,18 @@ pub(crate) struct Context {
 impl Context {
     /// The control plane.
     pub(crate) async fn client(&self) -> Result<Client, Failure> {
-        Client::connect(&self.config).await
+        Client::connect(&self.config, self.global.insecure).await
     }
 }
 
 /// The settings in force for these arguments, and what is wrong with a configuration file if something is.
 pub(crate) fn settings(args: &Cli) -> (Config, Option<ConfigError>) {
     let path = |p: &Option<std::path::PathBuf>| p.as_ref().map(|p| p.display().to_string());
-    let mut flags = vec![("home", path(&args.global.home)), ("server", args.global.server.clone())];
+    let mut flags = vec![
+        ("home", path(&args.global.home)),
+        ("server", args.global.server.clone()),
+        ("tls-fingerprint", args.global.tls_fingerprint.clone()),
+    ];
     if let Command::Up(up) = &args.command {
         flags.extend([
             ("listen", up.listen.clone()),
@@ -50,6 +55,10 @@ pub(crate) fn settings(args: &Cli) -> (Config, Option<ConfigError>) {
             ("grpc-listen", up.grpc_listen.clone()),
             ("token-file", path(&up.token_file)),
             ("hosts", up.hosts.clone()),
+            ("tls-cert", path(&up.tls_cert)),
+            ("tls-key", path(&up.tls_key)),
+            ("tls-self-signed", up.tls_self_signed.then(|| "true".to_owned())),
+            ("max-connections", up.max_connections.map(|count| count.to_string())),
             ("runtime", up.runtime.clone()),
             ("onnxruntime", path(&up.onnxruntime)),
         ]);
@@ -98,6 +107,8 @@ async fn run_configured(context: &Context, command: Command) -> Result<(), Failu
         Command::Cluster(verb) => cluster::run(context, verb).await,
         Command::Lab(verb) => lab::run(verb),
         Command::Token { ui } => token::token(context, ui),
+        Command::Login(options) => login::login(context, options).await,
+        Command::Logout { url } => login::logout(context, &url),
         Command::Status => up::status(context).await,
         Command::Doctor => doctor::doctor(context).await,
         Command::Demo(options) => demo::demo(context, options).await,

@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::{Value, json};
 use slipway_core::home::Home;
 use slipway_core::units;
-use slipway_server::{Options, Server};
+use slipway_server::{CertificateSource, Limits, Options, Server};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Context;
@@ -29,6 +29,39 @@ fn list(context: &Context, key: &str) -> Vec<String> {
     text.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect()
 }
 
+/// What is configured for TLS, if anything.
+fn certificate(context: &Context) -> Result<Option<CertificateSource>, Failure> {
+    let config = &context.config;
+    let is_self_signed = match config.get("tls-self-signed") {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(other) => {
+            return Err(Failure::known(format!("tls-self-signed: '{other}' is neither true nor false"), "tls.file", 2));
+        }
+    };
+    match (config.get("tls-cert"), config.get("tls-key"), is_self_signed) {
+        (None, None, false) => Ok(None),
+        (None, None, true) => Ok(Some(CertificateSource::SelfSigned)),
+        (Some(certificate), Some(key), false) => {
+            Ok(Some(CertificateSource::Files { certificate: certificate.into(), key: key.into() }))
+        }
+        (.., true) => {
+            Err(Failure::known("tls-self-signed and a certificate of your own exclude each other", "tls.file", 2))
+        }
+        _ => Err(Failure::known("tls-cert and tls-key need each other", "tls.file", 2)),
+    }
+}
+
+fn limits(context: &Context) -> Result<Limits, Failure> {
+    let mut limits = Limits::default();
+    if let Some(text) = context.config.get("max-connections") {
+        let count = text.parse().ok().filter(|count| (1..=1_000_000).contains(count));
+        let wrong = || format!("max-connections: '{text}' is not a number from 1 to 1000000");
+        limits.connections = count.ok_or_else(|| Failure::known(wrong(), "config.invalid", 2))?;
+    }
+    Ok(limits)
+}
+
 pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> Result<(), Failure> {
     let options = Options {
         home: Home::at(context.config.get("home").unwrap_or_default()),
@@ -40,6 +73,8 @@ pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> 
         token_file: context.config.get("token-file").map(Into::into),
         no_auth,
         hosts: list(context, "hosts"),
+        certificate: certificate(context)?,
+        limits: limits(context)?,
         runtime: context.config.get("runtime").unwrap_or("auto").parse()?,
         onnxruntime: context.config.get("onnxruntime").map(Into::into),
         cluster: super::in_cluster::InCluster::of_this_pod().await,
@@ -50,14 +85,17 @@ pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> 
     if !context.global.quiet {
         say(format_args!("slipway {} is up, state in {}", a.version, root.display()));
         if gateway_only {
-            say(format_args!("  probes, metrics  http://{}", a.control));
+            say(format_args!("  probes, metrics  {}", a.control_url()));
         } else {
-            say(format_args!("  UI and API       http://{}", a.control));
+            say(format_args!("  UI and API       {}", a.control_url()));
         }
-        say(format_args!("  inference, REST  http://{}/v2", a.inference));
-        say(format_args!("  inference, gRPC  {}", a.grpc));
+        say(format_args!("  inference, REST  {}/v2", a.inference_url()));
+        say(format_args!("  inference, gRPC  {}{}", a.grpc, if a.tls { " (TLS)" } else { "" }));
+        if let Some(fingerprint) = &a.fingerprint {
+            say(format_args!("  certificate      sha256:{fingerprint}"));
+        }
         if !gateway_only {
-            say(format_args!("  MLflow clients:  export MLFLOW_TRACKING_URI=http://{}", a.control));
+            say(format_args!("  MLflow clients:  export MLFLOW_TRACKING_URI={}", a.control_url()));
         }
         if no_auth {
             say(

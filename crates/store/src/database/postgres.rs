@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use futures_util::future::{join, try_join_all};
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
+use slipway_core::tls::{self, Trust};
 use tokio::runtime::{Handle, Runtime};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::types::{IsNull, Kind, ToSql, Type, to_sql_checked};
@@ -21,7 +22,6 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::dialect;
 use crate::error::{Result, StoreError, describe_postgres};
-use crate::tls;
 
 /// The most time a statement may take; a connection without an answer for longer is given up.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -92,19 +92,15 @@ impl Server {
             })
             .collect();
         let shown = format!("{}/{}", hosts.join(","), config.get_dbname().or(config.get_user()).unwrap_or_default());
+        let trust = authorities.as_deref().map_or(Trust::System, Trust::Only);
+        let tls = tls::client(trust).map_err(|e| StoreError::Url(format!("TLS to the database: {e}")))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("slipway-postgres")
             .enable_all()
             .build()
             .map_err(StoreError::io("starting the database's thread"))?;
-        Ok(Self {
-            config,
-            tls: MakeRustlsConnect::new(tls::client(authorities.as_deref())?),
-            runtime: Some(runtime),
-            shown,
-            max_readers,
-        })
+        Ok(Self { config, tls: MakeRustlsConnect::new(tls), runtime: Some(runtime), shown, max_readers })
     }
 
     /// What the URL says of the number of connections that read.

@@ -14,12 +14,13 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path as Key;
 use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme};
 use ring::digest::{Context, SHA256};
+use slipway_core::tls::{self, Trust};
 use tokio::io::AsyncWriteExt;
 
 use super::limits::{Counter, Disk, is_older, part_number, part_numbers};
 use super::upload::{MAX_UPLOAD_BYTES, Upload};
 use super::{Entry, Limits, PARTIAL, Reader, Source, parts};
-use crate::{StoreError, tls};
+use crate::StoreError;
 
 /// The most time that reaching the service may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -79,7 +80,8 @@ impl Remote {
             return Err(unusable("it does not begin with s3://, gs:// or az://".into()));
         }
         let (scheme, prefix) = ObjectStoreScheme::parse(&parsed).map_err(|e| unusable(e.to_string()))?;
-        let http = Http { tls: tls::client(None)?, plain: variable("AWS_ALLOW_HTTP").is_some_and(|v| v == "true") };
+        let tls = tls::client(Trust::System).map_err(|e| unusable(e.to_string()))?;
+        let http = Http { tls, plain: variable("AWS_ALLOW_HTTP").is_some_and(|v| v == "true") };
         let store: Arc<dyn ObjectStore> = match scheme {
             ObjectStoreScheme::AmazonS3 => {
                 let bucket = AmazonS3Builder::from_env().with_url(url).with_http_connector(http);
