@@ -17,6 +17,8 @@ use super::{Device, Inner, POLL_INTERVAL, blocking, environment};
 use crate::lifecycle::{self, Action, Seen};
 use crate::{ExecError, GpuUse, Submitted, TokenRequest, Tracked};
 
+/// Time that the tracking store has for one call.
+const TRACKER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two readings of GPUs.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(2);
 /// Between two passes while nothing runs and nothing waits.
@@ -141,7 +143,7 @@ async fn step(this: &Arc<Inner>, name: &str, seen: Option<Seen>, room: &mut Room
         if !tracked {
             begin(this, &run).await?;
         }
-        this.settings.tracker.end(&status.run_id, &status).await.map_err(ExecError::Unreachable)?;
+        tracked_in_time(this.settings.tracker.end(&status.run_id, &status)).await?;
         status.attributed = true;
     }
     if status.phase.is_final() && removed {
@@ -164,7 +166,13 @@ async fn delete(this: &Arc<Inner>, name: &str) -> Result<(), ExecError> {
 }
 
 async fn begin(this: &Arc<Inner>, run: &Submitted) -> Result<(), ExecError> {
-    this.settings.tracker.begin(Tracked::of(&run.manifest)).await.map_err(ExecError::Unreachable)
+    tracked_in_time(this.settings.tracker.begin(Tracked::of(&run.manifest))).await
+}
+
+/// Waits for the tracking store, but not so long that all other runs wait with it. Both of its calls may be repeated.
+async fn tracked_in_time(call: impl Future<Output = Result<(), String>>) -> Result<(), ExecError> {
+    let late = |_| format!("the tracking store did not answer within {} s", TRACKER_TIMEOUT.as_secs());
+    tokio::time::timeout(TRACKER_TIMEOUT, call).await.map_err(late).and_then(|r| r).map_err(ExecError::Unreachable)
 }
 
 /// Starts an attempt that may run for `limit` milliseconds, with these GPUs. Blocks.
@@ -248,5 +256,18 @@ fn add_readings(this: &Inner) {
                 }
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tracking_store_that_hangs_is_not_waited_for_for_ever() {
+        let error = tracked_in_time(std::future::pending()).await.unwrap_err();
+        assert!(error.to_string().contains("within 30 s"), "{error}");
+        let refused = tracked_in_time(async { Err("no".to_owned()) }).await.unwrap_err();
+        assert_eq!(refused.to_string(), "no");
     }
 }
