@@ -346,6 +346,8 @@ mod tests {
                 grpc: any,
                 gateway_only: false,
                 token_file: None,
+                no_auth: false,
+                hosts: Vec::new(),
                 certificate: certificate(&folder),
                 limits: Limits::default(),
                 runtime: "tract".parse().unwrap(),
