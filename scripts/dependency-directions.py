@@ -9,9 +9,9 @@ LAYERS = [
     {"slipway-core"},
     {"slipway-store", "slipway-exec", "slipway-access"},
     {"slipway-track", "slipway-serve", "slipway-gpu", "slipway-cluster"},
-    {"slipway-server", "slipway-node"},
+    {"slipway-server", "slipway-node", "slipway-fake-nvml"},
     {"slipway-operator"},
-    {"slipway", "slipway-fake-nvml"},
+    {"slipway"},
 ]
 
 metadata = json.loads(subprocess.check_output(["cargo", "metadata", "--format-version=1", "--no-deps", "--locked"]))

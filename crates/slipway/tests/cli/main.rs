@@ -2,6 +2,10 @@
 
 mod config;
 mod explain;
+mod gpu;
+mod kill;
 mod output;
+mod runs;
+mod server;
 mod support;
 mod token;

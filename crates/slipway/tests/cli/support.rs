@@ -1,6 +1,5 @@
 //! The binary in a folder of its own, and a server of it on free ports.
 
-use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -43,7 +42,7 @@ pub(crate) struct Done {
 }
 
 impl Done {
-    fn of(output: Output) -> Self {
+    pub(crate) fn of(output: Output) -> Self {
         Self {
             code: output.status.code().expect("it ends by itself"),
             stdout: String::from_utf8(output.stdout).expect("it prints UTF-8"),
@@ -80,14 +79,19 @@ impl Place {
         Self { folder: TempDir::new().unwrap(), variables: Vec::new() }
     }
 
-    /// Commands of this place have this variable.
-    pub(crate) fn set(&mut self, name: &str, value: &str) {
-        self.unset(name);
-        self.variables.push((name.to_owned(), value.to_owned()));
+    /// One whose commands find the library that simulates GPUs, which cargo built beside this test.
+    pub(crate) fn with_simulated_gpus() -> Self {
+        let mut place = Self::new();
+        let library = std::env::current_exe().unwrap().with_file_name("libslipway_fake_nvml.so");
+        assert!(library.exists(), "{} is not there", library.display());
+        place.set("SLIPWAY_NVML_LIB", library.to_str().unwrap());
+        place
     }
 
-    pub(crate) fn unset(&mut self, name: &str) {
+    /// Commands of this place have this variable.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.variables.retain(|(known, _)| known != name);
+        self.variables.push((name.to_owned(), value.to_owned()));
     }
 
     /// The folder that commands start in.
@@ -124,6 +128,11 @@ impl Place {
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
+    }
+
+    /// Starts a command, whose output is kept for [`Done::of`].
+    pub(crate) fn begin(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     /// Runs a command to its end.
@@ -332,11 +341,4 @@ impl Drop for Server {
             let _ = process.wait(); // A killed child always ends.
         }
     }
-}
-
-/// All that comes over a connection until it is closed.
-pub(crate) fn read_to_end(mut stream: impl Read) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).unwrap();
-    bytes
 }
