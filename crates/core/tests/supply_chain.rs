@@ -1,5 +1,7 @@
 //! What `scripts/supply-chain.py` finds and lists, compared with what Cargo says itself.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

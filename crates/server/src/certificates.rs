@@ -220,13 +220,13 @@ fn make(certificate: &Path, key: &Path, names: &[String]) -> Result<(), TlsError
 }
 
 /// Names and addresses under which a server that listens there is reached from its own machine and, as far as it knows, from others.
-pub(crate) fn names_of(addresses: &[std::net::SocketAddr]) -> Vec<String> {
+/// `others` are names that it was told of; what is no name of a host is left out.
+pub(crate) fn names_of(addresses: &[std::net::SocketAddr], others: &[String]) -> Vec<String> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let is_name =
+        |name: &String| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-.".contains(c));
     let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
-    let host = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
-    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
-    if !host.is_empty() && host.chars().all(is_name) {
-        names.push(host);
-    }
+    names.extend(others.iter().chain([&host]).map(|name| name.to_ascii_lowercase()).filter(is_name));
     names.extend(addresses.iter().filter(|a| !a.ip().is_unspecified()).map(|a| a.ip().to_string()));
     names.sort();
     names.dedup();
@@ -250,10 +250,15 @@ mod tests {
         let folder = folder();
         let open = |addresses: &[&str]| {
             let addresses: Vec<_> = addresses.iter().map(|a| a.parse().unwrap()).collect();
-            Certificates::open(&CertificateSource::SelfSigned, &folder.join("tls"), names_of(&addresses)).unwrap()
+            Certificates::open(
+                &CertificateSource::SelfSigned,
+                &folder.join("tls"),
+                names_of(&addresses, &["Slipway.example".into(), "not a name".into()]),
+            )
+            .unwrap()
         };
         let first = open(&["127.0.0.1:7070", "0.0.0.0:7071"]);
-        for name in ["localhost", "127.0.0.1", "::1"] {
+        for name in ["localhost", "127.0.0.1", "::1", "slipway.example"] {
             assert!(first.names().iter().any(|n| n == name), "{:?}", first.names());
         }
         assert!(!first.names().iter().any(|n| n == "0.0.0.0"));
@@ -275,7 +280,7 @@ mod tests {
         let folder = folder();
         let (certificate, key) = (folder.join("certificate.pem"), folder.join("key.pem"));
         let pair = KeyPair::generate().unwrap();
-        let names = names_of(&[]);
+        let names = names_of(&[], &[]);
         let mut params = CertificateParams::new(names.clone()).unwrap();
         params.not_after = (SystemTime::now() + RENEWAL - DAY).into();
         let old = params.self_signed(&pair).unwrap();

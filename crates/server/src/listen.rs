@@ -158,7 +158,8 @@ impl Port {
                 Err(error) => {
                     shared.counts.accept_errors.fetch_add(1, Relaxed);
                     tracing::error!(%error, "a connection cannot be accepted");
-                    if open.evict() {
+                    // Linux also answers so when nobody waits to be accepted; who has only just come is left alone.
+                    if open.evict(ACCEPT_PAUSE) {
                         shared.counts.evicted.fetch_add(1, Relaxed);
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -201,7 +202,7 @@ async fn room(
         if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
             return Some(permit);
         }
-        if open.evict() {
+        if open.evict(Duration::ZERO) {
             counts.evicted.fetch_add(1, Relaxed);
         }
         // While all are being answered nobody can be asked to go; look again, since one that was busy may have become idle.
@@ -228,10 +229,11 @@ impl OpenConnections {
         Opened { number, activity, all: Arc::clone(self), counts, _permit: permit }
     }
 
-    /// Asks the connection that is idle for longest to close. False when none is idle.
-    fn evict(&self) -> bool {
+    /// Asks the connection that is idle for longest to close. False when none is idle for that long.
+    fn evict(&self, at_least: Duration) -> bool {
         let all = self.by_number.lock();
         let idle = all.values().filter_map(|c| c.idle_for().map(|idle| (idle, c)));
+        let idle = idle.filter(|(idle, _)| u128::from(*idle) >= at_least.as_millis());
         let Some((_, longest)) = idle.max_by_key(|(idle, _)| *idle) else { return false };
         longest.evict();
         true

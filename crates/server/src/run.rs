@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -161,7 +161,7 @@ impl Server {
             [place(&control, options.control), place(&inference, options.inference), place(&grpc, options.grpc)];
         let certificates = match &options.certificate {
             Some(source) => {
-                Some(Arc::new(Certificates::open(source, &options.home.root().join("tls"), names_of(&bound))?))
+                Some(Arc::new(Certificates::open(source, &options.home.root().join("tls"), names_of(&bound, &[]))?))
             }
             None => None,
         };
@@ -230,6 +230,11 @@ impl Server {
             port(grpc, grpc_routes, &connections.grpc),
         ];
         Ok(Self { addresses, connections, home: options.home, platform, certificates, ports })
+    }
+
+    /// The file of the certificate that the server made itself, if it did: clients that trust it as an authority trust this server.
+    pub fn own_certificate(&self) -> Option<&Path> {
+        self.certificates.as_ref().and_then(|c| c.own_file())
     }
 
     /// Answers requests until `stop` is done, then lets those in flight end and closes the store.

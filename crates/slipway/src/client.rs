@@ -75,7 +75,7 @@ impl Explain for ClientError {
 }
 
 enum Transport {
-    Remote { base: String, http: Http, token: Option<Token> },
+    Remote { base: String, http: Box<Http>, token: Option<Token> },
     InProcess(Router),
 }
 
@@ -133,7 +133,7 @@ pub(crate) fn running(home: &Home) -> Option<Addresses> {
 impl Client {
     /// A client of the server at `url`.
     pub(crate) fn to(url: &ServerUrl, access: Access) -> Result<Self, ClientError> {
-        let http = Http::of(url, &access)?;
+        let http = Box::new(Http::of(url, &access)?);
         Ok(Self { transport: Transport::Remote { base: url.base.clone(), http, token: access.token }, addresses: None })
     }
 

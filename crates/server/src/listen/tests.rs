@@ -413,3 +413,45 @@ async fn a_stop_lets_requests_end_and_closes_the_rest() {
     assert!(exchange(&mut busy, b"", "released").await.ends_with("released"));
     timeout(HANGS, server.serving).await.expect("it ends").unwrap();
 }
+
+#[test]
+fn descriptors_that_run_out_are_survived() {
+    // The limit counts for the whole process, and other tests of this one open files, too.
+    let done = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "listen::tests::with_few_descriptors", "--ignored", "--nocapture"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success() && said.contains("1 passed"), "{said}\n{}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[tokio::test]
+#[ignore = "descriptors_that_run_out_are_survived runs it in a process of its own"]
+async fn with_few_descriptors() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let server = start(generous(), None, hello()).await;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum: Some(64) }).unwrap();
+    // Leaves one descriptor, for the client's end of a connection; there is none for the server's.
+    let all_but_one = || {
+        let mut files = Vec::new();
+        while let Ok(file) = std::fs::File::open("/dev/null") {
+            files.push(file);
+        }
+        files.pop();
+        files
+    };
+    let files = all_but_one();
+    let began = Instant::now();
+    let mut first = server.connect().await;
+    until("accepting fails", || server.counts.accept_errors.load(Relaxed) >= 3).await;
+    let failures = u128::from(server.counts.accept_errors.load(Relaxed));
+    assert!(failures <= 1 + began.elapsed().as_millis() / ACCEPT_PAUSE.as_millis(), "it does not spin: {failures}");
+    drop(files);
+    assert!(exchange(&mut first, GET, "hello").await.ends_with("hello"), "it goes on when there are descriptors again");
+
+    let _files = all_but_one();
+    let mut second = server.connect().await;
+    assert!(exchange(&mut second, GET, "hello").await.ends_with("hello"), "the idle connection makes room");
+    closed(&mut first).await;
+    assert!(server.counts.evicted.load(Relaxed) >= 1);
+}

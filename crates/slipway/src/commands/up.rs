@@ -96,6 +96,9 @@ pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> 
         }
         if !gateway_only {
             say(format_args!("  MLflow clients:  export MLFLOW_TRACKING_URI={}", a.control_url()));
+            if let Some(file) = server.own_certificate() {
+                say(format_args!("                   export MLFLOW_TRACKING_SERVER_CERT_PATH={}", file.display()));
+            }
         }
         if no_auth {
             say(
