@@ -294,15 +294,6 @@ pub(crate) fn batch(metrics: usize, params: usize, tags: usize) -> Result<(), Er
     batch_limit("metrics, params, and tags", ENTITIES_PER_BATCH, metrics + params + tags)
 }
 
-/// A path below an artifact root: relative, no `..`, no back-slashes (`validate_path_is_safe`).
-pub(crate) fn artifact_path(path: &str) -> Result<(), Error> {
-    let drive = path.as_bytes().get(1) == Some(&b':') && path.as_bytes()[0].is_ascii_alphabetic();
-    if path.contains(['#', '\\', '\0']) || path.split('/').any(|p| p == "..") || path.starts_with('/') || drive {
-        return Err(Error::invalid("Invalid path"));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,10 +1,12 @@
 //! Routes and wire types of MLflow's REST API.
 
 mod artifacts;
+mod download;
 mod experiments;
 pub(crate) mod logged_models;
 mod registry;
 mod runs;
+mod uploads;
 pub(crate) mod wire;
 
 use axum::Router;
@@ -13,6 +15,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use crate::{Error, ErrorCode, Tracking};
+
+pub use uploads::Origin;
 
 /// The version of MLflow whose answers this crate gives.
 pub const MLFLOW_VERSION: &str = "3.17.2";

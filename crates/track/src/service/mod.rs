@@ -1,6 +1,7 @@
 //! All rules of tracking and registry. Routers call these; these call `repo` inside one transaction.
 
 mod artifacts;
+mod compaction;
 mod experiments;
 mod lineage;
 mod logged_models;
@@ -20,7 +21,9 @@ use slipway_core::clock::now_ms;
 use slipway_store::{Database, Objects};
 use tokio::sync::watch;
 
+use crate::signed_parts::PartSigner;
 use crate::{Error, repo};
+use compaction::Compactor;
 
 /// Which lifecycle stages a search covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,6 +52,8 @@ impl ViewType {
 pub struct Tracking {
     pub(crate) db: Database,
     pub(crate) objects: Objects,
+    pub(crate) part_signer: PartSigner,
+    compactor: Arc<Compactor>,
     /// Counts changes of aliases and versions, so that the gateway notices a moved alias at once.
     registry_changes: Arc<watch::Sender<u64>>,
 }
@@ -61,7 +66,9 @@ impl Tracking {
     pub async fn open(db: Database, objects: Objects) -> Result<Self, Error> {
         let now = now_ms();
         db.write(move |c| repo::experiments::ensure_default(c, now)).await?;
-        Ok(Self { db, objects, registry_changes: Arc::new(watch::Sender::new(0)) })
+        let part_signer = PartSigner::open(&db).await?;
+        let compactor = Arc::new(Compactor::start(db.clone()));
+        Ok(Self { db, objects, part_signer, compactor, registry_changes: Arc::new(watch::Sender::new(0)) })
     }
 
     /// Changes whenever an alias, a version or a model changed.
