@@ -1,9 +1,15 @@
 //! Opens the state folder and wires the domains together.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use axum::Router;
+use axum::extract::Request;
+use axum::http::header;
+use axum::http::uri::Authority;
+use axum::middleware::Next;
+use axum::response::Response;
 use rustix::fs::{FlockOperation, flock};
 use slipway_core::home::Home;
 use slipway_exec::Executor;
@@ -11,6 +17,7 @@ use slipway_serve::runtime::{Preference, Runtime};
 use slipway_serve::{Fetching, Gateway, ModelSource, ResolvedModel};
 use slipway_store::{Database, Objects};
 use slipway_track::Tracking;
+use slipway_track::http::Origin;
 use tokio::sync::watch;
 
 use crate::cluster::{self, Cluster, Kubernetes};
@@ -45,7 +52,12 @@ struct Registry(Tracking);
 impl ModelSource for Registry {
     fn resolve(&self, uri: &str) -> Result<ResolvedModel, String> {
         let found = self.0.resolve(uri).map_err(|e| e.to_string())?;
-        Ok(ResolvedModel { name: found.name, version: found.version, run_id: found.run_id, location: found.location })
+        Ok(ResolvedModel {
+            name: found.name,
+            version: found.version,
+            run_id: found.run_id,
+            location: found.location.to_string(),
+        })
     }
     fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> Fetching<'a> {
         Box::pin(async {
@@ -60,6 +72,24 @@ impl ModelSource for Registry {
     fn changes(&self) -> watch::Receiver<u64> {
         self.0.registry_changes()
     }
+}
+
+/// Tells tracking the address of this server as this machine knows it. Another name in `Host` is only what the sender claims, so
+/// it counts once somebody has checked it, who then adds the origin.
+async fn origin_of_loopback(mut request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let authority: Option<Authority> =
+        host.and_then(|host| host.parse().ok()).or_else(|| request.uri().authority().cloned());
+    let is_loopback = |host: &str| {
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    };
+    if let Some(authority) = authority.filter(|authority| is_loopback(authority.host()))
+        && request.extensions().get::<Origin>().is_none()
+    {
+        request.extensions_mut().insert(Origin(format!("http://{authority}")));
+    }
+    next.run(request).await
 }
 
 /// Where state is kept that several servers may share; in the state folder where nothing is said.
@@ -155,7 +185,9 @@ impl Platform {
                     .merge(cluster::router(self.clone()))
                     .merge(runs::router(self.clone())),
             )
-            .merge(slipway_track::http::router(self.tracking.clone()))
+            .merge(
+                slipway_track::http::router(self.tracking.clone()).layer(axum::middleware::from_fn(origin_of_loopback)),
+            )
             .merge(api::health_router(self.clone()))
             .fallback(ui::serve)
             .layer(axum::middleware::from_fn_with_state(Arc::clone(&self.meters), metrics::count))

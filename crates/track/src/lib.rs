@@ -27,6 +27,8 @@ pub mod points;
 mod repo;
 pub mod service;
 mod signed_parts;
+#[cfg(test)]
+mod tests;
 pub mod validate;
 
 pub use error::{Error, ErrorCode};
@@ -34,5 +36,7 @@ pub use location::StoredLocation;
 pub use service::Tracking;
 
 /// The tables of this crate, for [`slipway_store::Database::open`].
-pub const MIGRATION: slipway_store::Migration =
-    slipway_store::Migration { domain: "track", steps: &[include_str!("migrations/001_tracking.sql"), include_str!("migrations/002_chunks_and_keys.sql")] };
+pub const MIGRATION: slipway_store::Migration = slipway_store::Migration {
+    domain: "track",
+    steps: &[include_str!("migrations/001_tracking.sql"), include_str!("migrations/002_chunks_and_keys.sql")],
+};

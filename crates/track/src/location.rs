@@ -8,9 +8,8 @@ use crate::{Error, ErrorCode, artifact_path};
 
 /// Schemes of places outside this server that MLflow's clients can read
 /// (`mlflow/store/artifact/artifact_repository_registry.py`), and `az`, which slipway's own settings use.
-const ELSEWHERE: &[&str] = &[
-    "s3", "r2", "b2", "gs", "wasbs", "abfss", "az", "ftp", "sftp", "dbfs", "hdfs", "viewfs", "http", "https",
-];
+const ELSEWHERE: &[&str] =
+    &["s3", "r2", "b2", "gs", "wasbs", "abfss", "az", "ftp", "sftp", "dbfs", "hdfs", "viewfs", "http", "https"];
 
 /// What kind of place a URI names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,12 +103,14 @@ mod tests {
 
     #[test]
     fn paths_of_the_machine_are_recognised() {
-        for local in ["/tmp/a:b/model.onnx", "model.onnx", "./a:b", "file:///etc/passwd", "FILE:/etc", "C:\\m", "c:/m", "//h/x"] {
+        for local in
+            ["/tmp/a:b/model.onnx", "model.onnx", "./a:b", "file:///etc/passwd", "FILE:/etc", "C:\\m", "c:/m", "//h/x"]
+        {
             assert_eq!(kind(local), Some(Kind::Local), "{local}");
         }
         assert_eq!(kind("s3://bucket/m"), Some(Kind::Elsewhere));
         assert_eq!(kind("runs:/abc/m"), Some(Kind::Run));
-        for unknown in ["tmp:/a", "javascript:x", " s3://b/x", "fi\nle:///etc/passwd", "data:,x", "a:b:c", "unix:/x"] {
+        for unknown in ["tmp:/a", "javascript:x", " s3://b/x", "fi\nle:///etc/passwd", "data:,x", "ab:b:c", "unix:/x"] {
             assert_eq!(kind(unknown), None, "{unknown:?}");
         }
     }

@@ -150,9 +150,8 @@ pub(crate) fn mixed_rows(c: &Connection, run: i64) -> Result<Vec<(i64, i64)>, Er
 
 /// Adds rows that hold points of one key each.
 pub(crate) fn add_chunks(c: &Connection, run: i64, chunks: &[(String, Vec<u8>)]) -> Result<(), Error> {
-    let rows = chunks.iter().map(|(key, points)| -> [Value; 3] {
-        [run.into(), key.clone().into(), points.clone().into()]
-    });
+    let rows =
+        chunks.iter().map(|(key, points)| -> [Value; 3] { [run.into(), key.clone().into(), points.clone().into()] });
     Ok(c.execute_each("INSERT INTO metric_chunks (run, key, points) VALUES (?1, ?2, ?3)", rows)?)
 }
 

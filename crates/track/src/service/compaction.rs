@@ -22,16 +22,25 @@ use crate::points::{Point, pack, unpack_all};
 use crate::repo::metrics::{self as repo, Mixed, Size};
 use crate::{Error, ErrorCode};
 
-/// Rows of requests after which a run is compacted, and rows that one step takes at most.
-const STEP_ROWS: usize = 1000;
-/// Bytes of packed points after which a run is compacted, and that one step takes at most (and one row more): some 40,000 points.
-const STEP_BYTES: usize = 512 * 1024;
-/// Mixed rows of one level after which they are compacted.
-const MIXED_ROWS: i64 = 256;
-/// Points of one key in a step for which it gets a row of its own.
-const CHUNK_POINTS: usize = 64;
-/// Bytes after which a mixed row is complete.
-const MIXED_BYTES: usize = 16 * 1024;
+/// When rows are compacted, and how much one step takes, so that its transaction is short.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Rows of requests after which a run is compacted, and rows that one step takes at most.
+    pub(crate) step_rows: usize,
+    /// Bytes of packed points after which a run is compacted, and that one step takes at most (and one row more).
+    pub(crate) step_bytes: usize,
+    /// Mixed rows of one level after which they are compacted.
+    pub(crate) mixed_rows: i64,
+    /// Points of one key in a step for which it gets a row of its own.
+    pub(crate) chunk_points: usize,
+    /// Bytes after which a mixed row is complete.
+    pub(crate) mixed_bytes: usize,
+}
+
+/// A step takes some 40,000 points. A history of a key with few points unpacks as many that are not its own, and per level as
+/// many as mixed rows hold; that takes a few milliseconds.
+pub(crate) const LIMITS: Limits =
+    Limits { step_rows: 1000, step_bytes: 512 * 1024, mixed_rows: 256, chunk_points: 64, mixed_bytes: 16 * 1024 };
 /// Runs that can wait to be compacted. One that finds no room is noticed again with its next request.
 const QUEUE: usize = 1024;
 /// Runs whose sizes are counted at once; a limit of memory.
@@ -57,8 +66,10 @@ pub(crate) struct Compactor {
     counted: Mutex<HashMap<i64, Size>>,
 }
 
-fn is_due(size: Size) -> bool {
-    size.rows >= STEP_ROWS || size.bytes >= STEP_BYTES
+impl Limits {
+    fn is_due(&self, size: Size) -> bool {
+        size.rows >= self.step_rows || size.bytes >= self.step_bytes
+    }
 }
 
 impl Compactor {
@@ -80,14 +91,14 @@ impl Compactor {
         }
         let size = counted.entry(run).or_default();
         size.add(bytes);
-        if is_due(*size) && self.due.try_send(run).is_ok() {
+        if LIMITS.is_due(*size) && self.due.try_send(run).is_ok() {
             counted.remove(&run);
         }
     }
 
     /// Notes how much of what was read is not compacted.
     pub(crate) fn read(&self, run: i64, tail: Size) {
-        if is_due(tail) {
+        if LIMITS.is_due(tail) {
             // If the queue is full, the next one who reads asks again.
             let _ = self.due.try_send(run);
         }
@@ -123,19 +134,21 @@ async fn work(db: Database, mut due: mpsc::Receiver<i64>) {
 }
 
 async fn compact_and_log(db: &Database, run: i64) {
-    match compact(db, run).await {
+    match compact(db, run, LIMITS).await {
         Ok(steps) => tracing::debug!(run, steps, "compacted metric points"),
         Err(error) if error.code == ErrorCode::TemporarilyUnavailable => {}
-        Err(error) => tracing::warn!(run, %error, "metric points cannot be compacted; their histories stay slow to read"),
+        Err(error) => {
+            tracing::warn!(run, %error, "metric points cannot be compacted; their histories stay slow to read")
+        }
     }
 }
 
 /// Compacts a run until nothing of it is due; how many steps that took.
-pub(crate) async fn compact(db: &Database, run: i64) -> Result<usize, Error> {
+pub(crate) async fn compact(db: &Database, run: i64, limits: Limits) -> Result<usize, Error> {
     let mut steps = 0;
     loop {
         let started = Instant::now();
-        let Some(step) = db.read(move |c| plan(c, run)).await? else { return Ok(steps) };
+        let Some(step) = db.read(move |c| plan(c, run, limits)).await? else { return Ok(steps) };
         db.write(move |c| step.apply(c)).await?;
         steps += 1;
         // Leaves at least half of the time to requests.
@@ -156,14 +169,14 @@ pub(crate) struct Step {
 }
 
 /// The next step for a run; `None` when nothing is due.
-pub(crate) fn plan(c: &Connection, run: i64) -> Result<Option<Step>, Error> {
+pub(crate) fn plan(c: &Connection, run: i64, limits: Limits) -> Result<Option<Step>, Error> {
     let Some(compactions) = repo::compactions(c, run)? else { return Ok(None) };
-    let limit = i64::try_from(STEP_ROWS).unwrap_or(i64::MAX);
+    let limit = i64::try_from(limits.step_rows).unwrap_or(i64::MAX);
     let mut level = 0;
     let mut rows = repo::oldest(c, run, 0, limit)?;
     let bytes = rows.iter().map(|(_, bytes)| usize::try_from(*bytes).unwrap_or(0)).sum();
-    if !is_due(Size { rows: rows.len(), bytes }) {
-        let due = repo::mixed_rows(c, run)?.into_iter().find(|(_, rows)| *rows >= MIXED_ROWS);
+    if !limits.is_due(Size { rows: rows.len(), bytes }) {
+        let due = repo::mixed_rows(c, run)?.into_iter().find(|(_, rows)| *rows >= limits.mixed_rows);
         let Some((crowded, _)) = due else { return Ok(None) };
         level = crowded;
         rows = repo::oldest(c, run, level, limit)?;
@@ -171,7 +184,7 @@ pub(crate) fn plan(c: &Connection, run: i64) -> Result<Option<Step>, Error> {
     let mut taken = Size::default();
     let mut ids = Vec::new();
     for (id, bytes) in rows {
-        if taken.bytes >= STEP_BYTES {
+        if taken.bytes >= limits.step_bytes {
             break;
         }
         taken.add(usize::try_from(bytes).unwrap_or(0));
@@ -182,12 +195,12 @@ pub(crate) fn plan(c: &Connection, run: i64) -> Result<Option<Step>, Error> {
     for row in &packed {
         unpack_all(row, &mut points).ok_or_else(|| repo::damaged(run))?;
     }
-    let (chunks, mixed) = regrouped(points);
+    let (chunks, mixed) = regrouped(points, limits);
     Ok(Some(Step { run, compactions, level, ids, chunks, mixed }))
 }
 
 /// Packs points in the order of their keys: rows of one key with many points, and rows of keys with few.
-fn regrouped(points: BTreeMap<&str, Vec<Point>>) -> (Vec<(String, Vec<u8>)>, Vec<Mixed>) {
+fn regrouped(points: BTreeMap<&str, Vec<Point>>, limits: Limits) -> (Vec<(String, Vec<u8>)>, Vec<Mixed>) {
     /// About as many bytes as a point has in a row.
     const POINT_BYTES: usize = 14;
     let (mut chunks, mut mixed) = (Vec::new(), Vec::new());
@@ -201,13 +214,13 @@ fn regrouped(points: BTreeMap<&str, Vec<Point>>) -> (Vec<(String, Vec<u8>)>, Vec
         few.clear();
     };
     for (key, points) in points {
-        if points.len() >= CHUNK_POINTS {
+        if points.len() >= limits.chunk_points {
             chunks.push((key.to_owned(), pack(points.into_iter().map(|point| (key, point)))));
             continue;
         }
         bytes += key.len() + points.len() * POINT_BYTES;
         few.push((key, points));
-        if bytes >= MIXED_BYTES {
+        if bytes >= limits.mixed_bytes {
             complete(&mut few);
             bytes = 0;
         }

@@ -5,7 +5,7 @@ use slipway_core::clock::now_ms;
 use super::{Tracking, ViewType, page_size};
 use crate::filter::{entities, page_token};
 use crate::model::{Experiment, KeyValue, Page, stage};
-use crate::{Error, ErrorCode, repo, validate};
+use crate::{Error, ErrorCode, artifact_path, repo, validate};
 
 impl Tracking {
     /// Adds an experiment; its id.
@@ -172,6 +172,7 @@ pub(super) fn require_active_stage(id: &str, lifecycle_stage: &str) -> Result<()
 }
 
 fn validate_location(location: &str) -> Result<(), Error> {
+    artifact_path::require_printable(location)?;
     if location.contains(['#', ';']) {
         return Err(Error::invalid("'artifact_location' URL can't include fragments or params."));
     }

@@ -1,7 +1,7 @@
 //! All rules of tracking and registry. Routers call these; these call `repo` inside one transaction.
 
 mod artifacts;
-mod compaction;
+pub(crate) mod compaction;
 mod experiments;
 mod lineage;
 mod logged_models;
