@@ -569,7 +569,7 @@ fn record_version(c: &Connection, model_id: &str, name: &str, number: i64) -> Re
     let known = model.info.tags.iter().find(|t| t.key == TAG).and_then(|t| serde_json::from_str(&t.value).ok());
     let mut versions: Vec<serde_json::Value> = known.unwrap_or_default();
     versions.push(serde_json::json!({ "name": name, "version": number }));
-    let value = serde_json::Value::Array(versions).to_string();
+    let value = validate::python_json(&serde_json::Value::Array(versions));
     crate::repo::logged_models::set_tag(c, model_id, &KeyValue { key: TAG.into(), value })
 }
 

@@ -358,7 +358,7 @@ impl Tracking {
                 let mut history: Vec<serde_json::Value> =
                     history.and_then(|h| serde_json::from_str(&h).ok()).unwrap_or_default();
                 history.push(kept.into());
-                let value = serde_json::Value::Array(history).to_string();
+                let value = validate::python_json(&serde_json::Value::Array(history));
                 set_tag(c, run, &validate::tag(KeyValue { key: LOGGED_MODELS.into(), value }, "")?)
             })
             .await

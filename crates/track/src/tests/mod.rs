@@ -3,6 +3,7 @@
 mod artifacts;
 mod compaction;
 mod locations;
+mod mlflow;
 mod uploads;
 
 use axum::Router;
