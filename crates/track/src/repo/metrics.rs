@@ -149,9 +149,8 @@ pub(crate) fn mixed_rows(c: &Connection, run: i64) -> Result<Vec<(i64, i64)>, Er
 }
 
 /// Adds rows that hold points of one key each.
-pub(crate) fn add_chunks(c: &Connection, run: i64, chunks: &[(String, Vec<u8>)]) -> Result<(), Error> {
-    let rows =
-        chunks.iter().map(|(key, points)| -> [Value; 3] { [run.into(), key.clone().into(), points.clone().into()] });
+pub(crate) fn add_chunks(c: &Connection, run: i64, chunks: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
+    let rows = chunks.into_iter().map(|(key, points)| -> [Value; 3] { [run.into(), key.into(), points.into()] });
     Ok(c.execute_each("INSERT INTO metric_chunks (run, key, points) VALUES (?1, ?2, ?3)", rows)?)
 }
 
@@ -164,15 +163,9 @@ pub(crate) struct Mixed {
 }
 
 /// Adds rows that hold points of several keys.
-pub(crate) fn add_mixed(c: &Connection, run: i64, level: i64, chunks: &[Mixed]) -> Result<(), Error> {
-    let rows = chunks.iter().map(|chunk| -> [Value; 5] {
-        [
-            run.into(),
-            level.into(),
-            chunk.first_key.clone().into(),
-            chunk.last_key.clone().into(),
-            chunk.points.clone().into(),
-        ]
+pub(crate) fn add_mixed(c: &Connection, run: i64, level: i64, chunks: Vec<Mixed>) -> Result<(), Error> {
+    let rows = chunks.into_iter().map(|chunk| -> [Value; 5] {
+        [run.into(), level.into(), chunk.first_key.into(), chunk.last_key.into(), chunk.points.into()]
     });
     let sql = "INSERT INTO metric_mixed (run, level, first_key, last_key, points) VALUES (?1, ?2, ?3, ?4, ?5)";
     Ok(c.execute_each(sql, rows)?)

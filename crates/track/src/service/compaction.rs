@@ -10,7 +10,7 @@
 //! A step reads and sorts outside the writer, so that changes do not wait for it, and then replaces the rows in one
 //! transaction. Between the two another server may have compacted the same run; the number of the run's compactions tells.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -18,7 +18,7 @@ use slipway_store::Database;
 use slipway_store::sql::Connection;
 use tokio::sync::mpsc;
 
-use crate::points::{Point, pack, unpack_all};
+use crate::points::{ByKey, Point, pack_keys};
 use crate::repo::metrics::{self as repo, Mixed, Size};
 use crate::{Error, ErrorCode};
 
@@ -62,6 +62,7 @@ pub(crate) struct Stored {
 /// Notices which runs are due and compacts them, one after the other, on a task of its own.
 pub(crate) struct Compactor {
     due: mpsc::Sender<i64>,
+    limits: Limits,
     /// What this process stored of each run since it was last found due.
     counted: Mutex<HashMap<i64, Size>>,
 }
@@ -74,10 +75,10 @@ impl Limits {
 
 impl Compactor {
     /// Starts the task, which ends when the compactor is dropped or the store is closed.
-    pub(crate) fn start(db: Database) -> Self {
+    pub(crate) fn start(db: Database, limits: Limits) -> Self {
         let (due, receiver) = mpsc::channel(QUEUE);
-        tokio::spawn(work(db, receiver));
-        Self { due, counted: Mutex::default() }
+        tokio::spawn(work(db, receiver, limits));
+        Self { due, limits, counted: Mutex::default() }
     }
 
     /// Counts what a request stored: all the work that compaction adds to a request.
@@ -91,27 +92,27 @@ impl Compactor {
         }
         let size = counted.entry(run).or_default();
         size.add(bytes);
-        if LIMITS.is_due(*size) && self.due.try_send(run).is_ok() {
+        if self.limits.is_due(*size) && self.due.try_send(run).is_ok() {
             counted.remove(&run);
         }
     }
 
     /// Notes how much of what was read is not compacted.
     pub(crate) fn read(&self, run: i64, tail: Size) {
-        if LIMITS.is_due(tail) {
+        if self.limits.is_due(tail) {
             // If the queue is full, the next one who reads asks again.
             let _ = self.due.try_send(run);
         }
     }
 }
 
-async fn work(db: Database, mut due: mpsc::Receiver<i64>) {
+async fn work(db: Database, mut due: mpsc::Receiver<i64>, limits: Limits) {
     let sweep = tokio::time::sleep(SWEEP_AFTER);
     tokio::pin!(sweep);
     loop {
         tokio::select! {
             run = due.recv() => match run {
-                Some(run) => compact_and_log(&db, run).await,
+                Some(run) => compact_and_log(&db, run, limits).await,
                 None => return,
             },
             () = &mut sweep => break,
@@ -123,18 +124,18 @@ async fn work(db: Database, mut due: mpsc::Receiver<i64>) {
                 if due.is_closed() {
                     return;
                 }
-                compact_and_log(&db, run).await;
+                compact_and_log(&db, run, limits).await;
             }
         }
         Err(error) => tracing::warn!(%error, "runs that should be compacted cannot be looked for"),
     }
     while let Some(run) = due.recv().await {
-        compact_and_log(&db, run).await;
+        compact_and_log(&db, run, limits).await;
     }
 }
 
-async fn compact_and_log(db: &Database, run: i64) {
-    match compact(db, run, LIMITS).await {
+async fn compact_and_log(db: &Database, run: i64, limits: Limits) {
+    match compact(db, run, limits).await {
         Ok(steps) => tracing::debug!(run, steps, "compacted metric points"),
         Err(error) if error.code == ErrorCode::TemporarilyUnavailable => {}
         Err(error) => {
@@ -191,16 +192,16 @@ pub(crate) fn plan(c: &Connection, run: i64, limits: Limits) -> Result<Option<St
         ids.push(id);
     }
     let packed = repo::packed(c, run, level, &ids)?;
-    let mut points = BTreeMap::new();
+    let mut points = ByKey::default();
     for row in &packed {
-        unpack_all(row, &mut points).ok_or_else(|| repo::damaged(run))?;
+        points.add(row).ok_or_else(|| repo::damaged(run))?;
     }
-    let (chunks, mixed) = regrouped(points, limits);
+    let (chunks, mixed) = regrouped(points.sorted(), limits);
     Ok(Some(Step { run, compactions, level, ids, chunks, mixed }))
 }
 
 /// Packs points in the order of their keys: rows of one key with many points, and rows of keys with few.
-fn regrouped(points: BTreeMap<&str, Vec<Point>>, limits: Limits) -> (Vec<(String, Vec<u8>)>, Vec<Mixed>) {
+fn regrouped(points: Vec<(&str, Vec<Point>)>, limits: Limits) -> (Vec<(String, Vec<u8>)>, Vec<Mixed>) {
     /// About as many bytes as a point has in a row.
     const POINT_BYTES: usize = 14;
     let (mut chunks, mut mixed) = (Vec::new(), Vec::new());
@@ -208,14 +209,13 @@ fn regrouped(points: BTreeMap<&str, Vec<Point>>, limits: Limits) -> (Vec<(String
     let mut bytes = 0;
     let mut complete = |few: &mut Vec<(&str, Vec<Point>)>| {
         if let (Some((first, _)), Some((last, _))) = (few.first(), few.last()) {
-            let all = few.iter().flat_map(|(key, points)| points.iter().map(|point| (*key, *point)));
-            mixed.push(Mixed { first_key: (*first).to_owned(), last_key: (*last).to_owned(), points: pack(all) });
+            mixed.push(Mixed { first_key: (*first).into(), last_key: (*last).into(), points: pack_keys(few) });
         }
         few.clear();
     };
     for (key, points) in points {
         if points.len() >= limits.chunk_points {
-            chunks.push((key.to_owned(), pack(points.into_iter().map(|point| (key, point)))));
+            chunks.push((key.to_owned(), pack_keys(&[(key, points)])));
             continue;
         }
         bytes += key.len() + points.len() * POINT_BYTES;
@@ -231,13 +231,13 @@ fn regrouped(points: BTreeMap<&str, Vec<Point>>, limits: Limits) -> (Vec<(String
 
 impl Step {
     /// Replaces the rows, unless the run was compacted or removed since they were read; whether it did.
-    pub(crate) fn apply(&self, c: &Connection) -> Result<bool, Error> {
+    pub(crate) fn apply(self, c: &Connection) -> Result<bool, Error> {
         if !repo::count_compaction(c, self.run, self.compactions)? {
             return Ok(false);
         }
         repo::remove(c, self.run, self.level, &self.ids)?;
-        repo::add_chunks(c, self.run, &self.chunks)?;
-        repo::add_mixed(c, self.run, self.level + 1, &self.mixed)?;
+        repo::add_chunks(c, self.run, self.chunks)?;
+        repo::add_mixed(c, self.run, self.level + 1, self.mixed)?;
         Ok(true)
     }
 }

@@ -53,7 +53,7 @@ pub struct Tracking {
     pub(crate) db: Database,
     pub(crate) objects: Objects,
     pub(crate) part_signer: PartSigner,
-    compactor: Arc<Compactor>,
+    pub(crate) compactor: Arc<Compactor>,
     /// Counts changes of aliases and versions, so that the gateway notices a moved alias at once.
     registry_changes: Arc<watch::Sender<u64>>,
 }
@@ -67,7 +67,7 @@ impl Tracking {
         let now = now_ms();
         db.write(move |c| repo::experiments::ensure_default(c, now)).await?;
         let part_signer = PartSigner::open(&db).await?;
-        let compactor = Arc::new(Compactor::start(db.clone()));
+        let compactor = Arc::new(Compactor::start(db.clone(), compaction::LIMITS));
         Ok(Self { db, objects, part_signer, compactor, registry_changes: Arc::new(watch::Sender::new(0)) })
     }
 

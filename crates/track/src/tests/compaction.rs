@@ -9,7 +9,8 @@ use slipway_store::sql::{Connection, params};
 use super::Server;
 use crate::points::{Point, pack};
 use crate::repo::metrics as repo;
-use crate::service::compaction::{LIMITS, Limits, compact, plan};
+use crate::service::compaction::{Compactor, LIMITS, Limits, compact, plan};
+use crate::service::metrics::NewMetric;
 use crate::{Error, ErrorCode};
 
 /// So small that a few requests make several levels.
@@ -242,6 +243,48 @@ async fn a_run_with_many_requests_is_compacted_by_itself() {
     let found = server.tracking.metric_history(run_id, "loss".into(), None, None).await.unwrap();
     assert_eq!(found.items.len(), LIMITS.step_rows);
     server.stop().await;
+}
+
+/// `cargo test --release -p slipway-track while_it_is_compacted -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures only with optimisations"]
+async fn logging_is_as_fast_while_it_is_compacted() {
+    const REQUESTS: usize = 4_000;
+    let metrics: Vec<_> = (0..100_i64)
+        .map(|i| NewMetric {
+            key: format!("m{i}"),
+            value: 0.5,
+            timestamp: 1_700_000_000_000 + i,
+            step: i,
+            model_id: None,
+            dataset_name: None,
+            dataset_digest: None,
+        })
+        .collect();
+    for (name, limits) in
+        [("never", Limits { step_rows: usize::MAX, step_bytes: usize::MAX, ..LIMITS }), ("usual", LIMITS)].repeat(3)
+    {
+        let mut server = Server::start().await;
+        let db = server.tracking.db.clone();
+        server.tracking.compactor = std::sync::Arc::new(Compactor::start(db, limits));
+        let run_id = server.run().await;
+        let started = Instant::now();
+        let mut tasks = Vec::new();
+        for _ in 0..16 {
+            let (tracking, run_id, metrics) = (server.tracking.clone(), run_id.clone(), metrics.clone());
+            tasks.push(tokio::spawn(async move {
+                for _ in 0..REQUESTS / 16 {
+                    tracking.log_batch(run_id.clone(), metrics.clone(), vec![], vec![]).await.unwrap();
+                }
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let rate = REQUESTS as f64 / started.elapsed().as_secs_f64();
+        println!("compaction {name}: {rate:.0} requests/s, {} rows are left", count(&server, "metric_points"));
+        server.stop().await;
+    }
 }
 
 /// `cargo test --release -p slipway-track ten_million -- --ignored --nocapture`
