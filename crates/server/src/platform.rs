@@ -84,7 +84,7 @@ async fn origin_of_loopback(mut request: Request, next: Next) -> Response {
         let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         host == "localhost" || address.is_ok_and(|address| address.is_loopback())
     };
-    if let Some(authority) = authority.filter(|authority| is_loopback(authority.host()))
+    if let Some(authority) = authority.filter(|a| is_loopback(a.host()) && !a.as_str().contains('@'))
         && request.extensions().get::<Origin>().is_none()
     {
         request.extensions_mut().insert(Origin(format!("http://{authority}")));
@@ -206,5 +206,45 @@ impl Platform {
     /// The inference gateway, gRPC.
     pub fn grpc_router(&self) -> Router {
         tonic::service::Routes::new(slipway_serve::grpc::service(self.gateway.clone())).into_axum_router()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Extension;
+    use axum::body::{Body, to_bytes};
+    use axum::routing::get;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    /// The origin that a request finds, sent with this `Host`.
+    async fn origin(host: &str, known: Option<&str>) -> String {
+        let told = |origin: Option<Extension<Origin>>| async { origin.map_or("none".into(), |Extension(Origin(o))| o) };
+        let router = Router::new().route("/", get(told)).layer(axum::middleware::from_fn(origin_of_loopback));
+        let mut request = Request::get("/").header("host", host).header("x-forwarded-proto", "gopher");
+        if let Some(known) = known {
+            request = request.extension(Origin(known.into()));
+        }
+        let response = router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        String::from_utf8(to_bytes(response.into_body(), 1000).await.unwrap().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_this_machine_is_believed_its_own_address() {
+        for host in ["127.0.0.1:7070", "localhost:1", "[::1]:7070", "127.3.2.1"] {
+            assert_eq!(origin(host, None).await, format!("http://{host}"));
+        }
+        for host in [
+            "evil.example",
+            "evil.example:7070",
+            "127.0.0.1.evil.example",
+            "10.0.0.1:7070",
+            "localhost.evil",
+            "x@127.0.0.1",
+        ] {
+            assert_eq!(origin(host, None).await, "none", "{host}");
+        }
+        assert_eq!(origin("127.0.0.1:1", Some("https://slipway.example")).await, "https://slipway.example");
     }
 }

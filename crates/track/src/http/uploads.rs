@@ -126,6 +126,10 @@ pub(super) async fn complete_upload(
         numbers.extend(u32::try_from(number));
     }
     numbers.sort_unstable();
+    // A part that may be named twice may be named a million times, and fill the disk.
+    if let Some(pair) = numbers.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(Error::invalid(format!("Part number {} is named twice.", pair[0])));
+    }
     t.objects.complete_parts(m.upload_id.as_deref().unwrap_or_default(), numbers, &place).await?;
     Ok(Reply(Empty {}))
 }

@@ -45,9 +45,9 @@ pub(crate) const LIMITS: Limits =
 const QUEUE: usize = 1024;
 /// Runs whose sizes are counted at once; a limit of memory.
 const MAX_COUNTED: usize = 65_536;
-/// Time after the start when runs are looked for that an earlier process left uncompacted: so late that a command which uses the
-/// store for a moment does not begin with it.
-const SWEEP_AFTER: Duration = Duration::from_secs(60);
+/// When runs are looked for that an earlier process left uncompacted: so late that a command which uses the store for a moment
+/// does not begin with it.
+pub(crate) const SWEEP_AFTER: Duration = Duration::from_secs(60);
 /// Rows of requests for which that search has a closer look at a run.
 const SWEEP_ROWS: i64 = 32;
 
@@ -74,10 +74,11 @@ impl Limits {
 }
 
 impl Compactor {
-    /// Starts the task, which ends when the compactor is dropped or the store is closed.
-    pub(crate) fn start(db: Database, limits: Limits) -> Self {
+    /// Starts the task, which ends when the compactor is dropped. After `sweep_after` it looks for runs that an earlier process
+    /// left uncompacted.
+    pub(crate) fn start(db: Database, limits: Limits, sweep_after: Duration) -> Self {
         let (due, receiver) = mpsc::channel(QUEUE);
-        tokio::spawn(work(db, receiver, limits));
+        tokio::spawn(work(db, receiver, limits, sweep_after));
         Self { due, limits, counted: Mutex::default() }
     }
 
@@ -106,8 +107,8 @@ impl Compactor {
     }
 }
 
-async fn work(db: Database, mut due: mpsc::Receiver<i64>, limits: Limits) {
-    let sweep = tokio::time::sleep(SWEEP_AFTER);
+async fn work(db: Database, mut due: mpsc::Receiver<i64>, limits: Limits, sweep_after: Duration) {
+    let sweep = tokio::time::sleep(sweep_after);
     tokio::pin!(sweep);
     loop {
         tokio::select! {

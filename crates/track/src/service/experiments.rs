@@ -192,7 +192,7 @@ fn validated_location(location: &str) -> Result<String, Error> {
     match location::kind(location) {
         Some(Kind::Http) => Err(Error::invalid(format!(
             "'artifact_location' cannot use the '{}' scheme: the scheme addresses a host other than the tracking server's \
-             configured artifact storage.",
+             configured artifact storage, so the server would connect to the host named in the URI.",
             location.split(':').next().unwrap_or_default()
         ))),
         Some(Kind::Local) if !location.contains(':') => {

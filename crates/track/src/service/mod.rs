@@ -67,7 +67,7 @@ impl Tracking {
         let now = now_ms();
         db.write(move |c| repo::experiments::ensure_default(c, now)).await?;
         let part_signer = PartSigner::open(&db).await?;
-        let compactor = Arc::new(Compactor::start(db.clone(), compaction::LIMITS));
+        let compactor = Arc::new(Compactor::start(db.clone(), compaction::LIMITS, compaction::SWEEP_AFTER));
         Ok(Self { db, objects, part_signer, compactor, registry_changes: Arc::new(watch::Sender::new(0)) })
     }
 

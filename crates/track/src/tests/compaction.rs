@@ -1,17 +1,19 @@
 //! Compaction changes what histories cost, and nothing else.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use slipway_store::sql::{Connection, params};
+use slipway_store::{Database, Migration};
 
 use super::Server;
 use crate::points::{Point, pack};
 use crate::repo::metrics as repo;
-use crate::service::compaction::{Compactor, LIMITS, Limits, compact, plan};
+use crate::service::compaction::{Compactor, LIMITS, Limits, SWEEP_AFTER, compact, plan};
 use crate::service::metrics::NewMetric;
-use crate::{Error, ErrorCode};
+use crate::{Error, ErrorCode, MIGRATION};
 
 /// So small that a few requests make several levels.
 const SMALL: Limits = Limits { step_rows: 6, step_bytes: 400, mixed_rows: 3, chunk_points: 5, mixed_bytes: 60 };
@@ -225,6 +227,62 @@ async fn a_step_that_is_late_or_cut_short_changes_nothing() {
     }
 }
 
+async fn until_compacted(server: &Server) {
+    let started = Instant::now();
+    while count(server, "metric_points") > 0 {
+        assert!(started.elapsed() < Duration::from_secs(60), "nothing was compacted");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_of_an_earlier_process_is_compacted_when_it_is_read_or_found() {
+    for read in [true, false] {
+        let mut server = Server::start().await;
+        let run_id = server.run().await;
+        fill(&server, number(&server, &run_id), i64::try_from(LIMITS.step_rows).unwrap(), 1, 1).await;
+        if read {
+            histories(&server, &run_id, &["rare"]).await;
+        } else {
+            let db = server.tracking.db.clone();
+            server.tracking.compactor = Arc::new(Compactor::start(db, LIMITS, Duration::ZERO));
+        }
+        until_compacted(&server).await;
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_without_chunks_is_taken_over() {
+    let folder = std::env::temp_dir().join(format!("slipway-track-{}", slipway_core::ids::hex32()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let older = Migration { steps: &MIGRATION.steps[..1], ..MIGRATION };
+    let db = Database::open(&folder.join("t.db"), &[older]).unwrap();
+    db.write(|c| {
+        c.execute(
+            "INSERT INTO experiments VALUES (0, 'Default', 'mlflow-artifacts:/0', 'active', 1, 1)",
+            params![],
+        )?;
+        c.execute(
+            "INSERT INTO runs (run, run_id, experiment_id, name, user_id, status, start_time, lifecycle_stage, artifact_uri)
+             VALUES (7, 'old', 0, 'n', 'u', 'FINISHED', 1, 'active', 'mlflow-artifacts:/0/old/artifacts')",
+            params![],
+        )?;
+        (0..20).try_for_each(|n| repo::append(c, 7, &pack([("a", Point { step: n, timestamp: n, value: 0.5 })].into_iter())))
+    })
+    .await
+    .unwrap();
+    db.close();
+    let db = Database::open(&folder.join("t.db"), &[MIGRATION]).unwrap();
+    let server = Server::on(db, folder, None).await;
+    let expected = histories(&server, "old", &["a"]).await;
+    assert_eq!(expected[0]["metrics"].as_array().map(Vec::len), Some(20));
+    compact(&server.tracking.db, 7, SMALL).await.unwrap();
+    assert!(count(&server, "metric_chunks") > 0);
+    assert_eq!(histories(&server, "old", &["a"]).await, expected);
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_with_many_requests_is_compacted_by_itself() {
     let server = Server::start().await;
@@ -234,11 +292,7 @@ async fn a_run_with_many_requests_is_compacted_by_itself() {
         let metric = json!({ "run_id": run_id, "key": "loss", "value": 0.5, "timestamp": n, "step": n });
         server.done("mlflow/runs/log-metric", metric).await;
     }
-    let started = Instant::now();
-    while count(&server, "metric_points") > 0 {
-        assert!(started.elapsed() < Duration::from_secs(60), "nothing was compacted");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until_compacted(&server).await;
     assert_eq!(count(&server, "metric_chunks"), 1);
     let found = server.tracking.metric_history(run_id, "loss".into(), None, None).await.unwrap();
     assert_eq!(found.items.len(), LIMITS.step_rows);
@@ -266,7 +320,7 @@ async fn logging_is_as_fast_while_it_is_compacted() {
     {
         let mut server = Server::start().await;
         let db = server.tracking.db.clone();
-        server.tracking.compactor = std::sync::Arc::new(Compactor::start(db, limits));
+        server.tracking.compactor = Arc::new(Compactor::start(db, limits, SWEEP_AFTER));
         let run_id = server.run().await;
         let started = Instant::now();
         let mut tasks = Vec::new();

@@ -5,7 +5,7 @@ use axum::http::{Method, Request, StatusCode};
 use serde_json::json;
 use slipway_core::clock::now_ms;
 
-use super::{Answer, Server, json_request};
+use super::{Answer, Server, assert_invalid, json_request};
 use crate::http::Origin;
 
 const CREATE: &str = "/api/2.0/mlflow-artifacts/mpu/create/0/run/artifacts";
@@ -49,6 +49,14 @@ async fn a_file_is_uploaded_in_parts_without_credentials_in_urls_or_answers() {
     let (id, urls) = created(&server, 2).await;
     assert_eq!(server.put(&urls[1], "world").await.status, StatusCode::OK);
     assert_eq!(server.put(&urls[0], "hello ").await.status, StatusCode::OK);
+    for wrong in [
+        json!([{ "part_number": 1 }, { "part_number": 1 }]),
+        json!([{ "part_number": 0 }]),
+        json!([{ "part_number": -1 }]),
+    ] {
+        let complete = json!({ "path": "/tmp/big.bin", "upload_id": id, "parts": wrong });
+        assert_invalid(&server.post("mlflow-artifacts/mpu/complete/0/run/artifacts", complete).await);
+    }
     let parts = json!([{ "part_number": 1 }, { "part_number": 2 }]);
     let complete = json!({ "path": "/tmp/big.bin", "upload_id": id, "parts": parts });
     server.done("mlflow-artifacts/mpu/complete/0/run/artifacts", complete).await;
