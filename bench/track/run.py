@@ -119,6 +119,13 @@ class Mlflow:
             db.executemany("INSERT INTO metrics (key,value,timestamp,run_uuid,step,is_nan) VALUES ('h',?,?,?,?,0)", ((i / 7, i, run, i) for i in range(points)))
         db.close()
 
+    def fill_among(self, run, points):
+        db = sqlite3.connect(os.path.join(self.folder, "mlflow.db"), timeout=60)
+        with db:
+            for metrics in among(points):
+                db.executemany("INSERT INTO metrics (key,value,timestamp,run_uuid,step,is_nan) VALUES (?,?,?,?,?,0)", ((m["key"], m["value"], m["timestamp"], run, m["step"]) for m in metrics))
+        db.close()
+
 
 class Ours:
     name = "slipway"
@@ -150,6 +157,20 @@ class Ours:
         for start in range(0, points, 1000):
             post(self.url, "/runs/log-batch", {"run_id": run, "metrics": [{"key": "h", "value": i / 7, "timestamp": i, "step": i} for i in range(start, start + 1000)]})
 
+    def fill_among(self, run, points):
+        for metrics in among(points):
+            post(self.url, "/runs/log-batch", {"run_id": run, "metrics": metrics})
+
+
+def among(points):
+    """Requests of 1,000 metrics, `points` in all; 1,000 of them are of the metric `rare`."""
+    requests = points // 1000
+    for i in range(requests):
+        # The n-th is due when n of 1,000 parts of the requests are over, however many requests there are.
+        rare = (i + 1) * 1000 // requests - i * 1000 // requests
+        point = {"value": i / 7, "timestamp": i}
+        yield [{"key": "rare", "step": i * 1000 + k, **point} for k in range(rare)] + [{"key": f"m{k}", "step": i, **point} for k in range(1000 - rare)]
+
 
 def worlds(count):
     """Runs with 10 parameters, 10 metrics and 5 tags."""
@@ -177,7 +198,7 @@ def curl(*arguments):
     return time.perf_counter() - started
 
 
-def measure(system, seconds, sizes, times, folder, results):
+def measure(system, seconds, sizes, points, times, folder, results):
     def note(what, value, unit, better):
         results.setdefault(what, {"unit": unit, "better": better})[system.name] = value
         print(f"  {system.name:8} {what}: {value:,.4g} {unit}", file=sys.stderr, flush=True)
@@ -217,6 +238,12 @@ def measure(system, seconds, sizes, times, folder, results):
     path = f"/metrics/get-history?run_id={run}&metric_key=h"
     assert len(json.loads(get(system.url, path))["metrics"]) == 100_000
     note("history of 100,000 points, p50", median_ms(lambda: get(system.url, path), times), "ms", "less")
+    if points:
+        run = new_run()
+        system.fill_among(run, points)
+        path = f"/metrics/get-history?run_id={run}&metric_key=rare"
+        assert len(json.loads(get(system.url, path))["metrics"]) == 1000
+        note(f"history of 1,000 points in a run of {points:,}, p50", median_ms(lambda: get(system.url, path), times), "ms", "less")
 
     big = os.path.join(folder, "big.bin")
     target = f"{system.url}/api/2.0/mlflow-artifacts/artifacts/bench/big.bin"
@@ -240,7 +267,7 @@ def on_postgres(args):
     results = {}
     with tempfile.TemporaryDirectory() as folder, services() as (postgres, _):
         for system in [Ours(args.slipway, postgres.create("ours")), Mlflow(folder, postgres.create("mlflow"))]:
-            measure(system, args.seconds, [], 0, None, results)
+            measure(system, args.seconds, [], 0, 0, None, results)
     table(results)
 
 
@@ -249,6 +276,7 @@ def main():
     parser.add_argument("--slipway", default="target/release/slipway")
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000])
+    parser.add_argument("--points", type=int, default=10_000_000, help="points of the run of which one metric's history is read")
     parser.add_argument("--times", type=int, default=7, help="repetitions of each latency")
     parser.add_argument("--only", choices=["slipway", "mlflow"])
     parser.add_argument("--json")
@@ -273,7 +301,7 @@ def main():
             subprocess.run(["sync", copy], check=True)
             synced.append(time.perf_counter() - started)
         for system in ([] if args.only == "mlflow" else [Ours(args.slipway)]) + ([] if args.only == "slipway" else [Mlflow(folder)]):
-            measure(system, args.seconds, args.sizes, args.times if system.name == "slipway" else 3, folder, results)
+            measure(system, args.seconds, args.sizes, args.points, args.times if system.name == "slipway" else 3, folder, results)
     table(results)
     print(f"{'cp of the same 512 MiB (s)':66} {min(copies):>25.3g}")
     print(f"{'cp and sync of the same 512 MiB (s)':66} {min(synced):>25.3g}")

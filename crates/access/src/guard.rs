@@ -51,12 +51,35 @@ impl HostNames {
     }
 }
 
+/// Where the sender of a request reaches this server, such as `https://slipway.example:7070`: an extension of every request whose `Host` is
+/// one of this server's names. Handlers that answer with absolute URLs take it from here.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    scheme: &'static str,
+    authority: Authority,
+}
+
+impl Origin {
+    /// An origin.
+    pub fn new(scheme: &'static str, authority: Authority) -> Self {
+        Self { scheme, authority }
+    }
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.authority)
+    }
+}
+
 struct Rules {
     policy: Arc<dyn Policy>,
     /// The namespace of whatever belongs to no other.
     namespace: String,
     /// Unset for calls within a process, which name no host.
     hosts: Option<HostNames>,
+    /// Whether the server speaks TLS.
+    tls: bool,
 }
 
 /// Guards a router; cheap to clone.
@@ -84,12 +107,20 @@ impl Policy for InProcess {
 impl Guard {
     /// A guard that decides by this policy. `namespace` is the one of the installation.
     pub fn new(policy: Arc<dyn Policy>, namespace: impl Into<String>, hosts: HostNames) -> Self {
-        Self(Arc::new(Rules { policy, namespace: namespace.into(), hosts: Some(hosts) }))
+        Self(Arc::new(Rules { policy, namespace: namespace.into(), hosts: Some(hosts), tls: false }))
+    }
+
+    /// The same for a server that speaks TLS.
+    #[must_use]
+    pub fn with_tls(self, tls: bool) -> Self {
+        let Rules { policy, namespace, hosts, .. } = &*self.0;
+        let (policy, namespace, hosts) = (Arc::clone(policy), namespace.clone(), hosts.clone());
+        Self(Arc::new(Rules { policy, namespace, hosts, tls }))
     }
 
     /// For calls within this process, by the owner of the state folder. Never for a router that a socket reaches.
     pub fn in_process() -> Self {
-        Self(Arc::new(Rules { policy: Arc::new(InProcess), namespace: String::new(), hosts: None }))
+        Self(Arc::new(Rules { policy: Arc::new(InProcess), namespace: String::new(), hosts: None, tls: false }))
     }
 
     /// The router of these routes, with this guard in front of each of them.
@@ -98,10 +129,15 @@ impl Guard {
         routes.into_unguarded_router().layer(axum::middleware::from_fn(move |mut request: Request, next: Next| {
             let guard = guard.clone();
             async move {
-                if let Some(hosts) = &guard.0.hosts
-                    && let Err(refusal) = check_destination(&request, hosts)
-                {
-                    return refusal.response(request.headers());
+                if let Some(hosts) = &guard.0.hosts {
+                    let authority = match check_destination(&request, hosts) {
+                        Ok(authority) => authority,
+                        Err(refusal) => return refusal.response(request.headers()),
+                    };
+                    // A proxy that ends TLS says so. Whoever lies here gets wrong URLs in its own answer and in no other.
+                    let forwarded = request.headers().get("x-forwarded-proto").is_some_and(|p| p == "https");
+                    let scheme = if guard.0.tls || forwarded { "https" } else { "http" };
+                    request.extensions_mut().insert(Origin::new(scheme, authority));
                 }
                 request.extensions_mut().insert(guard);
                 next.run(request).await
@@ -244,8 +280,8 @@ fn destination(request: &Request) -> Option<Authority> {
     }
 }
 
-/// Refuses what is meant for another host, and what a web page of another origin sends.
-fn check_destination(request: &Request, names: &HostNames) -> Result<(), Refusal> {
+/// The host that a request is sent to. Refuses what is meant for another host, and what a web page of another origin sends.
+fn check_destination(request: &Request, names: &HostNames) -> Result<Authority, Refusal> {
     let Some(own) = destination(request) else { return Err(Refusal::Misdirected(String::new())) };
     if own.as_str().contains('@') || !names.contains(own.host()) {
         return Err(Refusal::Misdirected(own.host().to_owned()));
@@ -262,7 +298,7 @@ fn check_destination(request: &Request, names: &HostNames) -> Result<(), Refusal
     if matches!(site, "cross-site" | "same-site") && text("sec-fetch-mode") != Some("navigate") {
         return Err(Refusal::ForeignOrigin);
     }
-    Ok(())
+    Ok(own)
 }
 
 #[cfg(test)]
@@ -281,7 +317,7 @@ mod tests {
     #[test]
     fn only_own_names_and_addresses_are_hosts() {
         let names = HostNames::new(["gpu1.example".to_owned(), "slipway.ns.svc".to_owned()]);
-        let check = |host: &str| check_destination(&request(&[("host", host)]), &names);
+        let check = |host: &str| check_destination(&request(&[("host", host)]), &names).map(drop);
         for own in [
             "127.0.0.1:7070",
             "localhost:1",
@@ -310,7 +346,7 @@ mod tests {
             if let Some(host) = host {
                 builder = builder.header("host", host);
             }
-            check_destination(&builder.body(Body::empty()).unwrap(), &HostNames::default())
+            check_destination(&builder.body(Body::empty()).unwrap(), &HostNames::default()).map(drop)
         };
         assert_eq!(of("http://localhost:7070/x", None), Ok(()));
         assert_eq!(of("http://localhost:7070/x", Some("localhost:7070")), Ok(()));
@@ -323,7 +359,7 @@ mod tests {
         let check = |parts: &[(&str, &str)]| {
             let mut all = vec![("host", "127.0.0.1:7070")];
             all.extend_from_slice(parts);
-            check_destination(&request(&all), &HostNames::default())
+            check_destination(&request(&all), &HostNames::default()).map(drop)
         };
         assert_eq!(check(&[]), Ok(()));
         assert_eq!(check(&[("origin", "http://127.0.0.1:7070")]), Ok(()));

@@ -18,6 +18,6 @@ pub mod routes;
 pub mod rule;
 
 pub use caller::{Caller, Person, RunIdentity};
-pub use guard::{Decision, Guard, HostNames, Policy, Unavailable};
+pub use guard::{Decision, Guard, HostNames, Origin, Policy, Unavailable};
 pub use routes::{RouteInfo, Routes};
 pub use rule::{Access, Permission, Resource, RunTokenUse, Verb};

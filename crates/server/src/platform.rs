@@ -45,7 +45,12 @@ struct Registry(Tracking);
 impl ModelSource for Registry {
     fn resolve(&self, uri: &str) -> Result<ResolvedModel, String> {
         let found = self.0.resolve(uri).map_err(|e| e.to_string())?;
-        Ok(ResolvedModel { name: found.name, version: found.version, run_id: found.run_id, location: found.location })
+        Ok(ResolvedModel {
+            name: found.name,
+            version: found.version,
+            run_id: found.run_id,
+            location: found.location.to_string(),
+        })
     }
     fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> Fetching<'a> {
         Box::pin(async {

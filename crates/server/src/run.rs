@@ -11,8 +11,8 @@ use slipway_access::{Guard, HostNames, Routes};
 use slipway_core::clock::now_ms;
 use slipway_core::home::Home;
 use slipway_core::tls::Fingerprint;
-use slipway_exec::local::{NAMESPACE, Room, Settings};
 use slipway_exec::LocalProcesses;
+use slipway_exec::local::{NAMESPACE, Room, Settings};
 use slipway_serve::runtime::Preference;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -197,7 +197,7 @@ impl Server {
             anonymous: options.no_auth,
         };
         let hosts = host_names(&options, certificates.as_deref());
-        let guard = Guard::new(Arc::new(callers), namespace, hosts);
+        let guard = Guard::new(Arc::new(callers), namespace, hosts).with_tls(certificates.is_some());
         // Whoever may submit a run executes a program, so a server that knows no callers carries none out.
         if !options.gateway_only && !options.no_auth {
             let tracker = Arc::new(InTracking(platform.tracking.clone()));

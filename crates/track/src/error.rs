@@ -18,6 +18,11 @@ pub enum ErrorCode {
     ResourceAlreadyExists,
     ResourceDoesNotExist,
     TemporarilyUnavailable,
+    /// The disk or the bucket is full: MLflow's `RESOURCE_EXHAUSTED`, with the status that HTTP has for it. MLflow's own 429
+    /// would make clients send the same data again and again.
+    StorageFull,
+    /// What was sent is larger than the server takes: an invalid parameter to MLflow, with HTTP's own status.
+    TooLarge,
 }
 
 impl ErrorCode {
@@ -47,6 +52,11 @@ impl ErrorCode {
             }
             Self::TemporarilyUnavailable => {
                 ("TEMPORARILY_UNAVAILABLE", StatusCode::SERVICE_UNAVAILABLE, Some(("XXM00", "CLIENT_INTERNAL_ERROR")))
+            }
+            Self::StorageFull => ("RESOURCE_EXHAUSTED", StatusCode::INSUFFICIENT_STORAGE, None),
+            Self::TooLarge => {
+                let class = Some(("KAM00", "INVALID_PARAMETER_VALUE"));
+                ("INVALID_PARAMETER_VALUE", StatusCode::PAYLOAD_TOO_LARGE, class)
             }
         }
     }
@@ -88,8 +98,20 @@ impl Explain for Error {
     }
 }
 
+/// What a store's error means to MLflow's clients when its code alone says so.
+fn meaning_of(store_code: &str) -> Option<ErrorCode> {
+    match store_code {
+        "store.full" => Some(ErrorCode::StorageFull),
+        "objects.too_large" => Some(ErrorCode::TooLarge),
+        _ => None,
+    }
+}
+
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
+        if let Some(code) = meaning_of(error.code()) {
+            return Self::new(code, error.to_string());
+        }
         match error {
             StoreError::NotFound(path) => Self::missing(format!("No such artifact: '{path}'")),
             StoreError::BadPath(_) => Self::invalid("Invalid path"),
@@ -117,5 +139,18 @@ impl IntoResponse for Error {
             body["error_class"] = class.into();
         }
         (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_stores_and_large_bodies_have_statuses_of_their_own() {
+        let answer = |code| Error::new(meaning_of(code).unwrap(), "why").into_response();
+        assert_eq!(answer("store.full").status(), StatusCode::INSUFFICIENT_STORAGE);
+        assert_eq!(answer("objects.too_large").status(), StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(meaning_of("store.sql"), None);
     }
 }

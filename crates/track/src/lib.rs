@@ -13,19 +13,30 @@
 //! | [`points`] | how metric points are packed into rows |
 //! | [`model`] | the entities, serialised as the protocol wants them |
 //! | [`validate`] | lengths, names and limits |
+//! | `artifact_path` | names of artifacts |
+//! | `location` | where models and artifacts may be |
+//! | `signed_parts` | signatures of the URLs of an upload's parts |
 
+mod artifact_path;
 pub mod error;
 pub mod filter;
 pub mod http;
+mod location;
 pub mod model;
 pub mod points;
 mod repo;
 pub mod service;
+mod signed_parts;
+#[cfg(test)]
+mod tests;
 pub mod validate;
 
 pub use error::{Error, ErrorCode};
+pub use location::StoredLocation;
 pub use service::Tracking;
 
 /// The tables of this crate, for [`slipway_store::Database::open`].
-pub const MIGRATION: slipway_store::Migration =
-    slipway_store::Migration { domain: "track", steps: &[include_str!("migrations/001_tracking.sql")] };
+pub const MIGRATION: slipway_store::Migration = slipway_store::Migration {
+    domain: "track",
+    steps: &[include_str!("migrations/001_tracking.sql"), include_str!("migrations/002_chunks_and_keys.sql")],
+};

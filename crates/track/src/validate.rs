@@ -28,6 +28,9 @@ pub(crate) fn quoted(text: &str) -> String {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            '\u{7f}' => out.push('\u{7f}'),
             c if c.is_ascii() && !c.is_ascii_control() => out.push(c),
             c => {
                 for unit in c.encode_utf16(&mut [0; 2]) {
@@ -38,6 +41,21 @@ pub(crate) fn quoted(text: &str) -> String {
     }
     out.push('"');
     out
+}
+
+/// `json.dumps` of a value: a space after each separator, and nothing but ASCII.
+pub(crate) fn python_json(value: &serde_json::Value) -> String {
+    use serde_json::Value;
+    let joined = |items: Vec<String>| items.join(", ");
+    match value {
+        Value::String(text) => quoted(text),
+        Value::Array(items) => format!("[{}]", joined(items.iter().map(python_json).collect())),
+        Value::Object(fields) => {
+            let field = |(key, value): (&String, &Value)| format!("{}: {}", quoted(key), python_json(value));
+            format!("{{{}}}", joined(fields.iter().map(field).collect()))
+        }
+        other => other.to_string(),
+    }
 }
 
 fn invalid_value(path: &str, value: &str, message: &str) -> Error {
@@ -294,15 +312,6 @@ pub(crate) fn batch(metrics: usize, params: usize, tags: usize) -> Result<(), Er
     batch_limit("metrics, params, and tags", ENTITIES_PER_BATCH, metrics + params + tags)
 }
 
-/// A path below an artifact root: relative, no `..`, no back-slashes (`validate_path_is_safe`).
-pub(crate) fn artifact_path(path: &str) -> Result<(), Error> {
-    let drive = path.as_bytes().get(1) == Some(&b':') && path.as_bytes()[0].is_ascii_alphabetic();
-    if path.contains(['#', '\\', '\0']) || path.split('/').any(|p| p == "..") || path.starts_with('/') || drive {
-        return Err(Error::invalid("Invalid path"));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,5 +338,7 @@ mod tests {
     #[test]
     fn messages_quote_as_json_does() {
         assert_eq!(quoted("a\"é\n"), "\"a\\\"\\u00e9\\n\"");
+        let value = serde_json::json!([{ "name": "é", "version": 1 }, [], {}, null, 0.5]);
+        assert_eq!(python_json(&value), r#"[{"name": "\u00e9", "version": 1}, [], {}, null, 0.5]"#);
     }
 }

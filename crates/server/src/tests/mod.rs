@@ -100,6 +100,8 @@ impl Front {
             control: loopback,
             inference: loopback,
             grpc: loopback,
+            tls: false,
+            fingerprint: None,
             version: String::new(),
             started: 0,
         };

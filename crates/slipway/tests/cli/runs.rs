@@ -144,7 +144,10 @@ fn runs_outlive_a_server_that_is_killed() {
     for n in 0..COUNT {
         // It goes on until it is told to end, so that the server is killed while it runs.
         let file = marks.join(n.to_string()).display().to_string();
-        let script = format!("echo begun >> {file}; until [ -e {file}.end ]; do sleep 0.02; done; echo line {n}; exit {}", n % 3);
+        let script = format!(
+            "echo begun >> {file}; until [ -e {file}.end ]; do sleep 0.02; done; echo line {n}; exit {}",
+            n % 3
+        );
         submit(&server, &format!("job-{n}"), &script, json!({ "resources": { "requests": { "cpu": "100m" } } }));
     }
     for round in 0..8 {

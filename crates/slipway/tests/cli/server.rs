@@ -151,17 +151,45 @@ fn commands_work_with_and_without_a_server() {
 fn bad_requests_never_crash_the_server() {
     let server = Server::start();
     let paths = [
-        "runs/create", "runs/log-batch", "runs/search", "experiments/search", "model-versions/create",
-        "runs/log-inputs", "logged-models/search",
+        "runs/create",
+        "runs/log-batch",
+        "runs/search",
+        "experiments/search",
+        "model-versions/create",
+        "runs/log-inputs",
+        "logged-models/search",
     ];
     let pieces = [
-        json!(null), json!(true), json!(-1), json!(1e308), json!("x"), json!("\u{0}"), json!([]), json!({}),
-        json!([[]]), json!({ "key": null }), json!("9".repeat(400)), json!(u64::MAX), json!(["a", 1]),
+        json!(null),
+        json!(true),
+        json!(-1),
+        json!(1e308),
+        json!("x"),
+        json!("\u{0}"),
+        json!([]),
+        json!({}),
+        json!([[]]),
+        json!({ "key": null }),
+        json!("9".repeat(400)),
+        json!(u64::MAX),
+        json!(["a", 1]),
         json!({ "a": { "b": [] } }),
     ];
     let keys = [
-        "run_id", "experiment_id", "experiment_ids", "filter", "order_by", "metrics", "params", "tags", "max_results",
-        "page_token", "name", "source", "datasets", "models",
+        "run_id",
+        "experiment_id",
+        "experiment_ids",
+        "filter",
+        "order_by",
+        "metrics",
+        "params",
+        "tags",
+        "max_results",
+        "page_token",
+        "name",
+        "source",
+        "datasets",
+        "models",
     ];
     // A linear congruential generator (Knuth's MMIX): the same requests every time.
     let mut state = 7_u64;
@@ -172,7 +200,8 @@ fn bad_requests_never_crash_the_server() {
     for _ in 0..600 {
         let body: serde_json::Map<String, Value> =
             (0..5).map(|_| (keys[below(keys.len())].to_owned(), pieces[below(pieces.len())].clone())).collect();
-        let answer = server.post(&format!("/api/2.0/mlflow/{}", paths[below(paths.len())]), &Value::Object(body.clone()));
+        let answer =
+            server.post(&format!("/api/2.0/mlflow/{}", paths[below(paths.len())]), &Value::Object(body.clone()));
         assert!(answer.status < 500 || answer.status == 501, "{body:?}: {} {}", answer.status, answer.text());
     }
     for path in [

@@ -29,6 +29,25 @@ impl Token {
     pub(super) fn is_word(&self, word: &str) -> bool {
         self.kind == Kind::Word && self.text.eq_ignore_ascii_case(word)
     }
+
+    /// Whether a word has a dash or a slash outside quotes, which SQL takes for an operation on two names.
+    pub(super) fn is_operation(&self) -> bool {
+        let mut quote = None;
+        self.kind == Kind::Word
+            && self.text.chars().any(|c| match quote {
+                Some(q) => {
+                    if c == q {
+                        quote = None;
+                    }
+                    false
+                }
+                None if matches!(c, '`' | '"' | '\'') => {
+                    quote = Some(c);
+                    false
+                }
+                None => matches!(c, '-' | '/'),
+            })
+    }
 }
 
 pub(super) fn scan(text: &str) -> Result<Vec<Token>, Error> {
@@ -102,8 +121,8 @@ fn word(text: &str, whole: &str) -> Result<usize, Error> {
         match rest.chars().next() {
             Some('`') => at += quoted(rest, whole)?,
             Some('"' | '\'') if text[..at].ends_with('.') => at += quoted(rest, whole)?,
-            Some(c) if c == '_' || c == '.' || c == '/' || c == ':' || c.is_alphanumeric() => at += c.len_utf8(),
-            // A dash belongs to the key when it joins two parts of it.
+            Some(c) if c == '_' || c == '.' || c == '/' || c.is_alphanumeric() => at += c.len_utf8(),
+            // A dash belongs to the word when it joins two parts of it.
             Some('-') if rest[1..].starts_with(|c: char| c == '_' || c.is_alphanumeric()) => at += 1,
             _ => return Ok(at),
         }

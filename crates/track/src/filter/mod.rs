@@ -91,10 +91,7 @@ pub(crate) fn parse(filter: &str, quote_invalid: bool) -> Result<Vec<Comparison>
             rest = left;
             continue;
         }
-        if first.kind == Kind::Semicolon {
-            if tail.is_empty() {
-                break;
-            }
+        if first.kind == Kind::Semicolon && !tail.is_empty() {
             return Err(Error::invalid(format!(
                 "Search filter contained multiple expression '{filter}'. Provide AND-ed expression list."
             )));
@@ -118,10 +115,11 @@ fn comparison(tokens: Rest<'_>) -> Result<Option<(Comparison, Rest<'_>)>, Error>
     let Some((left, tail)) = tokens.split_first() else { return Ok(None) };
     let Some((operator, tail)) = operator(tail) else { return Ok(None) };
     let is_identifier = matches!(left.kind, Kind::Word | Kind::DoubleQuoted) && !left.is_word("AND");
+    let is_operation = left.is_operation();
     let wrong_left =
         || Error::invalid(format!("Invalid comparison clause. Expected 'Identifier' found '{}'", left.text));
     if operator.starts_with("IS ") {
-        return if is_identifier {
+        return if is_identifier && !is_operation {
             Ok(Some((Comparison { identifier: left.text.clone(), operator, operand: None }, tail)))
         } else {
             Err(wrong_left())
@@ -130,6 +128,9 @@ fn comparison(tokens: Rest<'_>) -> Result<Option<(Comparison, Rest<'_>)>, Error>
     let Some((operand, tail)) = operand(tail)? else { return Ok(None) };
     if !is_identifier {
         return if matches!(left.kind, Kind::Number | Kind::SingleQuoted) { Err(wrong_left()) } else { Ok(None) };
+    }
+    if is_operation {
+        return Err(wrong_left());
     }
     Ok(Some((Comparison { identifier: left.text.clone(), operator, operand: Some(operand) }, tail)))
 }
@@ -263,6 +264,14 @@ mod tests {
         assert_eq!(message("metrics.a >"), "Invalid clause(s) in filter string: 'metrics.a', '>'");
         assert_eq!(message("5 > metrics.a"), "Invalid comparison clause. Expected 'Identifier' found '5'");
         assert!(message("run_id IN ()").ends_with("but got empty list"));
+        let identifier = |found| format!("Invalid comparison clause. Expected 'Identifier' found '{found}'");
+        assert_eq!(message("metrics.a.b-c > 0.5"), identifier("metrics.a.b-c"));
+        assert_eq!(message("metrics.x/y > 0"), identifier("metrics.x/y"));
+        assert_eq!(message("metrics.x:y > 0"), "Invalid clause(s) in filter string: 'metrics.x', ':'");
+        assert_eq!(message("metrics.a > 1;"), "Invalid clause(s) in filter string: ';'");
+        for quoted in ["metrics.`a.b-c` > 0.5", "metrics.\"x/y\" > 0", "tags.`a:b` = 'c'"] {
+            assert_eq!(parse(quoted, true).unwrap().len(), 1, "{quoted}");
+        }
     }
 
     proptest! {

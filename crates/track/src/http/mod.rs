@@ -2,11 +2,13 @@
 
 mod access;
 mod artifacts;
+mod download;
 mod experiments;
 pub(crate) mod logged_models;
 mod registry;
 mod runs;
 mod scoped;
+mod uploads;
 pub(crate) mod wire;
 
 use axum::http::{StatusCode, Uri, header};

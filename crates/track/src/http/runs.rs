@@ -7,7 +7,7 @@ use slipway_access::Routes;
 use super::access::{CHANGE_EXPERIMENTS, DELETE_EXPERIMENTS, READ_EXPERIMENTS, TRACK_EXPERIMENTS};
 use super::experiments::view_type;
 use super::scoped::Scoped;
-use super::wire::{Call, Empty, Enum, Float, Int, List, Reply, messages, missing, null_default, out_of_range};
+use super::wire::{Call, Empty, Enum, Float, Ids, Int, List, Reply, messages, missing, null_default, out_of_range};
 use crate::Error;
 use crate::model::{DatasetInput, KeyValue, Metric, ModelInput, ModelOutput, Run, RunInfo};
 use crate::service::metrics::NewMetric;
@@ -40,7 +40,7 @@ messages! {
     LogOutputs { #[required] run_id: String, #[required] models: List<ModelOutput> }
     LogModel { #[required] run_id: String, #[required] model_json: String }
     SearchRuns {
-        experiment_ids: Vec<String>, filter: String, run_view_type: Enum, max_results: Int, order_by: Vec<String>,
+        experiment_ids: Ids, filter: String, run_view_type: Enum, max_results: Int, order_by: Vec<String>,
         page_token: String,
     }
     GetMetricHistory {
@@ -176,7 +176,7 @@ async fn search(Scoped(t): Scoped, Call(m): Call<SearchRuns>) -> Result<Reply<Fo
     }
     let page = t
         .search_runs(
-            &m.experiment_ids.unwrap_or_default(),
+            &m.experiment_ids.map(|ids| ids.0).unwrap_or_default(),
             m.filter.as_deref().unwrap_or_default(),
             view_type(m.run_view_type)?,
             max_results,

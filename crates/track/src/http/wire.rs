@@ -81,6 +81,23 @@ impl Field for Enum {
     const KIND: Kind = Kind::Any;
 }
 
+/// Ids as texts, or as the numbers that they are.
+#[derive(Debug, Clone)]
+pub(crate) struct Ids(pub(crate) Vec<String>);
+impl Field for Ids {
+    const KIND: Kind = Kind::List;
+}
+impl<'de> Deserialize<'de> for Ids {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let id = |value| match value {
+            Value::String(id) => Ok(id),
+            Value::Number(id) if id.is_i64() => Ok(id.to_string()),
+            _ => Err(de::Error::custom("not an id")),
+        };
+        Vec::<Value>::deserialize(d)?.into_iter().map(id).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 /// A repeated message.
 #[derive(Debug, Clone)]
 pub(crate) struct List<T>(pub(crate) Vec<T>);
@@ -286,11 +303,49 @@ fn diagnose<T: Message>(mut value: Value) -> Result<T, Error> {
 
 /// Parses a JSON body.
 pub(crate) fn from_json<T: Message>(body: &[u8]) -> Result<T, Error> {
-    match serde_json::from_slice(body) {
-        Ok(message) => settle(message),
-        // MLflow takes a body that is no JSON for an empty one.
-        Err(_) => diagnose(serde_json::from_slice(body).unwrap_or(Value::Null)),
+    let error = match serde_json::from_slice(body) {
+        Ok(message) => return settle(message),
+        Err(error) => error,
+    };
+    if error.is_syntax()
+        && let Some(body) = with_quoted_numbers(body)
+        && let Ok(value) = serde_json::from_slice::<Value>(&body)
+    {
+        return serde_json::from_value(value.clone()).map_or_else(|_| diagnose(value), settle);
     }
+    // MLflow takes a body that is no JSON for an empty one.
+    diagnose(serde_json::from_slice(body).unwrap_or(Value::Null))
+}
+
+/// Quotes `NaN`, `Infinity` and `-Infinity`, which JSON does not know and Python writes; `None` when there are none.
+fn with_quoted_numbers(body: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(body.len() + 16);
+    let (mut at, mut in_text, mut found) = (0, false, false);
+    while at < body.len() {
+        let rest = &body[at..];
+        let names: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
+        let name = names.into_iter().find(|name| !in_text && rest.starts_with(name));
+        let taken = match (name, rest[0]) {
+            (Some(name), _) => {
+                found = true;
+                out.push(b'"');
+                out.extend_from_slice(name);
+                out.push(b'"');
+                at += name.len();
+                continue;
+            }
+            (None, b'\\') if in_text => 2,
+            (None, b'"') => {
+                in_text = !in_text;
+                1
+            }
+            _ => 1,
+        };
+        let taken = taken.min(rest.len());
+        out.extend_from_slice(&rest[..taken]);
+        at += taken;
+    }
+    found.then_some(out)
 }
 
 /// Parses a query string.
@@ -395,6 +450,19 @@ mod tests {
         assert_eq!(p.step.unwrap().0, 3);
         let q: Probe = from_query("run_id=x&value=2&names=a&names=b").unwrap();
         assert_eq!(q.names.unwrap(), ["a", "b"]);
+    }
+
+    #[test]
+    fn numbers_that_python_writes_bare_are_read() {
+        let value = |json: &str| from_json::<Probe>(json.as_bytes()).map(|p| p.value.unwrap().0);
+        assert!(value(r#"{"run_id":"NaN \" NaN","value":NaN}"#).unwrap().is_nan());
+        assert_eq!(value(r#"{"value":-Infinity,"run_id":"a"}"#).unwrap(), f64::NEG_INFINITY);
+        assert_eq!(value(r#"{"value":Infinity,"run_id":"a"}"#).unwrap(), f64::INFINITY);
+        assert!(message(r#"{"value":Infinity}"#).starts_with("Missing value for required parameter 'run_id'."));
+        assert!(message(r#"{"run_id":"a","value":1,"step":NaN}"#).starts_with("Invalid value"));
+        for broken in [r#"{"value":NaNcy,"run_id":"a"}"#, r#"{"run_id":"a","value":NaN"#, "NaN\\", "\"\\"] {
+            assert!(value(broken).is_err(), "{broken}");
+        }
     }
 
     #[test]

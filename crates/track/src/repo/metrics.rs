@@ -1,8 +1,10 @@
 //! Metric points and newest values.
+//!
+//! `metric_points` has a row for each request, `metric_chunks` and `metric_mixed` what compaction made of older ones.
 
 use slipway_store::sql::{Connection, Value, params};
 
-use super::{execute, rows};
+use super::{execute, first, rows};
 use crate::points::{Point, unpack};
 use crate::{Error, ErrorCode};
 
@@ -36,16 +38,142 @@ pub(crate) fn set_latest<'a>(
     Ok(())
 }
 
-/// All points of `key` in the order they were logged; a point logged twice may stand twice.
-pub(crate) fn points(c: &Connection, run: i64, key: &str) -> Result<Vec<Point>, Error> {
+/// All points of `key` in no particular order, and how much of what was read is not compacted. A point that was logged twice
+/// may be there twice.
+pub(crate) fn points(c: &Connection, run: i64, key: &str) -> Result<(Vec<Point>, Size), Error> {
     let mut found = Vec::new();
-    let whole = rows(c, "SELECT points FROM metric_points WHERE run = ?1 ORDER BY id", [run], |row| {
-        Ok(unpack(row.get_bytes(0)?, key, &mut found).is_some())
+    let tail = visit(c, run, key, |row| unpack(row, key, &mut found))?;
+    Ok((found, tail))
+}
+
+/// How much of a run's points is not compacted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) rows: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Size {
+    /// Counts a row of so many bytes.
+    pub(crate) fn add(&mut self, bytes: usize) {
+        self.rows += 1;
+        self.bytes += bytes;
+    }
+}
+
+/// Hands out every row in which points of `key` may be: its own chunks, mixed chunks of keys around it, and the rows of
+/// requests that are not compacted, whose size is returned. `read` answers `None` for a damaged row.
+pub(crate) fn visit(
+    c: &Connection,
+    run: i64,
+    key: &str,
+    mut read: impl FnMut(&[u8]) -> Option<()>,
+) -> Result<Size, Error> {
+    const CHUNKS: &str = "SELECT points FROM metric_chunks WHERE run = ?1 AND key = ?2";
+    const MIXED: &str = "SELECT points FROM metric_mixed WHERE run = ?1 AND first_key <= ?2 AND last_key >= ?2";
+    const TAIL: &str = "SELECT points FROM metric_points WHERE run = ?1";
+    let mut whole = true;
+    let mut tail = Size::default();
+    for sql in [CHUNKS, MIXED] {
+        rows(c, sql, params![run, key], |row| {
+            whole &= read(row.get_bytes(0)?).is_some();
+            Ok(())
+        })?;
+    }
+    rows(c, TAIL, [run], |row| {
+        let packed = row.get_bytes(0)?;
+        whole &= read(packed).is_some();
+        tail.add(packed.len());
+        Ok(())
     })?;
-    if whole.contains(&false) {
-        return Err(Error::new(ErrorCode::InternalError, format!("metric points of run {run} are damaged")));
+    if whole { Ok(tail) } else { Err(damaged(run)) }
+}
+
+pub(crate) fn damaged(run: i64) -> Error {
+    Error::new(ErrorCode::InternalError, format!("metric points of run {run} are damaged"))
+}
+
+/// How often rows of the run were compacted.
+pub(crate) fn compactions(c: &Connection, run: i64) -> Result<Option<i64>, Error> {
+    first(c, "SELECT compactions FROM runs WHERE run = ?1", [run], |row| row.get(0))
+}
+
+/// Counts a compaction; false if there was another one since they were `before`, or there is no such run.
+pub(crate) fn count_compaction(c: &Connection, run: i64, before: i64) -> Result<bool, Error> {
+    let sql = "UPDATE runs SET compactions = compactions + 1 WHERE run = ?1 AND compactions = ?2";
+    Ok(execute(c, sql, [run, before])? == 1)
+}
+
+/// Ids and bytes of up to `limit` rows that are compacted together: of level 0 the oldest rows of requests, of a higher level
+/// the mixed chunks of the first keys.
+pub(crate) fn oldest(c: &Connection, run: i64, level: i64, limit: i64) -> Result<Vec<(i64, i64)>, Error> {
+    let both = |row: &slipway_store::sql::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    if level == 0 {
+        let sql = "SELECT id, length(points) FROM metric_points WHERE run = ?1 ORDER BY id LIMIT ?2";
+        return rows(c, sql, [run, limit], both);
+    }
+    let sql = "SELECT id, length(points) FROM metric_mixed WHERE run = ?1 AND level = ?2
+               ORDER BY first_key, last_key, id LIMIT ?3";
+    rows(c, sql, [run, level, limit], both)
+}
+
+/// The packed points of rows that [`oldest`] found.
+pub(crate) fn packed(c: &Connection, run: i64, level: i64, ids: &[i64]) -> Result<Vec<Vec<u8>>, Error> {
+    if level == 0 {
+        let last = ids.last().copied().unwrap_or_default();
+        let sql = "SELECT points FROM metric_points WHERE run = ?1 AND id <= ?2 ORDER BY id";
+        return rows(c, sql, [run, last], |row| row.get(0));
+    }
+    let mut found = Vec::with_capacity(ids.len());
+    for id in ids {
+        found.extend(first(c, "SELECT points FROM metric_mixed WHERE id = ?1", [*id], |row| row.get(0))?);
     }
     Ok(found)
+}
+
+/// Removes rows that [`oldest`] found.
+pub(crate) fn remove(c: &Connection, run: i64, level: i64, ids: &[i64]) -> Result<(), Error> {
+    if level == 0 {
+        let last = ids.last().copied().unwrap_or_default();
+        let gone = execute(c, "DELETE FROM metric_points WHERE run = ?1 AND id <= ?2", [run, last])?;
+        return if gone == ids.len() { Ok(()) } else { Err(damaged(run)) };
+    }
+    Ok(c.execute_each("DELETE FROM metric_mixed WHERE id = ?1", ids.iter().map(|id| [*id]))?)
+}
+
+/// How many mixed chunks the run has on each level.
+pub(crate) fn mixed_rows(c: &Connection, run: i64) -> Result<Vec<(i64, i64)>, Error> {
+    rows(c, "SELECT level, count(*) FROM metric_mixed WHERE run = ?1 GROUP BY level ORDER BY level", [run], |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    })
+}
+
+/// Adds rows that hold points of one key each.
+pub(crate) fn add_chunks(c: &Connection, run: i64, chunks: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
+    let rows = chunks.into_iter().map(|(key, points)| -> [Value; 3] { [run.into(), key.into(), points.into()] });
+    Ok(c.execute_each("INSERT INTO metric_chunks (run, key, points) VALUES (?1, ?2, ?3)", rows)?)
+}
+
+/// A row with points of several keys that are next to each other in order.
+#[derive(Debug)]
+pub(crate) struct Mixed {
+    pub(crate) first_key: String,
+    pub(crate) last_key: String,
+    pub(crate) points: Vec<u8>,
+}
+
+/// Adds rows that hold points of several keys.
+pub(crate) fn add_mixed(c: &Connection, run: i64, level: i64, chunks: Vec<Mixed>) -> Result<(), Error> {
+    let rows = chunks.into_iter().map(|chunk| -> [Value; 5] {
+        [run.into(), level.into(), chunk.first_key.into(), chunk.last_key.into(), chunk.points.into()]
+    });
+    let sql = "INSERT INTO metric_mixed (run, level, first_key, last_key, points) VALUES (?1, ?2, ?3, ?4, ?5)";
+    Ok(c.execute_each(sql, rows)?)
+}
+
+/// Runs with at least so many rows that are not compacted.
+pub(crate) fn runs_with_rows(c: &Connection, at_least: i64) -> Result<Vec<i64>, Error> {
+    rows(c, "SELECT run FROM metric_points GROUP BY run HAVING count(*) >= ?1", [at_least], |row| row.get(0))
 }
 
 /// The small integers of the runs that exist, with their ids, in the order of the ids.

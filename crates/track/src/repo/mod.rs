@@ -1,6 +1,7 @@
 //! All SQL of this crate. Functions take the connection of the transaction they run in.
 
 pub(crate) mod experiments;
+pub(crate) mod keys;
 pub(crate) mod logged_models;
 pub(crate) mod metrics;
 pub(crate) mod registry;

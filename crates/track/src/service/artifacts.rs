@@ -1,8 +1,11 @@
 //! Artifacts behind the proxy (`mlflow-artifacts:` URIs), as files of the object store.
 
+use slipway_store::StoreError;
+use slipway_store::objects::Reader;
+
 use super::Tracking;
 use crate::model::FileInfo;
-use crate::{Error, ErrorCode, validate};
+use crate::{Error, StoredLocation, artifact_path};
 
 /// Whose artifacts are meant.
 #[derive(Debug, Clone, Copy)]
@@ -13,28 +16,6 @@ pub enum ArtifactRoot<'a> {
     LoggedModel(&'a str),
     /// A registered version's: name and number.
     Version(&'a str, &'a str),
-}
-
-/// The object store's path of a proxied location: `mlflow-artifacts:/1/abc` and
-/// `mlflow-artifacts://host:port/1/abc` are both `1/abc`.
-pub(super) fn object_path(location: &str) -> Option<&str> {
-    let rest = location.strip_prefix("mlflow-artifacts:")?;
-    let path = match rest.strip_prefix("//") {
-        Some(authority) => authority.split_once('/').map_or("", |(_, path)| path),
-        None => rest,
-    };
-    Some(path.split('?').next().unwrap_or_default().trim_matches('/'))
-}
-
-/// The path in the object store of `path` below a location.
-fn object_below(location: &str, path: &str) -> Result<String, Error> {
-    let base = object_path(location).ok_or_else(|| {
-        Error::new(
-            ErrorCode::NotImplemented,
-            format!("The artifacts are at {location}, which this server does not serve; read them from there."),
-        )
-    })?;
-    Ok(if path.is_empty() { base.to_owned() } else { format!("{base}/{path}") })
 }
 
 impl Tracking {
@@ -55,8 +36,34 @@ impl Tracking {
     /// # Errors
     /// A path that leaves the root; a location that this server does not store.
     pub fn artifact_object(&self, root: ArtifactRoot<'_>, path: &str) -> Result<String, Error> {
-        validate::artifact_path(path)?;
-        object_below(&self.artifact_location(root)?, path)
+        artifact_path::existing(path)?;
+        Ok(StoredLocation::parse(&self.artifact_location(root)?)?.join(path))
+    }
+
+    /// Opens the object at a path of the object store.
+    ///
+    /// # Errors
+    /// A path that leaves the store; nothing there, or a folder.
+    pub async fn open_artifact(&self, path: &str) -> Result<Reader, Error> {
+        let mut outcome = Err(StoreError::NotFound(path.to_owned()));
+        for candidate in self.candidates(path).await? {
+            outcome = self.objects.get(&candidate).await;
+            if !matches!(outcome, Err(StoreError::NotFound(_))) {
+                break;
+            }
+        }
+        Ok(outcome?)
+    }
+
+    /// Removes the object or folder at a path of the object store; nothing there is no error.
+    ///
+    /// # Errors
+    /// A path that leaves the store.
+    pub async fn delete_artifact(&self, path: &str) -> Result<(), Error> {
+        for candidate in self.candidates(path).await? {
+            self.objects.delete(&candidate).await?;
+        }
+        Ok(())
     }
 
     /// What is in the folder `path` below the root, paths relative to the root; and the root's location.
@@ -64,9 +71,9 @@ impl Tracking {
     /// # Errors
     /// As [`Tracking::artifact_object`].
     pub async fn list_artifacts(&self, root: ArtifactRoot<'_>, path: &str) -> Result<(String, Vec<FileInfo>), Error> {
-        validate::artifact_path(path)?;
+        artifact_path::existing(path)?;
         let location = self.artifact_location(root)?;
-        let files = self.list_folder(&object_below(&location, path)?, path).await?;
+        let files = self.list_folder(&StoredLocation::parse(&location)?.join(path), path).await?;
         Ok((location, files))
     }
 
@@ -75,29 +82,54 @@ impl Tracking {
     /// # Errors
     /// A path that leaves the store.
     pub async fn list_folder(&self, folder: &str, prefix: &str) -> Result<Vec<FileInfo>, Error> {
-        validate::artifact_path(folder)?;
         let prefix = prefix.trim_end_matches('/');
-        let entries = self.objects.list(folder).await?;
+        let mut entries = Vec::new();
+        for candidate in self.candidates(folder).await? {
+            entries = self.objects.list(&candidate).await?;
+            if !entries.is_empty() {
+                break;
+            }
+        }
         Ok(entries
             .into_iter()
             .map(|e| FileInfo {
-                path: if prefix.is_empty() { e.name } else { format!("{prefix}/{}", e.name) },
+                path: match (prefix, artifact_path::shown(&e.name)) {
+                    ("", name) => name.into_owned(),
+                    (prefix, name) => format!("{prefix}/{name}"),
+                },
                 is_dir: e.is_dir,
                 // Protocol buffers leave a size of 0 out.
                 file_size: (!e.is_dir && e.size > 0).then_some(e.size),
             })
             .collect())
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::object_path;
-
-    #[test]
-    fn proxied_locations_are_paths() {
-        assert_eq!(object_path("mlflow-artifacts:/1/a"), Some("1/a"));
-        assert_eq!(object_path("mlflow-artifacts://h:1/1/a?x=y"), Some("1/a"));
-        assert_eq!(object_path("s3://b/1"), None);
+    /// Where an artifact of this path may be: as MLflow understands the path; literally, since earlier versions did not undo
+    /// percent-encodings; and under a name that is shown differently from how it is stored ([`artifact_path::shown`]).
+    pub(super) async fn candidates(&self, path: &str) -> Result<Vec<String>, Error> {
+        let decoded = artifact_path::existing(path)?;
+        let mut found = vec![decoded.clone()];
+        if path != decoded {
+            found.push(path.to_owned());
+        }
+        if decoded.contains(char::REPLACEMENT_CHARACTER) {
+            let mut place = String::new();
+            for part in decoded.split('/').filter(|part| !part.is_empty()) {
+                let entries = if part.contains(char::REPLACEMENT_CHARACTER) {
+                    self.objects.list(&place).await?
+                } else {
+                    Vec::new()
+                };
+                let stored = entries.iter().find(|entry| artifact_path::shown(&entry.name) == part);
+                if !place.is_empty() {
+                    place.push('/');
+                }
+                place.push_str(stored.map_or(part, |entry| &entry.name));
+            }
+            if place != decoded {
+                found.push(place);
+            }
+        }
+        Ok(found)
     }
 }

@@ -4,8 +4,9 @@ use slipway_core::clock::now_ms;
 
 use super::{Tracking, ViewType, page_size};
 use crate::filter::{entities, page_token};
+use crate::location::{self, Kind};
 use crate::model::{Experiment, KeyValue, Page, stage};
-use crate::{Error, ErrorCode, repo, validate};
+use crate::{Error, ErrorCode, artifact_path, repo, validate};
 
 impl Tracking {
     /// Adds an experiment; its id.
@@ -24,9 +25,7 @@ impl Tracking {
             validate::experiment_tag(&tag.key, &tag.value)?;
         }
         let location = location.filter(|l| !l.is_empty());
-        if let Some(location) = &location {
-            validate_location(location)?;
-        }
+        let location = location.map(|location| validated_location(&location)).transpose()?;
         let id =
             self.db.write(move |c| repo::experiments::insert(c, &name, location.as_deref(), &tags, now_ms())).await?;
         Ok(id.to_string())
@@ -176,7 +175,9 @@ pub(super) fn require_active_stage(id: &str, lifecycle_stage: &str) -> Result<()
     )))
 }
 
-fn validate_location(location: &str) -> Result<(), Error> {
+/// The location of an experiment's artifacts; a relative path is made absolute, as MLflow does.
+fn validated_location(location: &str) -> Result<String, Error> {
+    artifact_path::require_printable(location)?;
     if location.contains(['#', ';']) {
         return Err(Error::invalid("'artifact_location' URL can't include fragments or params."));
     }
@@ -193,5 +194,16 @@ fn validate_location(location: &str) -> Result<(), Error> {
              Got: {location}"
         )));
     }
-    Ok(())
+    match location::kind(location) {
+        Some(Kind::Http) => Err(Error::invalid(format!(
+            "'artifact_location' cannot use the '{}' scheme: the scheme addresses a host other than the tracking server's \
+             configured artifact storage, so the server would connect to the host named in the URI.",
+            location.split(':').next().unwrap_or_default()
+        ))),
+        Some(Kind::Local) if !location.contains(':') => {
+            let absolute = std::path::absolute(location).ok().and_then(|path| path.into_os_string().into_string().ok());
+            absolute.ok_or_else(|| Error::invalid(format!("Invalid artifact location: '{location}'")))
+        }
+        _ => Ok(location.to_owned()),
+    }
 }

@@ -1,11 +1,12 @@
 //! From a model version back to its run and data, and from a model URI to a file.
 
 use serde::Serialize;
+use slipway_store::StoreError;
 
 use super::Tracking;
-use super::artifacts::object_path;
+use super::runs::below;
 use crate::model::{DatasetInput, ModelVersion, RunInfo};
-use crate::{Error, ErrorCode, repo};
+use crate::{Error, StoredLocation, artifact_path, repo};
 
 /// Where a served model came from.
 #[derive(Debug, Clone, Serialize)]
@@ -27,8 +28,8 @@ pub struct Resolved {
     pub version: String,
     /// The run that made it; empty if unknown.
     pub run_id: String,
-    /// The model's file or folder, as an `mlflow-artifacts:` location.
-    pub location: String,
+    /// The model's file or folder.
+    pub location: StoredLocation,
 }
 
 impl Tracking {
@@ -57,26 +58,28 @@ impl Tracking {
     /// Brings `models:/…`, `runs:/…` or `mlflow-artifacts:/…` down to a place in the object store.
     ///
     /// # Errors
-    /// A URI of another kind; no such run or version.
+    /// A URI of another kind; no such run or version; artifacts that this server does not store.
     pub fn resolve(&self, uri: &str) -> Result<Resolved, Error> {
-        let outside = |run_id: &str, location: String| Resolved {
-            name: String::new(),
-            version: String::new(),
-            run_id: run_id.to_owned(),
-            location,
+        let outside = |run_id: &str, location: &str| {
+            Ok(Resolved {
+                name: String::new(),
+                version: String::new(),
+                run_id: run_id.to_owned(),
+                location: StoredLocation::parse(location)?,
+            })
         };
         if let Some(rest) = uri.strip_prefix("runs:/") {
             let (run_id, path) = rest.split_once('/').unwrap_or((rest, ""));
-            crate::validate::artifact_path(path)?;
-            return Ok(outside(run_id, format!("{}/{path}", self.run_info(run_id)?.artifact_uri)));
+            artifact_path::existing(path)?;
+            return outside(run_id, &below(&self.run_info(run_id)?.artifact_uri, path));
         }
         if uri.starts_with("mlflow-artifacts:") {
-            return Ok(outside("", uri.to_owned()));
+            return outside("", uri);
         }
         let version = self.resolve_model_uri(uri)?;
         let within = match version.storage_location.strip_prefix("runs:/") {
             Some(_) => self.resolve(&version.storage_location)?,
-            None => outside(&version.run_id.unwrap_or_default(), version.storage_location),
+            None => outside(&version.run_id.unwrap_or_default(), &version.storage_location)?,
         };
         Ok(Resolved { name: version.name, version: version.version, ..within })
     }
@@ -86,8 +89,14 @@ impl Tracking {
     /// # Errors
     /// A location that this server does not store; nothing there.
     pub async fn fetch(&self, location: &str) -> Result<std::path::PathBuf, Error> {
-        let path = object_path(location)
-            .ok_or_else(|| Error::new(ErrorCode::NotImplemented, format!("{location} is not stored by this server")))?;
-        Ok(self.objects.local(path).await?)
+        let path = StoredLocation::parse(location)?;
+        let mut outcome = Err(StoreError::NotFound(path.path().to_owned()));
+        for candidate in self.candidates(path.path()).await? {
+            outcome = self.objects.local(&candidate).await;
+            if !matches!(outcome, Err(StoreError::NotFound(_))) {
+                break;
+            }
+        }
+        Ok(outcome?)
     }
 }

@@ -1,10 +1,12 @@
 //! Metrics: logging, histories, sampling.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use slipway_store::sql::Connection;
 
 use super::Tracking;
+use super::compaction::{Compactor, Stored};
 use crate::filter::page_token;
 use crate::model::{Metric, Page};
 use crate::points::{Point, pack};
@@ -41,12 +43,15 @@ impl Tracking {
     pub async fn log_metric(&self, run_id: String, metric: NewMetric) -> Result<(), Error> {
         self.may_change_run(&run_id)?;
         validate::metric(&metric.key, metric.value, metric.timestamp, "")?;
-        self.db
+        let stored = self
+            .db
             .write(move |c| {
                 let (run, _) = repo::runs::active(c, &run_id)?;
                 store(c, run, &run_id, std::slice::from_ref(&metric))
             })
-            .await
+            .await?;
+        self.compactor.stored(stored);
+        Ok(())
     }
 
     /// The history of a metric by time, step and value. Without `max_results` all of it.
@@ -67,11 +72,12 @@ impl Tracking {
         }
         let offset = page_token::decode(token)?;
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        let compactor = Arc::clone(&self.compactor);
         self.db
             .read(move |c| {
                 let mut metrics = Vec::new();
                 for (_, run) in repo::metrics::existing(c, &[run_id])? {
-                    let points = history(c, run, &key)?;
+                    let points = history(c, &compactor, run, &key)?;
                     metrics.extend(points.into_iter().skip(skip).map(|p| metric(&key, p, None)));
                 }
                 Ok(match max_results {
@@ -87,6 +93,7 @@ impl Tracking {
     /// # Errors
     /// The store's.
     pub async fn metric_history_bulk(&self, query: MetricQuery) -> Result<Vec<Metric>, Error> {
+        let compactor = Arc::clone(&self.compactor);
         self.db
             .read(move |c| {
                 let mut runs = repo::metrics::existing(c, &query.run_ids)?;
@@ -95,7 +102,7 @@ impl Tracking {
                 let mut metrics = Vec::new();
                 for (run_id, run) in runs {
                     let left = query.max_results - metrics.len();
-                    let points = history(c, run, &query.metric_key)?;
+                    let points = history(c, &compactor, run, &query.metric_key)?;
                     metrics.extend(points.into_iter().take(left).map(|p| metric(&query.metric_key, p, Some(&run_id))));
                 }
                 Ok(metrics)
@@ -109,11 +116,12 @@ impl Tracking {
     /// # Errors
     /// The store's.
     pub async fn metric_history_interval(&self, query: MetricQuery) -> Result<Vec<Metric>, Error> {
+        let compactor = Arc::clone(&self.compactor);
         self.db
             .read(move |c| {
                 let mut metrics = Vec::new();
                 for (run_id, run) in repo::metrics::existing(c, &query.run_ids)? {
-                    let mut points = repo::metrics::points(c, run, &query.metric_key)?;
+                    let mut points = points(c, &compactor, run, &query.metric_key)?;
                     if let Some((from, to)) = query.steps {
                         points.retain(|p| (from..=to).contains(&p.step));
                     }
@@ -128,13 +136,14 @@ impl Tracking {
     }
 }
 
-/// Stores points of a run that was found active.
-pub(super) fn store(c: &Connection, run: i64, run_id: &str, metrics: &[NewMetric]) -> Result<(), Error> {
+/// Stores points of a run that was found active. What was stored is to be told to the compactor once it is committed.
+pub(super) fn store(c: &Connection, run: i64, run_id: &str, metrics: &[NewMetric]) -> Result<Stored, Error> {
     if metrics.is_empty() {
-        return Ok(());
+        return Ok(Stored { run, bytes: 0 });
     }
     let points = || metrics.iter().map(|m| (m.key.as_str(), sanitized(m)));
-    repo::metrics::append(c, run, &pack(points()))?;
+    let packed = pack(points());
+    repo::metrics::append(c, run, &packed)?;
     // Only the newest point of each key of the request can become the run's newest.
     let mut newest: HashMap<&str, Point> = HashMap::with_capacity(metrics.len());
     for (key, point) in points() {
@@ -159,7 +168,7 @@ pub(super) fn store(c: &Connection, run: i64, run_id: &str, metrics: &[NewMetric
             repo::logged_models::add_metric(c, model_id, run_id, &metric)?;
         }
     }
-    Ok(())
+    Ok(Stored { run, bytes: packed.len() })
 }
 
 /// Infinities become the largest doubles, as in MLflow's SQL stores.
@@ -168,8 +177,15 @@ fn sanitized(metric: &NewMetric) -> Point {
     Point { value: if point.value.is_nan() { point.value } else { point.value.clamp(f64::MIN, f64::MAX) }, ..point }
 }
 
-fn history(c: &Connection, run: i64, key: &str) -> Result<Vec<Point>, Error> {
-    let mut points = repo::metrics::points(c, run, key)?;
+/// All points of a key in no order. A run that was found to be read slowly is compacted.
+fn points(c: &Connection, compactor: &Compactor, run: i64, key: &str) -> Result<Vec<Point>, Error> {
+    let (points, tail) = repo::metrics::points(c, run, key)?;
+    compactor.read(run, tail);
+    Ok(points)
+}
+
+fn history(c: &Connection, compactor: &Compactor, run: i64, key: &str) -> Result<Vec<Point>, Error> {
+    let mut points = points(c, compactor, run, key)?;
     points.sort_unstable_by(Point::by_time);
     points.dedup_by(|a, b| a.same(b));
     Ok(points)

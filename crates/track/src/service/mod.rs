@@ -1,6 +1,7 @@
 //! All rules of tracking and registry. Routers call these; these call `repo` inside one transaction.
 
 mod artifacts;
+pub(crate) mod compaction;
 mod experiments;
 mod lineage;
 mod logged_models;
@@ -23,7 +24,9 @@ use slipway_core::clock::now_ms;
 use slipway_store::{Database, Objects};
 use tokio::sync::watch;
 
+use crate::signed_parts::PartSigner;
 use crate::{Error, repo};
+use compaction::Compactor;
 
 /// Which lifecycle stages a search covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,6 +55,8 @@ impl ViewType {
 pub struct Tracking {
     pub(crate) db: Database,
     pub(crate) objects: Objects,
+    pub(crate) part_signer: PartSigner,
+    pub(crate) compactor: Arc<Compactor>,
     /// Counts changes of aliases and versions, so that the gateway notices a moved alias at once.
     registry_changes: Arc<watch::Sender<u64>>,
     /// The run that calls, which may change only what is its own.
@@ -66,7 +71,9 @@ impl Tracking {
     pub async fn open(db: Database, objects: Objects) -> Result<Self, Error> {
         let now = now_ms();
         db.write(move |c| repo::experiments::ensure_default(c, now)).await?;
-        Ok(Self { db, objects, registry_changes: Arc::new(watch::Sender::new(0)), run: None })
+        let part_signer = PartSigner::open(&db).await?;
+        let compactor = Arc::new(Compactor::start(db.clone(), compaction::LIMITS, compaction::SWEEP_AFTER));
+        Ok(Self { db, objects, part_signer, compactor, registry_changes: Arc::new(watch::Sender::new(0)), run: None })
     }
 
     /// Changes whenever an alias, a version or a model changed.

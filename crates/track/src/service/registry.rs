@@ -4,7 +4,9 @@ use slipway_core::clock::now_ms;
 use slipway_store::sql::Connection;
 
 use super::Tracking;
+use crate::artifact_path::percent_decoded;
 use crate::filter::{entities, page_token};
+use crate::location::{self, Kind};
 use crate::model::{KeyValue, ModelVersion, Page, RegisteredModel};
 use crate::repo::registry as repo;
 use crate::{Error, ErrorCode, validate};
@@ -310,8 +312,13 @@ impl Tracking {
                  that contains the source."
             )))
         };
-        let scheme = source.split_once(':').map_or("", |(scheme, _)| scheme);
-        if scheme.is_empty() || scheme == "file" {
+        let kind = location::kind(source).ok_or_else(|| {
+            Error::invalid(format!(
+                "Invalid model version source: '{}'. It names no place that artifacts can be in.",
+                source.escape_debug()
+            ))
+        })?;
+        if kind == Kind::Local {
             return Err(Error::invalid(format!(
                 "Invalid model version source: '{source}'. To use a local path as a model version source, the {field} \
                  request parameter has to be specified and the local path has to be contained within the artifact \
@@ -319,23 +326,24 @@ impl Tracking {
             )));
         }
         let decoded = percent_decoded(source);
-        if decoded.contains('\0') || decoded.split('/').any(|p| p == "..") {
+        if decoded.is_none_or(|decoded| decoded.contains('\0') || decoded.split('/').any(|p| p == "..")) {
             return Err(Error::invalid(format!(
                 "Invalid model version source: '{source}'. If supplying a source as an http, https, local file path, \
                  ftp, objectstore, or mlflow-artifacts uri, an absolute path must be provided without relative path \
                  references present. Please provide an absolute path."
             )));
         }
-        match scheme {
-            "runs" => {
-                let of = source.trim_start_matches("runs:").trim_start_matches('/').split('/').next();
+        match kind {
+            Kind::Run => {
+                let of = source.strip_prefix("runs:/").and_then(|rest| rest.split('/').next());
                 if model_id.is_none() && run_id.is_some() && of == run_id { Ok(()) } else { refuse(field) }
             }
-            "models" => {
+            Kind::Model => {
                 let of = source.strip_prefix("models:/");
                 if model_id.is_some() && of == model_id { Ok(()) } else { refuse("model_id") }
             }
-            "mlflow-artifacts" => {
+            Kind::Http if !source.contains("/mlflow-artifacts/artifacts") => Ok(()),
+            Kind::Stored | Kind::Http => {
                 let root = match (model_id, run_id) {
                     (Some(id), _) => self.logged_model(id, false).map(|m| m.info.artifact_uri),
                     (None, Some(id)) => self.run_info(id).map(|r| r.artifact_uri),
@@ -348,7 +356,8 @@ impl Tracking {
                     Err(e) => Err(e),
                 }
             }
-            _ => Ok(()),
+            // Clients read these themselves; this server never does.
+            Kind::Elsewhere | Kind::Local => Ok(()),
         }
     }
 
@@ -573,43 +582,18 @@ fn record_version(c: &Connection, model_id: &str, name: &str, number: i64) -> Re
     let known = model.info.tags.iter().find(|t| t.key == TAG).and_then(|t| serde_json::from_str(&t.value).ok());
     let mut versions: Vec<serde_json::Value> = known.unwrap_or_default();
     versions.push(serde_json::json!({ "name": name, "version": number }));
-    let value = serde_json::Value::Array(versions).to_string();
+    let value = validate::python_json(&serde_json::Value::Array(versions));
     crate::repo::logged_models::set_tag(c, model_id, &KeyValue { key: TAG.into(), value })
 }
 
 /// Whether `source` is `root` or below it, by whole path segments.
 fn within(source: &str, root: &str) -> bool {
-    let parts =
-        |uri: &str| percent_decoded(uri).split('/').filter(|p| !p.is_empty()).map(str::to_owned).collect::<Vec<_>>();
-    let (source, root) = (parts(source), parts(root));
-    root.len() > 1 && source.starts_with(&root)
-}
-
-/// Decodes `%xx` until nothing changes, so that no encoding hides a path.
-fn percent_decoded(text: &str) -> String {
-    let mut current = text.to_owned();
-    loop {
-        let mut out = Vec::with_capacity(current.len());
-        let bytes = current.as_bytes();
-        let mut i = 0;
-        while i < bytes.len() {
-            let hex = bytes.get(i + 1..i + 3).and_then(|h| std::str::from_utf8(h).ok());
-            match hex.and_then(|h| u8::from_str_radix(h, 16).ok()).filter(|_| bytes[i] == b'%') {
-                Some(byte) => {
-                    out.push(byte);
-                    i += 3;
-                }
-                None => {
-                    out.push(bytes[i]);
-                    i += 1;
-                }
-            }
-        }
-        let next = String::from_utf8_lossy(&out).into_owned();
-        if next == current {
-            return next;
-        }
-        current = next;
+    let parts = |uri: &str| -> Option<Vec<String>> {
+        Some(percent_decoded(uri)?.split('/').filter(|p| !p.is_empty()).map(str::to_owned).collect())
+    };
+    match (parts(source), parts(root)) {
+        (Some(source), Some(root)) => root.len() > 1 && source.starts_with(&root),
+        _ => false,
     }
 }
 
@@ -621,6 +605,6 @@ mod tests {
     fn sources_are_compared_by_segments() {
         assert!(within("mlflow-artifacts:/1/abc/artifacts/model", "mlflow-artifacts:/1/abc/artifacts"));
         assert!(!within("mlflow-artifacts:/1/abcd/artifacts", "mlflow-artifacts:/1/abc"));
-        assert_eq!(percent_decoded("a%252e%252e/b"), "a../b");
+        assert!(!within("mlflow-artifacts:/1/abc%252f..%252fx", "mlflow-artifacts:/1/abc/artifacts"));
     }
 }

@@ -10,7 +10,7 @@ use crate::filter::{page_token, runs as query};
 use crate::model::{DatasetInput, KeyValue, ModelInput, ModelOutput, Page, Run, RunInfo, stage};
 use crate::points::Point;
 use crate::service::metrics::NewMetric;
-use crate::{Error, repo, validate};
+use crate::{Error, artifact_path, repo, validate};
 
 const RUN_NAME: &str = "mlflow.runName";
 const LOGGED_MODELS: &str = "mlflow.log-model.history";
@@ -211,7 +211,8 @@ impl Tracking {
         let tags = each(tags, |i, t| validate::tag(t, &format!("tags[{i}]")))?;
         validate::batch(metrics.len(), params.len(), tags.len())?;
         unique_params(&params)?;
-        self.db
+        let stored = self
+            .db
             .write(move |c| {
                 let (run, _) = repo::runs::active(c, &run_id)?;
                 let mut changed = Vec::new();
@@ -230,13 +231,15 @@ impl Tracking {
                         changed.join(", ")
                     )));
                 }
-                super::metrics::store(c, run, &run_id, &metrics)?;
+                let stored = super::metrics::store(c, run, &run_id, &metrics)?;
                 for tag in &tags {
                     set_tag(c, run, tag)?;
                 }
-                Ok(())
+                Ok(stored)
             })
-            .await
+            .await?;
+        self.compactor.stored(stored);
+        Ok(())
     }
 
     /// Sets a tag; `mlflow.runName` renames the run.
@@ -341,6 +344,9 @@ impl Tracking {
         if !missing.is_empty() {
             return Err(Error::invalid(format!("Model json is missing mandatory fields: {{{}}}", missing.join(", "))));
         }
+        if let Some(path) = model.get("artifact_path").and_then(|path| path.as_str()) {
+            artifact_path::new(path)?;
+        }
         let mut kept = serde_json::Map::new();
         for field in ["run_id", "utc_time_created", "artifact_path", "model_uuid"] {
             if let Some(value) = model.get(field) {
@@ -361,7 +367,7 @@ impl Tracking {
                 let mut history: Vec<serde_json::Value> =
                     history.and_then(|h| serde_json::from_str(&h).ok()).unwrap_or_default();
                 history.push(kept.into());
-                let value = serde_json::Value::Array(history).to_string();
+                let value = validate::python_json(&serde_json::Value::Array(history));
                 set_tag(c, run, &validate::tag(KeyValue { key: LOGGED_MODELS.into(), value }, "")?)
             })
             .await

@@ -1,0 +1,129 @@
+//! Sending artifacts: ranges, media types, and headers that keep a browser from running them.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use unicode_normalization::UnicodeNormalization;
+
+use crate::{Error, Tracking, artifact_path};
+
+/// What a browser may do with an artifact that it opens all the same: nothing. `sandbox` also gives it an origin of its own.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; sandbox";
+
+/// Sends an object, or the part of it that `Range` names, always as an attachment.
+pub(super) async fn send(t: &Tracking, path: &str, request: &HeaderMap) -> Result<Response, Error> {
+    let reader = t.open_artifact(path).await?;
+    let size = reader.size;
+    let range = request.get(header::RANGE).and_then(|r| r.to_str().ok()).and_then(|r| byte_range(r, size));
+    let mut response = match range {
+        Some(Err(())) => StatusCode::RANGE_NOT_SATISFIABLE.into_response(),
+        Some(Ok((from, to))) => {
+            let part = Body::from_stream(reader.stream(from, to));
+            (StatusCode::PARTIAL_CONTENT, [(header::CONTENT_LENGTH, to - from)], part).into_response()
+        }
+        None => ([(header::CONTENT_LENGTH, size)], Body::from_stream(reader.stream(0, size))).into_response(),
+    };
+    let headers = response.headers_mut();
+    let content_range = match range {
+        Some(Err(())) => Some(format!("bytes */{size}")),
+        Some(Ok((from, to))) => Some(format!("bytes {from}-{}/{size}", to - 1)),
+        None => None,
+    };
+    if let Some(value) = content_range.and_then(|text| HeaderValue::try_from(text).ok()) {
+        headers.insert(header::CONTENT_RANGE, value);
+    }
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type(path)));
+    headers.insert(header::CONTENT_DISPOSITION, attachment(path.rsplit('/').next().unwrap_or_default()));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
+    Ok(response)
+}
+
+/// One range of RFC 9110 section 14.1.2 as `from..to`; `Err` when it lies outside, `None` when it is not understood.
+fn byte_range(text: &str, size: u64) -> Option<Result<(u64, u64), ()>> {
+    let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+    let range = if first.is_empty() {
+        let suffix: u64 = last.parse().ok()?;
+        (size.saturating_sub(suffix), size)
+    } else {
+        let from: u64 = first.parse().ok()?;
+        let to = if last.is_empty() { size } else { last.parse::<u64>().ok()?.saturating_add(1).min(size) };
+        (from, to)
+    };
+    Some(if range.0 < range.1 { Ok(range) } else { Err(()) })
+}
+
+/// `Content-Disposition` by RFC 6266, with RFC 5987 for names that are not ASCII. A name that cannot be sent is left out, so
+/// that the answer is an attachment in any case.
+fn attachment(name: &str) -> HeaderValue {
+    let nameless = HeaderValue::from_static("attachment");
+    if name.is_empty() || !artifact_path::is_printable(name) {
+        return nameless;
+    }
+    let token = |c: char| c.is_ascii_alphanumeric() || "!#$&+-.^_`|~".contains(c);
+    let text = if name.chars().all(token) {
+        format!("attachment; filename={name}")
+    } else if name.is_ascii() {
+        format!("attachment; filename=\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""))
+    } else {
+        // The closest ASCII name: letters without their accents.
+        let plain: String = name.nfkd().filter(|c| token(*c)).collect();
+        let encoded: String = name
+            .bytes()
+            .map(|b| if token(char::from(b)) { char::from(b).to_string() } else { format!("%{b:02X}") })
+            .collect();
+        let plain = if plain.trim_matches('.').is_empty() { "download" } else { &plain };
+        format!("attachment; filename={plain}; filename*=UTF-8''{encoded}")
+    };
+    HeaderValue::try_from(text).unwrap_or(nameless)
+}
+
+/// The media type by the name's ending; texts of all kinds are `text/plain`, as MLflow sends them. So are HTML and SVG,
+/// which MLflow sends as what they are: a browser must not take an artifact for a page of this server.
+fn media_type(path: &str) -> &'static str {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let ending = name.rsplit_once('.').map_or(name, |(_, e)| e).to_ascii_lowercase();
+    match ending.as_str() {
+        "txt" | "log" | "err" | "cfg" | "conf" | "cnf" | "cf" | "ini" | "properties" | "prop" | "hocon" | "toml"
+        | "yaml" | "yml" | "xml" | "json" | "js" | "py" | "py3" | "csv" | "tsv" | "md" | "rst" | "mlmodel"
+        | "mlproject" | "requirements" | "html" | "htm" | "svg" => "text/plain",
+        "png" => "image/png",
+        "jpg" | "jpeg" => "image/jpeg",
+        "gif" => "image/gif",
+        "webp" => "image/webp",
+        "pdf" => "application/pdf",
+        "zip" => "application/zip",
+        "gz" | "tgz" => "application/gzip",
+        _ => "application/octet-stream",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        assert_eq!(byte_range("bytes=0-4", 10), Some(Ok((0, 5))));
+        assert_eq!(byte_range("bytes=-3", 10), Some(Ok((7, 10))));
+        assert_eq!(byte_range("bytes=8-", 10), Some(Ok((8, 10))));
+        assert_eq!(byte_range("bytes=10-", 10), Some(Err(())));
+        assert_eq!(byte_range("lines=1-2", 10), None);
+    }
+
+    #[test]
+    fn names_of_attachments() {
+        for (name, expected) in [
+            ("a.txt", "attachment; filename=a.txt"),
+            ("a b.txt", "attachment; filename=\"a b.txt\""),
+            ("a\\b\".txt", "attachment; filename=\"a\\\\b\\\".txt\""),
+            ("é.txt", "attachment; filename=e.txt; filename*=UTF-8''%C3%A9.txt"),
+            ("a\nb.html", "attachment"),
+            ("\u{202e}x", "attachment"),
+            ("", "attachment"),
+        ] {
+            assert_eq!(attachment(name), expected, "{name:?}");
+        }
+    }
+}

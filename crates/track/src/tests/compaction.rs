@@ -1,0 +1,374 @@
+//! Compaction changes what histories cost, and nothing else.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use slipway_store::sql::{Connection, params};
+use slipway_store::{Database, Migration};
+
+use super::Server;
+use crate::points::{Point, pack};
+use crate::repo::metrics as repo;
+use crate::service::compaction::{Compactor, LIMITS, Limits, SWEEP_AFTER, compact, plan};
+use crate::service::metrics::NewMetric;
+use crate::{Error, ErrorCode, MIGRATION};
+
+/// So small that a few requests make several levels.
+const SMALL: Limits = Limits { step_rows: 6, step_bytes: 400, mixed_rows: 3, chunk_points: 5, mixed_bytes: 60 };
+
+/// The number of the run in the database.
+fn number(server: &Server, run_id: &str) -> i64 {
+    server.tracking.db.read_now(|c| repo::existing(c, &[run_id.to_owned()])).unwrap()[0].1
+}
+
+fn count(server: &Server, table: &str) -> i64 {
+    let sql = format!("SELECT count(*) FROM {table}");
+    server.tracking.db.read_now(|c| c.first(&sql, params![], |row| row.get(0))).unwrap().unwrap()
+}
+
+/// Everything that can be asked about the histories of these keys, as it is sent to clients.
+async fn histories(server: &Server, run_id: &str, keys: &[&str]) -> Vec<Value> {
+    const METRICS: &str = "/api/2.0/mlflow/metrics";
+    let mut answers = Vec::new();
+    for key in keys {
+        for query in [
+            format!("get-history?run_id={run_id}&metric_key={key}"),
+            format!("get-history-bulk?run_id={run_id}&metric_key={key}"),
+            format!("get-history-bulk?run_id={run_id}&metric_key={key}&max_results=3"),
+            format!("get-history-bulk-interval?run_ids={run_id}&metric_key={key}"),
+            format!("get-history-bulk-interval?run_ids={run_id}&metric_key={key}&max_results=4"),
+            format!("get-history-bulk-interval?run_ids={run_id}&metric_key={key}&start_step=1&end_step=3"),
+        ] {
+            let answer = server.get(&format!("{METRICS}/{query}")).await;
+            assert!(answer.status.is_success(), "{query}: {}", answer.text());
+            answers.push(answer.json());
+        }
+        let mut token = String::new();
+        loop {
+            let query = format!("get-history?run_id={run_id}&metric_key={key}&max_results=2&page_token={token}");
+            let page = server.get(&format!("{METRICS}/{query}")).await.json();
+            answers.push(page.clone());
+            match page["next_page_token"].as_str() {
+                Some(next) => token = next.to_owned(),
+                None => break,
+            }
+        }
+    }
+    answers
+}
+
+/// A request of `log-batch`: for each metric its key, step, timestamp and value.
+type Batch = Vec<(&'static str, i64, i64, f64)>;
+
+async fn log(server: &Server, run_id: &str, batch: &Batch) {
+    let metrics: Vec<_> = batch
+        .iter()
+        .map(|(key, step, timestamp, value)| {
+            let value = if value.is_nan() { json!("NaN") } else { json!(value) };
+            json!({ "key": key, "step": step, "timestamp": timestamp, "value": value })
+        })
+        .collect();
+    server.done("mlflow/runs/log-batch", json!({ "run_id": run_id, "metrics": metrics })).await;
+}
+
+fn batches() -> impl Strategy<Value = Vec<Batch>> {
+    let key = prop::sample::select(vec!["a", "a/b", "loss", "z"]);
+    let value = prop::sample::select(vec![f64::NAN, 0.0, -0.5, 1e300]);
+    prop::collection::vec(prop::collection::vec((key, -3..5_i64, 0..4_i64, value), 0..12), 0..40)
+}
+
+async fn answers_stay_the_same(server: Server, before: Vec<Batch>, after: Vec<Batch>) {
+    const KEYS: [&str; 5] = ["a", "a/b", "loss", "z", "none"];
+    let run_id = server.run().await;
+    let other = server.run().await;
+    for batch in before.iter().chain(&after) {
+        log(&server, &other, batch).await;
+    }
+    for batch in &before {
+        log(&server, &run_id, batch).await;
+    }
+    let run = number(&server, &run_id);
+    let expected = histories(&server, &run_id, &KEYS).await;
+    compact(&server.tracking.db, run, SMALL).await.unwrap();
+    assert_eq!(histories(&server, &run_id, &KEYS).await, expected);
+    // More points come, and are compacted with what was compacted before.
+    for batch in &after {
+        log(&server, &run_id, batch).await;
+    }
+    let expected = histories(&server, &run_id, &KEYS).await;
+    compact(&server.tracking.db, run, SMALL).await.unwrap();
+    assert_eq!(histories(&server, &run_id, &KEYS).await, expected);
+    // A run that was never compacted answers the same but for its name.
+    let named = |answers: Vec<Value>, id: &str| json!(answers).to_string().replace(id, "");
+    let never = named(histories(&server, &other, &KEYS).await, &other);
+    assert_eq!(named(expected, &run_id), never);
+    server.stop().await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn histories_are_the_same_before_and_after(before in batches(), after in batches()) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            if let Some(server) = Server::start_on_postgres().await {
+                answers_stay_the_same(server, before.clone(), after.clone()).await;
+            }
+            answers_stay_the_same(Server::start().await, before, after).await;
+        });
+    }
+}
+
+/// Rows as if each were a request with `keys` metrics; every `rare_every`-th has a point of the key `rare` too.
+async fn fill(server: &Server, run: i64, requests: i64, keys: usize, rare_every: i64) {
+    let names: Vec<String> = (0..keys).map(|i| format!("metric/{i:05}")).collect();
+    for group in (0..requests).collect::<Vec<_>>().chunks(100) {
+        let rows: Vec<Vec<u8>> = group
+            .iter()
+            .map(|&n| {
+                let point = Point { step: n, timestamp: n, value: 0.25 };
+                let rare = (n % rare_every == 0).then_some("rare");
+                pack(names.iter().map(String::as_str).chain(rare).map(|key| (key, point)))
+            })
+            .collect();
+        let append = move |c: &Connection| rows.iter().try_for_each(|row| repo::append(c, run, row));
+        server.tracking.db.write::<(), Error>(append).await.unwrap();
+    }
+}
+
+/// Rows and bytes that a history of `key` reads.
+fn cost(server: &Server, run: i64, key: &str) -> (usize, usize) {
+    let (mut rows, mut bytes) = (0, 0);
+    let read = |row: &[u8]| {
+        rows += 1;
+        bytes += row.len();
+        Some(())
+    };
+    server.tracking.db.read_now(|c| repo::visit(c, run, key, read)).unwrap();
+    (rows, bytes)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_costs_what_its_metric_has() {
+    // A hundredth of the usual sizes, so that a hundredth of the points shows the same.
+    let limits = Limits { step_rows: 100, step_bytes: 8 << 10, mixed_rows: 16, chunk_points: 16, mixed_bytes: 1 << 10 };
+    // Few keys with many points, and many keys with few.
+    for (requests, keys) in [(2_000, 10), (100, 400)] {
+        let server = Server::start().await;
+        let run_id = server.run().await;
+        let run = number(&server, &run_id);
+        fill(&server, run, requests, keys, 10).await;
+        let whole = cost(&server, run, "rare");
+        compact(&server.tracking.db, run, limits).await.unwrap();
+        let once = cost(&server, run, "rare");
+        assert!(once.1 * 5 < whole.1, "{once:?} of {whole:?}");
+        fill(&server, run, 3 * requests, keys, 1_000_000).await;
+        compact(&server.tracking.db, run, limits).await.unwrap();
+        // Four times as many points in the run, but hardly more of this key: what is read beside its own is bounded.
+        let later = cost(&server, run, "rare");
+        let bound = limits.step_bytes + 2 * usize::try_from(limits.mixed_rows).unwrap() * limits.mixed_bytes;
+        assert!(later.1 < bound && later.1 * 10 < whole.1 * 4, "{later:?} after {once:?}, of {whole:?}");
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_is_late_or_cut_short_changes_nothing() {
+    let postgres = Server::start_on_postgres().await;
+    for server in postgres.into_iter().chain([Server::start().await]) {
+        let run_id = server.run().await;
+        let run = number(&server, &run_id);
+        let batch = |n: i64| vec![("a", n, n, 0.5), ("b", n, n, f64::NAN), ("c", -n, 3, 1.0)];
+        for n in 0..8 {
+            log(&server, &run_id, &batch(n)).await;
+        }
+        let keys = ["a", "b", "c"];
+        let expected = histories(&server, &run_id, &keys).await;
+        let db = &server.tracking.db;
+        let planned = || db.read_now(|c| plan(c, run, SMALL)).unwrap().unwrap();
+        // The process dies in the middle of the transaction.
+        let step = planned();
+        let cut = db.write(move |c| {
+            step.apply(c)?;
+            Err::<(), _>(Error::new(ErrorCode::InternalError, "cut"))
+        });
+        assert!(cut.await.is_err());
+        assert_eq!(histories(&server, &run_id, &keys).await, expected);
+        assert_eq!((count(&server, "metric_points"), count(&server, "metric_chunks")), (8, 0));
+        // Two servers have the same idea.
+        let (first, second) = (planned(), planned());
+        assert!(db.write(move |c| first.apply(c)).await.unwrap());
+        // SQLite gives ids again that were freed, so these may look like the rows that were read.
+        for n in 8..16 {
+            log(&server, &run_id, &batch(n)).await;
+        }
+        let expected = histories(&server, &run_id, &keys).await;
+        assert!(!db.write(move |c| second.apply(c)).await.unwrap());
+        assert_eq!(histories(&server, &run_id, &keys).await, expected);
+        // Deleted and restored, the run is as it was.
+        server.done("mlflow/runs/delete", json!({ "run_id": run_id })).await;
+        compact(db, run, SMALL).await.unwrap();
+        server.done("mlflow/runs/restore", json!({ "run_id": run_id })).await;
+        assert_eq!(histories(&server, &run_id, &keys).await, expected);
+        // Removed for good, nothing of it stays; a step that comes late does not bring it back.
+        for n in 16..30 {
+            log(&server, &run_id, &batch(n)).await;
+        }
+        let late = planned();
+        db.write(move |c| c.execute("DELETE FROM runs WHERE run = ?1", [run])).await.unwrap();
+        assert!(!db.write(move |c| late.apply(c)).await.unwrap());
+        for table in ["metric_points", "metric_chunks", "metric_mixed"] {
+            assert_eq!(count(&server, table), 0, "{table}");
+        }
+        server.stop().await;
+    }
+}
+
+async fn until_compacted(server: &Server) {
+    let started = Instant::now();
+    while count(server, "metric_points") > 0 {
+        assert!(started.elapsed() < Duration::from_secs(60), "nothing was compacted");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_of_an_earlier_process_is_compacted_when_it_is_read_or_found() {
+    for read in [true, false] {
+        let mut server = Server::start().await;
+        let run_id = server.run().await;
+        fill(&server, number(&server, &run_id), i64::try_from(LIMITS.step_rows).unwrap(), 1, 1).await;
+        if read {
+            histories(&server, &run_id, &["rare"]).await;
+        } else {
+            let db = server.tracking.db.clone();
+            server.tracking.compactor = Arc::new(Compactor::start(db, LIMITS, Duration::ZERO));
+        }
+        until_compacted(&server).await;
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_without_chunks_is_taken_over() {
+    let folder = std::env::temp_dir().join(format!("slipway-track-{}", slipway_core::ids::hex32()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let older = Migration { steps: &MIGRATION.steps[..1], ..MIGRATION };
+    let db = Database::open(&folder.join("t.db"), &[older]).unwrap();
+    db.write(|c| {
+        c.execute(
+            "INSERT INTO experiments VALUES (0, 'Default', 'mlflow-artifacts:/0', 'active', 1, 1)",
+            params![],
+        )?;
+        c.execute(
+            "INSERT INTO runs (run, run_id, experiment_id, name, user_id, status, start_time, lifecycle_stage, artifact_uri)
+             VALUES (7, 'old', 0, 'n', 'u', 'FINISHED', 1, 'active', 'mlflow-artifacts:/0/old/artifacts')",
+            params![],
+        )?;
+        (0..20).try_for_each(|n| repo::append(c, 7, &pack([("a", Point { step: n, timestamp: n, value: 0.5 })].into_iter())))
+    })
+    .await
+    .unwrap();
+    db.close();
+    let db = Database::open(&folder.join("t.db"), &[MIGRATION]).unwrap();
+    let server = Server::on(db, folder, None).await;
+    let expected = histories(&server, "old", &["a"]).await;
+    assert_eq!(expected[0]["metrics"].as_array().map(Vec::len), Some(20));
+    compact(&server.tracking.db, 7, SMALL).await.unwrap();
+    assert!(count(&server, "metric_chunks") > 0);
+    assert_eq!(histories(&server, "old", &["a"]).await, expected);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_with_many_requests_is_compacted_by_itself() {
+    let server = Server::start().await;
+    let run_id = server.run().await;
+    let requests = i64::try_from(LIMITS.step_rows).unwrap();
+    for n in 0..requests {
+        let metric = json!({ "run_id": run_id, "key": "loss", "value": 0.5, "timestamp": n, "step": n });
+        server.done("mlflow/runs/log-metric", metric).await;
+    }
+    until_compacted(&server).await;
+    assert_eq!(count(&server, "metric_chunks"), 1);
+    let found = server.tracking.metric_history(run_id, "loss".into(), None, None).await.unwrap();
+    assert_eq!(found.items.len(), LIMITS.step_rows);
+    server.stop().await;
+}
+
+/// `cargo test --release -p slipway-track while_it_is_compacted -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures only with optimisations"]
+async fn logging_is_as_fast_while_it_is_compacted() {
+    const REQUESTS: usize = 4_000;
+    let metrics: Vec<_> = (0..100_i64)
+        .map(|i| NewMetric {
+            key: format!("m{i}"),
+            value: 0.5,
+            timestamp: 1_700_000_000_000 + i,
+            step: i,
+            model_id: None,
+            dataset_name: None,
+            dataset_digest: None,
+        })
+        .collect();
+    for (name, limits) in
+        [("never", Limits { step_rows: usize::MAX, step_bytes: usize::MAX, ..LIMITS }), ("usual", LIMITS)].repeat(3)
+    {
+        let mut server = Server::start().await;
+        let db = server.tracking.db.clone();
+        server.tracking.compactor = Arc::new(Compactor::start(db, limits, SWEEP_AFTER));
+        let run_id = server.run().await;
+        let started = Instant::now();
+        let mut tasks = Vec::new();
+        for _ in 0..16 {
+            let (tracking, run_id, metrics) = (server.tracking.clone(), run_id.clone(), metrics.clone());
+            tasks.push(tokio::spawn(async move {
+                for _ in 0..REQUESTS / 16 {
+                    tracking.log_batch(run_id.clone(), metrics.clone(), vec![], vec![]).await.unwrap();
+                }
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let rate = REQUESTS as f64 / started.elapsed().as_secs_f64();
+        println!("compaction {name}: {rate:.0} requests/s, {} rows are left", count(&server, "metric_points"));
+        server.stop().await;
+    }
+}
+
+/// `cargo test --release -p slipway-track ten_million -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes a minute, and measures only with optimisations"]
+async fn ten_million_points_do_not_slow_a_key_of_a_thousand_down() {
+    // Requests of 1,000 metrics: of a few keys many times, and of many keys in turn.
+    for (keys, shape) in [(100, "100 keys"), (999, "999 keys")] {
+        let server = Server::start().await;
+        let run_id = server.run().await;
+        let run = number(&server, &run_id);
+        let requests = 10_000_000 / i64::try_from(keys).unwrap();
+        fill(&server, run, requests, keys, requests / 1000).await;
+        let time = async || {
+            let started = Instant::now();
+            let found = server.tracking.metric_history(run_id.clone(), "rare".into(), None, None).await.unwrap();
+            assert!((1000..=1001).contains(&found.items.len()), "{}", found.items.len());
+            started.elapsed()
+        };
+        let before = time().await;
+        let started = Instant::now();
+        let steps = compact(&server.tracking.db, run, LIMITS).await.unwrap();
+        let compacted = started.elapsed();
+        time().await;
+        let after = time().await;
+        println!(
+            "{shape}: {before:?} before, {after:?} after {steps} steps in {compacted:?}; reads {:?}",
+            cost(&server, run, "rare")
+        );
+        assert!(cfg!(debug_assertions) || after < Duration::from_millis(20), "{after:?}");
+        server.stop().await;
+    }
+}
