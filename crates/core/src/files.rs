@@ -33,7 +33,7 @@ fn put(path: &Path, bytes: &[u8], mode: Option<u32>) -> Result<()> {
     let first = if mode.is_some() { 0o600 } else { 0o666 };
     let written = (|| {
         // What a killed process left, or a link that somebody put there, is not written to.
-        let _ = std::fs::remove_file(&new); // Mostly there is none; what cannot be removed is not created below.
+        drop(std::fs::remove_file(&new));
         let mut file = File::options().write(true).create_new(true).mode(first).open(&new)?;
         file.write_all(bytes)?;
         if let Some(mode) = mode {
@@ -47,7 +47,7 @@ fn put(path: &Path, bytes: &[u8], mode: Option<u32>) -> Result<()> {
         std::fs::rename(&new, &path)
     })();
     if written.is_err() {
-        let _ = std::fs::remove_file(&new); // The first error is the one to be told.
+        drop(std::fs::remove_file(&new));
     }
     written
 }
