@@ -357,9 +357,11 @@ impl Shared {
         activity: Arc<Activity>,
     ) -> impl Future<Output = Result<axum::http::Response<CountedBody>, Infallible>> + use<> {
         let in_flight = Activity::begin(&activity, request.version());
-        let pace = Arc::new(Pace::new(self.limits.stall, self.limits.body_rate));
-        let request = request.map(|body| {
-            if body.is_end_stream() { Body::empty() } else { Body::new(PacedBody::new(body, Arc::clone(&pace))) }
+        let has_body = !request.body().is_end_stream();
+        let pace = has_body.then(|| Arc::new(Pace::new(self.limits.stall, self.limits.body_rate)));
+        let request = request.map(|body| match &pace {
+            Some(pace) => Body::new(PacedBody::new(body, Arc::clone(pace))),
+            None => Body::empty(),
         });
         let is_grpc = request
             .headers()
@@ -369,7 +371,7 @@ impl Shared {
         async move {
             let mut response = answer.await?;
             // The handler only knows that the body failed. A gRPC client learns the same from the status that the handler gave it.
-            if pace.was_too_slow() && !is_grpc {
+            if pace.is_some_and(|pace| pace.was_too_slow()) && !is_grpc {
                 response = too_slow();
             }
             Ok(response.map(|body| CountedBody::new(body, in_flight)))

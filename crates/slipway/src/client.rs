@@ -1,5 +1,7 @@
 //! Calls to the control plane: over HTTP, or to the same routers in this process.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 use axum::Router;
@@ -127,7 +129,19 @@ pub(crate) fn running(home: &Home) -> Option<Addresses> {
     let addresses: Addresses = serde_json::from_slice(&text).ok()?;
     let pid = rustix::process::Pid::from_raw(i32::try_from(addresses.pid).ok()?)?;
     rustix::process::test_kill_process(pid).ok()?;
-    Some(addresses)
+    has_open(addresses.pid, &home.lock_file()).then_some(addresses)
+}
+
+/// Whether a process has a file open. The file of a server that was killed stays, and another process may have got its number: that one
+/// is neither stopped, nor does whoever listens on the port get the token.
+fn has_open(pid: u32, file: &Path) -> bool {
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+    let Some(wanted) = identity(file) else { return false };
+    match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(open) => open.flatten().any(|entry| identity(&entry.path()) == Some(wanted)),
+        // Only a system without /proc leaves this open; of others' processes it is no business of ours.
+        Err(_) => !Path::new("/proc/self/fd").exists(),
+    }
 }
 
 impl Client {
@@ -444,6 +458,31 @@ mod tests {
         assert_ne!(old, Some(new));
         let own = running(&server.sources().home).unwrap();
         let _: Value = Client::own(own, &server.sources()).unwrap().get("/api/v1/status").await.unwrap();
+    }
+
+    #[test]
+    fn a_process_that_only_has_the_number_of_a_server_is_none() {
+        let folder = std::env::temp_dir().join(format!("slipway-client-{}", slipway_core::ids::hex32()));
+        let home = Home::at(&folder);
+        home.create().unwrap();
+        let address = "127.0.0.1:7070".parse().unwrap();
+        let addresses = Addresses {
+            pid: std::process::id(),
+            control: address,
+            inference: address,
+            grpc: address,
+            tls: false,
+            fingerprint: None,
+            version: "0".into(),
+            started: 0,
+        };
+        std::fs::write(home.server_file(), serde_json::to_vec(&addresses).unwrap()).unwrap();
+        assert!(running(&home).is_none(), "there is no lock");
+        let lock = std::fs::File::create(home.lock_file()).unwrap();
+        assert!(running(&home).is_some());
+        drop(lock);
+        assert!(running(&home).is_none(), "this process lives, but it is not the server");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -331,7 +331,7 @@ mod tests {
         }
 
         /// As if a server of this state folder were running there.
-        fn runs_at(&self, control: &str) {
+        fn runs_at(&self, control: &str) -> std::fs::File {
             let home = Home::at(self.0.join("home"));
             home.create().unwrap();
             std::fs::write(home.root().join("token"), "of-the-home\n").unwrap();
@@ -346,6 +346,7 @@ mod tests {
                 started: 0,
             };
             std::fs::write(home.server_file(), serde_json::to_vec(&addresses).unwrap()).unwrap();
+            std::fs::File::create(home.lock_file()).unwrap()
         }
     }
 
@@ -394,7 +395,7 @@ mod tests {
     #[test]
     fn the_own_server_gets_the_token_of_its_state_folder() {
         let folder = Folder::new();
-        folder.runs_at("127.0.0.1:7070");
+        let _lock = folder.runs_at("127.0.0.1:7070");
         let quiet = Sources { token: None, ..folder.sources() };
         for own in ["http://127.0.0.1:7070", "http://localhost:7070/"] {
             assert_eq!(sent(own, &Origin::Default, &quiet).unwrap().as_deref(), Some("of-the-home"), "{own}");
