@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 use slipway_core::ids;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use crate::batch::{Batcher, rows_of};
 use crate::manifest::{Manifest, SplitBy};
-use crate::runtime::{Model, Runtime, check_inputs, example};
-use crate::service::ResolvedModel;
+use crate::model::{ResolvedModel, model_file};
+use crate::runtime::{Model, Runtime, check_inputs, example, run_caught};
 use crate::stats::Stats;
 use crate::tensor::Tensor;
-use crate::{Error, manifest};
+use crate::{Error, joinable, manifest};
 
 /// A call that is expected to take less than this is computed on the thread that read it: handing it to another
 /// would cost more than it takes.
@@ -29,12 +30,14 @@ pub struct Loaded {
     /// What it did.
     pub stats: Stats,
     batcher: Option<Batcher>,
+    /// Why there is no batcher though the manifest asks for one.
+    pub(crate) not_batched: Option<String>,
     /// Nanoseconds a row takes, smoothed.
     row_ns: AtomicU64,
 }
 
 impl Loaded {
-    /// Loads and warms up.
+    /// Loads the model that is at `path` and warms it up.
     ///
     /// # Errors
     /// [`Error::Model`] when the file is no usable model.
@@ -45,15 +48,22 @@ impl Loaded {
         spec: &manifest::Spec,
         admitted: Arc<AtomicUsize>,
     ) -> Result<Self, Error> {
-        let file = crate::service::model_file(path)?;
-        let model = runtime.load(&file, concurrency(&spec.limits))?;
+        Ok(Self::new(runtime.load(&model_file(path)?)?, resolved, spec, admitted))
+    }
+
+    pub(crate) fn new(
+        model: Arc<dyn Model>,
+        resolved: ResolvedModel,
+        spec: &manifest::Spec,
+        admitted: Arc<AtomicUsize>,
+    ) -> Self {
         let inputs = example(model.inputs());
         // The first call allocates, the second tells how long a row takes. A model that cannot take zeros (one
         // that looks texts up, say) is loaded all the same.
         let mut row_ns = u64::MAX;
         for _ in 0..2 {
             let started = Instant::now();
-            match model.run(&inputs) {
+            match run_caught(model.as_ref(), &inputs) {
                 Ok(_) => row_ns = nanos(started.elapsed()),
                 Err(error) => {
                     tracing::debug!(%error, "the model does not take zeros");
@@ -61,13 +71,19 @@ impl Loaded {
                 }
             }
         }
-        let batcher = spec.batching.as_ref().map(|b| Batcher::start(Arc::clone(&model), b, admitted));
-        Ok(Self { model, resolved, stats: Stats::default(), batcher, row_ns: AtomicU64::new(row_ns) })
+        let (mut batcher, mut not_batched) = (None, None);
+        if let Some(batching) = &spec.batching {
+            match joinable::check(model.as_ref()) {
+                Ok(()) => batcher = Some(Batcher::start(Arc::clone(&model), batching, admitted)),
+                Err(why) => not_batched = Some(format!("requests are not batched: {why}")),
+            }
+        }
+        Self { model, resolved, stats: Stats::default(), batcher, not_batched, row_ns: AtomicU64::new(row_ns) }
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
         let started = Instant::now();
-        let result = self.model.run(inputs);
+        let result = run_caught(self.model.as_ref(), inputs);
         let row = nanos(started.elapsed()) / rows_of(inputs).max(1) as u64;
         let old = self.row_ns.load(Relaxed);
         let smoothed = if old == u64::MAX { row } else { old - old / 8 + row / 8 };
@@ -87,7 +103,7 @@ fn nanos(duration: Duration) -> u64 {
 fn concurrency(limits: &manifest::Limits) -> usize {
     match limits.concurrency {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
-        n => n,
+        n => n.min(Semaphore::MAX_PERMITS),
     }
 }
 
@@ -297,24 +313,45 @@ impl Deployment {
         if loaded.batcher.is_none() && loaded.is_quick(rows) {
             return loaded.run(&inputs).map(|outputs| (rows, outputs));
         }
+        let deadline = tokio::time::Instant::now().checked_add(limit).unwrap_or_else(far_future);
+        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let timed_out = || Error::Timeout { model: self.name().to_owned(), limit_ms };
+        let going_away = || Error::NotReady(format!("model '{}' is going away", self.name()));
         let work = async {
             if let Some(batcher) = &loaded.batcher {
-                return batcher.run(inputs).await;
+                return match batcher.run(inputs, deadline).await {
+                    Some(result) => result,
+                    None if tokio::time::Instant::now() >= deadline => Err(timed_out()),
+                    None => Err(going_away()),
+                };
             }
-            let slot = Arc::clone(&self.slots).acquire_owned().await;
-            let slot = slot.map_err(|_| Error::NotReady(format!("model '{}' is going away", self.name())))?;
+            let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| going_away())?;
             let loaded = Arc::clone(loaded);
-            let done = tokio::task::spawn_blocking(move || {
+            let computation = tokio::task::spawn_blocking(move || {
                 // The slot is held until the computation ends, even if its caller stopped waiting.
                 let _slot = slot;
                 loaded.run(&inputs)
             });
-            done.await.map_err(|e| Error::Model(format!("the model crashed: {e}")))?
+            let mut computation = NotStartedInVain(computation);
+            (&mut computation.0).await.map_err(|e| Error::Model(format!("the model crashed: {e}")))?
         };
-        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        let timed_out = |_| Error::Timeout { model: self.name().to_owned(), limit_ms };
-        tokio::time::timeout(limit, work).await.map_err(timed_out)?.map(|outputs| (rows, outputs))
+        let done = tokio::time::timeout_at(deadline, work).await.map_err(|_| timed_out())?;
+        done.map(|outputs| (rows, outputs))
     }
+}
+
+/// A computation that, if it still waits for a thread when its caller goes away, is not started. One that runs goes on to its end.
+struct NotStartedInVain<T>(JoinHandle<T>);
+
+impl<T> Drop for NotStartedInVain<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A deadline for a time limit too long to be added to the clock.
+fn far_future() -> tokio::time::Instant {
+    tokio::time::Instant::now() + Duration::from_secs(86_400)
 }
 
 /// FNV-1a with a final mix (MurmurHash3's `fmix64`): the same on every machine and in every version.
@@ -329,9 +366,10 @@ fn stable_hash(text: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ModelUri;
 
     fn split(a: u32, b: u32) -> Deployment {
-        let mut manifest = Manifest::single("m", "a.onnx");
+        let mut manifest = Manifest::single("m", ModelUri::Local("a.onnx".into()));
         let mut second = manifest.spec.models[0].clone();
         manifest.spec.models[0].weight = a;
         second.name = "b".into();

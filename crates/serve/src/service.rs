@@ -1,18 +1,19 @@
 //! All deployments: apply, split, roll back, follow moved aliases, answer.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use slipway_core::clock::now_ms;
 use slipway_store::Database;
-use tokio::sync::watch;
 
+use crate::body::{Bodies, BodyLimits};
 use crate::deployment::{Answer, Deployment, Loaded, Request, State, Variant};
 use crate::manifest::Manifest;
+use crate::model::{LocalPaths, ModelSource, ModelUri, ResolvedModel};
 pub use crate::repo::Revision;
 use crate::runtime::Runtime;
 use crate::stats::Snapshot;
@@ -23,39 +24,6 @@ const REMEMBERED: usize = 1000;
 
 /// How often a server that shares its database looks for changes that others made.
 const LOOK: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// Where models come from; the server hands in the registry.
-pub trait ModelSource: Send + Sync {
-    /// Says which model a URI means now.
-    ///
-    /// # Errors
-    /// Why it cannot, for people.
-    fn resolve(&self, uri: &str) -> Result<ResolvedModel, String>;
-    /// A file or folder of this machine with the model.
-    ///
-    /// # Errors
-    /// Why it cannot, for people.
-    fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> Fetching<'a>;
-    /// Changes when an alias or a version changed.
-    fn changes(&self) -> watch::Receiver<u64>;
-}
-
-/// A model on its way to this machine.
-pub type Fetching<'a> = Pin<Box<dyn Future<Output = Result<PathBuf, String>> + Send + 'a>>;
-
-/// A model and where it came from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ResolvedModel {
-    /// Registered name; empty outside a registry.
-    pub name: String,
-    /// Version; empty outside a registry.
-    pub version: String,
-    /// The run that made it; empty if unknown.
-    pub run_id: String,
-    /// The file, or the folder that holds it, in the words of whoever resolved it.
-    #[serde(skip)]
-    pub location: String,
-}
 
 /// A request that was answered.
 #[derive(Debug, Clone, Serialize)]
@@ -102,7 +70,7 @@ pub struct VariantStatus {
     pub weight: u32,
     /// `ready`, `loading` or `failed`.
     pub state: &'static str,
-    /// Why it failed, or why a newer version could not be loaded.
+    /// Why it failed, why a newer version could not be loaded, or why its requests are not batched though that was asked for.
     pub reason: Option<String>,
     /// Which model it is.
     pub model: Option<ResolvedModel>,
@@ -120,33 +88,11 @@ struct Inner {
     db: Database,
     runtime: Runtime,
     source: Arc<dyn ModelSource>,
+    bodies: Bodies,
     deployments: RwLock<BTreeMap<String, Arc<Deployment>>>,
     remembered: Mutex<VecDeque<Remembered>>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
-}
-
-/// The ONNX file of a model folder: `model.onnx`, or the only `.onnx` file in it or in `data/`.
-///
-/// # Errors
-/// [`Error::Model`] when there is none, or more than one.
-pub fn model_file(path: &Path) -> Result<PathBuf, Error> {
-    if path.is_file() {
-        return Ok(path.to_owned());
-    }
-    let mut found = Vec::new();
-    for folder in [path.to_owned(), path.join("data")] {
-        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-        found.extend(entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "onnx")));
-    }
-    if let Some(usual) = found.iter().find(|p| p.file_name().is_some_and(|n| n == "model.onnx")) {
-        return Ok(usual.clone());
-    }
-    match found.as_slice() {
-        [one] => Ok(one.clone()),
-        [] => Err(Error::Model(format!("there is no .onnx file in {}", path.display()))),
-        many => Err(Error::Model(format!("there are {} .onnx files in {}; name one", many.len(), path.display()))),
-    }
 }
 
 impl Gateway {
@@ -154,13 +100,19 @@ impl Gateway {
     ///
     /// # Errors
     /// The store's.
-    pub fn open(db: Database, runtime: Runtime, source: Arc<dyn ModelSource>) -> Result<Self, Error> {
+    pub fn open(
+        db: Database,
+        runtime: Runtime,
+        source: Arc<dyn ModelSource>,
+        bodies: BodyLimits,
+    ) -> Result<Self, Error> {
         let stored = db.read_now(repo::current)?;
         let gateway = Self {
             inner: Arc::new(Inner {
                 db,
                 runtime,
                 source,
+                bodies: Bodies::new(bodies),
                 deployments: RwLock::default(),
                 remembered: Mutex::default(),
                 changing: tokio::sync::Mutex::default(),
@@ -174,6 +126,11 @@ impl Gateway {
         }
         tokio::spawn(follow(gateway.clone()));
         Ok(gateway)
+    }
+
+    /// What receives the bodies of requests.
+    pub(crate) fn bodies(&self) -> &Bodies {
+        &self.inner.bodies
     }
 
     /// What runs the models.
@@ -197,6 +154,11 @@ impl Gateway {
     /// All deployments by name.
     pub fn deployments(&self) -> Vec<Arc<Deployment>> {
         self.inner.deployments.read().values().cloned().collect()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn insert(&self, deployment: Arc<Deployment>) {
+        self.inner.deployments.write().insert(deployment.name().to_owned(), deployment);
     }
 
     /// Answers a request and remembers which model it was.
@@ -231,15 +193,24 @@ impl Gateway {
         self.inner.remembered.lock().iter().rev().find(|r| r.id == id).cloned()
     }
 
-    /// Puts a manifest in force: loads its models first, then takes the traffic over, then stores it.
+    /// Puts a manifest in force: loads its models, stores it, then lets it take the traffic over.
     ///
     /// # Errors
-    /// [`Error::Manifest`]; [`Error::Model`] when a model cannot be loaded, and then nothing changed.
-    pub async fn apply(&self, manifest: Manifest, reason: &'static str) -> Result<Status, Error> {
+    /// [`Error::Manifest`]; [`Error::LocalPath`] for a local path that is not allowed; [`Error::Model`] when a model cannot be
+    /// loaded. Nothing changed then.
+    pub async fn apply(
+        &self,
+        manifest: Manifest,
+        reason: &'static str,
+        local_paths: LocalPaths,
+    ) -> Result<Status, Error> {
         manifest.check()?;
         let _one = self.inner.changing.lock().await;
         let name = manifest.metadata.name.clone();
         let before = self.inner.deployments.read().get(&name).cloned();
+        if local_paths == LocalPaths::Refused {
+            no_new_local_path(&manifest, before.as_deref())?;
+        }
         if let Some(before) = before.as_ref().filter(|b| b.manifest == manifest && b.is_ready()) {
             return Ok(status(before));
         }
@@ -260,14 +231,15 @@ impl Gateway {
     /// [`Error::NotFound`], [`Error::Manifest`].
     pub async fn split(&self, name: &str, weights: &[(String, u32)]) -> Result<Status, Error> {
         let manifest = self.deployment(name)?.manifest.with_weights(weights)?;
-        self.apply(manifest, "split").await
+        // The models are those of the deployment in force.
+        self.apply(manifest, "split", LocalPaths::Refused).await
     }
 
     /// Puts an earlier revision in force again, the one before this by default.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is none; as [`Gateway::apply`].
-    pub async fn rollback(&self, name: &str, to: Option<i64>) -> Result<Status, Error> {
+    pub async fn rollback(&self, name: &str, to: Option<i64>, local_paths: LocalPaths) -> Result<Status, Error> {
         let current = self.deployment(name)?;
         let history = self.history(name)?;
         // Going back from a rollback means the one before the revision that it restored.
@@ -286,7 +258,7 @@ impl Gateway {
         let target = target.ok_or_else(missing)?;
         let key = name.to_owned();
         let manifest = self.inner.db.read_now(|c| repo::manifest(c, &key, target))?.ok_or_else(missing)?;
-        self.apply(manifest, "rollback").await
+        self.apply(manifest, "rollback", local_paths).await
     }
 
     /// Takes a deployment away. Requests in flight are answered.
@@ -337,7 +309,7 @@ impl Gateway {
         let fresh = self.inner.source_of(&variant.spec.uri)?;
         match same.filter(|l| l.resolved == fresh) {
             Some(loaded) => *variant.state.write() = State::Ready(loaded),
-            None => self.load(&next.manifest, &next.admitted, variant, fresh).await?,
+            None => self.load(next, variant, fresh).await?,
         }
         Ok(())
     }
@@ -369,20 +341,15 @@ impl Gateway {
         }
     }
 
-    async fn load(
-        &self,
-        manifest: &Manifest,
-        admitted: &Arc<std::sync::atomic::AtomicUsize>,
-        variant: &Arc<Variant>,
-        resolved: ResolvedModel,
-    ) -> Result<(), Error> {
-        let path = self.inner.fetch(&resolved).await?;
-        let (runtime, spec, admitted) = (self.inner.runtime.clone(), manifest.spec.clone(), Arc::clone(admitted));
+    async fn load(&self, deployment: &Deployment, variant: &Variant, resolved: ResolvedModel) -> Result<(), Error> {
+        let path = self.inner.fetch(&variant.spec.uri, &resolved).await?;
+        let spec = deployment.manifest.spec.clone();
+        let (runtime, admitted) = (self.inner.runtime.clone(), Arc::clone(&deployment.admitted));
         let opened =
             tokio::task::spawn_blocking(move || Loaded::open(&runtime, resolved, &path, &spec, admitted)).await;
         let loaded = opened.map_err(|e| Error::Model(format!("loading crashed: {e}")))??;
         tracing::info!(
-            deployment = manifest.metadata.name,
+            deployment = deployment.name(),
             variant = variant.spec.name,
             version = loaded.resolved.version,
             "model loaded"
@@ -407,7 +374,7 @@ impl Gateway {
                     *variant.stale.write() = None;
                     continue;
                 }
-                if let Err(error) = self.load(&deployment.manifest, &deployment.admitted, variant, fresh).await {
+                if let Err(error) = self.load(&deployment, variant, fresh).await {
                     tracing::warn!(deployment = deployment.name(), variant = variant.spec.name, %error, "kept the old model");
                     *variant.stale.write() = Some(error.to_string());
                 }
@@ -417,28 +384,33 @@ impl Gateway {
 }
 
 impl Inner {
-    fn source_of(&self, uri: &str) -> Result<ResolvedModel, Error> {
-        if is_registered(uri) {
-            return self.source.resolve(uri).map_err(Error::Model);
+    fn source_of(&self, uri: &ModelUri) -> Result<ResolvedModel, Error> {
+        match uri {
+            ModelUri::Registered(uri) => self.source.resolve(uri).map_err(Error::Model),
+            ModelUri::Local(path) if path.exists() => Ok(ResolvedModel::local(path)),
+            ModelUri::Local(path) => Err(Error::Model(format!("there is no file {}", path.display()))),
         }
-        let location = uri.strip_prefix("file://").unwrap_or(uri).to_owned();
-        if !Path::new(&location).exists() {
-            return Err(Error::Model(format!("there is no file {location}")));
-        }
-        Ok(ResolvedModel { name: String::new(), version: String::new(), run_id: String::new(), location })
     }
 
-    async fn fetch(&self, model: &ResolvedModel) -> Result<PathBuf, Error> {
-        if is_registered(&model.location) {
-            return self.source.fetch(model).await.map_err(Error::Model);
+    /// A file or folder of this machine with the model. What the registry stored is for the registry alone to find.
+    async fn fetch(&self, uri: &ModelUri, model: &ResolvedModel) -> Result<PathBuf, Error> {
+        match uri {
+            ModelUri::Registered(_) => self.source.fetch(model).await.map_err(Error::Model),
+            ModelUri::Local(path) => Ok(path.clone()),
         }
-        Ok(PathBuf::from(&model.location))
     }
 }
 
-/// Whether a URI is for the registry to understand.
-fn is_registered(uri: &str) -> bool {
-    uri.split_once(":/").is_some_and(|(scheme, _)| matches!(scheme, "models" | "runs" | "mlflow-artifacts"))
+/// Refuses local paths that the deployment in force does not name, without looking whether they exist.
+fn no_new_local_path(manifest: &Manifest, before: Option<&Deployment>) -> Result<(), Error> {
+    let in_force = |uri: &ModelUri| before.is_some_and(|b| b.manifest.spec.models.iter().any(|m| m.uri == *uri));
+    let new = |uri: &ModelUri| matches!(uri, ModelUri::Local(_)) && !in_force(uri);
+    match manifest.spec.models.iter().find(|model| new(&model.uri)) {
+        None => Ok(()),
+        Some(model) => {
+            Err(Error::LocalPath { deployment: manifest.metadata.name.clone(), variant: model.name.clone() })
+        }
+    }
 }
 
 /// Refreshes whenever the registry changed; where others may change it and the deployments too, by looking.
@@ -463,7 +435,7 @@ async fn follow(gateway: Gateway) {
 }
 
 /// Requests in flight are counted over all revisions of a deployment.
-fn admitted_before(before: Option<&Deployment>) -> Arc<std::sync::atomic::AtomicUsize> {
+fn admitted_before(before: Option<&Deployment>) -> Arc<AtomicUsize> {
     before.map(|b| Arc::clone(&b.admitted)).unwrap_or_default()
 }
 
@@ -472,11 +444,14 @@ fn status(deployment: &Deployment) -> Status {
         let (state, reason, loaded) = match &*variant.state.read() {
             State::Loading => ("loading", None, None),
             State::Failed(why) => ("failed", Some(why.clone()), None),
-            State::Ready(loaded) => ("ready", variant.stale.read().clone(), Some(Arc::clone(loaded))),
+            State::Ready(loaded) => {
+                let reason = variant.stale.read().clone().or_else(|| loaded.not_batched.clone());
+                ("ready", reason, Some(Arc::clone(loaded)))
+            }
         };
         VariantStatus {
             name: variant.spec.name.clone(),
-            uri: variant.spec.uri.clone(),
+            uri: variant.spec.uri.to_string(),
             weight: variant.spec.weight,
             state,
             reason,
@@ -493,3 +468,6 @@ fn status(deployment: &Deployment) -> Status {
         manifest: deployment.manifest.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use slipway_serve::LocalPaths;
 use slipway_serve::manifest::Manifest;
 use slipway_serve::service::{Remembered, Revision, Status};
 use slipway_track::service::Lineage;
@@ -126,7 +127,7 @@ async fn deployment(State(p): State<Platform>, Path(name): Path<String>) -> Resu
 async fn apply(State(p): State<Platform>, body: Bytes) -> Result<Json<Status>, Failure> {
     let text = std::str::from_utf8(&body)
         .map_err(|e| slipway_serve::Error::Manifest(format!("the manifest is not UTF-8: {e}")))?;
-    Ok(Json(p.gateway.apply(Manifest::parse(text)?, "apply").await?))
+    Ok(Json(p.gateway.apply(Manifest::parse(text)?, "apply", LocalPaths::Refused).await?))
 }
 
 async fn remove(State(p): State<Platform>, Path(name): Path<String>) -> Result<StatusCode, Failure> {
@@ -157,7 +158,7 @@ struct Rollback {
 
 async fn rollback(State(p): State<Platform>, Path(name): Path<String>, body: Bytes) -> Result<Json<Status>, Failure> {
     let asked = if body.is_empty() { Rollback::default() } else { json_body(&body)? };
-    Ok(Json(p.gateway.rollback(&name, asked.to).await?))
+    Ok(Json(p.gateway.rollback(&name, asked.to, LocalPaths::Refused).await?))
 }
 
 async fn history(State(p): State<Platform>, Path(name): Path<String>) -> Result<Json<Vec<Revision>>, Failure> {

@@ -118,7 +118,12 @@ impl Platform {
         };
         let tracking = Tracking::open(database.clone(), objects).await?;
         let runtime = Runtime::choose(runtime, library.as_deref())?;
-        let gateway = Gateway::open(database.clone(), runtime, Arc::new(Registry(tracking.clone())))?;
+        let gateway = Gateway::open(
+            database.clone(),
+            runtime,
+            Arc::new(Registry(tracking.clone())),
+            slipway_serve::BodyLimits::default(),
+        )?;
         Ok(Self {
             tracking,
             gateway,
@@ -173,6 +178,6 @@ impl Platform {
 
     /// The inference gateway, gRPC.
     pub fn grpc_router(&self) -> Router {
-        tonic::service::Routes::new(slipway_serve::grpc::service(self.gateway.clone())).into_axum_router()
+        slipway_serve::grpc::router(self.gateway.clone())
     }
 }

@@ -5,6 +5,8 @@
 #[rustfmt::skip]
 pub mod inference;
 
+mod receive;
+
 use std::collections::HashMap;
 
 use inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
@@ -26,8 +28,14 @@ use crate::http::{EXTENSIONS, index_entries, load_model, versions};
 use crate::tensor::{Data, DataType, Tensor, TensorSpec, elements};
 use crate::{Error, Gateway};
 
-/// Bytes of one message; deployments may allow less.
+/// Bytes of one message; [`receive`] allows what the deployment does.
 const MESSAGE_LIMIT: usize = 1 << 30;
+
+/// The service behind the limits for bodies.
+pub fn router(gateway: Gateway) -> axum::Router {
+    let limits = axum::middleware::from_fn_with_state(gateway.clone(), receive::receive);
+    tonic::service::Routes::new(service(gateway)).into_axum_router().layer(limits)
+}
 
 /// The service, to be served by tonic.
 pub fn service(gateway: Gateway) -> GrpcInferenceServiceServer<Service> {
@@ -136,7 +144,7 @@ impl Service {
         asked: ModelInferRequest,
     ) -> Result<Response<ModelInferResponse>, Error> {
         let deployment = self.gateway.deployment(&asked.model_name)?;
-        let limit = deployment.manifest.spec.limits.max_body_mb << 20;
+        let limit = deployment.manifest.spec.limits.max_body();
         if prost::Message::encoded_len(&asked) > limit {
             return Err(Error::TooLarge(limit));
         }
@@ -239,3 +247,6 @@ fn from_contents(c: InferTensorContents, datatype: DataType, tensor: &str) -> Re
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,19 @@ pub trait Model: Send + Sync {
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error>;
 }
 
+/// Runs a model; a panic in it is this call's error.
+///
+/// # Errors
+/// The model's, and [`Error::Model`] for a panic.
+pub(crate) fn run_caught(model: &dyn Model, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    // A model that panicked keeps no half-done state: `run` takes it by shared reference, and what it computed is dropped.
+    let run = std::panic::AssertUnwindSafe(|| model.run(inputs));
+    std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Err(Error::Model(format!("the model crashed: {}", text.unwrap_or("no reason was given"))))
+    })
+}
+
 /// Which runtime runs the models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Preference {
@@ -96,13 +109,13 @@ impl Runtime {
         if self.ort.is_some() { "onnx_onnxruntime" } else { "onnx_tract" }
     }
 
-    /// Loads the ONNX file at `path`, ready for `threads` calls at once.
+    /// Loads the ONNX file at `path`. It is in memory once, however many calls run at once.
     ///
     /// # Errors
     /// [`Error::Model`] when it is no usable model.
-    pub fn load(&self, path: &Path, threads: usize) -> Result<Arc<dyn Model>, Error> {
+    pub fn load(&self, path: &Path) -> Result<Arc<dyn Model>, Error> {
         let model: Arc<dyn Model> = match &self.ort {
-            Some(ort) => Arc::new(ort.open(path, threads)?),
+            Some(ort) => Arc::new(ort.open(path)?),
             None => Arc::new(tract::TractModel::open(path)?),
         };
         Ok(model)
@@ -110,7 +123,7 @@ impl Runtime {
 }
 
 /// Places where a libonnxruntime is usually found, best first.
-fn find_library() -> Option<PathBuf> {
+pub(crate) fn find_library() -> Option<PathBuf> {
     let mut folders: Vec<PathBuf> = Vec::new();
     if let Some(environment) = std::env::var_os("VIRTUAL_ENV") {
         let lib = PathBuf::from(environment).join("lib");
