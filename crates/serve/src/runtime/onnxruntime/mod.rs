@@ -155,3 +155,6 @@ fn take(value: &DynValue, datatype: DataType) -> Result<(Vec<usize>, Data), Erro
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
