@@ -123,8 +123,11 @@ impl Bodies {
             return Err(Error::TooLarge(most));
         }
         loop {
-            let slow = received.reservation.bytes / self.limits.min_rate.max(1);
-            let deadline = started + self.limits.grace + Duration::from_secs(slow as u64);
+            if body.is_end_stream() {
+                return Ok(received);
+            }
+            let seconds = received.reservation.bytes / self.limits.min_rate.max(1);
+            let deadline = started + self.limits.grace + Duration::from_secs(seconds as u64);
             // The timer is set only where the next frame is not there yet.
             let next = timeout_at(deadline, body.frame()).await.map_err(|_| Error::SlowBody)?;
             let Some(frame) = next else { return Ok(received) };

@@ -1,4 +1,4 @@
-//! One deployment: its models, their weights, limits, and the way of a request through it.
+//! One deployment: picks the model for a request, and computes it within the limits of queue and time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -17,22 +17,22 @@ use crate::stats::Stats;
 use crate::tensor::Tensor;
 use crate::{Error, joinable, manifest};
 
-/// A call that is expected to take less than this is computed on the thread that read it: handing it to another
-/// would cost more than it takes.
+/// A call that is expected to take less than this is computed on the thread that read the request, since handing it to another
+/// thread would cost more than the call.
 const INLINE: Duration = Duration::from_micros(400);
 
 /// A model that was loaded for one version.
 pub struct Loaded {
     /// The model.
     pub model: Arc<dyn Model>,
-    /// Which one it is.
+    /// Which version of which registered model it is.
     pub resolved: ResolvedModel,
-    /// What it did.
+    /// Its request counters and latencies.
     pub stats: Stats,
     batcher: Option<Batcher>,
     /// Why there is no batcher though the manifest asks for one.
     pub(crate) not_batched: Option<String>,
-    /// Nanoseconds a row takes, smoothed.
+    /// Nanoseconds that a row takes, exponentially smoothed; `u64::MAX` until the first call.
     row_ns: AtomicU64,
 }
 
@@ -112,7 +112,7 @@ fn concurrency(limits: &manifest::Limits) -> usize {
 pub enum State {
     /// Being loaded for the first time.
     Loading,
-    /// Answers.
+    /// Answers requests.
     Ready(Arc<Loaded>),
     /// Could not be loaded.
     Failed(String),
@@ -122,7 +122,7 @@ pub enum State {
 pub struct Variant {
     /// Its manifest.
     pub spec: manifest::Variant,
-    /// What it is doing.
+    /// Whether it can answer.
     pub state: RwLock<State>,
     /// Why the newest version of a moved alias could not be loaded; the one before goes on answering.
     pub stale: RwLock<Option<String>>,
@@ -142,13 +142,13 @@ impl Variant {
 pub struct Deployment {
     /// Its manifest.
     pub manifest: Manifest,
-    /// How often it was changed.
+    /// The number of its revision in the store.
     pub revision: i64,
     /// Its models, in the manifest's order.
     pub variants: Vec<Arc<Variant>>,
-    /// Requests waiting or computed; outlives a change of the manifest.
+    /// Requests that are waiting or being computed; shared with the revisions before and after.
     pub admitted: Arc<AtomicUsize>,
-    /// Slow calls computed at once.
+    /// One permit for each slow call that may be computed at once.
     slots: Arc<Semaphore>,
 }
 
@@ -332,7 +332,7 @@ impl Deployment {
                 let _slot = slot;
                 loaded.run(&inputs)
             });
-            let mut computation = NotStartedInVain(computation);
+            let mut computation = CancelOnDrop(computation);
             (&mut computation.0).await.map_err(|e| Error::Model(format!("the model crashed: {e}")))?
         };
         let done = tokio::time::timeout_at(deadline, work).await.map_err(|_| timed_out())?;
@@ -340,10 +340,10 @@ impl Deployment {
     }
 }
 
-/// A computation that, if it still waits for a thread when its caller goes away, is not started. One that runs goes on to its end.
-struct NotStartedInVain<T>(JoinHandle<T>);
+/// Cancels a computation that still waits for a thread when its caller goes away. One that has started runs to its end.
+struct CancelOnDrop<T>(JoinHandle<T>);
 
-impl<T> Drop for NotStartedInVain<T> {
+impl<T> Drop for CancelOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
     }

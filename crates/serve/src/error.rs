@@ -44,7 +44,7 @@ pub enum Error {
     LocalPath {
         /// The deployment.
         deployment: String,
-        /// Its model, by its name in the manifest. The path stays unsaid and unlooked at.
+        /// The model's name in the manifest. The message leaves the path out, and nobody looked whether it exists.
         variant: String,
     },
     /// The model cannot be loaded or run.

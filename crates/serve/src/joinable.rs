@@ -106,7 +106,10 @@ mod tests {
     use super::*;
     use crate::testing::{FakeModel, floats, onnx};
 
-    fn verdict(shape: &[i64], run: fn(&[f32], usize) -> (Vec<usize>, Vec<f32>)) -> Result<(), String> {
+    type Output = (Vec<usize>, Vec<f32>);
+
+    /// The verdict on a model of one input: `run` gets its values and its rows, and gives the output's shape and values.
+    fn verdict(shape: &[i64], run: fn(&[f32], usize) -> Output) -> Result<(), String> {
         let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: shape.to_vec() };
         let model = FakeModel::with_specs(vec![spec], move |inputs| {
             let (shape, values) = run(floats(&inputs[0]), inputs[0].shape[0]);
@@ -115,7 +118,7 @@ mod tests {
         check(model.as_ref())
     }
 
-    fn each(v: &[f32], rows: usize) -> (Vec<usize>, Vec<f32>) {
+    fn each(v: &[f32], rows: usize) -> Output {
         (vec![rows, 2], v.iter().map(|x| x * 2.0).collect())
     }
 

@@ -1,4 +1,4 @@
-//! All deployments: apply, split, roll back, follow moved aliases, answer.
+//! All deployments: apply, split, roll back, remove; reload a model when its alias moves; answer requests.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -19,11 +19,11 @@ use crate::runtime::Runtime;
 use crate::stats::Snapshot;
 use crate::{Error, repo};
 
-/// Requests remembered for `slipway show --lineage` and the UI.
+/// Number of answered requests that are kept in memory for `slipway show --lineage` and the UI.
 const REMEMBERED: usize = 1000;
 
-/// How often a server that shares its database looks for changes that others made.
-const LOOK: std::time::Duration = std::time::Duration::from_secs(1);
+/// How often a server that shares its database polls it for changes that other servers made.
+const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A request that was answered.
 #[derive(Debug, Clone, Serialize)]
@@ -42,7 +42,7 @@ pub struct Remembered {
     pub took_us: u64,
 }
 
-/// A deployment for people: what it serves and how it does.
+/// State of a deployment, as the API shows it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
     /// Its name.
@@ -51,7 +51,7 @@ pub struct Status {
     pub revision: i64,
     /// Whether all models with traffic answer.
     pub ready: bool,
-    /// Requests waiting or computed now.
+    /// Requests that are waiting or being computed now.
     pub in_flight: usize,
     /// Its manifest.
     pub manifest: Manifest,
@@ -59,7 +59,7 @@ pub struct Status {
     pub variants: Vec<VariantStatus>,
 }
 
-/// A model of a deployment for people.
+/// State of one model of a deployment, as the API shows it.
 #[derive(Debug, Clone, Serialize)]
 pub struct VariantStatus {
     /// Its name in the deployment.
@@ -74,7 +74,7 @@ pub struct VariantStatus {
     pub reason: Option<String>,
     /// Which model it is.
     pub model: Option<ResolvedModel>,
-    /// What it did.
+    /// Its request counters and latencies.
     pub stats: Snapshot,
 }
 
@@ -91,12 +91,12 @@ struct Inner {
     bodies: Bodies,
     deployments: RwLock<BTreeMap<String, Arc<Deployment>>>,
     remembered: Mutex<VecDeque<Remembered>>,
-    /// One change at a time.
+    /// Held while deployments are changed, so that changes happen one after another.
     changing: tokio::sync::Mutex<()>,
 }
 
 impl Gateway {
-    /// The gateway with the deployments that the store holds; they are loaded in the background.
+    /// Opens the gateway with the deployments that the store holds; their models are loaded in the background.
     ///
     /// # Errors
     /// The store's.
@@ -216,7 +216,7 @@ impl Gateway {
         }
         let mut next = Deployment::new(manifest, 0, admitted_before(before.as_deref()));
         for variant in &next.variants {
-            self.ready(&next, variant, before.as_deref()).await?;
+            self.load_or_reuse(&next, variant, before.as_deref()).await?;
         }
         let (stored, kept) = (next.manifest.clone(), name.clone());
         next.revision = self.inner.db.write(move |c| repo::add(c, &kept, Some(&stored), now_ms(), reason)).await?;
@@ -282,12 +282,12 @@ impl Gateway {
         self.inner.db.read_now(|c| repo::history(c, name))
     }
 
-    /// How all deployments do.
+    /// State of all deployments.
     pub fn statuses(&self) -> Vec<Status> {
         self.deployments().iter().map(|d| status(d)).collect()
     }
 
-    /// How one deployment does.
+    /// State of one deployment.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -295,8 +295,13 @@ impl Gateway {
         Ok(status(self.deployment(name)?.as_ref()))
     }
 
-    /// Gives a variant its model. One that is loaded already, with the same settings, goes on as it is, statistics included.
-    async fn ready(&self, next: &Deployment, variant: &Arc<Variant>, before: Option<&Deployment>) -> Result<(), Error> {
+    /// Gives a variant its model. A model that is loaded already with the same settings is reused, statistics included.
+    async fn load_or_reuse(
+        &self,
+        next: &Deployment,
+        variant: &Arc<Variant>,
+        before: Option<&Deployment>,
+    ) -> Result<(), Error> {
         let same = before
             .filter(|b| {
                 b.manifest.spec.batching == next.manifest.spec.batching
@@ -314,15 +319,15 @@ impl Gateway {
         Ok(())
     }
 
-    /// Does as the store says, where another server changed it: what is new is loaded before it takes the traffic over.
-    async fn take_over(&self, stored: Vec<(Manifest, i64)>) {
+    /// Applies changes that another server stored. New models are loaded before they take traffic over.
+    async fn apply_stored(&self, stored: Vec<(Manifest, i64)>) {
         let _one = self.inner.changing.lock().await;
         let names: Vec<_> = stored.iter().map(|(manifest, _)| manifest.metadata.name.clone()).collect();
         self.inner.deployments.write().retain(|name, _| names.contains(name));
         for (manifest, revision) in stored {
             let name = manifest.metadata.name.clone();
             let before = self.inner.deployments.read().get(&name).cloned();
-            // What this server changed itself since the store was read is newer.
+            // This server may have changed the deployment itself after the store was read; its own revision is newer then.
             if before.as_ref().is_some_and(|b| b.revision >= revision) {
                 continue;
             }
@@ -334,7 +339,7 @@ impl Gateway {
 
     async fn load_all(&self, deployment: &Deployment, before: Option<&Deployment>) {
         for variant in &deployment.variants {
-            if let Err(error) = self.ready(deployment, variant, before).await {
+            if let Err(error) = self.load_or_reuse(deployment, variant, before).await {
                 tracing::warn!(deployment = deployment.name(), variant = variant.spec.name, %error, "not loaded");
                 *variant.state.write() = State::Failed(error.to_string());
             }
@@ -359,8 +364,8 @@ impl Gateway {
         Ok(())
     }
 
-    /// Loads what moved aliases point to now; the old model answers until the new one is ready.
-    async fn refresh(&self) {
+    /// Loads the models that moved aliases point to now. The old model answers until the new one is ready.
+    async fn reload_moved(&self) {
         for deployment in self.deployments() {
             for variant in &deployment.variants {
                 let fresh = match self.inner.source_of(&variant.spec.uri) {
@@ -413,28 +418,29 @@ fn no_new_local_path(manifest: &Manifest, before: Option<&Deployment>) -> Result
     }
 }
 
-/// Refreshes whenever the registry changed; where others may change it and the deployments too, by looking.
+/// Reloads models whenever the registry changes. With a shared database, where other servers change the registry and the
+/// deployments too, it polls.
 async fn follow(gateway: Gateway) {
     let mut changes = gateway.inner.source.changes();
     if !gateway.inner.db.is_shared() {
         while changes.changed().await.is_ok() {
-            gateway.refresh().await;
+            gateway.reload_moved().await;
         }
         return;
     }
     loop {
-        if let Ok(Err(_)) = tokio::time::timeout(LOOK, changes.changed()).await {
+        if let Ok(Err(_)) = tokio::time::timeout(POLL_INTERVAL, changes.changed()).await {
             return;
         }
         match gateway.inner.db.read(repo::current).await {
-            Ok(stored) => gateway.take_over(stored).await,
-            Err(error) => tracing::warn!(%error, "the deployments cannot be looked at; they stay as they are"),
+            Ok(stored) => gateway.apply_stored(stored).await,
+            Err(error) => tracing::warn!(%error, "the stored deployments cannot be read; those in force stay"),
         }
-        gateway.refresh().await;
+        gateway.reload_moved().await;
     }
 }
 
-/// Requests in flight are counted over all revisions of a deployment.
+/// The counter of requests in flight, which all revisions of a deployment share.
 fn admitted_before(before: Option<&Deployment>) -> Arc<AtomicUsize> {
     before.map(|b| Arc::clone(&b.admitted)).unwrap_or_default()
 }

@@ -31,7 +31,7 @@ use crate::{Error, Gateway};
 /// Bytes of one message; [`receive`] allows what the deployment does.
 const MESSAGE_LIMIT: usize = 1 << 30;
 
-/// The service behind the limits for bodies.
+/// The service as a router, behind the limits for request bodies.
 pub fn router(gateway: Gateway) -> axum::Router {
     let limits = axum::middleware::from_fn_with_state(gateway.clone(), receive::receive);
     tonic::service::Routes::new(service(gateway)).into_axum_router().layer(limits)
@@ -44,7 +44,7 @@ pub fn service(gateway: Gateway) -> GrpcInferenceServiceServer<Service> {
         .max_encoding_message_size(MESSAGE_LIMIT)
 }
 
-/// The protocol on top of the gateway.
+/// Implements the protocol's service with the gateway.
 pub struct Service {
     gateway: Gateway,
 }

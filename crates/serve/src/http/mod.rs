@@ -56,7 +56,7 @@ fn reply(body: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
-/// A server without deployments is ready for them.
+/// A server without deployments is ready: there is nothing to wait for.
 async fn server_ready(State(g): State<Gateway>) -> StatusCode {
     let ready = g.deployments().iter().all(|d| d.is_ready());
     if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
@@ -168,7 +168,7 @@ async fn answer(
             return Err(error);
         }
     };
-    // The memory counts as used until the answer is there, since the tensors take the body's place.
+    // The memory counts as used until the request is answered, because the tensors take the place of the body.
     let (body, _reservation) = received.into_bytes();
     let json_length = match headers.get(&JSON_LENGTH) {
         None => None,
@@ -212,7 +212,7 @@ async fn answer(
     Ok(response)
 }
 
-/// State names of the repository extension.
+/// Name, version, state and reason of every model, as the model repository extension lists them.
 pub(crate) fn index_entries(g: &Gateway, ready_only: bool) -> Vec<(String, String, &'static str, String)> {
     let mut entries = Vec::new();
     for status in g.statuses() {

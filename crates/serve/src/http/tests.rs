@@ -209,3 +209,22 @@ async fn inputs_that_do_not_fit_the_model_are_refused() {
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(body.contains("unexpected input 'x'; the model takes 'a', 'b'"), "{body}");
 }
+
+#[tokio::test]
+async fn a_client_that_sends_too_much_gets_to_read_why() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let world = world(BodyLimits::default()).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = router(world.gateway.clone());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+    // Much more than the buffers of both ends hold, so that the client can only go on if the server reads.
+    let length = 32 * MIB;
+    let head = format!("POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.write_all(&vec![b' '; length]).await.unwrap();
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+}

@@ -11,9 +11,9 @@ use crate::tensor::{Data, Tensor, TensorSpec};
 
 /// A loaded model. `run` may be called from several threads at once.
 pub trait Model: Send + Sync {
-    /// What it takes.
+    /// Names, types and shapes of its inputs.
     fn inputs(&self) -> &[TensorSpec];
-    /// What it gives.
+    /// Names, types and shapes of its outputs.
     fn outputs(&self) -> &[TensorSpec];
     /// Computes the outputs. Inputs were checked against [`Model::inputs`] and stand in that order.
     ///
@@ -22,12 +22,12 @@ pub trait Model: Send + Sync {
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error>;
 }
 
-/// Runs a model; a panic in it is this call's error.
+/// Runs a model and turns a panic in it into an error of this call.
 ///
 /// # Errors
 /// The model's, and [`Error::Model`] for a panic.
 pub(crate) fn run_caught(model: &dyn Model, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
-    // A model that panicked keeps no half-done state: `run` takes it by shared reference, and what it computed is dropped.
+    // Asserting unwind safety is right: `run` takes the model by shared reference, so a panic leaves no half-written state behind.
     let run = std::panic::AssertUnwindSafe(|| model.run(inputs));
     std::panic::catch_unwind(run).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
