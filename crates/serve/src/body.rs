@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout_at};
 
@@ -113,7 +114,8 @@ impl Bodies {
         body: &mut Body,
         limit: impl Fn(&[u8]) -> Result<usize, Error>,
     ) -> Result<Received<'_>, Error> {
-        let started = Instant::now();
+        // The clock starts when something is waited for; most bodies are there at once.
+        let mut started: Option<Instant> = None;
         let mut received =
             Received { first: Bytes::new(), rest: Vec::new(), reservation: Reservation { used: &self.used, bytes: 0 } };
         // A limit that does not depend on the first frame is checked before anything is waited for.
@@ -126,10 +128,15 @@ impl Bodies {
             if body.is_end_stream() {
                 return Ok(received);
             }
-            let seconds = received.reservation.bytes / self.limits.min_rate.max(1);
-            let deadline = started + self.limits.grace + Duration::from_secs(seconds as u64);
-            // The timer is set only where the next frame is not there yet.
-            let next = timeout_at(deadline, body.frame()).await.map_err(|_| Error::SlowBody)?;
+            let next = match body.frame().now_or_never() {
+                Some(next) => next,
+                None => {
+                    let seconds = received.reservation.bytes / self.limits.min_rate.max(1);
+                    let allowed = self.limits.grace + Duration::from_secs(seconds as u64);
+                    let deadline = *started.get_or_insert_with(Instant::now) + allowed;
+                    timeout_at(deadline, body.frame()).await.map_err(|_| Error::SlowBody)?
+                }
+            };
             let Some(frame) = next else { return Ok(received) };
             let frame =
                 frame.map_err(|e| Error::Invalid(format!("the request body cannot be read: {}", innermost(&e))))?;

@@ -367,6 +367,7 @@ fn stable_hash(text: &str) -> u64 {
 mod tests {
     use super::*;
     use crate::ModelUri;
+    use crate::testing::{FakeModel, World, manifest, row};
 
     fn split(a: u32, b: u32) -> Deployment {
         let mut manifest = Manifest::single("m", ModelUri::Local("a.onnx".into()));
@@ -387,6 +388,36 @@ mod tests {
         assert_eq!(share, count(&deployment));
         assert_eq!(count(&split(100, 0)), 0);
         assert_eq!(count(&split(0, 100)), 10_000);
+    }
+
+    #[test]
+    fn a_computation_that_waits_for_a_thread_is_not_started_when_its_caller_goes_away() {
+        let one_thread = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
+        one_thread.unwrap().block_on(async {
+            let world = World::new();
+            let (model, gate) = FakeModel::gated();
+            let mut manifest = manifest();
+            manifest.spec.limits.concurrency = 4;
+            let deployment = world.insert(manifest, model.clone());
+            let ask = |value| {
+                let deployment = Arc::clone(&deployment);
+                let request = Request { inputs: row(value), ..Request::default() };
+                tokio::spawn(async move { deployment.infer(request).await.is_ok() })
+            };
+            let first = ask(1.0);
+            gate.entered().await;
+            let gone = ask(2.0);
+            while deployment.slots.available_permits() > 2 {
+                tokio::task::yield_now().await;
+            }
+            gone.abort();
+            assert!(gone.await.unwrap_err().is_cancelled());
+            let third = ask(3.0);
+            gate.open();
+            assert!(first.await.unwrap() && third.await.unwrap());
+            assert_eq!(model.seen().into_iter().filter(|v| *v != 0.0).collect::<Vec<_>>(), [1.0, 3.0]);
+            assert_eq!(deployment.slots.available_permits(), 4);
+        });
     }
 
     #[tokio::test]
