@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
+use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
@@ -181,9 +182,10 @@ fn innermost(error: &axum::Error) -> &dyn std::error::Error {
     error
 }
 
-/// Reads what is left of a refused body in the background and throws it away; the request is answered meanwhile.
-pub(crate) fn discard(mut body: Body) {
-    if body.is_end_stream() {
+/// Reads what is left of a refused body in the background and throws it away; the request is answered meanwhile. A client that
+/// asks before it sends (`Expect: 100-continue`) will not send the body, so nothing is read then.
+pub(crate) fn discard(headers: &HeaderMap, mut body: Body) {
+    if body.is_end_stream() || headers.contains_key(header::EXPECT) {
         return;
     }
     tokio::spawn(async move {

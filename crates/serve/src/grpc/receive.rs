@@ -25,7 +25,7 @@ pub(super) async fn receive(State(gateway): State<Gateway>, request: Request, ne
             next.run(Request::from_parts(parts, body)).await
         }
         Err(error) => {
-            discard(body);
+            discard(&parts.headers, body);
             Status::from(error).into_http::<Body>()
         }
     }

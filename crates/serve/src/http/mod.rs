@@ -164,7 +164,7 @@ async fn answer(
     let (deployment, received) = match receive(g, name, headers, &mut body).await {
         Ok(received) => received,
         Err(error) => {
-            body::discard(body);
+            body::discard(headers, body);
             return Err(error);
         }
     };
@@ -231,11 +231,11 @@ pub(crate) fn index_entries(g: &Gateway, ready_only: bool) -> Vec<(String, Strin
     entries
 }
 
-async fn index(State(g): State<Gateway>, mut body: Body) -> Result<Response, Error> {
+async fn index(State(g): State<Gateway>, headers: HeaderMap, mut body: Body) -> Result<Response, Error> {
     let (body, _reservation) = match g.bodies().read(&mut body, body::SMALL).await {
         Ok(received) => received.into_bytes(),
         Err(error) => {
-            body::discard(body);
+            body::discard(&headers, body);
             return Err(error);
         }
     };

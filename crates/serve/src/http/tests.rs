@@ -218,13 +218,19 @@ async fn a_client_that_sends_too_much_gets_to_read_why() {
     let address = listener.local_addr().unwrap();
     let app = router(world.gateway.clone());
     tokio::spawn(async move { axum::serve(listener, app).await });
+    let mut answer = [0; 12];
+    // A client that asks first is told at once.
+    let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = "POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 2000000\r\nexpect: 100-continue\r\n\r\n";
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
     let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
     // Much more than the buffers of both ends hold, so that the client can only go on if the server reads.
     let length = 32 * MIB;
     let head = format!("POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
     client.write_all(head.as_bytes()).await.unwrap();
     client.write_all(&vec![b' '; length]).await.unwrap();
-    let mut answer = [0; 12];
     client.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 413");
 }

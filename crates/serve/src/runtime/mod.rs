@@ -1,5 +1,6 @@
 //! Models in process: ONNX Runtime when a library is found, tract otherwise.
 
+mod external_data;
 mod onnxruntime;
 mod tract;
 
@@ -112,8 +113,9 @@ impl Runtime {
     /// Loads the ONNX file at `path`. It is in memory once, however many calls run at once.
     ///
     /// # Errors
-    /// [`Error::Model`] when it is no usable model.
+    /// [`Error::Model`] when it is no usable model, or takes weights from files outside its folder.
     pub fn load(&self, path: &Path) -> Result<Arc<dyn Model>, Error> {
+        external_data::check(path)?;
         let model: Arc<dyn Model> = match &self.ort {
             Some(ort) => Arc::new(ort.open(path)?),
             None => Arc::new(tract::TractModel::open(path)?),

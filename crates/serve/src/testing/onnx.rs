@@ -84,3 +84,46 @@ pub(crate) fn layers(size: u64, depth: usize) -> Vec<u8> {
     let rows = [Err("n"), Ok(size)];
     model(&nodes, &[weights], &[value("x", &rows)], &[value("y", &rows)])
 }
+
+/// Where a model may hold a tensor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place {
+    Initializer,
+    Attribute,
+    /// An attribute within the subgraph of another attribute.
+    Subgraph,
+    Function,
+    SparseInitializer,
+}
+
+impl Place {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Initializer, Self::Attribute, Self::Subgraph, Self::Function, Self::SparseInitializer];
+}
+
+/// y = x · the number in the file at `location`; such a model works with the initializer only.
+pub(crate) fn scale_by_file(location: &str, place: Place) -> Vec<u8> {
+    let entry = [bytes(1, "location"), bytes(2, location)].concat();
+    let tensor = [number(1, 1), number(2, 1), bytes(8, "factor"), bytes(13, entry), number(14, 1)].concat();
+    let attribute = [bytes(1, "value"), bytes(5, &tensor), number(20, 4)].concat();
+    let constant = |attribute: &[u8]| node("Constant", &[], "factor", &[attribute.to_vec()]);
+    let multiply = node("Mul", &["x", "factor"], "y", &[]);
+    let (nodes, constants) = match place {
+        Place::Initializer => (vec![multiply], vec![tensor.clone()]),
+        Place::Attribute => (vec![constant(&attribute), multiply], vec![]),
+        Place::Subgraph => {
+            let graph = bytes(6, bytes(1, constant(&attribute)));
+            (vec![constant(&[bytes(1, "body"), graph, number(20, 5)].concat()), multiply], vec![])
+        }
+        Place::Function | Place::SparseInitializer => (vec![multiply], vec![]),
+    };
+    let rows = [Err("n"), Ok(2)];
+    let mut model = model(&nodes, &constants, &[value("x", &rows)], &[value("y", &rows)]);
+    match place {
+        Place::Function => model.extend(bytes(25, bytes(7, constant(&attribute)))),
+        // A message that stands twice is merged: this is one more field of the graph.
+        Place::SparseInitializer => model.extend(bytes(7, bytes(15, bytes(1, &tensor)))),
+        _ => {}
+    }
+    model
+}

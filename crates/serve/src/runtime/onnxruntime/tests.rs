@@ -38,8 +38,9 @@ fn a_model_is_in_memory_once_however_many_threads_run_it() {
         }
     });
     let grown = resident().saturating_sub(before);
-    // Once as read and once as packed for the kernels, with room for allocators; a session for each of 16 threads takes 16 times as much.
-    assert!(grown < 4 * weights, "{grown} bytes for {weights} of weights");
+    // Once as read and once as packed for the kernels, with room for allocators and for tests that run beside this one. A session
+    // for each of 16 threads took 48 times the weights.
+    assert!(grown < 8 * weights, "{grown} bytes for {weights} of weights");
 }
 
 #[test]
