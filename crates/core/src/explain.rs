@@ -375,6 +375,21 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Send fewer rows a request, or raise `max_body_mb` in the deployment.",
     },
     Topic {
+        code: "serve.body_memory",
+        meaning: "The requests that are being answered take all the memory that the gateway allows their bodies, so one more was turned away.",
+        remedy: "Send again after the Retry-After time, send smaller bodies, or add replicas.",
+    },
+    Topic {
+        code: "serve.slow_body",
+        meaning: "The request body arrived too slowly, so the gateway stopped waiting for the rest of it.",
+        remedy: "Send the body at once after the headers; over a slow connection send fewer rows a request.",
+    },
+    Topic {
+        code: "serve.local_path",
+        meaning: "The deployment names a model by a path of the server's machine, which only that machine's owner may do.",
+        remedy: "Register the model and deploy `models:/NAME@ALIAS`, or run `slipway deploy apply` on the server's own machine as its owner.",
+    },
+    Topic {
         code: "serve.model",
         meaning: "The model file cannot be loaded or run.",
         remedy: "Check it with `python -c 'import onnx; onnx.checker.check_model(\"model.onnx\")'`; `slipway doctor` names the runtime.",

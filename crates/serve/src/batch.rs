@@ -8,19 +8,33 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::Error;
 use crate::manifest::Batching;
-use crate::runtime::Model;
+use crate::runtime::{Model, run_caught};
 use crate::tensor::Tensor;
 
 struct Job {
     inputs: Vec<Tensor>,
+    /// When its caller stops waiting.
+    deadline: Instant,
     reply: oneshot::Sender<Result<Vec<Tensor>, Error>>,
 }
 
+impl Job {
+    /// Whether anybody still waits for the answer.
+    fn is_wanted(&self) -> bool {
+        !self.reply.is_closed() && Instant::now() < self.deadline
+    }
+
+    fn answer(self, result: Result<Vec<Tensor>, Error>) {
+        let _ = self.reply.send(result); // fails when the caller stopped waiting in the meantime
+    }
+}
+
 /// Collects requests for one loaded model.
-pub struct Batcher {
+pub(crate) struct Batcher {
     queue: mpsc::Sender<Job>,
 }
 
@@ -28,22 +42,19 @@ impl Batcher {
     /// Starts the collector; it ends when the batcher is dropped.
     ///
     /// `admitted` counts the deployment's requests that are waiting or computed.
-    pub fn start(model: Arc<dyn Model>, settings: &Batching, admitted: Arc<AtomicUsize>) -> Self {
+    pub(crate) fn start(model: Arc<dyn Model>, settings: &Batching, admitted: Arc<AtomicUsize>) -> Self {
         let (queue, jobs) = mpsc::channel(1024);
         let (max_size, max_delay) = (settings.max_size, Duration::from_millis(settings.max_delay_ms));
         tokio::spawn(collect(model, jobs, max_size, max_delay, admitted));
         Self { queue }
     }
 
-    /// Computes the inputs in some batch.
-    ///
-    /// # Errors
-    /// The model's.
-    pub async fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Error> {
+    /// Computes the inputs in some batch; nothing when they were not computed, since the deadline passed or the model was
+    /// unloaded.
+    pub(crate) async fn run(&self, inputs: Vec<Tensor>, deadline: Instant) -> Option<Result<Vec<Tensor>, Error>> {
         let (reply, answer) = oneshot::channel();
-        let gone = || Error::NotReady("the model was unloaded".into());
-        self.queue.send(Job { inputs, reply }).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        self.queue.send(Job { inputs, deadline, reply }).await.ok()?;
+        answer.await.ok()
     }
 }
 
@@ -54,26 +65,44 @@ async fn collect(
     max_delay: Duration,
     admitted: Arc<AtomicUsize>,
 ) {
-    while let Some(first) = jobs.recv().await {
+    // The request that did not fit into the batch before this one.
+    let mut held: Option<Job> = None;
+    loop {
+        let first = match held.take() {
+            Some(job) => job,
+            None => match jobs.recv().await {
+                Some(job) => job,
+                None => return,
+            },
+        };
+        if !first.is_wanted() {
+            continue;
+        }
+        let mut rows = rows_counted(&first);
         let mut batch = vec![first];
-        let deadline = tokio::time::Instant::now() + max_delay;
-        let rows = |batch: &[Job]| batch.iter().map(|j| rows_of(&j.inputs)).sum::<usize>();
-        while rows(&batch) < max_size {
-            if let Ok(job) = jobs.try_recv() {
-                batch.push(job);
+        let deadline = Instant::now() + max_delay;
+        while rows < max_size {
+            let job = match jobs.try_recv() {
+                Ok(job) => job,
+                Err(_) if admitted.load(Relaxed) <= batch.len() => break,
+                Err(_) => match tokio::time::timeout_at(deadline, jobs.recv()).await {
+                    Ok(Some(job)) => job,
+                    _ => break,
+                },
+            };
+            if !job.is_wanted() {
                 continue;
             }
-            if admitted.load(Relaxed) <= batch.len() {
+            let more = rows_counted(&job);
+            if rows + more > max_size {
+                held = Some(job);
                 break;
             }
-            match tokio::time::timeout_at(deadline, jobs.recv()).await {
-                Ok(Some(job)) => batch.push(job),
-                _ => break,
-            }
+            rows += more;
+            batch.push(job);
         }
         for group in alike(batch) {
             let model = Arc::clone(&model);
-            // A failing model must not take the collector with it.
             let done = tokio::task::spawn_blocking(move || compute(model.as_ref(), group)).await;
             if let Err(error) = done {
                 tracing::error!(%error, "a batch was lost");
@@ -83,8 +112,13 @@ async fn collect(
 }
 
 /// Rows of a request: the first dimension of its first input.
-pub fn rows_of(inputs: &[Tensor]) -> usize {
+pub(crate) fn rows_of(inputs: &[Tensor]) -> usize {
     inputs.first().and_then(|t| t.shape.first()).copied().unwrap_or(1)
+}
+
+/// Rows that a request takes of a batch; one without any takes a place nevertheless, so that a batch always ends.
+fn rows_counted(job: &Job) -> usize {
+    rows_of(&job.inputs).max(1)
 }
 
 /// Whether a request has rows that can be joined with others'.
@@ -111,94 +145,151 @@ fn alike(batch: Vec<Job>) -> Vec<Vec<Job>> {
     groups
 }
 
+/// Computes a group of requests in one call. Where that fails, each is computed by itself, so that a request which the model
+/// refuses does not fail the others.
 fn compute(model: &dyn Model, mut group: Vec<Job>) {
-    if group.len() == 1 {
-        if let Some(job) = group.pop() {
-            drop(job.reply.send(model.run(&job.inputs)));
+    group.retain(Job::is_wanted);
+    if group.len() > 1 {
+        let parts: Vec<&[Tensor]> = group.iter().map(|job| job.inputs.as_slice()).collect();
+        match run_joined(model, &parts) {
+            Ok(results) => {
+                group.into_iter().zip(results).for_each(|(job, outputs)| job.answer(Ok(outputs)));
+                return;
+            }
+            Err(error) => tracing::debug!(%error, "a batch is computed one by one"),
         }
-        return;
     }
-    let counts: Vec<usize> = group.iter().map(|j| rows_of(&j.inputs)).collect();
-    let mut joined = group[0].inputs.clone();
-    for job in &group[1..] {
-        for (all, own) in joined.iter_mut().zip(&job.inputs) {
+    for job in group.into_iter().filter(Job::is_wanted) {
+        let result = run_caught(model, &job.inputs);
+        job.answer(result);
+    }
+}
+
+/// Runs requests of the same shape as one and parts the outputs by rows.
+///
+/// # Errors
+/// The model's; [`Error::Model`] when an output has not one row for each row of the inputs.
+pub(crate) fn run_joined(model: &dyn Model, requests: &[&[Tensor]]) -> Result<Vec<Vec<Tensor>>, Error> {
+    let Some((first, others)) = requests.split_first() else { return Ok(Vec::new()) };
+    let mut joined = first.to_vec();
+    for request in others {
+        for (all, own) in joined.iter_mut().zip(*request) {
             all.data.append(&own.data);
             all.shape[0] += own.shape[0];
         }
     }
-    let total: usize = counts.iter().sum();
-    let result =
-        model.run(&joined).and_then(|outputs| match outputs.iter().find(|o| o.shape.first() != Some(&total)) {
-            Some(odd) => Err(Error::Model(format!(
-                "output '{}' has shape {:?} for a batch of {total} rows; this model cannot be batched",
-                odd.name, odd.shape
-            ))),
-            None => Ok(outputs),
-        });
-    let mut from = 0;
-    for (job, rows) in group.into_iter().zip(counts) {
-        let own = result.as_ref().map_err(Clone::clone).map(|outputs| {
-            let cut = |o: &Tensor| {
-                let width: usize = o.shape[1..].iter().product();
-                let mut shape = o.shape.clone();
-                shape[0] = rows;
-                Tensor { name: o.name.clone(), shape, data: o.data.slice(from * width, (from + rows) * width) }
-            };
-            outputs.iter().map(cut).collect()
-        });
-        drop(job.reply.send(own));
-        from += rows;
+    let total: usize = requests.iter().map(|request| rows_of(request)).sum();
+    let outputs = run_caught(model, &joined)?;
+    if let Some(odd) = outputs.iter().find(|o| o.shape.first() != Some(&total)) {
+        return Err(Error::Model(format!(
+            "output '{}' has shape {:?} for a batch of {total} rows",
+            odd.name, odd.shape
+        )));
     }
+    let mut from = 0;
+    let part = |request: &&[Tensor]| {
+        let rows = rows_of(request);
+        let cut = |o: &Tensor| {
+            let width: usize = o.shape[1..].iter().product();
+            let mut shape = o.shape.clone();
+            shape[0] = rows;
+            Tensor { name: o.name.clone(), shape, data: o.data.slice(from * width, (from + rows) * width) }
+        };
+        let own = outputs.iter().map(cut).collect();
+        from += rows;
+        own
+    };
+    Ok(requests.iter().map(part).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::{Data, DataType, TensorSpec};
+    use crate::tensor::Data;
+    use crate::testing::{FakeModel, row};
 
-    /// Doubles its input and remembers how many rows each call had.
-    struct Double(parking_lot::Mutex<Vec<usize>>, Vec<TensorSpec>);
-
-    impl Model for Double {
-        fn inputs(&self) -> &[TensorSpec] {
-            &self.1
-        }
-        fn outputs(&self) -> &[TensorSpec] {
-            &self.1
-        }
-        fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
-            std::thread::sleep(Duration::from_millis(5));
-            self.0.lock().push(rows_of(inputs));
-            let Data::Fp32(v) = &inputs[0].data else { return Err(Error::Model("type".into())) };
-            let data = Data::Fp32(v.iter().map(|x| x * 2.0).collect());
-            Ok(vec![Tensor { name: "y".into(), shape: inputs[0].shape.clone(), data }])
-        }
+    fn far() -> Instant {
+        Instant::now() + Duration::from_secs(3600)
     }
 
-    fn input(value: f32) -> Vec<Tensor> {
-        vec![Tensor { name: "x".into(), shape: vec![1, 2], data: Data::Fp32(vec![value, -value]) }]
+    /// Requests of these numbers of rows, sent at once, in a collector that knows of all of them.
+    async fn send(model: &Arc<FakeModel>, max_size: usize, requests: Vec<Vec<Tensor>>) -> Vec<Vec<Tensor>> {
+        let admitted = Arc::new(AtomicUsize::new(requests.len()));
+        let settings = Batching { max_size, max_delay_ms: 50 };
+        let batcher = Batcher::start(Arc::clone(model) as Arc<dyn Model>, &settings, admitted);
+        let answers = requests.into_iter().map(|inputs| batcher.run(inputs, far()));
+        futures_util::future::join_all(answers).await.into_iter().map(|answer| answer.unwrap().unwrap()).collect()
     }
 
     #[tokio::test]
     async fn requests_are_joined_and_parted_again() {
-        let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: vec![-1, 2] };
-        let model = Arc::new(Double(parking_lot::Mutex::new(Vec::new()), vec![spec]));
-        let admitted = Arc::new(AtomicUsize::new(20));
-        let settings = Batching { max_size: 8, max_delay_ms: 50 };
-        let batcher = Arc::new(Batcher::start(model.clone(), &settings, admitted));
-        let tasks: Vec<_> = (0..20)
-            .map(|i| {
-                let batcher = Arc::clone(&batcher);
-                tokio::spawn(async move { (i, batcher.run(input(i as f32)).await.unwrap()) })
-            })
-            .collect();
-        for task in tasks {
-            let (i, outputs) = task.await.unwrap();
+        let model = FakeModel::doubling();
+        let answers = send(&model, 8, (0..20).map(|i| row(i as f32)).collect()).await;
+        for (i, outputs) in answers.iter().enumerate() {
             assert_eq!(outputs[0].data, Data::Fp32(vec![2.0 * i as f32, -2.0 * i as f32]));
             assert_eq!(outputs[0].shape, [1, 2]);
         }
-        let calls = model.0.lock().clone();
+        let calls = model.calls();
         assert_eq!(calls.iter().sum::<usize>(), 20);
         assert!(calls.len() < 20 && calls.iter().all(|n| *n <= 8), "{calls:?}");
+    }
+
+    #[tokio::test]
+    async fn a_batch_never_has_more_rows_than_its_size_but_for_one_request_that_has() {
+        let model = FakeModel::doubling();
+        let rows =
+            |n: usize| vec![Tensor { name: "x".into(), shape: vec![n, 2], data: Data::Fp32(vec![n as f32; 2 * n]) }];
+        let answers = send(&model, 8, [3, 3, 3, 7, 2, 20, 8, 0, 1].map(rows).into()).await;
+        for (outputs, n) in answers.iter().zip([3, 3, 3, 7, 2, 20, 8, 0, 1]) {
+            assert_eq!(outputs[0].data, Data::Fp32(vec![2.0 * n as f32; 2 * n]));
+        }
+        assert_eq!(model.calls(), [6, 3, 7, 2, 20, 8, 1]);
+    }
+
+    #[tokio::test]
+    async fn requests_that_nobody_waits_for_are_not_computed() {
+        let (model, gate) = FakeModel::gated();
+        let settings = Batching { max_size: 1, max_delay_ms: 0 };
+        let batcher = Arc::new(Batcher::start(Arc::clone(&model) as Arc<dyn Model>, &settings, Arc::default()));
+        let ask = |value: f32, deadline: Instant| {
+            let batcher = Arc::clone(&batcher);
+            tokio::spawn(async move { batcher.run(row(value), deadline).await })
+        };
+        let first = ask(1.0, far());
+        gate.entered().await;
+        // While the first is computed, one caller goes away, one deadline passes, and one waits.
+        let gone = ask(2.0, far());
+        let late = ask(3.0, Instant::now());
+        let patient = ask(4.0, far());
+        while batcher.queue.capacity() > 1024 - 3 {
+            tokio::task::yield_now().await;
+        }
+        gone.abort();
+        assert!(gone.await.unwrap_err().is_cancelled());
+        gate.open();
+        assert!(first.await.unwrap().unwrap().is_ok());
+        assert!(late.await.unwrap().is_none());
+        assert!(patient.await.unwrap().unwrap().is_ok());
+        assert_eq!(model.seen(), [1.0, 4.0]);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_fails_does_not_fail_its_neighbours() {
+        let model = FakeModel::new(|inputs| {
+            let Data::Fp32(v) = &inputs[0].data else { return Err(Error::Model("type".into())) };
+            assert!(!v.contains(&13.0), "a panic of the model");
+            if v.contains(&3.0) {
+                return Err(Error::Model("three".into()));
+            }
+            Ok(vec![Tensor { name: "y".into(), ..inputs[0].clone() }])
+        });
+        let settings = Batching { max_size: 64, max_delay_ms: 50 };
+        let batcher = &Batcher::start(Arc::clone(&model) as Arc<dyn Model>, &settings, Arc::new(AtomicUsize::new(5)));
+        let ask = |value| async move { batcher.run(row(value), far()).await.unwrap().map_err(|e| e.to_string()) };
+        let (a, three, b, panics, c) = tokio::join!(ask(1.0), ask(3.0), ask(2.0), ask(13.0), ask(4.0));
+        assert!(a.is_ok() && b.is_ok() && c.is_ok());
+        assert_eq!(three.unwrap_err(), "three");
+        assert!(panics.unwrap_err().contains("crashed"));
+        assert!(ask(5.0).await.is_ok(), "the collector lives on");
     }
 }

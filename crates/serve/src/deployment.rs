@@ -1,4 +1,4 @@
-//! One deployment: its models, their weights, limits, and the way of a request through it.
+//! One deployment: picks the model for a request, and computes it within the limits of queue and time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -7,34 +7,37 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 use slipway_core::ids;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use crate::batch::{Batcher, rows_of};
 use crate::manifest::{Manifest, SplitBy};
-use crate::runtime::{Model, Runtime, check_inputs, example};
-use crate::service::ResolvedModel;
+use crate::model::{ResolvedModel, model_file};
+use crate::runtime::{Model, Runtime, check_inputs, example, run_caught};
 use crate::stats::Stats;
 use crate::tensor::Tensor;
-use crate::{Error, manifest};
+use crate::{Error, joinable, manifest};
 
-/// A call that is expected to take less than this is computed on the thread that read it: handing it to another
-/// would cost more than it takes.
+/// A call that is expected to take less than this is computed on the thread that read the request, since handing it to another
+/// thread would cost more than the call.
 const INLINE: Duration = Duration::from_micros(400);
 
 /// A model that was loaded for one version.
 pub struct Loaded {
     /// The model.
     pub model: Arc<dyn Model>,
-    /// Which one it is.
+    /// Which version of which registered model it is.
     pub resolved: ResolvedModel,
-    /// What it did.
+    /// Its request counters and latencies.
     pub stats: Stats,
     batcher: Option<Batcher>,
-    /// Nanoseconds a row takes, smoothed.
+    /// Why there is no batcher though the manifest asks for one.
+    pub(crate) not_batched: Option<String>,
+    /// Nanoseconds that a row takes, exponentially smoothed; `u64::MAX` until the first call.
     row_ns: AtomicU64,
 }
 
 impl Loaded {
-    /// Loads and warms up.
+    /// Loads the model that is at `path` and warms it up.
     ///
     /// # Errors
     /// [`Error::Model`] when the file is no usable model.
@@ -45,15 +48,22 @@ impl Loaded {
         spec: &manifest::Spec,
         admitted: Arc<AtomicUsize>,
     ) -> Result<Self, Error> {
-        let file = crate::service::model_file(path)?;
-        let model = runtime.load(&file, concurrency(&spec.limits))?;
+        Ok(Self::new(runtime.load(&model_file(path)?)?, resolved, spec, admitted))
+    }
+
+    pub(crate) fn new(
+        model: Arc<dyn Model>,
+        resolved: ResolvedModel,
+        spec: &manifest::Spec,
+        admitted: Arc<AtomicUsize>,
+    ) -> Self {
         let inputs = example(model.inputs());
         // The first call allocates, the second tells how long a row takes. A model that cannot take zeros (one
         // that looks texts up, say) is loaded all the same.
         let mut row_ns = u64::MAX;
         for _ in 0..2 {
             let started = Instant::now();
-            match model.run(&inputs) {
+            match run_caught(model.as_ref(), &inputs) {
                 Ok(_) => row_ns = nanos(started.elapsed()),
                 Err(error) => {
                     tracing::debug!(%error, "the model does not take zeros");
@@ -61,13 +71,19 @@ impl Loaded {
                 }
             }
         }
-        let batcher = spec.batching.as_ref().map(|b| Batcher::start(Arc::clone(&model), b, admitted));
-        Ok(Self { model, resolved, stats: Stats::default(), batcher, row_ns: AtomicU64::new(row_ns) })
+        let (mut batcher, mut not_batched) = (None, None);
+        if let Some(batching) = &spec.batching {
+            match joinable::check(model.as_ref()) {
+                Ok(()) => batcher = Some(Batcher::start(Arc::clone(&model), batching, admitted)),
+                Err(why) => not_batched = Some(format!("requests are not batched: {why}")),
+            }
+        }
+        Self { model, resolved, stats: Stats::default(), batcher, not_batched, row_ns: AtomicU64::new(row_ns) }
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
         let started = Instant::now();
-        let result = self.model.run(inputs);
+        let result = run_caught(self.model.as_ref(), inputs);
         let row = nanos(started.elapsed()) / rows_of(inputs).max(1) as u64;
         let old = self.row_ns.load(Relaxed);
         let smoothed = if old == u64::MAX { row } else { old - old / 8 + row / 8 };
@@ -87,7 +103,7 @@ fn nanos(duration: Duration) -> u64 {
 fn concurrency(limits: &manifest::Limits) -> usize {
     match limits.concurrency {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
-        n => n,
+        n => n.min(Semaphore::MAX_PERMITS),
     }
 }
 
@@ -96,7 +112,7 @@ fn concurrency(limits: &manifest::Limits) -> usize {
 pub enum State {
     /// Being loaded for the first time.
     Loading,
-    /// Answers.
+    /// Answers requests.
     Ready(Arc<Loaded>),
     /// Could not be loaded.
     Failed(String),
@@ -106,7 +122,7 @@ pub enum State {
 pub struct Variant {
     /// Its manifest.
     pub spec: manifest::Variant,
-    /// What it is doing.
+    /// Whether it can answer.
     pub state: RwLock<State>,
     /// Why the newest version of a moved alias could not be loaded; the one before goes on answering.
     pub stale: RwLock<Option<String>>,
@@ -126,13 +142,13 @@ impl Variant {
 pub struct Deployment {
     /// Its manifest.
     pub manifest: Manifest,
-    /// How often it was changed.
+    /// The number of its revision in the store.
     pub revision: i64,
     /// Its models, in the manifest's order.
     pub variants: Vec<Arc<Variant>>,
-    /// Requests waiting or computed; outlives a change of the manifest.
+    /// Requests that are waiting or being computed; shared with the revisions before and after.
     pub admitted: Arc<AtomicUsize>,
-    /// Slow calls computed at once.
+    /// One permit for each slow call that may be computed at once.
     slots: Arc<Semaphore>,
 }
 
@@ -297,24 +313,45 @@ impl Deployment {
         if loaded.batcher.is_none() && loaded.is_quick(rows) {
             return loaded.run(&inputs).map(|outputs| (rows, outputs));
         }
+        let deadline = tokio::time::Instant::now().checked_add(limit).unwrap_or_else(far_future);
+        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let timed_out = || Error::Timeout { model: self.name().to_owned(), limit_ms };
+        let going_away = || Error::NotReady(format!("model '{}' is going away", self.name()));
         let work = async {
             if let Some(batcher) = &loaded.batcher {
-                return batcher.run(inputs).await;
+                return match batcher.run(inputs, deadline).await {
+                    Some(result) => result,
+                    None if tokio::time::Instant::now() >= deadline => Err(timed_out()),
+                    None => Err(going_away()),
+                };
             }
-            let slot = Arc::clone(&self.slots).acquire_owned().await;
-            let slot = slot.map_err(|_| Error::NotReady(format!("model '{}' is going away", self.name())))?;
+            let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| going_away())?;
             let loaded = Arc::clone(loaded);
-            let done = tokio::task::spawn_blocking(move || {
+            let computation = tokio::task::spawn_blocking(move || {
                 // The slot is held until the computation ends, even if its caller stopped waiting.
                 let _slot = slot;
                 loaded.run(&inputs)
             });
-            done.await.map_err(|e| Error::Model(format!("the model crashed: {e}")))?
+            let mut computation = CancelOnDrop(computation);
+            (&mut computation.0).await.map_err(|e| Error::Model(format!("the model crashed: {e}")))?
         };
-        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        let timed_out = |_| Error::Timeout { model: self.name().to_owned(), limit_ms };
-        tokio::time::timeout(limit, work).await.map_err(timed_out)?.map(|outputs| (rows, outputs))
+        let done = tokio::time::timeout_at(deadline, work).await.map_err(|_| timed_out())?;
+        done.map(|outputs| (rows, outputs))
     }
+}
+
+/// Cancels a computation that still waits for a thread when its caller goes away. One that has started runs to its end.
+struct CancelOnDrop<T>(JoinHandle<T>);
+
+impl<T> Drop for CancelOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A deadline for a time limit too long to be added to the clock.
+fn far_future() -> tokio::time::Instant {
+    tokio::time::Instant::now() + Duration::from_secs(86_400)
 }
 
 /// FNV-1a with a final mix (MurmurHash3's `fmix64`): the same on every machine and in every version.
@@ -329,9 +366,11 @@ fn stable_hash(text: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ModelUri;
+    use crate::testing::{FakeModel, World, manifest, row};
 
     fn split(a: u32, b: u32) -> Deployment {
-        let mut manifest = Manifest::single("m", "a.onnx");
+        let mut manifest = Manifest::single("m", ModelUri::Local("a.onnx".into()));
         let mut second = manifest.spec.models[0].clone();
         manifest.spec.models[0].weight = a;
         second.name = "b".into();
@@ -349,6 +388,36 @@ mod tests {
         assert_eq!(share, count(&deployment));
         assert_eq!(count(&split(100, 0)), 0);
         assert_eq!(count(&split(0, 100)), 10_000);
+    }
+
+    #[test]
+    fn a_computation_that_waits_for_a_thread_is_not_started_when_its_caller_goes_away() {
+        let one_thread = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
+        one_thread.unwrap().block_on(async {
+            let world = World::new();
+            let (model, gate) = FakeModel::gated();
+            let mut manifest = manifest();
+            manifest.spec.limits.concurrency = 4;
+            let deployment = world.insert(manifest, model.clone());
+            let ask = |value| {
+                let deployment = Arc::clone(&deployment);
+                let request = Request { inputs: row(value), ..Request::default() };
+                tokio::spawn(async move { deployment.infer(request).await.is_ok() })
+            };
+            let first = ask(1.0);
+            gate.entered().await;
+            let gone = ask(2.0);
+            while deployment.slots.available_permits() > 2 {
+                tokio::task::yield_now().await;
+            }
+            gone.abort();
+            assert!(gone.await.unwrap_err().is_cancelled());
+            let third = ask(3.0);
+            gate.open();
+            assert!(first.await.unwrap() && third.await.unwrap());
+            assert_eq!(model.seen().into_iter().filter(|v| *v != 0.0).collect::<Vec<_>>(), [1.0, 3.0]);
+            assert_eq!(deployment.slots.available_permits(), 4);
+        });
     }
 
     #[tokio::test]

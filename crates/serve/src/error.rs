@@ -31,6 +31,22 @@ pub enum Error {
     /// The body is too large.
     #[error("the request body is larger than the limit of {0} bytes")]
     TooLarge(usize),
+    /// The bodies of requests take all the memory that they may.
+    #[error("the requests that are being answered take all of the {0} bytes that their bodies may; retry later")]
+    BodyMemory(usize),
+    /// The body does not arrive fast enough.
+    #[error("the request body arrives too slowly")]
+    SlowBody,
+    /// The manifest names a file of the server's machine, which the caller may not.
+    #[error(
+        "'{deployment}': model '{variant}' is a local path, which only the owner of the server's machine may deploy"
+    )]
+    LocalPath {
+        /// The deployment.
+        deployment: String,
+        /// The model's name in the manifest. The message leaves the path out, and nobody looked whether it exists.
+        variant: String,
+    },
     /// The model cannot be loaded or run.
     #[error("{0}")]
     Model(String),
@@ -52,6 +68,9 @@ impl Error {
             Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyMemory(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
+            Self::LocalPath { .. } => StatusCode::FORBIDDEN,
             Self::Model(_) | Self::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -62,8 +81,9 @@ impl Error {
             Self::Invalid(_) | Self::Manifest(_) => tonic::Code::InvalidArgument,
             Self::NotFound(_) => tonic::Code::NotFound,
             Self::NotReady(_) | Self::Overloaded(_) => tonic::Code::Unavailable,
-            Self::Timeout { .. } => tonic::Code::DeadlineExceeded,
-            Self::TooLarge(_) => tonic::Code::ResourceExhausted,
+            Self::Timeout { .. } | Self::SlowBody => tonic::Code::DeadlineExceeded,
+            Self::TooLarge(_) | Self::BodyMemory(_) => tonic::Code::ResourceExhausted,
+            Self::LocalPath { .. } => tonic::Code::PermissionDenied,
             Self::Model(_) | Self::Store(_) => tonic::Code::Internal,
         }
     }
@@ -78,6 +98,9 @@ impl Explain for Error {
             Self::Overloaded(_) => "serve.overloaded",
             Self::Timeout { .. } => "serve.timeout",
             Self::TooLarge(_) => "serve.too_large",
+            Self::BodyMemory(_) => "serve.body_memory",
+            Self::SlowBody => "serve.slow_body",
+            Self::LocalPath { .. } => "serve.local_path",
             Self::Model(_) => "serve.model",
             Self::Manifest(_) => "serve.manifest",
             Self::Store(_) => "store.sql",
@@ -103,7 +126,7 @@ impl IntoResponse for Error {
         let body = serde_json::json!({ "error": self.to_string(), "code": self.code(), "hint": self.hint() });
         let mut response =
             (self.status(), [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response();
-        if matches!(self, Self::Overloaded(_)) {
+        if matches!(self, Self::Overloaded(_) | Self::BodyMemory(_)) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

@@ -15,7 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, ModelUri};
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,8 +63,8 @@ pub struct Spec {
 pub struct Variant {
     /// A name for `slipway deploy split`.
     pub name: String,
-    /// `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN/PATH`, `mlflow-artifacts:/PATH`, or a file.
-    pub uri: String,
+    /// `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN/PATH`, `mlflow-artifacts:/PATH`, or a file of the server's machine.
+    pub uri: ModelUri,
     /// Share of the traffic in per cent.
     #[serde(default = "all")]
     pub weight: u32,
@@ -103,11 +103,12 @@ pub enum SplitBy {
     Header,
 }
 
-/// Adaptive batching: requests that wait together are computed together.
+/// Adaptive batching: requests that wait together are computed together, if the model computes every row by itself. That is tried
+/// when the model is loaded; a model that does not is run for one request at a time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Batching {
-    /// Rows in one batch at most.
+    /// Rows in one batch at most. A single request with more rows is computed alone.
     pub max_size: usize,
     /// How long the first request of a batch waits for others at most.
     #[serde(default = "two")]
@@ -117,6 +118,13 @@ pub struct Batching {
 fn two() -> u64 {
     2
 }
+
+/// A day: nobody waits longer for an answer.
+const MAX_TIMEOUT_MS: u64 = 86_400_000;
+/// A gibibyte, the most that the gateway's gRPC takes in one message.
+const MAX_BODY_MB: usize = 1024;
+/// More than any machine has cores.
+const MAX_CONCURRENCY: usize = 4096;
 
 /// Limits of one deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,6 +138,13 @@ pub struct Limits {
     pub max_body_mb: usize,
     /// Requests computed at once; 0 means one for each core.
     pub concurrency: usize,
+}
+
+impl Limits {
+    /// Bytes of one request's body.
+    pub fn max_body(&self) -> usize {
+        self.max_body_mb.saturating_mul(1 << 20)
+    }
 }
 
 impl Default for Limits {
@@ -177,9 +192,6 @@ impl Manifest {
                     model.name
                 ));
             }
-            if model.uri.is_empty() {
-                return wrong(format!("spec.models[{i}].uri is empty"));
-            }
             if self.spec.models[..i].iter().any(|m| m.name == model.name) {
                 return wrong(format!("spec.models has '{}' twice", model.name));
             }
@@ -197,6 +209,14 @@ impl Manifest {
         let limits = &self.spec.limits;
         if limits.timeout_ms == 0 || limits.queue == 0 || limits.max_body_mb == 0 {
             return wrong("spec.limits: timeout_ms, queue and max_body_mb must be at least 1".into());
+        }
+        if limits.timeout_ms > MAX_TIMEOUT_MS
+            || limits.max_body_mb > MAX_BODY_MB
+            || limits.concurrency > MAX_CONCURRENCY
+        {
+            return wrong(format!(
+                "spec.limits: timeout_ms may be at most {MAX_TIMEOUT_MS}, max_body_mb {MAX_BODY_MB} and concurrency {MAX_CONCURRENCY}"
+            ));
         }
         Ok(())
     }
@@ -219,13 +239,13 @@ impl Manifest {
     }
 
     /// A deployment of one model, as `RepositoryModelLoad` makes it.
-    pub fn single(name: &str, uri: &str) -> Self {
+    pub fn single(name: &str, uri: ModelUri) -> Self {
         Self {
             api_version: "slipway.dev/v1".into(),
             kind: "Deployment".into(),
             metadata: Metadata { name: name.into() },
             spec: Spec {
-                models: vec![Variant { name: "model".into(), uri: uri.into(), weight: 100 }],
+                models: vec![Variant { name: "model".into(), uri, weight: 100 }],
                 split: Split::default(),
                 batching: None,
                 limits: Limits::default(),
@@ -265,6 +285,10 @@ spec:
             ("kind: Deployment", "kind: Pod", "expected slipway.dev/v1 Deployment"),
             ("name: digits", "name: \"a/b\"", "metadata.name"),
             ("weight: 10", "wait: 10", "wait"),
+            ("models:/digits@b", "", "uri is empty"),
+            ("models:/digits@b", "s3://bucket/m.onnx", "scheme 's3' is not supported"),
+            ("spec:", "spec:\n  limits: { timeout_ms: 18446744073709551615 }", "at most 86400000"),
+            ("spec:", "spec:\n  limits: { concurrency: 18446744073709551615 }", "concurrency 4096"),
         ] {
             let e = Manifest::parse(&GOOD.replace(from, to)).unwrap_err().to_string();
             assert!(e.contains(expected), "{e}");

@@ -18,8 +18,9 @@ pub struct Revision {
     pub reason: String,
 }
 
-fn decode(text: Option<String>) -> Option<Manifest> {
-    text.and_then(|t| serde_json::from_str(&t).ok())
+fn decode(name: &str, text: Option<String>) -> Option<Manifest> {
+    let read = serde_json::from_str(&text?);
+    read.inspect_err(|error| tracing::warn!(deployment = name, %error, "a stored manifest cannot be read")).ok()
 }
 
 /// Adds a revision; its number.
@@ -43,12 +44,12 @@ pub(crate) fn add(
 /// Every deployment in force with its revision.
 pub(crate) fn current(c: &Connection) -> Result<Vec<(Manifest, i64)>, Error> {
     let rows = c.rows(
-        "SELECT manifest, revision FROM deployment_revisions d WHERE manifest IS NOT NULL AND revision =
+        "SELECT name, manifest, revision FROM deployment_revisions d WHERE manifest IS NOT NULL AND revision =
          (SELECT max(revision) FROM deployment_revisions x WHERE x.name = d.name) ORDER BY name",
         params![],
-        |r| Ok((r.get::<Option<String>>(0)?, r.get::<i64>(1)?)),
+        |r| Ok((r.get::<String>(0)?, r.get::<Option<String>>(1)?, r.get::<i64>(2)?)),
     )?;
-    Ok(rows.into_iter().filter_map(|(text, revision)| Some((decode(text)?, revision))).collect())
+    Ok(rows.into_iter().filter_map(|(name, text, revision)| Some((decode(&name, text)?, revision))).collect())
 }
 
 /// All revisions, newest first.
@@ -56,7 +57,7 @@ pub(crate) fn history(c: &Connection, name: &str) -> Result<Vec<Revision>, Error
     Ok(c.rows(
         "SELECT revision, manifest, created, reason FROM deployment_revisions WHERE name = ?1 ORDER BY revision DESC LIMIT 100",
         [name],
-        |r| Ok(Revision { revision: r.get(0)?, manifest: decode(r.get(1)?), created: r.get(2)?, reason: r.get(3)? }),
+        |r| Ok(Revision { revision: r.get(0)?, manifest: decode(name, r.get(1)?), created: r.get(2)?, reason: r.get(3)? }),
     )?)
 }
 
@@ -67,5 +68,5 @@ pub(crate) fn manifest(c: &Connection, name: &str, revision: i64) -> Result<Opti
         params![name, revision],
         |r| r.get(0),
     )?;
-    Ok(decode(text.flatten()))
+    Ok(decode(name, text.flatten()))
 }

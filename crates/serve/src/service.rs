@@ -1,61 +1,29 @@
-//! All deployments: apply, split, roll back, follow moved aliases, answer.
+//! All deployments: apply, split, roll back, remove; reload a model when its alias moves; answer requests.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use slipway_core::clock::now_ms;
 use slipway_store::Database;
-use tokio::sync::watch;
 
+use crate::body::{Bodies, BodyLimits};
 use crate::deployment::{Answer, Deployment, Loaded, Request, State, Variant};
 use crate::manifest::Manifest;
+use crate::model::{LocalPaths, ModelSource, ModelUri, ResolvedModel};
 pub use crate::repo::Revision;
 use crate::runtime::Runtime;
 use crate::stats::Snapshot;
 use crate::{Error, repo};
 
-/// Requests remembered for `slipway show --lineage` and the UI.
+/// Number of answered requests that are kept in memory for `slipway show --lineage` and the UI.
 const REMEMBERED: usize = 1000;
 
-/// How often a server that shares its database looks for changes that others made.
-const LOOK: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// Where models come from; the server hands in the registry.
-pub trait ModelSource: Send + Sync {
-    /// Says which model a URI means now.
-    ///
-    /// # Errors
-    /// Why it cannot, for people.
-    fn resolve(&self, uri: &str) -> Result<ResolvedModel, String>;
-    /// A file or folder of this machine with the model.
-    ///
-    /// # Errors
-    /// Why it cannot, for people.
-    fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> Fetching<'a>;
-    /// Changes when an alias or a version changed.
-    fn changes(&self) -> watch::Receiver<u64>;
-}
-
-/// A model on its way to this machine.
-pub type Fetching<'a> = Pin<Box<dyn Future<Output = Result<PathBuf, String>> + Send + 'a>>;
-
-/// A model and where it came from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ResolvedModel {
-    /// Registered name; empty outside a registry.
-    pub name: String,
-    /// Version; empty outside a registry.
-    pub version: String,
-    /// The run that made it; empty if unknown.
-    pub run_id: String,
-    /// The file, or the folder that holds it, in the words of whoever resolved it.
-    #[serde(skip)]
-    pub location: String,
-}
+/// How often a server that shares its database polls it for changes that other servers made.
+const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A request that was answered.
 #[derive(Debug, Clone, Serialize)]
@@ -74,7 +42,7 @@ pub struct Remembered {
     pub took_us: u64,
 }
 
-/// A deployment for people: what it serves and how it does.
+/// State of a deployment, as the API shows it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
     /// Its name.
@@ -83,7 +51,7 @@ pub struct Status {
     pub revision: i64,
     /// Whether all models with traffic answer.
     pub ready: bool,
-    /// Requests waiting or computed now.
+    /// Requests that are waiting or being computed now.
     pub in_flight: usize,
     /// Its manifest.
     pub manifest: Manifest,
@@ -91,7 +59,7 @@ pub struct Status {
     pub variants: Vec<VariantStatus>,
 }
 
-/// A model of a deployment for people.
+/// State of one model of a deployment, as the API shows it.
 #[derive(Debug, Clone, Serialize)]
 pub struct VariantStatus {
     /// Its name in the deployment.
@@ -102,11 +70,11 @@ pub struct VariantStatus {
     pub weight: u32,
     /// `ready`, `loading` or `failed`.
     pub state: &'static str,
-    /// Why it failed, or why a newer version could not be loaded.
+    /// Why it failed, why a newer version could not be loaded, or why its requests are not batched though that was asked for.
     pub reason: Option<String>,
     /// Which model it is.
     pub model: Option<ResolvedModel>,
-    /// What it did.
+    /// Its request counters and latencies.
     pub stats: Snapshot,
 }
 
@@ -120,47 +88,31 @@ struct Inner {
     db: Database,
     runtime: Runtime,
     source: Arc<dyn ModelSource>,
+    bodies: Bodies,
     deployments: RwLock<BTreeMap<String, Arc<Deployment>>>,
     remembered: Mutex<VecDeque<Remembered>>,
-    /// One change at a time.
+    /// Held while deployments are changed, so that changes happen one after another.
     changing: tokio::sync::Mutex<()>,
 }
 
-/// The ONNX file of a model folder: `model.onnx`, or the only `.onnx` file in it or in `data/`.
-///
-/// # Errors
-/// [`Error::Model`] when there is none, or more than one.
-pub fn model_file(path: &Path) -> Result<PathBuf, Error> {
-    if path.is_file() {
-        return Ok(path.to_owned());
-    }
-    let mut found = Vec::new();
-    for folder in [path.to_owned(), path.join("data")] {
-        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-        found.extend(entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "onnx")));
-    }
-    if let Some(usual) = found.iter().find(|p| p.file_name().is_some_and(|n| n == "model.onnx")) {
-        return Ok(usual.clone());
-    }
-    match found.as_slice() {
-        [one] => Ok(one.clone()),
-        [] => Err(Error::Model(format!("there is no .onnx file in {}", path.display()))),
-        many => Err(Error::Model(format!("there are {} .onnx files in {}; name one", many.len(), path.display()))),
-    }
-}
-
 impl Gateway {
-    /// The gateway with the deployments that the store holds; they are loaded in the background.
+    /// Opens the gateway with the deployments that the store holds; their models are loaded in the background.
     ///
     /// # Errors
     /// The store's.
-    pub fn open(db: Database, runtime: Runtime, source: Arc<dyn ModelSource>) -> Result<Self, Error> {
+    pub fn open(
+        db: Database,
+        runtime: Runtime,
+        source: Arc<dyn ModelSource>,
+        bodies: BodyLimits,
+    ) -> Result<Self, Error> {
         let stored = db.read_now(repo::current)?;
         let gateway = Self {
             inner: Arc::new(Inner {
                 db,
                 runtime,
                 source,
+                bodies: Bodies::new(bodies),
                 deployments: RwLock::default(),
                 remembered: Mutex::default(),
                 changing: tokio::sync::Mutex::default(),
@@ -174,6 +126,11 @@ impl Gateway {
         }
         tokio::spawn(follow(gateway.clone()));
         Ok(gateway)
+    }
+
+    /// What receives the bodies of requests.
+    pub(crate) fn bodies(&self) -> &Bodies {
+        &self.inner.bodies
     }
 
     /// What runs the models.
@@ -197,6 +154,11 @@ impl Gateway {
     /// All deployments by name.
     pub fn deployments(&self) -> Vec<Arc<Deployment>> {
         self.inner.deployments.read().values().cloned().collect()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn insert(&self, deployment: Arc<Deployment>) {
+        self.inner.deployments.write().insert(deployment.name().to_owned(), deployment);
     }
 
     /// Answers a request and remembers which model it was.
@@ -231,21 +193,30 @@ impl Gateway {
         self.inner.remembered.lock().iter().rev().find(|r| r.id == id).cloned()
     }
 
-    /// Puts a manifest in force: loads its models first, then takes the traffic over, then stores it.
+    /// Puts a manifest in force: loads its models, stores it, then lets it take the traffic over.
     ///
     /// # Errors
-    /// [`Error::Manifest`]; [`Error::Model`] when a model cannot be loaded, and then nothing changed.
-    pub async fn apply(&self, manifest: Manifest, reason: &'static str) -> Result<Status, Error> {
+    /// [`Error::Manifest`]; [`Error::LocalPath`] for a local path that is not allowed; [`Error::Model`] when a model cannot be
+    /// loaded. Nothing changed then.
+    pub async fn apply(
+        &self,
+        manifest: Manifest,
+        reason: &'static str,
+        local_paths: LocalPaths,
+    ) -> Result<Status, Error> {
         manifest.check()?;
         let _one = self.inner.changing.lock().await;
         let name = manifest.metadata.name.clone();
         let before = self.inner.deployments.read().get(&name).cloned();
+        if local_paths == LocalPaths::Refused {
+            no_new_local_path(&manifest, before.as_deref())?;
+        }
         if let Some(before) = before.as_ref().filter(|b| b.manifest == manifest && b.is_ready()) {
             return Ok(status(before));
         }
         let mut next = Deployment::new(manifest, 0, admitted_before(before.as_deref()));
         for variant in &next.variants {
-            self.ready(&next, variant, before.as_deref()).await?;
+            self.load_or_reuse(&next, variant, before.as_deref()).await?;
         }
         let (stored, kept) = (next.manifest.clone(), name.clone());
         next.revision = self.inner.db.write(move |c| repo::add(c, &kept, Some(&stored), now_ms(), reason)).await?;
@@ -260,14 +231,15 @@ impl Gateway {
     /// [`Error::NotFound`], [`Error::Manifest`].
     pub async fn split(&self, name: &str, weights: &[(String, u32)]) -> Result<Status, Error> {
         let manifest = self.deployment(name)?.manifest.with_weights(weights)?;
-        self.apply(manifest, "split").await
+        // The models are those of the deployment in force.
+        self.apply(manifest, "split", LocalPaths::Refused).await
     }
 
     /// Puts an earlier revision in force again, the one before this by default.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is none; as [`Gateway::apply`].
-    pub async fn rollback(&self, name: &str, to: Option<i64>) -> Result<Status, Error> {
+    pub async fn rollback(&self, name: &str, to: Option<i64>, local_paths: LocalPaths) -> Result<Status, Error> {
         let current = self.deployment(name)?;
         let history = self.history(name)?;
         // Going back from a rollback means the one before the revision that it restored.
@@ -286,7 +258,7 @@ impl Gateway {
         let target = target.ok_or_else(missing)?;
         let key = name.to_owned();
         let manifest = self.inner.db.read_now(|c| repo::manifest(c, &key, target))?.ok_or_else(missing)?;
-        self.apply(manifest, "rollback").await
+        self.apply(manifest, "rollback", local_paths).await
     }
 
     /// Takes a deployment away. Requests in flight are answered.
@@ -310,12 +282,12 @@ impl Gateway {
         self.inner.db.read_now(|c| repo::history(c, name))
     }
 
-    /// How all deployments do.
+    /// State of all deployments.
     pub fn statuses(&self) -> Vec<Status> {
         self.deployments().iter().map(|d| status(d)).collect()
     }
 
-    /// How one deployment does.
+    /// State of one deployment.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -323,8 +295,13 @@ impl Gateway {
         Ok(status(self.deployment(name)?.as_ref()))
     }
 
-    /// Gives a variant its model. One that is loaded already, with the same settings, goes on as it is, statistics included.
-    async fn ready(&self, next: &Deployment, variant: &Arc<Variant>, before: Option<&Deployment>) -> Result<(), Error> {
+    /// Gives a variant its model. A model that is loaded already with the same settings is reused, statistics included.
+    async fn load_or_reuse(
+        &self,
+        next: &Deployment,
+        variant: &Arc<Variant>,
+        before: Option<&Deployment>,
+    ) -> Result<(), Error> {
         let same = before
             .filter(|b| {
                 b.manifest.spec.batching == next.manifest.spec.batching
@@ -337,20 +314,20 @@ impl Gateway {
         let fresh = self.inner.source_of(&variant.spec.uri)?;
         match same.filter(|l| l.resolved == fresh) {
             Some(loaded) => *variant.state.write() = State::Ready(loaded),
-            None => self.load(&next.manifest, &next.admitted, variant, fresh).await?,
+            None => self.load(next, variant, fresh).await?,
         }
         Ok(())
     }
 
-    /// Does as the store says, where another server changed it: what is new is loaded before it takes the traffic over.
-    async fn take_over(&self, stored: Vec<(Manifest, i64)>) {
+    /// Applies changes that another server stored. New models are loaded before they take traffic over.
+    async fn apply_stored(&self, stored: Vec<(Manifest, i64)>) {
         let _one = self.inner.changing.lock().await;
         let names: Vec<_> = stored.iter().map(|(manifest, _)| manifest.metadata.name.clone()).collect();
         self.inner.deployments.write().retain(|name, _| names.contains(name));
         for (manifest, revision) in stored {
             let name = manifest.metadata.name.clone();
             let before = self.inner.deployments.read().get(&name).cloned();
-            // What this server changed itself since the store was read is newer.
+            // This server may have changed the deployment itself after the store was read; its own revision is newer then.
             if before.as_ref().is_some_and(|b| b.revision >= revision) {
                 continue;
             }
@@ -362,27 +339,22 @@ impl Gateway {
 
     async fn load_all(&self, deployment: &Deployment, before: Option<&Deployment>) {
         for variant in &deployment.variants {
-            if let Err(error) = self.ready(deployment, variant, before).await {
+            if let Err(error) = self.load_or_reuse(deployment, variant, before).await {
                 tracing::warn!(deployment = deployment.name(), variant = variant.spec.name, %error, "not loaded");
                 *variant.state.write() = State::Failed(error.to_string());
             }
         }
     }
 
-    async fn load(
-        &self,
-        manifest: &Manifest,
-        admitted: &Arc<std::sync::atomic::AtomicUsize>,
-        variant: &Arc<Variant>,
-        resolved: ResolvedModel,
-    ) -> Result<(), Error> {
-        let path = self.inner.fetch(&resolved).await?;
-        let (runtime, spec, admitted) = (self.inner.runtime.clone(), manifest.spec.clone(), Arc::clone(admitted));
+    async fn load(&self, deployment: &Deployment, variant: &Variant, resolved: ResolvedModel) -> Result<(), Error> {
+        let path = self.inner.fetch(&variant.spec.uri, &resolved).await?;
+        let spec = deployment.manifest.spec.clone();
+        let (runtime, admitted) = (self.inner.runtime.clone(), Arc::clone(&deployment.admitted));
         let opened =
             tokio::task::spawn_blocking(move || Loaded::open(&runtime, resolved, &path, &spec, admitted)).await;
         let loaded = opened.map_err(|e| Error::Model(format!("loading crashed: {e}")))??;
         tracing::info!(
-            deployment = manifest.metadata.name,
+            deployment = deployment.name(),
             variant = variant.spec.name,
             version = loaded.resolved.version,
             "model loaded"
@@ -392,8 +364,8 @@ impl Gateway {
         Ok(())
     }
 
-    /// Loads what moved aliases point to now; the old model answers until the new one is ready.
-    async fn refresh(&self) {
+    /// Loads the models that moved aliases point to now. The old model answers until the new one is ready.
+    async fn reload_moved(&self) {
         for deployment in self.deployments() {
             for variant in &deployment.variants {
                 let fresh = match self.inner.source_of(&variant.spec.uri) {
@@ -407,7 +379,7 @@ impl Gateway {
                     *variant.stale.write() = None;
                     continue;
                 }
-                if let Err(error) = self.load(&deployment.manifest, &deployment.admitted, variant, fresh).await {
+                if let Err(error) = self.load(&deployment, variant, fresh).await {
                     tracing::warn!(deployment = deployment.name(), variant = variant.spec.name, %error, "kept the old model");
                     *variant.stale.write() = Some(error.to_string());
                 }
@@ -417,53 +389,59 @@ impl Gateway {
 }
 
 impl Inner {
-    fn source_of(&self, uri: &str) -> Result<ResolvedModel, Error> {
-        if is_registered(uri) {
-            return self.source.resolve(uri).map_err(Error::Model);
+    fn source_of(&self, uri: &ModelUri) -> Result<ResolvedModel, Error> {
+        match uri {
+            ModelUri::Registered(uri) => self.source.resolve(uri).map_err(Error::Model),
+            ModelUri::Local(path) if path.exists() => Ok(ResolvedModel::local(path)),
+            ModelUri::Local(path) => Err(Error::Model(format!("there is no file {}", path.display()))),
         }
-        let location = uri.strip_prefix("file://").unwrap_or(uri).to_owned();
-        if !Path::new(&location).exists() {
-            return Err(Error::Model(format!("there is no file {location}")));
-        }
-        Ok(ResolvedModel { name: String::new(), version: String::new(), run_id: String::new(), location })
     }
 
-    async fn fetch(&self, model: &ResolvedModel) -> Result<PathBuf, Error> {
-        if is_registered(&model.location) {
-            return self.source.fetch(model).await.map_err(Error::Model);
+    /// A file or folder of this machine with the model. What the registry stored is for the registry alone to find.
+    async fn fetch(&self, uri: &ModelUri, model: &ResolvedModel) -> Result<PathBuf, Error> {
+        match uri {
+            ModelUri::Registered(_) => self.source.fetch(model).await.map_err(Error::Model),
+            ModelUri::Local(path) => Ok(path.clone()),
         }
-        Ok(PathBuf::from(&model.location))
     }
 }
 
-/// Whether a URI is for the registry to understand.
-fn is_registered(uri: &str) -> bool {
-    uri.split_once(":/").is_some_and(|(scheme, _)| matches!(scheme, "models" | "runs" | "mlflow-artifacts"))
+/// Refuses local paths that the deployment in force does not name, without looking whether they exist.
+fn no_new_local_path(manifest: &Manifest, before: Option<&Deployment>) -> Result<(), Error> {
+    let in_force = |uri: &ModelUri| before.is_some_and(|b| b.manifest.spec.models.iter().any(|m| m.uri == *uri));
+    let new = |uri: &ModelUri| matches!(uri, ModelUri::Local(_)) && !in_force(uri);
+    match manifest.spec.models.iter().find(|model| new(&model.uri)) {
+        None => Ok(()),
+        Some(model) => {
+            Err(Error::LocalPath { deployment: manifest.metadata.name.clone(), variant: model.name.clone() })
+        }
+    }
 }
 
-/// Refreshes whenever the registry changed; where others may change it and the deployments too, by looking.
+/// Reloads models whenever the registry changes. With a shared database, where other servers change the registry and the
+/// deployments too, it polls.
 async fn follow(gateway: Gateway) {
     let mut changes = gateway.inner.source.changes();
     if !gateway.inner.db.is_shared() {
         while changes.changed().await.is_ok() {
-            gateway.refresh().await;
+            gateway.reload_moved().await;
         }
         return;
     }
     loop {
-        if let Ok(Err(_)) = tokio::time::timeout(LOOK, changes.changed()).await {
+        if let Ok(Err(_)) = tokio::time::timeout(POLL_INTERVAL, changes.changed()).await {
             return;
         }
         match gateway.inner.db.read(repo::current).await {
-            Ok(stored) => gateway.take_over(stored).await,
-            Err(error) => tracing::warn!(%error, "the deployments cannot be looked at; they stay as they are"),
+            Ok(stored) => gateway.apply_stored(stored).await,
+            Err(error) => tracing::warn!(%error, "the stored deployments cannot be read; those in force stay"),
         }
-        gateway.refresh().await;
+        gateway.reload_moved().await;
     }
 }
 
-/// Requests in flight are counted over all revisions of a deployment.
-fn admitted_before(before: Option<&Deployment>) -> Arc<std::sync::atomic::AtomicUsize> {
+/// The counter of requests in flight, which all revisions of a deployment share.
+fn admitted_before(before: Option<&Deployment>) -> Arc<AtomicUsize> {
     before.map(|b| Arc::clone(&b.admitted)).unwrap_or_default()
 }
 
@@ -472,11 +450,14 @@ fn status(deployment: &Deployment) -> Status {
         let (state, reason, loaded) = match &*variant.state.read() {
             State::Loading => ("loading", None, None),
             State::Failed(why) => ("failed", Some(why.clone()), None),
-            State::Ready(loaded) => ("ready", variant.stale.read().clone(), Some(Arc::clone(loaded))),
+            State::Ready(loaded) => {
+                let reason = variant.stale.read().clone().or_else(|| loaded.not_batched.clone());
+                ("ready", reason, Some(Arc::clone(loaded)))
+            }
         };
         VariantStatus {
             name: variant.spec.name.clone(),
-            uri: variant.spec.uri.clone(),
+            uri: variant.spec.uri.to_string(),
             weight: variant.spec.weight,
             state,
             reason,
@@ -493,3 +474,6 @@ fn status(deployment: &Deployment) -> Status {
         manifest: deployment.manifest.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,7 +77,7 @@ fn quantile(counts: &[u64], q: f64) -> f64 {
     0.0
 }
 
-/// What one version of a deployment did since it was loaded.
+/// Counters and latencies of one version of a deployment since it was loaded.
 #[derive(Debug)]
 pub struct Stats {
     requests: AtomicU64,

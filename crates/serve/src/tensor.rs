@@ -300,8 +300,7 @@ impl Data {
             out.push(b']');
         }
         fn plain<T: serde::Serialize>(item: &T, out: &mut Vec<u8>) {
-            // Writing numbers and texts into memory cannot fail.
-            drop(serde_json::to_writer(out, item));
+            let _ = serde_json::to_writer(out, item); // writing numbers and texts into memory cannot fail
         }
         match self {
             Self::Bool(v) => list(v, out, plain),

@@ -4,10 +4,11 @@ use axum::body::Bytes;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use slipway_access::{Access, Guard, Resource, Routes, RunTokenUse};
+use slipway_access::{Access, Caller, Guard, Resource, Routes, RunTokenUse};
+use slipway_serve::LocalPaths;
 use slipway_serve::manifest::Manifest;
 use slipway_serve::service::{Remembered, Revision, Status};
 use slipway_track::service::Lineage;
@@ -133,10 +134,19 @@ async fn deployment(State(p): State<Platform>, Path(name): Path<String>) -> Resu
     Ok(Json(p.gateway.status(&name)?))
 }
 
-async fn apply(State(p): State<Platform>, body: Bytes) -> Result<Json<Status>, Failure> {
+/// Whether a manifest may name files of this machine: only the owner of the state folder, who could read them anyway.
+fn local_paths(caller: &Caller) -> LocalPaths {
+    if *caller == Caller::Owner { LocalPaths::Allowed } else { LocalPaths::Refused }
+}
+
+async fn apply(
+    State(p): State<Platform>,
+    Extension(caller): Extension<Caller>,
+    body: Bytes,
+) -> Result<Json<Status>, Failure> {
     let text = std::str::from_utf8(&body)
         .map_err(|e| slipway_serve::Error::Manifest(format!("the manifest is not UTF-8: {e}")))?;
-    Ok(Json(p.gateway.apply(Manifest::parse(text)?, "apply").await?))
+    Ok(Json(p.gateway.apply(Manifest::parse(text)?, "apply", local_paths(&caller)).await?))
 }
 
 async fn remove(State(p): State<Platform>, Path(name): Path<String>) -> Result<StatusCode, Failure> {
@@ -165,9 +175,14 @@ struct Rollback {
     to: Option<i64>,
 }
 
-async fn rollback(State(p): State<Platform>, Path(name): Path<String>, body: Bytes) -> Result<Json<Status>, Failure> {
+async fn rollback(
+    State(p): State<Platform>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Result<Json<Status>, Failure> {
     let asked = if body.is_empty() { Rollback::default() } else { json_body(&body)? };
-    Ok(Json(p.gateway.rollback(&name, asked.to).await?))
+    Ok(Json(p.gateway.rollback(&name, asked.to, local_paths(&caller)).await?))
 }
 
 async fn history(State(p): State<Platform>, Path(name): Path<String>) -> Result<Json<Vec<Revision>>, Failure> {

@@ -110,7 +110,12 @@ impl Platform {
         };
         let tracking = Tracking::open(database.clone(), objects).await?;
         let runtime = Runtime::choose(runtime, library.as_deref())?;
-        let gateway = Gateway::open(database.clone(), runtime, Arc::new(Registry(tracking.clone())))?;
+        let gateway = Gateway::open(
+            database.clone(),
+            runtime,
+            Arc::new(Registry(tracking.clone())),
+            slipway_serve::BodyLimits::default(),
+        )?;
         Ok(Self {
             tracking,
             gateway,

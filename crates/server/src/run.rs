@@ -160,9 +160,11 @@ impl Server {
         let bound =
             [place(&control, options.control), place(&inference, options.inference), place(&grpc, options.grpc)];
         let certificates = match &options.certificate {
-            Some(source) => {
-                Some(Arc::new(Certificates::open(source, &options.home.root().join("tls"), names_of(&bound, &[]))?))
-            }
+            Some(source) => Some(Arc::new(Certificates::open(
+                source,
+                &options.home.root().join("tls"),
+                names_of(&bound, &options.hosts),
+            )?)),
             None => None,
         };
         if certificates.is_none() && bound.iter().any(|a| !a.ip().is_loopback()) {

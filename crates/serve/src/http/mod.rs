@@ -2,20 +2,23 @@
 
 mod wire;
 
-use axum::body::Bytes;
+use std::sync::Arc;
+
+use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use slipway_access::{Access, Resource, Routes, RunTokenUse};
 
+use crate::body::{self, Received};
 use crate::deployment::{Deployment, Request};
 use crate::manifest::Manifest;
 use crate::tensor::TensorSpec;
-use crate::{Error, Gateway};
+use crate::{Error, Gateway, LocalPaths, ModelUri};
 
-/// Bytes any request may have; deployments may allow less.
-const BODY_LIMIT: usize = 1 << 30;
+/// Bytes that an extractor of axum may buffer. The handlers here read their bodies by [`crate::body`], within its limits.
+const BODY_LIMIT: usize = body::SMALL;
 
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
@@ -59,7 +62,7 @@ fn reply(body: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
-/// A server without deployments is ready for them.
+/// A server without deployments is ready: there is nothing to wait for.
 async fn server_ready(State(g): State<Gateway>) -> StatusCode {
     let ready = g.deployments().iter().all(|d| d.is_ready());
     if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
@@ -127,7 +130,7 @@ async fn infer(
     State(g): State<Gateway>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+    body: Body,
 ) -> Result<Response, Error> {
     answer(&g, &name, None, &headers, body).await
 }
@@ -136,9 +139,25 @@ async fn infer_version(
     State(g): State<Gateway>,
     Path((name, version)): Path<(String, String)>,
     headers: HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+    body: Body,
 ) -> Result<Response, Error> {
     answer(&g, &name, Some(version), &headers, body).await
+}
+
+/// Finds the deployment and receives the body within its limit.
+async fn receive<'a>(
+    g: &'a Gateway,
+    name: &str,
+    headers: &HeaderMap,
+    body: &mut Body,
+) -> Result<(Arc<Deployment>, Received<'a>), Error> {
+    let deployment = g.deployment(name)?;
+    let encoding = headers.get(header::CONTENT_ENCODING).filter(|e| e.as_bytes() != b"identity");
+    if let Some(encoding) = encoding {
+        return Err(Error::Invalid(format!("content encoding {encoding:?} is not supported; send the body as it is")));
+    }
+    let received = g.bodies().read(body, deployment.manifest.spec.limits.max_body()).await?;
+    Ok((deployment, received))
 }
 
 async fn answer(
@@ -146,21 +165,17 @@ async fn answer(
     name: &str,
     version: Option<String>,
     headers: &HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+    mut body: Body,
 ) -> Result<Response, Error> {
-    let body = body.map_err(|e| match e.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Error::TooLarge(BODY_LIMIT),
-        _ => Error::Invalid(format!("the request body cannot be read: {}", e.body_text())),
-    })?;
-    let deployment = g.deployment(name)?;
-    let limit = deployment.manifest.spec.limits.max_body_mb << 20;
-    if body.len() > limit {
-        return Err(Error::TooLarge(limit));
-    }
-    let encoding = headers.get(header::CONTENT_ENCODING).filter(|e| e.as_bytes() != b"identity");
-    if let Some(encoding) = encoding {
-        return Err(Error::Invalid(format!("content encoding {encoding:?} is not supported; send the body as it is")));
-    }
+    let (deployment, received) = match receive(g, name, headers, &mut body).await {
+        Ok(received) => received,
+        Err(error) => {
+            body::discard(headers, body);
+            return Err(error);
+        }
+    };
+    // The memory counts as used until the request is answered, because the tensors take the place of the body.
+    let (body, _reservation) = received.into_bytes();
     let json_length = match headers.get(&JSON_LENGTH) {
         None => None,
         Some(value) => {
@@ -175,6 +190,7 @@ async fn answer(
         }
     };
     let parsed = wire::parse(&body, json_length)?;
+    drop(body);
     let split_key = deployment
         .manifest
         .spec
@@ -202,7 +218,7 @@ async fn answer(
     Ok(response)
 }
 
-/// State names of the repository extension.
+/// Name, version, state and reason of every model, as the model repository extension lists them.
 pub(crate) fn index_entries(g: &Gateway, ready_only: bool) -> Vec<(String, String, &'static str, String)> {
     let mut entries = Vec::new();
     for status in g.statuses() {
@@ -221,23 +237,30 @@ pub(crate) fn index_entries(g: &Gateway, ready_only: bool) -> Vec<(String, Strin
     entries
 }
 
-async fn index(State(g): State<Gateway>, body: Bytes) -> Response {
+async fn index(State(g): State<Gateway>, headers: HeaderMap, mut body: Body) -> Result<Response, Error> {
+    let (body, _reservation) = match g.bodies().read(&mut body, body::SMALL).await {
+        Ok(received) => received.into_bytes(),
+        Err(error) => {
+            body::discard(&headers, body);
+            return Err(error);
+        }
+    };
     let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
     let ready_only = asked.get("ready").and_then(Value::as_bool).unwrap_or(false);
     let entries = index_entries(&g, ready_only);
     let shown = entries.into_iter().map(
         |(name, version, state, reason)| json!({ "name": name, "version": version, "state": state, "reason": reason }),
     );
-    reply(&Value::Array(shown.collect()))
+    Ok(reply(&Value::Array(shown.collect())))
 }
 
 /// Deploys `models:/NAME/latest`, or loads the deployment of that name again.
 pub(crate) async fn load_model(g: &Gateway, name: &str) -> Result<(), Error> {
     let manifest = match g.deployment(name) {
         Ok(deployment) => deployment.manifest.clone(),
-        Err(_) => Manifest::single(name, &format!("models:/{name}/latest")),
+        Err(_) => Manifest::single(name, ModelUri::Registered(format!("models:/{name}/latest"))),
     };
-    g.apply(manifest, "load").await.map(drop)
+    g.apply(manifest, "load", LocalPaths::Refused).await.map(drop)
 }
 
 async fn load(State(g): State<Gateway>, Path(name): Path<String>) -> Result<StatusCode, Error> {
@@ -247,3 +270,6 @@ async fn load(State(g): State<Gateway>, Path(name): Path<String>) -> Result<Stat
 async fn unload(State(g): State<Gateway>, Path(name): Path<String>) -> Result<StatusCode, Error> {
     g.remove(&name).await.map(|()| StatusCode::OK)
 }
+
+#[cfg(test)]
+mod tests;

@@ -141,8 +141,7 @@ pub(super) fn write(name: &str, answer: &Answer, wanted: &Wanted) -> Result<(Vec
         json.extend_from_slice(b",\"datatype\":");
         text(&mut json, tensor.data.datatype().name());
         json.extend_from_slice(b",\"shape\":");
-        // Writing numbers into memory cannot fail.
-        drop(serde_json::to_writer(&mut json, &tensor.shape));
+        let _ = serde_json::to_writer(&mut json, &tensor.shape); // writing numbers into memory cannot fail
         if *binary {
             let before = tail.len();
             tensor.data.write_binary(&mut tail);
@@ -165,8 +164,7 @@ pub(super) fn write(name: &str, answer: &Answer, wanted: &Wanted) -> Result<(Vec
 }
 
 fn text(out: &mut Vec<u8>, value: &str) {
-    // Writing a text into memory cannot fail.
-    drop(serde_json::to_writer(out, value));
+    let _ = serde_json::to_writer(out, value); // writing a text into memory cannot fail
 }
 
 #[cfg(test)]

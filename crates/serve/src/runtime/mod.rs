@@ -1,5 +1,6 @@
 //! Models in process: ONNX Runtime when a library is found, tract otherwise.
 
+mod external_data;
 mod onnxruntime;
 mod tract;
 
@@ -11,15 +12,28 @@ use crate::tensor::{Data, Tensor, TensorSpec};
 
 /// A loaded model. `run` may be called from several threads at once.
 pub trait Model: Send + Sync {
-    /// What it takes.
+    /// Names, types and shapes of its inputs.
     fn inputs(&self) -> &[TensorSpec];
-    /// What it gives.
+    /// Names, types and shapes of its outputs.
     fn outputs(&self) -> &[TensorSpec];
     /// Computes the outputs. Inputs were checked against [`Model::inputs`] and stand in that order.
     ///
     /// # Errors
     /// [`Error::Model`] when the computation fails.
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error>;
+}
+
+/// Runs a model and turns a panic in it into an error of this call.
+///
+/// # Errors
+/// The model's, and [`Error::Model`] for a panic.
+pub(crate) fn run_caught(model: &dyn Model, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    // Asserting unwind safety is right: `run` takes the model by shared reference, so a panic leaves no half-written state behind.
+    let run = std::panic::AssertUnwindSafe(|| model.run(inputs));
+    std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Err(Error::Model(format!("the model crashed: {}", text.unwrap_or("no reason was given"))))
+    })
 }
 
 /// Which runtime runs the models.
@@ -96,13 +110,14 @@ impl Runtime {
         if self.ort.is_some() { "onnx_onnxruntime" } else { "onnx_tract" }
     }
 
-    /// Loads the ONNX file at `path`, ready for `threads` calls at once.
+    /// Loads the ONNX file at `path`. It is in memory once, however many calls run at once.
     ///
     /// # Errors
-    /// [`Error::Model`] when it is no usable model.
-    pub fn load(&self, path: &Path, threads: usize) -> Result<Arc<dyn Model>, Error> {
+    /// [`Error::Model`] when it is no usable model, or takes weights from files outside its folder.
+    pub fn load(&self, path: &Path) -> Result<Arc<dyn Model>, Error> {
+        external_data::check(path)?;
         let model: Arc<dyn Model> = match &self.ort {
-            Some(ort) => Arc::new(ort.open(path, threads)?),
+            Some(ort) => Arc::new(ort.open(path)?),
             None => Arc::new(tract::TractModel::open(path)?),
         };
         Ok(model)
@@ -110,7 +125,7 @@ impl Runtime {
 }
 
 /// Places where a libonnxruntime is usually found, best first.
-fn find_library() -> Option<PathBuf> {
+pub(crate) fn find_library() -> Option<PathBuf> {
     let mut folders: Vec<PathBuf> = Vec::new();
     if let Some(environment) = std::env::var_os("VIRTUAL_ENV") {
         let lib = PathBuf::from(environment).join("lib");

@@ -163,6 +163,11 @@ async fn a_run_changes_nothing_of_another_tenant() {
         ("POST", "/2.0/mlflow/runs/outputs", with(&of_run, json!({"models": [{"model_id": logged, "step": 1}]}))),
         (
             "POST",
+            "/2.0/mlflow/experiments/create",
+            json!({"name": "thief", "artifact_location": format!("mlflow-artifacts:/{experiment}")}).to_string(),
+        ),
+        (
+            "POST",
             "/2.0/mlflow/experiments/set-experiment-tag",
             json!({"experiment_id": experiment, "key": "k", "value": "v"}).to_string(),
         ),

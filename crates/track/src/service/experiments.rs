@@ -20,6 +20,7 @@ impl Tracking {
         tags: Vec<KeyValue>,
     ) -> Result<String, Error> {
         let tags = self.owned(tags)?;
+        self.may_choose_location(location.as_deref())?;
         validate::experiment_name(&name)?;
         for tag in &tags {
             validate::experiment_tag(&tag.key, &tag.value)?;

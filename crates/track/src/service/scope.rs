@@ -95,6 +95,16 @@ impl Tracking {
         }
     }
 
+    /// Whether the caller may say where the artifacts of a new experiment are, which could be the folder of another tenant.
+    pub(crate) fn may_choose_location(&self, location: Option<&str>) -> Result<(), Error> {
+        match self.tenant() {
+            Some(run) if location.is_some_and(|l| !l.is_empty()) => {
+                Err(Self::refusal(run, "the location of artifacts"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The tags of a new experiment or model: those that were asked for, and the owner where runs are kept apart.
     pub(crate) fn owned(&self, mut tags: Vec<KeyValue>) -> Result<Vec<KeyValue>, Error> {
         for tag in &tags {

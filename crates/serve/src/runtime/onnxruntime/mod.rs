@@ -1,12 +1,14 @@
 //! ONNX Runtime, opened at run time.
 
+mod shared;
+
 use std::path::Path;
 
 use ort::environment::Environment;
 use ort::session::{Session, SessionInputValue};
-use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
-use parking_lot::Mutex;
+use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
 
+use self::shared::SharedSession;
 use super::Model;
 use crate::Error;
 use crate::tensor::{Data, DataType, Tensor, TensorSpec};
@@ -28,33 +30,26 @@ impl OnnxRuntime {
         Ok(Self { environment })
     }
 
-    /// One session for each call that may run at once, since ONNX Runtime's sessions are not to be shared.
-    pub(super) fn open(&self, path: &Path, threads: usize) -> Result<OrtModel, Error> {
-        let open = || -> Result<Session, Error> {
-            // Requests run beside each other, so each stays on its own thread.
-            let mut builder = Session::builder(&self.environment)
-                .map_err(failed)?
-                .with_intra_threads(1)
-                .map_err(failed)?
-                .with_inter_threads(1)
-                .map_err(failed)?;
-            builder.commit_from_file(path).map_err(failed)
-        };
-        let first = open()?;
-        let inputs = first.inputs().iter().map(spec).collect::<Result<Vec<_>, _>>()?;
-        let outputs = first.outputs().iter().map(spec).collect::<Result<Vec<_>, _>>()?;
-        let mut sessions = vec![Mutex::new(first)];
-        for _ in 1..threads.max(1) {
-            sessions.push(Mutex::new(open()?));
-        }
-        Ok(OrtModel { inputs, outputs, sessions })
+    /// Opens a model in one session, which all calls share.
+    pub(super) fn open(&self, path: &Path) -> Result<OrtModel, Error> {
+        // Requests run beside each other, as many as there are cores, so each stays on its own thread.
+        let mut builder = Session::builder(&self.environment)
+            .map_err(failed)?
+            .with_intra_threads(1)
+            .map_err(failed)?
+            .with_inter_threads(1)
+            .map_err(failed)?;
+        let session = builder.commit_from_file(path).map_err(failed)?;
+        let inputs = session.inputs().iter().map(spec).collect::<Result<Vec<_>, _>>()?;
+        let outputs = session.outputs().iter().map(spec).collect::<Result<Vec<_>, _>>()?;
+        Ok(OrtModel { inputs, outputs, session: SharedSession::new(session)? })
     }
 }
 
 pub(super) struct OrtModel {
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
-    sessions: Vec<Mutex<Session>>,
+    session: SharedSession,
 }
 
 fn spec(outlet: &Outlet) -> Result<TensorSpec, Error> {
@@ -95,17 +90,12 @@ impl Model for OrtModel {
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
         let values = inputs.iter().map(borrow).collect::<Result<Vec<_>, _>>()?;
-        let free = self.sessions.iter().find_map(|s| s.try_lock());
-        let mut session = free.unwrap_or_else(|| self.sessions[0].lock());
-        let found = session.run(values.as_slice()).map_err(failed)?;
-        self.outputs
-            .iter()
-            .map(|spec| {
-                let value = found.get(&spec.name).ok_or_else(|| failed(format!("no output '{}'", spec.name)))?;
-                let (shape, data) = take(value, spec.datatype)?;
-                Ok(Tensor { name: spec.name.clone(), shape, data })
-            })
-            .collect()
+        let found = self.session.run(&values)?;
+        let read = |(spec, value): (&TensorSpec, &DynValue)| {
+            let (shape, data) = take(value, spec.datatype)?;
+            Ok(Tensor { name: spec.name.clone(), shape, data })
+        };
+        self.outputs.iter().zip(&found).map(read).collect()
     }
 }
 
@@ -137,7 +127,7 @@ fn borrow(tensor: &Tensor) -> Result<SessionInputValue<'_>, Error> {
     }
 }
 
-fn take(value: &ort::value::DynValue, datatype: DataType) -> Result<(Vec<usize>, Data), Error> {
+fn take(value: &DynValue, datatype: DataType) -> Result<(Vec<usize>, Data), Error> {
     let sizes = |shape: &[i64]| shape.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect::<Vec<_>>();
     macro_rules! copy {
         ($variant:ident, $t:ty) => {{
@@ -165,3 +155,6 @@ fn take(value: &ort::value::DynValue, datatype: DataType) -> Result<(Vec<usize>,
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,238 @@
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::http::Request as HttpRequest;
+use http_body_util::BodyExt;
+use tower::ServiceExt;
+
+use super::*;
+use crate::body::BodyLimits;
+use crate::testing::{FakeModel, World, channel_body, json_row, manifest, onnx};
+
+const MIB: usize = 1 << 20;
+
+/// One request through the real router: status, headers and body.
+async fn send(g: &Gateway, method: &str, path: &str, body: impl Into<Body>) -> (StatusCode, HeaderMap, String) {
+    let request = HttpRequest::builder().method(method).uri(path).body(body.into()).unwrap();
+    let (parts, body) =
+        slipway_access::Guard::in_process().protect(routes(g.clone())).oneshot(request).await.unwrap().into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    (parts.status, parts.headers, String::from_utf8(body.into()).unwrap())
+}
+
+async fn infer(g: &Gateway, body: impl Into<Body>) -> (StatusCode, HeaderMap, String) {
+    send(g, "POST", "/v2/models/m/infer", body).await
+}
+
+/// A world with the deployment `m`, which doubles, and takes bodies of 1 MiB.
+async fn world(limits: BodyLimits) -> World {
+    let world = World::with_limits(limits);
+    world.register("models:/m@live", "1", 2.0);
+    let mut manifest = manifest();
+    manifest.spec.limits.max_body_mb = 1;
+    world.gateway.apply(manifest, "apply", LocalPaths::Refused).await.unwrap();
+    world
+}
+
+/// A body that announces its length and never sends a byte.
+struct Announced(u64);
+
+impl axum::body::HttpBody for Announced {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        Poll::Pending
+    }
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(self.0)
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_answered() {
+    let world = world(BodyLimits::default()).await;
+    let (status, headers, body) = infer(&world.gateway, json_row(1.5)).await;
+    assert_eq!((status, headers["x-slipway-model-version"].as_bytes()), (StatusCode::OK, &b"1"[..]), "{body}");
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(body["outputs"][0]["data"], json!([3.0, -3.0]));
+}
+
+#[tokio::test]
+async fn a_body_over_the_deployments_limit_is_refused_before_it_is_read() {
+    let world = world(BodyLimits::default()).await;
+    let (status, _, body) = infer(&world.gateway, Body::new(Announced(MIB as u64 + 1))).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(body.contains("limit of 1048576 bytes") && body.contains("serve.too_large"), "{body}");
+    // The deployment is looked up first, whatever the body.
+    let (status, ..) = send(&world.gateway, "POST", "/v2/models/other/infer", Body::new(Announced(1 << 40))).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_body_of_unknown_length_is_read_up_to_the_limit_only() {
+    let world = world(BodyLimits::default()).await;
+    static SENT: AtomicUsize = AtomicUsize::new(0);
+    let endless = futures_util::stream::repeat_with(|| {
+        SENT.fetch_add(1, Relaxed);
+        Ok::<_, std::convert::Infallible>(Bytes::from(vec![b' '; 64 << 10]))
+    });
+    let request = HttpRequest::post("/v2/models/m/infer").body(Body::from_stream(endless)).unwrap();
+    let response =
+        slipway_access::Guard::in_process().protect(routes(world.gateway.clone())).oneshot(request).await.unwrap();
+    assert_eq!((response.status(), SENT.load(Relaxed)), (StatusCode::PAYLOAD_TOO_LARGE, 17));
+    assert_eq!(world.gateway.bodies().used(), 0);
+}
+
+#[tokio::test]
+async fn bodies_of_all_connections_together_have_a_limit() {
+    let world = world(BodyLimits { memory: MIB, ..BodyLimits::default() }).await;
+    let (sender, body) = channel_body();
+    let gateway = world.gateway.clone();
+    let first = tokio::spawn(async move { infer(&gateway, body).await });
+    sender.send(Bytes::from(" ".repeat(700 << 10))).unwrap();
+    while world.gateway.bodies().used() < 700 << 10 {
+        tokio::task::yield_now().await;
+    }
+    let large = format!("{}{}", " ".repeat(400 << 10), json_row(1.0));
+    let (status, headers, body) = infer(&world.gateway, large.clone()).await;
+    assert_eq!((status, headers["retry-after"].as_bytes()), (StatusCode::SERVICE_UNAVAILABLE, &b"1"[..]));
+    assert!(body.contains("serve.body_memory"), "{body}");
+    // Smaller ones still fit, and the first is answered.
+    assert_eq!(infer(&world.gateway, json_row(1.0)).await.0, StatusCode::OK);
+    sender.send(json_row(2.0).into()).unwrap();
+    drop(sender);
+    assert_eq!(first.await.unwrap().0, StatusCode::OK);
+    assert_eq!(world.gateway.bodies().used(), 0);
+    assert_eq!(infer(&world.gateway, large).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_arrive_is_not_waited_for() {
+    let world = world(BodyLimits::default()).await;
+    tokio::time::pause();
+    for body in [Body::new(Announced(100)), Body::new(Announced(0))] {
+        let (status, _, body) = infer(&world.gateway, body).await;
+        assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn the_repositorys_bodies_are_small() {
+    let world = world(BodyLimits::default()).await;
+    let (status, _, body) = send(&world.gateway, "POST", "/v2/repository/index", r#"{"ready":true}"#).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(body.contains(r#""name":"m""#), "{body}");
+    let (status, ..) = send(&world.gateway, "POST", "/v2/repository/index", " ".repeat(65 << 10)).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    // Nothing in these is read.
+    let (status, ..) =
+        send(&world.gateway, "POST", "/v2/repository/models/m/load", Body::new(Announced(1 << 40))).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn mistakes_have_their_status() {
+    let world = world(BodyLimits::default()).await;
+    let g = &world.gateway;
+    assert_eq!(infer(g, "nonsense").await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(send(g, "GET", "/v2/models/other", "").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(send(g, "GET", "/v2/models/m/versions/7", "").await.0, StatusCode::NOT_FOUND);
+    let (status, _, body) = send(g, "POST", "/v2/repository/models/other/load", "").await;
+    assert!(status.is_server_error() && body.contains("no model models:/other/latest"), "{status} {body}");
+    assert_eq!(send(g, "POST", "/v2/repository/models/m/unload", "").await.0, StatusCode::OK);
+    assert_eq!(infer(g, json_row(1.0)).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_full_queue_and_a_slow_model_have_their_status() {
+    let world = World::new();
+    let (model, gate) = FakeModel::gated();
+    let mut manifest = manifest();
+    (manifest.spec.limits.queue, manifest.spec.limits.concurrency) = (2, 1);
+    let deployment = world.insert(manifest, model.clone());
+    let asked = |value| {
+        let gateway = world.gateway.clone();
+        tokio::spawn(async move { infer(&gateway, json_row(value)).await })
+    };
+    let first = asked(1.0);
+    gate.entered().await;
+    let second = asked(2.0);
+    while deployment.admitted.load(Relaxed) < 2 {
+        tokio::task::yield_now().await;
+    }
+    let (status, headers, body) = infer(&world.gateway, json_row(3.0)).await;
+    assert_eq!((status, headers["retry-after"].as_bytes()), (StatusCode::TOO_MANY_REQUESTS, &b"1"[..]), "{body}");
+    // Both time out: the first while it is computed, the second while it waits, so that it is never computed.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_millis(10_001)).await;
+    for request in [first, second] {
+        let (status, _, body) = request.await.unwrap();
+        assert!(status == StatusCode::GATEWAY_TIMEOUT && body.contains("within 10000 ms"), "{status} {body}");
+    }
+    gate.open();
+    tokio::time::resume();
+    assert_eq!(asked(4.0).await.unwrap().0, StatusCode::OK);
+    assert_eq!(model.seen().into_iter().filter(|v| *v != 0.0).collect::<Vec<_>>(), [1.0, 4.0]);
+}
+
+#[tokio::test]
+async fn a_panic_in_a_model_is_that_requests_error() {
+    for slow in [false, true] {
+        let world = World::new();
+        let model = FakeModel::new(move |inputs| {
+            let first = crate::testing::floats(&inputs[0])[0];
+            assert!(first != 13.0, "unlucky");
+            if slow && first == 0.0 {
+                return Err(Error::Model("zeros".into()));
+            }
+            Ok(vec![crate::tensor::Tensor { name: "y".into(), ..inputs[0].clone() }])
+        });
+        world.insert(manifest(), model);
+        let (status, _, body) = infer(&world.gateway, json_row(13.0)).await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(body.contains("the model crashed: unlucky"), "{body}");
+        assert_eq!(infer(&world.gateway, json_row(1.0)).await.0, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn inputs_that_do_not_fit_the_model_are_refused() {
+    let world = World::new();
+    let path = world.file("sum.onnx", &onnx::addition());
+    let manifest = Manifest::single("m", ModelUri::Local(path));
+    world.gateway.apply(manifest, "apply", LocalPaths::Allowed).await.unwrap();
+    let (status, _, body) = infer(&world.gateway, json_row(1.0)).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(body.contains("unexpected input 'x'; the model takes 'a', 'b'"), "{body}");
+}
+
+#[tokio::test]
+async fn a_client_that_sends_too_much_gets_to_read_why() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let world = world(BodyLimits::default()).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = slipway_access::Guard::in_process().protect(routes(world.gateway.clone()));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let mut answer = [0; 12];
+    // A client that asks first is told at once.
+    let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = "POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 2000000\r\nexpect: 100-continue\r\n\r\n";
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+    let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+    // Much more than the buffers of both ends hold, so that the client can only go on if the server reads.
+    let length = 32 * MIB;
+    let head = format!("POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.write_all(&vec![b' '; length]).await.unwrap();
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+}

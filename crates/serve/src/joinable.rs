@@ -1,0 +1,168 @@
+//! Whether requests for a model may be computed together: only if it computes every row by itself.
+//!
+//! Declared shapes cannot tell: a model that subtracts the mean of its rows has the same shapes as one that does not. So three rows
+//! are computed one by one and together, and the results compared.
+
+use crate::Error;
+use crate::batch::run_joined;
+use crate::runtime::{Model, run_caught};
+use crate::tensor::{Data, DataType, Tensor, TensorSpec};
+
+/// Sizes tried for the free dimensions after the first: a vision model, say, takes no image of one pixel.
+const FREE_SIZES: [usize; 3] = [1, 64, 224];
+/// Relative difference of two results that are the same but for the order in which floating-point numbers were added.
+const TOLERANCE: f64 = 1e-3;
+
+/// Checks that the model computes each row of a batch as it computes the row alone.
+///
+/// # Errors
+/// Why requests for it must not be joined, for people.
+pub(crate) fn check(model: &dyn Model) -> Result<(), String> {
+    let specs = model.inputs();
+    if specs.is_empty() {
+        return Err("the model has no inputs".into());
+    }
+    if let Some(fixed) = specs.iter().find(|spec| spec.shape.first().is_none_or(|first| *first >= 0)) {
+        return Err(format!("the first dimension of input '{}' is not free: {:?}", fixed.name, fixed.shape));
+    }
+    let mut refused = String::new();
+    for free in FREE_SIZES {
+        match try_rows(model, specs, free) {
+            Ok(verdict) => return verdict,
+            Err(error) => refused = error.to_string(),
+        }
+        if specs.iter().all(|spec| spec.shape[1..].iter().all(|dimension| *dimension >= 0)) {
+            break;
+        }
+    }
+    Err(format!("the model does not take the rows it is tried with: {refused}"))
+}
+
+/// The verdict, or the error of a model that does not take a single row of this size.
+fn try_rows(model: &dyn Model, specs: &[TensorSpec], free: usize) -> Result<Result<(), String>, Error> {
+    let rows: Vec<Vec<Tensor>> =
+        (0..3).map(|row| specs.iter().map(|spec| example_row(spec, free, row)).collect()).collect();
+    let alone = rows.iter().map(|row| run_caught(model, row)).collect::<Result<Vec<_>, _>>()?;
+    let rows: Vec<&[Tensor]> = rows.iter().map(Vec::as_slice).collect();
+    let together = match run_joined(model, &rows) {
+        Ok(together) => together,
+        Err(error) => return Ok(Err(format!("three rows cannot be computed together: {error}"))),
+    };
+    let differs = alone.iter().flatten().zip(together.iter().flatten()).find(|(a, b)| !same(a, b));
+    Ok(match differs {
+        None => Ok(()),
+        Some((output, _)) => Err(format!("a row of output '{}' depends on the other rows of its batch", output.name)),
+    })
+}
+
+/// A row with values that differ from those of other rows, small enough to be an index into most tables.
+fn example_row(spec: &TensorSpec, free: usize, row: usize) -> Tensor {
+    let sizes = spec.shape[1..].iter().map(|dimension| usize::try_from(*dimension).unwrap_or(free));
+    let shape: Vec<usize> = std::iter::once(1).chain(sizes).collect();
+    let count: usize = shape.iter().product();
+    let bit = |i: usize| u8::from((i + row).is_multiple_of(2));
+    let real = |i: usize| ((5 * i + 7 * row) % 11) as f32 / 11.0 - 0.3;
+    macro_rules! fill {
+        ($variant:ident, $value:expr) => {
+            Data::$variant((0..count).map($value).collect())
+        };
+    }
+    let data = match spec.datatype {
+        DataType::Bool => fill!(Bool, |i| bit(i) == 1),
+        DataType::Uint8 => fill!(Uint8, bit),
+        DataType::Uint16 => fill!(Uint16, |i| bit(i).into()),
+        DataType::Uint32 => fill!(Uint32, |i| bit(i).into()),
+        DataType::Uint64 => fill!(Uint64, |i| bit(i).into()),
+        DataType::Int8 => fill!(Int8, |i| bit(i).cast_signed()),
+        DataType::Int16 => fill!(Int16, |i| bit(i).into()),
+        DataType::Int32 => fill!(Int32, |i| bit(i).into()),
+        DataType::Int64 => fill!(Int64, |i| bit(i).into()),
+        DataType::Fp16 => fill!(Fp16, |i| half::f16::from_f32(real(i))),
+        DataType::Bf16 => fill!(Bf16, |i| half::bf16::from_f32(real(i))),
+        DataType::Fp32 => fill!(Fp32, real),
+        DataType::Fp64 => fill!(Fp64, |i| real(i).into()),
+        DataType::Bytes => fill!(Bytes, |i| bit(i).to_string().into_bytes()),
+    };
+    Tensor { name: spec.name.clone(), shape, data }
+}
+
+fn same(a: &Tensor, b: &Tensor) -> bool {
+    let close = |a: f64, b: f64| {
+        a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= TOLERANCE * a.abs().max(b.abs()).max(1e-3)
+    };
+    let all = |mut pairs: Box<dyn Iterator<Item = (f64, f64)> + '_>| pairs.all(|(a, b)| close(a, b));
+    a.shape == b.shape
+        && match (&a.data, &b.data) {
+            (Data::Fp32(a), Data::Fp32(b)) => all(Box::new(a.iter().zip(b).map(|(a, b)| ((*a).into(), (*b).into())))),
+            (Data::Fp64(a), Data::Fp64(b)) => all(Box::new(a.iter().zip(b).map(|(a, b)| (*a, *b)))),
+            // Half precision is compared as it is: a difference in the last place means that the rows are not joined, which is slow
+            // but right.
+            (a, b) => a == b,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{FakeModel, floats, onnx};
+
+    type Output = (Vec<usize>, Vec<f32>);
+
+    /// The verdict on a model of one input: `run` gets its values and its rows, and gives the output's shape and values.
+    fn verdict(shape: &[i64], run: fn(&[f32], usize) -> Output) -> Result<(), String> {
+        let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: shape.to_vec() };
+        let model = FakeModel::with_specs(vec![spec], move |inputs| {
+            let (shape, values) = run(floats(&inputs[0]), inputs[0].shape[0]);
+            Ok(vec![Tensor { name: "y".into(), shape, data: Data::Fp32(values) }])
+        });
+        check(model.as_ref())
+    }
+
+    fn each(v: &[f32], rows: usize) -> Output {
+        (vec![rows, 2], v.iter().map(|x| x * 2.0).collect())
+    }
+
+    #[test]
+    fn only_models_that_compute_each_row_by_itself_may_be_batched() {
+        assert_eq!(verdict(&[-1, 2], each), Ok(()));
+        // `Shape`: two numbers, whatever the rows are; two rows would look like a batch.
+        let shape_of = verdict(&[-1, 2], |_, rows| (vec![2], vec![rows as f32, 2.0]));
+        assert!(shape_of.unwrap_err().contains("output 'y' has shape [2]"));
+        let mean = verdict(&[-1, 2], |v, _| (vec![1], vec![v.iter().sum::<f32>()]));
+        assert!(mean.unwrap_err().contains("output 'y' has shape [1]"));
+        let centred = verdict(&[-1, 2], |v, rows| {
+            let mean = v.iter().sum::<f32>() / v.len() as f32;
+            (vec![rows, 2], v.iter().map(|x| x - mean).collect())
+        });
+        assert!(centred.unwrap_err().contains("depends on the other rows"));
+        assert!(verdict(&[1, 2], each).unwrap_err().contains("is not free"));
+        assert!(verdict(&[], each).unwrap_err().contains("is not free"));
+    }
+
+    #[test]
+    fn free_dimensions_get_a_size_that_the_model_takes() {
+        let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: vec![-1, -1] };
+        let picky = FakeModel::with_specs(vec![spec], |inputs| {
+            if inputs[0].shape[1] < 7 {
+                return Err(Error::Model("too small".into()));
+            }
+            Ok(vec![Tensor { name: "y".into(), ..inputs[0].clone() }])
+        });
+        assert_eq!(check(picky.as_ref()), Ok(()));
+    }
+
+    #[test]
+    fn onnx_models_are_tried() {
+        let runtime = crate::testing::tract();
+        let folder = crate::testing::folder();
+        let load = |name: &str, model: Vec<u8>| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, model).unwrap();
+            runtime.load(&path).unwrap()
+        };
+        assert_eq!(check(load("relu.onnx", onnx::relu()).as_ref()), Ok(()));
+        let mean = check(load("mean.onnx", onnx::mean_of_rows()).as_ref());
+        assert!(mean.clone().unwrap_err().contains("output 'y' has shape [1, 2]"), "{mean:?}");
+        assert!(check(load("fixed.onnx", onnx::addition()).as_ref()).unwrap_err().contains("is not free"));
+    }
+}

@@ -1,0 +1,208 @@
+//! Weights that an ONNX model keeps in files of their own.
+//!
+//! A model names such files by paths (`TensorProto.external_data` of `onnx.proto`). Whoever registers a model could name any file of the
+//! server with one and read it through the model's outputs, and not every version of ONNX Runtime refuses that. So the paths are checked
+//! before any runtime opens the model.
+
+use std::path::{Component, Path};
+
+use bytes::Bytes;
+
+use crate::Error;
+
+/// The parts of `onnx.proto` that lead to external data; all else is skipped.
+mod onnx {
+    use bytes::Bytes;
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Model {
+        #[prost(message, optional, tag = "7")]
+        pub(super) graph: Option<Graph>,
+        #[prost(message, repeated, tag = "20")]
+        pub(super) training_info: Vec<TrainingInfo>,
+        #[prost(message, repeated, tag = "25")]
+        pub(super) functions: Vec<Function>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct TrainingInfo {
+        #[prost(message, optional, tag = "1")]
+        pub(super) initialization: Option<Graph>,
+        #[prost(message, optional, tag = "2")]
+        pub(super) algorithm: Option<Graph>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Function {
+        #[prost(message, repeated, tag = "7")]
+        pub(super) node: Vec<Node>,
+        #[prost(message, repeated, tag = "11")]
+        pub(super) attribute_proto: Vec<Attribute>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Graph {
+        #[prost(message, repeated, tag = "1")]
+        pub(super) node: Vec<Node>,
+        #[prost(message, repeated, tag = "5")]
+        pub(super) initializer: Vec<Tensor>,
+        #[prost(message, repeated, tag = "15")]
+        pub(super) sparse_initializer: Vec<SparseTensor>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Node {
+        #[prost(message, repeated, tag = "5")]
+        pub(super) attribute: Vec<Attribute>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Attribute {
+        #[prost(message, optional, tag = "5")]
+        pub(super) t: Option<Tensor>,
+        #[prost(message, optional, tag = "6")]
+        pub(super) g: Option<Graph>,
+        #[prost(message, repeated, tag = "10")]
+        pub(super) tensors: Vec<Tensor>,
+        #[prost(message, repeated, tag = "11")]
+        pub(super) graphs: Vec<Graph>,
+        #[prost(message, optional, tag = "22")]
+        pub(super) sparse_tensor: Option<SparseTensor>,
+        #[prost(message, repeated, tag = "23")]
+        pub(super) sparse_tensors: Vec<SparseTensor>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct SparseTensor {
+        #[prost(message, optional, tag = "1")]
+        pub(super) values: Option<Tensor>,
+        #[prost(message, optional, tag = "2")]
+        pub(super) indices: Option<Tensor>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Tensor {
+        #[prost(message, repeated, tag = "13")]
+        pub(super) external_data: Vec<Entry>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Entry {
+        #[prost(bytes = "bytes", tag = "1")]
+        pub(super) key: Bytes,
+        #[prost(bytes = "bytes", tag = "2")]
+        pub(super) value: Bytes,
+    }
+}
+
+/// Checks that all external data of the model at `path` is in files of the folder that the model is in.
+///
+/// # Errors
+/// [`Error::Model`] for data elsewhere, and for a file that is no ONNX model.
+pub(super) fn check(path: &Path) -> Result<(), Error> {
+    let file = std::fs::read(path).map_err(|e| Error::Model(format!("cannot read {}: {e}", path.display())))?;
+    let model = <onnx::Model as prost::Message>::decode(Bytes::from(file))
+        .map_err(|e| Error::Model(format!("{} is no ONNX model: {e}", path.display())))?;
+    let mut locations = Vec::new();
+    model.graph.iter().for_each(|graph| in_graph(graph, &mut locations));
+    for training in &model.training_info {
+        training.initialization.iter().chain(&training.algorithm).for_each(|graph| in_graph(graph, &mut locations));
+    }
+    for function in &model.functions {
+        function.node.iter().for_each(|node| in_attributes(&node.attribute, &mut locations));
+        in_attributes(&function.attribute_proto, &mut locations);
+    }
+    let folder = path.parent().unwrap_or(Path::new("."));
+    locations.into_iter().try_for_each(|location| check_location(folder, location))
+}
+
+fn in_graph<'a>(graph: &'a onnx::Graph, found: &mut Vec<&'a [u8]>) {
+    graph.node.iter().for_each(|node| in_attributes(&node.attribute, found));
+    graph.initializer.iter().for_each(|tensor| in_tensor(tensor, found));
+    graph.sparse_initializer.iter().for_each(|tensor| in_sparse(tensor, found));
+}
+
+fn in_attributes<'a>(attributes: &'a [onnx::Attribute], found: &mut Vec<&'a [u8]>) {
+    for attribute in attributes {
+        attribute.t.iter().chain(&attribute.tensors).for_each(|tensor| in_tensor(tensor, found));
+        attribute.g.iter().chain(&attribute.graphs).for_each(|graph| in_graph(graph, found));
+        attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors).for_each(|tensor| in_sparse(tensor, found));
+    }
+}
+
+fn in_sparse<'a>(tensor: &'a onnx::SparseTensor, found: &mut Vec<&'a [u8]>) {
+    tensor.values.iter().chain(&tensor.indices).for_each(|tensor| in_tensor(tensor, found));
+}
+
+fn in_tensor<'a>(tensor: &'a onnx::Tensor, found: &mut Vec<&'a [u8]>) {
+    let locations = tensor.external_data.iter().filter(|entry| entry.key == "location");
+    found.extend(locations.map(|entry| entry.value.as_ref()));
+}
+
+fn check_location(folder: &Path, location: &[u8]) -> Result<(), Error> {
+    let refused = |why: &str| {
+        let location = String::from_utf8_lossy(location);
+        Err(Error::Model(format!("the model's external data '{}' {why}", location.escape_debug())))
+    };
+    let Ok(relative) = std::str::from_utf8(location).map(Path::new) else {
+        return refused("has a name that is not UTF-8");
+    };
+    let within = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !relative.components().all(within) || location.contains(&0) {
+        return refused("is outside the model's folder");
+    }
+    // A link may lead out of the folder though its name does not.
+    match (folder.canonicalize(), folder.join(relative).canonicalize()) {
+        (Ok(folder), Ok(file)) if file.starts_with(&folder) => Ok(()),
+        (Ok(_), Ok(_)) => refused("is outside the model's folder"),
+        _ => refused("is missing"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{floats, folder, onnx, onnx_runtime, row, tract};
+
+    #[test]
+    fn external_data_is_within_the_models_folder_or_refused() {
+        let outside = folder();
+        let secret = outside.path().join("secret");
+        std::fs::write(&secret, 42f32.to_le_bytes()).unwrap();
+        let models = folder();
+        let path = models.path().join("model.onnx");
+        std::fs::write(models.path().join("factor"), 3f32.to_le_bytes()).unwrap();
+        std::os::unix::fs::symlink(&secret, models.path().join("link")).unwrap();
+        let up = format!("../{}/secret", outside.path().file_name().unwrap().to_str().unwrap());
+        for (location, why) in [
+            (secret.to_str().unwrap(), "outside the model's folder"),
+            (up.as_str(), "outside the model's folder"),
+            ("./../model.onnx", "outside the model's folder"),
+            ("link", "outside the model's folder"),
+            ("nowhere", "is missing"),
+        ] {
+            for place in onnx::Place::ALL {
+                std::fs::write(&path, onnx::scale_by_file(location, place)).unwrap();
+                let error = tract().load(&path).err().unwrap().to_string();
+                assert!(error.contains(why), "{location} in {place:?}: {error}");
+            }
+        }
+        std::fs::write(&path, onnx::scale_by_file("factor", onnx::Place::Initializer)).unwrap();
+        let outputs = tract().load(&path).unwrap().run(&row(2.0)).unwrap();
+        assert_eq!(floats(&outputs[0]), [6.0, -6.0]);
+        std::fs::write(&path, "no model").unwrap();
+        assert!(tract().load(&path).err().unwrap().to_string().contains("is no ONNX model"));
+    }
+
+    #[test]
+    #[ignore = "needs libonnxruntime"]
+    fn onnxruntime_reads_external_data_of_the_models_folder() {
+        let models = folder();
+        let path = models.path().join("model.onnx");
+        std::fs::write(models.path().join("factor"), 3f32.to_le_bytes()).unwrap();
+        std::fs::write(&path, onnx::scale_by_file("factor", onnx::Place::Initializer)).unwrap();
+        let outputs = onnx_runtime().load(&path).unwrap().run(&row(2.0)).unwrap();
+        assert_eq!(floats(&outputs[0]), [6.0, -6.0]);
+        std::fs::write(&path, onnx::scale_by_file("../factor", onnx::Place::Initializer)).unwrap();
+        assert!(onnx_runtime().load(&path).err().unwrap().to_string().contains("outside the model's folder"));
+    }
+}
