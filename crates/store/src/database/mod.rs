@@ -23,7 +23,7 @@ use crate::StoreError;
 pub use migrate::Migration;
 use place::Place;
 use pool::Pool;
-pub use pool::PoolStats;
+pub use pool::{DatabaseOptions, PoolStats};
 use sql::{Connection, params};
 use writer::Change;
 
@@ -31,22 +31,6 @@ use writer::Change;
 const QUEUE: usize = 4096;
 /// How long a change may wait for its place in the queue.
 const QUEUE_WAIT: Duration = Duration::from_secs(30);
-
-/// How a database is used.
-#[derive(Debug, Clone, Copy)]
-pub struct DatabaseOptions {
-    /// The most connections that read at the same time, at least 1; the writer has one more. `max_readers` in the URL of a
-    /// PostgreSQL database takes precedence. The default is 16.
-    pub max_readers: usize,
-    /// How long a query waits for a connection before it fails with [`StoreError::Busy`]. The default is 10 seconds.
-    pub reader_wait: Duration,
-}
-
-impl Default for DatabaseOptions {
-    fn default() -> Self {
-        Self { max_readers: 16, reader_wait: Duration::from_secs(10) }
-    }
-}
 
 /// The metadata database; cheap to clone.
 #[derive(Clone)]

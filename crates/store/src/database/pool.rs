@@ -12,12 +12,27 @@ use parking_lot::Mutex;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::DatabaseOptions;
 use super::panics::catching;
 use super::place::Place;
 use super::sql::Connection;
 use crate::StoreError;
 use crate::error::Result;
+
+/// How a database is used.
+#[derive(Debug, Clone, Copy)]
+pub struct DatabaseOptions {
+    /// The most connections that read at the same time, at least 1; the writer has one more. `max_readers` in the URL of a
+    /// PostgreSQL database takes precedence. The default is 16.
+    pub max_readers: usize,
+    /// How long a query waits for a connection before it fails with [`StoreError::Busy`]. The default is 10 seconds.
+    pub reader_wait: Duration,
+}
+
+impl Default for DatabaseOptions {
+    fn default() -> Self {
+        Self { max_readers: 16, reader_wait: Duration::from_secs(10) }
+    }
+}
 
 /// The connections that read.
 pub(super) struct Pool {
