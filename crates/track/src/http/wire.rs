@@ -5,7 +5,7 @@
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
-use axum::http::{HeaderValue, Method, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
@@ -408,7 +408,9 @@ impl<T: Message, S: Send + Sync> FromRequest<S> for Call<T> {
             }
         }
         let body = Bytes::from_request(request, state).await.map_err(|e| {
-            Error::new(ErrorCode::BadRequest, format!("The request body cannot be read: {}", e.body_text()))
+            let code =
+                if e.status() == StatusCode::PAYLOAD_TOO_LARGE { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
+            Error::new(code, format!("The request body cannot be read: {}", e.body_text()))
         })?;
         from_json(&body).map(Self)
     }

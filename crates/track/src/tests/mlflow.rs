@@ -66,3 +66,14 @@ async fn tags_that_hold_json_are_spelled_as_python_does() {
     assert!(history["value"].as_str().unwrap().contains("\"artifact_path\": \"m\", \"flavors\": {}"), "{history}");
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_too_large_is_refused_as_such() {
+    let server = Server::start().await;
+    let request = Request::post("/api/2.0/mlflow/runs/create").header("content-type", "application/json");
+    let body = vec![b' '; (64 << 20) + 1];
+    let answer = server.request(request.body(Body::from(body)).unwrap()).await;
+    assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE, "{}", answer.text());
+    assert_eq!(answer.json()["error_code"], "INVALID_PARAMETER_VALUE");
+    server.stop().await;
+}
