@@ -87,6 +87,9 @@ const KEYS: &[Key] = &[
     Key::trusted("tls-fingerprint", env::TLS_FINGERPRINT, true, || None),
     Key::trusted("ca-file", env::CA_FILE, false, || None),
     Key::trusted("max-connections", env::MAX_CONNECTIONS, true, || None),
+    Key::trusted("max-artifact-bytes", env::MAX_ARTIFACT_BYTES, false, || None),
+    Key::trusted("min-free-bytes", env::MIN_FREE_BYTES, false, || None),
+    Key::trusted("run-environment", env::RUN_ENVIRONMENT, false, || None),
     // Chooses between two runtimes that the user has installed; where ONNX Runtime's library is, is `onnxruntime`.
     Key::harmless("runtime", env::RUNTIME, true, || Some("auto".into())),
     Key::trusted("onnxruntime", env::ONNXRUNTIME, true, || None),

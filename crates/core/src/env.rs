@@ -27,6 +27,12 @@ pub const GRPC_LISTEN: &str = "SLIPWAY_GRPC_LISTEN";
 pub const TOKEN_FILE: &str = "SLIPWAY_TOKEN_FILE";
 /// Names of the server besides `localhost`, separated by commas.
 pub const HOSTS: &str = "SLIPWAY_HOSTS";
+/// Bytes of the largest artifact.
+pub const MAX_ARTIFACT_BYTES: &str = "SLIPWAY_MAX_ARTIFACT_BYTES";
+/// Bytes of the disk that uploads leave free.
+pub const MIN_FREE_BYTES: &str = "SLIPWAY_MIN_FREE_BYTES";
+/// Names of variables that runs inherit from the server besides the usual ones, separated by commas.
+pub const RUN_ENVIRONMENT: &str = "SLIPWAY_RUN_ENVIRONMENT";
 /// A token for client commands.
 pub const TOKEN: &str = "SLIPWAY_TOKEN";
 /// A PEM file of certificates that the server presents; with `SLIPWAY_TLS_KEY` it speaks TLS.
@@ -74,6 +80,9 @@ pub const ALL: &[Variable] = &[
     Variable { name: GRPC_LISTEN, about: "HOST:PORT of the inference gateway, gRPC" },
     Variable { name: TOKEN_FILE, about: "file with one accepted token a line" },
     Variable { name: HOSTS, about: "names of the server besides localhost, separated by commas" },
+    Variable { name: MAX_ARTIFACT_BYTES, about: "bytes of the largest artifact (default 1 TiB)" },
+    Variable { name: MIN_FREE_BYTES, about: "bytes of the disk that uploads leave free (default 256 MiB)" },
+    Variable { name: RUN_ENVIRONMENT, about: "variables that runs inherit from the server besides the usual ones" },
     Variable { name: TOKEN, about: "token that client commands send" },
     Variable { name: TLS_CERT, about: "PEM file of the server's certificate" },
     Variable { name: TLS_KEY, about: "PEM file of the certificate's key" },

@@ -68,6 +68,9 @@ pub(crate) fn addresses_routes(addresses: Addresses) -> Routes {
     Routes::new().get("/api/v1/addresses", known, async move || Json(addresses))
 }
 
+/// The writer has this long to answer a readiness probe, whose own time limit is a second or more.
+const READY_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(900);
+
 /// An error of a domain as an answer.
 enum Failure {
     Track(slipway_track::Error),
@@ -94,8 +97,9 @@ impl IntoResponse for Failure {
 }
 
 async fn ready(State(p): State<Platform>) -> Response {
-    let answers = p.database.read_now(|c| c.first("SELECT 1", slipway_store::sql::params![], |_| Ok(())));
-    match answers {
+    // A server that could only read would look alive while it loses every change, so the writer is asked, and a reader too.
+    let reads = || p.database.read_now(|c| c.first("SELECT 1", slipway_store::sql::params![], |_| Ok(())));
+    match p.database.ping_writer(READY_TIMEOUT).await.and_then(|()| reads()) {
         Ok(_) => "ready\n".into_response(),
         Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")).into_response(),
     }

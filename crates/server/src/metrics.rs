@@ -2,6 +2,8 @@
 
 use std::fmt::Error;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
@@ -17,9 +19,11 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use slipway_serve::service::Status;
+use slipway_store::PoolStats;
 
 use crate::Platform;
 use crate::cluster::Figure;
+use crate::listen::{ConnectionCounts, Connections};
 
 /// The media type of [`render`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -108,6 +112,8 @@ struct Now {
     resident: u64,
     deployments: Vec<Status>,
     figures: Vec<Figure>,
+    pool: PoolStats,
+    connections: Arc<Connections>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -131,6 +137,42 @@ impl Collector for Now {
         };
         plain("slipway_uptime_seconds", "Time since the server started.", self.uptime)?;
         plain("process_resident_memory_bytes", "Resident memory.", self.resident as f64)?;
+        let readers = [
+            ("slipway_database_readers_max", "Connections that may read at once.", self.pool.max),
+            ("slipway_database_readers_open", "Connections for reading that are open.", self.pool.open),
+            ("slipway_database_readers_idle", "Open connections for reading that are not in use.", self.pool.idle),
+            ("slipway_database_readers_waiting", "Requests that wait for a connection.", self.pool.waiting),
+        ];
+        for (name, help, value) in readers {
+            plain(name, help, value as f64)?;
+        }
+        let ports = [
+            ("control", &self.connections.control),
+            ("inference", &self.connections.inference),
+            ("grpc", &self.connections.grpc),
+        ];
+        let help = "Connections that are open.";
+        let mut family = encoder.encode_descriptor("slipway_connections_open", help, None, MetricType::Gauge)?;
+        for (port, counts) in ports {
+            let open = i64::try_from(counts.open.load(Relaxed)).unwrap_or(i64::MAX);
+            ConstGauge::new(open).encode(family.encode_family(&[("port", port)])?)?;
+        }
+        type Count = fn(&ConnectionCounts) -> &AtomicU64;
+        let totals: [(&str, &str, Count); 5] = [
+            ("slipway_connections_accepted", "Connections that were accepted.", |c| &c.accepted),
+            ("slipway_connections_evicted", "Idle connections that were closed to make room.", |c| &c.evicted),
+            ("slipway_connections_timed_out", "Connections whose client was too slow or idle for too long.", |c| {
+                &c.timed_out
+            }),
+            ("slipway_connections_handshakes_failed", "TLS handshakes that failed.", |c| &c.handshakes_failed),
+            ("slipway_connections_accept_errors", "Connections that could not be accepted.", |c| &c.accept_errors),
+        ];
+        for (name, help, count) in totals {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (port, counts) in ports {
+                ConstCounter::new(count(counts).load(Relaxed)).encode(family.encode_family(&[("port", port)])?)?;
+            }
+        }
         for figure in &self.figures {
             if figure.is_counter {
                 let counter = ConstCounter::new(figure.value);
@@ -201,6 +243,8 @@ pub(crate) fn render(platform: &Platform) -> String {
         resident: resident_bytes(),
         deployments: platform.gateway.statuses(),
         figures: platform.cluster.figures(),
+        pool: platform.database.pool_stats(),
+        connections: Arc::clone(&platform.connections),
     }));
     let mut out = String::with_capacity(8192);
     // Writing into a string does not fail, and neither do the collectors; half a text would lack its end mark and be refused.

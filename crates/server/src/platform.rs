@@ -14,6 +14,7 @@ use slipway_track::Tracking;
 use tokio::sync::watch;
 
 use crate::cluster::{self, Cluster, Kubernetes};
+use crate::listen::Connections;
 use crate::{ServerError, api, auth, gpu, metrics, runs, ui};
 
 /// Everything that a server serves; cheap to clone.
@@ -35,6 +36,8 @@ pub struct Platform {
     pub(crate) cluster: Arc<Cluster>,
     /// Who carries runs out; nobody in a process that does not listen.
     pub(crate) executor: Arc<OnceLock<Arc<dyn Executor>>>,
+    /// Connections of the three ports.
+    pub(crate) connections: Arc<Connections>,
     /// Held while the state folder is in use.
     _lock: Arc<std::fs::File>,
 }
@@ -74,6 +77,8 @@ pub struct Stores {
     pub database: Option<String>,
     /// An `s3://`, `gs://` or `az://` URL.
     pub objects: Option<String>,
+    /// What uploads may take.
+    pub uploads: slipway_store::Limits,
 }
 
 impl Platform {
@@ -105,8 +110,8 @@ impl Platform {
                 .map_err(|_| slipway_store::StoreError::Closed)??,
         };
         let objects = match &stores.objects {
-            None => Objects::open(home.objects())?,
-            Some(url) => Objects::connect(url, home.work().join("objects"))?,
+            None => Objects::open_with(home.objects(), stores.uploads)?,
+            Some(url) => Objects::connect_with(url, home.work().join("objects"), stores.uploads)?,
         };
         let tracking = Tracking::open(database.clone(), objects).await?;
         let runtime = Runtime::choose(runtime, library.as_deref())?;
@@ -125,6 +130,7 @@ impl Platform {
             gpus: Arc::default(),
             cluster: Arc::new(Cluster::new(None)),
             executor: Arc::default(),
+            connections: Arc::default(),
             _lock: Arc::new(lock),
         })
     }

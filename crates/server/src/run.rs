@@ -20,10 +20,14 @@ use tokio::task::JoinSet;
 
 use crate::auth::{Callers, RunTokens, Tokens, home_token};
 use crate::certificates::{CertificateSource, Certificates, names_of};
-use crate::listen::{Connections, Limits, Port};
+use crate::listen::{Limits, Port};
 use crate::tracker::InTracking;
 use crate::{Kubernetes, Mint, Platform, ServerError, Stores, accelerators};
 
+/// An upload in parts that got no part for this long is abandoned.
+const ABANDONED_UPLOAD_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Time between two looks for abandoned uploads.
+const ABANDONED_UPLOAD_CHECK: Duration = Duration::from_secs(3600);
 /// Time for requests in flight to end after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How often the files of the certificate are looked at.
@@ -48,6 +52,8 @@ pub struct Options {
     pub token_file: Option<PathBuf>,
     /// Let callers without a token do everything but run programs; only on loopback.
     pub no_auth: bool,
+    /// Names of environment variables that runs inherit besides the usual ones.
+    pub run_environment: Vec<String>,
     /// Names of this server besides `localhost`; requests for other names are refused.
     pub hosts: Vec<String>,
     /// The certificate with which all three ports speak TLS; plain HTTP without one.
@@ -120,8 +126,6 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 pub struct Server {
     /// Where.
     pub addresses: Addresses,
-    /// What became of its connections.
-    pub connections: Connections,
     home: Home,
     platform: Platform,
     certificates: Option<Arc<Certificates>>,
@@ -212,11 +216,12 @@ impl Server {
                     tracking_variables(&addresses, certificates.as_deref()),
                     tracker,
                     mint,
+                    options.run_environment.clone(),
                 )?),
             });
         }
         let [control_routes, inference_routes, grpc_routes] = routes(&platform, &addresses, options.gateway_only);
-        let connections = Connections::default();
+        let connections = Arc::clone(&platform.connections);
         let limits = Arc::new(options.limits);
         let tls = certificates.as_ref().map(|c| c.acceptor()).transpose()?;
         let port = |listener: TcpListener, routes: Routes, counts| Port {
@@ -231,7 +236,7 @@ impl Server {
             port(inference, inference_routes, &connections.inference),
             port(grpc, grpc_routes, &connections.grpc),
         ];
-        Ok(Self { addresses, connections, home: options.home, platform, certificates, ports })
+        Ok(Self { addresses, home: options.home, platform, certificates, ports })
     }
 
     /// The file of the certificate that the server made itself, if it did: clients that trust it as an authority trust this server.
@@ -258,6 +263,7 @@ impl Server {
             let renewing = follow_certificates(certificates, self.home.clone(), self.addresses.clone());
             tokio::spawn(renewing)
         });
+        let tidying = tokio::spawn(collect_abandoned_uploads(self.platform.clone()));
         let mut result = Ok(());
         tokio::select! {
             () = stop => tracing::info!("stopping: draining requests in flight"),
@@ -274,6 +280,7 @@ impl Server {
             tracing::warn!("some requests did not end in time");
             tasks.shutdown().await;
         }
+        tidying.abort();
         if let Some(renewing) = renewing {
             renewing.abort();
         }
@@ -284,6 +291,18 @@ impl Server {
         }
         let _ = std::fs::remove_file(self.home.server_file()); // Clients also see that the process is gone.
         result
+    }
+}
+
+/// Removes, each hour, the parts of uploads that nobody has gone on with for a day.
+async fn collect_abandoned_uploads(platform: Platform) {
+    loop {
+        match platform.tracking.collect_abandoned_uploads(ABANDONED_UPLOAD_AGE).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "abandoned uploads were removed"),
+            Err(error) => tracing::warn!(%error, "abandoned uploads cannot be removed; the next attempt is in an hour"),
+        }
+        tokio::time::sleep(ABANDONED_UPLOAD_CHECK).await;
     }
 }
 
@@ -366,6 +385,7 @@ fn local_runs(
     variables: Vec<(String, String)>,
     tracker: Arc<InTracking>,
     mint: Mint,
+    environment: Vec<String>,
 ) -> Result<LocalProcesses, ServerError> {
     let program =
         std::env::current_exe().map_err(|source| ServerError::Home { path: home.root().to_owned(), source })?;
@@ -374,7 +394,7 @@ fn local_runs(
         secrets: home.root().join("secrets"),
         program,
         variables,
-        environment: Vec::new(),
+        environment,
         mint: Some(mint),
         room: Room::of_this_machine(),
         accelerators: Arc::new(accelerators::OfThisMachine::new(Arc::clone(&platform.gpus))),

@@ -118,9 +118,22 @@ pub(crate) struct Client {
 }
 
 /// Where the configuration says that state is kept.
-pub(crate) fn stores(config: &Config) -> Stores {
+///
+/// # Errors
+/// A limit that is not a number.
+pub(crate) fn stores(config: &Config) -> Result<Stores, crate::Failure> {
     let get = |key| config.get(key).map(str::to_owned);
-    Stores { database: get("database"), objects: get("objects") }
+    let mut uploads = slipway_store::Limits::default();
+    for (key, limit) in
+        [("max-artifact-bytes", &mut uploads.max_object_bytes), ("min-free-bytes", &mut uploads.min_free_bytes)]
+    {
+        if let Some(text) = config.get(key) {
+            let wrong =
+                || crate::Failure::known(format!("{key}: '{text}' is not a number of bytes"), "config.invalid", 2);
+            *limit = text.parse().map_err(|_| wrong())?;
+        }
+    }
+    Ok(Stores { database: get("database"), objects: get("objects"), uploads })
 }
 
 /// The server of this state folder, if one runs.
@@ -174,7 +187,7 @@ impl Client {
         tracing::info!(home = %home.root().display(), "no server runs; using the state folder in this process");
         let runtime = config.get("runtime").unwrap_or("auto").parse().map_err(crate::Failure::from)?;
         let library = config.get("onnxruntime").map(Into::into);
-        let platform = Platform::open(home, &stores(config), runtime, library).await?;
+        let platform = Platform::open(home, &stores(config)?, runtime, library).await?;
         Ok(Self {
             transport: Transport::InProcess(Guard::in_process().protect(platform.control_routes())),
             addresses: None,
@@ -361,6 +374,7 @@ mod tests {
                 gateway_only: false,
                 token_file: None,
                 no_auth: false,
+                run_environment: Vec::new(),
                 hosts: Vec::new(),
                 certificate: certificate(&folder),
                 limits: Limits::default(),

@@ -98,20 +98,8 @@ impl Explain for Error {
     }
 }
 
-/// What a store's error means to MLflow's clients when its code alone says so.
-fn meaning_of(store_code: &str) -> Option<ErrorCode> {
-    match store_code {
-        "store.full" => Some(ErrorCode::StorageFull),
-        "objects.too_large" => Some(ErrorCode::TooLarge),
-        _ => None,
-    }
-}
-
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
-        if let Some(code) = meaning_of(error.code()) {
-            return Self::new(code, error.to_string());
-        }
         match error {
             StoreError::NotFound(path) => Self::missing(format!("No such artifact: '{path}'")),
             StoreError::BadPath(_) => Self::invalid("Invalid path"),
@@ -119,6 +107,15 @@ impl From<StoreError> for Error {
                 Self::invalid(format!("Artifact path refers to a directory, not a file: '{path}'"))
             }
             StoreError::Closed => Self::new(ErrorCode::TemporarilyUnavailable, "The server is shutting down."),
+            full @ StoreError::OutOfSpace { .. } => {
+                tracing::error!(error = %full, "there is no space for what clients send");
+                Self::new(ErrorCode::StorageFull, full.to_string())
+            }
+            large @ StoreError::TooLarge { .. } => Self::new(ErrorCode::TooLarge, large.to_string()),
+            wrong @ StoreError::BadPart { .. } => Self::invalid(wrong.to_string()),
+            busy @ (StoreError::TooManyUploads { .. } | StoreError::Busy { .. }) => {
+                Self::new(ErrorCode::TemporarilyUnavailable, busy.to_string())
+            }
             StoreError::Unreachable(reason) => {
                 Self::new(ErrorCode::TemporarilyUnavailable, format!("The database cannot be reached: {reason}"))
             }
@@ -147,10 +144,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn full_stores_and_large_bodies_have_statuses_of_their_own() {
-        let answer = |code| Error::new(meaning_of(code).unwrap(), "why").into_response();
-        assert_eq!(answer("store.full").status(), StatusCode::INSUFFICIENT_STORAGE);
-        assert_eq!(answer("objects.too_large").status(), StatusCode::PAYLOAD_TOO_LARGE);
-        assert_eq!(meaning_of("store.sql"), None);
+    fn what_the_store_refuses_has_a_status_of_its_own() {
+        let full = || StoreError::OutOfSpace { what: "writing".into(), reason: "disk full".into() };
+        for (error, status) in [
+            (full(), StatusCode::INSUFFICIENT_STORAGE),
+            (StoreError::TooLarge { what: "the object", limit: 4 }, StatusCode::PAYLOAD_TOO_LARGE),
+            (StoreError::BadPart { number: 0, reason: "is not from 1 to 10000" }, StatusCode::BAD_REQUEST),
+            (StoreError::TooManyUploads { limit: 1 }, StatusCode::SERVICE_UNAVAILABLE),
+            (StoreError::Panicked("a change"), StatusCode::INTERNAL_SERVER_ERROR),
+        ] {
+            let text = error.to_string();
+            assert_eq!(Error::from(error).into_response().status(), status, "{text}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod access;
 mod attacks;
 mod fuzz;
+mod health;
 mod metrics;
 
 use std::sync::Arc;
@@ -72,8 +73,13 @@ struct Reply {
 
 impl Front {
     async fn open() -> Self {
+        Self::open_with(slipway_store::Limits::default()).await
+    }
+
+    async fn open_with(uploads: slipway_store::Limits) -> Self {
         let home = Home::at(std::env::temp_dir().join(slipway_core::ids::hex32()));
-        let platform = Platform::open(&home, &Stores::default(), Preference::Tract, None).await.unwrap();
+        let platform =
+            Platform::open(&home, &Stores { uploads, ..Stores::default() }, Preference::Tract, None).await.unwrap();
         let runs = RunTokens::new([7; 32]).isolated(true);
         let request = TokenRequest {
             namespace: "team-a".into(),

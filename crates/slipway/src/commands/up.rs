@@ -65,13 +65,14 @@ fn limits(context: &Context) -> Result<Limits, Failure> {
 pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> Result<(), Failure> {
     let options = Options {
         home: Home::at(context.config.get("home").unwrap_or_default()),
-        stores: crate::client::stores(&context.config),
+        stores: crate::client::stores(&context.config)?,
         control: address(context, "listen")?,
         inference: address(context, "inference-listen")?,
         grpc: address(context, "grpc-listen")?,
         gateway_only,
         token_file: context.config.get("token-file").map(Into::into),
         no_auth,
+        run_environment: list(context, "run-environment"),
         hosts: list(context, "hosts"),
         certificate: certificate(context)?,
         limits: limits(context)?,

@@ -76,6 +76,14 @@ impl Tracking {
         Ok(Self { db, objects, part_signer, compactor, registry_changes: Arc::new(watch::Sender::new(0)), run: None })
     }
 
+    /// Removes the parts of uploads that got none for this long; how many uploads that were.
+    ///
+    /// # Errors
+    /// The object store's.
+    pub async fn collect_abandoned_uploads(&self, older_than: std::time::Duration) -> Result<usize, Error> {
+        Ok(self.objects.collect_abandoned(older_than).await?)
+    }
+
     /// Changes whenever an alias, a version or a model changed.
     pub fn registry_changes(&self) -> watch::Receiver<u64> {
         self.registry_changes.subscribe()
