@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -15,9 +16,36 @@ use crate::manifest::Batching;
 use crate::runtime::{Model, run_caught};
 use crate::tensor::Tensor;
 
+/// A request in the queue.
+struct Waiting {
+    /// Taken by the collector, or dropped by a caller that goes away: what nobody waits for takes no memory.
+    inputs: Arc<Mutex<Option<Vec<Tensor>>>>,
+    /// When its caller stops waiting.
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Vec<Tensor>, Error>>,
+}
+
+impl Waiting {
+    /// The request, if anybody still waits for it.
+    fn take(self) -> Option<Job> {
+        let inputs = self.inputs.lock().take()?;
+        Some(Job { inputs, deadline: self.deadline, reply: self.reply }).filter(Job::is_wanted)
+    }
+}
+
+/// Drops the inputs of a request that was not taken from the queue.
+struct Withdraw(Arc<Mutex<Option<Vec<Tensor>>>>);
+
+impl Drop for Withdraw {
+    fn drop(&mut self) {
+        let withdrawn = self.0.lock().take();
+        drop(withdrawn);
+    }
+}
+
+/// A request that was taken from the queue.
 struct Job {
     inputs: Vec<Tensor>,
-    /// When its caller stops waiting.
     deadline: Instant,
     reply: oneshot::Sender<Result<Vec<Tensor>, Error>>,
 }
@@ -35,7 +63,7 @@ impl Job {
 
 /// Collects requests for one loaded model.
 pub(crate) struct Batcher {
-    queue: mpsc::Sender<Job>,
+    queue: mpsc::Sender<Waiting>,
 }
 
 impl Batcher {
@@ -53,14 +81,16 @@ impl Batcher {
     /// unloaded.
     pub(crate) async fn run(&self, inputs: Vec<Tensor>, deadline: Instant) -> Option<Result<Vec<Tensor>, Error>> {
         let (reply, answer) = oneshot::channel();
-        self.queue.send(Job { inputs, deadline, reply }).await.ok()?;
+        let inputs = Arc::new(Mutex::new(Some(inputs)));
+        let _withdraw = Withdraw(Arc::clone(&inputs));
+        self.queue.send(Waiting { inputs, deadline, reply }).await.ok()?;
         answer.await.ok()
     }
 }
 
 async fn collect(
     model: Arc<dyn Model>,
-    mut jobs: mpsc::Receiver<Job>,
+    mut jobs: mpsc::Receiver<Waiting>,
     max_size: usize,
     max_delay: Duration,
     admitted: Arc<AtomicUsize>,
@@ -70,29 +100,25 @@ async fn collect(
     loop {
         let first = match held.take() {
             Some(job) => job,
-            None => match jobs.recv().await {
-                Some(job) => job,
+            None => match jobs.recv().await.map(Waiting::take) {
+                Some(Some(job)) => job,
+                Some(None) => continue,
                 None => return,
             },
         };
-        if !first.is_wanted() {
-            continue;
-        }
         let mut rows = rows_counted(&first);
         let mut batch = vec![first];
         let deadline = Instant::now() + max_delay;
         while rows < max_size {
-            let job = match jobs.try_recv() {
-                Ok(job) => job,
+            let waiting = match jobs.try_recv() {
+                Ok(waiting) => waiting,
                 Err(_) if admitted.load(Relaxed) <= batch.len() => break,
                 Err(_) => match tokio::time::timeout_at(deadline, jobs.recv()).await {
-                    Ok(Some(job)) => job,
+                    Ok(Some(waiting)) => waiting,
                     _ => break,
                 },
             };
-            if !job.is_wanted() {
-                continue;
-            }
+            let Some(job) = waiting.take() else { continue };
             let more = rows_counted(&job);
             if rows + more > max_size {
                 held = Some(job);
@@ -271,6 +297,18 @@ mod tests {
         assert!(late.await.unwrap().is_none());
         assert!(patient.await.unwrap().unwrap().is_ok());
         assert_eq!(model.seen(), [1.0, 4.0]);
+    }
+
+    #[tokio::test]
+    async fn a_request_whose_caller_is_gone_takes_no_memory() {
+        let (queue, mut jobs) = mpsc::channel(1);
+        let batcher = Batcher { queue };
+        let gone = tokio::spawn(async move { batcher.run(row(1.0), far()).await });
+        let waiting = jobs.recv().await.unwrap();
+        assert!(waiting.inputs.lock().is_some());
+        gone.abort();
+        assert!(gone.await.unwrap_err().is_cancelled());
+        assert!(waiting.inputs.lock().is_none());
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use slipway_core::clock::now_ms;
 use slipway_store::Database;
+use tokio::sync::watch;
 
 use crate::body::{Bodies, BodyLimits};
 use crate::deployment::{Answer, Deployment, Loaded, Request, State, Variant};
@@ -118,13 +119,17 @@ impl Gateway {
                 changing: tokio::sync::Mutex::default(),
             }),
         };
+        // Subscribed before anything is resolved, so that no change is missed.
+        let changes = gateway.inner.source.changes();
         for (manifest, revision) in stored {
             let deployment = Arc::new(Deployment::new(manifest, revision, Arc::default()));
-            gateway.inner.deployments.write().insert(deployment.name().to_owned(), Arc::clone(&deployment));
-            let gateway = gateway.clone();
-            tokio::spawn(async move { gateway.load_all(&deployment, None).await });
+            gateway.inner.deployments.write().insert(deployment.name().to_owned(), deployment);
         }
-        tokio::spawn(follow(gateway.clone()));
+        let (background, deployments) = (gateway.clone(), gateway.deployments());
+        tokio::spawn(async move {
+            background.load_stored(deployments).await;
+            follow(background, changes).await;
+        });
         Ok(gateway)
     }
 
@@ -337,6 +342,15 @@ impl Gateway {
         }
     }
 
+    /// Loads the models of the deployments that were stored when the gateway was opened, all at once.
+    async fn load_stored(&self, stored: Vec<Arc<Deployment>>) {
+        let _one = self.inner.changing.lock().await;
+        // Whoever came first may have replaced or removed some.
+        let in_force = |d: &Arc<Deployment>| self.deployment(d.name()).is_ok_and(|now| Arc::ptr_eq(&now, d));
+        let loading = stored.iter().filter(|d| in_force(d)).map(|deployment| self.load_all(deployment, None));
+        futures_util::future::join_all(loading).await;
+    }
+
     async fn load_all(&self, deployment: &Deployment, before: Option<&Deployment>) {
         for variant in &deployment.variants {
             if let Err(error) = self.load_or_reuse(deployment, variant, before).await {
@@ -366,6 +380,8 @@ impl Gateway {
 
     /// Loads the models that moved aliases point to now. The old model answers until the new one is ready.
     async fn reload_moved(&self) {
+        // A deployment that is being put in force may hold what the alias pointed to before, so its turn comes after that.
+        let _one = self.inner.changing.lock().await;
         for deployment in self.deployments() {
             for variant in &deployment.variants {
                 let fresh = match self.inner.source_of(&variant.spec.uri) {
@@ -420,8 +436,7 @@ fn no_new_local_path(manifest: &Manifest, before: Option<&Deployment>) -> Result
 
 /// Reloads models whenever the registry changes. With a shared database, where other servers change the registry and the
 /// deployments too, it polls.
-async fn follow(gateway: Gateway) {
-    let mut changes = gateway.inner.source.changes();
+async fn follow(gateway: Gateway, mut changes: watch::Receiver<u64>) {
     if !gateway.inner.db.is_shared() {
         while changes.changed().await.is_ok() {
             gateway.reload_moved().await;

@@ -169,6 +169,8 @@ pub(crate) fn onnx_runtime() -> Runtime {
 
 /// A registry of URIs; what it stored is `stored:/PATH`.
 pub(crate) struct Registry {
+    /// One permit lets one model be fetched.
+    pub(crate) fetches: Semaphore,
     models: Mutex<HashMap<String, ResolvedModel>>,
     changes: watch::Sender<u64>,
 }
@@ -189,6 +191,7 @@ impl ModelSource for Registry {
     }
     fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> Fetching<'a> {
         Box::pin(async {
+            self.fetches.acquire().await.unwrap().forget();
             let path = model.location.strip_prefix("stored:").map(PathBuf::from);
             path.ok_or_else(|| format!("{} is not stored by this server", model.location))
         })
@@ -214,7 +217,11 @@ impl World {
     pub(crate) fn with_limits(limits: BodyLimits) -> Self {
         let folder = folder();
         let db = Database::open(&folder.path().join("slipway.db"), &[crate::MIGRATION]).unwrap();
-        let registry = Arc::new(Registry { models: Mutex::default(), changes: watch::Sender::new(0) });
+        let registry = Arc::new(Registry {
+            fetches: Semaphore::new(1000),
+            models: Mutex::default(),
+            changes: watch::Sender::new(0),
+        });
         let gateway =
             Gateway::open(db.clone(), tract(), Arc::clone(&registry) as Arc<dyn ModelSource>, limits).unwrap();
         Self { folder, registry, gateway, db }

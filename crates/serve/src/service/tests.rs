@@ -15,8 +15,11 @@ async fn ask(gateway: &Gateway, name: &str) -> Result<(f32, String), Error> {
 
 /// Waits until the deployment's first model is the one of this version.
 async fn until_version(gateway: &Gateway, name: &str, version: &str) {
-    let found = || gateway.deployment(name).ok().and_then(|d| d.variants[0].loaded());
-    while found().is_none_or(|loaded| loaded.resolved.version != version) {
+    let found =
+        || gateway.deployment(name).ok().and_then(|d| d.variants[0].loaded()).map(|l| l.resolved.version.clone());
+    let started = tokio::time::Instant::now();
+    while found().as_deref() != Some(version) {
+        assert!(started.elapsed().as_secs() < 60, "'{name}' is still at version {:?}", found());
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 }
@@ -97,6 +100,37 @@ async fn a_moved_alias_is_followed_and_a_broken_version_is_not() {
     world.register("models:/m@live", "4", 5.0);
     until_version(gateway, "m", "4").await;
     assert_eq!(gateway.status("m").unwrap().variants[0].reason, None);
+}
+
+#[tokio::test]
+async fn an_alias_that_moves_while_its_model_is_loaded_is_followed() {
+    let world = World::new();
+    world.register("models:/m@live", "1", 2.0);
+    world.gateway.apply(manifest(), "apply", LocalPaths::Refused).await.unwrap();
+    // Moves the alias while something resolved what it pointed to before, and is about to load that.
+    let move_to = async |version: &str, factor: f32| {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        world.register("models:/m@live", version, factor);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        world.registry.fetches.add_permits(1000);
+    };
+    // While it is put in force,
+    world.registry.fetches.forget_permits(usize::MAX >> 4);
+    let mut other = manifest();
+    other.metadata.name = "other".into();
+    let applied = world.gateway.apply(other, "apply", LocalPaths::Refused);
+    let (applied, ()) = tokio::join!(applied, move_to("2", 3.0));
+    applied.unwrap();
+    until_version(&world.gateway, "other", "2").await;
+    // and while it is loaded after a restart.
+    world.registry.fetches.forget_permits(usize::MAX >> 4);
+    let again = world.reopen();
+    move_to("3", 5.0).await;
+    until_version(&again, "other", "3").await;
 }
 
 #[tokio::test]
