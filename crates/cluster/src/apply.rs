@@ -92,7 +92,7 @@ pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
             started.insert(step.id.clone(), (step.clone(), Instant::now()));
             running.spawn(async move {
                 let _place = places.acquire().await;
-                drop(work.watch.send(Progress::Began { step: step.id.clone() }));
+                let _ = work.watch.send(Progress::Began { step: step.id.clone() }); // nobody need watch
                 let since = Instant::now();
                 let outcome = act(&work, &step).await.unwrap_or_else(|e| Outcome::Failed { reason: e.to_string() });
                 end(&step, outcome, began, since)
@@ -101,7 +101,7 @@ pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
         // What was skipped may be what others wait for.
         let skipped = !lost.is_empty();
         for end in lost {
-            drop(work.watch.send(Progress::Ended(end.clone())));
+            let _ = work.watch.send(Progress::Ended(end.clone())); // nobody need watch
             ended.push(end);
         }
         if skipped {
@@ -112,8 +112,8 @@ pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
             let later = waiting.iter().map(|step| end(step, Outcome::Waiting, Instant::now(), Instant::now()));
             let now = report(&work, ended.iter().cloned().chain(going).chain(later).collect(), began);
             let whole = work.before.clone().map_or_else(|| now.clone(), |before| before.followed_by(now.clone()));
-            // Who watches sees it later; nothing else hangs on it.
-            drop(work.state.keep("report", &whole));
+            // Only for `status` meanwhile; the report at the end is written again, and there an error counts.
+            let _ = work.state.keep("report", &whole);
             kept = Some(Instant::now());
         }
         let Some(next) = running.join_next().await else { break };
@@ -126,7 +126,7 @@ pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
             seconds: 0.0,
         });
         started.remove(&end.step);
-        drop(work.watch.send(Progress::Ended(end.clone())));
+        let _ = work.watch.send(Progress::Ended(end.clone())); // nobody need watch
         ended.push(end);
     }
     let now = report(&work, ended, began);

@@ -72,7 +72,7 @@ pub(crate) async fn converge(
                     Event::Done { .. } => done = true,
                     _ => {}
                 }
-                drop(work.watch.send(Progress::Event { step: step.id.clone(), event }));
+                let _ = work.watch.send(Progress::Event { step: step.id.clone(), event }); // nobody need watch
             })
             .await;
         if let Some(reason) = failure {
@@ -102,8 +102,8 @@ pub(crate) async fn converge(
 async fn start_anew(host: &Host, limit: Duration, log: &Log) -> Result<(), ClusterError> {
     let before = host.script(BOOT, ASK).await?;
     log.line("starts anew");
-    // The connection goes with the machine.
-    drop(host.script("systemctl reboot || reboot", ASK).await);
+    // The connection ends with the machine, so this fails; whether the machine restarted is seen by its boot identifier.
+    let _ = host.script("systemctl reboot || reboot", ASK).await;
     let until = Instant::now() + limit;
     while Instant::now() < until {
         tokio::time::sleep(Duration::from_secs(2)).await;
