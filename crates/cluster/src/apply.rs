@@ -9,59 +9,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::converge::Event;
 use crate::fleet::Fleet;
 use crate::report::{Ended, Outcome, Report};
-use crate::spec::{Cluster, Machine};
-use crate::state::{Log, State};
+use crate::state::Log;
 use crate::steps::{Action, Step};
-use crate::transport::{Connections, Host, Program};
+use crate::work::{AT_ONCE, Progress, Work};
 use crate::{ClusterError, machine, nodes, smoke};
 
 /// A machine that was just turned on has so long to answer.
 const ANSWER: Duration = Duration::from_secs(300);
-/// Machines that are worked on at once; more would wait for this one's processors anyway.
-pub(crate) const AT_ONCE: usize = 64;
-
-/// Told to who watches.
-#[derive(Debug, Clone)]
-#[allow(missing_docs)] // names say it
-pub enum Progress {
-    Began { step: String },
-    Event { step: String, event: Event },
-    Ended(Ended),
-}
-
-/// All that steps share.
-pub struct Work {
-    /// What was asked for: `apply`.
-    pub verb: &'static str,
-    /// The file.
-    pub cluster: Cluster,
-    /// Its machines.
-    pub hosts: BTreeMap<String, (Machine, Host)>,
-    /// How machines are spoken to.
-    pub connections: Arc<Connections>,
-    /// Who makes machines, where the file has groups.
-    pub fleet: Option<Arc<Fleet>>,
-    /// This program.
-    pub program: Arc<Program>,
-    /// Where logs are.
-    pub state: State,
-    /// Names the records of this change.
-    pub change: String,
-    /// What watches.
-    pub watch: tokio::sync::mpsc::UnboundedSender<Progress>,
-    /// What was done before these steps.
-    pub before: Option<Report>,
-}
-
-impl std::fmt::Debug for Work {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Work").field("verb", &self.verb).field("change", &self.change).finish_non_exhaustive()
-    }
-}
-
 /// The report is kept while steps are done, so that others can watch; no more often than this.
 const KEEP: Duration = Duration::from_millis(500);
 

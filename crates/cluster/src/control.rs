@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::ClusterError;
-use crate::apply::Work;
-use crate::probe::quote;
+use crate::shell::quote;
 use crate::spec::Role;
 use crate::state::Log;
 use crate::transport::Host;
+use crate::work::Work;
 
 /// A short question.
 pub(crate) const ASK: Duration = Duration::from_secs(60);
