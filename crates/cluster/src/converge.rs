@@ -318,3 +318,61 @@ pub struct Summary {
     pub skipped: usize,
     pub rebooting: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{chown, symlink};
+
+    use super::*;
+    use crate::resource::{Edit, Layer, Text};
+
+    fn file(name: &str, path: &Path) -> Resource {
+        let content = Text { text: "from slipway\n".into(), secret: false };
+        let path = path.display().to_string();
+        Resource::new(Layer::System, name, What::File { path, content, mode: "0644".into() })
+    }
+
+    /// A user who may log in on the machine, and whose folder the cluster's file wants something in.
+    #[test]
+    fn a_users_links_lead_root_neither_on_the_way_there_nor_on_the_way_back() {
+        const USER: u32 = 54_321;
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can give folders to another user");
+            return;
+        }
+        let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
+        let (etc, home) = (folder.join("etc"), folder.join("home"));
+        for sub in [&etc, &home, &home.join("d")] {
+            std::fs::create_dir_all(sub).unwrap();
+        }
+        for users in [&home, &home.join("d")] {
+            chown(users, Some(USER), Some(USER)).unwrap();
+        }
+        std::fs::write(etc.join("shadow"), "root's\n").unwrap();
+        std::fs::write(home.join("own"), "the user's\n").unwrap();
+        symlink(etc.join("shadow"), home.join("link")).unwrap();
+        let records = Records::open(&folder.join("records"), Duration::ZERO).unwrap();
+        let converge = |change: &str, resources: Vec<Resource>| {
+            records.converge(&Wanted { resources }, Mode::Apply, change, &mut |_| true).unwrap()
+        };
+
+        let line = Edit::Line { line: "mine".into(), begins: None };
+        let path = home.join("link").display().to_string();
+        let edit = Resource::new(Layer::System, "edit", What::Edit { path, edits: vec![line] });
+        assert_eq!(converge("1", vec![file("file", &home.join("link")), edit]).failed, 2);
+        assert_eq!(std::fs::read_to_string(etc.join("shadow")).unwrap(), "root's\n");
+        let copies = std::fs::read_dir(folder.join("records/backup/1")).map_or(0, Iterator::count);
+        assert_eq!(copies, 0, "nothing of root's is kept, which the way back would give to the user");
+
+        // What was made and changed is taken back, unless the user leads elsewhere meanwhile.
+        let wanted = || vec![file("new", &home.join("d/shadow")), file("own", &home.join("own"))];
+        assert_eq!(converge("2", wanted()).changed, 2);
+        std::fs::rename(home.join("d"), home.join("moved")).unwrap();
+        symlink(&etc, home.join("d")).unwrap();
+        let error = records.roll_back(&mut |_| {}).unwrap_err();
+        assert!(error.contains("is not followed"), "{error}");
+        assert_eq!(std::fs::read_to_string(etc.join("shadow")).unwrap(), "root's\n");
+        assert_eq!(std::fs::read_to_string(home.join("own")).unwrap(), "the user's\n");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
