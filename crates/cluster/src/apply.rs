@@ -9,59 +9,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::converge::Event;
 use crate::fleet::Fleet;
 use crate::report::{Ended, Outcome, Report};
-use crate::spec::{Cluster, Machine};
-use crate::state::{Log, State};
+use crate::state::Log;
 use crate::steps::{Action, Step};
-use crate::transport::{Connections, Host, Program};
+use crate::work::{AT_ONCE, Progress, Work};
 use crate::{ClusterError, machine, nodes, smoke};
 
 /// A machine that was just turned on has so long to answer.
 const ANSWER: Duration = Duration::from_secs(300);
-/// Machines that are worked on at once; more would wait for this one's processors anyway.
-pub(crate) const AT_ONCE: usize = 64;
-
-/// Told to who watches.
-#[derive(Debug, Clone)]
-#[allow(missing_docs)] // names say it
-pub enum Progress {
-    Began { step: String },
-    Event { step: String, event: Event },
-    Ended(Ended),
-}
-
-/// All that steps share.
-pub struct Work {
-    /// What was asked for: `apply`.
-    pub verb: &'static str,
-    /// The file.
-    pub cluster: Cluster,
-    /// Its machines.
-    pub hosts: BTreeMap<String, (Machine, Host)>,
-    /// How machines are spoken to.
-    pub connections: Arc<Connections>,
-    /// Who makes machines, where the file has groups.
-    pub fleet: Option<Arc<Fleet>>,
-    /// This program.
-    pub program: Arc<Program>,
-    /// Where logs are.
-    pub state: State,
-    /// Names the records of this change.
-    pub change: String,
-    /// What watches.
-    pub watch: tokio::sync::mpsc::UnboundedSender<Progress>,
-    /// What was done before these steps.
-    pub before: Option<Report>,
-}
-
-impl std::fmt::Debug for Work {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Work").field("verb", &self.verb).field("change", &self.change).finish_non_exhaustive()
-    }
-}
-
 /// The report is kept while steps are done, so that others can watch; no more often than this.
 const KEEP: Duration = Duration::from_millis(500);
 
@@ -92,7 +48,7 @@ pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
             started.insert(step.id.clone(), (step.clone(), Instant::now()));
             running.spawn(async move {
                 let _place = places.acquire().await;
-                drop(work.watch.send(Progress::Began { step: step.id.clone() }));
+                let _ = work.watch.send(Progress::Began { step: step.id.clone() }); // nobody need watch
                 let since = Instant::now();
                 let outcome = act(&work, &step).await.unwrap_or_else(|e| Outcome::Failed { reason: e.to_string() });
                 end(&step, outcome, began, since)
@@ -101,7 +57,7 @@ pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
         // What was skipped may be what others wait for.
         let skipped = !lost.is_empty();
         for end in lost {
-            drop(work.watch.send(Progress::Ended(end.clone())));
+            let _ = work.watch.send(Progress::Ended(end.clone())); // nobody need watch
             ended.push(end);
         }
         if skipped {
@@ -112,8 +68,8 @@ pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
             let later = waiting.iter().map(|step| end(step, Outcome::Waiting, Instant::now(), Instant::now()));
             let now = report(&work, ended.iter().cloned().chain(going).chain(later).collect(), began);
             let whole = work.before.clone().map_or_else(|| now.clone(), |before| before.followed_by(now.clone()));
-            // Who watches sees it later; nothing else hangs on it.
-            drop(work.state.keep("report", &whole));
+            // Only for `status` meanwhile; the report at the end is written again, and there an error counts.
+            let _ = work.state.keep("report", &whole);
             kept = Some(Instant::now());
         }
         let Some(next) = running.join_next().await else { break };
@@ -126,7 +82,7 @@ pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
             seconds: 0.0,
         });
         started.remove(&end.step);
-        drop(work.watch.send(Progress::Ended(end.clone())));
+        let _ = work.watch.send(Progress::Ended(end.clone())); // nobody need watch
         ended.push(end);
     }
     let now = report(&work, ended, began);

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::ClusterError;
-use crate::apply::Work;
-use crate::probe::quote;
+use crate::shell::quote;
 use crate::spec::Role;
 use crate::state::Log;
 use crate::transport::Host;
+use crate::work::Work;
 
 /// A short question.
 pub(crate) const ASK: Duration = Duration::from_secs(60);
@@ -141,8 +141,10 @@ impl<'a> Control<'a> {
         let drained = self.kubectl(&words, b"", limit).await;
         match &drained {
             Ok(said) => said.lines().for_each(|l| log.line(l)),
-            // Left as it was found: who is in the way may be a budget that somebody set on purpose.
-            Err(_) => drop(self.open(name).await),
+            // Left as it was found: who is in the way may be a budget that somebody set on purpose. The error of the drain is the one told.
+            Err(_) => {
+                let _ = self.open(name).await;
+            }
         }
         drained.map(drop)
     }

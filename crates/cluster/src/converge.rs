@@ -5,216 +5,30 @@
 //! to follow a change is remembered until it has succeeded, and everything else is asked anew.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::ClusterError;
+use crate::event::Event;
 use crate::kinds;
 use crate::lock::Lock;
 use crate::probe::{self, Facts};
-use crate::resource::{Change, Layer, Resource, Wanted, What};
+use crate::resource::{Resource, Wanted, What};
 use crate::resume;
+use crate::shell::{Node, Output, run};
+use crate::undo::Undo;
 
-/// Where a machine keeps records of its changes; root's.
-pub const FOLDER: &str = "/var/lib/slipway/converge";
 /// Asking a machine takes a second or two; commands that ask may wait for a service.
 const PROBE_SECONDS: u64 = 120;
-/// The last lines of a failed command that are told.
-const LAST_LINES: usize = 12;
-
-/// What happens, as it happens; a line of JSON each.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "kebab-case")]
-#[allow(missing_docs)] // names say it
-pub enum Event {
-    /// Work begins.
-    Begun { change: String, resources: usize },
-    /// It is as wanted.
-    Ok { resource: String },
-    /// It would be changed.
-    Differs { resource: String, layer: Layer, changes: Vec<Change> },
-    /// It is being changed.
-    Changing { resource: String, changes: Vec<Change> },
-    /// A command's output.
-    Output { resource: String, line: String },
-    /// It was changed.
-    Changed { resource: String, seconds: f64 },
-    /// It could not be changed.
-    Failed { resource: String, reason: String },
-    /// It was not tried.
-    Skipped { resource: String, because: String },
-    /// The machine starts anew now; what is left comes after.
-    Rebooting { resource: String, reason: String },
-    /// Work could not even begin.
-    Refused { reason: String },
-    /// Nothing more comes.
-    Done { ok: usize, changed: usize, failed: usize, skipped: usize },
-}
-
-/// How a change is taken back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Undo {
-    /// A command.
-    Shell(String),
-    /// A file was not there.
-    Remove(String),
-    /// A file was another.
-    Restore {
-        /// Where it was.
-        path: String,
-        /// Where it is kept.
-        copy: PathBuf,
-        /// Its mode.
-        mode: String,
-    },
-    /// There is no way back.
-    Nothing,
-}
-
 #[derive(Serialize, Deserialize)]
 struct Record {
     resource: String,
     undo: Undo,
-}
-
-/// The machine, as a change of one resource sees it.
-#[derive(Debug)]
-pub struct Node<'a> {
-    folder: &'a Path,
-    change: &'a str,
-    resource: &'a str,
-    timeout: Duration,
-    lines: mpsc::Sender<(String, String)>,
-}
-
-impl Node<'_> {
-    /// Runs a script of the shell; its output is told line by line.
-    ///
-    /// # Errors
-    /// Its last lines, when it fails or takes too long.
-    pub(crate) fn shell(&mut self, script: &str) -> Result<(), String> {
-        let mut last: std::collections::VecDeque<String> = std::collections::VecDeque::new();
-        let status = run(script, self.timeout, Output::UntilQuiet, |line| {
-            let _ = self.lines.send((self.resource.to_owned(), line.clone())); // nobody listens any more, and work goes on
-            last.push_back(line);
-            if last.len() > LAST_LINES {
-                last.pop_front();
-            }
-        })?;
-        if status == 0 {
-            return Ok(());
-        }
-        let said = last.into_iter().collect::<Vec<_>>().join("\n");
-        Err(if said.is_empty() { format!("exit status {status}") } else { said })
-    }
-
-    /// Replaces a file whole, with its folder where that is missing.
-    ///
-    /// # Errors
-    /// The system's, with the path.
-    pub(crate) fn write(&mut self, path: &Path, bytes: &[u8], mode: &str) -> Result<(), String> {
-        let mode = u32::from_str_radix(mode, 8).map_err(|_| format!("'{mode}' is no mode"))?;
-        slipway_core::files::replace_as(path, bytes, mode).map_err(|e| format!("{}: {e}", path.display()))
-    }
-
-    /// The text of a file, read at the time of the change and with the care that [`Self::write`] takes: what the probe saw may have been
-    /// another file, behind a link that its owner has changed since. None where there is no file.
-    ///
-    /// # Errors
-    /// The system's, with the path, or that it is no text.
-    pub(crate) fn read(&mut self, path: &Path) -> Result<Option<String>, String> {
-        let wrong = |e: String| format!("{}: {e}", path.display());
-        match slipway_core::files::read(path) {
-            Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| wrong("it is no text".into())),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(wrong(e.to_string())),
-        }
-    }
-
-    /// Copies a file to where it is found for the way back.
-    ///
-    /// # Errors
-    /// The system's.
-    pub(crate) fn backup(&mut self, path: &Path) -> Result<PathBuf, String> {
-        let name = path.display().to_string().trim_start_matches('/').replace('/', "%");
-        let copy = self.folder.join("backup").join(self.change).join(name);
-        let wrong = |e: std::io::Error| format!("{}: {e}", copy.display());
-        std::fs::create_dir_all(copy.parent().unwrap_or(self.folder)).map_err(wrong)?;
-        // The first copy of this change is how the file was before it.
-        if !copy.exists() {
-            let bytes = slipway_core::files::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
-            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&copy).map_err(wrong)?;
-            file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(wrong)?;
-        }
-        Ok(copy)
-    }
-}
-
-/// How long the output of a script is waited for that has ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Output {
-    /// To its end: all of it is needed.
-    Whole,
-    /// Until nothing more comes for a while: a daemon that was started may hold the stream.
-    UntilQuiet,
-}
-
-/// Runs a script in a process group of its own, which a limit of time ends whole. Output and errors are one stream of lines.
-fn run(script: &str, limit: Duration, output: Output, mut line: impl FnMut(String)) -> Result<i32, String> {
-    let program = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
-    let mut child = Command::new("sh")
-        .env("SLIPWAY", program)
-        .args(["-c", &format!("exec 2>&1; {}{script}", probe::ENVIRONMENT)])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .map_err(|e| format!("sh: {e}"))?;
-    let (sender, receiver) = mpsc::channel();
-    let stdout = child.stdout.take();
-    std::thread::spawn(move || {
-        let Some(stdout) = stdout else { return };
-        for bytes in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
-            if sender.send(String::from_utf8_lossy(&bytes).trim_end_matches('\r').to_owned()).is_err() {
-                return;
-            }
-        }
-    });
-    let until = Instant::now() + limit;
-    loop {
-        match receiver.recv_timeout(Duration::from_millis(20)) {
-            Ok(text) => line(text),
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-            // Whoever holds the stream has closed it; what is left is the status.
-            Err(mpsc::RecvTimeoutError::Disconnected) => std::thread::sleep(Duration::from_millis(5)),
-        }
-        if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
-            let quiet = match output {
-                Output::Whole => until.saturating_duration_since(Instant::now()),
-                Output::UntilQuiet => Duration::from_millis(500),
-            };
-            while let Ok(text) = receiver.recv_timeout(quiet) {
-                line(text);
-            }
-            return Ok(status.code().unwrap_or(128));
-        }
-        if Instant::now() > until {
-            let group = rustix::process::Pid::from_child(&child);
-            // It may have ended just now.
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-            let _ = child.wait(); // it was killed, so its status says nothing
-            return Err(format!("it did not end within {} s and was ended", limit.as_secs()));
-        }
-    }
 }
 
 /// Asks this machine.
@@ -459,7 +273,7 @@ impl Records {
             work.join().unwrap_or_else(|_| Err("the change ended in a panic".into()))
         });
         if done.is_ok() {
-            drop(std::fs::remove_file(&pending));
+            let _ = std::fs::remove_file(&pending); // what stays is done again, which changes nothing
         }
         done
     }
@@ -503,4 +317,62 @@ pub struct Summary {
     pub failed: usize,
     pub skipped: usize,
     pub rebooting: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{chown, symlink};
+
+    use super::*;
+    use crate::resource::{Edit, Layer, Text};
+
+    fn file(name: &str, path: &Path) -> Resource {
+        let content = Text { text: "from slipway\n".into(), secret: false };
+        let path = path.display().to_string();
+        Resource::new(Layer::System, name, What::File { path, content, mode: "0644".into() })
+    }
+
+    /// A user who may log in on the machine, and whose folder the cluster's file wants something in.
+    #[test]
+    fn a_users_links_lead_root_neither_on_the_way_there_nor_on_the_way_back() {
+        const USER: u32 = 54_321;
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can give folders to another user");
+            return;
+        }
+        let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
+        let (etc, home) = (folder.join("etc"), folder.join("home"));
+        for sub in [&etc, &home, &home.join("d")] {
+            std::fs::create_dir_all(sub).unwrap();
+        }
+        for users in [&home, &home.join("d")] {
+            chown(users, Some(USER), Some(USER)).unwrap();
+        }
+        std::fs::write(etc.join("shadow"), "root's\n").unwrap();
+        std::fs::write(home.join("own"), "the user's\n").unwrap();
+        symlink(etc.join("shadow"), home.join("link")).unwrap();
+        let records = Records::open(&folder.join("records"), Duration::ZERO).unwrap();
+        let converge = |change: &str, resources: Vec<Resource>| {
+            records.converge(&Wanted { resources }, Mode::Apply, change, &mut |_| true).unwrap()
+        };
+
+        let line = Edit::Line { line: "mine".into(), begins: None };
+        let path = home.join("link").display().to_string();
+        let edit = Resource::new(Layer::System, "edit", What::Edit { path, edits: vec![line] });
+        assert_eq!(converge("1", vec![file("file", &home.join("link")), edit]).failed, 2);
+        assert_eq!(std::fs::read_to_string(etc.join("shadow")).unwrap(), "root's\n");
+        let copies = std::fs::read_dir(folder.join("records/backup/1")).map_or(0, Iterator::count);
+        assert_eq!(copies, 0, "nothing of root's is kept, which the way back would give to the user");
+
+        // What was made and changed is taken back, unless the user leads elsewhere meanwhile.
+        let wanted = || vec![file("new", &home.join("d/shadow")), file("own", &home.join("own"))];
+        assert_eq!(converge("2", wanted()).changed, 2);
+        std::fs::rename(home.join("d"), home.join("moved")).unwrap();
+        symlink(&etc, home.join("d")).unwrap();
+        let error = records.roll_back(&mut |_| {}).unwrap_err();
+        assert!(error.contains("is not followed"), "{error}");
+        assert_eq!(std::fs::read_to_string(etc.join("shadow")).unwrap(), "root's\n");
+        assert_eq!(std::fs::read_to_string(home.join("own")).unwrap(), "the user's\n");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 }

@@ -5,13 +5,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ClusterError;
-use crate::apply::AT_ONCE;
+use crate::ask::ask;
 use crate::control::{ASK, Control};
-use crate::plan::ask;
 use crate::probe::{self, Facts};
 use crate::resource::Wanted;
 use crate::spec::{Cluster, Machine, Role};
 use crate::transport::Host;
+use crate::work::AT_ONCE;
 
 /// Clocks that differ by more make certificates and tokens fail.
 const MOST_CLOCK_SECONDS: u64 = 30;

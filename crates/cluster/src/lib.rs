@@ -12,10 +12,13 @@
 //! | [`resource`] | what can be wanted of a machine, and when it is so |
 //! | [`probe`] | the question to a machine, and the answer |
 //! | [`converge`], [`resume`] | runs on the machine: makes it so, remembers how it was, tells what it does; goes on after a new start |
+//! | [`event`] | what the machine tells meanwhile |
+//! | [`shell`] | its shell and its files |
 //! | [`transport`] | OpenSSH |
 //! | [`providers`], [`fleet`] | who makes machines, and which of them are ours |
 //! | [`plan`] | what would change, on all machines at once |
 //! | [`steps`] | which steps there are, and which need which |
+//! | [`work`] | what all steps share |
 //! | [`apply`] | does them: on a machine, with nodes of the cluster, with who makes machines |
 //! | [`smoke`], [`doctor`] | tries of the cluster; known troubles of machines |
 //! | [`report`] | what was done |
@@ -24,10 +27,12 @@
 //! | [`state`] | what is kept on the controller, and its lock |
 
 pub mod apply;
+mod ask;
 mod control;
 pub mod converge;
 pub mod doctor;
 mod error;
+pub mod event;
 pub mod fleet;
 mod kinds;
 pub mod layers;
@@ -40,12 +45,15 @@ pub mod providers;
 pub mod report;
 pub mod resource;
 pub mod resume;
+pub mod shell;
 pub mod smoke;
 pub mod spec;
 pub mod state;
 pub mod steps;
 pub mod transport;
 pub mod trust;
+mod undo;
+pub mod work;
 
 pub use error::ClusterError;
 

@@ -3,17 +3,18 @@
 use std::time::{Duration, Instant};
 
 use crate::ClusterError;
-use crate::apply::{Progress, Work};
 use crate::control::{ASK, Control};
-use crate::converge::{Event, FOLDER};
+use crate::event::Event;
 use crate::layers;
-use crate::probe::quote;
 use crate::resource::Layer;
 use crate::resume::MOST_RESTARTS;
+use crate::shell::FOLDER;
+use crate::shell::quote;
 use crate::spec::Machine;
 use crate::state::Log;
 use crate::steps::{Action, Step};
 use crate::transport::Host;
+use crate::work::{Progress, Work};
 
 /// A machine's own part may install a driver.
 const CONVERGE: Duration = Duration::from_secs(3600);
@@ -32,7 +33,7 @@ pub(crate) async fn converge(
 ) -> Result<usize, ClusterError> {
     let wanted = layers::wanted(&work.cluster, machine)?.only(layers);
     // Most machines are as wanted most of the time: they are asked from here, and nothing is put onto them.
-    let facts = crate::plan::ask(host, &wanted, 0).await?;
+    let facts = crate::ask::ask(host, &wanted, 0).await?;
     if wanted.check(&facts).is_empty() {
         return Ok(0);
     }
@@ -72,7 +73,7 @@ pub(crate) async fn converge(
                     Event::Done { .. } => done = true,
                     _ => {}
                 }
-                drop(work.watch.send(Progress::Event { step: step.id.clone(), event }));
+                let _ = work.watch.send(Progress::Event { step: step.id.clone(), event }); // nobody need watch
             })
             .await;
         if let Some(reason) = failure {
@@ -102,8 +103,8 @@ pub(crate) async fn converge(
 async fn start_anew(host: &Host, limit: Duration, log: &Log) -> Result<(), ClusterError> {
     let before = host.script(BOOT, ASK).await?;
     log.line("starts anew");
-    // The connection goes with the machine.
-    drop(host.script("systemctl reboot || reboot", ASK).await);
+    // The connection ends with the machine, so this fails; whether the machine restarted is seen by its boot identifier.
+    let _ = host.script("systemctl reboot || reboot", ASK).await;
     let until = Instant::now() + limit;
     while Instant::now() < until {
         tokio::time::sleep(Duration::from_secs(2)).await;

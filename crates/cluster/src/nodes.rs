@@ -8,14 +8,14 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::ClusterError;
-use crate::apply::Work;
 use crate::control::{ASK, Control};
-use crate::probe::quote;
 use crate::resource::Layer;
+use crate::shell::quote;
 use crate::spec::{Machine, minor};
 use crate::state::Log;
 use crate::steps::Step;
 use crate::transport::Host;
+use crate::work::Work;
 
 /// MicroK8s starts, stops, joins and leaves within this.
 const LONG: Duration = Duration::from_secs(300);

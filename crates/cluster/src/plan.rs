@@ -1,22 +1,18 @@
 //! What would change, on all machines at once.
 
-use std::time::Duration;
-
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use slipway_core::Explain;
 
 use crate::ClusterError;
-use crate::apply::AT_ONCE;
+use crate::ask::ask;
 use crate::doctor::{self, Finding, Severity};
 use crate::layers;
 use crate::probe::{self, Facts};
 use crate::resource::{Change, Layer, Wanted};
 use crate::spec::{Cluster, Machine};
 use crate::transport::Host;
-
-/// A probe may wait for a service that starts.
-const PROBE: Duration = Duration::from_secs(180);
+use crate::work::AT_ONCE;
 
 /// What would change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,15 +93,6 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.machines.iter().all(|m| m.unreachable.is_none() && m.changes.is_empty())
     }
-}
-
-/// Asks one machine.
-///
-/// # Errors
-/// Those of [`Host::script`].
-pub(crate) async fn ask(host: &Host, wanted: &Wanted, more: u8) -> Result<Facts, ClusterError> {
-    let text = host.script(&probe::script(&wanted.resources, more), PROBE).await?;
-    Facts::parse(&text).map_err(|reason| ClusterError::Host { host: host.name.clone(), reason })
 }
 
 /// Asks all machines at once.

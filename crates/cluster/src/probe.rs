@@ -10,8 +10,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use crate::converge::FOLDER;
 use crate::resource::{Resource, What};
+use crate::shell::{FOLDER, quote};
 
 /// More of a file is not read; a file that is longer is none that we write.
 pub(crate) const MOST_BYTES: usize = 1 << 20;
@@ -19,14 +19,6 @@ pub(crate) const MOST_BYTES: usize = 1 << 20;
 /// Answers, by resource and field. Fields of the whole machine are of the resource `@`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts(BTreeMap<(String, String), Vec<u8>>);
-
-/// What every command on a machine begins with: English, and programs where root's shell alone does not look for them.
-pub(crate) const ENVIRONMENT: &str = "export LC_ALL=C PATH=\"$PATH:/usr/sbin:/sbin:/snap/bin\"; ";
-
-/// A word that the shell takes as it is.
-pub(crate) fn quote(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
 
 /// How it is answered: a text of any kind from the input, a word of the machine, what is of a file, how a command ends. Processes are most
 /// of what a probe costs, so few are made.

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::ClusterError;
-use crate::apply::Work;
 use crate::control::{ASK, Control};
-use crate::probe::quote;
+use crate::shell::quote;
 use crate::spec::{Cluster, Machine, Role};
 use crate::state::Log;
+use crate::work::Work;
 
 /// Marks what is ours, with the change that it is of.
 const LABEL: &str = "slipway.dev/smoke";

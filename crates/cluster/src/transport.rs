@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
-use crate::probe::{ENVIRONMENT, quote};
+use crate::shell::{ENVIRONMENT, quote};
 use crate::spec::{self, Cluster, Machine, Ssh, home};
 use crate::{ClusterError, digest};
 

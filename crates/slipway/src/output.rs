@@ -168,11 +168,8 @@ mod tests {
         table.row(vec!["日本".into(), "x\x1b]0;title\x07".into()]);
         table.row(vec!["a\nadmin  fine".into(), "\u{202e}y".into()]);
         let shown = table.to_string();
-        let wanted = [
-            "NAME                ABOUT",
-            r"日本                x\u{1b}]0;title\u{7}",
-            r"a\u{a}admin  fine   \u{202e}y",
-        ];
+        let wanted =
+            ["NAME               ABOUT", r"日本               x\u{1b}]0;title\u{7}", r"a\u{a}admin  fine  \u{202e}y"];
         let lines: Vec<&str> = shown.lines().collect();
         assert_eq!(lines, wanted, "{shown}");
     }

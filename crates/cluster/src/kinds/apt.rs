@@ -1,8 +1,10 @@
 //! Packages of apt.
 
-use crate::converge::{Node, Undo};
-use crate::probe::{Facts, quote};
+use crate::probe::Facts;
 use crate::resource::Change;
+use crate::shell::Node;
+use crate::shell::quote;
+use crate::undo::Undo;
 
 /// What dpkg knows of a package.
 struct Installed {

@@ -6,9 +6,9 @@ use yaml_edit::path::YamlPath;
 
 use super::diff;
 use super::file::found;
-use crate::converge::Node;
 use crate::probe::Facts;
 use crate::resource::{Change, Edit};
+use crate::shell::Node;
 
 /// The text with all parts as wanted.
 fn all_edited(text: &str, edits: &[Edit]) -> Result<String, String> {

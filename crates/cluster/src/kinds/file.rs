@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use super::diff;
-use crate::converge::{Node, Undo};
 use crate::probe::{Facts, MOST_BYTES};
 use crate::resource::{Change, Text};
+use crate::shell::Node;
+use crate::undo::Undo;
 
 /// What is there: mode and content.
 pub(super) fn found(facts: &Facts, id: &str) -> Option<(String, String)> {

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::converge::{Node, Undo};
-use crate::probe::{Facts, quote};
+use crate::probe::Facts;
 use crate::resource::Change;
+use crate::shell::Node;
+use crate::shell::quote;
+use crate::undo::Undo;
 
 fn full(name: &str) -> String {
     if name.contains('.') { name.to_owned() } else { format!("{name}.service") }

@@ -1,9 +1,11 @@
 //! Snaps.
 
-use crate::converge::{Node, Undo};
-use crate::probe::{Facts, quote};
+use crate::probe::Facts;
 use crate::resource::Change;
+use crate::shell::Node;
+use crate::shell::quote;
 use crate::spec::minor;
+use crate::undo::Undo;
 
 struct Installed {
     channel: String,

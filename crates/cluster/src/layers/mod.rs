@@ -7,8 +7,8 @@ mod system;
 mod workloads;
 
 use crate::ClusterError;
-use crate::probe::quote;
 use crate::resource::{Edit, Layer, Resource, Text, Wanted, What};
+use crate::shell::quote;
 use crate::spec::workloads::DevicePlugin;
 use crate::spec::{Cluster, Machine, Role};
 

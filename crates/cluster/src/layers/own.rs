@@ -2,8 +2,8 @@
 
 use super::{command, file, named};
 use crate::ClusterError;
-use crate::probe::quote;
 use crate::resource::{Layer, Resource, Text, What};
+use crate::shell::quote;
 use crate::spec::secret::TrustedCommands;
 use crate::spec::system::{Mount, OwnFile, Repository, User};
 use crate::spec::{Cluster, Machine, Role};

@@ -315,7 +315,7 @@ pub(crate) struct Converge {
     #[arg(long)]
     pub(crate) change: Option<String>,
     /// Where records are kept
-    #[arg(long, default_value = slipway_cluster::converge::FOLDER)]
+    #[arg(long, default_value = slipway_cluster::shell::FOLDER)]
     pub(crate) folder: PathBuf,
     /// Wait so many seconds for another that works on this machine
     #[arg(long, default_value_t = 60)]

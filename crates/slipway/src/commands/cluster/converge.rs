@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use slipway_cluster::ClusterError;
-use slipway_cluster::converge::{Event, Mode, Records};
+use slipway_cluster::converge::{Mode, Records};
+use slipway_cluster::event::Event;
 use slipway_cluster::resource::{Layer, Wanted};
 use slipway_cluster::resume;
 

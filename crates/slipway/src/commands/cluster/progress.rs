@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use slipway_cluster::apply::Progress;
-use slipway_cluster::converge::Event;
+use slipway_cluster::event::Event;
 use slipway_cluster::report::{Ended, Outcome};
+use slipway_cluster::work::Progress;
 
 use crate::output::{lines, one_line, say};
 

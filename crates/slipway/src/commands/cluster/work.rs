@@ -5,11 +5,12 @@ use std::io::{BufRead, IsTerminal};
 use std::sync::Arc;
 use std::time::Duration;
 
-use slipway_cluster::apply::{self, Progress, Work};
-use slipway_cluster::converge::FOLDER;
+use slipway_cluster::apply;
 use slipway_cluster::report::Report;
+use slipway_cluster::shell::FOLDER;
 use slipway_cluster::spec::edit;
 use slipway_cluster::steps::{self, Step};
+use slipway_cluster::work::{Progress, Work};
 use slipway_cluster::{ClusterError, nodes};
 
 use super::ask::{ask, print_report, show, words};
