@@ -81,7 +81,8 @@ fn nothing_acknowledged_is_lost_by_kill_9() {
         assert!(!server.ended().success());
         server.restart();
     }
-    let history = server.get(&format!("/api/2.0/mlflow/metrics/get-history?run_id={run}&metric_key=m")).with_status(200);
+    let history =
+        server.get(&format!("/api/2.0/mlflow/metrics/get-history?run_id={run}&metric_key=m")).with_status(200);
     let stored: std::collections::BTreeSet<u64> =
         history["metrics"].as_array().unwrap().iter().map(|m| m["step"].as_u64().unwrap()).collect();
     let points = kept.points.into_inner().unwrap();
