@@ -1,13 +1,4 @@
-//! Every environment variable that slipway reads, in one place; `slipway config show` prints them.
-
-/// A variable, what it sets, and an example.
-#[derive(Debug, Clone, Copy)]
-pub struct Variable {
-    /// The name, as exported.
-    pub name: &'static str,
-    /// What it sets, one line.
-    pub about: &'static str,
-}
+//! Every environment variable that slipway reads, in one place.
 
 /// Where state lives (default `~/.local/share/slipway`).
 pub const HOME: &str = "SLIPWAY_HOME";
@@ -59,10 +50,8 @@ pub const RUNTIME: &str = "SLIPWAY_RUNTIME";
 pub const NVML_LIB: &str = "SLIPWAY_NVML_LIB";
 /// A fixture that answers in place of a GPU, for teaching and tests.
 pub const GPU_FIXTURE: &str = "SLIPWAY_GPU_FIXTURE";
-
 /// The namespace of the installation that a server belongs to; set in a cluster.
 pub const NAMESPACE: &str = "SLIPWAY_NAMESPACE";
-
 /// The name of the pod that a server runs in.
 pub const POD: &str = "SLIPWAY_POD";
 
@@ -70,32 +59,3 @@ pub const POD: &str = "SLIPWAY_POD";
 pub fn value(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())
 }
-
-/// All of them.
-pub const ALL: &[Variable] = &[
-    Variable { name: HOME, about: "where state lives (default ~/.local/share/slipway)" },
-    Variable { name: SERVER, about: "URL of the control plane for client commands" },
-    Variable { name: LISTEN, about: "HOST:PORT of the control plane and UI" },
-    Variable { name: INFERENCE_LISTEN, about: "HOST:PORT of the inference gateway, REST" },
-    Variable { name: GRPC_LISTEN, about: "HOST:PORT of the inference gateway, gRPC" },
-    Variable { name: TOKEN_FILE, about: "file with one accepted token a line" },
-    Variable { name: HOSTS, about: "names of the server besides localhost, separated by commas" },
-    Variable { name: MAX_ARTIFACT_BYTES, about: "bytes of the largest artifact (default 1 TiB)" },
-    Variable { name: MIN_FREE_BYTES, about: "bytes of the disk that uploads leave free (default 256 MiB)" },
-    Variable { name: RUN_ENVIRONMENT, about: "variables that runs inherit from the server besides the usual ones" },
-    Variable { name: TOKEN, about: "token that client commands send" },
-    Variable { name: TLS_CERT, about: "PEM file of the server's certificate" },
-    Variable { name: TLS_KEY, about: "PEM file of the certificate's key" },
-    Variable { name: TLS_SELF_SIGNED, about: "true: the server makes its own certificate" },
-    Variable { name: MAX_CONNECTIONS, about: "connections that each port of the server may have at once" },
-    Variable { name: CA_FILE, about: "PEM file of authorities that clients trust besides the system's" },
-    Variable { name: TLS_FINGERPRINT, about: "SHA-256 fingerprint of the only certificate that clients accept" },
-    Variable { name: LOG, about: "log filter, such as info or slipway_track=debug" },
-    Variable { name: LOG_FORMAT, about: "text or json" },
-    Variable { name: ONNXRUNTIME, about: "path of libonnxruntime.so (else tract runs the models)" },
-    Variable { name: NVML_LIB, about: "path of libnvidia-ml.so.1, in place of the driver's" },
-    Variable { name: GPU_FIXTURE, about: "fixture that answers in place of a GPU, such as h100x8" },
-    Variable { name: NAMESPACE, about: "namespace of the installation that a server in a cluster belongs to" },
-    Variable { name: POD, about: "name of the pod that a server in a cluster runs in" },
-    Variable { name: RUNTIME, about: "auto, ort or tract" },
-];

@@ -38,24 +38,24 @@ pub(crate) struct Global {
     /// How to print; or a file to print into, whose ending says how: plan.json, report.html
     #[arg(short, long, global = true, value_name = "FORMAT|FILE", value_parser = OutputParser, default_value = "table")]
     pub(crate) output: Output,
-    /// Say more (twice: debug)
+    /// Log more (twice: debug)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
-    /// Say nothing but results and errors
+    /// Print results and errors only
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
     /// No colours (also NO_COLOR)
     #[arg(long, global = true)]
     pub(crate) no_color: bool,
-    /// Ask nothing
+    /// Answer yes to every question
     #[arg(short, long, global = true)]
     pub(crate) yes: bool,
-    /// Show what would change, change nothing
+    /// Show what would change and change nothing
     #[arg(long, global = true)]
     pub(crate) dry_run: bool,
 }
 
-/// A form of output.
+/// A format of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// Columns for people
@@ -74,15 +74,15 @@ pub(crate) enum Format {
     Html,
 }
 
-/// How to print, and where.
+/// The format of what is printed, and the file that it goes to.
 #[derive(Debug, Clone)]
 pub(crate) struct Output {
     pub(crate) format: Format,
-    /// In place of stdout.
+    /// The file that is written in place of stdout.
     pub(crate) file: Option<PathBuf>,
 }
 
-/// Takes the name of a form, or of a file that ends with one.
+/// Accepts the name of a format, or of a file whose ending is one.
 #[derive(Debug, Clone)]
 struct OutputParser;
 
@@ -118,10 +118,10 @@ pub(crate) enum Command {
     /// Stop the platform of this state folder, or take it out of a cluster
     #[command(after_help = "Example:\n  slipway down\n  slipway down --kube")]
     Down(Kube),
-    /// The parent of a local run's program
+    /// The parent process of a local run's program
     #[command(hide = true)]
     Supervise {
-        /// Folder of the try
+        /// Folder of the attempt
         folder: PathBuf,
     },
     /// The token of this state folder's server, for other programs and for the web UI
@@ -142,7 +142,7 @@ pub(crate) enum Command {
         /// The server
         url: String,
     },
-    /// What is running and how it does
+    /// Show what is running and in what state
     #[command(after_help = "Example:\n  slipway status -o json")]
     Status,
     /// Check this machine and the state folder; exit 3 when something is wrong
@@ -167,7 +167,7 @@ pub(crate) enum Command {
     /// A real Kubernetes on this machine, to learn and to test on; needs Go
     #[command(subcommand)]
     Lab(Lab),
-    /// Runs: submitted, followed, tracked, compared
+    /// Runs: submit, follow, track and compare them
     #[command(subcommand)]
     Run(Run),
     /// Registered models
@@ -176,19 +176,19 @@ pub(crate) enum Command {
     /// Deployments: models behind the inference gateway
     #[command(subcommand)]
     Deploy(Deploy),
-    /// Where an answer came from: request, model version, run, data
+    /// Show where an answer came from: request, model version, run, data
     #[command(after_help = "Example:\n  slipway show REQUEST_ID --lineage")]
     Show(Show),
-    /// What an error code means and what helps
+    /// Explain an error code and what helps
     #[command(after_help = "Example:\n  slipway explain listen.unauthenticated")]
     Explain {
-        /// The code; all of them without one
+        /// The code; without one all are listed
         code: Option<String>,
     },
-    /// The settings in force
+    /// Settings
     #[command(subcommand)]
     Config(Config),
-    /// Completions for a shell
+    /// Print completions for a shell
     #[command(after_help = "Example:\n  slipway completions bash > /etc/bash_completion.d/slipway")]
     Completions {
         /// Which shell
@@ -197,7 +197,7 @@ pub(crate) enum Command {
     /// Write man pages
     #[command(after_help = "Example:\n  slipway man --dir /usr/local/share/man/man1")]
     Man {
-        /// Where to
+        /// Folder to write them to
         #[arg(long, default_value = ".")]
         dir: PathBuf,
     },
@@ -266,13 +266,13 @@ pub(crate) struct Login {
 /// Options of a cluster.
 #[derive(Debug, Args)]
 pub(crate) struct Kube {
-    /// In a Kubernetes cluster
+    /// Install into, or remove from, a Kubernetes cluster
     #[arg(long)]
     pub(crate) kube: bool,
-    /// The cluster's configuration; kubectl's by default
+    /// Kubeconfig file; kubectl's by default
     #[arg(long, value_name = "FILE", requires = "kube")]
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// Context of the configuration
+    /// Context of the kubeconfig
     #[arg(long, requires = "kube")]
     pub(crate) context: Option<String>,
     /// Namespace of the installation
@@ -281,10 +281,10 @@ pub(crate) struct Kube {
     /// Values, as the Helm chart takes them; of several files the last wins
     #[arg(long, value_name = "FILE", requires = "kube")]
     pub(crate) values: Vec<PathBuf>,
-    /// In place of the image of the values
+    /// Image, in place of the one in the values
     #[arg(long, value_name = "NAME:TAG", requires = "kube")]
     pub(crate) image: Option<String>,
-    /// Wait so many seconds for everything to be ready
+    /// Seconds to wait for everything to be ready
     #[arg(long, default_value_t = 300, value_name = "SECONDS", requires = "kube")]
     pub(crate) wait: u64,
 }
@@ -304,7 +304,7 @@ pub(crate) enum Lab {
         #[arg(long, value_delimiter = ',', value_name = "FIXTURE")]
         gpus: Vec<String>,
     },
-    /// End it without a trace
+    /// Stop it and remove everything it created
     #[command(after_help = "Example:\n  slipway lab down")]
     Down,
     /// What runs, and how to reach it
@@ -313,7 +313,7 @@ pub(crate) enum Lab {
     /// The lab's other verbs: stop, start, kill, exec, image, import
     #[command(after_help = "Example:\n  slipway lab do stop kubelet-n1\n  slipway lab do exec n1 ip addr")]
     Do {
-        /// Words for the lab's own program
+        /// Arguments for the lab's own program
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
@@ -325,15 +325,12 @@ pub(crate) struct Demo {
     /// Folder of the demo: Python environment, state, logs
     #[arg(long, default_value = ".slipway-demo")]
     pub(crate) dir: PathBuf,
-    /// Leave the platform up
+    /// Leave the platform running
     #[arg(long)]
     pub(crate) keep: bool,
-    /// Python that makes the environment
+    /// Python that creates the environment
     #[arg(long, default_value = "python3")]
     pub(crate) python: String,
-    /// Answer inference and nothing else; state is shared with a control plane (SLIPWAY_DATABASE, SLIPWAY_OBJECTS)
-    #[arg(long)]
-    pub(crate) gateway_only: bool,
     /// What runs the models: auto, ort or tract
     #[arg(long, default_value = "auto")]
     pub(crate) runtime: String,
@@ -342,48 +339,48 @@ pub(crate) struct Demo {
 /// Verbs of `run`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Run {
-    /// Have a program carried out and tracked: here as a process, in a cluster as a pod
+    /// Run a program and track it: as a process on this machine, as a pod in a cluster
     #[command(
         after_help = "Example:\n  slipway run submit train.yaml --follow\n  slipway run submit --name train --gpus 1 --experiment digits -- python train.py --lr 0.1\n\nThe file:\n  apiVersion: slipway.dev/v1\n  kind: Run\n  metadata: { name: train }\n  spec:\n    experiment: digits\n    image: registry.example/train:1       # in a cluster\n    command: [python, train.py]\n    env: [{ name: LR, value: \"0.1\" }]\n    resources: { limits: { cpu: 2, memory: 4Gi, nvidia.com/gpu: 1 } }\n    backoffLimit: 2\n    activeDeadlineSeconds: 7200"
     )]
     Submit(Box<Submit>),
-    /// Submitted runs: what waits, what runs, what ended
+    /// List submitted runs: waiting, running and ended
     #[command(after_help = "Example:\n  slipway run queue\n  slipway run queue -n team-a -o json")]
     Queue {
         /// Namespace; all without one
         #[arg(short, long)]
         namespace: Option<String>,
     },
-    /// One submitted run: where it is, why, and its tries
+    /// Show one submitted run: its state, the reason and its attempts
     #[command(after_help = "Example:\n  slipway run status train")]
     Status {
         #[command(flatten)]
         which: Which,
     },
-    /// What a submitted run printed
+    /// Print the log of a submitted run
     #[command(
         after_help = "Example:\n  slipway run logs train --follow\n  slipway run logs train --attempt 1 --tail 20"
     )]
     Logs {
         #[command(flatten)]
         which: Which,
-        /// Go on until it ends
+        /// Follow the log until the run ends
         #[arg(short, long)]
         follow: bool,
-        /// Which try, from 1; the newest by default
+        /// Number of the attempt, from 1; the newest by default
         #[arg(long)]
         attempt: Option<u32>,
-        /// So many of its last lines
+        /// Number of lines from its end
         #[arg(long)]
         tail: Option<u64>,
     },
-    /// End a submitted run
+    /// Cancel a submitted run
     #[command(after_help = "Example:\n  slipway run cancel train")]
     Cancel {
         #[command(flatten)]
         which: Which,
     },
-    /// Forget a submitted run; one that goes on is ended. What it tracked stays
+    /// Remove a submitted run; one that is still running is cancelled. What it tracked stays
     #[command(after_help = "Example:\n  slipway run rm train")]
     Rm {
         #[command(flatten)]
@@ -403,24 +400,24 @@ pub(crate) enum Run {
         /// MLflow's order clauses
         #[arg(long)]
         order_by: Vec<String>,
-        /// At most so many
+        /// Maximum number of runs
         #[arg(long, default_value_t = 50)]
         limit: i64,
     },
-    /// One run
+    /// Show one run
     #[command(after_help = "Example:\n  slipway run show RUN_ID")]
     Show {
         /// The run's id
         id: String,
     },
-    /// Parameters and metrics of several runs side by side
+    /// Show parameters and metrics of several runs side by side
     #[command(after_help = "Example:\n  slipway run compare RUN_ID RUN_ID")]
     Compare {
         /// The runs' ids
         #[arg(required = true, num_args = 2..)]
         ids: Vec<String>,
     },
-    /// Runs as CSV
+    /// Print runs as CSV
     #[command(after_help = "Example:\n  slipway run export --experiment digits > runs.csv")]
     Export {
         /// Experiment, by name or id; all without one
@@ -466,10 +463,10 @@ pub(crate) struct Submit {
     /// GPUs (`nvidia.com/gpu`), in place of the file's
     #[arg(long)]
     pub(crate) gpus: Option<u32>,
-    /// Print its log as it grows, and end as it ends
+    /// Follow its log, and exit as it does
     #[arg(short, long)]
     pub(crate) follow: bool,
-    /// Wait until it has ended; exit 1 when it failed
+    /// Wait for its end; exit 1 when it failed
     #[arg(short, long)]
     pub(crate) wait: bool,
     /// Program and arguments, when there is no file
@@ -483,7 +480,7 @@ pub(crate) enum Model {
     /// List registered models
     #[command(after_help = "Example:\n  slipway model ls")]
     Ls,
-    /// One model and its versions
+    /// Show one model and its versions
     #[command(after_help = "Example:\n  slipway model show digits")]
     Show {
         /// The model's name
@@ -492,7 +489,7 @@ pub(crate) enum Model {
     /// Register a run's model as a new version
     #[command(after_help = "Example:\n  slipway model register digits --run RUN_ID --path model")]
     Register {
-        /// The model's name; made if it is new
+        /// The model's name; created if it is new
         name: String,
         /// The run
         #[arg(long)]
@@ -518,7 +515,7 @@ pub(crate) enum Model {
 /// Verbs of `deploy`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Deploy {
-    /// Put a deployment file in force
+    /// Apply a deployment file
     #[command(
         after_help = "Example:\n  slipway deploy apply examples/digits/deploy.yaml\n\nThe file:\n  apiVersion: slipway.dev/v1\n  kind: Deployment\n  metadata: { name: digits }\n  spec:\n    models:\n      - { name: champion, uri: \"models:/digits@champion\", weight: 90 }\n      - { name: challenger, uri: \"models:/digits@challenger\", weight: 10 }"
     )]
@@ -529,13 +526,13 @@ pub(crate) enum Deploy {
     /// List deployments
     #[command(after_help = "Example:\n  slipway deploy ls")]
     Ls,
-    /// One deployment: models, traffic, latencies, revisions
+    /// Show one deployment: models, traffic, latencies, revisions
     #[command(after_help = "Example:\n  slipway deploy show digits")]
     Show {
         /// Its name
         name: String,
     },
-    /// Change the weights while it runs
+    /// Change the weights of a deployment while it serves
     #[command(after_help = "Example:\n  slipway deploy split digits champion=50 challenger=50")]
     Split {
         /// Its name
@@ -562,7 +559,7 @@ pub(crate) enum Deploy {
         #[arg(long)]
         input: Option<PathBuf>,
     },
-    /// Take a deployment away
+    /// Remove a deployment
     #[command(after_help = "Example:\n  slipway deploy rm digits")]
     Rm {
         /// Its name
@@ -583,10 +580,10 @@ pub(crate) struct Show {
 /// Verbs of `config`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Config {
-    /// The settings in force
+    /// Show the settings in force
     #[command(after_help = "Example:\n  slipway config show --origin")]
     Show {
-        /// And where each came from
+        /// Show where each setting came from
         #[arg(long)]
         origin: bool,
     },

@@ -54,3 +54,18 @@ impl Svg {
 
 /// Colours that are told apart on light and dark ground, also by those who see few colours (Okabe and Ito 2008).
 const COLOURS: [&str; 7] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999933"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_not_become_markup() {
+        let bad = "</text><script>alert(1)</script>&\"";
+        let mut svg = Svg::new(1.0, 1.0, bad);
+        svg.label(0.0, 0.0, "end", "ink", bad);
+        let text = svg.done();
+        assert!(!text.contains("<script") && text.matches("&lt;script&gt;").count() == 2, "{text}");
+        assert_eq!(text.matches("</text>").count(), 1, "{text}");
+    }
+}

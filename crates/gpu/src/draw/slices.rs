@@ -43,7 +43,7 @@ pub fn slices(geometry: &Geometry, gpus: &Gpus) -> String {
                 "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#fff\" font-size=\"11\">{}</text>",
                 x + w / 2.0,
                 y + 21.0,
-                instance.profile
+                super::escape(&instance.profile)
             ));
         }
     }

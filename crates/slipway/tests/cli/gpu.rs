@@ -1,10 +1,22 @@
 //! `slipway gpu`, `top` and `doctor` on simulated GPUs.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Write;
 
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 
-use crate::support::{Done, Place};
+use crate::support::{Done, Place, Running};
+
+/// Both ends of a terminal: what a person types goes into the first.
+fn terminal() -> (File, File) {
+    let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&person).unwrap();
+    unlockpt(&person).unwrap();
+    let name = ptsname(&person, Vec::new()).unwrap().into_string().unwrap();
+    (File::from(person), File::options().read(true).write(true).open(name).unwrap())
+}
 
 fn gpu(place: &Place, fixture: &str, words: &[&str]) -> Done {
     let words: Vec<&str> = ["gpu"].iter().chain(words).copied().chain(["--fixture", fixture]).collect();
@@ -42,8 +54,18 @@ fn mig_survives_between_commands_and_is_changed_with_care() {
     run(&["mig", "plan", layout, "--gpus", "0"]).with_code(3);
     run(&["mig", "apply", layout, "--gpus", "0"]).with_code(3);
     run(&["mig", "apply", layout, "--gpus", "0", "--dry-run", "--yes"]).with_code(3);
+    // Whoever is asked has seen what they agree to, even if it goes into a file.
+    let (mut person, terminal) = terminal();
+    person.write_all(b"n\n").unwrap();
+    let mut asked =
+        place.command(&["gpu", "mig", "apply", layout, "--gpus", "0", "--fixture", "a100x8", "-o", "plan.json"]);
+    asked.stdin(terminal);
+    let asked = Running::start(asked).wait().with_code(3);
+    assert!(asked.stdout.is_empty() && asked.stderr.contains("1g.10gb"), "{asked:?}");
+    assert!(asked.stderr.contains("Change the layout? [y/N]"), "{asked:?}");
+    serde_json::from_str::<Value>(&place.read("plan.json")).unwrap();
     let before = run(&["mig", "ls", "-o", "json"]).with_code(0).json();
-    assert_eq!(before[0]["enabled"], false, "neither a dry run nor a question that nobody answered changes anything");
+    assert_eq!(before[0]["enabled"], false, "neither a dry run nor a no changes anything");
     let devices = |place: &Place| -> Vec<Value> {
         let machine = gpu(place, "a100x8", &["ls", "-o", "json"]).with_code(0).json();
         machine["gpus"][0]["mig"]["devices"].as_array().unwrap().clone()
@@ -61,7 +83,8 @@ fn mig_survives_between_commands_and_is_changed_with_care() {
     run(&["mig", "plan", "--config", "config.yaml"]).with_code(0);
     let refused = run(&["mig", "apply", "2x4g.40gb", "--gpus", "0", "--yes"]).with_code(1);
     assert!(refused.talk().contains("the nearest that fits is 1x4g.40gb"), "{refused:?}");
-    let refused = gpu(&place, "h100x8", &["mig", "apply", "1g.10gb", "--gpus", "0", "--yes"]).with_code(1);
+    let busy = Place::with_simulated_gpus();
+    let refused = gpu(&busy, "h100x8", &["mig", "apply", "1g.10gb", "--gpus", "0", "--yes"]).with_code(1);
     assert!(refused.talk().contains("in use by pid 70001"), "{refused:?}");
 }
 

@@ -6,7 +6,7 @@ use crate::support::{Place, Server};
 
 #[test]
 fn exit_codes_say_how_it_went() {
-    let place = Place::new();
+    let place = Place::with_simulated_gpus();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let closed = format!("http://{closed}");
     let expected: &[(i32, &[&str], &str)] = &[

@@ -1,8 +1,10 @@
 //! The binary in a folder of its own, and a server of it on free ports.
 
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -42,14 +44,6 @@ pub(crate) struct Done {
 }
 
 impl Done {
-    pub(crate) fn of(output: Output) -> Self {
-        Self {
-            code: output.status.code().expect("it ends by itself"),
-            stdout: String::from_utf8(output.stdout).expect("it prints UTF-8"),
-            stderr: String::from_utf8(output.stderr).expect("it prints UTF-8"),
-        }
-    }
-
     /// Stdout as JSON.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
@@ -130,14 +124,49 @@ impl Place {
         command
     }
 
-    /// Starts a command, whose output is kept for [`Done::of`].
-    pub(crate) fn begin(&self, arguments: &[&str]) -> Child {
-        self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    }
-
     /// Runs a command to its end.
     pub(crate) fn run(&self, arguments: &[&str]) -> Done {
-        Done::of(self.command(arguments).output().unwrap())
+        self.begin(arguments).wait()
+    }
+
+    /// Starts a command.
+    pub(crate) fn begin(&self, arguments: &[&str]) -> Running {
+        Running::start(self.command(arguments))
+    }
+}
+
+/// A command that goes on; its output is kept in files, so that it never waits for a reader.
+pub(crate) struct Running {
+    process: Child,
+    stdout: File,
+    stderr: File,
+}
+
+impl Running {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let (stdout, stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        command.stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
+        Self { process: command.spawn().unwrap(), stdout, stderr }
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(mut self) -> Done {
+        let status = wait_until("the command ends", || self.process.try_wait().unwrap());
+        let text = |file: &mut File| {
+            let mut text = String::new();
+            file.rewind().unwrap();
+            file.read_to_string(&mut text).expect("it prints UTF-8");
+            text
+        };
+        let code = status.code().expect("it ends by itself");
+        Done { code, stdout: text(&mut self.stdout), stderr: text(&mut self.stderr) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.process.kill(); // It has ended, unless the test has failed.
+        let _ = self.process.wait(); // A killed child always ends.
     }
 }
 
