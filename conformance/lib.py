@@ -25,7 +25,6 @@ class Slipway:
         self.environment = {**os.environ, **(environment or {})}
         self.log = open(os.path.join(self.folder.name, "slipway.log"), "a+")
         self.process = None
-        self.token = None
 
     def start(self):
         """Starts it; seconds until it is ready."""
@@ -45,9 +44,6 @@ class Slipway:
                 if at["pid"] == self.process.pid:
                     self.url, self.inference, self.grpc = f"http://{at['control']}", f"http://{at['inference']}", at["grpc"]
                     with urllib.request.urlopen(self.url + "/readyz", timeout=2):
-                        # A server that makes its token itself has written it by now.
-                        with contextlib.suppress(FileNotFoundError):
-                            self.token = (self.home / "token").read_text().strip()
                         return time.perf_counter() - started
             if time.perf_counter() - started > 30:
                 raise RuntimeError("slipway is not ready after 30 s")
@@ -55,13 +51,14 @@ class Slipway:
 
     @property
     def token(self):
-        """The token of its state folder, which opens everything."""
-        return (self.home / "token").read_text().strip()
+        """The token of its state folder, which opens everything; none for a server that asks nobody (`--no-auth`)."""
+        path = self.home / "token"
+        return path.read_text().strip() if path.exists() else None
 
     @property
     def authorization(self):
         """The header of a request that the server answers."""
-        return {"authorization": f"Bearer {self.token}"}
+        return {"authorization": f"Bearer {self.token}"} if self.token else {}
 
     def stop(self, how=signal.SIGTERM):
         """Stops it; the exit status."""
@@ -96,7 +93,7 @@ class Slipway:
 
     def call(self, method, path, body=None, base=None, headers=None):
         """Status and JSON of a call; `base` is the control plane unless given. The token of the state folder goes with it."""
-        headers = {**({"authorization": f"Bearer {self.token}"} if self.token else {}), **(headers or {})}
+        headers = {**self.authorization, **(headers or {})}
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         request = urllib.request.Request((base or self.url) + path, data, {"content-type": "application/json", **headers}, method=method)
         try:

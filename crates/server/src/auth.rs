@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use slipway_access::{Caller, Permission, Policy, Resource, Unavailable, Verb};
 
 pub use authority::Authority;
-pub use home_token::home_token;
+pub use home_token::{home_token, read_home_token};
 pub(crate) use runs::MIGRATION;
 pub use runs::RunTokens;
 pub use tokens::Tokens;

@@ -223,7 +223,7 @@ impl Access {
 
 /// The token that `slipway up` made for the users of this state folder.
 fn own_token(home: &Home) -> Option<Token> {
-    Token::from_text(&std::fs::read_to_string(home.root().join("token")).ok()?)
+    Token::from_text(&slipway_server::auth::read_home_token(home).ok()?)
 }
 
 /// A server that was logged in to.

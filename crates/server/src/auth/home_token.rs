@@ -13,6 +13,14 @@ const TOKEN_BYTES: usize = 32;
 /// Larger files are not read as a token.
 const MAX_TOKEN_FILE_BYTES: u64 = 4096;
 
+/// The token of a state folder, if it has one.
+///
+/// # Errors
+/// As [`home_token`], and [`ErrorKind::NotFound`] when no server was started on the folder yet.
+pub fn read_home_token(home: &Home) -> Result<String> {
+    read(&home.token_file())
+}
+
 /// The token of a state folder, which is created on the first call with mode 0600.
 ///
 /// # Errors
@@ -20,7 +28,7 @@ const MAX_TOKEN_FILE_BYTES: u64 = 4096;
 /// protects nothing.
 pub fn home_token(home: &Home) -> Result<String> {
     let path = home.token_file();
-    match read(&path) {
+    match read_home_token(home) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         found => return found,
     }
@@ -59,7 +67,7 @@ fn read(path: &Path) -> Result<String> {
     let mut text = String::new();
     file.take(MAX_TOKEN_FILE_BYTES).read_to_string(&mut text)?;
     let token = text.trim();
-    if token.len() < super::tokens::MIN_TOKEN || token.contains(char::is_whitespace) {
+    if token.len() < super::tokens::MIN_TOKEN || !token.bytes().all(|b| b.is_ascii_graphic()) {
         let text = format!("{} holds no token; remove it to have a new one made", path.display());
         return Err(Error::new(ErrorKind::InvalidData, text));
     }

@@ -1,10 +1,9 @@
 //! `token`: the credential of this state folder's server.
 
-use std::fs::File;
-use std::io::Read;
-
 use serde_json::json;
 use slipway_core::home::Home;
+use slipway_server::Addresses;
+use slipway_server::auth::read_home_token;
 
 use super::Context;
 use crate::Failure;
@@ -12,17 +11,18 @@ use crate::cli::Format;
 use crate::client::running;
 use crate::output::{Table, print, print_text};
 
-/// Most bytes of a token file; a token has 64.
-const MAX_TOKEN_BYTES: u64 = 4096;
-
 /// Prints the token, or with `ui` a link that opens the web UI signed in.
 pub(super) fn token(context: &Context, ui: bool) -> Result<(), Failure> {
     let home = Home::at(context.config.get("home").unwrap_or_default());
-    let token = home_token(&home)?;
+    let failed = |e: std::io::Error| {
+        let path = home.token_file();
+        Failure::known(format!("{}: {e}", path.display()), "auth.no_token", 1)
+    };
+    let token = read_home_token(&home).map_err(failed)?;
     let (name, text) = if ui {
         let place = format!("no server runs on {}", home.root().display());
         let addresses = running(&home).ok_or_else(|| Failure::known(place, "server.unreachable", 5))?;
-        ("link", ui_link(&addresses.control, &token))
+        ("link", ui_link(&addresses, &token))
     } else {
         ("token", token)
     };
@@ -39,19 +39,6 @@ pub(super) fn token(context: &Context, ui: bool) -> Result<(), Failure> {
 }
 
 /// A link to the web UI with the token behind `#`: browsers send that part to no server.
-pub(super) fn ui_link(control: &std::net::SocketAddr, token: &str) -> String {
-    format!("http://{control}/#token={token}")
-}
-
-/// The token in the state folder.
-fn home_token(home: &Home) -> Result<String, Failure> {
-    let path = home.token_file();
-    let failed = |why: String| Failure::known(format!("{}: {why}", path.display()), "auth.no_token", 1);
-    let mut text = String::new();
-    let file = File::open(&path).map_err(|e| failed(e.to_string()))?;
-    file.take(MAX_TOKEN_BYTES).read_to_string(&mut text).map_err(|e| failed(e.to_string()))?;
-    match text.trim() {
-        token if !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic()) => Ok(token.to_owned()),
-        _ => Err(failed("it holds no token".into())),
-    }
+pub(super) fn ui_link(addresses: &Addresses, token: &str) -> String {
+    format!("{}/#token={token}", addresses.control_url())
 }

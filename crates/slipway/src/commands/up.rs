@@ -1,5 +1,6 @@
 //! `up`, `down`, `status`.
 
+use std::io::IsTerminal;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::{Value, json};
 use slipway_core::home::Home;
 use slipway_core::units;
+use slipway_server::auth::read_home_token;
 use slipway_server::{CertificateSource, Limits, Options, Server};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -106,9 +108,14 @@ pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> 
                 "  no token is asked for (--no-auth): every user of this machine may read and change everything; runs are refused",
             );
         } else {
-            let home = root.display();
-            // The token itself is printed by a command that asks for it, since what a server prints often ends up in a log.
-            say(format_args!("                   export MLFLOW_TRACKING_TOKEN=$(slipway token --home {home})"));
+            // The token is shown to a person at a terminal; what goes into a log names the command that prints it.
+            say(format_args!("                   export MLFLOW_TRACKING_TOKEN=$(slipway token --home {})", root.display()));
+            if std::io::stderr().is_terminal()
+                && !gateway_only
+                && let Ok(token) = read_home_token(&Home::at(&root))
+            {
+                say(format_args!("  open the UI      {}", super::token::ui_link(a, &token)));
+            }
         }
     }
     server.run(terminated()?).await?;
