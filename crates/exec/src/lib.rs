@@ -8,6 +8,7 @@
 //! | [`lifecycle`] | what happens next: a function without side effects, shared by every executor |
 //! | [`quantity`] | `500m`, `4Gi` |
 //! | [`local`] | processes that outlive the server |
+//! | [`token`] | what a run's token is made for |
 //!
 //! ```
 //! use slipway_exec::Manifest;
@@ -22,6 +23,7 @@ pub mod local;
 pub mod manifest;
 pub mod quantity;
 pub mod status;
+pub mod token;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -32,6 +34,7 @@ pub use error::ExecError;
 pub use local::LocalProcesses;
 pub use manifest::{Manifest, RunSpec};
 pub use status::{Attempt, GpuUse, Phase, RunStatus};
+pub use token::{Mint, TokenRequest};
 
 /// A run that was handed over, and what became of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
