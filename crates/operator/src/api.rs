@@ -94,8 +94,25 @@ impl Api {
             Config::infer().await.map_err(|e| KubeError::NoConfig(e.to_string()))?
         };
         config.connect_timeout = Some(Duration::from_secs(5));
-        let client = Client::try_from(config).map_err(KubeError::from)?;
-        Ok(Self { client, requests: Arc::default() })
+        Ok(Self::new(Client::try_from(config).map_err(KubeError::from)?))
+    }
+
+    /// The API server of a client.
+    pub fn new(client: Client) -> Self {
+        Self { client, requests: Arc::default() }
+    }
+
+    /// Objects of a type in a namespace; requests go through [`Api::answered`].
+    pub(crate) fn typed<K>(&self, namespace: &str) -> kube::Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        kube::Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Objects of a type that lie in no namespace, likewise.
+    pub(crate) fn typed_all<K: kube::Resource<DynamicType = ()>>(&self) -> kube::Api<K> {
+        kube::Api::all(self.client.clone())
     }
 
     fn of(&self, resource: &Resource<'_>, namespace: Option<&str>) -> kube::Api<DynamicObject> {
@@ -111,7 +128,8 @@ impl Api {
         self.requests.load(Relaxed)
     }
 
-    async fn answered<T>(&self, request: impl Future<Output = kube::Result<T>>) -> Result<T, KubeError> {
+    /// Sends a request, counts it, and bounds its time.
+    pub(crate) async fn answered<T>(&self, request: impl Future<Output = kube::Result<T>>) -> Result<T, KubeError> {
         self.requests.fetch_add(1, Relaxed);
         match tokio::time::timeout(ANSWER, request).await {
             Ok(answer) => answer.map_err(KubeError::from),

@@ -14,6 +14,8 @@ pub mod authority;
 pub mod error;
 pub mod install;
 pub mod leader;
+#[cfg(test)]
+mod mock;
 pub mod nodes;
 pub mod queue;
 pub mod runs;

@@ -50,7 +50,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
             json!({"rules": [
                 {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
                 {"apiGroups": [""], "resources": ["pods/proxy"], "verbs": ["get"]},
-                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "patch"]},
+                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
             ]}),
         ),
         of(

@@ -83,21 +83,8 @@ impl Controller {
         [runs, pods, now, later]
     }
 
-    /// Works while this one leads.
-    pub(super) async fn lead(self: Arc<Self>, mut leading: watch::Receiver<bool>) {
-        loop {
-            if leading.wait_for(|l| *l).await.is_err() {
-                return;
-            }
-            tokio::select! {
-                () = Arc::clone(&self).work() => {}
-                _ = leading.wait_for(|l| !*l) => {}
-            }
-        }
-    }
-
     /// Follows everything and looks at what changed, until it is dropped.
-    async fn work(self: Arc<Self>) {
+    pub(super) async fn work(self: Arc<Self>) {
         // Whoever led before was stopped in the middle of things.
         self.queue.clear();
         let (ready, all) = watch::channel((false, false));

@@ -22,8 +22,10 @@ use futures_util::{AsyncReadExt, StreamExt};
 use serde_json::{Value, json};
 use slipway_exec::manifest::SUBMITTED_BY;
 use slipway_exec::{Answer, ExecError, Executor, LogQuery, LogStream, Manifest, Submitted, Tracker};
+use tokio::sync::{oneshot, watch};
 
-use crate::{Api, KubeError, Resource, leader};
+use crate::leader::Election;
+use crate::{Api, KubeError, Resource};
 
 pub use pod::{FINALIZER, RUN_LABEL};
 
@@ -64,7 +66,9 @@ fn version(object: &Value) -> u64 {
 pub struct Pods {
     api: Api,
     controller: Arc<controller::Controller>,
-    leading: tokio::sync::watch::Receiver<bool>,
+    leading: watch::Receiver<bool>,
+    /// Ends the election, and with it the work, when this is dropped.
+    _stop: oneshot::Sender<()>,
 }
 
 impl std::fmt::Debug for Pods {
@@ -76,10 +80,21 @@ impl std::fmt::Debug for Pods {
 impl Pods {
     /// Takes part in leading, and follows the runs whenever it leads.
     pub fn start(api: Api, settings: Settings, tracker: Arc<dyn Tracker>) -> Self {
-        let leading = leader::elect(api.clone(), settings.namespace.clone(), LEASE.into(), settings.identity.clone());
+        let election = Election {
+            api: api.clone(),
+            namespace: settings.namespace.clone(),
+            lease: LEASE.into(),
+            identity: settings.identity.clone(),
+        };
         let controller = controller::Controller::new(api.clone(), settings, tracker);
-        tokio::spawn(Arc::clone(&controller).lead(leading.clone()));
-        Self { api, controller, leading }
+        let (sender, leading) = watch::channel(false);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let stopped = async {
+            let _ = stopped.await; // It ends when the sender is dropped, which is all that it is for.
+        };
+        let working = Arc::clone(&controller);
+        tokio::spawn(election.run(sender, stopped, move || Arc::clone(&working).work()));
+        Self { api, controller, leading, _stop: stop }
     }
 
     /// Prometheus metrics of the controller.

@@ -78,14 +78,18 @@ impl Authority for Asked {
     fn who<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>> {
         Box::pin(async move {
             let user = self.0.who(token).await.map_err(|e| e.to_string())?;
-            Ok(user.map(|u| Person { name: u.name, uid: u.uid, groups: u.groups, extra: u.extra }))
+            let person =
+                |u: User| Person { name: u.name, uid: u.uid, groups: u.groups, extra: serde_json::json!(u.extra) };
+            Ok(user.map(person))
         })
     }
 
     fn may<'a>(&'a self, person: &'a Person, access: &'a Access) -> BoxFuture<'a, Result<bool, String>> {
         Box::pin(async move {
             let person = person.clone();
-            let user = User { name: person.name, uid: person.uid, groups: person.groups, extra: person.extra };
+            // The cluster's own rules may depend on the extra attributes, so none may be lost.
+            let extra = serde_json::from_value(person.extra).map_err(|e| e.to_string())?;
+            let user = User { name: person.name, uid: person.uid, groups: person.groups, extra };
             let may = self.0.may(&user, access.verb, access.resource, access.namespace.as_deref());
             may.await.map_err(|e| e.to_string())
         })
