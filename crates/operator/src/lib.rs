@@ -8,6 +8,7 @@
 //! | [`queue`], [`leader`] | what every controller needs |
 //! | [`authority`] | who holds a token, and what that may do |
 //! | [`install`] | slipway in a cluster: which objects, put in force, taken away |
+//! | `names` | labels, finalizer and roles that the modules share |
 
 pub mod api;
 pub mod authority;
@@ -16,6 +17,7 @@ pub mod install;
 pub mod leader;
 #[cfg(test)]
 mod mock;
+mod names;
 pub mod nodes;
 pub mod queue;
 pub mod runs;

@@ -19,8 +19,7 @@ use crate::auth::Authority;
 /// An answer to come.
 pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Vec<Value>, String>> + Send + 'a>>;
 
-/// Makes the token that a namespace's runs track with.
-pub type Mint = Arc<dyn Fn(&str) -> String + Send + Sync>;
+pub use slipway_exec::Mint;
 
 /// The cluster that a server runs in. The binary hands in one that asks the API server, so this crate needs no client of Kubernetes.
 pub trait Kubernetes: std::fmt::Debug + Send + Sync {

@@ -129,7 +129,9 @@ impl Server {
         } else {
             let tracker = Arc::new(InTracking(platform.tracking.clone()));
             let executor = match &options.cluster {
-                Some(cluster) => cluster.executor(tracker, Arc::new(move |namespace| run_tokens.mint(namespace))),
+                Some(cluster) => {
+                    cluster.executor(tracker, Arc::new(move |request| run_tokens.mint(&request.namespace)))
+                }
                 None => {
                     let token = asks.then(|| run_tokens.mint(NAMESPACE));
                     let withheld = options.stores.variables();

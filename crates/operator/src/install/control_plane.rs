@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::Values;
 use super::objects::{labels, locked_down, object, reachable, selector};
+use crate::names::ACCOUNT as NAME;
 
-const NAME: &str = "slipway";
 const GATEWAY: &str = "slipway-gateway";
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
 /// An unprivileged user that exists in no image.
@@ -22,18 +22,16 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
     let cluster_wide = |kind, body| object(values, "server", (RBAC, kind), &cluster_name, false, body);
     let mut all = vec![
         of(("v1", "ServiceAccount"), NAME, json!({})),
-        // To show the nodes with their GPUs, to carry runs out in all namespaces, and to ask who somebody is and what that may do.
+        // Nodes are shown with their GPUs, runs and their pods are followed and ended in any namespace (`runs.rs` narrows this to pods
+        // of runs), and the cluster is asked who somebody is and what that may do. Pods and secrets are created in enabled namespaces
+        // only.
         cluster_wide(
             "ClusterRole",
             json!({"rules": [
                 {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]},
-                {"apiGroups": ["slipway.dev"], "resources": ["runs"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
+                {"apiGroups": ["slipway.dev"], "resources": ["runs"], "verbs": ["get", "list", "watch", "patch", "delete"]},
                 {"apiGroups": ["slipway.dev"], "resources": ["runs/status"], "verbs": ["patch"]},
-                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
-                {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
-                {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
-                {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
-                {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["slipway-run"], "verbs": ["patch"]},
+                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "patch", "delete"]},
                 {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
                 {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
             ]}),
@@ -163,11 +161,42 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
         "--grpc-listen=0.0.0.0:7072",
         "--token-file=/etc/slipway/tokens/tokens",
     ];
+    let tls = &server.tls;
+    if !tls.secret.is_empty() {
+        arguments.extend(["--tls-cert=/etc/slipway/tls/tls.crt", "--tls-key=/etc/slipway/tls/tls.key"]);
+    }
     arguments.extend(what.argument);
     let mut environment = vec![
         json!({"name": "SLIPWAY_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}),
         json!({"name": "SLIPWAY_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
     ];
+    let mut mounts = vec![
+        json!({"name": "state", "mountPath": "/var/lib/slipway"}),
+        json!({"name": "tokens", "mountPath": "/etc/slipway/tokens", "readOnly": true}),
+        json!({"name": "tmp", "mountPath": "/tmp"}),
+    ];
+    let mut volumes = vec![
+        state,
+        json!({"name": "tokens", "secret": {"secretName": server.token_secret, "defaultMode": 0o440}}),
+        json!({"name": "tmp", "emptyDir": {}}),
+    ];
+    let probe = |path: &str| {
+        let mut get = json!({"path": path, "port": "http"});
+        if !tls.secret.is_empty() {
+            get["scheme"] = json!("HTTPS");
+        }
+        get
+    };
+    if !tls.secret.is_empty() {
+        mounts.push(json!({"name": "tls", "mountPath": "/etc/slipway/tls", "readOnly": true}));
+        volumes.push(json!({"name": "tls", "secret": {"secretName": tls.secret, "defaultMode": 0o440}}));
+        // A certificate is made for a name, so runs cannot use the service's address.
+        let url = format!("https://{NAME}.{}.svc:7070", values.namespace);
+        environment.push(json!({"name": "SLIPWAY_RUNS_URL", "value": url}));
+        if !tls.ca.is_empty() {
+            environment.push(json!({"name": "SLIPWAY_RUNS_CA", "value": format!("/etc/slipway/tls/{}", tls.ca)}));
+        }
+    }
     let mut variables = Vec::new();
     if !server.database.secret.is_empty() {
         let url = json!({"secretKeyRef": {"name": server.database.secret, "key": "url"}});
@@ -209,22 +238,14 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
                             "env": environment,
                             "envFrom": variables,
                             "ports": container_ports,
-                            "startupProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 1, "failureThreshold": 120},
-                            "readinessProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 5},
-                            "livenessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 10},
+                            "startupProbe": {"httpGet": probe("/readyz"), "periodSeconds": 1, "failureThreshold": 120},
+                            "readinessProbe": {"httpGet": probe("/readyz"), "periodSeconds": 5},
+                            "livenessProbe": {"httpGet": probe("/healthz"), "periodSeconds": 10},
                             "resources": what.resources,
                             "securityContext": security,
-                            "volumeMounts": [
-                                {"name": "state", "mountPath": "/var/lib/slipway"},
-                                {"name": "tokens", "mountPath": "/etc/slipway/tokens", "readOnly": true},
-                                {"name": "tmp", "mountPath": "/tmp"},
-                            ],
+                            "volumeMounts": mounts,
                         }],
-                        "volumes": [
-                            state,
-                            {"name": "tokens", "secret": {"secretName": server.token_secret, "defaultMode": 0o440}},
-                            {"name": "tmp", "emptyDir": {}},
-                        ],
+                        "volumes": volumes,
                     },
                 },
             }}),
@@ -280,6 +301,78 @@ pub(super) fn definition(values: &Values) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn made(values: &[&str]) -> Vec<Value> {
+        let texts: Vec<String> = values.iter().map(|t| (*t).to_owned()).collect();
+        crate::install::objects(&Values::read("sys", &texts).unwrap())
+    }
+
+    fn found<'a>(all: &'a [Value], kind: &str, name: &str) -> Vec<&'a Value> {
+        all.iter().filter(|o| o["kind"] == kind && o["metadata"]["name"] == name).collect()
+    }
+
+    /// Roles that a service account has in all namespaces.
+    fn rules_everywhere(all: &[Value], account: &str) -> Vec<Value> {
+        let bound = |b: &&Value| b["kind"] == "ClusterRoleBinding" && b["subjects"][0]["name"] == account;
+        let roles = all.iter().filter(bound).map(|b| b["roleRef"]["name"].as_str().unwrap());
+        let rules = roles.flat_map(|name| found(all, "ClusterRole", name)).flat_map(|r| r["rules"].as_array().unwrap());
+        rules.cloned().collect()
+    }
+
+    #[test]
+    fn the_control_plane_creates_pods_and_secrets_in_enabled_namespaces_only() {
+        let all = made(&["runs: {namespaces: [team-a, team-b]}"]);
+        let everywhere = rules_everywhere(&all, NAME);
+        assert!(!everywhere.is_empty());
+        for rule in &everywhere {
+            let text = rule.to_string();
+            assert!(!text.contains("secrets") && !text.contains('*') && !text.contains("pods/"), "{text}");
+            let core = rule["resources"].as_array().unwrap().iter().any(|r| r == "pods" || r == "runs");
+            let creates = rule["verbs"].as_array().unwrap().iter().any(|v| v == "create" || v == "update");
+            assert!(!(core && creates), "{text}");
+        }
+        let bindings = found(&all, "RoleBinding", "slipway-runs");
+        let namespaces: Vec<&Value> = bindings.iter().map(|b| &b["metadata"]["namespace"]).collect();
+        assert_eq!(namespaces, ["team-a", "team-b"]);
+        assert_eq!(bindings[0]["roleRef"]["name"], "slipway-runs-sys");
+        // The role itself is bound nowhere else, and never to read secrets.
+        assert!(!all.iter().any(|o| o["kind"] == "ClusterRoleBinding" && o["roleRef"]["name"] == "slipway-runs-sys"));
+        let role = found(&all, "ClusterRole", "slipway-runs-sys")[0];
+        let secrets = role["rules"].as_array().unwrap().iter().filter(|r| r.to_string().contains("secrets"));
+        assert!(secrets.clone().all(|r| r["verbs"] == json!(["create"])) && secrets.count() == 1);
+        // What it may do to pods everywhere is narrowed to pods of runs.
+        for suffix in ["pods", "secrets"] {
+            let policy = found(&all, "ValidatingAdmissionPolicy", &format!("slipway-runs-sys-{suffix}"))[0];
+            assert_eq!(policy["spec"]["failurePolicy"], "Fail");
+            let binding = found(&all, "ValidatingAdmissionPolicyBinding", &format!("slipway-runs-sys-{suffix}"))[0];
+            assert_eq!(binding["spec"]["validationActions"], json!(["Deny"]));
+        }
+        assert!(found(&made(&[]), "RoleBinding", "slipway-runs").is_empty(), "no namespace is enabled by itself");
+    }
+
+    #[test]
+    fn a_certificate_reaches_servers_probes_and_runs() {
+        let shared = "{server: {database: {secret: db}, objects: {url: 's3://b'}, tls: {secret: cert}}, gateway: {enabled: true}}";
+        let all = made(&[shared]);
+        for name in ["slipway", "slipway-gateway"] {
+            let pod = &found(&all, "Deployment", name)[0]["spec"]["template"]["spec"];
+            let container = &pod["containers"][0];
+            let args = container["args"].as_array().unwrap();
+            for argument in ["--tls-cert=/etc/slipway/tls/tls.crt", "--tls-key=/etc/slipway/tls/tls.key"] {
+                assert!(args.contains(&json!(argument)), "{args:?}");
+            }
+            for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+                assert_eq!(container[probe]["httpGet"]["scheme"], "HTTPS");
+            }
+            assert!(pod["volumes"].as_array().unwrap().iter().any(|v| v["secret"]["secretName"] == "cert"));
+            let env = container["env"].as_array().unwrap();
+            assert!(env.contains(&json!({"name": "SLIPWAY_RUNS_URL", "value": "https://slipway.sys.svc:7070"})));
+            assert!(env.contains(&json!({"name": "SLIPWAY_RUNS_CA", "value": "/etc/slipway/tls/ca.crt"})));
+        }
+        let plain = made(&[]);
+        let text = found(&plain, "Deployment", "slipway")[0].to_string();
+        assert!(!text.contains("tls") && !text.contains("HTTPS") && !text.contains("SLIPWAY_RUNS"), "{text}");
+    }
 
     #[test]
     fn the_definition_can_be_read() {

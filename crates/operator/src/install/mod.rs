@@ -1,8 +1,9 @@
-//! slipway in a cluster: which objects, put in force, taken away again.
+//! slipway in a cluster: which objects, put in force, taken away again. The Helm chart makes the same objects; a test compares them.
 
 mod control_plane;
 mod node;
 mod objects;
+mod runs;
 mod values;
 
 use std::collections::BTreeSet;
@@ -11,17 +12,15 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-pub use objects::objects;
 pub use values::Values;
 
+use self::objects::object;
 use crate::api::{NODE, POD};
-use crate::runs::{FINALIZER, RUN_LABEL};
+use crate::names::{FINALIZER, INSTALLATION, RUN_LABEL};
 use crate::{Api, KubeError, Resource};
 
 /// The field manager of the installation's objects.
 const MANAGER: &str = "slipway";
-/// The label by which an installation's objects are found again.
-pub(crate) const INSTALLATION: &str = "slipway.dev/installation";
 
 /// Kinds that an installation has, in the order in which they are made.
 const KINDS: [Resource<'static>; 18] = [
@@ -74,6 +73,31 @@ fn kind_of(object: &Value) -> Option<&'static Resource<'static>> {
 
 fn name_of(object: &Value) -> (Option<&str>, &str) {
     (object["metadata"]["namespace"].as_str(), object["metadata"]["name"].as_str().unwrap_or_default())
+}
+
+/// Everything, in the order in which it is made.
+pub fn objects(values: &Values) -> Vec<Value> {
+    let mut all = vec![object(values, "", ("v1", "Namespace"), &values.namespace, false, json!({}))];
+    // The agent needs the host's folders; everything else keeps to the strictest standard.
+    let enforced = if values.node.enabled { "privileged" } else { "restricted" };
+    all[0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = json!(enforced);
+    if values.node.enabled {
+        all.extend(node::objects(values));
+    }
+    if values.server.enabled {
+        all.push(control_plane::definition(values));
+        all.extend(control_plane::objects(values));
+        all.extend(runs::objects(values));
+    }
+    if values.gateway.enabled {
+        all.extend(control_plane::gateway(values));
+    }
+    if values.network_policy {
+        // Nothing is reached but what says so itself.
+        let body = json!({"spec": {"podSelector": {}, "policyTypes": ["Ingress"]}});
+        all.push(object(values, "", ("networking.k8s.io/v1", "NetworkPolicy"), "slipway-default", true, body));
+    }
+    all
 }
 
 /// What happens to one object.

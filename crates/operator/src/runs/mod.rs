@@ -1,5 +1,6 @@
 //! Runs as pods. A `Run` is an object of the cluster like any other: `kubectl apply`, `get`, `describe`, `wait` and `delete` work on it,
-//! and so does `slipway run`. The controller makes a pod for each try, watches it, writes down what became of it, and lets it go.
+//! and so does `slipway run`. The controller makes a pod for each attempt, watches it, writes its end into the run's status, and then
+//! lets the pod be deleted.
 //!
 //! | module | what it is for |
 //! |---|---|
@@ -21,13 +22,13 @@ use bytes::Bytes;
 use futures_util::{AsyncReadExt, StreamExt};
 use serde_json::{Value, json};
 use slipway_exec::manifest::SUBMITTED_BY;
-use slipway_exec::{Answer, ExecError, Executor, LogQuery, LogStream, Manifest, Submitted, Tracker};
+use slipway_exec::{Answer, ExecError, Executor, LogQuery, LogStream, Manifest, Mint, Submitted, Tracker};
 use tokio::sync::{oneshot, watch};
 
 use crate::leader::Election;
 use crate::{Api, KubeError, Resource};
 
-pub use pod::{FINALIZER, RUN_LABEL};
+pub use crate::names::{FINALIZER, RUN_LABEL};
 
 /// `slipway.dev/v1 Run`.
 pub const RUN: Resource<'static> = Resource { group: "slipway.dev", version: "v1", kind: "Run", plural: "runs" };
@@ -51,9 +52,11 @@ pub struct Settings {
     pub identity: String,
     /// Variables of every run: where it tracks to.
     pub variables: Vec<(String, String)>,
-    /// Makes the token that a namespace's runs track with.
-    pub mint: Arc<dyn Fn(&str) -> String + Send + Sync>,
-    /// Between two tries to make a pod that was refused, by a quota for instance.
+    /// Certificates (PEM) by which runs know the control plane, where the image's own do not suffice.
+    pub ca: Option<String>,
+    /// Makes the token that an attempt tracks with.
+    pub mint: Mint,
+    /// The pause before a pod that was refused, by a quota for instance, is tried again.
     pub patience: Duration,
 }
 
@@ -65,6 +68,8 @@ fn version(object: &Value) -> u64 {
 /// Runs as pods of a cluster.
 pub struct Pods {
     api: Api,
+    /// The namespace of the installation.
+    installation: String,
     controller: Arc<controller::Controller>,
     leading: watch::Receiver<bool>,
     /// Ends the election, and with it the work, when this is dropped.
@@ -86,6 +91,7 @@ impl Pods {
             lease: LEASE.into(),
             identity: settings.identity.clone(),
         };
+        let installation = settings.namespace.clone();
         let controller = controller::Controller::new(api.clone(), settings, tracker);
         let (sender, leading) = watch::channel(false);
         let (stop, stopped) = oneshot::channel::<()>();
@@ -94,7 +100,7 @@ impl Pods {
         };
         let working = Arc::clone(&controller);
         tokio::spawn(election.run(sender, stopped, move || Arc::clone(&working).work()));
-        Self { api, controller, leading, _stop: stop }
+        Self { api, installation, controller, leading, _stop: stop }
     }
 
     /// Prometheus metrics of the controller.
@@ -153,8 +159,19 @@ impl Executor for Pods {
             if let Some(by) = by {
                 run.metadata.annotations.insert(SUBMITTED_BY.into(), by.to_owned());
             }
-            let made = self.api.create(&RUN, Some(&run.metadata.namespace), &json!(run)).await.map_err(refused)?;
-            submitted(made)
+            let namespace = run.metadata.namespace.as_str();
+            match self.api.create(&RUN, Some(namespace), &json!(run)).await {
+                Ok(made) => submitted(made),
+                // The control plane may create runs only where it may carry them out. Who asks was checked before.
+                Err(KubeError::Refused { code: 403, message }) if message.contains("cannot create resource") => {
+                    let command = crate::names::enable_namespace(&self.installation, namespace);
+                    let message = format!(
+                        "namespace {namespace} is not enabled for runs; an administrator enables it: {command}"
+                    );
+                    Err(ExecError::Forbidden(message))
+                }
+                Err(error) => Err(refused(error)),
+            }
         })
     }
 

@@ -51,18 +51,30 @@ impl Kubernetes for InCluster {
     }
 
     fn executor(&self, tracker: Arc<dyn Tracker>, mint: Mint) -> Arc<dyn Executor> {
-        // The kubelet tells a pod the addresses of its namespace's services; a name would need a DNS server that knows it.
-        let host = env::value("SLIPWAY_SERVICE_HOST").unwrap_or_else(|| format!("slipway.{}.svc", self.namespace));
+        let url = env::value(env::RUNS_URL).unwrap_or_else(|| {
+            // The kubelet tells a pod the addresses of its namespace's services; a name would need a DNS server that knows it.
+            let host = env::value("SLIPWAY_SERVICE_HOST").unwrap_or_else(|| format!("slipway.{}.svc", self.namespace));
+            format!("http://{host}:7070")
+        });
+        // A secret without certificates of its own authority holds one that every image knows.
+        let ca = env::value(env::RUNS_CA).and_then(|path| match std::fs::read_to_string(&path) {
+            Ok(text) => Some(text),
+            Err(error) => {
+                tracing::info!(path, %error, "runs get no certificates and must know the control plane's by themselves");
+                None
+            }
+        });
         let identity = env::value(env::POD).unwrap_or_else(|| format!("slipway-{}", std::process::id()));
         let settings = Settings {
             namespace: self.namespace.clone(),
             identity: format!("{identity}_{}", slipway_core::ids::hex32()),
-            variables: vec![("MLFLOW_TRACKING_URI".into(), format!("http://{host}:7070"))],
+            variables: vec![("MLFLOW_TRACKING_URI".into(), url)],
+            ca,
             mint,
             patience: PATIENCE,
         };
         let pods = Arc::new(Pods::start(self.api.clone(), settings, tracker));
-        drop(self.pods.set(Arc::clone(&pods)));
+        let _ = self.pods.set(Arc::clone(&pods)); // It is asked for once, when the server starts.
         pods
     }
 
