@@ -179,8 +179,8 @@ mod tests {
     async fn a_token_must_have_been_made_for_our_audience() {
         let cluster = MockCluster::new();
         // As an API server answers: a token for another audience is not authenticated; an old authenticator names no audiences.
-        cluster.on_create(|plural, review| {
-            assert_eq!((plural, &review["spec"]["audiences"]), ("tokenreviews", &json!(["slipway"])));
+        cluster.answer_with(|_, path, review| {
+            assert_eq!((path.rsplit('/').next().unwrap(), &review["spec"]["audiences"]), ("tokenreviews", &json!(["slipway"])));
             let status = |audiences: Value| json!({"authenticated": true, "audiences": audiences, "user": {"username": "ada", "uid": "1", "groups": ["g"], "extra": {"k": ["v"]}}});
             let status = match review["spec"]["token"].as_str().unwrap() {
                 "ours" => status(json!(["slipway"])),
@@ -205,7 +205,7 @@ mod tests {
     #[tokio::test]
     async fn decisions_are_kept_by_all_that_they_depend_on() {
         let cluster = MockCluster::new();
-        cluster.on_create(|_, review| {
+        cluster.answer_with(|_, _, review| {
             let allowed = review["spec"]["groups"] == json!(["a", "b"]);
             Some((201, json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": {}, "status": {"allowed": allowed}})))
         });

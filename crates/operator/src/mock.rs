@@ -33,7 +33,7 @@ pub(crate) enum Fault {
 }
 
 type Faults = dyn Fn(&str, &str, &str) -> Fault + Send + Sync;
-type Hook = dyn Fn(&str, &Value) -> Option<(u16, Value)> + Send + Sync;
+type Hook = dyn Fn(&str, &str, &Value) -> Option<(u16, Value)> + Send + Sync;
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// By plural name, namespace and name.
@@ -42,13 +42,15 @@ type Key = (String, String, String);
 pub(crate) struct MockCluster {
     state: Mutex<State>,
     faults: Mutex<Arc<Faults>>,
-    on_create: Mutex<Arc<Hook>>,
+    hook: Mutex<Arc<Hook>>,
 }
 
 #[derive(Default)]
 struct State {
     version: u64,
     objects: BTreeMap<Key, Value>,
+    /// The version of the last change of any object of a plural name.
+    changed: BTreeMap<String, u64>,
     /// Method and path of every request.
     requests: Vec<(String, String)>,
     watchers: Vec<Watcher>,
@@ -96,7 +98,7 @@ impl MockCluster {
         Arc::new(Self {
             state: Mutex::default(),
             faults: Mutex::new(Arc::new(|_, _, _| Fault::None)),
-            on_create: Mutex::new(Arc::new(|_, _| None)),
+            hook: Mutex::new(Arc::new(|_, _, _| None)),
         })
     }
 
@@ -105,9 +107,12 @@ impl MockCluster {
         *self.faults.lock() = Arc::new(faults);
     }
 
-    /// From now on the creation of an object may be answered in place of the store: plural name and object.
-    pub(crate) fn on_create(&self, hook: impl Fn(&str, &Value) -> Option<(u16, Value)> + Send + Sync + 'static) {
-        *self.on_create.lock() = Arc::new(hook);
+    /// From now on requests may be answered in place of the store: method, path and body.
+    pub(crate) fn answer_with(
+        &self,
+        hook: impl Fn(&str, &str, &Value) -> Option<(u16, Value)> + Send + Sync + 'static,
+    ) {
+        *self.hook.lock() = Arc::new(hook);
     }
 
     /// A client of this server; `who` is told to the faults.
@@ -158,6 +163,10 @@ impl MockCluster {
     }
 
     fn answer(&self, method: &str, path: &str, query: &str, body: &Value) -> Answer {
+        let hook = Arc::clone(&self.hook.lock());
+        if let Some((code, answer)) = hook(method, path, body) {
+            return document(code, &answer);
+        }
         let target = target(path);
         let parameter = |name: &str| {
             let pairs = query.split('&').filter_map(|p| p.split_once('='));
@@ -170,14 +179,17 @@ impl MockCluster {
         match (method, target.name.as_deref()) {
             ("GET", None) if matches!(parameter("watch").as_str(), "true" | "1") => {
                 let (sender, receiver) = mpsc::unbounded_channel();
+                let from: u64 = parameter("resourceVersion").parse().unwrap_or(0);
+                if state.changed.get(&target.plural).is_some_and(|last| *last > from) {
+                    // No history is kept, so whoever missed something has to list again.
+                    let expired = status(410, "too old resource version");
+                    let _ = sender.send(json!({"type": "ERROR", "object": expired})); // The receiver is here.
+                    drop(sender);
+                    return stream(receiver);
+                }
                 let selector = parameter("labelSelector");
                 state.watchers.push(Watcher { plural: target.plural, namespace: target.namespace, selector, sender });
-                let receiver = futures_util::stream::unfold(receiver, |mut receiver| async move {
-                    let event: Value = receiver.recv().await?;
-                    let line = Bytes::from(format!("{event}\n"));
-                    Some((Ok::<_, Infallible>(http_body::Frame::data(line)), receiver))
-                });
-                Response::new(StreamBody::new(receiver.boxed()).boxed_unsync())
+                stream(receiver)
             }
             ("GET", None) => {
                 let selector = parameter("labelSelector");
@@ -195,10 +207,6 @@ impl MockCluster {
                 None => refusal(404, "not found"),
             },
             ("POST", _) => {
-                let hook = Arc::clone(&self.on_create.lock());
-                if let Some((code, answer)) = hook(&target.plural, body) {
-                    return document(code, &answer);
-                }
                 let mut object = body.clone();
                 let name = match object["metadata"]["name"].as_str() {
                     Some(name) => name.to_owned(),
@@ -299,6 +307,11 @@ impl MockCluster {
         state.requests.iter().filter(|(m, path)| m == method && target(path).plural == plural).count()
     }
 
+    /// Method and path of every request so far.
+    pub(crate) fn requests(&self) -> Vec<(String, String)> {
+        self.state.lock().requests.clone()
+    }
+
     /// Ends all watches, as a restarting API server does.
     pub(crate) fn break_watches(&self) {
         self.state.lock().watchers.clear();
@@ -338,6 +351,7 @@ impl State {
     }
 
     fn tell(&mut self, key: &Key, kind: &str, object: &Value) {
+        self.changed.insert(key.0.clone(), self.version);
         self.watchers.retain(|w| {
             let concerned = w.plural == key.0
                 && w.namespace.as_ref().is_none_or(|namespace| *namespace == key.1)
@@ -365,6 +379,16 @@ fn merge(object: &mut Value, patch: &Value) {
     }
 }
 
+/// The body of a watch: an event a line.
+fn stream(receiver: mpsc::UnboundedReceiver<Value>) -> Answer {
+    let lines = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        let event = receiver.recv().await?;
+        let line = Bytes::from(format!("{event}\n"));
+        Some((Ok::<_, Infallible>(http_body::Frame::data(line)), receiver))
+    });
+    Response::new(StreamBody::new(lines.boxed()).boxed_unsync())
+}
+
 fn document(code: u16, value: &Value) -> Answer {
     let body = http_body_util::Full::new(Bytes::from(value.to_string()));
     let mut answer = Response::new(body.boxed_unsync());
@@ -373,14 +397,19 @@ fn document(code: u16, value: &Value) -> Answer {
 }
 
 fn refusal(code: u16, message: &str) -> Answer {
+    document(code, &status(code, message))
+}
+
+/// How an API server refuses.
+pub(crate) fn status(code: u16, message: &str) -> Value {
     let reason = match code {
         403 => "Forbidden",
         404 => "NotFound",
         409 => "Conflict",
+        410 => "Expired",
         422 => "Invalid",
         _ => "InternalError",
     };
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
-        "reason": reason, "code": code});
-    document(code, &status)
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
+        "reason": reason, "code": code})
 }

@@ -12,6 +12,8 @@
 mod controller;
 mod known;
 mod pod;
+#[cfg(test)]
+mod tests;
 mod usage;
 
 use std::sync::Arc;
