@@ -94,7 +94,7 @@ def a_run_is_carried_out_tracked_and_attributed(lab):
     """The same file, and the same commands, as on a single machine."""
     server = Server.in_cluster(lab)
     lab.control("n1", *[f"utilization {gpu} 75" for gpu in range(8)])
-    with lab.namespace("runs-tracked") as ns:
+    with lab.namespace("runs-tracked", runs=True) as ns:
         file = lab.folder / "train.json"
         # What any client of MLflow would do: its variables are in the environment.
         command = ("echo training $LR on $(ls /dev | grep -c 'nvidia[0-9]') GPUs; "
@@ -135,7 +135,7 @@ def a_run_is_carried_out_tracked_and_attributed(lab):
 @test
 def ends_are_told_apart(lab):
     server = Server.in_cluster(lab)
-    with lab.namespace("runs-ends") as ns:
+    with lab.namespace("runs-ends", runs=True) as ns:
         lab.apply(
             manifest("flaky", "echo try; exit 3", ns, backoffLimit=1),
             manifest("hungry", "x=$(head -c 300m /dev/zero | tr '\\0' a); echo unreachable", ns, resources={"limits": {"memory": "32Mi"}}),
@@ -183,7 +183,7 @@ def ends_are_told_apart(lab):
 
 @test
 def what_was_not_its_fault_is_tried_again(lab):
-    with lab.namespace("runs-moved") as ns:
+    with lab.namespace("runs-moved", runs=True) as ns:
         work = "trap 'exit 1' TERM; for i in $(seq 1000); do sleep 0.1; [ -e /tmp/end ] && exit 0; done"
         lab.apply(manifest("moved", work, ns), manifest("deleted", work, ns, nodeSelector={"kubernetes.io/hostname": "n2"}))
         for name in ["moved", "deleted"]:
@@ -206,7 +206,7 @@ def what_was_not_its_fault_is_tried_again(lab):
 
 @test
 def quotas_are_respected_and_explained(lab):
-    with lab.namespace("runs-quota") as ns:
+    with lab.namespace("runs-quota", runs=True) as ns:
         lab.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few", "namespace": ns},
                    "spec": {"hard": {f"requests.{GPU}": "1"}}})
         eventually("the quota", lambda: lab.get("-n", ns, "resourcequota", "few")["status"]["used"])
@@ -224,7 +224,7 @@ def quotas_are_respected_and_explained(lab):
 @test
 def the_clusters_own_rules_say_who_may_what(lab):
     server = Server.in_cluster(lab)
-    with lab.namespace("runs-mine") as mine, lab.namespace("runs-yours") as yours:
+    with lab.namespace("runs-mine", runs=True) as mine, lab.namespace("runs-yours", runs=True) as yours:
         lab.apply(
             {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "ada", "namespace": mine}},
             {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "ada", "namespace": mine},
@@ -235,8 +235,9 @@ def the_clusters_own_rules_say_who_may_what(lab):
              "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
              "subjects": [{"kind": "ServiceAccount", "name": "guest", "namespace": mine}]},
         )
-        token = lambda who: lab.kubectl("-n", mine, "create", "token", who).strip()
-        ada, guest = token("ada"), token("guest")
+        ada, guest = lab.token(mine, "ada"), lab.token(mine, "guest")
+        # A token for the API server is none for slipway: nobody has to hand one over.
+        assert server.ask(f"/api/v1/runs?namespace={mine}", token=lab.kubectl("-n", mine, "create", "token", "ada").strip())[0] == 401
         submit = lambda ns, who, name: server.ask(f"/api/v1/runs?namespace={ns}", manifest(name, "true"), who)
         eventually("roles are aggregated", lambda: submit(mine, ada, "one")[0] in (201, 409))
         code, answer = submit(yours, ada, "one")
@@ -258,9 +259,12 @@ def the_clusters_own_rules_say_who_may_what(lab):
         assert create(ada) == 403, "and not write"
         lab.kubectl("-n", NAMESPACE, "delete", "rolebinding", "ada")
         eventually("she may no longer", lambda: search(ada) == 403, 30)
-        # A run's token tracks, and does nothing else.
-        run = base64.b64decode(lab.get("-n", mine, "secret", "slipway-run")["data"]["token"]).decode()
-        assert create(run) == 200 and submit(mine, run, "three")[0] == 403
+        # A run's token, which each attempt has of its own, tracks that run and does nothing else.
+        secrets = eventually("its secret", lambda: lab.get("-n", mine, "secrets", "-l", "slipway.dev/run=one")["items"])
+        assert len(secrets) == 1 and secrets[0]["immutable"] and secrets[0]["metadata"]["ownerReferences"][0]["name"] == "one", secrets
+        run = base64.b64decode(secrets[0]["data"]["token"]).decode()
+        own = {"run_id": eventually("its tracked run", lambda: status(lab, mine, "one")["runId"]), "key": "a", "value": "b"}
+        assert server.ask("/api/2.0/mlflow/runs/set-tag", own, run)[0] == 200 and submit(mine, run, "three")[0] == 403
         assert server.ask("/api/v1/deployments", token=run)[0] == 403
         assert search("nobody") == 401 and search(run[:-1] + ("0" if run[-1] != "0" else "1")) == 401
         done = server.slipway(lab, "run", "queue", "-n", yours, check=False)
@@ -268,6 +272,55 @@ def the_clusters_own_rules_say_who_may_what(lab):
         server.token = ada
         done = server.slipway(lab, "run", "queue", "-n", yours, check=False)
         assert done.returncode == 4 and "cannot list" in done.stderr, done
+
+
+@test
+def runs_are_carried_out_in_enabled_namespaces_only(lab):
+    """By what RBAC says of the control plane's account, by what becomes of a run elsewhere, and by the admission policies."""
+    server, account = Server.in_cluster(lab), f"system:serviceaccount:{NAMESPACE}:slipway"
+
+    def may(verb, resource, namespace):
+        return lab.kubectl("auth", "can-i", verb, resource, "-n", namespace, f"--as={account}", check=False).strip() == "yes"
+
+    with lab.namespace("runs-closed") as ns:
+        for namespace in [ns, NAMESPACE, "kube-system", "default"]:
+            assert not any(may(verb, "secrets", namespace) for verb in ["get", "list", "create", "update", "delete"]), namespace
+            assert not may("create", "pods", namespace) and not may("create", "pods/exec", namespace), namespace
+        code, answer = server.ask(f"/api/v1/runs?namespace={ns}", manifest("asked", "true"))
+        assert code == 403 and "create rolebinding slipway-runs" in answer["error"], answer
+        lab.apply(manifest("applied", "true", ns))
+        found = waits(lab, ns, "applied", "NamespaceNotEnabled")
+        command = found["message"].split("this enables it: ")[1].split()
+        assert command[0] == "kubectl" and not run_pods(lab, ns), found
+        lab.kubectl(*command[1:])
+        ended(lab, ns, "applied", "Succeeded")
+        assert may("create", "pods", ns) and may("create", "secrets", ns) and not may("get", "secrets", ns)
+        assert not may("create", "pods", "kube-system")
+        # What the account may do to pods anywhere is narrowed to pods of runs, and does not reach what they run.
+        lab.pod(ns, "stranger", {})
+        lab.running(ns, "stranger")
+
+        def refused(*words, given=None):
+            done = subprocess.run([f"{lab.bin}/kubectl", "--kubeconfig", lab.kubeconfig, f"--as={account}", "-n", ns, *words],
+                                  input=given, text=True, capture_output=True)
+            assert done.returncode, (words, done.stdout)
+            return done.stderr
+
+        assert "pods of runs only" in refused("delete", "pod", "stranger")
+        assert "pods of runs only" in refused("label", "pod", "stranger", "slipway.dev/run=mine")
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "planted", "namespace": ns}, "spec": {"containers": [{"name": "a", "image": "b"}]}}
+        assert "pods of runs only" in refused("create", "-f", "-", given=json.dumps(pod))
+        patch = json.dumps([{"op": "replace", "path": "/spec/containers/0/image", "value": "other"}])
+        assert "what a pod runs" in refused("patch", "pod", "applied-1", "--type=json", "-p", patch)
+        secret = {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+                  "metadata": {"name": "slipway-run-x", "namespace": ns, "annotations": {"kubernetes.io/service-account.name": "default"}}}
+        assert "secrets of runs only" in refused("create", "-f", "-", given=json.dumps(secret))
+        # Disabled again: what was begun may still end, and the namespace may go.
+        lab.apply(manifest("last", "sleep 1000", ns))
+        eventually("it runs", lambda: status(lab, ns, "last").get("phase") == "Running")
+        lab.kubectl("-n", ns, "delete", "rolebinding", "slipway-runs")
+        lab.kubectl("-n", ns, "patch", "run", "last", "--type=merge", "-p", '{"spec":{"cancel":true}}')
+        ended(lab, ns, "last", "Cancelled")
 
 
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -305,7 +358,7 @@ def without_the_installed_one(lab):
 
 @test
 def controllers_fight_for_the_lease_and_every_run_is_done_once(lab):
-    with lab.namespace("runs-fought") as ns, without_the_installed_one(lab):
+    with lab.namespace("runs-fought", runs=True) as ns, without_the_installed_one(lab):
         with contender(lab, "one") as one, contender(lab, "two") as two:
             both = {"one": one, "two": two}
             eventually("one leads", lambda: leader(lab) in both, 40)
@@ -335,7 +388,7 @@ def controllers_fight_for_the_lease_and_every_run_is_done_once(lab):
 
 @test
 def nothing_is_lost_when_the_api_server_goes_and_watches_expire(lab):
-    with lab.namespace("runs-away") as ns, without_the_installed_one(lab):
+    with lab.namespace("runs-away", runs=True) as ns, without_the_installed_one(lab):
         with contender(lab, "witness") as witness:
             eventually("it leads", lambda: leader(lab) == "witness", 40)
             lab.apply(*[manifest(f"short-{n}", "sleep 8", ns) for n in range(4)], manifest("long", "sleep 60", ns), manifest("failing", "sleep 8; exit 2", ns))
@@ -382,8 +435,7 @@ def runs_leave_nothing_behind(lab):
     left = lambda kind: lab.get(kind, "-A", "-l", "slipway.dev/run")["items"]
     eventually("pods", lambda: not left("pods"))
     assert not lab.get("runs", "-A")["items"]
-    secrets = [s["metadata"]["namespace"] for s in lab.get("secrets", "-A")["items"] if s["metadata"]["name"] == "slipway-run"]
-    assert not secrets, secrets
+    eventually("secrets", lambda: not left("secrets"))
     for node in ["n1", "n2"]:
         assert os.listdir(f"/run/slipway-lab/{node}/run-cdi") == ["slipway.dev-gpu.json"], node
         eventually("no holder", lambda: not json.loads(lab.http(node, "/api/v1/node"))["holders"])

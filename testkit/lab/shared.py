@@ -44,7 +44,7 @@ def ready(lab, component, count):
 
 
 def control_planes_and_gateways_share_their_state(lab, values):
-    with installed(lab, values) as postgres, lab.namespace("shared") as ns:
+    with installed(lab, values) as postgres, lab.namespace("shared", runs=True) as ns:
         token = Server.in_cluster(lab).token
         planes = [Server(f"http://{address}:7070", token) for _, address in ready(lab, "server", REPLICAS)]
         gateways = [Server(f"http://{address}:7071", token) for _, address in ready(lab, "gateway", GATEWAYS)]
@@ -79,7 +79,7 @@ def control_planes_and_gateways_share_their_state(lab, values):
             assert code == 200 and answer["outputs"][0]["data"] == [0.0, 2.0] and answer["model_version"] == "1", answer
             # They ask the cluster who somebody is.
             assert gateway.ask("/v2/models/relu/infer", question, token="wrong")[0] == 401
-            account = lab.kubectl("-n", ns, "create", "token", "default").strip()
+            account = lab.token(ns, "default")
             assert gateway.ask("/v2/models/relu/infer", question, token=account)[0] == 403
             # And they do nothing else.
             assert Server(gateway.url.replace("7071", "7070"), token).ask("/api/v1/runs")[0] == 404

@@ -67,7 +67,7 @@ pub const CATALOGUE: &[Topic] = &[
     Topic {
         code: "auth.required",
         meaning: "This server asks for a token and the request had none, or a wrong one.",
-        remedy: "Set SLIPWAY_TOKEN (MLflow clients: MLFLOW_TRACKING_TOKEN) to a line of the server's token file.",
+        remedy: "Set SLIPWAY_TOKEN (MLflow clients: MLFLOW_TRACKING_TOKEN) to a line of the server's token file. In a cluster a service account's token works too, if it was made for slipway: `kubectl create token ACCOUNT --audience slipway`, or a projected volume with `audience: slipway`.",
     },
     Topic {
         code: "auth.foreign",

@@ -16,7 +16,7 @@ pub use values::Values;
 
 use self::objects::object;
 use crate::api::{NODE, POD};
-use crate::names::{FINALIZER, INSTALLATION, RUN_LABEL};
+use crate::names::{self, FINALIZER, INSTALLATION, RUN_LABEL};
 use crate::{Api, KubeError, Resource};
 
 /// The field manager of the installation's objects.
@@ -40,7 +40,7 @@ const KINDS: [Resource<'static>; 18] = [
         plural: "clusterrolebindings",
     },
     Resource { group: "rbac.authorization.k8s.io", version: "v1", kind: "Role", plural: "roles" },
-    Resource { group: "rbac.authorization.k8s.io", version: "v1", kind: "RoleBinding", plural: "rolebindings" },
+    ROLE_BINDING,
     Resource {
         group: "admissionregistration.k8s.io",
         version: "v1",
@@ -63,6 +63,8 @@ const KINDS: [Resource<'static>; 18] = [
     Resource { group: "policy", version: "v1", kind: "PodDisruptionBudget", plural: "poddisruptionbudgets" },
     Resource { group: "monitoring.coreos.com", version: "v1", kind: "ServiceMonitor", plural: "servicemonitors" },
 ];
+const ROLE_BINDING: Resource<'static> =
+    Resource { group: "rbac.authorization.k8s.io", version: "v1", kind: "RoleBinding", plural: "rolebindings" };
 const SECRET: Resource<'static> = Resource { group: "", version: "v1", kind: "Secret", plural: "secrets" };
 const SLICE: Resource<'static> =
     Resource { group: "resource.k8s.io", version: "v1", kind: "ResourceSlice", plural: "resourceslices" };
@@ -272,6 +274,18 @@ pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Ste
             api.delete(&POD, space, name).await?;
         }
         steps.push(deleted(&POD, space, name));
+    }
+    // Namespaces that were enabled for runs by hand; otherwise a later installation would find its rights there already.
+    let role = names::runs_role(namespace);
+    for binding in api.list(&ROLE_BINDING, None, &format!("metadata.name={}", names::RUNS_BINDING), "").await? {
+        let (space, name) = name_of(&binding);
+        if binding["roleRef"]["name"] != role.as_str() || binding["metadata"]["labels"][INSTALLATION] == namespace {
+            continue;
+        }
+        if !dry_run {
+            api.delete(&ROLE_BINDING, space, name).await?;
+        }
+        steps.push(deleted(&ROLE_BINDING, space, name));
     }
     for secret in api.list(&SECRET, None, "", &format!("{INSTALLATION}={namespace}")).await? {
         let (space, name) = name_of(&secret);
