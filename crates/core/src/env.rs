@@ -46,6 +46,9 @@ pub const NAMESPACE: &str = "SLIPWAY_NAMESPACE";
 /// The name of the pod that a server runs in.
 pub const POD: &str = "SLIPWAY_POD";
 
+/// `apart` where a process of its own (`slipway controller`) carries out the runs of a cluster.
+pub const CONTROLLER: &str = "SLIPWAY_CONTROLLER";
+
 /// The URL at which runs reach the control plane; set in a cluster whose control plane has a certificate.
 pub const RUNS_URL: &str = "SLIPWAY_RUNS_URL";
 
@@ -73,6 +76,7 @@ pub const ALL: &[Variable] = &[
     Variable { name: GPU_FIXTURE, about: "fixture that answers in place of a GPU, such as h100x8" },
     Variable { name: NAMESPACE, about: "namespace of the installation that a server in a cluster belongs to" },
     Variable { name: POD, about: "name of the pod that a server in a cluster runs in" },
+    Variable { name: CONTROLLER, about: "`apart` where another process carries out the runs of a cluster" },
     Variable { name: RUNS_URL, about: "URL at which runs in a cluster reach the control plane" },
     Variable { name: RUNS_CA, about: "file of certificates by which runs in a cluster know the control plane" },
     Variable { name: RUNTIME, about: "auto, ort or tract" },

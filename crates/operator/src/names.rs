@@ -8,20 +8,31 @@ pub const RUN_LABEL: &str = "slipway.dev/run";
 pub const FINALIZER: &str = "slipway.dev/run";
 /// What the names of runs' secrets begin with.
 pub(crate) const SECRET_PREFIX: &str = "slipway-run-";
-/// The service account of the control plane.
-pub(crate) const ACCOUNT: &str = "slipway";
-/// The RoleBinding that enables a namespace for runs.
+/// The service account of the control plane, which has no rights over pods and secrets.
+pub(crate) const SERVER: &str = "slipway";
+/// The service account of the controller of runs, which creates pods and secrets in enabled namespaces.
+pub(crate) const CONTROLLER: &str = "slipway-controller";
+/// The RoleBinding that lets the controller carry out runs in a namespace.
 pub(crate) const RUNS_BINDING: &str = "slipway-runs";
+/// The RoleBinding that lets the control plane create runs in a namespace and read their logs.
+pub(crate) const SUBMIT_BINDING: &str = "slipway-submit";
 
-/// The ClusterRole that the RoleBinding of a namespace gives to the control plane: pods and secrets may be created there.
-pub(crate) fn runs_role(installation: &str) -> String {
-    format!("slipway-runs-{installation}")
+/// The two RoleBindings that enable a namespace for runs: name, ClusterRole, service account.
+pub(crate) fn runs_bindings(installation: &str) -> [(&'static str, String, &'static str); 2] {
+    [
+        (RUNS_BINDING, format!("{RUNS_BINDING}-{installation}"), CONTROLLER),
+        (SUBMIT_BINDING, format!("{SUBMIT_BINDING}-{installation}"), SERVER),
+    ]
 }
 
-/// The command that enables a namespace for runs.
+/// The commands that enable a namespace for runs.
 pub(crate) fn enable_namespace(installation: &str, namespace: &str) -> String {
-    format!(
-        "kubectl -n {namespace} create rolebinding {RUNS_BINDING} --clusterrole={} --serviceaccount={installation}:{ACCOUNT}",
-        runs_role(installation)
-    )
+    runs_bindings(installation)
+        .map(|(name, role, account)| {
+            format!(
+                "kubectl -n {namespace} create rolebinding {name} --clusterrole={role} \
+                 --serviceaccount={installation}:{account}"
+            )
+        })
+        .join(" && ")
 }

@@ -11,8 +11,8 @@ use axum::serve::ListenerExt;
 use serde::{Deserialize, Serialize};
 use slipway_core::clock::now_ms;
 use slipway_core::home::Home;
-use slipway_exec::LocalProcesses;
 use slipway_exec::local::{NAMESPACE, Room, Settings};
+use slipway_exec::{Executor, LocalProcesses, Mint};
 use slipway_serve::runtime::Preference;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -128,18 +128,21 @@ impl Server {
             platform.probes_router()
         } else {
             let tracker = Arc::new(InTracking(platform.tracking.clone()));
-            let executor = match &options.cluster {
+            let (executor, internal): (Arc<dyn Executor>, Router) = match &options.cluster {
                 Some(cluster) => {
-                    cluster.executor(tracker, Arc::new(move |request| run_tokens.mint(&request.namespace)))
+                    let mint: Mint = Arc::new(move |request| run_tokens.mint(&request.namespace));
+                    let internal = crate::controller::router(Arc::<InTracking>::clone(&tracker), Arc::clone(&mint));
+                    (cluster.executor(tracker, mint), internal)
                 }
                 None => {
                     let token = asks.then(|| run_tokens.mint(NAMESPACE));
                     let withheld = options.stores.variables();
-                    Arc::new(local_runs(&platform, &options.home, &addresses, tracker, token, withheld)?)
+                    let local = local_runs(&platform, &options.home, &addresses, tracker, token, withheld)?;
+                    (Arc::new(local), Router::new())
                 }
             };
             platform.carried_out_by(executor);
-            platform.control_router().merge(crate::api::addresses_router(addresses.clone()))
+            platform.control_router().merge(crate::api::addresses_router(addresses.clone())).merge(internal)
         };
         let guarded = |router: Router| guard.around(router);
         let sockets = [

@@ -118,6 +118,9 @@ pub(crate) enum Command {
         /// Folder of the try
         folder: PathBuf,
     },
+    /// The controller of runs in a cluster; the installation starts it
+    #[command(hide = true)]
+    Controller(Controller),
     /// What is running and how it does
     #[command(after_help = "Example:\n  slipway status -o json")]
     Status,
@@ -205,6 +208,20 @@ pub(crate) struct Up {
     pub(crate) onnxruntime: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) kube: Kube,
+}
+
+/// Options of `controller`.
+#[derive(Debug, Args)]
+pub(crate) struct Controller {
+    /// Probes and metrics
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7070")]
+    pub(crate) listen: String,
+    /// File with the token that is sent to the control plane; read again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: PathBuf,
+    /// The control plane; the service of the installation without it
+    #[arg(long, value_name = "URL")]
+    pub(crate) control_plane: Option<String>,
 }
 
 /// Options of a cluster.

@@ -93,6 +93,14 @@ impl Client {
         Ok(Self { transport: Transport::Remote { base, http, token }, addresses: None })
     }
 
+    /// The same with this token.
+    pub(crate) fn with_token(mut self, new: String) -> Self {
+        if let Transport::Remote { token, .. } = &mut self.transport {
+            *token = Some(new);
+        }
+        self
+    }
+
     /// The server that is configured, the one of this machine, or the state folder itself.
     pub(crate) async fn connect(config: &Config) -> Result<Self, crate::Failure> {
         if let Some(url) = config.get("server") {

@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use super::Values;
 use super::objects::{labels, locked_down, object, reachable, selector};
-use crate::names::ACCOUNT as NAME;
+use crate::names::SERVER as NAME;
 
 const GATEWAY: &str = "slipway-gateway";
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
 /// An unprivileged user that exists in no image.
-const USER: u32 = 65532;
+pub(super) const USER: u32 = 65532;
 
 pub(super) fn objects(values: &Values) -> Vec<Value> {
     let of = |kind, name: &str, body| object(values, "server", kind, name, true, body);
@@ -22,16 +22,12 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
     let cluster_wide = |kind, body| object(values, "server", (RBAC, kind), &cluster_name, false, body);
     let mut all = vec![
         of(("v1", "ServiceAccount"), NAME, json!({})),
-        // Nodes are shown with their GPUs, runs and their pods are followed and ended in any namespace (`runs.rs` narrows this to pods
-        // of runs), and the cluster is asked who somebody is and what that may do. Pods and secrets are created in enabled namespaces
-        // only.
+        // Nodes are shown with their GPUs, runs are shown and ended, and the cluster is asked who somebody is and what that may do.
         cluster_wide(
             "ClusterRole",
             json!({"rules": [
                 {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]},
-                {"apiGroups": ["slipway.dev"], "resources": ["runs"], "verbs": ["get", "list", "watch", "patch", "delete"]},
-                {"apiGroups": ["slipway.dev"], "resources": ["runs/status"], "verbs": ["patch"]},
-                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "patch", "delete"]},
+                {"apiGroups": ["slipway.dev"], "resources": ["runs"], "verbs": ["get", "list", "patch", "delete"]},
                 {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
                 {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
             ]}),
@@ -45,10 +41,10 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
         of(
             (RBAC, "Role"),
             NAME,
+            // The node agents, which it asks for their GPUs.
             json!({"rules": [
                 {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
                 {"apiGroups": [""], "resources": ["pods/proxy"], "verbs": ["get"]},
-                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
             ]}),
         ),
         of(
@@ -169,6 +165,7 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
     let mut environment = vec![
         json!({"name": "SLIPWAY_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}),
         json!({"name": "SLIPWAY_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
+        json!({"name": "SLIPWAY_CONTROLLER", "value": "apart"}),
     ];
     let mut mounts = vec![
         json!({"name": "state", "mountPath": "/var/lib/slipway"}),
@@ -190,12 +187,6 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
     if !tls.secret.is_empty() {
         mounts.push(json!({"name": "tls", "mountPath": "/etc/slipway/tls", "readOnly": true}));
         volumes.push(json!({"name": "tls", "secret": {"secretName": tls.secret, "defaultMode": 0o440}}));
-        // A certificate is made for a name, so runs cannot use the service's address.
-        let url = format!("https://{NAME}.{}.svc:7070", values.namespace);
-        environment.push(json!({"name": "SLIPWAY_RUNS_URL", "value": url}));
-        if !tls.ca.is_empty() {
-            environment.push(json!({"name": "SLIPWAY_RUNS_CA", "value": format!("/etc/slipway/tls/{}", tls.ca)}));
-        }
     }
     let mut variables = Vec::new();
     if !server.database.secret.is_empty() {
@@ -301,6 +292,7 @@ pub(super) fn definition(values: &Values) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::CONTROLLER;
 
     fn made(values: &[&str]) -> Vec<Value> {
         let texts: Vec<String> = values.iter().map(|t| (*t).to_owned()).collect();
@@ -320,10 +312,11 @@ mod tests {
     }
 
     #[test]
-    fn the_control_plane_creates_pods_and_secrets_in_enabled_namespaces_only() {
+    fn pods_and_secrets_are_created_in_enabled_namespaces_only_and_never_by_the_server() {
         let all = made(&["runs: {namespaces: [team-a, team-b]}"]);
-        let everywhere = rules_everywhere(&all, NAME);
-        assert!(!everywhere.is_empty());
+        let server = rules_everywhere(&all, NAME);
+        assert!(!server.is_empty() && server.iter().all(|rule| !rule.to_string().contains("pods")));
+        let everywhere: Vec<Value> = [server, rules_everywhere(&all, CONTROLLER)].concat();
         for rule in &everywhere {
             let text = rule.to_string();
             assert!(!text.contains("secrets") && !text.contains('*') && !text.contains("pods/"), "{text}");
@@ -335,16 +328,23 @@ mod tests {
         let namespaces: Vec<&Value> = bindings.iter().map(|b| &b["metadata"]["namespace"]).collect();
         assert_eq!(namespaces, ["team-a", "team-b"]);
         assert_eq!(bindings[0]["roleRef"]["name"], "slipway-runs-sys");
-        // The role itself is bound nowhere else, and never to read secrets.
-        assert!(!all.iter().any(|o| o["kind"] == "ClusterRoleBinding" && o["roleRef"]["name"] == "slipway-runs-sys"));
+        assert_eq!(bindings[0]["subjects"][0]["name"], CONTROLLER);
+        // Only the controller is given this role, nowhere else, and never to read secrets.
+        let given = all.iter().filter(|o| o["roleRef"]["name"] == "slipway-runs-sys");
+        assert_eq!(given.count(), bindings.len());
+        let submit = found(&all, "ClusterRole", "slipway-submit-sys")[0].to_string();
+        assert!(!submit.contains("secrets") && !submit.contains("\"pods\""), "{submit}");
+        let own = found(&all, "Role", NAME)[0].to_string();
+        assert!(!own.contains("create") && !own.contains("secrets"), "{own}");
         let role = found(&all, "ClusterRole", "slipway-runs-sys")[0];
         let secrets = role["rules"].as_array().unwrap().iter().filter(|r| r.to_string().contains("secrets"));
         assert!(secrets.clone().all(|r| r["verbs"] == json!(["create"])) && secrets.count() == 1);
         // What it may do to pods everywhere is narrowed to pods of runs.
         for suffix in ["pods", "secrets"] {
-            let policy = found(&all, "ValidatingAdmissionPolicy", &format!("slipway-runs-sys-{suffix}"))[0];
+            let policy = found(&all, "ValidatingAdmissionPolicy", &format!("slipway-controller-sys-{suffix}"))[0];
             assert_eq!(policy["spec"]["failurePolicy"], "Fail");
-            let binding = found(&all, "ValidatingAdmissionPolicyBinding", &format!("slipway-runs-sys-{suffix}"))[0];
+            let binding =
+                found(&all, "ValidatingAdmissionPolicyBinding", &format!("slipway-controller-sys-{suffix}"))[0];
             assert_eq!(binding["spec"]["validationActions"], json!(["Deny"]));
         }
         assert!(found(&made(&[]), "RoleBinding", "slipway-runs").is_empty(), "no namespace is enabled by itself");
@@ -365,13 +365,21 @@ mod tests {
                 assert_eq!(container[probe]["httpGet"]["scheme"], "HTTPS");
             }
             assert!(pod["volumes"].as_array().unwrap().iter().any(|v| v["secret"]["secretName"] == "cert"));
-            let env = container["env"].as_array().unwrap();
-            assert!(env.contains(&json!({"name": "SLIPWAY_RUNS_URL", "value": "https://slipway.sys.svc:7070"})));
-            assert!(env.contains(&json!({"name": "SLIPWAY_RUNS_CA", "value": "/etc/slipway/tls/ca.crt"})));
         }
+        // The controller, and the runs by it, know the control plane by the certificates; it does not get the key.
+        let pod = &found(&all, "Deployment", CONTROLLER)[0]["spec"]["template"]["spec"];
+        let env = pod["containers"][0]["env"].as_array().unwrap();
+        assert!(env.contains(&json!({"name": "SLIPWAY_RUNS_URL", "value": "https://slipway.sys.svc:7070"})));
+        for name in ["SLIPWAY_RUNS_CA", "SLIPWAY_CA_FILE"] {
+            assert!(env.contains(&json!({"name": name, "value": "/etc/slipway/tls/ca.crt"})), "{env:?}");
+        }
+        let tls = pod["volumes"].as_array().unwrap().iter().find(|v| v["name"] == "tls").unwrap();
+        assert_eq!(tls["secret"]["items"], json!([{"key": "ca.crt", "path": "ca.crt"}]));
         let plain = made(&[]);
-        let text = found(&plain, "Deployment", "slipway")[0].to_string();
-        assert!(!text.contains("tls") && !text.contains("HTTPS") && !text.contains("SLIPWAY_RUNS"), "{text}");
+        for name in ["slipway", CONTROLLER] {
+            let text = found(&plain, "Deployment", name)[0].to_string();
+            assert!(!text.contains("tls") && !text.contains("HTTPS") && !text.contains("SLIPWAY_RUNS"), "{text}");
+        }
     }
 
     #[test]

@@ -276,16 +276,18 @@ pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Ste
         steps.push(deleted(&POD, space, name));
     }
     // Namespaces that were enabled for runs by hand; otherwise a later installation would find its rights there already.
-    let role = names::runs_role(namespace);
-    for binding in api.list(&ROLE_BINDING, None, &format!("metadata.name={}", names::RUNS_BINDING), "").await? {
-        let (space, name) = name_of(&binding);
-        if binding["roleRef"]["name"] != role.as_str() || binding["metadata"]["labels"][INSTALLATION] == namespace {
-            continue;
+    for (name, role, _) in names::runs_bindings(namespace) {
+        for binding in api.list(&ROLE_BINDING, None, &format!("metadata.name={name}"), "").await? {
+            let (space, name) = name_of(&binding);
+            // What has the label was deleted above.
+            if binding["roleRef"]["name"] != role.as_str() || binding["metadata"]["labels"][INSTALLATION] == namespace {
+                continue;
+            }
+            if !dry_run {
+                api.delete(&ROLE_BINDING, space, name).await?;
+            }
+            steps.push(deleted(&ROLE_BINDING, space, name));
         }
-        if !dry_run {
-            api.delete(&ROLE_BINDING, space, name).await?;
-        }
-        steps.push(deleted(&ROLE_BINDING, space, name));
     }
     for secret in api.list(&SECRET, None, "", &format!("{INSTALLATION}={namespace}")).await? {
         let (space, name) = name_of(&secret);

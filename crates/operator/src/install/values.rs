@@ -53,12 +53,15 @@ pub struct Server {
     pub tolerations: Vec<Value>,
 }
 
-/// Runs as pods.
+/// Runs as pods, and the controller that carries them out.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[allow(missing_docs)] // values.yaml describes each
 pub struct Runs {
     pub namespaces: Vec<String>,
+    pub resources: Value,
+    pub node_selector: BTreeMap<String, String>,
+    pub tolerations: Vec<Value>,
 }
 
 /// The certificate of the control plane and the gateways.

@@ -277,7 +277,7 @@ impl Controller {
         let manifest = &run.submitted.manifest;
         let mut request = TokenRequest::new(manifest, attempt, limit, now_ms());
         request.expires_at = request.expires_at.saturating_add(MAX_WAIT_MS);
-        let token = (self.settings.mint)(&request);
+        let token = (self.settings.token)(request).await.map_err(KubeError::Invalid)?;
         let secret = pod::secret(&manifest.metadata, attempt, &token, &self.settings);
         match self.api.create(&SECRET, Some(&manifest.metadata.namespace), &secret).await {
             // It was made for this attempt before, by a controller that was stopped before it made the pod.

@@ -21,11 +21,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::{AsyncReadExt, StreamExt};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use slipway_exec::manifest::SUBMITTED_BY;
-use slipway_exec::{Answer, ExecError, Executor, LogQuery, LogStream, Manifest, Mint, Submitted, Tracker};
+use slipway_exec::{Answer, ExecError, Executor, LogQuery, LogStream, Manifest, Submitted, TokenRequest, Tracker};
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
 use crate::leader::Election;
 use crate::{Api, KubeError, Resource};
@@ -44,7 +47,10 @@ const CHUNK: usize = 32 * 1024;
 /// A run's namespace and name.
 type Key = (String, String);
 
-/// What the executor needs to know.
+/// Makes the token of an attempt, here or at the control plane; fails with a message.
+pub type TokenSource = Arc<dyn Fn(TokenRequest) -> BoxFuture<'static, Result<String, String>> + Send + Sync>;
+
+/// What the controller needs to know.
 #[derive(Clone)]
 #[allow(missing_debug_implementations)] // a function has nothing to show
 pub struct Settings {
@@ -57,7 +63,7 @@ pub struct Settings {
     /// Certificates (PEM) by which runs know the control plane, where the image's own do not suffice.
     pub ca: Option<String>,
     /// Makes the token that an attempt tracks with.
-    pub mint: Mint,
+    pub token: TokenSource,
     /// The pause before a pod that was refused, by a quota for instance, is tried again.
     pub patience: Duration,
 }
@@ -67,25 +73,24 @@ fn version(object: &Value) -> u64 {
     object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
-/// Runs as pods of a cluster.
-pub struct Pods {
+/// The controller of runs: it takes part in the election and reconciles runs while it leads. Dropping it ends the work at once, and the
+/// lease has to expire.
+pub struct RunController {
     api: Api,
-    /// The namespace of the installation.
-    installation: String,
     controller: Arc<controller::Controller>,
     leading: watch::Receiver<bool>,
-    /// Ends the election, and with it the work, when this is dropped.
-    _stop: oneshot::Sender<()>,
+    /// Taken by whoever stops it.
+    election: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
 }
 
-impl std::fmt::Debug for Pods {
+impl std::fmt::Debug for RunController {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pods").finish_non_exhaustive()
+        f.debug_struct("RunController").finish_non_exhaustive()
     }
 }
 
-impl Pods {
-    /// Takes part in leading, and follows the runs whenever it leads.
+impl RunController {
+    /// Starts it.
     pub fn start(api: Api, settings: Settings, tracker: Arc<dyn Tracker>) -> Self {
         let election = Election {
             api: api.clone(),
@@ -93,19 +98,27 @@ impl Pods {
             lease: LEASE.into(),
             identity: settings.identity.clone(),
         };
-        let installation = settings.namespace.clone();
         let controller = controller::Controller::new(api.clone(), settings, tracker);
         let (sender, leading) = watch::channel(false);
         let (stop, stopped) = oneshot::channel::<()>();
         let stopped = async {
-            let _ = stopped.await; // It ends when the sender is dropped, which is all that it is for.
+            let _ = stopped.await; // It ends when the sender is used or dropped; both mean to stop.
         };
         let working = Arc::clone(&controller);
-        tokio::spawn(election.run(sender, stopped, move || Arc::clone(&working).work()));
-        Self { api, installation, controller, leading, _stop: stop }
+        let election = tokio::spawn(election.run(sender, stopped, move || Arc::clone(&working).work()));
+        Self { api, controller, leading, election: Mutex::new(Some((stop, election))) }
     }
 
-    /// Prometheus metrics of the controller.
+    /// Ends the work and gives the lease back, so that another can lead at once.
+    pub async fn stop(&self) {
+        let Some((stop, election)) = self.election.lock().take() else { return };
+        let _ = stop.send(()); // The election may have ended already.
+        if let Err(error) = election.await {
+            tracing::warn!(%error, "the election did not end well");
+        }
+    }
+
+    /// Prometheus metrics.
     pub fn metrics(&self) -> String {
         let [runs, pods, now, later] = self.controller.sizes();
         let figures = [
@@ -119,6 +132,21 @@ impl Pods {
             ("slipway_kube_requests_total", "counter", self.api.requests()),
         ];
         figures.iter().map(|(name, kind, value)| format!("# TYPE {name} {kind}\n{name} {value}\n")).collect()
+    }
+}
+
+/// Runs as objects of a cluster: submitted, listed, ended. A [`RunController`] carries them out, in this process or in another.
+#[derive(Debug)]
+pub struct Pods {
+    api: Api,
+    /// The namespace of the installation.
+    installation: String,
+}
+
+impl Pods {
+    /// Of this cluster and installation.
+    pub fn new(api: Api, installation: String) -> Self {
+        Self { api, installation }
     }
 
     async fn find(&self, namespace: &str, name: &str) -> Result<Submitted, ExecError> {

@@ -335,7 +335,7 @@ mod tests {
             identity: "me".into(),
             variables: vec![("MLFLOW_TRACKING_URI".into(), "http://x".into())],
             ca: None,
-            mint: std::sync::Arc::new(|_| String::new()),
+            token: std::sync::Arc::new(|_| Box::pin(async { Ok(String::new()) })),
             patience: std::time::Duration::ZERO,
         };
         let object = super::object(&run, 2, Some(8_200), &settings);

@@ -61,9 +61,10 @@ impl Lab {
             identity: who.into(),
             variables: vec![("MLFLOW_TRACKING_URI".into(), "http://slipway:7070".into())],
             ca: None,
-            mint: Arc::new(move |request| {
-                minted.lock().push(request.clone());
-                format!("token-{}-{}", request.run, request.attempt)
+            token: Arc::new(move |request| {
+                let token = format!("token-{}-{}", request.run, request.attempt);
+                minted.lock().push(request);
+                Box::pin(async { Ok(token) })
             }),
             patience: Duration::from_millis(20),
         };
@@ -246,7 +247,7 @@ async fn a_namespace_that_is_not_enabled_is_named_with_what_enables_it() {
     let enabled = Arc::new(AtomicUsize::new(0));
     let open = Arc::clone(&enabled);
     lab.cluster.answer_with(move |method, path, _| {
-        let message = "secrets is forbidden: User \"system:serviceaccount:slipway-system:slipway\" cannot create resource \"secrets\" \
+        let message = "secrets is forbidden: User \"system:serviceaccount:slipway-system:slipway-controller\" cannot create resource \"secrets\" \
                        in API group \"\" in the namespace \"team\"";
         let closed = open.load(SeqCst) == 0 && method == "POST" && path.ends_with("/secrets");
         closed.then(|| (403, status(403, message)))
@@ -256,7 +257,7 @@ async fn a_namespace_that_is_not_enabled_is_named_with_what_enables_it() {
     eventually("it says so", || lab.status("train")["reason"] == "NamespaceNotEnabled").await;
     let message = lab.status("train")["message"].to_string();
     let command = "kubectl -n team create rolebinding slipway-runs --clusterrole=slipway-runs-slipway-system \
-                   --serviceaccount=slipway-system:slipway";
+                   --serviceaccount=slipway-system:slipway-controller";
     assert!(message.contains(command), "{message}");
     assert!(lab.cluster.names("pods").is_empty(), "no pod without its token");
     enabled.store(1, SeqCst);

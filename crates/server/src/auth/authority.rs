@@ -66,6 +66,7 @@ pub(super) fn wanted(method: &Method, path: &str, namespace: &str) -> Option<Acc
         let mut words = own.split('/');
         return match (words.next().unwrap_or_default(), words.nth(1)) {
             ("runs", _) => None,
+            ("controller", _) => access("create", "runs/tracking"),
             ("deployments", Some("infer" | "metadata")) => access("create", "inferences"),
             ("deployments", _) => by_method("deployments"),
             ("requests", _) => access("get", "deployments"),
@@ -131,6 +132,7 @@ mod tests {
             (Method::GET, "/api/v1/cluster", "get nodes"),
             (Method::GET, "/api/v1/clusters", "get nodes"),
             (Method::POST, "/api/v1/runs", ""),
+            (Method::POST, "/api/v1/controller/token", "create runs/tracking"),
             (Method::GET, "/api/v1/status", ""),
             (Method::GET, "/assets/index.js", ""),
         ] {

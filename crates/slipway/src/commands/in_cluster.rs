@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use slipway_core::env;
-use slipway_exec::{Executor, Tracker};
+use slipway_exec::{Executor, TokenRequest, Tracker};
 use slipway_operator::authority::{Reviews, User};
-use slipway_operator::runs::{Pods, Settings};
+use slipway_operator::runs::{Pods, RunController, Settings, TokenSource};
 use slipway_operator::{Api, nodes};
 use slipway_server::auth::{Access, Authority, Person};
 use slipway_server::{ClusterAnswer, Kubernetes, Mint};
@@ -20,7 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct InCluster {
     api: Api,
     namespace: String,
-    pods: OnceLock<Arc<Pods>>,
+    /// Unless it is installed apart.
+    controller: OnceLock<RunController>,
 }
 
 impl InCluster {
@@ -28,7 +29,7 @@ impl InCluster {
     pub(super) async fn of_this_pod() -> Option<Arc<dyn Kubernetes>> {
         let namespace = env::value(env::NAMESPACE)?;
         match Api::connect(None, None).await {
-            Ok(api) => Some(Arc::new(Self { api, namespace, pods: OnceLock::new() })),
+            Ok(api) => Some(Arc::new(Self { api, namespace, controller: OnceLock::new() })),
             Err(error) => {
                 tracing::warn!(%error, "the cluster that this should be in cannot be used");
                 None
@@ -51,35 +52,49 @@ impl Kubernetes for InCluster {
     }
 
     fn executor(&self, tracker: Arc<dyn Tracker>, mint: Mint) -> Arc<dyn Executor> {
-        let url = env::value(env::RUNS_URL).unwrap_or_else(|| {
-            // The kubelet tells a pod the addresses of its namespace's services; a name would need a DNS server that knows it.
-            let host = env::value("SLIPWAY_SERVICE_HOST").unwrap_or_else(|| format!("slipway.{}.svc", self.namespace));
-            format!("http://{host}:7070")
-        });
-        // A secret without certificates of its own authority holds one that every image knows.
-        let ca = env::value(env::RUNS_CA).and_then(|path| match std::fs::read_to_string(&path) {
-            Ok(text) => Some(text),
-            Err(error) => {
-                tracing::info!(path, %error, "runs get no certificates and must know the control plane's by themselves");
-                None
-            }
-        });
-        let identity = env::value(env::POD).unwrap_or_else(|| format!("slipway-{}", std::process::id()));
-        let settings = Settings {
-            namespace: self.namespace.clone(),
-            identity: format!("{identity}_{}", slipway_core::ids::hex32()),
-            variables: vec![("MLFLOW_TRACKING_URI".into(), url)],
-            ca,
-            mint,
-            patience: PATIENCE,
-        };
-        let pods = Arc::new(Pods::start(self.api.clone(), settings, tracker));
-        let _ = self.pods.set(Arc::clone(&pods)); // It is asked for once, when the server starts.
-        pods
+        if env::value(env::CONTROLLER).as_deref() != Some("apart") {
+            let token = Arc::new(move |request: TokenRequest| -> BoxFuture<'static, Result<String, String>> {
+                let token = mint(&request);
+                Box::pin(async { Ok(token) })
+            });
+            let controller = RunController::start(self.api.clone(), settings(self.namespace.clone(), token), tracker);
+            let _ = self.controller.set(controller); // The server asks for its executor once, when it starts.
+        }
+        Arc::new(Pods::new(self.api.clone(), self.namespace.clone()))
     }
 
     fn metrics(&self) -> String {
-        self.pods.get().map(|p| p.metrics()).unwrap_or_default()
+        self.controller.get().map(RunController::metrics).unwrap_or_default()
+    }
+}
+
+/// Where runs reach the control plane.
+pub(super) fn runs_url(namespace: &str) -> String {
+    env::value(env::RUNS_URL).unwrap_or_else(|| {
+        // The kubelet tells a pod the addresses of its namespace's services; a name would need a DNS server that knows it.
+        let host = env::value("SLIPWAY_SERVICE_HOST").unwrap_or_else(|| format!("slipway.{namespace}.svc"));
+        format!("http://{host}:7070")
+    })
+}
+
+/// How runs are carried out by the pod that this process runs in.
+pub(super) fn settings(namespace: String, token: TokenSource) -> Settings {
+    // A secret without certificates of its own authority holds one that every image knows.
+    let ca = env::value(env::RUNS_CA).and_then(|path| match std::fs::read_to_string(&path) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            tracing::warn!(path, %error, "runs get no certificates and must know the control plane's by themselves");
+            None
+        }
+    });
+    let identity = env::value(env::POD).unwrap_or_else(|| format!("slipway-{}", std::process::id()));
+    Settings {
+        identity: format!("{identity}_{}", slipway_core::ids::hex32()),
+        variables: vec![("MLFLOW_TRACKING_URI".into(), runs_url(&namespace))],
+        namespace,
+        ca,
+        token,
+        patience: PATIENCE,
     }
 }
 

@@ -1,6 +1,7 @@
 //! One file a noun.
 
 mod cluster;
+mod controller;
 mod demo;
 mod deploy;
 mod doctor;
@@ -60,6 +61,7 @@ pub(crate) async fn run(args: Cli) -> Result<(), Failure> {
         Command::Cluster(verb) => cluster::run(&context, verb).await,
         Command::Lab(verb) => lab::run(verb),
         Command::Supervise { folder } => Ok(slipway_exec::local::supervise(&folder).await?),
+        Command::Controller(options) => controller::run(options).await,
         Command::Status => up::status(&context).await,
         Command::Doctor => doctor::doctor(&context).await,
         Command::Demo(options) => demo::demo(&context, options).await,

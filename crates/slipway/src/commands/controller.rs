@@ -1,0 +1,120 @@
+//! `slipway controller`: the controller of runs in a process of its own. It creates pods and their secrets; what has to be tracked, and
+//! the tokens that runs track with, it asks the control plane for.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use futures_util::future::BoxFuture;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use slipway_core::env;
+use slipway_exec::{RunStatus, TokenRequest, Tracked, Tracker};
+use slipway_operator::Api;
+use slipway_operator::runs::RunController;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, watch};
+
+use super::in_cluster;
+use crate::Failure;
+use crate::cli;
+use crate::client::Client;
+
+/// How long requests for metrics may take to end after the process was asked to stop.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// The control plane, asked with a token that the kubelet renews in a file.
+struct ControlPlane {
+    url: String,
+    token_file: PathBuf,
+    /// The client of the token that was read last, so that connections are used again.
+    client: Mutex<Option<(String, Arc<Client>)>>,
+}
+
+impl ControlPlane {
+    async fn client(&self) -> Result<Arc<Client>, String> {
+        let unreadable = |e: std::io::Error| format!("{}: {e}", self.token_file.display());
+        let token = tokio::fs::read_to_string(&self.token_file).await.map_err(unreadable)?.trim().to_owned();
+        let mut known = self.client.lock().await;
+        if let Some((_, client)) = known.as_ref().filter(|(of, _)| *of == token) {
+            return Ok(Arc::clone(client));
+        }
+        let client = Arc::new(Client::remote(&self.url).map_err(|e| e.to_string())?.with_token(token.clone()));
+        *known = Some((token, Arc::clone(&client)));
+        Ok(client)
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, what: &str, body: Value) -> Result<T, String> {
+        let answer = self.client().await?.post(&format!("/api/v1/controller/{what}"), &body).await;
+        answer.map_err(|e| format!("the control plane: {e}"))
+    }
+
+    async fn token(&self, request: TokenRequest) -> Result<String, String> {
+        #[derive(serde::Deserialize)]
+        struct Minted {
+            token: String,
+        }
+        Ok(self.ask::<Minted>("token", json!(request)).await?.token)
+    }
+}
+
+impl Tracker for ControlPlane {
+    fn begin(&self, run: Tracked) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move { self.ask::<Value>("begin", json!(run)).await.map(drop) })
+    }
+
+    fn end<'a>(&'a self, run_id: &'a str, status: &'a RunStatus) -> BoxFuture<'a, Result<(), String>> {
+        let body = json!({"runId": run_id, "status": status});
+        Box::pin(async move { self.ask::<Value>("end", body).await.map(drop) })
+    }
+}
+
+pub(super) async fn run(options: cli::Controller) -> Result<(), Failure> {
+    let namespace = env::value(env::NAMESPACE).ok_or_else(|| {
+        Failure::known(format!("{} is not set: this command runs in a cluster", env::NAMESPACE), "kube.no_config", 2)
+    })?;
+    let api = Api::connect(None, None).await?;
+    let listener = TcpListener::bind(&options.listen)
+        .await
+        .map_err(|e| Failure::known(format!("{} cannot be listened on: {e}", options.listen), "listen.invalid", 1))?;
+    let plane = Arc::new(ControlPlane {
+        url: options.control_plane.unwrap_or_else(|| in_cluster::runs_url(&namespace)),
+        token_file: options.token_file,
+        client: Mutex::default(),
+    });
+    let minting = Arc::clone(&plane);
+    let settings = in_cluster::settings(
+        namespace,
+        Arc::new(move |request| {
+            let plane = Arc::clone(&minting);
+            Box::pin(async move { plane.token(request).await })
+        }),
+    );
+    let controller = Arc::new(RunController::start(api, settings, plane));
+    let told = Arc::clone(&controller);
+    let router = Router::new().route("/healthz", get(|| async { "ok\n" })).route(
+        "/metrics",
+        get(move || async move { ([("content-type", "text/plain; version=0.0.4")], told.metrics()) }),
+    );
+    let (stop, mut stopped) = watch::channel(false);
+    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
+        let _ = stopped.wait_for(|s| *s).await; // An error means that the process is ending.
+    });
+    let mut server = tokio::spawn(async move { server.await });
+    tracing::info!("carrying out runs");
+    tokio::select! {
+        () = super::up::terminated()? => {}
+        ended = &mut server => {
+            return Err(Failure::known(format!("the port for metrics failed: {ended:?}"), "listen.invalid", 1));
+        }
+    }
+    // The work stops and the lease is given back first: then another can go on at once.
+    controller.stop().await;
+    stop.send_replace(true);
+    if tokio::time::timeout(DRAIN, server).await.is_err() {
+        tracing::debug!("a request for metrics did not end in time");
+    }
+    Ok(())
+}
