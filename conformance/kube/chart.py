@@ -35,7 +35,7 @@ VALUES = {
                "gateway": {"enabled": True, "nodeSelector": {"gpu": "true"}}},
     "tls": {"server": {"database": {"secret": "db"}, "objects": {"url": "s3://bucket/a"}, "tls": {"secret": "cert"}}, "gateway": {"enabled": True}},
     "tls of a public authority": {"server": {"tls": {"secret": "cert", "ca": ""}}},
-    "runs": {"runs": {"namespaces": ["team-a", "team-b"]}},
+    "runs": {"runs": {"namespaces": ["team-a", "team-b"], "nodeSelector": {"a": "b"}, "resources": {}}},
     "database": {"server": {"database": {"secret": "db"}}},
     "claim": {"server": {"storage": {"existingClaim": "there"}}, "deviceClasses": {"extendedResourceName": ""}},
 }

@@ -145,9 +145,10 @@ class Lab:
             self.kubectl("delete", "namespace", name, "--wait=true", "--timeout=60s")
 
     def enable(self, namespace):
-        """Lets the control plane carry out runs in a namespace, as the documentation says."""
-        self.kubectl("-n", namespace, "create", "rolebinding", "slipway-runs", f"--clusterrole=slipway-runs-{NAMESPACE}",
-                     f"--serviceaccount={NAMESPACE}:slipway")
+        """Lets runs be carried out in a namespace, as the documentation says."""
+        for binding, account in [("slipway-runs", "slipway-controller"), ("slipway-submit", "slipway")]:
+            self.kubectl("-n", namespace, "create", "rolebinding", binding, f"--clusterrole={binding}-{NAMESPACE}",
+                         f"--serviceaccount={NAMESPACE}:{account}")
 
     def token(self, namespace, account):
         """A service account's token that was made for slipway."""

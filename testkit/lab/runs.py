@@ -276,32 +276,36 @@ def the_clusters_own_rules_say_who_may_what(lab):
 
 @test
 def runs_are_carried_out_in_enabled_namespaces_only(lab):
-    """By what RBAC says of the control plane's account, by what becomes of a run elsewhere, and by the admission policies."""
-    server, account = Server.in_cluster(lab), f"system:serviceaccount:{NAMESPACE}:slipway"
+    """By what RBAC says of the accounts, by what becomes of a run elsewhere, and by the admission policies."""
+    server = Server.in_cluster(lab)
+    api, controller = (f"system:serviceaccount:{NAMESPACE}:{name}" for name in ["slipway", "slipway-controller"])
 
-    def may(verb, resource, namespace):
+    def may(account, verb, resource, namespace):
         return lab.kubectl("auth", "can-i", verb, resource, "-n", namespace, f"--as={account}", check=False).strip() == "yes"
 
     with lab.namespace("runs-closed") as ns:
         for namespace in [ns, NAMESPACE, "kube-system", "default"]:
-            assert not any(may(verb, "secrets", namespace) for verb in ["get", "list", "create", "update", "delete"]), namespace
-            assert not may("create", "pods", namespace) and not may("create", "pods/exec", namespace), namespace
+            for account in [api, controller]:
+                assert not any(may(account, verb, "secrets", namespace) for verb in ["get", "list", "create", "update", "delete"]), (account, namespace)
+                assert not may(account, "create", "pods", namespace) and not may(account, "create", "pods/exec", namespace), (account, namespace)
+            assert not may(api, "delete", "pods", namespace) and not may(api, "patch", "pods", namespace), namespace
         code, answer = server.ask(f"/api/v1/runs?namespace={ns}", manifest("asked", "true"))
         assert code == 403 and "create rolebinding slipway-runs" in answer["error"], answer
         lab.apply(manifest("applied", "true", ns))
         found = waits(lab, ns, "applied", "NamespaceNotEnabled")
-        command = found["message"].split("this enables it: ")[1].split()
-        assert command[0] == "kubectl" and not run_pods(lab, ns), found
-        lab.kubectl(*command[1:])
+        commands = [c.split() for c in found["message"].split("this enables it: ")[1].split(" && ")]
+        assert len(commands) == 2 and not run_pods(lab, ns), found
+        for command in commands:
+            lab.kubectl(*command[1:])
         ended(lab, ns, "applied", "Succeeded")
-        assert may("create", "pods", ns) and may("create", "secrets", ns) and not may("get", "secrets", ns)
-        assert not may("create", "pods", "kube-system")
-        # What the account may do to pods anywhere is narrowed to pods of runs, and does not reach what they run.
+        assert may(controller, "create", "pods", ns) and may(controller, "create", "secrets", ns) and not may(controller, "get", "secrets", ns)
+        assert not any(may(api, "create", resource, ns) for resource in ["pods", "secrets"]) and not may(controller, "create", "pods", "kube-system")
+        # What the controller may do to pods anywhere is narrowed to pods of runs, and does not reach what they run.
         lab.pod(ns, "stranger", {})
         lab.running(ns, "stranger")
 
         def refused(*words, given=None):
-            done = subprocess.run([f"{lab.bin}/kubectl", "--kubeconfig", lab.kubeconfig, f"--as={account}", "-n", ns, *words],
+            done = subprocess.run([f"{lab.bin}/kubectl", "--kubeconfig", lab.kubeconfig, f"--as={controller}", "-n", ns, *words],
                                   input=given, text=True, capture_output=True)
             assert done.returncode, (words, done.stdout)
             return done.stderr
@@ -315,10 +319,13 @@ def runs_are_carried_out_in_enabled_namespaces_only(lab):
         secret = {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
                   "metadata": {"name": "slipway-run-x", "namespace": ns, "annotations": {"kubernetes.io/service-account.name": "default"}}}
         assert "secrets of runs only" in refused("create", "-f", "-", given=json.dumps(secret))
+        # Tracked runs and tokens are the controller's to ask for, and nobody else's.
+        ask = lambda token: server.ask("/api/v1/controller/token", {"namespace": ns, "run_id": "0" * 32, "run": "a", "experiment": None, "attempt": 1, "expires_at": 1}, token)[0]
+        assert ask(lab.token(ns, "default")) == 403 and ask("nobody") == 401 and ask(lab.token(NAMESPACE, "slipway-controller")) == 200
         # Disabled again: what was begun may still end, and the namespace may go.
         lab.apply(manifest("last", "sleep 1000", ns))
         eventually("it runs", lambda: status(lab, ns, "last").get("phase") == "Running")
-        lab.kubectl("-n", ns, "delete", "rolebinding", "slipway-runs")
+        lab.kubectl("-n", ns, "delete", "rolebinding", "slipway-runs", "slipway-submit")
         lab.kubectl("-n", ns, "patch", "run", "last", "--type=merge", "-p", '{"spec":{"cancel":true}}')
         ended(lab, ns, "last", "Cancelled")
 
@@ -327,7 +334,7 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 
 
 def contender(lab, name):
-    """Another control plane that would lead, on this machine."""
+    """Another control plane on this machine, which carries runs out itself when it leads."""
     tokens = lab.folder / "tokens"
     tokens.write_text(TOKEN + "\n")
     return Slipway(lab.binary, options=["--token-file", str(tokens)], environment={
@@ -347,12 +354,13 @@ def figure(server, name):
 
 @contextlib.contextmanager
 def without_the_installed_one(lab):
-    lab.kubectl("-n", NAMESPACE, "scale", "deployment", "slipway", "--replicas=0")
-    eventually("it is gone", lambda: not lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=server")["items"])
+    both = ["slipway", "slipway-controller"]
+    lab.kubectl("-n", NAMESPACE, "scale", "deployment", *both, "--replicas=0")
+    eventually("they are gone", lambda: not lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component in (server,controller)")["items"])
     try:
         yield
     finally:
-        lab.kubectl("-n", NAMESPACE, "scale", "deployment", "slipway", "--replicas=1")
+        lab.kubectl("-n", NAMESPACE, "scale", "deployment", *both, "--replicas=1")
         Server.in_cluster(lab)
 
 

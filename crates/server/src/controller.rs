@@ -52,3 +52,88 @@ async fn end(State(service): State<Service>, Json(end): Json<End>) -> Response {
 async fn token(State(service): State<Service>, Json(request): Json<TokenRequest>) -> Response {
     Json(json!({"token": (service.mint)(&request)})).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::{Request, header};
+    use futures_util::future::BoxFuture;
+    use parking_lot::Mutex;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::auth::{Access, Authority, Guard, Person, RunTokens};
+
+    /// Remembers the tracked runs that it is told of.
+    #[derive(Default)]
+    struct Memory(Mutex<Vec<String>>);
+
+    impl Tracker for Memory {
+        fn begin(&self, run: Tracked) -> BoxFuture<'_, Result<(), String>> {
+            self.0.lock().push(format!("begin {}", run.run_id));
+            Box::pin(async { Ok(()) })
+        }
+
+        fn end<'a>(&'a self, run_id: &'a str, status: &'a RunStatus) -> BoxFuture<'a, Result<(), String>> {
+            self.0.lock().push(format!("end {run_id} {:?}", status.phase));
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    /// Knows tokens by their holders' names; only the controller may track.
+    struct Cluster;
+
+    impl Authority for Cluster {
+        fn who<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>> {
+            let known = ["controller", "editor"].contains(&token);
+            Box::pin(async move { Ok(known.then(|| Person { name: token.to_owned(), ..Person::default() })) })
+        }
+
+        fn may<'a>(&'a self, person: &'a Person, access: &'a Access) -> BoxFuture<'a, Result<bool, String>> {
+            let tracking = access.resource == "runs/tracking" && access.namespace.as_deref() == Some("sys");
+            Box::pin(async move { Ok(!tracking || person.name == "controller") })
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_controller_begins_and_ends_runs_and_has_tokens_made() {
+        let tracker = Arc::new(Memory::default());
+        let tokens = RunTokens::new([7; 32]);
+        let minting = tokens.clone();
+        let mint: Mint = Arc::new(move |request| minting.mint(&request.namespace));
+        let guard = Guard::new(None, tokens.clone(), Some(Arc::new(Cluster)), "sys".into());
+        let router = guard.around(super::router(Arc::<Memory>::clone(&tracker), mint));
+        let ask = async |token: &str, what: &str, body: serde_json::Value| {
+            let request = Request::post(format!("/api/v1/controller/{what}"))
+                .header(header::CONTENT_TYPE, "application/json")
+                .header(header::AUTHORIZATION, format!("Bearer {token}"))
+                .body(Body::from(body.to_string()))
+                .unwrap();
+            let answer = router.clone().oneshot(request).await.unwrap();
+            let status = answer.status().as_u16();
+            let bytes = axum::body::to_bytes(answer.into_body(), 100_000).await.unwrap();
+            (status, serde_json::from_slice::<serde_json::Value>(&bytes).unwrap_or_default())
+        };
+        let run =
+            Tracked { run_id: "r".into(), experiment: None, name: "a".into(), user: String::new(), tags: Vec::new() };
+        let request =
+            json!({"namespace": "team", "run_id": "r", "run": "a", "experiment": null, "attempt": 1, "expires_at": 9});
+        let end = json!({"runId": "r", "status": {"phase": "Succeeded"}});
+        let calls = [("begin", json!(run)), ("end", end), ("token", request)];
+        for (what, body) in &calls {
+            for (token, expected) in [("nobody", 401), ("editor", 403), (tokens.mint("team").as_str(), 403)] {
+                assert_eq!(ask(token, what, body.clone()).await.0, expected, "{what}");
+            }
+        }
+        assert!(tracker.0.lock().is_empty());
+        for (what, body) in calls {
+            let (status, answer) = ask("controller", what, body).await;
+            assert_eq!(status, 200, "{what}: {answer}");
+            assert_eq!(
+                answer["token"].as_str().map(|t| tokens.namespace(t)),
+                (what == "token").then(|| Some("team".into()))
+            );
+        }
+        assert_eq!(*tracker.0.lock(), ["begin r", "end r Succeeded"]);
+    }
+}

@@ -75,13 +75,7 @@ spec:
         env:
         - {name: SLIPWAY_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
         - {name: SLIPWAY_POD, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
-        {{- if $tls.secret }}
-        # A certificate is made for a name, so runs cannot use the service's address.
-        - {name: SLIPWAY_RUNS_URL, value: "https://slipway.{{ $root.Release.Namespace }}.svc:7070"}
-        {{- with $tls.ca }}
-        - {name: SLIPWAY_RUNS_CA, value: /etc/slipway/tls/{{ . }}}
-        {{- end }}
-        {{- end }}
+        - {name: SLIPWAY_CONTROLLER, value: apart}
         {{- with $server.database.secret }}
         - {name: SLIPWAY_DATABASE, valueFrom: {secretKeyRef: {name: {{ . }}, key: url}}}
         {{- end }}
