@@ -26,7 +26,7 @@ pub(crate) fn runs_bindings(installation: &str) -> [(&'static str, String, &'sta
 }
 
 /// The commands that enable a namespace for runs.
-pub(crate) fn enable_namespace(installation: &str, namespace: &str) -> String {
+pub fn enable_namespace(installation: &str, namespace: &str) -> String {
     runs_bindings(installation)
         .map(|(name, role, account)| {
             format!(

@@ -110,7 +110,9 @@ fn log(args: &cli::Cli) {
     let filter = slipway_core::env::value(slipway_core::env::LOG);
     let default = match (args.global.quiet, args.global.verbose) {
         (true, _) => "error",
-        (_, 0) if matches!(args.command, cli::Command::Up(_) | cli::Command::Node(_)) => "info",
+        (_, 0) if matches!(args.command, cli::Command::Up(_) | cli::Command::Node(_) | cli::Command::Controller(_)) => {
+            "info"
+        }
         (_, 0) => "warn",
         (_, 1) => "info",
         _ => "debug",

@@ -12,7 +12,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-pub use values::Values;
+pub use self::values::Values;
+pub use crate::names::enable_namespace;
 
 use self::objects::object;
 use crate::api::{NODE, POD};

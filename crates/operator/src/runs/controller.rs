@@ -380,7 +380,7 @@ impl Controller {
         let ended = status.completion_time.map_or(0, |t| t.0);
         match self.agents.tell(key, &mut status).await {
             // Agents notice the end of a pod some seconds later.
-            usage::Found::NotYet if now_ms() - ended < usage::PATIENCE_MS => {
+            usage::Found::NotYet if now_ms() - ended < usage::USAGE_WAIT_MS => {
                 self.queue.add_after(key.clone(), Duration::from_secs(2));
                 return Ok(());
             }

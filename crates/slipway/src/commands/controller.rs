@@ -118,3 +118,45 @@ pub(super) async fn run(options: cli::Controller) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex as Lock;
+
+    use axum::Json;
+    use axum::http::HeaderMap;
+    use axum::routing::post;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_control_plane_is_asked_with_the_token_that_the_file_has_now() {
+        let asked: Arc<Lock<Vec<(String, String, Value)>>> = Arc::default();
+        let kept = Arc::clone(&asked);
+        let answer = move |path: axum::extract::Path<String>, headers: HeaderMap, body: Json<Value>| async move {
+            let token = headers["authorization"].to_str().unwrap_or_default().to_owned();
+            kept.lock().unwrap().push((path.0, token, body.0));
+            Json(json!({"token": "of the attempt"}))
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().route("/api/v1/controller/{what}", post(answer));
+        let server = tokio::spawn(async move { axum::serve(listener, router).await });
+        let token_file = std::env::temp_dir().join(format!("slipway-controller-{}", std::process::id()));
+        std::fs::write(&token_file, "first\n").unwrap();
+        let plane = ControlPlane { url, token_file: token_file.clone(), client: Mutex::default() };
+        let manifest = slipway_exec::Manifest::of("train", ["true"]);
+        let request = TokenRequest::new(&manifest, 1, Some(1000), 0);
+        assert_eq!(plane.token(request.clone()).await.unwrap(), "of the attempt");
+        std::fs::write(&token_file, "second\n").unwrap();
+        plane.begin(Tracked::of(&manifest)).await.unwrap();
+        plane.end("r", &RunStatus::default()).await.unwrap();
+        std::fs::remove_file(&token_file).unwrap();
+        assert!(plane.end("r", &RunStatus::default()).await.is_err(), "without a token nothing is asked");
+        let asked = asked.lock().unwrap().clone();
+        let expected = [("token", "Bearer first"), ("begin", "Bearer second"), ("end", "Bearer second")];
+        assert_eq!(asked.iter().map(|(what, token, _)| (what.as_str(), token.as_str())).collect::<Vec<_>>(), expected);
+        assert_eq!((&asked[0].2, &asked[2].2["runId"]), (&json!(request), &json!("r")));
+        server.abort();
+    }
+}

@@ -87,6 +87,10 @@ pub(super) async fn up(context: &Context, kube: Kube) -> Result<(), Failure> {
     say(format_args!("slipway {} is up in namespace {}", env!("CARGO_PKG_VERSION"), values.namespace));
     if values.server.enabled {
         say(format_args!("  kubectl -n {} port-forward service/slipway 7070", values.namespace));
+        if values.runs.namespaces.is_empty() {
+            let command = install::enable_namespace(&values.namespace, "NAMESPACE");
+            say(format_args!("  a namespace is enabled for runs by runs.namespaces in the values, or by: {command}"));
+        }
     }
     Ok(())
 }
