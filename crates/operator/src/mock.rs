@@ -196,7 +196,10 @@ impl MockCluster {
                 let inside = |k: &Key| {
                     k.0 == target.plural && target.namespace.as_ref().is_none_or(|namespace| k.1 == *namespace)
                 };
-                let found = state.objects.iter().filter(|(k, o)| inside(k) && selects(&selector, o));
+                let fields = parameter("fieldSelector");
+                // Of field selectors it knows the name alone.
+                let named = |k: &Key| fields.strip_prefix("metadata.name=").is_none_or(|name| k.2 == name);
+                let found = state.objects.iter().filter(|(k, o)| inside(k) && named(k) && selects(&selector, o));
                 let items: Vec<Value> = found.map(|(_, o)| o.clone()).collect();
                 let version = state.version.to_string();
                 let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": version}, "items": items});

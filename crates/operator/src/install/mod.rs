@@ -25,7 +25,7 @@ const MANAGER: &str = "slipway";
 
 /// Kinds that an installation has, in the order in which they are made.
 const KINDS: [Resource<'static>; 18] = [
-    Resource { group: "", version: "v1", kind: "Namespace", plural: "namespaces" },
+    NAMESPACE,
     Resource {
         group: "apiextensions.k8s.io",
         version: "v1",
@@ -64,6 +64,7 @@ const KINDS: [Resource<'static>; 18] = [
     Resource { group: "policy", version: "v1", kind: "PodDisruptionBudget", plural: "poddisruptionbudgets" },
     Resource { group: "monitoring.coreos.com", version: "v1", kind: "ServiceMonitor", plural: "servicemonitors" },
 ];
+const NAMESPACE: Resource<'static> = Resource { group: "", version: "v1", kind: "Namespace", plural: "namespaces" };
 const ROLE_BINDING: Resource<'static> =
     Resource { group: "rbac.authorization.k8s.io", version: "v1", kind: "RoleBinding", plural: "rolebindings" };
 const SECRET: Resource<'static> = Resource { group: "", version: "v1", kind: "Secret", plural: "secrets" };
@@ -132,6 +133,13 @@ pub struct Step {
 /// # Errors
 /// The API server's; what was applied before stays, and the next run goes on from there.
 pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step>, KubeError> {
+    for namespace in &values.runs.namespaces {
+        if api.get(&NAMESPACE, None, namespace).await?.is_none() {
+            return Err(KubeError::Invalid(format!(
+                "the values: runs.namespaces names '{namespace}', which does not exist; kubectl create namespace {namespace} makes it"
+            )));
+        }
+    }
     let wanted = objects(values);
     let mut steps = Vec::new();
     let step = |action, resource: &Resource<'static>, object: &Value| {
@@ -379,5 +387,66 @@ pub async fn ready(api: &Api, namespace: &str, limit: Duration, told: impl Fn(&s
             last = text;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock::MockCluster;
+
+    fn namespace(name: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_does_not_exist_is_named_before_anything_is_written() {
+        let cluster = MockCluster::new();
+        cluster.put("namespaces", namespace("team-a"));
+        let values = Values::read("sys", &["runs: {namespaces: [team-a, team-b]}".into()]).unwrap();
+        let error = apply(&cluster.api("me"), &values, false).await.unwrap_err().to_string();
+        assert!(error.contains("team-b") && error.contains("kubectl create namespace team-b"), "{error}");
+        assert!(cluster.requests().iter().all(|(method, _)| method == "GET"));
+    }
+
+    #[tokio::test]
+    async fn applying_again_changes_nothing_and_removing_leaves_nothing() {
+        let cluster = MockCluster::new();
+        let api = cluster.api("me");
+        for name in ["team-a", "team-b"] {
+            cluster.put("namespaces", namespace(name));
+        }
+        let values = Values::read("sys", &["runs: {namespaces: [team-a]}".into()]).unwrap();
+        let made = apply(&api, &values, false).await.unwrap();
+        assert!(made.len() > 30 && made.iter().all(|s| s.action == Action::Create), "{made:?}");
+        let again = apply(&api, &values, false).await.unwrap();
+        assert!(again.len() == made.len() && again.iter().all(|s| s.action == Action::Keep), "{again:?}");
+        // A namespace that is no longer named is disabled.
+        let fewer = apply(&api, &Values::read("sys", &[]).unwrap(), false).await.unwrap();
+        let gone: Vec<(&str, Option<&str>)> = fewer
+            .iter()
+            .filter(|s| s.action == Action::Delete)
+            .map(|s| (s.name.as_str(), s.namespace.as_deref()))
+            .collect();
+        assert_eq!(gone.len(), 2, "{gone:?}");
+        assert!(gone.iter().all(|(name, space)| name.starts_with("slipway-") && *space == Some("team-a")), "{gone:?}");
+        // What an administrator enabled by hand goes too; a binding of the same name that is none of ours stays.
+        let binding = |space: &str, role: &str| {
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+                "metadata": {"name": "slipway-runs", "namespace": space}, "roleRef": {"kind": "ClusterRole", "name": role}})
+        };
+        cluster.put("rolebindings", binding("team-b", "slipway-runs-sys"));
+        cluster.put("rolebindings", binding("team-a", "slipway-runs-other"));
+        remove(&api, "sys", false).await.unwrap();
+        for resource in &KINDS {
+            let left = cluster.names(resource.plural);
+            let expected: &[&str] = match resource.kind {
+                "Namespace" => &["team-a", "team-b"],
+                "RoleBinding" => &["slipway-runs"],
+                _ => &[],
+            };
+            assert_eq!(left, expected, "{}", resource.kind);
+        }
+        assert!(cluster.get("rolebindings", "team-a", "slipway-runs").is_some());
     }
 }
