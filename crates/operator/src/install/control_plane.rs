@@ -1,4 +1,5 @@
-//! The control plane and the gateways apart from it: Deployments, with state on a volume or where they share it.
+//! The control plane and the gateways apart from it: Deployments whose state is on a volume, or in a database and a bucket that they
+//! share.
 
 use std::collections::BTreeMap;
 
@@ -83,7 +84,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
     all
 }
 
-/// Gateways apart from the control plane. They may ask the cluster who somebody is, and nothing else.
+/// Gateways apart from the control plane. Their one right in the cluster is to ask who somebody is and what that may do.
 pub(super) fn gateway(values: &Values) -> Vec<Value> {
     let of = |kind, name: &str, body| object(values, "gateway", kind, name, true, body);
     let cluster_name = format!("{GATEWAY}-{}", values.namespace);
@@ -127,7 +128,7 @@ struct Workload<'a> {
     name: &'static str,
     replicas: u32,
     argument: Option<&'static str>,
-    /// The claim that holds its state; none where it is elsewhere, or goes with the pod.
+    /// The claim of the volume with its state; `None` where the state is elsewhere or ends with the pod.
     volume: Option<&'a str>,
     resources: &'a Value,
     node_selector: &'a BTreeMap<String, String>,

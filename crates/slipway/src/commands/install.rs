@@ -95,7 +95,7 @@ pub(super) async fn up(context: &Context, kube: Kube) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes the secret with the tokens where it is missing. It is nobody's but the user's: it is neither changed nor taken away.
+/// Creates the secret with the tokens if it is missing. It belongs to the user and is never changed.
 async fn tokens(api: &Api, values: &Values) -> Result<(), Failure> {
     let (namespace, name) = (values.namespace.as_str(), values.server.token_secret.as_str());
     if api.get(&SECRET, Some(namespace), name).await?.is_some() {
