@@ -94,11 +94,11 @@ impl Api {
             Config::infer().await.map_err(|e| KubeError::NoConfig(e.to_string()))?
         };
         config.connect_timeout = Some(Duration::from_secs(5));
-        Ok(Self::new(Client::try_from(config).map_err(KubeError::from)?))
+        let client = Client::try_from(config).map_err(KubeError::from)?;
+        Ok(Self::of_client(client))
     }
 
-    /// The API server of a client.
-    pub fn new(client: Client) -> Self {
+    pub(crate) fn of_client(client: Client) -> Self {
         Self { client, requests: Arc::default() }
     }
 
@@ -177,7 +177,7 @@ impl Api {
         }
     }
 
-    /// GET of a path of the API server, or of what it proxies, as JSON.
+    /// What a path of the API server answers, as JSON; also of what it proxies.
     ///
     /// # Errors
     /// The API server's; [`KubeError::Invalid`] when the answer is no JSON.

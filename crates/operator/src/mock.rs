@@ -122,7 +122,7 @@ impl MockCluster {
             let (cluster, who) = (Arc::clone(&cluster), who.clone());
             async move { Ok::<_, Infallible>(cluster.serve(&who, request).await) }
         });
-        Api::new(kube::Client::new(service, "default"))
+        Api::of_client(kube::Client::new(service, "default"))
     }
 
     async fn serve(self: Arc<Self>, who: &str, request: Request<Body>) -> Answer {
@@ -209,7 +209,9 @@ impl MockCluster {
                 Some(object) => document(200, object),
                 None => refusal(404, "not found"),
             },
-            ("POST", _) => {
+            // Such as a token of a service account, of which there are none.
+            ("POST", Some(_)) => refusal(404, "not found"),
+            ("POST", None) => {
                 let mut object = body.clone();
                 let name = match object["metadata"]["name"].as_str() {
                     Some(name) => name.to_owned(),

@@ -10,12 +10,12 @@ use serde_json::{Map, Value, json};
 use crate::api::{NODE, POD};
 use crate::{Api, KubeError};
 
-/// How many agents are asked at the same time.
-const CONCURRENT_REQUESTS: usize = 16;
-/// The longest that one agent is waited for.
-const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The fields of a GPU that pages and tables show; all fields of a thousand nodes would be megabytes.
-const GPU_FIELDS: [&str; 10] = [
+/// Agents that are asked at once.
+const AT_ONCE: usize = 16;
+/// An agent that has not answered by then is not waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What a page or a table needs of a GPU; all of it, for a thousand nodes, would be megabytes.
+const SHOWN: [&str; 10] = [
     "index",
     "uuid",
     "name",
@@ -39,7 +39,7 @@ pub async fn nodes(api: &Api, namespace: &str) -> Result<Vec<Value>, KubeError> 
             let answer = ask(api, namespace, &pod, "/api/v1/node").await;
             (node, answer)
         })
-        .buffer_unordered(CONCURRENT_REQUESTS)
+        .buffer_unordered(AT_ONCE)
         .collect()
         .await;
     let mut found = Vec::new();
@@ -57,7 +57,7 @@ pub async fn nodes(api: &Api, namespace: &str) -> Result<Vec<Value>, KubeError> 
                 }
                 let gpus = answer["gpus"].as_array();
                 let brief = |gpu: &Value| -> Map<String, Value> {
-                    GPU_FIELDS.iter().map(|k| ((*k).to_owned(), gpu[*k].clone())).collect()
+                    SHOWN.iter().map(|k| ((*k).to_owned(), gpu[*k].clone())).collect()
                 };
                 entry["gpus"] = gpus.into_iter().flatten().map(brief).collect();
             }
@@ -100,8 +100,8 @@ pub async fn leases_of(api: &Api, namespace: &str, pod: &str, limit: u32) -> Res
 
 async fn ask(api: &Api, namespace: &str, pod: &str, path: &str) -> Result<Value, KubeError> {
     let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:9400/proxy{path}");
-    match tokio::time::timeout(AGENT_TIMEOUT, api.read(&path)).await {
+    match tokio::time::timeout(PATIENCE, api.read(&path)).await {
         Ok(answer) => answer,
-        Err(_) => Err(KubeError::Unreachable(format!("{pod} did not answer within {} s", AGENT_TIMEOUT.as_secs()))),
+        Err(_) => Err(KubeError::Unreachable(format!("{pod} did not answer within {} s", PATIENCE.as_secs()))),
     }
 }

@@ -41,8 +41,9 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
         of(
             (RBAC, "Role"),
             json!({"rules": [
-                // The node agents, which know what the GPUs of a run did.
+                // The node agents, which know what the GPUs of a run did, and the token that they ask for.
                 {"apiGroups": [""], "resources": ["pods/proxy"], "verbs": ["get"]},
+                {"apiGroups": [""], "resources": ["serviceaccounts/token"], "resourceNames": ["slipway-node-reader"], "verbs": ["create"]},
                 {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
                 // To begin and end tracked runs at the control plane, and to have tokens made for them.
                 {"apiGroups": ["slipway.dev"], "resources": ["runs/tracking"], "verbs": ["create"]},

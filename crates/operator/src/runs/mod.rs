@@ -118,20 +118,31 @@ impl RunController {
         }
     }
 
-    /// Prometheus metrics.
+    /// Figures for metrics: name (without the suffix `_total` of counters), help, whether it only grows, value.
+    pub fn figures(&self) -> [(&'static str, &'static str, bool, u64); 8] {
+        let [runs, pods, now, later] = self.controller.sizes().map(|n| n as u64);
+        let leading = u64::from(*self.leading.borrow());
+        let reconciled = self.controller.reconciled.load(Relaxed);
+        let failed = self.controller.failed.load(Relaxed);
+        [
+            ("slipway_controller_leading", "Whether this process leads.", false, leading),
+            ("slipway_controller_runs", "Runs in the cache.", false, runs),
+            ("slipway_controller_pods", "Pods in the cache.", false, pods),
+            ("slipway_controller_queue_depth", "Runs that wait to be reconciled now.", false, now),
+            ("slipway_controller_queue_later", "Runs that wait to be reconciled at a later time.", false, later),
+            ("slipway_controller_reconciled", "Reconciliations.", true, reconciled),
+            ("slipway_controller_failed", "Reconciliations that failed.", true, failed),
+            ("slipway_kube_requests", "Requests to the API server.", true, self.api.requests()),
+        ]
+    }
+
+    /// The figures in Prometheus' text format.
     pub fn metrics(&self) -> String {
-        let [runs, pods, now, later] = self.controller.sizes();
-        let figures = [
-            ("slipway_controller_leading", "gauge", u64::from(*self.leading.borrow())),
-            ("slipway_controller_runs", "gauge", runs as u64),
-            ("slipway_controller_pods", "gauge", pods as u64),
-            ("slipway_controller_queue_depth", "gauge", now as u64),
-            ("slipway_controller_queue_later", "gauge", later as u64),
-            ("slipway_controller_reconciled_total", "counter", self.controller.reconciled.load(Relaxed)),
-            ("slipway_controller_failed_total", "counter", self.controller.failed.load(Relaxed)),
-            ("slipway_kube_requests_total", "counter", self.api.requests()),
-        ];
-        figures.iter().map(|(name, kind, value)| format!("# TYPE {name} {kind}\n{name} {value}\n")).collect()
+        let text = |(name, help, is_counter, value): (&str, &str, bool, u64)| {
+            let (kind, suffix) = if is_counter { ("counter", "_total") } else { ("gauge", "") };
+            format!("# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n{name}{suffix} {value}\n")
+        };
+        self.figures().into_iter().map(text).collect()
     }
 }
 
