@@ -33,6 +33,9 @@ VALUES = {
     "server": {"node": {"enabled": False}, "server": {"storage": {"ephemeral": True}}},
     "shared": {"server": {"replicas": 3, "database": {"secret": "db"}, "objects": {"url": "s3://bucket/a", "secret": "bucket"}},
                "gateway": {"enabled": True, "nodeSelector": {"gpu": "true"}}},
+    "tls": {"server": {"database": {"secret": "db"}, "objects": {"url": "s3://bucket/a"}, "tls": {"secret": "cert"}}, "gateway": {"enabled": True}},
+    "tls of a public authority": {"server": {"tls": {"secret": "cert", "ca": ""}}},
+    "runs": {"runs": {"namespaces": ["team-a", "team-b"], "nodeSelector": {"a": "b"}, "resources": {}}},
     "database": {"server": {"database": {"secret": "db"}}},
     "claim": {"server": {"storage": {"existingClaim": "there"}}, "deviceClasses": {"extendedResourceName": ""}},
 }
@@ -48,7 +51,7 @@ def plain(objects):
             return [strip(v) for v in value]
         return value
 
-    return {(o["kind"], o["metadata"]["name"]): strip(o) for o in objects if o and o["kind"] not in ONLY_ONE_SIDE}
+    return {(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]): strip(o) for o in objects if o and o["kind"] not in ONLY_ONE_SIDE}
 
 
 def differences(a, b, path=""):

@@ -135,14 +135,26 @@ class Lab:
             return answer.read().decode()
 
     @contextlib.contextmanager
-    def namespace(self, name):
-        """A namespace of its own; afterwards it is gone, pods and all."""
+    def namespace(self, name, runs=False):
+        """A namespace of its own, enabled for runs or not; afterwards it is gone, pods and all."""
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         eventually("the namespace's account", lambda: self.get("-n", name, "serviceaccount", "default"))
+        if runs:
+            self.enable(name)
         try:
             yield name
         finally:
             self.kubectl("delete", "namespace", name, "--wait=true", "--timeout=60s")
+
+    def enable(self, namespace):
+        """Lets runs be carried out in a namespace, as the documentation says."""
+        for binding, account in [("slipway-runs", "slipway-controller"), ("slipway-submit", "slipway")]:
+            self.kubectl("-n", namespace, "create", "rolebinding", binding, f"--clusterrole={binding}-{NAMESPACE}",
+                         f"--serviceaccount={NAMESPACE}:{account}")
+
+    def token(self, namespace, account):
+        """A service account's token that was made for slipway."""
+        return self.kubectl("-n", namespace, "create", "token", account, "--audience", "slipway").strip()
 
     def pod(self, namespace, name, resources, node=None, command="sleep 10000", claims=None, restart="Never", **spec):
         """Starts a pod with one container."""

@@ -95,7 +95,7 @@ def a_run_is_carried_out_tracked_and_attributed(lab):
     """The same file, and the same commands, as on a single machine."""
     server = Server.in_cluster(lab)
     lab.control("n1", *[f"utilization {gpu} 75" for gpu in range(8)])
-    with lab.namespace("runs-tracked") as ns:
+    with lab.namespace("runs-tracked", runs=True) as ns:
         file = lab.folder / "train.json"
         # What any client of MLflow would do: its variables are in the environment.
         command = ("echo training $LR on $(ls /dev | grep -c 'nvidia[0-9]') GPUs; "
@@ -136,7 +136,7 @@ def a_run_is_carried_out_tracked_and_attributed(lab):
 @test
 def ends_are_told_apart(lab):
     server = Server.in_cluster(lab)
-    with lab.namespace("runs-ends") as ns:
+    with lab.namespace("runs-ends", runs=True) as ns:
         lab.apply(
             manifest("flaky", "echo try; exit 3", ns, backoffLimit=1),
             manifest("hungry", "x=$(head -c 300m /dev/zero | tr '\\0' a); echo unreachable", ns, resources={"limits": {"memory": "32Mi"}}),
@@ -184,7 +184,7 @@ def ends_are_told_apart(lab):
 
 @test
 def what_was_not_its_fault_is_tried_again(lab):
-    with lab.namespace("runs-moved") as ns:
+    with lab.namespace("runs-moved", runs=True) as ns:
         work = "trap 'exit 1' TERM; for i in $(seq 1000); do sleep 0.1; [ -e /tmp/end ] && exit 0; done"
         lab.apply(manifest("moved", work, ns), manifest("deleted", work, ns, nodeSelector={"kubernetes.io/hostname": "n2"}))
         for name in ["moved", "deleted"]:
@@ -207,7 +207,7 @@ def what_was_not_its_fault_is_tried_again(lab):
 
 @test
 def quotas_are_respected_and_explained(lab):
-    with lab.namespace("runs-quota") as ns:
+    with lab.namespace("runs-quota", runs=True) as ns:
         lab.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few", "namespace": ns},
                    "spec": {"hard": {f"requests.{GPU}": "1"}}})
         eventually("the quota", lambda: lab.get("-n", ns, "resourcequota", "few")["status"]["used"])
@@ -225,7 +225,7 @@ def quotas_are_respected_and_explained(lab):
 @test
 def the_clusters_own_rules_say_who_may_what(lab):
     server = Server.in_cluster(lab)
-    with lab.namespace("runs-mine") as mine, lab.namespace("runs-yours") as yours:
+    with lab.namespace("runs-mine", runs=True) as mine, lab.namespace("runs-yours", runs=True) as yours:
         lab.apply(
             {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "ada", "namespace": mine}},
             {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "ada", "namespace": mine},
@@ -236,8 +236,9 @@ def the_clusters_own_rules_say_who_may_what(lab):
              "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
              "subjects": [{"kind": "ServiceAccount", "name": "guest", "namespace": mine}]},
         )
-        token = lambda who: lab.kubectl("-n", mine, "create", "token", who).strip()
-        ada, guest = token("ada"), token("guest")
+        ada, guest = lab.token(mine, "ada"), lab.token(mine, "guest")
+        # A token for the API server is none for slipway: nobody has to hand one over.
+        assert server.ask(f"/api/v1/runs?namespace={mine}", token=lab.kubectl("-n", mine, "create", "token", "ada").strip())[0] == 401
         submit = lambda ns, who, name: server.ask(f"/api/v1/runs?namespace={ns}", manifest(name, "true"), who)
         eventually("roles are aggregated", lambda: submit(mine, ada, "one")[0] in (201, 409))
         code, answer = submit(yours, ada, "one")
@@ -259,9 +260,12 @@ def the_clusters_own_rules_say_who_may_what(lab):
         assert create(ada) == 403, "and not write"
         lab.kubectl("-n", NAMESPACE, "delete", "rolebinding", "ada")
         eventually("she may no longer", lambda: search(ada) == 403, 30)
-        # A run's token tracks, and does nothing else.
-        run = base64.b64decode(lab.get("-n", mine, "secret", "slipway-run")["data"]["token"]).decode()
-        assert create(run) == 200 and submit(mine, run, "three")[0] == 403
+        # A run's token, which each attempt has of its own, tracks that run and does nothing else.
+        secrets = eventually("its secret", lambda: lab.get("-n", mine, "secrets", "-l", "slipway.dev/run=one")["items"])
+        assert len(secrets) == 1 and secrets[0]["immutable"] and secrets[0]["metadata"]["ownerReferences"][0]["name"] == "one", secrets
+        run = base64.b64decode(secrets[0]["data"]["token"]).decode()
+        own = {"run_id": eventually("its tracked run", lambda: status(lab, mine, "one")["runId"]), "key": "a", "value": "b"}
+        assert server.ask("/api/2.0/mlflow/runs/set-tag", own, run)[0] == 200 and submit(mine, run, "three")[0] == 403
         assert server.ask("/api/v1/deployments", token=run)[0] == 403
         assert search("nobody") == 401 and search(run[:-1] + ("0" if run[-1] != "0" else "1")) == 401
         done = server.slipway(lab, "run", "queue", "-n", yours, check=False)
@@ -271,11 +275,67 @@ def the_clusters_own_rules_say_who_may_what(lab):
         assert done.returncode == 4 and "cannot list" in done.stderr, done
 
 
+@test
+def runs_are_carried_out_in_enabled_namespaces_only(lab):
+    """By what RBAC says of the accounts, by what becomes of a run elsewhere, and by the admission policies."""
+    server = Server.in_cluster(lab)
+    api, controller = (f"system:serviceaccount:{NAMESPACE}:{name}" for name in ["slipway", "slipway-controller"])
+
+    def may(account, verb, resource, namespace):
+        return lab.kubectl("auth", "can-i", verb, resource, "-n", namespace, f"--as={account}", check=False).strip() == "yes"
+
+    with lab.namespace("runs-closed") as ns:
+        for namespace in [ns, NAMESPACE, "kube-system", "default"]:
+            for account in [api, controller]:
+                assert not any(may(account, verb, "secrets", namespace) for verb in ["get", "list", "create", "update", "delete"]), (account, namespace)
+                assert not may(account, "create", "pods", namespace) and not may(account, "create", "pods/exec", namespace), (account, namespace)
+            assert not may(api, "delete", "pods", namespace) and not may(api, "patch", "pods", namespace), namespace
+        code, answer = server.ask(f"/api/v1/runs?namespace={ns}", manifest("asked", "true"))
+        assert code == 403 and "create rolebinding slipway-runs" in answer["error"], answer
+        lab.apply(manifest("applied", "true", ns))
+        found = waits(lab, ns, "applied", "NamespaceNotEnabled")
+        commands = [c.split() for c in found["message"].split("this enables it: ")[1].split(" && ")]
+        assert len(commands) == 2 and not run_pods(lab, ns), found
+        for command in commands:
+            lab.kubectl(*command[1:])
+        ended(lab, ns, "applied", "Succeeded")
+        assert may(controller, "create", "pods", ns) and may(controller, "create", "secrets", ns) and not may(controller, "get", "secrets", ns)
+        assert not any(may(api, "create", resource, ns) for resource in ["pods", "secrets"]) and not may(controller, "create", "pods", "kube-system")
+        # What the controller may do to pods anywhere is narrowed to pods of runs, and does not reach what they run.
+        lab.pod(ns, "stranger", {})
+        lab.running(ns, "stranger")
+
+        def refused(*words, given=None):
+            done = subprocess.run([f"{lab.bin}/kubectl", "--kubeconfig", lab.kubeconfig, f"--as={controller}", "-n", ns, *words],
+                                  input=given, text=True, capture_output=True)
+            assert done.returncode, (words, done.stdout)
+            return done.stderr
+
+        assert "pods of runs only" in refused("delete", "pod", "stranger")
+        assert "pods of runs only" in refused("label", "pod", "stranger", "slipway.dev/run=mine")
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "planted", "namespace": ns}, "spec": {"containers": [{"name": "a", "image": "b"}]}}
+        assert "pods of runs only" in refused("create", "-f", "-", given=json.dumps(pod))
+        patch = json.dumps([{"op": "replace", "path": "/spec/containers/0/image", "value": "other"}])
+        assert "what a pod runs" in refused("patch", "pod", "applied-1", "--type=json", "-p", patch)
+        secret = {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+                  "metadata": {"name": "slipway-run-x", "namespace": ns, "annotations": {"kubernetes.io/service-account.name": "default"}}}
+        assert "secrets of runs only" in refused("create", "-f", "-", given=json.dumps(secret))
+        # Tracked runs and tokens are the controller's to ask for, and nobody else's.
+        ask = lambda token: server.ask("/api/v1/controller/token", {"namespace": ns, "run_id": "0" * 32, "run": "a", "experiment": None, "attempt": 1, "expires_at": 1}, token)[0]
+        assert ask(lab.token(ns, "default")) == 403 and ask("nobody") == 401 and ask(lab.token(NAMESPACE, "slipway-controller")) == 200
+        # Disabled again: what was begun may still end, and the namespace may go.
+        lab.apply(manifest("last", "sleep 1000", ns))
+        eventually("it runs", lambda: status(lab, ns, "last").get("phase") == "Running")
+        lab.kubectl("-n", ns, "delete", "rolebinding", "slipway-runs", "slipway-submit")
+        lab.kubectl("-n", ns, "patch", "run", "last", "--type=merge", "-p", '{"spec":{"cancel":true}}')
+        ended(lab, ns, "last", "Cancelled")
+
+
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 
 def contender(lab, name):
-    """Another control plane that would lead, on this machine."""
+    """Another control plane on this machine, which carries runs out itself when it leads."""
     tokens = lab.folder / "tokens"
     tokens.write_text(TOKEN + "\n")
     return Slipway(lab.binary, options=["--token-file", str(tokens)], environment={
@@ -295,18 +355,19 @@ def figure(server, name):
 
 @contextlib.contextmanager
 def without_the_installed_one(lab):
-    lab.kubectl("-n", NAMESPACE, "scale", "deployment", "slipway", "--replicas=0")
-    eventually("it is gone", lambda: not lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=server")["items"])
+    both = ["slipway", "slipway-controller"]
+    lab.kubectl("-n", NAMESPACE, "scale", "deployment", *both, "--replicas=0")
+    eventually("they are gone", lambda: not lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component in (server,controller)")["items"])
     try:
         yield
     finally:
-        lab.kubectl("-n", NAMESPACE, "scale", "deployment", "slipway", "--replicas=1")
+        lab.kubectl("-n", NAMESPACE, "scale", "deployment", *both, "--replicas=1")
         Server.in_cluster(lab)
 
 
 @test
 def controllers_fight_for_the_lease_and_every_run_is_done_once(lab):
-    with lab.namespace("runs-fought") as ns, without_the_installed_one(lab):
+    with lab.namespace("runs-fought", runs=True) as ns, without_the_installed_one(lab):
         with contender(lab, "one") as one, contender(lab, "two") as two:
             both = {"one": one, "two": two}
             eventually("one leads", lambda: leader(lab) in both, 40)
@@ -336,7 +397,7 @@ def controllers_fight_for_the_lease_and_every_run_is_done_once(lab):
 
 @test
 def nothing_is_lost_when_the_api_server_goes_and_watches_expire(lab):
-    with lab.namespace("runs-away") as ns, without_the_installed_one(lab):
+    with lab.namespace("runs-away", runs=True) as ns, without_the_installed_one(lab):
         with contender(lab, "witness") as witness:
             eventually("it leads", lambda: leader(lab) == "witness", 40)
             lab.apply(*[manifest(f"short-{n}", "sleep 8", ns) for n in range(4)], manifest("long", "sleep 60", ns), manifest("failing", "sleep 8; exit 2", ns))
@@ -383,8 +444,7 @@ def runs_leave_nothing_behind(lab):
     left = lambda kind: lab.get(kind, "-A", "-l", "slipway.dev/run")["items"]
     eventually("pods", lambda: not left("pods"))
     assert not lab.get("runs", "-A")["items"]
-    secrets = [s["metadata"]["namespace"] for s in lab.get("secrets", "-A")["items"] if s["metadata"]["name"] == "slipway-run"]
-    assert not secrets, secrets
+    eventually("secrets", lambda: not left("secrets"))
     for node in ["n1", "n2"]:
         assert os.listdir(f"/run/slipway-lab/{node}/run-cdi") == ["slipway.dev-gpu.json"], node
         eventually("no holder", lambda: not json.loads(lab.http(node, "/api/v1/node"))["holders"])

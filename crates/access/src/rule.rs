@@ -38,6 +38,8 @@ pub enum Resource {
     Runs,
     /// What a run prints.
     RunLogs,
+    /// Beginning and ending tracked runs, and making the tokens of runs: what the controller of a cluster does.
+    RunTracking,
     /// Experiments, tracked runs, metrics and artifacts.
     Experiments,
     /// Registered models, their versions and aliases.
@@ -58,6 +60,7 @@ impl Resource {
         match self {
             Self::Runs => "runs",
             Self::RunLogs => "runs/log",
+            Self::RunTracking => "runs/tracking",
             Self::Experiments => "experiments",
             Self::Models => "models",
             Self::Deployments => "deployments",

@@ -55,6 +55,15 @@ pub const NAMESPACE: &str = "SLIPWAY_NAMESPACE";
 /// The name of the pod that a server runs in.
 pub const POD: &str = "SLIPWAY_POD";
 
+/// `apart` where a process of its own (`slipway controller`) carries out the runs of a cluster.
+pub const CONTROLLER: &str = "SLIPWAY_CONTROLLER";
+
+/// The URL at which runs reach the control plane; set in a cluster whose control plane has a certificate.
+pub const RUNS_URL: &str = "SLIPWAY_RUNS_URL";
+
+/// A file of certificates (PEM) by which runs know the control plane.
+pub const RUNS_CA: &str = "SLIPWAY_RUNS_CA";
+
 /// The value of a variable, if it is set to something.
 pub fn value(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())

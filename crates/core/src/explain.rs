@@ -92,7 +92,7 @@ pub const CATALOGUE: &[Topic] = &[
     Topic {
         code: "auth.required",
         meaning: "This server asks for a token, and the request had none or a wrong one.",
-        remedy: "On this machine `slipway token` prints the token; MLflow clients send it as MLFLOW_TRACKING_TOKEN. For another server run `slipway login URL`, or set SLIPWAY_TOKEN beside SLIPWAY_SERVER.",
+        remedy: "On this machine `slipway token` prints the token; MLflow clients send it as MLFLOW_TRACKING_TOKEN. For another server run `slipway login URL`, or set SLIPWAY_TOKEN beside SLIPWAY_SERVER. In a cluster a service account's token works if it was made for slipway: `kubectl create token ACCOUNT --audience slipway`.",
     },
     Topic {
         code: "auth.host",

@@ -81,7 +81,7 @@ pub trait Executor: std::fmt::Debug + Send + Sync {
 }
 
 /// A tracked run to be begun.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tracked {
     /// 32 hexadecimal digits.
     pub run_id: String,

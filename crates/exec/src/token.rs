@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::Manifest;
 use crate::tracked_id;
 
@@ -15,7 +17,7 @@ const SLACK_MS: i64 = 300_000;
 const DEFAULT_GRACE_SECONDS: u32 = 30;
 
 /// Names one attempt of one run, and how long its token is to be valid.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRequest {
     /// The run's namespace.
     pub namespace: String,

@@ -1,4 +1,4 @@
-//! Objects of any kind, as JSON: read, applied server-side, deleted, watched.
+//! The Kubernetes client: objects of any kind, as JSON, that are read, applied server-side, deleted and watched.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -55,16 +55,16 @@ pub struct Api {
     pub(crate) reader_tokens: crate::nodes::ReaderTokens,
 }
 
-/// What is seen of many objects.
+/// An event of a list that is followed by a watch.
 #[derive(Debug)]
 pub enum Change {
-    /// All of them follow.
+    /// A list begins: an [`Change::Is`] for every object follows, then [`Change::Complete`].
     Begin,
-    /// It is there, or it changed.
+    /// The object exists; it is new, changed, or was listed.
     Is(Value),
-    /// It is gone.
+    /// The object was deleted.
     Gone(Value),
-    /// All of them were there: what was not among them is gone.
+    /// The list is complete: objects that were not in it do not exist any more.
     Complete,
 }
 
@@ -74,8 +74,8 @@ impl std::fmt::Debug for Api {
     }
 }
 
-/// A request that is not answered by then has failed.
-const ANSWER: Duration = Duration::from_secs(30);
+/// The longest that a request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Api {
     /// The cluster that `kubectl` would talk to: of `kubeconfig` and `context` where they are given, else the pod's own,
@@ -104,6 +104,19 @@ impl Api {
         Self { client, requests: Arc::default(), reader_tokens: crate::nodes::ReaderTokens::default() }
     }
 
+    /// Objects of a type in a namespace; requests go through [`Api::answered`].
+    pub(crate) fn typed<K>(&self, namespace: &str) -> kube::Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        kube::Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Objects of a type that lie in no namespace, likewise.
+    pub(crate) fn typed_all<K: kube::Resource<DynamicType = ()>>(&self) -> kube::Api<K> {
+        kube::Api::all(self.client.clone())
+    }
+
     fn of(&self, resource: &Resource<'_>, namespace: Option<&str>) -> kube::Api<DynamicObject> {
         let about = resource.api_resource();
         match namespace {
@@ -112,16 +125,17 @@ impl Api {
         }
     }
 
-    /// Requests that were sent, watches left aside.
+    /// How many requests were sent; watches do not count.
     pub fn requests(&self) -> u64 {
         self.requests.load(Relaxed)
     }
 
-    async fn answered<T>(&self, request: impl Future<Output = kube::Result<T>>) -> Result<T, KubeError> {
+    /// Sends a request, counts it, and bounds its time.
+    pub(crate) async fn answered<T>(&self, request: impl Future<Output = kube::Result<T>>) -> Result<T, KubeError> {
         self.requests.fetch_add(1, Relaxed);
-        match tokio::time::timeout(ANSWER, request).await {
+        match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
             Ok(answer) => answer.map_err(KubeError::from),
-            Err(_) => Err(KubeError::Unreachable(format!("no answer within {} s", ANSWER.as_secs()))),
+            Err(_) => Err(KubeError::Unreachable(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()))),
         }
     }
 
@@ -182,8 +196,8 @@ impl Api {
         self.answered(self.client.request(request)).await
     }
 
-    /// Applies an object (server-side apply) as `manager`, whose fields it takes over from others; `dry_run` only says what it
-    /// would become.
+    /// Applies an object (server-side apply) as the field manager `manager`, which takes fields over from other managers. With `dry_run`
+    /// nothing is stored, and the answer is what it would become.
     #[allow(clippy::too_many_arguments)] // each is a part of one request
     ///
     /// # Errors
@@ -210,7 +224,7 @@ impl Api {
         value(applied)
     }
 
-    /// Makes an object.
+    /// Creates an object.
     ///
     /// # Errors
     /// The API server's; 409 when there is one of that name.
@@ -248,7 +262,7 @@ impl Api {
         value(changed)
     }
 
-    /// What a container of a pod printed, and prints.
+    /// The log of a pod with one container; with `follow` it goes on until the container ends.
     ///
     /// # Errors
     /// The API server's.
@@ -265,8 +279,8 @@ impl Api {
         self.answered(api.log_stream(pod, &parameters)).await
     }
 
-    /// Everything of a kind in all namespaces that labels choose, and every change of it, for ever. A watch that expired or broke is
-    /// begun again, with pauses that grow.
+    /// All objects of a kind in all namespaces that a label selector chooses, and every change of them, without end. A watch that
+    /// expired or broke is started again, with growing pauses.
     pub fn changes(&self, resource: &Resource<'_>, labels: &str) -> impl Stream<Item = Change> + Send + use<> {
         let config = watcher::Config::default().labels(labels).page_size(500);
         let stream = watcher::watcher(self.of(resource, None), config);
@@ -296,7 +310,7 @@ impl Api {
         }
     }
 
-    /// Asks for a pod to be moved away; false when a disruption budget does not allow it now.
+    /// Evicts a pod; false when a disruption budget does not allow it now.
     ///
     /// # Errors
     /// The API server's.
@@ -309,7 +323,7 @@ impl Api {
         }
     }
 
-    /// Tells what happened to an object (`v1 Event`), in the namespace `default` where the object has none.
+    /// Records what happened to an object (`v1 Event`), in the namespace `default` where the object has none.
     ///
     /// # Errors
     /// The API server's.
@@ -329,11 +343,12 @@ impl Api {
         let event: k8s_openapi::api::core::v1::Event =
             serde_json::from_value(event).map_err(|e| KubeError::Invalid(e.to_string()))?;
         let api = kube::Api::namespaced(self.client.clone(), &namespace);
-        self.answered(api.create(&PostParams::default(), &event)).await.map(drop)
+        self.answered(api.create(&PostParams::default(), &event)).await?;
+        Ok(())
     }
 
-    /// The newest state of one object, for as long as a receiver lives; `None` until it is known and when it is gone. A watch that
-    /// expired or broke is begun again, with pauses that grow.
+    /// The newest state of one object, for as long as a receiver lives; `None` until it is known and when it does not exist. A watch
+    /// that expired or broke is started again, with growing pauses.
     pub fn watch(
         &self,
         resource: &Resource<'_>,
@@ -361,10 +376,15 @@ impl Api {
                         }
                     }
                     Some(Ok(Event::Init)) => seen = false,
-                    Some(Ok(Event::Delete(_))) => drop(sender.send_replace(None)),
-                    // A list without the object: it went away while nobody watched.
-                    Some(Ok(Event::InitDone)) if !seen => drop(sender.send_replace(None)),
-                    Some(Ok(Event::InitDone)) => {}
+                    Some(Ok(Event::Delete(_))) => {
+                        sender.send_replace(None);
+                    }
+                    Some(Ok(Event::InitDone)) => {
+                        // A list without the object: it was deleted while there was no watch.
+                        if !seen {
+                            sender.send_replace(None);
+                        }
+                    }
                 }
             }
         });
@@ -372,8 +392,8 @@ impl Api {
     }
 }
 
-/// Pauses before a watch is begun again: from half a second to eight, each longer by chance by up to a half, so that a thousand
-/// agents do not come back at once. The client's own grow to a minute; a label that is set after an outage should not wait so long.
+/// Pauses before a watch is started again: from half a second to eight seconds, with a random half on top so that a thousand agents do
+/// not come back at once. kube's own backoff grows to a minute, which is too long for a label that is set after an outage.
 struct Pauses(Duration);
 
 impl Default for Pauses {

@@ -1,67 +1,76 @@
 //! Who holds a token and what that may do, as the cluster knows it (`authentication.k8s.io/v1 TokenReview`,
 //! `authorization.k8s.io/v1 SubjectAccessReview`). Answers are kept for a short time, as an API server's own webhooks are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::api::PostParams;
 use parking_lot::Mutex;
-use serde_json::{Value, json};
 
-use crate::{Api, KubeError, Resource};
+use crate::{Api, KubeError};
 
-const TOKEN_REVIEW: Resource<'static> =
-    Resource { group: "authentication.k8s.io", version: "v1", kind: "TokenReview", plural: "tokenreviews" };
-const ACCESS_REVIEW: Resource<'static> = Resource {
-    group: "authorization.k8s.io",
-    version: "v1",
-    kind: "SubjectAccessReview",
-    plural: "subjectaccessreviews",
-};
 /// The group of our resources in roles.
 const GROUP: &str = "slipway.dev";
-/// A token that was good is good for so long.
-const GOOD: Duration = Duration::from_secs(60);
-/// What was refused, and what was allowed, is asked again after this: rights that were given should work soon.
-const SOON: Duration = Duration::from_secs(5);
-/// Answers that are kept; beyond it all are forgotten, which only costs asking again.
-const MOST: usize = 10_000;
-/// Bytes of a token; service accounts' have about a thousand.
-const MAX_TOKEN: usize = 16 * 1024;
+/// The audience that a token must be made for: `kubectl create token ACCOUNT --audience slipway`, or a projected volume with
+/// `audience: slipway`. A token for the API server itself is refused, so that nobody has to hand one to slipway.
+pub const AUDIENCE: &str = "slipway";
+/// How long a token that was accepted is accepted without asking again.
+const ACCEPTED_TTL: Duration = Duration::from_secs(60);
+/// How long any other answer is kept; short, so that rights that were given or taken away are in force soon.
+const ANSWER_TTL: Duration = Duration::from_secs(5);
+/// The most answers that are kept. Beyond it all are forgotten, which only costs asking again.
+const MAX_ANSWERS: usize = 10_000;
+/// The most bytes of a token; service accounts' tokens have about a thousand.
+const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
-/// A user, or a service account.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// A user, or a service account. Decisions depend on all of it, so all of it is the key under which they are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 #[allow(missing_docs)] // Kubernetes' own names
 pub struct User {
     pub name: String,
     pub uid: String,
     pub groups: Vec<String>,
-    pub extra: Value,
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
-struct Kept<K, V>(Mutex<HashMap<K, (Instant, V)>>);
+/// What somebody wants to do to a resource of `slipway.dev`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Question {
+    user: User,
+    verb: String,
+    /// With the subresource, if any: `runs/log`.
+    resource: String,
+    /// `None` means everywhere.
+    namespace: Option<String>,
+}
 
-impl<K: Eq + Hash, V: Clone> Kept<K, V> {
-    fn get(&self, key: &K, fresh: impl Fn(&V) -> Duration) -> Option<V> {
+/// Answers of the API server, and when they were given.
+struct Answers<K, V>(Mutex<HashMap<K, (Instant, V)>>);
+
+impl<K: Eq + Hash, V: Clone> Answers<K, V> {
+    fn get(&self, key: &K, ttl: impl Fn(&V) -> Duration) -> Option<V> {
         let known = self.0.lock();
-        known.get(key).filter(|(at, value)| at.elapsed() < fresh(value)).map(|(_, value)| value.clone())
+        known.get(key).filter(|(at, value)| at.elapsed() < ttl(value)).map(|(_, value)| value.clone())
     }
 
     fn put(&self, key: K, value: V) {
         let mut known = self.0.lock();
-        if known.len() >= MOST {
+        if known.len() >= MAX_ANSWERS {
             known.clear();
         }
         known.insert(key, (Instant::now(), value));
     }
 }
 
-/// Asks the API server; who and what was asked lately is known.
+/// Asks the API server, and remembers its answers for a while.
 pub struct Reviews {
     api: Api,
-    /// By the token's digest: tokens themselves are not kept.
-    users: Kept<Vec<u8>, Option<User>>,
-    rights: Kept<(String, String, String, Option<String>), bool>,
+    /// By the SHA-256 digest of the token: tokens themselves are not kept.
+    users: Answers<Vec<u8>, Option<User>>,
+    rights: Answers<Question, bool>,
 }
 
 impl std::fmt::Debug for Reviews {
@@ -71,38 +80,40 @@ impl std::fmt::Debug for Reviews {
 }
 
 impl Reviews {
-    /// Of this cluster.
+    /// Of the cluster of this client.
     pub fn new(api: Api) -> Self {
-        Self { api, users: Kept(Mutex::default()), rights: Kept(Mutex::default()) }
+        Self { api, users: Answers(Mutex::default()), rights: Answers(Mutex::default()) }
     }
 
-    /// Who holds a token; `None` for nobody that the cluster knows.
+    /// Who holds a token that was made for [`AUDIENCE`]; `None` when the cluster knows no such token.
     ///
     /// # Errors
     /// The API server's.
     pub async fn who(&self, token: &str) -> Result<Option<User>, KubeError> {
-        if token.is_empty() || token.len() > MAX_TOKEN {
+        if token.is_empty() || token.len() > MAX_TOKEN_BYTES {
             return Ok(None);
         }
         let digest = ring::digest::digest(&ring::digest::SHA256, token.as_bytes()).as_ref().to_vec();
-        if let Some(user) = self.users.get(&digest, |user| if user.is_some() { GOOD } else { SOON }) {
+        if let Some(user) = self.users.get(&digest, |user| if user.is_some() { ACCEPTED_TTL } else { ANSWER_TTL }) {
             return Ok(user);
         }
-        let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}});
-        let answer = self.api.create(&TOKEN_REVIEW, None, &review).await?;
-        let status = &answer["status"];
-        let found = &status["user"];
-        let user = (status["authenticated"] == true).then(|| User {
-            name: found["username"].as_str().unwrap_or_default().to_owned(),
-            uid: found["uid"].as_str().unwrap_or_default().to_owned(),
-            groups: found["groups"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|g| g.as_str().map(str::to_owned))
-                .collect(),
-            extra: found["extra"].clone(),
-        });
+        let spec = TokenReviewSpec { token: token.to_owned(), audiences: Some(vec![AUDIENCE.to_owned()]) };
+        let review = TokenReview { spec, ..TokenReview::default() };
+        let answer = self.api.answered(self.api.typed_all().create(&PostParams::default(), &review)).await?;
+        let status = answer.status.unwrap_or_default();
+        // An API server whose authenticator knows no audiences answers without any, and has not checked them.
+        let for_us = status.audiences.unwrap_or_default().iter().any(|a| a == AUDIENCE);
+        let user = match status.user {
+            Some(user) if status.authenticated == Some(true) && for_us => Some(User {
+                name: user.username.unwrap_or_default(),
+                uid: user.uid.unwrap_or_default(),
+                groups: user.groups.unwrap_or_default(),
+                extra: user.extra.unwrap_or_default(),
+            }),
+            _ => None,
+        };
+        // A user without a name could not be told from any other.
+        let user = user.filter(|u| !u.name.is_empty());
         self.users.put(digest, user.clone());
         Ok(user)
     }
@@ -118,29 +129,123 @@ impl Reviews {
         resource: &str,
         namespace: Option<&str>,
     ) -> Result<bool, KubeError> {
-        let key = (
-            format!("{}\n{}\n{}\n{}", user.name, user.uid, user.groups.join("\n"), user.extra),
-            verb.to_owned(),
-            resource.to_owned(),
-            namespace.map(str::to_owned),
-        );
-        if let Some(allowed) = self.rights.get(&key, |_| SOON) {
+        let question = Question {
+            user: user.clone(),
+            verb: verb.to_owned(),
+            resource: resource.to_owned(),
+            namespace: namespace.map(str::to_owned),
+        };
+        if let Some(allowed) = self.rights.get(&question, |_| ANSWER_TTL) {
             return Ok(allowed);
         }
-        let (name, part) = resource.split_once('/').unwrap_or((resource, ""));
-        let review = json!({
-            "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
-            "spec": {
-                "user": user.name, "uid": user.uid, "groups": user.groups, "extra": user.extra,
-                "resourceAttributes": {
-                    "group": GROUP, "version": "v1", "resource": name, "subresource": part, "verb": verb,
-                    "namespace": namespace.unwrap_or_default(),
-                },
-            },
-        });
-        let answer = self.api.create(&ACCESS_REVIEW, None, &review).await?;
-        let allowed = answer["status"]["allowed"] == true;
-        self.rights.put(key, allowed);
+        let (name, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        let spec = SubjectAccessReviewSpec {
+            user: Some(user.name.clone()),
+            uid: Some(user.uid.clone()),
+            groups: Some(user.groups.clone()),
+            extra: Some(user.extra.clone()),
+            resource_attributes: Some(ResourceAttributes {
+                group: Some(GROUP.into()),
+                version: Some("v1".into()),
+                resource: Some(name.to_owned()),
+                subresource: Some(subresource.to_owned()),
+                verb: Some(verb.to_owned()),
+                namespace: Some(namespace.unwrap_or_default().to_owned()),
+                ..ResourceAttributes::default()
+            }),
+            ..SubjectAccessReviewSpec::default()
+        };
+        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+        let answer = self.api.answered(self.api.typed_all().create(&PostParams::default(), &review)).await?;
+        // An explicit denial wins over what another authorizer allowed.
+        let allowed = answer.status.is_some_and(|s| s.allowed && s.denied != Some(true));
+        self.rights.put(question, allowed);
         Ok(allowed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::mock::MockCluster;
+
+    fn ada() -> User {
+        User { name: "ada".into(), uid: "1".into(), groups: vec!["a".into(), "b".into()], extra: BTreeMap::new() }
+    }
+
+    #[tokio::test]
+    async fn a_token_must_have_been_made_for_our_audience() {
+        let cluster = MockCluster::new();
+        // As an API server answers: a token for another audience is not authenticated; an old authenticator names no audiences.
+        cluster.answer_with(|_, path, review| {
+            assert_eq!((path.rsplit('/').next().unwrap(), &review["spec"]["audiences"]), ("tokenreviews", &json!(["slipway"])));
+            let status = |audiences: Value| json!({"authenticated": true, "audiences": audiences, "user": {"username": "ada", "uid": "1", "groups": ["g"], "extra": {"k": ["v"]}}});
+            let status = match review["spec"]["token"].as_str().unwrap() {
+                "ours" => status(json!(["slipway"])),
+                "unchecked" => status(Value::Null),
+                "another's" => status(json!(["https://kubernetes.default.svc"])),
+                "nameless" => json!({"authenticated": true, "audiences": ["slipway"], "user": {}}),
+                _ => json!({"authenticated": false, "error": "token audiences do not match"}),
+            };
+            Some((201, json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": {}, "status": status})))
+        });
+        let reviews = Reviews::new(cluster.api("server"));
+        let user = reviews.who("ours").await.unwrap().unwrap();
+        assert_eq!((user.name.as_str(), user.groups, user.extra["k"][0].as_str()), ("ada", vec!["g".to_owned()], "v"));
+        for token in ["unchecked", "another's", "for the API server", "nameless", ""] {
+            assert_eq!(reviews.who(token).await.unwrap(), None, "{token}");
+        }
+        assert_eq!(cluster.count("POST", "tokenreviews"), 5);
+        reviews.who("ours").await.unwrap();
+        assert_eq!(cluster.count("POST", "tokenreviews"), 5, "a good token is not asked about again");
+    }
+
+    #[tokio::test]
+    async fn decisions_are_kept_by_all_that_they_depend_on() {
+        let cluster = MockCluster::new();
+        cluster.answer_with(|_, _, review| {
+            let allowed = review["spec"]["groups"] == json!(["a", "b"]);
+            Some((201, json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": {}, "status": {"allowed": allowed}})))
+        });
+        let reviews = Reviews::new(cluster.api("server"));
+        let asked = || cluster.count("POST", "subjectaccessreviews");
+        let ask = async |user: &User| reviews.may(user, "get", "runs", Some("n")).await.unwrap();
+        assert!(ask(&ada()).await && ask(&ada()).await);
+        assert_eq!(asked(), 1);
+        // The same name with other groups, another uid, other extras: each is a question of its own.
+        let mut others = vec![
+            User { groups: vec!["a".into()], ..ada() },
+            User { groups: vec!["a\nb".into()], ..ada() },
+            User { groups: vec!["a\0b".into()], ..ada() },
+            User { groups: vec!["a".into(), "b".into(), String::new()], ..ada() },
+            User { name: "ada\n1".into(), uid: String::new(), ..ada() },
+        ];
+        for (n, other) in others.iter().enumerate() {
+            assert_eq!(ask(other).await, other.groups == ada().groups, "{other:?}");
+            assert_eq!(asked(), 2 + n, "{other:?}");
+        }
+        others = vec![
+            User { uid: "2".into(), ..ada() },
+            User { extra: BTreeMap::from([("k".into(), vec!["v".into()])]), ..ada() },
+            User { extra: BTreeMap::from([("k".into(), vec!["v".into(), "w".into()])]), ..ada() },
+        ];
+        let before = asked();
+        for (n, other) in others.iter().enumerate() {
+            ask(other).await;
+            assert_eq!(asked(), before + 1 + n, "{other:?}");
+        }
+        // Another verb, resource or namespace likewise.
+        for (verb, resource, namespace) in [
+            ("list", "runs", Some("n")),
+            ("get", "runs/log", Some("n")),
+            ("get", "runs", Some("m")),
+            ("get", "runs", None),
+        ] {
+            let before = asked();
+            reviews.may(&ada(), verb, resource, namespace).await.unwrap();
+            assert_eq!(asked(), before + 1, "{verb} {resource} {namespace:?}");
+        }
     }
 }

@@ -8,12 +8,16 @@
 //! | [`queue`], [`leader`] | what every controller needs |
 //! | [`authority`] | who holds a token, and what that may do |
 //! | [`install`] | slipway in a cluster: which objects, put in force, taken away |
+//! | `names` | labels, finalizer and roles that the modules share |
 
 pub mod api;
 pub mod authority;
 pub mod error;
 pub mod install;
 pub mod leader;
+#[cfg(test)]
+mod mock;
+mod names;
 pub mod nodes;
 pub mod queue;
 pub mod runs;

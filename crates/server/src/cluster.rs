@@ -42,7 +42,7 @@ pub trait Kubernetes: std::fmt::Debug + Send + Sync {
     fn nodes(&self) -> Answer<'_>;
     /// Who knows its users and rules.
     fn authority(&self) -> Option<Arc<dyn Authority>>;
-    /// Runs as its pods; from now on they are followed.
+    /// Runs as its pods. They are carried out by this process, unless a controller of runs is installed apart from it.
     fn executor(&self, tracker: Arc<dyn Tracker>, mint: Mint) -> Arc<dyn Executor>;
     /// Figures of its controllers, for metrics.
     fn figures(&self) -> Vec<Figure>;

@@ -8,6 +8,7 @@
 //! | [`auth`] | who a request comes from, and what that may do |
 //! | `runs`, `tracker`, `accelerators` | runs that are carried out: their API, their tracking, their GPUs |
 //! | `api` | slipway's own API, `/api/v1`, and its OpenAPI document |
+//! | `controller` | what a controller of runs in another process asks |
 //! | `gpu` | GPUs of this machine and kept benchmarks |
 //! | `metrics` | Prometheus |
 //! | `ui` | the embedded web pages |
@@ -17,6 +18,7 @@ mod api;
 pub mod auth;
 mod certificates;
 mod cluster;
+mod controller;
 pub mod error;
 mod gpu;
 mod listen;

@@ -11,8 +11,8 @@ use slipway_access::{Guard, HostNames, Routes};
 use slipway_core::clock::now_ms;
 use slipway_core::home::Home;
 use slipway_core::tls::Fingerprint;
-use slipway_exec::LocalProcesses;
 use slipway_exec::local::{NAMESPACE, Room, Settings};
+use slipway_exec::{LocalProcesses, Mint};
 use slipway_serve::runtime::Preference;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -22,7 +22,7 @@ use crate::auth::{Callers, RunTokens, Tokens, home_token};
 use crate::certificates::{CertificateSource, Certificates, names_of};
 use crate::listen::{Limits, Port};
 use crate::tracker::InTracking;
-use crate::{Kubernetes, Mint, Platform, ServerError, Stores, accelerators};
+use crate::{Kubernetes, Platform, ServerError, Stores, accelerators};
 
 /// An upload in parts that got no part for this long is abandoned.
 const ABANDONED_UPLOAD_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -204,12 +204,17 @@ impl Server {
         };
         let hosts = host_names(&options, certificates.as_deref());
         let guard = Guard::new(Arc::new(callers), namespace, hosts).with_tls(certificates.is_some());
+        let mut controller_routes = Routes::new();
         // Whoever may submit a run executes a program, so a server that knows no callers carries none out.
         if !options.gateway_only && !options.no_auth {
             let tracker = Arc::new(InTracking(platform.tracking.clone()));
             let mint: Mint = Arc::new(move |request| run_tokens.mint(request));
             platform.carried_out_by(match &options.cluster {
-                Some(cluster) => cluster.executor(tracker, mint),
+                Some(cluster) => {
+                    let asked = crate::controller::routes(Arc::<InTracking>::clone(&tracker), Arc::clone(&mint));
+                    controller_routes = asked;
+                    cluster.executor(tracker, mint)
+                }
                 None => Arc::new(local_runs(
                     &platform,
                     &options.home,
@@ -232,7 +237,7 @@ impl Server {
             counts: Arc::clone(counts),
         };
         let ports = [
-            port(control, control_routes, &connections.control),
+            port(control, control_routes.merge(controller_routes), &connections.control),
             port(inference, inference_routes, &connections.inference),
             port(grpc, grpc_routes, &connections.grpc),
         ];

@@ -124,6 +124,9 @@ pub(crate) enum Command {
         /// Folder of the attempt
         folder: PathBuf,
     },
+    /// The controller of runs in a cluster; the installation starts it
+    #[command(hide = true)]
+    Controller(Controller),
     /// The token of this state folder's server, for other programs and for the web UI
     #[command(after_help = "Example:\n  export MLFLOW_TRACKING_TOKEN=$(slipway token)\n  slipway token --ui")]
     Token {
@@ -261,6 +264,20 @@ pub(crate) struct Login {
     /// Which servers have a token saved; shows no secret
     #[arg(long, conflicts_with_all = ["url", "token_file"])]
     pub(crate) list: bool,
+}
+
+/// Options of `controller`.
+#[derive(Debug, Args)]
+pub(crate) struct Controller {
+    /// Probes and metrics
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7070")]
+    pub(crate) listen: String,
+    /// File with the token that is sent to the control plane; read again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: PathBuf,
+    /// The control plane; the service of the installation without it
+    #[arg(long, value_name = "URL")]
+    pub(crate) control_plane: Option<String>,
 }
 
 /// Options of a cluster.

@@ -211,6 +211,11 @@ impl Access {
         })
     }
 
+    /// What the controller of runs sends to the control plane of its own installation, whose network decides whether it is encrypted.
+    pub(crate) fn of_controller(token: Token, authorities: Option<PathBuf>) -> Self {
+        Self { token: Some(token), fingerprint: None, authorities }
+    }
+
     /// Why the server is believed to be who it says.
     pub(crate) fn trust(&self) -> Trust<'_> {
         match (&self.fingerprint, &self.authorities) {

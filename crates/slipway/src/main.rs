@@ -129,7 +129,9 @@ fn log(args: &cli::Cli, config: &Config) {
     };
     let default = match (args.global.quiet, args.global.verbose) {
         (true, _) => "error",
-        (_, 0) if matches!(args.command, cli::Command::Up(_) | cli::Command::Node(_)) => "info",
+        (_, 0) if matches!(args.command, cli::Command::Up(_) | cli::Command::Node(_) | cli::Command::Controller(_)) => {
+            "info"
+        }
         (_, 0) => "warn",
         (_, 1) => "info",
         _ => "debug",

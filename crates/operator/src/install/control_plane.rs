@@ -1,4 +1,5 @@
-//! The control plane and the gateways apart from it: Deployments, with state on a volume or where they share it.
+//! The control plane and the gateways apart from it: Deployments whose state is on a volume, or in a database and a bucket that they
+//! share.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +8,12 @@ use slipway_core::node_access::ACCOUNT;
 
 use super::Values;
 use super::objects::{labels, locked_down, object, reachable, selector};
+use crate::names::SERVER as NAME;
 
-const NAME: &str = "slipway";
 const GATEWAY: &str = "slipway-gateway";
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
 /// An unprivileged user that exists in no image.
-const USER: u32 = 65532;
+pub(super) const USER: u32 = 65532;
 
 pub(super) fn objects(values: &Values) -> Vec<Value> {
     let of = |kind, name: &str, body| object(values, "server", kind, name, true, body);
@@ -23,18 +24,12 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
     let cluster_wide = |kind, body| object(values, "server", (RBAC, kind), &cluster_name, false, body);
     let mut all = vec![
         of(("v1", "ServiceAccount"), NAME, json!({})),
-        // To show the nodes with their GPUs, to carry runs out in all namespaces, and to ask who somebody is and what that may do.
+        // Nodes are shown with their GPUs, runs are shown and ended, and the cluster is asked who somebody is and what that may do.
         cluster_wide(
             "ClusterRole",
             json!({"rules": [
                 {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]},
-                {"apiGroups": ["slipway.dev"], "resources": ["runs"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
-                {"apiGroups": ["slipway.dev"], "resources": ["runs/status"], "verbs": ["patch"]},
-                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "create", "patch", "delete"]},
-                {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
-                {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
-                {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
-                {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["slipway-run"], "verbs": ["patch"]},
+                {"apiGroups": ["slipway.dev"], "resources": ["runs"], "verbs": ["get", "list", "patch", "delete"]},
                 {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
                 {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
             ]}),
@@ -48,11 +43,11 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
         of(
             (RBAC, "Role"),
             NAME,
+            // The node agents, which it asks for their GPUs.
             json!({"rules": [
                 {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
                 {"apiGroups": [""], "resources": ["pods/proxy"], "verbs": ["get"]},
                 {"apiGroups": [""], "resources": ["serviceaccounts/token"], "resourceNames": [ACCOUNT], "verbs": ["create"]},
-                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "patch"]},
             ]}),
         ),
         of(
@@ -91,7 +86,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
     all
 }
 
-/// Gateways apart from the control plane. They may ask the cluster who somebody is, and nothing else.
+/// Gateways apart from the control plane. Their one right in the cluster is to ask who somebody is and what that may do.
 pub(super) fn gateway(values: &Values) -> Vec<Value> {
     let of = |kind, name: &str, body| object(values, "gateway", kind, name, true, body);
     let cluster_name = format!("{GATEWAY}-{}", values.namespace);
@@ -135,7 +130,7 @@ struct Workload<'a> {
     name: &'static str,
     replicas: u32,
     argument: Option<&'static str>,
-    /// The claim that holds its state; none where it is elsewhere, or goes with the pod.
+    /// The claim of the volume with its state; `None` where the state is elsewhere or ends with the pod.
     volume: Option<&'a str>,
     resources: &'a Value,
     node_selector: &'a BTreeMap<String, String>,
@@ -165,11 +160,37 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
         "--grpc-listen=0.0.0.0:7072",
         "--token-file=/etc/slipway/tokens/tokens",
     ];
+    let tls = &server.tls;
+    if !tls.secret.is_empty() {
+        arguments.extend(["--tls-cert=/etc/slipway/tls/tls.crt", "--tls-key=/etc/slipway/tls/tls.key"]);
+    }
     arguments.extend(what.argument);
     let mut environment = vec![
         json!({"name": "SLIPWAY_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}),
         json!({"name": "SLIPWAY_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
+        json!({"name": "SLIPWAY_CONTROLLER", "value": "apart"}),
     ];
+    let mut mounts = vec![
+        json!({"name": "state", "mountPath": "/var/lib/slipway"}),
+        json!({"name": "tokens", "mountPath": "/etc/slipway/tokens", "readOnly": true}),
+        json!({"name": "tmp", "mountPath": "/tmp"}),
+    ];
+    let mut volumes = vec![
+        state,
+        json!({"name": "tokens", "secret": {"secretName": server.token_secret, "defaultMode": 0o440}}),
+        json!({"name": "tmp", "emptyDir": {}}),
+    ];
+    let probe = |path: &str| {
+        let mut get = json!({"path": path, "port": "http"});
+        if !tls.secret.is_empty() {
+            get["scheme"] = json!("HTTPS");
+        }
+        get
+    };
+    if !tls.secret.is_empty() {
+        mounts.push(json!({"name": "tls", "mountPath": "/etc/slipway/tls", "readOnly": true}));
+        volumes.push(json!({"name": "tls", "secret": {"secretName": tls.secret, "defaultMode": 0o440}}));
+    }
     let mut variables = Vec::new();
     if !server.database.secret.is_empty() {
         let url = json!({"secretKeyRef": {"name": server.database.secret, "key": "url"}});
@@ -211,22 +232,14 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
                             "env": environment,
                             "envFrom": variables,
                             "ports": container_ports,
-                            "startupProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 1, "failureThreshold": 120},
-                            "readinessProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 5},
-                            "livenessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 10},
+                            "startupProbe": {"httpGet": probe("/readyz"), "periodSeconds": 1, "failureThreshold": 120},
+                            "readinessProbe": {"httpGet": probe("/readyz"), "periodSeconds": 5},
+                            "livenessProbe": {"httpGet": probe("/healthz"), "periodSeconds": 10},
                             "resources": what.resources,
                             "securityContext": security,
-                            "volumeMounts": [
-                                {"name": "state", "mountPath": "/var/lib/slipway"},
-                                {"name": "tokens", "mountPath": "/etc/slipway/tokens", "readOnly": true},
-                                {"name": "tmp", "mountPath": "/tmp"},
-                            ],
+                            "volumeMounts": mounts,
                         }],
-                        "volumes": [
-                            state,
-                            {"name": "tokens", "secret": {"secretName": server.token_secret, "defaultMode": 0o440}},
-                            {"name": "tmp", "emptyDir": {}},
-                        ],
+                        "volumes": volumes,
                     },
                 },
             }}),
@@ -282,6 +295,95 @@ pub(super) fn definition(values: &Values) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::CONTROLLER;
+
+    fn made(values: &[&str]) -> Vec<Value> {
+        let texts: Vec<String> = values.iter().map(|t| (*t).to_owned()).collect();
+        crate::install::objects(&Values::read("sys", &texts).unwrap())
+    }
+
+    fn found<'a>(all: &'a [Value], kind: &str, name: &str) -> Vec<&'a Value> {
+        all.iter().filter(|o| o["kind"] == kind && o["metadata"]["name"] == name).collect()
+    }
+
+    /// Roles that a service account has in all namespaces.
+    fn rules_everywhere(all: &[Value], account: &str) -> Vec<Value> {
+        let bound = |b: &&Value| b["kind"] == "ClusterRoleBinding" && b["subjects"][0]["name"] == account;
+        let roles = all.iter().filter(bound).map(|b| b["roleRef"]["name"].as_str().unwrap());
+        let rules = roles.flat_map(|name| found(all, "ClusterRole", name)).flat_map(|r| r["rules"].as_array().unwrap());
+        rules.cloned().collect()
+    }
+
+    #[test]
+    fn pods_and_secrets_are_created_in_enabled_namespaces_only_and_never_by_the_server() {
+        let all = made(&["runs: {namespaces: [team-a, team-b]}"]);
+        let server = rules_everywhere(&all, NAME);
+        assert!(!server.is_empty() && server.iter().all(|rule| !rule.to_string().contains("pods")));
+        let everywhere: Vec<Value> = [server, rules_everywhere(&all, CONTROLLER)].concat();
+        for rule in &everywhere {
+            let text = rule.to_string();
+            assert!(!text.contains("secrets") && !text.contains('*') && !text.contains("pods/"), "{text}");
+            let core = rule["resources"].as_array().unwrap().iter().any(|r| r == "pods" || r == "runs");
+            let creates = rule["verbs"].as_array().unwrap().iter().any(|v| v == "create" || v == "update");
+            assert!(!(core && creates), "{text}");
+        }
+        let bindings = found(&all, "RoleBinding", "slipway-runs");
+        let namespaces: Vec<&Value> = bindings.iter().map(|b| &b["metadata"]["namespace"]).collect();
+        assert_eq!(namespaces, ["team-a", "team-b"]);
+        assert_eq!(bindings[0]["roleRef"]["name"], "slipway-runs-sys");
+        assert_eq!(bindings[0]["subjects"][0]["name"], CONTROLLER);
+        // Only the controller is given this role, nowhere else, and never to read secrets.
+        let given = all.iter().filter(|o| o["roleRef"]["name"] == "slipway-runs-sys");
+        assert_eq!(given.count(), bindings.len());
+        let submit = found(&all, "ClusterRole", "slipway-submit-sys")[0].to_string();
+        assert!(!submit.contains("secrets") && !submit.contains("\"pods\""), "{submit}");
+        let own = found(&all, "Role", NAME)[0].to_string();
+        assert!(!own.contains("create") && !own.contains("secrets"), "{own}");
+        let role = found(&all, "ClusterRole", "slipway-runs-sys")[0];
+        let secrets = role["rules"].as_array().unwrap().iter().filter(|r| r.to_string().contains("secrets"));
+        assert!(secrets.clone().all(|r| r["verbs"] == json!(["create"])) && secrets.count() == 1);
+        // What it may do to pods everywhere is narrowed to pods of runs.
+        for suffix in ["pods", "secrets"] {
+            let policy = found(&all, "ValidatingAdmissionPolicy", &format!("slipway-controller-sys-{suffix}"))[0];
+            assert_eq!(policy["spec"]["failurePolicy"], "Fail");
+            let binding =
+                found(&all, "ValidatingAdmissionPolicyBinding", &format!("slipway-controller-sys-{suffix}"))[0];
+            assert_eq!(binding["spec"]["validationActions"], json!(["Deny"]));
+        }
+        assert!(found(&made(&[]), "RoleBinding", "slipway-runs").is_empty(), "no namespace is enabled by itself");
+    }
+
+    #[test]
+    fn a_certificate_reaches_servers_probes_and_runs() {
+        let shared = "{server: {database: {secret: db}, objects: {url: 's3://b'}, tls: {secret: cert}}, gateway: {enabled: true}}";
+        let all = made(&[shared]);
+        for name in ["slipway", "slipway-gateway"] {
+            let pod = &found(&all, "Deployment", name)[0]["spec"]["template"]["spec"];
+            let container = &pod["containers"][0];
+            let args = container["args"].as_array().unwrap();
+            for argument in ["--tls-cert=/etc/slipway/tls/tls.crt", "--tls-key=/etc/slipway/tls/tls.key"] {
+                assert!(args.contains(&json!(argument)), "{args:?}");
+            }
+            for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+                assert_eq!(container[probe]["httpGet"]["scheme"], "HTTPS");
+            }
+            assert!(pod["volumes"].as_array().unwrap().iter().any(|v| v["secret"]["secretName"] == "cert"));
+        }
+        // The controller, and the runs by it, know the control plane by the certificates; it does not get the key.
+        let pod = &found(&all, "Deployment", CONTROLLER)[0]["spec"]["template"]["spec"];
+        let env = pod["containers"][0]["env"].as_array().unwrap();
+        assert!(env.contains(&json!({"name": "SLIPWAY_RUNS_URL", "value": "https://slipway.sys.svc:7070"})));
+        for name in ["SLIPWAY_RUNS_CA", "SLIPWAY_CA_FILE"] {
+            assert!(env.contains(&json!({"name": name, "value": "/etc/slipway/tls/ca.crt"})), "{env:?}");
+        }
+        let tls = pod["volumes"].as_array().unwrap().iter().find(|v| v["name"] == "tls").unwrap();
+        assert_eq!(tls["secret"]["items"], json!([{"key": "ca.crt", "path": "ca.crt"}]));
+        let plain = made(&[]);
+        for name in ["slipway", CONTROLLER] {
+            let text = found(&plain, "Deployment", name)[0].to_string();
+            assert!(!text.contains("tls") && !text.contains("HTTPS") && !text.contains("SLIPWAY_RUNS"), "{text}");
+        }
+    }
 
     #[test]
     fn the_definition_can_be_read() {

@@ -1,8 +1,9 @@
-//! slipway in a cluster: which objects, put in force, taken away again.
+//! slipway in a cluster: its objects, applied and removed. The Helm chart makes the same objects; a test compares them.
 
 mod control_plane;
 mod node;
 mod objects;
+mod runs;
 mod values;
 
 use std::collections::BTreeSet;
@@ -11,21 +12,20 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-pub use objects::objects;
-pub use values::Values;
+pub use self::values::Values;
+pub use crate::names::enable_namespace;
 
+use self::objects::object;
 use crate::api::{NODE, POD};
-use crate::runs::{FINALIZER, RUN_LABEL};
+use crate::names::{self, FINALIZER, INSTALLATION, RUN_LABEL};
 use crate::{Api, KubeError, Resource};
 
 /// The field manager of the installation's objects.
 const MANAGER: &str = "slipway";
-/// The label by which an installation's objects are found again.
-pub(crate) const INSTALLATION: &str = "slipway.dev/installation";
 
-/// Kinds that an installation has, in the order in which they are made.
+/// The kinds of an installation's objects, in the order in which they are created.
 const KINDS: [Resource<'static>; 18] = [
-    Resource { group: "", version: "v1", kind: "Namespace", plural: "namespaces" },
+    NAMESPACE,
     Resource {
         group: "apiextensions.k8s.io",
         version: "v1",
@@ -41,7 +41,7 @@ const KINDS: [Resource<'static>; 18] = [
         plural: "clusterrolebindings",
     },
     Resource { group: "rbac.authorization.k8s.io", version: "v1", kind: "Role", plural: "roles" },
-    Resource { group: "rbac.authorization.k8s.io", version: "v1", kind: "RoleBinding", plural: "rolebindings" },
+    ROLE_BINDING,
     Resource {
         group: "admissionregistration.k8s.io",
         version: "v1",
@@ -64,6 +64,9 @@ const KINDS: [Resource<'static>; 18] = [
     Resource { group: "policy", version: "v1", kind: "PodDisruptionBudget", plural: "poddisruptionbudgets" },
     Resource { group: "monitoring.coreos.com", version: "v1", kind: "ServiceMonitor", plural: "servicemonitors" },
 ];
+const NAMESPACE: Resource<'static> = Resource { group: "", version: "v1", kind: "Namespace", plural: "namespaces" };
+const ROLE_BINDING: Resource<'static> =
+    Resource { group: "rbac.authorization.k8s.io", version: "v1", kind: "RoleBinding", plural: "rolebindings" };
 const SECRET: Resource<'static> = Resource { group: "", version: "v1", kind: "Secret", plural: "secrets" };
 const SLICE: Resource<'static> =
     Resource { group: "resource.k8s.io", version: "v1", kind: "ResourceSlice", plural: "resourceslices" };
@@ -76,17 +79,42 @@ fn name_of(object: &Value) -> (Option<&str>, &str) {
     (object["metadata"]["namespace"].as_str(), object["metadata"]["name"].as_str().unwrap_or_default())
 }
 
-/// What happens to one object.
+/// All objects of an installation, in the order in which they are created.
+pub fn objects(values: &Values) -> Vec<Value> {
+    let mut all = vec![object(values, "", ("v1", "Namespace"), &values.namespace, false, json!({}))];
+    // The node agent mounts folders of the host; everything else meets the restricted pod security standard.
+    let enforced = if values.node.enabled { "privileged" } else { "restricted" };
+    all[0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = json!(enforced);
+    if values.node.enabled {
+        all.extend(node::objects(values));
+    }
+    if values.server.enabled {
+        all.push(control_plane::definition(values));
+        all.extend(control_plane::objects(values));
+        all.extend(runs::objects(values));
+    }
+    if values.gateway.enabled {
+        all.extend(control_plane::gateway(values));
+    }
+    if values.network_policy {
+        // Denies all ingress; each component has a policy that allows its own ports.
+        let body = json!({"spec": {"podSelector": {}, "policyTypes": ["Ingress"]}});
+        all.push(object(values, "", ("networking.k8s.io/v1", "NetworkPolicy"), "slipway-default", true, body));
+    }
+    all
+}
+
+/// What an apply or a removal does to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// It is new.
+    /// It does not exist yet.
     Create,
-    /// It is there and becomes another.
+    /// It exists and differs.
     Change,
-    /// It is as it should be.
+    /// It is as wanted.
     Keep,
-    /// It belonged to an earlier state of the installation.
+    /// The installation does not have it any more.
     Delete,
 }
 
@@ -100,11 +128,18 @@ pub struct Step {
     pub name: String,
 }
 
-/// Puts the objects in force, or only says what would happen. Running it again changes nothing.
+/// Applies the objects, or with `dry_run` only says what would change. Applying the same values again changes nothing.
 ///
 /// # Errors
 /// The API server's; what was applied before stays, and the next run goes on from there.
 pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step>, KubeError> {
+    for namespace in &values.runs.namespaces {
+        if api.get(&NAMESPACE, None, namespace).await?.is_none() {
+            return Err(KubeError::Invalid(format!(
+                "the values: runs.namespaces names '{namespace}', which does not exist; kubectl create namespace {namespace} makes it"
+            )));
+        }
+    }
     let wanted = objects(values);
     let mut steps = Vec::new();
     let step = |action, resource: &Resource<'static>, object: &Value| {
@@ -117,11 +152,11 @@ pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step
         let (namespace, name) = name_of(object);
         let before = api.get(resource, namespace, name).await?;
         if dry_run && before.is_none() && namespace.is_some() {
-            // Without its namespace the server could not even try.
+            // Its namespace may not exist yet, and then the server refuses even a dry run.
             steps.push(step(Action::Create, resource, object));
             continue;
         }
-        if before.as_ref().is_some_and(|before| rolls_no_longer(before, object)) {
+        if before.as_ref().is_some_and(|before| switches_to_recreate(before, object)) {
             if dry_run {
                 steps.push(step(Action::Change, resource, object));
                 continue;
@@ -138,7 +173,7 @@ pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step
         let after = api.apply(resource, namespace, name, MANAGER, false, object, dry_run).await?;
         let action = match &before {
             None => Action::Create,
-            // The server raises a generation when the wish changed; objects without one show it by their version.
+            // What the server answered is compared, since defaults make it differ from what was sent.
             Some(before) if same(before, &after) => Action::Keep,
             Some(_) => Action::Change,
         };
@@ -163,13 +198,13 @@ pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step
     Ok(steps)
 }
 
-/// Whether a Deployment is to be recreated that was rolled until now. What the server filled in for the one is forbidden with the
-/// other, and belongs to nobody who could take it back by applying.
-fn rolls_no_longer(before: &Value, wanted: &Value) -> bool {
+/// Whether a Deployment changes from `RollingUpdate` to `Recreate`. The server filled in `rollingUpdate`, which is forbidden with
+/// `Recreate`, and applying cannot remove a field that no field manager owns.
+fn switches_to_recreate(before: &Value, wanted: &Value) -> bool {
     wanted["spec"]["strategy"]["type"] == "Recreate" && before["spec"]["strategy"]["type"] == "RollingUpdate"
 }
 
-/// Whether an apply changed nothing but bookkeeping.
+/// Whether two versions of an object differ in metadata of the server and in status only.
 fn same(before: &Value, after: &Value) -> bool {
     let plain = |object: &Value| {
         let mut object = object.clone();
@@ -193,13 +228,13 @@ async fn owned(api: &Api, installation: &str) -> Result<Vec<(&'static Resource<'
         let label = format!("{INSTALLATION}={installation}");
         match api.list(resource, None, "", &label).await {
             Ok(objects) => found.extend(objects.into_iter().map(|o| {
-                // Items of a list do not say what they are.
+                // Items of a list carry no kind and no API version.
                 let mut o = o;
                 o["kind"] = json!(resource.kind);
                 o["apiVersion"] = json!(resource.api_version());
                 (resource, o)
             })),
-            // A kind that the cluster does not know.
+            // The cluster does not know this kind.
             Err(KubeError::Refused { code: 404, .. }) => {}
             Err(error) => return Err(error),
         }
@@ -207,7 +242,7 @@ async fn owned(api: &Api, installation: &str) -> Result<Vec<(&'static Resource<'
     Ok(found)
 }
 
-/// Takes an installation away, with what its node agents told the cluster.
+/// Removes an installation, with the labels, conditions and slices that its node agents published.
 ///
 /// # Errors
 /// The API server's; running it again goes on.
@@ -222,7 +257,7 @@ pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Ste
         if !dry_run {
             api.delete(resource, space, name).await?;
             if resource.kind == "DaemonSet" {
-                gone(api, space.unwrap_or_default()).await?;
+                wait_for_agents_to_end(api, space.unwrap_or_default()).await?;
             }
         }
         steps.push(deleted(resource, space, name));
@@ -236,7 +271,7 @@ pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Ste
             steps.push(deleted(&SLICE, None, name));
         }
     }
-    // Runs go with their definition; what keeps their pods would keep them for ever when nobody is there to let them go.
+    // Runs are deleted with their definition. Nobody is left to remove the finalizer from their pods.
     for pod in api.list(&POD, None, "", RUN_LABEL).await? {
         let (space, name) = name_of(&pod);
         let kept: Vec<&Value> =
@@ -244,10 +279,24 @@ pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Ste
         if !dry_run {
             api.merge(&POD, space, name, false, &json!({"metadata": {"finalizers": kept}}))
                 .await
-                .or_else(gone_already)?;
+                .or_else(ignore_not_found)?;
             api.delete(&POD, space, name).await?;
         }
         steps.push(deleted(&POD, space, name));
+    }
+    // Namespaces that were enabled for runs by hand; otherwise a later installation would find its rights there already.
+    for (name, role, _) in names::runs_bindings(namespace) {
+        for binding in api.list(&ROLE_BINDING, None, &format!("metadata.name={name}"), "").await? {
+            let (space, name) = name_of(&binding);
+            // What has the label was deleted above.
+            if binding["roleRef"]["name"] != role.as_str() || binding["metadata"]["labels"][INSTALLATION] == namespace {
+                continue;
+            }
+            if !dry_run {
+                api.delete(&ROLE_BINDING, space, name).await?;
+            }
+            steps.push(deleted(&ROLE_BINDING, space, name));
+        }
     }
     for secret in api.list(&SECRET, None, "", &format!("{INSTALLATION}={namespace}")).await? {
         let (space, name) = name_of(&secret);
@@ -256,7 +305,7 @@ pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Ste
         }
         steps.push(deleted(&SECRET, space, name));
     }
-    // What a field manager applies no longer, the server takes away: labels, and the condition.
+    // Applying nothing as the agents' field managers removes what they applied: labels, and the condition.
     for node in api.list(&NODE, None, "", "").await? {
         let (_, name) = name_of(&node);
         let managers = node["metadata"]["managedFields"].as_array();
@@ -278,15 +327,15 @@ fn deleted(resource: &Resource<'static>, namespace: Option<&str>, name: &str) ->
     Step { action: Action::Delete, kind: resource.kind, namespace: namespace.map(str::to_owned), name: name.to_owned() }
 }
 
-fn gone_already(error: KubeError) -> Result<Value, KubeError> {
+fn ignore_not_found(error: KubeError) -> Result<Value, KubeError> {
     match error {
         KubeError::Refused { code: 404, .. } => Ok(Value::Null),
         other => Err(other),
     }
 }
 
-/// Waits until the agents are gone; one that still runs would write its labels again.
-async fn gone(api: &Api, namespace: &str) -> Result<(), KubeError> {
+/// Waits until the node agents have ended; one that still runs would write its labels again.
+async fn wait_for_agents_to_end(api: &Api, namespace: &str) -> Result<(), KubeError> {
     for _ in 0..120 {
         if api.list(&POD, Some(namespace), "", "app.kubernetes.io/component=node").await?.is_empty() {
             return Ok(());
@@ -296,11 +345,11 @@ async fn gone(api: &Api, namespace: &str) -> Result<(), KubeError> {
     Err(KubeError::Invalid(format!("node agents in {namespace} did not end within a minute; run this again")))
 }
 
-/// Waits until the installation's workloads run as they should; `told` hears what is waited for.
+/// Waits until the installation's workloads are ready; `report` is called with what is waited for.
 ///
 /// # Errors
-/// [`KubeError::Invalid`] with what is still missing when the time is over.
-pub async fn ready(api: &Api, namespace: &str, limit: Duration, told: impl Fn(&str)) -> Result<(), KubeError> {
+/// [`KubeError::Invalid`] that names what is not ready at the end of `limit`.
+pub async fn ready(api: &Api, namespace: &str, limit: Duration, report: impl Fn(&str)) -> Result<(), KubeError> {
     let deadline = tokio::time::Instant::now() + limit;
     let mut last = String::new();
     loop {
@@ -319,7 +368,7 @@ pub async fn ready(api: &Api, namespace: &str, limit: Duration, told: impl Fn(&s
                     )
                 };
                 let seen = status("observedGeneration") >= object["metadata"]["generation"].as_i64().unwrap_or(0);
-                // Pods of before are still among those that are ready.
+                // Ready pods may still be those of the previous version.
                 let rolling = resource.kind == "Deployment" && status("replicas") > newest;
                 if !seen || have < want || newest < want || rolling {
                     missing.push(format!("{} {}: {have} of {want} ready", resource.kind, name_of(&object).1));
@@ -334,9 +383,70 @@ pub async fn ready(api: &Api, namespace: &str, limit: Duration, told: impl Fn(&s
             return Err(KubeError::Invalid(format!("not ready within {} s: {text}", limit.as_secs())));
         }
         if text != last {
-            told(&text);
+            report(&text);
             last = text;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock::MockCluster;
+
+    fn namespace(name: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_does_not_exist_is_named_before_anything_is_written() {
+        let cluster = MockCluster::new();
+        cluster.put("namespaces", namespace("team-a"));
+        let values = Values::read("sys", &["runs: {namespaces: [team-a, team-b]}".into()]).unwrap();
+        let error = apply(&cluster.api("me"), &values, false).await.unwrap_err().to_string();
+        assert!(error.contains("team-b") && error.contains("kubectl create namespace team-b"), "{error}");
+        assert!(cluster.requests().iter().all(|(method, _)| method == "GET"));
+    }
+
+    #[tokio::test]
+    async fn applying_again_changes_nothing_and_removing_leaves_nothing() {
+        let cluster = MockCluster::new();
+        let api = cluster.api("me");
+        for name in ["team-a", "team-b"] {
+            cluster.put("namespaces", namespace(name));
+        }
+        let values = Values::read("sys", &["runs: {namespaces: [team-a]}".into()]).unwrap();
+        let made = apply(&api, &values, false).await.unwrap();
+        assert!(made.len() > 30 && made.iter().all(|s| s.action == Action::Create), "{made:?}");
+        let again = apply(&api, &values, false).await.unwrap();
+        assert!(again.len() == made.len() && again.iter().all(|s| s.action == Action::Keep), "{again:?}");
+        // A namespace that is no longer named is disabled.
+        let fewer = apply(&api, &Values::read("sys", &[]).unwrap(), false).await.unwrap();
+        let gone: Vec<(&str, Option<&str>)> = fewer
+            .iter()
+            .filter(|s| s.action == Action::Delete)
+            .map(|s| (s.name.as_str(), s.namespace.as_deref()))
+            .collect();
+        assert_eq!(gone.len(), 2, "{gone:?}");
+        assert!(gone.iter().all(|(name, space)| name.starts_with("slipway-") && *space == Some("team-a")), "{gone:?}");
+        // What an administrator enabled by hand goes too; a binding of the same name that is none of ours stays.
+        let binding = |space: &str, role: &str| {
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+                "metadata": {"name": "slipway-runs", "namespace": space}, "roleRef": {"kind": "ClusterRole", "name": role}})
+        };
+        cluster.put("rolebindings", binding("team-b", "slipway-runs-sys"));
+        cluster.put("rolebindings", binding("team-a", "slipway-runs-other"));
+        remove(&api, "sys", false).await.unwrap();
+        for resource in &KINDS {
+            let left = cluster.names(resource.plural);
+            let expected: &[&str] = match resource.kind {
+                "Namespace" => &["team-a", "team-b"],
+                "RoleBinding" => &["slipway-runs"],
+                _ => &[],
+            };
+            assert_eq!(left, expected, "{}", resource.kind);
+        }
+        assert!(cluster.get("rolebindings", "team-a", "slipway-runs").is_some());
     }
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use slipway_core::node_access::ACCOUNT;
 
 use super::Values;
-use super::objects::{labels, locked_down, object, reachable, selector};
+use super::objects::{Restricted, admission_policy, labels, locked_down, object, reachable, selector};
 
 /// On the DaemonSet, so that its slices are found when it goes.
 pub(super) const DRIVER_ANNOTATION: &str = "slipway.dev/dra-driver";
@@ -188,36 +188,11 @@ fn daemon_set(values: &Values) -> Value {
 
 /// Rights of RBAC are for all nodes; these policies narrow them to the agent's own, and to labels that are its business.
 fn own_node_only(values: &Values) -> Vec<Value> {
-    let name = format!("{NAME}-{}", values.namespace);
-    let account = format!("system:serviceaccount:{}:{NAME}", values.namespace);
     let own = "request.userInfo.extra[?'authentication.kubernetes.io/node-name'][?0].orValue('')";
-    let policy = |suffix: &str, group: &str, resources: Value, operations: Value, validations: Value| {
-        let full = format!("{name}-{suffix}");
-        [
-            object(
-                values,
-                "node",
-                ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy"),
-                &full,
-                false,
-                json!({"spec": {
-                    "failurePolicy": "Fail",
-                    "matchConstraints": {"resourceRules": [{
-                        "apiGroups": [group], "apiVersions": ["*"], "operations": operations, "resources": resources,
-                    }]},
-                    "matchConditions": [{"name": "agent", "expression": format!("request.userInfo.username == '{account}'")}],
-                    "validations": validations,
-                }}),
-            ),
-            object(
-                values,
-                "node",
-                ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding"),
-                &full,
-                false,
-                json!({"spec": {"policyName": full, "validationActions": ["Deny"]}}),
-            ),
-        ]
+    let policy = |suffix: &str, group: &'static str, resources: Value, operations: Value, validations: Value| {
+        let name = format!("{NAME}-{}-{suffix}", values.namespace);
+        let what = Restricted { component: "node", name, account: NAME, group, resources, operations };
+        admission_policy(values, &what, validations)
     };
     let kept = |a: &str, b: &str| {
         format!(

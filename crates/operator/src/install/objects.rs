@@ -1,8 +1,9 @@
-//! The objects of an installation. The Helm chart makes the same; a test compares them.
+//! What the objects of an installation have in common.
 
 use serde_json::{Map, Value, json};
 
-use super::{INSTALLATION, Values, control_plane, node};
+use super::Values;
+use crate::names::INSTALLATION;
 
 /// Labels of every object; `component` is `server`, `gateway`, `node`, or nothing for what is common.
 pub(super) fn labels(values: &Values, component: &str) -> Map<String, Value> {
@@ -40,30 +41,6 @@ pub(super) fn selector(values: &Values, component: &str) -> Value {
     Value::Object(labels(values, component))
 }
 
-/// Everything, in the order in which it is made.
-pub fn objects(values: &Values) -> Vec<Value> {
-    let mut all = vec![object(values, "", ("v1", "Namespace"), &values.namespace, false, json!({}))];
-    // The agent needs the host's folders; everything else keeps to the strictest standard.
-    let enforced = if values.node.enabled { "privileged" } else { "restricted" };
-    all[0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = json!(enforced);
-    if values.node.enabled {
-        all.extend(node::objects(values));
-    }
-    if values.server.enabled {
-        all.push(control_plane::definition(values));
-        all.extend(control_plane::objects(values));
-    }
-    if values.gateway.enabled {
-        all.extend(control_plane::gateway(values));
-    }
-    if values.network_policy {
-        // Nothing is reached but what says so itself.
-        let body = json!({"spec": {"podSelector": {}, "policyTypes": ["Ingress"]}});
-        all.push(object(values, "", ("networking.k8s.io/v1", "NetworkPolicy"), "slipway-default", true, body));
-    }
-    all
-}
-
 /// What a container may not do.
 pub(super) fn locked_down() -> Value {
     json!({
@@ -83,4 +60,34 @@ pub(super) fn reachable(values: &Values, component: &str, ports: &[u16]) -> Valu
         "ingress": [{"ports": ports}],
     }});
     object(values, component, ("networking.k8s.io/v1", "NetworkPolicy"), &format!("slipway-{component}"), true, body)
+}
+
+/// Which requests of which account an admission policy is about.
+pub(super) struct Restricted {
+    pub(super) component: &'static str,
+    /// The name of the policy and of its binding.
+    pub(super) name: String,
+    /// A service account of the installation.
+    pub(super) account: &'static str,
+    /// The API group of the resources; empty for the core group.
+    pub(super) group: &'static str,
+    pub(super) resources: Value,
+    pub(super) operations: Value,
+}
+
+/// A ValidatingAdmissionPolicy and its binding: rights of RBAC know neither labels nor fields, these rules narrow them.
+pub(super) fn admission_policy(values: &Values, what: &Restricted, validations: Value) -> [Value; 2] {
+    const API: &str = "admissionregistration.k8s.io/v1";
+    let user = format!("system:serviceaccount:{}:{}", values.namespace, what.account);
+    let policy = json!({"spec": {
+        "failurePolicy": "Fail",
+        "matchConstraints": {"resourceRules": [{
+            "apiGroups": [what.group], "apiVersions": ["*"], "operations": what.operations, "resources": what.resources,
+        }]},
+        "matchConditions": [{"name": "account", "expression": format!("request.userInfo.username == '{user}'")}],
+        "validations": validations,
+    }});
+    let binding = json!({"spec": {"policyName": what.name, "validationActions": ["Deny"]}});
+    let of = |kind, body| object(values, what.component, (API, kind), &what.name, false, body);
+    [of("ValidatingAdmissionPolicy", policy), of("ValidatingAdmissionPolicyBinding", binding)]
 }

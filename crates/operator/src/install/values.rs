@@ -17,6 +17,7 @@ pub struct Values {
     pub namespace: String,
     pub image: Image,
     pub server: Server,
+    pub runs: Runs,
     pub gateway: Gateway,
     pub node: Node,
     pub device_classes: DeviceClasses,
@@ -43,12 +44,33 @@ pub struct Server {
     pub enabled: bool,
     pub replicas: u32,
     pub token_secret: String,
+    pub tls: Tls,
     pub database: Secret,
     pub objects: Objects,
     pub storage: Storage,
     pub resources: Value,
     pub node_selector: BTreeMap<String, String>,
     pub tolerations: Vec<Value>,
+}
+
+/// Runs as pods, and the controller that carries them out.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct Runs {
+    pub namespaces: Vec<String>,
+    pub resources: Value,
+    pub node_selector: BTreeMap<String, String>,
+    pub tolerations: Vec<Value>,
+}
+
+/// The certificate of the control plane and the gateways.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct Tls {
+    pub secret: String,
+    pub ca: String,
 }
 
 /// Gateways apart from the control plane.
@@ -137,6 +159,10 @@ pub struct ServiceMonitor {
 const NOT_SHARED: &str = "the values: server.replicas above 1 and gateway.enabled need server.database.secret and \
      server.objects.url, since SQLite and a volume serve one pod alone";
 
+/// The chart says the same.
+const RUNS_APART: &str =
+    "the values: runs.namespaces names the namespace of the installation, whose secrets every run there could read";
+
 /// The chart's file: the defaults stand there and nowhere else.
 const DEFAULTS: &str = include_str!("../../../../deploy/helm/slipway/values.yaml");
 
@@ -156,6 +182,9 @@ impl Values {
         let mut values: Self =
             serde_json::from_value(merged).map_err(|e| KubeError::Invalid(format!("the values: {e}")))?;
         values.namespace = namespace.to_owned();
+        if values.runs.namespaces.iter().any(|n| n == namespace) {
+            return Err(KubeError::Invalid(RUNS_APART.into()));
+        }
         if !matches!(values.node.offer.as_str(), "device-plugin" | "dra") {
             return Err(KubeError::Invalid(format!(
                 "the values: node.offer is '{}', and must be device-plugin or dra",
@@ -218,6 +247,9 @@ mod tests {
         );
         let shared = "server: {database: {secret: db}, objects: {url: \"s3://b\"}}".to_owned();
         assert_eq!(Values::read("a", &[several, shared]).unwrap().server.replicas, 2);
+        let own = Values::read("a", &["runs: {namespaces: [b, a]}".into()]).unwrap_err().to_string();
+        assert!(own.contains("runs.namespaces"), "{own}");
+        assert_eq!(Values::read("c", &["runs: {namespaces: [b, a]}".into()]).unwrap().runs.namespaces, ["b", "a"]);
         assert!(Values::read("a", &["node: {offer: both}".into()]).unwrap_err().to_string().contains("both"));
     }
 }

@@ -1,30 +1,31 @@
-//! Makes the cluster agree with the runs: level-triggered, by what is known, whatever it was that woke it.
+//! Reconciles runs with their pods. It is level-triggered: what is done follows from what is known, not from what woke it.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 use slipway_core::clock::now_ms;
 use slipway_exec::lifecycle::{self, Action, End, Seen};
-use slipway_exec::{Phase, RunStatus, Tracked, Tracker, tracked_id};
+use slipway_exec::{Phase, RunStatus, TokenRequest, Tracked, Tracker, tracked_id};
 use tokio::sync::{mpsc, watch};
 
 use super::known::{Known, Run};
-use super::pod::{self, Pod, RUN_LABEL, TOKEN_SECRET};
+use super::pod::{self, Pod};
 use super::{Key, RUN, Settings, usage};
 use crate::api::POD;
+use crate::names::{self, RUN_LABEL};
 use crate::queue::Queue;
 use crate::{Api, KubeError, Resource};
 
-/// Runs that are looked at at once.
+/// Runs that are reconciled at the same time.
 const WORKERS: usize = 16;
-/// Events that may wait to be told; more are left out.
+/// Events that may wait to be sent; more are dropped.
 const EVENTS: usize = 1000;
+/// How long a pod may wait for room before its program starts, in milliseconds: its token is valid for so much longer.
+const MAX_WAIT_MS: i64 = 7 * 24 * 3_600_000;
 const SECRET: Resource<'static> = Resource { group: "", version: "v1", kind: "Secret", plural: "secrets" };
-/// Waiting that takes a moment and needs no words.
+/// Reasons of waiting that every pod goes through and that last a moment: not worth a write of the status.
 const USUAL: [&str; 4] = ["", "ContainerCreating", "PodInitializing", "SchedulingGated"];
 
 /// The controller of runs.
@@ -35,14 +36,12 @@ pub(super) struct Controller {
     known: Known,
     queue: Queue<Key>,
     agents: usage::Agents,
-    /// Namespaces that have the secret with the token.
-    equipped: Mutex<HashSet<String>>,
     events: mpsc::Sender<Event>,
     pub(super) reconciled: AtomicU64,
     pub(super) failed: AtomicU64,
 }
 
-/// Something to be told about a run.
+/// An event about a run, to be sent to the API server.
 struct Event {
     about: Value,
     warning: bool,
@@ -58,7 +57,7 @@ impl Controller {
             while let Some(event) = told.recv().await {
                 let Event { about, warning, reason, message } = event;
                 if let Err(error) = teller.event(about, warning, &reason, &message).await {
-                    tracing::debug!(%error, "an event was not told");
+                    tracing::debug!(%error, "an event was not recorded");
                 }
             }
         });
@@ -70,7 +69,6 @@ impl Controller {
             tracker,
             known: Known::default(),
             queue: Queue::default(),
-            equipped: Mutex::default(),
             events,
             reconciled: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -83,22 +81,9 @@ impl Controller {
         [runs, pods, now, later]
     }
 
-    /// Works while this one leads.
-    pub(super) async fn lead(self: Arc<Self>, mut leading: watch::Receiver<bool>) {
-        loop {
-            if leading.wait_for(|l| *l).await.is_err() {
-                return;
-            }
-            tokio::select! {
-                () = Arc::clone(&self).work() => {}
-                _ = leading.wait_for(|l| !*l) => {}
-            }
-        }
-    }
-
-    /// Follows everything and looks at what changed, until it is dropped.
-    async fn work(self: Arc<Self>) {
-        // Whoever led before was stopped in the middle of things.
+    /// Watches runs and pods and reconciles what changed, until this future is dropped: the work of whoever leads.
+    pub(super) async fn work(self: Arc<Self>) {
+        // An earlier term of this process may have been dropped in the middle of a reconciliation.
         self.queue.clear();
         let (ready, all) = watch::channel((false, false));
         let runs = self.known.follow_runs(self.api.changes(&RUN, ""), &self.queue, || {
@@ -108,16 +93,17 @@ impl Controller {
             ready.send_modify(|r| r.1 = true);
         });
         let workers = async {
-            // Whoever knows the runs and not yet their pods would start them all again.
+            // Start only after both lists are complete; otherwise every run would look as if it had no pod, and be started again.
             let mut all = all;
-            drop(all.wait_for(|(runs, pods)| *runs && *pods).await);
-            let each = (0..WORKERS).map(|_| self.look_again_and_again());
+            let _ = all.wait_for(|(runs, pods)| *runs && *pods).await; // The sender lives as long as this future.
+            let each = (0..WORKERS).map(|_| self.worker());
             futures_util::future::join_all(each).await;
         };
         tokio::join!(runs, pods, workers);
     }
 
-    async fn look_again_and_again(&self) {
+    /// Reconciles one key after the other.
+    async fn worker(&self) {
         loop {
             let key = self.queue.next().await;
             match self.reconcile(&key).await {
@@ -127,10 +113,10 @@ impl Controller {
                 }
                 Err(error) => {
                     self.failed.fetch_add(1, Relaxed);
-                    // Somebody else wrote first: the watch is about to tell what.
+                    // On a conflict somebody else wrote first, and the watch brings what; that is usual.
                     let conflict = matches!(error, KubeError::Refused { code: 409, .. });
                     if !conflict {
-                        tracing::warn!(namespace = key.0, run = key.1, %error, "the run is looked at again");
+                        tracing::warn!(namespace = key.0, run = key.1, %error, "reconciling failed and is tried again");
                     }
                     self.queue.failed(&key);
                 }
@@ -138,7 +124,7 @@ impl Controller {
         }
     }
 
-    /// Looks at one run.
+    /// Makes one run and its pods agree.
     async fn reconcile(&self, key: &Key) -> Result<(), KubeError> {
         if self.known.is_unreadable(key) {
             return Ok(());
@@ -166,16 +152,15 @@ impl Controller {
         let newest = pods.last();
         let seen = newest.map(|p| (p.attempt, &p.seen));
         let mut spec = submitted.manifest.spec.clone();
-        // Whoever deletes a run and waits for its pods does not want another.
+        // A run that is being deleted gets no further pod.
         spec.cancel |= run.leaving;
         let (mut status, action) = lifecycle::next(&spec, &submitted.status, seen, now);
-        // What lasts a moment is not worth a write.
         if let Some(Seen::Waiting { reason, .. }) = newest.map(|p| &p.seen)
             && USUAL.contains(&reason.as_str())
             && submitted.status.current().is_none_or(|a| a.finished_at.is_some())
         {
             status = submitted.status.clone();
-            // What it waited for before its pod was made.
+            // The reason was why there was no pod; now there is one.
             status.reason.clear();
             status.message.clear();
         }
@@ -221,16 +206,16 @@ impl Controller {
             }
             Action::Forget => self.api.delete(&RUN, Some(&key.0), &key.1).await?,
         }
-        // A pod that was deleted before a kubelet had it never ends by itself.
+        // A pod that was deleted before it reached a kubelet never gets an end of its own.
         if let Some(pod) = pods.last().filter(|p| p.leaving && p.held)
             && matches!(pod.seen, Seen::Waiting { .. })
         {
-            self.let_go(key, pod).await?;
+            self.remove_finalizer(key, pod).await?;
         }
         Ok(status)
     }
 
-    /// Makes the pod of a try, or says why there is none.
+    /// Makes the pod of an attempt, or says why there is none.
     async fn start(&self, run: &Run, number: u32, limit: Option<i64>) -> Result<Result<(), Refusal>, KubeError> {
         let submitted = &run.submitted;
         let metadata = &submitted.manifest.metadata;
@@ -239,8 +224,14 @@ impl Controller {
             return Ok(Err(Refusal::ForGood(End::Impossible("NoImage".into(), message))));
         }
         self.begin(run).await?;
-        self.equip(&metadata.namespace).await?;
-        let object = pod::object(submitted, number, limit, &self.settings.variables);
+        match self.create_secret(run, number, limit).await {
+            Ok(()) => {}
+            Err(KubeError::Refused { code: 403, message }) => {
+                return Ok(Err(self.forbidden(&metadata.namespace, message)));
+            }
+            Err(error) => return Err(error),
+        }
+        let object = pod::object(submitted, number, limit, &self.settings);
         match self.api.create(&POD, Some(&metadata.namespace), &object).await {
             Ok(made) => {
                 if let Some(pod) = Pod::of(&made) {
@@ -253,7 +244,7 @@ impl Controller {
                 let name = pod::name(&metadata.name, number);
                 let found = self.api.get(&POD, Some(&metadata.namespace), &name).await?;
                 match found.as_ref().and_then(Pod::of) {
-                    // Made before, and not seen yet; or not gone yet.
+                    // It was made before and the watch has not told yet.
                     Some(pod) if pod.run_uid == metadata.uid => {
                         self.known.put_pod(pod);
                         Ok(Ok(()))
@@ -264,10 +255,7 @@ impl Controller {
                     }
                 }
             }
-            Err(KubeError::Refused { code: 403, message }) => {
-                let reason = if message.contains("exceeded quota") { "QuotaExceeded" } else { "Forbidden" };
-                Ok(Err(Refusal::ForNow(reason.into(), message)))
-            }
+            Err(KubeError::Refused { code: 403, message }) => Ok(Err(self.forbidden(&metadata.namespace, message))),
             Err(KubeError::Refused { code: 400 | 422, message }) => {
                 Ok(Err(Refusal::ForGood(End::Impossible("Invalid".into(), message))))
             }
@@ -284,29 +272,35 @@ impl Controller {
         Ok(())
     }
 
-    /// Gives a namespace the token that its runs track with.
-    async fn equip(&self, namespace: &str) -> Result<(), KubeError> {
-        if self.equipped.lock().contains(namespace) {
-            return Ok(());
+    /// Makes the secret with the token that an attempt tracks with.
+    async fn create_secret(&self, run: &Run, attempt: u32, limit: Option<i64>) -> Result<(), KubeError> {
+        let manifest = &run.submitted.manifest;
+        let mut request = TokenRequest::new(manifest, attempt, limit, now_ms());
+        request.expires_at = request.expires_at.saturating_add(MAX_WAIT_MS);
+        let token = (self.settings.token)(request).await.map_err(KubeError::Invalid)?;
+        let secret = pod::secret(&manifest.metadata, attempt, &token, &self.settings);
+        match self.api.create(&SECRET, Some(&manifest.metadata.namespace), &secret).await {
+            // It was made for this attempt before, by a controller that was stopped before it made the pod.
+            Ok(_) | Err(KubeError::Refused { code: 409, .. }) => Ok(()),
+            Err(error) => Err(error),
         }
-        let token = (self.settings.mint)(namespace);
-        let secret = json!({
-            "apiVersion": "v1", "kind": "Secret",
-            "metadata": {"name": TOKEN_SECRET, "namespace": namespace, "labels": {
-                "app.kubernetes.io/name": "slipway", crate::install::INSTALLATION: self.settings.namespace,
-            }},
-            "stringData": {"token": token},
-        });
-        match self.api.apply(&SECRET, Some(namespace), TOKEN_SECRET, "slipway", false, &secret, false).await {
-            // A namespace that is on its way out gets no secrets, nor will it get the pod.
-            Ok(_) | Err(KubeError::Refused { code: 403 | 404, .. }) => {}
-            Err(error) => return Err(error),
-        }
-        self.equipped.lock().insert(namespace.to_owned());
-        Ok(())
     }
 
-    /// Writes a status if it changed, and tells what changed. Somebody else's write in between makes it fail.
+    /// Why a request of an attempt was refused with 403, and what helps.
+    fn forbidden(&self, namespace: &str, message: String) -> Refusal {
+        if message.contains("exceeded quota") {
+            return Refusal::ForNow("QuotaExceeded".into(), message);
+        }
+        // RBAC's own words; a refusal of another kind, such as pod security's, has nothing to do with the namespace.
+        if message.contains("cannot create resource") {
+            let command = names::enable_namespace(&self.settings.namespace, namespace);
+            let message = format!("namespace {namespace} is not enabled for runs; this enables it: {command}");
+            return Refusal::ForNow("NamespaceNotEnabled".into(), message);
+        }
+        Refusal::ForNow("Forbidden".into(), message)
+    }
+
+    /// Writes a status if it changed, and records events about what changed. It fails with 409 if somebody else wrote in between.
     async fn write(&self, run: &Run, mut status: RunStatus) -> Result<RunStatus, KubeError> {
         let before = &run.submitted.status;
         let needs_gpus = !run.submitted.manifest.spec.resources.gpus().is_empty()
@@ -314,7 +308,7 @@ impl Controller {
         if status.phase.is_final() && !before.phase.is_final() {
             self.begin(run).await?;
             self.tracker.end(&status.run_id, &status).await.map_err(KubeError::Invalid)?;
-            // What nobody saw there is no use in waiting for.
+            // If no agent observed this run's GPUs there is no usage to attribute.
             status.attributed = !needs_gpus || !self.agents.saw(&status).await;
         }
         if status == *before {
@@ -325,7 +319,7 @@ impl Controller {
             json!({"metadata": {"resourceVersion": run.version.to_string()}, "status": patch_of(before, &status)});
         let written = self.api.merge(&RUN, Some(&metadata.namespace), &metadata.name, true, &patch).await;
         let written = match written {
-            // It was deleted meanwhile; the watch is about to tell.
+            // It was deleted meanwhile; the watch brings that.
             Err(KubeError::Refused { code: 404, .. }) => return Ok(status),
             other => other?,
         };
@@ -336,21 +330,21 @@ impl Controller {
         Ok(status)
     }
 
-    /// Lets pods go whose end is written down.
+    /// Takes the finalizer off pods whose end is written down.
     async fn release(&self, key: &Key, pods: &[Pod], status: &RunStatus) -> Result<(), KubeError> {
         for pod in pods.iter().filter(|p| p.held && p.is_over()) {
             let oldest = status.attempts.first().map_or(u32::MAX, |a| a.number);
             let noted = status.attempts.iter().any(|a| a.number == pod.attempt && a.finished_at.is_some());
             if noted || pod.attempt < oldest {
-                self.let_go(key, pod).await?;
+                self.remove_finalizer(key, pod).await?;
             }
         }
         Ok(())
     }
 
-    /// Takes our finalizer off a pod.
-    async fn let_go(&self, key: &Key, pod: &Pod) -> Result<(), KubeError> {
-        // A merge patch knows lists only whole; the version makes it fail when somebody added one meanwhile.
+    /// Takes our finalizer off a pod, so that it can be deleted.
+    async fn remove_finalizer(&self, key: &Key, pod: &Pod) -> Result<(), KubeError> {
+        // A merge patch replaces the whole list; the version makes it fail when somebody added a finalizer meanwhile.
         let patch = json!({"metadata": {"finalizers": pod.others, "resourceVersion": pod.version.to_string()}});
         match self.api.merge(&POD, Some(&key.0), &pod.name, false, &patch).await {
             Ok(changed) => {
@@ -378,15 +372,15 @@ impl Controller {
         }
         let status = RunStatus { phase: Phase::Cancelled, reason: "Deleted".into(), ..RunStatus::default() };
         self.tracker.end(&tracked_id(&pod.run_uid), &status).await.map_err(KubeError::Invalid)?;
-        self.let_go(key, pod).await
+        self.remove_finalizer(key, pod).await
     }
 
-    /// Asks the agents what a run's GPUs did, and attaches it. An agent that is not there is not waited for.
+    /// Asks the node agents what a run's GPUs did and attaches it to the tracked run. A node without an agent is not waited for.
     async fn attribute(&self, key: &Key, run: &Run, mut status: RunStatus) -> Result<(), KubeError> {
         let ended = status.completion_time.map_or(0, |t| t.0);
         match self.agents.tell(key, &mut status).await {
-            // Agents see the end some seconds later.
-            usage::Found::NotYet if now_ms() - ended < usage::PATIENCE_MS => {
+            // Agents notice the end of a pod some seconds later.
+            usage::Found::NotYet if now_ms() - ended < usage::USAGE_WAIT_MS => {
                 self.queue.add_after(key.clone(), Duration::from_secs(2));
                 return Ok(());
             }
@@ -394,17 +388,19 @@ impl Controller {
         }
         self.tracker.end(&status.run_id, &status).await.map_err(KubeError::Invalid)?;
         status.attributed = true;
-        // The version moved with the write before; what is known now is what that write answered.
+        // The write before changed the version; the cache holds what that write answered.
         let run = self.known.get(key).0.unwrap_or_else(|| run.clone());
-        self.write(&run, status).await.map(drop)
+        self.write(&run, status).await?;
+        Ok(())
     }
 
+    /// Records an event about a run.
     fn tell(&self, run: &Run, warning: bool, reason: &str, message: &str) {
         let metadata = &run.submitted.manifest.metadata;
         let about = json!({"apiVersion": "slipway.dev/v1", "kind": "Run", "name": metadata.name,
             "namespace": metadata.namespace, "uid": metadata.uid, "resourceVersion": run.version.to_string()});
-        // An event is a courtesy: when there are too many, some are left out.
-        drop(self.events.try_send(Event { about, warning, reason: reason.to_owned(), message: message.to_owned() }));
+        let event = Event { about, warning, reason: reason.to_owned(), message: message.to_owned() };
+        let _ = self.events.try_send(event); // Events are best effort: when too many wait, the rest is dropped.
     }
 
     fn tell_changes(&self, run: &Run, before: &RunStatus, after: &RunStatus) {
@@ -421,7 +417,7 @@ impl Controller {
 
 /// Why there is no pod.
 enum Refusal {
-    /// It is tried again: one word and a sentence.
+    /// It is tried again later: reason and message.
     ForNow(String, String),
     /// It would be refused again.
     ForGood(End),

@@ -1,4 +1,4 @@
-//! What is known of runs and their pods, as the watches tell it and as our own writes answer.
+//! The cache of runs and their pods, filled by the watches and by the answers to our own writes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -22,7 +22,10 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// Of an object; why not, for one that cannot be read.
+    /// Reads an object.
+    ///
+    /// # Errors
+    /// What is wrong with it.
     pub(super) fn of(object: &Value) -> Result<Self, String> {
         let submitted = serde_json::from_value(object.clone()).map_err(|e| e.to_string())?;
         let leaving = object["metadata"]["deletionTimestamp"].is_string();
@@ -35,7 +38,7 @@ impl Run {
     }
 }
 
-/// Everything, by the run's namespace and name.
+/// All runs and pods, by the run's namespace and name.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     state: Mutex<State>,
@@ -45,12 +48,12 @@ pub(super) struct Known {
 struct State {
     runs: HashMap<Key, Run>,
     pods: HashMap<Key, BTreeMap<String, Pod>>,
-    /// Runs that are there and cannot be read: their pods are nobody's orphans.
+    /// Runs that exist and cannot be read. Their pods are left alone; they are no orphans.
     unreadable: HashSet<Key>,
 }
 
 impl Known {
-    /// A run and its pods, the newest try last.
+    /// A run and its pods, the newest attempt last.
     pub(super) fn get(&self, key: &Key) -> (Option<Run>, Vec<Pod>) {
         let state = self.state.lock();
         let mut pods: Vec<Pod> = state.pods.get(key).map(|p| p.values().cloned().collect()).unwrap_or_default();
@@ -58,7 +61,7 @@ impl Known {
         (state.runs.get(key).cloned(), pods)
     }
 
-    /// How many runs and pods.
+    /// The numbers of runs and pods.
     pub(super) fn size(&self) -> (usize, usize) {
         let state = self.state.lock();
         (state.runs.len(), state.pods.values().map(BTreeMap::len).sum())
@@ -69,7 +72,7 @@ impl Known {
         self.state.lock().unreadable.contains(key)
     }
 
-    /// Takes in a run, unless a newer version is known: a watch may tell what we wrote before it tells what was before that.
+    /// Stores a run, unless a newer version is known: the answer to a write may overtake the watch.
     pub(super) fn put_run(&self, run: Run) {
         let mut state = self.state.lock();
         let key = run.key();
@@ -79,7 +82,7 @@ impl Known {
         }
     }
 
-    /// Takes in a pod, likewise.
+    /// Stores a pod, likewise.
     pub(super) fn put_pod(&self, pod: Pod) {
         let mut state = self.state.lock();
         let pods = state.pods.entry((pod.namespace.clone(), pod.run.clone())).or_default();
@@ -104,7 +107,7 @@ impl Known {
         }
     }
 
-    /// Follows the runs for ever; `ready` is told when all that there were are known.
+    /// Follows the runs without end; `ready` is called when a list is complete.
     pub(super) async fn follow_runs(&self, changes: impl Stream<Item = Change>, queue: &Queue<Key>, ready: impl Fn()) {
         let mut changes = std::pin::pin!(changes);
         let mut listed: HashSet<Key> = HashSet::new();
@@ -145,7 +148,7 @@ impl Known {
         }
     }
 
-    /// Follows the pods for ever, likewise.
+    /// Follows the pods without end, likewise.
     pub(super) async fn follow_pods(&self, changes: impl Stream<Item = Change>, queue: &Queue<Key>, ready: impl Fn()) {
         let mut changes = std::pin::pin!(changes);
         let mut listed: HashSet<(String, String)> = HashSet::new();

@@ -1,5 +1,6 @@
 //! Runs as pods. A `Run` is an object of the cluster like any other: `kubectl apply`, `get`, `describe`, `wait` and `delete` work on it,
-//! and so does `slipway run`. The controller makes a pod for each try, watches it, writes down what became of it, and lets it go.
+//! and so does `slipway run`. The controller makes a pod for each attempt, watches it, writes its end into the run's status, and then
+//! lets the pod be deleted.
 //!
 //! | module | what it is for |
 //! |---|---|
@@ -11,6 +12,8 @@
 mod controller;
 mod known;
 mod pod;
+#[cfg(test)]
+mod tests;
 mod usage;
 
 use std::sync::Arc;
@@ -18,14 +21,19 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::{AsyncReadExt, StreamExt};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use slipway_exec::manifest::SUBMITTED_BY;
-use slipway_exec::{Answer, ExecError, Executor, LogQuery, LogStream, Manifest, Submitted, Tracker};
+use slipway_exec::{Answer, ExecError, Executor, LogQuery, LogStream, Manifest, Submitted, TokenRequest, Tracker};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
-use crate::{Api, KubeError, Resource, leader};
+use crate::leader::Election;
+use crate::{Api, KubeError, Resource};
 
-pub use pod::{FINALIZER, RUN_LABEL};
+pub use crate::names::{FINALIZER, RUN_LABEL};
 
 /// `slipway.dev/v1 Run`.
 pub const RUN: Resource<'static> = Resource { group: "slipway.dev", version: "v1", kind: "Run", plural: "runs" };
@@ -39,7 +47,10 @@ const CHUNK: usize = 32 * 1024;
 /// A run's namespace and name.
 type Key = (String, String);
 
-/// What the executor needs to know.
+/// Makes the token of an attempt, here or at the control plane; fails with a message.
+pub type TokenSource = Arc<dyn Fn(TokenRequest) -> BoxFuture<'static, Result<String, String>> + Send + Sync>;
+
+/// What the controller needs to know.
 #[derive(Clone)]
 #[allow(missing_debug_implementations)] // a function has nothing to show
 pub struct Settings {
@@ -49,9 +60,11 @@ pub struct Settings {
     pub identity: String,
     /// Variables of every run: where it tracks to.
     pub variables: Vec<(String, String)>,
-    /// Makes the token that a namespace's runs track with.
-    pub mint: Arc<dyn Fn(&str) -> String + Send + Sync>,
-    /// Between two tries to make a pod that was refused, by a quota for instance.
+    /// Certificates (PEM) by which runs know the control plane, where the image's own do not suffice.
+    pub ca: Option<String>,
+    /// Makes the token that an attempt tracks with.
+    pub token: TokenSource,
+    /// The pause before a pod that was refused, by a quota for instance, is tried again.
     pub patience: Duration,
 }
 
@@ -60,29 +73,52 @@ fn version(object: &Value) -> u64 {
     object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
-/// Runs as pods of a cluster.
-pub struct Pods {
+/// The controller of runs: it takes part in the election and reconciles runs while it leads. Dropping it ends the work at once, and the
+/// lease has to expire.
+pub struct RunController {
     api: Api,
     controller: Arc<controller::Controller>,
-    leading: tokio::sync::watch::Receiver<bool>,
+    leading: watch::Receiver<bool>,
+    /// Taken by whoever stops it.
+    election: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
 }
 
-impl std::fmt::Debug for Pods {
+impl std::fmt::Debug for RunController {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pods").finish_non_exhaustive()
+        f.debug_struct("RunController").finish_non_exhaustive()
     }
 }
 
-impl Pods {
-    /// Takes part in leading, and follows the runs whenever it leads.
+impl RunController {
+    /// Starts it.
     pub fn start(api: Api, settings: Settings, tracker: Arc<dyn Tracker>) -> Self {
-        let leading = leader::elect(api.clone(), settings.namespace.clone(), LEASE.into(), settings.identity.clone());
+        let election = Election {
+            api: api.clone(),
+            namespace: settings.namespace.clone(),
+            lease: LEASE.into(),
+            identity: settings.identity.clone(),
+        };
         let controller = controller::Controller::new(api.clone(), settings, tracker);
-        tokio::spawn(Arc::clone(&controller).lead(leading.clone()));
-        Self { api, controller, leading }
+        let (sender, leading) = watch::channel(false);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let stopped = async {
+            let _ = stopped.await; // It ends when the sender is used or dropped; both mean to stop.
+        };
+        let working = Arc::clone(&controller);
+        let election = tokio::spawn(election.run(sender, stopped, move || Arc::clone(&working).work()));
+        Self { api, controller, leading, election: Mutex::new(Some((stop, election))) }
     }
 
-    /// Figures of the controller, for metrics: name, help, whether it only grows, value.
+    /// Ends the work and gives the lease back, so that another can lead at once.
+    pub async fn stop(&self) {
+        let Some((stop, election)) = self.election.lock().take() else { return };
+        let _ = stop.send(()); // The election may have ended already.
+        if let Err(error) = election.await {
+            tracing::warn!(%error, "the election did not end well");
+        }
+    }
+
+    /// Figures for metrics: name (without the suffix `_total` of counters), help, whether it only grows, value.
     pub fn figures(&self) -> [(&'static str, &'static str, bool, u64); 8] {
         let [runs, pods, now, later] = self.controller.sizes().map(|n| n as u64);
         let leading = u64::from(*self.leading.borrow());
@@ -98,6 +134,30 @@ impl Pods {
             ("slipway_controller_failed", "Reconciliations that failed.", true, failed),
             ("slipway_kube_requests", "Requests to the API server.", true, self.api.requests()),
         ]
+    }
+
+    /// The figures in Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        let text = |(name, help, is_counter, value): (&str, &str, bool, u64)| {
+            let (kind, suffix) = if is_counter { ("counter", "_total") } else { ("gauge", "") };
+            format!("# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n{name}{suffix} {value}\n")
+        };
+        self.figures().into_iter().map(text).collect()
+    }
+}
+
+/// Runs as objects of a cluster: submitted, listed, ended. A [`RunController`] carries them out, in this process or in another.
+#[derive(Debug)]
+pub struct Pods {
+    api: Api,
+    /// The namespace of the installation.
+    installation: String,
+}
+
+impl Pods {
+    /// Of this cluster and installation.
+    pub fn new(api: Api, installation: String) -> Self {
+        Self { api, installation }
     }
 
     async fn find(&self, namespace: &str, name: &str) -> Result<Submitted, ExecError> {
@@ -140,8 +200,19 @@ impl Executor for Pods {
             if let Some(by) = by {
                 run.metadata.annotations.insert(SUBMITTED_BY.into(), by.to_owned());
             }
-            let made = self.api.create(&RUN, Some(&run.metadata.namespace), &json!(run)).await.map_err(refused)?;
-            submitted(made)
+            let namespace = run.metadata.namespace.as_str();
+            match self.api.create(&RUN, Some(namespace), &json!(run)).await {
+                Ok(made) => submitted(made),
+                // The control plane may create runs only where it may carry them out. Who asks was checked before.
+                Err(KubeError::Refused { code: 403, message }) if message.contains("cannot create resource") => {
+                    let command = crate::names::enable_namespace(&self.installation, namespace);
+                    let message = format!(
+                        "namespace {namespace} is not enabled for runs; an administrator enables it: {command}"
+                    );
+                    Err(ExecError::Forbidden(message))
+                }
+                Err(error) => Err(refused(error)),
+            }
         })
     }
 

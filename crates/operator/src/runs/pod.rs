@@ -1,37 +1,96 @@
-//! A try of a run as a pod: the pod that is made for it, and what is seen of that pod.
+//! An attempt of a run as a pod: the pod and the secret that are made for it, and what is seen of the pod.
 
 use serde_json::{Map, Value, json};
 use slipway_core::clock::{now_ms, parse_rfc3339};
 use slipway_exec::lifecycle::{End, Seen};
+use slipway_exec::manifest::Metadata;
 use slipway_exec::{Submitted, tracked_id};
 
-/// On every pod of a run: the run's name.
-pub const RUN_LABEL: &str = "slipway.dev/run";
+use super::Settings;
+use crate::names::{FINALIZER, INSTALLATION, RUN_LABEL, SECRET_PREFIX};
+
 /// The unique id of the run, to tell it from an earlier one of the same name.
 const UID_LABEL: &str = "slipway.dev/run-uid";
-/// The number of the try.
+/// The number of the attempt.
 const ATTEMPT_LABEL: &str = "slipway.dev/attempt";
-/// Keeps a pod until what became of it is written down (as a job's `batch.kubernetes.io/job-tracking`).
-pub const FINALIZER: &str = "slipway.dev/run";
 /// The one container.
 const CONTAINER: &str = "main";
-/// The secret with the token that runs of a namespace track with.
-pub(super) const TOKEN_SECRET: &str = "slipway-run";
+/// In the secret of an attempt: the token that it tracks with.
+const TOKEN_KEY: &str = "token";
+/// In the secret of an attempt: the certificates by which it knows the control plane.
+const CA_KEY: &str = "ca.crt";
+/// Where the certificates are in the container.
+const CA_FOLDER: &str = "/var/run/slipway.dev";
+/// The volume that brings them there.
+const CA_VOLUME: &str = "slipway-ca";
 
-/// The name of a try's pod.
+/// The name of an attempt's pod.
 pub(super) fn name(run: &str, attempt: u32) -> String {
     format!("{run}-{attempt}")
 }
 
-/// The pod of a try. `limit` is what is left of the run's deadline, in milliseconds; `variables` come before the run's own.
-pub(super) fn object(run: &Submitted, attempt: u32, limit: Option<i64>, variables: &[(String, String)]) -> Value {
+/// The name of an attempt's secret: with a part of the run's unique id, so that it is never one of an earlier run of that name.
+pub(super) fn secret_name(run: &Metadata, attempt: u32) -> String {
+    let id: String = run.uid.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
+    format!("{SECRET_PREFIX}{}-{attempt}-{id}", run.name).to_lowercase()
+}
+
+fn owner(run: &Metadata) -> Value {
+    json!({
+        "apiVersion": "slipway.dev/v1", "kind": "Run", "name": run.name, "uid": run.uid,
+        "controller": true, "blockOwnerDeletion": false,
+    })
+}
+
+/// The labels by which everything that is made for an attempt is found.
+fn labels(run: &Metadata, attempt: u32) -> Map<String, Value> {
+    let mut labels = Map::new();
+    labels.insert("app.kubernetes.io/managed-by".into(), json!("slipway"));
+    labels.insert(RUN_LABEL.into(), json!(run.name));
+    labels.insert(UID_LABEL.into(), json!(run.uid));
+    labels.insert(ATTEMPT_LABEL.into(), json!(attempt.to_string()));
+    labels
+}
+
+/// The secret of an attempt, which belongs to the run and is deleted with it. It never changes, so no kubelet has to watch it.
+pub(super) fn secret(run: &Metadata, attempt: u32, token: &str, settings: &Settings) -> Value {
+    let mut labels = labels(run, attempt);
+    labels.insert("app.kubernetes.io/name".into(), json!("slipway"));
+    labels.insert(INSTALLATION.into(), json!(settings.namespace));
+    let mut data = json!({TOKEN_KEY: token});
+    if let Some(ca) = &settings.ca {
+        data[CA_KEY] = json!(ca);
+    }
+    json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "immutable": true, "stringData": data,
+        "metadata": {
+            "name": secret_name(run, attempt), "namespace": run.namespace, "labels": labels,
+            "ownerReferences": [owner(run)],
+        },
+    })
+}
+
+/// The pod of an attempt. `limit` is what is left of the run's deadline, in milliseconds; the installation's variables come before
+/// the run's own, which may replace them.
+pub(super) fn object(run: &Submitted, attempt: u32, limit: Option<i64>, settings: &Settings) -> Value {
     let (metadata, spec) = (&run.manifest.metadata, &run.manifest.spec);
-    let mut env: Vec<Value> = variables.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
-    env.push(json!({"name": "MLFLOW_RUN_ID", "value": tracked_id(&metadata.uid)}));
-    env.push(json!({"name": "SLIPWAY_RUN", "value": metadata.name}));
-    env.push(json!({"name": "MLFLOW_TRACKING_TOKEN", "valueFrom": {"secretKeyRef": {
-        "name": TOKEN_SECRET, "key": "token", "optional": true,
-    }}}));
+    let secret = secret_name(metadata, attempt);
+    let variable = |name: &str, value: &str| json!({"name": name, "value": value});
+    let mut env: Vec<Value> = settings.variables.iter().map(|(name, value)| variable(name, value)).collect();
+    env.push(variable("MLFLOW_RUN_ID", &tracked_id(&metadata.uid)));
+    env.push(variable("SLIPWAY_RUN", &metadata.name));
+    env.push(
+        json!({"name": "MLFLOW_TRACKING_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret, "key": TOKEN_KEY}}}),
+    );
+    let (mut volumes, mut mounts) = (json!(spec.volumes), json!(spec.volume_mounts));
+    if settings.ca.is_some() {
+        env.push(variable("MLFLOW_TRACKING_SERVER_CERT_PATH", &format!("{CA_FOLDER}/{CA_KEY}")));
+        let items = json!([{"key": CA_KEY, "path": CA_KEY}]);
+        let volume = json!({"name": CA_VOLUME, "secret": {"secretName": secret, "items": items}});
+        volumes.as_array_mut().into_iter().for_each(|v| v.push(volume.clone()));
+        let mount = json!({"name": CA_VOLUME, "mountPath": CA_FOLDER, "readOnly": true});
+        mounts.as_array_mut().into_iter().for_each(|m| m.push(mount.clone()));
+    }
     env.extend(spec.env.iter().map(|v| json!(v)));
     let mut container = Map::new();
     let mut put = |key: &str, value: Value, is_set: bool| {
@@ -48,7 +107,7 @@ pub(super) fn object(run: &Submitted, attempt: u32, limit: Option<i64>, variable
     put("env", json!(env), true);
     put("envFrom", json!(spec.env_from), !spec.env_from.is_empty());
     put("resources", json!(spec.resources), true);
-    put("volumeMounts", json!(spec.volume_mounts), !spec.volume_mounts.is_empty());
+    put("volumeMounts", mounts.clone(), mounts != json!([]));
     // The last lines say why it failed, where the program writes no message of its own.
     put("terminationMessagePolicy", json!("FallbackToLogsOnError"), true);
     let security = spec.security_context.clone().unwrap_or_else(|| {
@@ -62,12 +121,12 @@ pub(super) fn object(run: &Submitted, attempt: u32, limit: Option<i64>, variable
         }
     };
     put("containers", json!([container]), true);
-    // A try again is a pod of its own, so that each has its log and its node.
+    // Another attempt is a pod of its own, so that each has its own log and node.
     put("restartPolicy", json!("Never"), true);
-    // Nobody's token by default: what a run may do in the cluster is asked for by naming an account.
+    // A run gets rights in the cluster only if it names a service account.
     put("automountServiceAccountToken", json!(false), spec.service_account_name.is_none());
     put("serviceAccountName", json!(spec.service_account_name), spec.service_account_name.is_some());
-    put("volumes", json!(spec.volumes), !spec.volumes.is_empty());
+    put("volumes", volumes.clone(), volumes != json!([]));
     put("resourceClaims", json!(spec.resource_claims), !spec.resource_claims.is_empty());
     put("nodeSelector", json!(spec.node_selector), !spec.node_selector.is_empty());
     put("affinity", json!(spec.affinity), spec.affinity.is_some());
@@ -80,20 +139,13 @@ pub(super) fn object(run: &Submitted, attempt: u32, limit: Option<i64>, variable
     put("terminationGracePeriodSeconds", json!(grace), grace.is_some());
     // The kubelet ends it in time even when nobody else is there to do so.
     put("activeDeadlineSeconds", json!(limit.map(|ms| (ms.max(1000) + 999) / 1000)), limit.is_some());
-    let mut labels = metadata.labels.clone();
-    labels.insert("app.kubernetes.io/managed-by".into(), "slipway".into());
-    labels.insert(RUN_LABEL.into(), metadata.name.clone());
-    labels.insert(UID_LABEL.into(), metadata.uid.clone());
-    labels.insert(ATTEMPT_LABEL.into(), attempt.to_string());
+    let mut all_labels: Map<String, Value> = metadata.labels.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+    all_labels.extend(labels(metadata, attempt));
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
-            "name": name(&metadata.name, attempt), "namespace": metadata.namespace, "labels": labels,
-            "finalizers": [FINALIZER],
-            "ownerReferences": [{
-                "apiVersion": "slipway.dev/v1", "kind": "Run", "name": metadata.name, "uid": metadata.uid,
-                "controller": true, "blockOwnerDeletion": false,
-            }],
+            "name": name(&metadata.name, attempt), "namespace": metadata.namespace, "labels": all_labels,
+            "finalizers": [FINALIZER], "ownerReferences": [owner(metadata)],
         },
         "spec": pod,
     })
@@ -106,15 +158,15 @@ pub(super) struct Pod {
     pub(super) namespace: String,
     /// Its name.
     pub(super) name: String,
-    /// The run that it is a try of.
+    /// The run that it is an attempt of.
     pub(super) run: String,
     /// That run's unique id.
     pub(super) run_uid: String,
-    /// Which try.
+    /// Which attempt, from 1.
     pub(super) attempt: u32,
     /// The version of the object.
     pub(super) version: u64,
-    /// What is seen of the try.
+    /// What is seen of the attempt.
     pub(super) seen: Seen,
     /// Whether it is being deleted.
     pub(super) leaving: bool,
@@ -156,7 +208,7 @@ impl Pod {
 /// Reasons of a pod that say that it was ended by no fault of its own (kubelet: eviction, node shutdown, preemption for critical pods).
 const DISRUPTED: [&str; 6] = ["Evicted", "NodeShutdown", "Shutdown", "Terminated", "Preempting", "NodeLost"];
 
-/// What is seen of a try, by its pod.
+/// What is seen of an attempt, by its pod.
 fn seen(object: &Value) -> Seen {
     let status = &object["status"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -278,7 +330,15 @@ mod tests {
             command: [python]\n  args: [x]\n  env: [{name: LR, value: '1'}]\n  resources: {limits: {nvidia.com/gpu: 1}}\n  \
             activeDeadlineSeconds: 9\n  nodeSelector: {a: b}";
         let run = Submitted { manifest: Manifest::parse(text).unwrap(), status: Default::default() };
-        let object = object(&run, 2, Some(8_200), &[("MLFLOW_TRACKING_URI".into(), "http://x".into())]);
+        let mut settings = Settings {
+            namespace: "slipway-system".into(),
+            identity: "me".into(),
+            variables: vec![("MLFLOW_TRACKING_URI".into(), "http://x".into())],
+            ca: None,
+            token: std::sync::Arc::new(|_| Box::pin(async { Ok(String::new()) })),
+            patience: std::time::Duration::ZERO,
+        };
+        let object = super::object(&run, 2, Some(8_200), &settings);
         let spec = &object["spec"];
         assert_eq!(object["metadata"]["name"], "train-2");
         assert_eq!(spec["activeDeadlineSeconds"], 9);
@@ -288,5 +348,24 @@ mod tests {
         assert_eq!(env.first().unwrap()["value"], "http://x");
         assert_eq!(env.last().unwrap(), &json!({"name": "LR", "value": "1"}));
         assert_eq!(Pod::of(&object).unwrap().attempt, 2);
+        // The token is in a secret of this attempt alone, which goes with the run and never lies in the pod itself.
+        let secret = secret(&run.manifest.metadata, 2, "the token", &settings);
+        let reference = env.iter().find(|v| v["name"] == "MLFLOW_TRACKING_TOKEN").unwrap();
+        assert_eq!(secret["metadata"]["name"], "slipway-run-train-2-12");
+        assert_eq!(reference["valueFrom"]["secretKeyRef"], json!({"name": "slipway-run-train-2-12", "key": "token"}));
+        assert_eq!(secret["metadata"]["ownerReferences"], object["metadata"]["ownerReferences"]);
+        assert_eq!((&secret["stringData"], &secret["immutable"]), (&json!({"token": "the token"}), &json!(true)));
+        assert!(!object.to_string().contains("the token"));
+        assert!(spec["volumes"].is_null());
+        // With certificates of a private authority the program finds them where MLflow's clients look.
+        settings.ca = Some("PEM".into());
+        let object = super::object(&run, 2, None, &settings);
+        let spec = &object["spec"];
+        assert_eq!(spec["volumes"][0]["secret"]["secretName"], "slipway-run-train-2-12");
+        assert_eq!(spec["containers"][0]["volumeMounts"][0]["mountPath"], "/var/run/slipway.dev");
+        let env = spec["containers"][0]["env"].as_array().unwrap();
+        let path = json!({"name": "MLFLOW_TRACKING_SERVER_CERT_PATH", "value": "/var/run/slipway.dev/ca.crt"});
+        assert!(env.contains(&path));
+        assert_eq!(super::secret(&run.manifest.metadata, 2, "t", &settings)["stringData"]["ca.crt"], "PEM");
     }
 }

@@ -1,4 +1,4 @@
-//! What a run's GPUs did, as the node agents' lease logs have it.
+//! What the GPUs of a run did, from the lease logs of the node agents.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,25 +11,25 @@ use tokio::sync::Mutex;
 use super::{Key, pod};
 use crate::{Api, KubeError, nodes};
 
-/// Milliseconds after a run's end when its agents are not asked any more.
-pub(super) const PATIENCE_MS: i64 = 30_000;
-/// Leases that are looked through.
+/// How long after a run's end its usage is waited for, in milliseconds.
+pub(super) const USAGE_WAIT_MS: i64 = 30_000;
+/// How many of a node's newest leases are searched.
 const LEASES: u32 = 1000;
-/// So long it is known which nodes have agents.
-const FRESH: Duration = Duration::from_secs(10);
+/// How long the list of agents is used before it is read again.
+const AGENTS_TTL: Duration = Duration::from_secs(10);
 
-/// What was found.
+/// Whether the usage is complete.
 pub(super) enum Found {
-    /// Everything that there will be.
+    /// It is.
     All,
-    /// A lease goes on, or an agent did not answer.
+    /// A lease has not ended, or an agent did not answer.
     NotYet,
 }
 
 /// The agent's pod on each node.
 type ByNode = Arc<HashMap<String, String>>;
 
-/// The agents of an installation, known for a while.
+/// The agents of an installation, cached.
 pub(super) struct Agents {
     api: Api,
     installation: String,
@@ -43,7 +43,7 @@ impl Agents {
 
     async fn all(&self) -> Result<ByNode, KubeError> {
         let mut known = self.known.lock().await;
-        if let Some((_, agents)) = known.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+        if let Some((_, agents)) = known.as_ref().filter(|(at, _)| at.elapsed() < AGENTS_TTL) {
             return Ok(Arc::clone(agents));
         }
         let agents = Arc::new(nodes::agents(&self.api, &self.installation).await?);
@@ -51,7 +51,7 @@ impl Agents {
         Ok(agents)
     }
 
-    /// Whether anybody has looked at the GPUs of these tries.
+    /// Whether an agent observed the GPUs of any attempt; true if that cannot be said now.
     pub(super) async fn saw(&self, status: &RunStatus) -> bool {
         match self.all().await {
             Ok(agents) => status.attempts.iter().any(|a| a.started_at.is_some() && agents.contains_key(&a.node)),
@@ -59,7 +59,7 @@ impl Agents {
         }
     }
 
-    /// Fills in what the GPUs of each try did.
+    /// Fills in what the GPUs of each attempt did.
     pub(super) async fn tell(&self, key: &Key, status: &mut RunStatus) -> Found {
         let Ok(agents) = self.all().await else { return Found::NotYet };
         let mut found = Found::All;

@@ -6,9 +6,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use slipway_access::{Permission, Person};
 use slipway_core::env;
-use slipway_exec::{Executor, Tracker};
+use slipway_exec::{Executor, TokenRequest, Tracker};
 use slipway_operator::authority::{Reviews, User};
-use slipway_operator::runs::{Pods, Settings};
+use slipway_operator::runs::{Pods, RunController, Settings, TokenSource};
 use slipway_operator::{Api, nodes};
 use slipway_server::auth::Authority;
 use slipway_server::{ClusterAnswer, Figure, Kubernetes, Mint};
@@ -21,7 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct InCluster {
     api: Api,
     namespace: String,
-    pods: OnceLock<Arc<Pods>>,
+    /// Unless it is installed apart.
+    controller: OnceLock<RunController>,
 }
 
 impl InCluster {
@@ -29,7 +30,7 @@ impl InCluster {
     pub(super) async fn of_this_pod() -> Option<Arc<dyn Kubernetes>> {
         let namespace = env::value(env::NAMESPACE)?;
         match Api::connect(None, None).await {
-            Ok(api) => Some(Arc::new(Self { api, namespace, pods: OnceLock::new() })),
+            Ok(api) => Some(Arc::new(Self { api, namespace, controller: OnceLock::new() })),
             Err(error) => {
                 tracing::warn!(%error, "the cluster that this should be in cannot be used");
                 None
@@ -52,37 +53,50 @@ impl Kubernetes for InCluster {
     }
 
     fn executor(&self, tracker: Arc<dyn Tracker>, mint: Mint) -> Arc<dyn Executor> {
-        // The kubelet tells a pod the addresses of its namespace's services; a name would need a DNS server that knows it.
-        let host = env::value("SLIPWAY_SERVICE_HOST").unwrap_or_else(|| format!("slipway.{}.svc", self.namespace));
-        let identity = env::value(env::POD).unwrap_or_else(|| format!("slipway-{}", std::process::id()));
-        let settings = Settings {
-            namespace: self.namespace.clone(),
-            identity: format!("{identity}_{}", slipway_core::ids::hex32()),
-            variables: vec![("MLFLOW_TRACKING_URI".into(), format!("http://{host}:7070"))],
-            // TODO-MERGE
-            mint: {
-                let mint = mint.clone();
-                Arc::new(move |ns: &str| {
-                    mint(&slipway_exec::TokenRequest {
-                        namespace: ns.into(),
-                        run_id: String::new(),
-                        run: String::new(),
-                        experiment: None,
-                        attempt: 1,
-                        expires_at: i64::MAX,
-                    })
-                })
-            },
-            patience: PATIENCE,
-        };
-        let pods = Arc::new(Pods::start(self.api.clone(), settings, tracker));
-        drop(self.pods.set(Arc::clone(&pods)));
-        pods
+        if env::value(env::CONTROLLER).as_deref() != Some("apart") {
+            let token = Arc::new(move |request: TokenRequest| -> BoxFuture<'static, Result<String, String>> {
+                let token = mint(&request);
+                Box::pin(async { Ok(token) })
+            });
+            let controller = RunController::start(self.api.clone(), settings(self.namespace.clone(), token), tracker);
+            let _ = self.controller.set(controller); // The server asks for its executor once, when it starts.
+        }
+        Arc::new(Pods::new(self.api.clone(), self.namespace.clone()))
     }
 
     fn figures(&self) -> Vec<Figure> {
-        let figures = self.pods.get().map(|p| p.figures()).into_iter().flatten();
+        let figures = self.controller.get().map(RunController::figures).into_iter().flatten();
         figures.map(|(name, help, is_counter, value)| Figure { name, help, is_counter, value }).collect()
+    }
+}
+
+/// Where runs reach the control plane.
+pub(super) fn runs_url(namespace: &str) -> String {
+    env::value(env::RUNS_URL).unwrap_or_else(|| {
+        // The kubelet tells a pod the addresses of its namespace's services; a name would need a DNS server that knows it.
+        let host = env::value("SLIPWAY_SERVICE_HOST").unwrap_or_else(|| format!("slipway.{namespace}.svc"));
+        format!("http://{host}:7070")
+    })
+}
+
+/// How runs are carried out by the pod that this process runs in.
+pub(super) fn settings(namespace: String, token: TokenSource) -> Settings {
+    // A secret without certificates of its own authority holds one that every image knows.
+    let ca = env::value(env::RUNS_CA).and_then(|path| match std::fs::read_to_string(&path) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            tracing::warn!(path, %error, "runs get no certificates and must know the control plane's by themselves");
+            None
+        }
+    });
+    let identity = env::value(env::POD).unwrap_or_else(|| format!("slipway-{}", std::process::id()));
+    Settings {
+        identity: format!("{identity}_{}", slipway_core::ids::hex32()),
+        variables: vec![("MLFLOW_TRACKING_URI".into(), runs_url(&namespace))],
+        namespace,
+        ca,
+        token,
+        patience: PATIENCE,
     }
 }
 
@@ -93,14 +107,18 @@ impl Authority for Asked {
     fn who<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>> {
         Box::pin(async move {
             let user = self.0.who(token).await.map_err(|e| e.to_string())?;
-            Ok(user.map(|u| Person { name: u.name, uid: u.uid, groups: u.groups, extra: u.extra }))
+            let person =
+                |u: User| Person { name: u.name, uid: u.uid, groups: u.groups, extra: serde_json::json!(u.extra) };
+            Ok(user.map(person))
         })
     }
 
     fn may<'a>(&'a self, person: &'a Person, wanted: &'a Permission) -> BoxFuture<'a, Result<bool, String>> {
         Box::pin(async move {
             let person = person.clone();
-            let user = User { name: person.name, uid: person.uid, groups: person.groups, extra: person.extra };
+            // The cluster's own rules may depend on the extra attributes, so none may be lost.
+            let extra = serde_json::from_value(person.extra).map_err(|e| e.to_string())?;
+            let user = User { name: person.name, uid: person.uid, groups: person.groups, extra };
             let may = self.0.may(&user, wanted.verb.name(), wanted.resource.name(), wanted.namespace.as_deref());
             may.await.map_err(|e| e.to_string())
         })

@@ -87,11 +87,15 @@ pub(super) async fn up(context: &Context, kube: Kube) -> Result<(), Failure> {
     say(format_args!("slipway {} is up in namespace {}", env!("CARGO_PKG_VERSION"), values.namespace));
     if values.server.enabled {
         say(format_args!("  kubectl -n {} port-forward service/slipway 7070", values.namespace));
+        if values.runs.namespaces.is_empty() {
+            let command = install::enable_namespace(&values.namespace, "NAMESPACE");
+            say(format_args!("  a namespace is enabled for runs by runs.namespaces in the values, or by: {command}"));
+        }
     }
     Ok(())
 }
 
-/// Makes the secret with the tokens where it is missing. It is nobody's but the user's: it is neither changed nor taken away.
+/// Creates the secret with the tokens if it is missing. It belongs to the user and is never changed.
 async fn tokens(api: &Api, values: &Values) -> Result<(), Failure> {
     let (namespace, name) = (values.namespace.as_str(), values.server.token_secret.as_str());
     if api.get(&SECRET, Some(namespace), name).await?.is_some() {

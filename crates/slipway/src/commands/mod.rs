@@ -1,6 +1,7 @@
 //! The commands, a file for each noun.
 
 mod cluster;
+mod controller;
 mod demo;
 mod deploy;
 mod doctor;
@@ -106,6 +107,7 @@ async fn run_configured(context: &Context, command: Command) -> Result<(), Failu
         Command::Down(_) => up::down(context).await,
         Command::Cluster(verb) => cluster::run(context, verb).await,
         Command::Lab(verb) => lab::run(verb),
+        Command::Controller(options) => controller::run(options).await,
         Command::Token { ui } => token::token(context, ui),
         Command::Login(options) => login::login(context, options).await,
         Command::Logout { url } => login::logout(context, &url),

@@ -109,7 +109,10 @@ pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> 
             );
         } else {
             // The token is shown to a person at a terminal; what goes into a log names the command that prints it.
-            say(format_args!("                   export MLFLOW_TRACKING_TOKEN=$(slipway token --home {})", root.display()));
+            say(format_args!(
+                "                   export MLFLOW_TRACKING_TOKEN=$(slipway token --home {})",
+                root.display()
+            ));
             if std::io::stderr().is_terminal()
                 && !gateway_only
                 && let Ok(token) = read_home_token(&Home::at(&root))

@@ -23,6 +23,8 @@ seccompProfile: {type: RuntimeDefault}
 {{- define "slipway.workload" }}
 {{- $root := .root }}
 {{- $server := .root.Values.server }}
+{{- $tls := $server.tls }}
+{{- $scheme := ternary ", scheme: HTTPS" "" (ne $tls.secret "") }}
 {{- $labels := include "slipway.labels" (dict "root" .root "component" .component) }}
 ---
 apiVersion: apps/v1
@@ -63,12 +65,17 @@ spec:
         - --inference-listen=0.0.0.0:7071
         - --grpc-listen=0.0.0.0:7072
         - --token-file=/etc/slipway/tokens/tokens
+        {{- if $tls.secret }}
+        - --tls-cert=/etc/slipway/tls/tls.crt
+        - --tls-key=/etc/slipway/tls/tls.key
+        {{- end }}
         {{- with .argument }}
         - {{ . }}
         {{- end }}
         env:
         - {name: SLIPWAY_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
         - {name: SLIPWAY_POD, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+        - {name: SLIPWAY_CONTROLLER, value: apart}
         {{- with $server.database.secret }}
         - {name: SLIPWAY_DATABASE, valueFrom: {secretKeyRef: {name: {{ . }}, key: url}}}
         {{- end }}
@@ -83,9 +90,9 @@ spec:
         - {name: http, containerPort: 7070, protocol: TCP}
         - {name: inference, containerPort: 7071, protocol: TCP}
         - {name: grpc, containerPort: 7072, protocol: TCP}
-        startupProbe: {httpGet: {path: /readyz, port: http}, periodSeconds: 1, failureThreshold: 120}
-        readinessProbe: {httpGet: {path: /readyz, port: http}, periodSeconds: 5}
-        livenessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 10}
+        startupProbe: {httpGet: {path: /readyz, port: http{{ $scheme }}}, periodSeconds: 1, failureThreshold: 120}
+        readinessProbe: {httpGet: {path: /readyz, port: http{{ $scheme }}}, periodSeconds: 5}
+        livenessProbe: {httpGet: {path: /healthz, port: http{{ $scheme }}}, periodSeconds: 10}
         resources: {{- .of.resources | toYaml | nindent 10 }}
         securityContext:
           runAsNonRoot: true
@@ -94,6 +101,9 @@ spec:
         - {name: state, mountPath: /var/lib/slipway}
         - {name: tokens, mountPath: /etc/slipway/tokens, readOnly: true}
         - {name: tmp, mountPath: /tmp}
+        {{- if $tls.secret }}
+        - {name: tls, mountPath: /etc/slipway/tls, readOnly: true}
+        {{- end }}
       volumes:
       {{- with .claim }}
       - {name: state, persistentVolumeClaim: {claimName: {{ . }}}}
@@ -102,6 +112,9 @@ spec:
       {{- end }}
       - {name: tokens, secret: {secretName: {{ $server.tokenSecret }}, defaultMode: 0440}}
       - {name: tmp, emptyDir: {}}
+      {{- with $tls.secret }}
+      - {name: tls, secret: {secretName: {{ . }}, defaultMode: 0440}}
+      {{- end }}
 ---
 apiVersion: v1
 kind: Service

@@ -1,0 +1,143 @@
+//! What a controller of runs in another process asks of the control plane, under `/api/v1/controller`: to begin and end tracked runs, and
+//! to make the tokens that attempts track with. Whoever may create `runs/tracking` in the namespace of the installation may ask.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+use slipway_access::{Access, Resource, Routes};
+use slipway_exec::{Mint, RunStatus, TokenRequest, Tracked, Tracker};
+
+#[derive(Clone)]
+struct Service {
+    tracker: Arc<dyn Tracker>,
+    mint: Mint,
+}
+
+/// The end of a tracked run.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct End {
+    run_id: String,
+    status: RunStatus,
+}
+
+pub(crate) fn routes(tracker: Arc<dyn Tracker>, mint: Mint) -> Routes {
+    let access = Access::create(Resource::RunTracking);
+    Routes::new()
+        .post("/api/v1/controller/begin", access, begin)
+        .post("/api/v1/controller/end", access, end)
+        .post("/api/v1/controller/token", access, token)
+        .with_state(Service { tracker, mint })
+}
+
+fn done(result: Result<(), String>) -> Response {
+    match result {
+        Ok(()) => Json(json!({})).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({"error": error}))).into_response(),
+    }
+}
+
+async fn begin(State(service): State<Service>, Json(run): Json<Tracked>) -> Response {
+    done(service.tracker.begin(run).await)
+}
+
+async fn end(State(service): State<Service>, Json(end): Json<End>) -> Response {
+    done(service.tracker.end(&end.run_id, &end.status).await)
+}
+
+async fn token(State(service): State<Service>, Json(request): Json<TokenRequest>) -> Response {
+    Json(json!({"token": (service.mint)(&request)})).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::{Request, header};
+    use futures_util::future::BoxFuture;
+    use parking_lot::Mutex;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::auth::{Authority, Callers, RunTokens};
+    use slipway_access::{Guard, HostNames, Permission, Person};
+
+    /// Remembers the tracked runs that it is told of.
+    #[derive(Default)]
+    struct Memory(Mutex<Vec<String>>);
+
+    impl Tracker for Memory {
+        fn begin(&self, run: Tracked) -> BoxFuture<'_, Result<(), String>> {
+            self.0.lock().push(format!("begin {}", run.run_id));
+            Box::pin(async { Ok(()) })
+        }
+
+        fn end<'a>(&'a self, run_id: &'a str, status: &'a RunStatus) -> BoxFuture<'a, Result<(), String>> {
+            self.0.lock().push(format!("end {run_id} {:?}", status.phase));
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    /// Knows tokens by their holders' names; only the controller may track.
+    struct Cluster;
+
+    impl Authority for Cluster {
+        fn who<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>> {
+            let known = ["controller", "editor"].contains(&token);
+            Box::pin(async move { Ok(known.then(|| Person { name: token.to_owned(), ..Person::default() })) })
+        }
+
+        fn may<'a>(&'a self, person: &'a Person, wanted: &'a Permission) -> BoxFuture<'a, Result<bool, String>> {
+            let tracking = wanted.resource == Resource::RunTracking && wanted.namespace.as_deref() == Some("sys");
+            Box::pin(async move { Ok(!tracking || person.name == "controller") })
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_controller_begins_and_ends_runs_and_has_tokens_made() {
+        let tracker = Arc::new(Memory::default());
+        let tokens = RunTokens::new([7; 32]);
+        let minting = tokens.clone();
+        let mint: Mint = Arc::new(move |request| minting.mint(request));
+        let callers = Callers { runs: Some(tokens.clone()), authority: Some(Arc::new(Cluster)), ..Callers::default() };
+        let guard = Guard::new(Arc::new(callers), "sys", HostNames::default());
+        let router = guard.protect(routes(Arc::<Memory>::clone(&tracker), mint));
+        let ask = async |token: &str, what: &str, body: serde_json::Value| {
+            let request = Request::post(format!("/api/v1/controller/{what}"))
+                .header(header::HOST, "localhost")
+                .header(header::CONTENT_TYPE, "application/json")
+                .header(header::AUTHORIZATION, format!("Bearer {token}"))
+                .body(Body::from(body.to_string()))
+                .unwrap();
+            let answer = router.clone().oneshot(request).await.unwrap();
+            let status = answer.status().as_u16();
+            let bytes = axum::body::to_bytes(answer.into_body(), 100_000).await.unwrap();
+            (status, serde_json::from_slice::<serde_json::Value>(&bytes).unwrap_or_default())
+        };
+        let run =
+            Tracked { run_id: "r".into(), experiment: None, name: "a".into(), user: String::new(), tags: Vec::new() };
+        let request = json!({"namespace": "team", "run_id": "r", "run": "a", "experiment": null, "attempt": 1, "expires_at": i64::MAX});
+        let run_token = tokens.mint(&serde_json::from_value(request.clone()).unwrap());
+        let end = json!({"runId": "r", "status": {"phase": "Succeeded"}});
+        let calls = [("begin", json!(run)), ("end", end), ("token", request)];
+        for (what, body) in &calls {
+            for (token, expected) in [("nobody", 401), ("editor", 403), (run_token.as_str(), 403)] {
+                assert_eq!(ask(token, what, body.clone()).await.0, expected, "{what}");
+            }
+        }
+        assert!(tracker.0.lock().is_empty());
+        for (what, body) in calls {
+            let (status, answer) = ask("controller", what, body).await;
+            assert_eq!(status, 200, "{what}: {answer}");
+            assert_eq!(
+                answer["token"].as_str().map(|t| tokens.verify(t).unwrap().namespace),
+                (what == "token").then(|| "team".to_owned())
+            );
+        }
+        assert_eq!(*tracker.0.lock(), ["begin r", "end r Succeeded"]);
+    }
+}

@@ -1,0 +1,167 @@
+//! `slipway controller`: the controller of runs in a process of its own. It creates pods and their secrets; what has to be tracked, and
+//! the tokens that runs track with, it asks the control plane for.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use futures_util::future::BoxFuture;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use slipway_core::env;
+use slipway_exec::{RunStatus, TokenRequest, Tracked, Tracker};
+use slipway_operator::Api;
+use slipway_operator::runs::RunController;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, watch};
+
+use super::in_cluster;
+use crate::Failure;
+use crate::cli;
+use crate::client::Client;
+use crate::credentials::{Access, ServerUrl, Token};
+
+/// How long requests for metrics may take to end after the process was asked to stop.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// The control plane, asked with a token that the kubelet renews in a file.
+struct ControlPlane {
+    url: String,
+    token_file: PathBuf,
+    /// The client of the token that was read last, so that connections are used again.
+    client: Mutex<Option<(String, Arc<Client>)>>,
+}
+
+impl ControlPlane {
+    async fn client(&self) -> Result<Arc<Client>, String> {
+        let unreadable = |e: std::io::Error| format!("{}: {e}", self.token_file.display());
+        let token = tokio::fs::read_to_string(&self.token_file).await.map_err(unreadable)?.trim().to_owned();
+        let mut known = self.client.lock().await;
+        if let Some((_, client)) = known.as_ref().filter(|(of, _)| *of == token) {
+            return Ok(Arc::clone(client));
+        }
+        let secret = Token::from_text(&token).ok_or_else(|| format!("{} holds no token", self.token_file.display()))?;
+        let authorities = env::value(env::CA_FILE).map(PathBuf::from);
+        let url = ServerUrl::parse(&self.url).map_err(|e| e.to_string())?;
+        let client = Client::to(&url, Access::of_controller(secret, authorities)).map_err(|e| e.to_string())?;
+        let client = Arc::new(client);
+        *known = Some((token, Arc::clone(&client)));
+        Ok(client)
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, what: &str, body: Value) -> Result<T, String> {
+        let answer = self.client().await?.post(&format!("/api/v1/controller/{what}"), &body).await;
+        answer.map_err(|e| format!("the control plane: {e}"))
+    }
+
+    async fn token(&self, request: TokenRequest) -> Result<String, String> {
+        #[derive(serde::Deserialize)]
+        struct Minted {
+            token: String,
+        }
+        Ok(self.ask::<Minted>("token", json!(request)).await?.token)
+    }
+}
+
+impl Tracker for ControlPlane {
+    fn begin(&self, run: Tracked) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move { self.ask::<Value>("begin", json!(run)).await.map(drop) })
+    }
+
+    fn end<'a>(&'a self, run_id: &'a str, status: &'a RunStatus) -> BoxFuture<'a, Result<(), String>> {
+        let body = json!({"runId": run_id, "status": status});
+        Box::pin(async move { self.ask::<Value>("end", body).await.map(drop) })
+    }
+}
+
+pub(super) async fn run(options: cli::Controller) -> Result<(), Failure> {
+    let namespace = env::value(env::NAMESPACE).ok_or_else(|| {
+        Failure::known(format!("{} is not set: this command runs in a cluster", env::NAMESPACE), "kube.no_config", 2)
+    })?;
+    let api = Api::connect(None, None).await?;
+    let listener = TcpListener::bind(&options.listen)
+        .await
+        .map_err(|e| Failure::known(format!("{} cannot be listened on: {e}", options.listen), "listen.invalid", 1))?;
+    let plane = Arc::new(ControlPlane {
+        url: options.control_plane.unwrap_or_else(|| in_cluster::runs_url(&namespace)),
+        token_file: options.token_file,
+        client: Mutex::default(),
+    });
+    let minting = Arc::clone(&plane);
+    let settings = in_cluster::settings(
+        namespace,
+        Arc::new(move |request| {
+            let plane = Arc::clone(&minting);
+            Box::pin(async move { plane.token(request).await })
+        }),
+    );
+    let controller = Arc::new(RunController::start(api, settings, plane));
+    let told = Arc::clone(&controller);
+    let router = Router::new().route("/healthz", get(|| async { "ok\n" })).route(
+        "/metrics",
+        get(move || async move { ([("content-type", "text/plain; version=0.0.4")], told.metrics()) }),
+    );
+    let (stop, mut stopped) = watch::channel(false);
+    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
+        let _ = stopped.wait_for(|s| *s).await; // An error means that the process is ending.
+    });
+    let mut server = tokio::spawn(async move { server.await });
+    tracing::info!("carrying out runs");
+    tokio::select! {
+        () = super::up::terminated()? => {}
+        ended = &mut server => {
+            return Err(Failure::known(format!("the port for metrics failed: {ended:?}"), "listen.invalid", 1));
+        }
+    }
+    // The work stops and the lease is given back first: then another can go on at once.
+    controller.stop().await;
+    stop.send_replace(true);
+    if tokio::time::timeout(DRAIN, server).await.is_err() {
+        tracing::debug!("a request for metrics did not end in time");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex as Lock;
+
+    use axum::Json;
+    use axum::http::HeaderMap;
+    use axum::routing::post;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_control_plane_is_asked_with_the_token_that_the_file_has_now() {
+        let asked: Arc<Lock<Vec<(String, String, Value)>>> = Arc::default();
+        let kept = Arc::clone(&asked);
+        let answer = move |path: axum::extract::Path<String>, headers: HeaderMap, body: Json<Value>| async move {
+            let token = headers["authorization"].to_str().unwrap_or_default().to_owned();
+            kept.lock().unwrap().push((path.0, token, body.0));
+            Json(json!({"token": "of the attempt"}))
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().route("/api/v1/controller/{what}", post(answer));
+        let server = tokio::spawn(async move { axum::serve(listener, router).await });
+        let token_file = std::env::temp_dir().join(format!("slipway-controller-{}", std::process::id()));
+        std::fs::write(&token_file, "first\n").unwrap();
+        let plane = ControlPlane { url, token_file: token_file.clone(), client: Mutex::default() };
+        let manifest = slipway_exec::Manifest::of("train", ["true"]);
+        let request = TokenRequest::new(&manifest, 1, Some(1000), 0);
+        assert_eq!(plane.token(request.clone()).await.unwrap(), "of the attempt");
+        std::fs::write(&token_file, "second\n").unwrap();
+        plane.begin(Tracked::of(&manifest)).await.unwrap();
+        plane.end("r", &RunStatus::default()).await.unwrap();
+        std::fs::remove_file(&token_file).unwrap();
+        assert!(plane.end("r", &RunStatus::default()).await.is_err(), "without a token nothing is asked");
+        let asked = asked.lock().unwrap().clone();
+        let expected = [("token", "Bearer first"), ("begin", "Bearer second"), ("end", "Bearer second")];
+        assert_eq!(asked.iter().map(|(what, token, _)| (what.as_str(), token.as_str())).collect::<Vec<_>>(), expected);
+        assert_eq!((&asked[0].2, &asked[2].2["runId"]), (&json!(request), &json!("r")));
+        server.abort();
+    }
+}
