@@ -427,7 +427,9 @@ mod tests {
         assert!(status["version"].is_string(), "{status}");
 
         // Who does not have the state folder.
-        let elsewhere = || Sources { home: Home::at(server.folder.join("nothing")), ..server.sources() };
+        let token = Token::from_text(&slipway_server::auth::read_home_token(&home).unwrap());
+        let home_of_another = Home::at(server.folder.join("nothing"));
+        let elsewhere = || Sources { home: home_of_another.clone(), token: token.clone(), ..server.sources() };
         let url = own.control_url();
         let refused = server.named(&url, &elsewhere()).await.unwrap_err();
         assert!(refused.to_string().contains(&own.fingerprint.unwrap().to_string()), "{refused}");

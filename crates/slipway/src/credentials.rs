@@ -339,7 +339,7 @@ mod tests {
         fn runs_at(&self, control: &str) -> std::fs::File {
             let home = Home::at(self.0.join("home"));
             home.create().unwrap();
-            std::fs::write(home.root().join("token"), "of-the-home\n").unwrap();
+            slipway_core::files::replace_as(&home.token_file(), b"of-the-state-folder\n", 0o600).unwrap();
             let addresses = Addresses {
                 pid: std::process::id(),
                 control: control.parse().unwrap(),
@@ -403,7 +403,7 @@ mod tests {
         let _lock = folder.runs_at("127.0.0.1:7070");
         let quiet = Sources { token: None, ..folder.sources() };
         for own in ["http://127.0.0.1:7070", "http://localhost:7070/"] {
-            assert_eq!(sent(own, &Origin::Default, &quiet).unwrap().as_deref(), Some("of-the-home"), "{own}");
+            assert_eq!(sent(own, &Origin::Default, &quiet).unwrap().as_deref(), Some("of-the-state-folder"), "{own}");
         }
         for other in ["http://127.0.0.1:7071", "https://127.0.0.1:7070", "http://127.0.0.2:7070"] {
             assert_eq!(sent(other, &Origin::Flag, &quiet).unwrap(), None, "{other}");
@@ -412,7 +412,7 @@ mod tests {
         assert_eq!(sent(own, &Origin::Default, &folder.sources()).unwrap().as_deref(), Some("of-the-environment"));
         // A folder that came with a project says itself which server is its own.
         let cloned = Sources { home_is_of_project: true, ..folder.sources() };
-        assert_eq!(sent(own, &Origin::Default, &cloned).unwrap().as_deref(), Some("of-the-home"));
+        assert_eq!(sent(own, &Origin::Default, &cloned).unwrap().as_deref(), Some("of-the-state-folder"));
     }
 
     #[test]

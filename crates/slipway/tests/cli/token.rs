@@ -13,7 +13,9 @@ fn the_token_of_the_state_folder_is_printed_alone() {
     assert!(none.stdout.is_empty() && none.talk().contains("auth.no_token"), "{none:?}");
     place.write("home/token", "\n");
     place.run(&["token"]).with_code(1);
-    place.write("home/token", &format!("{TOKEN}\n"));
+    let file = place.write("home/token", &format!("{TOKEN}\n"));
+    place.run(&["token"]).with_code(1); // Other users could read it, so it protects nothing.
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).unwrap();
     assert_eq!(place.run(&["token"]).with_code(0).stdout, format!("{TOKEN}\n"));
     assert_eq!(place.run(&["token", "-o", "json"]).with_code(0).json(), serde_json::json!({ "token": TOKEN }));
     let done = place.run(&["token", "-o", "kept.json"]).with_code(0);
@@ -25,11 +27,6 @@ fn the_token_of_the_state_folder_is_printed_alone() {
 #[test]
 fn the_link_opens_the_ui_of_the_running_server() {
     let mut server = Server::start();
-    let home = server.place.home();
-    // A server that makes its token itself has done so by now.
-    if !home.join("token").exists() {
-        server.place.write("home/token", &format!("{TOKEN}\n"));
-    }
     let token = server.run(&["token"]).with_code(0).stdout.trim().to_owned();
     let link = server.run(&["token", "--ui"]).with_code(0).stdout;
     assert_eq!(link, format!("{}/#token={token}\n", server.url()));
