@@ -12,6 +12,7 @@
 //! | [`home`] | where state lives on disk |
 //! | [`files`] | files that are never half written |
 //! | [`node_access`] | how the control plane identifies itself to node agents |
+//! | [`task`] | background tasks that must live as long as the process |
 //! | [`tls`] | whom a client trusts, fingerprints of certificates |
 
 pub mod clock;
@@ -22,6 +23,7 @@ pub mod files;
 pub mod home;
 pub mod ids;
 pub mod node_access;
+pub mod task;
 pub mod tls;
 pub mod units;
 

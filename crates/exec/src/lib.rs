@@ -85,6 +85,9 @@ pub trait Executor: std::fmt::Debug + Send + Sync {
 pub struct Tracked {
     /// 32 hexadecimal digits.
     pub run_id: String,
+    /// The namespace of the run, to which an experiment that is new belongs where namespaces are tenants.
+    #[serde(default)]
+    pub namespace: String,
     /// The experiment's name; the default one if unset.
     pub experiment: Option<String>,
     /// For people.
@@ -101,6 +104,7 @@ impl Tracked {
         let metadata = &run.metadata;
         Self {
             run_id: tracked_id(&metadata.uid),
+            namespace: metadata.namespace.clone(),
             experiment: run.spec.experiment.clone(),
             name: metadata.name.clone(),
             user: metadata.annotations.get(manifest::SUBMITTED_BY).cloned().unwrap_or_default(),

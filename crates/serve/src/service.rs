@@ -128,7 +128,8 @@ impl Gateway {
         let (background, deployments) = (gateway.clone(), gateway.deployments());
         tokio::spawn(async move {
             background.load_stored(deployments).await;
-            follow(background, changes).await;
+            let start = || follow(background.clone(), changes.clone());
+            slipway_core::task::restart_on_panic("following deployments", start).await;
         });
         Ok(gateway)
     }

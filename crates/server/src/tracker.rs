@@ -3,35 +3,56 @@
 use futures_util::future::BoxFuture;
 use slipway_core::clock::now_ms;
 use slipway_exec::{GpuUse, Phase, RunStatus, Tracked, Tracker};
-use slipway_track::model::KeyValue;
-use slipway_track::service::NewRun;
+use slipway_track::model::{Experiment, KeyValue};
 use slipway_track::service::metrics::NewMetric;
+use slipway_track::service::{NAMESPACE_TAG, NewRun};
 use slipway_track::{Error, ErrorCode, Tracking};
 
 /// MLflow's states of a run that go on.
 const OPEN: [&str; 2] = ["RUNNING", "SCHEDULED"];
 
-pub(crate) struct InTracking(pub(crate) Tracking);
+pub(crate) struct InTracking {
+    pub(crate) tracking: Tracking,
+    /// Whether namespaces are tenants, whose runs track to no experiment of another.
+    pub(crate) isolated: bool,
+}
 
 impl InTracking {
-    /// The experiment of this name, made if it is new; the default one without a name.
-    async fn experiment(&self, name: Option<String>) -> Result<String, Error> {
+    /// The experiment in which a run is tracked, created if it is new; the default one if the run names none.
+    async fn experiment(&self, name: Option<String>, namespace: &str) -> Result<String, Error> {
         let Some(name) = name else { return Ok("0".into()) };
-        if let Ok(found) = self.0.experiment_by_name(&name) {
-            return Ok(found.experiment_id);
+        if let Ok(found) = self.tracking.experiment_by_name(&name) {
+            return self.may_use(&found, namespace).map(|()| found.experiment_id);
         }
-        match self.0.create_experiment(name.clone(), None, Vec::new()).await {
-            // Somebody else was quicker.
-            Err(e) if e.code == ErrorCode::ResourceAlreadyExists => Ok(self.0.experiment_by_name(&name)?.experiment_id),
-            made => made,
+        let owner = KeyValue { key: NAMESPACE_TAG.into(), value: namespace.to_owned() };
+        let tags = if self.isolated { vec![owner] } else { Vec::new() };
+        match self.tracking.create_experiment(name.clone(), None, tags).await {
+            // Another run created it at the same moment.
+            Err(e) if e.code == ErrorCode::ResourceAlreadyExists => {
+                let found = self.tracking.experiment_by_name(&name)?;
+                self.may_use(&found, namespace).map(|()| found.experiment_id)
+            }
+            created => created,
+        }
+    }
+
+    fn may_use(&self, experiment: &Experiment, namespace: &str) -> Result<(), Error> {
+        match experiment.namespace() {
+            Some(owner) if self.isolated && owner != namespace => {
+                let name = &experiment.name;
+                let text =
+                    format!("experiment \"{name}\" belongs to namespace \"{owner}\", and the run to \"{namespace}\"");
+                Err(Error::new(ErrorCode::PermissionDenied, text))
+            }
+            _ => Ok(()),
         }
     }
 
     async fn begun(&self, run: Tracked) -> Result<(), Error> {
-        if self.0.run_info(&run.run_id).is_ok() {
+        if self.tracking.run_info(&run.run_id).is_ok() {
             return Ok(());
         }
-        let experiment_id = self.experiment(run.experiment).await?;
+        let experiment_id = self.experiment(run.experiment, &run.namespace).await?;
         let tags = run.tags.into_iter().map(|(key, value)| KeyValue { key, value }).collect();
         let new = NewRun {
             run_id: Some(run.run_id),
@@ -41,11 +62,11 @@ impl InTracking {
             run_name: run.name,
             tags,
         };
-        self.0.create_run(new).await.map(drop)
+        self.tracking.create_run(new).await.map(drop)
     }
 
     async fn ended(&self, run_id: &str, status: &RunStatus) -> Result<(), Error> {
-        let info = match self.0.run_info(run_id) {
+        let info = match self.tracking.run_info(run_id) {
             Ok(info) => info,
             // It ended before it was begun, or somebody purged it.
             Err(_) => return Ok(()),
@@ -60,7 +81,7 @@ impl InTracking {
                 tags.push(KeyValue { key: key.into(), value: value.clone() });
             }
         }
-        self.0.log_batch(run_id.to_owned(), metrics, Vec::new(), tags).await?;
+        self.tracking.log_batch(run_id.to_owned(), metrics, Vec::new(), tags).await?;
         let open = OPEN.contains(&info.status.as_str());
         let verdict = match status.phase {
             Phase::Cancelled => "KILLED",
@@ -69,7 +90,7 @@ impl InTracking {
             _ if open => "FINISHED",
             _ => return Ok(()),
         };
-        self.0.update_run(run_id.to_owned(), Some(verdict.into()), Some(at), None).await.map(drop)
+        self.tracking.update_run(run_id.to_owned(), Some(verdict.into()), Some(at), None).await.map(drop)
     }
 }
 
@@ -117,5 +138,42 @@ impl Tracker for InTracking {
                 done => done.map_err(|e| e.to_string()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slipway_store::{Database, Objects};
+
+    fn run(id: char, namespace: &str, experiment: &str) -> Tracked {
+        Tracked {
+            run_id: id.to_string().repeat(32),
+            namespace: namespace.into(),
+            experiment: Some(experiment.into()),
+            name: "train".into(),
+            user: String::new(),
+            tags: Vec::new(),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn runs_of_a_tenant_track_to_no_experiment_of_another() {
+        let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
+        std::fs::create_dir_all(&folder).unwrap();
+        let db = Database::open(&folder.join("t.db"), &[slipway_track::MIGRATION]).unwrap();
+        let tracking = Tracking::open(db, Objects::open(folder.join("objects")).unwrap()).await.unwrap();
+        let tracker = InTracking { tracking: tracking.clone(), isolated: true };
+        tracker.begin(run('a', "team-a", "ocr")).await.unwrap();
+        tracker.begin(run('b', "team-a", "ocr")).await.unwrap();
+        let refused = tracker.begin(run('c', "team-b", "ocr")).await.unwrap_err();
+        assert!(refused.contains("belongs to namespace \"team-a\""), "{refused}");
+        assert!(tracking.run_info(&"c".repeat(32)).is_err());
+        // An experiment that a person created belongs to all.
+        tracking.create_experiment("shared".into(), None, Vec::new()).await.unwrap();
+        tracker.begin(run('d', "team-b", "shared")).await.unwrap();
+        let one_owner = InTracking { tracking, isolated: false };
+        one_owner.begin(run('e', "default", "ocr")).await.unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

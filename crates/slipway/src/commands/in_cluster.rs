@@ -13,6 +13,8 @@ use slipway_operator::{Api, nodes};
 use slipway_server::auth::Authority;
 use slipway_server::{ClusterAnswer, Figure, Kubernetes, Mint};
 
+use crate::Failure;
+
 /// Between two tries to make a pod that a quota did not allow.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -27,15 +29,13 @@ pub(super) struct InCluster {
 
 impl InCluster {
     /// `None` outside of a cluster.
-    pub(super) async fn of_this_pod() -> Option<Arc<dyn Kubernetes>> {
-        let namespace = env::value(env::NAMESPACE)?;
-        match Api::connect(None, None).await {
-            Ok(api) => Some(Arc::new(Self { api, namespace, controller: OnceLock::new() })),
-            Err(error) => {
-                tracing::warn!(%error, "the cluster that this should be in cannot be used");
-                None
-            }
-        }
+    ///
+    /// # Errors
+    /// A cluster that cannot be reached. A server that went on without it would take runs as processes of its own pod.
+    pub(super) async fn of_this_pod() -> Result<Option<Arc<dyn Kubernetes>>, Failure> {
+        let Some(namespace) = env::value(env::NAMESPACE) else { return Ok(None) };
+        let api = Api::connect(None, None).await?;
+        Ok(Some(Arc::new(Self { api, namespace, controller: OnceLock::new() })))
     }
 }
 

@@ -80,7 +80,7 @@ pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> 
         limits: limits(context)?,
         runtime: context.config.get("runtime").unwrap_or("auto").parse()?,
         onnxruntime: context.config.get("onnxruntime").map(Into::into),
-        cluster: super::in_cluster::InCluster::of_this_pod().await,
+        cluster: super::in_cluster::InCluster::of_this_pod().await?,
     };
     let root = options.home.root().to_owned();
     let server = Server::bind(options).await?;

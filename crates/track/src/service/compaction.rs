@@ -11,6 +11,7 @@
 //! transaction. Between the two another server may have compacted the same run; the number of the run's compactions tells.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -78,7 +79,12 @@ impl Compactor {
     /// left uncompacted.
     pub(crate) fn start(db: Database, limits: Limits, sweep_after: Duration) -> Self {
         let (due, receiver) = mpsc::channel(QUEUE);
-        tokio::spawn(work(db, receiver, limits, sweep_after));
+        // The queue outlives a task that panicked, so that its successor goes on with it.
+        let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
+        tokio::spawn(async move {
+            let start = || work(db.clone(), Arc::clone(&receiver), limits, sweep_after);
+            slipway_core::task::restart_on_panic("compaction of metrics", start).await;
+        });
         Self { due, limits, counted: Mutex::default() }
     }
 
@@ -107,7 +113,8 @@ impl Compactor {
     }
 }
 
-async fn work(db: Database, mut due: mpsc::Receiver<i64>, limits: Limits, sweep_after: Duration) {
+async fn work(db: Database, due: Arc<tokio::sync::Mutex<mpsc::Receiver<i64>>>, limits: Limits, sweep_after: Duration) {
+    let mut due = due.lock().await;
     let sweep = tokio::time::sleep(sweep_after);
     tokio::pin!(sweep);
     loop {
