@@ -153,7 +153,9 @@ impl Server {
             .in_cluster(options.cluster.clone());
         // Before any client can find this server.
         let token_unusable = |source| ServerError::Home { path: options.home.token_file(), source };
-        let owner = if options.no_auth { None } else { Some(home_token(&options.home).map_err(token_unusable)?) };
+        // In a cluster nobody owns the machine: callers are the cluster's users, and a volume's files are readable by its group.
+        let has_owner = !options.no_auth && options.cluster.is_none();
+        let owner = has_owner.then(|| home_token(&options.home)).transpose().map_err(token_unusable)?;
         let listen = async |address: SocketAddr| {
             TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
         };

@@ -16,6 +16,7 @@ use slipway_core::{Explain, units};
 use slipway_exec::manifest::EnvVar;
 use slipway_exec::{Manifest, Phase, Submitted};
 use slipway_server::Addresses;
+use slipway_server::auth::read_home_token;
 
 use super::{Context, deploy, model, show};
 use crate::Failure;
@@ -96,7 +97,7 @@ impl Platform {
             // A process that is gone already is what was wanted.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
-        drop(self.child.wait());
+        let _ = self.child.wait(); // Its exit status says nothing: it was told to end.
     }
 }
 
@@ -160,21 +161,17 @@ pub(super) async fn demo(context: &Context, options: Demo) -> Result<(), Failure
     say(format_args!("\nEverything was verified in {}.", units::micros(started.elapsed().as_micros() as f64)));
     if options.keep {
         platform.keep = true;
+        let home = dir.join("home").display().to_string();
         let a = &platform.addresses;
+        say(format_args!("The platform stays up: {}  (stop it: slipway down --home {home})", a.control_url()));
+        say("Try next:");
+        say(format_args!("  slipway token --ui --home {home}     # a link that opens the UI signed in"));
+        say(format_args!("  slipway deploy split digits champion=50 challenger=50 --home {home}"));
+        say(format_args!("  slipway run ls --experiment digits --order-by 'metrics.accuracy DESC' --home {home}"));
         say(format_args!(
-            "The platform stays up: http://{}  (stop it: slipway down --home {})",
-            a.control,
-            dir.join("home").display()
+            "  curl -H \"authorization: Bearer $(slipway token --home {home})\" {}/v2/models/digits",
+            a.inference_url()
         ));
-        say(format_args!(
-            "Try next:\n  slipway deploy split digits champion=50 challenger=50 --server http://{}",
-            a.control
-        ));
-        say(format_args!(
-            "  slipway run ls --experiment digits --order-by 'metrics.accuracy DESC' --server http://{}",
-            a.control
-        ));
-        say(format_args!("  curl http://{}/v2/models/digits", a.inference));
     } else {
         platform.stop();
         say("Try next: `make demo KEEP=1` (or `slipway demo --keep`) leaves the platform and its UI up.");
@@ -289,7 +286,7 @@ fn start(dir: &Path, python: &Path, options: &Demo) -> Result<Platform, Failure>
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    drop(child.kill());
+    let _ = child.kill(); // It may have ended by itself.
     let text = std::fs::read_to_string(&log).unwrap_or_default();
     Err(failed(STEP, format_args!("it did not start; {}:\n{}", log.display(), text.trim())))
 }
@@ -394,10 +391,12 @@ async fn promote(step: &Steps, client: &Client, trained: &[Trained], experiment:
 
 fn query(dir: &Path, python: &Path, addresses: &Addresses) -> Result<Asked, Failure> {
     const STEP: &str = "requests";
+    let token = read_home_token(&Home::at(dir.join("home"))).map_err(|e| failed(STEP, e))?;
     let out = Command::new(python)
         .args(["query.py", &addresses.inference.to_string(), &addresses.grpc.to_string()])
         .current_dir(dir.join("work"))
         .env("MLFLOW_DISABLE_TELEMETRY", "1")
+        .env("SLIPWAY_TOKEN", token)
         .output()
         .map_err(|e| failed(STEP, e))?;
     verify(STEP, out.status.success(), String::from_utf8_lossy(&out.stderr).trim())?;

@@ -79,8 +79,12 @@ pub(super) async fn run(context: &Context, verb: Model) -> Result<(), Failure> {
                 say(format_args!("+ a version of {name} from {source}"));
                 return Ok(());
             }
-            // A name that is taken is the usual case.
-            drop(client.post::<Value>("/api/2.0/mlflow/registered-models/create", &json!({ "name": name })).await);
+            // A name that is taken is the usual case, and the next request names any other reason.
+            let created =
+                client.post::<Value>("/api/2.0/mlflow/registered-models/create", &json!({ "name": name })).await;
+            if let Err(error) = created {
+                tracing::debug!(%error, "the registered model was not created");
+            }
             let body = json!({ "name": name, "source": source, "run_id": run });
             let made: Value = client.post("/api/2.0/mlflow/model-versions/create", &body).await?;
             let version = text(&made["model_version"]["version"]);
