@@ -1,7 +1,6 @@
 //! Layered configuration: flag > `SLIPWAY_*` > `./slipway.yaml` (searched upwards) > user file > default.
 //!
-//! The keys are the same everywhere: `home`, `listen`, `inference-listen`, `grpc-listen`, `server`, `token-file`,
-//! `database`, `objects`, `runtime`, `onnxruntime`, `log`.
+//! The keys are the same everywhere; `KEYS` lists them, and `slipway config show` prints them with their values.
 //!
 //! `slipway.yaml` is the project file. It comes with a cloned repository, so whoever wrote it is not trusted: it may
 //! set only the keys that can neither send data or a token elsewhere nor load code ([`Key::from_project`]).
