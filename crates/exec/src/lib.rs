@@ -89,6 +89,9 @@ pub struct Tracked {
     pub experiment: Option<String>,
     /// For people.
     pub name: String,
+    /// The namespace that it was submitted to.
+    #[serde(default)]
+    pub namespace: String,
     /// Who submitted it.
     pub user: String,
     /// Key and value.
@@ -103,6 +106,7 @@ impl Tracked {
             run_id: tracked_id(&metadata.uid),
             experiment: run.spec.experiment.clone(),
             name: metadata.name.clone(),
+            namespace: metadata.namespace.clone(),
             user: metadata.annotations.get(manifest::SUBMITTED_BY).cloned().unwrap_or_default(),
             tags: vec![
                 ("mlflow.source.type".into(), "JOB".into()),

@@ -118,8 +118,14 @@ mod tests {
             let bytes = axum::body::to_bytes(answer.into_body(), 100_000).await.unwrap();
             (status, serde_json::from_slice::<serde_json::Value>(&bytes).unwrap_or_default())
         };
-        let run =
-            Tracked { run_id: "r".into(), experiment: None, name: "a".into(), user: String::new(), tags: Vec::new() };
+        let run = Tracked {
+            run_id: "r".into(),
+            experiment: None,
+            name: "a".into(),
+            namespace: "team".into(),
+            user: String::new(),
+            tags: Vec::new(),
+        };
         let request = json!({"namespace": "team", "run_id": "r", "run": "a", "experiment": null, "attempt": 1, "expires_at": i64::MAX});
         let run_token = tokens.mint(&serde_json::from_value(request.clone()).unwrap());
         let end = json!({"runId": "r", "status": {"phase": "Succeeded"}});

@@ -207,7 +207,8 @@ impl Server {
         let mut controller_routes = Routes::new();
         // Whoever may submit a run executes a program, so a server that knows no callers carries none out.
         if !options.gateway_only && !options.no_auth {
-            let tracker = Arc::new(InTracking(platform.tracking.clone()));
+            let tracker =
+                Arc::new(InTracking { tracking: platform.tracking.clone(), isolated: options.cluster.is_some() });
             let mint: Mint = Arc::new(move |request| run_tokens.mint(request));
             platform.carried_out_by(match &options.cluster {
                 Some(cluster) => {

@@ -4,35 +4,42 @@ use futures_util::future::BoxFuture;
 use slipway_core::clock::now_ms;
 use slipway_exec::{GpuUse, Phase, RunStatus, Tracked, Tracker};
 use slipway_track::model::KeyValue;
-use slipway_track::service::NewRun;
 use slipway_track::service::metrics::NewMetric;
+use slipway_track::service::{NAMESPACE_TAG, NewRun};
 use slipway_track::{Error, ErrorCode, Tracking};
 
 /// MLflow's states of a run that go on.
 const OPEN: [&str; 2] = ["RUNNING", "SCHEDULED"];
 
-pub(crate) struct InTracking(pub(crate) Tracking);
+pub(crate) struct InTracking {
+    pub(crate) tracking: Tracking,
+    /// Whether namespaces are tenants, whose runs and experiments are marked as theirs.
+    pub(crate) isolated: bool,
+}
 
 impl InTracking {
-    /// The experiment of this name, made if it is new; the default one without a name.
-    async fn experiment(&self, name: Option<String>) -> Result<String, Error> {
+    /// The experiment of this name, made with these tags if it is new; the default one without a name.
+    async fn experiment(&self, name: Option<String>, tags: Vec<KeyValue>) -> Result<String, Error> {
         let Some(name) = name else { return Ok("0".into()) };
-        if let Ok(found) = self.0.experiment_by_name(&name) {
+        if let Ok(found) = self.tracking.experiment_by_name(&name) {
             return Ok(found.experiment_id);
         }
-        match self.0.create_experiment(name.clone(), None, Vec::new()).await {
+        match self.tracking.create_experiment(name.clone(), None, tags).await {
             // Somebody else was quicker.
-            Err(e) if e.code == ErrorCode::ResourceAlreadyExists => Ok(self.0.experiment_by_name(&name)?.experiment_id),
+            Err(e) if e.code == ErrorCode::ResourceAlreadyExists => {
+                Ok(self.tracking.experiment_by_name(&name)?.experiment_id)
+            }
             made => made,
         }
     }
 
     async fn begun(&self, run: Tracked) -> Result<(), Error> {
-        if self.0.run_info(&run.run_id).is_ok() {
+        if self.tracking.run_info(&run.run_id).is_ok() {
             return Ok(());
         }
-        let experiment_id = self.experiment(run.experiment).await?;
-        let tags = run.tags.into_iter().map(|(key, value)| KeyValue { key, value }).collect();
+        let owner = self.isolated.then(|| KeyValue { key: NAMESPACE_TAG.into(), value: run.namespace.clone() });
+        let experiment_id = self.experiment(run.experiment, owner.clone().into_iter().collect()).await?;
+        let tags = run.tags.into_iter().map(|(key, value)| KeyValue { key, value }).chain(owner).collect();
         let new = NewRun {
             run_id: Some(run.run_id),
             experiment_id,
@@ -41,11 +48,11 @@ impl InTracking {
             run_name: run.name,
             tags,
         };
-        self.0.create_run(new).await.map(drop)
+        self.tracking.create_run(new).await.map(drop)
     }
 
     async fn ended(&self, run_id: &str, status: &RunStatus) -> Result<(), Error> {
-        let info = match self.0.run_info(run_id) {
+        let info = match self.tracking.run_info(run_id) {
             Ok(info) => info,
             // It ended before it was begun, or somebody purged it.
             Err(_) => return Ok(()),
@@ -60,7 +67,7 @@ impl InTracking {
                 tags.push(KeyValue { key: key.into(), value: value.clone() });
             }
         }
-        self.0.log_batch(run_id.to_owned(), metrics, Vec::new(), tags).await?;
+        self.tracking.log_batch(run_id.to_owned(), metrics, Vec::new(), tags).await?;
         let open = OPEN.contains(&info.status.as_str());
         let verdict = match status.phase {
             Phase::Cancelled => "KILLED",
@@ -69,7 +76,7 @@ impl InTracking {
             _ if open => "FINISHED",
             _ => return Ok(()),
         };
-        self.0.update_run(run_id.to_owned(), Some(verdict.into()), Some(at), None).await.map(drop)
+        self.tracking.update_run(run_id.to_owned(), Some(verdict.into()), Some(at), None).await.map(drop)
     }
 }
 
@@ -117,5 +124,38 @@ impl Tracker for InTracking {
                 done => done.map_err(|e| e.to_string()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slipway_core::home::Home;
+    use slipway_serve::runtime::Preference;
+
+    use crate::{Platform, Stores};
+
+    /// In a cluster, an experiment that a run makes by naming it belongs to the namespace of the run; one that is there keeps its owner.
+    #[tokio::test]
+    async fn submitted_runs_and_the_experiments_that_they_make_belong_to_their_namespace() {
+        let home = Home::at(std::env::temp_dir().join(slipway_core::ids::hex32()));
+        let platform = Platform::open(&home, &Stores::default(), Preference::Tract, None).await.unwrap();
+        let tracker = InTracking { tracking: platform.tracking.clone(), isolated: true };
+        for (run_id, namespace) in [("a".repeat(32), "team-a"), ("b".repeat(32), "team-b")] {
+            let run = Tracked {
+                run_id: run_id.clone(),
+                experiment: Some("digits".into()),
+                name: "train".into(),
+                namespace: namespace.into(),
+                user: String::new(),
+                tags: Vec::new(),
+            };
+            tracker.begin(run).await.unwrap();
+            let tags = platform.tracking.run(&run_id).unwrap().data.tags;
+            assert!(tags.iter().any(|t| t.key == NAMESPACE_TAG && t.value == namespace), "{tags:?}");
+        }
+        let tags = platform.tracking.experiment_by_name("digits").unwrap().tags;
+        assert_eq!(tags, [KeyValue { key: NAMESPACE_TAG.into(), value: "team-a".into() }]);
+        std::fs::remove_dir_all(home.root()).unwrap();
     }
 }
