@@ -18,8 +18,8 @@ demo=.slipway-demo
 trap 'target/release/slipway down --home "$demo/home" || true' EXIT
 target/release/slipway down --home "$demo/home"
 # GPUs of a fixture, one of them cut into instances, and two benchmarks of this machine's processor.
-export SLIPWAY_GPU_FIXTURE=h100x8 SLIPWAY_FAKE_NVML_STATE="$PWD/$demo/mig.json"
-mkdir -p "$demo" && rm -f "$SLIPWAY_FAKE_NVML_STATE"
+export SLIPWAY_GPU_FIXTURE=h100x8 SLIPWAY_FAKE_NVML_STATE="$PWD/target/ui-test-mig.json"
+rm -f "$SLIPWAY_FAKE_NVML_STATE"
 target/release/slipway gpu mig apply "3x1g.10gb + 1x3g.40gb" --gpus 5 --yes
 target/release/slipway demo --dir "$demo" --keep
 for _ in 1 2; do target/release/slipway gpu bench --cpu --quick --home "$demo/home" -q >/dev/null; done

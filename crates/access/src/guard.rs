@@ -287,15 +287,18 @@ fn check_destination(request: &Request, names: &HostNames) -> Result<Authority, 
         return Err(Refusal::Misdirected(own.host().to_owned()));
     }
     let text = |name: &str| request.headers().get(name).map(|v| v.to_str().unwrap_or("null"));
-    if let Some(origin) = text("origin") {
+    for origin in request.headers().get_all(header::ORIGIN) {
+        let origin = origin.to_str().unwrap_or("null");
         let from = origin.split_once("://").map_or("", |(_, authority)| authority);
         if !from.eq_ignore_ascii_case(own.as_str()) {
             return Err(Refusal::ForeignOrigin);
         }
     }
-    // Browsers say where a request comes from even where they send no Origin, such as for images; following a link is harmless.
+    // Browsers say where a request comes from even where they send no Origin, such as for images; following a link is harmless, and
+    // sending a form is not.
     let site = text("sec-fetch-site").unwrap_or("none");
-    if matches!(site, "cross-site" | "same-site") && text("sec-fetch-mode") != Some("navigate") {
+    let follows_link = text("sec-fetch-mode") == Some("navigate") && request.method().is_safe();
+    if matches!(site, "cross-site" | "same-site") && !follows_link {
         return Err(Refusal::ForeignOrigin);
     }
     Ok(own)
@@ -372,6 +375,12 @@ mod tests {
         assert!(check(&[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "cors")]).is_err());
         assert_eq!(check(&[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")]), Ok(()));
         assert_eq!(check(&[("sec-fetch-site", "same-origin"), ("sec-fetch-mode", "cors")]), Ok(()));
+        let twice = [("origin", "http://127.0.0.1:7070"), ("origin", "https://evil.example")];
+        assert_eq!(check(&twice), Err(Refusal::ForeignOrigin));
+        let mut form =
+            request(&[("host", "127.0.0.1"), ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")]);
+        *form.method_mut() = axum::http::Method::POST;
+        assert!(check_destination(&form, &HostNames::default()).is_err());
     }
 
     #[test]

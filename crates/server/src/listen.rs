@@ -53,7 +53,7 @@ pub struct Limits {
     pub handshake: Duration,
     /// Time for the head of a request, from its first byte; for the first one from the connection's beginning.
     pub header: Duration,
-    /// Time without a request after which a connection is closed.
+    /// Time without a request after which a connection is closed, and time for which a client of HTTP/2 may take nothing of its answers.
     pub idle: Duration,
     /// Time without progress, in a request's body that is waited for or in an answer that the client does not read.
     pub stall: Duration,
@@ -334,14 +334,15 @@ impl Shared {
                     if expiry != Expiry::Evicted {
                         self.counts.timed_out.fetch_add(1, Relaxed);
                     }
-                    if expiry == Expiry::Header {
+                    let loses_nothing = expiry == Expiry::Evicted && activity.is_before_request();
+                    if matches!(expiry, Expiry::Header | Expiry::Unread) || loses_nothing {
                         return;
                     }
                     ends = Some(Instant::now() + GOODBYE);
                     connection.as_mut().graceful_shutdown();
                 }
                 () = sleep_until(ends.unwrap_or_else(Instant::now)), if ends.is_some() => {
-                    if activity.idle_for().is_some() {
+                    if !activity.is_answering(GOODBYE) {
                         return;
                     }
                     // A request came in at the last moment; it is answered.

@@ -13,7 +13,7 @@ const OPEN: [&str; 2] = ["RUNNING", "SCHEDULED"];
 
 pub(crate) struct InTracking {
     pub(crate) tracking: Tracking,
-    /// Whether namespaces are tenants, whose runs track to no experiment of another.
+    /// Whether namespaces are tenants, whose runs and experiments are marked as theirs.
     pub(crate) isolated: bool,
 }
 
@@ -53,7 +53,8 @@ impl InTracking {
             return Ok(());
         }
         let experiment_id = self.experiment(run.experiment, &run.namespace).await?;
-        let tags = run.tags.into_iter().map(|(key, value)| KeyValue { key, value }).collect();
+        let owner = self.isolated.then(|| KeyValue { key: NAMESPACE_TAG.into(), value: run.namespace.clone() });
+        let tags = run.tags.into_iter().map(|(key, value)| KeyValue { key, value }).chain(owner).collect();
         let new = NewRun {
             run_id: Some(run.run_id),
             experiment_id,
@@ -166,6 +167,8 @@ mod tests {
         let tracker = InTracking { tracking: tracking.clone(), isolated: true };
         tracker.begin(run('a', "team-a", "ocr")).await.unwrap();
         tracker.begin(run('b', "team-a", "ocr")).await.unwrap();
+        let tags = tracking.run(&"b".repeat(32)).unwrap().data.tags;
+        assert!(tags.iter().any(|t| t.key == NAMESPACE_TAG && t.value == "team-a"), "{tags:?}");
         let refused = tracker.begin(run('c', "team-b", "ocr")).await.unwrap_err();
         assert!(refused.contains("belongs to namespace \"team-a\""), "{refused}");
         assert!(tracking.run_info(&"c".repeat(32)).is_err());

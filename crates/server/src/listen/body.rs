@@ -105,12 +105,13 @@ impl HttpBody for PacedBody {
 /// An answer's body; its request is in flight until it was sent.
 pub(super) struct CountedBody {
     inner: Body,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
 
 impl CountedBody {
-    pub(super) fn new(inner: Body, in_flight: InFlight) -> Self {
-        Self { inner, _in_flight: in_flight }
+    pub(super) fn new(inner: Body, mut in_flight: InFlight) -> Self {
+        in_flight.waits_for_client();
+        Self { inner, in_flight }
     }
 }
 
@@ -122,7 +123,13 @@ impl HttpBody for CountedBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
+        // hyper asks for more when the client can take it, over HTTP/1 and HTTP/2 alike.
+        self.in_flight.was_taken();
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        if polled.is_ready() {
+            self.in_flight.waits_for_client();
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -14,6 +14,9 @@ use tokio::time::{Instant, Sleep};
 
 use super::Limits;
 
+/// A client that has taken nothing of its answers for this many milliseconds is not using its connection, if another needs the room.
+const UNREAD_GRACE: u64 = 5_000;
+
 /// Why a connection is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expiry {
@@ -21,6 +24,8 @@ pub(super) enum Expiry {
     Header,
     /// No request came for too long.
     Idle,
+    /// The client did not take its answers for too long.
+    Unread,
     /// It makes room for another.
     Evicted,
 }
@@ -31,6 +36,11 @@ pub(super) struct Activity {
     began: Instant,
     /// Requests that are not answered whole yet.
     in_flight: AtomicUsize,
+    /// Those of them whose answer goes on when the client takes more of it. A client of HTTP/2 may take nothing for ever without keeping
+    /// any write waiting, by giving its streams no window (RFC 9113, section 5.2).
+    unread: AtomicUsize,
+    /// When a client last took something of an answer.
+    taken_at: AtomicU64,
     /// When the last request was answered; 0 before the first.
     idle_since: AtomicU64,
     /// When the head of the next request began to arrive.
@@ -46,6 +56,8 @@ impl Activity {
         Self {
             began: Instant::now(),
             in_flight: AtomicUsize::new(0),
+            unread: AtomicUsize::new(0),
+            taken_at: AtomicU64::new(0),
             idle_since: AtomicU64::new(0),
             header_since: AtomicU64::new(0),
             is_http2: AtomicBool::new(false),
@@ -65,7 +77,7 @@ impl Activity {
         if version == Version::HTTP_2 {
             this.is_http2.store(true, SeqCst);
         }
-        InFlight(Arc::clone(this))
+        InFlight { activity: Arc::clone(this), is_unread: false }
     }
 
     /// Bytes arrived.
@@ -75,12 +87,34 @@ impl Activity {
         }
     }
 
-    /// For how long it has had no request, in milliseconds; none while it has one, or once it was asked to go.
+    /// For how long all its answers have waited for the client, in milliseconds; none where the server itself has something to do.
+    fn unread_for(&self) -> Option<u64> {
+        let in_flight = self.in_flight.load(SeqCst);
+        let all = in_flight > 0 && self.unread.load(SeqCst) >= in_flight;
+        all.then(|| self.now().saturating_sub(self.taken_at.load(SeqCst)))
+    }
+
+    /// For how long nobody has used it, in milliseconds; none while it is used, or once it was asked to go.
     pub(super) fn idle_for(&self) -> Option<u64> {
-        if self.in_flight.load(SeqCst) > 0 || self.is_evicted.load(SeqCst) {
+        if self.is_evicted.load(SeqCst) {
             return None;
         }
+        if self.in_flight.load(SeqCst) > 0 {
+            return self.unread_for().filter(|unread| *unread >= UNREAD_GRACE);
+        }
         Some(self.now().saturating_sub(self.idle_since.load(SeqCst)))
+    }
+
+    /// Whether a request is being answered to a client that has taken something of its answers in this time.
+    pub(super) fn is_answering(&self, within: Duration) -> bool {
+        self.in_flight.load(SeqCst) > 0
+            && self.unread_for().is_none_or(|unread| u128::from(unread) < within.as_millis())
+    }
+
+    /// Whether the client has begun a request, or not even its first one, so that it loses nothing when the connection is closed.
+    pub(super) fn is_before_request(&self) -> bool {
+        let never = self.idle_since.load(SeqCst) == 0 || self.header_since.load(SeqCst) > 0;
+        self.in_flight.load(SeqCst) == 0 && never
     }
 
     /// Asks it to make room for another.
@@ -96,10 +130,11 @@ impl Activity {
 
     /// When it is to end if nothing happens, and why.
     fn deadline(&self, limits: &Limits) -> Option<(u64, Expiry)> {
-        if self.in_flight.load(SeqCst) > 0 {
-            return None;
-        }
         let milliseconds = |limit: Duration| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        if self.in_flight.load(SeqCst) > 0 {
+            let taken_at = self.taken_at.load(SeqCst);
+            return self.unread_for().map(|_| (taken_at.saturating_add(milliseconds(limits.idle)), Expiry::Unread));
+        }
         let (header, idle) = (self.header_since.load(SeqCst), self.idle_since.load(SeqCst));
         Some(if header > 0 || idle == 0 {
             (header.max(1).saturating_add(milliseconds(limits.header)), Expiry::Header)
@@ -130,12 +165,36 @@ impl Activity {
 
 /// A request that is not answered whole yet.
 #[derive(Debug)]
-pub(super) struct InFlight(Arc<Activity>);
+pub(super) struct InFlight {
+    activity: Arc<Activity>,
+    is_unread: bool,
+}
+
+impl InFlight {
+    /// There is something that the client has not taken; the answer goes on when it does.
+    pub(super) fn waits_for_client(&mut self) {
+        if !self.is_unread {
+            self.activity.taken_at.store(self.activity.now(), SeqCst);
+            self.activity.unread.fetch_add(1, SeqCst);
+            self.is_unread = true;
+        }
+    }
+
+    /// The client took what there was.
+    pub(super) fn was_taken(&mut self) {
+        if self.is_unread {
+            self.activity.taken_at.store(self.activity.now(), SeqCst);
+            self.activity.unread.fetch_sub(1, SeqCst);
+            self.is_unread = false;
+        }
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.idle_since.store(self.0.now(), SeqCst);
-        self.0.in_flight.fetch_sub(1, SeqCst);
+        self.was_taken();
+        self.activity.idle_since.store(self.activity.now(), SeqCst);
+        self.activity.in_flight.fetch_sub(1, SeqCst);
     }
 }
 

@@ -455,3 +455,57 @@ async fn with_few_descriptors() {
     closed(&mut first).await;
     assert!(server.counts.evicted.load(Relaxed) >= 1);
 }
+
+/// HTTP/2 connection preface and settings, the last of which is the window that answers have.
+fn http2_preface(window: u32) -> Vec<u8> {
+    let settings = [&[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4][..], &window.to_be_bytes()].concat();
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &settings].concat()
+}
+
+/// `GET /hello` on stream 1: indexed fields of the static table, and literals without Huffman coding (RFC 7541, appendix A).
+fn http2_get() -> Vec<u8> {
+    let block = [b"\x82\x86\x04\x06/hello".as_slice(), b"\x01\x01a"].concat();
+    let length = u8::try_from(block.len()).unwrap();
+    [&[0, 0, length, 1, 5, 0, 0, 0, 1][..], &block].concat()
+}
+
+/// Connections that are asked to make room do so, whatever their client does: it may send half a head, or a preface and nothing more.
+#[tokio::test]
+async fn clients_that_begin_and_go_no_further_make_room() {
+    let half = b"GET /hello HTTP/1.1\r\nhost: a\r\nx: ".to_vec();
+    let asked_before = [GET, b"GET /hello HTTP/1.1\r\nhost: a\r\nx: "].concat();
+    for beginning in [half, asked_before, http2_preface(65_535)] {
+        let server = start(Limits { connections: 4, ..generous() }, None, hello()).await;
+        let mut all = Vec::new();
+        for _ in 0..4 {
+            let mut stream = server.connect().await;
+            stream.write_all(&beginning).await.unwrap();
+            all.push(stream);
+        }
+        until("all are open", || server.counts.open.load(Relaxed) == 4).await;
+        for _ in 0..8 {
+            let mut next = server.connect().await;
+            assert!(exchange(&mut next, GET, "hello").await.ends_with("hello"));
+        }
+    }
+}
+
+/// A client of HTTP/2 that opens no window is never written to, so no write of the server stalls; its connection ends all the same, and
+/// sooner where another needs the room.
+#[tokio::test]
+async fn clients_that_take_nothing_of_their_answers_are_closed() {
+    let unread = [http2_preface(0), http2_get()].concat();
+    let server = start(Limits { idle: Duration::from_secs(1), ..generous() }, None, hello()).await;
+    let mut stream = server.connect().await;
+    stream.write_all(&unread).await.unwrap();
+    closed(&mut stream).await;
+    assert_eq!(server.counts.timed_out.load(Relaxed), 1);
+
+    let server = start(Limits { connections: 1, ..generous() }, None, hello()).await;
+    let mut stream = server.connect().await;
+    stream.write_all(&unread).await.unwrap();
+    until("it is open", || server.counts.open.load(Relaxed) == 1).await;
+    let mut next = server.connect().await;
+    assert!(exchange(&mut next, GET, "hello").await.ends_with("hello"));
+    assert_eq!(server.counts.evicted.load(Relaxed), 1);
+}

@@ -174,11 +174,15 @@ async fn a_run_changes_nothing_of_another_tenant() {
         ("POST", "/2.0/mlflow/experiments/update", json!({"experiment_id": experiment, "new_name": "c"}).to_string()),
         ("POST", "/2.0/mlflow/experiments/delete", json!({"experiment_id": experiment}).to_string()),
         ("POST", "/2.0/mlflow/logged-models", json!({"experiment_id": experiment, "name": "n"}).to_string()),
-        ("PATCH", &format!("/2.0/mlflow/logged-models/{logged}"), json!({"status": "2"}).to_string()),
+        (
+            "PATCH",
+            &format!("/2.0/mlflow/logged-models/{logged}"),
+            json!({"model_id": logged, "status": "2"}).to_string(),
+        ),
         (
             "PATCH",
             &format!("/2.0/mlflow/logged-models/{logged}/tags"),
-            json!({"tags": [{"key": "k", "value": "v"}]}).to_string(),
+            json!({"model_id": logged, "tags": [{"key": "k", "value": "v"}]}).to_string(),
         ),
         (
             "PUT",
@@ -199,6 +203,96 @@ async fn a_run_changes_nothing_of_another_tenant() {
         }
     }
     assert_eq!(super::fuzz::state(&front), before);
+}
+
+/// Whoever submits a run names its experiment, and runs that name none share the default one: being in an experiment gives no right to what
+/// others have in it.
+#[tokio::test]
+async fn a_run_changes_nothing_of_others_in_an_experiment_that_it_shares() {
+    let front = Front::open().await;
+    let made = |reply: super::Reply| -> Value { serde_json::from_slice(&reply.body).unwrap() };
+    let mlflow = "/api/2.0/mlflow";
+    let body = json!({"experiment_id": "0"}).to_string();
+    let other = made(front.ask("owner", "POST", &format!("{mlflow}/runs/create"), &body).await);
+    let other = other["run"]["info"]["run_id"].as_str().unwrap().to_owned();
+    let body = json!({"experiment_id": "0", "name": "theirs"}).to_string();
+    let model = made(front.ask("owner", "POST", &format!("{mlflow}/logged-models"), &body).await);
+    let model = model["model"]["info"]["model_id"].as_str().unwrap().to_owned();
+    let artifacts = "/api/2.0/mlflow-artifacts";
+    let metric = |run: &str| json!({"run_id": run, "key": "m", "value": 1.0, "timestamp": 1, "model_id": model});
+    let of_batch = json!({"run_id": RUN_ID, "metrics": [metric(RUN_ID)]});
+    let owner_tag = json!({"key": "slipway.namespace", "value": "team-a"});
+    let before = super::fuzz::state(&front);
+    for (method, path, body) in [
+        ("PUT", format!("{artifacts}/artifacts/0/{other}/artifacts/m/model.onnx"), json!({})),
+        ("PUT", format!("{artifacts}/artifacts/0/models/{model}/artifacts/model.onnx"), json!({})),
+        ("PUT", format!("{artifacts}/artifacts/0/models/{model}"), json!({})),
+        ("PUT", format!("{artifacts}/artifacts/0/{RUN_ID}%2f..%2f{other}/x"), json!({})),
+        ("PUT", format!("{artifacts}/artifacts/0/.%2f{other}/x"), json!({})),
+        ("PUT", format!("{artifacts}/artifacts/0//{other}/x"), json!({})),
+        ("PUT", format!("{artifacts}/artifacts/0/x"), json!({})),
+        ("PUT", format!("{artifacts}/artifacts/00/{RUN_ID}/x"), json!({})),
+        ("POST", format!("{artifacts}/mpu/create/0/{other}/artifacts"), json!({"path": "a", "num_parts": 1})),
+        ("POST", format!("{mlflow}/runs/log-metric"), metric(&other)),
+        ("POST", format!("{mlflow}/runs/log-metric"), metric(RUN_ID)),
+        ("POST", format!("{mlflow}/runs/log-batch"), of_batch),
+        ("POST", format!("{mlflow}/runs/set-tag"), json!({"run_id": other, "key": "k", "value": "v"})),
+        ("POST", format!("{mlflow}/runs/set-tag"), json!({"run_id": RUN_ID, "key": "slipway.namespace", "value": "b"})),
+        ("POST", format!("{mlflow}/runs/log-batch"), json!({"run_id": RUN_ID, "tags": [owner_tag]})),
+        ("POST", format!("{mlflow}/runs/update"), json!({"run_id": other, "status": "FAILED"})),
+        ("PATCH", format!("{mlflow}/logged-models/{model}"), json!({"model_id": model, "status": "2"})),
+        ("PATCH", format!("{mlflow}/logged-models/{model}/tags"), json!({"model_id": model, "tags": [owner_tag]})),
+        (
+            "POST",
+            format!("{mlflow}/logged-models/{model}/params"),
+            json!({"model_id": model, "params": [{"key": "k", "value": "v"}]}),
+        ),
+        ("POST", format!("{mlflow}/runs/create"), json!({"experiment_id": "0", "tags": [owner_tag]})),
+        (
+            "POST",
+            format!("{mlflow}/experiments/set-experiment-tag"),
+            json!({"experiment_id": "0", "key": "k", "value": "v"}),
+        ),
+    ] {
+        let reply = front.ask("runner", method, &path, &body.to_string()).await;
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        assert!(matches!(reply.status.as_u16(), 400 | 403), "{method} {path} {body}: {} {text}", reply.status);
+    }
+    assert_eq!(super::fuzz::state(&front), before);
+
+    // It may register what others logged, which reads it; the logged model itself does not change.
+    front
+        .ask("runner", "POST", &format!("{mlflow}/registered-models/create"), &json!({"name": "mine"}).to_string())
+        .await;
+    let body = json!({"name": "mine", "source": format!("models:/{model}"), "model_id": model}).to_string();
+    let reply = front.ask("runner", "POST", &format!("{mlflow}/model-versions/create"), &body).await;
+    assert_eq!(reply.status, 200, "{}", String::from_utf8_lossy(&reply.body));
+    let kept = made(front.ask("owner", "GET", &format!("{mlflow}/logged-models/{model}"), "").await);
+    assert!(!kept.to_string().contains("modelVersions"), "{kept}");
+}
+
+/// Child runs and logged models that a run makes in an experiment that it shares are its own.
+#[tokio::test]
+async fn a_run_goes_on_with_what_it_made_in_an_experiment_that_it_shares() {
+    let front = Front::open().await;
+    let mlflow = "/api/2.0/mlflow";
+    let ask = async |method: &str, path: &str, body: Value| -> Value {
+        let reply = front.ask("runner", method, path, &body.to_string()).await;
+        assert_eq!(reply.status, 200, "{method} {path}: {}", String::from_utf8_lossy(&reply.body));
+        serde_json::from_slice(&reply.body).unwrap_or_default()
+    };
+    let child = ask("POST", &format!("{mlflow}/runs/create"), json!({"experiment_id": "0"})).await;
+    let child = child["run"]["info"]["run_id"].as_str().unwrap();
+    let new = json!({"experiment_id": "0", "name": "own", "source_run_id": child});
+    let model = ask("POST", &format!("{mlflow}/logged-models"), new).await;
+    let model = model["model"]["info"]["model_id"].as_str().unwrap();
+    let artifacts = "/api/2.0/mlflow-artifacts/artifacts";
+    ask("PUT", &format!("{artifacts}/0/models/{model}/artifacts/model.onnx"), json!({})).await;
+    ask("PUT", &format!("{artifacts}/0/{child}/artifacts/x.txt"), json!({})).await;
+    ask("PATCH", &format!("{mlflow}/logged-models/{model}"), json!({"model_id": model, "status": "2"})).await;
+    let metric = json!({"run_id": child, "key": "m", "value": 1.0, "timestamp": 1, "model_id": model});
+    ask("POST", &format!("{mlflow}/runs/log-metric"), metric).await;
+    ask("POST", &format!("{mlflow}/runs/update"), json!({"run_id": child, "status": "FINISHED"})).await;
 }
 
 /// What a run does with its own token goes on working, and what it creates belongs to its namespace.

@@ -3,6 +3,8 @@
 //! Python environment -> `slipway up` -> four trainings -> registry -> deployment -> 720 requests -> one table and
 //! the lineage of one answer. Every step fails loudly; the exit code is 0 only if all of it was seen to work.
 
+mod folder;
+
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -111,8 +113,9 @@ impl Drop for Platform {
 
 pub(super) async fn demo(context: &Context, options: Demo) -> Result<(), Failure> {
     let started = Instant::now();
-    std::fs::create_dir_all(&options.dir).map_err(|e| failed("folder", format!("{}: {e}", options.dir.display())))?;
-    let dir = options.dir.canonicalize().map_err(|e| failed("folder", e))?;
+    let state = Home::at(context.config.get("home").unwrap_or_default());
+    let dir =
+        folder::open(&options.dir, &state).map_err(|e| failed("folder", format!("{}: {e}", options.dir.display())))?;
     let work = dir.join("work");
     write_files(&work)?;
     let mut step = Steps { started, number: 0, quiet: context.global.quiet };

@@ -32,7 +32,8 @@ impl Tracking {
         params: Vec<KeyValue>,
         tags: Vec<KeyValue>,
     ) -> Result<LoggedModel, Error> {
-        self.may_change_experiment(experiment_id)?;
+        self.may_add_to_experiment(experiment_id)?;
+        let tags = self.owned(tags)?;
         let name = name.filter(|n| !n.is_empty());
         if let Some(name) = &name {
             validate::logged_model_name(name)?;
@@ -113,6 +114,7 @@ impl Tracking {
     /// When there is no such model.
     pub async fn set_logged_model_tags(&self, id: String, tags: Vec<KeyValue>) -> Result<(), Error> {
         self.may_change_logged_model(&id)?;
+        tags.iter().try_for_each(|tag| self.may_change_tag(&tag.key))?;
         self.db
             .write(move |c| {
                 repo::find(c, &id, true)?;
@@ -127,6 +129,7 @@ impl Tracking {
     /// When there is no such model or tag.
     pub async fn delete_logged_model_tag(&self, id: String, key: String) -> Result<(), Error> {
         self.may_change_logged_model(&id)?;
+        self.may_change_tag(&key)?;
         self.db
             .write(move |c| {
                 repo::find(c, &id, true)?;

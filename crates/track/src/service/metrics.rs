@@ -42,6 +42,7 @@ impl Tracking {
     /// A bad name or timestamp; a run that is missing or deleted.
     pub async fn log_metric(&self, run_id: String, metric: NewMetric) -> Result<(), Error> {
         self.may_change_run(&run_id)?;
+        self.may_log_for_models(std::slice::from_ref(&metric))?;
         validate::metric(&metric.key, metric.value, metric.timestamp, "")?;
         let stored = self
             .db
@@ -52,6 +53,14 @@ impl Tracking {
             .await?;
         self.compactor.stored(stored);
         Ok(())
+    }
+
+    /// Whether the caller may change the logged models that metrics are also logged for.
+    pub(super) fn may_log_for_models(&self, metrics: &[NewMetric]) -> Result<(), Error> {
+        let mut ids: Vec<&str> = metrics.iter().filter_map(|m| m.model_id.as_deref()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into_iter().try_for_each(|id| self.may_change_logged_model(id))
     }
 
     /// The history of a metric by time, step and value. Without `max_results` all of it.

@@ -265,6 +265,9 @@ impl Tracking {
         for tag in &new.tags {
             validate::registry_tag(&tag.key, &tag.value)?;
         }
+        // A run may make a version of another tenant's logged model, which is reading it, and leaves no trace in it.
+        let noted = new.model_id.clone().filter(|id| !id.is_empty() && !prompt);
+        let noted = noted.filter(|id| self.may_change_logged_model(id).is_ok());
         self.change_registry(move |c| {
             let now = now_ms();
             repo::require_model(c, &new.name)?;
@@ -282,7 +285,7 @@ impl Tracking {
             for tag in &new.tags {
                 repo::set_version_tag(c, &new.name, number, tag)?;
             }
-            if let Some(model_id) = new.model_id.as_deref().filter(|m| !m.is_empty() && !prompt) {
+            if let Some(model_id) = &noted {
                 record_version(c, model_id, &new.name, number)?;
             }
             repo::find_version(c, &new.name, number)

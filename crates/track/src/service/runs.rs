@@ -34,9 +34,9 @@ impl Tracking {
     /// # Errors
     /// An experiment that is missing or deleted, or two different names.
     pub async fn create_run(&self, new: NewRun) -> Result<Run, Error> {
-        self.may_change_experiment(&new.experiment_id)?;
+        self.may_add_to_experiment(&new.experiment_id)?;
         let experiment = validate::experiment_id(&new.experiment_id)?;
-        let mut tags = new.tags;
+        let mut tags = self.owned(new.tags)?;
         let tagged = tags.iter().rev().find(|t| t.key == RUN_NAME).map(|t| t.value.clone()).unwrap_or_default();
         if !new.run_name.is_empty() && !tagged.is_empty() && new.run_name != tagged {
             return Err(Error::invalid(format!(
@@ -200,6 +200,8 @@ impl Tracking {
         tags: Vec<KeyValue>,
     ) -> Result<(), Error> {
         self.may_change_run(&run_id)?;
+        self.may_log_for_models(&metrics)?;
+        tags.iter().try_for_each(|tag| self.may_change_tag(&tag.key))?;
         validate::run_id(&run_id)?;
         for (i, metric) in metrics.iter().enumerate() {
             // The path is made for a message only, so not for the usual case of a good metric.
@@ -248,6 +250,7 @@ impl Tracking {
     /// A bad key; a run that is missing or deleted.
     pub async fn set_tag(&self, run_id: String, tag: KeyValue) -> Result<(), Error> {
         self.may_change_run(&run_id)?;
+        self.may_change_tag(&tag.key)?;
         let tag = validate::tag(tag, "")?;
         self.db
             .write(move |c| {
@@ -263,6 +266,7 @@ impl Tracking {
     /// A tag that is not there; a run that is missing or deleted.
     pub async fn delete_tag(&self, run_id: String, key: String) -> Result<(), Error> {
         self.may_change_run(&run_id)?;
+        self.may_change_tag(&key)?;
         self.db
             .write(move |c| {
                 let (run, _) = repo::runs::active(c, &run_id)?;
