@@ -200,6 +200,7 @@ impl Tracking {
         tags: Vec<KeyValue>,
     ) -> Result<(), Error> {
         self.may_change_run(&run_id)?;
+        tags.iter().try_for_each(|tag| self.may_change_run_tag(&tag.key))?;
         validate::run_id(&run_id)?;
         for (i, metric) in metrics.iter().enumerate() {
             // The path is made for a message only, so not for the usual case of a good metric.
@@ -248,6 +249,7 @@ impl Tracking {
     /// A bad key; a run that is missing or deleted.
     pub async fn set_tag(&self, run_id: String, tag: KeyValue) -> Result<(), Error> {
         self.may_change_run(&run_id)?;
+        self.may_change_run_tag(&tag.key)?;
         let tag = validate::tag(tag, "")?;
         self.db
             .write(move |c| {
@@ -263,6 +265,7 @@ impl Tracking {
     /// A tag that is not there; a run that is missing or deleted.
     pub async fn delete_tag(&self, run_id: String, key: String) -> Result<(), Error> {
         self.may_change_run(&run_id)?;
+        self.may_change_run_tag(&key)?;
         self.db
             .write(move |c| {
                 let (run, _) = repo::runs::active(c, &run_id)?;

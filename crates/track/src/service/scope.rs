@@ -4,6 +4,7 @@
 //! The owner of an experiment or model is the tag [`NAMESPACE_TAG`], which is set when a run creates it and which only people may change.
 
 use slipway_access::RunIdentity;
+use slipway_core::ids::RUN_TAG;
 
 use super::Tracking;
 use crate::model::{Experiment, KeyValue};
@@ -91,6 +92,14 @@ impl Tracking {
     pub(crate) fn may_change_tag(&self, key: &str) -> Result<(), Error> {
         match &self.run {
             Some(run) if key == NAMESPACE_TAG => Err(Self::refusal(run, &format!("the tag \"{NAMESPACE_TAG}\""))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the caller may set or remove a tag of a tracked run. [`RUN_TAG`] says who may end it.
+    pub(crate) fn may_change_run_tag(&self, key: &str) -> Result<(), Error> {
+        match &self.run {
+            Some(run) if key == RUN_TAG => Err(Self::refusal(run, &format!("the tag \"{RUN_TAG}\""))),
             _ => Ok(()),
         }
     }
