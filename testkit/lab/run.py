@@ -377,7 +377,7 @@ def the_api_server_may_go_away(lab):
 def the_control_plane_runs_under_the_strictest_standard(lab):
     warned = subprocess.run([f"{lab.bin}/kubectl", "--kubeconfig", lab.kubeconfig, "label", "--dry-run=server", "--overwrite", "namespace",
                              NAMESPACE, "pod-security.kubernetes.io/enforce=restricted"], text=True, capture_output=True).stderr
-    assert "slipway-node" in warned and not re.search(r"slipway-[0-9a-f]{6,}-", warned), warned
+    assert "slipway-node" in warned and not re.search(r"slipway-(controller-)?[0-9a-f]{6,}-", warned), warned
     pod = [p for p in lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=server")["items"]][0]
     secret = lab.get("secret", "-n", NAMESPACE, "slipway-tokens")["data"]["tokens"]
     token = base64.b64decode(secret).decode().strip()

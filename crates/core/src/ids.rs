@@ -2,6 +2,9 @@
 
 use uuid::Uuid;
 
+/// The tag of a tracked run that names the run behind it, as `NAMESPACE/NAME`. Runs themselves may not change it.
+pub const RUN_TAG: &str = "slipway.run";
+
 /// 32 lower-case hexadecimal digits, random (UUID version 4 without dashes): a run's or a request's id.
 pub fn hex32() -> String {
     Uuid::new_v4().simple().to_string()

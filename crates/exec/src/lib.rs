@@ -115,7 +115,7 @@ impl Tracked {
             tags: vec![
                 ("mlflow.source.type".into(), "JOB".into()),
                 ("mlflow.source.name".into(), run.spec.command.join(" ")),
-                ("slipway.run".into(), format!("{}/{}", metadata.namespace, metadata.name)),
+                (slipway_core::ids::RUN_TAG.into(), format!("{}/{}", metadata.namespace, metadata.name)),
             ],
         }
     }
@@ -126,7 +126,13 @@ pub trait Tracker: Send + Sync {
     /// Begins a tracked run; no error when it was begun before.
     fn begin(&self, run: Tracked) -> BoxFuture<'_, Result<(), String>>;
     /// Ends a tracked run that the program itself has not ended, and attaches what its GPUs did. Calling it again changes nothing.
-    fn end<'a>(&'a self, run_id: &'a str, status: &'a RunStatus) -> BoxFuture<'a, Result<(), String>>;
+    /// `namespace` is the namespace of the run; a tracked run that belongs to another is left as it is, without an error.
+    fn end<'a>(
+        &'a self,
+        namespace: &'a str,
+        run_id: &'a str,
+        status: &'a RunStatus,
+    ) -> BoxFuture<'a, Result<(), String>>;
 }
 
 /// The tracked run of a submitted one: its object's unique id without dashes, so that beginning it twice is the same once.

@@ -98,7 +98,7 @@ impl Tracker for Fake {
             Ok(())
         })
     }
-    fn end<'a>(&'a self, run_id: &'a str, status: &'a RunStatus) -> BoxFuture<'a, Result<(), String>> {
+    fn end<'a>(&'a self, _: &'a str, run_id: &'a str, status: &'a RunStatus) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
             self.ended.lock().unwrap().push((run_id.to_owned(), status.phase));
             Ok(())

@@ -9,6 +9,7 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::PostParams;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::{Api, KubeError};
 
@@ -21,8 +22,13 @@ pub const AUDIENCE: &str = "slipway";
 const ACCEPTED_TTL: Duration = Duration::from_secs(60);
 /// How long any other answer is kept; short, so that rights that were given or taken away are in force soon.
 const ANSWER_TTL: Duration = Duration::from_secs(5);
-/// The most answers that are kept. Beyond it all are forgotten, which only costs asking again.
+/// The most answers of a kind that are kept. Beyond it those that are too old are forgotten, and all where that does not suffice, which
+/// only costs asking again.
 const MAX_ANSWERS: usize = 10_000;
+/// Tokens that are reviewed at the same time. Anybody may send tokens that nobody knows, and each is a request to the API server.
+const MAX_REVIEWS: usize = 16;
+/// The longest that a token waits to be reviewed.
+const REVIEW_WAIT: Duration = Duration::from_secs(5);
 /// The most bytes of a token; service accounts' tokens have about a thousand.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
@@ -48,16 +54,26 @@ struct Question {
 }
 
 /// Answers of the API server, and when they were given.
-struct Answers<K, V>(Mutex<HashMap<K, (Instant, V)>>);
+struct Answers<K, V> {
+    ttl: Duration,
+    known: Mutex<HashMap<K, (Instant, V)>>,
+}
 
 impl<K: Eq + Hash, V: Clone> Answers<K, V> {
-    fn get(&self, key: &K, ttl: impl Fn(&V) -> Duration) -> Option<V> {
-        let known = self.0.lock();
-        known.get(key).filter(|(at, value)| at.elapsed() < ttl(value)).map(|(_, value)| value.clone())
+    fn new(ttl: Duration) -> Self {
+        Self { ttl, known: Mutex::default() }
+    }
+
+    fn get(&self, key: &K) -> Option<V> {
+        let known = self.known.lock();
+        known.get(key).filter(|(at, _)| at.elapsed() < self.ttl).map(|(_, value)| value.clone())
     }
 
     fn put(&self, key: K, value: V) {
-        let mut known = self.0.lock();
+        let mut known = self.known.lock();
+        if known.len() >= MAX_ANSWERS {
+            known.retain(|_, (at, _)| at.elapsed() < self.ttl);
+        }
         if known.len() >= MAX_ANSWERS {
             known.clear();
         }
@@ -65,11 +81,16 @@ impl<K: Eq + Hash, V: Clone> Answers<K, V> {
     }
 }
 
+/// The SHA-256 digest of a token: tokens themselves are not kept.
+type Digest = Vec<u8>;
+
 /// Asks the API server, and remembers its answers for a while.
 pub struct Reviews {
     api: Api,
-    /// By the SHA-256 digest of the token: tokens themselves are not kept.
-    users: Answers<Vec<u8>, Option<User>>,
+    accepted: Answers<Digest, User>,
+    /// Apart from those that were accepted, so that no number of bad tokens makes the good ones forgotten.
+    refused: Answers<Digest, ()>,
+    reviews: Semaphore,
     rights: Answers<Question, bool>,
 }
 
@@ -82,21 +103,33 @@ impl std::fmt::Debug for Reviews {
 impl Reviews {
     /// Of the cluster of this client.
     pub fn new(api: Api) -> Self {
-        Self { api, users: Answers(Mutex::default()), rights: Answers(Mutex::default()) }
+        Self {
+            api,
+            accepted: Answers::new(ACCEPTED_TTL),
+            refused: Answers::new(ANSWER_TTL),
+            reviews: Semaphore::new(MAX_REVIEWS),
+            rights: Answers::new(ANSWER_TTL),
+        }
     }
 
     /// Who holds a token that was made for [`AUDIENCE`]; `None` when the cluster knows no such token.
     ///
     /// # Errors
-    /// The API server's.
+    /// The API server's; [`KubeError::Unreachable`] when too many tokens wait to be reviewed.
     pub async fn who(&self, token: &str) -> Result<Option<User>, KubeError> {
         if token.is_empty() || token.len() > MAX_TOKEN_BYTES {
             return Ok(None);
         }
         let digest = ring::digest::digest(&ring::digest::SHA256, token.as_bytes()).as_ref().to_vec();
-        if let Some(user) = self.users.get(&digest, |user| if user.is_some() { ACCEPTED_TTL } else { ANSWER_TTL }) {
-            return Ok(user);
+        if let Some(user) = self.accepted.get(&digest) {
+            return Ok(Some(user));
         }
+        if self.refused.get(&digest).is_some() {
+            return Ok(None);
+        }
+        let busy = || KubeError::Unreachable("too many tokens wait to be reviewed".into());
+        let waiting = tokio::time::timeout(REVIEW_WAIT, self.reviews.acquire()).await;
+        let _permit = waiting.map_err(|_| busy())?.map_err(|_| busy())?;
         let spec = TokenReviewSpec { token: token.to_owned(), audiences: Some(vec![AUDIENCE.to_owned()]) };
         let review = TokenReview { spec, ..TokenReview::default() };
         let answer = self.api.answered(self.api.typed_all().create(&PostParams::default(), &review)).await?;
@@ -114,7 +147,10 @@ impl Reviews {
         };
         // A user without a name could not be told from any other.
         let user = user.filter(|u| !u.name.is_empty());
-        self.users.put(digest, user.clone());
+        match &user {
+            Some(user) => self.accepted.put(digest, user.clone()),
+            None => self.refused.put(digest, ()),
+        }
         Ok(user)
     }
 
@@ -135,7 +171,7 @@ impl Reviews {
             resource: resource.to_owned(),
             namespace: namespace.map(str::to_owned),
         };
-        if let Some(allowed) = self.rights.get(&question, |_| ANSWER_TTL) {
+        if let Some(allowed) = self.rights.get(&question) {
             return Ok(allowed);
         }
         let (name, subresource) = resource.split_once('/').unwrap_or((resource, ""));
@@ -169,7 +205,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::mock::MockCluster;
+    use crate::mock::{Fault, MockCluster};
 
     fn ada() -> User {
         User { name: "ada".into(), uid: "1".into(), groups: vec!["a".into(), "b".into()], extra: BTreeMap::new() }
@@ -200,6 +236,42 @@ mod tests {
         assert_eq!(cluster.count("POST", "tokenreviews"), 5);
         reviews.who("ours").await.unwrap();
         assert_eq!(cluster.count("POST", "tokenreviews"), 5, "a good token is not asked about again");
+    }
+
+    fn reviewed(token: &str) -> Value {
+        let status = match token {
+            "good" => json!({"authenticated": true, "audiences": ["slipway"], "user": {"username": "ada"}}),
+            _ => json!({"authenticated": false}),
+        };
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": {}, "status": status})
+    }
+
+    #[tokio::test]
+    async fn bad_tokens_do_not_make_good_ones_forgotten() {
+        let cluster = MockCluster::new();
+        cluster.answer_with(|_, _, review| Some((201, reviewed(review["spec"]["token"].as_str().unwrap()))));
+        let reviews = Reviews::new(cluster.api("server"));
+        assert!(reviews.who("good").await.unwrap().is_some());
+        for number in 0..=MAX_ANSWERS {
+            reviews.refused.put(number.to_be_bytes().to_vec(), ());
+        }
+        assert!(reviews.refused.known.lock().len() <= MAX_ANSWERS);
+        assert!(reviews.who("good").await.unwrap().is_some());
+        assert_eq!(cluster.count("POST", "tokenreviews"), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_tokens_is_a_bounded_number_of_reviews() {
+        let cluster = MockCluster::new();
+        // An API server that does not answer any more.
+        cluster.faults(|_, _, _| Fault::Lost);
+        let reviews = Reviews::new(cluster.api("server"));
+        let tokens: Vec<String> = (0..100).map(|n| format!("random {n}")).collect();
+        let all = futures_util::future::join_all(tokens.iter().map(|token| reviews.who(token))).await;
+        assert!(all.iter().all(|answer| matches!(answer, Err(KubeError::Unreachable(_)))));
+        let refused = all.iter().filter(|answer| format!("{answer:?}").contains("too many tokens"));
+        assert_eq!(refused.count(), 100 - MAX_REVIEWS);
+        assert_eq!(cluster.count("POST", "tokenreviews"), MAX_REVIEWS);
     }
 
     #[tokio::test]

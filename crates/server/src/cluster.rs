@@ -9,6 +9,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use slipway_access::{Access, Resource, Routes};
 use slipway_exec::{Executor, Tracker};
@@ -46,6 +47,8 @@ pub trait Kubernetes: std::fmt::Debug + Send + Sync {
     fn executor(&self, tracker: Arc<dyn Tracker>, mint: Mint) -> Arc<dyn Executor>;
     /// Figures of its controllers, for metrics.
     fn figures(&self) -> Vec<Figure>;
+    /// Ends the work of its controllers when the server stops, and gives their leases back, so that another server can go on at once.
+    fn stop(&self) -> BoxFuture<'_, ()>;
 }
 
 /// A source, and its last answer for the next pages that ask.
@@ -65,6 +68,13 @@ impl Cluster {
     /// Figures of the controllers; none outside of a cluster.
     pub(crate) fn figures(&self) -> Vec<Figure> {
         self.source.as_ref().map(|s| s.figures()).unwrap_or_default()
+    }
+
+    /// Ends the work of the controllers; nothing outside of a cluster.
+    pub(crate) async fn stop(&self) {
+        if let Some(source) = &self.source {
+            source.stop().await;
+        }
     }
 
     pub(crate) fn is_there(&self) -> bool {

@@ -22,6 +22,7 @@ struct Service {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct End {
+    namespace: String,
     run_id: String,
     status: RunStatus,
 }
@@ -29,6 +30,7 @@ struct End {
 pub(crate) fn routes(tracker: Arc<dyn Tracker>, mint: Mint) -> Routes {
     let access = Access::create(Resource::RunTracking);
     Routes::new()
+        .get("/api/v1/controller/ready", access, ready)
         .post("/api/v1/controller/begin", access, begin)
         .post("/api/v1/controller/end", access, end)
         .post("/api/v1/controller/token", access, token)
@@ -42,12 +44,17 @@ fn done(result: Result<(), String>) -> Response {
     }
 }
 
+/// That who asks may ask; a controller is ready when it gets this answer.
+async fn ready() -> Response {
+    done(Ok(()))
+}
+
 async fn begin(State(service): State<Service>, Json(run): Json<Tracked>) -> Response {
     done(service.tracker.begin(run).await)
 }
 
 async fn end(State(service): State<Service>, Json(end): Json<End>) -> Response {
-    done(service.tracker.end(&end.run_id, &end.status).await)
+    done(service.tracker.end(&end.namespace, &end.run_id, &end.status).await)
 }
 
 async fn token(State(service): State<Service>, Json(request): Json<TokenRequest>) -> Response {
@@ -76,8 +83,13 @@ mod tests {
             Box::pin(async { Ok(()) })
         }
 
-        fn end<'a>(&'a self, run_id: &'a str, status: &'a RunStatus) -> BoxFuture<'a, Result<(), String>> {
-            self.0.lock().push(format!("end {run_id} {:?}", status.phase));
+        fn end<'a>(
+            &'a self,
+            namespace: &'a str,
+            run_id: &'a str,
+            status: &'a RunStatus,
+        ) -> BoxFuture<'a, Result<(), String>> {
+            self.0.lock().push(format!("end {namespace} {run_id} {:?}", status.phase));
             Box::pin(async { Ok(()) })
         }
     }
@@ -128,7 +140,7 @@ mod tests {
         };
         let request = json!({"namespace": "team", "run_id": "r", "run": "a", "experiment": null, "attempt": 1, "expires_at": i64::MAX});
         let run_token = tokens.mint(&serde_json::from_value(request.clone()).unwrap());
-        let end = json!({"runId": "r", "status": {"phase": "Succeeded"}});
+        let end = json!({"namespace": "team", "runId": "r", "status": {"phase": "Succeeded"}});
         let calls = [("begin", json!(run)), ("end", end), ("token", request)];
         for (what, body) in &calls {
             for (token, expected) in [("nobody", 401), ("editor", 403), (run_token.as_str(), 403)] {
@@ -144,6 +156,6 @@ mod tests {
                 (what == "token").then(|| "team".to_owned())
             );
         }
-        assert_eq!(*tracker.0.lock(), ["begin r", "end r Succeeded"]);
+        assert_eq!(*tracker.0.lock(), ["begin r", "end team r Succeeded"]);
     }
 }

@@ -2,6 +2,7 @@
 
 use futures_util::future::BoxFuture;
 use slipway_core::clock::now_ms;
+use slipway_core::ids::RUN_TAG;
 use slipway_exec::{GpuUse, Phase, RunStatus, Tracked, Tracker};
 use slipway_track::model::{Experiment, KeyValue};
 use slipway_track::service::metrics::NewMetric;
@@ -49,6 +50,10 @@ impl InTracking {
     }
 
     async fn begun(&self, run: Tracked) -> Result<(), Error> {
+        if self.isolated && run.namespace.is_empty() {
+            let text = format!("run \"{}\" names no namespace; the controller of runs is of another version", run.name);
+            return Err(Error::new(ErrorCode::InvalidParameterValue, text));
+        }
         if self.tracking.run_info(&run.run_id).is_ok() {
             return Ok(());
         }
@@ -66,12 +71,17 @@ impl InTracking {
         self.tracking.create_run(new).await.map(drop)
     }
 
-    async fn ended(&self, run_id: &str, status: &RunStatus) -> Result<(), Error> {
-        let info = match self.tracking.run_info(run_id) {
-            Ok(info) => info,
+    async fn ended(&self, namespace: &str, run_id: &str, status: &RunStatus) -> Result<(), Error> {
+        let run = match self.tracking.run(run_id) {
+            Ok(run) => run,
             // It ended before it was begun, or somebody purged it.
             Err(_) => return Ok(()),
         };
+        if self.isolated && !is_of(&run.data.tags, namespace) {
+            // A pod's labels are its creator's, and may name any run.
+            tracing::warn!(run_id, namespace, "a tracked run was not ended, since it belongs to another namespace");
+            return Ok(());
+        }
         let at = status.completion_time.map_or_else(now_ms, |t| t.0);
         let (metrics, mut tags) = attribution(status, at);
         let attempts = status.attempts.last().map_or(0, |a| a.number).to_string();
@@ -83,7 +93,7 @@ impl InTracking {
             }
         }
         self.tracking.log_batch(run_id.to_owned(), metrics, Vec::new(), tags).await?;
-        let open = OPEN.contains(&info.status.as_str());
+        let open = OPEN.contains(&run.info.status.as_str());
         let verdict = match status.phase {
             Phase::Cancelled => "KILLED",
             // What failed did, whatever it said of itself before.
@@ -95,7 +105,13 @@ impl InTracking {
     }
 }
 
-/// What all tries' GPUs did, as metrics beside those that MLflow's own clients take of a system, and which GPUs they were.
+/// Whether a tracked run with these tags is one of a run in this namespace.
+fn is_of(tags: &[KeyValue], namespace: &str) -> bool {
+    let run = tags.iter().find(|t| t.key == RUN_TAG);
+    run.and_then(|t| t.value.split_once('/')).is_some_and(|(of, _)| of == namespace)
+}
+
+/// What the GPUs of all attempts did, as metrics beside those that MLflow's own clients take of a system, and which GPUs they were.
 fn attribution(status: &RunStatus, at: i64) -> (Vec<NewMetric>, Vec<KeyValue>) {
     let gpus: Vec<&GpuUse> = status.attempts.iter().flat_map(|a| &a.gpus).collect();
     if gpus.is_empty() {
@@ -128,9 +144,14 @@ impl Tracker for InTracking {
         Box::pin(async move { self.begun(run).await.map_err(|e| e.to_string()) })
     }
 
-    fn end<'a>(&'a self, run_id: &'a str, status: &'a RunStatus) -> BoxFuture<'a, Result<(), String>> {
+    fn end<'a>(
+        &'a self,
+        namespace: &'a str,
+        run_id: &'a str,
+        status: &'a RunStatus,
+    ) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
-            match self.ended(run_id, status).await {
+            match self.ended(namespace, run_id, status).await {
                 // Somebody deleted the tracked run: then there is nothing to end.
                 Err(e) if e.code == ErrorCode::InvalidParameterValue => {
                     tracing::debug!(run_id, error = %e, "the tracked run is not ended");
@@ -154,16 +175,52 @@ mod tests {
             experiment: Some(experiment.into()),
             name: "train".into(),
             user: String::new(),
-            tags: Vec::new(),
+            tags: vec![(RUN_TAG.into(), format!("{namespace}/train"))],
         }
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn runs_of_a_tenant_track_to_no_experiment_of_another() {
+    async fn tracking() -> (Tracking, std::path::PathBuf) {
         let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
         std::fs::create_dir_all(&folder).unwrap();
         let db = Database::open(&folder.join("t.db"), &[slipway_track::MIGRATION]).unwrap();
         let tracking = Tracking::open(db, Objects::open(folder.join("objects")).unwrap()).await.unwrap();
+        (tracking, folder)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_run_is_ended_by_its_own_namespace_alone() {
+        let (tracking, folder) = tracking().await;
+        let tracker = InTracking { tracking: tracking.clone(), isolated: true };
+        let state = |id: &str| tracking.run(id).unwrap().info.status;
+        let cancelled = RunStatus { phase: Phase::Cancelled, ..RunStatus::default() };
+        let id = "a".repeat(32);
+        tracker.begin(run('a', "team-a", "ocr")).await.unwrap();
+        for namespace in ["team-b", "team", "team-a/train", ""] {
+            tracker.end(namespace, &id, &cancelled).await.unwrap();
+            assert_eq!(state(&id), "RUNNING", "{namespace}");
+        }
+        // A run that a person tracks has no run of a namespace behind it.
+        let by_hand = NewRun {
+            run_id: None,
+            experiment_id: "0".into(),
+            user_id: String::new(),
+            start_time: 0,
+            run_name: "by hand".into(),
+            tags: Vec::new(),
+        };
+        let by_hand = tracking.create_run(by_hand).await.unwrap().info.run_id;
+        tracker.end("team-b", &by_hand, &cancelled).await.unwrap();
+        assert_eq!(state(&by_hand), "RUNNING");
+        tracker.end("team-a", &id, &cancelled).await.unwrap();
+        assert_eq!(state(&id), "KILLED");
+        let nowhere = tracker.begin(run('c', "", "ocr")).await.unwrap_err();
+        assert!(nowhere.contains("names no namespace"), "{nowhere}");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn runs_of_a_tenant_track_to_no_experiment_of_another() {
+        let (tracking, folder) = tracking().await;
         let tracker = InTracking { tracking: tracking.clone(), isolated: true };
         tracker.begin(run('a', "team-a", "ocr")).await.unwrap();
         tracker.begin(run('b', "team-a", "ocr")).await.unwrap();

@@ -143,7 +143,8 @@ async fn step(this: &Arc<Inner>, name: &str, seen: Option<Seen>, room: &mut Room
         if !tracked {
             begin(this, &run).await?;
         }
-        tracked_in_time(this.settings.tracker.end(&status.run_id, &status)).await?;
+        let namespace = &run.manifest.metadata.namespace;
+        tracked_in_time(this.settings.tracker.end(namespace, &status.run_id, &status)).await?;
         status.attributed = true;
     }
     if status.phase.is_final() && removed {

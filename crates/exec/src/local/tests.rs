@@ -22,7 +22,7 @@ impl Tracker for Nothing {
     fn begin(&self, _: Tracked) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async { Ok(()) })
     }
-    fn end<'a>(&'a self, _: &'a str, _: &'a RunStatus) -> BoxFuture<'a, Result<(), String>> {
+    fn end<'a>(&'a self, _: &'a str, _: &'a str, _: &'a RunStatus) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async { Ok(()) })
     }
 }

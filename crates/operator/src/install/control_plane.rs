@@ -7,13 +7,11 @@ use serde_json::{Value, json};
 use slipway_core::node_access::ACCOUNT;
 
 use super::Values;
-use super::objects::{labels, locked_down, object, reachable, selector};
+use super::objects::{Restricted, admission_policy, labels, locked_down, object, pod_security, reachable, selector};
 use crate::names::SERVER as NAME;
 
 const GATEWAY: &str = "slipway-gateway";
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
-/// An unprivileged user that exists in no image.
-pub(super) const USER: u32 = 65532;
 
 pub(super) fn objects(values: &Values) -> Vec<Value> {
     let of = |kind, name: &str, body| object(values, "server", kind, name, true, body);
@@ -58,6 +56,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
             }),
         ),
     ];
+    all.extend(cancels_only(values));
     all.extend(roles_for_people(values));
     let shared = values.is_shared();
     let claim = if server.storage.existing_claim.is_empty() { NAME } else { &server.storage.existing_claim };
@@ -164,6 +163,10 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
     if !tls.secret.is_empty() {
         arguments.extend(["--tls-cert=/etc/slipway/tls/tls.crt", "--tls-key=/etc/slipway/tls/tls.key"]);
     }
+    let hosts = format!("--hosts={}", server.hosts.join(","));
+    if !server.hosts.is_empty() {
+        arguments.push(&hosts);
+    }
     arguments.extend(what.argument);
     let mut environment = vec![
         json!({"name": "SLIPWAY_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}),
@@ -216,7 +219,7 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
                     "metadata": {"labels": labels(values, what.component)},
                     "spec": {
                         "serviceAccountName": what.name,
-                        "securityContext": {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER, "runAsNonRoot": true},
+                        "securityContext": pod_security(),
                         "nodeSelector": what.node_selector,
                         "tolerations": what.tolerations,
                         "topologySpreadConstraints": [{
@@ -254,6 +257,33 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
         all.push(reachable(values, what.component, &[7070, 7071, 7072]));
     }
     all
+}
+
+/// The control plane changes runs in any namespace, since it cancels them. This policy keeps it from changing anything else of them, such
+/// as the service account of one whose pod is not created yet.
+fn cancels_only(values: &Values) -> [Value; 2] {
+    let restricted = Restricted {
+        component: "server",
+        name: format!("{NAME}-{}-runs", values.namespace),
+        account: NAME,
+        group: "slipway.dev",
+        resources: json!(["runs"]),
+        operations: json!(["UPDATE"]),
+    };
+    let message = "the control plane changes nothing of a run but spec.cancel";
+    let validations = json!([
+        {
+            "expression": "object.spec.all(k, k == 'cancel' || (k in oldObject.spec && object.spec[k] == oldObject.spec[k])) && \
+                           oldObject.spec.all(k, k == 'cancel' || k in object.spec)",
+            "message": message,
+        },
+        {
+            "expression": "['labels', 'annotations', 'finalizers', 'ownerReferences'].all(k, \
+                           object.metadata[?k] == oldObject.metadata[?k])",
+            "message": message,
+        },
+    ]);
+    admission_policy(values, &restricted, validations)
 }
 
 /// What people may do, as part of the roles that the cluster has for them (RBAC, aggregated ClusterRoles).
@@ -356,6 +386,9 @@ mod tests {
                 found(&all, "ValidatingAdmissionPolicyBinding", &format!("slipway-controller-sys-{suffix}"))[0];
             assert_eq!(binding["spec"]["validationActions"], json!(["Deny"]));
         }
+        let policy = found(&all, "ValidatingAdmissionPolicy", "slipway-sys-runs")[0];
+        let account = policy["spec"]["matchConditions"][0]["expression"].as_str().unwrap();
+        assert!(account.ends_with("'system:serviceaccount:sys:slipway'"), "{account}");
         assert!(found(&made(&[]), "RoleBinding", "slipway-runs").is_empty(), "no namespace is enabled by itself");
     }
 
@@ -384,11 +417,26 @@ mod tests {
         }
         let tls = pod["volumes"].as_array().unwrap().iter().find(|v| v["name"] == "tls").unwrap();
         assert_eq!(tls["secret"]["items"], json!([{"key": "ca.crt", "path": "ca.crt"}]));
+        assert_eq!(tls["secret"]["optional"], true, "a certificate of a public authority comes without");
         let plain = made(&[]);
         for name in ["slipway", CONTROLLER] {
             let text = found(&plain, "Deployment", name)[0].to_string();
             assert!(!text.contains("tls") && !text.contains("HTTPS") && !text.contains("SLIPWAY_RUNS"), "{text}");
         }
+    }
+
+    #[test]
+    fn names_of_an_ingress_reach_servers_and_gateways() {
+        let all = made(&[
+            "{server: {hosts: [ml.example.org, slipway.sys.svc.corp.local], database: {secret: db}, objects: {url: 's3://b'}}, \
+             gateway: {enabled: true}}",
+        ]);
+        for name in ["slipway", "slipway-gateway"] {
+            let args = &found(&all, "Deployment", name)[0]["spec"]["template"]["spec"]["containers"][0]["args"];
+            let hosts = json!("--hosts=ml.example.org,slipway.sys.svc.corp.local");
+            assert!(args.as_array().unwrap().contains(&hosts), "{args}");
+        }
+        assert!(!found(&made(&[]), "Deployment", "slipway")[0].to_string().contains("--hosts"));
     }
 
     #[test]

@@ -68,6 +68,8 @@ const NAMESPACE: Resource<'static> = Resource { group: "", version: "v1", kind: 
 const ROLE_BINDING: Resource<'static> =
     Resource { group: "rbac.authorization.k8s.io", version: "v1", kind: "RoleBinding", plural: "rolebindings" };
 const SECRET: Resource<'static> = Resource { group: "", version: "v1", kind: "Secret", plural: "secrets" };
+/// The secret of runs' tokens of an earlier version.
+const SHARED_SECRET: &str = "slipway-run";
 const SLICE: Resource<'static> =
     Resource { group: "resource.k8s.io", version: "v1", kind: "ResourceSlice", plural: "resourceslices" };
 
@@ -194,6 +196,26 @@ pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step
             }
             steps.push(step(Action::Delete, resource, &object));
         }
+    }
+    steps.extend(remove_shared_secrets(api, &values.namespace, dry_run).await?);
+    Ok(steps)
+}
+
+/// Removes what versions before 0.2 left in each namespace with runs: a secret with one token for all of them, which did not expire. Who
+/// may not list secrets leaves them where they are.
+async fn remove_shared_secrets(api: &Api, installation: &str, dry_run: bool) -> Result<Vec<Step>, KubeError> {
+    let label = format!("{INSTALLATION}={installation}");
+    let found = match api.list(&SECRET, None, &format!("metadata.name={SHARED_SECRET}"), &label).await {
+        Err(KubeError::Refused { code: 403, .. }) => Vec::new(),
+        found => found?,
+    };
+    let mut steps = Vec::new();
+    for secret in found {
+        let (space, name) = name_of(&secret);
+        if !dry_run {
+            api.delete(&SECRET, space, name).await?;
+        }
+        steps.push(deleted(&SECRET, space, name));
     }
     Ok(steps)
 }
@@ -421,6 +443,22 @@ mod tests {
         assert!(made.len() > 30 && made.iter().all(|s| s.action == Action::Create), "{made:?}");
         let again = apply(&api, &values, false).await.unwrap();
         assert!(again.len() == made.len() && again.iter().all(|s| s.action == Action::Keep), "{again:?}");
+        // The shared token of an earlier version goes, and no secret of anybody else.
+        let secret = |space: &str, name: &str, installation: &str| {
+            json!({"apiVersion": "v1", "kind": "Secret",
+                "metadata": {"name": name, "namespace": space, "labels": {INSTALLATION: installation}}})
+        };
+        for (space, name, installation) in [
+            ("team-a", "slipway-run", "sys"),
+            ("team-b", "slipway-run", "other"),
+            ("team-a", "slipway-run-x-1-a", "sys"),
+        ] {
+            cluster.put("secrets", secret(space, name, installation));
+        }
+        let upgraded = apply(&api, &values, false).await.unwrap();
+        let gone: Vec<&Step> = upgraded.iter().filter(|s| s.action == Action::Delete).collect();
+        assert_eq!(gone, [&deleted(&SECRET, Some("team-a"), "slipway-run")]);
+        assert_eq!(cluster.names("secrets"), ["slipway-run-x-1-a", "slipway-run"]);
         // A namespace that is no longer named is disabled.
         let fewer = apply(&api, &Values::read("sys", &[]).unwrap(), false).await.unwrap();
         let gone: Vec<(&str, Option<&str>)> = fewer

@@ -41,6 +41,18 @@ pub(super) fn selector(values: &Values, component: &str) -> Value {
     Value::Object(labels(values, component))
 }
 
+/// An unprivileged user that exists in no image.
+const USER: u32 = 65532;
+
+/// As whom a pod's containers run. The group and the modes of files in volumes are changed once, when the root folder has another
+/// owner: done at every start, it takes long on a large volume and opens files that only their owner may read to the group.
+pub(super) fn pod_security() -> Value {
+    json!({
+        "runAsUser": USER, "runAsGroup": USER, "runAsNonRoot": true,
+        "fsGroup": USER, "fsGroupChangePolicy": "OnRootMismatch",
+    })
+}
+
 /// What a container may not do.
 pub(super) fn locked_down() -> Value {
     json!({

@@ -3,10 +3,10 @@
 //! namespace was disabled or while it is deleted, is narrowed to pods of runs by admission policies.
 
 use serde_json::{Value, json};
+use slipway_core::node_access::ACCOUNT;
 
 use super::Values;
-use super::control_plane::USER;
-use super::objects::{Restricted, admission_policy, labels, locked_down, object, reachable, selector};
+use super::objects::{Restricted, admission_policy, labels, locked_down, object, pod_security, reachable, selector};
 use crate::names::{CONTROLLER as NAME, RUN_LABEL, RUNS_BINDING, SECRET_PREFIX, SERVER, runs_bindings};
 
 const COMPONENT: &str = "controller";
@@ -43,7 +43,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
             json!({"rules": [
                 // The node agents, which know what the GPUs of a run did, and the token that they ask for.
                 {"apiGroups": [""], "resources": ["pods/proxy"], "verbs": ["get"]},
-                {"apiGroups": [""], "resources": ["serviceaccounts/token"], "resourceNames": ["slipway-node-reader"], "verbs": ["create"]},
+                {"apiGroups": [""], "resources": ["serviceaccounts/token"], "resourceNames": [ACCOUNT], "verbs": ["create"]},
                 {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
                 // To begin and end tracked runs at the control plane, and to have tokens made for them.
                 {"apiGroups": ["slipway.dev"], "resources": ["runs/tracking"], "verbs": ["create"]},
@@ -106,8 +106,10 @@ fn deployment(values: &Values) -> Value {
             environment.push(json!({"name": "SLIPWAY_RUNS_CA", "value": path}));
             environment.push(json!({"name": "SLIPWAY_CA_FILE", "value": path}));
             mounts.push(json!({"name": "tls", "mountPath": "/etc/slipway/tls", "readOnly": true}));
+            // A secret of a public authority, such as one of ACME, has no such key: then the image knows the authority.
             let items = json!([{"key": tls.ca, "path": tls.ca}]);
-            volumes.push(json!({"name": "tls", "secret": {"secretName": tls.secret, "items": items}}));
+            volumes
+                .push(json!({"name": "tls", "secret": {"secretName": tls.secret, "items": items, "optional": true}}));
         }
     }
     let mut security = locked_down();
@@ -121,7 +123,7 @@ fn deployment(values: &Values) -> Value {
             "metadata": {"labels": labels(values, COMPONENT)},
             "spec": {
                 "serviceAccountName": NAME,
-                "securityContext": {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER, "runAsNonRoot": true},
+                "securityContext": pod_security(),
                 "nodeSelector": values.runs.node_selector,
                 "tolerations": values.runs.tolerations,
                 "imagePullSecrets": values.image_pull_secrets,
@@ -132,7 +134,7 @@ fn deployment(values: &Values) -> Value {
                     "args": ["controller", "--listen=0.0.0.0:7070", "--token-file=/var/run/slipway/token"],
                     "env": environment,
                     "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
-                    "readinessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 5},
+                    "readinessProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 5, "timeoutSeconds": 11},
                     "livenessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 10},
                     "resources": values.runs.resources,
                     "securityContext": security,

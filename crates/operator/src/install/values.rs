@@ -44,6 +44,7 @@ pub struct Server {
     pub enabled: bool,
     pub replicas: u32,
     pub token_secret: String,
+    pub hosts: Vec<String>,
     pub tls: Tls,
     pub database: Secret,
     pub objects: Objects,
@@ -160,6 +161,9 @@ const NOT_SHARED: &str = "the values: server.replicas above 1 and gateway.enable
      server.objects.url, since SQLite and a volume serve one pod alone";
 
 /// The chart says the same.
+const HOST_NAMES: &str = "the values: server.hosts holds names alone, without a scheme, a port, a comma or a blank";
+
+/// The chart says the same.
 const RUNS_APART: &str =
     "the values: runs.namespaces names the namespace of the installation, whose secrets every run there could read";
 
@@ -184,6 +188,10 @@ impl Values {
         values.namespace = namespace.to_owned();
         if values.runs.namespaces.iter().any(|n| n == namespace) {
             return Err(KubeError::Invalid(RUNS_APART.into()));
+        }
+        let is_name = |host: &String| !host.is_empty() && !host.contains([',', ':', '/', ' ']);
+        if !values.server.hosts.iter().all(is_name) {
+            return Err(KubeError::Invalid(HOST_NAMES.into()));
         }
         if !matches!(values.node.offer.as_str(), "device-plugin" | "dra") {
             return Err(KubeError::Invalid(format!(
@@ -250,6 +258,10 @@ mod tests {
         let own = Values::read("a", &["runs: {namespaces: [b, a]}".into()]).unwrap_err().to_string();
         assert!(own.contains("runs.namespaces"), "{own}");
         assert_eq!(Values::read("c", &["runs: {namespaces: [b, a]}".into()]).unwrap().runs.namespaces, ["b", "a"]);
+        for host in ["https://ml.example.org", "ml.example.org:443", "a,b", "''"] {
+            let refused = Values::read("a", &[format!("server: {{hosts: [\"{host}\"]}}").replace("\"''\"", "''")]);
+            assert!(refused.unwrap_err().to_string().contains("server.hosts"), "{host}");
+        }
         assert!(Values::read("a", &["node: {offer: both}".into()]).unwrap_err().to_string().contains("both"));
     }
 }

@@ -1,9 +1,13 @@
 //! Reconciles runs with their pods. It is level-triggered: what is done follows from what is known, not from what woke it.
 
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use slipway_core::clock::now_ms;
 use slipway_exec::lifecycle::{self, Action, End, Seen};
@@ -11,7 +15,7 @@ use slipway_exec::{Phase, RunStatus, TokenRequest, Tracked, Tracker, tracked_id}
 use tokio::sync::{mpsc, watch};
 
 use super::known::{Known, Run};
-use super::pod::{self, Pod};
+use super::pod::{self, AttemptSecret, Pod};
 use super::{Key, RUN, Settings, usage};
 use crate::api::POD;
 use crate::names::{self, RUN_LABEL};
@@ -24,6 +28,9 @@ const WORKERS: usize = 16;
 const EVENTS: usize = 1000;
 /// How long a pod may wait for room before its program starts, in milliseconds: its token is valid for so much longer.
 const MAX_WAIT_MS: i64 = 7 * 24 * 3_600_000;
+/// How long a secret serves further attempts to create its pod, in milliseconds, when a quota refuses the pod for instance. Its token is
+/// valid for so much longer, too. A new secret each time would fill the namespace; one for ever would expire before the pod starts.
+const SECRET_REUSE_MS: i64 = 24 * 3_600_000;
 const SECRET: Resource<'static> = Resource { group: "", version: "v1", kind: "Secret", plural: "secrets" };
 /// Reasons of waiting that every pod goes through and that last a moment: not worth a write of the status.
 const USUAL: [&str; 4] = ["", "ContainerCreating", "PodInitializing", "SchedulingGated"];
@@ -37,8 +44,19 @@ pub(super) struct Controller {
     queue: Queue<Key>,
     agents: usage::Agents,
     events: mpsc::Sender<Event>,
+    /// Secrets whose pods are not created yet.
+    secrets: Mutex<HashMap<Key, WaitingSecret>>,
     pub(super) reconciled: AtomicU64,
     pub(super) failed: AtomicU64,
+}
+
+/// The secret of an attempt whose pod is not created yet.
+#[derive(Clone)]
+struct WaitingSecret {
+    run_uid: String,
+    attempt: u32,
+    created_at: i64,
+    secret: AttemptSecret,
 }
 
 /// An event about a run, to be sent to the API server.
@@ -70,6 +88,7 @@ impl Controller {
             known: Known::default(),
             queue: Queue::default(),
             events,
+            secrets: Mutex::default(),
             reconciled: AtomicU64::new(0),
             failed: AtomicU64::new(0),
         })
@@ -106,7 +125,9 @@ impl Controller {
     async fn worker(&self) {
         loop {
             let key = self.queue.next().await;
-            match self.reconcile(&key).await {
+            // A defect that one run meets does not stop the others.
+            let reconciling = AssertUnwindSafe(self.reconcile(&key)).catch_unwind().await;
+            match reconciling.unwrap_or_else(|_| Err(KubeError::Invalid("the code panicked".into()))) {
                 Ok(()) => {
                     self.reconciled.fetch_add(1, Relaxed);
                     self.queue.done(&key);
@@ -135,7 +156,10 @@ impl Controller {
         for pod in strangers {
             self.orphan(key, &pod).await?;
         }
-        let Some(run) = run else { return Ok(()) };
+        let Some(run) = run else {
+            self.secrets.lock().remove(key);
+            return Ok(());
+        };
         let (status, action) = self.next(&run, &pods, now_ms());
         let status = self.act(key, &run, &pods, status, action).await?;
         let status = self.write(&run, status).await?;
@@ -224,16 +248,17 @@ impl Controller {
             return Ok(Err(Refusal::ForGood(End::Impossible("NoImage".into(), message))));
         }
         self.begin(run).await?;
-        match self.create_secret(run, number, limit).await {
-            Ok(()) => {}
+        let secret = match self.secret(run, number, limit).await {
+            Ok(secret) => secret,
             Err(KubeError::Refused { code: 403, message }) => {
                 return Ok(Err(self.forbidden(&metadata.namespace, message)));
             }
             Err(error) => return Err(error),
-        }
-        let object = pod::object(submitted, number, limit, &self.settings);
+        };
+        let object = pod::object(submitted, number, limit, &secret, &self.settings);
         match self.api.create(&POD, Some(&metadata.namespace), &object).await {
             Ok(made) => {
+                self.secrets.lock().remove(&run.key());
                 if let Some(pod) = Pod::of(&made) {
                     self.tell(run, false, "Created", &format!("pod {}", pod.name));
                     self.known.put_pod(pod);
@@ -272,17 +297,38 @@ impl Controller {
         Ok(())
     }
 
-    /// Makes the secret with the token that an attempt tracks with.
-    async fn create_secret(&self, run: &Run, attempt: u32, limit: Option<i64>) -> Result<(), KubeError> {
-        let manifest = &run.submitted.manifest;
-        let mut request = TokenRequest::new(manifest, attempt, limit, now_ms());
-        request.expires_at = request.expires_at.saturating_add(MAX_WAIT_MS);
+    /// The secret with the token that an attempt tracks with; one that was created lately and has no pod yet, or a new one. What a
+    /// controller leaves that is stopped between the two goes with the run.
+    async fn secret(&self, run: &Run, attempt: u32, limit: Option<i64>) -> Result<AttemptSecret, KubeError> {
+        let (manifest, now) = (&run.submitted.manifest, now_ms());
+        let metadata = &manifest.metadata;
+        let waiting = self.secrets.lock().get(&run.key()).cloned();
+        let still_good = |w: &WaitingSecret| {
+            w.run_uid == metadata.uid && w.attempt == attempt && now.saturating_sub(w.created_at) < SECRET_REUSE_MS
+        };
+        if let Some(waiting) = waiting.filter(still_good) {
+            return Ok(waiting.secret);
+        }
+        let ca = self.certificates().await?;
+        let mut request = TokenRequest::new(manifest, attempt, limit, now);
+        request.expires_at = request.expires_at.saturating_add(MAX_WAIT_MS + SECRET_REUSE_MS);
         let token = (self.settings.token)(request).await.map_err(KubeError::Invalid)?;
-        let secret = pod::secret(&manifest.metadata, attempt, &token, &self.settings);
-        match self.api.create(&SECRET, Some(&manifest.metadata.namespace), &secret).await {
-            // It was made for this attempt before, by a controller that was stopped before it made the pod.
-            Ok(_) | Err(KubeError::Refused { code: 409, .. }) => Ok(()),
-            Err(error) => Err(error),
+        let secret = AttemptSecret { name: pod::secret_name(metadata, attempt), has_ca: ca.is_some() };
+        let object = pod::secret(metadata, attempt, &secret.name, &token, ca.as_deref(), &self.settings);
+        // A secret that has the name already is not ours: reconciling fails and goes on with another name.
+        self.api.create(&SECRET, Some(&metadata.namespace), &object).await?;
+        let waiting = WaitingSecret { run_uid: metadata.uid.clone(), attempt, created_at: now, secret: secret.clone() };
+        self.secrets.lock().insert(run.key(), waiting);
+        Ok(secret)
+    }
+
+    /// The certificates by which runs know the control plane; `None` where every image knows them.
+    async fn certificates(&self) -> Result<Option<String>, KubeError> {
+        let Some(path) = &self.settings.ca_file else { return Ok(None) };
+        match tokio::fs::read_to_string(path).await {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(KubeError::Invalid(format!("the certificates for runs, {}: {error}", path.display()))),
         }
     }
 
@@ -307,7 +353,8 @@ impl Controller {
             || !run.submitted.manifest.spec.resource_claims.is_empty();
         if status.phase.is_final() && !before.phase.is_final() {
             self.begin(run).await?;
-            self.tracker.end(&status.run_id, &status).await.map_err(KubeError::Invalid)?;
+            let namespace = &run.submitted.manifest.metadata.namespace;
+            self.tracker.end(namespace, &status.run_id, &status).await.map_err(KubeError::Invalid)?;
             // If no agent observed this run's GPUs there is no usage to attribute.
             status.attributed = !needs_gpus || !self.agents.saw(&status).await;
         }
@@ -371,7 +418,7 @@ impl Controller {
             return Ok(());
         }
         let status = RunStatus { phase: Phase::Cancelled, reason: "Deleted".into(), ..RunStatus::default() };
-        self.tracker.end(&tracked_id(&pod.run_uid), &status).await.map_err(KubeError::Invalid)?;
+        self.tracker.end(&pod.namespace, &tracked_id(&pod.run_uid), &status).await.map_err(KubeError::Invalid)?;
         self.remove_finalizer(key, pod).await
     }
 
@@ -386,7 +433,7 @@ impl Controller {
             }
             usage::Found::NotYet | usage::Found::All => {}
         }
-        self.tracker.end(&status.run_id, &status).await.map_err(KubeError::Invalid)?;
+        self.tracker.end(&key.0, &status.run_id, &status).await.map_err(KubeError::Invalid)?;
         status.attributed = true;
         // The write before changed the version; the cache holds what that write answered.
         let run = self.known.get(key).0.unwrap_or_else(|| run.clone());

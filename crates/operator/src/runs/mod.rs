@@ -4,7 +4,7 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | `pod` | the pod of a try, and what is seen of it |
+//! | `pod` | the pod and the secret of an attempt, and what is seen of the pod |
 //! | `known` | runs and pods, as the watches tell them |
 //! | `controller` | what is done about it |
 //! | `usage` | what the GPUs did |
@@ -16,6 +16,7 @@ mod pod;
 mod tests;
 mod usage;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -25,9 +26,10 @@ use futures_util::future::BoxFuture;
 use futures_util::{AsyncReadExt, StreamExt};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use slipway_core::task::restart_on_panic;
 use slipway_exec::manifest::SUBMITTED_BY;
 use slipway_exec::{Answer, ExecError, Executor, LogQuery, LogStream, Manifest, Submitted, TokenRequest, Tracker};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::leader::Election;
@@ -60,8 +62,9 @@ pub struct Settings {
     pub identity: String,
     /// Variables of every run: where it tracks to.
     pub variables: Vec<(String, String)>,
-    /// Certificates (PEM) by which runs know the control plane, where the image's own do not suffice.
-    pub ca: Option<String>,
+    /// The file of the certificates (PEM) by which runs know the control plane, where the image's own do not suffice. It is read for
+    /// each attempt, so that a renewed authority reaches new attempts. A file that does not exist says that the image's own do.
+    pub ca_file: Option<PathBuf>,
     /// Makes the token that an attempt tracks with.
     pub token: TokenSource,
     /// The pause before a pod that was refused, by a quota for instance, is tried again.
@@ -73,14 +76,15 @@ fn version(object: &Value) -> u64 {
     object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
-/// The controller of runs: it takes part in the election and reconciles runs while it leads. Dropping it ends the work at once, and the
-/// lease has to expire.
+/// The controller of runs: it takes part in the election and reconciles runs while it leads. Dropping it ends the work as
+/// [`RunController::stop`] does, without waiting for it.
 pub struct RunController {
     api: Api,
     controller: Arc<controller::Controller>,
     leading: watch::Receiver<bool>,
+    stop: watch::Sender<bool>,
     /// Taken by whoever stops it.
-    election: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
+    election: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for RunController {
@@ -100,19 +104,25 @@ impl RunController {
         };
         let controller = controller::Controller::new(api.clone(), settings, tracker);
         let (sender, leading) = watch::channel(false);
-        let (stop, stopped) = oneshot::channel::<()>();
-        let stopped = async {
-            let _ = stopped.await; // It ends when the sender is used or dropped; both mean to stop.
-        };
+        let (stop, stopped) = watch::channel(false);
         let working = Arc::clone(&controller);
-        let election = tokio::spawn(election.run(sender, stopped, move || Arc::clone(&working).work()));
-        Self { api, controller, leading, election: Mutex::new(Some((stop, election))) }
+        // Starting again after a panic is safe. The work begins with lists of everything, the next attempt to renew the lease is made by
+        // the same participant, and while nobody makes one the lease expires and another may lead.
+        let election = tokio::spawn(restart_on_panic("the controller of runs", move || {
+            let (mut stopped, working) = (stopped.clone(), Arc::clone(&working));
+            sender.send_replace(false);
+            let stopped = async move {
+                let _ = stopped.wait_for(|s| *s).await; // The sender may also be dropped; both mean to stop.
+            };
+            election.clone().run(sender.clone(), stopped, move || Arc::clone(&working).work())
+        }));
+        Self { api, controller, leading, stop, election: Mutex::new(Some(election)) }
     }
 
     /// Ends the work and gives the lease back, so that another can lead at once.
     pub async fn stop(&self) {
-        let Some((stop, election)) = self.election.lock().take() else { return };
-        let _ = stop.send(()); // The election may have ended already.
+        let Some(election) = self.election.lock().take() else { return };
+        self.stop.send_replace(true);
         if let Err(error) = election.await {
             tracing::warn!(%error, "the election did not end well");
         }
@@ -160,6 +170,22 @@ impl Pods {
         Self { api, installation }
     }
 
+    /// The refusal of a request that needs a namespace to be enabled for runs, where that is what the API server refuses: its words for a
+    /// right that RBAC does not give.
+    fn refused_in(&self, namespace: &str, error: KubeError) -> ExecError {
+        match error {
+            KubeError::Refused { code: 403, message }
+                if message.contains("cannot create resource") || message.contains("cannot get resource") =>
+            {
+                let command = crate::names::enable_namespace(&self.installation, namespace);
+                ExecError::Forbidden(format!(
+                    "namespace {namespace} is not enabled for runs; an administrator enables it: {command}"
+                ))
+            }
+            error => refused(error),
+        }
+    }
+
     async fn find(&self, namespace: &str, name: &str) -> Result<Submitted, ExecError> {
         let found = self.api.get(&RUN, Some(namespace), name).await.map_err(refused)?;
         found
@@ -204,14 +230,7 @@ impl Executor for Pods {
             match self.api.create(&RUN, Some(namespace), &json!(run)).await {
                 Ok(made) => submitted(made),
                 // The control plane may create runs only where it may carry them out. Who asks was checked before.
-                Err(KubeError::Refused { code: 403, message }) if message.contains("cannot create resource") => {
-                    let command = crate::names::enable_namespace(&self.installation, namespace);
-                    let message = format!(
-                        "namespace {namespace} is not enabled for runs; an administrator enables it: {command}"
-                    );
-                    Err(ExecError::Forbidden(message))
-                }
-                Err(error) => Err(refused(error)),
+                Err(error) => Err(self.refused_in(namespace, error)),
             }
         })
     }
@@ -259,7 +278,7 @@ impl Executor for Pods {
                         tokio::time::sleep(Duration::from_millis(500)).await;
                     }
                     Err(KubeError::Refused { code: 400, message }) => return Err(ExecError::NotNow(message)),
-                    Err(error) => return Err(refused(error)),
+                    Err(error) => return Err(self.refused_in(namespace, error)),
                 }
             };
             let stream = futures_util::stream::unfold(Some(Box::pin(reader)), |reader| async move {

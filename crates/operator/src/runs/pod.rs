@@ -2,11 +2,12 @@
 
 use serde_json::{Map, Value, json};
 use slipway_core::clock::{now_ms, parse_rfc3339};
+use slipway_core::ids::hex32;
 use slipway_exec::lifecycle::{End, Seen};
 use slipway_exec::manifest::Metadata;
 use slipway_exec::{Submitted, tracked_id};
 
-use super::Settings;
+use super::{RUN, Settings};
 use crate::names::{FINALIZER, INSTALLATION, RUN_LABEL, SECRET_PREFIX};
 
 /// The unique id of the run, to tell it from an earlier one of the same name.
@@ -29,10 +30,18 @@ pub(super) fn name(run: &str, attempt: u32) -> String {
     format!("{run}-{attempt}")
 }
 
-/// The name of an attempt's secret: with a part of the run's unique id, so that it is never one of an earlier run of that name.
+/// The secret that was created for an attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct AttemptSecret {
+    pub(super) name: String,
+    /// Whether it holds the certificates of the control plane's authority.
+    pub(super) has_ca: bool,
+}
+
+/// A name for a secret of an attempt. A part of it is random: a name that can be told in advance could be taken by somebody who may
+/// create secrets there, and the run would track with a token of his.
 pub(super) fn secret_name(run: &Metadata, attempt: u32) -> String {
-    let id: String = run.uid.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
-    format!("{SECRET_PREFIX}{}-{attempt}-{id}", run.name).to_lowercase()
+    format!("{SECRET_PREFIX}{}-{attempt}-{}", run.name, &hex32()[..12])
 }
 
 fn owner(run: &Metadata) -> Value {
@@ -53,18 +62,25 @@ fn labels(run: &Metadata, attempt: u32) -> Map<String, Value> {
 }
 
 /// The secret of an attempt, which belongs to the run and is deleted with it. It never changes, so no kubelet has to watch it.
-pub(super) fn secret(run: &Metadata, attempt: u32, token: &str, settings: &Settings) -> Value {
+pub(super) fn secret(
+    run: &Metadata,
+    attempt: u32,
+    name: &str,
+    token: &str,
+    ca: Option<&str>,
+    settings: &Settings,
+) -> Value {
     let mut labels = labels(run, attempt);
     labels.insert("app.kubernetes.io/name".into(), json!("slipway"));
     labels.insert(INSTALLATION.into(), json!(settings.namespace));
     let mut data = json!({TOKEN_KEY: token});
-    if let Some(ca) = &settings.ca {
+    if let Some(ca) = ca {
         data[CA_KEY] = json!(ca);
     }
     json!({
         "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "immutable": true, "stringData": data,
         "metadata": {
-            "name": secret_name(run, attempt), "namespace": run.namespace, "labels": labels,
+            "name": name, "namespace": run.namespace, "labels": labels,
             "ownerReferences": [owner(run)],
         },
     })
@@ -72,21 +88,26 @@ pub(super) fn secret(run: &Metadata, attempt: u32, token: &str, settings: &Setti
 
 /// The pod of an attempt. `limit` is what is left of the run's deadline, in milliseconds; the installation's variables come before
 /// the run's own, which may replace them.
-pub(super) fn object(run: &Submitted, attempt: u32, limit: Option<i64>, settings: &Settings) -> Value {
+pub(super) fn object(
+    run: &Submitted,
+    attempt: u32,
+    limit: Option<i64>,
+    secret: &AttemptSecret,
+    settings: &Settings,
+) -> Value {
     let (metadata, spec) = (&run.manifest.metadata, &run.manifest.spec);
-    let secret = secret_name(metadata, attempt);
     let variable = |name: &str, value: &str| json!({"name": name, "value": value});
     let mut env: Vec<Value> = settings.variables.iter().map(|(name, value)| variable(name, value)).collect();
     env.push(variable("MLFLOW_RUN_ID", &tracked_id(&metadata.uid)));
     env.push(variable("SLIPWAY_RUN", &metadata.name));
     env.push(
-        json!({"name": "MLFLOW_TRACKING_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret, "key": TOKEN_KEY}}}),
+        json!({"name": "MLFLOW_TRACKING_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret.name, "key": TOKEN_KEY}}}),
     );
     let (mut volumes, mut mounts) = (json!(spec.volumes), json!(spec.volume_mounts));
-    if settings.ca.is_some() {
+    if secret.has_ca {
         env.push(variable("MLFLOW_TRACKING_SERVER_CERT_PATH", &format!("{CA_FOLDER}/{CA_KEY}")));
         let items = json!([{"key": CA_KEY, "path": CA_KEY}]);
-        let volume = json!({"name": CA_VOLUME, "secret": {"secretName": secret, "items": items}});
+        let volume = json!({"name": CA_VOLUME, "secret": {"secretName": secret.name, "items": items}});
         volumes.as_array_mut().into_iter().for_each(|v| v.push(volume.clone()));
         let mount = json!({"name": CA_VOLUME, "mountPath": CA_FOLDER, "readOnly": true});
         mounts.as_array_mut().into_iter().for_each(|m| m.push(mount.clone()));
@@ -177,9 +198,20 @@ pub(super) struct Pod {
 }
 
 impl Pod {
-    /// Of an object; `None` for one that is no run's.
+    /// Of an object; `None` for one that is no run's: the labels and the owner must say the same. Whoever may create pods in a
+    /// namespace can write both, so neither says anything about another namespace.
     pub(super) fn of(object: &Value) -> Option<Self> {
         let metadata = &object["metadata"];
+        let owners = metadata["ownerReferences"].as_array();
+        let is_owned = owners.into_iter().flatten().any(|o| {
+            o["apiVersion"] == RUN.api_version()
+                && o["kind"] == RUN.kind
+                && o["name"] == metadata["labels"][RUN_LABEL]
+                && o["uid"] == metadata["labels"][UID_LABEL]
+        });
+        if !is_owned {
+            return None;
+        }
         let label = |name: &str| metadata["labels"][name].as_str().map(str::to_owned);
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let finalizers = metadata["finalizers"].as_array().into_iter().flatten();
@@ -330,15 +362,16 @@ mod tests {
             command: [python]\n  args: [x]\n  env: [{name: LR, value: '1'}]\n  resources: {limits: {nvidia.com/gpu: 1}}\n  \
             activeDeadlineSeconds: 9\n  nodeSelector: {a: b}";
         let run = Submitted { manifest: Manifest::parse(text).unwrap(), status: Default::default() };
-        let mut settings = Settings {
+        let settings = Settings {
             namespace: "slipway-system".into(),
             identity: "me".into(),
             variables: vec![("MLFLOW_TRACKING_URI".into(), "http://x".into())],
-            ca: None,
+            ca_file: None,
             token: std::sync::Arc::new(|_| Box::pin(async { Ok(String::new()) })),
             patience: std::time::Duration::ZERO,
         };
-        let object = super::object(&run, 2, Some(8_200), &settings);
+        let mut made = AttemptSecret { name: secret_name(&run.manifest.metadata, 2), has_ca: false };
+        let object = super::object(&run, 2, Some(8_200), &made, &settings);
         let spec = &object["spec"];
         assert_eq!(object["metadata"]["name"], "train-2");
         assert_eq!(spec["activeDeadlineSeconds"], 9);
@@ -348,24 +381,36 @@ mod tests {
         assert_eq!(env.first().unwrap()["value"], "http://x");
         assert_eq!(env.last().unwrap(), &json!({"name": "LR", "value": "1"}));
         assert_eq!(Pod::of(&object).unwrap().attempt, 2);
+        for owners in
+            [json!(null), json!([]), json!([{"apiVersion": "v1", "kind": "Run", "name": "train", "uid": "1-2"}])]
+        {
+            let mut strange = object.clone();
+            strange["metadata"]["ownerReferences"] = owners;
+            assert_eq!(Pod::of(&strange), None);
+        }
+        let mut strange = object.clone();
+        strange["metadata"]["labels"][UID_LABEL] = json!("of another run");
+        assert_eq!(Pod::of(&strange), None);
         // The token is in a secret of this attempt alone, which goes with the run and never lies in the pod itself.
-        let secret = secret(&run.manifest.metadata, 2, "the token", &settings);
+        let secret = secret(&run.manifest.metadata, 2, &made.name, "the token", None, &settings);
         let reference = env.iter().find(|v| v["name"] == "MLFLOW_TRACKING_TOKEN").unwrap();
-        assert_eq!(secret["metadata"]["name"], "slipway-run-train-2-12");
-        assert_eq!(reference["valueFrom"]["secretKeyRef"], json!({"name": "slipway-run-train-2-12", "key": "token"}));
+        assert!(made.name.starts_with("slipway-run-train-2-") && secret["metadata"]["name"] == made.name.as_str());
+        assert_ne!(secret_name(&run.manifest.metadata, 2), made.name, "nobody can tell it in advance");
+        assert_eq!(reference["valueFrom"]["secretKeyRef"], json!({"name": made.name, "key": "token"}));
         assert_eq!(secret["metadata"]["ownerReferences"], object["metadata"]["ownerReferences"]);
         assert_eq!((&secret["stringData"], &secret["immutable"]), (&json!({"token": "the token"}), &json!(true)));
         assert!(!object.to_string().contains("the token"));
         assert!(spec["volumes"].is_null());
         // With certificates of a private authority the program finds them where MLflow's clients look.
-        settings.ca = Some("PEM".into());
-        let object = super::object(&run, 2, None, &settings);
+        made.has_ca = true;
+        let object = super::object(&run, 2, None, &made, &settings);
         let spec = &object["spec"];
-        assert_eq!(spec["volumes"][0]["secret"]["secretName"], "slipway-run-train-2-12");
+        assert_eq!(spec["volumes"][0]["secret"]["secretName"], made.name.as_str());
         assert_eq!(spec["containers"][0]["volumeMounts"][0]["mountPath"], "/var/run/slipway.dev");
         let env = spec["containers"][0]["env"].as_array().unwrap();
         let path = json!({"name": "MLFLOW_TRACKING_SERVER_CERT_PATH", "value": "/var/run/slipway.dev/ca.crt"});
         assert!(env.contains(&path));
-        assert_eq!(super::secret(&run.manifest.metadata, 2, "t", &settings)["stringData"]["ca.crt"], "PEM");
+        let secret = super::secret(&run.manifest.metadata, 2, "n", "t", Some("PEM"), &settings);
+        assert_eq!(secret["stringData"]["ca.crt"], "PEM");
     }
 }

@@ -1,5 +1,6 @@
 //! The controller on a mock API server, with a kubelet that is a loop and a tracker that remembers.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use slipway_exec::{Phase, RunStatus, TokenRequest, Tracked, Tracker};
+use slipway_exec::{Executor, LogQuery, Phase, RunStatus, TokenRequest, Tracked, Tracker};
 use tokio::task::JoinHandle;
 
 use super::Settings;
@@ -21,11 +22,16 @@ const NAMESPACE: &str = "team";
 struct Memory {
     begun: Mutex<Vec<String>>,
     ended: Mutex<Vec<(String, RunStatus)>>,
+    /// Beside each that ended, the namespace that it was ended for.
+    namespaces: Mutex<Vec<String>>,
+    /// The name of a run that meets a defect.
+    defect: Mutex<Option<String>>,
 }
 
 impl Tracker for Memory {
     fn begin(&self, run: Tracked) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async move {
+            assert_ne!(self.defect.lock().as_ref(), Some(&run.name), "a defect");
             let mut begun = self.begun.lock();
             if !begun.contains(&run.run_id) {
                 begun.push(run.run_id);
@@ -34,8 +40,14 @@ impl Tracker for Memory {
         })
     }
 
-    fn end<'a>(&'a self, run_id: &'a str, status: &'a RunStatus) -> BoxFuture<'a, Result<(), String>> {
+    fn end<'a>(
+        &'a self,
+        namespace: &'a str,
+        run_id: &'a str,
+        status: &'a RunStatus,
+    ) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
+            self.namespaces.lock().push(namespace.to_owned());
             self.ended.lock().push((run_id.to_owned(), status.clone()));
             Ok(())
         })
@@ -46,30 +58,34 @@ struct Lab {
     cluster: Arc<MockCluster>,
     tracker: Arc<Memory>,
     minted: Arc<Mutex<Vec<TokenRequest>>>,
+    ca_file: Option<PathBuf>,
 }
 
 impl Lab {
     fn new() -> Self {
-        Self { cluster: MockCluster::new(), tracker: Arc::default(), minted: Arc::default() }
+        Self { cluster: MockCluster::new(), tracker: Arc::default(), minted: Arc::default(), ca_file: None }
     }
 
-    /// Starts a controller; aborting it is what a crash is.
-    fn controller(&self, who: &str) -> JoinHandle<()> {
+    fn settings(&self, who: &str) -> Settings {
         let minted = Arc::clone(&self.minted);
-        let settings = Settings {
+        Settings {
             namespace: "slipway-system".into(),
             identity: who.into(),
             variables: vec![("MLFLOW_TRACKING_URI".into(), "http://slipway:7070".into())],
-            ca: None,
+            ca_file: self.ca_file.clone(),
             token: Arc::new(move |request| {
                 let token = format!("token-{}-{}", request.run, request.attempt);
                 minted.lock().push(request);
                 Box::pin(async { Ok(token) })
             }),
             patience: Duration::from_millis(20),
-        };
-        let controller =
-            Controller::new(self.cluster.api(who), settings, Arc::clone(&self.tracker) as Arc<dyn Tracker>);
+        }
+    }
+
+    /// Starts a controller; aborting it is what a crash is.
+    fn controller(&self, who: &str) -> JoinHandle<()> {
+        let tracker = Arc::clone(&self.tracker) as Arc<dyn Tracker>;
+        let controller = Controller::new(self.cluster.api(who), self.settings(who), tracker);
         tokio::spawn(controller.work())
     }
 
@@ -156,9 +172,9 @@ async fn a_run_becomes_a_pod_with_a_token_of_its_own_and_its_end_is_written_down
         let run_id = "000000000000000000000000000train";
         let known = (asked.namespace.as_str(), asked.run_id.as_str(), asked.experiment.as_deref(), asked.attempt);
         assert_eq!((known, minted.len()), ((NAMESPACE, run_id, Some("digits"), 1), 1));
-        // It may wait for room for a week, and runs for a minute.
+        // It may wait a day for its pod and a week for room, and runs for a minute.
         let days = (asked.expires_at - slipway_core::clock::now_ms()) / 86_400_000;
-        assert_eq!(days, 7);
+        assert_eq!(days, 8);
         assert_eq!(*lab.tracker.begun.lock(), [run_id]);
     }
     lab.cluster.change("pods", NAMESPACE, "train-1", running());
@@ -239,6 +255,128 @@ async fn a_run_that_is_deleted_takes_its_pod_along_and_is_tracked_as_ended() {
     lab.cluster.remove("runs", NAMESPACE, "train");
     eventually("its pod is gone", || lab.pod("train-1").is_none()).await;
     assert_eq!(lab.verdicts().last(), Some(&Phase::Cancelled));
+}
+
+/// Whoever may create pods in a namespace can make one that says to be of a run in another.
+#[tokio::test]
+async fn a_forged_pod_ends_a_run_of_its_own_namespace_at_most() {
+    let lab = Lab::new();
+    let _controller = lab.controller("one");
+    lab.submit("train", json!({"image": "i"}));
+    eventually("a pod", || lab.pod("train-1").is_some()).await;
+    let mut forged = lab.pod("train-1").unwrap();
+    forged["metadata"] = json!({"name": "forged", "namespace": "thief", "uid": "f", "finalizers": [super::FINALIZER],
+        "labels": forged["metadata"]["labels"]});
+    // With labels alone it is none of ours.
+    lab.cluster.put("pods", forged.clone());
+    forged["metadata"]["name"] = json!("owned");
+    let uid = &forged["metadata"]["labels"]["slipway.dev/run-uid"];
+    forged["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "slipway.dev/v1", "kind": "Run", "name": "train", "uid": uid}]);
+    lab.cluster.put("pods", forged);
+    eventually("the one with an owner is an orphan", || lab.cluster.get("pods", "thief", "owned").is_none()).await;
+    assert!(lab.cluster.get("pods", "thief", "forged").is_some());
+    // The tracker is told of which namespace it was; it knows to which the tracked run belongs.
+    assert_eq!(*lab.tracker.namespaces.lock(), ["thief"]);
+    assert!(lab.pod("train-1").is_some());
+}
+
+#[tokio::test]
+async fn a_defect_that_one_run_meets_does_not_stop_the_others() {
+    let lab = Lab::new();
+    *lab.tracker.defect.lock() = Some("bad".into());
+    let _controller = lab.controller("one");
+    let _kubelet = lab.kubelet();
+    lab.submit("bad", json!({"image": "i"}));
+    eventually("it was tried", || lab.cluster.requests().iter().any(|(_, path)| path.ends_with("/runs"))).await;
+    for number in 0..20 {
+        lab.submit(&format!("good-{number}"), json!({"image": "i"}));
+    }
+    eventually("the others are done", || (0..20).all(|n| lab.status(&format!("good-{n}"))["phase"] == "Succeeded"))
+        .await;
+    *lab.tracker.defect.lock() = None;
+    eventually("and the one when the defect is mended", || lab.status("bad")["phase"] == "Succeeded").await;
+}
+
+#[tokio::test]
+async fn the_election_goes_on_after_a_panic() {
+    let lab = Lab::new();
+    let panics = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&panics);
+    // Runs are watched outside of any reconciliation; the mock calls this in the task that asks.
+    lab.cluster.faults(move |_, method, path| {
+        assert!(!(method == "GET" && path.ends_with("/runs") && counted.fetch_add(1, SeqCst) == 0), "a defect");
+        Fault::None
+    });
+    let tracker = Arc::clone(&lab.tracker) as Arc<dyn Tracker>;
+    let controller = super::RunController::start(lab.cluster.api("one"), lab.settings("one"), tracker);
+    lab.submit("train", json!({"image": "i"}));
+    eventually("a pod", || lab.pod("train-1").is_some()).await;
+    assert!(panics.load(SeqCst) > 1);
+    // A controller that is stopped gives its lease back.
+    controller.stop().await;
+    let lease = lab.cluster.get("leases", "slipway-system", "slipway-runs").unwrap();
+    assert!(lease["spec"]["holderIdentity"].is_null(), "{lease}");
+}
+
+#[tokio::test]
+async fn a_secret_that_somebody_planted_is_not_used_and_one_without_a_pod_is_used_again() {
+    let lab = Lab::new();
+    let (taken, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (first, pods) = (Arc::clone(&taken), Arc::clone(&refused));
+    lab.cluster.answer_with(move |method, path, _| match (method, path.rsplit('/').next()) {
+        ("POST", Some("secrets")) if first.fetch_add(1, SeqCst) == 0 => Some((409, status(409, "already exists"))),
+        ("POST", Some("pods")) if pods.fetch_add(1, SeqCst) < 3 => Some((403, status(403, "exceeded quota: few"))),
+        _ => None,
+    });
+    let _controller = lab.controller("one");
+    lab.submit("train", json!({"image": "i"}));
+    eventually("a pod", || lab.pod("train-1").is_some()).await;
+    assert_eq!((taken.load(SeqCst), refused.load(SeqCst)), (2, 4), "another name, and one secret for all attempts");
+    let pod = lab.pod("train-1").unwrap();
+    assert!(pod.to_string().contains(&lab.cluster.names("secrets")[0]));
+}
+
+#[tokio::test]
+async fn a_renewed_authority_reaches_new_attempts() {
+    let file = std::env::temp_dir().join(slipway_core::ids::hex32());
+    let lab = Lab { ca_file: Some(file.clone()), ..Lab::new() };
+    let _controller = lab.controller("one");
+    let secret_of = |pod: &str| {
+        let pod = lab.pod(pod).unwrap();
+        let env = pod["spec"]["containers"][0]["env"].as_array().unwrap().clone();
+        let has_path = env.iter().any(|v| v["name"] == "MLFLOW_TRACKING_SERVER_CERT_PATH");
+        let token = env.into_iter().find(|v| v["name"] == "MLFLOW_TRACKING_TOKEN").unwrap();
+        let name = token["valueFrom"]["secretKeyRef"]["name"].as_str().unwrap().to_owned();
+        let secret = lab.cluster.get("secrets", NAMESPACE, &name).unwrap();
+        (secret["stringData"]["ca.crt"].clone(), has_path)
+    };
+    for (name, text, expected) in
+        [("public", None, json!(null)), ("old", Some("OLD"), json!("OLD")), ("new", Some("NEW"), json!("NEW"))]
+    {
+        if let Some(text) = text {
+            std::fs::write(&file, text).unwrap();
+        }
+        lab.submit(name, json!({"image": "i"}));
+        let pod = format!("{name}-1");
+        eventually("a pod", || lab.pod(&pod).is_some()).await;
+        assert_eq!(secret_of(&pod), (expected, text.is_some()), "{name}");
+    }
+    std::fs::remove_file(file).unwrap();
+}
+
+#[tokio::test]
+async fn logs_in_a_namespace_that_is_not_enabled_say_what_enables_it() {
+    let lab = Lab::new();
+    lab.cluster.answer_with(|_, path, _| {
+        let message = "pods \"train-1\" is forbidden: User \"system:serviceaccount:slipway-system:slipway\" cannot get resource \
+                       \"pods/log\" in API group \"\" in the namespace \"team\"";
+        path.ends_with("/log").then(|| (403, status(403, message)))
+    });
+    lab.submit("train", json!({"image": "i"}));
+    let pods = super::Pods::new(lab.cluster.api("server"), "slipway-system".into());
+    let Err(error) = pods.logs(NAMESPACE, "train", LogQuery::default()).await else { panic!("there is a log") };
+    assert!(error.to_string().contains("create rolebinding slipway-submit"), "{error}");
 }
 
 #[tokio::test]
@@ -340,7 +478,8 @@ async fn a_controller_that_is_stopped_at_any_request_loses_nothing() {
             let what = format!("{fault:?} at request {stopped_at} of {requests}");
             eventually(&what, || lab.status("train")["phase"] == "Succeeded" && !held(&lab.pod("train-1"))).await;
             assert_eq!(lab.cluster.names("pods"), ["train-1"], "{what}");
-            assert_eq!(lab.cluster.names("secrets").len(), 1, "{what}");
+            // The second controller does not know a secret whose pod the first did not create, and creates another.
+            assert!((1..=2).contains(&lab.cluster.names("secrets").len()), "{what}");
             assert_eq!(lab.status("train")["attempts"].as_array().unwrap().len(), 1, "{what}");
             assert_eq!(lab.tracker.begun.lock().len(), 1, "{what}");
             assert!(lab.verdicts().iter().all(|p| *p == Phase::Succeeded) && !lab.verdicts().is_empty(), "{what}");

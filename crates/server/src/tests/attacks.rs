@@ -3,6 +3,7 @@
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
+use slipway_core::ids::RUN_TAG;
 
 use super::{Front, RUN_ID};
 
@@ -159,6 +160,18 @@ async fn a_run_changes_nothing_of_another_tenant() {
         ("POST", "/2.0/mlflow/runs/log-parameter", with(&of_run, json!({"key": "p", "value": "1"}))),
         ("POST", "/2.0/mlflow/runs/log-batch", with(&of_run, json!({"tags": [{"key": "t", "value": "1"}]}))),
         ("POST", "/2.0/mlflow/runs/set-tag", with(&of_run, json!({"key": "t", "value": "1"}))),
+        // Not even its own run may say that it belongs to another.
+        (
+            "POST",
+            "/2.0/mlflow/runs/set-tag",
+            json!({"run_id": RUN_ID, "key": RUN_TAG, "value": "team-b/x"}).to_string(),
+        ),
+        ("POST", "/2.0/mlflow/runs/delete-tag", json!({"run_id": RUN_ID, "key": RUN_TAG}).to_string()),
+        (
+            "POST",
+            "/2.0/mlflow/runs/log-batch",
+            json!({"run_id": RUN_ID, "tags": [{"key": RUN_TAG, "value": "team-b/x"}]}).to_string(),
+        ),
         ("POST", "/2.0/mlflow/runs/log-inputs", with(&of_run, json!({"models": [{"model_id": logged}]}))),
         ("POST", "/2.0/mlflow/runs/outputs", with(&of_run, json!({"models": [{"model_id": logged, "step": 1}]}))),
         (

@@ -1,5 +1,6 @@
 //! The cluster that a server runs in: its nodes, its users, its pods, on the operator's client.
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use slipway_server::{ClusterAnswer, Figure, Kubernetes, Mint};
 
 use crate::Failure;
 
-/// Between two tries to make a pod that a quota did not allow.
+/// The pause between two attempts to create a pod that a quota did not allow.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// By the namespace of the installation.
@@ -64,6 +65,14 @@ impl Kubernetes for InCluster {
         Arc::new(Pods::new(self.api.clone(), self.namespace.clone()))
     }
 
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            if let Some(controller) = self.controller.get() {
+                controller.stop().await;
+            }
+        })
+    }
+
     fn figures(&self) -> Vec<Figure> {
         let figures = self.controller.get().map(RunController::figures).into_iter().flatten();
         figures.map(|(name, help, is_counter, value)| Figure { name, help, is_counter, value }).collect()
@@ -75,26 +84,23 @@ pub(super) fn runs_url(namespace: &str) -> String {
     env::value(env::RUNS_URL).unwrap_or_else(|| {
         // The kubelet tells a pod the addresses of its namespace's services; a name would need a DNS server that knows it.
         let host = env::value("SLIPWAY_SERVICE_HOST").unwrap_or_else(|| format!("slipway.{namespace}.svc"));
-        format!("http://{host}:7070")
+        format!("http://{}:7070", in_url(&host))
     })
+}
+
+/// A host as it stands in a URL, where an IPv6 address has brackets.
+fn in_url(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
 /// How runs are carried out by the pod that this process runs in.
 pub(super) fn settings(namespace: String, token: TokenSource) -> Settings {
-    // A secret without certificates of its own authority holds one that every image knows.
-    let ca = env::value(env::RUNS_CA).and_then(|path| match std::fs::read_to_string(&path) {
-        Ok(text) => Some(text),
-        Err(error) => {
-            tracing::warn!(path, %error, "runs get no certificates and must know the control plane's by themselves");
-            None
-        }
-    });
     let identity = env::value(env::POD).unwrap_or_else(|| format!("slipway-{}", std::process::id()));
     Settings {
         identity: format!("{identity}_{}", slipway_core::ids::hex32()),
         variables: vec![("MLFLOW_TRACKING_URI".into(), runs_url(&namespace))],
         namespace,
-        ca,
+        ca_file: env::value(env::RUNS_CA).map(PathBuf::from),
         token,
         patience: PATIENCE,
     }
@@ -122,5 +128,16 @@ impl Authority for Asked {
             let may = self.0.may(&user, wanted.verb.name(), wanted.resource.name(), wanted.namespace.as_deref());
             may.await.map_err(|e| e.to_string())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_has_brackets_in_a_url() {
+        let urls = ["10.0.0.1", "fd00::1", "slipway.sys.svc"].map(in_url);
+        assert_eq!(urls, ["10.0.0.1", "[fd00::1]", "slipway.sys.svc"]);
     }
 }

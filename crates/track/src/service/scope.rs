@@ -7,6 +7,7 @@
 //! submits a run names any experiment, and runs that name none share the default one.
 
 use slipway_access::RunIdentity;
+use slipway_core::ids::RUN_TAG;
 
 use super::Tracking;
 use crate::model::KeyValue;
@@ -121,10 +122,12 @@ impl Tracking {
         if allowed { Ok(()) } else { Err(Self::refusal(run, &format!("artifact {path}"))) }
     }
 
-    /// Whether the caller may set or remove a tag of this key.
+    /// Whether the caller may set or remove a tag of this key: no run says to whom something belongs, or which run ends it.
     pub(crate) fn may_change_tag(&self, key: &str) -> Result<(), Error> {
         match &self.run {
-            Some(run) if key == NAMESPACE_TAG => Err(Self::refusal(run, &format!("the tag \"{NAMESPACE_TAG}\""))),
+            Some(run) if key == NAMESPACE_TAG || key == RUN_TAG => {
+                Err(Self::refusal(run, &format!("the tag \"{key}\"")))
+            }
             _ => Ok(()),
         }
     }

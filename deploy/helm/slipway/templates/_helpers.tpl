@@ -26,6 +26,11 @@ seccompProfile: {type: RuntimeDefault}
 {{- $tls := $server.tls }}
 {{- $scheme := ternary ", scheme: HTTPS" "" (ne $tls.secret "") }}
 {{- $labels := include "slipway.labels" (dict "root" .root "component" .component) }}
+{{- range $server.hosts }}
+{{- if not (regexMatch "^[^,:/ ]+$" .) }}
+{{- fail "server.hosts holds names alone, without a scheme, a port, a comma or a blank" }}
+{{- end }}
+{{- end }}
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -44,7 +49,7 @@ spec:
       labels: {{- $labels | nindent 8 }}
     spec:
       serviceAccountName: {{ .name }}
-      securityContext: {runAsUser: 65532, runAsGroup: 65532, fsGroup: 65532, runAsNonRoot: true}
+      securityContext: {runAsUser: 65532, runAsGroup: 65532, fsGroup: 65532, fsGroupChangePolicy: OnRootMismatch, runAsNonRoot: true}
       nodeSelector: {{- .of.nodeSelector | toYaml | nindent 8 }}
       tolerations: {{- .of.tolerations | toYaml | nindent 8 }}
       topologySpreadConstraints:
@@ -68,6 +73,9 @@ spec:
         {{- if $tls.secret }}
         - --tls-cert=/etc/slipway/tls/tls.crt
         - --tls-key=/etc/slipway/tls/tls.key
+        {{- end }}
+        {{- with $server.hosts }}
+        - --hosts={{ join "," . }}
         {{- end }}
         {{- with .argument }}
         - {{ . }}
