@@ -1,7 +1,8 @@
 //! Serves one port: TLS, limits on connections, sizes and times, and draining.
 //!
 //! A connection is closed when its client sends no request for [`Limits::idle`], takes longer than [`Limits::header`] for the head of a
-//! request, or stalls within a body or while it is answered for [`Limits::stall`]. When a port has all the connections it may have, the
+//! request, or stalls within a body or while it is answered for [`Limits::stall`], whether it does not read its answer at all or, over
+//! HTTP/2, gives it no flow-control window. When a port has all the connections it may have, the
 //! one that has been without a request for longest makes room; while all of them are being answered, new ones wait in the kernel's queue.
 
 mod body;
@@ -317,6 +318,8 @@ impl Shared {
         tokio::pin!(connection);
         // Until when a connection that was asked to end may go on without a request in flight.
         let mut ends: Option<Instant> = None;
+        // Until when it may go on at all, once a client does not read an answer: new requests do not put off the end of it.
+        let mut cut: Option<Instant> = None;
         let mut draining = false;
         loop {
             tokio::select! {
@@ -337,14 +340,17 @@ impl Shared {
                     if expiry == Expiry::Header {
                         return;
                     }
+                    if expiry == Expiry::Unread {
+                        cut = Some(Instant::now() + limits.stall);
+                    }
                     ends = Some(Instant::now() + GOODBYE);
                     connection.as_mut().graceful_shutdown();
                 }
                 () = sleep_until(ends.unwrap_or_else(Instant::now)), if ends.is_some() => {
-                    if activity.idle_for().is_some() {
+                    if cut.is_some_and(|cut| Instant::now() >= cut) || !activity.is_answering(limits.stall) {
                         return;
                     }
-                    // A request came in at the last moment; it is answered.
+                    // A request came in at the last moment, or is answered beside one whose answer is not read; it may end.
                     ends = Some(Instant::now() + GOODBYE);
                 }
             }

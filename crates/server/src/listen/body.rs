@@ -102,15 +102,17 @@ impl HttpBody for PacedBody {
     }
 }
 
-/// An answer's body; its request is in flight until it was sent.
+/// An answer's body; its request is in flight until it was sent. hyper asks for the next part when the client can take it, so the times at
+/// which it asks tell whether the client reads.
 pub(super) struct CountedBody {
     inner: Body,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
 
 impl CountedBody {
     pub(super) fn new(inner: Body, in_flight: InFlight) -> Self {
-        Self { inner, _in_flight: in_flight }
+        in_flight.waits_for_client();
+        Self { inner, in_flight }
     }
 }
 
@@ -122,7 +124,13 @@ impl HttpBody for CountedBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
+        let frame = Pin::new(&mut self.inner).poll_frame(cx);
+        if frame.is_ready() {
+            self.in_flight.waits_for_client();
+        } else {
+            self.in_flight.waits_for_server();
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

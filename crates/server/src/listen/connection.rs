@@ -1,5 +1,6 @@
 //! What a connection is doing, and for how long it may do nothing.
 
+use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::http::Version;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
@@ -21,6 +23,8 @@ pub(super) enum Expiry {
     Header,
     /// No request came for too long.
     Idle,
+    /// An answer was not read for too long.
+    Unread,
     /// It makes room for another.
     Evicted,
 }
@@ -37,6 +41,11 @@ pub(super) struct Activity {
     header_since: AtomicU64,
     /// Over HTTP/2 bytes also arrive between requests: pings, settings, acknowledgements.
     is_http2: AtomicBool,
+    /// Requests over HTTP/2 whose answer waits for the client to open its flow-control window, with the time since when. Over HTTP/1 such an
+    /// answer fails when it is written ([`Watched`]). Over HTTP/2 it does not: nothing of it is written until there is a window, while
+    /// pings and their answers go on.
+    unread: Mutex<HashMap<u64, u64>>,
+    next_request: AtomicU64,
     is_evicted: AtomicBool,
     evict: Notify,
 }
@@ -49,6 +58,8 @@ impl Activity {
             idle_since: AtomicU64::new(0),
             header_since: AtomicU64::new(0),
             is_http2: AtomicBool::new(false),
+            unread: Mutex::default(),
+            next_request: AtomicU64::new(0),
             is_evicted: AtomicBool::new(false),
             evict: Notify::new(),
         }
@@ -65,7 +76,8 @@ impl Activity {
         if version == Version::HTTP_2 {
             this.is_http2.store(true, SeqCst);
         }
-        InFlight(Arc::clone(this))
+        let number = this.next_request.fetch_add(1, SeqCst);
+        InFlight { activity: Arc::clone(this), number, is_http2: version == Version::HTTP_2 }
     }
 
     /// Bytes arrived.
@@ -83,6 +95,13 @@ impl Activity {
         Some(self.now().saturating_sub(self.idle_since.load(SeqCst)))
     }
 
+    /// Whether a request is in flight that waits for something else than a client that has not read its answer for `stall`.
+    pub(super) fn is_answering(&self, stall: Duration) -> bool {
+        let (now, stall) = (self.now(), milliseconds(stall));
+        let stalled = self.unread.lock().values().filter(|since| since.saturating_add(stall) <= now).count();
+        self.in_flight.load(SeqCst) > stalled
+    }
+
     /// Asks it to make room for another.
     pub(super) fn evict(&self) {
         self.is_evicted.store(true, SeqCst);
@@ -97,9 +116,9 @@ impl Activity {
     /// When it is to end if nothing happens, and why.
     fn deadline(&self, limits: &Limits) -> Option<(u64, Expiry)> {
         if self.in_flight.load(SeqCst) > 0 {
-            return None;
+            let longest = self.unread.lock().values().copied().min();
+            return longest.map(|since| (since.saturating_add(milliseconds(limits.stall)), Expiry::Unread));
         }
-        let milliseconds = |limit: Duration| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let (header, idle) = (self.header_since.load(SeqCst), self.idle_since.load(SeqCst));
         Some(if header > 0 || idle == 0 {
             (header.max(1).saturating_add(milliseconds(limits.header)), Expiry::Header)
@@ -111,8 +130,8 @@ impl Activity {
     /// Done when the client has been too slow or idle for too long, or when another needs the room.
     pub(super) async fn expires(&self, limits: &Limits) -> Expiry {
         loop {
-            // A head may begin to arrive, or a request end, while this sleeps; so it looks again at least that often.
-            let mut sleep = limits.header.min(limits.idle);
+            // A head may begin to arrive, or a request end, or its answer begin, while this sleeps; so it looks again at least that often.
+            let mut sleep = limits.header.min(limits.idle).min(limits.stall);
             if let Some((deadline, why)) = self.deadline(limits) {
                 let left = deadline.saturating_sub(self.now());
                 if left == 0 {
@@ -130,13 +149,38 @@ impl Activity {
 
 /// A request that is not answered whole yet.
 #[derive(Debug)]
-pub(super) struct InFlight(Arc<Activity>);
+pub(super) struct InFlight {
+    activity: Arc<Activity>,
+    number: u64,
+    is_http2: bool,
+}
+
+impl InFlight {
+    /// A part of the answer was handed over; the next one is asked for when the client has room for it.
+    pub(super) fn waits_for_client(&self) {
+        if self.is_http2 {
+            self.activity.unread.lock().insert(self.number, self.activity.now());
+        }
+    }
+
+    /// The next part of the answer was asked for and is not there yet.
+    pub(super) fn waits_for_server(&self) {
+        if self.is_http2 {
+            self.activity.unread.lock().remove(&self.number);
+        }
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.idle_since.store(self.0.now(), SeqCst);
-        self.0.in_flight.fetch_sub(1, SeqCst);
+        self.waits_for_server();
+        self.activity.idle_since.store(self.activity.now(), SeqCst);
+        self.activity.in_flight.fetch_sub(1, SeqCst);
     }
+}
+
+fn milliseconds(limit: Duration) -> u64 {
+    u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A stream that tells what arrives, and fails when what is written is not taken for too long.
