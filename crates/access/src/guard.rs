@@ -209,8 +209,10 @@ pub(crate) async fn enforce(access: Access, mut request: Request, next: Next) ->
         request.extensions_mut().insert(decision);
         let headers = request.headers().clone();
         let response = next.run(request).await;
-        // An error response is not worth hiding: a handler may refuse a malformed request before it knows the namespace.
-        if response.status().is_success() && !decided.load(Ordering::Acquire) {
+        // An error response is not worth hiding: a handler may refuse a malformed request before it knows the namespace. Every other one
+        // is: a redirect tells where something is, too.
+        let is_error = response.status().is_client_error() || response.status().is_server_error();
+        if !is_error && !decided.load(Ordering::Acquire) {
             tracing::error!("a handler answered without deciding whether its caller may ask");
             return Refusal::Unguarded.response(&headers);
         }

@@ -192,6 +192,9 @@ mod tests {
             .get("/thing", Access::get(Resource::Experiments), async || "read")
             .post("/thing", Access::update(Resource::Experiments), async || "changed")
             .post("/forgets", Access::DecidedByHandler, async || "secret")
+            .post("/redirects", Access::DecidedByHandler, async || axum::response::Redirect::temporary("/secret"))
+            .post("/unchanged", Access::DecidedByHandler, async || StatusCode::NOT_MODIFIED)
+            .post("/malformed", Access::DecidedByHandler, async || StatusCode::BAD_REQUEST)
             .post("/decides", Access::DecidedByHandler, async |Extension(decision): Extension<Decision>| match decision
                 .authorize(Verb::Get, Resource::Experiments, Some("ns"))
                 .await
@@ -236,13 +239,16 @@ mod tests {
         assert_eq!(status(&unguarded, "GET", "/open", None).await, 200);
         assert_eq!(status(&unguarded, "GET", "/thing", Some("reader")).await, 500);
         let guarded = Guard::new(Arc::new(OneReader), "ns", HostNames::default()).protect(routes());
-        assert_eq!(status(&guarded, "POST", "/forgets", Some("reader")).await, 500);
+        for forgets in ["/forgets", "/redirects", "/unchanged"] {
+            assert_eq!(status(&guarded, "POST", forgets, Some("reader")).await, 500, "{forgets}");
+        }
+        assert_eq!(status(&guarded, "POST", "/malformed", Some("reader")).await, 400);
     }
 
     #[test]
     fn the_table_names_every_route() {
         let all: Vec<_> = routes().table().iter().map(|r| format!("{} {}", r.path, r.access)).collect();
         assert!(all.contains(&"/below/{id} get models +runs".to_owned()), "{all:?}");
-        assert_eq!(all.len(), 7);
+        assert_eq!(all.len(), 10);
     }
 }

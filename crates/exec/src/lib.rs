@@ -92,9 +92,6 @@ pub struct Tracked {
     pub experiment: Option<String>,
     /// For people.
     pub name: String,
-    /// The namespace that it was submitted to.
-    #[serde(default)]
-    pub namespace: String,
     /// Who submitted it.
     pub user: String,
     /// Key and value.
@@ -110,7 +107,6 @@ impl Tracked {
             namespace: metadata.namespace.clone(),
             experiment: run.spec.experiment.clone(),
             name: metadata.name.clone(),
-            namespace: metadata.namespace.clone(),
             user: metadata.annotations.get(manifest::SUBMITTED_BY).cloned().unwrap_or_default(),
             tags: vec![
                 ("mlflow.source.type".into(), "JOB".into()),

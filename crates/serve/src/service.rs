@@ -9,7 +9,8 @@ use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use slipway_core::clock::now_ms;
 use slipway_store::Database;
-use tokio::sync::watch;
+use slipway_store::sql::Connection;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::body::{Bodies, BodyLimits};
 use crate::deployment::{Answer, Deployment, Loaded, Request, State, Variant};
@@ -93,7 +94,7 @@ struct Inner {
     deployments: RwLock<BTreeMap<String, Arc<Deployment>>>,
     remembered: Mutex<VecDeque<Remembered>>,
     /// Held while deployments are changed, so that changes happen one after another.
-    changing: tokio::sync::Mutex<()>,
+    changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Gateway {
@@ -116,7 +117,7 @@ impl Gateway {
                 bodies: Bodies::new(bodies),
                 deployments: RwLock::default(),
                 remembered: Mutex::default(),
-                changing: tokio::sync::Mutex::default(),
+                changing: Arc::default(),
             }),
         };
         // Subscribed before anything is resolved, so that no change is missed.
@@ -211,7 +212,7 @@ impl Gateway {
         local_paths: LocalPaths,
     ) -> Result<Status, Error> {
         manifest.check()?;
-        let _one = self.inner.changing.lock().await;
+        let changing = Arc::clone(&self.inner.changing).lock_owned().await;
         let name = manifest.metadata.name.clone();
         let before = self.inner.deployments.read().get(&name).cloned();
         if local_paths == LocalPaths::Refused {
@@ -224,11 +225,34 @@ impl Gateway {
         for variant in &next.variants {
             self.load_or_reuse(&next, variant, before.as_deref()).await?;
         }
-        let (stored, kept) = (next.manifest.clone(), name.clone());
-        next.revision = self.inner.db.write(move |c| repo::add(c, &kept, Some(&stored), now_ms(), reason)).await?;
-        let next = Arc::new(next);
-        self.inner.deployments.write().insert(name, Arc::clone(&next));
-        Ok(status(&next))
+        let stored = Some(next.manifest.clone());
+        self.commit(changing, name.clone(), stored, reason, move |deployments, revision| {
+            next.revision = revision;
+            let next = Arc::new(next);
+            deployments.insert(name, Arc::clone(&next));
+            status(&next)
+        })
+        .await
+    }
+
+    /// Stores a revision (`None` for a removal) and puts it in force. Both happen in a task of their own: a caller that goes away in
+    /// between, as the handler of a client that disconnects does, must not leave stored what is not in force.
+    async fn commit<T: Send + 'static>(
+        &self,
+        changing: OwnedMutexGuard<()>,
+        name: String,
+        manifest: Option<Manifest>,
+        reason: &'static str,
+        put_in_force: impl FnOnce(&mut BTreeMap<String, Arc<Deployment>>, i64) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let inner = Arc::clone(&self.inner);
+        let task = tokio::spawn(async move {
+            let _one = changing;
+            let add = move |c: &Connection| repo::add(c, &name, manifest.as_ref(), now_ms(), reason);
+            let revision = inner.db.write(add).await?;
+            Ok(put_in_force(&mut inner.deployments.write(), revision))
+        });
+        task.await.unwrap_or_else(|error| Err(Error::Store(format!("the change was not stored: {error}"))))
     }
 
     /// Changes the weights.
@@ -272,12 +296,13 @@ impl Gateway {
     /// # Errors
     /// [`Error::NotFound`], or the store's.
     pub async fn remove(&self, name: &str) -> Result<(), Error> {
-        let _one = self.inner.changing.lock().await;
+        let changing = Arc::clone(&self.inner.changing).lock_owned().await;
         self.deployment(name)?;
         let key = name.to_owned();
-        self.inner.db.write(move |c| repo::add(c, &key, None, now_ms(), "rm")).await?;
-        self.inner.deployments.write().remove(name);
-        Ok(())
+        self.commit(changing, name.to_owned(), None, "rm", move |deployments, _| {
+            deployments.remove(&key);
+        })
+        .await
     }
 
     /// All changes of a deployment, newest first.

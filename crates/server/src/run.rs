@@ -292,6 +292,8 @@ impl Server {
         if let Some(renewing) = renewing {
             renewing.abort();
         }
+        // The lease is given back, so that another server can carry out runs at once.
+        self.platform.cluster.stop().await;
         let database = self.platform.database.clone();
         let closed = tokio::task::spawn_blocking(move || database.close()).await;
         if let Err(error) = closed {

@@ -356,6 +356,73 @@ async fn who_does_not_read_the_answer_is_cut() {
     until("it is cut", || server.counts.open.load(Relaxed) == 0).await;
 }
 
+/// An HTTP/2 client with this flow-control window for each answer.
+async fn http2_client(
+    server: &Running,
+    window: u32,
+) -> (
+    hyper::client::conn::http2::SendRequest<Body>,
+    hyper::client::conn::http2::Connection<TokioIo<TcpStream>, Body, TokioExecutor>,
+) {
+    hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(window)
+        .handshake(TokioIo::new(server.connect().await))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn who_opens_no_window_for_an_answer_is_cut_and_who_waits_for_more_of_one_is_not() {
+    use http_body_util::BodyExt;
+    let release = watch::channel(false).0;
+    let released = release.subscribe();
+    let follow = move || {
+        let mut released = released.clone();
+        // Says something at once and then nothing until it is released, as a log that is followed does.
+        let rest = async move { Bytes::from(if stopped(&mut released).await == () { "released" } else { "" }) };
+        let first = std::future::ready(Bytes::from("begun"));
+        let parts = [Box::pin(first) as futures_util::future::BoxFuture<'static, Bytes>, Box::pin(rest)];
+        let parts = futures_util::stream::StreamExt::then(futures_util::stream::iter(parts), |part| part);
+        let parts = futures_util::stream::StreamExt::map(parts, Ok::<_, Infallible>);
+        async move { Body::from_stream(parts) }
+    };
+    let router = hello().route("/follow", get(follow));
+    let server = start(Limits { stall: Duration::from_millis(200), ..generous() }, None, router).await;
+    let request = |path: &str| Request::get(format!("http://localhost/{path}")).body(Body::empty()).unwrap();
+
+    let (mut follower, connection) = http2_client(&server, 1 << 16).await;
+    tokio::spawn(connection);
+    let mut followed = follower.send_request(request("follow")).await.unwrap().into_body();
+    assert_eq!(followed.frame().await.unwrap().unwrap().into_data().unwrap(), "begun");
+
+    let (mut unread, connection) = http2_client(&server, 0).await;
+    // It goes on to answer pings.
+    let cut = tokio::spawn(connection);
+    let answer = unread.send_request(request("hello")).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    until("it is cut", || server.counts.timed_out.load(Relaxed) == 1 && server.counts.open.load(Relaxed) == 1).await;
+    let _ = timeout(HANGS, cut).await.expect("the connection ends"); // With an error or without one.
+
+    release.send_replace(true);
+    assert_eq!(followed.collect().await.unwrap().to_bytes(), "released");
+}
+
+#[tokio::test]
+async fn an_http2_client_that_says_nothing_makes_room_too() {
+    let limits = Limits { connections: 1, http2_ping: Duration::from_secs(600), ..generous() };
+    let server = start(limits, None, hello()).await;
+    let (mut sender, mut connection) = http2_client(&server, 1 << 16).await;
+    let request = Request::get("http://localhost/hello").body(Body::empty()).unwrap();
+    tokio::select! {
+        answer = sender.send_request(request) => assert_eq!(answer.unwrap().status(), 200),
+        ended = &mut connection => panic!("{ended:?}"),
+    }
+    // The connection is not driven any more, so it answers neither pings nor a goodbye.
+    let answer = exchange(&mut server.connect().await, GET, "hello").await;
+    assert!(answer.ends_with("hello"), "{answer}");
+    drop(connection);
+}
+
 #[tokio::test]
 async fn large_heads_are_refused() {
     let server = start(Limits { http1_buffer: 16 * 1024, ..generous() }, None, hello()).await;

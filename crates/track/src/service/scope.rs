@@ -10,7 +10,7 @@ use slipway_access::RunIdentity;
 use slipway_core::ids::RUN_TAG;
 
 use super::Tracking;
-use crate::model::KeyValue;
+use crate::model::{Experiment, KeyValue};
 use crate::{Error, ErrorCode, repo, validate};
 
 /// The tag that names the namespace to which an experiment, a run, a logged model or a registered model belongs.
@@ -157,4 +157,11 @@ impl Tracking {
 /// The namespace that owns something with these tags.
 fn owner(tags: &[KeyValue]) -> Option<&String> {
     tags.iter().find(|t| t.key == NAMESPACE_TAG).map(|t| &t.value)
+}
+
+impl Experiment {
+    /// The namespace that it belongs to; `None` if it belongs to no namespace alone.
+    pub fn namespace(&self) -> Option<&str> {
+        owner(&self.tags).map(String::as_str)
+    }
 }
