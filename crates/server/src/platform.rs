@@ -1,9 +1,9 @@
 //! Opens the state folder and wires the domains together.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use slipway_access::{Access, Routes};
 use slipway_core::home::Home;
 use slipway_exec::Executor;
@@ -94,7 +94,7 @@ impl Platform {
     ) -> Result<Self, ServerError> {
         let unusable = |source| ServerError::Home { path: home.root().to_owned(), source };
         home.create().map_err(unusable)?;
-        let lock = std::fs::File::create(home.lock_file()).map_err(unusable)?;
+        let lock = open_lock(&home.lock_file()).map_err(unusable)?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             let other: Option<serde_json::Value> =
                 std::fs::read(home.server_file()).ok().and_then(|b| serde_json::from_slice(&b).ok());
@@ -178,5 +178,32 @@ impl Platform {
     /// The inference gateway, gRPC.
     pub fn grpc_routes(&self) -> Routes {
         slipway_serve::grpc::routes(self.gateway.clone())
+    }
+}
+
+/// The file that is locked while a state folder is in use. A link is not followed, and nothing is written: somebody may have put a link to
+/// another file there.
+fn open_lock(path: &Path) -> std::io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).custom_flags(flags.bits().cast_signed()).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_planted_lock_changes_no_other_file() {
+        let home = Home::at(std::env::temp_dir().join(slipway_core::ids::hex32()));
+        home.create().unwrap();
+        let other = home.root().join("other");
+        std::fs::write(&other, "kept").unwrap();
+        std::os::unix::fs::symlink(&other, home.lock_file()).unwrap();
+        let opened = Platform::open(&home, &Stores::default(), Preference::Tract, None).await;
+        assert!(matches!(opened, Err(ServerError::Home { .. })));
+        assert_eq!(std::fs::read_to_string(&other).unwrap(), "kept");
+        std::fs::remove_dir_all(home.root()).unwrap();
     }
 }

@@ -14,6 +14,8 @@ use slipway_exec::TokenRequest;
 use slipway_store::sql::params;
 use slipway_store::{Database, Migration, StoreError};
 
+use super::home_token::{Owned, open_secret};
+
 /// The tables.
 pub(crate) const MIGRATION: Migration =
     Migration { domain: "server", steps: &["CREATE TABLE server_keys (name TEXT PRIMARY KEY, key BLOB NOT NULL)"] };
@@ -67,13 +69,19 @@ impl RunTokens {
     /// With the key in a file, which is created when it is missing.
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's, and [`std::io::ErrorKind::PermissionDenied`] for a file whose content others may know.
     pub fn of_file(path: &Path) -> std::io::Result<Self> {
-        use std::io::Write;
+        use std::io::{Read, Write};
         use std::os::unix::fs::OpenOptionsExt;
-        if let Ok(bytes) = std::fs::read(path)
-            && let Ok(key) = bytes.try_into()
-        {
+        let mut bytes = Vec::new();
+        match open_secret(path, Owned::ByThisUser) {
+            Ok(file) => {
+                file.take(64).read_to_end(&mut bytes)?;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        if let Ok(key) = bytes.try_into() {
             return Ok(Self::new(key));
         }
         let key = fresh_key()?;

@@ -331,3 +331,17 @@ async fn a_run_tracks_registers_and_promotes_what_is_its_own() {
     let model = front.ask("reader", "GET", "/api/2.0/mlflow/registered-models/get?name=mine", "").await;
     assert!(String::from_utf8_lossy(&model.body).contains("\"team-a\""));
 }
+
+/// A filter that is too large for the database is the caller's mistake, and tells nothing of the database.
+#[tokio::test]
+async fn filters_that_are_too_large_are_refused() {
+    let front = Front::open().await;
+    for (count, expected) in [(60, 200), (61, 400), (20_000, 400)] {
+        for term in ["params.a = 'b'", "metrics.a > 1", "tags.a LIKE '%b%'"] {
+            let filter = vec![term; count].join(" AND ");
+            let body = json!({"experiment_ids": ["0"], "filter": filter}).to_string();
+            let reply = front.ask("owner", "POST", "/api/2.0/mlflow/runs/search", &body).await;
+            assert_eq!(reply.status, expected, "{count} {term}: {}", String::from_utf8_lossy(&reply.body));
+        }
+    }
+}

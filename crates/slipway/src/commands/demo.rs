@@ -113,7 +113,8 @@ impl Drop for Platform {
 
 pub(super) async fn demo(context: &Context, options: Demo) -> Result<(), Failure> {
     let started = Instant::now();
-    let state = Home::at(context.config.get("home").unwrap_or_default());
+    // The usual state folder whatever --home says, so that a demo's folder is known again.
+    let state = Home::at(Home::default_path());
     let dir =
         folder::open(&options.dir, &state).map_err(|e| failed("folder", format!("{}: {e}", options.dir.display())))?;
     let work = dir.join("work");

@@ -73,6 +73,11 @@ fn unquote(text: &str) -> &str {
     text
 }
 
+/// Comparisons that a filter may have: each can be a join, and SQLite joins at most 64 tables (<https://www.sqlite.org/limits.html>).
+const MAX_COMPARISONS: usize = 60;
+/// Values that a filter may compare with: SQLite has 32,766 parameters for a statement.
+const MAX_VALUES: usize = 10_000;
+
 /// Parses a filter; an empty one has no comparisons.
 ///
 /// `quote_invalid` says whether the parts that do not fit are quoted in the message (run search) or bare
@@ -101,11 +106,16 @@ pub(crate) fn parse(filter: &str, quote_invalid: bool) -> Result<Vec<Comparison>
         }
         rest = tail;
     }
-    if invalid.is_empty() {
-        Ok(found)
-    } else {
-        Err(Error::invalid(format!("Invalid clause(s) in filter string: {}", invalid.join(", "))))
+    if !invalid.is_empty() {
+        return Err(Error::invalid(format!("Invalid clause(s) in filter string: {}", invalid.join(", "))));
     }
+    let values = found.iter().map(|c| if let Some(Operand::List(values)) = &c.operand { values.len() } else { 1 });
+    if found.len() > MAX_COMPARISONS || values.sum::<usize>() > MAX_VALUES {
+        return Err(Error::invalid(format!(
+            "The filter is too large: it may have {MAX_COMPARISONS} comparisons and {MAX_VALUES} values. Send several requests instead."
+        )));
+    }
+    Ok(found)
 }
 
 type Rest<'a> = &'a [Token];
@@ -255,6 +265,15 @@ mod tests {
         assert_eq!(one("tags.x IS NOT NULL").operator, "IS NOT NULL");
         assert_eq!(texts(one("run_id NOT IN ('a', \"b\")").operand.as_ref().unwrap()).unwrap(), ["a", "b"]);
         assert!(parse("  ", true).unwrap().is_empty());
+    }
+
+    #[test]
+    fn filters_that_no_database_takes_are_refused() {
+        let comparisons = |n: usize| vec!["params.a = 'b'"; n].join(" AND ");
+        assert_eq!(parse(&comparisons(MAX_COMPARISONS), true).unwrap().len(), MAX_COMPARISONS);
+        assert!(parse(&comparisons(MAX_COMPARISONS + 1), true).is_err());
+        let list = |n: usize| format!("run_id IN ({})", vec!["'a'"; n].join(","));
+        assert!(parse(&list(MAX_VALUES), true).is_ok() && parse(&list(MAX_VALUES + 1), true).is_err());
     }
 
     #[test]
