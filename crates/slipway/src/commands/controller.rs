@@ -242,4 +242,38 @@ mod tests {
         assert_eq!(asked[2].2["namespace"], "team");
         server.abort();
     }
+
+    #[tokio::test]
+    async fn it_is_ready_when_the_control_plane_answers_it() {
+        let answer = |headers: HeaderMap| async move {
+            let status = if headers["authorization"] == "Bearer good" { StatusCode::OK } else { StatusCode::FORBIDDEN };
+            (status, Json(json!({})))
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().route("/api/v1/controller/ready", get(answer));
+        let server = tokio::spawn(async move { axum::serve(listener, router).await });
+        let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
+        std::fs::create_dir(&folder).unwrap();
+        let token_file = folder.join("token");
+        // The secret of a public authority brings no certificates.
+        let plane = || ControlPlane::new(url.clone(), token_file.clone(), Some(folder.join("ca.crt")));
+        assert!(plane().ready().await.unwrap_err().contains("token"));
+        std::fs::write(&token_file, "of somebody else").unwrap();
+        assert!(plane().ready().await.unwrap_err().starts_with("the control plane: "));
+        std::fs::write(&token_file, "good").unwrap();
+        let asked = plane();
+        asked.ready().await.unwrap();
+        server.abort();
+        let _ = server.await; // It was aborted.
+        asked.ready().await.unwrap(); // The answer is kept for a moment, so probes are no flood.
+        assert!(plane().ready().await.is_err());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_control_plane_that_hangs_is_not_waited_for_for_long() {
+        let error = in_time::<()>(std::future::pending()).await.unwrap_err();
+        assert_eq!(error, "the control plane: no answer within 10 s");
+    }
 }
