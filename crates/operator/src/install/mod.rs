@@ -201,7 +201,7 @@ pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step
     Ok(steps)
 }
 
-/// Removes what versions before 0.2 left in each namespace with runs: a secret with one token for all of them, which did not expire. Who
+/// Removes what an earlier version left in each namespace with runs: a secret with one token for all of them, which did not expire. Who
 /// may not list secrets leaves them where they are.
 async fn remove_shared_secrets(api: &Api, installation: &str, dry_run: bool) -> Result<Vec<Step>, KubeError> {
     let label = format!("{INSTALLATION}={installation}");

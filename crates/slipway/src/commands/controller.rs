@@ -89,7 +89,7 @@ impl ControlPlane {
 
     async fn ask<T: DeserializeOwned>(&self, what: &str, body: Value) -> Result<T, String> {
         let path = format!("/api/v1/controller/{what}");
-        in_time(async { self.client().await?.post(&path, &body).await.map_err(|e| e.to_string()) }).await
+        in_time(ASK_TIMEOUT, async { self.client().await?.post(&path, &body).await.map_err(|e| e.to_string()) }).await
     }
 
     /// Whether the control plane answers this controller, asked at most once in [`CHECK_INTERVAL`].
@@ -102,7 +102,7 @@ impl ControlPlane {
             let answer = self.client().await?.get::<Value>("/api/v1/controller/ready").await;
             answer.map(|_| ()).map_err(|e| e.to_string())
         };
-        let answer = in_time(asking).await;
+        let answer = in_time(ASK_TIMEOUT, asking).await;
         *checked = Some((Instant::now(), answer.clone()));
         answer
     }
@@ -117,9 +117,9 @@ impl ControlPlane {
 }
 
 /// Bounds the time of a question to the control plane: while one waits, a worker of the controller waits with it.
-async fn in_time<T>(question: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    let late = |_| format!("no answer within {} s", ASK_TIMEOUT.as_secs());
-    let answer = tokio::time::timeout(ASK_TIMEOUT, question).await;
+async fn in_time<T>(limit: Duration, question: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let late = |_| format!("no answer within {} s", limit.as_secs());
+    let answer = tokio::time::timeout(limit, question).await;
     answer.map_err(late).and_then(|r| r).map_err(|e| format!("the control plane: {e}"))
 }
 
@@ -241,5 +241,39 @@ mod tests {
         assert_eq!((&asked[0].2, &asked[2].2["runId"]), (&json!(request), &json!("r")));
         assert_eq!(asked[2].2["namespace"], "team");
         server.abort();
+    }
+
+    #[tokio::test]
+    async fn it_is_ready_when_the_control_plane_answers_it() {
+        let answer = |headers: HeaderMap| async move {
+            let status = if headers["authorization"] == "Bearer good" { StatusCode::OK } else { StatusCode::FORBIDDEN };
+            (status, Json(json!({})))
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().route("/api/v1/controller/ready", get(answer));
+        let server = tokio::spawn(async move { axum::serve(listener, router).await });
+        let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
+        std::fs::create_dir(&folder).unwrap();
+        let token_file = folder.join("token");
+        // The secret of a public authority brings no certificates.
+        let plane = || ControlPlane::new(url.clone(), token_file.clone(), Some(folder.join("ca.crt")));
+        assert!(plane().ready().await.unwrap_err().contains("token"));
+        std::fs::write(&token_file, "of somebody else").unwrap();
+        assert!(plane().ready().await.unwrap_err().starts_with("the control plane: "));
+        std::fs::write(&token_file, "good").unwrap();
+        let asked = plane();
+        asked.ready().await.unwrap();
+        server.abort();
+        let _ = server.await; // It was aborted.
+        asked.ready().await.unwrap(); // The answer is kept for a moment, so probes are no flood.
+        assert!(plane().ready().await.is_err());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_control_plane_that_hangs_is_not_waited_for_for_long() {
+        let error = in_time::<()>(Duration::from_millis(1), std::future::pending()).await.unwrap_err();
+        assert_eq!(error, "the control plane: no answer within 0 s");
     }
 }
