@@ -21,6 +21,14 @@ pub struct Unavailable(pub String);
 
 /// Knows tokens and permissions.
 pub trait Policy: Send + Sync {
+    /// The token that a request with these headers carries: by default as bearer or password.
+    fn token(&self, headers: &HeaderMap) -> Option<String> {
+        bearer_or_password(headers)
+    }
+    /// The answer to a request with these headers that is refused. A server whose refusals need hints of its own writes them here.
+    fn refuse(&self, refusal: Refusal, headers: &HeaderMap) -> Response {
+        refusal.response(headers)
+    }
     /// Who holds this token; without a token, who an anonymous caller is. `None` for nobody that is known.
     fn authenticate<'a>(&'a self, token: Option<&'a str>) -> BoxFuture<'a, Result<Option<Caller>, Unavailable>>;
     /// Whether a caller has a permission. It is not asked about runs, whose rights the routes themselves state.
@@ -76,7 +84,7 @@ struct Rules {
     policy: Arc<dyn Policy>,
     /// The namespace of whatever belongs to no other.
     namespace: String,
-    /// Unset for calls within a process, which name no host.
+    /// Unset when every host is accepted.
     hosts: Option<HostNames>,
     /// Whether the server speaks TLS.
     tls: bool,
@@ -105,9 +113,10 @@ impl Policy for InProcess {
 }
 
 impl Guard {
-    /// A guard that decides by this policy. `namespace` is the one of the installation.
-    pub fn new(policy: Arc<dyn Policy>, namespace: impl Into<String>, hosts: HostNames) -> Self {
-        Self(Arc::new(Rules { policy, namespace: namespace.into(), hosts: Some(hosts), tls: false }))
+    /// A guard that decides by this policy. `namespace` is the one of the installation. Without `hosts` neither `Host` nor `Origin` is
+    /// checked: for servers that cannot know under which names they are asked, and that ask for tokens which no browser sends by itself.
+    pub fn new(policy: Arc<dyn Policy>, namespace: impl Into<String>, hosts: impl Into<Option<HostNames>>) -> Self {
+        Self(Arc::new(Rules { policy, namespace: namespace.into(), hosts: hosts.into(), tls: false }))
     }
 
     /// The same for a server that speaks TLS.
@@ -132,7 +141,7 @@ impl Guard {
                 if let Some(hosts) = &guard.0.hosts {
                     let authority = match check_destination(&request, hosts) {
                         Ok(authority) => authority,
-                        Err(refusal) => return refusal.response(request.headers()),
+                        Err(refusal) => return guard.0.policy.refuse(refusal, request.headers()),
                     };
                     // A proxy that ends TLS says so. Whoever lies here gets wrong URLs in its own answer and in no other.
                     let forwarded = request.headers().get("x-forwarded-proto").is_some_and(|p| p == "https");
@@ -155,7 +164,7 @@ impl Guard {
 
     /// Who sent a request with these headers.
     async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
-        let token = token(headers);
+        let token = self.0.policy.token(headers);
         match self.0.policy.authenticate(token.as_deref()).await {
             Ok(Some(caller)) => Ok(caller),
             Ok(None) => Err(Refusal::Unauthenticated),
@@ -197,10 +206,10 @@ pub(crate) async fn enforce(access: Access, mut request: Request, next: Next) ->
     };
     let caller = match guard.authenticate(request.headers()).await {
         Ok(caller) => caller,
-        Err(refusal) => return refusal.response(request.headers()),
+        Err(refusal) => return guard.0.policy.refuse(refusal, request.headers()),
     };
     if let Err(refusal) = guard.authorize(&caller, access).await {
-        return refusal.response(request.headers());
+        return guard.0.policy.refuse(refusal, request.headers());
     }
     if access == Access::DecidedByHandler {
         let decided = Arc::new(AtomicBool::new(false));
@@ -252,7 +261,7 @@ impl Decision {
 
 /// The token that a request carries: as bearer, or as the password of basic authentication, which is how MLflow's clients send
 /// `MLFLOW_TRACKING_PASSWORD` and browsers what is typed into their dialog.
-fn token(headers: &HeaderMap) -> Option<String> {
+fn bearer_or_password(headers: &HeaderMap) -> Option<String> {
     use base64::Engine;
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, rest) = value.split_once(' ')?;
@@ -387,7 +396,8 @@ mod tests {
 
     #[test]
     fn tokens_come_as_bearer_or_password() {
-        let of = |value: &str| token(&HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]));
+        let of =
+            |value: &str| bearer_or_password(&HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]));
         assert_eq!(of("Bearer abc").as_deref(), Some("abc"));
         assert_eq!(of("bearer  abc ").as_deref(), Some("abc"));
         // any:0123

@@ -19,5 +19,6 @@ pub mod rule;
 
 pub use caller::{Caller, Person, RunIdentity};
 pub use guard::{Decision, Guard, HostNames, Origin, Policy, Unavailable};
+pub use refusal::Refusal;
 pub use routes::{RouteInfo, Routes};
 pub use rule::{Access, Permission, Resource, RunTokenUse, Verb};

@@ -26,6 +26,16 @@ impl Refusal {
         self.parts().4
     }
 
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.clone().parts().0
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        self.clone().parts().2
+    }
+
     /// HTTP status, gRPC status, own code, MLflow's code, message.
     fn parts(self) -> (StatusCode, &'static str, &'static str, &'static str, String) {
         match self {

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use slipway_core::clock::now_ms;
+use slipway_exec::local::descriptors::raise_limit;
 use slipway_exec::local::{Accelerators, Device, NAMESPACE, Reading, Room, Settings, supervise};
 use slipway_exec::{
     ExecError, Executor, LocalProcesses, LogQuery, Manifest, Phase, RunStatus, Submitted, TokenRequest, Tracked,
@@ -21,6 +23,8 @@ use slipway_exec::{
 
 /// Longest time that anything here may take.
 const LIMIT: Duration = Duration::from_secs(60);
+/// The limit of descriptors that the server of all tests is started with.
+const SOFT_LIMIT: u64 = 500;
 /// Value of every variable that no run may see.
 const SECRET: &str = "correct-horse-battery";
 
@@ -34,6 +38,10 @@ fn main() -> ExitCode {
         ["serve", folder] => runtime().block_on(serve(Path::new(folder))),
         _ => {}
     }
+    // As a server does, from a limit that it can tell from the others.
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(SOFT_LIMIT), maximum }).unwrap();
+    raise_limit();
     let wanted = |name: &str| {
         let mut words = arguments.iter().filter(|a| !a.starts_with('-')).peekable();
         words.peek().is_none() || words.any(|word| name.contains(word.as_str()))
@@ -59,6 +67,9 @@ const TESTS: &[(&str, fn())] = &[
     ("a_run_whose_supervisor_is_killed_is_started_again", || run(a_run_whose_supervisor_is_killed_is_started_again)),
     ("a_panic_about_one_run_is_not_the_end_of_the_others", || run(a_panic_about_one_run_is_not_the_end_of_the_others)),
     ("a_server_that_is_killed_finds_its_runs_again", || run(a_server_that_is_killed_finds_its_runs_again)),
+    ("a_run_does_not_inherit_the_raised_limit_of_descriptors", || {
+        run(a_run_does_not_inherit_the_raised_limit_of_descriptors)
+    }),
     ("a_run_sees_nothing_of_the_servers_environment", || run(a_run_sees_nothing_of_the_servers_environment)),
 ];
 
@@ -193,6 +204,15 @@ async fn a_run_is_carried_out_and_its_log_is_followed(place: Place) {
     assert_eq!(*fake.ended.lock().unwrap(), [(run.status.run_id, Phase::Succeeded)]);
     let missing = runs.logs(NAMESPACE, "train", LogQuery { attempt: Some(2), ..LogQuery::default() }).await;
     assert!(matches!(missing.map(|_| ()), Err(ExecError::NotNow(_))));
+}
+
+async fn a_run_does_not_inherit_the_raised_limit_of_descriptors(place: Place) {
+    let limit = getrlimit(Resource::Nofile);
+    assert_eq!(limit.current, limit.maximum, "the server's own is raised");
+    let (runs, _) = open(&place.0);
+    runs.submit(script("count", "ulimit -Sn"), None).await.unwrap();
+    reaches(&runs, "count", Phase::Succeeded).await;
+    assert_eq!(log(&runs, "count", LogQuery::default()).await.trim(), SOFT_LIMIT.to_string());
 }
 
 async fn a_failed_run_is_tried_again_with_a_token_of_its_own(place: Place) {

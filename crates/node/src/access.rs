@@ -1,4 +1,5 @@
-//! Who may read what the agent knows of pods: those who send a token as [`slipway_core::node_access`] describes it.
+//! Who may read what the agent knows of pods: those who send a token as [`slipway_core::node_access`] describes it. Which routes that are
+//! is written beside the routes ([`crate::http`]); this is the policy that decides about callers.
 //!
 //! Metrics and health stay open, since Prometheus and the kubelet send no tokens.
 
@@ -8,14 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode};
-use axum::middleware::Next;
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use ring::digest::{SHA256, digest};
 use serde_json::json;
+use slipway_access::{Caller, Guard, HostNames, Permission, Person, Policy, Refusal, Resource, Unavailable, Verb};
 use slipway_core::node_access::{ACCOUNT, AUDIENCE, HEADER, user};
 use tokio::sync::Semaphore;
 
@@ -72,22 +72,73 @@ impl Gate {
         }
     }
 
-    async fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
-        match self {
-            Self::ThisMachine => Ok(()),
-            Self::Closed(why) => Err(Refusal::Forbidden((*why).to_owned())),
-            Self::Tokens(tokens) => tokens.check(headers).await,
-        }
+    /// The guard of the agent's routes. Only an agent that trusts whoever reaches its port knows its names: a web page must not reach it
+    /// under a name that points to this machine. In a cluster the API server's proxy passes on the `Host` of its own client.
+    pub(crate) fn guard(self) -> Guard {
+        let hosts = matches!(self, Self::ThisMachine).then(HostNames::default);
+        Guard::new(Arc::new(self), "", hosts)
+    }
+}
+
+impl Policy for Gate {
+    fn token(&self, headers: &HeaderMap) -> Option<String> {
+        // Not `Authorization`, which the API server's proxy keeps to itself.
+        headers.get(HEADER).and_then(|v| v.to_str().ok()).map(str::to_owned)
+    }
+
+    fn authenticate<'a>(&'a self, token: Option<&'a str>) -> BoxFuture<'a, Result<Option<Caller>, Unavailable>> {
+        Box::pin(async move {
+            match self {
+                Self::ThisMachine => Ok(Some(Caller::Owner)),
+                Self::Closed(_) => Ok(Some(Caller::Anonymous)),
+                Self::Tokens(tokens) => {
+                    let name = tokens.holder(token).await.map_err(|error| Unavailable(error.to_string()))?;
+                    Ok(name.map(|name| Caller::Person(Person { name, ..Person::default() })))
+                }
+            }
+        })
+    }
+
+    fn allows<'a>(&'a self, caller: &'a Caller, wanted: &'a Permission) -> BoxFuture<'a, Result<bool, Unavailable>> {
+        let reads = wanted.verb == Verb::Get && wanted.resource == Resource::Nodes;
+        let may = match self {
+            Self::ThisMachine => true,
+            Self::Closed(_) => false,
+            Self::Tokens(tokens) => reads && caller.name() == Some(tokens.user.as_str()),
+        };
+        Box::pin(std::future::ready(Ok(may)))
+    }
+
+    fn refuse(&self, refusal: Refusal, _: &HeaderMap) -> Response {
+        let (status, code) = (refusal.status(), refusal.code());
+        let error = match (self, refusal) {
+            (Self::Closed(why), Refusal::Forbidden(_)) => (*why).to_owned(),
+            (_, Refusal::Unauthenticated) => {
+                format!("this agent asks for a token of {ACCOUNT} for the audience {AUDIENCE}")
+            }
+            // The agent has no setting to add names to.
+            (_, Refusal::Misdirected(host)) => format!("this agent does not answer for the host '{host}'"),
+            (_, refusal) => refusal.message(),
+        };
+        let hint = match code {
+            // The token is not what is wrong.
+            "auth.host" => "Use localhost or the address of this machine.".to_owned(),
+            "auth.foreign" => "Open the agent's address itself, and not a page that asks it.".to_owned(),
+            _ => format!(
+                "Use slipway node ls, or kubectl create token {ACCOUNT} --audience {AUDIENCE}, sent in the header {HEADER}."
+            ),
+        };
+        (status, Json(json!({"error": error, "code": code, "hint": hint}))).into_response()
     }
 }
 
 impl Tokens {
-    async fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
-        let token = headers.get(HEADER).and_then(|v| v.to_str().ok()).filter(|t| !t.is_empty() && t.len() <= MAX_TOKEN);
-        let token = token.ok_or(Refusal::Unauthenticated)?;
+    /// Whose token this is; `None` for nobody's.
+    async fn holder(&self, token: Option<&str>) -> Result<Option<String>, ClusterError> {
+        let Some(token) = token.filter(|t| !t.is_empty() && t.len() <= MAX_TOKEN) else { return Ok(None) };
         let key = digest(&SHA256, token.as_bytes()).as_ref().to_vec();
         if self.good.lock().get(&key).is_some_and(|at| at.elapsed() < CACHED) {
-            return Ok(());
+            return Ok(Some(self.user.clone()));
         }
         let review = async {
             let turn = self.turns.acquire().await;
@@ -97,48 +148,14 @@ impl Tokens {
         };
         let reviewed = tokio::time::timeout(REVIEW_TIMEOUT, review).await;
         let late = |_| ClusterError::Unreachable(format!("no answer within {} s", REVIEW_TIMEOUT.as_secs()));
-        match reviewed.map_err(late).and_then(|r| r).map_err(Refusal::Unreachable)? {
-            Some(user) if user == self.user => {}
-            Some(user) => return Err(Refusal::Forbidden(format!("{user} may not read what this agent knows of pods"))),
-            None => return Err(Refusal::Unauthenticated),
+        let holder = reviewed.map_err(late).and_then(|r| r)?;
+        if holder.as_ref() == Some(&self.user) {
+            let mut good = self.good.lock();
+            if good.len() >= MAX_CACHED {
+                good.clear();
+            }
+            good.insert(key, Instant::now());
         }
-        let mut good = self.good.lock();
-        if good.len() >= MAX_CACHED {
-            good.clear();
-        }
-        good.insert(key, Instant::now());
-        Ok(())
-    }
-}
-
-enum Refusal {
-    Unauthenticated,
-    Forbidden(String),
-    Unreachable(ClusterError),
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let (status, code, error) = match self {
-            Self::Unauthenticated => (
-                StatusCode::UNAUTHORIZED,
-                "auth.required",
-                format!("this agent asks for a token of {ACCOUNT} for the audience {AUDIENCE}"),
-            ),
-            Self::Forbidden(why) => (StatusCode::FORBIDDEN, "auth.forbidden", why),
-            Self::Unreachable(error) => (StatusCode::SERVICE_UNAVAILABLE, "kube.unreachable", error.to_string()),
-        };
-        let hint = format!(
-            "Use slipway node ls, or kubectl create token {ACCOUNT} --audience {AUDIENCE}, sent in the header {HEADER}."
-        );
-        (status, Json(json!({"error": error, "code": code, "hint": hint}))).into_response()
-    }
-}
-
-/// Lets a request through to a protected route, or refuses it.
-pub(crate) async fn check(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
-    match gate.check(request.headers()).await {
-        Ok(()) => next.run(request).await,
-        Err(refusal) => refusal.into_response(),
+        Ok(holder)
     }
 }

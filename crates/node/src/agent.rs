@@ -168,7 +168,8 @@ async fn run_with<C: Cluster>(
         kubelet: plugins.join("kubelet.sock"),
     };
     tasks.spawn(async move {
-        axum::serve(listener, http::router(page, gate)).await.map_err(NodeError::io("the agent's HTTP server"))
+        http::serve(listener, http::router(page, gate), http::Limits::default()).await;
+        Ok(())
     });
     // Each of them is needed, so the end of one is the end of the agent; the kubelet starts it again.
     let outcome = tokio::select! {

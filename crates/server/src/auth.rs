@@ -18,7 +18,7 @@ use slipway_access::{Caller, Permission, Policy, Resource, Unavailable, Verb};
 pub use authority::Authority;
 pub use home_token::{home_token, read_home_token};
 pub(crate) use runs::MIGRATION;
-pub use runs::RunTokens;
+pub use runs::{RunStates, RunTokens};
 pub use tokens::Tokens;
 
 /// Whom a server knows. What is unset is not known, so the default lets nobody in.
@@ -55,7 +55,8 @@ impl Policy for Callers {
                 return Ok(Some(Caller::Administrator));
             }
             if RunTokens::is_one(token) {
-                return Ok(self.runs.as_ref().and_then(|r| r.verify(token)).map(Caller::Run).or_else(nobody));
+                let Some(runs) = &self.runs else { return Ok(nobody()) };
+                return Ok(runs.identify(token).await?.map(Caller::Run).or_else(nobody));
             }
             match &self.authority {
                 Some(authority) => {

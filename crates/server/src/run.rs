@@ -195,7 +195,7 @@ impl Server {
         } else {
             RunTokens::of_file(&options.home.root().join("run-tokens.key")).map_err(unusable)?
         };
-        let run_tokens = run_tokens.isolated(options.cluster.is_some());
+        let run_tokens = run_tokens.isolated(options.cluster.is_some()).checked_by(Arc::new(platform.tracking.clone()));
         let namespace = options.cluster.as_ref().map_or_else(|| NAMESPACE.to_owned(), |c| c.namespace().to_owned());
         let callers = Callers {
             owner: owner.as_deref().map(Tokens::one),

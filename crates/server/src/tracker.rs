@@ -6,7 +6,7 @@ use slipway_core::ids::RUN_TAG;
 use slipway_exec::{GpuUse, Phase, RunStatus, Tracked, Tracker};
 use slipway_track::model::{Experiment, KeyValue};
 use slipway_track::service::metrics::NewMetric;
-use slipway_track::service::{NAMESPACE_TAG, NewRun};
+use slipway_track::service::{ATTEMPTS_TAG, NAMESPACE_TAG, NewRun};
 use slipway_track::{Error, ErrorCode, Tracking};
 
 /// MLflow's states of a run that go on.
@@ -86,7 +86,7 @@ impl InTracking {
         let (metrics, mut tags) = attribution(status, at);
         let attempts = status.attempts.last().map_or(0, |a| a.number).to_string();
         for (key, value) in
-            [("slipway.reason", &status.reason), ("slipway.node", &status.node), ("slipway.attempts", &attempts)]
+            [("slipway.reason", &status.reason), ("slipway.node", &status.node), (ATTEMPTS_TAG, &attempts)]
         {
             if !value.is_empty() {
                 tags.push(KeyValue { key: key.into(), value: value.clone() });

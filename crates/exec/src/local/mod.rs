@@ -6,6 +6,7 @@
 //! NAME/1/task.json log end.json the first attempt
 //! ```
 
+pub mod descriptors;
 mod environment;
 mod log;
 mod reconcile;

@@ -208,6 +208,7 @@ fn start(
         grace: u64::from(spec.termination_grace_period_seconds.unwrap_or(30)) * 1000,
         gpus,
         demand: (demand.processors, demand.bytes),
+        descriptors: super::descriptors::limit_of_runs(),
     };
     let text = serde_json::to_vec(&task).map_err(|e| ExecError::Manifest(e.to_string()))?;
     files::replace(&attempt.join("task.json"), &text).map_err(ExecError::io("writing the attempt"))?;

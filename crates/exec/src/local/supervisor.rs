@@ -17,6 +17,7 @@ use slipway_core::files;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::descriptors;
 use crate::ExecError;
 use crate::lifecycle::{End, Seen};
 
@@ -34,6 +35,9 @@ pub(super) struct Task {
     pub(super) gpus: Vec<super::Device>,
     /// What it takes of the machine: processors, and bytes of memory.
     pub(super) demand: (f64, f64),
+    /// Descriptors that the program may open (the soft limit); as many as its supervisor if unset.
+    #[serde(default)]
+    pub(super) descriptors: Option<u64>,
 }
 
 /// Who runs it; `process.json`.
@@ -169,6 +173,9 @@ pub async fn supervise(attempt: &Path) -> Result<(), ExecError> {
         .map_err(io("reading task.json"))?;
     let task: Task =
         serde_json::from_str(&text).map_err(|e| io("reading task.json")(std::io::Error::other(e.to_string())))?;
+    if let Some(soft) = task.descriptors {
+        descriptors::set_limit(soft).map_err(io("setting the limit of open files"))?;
+    }
     let mut asked = signal(SignalKind::terminate()).map_err(io("waiting for signals"))?;
     let mut command = Command::new(&task.program);
     command.args(&task.args).stdin(Stdio::null()).process_group(0).kill_on_drop(true);

@@ -411,16 +411,19 @@ async fn who_opens_no_window_for_an_answer_is_cut_and_who_waits_for_more_of_one_
 async fn an_http2_client_that_says_nothing_makes_room_too() {
     let limits = Limits { connections: 1, http2_ping: Duration::from_secs(600), ..generous() };
     let server = start(limits, None, hello()).await;
-    let (mut sender, mut connection) = http2_client(&server, 1 << 16).await;
-    let request = Request::get("http://localhost/hello").body(Body::empty()).unwrap();
-    tokio::select! {
-        answer = sender.send_request(request) => assert_eq!(answer.unwrap().status(), 200),
-        ended = &mut connection => panic!("{ended:?}"),
-    }
-    // The connection is not driven any more, so it answers neither pings nor a goodbye.
+    // Frames as RFC 9113, section 4.1, has them: empty settings, then the head of a request that ends stream 1. Its fields are those of
+    // HPACK's static table (RFC 7541, appendix A): GET, http, and a path and an authority of their own.
+    let fields = b"\x82\x86\x04\x06/hello\x01\x09localhost";
+    let mut request = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    request.extend_from_slice(&[0, 0, fields.len() as u8, 1, 5, 0, 0, 0, 1]);
+    request.extend_from_slice(fields);
+    let mut silent = server.connect().await;
+    let answer = exchange(&mut silent, &request, "hello").await;
+    assert!(answer.contains("hello"), "{answer}");
+    // From here on it answers neither pings nor a goodbye.
     let answer = exchange(&mut server.connect().await, GET, "hello").await;
     assert!(answer.ends_with("hello"), "{answer}");
-    drop(connection);
+    closed(&mut silent).await;
 }
 
 #[tokio::test]

@@ -65,6 +65,8 @@ fn limits(context: &Context) -> Result<Limits, Failure> {
 }
 
 pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> Result<(), Failure> {
+    // Before the limits are asked for: the connections of a port are a part of the descriptors.
+    slipway_exec::local::descriptors::raise_limit();
     let options = Options {
         home: Home::at(context.config.get("home").unwrap_or_default()),
         stores: crate::client::stores(&context.config)?,

@@ -64,6 +64,14 @@ pub(crate) fn find(c: &Connection, run_id: &str) -> Result<RunRow, Error> {
         .ok_or_else(|| Error::missing(format!("Run with id={run_id} not found")))
 }
 
+/// Whether there is a run that is not deleted and does not have this tag.
+pub(crate) fn is_active_without_tag(c: &Connection, run_id: &str, tag: &str) -> Result<bool, Error> {
+    let query = "SELECT r.lifecycle_stage, (SELECT count(*) FROM tags t WHERE t.run = r.run AND t.key = ?2)
+         FROM runs r WHERE r.run_id = ?1";
+    let found = first(c, query, [run_id, tag], |row| Ok((row.get::<String>(0)?, row.get::<i64>(1)?)))?;
+    Ok(found.is_some_and(|(stage, tags)| stage == stage::ACTIVE && tags == 0))
+}
+
 /// The run's small integer and its experiment, if the run may be changed.
 pub(crate) fn active(c: &Connection, run_id: &str) -> Result<(i64, i64), Error> {
     let found = first(c, "SELECT run, experiment_id, lifecycle_stage FROM runs WHERE run_id = ?1", [run_id], |row| {

@@ -15,6 +15,8 @@ use crate::{Error, ErrorCode, repo, validate};
 
 /// The tag that names the namespace to which an experiment, a run, a logged model or a registered model belongs.
 pub const NAMESPACE_TAG: &str = "slipway.namespace";
+/// The tag with the number of attempts that a submitted run took. It is set when slipway ends the tracked run, after its last attempt.
+pub const ATTEMPTS_TAG: &str = "slipway.attempts";
 
 impl Tracking {
     /// The same tracking, limited to what this run may change.
@@ -22,6 +24,15 @@ impl Tracking {
     pub fn for_run(mut self, run: &RunIdentity) -> Self {
         self.run = Some(run.clone().into());
         self
+    }
+
+    /// Whether a submitted run may still go on: its tracked run is there, and slipway has not ended it. What MLflow's status says does not
+    /// matter, since a program may end the tracked run and go on, as one that tracks several runs after each other does.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn may_go_on(&self, run_id: String) -> Result<bool, Error> {
+        self.db.read(move |c| repo::runs::is_active_without_tag(c, &run_id, ATTEMPTS_TAG)).await
     }
 
     /// The run that calls, if runs are kept apart.
