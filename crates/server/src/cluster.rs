@@ -106,7 +106,8 @@ pub(crate) struct ClusterNodes {
     outside: Option<&'static str>,
 }
 
-/// A node as `slipway_operator::nodes` writes it. It goes through as it is, so this only describes it.
+// `slipway_operator::nodes` writes it and it goes through as it is, so this only describes it.
+/// A node of the cluster.
 #[derive(JsonSchema)]
 #[allow(dead_code)] // its fields are read by the macro
 struct ClusterNode {
@@ -115,8 +116,9 @@ struct ClusterNode {
     /// Whether the kubelet is ready.
     ready: bool,
     /// Whether pods may be scheduled to it.
-    schedulable: Option<bool>,
+    schedulable: bool,
     /// Why its agent did not answer.
+    #[schemars(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     /// What its agent told: `driver`, `missing`, `simulated`, `offers`, `problem`, `holders`, `cdi`, `gpus`.
     #[serde(flatten)]

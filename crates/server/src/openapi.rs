@@ -198,7 +198,11 @@ fn query_parameters(fields: &Schema) -> Vec<Value> {
         if let Some(kind) = kind {
             schema["type"] = kind;
         }
-        json!({"name": name, "in": "query", "required": required(name), "description": description, "schema": schema})
+        let mut parameter = json!({"name": name, "in": "query", "required": required(name), "schema": schema});
+        if let Some(description) = description {
+            parameter["description"] = description;
+        }
+        parameter
     };
     properties.map(parameter).collect()
 }
@@ -207,9 +211,7 @@ fn query_parameters(fields: &Schema) -> Vec<Value> {
 fn error_responses(schemas: &mut Schemas) -> Value {
     let own = schemas.response(schema_of::<ErrorBody>);
     let mlflow = schemas.response(schema_of::<MlflowErrorBody>);
-    let refusal = |description: &str, schema: Value| {
-        json!({"description": description, "content": {"application/json": {"schema": schema}}})
-    };
+    let refusal = |description: &str, schema: Value| json!({"description": description, "content": {"application/json": {"schema": schema}}});
     let either = json!({"anyOf": [own, mlflow]});
     json!({
         "401": {
@@ -262,7 +264,11 @@ impl Schemas {
         for (name, schema) in self.requests.take_definitions(true) {
             if let Ok(mut schema) = Schema::try_from(schema) {
                 suffix_references(&mut schema);
-                all.insert(name + REQUEST_SUFFIX, schema.to_value());
+                let same_name = all.insert(name + REQUEST_SUFFIX, schema.to_value());
+                debug_assert!(
+                    same_name.is_none(),
+                    "a type of responses has the name of one of requests: {same_name:?}"
+                );
             }
         }
         all

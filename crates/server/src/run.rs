@@ -315,11 +315,7 @@ async fn collect_abandoned_uploads(platform: Platform) {
 
 /// The routes of the three ports: control plane, inference over REST, inference over gRPC.
 pub(crate) fn routes(platform: &Platform, addresses: &Addresses, gateway_only: bool) -> [Routes; 3] {
-    let control = if gateway_only {
-        platform.probes_routes()
-    } else {
-        platform.control_routes(Some(addresses))
-    };
+    let control = if gateway_only { platform.probes_routes() } else { platform.control_routes(Some(addresses)) };
     [control, platform.inference_routes(), platform.grpc_routes()]
 }
 

@@ -118,6 +118,7 @@ pub struct Dataset {
 
 /// A dataset as one run used it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "UsedDataset")]
 pub struct DatasetInput {
     /// How it was used, such as `mlflow.data.context` = `training`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

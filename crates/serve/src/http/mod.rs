@@ -4,10 +4,13 @@ mod wire;
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 use slipway_access::{Access, Resource, Routes, RunTokenUse};
 
@@ -95,11 +98,8 @@ pub struct TensorMetadata {
 }
 
 fn tensors(specs: &[TensorSpec]) -> Vec<TensorMetadata> {
-    let one = |s: &TensorSpec| TensorMetadata {
-        name: s.name.clone(),
-        datatype: s.datatype.name(),
-        shape: s.shape.clone(),
-    };
+    let one =
+        |s: &TensorSpec| TensorMetadata { name: s.name.clone(), datatype: s.datatype.name(), shape: s.shape.clone() };
     specs.iter().map(one).collect()
 }
 

@@ -36,8 +36,8 @@ impl ErrorBody {
     }
 }
 
-/// An error as MLflow's API writes it, from tracking or from the guard in front of all routes. It is written in `slipway_track::Error` and
-/// `slipway_access::refusal`, and a test compares this description with what they write.
+// It is written in `slipway_track::Error` and `slipway_access::refusal`; a test compares this description with what they write.
+/// An error as MLflow's API writes it: from tracking, or from the guard in front of all routes.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "MlflowError")]
 pub(crate) struct MlflowErrorBody {

@@ -87,8 +87,12 @@ fn lineage() -> Vec<Operation> {
         get("/api/v1/requests", "listRequests", "The last inference requests that were answered, newest first")
             .query::<api::Limit>()
             .json::<Vec<Remembered>>(),
-        get("/api/v1/requests/{id}/lineage", "getRequestLineage", "The model version, run and datasets behind a request")
-            .json::<api::RequestLineage>(),
+        get(
+            "/api/v1/requests/{id}/lineage",
+            "getRequestLineage",
+            "The model version, run and datasets behind a request",
+        )
+        .json::<api::RequestLineage>(),
         get(
             "/api/v1/models/{name}/versions/{version}/lineage",
             "getModelVersionLineage",
@@ -135,7 +139,11 @@ fn submitted_runs() -> Vec<Operation> {
             .request::<slipway_exec::Manifest>(MANIFEST)
             .response(StatusCode::CREATED, Content::Json(schema_of::<Submitted>)),
         get("/api/v1/runs/{namespace}/{name}", "getRun", "A submitted run and its status").json::<Submitted>(),
-        delete("/api/v1/runs/{namespace}/{name}", "removeRun", "Remove a submitted run; one that goes on is ended first"),
+        delete(
+            "/api/v1/runs/{namespace}/{name}",
+            "removeRun",
+            "Remove a submitted run; one that goes on is ended first",
+        ),
         post("/api/v1/runs/{namespace}/{name}/cancel", "cancelRun", "End a submitted run").json::<Submitted>(),
         get("/api/v1/runs/{namespace}/{name}/log", "getRunLog", "What a submitted run printed")
             .query::<runs::Part>()
