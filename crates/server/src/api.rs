@@ -216,7 +216,7 @@ async fn split(State(p): State<Platform>, Path(name): Path<String>, body: Bytes)
 /// Which revision is put in force again.
 #[derive(Deserialize, Default, JsonSchema)]
 pub(crate) struct Rollback {
-    /// Its number; the one before the current if unset.
+    /// Its number; the one before the revision in force if unset.
     to: Option<i64>,
 }
 

@@ -57,7 +57,12 @@ enum Content {
     /// Text, or a picture, of this media type.
     Text(&'static str),
     Json(SchemaOf),
+    /// Bytes, beside the JSON of the same status.
+    Binary,
 }
+
+/// The media type of bytes, which have no schema in OpenAPI 3.1.
+const BINARY: &str = "application/octet-stream";
 
 impl Operation {
     fn new(method: Method, path: &'static str, id: &'static str, summary: &'static str) -> Self {
@@ -143,15 +148,15 @@ fn describe(operation: &Operation, access: Access, schemas: &mut Schemas) -> Val
     let mut responses = Map::new();
     for (status, content) in &operation.responses {
         let description = status.canonical_reason().unwrap_or_default();
-        let mut response = json!({"description": description});
+        let response = responses.entry(status.as_str()).or_insert_with(|| json!({"description": description}));
         match content {
             Content::Empty => {}
-            Content::Text(media_type) => response["content"] = json!({(*media_type): {"schema": {"type": "string"}}}),
+            Content::Text(media_type) => response["content"][media_type] = json!({"schema": {"type": "string"}}),
             Content::Json(schema) => {
-                response["content"] = json!({"application/json": {"schema": schemas.response(*schema)}});
+                response["content"]["application/json"] = json!({"schema": schemas.response(*schema)});
             }
+            Content::Binary => response["content"][BINARY] = json!({}),
         }
-        responses.insert(status.as_str().to_owned(), response);
     }
     let public = access == Access::Public;
     let errors = if public { &["421", "default"][..] } else { &["401", "403", "421", "503", "default"][..] };
@@ -171,8 +176,9 @@ fn describe(operation: &Operation, access: Access, schemas: &mut Schemas) -> Val
     }
     if let Some(body) = &operation.request {
         let schema = schemas.request(body.schema);
+        let of = |media_type: &str| if media_type == BINARY { json!({}) } else { json!({"schema": schema}) };
         let content: Map<String, Value> =
-            body.media_types.iter().map(|media_type| ((*media_type).to_owned(), json!({"schema": schema}))).collect();
+            body.media_types.iter().map(|media_type| ((*media_type).to_owned(), of(media_type))).collect();
         described["requestBody"] = json!({"required": body.required, "content": content});
     }
     described

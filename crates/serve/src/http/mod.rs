@@ -2,6 +2,8 @@
 
 mod wire;
 
+pub use wire::{InferenceRequest, InferenceResponse};
+
 use std::sync::Arc;
 
 use axum::Json;

@@ -48,4 +48,10 @@ pub(crate) struct MlflowErrorBody {
     /// slipway's stable code, where the request was refused before its handler.
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<String>,
+    /// MLflow's SQLSTATE, where it has one for the error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sqlstate: Option<String>,
+    /// MLflow's class of the error, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_class: Option<String>,
 }

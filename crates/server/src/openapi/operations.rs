@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use slipway_exec::Submitted;
 use slipway_gpu::bench::Report;
 use slipway_gpu::inventory::Inventory;
-use slipway_serve::http::ModelMetadata;
+use slipway_serve::http::{InferenceRequest, InferenceResponse, ModelMetadata};
 use slipway_serve::service::{Remembered, Revision, Status};
 use slipway_track::service::Lineage;
 
@@ -18,6 +18,8 @@ use crate::{api, cluster, gpu, metrics, runs};
 const JSON: &[&str] = &["application/json"];
 /// JSON is YAML, so a manifest may be either.
 const MANIFEST: &[&str] = &["application/yaml", "application/json"];
+/// The protocol's binary tensors come behind the JSON, whose length is in a header.
+const JSON_OR_BINARY: &[&str] = &["application/json", super::BINARY];
 const TEXT: &str = "text/plain; charset=utf-8";
 
 fn get(path: &'static str, id: &'static str, summary: &'static str) -> Operation {
@@ -71,8 +73,9 @@ fn deployments() -> Vec<Operation> {
         get("/api/v1/deployments/{name}/history", "listDeploymentRevisions", "The last 100 revisions, newest first")
             .json::<Vec<Revision>>(),
         post("/api/v1/deployments/{name}/infer", "infer", "Ask the model: an Open Inference Protocol V2 request")
-            .request::<Map<String, Value>>(&["application/json", "application/octet-stream"])
-            .json::<Map<String, Value>>(),
+            .request::<InferenceRequest<'_>>(JSON_OR_BINARY)
+            .json::<InferenceResponse>()
+            .response(StatusCode::OK, Content::Binary),
         get(
             "/api/v1/deployments/{name}/metadata",
             "getModelMetadata",

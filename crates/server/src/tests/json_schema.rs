@@ -6,6 +6,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
+/// Keywords that constrain nothing.
+const ANNOTATIONS: [&str; 4] = ["title", "description", "default", "format"];
+
 /// Says what is wrong with a value, by the schemas of this document.
 pub(super) fn check(document: &Value, schema: &Value, value: &Value) -> Result<(), String> {
     Validator { document }.check(schema, value, "")
@@ -47,10 +50,12 @@ impl Validator<'_> {
             Value::Object(keywords) => keywords,
             _ => return Err(format!("{at}: nothing is valid here, but there is {value}")),
         };
+        // A schema that only describes in words takes anything.
+        described.all = keywords.keys().all(|keyword| ANNOTATIONS.contains(&keyword.as_str()));
         for (keyword, wanted) in keywords {
             let wrong = || format!("{at}: {value} does not satisfy {keyword} {wanted}");
             let satisfied = match keyword.as_str() {
-                "title" | "description" | "default" | "format" => true,
+                annotation if ANNOTATIONS.contains(&annotation) => true,
                 "$ref" => {
                     let pointer = wanted.as_str().and_then(|r| r.strip_prefix('#')).unwrap_or_default();
                     let target = self.document.pointer(pointer).ok_or_else(|| format!("{wanted} leads nowhere"))?;
@@ -156,6 +161,7 @@ fn what_does_not_fit_a_schema_is_refused() {
         "Pair": {"type": "array", "prefixItems": [{"type": "string"}, {"type": "number"}], "minItems": 2, "maxItems": 2},
         "Counts": {"type": "object", "additionalProperties": {"type": "integer"}},
         "Free": {"type": "object", "additionalProperties": true},
+        "Any": {"description": "Anything."},
         "Maybe": {"anyOf": [{"$ref": "#/defs/Point"}, {"type": "null"}]},
         "Word": {"enum": ["a", "b"]},
         "Strange": {"maxLength": 1},
@@ -168,6 +174,7 @@ fn what_does_not_fit_a_schema_is_refused() {
         ("Pair", json!(["a", 1.5])),
         ("Counts", json!({"a": 1})),
         ("Free", json!({"a": {"b": [1]}})),
+        ("Any", json!({"a": 1})),
         ("Maybe", json!(null)),
         ("Word", json!("a")),
     ] {

@@ -323,8 +323,8 @@ async fn answers_are_as_the_document_says() {
     server.done("POST", "/api/v1/deployments", deployment_manifest()).await;
     let weights = json!({"weights": {"a": 50, "b": 50}});
     server.done("POST", "/api/v1/deployments/d/split", weights).await;
-    server.done("POST", "/api/v1/deployments/d/rollback", json!({"to": 1})).await;
     server.done("POST", "/api/v1/deployments/d/rollback", Value::Null).await;
+    server.done("POST", "/api/v1/deployments/d/rollback", json!({"to": 2})).await;
     server.done("GET", "/api/v1/deployments/d", Value::Null).await;
     server.done("GET", "/api/v1/deployments/d/metadata", Value::Null).await;
     let input = json!({"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, -1.0]});
@@ -433,9 +433,9 @@ async fn errors_are_as_the_document_says() {
         ("nobody", "GET", "/api/v1/status", Value::Null, "UNAUTHENTICATED"),
         ("runner", "GET", "/api/v1/status", Value::Null, "PERMISSION_DENIED"),
         ("inferrer", "GET", "/api/v1/deployments", Value::Null, "PERMISSION_DENIED"),
-        ("inferrer", "GET", "/api/v1/runs", Value::Null, "run.forbidden"),
-        ("owner", "GET", "/api/v1/runs/team-a/missing", Value::Null, "run.not_found"),
-        ("owner", "POST", "/api/v1/runs", json!({"kind": "Pod"}), "run.manifest"),
+        ("inferrer", "GET", "/api/v1/runs", Value::Null, "exec.forbidden"),
+        ("owner", "GET", "/api/v1/runs/team-a/missing", Value::Null, "exec.not_found"),
+        ("owner", "POST", "/api/v1/runs", json!({"kind": "Pod"}), "exec.manifest"),
         ("owner", "GET", "/api/v1/deployments/missing", Value::Null, "serve.not_found"),
         ("owner", "POST", "/api/v1/deployments", json!({"kind": "Pod"}), "serve.manifest"),
         ("owner", "GET", "/api/v1/models/missing/versions/1/lineage", Value::Null, "RESOURCE_DOES_NOT_EXIST"),
