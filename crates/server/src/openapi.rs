@@ -21,6 +21,11 @@ use error_body::MlflowErrorBody;
 #[cfg(test)]
 pub(crate) use operations::operations;
 
+const DESCRIPTION: &str = "slipway's own API. MLflow's REST API is at /api/2.0/mlflow, the Open Inference Protocol on the inference ports. \
+    `x-slipway-access` of an operation says what it asks of its caller: `public` nothing, `authenticated` a token, a verb and a resource \
+    that permission (as in a Kubernetes role for the API group `slipway.dev`), `decided-by-handler` a permission in the namespace that \
+    the request names; `+runs` admits the tokens of runs too.";
+
 /// Where the document is served.
 const PATH: &str = "/openapi.json";
 
@@ -125,7 +130,7 @@ fn document(table: &[RouteInfo]) -> Value {
         "info": {
             "title": "slipway",
             "version": "1",
-            "description": "slipway's own API. MLflow's REST API is at /api/2.0/mlflow, the Open Inference Protocol on the inference ports.",
+            "description": DESCRIPTION,
         },
         "security": [{"bearer": []}, {"basic": []}],
         "paths": paths,

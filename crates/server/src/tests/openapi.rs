@@ -188,6 +188,8 @@ impl Described {
             object(content).find(|(t, _)| essence(t) == essence(sent)).ok_or(format!("{sent} is not described"))?;
         let value = match essence(sent).as_str() {
             "application/json" => serde_json::from_slice(&reply.body).map_err(|e| e.to_string())?,
+            // Bytes have no schema.
+            "application/octet-stream" => return Ok(Value::Null),
             _ => Value::String(String::from_utf8(reply.body.to_vec()).map_err(|e| e.to_string())?),
         };
         json_schema::check(&self.document, &media["schema"], &value).map(|()| value)
@@ -328,7 +330,8 @@ async fn answers_are_as_the_document_says() {
     server.done("GET", "/api/v1/deployments/d", Value::Null).await;
     server.done("GET", "/api/v1/deployments/d/metadata", Value::Null).await;
     let input = json!({"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, -1.0]});
-    server.done("POST", "/api/v1/deployments/d/infer", json!({"id": "q", "inputs": [input]})).await;
+    server.done("POST", "/api/v1/deployments/d/infer", json!({"id": "q", "inputs": [&input]})).await;
+    infer_in_binary(&mut server, input).await;
     let all = server.done("GET", "/api/v1/deployments", Value::Null).await;
     assert!(all[0]["variants"][0]["model"]["run_id"] == RUN_ID, "{all}");
 
@@ -375,6 +378,19 @@ async fn answers_are_as_the_document_says() {
     let left: Vec<_> =
         ids.map(|o| o["operationId"].as_str().unwrap()).filter(|id| !server.succeeded.contains(*id)).collect();
     assert!(left.is_empty(), "{left:?} were not asked");
+}
+
+/// The JSON part of a response with binary tensors has the same schema as one in JSON alone.
+async fn infer_in_binary(server: &mut Described, input: Value) {
+    let path = "/api/v1/deployments/d/infer";
+    let wanted = json!({"id": "q", "inputs": [input], "outputs": [{"name": "y", "parameters": {"binary_data": true}}]});
+    server.done("POST", path, wanted.clone()).await;
+    let reply = server.front.ask("owner", "POST", path, &wanted.to_string()).await;
+    let length: usize = reply.headers["inference-header-content-length"].to_str().unwrap().parse().unwrap();
+    let json: Value = serde_json::from_slice(&reply.body[..length]).unwrap();
+    assert_eq!(json["outputs"][0]["parameters"]["binary_data_size"], 8);
+    let schema = &server.operation("POST", path)["responses"]["200"]["content"]["application/json"]["schema"];
+    assert_eq!(json_schema::check(&server.document, schema, &json), Ok(()));
 }
 
 /// The report of a cluster whose steps have every outcome.
