@@ -28,6 +28,7 @@ pub mod token;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use error::ExecError;
@@ -37,8 +38,9 @@ pub use status::{Attempt, GpuUse, Phase, RunStatus};
 pub use token::{Mint, TokenRequest};
 
 /// A run that was handed over, and what became of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "Run")]
 pub struct Submitted {
     /// As it was handed over; its name and namespace are filled in.
     #[serde(flatten)]

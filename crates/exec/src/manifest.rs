@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -19,8 +20,9 @@ pub const MAX_BYTES: usize = 512 * 1024;
 const MAX_NAME: usize = 56;
 
 /// A run to be carried out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "RunManifest")]
 pub struct Manifest {
     /// `slipway.dev/v1`.
     pub api_version: String,
@@ -33,9 +35,10 @@ pub struct Manifest {
 }
 
 /// Of an object's metadata what matters here.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[allow(missing_docs)] // Kubernetes' own names
+#[schemars(rename = "RunMetadata")]
 pub struct Metadata {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
@@ -59,7 +62,7 @@ pub struct Metadata {
 pub const SUBMITTED_BY: &str = "slipway.dev/submitted-by";
 
 /// What a run does.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RunSpec {
     /// Name of the experiment in which it is tracked; `Default` if unset.
@@ -142,7 +145,7 @@ pub struct RunSpec {
 }
 
 /// A variable of the environment.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EnvVar {
     /// Its name.
@@ -156,7 +159,7 @@ pub struct EnvVar {
 }
 
 /// A volume in the container.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeMount {
     /// The volume.
@@ -169,9 +172,10 @@ pub struct VolumeMount {
 }
 
 /// As in a container.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[allow(missing_docs)] // Kubernetes' own names
+#[schemars(rename = "ResourceRequirements")]
 pub struct Resources {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub requests: BTreeMap<String, Quantity>,

@@ -1,9 +1,10 @@
 //! Quantities as Kubernetes writes them (`k8s.io/apimachinery`, `resource.Quantity`): `2`, `500m`, `4Gi`, `1e3`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A quantity as it was written: a number or a text.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Quantity {
     /// `2`

@@ -1,10 +1,12 @@
 //! What became of a run, written as Kubernetes writes a status, so that `kubectl describe` and `kubectl wait` understand it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use slipway_core::clock;
 
 /// How far a run is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "RunPhase")]
 pub enum Phase {
     /// It waits: for room, for a device, for the next attempt.
     #[default]
@@ -46,8 +48,22 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
+impl JsonSchema for Time {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Time".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "string", "format": "date-time"})
+    }
+}
+
 /// What became of a run.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RunStatus {
     /// How far it is.
@@ -92,8 +108,9 @@ fn is_zero(n: &u32) -> bool {
 }
 
 /// One attempt.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(rename = "RunAttempt")]
 pub struct Attempt {
     /// From 1.
     pub number: u32,
@@ -121,7 +138,7 @@ pub struct Attempt {
 }
 
 /// What one GPU, or slice of it, did during one attempt.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct GpuUse {
     /// `GPU-...` or `MIG-...`.
@@ -137,8 +154,9 @@ pub struct GpuUse {
 }
 
 /// A condition, as Kubernetes has them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "RunCondition")]
 pub struct Condition {
     /// `Complete`, `Failed`.
     #[serde(rename = "type")]

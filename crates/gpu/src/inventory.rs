@@ -1,5 +1,6 @@
 //! What GPUs there are and how they do, with findings in words.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::mig::Geometry;
@@ -7,7 +8,8 @@ use crate::nvml::{Clock, Device, MigAttributes, Nvml, NvmlError, codes};
 use crate::{GpuError, process, sheet};
 
 /// All GPUs of a machine.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "GpuInventory")]
 pub struct Inventory {
     /// Whether a fixture answered instead of a driver.
     pub simulated: bool,
@@ -22,7 +24,7 @@ pub struct Inventory {
 }
 
 /// One GPU. What it does not offer is `None`.
-#[derive(Debug, Clone, PartialEq, Serialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Default, JsonSchema)]
 #[allow(missing_docs)] // names and units say it
 pub struct Gpu {
     pub index: u32,
@@ -65,8 +67,9 @@ pub struct Gpu {
 }
 
 /// Memory errors.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[allow(missing_docs)] // the names are NVML's
+#[schemars(rename = "GpuEcc")]
 pub struct Ecc {
     pub enabled: bool,
     pub corrected: u64,
@@ -78,8 +81,9 @@ pub struct Ecc {
 }
 
 /// The PCIe link.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[allow(missing_docs)] // the names are NVML's
+#[schemars(rename = "GpuPcie")]
 pub struct Pcie {
     pub generation: u32,
     pub generation_max: u32,
@@ -89,8 +93,9 @@ pub struct Pcie {
 }
 
 /// An NVLink.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[allow(missing_docs)] // the names are NVML's
+#[schemars(rename = "GpuNvLink")]
 pub struct NvLink {
     pub link: u32,
     pub active: bool,
@@ -99,8 +104,9 @@ pub struct NvLink {
 }
 
 /// MIG on a GPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[allow(missing_docs)] // names and units say it
+#[schemars(rename = "GpuMig")]
 pub struct Mig {
     pub enabled: bool,
     pub pending: bool,
@@ -108,8 +114,9 @@ pub struct Mig {
 }
 
 /// A MIG device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[allow(missing_docs)] // names and units say it
+#[schemars(rename = "GpuMigDevice")]
 pub struct MigDevice {
     pub uuid: String,
     pub profile: String,
@@ -122,8 +129,9 @@ pub struct MigDevice {
 }
 
 /// A process on a GPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[allow(missing_docs)] // names and units say it
+#[schemars(rename = "GpuProcess")]
 pub struct Process {
     pub pid: u32,
     pub memory_bytes: Option<u64>,
@@ -134,8 +142,9 @@ pub struct Process {
 }
 
 /// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "GpuFindingSeverity")]
 pub enum Severity {
     /// Good to know.
     Note,
@@ -146,7 +155,8 @@ pub enum Severity {
 }
 
 /// Something that is not as it should be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "GpuFinding")]
 pub struct Finding {
     /// How bad.
     pub severity: Severity,

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// What `/proc` tells of a process.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, JsonSchema)]
+#[schemars(rename = "GpuProcessOwner")]
 pub struct Owner {
     /// User name, or number where it has none.
     pub user: String,

@@ -13,13 +13,15 @@
 //!   limits: { timeout_ms: 5000, queue: 256 }      # optional
 //! ```
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, ModelUri};
 
 /// The whole file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "DeploymentManifest")]
 pub struct Manifest {
     /// `slipway.dev/v1`.
     #[serde(rename = "apiVersion")]
@@ -33,16 +35,18 @@ pub struct Manifest {
 }
 
 /// The deployment's name, which is the model's name in the protocol.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "DeploymentMetadata")]
 pub struct Metadata {
     /// Letters, digits, `-`, `_` and `.`.
     pub name: String,
 }
 
 /// What to serve and how.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "DeploymentSpec")]
 pub struct Spec {
     /// The models that share the traffic.
     pub models: Vec<Variant>,
@@ -58,8 +62,9 @@ pub struct Spec {
 }
 
 /// One of the models.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "DeploymentModel")]
 pub struct Variant {
     /// A name for `slipway deploy split`.
     pub name: String,
@@ -75,8 +80,9 @@ fn all() -> u32 {
 }
 
 /// How a request finds its model: always the same one for the same key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "TrafficSplit")]
 pub struct Split {
     /// The key.
     #[serde(default)]
@@ -93,8 +99,9 @@ impl Default for Split {
 }
 
 /// What decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "TrafficKey")]
 pub enum SplitBy {
     /// The request's `id`; a random one is given to a request without.
     #[default]
@@ -105,7 +112,7 @@ pub enum SplitBy {
 
 /// Adaptive batching: requests that wait together are computed together, if the model computes every row by itself. That is tried
 /// when the model is loaded; a model that does not is run for one request at a time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Batching {
     /// Rows in one batch at most. A single request with more rows is computed alone.
@@ -127,8 +134,9 @@ const MAX_BODY_MB: usize = 1024;
 const MAX_CONCURRENCY: usize = 4096;
 
 /// Limits of one deployment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(rename = "DeploymentLimits")]
 pub struct Limits {
     /// Time for one request.
     pub timeout_ms: u64,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -12,7 +13,7 @@ use crate::Error;
 const REGISTERED: [&str; 3] = ["models", "runs", "mlflow-artifacts"];
 
 /// Where a deployment's model is, as its manifest says. It is written and read as one string.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "String", try_from = "String")]
 pub enum ModelUri {
     /// `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN/PATH` or `mlflow-artifacts:/PATH`, for the registry to resolve.
@@ -112,7 +113,7 @@ pub trait ModelSource: Send + Sync {
 pub type Fetching<'a> = Pin<Box<dyn Future<Output = Result<PathBuf, String>> + Send + 'a>>;
 
 /// A model and where it came from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ResolvedModel {
     /// Registered name; empty outside a registry.
     pub name: String,

@@ -6,7 +6,8 @@ use crate::Error;
 use crate::manifest::Manifest;
 
 /// A change of a deployment.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize, schemars::JsonSchema)]
+#[schemars(rename = "DeploymentRevision")]
 pub struct Revision {
     /// Its number.
     pub revision: i64,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use parking_lot::{Mutex, RwLock};
+use schemars::JsonSchema;
 use serde::Serialize;
 use slipway_core::clock::now_ms;
 use slipway_store::Database;
@@ -28,7 +29,8 @@ const REMEMBERED: usize = 1000;
 const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A request that was answered.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "AnsweredRequest")]
 pub struct Remembered {
     /// Its id.
     pub id: String,
@@ -45,7 +47,8 @@ pub struct Remembered {
 }
 
 /// State of a deployment, as the API shows it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Deployment")]
 pub struct Status {
     /// Its name.
     pub name: String,
@@ -62,7 +65,8 @@ pub struct Status {
 }
 
 /// State of one model of a deployment, as the API shows it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "DeploymentModelStatus")]
 pub struct VariantStatus {
     /// Its name in the deployment.
     pub name: String,

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Buckets of the latency histogram: eight for each doubling from 1 µs to about 70 minutes.
@@ -96,7 +97,8 @@ struct Recent {
 }
 
 /// Counters and latencies, for people and for metrics.
-#[derive(Debug, Clone, Serialize, Default)]
+#[derive(Debug, Clone, Serialize, Default, JsonSchema)]
+#[schemars(rename = "ModelStatistics")]
 pub struct Snapshot {
     /// Requests answered, errors among them.
     pub requests: u64,

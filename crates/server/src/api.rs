@@ -1,12 +1,15 @@
-//! slipway's own API (`/api/v1`), health and the OpenAPI document.
+//! slipway's own API (`/api/v1`), and health.
+
+use std::collections::HashMap;
 
 use axum::body::Bytes;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json, Router};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use slipway_access::{Access, Caller, Guard, Resource, Routes, RunTokenUse};
 use slipway_serve::LocalPaths;
 use slipway_serve::manifest::Manifest;
@@ -15,9 +18,6 @@ use slipway_track::service::Lineage;
 
 use crate::run::Addresses;
 use crate::{Platform, metrics};
-
-/// The OpenAPI document of these routes.
-const OPENAPI: &str = include_str!("openapi.json");
 
 pub(crate) fn routes(platform: Platform) -> Routes {
     let known = Access::Authenticated(RunTokenUse::Denied);
@@ -58,7 +58,6 @@ pub(crate) fn health_routes(platform: Platform) -> Routes {
         .get("/healthz", Access::Public, async || "ok\n")
         .get("/readyz", Access::Public, ready)
         .get("/metrics", Access::Authenticated(RunTokenUse::Denied), prometheus)
-        .get("/openapi.json", Access::Public, async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI))
         .with_state(platform)
 }
 
@@ -109,25 +108,62 @@ async fn prometheus(State(p): State<Platform>) -> Response {
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&p)).into_response()
 }
 
-async fn status(State(p): State<Platform>) -> Json<Value> {
-    Json(json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "uptime_seconds": metrics::uptime(&p),
-        "memory_bytes": metrics::resident_bytes(),
-        "runtime": p.gateway.runtime().about(),
-        "deployments": p.gateway.deployments().len(),
-        "mlflow": slipway_track::http::MLFLOW_VERSION,
-        "runs": if p.cluster.is_there() { "pods" } else { "processes" },
-    }))
+/// What the server is and how it does.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ServerStatus {
+    /// slipway's version.
+    version: &'static str,
+    /// Seconds since the server started.
+    uptime_seconds: f64,
+    /// Resident memory of the server.
+    memory_bytes: u64,
+    /// What runs the models.
+    runtime: String,
+    /// Number of deployments.
+    deployments: usize,
+    /// The version of MLflow whose API is spoken.
+    mlflow: &'static str,
+    /// What runs are carried out as.
+    runs: RunsAs,
+}
+
+/// What runs are carried out as.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum RunsAs {
+    /// Pods of the cluster.
+    Pods,
+    /// Processes of the server's machine.
+    Processes,
+}
+
+async fn status(State(p): State<Platform>) -> Json<ServerStatus> {
+    Json(ServerStatus {
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_seconds: metrics::uptime(&p),
+        memory_bytes: metrics::resident_bytes(),
+        runtime: p.gateway.runtime().about().to_owned(),
+        deployments: p.gateway.deployments().len(),
+        mlflow: slipway_track::http::MLFLOW_VERSION,
+        runs: if p.cluster.is_there() { RunsAs::Pods } else { RunsAs::Processes },
+    })
+}
+
+/// What the database found when it checked its file.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Integrity {
+    /// `ok`, or what is wrong.
+    result: String,
 }
 
 async fn integrity(State(p): State<Platform>) -> Response {
     let checked = tokio::task::spawn_blocking(move || p.database.integrity()).await;
-    match checked {
-        Ok(Ok(result)) => Json(json!({ "result": result })).into_response(),
-        Ok(Err(e)) => (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({ "result": e.to_string() }))).into_response(),
-        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({ "result": e.to_string() }))).into_response(),
-    }
+    let (status, result) = match checked {
+        Ok(Ok(result)) => (StatusCode::OK, result),
+        Ok(Err(e)) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
+        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
+    };
+    (status, Json(Integrity { result })).into_response()
 }
 
 async fn deployments(State(p): State<Platform>) -> Json<Vec<Status>> {
@@ -158,8 +194,11 @@ async fn remove(State(p): State<Platform>, Path(name): Path<String>) -> Result<S
     Ok(StatusCode::NO_CONTENT)
 }
 
-#[derive(Deserialize)]
-struct Weights {
+/// How traffic is shared among the models of a deployment.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "TrafficWeights")]
+pub(crate) struct Weights {
+    /// Per cent for each model, 100 together; a model that is not named gets none.
     weights: std::collections::BTreeMap<String, u32>,
 }
 
@@ -174,8 +213,10 @@ async fn split(State(p): State<Platform>, Path(name): Path<String>, body: Bytes)
     Ok(Json(p.gateway.split(&name, &weights).await?))
 }
 
-#[derive(Deserialize, Default)]
-struct Rollback {
+/// Which revision is put in force again.
+#[derive(Deserialize, Default, JsonSchema)]
+pub(crate) struct Rollback {
+    /// Its number; the one before the revision in force if unset.
     to: Option<i64>,
 }
 
@@ -215,18 +256,23 @@ async fn forward(gateway: Router, path: String, request: Request) -> Result<Resp
     Ok(answer.unwrap_or_else(|never| match never {}))
 }
 
-#[derive(Deserialize)]
-struct Limit {
-    limit: Option<usize>,
+/// How many are answered with.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Limit {
+    /// At most so many, up to 1000; 50 if unset.
+    pub(crate) limit: Option<usize>,
 }
 
 async fn requests(State(p): State<Platform>, Query(q): Query<Limit>) -> Json<Vec<Remembered>> {
     Json(p.gateway.recent(q.limit.unwrap_or(50).min(1000)))
 }
 
-#[derive(Serialize)]
-struct RequestLineage {
+/// An answered request and where its model came from.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct RequestLineage {
+    /// The request.
     request: Remembered,
+    /// Where its model came from; null for a model that is not registered.
     lineage: Option<Lineage>,
 }
 
@@ -249,13 +295,17 @@ async fn version_lineage(
     Ok(Json(p.tracking.lineage(&name, &version)?))
 }
 
-#[derive(Deserialize)]
-struct RunIds {
+/// Tracked runs.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct RunIds {
+    /// Their ids.
     run_ids: Vec<String>,
 }
 
-async fn run_versions(State(p): State<Platform>, body: Bytes) -> Result<Json<Value>, Failure> {
+async fn run_versions(
+    State(p): State<Platform>,
+    body: Bytes,
+) -> Result<Json<HashMap<String, Vec<(String, i64)>>>, Failure> {
     let asked: RunIds = json_body(&body)?;
-    let found = p.tracking.versions_of_runs(&asked.run_ids)?;
-    Ok(Json(json!(found)))
+    Ok(Json(p.tracking.versions_of_runs(&asked.run_ids)?))
 }

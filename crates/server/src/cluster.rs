@@ -10,12 +10,16 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures_util::future::BoxFuture;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
 use slipway_access::{Access, Resource, Routes};
+use slipway_cluster::report::Report;
 use slipway_exec::{Executor, Tracker};
 
 use crate::Platform;
 use crate::auth::Authority;
+use crate::openapi::ErrorBody;
 
 /// An answer to come.
 pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Vec<Value>, String>> + Send + 'a>>;
@@ -87,11 +91,48 @@ pub(crate) fn routes(platform: Platform) -> Routes {
     Routes::new().get("/cluster", read, nodes).get("/clusters", read, reports).with_state(platform)
 }
 
+/// The last report of every cluster.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ClusterReports {
+    /// Newest first.
+    clusters: Vec<Report>,
+}
+
 /// The last report of every cluster: what was done, in which order, and how it ended.
-async fn reports(State(platform): State<Platform>) -> Response {
+async fn reports(State(platform): State<Platform>) -> Json<ClusterReports> {
     let home = platform.home.root().to_owned();
     let read = tokio::task::spawn_blocking(move || slipway_cluster::state::reports(&home)).await;
-    Json(json!({"clusters": read.unwrap_or_default()})).into_response()
+    Json(ClusterReports { clusters: read.unwrap_or_default() })
+}
+
+/// Nodes of the cluster that the server runs in.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ClusterNodes {
+    /// By name.
+    #[schemars(with = "Vec<ClusterNode>")]
+    nodes: Vec<Value>,
+    /// Why there are none, where the server is in no cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outside: Option<&'static str>,
+}
+
+// `slipway_operator::nodes` writes it and it goes through as it is, so this only describes it.
+/// A node of the cluster.
+#[derive(JsonSchema)]
+#[allow(dead_code)] // its fields are read by the macro
+struct ClusterNode {
+    /// Its name.
+    node: String,
+    /// Whether the kubelet is ready.
+    ready: bool,
+    /// Whether pods may be scheduled to it.
+    schedulable: bool,
+    /// Why its agent did not answer.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    /// What its agent told: `driver`, `missing`, `simulated`, `offers`, `problem`, `holders`, `cdi`, `gpus`.
+    #[serde(flatten)]
+    agent: Map<String, Value>,
 }
 
 async fn nodes(State(platform): State<Platform>) -> Response {
@@ -99,20 +140,17 @@ async fn nodes(State(platform): State<Platform>) -> Response {
     let Some(source) = &cluster.source else {
         // Most servers are in none, and a page that asks has made no mistake.
         let why = "this server is not in a cluster: slipway up --kube puts one there";
-        return Json(json!({"nodes": [], "outside": why})).into_response();
+        return Json(ClusterNodes { nodes: Vec::new(), outside: Some(why) }).into_response();
     };
     let mut last = cluster.last.lock().await;
     if let Some((_, nodes)) = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
-        return Json(json!({"nodes": nodes})).into_response();
+        return Json(ClusterNodes { nodes: nodes.clone(), outside: None }).into_response();
     }
     match source.nodes().await {
         Ok(nodes) => {
             *last = Some((Instant::now(), nodes.clone()));
-            Json(json!({"nodes": nodes})).into_response()
+            Json(ClusterNodes { nodes, outside: None }).into_response()
         }
-        Err(error) => {
-            let body = json!({"error": error, "code": "kube.unreachable"});
-            (StatusCode::BAD_GATEWAY, Json(body)).into_response()
-        }
+        Err(error) => ErrorBody::of_code(StatusCode::BAD_GATEWAY, "kube.unreachable", error),
     }
 }

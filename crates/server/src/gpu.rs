@@ -8,10 +8,9 @@ use axum::body::Bytes;
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use slipway_access::{Access, Resource, Routes};
-use slipway_core::Explain;
 use slipway_gpu::bench::Report;
 use slipway_gpu::inventory::Inventory;
 use slipway_gpu::nvml::Nvml;
@@ -20,6 +19,8 @@ use slipway_gpu::topology::Topology;
 use slipway_gpu::{GpuError, draw, mig, repo, sheet};
 
 use crate::Platform;
+use crate::api::Limit;
+use crate::openapi::ErrorBody;
 
 /// Figures that a report may have; a machine of 16 GPUs has under a thousand.
 const MOST_FIGURES: usize = 20_000;
@@ -68,8 +69,7 @@ impl IntoResponse for Failure {
             GpuError::Invalid(_) => StatusCode::BAD_REQUEST,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let body = json!({ "error": self.0.to_string(), "code": self.0.code(), "hint": self.0.hint() });
-        (status, Json(body)).into_response()
+        ErrorBody::response(status, &self.0)
     }
 }
 
@@ -86,23 +86,31 @@ async fn inventory(State(p): State<Platform>) -> Result<Json<Inventory>, Failure
     Ok(Json(ask(p, Inventory::collect).await?))
 }
 
-#[derive(Deserialize)]
-struct Limit {
-    limit: Option<usize>,
+/// A benchmark report that is stored.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "StoredBenchmarkReport")]
+pub(crate) struct StoredReport {
+    /// Its number, by which it is named.
+    number: i64,
+    #[serde(flatten)]
+    report: Report,
 }
 
-async fn benchmarks(State(p): State<Platform>, Query(q): Query<Limit>) -> Result<Json<Vec<Value>>, Failure> {
+async fn benchmarks(State(p): State<Platform>, Query(q): Query<Limit>) -> Result<Json<Vec<StoredReport>>, Failure> {
     let limit = q.limit.unwrap_or(50).min(1000);
     let kept = p.database.read(move |c| repo::list(c, limit)).await.map_err(GpuError::from)?;
-    let flat = kept.into_iter().map(|(number, report)| {
-        let mut value = json!(report);
-        value["number"] = number.into();
-        value
-    });
-    Ok(Json(flat.collect()))
+    Ok(Json(kept.into_iter().map(|(number, report)| StoredReport { number, report }).collect()))
 }
 
-async fn add(State(p): State<Platform>, body: Bytes) -> Result<Json<Value>, Failure> {
+/// The number of a report that was stored.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "BenchmarkReportNumber")]
+pub(crate) struct ReportNumber {
+    /// The number.
+    number: i64,
+}
+
+async fn add(State(p): State<Platform>, body: Bytes) -> Result<Json<ReportNumber>, Failure> {
     let report: Report = serde_json::from_slice(&body)
         .map_err(|e| GpuError::Invalid(format!("the body is not a benchmark's report: {e}")))?;
     if report.figures.is_empty() || report.figures.len() > MOST_FIGURES {
@@ -112,11 +120,13 @@ async fn add(State(p): State<Platform>, body: Bytes) -> Result<Json<Value>, Fail
         return Err(GpuError::Invalid(format!("the figure '{}' is not more than 0", bad.what)).into());
     }
     let number = p.database.write(move |c| repo::add(c, &report)).await.map_err(GpuError::from)?;
-    Ok(Json(json!({ "number": number })))
+    Ok(Json(ReportNumber { number }))
 }
 
-#[derive(Deserialize)]
-struct Card {
+/// Which card a roofline is of.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Card {
+    /// A card of the data sheets, such as `H100 SXM`; what was measured last, or this machine's first GPU, if unset.
     card: Option<String>,
 }
 

@@ -7,7 +7,8 @@
 //! | `listen`, `certificates` | serves a port: TLS, limits, draining |
 //! | [`auth`] | who a request comes from, and what that may do |
 //! | `runs`, `tracker`, `accelerators` | runs that are carried out: their API, their tracking, their GPUs |
-//! | `api` | slipway's own API, `/api/v1`, and its OpenAPI document |
+//! | `api` | slipway's own API, `/api/v1` |
+//! | `openapi` | the OpenAPI document of slipway's own API |
 //! | `controller` | what a controller of runs in another process asks |
 //! | `gpu` | GPUs of this machine and kept benchmarks |
 //! | `metrics` | Prometheus |
@@ -23,6 +24,7 @@ pub mod error;
 mod gpu;
 mod listen;
 mod metrics;
+mod openapi;
 pub mod platform;
 pub mod run;
 mod runs;

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::cluster::{self, Cluster, Kubernetes};
 use crate::listen::Connections;
-use crate::{ServerError, api, auth, gpu, metrics, runs, ui};
+use crate::{Addresses, ServerError, api, auth, gpu, metrics, openapi, runs, ui};
 
 /// Everything that a server serves; cheap to clone.
 #[derive(Clone)]
@@ -147,9 +147,9 @@ impl Platform {
         let _ = self.executor.set(executor);
     }
 
-    /// The control plane: MLflow's API, slipway's own, health, metrics and the UI.
-    pub fn control_routes(&self) -> Routes {
-        Routes::new()
+    /// The control plane: MLflow's API, slipway's own, health, metrics and the UI. Addresses are those of a server that listens.
+    pub fn control_routes(&self, addresses: Option<&Addresses>) -> Routes {
+        let own = Routes::new()
             .nest(
                 "/api/v1",
                 api::routes(self.clone())
@@ -158,8 +158,10 @@ impl Platform {
                     .merge(cluster::routes(self.clone()))
                     .merge(runs::routes(self.clone())),
             )
+            .merge(api::health_routes(self.clone()));
+        let own = addresses.cloned().map(api::addresses_routes).into_iter().fold(own, Routes::merge);
+        openapi::with_document(own)
             .merge(slipway_track::http::routes(self.tracking.clone()))
-            .merge(api::health_routes(self.clone()))
             // The pages hold no data: what they show they ask the API for.
             .fallback(Access::Public, ui::serve)
             .layer(axum::middleware::from_fn_with_state(Arc::clone(&self.meters), metrics::count))
@@ -167,7 +169,7 @@ impl Platform {
 
     /// What tells how this process does.
     pub fn probes_routes(&self) -> Routes {
-        api::health_routes(self.clone())
+        openapi::with_document(api::health_routes(self.clone()))
     }
 
     /// The inference gateway, REST.

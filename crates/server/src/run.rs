@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use slipway_access::{Guard, HostNames, Routes};
 use slipway_core::clock::now_ms;
@@ -69,7 +70,7 @@ pub struct Options {
 }
 
 /// Where a server listens; kept in `server.json` for clients on this machine.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Addresses {
     /// Its process.
     pub pid: u32,
@@ -84,6 +85,7 @@ pub struct Addresses {
     pub tls: bool,
     /// SHA-256 of its certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub fingerprint: Option<Fingerprint>,
     /// Its version.
     pub version: String,
@@ -318,11 +320,7 @@ async fn collect_abandoned_uploads(platform: Platform) {
 
 /// The routes of the three ports: control plane, inference over REST, inference over gRPC.
 pub(crate) fn routes(platform: &Platform, addresses: &Addresses, gateway_only: bool) -> [Routes; 3] {
-    let control = if gateway_only {
-        platform.probes_routes()
-    } else {
-        platform.control_routes().merge(crate::api::addresses_routes(addresses.clone()))
-    };
+    let control = if gateway_only { platform.probes_routes() } else { platform.control_routes(Some(addresses)) };
     [control, platform.inference_routes(), platform.grpc_routes()]
 }
 

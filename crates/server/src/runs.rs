@@ -5,14 +5,14 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::json;
 use slipway_access::refusal::Refusal;
 use slipway_access::{Access, Decision, Resource, Routes, Verb};
-use slipway_core::Explain;
 use slipway_exec::{ExecError, Executor, LogQuery, Manifest, Submitted};
 
 use crate::Platform;
+use crate::openapi::ErrorBody;
 
 /// A namespace, when none is named.
 const DEFAULT: &str = slipway_exec::local::NAMESPACE;
@@ -48,8 +48,7 @@ impl IntoResponse for Failure {
             ExecError::Unreachable(_) => StatusCode::SERVICE_UNAVAILABLE,
             ExecError::Spawn { .. } | ExecError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let body = json!({"error": self.0.to_string(), "code": self.0.code(), "hint": self.0.hint()});
-        (status, Json(body)).into_response()
+        ErrorBody::response(status, &self.0)
     }
 }
 
@@ -69,8 +68,10 @@ async fn executor<'p>(
     Ok(platform.executor.get().ok_or_else(missing)?.as_ref())
 }
 
-#[derive(Deserialize)]
-struct Where {
+/// Which namespace is meant.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Where {
+    /// Its name.
     namespace: Option<String>,
 }
 
@@ -137,11 +138,15 @@ async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-#[derive(Deserialize)]
-struct Part {
+/// Which part of a log.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Part {
+    /// Which attempt, from 1; the newest if unset.
     attempt: Option<u32>,
+    /// Whether to go on until the attempt ends.
     #[serde(default)]
     follow: bool,
+    /// So many of its last lines; all if unset.
     tail: Option<u64>,
 }
 

@@ -189,7 +189,7 @@ impl Client {
         let library = config.get("onnxruntime").map(Into::into);
         let platform = Platform::open(home, &stores(config)?, runtime, library).await?;
         Ok(Self {
-            transport: Transport::InProcess(Guard::in_process().protect(platform.control_routes())),
+            transport: Transport::InProcess(Guard::in_process().protect(platform.control_routes(None))),
             addresses: None,
         })
     }

@@ -1,10 +1,12 @@
 //! The entities, serialised as MLflow's protocol buffers are (JSON with proto field names, integers as
 //! numbers, unset fields left out).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
 /// A key and a value: a tag or a parameter.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Tag")]
 pub struct KeyValue {
     /// The key.
     pub key: String,
@@ -37,8 +39,9 @@ pub struct Experiment {
 }
 
 /// A run's own fields.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 #[allow(missing_docs)] // the names are the protocol's own
+#[schemars(rename = "TrackedRun")]
 pub struct RunInfo {
     pub run_id: String,
     pub run_uuid: String,
@@ -96,7 +99,7 @@ pub struct RunData {
 }
 
 /// A dataset.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)] // the names are the protocol's own
 pub struct Dataset {
     #[serde(default)]
@@ -114,7 +117,8 @@ pub struct Dataset {
 }
 
 /// A dataset as one run used it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "UsedDataset")]
 pub struct DatasetInput {
     /// How it was used, such as `mlflow.data.context` = `training`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -212,7 +216,7 @@ pub struct Alias {
 }
 
 /// A version of a registered model.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 #[allow(missing_docs)] // the names are the protocol's own
 pub struct ModelVersion {
     pub name: String,

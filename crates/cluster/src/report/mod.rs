@@ -2,13 +2,15 @@
 
 pub mod html;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ClusterError;
 
 /// How a step ended, or how far it is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", tag = "outcome")]
+#[schemars(rename = "ClusterStepOutcome")]
 pub enum Outcome {
     /// It waits for others.
     Waiting,
@@ -60,8 +62,9 @@ impl Outcome {
 }
 
 /// A step and its end.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "ClusterStep")]
 pub struct Ended {
     /// The step.
     pub step: String,
@@ -79,8 +82,9 @@ pub struct Ended {
 }
 
 /// All that was done.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "ClusterReport")]
 pub struct Report {
     /// The cluster's name.
     pub cluster: String,

@@ -4,6 +4,7 @@ mod compare;
 pub mod cpu;
 pub mod cuda;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::roofline::{Compute, Memory, Roofline};
@@ -12,7 +13,8 @@ use crate::sheet::{Grade, Precision};
 pub use compare::{Difference, compare};
 
 /// A measured figure.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "BenchmarkFigure")]
 pub struct Figure {
     /// What was measured: `gemm`, `fma`, `memory copy`, `launch`.
     pub what: String,
@@ -47,8 +49,9 @@ pub struct Figure {
 }
 
 /// The state of a GPU just after a measurement.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)] // names and units say it
+#[schemars(rename = "BenchmarkConditions")]
 pub struct Conditions {
     pub clock_sm_mhz: Option<u32>,
     pub power_watts: Option<f64>,
@@ -57,7 +60,8 @@ pub struct Conditions {
 }
 
 /// A run of the benchmarks.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "BenchmarkReport")]
 pub struct Report {
     /// Milliseconds since the Unix epoch.
     pub time: i64,

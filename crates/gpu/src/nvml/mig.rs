@@ -40,7 +40,7 @@ pub struct ProfileInfo {
 }
 
 /// What a MIG device has of its GPU: of some it has its own, of some it shares with others in its GPU instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, schemars::JsonSchema)]
 #[allow(missing_docs)] // NVML's own names
 pub struct MigAttributes {
     pub multiprocessors: u32,

@@ -7,14 +7,16 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::GpuError;
 
 /// A number format of arithmetic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)] // the names say it
+#[schemars(rename = "NumberFormat")]
 pub enum Precision {
     Fp64,
     Fp32,
@@ -263,8 +265,9 @@ impl Card {
 }
 
 /// How a measured figure compares with what is usually reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "BenchmarkGrade")]
 pub enum Grade {
     /// At least 90 % of it.
     Ok,

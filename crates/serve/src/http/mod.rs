@@ -2,12 +2,17 @@
 
 mod wire;
 
+pub use wire::{InferenceRequest, InferenceResponse};
+
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 use slipway_access::{Access, Resource, Routes, RunTokenUse};
 
@@ -68,8 +73,35 @@ async fn server_ready(State(g): State<Gateway>) -> StatusCode {
     if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-fn tensors(specs: &[TensorSpec]) -> Vec<Value> {
-    let one = |s: &TensorSpec| json!({ "name": s.name, "datatype": s.datatype.name(), "shape": s.shape });
+/// A model's inputs and outputs, as the protocol's model metadata has them.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct ModelMetadata {
+    /// The deployment.
+    pub name: String,
+    /// Versions of its models that are loaded.
+    pub versions: Vec<String>,
+    /// What runs it.
+    pub platform: String,
+    /// What it takes.
+    pub inputs: Vec<TensorMetadata>,
+    /// What it answers with.
+    pub outputs: Vec<TensorMetadata>,
+}
+
+/// An input or output of a model.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct TensorMetadata {
+    /// Its name.
+    pub name: String,
+    /// `FP32`, `INT64`, `BYTES` and so on.
+    pub datatype: &'static str,
+    /// Sizes of its dimensions; -1 for one that may vary.
+    pub shape: Vec<i64>,
+}
+
+fn tensors(specs: &[TensorSpec]) -> Vec<TensorMetadata> {
+    let one =
+        |s: &TensorSpec| TensorMetadata { name: s.name.clone(), datatype: s.datatype.name(), shape: s.shape.clone() };
     specs.iter().map(one).collect()
 }
 
@@ -85,13 +117,14 @@ pub(crate) fn versions(deployment: &Deployment) -> Vec<String> {
 fn metadata(g: &Gateway, name: &str, version: Option<&str>) -> Result<Response, Error> {
     let deployment = g.deployment(name)?;
     let loaded = deployment.representative(version)?;
-    Ok(reply(&json!({
-        "name": name,
-        "versions": versions(&deployment),
-        "platform": g.runtime().platform(),
-        "inputs": tensors(loaded.model.inputs()),
-        "outputs": tensors(loaded.model.outputs()),
-    })))
+    let described = ModelMetadata {
+        name: name.to_owned(),
+        versions: versions(&deployment),
+        platform: g.runtime().platform().to_owned(),
+        inputs: tensors(loaded.model.inputs()),
+        outputs: tensors(loaded.model.outputs()),
+    };
+    Ok(Json(described).into_response())
 }
 
 async fn model_metadata(State(g): State<Gateway>, Path(name): Path<String>) -> Result<Response, Error> {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -24,33 +25,47 @@ pub(super) struct Wanted {
     binary: bool,
 }
 
-#[derive(Deserialize)]
-struct Body<'a> {
+/// A request of inference, or the JSON part of one with binary tensors.
+#[derive(Deserialize, JsonSchema)]
+pub struct InferenceRequest<'a> {
+    /// Given back in the response; one is made up if unset.
     #[serde(borrow, default)]
     id: Option<Cow<'a, str>>,
     #[serde(default)]
     parameters: Parameters,
+    /// A tensor for each input of the model.
     #[serde(borrow)]
     inputs: Vec<Input<'a>>,
+    /// Which outputs are wanted; all of them if unset.
     #[serde(borrow, default)]
     outputs: Vec<Output<'a>>,
 }
 
-#[derive(Deserialize)]
+/// A tensor that is sent.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "InferenceRequestTensor")]
 struct Input<'a> {
+    /// The name of the model's input.
     #[serde(borrow)]
     name: Cow<'a, str>,
+    /// Sizes of its dimensions.
     shape: Vec<i64>,
+    /// `FP32`, `INT64`, `BYTES` and so on.
     #[serde(borrow)]
     datatype: Cow<'a, str>,
     #[serde(default)]
     parameters: Parameters,
+    /// Its elements in row-major order, flat or nested; absent for a binary tensor.
     #[serde(borrow)]
+    #[schemars(with = "Option<Vec<serde_json::Value>>")]
     data: Option<&'a RawValue>,
 }
 
-#[derive(Deserialize)]
+/// An output that is wanted.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "InferenceRequestOutput")]
 struct Output<'a> {
+    /// Its name.
     #[serde(borrow)]
     name: Cow<'a, str>,
     #[serde(default)]
@@ -58,19 +73,68 @@ struct Output<'a> {
 }
 
 /// The parameters that mean something here; others are ignored.
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Default, JsonSchema)]
+#[schemars(rename = "InferenceParameters")]
 struct Parameters {
+    /// Of an input: bytes of its binary data behind the JSON.
     binary_data_size: Option<usize>,
+    /// Of an output: whether it is wanted as binary data.
     binary_data: Option<bool>,
+    /// Of the request: whether outputs are wanted as binary data where they do not say.
     binary_data_output: Option<bool>,
+    /// Not supported, and refused.
     shared_memory_region: Option<String>,
+    /// Not supported, and refused.
     classification: Option<u64>,
+}
+
+// `write` writes it by hand, since going through a value would copy every tensor; this only describes it.
+/// A response of inference, or the JSON part of one with binary tensors.
+#[derive(JsonSchema)]
+#[allow(dead_code)] // its fields are read by the macro
+pub struct InferenceResponse {
+    /// The deployment.
+    model_name: String,
+    /// The version of the model that answered; empty for a model that is not registered.
+    model_version: String,
+    /// The request's id.
+    id: String,
+    /// The model's outputs.
+    outputs: Vec<ResponseTensor>,
+}
+
+/// A tensor that is answered with.
+#[derive(JsonSchema)]
+#[schemars(rename = "InferenceResponseTensor")]
+#[allow(dead_code)] // its fields are read by the macro
+struct ResponseTensor {
+    /// The name of the model's output.
+    name: String,
+    /// `FP32`, `INT64`, `BYTES` and so on.
+    datatype: String,
+    /// Sizes of its dimensions.
+    shape: Vec<i64>,
+    /// Where a binary tensor is.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    parameters: Option<ResponseParameters>,
+    /// Its elements in row-major order; absent for a binary tensor.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    data: Option<Vec<serde_json::Value>>,
+}
+
+/// Where a binary tensor is: behind the JSON, and behind the binary tensors before it.
+#[derive(JsonSchema)]
+#[schemars(rename = "InferenceResponseParameters")]
+#[allow(dead_code)] // its fields are read by the macro
+struct ResponseParameters {
+    /// Its bytes.
+    binary_data_size: usize,
 }
 
 /// Reads a request; `json_length` is where its JSON ends and binary data begins.
 pub(super) fn parse(body: &[u8], json_length: Option<usize>) -> Result<Parsed, Error> {
     let (json, mut binary) = body.split_at(json_length.unwrap_or(body.len()));
-    let request: Body<'_> = serde_json::from_slice(json)
+    let request: InferenceRequest<'_> = serde_json::from_slice(json)
         .map_err(|e| Error::Invalid(format!("the request is not a V2 inference request: {e}")))?;
     let mut inputs = Vec::with_capacity(request.inputs.len());
     for input in request.inputs {

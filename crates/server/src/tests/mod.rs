@@ -4,7 +4,9 @@ mod access;
 mod attacks;
 mod fuzz;
 mod health;
+mod json_schema;
 mod metrics;
+mod openapi;
 
 use std::sync::Arc;
 

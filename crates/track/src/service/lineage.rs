@@ -1,5 +1,6 @@
 //! From a model version back to its run and data, and from a model URI to a file.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use slipway_store::StoreError;
 
@@ -9,7 +10,7 @@ use crate::model::{DatasetInput, ModelVersion, RunInfo};
 use crate::{Error, StoredLocation, artifact_path, repo};
 
 /// Where a served model came from.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Lineage {
     /// The registered version.
     pub version: ModelVersion,

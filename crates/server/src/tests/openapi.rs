@@ -1,0 +1,529 @@
+//! The OpenAPI document against the table of routes, its committed copy, and what the server really takes and answers.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::http::{Method, Request, StatusCode};
+use serde_json::{Value, json};
+use slipway_cluster::report::{Ended, Outcome, Report};
+use slipway_exec::status::{Condition, Time};
+use slipway_exec::{Answer, Attempt, Executor, GpuUse, LogQuery, LogStream, Manifest, Phase, RunStatus, Submitted};
+use slipway_gpu::inventory::{Ecc, Finding, Gpu, Inventory, Mig, MigDevice, NvLink, Pcie, Process, Severity};
+
+use super::json_schema;
+use super::{Front, RUN_ID, Reply};
+use crate::openapi::operations;
+
+/// Models made by hand, by the tests of the gateway.
+#[allow(dead_code)] // one of them is enough here
+#[path = "../../../serve/src/testing/onnx.rs"]
+mod onnx;
+
+/// The committed copy, so that a change of the API is seen in review.
+const COMMITTED: &str = include_str!("../openapi.json");
+
+async fn document(front: &Front) -> Value {
+    let reply = front.ask("nobody", "GET", "/openapi.json", "").await;
+    serde_json::from_slice(&reply.body).unwrap()
+}
+
+fn object(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    value.as_object().unwrap().iter()
+}
+
+#[tokio::test]
+async fn the_committed_document_is_the_one_that_is_served() {
+    let served = document(&Front::open().await).await;
+    if std::env::var_os("UPDATE_OPENAPI").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/openapi.json");
+        std::fs::write(path, serde_json::to_string_pretty(&served).unwrap() + "\n").unwrap();
+        return;
+    }
+    let committed: Value = serde_json::from_str(COMMITTED).unwrap();
+    assert!(served == committed, "the API has changed: UPDATE_OPENAPI=1 writes openapi.json anew; read its diff");
+}
+
+/// Every route of slipway's own API has a description, every description has a route, and the document has them all.
+#[tokio::test]
+async fn every_route_is_described() {
+    let front = Front::open().await;
+    let document = document(&front).await;
+    let own = ["/healthz", "/readyz", "/metrics", "/openapi.json"];
+    let routes: BTreeSet<String> = front.tables[0]
+        .iter()
+        .filter(|r| r.path.starts_with("/api/v1/") || own.contains(&r.path.as_str()))
+        .filter_map(|r| Some(format!("{} {} {}", r.method.as_ref()?, r.path, r.access)))
+        .collect();
+    let mut documented = BTreeSet::new();
+    let mut ids = BTreeSet::new();
+    for (path, methods) in object(&document["paths"]) {
+        for (method, operation) in object(methods) {
+            let access = operation["x-slipway-access"].as_str().unwrap();
+            documented.insert(format!("{} {path} {access}", method.to_uppercase()));
+            assert_eq!(operation["security"] == json!([]), access == "public", "{method} {path}");
+            assert!(ids.insert(operation["operationId"].as_str().unwrap()), "{method} {path} has another's id");
+            assert!(!operation["summary"].as_str().unwrap().is_empty(), "{method} {path}");
+        }
+    }
+    assert_eq!(documented, routes);
+    let described: BTreeSet<String> = operations().iter().map(|o| format!("{} {}", o.method, o.path)).collect();
+    let routes: BTreeSet<String> = routes.iter().map(|r| r.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(described, routes, "an operation is described twice, or has no route");
+    assert_eq!(described.len(), operations().len());
+}
+
+/// A gateway alone serves the document of what it has: health and metrics.
+#[tokio::test]
+async fn a_gateway_alone_describes_only_what_it_serves() {
+    let front = Front::open().await;
+    let router = slipway_access::Guard::in_process().protect(front.platform.probes_routes());
+    let request = Request::get("/openapi.json").body(Body::empty()).unwrap();
+    let answer = tower::ServiceExt::oneshot(router, request).await.unwrap();
+    let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+    let document: Value = serde_json::from_slice(&body).unwrap();
+    let paths: Vec<_> = object(&document["paths"]).map(|(path, _)| path.as_str()).collect();
+    assert_eq!(paths, ["/healthz", "/metrics", "/openapi.json", "/readyz"]);
+}
+
+/// References lead somewhere, and no two types share a name (of which one would then get a number).
+#[tokio::test]
+async fn schemas_are_found_by_name() {
+    let document = document(&Front::open().await).await;
+    let mut references = BTreeSet::new();
+    let mut left = vec![&document];
+    while let Some(value) = left.pop() {
+        match value {
+            Value::Object(fields) => {
+                references.extend(fields.get("$ref").and_then(Value::as_str));
+                left.extend(fields.values());
+            }
+            Value::Array(items) => left.extend(items),
+            _ => {}
+        }
+    }
+    for reference in &references {
+        let found = reference.strip_prefix('#').and_then(|pointer| document.pointer(pointer));
+        assert!(found.is_some(), "{reference} leads nowhere");
+    }
+    for (name, schema) in object(&document["components"]["schemas"]) {
+        assert!(!name.ends_with(|c: char| c.is_ascii_digit()), "two types are called {name}");
+        assert!(schema.is_object(), "{name}");
+        assert!(references.contains(format!("#/components/schemas/{name}").as_str()), "nothing refers to {name}");
+    }
+}
+
+/// A server whose answers, and the requests that it accepts, are compared with its document.
+struct Described {
+    front: Front,
+    document: Value,
+    /// Operations that were seen to succeed.
+    succeeded: BTreeSet<String>,
+}
+
+impl Described {
+    async fn open() -> Self {
+        let front = Front::open().await;
+        let document = document(&front).await;
+        Self { front, document, succeeded: BTreeSet::new() }
+    }
+
+    /// The operation of a request.
+    fn operation(&self, method: &str, path: &str) -> &Value {
+        let path = path.split('?').next().unwrap();
+        let fits = |pattern: &str| {
+            let (pattern, path): (Vec<_>, Vec<_>) = (pattern.split('/').collect(), path.split('/').collect());
+            pattern.len() == path.len() && pattern.iter().zip(&path).all(|(p, s)| p == s || p.starts_with('{'))
+        };
+        let exact = self.document["paths"].get(path);
+        let found =
+            exact.or_else(|| object(&self.document["paths"]).find(|(p, _)| fits(p)).map(|(_, methods)| methods));
+        found.and_then(|methods| methods.get(method.to_lowercase())).unwrap_or_else(|| panic!("{method} {path}"))
+    }
+
+    /// Sends a request, and compares the answer with the document. The body of a request that succeeds is compared too.
+    async fn ask(&mut self, role: &str, method: &str, path: &str, body: Value) -> Value {
+        let text = if body.is_null() { String::new() } else { body.to_string() };
+        let reply = self.front.ask(role, method, path, &text).await;
+        let operation = self.operation(method, path);
+        if reply.status.is_success() {
+            if !body.is_null() {
+                let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+                let checked = json_schema::check(&self.document, schema, &body);
+                assert_eq!(checked, Ok(()), "the body of {method} {path}");
+            }
+            let id = operation["operationId"].as_str().unwrap().to_owned();
+            self.succeeded.insert(id);
+        }
+        let checked = self.check(self.operation(method, path), &reply);
+        checked.unwrap_or_else(|why| {
+            panic!("{method} {path}: {}: {why}\n{}", reply.status, String::from_utf8_lossy(&reply.body))
+        })
+    }
+
+    /// The same, for a request that must succeed.
+    async fn done(&mut self, method: &str, path: &str, body: Value) -> Value {
+        let id = self.operation(method, path)["operationId"].as_str().unwrap().to_owned();
+        self.succeeded.remove(&id);
+        let answer = self.ask("owner", method, path, body).await;
+        assert!(self.succeeded.contains(&id), "{method} {path}: {answer}");
+        answer
+    }
+
+    /// The body of an answer, if it is as the operation says.
+    fn check(&self, operation: &Value, reply: &Reply) -> Result<Value, String> {
+        let responses = &operation["responses"];
+        let response =
+            responses.get(reply.status.as_str()).or_else(|| responses.get("default")).ok_or("no response")?;
+        let response = match response["$ref"].as_str() {
+            Some(reference) => self.document.pointer(&reference[1..]).ok_or("no such response")?,
+            None => response,
+        };
+        let Some(content) = response.get("content") else {
+            return if reply.body.is_empty() { Ok(Value::Null) } else { Err("there is a body".into()) };
+        };
+        let sent = reply.headers.get("content-type").and_then(|t| t.to_str().ok()).ok_or("no content type")?;
+        let essence = |media_type: &str| media_type.split(';').next().unwrap_or_default().to_owned();
+        let (_, media) =
+            object(content).find(|(t, _)| essence(t) == essence(sent)).ok_or(format!("{sent} is not described"))?;
+        let value = match essence(sent).as_str() {
+            "application/json" => serde_json::from_slice(&reply.body).map_err(|e| e.to_string())?,
+            // Bytes have no schema.
+            "application/octet-stream" => return Ok(Value::Null),
+            _ => Value::String(String::from_utf8(reply.body.to_vec()).map_err(|e| e.to_string())?),
+        };
+        json_schema::check(&self.document, &media["schema"], &value).map(|()| value)
+    }
+
+    /// A request to MLflow's API, which the document does not describe.
+    async fn mlflow(&self, path: &str, body: Value) -> Value {
+        let reply = self.front.ask("owner", "POST", &format!("/api/2.0/mlflow/{path}"), &body.to_string()).await;
+        assert_eq!(reply.status, StatusCode::OK, "{path}: {}", String::from_utf8_lossy(&reply.body));
+        serde_json::from_slice(&reply.body).unwrap()
+    }
+
+    /// A registered model with all that its lineage may tell.
+    async fn register_model(&self) {
+        let path = format!("/api/2.0/mlflow-artifacts/artifacts/0/{RUN_ID}/artifacts/model/model.onnx");
+        let request = Request::put(path)
+            .header("host", "localhost")
+            .header("authorization", format!("Bearer {}", super::OWNER))
+            .body(Body::from(onnx::relu()))
+            .unwrap();
+        assert_eq!(self.front.send(0, request).await.status, StatusCode::OK);
+        let dataset = json!({"name": "digits", "digest": "d1", "source_type": "local", "source": "{}", "schema": "{}", "profile": "{}"});
+        let tags = json!([{"key": "mlflow.data.context", "value": "training"}]);
+        self.mlflow("runs/log-inputs", json!({"run_id": RUN_ID, "datasets": [{"tags": tags, "dataset": dataset}]}))
+            .await;
+        self.mlflow("runs/update", json!({"run_id": RUN_ID, "status": "FINISHED", "end_time": 2})).await;
+        self.mlflow("registered-models/create", json!({"name": "m"})).await;
+        let version = json!({"name": "m", "source": format!("runs:/{RUN_ID}/model"), "run_id": RUN_ID, "description": "d", "tags": tags});
+        self.mlflow("model-versions/create", version).await;
+        self.mlflow("registered-models/alias", json!({"name": "m", "alias": "champion", "version": "1"})).await;
+    }
+}
+
+/// Runs that are everything a run can be.
+#[derive(Debug)]
+struct Everything;
+
+impl Everything {
+    fn run(mut manifest: Manifest) -> Submitted {
+        let time = Some(Time(1_700_000_000_123));
+        let gpu =
+            GpuUse { device: "GPU-1".into(), resource: "nvidia.com/gpu".into(), joules: 1.5, ..GpuUse::default() };
+        let attempt = Attempt {
+            number: 1,
+            node: "n".into(),
+            started_at: time,
+            finished_at: time,
+            exit_code: Some(137),
+            reason: "OOMKilled".into(),
+            message: "m".into(),
+            gpus: vec![gpu],
+        };
+        let condition = Condition {
+            kind: "Failed".into(),
+            status: "True".into(),
+            reason: "r".into(),
+            message: "m".into(),
+            last_transition_time: Time(0),
+        };
+        manifest.metadata.uid = "u".into();
+        manifest.metadata.generation = Some(1);
+        manifest.metadata.creation_timestamp = "2026-01-01T00:00:00Z".into();
+        let status = RunStatus {
+            phase: Phase::Failed,
+            reason: "BackoffLimitExceeded".into(),
+            message: "m".into(),
+            run_id: RUN_ID.into(),
+            node: "n".into(),
+            start_time: time,
+            completion_time: time,
+            failures: 1,
+            disruptions: 1,
+            attempts: vec![attempt],
+            conditions: vec![condition],
+            attributed: true,
+        };
+        Submitted { manifest, status }
+    }
+
+    fn named(name: &str) -> Submitted {
+        Self::run(Manifest::of(name, ["true"]))
+    }
+}
+
+impl Executor for Everything {
+    fn submit<'a>(&'a self, run: Manifest, _: Option<&'a str>) -> Answer<'a, Submitted> {
+        Box::pin(std::future::ready(Ok(Self::run(run))))
+    }
+    fn list<'a>(&'a self, _: Option<&'a str>) -> Answer<'a, Vec<Submitted>> {
+        Box::pin(std::future::ready(Ok(vec![Self::named("a"), Self::named("b")])))
+    }
+    fn get<'a>(&'a self, _: &'a str, name: &'a str) -> Answer<'a, Submitted> {
+        let missing = || slipway_exec::ExecError::NotFound(name.to_owned());
+        Box::pin(std::future::ready(if name == "missing" { Err(missing()) } else { Ok(Self::named(name)) }))
+    }
+    fn cancel<'a>(&'a self, _: &'a str, name: &'a str) -> Answer<'a, Submitted> {
+        Box::pin(std::future::ready(Ok(Self::named(name))))
+    }
+    fn remove<'a>(&'a self, _: &'a str, _: &'a str) -> Answer<'a, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+    fn logs<'a>(&'a self, _: &'a str, _: &'a str, _: LogQuery) -> Answer<'a, LogStream> {
+        let lines: LogStream = Box::pin(futures_util::stream::iter([Ok(Bytes::from_static(b"a line\n"))]));
+        Box::pin(std::future::ready(Ok(lines)))
+    }
+}
+
+fn deployment_manifest() -> Value {
+    let model = |name: &str, weight: u32| json!({"name": name, "uri": "models:/m@champion", "weight": weight});
+    json!({
+        "apiVersion": "slipway.dev/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "d"},
+        "spec": {
+            "models": [model("a", 90), model("b", 10)],
+            "split": {"by": "header", "header": "x-user"},
+            "batching": {"max_size": 4},
+            "limits": {"timeout_ms": 5000},
+        },
+    })
+}
+
+/// Every operation is asked with real content, and what it takes and answers is as the document says.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_as_the_document_says() {
+    let mut server = Described::open().await;
+    server.register_model().await;
+    for path in ["/healthz", "/readyz", "/metrics", "/openapi.json", "/api/v1/addresses", "/api/v1/status"] {
+        server.done("GET", path, Value::Null).await;
+    }
+    server.done("GET", "/api/v1/integrity", Value::Null).await;
+
+    server.done("POST", "/api/v1/deployments", deployment_manifest()).await;
+    let weights = json!({"weights": {"a": 50, "b": 50}});
+    server.done("POST", "/api/v1/deployments/d/split", weights).await;
+    server.done("POST", "/api/v1/deployments/d/rollback", Value::Null).await;
+    server.done("POST", "/api/v1/deployments/d/rollback", json!({"to": 2})).await;
+    server.done("GET", "/api/v1/deployments/d", Value::Null).await;
+    server.done("GET", "/api/v1/deployments/d/metadata", Value::Null).await;
+    let input = json!({"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, -1.0]});
+    server.done("POST", "/api/v1/deployments/d/infer", json!({"id": "q", "inputs": [&input]})).await;
+    infer_in_binary(&mut server, input).await;
+    let all = server.done("GET", "/api/v1/deployments", Value::Null).await;
+    assert!(all[0]["variants"][0]["model"]["run_id"] == RUN_ID, "{all}");
+
+    let requests = server.done("GET", "/api/v1/requests?limit=5", Value::Null).await;
+    assert_eq!(requests[0]["id"], "q");
+    let lineage = server.done("GET", "/api/v1/requests/q/lineage", Value::Null).await;
+    assert_eq!(lineage["lineage"]["datasets"][0]["dataset"]["digest"], "d1");
+    server.done("GET", "/api/v1/models/m/versions/1/lineage", Value::Null).await;
+    let versions = server.done("POST", "/api/v1/run-versions", json!({"run_ids": [RUN_ID]})).await;
+    assert_eq!(versions[RUN_ID], json!([["m", 1]]));
+
+    server.done("DELETE", "/api/v1/deployments/d", Value::Null).await;
+    let history = server.done("GET", "/api/v1/deployments/d/history", Value::Null).await;
+    assert!(history[0]["manifest"].is_null() && history[1]["manifest"].is_object(), "{history}");
+
+    let figure = json!({
+        "what": "gemm", "device": "gpu 0", "precision": "bf16", "size": 4096, "median": 700.0, "range": [690.0, 710.0],
+        "unit": "TFLOP/s", "samples": 5, "peak": 989.0, "grade": "suspicious", "cause": "power limit",
+        "conditions": {"clock_sm_mhz": 1500, "power_watts": 600.5, "temperature_celsius": 60, "throttle": ["power"]},
+    });
+    let report = json!({"time": 1, "host": "h", "devices": ["H100"], "driver": "580", "figures": [figure]});
+    server.done("POST", "/api/v1/gpu/benchmarks", report).await;
+    let reports = server.done("GET", "/api/v1/gpu/benchmarks?limit=1", Value::Null).await;
+    assert_eq!(reports[0]["figures"][0]["grade"], "suspicious");
+    server.done("GET", "/api/v1/gpu/pictures/roofline.svg?card=H100%20PCIe", Value::Null).await;
+    // The machine of the tests may or may not have a GPU: either answer is described.
+    server.ask("owner", "GET", "/api/v1/gpu", Value::Null).await;
+
+    server.done("GET", "/api/v1/cluster", Value::Null).await;
+    keep_report(&server.front);
+    let reports = server.done("GET", "/api/v1/clusters", Value::Null).await;
+    assert_eq!(reports["clusters"][0]["steps"].as_array().unwrap().len(), 7);
+
+    server.front.platform.carried_out_by(Arc::new(Everything));
+    server.done("POST", "/api/v1/runs?namespace=team-a", run_manifest()).await;
+    server.done("GET", "/api/v1/runs", Value::Null).await;
+    server.done("GET", "/api/v1/runs/team-a/train", Value::Null).await;
+    server.done("GET", "/api/v1/runs/team-a/train/log?attempt=1&follow=false&tail=5", Value::Null).await;
+    server.done("POST", "/api/v1/runs/team-a/train/cancel", Value::Null).await;
+    server.done("DELETE", "/api/v1/runs/team-a/train", Value::Null).await;
+
+    server.succeeded.insert("getGpuInventory".into());
+    let ids = server.document["paths"].as_object().unwrap().values().flat_map(|methods| object(methods).map(|m| m.1));
+    let left: Vec<_> =
+        ids.map(|o| o["operationId"].as_str().unwrap()).filter(|id| !server.succeeded.contains(*id)).collect();
+    assert!(left.is_empty(), "{left:?} were not asked");
+}
+
+/// The JSON part of a response with binary tensors has the same schema as one in JSON alone.
+async fn infer_in_binary(server: &mut Described, input: Value) {
+    let path = "/api/v1/deployments/d/infer";
+    let wanted = json!({"id": "q", "inputs": [input], "outputs": [{"name": "y", "parameters": {"binary_data": true}}]});
+    server.done("POST", path, wanted.clone()).await;
+    let reply = server.front.ask("owner", "POST", path, &wanted.to_string()).await;
+    let length: usize = reply.headers["inference-header-content-length"].to_str().unwrap().parse().unwrap();
+    let json: Value = serde_json::from_slice(&reply.body[..length]).unwrap();
+    assert_eq!(json["outputs"][0]["parameters"]["binary_data_size"], 8);
+    let schema = &server.operation("POST", path)["responses"]["200"]["content"]["application/json"]["schema"];
+    assert_eq!(json_schema::check(&server.document, schema, &json), Ok(()));
+}
+
+/// The report of a cluster whose steps have every outcome.
+fn keep_report(front: &Front) {
+    let outcomes = [
+        Outcome::Waiting,
+        Outcome::Running,
+        Outcome::Unchanged,
+        Outcome::Changed { changes: 2 },
+        Outcome::Passed { saw: "pods".into() },
+        Outcome::Failed { reason: "no room".into() },
+        Outcome::Skipped { because: "join".into() },
+    ];
+    let step = |outcome: Outcome| Ended {
+        step: "join".into(),
+        host: "n1".into(),
+        needs: vec!["install".into()],
+        outcome,
+        began: 0.5,
+        seconds: 1.5,
+    };
+    let steps = outcomes.into_iter().map(step).collect();
+    let report = Report { cluster: "c".into(), verb: "apply".into(), change: "1".into(), steps, seconds: 2.0 };
+    slipway_cluster::state::State::open(front.home.root(), "c").unwrap().keep("report", &report).unwrap();
+}
+
+fn run_manifest() -> Value {
+    json!({
+        "apiVersion": "slipway.dev/v1",
+        "kind": "Run",
+        "metadata": {"name": "train", "labels": {"a": "b"}, "annotations": {"c": "d"}},
+        "spec": {
+            "experiment": "e",
+            "image": "python",
+            "command": ["python", "train.py"],
+            "args": ["--fast"],
+            "env": [{"name": "A", "value": "1"}, {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+            "resources": {"requests": {"cpu": 1, "memory": "4Gi"}, "limits": {"nvidia.com/gpu": 1, "cpu": 1.5}},
+            "volumes": [{"name": "v", "emptyDir": {}}],
+            "volumeMounts": [{"name": "v", "mountPath": "/v", "readOnly": true}],
+            "nodeSelector": {"pool": "gpu"},
+            "tolerations": [{"operator": "Exists"}],
+            "affinity": {"nodeAffinity": {}},
+            "backoffLimit": 2,
+            "activeDeadlineSeconds": 60,
+        },
+    })
+}
+
+/// Errors are described as well: of the guard, of tracking, of slipway's own API, and in plain text.
+#[tokio::test]
+async fn errors_are_as_the_document_says() {
+    let mut server = Described::open().await;
+    server.front.platform.carried_out_by(Arc::new(Everything));
+    for (role, method, path, body, expected) in [
+        ("nobody", "GET", "/api/v1/status", Value::Null, "UNAUTHENTICATED"),
+        ("runner", "GET", "/api/v1/status", Value::Null, "PERMISSION_DENIED"),
+        ("inferrer", "GET", "/api/v1/deployments", Value::Null, "PERMISSION_DENIED"),
+        ("inferrer", "GET", "/api/v1/runs", Value::Null, "exec.forbidden"),
+        ("owner", "GET", "/api/v1/runs/team-a/missing", Value::Null, "exec.not_found"),
+        ("owner", "POST", "/api/v1/runs", json!({"kind": "Pod"}), "exec.manifest"),
+        ("owner", "GET", "/api/v1/deployments/missing", Value::Null, "serve.not_found"),
+        ("owner", "POST", "/api/v1/deployments", json!({"kind": "Pod"}), "serve.manifest"),
+        ("owner", "GET", "/api/v1/models/missing/versions/1/lineage", Value::Null, "RESOURCE_DOES_NOT_EXIST"),
+        ("owner", "POST", "/api/v1/gpu/benchmarks", json!({}), "gpu.invalid"),
+        ("owner", "GET", "/api/v1/requests?limit=many", Value::Null, ""),
+    ] {
+        let answer = server.ask(role, method, path, body).await;
+        let code = answer.get("error_code").or_else(|| answer.get("code")).and_then(Value::as_str).unwrap_or_default();
+        assert_eq!(code, expected, "{method} {path} as {role}: {answer}");
+    }
+    assert!(server.succeeded.is_empty(), "{:?}", server.succeeded);
+    let elsewhere = Request::get("/api/v1/status").header("host", "elsewhere.example").body(Body::empty()).unwrap();
+    let reply = server.front.send(0, elsewhere).await;
+    assert_eq!(reply.status, StatusCode::MISDIRECTED_REQUEST);
+    server.check(server.operation(Method::GET.as_str(), "/api/v1/status"), &reply).unwrap();
+}
+
+/// GPUs with everything that a GPU can have, since the machine of the tests has none.
+#[tokio::test]
+async fn a_gpu_inventory_is_as_the_document_says() {
+    let server = Described::open().await;
+    let operation = server.operation("GET", "/api/v1/gpu");
+    let schema = &operation["responses"]["200"]["content"]["application/json"]["schema"];
+    let full = Gpu {
+        name: "H100".into(),
+        power_range_watts: Some((200.0, 700.0)),
+        throttle: vec!["power cap"],
+        ecc: Some(Ecc {
+            enabled: true,
+            corrected: 1,
+            uncorrected: 0,
+            rows_remapped: 1,
+            rows_remapped_uncorrected: 0,
+            remapping_pending: false,
+            remapping_failed: false,
+        }),
+        pcie: Some(Pcie { generation: 5, generation_max: 5, width: 16, width_max: 16, replays: None }),
+        nvlinks: vec![NvLink { link: 0, active: true, version: Some(4), remote: None }],
+        compute_mode: Some("default"),
+        mig: Some(Mig {
+            enabled: true,
+            pending: false,
+            devices: vec![MigDevice {
+                uuid: "MIG-1".into(),
+                profile: "1g.10gb".into(),
+                gpu_instance: 1,
+                compute_instance: 0,
+                start: 0,
+                size: 1,
+                attributes: Default::default(),
+            }],
+        }),
+        processes: vec![Process {
+            pid: 1,
+            memory_bytes: Some(1),
+            gpu_instance: None,
+            sm_percent: Some(3),
+            owner: Default::default(),
+        }],
+        findings: vec![Finding { severity: Severity::Warning, what: "hot".into(), remedy: "cool it".into() }],
+        ..Gpu::default()
+    };
+    let inventory = Inventory {
+        simulated: false,
+        driver: "580".into(),
+        nvml: "13".into(),
+        cuda: "13.0".into(),
+        gpus: vec![full, Gpu::default()],
+    };
+    let value = serde_json::to_value(inventory).unwrap();
+    assert_eq!(json_schema::check(&server.document, schema, &value), Ok(()));
+    let mut wrong = value;
+    wrong["gpus"][0]["index"] = json!("first");
+    assert!(json_schema::check(&server.document, schema, &wrong).is_err());
+}
