@@ -287,7 +287,7 @@ mod tests {
         assert!(others.identify(&token('a')).await.unwrap().is_some());
 
         let ended = RunStatus { phase: Phase::Succeeded, ..RunStatus::default() };
-        tracker.end(&run_id('a'), &ended).await.unwrap();
+        tracker.end("team-a", &run_id('a'), &ended).await.unwrap();
         until_refused(&tokens, &token('a')).await;
 
         begin(&tracker, 'b').await;
