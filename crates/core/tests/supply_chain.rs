@@ -23,6 +23,17 @@ fn script(arguments: &[&str], database: &Path) -> Output {
     Command::new("python3").arg(script).args(arguments).env("ADVISORY_DB", database).output().unwrap()
 }
 
+/// Whether `python3` can run the script, which reads TOML and so needs Python 3.11. Older ones are those of older systems; CI has a newer one.
+fn python_is_new_enough() -> bool {
+    let is_new =
+        Command::new("python3").args(["-c", "import tomllib"]).output().is_ok_and(|done| done.status.success());
+    assert!(is_new || std::env::var_os("CI").is_none(), "CI needs Python 3.11 or newer");
+    if !is_new {
+        println!("skipped: Python 3.11 or newer is missing");
+    }
+    is_new
+}
+
 /// Packages of the binary as (name, version), from Cargo's tree written out.
 fn packages() -> BTreeSet<(String, String)> {
     let mut found = BTreeSet::new();
@@ -56,6 +67,9 @@ fn checksums() -> BTreeMap<(String, String), String> {
 
 #[test]
 fn the_sbom_lists_every_package_of_the_binary_with_its_hash() {
+    if !python_is_new_enough() {
+        return;
+    }
     let folder = folder();
     let file = folder.join("sbom.json");
     let made = script(&["sbom", "-o", file.to_str().unwrap()], &folder);
@@ -92,6 +106,9 @@ fn the_sbom_lists_every_package_of_the_binary_with_its_hash() {
 
 #[test]
 fn what_the_policy_does_not_allow_is_found() {
+    if !python_is_new_enough() {
+        return;
+    }
     let folder = folder();
     let database = folder.join("advisory-db");
     let advisory = |versions: &str, informational: &str| {
