@@ -379,7 +379,10 @@ async fn who_opens_no_window_for_an_answer_is_cut_and_who_waits_for_more_of_one_
     let follow = move || {
         let mut released = released.clone();
         // Says something at once and then nothing until it is released, as a log that is followed does.
-        let rest = async move { Bytes::from(if stopped(&mut released).await == () { "released" } else { "" }) };
+        let rest = async move {
+            stopped(&mut released).await;
+            Bytes::from("released")
+        };
         let first = std::future::ready(Bytes::from("begun"));
         let parts = [Box::pin(first) as futures_util::future::BoxFuture<'static, Bytes>, Box::pin(rest)];
         let parts = futures_util::stream::StreamExt::then(futures_util::stream::iter(parts), |part| part);
