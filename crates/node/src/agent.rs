@@ -96,6 +96,10 @@ async fn run_with<C: Cluster>(
     let readings: watch::Sender<Arc<Readings>> = watch::Sender::default();
     let handed_out = Arc::new(Notify::new());
     let mut tasks: JoinSet<Result<(), NodeError>> = JoinSet::new();
+    tasks.spawn(async {
+        crate::memory::give_back_unused_code().await;
+        Ok(())
+    });
 
     tasks.spawn(follow_config(options.config.clone(), cluster.clone(), options.node.clone(), configs.clone()));
     let pod_resources = options.kubelet.join("pod-resources/kubelet.sock");
