@@ -56,19 +56,26 @@ async fn apply_puts_a_deployment_in_force_and_a_failed_one_changes_nothing() {
     assert_eq!(gateway.history("m").unwrap().len(), 1);
 }
 
-/// Polls a change once, so that it is on its way to the store, and drops it, as the server does when a client disconnects.
-async fn begin_and_drop<T>(change: impl Future<Output = Result<T, Error>>) {
+/// Drops a change at the moment when its revision is stored and it does not know that yet, as the server does when a client disconnects.
+async fn drop_when_stored<T>(
+    gateway: &Gateway,
+    name: &str,
+    revision: usize,
+    change: impl Future<Output = Result<T, Error>>,
+) {
     let mut change = Box::pin(change);
-    assert!(futures_util::poll!(&mut change).is_pending());
-}
-
-/// Waits until the store holds this many revisions of a deployment and whoever changes deployments is done.
-async fn until_stored(gateway: &Gateway, name: &str, revisions: usize) {
     let started = tokio::time::Instant::now();
-    while gateway.history(name).unwrap().len() < revisions {
-        assert!(started.elapsed().as_secs() < 60, "'{name}' has {:?}", gateway.history(name));
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    while gateway.history(name).unwrap().len() < revision {
+        assert!(started.elapsed().as_secs() < 60, "revision {revision} of '{name}' is not stored");
+        assert!(futures_util::poll!(&mut change).is_pending(), "it is polled once more only while nothing is stored");
+        // The change moves on only when it is polled, the store and tasks meanwhile.
+        let polled = tokio::time::Instant::now();
+        while gateway.history(name).unwrap().len() < revision && polled.elapsed().as_millis() < 500 {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
     }
+    drop(change);
+    // Whoever changes deployments is done.
     drop(gateway.inner.changing.lock().await);
 }
 
@@ -80,12 +87,10 @@ async fn a_change_whose_caller_goes_away_is_in_force_when_it_is_stored() {
     world.register("models:/m@next", "2", 3.0);
     gateway.apply(two(), "apply", LocalPaths::Refused).await.unwrap();
 
-    begin_and_drop(gateway.split("m", &[("second".into(), 100)])).await;
-    until_stored(gateway, "m", 2).await;
+    drop_when_stored(gateway, "m", 2, gateway.split("m", &[("second".into(), 100)])).await;
     assert_eq!((gateway.status("m").unwrap().revision, ask(gateway, "m").await.unwrap().1), (2, "2".into()));
 
-    begin_and_drop(gateway.remove("m")).await;
-    until_stored(gateway, "m", 3).await;
+    drop_when_stored(gateway, "m", 3, gateway.remove("m")).await;
     assert!(matches!(gateway.status("m"), Err(Error::NotFound(_))));
 }
 
