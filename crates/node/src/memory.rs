@@ -63,7 +63,8 @@ mod tests {
     #[test]
     fn the_program_runs_on_without_them() {
         let first = own_mappings(|rights, offset| rights == "r--p" && offset == 0);
-        assert!(first.len() == 1 && first[0].1 >= 4096);
+        // Other threads map memory meanwhile, so that a line may be read twice.
+        assert!(first.first().is_some_and(|(_, length)| *length >= 4096), "{first:?}");
         give_back_relocations();
         assert!(own_mappings(|rights, _| rights == "r-xp").iter().map(|(_, length)| length).sum::<usize>() >= 4096);
         give_back(|rights, _| rights == "r-xp");

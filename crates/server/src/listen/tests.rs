@@ -390,7 +390,7 @@ async fn who_opens_no_window_for_an_answer_is_cut_and_who_waits_for_more_of_one_
         async move { Body::from_stream(parts) }
     };
     let router = hello().route("/follow", get(follow));
-    let server = start(Limits { stall: Duration::from_millis(200), ..generous() }, None, router).await;
+    let server = start(Limits { idle: Duration::from_millis(200), ..generous() }, None, router).await;
     let request = |path: &str| Request::get(format!("http://localhost/{path}")).body(Body::empty()).unwrap();
 
     let (mut follower, connection) = http2_client(&server, 1 << 16).await;
