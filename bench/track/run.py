@@ -192,7 +192,7 @@ def median_ms(function, times):
 
 
 def curl(*arguments):
-    header = [f"--header={name}: {value}" for name, value in CREDENTIALS.items()]
+    header = [word for name, value in CREDENTIALS.items() for word in ("--header", f"{name}: {value}")]
     started = time.perf_counter()
     subprocess.run(["curl", "--silent", "--show-error", "--fail", *header, *arguments], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
