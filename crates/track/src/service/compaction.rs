@@ -181,31 +181,40 @@ pub(crate) struct Step {
 pub(crate) fn plan(c: &Connection, run: i64, limits: Limits) -> Result<Option<Step>, Error> {
     let Some(compactions) = repo::compactions(c, run)? else { return Ok(None) };
     let limit = i64::try_from(limits.step_rows).unwrap_or(i64::MAX);
-    let mut level = 0;
-    let mut rows = repo::oldest(c, run, 0, limit)?;
+    let rows = repo::oldest(c, run, 0, limit)?;
     let bytes = rows.iter().map(|(_, bytes)| usize::try_from(*bytes).unwrap_or(0)).sum();
-    if !limits.is_due(Size { rows: rows.len(), bytes }) {
-        let due = repo::mixed_rows(c, run)?.into_iter().find(|(_, rows)| *rows >= limits.mixed_rows);
-        let Some((crowded, _)) = due else { return Ok(None) };
-        level = crowded;
-        rows = repo::oldest(c, run, level, limit)?;
-    }
-    let mut taken = Size::default();
-    let mut ids = Vec::new();
-    for (id, bytes) in rows {
-        if taken.bytes >= limits.step_bytes {
-            break;
+    let levels: Vec<i64> = if limits.is_due(Size { rows: rows.len(), bytes }) {
+        vec![0]
+    } else {
+        let crowded = repo::mixed_rows(c, run)?.into_iter().filter(|(_, rows)| *rows >= limits.mixed_rows);
+        crowded.map(|(level, _)| level).collect()
+    };
+    for level in levels {
+        let mut taken = Size::default();
+        let mut ids = Vec::new();
+        for (id, bytes) in repo::oldest(c, run, level, limit)? {
+            if taken.bytes >= limits.step_bytes {
+                break;
+            }
+            taken.add(usize::try_from(bytes).unwrap_or(0));
+            ids.push(id);
         }
-        taken.add(usize::try_from(bytes).unwrap_or(0));
-        ids.push(id);
+        let packed = repo::packed(c, run, level, &ids)?;
+        let mut points = ByKey::default();
+        for row in &packed {
+            points.add(row).ok_or_else(|| repo::damaged(run))?;
+        }
+        let (chunks, mixed) = regrouped(points.sorted(), limits);
+        // Rows of different keys stay as they are however often they are regrouped. A step that only moved them to the next level
+        // would be followed by the same one there, without end.
+        let is_unchanged = chunks.is_empty()
+            && mixed.len() == packed.len()
+            && mixed.iter().all(|row| packed.iter().any(|old| old[..] == row.points[..]));
+        if !is_unchanged {
+            return Ok(Some(Step { run, compactions, level, ids, chunks, mixed }));
+        }
     }
-    let packed = repo::packed(c, run, level, &ids)?;
-    let mut points = ByKey::default();
-    for row in &packed {
-        points.add(row).ok_or_else(|| repo::damaged(run))?;
-    }
-    let (chunks, mixed) = regrouped(points.sorted(), limits);
-    Ok(Some(Step { run, compactions, level, ids, chunks, mixed }))
+    Ok(None)
 }
 
 /// Packs points in the order of their keys: rows of one key with many points, and rows of keys with few.

@@ -122,6 +122,25 @@ proptest! {
     }
 }
 
+/// As many rows of different keys as make a level crowded: regrouping them gives the same rows again, which once went on for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_cannot_be_merged_are_left_alone() {
+    let server = Server::start().await;
+    let run_id = server.run().await;
+    for n in 0..6_i64 {
+        let keys = [("a", n < 4), ("a/b", n < 2), ("loss", n < 4), ("z", n >= 4)];
+        let batch: Batch = keys.into_iter().filter(|(_, has)| *has).map(|(key, _)| (key, n, n, 0.5)).collect();
+        log(&server, &run_id, &batch).await;
+    }
+    let run = number(&server, &run_id);
+    let expected = histories(&server, &run_id, &["a", "a/b", "loss", "z"]).await;
+    let steps = tokio::time::timeout(Duration::from_secs(60), compact(&server.tracking.db, run, SMALL)).await;
+    assert_eq!(steps.expect("it ends").unwrap(), 1);
+    assert_eq!(count(&server, "metric_mixed"), 3);
+    assert_eq!(histories(&server, &run_id, &["a", "a/b", "loss", "z"]).await, expected);
+    server.stop().await;
+}
+
 /// Rows as if each were a request with `keys` metrics; every `rare_every`-th has a point of the key `rare` too.
 async fn fill(server: &Server, run: i64, requests: i64, keys: usize, rare_every: i64) {
     let names: Vec<String> = (0..keys).map(|i| format!("metric/{i:05}")).collect();
