@@ -181,7 +181,7 @@ pub(crate) struct Step {
 pub(crate) fn plan(c: &Connection, run: i64, limits: Limits) -> Result<Option<Step>, Error> {
     let Some(compactions) = repo::compactions(c, run)? else { return Ok(None) };
     let limit = i64::try_from(limits.step_rows).unwrap_or(i64::MAX);
-    let rows = repo::oldest(c, run, 0, limit)?;
+    let mut rows = repo::oldest(c, run, 0, limit)?;
     let bytes = rows.iter().map(|(_, bytes)| usize::try_from(*bytes).unwrap_or(0)).sum();
     let levels: Vec<i64> = if limits.is_due(Size { rows: rows.len(), bytes }) {
         vec![0]
@@ -190,9 +190,12 @@ pub(crate) fn plan(c: &Connection, run: i64, limits: Limits) -> Result<Option<St
         crowded.map(|(level, _)| level).collect()
     };
     for level in levels {
+        if level > 0 {
+            rows = repo::oldest(c, run, level, limit)?;
+        }
         let mut taken = Size::default();
         let mut ids = Vec::new();
-        for (id, bytes) in repo::oldest(c, run, level, limit)? {
+        for (id, bytes) in rows.drain(..) {
             if taken.bytes >= limits.step_bytes {
                 break;
             }
