@@ -3,6 +3,9 @@
 //! Names, labels and units are those of NVIDIA's DCGM exporter (its `default-counters.csv` and README), so dashboards made for it
 //! work. What DCGM measures with profiling counters (`DCGM_FI_PROF_*`) NVML does not offer, and is left out. Ours begin with
 //! `slipway_`.
+//!
+//! The text is written here, since in OpenMetrics, which `prometheus-client` writes, the name of a counter ends with `_total`
+//! (OpenMetrics 1.0, section "Counter"): DCGM exporter's counters would have other names.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{DeleteParams, DynamicObject, EvictParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
+use kube::runtime::events::{self, EventType, Recorder, Reporter};
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Config};
@@ -51,6 +53,7 @@ impl Resource<'_> {
 pub struct Api {
     client: Client,
     requests: Arc<AtomicU64>,
+    recorder: Recorder,
     /// Tokens for node agents, kept for the next questions.
     pub(crate) reader_tokens: crate::nodes::ReaderTokens,
 }
@@ -74,6 +77,8 @@ impl std::fmt::Debug for Api {
     }
 }
 
+/// The API server refuses events with longer notes (`NoteLengthLimit` in the validation of `events.k8s.io`).
+const MAX_EVENT_NOTE_BYTES: usize = 1024;
 /// The longest that a request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -101,7 +106,8 @@ impl Api {
     }
 
     pub(crate) fn of_client(client: Client) -> Self {
-        Self { client, requests: Arc::default(), reader_tokens: crate::nodes::ReaderTokens::default() }
+        let recorder = Recorder::new(client.clone(), Reporter::from("slipway"));
+        Self { client, requests: Arc::default(), recorder, reader_tokens: crate::nodes::ReaderTokens::default() }
     }
 
     /// Objects of a type in a namespace; requests go through [`Api::answered`].
@@ -323,28 +329,21 @@ impl Api {
         }
     }
 
-    /// Records what happened to an object (`v1 Event`), in the namespace `default` where the object has none.
+    /// Records what happened to an object (`events.k8s.io/v1 Event`), in the namespace `default` where the object has none. The same event
+    /// again within six minutes is counted on the first one.
     ///
     /// # Errors
     /// The API server's.
     pub async fn event(&self, about: Value, warning: bool, reason: &str, message: &str) -> Result<(), KubeError> {
-        let namespace = about["namespace"].as_str().unwrap_or("default").to_owned();
-        let now = slipway_core::clock::rfc3339(slipway_core::clock::now_ms());
-        let host = std::env::var("HOSTNAME").unwrap_or_default();
-        let event = json!({
-            "apiVersion": "v1", "kind": "Event",
-            "metadata": {"generateName": format!("{}.", about["name"].as_str().unwrap_or("slipway")), "namespace": namespace},
-            "involvedObject": about, "reason": reason,
-            "message": message.chars().take(1000).collect::<String>(),
-            "type": if warning { "Warning" } else { "Normal" },
-            "source": {"component": "slipway", "host": host},
-            "firstTimestamp": now, "lastTimestamp": now, "count": 1,
-        });
-        let event: k8s_openapi::api::core::v1::Event =
-            serde_json::from_value(event).map_err(|e| KubeError::Invalid(e.to_string()))?;
-        let api = kube::Api::namespaced(self.client.clone(), &namespace);
-        self.answered(api.create(&PostParams::default(), &event)).await?;
-        Ok(())
+        let about: ObjectReference = serde_json::from_value(about).map_err(|e| KubeError::Invalid(e.to_string()))?;
+        let event = events::Event {
+            type_: if warning { EventType::Warning } else { EventType::Normal },
+            reason: reason.to_owned(),
+            note: Some(message[..message.floor_char_boundary(MAX_EVENT_NOTE_BYTES)].to_owned()),
+            action: reason.to_owned(),
+            secondary: None,
+        };
+        self.answered(self.recorder.publish(&event, &about)).await
     }
 
     /// The newest state of one object, for as long as a receiver lives; `None` until it is known and when it does not exist. A watch

@@ -23,7 +23,7 @@ mod controller;
 pub mod error;
 mod gpu;
 mod listen;
-mod metrics;
+pub mod metrics;
 mod openapi;
 pub mod platform;
 pub mod run;

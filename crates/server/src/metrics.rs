@@ -25,8 +25,8 @@ use crate::Platform;
 use crate::cluster::Figure;
 use crate::listen::{ConnectionCounts, Connections};
 
-/// The media type of [`render`].
-pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The media type of [`render_figures`] and of all other metrics.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Upper bounds of request durations, in seconds.
 const DURATION_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
@@ -111,9 +111,27 @@ struct Now {
     uptime: f64,
     resident: u64,
     deployments: Vec<Status>,
-    figures: Vec<Figure>,
     pool: PoolStats,
     connections: Arc<Connections>,
+}
+
+/// Figures as metrics without labels.
+#[derive(Debug)]
+struct Figures(Vec<Figure>);
+
+impl Collector for Figures {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        for figure in &self.0 {
+            if figure.is_counter {
+                let counter = ConstCounter::new(figure.value);
+                counter.encode(encoder.encode_descriptor(figure.name, figure.help, None, MetricType::Counter)?)?;
+            } else {
+                let gauge = ConstGauge::new(i64::try_from(figure.value).unwrap_or(i64::MAX));
+                gauge.encode(encoder.encode_descriptor(figure.name, figure.help, None, MetricType::Gauge)?)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -173,16 +191,6 @@ impl Collector for Now {
                 ConstCounter::new(count(counts).load(Relaxed)).encode(family.encode_family(&[("port", port)])?)?;
             }
         }
-        for figure in &self.figures {
-            if figure.is_counter {
-                let counter = ConstCounter::new(figure.value);
-                counter.encode(encoder.encode_descriptor(figure.name, figure.help, None, MetricType::Counter)?)?;
-            } else {
-                let gauge = ConstGauge::new(i64::try_from(figure.value).unwrap_or(i64::MAX));
-                gauge.encode(encoder.encode_descriptor(figure.name, figure.help, None, MetricType::Gauge)?)?;
-            }
-        }
-
         let variants: Vec<_> = self
             .deployments
             .iter()
@@ -242,13 +250,24 @@ pub(crate) fn render(platform: &Platform) -> String {
         uptime: uptime(platform),
         resident: resident_bytes(),
         deployments: platform.gateway.statuses(),
-        figures: platform.cluster.figures(),
         pool: platform.database.pool_stats(),
         connections: Arc::clone(&platform.connections),
     }));
+    registry.register_collector(Box::new(Figures(platform.cluster.figures())));
+    encoded(&registry)
+}
+
+/// Figures as text, for processes that have no other metrics.
+pub fn render_figures(figures: Vec<Figure>) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Figures(figures)));
+    encoded(&registry)
+}
+
+fn encoded(registry: &Registry) -> String {
     let mut out = String::with_capacity(8192);
     // Writing into a string does not fail, and neither do the collectors; half a text would lack its end mark and be refused.
-    if let Err(error) = text::encode(&mut out, &registry) {
+    if let Err(error) = text::encode(&mut out, registry) {
         tracing::error!(%error, "metrics cannot be written");
     }
     out

@@ -394,7 +394,6 @@ mod tests {
         fn sources(&self) -> Sources {
             Sources {
                 home: Home::at(self.folder.join("home")),
-                home_is_of_project: false,
                 token: None,
                 saved: None,
                 fingerprint: None,
@@ -526,7 +525,6 @@ mod tests {
         });
         let sources = Sources {
             home: Home::at("/nonexistent"),
-            home_is_of_project: false,
             token: Token::from_text("of-the-environment"),
             saved: None,
             fingerprint: None,

@@ -138,8 +138,6 @@ impl ServerUrl {
 pub(crate) struct Sources {
     /// The state folder, whose own server's token may be used.
     pub(crate) home: Home,
-    /// Whether the state folder was named by a file of the project; `$SLIPWAY_TOKEN` is not for a server that is found by it.
-    pub(crate) home_is_of_project: bool,
     /// `$SLIPWAY_TOKEN`.
     pub(crate) token: Option<Token>,
     /// The file of saved credentials.
@@ -156,7 +154,6 @@ impl Sources {
     pub(crate) fn of(config: &Config, insecure: bool) -> Result<Self, ClientError> {
         Ok(Self {
             home: Home::at(config.get("home").unwrap_or_default()),
-            home_is_of_project: matches!(config.origin("home"), Some(Origin::Project(_))),
             token: env::value(env::TOKEN).as_deref().and_then(Token::from_text),
             saved: file().ok(),
             fingerprint: config.get("tls-fingerprint").map(str::parse).transpose()?,
@@ -184,7 +181,7 @@ impl Access {
             None => None,
         };
         let (saved_token, saved_fingerprint) = saved.map(|s| (s.token, s.fingerprint)).unzip();
-        let given = sources.token.clone().filter(|_| is_named_now || (own.is_some() && !sources.home_is_of_project));
+        let given = sources.token.clone().filter(|_| is_named_now || own.is_some());
         let tokens = [
             ("$SLIPWAY_TOKEN", given),
             ("saved credentials", saved_token),
@@ -326,7 +323,6 @@ mod tests {
         fn sources(&self) -> Sources {
             Sources {
                 home: Home::at(self.0.join("home")),
-                home_is_of_project: false,
                 token: Token::from_text("of-the-environment"),
                 saved: Some(self.0.join("credentials.yaml")),
                 fingerprint: None,
@@ -410,9 +406,6 @@ mod tests {
         }
         let own = "http://127.0.0.1:7070";
         assert_eq!(sent(own, &Origin::Default, &folder.sources()).unwrap().as_deref(), Some("of-the-environment"));
-        // A folder that came with a project says itself which server is its own.
-        let cloned = Sources { home_is_of_project: true, ..folder.sources() };
-        assert_eq!(sent(own, &Origin::Default, &cloned).unwrap().as_deref(), Some("of-the-state-folder"));
     }
 
     #[test]

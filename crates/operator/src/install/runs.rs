@@ -59,7 +59,8 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
     for (name, role, _) in runs_bindings(&values.namespace) {
         let rules = match name {
             RUNS_BINDING => json!([
-                {"apiGroups": [""], "resources": ["pods", "secrets", "events"], "verbs": ["create"]},
+                {"apiGroups": [""], "resources": ["pods", "secrets"], "verbs": ["create"]},
+                {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
             ]),
             _ => json!([
                 {"apiGroups": ["slipway.dev"], "resources": ["runs"], "verbs": ["create"]},

@@ -145,15 +145,6 @@ impl RunController {
             ("slipway_kube_requests", "Requests to the API server.", true, self.api.requests()),
         ]
     }
-
-    /// The figures in Prometheus' text format.
-    pub fn metrics(&self) -> String {
-        let text = |(name, help, is_counter, value): (&str, &str, bool, u64)| {
-            let (kind, suffix) = if is_counter { ("counter", "_total") } else { ("gauge", "") };
-            format!("# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n{name}{suffix} {value}\n")
-        };
-        self.figures().into_iter().map(text).collect()
-    }
 }
 
 /// Runs as objects of a cluster: submitted, listed, ended. A [`RunController`] carries them out, in this process or in another.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::routing::get;
 use futures_util::future::BoxFuture;
 use serde::de::DeserializeOwned;
@@ -15,6 +15,7 @@ use slipway_core::env;
 use slipway_exec::{RunStatus, TokenRequest, Tracked, Tracker};
 use slipway_operator::Api;
 use slipway_operator::runs::RunController;
+use slipway_server::metrics;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 
@@ -150,7 +151,9 @@ fn probes(plane: Arc<ControlPlane>, controller: Arc<RunController>) -> Router {
             }
         }
     };
-    let metrics = move || async move { ([("content-type", "text/plain; version=0.0.4")], controller.metrics()) };
+    let metrics = move || async move {
+        ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render_figures(in_cluster::figures(&controller)))
+    };
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))

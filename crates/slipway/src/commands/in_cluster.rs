@@ -74,9 +74,14 @@ impl Kubernetes for InCluster {
     }
 
     fn figures(&self) -> Vec<Figure> {
-        let figures = self.controller.get().map(RunController::figures).into_iter().flatten();
-        figures.map(|(name, help, is_counter, value)| Figure { name, help, is_counter, value }).collect()
+        self.controller.get().map(figures).unwrap_or_default()
     }
+}
+
+/// What a controller of runs counts, for metrics.
+pub(super) fn figures(controller: &RunController) -> Vec<Figure> {
+    let figures = controller.figures().into_iter();
+    figures.map(|(name, help, is_counter, value)| Figure { name, help, is_counter, value }).collect()
 }
 
 /// Where runs reach the control plane.
