@@ -70,7 +70,7 @@ test: binary go
 
 lint: ui go
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --release --workspace --all-targets --locked -- -D warnings
 	scripts/dependency-directions.py
 	test -z "$$(gofmt -l lab)" && go vet -C lab ./...
 	cd web && npm run --silent check
