@@ -1,17 +1,17 @@
-# `make demo` and `make test` are all a stranger needs; both install what they need, say so, and may be run again.
+# `make demo` and `make test` are the entry points; both install what they need, print what they install, and are safe to run again.
 #
 #   make demo          the main job on real data (KEEP=1 leaves the platform up)
 #   make test          unit, integration and end-to-end tests
 #   make lint          formatting, clippy, dependency directions, UI types
-#   make supply-chain licences, sources and advisories of what it is built from; writes an SBOM into target/
+#   make supply-chain  licences, sources and advisories of all dependencies; writes an SBOM into target/
 #   make conformance   the official clients against slipway and the originals
 #   make ui-test       the UI in a real browser
-#   make lab           a real Kubernetes with simulated GPUs on this machine (make lab-down ends it)
-#   make test-lab      the node agent and the installation on it
-#   make test-cluster  machines to a cluster, on test hosts with SSH (needs root)
-#   make book          the guide, and its commands
+#   make lab           a real Kubernetes with simulated GPUs on this machine (make lab-down stops it)
+#   make test-lab      tests of the node agent and the installation on that Kubernetes
+#   make test-cluster  tests of `slipway cluster` on test hosts with SSH (needs root)
+#   make book          runs the commands in the guide
 #   make portable      a binary for any Linux with glibc 2.28 or newer (target/x86_64-unknown-linux-gnu/release)
-#   make bench         side by side with MLflow, MLServer and NVIDIA's tools
+#   make bench         benchmarks against MLflow, MLServer and NVIDIA's tools
 
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -21,7 +21,7 @@ SLIPWAY := target/release/slipway
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/slipway
 PEERS := $(CACHE)/peers
 DEMO := .slipway-demo
-# Where scripts/tools.sh puts what the machine lacks.
+# scripts/tools.sh installs missing tools there.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
 .PHONY: help tools go demo test lint supply-chain conformance ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary portable clean
@@ -48,7 +48,7 @@ ui: tools web/dist/index.html
 binary: ui
 	cargo build --release --locked
 
-# For any Linux with glibc 2.28 or newer, with zig's linker: what is released.
+# The released binary: zig's linker targets glibc 2.28, so that it runs on any Linux with that version or newer.
 PORTABLE := target/x86_64-unknown-linux-gnu/release/slipway
 
 $(PEERS)/zig/.ready:
@@ -80,7 +80,7 @@ supply-chain: tools
 	@mkdir -p target
 	scripts/supply-chain.py sbom -o target/slipway.cdx.json
 
-# The originals, in environments of their own outside the clone, keyed by what is installed.
+# The originals (MLflow and others) are installed into virtual environments outside the clone, so that all clones share them.
 $(PEERS)/mlflow/.ready: conformance/mlflow/requirements.txt
 	@echo "installing MLflow and the official clients into $(PEERS)/mlflow"
 	python3 -m venv $(PEERS)/mlflow
@@ -99,21 +99,21 @@ $(PEERS)/gpu/.ready: conformance/gpu/requirements.txt
 	$(PEERS)/gpu/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-# NVIDIA's container toolkit, built from its Go module.
+# NVIDIA's container toolkit is built from its Go module, to compare CDI specifications and runtime configuration with it.
 NVIDIA_CTK_VERSION := v1.20.1
 NVIDIA_CTK := $(PEERS)/nvidia-ctk-$(NVIDIA_CTK_VERSION)/nvidia-ctk
 $(NVIDIA_CTK): | go
 	@echo "building nvidia-ctk $(NVIDIA_CTK_VERSION) with go install"
 	GOBIN=$(dir $@) GOFLAGS=-modcacherw go install github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-ctk@$(NVIDIA_CTK_VERSION)
 
-# Helm, built from its Go module, to compare the chart with what slipway applies.
+# Helm is built from its Go module, to compare the chart with the objects that slipway applies.
 HELM_VERSION := v3.21.4
 HELM := $(PEERS)/helm-$(HELM_VERSION)/helm
 $(HELM): | go
 	@echo "building helm $(HELM_VERSION) with go install"
 	GOBIN=$(dir $@) GOFLAGS=-modcacherw go install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
 
-# NVIDIA's device plugin and feature discovery, and a kubelet that asks them, to compare the node agent with.
+# NVIDIA's device plugin and feature discovery, and a test kubelet that calls them: the node agent is compared with both.
 PLUGIN := $(PEERS)/device-plugin-$(word 1,$(shell sha256sum conformance/kube/plugin/go.sum | cut -c1-12))
 $(PLUGIN)/kubelet: conformance/kube/plugin/kubelet/main.go conformance/kube/plugin/go.sum | go
 	@echo "building NVIDIA's device plugin and feature discovery from their Go module"
@@ -131,7 +131,7 @@ conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(NVIDIA_CTK) $(H
 	$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) --helm $(HELM)
 	$(PEERS)/gpu/bin/python conformance/kube/plugin.py --slipway $(SLIPWAY) --peers $(PLUGIN)
 
-# Kubernetes itself, built once a machine; it needs nothing of ours, so it may be built while cargo works.
+# Kubernetes itself is built once per machine. It does not depend on slipway's binary, so it can be built while cargo runs.
 lab-programs: go
 	@scripts/lab-tools.sh
 	@mkdir -p $(CACHE)/lab
@@ -164,12 +164,12 @@ $(PEERS)/ansible/.ready: bench/cluster/requirements.txt
 	$(PEERS)/ansible/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-# Ansible is the peer; it needs root, for the test hosts.
+# Compares with Ansible. Needs root for the test hosts.
 bench-cluster: binary $(PEERS)/ansible/.ready
 	python3 bench/cluster/run.py --slipway $(SLIPWAY) --ansible $(PEERS)/ansible/bin/ansible-playbook
 	python3 bench/cluster/thousand.py --slipway $(SLIPWAY)
 
-# Kubernetes' own job controller is the peer; it needs Go.
+# Compares with Kubernetes' own job controller. Needs Go.
 bench-operator: binary lab-programs
 	cargo build --release --locked -p slipway-operator --example hollow_nodes
 	python3 bench/operator/run.py --slipway $(SLIPWAY)

@@ -1,4 +1,4 @@
-"""What every conformance script, benchmark and end-to-end test needs: a slipway of its own on free ports."""
+"""Shared by conformance scripts, benchmarks and end-to-end tests: starts slipway servers on free ports, and measures load and memory."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ class Slipway:
         self.process = None
 
     def start(self):
-        """Starts it; seconds until it is ready."""
+        """Starts the server and returns the seconds until it is ready."""
         (self.home / "server.json").unlink(missing_ok=True)
         listen = [f"--{port}=127.0.0.1:0" for port in ("listen", "inference-listen", "grpc-listen")]
         started = time.perf_counter()
@@ -38,11 +38,11 @@ class Slipway:
         while True:
             if self.process.poll() is not None:
                 self.log.seek(0)
-                raise RuntimeError(f"slipway ended with {self.process.returncode}:\n{self.log.read()}")
+                raise RuntimeError(f"slipway exited with {self.process.returncode}:\n{self.log.read()}")
             with contextlib.suppress(OSError, ValueError):
-                at = json.loads((self.home / "server.json").read_text())
-                if at["pid"] == self.process.pid:
-                    self.url, self.inference, self.grpc = f"http://{at['control']}", f"http://{at['inference']}", at["grpc"]
+                address = json.loads((self.home / "server.json").read_text())
+                if address["pid"] == self.process.pid:
+                    self.url, self.inference, self.grpc = f"http://{address['control']}", f"http://{address['inference']}", address["grpc"]
                     with urllib.request.urlopen(self.url + "/readyz", timeout=2):
                         return time.perf_counter() - started
             if time.perf_counter() - started > 30:
@@ -51,17 +51,17 @@ class Slipway:
 
     @property
     def token(self):
-        """The token of its state folder, which opens everything; none for a server that asks nobody (`--no-auth`)."""
+        """The owner's token from the state folder, which permits everything; None for a server with `--no-auth`."""
         path = self.home / "token"
         return path.read_text().strip() if path.exists() else None
 
     @property
     def authorization(self):
-        """The header of a request that the server answers."""
+        """The header that authenticates a request."""
         return {"authorization": f"Bearer {self.token}"} if self.token else {}
 
     def stop(self, how=signal.SIGTERM):
-        """Stops it; the exit status."""
+        """Stops the server and returns its exit status."""
         if self.process is None:
             return None
         self.process.send_signal(how)
@@ -84,7 +84,7 @@ class Slipway:
         self.folder.cleanup()
 
     def command(self, *arguments, check=True, **options):
-        """Runs a client command against this home."""
+        """Runs a client command with this state folder."""
         done = subprocess.run([self.binary, "--home", str(self.home), *arguments], capture_output=True, text=True,
                               env=self.environment, **options)
         if check and done.returncode:
@@ -92,13 +92,13 @@ class Slipway:
         return done
 
     def call(self, method, path, body=None, base=None, headers=None):
-        """Status and JSON of a call; `base` is the control plane unless given. The token of the state folder goes with it."""
+        """Sends a request with the owner's token and returns status and JSON; `base` is the URL of the control plane by default."""
         headers = {**self.authorization, **(headers or {})}
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         request = urllib.request.Request((base or self.url) + path, data, {"content-type": "application/json", **headers}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                text, status = answer.read(), answer.status
+            with urllib.request.urlopen(request, timeout=60) as response:
+                text, status = response.read(), response.status
         except urllib.error.HTTPError as e:
             text, status = e.read(), e.code
         try:
@@ -123,15 +123,15 @@ def memory_mb(pid):
 
 
 def cpu_seconds(pid):
-    """Processor time a process used so far, user and system."""
+    """CPU time that a process has used so far, user and system."""
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def wrk(url, method, body, connections, seconds, headers=None):
-    """Load from one thread: `rate` per second, `count`, and `p50` and `p99` in microseconds.
+    """Generates load from one thread. Returns `rate` per second, `count`, and `p50` and `p99` in microseconds.
 
-    Answers other than success end the program.
+    Exits if a response is not successful.
     """
     script = tempfile.NamedTemporaryFile("w", suffix=".lua", delete=False)
     script.write(f'wrk.method = "{method}"\n')

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// What is built, from the two modules beside this file. Their go.sum pins every byte of the source.
+// The programs to build, from the two modules in this folder. Their go.sum pins all sources.
 var (
 	kubernetesPrograms = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler", "kubelet", "kubectl"}
 	nodePrograms       = []string{
@@ -25,13 +25,13 @@ var (
 	}
 )
 
-// cacheRoot is where binaries live: outside of any clone, so that they are built once a machine.
+// cacheRoot is the folder of the binaries: outside of any clone, so that they are built once per machine.
 func cacheRoot() (string, error) {
 	cache, err := os.UserCacheDir()
 	return filepath.Join(cache, "slipway", "lab"), err
 }
 
-// key names a build by what goes into it: sources, pinned modules and the compiler.
+// key identifies a build: a hash of its sources, pinned modules and the compiler's version.
 func key(source string) (string, error) {
 	sum := sha256.New()
 	files := []string{"build.go", "pause/main.go"}
@@ -50,7 +50,7 @@ func key(source string) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil))[:16], nil
 }
 
-// kubernetesVersion is what the module pins.
+// kubernetesVersion is the version that the module pins, such as v1.36.0.
 func kubernetesVersion(source string) (string, error) {
 	content, err := os.ReadFile(filepath.Join(source, "kubernetes", "go.mod"))
 	if err != nil {
@@ -64,7 +64,7 @@ func kubernetesVersion(source string) (string, error) {
 	return "", fmt.Errorf("kubernetes/go.mod does not require k8s.io/kubernetes")
 }
 
-// build makes what is missing and answers the folder of the binaries.
+// build builds missing programs and returns the folder of the binaries.
 func build(source string) (string, error) {
 	root, err := cacheRoot()
 	if err != nil {
@@ -81,7 +81,7 @@ func build(source string) (string, error) {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return "", err
 	}
-	// Two builds at once would write the same files.
+	// Concurrent builds would write the same files.
 	unlock, err := lock(filepath.Join(root, "build.lock"))
 	if err != nil {
 		return "", err
@@ -94,10 +94,10 @@ func build(source string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	say("building Kubernetes %s, etcd, containerd and CNI plugins into %s; about 10 minutes the first time", version, folder)
-	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
+	logf("building Kubernetes %s, etcd, containerd and CNI plugins into %s; about 10 minutes the first time", version, folder)
+	numbers := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
 	stamp := "-X k8s.io/component-base/version."
-	flags := fmt.Sprintf("-s -w %sgitVersion=%s %sgitMajor=%s %sgitMinor=%s", stamp, version, stamp, parts[0], stamp, parts[1])
+	flags := fmt.Sprintf("-s -w %sgitVersion=%s %sgitMajor=%s %sgitMinor=%s", stamp, version, stamp, numbers[0], stamp, numbers[1])
 	if err := compile(filepath.Join(source, "kubernetes"), flags, filepath.Join(folder, "kubernetes"), "."); err != nil {
 		return "", err
 	}

@@ -13,7 +13,7 @@ const cgroups = "/sys/fs/cgroup"
 
 func cgroupName(node string) string { return "slipway-lab-" + node }
 
-// hierarchies are the roots below which a node has a cgroup: one with version 2, one for each controller with version 1.
+// hierarchies are the roots below which a node has a cgroup: one for version 2, one per controller for version 1.
 func hierarchies() []string {
 	if _, err := os.Stat(filepath.Join(cgroups, "cgroup.controllers")); err == nil {
 		return []string{cgroups}
@@ -28,13 +28,13 @@ func hierarchies() []string {
 	return found
 }
 
-func makeCgroup(node string) error {
+func createCgroup(node string) error {
 	for _, root := range hierarchies() {
 		own := filepath.Join(root, cgroupName(node))
 		if err := os.MkdirAll(own, 0o755); err != nil {
 			return err
 		}
-		// A cpuset of version 1 is born empty, and an empty one lets nothing in.
+		// A new cpuset of version 1 is empty and accepts no processes until it has CPUs and memory nodes.
 		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 			if content, err := os.ReadFile(filepath.Join(root, file)); err == nil && strings.HasSuffix(root, "cpuset") {
 				if err := os.WriteFile(filepath.Join(own, file), content, 0o644); err != nil {
@@ -43,7 +43,7 @@ func makeCgroup(node string) error {
 			}
 		}
 	}
-	// With version 2 controllers are handed down explicitly.
+	// In version 2 controllers must be enabled for child cgroups explicitly.
 	if content, err := os.ReadFile(filepath.Join(cgroups, "cgroup.controllers")); err == nil {
 		for _, folder := range []string{cgroups, filepath.Join(cgroups, cgroupName(node))} {
 			for _, controller := range strings.Fields(string(content)) {
@@ -69,7 +69,7 @@ func visitCgroup(node string, visit func(folder string)) {
 	}
 }
 
-// killCgroup ends all processes of a node's pods; some may be born while it counts, so it counts until there are none.
+// killCgroup kills all processes of a node's pods. New ones may start meanwhile, so it repeats until none remain.
 func killCgroup(node string) {
 	for range 50 {
 		found := false
@@ -91,13 +91,13 @@ func killCgroup(node string) {
 
 func removeCgroup(node string) {
 	for range 20 {
-		left := false
+		remaining := false
 		visitCgroup(node, func(folder string) {
 			if err := syscall.Rmdir(folder); err != nil {
-				left = true
+				remaining = true
 			}
 		})
-		if !left {
+		if !remaining {
 			return
 		}
 		time.Sleep(50 * time.Millisecond)

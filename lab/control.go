@@ -19,7 +19,7 @@ const (
 	podRange     = "10.244.0.0/16"
 )
 
-// startControlPlane starts etcd, kube-apiserver, kube-controller-manager and kube-scheduler, and returns when they serve.
+// startControlPlane starts etcd, kube-apiserver, kube-controller-manager and kube-scheduler, and waits until they work.
 func (l *lab) startControlPlane() error {
 	server := l.server()
 	signer, err := newAuthority(l.pki())
@@ -93,7 +93,7 @@ func (l *lab) startControlPlane() error {
 			}
 		}
 	}
-	// Pods need their namespace's account; its being there shows that the controllers work.
+	// Pods need the service account of their namespace; once it exists, the controllers work.
 	return l.wait("the default service account", time.Minute, []string{"kube-controller-manager"}, func() error {
 		_, err := l.get("/api/v1/namespaces/default/serviceaccounts/default")
 		return err
@@ -109,7 +109,7 @@ func (l *lab) waitForAPI() error {
 
 func (l *lab) server() string { return "https://" + l.Address + ":" + apiPort }
 
-// get asks the API server as the administrator.
+// get sends a request to the API server as administrator.
 func (l *lab) get(path string) (string, error) {
 	pair, err := tls.LoadX509KeyPair(filepath.Join(l.pki(), "admin.crt"), filepath.Join(l.pki(), "admin.key"))
 	if err != nil {
@@ -124,14 +124,14 @@ func (l *lab) get(path string) (string, error) {
 	transport := &http.Transport{TLSClientConfig: &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots}}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Timeout: 5 * time.Second, Transport: transport}
-	answer, err := client.Get(l.server() + path)
+	response, err := client.Get(l.server() + path)
 	if err != nil {
 		return "", err
 	}
-	defer answer.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(answer.Body, 1<<20))
-	if err == nil && answer.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", path, answer.Status)
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", path, response.Status)
 	}
 	return string(body), err
 }

@@ -9,12 +9,12 @@ import (
 	"syscall"
 )
 
-// Simulated GPUs: the files of a driver on every node, and images with slipway and its fake NVML, so that everything above the
-// hardware is real. Changing NODE/nvidia/driver/control changes what happens to a node's GPUs (testkit/fake-nvml).
+// Simulated GPUs: the files of a driver on every node, and images with slipway and its fake NVML, so that only the hardware
+// is simulated. The file NODE/nvidia/driver/control controls the state of a node's GPUs (testkit/fake-nvml).
 
 const driverVersion = "580.95.05"
 
-// The programs that a container of the tool image has, all of them busybox.
+// The programs in the tool image, all of them links to busybox.
 var tools = []string{"sh", "sleep", "env", "ls", "cat", "echo", "true", "wget", "sort", "grep", "id"}
 
 func (l *lab) simulate(slipway, library string, fixtures []string) error {
@@ -23,7 +23,7 @@ func (l *lab) simulate(slipway, library string, fixtures []string) error {
 	}
 	busybox := "/bin/busybox"
 	if _, err := os.Stat(busybox); err != nil {
-		return errors.New("busybox is needed in containers and not installed: apt-get install busybox-static")
+		return errors.New("busybox is required for containers and not installed: apt-get install busybox-static")
 	}
 	for i, fixture := range fixtures {
 		if err := l.installDriver(nodeName(i+1), fixture); err != nil {
@@ -63,7 +63,7 @@ func (l *lab) simulate(slipway, library string, fixtures []string) error {
 	return nil
 }
 
-// Values for `slipway up --kube`: the image that was made, and NVML's stand-in. Nothing here needs a privileged container.
+// Values for `slipway up --kube`: the lab's image, and the fake NVML. Nothing here needs a privileged container.
 const simulatedValues = `image: {repository: lab.local/slipway, tag: "1", pullPolicy: Never}
 server:
   storage: {ephemeral: true}
@@ -79,18 +79,18 @@ node:
     SLIPWAY_FAKE_NVML_STATE: /var/lib/slipway/fake-nvml.json
 `
 
-// What the real program does for who calls it: with -f it stays, otherwise it reads orders.
+// A stand-in for nvidia-cuda-mps-control: with -f it runs in the foreground, otherwise it reads commands from standard input.
 const mpsControl = `#!/bin/sh
 echo "$0 $* devices=$CUDA_VISIBLE_DEVICES" >> "$CUDA_MPS_LOG_DIRECTORY/calls"
 if [ "$1" = -f ]; then exec sleep 100000; fi
 cat >> "$CUDA_MPS_LOG_DIRECTORY/orders"
 `
 
-// installDriver lays out what a driver has: libraries, programs, MIG's list of capabilities, device nodes. Character devices of
-// the machine stand in for the GPUs', as only their numbers differ.
+// installDriver creates the files of an installed driver: libraries, programs, MIG's list of capabilities, device nodes. All
+// device nodes are copies of /dev/null, because only names and numbers matter.
 func (l *lab) installDriver(node, fixture string) error {
 	root := filepath.Join(l.nodeFolder(node), "nvidia", "driver")
-	about, err := os.ReadFile(fixture)
+	fixtureContent, err := os.ReadFile(fixture)
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func (l *lab) installDriver(node, fixture string) error {
 	}
 	libraries := "usr/lib/x86_64-linux-gnu/"
 	files := map[string]string{
-		"fixture.yaml": string(about), "control": "", "proc/driver/nvidia-caps/mig-minors": minors.String(),
+		"fixture.yaml": string(fixtureContent), "control": "", "proc/driver/nvidia-caps/mig-minors": minors.String(),
 		"usr/bin/nvidia-smi": "", "usr/bin/nvidia-cuda-mps-control": mpsControl,
 		libraries + "libcuda.so." + driverVersion: "", libraries + "libnvidia-ml.so." + driverVersion: "",
 	}

@@ -16,30 +16,31 @@ import (
 	"strings"
 )
 
-// Images are made without Docker: one layer of files, written as an OCI image layout in a tar file.
+// Images are created without Docker: one layer of files, written as an OCI image layout in a tar file.
 // Source: OCI Image Format Specification 1.1, image-layout.md, manifest.md, config.md.
 
 type layer struct {
 	content bytes.Buffer
 	writer  *tar.Writer
-	made    map[string]bool
+	// added holds the paths that the layer already contains.
+	added map[string]bool
 }
 
 func newLayer() *layer {
-	l := &layer{made: map[string]bool{}}
+	l := &layer{added: map[string]bool{}}
 	l.writer = tar.NewWriter(&l.content)
 	return l
 }
 
 func (l *layer) folder(name string) error {
 	name = strings.Trim(name, "/")
-	if name == "" || name == "." || l.made[name] {
+	if name == "" || name == "." || l.added[name] {
 		return nil
 	}
 	if err := l.folder(path.Dir(name)); err != nil {
 		return err
 	}
-	l.made[name] = true
+	l.added[name] = true
 	mode := int64(0o755)
 	if name == "tmp" {
 		mode = 0o1777
@@ -49,10 +50,10 @@ func (l *layer) folder(name string) error {
 
 func (l *layer) file(source, target string) error {
 	target = strings.Trim(target, "/")
-	if l.made[target] {
+	if l.added[target] {
 		return nil
 	}
-	l.made[target] = true
+	l.added[target] = true
 	if err := l.folder(path.Dir(target)); err != nil {
 		return err
 	}
@@ -64,11 +65,11 @@ func (l *layer) file(source, target string) error {
 		return err
 	}
 	defer file.Close()
-	about, err := file.Stat()
+	info, err := file.Stat()
 	if err != nil {
 		return err
 	}
-	if err := l.writer.WriteHeader(&tar.Header{Name: target, Mode: 0o755, Size: about.Size()}); err != nil {
+	if err := l.writer.WriteHeader(&tar.Header{Name: target, Mode: 0o755, Size: info.Size()}); err != nil {
 		return err
 	}
 	_, err = io.Copy(l.writer, file)
@@ -77,7 +78,7 @@ func (l *layer) file(source, target string) error {
 
 var library = regexp.MustCompile(`(?m)^\s*(?:\S+ => )?(/\S+) \(0x`)
 
-// libraries are what a program is linked with, at their places; none for a static one.
+// libraries are the paths of the shared libraries of a program; none for a static program.
 func libraries(program string) []string {
 	output, err := exec.Command("ldd", program).Output()
 	if err != nil {
@@ -90,8 +91,8 @@ func libraries(program string) []string {
 	return found
 }
 
-// writeImage writes NAME:TAG to a tar file. Files are SOURCE=TARGET, or @LINK=TARGET for a symbolic link; libraries that a
-// program needs come along.
+// writeImage writes an image with the name NAME:TAG to a tar file. Files are SOURCE=TARGET, or @LINK=TARGET for a symbolic link;
+// shared libraries of programs are added.
 func writeImage(output, name string, entrypoint []string, files []string) error {
 	if !strings.Contains(path.Base(name), ":") {
 		return fmt.Errorf("image name %q has no tag; write it like lab.local/tool:1", name)
@@ -128,7 +129,7 @@ func writeImage(output, name string, entrypoint []string, files []string) error 
 	encode := func(value any) []byte {
 		content, err := json.Marshal(value)
 		if err != nil {
-			panic("maps of texts and numbers always encode: " + err.Error())
+			panic("maps of strings and numbers can always be encoded: " + err.Error())
 		}
 		return content
 	}

@@ -1,14 +1,14 @@
 // A real Kubernetes for tests and for learning: upstream's own programs, built from their Go modules, on one Linux machine.
 //
-//	lab up --nodes 2     control plane and two nodes; --nodes 0 is a control plane alone and needs no root
-//	lab down             ends it without a trace
-//	lab status           what runs
+//	lab up --nodes 2     starts a control plane and two nodes; --nodes 0 starts only a control plane and needs no root
+//	lab down             stops the lab and removes everything
+//	lab status           lists the processes
 //	lab build            only builds the programs, into ~/.cache/slipway/lab
-//	lab stop|start NAME  one of its processes, to see what happens without it
+//	lab stop|start NAME  stops or starts one process, to test failures
 //	lab exec NODE CMD    runs a command on a node
-//	lab image OUT NAME:TAG ENTRYPOINT FILE=PLACE...   makes an image without Docker
-//	lab import FILE      hands an image to all nodes
-//	lab simulate SLIPWAY FAKE_NVML FIXTURE...   gives each node GPUs that answer from a fixture
+//	lab image OUT NAME:TAG ENTRYPOINT FILE=PLACE...   creates an image without Docker
+//	lab import FILE      imports an image into all nodes
+//	lab simulate SLIPWAY FAKE_NVML FIXTURE...   adds simulated GPUs to each node, from a fixture
 package main
 
 import (
@@ -25,7 +25,7 @@ import (
 	"time"
 )
 
-// lab is a running lab, as its folder remembers it.
+// lab is a running lab; its exported fields are saved in lab.json.
 type lab struct {
 	folder, bin string
 	Nodes       int               `json:"nodes"`
@@ -33,14 +33,14 @@ type lab struct {
 	Version     string            `json:"version"`
 	Bin         string            `json:"bin"`
 	Sysctls     map[string]string `json:"sysctls"`
-	// Made are folders of the machine that were not there before.
-	Made []string `json:"made"`
+	// CreatedFolders are folders of the machine that did not exist before; down removes them.
+	CreatedFolders []string `json:"made"`
 }
 
 func (l *lab) pki() string        { return filepath.Join(l.folder, "pki") }
 func (l *lab) kubeconfig() string { return filepath.Join(l.pki(), "admin.kubeconfig") }
 
-func say(format string, arguments ...any) { fmt.Fprintf(os.Stderr, format+"\n", arguments...) }
+func logf(format string, arguments ...any) { fmt.Fprintf(os.Stderr, format+"\n", arguments...) }
 
 func defaultFolder() string {
 	if run := os.Getenv("XDG_RUNTIME_DIR"); os.Geteuid() != 0 && run != "" {
@@ -57,7 +57,7 @@ func main() {
 	source := flag.String("source", ".", "folder of the lab's Go modules")
 	nodes := flag.Int("nodes", 2, "nodes besides the control plane, 0 to 50")
 	flag.Usage = func() {
-		say("usage: lab [--dir DIR] [--source DIR] [--nodes N] up|down|status|build|stop NAME|start NAME|exec NODE CMD...|image OUT NAME:TAG ENTRYPOINT FILE=PLACE...|import FILE")
+		logf("usage: lab [--dir DIR] [--source DIR] [--nodes N] up|down|status|build|stop NAME|start NAME|exec NODE CMD...|image OUT NAME:TAG ENTRYPOINT FILE=PLACE...|import FILE")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -67,13 +67,13 @@ func main() {
 		os.Exit(2)
 	}
 	if err := run(*folder, *source, *nodes, words[0], words[1:]); err != nil {
-		say("lab: %v", err)
+		logf("lab: %v", err)
 		os.Exit(1)
 	}
 }
 
-func need(rest []string, least int, usage string) error {
-	if len(rest) < least {
+func requireArguments(rest []string, min int, usage string) error {
+	if len(rest) < min {
 		return errors.New("usage: lab " + usage)
 	}
 	return nil
@@ -90,7 +90,7 @@ func run(folder, source string, nodes int, verb string, rest []string) error {
 		}
 		return err
 	case "image":
-		if err := need(rest, 4, "image OUT NAME:TAG ENTRYPOINT FILE=PLACE..."); err != nil {
+		if err := requireArguments(rest, 4, "image OUT NAME:TAG ENTRYPOINT FILE=PLACE..."); err != nil {
 			return err
 		}
 		return writeImage(rest[0], rest[1], strings.Fields(rest[2]), rest[3:])
@@ -102,7 +102,7 @@ func run(folder, source string, nodes int, verb string, rest []string) error {
 		if verb == "down" && errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
-		return fmt.Errorf("no lab runs in %s (lab up starts one): %w", folder, err)
+		return fmt.Errorf("no lab is running in %s (lab up starts one): %w", folder, err)
 	}
 	switch verb {
 	case "down":
@@ -110,7 +110,7 @@ func run(folder, source string, nodes int, verb string, rest []string) error {
 	case "status":
 		return l.status()
 	case "stop", "start":
-		if err := need(rest, 1, verb+" NAME"); err != nil {
+		if err := requireArguments(rest, 1, verb+" NAME"); err != nil {
 			return err
 		}
 		p, err := l.process(rest[0])
@@ -121,35 +121,35 @@ func run(folder, source string, nodes int, verb string, rest []string) error {
 			return l.start(p)
 		}
 		if p.Isolated {
-			return fmt.Errorf("%s holds a node's namespaces and ends with the lab", p.Name)
+			return fmt.Errorf("%s holds a node's namespaces and can only be stopped with the lab", p.Name)
 		}
-		p.end(syscall.SIGTERM, 5*time.Second)
+		p.stop(syscall.SIGTERM, 5*time.Second)
 		return nil
 	case "kill":
-		if err := need(rest, 1, "kill NAME"); err != nil {
+		if err := requireArguments(rest, 1, "kill NAME"); err != nil {
 			return err
 		}
 		p, err := l.process(rest[0])
 		if err == nil {
-			p.end(syscall.SIGKILL, 0)
+			p.stop(syscall.SIGKILL, 0)
 		}
 		return err
 	case "exec":
-		if err := need(rest, 2, "exec NODE CMD..."); err != nil {
+		if err := requireArguments(rest, 2, "exec NODE CMD..."); err != nil {
 			return err
 		}
-		inside, err := l.inside(rest[0])
+		prefix, err := l.nsenter(rest[0])
 		if err != nil {
 			return err
 		}
-		return syscall.Exec("/usr/bin/nsenter", append(inside, rest[1:]...), os.Environ())
+		return syscall.Exec("/usr/bin/nsenter", append(prefix, rest[1:]...), os.Environ())
 	case "simulate":
-		if err := need(rest, 3, "simulate SLIPWAY FAKE_NVML FIXTURE..."); err != nil {
+		if err := requireArguments(rest, 3, "simulate SLIPWAY FAKE_NVML FIXTURE..."); err != nil {
 			return err
 		}
 		return l.simulate(rest[0], rest[1], rest[2:])
 	case "import":
-		if err := need(rest, 1, "import FILE"); err != nil {
+		if err := requireArguments(rest, 1, "import FILE"); err != nil {
 			return err
 		}
 		for i := 1; i <= l.Nodes; i++ {
@@ -175,8 +175,8 @@ func load(folder string) (*lab, error) {
 	return l, nil
 }
 
-// whole says whether everything that belongs to the lab runs.
-func (l *lab) whole() bool {
+// complete reports whether all processes of the lab are running.
+func (l *lab) complete() bool {
 	all := l.processes()
 	for _, p := range all {
 		if !p.alive() {
@@ -194,7 +194,7 @@ func (l *lab) save() error {
 	return os.WriteFile(filepath.Join(l.folder, "lab.json"), content, 0o600)
 }
 
-// The kubelet sets these for the whole machine; they are put back when the lab ends.
+// The kubelet sets these for the whole machine; down restores them.
 var sysctls = []string{"kernel/panic", "kernel/panic_on_oops", "vm/overcommit_memory", "vm/panic_on_oom", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"}
 
 func up(folder, source string, nodes int) error {
@@ -202,21 +202,21 @@ func up(folder, source string, nodes int) error {
 		return fmt.Errorf("--nodes is 0 to 50, not %d", nodes)
 	}
 	if running, err := load(folder); err == nil {
-		if running.whole() {
+		if running.complete() {
 			if running.Nodes != nodes {
-				return fmt.Errorf("a lab with %d nodes runs already; end it with: lab down", running.Nodes)
+				return fmt.Errorf("a lab with %d nodes is already running; stop it with: lab down", running.Nodes)
 			}
-			say("the lab is up")
+			logf("the lab is running")
 			fmt.Println(running.kubeconfig())
 			return nil
 		}
-		// What a reboot, a kill or a failed start left over.
+		// Remove what is left after a reboot, a kill or a failed start.
 		if err := running.down(); err != nil {
 			return err
 		}
 	}
 	if nodes > 0 && os.Geteuid() != 0 {
-		return errors.New("nodes need root (namespaces, cgroups, mounts); without: lab --nodes 0 up")
+		return errors.New("nodes need root (namespaces, cgroups, mounts); without root, use: lab --nodes 0 up")
 	}
 	bin, err := build(source)
 	if err != nil {
@@ -240,9 +240,9 @@ func up(folder, source string, nodes int) error {
 				l.Sysctls[name] = strings.TrimSpace(string(value))
 			}
 		}
-		for _, place := range private {
+		for _, place := range nodeMounts {
 			if _, err := os.Stat(place); errors.Is(err, os.ErrNotExist) {
-				l.Made = append(l.Made, place)
+				l.CreatedFolders = append(l.CreatedFolders, place)
 				if err := os.MkdirAll(place, 0o755); err != nil {
 					return err
 				}
@@ -252,16 +252,16 @@ func up(folder, source string, nodes int) error {
 	if err := l.save(); err != nil {
 		return err
 	}
-	if err := l.begin(started); err != nil {
-		say("the lab did not come up; %s has the logs, lab down removes it", filepath.Join(folder, "log"))
+	if err := l.startAll(started); err != nil {
+		logf("the lab did not start; %s has the logs, lab down removes it", filepath.Join(folder, "log"))
 		return err
 	}
 	fmt.Println(l.kubeconfig())
 	return nil
 }
 
-func (l *lab) begin(started time.Time) error {
-	lap := func(what string) { say("%6.1f s  %s", time.Since(started).Seconds(), what) }
+func (l *lab) startAll(started time.Time) error {
+	progress := func(step string) { logf("%6.1f s  %s", time.Since(started).Seconds(), step) }
 	if l.Nodes > 0 {
 		if err := l.startBridge(); err != nil {
 			return err
@@ -270,7 +270,7 @@ func (l *lab) begin(started time.Time) error {
 	if err := l.startControlPlane(); err != nil {
 		return err
 	}
-	lap("control plane: Kubernetes " + l.Version + " at " + l.server())
+	progress("control plane: Kubernetes " + l.Version + " at " + l.server())
 	if l.Nodes == 0 {
 		return nil
 	}
@@ -298,7 +298,7 @@ func (l *lab) begin(started time.Time) error {
 		if err != nil {
 			return err
 		}
-		lap("node " + node + " is ready")
+		progress("node " + node + " is ready")
 	}
 	return nil
 }
@@ -320,21 +320,21 @@ func nodeReady(body string) bool {
 	return false
 }
 
-// down ends everything and removes what was made: processes, mounts, cgroups, links, folders, sysctls.
+// down stops all processes, and removes mounts, cgroups, network links and folders; sysctls are restored.
 func (l *lab) down() error {
 	for i := 1; i <= l.Nodes; i++ {
 		l.stopNode(nodeName(i))
 	}
 	all := l.processes()
-	// The controllers first, etcd last: nobody fills a log with what he misses.
+	// Stop etcd last, so that the other processes do not fill their logs with connection errors.
 	slices.SortFunc(all, func(a, b *process) int { return strings.Compare(b.Name, a.Name) })
 	for _, p := range all {
 		if p.Name != "etcd" {
-			p.end(syscall.SIGKILL, 0)
+			p.stop(syscall.SIGKILL, 0)
 		}
 	}
 	for _, p := range all {
-		p.end(syscall.SIGKILL, 0)
+		p.stop(syscall.SIGKILL, 0)
 	}
 	if l.Nodes > 0 {
 		_ = command("ip", "link", "del", bridge)
@@ -353,7 +353,7 @@ func (l *lab) down() error {
 	if err := os.RemoveAll(l.folder); err != nil {
 		return err
 	}
-	for _, place := range l.Made {
+	for _, place := range l.CreatedFolders {
 		_ = os.Remove(place)
 	}
 	return nil

@@ -20,12 +20,14 @@ func nodeName(i int) string    { return fmt.Sprintf("n%d", i) }
 func nodeAddress(i int) string { return fmt.Sprintf("172.30.0.%d", 10+i) }
 func podSubnet(i int) string   { return fmt.Sprintf("10.244.%d.0/24", i) }
 func link(node string) string  { return "slipway-" + node }
+
+// holder is the name of the process that keeps a node's namespaces.
 func holder(node string) string {
 	return "node-" + node
 }
 
-// inside is the beginning of a command line that runs the rest on a node.
-func (l *lab) inside(node string) ([]string, error) {
+// nsenter returns the first words of a command line that runs on a node.
+func (l *lab) nsenter(node string) ([]string, error) {
 	p, err := l.process(holder(node))
 	if err != nil {
 		return nil, err
@@ -36,17 +38,17 @@ func (l *lab) inside(node string) ([]string, error) {
 	return []string{"nsenter", "-t", strconv.Itoa(p.Pid), "-m", "-n", "--"}, nil
 }
 
-// Files that every node has for itself, by their place on it. The device plugins' folder is fixed by the kubelet, which is why
-// a node needs mounts of its own.
-var private = map[string]string{
+// nodeMounts are folders of which every node has its own, by name in the node's folder, with their mount points. The kubelet's
+// folder for device plugins is not configurable, so nodes need separate mounts.
+var nodeMounts = map[string]string{
 	"kubelet": "/var/lib/kubelet", "cdi": "/etc/cdi", "run-cdi": "/run/cdi",
-	// Where NVIDIA's GPU operator puts a driver, and where slipway's agent keeps its state.
+	// The driver's folder of NVIDIA's GPU operator, and the state folder of slipway's agent.
 	"nvidia": "/run/nvidia", "state": "/var/lib/slipway",
 }
 
 func (l *lab) nodeFolder(node string) string { return filepath.Join(l.folder, node) }
 
-// startBridge makes the network that connects the nodes with the machine.
+// startBridge creates the network that connects the nodes with the machine.
 func (l *lab) startBridge() error {
 	steps := [][]string{{"link", "add", bridge, "type", "bridge"}, {"addr", "add", gateway + "/24", "dev", bridge}, {"link", "set", bridge, "up"}}
 	for _, step := range steps {
@@ -57,11 +59,11 @@ func (l *lab) startBridge() error {
 	return nil
 }
 
-// startNode makes node i: a network namespace on the bridge, mounts of its own, containerd, kubelet, kube-proxy.
+// startNode starts node i: a network namespace on the bridge, separate mounts, containerd, kubelet, kube-proxy.
 func (l *lab) startNode(i int, self string) error {
 	node := nodeName(i)
 	folder := l.nodeFolder(node)
-	for name := range private {
+	for name := range nodeMounts {
 		if err := os.MkdirAll(filepath.Join(folder, name), 0o755); err != nil {
 			return err
 		}
@@ -71,17 +73,17 @@ func (l *lab) startNode(i int, self string) error {
 			return err
 		}
 	}
-	held := &process{Name: holder(node), Args: []string{self, "hold", folder}, Isolated: true}
-	if err := l.start(held); err != nil {
+	holding := &process{Name: holder(node), Args: []string{self, "hold", folder}, Isolated: true}
+	if err := l.start(holding); err != nil {
 		return err
 	}
-	if err := l.wait("mounts of "+node, 10*time.Second, []string{held.Name}, func() error {
+	if err := l.wait("mounts of "+node, 10*time.Second, []string{holding.Name}, func() error {
 		_, err := os.Stat(filepath.Join(folder, "held"))
 		return err
 	}); err != nil {
 		return err
 	}
-	pid := strconv.Itoa(held.Pid)
+	pid := strconv.Itoa(holding.Pid)
 	in := func(arguments ...string) []string {
 		return append([]string{"nsenter", "-t", pid, "-n", "--", "ip"}, arguments...)
 	}
@@ -105,7 +107,7 @@ func (l *lab) startNode(i int, self string) error {
 			return err
 		}
 	}
-	if err := makeCgroup(node); err != nil {
+	if err := createCgroup(node); err != nil {
 		return err
 	}
 	files := map[string]string{
@@ -143,17 +145,17 @@ func (l *lab) startNode(i int, self string) error {
 		Args: []string{filepath.Join(l.bin, "kube-proxy"), "--config=" + filepath.Join(folder, "kube-proxy.yaml")}})
 }
 
-// hold runs as a node's first process: it lays out the node's mounts and then keeps its namespaces.
+// hold runs as the first process of a node: it creates the node's mounts, and then keeps its namespaces alive.
 func hold(folder string) error {
-	// Mounts of the machine may come in, mounts of the node must not go out.
+	// Mounts of the machine propagate to the node, but not the other way round.
 	if err := syscall.Mount("", "/", "", syscall.MS_SLAVE|syscall.MS_REC, ""); err != nil {
 		return fmt.Errorf("mounts of the node: %w", err)
 	}
-	for name, place := range private {
+	for name, place := range nodeMounts {
 		if err := syscall.Mount(filepath.Join(folder, name), place, "", syscall.MS_BIND, ""); err != nil {
 			return fmt.Errorf("%s: %w", place, err)
 		}
-		// As on a machine with systemd: what is mounted below is seen by containers that mount the folder.
+		// As on a machine with systemd: mounts below the folder propagate to containers that mount it.
 		if err := syscall.Mount("", place, "", syscall.MS_SHARED|syscall.MS_REC, ""); err != nil {
 			return err
 		}
@@ -161,17 +163,17 @@ func hold(folder string) error {
 	if err := os.WriteFile(filepath.Join(folder, "held"), nil, 0o600); err != nil {
 		return err
 	}
-	for { // until it is killed
+	for { // until the process is killed
 		_ = syscall.Pause()
 	}
 }
 
 func (l *lab) importImage(node, file string) error {
-	inside, err := l.inside(node)
+	prefix, err := l.nsenter(node)
 	if err != nil {
 		return err
 	}
-	arguments := append(inside, filepath.Join(l.bin, "ctr"), "-a", filepath.Join(l.nodeFolder(node), "containerd.sock"), "-n", "k8s.io", "images", "import", file)
+	arguments := append(prefix, filepath.Join(l.bin, "ctr"), "-a", filepath.Join(l.nodeFolder(node), "containerd.sock"), "-n", "k8s.io", "images", "import", file)
 	return command(arguments[0], arguments[1:]...)
 }
 
@@ -188,8 +190,8 @@ func (l *lab) containerdConfig(folder string) string {
 	if err != nil {
 		runc = "/usr/sbin/runc"
 	}
-	// restrict_oom_score_adj: without it every sandbox fails where the score may not be lowered. netns_mounts_under_state_dir:
-	// else network namespaces of dead pods stay behind.
+	// Without restrict_oom_score_adj every sandbox fails where the score may not be lowered. Without
+	// netns_mounts_under_state_dir network namespaces of deleted pods leak.
 	return fmt.Sprintf(`version = 3
 root = "%[1]s/containerd"
 state = "%[1]s/containerd-state"
@@ -238,7 +240,7 @@ shutdownGracePeriod: 0s
 }
 
 func (l *lab) proxyConfig(i int) string {
-	// The conntrack limits are sysctls of the whole machine; a node of the lab leaves them alone.
+	// The conntrack limits are sysctls of the whole machine, so nodes of the lab must not change them.
 	return fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: nftables
@@ -252,26 +254,26 @@ conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeou
 `, podRange, nodeName(i), nodeAddress(i), filepath.Join(l.pki(), "kube-proxy.kubeconfig"))
 }
 
-// stopNode ends everything on a node, containers included, and removes what it left on the machine.
+// stopNode stops all processes of a node, including containers, and removes its network link and cgroup.
 func (l *lab) stopNode(node string) {
 	for _, name := range []string{"kube-proxy-" + node, "kubelet-" + node} {
 		if p, err := l.process(name); err == nil {
-			p.end(syscall.SIGKILL, 0)
+			p.stop(syscall.SIGKILL, 0)
 		}
 	}
 	killCgroup(node)
 	if p, err := l.process("containerd-" + node); err == nil {
-		p.end(syscall.SIGKILL, 0)
+		p.stop(syscall.SIGKILL, 0)
 	}
 	killShims(l.nodeFolder(node))
 	if p, err := l.process(holder(node)); err == nil {
-		p.end(syscall.SIGKILL, 0)
+		p.stop(syscall.SIGKILL, 0)
 	}
 	_ = command("ip", "link", "del", link(node))
 	removeCgroup(node)
 }
 
-// killShims ends containerd's shims, which outlive it by design.
+// killShims kills containerd's shims, which outlive containerd by design.
 func killShims(folder string) {
 	entries, _ := os.ReadDir("/proc")
 	for _, entry := range entries {

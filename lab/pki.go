@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// authority signs the certificates of one lab. They live for 30 days; no lab should.
+// authority signs the certificates of one lab. They are valid for 30 days, which limits the lifetime of a lab.
 type authority struct {
 	folder      string
 	certificate *x509.Certificate
@@ -41,11 +41,11 @@ func newAuthority(folder string) (*authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	made := &authority{folder: folder, certificate: certificate, key: key}
-	if err := made.write("ca", der, key); err != nil {
+	created := &authority{folder: folder, certificate: certificate, key: key}
+	if err := created.write("ca", der, key); err != nil {
 		return nil, err
 	}
-	// Service account tokens are signed with a key of their own; the public half is what the API server checks with.
+	// Service account tokens are signed with a separate key; the API server verifies them with the public key.
 	tokens, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -57,7 +57,7 @@ func newAuthority(folder string) (*authority, error) {
 	if err := writePEM(filepath.Join(folder, "service-account.pub"), "PUBLIC KEY", public); err != nil {
 		return nil, err
 	}
-	return made, made.writeKey("service-account", tokens)
+	return created, created.writeKey("service-account", tokens)
 }
 
 func certificateTemplate(subject pkix.Name) *x509.Certificate {

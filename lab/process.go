@@ -14,19 +14,19 @@ import (
 	"time"
 )
 
-// process is a daemon of the lab. It outlives the command that starts it; what is needed to find it, stop it and start it
-// again lies under process/ in the lab's folder.
+// process is a daemon of the lab. It outlives the command that starts it; a file under process/ in the lab's folder has the data
+// to find it, stop it and start it again.
 type process struct {
 	Name string   `json:"name"`
 	Args []string `json:"args"`
 	Env  []string `json:"env,omitempty"`
-	// Node is the node whose network and mounts it sees; empty for the machine's own.
+	// Node is the node whose network and mounts the process uses; empty for the machine itself.
 	Node string `json:"node,omitempty"`
-	// Isolated processes get a network and mounts of their own: the holder of a node.
+	// Isolated processes get a new network and mount namespace; only the holder of a node is isolated.
 	Isolated bool `json:"isolated,omitempty"`
-	// Pid and Born tell the process from a later one that was given its number.
-	Pid  int    `json:"pid"`
-	Born uint64 `json:"born"`
+	// Pid and StartTicks identify the process, because the kernel reuses process ids.
+	Pid        int    `json:"pid"`
+	StartTicks uint64 `json:"born"`
 }
 
 func (l *lab) processFile(name string) string {
@@ -55,18 +55,18 @@ func (l *lab) processes() []*process {
 	return found
 }
 
-// start runs a process and remembers it. Its output is appended to log/NAME.log.
+// start starts a process and saves it in its file. Its output is appended to log/NAME.log.
 func (l *lab) start(p *process) error {
 	if p.alive() {
 		return nil
 	}
 	arguments := p.Args
 	if p.Node != "" {
-		inside, err := l.inside(p.Node)
+		prefix, err := l.nsenter(p.Node)
 		if err != nil {
 			return err
 		}
-		arguments = append(inside, arguments...)
+		arguments = append(prefix, arguments...)
 	}
 	log, err := os.OpenFile(l.logFile(p.Name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -85,7 +85,7 @@ func (l *lab) start(p *process) error {
 	}
 	go command.Wait()
 	p.Pid = command.Process.Pid
-	p.Born, _ = born(p.Pid)
+	p.StartTicks, _ = startTicks(p.Pid)
 	content, err := json.Marshal(p)
 	if err != nil {
 		return err
@@ -97,12 +97,12 @@ func (p *process) alive() bool {
 	if p.Pid == 0 {
 		return false
 	}
-	now, zombie := born(p.Pid)
-	return now == p.Born && now != 0 && !zombie
+	ticks, zombie := startTicks(p.Pid)
+	return ticks == p.StartTicks && ticks != 0 && !zombie
 }
 
-// end asks a process to go, and makes it when it does not within the time.
-func (p *process) end(signal syscall.Signal, wait time.Duration) {
+// stop sends the signal to a process, and kills it if it is still alive after `wait`.
+func (p *process) stop(signal syscall.Signal, wait time.Duration) {
 	if !p.alive() {
 		return
 	}
@@ -115,19 +115,19 @@ func (p *process) end(signal syscall.Signal, wait time.Duration) {
 	}
 }
 
-// born is the time a process was started, in ticks since boot (proc(5), /proc/pid/stat field 22), and whether it is a zombie.
-func born(pid int) (ticks uint64, zombie bool) {
+// startTicks is the start time of a process, in ticks since boot (proc(5), /proc/pid/stat field 22), and whether it is a zombie.
+func startTicks(pid int) (ticks uint64, zombie bool) {
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, false
 	}
-	// The second field is a name in brackets that may hold anything.
+	// The second field is a name in parentheses that may contain any characters.
 	rest := strings.Fields(string(content[bytes.LastIndexByte(content, ')')+1:]))
 	ticks, _ = strconv.ParseUint(rest[19], 10, 64)
 	return ticks, rest[0] == "Z"
 }
 
-// lock takes a file's lock; the answer gives it back.
+// lock acquires an exclusive file lock and returns a function that releases it.
 func lock(path string) (func(), error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
@@ -142,21 +142,21 @@ func lock(path string) (func(), error) {
 	return func() { file.Close() }, nil
 }
 
-// wait asks until the answer is nil, and fails with the last answer after the time is over or when a process has died.
-func (l *lab) wait(what string, limit time.Duration, needs []string, ask func() error) error {
-	deadline := time.Now().Add(limit)
+// wait polls until the error is nil. It fails with the last error after the timeout, or when a required process has exited.
+func (l *lab) wait(condition string, timeout time.Duration, required []string, poll func() error) error {
+	deadline := time.Now().Add(timeout)
 	for {
-		err := ask()
+		err := poll()
 		if err == nil {
 			return nil
 		}
-		for _, name := range needs {
+		for _, name := range required {
 			if p, missing := l.process(name); missing != nil || !p.alive() {
-				return fmt.Errorf("%s: %s has ended; the end of its log:\n%s", what, name, tail(l.logFile(name)))
+				return fmt.Errorf("%s: %s has exited; the end of its log:\n%s", condition, name, tail(l.logFile(name)))
 			}
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s: not within %v: %w", what, limit, err)
+			return fmt.Errorf("%s: timed out after %v: %w", condition, timeout, err)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
@@ -171,13 +171,13 @@ func tail(path string) string {
 	return strings.Join(lines[max(0, len(lines)-12):], "\n")
 }
 
-// command runs a program and gives what it said when it fails.
+// command runs a program; the error has its output.
 func command(name string, arguments ...string) error {
 	output, err := exec.Command(name, arguments...).CombinedOutput()
 	var missing *exec.Error
 	switch {
 	case errors.As(err, &missing):
-		return fmt.Errorf("%s is needed and not installed", name)
+		return fmt.Errorf("%s is required and not installed", name)
 	case err != nil:
 		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(arguments, " "), err, bytes.TrimSpace(output))
 	}

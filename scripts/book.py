@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Checks the book: every chapter of the table of contents is there, and every `bash` block runs.
+"""Checks the book: every chapter in the table of contents exists, and every `bash` block runs without error.
 
-The blocks of a chapter run in one shell each, in order, against a slipway of their own; a block that fails fails the
-check. With `mdbook` at hand the pages are built too.
+All blocks of a chapter run in order in one shell, against a server that is started for that chapter. Where `mdbook` is installed, the pages
+are built too.
 """
 
 import os
@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "conformance"))
 from lib import Slipway
 
 BINARY = ROOT / "target/release/slipway"
-# y = a + b on two numbers, as ONNX: made by hand from onnx.proto's field numbers, so that no package is needed.
+# The model y = a + b on two numbers, encoded as ONNX with the field numbers of onnx.proto, so that no package is needed.
 
 
 def field(number, payload):
@@ -56,7 +56,7 @@ def main():
             model = pathlib.Path(folder, "addition.onnx")
             model.write_bytes(addition())
             script = "set -euo pipefail\nset -x\n" + "\n".join(blocks)
-            # The demo of chapter 2 uses the environment that `make demo` made, if there is one.
+            # Reuse the Python environment of an earlier `make demo` for the demo in chapter 2, to save its installation.
             demo = ROOT / ".slipway-demo"
             if demo.exists():
                 os.symlink(demo, pathlib.Path(folder, "demo"))

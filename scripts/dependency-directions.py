@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fails on an edge between our crates that ARCHITECTURE.md does not allow: never up, never sideways."""
+"""Fails on a dependency between slipway's crates that does not point down to a lower layer (ARCHITECTURE.md describes the layers)."""
 
 import json
 import subprocess
@@ -16,15 +16,15 @@ LAYERS = [
 
 metadata = json.loads(subprocess.check_output(["cargo", "metadata", "--format-version=1", "--no-deps", "--locked"]))
 level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-wrong = []
+violations = []
 for package in metadata["packages"]:
     name = package["name"]
     if name not in level:
-        wrong.append(f"{name} is in no layer; add it to scripts/dependency-directions.py and ARCHITECTURE.md")
+        violations.append(f"{name} is in no layer; add it to scripts/dependency-directions.py and ARCHITECTURE.md")
         continue
     for dependency in package["dependencies"]:
         other = dependency["name"]
         if other in level and level[other] >= level[name]:
-            wrong.append(f"{name} -> {other}: not downwards")
-print("\n".join(wrong) or "dependency directions: all edges point down")
-sys.exit(1 if wrong else 0)
+            violations.append(f"{name} -> {other}: does not point to a lower layer")
+print("\n".join(violations) or "dependency directions: all edges point down")
+sys.exit(1 if violations else 0)

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "$(id -u)" = 0 ] && ! command -v runc >/dev/null && command -v apt-get >/dev/null; then
-  echo "installing runc with apt, for a container with GPU devices"
+  echo "installing runc with apt, for the test of a container with GPU devices"
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq runc >/dev/null
 fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks that what the lab needs is there, and installs what apt has when this user may.
+# Checks for the programs that the lab needs, and installs missing ones with apt when run as root.
 set -euo pipefail
 
 missing=()
@@ -14,7 +14,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
   else
-    echo "these packages are missing; install them and run this again: ${missing[*]}" >&2
+    echo "these packages are missing; install them and retry: ${missing[*]}" >&2
     exit 1
   fi
 fi

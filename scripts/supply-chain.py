@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Checks what slipway is built from against deny.toml, and lists it as a CycloneDX SBOM. Standard library only.
+"""Checks the dependencies of slipway against deny.toml, and lists them as a CycloneDX SBOM. Standard library only.
 
     scripts/supply-chain.py check            licences, sources, banned crates, duplicates, advisories
-    scripts/supply-chain.py sbom -o FILE     everything in the binary and its web pages (CycloneDX 1.6, JSON)
+    scripts/supply-chain.py sbom -o FILE     all packages in the binary and its web pages (CycloneDX 1.6, JSON)
 
-The policy is deny.toml, in the words of cargo-deny, which can be run on the same file. Advisories come from a copy of
-https://github.com/RustSec/advisory-db: --advisory-db DIR, else $ADVISORY_DB, else the copies of cargo-deny and cargo-audit, else it is cloned
-with git. Where there is none, that is said, and with --require-advisories it is a failure. Exit code 3: something was found.
+The policy is deny.toml, in the format of cargo-deny, which can be run on the same file. Advisories come from a copy of
+https://github.com/RustSec/advisory-db: --advisory-db DIR, else $ADVISORY_DB, else the copies of cargo-deny and cargo-audit, else a new clone
+by git. Without any copy a notice is printed; with --require-advisories that is a failure. Exit code 3: there are errors.
 """
 
 import argparse
@@ -28,11 +28,11 @@ ADVISORY_DB = "https://github.com/RustSec/advisory-db"
 TARGETS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"]
 
 
-# --- what is there
+# --- packages
 
 def crates():
-    """Packages of the `slipway` binary on all targets, by (name, version), and which of them each one uses; tests' own are left out."""
-    # Two questions: metadata also has what optional features would need, tree has exactly what is compiled.
+    """Packages of the `slipway` binary on all targets, by (name, version), and the dependencies of each; without dev-dependencies."""
+    # `cargo metadata` has the licences but also lists unused optional dependencies; `cargo tree` lists exactly what is compiled.
     known, edges = {}, {}
     for target in TARGETS:
         metadata = ["cargo", "metadata", "--format-version=1", "--locked", f"--filter-platform={target}"]
@@ -53,18 +53,18 @@ def crates():
 
 
 def npm_packages():
-    """Packages that the web pages are built with, as (name, version, entry of the lock file)."""
+    """Packages that build the web pages, as (name, version, entry of the lock file)."""
     lock = json.loads((ROOT / "web/package-lock.json").read_text())
     for path, entry in sorted(lock["packages"].items()):
         if path:
             yield entry.get("name", path.rpartition("node_modules/")[2]), entry["version"], entry
 
 
-# --- licences: expressions of SPDX (specification 2.3, annex D)
+# --- licences: SPDX expressions (specification 2.3, annex D)
 
 def is_allowed(expression, allowed):
-    """Whether a choice of what the expression offers is made of allowed licences only."""
-    # Crates of before 2015 write "/" for OR.
+    """Whether some alternative of the expression has allowed licences only."""
+    # Old crates write "/" for OR.
     words = re.findall(r"\(|\)|[^\s()]+", expression.replace("/", " OR "))
     position = 0
 
@@ -76,12 +76,12 @@ def is_allowed(expression, allowed):
         position += 1
         return words[position - 1]
 
-    def one():
+    def licence():
         if peek() is None:
             raise ValueError(expression)
         word = take()
         if word == "(":
-            result = either()
+            result = disjunction()
             if peek() != ")":
                 raise ValueError(expression)
             take()
@@ -91,28 +91,28 @@ def is_allowed(expression, allowed):
             word += " WITH " + take()
         return word in allowed
 
-    def both():
-        result = one()
+    def conjunction():
+        result = licence()
         while peek() == "AND":
             take()
-            result = one() and result
+            result = licence() and result
         return result
 
-    def either():
-        result = both()
+    def disjunction():
+        result = conjunction()
         while peek() == "OR":
             take()
-            result = both() or result
+            result = conjunction() or result
         return result
 
     try:
-        result = either()
+        result = disjunction()
     except (ValueError, IndexError):
         return False
     return result and position == len(words)
 
 
-# --- versions: requirements as Cargo reads them
+# --- versions: requirements as Cargo interprets them
 
 def version_key(text):
     """Orders versions (Semantic Versioning 2.0.0, section 11)."""
@@ -144,7 +144,7 @@ def matches_one(version, part):
         return have < want
     if operator == "=":
         return have[0][: len(given)] == want[0][: len(given)] and have[1:] == want[1:]
-    # ^ and ~: up to the next version that may break something.
+    # ^ and ~ allow versions below the next incompatible one.
     upper = list(want[0])
     if operator == "~":
         kept = min(len(given), 2)
@@ -157,7 +157,7 @@ def matches_one(version, part):
 # --- advisories (https://github.com/RustSec/advisory-db, README, "Advisory Format")
 
 def database(named):
-    """The folder of a copy of the database, or None."""
+    """The folder of a copy of the advisory database, or None."""
     candidates = [named or os.environ.get("ADVISORY_DB")]
     if not candidates[0]:
         cargo = pathlib.Path(os.environ.get("CARGO_HOME", pathlib.Path.home() / ".cargo"))
@@ -185,7 +185,7 @@ def advisories(folder, packages):
         for file in sorted((folder / "crates" / package["name"]).glob("RUSTSEC-*.md")):
             front = re.match(r"```toml\n(.*?)```", file.read_text(), re.DOTALL)
             if not front:
-                raise SystemExit(f"{file} is not an advisory as they are known here")
+                raise SystemExit(f"{file}: not an advisory in a known format")
             advisory = tomllib.loads(front.group(1))
             systems = advisory.get("affected", {}).get("os", [])
             versions = advisory.get("versions", {})
@@ -196,7 +196,7 @@ def advisories(folder, packages):
                 yield package, advisory["advisory"]
 
 
-# --- the two commands
+# --- commands
 
 def check(arguments):
     policy = tomllib.loads(pathlib.Path(arguments.policy).read_text())
@@ -210,14 +210,14 @@ def check(arguments):
         if not is_allowed(license, allowed):
             errors.append(f"{p['name']} {p['version']}: licence '{license}' is not allowed")
         if p["source"] != CRATES_IO:
-            errors.append(f"{p['name']} {p['version']}: comes from {p['source']}")
+            errors.append(f"{p['name']} {p['version']}: comes from the unknown source {p['source']}")
     for name, version, entry in npm_packages():
         if not is_allowed(entry.get("license", ""), allowed):
             errors.append(f"{name} {version} (npm): licence '{entry.get('license', '')}' is not allowed")
         if not entry.get("resolved", "https://registry.npmjs.org/").startswith("https://registry.npmjs.org/"):
-            errors.append(f"{name} {version} (npm): comes from {entry['resolved']}")
+            errors.append(f"{name} {version} (npm): comes from the unknown source {entry['resolved']}")
         if not entry.get("integrity"):
-            errors.append(f"{name} {version} (npm): the lock file has no hash of it")
+            errors.append(f"{name} {version} (npm): the lock file has no integrity hash")
 
     banned = {b["crate"]: b.get("reason", "") for b in policy["bans"].get("deny", [])}
     versions = {}
@@ -236,11 +236,11 @@ def check(arguments):
     direct = {d for i, used in edges.items() if not packages[i]["source"] for d in used}
     folder = database(arguments.advisory_db)
     for p, advisory in advisories(folder, foreign.values()) if folder else []:
-        what = f"{p['name']} {p['version']}: {advisory['id']} {advisory.get('informational', 'vulnerability')}"
-        what += f", {advisory.get('url', '')}".rstrip(", ")
-        # As `unmaintained = "workspace"` has it: what nobody cares for any more matters where we could choose another.
-        weak = advisory.get("informational") in ("unmaintained", "notice") and (p["name"], p["version"]) not in direct
-        (warnings if weak or advisory["id"] in ignored else errors).append(what)
+        finding = f"{p['name']} {p['version']}: {advisory['id']} {advisory.get('informational', 'vulnerability')}"
+        finding += f", {advisory.get('url', '')}".rstrip(", ")
+        # As with `unmaintained = "workspace"` of cargo-deny: only direct dependencies fail, because only they can be replaced here.
+        is_warning = advisory.get("informational") in ("unmaintained", "notice") and (p["name"], p["version"]) not in direct
+        (warnings if is_warning or advisory["id"] in ignored else errors).append(finding)
 
     for warning in warnings:
         print(f"warning: {warning}")
@@ -252,7 +252,7 @@ def check(arguments):
         return 3 if errors else 0
     print("*" * 100)
     print("ADVISORIES WERE NOT CHECKED: there is no copy of the database, and it could not be fetched.")
-    print(f"Clone {ADVISORY_DB} where git reaches it, and name the copy with --advisory-db or ADVISORY_DB.")
+    print(f"Clone {ADVISORY_DB} on a machine that reaches it, and pass the copy with --advisory-db or ADVISORY_DB.")
     print("*" * 100)
     return 3 if errors or arguments.require_advisories else 0
 
@@ -294,8 +294,8 @@ def sbom(arguments):
     digest = hashlib.sha256((ROOT / "Cargo.lock").read_bytes() + (ROOT / "web/package-lock.json").read_bytes())
     metadata = {"component": application}
     if epoch := os.environ.get("SOURCE_DATE_EPOCH"):
-        made = datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc)
-        metadata["timestamp"] = made.strftime("%Y-%m-%dT%H:%M:%SZ")
+        timestamp = datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc)
+        metadata["timestamp"] = timestamp.strftime("%Y-%m-%dT%H:%M:%SZ")
     document = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",

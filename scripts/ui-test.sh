@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fills a slipway with the demo, clicks through its UI in a real browser, stops it; then signs in and out of one of its own.
+# Runs the demo, tests the UI of its server in a real browser, and stops it; then tests signing in and out against a second server.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,15 +17,15 @@ fi
 demo=.slipway-demo
 trap 'target/release/slipway down --home "$demo/home" || true' EXIT
 target/release/slipway down --home "$demo/home"
-# GPUs of a fixture, one of them cut into instances, and two benchmarks of this machine's processor.
+# Simulated GPUs, one of them with MIG instances, and two CPU benchmarks of this machine fill the GPU pages.
 export SLIPWAY_GPU_FIXTURE=h100x8 SLIPWAY_FAKE_NVML_STATE="$PWD/target/ui-test-mig.json"
 rm -f "$SLIPWAY_FAKE_NVML_STATE"
 target/release/slipway gpu mig apply "3x1g.10gb + 1x3g.40gb" --gpus 5 --yes
 target/release/slipway demo --dir "$demo" --keep
 for _ in 1 2; do target/release/slipway gpu bench --cpu --quick --home "$demo/home" -q >/dev/null; done
-# What an apply on five test hosts left (`make test-cluster`).
+# A report saved by an apply on five test hosts (`make test-cluster`) fills the Cluster page.
 mkdir -p "$demo/home/clusters/lab" && cp web/tests/cluster.json "$demo/home/clusters/lab/report.json"
-# A server that asks for no token, or for those of a file, has none in its state folder; its address does then.
+# A server without tokens, or with tokens from a file, has none in its state folder: then the plain address is used.
 control=$(python3 -c "import json; print(json.load(open('$demo/home/server.json'))['control'])")
 link=$(target/release/slipway token --ui --home "$demo/home" 2>/dev/null || echo "http://$control")
 (cd web && SLIPWAY_LINK="$link" npm run --silent test:ui)

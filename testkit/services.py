@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""A real PostgreSQL and a real S3 service for tests, for as long as a command runs.
+"""Runs a command with a real PostgreSQL and a real S3 service for tests.
 
     testkit/services.py COMMAND [ARGUMENT ...]
 
-The command finds them in its environment: SLIPWAY_TEST_DATABASE (a postgres:// URL), SLIPWAY_TEST_OBJECTS (an s3:// URL), and the
-AWS_* variables that every S3 client reads; SLIPWAY_TEST_SERVICES=required makes tests fail that miss one of them. PostgreSQL comes from Debian; the S3 service is Versity's gateway over a folder, built
-from its Go module and kept in the cache. Both listen on loopback, unless a test names an address of its own network.
+The environment of the command has SLIPWAY_TEST_DATABASE (a postgres:// URL), SLIPWAY_TEST_OBJECTS (an s3:// URL), and the
+AWS_* variables that every S3 client reads. With SLIPWAY_TEST_SERVICES=required, tests fail instead of being skipped when a service is missing.
+PostgreSQL comes from Debian; the S3 service is Versity's gateway with a folder as storage, built from its Go module and cached. Both listen on
+loopback, unless a test passes another address.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ def wait_for(address, port, process, log):
     sys.exit(f"a service did not start:\n{log.read_text()}")
 
 
-def end(process, how=signal.SIGTERM):
+def stop_process(process, how=signal.SIGTERM):
     process.send_signal(how)
     try:
         process.wait(20)
@@ -55,9 +56,9 @@ def installed():
 
 def install():
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        sys.exit("PostgreSQL is missing; install it and run this again: apt-get install postgresql")
+        sys.exit("PostgreSQL is missing; install it and retry: apt-get install postgresql")
     print("installing with apt: postgresql", file=sys.stderr)
-    # Only the programs are wanted, no database that starts with the machine.
+    # Do not create the default database of the package, which would start with the machine.
     settings = pathlib.Path("/etc/postgresql-common/createcluster.conf")
     if not settings.exists():
         settings.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ def install():
 
 
 class Postgres:
-    """A cluster of its own in a folder of its own; `kill` and `start` are for tests of what happens without it."""
+    """A PostgreSQL server in its own folder; tests simulate outages with `kill` and `start`."""
 
     PASSWORD = "test-password-of-no-value"
 
@@ -83,9 +84,9 @@ class Postgres:
             shutil.chown(folder, self.user)
         secret = folder / "password"
         secret.write_text(self.PASSWORD)
-        make = [self.programs / "initdb", "-D", folder / "data", "-U", "slipway", "-A", "scram-sha-256", "--pwfile", secret,
-                "--locale=C.UTF-8", "-E", "UTF8"]
-        subprocess.run(make, check=True, user=self.user, cwd="/", stdout=subprocess.DEVNULL)
+        initdb = [self.programs / "initdb", "-D", folder / "data", "-U", "slipway", "-A", "scram-sha-256", "--pwfile", secret,
+                  "--locale=C.UTF-8", "-E", "UTF8"]
+        subprocess.run(initdb, check=True, user=self.user, cwd="/", stdout=subprocess.DEVNULL)
         with (folder / "data" / "pg_hba.conf").open("a") as rules:
             rules.write("host all all 0.0.0.0/0 scram-sha-256\n")
         self.start()
@@ -99,8 +100,8 @@ class Postgres:
         wait_for(self.address, self.port, self.process, log)
 
     def kill(self):
-        # Immediate shutdown: connections break, and the log is replayed at the next start.
-        end(self.process, signal.SIGQUIT)
+        # SIGQUIT is an immediate shutdown: connections break, and the write-ahead log is replayed at the next start.
+        stop_process(self.process, signal.SIGQUIT)
 
     def url(self, name="slipway"):
         return f"postgres://slipway:{self.PASSWORD}@{self.address}:{self.port}/{name}"
@@ -111,11 +112,11 @@ class Postgres:
         return self.url(name)
 
     def stop(self):
-        end(self.process, signal.SIGINT)
+        stop_process(self.process, signal.SIGINT)
 
 
 class Bucket:
-    """A bucket of an S3 service."""
+    """An S3 service with one bucket."""
 
     ACCESS, SECRET = "test-access", "test-secret-of-no-value"
     PROGRAM = CACHE / f"versitygw-{VERSITYGW}" / "versitygw"
@@ -124,7 +125,7 @@ class Bucket:
         program = self.PROGRAM
         if not program.exists():
             if not shutil.which("go"):
-                sys.exit("Go is missing, with which the S3 service is built; `make go` installs it")
+                sys.exit("Go is missing, which builds the S3 service; `make go` installs it")
             print(f"building the S3 service versitygw {VERSITYGW} into {program.parent}", file=sys.stderr)
             module = f"github.com/versity/versitygw/cmd/versitygw@{VERSITYGW}"
             subprocess.run(["go", "install", module], check=True, env=os.environ | {"GOBIN": str(program.parent), "GOFLAGS": "-mod=mod"})
@@ -133,7 +134,7 @@ class Bucket:
         (folder.parent / "attributes").mkdir()
         log = folder.parent / "s3.log"
         arguments = [program, "--port", f"{address}:{self.port}", "--access", self.ACCESS, "--secret", self.SECRET]
-        # Attributes beside the files: the folder's file system may have none.
+        # Store attributes in separate files, because the file system may not support extended attributes.
         arguments += ["posix", "--sidecar", folder.parent / "attributes", folder]
         with log.open("w") as out:
             self.process = subprocess.Popen(arguments, stdout=out, stderr=out)
@@ -149,12 +150,12 @@ class Bucket:
         }
 
     def stop(self):
-        end(self.process)
+        stop_process(self.process)
 
 
 @contextlib.contextmanager
 def services(address="127.0.0.1"):
-    """Both services, in a folder that is removed afterwards."""
+    """Runs both services, in a folder that is removed afterwards."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="slipway-services-"))
     folder.chmod(0o755)
     started = []
@@ -175,17 +176,17 @@ def main():
         print(__doc__)
         return 2
     with services() as (postgres, bucket):
-        found = {
+        variables = {
             "SLIPWAY_TEST_DATABASE": postgres.create("slipway"),
             "SLIPWAY_TEST_OBJECTS": "s3://slipway",
-            # Tests that miss a service fail instead of being skipped.
+            # Tests without a service must fail instead of being skipped.
             "SLIPWAY_TEST_SERVICES": "required",
             **bucket.environment(),
         }
-        return subprocess.run(sys.argv[1:], env=os.environ | found).returncode
+        return subprocess.run(sys.argv[1:], env=os.environ | variables).returncode
 
 
 if __name__ == "__main__":
-    # Ended from outside, the services end too.
+    # Exit through `finally` blocks on SIGTERM, so that the services are stopped too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

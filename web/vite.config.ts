@@ -1,7 +1,7 @@
 import { svelte } from "@sveltejs/vite-plugin-svelte";
 import { defineConfig } from "vite";
 
-// `npm run dev` talks to a slipway that runs beside it.
+// `npm run dev` forwards API requests to a slipway server on this machine.
 const slipway = "http://127.0.0.1:7070";
 
 export default defineConfig({

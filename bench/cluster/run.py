@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Ansible and slipway make the same of the same machines: the first time, and once more when nothing is to be done.
+"""Benchmarks Ansible and slipway with the same tasks on the same kind of machines: a first run, and a second run without changes.
 
     bench/cluster/run.py --slipway target/release/slipway --ansible VENV/bin/ansible-playbook [--hosts 1 3 10 30]
 
-Test hosts with a real sshd, systemd and apt; snaps are stand-ins. Ansible has pipelining, and as many forks as hosts. Each has fresh hosts,
-with apt's lists fetched and jq's package cached. Both keep connections for a minute, as they do by default. Processor time is the whole
-machine's, controller and hosts, so nothing else should run. Needs root.
+The test hosts have a real sshd, systemd and apt; snaps are stand-ins. Ansible uses pipelining, and as many forks as hosts. Both systems get fresh
+hosts, with apt's package lists fetched and jq's package cached. Both keep connections for a minute, which is their default. CPU time is that of the
+whole machine, client and hosts, so no other programs should run. Needs root.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from hosts import Hosts
 
 
 def busy():
-    """Seconds of all processors that were not idle, since the machine started."""
+    """CPU seconds of all cores since boot, without idle time."""
     fields = [int(f) for f in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
     return (sum(fields[:8]) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
 
@@ -33,20 +33,20 @@ def timed(command, environment):
     done = subprocess.run([str(c) for c in command], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{command}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    return {"wall": time.perf_counter() - wall, "cpu": busy() - processors, "said": done.stdout}
+    return {"wall": time.perf_counter() - wall, "cpu": busy() - processors, "output": done.stdout}
 
 
-def prepared(names):
+def prepared_hosts(names):
     hosts = Hosts(names)
     hosts.__enter__()
-    # Ansible's apt module wants python3-apt, which every Ubuntu has.
+    # Ansible's apt module requires python3-apt, which is part of Ubuntu but not of these Debian hosts.
     for name in names:
         hosts[name].ssh("apt-get install -y -qq --no-install-recommends python3-apt")
     return hosts
 
 
 def ansible(playbook, names):
-    hosts = prepared(names)
+    hosts = prepared_hosts(names)
     try:
         with tempfile.TemporaryDirectory() as folder:
             inventory = pathlib.Path(folder, "hosts")
@@ -55,14 +55,14 @@ def ansible(playbook, names):
                            "ANSIBLE_PRIVATE_KEY_FILE": str(hosts.key), "ANSIBLE_LOCALHOST_WARNING": "0"}
             command = [playbook, "-i", inventory, HERE / "play.yaml"]
             first, again = timed(command, environment), timed(command, environment)
-            assert "changed=0" in again["said"] and "failed=0" in again["said"], again["said"]
+            assert "changed=0" in again["output"] and "failed=0" in again["output"], again["output"]
             return first, again
     finally:
         hosts.__exit__()
 
 
 def slipway(binary, names):
-    hosts = prepared(names)
+    hosts = prepared_hosts(names)
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder, "cluster.yaml")
@@ -75,9 +75,9 @@ def slipway(binary, names):
             only = ["--only", "system,host-tools,kubernetes", "-f", file]
             apply = [*base, "apply", "--yes", "-q", "-o", "json", *only]
             first, again = timed(apply, environment), timed(apply, environment)
-            assert {s["outcome"] for s in json.loads(again["said"])["steps"]} == {"unchanged"}, again["said"]
+            assert {s["outcome"] for s in json.loads(again["output"])["steps"]} == {"unchanged"}, again["output"]
             plan = timed([*base, "plan", *only], environment)
-            # With no connection left from before.
+            # A new TMPDIR has no control sockets of ssh, so this plan opens new connections.
             (fresh := pathlib.Path(folder, "fresh")).mkdir()
             return first, again, plan, timed([*base, "plan", *only], {**environment, "TMPDIR": str(fresh)})
     finally:

@@ -1,14 +1,14 @@
-"""Runs as pods, and Kubernetes' own jobs, on the same API server and the same nodes: how many get done a second, at what price.
+"""Benchmarks slipway's runs and Kubernetes' own jobs on the same API server and nodes: throughput, requests, CPU time and memory.
 
     python3 bench/operator/run.py --slipway target/release/slipway --hollow target/release/examples/hollow_nodes [--runs 10000] [--nodes 1000]
 
 * The control plane is the lab's: upstream's etcd, kube-apiserver, scheduler and controller manager, on this machine.
-* The nodes are hollow: they have 8 GPUs each on paper, and a pod runs for a second and succeeds. Each run and each job asks for one GPU.
-* The scheduler and the controller manager are told not to hold back their requests (their defaults are 50 and 20 a second), so that
-  neither side is measured by a limit. Figures with the default of 20 would be the default's, not the job controller's.
-* slipway goes first; jobs find its runs and what is left of their pods in etcd.
+* The nodes are hollow: each advertises 8 GPUs, and a pod runs for a second and succeeds. Each run and each job requests one GPU.
+* The request limits of the scheduler and the controller manager are raised (their defaults are 50 and 20 per second), because the benchmark
+  would otherwise measure the limit, not the job controller.
+* slipway runs first, so that etcd still has its runs and remaining pods while jobs are measured.
 * "requests" are those that the controller itself sends: slipway's own count, and `rest_client_requests_total` of the controller manager,
-  which is started with the controllers of jobs alone.
+  which is started with only the job controllers.
 """
 
 import argparse
@@ -45,12 +45,12 @@ class Cluster:
         self.tls.load_cert_chain(f"{pki}/admin.crt", f"{pki}/admin.key")
         self.started, self.replaced = [], {}
         self.restart("kube-scheduler", "--kube-api-qps=10000", "--kube-api-burst=10000")
-        self.manager()
+        self.restart_manager()
         self.started.append(subprocess.Popen([hollow, self.kubeconfig, str(nodes), "1"], stdout=subprocess.PIPE, text=True))
         print(f"{self.started[-1].stdout.readline().strip()} with 8 GPUs each", flush=True)
 
     def restart(self, name, *more, drop=()):
-        """A process of the lab once more, with other arguments."""
+        """Restarts a process of the lab with more arguments, and without those that begin with `drop`."""
         if name in self.replaced:
             self.replaced[name].kill()
             self.replaced[name].wait()
@@ -64,17 +64,17 @@ class Cluster:
         self.replaced[name] = process
         return process
 
-    def manager(self, *controllers):
-        """The controller manager; nodes that do not tell of themselves stay ready."""
+    def restart_manager(self, *controllers):
+        """Restarts the controller manager with only these controllers; without the node controller, hollow nodes need no heartbeats."""
         names = ",".join(controllers or ("serviceaccount-controller", "garbage-collector-controller", "namespace-controller"))
         return self.restart("kube-controller-manager", f"--controllers={names}", "--kube-api-qps=10000", "--kube-api-burst=10000",
                             "--concurrent-job-syncs=16", drop=("--node-monitor-grace-period",))
 
-    def ask(self, path, body=None, kind="application/json"):
+    def request(self, path, body=None, kind="application/json"):
         data = json.dumps(body).encode() if body is not None else None
         request = urllib.request.Request(self.server + path, data, {"content-type": kind})
-        with urllib.request.urlopen(request, context=self.tls, timeout=60) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(request, context=self.tls, timeout=60) as response:
+            return json.load(response)
 
     def kubectl(self, *words, given=None):
         return subprocess.run([f"{self.bin}/kubectl", "--kubeconfig", self.kubeconfig, *words], input=given, check=True, text=True, capture_output=True).stdout
@@ -85,30 +85,31 @@ class Cluster:
         subprocess.run([self.slipway, "lab", "down"], check=True)
 
 
-def most_memory(pid):
-    """The most resident memory that there was, in MiB."""
+def peak_memory(pid):
+    """Peak resident memory of a process, in MiB."""
     return int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1]) / 1024
 
 
-def counted(text, name):
+def metric_total(text, name):
+    """The sum of all series of a metric in the Prometheus text format."""
     return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if re.match(rf"{name}[ {{]", line))
 
 
-def many(count, make):
-    """Makes so many, sixteen at once; the seconds that it took."""
+def create_all(count, create):
+    """Calls `create` with 0 to `count` - 1, sixteen at a time, and returns the seconds that it took."""
     started = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        list(pool.map(make, range(count)))
+        list(pool.map(create, range(count)))
     return time.perf_counter() - started
 
 
-def settled(cluster, path, done, count, limit):
-    """Waits until all are done; gives up when none more is done for so long."""
+def wait_until_finished(cluster, path, done, count, limit):
+    """Waits until all objects are finished; fails after `limit` seconds without progress."""
     deadline, last = time.monotonic() + limit, 0
     while time.monotonic() < deadline:
         found, token, finished = 0, "", 0
         while True:
-            page = cluster.ask(f"{path}?limit=2000&continue={token}")
+            page = cluster.request(f"{path}?limit=2000&continue={token}")
             found += len(page["items"])
             finished += sum(1 for item in page["items"] if done(item))
             token = page["metadata"].get("continue", "")
@@ -119,7 +120,7 @@ def settled(cluster, path, done, count, limit):
         if finished > last:
             deadline, last = time.monotonic() + limit, finished
         time.sleep(2)
-    raise SystemExit(f"{finished} of {count} are done, and none more in {limit} s")
+    raise SystemExit(f"{finished} of {count} are finished, without progress for {limit} s")
 
 
 def runs(cluster, count):
@@ -131,63 +132,63 @@ def runs(cluster, count):
     cluster.kubectl("create", "namespace", NAMESPACE)
     environment = {"KUBECONFIG": cluster.kubeconfig, "SLIPWAY_NAMESPACE": NAMESPACE, "SLIPWAY_SERVICE_HOST": "127.0.0.1", "SLIPWAY_LOG": "error"}
     with Slipway(cluster.slipway, options=["--token-file", str(tokens)], environment=environment) as server:
-        def figures():
+        def metrics():
             request = urllib.request.Request(server.url + "/metrics", headers={"authorization": f"Bearer {TOKEN}"})
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.read().decode()
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.read().decode()
 
-        while counted(figures(), "slipway_controller_leading") < 1:
+        while metric_total(metrics(), "slipway_controller_leading") < 1:
             time.sleep(0.5)
-        before, cpu = counted(figures(), "slipway_kube_requests_total"), cpu_seconds(server.process.pid)
+        before, cpu = metric_total(metrics(), "slipway_kube_requests_total"), cpu_seconds(server.process.pid)
         headers = {"content-type": "application/json", "authorization": f"Bearer {TOKEN}"}
 
         def submit(number):
             body = {"apiVersion": "slipway.dev/v1", "kind": "Run", "metadata": {"name": f"run-{number}"}, "spec": {
                 "image": "hollow", "experiment": "bench", "command": ["true"], "resources": {"limits": {"nvidia.com/gpu": 1}}}}
             request = urllib.request.Request(server.url + "/api/v1/runs?namespace=runs", json.dumps(body).encode(), headers)
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                assert answer.status == 201
+            with urllib.request.urlopen(request, timeout=120) as response:
+                assert response.status == 201
 
         started = time.perf_counter()
-        submitting = many(count, submit)
-        settled(cluster, "/apis/slipway.dev/v1/namespaces/runs/runs", lambda r: r.get("status", {}).get("phase") == "Succeeded" and r["status"].get("attributed"), count, 120)
+        submitting = create_all(count, submit)
+        wait_until_finished(cluster, "/apis/slipway.dev/v1/namespaces/runs/runs", lambda r: r.get("status", {}).get("phase") == "Succeeded" and r["status"].get("attributed"), count, 120)
         took = time.perf_counter() - started
-        while counted(figures(), "slipway_controller_queue_depth") > 0:
+        while metric_total(metrics(), "slipway_controller_queue_depth") > 0:
             time.sleep(0.2)
         quiet = time.perf_counter() - started
-        text = figures()
-        return {"objects a second": count / took, "submitting, s": submitting, "until quiet, s": quiet,
-                "requests an object": (counted(text, "slipway_kube_requests_total") - before) / count,
-                "looks an object": counted(text, "slipway_controller_reconciled_total") / count,
-                "processor, s": cpu_seconds(server.process.pid) - cpu, "memory, MiB": most_memory(server.process.pid)}
+        text = metrics()
+        return {"objects per second": count / took, "submitting, s": submitting, "until quiet, s": quiet,
+                "requests per object": (metric_total(text, "slipway_kube_requests_total") - before) / count,
+                "reconciles per object": metric_total(text, "slipway_controller_reconciled_total") / count,
+                "CPU time, s": cpu_seconds(server.process.pid) - cpu, "memory, MiB": peak_memory(server.process.pid)}
 
 
 def jobs(cluster, count):
-    manager = cluster.manager("job-controller", "serviceaccount-controller")
+    manager = cluster.restart_manager("job-controller", "serviceaccount-controller")
     cluster.kubectl("create", "namespace", "jobs")
     time.sleep(5)
 
-    def figures():
-        with urllib.request.urlopen(urllib.request.Request("https://127.0.0.1:10257/metrics"), context=unverified, timeout=30) as answer:
-            return answer.read().decode()
+    def metrics():
+        with urllib.request.urlopen(urllib.request.Request("https://127.0.0.1:10257/metrics"), context=unverified, timeout=30) as response:
+            return response.read().decode()
 
     unverified = ssl._create_unverified_context()
     unverified.load_cert_chain(f"{RUN}/pki/admin.crt", f"{RUN}/pki/admin.key")
-    before, cpu = counted(figures(), "rest_client_requests_total"), cpu_seconds(manager.pid)
+    before, cpu = metric_total(metrics(), "rest_client_requests_total"), cpu_seconds(manager.pid)
 
     def submit(number):
-        cluster.ask("/apis/batch/v1/namespaces/jobs/jobs", {
+        cluster.request("/apis/batch/v1/namespaces/jobs/jobs", {
             "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": f"job-{number}"}, "spec": {"backoffLimit": 0, "template": {"spec": {
                 "restartPolicy": "Never", "containers": [{"name": "main", "image": "hollow", "command": ["true"],
                                                           "resources": {"limits": {"nvidia.com/gpu": 1}}}]}}}})
 
     started = time.perf_counter()
-    submitting = many(count, submit)
-    settled(cluster, "/apis/batch/v1/namespaces/jobs/jobs", lambda j: j.get("status", {}).get("succeeded") == 1 and j["status"].get("completionTime"), count, 120)
+    submitting = create_all(count, submit)
+    wait_until_finished(cluster, "/apis/batch/v1/namespaces/jobs/jobs", lambda j: j.get("status", {}).get("succeeded") == 1 and j["status"].get("completionTime"), count, 120)
     took = time.perf_counter() - started
-    return {"objects a second": count / took, "submitting, s": submitting, "until quiet, s": took,
-            "requests an object": (counted(figures(), "rest_client_requests_total") - before) / count,
-            "processor, s": cpu_seconds(manager.pid) - cpu, "memory, MiB": most_memory(manager.pid)}
+    return {"objects per second": count / took, "submitting, s": submitting, "until quiet, s": took,
+            "requests per object": (metric_total(metrics(), "rest_client_requests_total") - before) / count,
+            "CPU time, s": cpu_seconds(manager.pid) - cpu, "memory, MiB": peak_memory(manager.pid)}
 
 
 def main():
@@ -210,10 +211,10 @@ def main():
         cluster.down()
     print(f"\n| {options.runs:,} on {options.nodes:,} nodes | jobs (kube-controller-manager) | slipway | ratio |")
     print("|---|---:|---:|---:|")
-    for name, mine in ours.items():
-        their = theirs.get(name)
-        better = "" if their is None else f"{(mine / their if 'second' in name else their / mine):.2f}x"
-        print(f"| {name} | {'' if their is None else format(their, ',.1f')} | {mine:,.1f} | {better} |")
+    for name, value in ours.items():
+        peer = theirs.get(name)
+        ratio = "" if peer is None else f"{(value / peer if 'second' in name else peer / value):.2f}x"
+        print(f"| {name} | {'' if peer is None else format(peer, ',.1f')} | {value:,.1f} | {ratio} |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""MLServer and slipway serving the same model, and a bare axum echo as the limit; `wrk` at 1, 8 and 64 connections.
+"""Benchmarks MLServer and slipway with the same model, and a bare axum echo as the upper bound; `wrk` uses 1, 8 and 64 connections.
 
     python run.py --slipway target/release/slipway --mlserver ENVIRONMENT
 
-The model is a small perceptron on 8x8 images (ONNX). MLServer runs it in a custom runtime with ONNX Runtime in
-Python, one process, no parallel workers, which is its fastest setting; slipway runs it with the same library.
+The model is a small perceptron on 8x8 images (ONNX). MLServer runs it with ONNX Runtime in a custom Python runtime, in
+one process without parallel workers, which is its fastest configuration; slipway uses the same library.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class Onnx(MLModel):
 '''
 
 
-def model(path):
+def train_model(path):
     import numpy as np
     from sklearn.datasets import load_digits
     from sklearn.neural_network import MLPClassifier
@@ -61,8 +61,8 @@ def model(path):
 def measure(name, url, pid, body, seconds, results, label=None, headers=None):
     if label is not None:
         request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json", **(headers or {})})
-        answer = json.loads(urllib.request.urlopen(request, timeout=30).read())
-        found = [o for o in answer["outputs"] if o["name"] == "label"][0]["data"][0]
+        response = json.loads(urllib.request.urlopen(request, timeout=30).read())
+        found = [o for o in response["outputs"] if o["name"] == "label"][0]["data"][0]
         assert found == label, (name, found, label)
     wrk(url, "POST", body, 8, 2, headers)
     for connections in (1, 8, 64):
@@ -77,7 +77,7 @@ def measure(name, url, pid, body, seconds, results, label=None, headers=None):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slipway", default="target/release/slipway")
-    parser.add_argument("--mlserver", help="virtual environment with mlserver and onnxruntime; left out without it")
+    parser.add_argument("--mlserver", help="virtual environment with mlserver and onnxruntime; without it, MLServer is not measured")
     parser.add_argument("--seconds", type=int, default=6)
     args = parser.parse_args()
     if not shutil.which("wrk"):
@@ -85,7 +85,7 @@ def main():
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        body, label = model(folder / "model.onnx")
+        body, label = train_model(folder / "model.onnx")
 
         import onnxruntime
 
@@ -135,7 +135,7 @@ def main():
     names = [n for n in ("mlserver", "slipway", "tract", "echo") if (n, 1) in results]
     print(f"\n{'':28}" + "".join(f"{n:>12}" for n in names) + f"{'ratio':>9}")
     for connections in (1, 8, 64):
-        for key, unit in [("rate", "requests/s"), ("p50", "p50, µs"), ("p99", "p99, µs"), ("cpu_us", "CPU µs a request"), ("memory", "memory, MB")]:
+        for key, unit in [("rate", "requests/s"), ("p50", "p50, µs"), ("p99", "p99, µs"), ("cpu_us", "CPU µs per request"), ("memory", "memory, MB")]:
             values = [results[n, connections][key] for n in names]
             ratio = "-"
             if "mlserver" in names:

@@ -1,10 +1,10 @@
-"""MLflow's tracking server and slipway under the same load, side by side, on this machine.
+"""Benchmarks MLflow's tracking server and slipway under the same load on this machine.
 
     python run.py --slipway target/release/slipway [--seconds 5] [--postgres]
 
-With --postgres both keep their metadata in the same PostgreSQL, in a database each, and only requests are measured.
-Writes are sent by `wrk` (Debian package) at 1, 8 and 16 connections. MLflow runs with its defaults (4 workers,
-SQLite); its database is filled for the search and history measurements by SQL, since its API would take hours;
+With --postgres both store their metadata in the same PostgreSQL, in separate databases, and only requests are measured.
+`wrk` (Debian package) sends writes with 1, 8 and 16 connections. MLflow runs with its defaults (4 workers,
+SQLite). For the search and history measurements its database is filled by SQL, since its API would take hours;
 slipway is filled through its API. Every figure is printed with the ratio.
 """
 
@@ -29,14 +29,14 @@ from lib import Slipway, wrk
 from services import services
 
 API = "/api/2.0/mlflow"
-# The header with slipway's token; `mlflow server` asks for none and passes over it.
+# The header with slipway's token; `mlflow server` requires none and ignores it.
 CREDENTIALS = {}
 
 
 def post_raw(url, path, body):
     request = urllib.request.Request(url + API + path, json.dumps(body).encode(), {"content-type": "application/json", **CREDENTIALS})
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        return answer.read()
+    with urllib.request.urlopen(request, timeout=300) as response:
+        return response.read()
 
 
 def post(url, path, body):
@@ -44,8 +44,8 @@ def post(url, path, body):
 
 
 def get(url, path):
-    with urllib.request.urlopen(urllib.request.Request(url + API + path, headers=CREDENTIALS), timeout=300) as answer:
-        return answer.read()
+    with urllib.request.urlopen(urllib.request.Request(url + API + path, headers=CREDENTIALS), timeout=300) as response:
+        return response.read()
 
 
 class Mlflow:
@@ -80,12 +80,12 @@ class Mlflow:
     def stop(self):
         os.killpg(self.process.pid, signal.SIGTERM)
         self.process.wait(30)
-        # Its workers may outlive it.
+        # Workers of MLflow may survive their parent.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def memory_mb(self):
-        """Proportional memory of all its processes."""
+        """Proportional set size of all its processes, in megabytes (10^6 bytes)."""
         total = 0
         for path in pathlib.Path("/proc").glob("[0-9]*"):
             try:
@@ -98,7 +98,7 @@ class Mlflow:
     def fill(self, experiment, count):
         db = sqlite3.connect(os.path.join(self.folder, "mlflow.db"), timeout=60)
         runs, params, metrics, latest, tags = [], [], [], [], []
-        for i, run in enumerate(worlds(count)):
+        for i, run in enumerate(generate_runs(count)):
             id = f"{experiment}{i:031x}"[-32:]
             runs.append((id, f"run-{i}", "UNKNOWN", "", "", "u", "FINISHED", i, i + 1, "", "active", f"mlflow-artifacts:/{experiment}/{id}/artifacts", experiment))
             params += [(k, v, id) for k, v in run["params"]]
@@ -119,10 +119,10 @@ class Mlflow:
             db.executemany("INSERT INTO metrics (key,value,timestamp,run_uuid,step,is_nan) VALUES ('h',?,?,?,?,0)", ((i / 7, i, run, i) for i in range(points)))
         db.close()
 
-    def fill_among(self, run, points):
+    def fill_mixed_history(self, run, points):
         db = sqlite3.connect(os.path.join(self.folder, "mlflow.db"), timeout=60)
         with db:
-            for metrics in among(points):
+            for metrics in mixed_points(points):
                 db.executemany("INSERT INTO metrics (key,value,timestamp,run_uuid,step,is_nan) VALUES (?,?,?,?,?,0)", ((m["key"], m["value"], m["timestamp"], run, m["step"]) for m in metrics))
         db.close()
 
@@ -134,10 +134,10 @@ class Ours:
         self.server = Slipway(binary, environment={"SLIPWAY_DATABASE": database} if database else {})
 
     def start(self):
-        taken = self.server.start()
+        seconds = self.server.start()
         self.url = self.server.url
         CREDENTIALS.update(self.server.authorization)
-        return taken
+        return seconds
 
     def stop(self):
         self.server.stop()
@@ -146,7 +146,7 @@ class Ours:
         return self.server.memory_mb()
 
     def fill(self, experiment, count):
-        for i, run in enumerate(worlds(count)):
+        for i, run in enumerate(generate_runs(count)):
             id = post(self.url, "/runs/create", {"experiment_id": experiment, "start_time": i, "tags": [{"key": k, "value": v} for k, v in run["tags"]]})["run"]["info"]["run_id"]
             post(self.url, "/runs/log-batch", {
                 "run_id": id, "params": [{"key": k, "value": v} for k, v in run["params"]],
@@ -157,23 +157,23 @@ class Ours:
         for start in range(0, points, 1000):
             post(self.url, "/runs/log-batch", {"run_id": run, "metrics": [{"key": "h", "value": i / 7, "timestamp": i, "step": i} for i in range(start, start + 1000)]})
 
-    def fill_among(self, run, points):
-        for metrics in among(points):
+    def fill_mixed_history(self, run, points):
+        for metrics in mixed_points(points):
             post(self.url, "/runs/log-batch", {"run_id": run, "metrics": metrics})
 
 
-def among(points):
-    """Requests of 1,000 metrics, `points` in all; 1,000 of them are of the metric `rare`."""
+def mixed_points(points):
+    """Yields requests of 1,000 points each, `points` in total; 1,000 points belong to the metric `rare`."""
     requests = points // 1000
     for i in range(requests):
-        # The n-th is due when n of 1,000 parts of the requests are over, however many requests there are.
+        # Distributes the points of `rare` evenly over all requests.
         rare = (i + 1) * 1000 // requests - i * 1000 // requests
         point = {"value": i / 7, "timestamp": i}
         yield [{"key": "rare", "step": i * 1000 + k, **point} for k in range(rare)] + [{"key": f"m{k}", "step": i, **point} for k in range(1000 - rare)]
 
 
-def worlds(count):
-    """Runs with 10 parameters, 10 metrics and 5 tags."""
+def generate_runs(count):
+    """Generates the same runs at every call, with 10 parameters, 10 metrics and 5 tags each."""
     for i in range(count):
         yield {
             "params": [(f"p{k}", str((i * (k + 3)) % 20)) for k in range(10)],
@@ -183,12 +183,12 @@ def worlds(count):
 
 
 def median_ms(function, times):
-    taken = []
+    milliseconds = []
     for _ in range(times):
         started = time.perf_counter()
         function()
-        taken.append((time.perf_counter() - started) * 1000)
-    return sorted(taken)[len(taken) // 2]
+        milliseconds.append((time.perf_counter() - started) * 1000)
+    return sorted(milliseconds)[len(milliseconds) // 2]
 
 
 def curl(*arguments):
@@ -240,7 +240,7 @@ def measure(system, seconds, sizes, points, times, folder, results):
     note("history of 100,000 points, p50", median_ms(lambda: get(system.url, path), times), "ms", "less")
     if points:
         run = new_run()
-        system.fill_among(run, points)
+        system.fill_mixed_history(run, points)
         path = f"/metrics/get-history?run_id={run}&metric_key=rare"
         assert len(json.loads(get(system.url, path))["metrics"]) == 1000
         note(f"history of 1,000 points in a run of {points:,}, p50", median_ms(lambda: get(system.url, path), times), "ms", "less")
@@ -263,7 +263,7 @@ def table(results):
 
 
 def on_postgres(args):
-    """Requests, with metadata in PostgreSQL."""
+    """Measures requests with metadata in PostgreSQL."""
     results = {}
     with tempfile.TemporaryDirectory() as folder, services() as (postgres, _):
         for system in [Ours(args.slipway, postgres.create("ours")), Mlflow(folder, postgres.create("mlflow"))]:
@@ -276,8 +276,8 @@ def main():
     parser.add_argument("--slipway", default="target/release/slipway")
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000])
-    parser.add_argument("--points", type=int, default=10_000_000, help="points of the run of which one metric's history is read")
-    parser.add_argument("--times", type=int, default=7, help="repetitions of each latency")
+    parser.add_argument("--points", type=int, default=10_000_000, help="points of the run in which the history of a single metric is read")
+    parser.add_argument("--times", type=int, default=7, help="repetitions of each latency measurement")
     parser.add_argument("--only", choices=["slipway", "mlflow"])
     parser.add_argument("--json")
     parser.add_argument("--postgres", action="store_true")
@@ -297,7 +297,7 @@ def main():
             started = time.perf_counter()
             subprocess.run(["cp", big, copy], check=True)
             copies.append(time.perf_counter() - started)
-            # What is acknowledged is on disk, so a copy that is on disk is the fairer limit for an upload.
+            # An acknowledged upload is on disk, so a synced copy is the fairer upper bound for an upload.
             subprocess.run(["sync", copy], check=True)
             synced.append(time.perf_counter() - started)
         for system in ([] if args.only == "mlflow" else [Ours(args.slipway)]) + ([] if args.only == "slipway" else [Mlflow(folder)]):

@@ -1,12 +1,12 @@
-"""NVIDIA's own tools against slipway's GPU side, without a GPU.
+"""Compares slipway's GPU code with NVIDIA's own tools, without a GPU.
 
     python run.py --slipway target/release/slipway [--nvidia-ctk PATH]
 
-* `nvidia-ml-py`, NVIDIA's Python binding, reads the fake NVML of every fixture: that proves the fake's ABI, which
-  slipway's own tests stand on. What it reads is compared with `slipway gpu ls`.
+* `nvidia-ml-py`, NVIDIA's Python binding, reads the fake NVML of every fixture. This verifies the fake's ABI, on which
+  slipway's own tests depend. The values are compared with `slipway gpu ls`.
 * NVRTC compiles the benchmarks' kernels for every architecture from Pascal to Blackwell.
-* `nvidia-ctk cdi generate` and `slipway gpu cdi generate` describe the same machine, and the CDI project's own Go
-  library finds slipway's specification valid.
+* `nvidia-ctk cdi generate` and `slipway gpu cdi generate` give the same specification for the same machine, and the CDI
+  project's own Go library validates slipway's.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIXTURES = ["t4", "a4000", "a100x8", "h100x8", "h200x8", "b200x8", "l40sx4"]
 DRIVER = "580.95.05"
-# What nvidia-ctk writes and slipway does not, each with its reason.
+# Hooks that nvidia-ctk writes and slipway does not, each with its reason.
 LEFT_OUT_HOOKS = {
     "update-application-profile": "for OpenGL programs; slipway mounts no graphics libraries",
     "apply-cuda-memory-limits": "new in 1.20, needs a memory-limit file that only its own runtime writes",
@@ -32,7 +32,7 @@ LEFT_OUT_HOOKS = {
 
 
 def read_with_nvml():
-    """Run in a process of its own, with the fake as libnvidia-ml.so.1: prints what NVIDIA's binding reads."""
+    """Prints the values that NVIDIA's binding reads. Runs in a separate process, with the fake as libnvidia-ml.so.1."""
     import pynvml as n
 
     n.nvmlInit()
@@ -122,7 +122,7 @@ def kernels():
 
 
 def machine(folder, fake):
-    """The files that a driver leaves on a machine; empty but for the library that nvidia-ctk opens."""
+    """Creates the files of an installed driver; all are empty except the library that nvidia-ctk loads."""
     root = pathlib.Path(folder, "root")
     lib = root / "usr/lib/x86_64-linux-gnu"
     for path in ["usr/bin/nvidia-smi", "usr/bin/nvidia-cuda-mps-control", "usr/bin/nvidia-cuda-mps-server", "usr/bin/nvidia-debugdump", "usr/bin/nvidia-persistenced",
@@ -137,7 +137,7 @@ def machine(folder, fake):
     (lib / f"libnvidia-ml.so.{DRIVER}").write_bytes(pathlib.Path(fake).read_bytes())
     (lib / "libnvidia-ml.so.1").symlink_to(f"libnvidia-ml.so.{DRIVER}")
     (root / "dev").mkdir()
-    # Any character device will do for both.
+    # Neither tool opens the devices, so any character device works.
     for name in ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", *(f"nvidia{i}" for i in range(8))]:
         os.mknod(root / "dev" / name, 0o666 | 0o020000, os.makedev(1, 3))
     return root
@@ -151,7 +151,7 @@ def cdi(slipway, fake, ctk):
         try:
             os.mknod(os.path.join(folder, "null"), 0o666 | 0o020000, os.makedev(1, 3))
         except OSError as error:
-            print(f"skipped nvidia-ctk: device nodes cannot be made here ({error})")
+            print(f"skipped nvidia-ctk: device nodes cannot be created here ({error})")
             return
     for fixture in ("t4", "h100x8"):
         with tempfile.TemporaryDirectory() as folder:
@@ -159,13 +159,13 @@ def cdi(slipway, fake, ctk):
             environment = {**os.environ, "SLIPWAY_FAKE_NVML_FIXTURE": fixture}
             theirs = subprocess.run([ctk, "--quiet", "cdi", "generate", "--mode=nvml", f"--driver-root={root}", "--nvidia-cdi-hook-path=/usr/bin/nvidia-cdi-hook"],
                                     env=environment, check=True, capture_output=True, text=True).stdout
-            written = os.path.join(folder, "nvidia.yaml")
-            subprocess.run([slipway, "gpu", "cdi", "generate", "--root", str(root), "--hook", "/usr/bin/nvidia-cdi-hook", "--write", written, "--fixture", fixture], check=True, capture_output=True)
-            # The Go library of the CDI project itself, inside nvidia-ctk, reads and validates what slipway wrote.
+            specification = os.path.join(folder, "nvidia.yaml")
+            subprocess.run([slipway, "gpu", "cdi", "generate", "--root", str(root), "--hook", "/usr/bin/nvidia-cdi-hook", "--write", specification, "--fixture", fixture], check=True, capture_output=True)
+            # nvidia-ctk reads and validates slipway's specification with the CDI project's own Go library.
             listed = subprocess.run([ctk, "cdi", "list", "--spec-dir", folder], capture_output=True, text=True, check=True)
             names = {line for line in listed.stdout.splitlines() if "=" in line}
             assert "registry errors" not in listed.stderr, listed.stderr
-            theirs, ours = yaml.safe_load(theirs), yaml.safe_load(pathlib.Path(written).read_text())
+            theirs, ours = yaml.safe_load(theirs), yaml.safe_load(pathlib.Path(specification).read_text())
             assert ours["kind"] == theirs["kind"]
             assert names == {f"{ours['kind']}={d['name']}" for d in ours["devices"]}, names
             nodes = lambda edits: sorted((n["path"], n.get("hostPath")) for n in edits.get("deviceNodes", []))
@@ -179,7 +179,7 @@ def cdi(slipway, fake, ctk):
             assert mine == other, sorted(mine ^ other)
             hooks = lambda edits: sorted((h["hookName"], h["path"], tuple(h["args"]), tuple(h.get("env", []))) for h in edits["hooks"] if h["args"][1] not in LEFT_OUT_HOOKS)
             assert hooks(a) == hooks(b), (hooks(a), hooks(b))
-            print(f"ok nvidia-ctk and slipway describe {fixture} alike: {len(theirs['devices'])} devices, {len(mine)} mounts, {len(hooks(a))} hooks"
+            print(f"ok nvidia-ctk and slipway describe {fixture} identically: {len(theirs['devices'])} devices, {len(mine)} mounts, {len(hooks(a))} hooks"
                   f" ({len(LEFT_OUT_HOOKS)} known hooks left out)")
 
 

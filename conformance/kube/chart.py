@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The Helm chart and `slipway up --kube` make the same objects: Helm's own program renders the one, slipway prints the other.
+"""Checks that the Helm chart and `slipway up --kube` produce the same objects: compares the output of `helm template` and of `--dry-run`.
 
     conformance/kube/chart.py --slipway target/release/slipway --helm helm
 """
@@ -14,10 +14,10 @@ import tempfile
 import yaml
 
 CHART = pathlib.Path(__file__).resolve().parents[2] / "deploy/helm/slipway"
-# Left out of the comparison, each with its reason.
+# Kinds that are left out of the comparison, each with its reason.
 ONLY_ONE_SIDE = {
-    "Namespace": "Helm makes it itself (--create-namespace)",
-    "Secret": "its token is random; slipway makes it when it is missing, the chart by a hook",
+    "Namespace": "Helm creates it itself (--create-namespace)",
+    "Secret": "its token is random; slipway creates it if it is missing, the chart by a hook",
 }
 VALUES = {
     "defaults": {},
@@ -29,7 +29,7 @@ VALUES = {
                  "env": {"A": "1", "B": "two"}, "privileged": False, "runtimeClassName": "nvidia", "nodeSelector": {"gpu": "true"}},
         "serviceMonitor": {"enabled": True, "interval": "10s"},
     },
-    "least": {"server": {"enabled": False}, "networkPolicy": False, "deviceClasses": {"enabled": False}},
+    "minimal": {"server": {"enabled": False}, "networkPolicy": False, "deviceClasses": {"enabled": False}},
     "server": {"node": {"enabled": False}, "server": {"storage": {"ephemeral": True}}},
     "shared": {"server": {"replicas": 3, "database": {"secret": "db"}, "objects": {"url": "s3://bucket/a", "secret": "bucket"}},
                "gateway": {"enabled": True, "nodeSelector": {"gpu": "true"}}},
@@ -43,8 +43,8 @@ VALUES = {
 }
 
 
-def plain(objects):
-    """By kind and name; empty maps and lists say nothing to the API server."""
+def normalize(objects):
+    """Objects by kind and name, without empty maps and lists, which mean the same to the API server as missing ones."""
     def strip(value):
         if isinstance(value, dict):
             kept = {k: strip(v) for k, v in value.items()}
@@ -82,9 +82,9 @@ def main():
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
             json.dump(values, file)
             file.flush()
-            charted = run(options.helm, "template", "slipway", str(CHART), "--namespace", "ml", "--kube-version", "1.36.0", "-f", file.name)
+            rendered = run(options.helm, "template", "slipway", str(CHART), "--namespace", "ml", "--kube-version", "1.36.0", "-f", file.name)
             printed = run(options.slipway, "up", "--kube", "-n", "ml", "--values", file.name, "--dry-run", "-o", "yaml")
-        found = list(differences(plain(yaml.safe_load_all(charted)), plain(yaml.safe_load_all(printed))))
+        found = list(differences(normalize(yaml.safe_load_all(rendered)), normalize(yaml.safe_load_all(printed))))
         print(f"{'FAIL' if found else 'ok  '} chart: {name}")
         for line in found[:20]:
             print("     " + line)

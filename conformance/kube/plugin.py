@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""NVIDIA's own device plugin and feature discovery beside slipway's node agent: the same driver, the same file, the same answers.
+"""Compares slipway's node agent with NVIDIA's device plugin and feature discovery, on the same driver with the same configuration.
 
     conformance/kube/plugin.py --slipway target/release/slipway --peers FOLDER
 
-FOLDER holds `kubelet`, `nvidia-device-plugin` and `gpu-feature-discovery`, built from `plugin/go.mod`. Both agents read the same fake
-NVML; `kubelet` asks both what the kubelet asks: options, devices, preferred allocations, allocations. Then a GPU becomes sick. Needs
-root, for device nodes and a mount namespace: upstream's folder of sockets cannot be chosen.
+FOLDER has `kubelet`, `nvidia-device-plugin` and `gpu-feature-discovery`, built from `plugin/go.mod`. Both agents read the same fake
+NVML; `kubelet` sends both the requests of a real kubelet: options, devices, preferred allocations, allocations. Then a GPU becomes unhealthy.
+Needs root, for device nodes and a mount namespace, because upstream's folder of sockets is not configurable.
 """
 
 import argparse
@@ -47,12 +47,12 @@ CASES = {
     "MIG mixed, shared": ("a100x8", ["2x3g.40gb on 0"], PLUGIN % ("mixed", "envvar", "uuid", "false")
                           + "sharing: {timeSlicing: {resources: [{name: nvidia.com/mig-3g.40gb, replicas: 2}]}}\n"),
     "MIG single": ("a100x8", ["16x3g.40gb on 0-7"], PLUGIN % ("single", "envvar", "uuid", "false")),
-    "MIG single, none made": ("h100x8", [], PLUGIN % ("single", "envvar", "uuid", "false")),
+    "MIG single, no instances": ("h100x8", [], PLUGIN % ("single", "envvar", "uuid", "false")),
 }
 
 
 class Case:
-    """A machine with a driver, and one agent after the other on it."""
+    """A simulated machine with a driver, on which one agent after the other runs."""
 
     def __init__(self, name, folder, slipway, peers, fake):
         self.fixture, layouts, config = CASES[name]
@@ -69,7 +69,7 @@ class Case:
             self.run(slipway, "gpu", "mig", "apply", layout, "--gpus", gpus, "--yes", "--fixture", self.fixture)
 
     def capabilities(self):
-        """What the kernel's driver tells of MIG: a minor number for every instance that could be. Of both agents' `/proc/driver`."""
+        """Writes the driver's MIG capabilities into the `/proc/driver` of both agents: a minor number for every possible instance."""
         minors, lines = 3, ["config 1", "monitor 2"]
         for gpu in range(8):
             for instance in range(15):
@@ -87,7 +87,7 @@ class Case:
 
     @contextlib.contextmanager
     def kubelet(self, agent, command):
-        """The kubelet and an agent; yields what the agent answered, and a function that reads health after a time."""
+        """Runs the kubelet and an agent; yields the agent's responses, and a function that waits and then reads the devices' health."""
         kubelet_folder = self.folder / agent
         sockets = kubelet_folder / "device-plugins"
         sockets.mkdir(parents=True)
@@ -95,7 +95,7 @@ class Case:
             kubelet = stack.enter_context(subprocess.Popen([self.peers / "kubelet", sockets, "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
             stack.callback(kubelet.kill)
             assert json.loads(kubelet.stdout.readline()) == "ready"
-            # Both have upstream's folder of sockets and the driver's part of /proc, which cannot be chosen.
+            # The paths of upstream's socket folder and of /proc/driver are fixed, so both are mounted in a namespace.
             script = ('mount -t tmpfs none /var/lib && mkdir /var/lib/kubelet && ln -s "$0/device-plugins" /var/lib/kubelet/device-plugins'
                       ' && mount --bind "$1" /proc/driver && shift && exec "$@"')
             namespace = ["unshare", "--mount", "sh", "-c", script, kubelet_folder, self.folder / "proc"]
@@ -125,39 +125,39 @@ class Case:
             self.slipway, "node", "run", "--no-kube", "--home", self.folder / "home", "--config-file", self.config, "--kubelet-dir", folder,
             "--cdi-dir", self.folder / "cdi", "--driver-root", self.root, "--listen", f"127.0.0.1:{self.port}", "--recover-after", "5",
             "--fixture", self.fixture]
-        with self.kubelet("slipway", command) as answers:
-            yield answers
+        with self.kubelet("slipway", command) as responses:
+            yield responses
 
     def labels(self):
-        """Of feature discovery and of the agent that runs."""
+        """The labels of feature discovery, and of the running agent."""
         file = self.folder / "features"
         self.run(self.peers / "gpu-feature-discovery", "--oneshot", "--no-timestamp", "--use-node-feature-api=false", "--config-file", self.config, "--output-file", file,
                  "--driver-root-ctr-path", self.root, LD_LIBRARY_PATH=str(self.root / "usr/lib/x86_64-linux-gnu"))
         theirs = dict(line.split("=", 1) for line in file.read_text().splitlines())
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/node", timeout=10) as answer:
-            return theirs, json.load(answer)["labels"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/node", timeout=10) as response:
+            return theirs, json.load(response)["labels"]
 
 
-def plain(answers):
-    """Without what is each one's own name (the CDI kind, an annotation's key) and what upstream leaves to chance (orders, which replica, which MIG device)."""
-    text = json.dumps(answers)
+def normalize(responses):
+    """Masks names that differ by design (the CDI kind, annotation keys) and random choices of upstream (orders, replicas, MIG devices)."""
+    text = json.dumps(responses)
     text = re.sub(r"k8s\.device-plugin\.nvidia\.com/gpu=|slipway\.dev/gpu=", "KIND=", text)
-    answers = json.loads(re.sub(r'"cdi\.k8s\.io/[^"]*"', '"ANNOTATION"', text))
-    for resource in answers.values():
+    responses = json.loads(re.sub(r'"cdi\.k8s\.io/[^"]*"', '"ANNOTATION"', text))
+    for resource in responses.values():
         for key, chosen in resource["preferred"].items():
             if any(id.startswith("MIG-") for id in chosen):
                 resource["preferred"][key] = len(chosen)
             elif any("::" in id for id in chosen):
                 counts = collections.Counter(id.split("::")[0] for id in chosen)
                 resource["preferred"][key] = sorted(counts.values())
-        for answer in resource["allocate"].values():
-            if isinstance(answer, dict):
-                for texts in (answer.get("envs", {}), answer.get("annotations", {})):
+        for allocation in resource["allocate"].values():
+            if isinstance(allocation, dict):
+                for texts in (allocation.get("envs", {}), allocation.get("annotations", {})):
                     for key, text in texts.items():
                         texts[key] = sorted(text.split(","))
                 for key in ("devices", "mounts", "cdi_devices"):
-                    answer.get(key, []).sort(key=json.dumps)
-    return answers
+                    allocation.get(key, []).sort(key=json.dumps)
+    return responses
 
 
 def differences(theirs, ours, path=""):
@@ -168,7 +168,7 @@ def differences(theirs, ours, path=""):
         yield f"{path}\n       upstream {json.dumps(theirs)}\n       slipway  {json.dumps(ours)}"
 
 
-def same_answers(arguments, fake, names):
+def compare_responses(arguments, fake, names):
     failed = 0
     for name in names:
         with tempfile.TemporaryDirectory(prefix="slipway-plugin-") as folder:
@@ -177,35 +177,35 @@ def same_answers(arguments, fake, names):
                 pass
             with case.ours() as (ours, _):
                 features, labels = case.labels()
-        wrong = [*differences(plain(theirs), plain(ours)), *differences(features, labels, "labels")]
-        failed += bool(wrong)
-        offered = ", ".join(f"{len(answer['devices'])} {name}" for name, answer in sorted(theirs.items()))
-        print(f"{'FAIL' if wrong else 'ok  '} {name}: {offered}; {len(features)} labels", flush=True)
-        for line in wrong:
+        found = [*differences(normalize(theirs), normalize(ours)), *differences(features, labels, "labels")]
+        failed += bool(found)
+        advertised = ", ".join(f"{len(response['devices'])} {name}" for name, response in sorted(theirs.items()))
+        print(f"{'FAIL' if found else 'ok  '} {name}: {advertised}; {len(features)} labels", flush=True)
+        for line in found:
             print("    ", line)
     return failed
 
 
-def sick(arguments, fake):
-    """Upstream's two known defects: of the replicas of a sick GPU one is withdrawn, and none comes back. Here all are, and do."""
+def unhealthy_gpu(arguments, fake):
+    """Two known defects of upstream: only one replica of an unhealthy GPU is withdrawn, and it never recovers. slipway handles both."""
     def health(agent, case):
         with agent() as (_, read):
             case.control.write_text("xid 0 79\n")
-            ill = read(2)
+            during = read(2)
             case.control.write_text("")
-            well = read(8)
-        count = lambda now: sum(state == "Unhealthy" for state in now["nvidia.com/gpu"].values())
-        return count(ill), count(well)
+            after = read(8)
+        count = lambda devices: sum(state == "Unhealthy" for state in devices["nvidia.com/gpu"].values())
+        return count(during), count(after)
 
     with tempfile.TemporaryDirectory(prefix="slipway-plugin-") as folder:
         case = Case("time slices", folder, arguments.slipway, arguments.peers, fake)
         theirs = health(case.upstream, case)
         case.control.unlink()
         ours = health(case.ours, case)
-    said = f"of 4 replicas of a GPU with XID 79, then without: upstream withdraws {theirs[0]}, later {theirs[1]}; slipway {ours[0]}, later {ours[1]}"
-    right = ours == (4, 0)
-    print(f"{'ok  ' if right else 'FAIL'} a sick GPU: {said}")
-    return not right
+    counts = f"of 4 replicas of a GPU with XID 79, then without: upstream withdraws {theirs[0]}, later {theirs[1]}; slipway {ours[0]}, later {ours[1]}"
+    passed = ours == (4, 0)
+    print(f"{'ok  ' if passed else 'FAIL'} an unhealthy GPU: {counts}")
+    return not passed
 
 
 def main():
@@ -215,13 +215,13 @@ def main():
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
     if os.geteuid():
-        print("skipped: device nodes and mounts need root")
+        print("skipped: needs root for device nodes and mounts")
         return 0
     arguments.slipway = os.path.abspath(arguments.slipway)
     fake = pathlib.Path(arguments.slipway).with_name("libslipway_fake_nvml.so")
-    failed = same_answers(arguments, fake, arguments.names or list(CASES))
+    failed = compare_responses(arguments, fake, arguments.names or list(CASES))
     if not arguments.names:
-        failed += sick(arguments, fake)
+        failed += unhealthy_gpu(arguments, fake)
     return 1 if failed else 0
 
 

@@ -1,11 +1,11 @@
-"""Runs every scenario against `mlflow server` and against slipway, and compares what they saw.
+"""Runs every scenario against `mlflow server` and against slipway, and compares the results.
 
     python compare.py --slipway target/release/slipway [--only NAME ...] [--out FILE]
 
-Within `testkit/services.py` slipway runs twice: with SQLite and files, and with PostgreSQL and S3 (`shared`).
+Under `testkit/services.py` slipway runs twice: with SQLite and files, and with PostgreSQL and S3 (`shared`).
 
-Ids, times and random names are masked. What is known to differ stands in DIFFERENCES, each with its reason; it is
-reported, not counted as equal. Exit code 0 when every other scenario is equal.
+Ids, times and random names are masked. Known differences are listed in DIFFERENCES, each with its reason; they are
+reported, and do not count as equal. The exit code is 0 when all other scenarios are equal.
 """
 
 import argparse
@@ -26,12 +26,12 @@ import urllib.request
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from lib import free_port
 
-# Scenario -> why slipway answers otherwise. Nothing stands here without a reason.
+# Scenarios with a known difference, and its reason.
 DIFFERENCES = {
-    "http_malformed_tags": "MLflow answers 200 and creates the run without the tags; slipway refuses what it cannot read.",
+    "http_malformed_tags": "MLflow returns 200 and creates the run without the tags; slipway rejects malformed tags.",
 }
 
-# Rewrites that make two spellings of the same answer equal, each with its reason.
+# Rewrites that remove differences without meaning, each with its reason.
 REWRITES = [
     (re.compile(r"\b[0-9a-f]{32}\b"), "<id>", "random ids"),
     (re.compile(r"m-<id>"), "<model>", "random ids"),
@@ -47,7 +47,7 @@ REWRITES = [
 ]
 
 
-# The client tries again on 5xx, some of which are wanted here; both servers see the same.
+# Some scenarios expect a 5xx, on which the client would retry; so retries are disabled for both servers.
 CLIENT = {"MLFLOW_DISABLE_TELEMETRY": "1", "GIT_PYTHON_REFRESH": "quiet", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
@@ -65,7 +65,7 @@ def mask(value):
 
 
 def sort_lists(value):
-    """Lists of {key, value} are sets to both servers."""
+    """Sorts lists of objects with unique keys, because neither server guarantees their order."""
     if isinstance(value, dict):
         return {k: sort_lists(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -77,17 +77,17 @@ def sort_lists(value):
 
 
 def wait(url, process, seconds=120):
-    end = time.time() + seconds
-    while time.time() < end:
+    deadline = time.time() + seconds
+    while time.time() < deadline:
         if process.poll() is not None:
-            raise SystemExit(f"{process.args} ended with {process.returncode}")
+            raise SystemExit(f"{process.args} exited with {process.returncode}")
         try:
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                if answer.status == 200:
+            with urllib.request.urlopen(url, timeout=2) as response:
+                if response.status == 200:
                     return
         except OSError:
             time.sleep(0.1)
-    raise SystemExit(f"{url} does not answer")
+    raise SystemExit(f"{url} does not respond")
 
 
 def start(kind, folder, slipway):
@@ -111,7 +111,7 @@ def start(kind, folder, slipway):
 
 
 def run_all(uri, only):
-    """In a process of its own, so that the client's global state does not leak from one server to the other."""
+    """Runs the scenarios. Called in a separate process for each server, so that global state of the client is not shared."""
     import warnings
 
     warnings.filterwarnings("ignore")
@@ -122,7 +122,7 @@ def run_all(uri, only):
     from scenarios import SCENARIOS, World
 
     mlflow.set_tracking_uri(uri)
-    seen = {}
+    results = {}
     for name, function in SCENARIOS.items():
         if only and name not in only:
             continue
@@ -136,8 +136,8 @@ def run_all(uri, only):
                 mlflow.end_run()
         if os.environ.get("VERBOSE"):
             print(f"{time.time() - started:7.2f} s {name}", file=sys.stderr, flush=True)
-        seen[name] = {"result": json.loads(json.dumps(result, default=str)), "seconds": time.time() - started}
-    return seen
+        results[name] = {"result": json.loads(json.dumps(result, default=str)), "seconds": time.time() - started}
+    return results
 
 
 def first_difference(a, b, path=""):
@@ -166,13 +166,13 @@ def main():
     parser.add_argument("--child")
     args = parser.parse_args()
     if args.child:
-        seen = run_all(args.child, args.only)
+        results = run_all(args.child, args.only)
         with open(args.out, "w") as f:
-            json.dump(seen, f)
+            json.dump(results, f)
         return
     slipway = os.path.abspath(args.slipway)
     folder = tempfile.mkdtemp(prefix="slipway-conformance-")
-    processes, seen = [], {}
+    processes, results = [], {}
     try:
         servers = {}
         for kind in ("mlflow", "slipway", *(["shared"] if "SLIPWAY_TEST_DATABASE" in os.environ else [])):
@@ -181,21 +181,21 @@ def main():
             servers[kind] = uri, {"MLFLOW_TRACKING_TOKEN": token} if token else {}
             processes.append(process)
         for kind, (uri, credentials) in servers.items():
-            found = os.path.join(folder, f"{kind}.json")
-            # The client prints to stdout what it likes, so the answers come in a file.
-            out = subprocess.run([sys.executable, __file__, "--child", uri, "--out", found, *(["--only", *args.only] if args.only else [])],
+            file = os.path.join(folder, f"{kind}.json")
+            # The client prints to stdout, so the results are passed in a file.
+            done = subprocess.run([sys.executable, __file__, "--child", uri, "--out", file, *(["--only", *args.only] if args.only else [])],
                                  stdout=subprocess.DEVNULL, env={**os.environ, **CLIENT, **credentials})
-            if out.returncode:
+            if done.returncode:
                 raise SystemExit(f"the scenarios could not be run against {kind}")
-            with open(found) as f:
-                seen[kind] = json.load(f)
+            with open(file) as f:
+                results[kind] = json.load(f)
     finally:
         for process in processes:
             process.terminate()
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
-            # mlflow's workers may outlive their parent.
+            # Workers of MLflow may survive their parent.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         if os.environ.get("KEEP"):
@@ -203,8 +203,8 @@ def main():
         else:
             shutil.rmtree(folder, ignore_errors=True)
     passed, failed, known = [], [], []
-    for name, ours in [(name, kind) for name in seen["mlflow"] for kind in seen if kind != "mlflow"]:
-        a, b = (sort_lists(mask(seen[kind][name]["result"])) for kind in ("mlflow", ours))
+    for name, ours in [(name, kind) for name in results["mlflow"] for kind in results if kind != "mlflow"]:
+        a, b = (sort_lists(mask(results[kind][name]["result"])) for kind in ("mlflow", ours))
         name = name if ours == "slipway" else f"{name} ({ours})"
         if isinstance(a, dict) and "crashed" in a:
             failed.append(name)
@@ -217,7 +217,7 @@ def main():
         else:
             failed.append(name)
             print(f"FAIL {name}{first_difference(a, b)[:1500]}")
-    seconds = {kind: sum(s["seconds"] for s in seen[kind].values()) for kind in seen}
+    seconds = {kind: sum(s["seconds"] for s in results[kind].values()) for kind in results}
     print(f"mlflow conformance: {len(passed)} of {len(passed) + len(failed) + len(known)} scenarios equal, "
           f"{len(known)} known differences, {len(failed)} failed "
           f"({', '.join(f'{kind} {s:.0f} s' for kind, s in seconds.items())})")

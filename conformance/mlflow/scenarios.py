@@ -1,7 +1,7 @@
-"""What MLflow's documentation tells users to do, as functions that return what they saw.
+"""Scenarios of MLflow's documentation, as functions that return their results.
 
 Every scenario runs against `mlflow server` and against slipway with the same official client; `compare.py` masks
-ids and times and compares. A scenario gets a `World` with a client and a prefix for names of its own.
+ids and times and compares the results. A scenario gets a `World` with a client and a prefix for unique names.
 """
 
 import io
@@ -32,7 +32,7 @@ class World:
         self.uri = uri
         self.name = name
         self.client = MlflowClient(uri)
-        # The official client sends this token by itself; here it is for requests that are made by hand.
+        # The official client reads the token from the environment; this header is for raw requests.
         token = os.environ.get("MLFLOW_TRACKING_TOKEN")
         self.http = requests.Session()
         self.http.headers.update({"Authorization": f"Bearer {token}"} if token else {})
@@ -45,16 +45,16 @@ class World:
         return self.client.create_run(experiment, tags=tags, run_name="run").info.run_id
 
     def rest(self, method, path, body=None, base="/api/2.0/mlflow/", **kwargs):
-        """The raw answer: status and JSON."""
-        answer = self.http.request(method, f"{self.uri}{base}{path}", json=body, timeout=60, **kwargs)
+        """Sends a raw request and returns status and JSON."""
+        response = self.http.request(method, f"{self.uri}{base}{path}", json=body, timeout=60, **kwargs)
         try:
-            return [answer.status_code, answer.json()]
+            return [response.status_code, response.json()]
         except ValueError:
-            return [answer.status_code, answer.text[:200]]
+            return [response.status_code, response.text[:200]]
 
 
 def error(function, *args, **kwargs):
-    """The error that a call ends with."""
+    """Calls the function and returns the error that it raises."""
     try:
         result = function(*args, **kwargs)
     except MlflowException as e:
@@ -206,7 +206,7 @@ def experiment_search_errors(w):
 
 
 @scenario
-def run_life(w):
+def run_lifecycle(w):
     id = w.run(purpose="test")
     running = run_view(w.client.get_run(id))
     w.client.set_terminated(id, "FINISHED", 2_000_000_000_000)
@@ -256,7 +256,7 @@ def run_deleted_is_read_only(w):
     id = w.run()
     c = w.client
     c.delete_run(id)
-    answers = [
+    errors = [
         error(c.log_param, id, "a", "1"),
         error(c.log_metric, id, "a", 1.0),
         error(c.set_tag, id, "a", "1"),
@@ -267,7 +267,7 @@ def run_deleted_is_read_only(w):
     ]
     c.restore_run(id)
     c.log_param(id, "a", "1")
-    return [answers, run_view(c.get_run(id))]
+    return [errors, run_view(c.get_run(id))]
 
 
 @scenario
@@ -320,7 +320,7 @@ def run_resume(w):
 
 
 @scenario
-def params_change_refused(w):
+def params_are_immutable(w):
     id = w.run()
     w.client.log_param(id, "lr", "0.1")
     w.client.log_param(id, "lr", "0.1")
@@ -417,7 +417,7 @@ def metrics_latest_is_by_step_then_time(w):
 
 
 @scenario
-def metrics_duplicates_are_one(w):
+def metrics_duplicates_are_merged(w):
     id = w.run()
     for _ in range(3):
         w.client.log_metric(id, "m", 1.5, timestamp=7, step=1)
@@ -537,10 +537,10 @@ def metrics_history_bulk(w):
 def metrics_history_interval(w):
     id = w.run()
     w.client.log_batch(id, [Metric("m", i * i, i, i) for i in range(100)])
-    ask = lambda query: w.rest("GET", f"metrics/get-history-bulk-interval?run_ids={id}&metric_key=m{query}")
+    get = lambda query: w.rest("GET", f"metrics/get-history-bulk-interval?run_ids={id}&metric_key=m{query}")
     return [
-        ask("&max_results=7"), ask("&max_results=1"), ask("&max_results=5&start_step=20&end_step=40"),
-        ask("&max_results=0"), ask("&max_results=2501"), ask("&start_step=4"), ask("&start_step=9&end_step=4"),
+        get("&max_results=7"), get("&max_results=1"), get("&max_results=5&start_step=20&end_step=40"),
+        get("&max_results=0"), get("&max_results=2501"), get("&start_step=4"), get("&start_step=9&end_step=4"),
         w.rest("GET", "metrics/get-history-bulk-interval?metric_key=m"),
     ]
 
@@ -548,8 +548,8 @@ def metrics_history_interval(w):
 # --- search ----------------------------------------------------------------------------------------------------
 
 
-def search_world(w):
-    """Five runs that differ in everything a filter can name."""
+def create_search_runs(w):
+    """Creates five runs that differ in every attribute that a filter can use."""
     e = w.experiment()
     for i in range(5):
         run = w.client.create_run(e, start_time=1000 + i, run_name=f"run-{i}", tags={"kind": "even" if i % 2 == 0 else "odd"})
@@ -628,9 +628,9 @@ FILTERS = {
 
 def make_filter_scenario(key, text):
     def run(w):
-        # One world serves all filters of a server.
+        # All filter scenarios of a server share the same runs.
         if not hasattr(make_filter_scenario, w.uri):
-            setattr(make_filter_scenario, w.uri, search_world(World(w.uri, "search-world")))
+            setattr(make_filter_scenario, w.uri, create_search_runs(World(w.uri, "search-world")))
         e = getattr(make_filter_scenario, w.uri)
         try:
             return sorted(names(w.client.search_runs([e], text)))
@@ -658,7 +658,7 @@ def search_run_id_in(w):
 
 @scenario
 def search_order(w):
-    e = search_world(w)
+    e = create_search_runs(w)
     order = lambda *by: names(w.client.search_runs([e], order_by=list(by)))
     return [
         order("metrics.acc DESC"), order("metrics.acc ASC"), order("metrics.some"), order("metrics.some DESC"),
@@ -695,10 +695,10 @@ def search_paging(w):
 def search_views(w):
     e = w.experiment()
     kept = w.client.create_run(e, run_name="kept").info.run_id
-    gone = w.client.create_run(e, run_name="gone").info.run_id
-    w.client.delete_run(gone)
+    deleted = w.client.create_run(e, run_name="deleted").info.run_id
+    w.client.delete_run(deleted)
     view = lambda v: sorted(names(w.client.search_runs([e], run_view_type=v)))
-    return [view(ViewType.ACTIVE_ONLY), view(ViewType.DELETED_ONLY), view(ViewType.ALL), kept != gone]
+    return [view(ViewType.ACTIVE_ONLY), view(ViewType.DELETED_ONLY), view(ViewType.ALL), kept != deleted]
 
 
 @scenario
@@ -832,9 +832,9 @@ def artifacts_headers(w):
     for name in ["a.txt", "b.json", "c.png", "d.bin", "MLmodel", "größe.csv"]:
         w.client.log_text(id, "x", name)
         root = w.client.get_run(id).info.artifact_uri.split(":/", 1)[1].lstrip("/")
-        answer = w.http.get(f"{w.uri}/api/2.0/mlflow-artifacts/artifacts/{root}/{name}", timeout=30)
+        response = w.http.get(f"{w.uri}/api/2.0/mlflow-artifacts/artifacts/{root}/{name}", timeout=30)
         keep = ["content-type", "content-disposition", "x-content-type-options"]
-        found.append([name, answer.status_code, {k: answer.headers.get(k) for k in keep}])
+        found.append([name, response.status_code, {k: response.headers.get(k) for k in keep}])
     return found
 
 
@@ -844,8 +844,8 @@ def artifacts_delete(w):
     w.client.log_text(id, "x", "a/b.txt")
     w.client.log_text(id, "y", "c.txt")
     root = w.client.get_run(id).info.artifact_uri.split(":/", 1)[1].lstrip("/")
-    answer = w.http.delete(f"{w.uri}/api/2.0/mlflow-artifacts/artifacts/{root}/a", timeout=30)
-    return [answer.status_code, [f.path for f in w.client.list_artifacts(id)]]
+    response = w.http.delete(f"{w.uri}/api/2.0/mlflow-artifacts/artifacts/{root}/a", timeout=30)
+    return [response.status_code, [f.path for f in w.client.list_artifacts(id)]]
 
 
 # --- models ----------------------------------------------------------------------------------------------------
@@ -928,7 +928,7 @@ def model_version_sources(w):
     w.client.create_registered_model(w.name)
     create = lambda source, id=None: w.rest("POST", "model-versions/create", {"name": w.name, "source": source, **({"run_id": id} if id else {})})
     id = run.info.run_id
-    status = lambda answer: answer if answer[0] != 200 else [200, answer[1]["model_version"]["source"]]
+    status = lambda response: response if response[0] != 200 else [200, response[1]["model_version"]["source"]]
     return [
         status(create(f"runs:/{id}/model", id)), status(create(f"runs:/{id}/model", other.info.run_id)), status(create("/etc/passwd", id)),
         status(create("file:///etc/passwd")), status(create(f"{run.info.artifact_uri}/../../x", id)), status(create(other.info.artifact_uri, id)),
@@ -1039,7 +1039,7 @@ def logged_view(m):
 
 
 @scenario
-def logged_model_life(w):
+def logged_model_lifecycle(w):
     e = w.experiment()
     run = w.run(e)
     c = w.client
@@ -1049,11 +1049,11 @@ def logged_model_life(w):
     c.set_logged_model_tags(m.model_id, {"u": "4"})
     c.delete_logged_model_tag(m.model_id, "t")
     c.finalize_logged_model(m.model_id, "READY")
-    seen = logged_view(c.get_logged_model(m.model_id))
+    view = logged_view(c.get_logged_model(m.model_id))
     missing_tag = error(c.delete_logged_model_tag, m.model_id, "t")
     c.delete_logged_model(m.model_id)
     return [
-        seen, missing_tag, error(c.get_logged_model, m.model_id), error(c.get_logged_model, "m-" + "0" * 32),
+        view, missing_tag, error(c.get_logged_model, m.model_id), error(c.get_logged_model, "m-" + "0" * 32),
         error(c.create_logged_model, e, name="a/b"), error(c.create_logged_model, "99999", name="x"),
     ]
 
@@ -1077,7 +1077,7 @@ def logged_model_search(w):
     ]
 
 
-# --- whole workflows -------------------------------------------------------------------------------------------
+# --- complete workflows ----------------------------------------------------------------------------------------
 
 
 def train(w, **log):

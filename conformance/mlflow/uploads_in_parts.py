@@ -1,9 +1,9 @@
-"""Uploads in parts with the official client, which `mlflow server` offers for cloud stores only.
+"""Tests multipart uploads with the official client. `mlflow server` supports them only for cloud stores.
 
     python uploads_in_parts.py --slipway target/release/slipway
 
-So there is no peer to compare with on one machine; what is checked is that the client takes that way and that the
-file comes back as it was. Within `testkit/services.py` objects are kept in S3 too.
+So on one machine there is no original to compare with. The test checks that the client uses multipart uploads and
+that the downloaded file is identical. Under `testkit/services.py` it runs a second time with objects in S3.
 """
 
 import argparse
@@ -27,19 +27,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slipway", default="target/release/slipway")
     args = parser.parse_args()
-    seen = []
+    calls = []
     repository = mlflow_artifacts_repo.MlflowArtifactsRepository
     for name in ("create_multipart_upload", "complete_multipart_upload"):
         original = getattr(repository, name)
-        setattr(repository, name, lambda self, *a, _o=original, _n=name, **k: (seen.append(_n), _o(self, *a, **k))[1])
-    check(args.slipway, seen, {})
+        setattr(repository, name, lambda self, *a, _o=original, _n=name, **k: (calls.append(_n), _o(self, *a, **k))[1])
+    check(args.slipway, calls, {})
     if "SLIPWAY_TEST_OBJECTS" in os.environ:
-        check(args.slipway, seen, {"SLIPWAY_OBJECTS": os.environ["SLIPWAY_TEST_OBJECTS"]})
-    print("multipart upload: the client took it, the file is whole, nothing is left over")
+        check(args.slipway, calls, {"SLIPWAY_OBJECTS": os.environ["SLIPWAY_TEST_OBJECTS"]})
+    print("multipart upload: used by the client, the file is identical, no parts remain")
 
 
-def check(slipway, seen, environment):
-    seen.clear()
+def check(slipway, calls, environment):
+    calls.clear()
     with Slipway(slipway, environment=environment) as server, tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_TOKEN"] = server.token
         client = MlflowClient(server.url)
@@ -50,9 +50,9 @@ def check(slipway, seen, environment):
         client.log_artifact(run, str(path), "deep/er")
         back = pathlib.Path(client.download_artifacts(run, "deep/er/big.bin", folder + "/"))
         same = back.read_bytes() == data
-        left = [] if environment else list((server.home / "objects/.part").iterdir())
-    assert seen == ["create_multipart_upload", "complete_multipart_upload"], f"the client took another way: {seen}"
-    assert same and not left, (same, left)
+        remaining = [] if environment else list((server.home / "objects/.part").iterdir())
+    assert calls == ["create_multipart_upload", "complete_multipart_upload"], f"the client did not use multipart uploads: {calls}"
+    assert same and not remaining, (same, remaining)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Open Inference Protocol V2 with the official tritonclient, over REST and gRPC, on both runtimes.
+"""Tests the Open Inference Protocol V2 with the official tritonclient, over REST and gRPC, on both runtimes.
 
     python run.py --slipway target/release/slipway
 
-Models are made here with skl2onnx and onnx; their own runtime (onnxruntime in Python) says what is right.
+The models are created with skl2onnx and onnx; onnxruntime in Python gives the expected results.
 """
 
 import argparse
@@ -42,8 +42,8 @@ TYPES = {
     "FP16": (TensorProto.FLOAT16, np.float16), "FP32": (TensorProto.FLOAT, np.float32), "FP64": (TensorProto.DOUBLE, np.float64),
     "BYTES": (TensorProto.STRING, np.object_),
 }
-# tract has no strings here, and ONNX's Identity of 16-bit unsigned integers is enough for the others.
-TRACT_LACKS = {"BYTES"}
+# Data types that slipway does not support with tract.
+TRACT_UNSUPPORTED = {"BYTES"}
 
 
 def identity(kind, path):
@@ -93,28 +93,28 @@ class World:
         return client
 
     def deploy(self, name, path, **spec):
-        status, answer = self.server.call("POST", "/api/v1/deployments", manifest(name, path, **spec))
-        assert status == 200, answer
+        status, response = self.server.call("POST", "/api/v1/deployments", manifest(name, path, **spec))
+        assert status == 200, response
         return name
 
     def raw(self, path, body=None, headers=None, method="POST"):
         data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
         request = urllib.request.Request(self.server.inference + path, data, {**self.server.authorization, **(headers or {})}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as a:
-                return a.status, dict(a.headers), a.read()
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, dict(response.headers), response.read()
         except urllib.error.HTTPError as e:
             return e.code, dict(e.headers), e.read()
 
 
-def refused(function, *words):
+def assert_rejected(function, *words):
     try:
         function()
     except InferenceServerException as e:
         text = f"{e.status()} {e.message()}"
         assert all(w in text for w in words), f"{text!r} lacks one of {words}"
         return
-    raise AssertionError(f"not refused; expected {words}")
+    raise AssertionError(f"not rejected; expected {words}")
 
 
 @test
@@ -134,7 +134,7 @@ def server_and_model_metadata(w):
 @test
 def every_data_type_in_json_binary_and_grpc(w):
     for kind, (number, dtype) in TYPES.items():
-        if w.runtime == "tract" and kind in TRACT_LACKS:
+        if w.runtime == "tract" and kind in TRACT_UNSUPPORTED:
             continue
         path = w.folder / f"identity-{kind}.onnx"
         identity(number, path)
@@ -160,7 +160,7 @@ def every_data_type_in_json_binary_and_grpc(w):
 @test
 def same_results_as_onnxruntime_in_python(w):
     for model in ("logreg", "svm", "forest", "mlp"):
-        # Results are compared here and not times: tract takes 15 ms for a row of the forest, and all rows come at once.
+        # The timeout is long because tract takes 15 ms per row of the forest, and all rows are sent in one request.
         name = w.deploy(f"same-{model}", w.folder / f"{model}.onnx", limits={"timeout_ms": 60_000})
         session = onnxruntime.InferenceSession(str(w.folder / f"{model}.onnx"))
         expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, {"X": w.images})))
@@ -168,9 +168,9 @@ def same_results_as_onnxruntime_in_python(w):
             for rows in (1, 7, len(w.images)):
                 tensor = library.InferInput("X", [rows, 64], "FP32")
                 tensor.set_data_from_numpy(w.images[:rows])
-                answer = client.infer(name, [tensor])
+                result = client.infer(name, [tensor])
                 for output, values in expected.items():
-                    found = answer.as_numpy(output)
+                    found = result.as_numpy(output)
                     assert np.allclose(found.reshape(values[:rows].shape), values[:rows], atol=1e-4), (model, output, rows)
 
 
@@ -179,17 +179,17 @@ def requested_outputs_and_ids(w):
     name = w.deploy("outputs", w.folder / "mlp.onnx")
     tensor = rest.InferInput("X", [1, 64], "FP32")
     tensor.set_data_from_numpy(w.images[:1])
-    answer = w.rest.infer(name, [tensor], outputs=[rest.InferRequestedOutput("label")], request_id="mine")
-    assert [o["name"] for o in answer.get_response()["outputs"]] == ["label"]
-    assert answer.get_response()["id"] == "mine"
-    refused(lambda: w.rest.infer(name, [tensor], outputs=[rest.InferRequestedOutput("foo")]), "400", "unexpected output 'foo'", "'label'")
+    result = w.rest.infer(name, [tensor], outputs=[rest.InferRequestedOutput("label")], request_id="mine")
+    assert [o["name"] for o in result.get_response()["outputs"]] == ["label"]
+    assert result.get_response()["id"] == "mine"
+    assert_rejected(lambda: w.rest.infer(name, [tensor], outputs=[rest.InferRequestedOutput("foo")]), "400", "unexpected output 'foo'", "'label'")
     g = grpc.InferInput("X", [1, 64], "FP32")
     g.set_data_from_numpy(w.images[:1])
-    refused(lambda: w.grpc.infer(name, [g], outputs=[grpc.InferRequestedOutput("foo")]), "INVALID_ARGUMENT", "unexpected output 'foo'")
+    assert_rejected(lambda: w.grpc.infer(name, [g], outputs=[grpc.InferRequestedOutput("foo")]), "INVALID_ARGUMENT", "unexpected output 'foo'")
 
 
 @test
-def mistakes_name_the_tensor_and_what_was_expected(w):
+def errors_name_the_tensor_and_the_expected_value(w):
     name = w.deploy("mistakes", w.folder / "mlp.onnx")
 
     def send(library, client, tensor_name, values, kind):
@@ -199,12 +199,12 @@ def mistakes_name_the_tensor_and_what_was_expected(w):
 
     good = w.images[:1]
     for library, client, status in ((rest, w.rest, "400"), (grpc, w.grpc, "INVALID_ARGUMENT")):
-        refused(send(library, client, "Y", good, "FP32"), status, "unexpected input 'Y'", "'X'")
-        refused(send(library, client, "X", good[:, :10], "FP32"), status, "input 'X'", "shape [1, 10], expected [-1, 64]")
-        refused(send(library, client, "X", good.astype(np.float64), "FP64"), status, "input 'X'", "datatype FP64, expected FP32")
-        refused(lambda: client.infer("nothing", [library.InferInput("X", [1], "FP32").set_data_from_numpy(np.zeros(1, np.float32))]),
+        assert_rejected(send(library, client, "Y", good, "FP32"), status, "unexpected input 'Y'", "'X'")
+        assert_rejected(send(library, client, "X", good[:, :10], "FP32"), status, "input 'X'", "shape [1, 10], expected [-1, 64]")
+        assert_rejected(send(library, client, "X", good.astype(np.float64), "FP64"), status, "input 'X'", "datatype FP64, expected FP32")
+        assert_rejected(lambda: client.infer("nothing", [library.InferInput("X", [1], "FP32").set_data_from_numpy(np.zeros(1, np.float32))]),
                 "NOT_FOUND" if library is grpc else "404", "'nothing' is not deployed")
-        refused(lambda: client.infer(name, [library.InferInput("X", [1, 64], "FP32").set_data_from_numpy(good)], model_version="99"),
+        assert_rejected(lambda: client.infer(name, [library.InferInput("X", [1, 64], "FP32").set_data_from_numpy(good)], model_version="99"),
                 "NOT_FOUND" if library is grpc else "404", "no version '99'")
     infer = f"/v2/models/{name}/infer"
     for body, words in [
@@ -225,20 +225,20 @@ def mistakes_name_the_tensor_and_what_was_expected(w):
 
 
 @test
-def too_large_bodies_are_refused(w):
+def oversized_bodies_are_rejected(w):
     name = w.deploy("small", w.folder / "mlp.onnx", limits={"max_body_mb": 1})
     code, _, text = w.raw(f"/v2/models/{name}/infer", b'{"inputs":[' + b" " * (1 << 20) + b"]}")
     assert code == 413 and "larger than the limit" in json.loads(text)["error"], text
 
 
 @test
-def batching_gives_the_same_answers(w):
+def batching_gives_the_same_results(w):
     name = w.deploy("batched", w.folder / "mlp.onnx", batching={"max_size": 16, "max_delay_ms": 5})
     session = onnxruntime.InferenceSession(str(w.folder / "mlp.onnx"))
     expected = session.run(["label"], {"X": w.images[:64]})[0]
     found, failures = [None] * 64, []
 
-    def ask(start):
+    def send(start):
         try:
             client = w.rest_client()
             for i in range(start, 64, 8):
@@ -248,7 +248,7 @@ def batching_gives_the_same_answers(w):
         except Exception as e:
             failures.append(e)
 
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+    threads = [threading.Thread(target=send, args=(i,)) for i in range(8)]
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert not failures and found == expected.tolist(), failures
@@ -261,7 +261,7 @@ def label(w, name, **options):
 
 
 def register(w, name, model, count=1):
-    """Versions of a registered model, each with a run's artifact of its own."""
+    """Registers `count` versions of a model, each from its own run."""
     mlflow = lambda path, body: w.server.call("POST", f"/api/2.0/mlflow/{path}", body)[1]
     mlflow("registered-models/create", {"name": name})
     for _ in range(count):
@@ -272,20 +272,20 @@ def register(w, name, model, count=1):
         mlflow("model-versions/create", {"name": name, "source": info["artifact_uri"] + "/model", "run_id": info["run_id"]})
 
 
-def point(w, name, alias, version):
+def set_alias(w, name, alias, version):
     body = {"name": name, "alias": alias, "version": version}
     assert w.server.call("POST", "/api/2.0/mlflow/registered-models/alias", body)[0] == 200
 
 
 @test
-def a_moved_alias_is_followed_without_a_failed_request(w):
+def moved_alias_is_followed_without_failed_requests(w):
     register(w, "moving", "mlp", 3)
-    point(w, "moving", "live", "1")
+    set_alias(w, "moving", "live", "1")
     name = w.deploy("moving", "models:/moving@live")
     assert label(w, name)["model_version"] == "1"
     failures, versions, stop = [], [], threading.Event()
 
-    def ask():
+    def send():
         client = w.rest_client()
         tensor = rest.InferInput("X", [1, 64], "FP32")
         tensor.set_data_from_numpy(w.images[:1])
@@ -295,13 +295,13 @@ def a_moved_alias_is_followed_without_a_failed_request(w):
             except Exception as e:
                 failures.append(e)
 
-    threads = [threading.Thread(target=ask) for _ in range(3)]
+    threads = [threading.Thread(target=send) for _ in range(3)]
     [t.start() for t in threads]
     for version in ("2", "3", "1", "3"):
-        point(w, "moving", "live", version)
-        end = time.time() + 10
+        set_alias(w, "moving", "live", version)
+        deadline = time.time() + 10
         while label(w, name)["model_version"] != version:
-            assert time.time() < end, f"version {version} does not answer"
+            assert time.time() < deadline, f"version {version} is not served"
     stop.set()
     [t.join() for t in threads]
     assert not failures, failures[:3]
@@ -317,11 +317,11 @@ def splits_by_id_and_by_header_and_live_changes(w):
     by_id = {i: label(w, name, request_id=i)["model_version"] for i in ids}
     share = sum(v == "2" for v in by_id.values())
     assert 50 < share < 130, share
-    assert all(label(w, name, request_id=i)["model_version"] == by_id[i] for i in ids[:50]), "an id changed its version"
+    assert all(label(w, name, request_id=i)["model_version"] == by_id[i] for i in ids[:50]), "the version of an id changed"
     assert label(w, name, model_version="2")["model_version"] == "2"
     w.deploy("split", "", models=models, split={"by": "header", "header": "X-User"})
-    answers = [w.rest.infer(name, [rest.InferInput("X", [1, 64], "FP32").set_data_from_numpy(w.images[:1])], headers={"X-User": i}).get_response()["model_version"] for i in ids]
-    assert answers == [by_id[i] for i in ids], "the header does not decide as the id does"
+    versions = [w.rest.infer(name, [rest.InferInput("X", [1, 64], "FP32").set_data_from_numpy(w.images[:1])], headers={"X-User": i}).get_response()["model_version"] for i in ids]
+    assert versions == [by_id[i] for i in ids], "the header gives a different split than the id"
     assert w.server.call("POST", "/api/v1/deployments/split/split", {"weights": {"a": 0, "b": 100}})[0] == 200
     assert {label(w, name)["model_version"] for _ in range(20)} == {"2"}
     assert w.server.call("POST", "/api/v1/deployments/split/split", {"weights": {"a": 50}})[0] == 400
@@ -338,9 +338,9 @@ def deployments_survive_a_restart(w):
     w.server.stop(signal.SIGKILL)
     w.server.start()
     w.connect()
-    end = time.time() + 10
+    deadline = time.time() + 10
     while not w.rest.is_model_ready(name):
-        assert time.time() < end, "not ready after the restart"
+        assert time.time() < deadline, "not ready after the restart"
     assert label(w, name)["model_version"] == "1"
 
 
@@ -353,13 +353,13 @@ def repository_index_load_unload(w):
     w.grpc.load_model(name)
     w.rest.unload_model(name)
     assert not w.grpc.is_model_ready(name)
-    refused(lambda: w.rest.unload_model(name), "404")
-    refused(lambda: w.rest.load_model("nothing"), "not found")
+    assert_rejected(lambda: w.rest.unload_model(name), "404")
+    assert_rejected(lambda: w.rest.load_model("nothing"), "not found")
 
 
 @test
-def overload_is_answered_not_queued(w):
-    # A model that takes long: many large multiplications in a row.
+def overload_is_rejected_immediately(w):
+    # A slow model: a sequence of large matrix multiplications.
     size = 700
     nodes = [helper.make_node("MatMul", [f"h{i}" if i else "x", "w"], [f"h{i + 1}"]) for i in range(12)]
     weights = onnx.numpy_helper.from_array(np.full((size, size), 1e-3, np.float32), "w")
@@ -371,19 +371,19 @@ def overload_is_answered_not_queued(w):
     body = json.dumps({"inputs": [{"name": "x", "shape": [400, size], "datatype": "FP32", "data": [0.5] * (400 * size)}]}).encode()
     codes, headers = [], []
 
-    def ask():
+    def send():
         code, header, _ = w.raw(f"/v2/models/{name}/infer", body)
         codes.append(code)
         headers.append(header)
 
-    threads = [threading.Thread(target=ask) for _ in range(12)]
+    threads = [threading.Thread(target=send) for _ in range(12)]
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert 200 in codes and 429 in codes and set(codes) <= {200, 429}, codes
     assert headers[codes.index(429)].get("retry-after") == "1"
     w.deploy("slow", w.folder / "slow.onnx", limits={"timeout_ms": 1, "concurrency": 1})
     code, _, text = w.raw(f"/v2/models/{name}/infer", body)
-    assert code == 504 and "did not answer within 1 ms" in json.loads(text)["error"], (code, text)
+    assert code == 504 and "did not respond within 1 ms" in json.loads(text)["error"], (code, text)
 
 
 def main():

@@ -2,7 +2,7 @@
 
     SLIPWAY_TOKEN=$(slipway token) python query.py REST_HOST:PORT GRPC_HOST:PORT
 
-Prints JSON: one record a request with the version that answered, the label it gave and the time it took.
+Prints JSON with one record per request: the version that served it, the predicted label, and the duration.
 """
 
 import json
@@ -20,23 +20,23 @@ from train import data
 MODEL = "digits"
 
 
-def ask(library, client, protocol, images):
+def send(library, client, protocol, images):
     records = []
     for number, image in enumerate(images):
         tensor = library.InferInput("X", [1, 64], "FP32")
         tensor.set_data_from_numpy(image.reshape(1, 64))
         started = time.perf_counter()
-        answer = client.infer(MODEL, [tensor], request_id=f"{protocol}-{number}")
-        took = time.perf_counter() - started
-        response = answer.get_response()
+        result = client.infer(MODEL, [tensor], request_id=f"{protocol}-{number}")
+        seconds = time.perf_counter() - started
+        response = result.get_response()
         version = response["model_version"] if protocol == "rest" else response.model_version
         records.append(
             {
                 "protocol": protocol,
                 "image": number,
                 "version": version,
-                "label": int(answer.as_numpy("label").reshape(-1)[0]),
-                "us": took * 1e6,
+                "label": int(result.as_numpy("label").reshape(-1)[0]),
+                "us": seconds * 1e6,
             }
         )
     return records
@@ -54,7 +54,7 @@ def main(rest_address, grpc_address):
         assert client.is_server_live() and client.is_server_ready() and client.is_model_ready(MODEL)
     assert rest_client.get_model_metadata(MODEL)["inputs"][0]["name"] == "X"
     assert grpc_client.get_model_metadata(MODEL).inputs[0].name == "X"
-    records = ask(rest, rest_client, "rest", images) + ask(grpc, grpc_client, "grpc", images)
+    records = send(rest, rest_client, "rest", images) + send(grpc, grpc_client, "grpc", images)
     return {"truth": labels.tolist(), "records": records}
 
 

@@ -35,7 +35,7 @@ MODEL = "digits"
 
 
 def data():
-    """1,797 images of 8x8 pixels from 0 to 16, scaled to 0..1; a fifth is held out for the test."""
+    """1,797 images of 8x8 pixels, scaled from 0..16 to 0..1; a fifth is held out for the test."""
     images, labels = load_digits(return_X_y=True)
     images = (images / 16.0).astype(np.float32)
     return train_test_split(images, labels, test_size=0.2, random_state=SEED, stratify=labels)
@@ -74,7 +74,7 @@ ALGORITHMS = {
 
 
 def fit(model, parameters, train, test):
-    """Trains; the perceptron epoch by epoch, with its curves logged as they grow."""
+    """Trains the model. The perceptron is trained epoch by epoch, and its metrics are logged after each epoch."""
     (train_x, train_y), (test_x, test_y) = train, test
     if "epochs" not in parameters:
         model.fit(train_x, train_y)
@@ -101,17 +101,17 @@ def confusion_matrix(truth, predicted):
 
 
 def log_onnx(model, example):
-    """The model as ONNX, as a folder that MLflow's clients can load (`MLmodel` beside `model.onnx`)."""
+    """Logs the model as ONNX, in a folder that MLflow's clients can load (`MLmodel` next to `model.onnx`)."""
     options = {"zipmap": False} if hasattr(model, "predict_proba") else None
     onnx_model = to_onnx(model, example, options=options, target_opset=17)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "model.onnx").write_bytes(onnx_model.SerializeToString())
-        description = {
+        mlmodel = {
             "flavors": {"onnx": {"data": "model.onnx", "onnx_version": "1", "providers": ["CPUExecutionProvider"]}},
             "run_id": mlflow.active_run().info.run_id,
             "artifact_path": "model",
         }
-        (Path(folder) / "MLmodel").write_text(json.dumps(description, indent=1))
+        (Path(folder) / "MLmodel").write_text(json.dumps(mlmodel, indent=1))
         mlflow.log_artifacts(folder, "model")
 
 

@@ -1,5 +1,5 @@
-// Upstream's own Kubernetes and etcd in one binary. The name it is called by chooses the program, so that one link step and
-// one file on disk serve seven programs that share most of their code.
+// Upstream's own Kubernetes and etcd in one binary. The name of the called link selects the program, so that one link step and
+// one file on disk are enough for seven programs that share most of their code.
 package main
 
 import (
@@ -57,6 +57,6 @@ func main() {
 		names = append(names, known)
 	}
 	slices.Sort(names)
-	fmt.Fprintf(os.Stderr, "call this binary through a link named one of %v, not %q\n", names, name)
+	fmt.Fprintf(os.Stderr, "run this binary through a link with one of the names %v, not %q\n", names, name)
 	os.Exit(2)
 }

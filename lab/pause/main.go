@@ -1,4 +1,4 @@
-// The process that holds a pod's namespaces: it waits to be told to go, and reaps what is left to it.
+// The process that holds a pod's namespaces: it waits for a signal to exit, and reaps orphaned processes.
 package main
 
 import (

@@ -1,4 +1,4 @@
-"""Test hosts that are to be a cluster, and slipway that makes them one."""
+"""The fixture of the cluster tests: test hosts, a cluster.yaml for them, and a slipway with its own home folder."""
 
 import contextlib
 import json
@@ -14,16 +14,19 @@ from suite import Suite
 
 SUITE = Suite()
 test = SUITE.test
-FIVE = {"cp1": "control-plane", "cp2": "control-plane", "cp3": "control-plane", "gpu1": "worker, gpu", "gpu2": "worker, gpu"}
+FIVE_MACHINES = {"cp1": "control-plane", "cp2": "control-plane", "cp3": "control-plane", "gpu1": "worker, gpu", "gpu2": "worker, gpu"}
 H100 = "0x2330"
 PASSWORD = "correct-horse-battery-staple"
 
 
 class Bench:
-    """Hosts, a file that wants them to be a cluster, and slipway with a home of its own."""
+    """Hosts, a cluster.yaml for them, and slipway with its own home folder.
 
-    def __init__(self, binary, roles, more="", spec=""):
-        self.binary, self.roles, self.more, self.spec = os.path.abspath(binary), roles, more, spec
+    `roles` are the roles of each host by name, `ssh_options` extra lines of `spec.ssh`, and `spec` extra lines of `spec`.
+    """
+
+    def __init__(self, binary, roles, ssh_options="", spec=""):
+        self.binary, self.roles, self.ssh_options, self.spec = os.path.abspath(binary), roles, ssh_options, spec
         self.first = next(iter(roles), "cp-1")
         self.stack = contextlib.ExitStack()
 
@@ -39,10 +42,11 @@ class Bench:
 
     def __exit__(self, *error):
         if error[0] and os.environ.get("KEEP"):
-            input("the hosts are kept; Enter ends them ")
+            input("the hosts are still running; press Enter to remove them ")
         self.stack.__exit__(*error)
 
-    def write(self, user="root", channel="1.32/stable", addons="dns, rbac, metrics-server", more=None, driver="none", restart=60):
+    def write(self, user="root", channel="1.32/stable", addons="dns, rbac, metrics-server", ssh_options=None, driver="none", restart=60):
+        """Writes cluster.yaml. `restart` is the timeout of a reboot in seconds."""
         machines = "".join(f"    - {{name: {n}, address: {self.hosts[n].address}, roles: [{r}]}}\n" for n, r in self.roles.items())
         self.file.write_text(f"""apiVersion: slipway.dev/v1
 kind: Cluster
@@ -53,7 +57,7 @@ spec:
     identityFile: {self.hosts.key}
     knownHosts: {self.folder}/known_hosts
     acceptNewHostKeys: true
-{self.more if more is None else more}
+{self.ssh_options if ssh_options is None else ssh_options}
 {"  machines:" if machines else ""}
 {machines}
   system: {{packages: [jq], restartSeconds: {restart}, sysctl: {{net.ipv4.tcp_keepalive_time: "600"}}}}
@@ -63,30 +67,33 @@ spec:
 """)
 
     def command(self, *words, **environment):
+        """The arguments of `slipway cluster`, and its environment."""
         return [self.binary, "--home", self.folder / "home", "cluster", *words], {**os.environ, "HOME": str(self.folder), "SLIPWAY_CLUSTER_FILE": str(self.file),
                                                                                    "TMPDIR": str(self.folder), **environment}
 
     def run(self, *words, status=0, **environment):
-        """stdout; the exit status is checked."""
+        """Runs `slipway cluster`, checks its exit status unless it is None, and returns its stdout. Its stderr is in `self.stderr`."""
         command, environment = self.command(*words, **environment)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
         assert status is None or done.returncode == status, f"{words}: {done.returncode}, not {status}\n{done.stdout}\n{done.stderr}"
-        self.said = done.stderr
+        self.stderr = done.stderr
         return done.stdout
 
     def apply(self, *words, status=0, **environment):
-        """Steps by id."""
-        return self.verb("apply", *words, status=status, **environment)
+        """Runs an apply, and returns its steps by id."""
+        return self.run_steps("apply", *words, status=status, **environment)
 
-    def verb(self, *words, status=0, **environment):
-        """The same of any verb that does steps."""
+    def run_steps(self, *words, status=0, **environment):
+        """Runs a command that changes machines, and returns its steps by id."""
         text = self.run(*words, "--yes", "-o", "json", status=status, **environment)
         return {s["step"]: s for s in json.loads(text)["steps"]} if text.strip() else {}
 
     def plan(self, *words, status, **environment):
+        """The plans of the machines by name."""
         return {m["name"]: m for m in json.loads(self.run("plan", "-o", "json", *words, status=status, **environment))["machines"]}
 
     def members(self):
+        """The roles of the cluster's nodes by name, as the stand-in of MicroK8s has them."""
         state = json.loads((self.hosts.shared / "cluster.json").read_text())
         return {n: "worker" if m["worker"] else "control-plane" for n, m in state["members"].items() if m["cluster"] == self.first}
 
@@ -94,27 +101,29 @@ spec:
         return json.loads((self.hosts.shared / "cluster.json").read_text())["clusters"][self.first]
 
     def leftovers(self):
-        """Pods and claims that are still there."""
+        """Pods and volume claims that exist in the cluster."""
         return [*self.cluster()["pods"], *self.cluster()["claims"]]
 
-    def closed(self):
-        """Nodes that take no pods."""
+    def cordoned(self):
+        """Names of the cordoned nodes."""
         members = json.loads((self.hosts.shared / "cluster.json").read_text() or "{}").get("members", {})
-        return [n for n, m in members.items() if m["closed"]]
+        return [n for n, m in members.items() if m["cordoned"]]
 
     def faults(self, **faults):
+        """Sets the faults of the stand-in of MicroK8s."""
         (self.hosts.shared / "faults.json").write_text(json.dumps(faults))
 
     def commands(self):
-        """What changed the stand-ins, on all hosts."""
+        """The commands that changed the stand-ins, on all hosts."""
         return [f"{n}: {line}" for n in self.roles for line in self.hosts[n].ssh("cat /var/lib/standin/log 2>/dev/null", check=False).stdout.splitlines()]
 
 
-def converged(bench):
+def assert_converged(bench):
+    """Asserts that the nodes have the roles of the file, and that a plan finds no changes."""
     assert bench.members() == {n: "control-plane" if "control" in r else "worker" for n, r in bench.roles.items()}, bench.members()
     assert all(not m["changes"] for m in bench.plan(status=0).values())
 
 
-def outcomes(steps, tries=False):
-    """How steps ended, without the tries or only they."""
-    return {s["outcome"] for i, s in steps.items() if ("/smoke-" in i) == tries}
+def outcomes(steps, smoke=False):
+    """The set of the outcomes of all steps except smoke tests, or of only the smoke tests."""
+    return {s["outcome"] for i, s in steps.items() if ("/smoke-" in i) == smoke}

@@ -1,4 +1,4 @@
-"""Machines that a provider makes: DigitalOcean's and Paperspace's APIs by a stand-in, the machines behind them are test hosts."""
+"""Tests of machines that cloud providers create. The APIs of DigitalOcean and Paperspace are simulated; the machines are test hosts."""
 
 import contextlib
 import json
@@ -29,8 +29,8 @@ def cloud(binary):
         yield bench, clouds
 
 
-def stranger(clouds, name):
-    """A droplet of somebody else in the same account."""
+def add_foreign_droplet(clouds, name):
+    """Adds a droplet to the account that slipway did not create."""
     clouds.next += 1
     machine = clouds.droplets[str(clouds.next)] = Machine(clouds, str(clouds.next), name, "s-4vcpu-8gb", {"region": "nyc2"})
     machine.state = "on"
@@ -42,62 +42,62 @@ def names(machines):
 
 
 @test
-def machines_of_two_providers_are_made_once_grown_and_given_back(binary):
+def machines_of_two_providers_are_created_scaled_and_destroyed(binary):
     with cloud(binary) as (bench, clouds):
-        stranger(clouds, "somebody-elses")
+        add_foreign_droplet(clouds, "foreign")
         plan = bench.run("plan", status=3, **TOKENS)
-        assert "machine s-2vcpu-4gb of ocean, 0.036 $/h" in plan and "machine A4000 of space, price not told" in plan, plan
+        assert "machine s-2vcpu-4gb of ocean, 0.036 $/h" in plan and "machine A4000 of space, price unknown" in plan, plan
         assert not [r for r in clouds.requests if not r.startswith("GET")], "a plan orders nothing"
-        # Limits, trouble, small pages, lists that lag behind, and the answer to an order that is lost on its way, which is found out at once.
+        # Rate limits, server errors, small pages, lagging lists, and a lost response to an order, which is resolved in the same apply.
         clouds.faults.update(limited=2, broken=2, page=1, lag=1.5, lost=1)
         bench.apply(**TOKENS)
         assert clouds.faults["lost"] == 0, clouds.requests
-        assert names(clouds.droplets) == ["lab-cp-1", "somebody-elses"] and names(clouds.machines) == ["lab-gpu-1"], "every order was given once"
+        assert names(clouds.droplets) == ["foreign", "lab-cp-1"] and names(clouds.machines) == ["lab-gpu-1"], "every machine was ordered once"
         assert bench.members() == {"cp-1": "control-plane", "gpu-1": "worker"}
         body = next(m.body for m in clouds.droplets.values() if m.name == "lab-cp-1")
         assert body["ssh_keys"][0] == 512189 and "slipway:lab" in body["tags"]
         bench.run("plan", **TOKENS)
 
-        # Off and on again: Paperspace's machine comes back with another address, which all others learn.
-        steps = bench.verb("stop", **TOKENS)
+        # Power off and on: Paperspace's machine gets another address, which is updated on all other machines.
+        steps = bench.run_steps("stop", **TOKENS)
         assert steps["gpu-1/power-off"]["outcome"] == "changed" and {m.state for m in clouds.machines.values()} == {"off"}, steps
         old = json.loads(bench.run("inventory", "--host", "gpu-1"))["ansible_host"]
-        steps = bench.verb("start", **TOKENS)
+        steps = bench.run_steps("start", **TOKENS)
         new = json.loads(bench.run("inventory", "--host", "gpu-1"))["ansible_host"]
         assert old != new and steps["cp-1/base"]["outcome"] == "changed", steps
         assert f"{new} gpu-1" in bench.hosts["lab-cp-1"].read("/etc/hosts")
         bench.apply(**TOKENS)
 
-        # One more, and one less: the file keeps its comments.
-        assert bench.verb("scale", "gpu=2", **TOKENS)["gpu-2/join"]["outcome"] == "changed"
+        # Scale up and down: the file keeps its comments.
+        assert bench.run_steps("scale", "gpu=2", **TOKENS)["gpu-2/join"]["outcome"] == "changed"
         assert bench.members() == {"cp-1": "control-plane", "gpu-1": "worker", "gpu-2": "worker"} and "# the control plane" in bench.file.read_text()
         cost = json.loads(bench.run("cost", "-o", "json", **TOKENS))
         assert abs(cost["hourly"] - (0.03571 + 2 * 0.76)) < 1e-9 and cost["machines"][0]["machine"] == "cp-1", cost
         bench.run("scale", "gpu=1", "--yes", **TOKENS)
         assert bench.members() == {"cp-1": "control-plane", "gpu-1": "worker"} and names(clouds.machines) == ["lab-gpu-1"]
 
-        steps = bench.verb("destroy", "--name", "lab", **TOKENS)
+        steps = bench.run_steps("destroy", "--name", "lab", **TOKENS)
         assert outcomes(steps) == {"changed"}, steps
-        assert names(clouds.droplets) == ["somebody-elses"] and not clouds.machines
-        seen = subprocess.run(["grep", "-rlF", TOKEN, bench.folder], capture_output=True, text=True).stdout
-        assert not seen, seen
+        assert names(clouds.droplets) == ["foreign"] and not clouds.machines
+        files_with_token = subprocess.run(["grep", "-rlF", TOKEN, bench.folder], capture_output=True, text=True).stdout
+        assert not files_with_token, files_with_token
 
 
 @test
-def what_was_not_made_from_here_is_neither_used_nor_deleted(binary):
+def foreign_machines_are_neither_used_nor_deleted(binary):
     with cloud(binary) as (bench, clouds):
-        theirs = stranger(clouds, "lab-cp-1")
+        foreign = add_foreign_droplet(clouds, "lab-cp-1")
         plan = bench.run("plan", status=3, **TOKENS)
-        assert "was not made from here" in plan, plan
+        assert "that slipway did not create" in plan, plan
         steps = bench.apply(status=None, **TOKENS)
-        assert "was not made from here" in steps["cp-1/machine"]["reason"] and "cluster adopt cp-1" in bench.said, (steps, bench.said)
-        theirs.boot()
+        assert "that slipway did not create" in steps["cp-1/machine"]["reason"] and "cluster adopt cp-1" in bench.stderr, (steps, bench.stderr)
+        foreign.boot()
         bench.run("adopt", "cp-1", "999", status=1, **TOKENS)
-        assert "has no machine 999" in bench.said
-        bench.run("adopt", "cp-1", theirs.id, **TOKENS)
+        assert "has no machine 999" in bench.stderr
+        bench.run("adopt", "cp-1", foreign.id, **TOKENS)
         bench.apply(**TOKENS)
         assert bench.members() == {"cp-1": "control-plane", "gpu-1": "worker"}
-        # Deleted by somebody: another one is ordered.
+        # A machine that was deleted outside of slipway is ordered again.
         machine = next(iter(clouds.machines.values()))
         del clouds.machines[machine.id]
         machine.host.remove()
@@ -105,13 +105,13 @@ def what_was_not_made_from_here_is_neither_used_nor_deleted(binary):
         assert names(clouds.machines) == ["lab-gpu-1"] and clouds.machines != {machine.id: machine}
         bench.run("destroy", "--name", "lab", **TOKENS)
         assert names(clouds.droplets) == ["lab-cp-1"] and not clouds.machines
-        assert not theirs.host.ssh("command -v microk8s", check=False).stdout, "it is as it was before"
+        assert not foreign.host.ssh("command -v microk8s", check=False).stdout, "the changes of the adopted machine were rolled back"
 
-        # A token that is wrong, a size that is sold out.
+        # An invalid token, a missing token, and a size that is sold out.
         bench.run("plan", status=1, OCEAN_TOKEN="x", SPACE_TOKEN="x")
-        assert "Unable to authenticate you" in bench.said and "cluster.provider_auth" in bench.said
+        assert "Unable to authenticate you" in bench.stderr and "cluster.provider_auth" in bench.stderr
         bench.run("plan", status=1)
-        assert "cluster.secret" in bench.said and "OCEAN_TOKEN" in bench.said
+        assert "cluster.secret" in bench.stderr and "OCEAN_TOKEN" in bench.stderr
         bench.spec = bench.spec.replace("size: s-2vcpu-4gb", "size: gpu-gone").replace("name: cp", "name: big")
         bench.write()
         steps = bench.apply(status=None, **TOKENS)
@@ -119,7 +119,7 @@ def what_was_not_made_from_here_is_neither_used_nor_deleted(binary):
 
 
 @test
-def killed_while_machines_are_made_it_orders_none_twice(binary):
+def apply_killed_while_creating_machines_orders_none_twice(binary):
     with cloud(binary) as (bench, clouds):
         bench.spec = bench.spec.replace("count: 1, roles: [worker", "count: 2, roles: [worker")
         bench.write()
@@ -135,7 +135,7 @@ def killed_while_machines_are_made_it_orders_none_twice(binary):
         assert names(clouds.droplets) == ["lab-cp-1"] and names(clouds.machines) == ["lab-gpu-1", "lab-gpu-2"]
         bench.run("destroy", "--name", "lab", **TOKENS)
         assert not clouds.droplets and not clouds.machines
-        # Killed before anything was there, and given up: what was ordered is deleted, though nobody ever reached it.
+        # An apply is killed right after an order, and the cluster is destroyed: ordered machines are deleted, although they were never reachable.
         clouds.faults.update(lag=0.7, slow=1)
         command, environment = bench.command("apply", "--yes", "-o", "json", **TOKENS)
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -149,20 +149,20 @@ def killed_while_machines_are_made_it_orders_none_twice(binary):
 
 
 @test
-def the_stand_in_answers_the_official_client(binary):
-    """What the stand-in says is what DigitalOcean's own client understands."""
+def simulated_api_works_with_the_official_client(binary):
+    """DigitalOcean's official client, pydo, understands the responses of the simulated API."""
     with cloud(binary) as (bench, clouds):
         script = f"""
 import pydo, time
 client, plain = pydo.Client(token={TOKEN!r}, endpoint={clouds.url!r}), {{"enforce_https": False}}
-made = client.droplets.create(body={{"name": "a", "region": "nyc2", "size": "s-2vcpu-4gb", "image": "ubuntu-24-04-x64"}}, **plain)["droplet"]
-print(made["status"], client.droplets.get(made["id"], **plain)["droplet"]["size_slug"], client.droplets.list(**plain)["meta"]["total"], len(client.sizes.list(**plain)["sizes"]))
-while client.droplets.get(made["id"], **plain)["droplet"]["status"] != "active":
+created = client.droplets.create(body={{"name": "a", "region": "nyc2", "size": "s-2vcpu-4gb", "image": "ubuntu-24-04-x64"}}, **plain)["droplet"]
+print(created["status"], client.droplets.get(created["id"], **plain)["droplet"]["size_slug"], client.droplets.list(**plain)["meta"]["total"], len(client.sizes.list(**plain)["sizes"]))
+while client.droplets.get(created["id"], **plain)["droplet"]["status"] != "active":
     time.sleep(0.2)
-print(client.droplet_actions.post(made["id"], body={{"type": "shutdown"}}, **plain)["action"]["status"])
-while client.droplets.get(made["id"], **plain)["droplet"]["status"] != "off":
+print(client.droplet_actions.post(created["id"], body={{"type": "shutdown"}}, **plain)["action"]["status"])
+while client.droplets.get(created["id"], **plain)["droplet"]["status"] != "off":
     time.sleep(0.2)
-client.droplets.destroy(made["id"], **plain)
+client.droplets.destroy(created["id"], **plain)
 print(client.droplets.list(**plain)["meta"]["total"])
 """
         environment = bench.folder / "pydo"

@@ -1,11 +1,11 @@
-"""The Ansible collection, with ansible-core and ansible-lint from PyPI, on test hosts."""
+"""Tests of the Ansible collection on test hosts, with ansible-core and ansible-lint from PyPI."""
 
 import os
 import pathlib
 import re
 import subprocess
 
-from bench import Bench, converged, test
+from bench import Bench, assert_converged, test
 
 COLLECTION = pathlib.Path(__file__).resolve().parents[2] / "deploy/ansible"
 ANSIBLE = pathlib.Path(os.environ.get("ANSIBLE", pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "slipway/peers/ansible/bin"))
@@ -13,7 +13,7 @@ ROLES = 10
 
 
 class Playbook:
-    """The collection as it is installed from its archive, and slipway as the inventory."""
+    """The collection, installed from its archive, and slipway as the inventory."""
 
     def __init__(self, bench):
         self.bench = bench
@@ -39,20 +39,20 @@ class Playbook:
         return done.stdout
 
     def run(self, *words, status=0):
-        """Output, and by host the counts of the recap."""
+        """Runs the playbook. Returns its output, and the counts of its recap by host."""
         text = self.command("ansible-playbook", "-i", self.home / "inventory.sh", "slipway.cluster.site", "-e", f"slipway_program={self.bench.binary}", *words, status=status)
         recap = {m[1]: {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", m[2])} for m in re.finditer(r"^(\S+)\s+: (ok=.*)$", text, re.M)}
         return text, recap
 
 
 @test
-def the_collection_does_the_same_and_says_honestly_what_changed(binary):
+def collection_converges_hosts_and_reports_changes_correctly(binary):
     with Bench(binary, {"cp1": "control-plane", "cp2": "control-plane", "gpu1": "worker, gpu"}) as bench:
         playbook = Playbook(bench)
         assert len(list((playbook.installed / "roles").iterdir())) == ROLES
         playbook.command("ansible-lint", "--offline", "--profile", "production", "--strict", folder=playbook.installed)
 
-        # A check of bare machines shows everything and leaves nothing behind.
+        # A check of bare machines shows all changes and leaves no files behind.
         text, recap = playbook.run("--check", "--diff", "--limit", "all", status=0)
         assert all(counts["changed"] >= 3 and counts["failed"] == 0 for counts in recap.values()), text
         assert "snap microk8s 1.32/stable, refreshes held" in text and "package jq" in text, text
@@ -61,22 +61,22 @@ def the_collection_does_the_same_and_says_honestly_what_changed(binary):
 
         text, recap = playbook.run()
         assert all(counts["changed"] >= 3 for counts in recap.values()), text
-        converged(bench)
+        assert_converged(bench)
         text, recap = playbook.run()
         assert all(counts["changed"] == 0 and counts["failed"] == 0 for counts in recap.values()), text
         text, recap = playbook.run("--check")
         assert all(counts["changed"] == 0 and counts["failed"] == 0 for counts in recap.values()), text
 
-        # A hand edit is shown as a diff, kept by a check and mended by a run.
+        # A manual edit is shown as a diff by a check, which keeps it, and reverted by a run.
         bench.hosts["cp2"].ssh("sed -i s/600/7200/ /etc/sysctl.d/90-slipway.conf")
         text, recap = playbook.run("--check", "--diff")
         assert recap["cp2"]["changed"] == 1 and recap["cp1"]["changed"] == 0 and "-net.ipv4.tcp_keepalive_time = 7200" in text, text
         assert "7200" in bench.hosts["cp2"].read("/etc/sysctl.d/90-slipway.conf")
         text, recap = playbook.run()
         assert (recap["cp2"]["changed"], recap["gpu1"]["changed"]) == (1, 0), text
-        converged(bench)
+        assert_converged(bench)
 
-        # What fails says why, and fails the play.
+        # A failed resource fails the play, with the reason.
         bench.write(channel="1.32/nightly")
         text, recap = playbook.run("--limit", "gpu1", status=2)
         assert recap["gpu1"]["failed"] == 1 and "available to install on the following channels" in text, text

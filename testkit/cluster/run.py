@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""`slipway cluster` on test hosts: real Debian, systemd, sshd, sudo and apt; only the snap store's programs are stand-ins.
+"""Runs the tests of `slipway cluster` on test hosts: with real Debian, systemd, sshd, sudo and apt, and stand-ins for snap and MicroK8s.
 
     testkit/cluster/run.py target/release/slipway [NAME ...]
 
-Several tests run at once, each with hosts of its own ($JOBS, 3): they wait more than they compute. KEEP=1 runs one at a time, and waits before
-its hosts go when it failed. REPORT=FILE keeps the report of five machines, as JSON and as a page.
+Several tests run in parallel, each with its own hosts ($JOBS, 3 by default), because they mostly wait. KEEP=1 runs the tests one by one, and
+waits before it removes the hosts of a failed test. REPORT=FILE saves the report of the test with five machines, as JSON and as HTML.
 """
 
 import concurrent.futures
@@ -18,6 +18,7 @@ import machines
 from bench import SUITE
 from hosts import base
 
+# Runs a single test in this process.
 ALONE = "--alone"
 
 
@@ -29,13 +30,13 @@ def main():
     if os.environ.get("KEEP"):
         return sum(not SUITE.passes(name, binary) for name in names)
 
-    def apart(name):
+    def run_in_process(name):
         done = subprocess.run([sys.executable, __file__, binary, ALONE, name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         print(done.stdout, end="", flush=True)
         return done.returncode
 
     with concurrent.futures.ThreadPoolExecutor(int(os.environ.get("JOBS", "3"))) as pool:
-        failed = sum(map(bool, pool.map(apart, names)))
+        failed = sum(map(bool, pool.map(run_in_process, names)))
     print(f"cluster: {len(names) - failed} passed, {failed} failed")
     return 1 if failed else 0
 

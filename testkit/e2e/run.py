@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""End-to-end tests of the release binary that need more than cargo has: speed, containers, PostgreSQL and S3. Others are in
+"""End-to-end tests of the release binary that need more than `cargo test`: speed, containers, PostgreSQL and S3. All others are in
 `crates/slipway/tests`.
 
     testkit/e2e/run.py target/release/slipway [NAME ...]
@@ -24,7 +24,7 @@ test = SUITE.test
 
 
 @test
-def starts_quickly_idles_small_and_stops_cleanly():
+def server_starts_quickly_uses_little_memory_and_stops_cleanly():
     with Slipway(BINARY) as server:
         assert server.memory_mb() < 50, server.memory_mb()
         first = server.stop()
@@ -35,7 +35,7 @@ def starts_quickly_idles_small_and_stops_cleanly():
 
 
 def gpu(*arguments, fixture=None, stdin=None, **environment):
-    """Runs `slipway gpu`: exit code, standard output, standard error."""
+    """Runs `slipway gpu` and returns exit code, standard output and standard error."""
     options = ["--fixture", fixture] if fixture else []
     done = subprocess.run([BINARY, "gpu", *arguments, *options], capture_output=True, text=True, stdin=stdin,
                           env={**os.environ, **environment}, timeout=120)
@@ -43,7 +43,7 @@ def gpu(*arguments, fixture=None, stdin=None, **environment):
 
 
 @test
-def benchmarks_are_kept_and_compared():
+def benchmarks_are_stored_and_compared():
     with Slipway(BINARY) as server:
         run = lambda *a: server.command("gpu", "bench", "--cpu", "--quick", "-o", "json", *a, check=False)
         first = json.loads(run().stdout)
@@ -51,22 +51,22 @@ def benchmarks_are_kept_and_compared():
         report = os.path.join(server.folder.name, "report.html")
         assert run("--compare", "--report", report).returncode in (0, 3)
         assert "<svg" in pathlib.Path(report).read_text()
-        status, kept = server.call("GET", "/api/v1/gpu/benchmarks")
-        assert status == 200 and [k["number"] for k in kept] == [2, 1]
-        # Against a report that claims twice the speed everything is slower.
-        twice = {**kept[0], "figures": [{**f, "median": f["median"] * (0.5 if f["unit"] == "us" else 2), "range": [f["range"][0] * 2, f["range"][1] * 2]} for f in kept[0]["figures"]]}
+        status, stored = server.call("GET", "/api/v1/gpu/benchmarks")
+        assert status == 200 and [k["number"] for k in stored] == [2, 1]
+        # Compared with a forged report of twice the speed, everything is slower.
+        twice = {**stored[0], "figures": [{**f, "median": f["median"] * (0.5 if f["unit"] == "us" else 2), "range": [f["range"][0] * 2, f["range"][1] * 2]} for f in stored[0]["figures"]]}
         twice.pop("number")
         assert server.call("POST", "/api/v1/gpu/benchmarks", twice)[0] == 200
         slower = run("--compare", "3")
         assert slower.returncode == 3, slower.stdout
         assert server.call("POST", "/api/v1/gpu/benchmarks", {"nothing": 1})[0] == 400
-        nothing = {**twice, "figures": [{**twice["figures"][0], "median": 0}]}
-        assert server.call("POST", "/api/v1/gpu/benchmarks", nothing)[0] == 400
-        assert gpu("bench", fixture="h100x8")[0] == 1, "a fixture has no speed"
+        zero = {**twice, "figures": [{**twice["figures"][0], "median": 0}]}
+        assert server.call("POST", "/api/v1/gpu/benchmarks", zero)[0] == 400
+        assert gpu("bench", fixture="h100x8")[0] == 1, "simulated GPUs cannot be benchmarked"
 
 
 def runc_works():
-    """Whether a container of runc's own making starts here: it needs root, namespaces and control groups."""
+    """Whether runc can start containers on this machine: it needs root, namespaces and control groups."""
     if os.geteuid() != 0 or not shutil.which("runc"):
         return False
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ def sharing_fitting_and_containers():
         plan = json.loads(out)
         assert status == 0 and plan["recommended"] == "mig" and plan["outcomes"][0]["gpus"] == 2, plan
         assert gpu("mig", "plan", "--from-workloads", jobs, "--family", "h100-80gb")[0] == 0
-        assert gpu("share", "plan", jobs, "--family", "T4")[0] == 3, "no way serves"
+        assert gpu("share", "plan", jobs, "--family", "T4")[0] == 3, "no kind of sharing fits"
         assert gpu("share", "plan", place("bad.yaml", "workloads: 3"), "--family", "a100")[0] == 1
         status, out, _ = gpu("fit", "--params", "7b", "-o", "json")
         assert status == 0 and abs(json.loads(out)["parts"][0]["bytes"] - 14e9) < 1
@@ -115,27 +115,27 @@ def sharing_fitting_and_containers():
         status, out, _ = gpu("cdi", "check", spec)
         assert status == 0, out
         if runc_works():
-            # Real character devices stand in for the GPU's, as only their numbers differ.
+            # Any character devices can replace the GPU's, because only the device numbers differ.
             for name in ["nvidiactl", "nvidia-uvm", "nvidia0"]:
                 root.joinpath("dev", name).unlink()
                 os.mknod(root / "dev" / name, 0o666 | 0o020000, os.makedev(1, 3))
             status, out, error = gpu("container", "test", "nvidia.com/gpu=0", "--spec", spec, "-o", "json")
-            seen = json.loads(out)
-            assert status == 0 and "/dev/nvidia0" in [s["path"] for s in seen] and len(seen) > 5, (out, error)
+            checks = json.loads(out)
+            assert status == 0 and "/dev/nvidia0" in [c["path"] for c in checks] and len(checks) > 5, (out, error)
             assert gpu("container", "test", "nvidia.com/gpu=9", "--spec", spec)[0] == 1
         else:
-            print("     no container is run: this machine lets runc start none")
+            print("     skipped the container: runc cannot start containers on this machine")
         root.joinpath("dev/nvidia0").unlink()
         status, out, _ = gpu("cdi", "check", spec)
-        assert status == 3 and "dev/nvidia0 is not on this machine" in out
-        assert gpu("cdi", "generate", "--root", folder, fixture="t4")[0] == 1, "no driver there"
+        assert status == 3 and "dev/nvidia0 does not exist on this machine" in out
+        assert gpu("cdi", "generate", "--root", folder, fixture="t4")[0] == 1, "no driver in this folder"
 
         config = place("config.toml", "version = 2 # ours\n")
         configure = lambda *a: gpu("container", "configure", "--runtime", "containerd", "--config", config, *a)
         status, out, _ = configure("--dry-run", "--nvidia-runtime")
         assert status == 0 and "+" in out and pathlib.Path(config).read_text() == "version = 2 # ours\n"
         assert configure("--yes", "--nvidia-runtime")[0] == 0 and "nvidia" in pathlib.Path(config).read_text()
-        assert "as it should be" in configure("--yes", "--nvidia-runtime")[2]
+        assert "needs no changes" in configure("--yes", "--nvidia-runtime")[2]
         assert configure("--undo", "--yes")[0] == 0 and pathlib.Path(config).read_text() == "version = 2 # ours\n"
 
 

@@ -17,12 +17,12 @@ def manifest(name, script, **spec):
 
 
 def submit(server, *arguments):
-    status, answer = server.call("POST", "/api/v1/runs", manifest(*arguments[:2], **(arguments[2] if len(arguments) > 2 else {})))
-    assert status == 201, (status, answer)
-    return answer
+    status, response = server.call("POST", "/api/v1/runs", manifest(*arguments[:2], **(arguments[2] if len(arguments) > 2 else {})))
+    assert status == 201, (status, response)
+    return response
 
 
-def ended(server, name, phase, limit=30):
+def wait_until_finished(server, name, phase, limit=30):
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         status, run = server.call("GET", f"/api/v1/runs/default/{name}")
@@ -31,20 +31,20 @@ def ended(server, name, phase, limit=30):
             assert run["status"]["phase"] == phase, run["status"]
             return run["status"]
         time.sleep(0.05)
-    raise AssertionError(f"{name} is not over after {limit} s: {run['status']}")
+    raise AssertionError(f"{name} is not finished after {limit} s: {run['status']}")
 
 
-def until(what, ask, limit=30):
+def wait_until(condition, poll, limit=30):
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
-        if found := ask():
-            return found
+        if result := poll():
+            return result
         time.sleep(0.05)
-    raise AssertionError(f"{what}: not within {limit} s")
+    raise AssertionError(f"timed out after {limit} s: {condition}")
 
 
 class Shared:
-    """Both services, and servers on them; each test has a database of its own."""
+    """PostgreSQL and S3, and servers that use them; each test has its own database."""
 
     def __init__(self, binary, name):
         self.binary, self.name = binary, name
@@ -65,9 +65,9 @@ class Shared:
 
 
 def create_run(server):
-    status, made = server.call("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": "0"})
-    assert status == 200, (status, made)
-    return made["run"]["info"]["run_id"]
+    status, created = server.call("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": "0"})
+    assert status == 200, (status, created)
+    return created["run"]["info"]["run_id"]
 
 
 def log(server, run, step):
@@ -81,8 +81,8 @@ def steps(server, run):
     return {m["step"] for m in history["metrics"]}
 
 
-def what_one_server_keeps_the_others_know(binary):
-    """Runs, artifacts, aliases and deployments of one are at once, or within a second, those of all; a killed one is not missed."""
+def servers_share_runs_artifacts_aliases_and_deployments(binary):
+    """Changes at one server are visible at all others at once or within a second, also while one server is down."""
     with Shared(binary, "several") as shared, shared.server() as one, shared.server() as two:
         if not shared.bucket:
             return
@@ -100,8 +100,8 @@ def what_one_server_keeps_the_others_know(binary):
             if number == 1:
                 assert server.call("POST", "/api/2.0/mlflow/registered-models/create", {"name": "square"})[0] == 200
             version = {"name": "square", "run_id": run, "source": f"mlflow-artifacts:/0/{run}/artifacts/model"}
-            status, made = server.call("POST", "/api/2.0/mlflow/model-versions/create", version)
-            assert status == 200 and made["model_version"]["version"] == str(number), made
+            status, created = server.call("POST", "/api/2.0/mlflow/model-versions/create", version)
+            assert status == 200 and created["model_version"]["version"] == str(number), created
         alias = {"name": "square", "alias": "live", "version": "1"}
         assert one.call("POST", "/api/2.0/mlflow/registered-models/alias", alias)[0] == 200
 
@@ -114,77 +114,77 @@ def what_one_server_keeps_the_others_know(binary):
             status, shown = server.call("GET", "/v2/models/square", base=server.inference)
             return status == 200 and shown["versions"]
 
-        # What opens the stores is the server's alone.
+        # Runs do not get the server's credentials for the stores.
         submit(one, "curious", "env")
-        ended(one, "curious", "Succeeded")
+        wait_until_finished(one, "curious", "Succeeded")
         status, printed = one.call("GET", "/api/v1/runs/default/curious/log")
         assert status == 200 and "MLFLOW_RUN_ID=" in printed, (status, printed)
         assert shared.postgres.PASSWORD not in printed and shared.bucket.SECRET not in printed, printed
 
         with shared.server("--gateway-only") as gateway:
             for server in (one, two, gateway):
-                until("served everywhere", lambda: version(server) == ["1"])
-            assert gateway.call("GET", "/api/2.0/mlflow/experiments/get?experiment_id=0")[0] == 404, "a gateway alone tracks"
+                wait_until("the model is served by all", lambda: version(server) == ["1"])
+            assert gateway.call("GET", "/api/2.0/mlflow/experiments/get?experiment_id=0")[0] == 404, "a gateway has no tracking API"
             assert gateway.call("GET", "/readyz")[0] == 200
-            # An alias is moved at one of them.
+            # Move the alias at one server.
             assert two.call("POST", "/api/2.0/mlflow/registered-models/alias", alias | {"version": "2"})[0] == 200
             for server in (one, two, gateway):
-                until("the alias is followed", lambda: version(server) == ["2"])
-            # One is killed, and the others go on; a change at one of those reaches it when it is back.
+                wait_until("the alias is followed", lambda: version(server) == ["2"])
+            # While one server is down, the others work; after its restart it has their changes.
             one.stop(9)
             assert log(two, run, 5000)[0] == 200
             assert version(gateway) == ["2"]
             assert two.call("DELETE", "/api/v1/deployments/square")[0] in (200, 204)
-            until("it is gone at the gateway", lambda: version(gateway) is False)
+            wait_until("the deployment is deleted at the gateway", lambda: version(gateway) is False)
             one.start()
             assert 5000 in steps(one, run)
             assert version(one) is False
 
 
-def a_database_that_goes_away_and_comes_back(binary):
-    """While PostgreSQL is down, requests are refused with 503 and a reason; afterwards the same server goes on, and what was
-    acknowledged is there."""
+def server_survives_database_outage(binary):
+    """While PostgreSQL is down, requests are rejected with 503 and a reason. Afterwards the same server continues, without loss of
+    acknowledged writes."""
     with Shared(binary, "away") as shared, shared.server() as server:
         run = create_run(server)
-        kept, refused, stop = set(), {}, threading.Event()
+        acknowledged, rejected, stop = set(), {}, threading.Event()
 
         def client():
             step = 0
             while not stop.is_set():
-                status, answer = log(server, run, step)
+                status, response = log(server, run, step)
                 if status == 200:
-                    kept.add(step)
+                    acknowledged.add(step)
                 else:
-                    refused[status] = answer
+                    rejected[status] = response
                 step += 1
 
         thread = threading.Thread(target=client)
         thread.start()
         for _ in range(3):
-            before = len(kept)
-            until("writes go on", lambda: len(kept) > before + 20)
+            before = len(acknowledged)
+            wait_until("writes succeed", lambda: len(acknowledged) > before + 20)
             shared.postgres.kill()
             time.sleep(0.5)
-            status, answer = server.call("GET", f"/api/2.0/mlflow/runs/get?run_id={run}")
-            assert (status, answer["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE"), (status, answer)
+            status, response = server.call("GET", f"/api/2.0/mlflow/runs/get?run_id={run}")
+            assert (status, response["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE"), (status, response)
             assert server.call("GET", "/readyz")[0] == 503
             assert server.call("GET", "/healthz")[0] == 200
             shared.postgres.start()
-        before = len(kept)
-        until("writes go on", lambda: len(kept) > before + 20)
+        before = len(acknowledged)
+        wait_until("writes succeed", lambda: len(acknowledged) > before + 20)
         stop.set()
         thread.join()
-        lost = kept - steps(server, run)
-        assert not lost, f"{len(lost)} of {len(kept)} points are lost"
-        # 500: the connection broke in the middle of a commit, whose outcome nobody knows.
-        assert set(refused) <= {500, 503} and 503 in refused, refused
-        print(f"     {len(kept)} points acknowledged and kept over three crashes of PostgreSQL")
+        lost = acknowledged - steps(server, run)
+        assert not lost, f"{len(lost)} of {len(acknowledged)} points are lost"
+        # 500 if the connection broke during a commit, whose outcome is then unknown.
+        assert set(rejected) <= {500, 503} and 503 in rejected, rejected
+        print(f"     {len(acknowledged)} acknowledged points survived three crashes of PostgreSQL")
 
 
-def nothing_acknowledged_is_lost_where_servers_share(binary):
-    """The server is killed at random times while clients log; PostgreSQL has all that was acknowledged."""
+def acknowledged_writes_survive_kills_with_postgres(binary):
+    """The server is killed while clients log; PostgreSQL has all acknowledged writes."""
     with Shared(binary, "kill") as shared, shared.server() as server:
-        run, kept = create_run(server), set()
+        run, acknowledged = create_run(server), set()
         for round in range(10):
             stop = threading.Event()
 
@@ -193,7 +193,7 @@ def nothing_acknowledged_is_lost_where_servers_share(binary):
                 while not stop.is_set():
                     try:
                         if log(server, run, step)[0] == 200:
-                            kept.add(step)
+                            acknowledged.add(step)
                     except (OSError, ValueError):
                         return
                     step += 1
@@ -205,12 +205,12 @@ def nothing_acknowledged_is_lost_where_servers_share(binary):
             stop.set()
             thread.join()
             server.start()
-        lost = kept - steps(server, run)
-        assert kept and not lost, f"{len(lost)} of {len(kept)} points are lost"
+        lost = acknowledged - steps(server, run)
+        assert acknowledged and not lost, f"{len(lost)} of {len(acknowledged)} points are lost"
 
 
 TESTS = [
-    what_one_server_keeps_the_others_know,
-    a_database_that_goes_away_and_comes_back,
-    nothing_acknowledged_is_lost_where_servers_share,
+    servers_share_runs_artifacts_aliases_and_deployments,
+    server_survives_database_outage,
+    acknowledged_writes_survive_kills_with_postgres,
 ]

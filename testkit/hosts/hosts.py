@@ -1,9 +1,9 @@
-"""Machines with SSH on this machine: network namespaces on a bridge, a Debian of their own by overlay, systemd as their first process.
+"""Starts test hosts with SSH on this machine: containers with their own network namespace, an overlay of a Debian, and systemd as init.
 
-    testkit/hosts/hosts.py up cp1 cp2 gpu1     # until Ctrl-C; prints how to reach them, root's key among it
+    testkit/hosts/hosts.py up cp1 cp2 gpu1     # until Ctrl-C; prints their addresses and root's SSH key
 
-Real are: Debian, systemd, sshd, sudo, apt against Debian's mirror, files, services, users. MicroK8s needs the snap store, so `snap` and
-`microk8s` are stand-ins (`standins/`), and nothing else is. Needs root. All of it is gone when the context ends.
+Debian, systemd, sshd, sudo, apt with Debian's mirror, files, services and users are real. Only `snap` and `microk8s` are stand-ins
+(`standins/`), because MicroK8s needs the snap store. Needs root. Everything is removed when the context ends.
 """
 
 import contextlib
@@ -24,21 +24,22 @@ HERE = pathlib.Path(__file__).resolve().parent
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "slipway/hosts"
 SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
 PACKAGES = ["ca-certificates", "dbus", "iproute2", "kmod", "openssh-server", "procps", "python3", "sudo", "systemd", "systemd-sysv"]
-# What tests install is at hand, with the lists that promise it: they are about machines, not about a mirror.
+# Packages that tests install. They are downloaded in advance, so that the tests do not depend on the mirror.
 CACHED = ["jq", "python3-apt"]
 
-# systemd wants a hierarchy of its own: the named one beside cgroup v1, or the only one.
+# systemd needs its own cgroup hierarchy: with cgroup v1 the one named `systemd`, with cgroup v2 the only one.
 if os.path.isdir("/sys/fs/cgroup/systemd"):
-    GROUPS = pathlib.Path("/sys/fs/cgroup/systemd/slipway-hosts")
-    MOUNT_GROUPS = """mount -t tmpfs cgroup $R/sys/fs/cgroup
+    CGROUPS = pathlib.Path("/sys/fs/cgroup/systemd/slipway-hosts")
+    MOUNT_CGROUPS = """mount -t tmpfs cgroup $R/sys/fs/cgroup
 mkdir -p $R/sys/fs/cgroup/systemd
 mount -t cgroup -o none,name=systemd cgroup $R/sys/fs/cgroup/systemd"""
 else:
-    GROUPS = pathlib.Path("/sys/fs/cgroup/slipway-hosts")
-    MOUNT_GROUPS = "mount -t cgroup2 cgroup $R/sys/fs/cgroup"
+    CGROUPS = pathlib.Path("/sys/fs/cgroup/slipway-hosts")
+    MOUNT_CGROUPS = "mount -t cgroup2 cgroup $R/sys/fs/cgroup"
 
 
 def run(*command, check=True, **options):
+    """Runs a command and returns its stdout. Raises an error with its stderr if it fails and `check` is set."""
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)
     if check and done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
@@ -48,8 +49,8 @@ def run(*command, check=True, **options):
 TOOLS = {"ip": "iproute2", "nft": "nftables", "ssh": "openssh-client", "debootstrap": "debootstrap"}
 
 
-def tools():
-    """Installs what is missing."""
+def install_tools():
+    """Installs the missing programs of TOOLS."""
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     missing = [package for program, package in TOOLS.items() if not shutil.which(program)]
     if missing:
@@ -59,25 +60,25 @@ def tools():
 
 
 def base():
-    """The Debian that all hosts share, made once, by one at a time."""
+    """Returns the folder of the Debian that all hosts share. The first call creates it; a lock serializes parallel calls."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return made()
+        return ensure_base()
 
 
-def made():
-    tools()
+def ensure_base():
+    install_tools()
     key = hashlib.sha256(" ".join([SUITE, *PACKAGES, *CACHED]).encode()).hexdigest()[:12]
     folder = CACHE / f"{SUITE}-{key}"
     if not folder.exists():
-        print(f"making a Debian for the test hosts in {folder} (a minute, once)", flush=True)
+        print(f"creating a Debian for the test hosts in {folder} (takes a minute, only once)", flush=True)
         new = pathlib.Path(tempfile.mkdtemp(prefix="new-", dir=CACHE))
         run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, new / "root", MIRROR)
         shutil.copyfile("/etc/resolv.conf", new / "root/etc/resolv.conf")
         run("chroot", new / "root", "apt-get", "update", "-qq")
         run("chroot", new / "root", "apt-get", "install", "-y", "-qq", "--no-install-recommends", "--download-only", *CACHED)
-        # Keys are each host's own; what only makes noise in a namespace is off.
+        # Each host generates its own SSH keys, and units that fail in a container are disabled.
         for path in (new / "root/etc/ssh").glob("ssh_host_*"):
             path.unlink()
         for unit in ("systemd-resolved", "systemd-networkd", "systemd-udevd", "systemd-udev-trigger", "systemd-logind", "getty.target", "console-getty",
@@ -97,16 +98,17 @@ class Host:
         self.folder = hosts.folder / name
         self.root = self.folder / "root"
         self.namespace, self.link = f"{hosts.bridge}-{name}", f"{hosts.bridge[-8:]}-{number}"
-        self.group = GROUPS / f"{hosts.bridge}-{name}"
+        self.cgroup = CGROUPS / f"{hosts.bridge}-{name}"
         self.process = None
-        self.returns = True  # from a new start
-        self.gpus = []  # device numbers
+        self.survives_reboot = True  # if false, a reboot powers the host off
+        self.gpus = []  # PCI device ids
 
     @property
     def address(self):
         return f"{self.hosts.network}.{10 + self.number}"
 
-    def make(self):
+    def create(self):
+        """Creates the root file system and the network of the host."""
         for part in ("upper", "work", "root"):
             (self.folder / part).mkdir(parents=True)
         run("mount", "-t", "overlay", f"slipway-{self.name}", "-o",
@@ -114,32 +116,32 @@ class Host:
         run("ip", "netns", "add", self.namespace)
         run("ip", "link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
         run("ip", "link", "set", self.link, "master", self.hosts.bridge, "up")
-        self.plug_in()
+        self.configure_network()
         etc = self.root / "etc"
         (etc / "hostname").write_text(self.name + "\n")
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         shutil.copyfile("/etc/resolv.conf", etc / "resolv.conf")
         self.write("/etc/ssh/sshd_config.d/test.conf", "UseDNS no\nMaxStartups 200\nMaxSessions 200\n"
-                   # Where NVML has a stand-in, this is what it answers.
+                   # The fixture of the fake NVML, for hosts with GPUs.
                    + "SetEnv SLIPWAY_FAKE_NVML_FIXTURE=h100x8\n" * bool(self.gpus))
         run("chroot", self.root, "ssh-keygen", "-A")
         run("chroot", self.root, "useradd", "-m", "-s", "/bin/bash", "ops")
         for home in ("root", "home/ops"):
             self.write(f"/{home}/.ssh/authorized_keys", self.hosts.key.with_suffix(".pub").read_text())
-        # As modules they are compiled once: their start is a good part of what asking a host costs.
+        # The stand-ins are imported as modules, so that Python caches their bytecode. Their start takes much of the time of a probe.
         for name, program in (("snap", "/usr/bin/snap"), ("microk8s", "/usr/lib/standins/microk8s")):
             self.write(f"/usr/lib/standins/{name}.py", (HERE / f"standins/{name}.py").read_text())
             self.write(program, f"#!/usr/bin/python3 -IS\nimport sys\n\nsys.path.insert(0, '/usr/lib/standins')\nimport {name}\n", 0o755)
         (self.root / "standin").mkdir()
 
     def simulate_gpus(self, library):
-        """NVML's stand-in."""
+        """Installs the fake NVML library."""
         shutil.copy(library, self.root / "usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1")
 
     def offer_driver(self, branch, version):
-        """A package in apt's reach that stands for NVIDIA's driver: after the next start the module counts as loaded."""
+        """Adds an apt repository with a fake package of NVIDIA's driver. Once it is installed, the module appears as loaded after a reboot."""
         package = self.folder / "driver"
-        for path, text, mode in (("DEBIAN/control", f"Package: nvidia-driver-{branch}-server\nVersion: {version}\nArchitecture: all\nMaintainer: test\nDescription: stands for a driver\n", 0o644),
+        for path, text, mode in (("DEBIAN/control", f"Package: nvidia-driver-{branch}-server\nVersion: {version}\nArchitecture: all\nMaintainer: test\nDescription: fake driver\n", 0o644),
                                  ("usr/share/standin-driver", version + "\n", 0o644),
                                  ("usr/local/bin/modinfo", f"#!/bin/sh\n[ \"$3\" = nvidia ] && echo {version}\n", 0o755)):
             file = package / path
@@ -155,7 +157,7 @@ class Host:
         self.write("/etc/apt/sources.list.d/driver.list", "deb [trusted=yes] file:/opt/repository ./\n")
         self.ssh("apt-get update -qq -o Dir::Etc::sourcelist=sources.list.d/driver.list -o Dir::Etc::sourceparts=-")
 
-    def plug_in(self):
+    def configure_network(self):
         ip = lambda *words: run("ip", "-n", self.namespace, *words)
         ip("addr", "flush", "dev", "eth0")
         ip("addr", "add", f"{self.address}/24", "dev", "eth0")
@@ -163,10 +165,10 @@ class Host:
         ip("link", "set", "lo", "up")
         ip("route", "add", "default", "via", f"{self.hosts.network}.1")
 
-    def readdress(self):
-        """Gets another address, as machines of some clouds do after a new start."""
-        self.number = self.hosts.number()
-        self.plug_in()
+    def change_address(self):
+        """Assigns a new address, as some cloud providers do after a power cycle."""
+        self.number = self.hosts.next_number()
+        self.configure_network()
 
     def write(self, path, text, mode=0o644):
         file = self.root / path.lstrip("/")
@@ -178,11 +180,11 @@ class Host:
         return (self.root / path.lstrip("/")).read_text()
 
     def start(self):
-        """Boots; the time until SSH answers is the caller's."""
-        group = self.group
-        group.mkdir(parents=True, exist_ok=True)
+        """Boots the host, without waiting until it accepts SSH connections."""
+        cgroup = self.cgroup
+        cgroup.mkdir(parents=True, exist_ok=True)
         script = f"""set -e
-echo $$ >{group}/cgroup.procs
+echo $$ >{cgroup}/cgroup.procs
 exec nsenter --net=/run/netns/{self.namespace} unshare --mount --uts --ipc --pid --cgroup --fork --kill-child sh -c '
 set -e
 R={self.root}
@@ -192,7 +194,7 @@ mount -t proc proc $R/proc
 cat /proc/sys/kernel/random/uuid >{self.folder}/boot_id
 mount --bind {self.folder}/boot_id $R/proc/sys/kernel/random/boot_id
 mount -t sysfs sys $R/sys
-{self.pci()}
+{self.mount_pci()}
 if [ -e $R/usr/share/standin-driver ]; then
   mkdir -p {self.folder}/module/nvidia
   cp $R/usr/share/standin-driver {self.folder}/module/nvidia/version
@@ -206,7 +208,7 @@ mkdir $R/dev/pts $R/dev/shm
 mount -t devpts -o newinstance,ptmxmode=666 pts $R/dev/pts
 ln -s pts/ptmx $R/dev/ptmx
 ln -s /proc/self/fd $R/dev/fd
-{MOUNT_GROUPS}
+{MOUNT_CGROUPS}
 hostname {self.name}
 exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/systemd/systemd --log-target=null --show-status=0 systemd.unit=multi-user.target'
 """
@@ -215,13 +217,13 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
         threading.Thread(target=self.watch, args=(process,), daemon=True).start()
 
     def watch(self, process):
-        """A new start ends the first process of the namespace with SIGHUP (reboot(2)): what firmware would do is done here."""
+        """Boots the host again after a reboot, which ends the init process of a PID namespace with SIGHUP (reboot(2))."""
         process.wait()
-        if self.process is process and process.returncode in (-signal.SIGHUP, 128 + signal.SIGHUP) and self.returns:
+        if self.process is process and process.returncode in (-signal.SIGHUP, 128 + signal.SIGHUP) and self.survives_reboot:
             self.start()
 
-    def pci(self):
-        """Cards of NVIDIA on the bus, in place of this machine's own bus."""
+    def mount_pci(self):
+        """The shell command that replaces the PCI bus with one that has the host's GPUs; empty if the host has none."""
         if not self.gpus:
             return ""
         tree = self.folder / "pci"
@@ -233,14 +235,15 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
         return f"mount --bind {tree} $R/sys/bus/pci/devices"
 
     def wait(self, seconds=60):
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        """Waits until the host accepts SSH connections."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             if self.process.poll() not in (None, -signal.SIGHUP, 128 + signal.SIGHUP):
                 raise RuntimeError(f"{self.name} ended: {(self.folder / 'console.log').read_text()[-2000:]}")
             if self.ssh("true", check=False).returncode == 0:
                 return
             time.sleep(0.1)
-        raise RuntimeError(f"{self.name} does not answer over SSH")
+        raise RuntimeError(f"{self.name} does not accept SSH connections")
 
     def ssh(self, command, check=True, user="root"):
         done = subprocess.run(["ssh", "-q", "-F", "none", "-i", self.hosts.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
@@ -249,38 +252,39 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
             raise RuntimeError(f"{self.name}: {command}: {done.stderr}{done.stdout}")
         return done
 
-    def kill_at(self, words):
-        """What says these words on its output from now on is killed at once; nothing, for no words."""
+    def kill_at(self, text):
+        """From now on, kills every program on the host that writes this text to its standard output. An empty text disables that."""
         library = self.root / "usr/lib/kill_at.so"
         if not library.exists():
             run("cc", "-shared", "-fPIC", "-O1", "-o", library, HERE / "kill_at.c")
             self.write("/etc/ld.so.preload", "/usr/lib/kill_at.so\n")
-        self.write("/etc/kill-at", words)
+        self.write("/etc/kill-at", text)
 
     def stop(self):
-        """Pulls the plug."""
+        """Stops the host without a shutdown, as a power failure would."""
         if self.process is None:
             return
-        # The second process of the group is the namespace's first; with it all others end.
+        # When the init process of the PID namespace is killed, the kernel kills all other processes of the namespace.
         process, pids = self.process, self.processes()
         self.process = None
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait(20)
-        # Those are dying; until they are dead the machine may still answer.
-        until = time.monotonic() + 20
-        while any(file.read_text() for file in self.group.rglob("cgroup.procs")) and time.monotonic() < until:
+        # The processes do not end at once, and the host may still respond until they have ended.
+        deadline = time.monotonic() + 20
+        while any(file.read_text() for file in self.cgroup.rglob("cgroup.procs")) and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def processes(self):
-        """The process that holds the namespaces, and what it started."""
+        """The ids of the process that holds the namespaces and of its children, among them the host's init."""
         children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         with contextlib.suppress(OSError):
             return [int(c) for c in children.read_text().split()] + [self.process.pid]
         return [self.process.pid]
 
     def remove(self):
+        """Stops the host, and removes its network and its files."""
         self.stop()
         self.hosts.all.pop(self.name, None)
         for _ in range(50):
@@ -290,40 +294,43 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
         run("ip", "link", "del", self.link, check=False)
         run("ip", "netns", "del", self.namespace, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
-        for folder, _, _ in os.walk(self.group, topdown=False):
+        for folder, _, _ in os.walk(self.cgroup, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
 
 
 class Hosts:
-    """A context: `with Hosts(["cp1", "gpu1"]) as hosts: hosts["cp1"].ssh("true")`."""
+    """Test hosts on a common network; a context manager: `with Hosts(["cp1", "gpu1"]) as hosts: hosts["cp1"].ssh("true")`.
+
+    `gpus` are the PCI device ids of the GPUs by host name.
+    """
 
     def __init__(self, names, gpus=None):
         self.names, self.gpus, self.bridge, self.network = names, gpus or {}, None, None
 
-    def number(self):
+    def next_number(self):
         return next(self.numbers)
 
-    def join_networks(self):
-        """A bridge of their own, so that several sets of hosts can be up at once."""
+    def create_network(self):
+        """Creates a bridge with its own network, so that several sets of hosts can run at the same time."""
         for n in range(77, 120):
             if subprocess.run(["ip", "link", "add", f"slipway-h{n}", "type", "bridge"], capture_output=True).returncode == 0:
                 break
         else:
-            raise RuntimeError("no network is free for test hosts")
+            raise RuntimeError("all networks of test hosts are in use")
         self.bridge, self.network = f"slipway-h{n}", f"10.{n}.0"
         run("ip", "addr", "add", f"{self.network}.1/24", "dev", self.bridge)
         run("ip", "link", "set", self.bridge, "up")
-        # It stays on: other hosts may need it still.
+        # IP forwarding is not disabled at the end, because other test hosts may still need it.
         pathlib.Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         run("nft", "-f", "-", input=f"table ip {self.bridge} {{ chain out {{ type nat hook postrouting priority 100; "
                                     f"ip saddr {self.network}.0/24 oifname != \"{self.bridge}\" masquerade; }} ; }}\n")
 
     def add(self, name, gpus=()):
-        """A machine that is off."""
-        host = self.all[name] = Host(self, self.number(), name)
+        """Creates a host that is off."""
+        host = self.all[name] = Host(self, self.next_number(), name)
         host.gpus = list(gpus)
-        host.make()
+        host.create()
         return host
 
     def __enter__(self):
@@ -335,7 +342,7 @@ class Hosts:
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
         self.numbers, self.all = itertools.count(1), {}
         try:
-            self.join_networks()
+            self.create_network()
             for name in self.names:
                 self.add(name, self.gpus.get(name, [])).start()
             for host in self.all.values():
@@ -352,7 +359,7 @@ class Hosts:
             run("ip", "link", "del", self.bridge, check=False)
             run("nft", "delete", "table", "ip", self.bridge, check=False)
         with contextlib.suppress(OSError):
-            os.rmdir(GROUPS)
+            os.rmdir(CGROUPS)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __getitem__(self, name):

@@ -1,5 +1,5 @@
-/* Preloaded on a test host: a program dies, as by kill -9, when it has said these words on its output. A signal from outside comes too late
-   for what takes a millisecond. */
+/* A library that is preloaded into every program on a test host. It kills the program with SIGKILL right after the program has written the
+   text in /etc/kill-at to its standard output. A signal from outside would come too late for a step that takes a millisecond. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <signal.h>
@@ -10,12 +10,12 @@
 ssize_t write(int file, const void *text, size_t length)
 {
     ssize_t done = syscall(SYS_write, file, text, length);
-    char words[256];
-    int said = file == STDOUT_FILENO && done > 0 ? open("/etc/kill-at", O_RDONLY | O_CLOEXEC) : -1;
-    if (said >= 0) {
-        ssize_t count = read(said, words, sizeof words);
-        close(said);
-        if (count > 0 && memmem(text, done, words, count))
+    char trigger[256];
+    int trigger_file = file == STDOUT_FILENO && done > 0 ? open("/etc/kill-at", O_RDONLY | O_CLOEXEC) : -1;
+    if (trigger_file >= 0) {
+        ssize_t count = read(trigger_file, trigger, sizeof trigger);
+        close(trigger_file);
+        if (count > 0 && memmem(text, done, trigger, count))
             kill(getpid(), SIGKILL);
     }
     return done;

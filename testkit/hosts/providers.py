@@ -1,7 +1,7 @@
-"""Stands in for the clouds of DigitalOcean and Paperspace: their APIs, with test hosts as machines.
+"""Simulates the APIs of DigitalOcean and Paperspace, with test hosts as machines.
 
-Like the originals it answers in pages, makes machines in the background, gives other addresses after a new start (Paperspace), limits
-requests, and refuses. What a test wants to go wrong is set in `faults`.
+Like the real APIs, it pages lists, creates machines in the background, changes addresses after a power cycle (Paperspace), limits request
+rates and rejects invalid requests. A test sets failures in `faults`.
 
 Source: DigitalOcean API 2.0 (`droplets`, `droplet_actions`, `sizes`; as the official client pydo has them), Paperspace API v1 (`machines`).
 """
@@ -24,12 +24,13 @@ TOKEN = "dop_v1_secret-of-the-test"
 class Machine:
     def __init__(self, cloud, identifier, name, size, body):
         self.cloud, self.id, self.name, self.size, self.body = cloud, identifier, name, size, body
-        self.state, self.made_at = "new", datetime.datetime.now(datetime.timezone.utc)
-        self.seen_at = time.monotonic() + cloud.faults.get("lag", 0)
+        self.state, self.created_at = "new", datetime.datetime.now(datetime.timezone.utc)
+        self.visible_at = time.monotonic() + cloud.faults.get("lag", 0)
         self.host = None
 
     def boot(self):
-        def later():
+        """Boots the machine in the background; creates its host on the first boot."""
+        def in_background():
             time.sleep(self.cloud.faults.get("slow", 0.5))
             if self.host is None:
                 self.host = self.cloud.hosts.add(self.name)
@@ -38,18 +39,19 @@ class Machine:
             self.state = "on"
 
         self.state = "new" if self.host is None else "starting"
-        threading.Thread(target=later, daemon=True).start()
+        threading.Thread(target=in_background, daemon=True).start()
 
-    def off(self, new_address):
-        def later():
+    def power_off(self, new_address):
+        """Powers the machine off in the background."""
+        def in_background():
             time.sleep(0.5)
             self.host.stop()
             if new_address:
-                self.host.readdress()
+                self.host.change_address()
             self.state = "off"
 
         self.state = "stopping"
-        threading.Thread(target=later, daemon=True).start()
+        threading.Thread(target=in_background, daemon=True).start()
 
     def remove(self):
         if self.host:
@@ -58,13 +60,13 @@ class Machine:
     def address(self):
         return self.host.address if self.host and self.state in ("on", "stopping") else None
 
-    # As each provider tells of it.
+    # The machine in the responses of each provider.
 
     def droplet(self):
         networks = [{"ip_address": self.address(), "netmask": "255.255.255.0", "gateway": f"{self.cloud.hosts.network}.1", "type": kind} for kind in ("private", "public")] if self.address() else []
         return {"id": int(self.id), "name": self.name, "memory": 8192, "vcpus": 4, "disk": 160, "locked": False,
                 "status": {"new": "new", "on": "active", "off": "off", "starting": "off", "stopping": "active"}[self.state],
-                "created_at": f"{self.made_at:%Y-%m-%dT%H:%M:%SZ}", "features": [], "backup_ids": [], "snapshot_ids": [], "volume_ids": [],
+                "created_at": f"{self.created_at:%Y-%m-%dT%H:%M:%SZ}", "features": [], "backup_ids": [], "snapshot_ids": [], "volume_ids": [],
                 "size_slug": self.size, "size": {"slug": self.size, "price_hourly": SIZES[self.size][0], "price_monthly": SIZES[self.size][1]},
                 "networks": {"v4": networks, "v6": []}, "region": {"slug": self.body.get("region")}, "tags": self.body.get("tags", []), "image": {}}
 
@@ -72,11 +74,11 @@ class Machine:
         return {"id": self.id, "name": self.name, "machineType": self.size, "region": self.body.get("region"), "os": "Ubuntu 22.04", "agentType": "LinuxHeadless",
                 "state": {"new": "provisioning", "on": "ready", "off": "off", "starting": "starting", "stopping": "stopping"}[self.state],
                 "publicIpType": self.body.get("publicIpType"), "publicIp": self.address(), "privateIp": self.address(), "usageRate": RATES[self.size],
-                "dtCreated": f"{self.made_at:%Y-%m-%dT%H:%M:%S.000Z}"}
+                "dtCreated": f"{self.created_at:%Y-%m-%dT%H:%M:%S.000Z}"}
 
 
 class Clouds:
-    """A context: `with Clouds(hosts) as clouds: clouds.url`."""
+    """A server with both APIs; a context manager: `with Clouds(hosts) as clouds: clouds.url`."""
 
     def __init__(self, hosts):
         self.hosts, self.faults, self.requests = hosts, {}, []
@@ -96,8 +98,8 @@ class Clouds:
                 length = int(self.headers.get("content-length") or 0)
                 body = json.loads(self.rfile.read(length) or "null") if length else None
                 with clouds.lock:
-                    status, document, headers = clouds.answer(self.command, self.path, body, self.headers.get("authorization"))
-                if status is None:  # the answer is lost on its way
+                    status, document, headers = clouds.respond(self.command, self.path, body, self.headers.get("authorization"))
+                if status is None:  # simulate a lost response
                     self.close_connection = True
                     self.connection.close()
                     return
@@ -105,7 +107,7 @@ class Clouds:
                 self.send_response(status)
                 for name, value in {**headers, "content-type": "application/json", "content-length": str(len(data))}.items():
                     self.send_header(name, value)
-                # Whoever asked may have been killed meanwhile.
+                # The client may have been killed in the meantime.
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     self.end_headers()
                     self.wfile.write(data)
@@ -114,7 +116,7 @@ class Clouds:
 
         class Server(http.server.ThreadingHTTPServer):
             def handle_error(self, request, client_address):
-                # Tests kill clients: that one is gone is no news.
+                # Tests kill clients, so connection errors are not reported.
                 if not isinstance(sys.exc_info()[1], ConnectionError):
                     super().handle_error(request, client_address)
 
@@ -128,29 +130,29 @@ class Clouds:
         self.server.shutdown()
         self.server.server_close()
 
-    def fault(self, name):
-        """One less of a fault that happens so many times."""
-        left = self.faults.get(name, 0)
-        if left:
-            self.faults[name] = left - 1
-        return bool(left)
+    def take_fault(self, name):
+        """Whether a fault occurs now. Each occurrence decrements its count."""
+        remaining = self.faults.get(name, 0)
+        if remaining:
+            self.faults[name] = remaining - 1
+        return bool(remaining)
 
-    def answer(self, method, path, body, authorization):
+    def respond(self, method, path, body, authorization):
         url = urllib.parse.urlsplit(path)
         query = dict(urllib.parse.parse_qsl(url.query))
         self.requests.append(f"{method} {url.path}")
         limits = {"ratelimit-limit": "5000", "ratelimit-remaining": "4999", "ratelimit-reset": str(int(time.time()) + 60)}
-        ours = url.path.startswith("/v2/")
+        is_digitalocean = url.path.startswith("/v2/")
         if authorization != f"Bearer {TOKEN}":
-            refused = {"id": "unauthorized", "message": "Unable to authenticate you"} if ours else {"code": "UNAUTHORIZED", "message": "Invalid API key"}
-            return 401, refused, limits
-        if self.fault("limited"):
-            busy = {"id": "too_many_requests", "message": "API Rate limit exceeded."} if ours else {"code": "TOO_MANY_REQUESTS", "message": "Too many requests"}
-            return 429, busy, {**limits, "retry-after": "1"}
-        if self.fault("broken"):
-            return 503, {"id": "service_unavailable", "message": "Service Unavailable"} if ours else {"code": "INTERNAL_SERVER_ERROR", "message": "try again"}, limits
-        status, document = (self.digitalocean if ours else self.paperspace)(method, url.path, query, body)
-        if method == "POST" and status in (200, 202) and self.fault("lost"):
+            error = {"id": "unauthorized", "message": "Unable to authenticate you"} if is_digitalocean else {"code": "UNAUTHORIZED", "message": "Invalid API key"}
+            return 401, error, limits
+        if self.take_fault("limited"):
+            error = {"id": "too_many_requests", "message": "API Rate limit exceeded."} if is_digitalocean else {"code": "TOO_MANY_REQUESTS", "message": "Too many requests"}
+            return 429, error, {**limits, "retry-after": "1"}
+        if self.take_fault("broken"):
+            return 503, {"id": "service_unavailable", "message": "Service Unavailable"} if is_digitalocean else {"code": "INTERNAL_SERVER_ERROR", "message": "try again"}, limits
+        status, document = (self.digitalocean if is_digitalocean else self.paperspace)(method, url.path, query, body)
+        if method == "POST" and status in (200, 202) and self.take_fault("lost"):
             return None, None, {}
         return status, document, limits
 
@@ -159,8 +161,9 @@ class Clouds:
         machine.boot()
         return machine
 
-    def seen(self, machines):
-        return [m for m in machines.values() if m.seen_at <= time.monotonic()]
+    def visible(self, machines):
+        """The machines that lists show already."""
+        return [m for m in machines.values() if m.visible_at <= time.monotonic()]
 
     def digitalocean(self, method, path, query, body):
         missing = 404, {"id": "not_found", "message": "The resource you requested could not be found."}
@@ -175,7 +178,7 @@ class Clouds:
             return paged("sizes", [{"slug": slug, "price_hourly": hour, "price_monthly": month, "available": True, "regions": ["nyc2"], "vcpus": 4, "memory": 8192,
                                     "disk": 160, "transfer": 5.0, "description": "Basic"} for slug, (hour, month) in SIZES.items()])
         if path == "/v2/droplets" and method == "GET":
-            return paged("droplets", [m.droplet() for m in self.seen(self.droplets)])
+            return paged("droplets", [m.droplet() for m in self.visible(self.droplets)])
         if path == "/v2/droplets" and method == "POST":
             for field in ("name", "size", "image", "region"):
                 if not body.get(field):
@@ -195,7 +198,7 @@ class Clouds:
             if kind == "power_on":
                 machine.boot()
             else:
-                machine.off(False)
+                machine.power_off(False)
             return 201, {"action": {"id": 36804636, "status": "in-progress", "type": kind, "resource_id": int(machine.id), "resource_type": "droplet"}}
         if method == "DELETE":
             if machine.state not in ("on", "off"):
@@ -207,7 +210,7 @@ class Clouds:
 
     def paperspace(self, method, path, query, body):
         if path == "/v1/machines" and method == "GET":
-            items = [m.machine() for m in self.seen(self.machines)]
+            items = [m.machine() for m in self.visible(self.machines)]
             after = next((n + 1 for n, m in enumerate(items) if m["id"] == query.get("after")), 0)
             size = min(int(query.get("limit", 10)), self.faults.get("page", 120))
             shown, more = items[after:after + size], len(items) > after + size
@@ -225,7 +228,7 @@ class Clouds:
         if found[2] == "/start":
             machine.boot()
         elif found[2] == "/stop":
-            machine.off(True)
+            machine.power_off(True)
         elif method == "DELETE" and machine.state not in ("on", "off"):
             return 409, {"code": "CONFLICT", "message": f"Machine is {machine.machine()['state']}"}
         elif method == "DELETE":

@@ -1,4 +1,4 @@
-"""A lab with slipway in it: what every test on a real Kubernetes needs. Nothing but Python's standard library."""
+"""Shared by the tests on a real Kubernetes: starts the lab, installs slipway, and works with pods and nodes. Standard library only."""
 
 import contextlib
 import json
@@ -18,22 +18,22 @@ class Failed(AssertionError):
     pass
 
 
-def eventually(what, ask, limit=60, every=0.3):
-    """Asks until the answer is true; the last answer or error is in the failure."""
+def eventually(condition, poll, limit=60, interval=0.3):
+    """Polls until the result is true and returns it; a failure reports the last result or error."""
     deadline, last = time.monotonic() + limit, None
     while time.monotonic() < deadline:
         try:
-            last = ask()
+            last = poll()
             if last:
                 return last
         except (Failed, KeyError, IndexError, ValueError, OSError) as error:
             last = error
-        time.sleep(every)
-    raise Failed(f"{what}: not within {limit} s; last: {last}")
+        time.sleep(interval)
+    raise Failed(f"timed out after {limit} s: {condition}; last: {last}")
 
 
 class Lab:
-    """Upstream's Kubernetes on this machine, with nodes that have a fake driver."""
+    """Upstream's Kubernetes on this machine, whose nodes have a fake driver."""
 
     def __init__(self, binary, fixtures):
         self.binary = os.path.abspath(binary)
@@ -48,7 +48,7 @@ class Lab:
         started = time.monotonic()
         self.kubeconfig = self.lab("up", "--nodes", str(len(self.fixtures)), "--gpus", ",".join(self.fixtures.values())).strip()
         self.bin = json.loads((RUN / "lab.json").read_text())["bin"]
-        print(f"     the lab is up after {time.monotonic() - started:.1f} s")
+        print(f"     the lab started in {time.monotonic() - started:.1f} s")
 
     def down(self):
         self.lab("down")
@@ -58,15 +58,15 @@ class Lab:
         return RUN / node / "nvidia" / "driver"
 
     def control(self, node, *lines):
-        """What happens to a node's GPUs, in the words of the fake NVML's control file."""
+        """Replaces the lines of a node's control file for the fake NVML (testkit/fake-nvml/src/control.rs)."""
         file = self.driver(node) / "control"
         new = file.with_suffix(".new")
         new.write_text("".join(line + "\n" for line in lines))
         new.rename(file)
 
-    def kubectl(self, *words, given=None, check=True):
+    def kubectl(self, *words, stdin=None, check=True):
         command = [f"{self.bin}/kubectl", "--kubeconfig", self.kubeconfig, *words]
-        done = subprocess.run(command, input=given, text=True, capture_output=True)
+        done = subprocess.run(command, input=stdin, text=True, capture_output=True)
         if check and done.returncode:
             raise Failed(f"{' '.join(words)}: {done.stderr.strip()}")
         return done.stdout
@@ -75,7 +75,7 @@ class Lab:
         return json.loads(self.kubectl("get", *words, "-o", "json"))
 
     def apply(self, *objects):
-        self.kubectl("apply", "--server-side", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+        self.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
     def slipway(self, *words, check=True):
         command = [self.binary, *words, "--kubeconfig", self.kubeconfig]
@@ -85,7 +85,7 @@ class Lab:
         return done
 
     def install(self, **more):
-        """Puts slipway into the cluster as a user would; answers what it said."""
+        """Installs slipway like a user, with additional values, and returns the output."""
         file = self.folder / "values.json"
         file.write_text(json.dumps(more))
         values = ["--values", str(RUN / "values.yaml"), "--values", str(file)]
@@ -95,7 +95,7 @@ class Lab:
         return self.get("node", name)
 
     def allocatable(self, node):
-        """What the node offers of GPUs; zeros are left out, as the kubelet keeps names of what was."""
+        """The node's allocatable GPU resources, without zeros: the kubelet keeps the names of removed resources."""
         found = self.node(node)["status"]["allocatable"]
         return {k: int(v) for k, v in found.items() if k.startswith("nvidia.com/") and v != "0"}
 
@@ -115,7 +115,7 @@ class Lab:
         return [p for p in pods if "deletionTimestamp" not in p["metadata"]][0]
 
     def agent_pid(self, node):
-        """The agent's process, seen from the machine."""
+        """The process id of the agent in the machine's process namespace."""
         uid = self.agent(node)["metadata"]["uid"]
         for entry in os.listdir("/proc"):
             if entry.isdigit():
@@ -126,17 +126,17 @@ class Lab:
         raise Failed(f"no agent runs on {node}")
 
     def http(self, node, path):
-        """Asks a node's agent, with a token as the control plane has one."""
+        """Sends a request to a node's agent, with a token like that of the control plane."""
         address = self.agent(node)["status"]["podIP"]
         import urllib.request
         token = self.kubectl("create", "token", "slipway-node-reader", "-n", NAMESPACE, "--audience", "slipway-node").strip()
         request = urllib.request.Request(f"http://{address}:9400{path}", headers={"x-slipway-node-token": token})
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return answer.read().decode()
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return response.read().decode()
 
     @contextlib.contextmanager
     def namespace(self, name, runs=False):
-        """A namespace of its own, enabled for runs or not; afterwards it is gone, pods and all."""
+        """Creates a namespace, optionally enabled for runs, and deletes it with its pods afterwards."""
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         eventually("the namespace's account", lambda: self.get("-n", name, "serviceaccount", "default"))
         if runs:
@@ -147,17 +147,17 @@ class Lab:
             self.kubectl("delete", "namespace", name, "--wait=true", "--timeout=60s")
 
     def enable(self, namespace):
-        """Lets runs be carried out in a namespace, as the documentation says."""
+        """Enables a namespace for runs, with the commands of the documentation."""
         for binding, account in [("slipway-runs", "slipway-controller"), ("slipway-submit", "slipway")]:
             self.kubectl("-n", namespace, "create", "rolebinding", binding, f"--clusterrole={binding}-{NAMESPACE}",
                          f"--serviceaccount={NAMESPACE}:{account}")
 
     def token(self, namespace, account):
-        """A service account's token that was made for slipway."""
+        """Creates a token of a service account for slipway's audience."""
         return self.kubectl("-n", namespace, "create", "token", account, "--audience", "slipway").strip()
 
     def pod(self, namespace, name, resources, node=None, command="sleep 10000", claims=None, restart="Never", **spec):
-        """Starts a pod with one container."""
+        """Creates a pod with one container."""
         container = {"name": "main", "image": "lab.local/tool:1", "imagePullPolicy": "Never", "command": ["sh", "-c", command],
                      "resources": {"limits": resources}}
         if claims:
@@ -171,10 +171,10 @@ class Lab:
     def phase(self, namespace, name):
         return self.get("-n", namespace, "pod", name)["status"].get("phase")
 
-    def running(self, namespace, *names, limit=60):
+    def wait_running(self, namespace, *names, limit=60):
         for name in names:
             try:
-                eventually(f"pod {name} runs", lambda: self.phase(namespace, name) == "Running", limit)
+                eventually(f"pod {name} is running", lambda: self.phase(namespace, name) == "Running", limit)
             except Failed:
                 print(self.kubectl("-n", namespace, "describe", "pod", name, check=False)[-1800:], file=sys.stderr)
                 raise
@@ -182,14 +182,14 @@ class Lab:
     def delete(self, namespace, *names):
         self.kubectl("-n", namespace, "delete", "pod", *names, "--wait=true", "--timeout=60s", "--grace-period=0", "--force")
 
-    def inside(self, namespace, pod, command):
+    def exec(self, namespace, pod, command):
         return self.kubectl("-n", namespace, "exec", pod, "--", "sh", "-c", command)
 
-    def gpus_inside(self, namespace, pod):
-        """Numbers of the GPUs' device nodes in a container."""
-        names = self.inside(namespace, pod, "ls /dev").split()
+    def visible_gpus(self, namespace, pod):
+        """The numbers of the GPU device nodes in a container."""
+        names = self.exec(namespace, pod, "ls /dev").split()
         return sorted(int(n.removeprefix("nvidia")) for n in names if n.removeprefix("nvidia").isdigit())
 
-    def caps_inside(self, namespace, pod):
-        """MIG capabilities in a container."""
-        return sorted(self.inside(namespace, pod, "ls /dev/nvidia-caps").split())
+    def visible_mig_caps(self, namespace, pod):
+        """The MIG capability devices in a container."""
+        return sorted(self.exec(namespace, pod, "ls /dev/nvidia-caps").split())

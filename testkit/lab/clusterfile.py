@@ -1,4 +1,4 @@
-"""What `slipway cluster` does with a cluster, on a real one: a test host whose `microk8s kubectl` is upstream's, at the lab's API server."""
+"""Tests `slipway cluster` with the lab's API server, through a test host whose `microk8s kubectl` is upstream's kubectl."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from cluster import NAMESPACE, eventually
 from hosts import Hosts
 
 CREDENTIALS = "/var/snap/microk8s/current/credentials/client.config"
-# Only what the snap brings is played; kubectl, API server and kubelets are real.
+# Only the commands of the snap are simulated; kubectl, API server and kubelets are real.
 MICROK8S = f"""#!/bin/sh
 case $1 in
   kubectl) shift; exec /opt/kubectl --kubeconfig {CREDENTIALS} "$@";;
@@ -25,8 +25,8 @@ esac
 """
 
 
-class File:
-    """A cluster's file for the lab, and slipway that works on it through the host `cp1`."""
+class ClusterFile:
+    """A cluster.yaml for the lab, and commands that use it through the host `cp1`."""
 
     def __init__(self, lab, stack):
         self.lab = lab
@@ -68,7 +68,7 @@ def smoke_pods(lab):
     return [p["metadata"]["name"] for p in lab.get("pods", "-l", "slipway.dev/smoke")["items"] if not p["metadata"].get("deletionTimestamp")]
 
 
-# The lab's own values (`lab/gpus.go`), with what of MicroK8s the lab does not have.
+# The lab's own values (`lab/gpus.go`), and settings that replace MicroK8s' defaults.
 PLATFORM = {
     "image": {"pullPolicy": "Never"},
     "server": {"storage": {"ephemeral": True}},
@@ -78,47 +78,47 @@ PLATFORM = {
 }
 
 
-def a_cluster_file_installs_the_platform_and_tries_every_gpu_node(lab, values):
+def cluster_file_installs_the_platform_and_smoke_tests_every_gpu_node(lab, values):
     with contextlib.ExitStack() as stack:
-        file = File(lab, stack)
+        file = ClusterFile(lab, stack)
         platform = {"image": "lab.local/slipway:1", "values": {**PLATFORM, "node": {**PLATFORM["node"], **values["node"]}}}
-        tries = {"image": "lab.local/tool:1", "cudaImage": "lab.local/tool:1", "cudaCommand": ["sh", "-c", "ls /dev/nvidia[0-9]* && echo GPU 0: simulated"], "timeoutSeconds": 30}
-        write = lambda **more: file.write(f"  platform: {json.dumps(platform)}\n  smoke: {json.dumps({**tries, **more})}")
+        smoke = {"image": "lab.local/tool:1", "cudaImage": "lab.local/tool:1", "cudaCommand": ["sh", "-c", "ls /dev/nvidia[0-9]* && echo GPU 0: simulated"], "timeoutSeconds": 30}
+        write = lambda **more: file.write(f"  platform: {json.dumps(platform)}\n  smoke: {json.dumps({**smoke, **more})}")
         write()
         steps = file.apply("--only", "platform")
         assert steps["cp1/cluster"]["outcome"] == "changed", steps
         assert file.apply("--only", "platform")["cp1/cluster"]["outcome"] == "unchanged"
-        # Somebody changes it by hand.
+        # Simulate a change by hand.
         lab.kubectl("-n", NAMESPACE, "set", "image", "deployment/slipway", "*=lab.local/other:1")
         assert file.apply("--only", "platform")["cp1/cluster"]["outcome"] == "changed"
-        eventually("both nodes offer GPUs", lambda: all(lab.allocatable(n) for n in lab.fixtures))
+        eventually("both nodes advertise GPUs", lambda: all(lab.allocatable(n) for n in lab.fixtures))
 
         steps = file.apply("--only", "smoke")
         assert {s["outcome"] for s in steps.values()} == {"passed"} and len(steps) == 2, steps
         assert steps["n1/smoke-gpu"]["saw"] == "n1: GPU 0: simulated" and smoke_pods(lab) == [], steps
 
-        # Killed while a pod of it runs: the next deletes it.
+        # Kill an apply while its smoke test pods run: the next apply deletes them.
         write(cudaCommand=["sh", "-c", "sleep 600"])
         command, environment = file.command("apply", "--yes", "--only", "smoke")
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        left = eventually("pods of the smoke tests", lambda: smoke_pods(lab))
+        orphans = eventually("pods of the smoke tests", lambda: smoke_pods(lab))
         process.kill()
         process.wait()
-        # What goes wrong is told in the words of whom it went wrong with, and nothing is left.
+        # A failed smoke test reports the error message of the scheduler or the pod, and leaves no pods.
         with lab.namespace("full") as ns:
             write(cudaCommand=["sh", "-c", "echo no CUDA-capable device is detected; exit 1"], timeoutSeconds=15)
             lab.pod(ns, "all", {"nvidia.com/gpu": 8}, "n1")
-            eventually("the dead one's pods are gone, and n1's GPUs are taken", lambda: lab.phase(ns, "all") == "Running" or (file.apply("--only", "smoke", status=1) and False))
+            eventually("the orphaned pods are deleted, and n1's GPUs are in use", lambda: lab.phase(ns, "all") == "Running" or (file.apply("--only", "smoke", status=1) and False))
             steps = file.apply("--only", "smoke", status=1)
-            assert "Insufficient nvidia.com/gpu" in steps["n1/smoke-gpu"]["reason"] and "did not end within 15 s" in steps["n1/smoke-gpu"]["reason"], steps
+            assert "Insufficient nvidia.com/gpu" in steps["n1/smoke-gpu"]["reason"] and "did not finish within 15 s" in steps["n1/smoke-gpu"]["reason"], steps
             assert "no CUDA-capable device is detected" in steps["n2/smoke-gpu"]["reason"], steps
-        eventually("no pod of the smoke tests is left", lambda: smoke_pods(lab) == [])
-        assert left
+        eventually("no pods of the smoke tests remain", lambda: smoke_pods(lab) == [])
+        assert orphans
 
-        # A node is drained for real. A pod that nobody would make again stops it, and the node is open as before.
+        # Drain a real node. A pod without a controller stops the drain, and the node is schedulable again.
         with lab.namespace("drained") as ns:
             lab.pod(ns, "alone", {}, "n2")
-            lab.running(ns, "alone")
+            lab.wait_running(ns, "alone")
             steps = file.apply("--hosts", "n2", verb="stop", status=1)
             assert "declare no controller" in steps["n2/stop"]["reason"] and "unschedulable" not in lab.node("n2")["spec"], steps
             lab.delete(ns, "alone")
@@ -132,13 +132,13 @@ def a_cluster_file_installs_the_platform_and_tries_every_gpu_node(lab, values):
             steps = file.apply("--hosts", "n2", verb="stop")
             node = lab.node("n2")
             assert steps["n2/stop"]["outcome"] == "changed" and node["spec"]["unschedulable"] and node["metadata"]["annotations"]["slipway.dev/closed"] == "true", (steps, node)
-            eventually("its successor waits", lambda: pods("Pending") and not pods("Running"))
+            eventually("the new pod is pending", lambda: pods("Pending") and not pods("Running"))
             file.apply("--hosts", "n2", verb="start")
             node = lab.node("n2")
             assert "unschedulable" not in node["spec"] and "slipway.dev/closed" not in node["metadata"]["annotations"], node
             eventually("the pod runs again", lambda: pods("Running"))
 
-        # The cluster as the doctor sees it: the host's own name for it is no node, and nothing of the tries is left over.
+        # The doctor checks the cluster through the host, whose name is not a node, and finds no pods of smoke tests.
         command, environment = file.command("doctor", "-o", "json")
         found = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True).stdout)
-        assert not [f for f in found if "waits" in f["what"]], found
+        assert not [f for f in found if "is waiting" in f["what"]], found

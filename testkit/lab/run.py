@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tests of the node agent on a real Kubernetes: upstream's own kubelet and API server, with a fake driver on the nodes.
+"""Tests of slipway on a real Kubernetes: upstream's own kubelet and API server, with a fake driver on the nodes.
 
     testkit/lab/run.py target/release/slipway [NAME ...]
 
@@ -31,7 +31,7 @@ test = SUITE.test
 GPU, SHARED = "nvidia.com/gpu", "nvidia.com/gpu.shared"
 STATE, MIG, CONFIG = "nvidia.com/mig.config.state", "nvidia.com/mig.config", "nvidia.com/device-plugin.config"
 
-# The examples of NVIDIA's documentation, in content.
+# Based on the examples in NVIDIA's documentation.
 CONFIGS = {
     "default": "version: v1\nflags: {migStrategy: mixed}\n",
     "slices": "version: v1\nsharing: {timeSlicing: {renameByDefault: true, failRequestsGreaterThanOne: true, "
@@ -64,8 +64,8 @@ mig-configs:
 VALUES = {"node": {"config": CONFIGS, "migConfig": MIG_CONFIG}}
 
 
-def offers(lab, node, wanted, limit=60):
-    eventually(f"{node} offers {wanted}", lambda: lab.allocatable(node) == wanted, limit)
+def wait_allocatable(lab, node, resources, limit=60):
+    eventually(f"{node} advertises {resources}", lambda: lab.allocatable(node) == resources, limit)
 
 
 def configure(lab, node, name):
@@ -73,20 +73,20 @@ def configure(lab, node, name):
 
 
 @test
-def whole_gpus_go_to_the_pods_that_asked(lab):
-    offers(lab, "n1", {GPU: 8})
+def pods_get_the_number_of_gpus_that_they_request(lab):
+    wait_allocatable(lab, "n1", {GPU: 8})
     with lab.namespace("whole") as ns:
         lab.pod(ns, "two", {GPU: 2}, "n1", command="env; sleep 10000")
         lab.pod(ns, "five", {GPU: 5}, "n1")
         lab.pod(ns, "none", {}, "n1")
-        lab.running(ns, "two", "five", "none")
-        two, five = lab.gpus_inside(ns, "two"), lab.gpus_inside(ns, "five")
+        lab.wait_running(ns, "two", "five", "none")
+        two, five = lab.visible_gpus(ns, "two"), lab.visible_gpus(ns, "five")
         assert len(two) == 2 and len(five) == 5 and not set(two) & set(five), (two, five)
-        assert lab.gpus_inside(ns, "none") == []
-        # The CDI specification hides the GPUs from NVIDIA's own runtime, and brings the driver's libraries.
+        assert lab.visible_gpus(ns, "none") == []
+        # The CDI specification hides the GPUs from NVIDIA's own runtime, and mounts the driver's libraries.
         assert "NVIDIA_VISIBLE_DEVICES=void" in lab.kubectl("-n", ns, "logs", "two")
-        assert "libcuda.so.580.95.05" in lab.inside(ns, "two", "ls /usr/lib/x86_64-linux-gnu")
-        # Two GPUs of one socket are nearer to each other than two of both.
+        assert "libcuda.so.580.95.05" in lab.exec(ns, "two", "ls /usr/lib/x86_64-linux-gnu")
+        # The agent prefers two GPUs of the same socket, because they are closer.
         assert len({gpu // 4 for gpu in two}) == 1, two
         lab.pod(ns, "late", {GPU: 2}, "n1")
         time.sleep(3)
@@ -94,153 +94,153 @@ def whole_gpus_go_to_the_pods_that_asked(lab):
         events = lab.kubectl("-n", ns, "describe", "pod", "late")
         assert "Insufficient nvidia.com/gpu" in events, events
         lab.delete(ns, "two")
-        lab.running(ns, "late")
-        assert set(lab.gpus_inside(ns, "late")) <= set(range(8)) - set(five)
+        lab.wait_running(ns, "late")
+        assert set(lab.visible_gpus(ns, "late")) <= set(range(8)) - set(five)
 
 
 @test
-def labels_say_what_there_is(lab):
+def labels_describe_the_gpus(lab):
     labels = lab.labels("n1")
-    wanted = {
+    expected = {
         "gpu.product": "NVIDIA-A100-SXM4-80GB", "gpu.count": "8", "gpu.memory": "81920", "gpu.family": "ampere",
         "gpu.compute.major": "8", "gpu.compute.minor": "0", "gpu.replicas": "1", "mig.capable": "true", "mig.strategy": "mixed",
         "gpu.sharing-strategy": "none", "cuda.driver-version.full": "580.95.05", "cuda.driver.major": "580",
         "cuda.runtime-version.major": "13", "mps.capable": "false", "vgpu.present": "false",
     }
-    wrong = {k: (v, labels.get(f"nvidia.com/{k}")) for k, v in wanted.items() if labels.get(f"nvidia.com/{k}") != v}
-    assert not wrong, wrong
+    different = {k: (v, labels.get(f"nvidia.com/{k}")) for k, v in expected.items() if labels.get(f"nvidia.com/{k}") != v}
+    assert not different, different
     condition = [c for c in lab.node("n1")["status"]["conditions"] if c["type"] == "slipway.dev/GPUReady"][0]
     assert condition["status"] == "True" and "8 GPUs" in condition["message"], condition
 
 
 @test
-def time_slices_are_offered_and_changed_while_pods_run(lab):
+def time_slicing_changes_while_pods_run(lab):
     with lab.namespace("slices") as ns:
         lab.pod(ns, "before", {GPU: 1}, "n2")
-        lab.running(ns, "before")
-        held = lab.gpus_inside(ns, "before")
+        lab.wait_running(ns, "before")
+        held = lab.visible_gpus(ns, "before")
         configure(lab, "n2", "slices")
-        offers(lab, "n2", {SHARED: 4})
+        wait_allocatable(lab, "n2", {SHARED: 4})
         lab.pod(ns, "a", {SHARED: 1}, "n2")
         lab.pod(ns, "b", {SHARED: 1}, "n2")
-        lab.running(ns, "a", "b")
-        assert lab.gpus_inside(ns, "a") == lab.gpus_inside(ns, "b") == held == [0]
+        lab.wait_running(ns, "a", "b")
+        assert lab.visible_gpus(ns, "a") == lab.visible_gpus(ns, "b") == held == [0]
         eventually("labels", lambda: lab.labels("n2")["nvidia.com/gpu.replicas"] == "4")
         assert lab.labels("n2")["nvidia.com/gpu.sharing-strategy"] == "time-slicing"
         lab.pod(ns, "greedy", {SHARED: 2}, "n2")
-        refused = eventually("the greedy pod is refused",
-                             lambda: (s := lab.get("-n", ns, "pod", "greedy")["status"]).get("phase") == "Failed" and s)
-        assert "maximum request size for shared resources is 1" in refused["message"], refused
-        # A mistake in a file leaves the last good one in force.
+        rejected = eventually("the greedy pod is rejected",
+                              lambda: (s := lab.get("-n", ns, "pod", "greedy")["status"]).get("phase") == "Failed" and s)
+        assert "maximum request size for shared resources is 1" in rejected["message"], rejected
+        # An invalid file keeps the last valid configuration in use.
         configure(lab, "n2", "broken")
         time.sleep(4)
         assert lab.allocatable("n2") == {SHARED: 4}
-        assert "must be 0 to 1024" in lab.kubectl("-n", NAMESPACE, "logs", lab.agent("n2")["metadata"]["name"])
+        assert "must be from 0 to 1024" in lab.kubectl("-n", NAMESPACE, "logs", lab.agent("n2")["metadata"]["name"])
         configure(lab, "n2", "envvar")
-        offers(lab, "n2", {GPU: 2})
+        wait_allocatable(lab, "n2", {GPU: 2})
         assert lab.labels("n2")["nvidia.com/gpu.product"] == "Tesla-T4-SHARED", lab.labels("n2")
         lab.delete(ns, "before", "a", "b")
         lab.pod(ns, "env", {GPU: 1}, "n2", command="env; sleep 10000")
-        lab.running(ns, "env")
-        seen = re.search(r"NVIDIA_VISIBLE_DEVICES=(\S+)", lab.kubectl("-n", ns, "logs", "env"))
-        assert seen and re.fullmatch(r"GPU-[0-9a-f-]{36}", seen[1]), seen
+        lab.wait_running(ns, "env")
+        found = re.search(r"NVIDIA_VISIBLE_DEVICES=(\S+)", lab.kubectl("-n", ns, "logs", "env"))
+        assert found and re.fullmatch(r"GPU-[0-9a-f-]{36}", found[1]), found
     configure(lab, "n2", None)
-    offers(lab, "n2", {GPU: 1})
+    wait_allocatable(lab, "n2", {GPU: 1})
 
 
 @test
-def mps_runs_a_daemon_and_tells_clients(lab):
+def mps_starts_a_daemon_and_configures_clients(lab):
     configure(lab, "n2", "mps")
-    offers(lab, "n2", {GPU: 4})
+    wait_allocatable(lab, "n2", {GPU: 4})
     logs = lab.driver("n2").parent / "mps/nvidia.com/gpu/log"
     with lab.namespace("mps") as ns:
         lab.pod(ns, "client", {GPU: 1}, "n2", command="env; sleep 10000")
-        lab.running(ns, "client")
+        lab.wait_running(ns, "client")
         assert "CUDA_MPS_PIPE_DIRECTORY=/mps/nvidia.com/gpu/pipe" in lab.kubectl("-n", ns, "logs", "client")
-        lab.inside(ns, "client", "ls /mps/nvidia.com/gpu/pipe")
-        orders = eventually("orders", lambda: (logs / "orders").read_text())
+        lab.exec(ns, "client", "ls /mps/nvidia.com/gpu/pipe")
+        orders = eventually("commands to the daemon", lambda: (logs / "orders").read_text())
         assert "set_default_active_thread_percentage 25" in orders and "set_default_device_pinned_mem_limit 0 3840M" in orders, orders
         assert "-f" in (logs / "calls").read_text()
     configure(lab, "n2", None)
-    offers(lab, "n2", {GPU: 1})
+    wait_allocatable(lab, "n2", {GPU: 1})
 
 
 @test
-def mig_layouts_change_around_pods_that_stay(lab):
+def mig_layout_changes_keep_pods_on_common_instances(lab):
     lab.set_label("n1", MIG, "some")
     eventually("MIG is configured", lambda: lab.labels("n1").get(STATE) == "success")
-    offers(lab, "n1", {GPU: 7, "nvidia.com/mig-1g.10gb": 2, "nvidia.com/mig-2g.20gb": 1, "nvidia.com/mig-3g.40gb": 1})
+    wait_allocatable(lab, "n1", {GPU: 7, "nvidia.com/mig-1g.10gb": 2, "nvidia.com/mig-2g.20gb": 1, "nvidia.com/mig-3g.40gb": 1})
     labels = lab.labels("n1")
     assert labels["nvidia.com/mig-1g.10gb.product"] == "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb", labels
     assert labels["nvidia.com/mig-3g.40gb.count"] == "1" and labels["nvidia.com/gpu.count"] == "8", labels
     with lab.namespace("mig") as ns:
         lab.pod(ns, "small", {"nvidia.com/mig-1g.10gb": 1}, "n1")
         lab.pod(ns, "large", {"nvidia.com/mig-3g.40gb": 1}, "n1")
-        lab.running(ns, "small", "large")
-        small = lab.caps_inside(ns, "small")
-        assert len(small) == 2 and lab.gpus_inside(ns, "small") == [0], small
-        assert not set(small) & set(lab.caps_inside(ns, "large"))
-        eventually("the agent knows both", lambda: len(json.loads(lab.http("n1", "/api/v1/node"))["holders"]) == 2)
+        lab.wait_running(ns, "small", "large")
+        small = lab.visible_mig_caps(ns, "small")
+        assert len(small) == 2 and lab.visible_gpus(ns, "small") == [0], small
+        assert not set(small) & set(lab.visible_mig_caps(ns, "large"))
+        eventually("the agent reports both holders", lambda: len(json.loads(lab.http("n1", "/api/v1/node"))["holders"]) == 2)
         lab.set_label("n1", MIG, "impossible")
-        eventually("the impossible fails", lambda: lab.labels("n1").get(STATE) == "failed")
-        assert lab.phase(ns, "large") == "Running", "nobody was sent away for what cannot be"
+        eventually("the impossible layout fails", lambda: lab.labels("n1").get(STATE) == "failed")
+        assert lab.phase(ns, "large") == "Running", "no pod is evicted for an impossible layout"
         lab.set_label("n1", MIG, "others")
-        eventually("the other layout", lambda: lab.labels("n1").get(STATE) == "success", 90)
-        offers(lab, "n1", {GPU: 7, "nvidia.com/mig-1g.10gb": 2, "nvidia.com/mig-2g.20gb": 2})
-        # Its instance is in both layouts: the pod runs on. The other's went, and the pod with it.
-        assert lab.phase(ns, "small") == "Running" and lab.caps_inside(ns, "small") == small
+        eventually("the second layout is applied", lambda: lab.labels("n1").get(STATE) == "success", 90)
+        wait_allocatable(lab, "n1", {GPU: 7, "nvidia.com/mig-1g.10gb": 2, "nvidia.com/mig-2g.20gb": 2})
+        # The small pod's instance is in both layouts, so the pod keeps running. The large pod's instance is deleted, and the pod evicted.
+        assert lab.phase(ns, "small") == "Running" and lab.visible_mig_caps(ns, "small") == small
         assert "large" not in [p["metadata"]["name"] for p in lab.get("-n", ns, "pods")["items"]]
-    eventually("instances are free", lambda: not json.loads(lab.http("n1", "/api/v1/node"))["holders"])
+    eventually("no holders remain", lambda: not json.loads(lab.http("n1", "/api/v1/node"))["holders"])
     lab.set_label("n1", MIG, "alike")
-    eventually("all alike", lambda: lab.labels("n1").get(STATE) == "success" and lab.allocatable("n1") == {"nvidia.com/mig-3g.40gb": 16}, 90)
+    eventually("all GPUs have the same layout", lambda: lab.labels("n1").get(STATE) == "success" and lab.allocatable("n1") == {"nvidia.com/mig-3g.40gb": 16}, 90)
     configure(lab, "n1", "single")
-    offers(lab, "n1", {GPU: 16})
+    wait_allocatable(lab, "n1", {GPU: 16})
     assert lab.labels("n1")["nvidia.com/gpu.product"] == "NVIDIA-A100-SXM4-80GB-MIG-3g.40gb"
     configure(lab, "n1", None)
     lab.set_label("n1", MIG, "all-disabled")
-    offers(lab, "n1", {GPU: 8}, 90)
-    assert not [k for k in lab.labels("n1") if k.startswith("nvidia.com/mig-")], "labels of what is gone are gone"
+    wait_allocatable(lab, "n1", {GPU: 8}, 90)
+    assert not [k for k in lab.labels("n1") if k.startswith("nvidia.com/mig-")], "labels of removed instances are removed"
 
 
 @test
-def a_sick_gpu_takes_every_replica_and_comes_back(lab):
+def unhealthy_gpu_withdraws_every_replica_and_recovers(lab):
     configure(lab, "n1", "slices")
-    offers(lab, "n1", {SHARED: 32})
+    wait_allocatable(lab, "n1", {SHARED: 32})
     lab.control("n1", "xid 3 31")
     time.sleep(2)
-    assert lab.allocatable("n1") == {SHARED: 32}, "a program's mistake is not the GPU's"
+    assert lab.allocatable("n1") == {SHARED: 32}, "an application error does not make the GPU unhealthy"
     lab.control("n1", "xid 3 31", "xid 3 94", "action 3 1")
-    # Upstream lets one replica of four go, for its map from devices to replicas keeps one each.
-    offers(lab, "n1", {SHARED: 28}, 20)
+    # Upstream withdraws only one of four replicas, because its map from devices to replicas has one entry per device.
+    wait_allocatable(lab, "n1", {SHARED: 28}, 20)
     condition = [c for c in lab.node("n1")["status"]["conditions"] if c["type"] == "slipway.dev/GPUReady"][0]
     assert condition["status"] == "False" and "XID 94" in condition["message"], condition
-    # And never brings it back.
+    # Upstream never marks the GPU as healthy again.
     lab.control("n1", "xid 3 31", "xid 3 94")
-    offers(lab, "n1", {SHARED: 32}, 30)
+    wait_allocatable(lab, "n1", {SHARED: 32}, 30)
     lab.control("n1", "xid 3 31", "xid 3 94", "lost 5")
-    offers(lab, "n1", {SHARED: 28}, 30)
+    wait_allocatable(lab, "n1", {SHARED: 28}, 30)
     assert 'DCGM_FI_DEV_XID_ERRORS{gpu="3"' in lab.http("n1", "/metrics")
     lab.control("n1", "xid 3 31", "xid 3 94", "action 2 1")
-    eventually("GPU 5 is back and GPU 2 waits for a reset",
+    eventually("GPU 5 has recovered and GPU 2 waits for a reset",
                lambda: [d["index"] for d in json.loads(lab.http("n1", "/api/v1/node"))["offers"][0]["devices"] if d["fault"]] == ["2"], 30)
     lab.control("n1", "xid 3 31", "xid 3 94")
-    offers(lab, "n1", {SHARED: 32}, 30)
+    wait_allocatable(lab, "n1", {SHARED: 32}, 30)
     configure(lab, "n1", None)
-    offers(lab, "n1", {GPU: 8})
+    wait_allocatable(lab, "n1", {GPU: 8})
 
 
 @test
-def a_driver_that_goes_is_waited_for(lab):
+def agent_waits_for_an_unloaded_driver(lab):
     with lab.namespace("unloaded") as ns:
         lab.pod(ns, "holder", {GPU: 1}, "n2")
-        lab.running(ns, "holder")
+        lab.wait_running(ns, "holder")
         lab.control("n2", "unloaded")
-        offers(lab, "n2", {}, 30)
+        wait_allocatable(lab, "n2", {}, 30)
         reason = lambda: [c for c in lab.node("n2")["status"]["conditions"] if c["type"] == "slipway.dev/GPUReady"][0]["reason"]
-        eventually("the condition", lambda: reason() == "DriverMissing")
+        eventually("the condition reports it", lambda: reason() == "DriverMissing")
         assert "slipway_gpu_driver_up 0" in lab.http("n2", "/metrics")
         lab.control("n2")
-        offers(lab, "n2", {GPU: 1}, 30)
+        wait_allocatable(lab, "n2", {GPU: 1}, 30)
         assert lab.phase(ns, "holder") == "Running" and reason() == "Ready"
 
 
@@ -249,11 +249,11 @@ def metrics_name_the_pods(lab):
     with lab.namespace("metrics") as ns:
         lab.control("n1", *[f"utilization {gpu} 60" for gpu in range(8)])
         lab.pod(ns, "trainer", {GPU: 1}, "n1")
-        lab.running(ns, "trainer")
-        gpu = lab.gpus_inside(ns, "trainer")[0]
-        wanted = f'container="main",namespace="{ns}",pod="trainer"'
-        line = eventually("the pod's name", lambda: next(
-            (l for l in lab.http("n1", "/metrics").splitlines() if l.startswith("DCGM_FI_DEV_GPU_UTIL") and wanted in l and l.endswith(" 60")), None))
+        lab.wait_running(ns, "trainer")
+        gpu = lab.visible_gpus(ns, "trainer")[0]
+        labels = f'container="main",namespace="{ns}",pod="trainer"'
+        line = eventually("metrics have the pod's name", lambda: next(
+            (l for l in lab.http("n1", "/metrics").splitlines() if l.startswith("DCGM_FI_DEV_GPU_UTIL") and labels in l and l.endswith(" 60")), None))
         assert f'gpu="{gpu}",UUID="GPU-' in line and f'device="nvidia{gpu}"' in line, line
         assert 'modelName="NVIDIA A100-SXM4-80GB",Hostname="n1",DCGM_FI_DRIVER_VERSION="580.95.05"' in line, line
 
@@ -265,8 +265,8 @@ def metrics_name_the_pods(lab):
         assert used("slipway_gpu_pod_busy_seconds_total") > used("slipway_gpu_pod_idle_seconds_total") > 0
         board = (pathlib.Path(__file__).parents[2] / "deploy/grafana/gpus.json").read_text()
         served = set(re.findall(r"^# TYPE (\S+)", lab.http("n1", "/metrics"), re.M))
-        asked = set(re.findall(r"\b(?:DCGM_FI|slipway_gpu)_\w+", board)) - {"DCGM_FI_DRIVER_VERSION"}
-        assert len(asked) > 8 and asked <= served, asked - served
+        queried = set(re.findall(r"\b(?:DCGM_FI|slipway_gpu)_\w+", board)) - {"DCGM_FI_DRIVER_VERSION"}
+        assert len(queried) > 8 and queried <= served, queried - served
         lab.delete(ns, "trainer")
         eventually("the lease ends", lambda: next(
             l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "trainer")["ended"])
@@ -276,36 +276,36 @@ def metrics_name_the_pods(lab):
 
 
 @test
-def kubelet_and_agent_are_killed_and_nothing_is_lost(lab):
+def leases_and_devices_survive_kills_of_kubelet_and_agent(lab):
     with lab.namespace("killed") as ns:
         lab.pod(ns, "holder", {GPU: 3}, "n1")
-        lab.running(ns, "holder")
-        held = lab.gpus_inside(ns, "holder")
+        lab.wait_running(ns, "holder")
+        held = lab.visible_gpus(ns, "holder")
         lab.lab("do", "kill", "kubelet-n1")
         time.sleep(1)
         lab.lab("do", "start", "kubelet-n1")
-        eventually("the kubelet is back", lambda: "registered with the kubelet" in lab.kubectl(
+        eventually("the plugin is registered again", lambda: "registered with the kubelet" in lab.kubectl(
             "-n", NAMESPACE, "logs", "--since=20s", lab.agent("n1")["metadata"]["name"]))
-        offers(lab, "n1", {GPU: 8})
+        wait_allocatable(lab, "n1", {GPU: 8})
         began = next(l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "holder")["began"]
         for round in range(3):
             old = lab.agent_pid("n1")
             os.kill(old, signal.SIGKILL)
-            # A pod that starts while the agent is away waits for it.
+            # A pod that is created while no agent runs waits for the next agent.
             lab.pod(ns, f"late-{round}", {GPU: 1}, "n1", restart="Always")
-            eventually("another agent", lambda: lab.agent_pid("n1") != old, 90)
-        offers(lab, "n1", {GPU: 8}, 120)
+            eventually("a new agent runs", lambda: lab.agent_pid("n1") != old, 90)
+        wait_allocatable(lab, "n1", {GPU: 8}, 120)
         late = []
         for round in range(3):
             name = f"late-{round}"
-            if eventually("the pod is decided", lambda: lab.phase(ns, name) in ("Running", "Failed") and lab.phase(ns, name), 90) == "Failed":
-                # The kubelet refuses a pod whose plugin does not answer; who made it makes another.
+            if eventually("the pod is running or has failed", lambda: lab.phase(ns, name) in ("Running", "Failed") and lab.phase(ns, name), 90) == "Failed":
+                # The kubelet rejects a pod whose plugin does not respond; a controller would create another pod.
                 lab.delete(ns, name)
                 lab.pod(ns, name, {GPU: 1}, "n1")
-                lab.running(ns, name)
-            late += lab.gpus_inside(ns, name)
-        assert lab.gpus_inside(ns, "holder") == held and len(set(late + held)) == 6, (late, held)
-        eventually("the lease goes on", lambda: next(
+                lab.wait_running(ns, name)
+            late += lab.visible_gpus(ns, name)
+        assert lab.visible_gpus(ns, "holder") == held and len(set(late + held)) == 6, (late, held)
+        eventually("the lease continues", lambda: next(
             l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "holder"))
         lease = next(l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "holder")
         assert lease["began"] == began and lease["ended"] is None, lease
@@ -315,8 +315,8 @@ def kubelet_and_agent_are_killed_and_nothing_is_lost(lab):
 
 
 @test
-def an_agent_killed_while_it_hands_out_a_gpu_leaves_nothing(lab):
-    """strace holds the agent back when it is about to write the answer to Allocate; there it is killed."""
+def agent_killed_during_allocate_leaves_no_lease_or_device(lab):
+    """strace delays the agent's write of the response to Allocate; the agent is killed during the delay."""
     cdi = lambda: sorted(os.listdir("/run/slipway-lab/n1/run-cdi"))
     before = cdi()
     with lab.namespace("inside") as ns, tempfile.TemporaryDirectory() as folder:
@@ -329,29 +329,29 @@ def an_agent_killed_while_it_hands_out_a_gpu_leaves_nothing(lab):
         try:
             time.sleep(2)
             lab.pod(ns, "unlucky", {GPU: 1}, "n1")
-            # Only the answer to Allocate names a CDI device; the preferred allocation before it names the GPU alone.
-            eventually("the answer is about to be written", lambda: "slipway.dev/gpu=GPU-" in trace.read_text(errors="replace"), 60)
+            # Only the response to Allocate contains a CDI device; the preferred allocation before it contains just the GPU's id.
+            eventually("the response is about to be written", lambda: "slipway.dev/gpu=GPU-" in trace.read_text(errors="replace"), 60)
             os.kill(old, signal.SIGKILL)
         finally:
             strace.kill()
             strace.wait()
-        # The kubelet refuses a pod whose plugin breaks off; the pod holds nothing then.
-        eventually("the pod is decided", lambda: lab.phase(ns, "unlucky") == "Failed", 90)
-        eventually("another agent", lambda: lab.agent_pid("n1") != old, 90)
-        offers(lab, "n1", {GPU: 8}, 120)
+        # The kubelet rejects a pod when the connection to its plugin breaks; such a pod holds no GPU.
+        eventually("the pod has failed", lambda: lab.phase(ns, "unlucky") == "Failed", 90)
+        eventually("a new agent runs", lambda: lab.agent_pid("n1") != old, 90)
+        wait_allocatable(lab, "n1", {GPU: 8}, 120)
         lab.pod(ns, "all", {GPU: 8}, "n1")
-        lab.running(ns, "all")
-        assert len(set(lab.gpus_inside(ns, "all"))) == 8
+        lab.wait_running(ns, "all")
+        assert len(set(lab.visible_gpus(ns, "all"))) == 8
         leases = json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"]
         assert not [l for l in leases if l["pod"] == "unlucky"], leases
     assert cdi() == before, (before, cdi())
 
 
 @test
-def the_api_server_may_go_away(lab):
+def agent_survives_an_outage_of_the_api_server(lab):
     with lab.namespace("away") as ns:
         lab.pod(ns, "holder", {GPU: 1}, "n1")
-        lab.running(ns, "holder")
+        lab.wait_running(ns, "holder")
         lab.lab("do", "kill", "kube-apiserver")
         lab.control("n1", "lost 7")
         time.sleep(30)
@@ -359,48 +359,48 @@ def the_api_server_may_go_away(lab):
         lab.lab("do", "start", "etcd")
         lab.lab("do", "start", "kube-apiserver")
         eventually("the API server is back", lambda: lab.get("node", "n1"))
-        offers(lab, "n1", {GPU: 7}, 60)
+        wait_allocatable(lab, "n1", {GPU: 7}, 60)
         reason = lambda: [c for c in lab.node("n1")["status"]["conditions"] if c["type"] == "slipway.dev/GPUReady"][0]["reason"]
-        eventually("what happened meanwhile is told", lambda: reason() == "Unhealthy", 60)
+        eventually("the fault during the outage is reported", lambda: reason() == "Unhealthy", 60)
         lab.control("n1")
-        eventually("and what happens then", lambda: reason() == "Ready", 60)
-        # A watch is begun again with pauses that have grown.
+        eventually("the recovery is reported", lambda: reason() == "Ready", 60)
+        # The timeout is long because the watch restarts with an increased backoff.
         configure(lab, "n1", "slices")
-        offers(lab, "n1", {SHARED: 32}, 120)
+        wait_allocatable(lab, "n1", {SHARED: 32}, 120)
         configure(lab, "n1", None)
-        offers(lab, "n1", {GPU: 8})
+        wait_allocatable(lab, "n1", {GPU: 8})
         assert lab.phase(ns, "holder") == "Running"
         assert lab.agent("n1")["status"]["containerStatuses"][0]["restartCount"] <= 4
 
 
 @test
-def the_control_plane_runs_under_the_strictest_standard(lab):
-    warned = subprocess.run([f"{lab.bin}/kubectl", "--kubeconfig", lab.kubeconfig, "label", "--dry-run=server", "--overwrite", "namespace",
+def control_plane_meets_the_restricted_pod_security_standard(lab):
+    warnings = subprocess.run([f"{lab.bin}/kubectl", "--kubeconfig", lab.kubeconfig, "label", "--dry-run=server", "--overwrite", "namespace",
                              NAMESPACE, "pod-security.kubernetes.io/enforce=restricted"], text=True, capture_output=True).stderr
-    assert "slipway-node" in warned and not re.search(r"slipway-(controller-)?[0-9a-f]{6,}-", warned), warned
+    assert "slipway-node" in warnings and not re.search(r"slipway-(controller-)?[0-9a-f]{6,}-", warnings), warnings
     pod = [p for p in lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=server")["items"]][0]
     secret = lab.get("secret", "-n", NAMESPACE, "slipway-tokens")["data"]["tokens"]
     token = base64.b64decode(secret).decode().strip()
 
-    def ask(path, headers, body=None):
+    def send(path, headers, body=None):
         request = urllib.request.Request(f"http://{pod['status']['podIP']}:7070{path}", body, headers)
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return json.load(answer) if body is None else answer.status
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return json.load(response) if body is None else response.status
         except urllib.error.HTTPError as error:
             return error.code
 
     body = json.dumps({"experiment_id": "0"}).encode()
     headers = {"content-type": "application/json"}
-    assert ask("/api/2.0/mlflow/runs/create", headers, body) == 401
+    assert send("/api/2.0/mlflow/runs/create", headers, body) == 401
     headers["authorization"] = f"Bearer {token}"
-    assert ask("/api/2.0/mlflow/runs/create", headers, body) == 200
-    # It knows the nodes, their GPUs and who holds them; so does the command line, from outside.
+    assert send("/api/2.0/mlflow/runs/create", headers, body) == 200
+    # The server reports the nodes, their GPUs and holders; so does the command line from outside the cluster.
     with lab.namespace("shown") as ns:
         lab.pod(ns, "holder", {GPU: 1}, "n1")
-        lab.running(ns, "holder")
+        lab.wait_running(ns, "holder")
         holders = lambda nodes: [h["holder"]["pod"] for n in nodes if n["node"] == "n1" for h in n["holders"]]
-        eventually("the server shows the holder", lambda: holders(ask("/api/v1/cluster", headers)["nodes"]) == ["holder"])
+        eventually("the server shows the holder", lambda: holders(send("/api/v1/cluster", headers)["nodes"]) == ["holder"])
         nodes = json.loads(lab.slipway("node", "ls", "-o", "json").stdout)
         assert [n["node"] for n in nodes] == ["n1", "n2"] and holders(nodes) == ["holder"] and len(nodes[0]["gpus"]) == 8, nodes
         assert f"{ns}/holder" in lab.slipway("node", "ls").stdout
@@ -408,7 +408,7 @@ def the_control_plane_runs_under_the_strictest_standard(lab):
 
 
 @test
-def an_agent_may_change_its_own_node_only(lab):
+def agent_may_change_only_its_own_node(lab):
     name = lab.agent("n1")["metadata"]["name"]
     token = lab.kubectl("-n", NAMESPACE, "exec", name, "--", "cat", "/var/run/secrets/kubernetes.io/serviceaccount/token")
 
@@ -428,7 +428,7 @@ def an_agent_may_change_its_own_node_only(lab):
 
 @test
 def claims_get_gpus_and_partitions(lab):
-    """The same nodes, offered as devices for claims."""
+    """The same nodes, with their GPUs as devices for claims."""
     lab.set_label("n1", MIG, "all-disabled")
     lab.install(node={**VALUES["node"], "offer": "dra"})
     try:
@@ -439,7 +439,7 @@ def claims_get_gpus_and_partitions(lab):
         eventually("MIG is off", lambda: lab.labels("n1").get(STATE) == "success" and any(
             d["name"] == "gpu-7" for s in lab.get("resourceslices")["items"] for d in s["spec"].get("devices", [])), 90)
         lab.install(**VALUES)
-    offers(lab, "n1", {GPU: 8}, 90)
+    wait_allocatable(lab, "n1", {GPU: 8}, 90)
 
 
 def claims(lab):
@@ -448,8 +448,9 @@ def claims(lab):
     first = next(d for d in devices if d["name"] == "gpu-0")
     assert first["attributes"]["productName"] == {"string": "NVIDIA A100-SXM4-80GB"}, first
     assert first["attributes"]["driverVersion"] == {"version": "580.95.5"} and first["capacity"]["memory"] == {"value": "80Gi"}, first
-    offers(lab, "n1", {})
-    time.sleep(2)  # The scheduler hears of it after us; until then it takes the old pod's GPU for the device plugin's, and the kubelet refuses the pod.
+    wait_allocatable(lab, "n1", {})
+    # The scheduler's cache lags behind. Until it is updated, the old pod is scheduled for the device plugin's GPU, and the kubelet rejects it.
+    time.sleep(2)
     with lab.namespace("claims") as ns:
         template = lambda name, cls, count=1, selector=None: {
             "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaimTemplate", "metadata": {"name": name, "namespace": ns},
@@ -460,37 +461,37 @@ def claims(lab):
                   template("slice", "mig.slipway.dev", 1, f"{ours}.profile == '3g.40gb'"))
         claim = lambda name: [{"name": "gpu", "resourceClaimTemplateName": name}]
         lab.pod(ns, "two", {}, claims=claim("two"))
-        # A manifest from before claims, which knows nothing of them.
+        # A manifest without claims, which requests the extended resource.
         lab.pod(ns, "old", {GPU: 1}, "n1")
-        lab.running(ns, "two", "old")
-        two, old = lab.gpus_inside(ns, "two"), lab.gpus_inside(ns, "old")
+        lab.wait_running(ns, "two", "old")
+        two, old = lab.visible_gpus(ns, "two"), lab.visible_gpus(ns, "old")
         assert len(two) == 2 and len(old) == 1 and not set(two) & set(old), (two, old)
         eventually("holders", lambda: {h["holder"]["pod"] for h in json.loads(lab.http("n1", "/api/v1/node"))["holders"]} == {"two", "old"})
-        # Partitions: the instance is made for the pod and goes with it.
+        # The instance of a partition is created and deleted with the pod.
         lab.delete(ns, "two", "old")
         lab.set_label("n1", MIG, "all-enabled")
-        eventually("partitions are offered", lambda: any(
+        eventually("partitions are advertised", lambda: any(
             d["name"] == "gpu-0-mig-3g40gb-4" for s in lab.get("resourceslices")["items"] for d in s["spec"].get("devices", [])), 60)
         for name in ["a", "b", "c"]:
             lab.pod(ns, name, {}, "n1", claims=claim("slice"))
-        lab.running(ns, "a", "b", "c")
-        caps = [lab.caps_inside(ns, n) for n in "abc"]
+        lab.wait_running(ns, "a", "b", "c")
+        caps = [lab.visible_mig_caps(ns, n) for n in "abc"]
         assert all(len(c) == 2 for c in caps) and len({c for two in caps for c in two}) == 6, caps
         instances = lambda: sum(len(g["mig"]["devices"]) for g in json.loads(lab.http("n1", "/api/v1/node"))["gpus"])
         assert instances() == 3
         os.kill(lab.agent_pid("n1"), signal.SIGKILL)
         lab.delete(ns, "a")
-        eventually("the instance goes with its pod, whoever is killed", lambda: instances() == 2, 120)
+        eventually("the instance is deleted with its pod although the agent was killed", lambda: instances() == 2, 120)
         lab.delete(ns, "b", "c")
-        eventually("and the others", lambda: instances() == 0, 60)
-        # A sick GPU is tainted, and no claim gets it.
+        eventually("the other instances are deleted", lambda: instances() == 0, 60)
+        # An unhealthy GPU is tainted, so that no claim gets it.
         lab.control("n1", "lost 0")
         tainted = lambda: [d["name"] for s in lab.get("resourceslices")["items"] if s["spec"]["nodeName"] == "n1"
                            for d in s["spec"].get("devices", []) if d.get("taints")]
         eventually("taints", lambda: tainted() and all(n.startswith("gpu-0") for n in tainted()))
         lab.control("n1")
         eventually("no taints", lambda: not tainted())
-        assert not lab.get("-n", ns, "resourceclaims")["items"], "claims of pods go with them"
+        assert not lab.get("-n", ns, "resourceclaims")["items"], "claims are deleted with their pods"
 
 
 SUITE.update(runs.SUITE)
@@ -502,30 +503,30 @@ def control_planes_and_gateways_share_their_state(lab):
 
 
 @test
-def a_cluster_file_installs_the_platform_and_tries_every_gpu_node(lab):
-    clusterfile.a_cluster_file_installs_the_platform_and_tries_every_gpu_node(lab, VALUES)
+def cluster_file_installs_the_platform_and_smoke_tests_every_gpu_node(lab):
+    clusterfile.cluster_file_installs_the_platform_and_smoke_tests_every_gpu_node(lab, VALUES)
     lab.install(**VALUES)
 
 
 @test
-def installing_again_changes_nothing_and_removing_leaves_nothing(lab):
-    said = lab.install(**VALUES)
-    assert "0 objects" not in said and "~" not in said and "+ " not in said, said
+def second_install_changes_nothing_and_removal_leaves_nothing(lab):
+    output = lab.install(**VALUES)
+    assert "0 objects" not in output and "~" not in output and "+ " not in output, output
     memory = dict(line.split(":") for line in open(f"/proc/{lab.agent_pid('n1')}/status") if line.startswith(("VmRSS", "RssAnon")))
     resident, own = (int(memory[name].split()[0]) for name in ("VmRSS", "RssAnon"))
-    print(f"     the agent's memory: {resident} kB, {own} kB of it its own")
+    print(f"     the agent's memory: {resident} kB, {own} kB of it anonymous")
     assert resident < 30 * 1024, memory
     lab.set_label("n1", MIG, None)
     done = lab.slipway("down", "--kube", "--yes")
-    eventually("everything is gone", lambda: not [l for l in lab.kubectl(
+    eventually("all objects are deleted", lambda: not [l for l in lab.kubectl(
         "get", "daemonset,clusterrole,clusterrolebinding,resourceslices,deviceclasses,validatingadmissionpolicies,namespaces",
         "-A", "-o", "name").split() if "slipway" in l], 60)
     assert lab.labels("n1") == {} and lab.labels("n2") == {}, (lab.labels("n1"), done.stderr)
     assert not [c for c in lab.node("n1")["status"]["conditions"] if "slipway" in c["type"]]
 
 
-def calm(lab):
-    """Undoes what a failed test left, so that the next one is judged by itself."""
+def reset(lab):
+    """Restores the initial state after a failed test, so that the next test is independent of it."""
     for node in lab.fixtures:
         lab.control(node)
         configure(lab, node, None)
@@ -548,7 +549,7 @@ def main():
                         print(lab.kubectl("-n", NAMESPACE, "logs", "--tail=15", lab.agent(node)["metadata"]["name"], check=False), file=sys.stderr)
                     except Exception as error:
                         print(error, file=sys.stderr)
-                calm(lab)
+                reset(lab)
     finally:
         if not os.environ.get("KEEP"):
             lab.down()

@@ -1,4 +1,4 @@
-"""Tests of runs as pods, on the same lab: the executor, its controller, and who may do what."""
+"""Tests of runs as pods in the lab: the executor, its controller, and authorization."""
 
 import base64
 import contextlib
@@ -25,7 +25,7 @@ LEASE = "slipway-runs"
 
 
 class Server:
-    """A control plane, asked as a client would."""
+    """A client of a control plane."""
 
     def __init__(self, url, token):
         self.url, self.token = url, token
@@ -39,31 +39,31 @@ class Server:
         ][0]["status"]["podIP"])
         return cls(f"http://{address}:7070", base64.b64decode(secret).decode().strip())
 
-    def ask(self, path, body=None, token=None, method=None, tries=1):
-        """The answer's status and JSON."""
+    def request(self, path, body=None, token=None, method=None, tries=1):
+        """Sends a request and returns status and JSON; `token` defaults to the installation's."""
         headers = {"content-type": "application/json", "authorization": f"Bearer {self.token if token is None else token}"}
         data = json.dumps(body).encode() if body is not None else None
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                text = answer.read().decode()
-                return answer.status, json.loads(text) if text else None
+            with urllib.request.urlopen(request, timeout=30) as response:
+                text = response.read().decode()
+                return response.status, json.loads(text) if text else None
         except urllib.error.HTTPError as error:
             text = error.read().decode()
             return error.code, json.loads(text) if text.startswith("{") else text
 
     def slipway(self, lab, *words, check=True):
         environment = {**os.environ, "SLIPWAY_TOKEN": self.token, "SLIPWAY_SERVER": self.url}
-        # This installation has no TLS, and the token goes to an address that is not loopback.
+        # This installation has no TLS, and the client sends tokens without TLS only to loopback.
         done = subprocess.run([lab.binary, "--insecure", *words], text=True, capture_output=True, env=environment)
         if check and done.returncode:
             raise Failed(f"slipway {' '.join(words)}: {done.stderr}")
         return done
 
     def tracked(self, run_id):
-        status, answer = self.ask(f"/api/2.0/mlflow/runs/get?run_id={run_id}")
-        assert status == 200, answer
-        return answer["run"]
+        status, response = self.request(f"/api/2.0/mlflow/runs/get?run_id={run_id}")
+        assert status == 200, response
+        return response["run"]
 
 
 def manifest(name, command, namespace=None, **spec):
@@ -76,14 +76,14 @@ def status(lab, ns, name):
     return lab.get("-n", ns, "run", name).get("status", {})
 
 
-def ended(lab, ns, name, phase, limit=60):
-    found = eventually(f"run {name} is over", lambda: (s := status(lab, ns, name)).get("phase") in ("Succeeded", "Failed", "Cancelled") and s, limit)
+def wait_until_finished(lab, ns, name, phase, limit=60):
+    found = eventually(f"run {name} is finished", lambda: (s := status(lab, ns, name)).get("phase") in ("Succeeded", "Failed", "Cancelled") and s, limit)
     assert found["phase"] == phase, found
     return found
 
 
-def waits(lab, ns, name, reason, limit=60):
-    return eventually(f"run {name} waits: {reason}", lambda: (s := status(lab, ns, name)).get("reason") == reason and s, limit)
+def wait_for_reason(lab, ns, name, reason, limit=60):
+    return eventually(f"run {name} waits with reason {reason}", lambda: (s := status(lab, ns, name)).get("reason") == reason and s, limit)
 
 
 def run_pods(lab, ns):
@@ -91,13 +91,13 @@ def run_pods(lab, ns):
 
 
 @test
-def a_run_is_carried_out_tracked_and_attributed(lab):
-    """The same file, and the same commands, as on a single machine."""
+def run_is_executed_tracked_and_attributed(lab):
+    """The manifest and the commands are the same as on a single machine."""
     server = Server.in_cluster(lab)
     lab.control("n1", *[f"utilization {gpu} 75" for gpu in range(8)])
     with lab.namespace("runs-tracked", runs=True) as ns:
         file = lab.folder / "train.json"
-        # What any client of MLflow would do: its variables are in the environment.
+        # Logs like any client of MLflow, with the variables in the environment.
         command = ("echo training $LR on $(ls /dev | grep -c 'nvidia[0-9]') GPUs; "
                    "wget -q -O- --header \"authorization: Bearer $MLFLOW_TRACKING_TOKEN\" --header 'content-type: application/json' --post-data "
                    "\"{\\\"run_id\\\": \\\"$MLFLOW_RUN_ID\\\", \\\"key\\\": \\\"loss\\\", \\\"value\\\": 0.25, \\\"timestamp\\\": 1}\" "
@@ -108,7 +108,7 @@ def a_run_is_carried_out_tracked_and_attributed(lab):
         assert done.stdout.splitlines()[0] == "training 0.1 on 2 GPUs" and "done" in done.stdout, done
         found = status(lab, ns, "train")
         assert found["phase"] == "Succeeded" and found["node"] == "n1" and len(found["attempts"]) == 1, found
-        found = eventually("its GPUs' use is attributed", lambda: (s := status(lab, ns, "train")).get("attributed") and s)
+        found = eventually("GPU usage is attributed", lambda: (s := status(lab, ns, "train")).get("attributed") and s)
         gpus = found["attempts"][0]["gpus"]
         assert len({g["device"] for g in gpus}) == 2 and all(g["resource"] == GPU and g["joules"] > 100 for g in gpus), gpus
         run = server.tracked(found["runId"])
@@ -118,7 +118,7 @@ def a_run_is_carried_out_tracked_and_attributed(lab):
         assert abs(metrics["system/gpu_energy_joules"] - sum(g["joules"] for g in gpus)) < 1e-6, metrics
         assert metrics["system/gpu_busy_seconds"] > metrics["system/gpu_idle_seconds"], metrics
         assert sorted(tags["slipway.gpus"].split()) == sorted(g["device"] for g in gpus) and tags["slipway.node"] == "n1", tags
-        # kubectl's view: columns, conditions, events.
+        # kubectl shows columns, conditions and events.
         assert "Succeeded" in lab.kubectl("-n", ns, "get", "runs")
         lab.kubectl("-n", ns, "wait", "--for=condition=Complete", "run/train", "--timeout=5s")
         events = eventually("events", lambda: (e := lab.kubectl("-n", ns, "describe", "run", "train").split("Events:")[1]) and "Completed" in e and e)
@@ -128,17 +128,17 @@ def a_run_is_carried_out_tracked_and_attributed(lab):
         again = server.slipway(lab, "run", "submit", str(file), "-n", ns, check=False)
         assert again.returncode == 1 and "already exists" in again.stderr, again
         server.slipway(lab, "run", "rm", "train", "-n", ns, "--yes")
-        eventually("its pod goes with it", lambda: not run_pods(lab, ns))
-        assert server.tracked(found["runId"])["info"]["status"] == "FINISHED", "what was tracked stays"
+        eventually("the pod is deleted with the run", lambda: not run_pods(lab, ns))
+        assert server.tracked(found["runId"])["info"]["status"] == "FINISHED", "the tracked run is retained"
     lab.control("n1")
 
 
 @test
-def ends_are_told_apart(lab):
+def outcomes_have_distinct_reasons(lab):
     server = Server.in_cluster(lab)
     with lab.namespace("runs-ends", runs=True) as ns:
         lab.apply(
-            manifest("flaky", "echo try; exit 3", ns, backoffLimit=1),
+            manifest("flaky", "echo attempt; exit 3", ns, backoffLimit=1),
             manifest("hungry", "x=$(head -c 300m /dev/zero | tr '\\0' a); echo unreachable", ns, resources={"limits": {"memory": "32Mi"}}),
             manifest("late", "sleep 1000", ns, activeDeadlineSeconds=3),
             {**manifest("wrong", "", ns), "spec": {**manifest("wrong", "")["spec"], "command": ["/no/such/program"]}},
@@ -149,60 +149,60 @@ def ends_are_told_apart(lab):
             manifest("brief", "true", ns, ttlSecondsAfterFinished=1),
             manifest("leaving", "sleep 1000", ns),
         )
-        found = ended(lab, ns, "flaky", "Failed")
+        found = wait_until_finished(lab, ns, "flaky", "Failed")
         assert found["failures"] == 2 and [a["exitCode"] for a in found["attempts"]] == [3, 3] and "2 times" in found["message"], found
-        assert set(run_pods(lab, ns)) >= {"flaky-1", "flaky-2"}, "each try has a pod and a log of its own"
-        assert server.slipway(lab, "run", "logs", "flaky", "--attempt", "1", "-n", ns).stdout == "try\n"
-        found = ended(lab, ns, "hungry", "Failed")
+        assert set(run_pods(lab, ns)) >= {"flaky-1", "flaky-2"}, "each attempt has its own pod and log"
+        assert server.slipway(lab, "run", "logs", "flaky", "--attempt", "1", "-n", ns).stdout == "attempt\n"
+        found = wait_until_finished(lab, ns, "hungry", "Failed")
         assert found["reason"] == "OOMKilled" and "32Mi" in found["message"], found
-        found = ended(lab, ns, "late", "Failed")
+        found = wait_until_finished(lab, ns, "late", "Failed")
         assert found["reason"] == "DeadlineExceeded" and found["conditions"][0]["type"] == "Failed", found
-        found = ended(lab, ns, "wrong", "Failed")
+        found = wait_until_finished(lab, ns, "wrong", "Failed")
         assert found["reason"] == "StartError" and "/no/such/program" in found["message"], found
-        found = ended(lab, ns, "invalid", "Failed")
+        found = wait_until_finished(lab, ns, "invalid", "Failed")
         assert found["reason"] == "Invalid" and "nowhere" in found["message"], found
-        assert waits(lab, ns, "imageless", "ErrImageNeverPull")["phase"] == "Pending"
-        assert "Insufficient nvidia.com/gpu" in waits(lab, ns, "wide", "Unschedulable")["message"]
-        eventually("it runs", lambda: status(lab, ns, "cancelled")["phase"] == "Running")
+        assert wait_for_reason(lab, ns, "imageless", "ErrImageNeverPull")["phase"] == "Pending"
+        assert "Insufficient nvidia.com/gpu" in wait_for_reason(lab, ns, "wide", "Unschedulable")["message"]
+        eventually("the run is running", lambda: status(lab, ns, "cancelled")["phase"] == "Running")
         run_id = status(lab, ns, "cancelled")["runId"]
         server.slipway(lab, "run", "cancel", "cancelled", "-n", ns)
-        found = ended(lab, ns, "cancelled", "Cancelled")
+        found = wait_until_finished(lab, ns, "cancelled", "Cancelled")
         assert server.tracked(run_id)["info"]["status"] == "KILLED"
         for name in ["imageless", "wide"]:
             lab.kubectl("-n", ns, "patch", "run", name, "--type=merge", "-p", '{"spec":{"cancel":true}}')
-            ended(lab, ns, name, "Cancelled")
-        eventually("it runs", lambda: status(lab, ns, "leaving")["phase"] == "Running")
+            wait_until_finished(lab, ns, name, "Cancelled")
+        eventually("the run is running", lambda: status(lab, ns, "leaving")["phase"] == "Running")
         lab.kubectl("-n", ns, "delete", "run", "leaving", "--cascade=foreground", "--timeout=30s")
-        eventually("its pods are gone", lambda: not [name for name in run_pods(lab, ns) if name.startswith("leaving-")])
-        eventually("what is over is forgotten in time", lambda: "brief" not in lab.kubectl("-n", ns, "get", "runs", "-o", "name"))
-        refused = subprocess.run([f"{lab.bin}/kubectl", "--kubeconfig", lab.kubeconfig, "-n", ns, "patch", "run", "wide", "--type=merge", "-p",
+        eventually("the pods are deleted", lambda: not [name for name in run_pods(lab, ns) if name.startswith("leaving-")])
+        eventually("the finished run is deleted after its TTL", lambda: "brief" not in lab.kubectl("-n", ns, "get", "runs", "-o", "name"))
+        error = subprocess.run([f"{lab.bin}/kubectl", "--kubeconfig", lab.kubeconfig, "-n", ns, "patch", "run", "wide", "--type=merge", "-p",
                                   '{"spec":{"image":"other"}}'], text=True, capture_output=True).stderr
-        assert "the image cannot be changed" in refused, refused
+        assert "the image cannot be changed" in error, error
         codes = {name: server.tracked(status(lab, ns, name)["runId"])["info"]["status"] for name in ["flaky", "hungry", "late", "wrong"]}
         assert set(codes.values()) == {"FAILED"}, codes
 
 
 @test
-def what_was_not_its_fault_is_tried_again(lab):
+def disrupted_runs_are_retried(lab):
     with lab.namespace("runs-moved", runs=True) as ns:
         work = "trap 'exit 1' TERM; for i in $(seq 1000); do sleep 0.1; [ -e /tmp/end ] && exit 0; done"
         lab.apply(manifest("moved", work, ns), manifest("deleted", work, ns, nodeSelector={"kubernetes.io/hostname": "n2"}))
         for name in ["moved", "deleted"]:
-            eventually("it runs", lambda: status(lab, ns, name)["phase"] == "Running")
+            eventually("the run is running", lambda: status(lab, ns, name)["phase"] == "Running")
         lab.kubectl("-n", ns, "delete", "pod", "deleted-1", "--wait=false")
         node = status(lab, ns, "moved")["node"]
         lab.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=60s",
                     f"--pod-selector=slipway.dev/run=moved")
         try:
-            found = eventually("it starts again elsewhere", lambda: (s := status(lab, ns, "moved"))["phase"] == "Running" and s.get("disruptions") and s)
+            found = eventually("the run restarts on another node", lambda: (s := status(lab, ns, "moved"))["phase"] == "Running" and s.get("disruptions") and s)
             assert found["node"] != node and "failures" not in found and found["attempts"][0]["reason"] == "EvictionByEvictionAPI", found
         finally:
             lab.kubectl("uncordon", node)
-        found = eventually("it starts again", lambda: (s := status(lab, ns, "deleted"))["phase"] == "Running" and s.get("disruptions") and s)
+        found = eventually("the run restarts", lambda: (s := status(lab, ns, "deleted"))["phase"] == "Running" and s.get("disruptions") and s)
         assert found["disruptions"] == 1 and found["attempts"][0]["reason"] == "Deleted", found
         for name in ["moved", "deleted"]:
-            lab.inside(ns, f"{name}-2", "touch /tmp/end")
-            assert len(ended(lab, ns, name, "Succeeded")["attempts"]) == 2
+            lab.exec(ns, f"{name}-2", "touch /tmp/end")
+            assert len(wait_until_finished(lab, ns, name, "Succeeded")["attempts"]) == 2
 
 
 @test
@@ -213,17 +213,17 @@ def quotas_are_respected_and_explained(lab):
         eventually("the quota", lambda: lab.get("-n", ns, "resourcequota", "few")["status"]["used"])
         one = {"resources": {"limits": {GPU: 1}}}
         lab.apply(manifest("first", "sleep 1000", ns, **one))
-        eventually("it runs", lambda: status(lab, ns, "first")["phase"] == "Running")
+        eventually("the run is running", lambda: status(lab, ns, "first")["phase"] == "Running")
         lab.apply(manifest("second", "echo here", ns, **one))
-        found = waits(lab, ns, "second", "QuotaExceeded")
+        found = wait_for_reason(lab, ns, "second", "QuotaExceeded")
         assert "exceeded quota: few" in found["message"] and f"requests.{GPU}=1" in found["message"], found
         assert "QuotaExceeded" in eventually("the event", lambda: (t := lab.kubectl("-n", ns, "describe", "run", "second")) and "exceeded quota" in t and t)
         lab.kubectl("-n", ns, "delete", "run", "first")
-        assert len(ended(lab, ns, "second", "Succeeded")["attempts"]) == 1
+        assert len(wait_until_finished(lab, ns, "second", "Succeeded")["attempts"]) == 1
 
 
 @test
-def the_clusters_own_rules_say_who_may_what(lab):
+def requests_are_authorized_by_the_cluster(lab):
     server = Server.in_cluster(lab)
     with lab.namespace("runs-mine", runs=True) as mine, lab.namespace("runs-yours", runs=True) as yours:
         lab.apply(
@@ -237,37 +237,37 @@ def the_clusters_own_rules_say_who_may_what(lab):
              "subjects": [{"kind": "ServiceAccount", "name": "guest", "namespace": mine}]},
         )
         ada, guest = lab.token(mine, "ada"), lab.token(mine, "guest")
-        # A token for the API server is none for slipway: nobody has to hand one over.
-        assert server.ask(f"/api/v1/runs?namespace={mine}", token=lab.kubectl("-n", mine, "create", "token", "ada").strip())[0] == 401
-        # It goes on for as long as its token is tried: a token ends with its run.
-        submit = lambda ns, who, name: server.ask(f"/api/v1/runs?namespace={ns}", manifest(name, "sleep 300"), who)
+        # A token for the API server is not valid for slipway, so that users need not expose such a token.
+        assert server.request(f"/api/v1/runs?namespace={mine}", token=lab.kubectl("-n", mine, "create", "token", "ada").strip())[0] == 401
+        # The run must be active while its token is tested, because a token expires with its run.
+        submit = lambda ns, token, name: server.request(f"/api/v1/runs?namespace={ns}", manifest(name, "sleep 300"), token)
         eventually("roles are aggregated", lambda: submit(mine, ada, "one")[0] in (201, 409))
-        code, answer = submit(yours, ada, "one")
-        assert code == 403 and f'cannot create resource "runs" in API group "slipway.dev" in the namespace "{yours}"' in answer["error"], answer
+        code, response = submit(yours, ada, "one")
+        assert code == 403 and f'cannot create resource "runs" in API group "slipway.dev" in the namespace "{yours}"' in response["error"], response
         assert submit(mine, guest, "two")[0] == 403
-        assert server.ask(f"/api/v1/runs?namespace={mine}", token=guest)[0] == 200
-        assert server.ask(f"/api/v1/runs", token=guest)[0] == 403, "not of all namespaces"
-        assert server.ask(f"/api/v1/runs/{mine}/one", token=guest, method="DELETE")[0] == 403
+        assert server.request(f"/api/v1/runs?namespace={mine}", token=guest)[0] == 200
+        assert server.request(f"/api/v1/runs", token=guest)[0] == 403, "not in all namespaces"
+        assert server.request(f"/api/v1/runs/{mine}/one", token=guest, method="DELETE")[0] == 403
         assert lab.get("-n", mine, "run", "one")["metadata"]["annotations"]["slipway.dev/submitted-by"] == f"system:serviceaccount:{mine}:ada"
-        # Tracking belongs to the installation's namespace: a role there gives it.
-        search = lambda who: server.ask("/api/2.0/mlflow/experiments/search", {"max_results": 5}, who)[0]
-        create = lambda who: server.ask("/api/2.0/mlflow/runs/create", {"experiment_id": "0"}, who)[0]
+        # Tracking belongs to the installation's namespace: a role there gives access to it.
+        search = lambda token: server.request("/api/2.0/mlflow/experiments/search", {"max_results": 5}, token)[0]
+        create = lambda token: server.request("/api/2.0/mlflow/runs/create", {"experiment_id": "0"}, token)[0]
         assert search(ada) == 403 and create(ada) == 403
         binding = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "ada", "namespace": NAMESPACE},
                    "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
                    "subjects": [{"kind": "ServiceAccount", "name": "ada", "namespace": mine}]}
         lab.apply(binding)
-        eventually("she may read", lambda: search(ada) == 200, 30)
-        assert create(ada) == 403, "and not write"
+        eventually("ada may read", lambda: search(ada) == 200, 30)
+        assert create(ada) == 403, "ada may not write"
         lab.kubectl("-n", NAMESPACE, "delete", "rolebinding", "ada")
-        eventually("she may no longer", lambda: search(ada) == 403, 30)
-        # A run's token, which each attempt has of its own, tracks that run and does nothing else.
-        secrets = eventually("its secret", lambda: lab.get("-n", mine, "secrets", "-l", "slipway.dev/run=one")["items"])
+        eventually("ada may no longer read", lambda: search(ada) == 403, 30)
+        # Each attempt has its own token, which permits tracking of its run only.
+        secrets = eventually("the secret of the run", lambda: lab.get("-n", mine, "secrets", "-l", "slipway.dev/run=one")["items"])
         assert len(secrets) == 1 and secrets[0]["immutable"] and secrets[0]["metadata"]["ownerReferences"][0]["name"] == "one", secrets
         run = base64.b64decode(secrets[0]["data"]["token"]).decode()
-        own = {"run_id": eventually("its tracked run", lambda: status(lab, mine, "one")["runId"]), "key": "a", "value": "b"}
-        assert server.ask("/api/2.0/mlflow/runs/set-tag", own, run)[0] == 200 and submit(mine, run, "three")[0] == 403
-        assert server.ask("/api/v1/deployments", token=run)[0] == 403
+        own = {"run_id": eventually("the run id", lambda: status(lab, mine, "one")["runId"]), "key": "a", "value": "b"}
+        assert server.request("/api/2.0/mlflow/runs/set-tag", own, run)[0] == 200 and submit(mine, run, "three")[0] == 403
+        assert server.request("/api/v1/deployments", token=run)[0] == 403
         assert search("nobody") == 401 and search(run[:-1] + ("0" if run[-1] != "0" else "1")) == 401
         done = server.slipway(lab, "run", "queue", "-n", yours, check=False)
         assert done.returncode == 0
@@ -277,8 +277,8 @@ def the_clusters_own_rules_say_who_may_what(lab):
 
 
 @test
-def runs_are_carried_out_in_enabled_namespaces_only(lab):
-    """By what RBAC says of the accounts, by what becomes of a run elsewhere, and by the admission policies."""
+def runs_are_executed_only_in_enabled_namespaces(lab):
+    """Tests the RBAC permissions of the accounts, runs in other namespaces, and the admission policies."""
     server = Server.in_cluster(lab)
     api, controller = (f"system:serviceaccount:{NAMESPACE}:{name}" for name in ["slipway", "slipway-controller"])
 
@@ -291,52 +291,52 @@ def runs_are_carried_out_in_enabled_namespaces_only(lab):
                 assert not any(may(account, verb, "secrets", namespace) for verb in ["get", "list", "create", "update", "delete"]), (account, namespace)
                 assert not may(account, "create", "pods", namespace) and not may(account, "create", "pods/exec", namespace), (account, namespace)
             assert not may(api, "delete", "pods", namespace) and not may(api, "patch", "pods", namespace), namespace
-        code, answer = server.ask(f"/api/v1/runs?namespace={ns}", manifest("asked", "true"))
-        assert code == 403 and "create rolebinding slipway-runs" in answer["error"], answer
+        code, response = server.request(f"/api/v1/runs?namespace={ns}", manifest("submitted", "true"))
+        assert code == 403 and "create rolebinding slipway-runs" in response["error"], response
         lab.apply(manifest("applied", "true", ns))
-        found = waits(lab, ns, "applied", "NamespaceNotEnabled")
+        found = wait_for_reason(lab, ns, "applied", "NamespaceNotEnabled")
         commands = [c.split() for c in found["message"].split("this enables it: ")[1].split(" && ")]
         assert len(commands) == 2 and not run_pods(lab, ns), found
         for command in commands:
             lab.kubectl(*command[1:])
-        ended(lab, ns, "applied", "Succeeded")
+        wait_until_finished(lab, ns, "applied", "Succeeded")
         assert may(controller, "create", "pods", ns) and may(controller, "create", "secrets", ns) and not may(controller, "get", "secrets", ns)
         assert not any(may(api, "create", resource, ns) for resource in ["pods", "secrets"]) and not may(controller, "create", "pods", "kube-system")
-        # What the controller may do to pods anywhere is narrowed to pods of runs, and does not reach what they run.
-        lab.pod(ns, "stranger", {})
-        lab.running(ns, "stranger")
+        # Admission policies restrict the controller to pods of runs, and forbid changes of their containers.
+        lab.pod(ns, "unrelated", {})
+        lab.wait_running(ns, "unrelated")
 
-        def refused(*words, given=None):
+        def rejected(*words, stdin=None):
             done = subprocess.run([f"{lab.bin}/kubectl", "--kubeconfig", lab.kubeconfig, f"--as={controller}", "-n", ns, *words],
-                                  input=given, text=True, capture_output=True)
+                                  input=stdin, text=True, capture_output=True)
             assert done.returncode, (words, done.stdout)
             return done.stderr
 
-        assert "pods of runs only" in refused("delete", "pod", "stranger")
-        assert "pods of runs only" in refused("label", "pod", "stranger", "slipway.dev/run=mine")
+        assert "pods of runs only" in rejected("delete", "pod", "unrelated")
+        assert "pods of runs only" in rejected("label", "pod", "unrelated", "slipway.dev/run=mine")
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "planted", "namespace": ns}, "spec": {"containers": [{"name": "a", "image": "b"}]}}
-        assert "pods of runs only" in refused("create", "-f", "-", given=json.dumps(pod))
+        assert "pods of runs only" in rejected("create", "-f", "-", stdin=json.dumps(pod))
         patch = json.dumps([{"op": "replace", "path": "/spec/containers/0/image", "value": "other"}])
-        assert "what a pod runs" in refused("patch", "pod", "applied-1", "--type=json", "-p", patch)
+        assert "what a pod runs" in rejected("patch", "pod", "applied-1", "--type=json", "-p", patch)
         secret = {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
                   "metadata": {"name": "slipway-run-x", "namespace": ns, "annotations": {"kubernetes.io/service-account.name": "default"}}}
-        assert "secrets of runs only" in refused("create", "-f", "-", given=json.dumps(secret))
-        # Tracked runs and tokens are the controller's to ask for, and nobody else's.
-        ask = lambda token: server.ask("/api/v1/controller/token", {"namespace": ns, "run_id": "0" * 32, "run": "a", "experiment": None, "attempt": 1, "expires_at": 1}, token)[0]
-        assert ask(lab.token(ns, "default")) == 403 and ask("nobody") == 401 and ask(lab.token(NAMESPACE, "slipway-controller")) == 200
-        # Disabled again: what was begun may still end, and the namespace may go.
+        assert "secrets of runs only" in rejected("create", "-f", "-", stdin=json.dumps(secret))
+        # Only the controller may request tracked runs and tokens.
+        request_token = lambda token: server.request("/api/v1/controller/token", {"namespace": ns, "run_id": "0" * 32, "run": "a", "experiment": None, "attempt": 1, "expires_at": 1}, token)[0]
+        assert request_token(lab.token(ns, "default")) == 403 and request_token("nobody") == 401 and request_token(lab.token(NAMESPACE, "slipway-controller")) == 200
+        # After the namespace is disabled, active runs can still be cancelled, and the namespace can be deleted.
         lab.apply(manifest("last", "sleep 1000", ns))
-        eventually("it runs", lambda: status(lab, ns, "last").get("phase") == "Running")
+        eventually("the run is running", lambda: status(lab, ns, "last").get("phase") == "Running")
         lab.kubectl("-n", ns, "delete", "rolebinding", "slipway-runs", "slipway-submit")
         lab.kubectl("-n", ns, "patch", "run", "last", "--type=merge", "-p", '{"spec":{"cancel":true}}')
-        ended(lab, ns, "last", "Cancelled")
+        wait_until_finished(lab, ns, "last", "Cancelled")
 
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 
 def contender(lab, name):
-    """Another control plane on this machine, which carries runs out itself when it leads."""
+    """Another control plane on this machine, which executes runs while it is the leader."""
     tokens = lab.folder / "tokens"
     tokens.write_text(TOKEN + "\n")
     return Slipway(lab.binary, options=["--token-file", str(tokens)], environment={
@@ -347,18 +347,19 @@ def leader(lab):
     return lab.get("-n", NAMESPACE, "lease", LEASE)["spec"]["holderIdentity"].split("_")[0]
 
 
-def figure(server, name):
+def metric(server, name):
     request = urllib.request.Request(f"{server.url}/metrics", headers={"authorization": f"Bearer {TOKEN}"})
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        answer = answer.read().decode()
-    return next((float(l.split()[1]) for l in answer.splitlines() if l.startswith(name + " ")), 0.0)
+    with urllib.request.urlopen(request, timeout=5) as response:
+        text = response.read().decode()
+    return next((float(l.split()[1]) for l in text.splitlines() if l.startswith(name + " ")), 0.0)
 
 
 @contextlib.contextmanager
-def without_the_installed_one(lab):
+def without_installed_controller(lab):
+    """Scales the installed control plane and controller to zero, and restores them afterwards."""
     both = ["slipway", "slipway-controller"]
     lab.kubectl("-n", NAMESPACE, "scale", "deployment", *both, "--replicas=0")
-    eventually("they are gone", lambda: not lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component in (server,controller)")["items"])
+    eventually("the pods are deleted", lambda: not lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component in (server,controller)")["items"])
     try:
         yield
     finally:
@@ -367,43 +368,43 @@ def without_the_installed_one(lab):
 
 
 @test
-def controllers_fight_for_the_lease_and_every_run_is_done_once(lab):
-    with lab.namespace("runs-fought", runs=True) as ns, without_the_installed_one(lab):
+def each_run_is_executed_once_when_leaders_change(lab):
+    with lab.namespace("runs-fought", runs=True) as ns, without_installed_controller(lab):
         with contender(lab, "one") as one, contender(lab, "two") as two:
             both = {"one": one, "two": two}
             eventually("one leads", lambda: leader(lab) in both, 40)
             first = leader(lab)
             names = [f"job-{n}" for n in range(24)]
             lab.apply(*[manifest(name, "sleep 4", ns) for name in names])
-            eventually("some are done", lambda: sum(status(lab, ns, n).get("phase") == "Succeeded" for n in names[:6]) >= 2, 60)
-            assert figure(both["one" if first == "two" else "two"], "slipway_controller_leading") == 0
+            eventually("some runs have succeeded", lambda: sum(status(lab, ns, n).get("phase") == "Succeeded" for n in names[:6]) >= 2, 60)
+            assert metric(both["one" if first == "two" else "two"], "slipway_controller_leading") == 0
             both[first].process.kill()
             eventually("the other leads", lambda: leader(lab) in both and leader(lab) != first, 40)
             for name in names:
-                found = ended(lab, ns, name, "Succeeded", 120)
+                found = wait_until_finished(lab, ns, name, "Succeeded", 120)
                 assert len(found["attempts"]) == 1 and "disruptions" not in found, found
-            assert len(run_pods(lab, ns)) == len(names), "no pod too many"
-            eventually("all pods are let go", lambda: not [p for p in run_pods(lab, ns).values() if p["metadata"].get("finalizers")])
-            # One that was stopped wakes up as leader no longer.
+            assert len(run_pods(lab, ns)) == len(names), "no run has a second pod"
+            eventually("the finalizers of all pods are removed", lambda: not [p for p in run_pods(lab, ns).values() if p["metadata"].get("finalizers")])
+            # A leader that was stopped by a signal must notice that it lost the lease.
             second = leader(lab)
             both[second].process.send_signal(signal.SIGSTOP)
             with contender(lab, "three") as three:
                 eventually("a third leads", lambda: leader(lab) == "three", 40)
                 lab.apply(manifest("after", "true", ns))
                 both[second].process.send_signal(signal.SIGCONT)
-                ended(lab, ns, "after", "Succeeded")
-                eventually("it knows", lambda: figure(both[second], "slipway_controller_leading") == 0, 30)
-                assert figure(three, "slipway_controller_leading") == 1
+                wait_until_finished(lab, ns, "after", "Succeeded")
+                eventually("the stopped leader has noticed", lambda: metric(both[second], "slipway_controller_leading") == 0, 30)
+                assert metric(three, "slipway_controller_leading") == 1
 
 
 @test
-def nothing_is_lost_when_the_api_server_goes_and_watches_expire(lab):
-    with lab.namespace("runs-away", runs=True) as ns, without_the_installed_one(lab):
+def runs_survive_api_server_outages_and_expired_watches(lab):
+    with lab.namespace("runs-away", runs=True) as ns, without_installed_controller(lab):
         with contender(lab, "witness") as witness:
-            eventually("it leads", lambda: leader(lab) == "witness", 40)
+            eventually("the witness leads", lambda: leader(lab) == "witness", 40)
             lab.apply(*[manifest(f"short-{n}", "sleep 8", ns) for n in range(4)], manifest("long", "sleep 60", ns), manifest("failing", "sleep 8; exit 2", ns))
             for name in ["long", "failing", *[f"short-{n}" for n in range(4)]]:
-                eventually("it runs", lambda: status(lab, ns, name)["phase"] == "Running")
+                eventually("the run is running", lambda: status(lab, ns, name)["phase"] == "Running")
             lab.lab("do", "kill", "kube-apiserver")
             time.sleep(30)
             lab.lab("do", "kill", "etcd")
@@ -411,9 +412,9 @@ def nothing_is_lost_when_the_api_server_goes_and_watches_expire(lab):
             lab.lab("do", "start", "kube-apiserver")
             eventually("the API server is back", lambda: lab.get("node", "n1"), 90)
             for n in range(4):
-                assert len(ended(lab, ns, f"short-{n}", "Succeeded", 120)["attempts"]) == 1
-            assert ended(lab, ns, "failing", "Failed")["attempts"][0]["exitCode"] == 2
-            # Its watches break while it sleeps, and what they would go on from is compacted away.
+                assert len(wait_until_finished(lab, ns, f"short-{n}", "Succeeded", 120)["attempts"]) == 1
+            assert wait_until_finished(lab, ns, "failing", "Failed")["attempts"][0]["exitCode"] == 2
+            # While the witness is stopped, its watches break, and their resource version is compacted away.
             witness.process.send_signal(signal.SIGSTOP)
             lab.apply(manifest("unseen", "sleep 1", ns))
             lab.kubectl("-n", ns, "delete", "run", "short-0", "--wait=false")
@@ -424,28 +425,28 @@ def nothing_is_lost_when_the_api_server_goes_and_watches_expire(lab):
             lab.lab("do", "start", "kube-apiserver")
             eventually("the API server is back", lambda: lab.get("node", "n1"), 90)
             witness.process.send_signal(signal.SIGCONT)
-            assert len(ended(lab, ns, "unseen", "Succeeded", 120)["attempts"]) == 1
-            eventually("what went meanwhile is gone", lambda: "short-0-1" not in run_pods(lab, ns), 60)
-            ended(lab, ns, "long", "Succeeded", 120)
+            assert len(wait_until_finished(lab, ns, "unseen", "Succeeded", 120)["attempts"]) == 1
+            eventually("the pod of the deleted run is deleted", lambda: "short-0-1" not in run_pods(lab, ns), 60)
+            wait_until_finished(lab, ns, "long", "Succeeded", 120)
 
 
 def compact(lab):
-    """Throws away etcd's history, as it does by itself every five minutes."""
+    """Compacts etcd's history, which the API server also does every five minutes."""
     pki = RUN / "pki"
-    ask = lambda path, body: json.loads(subprocess.run(
+    send = lambda path, body: json.loads(subprocess.run(
         ["curl", "-sS", "--fail", "--cacert", f"{pki}/ca.crt", "--cert", f"{pki}/etcd.crt", "--key", f"{pki}/etcd.key",
          f"https://127.0.0.1:12379/v3/{path}", "-d", json.dumps(body)], check=True, text=True, capture_output=True).stdout)
-    revision = ask("kv/range", {"key": "AA=="})["header"]["revision"]
-    ask("kv/compaction", {"revision": revision, "physical": True})
+    revision = send("kv/range", {"key": "AA=="})["header"]["revision"]
+    send("kv/compaction", {"revision": revision, "physical": True})
 
 
 @test
 def runs_leave_nothing_behind(lab):
-    """After all that was done to them: no pod, no claim, no device specification, no token."""
-    left = lambda kind: lab.get(kind, "-A", "-l", "slipway.dev/run")["items"]
-    eventually("pods", lambda: not left("pods"))
+    """After all other tests, no pods, claims, device specifications or tokens remain."""
+    remaining = lambda kind: lab.get(kind, "-A", "-l", "slipway.dev/run")["items"]
+    eventually("pods", lambda: not remaining("pods"))
     assert not lab.get("runs", "-A")["items"]
-    eventually("secrets", lambda: not left("secrets"))
+    eventually("secrets", lambda: not remaining("secrets"))
     for node in ["n1", "n2"]:
         assert os.listdir(f"/run/slipway-lab/{node}/run-cdi") == ["slipway.dev-gpu.json"], node
-        eventually("no holder", lambda: not json.loads(lab.http(node, "/api/v1/node"))["holders"])
+        eventually("no holders", lambda: not json.loads(lab.http(node, "/api/v1/node"))["holders"])

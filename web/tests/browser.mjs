@@ -1,4 +1,4 @@
-// A real browser that notes what goes wrong in its pages.
+// Opens pages in a real browser and records their errors.
 
 import assert from "node:assert/strict";
 import { existsSync, mkdirSync } from "node:fs";
@@ -9,8 +9,8 @@ import { chromium } from "playwright-core";
 export const shots = process.env.SCREENSHOTS ?? new URL("screenshots", import.meta.url).pathname;
 mkdirSync(shots, { recursive: true });
 
-/** Looks that every page is shown in besides the first, which is a light desktop. */
-export const looks = [
+/** Appearances that pages are tested in, besides the default (light, desktop). */
+export const appearances = [
   ["dark", { colorScheme: "dark" }],
   ["phone", { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2 }],
   ["phone-dark", { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2, colorScheme: "dark" }],
@@ -27,7 +27,7 @@ const browser = await chromium.launch({
 });
 export const close = () => browser.close();
 
-/** A page in a context of its own, which shares nothing with others. */
+/** Opens a page in a new browser context, which shares no state with others. */
 export async function open(options) {
   const context = await browser.newContext({ viewport: { width: 1360, height: 850 }, colorScheme: "light", ...options });
   await context.exposeFunction("noteViolation", (text) => problems.push(`policy: ${text}`));
@@ -37,7 +37,7 @@ export async function open(options) {
   return tab(context);
 }
 
-/** One more page of a context. */
+/** Opens another tab in a context. */
 export async function tab(context) {
   const page = await context.newPage();
   page.setDefaultTimeout(10_000);
@@ -47,13 +47,13 @@ export async function tab(context) {
 }
 
 /** Fails when a page is wider than its window. */
-export async function fits(page, name) {
-  const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-  assert(wide <= 0, `${name} scrolls sideways by ${wide} px`);
+export async function assertFits(page, name) {
+  const excess = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  assert(excess <= 0, `${name} scrolls sideways by ${excess} px`);
 }
 
 let passed = 0;
-export const steps = () => passed;
+export const passedSteps = () => passed;
 export async function step(name, action) {
   await action();
   passed++;

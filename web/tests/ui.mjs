@@ -1,21 +1,21 @@
-// The main paths through the UI, in a real browser, against a slipway that the demo has filled.
+// Tests the main paths through the UI in a real browser, against a server with the data of the demo.
 //
 //   SLIPWAY_LINK="$(slipway token --ui)" node tests/ui.mjs
 //
-// The link signs in; the address alone does for a server that asks for no token.
+// The link signs in. For a server that requires no token, its plain address is enough.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 
-import { close, fits, looks, open as openContext, problems, shots, step, steps } from "./browser.mjs";
+import { appearances, assertFits, close, open as openContext, passedSteps, problems, shots, step } from "./browser.mjs";
 
 const link = process.env.SLIPWAY_LINK ?? "http://127.0.0.1:7070";
 const url = new URL(link).origin;
 
-/** What `scripts/ui-test.sh` put into the state folder. */
+/** The cluster report that `scripts/ui-test.sh` copies into the state folder. */
 const report = JSON.parse(readFileSync(new URL("cluster.json", import.meta.url), "utf8"));
 
-/** A page in a context of its own that is signed in. */
+/** Opens a signed-in page in a new browser context. */
 async function open(options) {
   const page = await openContext(options);
   if (new URL(link).hash) {
@@ -30,12 +30,12 @@ try {
   const sizes = [];
   page.on("response", async (r) => r.url().includes("/assets/") && sizes.push((await r.body().catch(() => Buffer.alloc(0))).length));
 
-  await step("overview shows runs, traffic and answers", async () => {
+  await step("overview shows runs, traffic and requests", async () => {
     await page.goto(url);
     await page.getByRole("heading", { name: "Live traffic" }).waitFor();
     await page.getByText("digits-mlp").first().waitFor();
     await page.getByText("champion").first().waitFor();
-    await page.getByRole("heading", { name: "Last answers" }).waitFor();
+    await page.getByRole("heading", { name: "Latest requests" }).waitFor();
     const total = sizes.reduce((a, b) => a + b, 0);
     assert(total > 0 && total < 400_000, `the first route loads ${total} bytes before compression`);
     await page.screenshot({ path: `${shots}/overview.png` });
@@ -109,7 +109,7 @@ try {
     await page.waitForFunction(() => document.querySelector('[aria-label="Share of challenger"]')?.value === "10");
   });
 
-  await step("try it: a real request is answered", async () => {
+  await step("try it: a real request gets a response", async () => {
     await page.getByText("Try it: send a real request").click();
     await page.getByRole("button", { name: "Send" }).click();
     await page.getByText('"model_version"').waitFor();
@@ -132,45 +132,45 @@ try {
     await page.locator(".u-wrap canvas").first().waitFor();
     await page.getByLabel("Card").fill("A100-SXM4-80GB");
     await page.getByLabel("Card").press("Enter");
-    await page.getByRole("img", { name: "Roofline of A100-SXM4-80GB, in theory" }).waitFor();
+    await page.getByRole("img", { name: "Roofline of A100-SXM4-80GB, theoretical" }).waitFor();
     await page.screenshot({ path: `${shots}/gpu.png`, fullPage: true });
   });
 
-  await step("the cluster that slipway made: its steps, who waited for whom", async () => {
+  await step("cluster: the steps of an apply and their dependencies", async () => {
     await page.getByRole("link", { name: "Cluster", exact: true }).click();
-    const drawn = page.getByRole("region", { name: "apply of lab" });
-    await drawn.getByRole("heading", { name: "lab: apply" }).waitFor();
-    await drawn.getByRole("img", { name: "Steps of lab" }).waitFor();
-    assert.equal(await drawn.locator("rect").count(), report.steps.length);
-    assert.equal(await drawn.locator("path").count(), report.steps.flatMap((s) => s.needs).length);
-    await drawn.getByText("done", { exact: true }).waitFor();
+    const section = page.getByRole("region", { name: "apply of lab" });
+    await section.getByRole("heading", { name: "lab: apply" }).waitFor();
+    await section.getByRole("img", { name: "Steps of lab" }).waitFor();
+    assert.equal(await section.locator("rect").count(), report.steps.length);
+    assert.equal(await section.locator("path").count(), report.steps.flatMap((s) => s.needs).length);
+    await section.getByText("done", { exact: true }).waitFor();
     await page.screenshot({ path: `${shots}/cluster.png`, fullPage: true });
   });
 
-  await step("a page that is not there says so", async () => {
+  await step("an unknown path shows an error page", async () => {
     await page.goto(`${url}/nothing`);
     await page.getByRole("heading", { name: "No such page" }).waitFor();
   });
 
   await step("phone width and dark colours, no sideways scrolling", async () => {
-    for (const [name, options] of looks) {
+    for (const [name, options] of appearances) {
       const other = await open(options);
       for (const [view, ready] of [["", "Live traffic"], ["experiments", "Experiments"], ["models", "Lineage of digits@champion"], ["deployments", "Deployments"], ["gpu", "GPUs SIMULATED"], ["cluster", "Cluster"]]) {
         await other.goto(`${url}/${view}`);
         await other.getByRole("heading", { name: ready, exact: true }).waitFor();
         await other.waitForTimeout(400);
-        await fits(other, `${name} ${view}`);
+        await assertFits(other, `${name} ${view}`);
         await other.screenshot({ path: `${shots}/${view || "overview"}-${name}.png` });
       }
       await other.context().close();
     }
   });
 
-  // A filter and an inference request are refused on purpose, a page is not there, and the browser says so.
+  // The browser logs these as errors: the invalid filter, the invalid inference request, and the unknown path.
   const expected = problems.filter((p) => /status of 40[04]/.test(p));
   assert.equal(expected.length, 3, expected.join("\n"));
   assert.deepEqual(problems.filter((p) => !expected.includes(p)), []);
-  console.log(`ui: ${steps()} steps passed, screenshots in ${shots}`);
+  console.log(`ui: ${passedSteps()} steps passed, screenshots in ${shots}`);
 } finally {
   await close();
 }

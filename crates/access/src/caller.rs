@@ -1,19 +1,19 @@
-//! Who sent a request.
+//! Callers: the authenticated senders of requests.
 
 use serde_json::Value;
 
 use crate::Permission;
 
-/// A user or a service account of the cluster, as a TokenReview describes it.
+/// A user or service account of the cluster, as returned by a TokenReview.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Person {
-    /// `system:serviceaccount:NAMESPACE:NAME`, or a user's name.
+    /// The user name; `system:serviceaccount:NAMESPACE:NAME` for a service account.
     pub name: String,
-    /// The unique id.
+    /// The user's unique id in the cluster; may be empty.
     pub uid: String,
-    /// The groups.
+    /// The groups of the user, such as `system:authenticated`.
     pub groups: Vec<String>,
-    /// Whatever else the authenticator said.
+    /// Additional attributes from the authenticator, as a JSON object. RBAC decisions may depend on them.
     pub extra: Value,
 }
 
@@ -24,31 +24,31 @@ pub struct RunIdentity {
     pub namespace: String,
     /// The name of the run in its namespace.
     pub name: String,
-    /// The id of the tracked run. What the token may change is in the experiment of this run.
+    /// The id of the tracked run. The token may change only objects in the experiment of this run.
     pub run_id: String,
-    /// The attempt that the token was made for.
+    /// The number of the attempt that the token was issued for, from 1.
     pub attempt: u32,
-    /// Whether namespaces are tenants that are to be kept apart, as they are in a cluster. On one machine everything has one owner.
+    /// Whether namespaces are separate tenants, as in a cluster. On a single machine, all namespaces have the same owner.
     pub isolated: bool,
 }
 
-/// Who sent a request.
+/// The sender of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// Anybody, on a server that was started with `--no-auth`.
+    /// Any client of a server that was started with `--no-auth`.
     Anonymous,
-    /// The owner of the state folder: holds its token, or uses it in its own process.
+    /// The owner of the state folder: a client with its token, or a command that uses the state folder in-process.
     Owner,
-    /// Holds a token of the token file.
+    /// A client with a token from the token file.
     Administrator,
-    /// A run that slipway carries out.
+    /// A run that slipway executes, authenticated by its run token.
     Run(RunIdentity),
-    /// A user or a service account of the cluster.
+    /// A user or service account of the cluster.
     Person(Person),
 }
 
 impl Caller {
-    /// The name, where there is one.
+    /// The user name, for users and service accounts of the cluster.
     pub fn name(&self) -> Option<&str> {
         match self {
             Self::Person(person) => Some(&person.name),
@@ -64,19 +64,19 @@ impl Caller {
         }
     }
 
-    /// The message for a caller who lacks a permission, in the words of a Kubernetes API server.
+    /// The error message for a caller that lacks a permission, in the format of the Kubernetes API server.
     pub fn lacks(&self, permission: &Permission) -> String {
-        let who = match self {
+        let subject = match self {
             Self::Run(run) => format!("run \"{}\" of namespace \"{}\"", run.name, run.namespace),
             Self::Anonymous => "an anonymous caller (this server was started with --no-auth)".into(),
             other => format!("User \"{}\"", other.name().unwrap_or("unknown")),
         };
-        let place = match &permission.namespace {
+        let scope = match &permission.namespace {
             Some(namespace) => format!("in the namespace \"{namespace}\""),
             None => "at the cluster scope".into(),
         };
         format!(
-            "{who} cannot {} resource \"{}\" in API group \"slipway.dev\" {place}",
+            "{subject} cannot {} resource \"{}\" in API group \"slipway.dev\" {scope}",
             permission.verb.name(),
             permission.resource.name()
         )

@@ -1,4 +1,5 @@
-//! Decides about each request: whether it is meant for this server, who sent it, and whether the caller may use the route.
+//! The guard in front of every router. For each request it checks that the request is meant for this server, authenticates the caller and
+//! checks that the caller may use the route.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,40 +16,40 @@ use crate::refusal::Refusal;
 use crate::rule::{Access, Permission, Resource, RunTokenUse, Verb};
 use crate::{Caller, Routes};
 
-/// Why a policy cannot decide now, for instance because the cluster does not answer.
+/// The reason why a policy cannot decide at the moment, for instance because the API server is unreachable.
 #[derive(Debug, Clone)]
 pub struct Unavailable(pub String);
 
-/// Knows tokens and permissions.
+/// Authenticates tokens and decides about permissions.
 pub trait Policy: Send + Sync {
-    /// The token that a request with these headers carries: by default as bearer or password.
+    /// Extracts the token from the headers of a request: by default a bearer token or a basic-authentication password.
     fn token(&self, headers: &HeaderMap) -> Option<String> {
         bearer_or_password(headers)
     }
-    /// The answer to a request with these headers that is refused. A server whose refusals need hints of its own writes them here.
+    /// The response to a refused request with these headers. A server overrides this to add its own hints.
     fn refuse(&self, refusal: Refusal, headers: &HeaderMap) -> Response {
         refusal.response(headers)
     }
-    /// Who holds this token; without a token, who an anonymous caller is. `None` for nobody that is known.
+    /// The caller with this token; without a token, [`Caller::Anonymous`] if the server allows it. `None` if authentication fails.
     fn authenticate<'a>(&'a self, token: Option<&'a str>) -> BoxFuture<'a, Result<Option<Caller>, Unavailable>>;
-    /// Whether a caller has a permission. It is not asked about runs, whose rights the routes themselves state.
+    /// Whether a caller has a permission. Not called for runs: the routes declare what run tokens may do.
     fn allows<'a>(&'a self, caller: &'a Caller, permission: &'a Permission)
     -> BoxFuture<'a, Result<bool, Unavailable>>;
 }
 
-/// Names under which a server may be addressed. Addresses (IPv4, IPv6) always pass: a name that an attacker points to this machine
-/// ("DNS rebinding") is a name, so only names have to be known.
+/// The host names of a server. IP addresses are always accepted: a DNS rebinding attack needs a host name, so only names must be
+/// checked.
 #[derive(Debug, Clone, Default)]
 pub struct HostNames(Vec<String>);
 
 impl HostNames {
-    /// `localhost`, and these.
+    /// Accepts `localhost`, its subdomains and these names.
     pub fn new(names: impl IntoIterator<Item = String>) -> Self {
-        let tidy = |name: String| name.trim().trim_end_matches('.').to_ascii_lowercase();
-        Self(names.into_iter().map(tidy).filter(|n| !n.is_empty()).collect())
+        let normalize = |name: String| name.trim().trim_end_matches('.').to_ascii_lowercase();
+        Self(names.into_iter().map(normalize).filter(|n| !n.is_empty()).collect())
     }
 
-    /// Whether a host without its port is this server.
+    /// Whether a host (without a port) names this server.
     fn contains(&self, host: &str) -> bool {
         let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         if bare.parse::<IpAddr>().is_ok() {
@@ -59,8 +60,8 @@ impl HostNames {
     }
 }
 
-/// Where the sender of a request reaches this server, such as `https://slipway.example:7070`: an extension of every request whose `Host` is
-/// one of this server's names. Handlers that answer with absolute URLs take it from here.
+/// The base URL at which the client reaches this server, such as `https://slipway.example:7070`. The guard adds it as an extension to every
+/// request whose `Host` it checked; handlers use it to build absolute URLs.
 #[derive(Debug, Clone)]
 pub struct Origin {
     scheme: &'static str,
@@ -68,7 +69,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// An origin.
+    /// Creates an origin from a scheme (`http` or `https`) and a host with an optional port.
     pub fn new(scheme: &'static str, authority: Authority) -> Self {
         Self { scheme, authority }
     }
@@ -82,15 +83,15 @@ impl std::fmt::Display for Origin {
 
 struct Rules {
     policy: Arc<dyn Policy>,
-    /// The namespace of whatever belongs to no other.
+    /// The namespace of the installation, which owns every object that belongs to no other namespace.
     namespace: String,
-    /// Unset when every host is accepted.
+    /// The accepted host names; `None` accepts every host.
     hosts: Option<HostNames>,
-    /// Whether the server speaks TLS.
+    /// Whether the server uses TLS.
     tls: bool,
 }
 
-/// Guards a router; cheap to clone.
+/// Protects a router. Cheap to clone.
 #[derive(Clone)]
 pub struct Guard(Arc<Rules>);
 
@@ -100,7 +101,7 @@ impl std::fmt::Debug for Guard {
     }
 }
 
-/// Everything is allowed to the owner, who calls within the process.
+/// The policy of calls within the process: the caller is the owner, who may do everything.
 struct InProcess;
 
 impl Policy for InProcess {
@@ -113,13 +114,13 @@ impl Policy for InProcess {
 }
 
 impl Guard {
-    /// A guard that decides by this policy. `namespace` is the one of the installation. Without `hosts` neither `Host` nor `Origin` is
-    /// checked: for servers that cannot know under which names they are asked, and that ask for tokens which no browser sends by itself.
+    /// Creates a guard with this policy. `namespace` is the namespace of the installation. Without `hosts`, neither `Host` nor `Origin` is
+    /// checked; use this only for servers that cannot know their own names and whose tokens no browser sends automatically.
     pub fn new(policy: Arc<dyn Policy>, namespace: impl Into<String>, hosts: impl Into<Option<HostNames>>) -> Self {
         Self(Arc::new(Rules { policy, namespace: namespace.into(), hosts: hosts.into(), tls: false }))
     }
 
-    /// The same for a server that speaks TLS.
+    /// Sets whether the server uses TLS, which decides the scheme of [`Origin`].
     #[must_use]
     pub fn with_tls(self, tls: bool) -> Self {
         let Rules { policy, namespace, hosts, .. } = &*self.0;
@@ -127,12 +128,12 @@ impl Guard {
         Self(Arc::new(Rules { policy, namespace, hosts, tls }))
     }
 
-    /// For calls within this process, by the owner of the state folder. Never for a router that a socket reaches.
+    /// A guard for calls within this process by the owner of the state folder. Never use it for a router that listens on a socket.
     pub fn in_process() -> Self {
         Self(Arc::new(Rules { policy: Arc::new(InProcess), namespace: String::new(), hosts: None, tls: false }))
     }
 
-    /// The router of these routes, with this guard in front of each of them.
+    /// Builds the router of these routes, with this guard in front of each route.
     pub fn protect(&self, routes: Routes) -> axum::Router {
         let guard = self.clone();
         routes.into_unguarded_router().layer(axum::middleware::from_fn(move |mut request: Request, next: Next| {
@@ -143,7 +144,7 @@ impl Guard {
                         Ok(authority) => authority,
                         Err(refusal) => return guard.0.policy.refuse(refusal, request.headers()),
                     };
-                    // A proxy that ends TLS says so. Whoever lies here gets wrong URLs in its own answer and in no other.
+                    // A proxy that terminates TLS sets this header. A client that forges it only affects the URLs in its own response.
                     let forwarded = request.headers().get("x-forwarded-proto").is_some_and(|p| p == "https");
                     let scheme = if guard.0.tls || forwarded { "https" } else { "http" };
                     request.extensions_mut().insert(Origin::new(scheme, authority));
@@ -162,7 +163,7 @@ impl Guard {
         }
     }
 
-    /// Who sent a request with these headers.
+    /// The caller that sent a request with these headers.
     async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
         let token = self.0.policy.token(headers);
         match self.0.policy.authenticate(token.as_deref()).await {
@@ -218,11 +219,11 @@ pub(crate) async fn enforce(access: Access, mut request: Request, next: Next) ->
         request.extensions_mut().insert(decision);
         let headers = request.headers().clone();
         let response = next.run(request).await;
-        // An error response is not worth hiding: a handler may refuse a malformed request before it knows the namespace. Every other one
-        // is: a redirect tells where something is, too.
+        // Error responses need not be withheld: a handler may reject a malformed request before it knows the namespace. All others must
+        // be, including redirects, which reveal a location.
         let is_error = response.status().is_client_error() || response.status().is_server_error();
         if !is_error && !decided.load(Ordering::Acquire) {
-            tracing::error!("a handler answered without deciding whether its caller may ask");
+            tracing::error!("a handler responded without checking the caller's permission");
             return Refusal::Unguarded.response(&headers);
         }
         return response;
@@ -231,7 +232,7 @@ pub(crate) async fn enforce(access: Access, mut request: Request, next: Next) ->
     next.run(request).await
 }
 
-/// What the handler of a route with [`Access::DecidedByHandler`] has to call once it knows the namespace.
+/// The permission check of an [`Access::DecidedByHandler`] route. Its handler must call [`Self::authorize`] once it knows the namespace.
 #[derive(Debug, Clone)]
 pub struct Decision {
     guard: Guard,
@@ -240,10 +241,10 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// Checks the permission of the caller.
+    /// Checks that the caller has this permission in `namespace`, or in all namespaces if it is `None`.
     ///
     /// # Errors
-    /// A [`Refusal`] that says why not.
+    /// A [`Refusal`] if the caller lacks the permission or the policy cannot decide.
     pub async fn authorize(&self, verb: Verb, resource: Resource, namespace: Option<&str>) -> Result<(), Refusal> {
         let permission = Permission { verb, resource, namespace: namespace.map(str::to_owned) };
         self.decided.store(true, Ordering::Release);
@@ -253,14 +254,14 @@ impl Decision {
         self.guard.allows(&self.caller, &permission).await
     }
 
-    /// Who asks.
+    /// The caller that sent the request.
     pub fn caller(&self) -> &Caller {
         &self.caller
     }
 }
 
-/// The token that a request carries: as bearer, or as the password of basic authentication, which is how MLflow's clients send
-/// `MLFLOW_TRACKING_PASSWORD` and browsers what is typed into their dialog.
+/// The token of a request: a bearer token, or the password of basic authentication. MLflow clients send `MLFLOW_TRACKING_PASSWORD` and
+/// browsers send the input of their login dialog as a password.
 fn bearer_or_password(headers: &HeaderMap) -> Option<String> {
     use base64::Engine;
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
@@ -276,7 +277,7 @@ fn bearer_or_password(headers: &HeaderMap) -> Option<String> {
     text.split_once(':').map(|(_, password)| password.to_owned())
 }
 
-/// The host and port that a request names: the authority of its URL (HTTP/2 and absolute form) or its `Host` header.
+/// The host and port that a request is addressed to: the authority of its URL (HTTP/2 and absolute form) or its `Host` header.
 fn destination(request: &Request) -> Option<Authority> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = hosts.next().map(|h| h.to_str().ok().and_then(|h| h.parse::<Authority>().ok()));
@@ -284,14 +285,14 @@ fn destination(request: &Request) -> Option<Authority> {
         return None;
     }
     match (request.uri().authority(), host) {
-        // RFC 9112, section 3.2.2: the authority of an absolute URL replaces `Host`. One that contradicts it is an attempt to confuse.
+        // RFC 9112, section 3.2.2: the authority of an absolute URL replaces `Host`. If both exist and differ, the request is an attack.
         (Some(authority), Some(host)) => host.filter(|h| h.as_str().eq_ignore_ascii_case(authority.as_str())),
         (Some(authority), None) => Some(authority.clone()),
         (None, host) => host.flatten(),
     }
 }
 
-/// The host that a request is sent to. Refuses what is meant for another host, and what a web page of another origin sends.
+/// Returns the host that a request is addressed to. Refuses requests to other hosts and requests from web pages of other origins.
 fn check_destination(request: &Request, names: &HostNames) -> Result<Authority, Refusal> {
     let Some(own) = destination(request) else { return Err(Refusal::Misdirected(String::new())) };
     if own.as_str().contains('@') || !names.contains(own.host()) {
@@ -305,8 +306,8 @@ fn check_destination(request: &Request, names: &HostNames) -> Result<Authority, 
             return Err(Refusal::ForeignOrigin);
         }
     }
-    // Browsers say where a request comes from even where they send no Origin, such as for images; following a link is harmless, and
-    // sending a form is not.
+    // Browsers send `Sec-Fetch-Site` even for requests without `Origin`, such as images. Following a link from another site is harmless;
+    // submitting a form is not.
     let site = text("sec-fetch-site").unwrap_or("none");
     let follows_link = text("sec-fetch-mode") == Some("navigate") && request.method().is_safe();
     if matches!(site, "cross-site" | "same-site") && !follows_link {
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn only_own_names_and_addresses_are_hosts() {
+    fn only_configured_names_and_ip_addresses_are_accepted_as_host() {
         let names = HostNames::new(["gpu1.example".to_owned(), "slipway.ns.svc".to_owned()]);
         let check = |host: &str| check_destination(&request(&[("host", host)]), &names).map(drop);
         for own in [
@@ -354,22 +355,22 @@ mod tests {
     }
 
     #[test]
-    fn an_absolute_url_may_not_contradict_the_host() {
-        let of = |uri: &str, host: Option<&str>| {
+    fn absolute_url_must_match_the_host_header() {
+        let check = |uri: &str, host: Option<&str>| {
             let mut builder = Request::builder().uri(uri);
             if let Some(host) = host {
                 builder = builder.header("host", host);
             }
             check_destination(&builder.body(Body::empty()).unwrap(), &HostNames::default()).map(drop)
         };
-        assert_eq!(of("http://localhost:7070/x", None), Ok(()));
-        assert_eq!(of("http://localhost:7070/x", Some("localhost:7070")), Ok(()));
-        assert!(of("http://localhost:7070/x", Some("evil.example:7070")).is_err());
-        assert!(of("http://evil.example/x", Some("localhost")).is_err());
+        assert_eq!(check("http://localhost:7070/x", None), Ok(()));
+        assert_eq!(check("http://localhost:7070/x", Some("localhost:7070")), Ok(()));
+        assert!(check("http://localhost:7070/x", Some("evil.example:7070")).is_err());
+        assert!(check("http://evil.example/x", Some("localhost")).is_err());
     }
 
     #[test]
-    fn pages_of_other_origins_are_refused() {
+    fn requests_from_other_origins_are_refused() {
         let check = |parts: &[(&str, &str)]| {
             let mut all = vec![("host", "127.0.0.1:7070")];
             all.extend_from_slice(parts);
@@ -395,15 +396,15 @@ mod tests {
     }
 
     #[test]
-    fn tokens_come_as_bearer_or_password() {
-        let of =
+    fn tokens_are_read_from_bearer_or_basic_authentication() {
+        let token =
             |value: &str| bearer_or_password(&HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]));
-        assert_eq!(of("Bearer abc").as_deref(), Some("abc"));
-        assert_eq!(of("bearer  abc ").as_deref(), Some("abc"));
-        // any:0123
-        assert_eq!(of("Basic YW55OjAxMjM=").as_deref(), Some("0123"));
-        for none in ["Basic !!!", "abc", "Digest abc"] {
-            assert_eq!(of(none), None, "{none}");
+        assert_eq!(token("Bearer abc").as_deref(), Some("abc"));
+        assert_eq!(token("bearer  abc ").as_deref(), Some("abc"));
+        // The base64 text decodes to "any:0123".
+        assert_eq!(token("Basic YW55OjAxMjM=").as_deref(), Some("0123"));
+        for invalid in ["Basic !!!", "abc", "Digest abc"] {
+            assert_eq!(token(invalid), None, "{invalid}");
         }
     }
 }

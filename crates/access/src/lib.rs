@@ -1,15 +1,16 @@
-//! Who may use a route: every route carries its access beside it, and a route without one cannot be mounted.
+//! Authentication and authorization of HTTP and gRPC routes. Every route is declared together with its required access; a route without
+//! one cannot be mounted.
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`rule`] | what a route asks of its caller: [`Access`], made of a [`Verb`] and a [`Resource`] |
-//! | [`caller`] | who sent a request: the owner, an administrator, a run, a user of the cluster |
+//! | [`rule`] | what a route requires of its caller: [`Access`], usually a [`Verb`] on a [`Resource`] |
+//! | [`caller`] | the sender of a request: the owner, an administrator, a run or a user of the cluster |
 //! | [`routes`] | [`Routes`], the only way to build a router that a server accepts |
 //! | [`guard`] | [`Guard`]: authenticates, authorizes, and checks `Host` and `Origin` |
-//! | [`refusal`] | how a refusal looks in JSON and in gRPC |
+//! | [`refusal`] | responses to refused requests, in JSON and in gRPC |
 //!
 //! The invariant: a handler runs only after [`Guard`] has allowed the route's [`Access`]. A router that is served without a guard
-//! answers every route that is not public with 500.
+//! responds to every route that is not public with status 500.
 
 pub mod caller;
 pub mod guard;

@@ -1,27 +1,27 @@
-//! How a refusal looks: JSON with MLflow's and our own codes, or gRPC's status in headers.
+//! Responses to refused requests: JSON with MLflow's and slipway's error codes, or a gRPC status in headers.
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-/// Why a request is refused.
+/// The reason why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// No token, or none that is known.
+    /// The request has no token or an unknown one.
     Unauthenticated,
-    /// The caller is known and may not do this.
+    /// The caller lacks the permission; holds the message.
     Forbidden(String),
-    /// Who the caller is, or what it may do, cannot be checked now.
+    /// The caller's identity or permissions cannot be checked at the moment; holds the reason.
     Unavailable(String),
-    /// The request names another host than this server (RFC 9110, section 15.5.20).
+    /// The request is addressed to another host (RFC 9110, section 15.5.20); holds that host.
     Misdirected(String),
     /// A web page of another origin sent the request.
     ForeignOrigin,
-    /// The server itself is wrong: a route without a guard, a handler that did not decide.
+    /// A bug in the server: a route without a guard, or a handler that did not check permissions.
     Unguarded,
 }
 
 impl Refusal {
-    /// What the caller is told.
+    /// The error message of the response.
     pub fn message(self) -> String {
         self.parts().4
     }
@@ -31,12 +31,12 @@ impl Refusal {
         self.clone().parts().0
     }
 
-    /// The stable code.
+    /// slipway's stable error code, such as `auth.required`.
     pub fn code(&self) -> &'static str {
         self.clone().parts().2
     }
 
-    /// HTTP status, gRPC status, own code, MLflow's code, message.
+    /// HTTP status, gRPC status, slipway's code, MLflow's code, message.
     fn parts(self) -> (StatusCode, &'static str, &'static str, &'static str, String) {
         match self {
             Self::Unauthenticated => (
@@ -44,7 +44,7 @@ impl Refusal {
                 "16",
                 "auth.required",
                 "UNAUTHENTICATED",
-                "You are not authenticated: this server asks for a token. `slipway token` prints the one of this machine.".into(),
+                "You are not authenticated: this server requires a token. `slipway token` prints the token of this machine.".into(),
             ),
             Self::Forbidden(message) => (StatusCode::FORBIDDEN, "7", "auth.forbidden", "PERMISSION_DENIED", message),
             Self::Unavailable(reason) => (
@@ -59,7 +59,7 @@ impl Refusal {
                 "7",
                 "auth.host",
                 "PERMISSION_DENIED",
-                format!("This server does not answer for the host '{host}'. Add the name to the setting `hosts` if it is one of its names."),
+                format!("This server does not serve the host '{host}'. If it is a name of this server, add it to the setting `hosts`."),
             ),
             Self::ForeignOrigin => (
                 StatusCode::FORBIDDEN,
@@ -73,12 +73,12 @@ impl Refusal {
                 "13",
                 "auth.unguarded",
                 "INTERNAL_ERROR",
-                "This route has not been authorized, so its answer is withheld. This is a defect of the server.".into(),
+                "The server did not check permissions for this route, so the response is withheld. This is a bug in the server.".into(),
             ),
         }
     }
 
-    /// The response, in the protocol of the request with these headers.
+    /// Builds the response, as JSON or gRPC depending on the request's headers.
     pub fn response(self, request: &HeaderMap) -> Response {
         let (status, grpc, code, error_code, message) = self.parts();
         if request.get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/grpc")) {

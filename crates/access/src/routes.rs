@@ -1,4 +1,4 @@
-//! Routes that carry their access.
+//! A router builder that requires an [`Access`] for every route.
 
 use std::convert::Infallible;
 
@@ -13,19 +13,19 @@ use tower::{Layer, Service};
 use crate::guard::enforce;
 use crate::rule::Access;
 
-/// A route and its access, for tests and documents.
+/// A route and its required access, for tests and documentation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteInfo {
-    /// The method; unset where every method is served, as by a fallback.
+    /// The HTTP method; `None` for a fallback, which serves all methods.
     pub method: Option<Method>,
-    /// The path with axum's parameters, such as `/v2/models/{name}`; a fallback's ends with `/**`.
+    /// The path in axum's syntax, such as `/v2/models/{name}`; the path of a fallback ends with `/**`.
     pub path: String,
-    /// What the route asks of its caller.
+    /// What the route requires of its caller.
     pub access: Access,
 }
 
-/// Routes, each with its access. It is the only thing that [`Guard::protect`](crate::Guard::protect) makes a served router of, and there is
-/// no way to add a handler without saying who may reach it.
+/// Routes, each with its access. [`Guard::protect`](crate::Guard::protect) builds served routers only from this type, and every method
+/// that adds a handler requires an [`Access`].
 pub struct Routes<S = ()> {
     router: Router<S>,
     table: Vec<RouteInfo>,
@@ -50,7 +50,7 @@ impl<S: Clone + Send + Sync + 'static> Default for Routes<S> {
 }
 
 impl<S: Clone + Send + Sync + 'static> Routes<S> {
-    /// No routes.
+    /// Creates an empty set of routes.
     pub fn new() -> Self {
         Self { router: Router::new(), table: Vec::new() }
     }
@@ -63,37 +63,37 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
         self
     }
 
-    /// GET, and HEAD with it.
+    /// Adds a GET route, which also serves HEAD.
     #[must_use]
     pub fn get<H: Handler<T, S>, T: 'static>(self, path: &str, access: Access, handler: H) -> Self {
         self.add(Some(Method::GET), path, access, axum::routing::on(MethodFilter::GET, handler))
     }
 
-    /// POST.
+    /// Adds a POST route.
     #[must_use]
     pub fn post<H: Handler<T, S>, T: 'static>(self, path: &str, access: Access, handler: H) -> Self {
         self.add(Some(Method::POST), path, access, axum::routing::on(MethodFilter::POST, handler))
     }
 
-    /// PUT.
+    /// Adds a PUT route.
     #[must_use]
     pub fn put<H: Handler<T, S>, T: 'static>(self, path: &str, access: Access, handler: H) -> Self {
         self.add(Some(Method::PUT), path, access, axum::routing::on(MethodFilter::PUT, handler))
     }
 
-    /// PATCH.
+    /// Adds a PATCH route.
     #[must_use]
     pub fn patch<H: Handler<T, S>, T: 'static>(self, path: &str, access: Access, handler: H) -> Self {
         self.add(Some(Method::PATCH), path, access, axum::routing::on(MethodFilter::PATCH, handler))
     }
 
-    /// DELETE.
+    /// Adds a DELETE route.
     #[must_use]
     pub fn delete<H: Handler<T, S>, T: 'static>(self, path: &str, access: Access, handler: H) -> Self {
         self.add(Some(Method::DELETE), path, access, axum::routing::on(MethodFilter::DELETE, handler))
     }
 
-    /// A service that answers POST, such as one method of gRPC.
+    /// Adds a POST route that is served by a tower service, such as one gRPC method.
     #[must_use]
     pub fn post_service<T>(self, path: &str, access: Access, service: T) -> Self
     where
@@ -104,7 +104,7 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
         self.add(Some(Method::POST), path, access, axum::routing::on_service(MethodFilter::POST, service))
     }
 
-    /// What answers paths that no route has.
+    /// Sets the handler for paths without a route.
     #[must_use]
     pub fn fallback<H: Handler<T, S>, T: 'static>(mut self, access: Access, handler: H) -> Self {
         let handler: MethodRouter<S, Infallible> = axum::routing::any(handler);
@@ -114,7 +114,7 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
         self
     }
 
-    /// These routes and the others.
+    /// Adds all routes of `other`.
     #[must_use]
     pub fn merge(mut self, other: Self) -> Self {
         self.router = self.router.merge(other.router);
@@ -122,7 +122,7 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
         self
     }
 
-    /// The others below a path.
+    /// Adds all routes of `other` below `prefix`.
     #[must_use]
     pub fn nest(mut self, prefix: &str, other: Self) -> Self {
         self.router = self.router.nest(prefix, other.router);
@@ -130,7 +130,7 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
         self
     }
 
-    /// A layer around every route that is there.
+    /// Wraps every route added so far in a layer.
     #[must_use]
     pub fn layer<L>(mut self, layer: L) -> Self
     where
@@ -144,19 +144,19 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
         self
     }
 
-    /// The routes with their state.
+    /// Provides the state that the handlers need.
     pub fn with_state(self, state: S) -> Routes {
         Routes { router: self.router.with_state(state), table: self.table }
     }
 
-    /// Every route with its access, in the order in which they were added.
+    /// All routes with their access, in the order in which they were added.
     pub fn table(&self) -> &[RouteInfo] {
         &self.table
     }
 }
 
 impl Routes {
-    /// The router behind the guard. Without one in front of it, all but public routes answer 500.
+    /// The router without a guard. Unless a guard is put in front of it, all routes that are not public respond with status 500.
     pub(crate) fn into_unguarded_router(self) -> Router {
         self.router
     }
@@ -173,16 +173,18 @@ mod tests {
     use std::sync::Arc;
     use tower::ServiceExt;
 
-    /// Knows the token "reader", which may get experiments.
+    /// A policy with one token, "reader", which may get experiments.
     struct OneReader;
 
     impl Policy for OneReader {
         fn authenticate<'a>(&'a self, token: Option<&'a str>) -> BoxFuture<'a, Result<Option<Caller>, Unavailable>> {
-            let known = token.filter(|t| *t == "reader").map(|_| Caller::Administrator);
-            Box::pin(std::future::ready(Ok(known)))
+            let caller = token.filter(|t| *t == "reader").map(|_| Caller::Administrator);
+            Box::pin(std::future::ready(Ok(caller)))
         }
-        fn allows<'a>(&'a self, _: &'a Caller, wanted: &'a Permission) -> BoxFuture<'a, Result<bool, Unavailable>> {
-            Box::pin(std::future::ready(Ok(wanted.verb == Verb::Get && wanted.resource == Resource::Experiments)))
+        fn allows<'a>(&'a self, _: &'a Caller, permission: &'a Permission) -> BoxFuture<'a, Result<bool, Unavailable>> {
+            Box::pin(std::future::ready(Ok(
+                permission.verb == Verb::Get && permission.resource == Resource::Experiments
+            )))
         }
     }
 
@@ -215,9 +217,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_route_asks_for_its_own_access() {
+    async fn each_route_enforces_its_access() {
         let router = Guard::new(Arc::new(OneReader), "ns", HostNames::default()).protect(routes());
-        for (method, path, nobody, reader) in [
+        for (method, path, without_token, reader) in [
             ("GET", "/open", 200, 200),
             ("GET", "/thing", 401, 200),
             ("HEAD", "/thing", 401, 200),
@@ -228,25 +230,25 @@ mod tests {
             ("DELETE", "/nowhere", 401, 404),
             ("DELETE", "/thing", 405, 405),
         ] {
-            assert_eq!(status(&router, method, path, None).await, nobody, "{method} {path}");
+            assert_eq!(status(&router, method, path, None).await, without_token, "{method} {path}");
             assert_eq!(status(&router, method, path, Some("reader")).await, reader, "{method} {path}");
         }
     }
 
     #[tokio::test]
-    async fn without_a_guard_or_a_decision_answers_are_withheld() {
+    async fn responses_without_guard_or_permission_check_are_withheld() {
         let unguarded = routes().into_unguarded_router();
         assert_eq!(status(&unguarded, "GET", "/open", None).await, 200);
         assert_eq!(status(&unguarded, "GET", "/thing", Some("reader")).await, 500);
         let guarded = Guard::new(Arc::new(OneReader), "ns", HostNames::default()).protect(routes());
-        for forgets in ["/forgets", "/redirects", "/unchanged"] {
-            assert_eq!(status(&guarded, "POST", forgets, Some("reader")).await, 500, "{forgets}");
+        for path in ["/forgets", "/redirects", "/unchanged"] {
+            assert_eq!(status(&guarded, "POST", path, Some("reader")).await, 500, "{path}");
         }
         assert_eq!(status(&guarded, "POST", "/malformed", Some("reader")).await, 400);
     }
 
     #[test]
-    fn the_table_names_every_route() {
+    fn table_lists_every_route() {
         let all: Vec<_> = routes().table().iter().map(|r| format!("{} {}", r.path, r.access)).collect();
         assert!(all.contains(&"/below/{id} get models +runs".to_owned()), "{all:?}");
         assert_eq!(all.len(), 10);

@@ -1,24 +1,24 @@
-//! What a route asks of its caller.
+//! Access rules: what a route requires of its caller.
 
-/// What is done to a resource; the words are those of Kubernetes roles.
+/// An operation on a resource. The names are those of Kubernetes roles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verb {
-    /// Read one or several.
+    /// Read one object, or several by name.
     Get,
-    /// Read all.
+    /// Read all objects.
     List,
-    /// Make a new one.
+    /// Create an object.
     Create,
-    /// Change.
+    /// Replace an object.
     Update,
-    /// Change a part.
+    /// Change parts of an object.
     Patch,
-    /// Remove.
+    /// Delete an object.
     Delete,
 }
 
 impl Verb {
-    /// The word in a role.
+    /// The name of the verb in a Kubernetes role.
     pub fn name(self) -> &'static str {
         match self {
             Self::Get => "get",
@@ -31,14 +31,14 @@ impl Verb {
     }
 }
 
-/// A resource of the API group `slipway.dev`, as roles name it.
+/// A resource in the API group `slipway.dev`, as Kubernetes roles name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Resource {
-    /// Runs that are carried out, which execute programs.
+    /// Submitted runs, which execute programs.
     Runs,
-    /// What a run prints.
+    /// The logs of runs.
     RunLogs,
-    /// Beginning and ending tracked runs, and making the tokens of runs: what the controller of a cluster does.
+    /// The operations of the controller in a cluster: to start and end tracked runs and to issue run tokens.
     RunTracking,
     /// Experiments, tracked runs, metrics and artifacts.
     Experiments,
@@ -46,16 +46,16 @@ pub enum Resource {
     Models,
     /// Deployments of the gateway.
     Deployments,
-    /// Requests to models.
+    /// Inference requests to models.
     Inferences,
-    /// Machines, their GPUs and clusters.
+    /// Nodes, their GPUs and clusters.
     Nodes,
-    /// The installation itself: integrity checks and the like.
+    /// The installation itself, such as integrity checks.
     Installation,
 }
 
 impl Resource {
-    /// The name in a role; a part of a resource comes after a slash.
+    /// The name of the resource in a Kubernetes role; a subresource follows a slash.
     pub fn name(self) -> &'static str {
         match self {
             Self::Runs => "runs",
@@ -71,33 +71,33 @@ impl Resource {
     }
 }
 
-/// Whether the token of a run opens a route.
+/// Whether a route accepts run tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RunTokenUse {
-    /// It does not.
+    /// The route rejects run tokens.
     Denied,
-    /// It does, and the handler limits what it may touch to the run's own experiment and models ([`Caller`](crate::Caller) tells it).
+    /// The route accepts run tokens, and its handler restricts them to the experiment and models of the run in [`Caller`](crate::Caller).
     Scoped,
 }
 
-/// What a route asks of its caller.
+/// What a route requires of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// Nothing: the answer tells only that a server is there, or is the same for everybody.
+    /// Nothing. The response reveals only that the server exists, or is the same for every client.
     Public,
-    /// The request proves itself by a signature in its URL, which the handler checks.
+    /// A valid signature in the URL, which the handler checks.
     SignedUrl,
-    /// To be known. Runs count only where this says so.
+    /// Authentication without a specific permission. The [`RunTokenUse`] says whether run tokens are accepted.
     Authenticated(RunTokenUse),
     /// A permission in the namespace of the installation.
     Permission(Verb, Resource, RunTokenUse),
-    /// A permission in a namespace that only the handler knows, since the request's path, query or body names it. The handler must call
-    /// [`Decision::authorize`](crate::Decision::authorize); an answer of a handler that never did is withheld.
+    /// A permission in a namespace that only the handler knows, because the path, query or body of the request names it. The handler must
+    /// call [`Decision::authorize`](crate::Decision::authorize); if it does not, the guard withholds its response.
     DecidedByHandler,
 }
 
 impl Access {
-    /// Reads a resource. Run tokens may read what they track: experiments and models.
+    /// Permission to read a resource. Run tokens may read experiments and models.
     pub const fn get(resource: Resource) -> Self {
         let run_tokens = match resource {
             Resource::Experiments | Resource::Models => RunTokenUse::Scoped,
@@ -106,22 +106,22 @@ impl Access {
         Self::Permission(Verb::Get, resource, run_tokens)
     }
 
-    /// Makes a new one of a resource.
+    /// Permission to create objects of a resource. Run tokens are rejected.
     pub const fn create(resource: Resource) -> Self {
         Self::Permission(Verb::Create, resource, RunTokenUse::Denied)
     }
 
-    /// Changes a resource.
+    /// Permission to change objects of a resource. Run tokens are rejected.
     pub const fn update(resource: Resource) -> Self {
         Self::Permission(Verb::Update, resource, RunTokenUse::Denied)
     }
 
-    /// Removes from a resource.
+    /// Permission to delete objects of a resource. Run tokens are rejected.
     pub const fn delete(resource: Resource) -> Self {
         Self::Permission(Verb::Delete, resource, RunTokenUse::Denied)
     }
 
-    /// The same, open to run tokens too; the handler limits them to what is theirs.
+    /// Also accepts run tokens; the handler must restrict them to the run's own objects.
     #[must_use]
     pub const fn and_scoped_runs(self) -> Self {
         match self {
@@ -145,13 +145,13 @@ impl std::fmt::Display for Access {
     }
 }
 
-/// A verb on a resource in a namespace, which a caller has or lacks.
+/// Permission for a verb on a resource in a namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Permission {
-    /// What is done.
+    /// The requested operation.
     pub verb: Verb,
-    /// To what.
+    /// The resource that the operation applies to.
     pub resource: Resource,
-    /// Where; everywhere if unset.
+    /// The namespace; `None` means all namespaces.
     pub namespace: Option<String>,
 }

@@ -1,4 +1,6 @@
-//! The cluster, seen through one of its control planes.
+//! Runs `microk8s` and `kubectl` on one of the cluster's control planes.
+//!
+//! Steps use it to read the nodes, to drain and uncordon them, and to wait until they are ready.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,78 +14,81 @@ use crate::state::Log;
 use crate::transport::Host;
 use crate::work::Work;
 
-/// A short question.
-pub(crate) const ASK: Duration = Duration::from_secs(60);
-/// A node has so long to be ready, with everything that starts on it.
-const READY: Duration = Duration::from_secs(300);
-/// Pods have so long to go; those of a disruption budget until it allows it.
-const DRAIN_SECONDS: u64 = 300;
-/// Says that a node was closed by us, so that we open it again and nobody else's is touched.
-const CLOSED: &str = "slipway.dev/closed";
+/// Timeout of a short command on a machine, such as `kubectl get`.
+pub(crate) const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a node may take to become ready after it started or joined.
+const READY_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a drain may take, including the time during which a disruption budget blocks evictions.
+const DRAIN_TIMEOUT_SECONDS: u64 = 300;
+/// Annotation of nodes that slipway cordoned, so that slipway uncordons only these and never a node that an administrator cordoned.
+const CORDONED_ANNOTATION: &str = "slipway.dev/closed";
 
-/// A node.
+/// The state of a Kubernetes node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Node {
     pub(crate) ready: bool,
-    /// Takes no new pods, because we said so.
-    pub(crate) closed: bool,
-    /// Takes no new pods.
+    /// Slipway cordoned the node.
+    pub(crate) cordoned_by_slipway: bool,
+    /// The node is cordoned, by slipway or an administrator.
     pub(crate) unschedulable: bool,
-    /// `v1.32.1`.
+    /// Version of the kubelet, such as `v1.32.1`.
     pub(crate) version: String,
 }
 
-/// Through whom.
+/// A control plane on which commands are run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Control<'a> {
     pub(crate) host: &'a Host,
-    /// How the machine is called by others of the cluster.
+    /// The address at which other machines of the cluster reach it.
     pub(crate) address: &'a str,
 }
 
 impl<'a> Control<'a> {
-    /// The first that answers; another than this machine where there is one.
+    /// Returns the first control plane that responds. The machine `avoid` is used only when no other responds.
     ///
     /// # Errors
-    /// Why the last did not answer.
-    pub(crate) async fn of(work: &'a Work, not: &str) -> Result<Self, ClusterError> {
+    /// The error of the last control plane that did not respond.
+    pub(crate) async fn connect(work: &'a Work, avoid: &str) -> Result<Self, ClusterError> {
         let first = work.cluster.first().map(|m| m.name.clone()).unwrap_or_default();
-        let mut all: Vec<_> = work.hosts.values().filter(|(m, _)| m.is(Role::ControlPlane)).collect();
-        all.sort_by_key(|(m, _)| (m.name == not, m.name != first));
-        let mut last = None;
-        for (machine, host) in all {
+        let mut candidates: Vec<_> = work.hosts.values().filter(|(m, _)| m.is(Role::ControlPlane)).collect();
+        candidates.sort_by_key(|(m, _)| (m.name == avoid, m.name != first));
+        let mut last_error = None;
+        for (machine, host) in candidates {
             let control = Self { host, address: machine.internal() };
             match control.nodes().await {
-                // A fresh installation is a cluster of its own, which is not the one that is meant.
+                // A fresh MicroK8s installation is a one-node cluster of its own, so its response does not describe this cluster.
                 Ok(nodes) if machine.name == first || nodes.contains_key(&first) => return Ok(control),
                 Ok(_) => {}
-                Err(error) => last = Some(error),
+                Err(error) => last_error = Some(error),
             }
         }
-        Err(last.unwrap_or_else(|| ClusterError::Host { host: first, reason: "no control plane answers".into() }))
+        Err(last_error
+            .unwrap_or_else(|| ClusterError::Host { host: first, reason: "no control plane responds".into() }))
     }
 
-    /// Of the first control plane, whatever it says.
+    /// Returns the first control plane, without checking that it responds.
     pub(crate) fn first(work: &'a Work) -> Result<Self, ClusterError> {
         let found = work.cluster.first().and_then(|m| work.hosts.get(&m.name));
-        let missing = || ClusterError::Host {
-            host: "?".into(),
-            reason: "the first control plane is not among the machines".into(),
-        };
+        let missing = || ClusterError::Host { host: "?".into(), reason: "the cluster has no control plane".into() };
         found.map(|(m, host)| Self { host, address: m.internal() }).ok_or_else(missing)
     }
 
-    /// `microk8s` with these words, for the shell.
-    pub(crate) async fn microk8s(&self, words: &str, limit: Duration) -> Result<String, ClusterError> {
-        self.host.script(&format!("microk8s {words} </dev/null"), limit).await
+    /// Runs `microk8s` and returns its output. The arguments are shell text, so values in them must be quoted.
+    pub(crate) async fn microk8s(&self, arguments: &str, timeout: Duration) -> Result<String, ClusterError> {
+        self.host.script(&format!("microk8s {arguments} </dev/null"), timeout).await
     }
 
-    /// `kubectl` with an input.
-    pub(crate) async fn kubectl(&self, words: &str, input: &[u8], limit: Duration) -> Result<String, ClusterError> {
+    /// Runs `kubectl` with this standard input and returns its output. The arguments are shell text.
+    pub(crate) async fn kubectl(
+        &self,
+        arguments: &str,
+        input: &[u8],
+        timeout: Duration,
+    ) -> Result<String, ClusterError> {
         let mut output = String::new();
-        let command = format!("exec microk8s kubectl {words}");
+        let command = format!("exec microk8s kubectl {arguments}");
         self.host
-            .run(&command, input, limit, |line| {
+            .run(&command, input, timeout, |line| {
                 output += line;
                 output.push('\n');
             })
@@ -91,24 +96,29 @@ impl<'a> Control<'a> {
         Ok(output)
     }
 
-    /// All nodes.
+    /// All nodes of the cluster, by name.
     pub(crate) async fn nodes(&self) -> Result<BTreeMap<String, Node>, ClusterError> {
-        let text = self.kubectl("get nodes -o json", b"", ASK).await?;
+        let text = self.kubectl("get nodes -o json", b"", QUERY_TIMEOUT).await?;
         let list: Value = serde_json::from_str(&text).map_err(|e| ClusterError::Host {
             host: self.host.name.clone(),
-            reason: format!("kubectl get nodes answered in another form: {e}"),
+            reason: format!("kubectl get nodes returned invalid JSON: {e}"),
         })?;
         let items = list["items"].as_array().cloned().unwrap_or_default();
-        Ok(items.iter().filter_map(|n| Some((n["metadata"]["name"].as_str()?.to_owned(), node(n)))).collect())
+        Ok(items.iter().filter_map(|n| Some((n["metadata"]["name"].as_str()?.to_owned(), parse_node(n)))).collect())
     }
 
-    /// Waits until a node is ready, with this minor version where one is asked for.
-    pub(crate) async fn ready(&self, name: &str, minor: Option<(u32, u32)>, log: &Log) -> Result<(), ClusterError> {
-        let until = Instant::now() + READY;
+    /// Waits until a node is ready and, if `minor` is given, its kubelet has that minor version.
+    pub(crate) async fn wait_ready(
+        &self,
+        name: &str,
+        minor: Option<(u32, u32)>,
+        log: &Log,
+    ) -> Result<(), ClusterError> {
+        let deadline = Instant::now() + READY_TIMEOUT;
         loop {
-            // An API server that starts anew does not answer for a while.
-            let seen = self.nodes().await;
-            if let Ok(nodes) = &seen
+            // Errors are retried, because a restarting API server does not respond for a while.
+            let observed = self.nodes().await;
+            if let Ok(nodes) = &observed
                 && let Some(node) = nodes.get(name)
                 && node.ready
                 && minor.is_none_or(|m| crate::spec::minor(&node.version) == Some(m))
@@ -116,64 +126,67 @@ impl<'a> Control<'a> {
                 log.line(&format!("the node is ready, {}", node.version));
                 return Ok(());
             }
-            if Instant::now() > until {
-                let why = match seen {
+            if Instant::now() > deadline {
+                let why = match observed {
                     Err(error) => error.to_string(),
                     Ok(nodes) => match nodes.get(name) {
-                        None => "it is no node".into(),
-                        Some(node) if !node.ready => "it is not ready".into(),
-                        Some(node) => format!("its kubelet is still {}", node.version),
+                        None => "the machine is not a node of the cluster".into(),
+                        Some(node) if !node.ready => "the node is not ready".into(),
+                        Some(node) => format!("the kubelet is still {}", node.version),
                     },
                 };
-                let reason = format!("after {} s: {why}; see `microk8s inspect` there", READY.as_secs());
+                let reason = format!("after {} s: {why}; run `microk8s inspect` there", READY_TIMEOUT.as_secs());
                 return Err(ClusterError::Host { host: name.into(), reason });
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
-    /// Has a node take no new pods and give those that it has away.
+    /// Cordons a node and evicts its pods.
     pub(crate) async fn drain(&self, name: &str, log: &Log) -> Result<(), ClusterError> {
         let node = quote(name);
-        self.kubectl(&format!("annotate node {node} {CLOSED}=true --overwrite"), b"", ASK).await?;
-        let words = format!("drain {node} --ignore-daemonsets --delete-emptydir-data --timeout={DRAIN_SECONDS}s");
-        let limit = Duration::from_secs(DRAIN_SECONDS) + ASK;
-        let drained = self.kubectl(&words, b"", limit).await;
+        let annotate = format!("annotate node {node} {CORDONED_ANNOTATION}=true --overwrite");
+        self.kubectl(&annotate, b"", QUERY_TIMEOUT).await?;
+        let arguments =
+            format!("drain {node} --ignore-daemonsets --delete-emptydir-data --timeout={DRAIN_TIMEOUT_SECONDS}s");
+        let timeout = Duration::from_secs(DRAIN_TIMEOUT_SECONDS) + QUERY_TIMEOUT;
+        let drained = self.kubectl(&arguments, b"", timeout).await;
         match &drained {
-            Ok(said) => said.lines().for_each(|l| log.line(l)),
-            // Left as it was found: who is in the way may be a budget that somebody set on purpose. The error of the drain is the one told.
+            Ok(output) => output.lines().for_each(|l| log.line(l)),
+            // Uncordon the node again: the drain may be blocked by an intentional disruption budget. The error of the drain is returned,
+            // so an error of the uncordon is ignored.
             Err(_) => {
-                let _ = self.open(name).await;
+                let _ = self.uncordon(name).await;
             }
         }
         drained.map(drop)
     }
 
-    /// Has a node take pods again.
-    pub(crate) async fn open(&self, name: &str) -> Result<(), ClusterError> {
+    /// Makes a node schedulable again.
+    pub(crate) async fn uncordon(&self, name: &str) -> Result<(), ClusterError> {
         let node = quote(name);
-        self.kubectl(&format!("uncordon {node}"), b"", ASK).await?;
-        self.kubectl(&format!("annotate node {node} {CLOSED}-"), b"", ASK).await.map(drop)
+        self.kubectl(&format!("uncordon {node}"), b"", QUERY_TIMEOUT).await?;
+        self.kubectl(&format!("annotate node {node} {CORDONED_ANNOTATION}-"), b"", QUERY_TIMEOUT).await.map(drop)
     }
 
-    /// Nothing goes on while a node that takes pods is not ready, or the API server is not well.
-    pub(crate) async fn healthy(&self) -> Result<(), ClusterError> {
-        self.kubectl("get --raw /readyz", b"", ASK).await?;
-        let sick: Vec<String> =
+    /// Checks that the API server is healthy and that every schedulable node is ready. An upgrade continues only then.
+    pub(crate) async fn check_healthy(&self) -> Result<(), ClusterError> {
+        self.kubectl("get --raw /readyz", b"", QUERY_TIMEOUT).await?;
+        let unready: Vec<String> =
             self.nodes().await?.into_iter().filter(|(_, n)| !n.ready && !n.unschedulable).map(|(n, _)| n).collect();
-        if sick.is_empty() {
+        if unready.is_empty() {
             return Ok(());
         }
-        let reason = format!("not ready: {}; nothing goes on before they are", sick.join(", "));
+        let reason = format!("nodes are not ready: {}; the upgrade stops here", unready.join(", "));
         Err(ClusterError::Host { host: self.host.name.clone(), reason })
     }
 }
 
-fn node(node: &Value) -> Node {
+fn parse_node(node: &Value) -> Node {
     let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
     Node {
         ready: conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"),
-        closed: node["metadata"]["annotations"][CLOSED] == "true",
+        cordoned_by_slipway: node["metadata"]["annotations"][CORDONED_ANNOTATION] == "true",
         unschedulable: node["spec"]["unschedulable"] == true,
         version: node["status"]["nodeInfo"]["kubeletVersion"].as_str().unwrap_or_default().to_owned(),
     }

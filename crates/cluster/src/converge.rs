@@ -1,8 +1,8 @@
-//! Runs on the machine: makes it what is wanted, one resource after the other.
+//! The engine on the machine: applies the desired resources, one after the other.
 //!
-//! Before a change it is written down how the machine was, so that the change can be taken back; after it the machine is asked again
-//! whether it took. A process that is killed anywhere leaves a machine on which the next one goes on: files are replaced whole, what has
-//! to follow a change is remembered until it has succeeded, and everything else is asked anew.
+//! Before each change the engine records how to undo it; after the change it probes the resource again to verify the result. The engine
+//! may be killed at any point, and the next run continues: files are replaced atomically, a pending follow-up command is recorded until
+//! it has succeeded, and everything else is probed again.
 
 use std::fs::File;
 use std::io::Write;
@@ -18,44 +18,46 @@ use crate::event::Event;
 use crate::kinds;
 use crate::lock::Lock;
 use crate::probe::{self, Facts};
-use crate::resource::{Resource, Wanted, What};
+use crate::resource::{DesiredState, Resource, ResourceKind};
 use crate::resume;
 use crate::shell::{Node, Output, run};
 use crate::undo::Undo;
 
-/// Asking a machine takes a second or two; commands that ask may wait for a service.
-const PROBE_SECONDS: u64 = 120;
+/// A probe usually takes a second or two, but a check command may wait for a service.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// One line of the journal of a change: how to undo the change of one resource.
 #[derive(Serialize, Deserialize)]
 struct Record {
     resource: String,
     undo: Undo,
 }
 
-/// Asks this machine.
+/// Reads the state of these resources on this machine.
 ///
 /// # Errors
-/// When the shell does not answer.
-pub fn ask(resources: &[Resource]) -> Result<Facts, String> {
+/// When the shell cannot be run, times out, or prints output that cannot be parsed.
+pub fn probe_local(resources: &[Resource]) -> Result<Facts, String> {
     let mut output = String::new();
     let script = probe::script(resources, 0);
-    let question = format!("{{ {script}\n}} 2>/dev/null");
-    let status = run(&question, Duration::from_secs(PROBE_SECONDS), Output::Whole, |line| {
+    let quiet_script = format!("{{ {script}\n}} 2>/dev/null");
+    let status = run(&quiet_script, PROBE_TIMEOUT, Output::UntilEof, |line| {
         output += &line;
         output.push('\n');
     })?;
     Facts::parse(&output).map_err(|e| format!("{e} (exit status {status})"))
 }
 
-/// What to do.
+/// Whether the engine changes the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Tell what differs.
+    /// Report differences, change nothing.
     Check,
-    /// Make it so.
+    /// Apply the differences.
     Apply,
 }
 
-/// The records of this machine, held by one at a time.
+/// The records folder of this machine, locked so that only one engine runs at a time.
 #[derive(Debug)]
 pub struct Records {
     folder: PathBuf,
@@ -63,10 +65,11 @@ pub struct Records {
 }
 
 impl Records {
-    /// Takes the lock; waits a while for one who was cut off and finishes what it does.
+    /// Creates the folder where it is missing and takes its lock. Waits up to `wait`, because an engine whose connection was lost still
+    /// finishes its current resource.
     ///
     /// # Errors
-    /// [`ClusterError::Locked`] when another still works.
+    /// [`ClusterError::Locked`] when another engine still holds the lock.
     pub fn open(folder: &Path, wait: Duration) -> Result<Self, ClusterError> {
         let shown = folder.display().to_string();
         for sub in ["", "pending", "journal"] {
@@ -74,7 +77,7 @@ impl Records {
         }
         let private = std::fs::Permissions::from_mode(0o700);
         std::fs::set_permissions(folder, private).map_err(ClusterError::io(shown.clone()))?;
-        let lock = Lock::take(&folder.join("lock"), wait)?;
+        let lock = Lock::acquire(&folder.join("lock"), wait)?;
         Ok(Self { folder: folder.to_owned(), _lock: lock })
     }
 
@@ -82,15 +85,16 @@ impl Records {
         self.folder.join("journal").join(change)
     }
 
-    fn remember(&self, change: &str, record: &Record) -> Result<(), String> {
+    /// Appends a record to the journal of a change, and waits until it is on disk.
+    fn append(&self, change: &str, record: &Record) -> Result<(), String> {
         let path = self.journal(change);
-        let wrong = |e: std::io::Error| format!("{}: {e}", path.display());
-        let mut file = File::options().append(true).create(true).mode(0o600).open(&path).map_err(wrong)?;
+        let io_error = |e: std::io::Error| format!("{}: {e}", path.display());
+        let mut file = File::options().append(true).create(true).mode(0o600).open(&path).map_err(io_error)?;
         let line = serde_json::to_string(record).map_err(|e| e.to_string())?;
-        writeln!(file, "{line}").and_then(|()| file.sync_all()).map_err(wrong)
+        writeln!(file, "{line}").and_then(|()| file.sync_all()).map_err(io_error)
     }
 
-    /// Changes of which there are records, oldest first.
+    /// Names of the changes that have a journal, oldest first.
     pub fn changes(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.folder.join("journal")).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
@@ -98,17 +102,17 @@ impl Records {
         names
     }
 
-    /// Takes the last change back, its last step first.
+    /// Undoes the last change, its resources in reverse order. Returns the name of the change, or `None` when there is none.
     ///
     /// # Errors
-    /// What could not be taken back; the rest was.
-    pub fn roll_back(&self, tell: &mut dyn FnMut(Event)) -> Result<Option<String>, String> {
+    /// The resources that could not be undone. All others were undone, and the journal is kept for another attempt.
+    pub fn roll_back(&self, emit: &mut dyn FnMut(Event)) -> Result<Option<String>, String> {
         let Some(change) = self.changes().pop() else { return Ok(None) };
         let path = self.journal(&change);
         let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         let records: Vec<Record> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
         let (mut changed, mut failed) = (0, Vec::new());
-        tell(Event::Begun { change: change.clone(), resources: records.len() });
+        emit(Event::Begun { change: change.clone(), resources: records.len() });
         for record in records.into_iter().rev() {
             let resource = record.resource;
             let began = Instant::now();
@@ -130,26 +134,26 @@ impl Records {
                     .map_err(|e| format!("{}: {e}", copy.display()))
                     .and_then(|bytes| node.write(Path::new(&path), &bytes, &mode)),
                 Undo::Nothing => {
-                    tell(Event::Skipped { resource, because: "there is no way back".into() });
+                    emit(Event::Skipped { resource, because: "it cannot be undone".into() });
                     continue;
                 }
             };
             drop(node);
             for (resource, line) in output {
-                tell(Event::Output { resource, line });
+                emit(Event::Output { resource, line });
             }
             match done {
                 Ok(()) => {
                     changed += 1;
-                    tell(Event::Changed { resource, seconds: began.elapsed().as_secs_f64() });
+                    emit(Event::Changed { resource, seconds: began.elapsed().as_secs_f64() });
                 }
                 Err(reason) => {
                     failed.push(format!("{resource}: {reason}"));
-                    tell(Event::Failed { resource, reason });
+                    emit(Event::Failed { resource, reason });
                 }
             }
         }
-        tell(Event::Done { ok: 0, changed, failed: failed.len(), skipped: 0 });
+        emit(Event::Done { ok: 0, changed, failed: failed.len(), skipped: 0 });
         if !failed.is_empty() {
             return Err(failed.join("; "));
         }
@@ -157,86 +161,86 @@ impl Records {
         Ok(Some(change))
     }
 
-    /// Makes the machine what is wanted, or tells what differs. `change` names the records of what is done; names sort by time. `tell`
-    /// answers whether somebody still listens: when nobody does, work ends after the resource at hand.
+    /// Applies the desired state, or reports the differences. `change` names the journal; names sort by time. `emit` returns whether
+    /// the receiver of events is still there: when it is gone, the engine stops after the current resource.
     ///
     /// # Errors
-    /// When the machine cannot even be asked.
+    /// When `desired` is not valid, or the machine cannot be probed.
     pub fn converge(
         &self,
-        wanted: &Wanted,
+        desired: &DesiredState,
         mode: Mode,
         change: &str,
-        tell: &mut dyn FnMut(Event) -> bool,
+        emit: &mut dyn FnMut(Event) -> bool,
     ) -> Result<Summary, String> {
-        wanted.validate()?;
-        let mut facts = ask(&wanted.resources)?;
+        desired.validate()?;
+        let mut facts = probe_local(&desired.resources)?;
         let mut summary = Summary::default();
-        let mut broken: Vec<&str> = Vec::new();
+        let mut failed_ids: Vec<&str> = Vec::new();
         let mut stale = false;
-        tell(Event::Begun { change: change.to_owned(), resources: wanted.resources.len() });
-        for resource in &wanted.resources {
+        emit(Event::Begun { change: change.to_owned(), resources: desired.resources.len() });
+        for resource in &desired.resources {
             let id = resource.id.clone();
-            if let Some(needed) = resource.needs.iter().find(|n| broken.contains(&n.as_str())) {
-                broken.push(&resource.id);
+            if let Some(needed) = resource.needs.iter().find(|n| failed_ids.contains(&n.as_str())) {
+                failed_ids.push(&resource.id);
                 summary.skipped += 1;
-                tell(Event::Skipped { resource: id, because: format!("{needed} failed") });
+                emit(Event::Skipped { resource: id, because: format!("{needed} failed") });
                 continue;
             }
-            // A change may have changed what follows it.
+            // An earlier change may have altered this resource too, so the facts of the first probe no longer hold.
             if stale {
-                facts.renew(ask(std::slice::from_ref(resource))?, &[&resource.id]);
+                facts.update(probe_local(std::slice::from_ref(resource))?, &[&resource.id]);
             }
             let changes = resource.check(&facts);
             if changes.is_empty() {
                 summary.ok += 1;
-                tell(Event::Ok { resource: id });
+                emit(Event::Ok { resource: id });
                 continue;
             }
             if mode == Mode::Check {
                 summary.changed += 1;
-                tell(Event::Differs { resource: id, layer: resource.layer, changes });
+                emit(Event::Differs { resource: id, layer: resource.layer, changes });
                 continue;
             }
-            if let What::Reboot { reason, .. } = &resource.what {
-                if let Err(reason) = resume::arrange(&self.folder, change, wanted) {
-                    tell(Event::Failed { resource: id, reason });
+            if let ResourceKind::Reboot { reason, .. } = &resource.what {
+                if let Err(reason) = resume::schedule(&self.folder, change, desired) {
+                    emit(Event::Failed { resource: id, reason });
                     summary.failed += 1;
                     break;
                 }
-                tell(Event::Rebooting { resource: id, reason: reason.clone() });
+                emit(Event::Rebooting { resource: id, reason: reason.clone() });
                 summary.rebooting = true;
                 return Ok(summary);
             }
-            let listened = tell(Event::Changing { resource: id.clone(), changes });
+            let has_receiver = emit(Event::Changing { resource: id.clone(), changes });
             let began = Instant::now();
-            let done = self.change(resource, &facts, change, tell).and_then(|()| {
-                facts.renew(ask(std::slice::from_ref(resource))?, &[&resource.id]);
-                let left = resource.check(&facts);
-                let first = left.first().map(|c| format!("it did not take: {} {}", c.sign, c.text));
+            let done = self.change(resource, &facts, change, emit).and_then(|()| {
+                facts.update(probe_local(std::slice::from_ref(resource))?, &[&resource.id]);
+                let remaining = resource.check(&facts);
+                let first = remaining.first().map(|c| format!("the change had no effect: {} {}", c.sign, c.text));
                 first.map_or(Ok(()), Err)
             });
             stale = true;
             match done {
                 Ok(()) => {
                     summary.changed += 1;
-                    tell(Event::Changed { resource: id, seconds: began.elapsed().as_secs_f64() });
+                    emit(Event::Changed { resource: id, seconds: began.elapsed().as_secs_f64() });
                 }
                 Err(reason) => {
                     summary.failed += 1;
-                    broken.push(&resource.id);
-                    tell(Event::Failed { resource: id, reason });
+                    failed_ids.push(&resource.id);
+                    emit(Event::Failed { resource: id, reason });
                 }
             }
-            if !listened {
+            if !has_receiver {
                 return Ok(summary);
             }
         }
         if mode == Mode::Apply {
-            resume::forget(&self.folder);
+            resume::clear(&self.folder);
         }
         let Summary { ok, changed, failed, skipped, .. } = summary;
-        tell(Event::Done { ok, changed, failed, skipped });
+        emit(Event::Done { ok, changed, failed, skipped });
         Ok(summary)
     }
 
@@ -245,7 +249,7 @@ impl Records {
         resource: &Resource,
         facts: &Facts,
         change: &str,
-        tell: &mut dyn FnMut(Event) -> bool,
+        emit: &mut dyn FnMut(Event) -> bool,
     ) -> Result<(), String> {
         let pending = self.folder.join("pending").join(resource.id.replace('/', "_"));
         if resource.then.is_some() {
@@ -259,58 +263,62 @@ impl Records {
             timeout: Duration::from_secs(resource.timeout),
             lines,
         };
-        // Commands run in a thread, so that their lines are told while they run.
+        // Commands run in a separate thread, so that their output is emitted while they run.
         let done = std::thread::scope(|scope| {
             let work = scope.spawn(move || {
-                let undo = way_back(resource, facts, &mut node)?;
-                self.remember(change, &Record { resource: resource.id.clone(), undo })?;
-                act(resource, facts, &mut node)?;
+                let undo = prepare_undo(resource, facts, &mut node)?;
+                self.append(change, &Record { resource: resource.id.clone(), undo })?;
+                apply(resource, facts, &mut node)?;
                 resource.then.as_ref().map_or(Ok(()), |then| node.shell(then))
             });
             for (resource, line) in output {
-                tell(Event::Output { resource, line });
+                emit(Event::Output { resource, line });
             }
-            work.join().unwrap_or_else(|_| Err("the change ended in a panic".into()))
+            work.join().unwrap_or_else(|_| Err("the change panicked".into()))
         });
         if done.is_ok() {
-            let _ = std::fs::remove_file(&pending); // what stays is done again, which changes nothing
+            let _ = std::fs::remove_file(&pending); // a file that remains only repeats the follow-up command
         }
         done
     }
 }
 
-/// How a change of a resource will be taken back.
-fn way_back(resource: &Resource, facts: &Facts, node: &mut Node<'_>) -> Result<Undo, String> {
+/// Determines how to undo a change of a resource, and backs up the file that it replaces.
+fn prepare_undo(resource: &Resource, facts: &Facts, node: &mut Node<'_>) -> Result<Undo, String> {
     match &resource.what {
-        What::Package { name, .. } => Ok(kinds::apt::undo(facts, name)),
-        What::Snap { name, classic, .. } => Ok(kinds::snap::undo(facts, name, *classic)),
-        What::File { path, .. } | What::Edit { path, .. } => kinds::file::undo(facts, &resource.id, path, node),
-        What::Service { name } => Ok(kinds::service::undo(facts, name)),
-        What::Command { undo, .. } => Ok(undo.clone().map_or(Undo::Nothing, Undo::Shell)),
-        What::Reboot { .. } => Ok(Undo::Nothing),
+        ResourceKind::Package { name, .. } => Ok(kinds::apt::undo(facts, name)),
+        ResourceKind::Snap { name, classic, .. } => Ok(kinds::snap::undo(facts, name, *classic)),
+        ResourceKind::File { path, .. } | ResourceKind::Edit { path, .. } => {
+            kinds::file::undo(facts, &resource.id, path, node)
+        }
+        ResourceKind::Service { name } => Ok(kinds::service::undo(facts, name)),
+        ResourceKind::Command { undo, .. } => Ok(undo.clone().map_or(Undo::Nothing, Undo::Shell)),
+        ResourceKind::Reboot { .. } => Ok(Undo::Nothing),
     }
 }
 
-/// Makes a resource so.
-fn act(resource: &Resource, facts: &Facts, node: &mut Node<'_>) -> Result<(), String> {
+/// Applies a resource to the machine.
+fn apply(resource: &Resource, facts: &Facts, node: &mut Node<'_>) -> Result<(), String> {
     let id = &resource.id;
     match &resource.what {
-        What::Package { name, version, hold } => kinds::apt::apply(facts, name, version.as_deref(), *hold, node),
-        What::Snap { name, channel, classic, hold } => {
+        ResourceKind::Package { name, version, hold } => {
+            kinds::apt::apply(facts, name, version.as_deref(), *hold, node)
+        }
+        ResourceKind::Snap { name, channel, classic, hold } => {
             kinds::snap::apply(facts, (name, channel, *classic, *hold), node)
         }
-        What::File { path, content, mode } => node.write(Path::new(path), content.text.as_bytes(), mode),
-        What::Edit { path, edits } => kinds::edit::apply(facts, id, path, edits, node),
-        What::Service { name } => kinds::service::apply(name, node),
-        What::Command { .. } if facts.succeeded(id) => Ok(()),
-        What::Command { run, .. } => node.shell(run),
-        What::Reboot { .. } => Err("a new start is no change of its own".into()),
+        ResourceKind::File { path, content, mode } => node.write(Path::new(path), content.text.as_bytes(), mode),
+        ResourceKind::Edit { path, edits } => kinds::edit::apply(facts, id, path, edits, node),
+        ResourceKind::Service { name } => kinds::service::apply(name, node),
+        ResourceKind::Command { .. } if facts.succeeded(id) => Ok(()),
+        ResourceKind::Command { run, .. } => node.shell(run),
+        ResourceKind::Reboot { .. } => Err("a reboot is not applied as a change".into()),
     }
 }
 
-/// How many were what.
+/// Number of resources by result, and whether the machine must be rebooted before the rest is applied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // names say it
+#[allow(missing_docs)] // the names are enough
 pub struct Summary {
     pub ok: usize,
     pub changed: usize,
@@ -329,15 +337,15 @@ mod tests {
     fn file(name: &str, path: &Path) -> Resource {
         let content = Text { text: "from slipway\n".into(), secret: false };
         let path = path.display().to_string();
-        Resource::new(Layer::System, name, What::File { path, content, mode: "0644".into() })
+        Resource::new(Layer::System, name, ResourceKind::File { path, content, mode: "0644".into() })
     }
 
-    /// A user who may log in on the machine, and whose folder the cluster's file wants something in.
+    /// The desired files lie in the folder of an unprivileged user, who may replace them with links.
     #[test]
-    fn a_users_links_lead_root_neither_on_the_way_there_nor_on_the_way_back() {
+    fn apply_and_rollback_do_not_follow_user_symlinks() {
         const USER: u32 = 54_321;
         if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: only root can give folders to another user");
+            eprintln!("skipped: only root can change the owner of a folder");
             return;
         }
         let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
@@ -353,20 +361,20 @@ mod tests {
         symlink(etc.join("shadow"), home.join("link")).unwrap();
         let records = Records::open(&folder.join("records"), Duration::ZERO).unwrap();
         let converge = |change: &str, resources: Vec<Resource>| {
-            records.converge(&Wanted { resources }, Mode::Apply, change, &mut |_| true).unwrap()
+            records.converge(&DesiredState { resources }, Mode::Apply, change, &mut |_| true).unwrap()
         };
 
         let line = Edit::Line { line: "mine".into(), begins: None };
         let path = home.join("link").display().to_string();
-        let edit = Resource::new(Layer::System, "edit", What::Edit { path, edits: vec![line] });
+        let edit = Resource::new(Layer::System, "edit", ResourceKind::Edit { path, edits: vec![line] });
         assert_eq!(converge("1", vec![file("file", &home.join("link")), edit]).failed, 2);
         assert_eq!(std::fs::read_to_string(etc.join("shadow")).unwrap(), "root's\n");
         let copies = std::fs::read_dir(folder.join("records/backup/1")).map_or(0, Iterator::count);
-        assert_eq!(copies, 0, "nothing of root's is kept, which the way back would give to the user");
+        assert_eq!(copies, 0, "no backup of root's file, which a rollback would restore into the user's folder");
 
-        // What was made and changed is taken back, unless the user leads elsewhere meanwhile.
-        let wanted = || vec![file("new", &home.join("d/shadow")), file("own", &home.join("own"))];
-        assert_eq!(converge("2", wanted()).changed, 2);
+        // Created and changed files are rolled back, unless the user redirected a path with a link in the meantime.
+        let files = || vec![file("new", &home.join("d/shadow")), file("own", &home.join("own"))];
+        assert_eq!(converge("2", files()).changed, 2);
         std::fs::rename(home.join("d"), home.join("moved")).unwrap();
         symlink(&etc, home.join("d")).unwrap();
         let error = records.roll_back(&mut |_| {}).unwrap_err();

@@ -1,22 +1,22 @@
-//! What can go wrong on the way to a cluster.
+//! The errors of this crate.
 
 use slipway_core::Explain;
 
-/// A failure of this crate.
+/// An error of this crate.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)] // the message says it
+#[allow(missing_docs)] // the messages describe the variants
 pub enum ClusterError {
     #[error("{file}: {reason}")]
     Spec { file: String, reason: String },
     #[error("the secret {name} cannot be read: {reason}")]
     Secret { name: String, reason: String },
-    #[error("these commands of the cluster's file would run on this machine, and nobody agreed to them:{0}")]
+    #[error("these commands of the cluster file would run on this machine, and you have not allowed them:{0}")]
     Untrusted(String),
     #[error("{host} cannot be reached: {reason}")]
     Unreachable { host: String, reason: String },
-    #[error("{host} shows another host key than before: {reason}")]
+    #[error("the SSH host key of {host} is not the known one: {reason}")]
     HostKey { host: String, reason: String },
-    #[error("{host}: sudo refuses: {reason}")]
+    #[error("{host}: sudo failed: {reason}")]
     Sudo { host: String, reason: String },
     #[error("{host}: {reason}")]
     Host { host: String, reason: String },
@@ -26,7 +26,7 @@ pub enum ClusterError {
     Provider { provider: String, status: u16, message: String },
     #[error("{0}")]
     Foreign(String),
-    #[error("another apply works on this cluster: {0}")]
+    #[error("another command is changing this cluster: {0}")]
     Locked(String),
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
@@ -35,7 +35,7 @@ pub enum ClusterError {
 }
 
 impl ClusterError {
-    /// A file or folder that cannot be read or written.
+    /// Wraps an I/O error; `what` is the path, or another name of what could not be read or written.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }

@@ -1,30 +1,30 @@
-//! From bare machines to a cluster, and back to it whenever something has drifted.
+//! Turns bare machines into a MicroK8s cluster, and repairs the machines whenever they drift.
 //!
-//! One file says what is wanted ([`spec`]). From it follow the resources of every machine ([`layers`]), in order. What a machine has is
-//! asked with one read-only script ([`probe`]); what differs is told by a pure function ([`check`](resource::Resource::check)), the same
-//! for a plan that is made far away and for the machine that acts on it ([`converge`]). Between machines there is an order too
-//! ([`apply`]): who is first, who joins whom.
+//! One file describes the desired cluster ([`spec`]), and the desired resources of each machine follow from it ([`layers`]). A read-only
+//! script reports the actual state of a machine ([`probe`]), and a pure function compares both ([`check`](resource::Resource::check)).
+//! The plan on the controller and the engine on the machine ([`converge`]) use the same function. Work that spans machines, such as
+//! joining nodes, is ordered by [`steps`] and run by [`apply`].
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
 //! | [`spec`] | `cluster.yaml` |
-//! | [`layers`] | from the file to the resources of a machine |
-//! | [`resource`] | what can be wanted of a machine, and when it is so |
-//! | [`probe`] | the question to a machine, and the answer |
-//! | [`converge`], [`resume`] | runs on the machine: makes it so, remembers how it was, tells what it does; goes on after a new start |
-//! | [`event`] | what the machine tells meanwhile |
-//! | [`shell`] | its shell and its files |
-//! | [`transport`] | OpenSSH |
-//! | [`providers`], [`fleet`] | who makes machines, and which of them are ours |
-//! | [`plan`] | what would change, on all machines at once |
-//! | [`steps`] | which steps there are, and which need which |
-//! | [`work`] | what all steps share |
-//! | [`apply`] | does them: on a machine, with nodes of the cluster, with who makes machines |
-//! | [`smoke`], [`doctor`] | tries of the cluster; known troubles of machines |
-//! | [`report`] | what was done |
-//! | [`trust`] | whose commands may run here |
-//! | [`lock`] | one at a time |
-//! | [`state`] | what is kept on the controller, and its lock |
+//! | [`layers`] | derives the resources of a machine from the file |
+//! | [`resource`] | the kinds of resources, and how each is compared with the machine |
+//! | [`probe`] | the script that reads a machine's state, and its parsed output |
+//! | [`converge`], [`resume`] | the engine on the machine: applies resources, records how to undo them, continues after a reboot |
+//! | [`event`] | progress events of the engine |
+//! | [`shell`] | shell commands and files on the machine |
+//! | [`transport`] | connections over OpenSSH |
+//! | [`providers`], [`fleet`] | cloud providers, and the machines that slipway ordered from them |
+//! | [`plan`] | the changes that an apply would make on all machines |
+//! | [`steps`] | the steps of each command, and their dependencies |
+//! | [`work`] | the context that all steps of a command share |
+//! | [`apply`] | runs the steps on machines, cluster nodes and providers |
+//! | [`smoke`], [`doctor`] | smoke tests of the cluster; checks for known problems |
+//! | [`report`] | the result of each step |
+//! | [`trust`] | which commands of a `cluster.yaml` the user has allowed |
+//! | [`lock`] | exclusive file locks |
+//! | [`state`] | the controller's files of a cluster: lock, ledger, report, logs |
 
 pub mod apply;
 mod ask;
@@ -57,7 +57,7 @@ pub mod work;
 
 pub use error::ClusterError;
 
-/// Sixteen digits that are others for any other bytes.
+/// The first 64 bits of SHA-256, as 16 hexadecimal digits.
 fn digest(bytes: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
     digest.as_ref().iter().take(8).map(|b| format!("{b:02x}")).collect()

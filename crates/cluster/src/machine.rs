@@ -1,13 +1,13 @@
-//! One machine makes itself as wanted, over new starts where it needs them.
+//! Steps of a single machine: runs the engine on it, reboots it where the engine requires that, and erases slipway's changes.
 
 use std::time::{Duration, Instant};
 
 use crate::ClusterError;
-use crate::control::{ASK, Control};
+use crate::control::{Control, QUERY_TIMEOUT};
 use crate::event::Event;
 use crate::layers;
 use crate::resource::Layer;
-use crate::resume::MOST_RESTARTS;
+use crate::resume::MAX_REBOOTS;
 use crate::shell::FOLDER;
 use crate::shell::quote;
 use crate::spec::Machine;
@@ -16,13 +16,14 @@ use crate::steps::{Action, Step};
 use crate::transport::Host;
 use crate::work::{Progress, Work};
 
-/// A machine's own part may install a driver.
-const CONVERGE: Duration = Duration::from_secs(3600);
-/// A machine that goes on by itself after a new start is waited for.
-const WAIT_SECONDS: u64 = 1800;
-const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
+/// Timeout of one run of the engine, which may install a driver.
+const CONVERGE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long the engine waits for the lock of the machine, which an engine that continues by itself after a reboot may hold.
+const LOCK_TIMEOUT_SECONDS: u64 = 1800;
+/// Prints an identifier that changes with every boot.
+const READ_BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
 
-/// Lets the machine make itself as wanted, over as many new starts as that takes.
+/// Applies these layers to the machine, and reboots it as often as the engine requires. Returns the number of changes.
 pub(crate) async fn converge(
     work: &Work,
     step: &Step,
@@ -31,33 +32,33 @@ pub(crate) async fn converge(
     layers: &[Layer],
     log: &Log,
 ) -> Result<usize, ClusterError> {
-    let wanted = layers::wanted(&work.cluster, machine)?.only(layers);
-    // Most machines are as wanted most of the time: they are asked from here, and nothing is put onto them.
-    let facts = crate::ask::ask(host, &wanted, 0).await?;
-    if wanted.check(&facts).is_empty() {
+    let desired = layers::desired_state(&work.cluster, machine)?.only(layers);
+    // Most machines are in the desired state most of the time. A probe from the controller finds that out without uploading the engine.
+    let facts = crate::ask::probe_host(host, &desired, 0).await?;
+    if desired.check(&facts).is_empty() {
         return Ok(0);
     }
     let channel = &work.cluster.spec.kubernetes.channel;
     if step.action != Action::Upgrade
         && layers.contains(&Layer::Kubernetes)
-        && let Some((now, then)) = crate::kinds::snap::moves(&facts, "microk8s", channel)
-        // One that is no node yet has nothing to lose.
+        && let Some((now, then)) = crate::kinds::snap::minor_version_change(&facts, "microk8s", channel)
+        // A machine that is not a node yet runs no pods, so it needs no drain.
         && Control::first(work)?.nodes().await.is_ok_and(|nodes| nodes.contains_key(&machine.name))
     {
         return Err(ClusterError::Upgrade { host: machine.name.clone(), now, then });
     }
-    let document = serde_json::to_vec(&wanted).map_err(|e| ClusterError::io(step.id.clone())(e.into()))?;
+    let document = serde_json::to_vec(&desired).map_err(|e| ClusterError::io(step.id.clone())(e.into()))?;
     let mut changed = 0;
-    for _ in 0..=MOST_RESTARTS {
+    for _ in 0..=MAX_REBOOTS {
         let program = host.push(&work.program).await?;
-        let (mut failure, mut restart, mut done): (Option<String>, Option<String>, bool) = (None, None, false);
+        let (mut failure, mut reboot_reason, mut done): (Option<String>, Option<String>, bool) = (None, None, false);
         let command = format!(
             "exec {program} node converge --events --wait {} --change {} --folder {FOLDER} -",
-            WAIT_SECONDS,
+            LOCK_TIMEOUT_SECONDS,
             quote(&work.change)
         );
         let ran = host
-            .run(&command, &document, CONVERGE, |line| {
+            .run(&command, &document, CONVERGE_TIMEOUT, |line| {
                 let Ok(event) = serde_json::from_str::<Event>(line) else {
                     log.line(line);
                     return;
@@ -69,18 +70,18 @@ pub(crate) async fn converge(
                         failure = Some(format!("{resource}: {reason}"))
                     }
                     Event::Refused { reason } if failure.is_none() => failure = Some(reason.clone()),
-                    Event::Rebooting { reason, .. } => restart = Some(reason.clone()),
+                    Event::Rebooting { reason, .. } => reboot_reason = Some(reason.clone()),
                     Event::Done { .. } => done = true,
                     _ => {}
                 }
-                let _ = work.watch.send(Progress::Event { step: step.id.clone(), event }); // nobody need watch
+                let _ = work.watch.send(Progress::Event { step: step.id.clone(), event }); // there may be no receiver
             })
             .await;
         if let Some(reason) = failure {
             return Err(ClusterError::Host { host: host.name.clone(), reason });
         }
-        if restart.is_some() {
-            start_anew(host, Duration::from_secs(work.cluster.spec.system.restart_seconds), log).await?;
+        if reboot_reason.is_some() {
+            reboot(host, Duration::from_secs(work.cluster.spec.system.restart_seconds), log).await?;
             changed += 1;
             continue;
         }
@@ -90,45 +91,45 @@ pub(crate) async fn converge(
         }
         return Err(ClusterError::Host {
             host: host.name.clone(),
-            reason: "the connection ended before the work".into(),
+            reason: "the connection ended before the engine had finished".into(),
         });
     }
     Err(ClusterError::Host {
         host: host.name.clone(),
-        reason: format!("it wants to start anew again after {MOST_RESTARTS} times"),
+        reason: format!("it still requires a reboot after {MAX_REBOOTS} reboots"),
     })
 }
 
-/// Starts a machine anew and waits until it is back.
-async fn start_anew(host: &Host, limit: Duration, log: &Log) -> Result<(), ClusterError> {
-    let before = host.script(BOOT, ASK).await?;
-    log.line("starts anew");
-    // The connection ends with the machine, so this fails; whether the machine restarted is seen by its boot identifier.
-    let _ = host.script("systemctl reboot || reboot", ASK).await;
-    let until = Instant::now() + limit;
-    while Instant::now() < until {
+/// Reboots a machine and waits until it accepts connections again.
+async fn reboot(host: &Host, timeout: Duration, log: &Log) -> Result<(), ClusterError> {
+    let before = host.script(READ_BOOT_ID, QUERY_TIMEOUT).await?;
+    log.line("reboots");
+    // The reboot closes the connection, so the result is ignored. The boot identifier shows whether the machine rebooted.
+    let _ = host.script("systemctl reboot || reboot", QUERY_TIMEOUT).await;
+    let deadline = Instant::now() + timeout;
+    while Instant::now() < deadline {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        if host.script(BOOT, ASK).await.is_ok_and(|now| now != before) {
-            log.line("is back");
+        if host.script(READ_BOOT_ID, QUERY_TIMEOUT).await.is_ok_and(|now| now != before) {
+            log.line("is back after the reboot");
             return Ok(());
         }
     }
     Err(ClusterError::Unreachable {
         host: host.name.clone(),
-        reason: format!("it did not come back within {} s of a new start", limit.as_secs()),
+        reason: format!("it did not come back within {} s after a reboot", timeout.as_secs()),
     })
 }
 
-/// Takes every change back that there is a record of, and what we put there ourselves.
+/// Rolls back every recorded change of a machine, and removes slipway's own files from it.
 pub(crate) async fn erase(work: &Work, host: &Host, log: &Log) -> Result<usize, ClusterError> {
-    if host.script(&format!("ls {FOLDER}/journal 2>/dev/null | head -1; true"), ASK).await?.is_empty() {
+    if host.script(&format!("ls {FOLDER}/journal 2>/dev/null | head -1; true"), QUERY_TIMEOUT).await?.is_empty() {
         return Ok(0);
     }
     let program = host.push(&work.program).await?;
     let command = format!("exec {program} node converge --rollback --all --folder {FOLDER}");
-    host.run(&command, b"", CONVERGE, |line| log.line(line)).await?;
-    let ours = "rm -rf /var/lib/slipway/converge /var/lib/slipway/bin /var/lib/slipway/wanted; \
+    host.run(&command, b"", CONVERGE_TIMEOUT, |line| log.line(line)).await?;
+    let cleanup = "rm -rf /var/lib/slipway/converge /var/lib/slipway/bin /var/lib/slipway/wanted; \
                 systemctl disable --quiet slipway-converge 2>/dev/null; rm -f /etc/systemd/system/slipway-converge.service";
-    host.script(ours, ASK).await?;
+    host.script(cleanup, QUERY_TIMEOUT).await?;
     Ok(1)
 }

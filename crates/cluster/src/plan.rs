@@ -1,59 +1,58 @@
-//! What would change, on all machines at once.
+//! Computes the changes that an apply would make, by probing all machines in parallel. Nothing is changed.
 
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use slipway_core::Explain;
 
 use crate::ClusterError;
-use crate::ask::ask;
+use crate::ask::probe_host;
 use crate::doctor::{self, Finding, Severity};
 use crate::layers;
 use crate::probe::{self, Facts};
-use crate::resource::{Change, Layer, Wanted};
+use crate::resource::{Change, DesiredState, Layer};
 use crate::spec::{Cluster, Machine};
 use crate::transport::Host;
-use crate::work::AT_ONCE;
+use crate::work::MAX_CONCURRENCY;
 
-/// What would change.
+/// The changes that an apply would make to a cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
-    /// The cluster's name.
+    /// Name of the cluster.
     pub cluster: String,
-    /// When the machines were asked, in milliseconds since 1970.
+    /// Time of the probe, in milliseconds since 1970.
     pub asked_ms: i64,
-    /// In the file's order.
+    /// One plan per machine, in the file's order.
     pub machines: Vec<MachinePlan>,
-    /// What the machines of its groups cost an hour in US dollars once they are as wanted; none where no provider is asked, or one does
-    /// not say.
+    /// US dollars per hour of all machines of the groups after the apply; `None` without groups, or if a price is unknown.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hourly: Option<f64>,
 }
 
-/// What would change on one machine.
+/// The changes that an apply would make to one machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MachinePlan {
-    /// Its name.
+    /// Name of the machine in the file.
     pub name: String,
-    /// Why it could not be asked.
+    /// The error, if the machine could not be probed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unreachable: Option<Trouble>,
-    /// What it is.
+    /// Hardware and operating system, if the machine could be probed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<probe::Machine>,
-    /// What differs, in order.
+    /// Resources that differ from the desired state, in the order in which they would be applied.
     pub changes: Vec<Planned>,
-    /// What a person should look at.
+    /// Problems of the machine that need attention.
     pub findings: Vec<Finding>,
 }
 
-/// An error, as a document.
+/// A serializable error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trouble {
-    /// `slipway explain` tells more.
+    /// Error code for `slipway explain`, such as `cluster.unreachable`.
     pub code: String,
-    /// In words.
+    /// The error message.
     pub message: String,
 }
 
@@ -67,20 +66,20 @@ impl From<&ClusterError> for Trouble {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Planned {
-    /// The resource.
+    /// Id of the resource, such as `kubernetes/microk8s`; `join` or `machine` for steps that are not resources.
     pub resource: String,
-    /// Its layer, or none for what is between machines.
+    /// Layer of the resource; `None` for `join` and `machine`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<Layer>,
-    /// What differs.
+    /// Differences from the desired state.
     pub changes: Vec<Change>,
-    /// What comes with it.
+    /// Side effects of the change, such as `restarts containerd`.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub effects: Vec<String>,
 }
 
 impl MachinePlan {
-    /// What a provider would do to a machine, before anybody can ask it.
+    /// The plan of a machine that its provider would create, power on or delete, so that it cannot be probed.
     pub fn of_provider(name: &str, change: Change) -> Self {
         let changes =
             vec![Planned { resource: "machine".into(), layer: None, changes: vec![change], effects: Vec::new() }];
@@ -89,37 +88,37 @@ impl MachinePlan {
 }
 
 impl Plan {
-    /// Whether every machine was asked and is as wanted.
+    /// Whether every machine was probed and is in the desired state.
     pub fn is_empty(&self) -> bool {
         self.machines.iter().all(|m| m.unreachable.is_none() && m.changes.is_empty())
     }
 }
 
-/// Asks all machines at once.
+/// Probes all machines in parallel and returns their plans. Only these layers are compared, or all layers if `only` is empty.
 pub async fn plan(cluster: &Cluster, hosts: &[(Machine, Host)], only: &[Layer]) -> Plan {
     let asked_ms = slipway_core::clock::now_ms();
-    let joined = only.is_empty() || only.contains(&Layer::Join);
-    let asked = hosts.iter().map(|(machine, host)| async move {
-        let nodes = if cluster.first() == Some(machine) && joined { probe::NODES } else { 0 };
-        let wanted = match layers::wanted(cluster, machine) {
-            Ok(wanted) => wanted.only(only),
-            Err(error) => return (machine, Wanted::default(), Err(error)),
+    let with_join = only.is_empty() || only.contains(&Layer::Join);
+    let probes = hosts.iter().map(|(machine, host)| async move {
+        let nodes = if cluster.first() == Some(machine) && with_join { probe::NODES } else { 0 };
+        let desired = match layers::desired_state(cluster, machine) {
+            Ok(desired) => desired.only(only),
+            Err(error) => return (machine, DesiredState::default(), Err(error)),
         };
-        let answer = ask(host, &wanted, probe::ABOUT | nodes).await;
-        (machine, wanted, answer)
+        let facts = probe_host(host, &desired, probe::ABOUT | nodes).await;
+        (machine, desired, facts)
     });
-    let answers: Vec<_> = stream::iter(asked).buffered(AT_ONCE).collect().await;
-    let members: Vec<String> = answers
+    let results: Vec<_> = stream::iter(probes).buffered(MAX_CONCURRENCY).collect().await;
+    let members: Vec<String> = results
         .iter()
         .filter(|(m, ..)| cluster.first() == Some(m))
-        .filter_map(|(.., a)| a.as_ref().ok())
+        .filter_map(|(.., facts)| facts.as_ref().ok())
         .flat_map(|facts| {
             facts.machine("nodes").lines().map(|l| l.trim_start_matches("node/").to_owned()).collect::<Vec<_>>()
         })
         .collect();
-    let machines = answers
+    let machines = results
         .iter()
-        .map(|(machine, wanted, answer)| {
+        .map(|(machine, desired, facts)| {
             let mut out = MachinePlan {
                 name: machine.name.clone(),
                 unreachable: None,
@@ -127,11 +126,11 @@ pub async fn plan(cluster: &Cluster, hosts: &[(Machine, Host)], only: &[Layer]) 
                 changes: Vec::new(),
                 findings: Vec::new(),
             };
-            match answer {
+            match facts {
                 Err(error) => out.unreachable = Some(error.into()),
                 Ok(facts) => {
-                    out.changes = differences(wanted, facts);
-                    if joined && cluster.first() != Some(machine) && !members.contains(&machine.name) {
+                    out.changes = differences(desired, facts);
+                    if with_join && cluster.first() != Some(machine) && !members.contains(&machine.name) {
                         out.changes.push(Planned {
                             resource: "join".into(),
                             layer: None,
@@ -152,12 +151,12 @@ pub async fn plan(cluster: &Cluster, hosts: &[(Machine, Host)], only: &[Layer]) 
     Plan { cluster: cluster.metadata.name.clone(), asked_ms, machines, hourly: None }
 }
 
-fn differences(wanted: &Wanted, facts: &Facts) -> Vec<Planned> {
+fn differences(desired: &DesiredState, facts: &Facts) -> Vec<Planned> {
     let planned = |(resource, changes): (&crate::resource::Resource, Vec<Change>)| Planned {
         resource: resource.id.clone(),
         layer: Some(resource.layer),
         changes,
         effects: resource.effects.clone(),
     };
-    wanted.check(facts).into_iter().map(planned).collect()
+    desired.check(facts).into_iter().map(planned).collect()
 }

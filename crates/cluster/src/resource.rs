@@ -1,7 +1,7 @@
-//! What can be wanted of a machine.
+//! Resources: the units of a machine's desired state.
 //!
-//! There are few kinds on purpose: a repository is two files, a mount is a file and a service, a user or a kernel module is a command
-//! that knows whether it is needed (see the constructors in [`crate::layers`]).
+//! There are few kinds on purpose: a package repository is two files, a mount is a file and a service, a user or a kernel module is a
+//! command with a check (see the constructors in [`crate::layers`]). Comparing a resource with a machine is a pure function.
 
 use std::collections::BTreeSet;
 
@@ -10,34 +10,34 @@ use serde::{Deserialize, Serialize};
 use crate::kinds;
 use crate::probe::Facts;
 
-/// Parts of a machine, in the order in which they are made.
+/// Groups of resources and steps, in the order in which they are applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layer {
-    /// Names, limits, held updates.
+    /// Host names, kernel settings, held updates and custom resources.
     System,
-    /// Programs that people and the layers above need.
+    /// Packages on every machine.
     HostTools,
     /// MicroK8s itself.
     Kubernetes,
-    /// Driver, container toolkit, containerd's configuration.
+    /// NVIDIA's driver and containerd's CDI support.
     Gpu,
-    /// Membership. Has no resources: it is between machines.
+    /// Joining the cluster. It has steps instead of resources, because it involves two machines.
     Join,
     /// MicroK8s' add-ons.
     Addons,
     /// Drivers of shared storage, and storage classes.
     Storage,
-    /// Who tells the kubelet of GPUs, and how they are shared.
+    /// The device plugin, which advertises GPUs to the kubelet, and GPU sharing.
     DevicePlugin,
     /// slipway in the cluster.
     Platform,
-    /// Tries. Has no resources.
+    /// Smoke tests. It has steps instead of resources.
     Smoke,
 }
 
 impl Layer {
-    /// As written on the command line.
+    /// The name on the command line and in resource ids, such as `host-tools`.
     pub fn name(self) -> &'static str {
         match self {
             Self::System => "system",
@@ -54,149 +54,149 @@ impl Layer {
     }
 }
 
-/// One thing that is wanted.
+/// One unit of desired state, such as a package or a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Resource {
-    /// Unique on its machine: `kubernetes/snap`. Lower-case letters, digits and `/.-`.
+    /// Unique on its machine, such as `kubernetes/microk8s`. Lower-case letters, digits and `/.-`.
     pub id: String,
-    /// Which part of the machine it belongs to.
+    /// The layer that it belongs to.
     pub layer: Layer,
-    /// What it is.
-    pub what: What,
-    /// Run in a shell after a change. Until it has succeeded the resource counts as changed, even after a crash in between.
+    /// Its kind and desired state.
+    pub what: ResourceKind,
+    /// Follow-up shell command, run after a change. The resource differs until the command has succeeded, even after a crash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub then: Option<String>,
-    /// Resources without which this one is not tried.
+    /// Ids of resources that must not have failed before this one is attempted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<String>,
-    /// Seconds after which a change is given up.
+    /// Timeout of each command of a change, in seconds.
     pub timeout: u64,
-    /// What a person should know before: `restarts containerd`.
+    /// Side effects of a change that the user should know before, such as `restarts containerd`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub effects: Vec<String>,
 }
 
-/// What is wanted.
+/// The kind of a resource, and its desired state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub enum What {
-    /// A package of apt.
+pub enum ResourceKind {
+    /// An apt package.
     Package {
-        /// Its name.
+        /// Name of the package.
         name: String,
-        /// This version and no other; any without.
+        /// The exact version; any version if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         version: Option<String>,
-        /// Upgrades leave it alone.
+        /// Whether the package is held, so that upgrades skip it.
         #[serde(default)]
         hold: bool,
     },
     /// A snap.
     Snap {
-        /// Its name.
+        /// Name of the snap.
         name: String,
-        /// `1.32/stable`.
+        /// Channel to install from, such as `1.32/stable`.
         channel: String,
-        /// Without confinement.
+        /// Whether the snap has classic confinement, that is, no confinement.
         classic: bool,
-        /// Refreshes leave it alone.
+        /// Whether refreshes of the snap are held.
         hold: bool,
     },
-    /// A file with this content and no other.
+    /// A file with exactly this content.
     File {
-        /// Where.
+        /// Absolute path.
         path: String,
-        /// All of it.
+        /// The whole content.
         content: Text,
-        /// Octal: `0644`.
+        /// Octal permissions, such as `0644`.
         mode: String,
     },
-    /// A part of a file that others write too.
+    /// Parts of a file that other programs or people write too.
     Edit {
-        /// Where.
+        /// Absolute path.
         path: String,
-        /// Which parts, one after the other.
+        /// The parts, applied one after the other.
         edits: Vec<Edit>,
     },
-    /// A unit of systemd that is enabled and runs.
+    /// A systemd unit that is enabled and active.
     Service {
-        /// With or without `.service`.
+        /// Name of the unit; `.service` may be omitted.
         name: String,
     },
-    /// Anything else: a question in the shell, and a command for when its answer is no.
+    /// Anything else: a shell command that checks the state, and one that changes it.
     Command {
-        /// Succeeds when nothing is to be done. It must change nothing.
+        /// Exits with 0 if nothing needs to be done. It must not change anything.
         check: String,
-        /// Makes it so.
+        /// Brings the machine into the desired state.
         run: String,
-        /// Takes it back.
+        /// Undoes `run`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         undo: Option<String>,
-        /// For people: what is missing when the check fails.
+        /// Text of the change that a plan shows if the check fails.
         missing: String,
     },
-    /// The machine is started anew when this succeeds.
+    /// A reboot of the machine under a condition.
     Reboot {
-        /// Succeeds when a new start is needed.
+        /// Shell command that exits with 0 if a reboot is needed.
         when: String,
-        /// For people.
+        /// Why the reboot is needed, for plans and logs.
         reason: String,
     },
 }
 
-/// A text, of which it may be that nobody should see it.
+/// The content of a file, which may be secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Text {
-    /// It.
+    /// The content.
     pub text: String,
-    /// Not shown in plans, logs and records.
+    /// The content is not shown in plans and logs.
     #[serde(default)]
     pub secret: bool,
 }
 
-/// Part of a file.
+/// An edit of a part of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Edit {
-    /// These lines, between two marks.
+    /// Lines between the marks `# BEGIN name` and `# END name`.
     Block {
-        /// Names the marks.
+        /// Name in the marks.
         name: String,
-        /// What stands between them.
+        /// The lines between the marks.
         text: String,
     },
-    /// This line, in place of lines that begin so, or at the end.
+    /// A line. It replaces lines with the prefix `begins`, or is appended at the end.
     Line {
-        /// The line.
+        /// The line, without a line break.
         line: String,
-        /// What lines that it replaces begin with.
+        /// Prefix of the lines that it replaces.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         begins: Option<String>,
     },
-    /// A value in a TOML file; comments and order stay.
+    /// A value in a TOML file. Comments and order are kept.
     Toml {
-        /// Names of tables and the key.
+        /// Names of the tables, and the key.
         path: Vec<String>,
-        /// The value, as TOML writes it.
+        /// The value in TOML syntax, such as `true` or `"text"`.
         value: String,
     },
-    /// A value in a file of one document of YAML; comments and order stay.
+    /// A value in a YAML file with a single document. Comments and order are kept.
     Yaml {
-        /// Names of mappings and the key.
+        /// Names of the mappings, and the key.
         path: Vec<String>,
         /// The value.
         value: serde_json::Value,
     },
 }
 
-/// One difference between what is and what is wanted.
+/// One difference between the actual and the desired state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// `+` comes, `~` changes, `-` goes.
+    /// `+` is added, `~` is changed, `-` is removed.
     pub sign: char,
-    /// In words; several lines for a diff of texts.
+    /// Description of the difference; has several lines if it contains a diff.
     pub text: String,
 }
 
@@ -215,8 +215,8 @@ impl Change {
 }
 
 impl Resource {
-    /// A resource of a layer; it may take ten minutes.
-    pub fn new(layer: Layer, name: &str, what: What) -> Self {
+    /// A resource of a layer, with a timeout of ten minutes. Its id is the layer's name, a slash and `name`.
+    pub fn new(layer: Layer, name: &str, what: ResourceKind) -> Self {
         Self {
             id: format!("{}/{name}", layer.name()),
             layer,
@@ -228,99 +228,101 @@ impl Resource {
         }
     }
 
-    /// With a command after changes.
+    /// Sets the follow-up command that is run after a change.
     #[must_use]
     pub fn then(mut self, command: impl Into<String>) -> Self {
         self.then = Some(command.into());
         self
     }
 
-    /// With resources that it needs, by id.
+    /// Sets the resources that this one needs, by id. It replaces those set before.
     #[must_use]
     pub fn needs(mut self, ids: &[&str]) -> Self {
         self.needs = ids.iter().map(|i| (*i).to_owned()).collect();
         self
     }
 
-    /// With what a person should know.
+    /// Adds a side effect that a plan shows.
     #[must_use]
     pub fn effect(mut self, text: impl Into<String>) -> Self {
         self.effects.push(text.into());
         self
     }
 
-    /// With another limit of time, in seconds.
+    /// Sets the timeout, in seconds.
     #[must_use]
-    pub fn within(mut self, seconds: u64) -> Self {
+    pub fn with_timeout(mut self, seconds: u64) -> Self {
         self.timeout = seconds;
         self
     }
 
-    /// What differs; nothing when the machine is as wanted. A pure function of what a probe found.
+    /// Differences from the desired state; empty if there are none. A pure function of the facts of a probe.
     pub fn check(&self, facts: &Facts) -> Vec<Change> {
         let mut changes = match &self.what {
-            What::Package { name, version, hold } => kinds::apt::check(facts, name, version.as_deref(), *hold),
-            What::Snap { name, channel, hold, .. } => kinds::snap::check(facts, name, channel, *hold),
-            What::File { path, content, mode } => kinds::file::check(facts, &self.id, path, content, mode),
-            What::Edit { path, edits } => kinds::edit::check(facts, &self.id, path, edits),
-            What::Service { name } => kinds::service::check(facts, name),
-            What::Command { missing, .. } => {
+            ResourceKind::Package { name, version, hold } => kinds::apt::check(facts, name, version.as_deref(), *hold),
+            ResourceKind::Snap { name, channel, hold, .. } => kinds::snap::check(facts, name, channel, *hold),
+            ResourceKind::File { path, content, mode } => kinds::file::check(facts, &self.id, path, content, mode),
+            ResourceKind::Edit { path, edits } => kinds::edit::check(facts, &self.id, path, edits),
+            ResourceKind::Service { name } => kinds::service::check(facts, name),
+            ResourceKind::Command { missing, .. } => {
                 if facts.succeeded(&self.id) {
                     Vec::new()
                 } else {
                     vec![Change::alter(missing.clone())]
                 }
             }
-            What::Reboot { reason, .. } => {
+            ResourceKind::Reboot { reason, .. } => {
                 if facts.succeeded(&self.id) {
-                    vec![Change::alter(format!("start anew: {reason}"))]
+                    vec![Change::alter(format!("reboot: {reason}"))]
                 } else {
                     Vec::new()
                 }
             }
         };
         if let (true, Some(then), true) = (changes.is_empty(), &self.then, facts.pending(&self.id)) {
-            changes.push(Change::alter(format!("what follows a change was not done yet: {then}")));
+            changes.push(Change::alter(format!(
+                "the follow-up command of an earlier change has not succeeded yet: {then}"
+            )));
         }
         changes
     }
 }
 
-/// All that is wanted of one machine, in order.
+/// The desired state of one machine.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Wanted {
-    /// In order.
+pub struct DesiredState {
+    /// The resources, in the order in which they are applied.
     pub resources: Vec<Resource>,
 }
 
-impl Wanted {
-    /// What differs, by resource, in order.
+impl DesiredState {
+    /// The resources that differ, with their differences, in order.
     pub fn check(&self, facts: &Facts) -> Vec<(&Resource, Vec<Change>)> {
         self.resources.iter().map(|r| (r, r.check(facts))).filter(|(_, c)| !c.is_empty()).collect()
     }
 
-    /// Only these layers; all when none is named.
+    /// Keeps only the resources of these layers; keeps all if `layers` is empty.
     #[must_use]
     pub fn only(mut self, layers: &[Layer]) -> Self {
         self.resources.retain(|r| layers.is_empty() || layers.contains(&r.layer));
         self
     }
 
-    /// Whether every id is of the right form and there once.
+    /// Checks that every resource id is valid and unique.
     ///
     /// # Errors
-    /// Which is wrong.
+    /// The first id that is not.
     pub fn validate(&self) -> Result<(), String> {
-        let mut seen = BTreeSet::new();
+        let mut ids = BTreeSet::new();
         for resource in &self.resources {
             let id = &resource.id;
-            let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "/.-".contains(c);
-            if id.is_empty() || !id.chars().all(fits) {
-                return Err(format!("'{id}' is no id: lower-case letters, digits and /.-"));
+            let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "/.-".contains(c);
+            if id.is_empty() || !id.chars().all(allowed) {
+                return Err(format!("invalid resource id '{id}': use lower-case letters, digits and /.-"));
             }
-            if !seen.insert(id) {
-                return Err(format!("'{id}' is there twice"));
+            if !ids.insert(id) {
+                return Err(format!("duplicate resource id '{id}'"));
             }
         }
         Ok(())

@@ -1,87 +1,90 @@
-//! A machine goes on by itself after a new start, whether or not the one who asked for it still listens.
+//! Continues an interrupted change after a reboot of the machine.
+//!
+//! Before the reboot, the engine stores the desired state and enables a systemd unit that runs the engine again at boot. The machine
+//! continues by itself, even if the controller is no longer connected.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-use crate::resource::Wanted;
+use crate::resource::DesiredState;
 
 const UNIT: &str = "slipway-converge.service";
-const UNITS: &str = "/etc/systemd/system";
-/// A machine that wants to start anew more often is in a circle.
-pub(crate) const MOST_RESTARTS: u32 = 3;
+const UNIT_FOLDER: &str = "/etc/systemd/system";
+/// A change that requires more reboots is stopped, because it would probably reboot the machine forever.
+pub(crate) const MAX_REBOOTS: u32 = 3;
 
-/// What is left to do.
+/// The change that is continued after the reboot.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Rest {
-    /// The change that it belongs to.
+pub struct PendingChange {
+    /// Name of the change.
     pub change: String,
-    /// New starts so far.
+    /// Number of reboots so far.
     pub restarts: u32,
-    /// What is wanted.
-    pub wanted: Wanted,
+    /// The desired state of the machine.
+    pub wanted: DesiredState,
 }
 
 fn document(folder: &Path) -> PathBuf {
     folder.join("continue.json")
 }
 
-fn systemctl(words: &[&str]) -> Result<(), String> {
-    let done = Command::new("systemctl").args(words).output().map_err(|e| format!("systemctl: {e}"))?;
+fn systemctl(arguments: &[&str]) -> Result<(), String> {
+    let done = Command::new("systemctl").args(arguments).output().map_err(|e| format!("systemctl: {e}"))?;
     if done.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&done.stderr).trim().to_owned()) }
 }
 
-/// What is left to do of a change; nothing when there is none.
-pub fn left(folder: &Path) -> Option<Rest> {
+/// The change to continue; `None` if no change was interrupted by a reboot.
+pub fn pending_change(folder: &Path) -> Option<PendingChange> {
     serde_json::from_slice(&std::fs::read(document(folder)).ok()?).ok()
 }
 
-/// Has systemd go on after the next start.
+/// Stores the desired state, and lets systemd continue the change at the next boot.
 ///
 /// # Errors
-/// When it was tried too often, or cannot be written.
-pub(crate) fn arrange(folder: &Path, change: &str, wanted: &Wanted) -> Result<(), String> {
-    let restarts = left(folder).filter(|r| r.change == change).map_or(0, |r| r.restarts) + 1;
-    if restarts > MOST_RESTARTS {
-        forget(folder);
-        return Err(format!("it wants to start anew again after {MOST_RESTARTS} times"));
+/// When the change has caused [`MAX_REBOOTS`] reboots already, or a file cannot be written.
+pub(crate) fn schedule(folder: &Path, change: &str, desired: &DesiredState) -> Result<(), String> {
+    let restarts = pending_change(folder).filter(|p| p.change == change).map_or(0, |p| p.restarts) + 1;
+    if restarts > MAX_REBOOTS {
+        clear(folder);
+        return Err(format!("it still requires a reboot after {MAX_REBOOTS} reboots"));
     }
-    let rest = Rest { change: change.to_owned(), restarts, wanted: wanted.clone() };
-    let text = serde_json::to_vec(&rest).map_err(|e| e.to_string())?;
+    let pending = PendingChange { change: change.to_owned(), restarts, wanted: desired.clone() };
+    let text = serde_json::to_vec(&pending).map_err(|e| e.to_string())?;
     let path = document(folder);
-    let wrong = |e: std::io::Error| format!("{}: {e}", path.display());
-    // It may hold secrets.
-    slipway_core::files::replace_as(&path, &text, 0o600).map_err(wrong)?;
+    let io_error = |e: std::io::Error| format!("{}: {e}", path.display());
+    // Only root may read the file, because the desired state may contain secrets.
+    slipway_core::files::replace_as(&path, &text, 0o600).map_err(io_error)?;
     let program = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
     let unit = format!(
-        "[Unit]\nDescription=slipway goes on after a new start\nConditionPathExists={}\nWants=network-online.target\n\
+        "[Unit]\nDescription=slipway continues a change after a reboot\nConditionPathExists={}\nWants=network-online.target\n\
          After=network-online.target\n\n[Service]\nType=oneshot\nExecStart={} node converge --continue --events --folder {}\n\n\
          [Install]\nWantedBy=multi-user.target\n",
         path.display(),
         program.display(),
         folder.display()
     );
-    let file = Path::new(UNITS).join(UNIT);
+    let file = Path::new(UNIT_FOLDER).join(UNIT);
     slipway_core::files::replace(&file, unit.as_bytes()).map_err(|e| format!("{}: {e}", file.display()))?;
     systemctl(&["daemon-reload"])?;
     systemctl(&["enable", "--quiet", UNIT])
 }
 
-/// Nothing is left to do.
-pub(crate) fn forget(folder: &Path) {
+/// Removes the stored change and the unit, when the change is complete.
+pub(crate) fn clear(folder: &Path) {
     if std::fs::remove_file(document(folder)).is_ok() {
-        // The unit would find nothing to do, so what fails here hurts nobody.
+        // Errors are ignored: a unit that remains does nothing, because its condition requires the file removed above.
         let _ = systemctl(&["disable", "--quiet", UNIT]);
-        let _ = std::fs::remove_file(Path::new(UNITS).join(UNIT)); // as above
+        let _ = std::fs::remove_file(Path::new(UNIT_FOLDER).join(UNIT)); // as above
     }
 }
 
-/// Starts this machine anew.
+/// Reboots this machine.
 ///
 /// # Errors
-/// When systemd refuses.
-pub fn start_anew() -> Result<(), String> {
+/// The output of `systemctl`, when it fails.
+pub fn reboot() -> Result<(), String> {
     systemctl(&["reboot"])
 }

@@ -1,4 +1,4 @@
-//! The shell and the files of a machine, as changes and questions use them.
+//! Shell commands and files of the machine, for the engine.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -9,103 +9,114 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// Where a machine keeps records of its changes; root's.
+/// Folder of the machine's records: journals, backups, the lock. Only root can read it.
 pub const FOLDER: &str = "/var/lib/slipway/converge";
-/// The last lines of a failed command that are told.
-const LAST_LINES: usize = 12;
+/// Maximum number of output lines in the error of a failed command.
+const MAX_ERROR_LINES: usize = 12;
 
-/// What every command on a machine begins with: English, and programs where root's shell alone does not look for them.
+/// Prefix of every command on a machine: English messages, and a `PATH` with the administration programs and snaps.
 pub(crate) const ENVIRONMENT: &str = "export LC_ALL=C PATH=\"$PATH:/usr/sbin:/sbin:/snap/bin\"; ";
 
-/// A word that the shell takes as it is.
+/// Quotes a text, so that the shell takes it as one literal word.
 pub(crate) fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// The machine, as a change of one resource sees it.
+/// The machine, as the change of one resource uses it.
 #[derive(Debug)]
 pub struct Node<'a> {
+    /// The records folder; see [`FOLDER`].
     pub(crate) folder: &'a Path,
+    /// Name of the change.
     pub(crate) change: &'a str,
+    /// Id of the resource.
     pub(crate) resource: &'a str,
+    /// Timeout of each command.
     pub(crate) timeout: Duration,
+    /// Receives the output of commands as pairs of resource id and line.
     pub(crate) lines: mpsc::Sender<(String, String)>,
 }
 
 impl Node<'_> {
-    /// Runs a script of the shell; its output is told line by line.
+    /// Runs a shell script, and sends each line of its output.
     ///
     /// # Errors
-    /// Its last lines, when it fails or takes too long.
+    /// The last lines of its output when it fails, or a message when it times out.
     pub(crate) fn shell(&mut self, script: &str) -> Result<(), String> {
         let mut last: std::collections::VecDeque<String> = std::collections::VecDeque::new();
         let status = run(script, self.timeout, Output::UntilQuiet, |line| {
-            let _ = self.lines.send((self.resource.to_owned(), line.clone())); // nobody listens any more, and work goes on
+            let _ = self.lines.send((self.resource.to_owned(), line.clone())); // the script continues without a receiver
             last.push_back(line);
-            if last.len() > LAST_LINES {
+            if last.len() > MAX_ERROR_LINES {
                 last.pop_front();
             }
         })?;
         if status == 0 {
             return Ok(());
         }
-        let said = last.into_iter().collect::<Vec<_>>().join("\n");
-        Err(if said.is_empty() { format!("exit status {status}") } else { said })
+        let output = last.into_iter().collect::<Vec<_>>().join("\n");
+        Err(if output.is_empty() { format!("exit status {status}") } else { output })
     }
 
-    /// Replaces a file whole, with its folder where that is missing.
+    /// Replaces a file atomically, and creates its folder if needed. `mode` is octal.
     ///
     /// # Errors
-    /// The system's, with the path.
+    /// The I/O error, with the path.
     pub(crate) fn write(&mut self, path: &Path, bytes: &[u8], mode: &str) -> Result<(), String> {
-        let mode = u32::from_str_radix(mode, 8).map_err(|_| format!("'{mode}' is no mode"))?;
+        let mode = u32::from_str_radix(mode, 8).map_err(|_| format!("'{mode}' is not an octal mode"))?;
         slipway_core::files::replace_as(path, bytes, mode).map_err(|e| format!("{}: {e}", path.display()))
     }
 
-    /// The text of a file, read at the time of the change and with the care that [`Self::write`] takes: what the probe saw may have been
-    /// another file, behind a link that its owner has changed since. None where there is no file.
+    /// Reads a text file without following links of its owner, like [`Self::write`]; `None` if there is no file. The content from the probe
+    /// is not used, because the owner may have replaced the file with a link since then.
     ///
     /// # Errors
-    /// The system's, with the path, or that it is no text.
+    /// The I/O error, with the path, or a message if the file is not UTF-8.
     pub(crate) fn read(&mut self, path: &Path) -> Result<Option<String>, String> {
-        let wrong = |e: String| format!("{}: {e}", path.display());
+        let error = |e: String| format!("{}: {e}", path.display());
         match slipway_core::files::read(path) {
-            Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| wrong("it is no text".into())),
+            Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| error("it is not UTF-8 text".into())),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(wrong(e.to_string())),
+            Err(e) => Err(error(e.to_string())),
         }
     }
 
-    /// Copies a file to where it is found for the way back.
+    /// Copies a file into the records folder, so that a rollback can restore it. Returns the path of the copy.
     ///
     /// # Errors
-    /// The system's.
+    /// The I/O error, with the path.
     pub(crate) fn backup(&mut self, path: &Path) -> Result<PathBuf, String> {
         let name = path.display().to_string().trim_start_matches('/').replace('/', "%");
         let copy = self.folder.join("backup").join(self.change).join(name);
-        let wrong = |e: std::io::Error| format!("{}: {e}", copy.display());
-        std::fs::create_dir_all(copy.parent().unwrap_or(self.folder)).map_err(wrong)?;
-        // The first copy of this change is how the file was before it.
+        let io_error = |e: std::io::Error| format!("{}: {e}", copy.display());
+        std::fs::create_dir_all(copy.parent().unwrap_or(self.folder)).map_err(io_error)?;
+        // Only the first copy of a change has the content from before the change, so it is never overwritten.
         if !copy.exists() {
             let bytes = slipway_core::files::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
-            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&copy).map_err(wrong)?;
-            file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(wrong)?;
+            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&copy).map_err(io_error)?;
+            file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(io_error)?;
         }
         Ok(copy)
     }
 }
 
-/// How long the output of a script is waited for that has ended.
+/// How long to keep reading the output after a script has exited.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Output {
-    /// To its end: all of it is needed.
-    Whole,
-    /// Until nothing more comes for a while: a daemon that was started may hold the stream.
+    /// Until the end of the stream, because the output must be complete.
+    UntilEof,
+    /// Until no line arrives for half a second. A daemon that the script started may keep the stream open.
     UntilQuiet,
 }
 
-/// Runs a script in a process group of its own, which a limit of time ends whole. Output and errors are one stream of lines.
-pub(crate) fn run(script: &str, limit: Duration, output: Output, mut line: impl FnMut(String)) -> Result<i32, String> {
+/// Runs a shell script, and returns its exit status. `line` receives each line of its output, in which both streams are merged. The script
+/// has its own process group, which is killed on timeout.
+pub(crate) fn run(
+    script: &str,
+    timeout: Duration,
+    output: Output,
+    mut line: impl FnMut(String),
+) -> Result<i32, String> {
     let program = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
     let mut child = Command::new("sh")
         .env("SLIPWAY", program)
@@ -126,17 +137,17 @@ pub(crate) fn run(script: &str, limit: Duration, output: Output, mut line: impl 
             }
         }
     });
-    let until = Instant::now() + limit;
+    let deadline = Instant::now() + timeout;
     loop {
         match receiver.recv_timeout(Duration::from_millis(20)) {
             Ok(text) => line(text),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
-            // Whoever holds the stream has closed it; what is left is the status.
+            // The output stream is closed; only the exit status is missing.
             Err(mpsc::RecvTimeoutError::Disconnected) => std::thread::sleep(Duration::from_millis(5)),
         }
         if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
             let quiet = match output {
-                Output::Whole => until.saturating_duration_since(Instant::now()),
+                Output::UntilEof => deadline.saturating_duration_since(Instant::now()),
                 Output::UntilQuiet => Duration::from_millis(500),
             };
             while let Ok(text) = receiver.recv_timeout(quiet) {
@@ -144,12 +155,12 @@ pub(crate) fn run(script: &str, limit: Duration, output: Output, mut line: impl 
             }
             return Ok(status.code().unwrap_or(128));
         }
-        if Instant::now() > until {
+        if Instant::now() > deadline {
             let group = rustix::process::Pid::from_child(&child);
-            // It may have ended just now.
+            // An error is ignored, because the process may have exited in the meantime.
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-            let _ = child.wait(); // it was killed, so its status says nothing
-            return Err(format!("it did not end within {} s and was ended", limit.as_secs()));
+            let _ = child.wait(); // the status of a killed process has no information
+            return Err(format!("it did not finish within {} s and was killed", timeout.as_secs()));
         }
     }
 }

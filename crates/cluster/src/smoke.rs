@@ -1,4 +1,6 @@
-//! Tries of the cluster: pods with names of their own, which are always deleted.
+//! Smoke tests of the cluster: DNS, metrics, storage and GPUs.
+//!
+//! The tests create pods and claims with unique names, and always delete them.
 
 use std::time::{Duration, Instant};
 
@@ -6,30 +8,30 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::ClusterError;
-use crate::control::{ASK, Control};
+use crate::control::{Control, QUERY_TIMEOUT};
 use crate::shell::quote;
 use crate::spec::{Cluster, Machine, Role};
 use crate::state::Log;
 use crate::work::Work;
 
-/// Marks what is ours, with the change that it is of.
+/// Label of the objects that smoke tests create. Its value is the name of the change, so that leftovers of earlier changes are found.
 const LABEL: &str = "slipway.dev/smoke";
 
-/// What is tried.
+/// A smoke test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Test {
-    /// A pod gets a GPU of this node and computes on it.
+    /// A pod computes on a GPU of this node.
     Gpu(String),
-    /// A file that is written on one node is read on another.
+    /// A file on a volume of this storage class is written on one node and read on another.
     Storage(String),
-    /// A name of the cluster is found.
+    /// A pod resolves the name of a service.
     Dns,
-    /// Every node tells what it uses.
+    /// The metrics API has metrics of every node.
     Metrics,
 }
 
-/// What is tried of a cluster, after what its file says of it.
+/// The smoke tests of a cluster, which follow from its file.
 pub fn tests(cluster: &Cluster) -> Vec<Test> {
     let spec = &cluster.spec;
     if !spec.smoke.enabled {
@@ -47,7 +49,7 @@ pub fn tests(cluster: &Cluster) -> Vec<Test> {
 }
 
 impl Test {
-    /// The step's name.
+    /// The name of the test's step, such as `smoke-dns`.
     pub fn name(&self) -> String {
         match self {
             Self::Gpu(_) => "smoke-gpu".into(),
@@ -57,7 +59,7 @@ impl Test {
         }
     }
 
-    /// The machine that it belongs to: what is of the whole cluster belongs to the first.
+    /// The machine that the test's step belongs to. Tests of the whole cluster belong to the first control plane.
     pub fn host<'a>(&'a self, cluster: &'a Cluster) -> &'a str {
         match self {
             Self::Gpu(node) => node,
@@ -66,92 +68,94 @@ impl Test {
     }
 }
 
-/// A pod that ended.
-struct EndedPod {
+/// The result of a finished pod.
+struct PodResult {
     succeeded: bool,
     log: String,
 }
 
-/// Tries of one change.
-struct Lab<'a> {
+/// Context of the smoke tests of one change.
+struct SmokeRun<'a> {
     control: Control<'a>,
     change: &'a str,
-    limit: Duration,
+    /// Timeout of one pod.
+    timeout: Duration,
     log: &'a Log,
 }
 
-/// Tries it; what it saw.
+/// Runs a test, and returns what it observed.
 pub(crate) async fn run(work: &Work, test: &Test, log: &Log) -> Result<String, ClusterError> {
     let smoke = &work.cluster.spec.smoke;
-    let control = Control::of(work, "").await?;
-    let lab = Lab { control, change: &work.change, limit: Duration::from_secs(smoke.timeout_seconds), log };
-    // Who was killed in between could not clean up.
-    let old = format!(
+    let control = Control::connect(work, "").await?;
+    let run = SmokeRun { control, change: &work.change, timeout: Duration::from_secs(smoke.timeout_seconds), log };
+    // A command that was killed may have left objects behind.
+    let delete_leftovers = format!(
         "delete pod,pvc -l {} --ignore-not-found --wait=false",
         quote(&format!("{LABEL},{LABEL}!={}", work.change))
     );
-    control.kubectl(&old, b"", ASK).await?;
+    control.kubectl(&delete_leftovers, b"", QUERY_TIMEOUT).await?;
     match test {
         Test::Gpu(node) => {
             let limits = json!({"limits": {"nvidia.com/gpu": 1}});
-            let done = lab.pod("gpu", node, &smoke.cuda_image, &smoke.cuda_command, limits, None).await?;
+            let result = run.pod("gpu", node, &smoke.cuda_image, &smoke.cuda_command, limits, None).await?;
             let device =
-                done.log.lines().find(|l| l.starts_with("GPU ")).or(done.log.lines().next()).unwrap_or_default();
-            lab.judged(done.succeeded, &done.log, format!("{node}: {}", without_id(device)))
+                result.log.lines().find(|l| l.starts_with("GPU ")).or(result.log.lines().next()).unwrap_or_default();
+            run.verdict(result.succeeded, &result.log, format!("{node}: {}", without_uuid(device)))
         }
         Test::Dns => {
             let command = ["nslookup", "kubernetes.default.svc.cluster.local"].map(String::from);
-            let done = lab.pod("dns", "", &smoke.image, &command, json!({}), None).await?;
-            lab.judged(done.succeeded, &done.log, "kubernetes.default is found".into())
+            let result = run.pod("dns", "", &smoke.image, &command, json!({}), None).await?;
+            run.verdict(result.succeeded, &result.log, "kubernetes.default resolves".into())
         }
-        Test::Metrics => lab.metrics().await,
+        Test::Metrics => run.metrics().await,
         Test::Storage(class) => {
-            let claim = lab.claim(class).await?;
-            let done = lab.storage(&work.cluster.spec.machines, &smoke.image, &claim).await;
-            let gone = format!("delete pvc {} --ignore-not-found --wait=false", quote(&claim));
-            let gone = control.kubectl(&gone, b"", ASK).await;
-            let saw = done?;
-            gone.map(|_| saw)
+            let claim = run.claim(class).await?;
+            let result = run.storage(&work.cluster.spec.machines, &smoke.image, &claim).await;
+            let delete = format!("delete pvc {} --ignore-not-found --wait=false", quote(&claim));
+            let deleted = control.kubectl(&delete, b"", QUERY_TIMEOUT).await;
+            let observed = result?;
+            deleted.map(|_| observed)
         }
     }
 }
 
-/// `GPU 0: NVIDIA H100 (UUID: …)` without what is in brackets.
-fn without_id(line: &str) -> &str {
+/// Removes the UUID from a line of `nvidia-smi -L`: `GPU 0: NVIDIA H100 (UUID: …)` becomes `GPU 0: NVIDIA H100`.
+fn without_uuid(line: &str) -> &str {
     line.split(" (UUID").next().unwrap_or(line)
 }
 
-impl Lab<'_> {
-    fn judged(&self, succeeded: bool, log: &str, saw: String) -> Result<String, ClusterError> {
+impl SmokeRun<'_> {
+    /// Logs the output of a pod. Returns `observed` if the pod succeeded, and otherwise an error with the last line of the output.
+    fn verdict(&self, succeeded: bool, log: &str, observed: String) -> Result<String, ClusterError> {
         log.lines().for_each(|l| self.log.line(l));
         if succeeded {
-            return Ok(saw);
+            return Ok(observed);
         }
-        let last = log.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("it said nothing");
-        Err(self.wrong(format!("the pod failed: {last}")))
+        let last = log.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("it printed nothing");
+        Err(self.error(format!("the pod failed: {last}")))
     }
 
-    fn wrong(&self, reason: String) -> ClusterError {
+    fn error(&self, reason: String) -> ClusterError {
         ClusterError::Host { host: self.control.host.name.clone(), reason }
     }
 
-    /// Runs a pod to its end, on this node where one is named, and deletes it.
+    /// Runs a pod until it has finished, on the node `node` unless that is empty, and deletes it.
     async fn pod(
         &self,
-        what: &str,
+        test: &str,
         node: &str,
         image: &str,
         command: &[String],
         resources: Value,
         claim: Option<&str>,
-    ) -> Result<EndedPod, ClusterError> {
-        let name = format!("slipway-smoke-{what}-{}", &slipway_core::ids::hex32()[..10]);
+    ) -> Result<PodResult, ClusterError> {
+        let name = format!("slipway-smoke-{test}-{}", &slipway_core::ids::hex32()[..10]);
         let mut pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "labels": {LABEL: self.change, "app.kubernetes.io/managed-by": "slipway"}},
             "spec": {
                 "restartPolicy": "Never",
-                "activeDeadlineSeconds": self.limit.as_secs(),
+                "activeDeadlineSeconds": self.timeout.as_secs(),
                 "terminationGracePeriodSeconds": 1,
                 "tolerations": [{"operator": "Exists"}],
                 "containers": [{"name": "smoke", "image": image, "resources": resources}],
@@ -162,65 +166,71 @@ impl Lab<'_> {
             spec["containers"][0]["command"] = json!(command);
         }
         if !node.is_empty() {
-            let field = json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]});
+            let term = json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]});
             spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"] =
-                json!({"nodeSelectorTerms": [field]});
+                json!({"nodeSelectorTerms": [term]});
         }
         if let Some(claim) = claim {
             spec["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": claim}}]);
             spec["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
         }
-        self.control.kubectl("create -f -", pod.to_string().as_bytes(), ASK).await?;
-        let ended = self.ended(&name).await;
-        let gone = format!("delete pod {} --ignore-not-found --wait=false", quote(&name));
-        let gone = self.control.kubectl(&gone, b"", ASK).await;
-        let ended = ended?;
-        gone.map(|_| ended)
+        self.control.kubectl("create -f -", pod.to_string().as_bytes(), QUERY_TIMEOUT).await?;
+        let result = self.wait_finished(&name).await;
+        let delete = format!("delete pod {} --ignore-not-found --wait=false", quote(&name));
+        let deleted = self.control.kubectl(&delete, b"", QUERY_TIMEOUT).await;
+        let result = result?;
+        deleted.map(|_| result)
     }
 
-    async fn ended(&self, name: &str) -> Result<EndedPod, ClusterError> {
-        let until = Instant::now() + self.limit;
+    /// Waits until a pod has finished, and reads its log.
+    async fn wait_finished(&self, name: &str) -> Result<PodResult, ClusterError> {
+        let deadline = Instant::now() + self.timeout;
         loop {
-            let text = self.control.kubectl(&format!("get pod {} -o json", quote(name)), b"", ASK).await?;
-            let pod: Value = serde_json::from_str(&text).map_err(|e| self.wrong(format!("kubectl get pod: {e}")))?;
+            let text = self.control.kubectl(&format!("get pod {} -o json", quote(name)), b"", QUERY_TIMEOUT).await?;
+            let pod: Value = serde_json::from_str(&text).map_err(|e| self.error(format!("kubectl get pod: {e}")))?;
             let phase = pod["status"]["phase"].as_str().unwrap_or_default();
             if matches!(phase, "Succeeded" | "Failed") {
-                let log = self.control.kubectl(&format!("logs {} --tail=100", quote(name)), b"", ASK).await;
-                // A pod that ended before its container began has no log.
-                return Ok(EndedPod { succeeded: phase == "Succeeded", log: log.unwrap_or_else(|_| waits(&pod)) });
+                let log = self.control.kubectl(&format!("logs {} --tail=100", quote(name)), b"", QUERY_TIMEOUT).await;
+                // A pod whose container never started has no log, so its status is used instead.
+                let log = log.unwrap_or_else(|_| waiting_reason(&pod));
+                return Ok(PodResult { succeeded: phase == "Succeeded", log });
             }
-            if Instant::now() > until {
-                return Err(self.wrong(format!(
-                    "the pod did not end within {} s: {}",
-                    self.limit.as_secs(),
-                    waits(&pod)
+            if Instant::now() > deadline {
+                return Err(self.error(format!(
+                    "the pod did not finish within {} s: {}",
+                    self.timeout.as_secs(),
+                    waiting_reason(&pod)
                 )));
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
+    /// Waits until the metrics API has metrics of every node.
     async fn metrics(&self) -> Result<String, ClusterError> {
         let nodes = self.control.nodes().await?.len();
-        let until = Instant::now() + self.limit;
+        let deadline = Instant::now() + self.timeout;
         loop {
-            let answer = self.control.kubectl("get --raw /apis/metrics.k8s.io/v1beta1/nodes", b"", ASK).await;
-            let told = answer.as_ref().ok().and_then(|text| {
+            let output = self.control.kubectl("get --raw /apis/metrics.k8s.io/v1beta1/nodes", b"", QUERY_TIMEOUT).await;
+            let reporting = output.as_ref().ok().and_then(|text| {
                 let list: Value = serde_json::from_str(text).ok()?;
                 Some(list["items"].as_array()?.len())
             });
-            if told == Some(nodes) {
-                return Ok(format!("{nodes} nodes tell what they use"));
+            if reporting == Some(nodes) {
+                return Ok(format!("{nodes} nodes report metrics"));
             }
-            if Instant::now() > until {
-                let why =
-                    answer.map_or_else(|e| e.to_string(), |_| format!("{} of {nodes} nodes tell", told.unwrap_or(0)));
-                return Err(self.wrong(format!("metrics: {why}")));
+            if Instant::now() > deadline {
+                let why = output.map_or_else(
+                    |e| e.to_string(),
+                    |_| format!("{} of {nodes} nodes report metrics", reporting.unwrap_or(0)),
+                );
+                return Err(self.error(format!("metrics: {why}")));
             }
             tokio::time::sleep(Duration::from_secs(2)).await;
         }
     }
 
+    /// Creates a volume claim of this storage class, and returns its name.
     async fn claim(&self, class: &str) -> Result<String, ClusterError> {
         let name = format!("slipway-smoke-{}", &slipway_core::ids::hex32()[..10]);
         let claim = json!({
@@ -228,27 +238,28 @@ impl Lab<'_> {
             "metadata": {"name": name, "labels": {LABEL: self.change, "app.kubernetes.io/managed-by": "slipway"}},
             "spec": {"accessModes": ["ReadWriteMany"], "storageClassName": class, "resources": {"requests": {"storage": "1Mi"}}},
         });
-        self.control.kubectl("create -f -", claim.to_string().as_bytes(), ASK).await?;
+        self.control.kubectl("create -f -", claim.to_string().as_bytes(), QUERY_TIMEOUT).await?;
         Ok(name)
     }
 
+    /// Writes a random word to the claim's volume on the first machine, and reads it on the last.
     async fn storage(&self, machines: &[Machine], image: &str, claim: &str) -> Result<String, ClusterError> {
         let word = slipway_core::ids::hex32();
-        let (from, to) = (machines.first(), machines.last());
-        let (from, to) = (from.map_or("", |m| m.name.as_str()), to.map_or("", |m| m.name.as_str()));
+        let (writer, reader) = (machines.first(), machines.last());
+        let (writer, reader) = (writer.map_or("", |m| m.name.as_str()), reader.map_or("", |m| m.name.as_str()));
         let shell = |text: String| ["sh".to_owned(), "-c".to_owned(), text];
         let write = shell(format!("echo {word} >/data/{claim} && sync"));
-        let done = self.pod("write", from, image, &write, json!({}), Some(claim)).await?;
-        self.judged(done.succeeded, &done.log, String::new())?;
+        let result = self.pod("write", writer, image, &write, json!({}), Some(claim)).await?;
+        self.verdict(result.succeeded, &result.log, String::new())?;
         let read = shell(format!("cat /data/{claim} && rm /data/{claim}"));
-        let done = self.pod("read", to, image, &read, json!({}), Some(claim)).await?;
-        let same = done.log.trim() == word;
-        self.judged(done.succeeded && same, &done.log, format!("written on {from}, read on {to}"))
+        let result = self.pod("read", reader, image, &read, json!({}), Some(claim)).await?;
+        let same = result.log.trim() == word;
+        self.verdict(result.succeeded && same, &result.log, format!("written on {writer}, read on {reader}"))
     }
 }
 
-/// What a pod waits for, in Kubernetes' own words.
-fn waits(pod: &Value) -> String {
+/// Why a pod has not finished: the reasons and messages of its status, or its phase.
+fn waiting_reason(pod: &Value) -> String {
     let status = &pod["status"];
     let waiting = &status["containerStatuses"][0]["state"]["waiting"];
     let scheduled = status["conditions"].as_array().and_then(|c| c.iter().find(|c| c["type"] == "PodScheduled"));
@@ -269,22 +280,22 @@ mod tests {
     use crate::spec::tests::FILE;
 
     #[test]
-    fn what_is_tried_follows_from_the_file() {
-        let all = |text: &str| tests(&Cluster::parse(text).unwrap());
-        assert_eq!(all(FILE), [Test::Dns, Test::Metrics]);
+    fn tests_follow_from_the_file() {
+        let tests_of = |text: &str| tests(&Cluster::parse(text).unwrap());
+        assert_eq!(tests_of(FILE), [Test::Dns, Test::Metrics]);
         let more = FILE.replace(
             "  kubernetes:",
             "  gpu: {devicePlugin: nvidia}\n  storage: {classes: [{name: shared, share: {nfs: {server: a, path: /b}}}]}\n  kubernetes:",
         );
-        assert_eq!(all(&more)[2..], [Test::Storage("shared".into()), Test::Gpu("gpu1".into())]);
-        assert_eq!(all(&more.replace("spec:", "spec:\n  smoke: {enabled: false}")), []);
+        assert_eq!(tests_of(&more)[2..], [Test::Storage("shared".into()), Test::Gpu("gpu1".into())]);
+        assert_eq!(tests_of(&more.replace("spec:", "spec:\n  smoke: {enabled: false}")), []);
     }
 
     #[test]
-    fn a_pod_that_waits_says_for_what() {
+    fn waiting_reason_comes_from_the_pod_status() {
         let pod = json!({"status": {"phase": "Pending", "conditions": [{"type": "PodScheduled", "message": "Insufficient nvidia.com/gpu"}]}});
-        assert_eq!(waits(&pod), "Insufficient nvidia.com/gpu");
-        assert_eq!(waits(&json!({"status": {"phase": "Running"}})), "phase Running");
-        assert_eq!(without_id("GPU 0: NVIDIA H100 (UUID: GPU-1)"), "GPU 0: NVIDIA H100");
+        assert_eq!(waiting_reason(&pod), "Insufficient nvidia.com/gpu");
+        assert_eq!(waiting_reason(&json!({"status": {"phase": "Running"}})), "phase Running");
+        assert_eq!(without_uuid("GPU 0: NVIDIA H100 (UUID: GPU-1)"), "GPU 0: NVIDIA H100");
     }
 }

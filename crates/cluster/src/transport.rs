@@ -1,7 +1,7 @@
-//! Machines by the system's OpenSSH, which knows people's configuration, agents, jump hosts and keys.
+//! Runs commands on machines over the system's OpenSSH client, which uses the user's configuration, agents, jump hosts and keys.
 //!
-//! One connection a machine serves everything (`ControlMaster`), also what is asked by the next command within a minute: keys are
-//! exchanged and a session of the system is begun once for `plan`, `apply` and `status` after each other.
+//! All commands for a machine share one connection (`ControlMaster`). It stays open for a minute, so that a `plan` and the `apply` after it
+//! need only one key exchange and login.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -12,104 +12,109 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
 use crate::shell::{ENVIRONMENT, quote};
-use crate::spec::{self, Cluster, Machine, Ssh, home};
+use crate::spec::{self, Cluster, Machine, Ssh, expand_home};
 use crate::{ClusterError, digest};
 
-/// Seconds until a machine counts as unreachable.
-const CONNECT_SECONDS: u64 = 10;
-/// So much of what a command says of errors is kept.
-const MOST_ERROR_BYTES: u64 = 16 << 10;
+/// `ConnectTimeout` of OpenSSH, after which a machine is unreachable.
+const CONNECT_TIMEOUT_SECONDS: u64 = 10;
+/// Maximum bytes kept of the standard error of a command.
+const MAX_STDERR_BYTES: u64 = 16 << 10;
 
-/// Seconds for which a connection stays after its last use; Ansible's default, too.
+/// `ControlPersist` of OpenSSH: how long a connection stays open after its last use. Ansible has the same default.
 const PERSIST_SECONDS: u64 = 60;
-/// What is told of a connection that ended without a word of OpenSSH's.
-const ENDED: &str = "the connection was closed";
-/// The machine's first line: its shell is there and waits for [`GO`]. What a login shell printed before is left out.
-const BEGAN: &str = "slipway: began";
-/// The line that lets the machine begin with a command.
-const GO: &str = "slipway: go";
-/// In larger fleets connections are not kept: each is a process here.
-const MOST_KEPT: usize = 256;
+/// The reason of a connection that ended without an error message of OpenSSH.
+const CONNECTION_CLOSED: &str = "the connection was closed";
+/// The first line that the machine sends when its shell waits for [`GO_LINE`]. Output before it comes from a login shell and is dropped.
+const READY_LINE: &str = "slipway: began";
+/// The line that tells the machine to run the command.
+const GO_LINE: &str = "slipway: go";
+/// With more machines, connections are not kept open, because each is a process on the controller.
+const MAX_PERSISTENT_CONNECTIONS: usize = 256;
 
-/// Where connections are.
+/// The SSH connections of this user.
 #[derive(Debug)]
 pub struct Connections {
+    /// Folder of the control sockets.
     folder: PathBuf,
-    /// Keys of machines that were made for us, which have them by their identifier: addresses are used again.
-    known: PathBuf,
+    /// File with the host keys of provisioned machines, by identifier: providers reuse addresses for other machines.
+    known_hosts: PathBuf,
     /// OpenSSH's client.
     ssh_program: PathBuf,
 }
 
 impl Connections {
-    /// This user's connections. The file of keys is for machines that were made for us.
+    /// Creates the folder of the control sockets. `known_hosts` is the file with the host keys of provisioned machines.
     ///
     /// # Errors
-    /// When their folder cannot be made, or is somebody else's.
-    pub fn new(known: PathBuf) -> Result<Self, ClusterError> {
-        // With the name of a socket and what OpenSSH adds to it, a path has to stay below a hundred characters.
-        const MOST: usize = 60;
+    /// [`ClusterError::Io`] when the folder cannot be created, or other users have access to it.
+    pub fn new(known_hosts: PathBuf) -> Result<Self, ClusterError> {
+        // A socket path is limited to about a hundred characters, including the socket's name and a suffix that OpenSSH adds.
+        const MAX_PARENT_LENGTH: usize = 60;
         let user = rustix::process::getuid().as_raw();
         let temporary = std::env::temp_dir();
-        let parent = if temporary.as_os_str().len() > MOST { Path::new("/tmp") } else { &temporary };
+        let parent = if temporary.as_os_str().len() > MAX_PARENT_LENGTH { Path::new("/tmp") } else { &temporary };
         let folder = parent.join(format!("slipway-{user}"));
-        private(&folder, user).map_err(ClusterError::io(folder.display().to_string()))?;
-        Ok(Self { folder, known, ssh_program: "ssh".into() })
+        create_private_folder(&folder, user).map_err(ClusterError::io(folder.display().to_string()))?;
+        Ok(Self { folder, known_hosts, ssh_program: "ssh".into() })
     }
 
-    /// A machine of a cluster. Reads the password for sudo, if there is one.
+    /// Prepares the connection to a machine of a cluster. Reads the sudo password, if there is one.
     ///
     /// # Errors
-    /// [`ClusterError::Secret`], or [`ClusterError::Spec`] when its address or user could be taken for an option of `ssh`.
+    /// [`ClusterError::Secret`], or [`ClusterError::Spec`] when `ssh` could take the address or the user for an option.
     pub fn host(&self, cluster: &Cluster, machine: &Machine) -> Result<Host, ClusterError> {
         let ssh = cluster.ssh(machine);
-        // Files and providers are checked where they are read. This is the one door to `ssh`, also for what was kept on disk.
+        // The file and responses of providers are validated when they are read. This check also covers addresses from the ledger on disk.
         spec::check_address(&machine.address)
             .and_then(|()| spec::check_ssh(&ssh))
             .map_err(|reason| ClusterError::Spec { file: format!("machine {:?}", machine.name), reason })?;
         let password = ssh.sudo_password.as_ref().map(|source| source.read(&cluster.trusted)).transpose()?;
-        let kept = cluster.spec.machines.len() <= MOST_KEPT;
+        let persistent = cluster.spec.machines.len() <= MAX_PERSISTENT_CONNECTIONS;
         Ok(Host {
             name: machine.name.clone(),
             address: machine.address.clone(),
             ssh_program: self.ssh_program.clone(),
             ssh,
             password,
-            made: machine.made.as_ref().map(|made| (self.known.clone(), format!("slipway-{}", made.id))),
-            sockets: kept.then(|| self.folder.clone()),
+            key_alias: machine
+                .provisioned
+                .as_ref()
+                .map(|provisioned| (self.known_hosts.clone(), format!("slipway-{}", provisioned.id))),
+            sockets: persistent.then(|| self.folder.clone()),
         })
     }
 }
 
-/// Makes a folder that nobody else can look into, or finds it so. Others can write next to it, and could have been first.
-fn private(folder: &Path, user: u32) -> std::io::Result<()> {
+/// Creates a folder that only this user can access. An existing folder is accepted only if it is private, because other users can write to
+/// the parent folder and may have created it first.
+fn create_private_folder(folder: &Path, user: u32) -> std::io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt};
     match std::fs::DirBuilder::new().mode(0o700).create(folder) {
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-        made => return made,
+        result => return result,
     }
-    let there = std::fs::symlink_metadata(folder)?;
-    if there.is_dir() && there.uid() == user && there.mode() & 0o077 == 0 {
+    let metadata = std::fs::symlink_metadata(folder)?;
+    if metadata.is_dir() && metadata.uid() == user && metadata.mode() & 0o077 == 0 {
         return Ok(());
     }
     Err(std::io::Error::new(
         std::io::ErrorKind::PermissionDenied,
-        "it is there, and not this user's alone; remove it, or set TMPDIR",
+        "the folder exists and other users have access to it; remove it, or set TMPDIR",
     ))
 }
 
-/// A machine that can be spoken to.
+/// A machine on which commands can be run.
 #[derive(Clone)]
 pub struct Host {
-    /// Its name in the cluster.
+    /// Name of the machine in the cluster.
     pub name: String,
     address: String,
     ssh_program: PathBuf,
     ssh: Ssh,
     password: Option<String>,
-    /// Where the key of a machine that was made for us is, and under which name.
-    made: Option<(PathBuf, String)>,
-    /// Where the sockets of connections are that stay for a while.
+    /// For a provisioned machine: the file with its host key, and the name of the key in it.
+    key_alias: Option<(PathBuf, String)>,
+    /// Folder of the control sockets; `None` if connections are not kept open.
     sockets: Option<PathBuf>,
 }
 
@@ -120,7 +125,7 @@ impl std::fmt::Debug for Host {
 }
 
 impl Host {
-    /// What OpenSSH is told to reach it: options, `--`, and its address last. A person is at the other end unless it is a `batch`.
+    /// The arguments of `ssh`: options, `--`, and the address. `batch` is for commands without a terminal; otherwise `ssh` may prompt.
     pub fn arguments(&self, batch: bool) -> Vec<String> {
         let mut out = Vec::new();
         let mut option = |text: String| out.extend(["-o".to_owned(), text]);
@@ -134,36 +139,36 @@ impl Host {
         }
         if batch {
             option("BatchMode=yes".into());
-            // What is no error is not told.
+            // Only errors are logged, because standard error becomes the error message.
             option("LogLevel=ERROR".into());
             option("ServerAliveInterval=5".into());
             option("ServerAliveCountMax=4".into());
         }
-        option(format!("ConnectTimeout={CONNECT_SECONDS}"));
+        option(format!("ConnectTimeout={CONNECT_TIMEOUT_SECONDS}"));
         out.extend(self.target());
         out
     }
 
-    /// Where its connection is; another way to a machine is another connection.
+    /// Path of the control socket. It depends on all target arguments, so that a changed setting opens a new connection.
     fn socket(&self) -> Option<PathBuf> {
         Some(self.sockets.as_ref()?.join(digest(self.target().join("\n").as_bytes())))
     }
 
-    /// Which machine, as whom, and how it proves itself.
+    /// The arguments that determine the machine, the user and the keys.
     fn target(&self) -> Vec<String> {
         let mut out = Vec::new();
         let mut option = |text: String| out.extend(["-o".to_owned(), text]);
-        if let Some((file, name)) = &self.made {
+        if let Some((file, name)) = &self.key_alias {
             option(format!("UserKnownHostsFile={}", file.display()));
             option(format!("HostKeyAlias={name}"));
         } else if let Some(file) = &self.ssh.known_hosts {
-            option(format!("UserKnownHostsFile={}", home(file).display()));
+            option(format!("UserKnownHostsFile={}", expand_home(file).display()));
         }
-        if self.ssh.accept_new_host_keys || self.made.is_some() {
+        if self.ssh.accept_new_host_keys || self.key_alias.is_some() {
             option("StrictHostKeyChecking=accept-new".into());
         }
         if let Some(file) = &self.ssh.identity_file {
-            out.extend(["-i".into(), home(file).display().to_string()]);
+            out.extend(["-i".into(), expand_home(file).display().to_string()]);
         }
         if let Some(port) = self.ssh.port {
             out.extend(["-p".into(), port.to_string()]);
@@ -175,45 +180,46 @@ impl Host {
         out
     }
 
-    /// Runs a command as root, never more than once. Its input is `input`; `line` gets each line of its output.
+    /// Runs a command as root, at most once. `input` is its standard input, and `line` receives each line of its output.
     ///
     /// # Errors
-    /// [`ClusterError::Unreachable`], [`ClusterError::HostKey`], [`ClusterError::Sudo`], or what the command said when it failed.
+    /// [`ClusterError::Unreachable`], [`ClusterError::HostKey`], [`ClusterError::Sudo`], or [`ClusterError::Host`] with the command's
+    /// standard error.
     pub async fn run(
         &self,
         command: &str,
         input: &[u8],
-        limit: Duration,
+        timeout: Duration,
         mut line: impl FnMut(&str),
     ) -> Result<(), ClusterError> {
-        let mut began = false;
-        match self.attempt(command, input, limit, &mut line, &mut began).await {
-            // OpenSSH says why it cannot connect, but says nothing when the shared connection was dead already. A command that was not
-            // allowed to begin was not run, so a new connection may be tried.
-            Err(ClusterError::Unreachable { reason, .. }) if !began && reason == ENDED => {
+        let mut may_have_run = false;
+        match self.attempt(command, input, timeout, &mut line, &mut may_have_run).await {
+            // OpenSSH prints no error if the shared connection was dead already. The machine had not received the go-ahead, so the command
+            // did not run, and one attempt with a new connection is safe.
+            Err(ClusterError::Unreachable { reason, .. }) if !may_have_run && reason == CONNECTION_CLOSED => {
                 if let Some(socket) = self.socket() {
-                    let _ = std::fs::remove_file(socket); // one that is gone already is as good
+                    let _ = std::fs::remove_file(socket); // OpenSSH may have removed it already
                 }
-                self.attempt(command, input, limit, &mut line, &mut began).await
+                self.attempt(command, input, timeout, &mut line, &mut may_have_run).await
             }
             done => done,
         }
     }
 
-    /// One connection, one command. `began` tells whether the machine may have begun the command: it does so only when it was told to
-    /// after its first line had arrived here. So a connection that ended before leaves no doubt that the command was not run.
+    /// Runs a command over one connection. `may_have_run` is set before the go-ahead is sent, which happens only after the machine's first
+    /// line has arrived. If it is not set, the command did certainly not run.
     async fn attempt(
         &self,
         command: &str,
         input: &[u8],
-        limit: Duration,
+        timeout: Duration,
         line: &mut impl FnMut(&str),
-        began: &mut bool,
+        may_have_run: &mut bool,
     ) -> Result<(), ClusterError> {
         let command = quote(&format!("{ENVIRONMENT}{command}"));
-        let handshake = format!("echo '{BEGAN}'; IFS= read -r go && [ \"$go\" = '{GO}' ] || exit 1; ");
+        let handshake = format!("echo '{READY_LINE}'; IFS= read -r go && [ \"$go\" = '{GO_LINE}' ] || exit 1; ");
         let as_root = if self.password.is_some() {
-            // The next line of the input is the password, whether or not it is asked for.
+            // The next line of the input is always the password, so it is read even if sudo does not need it.
             format!(
                 "IFS= read -r pw; if [ \"$(id -u)\" = 0 ]; then exec sh -c {command}; fi; \
                  if sudo -n true 2>/dev/null; then exec sudo -n -- sh -c {command}; fi; \
@@ -238,8 +244,8 @@ impl Host {
         let feed = async {
             let (Some(mut stdin), Ok(())) = (stdin, is_ready.await) else { return };
             let password = self.password.as_ref().map(|p| format!("{p}\n")).unwrap_or_default();
-            // A machine that does not read its input says why on another stream, or by its exit status.
-            let _ = stdin.write_all(format!("{GO}\n{password}").as_bytes()).await;
+            // Ignore write errors: a command that exits early reports through its standard error and exit status.
+            let _ = stdin.write_all(format!("{GO_LINE}\n{password}").as_bytes()).await;
             let _ = stdin.write_all(input).await; // as above
             let _ = stdin.shutdown().await; // as above
         };
@@ -251,18 +257,18 @@ impl Host {
                 let text = String::from_utf8_lossy(&bytes);
                 if ready.is_none() {
                     line(&text);
-                } else if text.trim_end_matches('\r') == BEGAN {
-                    *began = true;
-                    let _ = ready.take().map(|ready| ready.send(())); // the receiver waits in `feed`
+                } else if text.trim_end_matches('\r') == READY_LINE {
+                    *may_have_run = true;
+                    let _ = ready.take().map(|ready| ready.send(())); // `feed` holds the receiver
                 }
             }
         };
         let errors = async {
             let mut text = Vec::new();
             if let Some(stderr) = stderr {
-                let mut first = stderr.take(MOST_ERROR_BYTES);
-                let _ = first.read_to_end(&mut text).await; // what was read until then is told
-                // The rest is read and thrown away, so that the other side never waits for a reader.
+                let mut first = stderr.take(MAX_STDERR_BYTES);
+                let _ = first.read_to_end(&mut text).await; // on an error, the bytes read so far are used
+                // The rest is read and discarded, so that the command never blocks on a full pipe.
                 let _ = tokio::io::copy(&mut first.into_inner(), &mut tokio::io::sink()).await;
             }
             String::from_utf8_lossy(&text).trim().to_owned()
@@ -271,9 +277,9 @@ impl Host {
             let (_, (), errors) = tokio::join!(feed, read, errors);
             (child.wait().await, errors)
         };
-        let (status, errors) = tokio::time::timeout(limit, all)
+        let (status, errors) = tokio::time::timeout(timeout, all)
             .await
-            .map_err(|_| unreachable(format!("no answer within {} s", limit.as_secs())))?;
+            .map_err(|_| unreachable(format!("no response within {} s", timeout.as_secs())))?;
         let status = status.map_err(|e| unreachable(e.to_string()))?;
         if status.success() {
             return Ok(());
@@ -281,11 +287,12 @@ impl Host {
         Err(self.failure(status.code(), errors))
     }
 
+    /// Classifies a failure by the exit status (255 is OpenSSH's own) and the standard error.
     fn failure(&self, status: Option<i32>, errors: String) -> ClusterError {
         let host = self.name.clone();
         let reason = match status {
             _ if !errors.is_empty() => errors,
-            Some(255) => ENDED.into(),
+            Some(255) => CONNECTION_CLOSED.into(),
             status => format!("exit status {}", status.unwrap_or(-1)),
         };
         if reason.contains("HOST IDENTIFICATION HAS CHANGED") || reason.contains("Host key verification failed") {
@@ -301,13 +308,13 @@ impl Host {
         ClusterError::Host { host, reason }
     }
 
-    /// Runs a script of the shell as root; all of its output.
+    /// Runs a shell script as root, and returns its whole output.
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub async fn script(&self, script: &str, limit: Duration) -> Result<String, ClusterError> {
+    pub async fn script(&self, script: &str, timeout: Duration) -> Result<String, ClusterError> {
         let mut output = String::new();
-        self.run("exec sh -s", script.as_bytes(), limit, |line| {
+        self.run("exec sh -s", script.as_bytes(), timeout, |line| {
             output += line;
             output.push('\n');
         })
@@ -315,59 +322,59 @@ impl Host {
         Ok(output)
     }
 
-    /// Puts this program onto the machine, unless it is there, and tells where.
+    /// Uploads this program to the machine, unless it is there already. Returns its path on the machine.
     ///
     /// # Errors
     /// As [`Self::run`].
     pub async fn push(&self, program: &Program) -> Result<String, ClusterError> {
         let program = program.read()?;
         let (path, size) = (&program.path, program.bytes.len());
-        let there = format!("[ -x {path} ] && [ \"$(stat -c %s {path})\" = {size} ] && echo there; true");
-        if self.script(&there, Duration::from_secs(60)).await?.contains("there") {
+        let check = format!("[ -x {path} ] && [ \"$(stat -c %s {path})\" = {size} ] && echo there; true");
+        if self.script(&check, Duration::from_secs(60)).await?.contains("there") {
             return Ok(path.clone());
         }
-        let receive = format!(
+        let upload = format!(
             "umask 022 && mkdir -p /var/lib/slipway/bin && cat >{path}.$$ && \
              if [ \"$(stat -c %s {path}.$$)\" = {size} ]; then chmod 755 {path}.$$ && mv {path}.$$ {path}; else rm -f {path}.$$; exit 1; fi"
         );
-        self.run(&receive, &program.bytes, Duration::from_secs(600), |_| {}).await?;
+        self.run(&upload, &program.bytes, Duration::from_secs(600), |_| {}).await?;
         Ok(path.clone())
     }
 }
 
-/// This program, as it is pushed. It is read when the first machine wants it.
+/// The program that is uploaded to machines. Its file is read on the first upload.
 #[derive(Debug)]
 pub struct Program {
     file: PathBuf,
-    read: OnceLock<Read>,
+    upload: OnceLock<Upload>,
 }
 
-/// Bytes, and where they go: the name tells them from every other version.
-struct Read {
+/// The bytes to upload, and their path on the machine, which contains a digest of the bytes.
+struct Upload {
     bytes: Vec<u8>,
     path: String,
 }
 
-impl std::fmt::Debug for Read {
+impl std::fmt::Debug for Upload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Read").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Upload").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
 impl Program {
-    /// The program in this file.
+    /// A program in this file.
     pub fn new(file: PathBuf) -> Self {
-        Self { file, read: OnceLock::new() }
+        Self { file, upload: OnceLock::new() }
     }
 
-    fn read(&self) -> Result<&Read, ClusterError> {
-        if let Some(read) = self.read.get() {
-            return Ok(read);
+    fn read(&self) -> Result<&Upload, ClusterError> {
+        if let Some(upload) = self.upload.get() {
+            return Ok(upload);
         }
         let bytes = std::fs::read(&self.file).map_err(ClusterError::io(self.file.display().to_string()))?;
         let path = format!("/var/lib/slipway/bin/slipway-{}", digest(&bytes));
-        let read = Read { bytes, path };
-        Ok(self.read.get_or_init(|| read))
+        let upload = Upload { bytes, path };
+        Ok(self.upload.get_or_init(|| upload))
     }
 }
 
@@ -378,31 +385,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_lie_where_nobody_else_can_look() {
+    fn socket_folder_must_be_private() {
         let user = rustix::process::getuid().as_raw();
         let parent = std::env::temp_dir().join(slipway_core::ids::hex32());
         std::fs::create_dir(&parent).unwrap();
         let folder = parent.join("mine");
-        private(&folder, user).unwrap();
-        private(&folder, user).unwrap();
-        assert!(private(&folder, user + 1).is_err());
+        create_private_folder(&folder, user).unwrap();
+        create_private_folder(&folder, user).unwrap();
+        assert!(create_private_folder(&folder, user + 1).is_err());
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o750)).unwrap();
-        assert!(private(&folder, user).unwrap_err().to_string().contains("not this user's alone"));
+        assert!(create_private_folder(&folder, user).unwrap_err().to_string().contains("other users have access"));
         let link = parent.join("link");
         std::os::unix::fs::symlink(&folder, &link).unwrap();
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700)).unwrap();
-        assert!(private(&link, user).is_err());
+        assert!(create_private_folder(&link, user).is_err());
         std::fs::remove_dir_all(&parent).unwrap();
     }
 
-    /// A machine behind a program that stands in for `ssh`: it runs the remote command here, as a user that `id` calls root.
+    /// A machine behind a fake `ssh` program, which runs the remote command locally. A fake `id` reports the user as root.
     struct Fake {
         folder: PathBuf,
         host: Host,
     }
 
     impl Fake {
-        /// `first` is what the first connection does with the remote command, `"$last"`; every later one just runs it.
+        /// `first` is the shell code of the first connection, with the remote command in `"$last"`. Later connections just run the command.
         fn new(first: &str) -> Self {
             let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
             std::fs::create_dir_all(folder.join("bin")).unwrap();
@@ -423,7 +430,7 @@ mod tests {
             );
             let connections = Connections {
                 folder: folder.clone(),
-                known: folder.join("known_hosts"),
+                known_hosts: folder.join("known_hosts"),
                 ssh_program: folder.join("ssh"),
             };
             let cluster = Cluster::parse(spec::tests::FILE).unwrap();
@@ -448,11 +455,11 @@ mod tests {
         }
     }
 
-    /// Leaves a trace of each time that it runs.
+    /// Appends a line to the file `ran` on each run.
     const COMMAND: &str = "echo ran >>ran; IFS= read -r line; echo \"got $line\"";
 
     #[tokio::test]
-    async fn a_command_gets_its_input_and_its_output_begins_with_its_own_first_line() {
+    async fn command_gets_its_input_and_login_banner_is_dropped() {
         let fake = Fake::new("echo 'a banner of the login shell'");
         let (done, lines) = fake.run(COMMAND).await;
         done.unwrap();
@@ -462,7 +469,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_password_is_the_line_before_the_input() {
+    async fn sudo_password_is_not_part_of_the_input() {
         let mut fake = Fake::new(":");
         fake.host.password = Some("hunter2".into());
         let (done, lines) = fake.run(COMMAND).await;
@@ -471,8 +478,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_ended_before_the_command_is_made_again() {
-        // It ends at once; the machine has its shell, but its first line is lost, as is whatever is said to it.
+    async fn connection_that_closed_before_the_command_is_retried() {
+        // The connection closes at once, or the machine's first line and all input to it are lost.
         for first in ["exit 255", "sh -c \"$last\" >/dev/null </dev/null; exit 255"] {
             let fake = Fake::new(first);
             let (done, lines) = fake.run(COMMAND).await;
@@ -486,15 +493,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_command_that_may_have_run_is_not_run_again() {
-        // The connection ends after the command, and it ends while the command has said nothing yet.
+    async fn command_that_may_have_run_is_not_retried() {
+        // The connection closes after the command, or while the command runs and before it has printed anything.
         for first in ["sh -c \"$last\"; exit 255", "sh -c \"$last\" | head -n 1; exit 255"] {
             let fake = Fake::new(first);
             let (done, _) = fake.run("echo ran >>ran; IFS= read -r line").await;
-            assert!(matches!(&done, Err(ClusterError::Unreachable { reason, .. }) if reason == ENDED), "{done:?}");
+            assert!(
+                matches!(&done, Err(ClusterError::Unreachable { reason, .. }) if reason == CONNECTION_CLOSED),
+                "{done:?}"
+            );
             assert_eq!((fake.lines("ran"), fake.lines("connections")), (1, 1), "{first}");
         }
-        // What OpenSSH says of is no reason to try again.
+        // An error that OpenSSH reports is not retried.
         let fake = Fake::new("echo 'connect to host: No route to host' >&2; exit 255");
         let (done, _) = fake.run(COMMAND).await;
         assert!(done.unwrap_err().to_string().contains("No route to host"));
@@ -502,7 +512,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_an_option_of_ssh_that_is_not_meant_as_one() {
+    async fn addresses_and_users_cannot_inject_ssh_options() {
         let fake = Fake::new(":");
         fake.run("true").await.0.unwrap();
         let arguments = std::fs::read_to_string(fake.folder.join("arguments")).unwrap();
@@ -511,14 +521,14 @@ mod tests {
         let connections = Connections::new(fake.folder.join("known_hosts")).unwrap();
         let first = &cluster.spec.machines[0];
         let ssh = |ssh: Ssh| Machine { ssh: Some(ssh), ..first.clone() };
-        for wrong in [
+        for invalid in [
             Machine { address: "-oProxyCommand=id".into(), ..first.clone() },
             Machine { address: String::new(), ..first.clone() },
             ssh(Ssh { user: Some("-oProxyCommand=id".into()), ..Ssh::default() }),
             ssh(Ssh { user: Some("$(id)".into()), ..Ssh::default() }),
             ssh(Ssh { identity_file: Some("-x".into()), ..Ssh::default() }),
         ] {
-            assert!(matches!(connections.host(&cluster, &wrong), Err(ClusterError::Spec { .. })), "{wrong:?}");
+            assert!(matches!(connections.host(&cluster, &invalid), Err(ClusterError::Spec { .. })), "{invalid:?}");
         }
     }
 }

@@ -1,4 +1,7 @@
-//! Which files may run commands here: by the file's path and a digest of its commands, in a file of the user's own.
+//! The user's agreements to commands in `cluster.yaml` files.
+//!
+//! An agreement is stored in slipway's home, as the path of the file and a digest of all its commands. It no longer holds when a command
+//! of the file changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
@@ -7,17 +10,17 @@ use std::path::{Path, PathBuf};
 use crate::ClusterError;
 use crate::spec::Cluster;
 
-/// The agreements of a user.
+/// The file with the user's agreements.
 #[derive(Debug)]
 pub struct Agreements {
     path: PathBuf,
 }
 
-/// Digests by the path of the file.
+/// Digests of the commands, by the path of their `cluster.yaml`.
 type Document = BTreeMap<String, String>;
 
 impl Agreements {
-    /// Those in slipway's own folder.
+    /// The agreements in slipway's home folder.
     pub fn at(home: &Path) -> Self {
         Self { path: home.join("trusted-commands.json") }
     }
@@ -29,10 +32,10 @@ impl Agreements {
     fn load(&self) -> Result<Document, ClusterError> {
         match std::fs::metadata(&self.path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Document::new()),
-            // What others can write, or have written, is nobody's agreement.
-            Ok(about) if about.uid() == rustix::process::geteuid().as_raw() && about.mode() & 0o077 == 0 => {}
+            // A file that other users can write, or that came with a clone of a repository, is not the user's own agreement.
+            Ok(metadata) if metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o077 == 0 => {}
             Ok(_) => {
-                let reason = "it is not this user's alone (mode 0600); remove it and agree again";
+                let reason = "other users have access to it; remove it, and run `slipway cluster trust` again";
                 return Err(self.error(std::io::Error::new(std::io::ErrorKind::PermissionDenied, reason)));
             }
             Err(e) => return Err(self.error(e)),
@@ -41,7 +44,7 @@ impl Agreements {
         serde_json::from_slice(&bytes).map_err(|e| self.error(e.into()))
     }
 
-    /// Lets a file's commands run where its user agreed to exactly these; any other file stays as it was read, and runs none.
+    /// Allows the commands of a cluster if the user has agreed to exactly these commands of this file. Otherwise none is allowed.
     ///
     /// # Errors
     /// [`ClusterError::Io`] when the file or the agreements cannot be read.
@@ -52,10 +55,10 @@ impl Agreements {
         Ok(())
     }
 
-    /// Remembers that the file's commands may run.
+    /// Stores the agreement to the current commands of a file.
     ///
     /// # Errors
-    /// [`ClusterError::Io`] when that cannot be written.
+    /// [`ClusterError::Io`] when it cannot be written.
     pub fn add(&self, file: &Path, cluster: &Cluster) -> Result<(), ClusterError> {
         let mut all = self.load()?;
         all.insert(key(file)?, digest(cluster)?);
@@ -64,13 +67,13 @@ impl Agreements {
     }
 }
 
-/// The file by its absolute path without links.
+/// The absolute path of the file without symbolic links, which is its key in the document.
 fn key(file: &Path) -> Result<String, ClusterError> {
     let path = std::fs::canonicalize(file).map_err(ClusterError::io(file.display().to_string()))?;
     Ok(path.display().to_string())
 }
 
-/// SHA-256 of all commands, in hexadecimal digits. Their order and their places do not matter.
+/// SHA-256 of all commands, in hexadecimal digits. The order of the commands and the fields that they are in do not matter.
 fn digest(cluster: &Cluster) -> Result<String, ClusterError> {
     let commands: BTreeSet<String> = cluster.commands().into_iter().map(|(_, command)| command).collect();
     let text = serde_json::to_vec(&commands).map_err(|e| ClusterError::io("the commands")(e.into()))?;
@@ -86,7 +89,7 @@ mod tests {
     use crate::spec::tests::FILE;
 
     #[test]
-    fn an_agreement_is_for_one_file_and_its_commands() {
+    fn agreement_holds_for_one_file_and_its_exact_commands() {
         let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
         std::fs::create_dir_all(&folder).unwrap();
         let write = |name: &str, command: &str| {
@@ -102,11 +105,14 @@ mod tests {
         let (one, two) = (write("one.yaml", "echo a"), write("two.yaml", "echo a"));
         assert!(!runs(&one).unwrap());
         agreements.add(&one, &Cluster::read(&one).unwrap()).unwrap();
-        assert!(runs(&one).unwrap() && !runs(&two).unwrap(), "another file with the same command is another file");
+        assert!(
+            runs(&one).unwrap() && !runs(&two).unwrap(),
+            "an agreement does not hold for another file with the same command"
+        );
         let link = folder.join("link.yaml");
         std::os::unix::fs::symlink(&one, &link).unwrap();
         assert!(runs(&link).unwrap() && runs(&folder.join("./one.yaml")).unwrap());
-        // The rest of the file may change, its commands may not.
+        // The agreement holds while other parts of the file change, but not when a command changes.
         let text = std::fs::read_to_string(&one).unwrap();
         std::fs::write(&one, text.replace("10.0.0.3", "10.0.0.4")).unwrap();
         assert!(runs(&one).unwrap());
@@ -115,16 +121,16 @@ mod tests {
         write("one.yaml", "echo a");
         assert!(runs(&one).unwrap());
 
-        let kept = folder.join("trusted-commands.json");
-        assert_eq!(std::fs::metadata(&kept).unwrap().mode() & 0o777, 0o600);
+        let stored = folder.join("trusted-commands.json");
+        assert_eq!(std::fs::metadata(&stored).unwrap().mode() & 0o777, 0o600);
         assert!(
-            !std::fs::read_to_string(&kept).unwrap().contains("echo"),
-            "commands may hold what is nobody's business"
+            !std::fs::read_to_string(&stored).unwrap().contains("echo"),
+            "commands may contain secrets, so only their digest is stored"
         );
-        std::fs::set_permissions(&kept, std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(runs(&one).is_err(), "what came with a clone of a repository is no agreement");
-        std::fs::set_permissions(&kept, std::fs::Permissions::from_mode(0o600)).unwrap();
-        std::fs::write(&kept, "{").unwrap();
+        std::fs::set_permissions(&stored, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(runs(&one).is_err(), "a file that came with a clone of a repository is not an agreement");
+        std::fs::set_permissions(&stored, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(&stored, "{").unwrap();
         assert!(runs(&one).is_err());
         std::fs::remove_dir_all(folder).unwrap();
     }

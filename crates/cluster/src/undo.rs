@@ -1,26 +1,26 @@
-//! How changes are taken back.
+//! Undo information, which the engine records before it changes a resource.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// How a change is taken back.
+/// How to undo the change of a resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Undo {
-    /// A command.
+    /// Run this shell command.
     Shell(String),
-    /// A file was not there.
+    /// Remove the file at this path, because it did not exist before.
     Remove(String),
-    /// A file was another.
+    /// Restore the previous content and mode of a file.
     Restore {
-        /// Where it was.
+        /// Path of the file.
         path: String,
-        /// Where it is kept.
+        /// Path of the copy in the records folder.
         copy: PathBuf,
-        /// Its mode.
+        /// Octal mode, such as `644`.
         mode: String,
     },
-    /// There is no way back.
+    /// The change cannot be undone.
     Nothing,
 }

@@ -1,48 +1,48 @@
-//! What all steps of a command share, and what they tell while they run.
+//! The context that all steps of a command share, and the progress that they send while they run.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::event::Event;
 use crate::fleet::Fleet;
-use crate::report::{Ended, Report};
+use crate::report::{Report, StepReport};
 use crate::spec::{Cluster, Machine};
 use crate::state::State;
 use crate::transport::{Connections, Host, Program};
 
-/// How many machines are worked on at the same time; more would only wait for this machine's processors.
-pub(crate) const AT_ONCE: usize = 64;
+/// Maximum number of machines that are probed or changed at the same time. More would only wait for the controller's processors.
+pub(crate) const MAX_CONCURRENCY: usize = 64;
 
-/// What a watcher is told.
+/// Progress of the steps.
 #[derive(Debug, Clone)]
-#[allow(missing_docs)] // names say it
+#[allow(missing_docs)] // the names are enough
 pub enum Progress {
     Began { step: String },
     Event { step: String, event: Event },
-    Ended(Ended),
+    Ended(StepReport),
 }
 
-/// All that steps share.
+/// The context that all steps of a command share.
 pub struct Work {
-    /// The command that was given: `apply`.
+    /// Name of the command, such as `apply`.
     pub verb: &'static str,
-    /// The file.
+    /// The cluster, with the provisioned machines of its groups.
     pub cluster: Cluster,
-    /// Its machines.
+    /// The machines by name, including those that are about to leave the cluster.
     pub hosts: BTreeMap<String, (Machine, Host)>,
-    /// How machines are spoken to.
+    /// Opens connections to machines that are created during the command.
     pub connections: Arc<Connections>,
-    /// Who makes machines, where the file has groups.
+    /// The machines of the groups; `None` if the file has no groups.
     pub fleet: Option<Arc<Fleet>>,
-    /// This program.
+    /// The program that is uploaded to the machines.
     pub program: Arc<Program>,
-    /// Where logs and reports are kept.
+    /// The cluster's folder, for logs and reports.
     pub state: State,
-    /// Names the records of this change.
+    /// Name of the change in the machines' records: the start of the command in milliseconds since 1970.
     pub change: String,
-    /// Who watches.
+    /// Receives the progress.
     pub watch: tokio::sync::mpsc::UnboundedSender<Progress>,
-    /// What was done before these steps.
+    /// Report of steps that ran earlier in the same command, and to which these steps are appended.
     pub before: Option<Report>,
 }
 

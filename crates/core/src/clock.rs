@@ -1,4 +1,4 @@
-//! Time as the protocols want it: whole milliseconds since the Unix epoch.
+//! Times as the protocols use them: whole milliseconds since the Unix epoch.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,18 +9,18 @@ pub fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// A time as RFC 3339 writes it, in whole seconds and UTC: `2026-01-31T09:05:00Z`. Times beyond the years -9999 and 9999 are written as
-/// the first or the last of them.
+/// Formats a time as RFC 3339 in whole seconds and UTC: `2026-01-31T09:05:00Z`. Times outside the years -9999 to 9999 are clamped to
+/// the nearest time in that range.
 pub fn rfc3339(milliseconds: i64) -> String {
     let end = if milliseconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
     let seconds = Timestamp::from_second(milliseconds.div_euclid(1000));
     seconds.unwrap_or_else(|_| Timestamp::from_second(end.as_second()).unwrap_or(end)).to_string()
 }
 
-/// Reads a time as RFC 3339 writes it, with or without fractions of a second, in UTC (`Z`) or with an offset: milliseconds since the
-/// Unix epoch, rounded down. `None` when it is no such time.
+/// Parses an RFC 3339 time, with or without fractions of a second, in UTC (`Z`) or with an offset. Returns milliseconds since the Unix
+/// epoch, rounded down, or `None` for invalid text.
 pub fn parse_rfc3339(text: &str) -> Option<i64> {
-    // `jiff` reads more forms than RFC 3339 has (no seconds, signs before years, names of time zones); the form is checked first.
+    // `jiff` accepts more than RFC 3339 (no seconds, signed years, time zone names), so the form is checked first.
     let digits_as_zero = |c: char| if c.is_ascii_digit() { '0' } else { c.to_ascii_uppercase() };
     let form: String = text.chars().map(digits_as_zero).collect();
     let mut zone = form.strip_prefix("0000-00-00T00:00:00")?;
@@ -42,7 +42,7 @@ mod tests {
     use super::{parse_rfc3339, rfc3339};
 
     #[test]
-    fn dates_are_read() {
+    fn valid_dates_are_parsed() {
         for time in
             [0, 951_782_399_000, 951_782_400_000, 1_798_761_599_000, 4_102_444_800_000, -1000, -2_208_988_800_000]
         {
@@ -57,14 +57,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_date_is_not_read() {
-        for wrong in [
+    fn invalid_dates_are_rejected() {
+        for invalid in [
             "",
             "1970-01-01",
             "1970-01-01T00:00:00",
             "1970-13-01T00:00:00Z",
             "no time at all, no!",
-            // Days that no month has.
+            // Days and times that do not exist.
             "2026-02-31T00:00:00Z",
             "2026-02-29T00:00:00Z",
             "1900-02-29T00:00:00Z",
@@ -73,7 +73,7 @@ mod tests {
             "2026-01-00T00:00:00Z",
             "2026-01-01T24:00:00Z",
             "2026-01-01T00:60:00Z",
-            // Signs in fields, separators that are none.
+            // Signs in fields, invalid separators.
             "+970-01-01T00:00:00Z",
             "1970-+1-01T00:00:00Z",
             "1970-01--1T00:00:00Z",
@@ -82,7 +82,7 @@ mod tests {
             "1970:01:01T00:00:00Z",
             "1970-01-01T00-00-00Z",
             "1970-01-01 00:00:00Z",
-            // Fractions and zones that are none.
+            // Invalid fractions and zones.
             "1970-01-01T00:00:00.Z",
             "1970-01-01T00:00:00.+5Z",
             "1970-01-01T00:00:00+0200",
@@ -93,12 +93,12 @@ mod tests {
             "1970-01-01T00:00Z",
             "٢٠٢٦-01-01T00:00:00Z",
         ] {
-            assert_eq!(parse_rfc3339(wrong), None, "{wrong}");
+            assert_eq!(parse_rfc3339(invalid), None, "{invalid}");
         }
     }
 
     #[test]
-    fn dates_are_written() {
+    fn dates_are_formatted_in_utc() {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
         assert_eq!(rfc3339(951_782_399_999), "2000-02-28T23:59:59Z");
         assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00Z");

@@ -1,9 +1,9 @@
 //! Layered configuration: flag > `SLIPWAY_*` > `./slipway.yaml` (searched upwards) > user file > default.
 //!
-//! The keys are the same everywhere; `KEYS` lists them, and `slipway config show` prints them with their values.
+//! All layers use the same keys; `KEYS` lists them, and `slipway config show` prints their values.
 //!
-//! `slipway.yaml` is the project file. It comes with a cloned repository, so whoever wrote it is not trusted: it may
-//! set only the keys that can neither send data or a token elsewhere nor load code ([`Key::from_project`]).
+//! `slipway.yaml` is the project file. It may come from a cloned repository, so its author is not trusted: it may set only keys that can
+//! neither send data or tokens to another server nor load code ([`Key::allowed_in_project`]).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,21 +15,21 @@ use rustix::fs::OFlags;
 
 use crate::{Explain, env, home::Home};
 
-/// Name of the project file.
+/// The name of the project file.
 const PROJECT_FILE: &str = "slipway.yaml";
-/// Most bytes of a configuration file; a handful of short settings needs far less.
+/// Maximum size of a configuration file; a valid one is far smaller.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
-/// Where a value came from; the later in this list, the stronger.
+/// The layer that a value came from. Later variants override earlier ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Built in.
+    /// The built-in default.
     Default,
-    /// The user's file, with its path.
+    /// The user file; holds its path.
     User(PathBuf),
-    /// The project's file, with its path.
+    /// The project file; holds its path.
     Project(PathBuf),
-    /// An environment variable, with its name.
+    /// An environment variable; holds its name.
     Environment(&'static str),
     /// A command-line flag.
     Flag,
@@ -46,56 +46,66 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// A key that may be configured.
+/// A configuration key.
 #[derive(Debug)]
 pub struct Key {
     name: &'static str,
     variable: &'static str,
-    /// Whether a command has the flag `--NAME`.
+    /// Whether a command accepts the flag `--NAME`.
     flag: bool,
     /// Whether a project file may set it.
-    from_project: bool,
+    allowed_in_project: bool,
     default: fn() -> Option<String>,
 }
 
 impl Key {
-    /// A key that names a place, a server, a library or a credential: never taken from a project file.
-    const fn trusted(name: &'static str, variable: &'static str, flag: bool, default: fn() -> Option<String>) -> Self {
-        Self { name, variable, flag, from_project: false, default }
+    /// A key that names a path, a server, a library or a credential. A project file may not set it.
+    const fn user_only(
+        name: &'static str,
+        variable: &'static str,
+        flag: bool,
+        default: fn() -> Option<String>,
+    ) -> Self {
+        Self { name, variable, flag, allowed_in_project: false, default }
     }
 
-    /// A key whose worst value does no harm: a project file may set it.
-    const fn harmless(name: &'static str, variable: &'static str, flag: bool, default: fn() -> Option<String>) -> Self {
-        Self { name, variable, flag, from_project: true, default }
+    /// A key for which no value is harmful. A project file may set it.
+    const fn project_allowed(
+        name: &'static str,
+        variable: &'static str,
+        flag: bool,
+        default: fn() -> Option<String>,
+    ) -> Self {
+        Self { name, variable, flag, allowed_in_project: true, default }
     }
 }
 
 const KEYS: &[Key] = &[
-    Key::trusted("home", env::HOME, true, || Some(Home::default_path().display().to_string())),
-    Key::trusted("database", env::DATABASE, false, || None),
-    Key::trusted("objects", env::OBJECTS, false, || None),
-    Key::trusted("listen", env::LISTEN, true, || Some("127.0.0.1:7070".into())),
-    Key::trusted("inference-listen", env::INFERENCE_LISTEN, true, || Some("127.0.0.1:7071".into())),
-    Key::trusted("grpc-listen", env::GRPC_LISTEN, true, || Some("127.0.0.1:7072".into())),
-    Key::trusted("server", env::SERVER, true, || None),
-    Key::trusted("token-file", env::TOKEN_FILE, true, || None),
-    Key::trusted("hosts", env::HOSTS, true, || None),
-    Key::trusted("tls-cert", env::TLS_CERT, true, || None),
-    Key::trusted("tls-key", env::TLS_KEY, true, || None),
-    Key::trusted("tls-self-signed", env::TLS_SELF_SIGNED, true, || None),
-    Key::trusted("tls-fingerprint", env::TLS_FINGERPRINT, true, || None),
-    Key::trusted("ca-file", env::CA_FILE, false, || None),
-    Key::trusted("max-connections", env::MAX_CONNECTIONS, true, || None),
-    Key::trusted("max-artifact-bytes", env::MAX_ARTIFACT_BYTES, false, || None),
-    Key::trusted("min-free-bytes", env::MIN_FREE_BYTES, false, || None),
-    Key::trusted("run-environment", env::RUN_ENVIRONMENT, false, || None),
-    // Chooses between two runtimes that the user has installed; where ONNX Runtime's library is, is `onnxruntime`.
-    Key::harmless("runtime", env::RUNTIME, true, || Some("auto".into())),
-    Key::trusted("onnxruntime", env::ONNXRUNTIME, true, || None),
-    Key::harmless("log", env::LOG, false, || Some("info".into())),
+    Key::user_only("home", env::HOME, true, || Some(Home::default_path().display().to_string())),
+    Key::user_only("database", env::DATABASE, false, || None),
+    Key::user_only("objects", env::OBJECTS, false, || None),
+    Key::user_only("listen", env::LISTEN, true, || Some("127.0.0.1:7070".into())),
+    Key::user_only("inference-listen", env::INFERENCE_LISTEN, true, || Some("127.0.0.1:7071".into())),
+    Key::user_only("grpc-listen", env::GRPC_LISTEN, true, || Some("127.0.0.1:7072".into())),
+    Key::user_only("server", env::SERVER, true, || None),
+    Key::user_only("token-file", env::TOKEN_FILE, true, || None),
+    Key::user_only("hosts", env::HOSTS, true, || None),
+    Key::user_only("tls-cert", env::TLS_CERT, true, || None),
+    Key::user_only("tls-key", env::TLS_KEY, true, || None),
+    Key::user_only("tls-self-signed", env::TLS_SELF_SIGNED, true, || None),
+    Key::user_only("tls-fingerprint", env::TLS_FINGERPRINT, true, || None),
+    Key::user_only("ca-file", env::CA_FILE, false, || None),
+    Key::user_only("max-connections", env::MAX_CONNECTIONS, true, || None),
+    Key::user_only("max-artifact-bytes", env::MAX_ARTIFACT_BYTES, false, || None),
+    Key::user_only("min-free-bytes", env::MIN_FREE_BYTES, false, || None),
+    Key::user_only("run-environment", env::RUN_ENVIRONMENT, false, || None),
+    // This key only chooses between installed runtimes; `onnxruntime` names the library to load.
+    Key::project_allowed("runtime", env::RUNTIME, true, || Some("auto".into())),
+    Key::user_only("onnxruntime", env::ONNXRUNTIME, true, || None),
+    Key::project_allowed("log", env::LOG, false, || Some("info".into())),
 ];
 
-/// The names of the keys that pass `filter`, for messages.
+/// The comma-separated names of the keys that match `filter`, for error messages.
 fn names(filter: impl Fn(&Key) -> bool) -> String {
     KEYS.iter().filter(|k| filter(k)).map(|k| k.name).collect::<Vec<_>>().join(", ")
 }
@@ -103,56 +113,56 @@ fn names(filter: impl Fn(&Key) -> bool) -> String {
 /// A configuration file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file is there but cannot be read.
+    /// The file exists but cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// The underlying I/O error.
         source: std::io::Error,
     },
     /// A folder, a pipe, a device or, for a project file, a symbolic link.
     #[error("{} is not a regular file", path.display())]
     NotRegular {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// The file is larger than any configuration.
+    /// The file is larger than 64 KiB.
     #[error("{} is larger than {} KiB", path.display(), MAX_FILE_BYTES / 1024)]
     TooLarge {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// The file is no YAML mapping of strings.
+    /// The file is not a YAML mapping of strings.
     #[error("{} is not a mapping of keys to values: {reason}", path.display())]
     Parse {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Where and why.
+        /// The parser's message, with the position in the file.
         reason: String,
     },
-    /// The file has a key that nobody reads.
-    #[error("{} sets `{key}`, which is no setting; settings are {}", path.display(), names(|_| true))]
+    /// The file sets an unknown key.
+    #[error("{} sets the unknown key `{key}`; known keys are {}", path.display(), names(|_| true))]
     Unknown {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// The key, without control characters.
+        /// The key, with control characters replaced.
         key: String,
     },
-    /// A value holds control characters, which a terminal would obey when it is shown.
-    #[error("{} sets `{key}` to a value with control characters", path.display())]
+    /// A value contains control characters, which a terminal would interpret when the value is printed.
+    #[error("{} sets `{key}` to a value that contains control characters", path.display())]
     Control {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// The key.
+        /// The name of the key.
         key: &'static str,
     },
     /// A project file sets a key that only the user may set.
-    #[error("{} sets `{}`, which a project may not set; it may set {}", path.display(), key.name, names(|k| k.from_project))]
+    #[error("{} sets `{}`, which a project may not set; it may set {}", path.display(), key.name, names(|k| k.allowed_in_project))]
     Project {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// The key.
+        /// The rejected key.
         key: &'static Key,
     },
 }
@@ -182,24 +192,24 @@ impl Explain for ConfigError {
     }
 }
 
-/// The effective settings, each with its origin.
+/// The effective values of all keys, each with its origin.
 #[derive(Clone)]
 pub struct Config {
     values: BTreeMap<&'static str, (String, Origin)>,
 }
 
 impl std::fmt::Debug for Config {
-    /// Values are left out: the database's URL may hold a password.
+    /// Omits the values, because the database URL may contain a password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_map().entries(self.values.iter().map(|(key, (_, origin))| (key, origin))).finish()
     }
 }
 
 impl Config {
-    /// Reads all layers; `flags` are the values given on the command line.
+    /// Reads all layers; `flags` are the values of command-line flags.
     ///
-    /// A file that cannot be used is left out as a whole, and the second value says why. Only a command that acts on
-    /// no setting may go on then.
+    /// A file with an error is ignored entirely, and the error is returned as the second value. Commands that depend on the configuration
+    /// must then fail.
     pub fn read(flags: &[(&'static str, Option<String>)]) -> (Self, Option<ConfigError>) {
         let project = std::env::current_dir().ok().and_then(|dir| find_upwards(&dir, PROJECT_FILE));
         Self::layered(flags, project.as_deref(), user_file().as_deref(), |name| std::env::var(name).ok())
@@ -222,7 +232,7 @@ impl Config {
         {
             match read_file(&origin) {
                 Ok(found) => values.extend(found.into_iter().map(|(key, value)| (key, (value, origin.clone())))),
-                // Most users have no file of their own; a project file was seen before it is read.
+                // The user file is optional. The project file existed when it was searched for, so its absence is an error.
                 Err(ConfigError::Read { source, .. })
                     if matches!(origin, Origin::User(_)) && source.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => problem = problem.or(Some(error)),
@@ -241,26 +251,26 @@ impl Config {
         (Self { values }, problem)
     }
 
-    /// The value of `key`, if any layer sets it.
+    /// The effective value of `key`, if any layer sets it.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.values.get(key).map(|(v, _)| v.as_str())
     }
 
-    /// Where the value of `key` came from.
+    /// The layer that set the effective value of `key`.
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         self.values.get(key).map(|(_, o)| o)
     }
 
-    /// All settings in alphabetical order.
+    /// All keys that are set, with value and origin, in alphabetical order.
     pub fn entries(&self) -> impl Iterator<Item = (&'static str, &str, &Origin)> {
         self.values.iter().map(|(k, (v, o))| (*k, v.as_str(), o))
     }
 }
 
-/// `$XDG_CONFIG_HOME/slipway/config.yaml`, else `~/.config/slipway/config.yaml`.
+/// The path of the user file: `$XDG_CONFIG_HOME/slipway/config.yaml`, else `~/.config/slipway/config.yaml`.
 ///
-/// Relative folders are not used, as the XDG specification says: they would name a file of the current folder, and
-/// with it of a stranger's project.
+/// Relative folders are ignored, as the XDG specification demands. They would name a file below the current folder, which may be an
+/// untrusted project.
 fn user_file() -> Option<PathBuf> {
     let absolute = |path: PathBuf| path.is_absolute().then_some(path);
     let base = std::env::var_os("XDG_CONFIG_HOME")
@@ -269,12 +279,12 @@ fn user_file() -> Option<PathBuf> {
     Some(base.join("slipway/config.yaml"))
 }
 
-/// The nearest entry of this name in `from` or a folder above it, whatever it is.
+/// The nearest entry called `name`, of any file type, in `from` or one of its parent folders.
 fn find_upwards(from: &Path, name: &str) -> Option<PathBuf> {
     from.ancestors().map(|dir| dir.join(name)).find(|path| path.symlink_metadata().is_ok())
 }
 
-/// The settings of a file, which is that of the user or of a project.
+/// Reads the keys and values of a user file or a project file.
 fn read_file(origin: &Origin) -> Result<Vec<(&'static str, String)>, ConfigError> {
     let (path, is_project) = match origin {
         Origin::User(path) => (path, false),
@@ -286,12 +296,12 @@ fn read_file(origin: &Origin) -> Result<Vec<(&'static str, String)>, ConfigError
         return Ok(Vec::new());
     }
     let map: BTreeMap<String, String> = serde_saphyr::from_str(&text)
-        .map_err(|e| ConfigError::Parse { path: path.clone(), reason: without_control(&e.to_string()) })?;
-    let known = |(key, value): (String, String)| {
+        .map_err(|e| ConfigError::Parse { path: path.clone(), reason: replace_control_characters(&e.to_string()) })?;
+    let validate = |(key, value): (String, String)| {
         let Some(found) = KEYS.iter().find(|k| k.name == key) else {
-            return Err(ConfigError::Unknown { path: path.clone(), key: without_control(&key) });
+            return Err(ConfigError::Unknown { path: path.clone(), key: replace_control_characters(&key) });
         };
-        if is_project && !found.from_project {
+        if is_project && !found.allowed_in_project {
             return Err(ConfigError::Project { path: path.clone(), key: found });
         }
         if value.chars().any(char::is_control) {
@@ -299,14 +309,14 @@ fn read_file(origin: &Origin) -> Result<Vec<(&'static str, String)>, ConfigError
         }
         Ok((found.name, value))
     };
-    map.into_iter().map(known).collect()
+    map.into_iter().map(validate).collect()
 }
 
-/// The text of a regular file of limited size. A project file may be no link either: it could point to a file of the
-/// user's, of which an error message would then show a part.
+/// Reads a regular file of at most [`MAX_FILE_BYTES`]. A project file must not be a symbolic link: it could point to a private file of the
+/// user, and an error message would then show a part of that file.
 fn read_text(path: &Path, is_project: bool) -> Result<String, ConfigError> {
     let unreadable = |source| ConfigError::Read { path: path.to_owned(), source };
-    // A pipe must not hold up the command, so it is opened without waiting for its other end.
+    // `NONBLOCK` opens a pipe without waiting for its writer.
     let mut flags = OFlags::NONBLOCK;
     if is_project {
         if path.symlink_metadata().map_err(unreadable)?.is_symlink() {
@@ -327,8 +337,8 @@ fn read_text(path: &Path, is_project: bool) -> Result<String, ConfigError> {
     String::from_utf8(bytes).map_err(|_| ConfigError::Parse { path: path.to_owned(), reason: "it is not UTF-8".into() })
 }
 
-/// The text with control characters other than line ends replaced, so that a terminal only shows it.
-fn without_control(text: &str) -> String {
+/// Replaces control characters other than newlines, so that the text cannot control a terminal.
+fn replace_control_characters(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
@@ -336,7 +346,7 @@ fn without_control(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// A folder of its own with a user file and a project file.
+    /// A temporary folder with a user file and a project file.
     struct Files {
         folder: PathBuf,
         user: PathBuf,
@@ -350,7 +360,7 @@ mod tests {
             Self { user: folder.join("config.yaml"), project: folder.join(PROJECT_FILE), folder }
         }
 
-        /// What is wrong with a project file of this content.
+        /// The error for a project file with this content, if any.
         fn project_problem(&self, content: &[u8]) -> Option<ConfigError> {
             std::fs::write(&self.project, content).unwrap();
             Config::layered(&[], Some(&self.project), None, |_| None).1
@@ -364,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn stronger_layers_win_and_the_origin_is_kept() {
+    fn later_layers_override_earlier_ones_and_keep_the_origin() {
         let files = Files::new();
         std::fs::write(&files.user, "listen: 127.0.0.1:1\nlog: debug\n").unwrap();
         std::fs::write(&files.project, "log: info,slipway_track=debug\nruntime: tract\n").unwrap();
@@ -383,12 +393,12 @@ mod tests {
     }
 
     #[test]
-    fn a_project_sets_harmless_keys_only() {
+    fn project_file_may_set_only_allowed_keys() {
         let files = Files::new();
-        let harmless = ["log", "runtime"];
+        let project_allowed = ["log", "runtime"];
         for key in KEYS {
             let problem = files.project_problem(format!("{}: x\n", key.name).as_bytes());
-            if harmless.contains(&key.name) {
+            if project_allowed.contains(&key.name) {
                 assert!(problem.is_none(), "{problem:?}");
                 continue;
             }
@@ -402,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_with_an_error_is_left_out_as_a_whole() {
+    fn file_with_an_error_is_ignored_entirely() {
         let files = Files::new();
         std::fs::write(&files.user, "runtime: ort\n").unwrap();
         std::fs::write(&files.project, "runtime: tract\nserver: http://evil.example\n").unwrap();
@@ -413,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn unusable_files_are_errors_that_a_terminal_can_show() {
+    fn errors_about_invalid_files_contain_no_control_characters() {
         let files = Files::new();
         let problem = files.project_problem(b"lisen: x\n").unwrap();
         assert!(problem.to_string().contains("`lisen`"), "{problem}");
@@ -430,14 +440,14 @@ mod tests {
     }
 
     #[test]
-    fn a_project_file_is_regular_and_none_is_waited_for() {
+    fn project_file_must_be_regular_and_pipes_do_not_block() {
         let files = Files::new();
         let problem = |user: bool| {
             let (project, user) = if user { (None, Some(&*files.project)) } else { (Some(&*files.project), None) };
             Config::layered(&[], project, user, |_| None).1
         };
-        let made = std::process::Command::new("mkfifo").arg(&files.project).status().unwrap();
-        assert!(made.success());
+        let status = std::process::Command::new("mkfifo").arg(&files.project).status().unwrap();
+        assert!(status.success());
         assert!(matches!(problem(false), Some(ConfigError::NotRegular { .. })));
         assert!(matches!(problem(true), Some(ConfigError::NotRegular { .. })));
         std::fs::remove_file(&files.project).unwrap();
@@ -445,7 +455,7 @@ mod tests {
         std::fs::write(&files.user, "log: debug\n").unwrap();
         std::os::unix::fs::symlink(&files.user, &files.project).unwrap();
         assert!(matches!(problem(false), Some(ConfigError::NotRegular { .. })));
-        assert!(problem(true).is_none(), "the user's own file may be a link");
+        assert!(problem(true).is_none(), "the user file may be a symbolic link");
         std::fs::remove_file(&files.project).unwrap();
 
         std::fs::create_dir(&files.project).unwrap();
@@ -453,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_project_file_is_found_from_below() {
+    fn nearest_project_file_is_found_in_parent_folders() {
         let files = Files::new();
         let deep = files.folder.join("a/b");
         std::fs::create_dir_all(&deep).unwrap();
@@ -464,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_do_not_show_in_debug_output() {
+    fn debug_output_contains_no_secrets() {
         let database = |name: &str| (name == env::DATABASE).then(|| "postgres://me:hunter2@db/x".to_owned());
         let (config, _) = Config::layered(&[], None, None, database);
         assert!(!format!("{config:?}").contains("hunter2"));

@@ -1,8 +1,9 @@
-//! Files that are never half written, and never written through somebody else's links.
+//! Atomic file replacement that is safe against symbolic links of other users. Used for every file that slipway replaces, also as root.
 //!
-//! A path is walked folder by folder, each opened relative to the one before, so that nobody can exchange a part of it in between. A link
-//! is followed as long as nobody else could have put it there. From the first folder on whose entries others control, none is: root, asked
-//! to write below a user's folder, would otherwise write wherever the user's link points (CWE-59).
+//! A path is resolved folder by folder, and each folder is opened relative to the one before, so that no other user can replace a part of
+//! the path in between. A symbolic link is followed only while no other user could have created it. After the first folder whose entries
+//! another user can change, no link is followed: otherwise root, writing below a user's folder, would write wherever the user's link
+//! points (CWE-59).
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
@@ -15,128 +16,129 @@ use std::path::{Component, Path};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-/// The kernel's own limit of links on one path.
+/// Maximum number of symbolic links on one path, as in the Linux kernel.
 const MAX_LINKS: usize = 40;
-/// A folder that is only walked through; it need not be readable.
-const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// Flags to open a folder only to resolve names in it; the folder need not be readable.
+const FOLDER_FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Writes a file whole or not at all, with the owner and the permissions it had: a reader sees the old bytes or the new. Folders that are
-/// missing are made. A link that is followed (see the module) stays one, and the file it points to is replaced.
+/// Replaces a file atomically and keeps its owner and permissions: a reader sees either the old bytes or the new ones. Missing folders are
+/// created. If the path is a symbolic link that is followed (see the module), the link stays and the file it points to is replaced.
 ///
 /// # Errors
-/// The operating system's, or [`ErrorKind::PermissionDenied`] for a link that is not followed.
+/// An I/O error, or [`ErrorKind::PermissionDenied`] for a link that is not followed.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    put(path, bytes, None)
+    write_and_rename(path, bytes, None)
 }
 
-/// The same with these permissions; nobody who lacks them can read it meanwhile.
+/// Like [`replace`], but sets the permissions to `mode`. The temporary file never has wider permissions.
 ///
 /// # Errors
-/// Those of [`replace`].
+/// See [`replace`].
 pub fn replace_as(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    put(path, bytes, Some(mode))
+    write_and_rename(path, bytes, Some(mode))
 }
 
-/// Reads a file that is found as [`replace`] finds it, and is no device and no pipe.
+/// Reads a regular file, resolving its path as [`replace`] does.
 ///
 /// # Errors
-/// Those of [`replace`].
+/// See [`replace`]; also [`ErrorKind::InvalidInput`] for a folder, a device or a pipe.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
-    let Place { folder, name } = Place::find(path, false)?;
-    // A pipe would wait for a writer.
+    let Location { folder, name } = Location::resolve(path, false)?;
+    // Without `NONBLOCK`, opening a pipe would wait for a writer.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mut file = File::from(rustix::fs::openat(&folder, &name, flags, Mode::empty())?);
     if !file.metadata()?.is_file() {
-        return Err(Error::new(ErrorKind::InvalidInput, "it is no file"));
+        return Err(Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
     }
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Removes a file that is found as [`replace`] finds it.
+/// Removes a file, resolving its path as [`replace`] does.
 ///
 /// # Errors
-/// Those of [`replace`].
+/// See [`replace`].
 pub fn remove(path: &Path) -> Result<()> {
-    let Place { folder, name } = Place::find(path, false)?;
+    let Location { folder, name } = Location::resolve(path, false)?;
     Ok(rustix::fs::unlinkat(&folder, &name, AtFlags::empty())?)
 }
 
-fn put(path: &Path, bytes: &[u8], mode: Option<u32>) -> Result<()> {
-    let Place { folder, name } = Place::find(path, true)?;
-    let mut new = OsString::from(".");
-    new.push(&name);
-    new.push(".slipway");
+/// Writes a temporary file beside the target and renames it. Without `mode`, the permissions of the old file are kept.
+fn write_and_rename(path: &Path, bytes: &[u8], mode: Option<u32>) -> Result<()> {
+    let Location { folder, name } = Location::resolve(path, true)?;
+    let mut temporary = OsString::from(".");
+    temporary.push(&name);
+    temporary.push(".slipway");
     let old = rustix::fs::statat(&folder, &name, AtFlags::SYMLINK_NOFOLLOW).ok();
     let mode = mode.or_else(|| old.as_ref().map(|old| old.st_mode & 0o7777));
-    let first = if mode.is_some() { 0o600 } else { 0o666 };
-    // What a killed process left, or a link that somebody put there, is not written to. Usually there is nothing.
-    let _ = rustix::fs::unlinkat(&folder, &new, AtFlags::empty());
+    let initial_mode = if mode.is_some() { 0o600 } else { 0o666 };
+    // Remove the leftover of a killed process, or a link that another user put there; usually neither exists.
+    let _ = rustix::fs::unlinkat(&folder, &temporary, AtFlags::empty());
     let written = (|| {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut file = File::from(rustix::fs::openat(&folder, &new, flags, Mode::from_raw_mode(first))?);
+        let mut file = File::from(rustix::fs::openat(&folder, &temporary, flags, Mode::from_raw_mode(initial_mode))?);
         file.write_all(bytes)?;
-        let ours = rustix::fs::fstat(&file)?;
-        if let Some(old) = old.filter(|old| (old.st_uid, old.st_gid) != (ours.st_uid, ours.st_gid)) {
+        let new = rustix::fs::fstat(&file)?;
+        if let Some(old) = old.filter(|old| (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid)) {
             std::os::unix::fs::fchown(&file, Some(old.st_uid), Some(old.st_gid))?;
         }
         if let Some(mode) = mode {
             file.set_permissions(Permissions::from_mode(mode))?;
         }
         file.sync_all()?;
-        rustix::fs::renameat(&folder, &new, &folder, &name)?;
-        sync(&folder)
+        rustix::fs::renameat(&folder, &temporary, &folder, &name)?;
+        sync_folder(&folder)
     })();
     if written.is_err() {
-        let _ = rustix::fs::unlinkat(&folder, &new, AtFlags::empty()); // the error that counts is the one above
+        let _ = rustix::fs::unlinkat(&folder, &temporary, AtFlags::empty()); // Best effort: `written` holds the error to report.
     }
     written
 }
 
-/// Makes a rename survive a power failure.
-fn sync(folder: &OwnedFd) -> Result<()> {
-    // A folder that may be written and not read cannot be opened for this; its files are as safe as the file system makes them.
+/// Flushes a folder to disk, so that a rename in it survives a power failure.
+fn sync_folder(folder: &OwnedFd) -> Result<()> {
+    // A folder that is writable but not readable cannot be opened for `fsync`; then durability depends on the file system.
     let Ok(readable) = rustix::fs::openat(folder, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else {
         return Ok(());
     };
     match rustix::fs::fsync(&readable) {
-        // Some network file systems cannot.
+        // Some network file systems do not support `fsync` on folders.
         Err(Errno::INVAL) | Ok(()) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-/// An open folder, and a name in it that is no link.
-struct Place {
+/// The result of path resolution: an open folder and the name of an entry in it that is not a symbolic link.
+struct Location {
     folder: OwnedFd,
     name: OsString,
 }
 
-impl Place {
-    /// Finds where a file is or would be; `make`s missing folders.
-    fn find(path: &Path, make: bool) -> Result<Self> {
-        let invalid = || Error::new(ErrorKind::InvalidInput, "it does not name a file");
-        // The first part is the last of the list.
+impl Location {
+    /// Resolves the path of a file that need not exist. `create_folders` creates missing folders.
+    fn resolve(path: &Path, create_folders: bool) -> Result<Self> {
+        let invalid = || Error::new(ErrorKind::InvalidInput, "the path does not name a file");
+        // In reverse order, so that `pop` returns the next component.
         let parts = |path: &Path| -> Vec<OsString> {
             path.components().rev().map(|c| c.as_os_str().to_owned()).filter(|c| c != ".").collect()
         };
-        let mut left = parts(&std::path::absolute(path)?);
-        let mut folder = rustix::fs::openat(CWD, "/", FOLDER, Mode::empty())?;
-        // Whether nobody else could have decided where the walk is now.
-        let mut ours = true;
+        let mut remaining = parts(&std::path::absolute(path)?);
+        let mut folder = rustix::fs::openat(CWD, "/", FOLDER_FLAGS, Mode::empty())?;
+        // Whether no other user could have influenced the resolution so far.
+        let mut trusted = true;
         let mut links = 0;
-        while let Some(name) = left.pop() {
+        while let Some(name) = remaining.pop() {
             match Path::new(&name).components().next() {
                 Some(Component::RootDir) => {
-                    folder = rustix::fs::openat(CWD, "/", FOLDER, Mode::empty())?;
+                    folder = rustix::fs::openat(CWD, "/", FOLDER_FLAGS, Mode::empty())?;
                     continue;
                 }
                 Some(Component::ParentDir) => {
-                    if !ours {
+                    if !trusted {
                         return Err(not_followed(&name));
                     }
-                    folder = rustix::fs::openat(&folder, "..", FOLDER, Mode::empty())?;
+                    folder = rustix::fs::openat(&folder, "..", FOLDER_FLAGS, Mode::empty())?;
                     continue;
                 }
                 _ => {}
@@ -146,48 +148,48 @@ impl Place {
                 found => Some(found?),
             };
             if let Some(entry) = &entry {
-                ours = ours && fixed(&rustix::fs::fstat(&folder)?, entry);
+                trusted = trusted && is_protected(&rustix::fs::fstat(&folder)?, entry);
                 if FileType::from_raw_mode(entry.st_mode) == FileType::Symlink {
                     links += 1;
-                    if !ours {
+                    if !trusted {
                         return Err(not_followed(&name));
                     }
                     if links > MAX_LINKS {
                         return Err(Errno::LOOP.into());
                     }
                     let target = rustix::fs::readlinkat(&folder, &name, Vec::new())?;
-                    left.extend(parts(Path::new(OsStr::from_bytes(target.as_bytes()))));
+                    remaining.extend(parts(Path::new(OsStr::from_bytes(target.as_bytes()))));
                     continue;
                 }
             }
-            if left.is_empty() {
+            if remaining.is_empty() {
                 return Ok(Self { folder, name });
             }
             if entry.is_none() {
-                if !make {
+                if !create_folders {
                     return Err(Errno::NOENT.into());
                 }
                 match rustix::fs::mkdirat(&folder, &name, Mode::from_raw_mode(0o777)) {
-                    // Somebody else made it just now.
+                    // Another process created it in the meantime.
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(error) => return Err(error.into()),
                 }
-                ours = ours
-                    && fixed(
+                trusted = trusted
+                    && is_protected(
                         &rustix::fs::fstat(&folder)?,
                         &rustix::fs::statat(&folder, &name, AtFlags::SYMLINK_NOFOLLOW)?,
                     );
             }
-            folder = rustix::fs::openat(&folder, &name, FOLDER, Mode::empty())?;
+            folder = rustix::fs::openat(&folder, &name, FOLDER_FLAGS, Mode::empty())?;
         }
         Err(invalid())
     }
 }
 
-/// Whether nobody but root and this user can exchange an entry of a folder. For root, that is a folder of its own that neither a group nor
-/// others may write; another user may share a folder with its group. In a sticky folder such as `/tmp` everybody may add entries, and
-/// exchange only their own.
-fn fixed(folder: &Stat, entry: &Stat) -> bool {
+/// Whether only root and the current user can replace an entry of a folder. For root, the folder must belong to root and be writable by
+/// neither group nor others; for other users, a group-writable folder is accepted. In a sticky folder such as `/tmp`, every user may
+/// create entries but replace only their own.
+fn is_protected(folder: &Stat, entry: &Stat) -> bool {
     let user = rustix::process::geteuid().as_raw();
     let exclusive =
         if user == 0 { folder.st_uid == 0 && folder.st_mode & 0o022 == 0 } else { folder.st_mode & 0o002 == 0 };
@@ -196,8 +198,9 @@ fn fixed(folder: &Stat, entry: &Stat) -> bool {
 }
 
 fn not_followed(name: &OsStr) -> Error {
-    let reason =
-        format!("{name:?} in it is a link, or leads out, in a folder that others can change; it is not followed");
+    let reason = format!(
+        "{name:?} in it is a symbolic link or '..' in a folder that other users can change; it is not followed"
+    );
     Error::new(ErrorKind::PermissionDenied, reason)
 }
 
@@ -211,7 +214,7 @@ mod tests {
 
     use super::*;
 
-    /// A user who is not root.
+    /// A user id that is not root.
     const OTHER: u32 = 54_321;
 
     fn temporary() -> PathBuf {
@@ -222,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_with_what_it_was_but_its_bytes() {
+    fn replacing_keeps_owner_mode_and_links() {
         let folder = temporary();
         let (file, link) = (folder.join("sub/file.json"), folder.join("link"));
         replace(&file, b"1").unwrap();
@@ -241,19 +244,19 @@ mod tests {
         remove(&other).unwrap();
         assert_eq!(read(&other).unwrap_err().kind(), ErrorKind::NotFound);
         assert!(replace(&folder, b"4").is_err() && read(&folder).is_err());
-        assert_eq!(std::fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(std::fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "no temporary file remains");
         std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
-    fn paths_are_walked_as_the_kernel_does() {
+    fn paths_are_resolved_as_the_kernel_does() {
         let folder = temporary();
         let at = |path: &str| folder.join(path);
         for path in ["a/b/../c", "./a//d", "a/b/./e"] {
             replace(&at(path), path.as_bytes()).unwrap();
             assert_eq!(std::fs::read(at(path)).unwrap(), path.as_bytes());
         }
-        // Relative links, a link to a folder, a chain, and one whose file is still to come.
+        // Relative links, a link to a folder, a chain of links, and a link whose target does not exist yet.
         symlink("a/b", at("to-folder")).unwrap();
         symlink("../to-folder/e", at("a/chain")).unwrap();
         symlink("b/new", at("a/dangling")).unwrap();
@@ -262,10 +265,10 @@ mod tests {
         assert!(std::fs::read(at("a/b/e")).unwrap() == b"1" && std::fs::read(at("a/b/new")).unwrap() == b"2");
         symlink("circle", at("circle")).unwrap();
         assert!(replace(&at("circle"), b"3").is_err());
-        for wrong in ["a/b/..", "a/d/x", "", "/"] {
-            assert!(replace(&at(wrong), b"4").is_err(), "{wrong}");
+        for invalid in ["a/b/..", "a/d/x", "", "/"] {
+            assert!(replace(&at(invalid), b"4").is_err(), "{invalid}");
         }
-        assert!(read(&at("none/x")).is_err() && !at("none").exists(), "only who writes makes folders");
+        assert!(read(&at("none/x")).is_err() && !at("none").exists(), "reading creates no folders");
         std::fs::remove_dir_all(folder).unwrap();
     }
 
@@ -278,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn root_is_not_led_elsewhere_by_a_users_links() {
+    fn root_does_not_follow_links_of_users() {
         if !is_root() {
             return;
         }
@@ -310,7 +313,7 @@ mod tests {
         assert_eq!(std::fs::read(at("etc/shadow")).unwrap(), b"secret");
         assert_eq!(std::fs::read_dir(at("etc")).unwrap().count(), 1);
 
-        // Folders and files of the user are written, and stay the user's; a link that root made leads there.
+        // Root may write to the user's files, which keep their owner, and follows links that root created.
         std::fs::write(at("home/real/file"), "1").unwrap();
         chown(at("home/real/file"), Some(OTHER), Some(OTHER)).unwrap();
         symlink(at("home/real"), at("short")).unwrap();
@@ -320,7 +323,7 @@ mod tests {
         assert_eq!((about.uid(), about.mode() & 0o7777), (OTHER, 0o600));
         assert!(read(&at("short/file")).unwrap() == b"2" && at("home/real/new/file").is_file());
 
-        // Whoever may write a folder decides where its links lead: a group, and in a sticky folder the owner of the link.
+        // A link is not followed if another user could have created it: in a group-writable folder, or as its owner in a sticky one.
         for (mode, owner, followed) in
             [(0o755, 0, true), (0o775, 0, false), (0o777, 0, false), (0o1777, 0, true), (0o1777, OTHER, false)]
         {
@@ -331,14 +334,14 @@ mod tests {
             std::os::unix::fs::lchown(shared.join("link"), Some(owner), Some(owner)).unwrap();
             assert_eq!(replace(&shared.join("link"), b"x").is_ok(), followed, "{mode:o} {owner}");
             assert_eq!(target.exists(), followed, "{mode:o} {owner}");
-            let _ = std::fs::remove_file(target); // there only where the link was followed
+            let _ = std::fs::remove_file(target); // It exists only if the link was followed.
             std::fs::remove_dir_all(shared).unwrap();
         }
         std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
-    fn a_folder_that_becomes_a_link_meanwhile_leads_nowhere() {
+    fn folder_swapped_for_a_link_during_resolution_is_not_followed() {
         if !is_root() {
             return;
         }
@@ -348,15 +351,15 @@ mod tests {
         std::fs::create_dir_all(home.join("folder")).unwrap();
         symlink(&etc, home.join("link")).unwrap();
         chown(&home, Some(OTHER), Some(OTHER)).unwrap();
-        let (go_on, mut written, mut refused) = (AtomicBool::new(true), 0, 0);
+        let (swapping, mut written, mut refused) = (AtomicBool::new(true), 0, 0);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let (one, other) = (home.join("folder"), home.join("link"));
-                while go_on.load(Ordering::Relaxed) {
+                while swapping.load(Ordering::Relaxed) {
                     rustix::fs::renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE).unwrap();
                 }
             });
-            // Until it met both often enough, so that some exchanges came in between; so many tries are always enough for that.
+            // Repeat until both outcomes occurred often enough, so that some swaps happened during resolution. The limit is never reached.
             for _ in 0..1_000_000 {
                 match replace(&home.join("folder/file"), b"x") {
                     Ok(()) => written += 1,
@@ -366,7 +369,7 @@ mod tests {
                     break;
                 }
             }
-            go_on.store(false, Ordering::Relaxed);
+            swapping.store(false, Ordering::Relaxed);
         });
         assert!(written >= 200 && refused >= 200, "{written} {refused}");
         assert_eq!(std::fs::read_dir(&etc).unwrap().count(), 0);

@@ -1,4 +1,4 @@
-//! `$SLIPWAY_HOME`: the folder that holds everything slipway keeps.
+//! The state folder (`$SLIPWAY_HOME`), which holds all persistent state of slipway on one machine.
 
 use std::path::{Path, PathBuf};
 
@@ -9,15 +9,15 @@ pub struct Home {
 }
 
 impl Home {
-    /// The folder at `root`; nothing is created yet.
+    /// A state folder at `root`. Nothing is created on disk; see [`Self::create`].
     pub fn at(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
     /// The default: `$XDG_DATA_HOME/slipway`, else `~/.local/share/slipway`, else `/var/lib/slipway`.
     ///
-    /// Relative folders are not used: the state folder names the server that gets the caller's token, so it must not
-    /// come with whatever folder a command is started in.
+    /// Relative folders are ignored: the state folder names the server that receives the caller's token, so it must not depend on the
+    /// current folder.
     pub fn default_path() -> PathBuf {
         let absolute = |path: PathBuf| path.is_absolute().then_some(path);
         std::env::var_os("XDG_DATA_HOME")
@@ -26,10 +26,10 @@ impl Home {
             .map_or_else(|| PathBuf::from("/var/lib/slipway"), |data| data.join("slipway"))
     }
 
-    /// Creates the folder and its parts; private to the user.
+    /// Creates the folder and its subfolders, readable only by the user (mode 0700).
     ///
     /// # Errors
-    /// The operating system's, when a folder cannot be made.
+    /// An I/O error if a folder cannot be created.
     pub fn create(&self) -> std::io::Result<()> {
         for dir in [self.root.clone(), self.objects(), self.work(), self.logs()] {
             std::fs::create_dir_all(dir)?;
@@ -42,35 +42,35 @@ impl Home {
         Ok(())
     }
 
-    /// The folder itself.
+    /// The root of the state folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
-    /// Metadata: `slipway.db`.
+    /// The SQLite metadata database: `slipway.db`.
     pub fn database(&self) -> PathBuf {
         self.root.join("slipway.db")
     }
-    /// Artifacts: `objects/`.
+    /// The artifact store: `objects/`.
     pub fn objects(&self) -> PathBuf {
         self.root.join("objects")
     }
-    /// Working folders of local processes: `work/`.
+    /// The working folders of local runs: `work/`.
     pub fn work(&self) -> PathBuf {
         self.root.join("work")
     }
-    /// Logs: `logs/`.
+    /// The log files: `logs/`.
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")
     }
-    /// The running server's addresses and process id: `server.json`.
+    /// The addresses and process id of the running server: `server.json`.
     pub fn server_file(&self) -> PathBuf {
         self.root.join("server.json")
     }
-    /// The token of the owner, mode 0600: `token`.
+    /// The owner's token, mode 0600: `token`.
     pub fn token_file(&self) -> PathBuf {
         self.root.join("token")
     }
-    /// Held by the one server that may use this folder: `lock`.
+    /// The lock file, held by the one server that may use this folder: `lock`.
     pub fn lock_file(&self) -> PathBuf {
         self.root.join("lock")
     }

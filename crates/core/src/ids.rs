@@ -2,10 +2,10 @@
 
 use uuid::Uuid;
 
-/// The tag of a tracked run that names the run behind it, as `NAMESPACE/NAME`. Runs themselves may not change it.
+/// The tag on a tracked run that names the submitted run, as `NAMESPACE/NAME`. Run tokens may not change it.
 pub const RUN_TAG: &str = "slipway.run";
 
-/// 32 lower-case hexadecimal digits, random (UUID version 4 without dashes): a run's or a request's id.
+/// A random id of 32 lowercase hexadecimal digits (a UUID version 4 without dashes), for runs and requests.
 pub fn hex32() -> String {
     Uuid::new_v4().simple().to_string()
 }
@@ -27,7 +27,7 @@ const NOUNS: &[&str] = &[
     "tide", "tiller", "trawler", "walrus", "wharf", "yawl",
 ];
 
-/// A name for something nobody named, such as `brave-heron-417`.
+/// A random readable name, such as `brave-heron-417`, for objects that were created without a name.
 pub fn friendly_name() -> String {
     let bits = Uuid::new_v4().as_u128();
     let pick = |words: &[&'static str], shift: u32| words[((bits >> shift) & 0xffff) as usize % words.len()];

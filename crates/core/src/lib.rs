@@ -1,19 +1,19 @@
-//! What every other crate needs and nothing else: errors with hints, identifiers, time, units,
-//! layered configuration and the list of environment variables.
+//! Foundations that all other crates share: errors with hints, identifiers, time, units, layered configuration and the list of
+//! environment variables.
 //!
 //! | module | what it is for |
 //! |---|---|
 //! | [`explain`] | [`Explain`]: a stable code and a hint for every public error, and their catalogue |
 //! | [`ids`] | identifiers and friendly names |
 //! | [`clock`] | milliseconds since the Unix epoch |
-//! | [`units`] | bytes and durations for people |
-//! | [`config`] | flag > environment > project file > user file > default, with the origin kept |
+//! | [`units`] | human-readable bytes and durations |
+//! | [`config`] | flag > environment > project file > user file > default; each value keeps its origin |
 //! | [`env`] | every environment variable that slipway reads |
-//! | [`home`] | where state lives on disk |
-//! | [`files`] | files that are never half written |
+//! | [`home`] | paths of the state folder |
+//! | [`files`] | atomic file replacement that does not follow symbolic links of other users |
 //! | [`node_access`] | how the control plane identifies itself to node agents |
 //! | [`task`] | background tasks that must live as long as the process |
-//! | [`tls`] | whom a client trusts, fingerprints of certificates |
+//! | [`tls`] | which certificates a client trusts, certificate fingerprints |
 
 pub mod clock;
 pub mod config;

@@ -1,16 +1,16 @@
-//! How the control plane identifies itself to node agents. An agent's routes that tell which pods hold which devices are for the
-//! control plane and for administrators of the cluster: who asks sends a token of the service account [`ACCOUNT`], made for [`AUDIENCE`]
-//! alone (`serviceaccounts/token` of the API server), and the agent has the API server review it. The account has no rights of its own,
-//! so its tokens open nothing else; who may make them is a matter of the cluster's roles.
+//! How the control plane authenticates to node agents. Only the control plane and cluster administrators may call the agent's routes
+//! that report which pods hold which devices: a request carries a token of the service account [`ACCOUNT`], issued only for
+//! [`AUDIENCE`] (`serviceaccounts/token` of the API server), and the agent verifies it with a TokenReview. The account has no
+//! permissions of its own, so its tokens open nothing else; the cluster's roles decide who may issue them.
 
-/// The audience of the tokens.
+/// The audience that the tokens are issued for; a token without it is rejected.
 pub const AUDIENCE: &str = "slipway-node";
-/// The service account, in the namespace of the installation.
+/// The name of the service account. It is in the namespace of the installation.
 pub const ACCOUNT: &str = "slipway-node-reader";
-/// The header that carries the token. It is not `Authorization`, which the API server takes out of what it proxies.
+/// The header that carries the token. It is not `Authorization`, because the API server removes that header from proxied requests.
 pub const HEADER: &str = "x-slipway-node-token";
 
-/// The account as the API server names its user.
+/// The account's user name in the API server: `system:serviceaccount:NAMESPACE:slipway-node-reader`.
 pub fn user(namespace: &str) -> String {
     format!("system:serviceaccount:{namespace}:{ACCOUNT}")
 }

@@ -1,26 +1,26 @@
-//! Background tasks that must live as long as the process.
+//! Supervision of background tasks that must run as long as the process does.
 
 use std::future::Future;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-/// Time between a panic of a task and its next start, so that a task that panics at once does not use a whole core.
+/// Delay between a panic of a task and its restart, so that a task that panics at once does not use a whole core.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
 
-/// Runs a task until it ends, and starts it again when it panics: whoever relies on it would otherwise wait for ever without a word in the
-/// log. Dropping the future ends the task.
+/// Runs a task until it ends and restarts it when it panics. Without the restart, its clients would wait forever and the log would not say
+/// why. Dropping the future aborts the task.
 pub async fn restart_on_panic<F>(name: &'static str, start: impl Fn() -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     loop {
-        // A set of one, because dropping it aborts the task.
+        // A `JoinSet` of one task, because dropping the set aborts the task.
         let mut task = JoinSet::new();
         task.spawn(start());
         match task.join_next().await {
             Some(Err(error)) if error.is_panic() => {
-                tracing::error!(task = name, %error, "a background task panicked and is started again");
+                tracing::error!(task = name, %error, "a background task panicked and is restarted");
                 tokio::time::sleep(RESTART_DELAY).await;
             }
             _ => return,
@@ -35,11 +35,11 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_panics_is_started_again_and_one_that_ends_is_not() {
+    async fn panicking_task_is_restarted_until_it_ends_normally() {
         let starts = Arc::new(AtomicU32::new(0));
-        let counted = Arc::clone(&starts);
+        let counter = Arc::clone(&starts);
         restart_on_panic("test", move || {
-            let number = counted.fetch_add(1, SeqCst);
+            let number = counter.fetch_add(1, SeqCst);
             async move {
                 if number < 2 {
                     std::panic::panic_any("a defect");
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn dropping_it_ends_the_task() {
+    async fn dropping_the_future_aborts_the_task() {
         let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
         let held = std::sync::Mutex::new(Some(sender));
         let running = tokio::spawn(restart_on_panic("test", move || {
@@ -63,6 +63,6 @@ mod tests {
         }));
         tokio::task::yield_now().await;
         running.abort();
-        assert!(receiver.await.is_err(), "the task and what it held are gone");
+        assert!(receiver.await.is_err(), "the task and its captured values are dropped");
     }
 }

@@ -1,4 +1,4 @@
-//! TLS of clients: which authorities are trusted, and servers that are known by the fingerprint of their certificate.
+//! TLS for clients: which certificate authorities a client trusts, and servers that are pinned by certificate fingerprint.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,18 +17,18 @@ use crate::Explain;
 /// A TLS setting that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file of certificates or of a key.
+    /// A certificate or key file cannot be used.
     #[error("{}: {reason}", path.display())]
     File {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// Why the file cannot be used.
         reason: String,
     },
-    /// A text that is no fingerprint.
+    /// The text is not a SHA-256 fingerprint.
     #[error("'{0}' is not a SHA-256 fingerprint, which has 64 hexadecimal digits")]
     Fingerprint(String),
-    /// The TLS library refuses the settings.
+    /// The TLS library rejected the settings.
     #[error("TLS cannot be set up: {0}")]
     Setup(#[from] rustls::Error),
 }
@@ -44,8 +44,8 @@ impl Explain for TlsError {
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
-    /// The fingerprint of a certificate in DER.
-    pub fn of(certificate: &[u8]) -> Self {
+    /// Computes the fingerprint of a certificate in DER.
+    pub fn from_der(certificate: &[u8]) -> Self {
         let digest = ring::digest::digest(&ring::digest::SHA256, certificate);
         let mut bytes = [0; 32];
         bytes.copy_from_slice(digest.as_ref());
@@ -68,18 +68,18 @@ impl fmt::Debug for Fingerprint {
 impl FromStr for Fingerprint {
     type Err = TlsError;
 
-    /// Takes digits of either case, with or without colons and a leading `sha256:`.
+    /// Parses digits of either case, with or without colons and a leading `sha256:`.
     fn from_str(text: &str) -> Result<Self, TlsError> {
-        let wrong = || TlsError::Fingerprint(text.to_owned());
+        let invalid = || TlsError::Fingerprint(text.to_owned());
         let lower = text.trim().to_ascii_lowercase();
         let digits: Vec<u8> = lower.strip_prefix("sha256:").unwrap_or(&lower).bytes().filter(|b| *b != b':').collect();
         if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
-            return Err(wrong());
+            return Err(invalid());
         }
         let mut bytes = [0; 32];
         for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            let pair = std::str::from_utf8(pair).map_err(|_| wrong())?;
-            *byte = u8::from_str_radix(pair, 16).map_err(|_| wrong())?;
+            let pair = std::str::from_utf8(pair).map_err(|_| invalid())?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| invalid())?;
         }
         Ok(Self(bytes))
     }
@@ -97,29 +97,29 @@ impl<'de> serde::Deserialize<'de> for Fingerprint {
     }
 }
 
-/// Why a server is believed to be who it says.
+/// How a client verifies a server's certificate.
 #[derive(Debug, Clone, Copy)]
 pub enum Trust<'a> {
-    /// An authority of the system signed for its name (or of the file that `SSL_CERT_FILE` names). Mozilla's list is used on a system that
-    /// has none, as a small container image.
+    /// An authority of the system (or of the file in `SSL_CERT_FILE`) must have signed it. Systems without authorities, such as small
+    /// container images, use Mozilla's list.
     System,
-    /// An authority of this file signed for its name, and no other authority counts.
+    /// An authority in this file must have signed it; the system's authorities are not trusted.
     Only(&'a Path),
-    /// An authority of the system or of this file signed for its name.
+    /// An authority of the system or in this file must have signed it.
     SystemAnd(&'a Path),
-    /// Its certificate is exactly this one. Neither its name nor its dates count.
+    /// It must have this fingerprint. Its names and validity dates are not checked.
     Pinned(Fingerprint),
 }
 
-/// The cryptography of all our TLS.
+/// The cryptography provider for all TLS connections of slipway.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// The certificates of a PEM file.
+/// Reads the certificates of a PEM file.
 ///
 /// # Errors
-/// [`TlsError::File`] when it cannot be read or holds none.
+/// [`TlsError::File`] if the file cannot be read or contains no certificate.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let unusable = |reason: String| TlsError::File { path: path.to_owned(), reason };
     let read: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(|e| unusable(e.to_string()))?.collect();
@@ -132,7 +132,7 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErro
 
 fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    // Systems carry a few certificates that the library does not read; the others count.
+    // System stores contain a few certificates that the library cannot parse; the others are used.
     let _ = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
@@ -147,10 +147,10 @@ fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
     Ok(())
 }
 
-/// Settings of a client. When it refuses a server's certificate, [`refused`] finds the reason in the error.
+/// The TLS configuration of a client. If it rejects a server's certificate, [`refused`] finds the reason in the connection error.
 ///
 /// # Errors
-/// [`TlsError`] for a file that cannot be used.
+/// [`TlsError`] if a certificate file cannot be used.
 pub fn client(trust: Trust<'_>) -> Result<ClientConfig, TlsError> {
     let provider = provider();
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
@@ -177,26 +177,26 @@ pub fn client(trust: Trust<'_>) -> Result<ClientConfig, TlsError> {
     Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
 }
 
-/// A server's certificate that was refused.
+/// A server certificate that the client rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
-    /// The fingerprint of what the server presented.
+    /// The fingerprint of the certificate that the server presented.
     pub presented: Fingerprint,
-    /// Why it was refused, one sentence without a full stop.
+    /// Why it was rejected: one sentence without a full stop.
     pub reason: String,
 }
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the certificate with the SHA-256 fingerprint {} is refused: {}", self.presented, self.reason)
+        write!(f, "the certificate with the SHA-256 fingerprint {} is rejected: {}", self.presented, self.reason)
     }
 }
 
 impl std::error::Error for Refused {}
 
-/// The refused certificate behind an error of a connection, if that is what it is about.
+/// The rejected certificate that caused a connection error, if a certificate did.
 pub fn refused(error: &(dyn std::error::Error + 'static)) -> Option<Refused> {
-    match behind(error)? {
+    match rustls_error(error)? {
         rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(other))) => {
             other.downcast_ref::<Refused>().cloned()
         }
@@ -204,19 +204,19 @@ pub fn refused(error: &(dyn std::error::Error + 'static)) -> Option<Refused> {
     }
 }
 
-/// Whether a connection failed since what the other side sent is no TLS at all.
+/// Whether a connection failed because the server does not speak TLS.
 pub fn is_not_tls(error: &(dyn std::error::Error + 'static)) -> bool {
-    matches!(behind(error), Some(rustls::Error::InvalidMessage(_)))
+    matches!(rustls_error(error), Some(rustls::Error::InvalidMessage(_)))
 }
 
-/// The TLS error that an error of a connection was made of.
-fn behind<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+/// The TLS error in the source chain of a connection error.
+fn rustls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref::<rustls::Error>() {
             return Some(found);
         }
-        // An `io::Error` hides the error that it was made of from `source`.
+        // `io::Error::source` skips the error that the `io::Error` wraps, so it is taken from `get_ref`.
         let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         next = inner.map(|inner| inner as &(dyn std::error::Error + 'static)).or_else(|| error.source());
     }
@@ -229,8 +229,8 @@ enum Expected {
     Fingerprint(Fingerprint),
 }
 
-/// Verifies a server's certificate, and says which one it refuses. That the server holds the key of its certificate is proved by the
-/// handshake's signature, which is verified in either case.
+/// Verifies a server's certificate and reports a rejected one as [`Refused`]. The signature of the handshake, which proves that the server
+/// holds the certificate's key, is verified in both modes.
 #[derive(Debug)]
 struct Verifier {
     expected: Expected,
@@ -246,17 +246,17 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let presented = Fingerprint::of(end_entity);
+        let presented = Fingerprint::from_der(end_entity);
         let reason = match &self.expected {
             Expected::Fingerprint(expected) if *expected == presented => return Ok(ServerCertVerified::assertion()),
-            Expected::Fingerprint(expected) => format!("{expected} is expected"),
+            Expected::Fingerprint(expected) => format!("{expected} was expected"),
             Expected::SignedBy(authorities) => {
                 let verified =
                     authorities.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
                 match verified {
                     Ok(verified) => return Ok(verified),
                     Err(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
-                        "no authority that is trusted here signed it".to_owned()
+                        "it was not signed by a trusted authority".to_owned()
                     }
                     Err(rustls::Error::InvalidCertificate(why)) => why.to_string(),
                     Err(other) => return Err(other),
@@ -295,32 +295,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fingerprints_are_read_as_they_are_printed_anywhere() {
-        let fingerprint = Fingerprint::of(b"a certificate");
+    fn fingerprints_are_parsed_in_all_common_formats() {
+        let fingerprint = Fingerprint::from_der(b"a certificate");
         let printed = fingerprint.to_string();
         assert_eq!(printed.parse::<Fingerprint>().unwrap(), fingerprint);
         let pairs: Vec<String> =
             printed.as_bytes().chunks(2).map(|pair| String::from_utf8_lossy(pair).to_uppercase()).collect();
         assert_eq!(format!("SHA256:{}", pairs.join(":")).parse::<Fingerprint>().unwrap(), fingerprint);
-        for wrong in ["", "sha256:", &printed[1..], &format!("{printed}00"), &printed.replace('a', "g"), "é"] {
-            if wrong != printed {
-                assert!(wrong.parse::<Fingerprint>().is_err(), "{wrong}");
+        for invalid in ["", "sha256:", &printed[1..], &format!("{printed}00"), &printed.replace('a', "g"), "é"] {
+            if invalid != printed {
+                assert!(invalid.parse::<Fingerprint>().is_err(), "{invalid}");
             }
         }
     }
 
     #[test]
-    fn a_refused_certificate_is_found_inside_an_error_of_a_connection() {
-        let refused_one = Refused { presented: Fingerprint::of(b"it"), reason: "unknown".into() };
-        let other: Arc<dyn std::error::Error + Send + Sync> = Arc::new(refused_one.clone());
+    fn refused_certificate_is_found_in_the_source_chain() {
+        let expected = Refused { presented: Fingerprint::from_der(b"a certificate"), reason: "unknown".into() };
+        let other: Arc<dyn std::error::Error + Send + Sync> = Arc::new(expected.clone());
         let tls = rustls::Error::from(CertificateError::Other(OtherError(other)));
         let wrapped = std::io::Error::other(std::io::Error::other(tls));
-        assert_eq!(refused(&wrapped), Some(refused_one));
+        assert_eq!(refused(&wrapped), Some(expected));
         assert_eq!(refused(&std::io::Error::other("connection reset")), None);
     }
 
     #[test]
-    fn a_file_without_certificates_is_named() {
+    fn error_names_the_file_without_certificates() {
         let path = std::env::temp_dir().join(format!("slipway-tls-{}.pem", crate::ids::hex32()));
         std::fs::write(&path, "nothing").unwrap();
         for trust in [Trust::Only(&path), Trust::SystemAnd(&path)] {

@@ -1,4 +1,4 @@
-//! Numbers for people.
+//! Human-readable bytes and durations.
 
 /// Bytes with a binary unit: `512 B`, `1.5 KiB`, `40.0 MiB`.
 pub fn bytes(n: u64) -> String {
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn units_change_at_their_bounds() {
+    fn larger_units_start_at_their_thresholds() {
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(micros(999.0), "999 µs");

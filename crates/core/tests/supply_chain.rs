@@ -1,4 +1,4 @@
-//! What `scripts/supply-chain.py` finds and lists, compared with what Cargo says itself.
+//! Compares the SBOM and the findings of `scripts/supply-chain.py` with Cargo's own output.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -23,7 +23,7 @@ fn script(arguments: &[&str], database: &Path) -> Output {
     Command::new("python3").arg(script).args(arguments).env("ADVISORY_DB", database).output().unwrap()
 }
 
-/// Whether `python3` can run the script, which reads TOML and so needs Python 3.11. Older ones are those of older systems; CI has a newer one.
+/// Whether `python3` can run the script, which needs Python 3.11 for TOML. Older systems may skip these tests; CI may not.
 fn python_is_new_enough() -> bool {
     let is_new =
         Command::new("python3").args(["-c", "import tomllib"]).output().is_ok_and(|done| done.status.success());
@@ -34,7 +34,7 @@ fn python_is_new_enough() -> bool {
     is_new
 }
 
-/// Packages of the binary as (name, version), from Cargo's tree written out.
+/// The packages of the binary as (name, version), from the output of `cargo tree`.
 fn packages() -> BTreeSet<(String, String)> {
     let mut found = BTreeSet::new();
     for target in TARGETS {
@@ -54,7 +54,7 @@ fn packages() -> BTreeSet<(String, String)> {
     found
 }
 
-/// Checksums of the lock file.
+/// The checksums in `Cargo.lock`, keyed by package name and version.
 fn checksums() -> BTreeMap<(String, String), String> {
     let lock = std::fs::read_to_string(root().join("Cargo.lock")).unwrap();
     let field = |package: &str, name: &str| {
@@ -66,14 +66,14 @@ fn checksums() -> BTreeMap<(String, String), String> {
 }
 
 #[test]
-fn the_sbom_lists_every_package_of_the_binary_with_its_hash() {
+fn sbom_lists_every_package_of_the_binary_with_its_hash() {
     if !python_is_new_enough() {
         return;
     }
     let folder = folder();
     let file = folder.join("sbom.json");
-    let made = script(&["sbom", "-o", file.to_str().unwrap()], &folder);
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let done = script(&["sbom", "-o", file.to_str().unwrap()], &folder);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let sbom: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     assert_eq!((&sbom["bomFormat"], &sbom["specVersion"]), (&"CycloneDX".into(), &"1.6".into()));
     let components = sbom["components"].as_array().unwrap().iter().chain([&sbom["metadata"]["component"]]);
@@ -100,12 +100,12 @@ fn the_sbom_lists_every_package_of_the_binary_with_its_hash() {
     }
     let refs: BTreeSet<_> =
         sbom["dependencies"].as_array().unwrap().iter().map(|d| &d["ref"]).map(ToString::to_string).collect();
-    assert_eq!(refs.len(), packages.len(), "each package says what it uses");
+    assert_eq!(refs.len(), packages.len(), "each package lists its dependencies");
     std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]
-fn what_the_policy_does_not_allow_is_found() {
+fn policy_violations_and_advisories_are_found() {
     if !python_is_new_enough() {
         return;
     }
@@ -123,27 +123,27 @@ fn what_the_policy_does_not_allow_is_found() {
         (done.status.code().unwrap(), String::from_utf8(done.stdout).unwrap())
     };
 
-    let (code, said) = check(&[]);
-    assert!(code == 0 && said.contains("ADVISORIES WERE NOT CHECKED"), "{said}");
-    let (code, said) = check(&["--require-advisories"]);
-    assert!(code == 3 && said.contains("ADVISORIES WERE NOT CHECKED"), "{said}");
+    let (code, output) = check(&[]);
+    assert!(code == 0 && output.contains("ADVISORIES WERE NOT CHECKED"), "{output}");
+    let (code, output) = check(&["--require-advisories"]);
+    assert!(code == 3 && output.contains("ADVISORIES WERE NOT CHECKED"), "{output}");
 
     advisory("patched = [\">= 999.0.0\"]", "");
-    let (code, said) = check(&[]);
-    assert!(code == 3 && said.contains("RUSTSEC-2000-0001 vulnerability"), "{said}");
+    let (code, output) = check(&[]);
+    assert!(code == 3 && output.contains("RUSTSEC-2000-0001 vulnerability"), "{output}");
     advisory("patched = [\"^0.21.1\", \">= 0.22.0\"]", "");
-    let (code, said) = check(&["--require-advisories"]);
-    assert!(code == 0 && !said.contains("RUSTSEC-2000-0001") && !said.contains("NOT CHECKED"), "{said}");
+    let (code, output) = check(&["--require-advisories"]);
+    assert!(code == 0 && !output.contains("RUSTSEC-2000-0001") && !output.contains("NOT CHECKED"), "{output}");
     advisory("patched = []", "informational = \"unmaintained\"");
-    assert_eq!(check(&[]).0, 3, "it is used directly");
+    assert_eq!(check(&[]).0, 3, "an unmaintained direct dependency is a finding");
     std::fs::remove_file(database.join("crates/rustls/RUSTSEC-2000-0001.md")).unwrap();
 
     let policy = folder.join("deny.toml");
     let text = std::fs::read_to_string(root().join("deny.toml")).unwrap();
     let strict = text.replace("\"ISC\",", "").replace("\"aws-lc-sys\"", "\"rustls\"");
     std::fs::write(&policy, strict).unwrap();
-    let (code, said) = check(&["--policy", policy.to_str().unwrap()]);
-    assert!(code == 3 && said.contains("licence 'ISC' is not allowed") && said.contains(": banned: "), "{said}");
-    assert!(!said.contains("licence 'MIT OR Apache-2.0' is not allowed"), "{said}");
+    let (code, output) = check(&["--policy", policy.to_str().unwrap()]);
+    assert!(code == 3 && output.contains("licence 'ISC' is not allowed") && output.contains(": banned: "), "{output}");
+    assert!(!output.contains("licence 'MIT OR Apache-2.0' is not allowed"), "{output}");
     std::fs::remove_dir_all(folder).unwrap();
 }

@@ -5,44 +5,44 @@ use slipway_core::Explain;
 /// Why an executor refused a request or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// The manifest cannot be used.
+    /// The manifest is invalid, or this executor does not support a part of it.
     #[error("{0}")]
     Manifest(String),
-    /// The run asks for more than the machine or the cluster has.
+    /// The run requests more than the machine or the cluster has in total.
     #[error("{0}")]
     TooLarge(String),
-    /// There is no such run, attempt or log.
+    /// The run, attempt or log does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// There is a run of that name already.
+    /// A run with this name already exists.
     #[error("{0}")]
     Exists(String),
-    /// The run is not in a state in which this can be done.
+    /// The operation is not possible in the current state of the run.
     #[error("{0}")]
     NotNow(String),
-    /// The run was waited for, and ended without success.
+    /// A run that the caller waited for failed or was cancelled.
     #[error("{0}")]
     Failed(String),
-    /// The caller is not allowed to do this.
+    /// The caller lacks the permission for this operation.
     #[error("{0}")]
     Forbidden(String),
-    /// The cluster, or the tracking store, does not answer.
+    /// The cluster or the tracking store cannot be reached or does not respond in time.
     #[error("{0}")]
     Unreachable(String),
     /// A process could not be started.
     #[error("cannot start {program}: {source}")]
     Spawn {
-        /// The program.
+        /// Path or name of the program.
         program: String,
-        /// Why it failed.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A file or folder cannot be used.
+    /// An operation on a file, folder or thread failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation, such as `reading the log`.
         what: String,
-        /// Why it failed.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 }

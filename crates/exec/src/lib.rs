@@ -1,14 +1,14 @@
-//! Where work runs. A [`Manifest`] (`kind: Run`) says what; an [`Executor`] carries it out: as processes of this machine
-//! ([`LocalProcesses`]), or as pods of a cluster (`slipway-operator`). Both follow the same rules, which are [`lifecycle`].
+//! Executors of runs. A [`Manifest`] (`kind: Run`) describes a run; an [`Executor`] runs it, either as processes of this machine
+//! ([`LocalProcesses`]) or as pods of a cluster (`slipway-operator`). All executors share one state machine, [`lifecycle`].
 //!
-//! | module | what it is for |
+//! | module | contents |
 //! |---|---|
-//! | [`manifest`] | what a run is to do: program, environment, resources, retries, deadline |
-//! | [`status`] | how far it is, and how its attempts ended |
-//! | [`lifecycle`] | what happens next: a function without side effects, shared by every executor |
-//! | [`quantity`] | `500m`, `4Gi` |
-//! | [`local`] | processes that outlive the server |
-//! | [`token`] | what a run's token is made for |
+//! | [`manifest`] | the specification of a run: program, environment, resources, retries, deadline |
+//! | [`status`] | the state of a run and the result of each attempt |
+//! | [`lifecycle`] | the next action for a run: a pure function, shared by all executors |
+//! | [`quantity`] | resource quantities: `500m`, `4Gi` |
+//! | [`local`] | the executor for this machine; its processes outlive the server |
+//! | [`token`] | requests for the tokens of runs |
 //!
 //! ```
 //! use slipway_exec::Manifest;
@@ -37,72 +37,72 @@ pub use manifest::{Manifest, RunSpec};
 pub use status::{Attempt, GpuUse, Phase, RunStatus};
 pub use token::{Mint, TokenRequest};
 
-/// A run that was handed over, and what became of it.
+/// A submitted run: its manifest and its status.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "Run")]
 pub struct Submitted {
-    /// As it was handed over; its name and namespace are filled in.
+    /// The manifest as submitted, with name and namespace filled in.
     #[serde(flatten)]
     pub manifest: Manifest,
-    /// What became of it so far.
+    /// Current status, written by the executor.
     #[serde(default)]
     pub status: RunStatus,
 }
 
-/// Which part of a run's log.
+/// Which part of a run's log to return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LogQuery {
-    /// Which attempt, from 1; the newest if unset.
+    /// Number of the attempt, from 1; the newest attempt if unset.
     pub attempt: Option<u32>,
-    /// Go on until the attempt ends.
+    /// Continue until the attempt ends.
     pub follow: bool,
-    /// So many of its last lines; all if unset.
+    /// Number of lines from the end; the whole log if unset.
     pub tail: Option<u64>,
 }
 
-/// What comes of a call.
-pub type Answer<'a, T> = BoxFuture<'a, Result<T, ExecError>>;
-/// A log as it grows.
+/// The future that an executor's methods return.
+pub type ExecFuture<'a, T> = BoxFuture<'a, Result<T, ExecError>>;
+/// Chunks of a log; the stream ends with the attempt if the log is followed.
 pub type LogStream = BoxStream<'static, Result<Bytes, ExecError>>;
 
-/// A place where runs are carried out. What it has accepted it keeps over a restart.
+/// A backend that executes runs. A run that was accepted survives a restart of the server.
 pub trait Executor: std::fmt::Debug + Send + Sync {
-    /// Takes a run in; it starts when there is room. `by` is who asked, if that is known.
-    fn submit<'a>(&'a self, run: Manifest, by: Option<&'a str>) -> Answer<'a, Submitted>;
-    /// Runs of a namespace, or of all, oldest first.
-    fn list<'a>(&'a self, namespace: Option<&'a str>) -> Answer<'a, Vec<Submitted>>;
-    /// One run.
-    fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, Submitted>;
-    /// Ends a run; no error when it has ended.
-    fn cancel<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, Submitted>;
-    /// Forgets a run; one that goes on is ended first.
-    fn remove<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, ()>;
-    /// What it wrote to standard output and standard error.
-    fn logs<'a>(&'a self, namespace: &'a str, name: &'a str, query: LogQuery) -> Answer<'a, LogStream>;
+    /// Accepts a run, which starts as soon as there is capacity. `by` is the name of the user who submits it, if known.
+    fn submit<'a>(&'a self, run: Manifest, by: Option<&'a str>) -> ExecFuture<'a, Submitted>;
+    /// Lists the runs of a namespace, or of all namespaces, oldest first.
+    fn list<'a>(&'a self, namespace: Option<&'a str>) -> ExecFuture<'a, Vec<Submitted>>;
+    /// Returns one run.
+    fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> ExecFuture<'a, Submitted>;
+    /// Cancels a run. Does nothing if the run has already ended.
+    fn cancel<'a>(&'a self, namespace: &'a str, name: &'a str) -> ExecFuture<'a, Submitted>;
+    /// Deletes a run with its logs. A run that has not ended is cancelled first.
+    fn remove<'a>(&'a self, namespace: &'a str, name: &'a str) -> ExecFuture<'a, ()>;
+    /// Streams what an attempt wrote to standard output and standard error.
+    fn logs<'a>(&'a self, namespace: &'a str, name: &'a str, query: LogQuery) -> ExecFuture<'a, LogStream>;
 }
 
-/// A tracked run to be begun.
+/// A tracked run to create in the tracking store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tracked {
-    /// 32 hexadecimal digits.
+    /// Id of the tracked run: 32 hexadecimal digits.
     pub run_id: String,
-    /// The namespace of the run, to which an experiment that is new belongs where namespaces are tenants.
+    /// Namespace of the run. Where namespaces are tenants, a new experiment is created in this one.
     #[serde(default)]
     pub namespace: String,
-    /// The experiment's name; the default one if unset.
+    /// Name of the experiment; the default experiment if unset.
     pub experiment: Option<String>,
-    /// For people.
+    /// Display name of the tracked run.
     pub name: String,
-    /// Who submitted it.
+    /// Name of the user who submitted the run; empty if unknown.
     pub user: String,
-    /// Key and value.
+    /// Tags as pairs of key and value.
     pub tags: Vec<(String, String)>,
 }
 
 impl Tracked {
-    /// Of a manifest that has a unique id.
-    pub fn of(run: &Manifest) -> Self {
+    /// The tracked run of a manifest whose `metadata.uid` is set.
+    pub fn new(run: &Manifest) -> Self {
         let metadata = &run.metadata;
         Self {
             run_id: tracked_id(&metadata.uid),
@@ -119,12 +119,12 @@ impl Tracked {
     }
 }
 
-/// Where runs are tracked. Declared here and implemented by what knows the tracking store.
+/// The tracking store, as executors see it. The server implements this trait.
 pub trait Tracker: Send + Sync {
-    /// Begins a tracked run; no error when it was begun before.
+    /// Creates a tracked run. Does nothing if it already exists.
     fn begin(&self, run: Tracked) -> BoxFuture<'_, Result<(), String>>;
-    /// Ends a tracked run that the program itself has not ended, and attaches what its GPUs did. Calling it again changes nothing.
-    /// `namespace` is the namespace of the run; a tracked run that belongs to another is left as it is, without an error.
+    /// Ends a tracked run unless the program has already ended it, and attaches the usage of its GPUs. Idempotent. `namespace` is the
+    /// namespace of the run; a tracked run that belongs to another namespace is left unchanged, without an error.
     fn end<'a>(
         &'a self,
         namespace: &'a str,
@@ -133,7 +133,7 @@ pub trait Tracker: Send + Sync {
     ) -> BoxFuture<'a, Result<(), String>>;
 }
 
-/// The tracked run of a submitted one: its object's unique id without dashes, so that beginning it twice is the same once.
+/// The id of the tracked run: the `uid` of the run without dashes, so that creating the tracked run again has no effect.
 pub fn tracked_id(uid: &str) -> String {
     uid.replace('-', "")
 }

@@ -1,5 +1,5 @@
-//! What a run is told. Fields are named as in a pod or a job, and mean the same; what only a cluster has, a single machine leaves
-//! aside and says so.
+//! The manifest of a run. Its fields have the names and meanings of the fields of a Kubernetes pod or job. On a single machine, fields
+//! that need a cluster are ignored with a warning, or rejected.
 
 use std::collections::BTreeMap;
 
@@ -10,16 +10,16 @@ use serde_json::Value;
 use crate::ExecError;
 use crate::quantity::Quantity;
 
-/// `apiVersion` of the manifest.
+/// Value of `apiVersion` in a manifest.
 pub const API_VERSION: &str = "slipway.dev/v1";
-/// `kind` of the manifest.
+/// Value of `kind` in a manifest.
 pub const KIND: &str = "Run";
-/// Bytes that a manifest may have; etcd takes 1.5 MiB for an object, status included.
+/// Maximum bytes of a manifest. etcd limits an object, including its status, to 1.5 MiB.
 pub const MAX_BYTES: usize = 512 * 1024;
-/// Characters of a name: a pod's name adds the attempt's number, and host names end at 63.
-const MAX_NAME: usize = 56;
+/// Maximum characters of a name. The name of a pod appends the attempt's number, and host names are limited to 63 characters.
+const MAX_NAME_CHARS: usize = 56;
 
-/// A run to be carried out.
+/// A run, as its author describes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "RunManifest")]
@@ -30,11 +30,11 @@ pub struct Manifest {
     pub kind: String,
     /// Name, namespace, labels.
     pub metadata: Metadata,
-    /// What it does.
+    /// The program and how to run it.
     pub spec: RunSpec,
 }
 
-/// Of an object's metadata what matters here.
+/// The fields of a Kubernetes object's metadata that slipway uses.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[allow(missing_docs)] // Kubernetes' own names
@@ -58,41 +58,41 @@ pub struct Metadata {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Who submitted a run; an annotation.
+/// Annotation with the name of the user who submitted a run.
 pub const SUBMITTED_BY: &str = "slipway.dev/submitted-by";
 
-/// What a run does.
+/// The program of a run, with its environment, resources, retries and deadline.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RunSpec {
-    /// Name of the experiment in which it is tracked; `Default` if unset.
+    /// Name of the experiment in which the run is tracked; `Default` if unset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub experiment: Option<String>,
-    /// The container's image; a single machine runs the program as it finds it.
+    /// Container image. Ignored on a single machine, where the program runs without a container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// As in a container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_pull_policy: Option<String>,
-    /// Program and first arguments; in a cluster the image's own if empty.
+    /// Program and its first arguments. If empty, a cluster runs the image's entrypoint.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
-    /// More arguments.
+    /// Arguments that follow those in `command`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
-    /// Where it runs: the image's own folder, or on a single machine the manifest's.
+    /// Working directory. Default: the image's in a cluster, the manifest's folder on a single machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
-    /// Variables.
+    /// Environment variables.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<EnvVar>,
-    /// Secrets and config maps whole, as in a container.
+    /// As in a container: sets every key of a secret or config map as a variable. Clusters only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub env_from: Vec<Value>,
-    /// Processor, memory, GPUs, claims.
+    /// CPU, memory, GPUs and device claims.
     #[serde(skip_serializing_if = "Resources::is_empty")]
     pub resources: Resources,
-    /// As in a pod: claims of devices.
+    /// As in a pod: claims of devices. Clusters only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub resource_claims: Vec<Value>,
     /// As in a container.
@@ -110,7 +110,7 @@ pub struct RunSpec {
     /// As in a pod.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tolerations: Vec<Value>,
-    /// As in a pod; its token is mounted only when it is named here.
+    /// As in a pod. No service account token is mounted if unset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_account_name: Option<String>,
     /// As in a pod.
@@ -125,53 +125,53 @@ pub struct RunSpec {
     /// As in a pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler_name: Option<String>,
-    /// The container's.
+    /// As in a container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub security_context: Option<Value>,
-    /// As in a pod: seconds between asking it to end and ending it; 30 if unset.
+    /// As in a pod: seconds between SIGTERM and SIGKILL when the run is stopped; 30 if unset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub termination_grace_period_seconds: Option<u32>,
-    /// As in a job: how often it is tried again after it failed. What was not its own fault (evicted, node lost) does not count.
+    /// As in a job: maximum number of retries after failures. Disruptions (eviction, loss of the node) do not count.
     pub backoff_limit: u32,
-    /// As in a job: seconds from its first start after which it is ended, retries included.
+    /// As in a job: maximum seconds from the first start to the end, retries included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub active_deadline_seconds: Option<u32>,
-    /// As in a job: seconds after its end when it is forgotten; never if unset.
+    /// As in a job: seconds after the end until the run is deleted; never deleted if unset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_seconds_after_finished: Option<u32>,
-    /// Ends it. The one field that may be changed.
+    /// Cancels the run. The only field that may change after submission.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub cancel: bool,
 }
 
-/// A variable of the environment.
+/// An environment variable.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EnvVar {
-    /// Its name.
+    /// Name of the variable; must not contain `=`.
     pub name: String,
-    /// Its value.
+    /// Literal value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// Where its value is, as in a container; a single machine knows `secretKeyRef`.
+    /// Source of the value, as in a container. A single machine supports `secretKeyRef` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_from: Option<Value>,
 }
 
-/// A volume in the container.
+/// A volume mounted into the container.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeMount {
-    /// The volume.
+    /// Name of a volume in `volumes`.
     pub name: String,
-    /// Where.
+    /// Absolute path in the container. On a single machine the path must exist.
     pub mount_path: String,
-    /// `readOnly`, `subPath` and so on.
+    /// Other fields of a volume mount: `readOnly`, `subPath` and so on.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
 }
 
-/// As in a container.
+/// Resource requests and limits, as in a container.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[allow(missing_docs)] // Kubernetes' own names
@@ -190,12 +190,12 @@ impl Resources {
         *self == Self::default()
     }
 
-    /// What is asked for of a resource: the request, else the limit.
+    /// The requested amount of a resource: its request, or its limit if there is no request.
     pub fn amount(&self, resource: &str) -> Option<f64> {
         self.requests.get(resource).or_else(|| self.limits.get(resource)).and_then(Quantity::value)
     }
 
-    /// Extended resources of GPUs and how many of each: `nvidia.com/gpu`, `nvidia.com/mig-1g.10gb`.
+    /// The extended resources for GPUs (`nvidia.com/gpu`, `nvidia.com/mig-1g.10gb`) and the number of devices of each.
     pub fn gpus(&self) -> Vec<(&str, u32)> {
         let mut found: Vec<(&str, u32)> = Vec::new();
         for (name, quantity) in self.limits.iter().chain(&self.requests) {
@@ -208,8 +208,8 @@ impl Resources {
 }
 
 impl Manifest {
-    /// A manifest of a program and its arguments.
-    pub fn of<A: Into<String>>(name: impl Into<String>, command: impl IntoIterator<Item = A>) -> Self {
+    /// A manifest that runs a program with arguments; all other fields have their defaults.
+    pub fn new<A: Into<String>>(name: impl Into<String>, command: impl IntoIterator<Item = A>) -> Self {
         let command = command.into_iter().map(Into::into).collect();
         Self {
             api_version: API_VERSION.into(),
@@ -219,14 +219,14 @@ impl Manifest {
         }
     }
 
-    /// Reads YAML or JSON, and checks it.
+    /// Parses YAML or JSON and validates the result.
     ///
     /// # Errors
-    /// [`ExecError::Manifest`] that names the place.
+    /// [`ExecError::Manifest`] that names the invalid field.
     pub fn parse(text: &str) -> Result<Self, ExecError> {
         if text.len() > MAX_BYTES {
             return Err(ExecError::Manifest(format!(
-                "the manifest has {} bytes, of {MAX_BYTES} that it may have",
+                "the manifest has {} bytes; the limit is {MAX_BYTES}",
                 text.len()
             )));
         }
@@ -235,63 +235,67 @@ impl Manifest {
         Ok(run)
     }
 
-    /// Checks what no executor could carry out.
+    /// Validates the rules that hold for every executor.
     ///
     /// # Errors
-    /// [`ExecError::Manifest`].
+    /// [`ExecError::Manifest`] that names the invalid field.
     pub fn check(&self) -> Result<(), ExecError> {
-        let wrong = |text: String| Err(ExecError::Manifest(text));
+        let invalid = |text: String| Err(ExecError::Manifest(text));
         if self.api_version != API_VERSION || self.kind != KIND {
-            return wrong(format!(
-                "the manifest is of {} {}, and must be of {API_VERSION} {KIND}",
+            return invalid(format!(
+                "apiVersion and kind of the manifest are '{} {}'; expected '{API_VERSION} {KIND}'",
                 self.api_version, self.kind
             ));
         }
         let (name, prefix) = (&self.metadata.name, &self.metadata.generate_name);
         if name.is_empty() && prefix.is_empty() {
-            return wrong("metadata.name is missing; metadata.generateName makes one up".into());
+            return invalid(
+                "metadata.name is missing; set it, or set metadata.generateName to have a name generated".into(),
+            );
         }
-        let (field, text, most) = if name.is_empty() {
-            ("metadata.generateName", prefix.trim_end_matches('-'), MAX_NAME - 6)
+        let (field, text, max_chars) = if name.is_empty() {
+            ("metadata.generateName", prefix.trim_end_matches('-'), MAX_NAME_CHARS - 6)
         } else {
-            ("metadata.name", name.as_str(), MAX_NAME)
+            ("metadata.name", name.as_str(), MAX_NAME_CHARS)
         };
-        if !is_label(text) || text.len() > most {
-            return wrong(format!(
-                "{field} is '{text}', and must be at most {most} small letters, digits and dashes, with a letter or digit at both ends"
+        if !is_label(text) || text.len() > max_chars {
+            return invalid(format!(
+                "{field} is '{text}'; use 1 to {max_chars} lowercase letters, digits and dashes, with a letter or digit at both ends"
             ));
         }
         if !self.metadata.namespace.is_empty() && !is_label(&self.metadata.namespace) {
-            return wrong(format!("metadata.namespace '{}' is no name of a namespace", self.metadata.namespace));
+            return invalid(format!("metadata.namespace '{}' is not a valid namespace name", self.metadata.namespace));
         }
         if self.spec.command.is_empty() && self.spec.image.is_none() {
-            return wrong("spec.command is missing; without it spec.image has to bring its own".into());
+            return invalid("spec.command is missing; set it, or set spec.image to run the image's entrypoint".into());
         }
         for variable in &self.spec.env {
             if variable.name.is_empty() || variable.name.contains(['=', '\0']) {
-                return wrong(format!("spec.env: '{}' is no name of a variable", variable.name));
+                return invalid(format!("spec.env: '{}' is not a valid variable name", variable.name));
             }
             if variable.value.is_some() && variable.value_from.is_some() {
-                return wrong(format!("spec.env: {} has both value and valueFrom", variable.name));
+                return invalid(format!("spec.env: {} has both value and valueFrom", variable.name));
             }
         }
         let resources = &self.spec.resources;
         for (kind, amounts) in [("requests", &resources.requests), ("limits", &resources.limits)] {
             for (resource, quantity) in amounts {
                 let value = quantity.value();
-                let whole = !resource.contains('/') || value.is_some_and(|v| v.fract() == 0.0);
-                if value.is_none() || !whole {
-                    return wrong(format!("spec.resources.{kind}.{resource} is no quantity of it"));
+                let has_valid_fraction = !resource.contains('/') || value.is_some_and(|v| v.fract() == 0.0);
+                if value.is_none() || !has_valid_fraction {
+                    return invalid(format!(
+                        "spec.resources.{kind}.{resource} is not a valid quantity of this resource"
+                    ));
                 }
             }
         }
         if self.spec.active_deadline_seconds == Some(0) {
-            return wrong("spec.activeDeadlineSeconds must be 1 or more".into());
+            return invalid("spec.activeDeadlineSeconds must be 1 or more".into());
         }
         Ok(())
     }
 
-    /// Its name, made up from `generateName` where it has none.
+    /// Generates a name from `generateName` if the manifest has none.
     pub fn named(mut self) -> Self {
         if self.metadata.name.is_empty() {
             let suffix = slipway_core::ids::hex32();
@@ -303,42 +307,42 @@ impl Manifest {
 
 /// A DNS label (RFC 1123).
 fn is_label(text: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let is_alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = text.as_bytes();
     (1..=63).contains(&bytes.len())
-        && inner(bytes[0])
-        && inner(bytes[bytes.len() - 1])
-        && bytes.iter().all(|b| inner(*b) || *b == b'-')
+        && is_alphanumeric(bytes[0])
+        && is_alphanumeric(bytes[bytes.len() - 1])
+        && bytes.iter().all(|b| is_alphanumeric(*b) || *b == b'-')
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn refused(change: &str) -> String {
+    fn parse_error(change: &str) -> String {
         let text = format!("apiVersion: slipway.dev/v1\nkind: Run\n{change}");
         Manifest::parse(&text).unwrap_err().to_string()
     }
 
     #[test]
-    fn mistakes_are_named() {
-        assert!(refused("metadata: {name: Train}\nspec: {command: [a]}").contains("metadata.name is 'Train'"));
-        assert!(refused("metadata: {name: a}\nspec: {}").contains("spec.command is missing"));
-        assert!(refused("metadata: {name: a}\nspec: {command: [a], comand: [b]}").contains("comand"));
-        assert!(refused("metadata: {name: a}\nspec: {command: [a], env: [{name: A=B}]}").contains("A=B"));
+    fn errors_name_the_invalid_field() {
+        assert!(parse_error("metadata: {name: Train}\nspec: {command: [a]}").contains("metadata.name is 'Train'"));
+        assert!(parse_error("metadata: {name: a}\nspec: {}").contains("spec.command is missing"));
+        assert!(parse_error("metadata: {name: a}\nspec: {command: [a], comand: [b]}").contains("comand"));
+        assert!(parse_error("metadata: {name: a}\nspec: {command: [a], env: [{name: A=B}]}").contains("A=B"));
         assert!(
-            refused("metadata: {name: a}\nspec: {command: [a], resources: {limits: {nvidia.com/gpu: 0.5}}}")
+            parse_error("metadata: {name: a}\nspec: {command: [a], resources: {limits: {nvidia.com/gpu: 0.5}}}")
                 .contains("nvidia.com/gpu")
         );
         assert!(
-            refused("metadata: {name: a}\nspec: {command: [a], resources: {limits: {memory: much}}}")
+            parse_error("metadata: {name: a}\nspec: {command: [a], resources: {limits: {memory: much}}}")
                 .contains("limits.memory")
         );
         assert!(
-            refused("metadata: {name: a}\nspec: {command: [a], activeDeadlineSeconds: 0}")
+            parse_error("metadata: {name: a}\nspec: {command: [a], activeDeadlineSeconds: 0}")
                 .contains("activeDeadlineSeconds")
         );
-        assert!(refused("metadata: {name: a}\nspec: [").contains("the manifest"));
+        assert!(parse_error("metadata: {name: a}\nspec: [").contains("the manifest"));
     }
 
     #[test]

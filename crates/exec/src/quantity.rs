@@ -1,17 +1,17 @@
-//! Quantities as Kubernetes writes them (`k8s.io/apimachinery`, `resource.Quantity`): `2`, `500m`, `4Gi`, `1e3`.
+//! Resource quantities in Kubernetes notation (`k8s.io/apimachinery`, `resource.Quantity`): `2`, `500m`, `4Gi`, `1e3`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A quantity as it was written: a number or a text.
+/// A quantity as written in a manifest: a number or a string.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Quantity {
-    /// `2`
+    /// An integer: `2`.
     Whole(i64),
-    /// `0.5`
+    /// A fraction: `0.5`.
     Fraction(f64),
-    /// `500m`
+    /// A string, with a suffix or without: `500m`, `4Gi`.
     Text(String),
 }
 
@@ -34,14 +34,14 @@ const SUFFIXES: [(&str, f64); 15] = [
 ];
 
 impl Quantity {
-    /// Its value in units; `None` when it is no quantity, or less than nothing.
+    /// The value in base units (cores, bytes, devices); `None` if the text is not a quantity or the value is negative.
     pub fn value(&self) -> Option<f64> {
         let value = match self {
             Self::Whole(n) => *n as f64,
             Self::Fraction(f) => *f,
             Self::Text(text) => {
                 let text = text.trim();
-                // `1E` is a suffix and `1E3` an exponent, so a whole number is tried first.
+                // Parse as a plain number first: in `1E3` the `E` starts an exponent, in `1E` it is a suffix.
                 let plain = text.parse::<f64>().ok();
                 plain.or_else(|| {
                     SUFFIXES
@@ -59,13 +59,16 @@ mod tests {
     use super::Quantity;
 
     #[test]
-    fn suffixes_count() {
-        let of = |text: &str| Quantity::Text(text.into()).value();
+    fn suffixes_scale_the_number() {
+        let value_of = |text: &str| Quantity::Text(text.into()).value();
         assert_eq!(
-            (of("500m"), of("4Gi"), of("1e3"), of("2E")),
+            (value_of("500m"), value_of("4Gi"), value_of("1e3"), value_of("2E")),
             (Some(0.5), Some(4_294_967_296.0), Some(1000.0), Some(2e18))
         );
-        assert_eq!((of("-1"), of("many"), of(""), of("nan"), of("Gi")), (None, None, None, None, None));
+        assert_eq!(
+            (value_of("-1"), value_of("many"), value_of(""), value_of("nan"), value_of("Gi")),
+            (None, None, None, None, None)
+        );
         assert_eq!(Quantity::Whole(3).value(), Some(3.0));
     }
 }

@@ -1,41 +1,41 @@
-//! What became of a run, written as Kubernetes writes a status, so that `kubectl describe` and `kubectl wait` understand it.
+//! The status of a run, in the form of other Kubernetes statuses, so that `kubectl describe` and `kubectl wait` understand it.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use slipway_core::clock;
 
-/// How far a run is.
+/// Phase of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "RunPhase")]
 pub enum Phase {
-    /// It waits: for room, for a device, for the next attempt.
+    /// The run waits for capacity, for its container to start, or for the next attempt.
     #[default]
     Pending,
-    /// Its program runs.
+    /// The program is running.
     Running,
-    /// Its program ended with code 0.
+    /// The program exited with code 0.
     Succeeded,
-    /// It will not be tried again.
+    /// The run failed and will not be retried.
     Failed,
-    /// It was ended because somebody asked.
+    /// The run was cancelled.
     Cancelled,
 }
 
 impl Phase {
-    /// Whether nothing more will happen.
+    /// Whether the run has ended: no attempt will follow.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
     }
 }
 
-/// A moment, in milliseconds since the Unix epoch; written as RFC 3339.
+/// A point in time in milliseconds since the Unix epoch; serialised as RFC 3339 with milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(pub i64);
 
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let whole = clock::rfc3339(self.0);
-        let text = whole.trim_end_matches('Z');
+        let seconds = clock::rfc3339(self.0);
+        let text = seconds.trim_end_matches('Z');
         serializer.serialize_str(&format!("{text}.{:03}Z", self.0.rem_euclid(1000)))
     }
 }
@@ -44,7 +44,7 @@ impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let time = clock::parse_rfc3339(&text);
-        time.map(Self).ok_or_else(|| serde::de::Error::custom(format!("'{text}' is no time")))
+        time.map(Self).ok_or_else(|| serde::de::Error::custom(format!("'{text}' is not an RFC 3339 timestamp")))
     }
 }
 
@@ -62,43 +62,43 @@ impl JsonSchema for Time {
     }
 }
 
-/// What became of a run.
+/// Status of a run and of its attempts.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RunStatus {
-    /// How far it is.
+    /// Current phase.
     pub phase: Phase,
-    /// Why, in one word: `Completed`, `OOMKilled`, `QuotaExceeded`.
+    /// Reason for the phase, in one CamelCase word: `Completed`, `OOMKilled`, `QuotaExceeded`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// Why, in a sentence.
+    /// Reason for the phase, in a sentence.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// The tracked run.
+    /// Id of the tracked run: 32 hexadecimal digits.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub run_id: String,
-    /// Where it runs, or ran last.
+    /// Name of the node of the newest attempt.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub node: String,
-    /// When its program first started.
+    /// When the program of the first attempt started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
-    /// When it was over.
+    /// When the run ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
-    /// Attempts that failed by their own fault.
+    /// Number of attempts in which the program failed; they count against `backoffLimit`.
     #[serde(skip_serializing_if = "is_zero")]
     pub failures: u32,
-    /// Attempts that were ended from outside: evicted, preempted, their node lost.
+    /// Number of attempts that were disrupted: evicted, preempted, or lost with their node.
     #[serde(skip_serializing_if = "is_zero")]
     pub disruptions: u32,
-    /// Its attempts, the newest last; of many only the newest ten are kept.
+    /// The newest ten attempts, newest last.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
-    /// `Complete` and `Failed`, as a job has them.
+    /// The condition `Complete` or `Failed`, as in the status of a job.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
-    /// What its GPUs did was asked for and written to the tracked run.
+    /// Whether the GPU usage was collected and written to the tracked run.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub attributed: bool,
 }
@@ -107,72 +107,72 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
-/// One attempt.
+/// One attempt to run the program.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(rename = "RunAttempt")]
 pub struct Attempt {
-    /// From 1.
+    /// Number of the attempt, from 1.
     pub number: u32,
-    /// Where.
+    /// Name of the node on which the attempt ran.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub node: String,
-    /// When its program started.
+    /// When the program started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
-    /// When it was over.
+    /// When the attempt ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Time>,
-    /// Its exit code.
+    /// Exit code of the program; 128 plus the signal's number if a signal ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// Why it ended, in one word.
+    /// Why the attempt ended, in one CamelCase word: `Completed`, `Error`, `Evicted`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// Why it ended, in a sentence.
+    /// Why the attempt ended, in a sentence.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// What its GPUs did.
+    /// Usage of each GPU or MIG slice.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub gpus: Vec<GpuUse>,
 }
 
-/// What one GPU, or slice of it, did during one attempt.
+/// Usage of one GPU or MIG slice during one attempt.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct GpuUse {
-    /// `GPU-...` or `MIG-...`.
+    /// UUID of the device: `GPU-...` or `MIG-...`.
     pub device: String,
-    /// As what it was asked for: `nvidia.com/gpu`.
+    /// Name of the resource as which it was requested: `nvidia.com/gpu`.
     pub resource: String,
-    /// Energy, shared evenly among the device's holders.
+    /// Energy in joules, split evenly among the holders of a shared device.
     pub joules: f64,
-    /// Time in which it did something.
+    /// Seconds in which the device computed.
     pub busy_seconds: f64,
-    /// Time in which it did nothing.
+    /// Seconds in which the device was idle.
     pub idle_seconds: f64,
 }
 
-/// A condition, as Kubernetes has them.
+/// A condition in the form of Kubernetes' `metav1.Condition`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "RunCondition")]
 pub struct Condition {
-    /// `Complete`, `Failed`.
+    /// `Complete` or `Failed`.
     #[serde(rename = "type")]
     pub kind: String,
     /// `True` or `False`.
     pub status: String,
-    /// One word.
+    /// Reason in one CamelCase word.
     pub reason: String,
-    /// A sentence.
+    /// Explanation in a sentence.
     pub message: String,
-    /// Since when.
+    /// When the condition last changed.
     pub last_transition_time: Time,
 }
 
 impl RunStatus {
-    /// The newest attempt.
+    /// The newest attempt; `None` before the first.
     pub fn current(&self) -> Option<&Attempt> {
         self.attempts.last()
     }

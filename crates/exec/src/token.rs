@@ -1,5 +1,5 @@
-//! What a run's token is made for. An executor asks for one at the start of each attempt and hands it to the program as
-//! `MLFLOW_TRACKING_TOKEN`, by environment only. The server makes and checks tokens; executors never look into them.
+//! Requests for the tokens of runs. An executor requests a token at the start of each attempt and passes it to the program as
+//! `MLFLOW_TRACKING_TOKEN`, by environment only. The server creates and verifies tokens; to executors they are opaque.
 
 use std::sync::Arc;
 
@@ -8,34 +8,34 @@ use serde::{Deserialize, Serialize};
 use crate::Manifest;
 use crate::tracked_id;
 
-/// Lifetime of the token of an attempt without a deadline, in milliseconds: 30 days. A run that takes longer sets
+/// Lifetime of the token of an attempt without a deadline, in milliseconds: 30 days. A run that takes longer must set
 /// `activeDeadlineSeconds`.
 pub const DEFAULT_LIFETIME_MS: i64 = 30 * 24 * 3_600_000;
-/// Added to a deadline, in milliseconds: clocks differ, and a process takes a moment to start and to end.
+/// Margin added to a deadline, in milliseconds, for clock skew and for the time a process takes to start and to end.
 const SLACK_MS: i64 = 300_000;
-/// `terminationGracePeriodSeconds` where none is set; Kubernetes' default.
+/// Default of `terminationGracePeriodSeconds`, as in Kubernetes.
 const DEFAULT_GRACE_SECONDS: u32 = 30;
 
-/// Names one attempt of one run, and how long its token is to be valid.
+/// The attempt that a token is for, and when the token expires.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRequest {
     /// The run's namespace.
     pub namespace: String,
-    /// The tracked run: 32 hexadecimal digits.
+    /// Id of the tracked run: 32 hexadecimal digits.
     pub run_id: String,
     /// `metadata.name` of the run.
     pub run: String,
-    /// Name of the experiment it is tracked in; the default one if unset.
+    /// Name of the experiment in which the run is tracked; the default experiment if unset.
     pub experiment: Option<String>,
-    /// The attempt's number, from 1.
+    /// Number of the attempt, from 1.
     pub attempt: u32,
-    /// When the token ends, in milliseconds since the Unix epoch.
+    /// When the token expires, in milliseconds since the Unix epoch.
     pub expires_at: i64,
 }
 
 impl TokenRequest {
-    /// The request of an attempt that starts at `now` and may run for `limit` milliseconds (without end if unset). An attempt that may
-    /// wait before its program starts, as a pod in a queue does, needs a later `expires_at`.
+    /// The request for an attempt that starts at `now` and may run for `limit` milliseconds (no limit if unset). The caller must move
+    /// `expires_at` if the program may start later, as in a pod that waits to be scheduled.
     pub fn new(run: &Manifest, attempt: u32, limit: Option<i64>, now: i64) -> Self {
         let grace = i64::from(run.spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_SECONDS)) * 1000;
         let lifetime = limit.unwrap_or(DEFAULT_LIFETIME_MS).saturating_add(grace).saturating_add(SLACK_MS);
@@ -50,7 +50,7 @@ impl TokenRequest {
     }
 }
 
-/// Makes the token of an attempt. It does not block: executors call it while an attempt starts.
+/// Creates the token of an attempt. Must not block, because executors call it while they start an attempt.
 pub type Mint = Arc<dyn Fn(&TokenRequest) -> String + Send + Sync>;
 
 #[cfg(test)]
@@ -58,11 +58,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_outlives_its_attempt_and_no_more() {
+    fn token_expires_shortly_after_the_attempts_deadline() {
         let text = "apiVersion: slipway.dev/v1\nkind: Run\nmetadata: {name: train, namespace: team, uid: 0f-1}\n\
                     spec: {command: [python], experiment: ocr, terminationGracePeriodSeconds: 60}";
         let run = Manifest::parse(text).unwrap();
-        let asked = TokenRequest::new(&run, 2, Some(10_000), 1_000);
+        let request = TokenRequest::new(&run, 2, Some(10_000), 1_000);
         let expected = TokenRequest {
             namespace: "team".into(),
             run_id: "0f1".into(),
@@ -71,7 +71,7 @@ mod tests {
             attempt: 2,
             expires_at: 1_000 + 10_000 + 60_000 + SLACK_MS,
         };
-        assert_eq!(asked, expected);
+        assert_eq!(request, expected);
         assert_eq!(TokenRequest::new(&run, 2, None, 0).expires_at, DEFAULT_LIFETIME_MS + 60_000 + SLACK_MS);
         assert_eq!(TokenRequest::new(&run, 2, Some(i64::MAX), 5).expires_at, i64::MAX);
     }

@@ -1,6 +1,6 @@
-//! Runs that are really carried out as processes. This program is its own supervisor and its own server, so it has a `main` of its own
-//! instead of the standard test harness: the executor starts it as `PROGRAM supervise FOLDER`, and a test that kills a server starts it as
-//! `PROGRAM serve FOLDER`. Arguments of `cargo test` that are no options choose tests by a part of their names.
+//! Tests that execute runs as real processes. The test binary is also the supervisor (`PROGRAM supervise FOLDER`) and, for tests that
+//! kill a server, the server (`PROGRAM serve FOLDER`), so it has its own `main` instead of the standard test harness. Arguments of
+//! `cargo test` that are not options select tests by substrings of their names.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // these are tests
 
@@ -15,17 +15,17 @@ use futures_util::future::BoxFuture;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use slipway_core::clock::now_ms;
 use slipway_exec::local::descriptors::raise_limit;
-use slipway_exec::local::{Accelerators, Device, NAMESPACE, Reading, Room, Settings, supervise};
+use slipway_exec::local::{Accelerators, Capacity, Device, NAMESPACE, Reading, Settings, supervise};
 use slipway_exec::{
     ExecError, Executor, LocalProcesses, LogQuery, Manifest, Phase, RunStatus, Submitted, TokenRequest, Tracked,
     Tracker,
 };
 
-/// Longest time that anything here may take.
-const LIMIT: Duration = Duration::from_secs(60);
-/// The limit of descriptors that the server of all tests is started with.
+/// Timeout of one test.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Soft limit of open file descriptors before the server raises it.
 const SOFT_LIMIT: u64 = 500;
-/// Value of every variable that no run may see.
+/// Value of every variable that runs must not inherit.
 const SECRET: &str = "correct-horse-battery";
 
 fn main() -> ExitCode {
@@ -38,15 +38,16 @@ fn main() -> ExitCode {
         ["serve", folder] => runtime().block_on(serve(Path::new(folder))),
         _ => {}
     }
-    // As a server does, from a limit that it can tell from the others.
+    // Raise the limit as a server does, starting from a value that the tests can recognise.
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: Some(SOFT_LIMIT), maximum }).unwrap();
     raise_limit();
-    let wanted = |name: &str| {
+    let is_selected = |name: &str| {
         let mut words = arguments.iter().filter(|a| !a.starts_with('-')).peekable();
         words.peek().is_none() || words.any(|word| name.contains(word.as_str()))
     };
-    let running: Vec<_> = TESTS.iter().filter(|(n, _)| wanted(n)).map(|(n, t)| (n, std::thread::spawn(*t))).collect();
+    let running: Vec<_> =
+        TESTS.iter().filter(|(n, _)| is_selected(n)).map(|(n, t)| (n, std::thread::spawn(*t))).collect();
     let failed =
         running.into_iter().filter_map(|(name, test)| test.join().is_err().then_some(name)).collect::<Vec<_>>();
     for name in &failed {
@@ -57,51 +58,50 @@ fn main() -> ExitCode {
 }
 
 const TESTS: &[(&str, fn())] = &[
-    ("a_run_is_carried_out_and_its_log_is_followed", || run(a_run_is_carried_out_and_its_log_is_followed)),
-    ("a_failed_run_is_tried_again_with_a_token_of_its_own", || {
-        run(a_failed_run_is_tried_again_with_a_token_of_its_own)
-    }),
-    ("a_deadline_ends_a_run_and_what_it_started", || run(a_deadline_ends_a_run_and_what_it_started)),
-    ("a_cancelled_run_ends", || run(a_cancelled_run_ends)),
-    ("a_removed_run_is_gone_and_its_name_free", || run(a_removed_run_is_gone_and_its_name_free)),
-    ("a_run_whose_supervisor_is_killed_is_started_again", || run(a_run_whose_supervisor_is_killed_is_started_again)),
-    ("a_panic_about_one_run_is_not_the_end_of_the_others", || run(a_panic_about_one_run_is_not_the_end_of_the_others)),
-    ("a_server_that_is_killed_finds_its_runs_again", || run(a_server_that_is_killed_finds_its_runs_again)),
-    ("a_run_does_not_inherit_the_raised_limit_of_descriptors", || {
-        run(a_run_does_not_inherit_the_raised_limit_of_descriptors)
-    }),
-    ("a_run_sees_nothing_of_the_servers_environment", || run(a_run_sees_nothing_of_the_servers_environment)),
+    ("run_succeeds_and_its_log_is_followed", || run(run_succeeds_and_its_log_is_followed)),
+    ("each_attempt_gets_its_own_token", || run(each_attempt_gets_its_own_token)),
+    ("deadline_kills_the_whole_process_group", || run(deadline_kills_the_whole_process_group)),
+    ("cancelled_run_ends", || run(cancelled_run_ends)),
+    ("removed_run_is_deleted_and_its_name_is_free", || run(removed_run_is_deleted_and_its_name_is_free)),
+    ("run_with_a_killed_supervisor_is_restarted", || run(run_with_a_killed_supervisor_is_restarted)),
+    ("panic_in_one_run_does_not_stop_others", || run(panic_in_one_run_does_not_stop_others)),
+    ("restarted_server_resumes_its_runs", || run(restarted_server_resumes_its_runs)),
+    ("run_gets_the_original_descriptor_limit", || run(run_gets_the_original_descriptor_limit)),
+    ("run_does_not_inherit_the_servers_environment", || run(run_does_not_inherit_the_servers_environment)),
 ];
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-fn run<F: Future<Output = ()>>(test: fn(Place) -> F) {
-    let place = std::env::temp_dir().join(format!("slipway-exec-{}", slipway_core::ids::hex32()));
-    std::fs::create_dir_all(&place).unwrap();
-    runtime().block_on(async { tokio::time::timeout(LIMIT, test(Place(place))).await.unwrap() });
+fn run<F: Future<Output = ()>>(test: fn(TempDir) -> F) {
+    let path = std::env::temp_dir().join(format!("slipway-exec-{}", slipway_core::ids::hex32()));
+    std::fs::create_dir_all(&path).unwrap();
+    runtime().block_on(async { tokio::time::timeout(TEST_TIMEOUT, test(TempDir(path))).await.unwrap() });
 }
 
-/// A folder that is deleted at the end.
-struct Place(PathBuf);
+/// A temporary folder, deleted on drop.
+struct TempDir(PathBuf);
 
-impl Drop for Place {
+impl Drop for TempDir {
     fn drop(&mut self) {
-        // A supervisor may still be writing into it; it is a temporary one.
+        // May fail if a supervisor is still writing; then a temporary folder remains.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
-/// Remembers what was tracked, and panics about runs of the name `bad`.
+/// A tracking store that records its calls, and panics for runs named `bad`.
 #[derive(Default)]
-struct Fake {
+struct RecordingTracker {
+    /// Ids of created tracked runs.
     begun: Mutex<HashSet<String>>,
+    /// Ids and final phases of ended tracked runs.
     ended: Mutex<Vec<(String, Phase)>>,
+    /// Requests for tokens.
     minted: Mutex<Vec<TokenRequest>>,
 }
 
-impl Tracker for Fake {
+impl Tracker for RecordingTracker {
     fn begin(&self, run: Tracked) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async move {
             assert!(run.name != "bad", "this panic is part of the test");
@@ -128,48 +128,52 @@ impl Accelerators for NoGpus {
     }
 }
 
-fn open(place: &Path) -> (LocalProcesses, Arc<Fake>) {
-    let fake = Arc::new(Fake::default());
-    let minting = Arc::clone(&fake);
+fn open(folder: &Path) -> (LocalProcesses, Arc<RecordingTracker>) {
+    let tracker = Arc::new(RecordingTracker::default());
+    let minting = Arc::clone(&tracker);
     let settings = Settings {
-        folder: place.join("runs"),
-        secrets: place.join("secrets"),
+        folder: folder.join("runs"),
+        secrets: folder.join("secrets"),
         program: std::env::current_exe().unwrap(),
         variables: vec![("MLFLOW_TRACKING_URI".into(), "http://127.0.0.1:1".into())],
         environment: vec!["DATASETS".into()],
-        mint: Some(Arc::new(move |asked: &TokenRequest| {
-            minting.minted.lock().unwrap().push(asked.clone());
-            format!("token-of-{}-{}", asked.run, asked.attempt)
+        mint: Some(Arc::new(move |request: &TokenRequest| {
+            minting.minted.lock().unwrap().push(request.clone());
+            format!("token-of-{}-{}", request.run, request.attempt)
         })),
-        room: Room { processors: 100.0, bytes: 0.0, devices: Vec::new() },
+        capacity: Capacity { processors: 100.0, bytes: 0.0, devices: Vec::new() },
         accelerators: Arc::new(NoGpus),
-        tracker: Arc::clone(&fake) as Arc<dyn Tracker>,
+        tracker: Arc::clone(&tracker) as Arc<dyn Tracker>,
     };
-    (LocalProcesses::open(settings).unwrap(), fake)
+    (LocalProcesses::open(settings).unwrap(), tracker)
 }
 
 fn script(name: &str, text: &str) -> Manifest {
-    let mut run = Manifest::of(name, ["sh", "-c", text]);
+    let mut run = Manifest::new(name, ["sh", "-c", text]);
     run.spec.termination_grace_period_seconds = Some(1);
     run
 }
 
-async fn until(what: &str, mut done: impl FnMut() -> bool) {
+async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < LIMIT / 2, "{what}: not yet");
+        assert!(start.elapsed() < TEST_TIMEOUT / 2, "timed out: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-async fn reaches(runs: &LocalProcesses, name: &str, phase: Phase) -> Submitted {
+async fn wait_for_phase(runs: &LocalProcesses, name: &str, phase: Phase) -> Submitted {
     let start = Instant::now();
     loop {
         let run = runs.get(NAMESPACE, name).await.unwrap();
         if run.status.phase == phase && (!phase.is_final() || run.status.attributed) {
             return run;
         }
-        assert!(start.elapsed() < LIMIT / 2 && !run.status.attributed, "{name} is not {phase:?}: {:?}", run.status);
+        assert!(
+            start.elapsed() < TEST_TIMEOUT / 2 && !run.status.attributed,
+            "{name} is not {phase:?}: {:?}",
+            run.status
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -180,71 +184,71 @@ async fn log(runs: &LocalProcesses, name: &str, query: LogQuery) -> String {
 }
 
 fn is_alive(pid: &str) -> bool {
-    // A process that has ended and that nobody has waited for yet is a zombie.
+    // A process that has ended but was not reaped yet is a zombie.
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
-async fn a_run_is_carried_out_and_its_log_is_followed(place: Place) {
-    let (runs, fake) = open(&place.0);
-    let go = place.0.join("go");
+async fn run_succeeds_and_its_log_is_followed(folder: TempDir) {
+    let (runs, tracker) = open(&folder.0);
+    let go = folder.0.join("go");
     let text = format!("echo one; while [ ! -e {} ]; do sleep 0.01; done; echo two >&2; printf three", go.display());
     let run = runs.submit(script("train", &text), Some("mia")).await.unwrap();
     assert_eq!(run.manifest.metadata.annotations["slipway.dev/submitted-by"], "mia");
     let mut stream = runs.logs(NAMESPACE, "train", LogQuery { follow: true, ..LogQuery::default() }).await.unwrap();
     assert_eq!(stream.try_next().await.unwrap().unwrap(), "one\n");
-    assert_eq!(reaches(&runs, "train", Phase::Running).await.status.attempts.len(), 1);
+    assert_eq!(wait_for_phase(&runs, "train", Phase::Running).await.status.attempts.len(), 1);
     std::fs::write(&go, "").unwrap();
     let rest: Vec<_> = stream.try_collect().await.unwrap();
     assert_eq!(rest.concat(), b"two\nthree");
-    let done = reaches(&runs, "train", Phase::Succeeded).await;
+    let done = wait_for_phase(&runs, "train", Phase::Succeeded).await;
     assert_eq!(done.status.attempts[0].exit_code, Some(0));
     assert_eq!(log(&runs, "train", LogQuery { tail: Some(2), ..LogQuery::default() }).await, "two\nthree");
-    assert!(fake.begun.lock().unwrap().contains(&run.status.run_id));
-    assert_eq!(*fake.ended.lock().unwrap(), [(run.status.run_id, Phase::Succeeded)]);
+    assert!(tracker.begun.lock().unwrap().contains(&run.status.run_id));
+    assert_eq!(*tracker.ended.lock().unwrap(), [(run.status.run_id, Phase::Succeeded)]);
     let missing = runs.logs(NAMESPACE, "train", LogQuery { attempt: Some(2), ..LogQuery::default() }).await;
     assert!(matches!(missing.map(|_| ()), Err(ExecError::NotNow(_))));
 }
 
-async fn a_run_does_not_inherit_the_raised_limit_of_descriptors(place: Place) {
+async fn run_gets_the_original_descriptor_limit(folder: TempDir) {
     let limit = getrlimit(Resource::Nofile);
-    assert_eq!(limit.current, limit.maximum, "the server's own is raised");
-    let (runs, _) = open(&place.0);
+    assert_eq!(limit.current, limit.maximum, "the limit of the server is raised");
+    let (runs, _) = open(&folder.0);
     runs.submit(script("count", "ulimit -Sn"), None).await.unwrap();
-    reaches(&runs, "count", Phase::Succeeded).await;
+    wait_for_phase(&runs, "count", Phase::Succeeded).await;
     assert_eq!(log(&runs, "count", LogQuery::default()).await.trim(), SOFT_LIMIT.to_string());
 }
 
-async fn a_failed_run_is_tried_again_with_a_token_of_its_own(place: Place) {
-    let (runs, fake) = open(&place.0);
-    let again = place.0.join("again").display().to_string();
-    let text = format!("echo $MLFLOW_TRACKING_TOKEN; [ -e {again} ] || {{ touch {again}; exit 3; }}");
+async fn each_attempt_gets_its_own_token(folder: TempDir) {
+    let (runs, tracker) = open(&folder.0);
+    let marker = folder.0.join("marker").display().to_string();
+    let text = format!("echo $MLFLOW_TRACKING_TOKEN; [ -e {marker} ] || {{ touch {marker}; exit 3; }}");
     let mut run = script("flaky", &text);
     run.spec.backoff_limit = 1;
     run.spec.experiment = Some("digits".into());
     run.spec.active_deadline_seconds = Some(100);
     let before = now_ms();
     let run = runs.submit(run, None).await.unwrap();
-    let done = reaches(&runs, "flaky", Phase::Succeeded).await;
+    let done = wait_for_phase(&runs, "flaky", Phase::Succeeded).await;
     let codes: Vec<_> = done.status.attempts.iter().map(|a| a.exit_code).collect();
     assert_eq!((codes, done.status.failures), (vec![Some(3), Some(0)], 1));
     for attempt in [1, 2] {
         let printed = log(&runs, "flaky", LogQuery { attempt: Some(attempt), ..LogQuery::default() }).await;
         assert_eq!(printed, format!("token-of-flaky-{attempt}\n"));
     }
-    let minted = fake.minted.lock().unwrap();
+    let minted = tracker.minted.lock().unwrap();
     assert_eq!(minted.iter().map(|m| m.attempt).collect::<Vec<_>>(), [1, 2]);
-    for asked in minted.iter() {
-        assert_eq!((asked.namespace.as_str(), &asked.run_id), (NAMESPACE, &run.status.run_id));
-        assert_eq!(asked.experiment.as_deref(), Some("digits"));
-        let lifetime = asked.expires_at - before;
-        assert!((100_000..1_000_000).contains(&lifetime), "it ends soon after the deadline: {lifetime} ms");
+    for request in minted.iter() {
+        assert_eq!((request.namespace.as_str(), &request.run_id), (NAMESPACE, &run.status.run_id));
+        assert_eq!(request.experiment.as_deref(), Some("digits"));
+        let lifetime = request.expires_at - before;
+        assert!((100_000..1_000_000).contains(&lifetime), "the token expires soon after the deadline: {lifetime} ms");
     }
 }
 
-async fn a_deadline_ends_a_run_and_what_it_started(place: Place) {
-    let (runs, _) = open(&place.0);
-    let pids = place.0.join("pids");
+async fn deadline_kills_the_whole_process_group(folder: TempDir) {
+    let (runs, _) = open(&folder.0);
+    let pids = folder.0.join("pids");
     let text = format!(
         "trap '' TERM; sleep 1000 & echo $! > {0}; echo $$ >> {0}; while :; do sleep 0.1; done",
         pids.display()
@@ -252,75 +256,75 @@ async fn a_deadline_ends_a_run_and_what_it_started(place: Place) {
     let mut run = script("late", &text);
     run.spec.active_deadline_seconds = Some(1);
     runs.submit(run, None).await.unwrap();
-    let done = reaches(&runs, "late", Phase::Failed).await;
+    let done = wait_for_phase(&runs, "late", Phase::Failed).await;
     assert_eq!(done.status.reason, "DeadlineExceeded");
     let pids = std::fs::read_to_string(&pids).unwrap();
-    until("its processes are gone", || !pids.lines().any(is_alive)).await;
+    wait_until("its processes have ended", || !pids.lines().any(is_alive)).await;
 }
 
-async fn a_cancelled_run_ends(place: Place) {
-    let (runs, _) = open(&place.0);
+async fn cancelled_run_ends(folder: TempDir) {
+    let (runs, _) = open(&folder.0);
     runs.submit(script("long", "echo $$; exec sleep 1000"), None).await.unwrap();
-    reaches(&runs, "long", Phase::Running).await;
+    wait_for_phase(&runs, "long", Phase::Running).await;
     let cancelled = runs.cancel(NAMESPACE, "long").await.unwrap();
     assert!(cancelled.manifest.spec.cancel);
-    reaches(&runs, "long", Phase::Cancelled).await;
+    wait_for_phase(&runs, "long", Phase::Cancelled).await;
     let pid = log(&runs, "long", LogQuery::default()).await;
-    until("its process is gone", || !is_alive(&pid)).await;
+    wait_until("its process has ended", || !is_alive(&pid)).await;
     runs.cancel(NAMESPACE, "long").await.unwrap();
-    let missing = runs.cancel(NAMESPACE, "nobody").await.unwrap_err();
+    let missing = runs.cancel(NAMESPACE, "unknown").await.unwrap_err();
     assert!(matches!(missing, ExecError::NotFound(_)), "{missing}");
 }
 
-async fn a_removed_run_is_gone_and_its_name_free(place: Place) {
-    let (runs, _) = open(&place.0);
+async fn removed_run_is_deleted_and_its_name_is_free(folder: TempDir) {
+    let (runs, _) = open(&folder.0);
     runs.submit(script("long", "exec sleep 1000"), None).await.unwrap();
-    reaches(&runs, "long", Phase::Running).await;
+    wait_for_phase(&runs, "long", Phase::Running).await;
     runs.remove(NAMESPACE, "long").await.unwrap();
     assert!(matches!(runs.get(NAMESPACE, "long").await.unwrap_err(), ExecError::NotFound(_)));
-    assert_eq!(std::fs::read_dir(place.0.join("runs")).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(folder.0.join("runs")).unwrap().count(), 0);
     runs.submit(script("long", "true"), None).await.unwrap();
-    reaches(&runs, "long", Phase::Succeeded).await;
-    // One that has ended is removed as well, and several may wait for the same.
-    let (one, other) = tokio::join!(runs.remove(NAMESPACE, "long"), runs.remove(NAMESPACE, "long"));
-    assert!(one.is_ok() && matches!(other, Ok(()) | Err(ExecError::NotFound(_))), "{one:?} {other:?}");
+    wait_for_phase(&runs, "long", Phase::Succeeded).await;
+    // A finished run can be removed too, also by several callers at once.
+    let (first, second) = tokio::join!(runs.remove(NAMESPACE, "long"), runs.remove(NAMESPACE, "long"));
+    assert!(first.is_ok() && matches!(second, Ok(()) | Err(ExecError::NotFound(_))), "{first:?} {second:?}");
 }
 
-async fn a_run_whose_supervisor_is_killed_is_started_again(place: Place) {
-    let (runs, _) = open(&place.0);
-    let go = place.0.join("go");
+async fn run_with_a_killed_supervisor_is_restarted(folder: TempDir) {
+    let (runs, _) = open(&folder.0);
+    let go = folder.0.join("go");
     let text = format!("echo $$; while [ ! -e {} ]; do sleep 0.01; done", go.display());
     runs.submit(script("lost", &text), None).await.unwrap();
-    reaches(&runs, "lost", Phase::Running).await;
-    let file = std::fs::read(place.0.join("runs/lost/1/process.json")).unwrap();
+    wait_for_phase(&runs, "lost", Phase::Running).await;
+    let file = std::fs::read(folder.0.join("runs/lost/1/process.json")).unwrap();
     let process: serde_json::Value = serde_json::from_slice(&file).unwrap();
     let supervisor = i32::try_from(process["supervisor"].as_i64().unwrap()).unwrap();
     let supervisor = rustix::process::Pid::from_raw(supervisor).unwrap();
     rustix::process::kill_process(supervisor, rustix::process::Signal::KILL).unwrap();
-    let second = place.0.join("runs/lost/2");
-    until("it is started again", || second.exists()).await;
+    let second = folder.0.join("runs/lost/2");
+    wait_until("it is restarted", || second.exists()).await;
     let first = log(&runs, "lost", LogQuery { attempt: Some(1), ..LogQuery::default() }).await;
-    until("what was left of the first attempt is ended", || !is_alive(&first)).await;
+    wait_until("the processes of the first attempt are killed", || !is_alive(&first)).await;
     std::fs::write(&go, "").unwrap();
-    let done = reaches(&runs, "lost", Phase::Succeeded).await;
+    let done = wait_for_phase(&runs, "lost", Phase::Succeeded).await;
     assert_eq!((done.status.disruptions, done.status.failures), (1, 0));
     assert_eq!(done.status.attempts[0].reason, "Lost");
 }
 
-async fn a_panic_about_one_run_is_not_the_end_of_the_others(place: Place) {
-    let (runs, _) = open(&place.0);
+async fn panic_in_one_run_does_not_stop_others(folder: TempDir) {
+    let (runs, _) = open(&folder.0);
     runs.submit(script("bad", "true"), None).await.unwrap();
     runs.submit(script("good", "true"), None).await.unwrap();
-    reaches(&runs, "good", Phase::Succeeded).await;
+    wait_for_phase(&runs, "good", Phase::Succeeded).await;
     let bad = runs.get(NAMESPACE, "bad").await.unwrap();
     assert_eq!(bad.status.phase, Phase::Pending);
     assert!(bad.status.message.contains("panicked"), "{:?}", bad.status);
 }
 
-/// A server: submits every manifest of a folder that it does not know yet, and lives until it is killed.
-async fn serve(place: &Path) -> ! {
-    let (runs, _) = open(place);
-    for file in std::fs::read_dir(place).unwrap().flatten() {
+/// A server that submits every new manifest of a folder and runs until it is killed.
+async fn serve(folder: &Path) -> ! {
+    let (runs, _) = open(folder);
+    for file in std::fs::read_dir(folder).unwrap().flatten() {
         if file.path().extension().is_some_and(|e| e == "json") {
             let run = Manifest::parse(&std::fs::read_to_string(file.path()).unwrap()).unwrap();
             match runs.submit(run, None).await {
@@ -332,13 +336,13 @@ async fn serve(place: &Path) -> ! {
     std::future::pending().await
 }
 
-/// A server as a process, killed at the end.
+/// A server in its own process, killed on drop.
 struct Server(Child);
 
 impl Server {
-    fn start(place: &Path) -> Self {
+    fn start(folder: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.arg("serve").arg(place).stdin(Stdio::null());
+        command.arg("serve").arg(folder).stdin(Stdio::null());
         for name in ["SLIPWAY_TOKEN", "SLIPWAY_DATABASE", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "NVIDIA_API_KEY", "MINE"]
         {
             command.env(name, SECRET);
@@ -350,49 +354,52 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // SIGKILL; one that has ended already has failed its test elsewhere.
+        // Sends SIGKILL. Fails if the server has already ended, which another assertion reports.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-async fn a_server_that_is_killed_finds_its_runs_again(place: Place) {
-    let (marks, go) = (place.0.join("marks"), place.0.join("go"));
+async fn restarted_server_resumes_its_runs(folder: TempDir) {
+    let (marks, go) = (folder.0.join("marks"), folder.0.join("go"));
     let (mark, wait) = (marks.display(), go.display());
     let text = format!("echo begun >> {mark}; while [ ! -e {wait} ]; do sleep 0.01; done; echo end; exit 4");
-    std::fs::write(place.0.join("train.json"), serde_json::to_vec(&script("train", &text)).unwrap()).unwrap();
-    let server = Server::start(&place.0);
-    until("its program runs", || marks.exists()).await;
+    std::fs::write(folder.0.join("train.json"), serde_json::to_vec(&script("train", &text)).unwrap()).unwrap();
+    let server = Server::start(&folder.0);
+    wait_until("its program runs", || marks.exists()).await;
     drop(server);
-    // The second one is killed as soon as it knows that the program runs, and the third is the one that sees the end.
-    let server = Server::start(&place.0);
-    let file = place.0.join("runs/train/run.json");
-    until("it is found", || std::fs::read_to_string(&file).is_ok_and(|text| text.contains("\"Running\""))).await;
+    // Kill the second server as soon as it has observed the running program. This process is the third server and observes the end.
+    let server = Server::start(&folder.0);
+    let file = folder.0.join("runs/train/run.json");
+    wait_until("the second server observes the program", || {
+        std::fs::read_to_string(&file).is_ok_and(|text| text.contains("\"Running\""))
+    })
+    .await;
     drop(server);
-    let (runs, fake) = open(&place.0);
-    let found = reaches(&runs, "train", Phase::Running).await;
+    let (runs, tracker) = open(&folder.0);
+    let found = wait_for_phase(&runs, "train", Phase::Running).await;
     assert_eq!(found.status.attempts.len(), 1);
     std::fs::write(&go, "").unwrap();
-    let done = reaches(&runs, "train", Phase::Failed).await;
+    let done = wait_for_phase(&runs, "train", Phase::Failed).await;
     assert_eq!(done.status.attempts.iter().map(|a| a.exit_code).collect::<Vec<_>>(), [Some(4)]);
-    assert_eq!(std::fs::read_to_string(&marks).unwrap(), "begun\n", "it was started once");
+    assert_eq!(std::fs::read_to_string(&marks).unwrap(), "begun\n", "the program was started once");
     assert_eq!(log(&runs, "train", LogQuery::default()).await, "end\n");
-    assert_eq!(*fake.ended.lock().unwrap(), [(done.status.run_id, Phase::Failed)]);
-    assert!(fake.minted.lock().unwrap().is_empty(), "the program has its token already");
+    assert_eq!(*tracker.ended.lock().unwrap(), [(done.status.run_id, Phase::Failed)]);
+    assert!(tracker.minted.lock().unwrap().is_empty(), "no second token was created");
 }
 
-async fn a_run_sees_nothing_of_the_servers_environment(place: Place) {
+async fn run_does_not_inherit_the_servers_environment(folder: TempDir) {
     let mut run = script("curious", "env; tr '\\0' '\\n' < /proc/$PPID/environ; echo end");
     run.spec.env.push(slipway_exec::manifest::EnvVar {
         name: "LR".into(),
         value: Some("0.1".into()),
         value_from: None,
     });
-    std::fs::write(place.0.join("curious.json"), serde_json::to_vec(&run).unwrap()).unwrap();
-    let _server = Server::start(&place.0);
-    let folder = place.0.join("runs/curious");
-    until("it has ended", || folder.join("1/end.json").exists()).await;
-    let printed = std::fs::read_to_string(folder.join("1/log")).unwrap();
+    std::fs::write(folder.0.join("curious.json"), serde_json::to_vec(&run).unwrap()).unwrap();
+    let _server = Server::start(&folder.0);
+    let run_folder = folder.0.join("runs/curious");
+    wait_until("it has ended", || run_folder.join("1/end.json").exists()).await;
+    let printed = std::fs::read_to_string(run_folder.join("1/log")).unwrap();
     let lines: HashSet<&str> = printed.lines().collect();
     for line in [
         "LR=0.1",
@@ -406,11 +413,14 @@ async fn a_run_sees_nothing_of_the_servers_environment(place: Place) {
         assert!(lines.contains(line), "{line} is missing: {printed}");
     }
     assert!(!printed.contains(SECRET), "a variable of the server is visible: {printed}");
-    // The token is nowhere but in the environment; the program printed it into its log itself.
-    for file in
-        [folder.join("run.json"), folder.join("1/task.json"), folder.join("1/process.json"), folder.join("1/end.json")]
-    {
+    // The token is in the environment only. It is in the log because the program printed it.
+    for file in [
+        run_folder.join("run.json"),
+        run_folder.join("1/task.json"),
+        run_folder.join("1/process.json"),
+        run_folder.join("1/end.json"),
+    ] {
         let text = std::fs::read_to_string(&file).unwrap();
-        assert!(!text.contains("token-of"), "{} has the token", file.display());
+        assert!(!text.contains("token-of"), "{} contains the token", file.display());
     }
 }

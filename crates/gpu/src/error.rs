@@ -1,4 +1,4 @@
-//! What can go wrong with GPUs.
+//! The error type of this crate.
 
 use std::path::PathBuf;
 
@@ -6,9 +6,9 @@ use slipway_core::Explain;
 
 use crate::nvml::NvmlError;
 
-/// A failure of this crate.
+/// An error from NVML, CUDA, a benchmark, a MIG change or a file.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)] // the message says it
+#[allow(missing_docs)] // the error messages describe the variants
 pub enum GpuError {
     #[error("NVML cannot be loaded from {path}: {reason}")]
     NoNvml { path: PathBuf, reason: String },
@@ -33,7 +33,7 @@ pub enum GpuError {
 }
 
 impl GpuError {
-    /// A file or folder that cannot be read or written.
+    /// Wraps an I/O error; `what` is the path or the step that failed.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }

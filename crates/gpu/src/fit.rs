@@ -1,4 +1,6 @@
-//! How much memory a model needs, and where it fits.
+//! Estimates how much memory a model needs for serving or training, and lists the cards and MIG slices it fits on.
+//!
+//! The estimate is a sum of parts; each part carries its formula and source.
 
 use serde::Serialize;
 
@@ -8,24 +10,24 @@ use crate::sheet::{self, Precision};
 use crate::work::{Transformer, Work};
 use crate::{GpuError, mig};
 
-/// What is asked.
+/// The model and the way it will be run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Question {
-    /// Parameters of the model.
+pub struct Request {
+    /// Number of parameters, such as 7e9.
     pub parameters: f64,
-    /// Number format of weights and cache.
+    /// Number format of weights and key-value cache.
     pub precision: Precision,
-    /// Tokens of a sequence.
+    /// Tokens per sequence, from 1 to 2^24.
     pub sequence: u32,
-    /// Sequences at once.
+    /// Sequences processed together, from 1 to 2^20.
     pub batch: u32,
-    /// The optimizer, when it is trained.
+    /// The optimizer for training; `None` means inference.
     pub optimizer: Option<Optimizer>,
-    /// Whether activations are computed again in the backward pass.
+    /// Whether activations are recomputed in the backward pass (activation checkpointing).
     pub checkpointing: bool,
 }
 
-/// What an optimizer keeps.
+/// An optimizer, distinguished by the state that it keeps per parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Optimizer {
@@ -33,7 +35,7 @@ pub enum Optimizer {
     Adam,
     /// One moment in fp32.
     Momentum,
-    /// Nothing.
+    /// No state.
     Sgd,
 }
 
@@ -44,19 +46,19 @@ impl std::str::FromStr for Optimizer {
             "adam" | "adamw" => Ok(Self::Adam),
             "momentum" => Ok(Self::Momentum),
             "sgd" => Ok(Self::Sgd),
-            _ => Err(GpuError::Invalid(format!("'{text}' is no optimizer; known are adam, momentum, sgd"))),
+            _ => Err(GpuError::Invalid(format!("unknown optimizer '{text}': expected adam, momentum or sgd"))),
         }
     }
 }
 
-/// A part of the memory and how it is computed.
+/// One part of the memory estimate.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Part {
-    /// What it is for.
+    /// What the memory holds, such as `weights` or `key-value cache`.
     pub what: &'static str,
-    /// Bytes.
+    /// Size in bytes.
     pub bytes: f64,
-    /// The formula and its source.
+    /// The formula with its source.
     pub formula: String,
 }
 
@@ -65,47 +67,47 @@ pub struct Part {
 pub struct Fit {
     /// The card, and the MIG profile where it is a slice.
     pub name: String,
-    /// How many of them, where one is not enough.
+    /// Number of cards needed, from 1 to 8.
     pub count: u32,
-    /// Bytes of each.
+    /// Memory of each card or slice in bytes.
     pub memory: f64,
-    /// Tokens a second that the roofline allows when generating text.
+    /// Upper bound on generated tokens per second from the roofline; `None` for training.
     pub tokens_per_second: Option<f64>,
 }
 
-/// The answer.
+/// The result of [`fit`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Answer {
-    /// What was asked.
-    pub question: Question,
-    /// The model's shape and where it is known from.
+pub struct Estimate {
+    /// The request that was estimated.
+    pub question: Request,
+    /// The model's shape, published or estimated.
     pub shape: Transformer,
-    /// The memory's parts.
+    /// The parts of the memory.
     pub parts: Vec<Part>,
-    /// Their sum.
+    /// Total memory in bytes: the sum of `parts`.
     pub bytes: f64,
-    /// Where it fits, the smallest first.
+    /// Cards and slices that the model fits on, smallest first.
     pub fits: Vec<Fit>,
 }
 
-/// Bytes that CUDA, its libraries and the allocator's gaps take before a model is loaded. Not from a formula: about
-/// half a GiB is seen for a context with cuBLAS, and as much again for workspaces.
-const OVERHEAD: f64 = 1.0 * GIB;
+/// Bytes used by CUDA, its libraries and allocator fragmentation before a model is loaded. This is an observation, not a
+/// formula: about 0.5 GiB for a context with cuBLAS, and 0.5 GiB for workspaces.
+const OVERHEAD_BYTES: f64 = 1.0 * GIB;
 const GIB: f64 = 1_073_741_824.0;
 
-/// Computes the answer.
+/// Estimates the memory of `request` and finds where it fits.
 ///
 /// # Errors
-/// [`GpuError::Invalid`] when a size is out of all reason.
-pub fn fit(question: &Question) -> Result<Answer, GpuError> {
-    if question.sequence == 0 || question.batch == 0 || question.sequence > 1 << 24 || question.batch > 1 << 20 {
+/// [`GpuError::Invalid`] if sequence or batch is out of range.
+pub fn fit(request: &Request) -> Result<Estimate, GpuError> {
+    if request.sequence == 0 || request.batch == 0 || request.sequence > 1 << 24 || request.batch > 1 << 20 {
         return Err(GpuError::Invalid("sequence must be from 1 to 16777216 and batch from 1 to 1048576".into()));
     }
-    let shape = Transformer::of(question.parameters);
-    let (p, b) = (question.parameters, question.precision.bytes());
-    let (s, n) = (f64::from(question.sequence), f64::from(question.batch));
+    let shape = Transformer::from_parameters(request.parameters);
+    let (p, b) = (request.parameters, request.precision.bytes());
+    let (s, n) = (f64::from(request.sequence), f64::from(request.batch));
     let mut parts = vec![Part { what: "weights", bytes: p * b, formula: format!("parameters x {b} bytes") }];
-    if let Some(optimizer) = question.optimizer {
+    if let Some(optimizer) = request.optimizer {
         let mixed = b < 4.0;
         parts.push(Part { what: "gradients", bytes: p * b, formula: format!("parameters x {b} bytes") });
         let moments = match optimizer {
@@ -121,10 +123,10 @@ pub fn fit(question: &Question) -> Result<Answer, GpuError> {
                 "parameters x ({moments} bytes of moments + {master} of fp32 weights), ZeRO (Rajbhandari et al. 2020, section 3.1)"
             ),
         });
-        let (bytes, how) = if question.checkpointing {
+        let (bytes, formula) = if request.checkpointing {
             (
                 shape.layers * 2.0 * s * n * shape.hidden + 34.0 * s * n * shape.hidden,
-                "layers x 2 s b h, and one layer's 34 s b h while it is computed again",
+                "layers x 2 s b h, and one layer's 34 s b h while it is recomputed",
             )
         } else {
             (shape.layers * 34.0 * s * n * shape.hidden, "layers x 34 s b h with attention computed in tiles")
@@ -133,43 +135,43 @@ pub fn fit(question: &Question) -> Result<Answer, GpuError> {
         parts.push(Part {
             what: "activations",
             bytes: bytes * scale,
-            formula: format!("{how} (Korthikanti et al. 2022, section 4; 16-bit, scaled by {scale})"),
+            formula: format!("{formula} (Korthikanti et al. 2022, section 4; 16-bit, scaled by {scale})"),
         });
     } else {
         parts.push(Part {
             what: "key-value cache",
-            bytes: n * s * shape.cache_bytes_per_token(question.precision),
+            bytes: n * s * shape.cache_bytes_per_token(request.precision),
             formula: "batch x sequence x 2 x layers x key/value width x bytes (Pope et al. 2022, section 3.3)".into(),
         });
     }
-    parts.push(Part { what: "CUDA and workspaces", bytes: OVERHEAD, formula: "1 GiB, an allowance".into() });
+    parts.push(Part { what: "CUDA and workspaces", bytes: OVERHEAD_BYTES, formula: "fixed allowance of 1 GiB".into() });
     let bytes: f64 = parts.iter().map(|part| part.bytes).sum();
-    let fits = places(question, bytes)?;
-    Ok(Answer { question: question.clone(), shape, parts, bytes, fits })
+    let fits = candidates(request, bytes)?;
+    Ok(Estimate { question: request.clone(), shape, parts, bytes, fits })
 }
 
-fn tokens(question: &Question, roof: &Roofline) -> Result<Option<f64>, GpuError> {
-    if question.optimizer.is_some() {
+fn tokens_per_second(request: &Request, roof: &Roofline) -> Result<Option<f64>, GpuError> {
+    if request.optimizer.is_some() {
         return Ok(None);
     }
     let text = format!(
         "decode:model={},batch={},context={},dtype={}",
-        question.parameters, question.batch, question.sequence, question.precision
+        request.parameters, request.batch, request.sequence, request.precision
     );
     Ok(roof.place(&Work::parse(&text)?).and_then(|p| p.tokens_per_second))
 }
 
-/// Cards, slices, and several of the largest cards where one is not enough; the smallest memory first.
-fn places(question: &Question, bytes: f64) -> Result<Vec<Fit>, GpuError> {
+/// Cards (up to eight of a kind) and MIG slices with enough memory, ordered by count and then by memory.
+fn candidates(request: &Request, bytes: f64) -> Result<Vec<Fit>, GpuError> {
     let mut fits = Vec::new();
     for card in sheet::cards() {
         let memory = card.memory_gb as f64 * 1e9;
-        // Activations and optimizer states can be shared out over cards, so several are counted by memory alone.
+        // Weights, activations and optimizer state can be sharded over cards, so only the total memory counts.
         let count = (bytes / (memory * 0.95)).ceil().max(1.0);
         if count > 8.0 {
             continue;
         }
-        let mut roof = Roofline::of_card(&card);
+        let mut roof = Roofline::from_card(&card);
         for m in &mut roof.memory {
             m.gigabytes *= count;
         }
@@ -180,7 +182,7 @@ fn places(question: &Question, bytes: f64) -> Result<Vec<Fit>, GpuError> {
             name: card.name.into(),
             count: count as u32,
             memory,
-            tokens_per_second: tokens(question, &roof)?,
+            tokens_per_second: tokens_per_second(request, &roof)?,
         });
     }
     for family in mig::families() {
@@ -194,7 +196,7 @@ fn places(question: &Question, bytes: f64) -> Result<Vec<Fit>, GpuError> {
             if bytes > memory * 0.95 {
                 continue;
             }
-            let mut roof = Roofline::of_card(&card);
+            let mut roof = Roofline::from_card(&card);
             let (compute, share) = (
                 f64::from(profile.multiprocessors) / f64::from(card.multiprocessors),
                 f64::from(profile.size) / f64::from(geometry.memory),
@@ -205,7 +207,7 @@ fn places(question: &Question, bytes: f64) -> Result<Vec<Fit>, GpuError> {
                 name: format!("{} of {}", profile.name, card.name),
                 count: 1,
                 memory,
-                tokens_per_second: tokens(question, &roof)?,
+                tokens_per_second: tokens_per_second(request, &roof)?,
             });
         }
     }
@@ -217,8 +219,8 @@ fn places(question: &Question, bytes: f64) -> Result<Vec<Fit>, GpuError> {
 mod tests {
     use super::*;
 
-    fn question(parameters: f64) -> Question {
-        Question {
+    fn request(parameters: f64) -> Request {
+        Request {
             parameters,
             precision: Precision::Bf16,
             sequence: 4096,
@@ -229,30 +231,30 @@ mod tests {
     }
 
     #[test]
-    fn serving_7b_needs_14_gigabytes_and_a_cache() {
-        let answer = fit(&question(7e9)).unwrap();
-        assert!((answer.parts[0].bytes - 14e9).abs() < 1.0);
-        assert!((answer.parts[1].bytes - 2.0 * GIB).abs() < 1e6);
-        let single = |name: &str| answer.fits.iter().any(|f| f.name == name && f.count == 1);
+    fn serving_7b_needs_14_gb_and_key_value_cache() {
+        let estimate = fit(&request(7e9)).unwrap();
+        assert!((estimate.parts[0].bytes - 14e9).abs() < 1.0);
+        assert!((estimate.parts[1].bytes - 2.0 * GIB).abs() < 1e6);
+        let single = |name: &str| estimate.fits.iter().any(|f| f.name == name && f.count == 1);
         assert!(single("L4") && single("2g.20gb of H100 PCIe") && !single("RTX A4000"));
     }
 
     #[test]
-    fn training_with_adam_takes_sixteen_bytes_a_parameter() {
-        let answer = fit(&Question { optimizer: Some(Optimizer::Adam), checkpointing: true, ..question(7e9) }).unwrap();
-        let state: f64 = answer
+    fn adam_training_needs_16_bytes_per_parameter() {
+        let estimate = fit(&Request { optimizer: Some(Optimizer::Adam), checkpointing: true, ..request(7e9) }).unwrap();
+        let state: f64 = estimate
             .parts
             .iter()
             .filter(|p| matches!(p.what, "weights" | "gradients" | "optimizer"))
             .map(|p| p.bytes)
             .sum();
         assert!((state - 16.0 * 7e9).abs() < 1.0);
-        assert!(answer.fits.iter().all(|f| !(f.name == "H100 80GB HBM3" && f.count == 1)));
-        assert!(answer.fits.iter().any(|f| f.name == "H200" && f.count == 1));
+        assert!(estimate.fits.iter().all(|f| !(f.name == "H100 80GB HBM3" && f.count == 1)));
+        assert!(estimate.fits.iter().any(|f| f.name == "H200" && f.count == 1));
     }
 
     #[test]
-    fn unreasonable_sizes_are_refused() {
-        assert!(fit(&Question { batch: 0, ..question(7e9) }).is_err());
+    fn out_of_range_batch_is_rejected() {
+        assert!(fit(&Request { batch: 0, ..request(7e9) }).is_err());
     }
 }

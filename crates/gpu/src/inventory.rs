@@ -1,4 +1,6 @@
-//! What GPUs there are and how they do, with findings in words.
+//! The GPUs of a machine with their current state, read from NVML, and findings about problems.
+//!
+//! A value that the device or driver does not offer is `None`; any other NVML error becomes a finding.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,21 +13,21 @@ use crate::{GpuError, process, sheet};
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[schemars(rename = "GpuInventory")]
 pub struct Inventory {
-    /// Whether a fixture answered instead of a driver.
+    /// Whether the data comes from a simulated fixture instead of a driver.
     pub simulated: bool,
-    /// The driver's version.
+    /// Driver version, such as `580.95.05`.
     pub driver: String,
-    /// NVML's version.
+    /// NVML version, such as `13.580.95.05`.
     pub nvml: String,
-    /// The newest CUDA the driver supports, as `13.0`.
+    /// The newest CUDA version that the driver supports, such as `13.0`.
     pub cuda: String,
-    /// The GPUs.
+    /// The GPUs, ordered by index.
     pub gpus: Vec<Gpu>,
 }
 
-/// One GPU. What it does not offer is `None`.
+/// One GPU. Values that it does not report are `None`.
 #[derive(Debug, Clone, PartialEq, Serialize, Default, JsonSchema)]
-#[allow(missing_docs)] // names and units say it
+#[allow(missing_docs)] // the names include the units
 pub struct Gpu {
     pub index: u32,
     pub uuid: String,
@@ -66,7 +68,7 @@ pub struct Gpu {
     pub findings: Vec<Finding>,
 }
 
-/// Memory errors.
+/// Memory error counters of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[allow(missing_docs)] // the names are NVML's
 #[schemars(rename = "GpuEcc")]
@@ -80,7 +82,7 @@ pub struct Ecc {
     pub remapping_failed: bool,
 }
 
-/// The PCIe link.
+/// The PCIe link of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[allow(missing_docs)] // the names are NVML's
 #[schemars(rename = "GpuPcie")]
@@ -92,7 +94,7 @@ pub struct Pcie {
     pub replays: Option<u32>,
 }
 
-/// An NVLink.
+/// One NVLink of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[allow(missing_docs)] // the names are NVML's
 #[schemars(rename = "GpuNvLink")]
@@ -103,9 +105,9 @@ pub struct NvLink {
     pub remote: Option<String>,
 }
 
-/// MIG on a GPU.
+/// MIG mode and MIG devices of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-#[allow(missing_docs)] // names and units say it
+#[allow(missing_docs)] // the names include the units
 #[schemars(rename = "GpuMig")]
 pub struct Mig {
     pub enabled: bool,
@@ -113,9 +115,9 @@ pub struct Mig {
     pub devices: Vec<MigDevice>,
 }
 
-/// A MIG device.
+/// A MIG device: one compute instance in a GPU instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-#[allow(missing_docs)] // names and units say it
+#[allow(missing_docs)] // the names include the units
 #[schemars(rename = "GpuMigDevice")]
 pub struct MigDevice {
     pub uuid: String,
@@ -128,9 +130,9 @@ pub struct MigDevice {
     pub attributes: MigAttributes,
 }
 
-/// A process on a GPU.
+/// A process that uses a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-#[allow(missing_docs)] // names and units say it
+#[allow(missing_docs)] // the names include the units
 #[schemars(rename = "GpuProcess")]
 pub struct Process {
     pub pid: u32,
@@ -141,38 +143,38 @@ pub struct Process {
     pub owner: process::Owner,
 }
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "GpuFindingSeverity")]
 pub enum Severity {
-    /// Good to know.
+    /// Information; no action is needed.
     Note,
-    /// Costs speed, or will soon be a problem.
+    /// Reduces performance, or may soon become a failure.
     Warning,
-    /// The GPU must not be used as it is.
+    /// The GPU must not be used in this state.
     Error,
 }
 
-/// Something that is not as it should be.
+/// A problem found on a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(rename = "GpuFinding")]
 pub struct Finding {
-    /// How bad.
+    /// The severity.
     pub severity: Severity,
-    /// What was found.
+    /// Description of the problem.
     pub what: String,
-    /// What helps.
+    /// The action that fixes the problem.
     pub remedy: String,
 }
 
-/// What a call gave: nothing where the device or driver lacks it; other refusals are findings.
+/// The value of an NVML call, or `None` on error. Errors other than "not supported" and "not found" are added to `findings`.
 fn read<T>(result: Result<T, NvmlError>, findings: &mut Vec<Finding>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
         Err(e) => {
             if e.code == codes::GPU_IS_LOST {
-                lost(findings);
+                add_lost_finding(findings);
             } else if !matches!(e.code, codes::NOT_SUPPORTED | codes::FUNCTION_NOT_FOUND | codes::NOT_FOUND) {
                 let remedy = match e.code {
                     codes::NO_PERMISSION => "run as root, or allow it to users (NVreg_RestrictProfilingToAdminUsers=0)",
@@ -189,7 +191,7 @@ fn read<T>(result: Result<T, NvmlError>, findings: &mut Vec<Finding>) -> Option<
     }
 }
 
-fn lost(findings: &mut Vec<Finding>) {
+fn add_lost_finding(findings: &mut Vec<Finding>) {
     let what = "the GPU has fallen off the bus (XID 79)".to_owned();
     if findings.iter().all(|f| f.what != what) {
         let remedy = "drain the node and power it off and on; check seating, power cables and cooling".into();
@@ -198,10 +200,10 @@ fn lost(findings: &mut Vec<Finding>) {
 }
 
 impl Inventory {
-    /// Asks the library about everything.
+    /// Reads all GPUs. Errors of a single GPU become findings of that GPU.
     ///
     /// # Errors
-    /// NVML's, where it cannot even count the GPUs.
+    /// [`GpuError::Nvml`] if NVML cannot count the GPUs.
     pub fn collect(nvml: &Nvml) -> Result<Self, GpuError> {
         let (major, minor) = nvml.cuda_version().unwrap_or_default();
         let count = nvml.count()?;
@@ -210,7 +212,7 @@ impl Inventory {
                 Ok(device) => gpu(nvml, index, &device),
                 Err(e) => {
                     let mut findings = Vec::new();
-                    read::<()>(Err(e), &mut findings);
+                    value_or_finding::<()>(Err(e), &mut findings);
                     Gpu { index, name: "unknown".into(), findings, ..Gpu::default() }
                 }
             })
@@ -224,7 +226,7 @@ impl Inventory {
         })
     }
 
-    /// All findings with the index of their GPU.
+    /// All findings, each with the index of its GPU.
     pub fn findings(&self) -> impl Iterator<Item = (u32, &Finding)> {
         self.gpus.iter().flat_map(|g| g.findings.iter().map(|f| (g.index, f)))
     }
@@ -237,67 +239,67 @@ fn watts(milliwatts: u32) -> f64 {
 fn gpu(nvml: &Nvml, index: u32, device: &Device<'_>) -> Gpu {
     let mut found = Vec::new();
     let f = &mut found;
-    let memory = read(device.memory(), f);
-    let utilization = read(device.utilization(), f);
-    let capability = read(device.compute_capability(), f);
-    let throttle = read(device.throttle(), f).unwrap_or(0);
+    let memory = value_or_finding(device.memory(), f);
+    let utilization = value_or_finding(device.utilization(), f);
+    let capability = value_or_finding(device.compute_capability(), f);
+    let throttle = value_or_finding(device.throttle(), f).unwrap_or(0);
     let mut gpu = Gpu {
         index,
-        uuid: read(device.uuid(), f).unwrap_or_default(),
-        name: read(device.name(), f).unwrap_or_else(|| "unknown".into()),
-        serial: read(device.serial(), f).filter(|s| !s.is_empty() && s != "0"),
-        bus_id: read(device.bus_id(), f).unwrap_or_default(),
-        minor: read(device.minor_number(), f),
-        architecture: read(device.architecture(), f).map_or("unknown", codes::architecture).into(),
+        uuid: value_or_finding(device.uuid(), f).unwrap_or_default(),
+        name: value_or_finding(device.name(), f).unwrap_or_else(|| "unknown".into()),
+        serial: value_or_finding(device.serial(), f).filter(|s| !s.is_empty() && s != "0"),
+        bus_id: value_or_finding(device.bus_id(), f).unwrap_or_default(),
+        minor: value_or_finding(device.minor_number(), f),
+        architecture: value_or_finding(device.architecture(), f).map_or("unknown", codes::architecture).into(),
         compute_capability: capability.map(|(major, minor)| format!("{major}.{minor}")),
-        cores: read(device.cores(), f),
+        cores: value_or_finding(device.cores(), f),
         memory_total: memory.map(|m| m.total),
         memory_used: memory.map(|m| m.used),
-        bus_width_bits: read(device.bus_width(), f),
-        clock_sm_mhz: read(device.clock(Clock::Sm), f),
-        clock_sm_max_mhz: read(device.max_clock(Clock::Sm), f),
-        clock_memory_mhz: read(device.clock(Clock::Memory), f),
-        clock_memory_max_mhz: read(device.max_clock(Clock::Memory), f),
+        bus_width_bits: value_or_finding(device.bus_width(), f),
+        clock_sm_mhz: value_or_finding(device.clock(Clock::Sm), f),
+        clock_sm_max_mhz: value_or_finding(device.max_clock(Clock::Sm), f),
+        clock_memory_mhz: value_or_finding(device.clock(Clock::Memory), f),
+        clock_memory_max_mhz: value_or_finding(device.max_clock(Clock::Memory), f),
         utilization_percent: utilization.map(|u| u.0),
         memory_utilization_percent: utilization.map(|u| u.1),
-        power_watts: read(device.power(), f).map(watts),
-        power_limit_watts: read(device.power_limit(), f).map(watts),
-        power_default_watts: read(device.power_default(), f).map(watts),
-        power_range_watts: read(device.power_range(), f).map(|(least, most)| (watts(least), watts(most))),
-        energy_joules: read(device.energy(), f).map(|mj| mj as f64 / 1000.0),
-        temperature_celsius: read(device.temperature(), f),
-        temperature_slowdown_celsius: read(device.temperature_slowdown(), f),
-        temperature_shutdown_celsius: read(device.temperature_shutdown(), f),
+        power_watts: value_or_finding(device.power(), f).map(watts),
+        power_limit_watts: value_or_finding(device.power_limit(), f).map(watts),
+        power_default_watts: value_or_finding(device.power_default(), f).map(watts),
+        power_range_watts: value_or_finding(device.power_range(), f).map(|(min, max)| (watts(min), watts(max))),
+        energy_joules: value_or_finding(device.energy(), f).map(|mj| mj as f64 / 1000.0),
+        temperature_celsius: value_or_finding(device.temperature(), f),
+        temperature_slowdown_celsius: value_or_finding(device.temperature_slowdown(), f),
+        temperature_shutdown_celsius: value_or_finding(device.temperature_shutdown(), f),
         throttle: codes::throttle_reasons(throttle),
         ecc: ecc(device, f),
         pcie: pcie(device, f),
         nvlinks: nvlinks(device, f),
-        persistence: read(device.persistence(), f).map(|p| p == 1),
-        compute_mode: read(device.compute_mode(), f).map(|m| match m {
+        persistence: value_or_finding(device.persistence(), f).map(|p| p == 1),
+        compute_mode: value_or_finding(device.compute_mode(), f).map(|m| match m {
             0 => "default",
             2 => "prohibited",
             3 => "exclusive process",
             _ => "exclusive thread",
         }),
-        performance_state: read(device.performance_state(), f).filter(|p| *p < 16),
-        fan_percent: read(device.fan(), f),
+        performance_state: value_or_finding(device.performance_state(), f).filter(|p| *p < 16),
+        fan_percent: value_or_finding(device.fan(), f),
         mig: mig(device, f),
         processes: processes(nvml, device, f),
         findings: Vec::new(),
     };
-    judge(&gpu, throttle, &mut found);
+    diagnose(&gpu, throttle, &mut found);
     found.sort_by_key(|f| std::cmp::Reverse(f.severity));
     gpu.findings = found;
     gpu
 }
 
 fn ecc(device: &Device<'_>, f: &mut Vec<Finding>) -> Option<Ecc> {
-    let (enabled, _) = read(device.ecc(), f)?;
-    let (corrected, uncorrected, pending, failed) = read(device.remapped_rows(), f).unwrap_or_default();
+    let (enabled, _) = value_or_finding(device.ecc(), f)?;
+    let (corrected, uncorrected, pending, failed) = value_or_finding(device.remapped_rows(), f).unwrap_or_default();
     Some(Ecc {
         enabled,
-        corrected: read(device.ecc_corrected(), f).unwrap_or(0),
-        uncorrected: read(device.ecc_uncorrected(), f).unwrap_or(0),
+        corrected: value_or_finding(device.ecc_corrected(), f).unwrap_or(0),
+        uncorrected: value_or_finding(device.ecc_uncorrected(), f).unwrap_or(0),
         rows_remapped: corrected + uncorrected,
         rows_remapped_uncorrected: uncorrected,
         remapping_pending: pending,
@@ -307,60 +309,60 @@ fn ecc(device: &Device<'_>, f: &mut Vec<Finding>) -> Option<Ecc> {
 
 fn pcie(device: &Device<'_>, f: &mut Vec<Finding>) -> Option<Pcie> {
     Some(Pcie {
-        generation: read(device.pcie_generation(), f)?,
-        generation_max: read(device.pcie_generation_max(), f)?,
-        width: read(device.pcie_width(), f)?,
-        width_max: read(device.pcie_width_max(), f)?,
-        replays: read(device.pcie_replays(), f),
+        generation: value_or_finding(device.pcie_generation(), f)?,
+        generation_max: value_or_finding(device.pcie_generation_max(), f)?,
+        width: value_or_finding(device.pcie_width(), f)?,
+        width_max: value_or_finding(device.pcie_width_max(), f)?,
+        replays: value_or_finding(device.pcie_replays(), f),
     })
 }
 
-/// Links of any card so far (B200: 18).
-const MOST_NVLINKS: u32 = 18;
+/// The maximum number of NVLinks of any card so far (B200: 18).
+const MAX_NVLINKS: u32 = 18;
 
 fn nvlinks(device: &Device<'_>, f: &mut Vec<Finding>) -> Vec<NvLink> {
     let mut links = Vec::new();
-    for link in 0..MOST_NVLINKS {
+    for link in 0..MAX_NVLINKS {
         let active = match device.nvlink_active(link) {
             Ok(active) => active,
-            // An invalid argument stands past the last link.
+            // NVML returns "invalid argument" (2) for an index past the last link.
             Err(e) if e.code == 2 => break,
-            Err(e) => match read::<bool>(Err(e), f) {
+            Err(e) => match value_or_finding::<bool>(Err(e), f) {
                 Some(active) => active,
                 None => break,
             },
         };
-        let version = if active { read(device.nvlink_version(link), f) } else { None };
-        let remote = if active { read(device.nvlink_remote(link), f) } else { None };
+        let version = if active { value_or_finding(device.nvlink_version(link), f) } else { None };
+        let remote = if active { value_or_finding(device.nvlink_remote(link), f) } else { None };
         links.push(NvLink { link, active, version, remote });
     }
     links
 }
 
 fn mig(device: &Device<'_>, f: &mut Vec<Finding>) -> Option<Mig> {
-    let (enabled, pending) = read(device.mig_mode(), f)?;
+    let (enabled, pending) = value_or_finding(device.mig_mode(), f)?;
     let mut devices = Vec::new();
     if enabled {
-        let geometry = read(Geometry::of_device(device), f);
-        let mut places = Vec::new();
+        let geometry = value_or_finding(Geometry::from_device(device), f);
+        let mut instances = Vec::new();
         for profile in geometry.iter().flat_map(|g| &g.profiles) {
-            for instance in read(device.gpu_instances(profile.id), f).unwrap_or_default() {
-                if let Some((id, _, at)) = read(instance.info(), f) {
-                    places.push((id, at, profile));
+            for instance in value_or_finding(device.gpu_instances(profile.id), f).unwrap_or_default() {
+                if let Some((id, _, at)) = value_or_finding(instance.info(), f) {
+                    instances.push((id, at, profile));
                 }
             }
         }
-        for one in read(device.mig_devices(), f).unwrap_or_default() {
-            let Some(gpu_instance) = read(one.gpu_instance_id(), f) else { continue };
-            let place = places.iter().find(|(id, ..)| *id == gpu_instance);
+        for mig_device in value_or_finding(device.mig_devices(), f).unwrap_or_default() {
+            let Some(gpu_instance) = value_or_finding(mig_device.gpu_instance_id(), f) else { continue };
+            let instance = instances.iter().find(|(id, ..)| *id == gpu_instance);
             devices.push(MigDevice {
-                uuid: read(one.uuid(), f).unwrap_or_default(),
-                profile: place.map(|(.., p)| p.name.clone()).unwrap_or_default(),
+                uuid: value_or_finding(mig_device.uuid(), f).unwrap_or_default(),
+                profile: instance.map(|(.., p)| p.name.clone()).unwrap_or_default(),
                 gpu_instance,
-                compute_instance: read(one.compute_instance_id(), f).unwrap_or(0),
-                start: place.map_or(0, |(_, at, _)| at.start),
-                size: place.map_or(0, |(_, at, _)| at.size),
-                attributes: read(one.mig_attributes(), f).unwrap_or_default(),
+                compute_instance: value_or_finding(mig_device.compute_instance_id(), f).unwrap_or(0),
+                start: instance.map_or(0, |(_, at, _)| at.start),
+                size: instance.map_or(0, |(_, at, _)| at.size),
+                attributes: value_or_finding(mig_device.mig_attributes(), f).unwrap_or_default(),
             });
         }
         devices.sort_by_key(|d| (d.start, d.compute_instance));
@@ -370,11 +372,11 @@ fn mig(device: &Device<'_>, f: &mut Vec<Finding>) -> Option<Mig> {
 
 fn processes(nvml: &Nvml, device: &Device<'_>, f: &mut Vec<Finding>) -> Vec<Process> {
     let busy = device.process_utilization(0).unwrap_or_default();
-    let mut list: Vec<Process> = read(device.processes(), f)
+    let mut list: Vec<Process> = value_or_finding(device.processes(), f)
         .unwrap_or_default()
         .into_iter()
         .map(|p| {
-            // A fixture's process ids mean nothing to this machine.
+            // The process ids of a fixture do not exist on this machine.
             let mut owner = if nvml.is_simulated() { process::Owner::default() } else { process::owner(p.pid) };
             if owner.command.is_empty() {
                 owner.command = nvml.process_name(p.pid).unwrap_or_default();
@@ -387,18 +389,18 @@ fn processes(nvml: &Nvml, device: &Device<'_>, f: &mut Vec<Finding>) -> Vec<Proc
     list
 }
 
-/// What the readings mean.
-fn judge(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
+/// Adds a finding for every reading that indicates a problem.
+fn diagnose(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
     let mut add =
         |severity, what: String, remedy: &str| findings.push(Finding { severity, what, remedy: remedy.into() });
-    for (bit, words, bad) in codes::THROTTLE_REASONS {
-        if *bad && throttle & bit != 0 {
-            let remedy = if words.contains("temperature") {
+    for (bit, reason, is_problem) in codes::THROTTLE_REASONS {
+        if *is_problem && throttle & bit != 0 {
+            let remedy = if reason.contains("temperature") {
                 "check fans, airflow and the room's temperature; slipway top shows the history"
             } else {
-                "check the power supply and its cables; the board holds the clocks down"
+                "check the power supply and its cables; the board reduces the clocks"
             };
-            add(Severity::Warning, format!("clocks are held down: {words}"), remedy);
+            add(Severity::Warning, format!("clocks are reduced: {reason}"), remedy);
         }
     }
     if let (Some(now), Some(slow)) = (gpu.temperature_celsius, gpu.temperature_slowdown_celsius)
@@ -412,7 +414,7 @@ fn judge(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
             let what = format!("PCIe x{} in use, the card has x{}", p.width, p.width_max);
             add(Severity::Warning, what, "move the card to a full slot, reseat it, or check the riser and bifurcation");
         }
-        // Idle cards lower the generation to save power, so only a busy one is judged.
+        // Idle cards lower the PCIe generation to save power, so only a busy card is checked.
         let busy = gpu.utilization_percent.is_some_and(|u| u > 20);
         if p.generation < p.generation_max && busy {
             let what = format!("PCIe generation {} under load, {} is possible", p.generation, p.generation_max);
@@ -421,7 +423,7 @@ fn judge(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
         if p.replays.is_some_and(|r| r > 1000) {
             add(
                 Severity::Warning,
-                format!("{} PCIe packets were sent again", p.replays.unwrap_or(0)),
+                format!("{} PCIe packets were retransmitted", p.replays.unwrap_or(0)),
                 "reseat the card or change the riser",
             );
         }
@@ -432,7 +434,7 @@ fn judge(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
         } else if ecc.remapping_pending {
             add(
                 Severity::Warning,
-                "a memory row waits to be remapped".into(),
+                "a memory row remapping is pending".into(),
                 "drain the node and reset the GPU: nvidia-smi --gpu-reset",
             );
         }
@@ -440,7 +442,7 @@ fn judge(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
             add(
                 Severity::Error,
                 format!("{} uncorrected memory errors", ecc.uncorrected),
-                "drain the node, reset the GPU, and replace the card if they come back",
+                "drain the node, reset the GPU, and replace the card if the errors return",
             );
         }
     }
@@ -452,14 +454,14 @@ fn judge(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
     if gpu.mig.as_ref().is_some_and(|m| m.enabled != m.pending) {
         add(
             Severity::Note,
-            "a change of the MIG mode waits for a reset".into(),
+            "a MIG mode change is pending a GPU reset".into(),
             "drain the node and reset the GPU: nvidia-smi --gpu-reset",
         );
     }
     if gpu.persistence == Some(false) {
         add(
             Severity::Note,
-            "persistence is off: the first call after a pause takes seconds".into(),
+            "persistence mode is off: the first call after an idle period takes seconds".into(),
             "systemctl enable --now nvidia-persistenced",
         );
     }
@@ -469,20 +471,21 @@ fn judge(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
         add(
             Severity::Note,
             format!("power is limited to {limit:.0} of {default:.0} W"),
-            "nvidia-smi --power-limit sets it; slower, and often more efficient",
+            "change it with nvidia-smi --power-limit; a lower limit is slower but often more efficient",
         );
     }
     if gpu.utilization_percent == Some(0) && !gpu.processes.is_empty() {
         let held: u64 = gpu.processes.iter().filter_map(|p| p.memory_bytes).sum();
         if held > 1 << 30 {
             let what = format!("idle, with {} of memory held", slipway_core::units::bytes(held));
-            add(Severity::Note, what, "ask the processes' owners, or share the GPU: slipway gpu share plan");
+            add(Severity::Note, what, "contact the owners of the processes, or share the GPU: slipway gpu share plan");
         }
     }
     if let (Some(card), Some(total)) = (sheet::find(&gpu.name), gpu.memory_total)
         && (total >> 20) * 100 < card.memory_gb * 1024 * 85
     {
-        let what = format!("{} of memory, the sheet says {} GB", slipway_core::units::bytes(total), card.memory_gb);
-        add(Severity::Note, what, "a virtual GPU, or one whose sheet slipway does not know");
+        let what =
+            format!("{} of memory, but the data sheet lists {} GB", slipway_core::units::bytes(total), card.memory_gb);
+        add(Severity::Note, what, "it may be a virtual GPU, or a variant without a data sheet in slipway");
     }
 }

@@ -1,18 +1,18 @@
-//! The silicon: what GPUs there are, how fast they can be and are, and how to share them.
+//! GPU hardware: which GPUs a machine has, their theoretical and measured speed, and how to share them.
 //!
-//! | module | what it is for |
+//! | module | contents |
 //! |---|---|
-//! | [`nvml`] | the driver's library, opened at run time |
-//! | [`inventory`], [`process`], [`topology`], [`pci`], [`stack`] | what is there, and what is wrong with it |
-//! | [`sheet`] | theoretical peaks of cards, with their formulas |
-//! | [`work`], [`roofline`], [`fit`] | what work asks of a machine, what that allows, and where it fits |
-//! | [`usage`] | energy and time of those who hold GPUs |
-//! | [`bench`] | what is measured |
-//! | [`container`] | CDI specifications, runtimes' configuration |
-//! | [`draw`] | pictures: SVG and terminal |
-//! | [`repo`] | kept benchmark reports |
-//! | [`mig`] | MIG: geometry, placement, plan and apply |
-//! | [`share`] | MIG, MPS and time slices compared for the jobs at hand |
+//! | [`nvml`] | NVIDIA's management library (NVML), loaded at run time |
+//! | [`inventory`], [`process`], [`topology`], [`pci`], [`stack`] | the hardware and software of a machine, and problems with them |
+//! | [`sheet`] | data sheets: theoretical peaks of cards, with their formulas |
+//! | [`work`], [`roofline`], [`fit`] | cost of a workload, the speed a machine allows for it, and the cards it fits on |
+//! | [`usage`] | energy and busy time, attributed to the holders of GPUs |
+//! | [`bench`] | benchmarks of GPUs and CPUs |
+//! | [`container`] | CDI specifications and container runtime configuration |
+//! | [`draw`] | diagrams as SVG and terminal text |
+//! | [`repo`] | stored benchmark reports |
+//! | [`mig`] | MIG: geometry, placement, plans and their application |
+//! | [`share`] | MIG, MPS and time slicing compared for a set of jobs |
 
 pub mod bench;
 pub mod container;

@@ -1,4 +1,4 @@
-//! PCI devices from sysfs, with names from the pci.ids database; no lspci needed.
+//! PCI devices read from sysfs, with names from the pci.ids database, without `lspci`.
 
 use std::path::{Path, PathBuf};
 
@@ -6,28 +6,28 @@ use serde::Serialize;
 
 use crate::topology::Link;
 
-/// NVIDIA's vendor id.
+/// NVIDIA's PCI vendor id.
 pub const NVIDIA: u16 = 0x10de;
 
-/// A device on the bus.
+/// A PCI device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PciDevice {
-    /// `0000:3b:00.0`.
+    /// Address in the kernel's form, such as `0000:3b:00.0`.
     pub address: String,
-    /// Vendor id.
+    /// PCI vendor id, such as `0x10de`.
     pub vendor: u16,
-    /// Device id.
+    /// PCI device id, such as `0x2330`.
     pub device: u16,
-    /// Class, as `0x030200`: `0x0300` a VGA controller, `0x0302` a 3D controller, `0x0680` an NVSwitch.
+    /// PCI class, such as `0x030200`: `0x0300` a VGA controller, `0x0302` a 3D controller, `0x0680` an NVSwitch.
     pub class: u32,
-    /// The kernel driver that holds it.
+    /// The kernel driver bound to the device, such as `nvidia`.
     pub driver: Option<String>,
-    /// The name in pci.ids, if the database is there and knows it.
+    /// The name in pci.ids, if the database is installed and lists the device.
     pub name: Option<String>,
 }
 
 impl PciDevice {
-    /// Whether it is a GPU.
+    /// Whether the device is a display controller (PCI base class 0x03).
     pub fn is_gpu(&self) -> bool {
         self.class >> 16 == 0x03
     }
@@ -38,7 +38,7 @@ fn hex(path: &Path) -> Option<u32> {
     u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
 }
 
-/// NVIDIA's devices and other GPUs under `sysfs` (usually `/sys`).
+/// Lists GPUs of all vendors and NVSwitches under `sysfs` (usually `/sys`), ordered by address.
 pub fn scan(sysfs: &Path) -> Vec<PciDevice> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(sysfs.join("bus/pci/devices")).into_iter().flatten().flatten() {
@@ -52,14 +52,14 @@ pub fn scan(sysfs: &Path) -> Vec<PciDevice> {
         let driver = std::fs::read_link(path.join("driver")).ok();
         let driver = driver.and_then(|d| d.file_name().map(|n| n.to_string_lossy().into_owned()));
         let address = entry.file_name().to_string_lossy().into_owned();
-        let one = PciDevice { address, vendor, device, class, driver, name: None };
-        if one.is_gpu() || (vendor == NVIDIA && class >> 8 == 0x0680) {
-            found.push(one);
+        let found_device = PciDevice { address, vendor, device, class, driver, name: None };
+        if found_device.is_gpu() || (vendor == NVIDIA && class >> 8 == 0x0680) {
+            found.push(found_device);
         }
     }
     found.sort_by(|a, b| a.address.cmp(&b.address));
-    let places = ["/usr/share/misc/pci.ids", "/usr/share/hwdata/pci.ids", "/var/lib/pciutils/pci.ids"];
-    if let Some(ids) = places.iter().find_map(|p| std::fs::read_to_string(p).ok()) {
+    let databases = ["/usr/share/misc/pci.ids", "/usr/share/hwdata/pci.ids", "/var/lib/pciutils/pci.ids"];
+    if let Some(ids) = databases.iter().find_map(|p| std::fs::read_to_string(p).ok()) {
         for device in &mut found {
             device.name = lookup(&ids, device.vendor, device.device);
         }
@@ -67,7 +67,7 @@ pub fn scan(sysfs: &Path) -> Vec<PciDevice> {
     found
 }
 
-/// The name of a device in the text of pci.ids: vendors at the margin, their devices behind one tab.
+/// Looks up a device name in the text of pci.ids, where vendors start at column 0 and their devices after one tab.
 pub fn lookup(ids: &str, vendor: u16, device: u16) -> Option<String> {
     let (vendor, device) = (format!("{vendor:04x}  "), format!("\t{device:04x}  "));
     let mut lines = ids.lines().skip_while(|l| !l.starts_with(&vendor));
@@ -78,24 +78,24 @@ pub fn lookup(ids: &str, vendor: u16, device: u16) -> Option<String> {
     Some(format!("{} {name}", maker.split_whitespace().next().unwrap_or(maker)))
 }
 
-/// The kernel's form of a device's address (domain of four digits), from its own or NVML's (eight).
+/// Converts a PCI address from NVML's form (eight-digit domain) to the kernel's (four-digit domain).
 pub fn kernel_address(bus_id: &str) -> String {
     let address = if bus_id.find(':') == Some(8) { &bus_id[4..] } else { bus_id };
     address.to_ascii_lowercase()
 }
 
-/// The folder of a device, from NVML's form of its address (domain of eight digits) or the kernel's (four).
+/// The sysfs directory of a device, by its address in NVML's or the kernel's form.
 pub fn path_of(sysfs: &Path, bus_id: &str) -> Option<PathBuf> {
     std::fs::canonicalize(sysfs.join("bus/pci/devices").join(kernel_address(bus_id))).ok()
 }
 
-/// The NUMA node of a device.
+/// The NUMA node of a device, if sysfs reports one.
 pub fn numa_node(sysfs: &Path, bus_id: &str) -> Option<u32> {
     let text = std::fs::read_to_string(path_of(sysfs, bus_id)?.join("numa_node")).ok()?;
     text.trim().parse().ok()
 }
 
-/// NUMA nodes and their processors.
+/// NUMA node numbers with their CPU numbers, ordered by node.
 pub fn numa_nodes(sysfs: &Path) -> Vec<(u32, Vec<u32>)> {
     let mut nodes = Vec::new();
     for entry in std::fs::read_dir(sysfs.join("devices/system/node")).into_iter().flatten().flatten() {
@@ -108,25 +108,25 @@ pub fn numa_nodes(sysfs: &Path) -> Vec<(u32, Vec<u32>)> {
     nodes
 }
 
-/// `0-3,8` as numbers.
+/// Parses a kernel CPU list such as `0-3,8` to numbers.
 fn parse_ranges(text: &str) -> Vec<u32> {
-    let one = |part: &str| -> Option<std::ops::RangeInclusive<u32>> {
+    let range = |part: &str| -> Option<std::ops::RangeInclusive<u32>> {
         let (a, b) = part.split_once('-').unwrap_or((part, part));
         Some(a.parse().ok()?..=b.parse().ok()?)
     };
-    text.split(',').filter_map(one).flatten().collect()
+    text.split(',').filter_map(range).flatten().collect()
 }
 
-/// The parts of a device's path that are PCI addresses, from the root complex (`pci0000:3a`) down.
+/// The components of a sysfs path that are PCI addresses, starting at the root complex (`pci0000:3a`).
 pub fn address_parts(path: &Path) -> Vec<String> {
     let parts = path.iter().map(|p| p.to_string_lossy().into_owned());
     parts.filter(|p| p.starts_with("pci") || (p.len() == 12 && p.contains(':') && p.contains('.'))).collect()
 }
 
-/// How two devices on the bus are connected, from their paths below `/sys/devices`.
+/// How two PCI devices are connected, derived from their paths below `/sys/devices`.
 ///
-/// The last bridge that both paths share is a switch if there is one below the root port, else they meet in the
-/// host bridge (`pciDDDD:BB`), else in the node or only across sockets.
+/// The last component that both paths share decides: a bridge below the root port is a PCIe switch, and `pciDDDD:BB` is
+/// the host bridge. Paths without a shared component are compared by NUMA node.
 pub fn distance(a: &Path, b: &Path) -> Link {
     let (x, y) = (address_parts(a), address_parts(b));
     let shared = x.iter().zip(&y).take_while(|(p, q)| p == q).count();
@@ -135,7 +135,7 @@ pub fn distance(a: &Path, b: &Path) -> Link {
         0 if node(a) == node(b) => Link::Node,
         0 => Link::System,
         1 => Link::HostBridge,
-        // Below the shared bridge each path has its own downstream port and the device.
+        // One switch: below the shared bridge each path has only its own downstream port and the device.
         _ if x.len() - shared <= 2 && y.len() - shared <= 2 => Link::OneSwitch,
         _ => Link::Switches,
     }
@@ -146,14 +146,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_found_under_their_vendor() {
+    fn device_names_are_looked_up_by_vendor() {
         let ids = "# comment\n10dd  Other\n\t2330  Wrong\n10de  NVIDIA Corporation\n\t2330  GH100 [H100 SXM5 80GB]\n\t\t10de 16c1  sub\nC 03  Display controller\n\t2331  Class\n";
         assert_eq!(lookup(ids, NVIDIA, 0x2330).as_deref(), Some("NVIDIA GH100 [H100 SXM5 80GB]"));
         assert_eq!(lookup(ids, NVIDIA, 0x2331), None);
     }
 
     #[test]
-    fn distance_is_read_off_the_paths() {
+    fn distance_follows_shared_path_components() {
         let path = |tail: &str| PathBuf::from(format!("/sys/devices/{tail}"));
         let gpu = path("pci0000:3a/0000:3a:00.0/0000:3b:00.0/0000:3c:04.0/0000:3d:00.0");
         let same_switch = path("pci0000:3a/0000:3a:00.0/0000:3b:00.0/0000:3c:08.0/0000:3e:00.0");
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_read() {
+    fn cpu_lists_are_parsed() {
         assert_eq!(parse_ranges("0-2,5"), [0, 1, 2, 5]);
         assert_eq!(parse_ranges(""), Vec::<u32>::new());
     }

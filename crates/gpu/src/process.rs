@@ -1,27 +1,27 @@
-//! Who a process is: its user, its command, its container or pod.
+//! Identifies the owner of a process from `/proc`: user, command, container and pod.
 
 use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// What `/proc` tells of a process.
+/// The owner of a process, as read from `/proc`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, JsonSchema)]
 #[schemars(rename = "GpuProcessOwner")]
 pub struct Owner {
-    /// User name, or number where it has none.
+    /// User name, or the user id if it has no name.
     pub user: String,
-    /// Command.
+    /// Command name without arguments, such as `python`.
     pub command: String,
-    /// The container's id, first twelve digits.
+    /// First twelve digits of the container id.
     pub container: Option<String>,
-    /// The Kubernetes pod's UID.
+    /// UID of the Kubernetes pod.
     pub pod: Option<String>,
 }
 
-/// The container and pod that a cgroup path names.
+/// Extracts container id and pod UID from the text of `/proc/PID/cgroup`.
 ///
-/// Kubelets write `kubepods...pod<uid>` with dashes or underscores, runtimes `<64 hex>` with a prefix of their own.
+/// The kubelet writes `kubepods...pod<uid>` with dashes or underscores; runtimes write 64 hex digits after their own prefix.
 pub fn from_cgroup(text: &str) -> (Option<String>, Option<String>) {
     let hex = |t: &str, n: usize| t.len() >= n && t.bytes().all(|b| b.is_ascii_hexdigit());
     let (mut container, mut pod) = (None, None);
@@ -40,7 +40,7 @@ pub fn from_cgroup(text: &str) -> (Option<String>, Option<String>) {
     (container, pod)
 }
 
-/// The owner of a process; what cannot be read is empty.
+/// Reads the owner of a process. Fields that cannot be read stay empty.
 pub fn owner(pid: u32) -> Owner {
     let folder = Path::new("/proc").join(pid.to_string());
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_default();
@@ -48,17 +48,17 @@ pub fn owner(pid: u32) -> Owner {
     let uid =
         status.lines().find_map(|l| l.strip_prefix("Uid:")).and_then(|l| l.split_whitespace().next()).unwrap_or("");
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let named = passwd.lines().find_map(|l| {
+    let name = passwd.lines().find_map(|l| {
         let mut fields = l.split(':');
         let name = fields.next()?;
         (fields.nth(1)? == uid && !uid.is_empty()).then(|| name.to_owned())
     });
     let (container, pod) = from_cgroup(&read("cgroup"));
-    Owner { user: named.unwrap_or_else(|| uid.to_owned()), command: read("comm").trim().to_owned(), container, pod }
+    Owner { user: name.unwrap_or_else(|| uid.to_owned()), command: read("comm").trim().to_owned(), container, pod }
 }
 
-/// A process in a few words: `pid 42 (python, user ada, pod 3f…)`.
-pub fn about(pid: u32) -> String {
+/// Describes a process for messages, such as `pid 42 (python, user ada, pod 3f…)`.
+pub fn describe(pid: u32) -> String {
     let owner = owner(pid);
     let mut words = Vec::new();
     if !owner.command.is_empty() {
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cgroups_name_pods_and_containers() {
+    fn container_and_pod_are_parsed_from_cgroup() {
         let id = "0123456789abcdef".repeat(4);
         let systemd = format!(
             "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod3f2a_1.slice\n0::/kubepods-pod12345678_1234_1234_1234_123456789abc.slice/cri-containerd-{id}.scope"
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_an_owner() {
+    fn current_process_has_an_owner() {
         assert!(!owner(std::process::id()).command.is_empty());
         assert_eq!(owner(0), Owner::default());
     }

@@ -1,4 +1,4 @@
-//! The roofline: what a machine can reach at each ratio of operations to bytes.
+//! The roofline model: the best performance of a machine at each ratio of operations to bytes.
 //! Source: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model" (2009).
 
 use serde::{Deserialize, Serialize};
@@ -6,38 +6,38 @@ use serde::{Deserialize, Serialize};
 use crate::sheet::{Card, Precision};
 use crate::work::Work;
 
-/// How fast a number format is computed.
+/// Arithmetic throughput of a number format.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Compute {
     /// The number format.
     pub precision: Precision,
-    /// 10^12 operations a second.
+    /// 10^12 operations per second.
     pub tera: f64,
 }
 
-/// How fast a level of memory is.
+/// Bandwidth of a memory level.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
-    /// `HBM`, `L2`, `L1`, `DRAM`.
+    /// The level, such as `HBM`, `GDDR`, `L2` or `DRAM`.
     pub level: String,
-    /// GB/s.
+    /// Bandwidth in GB/s.
     pub gigabytes: f64,
 }
 
-/// A machine's ceilings.
+/// The performance ceilings of a machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Roofline {
-    /// The machine's name.
+    /// Name of the card or processor.
     pub machine: String,
-    /// Whether the ceilings were measured, or come from the sheet.
+    /// Whether the ceilings were measured; otherwise they come from the data sheet.
     pub measured: bool,
-    /// By number format.
+    /// One ceiling per number format.
     pub compute: Vec<Compute>,
-    /// By level, the main memory first.
+    /// One ceiling per memory level, main memory first.
     pub memory: Vec<Memory>,
 }
 
-/// What limits a piece of work.
+/// The resource that limits a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Bound {
@@ -47,30 +47,30 @@ pub enum Bound {
     Compute,
 }
 
-/// Where a piece of work lies.
+/// The position of a workload on a roofline.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Place {
-    /// The work.
+    /// The workload.
     pub work: Work,
-    /// Operations a byte.
+    /// Arithmetic intensity: operations per byte.
     pub intensity: f64,
-    /// Operations a byte above which arithmetic is the limit.
+    /// Intensity in operations per byte above which arithmetic is the limit.
     pub ridge: f64,
-    /// What limits it.
+    /// The limiting resource.
     pub bound: Bound,
-    /// 10^12 operations a second at best.
+    /// Best possible throughput in 10^12 operations per second.
     pub attainable: f64,
-    /// Share of the arithmetic's ceiling.
+    /// `attainable` as a share of the arithmetic ceiling, from 0 to 1.
     pub share: f64,
-    /// Seconds it takes at best.
+    /// Best possible run time in seconds.
     pub seconds: f64,
-    /// Tokens a second at best, for text generation.
+    /// Best possible tokens per second, for text generation.
     pub tokens_per_second: Option<f64>,
 }
 
 impl Roofline {
-    /// The ceilings of a card in theory.
-    pub fn of_card(card: &Card) -> Self {
+    /// The theoretical ceilings of a card.
+    pub fn from_card(card: &Card) -> Self {
         let compute = Precision::ALL
             .iter()
             .filter_map(|p| card.peak(*p).map(|peak| Compute { precision: *p, tera: peak.tera }))
@@ -84,7 +84,7 @@ impl Roofline {
         }
     }
 
-    /// The ceiling of a number format; where the machine lacks it, the one that it is computed in.
+    /// The ceiling of a number format. A format that the machine lacks is computed in a wider one.
     pub fn ceiling(&self, precision: Precision) -> Option<&Compute> {
         let find = |p| self.compute.iter().find(|c| c.precision == p);
         find(precision).or_else(|| match precision {
@@ -97,12 +97,12 @@ impl Roofline {
         })
     }
 
-    /// The main memory.
+    /// The ceiling of the main memory.
     pub fn main_memory(&self) -> Option<&Memory> {
         self.memory.first()
     }
 
-    /// Where a piece of work lies under the main memory's roof; `None` where the machine has no such ceiling.
+    /// Places a workload under the main memory's ceiling; `None` if the roofline lacks a needed ceiling.
     pub fn place(&self, work: &Work) -> Option<Place> {
         let tera = self.ceiling(work.precision)?.tera;
         let bandwidth = self.main_memory()?.gigabytes / 1000.0;
@@ -129,8 +129,8 @@ mod tests {
     use crate::sheet;
 
     #[test]
-    fn a_large_product_is_bound_by_arithmetic_and_a_token_by_memory() {
-        let roof = Roofline::of_card(&sheet::find("H100 80GB HBM3").unwrap());
+    fn large_matmul_is_compute_bound_and_decoding_is_memory_bound() {
+        let roof = Roofline::from_card(&sheet::find("H100 80GB HBM3").unwrap());
         let product = roof.place(&Work::parse("gemm:8192,8192,8192,bf16").unwrap()).unwrap();
         assert_eq!(product.bound, Bound::Compute);
         assert!((product.ridge - 295.0).abs() < 3.0, "{}", product.ridge);
@@ -141,8 +141,8 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_format_is_computed_in_another() {
-        let roof = Roofline::of_card(&sheet::find("Tesla P40").unwrap());
+    fn missing_format_falls_back_to_wider_format() {
+        let roof = Roofline::from_card(&sheet::find("Tesla P40").unwrap());
         assert!((roof.ceiling(Precision::Bf16).unwrap().tera - 11.8).abs() < 0.1);
     }
 }

@@ -1,10 +1,10 @@
-//! Sharing GPUs among jobs: MIG, MPS and time slices compared for the jobs at hand, and the configuration each needs.
+//! Plans how jobs share GPUs: compares MIG, MPS and time slicing for a set of jobs, and writes the configuration of each.
 //!
-//! | | memory | faults | compute |
+//! | strategy | memory | faults | compute |
 //! |---|---|---|---|
-//! | MIG | separate in hardware | separate | separate |
-//! | MPS | limited by the driver | shared: a fatal fault ends all clients | limited by a share of threads |
-//! | time slices | shared: any job can take all | shared | turns of a few milliseconds |
+//! | MIG | isolated in hardware | isolated | isolated |
+//! | MPS | limited by the driver | shared: a fatal fault ends all clients | limited by thread percentage |
+//! | time slicing | shared: any job can use all of it | shared | time slices of a few milliseconds |
 //!
 //! Source: NVIDIA, "Multi-Process Service" (sections on memory limits, thread percentage, error containment) and
 //! k8s-device-plugin's README (sharing).
@@ -16,42 +16,42 @@ use serde::{Deserialize, Serialize};
 use crate::GpuError;
 use crate::mig::{self, Geometry, Packing};
 
-/// Clients that MPS serves on one GPU (Volta and later).
-const MPS_CLIENTS: usize = 48;
-/// Jobs that a file may ask for.
-const MOST_JOBS: usize = 100_000;
+/// Maximum number of MPS clients per GPU (Volta and later).
+const MAX_MPS_CLIENTS: usize = 48;
+/// Maximum number of jobs in a workloads file.
+const MAX_JOBS: usize = 100_000;
 
-/// How well a job must be kept from others.
+/// The isolation from other jobs that a job requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Isolation {
-    /// It may share everything.
+    /// The job may share everything.
     #[default]
     None,
-    /// Its memory must be its own.
+    /// Other jobs must not be able to use its memory.
     Memory,
-    /// Memory, faults and speed must be its own.
+    /// Other jobs must not affect its memory, its speed, or fail it by a fault.
     Full,
 }
 
-/// A kind of job.
+/// A kind of job, and how many of them to place.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Workload {
-    /// Its name.
+    /// Name for messages, such as `notebook`.
     pub name: String,
-    /// How many of them.
+    /// Number of jobs of this kind, at least 1.
     #[serde(default = "one")]
     pub count: usize,
-    /// GiB of GPU memory each.
+    /// GPU memory per job in GiB.
     pub memory_gib: f64,
-    /// Share of a whole GPU's compute each needs while it works, from 0 to 1.
+    /// Share of a whole GPU's compute that each job needs while it is active, from 0 to 1.
     #[serde(default)]
     pub compute: f64,
-    /// Share of the time in which it works, from 0 to 1.
+    /// Share of the time in which the job is active, from 0 to 1.
     #[serde(default = "always")]
     pub duty: f64,
-    /// How well it must be kept from others.
+    /// The required isolation from other jobs.
     #[serde(default)]
     pub isolation: Isolation,
 }
@@ -63,7 +63,7 @@ fn always() -> f64 {
     1.0
 }
 
-/// A file of workloads.
+/// The content of a workloads file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Workloads {
@@ -72,52 +72,52 @@ pub struct Workloads {
 }
 
 impl Workloads {
-    /// Reads a file's text.
+    /// Parses and validates the YAML text of a workloads file.
     ///
     /// # Errors
-    /// [`GpuError::Invalid`] that says where it is wrong.
+    /// [`GpuError::Invalid`] with the position or the workload that is invalid.
     pub fn parse(text: &str) -> Result<Self, GpuError> {
         let file: Self = serde_saphyr::from_str(text).map_err(|e| GpuError::Invalid(format!("the workloads: {e}")))?;
         let share = |x: f64| (0.0..=1.0).contains(&x);
         for w in &file.workloads {
-            let why = match w {
+            let reason = match w {
                 _ if !(w.memory_gib > 0.0 && w.memory_gib < 1e6) => "memory_gib must be more than 0",
                 _ if !share(w.compute) => "compute must be from 0 to 1",
                 _ if !share(w.duty) => "duty must be from 0 to 1",
                 _ if w.count == 0 => "count must be at least 1",
                 _ => continue,
             };
-            return Err(GpuError::Invalid(format!("workload '{}': {why}", w.name)));
+            return Err(GpuError::Invalid(format!("workload '{}': {reason}", w.name)));
         }
         let jobs = file.workloads.iter().fold(0usize, |n, w| n.saturating_add(w.count));
-        if jobs == 0 || jobs > MOST_JOBS {
+        if jobs == 0 || jobs > MAX_JOBS {
             return Err(GpuError::Invalid(format!(
-                "the file asks for {jobs} jobs; from 1 to {MOST_JOBS} can be planned"
+                "the file has {jobs} jobs; the number must be from 1 to {MAX_JOBS}"
             )));
         }
         Ok(file)
     }
 
-    /// Each job by itself: the index of its workload.
+    /// One entry per job: the index of its workload.
     fn jobs(&self) -> Vec<usize> {
         self.workloads.iter().enumerate().flat_map(|(i, w)| std::iter::repeat_n(i, w.count)).collect()
     }
 }
 
-/// A way to share.
+/// A way to share GPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
-    /// Instances in hardware.
+    /// GPU instances isolated in hardware.
     Mig,
-    /// One server process a GPU.
+    /// CUDA's multi-process service: one server process per GPU.
     Mps,
-    /// Turns.
+    /// Jobs alternate on the whole GPU.
     TimeSlicing,
 }
 
 impl Strategy {
-    /// The name, as in JSON.
+    /// The name used in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Mig => "mig",
@@ -127,66 +127,68 @@ impl Strategy {
     }
 }
 
-/// What a strategy comes to.
+/// The result of planning with one strategy.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
     /// The strategy.
     pub strategy: Strategy,
-    /// Why it cannot serve the jobs, if it cannot.
+    /// Why the strategy cannot run the jobs; `None` if it can.
     pub refused: Option<String>,
-    /// GPUs it needs.
+    /// Number of GPUs needed.
     pub gpus: usize,
-    /// No packing of this kind needs fewer.
+    /// Lower bound on `gpus`: no packing needs fewer.
     pub lower_bound: usize,
-    /// Jobs on the fullest GPU.
+    /// Largest number of jobs on one GPU.
     pub most_jobs: usize,
-    /// GiB that nobody can use.
+    /// Memory in GiB that no job can use.
     pub memory_lost_gib: f64,
-    /// The speed of the slowest job when all work at once, as a share of what it asked for.
+    /// Speed of the slowest job when all jobs are active, as a share of the requested compute.
     pub worst_share: f64,
-    /// The speed to expect with the duty given.
+    /// Expected speed of the slowest job with the given duty, as a share of the requested compute.
     pub expected_share: f64,
-    /// What is kept apart, in words.
+    /// Description of what is isolated between jobs.
     pub isolation: &'static str,
-    /// NVIDIA k8s-device-plugin's configuration.
+    /// Configuration of NVIDIA's k8s-device-plugin (YAML).
     pub device_plugin: String,
-    /// mig-parted's configuration, for MIG.
+    /// Configuration of mig-parted (YAML); only for MIG.
     pub mig_parted: Option<String>,
 }
 
-/// All strategies and the one to take.
+/// The outcome of every strategy, and the recommended one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
-    /// The card that was planned for.
+    /// Name of the card.
     pub card: String,
-    /// Jobs in all.
+    /// Total number of jobs.
     pub jobs: usize,
-    /// The strategies.
+    /// One outcome per strategy.
     pub outcomes: Vec<Outcome>,
-    /// The strategy to take, if one serves.
+    /// The recommended strategy; `None` if no strategy can run the jobs.
     pub recommended: Option<Strategy>,
-    /// Why.
+    /// The reason for the recommendation.
     pub reason: String,
-    /// Instances of each GPU for MIG, for the picture.
+    /// MIG instances of each GPU, for drawing.
     #[serde(skip)]
     pub packing: Option<Packing>,
 }
 
-/// Vector packing: first fit in order of size, by memory and by compute. GPUs with their jobs, and a bound.
-fn pack(jobs: &[(f64, f64)], memory: f64, most: usize) -> (Vec<Vec<usize>>, usize) {
+/// Vector packing by first-fit decreasing on (memory, compute), with at most `max_jobs` per GPU. Returns the jobs of each GPU and a
+/// lower bound on the number of GPUs.
+fn pack(jobs: &[(f64, f64)], memory: f64, max_jobs: usize) -> (Vec<Vec<usize>>, usize) {
     let mut order: Vec<usize> = (0..jobs.len()).collect();
     let size = |j: usize| (jobs[j].0 / memory).max(jobs[j].1);
     order.sort_by(|a, b| size(*b).total_cmp(&size(*a)));
     let mut gpus: Vec<(f64, f64, Vec<usize>)> = Vec::new();
-    // GPUs before this one are full for every job that is still to come.
+    // GPUs before this index have no capacity for even the smallest job.
     let mut first_open = 0;
     let smallest = jobs.iter().map(|j| j.0).fold(f64::INFINITY, f64::min);
     for job in order {
         let (m, c) = jobs[job];
-        while gpus.get(first_open).is_some_and(|g| g.0 + smallest > memory || g.2.len() >= most) {
+        while gpus.get(first_open).is_some_and(|g| g.0 + smallest > memory || g.2.len() >= max_jobs) {
             first_open += 1;
         }
-        let fits = |g: &(f64, f64, Vec<usize>)| g.0 + m <= memory + 1e-9 && g.1 + c <= 1.0 + 1e-9 && g.2.len() < most;
+        let fits =
+            |g: &(f64, f64, Vec<usize>)| g.0 + m <= memory + 1e-9 && g.1 + c <= 1.0 + 1e-9 && g.2.len() < max_jobs;
         match gpus[first_open..].iter_mut().find(|g| fits(g)) {
             Some(gpu) => {
                 gpu.0 += m;
@@ -197,8 +199,8 @@ fn pack(jobs: &[(f64, f64)], memory: f64, most: usize) -> (Vec<Vec<usize>>, usiz
         }
     }
     let total = jobs.iter().fold((0.0, 0.0), |(m, c), j| (m + j.0, c + j.1));
-    let by = |x: f64| (x - 1e-9).ceil().max(0.0) as usize;
-    let bound = by(total.0 / memory).max(by(total.1)).max(jobs.len().div_ceil(most));
+    let ceiling = |x: f64| (x - 1e-9).ceil().max(0.0) as usize;
+    let bound = ceiling(total.0 / memory).max(ceiling(total.1)).max(jobs.len().div_ceil(max_jobs));
     (gpus.into_iter().map(|g| g.2).collect(), bound)
 }
 
@@ -206,10 +208,10 @@ fn gib(mib: u64) -> f64 {
     mib as f64 / 1024.0
 }
 
-/// Plans `workloads` on cards with so much memory, and with this MIG geometry if they have one.
+/// Plans `workloads` on cards with `memory_mib` of memory; `geometry` is `None` for cards without MIG.
 ///
 /// # Errors
-/// [`GpuError::Impossible`] when a job is larger than the card.
+/// [`GpuError::Impossible`] if a job needs more memory than the card has.
 pub fn plan(card: &str, memory_mib: u64, geometry: Option<&Geometry>, workloads: &Workloads) -> Result<Plan, GpuError> {
     let memory = gib(memory_mib);
     if let Some(w) = workloads.workloads.iter().find(|w| w.memory_gib > memory) {
@@ -223,14 +225,14 @@ pub fn plan(card: &str, memory_mib: u64, geometry: Option<&Geometry>, workloads:
     let (mig, packing) = by_mig(geometry, workloads, &jobs, card);
     let outcomes = vec![mig, by_mps(workloads, &jobs, memory, strictest), by_time(workloads, &jobs, memory, strictest)];
     let possible = outcomes.iter().filter(|o| o.refused.is_none());
-    // Fewest GPUs; among equals the better speed, then the better isolation (the order of the list).
+    // Prefer fewer GPUs, then higher speed, then better isolation (the order of the list).
     let best = possible.min_by(|a, b| a.gpus.cmp(&b.gpus).then(b.expected_share.total_cmp(&a.expected_share)));
     let reason = match (best, strictest) {
-        (None, _) => "no way of sharing serves these jobs; give each a GPU of its own".to_owned(),
+        (None, _) => "no sharing strategy can run these jobs; give each job its own GPU".to_owned(),
         (Some(o), Isolation::Full) if o.strategy == Strategy::Mig => {
-            "a job must be kept from others in full, which only MIG does".into()
+            "a job requires full isolation, which only MIG provides".into()
         }
-        (Some(o), _) => format!("{} GPUs, the fewest of the ways that keep what must be kept apart", o.gpus),
+        (Some(o), _) => format!("{} GPUs, the fewest of all strategies with the required isolation", o.gpus),
     };
     let recommended = best.map(|o| o.strategy);
     Ok(Plan { card: card.into(), jobs: jobs.len(), outcomes, recommended, reason, packing })
@@ -256,10 +258,10 @@ fn by_mig(
         mig_parted: None,
     };
     let Some(geometry) = geometry else {
-        outcome.refused = Some(format!("{card} has no MIG"));
+        outcome.refused = Some(format!("{card} does not support MIG"));
         return (outcome, None);
     };
-    // The smallest profile that holds a job.
+    // For each workload the smallest profile that can hold one of its jobs.
     let mut profiles = Vec::new();
     for w in &workloads.workloads {
         let holds = |p: &&mig::Profile| {
@@ -270,7 +272,7 @@ fn by_mig(
         match geometry.profiles.iter().filter(holds).min_by_key(|p| (p.size, p.compute)) {
             Some(profile) => profiles.push(profile),
             None => {
-                outcome.refused = Some(format!("'{}' fits in no instance of {}", w.name, geometry.name));
+                outcome.refused = Some(format!("'{}' does not fit in any MIG instance of {}", w.name, geometry.name));
                 return (outcome, None);
             }
         }
@@ -293,7 +295,7 @@ fn by_mig(
     }
 }
 
-/// GPUs with the same instances share a rule.
+/// Writes a mig-parted configuration; GPUs with the same instances share one rule.
 fn mig_parted(packing: &Packing) -> String {
     let mut rules: BTreeMap<BTreeMap<String, u32>, Vec<usize>> = BTreeMap::new();
     for (index, gpu) in packing.gpus.iter().enumerate() {
@@ -314,26 +316,26 @@ fn mig_parted(packing: &Packing) -> String {
     text
 }
 
-/// The speed of the slowest job if `shares` (compute, duty) run on one GPU: all at once, and with the duty given.
+/// The speed of the slowest job if `shares` of (compute, duty) run on one GPU: with all jobs active, and with the given duty.
 fn speed(shares: &[(f64, f64)]) -> (f64, f64) {
     let all: f64 = shares.iter().map(|s| s.0).sum();
     let usual: f64 = shares.iter().map(|s| s.0 * s.1).sum();
     (if all > 1.0 { 1.0 / all } else { 1.0 }, if usual > 1.0 { 1.0 / usual } else { 1.0 })
 }
 
-/// Jobs that share whole GPUs: by MPS, or in turns.
+/// Packs jobs onto whole GPUs that are shared by MPS or time slicing.
 fn shared(strategy: Strategy, workloads: &Workloads, jobs: &[usize], memory: f64) -> Outcome {
-    let (most, overcommit, kind, isolation) = match strategy {
+    let (max_jobs, overcommit, kind, isolation) = match strategy {
         Strategy::TimeSlicing => (usize::MAX, true, "timeSlicing", "nothing"),
-        _ => (MPS_CLIENTS, false, "mps", "memory by limit (CUDA_MPS_PINNED_DEVICE_MEM_LIMIT), threads by share"),
+        _ => (MAX_MPS_CLIENTS, false, "mps", "memory by limit (CUDA_MPS_PINNED_DEVICE_MEM_LIMIT), threads by share"),
     };
-    let one = |w: &usize| {
+    let size = |w: &usize| {
         let w = &workloads.workloads[*w];
-        // Turns are taken only by those that work, so jobs that rest most of the time may share more than all of it.
+        // Idle jobs use no time slices, so with time slicing only the average compute must fit.
         (w.memory_gib, if overcommit { w.compute * w.duty } else { w.compute })
     };
-    let sizes: Vec<(f64, f64)> = jobs.iter().map(one).collect();
-    let (gpus, bound) = pack(&sizes, memory, most);
+    let sizes: Vec<(f64, f64)> = jobs.iter().map(size).collect();
+    let (gpus, bound) = pack(&sizes, memory, max_jobs);
     let (mut worst, mut expected) = (1.0f64, 1.0f64);
     for gpu in &gpus {
         let shares: Vec<(f64, f64)> =
@@ -365,13 +367,13 @@ fn replicas(kind: &str, n: usize) -> String {
 fn by_mps(workloads: &Workloads, jobs: &[usize], memory: f64, strictest: Isolation) -> Outcome {
     let outcome = shared(Strategy::Mps, workloads, jobs, memory);
     let most_jobs = outcome.most_jobs;
-    // The plugin gives each replica an equal part of memory and threads.
+    // The device plugin gives each replica an equal share of memory and threads.
     let largest = workloads.workloads.iter().map(|w| w.memory_gib).fold(0.0, f64::max);
     let refused = if strictest == Isolation::Full {
-        Some("a fatal fault of one client ends all of them".to_owned())
+        Some("a fatal fault of one MPS client terminates all of them".to_owned())
     } else if largest * most_jobs as f64 > memory {
         Some(format!(
-            "the device plugin gives each of {most_jobs} replicas an equal part of the memory, and a job needs {largest} GiB"
+            "the device plugin gives each of {most_jobs} replicas an equal share of the memory, and a job needs {largest} GiB"
         ))
     } else {
         None
@@ -380,7 +382,7 @@ fn by_mps(workloads: &Workloads, jobs: &[usize], memory: f64, strictest: Isolati
 }
 
 fn by_time(workloads: &Workloads, jobs: &[usize], memory: f64, strictest: Isolation) -> Outcome {
-    let refused = (strictest > Isolation::None).then(|| "jobs share the memory: any can take all of it".to_owned());
+    let refused = (strictest > Isolation::None).then(|| "jobs share the memory: any job can use all of it".to_owned());
     Outcome { refused, ..shared(Strategy::TimeSlicing, workloads, jobs, memory) }
 }
 
@@ -388,24 +390,24 @@ fn by_time(workloads: &Workloads, jobs: &[usize], memory: f64, strictest: Isolat
 mod tests {
     use super::*;
 
-    fn plan_of(text: &str) -> Plan {
+    fn plan_for(text: &str) -> Plan {
         let geometry = Geometry::family("a100-80gb").unwrap();
         plan("A100", 81_920, Some(&geometry), &Workloads::parse(text).unwrap()).unwrap()
     }
 
     #[test]
-    fn resting_notebooks_take_turns() {
-        let plan = plan_of("workloads: [{name: notebook, count: 8, memory_gib: 8, compute: 0.5, duty: 0.2}]");
+    fn idle_notebooks_are_time_sliced() {
+        let plan = plan_for("workloads: [{name: notebook, count: 8, memory_gib: 8, compute: 0.5, duty: 0.2}]");
         assert_eq!(plan.recommended, Some(Strategy::TimeSlicing));
-        let turns = &plan.outcomes[2];
-        assert_eq!((turns.gpus, turns.lower_bound, turns.most_jobs), (1, 1, 8));
-        assert!((turns.worst_share - 0.25).abs() < 1e-9 && (turns.expected_share - 1.0).abs() < 1e-9);
-        assert!(turns.device_plugin.contains("replicas: 8"));
+        let time_slicing = &plan.outcomes[2];
+        assert_eq!((time_slicing.gpus, time_slicing.lower_bound, time_slicing.most_jobs), (1, 1, 8));
+        assert!((time_slicing.worst_share - 0.25).abs() < 1e-9 && (time_slicing.expected_share - 1.0).abs() < 1e-9);
+        assert!(time_slicing.device_plugin.contains("replicas: 8"));
     }
 
     #[test]
-    fn full_isolation_means_mig() {
-        let plan = plan_of("workloads: [{name: tenant, count: 9, memory_gib: 9, compute: 0.1, isolation: full}]");
+    fn full_isolation_requires_mig() {
+        let plan = plan_for("workloads: [{name: tenant, count: 9, memory_gib: 9, compute: 0.1, isolation: full}]");
         assert_eq!(plan.recommended, Some(Strategy::Mig));
         assert_eq!((plan.outcomes[0].gpus, plan.outcomes[0].lower_bound), (2, 2));
         let file = plan.outcomes[0].mig_parted.clone().unwrap();
@@ -414,23 +416,23 @@ mod tests {
     }
 
     #[test]
-    fn cards_without_mig_say_so() {
+    fn mig_is_refused_for_cards_without_mig() {
         let workloads = Workloads::parse("workloads: [{name: a, memory_gib: 4, isolation: full}]").unwrap();
         let plan = plan("T4", 15_360, None, &workloads).unwrap();
-        assert_eq!((plan.recommended, plan.outcomes[0].refused.as_deref()), (None, Some("T4 has no MIG")));
+        assert_eq!((plan.recommended, plan.outcomes[0].refused.as_deref()), (None, Some("T4 does not support MIG")));
     }
 
     #[test]
-    fn mistakes_name_the_workload() {
-        let wrong = |text: &str| Workloads::parse(text).unwrap_err().to_string();
-        assert!(wrong("workloads: [{name: a, memory_gib: 0}]").contains("'a': memory_gib"));
-        assert!(wrong("workloads: [{name: a, memory_gib: 1, compute: 2}]").contains("compute must be"));
-        assert!(wrong("workloads: []").contains("0 jobs"));
-        assert!(wrong("workloads: [{name: a, memory: 1}]").contains("memory"));
+    fn errors_name_the_invalid_workload() {
+        let error = |text: &str| Workloads::parse(text).unwrap_err().to_string();
+        assert!(error("workloads: [{name: a, memory_gib: 0}]").contains("'a': memory_gib"));
+        assert!(error("workloads: [{name: a, memory_gib: 1, compute: 2}]").contains("compute must be"));
+        assert!(error("workloads: []").contains("0 jobs"));
+        assert!(error("workloads: [{name: a, memory: 1}]").contains("memory"));
     }
 
     #[test]
-    fn ten_thousand_jobs_pack_within_a_tenth_of_the_bound() {
+    fn packing_10_000_jobs_is_within_10_percent_of_lower_bound() {
         let jobs: Vec<(f64, f64)> =
             (0..10_000u32).map(|i| (f64::from(i * 7 % 23 + 2), f64::from(i * 5 % 11) / 40.0)).collect();
         let (gpus, bound) = pack(&jobs, 80.0, usize::MAX);

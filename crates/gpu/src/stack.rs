@@ -1,4 +1,4 @@
-//! The software stack of GPUs, from the bus up to Kubernetes: each layer found or missing, with what mends it.
+//! Diagnoses the GPU software stack, from the PCI bus up to Kubernetes: the state of each layer, and the command that fixes it.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,16 +9,16 @@ use crate::inventory::Inventory;
 use crate::pci;
 use crate::{GpuError, bench};
 
-/// A layer.
+/// The state of one layer of the stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Layer {
-    /// Its name.
+    /// Name of the layer, such as `kernel module`.
     pub name: &'static str,
-    /// Whether it is as it should be; `None` where it cannot be told or is not needed.
+    /// Whether the layer is healthy; `None` if that is unknown or the layer is not needed.
     pub ok: Option<bool>,
-    /// What was found.
+    /// Description of the state that was found.
     pub found: String,
-    /// The command that mends it.
+    /// The command that fixes the layer; empty if nothing is to be done.
     pub remedy: String,
 }
 
@@ -34,7 +34,7 @@ fn module(root: &Path, name: &str) -> bool {
     root.join("sys/module").join(name).exists()
 }
 
-/// The firmware's Secure Boot switch: the last byte of its EFI variable.
+/// Whether Secure Boot is enabled: the last byte of its EFI variable.
 fn secure_boot(root: &Path) -> Option<bool> {
     let path = root.join("sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c");
     std::fs::read(path).ok()?.last().map(|b| *b == 1)
@@ -59,7 +59,7 @@ fn install_driver(root: &Path) -> String {
     let listed = Command::new("ubuntu-drivers").args(["list", "--gpgpu"]).output();
     let package = listed.ok().and_then(|out| recommended(&String::from_utf8_lossy(&out.stdout)));
     match package {
-        // The headless packages of the same branch, and the programs that match them.
+        // The headless driver packages of the same branch, with the matching command line tools.
         Some(p) => {
             let branch = p.trim_start_matches("nvidia-driver-");
             format!("apt install nvidia-headless-{branch} nvidia-utils-{branch}, then reboot")
@@ -68,7 +68,7 @@ fn install_driver(root: &Path) -> String {
     }
 }
 
-/// All layers of the machine under `root` (usually `/`), with what NVML said.
+/// All layers of the machine under `root` (usually `/`); `inventory` is the result of reading NVML.
 pub fn layers(root: &Path, inventory: &Result<Inventory, GpuError>) -> Vec<Layer> {
     let mut layers = Vec::new();
     let simulated = inventory.as_ref().is_ok_and(|i| i.simulated);
@@ -90,7 +90,7 @@ pub fn layers(root: &Path, inventory: &Result<Inventory, GpuError>) -> Vec<Layer
     layers.push(layer(
         "nouveau",
         !nouveau,
-        if nouveau { "loaded, which keeps NVIDIA's driver out" } else { "not loaded" },
+        if nouveau { "loaded, which prevents NVIDIA's driver from loading" } else { "not loaded" },
         "printf 'blacklist nouveau\\noptions nouveau modeset=0\\n' > /etc/modprobe.d/nouveau.conf && update-initramfs -u, then reboot",
     ));
     let version = read(root, "sys/module/nvidia/version");
@@ -121,7 +121,7 @@ pub fn layers(root: &Path, inventory: &Result<Inventory, GpuError>) -> Vec<Layer
         ));
     }
     if reboot {
-        layers.push(layer("reboot", false, "the system asks for one", "reboot"));
+        layers.push(layer("reboot", false, "the system requires a reboot", "reboot"));
     }
     let nodes: Vec<&str> =
         ["dev/nvidiactl", "dev/nvidia0", "dev/nvidia-uvm"].into_iter().filter(|p| root.join(p).exists()).collect();
@@ -144,10 +144,10 @@ pub fn layers(root: &Path, inventory: &Result<Inventory, GpuError>) -> Vec<Layer
     });
     let cuda = bench::cuda::Libraries::find();
     let found = [("libcuda", cuda.driver), ("NVRTC", cuda.nvrtc), ("cuBLAS", cuda.cublas), ("cuBLASLt", cuda.cublaslt)];
-    let names = |have: bool| found.iter().filter(|f| f.1 == have).map(|f| f.0).collect::<Vec<_>>().join(", ");
+    let names = |present: bool| found.iter().filter(|f| f.1 == present).map(|f| f.0).collect::<Vec<_>>().join(", ");
     layers.push(Layer {
         name: "CUDA libraries",
-        // Programs in containers bring their own, so none on the host is no fault.
+        // Container images include these libraries, so their absence on the host is not a fault.
         ok: cuda.driver.then_some(true),
         found: if names(true).is_empty() { "none found".into() } else { format!("found {}", names(true)) },
         remedy: if names(false).is_empty() {
@@ -176,7 +176,7 @@ fn containers(root: &Path) -> Vec<Layer> {
     .filter(|(socket, _)| exists(socket))
     .map(|(_, name)| name)
     .collect();
-    let found = if runtimes.is_empty() { "none is running".into() } else { runtimes.join(", ") };
+    let found = if runtimes.is_empty() { "not running".into() } else { runtimes.join(", ") };
     layers.push(Layer {
         name: "container runtime",
         ok: (!runtimes.is_empty()).then_some(true),
@@ -223,8 +223,8 @@ fn containers(root: &Path) -> Vec<Layer> {
         name: "kubelet device plugin",
         ok: if kubelet { Some(found.iter().any(|n| n.contains("nvidia") || n.contains("slipway"))) } else { None },
         found: match (kubelet, found.is_empty()) {
-            (false, _) => "no kubelet here".into(),
-            (true, true) => "no plugin has registered".into(),
+            (false, _) => "no kubelet on this machine".into(),
+            (true, true) => "no device plugin is registered".into(),
             (true, false) => found.join(" "),
         },
         remedy: if kubelet { "helm install nvdp nvdp/nvidia-device-plugin".into() } else { String::new() },
@@ -237,22 +237,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_server_branch_is_recommended() {
+    fn newest_server_driver_branch_is_recommended() {
         let listing = "nvidia-driver-535-server, (kernel modules provided by linux-modules-nvidia-535-server-generic)\nnvidia-driver-570-server-open\nnvidia-driver-580\nnvidia-driver-550-server\n";
         assert_eq!(recommended(listing).as_deref(), Some("nvidia-driver-570-server-open"));
         assert_eq!(recommended("nvidia-driver-580\n"), None);
     }
 
     #[test]
-    fn an_empty_machine_lacks_everything_and_says_what_helps() {
+    fn unhealthy_layers_have_remedies() {
         let root = std::env::temp_dir().join(format!("slipway-stack-{}", std::process::id()));
         std::fs::create_dir_all(root.join("sys/module/nouveau")).unwrap();
         let layers = layers(&root, &Err(GpuError::NoGpu));
-        let of = |name: &str| layers.iter().find(|l| l.name == name).unwrap();
-        assert_eq!(of("PCI devices").ok, Some(false));
-        assert!(of("nouveau").remedy.contains("blacklist nouveau"));
-        assert_eq!(of("kernel module").ok, Some(false));
-        assert_eq!(of("kubelet device plugin").ok, None);
+        let layer = |name: &str| layers.iter().find(|l| l.name == name).unwrap();
+        assert_eq!(layer("PCI devices").ok, Some(false));
+        assert!(layer("nouveau").remedy.contains("blacklist nouveau"));
+        assert_eq!(layer("kernel module").ok, Some(false));
+        assert_eq!(layer("kubelet device plugin").ok, None);
         assert!(layers.iter().filter(|l| l.ok == Some(false)).all(|l| !l.remedy.is_empty()));
         std::fs::remove_dir_all(root).unwrap();
     }

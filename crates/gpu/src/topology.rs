@@ -1,4 +1,4 @@
-//! How GPUs, network cards and processors are connected.
+//! The connections between GPUs, network cards and CPUs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,30 +10,30 @@ use crate::inventory::Inventory;
 use crate::nvml::Nvml;
 use crate::pci;
 
-/// How two devices are connected, nearest first. The short forms are those of `nvidia-smi topo -m`.
+/// The connection between two devices, ordered from nearest to farthest. Abbreviations are those of `nvidia-smi topo -m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Link {
     /// The same device.
     Same,
-    /// So many NVLinks.
+    /// This number of NVLinks.
     NvLink(u32),
-    /// On one board.
+    /// PCIe bridges on the same board.
     Board,
-    /// One PCIe switch.
+    /// A single PCIe switch.
     OneSwitch,
-    /// Several PCIe switches.
+    /// Multiple PCIe switches below the same host bridge.
     Switches,
-    /// A PCIe host bridge.
+    /// The same PCIe host bridge.
     HostBridge,
     /// The same NUMA node.
     Node,
-    /// Across processor sockets.
+    /// The interconnect between CPU sockets.
     System,
 }
 
 impl Link {
-    /// `NV18`, `PIX`, `SYS`.
+    /// Abbreviation such as `NV18`, `PIX` or `SYS`.
     pub fn short(self) -> String {
         match self {
             Self::Same => "X".into(),
@@ -47,8 +47,8 @@ impl Link {
         }
     }
 
-    /// In words.
-    pub fn words(self) -> String {
+    /// Description such as `18 NVLinks` or `same NUMA node`.
+    pub fn description(self) -> String {
         match self {
             Self::Same => "itself".into(),
             Self::NvLink(n) => format!("{n} NVLinks"),
@@ -61,8 +61,8 @@ impl Link {
         }
     }
 
-    /// NVML's level (`nvmlGpuTopologyLevel_t`).
-    fn of_level(level: u32) -> Self {
+    /// Converts NVML's level (`nvmlGpuTopologyLevel_t`).
+    fn from_level(level: u32) -> Self {
         match level {
             0 => Self::Board,
             10 => Self::OneSwitch,
@@ -74,26 +74,26 @@ impl Link {
     }
 }
 
-/// The connections of a machine.
+/// The connections in a machine. GPUs are identified by their position in `gpus`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Topology {
-    /// Whether a fixture answered instead of a driver.
+    /// Whether the data comes from a simulated fixture instead of a driver.
     pub simulated: bool,
-    /// Names of GPUs, by index.
+    /// Names of the GPUs, ordered by index.
     pub gpus: Vec<String>,
-    /// GPU to GPU, the best way.
+    /// Best connection of each pair of GPUs, NVLink included.
     pub links: Vec<Vec<Link>>,
-    /// GPU to GPU on the bus, whatever NVLinks there are.
+    /// PCIe connection of each pair of GPUs, regardless of NVLink.
     pub bus: Vec<Vec<Link>>,
-    /// NUMA node of each GPU, where it is known.
+    /// NUMA node of each GPU, if known.
     pub numa: Vec<Option<u32>>,
-    /// Processors near each GPU, as `0-31,64-95`.
+    /// CPUs near each GPU, such as `0-31,64-95`.
     pub cpus: Vec<String>,
-    /// Network cards: name, and how each GPU reaches it.
+    /// Network cards: name, and the connection to each GPU.
     pub nics: Vec<(String, Vec<Link>)>,
 }
 
-/// Numbers in ranges: `0-3,8`.
+/// Formats sorted numbers as ranges, such as `0-3,8`.
 pub fn ranges(numbers: &[u32]) -> String {
     let mut parts: Vec<(u32, u32)> = Vec::new();
     for &n in numbers {
@@ -102,18 +102,18 @@ pub fn ranges(numbers: &[u32]) -> String {
             _ => parts.push((n, n)),
         }
     }
-    let one = |(a, b): &(u32, u32)| if a == b { a.to_string() } else { format!("{a}-{b}") };
-    parts.iter().map(one).collect::<Vec<_>>().join(",")
+    let range = |(a, b): &(u32, u32)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    parts.iter().map(range).collect::<Vec<_>>().join(",")
 }
 
 impl Topology {
-    /// Asks NVML and sysfs.
+    /// Reads the connections from NVML and sysfs (usually `/sys`).
     ///
     /// # Errors
-    /// NVML's, where it cannot even count the GPUs.
+    /// Currently none; connections that cannot be read count as [`Link::System`].
     pub fn collect(nvml: &Nvml, inventory: &Inventory, sysfs: &Path) -> Result<Self, GpuError> {
         let gpus = &inventory.gpus;
-        // How many links go to each remote; links of two GPUs to the same switches connect them.
+        // Number of active NVLinks of each GPU to each remote device. Two GPUs are connected by links to the same NVSwitches.
         let counts: Vec<BTreeMap<&str, u32>> = gpus
             .iter()
             .map(|g| {
@@ -133,7 +133,7 @@ impl Topology {
         };
         let level = |a: usize, b: usize| -> Option<Link> {
             let (x, y) = (nvml.device(gpus[a].index).ok()?, nvml.device(gpus[b].index).ok()?);
-            x.common_ancestor(&y).ok().map(Link::of_level)
+            x.common_ancestor(&y).ok().map(Link::from_level)
         };
         let all = 0..gpus.len();
         let on_bus = |a: usize, b: usize| if a == b { Link::Same } else { level(a, b).unwrap_or(Link::System) };
@@ -145,15 +145,15 @@ impl Topology {
         let links = all.clone().map(|a| all.clone().map(|b| link(a, b)).collect()).collect();
         let cpus: Vec<Vec<u32>> =
             gpus.iter().map(|g| nvml.device(g.index).and_then(|d| d.cpu_affinity()).unwrap_or_default()).collect();
-        // A fixture's processors are none of this machine's.
+        // The CPUs of a fixture are not those of this machine.
         let nodes = if inventory.simulated { simulated_nodes(&cpus) } else { pci::numa_nodes(sysfs) };
         let numa = gpus
             .iter()
             .zip(&cpus)
             .map(|(g, cpus)| {
-                let own = if inventory.simulated { None } else { pci::numa_node(sysfs, &g.bus_id) };
+                let reported = if inventory.simulated { None } else { pci::numa_node(sysfs, &g.bus_id) };
                 let holds = |list: &Vec<u32>| cpus.first().is_some_and(|c| list.contains(c));
-                own.or_else(|| nodes.iter().find(|(_, list)| holds(list)).map(|(n, _)| *n))
+                reported.or_else(|| nodes.iter().find(|(_, list)| holds(list)).map(|(n, _)| *n))
             })
             .collect();
         let nics = if inventory.simulated { Vec::new() } else { nics(sysfs, inventory) };
@@ -169,7 +169,7 @@ impl Topology {
     }
 }
 
-/// GPUs near the same processors are in the same node.
+/// Derives NUMA nodes of a fixture: each distinct set of CPUs is one node.
 fn simulated_nodes(cpus: &[Vec<u32>]) -> Vec<(u32, Vec<u32>)> {
     let mut sets: Vec<Vec<u32>> = cpus.to_vec();
     sets.sort();
@@ -182,14 +182,14 @@ fn nics(sysfs: &Path, inventory: &Inventory) -> Vec<(String, Vec<Link>)> {
     for folder in ["class/infiniband", "class/net"] {
         for entry in std::fs::read_dir(sysfs.join(folder)).into_iter().flatten().flatten() {
             let Ok(path) = std::fs::canonicalize(entry.path().join("device")) else { continue };
-            // Virtual interfaces have no device on the bus.
+            // Virtual interfaces have no PCI device.
             if !pci::address_parts(&path).iter().any(|p| p.contains('.')) {
                 continue;
             }
-            let to = |g: &crate::inventory::Gpu| {
+            let link = |g: &crate::inventory::Gpu| {
                 pci::path_of(sysfs, &g.bus_id).map_or(Link::System, |gpu| pci::distance(&gpu, &path))
             };
-            found.push((entry.file_name().to_string_lossy().into_owned(), inventory.gpus.iter().map(to).collect()));
+            found.push((entry.file_name().to_string_lossy().into_owned(), inventory.gpus.iter().map(link).collect()));
         }
     }
     found.sort();
@@ -199,7 +199,7 @@ fn nics(sysfs: &Path, inventory: &Inventory) -> Vec<(String, Vec<Link>)> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn numbers_become_ranges() {
+    fn consecutive_numbers_are_formatted_as_ranges() {
         assert_eq!(super::ranges(&[0, 1, 2, 3, 8]), "0-3,8");
         assert_eq!(super::ranges(&[]), "");
     }

@@ -1,4 +1,4 @@
-//! What the holders of GPUs use: energy and time, shared out among those who hold the same card.
+//! Attributes energy and busy time of GPUs to the jobs or containers that hold them, split evenly among holders of a device.
 
 use std::collections::BTreeMap;
 
@@ -6,18 +6,18 @@ use serde::Serialize;
 
 use crate::inventory::{Gpu, Inventory};
 
-/// Use of a device by one who holds it.
+/// Resource usage of one holder of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-pub struct Use {
-    /// Energy of the device, shared evenly among its holders.
+pub struct Usage {
+    /// Energy in joules: the energy of the device, split evenly among its holders.
     pub joules: f64,
-    /// Time in which the GPU did something.
+    /// Seconds in which the GPU was busy.
     pub busy_seconds: f64,
-    /// Time in which it did nothing.
+    /// Seconds in which the GPU was idle.
     pub idle_seconds: f64,
 }
 
-impl std::ops::AddAssign for Use {
+impl std::ops::AddAssign for Usage {
     fn add_assign(&mut self, more: Self) {
         self.joules += more.joules;
         self.busy_seconds += more.busy_seconds;
@@ -25,38 +25,39 @@ impl std::ops::AddAssign for Use {
     }
 }
 
-/// The energy counters as they were read last, by GPU.
+/// Energy counters of the last reading, against which the next reading is compared.
 #[derive(Debug, Default)]
 pub struct Meter {
-    before: BTreeMap<String, f64>,
+    /// Joules by GPU UUID.
+    last: BTreeMap<String, f64>,
 }
 
 impl Meter {
-    /// What one of `holders` equal holders of a device used in the `seconds` since the last reading; `None` for a device that is not
-    /// there. A MIG device has its part of the card's memory slices.
-    pub fn used(&self, inventory: &Inventory, device: &str, holders: u32, seconds: f64) -> Option<Use> {
+    /// Usage of one of `holders` equal holders of a device during the `seconds` since the last reading; `None` if the device does not
+    /// exist. A MIG device counts in proportion to its memory slices, out of eight.
+    pub fn usage(&self, inventory: &Inventory, device: &str, holders: u32, seconds: f64) -> Option<Usage> {
         let (gpu, slices) = find(inventory, device)?;
-        let mut used = Use::default();
-        if let (Some(now), Some(then)) = (gpu.energy_joules, self.before.get(&gpu.uuid)) {
-            let part = f64::from(slices.unwrap_or(8)) / 8.0 / f64::from(holders.max(1));
-            // The counter starts again when the GPU is reset.
-            used.joules = (now - then).max(0.0) * part;
+        let mut usage = Usage::default();
+        if let (Some(now), Some(then)) = (gpu.energy_joules, self.last.get(&gpu.uuid)) {
+            let share = f64::from(slices.unwrap_or(8)) / 8.0 / f64::from(holders.max(1));
+            // A GPU reset sets the counter back to zero, so the difference may be negative.
+            usage.joules = (now - then).max(0.0) * share;
         }
-        // Cards do not tell their utilisation while MIG is on.
+        // Cards do not report utilisation while MIG is enabled.
         if let Some(percent) = gpu.utilization_percent {
-            used.busy_seconds = seconds * f64::from(percent) / 100.0;
-            used.idle_seconds = seconds - used.busy_seconds;
+            usage.busy_seconds = seconds * f64::from(percent) / 100.0;
+            usage.idle_seconds = seconds - usage.busy_seconds;
         }
-        Some(used)
+        Some(usage)
     }
 
-    /// Remembers a reading, to which the next one is compared.
-    pub fn remember(&mut self, inventory: &Inventory) {
-        self.before = inventory.gpus.iter().filter_map(|g| Some((g.uuid.clone(), g.energy_joules?))).collect();
+    /// Records a reading, against which the next one is compared.
+    pub fn record(&mut self, inventory: &Inventory) {
+        self.last = inventory.gpus.iter().filter_map(|g| Some((g.uuid.clone(), g.energy_joules?))).collect();
     }
 }
 
-/// The GPU that a device is or is cut from, and the memory slices of a MIG device.
+/// Finds a device by UUID: its GPU, and the number of memory slices if it is a MIG device.
 pub fn find<'i>(inventory: &'i Inventory, uuid: &str) -> Option<(&'i Gpu, Option<u32>)> {
     inventory.gpus.iter().find_map(|gpu| {
         if gpu.uuid == uuid {

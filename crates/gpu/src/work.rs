@@ -1,4 +1,4 @@
-//! What a piece of work asks of a machine: operations, bytes, and their ratio.
+//! The cost of a workload (matrix product, attention, text generation): operations, bytes moved, and their ratio.
 
 use serde::Serialize;
 
@@ -8,17 +8,17 @@ use crate::sheet::Precision;
 /// The shape of a decoder-only transformer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Transformer {
-    /// Parameters.
+    /// Number of parameters.
     pub parameters: f64,
-    /// Layers.
+    /// Number of layers.
     pub layers: f64,
     /// Width of the hidden state.
     pub hidden: f64,
-    /// Width of keys and of values: all of `hidden`, or less with grouped queries.
+    /// Width of the keys, and of the values: equal to `hidden`, or smaller with grouped-query attention.
     pub key_value: f64,
-    /// Attention heads.
+    /// Number of attention heads.
     pub heads: f64,
-    /// How the shape is known.
+    /// The publication that gives the shape, or the formula that estimates it.
     pub source: &'static str,
 }
 
@@ -32,10 +32,10 @@ const SHAPES: [(f64, f64, f64, f64, f64, &str); 6] = [
     (70.0, 80.0, 8192.0, 1024.0, 64.0, "Llama 3 70B (Dubey et al. 2024, table 3)"),
 ];
 
-/// A number of parameters: `7b`, `350m`, `1.5b`.
+/// Parses a parameter count such as `7b`, `350m` or `1.5b`.
 ///
 /// # Errors
-/// [`GpuError::Invalid`].
+/// [`GpuError::Invalid`] if the text is not a number from 1 to 1e14 with an optional suffix k, m, b or t.
 pub fn parameters(text: &str) -> Result<f64, GpuError> {
     let lower = text.to_ascii_lowercase();
     let (digits, scale) = match lower.as_bytes().last() {
@@ -45,18 +45,15 @@ pub fn parameters(text: &str) -> Result<f64, GpuError> {
         Some(b'k') => (&lower[..lower.len() - 1], 1e3),
         _ => (lower.as_str(), 1.0),
     };
-    digits
-        .parse::<f64>()
-        .ok()
-        .map(|n| n * scale)
-        .filter(|n| (1.0..=1e14).contains(n))
-        .ok_or_else(|| GpuError::Invalid(format!("'{text}' is no number of parameters; write 7b or 350m")))
+    digits.parse::<f64>().ok().map(|n| n * scale).filter(|n| (1.0..=1e14).contains(n)).ok_or_else(|| {
+        GpuError::Invalid(format!("invalid parameter count '{text}': expected a number such as 7b or 350m"))
+    })
 }
 
 impl Transformer {
-    /// The shape of so many parameters: a published one within 5 %, else one estimated from
+    /// The shape for a parameter count: a published shape within 5 %, otherwise an estimate from
     /// parameters = 12 x layers x hidden^2 (Kaplan et al. 2020, section 2.1) with hidden = 128 x layers.
-    pub fn of(parameters: f64) -> Self {
+    pub fn from_parameters(parameters: f64) -> Self {
         if let Some(&(_, layers, hidden, key_value, heads, source)) =
             SHAPES.iter().find(|s| (parameters / (s.0 * 1e9) - 1.0).abs() < 0.05)
         {
@@ -68,47 +65,48 @@ impl Transformer {
         Self { parameters, layers, hidden, key_value: hidden, heads: (hidden / 128.0).max(1.0), source }
     }
 
-    /// Bytes of keys and values that one token leaves behind: 2 x layers x key/value width x bytes.
+    /// Key-value cache size per token in bytes: 2 x layers x key/value width x bytes.
     pub fn cache_bytes_per_token(&self, precision: Precision) -> f64 {
         2.0 * self.layers * self.key_value * precision.bytes()
     }
 }
 
-/// A piece of work.
+/// A workload and its cost.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Work {
-    /// As it was asked for.
+    /// The text it was parsed from, such as `gemm:4096,4096,4096,bf16`.
     pub name: String,
     /// The number format.
     pub precision: Precision,
-    /// Operations; a multiply-add counts two.
+    /// Arithmetic operations; a multiply-add counts as two.
     pub operations: f64,
-    /// Bytes between memory and chip if every operand moves once.
+    /// Bytes moved between memory and chip if every operand is moved once.
     pub bytes: f64,
-    /// How both are computed, with a source.
+    /// The formulas of operations and bytes, with a source.
     pub formula: String,
-    /// Rows, columns and depth, where it is a matrix product that can be measured.
+    /// M, N and K of a matrix product that can be benchmarked.
     pub gemm: Option<(usize, usize, usize)>,
-    /// Tokens that one step yields, where it is text generation.
+    /// Tokens generated per step, for text generation.
     pub tokens: Option<f64>,
 }
 
-const FORMS: &str = "gemm:M,N,K,bf16, linear:BATCH,IN,OUT,bf16, attention:BATCH,HEADS,SEQUENCE,DIMENSION,bf16 or decode:model=7b,batch=1";
+const SYNTAX: &str = "gemm:M,N,K,bf16, linear:BATCH,IN,OUT,bf16, attention:BATCH,HEADS,SEQUENCE,DIMENSION,bf16 or decode:model=7b,batch=1";
 
 impl Work {
-    /// Operations a byte.
+    /// Arithmetic intensity: operations per byte.
     pub fn intensity(&self) -> f64 {
         self.operations / self.bytes
     }
 
-    /// Reads `gemm:m,n,k,bf16`, `linear:batch,in,out,bf16`, `attention:batch,heads,sequence,dimension,bf16` or
+    /// Parses `gemm:m,n,k,bf16`, `linear:batch,in,out,bf16`, `attention:batch,heads,sequence,dimension,bf16` or
     /// `decode:model=7b,batch=1,context=4096,dtype=bf16`.
     ///
     /// # Errors
-    /// [`GpuError::Invalid`] that says what is expected.
+    /// [`GpuError::Invalid`] with the expected syntax.
     pub fn parse(text: &str) -> Result<Self, GpuError> {
-        let wrong = |why: &str| GpuError::Invalid(format!("'{text}': {why}; write {FORMS}"));
-        let (kind, rest) = text.split_once(':').ok_or_else(|| wrong("a kind of work and a colon are missing"))?;
+        let invalid = |why: &str| GpuError::Invalid(format!("'{text}': {why}; expected {SYNTAX}"));
+        let (kind, rest) =
+            text.split_once(':').ok_or_else(|| invalid("the kind of workload and a colon are missing"))?;
         let fields: Vec<&str> = rest.split(',').map(str::trim).collect();
         if kind == "decode" {
             return Self::decode(text, &fields);
@@ -116,10 +114,10 @@ impl Work {
         let numbers = match kind {
             "gemm" | "linear" => 3,
             "attention" => 4,
-            _ => return Err(wrong("an unknown kind of work")),
+            _ => return Err(invalid("unknown kind of workload")),
         };
         if fields.len() < numbers || fields.len() > numbers + 1 {
-            return Err(wrong(&format!("{kind} takes {numbers} numbers and a number format")));
+            return Err(invalid(&format!("{kind} takes {numbers} numbers and a number format")));
         }
         let mut sizes = Vec::new();
         for field in &fields[..numbers] {
@@ -127,7 +125,7 @@ impl Work {
                 .parse()
                 .ok()
                 .filter(|n| (1..=1 << 24).contains(n))
-                .ok_or_else(|| wrong(&format!("'{field}' is no size")))?;
+                .ok_or_else(|| invalid(&format!("invalid size '{field}'")))?;
             sizes.push(f64::from(n));
         }
         let precision: Precision = fields.get(numbers).map_or(Ok(Precision::Bf16), |f| f.parse())?;
@@ -141,7 +139,7 @@ impl Work {
             gemm,
             tokens: None,
         };
-        let whole = |i: usize| sizes[i] as usize;
+        let integer = |i: usize| sizes[i] as usize;
         Ok(match kind {
             "attention" => {
                 let [batch, heads, s, d] = [sizes[0], sizes[1], sizes[2], sizes[3]];
@@ -153,7 +151,7 @@ impl Work {
                 )
             }
             _ => {
-                // A linear layer is a product of batch x in with in x out.
+                // A linear layer multiplies a batch x in matrix by an in x out matrix.
                 let (m, n, k, at) = if kind == "gemm" {
                     (sizes[0], sizes[1], sizes[2], [0, 1, 2])
                 } else {
@@ -163,27 +161,27 @@ impl Work {
                     2.0 * m * n * k,
                     (m * k + k * n + m * n) * b,
                     "2 x m x n x k operations; (m k + k n + m n) numbers move once",
-                    Some((whole(at[0]), whole(at[1]), whole(at[2]))),
+                    Some((integer(at[0]), integer(at[1]), integer(at[2]))),
                 )
             }
         })
     }
 
     fn decode(text: &str, fields: &[&str]) -> Result<Self, GpuError> {
-        let wrong = |why: String| GpuError::Invalid(format!("'{text}': {why}; write {FORMS}"));
+        let invalid = |why: String| GpuError::Invalid(format!("'{text}': {why}; expected {SYNTAX}"));
         let (mut model, mut batch, mut context, mut precision) = (None, 1.0, 2048.0, Precision::Bf16);
         for field in fields {
-            let (key, value) = field.split_once('=').ok_or_else(|| wrong(format!("'{field}' is not KEY=VALUE")))?;
+            let (key, value) = field.split_once('=').ok_or_else(|| invalid(format!("'{field}' is not KEY=VALUE")))?;
             let number = || value.parse::<u32>().ok().filter(|n| (1..=1 << 24).contains(n)).map(f64::from);
             match key {
                 "model" => model = Some(parameters(value)?),
-                "batch" => batch = number().ok_or_else(|| wrong(format!("batch '{value}' is no number")))?,
-                "context" => context = number().ok_or_else(|| wrong(format!("context '{value}' is no number")))?,
+                "batch" => batch = number().ok_or_else(|| invalid(format!("batch '{value}' is not a number")))?,
+                "context" => context = number().ok_or_else(|| invalid(format!("context '{value}' is not a number")))?,
                 "dtype" => precision = value.parse()?,
-                _ => return Err(wrong(format!("unknown '{key}'"))),
+                _ => return Err(invalid(format!("unknown key '{key}'"))),
             }
         }
-        let shape = Transformer::of(model.ok_or_else(|| wrong("model=... is missing".into()))?);
+        let shape = Transformer::from_parameters(model.ok_or_else(|| invalid("model=... is missing".into()))?);
         let cache = batch * context * shape.cache_bytes_per_token(precision);
         Ok(Self {
             name: text.into(),
@@ -205,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn matrix_products_are_counted() {
+    fn matrix_product_operations_and_intensity() {
         let work = Work::parse("gemm:4096,4096,4096,bf16").unwrap();
         assert!((work.operations - 137_438_953_472.0).abs() < 1.0);
         assert!((work.intensity() - 4096.0 / 3.0).abs() < 0.01);
@@ -215,24 +213,24 @@ mod tests {
     }
 
     #[test]
-    fn one_token_of_7b_reads_14_gigabytes() {
+    fn decoding_one_token_of_7b_reads_14_gb() {
         let work = Work::parse("decode:model=7b,batch=1,context=1").unwrap();
         assert!((work.bytes / 14e9 - 1.0).abs() < 0.01 && (work.operations / 14e9 - 1.0).abs() < 0.01);
-        let shape = Transformer::of(7e9);
-        assert!((shape.cache_bytes_per_token(Precision::Fp16) - 524_288.0).abs() < 1.0, "half a MiB a token");
+        let shape = Transformer::from_parameters(7e9);
+        assert!((shape.cache_bytes_per_token(Precision::Fp16) - 524_288.0).abs() < 1.0, "half a MiB per token");
     }
 
     #[test]
-    fn estimated_shapes_have_the_parameters() {
+    fn estimated_shapes_match_parameter_count() {
         for billions in [0.35, 1.5, 30.0, 175.0, 405.0] {
-            let s = Transformer::of(billions * 1e9);
+            let s = Transformer::from_parameters(billions * 1e9);
             let counted = 12.0 * s.layers * s.hidden * s.hidden;
             assert!((counted / (billions * 1e9) - 1.0).abs() < 0.1, "{billions}: {counted}");
         }
     }
 
     #[test]
-    fn mistakes_say_what_is_expected() {
+    fn invalid_workloads_are_rejected() {
         for bad in [
             "gemm",
             "gemm:1,2",

@@ -1,7 +1,7 @@
-//! Who may read what the agent knows of pods: those who send a token as [`slipway_core::node_access`] describes it. Which routes that are
-//! is written beside the routes ([`crate::http`]); this is the policy that decides about callers.
+//! Access policy of the agent's HTTP routes. Routes with data about pods require a token as described in
+//! [`slipway_core::node_access`]; which routes these are is declared in [`crate::http`].
 //!
-//! Metrics and health stay open, since Prometheus and the kubelet send no tokens.
+//! Metrics and health are public, because Prometheus and the kubelet send no tokens.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -21,44 +21,46 @@ use tokio::sync::Semaphore;
 
 use crate::cluster::{Cluster, ClusterError};
 
-/// A token that was good is good for so long without another review.
-const CACHED: Duration = Duration::from_secs(60);
-/// Tokens whose review is remembered; beyond it all are forgotten, which only costs asking again.
-const MAX_CACHED: usize = 64;
-/// Reviews at once, so that nobody makes an agent flood the API server with wrong tokens.
+/// Time for which an accepted token is cached before it is reviewed again.
+const TOKEN_CACHE_TTL: Duration = Duration::from_secs(60);
+/// Maximum number of cached tokens. When it is reached, the cache is cleared, which only costs further reviews.
+const MAX_CACHED_TOKENS: usize = 64;
+/// Maximum number of concurrent reviews, so that clients with invalid tokens cannot make the agent flood the API server.
 const MAX_REVIEWS: usize = 4;
-/// Time for a review, the wait for its turn included.
+/// Timeout for a review, including the wait for a permit.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of a token; service accounts' have about a thousand.
-const MAX_TOKEN: usize = 16 * 1024;
+/// Maximum size of a token in bytes; tokens of service accounts have about 1000.
+const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
+/// Reviews a token with the API server and returns the user it belongs to.
 type Review = Box<dyn Fn(String) -> BoxFuture<'static, Result<Option<String>, ClusterError>> + Send + Sync>;
 
 /// Decides who may read the protected routes.
 pub(crate) enum Gate {
-    /// Whoever reaches the port: without a cluster the agent listens on this machine only.
-    ThisMachine,
-    /// Nobody, and why.
+    /// Allows every client: without a cluster the agent listens only on loopback.
+    Loopback,
+    /// Denies every client, for this reason.
     Closed(&'static str),
-    /// Holders of a token.
+    /// Allows clients with a valid token.
     Tokens(Tokens),
 }
 
+/// Reviews tokens and caches accepted ones.
 pub(crate) struct Tokens {
     review: Review,
-    /// Whose tokens are accepted.
+    /// The user whose tokens are accepted.
     user: String,
-    /// When tokens were found good, by their digest: the tokens themselves are not kept.
-    good: Mutex<HashMap<Vec<u8>, Instant>>,
-    turns: Semaphore,
+    /// Time at which a token was accepted, keyed by its SHA-256 digest so that tokens are not kept in memory.
+    accepted: Mutex<HashMap<Vec<u8>, Instant>>,
+    permits: Semaphore,
 }
 
 impl Gate {
-    /// The gate of an agent that listens on `address`, of the installation in `namespace`.
+    /// Creates the gate of an agent that listens on `address` and belongs to the installation in `namespace`.
     pub(crate) fn new<C: Cluster>(cluster: Option<Arc<C>>, namespace: Option<&str>, address: SocketAddr) -> Self {
         match (cluster, namespace) {
-            (None, _) if address.ip().is_loopback() => Self::ThisMachine,
-            (None, _) => Self::Closed("this agent is in no cluster, and listens beyond this machine"),
+            (None, _) if address.ip().is_loopback() => Self::Loopback,
+            (None, _) => Self::Closed("this agent has no cluster and does not listen on loopback only"),
             (Some(_), None) => Self::Closed("this agent does not know the namespace of its installation"),
             (Some(cluster), Some(namespace)) => Self::Tokens(Tokens {
                 review: Box::new(move |token| {
@@ -66,30 +68,30 @@ impl Gate {
                     Box::pin(async move { cluster.user_of(&token, AUDIENCE).await })
                 }),
                 user: user(namespace),
-                good: Mutex::default(),
-                turns: Semaphore::new(MAX_REVIEWS),
+                accepted: Mutex::default(),
+                permits: Semaphore::new(MAX_REVIEWS),
             }),
         }
     }
 
-    /// The guard of the agent's routes. Only an agent that trusts whoever reaches its port knows its names: a web page must not reach it
-    /// under a name that points to this machine. In a cluster the API server's proxy passes on the `Host` of its own client.
+    /// The guard of the agent's routes. Host names are checked only on loopback, where a web page must not reach the agent by DNS
+    /// rebinding. In a cluster the API server's proxy forwards the `Host` header of its own client, so any name is valid.
     pub(crate) fn guard(self) -> Guard {
-        let hosts = matches!(self, Self::ThisMachine).then(HostNames::default);
+        let hosts = matches!(self, Self::Loopback).then(HostNames::default);
         Guard::new(Arc::new(self), "", hosts)
     }
 }
 
 impl Policy for Gate {
     fn token(&self, headers: &HeaderMap) -> Option<String> {
-        // Not `Authorization`, which the API server's proxy keeps to itself.
+        // The API server's proxy does not forward `Authorization`, so the token has its own header.
         headers.get(HEADER).and_then(|v| v.to_str().ok()).map(str::to_owned)
     }
 
     fn authenticate<'a>(&'a self, token: Option<&'a str>) -> BoxFuture<'a, Result<Option<Caller>, Unavailable>> {
         Box::pin(async move {
             match self {
-                Self::ThisMachine => Ok(Some(Caller::Owner)),
+                Self::Loopback => Ok(Some(Caller::Owner)),
                 Self::Closed(_) => Ok(Some(Caller::Anonymous)),
                 Self::Tokens(tokens) => {
                     let name = tokens.holder(token).await.map_err(|error| Unavailable(error.to_string()))?;
@@ -100,13 +102,13 @@ impl Policy for Gate {
     }
 
     fn allows<'a>(&'a self, caller: &'a Caller, wanted: &'a Permission) -> BoxFuture<'a, Result<bool, Unavailable>> {
-        let reads = wanted.verb == Verb::Get && wanted.resource == Resource::Nodes;
-        let may = match self {
-            Self::ThisMachine => true,
+        let is_read = wanted.verb == Verb::Get && wanted.resource == Resource::Nodes;
+        let allowed = match self {
+            Self::Loopback => true,
             Self::Closed(_) => false,
-            Self::Tokens(tokens) => reads && caller.name() == Some(tokens.user.as_str()),
+            Self::Tokens(tokens) => is_read && caller.name() == Some(tokens.user.as_str()),
         };
-        Box::pin(std::future::ready(Ok(may)))
+        Box::pin(std::future::ready(Ok(allowed)))
     }
 
     fn refuse(&self, refusal: Refusal, _: &HeaderMap) -> Response {
@@ -114,16 +116,16 @@ impl Policy for Gate {
         let error = match (self, refusal) {
             (Self::Closed(why), Refusal::Forbidden(_)) => (*why).to_owned(),
             (_, Refusal::Unauthenticated) => {
-                format!("this agent asks for a token of {ACCOUNT} for the audience {AUDIENCE}")
+                format!("this agent requires a token of {ACCOUNT} for the audience {AUDIENCE}")
             }
-            // The agent has no setting to add names to.
-            (_, Refusal::Misdirected(host)) => format!("this agent does not answer for the host '{host}'"),
+            // The standard message refers to a setting for host names, which the agent does not have.
+            (_, Refusal::Misdirected(host)) => format!("this agent does not serve the host '{host}'"),
             (_, refusal) => refusal.message(),
         };
         let hint = match code {
-            // The token is not what is wrong.
+            // These errors are not caused by the token.
             "auth.host" => "Use localhost or the address of this machine.".to_owned(),
-            "auth.foreign" => "Open the agent's address itself, and not a page that asks it.".to_owned(),
+            "auth.foreign" => "Open the agent's address directly instead of from another page.".to_owned(),
             _ => format!(
                 "Use slipway node ls, or kubectl create token {ACCOUNT} --audience {AUDIENCE}, sent in the header {HEADER}."
             ),
@@ -133,28 +135,28 @@ impl Policy for Gate {
 }
 
 impl Tokens {
-    /// Whose token this is; `None` for nobody's.
+    /// The user that a token belongs to; `None` for a missing or invalid token.
     async fn holder(&self, token: Option<&str>) -> Result<Option<String>, ClusterError> {
-        let Some(token) = token.filter(|t| !t.is_empty() && t.len() <= MAX_TOKEN) else { return Ok(None) };
+        let Some(token) = token.filter(|t| !t.is_empty() && t.len() <= MAX_TOKEN_BYTES) else { return Ok(None) };
         let key = digest(&SHA256, token.as_bytes()).as_ref().to_vec();
-        if self.good.lock().get(&key).is_some_and(|at| at.elapsed() < CACHED) {
+        if self.accepted.lock().get(&key).is_some_and(|at| at.elapsed() < TOKEN_CACHE_TTL) {
             return Ok(Some(self.user.clone()));
         }
         let review = async {
-            let turn = self.turns.acquire().await;
+            let permit = self.permits.acquire().await;
             // The semaphore is never closed.
-            let _turn = turn.map_err(|e| ClusterError::Unreachable(e.to_string()))?;
+            let _permit = permit.map_err(|e| ClusterError::Unreachable(e.to_string()))?;
             (self.review)(token.to_owned()).await
         };
         let reviewed = tokio::time::timeout(REVIEW_TIMEOUT, review).await;
-        let late = |_| ClusterError::Unreachable(format!("no answer within {} s", REVIEW_TIMEOUT.as_secs()));
-        let holder = reviewed.map_err(late).and_then(|r| r)?;
+        let timed_out = |_| ClusterError::Unreachable(format!("no response within {} s", REVIEW_TIMEOUT.as_secs()));
+        let holder = reviewed.map_err(timed_out).and_then(|r| r)?;
         if holder.as_ref() == Some(&self.user) {
-            let mut good = self.good.lock();
-            if good.len() >= MAX_CACHED {
-                good.clear();
+            let mut accepted = self.accepted.lock();
+            if accepted.len() >= MAX_CACHED_TOKENS {
+                accepted.clear();
             }
-            good.insert(key, Instant::now());
+            accepted.insert(key, Instant::now());
         }
         Ok(holder)
     }

@@ -1,4 +1,4 @@
-//! The agent whole: what it is told, its tasks, its end.
+//! Runs the agent: its options, its tasks, and its shutdown. The agent exits when any task ends; the kubelet then restarts it.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,18 +23,18 @@ use crate::plugin::{Plugin, Roots};
 use crate::resources::offers;
 use crate::{NodeError, cdi, dra, http, labels, mps, repo};
 
-/// To whom GPUs are offered. Both at once would hand them out twice.
+/// The kubelet API through which GPUs are offered. Offering both at once would allocate devices twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Offering {
     /// As extended resources, through the kubelet's device plugin API.
     DevicePlugin,
-    /// As devices for claims.
+    /// As devices for resource claims (dynamic resource allocation).
     Dra,
 }
 
-/// What the agent is told.
+/// Options of the agent.
 #[derive(Debug, Clone)]
-#[allow(missing_docs)] // the command line says it
+#[allow(missing_docs)] // documented on the command line
 pub struct Options {
     pub node: String,
     pub offering: Offering,
@@ -47,18 +47,18 @@ pub struct Options {
     pub mig_config: Option<PathBuf>,
     pub mps_root: PathBuf,
     pub dra_driver: String,
-    /// The namespace of the installation, whose control plane may read leases.
+    /// The namespace of the slipway installation, whose control plane may read leases.
     pub namespace: Option<String>,
     pub home: PathBuf,
     pub listen: SocketAddr,
     pub policy: Policy,
-    pub look: Duration,
+    pub poll_interval: Duration,
 }
 
-/// Runs the agent until `stop` is done. Without a cluster it offers devices and tells metrics, and no more.
+/// Runs the agent until `stop` completes. Without a cluster it only offers devices and serves metrics.
 ///
 /// # Errors
-/// What it cannot do without: its folders, its port.
+/// If the folders, the port or the configuration cannot be used, or if a task ends.
 pub async fn run<C: Cluster>(
     options: Options,
     cluster: Option<Arc<C>>,
@@ -73,7 +73,7 @@ async fn run_with<C: Cluster>(
     stop: impl Future<Output = ()>,
     start_driver: impl FnOnce(driver::Settings) -> Result<Arc<Driver>, NodeError>,
 ) -> Result<(), NodeError> {
-    crate::memory::give_back_relocations();
+    crate::memory::release_relocations();
     std::fs::create_dir_all(&options.home).map_err(NodeError::io(options.home.display().to_string()))?;
     let database = Arc::new(Database::open(&options.home.join("node.db"), &[repo::MIGRATION])?);
     let listener = tokio::net::TcpListener::bind(options.listen)
@@ -84,20 +84,20 @@ async fn run_with<C: Cluster>(
         fixture: options.fixture.clone(),
         policy: options.policy.clone(),
         cdi: cdi::Writer::new(options.cdi.clone(), options.driver_root.clone(), options.host_driver_root.clone()),
-        look: options.look,
-        ours: dra::owned(&database).await?,
+        poll_interval: options.poll_interval,
+        claimed: dra::claimed(&database).await?,
     })?;
-    let first = options.config.read(&BTreeMap::new()).map(Arc::new).or_else(|error| {
-        // With a cluster the node's label may choose another; without, a wrong file is the end.
+    let initial = options.config.read(&BTreeMap::new()).map(Arc::new).or_else(|error| {
+        // With a cluster the node's label may select another file; without one, an invalid file is fatal.
         if cluster.is_some() { Ok(Arc::default()) } else { Err(error) }
     })?;
-    let configs = watch::Sender::new(first);
+    let configs = watch::Sender::new(initial);
     let held: watch::Sender<Held> = watch::Sender::default();
     let readings: watch::Sender<Arc<Readings>> = watch::Sender::default();
     let handed_out = Arc::new(Notify::new());
     let mut tasks: JoinSet<Result<(), NodeError>> = JoinSet::new();
     tasks.spawn(async {
-        crate::memory::give_back_unused_code().await;
+        crate::memory::release_unused_code().await;
         Ok(())
     });
 
@@ -120,7 +120,7 @@ async fn run_with<C: Cluster>(
         (Offering::DevicePlugin, _) => {
             let mps = mps::Root(options.mps_root.clone());
             tasks.spawn(run_mps(Arc::clone(&driver), configs.subscribe(), mps.clone(), options.driver_root.clone()));
-            let roots = Roots { here: options.driver_root.clone(), host: options.host_driver_root.clone() };
+            let roots = Roots { local: options.driver_root.clone(), host: options.host_driver_root.clone() };
             let plugin = Plugin { folder: plugins.clone(), mps, roots, handed_out: Arc::clone(&handed_out) };
             tasks.spawn(plugin.run(driver.subscribe(), configs.subscribe()));
         }
@@ -140,13 +140,14 @@ async fn run_with<C: Cluster>(
             });
         }
         (Offering::Dra, None) => {
-            return Err(NodeError::Invalid("claims need the API server; give a kubeconfig".into()));
+            return Err(NodeError::Invalid("resource claims require the API server: provide a kubeconfig".into()));
         }
     }
     if let Some(cluster) = cluster {
-        let telling = labels::run(Arc::clone(&cluster), options.node.clone(), driver.subscribe(), configs.subscribe());
+        let labelling =
+            labels::run(Arc::clone(&cluster), options.node.clone(), driver.subscribe(), configs.subscribe());
         tasks.spawn(async move {
-            telling.await;
+            labelling.await;
             Ok(())
         });
         let manager = Manager {
@@ -162,7 +163,7 @@ async fn run_with<C: Cluster>(
             Ok(())
         });
     }
-    let page = http::Page {
+    let state = http::AppState {
         node: options.node.clone(),
         states: driver.subscribe(),
         configs: configs.subscribe(),
@@ -172,17 +173,17 @@ async fn run_with<C: Cluster>(
         kubelet: plugins.join("kubelet.sock"),
     };
     tasks.spawn(async move {
-        http::serve(listener, http::router(page, gate), http::Limits::default()).await;
+        http::serve(listener, http::router(state, gate), http::Limits::default()).await;
         Ok(())
     });
-    // Each of them is needed, so the end of one is the end of the agent; the kubelet starts it again.
+    // Every task is required, so the agent exits when one of them ends; the kubelet restarts it.
     let outcome = tokio::select! {
         () = stop => Ok(()),
-        error = driver.failed() => Err(error),
+        error = driver.wait_for_failure() => Err(error),
         ended = tasks.join_next() => Err(match ended {
             Some(Ok(Err(error))) => error,
-            Some(Err(error)) => NodeError::Invalid(format!("a task of the agent ended: {error}")),
-            Some(Ok(Ok(()))) | None => NodeError::Invalid("a task of the agent ended by itself".into()),
+            Some(Err(error)) => NodeError::Invalid(format!("a task of the agent failed: {error}")),
+            Some(Ok(Ok(()))) | None => NodeError::Invalid("a task of the agent ended unexpectedly".into()),
         }),
     };
     tasks.shutdown().await;
@@ -191,7 +192,8 @@ async fn run_with<C: Cluster>(
     outcome
 }
 
-/// Reads the configuration again whenever the node's label or the files have changed. A mistake leaves the last good one in force.
+/// Reloads the configuration when the node's label or the files change. An invalid configuration is logged and ignored; the last
+/// valid one stays in effect.
 async fn follow_config<C: Cluster>(
     source: config::Source,
     cluster: Option<Arc<C>>,
@@ -199,7 +201,7 @@ async fn follow_config<C: Cluster>(
     configs: watch::Sender<Arc<Config>>,
 ) -> Result<(), NodeError> {
     let mut object = cluster.map(|c| c.watch(NODE, &node));
-    let mut complaint = String::new();
+    let mut last_error = String::new();
     loop {
         let labels: Option<BTreeMap<String, String>> = match &mut object {
             None => Some(BTreeMap::new()),
@@ -211,34 +213,34 @@ async fn follow_config<C: Cluster>(
         if let Some(labels) = labels {
             match source.read(&labels) {
                 Ok(config) => {
-                    complaint.clear();
-                    configs.send_if_modified(|old| {
-                        let new = **old != config;
-                        if new {
+                    last_error.clear();
+                    configs.send_if_modified(|current| {
+                        let changed = **current != config;
+                        if changed {
                             for warning in &config.warnings {
                                 tracing::warn!(warning, "configuration");
                             }
-                            *old = Arc::new(config.clone());
+                            *current = Arc::new(config.clone());
                         }
-                        new
+                        changed
                     });
                 }
                 Err(error) => {
                     let text = error.to_string();
-                    if text != complaint {
-                        tracing::error!(error = text, "the configuration is not taken over");
+                    if text != last_error {
+                        tracing::error!(error = text, "invalid configuration; keeping the previous one");
                     }
-                    complaint = text;
+                    last_error = text;
                 }
             }
         }
-        // Files in a ConfigMap change without a sign; two seconds are soon enough.
-        let pause = tokio::time::sleep(Duration::from_secs(2));
+        // Changes of mounted ConfigMap files send no notification, so poll them.
+        let interval = tokio::time::sleep(Duration::from_secs(2));
         match &mut object {
-            None => pause.await,
+            None => interval.await,
             Some(object) => tokio::select! {
                 changed = object.changed() => if changed.is_err() { return Ok(()) },
-                () = pause => {}
+                () = interval => {}
             },
         }
     }
@@ -251,11 +253,11 @@ async fn run_mps(
     driver_root: PathBuf,
 ) -> Result<(), NodeError> {
     let mut states = driver.subscribe();
-    // NVIDIA's runtime puts the program into this container; without it the driver's own is taken.
+    // NVIDIA's container runtime mounts the program into this container; otherwise use the one below the driver root.
     let program = PathBuf::from("/usr/bin/nvidia-cuda-mps-control");
     let program = if program.exists() { program } else { driver_root.join("usr/bin/nvidia-cuda-mps-control") };
     let mut daemons = mps::Daemons::new(root, program);
-    let mut complaint = String::new();
+    let mut last_error = String::new();
     loop {
         let (state, config): (Arc<State>, Arc<Config>) =
             (states.borrow_and_update().clone(), configs.borrow_and_update().clone());
@@ -265,12 +267,12 @@ async fn run_mps(
                 let gpu = machine.inventory.gpus.iter().find(|g| g.uuid == uuid);
                 gpu.and_then(|g| g.memory_total).unwrap_or(0) >> 20
             };
-            let trouble =
+            let error =
                 daemons.reconcile(&driver, &offers, &memory).await.err().map(|e| e.to_string()).unwrap_or_default();
-            if trouble != complaint && !trouble.is_empty() {
-                tracing::error!(error = trouble, "MPS; trying again");
+            if error != last_error && !error.is_empty() {
+                tracing::error!(error, "starting MPS failed; retrying");
             }
-            complaint = trouble;
+            last_error = error;
         }
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return Ok(()) },
@@ -284,39 +286,39 @@ async fn run_mps(
 mod tests {
     use super::*;
     use crate::cluster::Fake;
-    use crate::driver::tests::that_panics;
+    use crate::driver::tests::panicking_driver;
 
-    fn options(place: &std::path::Path) -> Options {
+    fn options(folder: &std::path::Path) -> Options {
         Options {
             node: "n1".into(),
             offering: Offering::DevicePlugin,
             fixture: None,
-            kubelet: place.join("kubelet"),
-            cdi: place.join("cdi"),
-            driver_root: place.to_owned(),
-            host_driver_root: place.to_owned(),
+            kubelet: folder.join("kubelet"),
+            cdi: folder.join("cdi"),
+            driver_root: folder.to_owned(),
+            host_driver_root: folder.to_owned(),
             config: config::Source { file: None, folder: None, mig: None },
             mig_config: None,
-            mps_root: place.join("mps"),
+            mps_root: folder.join("mps"),
             dra_driver: dra::DRIVER.into(),
             namespace: None,
-            home: place.join("home"),
+            home: folder.join("home"),
             listen: "127.0.0.1:0".parse().unwrap(),
             policy: Policy::from_variables(None, None, Duration::from_secs(1)),
-            look: Duration::from_secs(1),
+            poll_interval: Duration::from_secs(1),
         }
     }
 
     #[tokio::test]
-    async fn an_agent_whose_driver_thread_panics_ends_with_an_error() {
-        let place = std::env::temp_dir().join(format!("slipway-node-{}", slipway_core::ids::hex32()));
-        let (driver, tell) = that_panics();
+    async fn agent_fails_when_driver_thread_panics() {
+        let folder = std::env::temp_dir().join(format!("slipway-node-{}", slipway_core::ids::hex32()));
+        let (driver, trigger) = panicking_driver();
         let mut states = driver.subscribe();
-        let agent = tokio::spawn(run_with::<Fake>(options(&place), None, std::future::pending(), |_| Ok(driver)));
+        let agent = tokio::spawn(run_with::<Fake>(options(&folder), None, std::future::pending(), |_| Ok(driver)));
         states.wait_for(|s| s.machine().is_some()).await.unwrap();
-        tell.send(()).unwrap();
-        let ended = tokio::time::timeout(Duration::from_secs(20), agent).await.expect("it ends").unwrap();
+        trigger.send(()).unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(20), agent).await.expect("the agent ends").unwrap();
         assert!(matches!(ended, Err(NodeError::NoDriver(_))), "{ended:?}");
-        std::fs::remove_dir_all(place).unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

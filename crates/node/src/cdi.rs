@@ -1,4 +1,4 @@
-//! The CDI specification of a node: one file, written anew whenever the devices change, before the kubelet hears of them.
+//! Writes the CDI specification of a node: one file, rewritten whenever the devices change, before they are offered to the kubelet.
 
 use std::path::{Path, PathBuf};
 
@@ -10,38 +10,39 @@ use slipway_gpu::inventory::Inventory;
 
 use crate::NodeError;
 
-/// The kind of the agent's devices. NVIDIA's own kind is left to NVIDIA's toolkit, which may run beside.
+/// The CDI kind of the agent's devices. It differs from NVIDIA's kind, because NVIDIA's toolkit may run on the same node.
 pub const KIND: &str = "slipway.dev/gpu";
-/// The file's name, by the convention of the CDI libraries: vendor, class.
+/// File name, by the convention of the CDI libraries: vendor and class.
 const FILE: &str = "slipway.dev-gpu.json";
 
-/// A device's full name, as kubelet and runtime take it.
+/// The fully qualified CDI name of a device, such as `slipway.dev/gpu=GPU-...`.
 pub fn name(device: &str) -> String {
     format!("{KIND}={device}")
 }
 
-/// Writes the file.
+/// Writes the specification if it has changed.
 #[derive(Debug)]
 pub struct Writer {
-    /// `/var/run/cdi`.
+    /// Folder of CDI specifications, usually `/var/run/cdi`.
     pub folder: PathBuf,
-    /// The driver's root as this process sees it.
+    /// Root folder of the driver as this process sees it.
     pub root: PathBuf,
-    /// The same folder as the container runtime sees it.
+    /// The same folder on the host, where the container runtime sees it.
     pub host_root: PathBuf,
+    /// The content written last.
     written: Option<String>,
 }
 
 impl Writer {
-    /// Writes to a folder, for a driver that lies at `root` here and at `host_root` on the host.
+    /// Creates a writer for a driver that is at `root` in this process and at `host_root` on the host.
     pub fn new(folder: PathBuf, root: PathBuf, host_root: PathBuf) -> Self {
         Self { folder, root, host_root, written: None }
     }
 
-    /// Makes the file say what there is. A reader never sees half of it.
+    /// Writes the specification of the current devices atomically.
     ///
     /// # Errors
-    /// When the driver's files are not where they should be, or the folder cannot be written.
+    /// If the driver's files are missing, or the file cannot be written.
     pub fn write(&mut self, inventory: &Inventory) -> Result<(), NodeError> {
         let hook = ["usr/bin/nvidia-cdi-hook", "usr/bin/nvidia-ctk"].iter().find(|p| self.root.join(p).exists());
         let hook = hook.map(|p| self.host_root.join(p));
@@ -60,19 +61,19 @@ impl Writer {
     }
 }
 
-/// Makes host paths of paths that this process sees.
+/// Replaces the prefix `from` of host paths by `to`, so that they are valid on the host.
 fn rebase(spec: &mut Spec, from: &Path, to: &Path) {
-    let moved = |path: &str| match Path::new(path).strip_prefix(from) {
+    let rebased = |path: &str| match Path::new(path).strip_prefix(from) {
         Ok(rest) => to.join(rest).display().to_string(),
         Err(_) => path.to_owned(),
     };
     for edits in spec.devices.iter_mut().map(|d| &mut d.container_edits).chain([&mut spec.container_edits]) {
         for node in &mut edits.device_nodes {
-            let host = moved(node.host_path.as_ref().unwrap_or(&node.path));
+            let host = rebased(node.host_path.as_ref().unwrap_or(&node.path));
             node.host_path = (host != node.path).then_some(host);
         }
         for mount in &mut edits.mounts {
-            mount.host_path = moved(&mount.host_path);
+            mount.host_path = rebased(&mount.host_path);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What the agent asks of the API server. The binary hands in an implementation, so this crate needs no Kubernetes client and its
-//! tests need no cluster.
+//! The requests that the agent sends to the API server. The binary provides the implementation, so this crate needs no Kubernetes
+//! client and its tests need no cluster.
 
 use std::future::Future;
 
@@ -7,16 +7,16 @@ use serde_json::Value;
 use slipway_core::Explain;
 use tokio::sync::watch;
 
-/// A kind of object and where it is served.
+/// A Kubernetes resource type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
     /// API group; empty for the core group.
     pub group: &'static str,
-    /// API version.
+    /// API version, such as `v1`.
     pub version: &'static str,
-    /// Its name in manifests.
+    /// Kind in manifests, such as `Node`.
     pub kind: &'static str,
-    /// Its name in URLs.
+    /// Plural in URLs, such as `nodes`.
     pub plural: &'static str,
 }
 
@@ -36,11 +36,11 @@ impl Kind {
     }
 }
 
-/// The API server did not do it.
+/// A failed request to the API server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)] // the message says it
+#[allow(missing_docs)] // the error messages describe the variants
 pub enum ClusterError {
-    #[error("the API server does not answer: {0}")]
+    #[error("the API server does not respond: {0}")]
     Unreachable(String),
     #[error("the API server refused: {message} ({code})")]
     Refused { code: u16, message: String },
@@ -55,18 +55,18 @@ impl Explain for ClusterError {
     }
 }
 
-/// What became of an eviction.
+/// The result of an eviction request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Eviction {
-    /// The pod is going, or was gone.
-    Going,
-    /// A disruption budget does not allow it now.
+    /// The pod is being deleted, or does not exist.
+    Accepted,
+    /// A pod disruption budget does not allow the eviction now.
     Blocked,
 }
 
-/// The API server, seen by an agent.
+/// The API server, as the agent uses it.
 pub trait Cluster: Send + Sync + 'static {
-    /// An object; `None` when there is none of that name.
+    /// Reads an object; `None` if it does not exist.
     fn get(
         &self,
         kind: Kind,
@@ -74,10 +74,10 @@ pub trait Cluster: Send + Sync + 'static {
         name: &str,
     ) -> impl Future<Output = Result<Option<Value>, ClusterError>> + Send;
 
-    /// Objects of a kind that a field selector chooses.
+    /// Lists the objects of a kind that match a field selector.
     fn list(&self, kind: Kind, fields: &str) -> impl Future<Output = Result<Vec<Value>, ClusterError>> + Send;
 
-    /// Applies an object (server-side apply) as `manager`, whose fields it takes over; `status` applies to that subresource.
+    /// Applies an object (forced server-side apply) as field manager `manager`; `status` selects the status subresource.
     fn apply(
         &self,
         kind: Kind,
@@ -87,13 +87,13 @@ pub trait Cluster: Send + Sync + 'static {
         object: Value,
     ) -> impl Future<Output = Result<Value, ClusterError>> + Send;
 
-    /// Deletes an object; no error when it is gone.
+    /// Deletes an object; succeeds if it does not exist.
     fn delete(&self, kind: Kind, name: &str) -> impl Future<Output = Result<(), ClusterError>> + Send;
 
-    /// Asks for a pod to be moved away.
+    /// Requests the eviction of a pod.
     fn evict(&self, namespace: &str, pod: &str) -> impl Future<Output = Result<Eviction, ClusterError>> + Send;
 
-    /// Tells what happened to an object.
+    /// Publishes an event about an object.
     fn event(
         &self,
         about: Value,
@@ -102,23 +102,23 @@ pub trait Cluster: Send + Sync + 'static {
         message: &str,
     ) -> impl Future<Output = Result<(), ClusterError>> + Send;
 
-    /// The user who holds a token that was made for this audience (`authentication.k8s.io/v1 TokenReview`); `None` when it is no such
-    /// token.
+    /// The user of a token that was issued for this audience (`authentication.k8s.io/v1 TokenReview`); `None` if the token is
+    /// invalid.
     fn user_of(&self, token: &str, audience: &str)
     -> impl Future<Output = Result<Option<String>, ClusterError>> + Send;
 
-    /// The newest state of one object, for as long as the receiver lives; `None` until it is known and when it is gone.
+    /// Watches one object for as long as the receiver exists; the value is `None` before the first response and after deletion.
     fn watch(&self, kind: Kind, name: &str) -> watch::Receiver<Option<Value>>;
 }
 
-/// A cluster for tests: it has no objects, and knows the users of some tokens.
+/// A cluster for tests without objects, which accepts some tokens.
 #[cfg(test)]
 #[derive(Debug, Default)]
 pub(crate) struct Fake {
-    /// Token and user.
+    /// Users by token.
     pub(crate) users: std::collections::BTreeMap<String, String>,
-    /// Tokens that were asked about.
-    pub(crate) asked: parking_lot::Mutex<Vec<String>>,
+    /// Tokens that were reviewed.
+    pub(crate) reviewed: parking_lot::Mutex<Vec<String>>,
 }
 
 #[cfg(test)]
@@ -136,7 +136,7 @@ impl Cluster for Fake {
         Ok(())
     }
     async fn evict(&self, _: &str, _: &str) -> Result<Eviction, ClusterError> {
-        Ok(Eviction::Going)
+        Ok(Eviction::Accepted)
     }
     async fn event(&self, _: Value, _: bool, _: &str, _: &str) -> Result<(), ClusterError> {
         Ok(())
@@ -146,9 +146,9 @@ impl Cluster for Fake {
     }
     async fn user_of(&self, token: &str, audience: &str) -> Result<Option<String>, ClusterError> {
         assert_eq!(audience, slipway_core::node_access::AUDIENCE);
-        self.asked.lock().push(token.to_owned());
+        self.reviewed.lock().push(token.to_owned());
         match token {
-            "unreachable" => Err(ClusterError::Unreachable("this is part of the test".into())),
+            "unreachable" => Err(ClusterError::Unreachable("simulated by the test".into())),
             token => Ok(self.users.get(token).cloned()),
         }
     }

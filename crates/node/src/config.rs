@@ -1,8 +1,8 @@
-//! NVIDIA's device plugin configuration file, read as it is.
+//! Reads the configuration file of NVIDIA's device plugin.
 //!
 //! Source: NVIDIA k8s-device-plugin, README, "Configuring the NVIDIA device plugin binary" and "Shared Access to GPUs".
-//! What the file holds for other programs (GFD's output file, IMEX) is read over with a warning, as are settings that upstream
-//! itself ignores.
+//! Settings for other programs (GFD's output file, IMEX) are ignored; settings that upstream itself ignores are ignored with a
+//! warning.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,24 +11,24 @@ use serde::Deserialize;
 
 use crate::NodeError;
 
-/// The label by which a node chooses one of several configuration files.
+/// The node label that selects one of several configuration files.
 pub const CHOICE_LABEL: &str = "nvidia.com/device-plugin.config";
 
 /// How MIG devices are offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MigStrategy {
-    /// GPUs are offered whole, whatever MIG says.
+    /// GPUs are offered as a whole, regardless of MIG.
     #[default]
     None,
-    /// All MIG devices are of one profile and are offered as `nvidia.com/gpu`.
+    /// All MIG devices have the same profile and are offered as `nvidia.com/gpu`.
     Single,
-    /// Each profile is a resource of its own, `nvidia.com/mig-1g.10gb`.
+    /// Each profile is a separate resource, such as `nvidia.com/mig-1g.10gb`.
     Mixed,
 }
 
 impl MigStrategy {
-    /// As the file and the label write it.
+    /// The value in the configuration file and in GFD's label.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -38,53 +38,53 @@ impl MigStrategy {
     }
 }
 
-/// How a container is told which devices are its own.
+/// How the allocated devices are passed to a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ListStrategy {
-    /// `NVIDIA_VISIBLE_DEVICES`, for NVIDIA's container runtime.
+    /// The variable `NVIDIA_VISIBLE_DEVICES`, for NVIDIA's container runtime.
     Envvar,
-    /// Empty mounts below `/var/run/nvidia-container-devices`, for the same runtime without privileges by environment.
+    /// Mounts of `/dev/null` below `/var/run/nvidia-container-devices`, for NVIDIA's container runtime if it does not trust the variable.
     VolumeMounts,
-    /// CDI names in annotations, for runtimes before CDI in the CRI.
+    /// CDI names in annotations, for runtimes without CDI in the CRI.
     CdiAnnotations,
     /// CDI names in the CRI.
     CdiCri,
 }
 
-/// What stands for a device in the list.
+/// How a device is identified in the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdStrategy {
-    /// Its UUID.
+    /// By UUID.
     #[default]
     Uuid,
-    /// Its index, `GPU:MIG` for MIG devices.
+    /// By index, `GPU:MIG` for MIG devices.
     Index,
 }
 
-/// Which replicas of shared devices are preferred.
+/// The preference among replicas of shared devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SharedPolicy {
-    /// Of the device with the fewest replicas in use.
+    /// Prefer the device with the fewest replicas in use.
     #[default]
     Distributed,
-    /// Of the device with the most replicas in use.
+    /// Prefer the device with the most replicas in use.
     Packed,
 }
 
 /// How devices are shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SharingStrategy {
-    /// Processes take turns.
+    /// Processes alternate on the GPU.
     TimeSlicing,
-    /// Processes run together below CUDA's multi-process service.
+    /// Processes run concurrently under CUDA's multi-process service.
     Mps,
 }
 
 impl SharingStrategy {
-    /// As GFD's label writes it.
+    /// The value in GFD's label.
     pub fn name(self) -> &'static str {
         match self {
             Self::TimeSlicing => "time-slicing",
@@ -93,46 +93,46 @@ impl SharingStrategy {
     }
 }
 
-/// A resource that is offered several times.
+/// A resource whose devices are shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replicated {
-    /// `nvidia.com/gpu`.
+    /// Resource name, such as `nvidia.com/gpu`.
     pub name: String,
-    /// How often each device is offered.
+    /// Number of replicas per device; 0 and 1 mean not shared.
     pub replicas: u32,
 }
 
-/// How and what is shared.
+/// The sharing configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sharing {
-    /// How.
+    /// The sharing strategy.
     pub strategy: SharingStrategy,
-    /// Shared resources get the ending `.shared`.
+    /// Whether shared resources get the suffix `.shared`.
     pub rename: bool,
-    /// A container that asks for more than one replica is refused.
+    /// Whether requests for more than one replica are rejected.
     pub one_only: bool,
-    /// What.
+    /// The shared resources.
     pub resources: Vec<Replicated>,
 }
 
-/// The configuration in force.
+/// The effective configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// How MIG devices are offered.
     pub mig: MigStrategy,
-    /// How containers are told; `None` leaves it to the agent: CDI where the specification could be written, else the variable.
+    /// How devices are passed to containers; `None` means CDI if the specification could be written, otherwise the variable.
     pub list: Option<Vec<ListStrategy>>,
-    /// What stands for a device in the list.
+    /// How devices are identified in the list.
     pub ids: IdStrategy,
-    /// Device nodes are named too, for kubelets that reset a container's device cgroup.
+    /// Whether device nodes are also passed, for kubelets that reset a container's device cgroup.
     pub device_specs: bool,
-    /// Which replicas are preferred.
+    /// The preference among replicas of shared devices.
     pub shared_policy: SharedPolicy,
-    /// Begins the keys of CDI annotations.
+    /// Prefix of the keys of CDI annotations.
     pub annotation_prefix: String,
-    /// Time slices or MPS.
+    /// Sharing by time slicing or MPS; `None` means no sharing.
     pub sharing: Option<Sharing>,
-    /// What was read over.
+    /// Warnings about ignored settings.
     pub warnings: Vec<String>,
 }
 
@@ -211,23 +211,23 @@ struct FileResource {
     devices: Option<serde_json::Value>,
 }
 
-/// The most that a node's pods could use; a slip of the pen is not turned into a million devices.
-const MOST_REPLICAS: i64 = 1024;
+/// Maximum number of replicas per device. It rejects typos that would create a huge number of devices.
+const MAX_REPLICAS: i64 = 1024;
 
 impl Config {
-    /// Reads a file's text.
+    /// Parses the YAML text of a file.
     ///
     /// # Errors
-    /// What is wrong, in words that name the place.
+    /// A message that names the invalid setting.
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: File = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
         if file.version != "v1" {
-            return Err(format!("version '{}' is not known; known is v1", file.version));
+            return Err(format!("unsupported version '{}': expected v1", file.version));
         }
         let mut config = Self::default();
         if file.resources.is_some() {
             // Upstream: "Customizing the 'resources' field is not yet supported in the config. Ignoring...".
-            config.warnings.push("'resources' is read over, as by upstream: names of resources are fixed".into());
+            config.warnings.push("'resources' is ignored, as by upstream: resource names are fixed".into());
         }
         config.mig = file.flags.mig_strategy.unwrap_or_default();
         let plugin = file.flags.plugin;
@@ -242,7 +242,9 @@ impl Config {
             config.annotation_prefix = prefix;
         }
         config.sharing = match (file.sharing.time_slicing, file.sharing.mps) {
-            (Some(_), Some(_)) => return Err("sharing names both timeSlicing and mps; a node can have one".into()),
+            (Some(_), Some(_)) => {
+                return Err("sharing has both timeSlicing and mps, but a node supports only one of them".into());
+            }
             (Some(slices), None) => Some(sharing(SharingStrategy::TimeSlicing, slices, &mut config.warnings)?),
             (None, Some(mps)) => Some(sharing(SharingStrategy::Mps, mps, &mut config.warnings)?),
             (None, None) => None,
@@ -250,7 +252,7 @@ impl Config {
         Ok(config)
     }
 
-    /// How often devices of a resource are offered, if they are shared.
+    /// The sharing configuration and the number of replicas of a resource; `None` if it is not shared.
     pub fn replicas(&self, resource: &str) -> Option<(&Sharing, u32)> {
         let sharing = self.sharing.as_ref()?;
         let found = sharing.resources.iter().find(|r| r.name == resource)?;
@@ -261,7 +263,7 @@ impl Config {
 fn sharing(strategy: SharingStrategy, file: FileReplicas, warnings: &mut Vec<String>) -> Result<Sharing, String> {
     let mut resources: Vec<Replicated> = Vec::new();
     for resource in file.resources {
-        // Upstream puts its own domain before a name without one.
+        // As upstream, add the default domain to a name without one.
         let name = match resource.name.as_str() {
             "" => return Err("a shared resource has no name".into()),
             name if name.contains('/') => name.to_owned(),
@@ -270,43 +272,44 @@ fn sharing(strategy: SharingStrategy, file: FileReplicas, warnings: &mut Vec<Str
         if name.len() > 63 {
             return Err(format!("the resource name '{name}' has more than 63 characters"));
         }
-        if resource.replicas < 0 || resource.replicas > MOST_REPLICAS {
-            return Err(format!("{name}: replicas is {}, and must be 0 to {MOST_REPLICAS}", resource.replicas));
+        if resource.replicas < 0 || resource.replicas > MAX_REPLICAS {
+            return Err(format!("{name}: replicas is {}, but must be from 0 to {MAX_REPLICAS}", resource.replicas));
         }
         if resource.rename.is_some() {
-            warnings.push(format!("{name}: 'rename' is read over, as by upstream; renameByDefault is there"));
+            warnings.push(format!("{name}: 'rename' is ignored, as by upstream: use renameByDefault"));
         }
         if resource.devices.as_ref().is_some_and(|d| d != "all") {
-            warnings.push(format!("{name}: 'devices' is read over, as by upstream: all are shared"));
+            warnings.push(format!("{name}: 'devices' is ignored, as by upstream: all devices are shared"));
         }
         if resources.iter().any(|r| r.name == name) {
-            return Err(format!("{name} is named twice"));
+            return Err(format!("{name} is listed twice"));
         }
         resources.push(Replicated { name, replicas: u32::try_from(resource.replicas).unwrap_or(0) });
     }
-    // With MPS a container's part is one replica; upstream refuses more whatever the file says.
+    // With MPS a container may use only one replica; upstream rejects larger requests regardless of the setting.
     let one_only = file.fail_requests_greater_than_one || strategy == SharingStrategy::Mps;
     Ok(Sharing { strategy, rename: file.rename_by_default, one_only, resources })
 }
 
-/// Where configuration comes from.
+/// The source of the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Source {
     /// One file for all nodes.
     pub file: Option<PathBuf>,
-    /// A folder of named files (a ConfigMap); the node's label chooses one.
+    /// A folder of files (a mounted ConfigMap), from which the node's label selects one.
     pub folder: Option<PathBuf>,
-    /// In place of what the file says.
+    /// Overrides the MIG strategy of the file.
     pub mig: Option<MigStrategy>,
 }
 
 impl Source {
-    /// The configuration for a node with these labels. Without a label the file `default` of the folder counts, or the only one.
+    /// Reads the configuration for a node with these labels. Without a label the only file of the folder is used, or the one named
+    /// `default`.
     ///
     /// # Errors
-    /// [`NodeError::Config`] that names the file and the mistake.
+    /// [`NodeError::Config`] with the file and the reason.
     pub fn read(&self, labels: &BTreeMap<String, String>) -> Result<Config, NodeError> {
-        let mut config = match self.choose(labels)? {
+        let mut config = match self.select_file(labels)? {
             None => Config::default(),
             Some(path) => {
                 let failed = |reason: String| NodeError::Config { file: path.display().to_string(), reason };
@@ -320,7 +323,7 @@ impl Source {
         Ok(config)
     }
 
-    fn choose(&self, labels: &BTreeMap<String, String>) -> Result<Option<PathBuf>, NodeError> {
+    fn select_file(&self, labels: &BTreeMap<String, String>) -> Result<Option<PathBuf>, NodeError> {
         let Some(folder) = &self.folder else { return Ok(self.file.clone()) };
         let names = files(folder)?;
         if let Some(name) = labels.get(CHOICE_LABEL).filter(|n| !n.is_empty()) {
@@ -329,7 +332,10 @@ impl Source {
             }
             return Err(NodeError::Config {
                 file: folder.display().to_string(),
-                reason: format!("the node's label {CHOICE_LABEL} asks for '{name}'; there is {}", names.join(", ")),
+                reason: format!(
+                    "the node label {CHOICE_LABEL} selects '{name}', but the folder has {}",
+                    names.join(", ")
+                ),
             });
         }
         Ok(match names.as_slice() {
@@ -341,7 +347,7 @@ impl Source {
     }
 }
 
-/// Names of the files in a folder; a ConfigMap's own bookkeeping begins with two dots.
+/// Names of the files in a folder, without those that Kubernetes adds to mounted ConfigMaps, which begin with two dots.
 fn files(folder: &Path) -> Result<Vec<String>, NodeError> {
     let entries = std::fs::read_dir(folder).map_err(NodeError::io(folder.display().to_string()))?;
     let mut names: Vec<String> = entries
@@ -357,8 +363,8 @@ fn files(folder: &Path) -> Result<Vec<String>, NodeError> {
 mod tests {
     use super::*;
 
-    /// The examples of NVIDIA's README, in content.
-    const SLICES: &str = "version: v1
+    /// Based on the examples in NVIDIA's README.
+    const TIME_SLICING: &str = "version: v1
 flags:
   migStrategy: none
   failOnInitError: true
@@ -377,38 +383,38 @@ sharing:
 ";
 
     #[test]
-    fn upstreams_file_is_read() {
-        let config = Config::parse(SLICES).unwrap();
+    fn upstream_file_is_parsed() {
+        let config = Config::parse(TIME_SLICING).unwrap();
         assert_eq!(config.list, Some(vec![ListStrategy::Envvar]));
         let (sharing, replicas) = config.replicas("nvidia.com/gpu").unwrap();
         assert_eq!((replicas, sharing.rename, sharing.one_only), (10, true, true));
         assert!(config.replicas("nvidia.com/mig-1g.10gb").is_none());
-        let many = SLICES.replace("deviceListStrategy: envvar", "deviceListStrategy: [envvar, cdi-cri]");
+        let many = TIME_SLICING.replace("deviceListStrategy: envvar", "deviceListStrategy: [envvar, cdi-cri]");
         assert_eq!(Config::parse(&many).unwrap().list, Some(vec![ListStrategy::Envvar, ListStrategy::CdiCri]));
     }
 
     #[test]
-    fn mistakes_are_named() {
-        let wrong = |from: &str, to: &str| Config::parse(&SLICES.replace(from, to)).unwrap_err();
-        assert!(wrong("version: v1", "version: v2").contains("'v2'"));
-        assert!(wrong("replicas: 10", "replicas: -1").contains("0 to 1024"));
-        assert!(wrong("migStrategy: none", "migStrategy: some").contains("some"));
-        assert!(wrong("sharing:", "sharing:\n  mps: {}").contains("both"));
-        let renamed = SLICES.replace("replicas: 10", "replicas: 10\n      rename: mine");
+    fn errors_name_the_invalid_setting() {
+        let error = |from: &str, to: &str| Config::parse(&TIME_SLICING.replace(from, to)).unwrap_err();
+        assert!(error("version: v1", "version: v2").contains("'v2'"));
+        assert!(error("replicas: 10", "replicas: -1").contains("0 to 1024"));
+        assert!(error("migStrategy: none", "migStrategy: some").contains("some"));
+        assert!(error("sharing:", "sharing:\n  mps: {}").contains("both"));
+        let renamed = TIME_SLICING.replace("replicas: 10", "replicas: 10\n      rename: mine");
         assert_eq!(Config::parse(&renamed).unwrap().warnings.len(), 1);
     }
 
     #[test]
-    fn the_label_chooses_the_file() {
+    fn node_label_selects_the_file() {
         let folder = std::env::temp_dir().join(format!("slipway-node-config-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("default"), "version: v1").unwrap();
-        std::fs::write(folder.join("slices"), SLICES).unwrap();
+        std::fs::write(folder.join("slices"), TIME_SLICING).unwrap();
         let source = Source { folder: Some(folder.clone()), ..Source::default() };
         let label = |name: &str| BTreeMap::from([(CHOICE_LABEL.to_owned(), name.to_owned())]);
         assert!(source.read(&BTreeMap::new()).unwrap().sharing.is_none());
         assert!(source.read(&label("slices")).unwrap().sharing.is_some());
-        assert!(source.read(&label("none")).unwrap_err().to_string().contains("there is default, slices"));
+        assert!(source.read(&label("none")).unwrap_err().to_string().contains("the folder has default, slices"));
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -1,8 +1,8 @@
-//! The driver as it is now. One thread talks to NVML: it opens it when it is there, waits for XIDs, looks at the GPUs, writes the
-//! CDI specification, and then tells everybody else. A driver that is unloaded and loaded again is opened again.
+//! The current state of the NVIDIA driver and its GPUs. One thread calls NVML: it opens the driver, waits for XIDs, polls the GPUs,
+//! writes the CDI specification, and then publishes the new state to subscribers. It reopens a driver that was unloaded and reloaded.
 //!
-//! Without the thread nobody would learn of a fault any more, so its end, and a call of NVML that does not return, count as a driver
-//! that is missing, and the agent ends with an error when the thread does.
+//! Without this thread no fault would be detected. Therefore a thread that ended, or that hangs in an NVML call, counts as a missing
+//! driver, and the agent exits with an error when the thread ends.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,87 +23,88 @@ use crate::{NodeError, cdi};
 /// A node's GPUs at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Machine {
-    /// What there is. A GPU that was lost stays, as it was last seen.
+    /// The GPUs. A lost GPU stays in the inventory with its last known values.
     pub inventory: Inventory,
-    /// How it is connected.
+    /// The connections between the GPUs.
     pub topology: Topology,
-    /// What is wrong.
+    /// The current faults.
     pub faults: Faults,
-    /// MIG devices and GPUs that are about to change; nothing new may start on them.
+    /// UUIDs of MIG devices and GPUs whose MIG layout is about to change; no new container may use them.
     pub draining: BTreeSet<String>,
-    /// Why containers cannot get devices by CDI, if they cannot.
+    /// Why the CDI specification could not be written; `None` if it is up to date.
     pub cdi: Option<String>,
-    /// What MIG offers and holds, for cards that can do it.
+    /// MIG layouts of the cards that support MIG; empty if MIG is disabled on all GPUs.
     pub layouts: Vec<Layout>,
-    /// UUIDs of MIG devices that come and go with claims.
-    pub ours: BTreeSet<String>,
+    /// UUIDs of MIG devices that were created for claims and are destroyed with them.
+    pub claimed: BTreeSet<String>,
 }
 
-/// A MIG instance by where it is: index of the GPU, profile, first memory slice.
-pub type Place = (u32, String, u32);
+/// The position of a MIG instance: index of the GPU, profile, first memory slice.
+pub type InstancePosition = (u32, String, u32);
 
 impl Machine {
-    /// Why a device must not be used now.
+    /// Why a device must not be used now; `None` if it may be used. `parent` is the GPU of a MIG device.
     pub fn fault(&self, uuid: &str, parent: Option<&str>) -> Option<String> {
         if self.draining.contains(uuid) || parent.is_some_and(|p| self.draining.contains(p)) {
             return Some("its MIG layout is about to change".into());
         }
-        self.faults.of(uuid, parent).map(|f| f.reason.clone())
+        self.faults.fault(uuid, parent).map(|f| f.reason.clone())
     }
 }
 
-/// There, or missing and why.
+/// The state of the driver.
 #[derive(Debug, Clone, PartialEq)]
 pub enum State {
-    /// There.
-    There(Box<Machine>),
-    /// Missing, and why.
+    /// The driver responds.
+    Available(Box<Machine>),
+    /// The driver is missing, with the reason.
     Missing(String),
 }
 
 impl State {
-    /// The machine, if the driver is there.
+    /// The machine, if the driver is available.
     pub fn machine(&self) -> Option<&Machine> {
         match self {
-            Self::There(machine) => Some(machine),
+            Self::Available(machine) => Some(machine),
             Self::Missing(_) => None,
         }
     }
 }
 
-/// Reaches the driver and tells what it is like.
+/// Handle to the driver thread: publishes its state and runs work on NVML.
 #[derive(Debug)]
 pub struct Driver {
     state: watch::Sender<Arc<State>>,
     shared: Mutex<Shared>,
-    woken: Condvar,
+    /// Wakes the thread while it waits to reopen the driver.
+    wake: Condvar,
     /// Whether the thread has ended.
     ended: watch::Sender<bool>,
-    limits: Limits,
+    timeouts: Timeouts,
 }
 
-/// How long the thread is waited for.
+/// Timeouts for the driver thread.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
-    /// For a look that was asked for.
+struct Timeouts {
+    /// For a requested refresh to complete.
     refresh: Duration,
-    /// Without a sign of life, after which the driver counts as missing. To open a driver without persistence mode takes seconds for
-    /// each GPU.
+    /// Without a heartbeat, after which the driver counts as missing. Opening a driver without persistence mode takes seconds per GPU.
     stall: Duration,
 }
 
-const LIMITS: Limits = Limits { refresh: Duration::from_secs(30), stall: Duration::from_secs(120) };
+const TIMEOUTS: Timeouts = Timeouts { refresh: Duration::from_secs(30), stall: Duration::from_secs(120) };
 
+/// State shared between the driver thread and its handle.
 struct Shared {
     nvml: Option<Arc<Nvml>>,
     draining: BTreeSet<String>,
-    ours: BTreeSet<Place>,
-    /// Looks that were asked for, and those that were taken.
-    asked: u64,
-    taken: u64,
+    claimed: BTreeSet<InstancePosition>,
+    /// Number of the last requested refresh.
+    requested: u64,
+    /// Number of the last completed refresh.
+    completed: u64,
     stop: bool,
-    /// The thread's last sign of life.
-    alive: Instant,
+    last_heartbeat: Instant,
 }
 
 impl std::fmt::Debug for Shared {
@@ -112,112 +113,112 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// What the thread is told.
+/// Settings of the driver thread.
 #[derive(Debug)]
 pub struct Settings {
-    /// In place of real GPUs.
+    /// A simulated fixture to use instead of real GPUs.
     pub fixture: Option<String>,
-    /// Which XIDs count.
+    /// Decides which XIDs are faults, and when a GPU has recovered.
     pub policy: Policy,
     /// Writes the CDI specification.
     pub cdi: cdi::Writer,
-    /// Between two looks at the GPUs' health.
-    pub look: Duration,
-    /// MIG instances that were made for claims.
-    pub ours: BTreeSet<Place>,
+    /// Interval between two health polls of the GPUs.
+    pub poll_interval: Duration,
+    /// MIG instances that were created for claims.
+    pub claimed: BTreeSet<InstancePosition>,
 }
 
-/// Between two full readings of everything.
-const FULL: Duration = Duration::from_secs(30);
-/// Between two tries to open the driver.
-const REOPEN: Duration = Duration::from_secs(5);
+/// Interval between two full readings of the inventory.
+const INVENTORY_INTERVAL: Duration = Duration::from_secs(30);
+/// Delay between two attempts to open the driver.
+const REOPEN_DELAY: Duration = Duration::from_secs(5);
 
 impl Driver {
-    /// Starts the thread. Whoever starts it waits for [`Self::failed`] too.
+    /// Starts the driver thread. The caller must also await [`Self::wait_for_failure`], which supervises the thread.
     ///
     /// # Errors
-    /// When no thread can be had.
+    /// [`NodeError::Io`] if the thread cannot be spawned.
     pub fn start(settings: Settings) -> Result<Arc<Self>, NodeError> {
-        Self::start_with(settings.ours.clone(), LIMITS, |driver| driver.work(settings))
+        Self::start_with(settings.claimed.clone(), TIMEOUTS, |driver| driver.run(settings))
     }
 
     fn start_with(
-        ours: BTreeSet<Place>,
-        limits: Limits,
-        work: impl FnOnce(&Self) + Send + 'static,
+        claimed: BTreeSet<InstancePosition>,
+        timeouts: Timeouts,
+        run: impl FnOnce(&Self) + Send + 'static,
     ) -> Result<Arc<Self>, NodeError> {
-        let first = Arc::new(State::Missing("it was not looked for yet".into()));
+        let initial = Arc::new(State::Missing("NVML has not been opened yet".into()));
         let shared = Shared {
             nvml: None,
             draining: BTreeSet::new(),
-            ours,
-            asked: 0,
-            taken: 0,
+            claimed,
+            requested: 0,
+            completed: 0,
             stop: false,
-            alive: Instant::now(),
+            last_heartbeat: Instant::now(),
         };
         let driver = Arc::new(Self {
-            state: watch::Sender::new(first),
+            state: watch::Sender::new(initial),
             shared: Mutex::new(shared),
-            woken: Condvar::new(),
+            wake: Condvar::new(),
             ended: watch::Sender::new(false),
-            limits,
+            timeouts,
         });
-        let own = Arc::clone(&driver);
-        // The thread reports its own end, so its handle is not needed.
+        let thread_driver = Arc::clone(&driver);
+        // The join handle is not needed: the thread sets `ended` itself.
         let started = std::thread::Builder::new().name("driver".into()).spawn(move || {
-            if catch_unwind(AssertUnwindSafe(|| work(&own))).is_err() {
-                own.shared.lock().nvml = None;
-                own.missing("the thread that talks to it panicked".into());
+            if catch_unwind(AssertUnwindSafe(|| run(&thread_driver))).is_err() {
+                thread_driver.shared.lock().nvml = None;
+                thread_driver.publish_missing("the driver thread panicked".into());
             }
-            own.ended.send_replace(true);
+            thread_driver.ended.send_replace(true);
         });
-        started.map(|_| driver).map_err(NodeError::io("the driver's thread"))
+        started.map(|_| driver).map_err(NodeError::io("starting the driver thread"))
     }
 
-    /// Done when the thread has ended, with why: then nothing is known of the driver any more, and the agent has to end. Until then it
-    /// watches over the thread: a driver that does not answer counts as missing for so long.
-    pub async fn failed(&self) -> NodeError {
+    /// Completes with an error when the thread has ended, after which the agent must exit. Until then it supervises the thread and
+    /// marks the driver as missing while an NVML call hangs.
+    pub async fn wait_for_failure(&self) -> NodeError {
         let mut ended = self.ended.subscribe();
         loop {
-            // The sender is a part of this driver, so it is there.
-            match tokio::time::timeout(self.limits.stall / 4, ended.wait_for(|ended| *ended)).await {
-                Ok(_) => return NodeError::NoDriver("the thread that talks to it has ended".into()),
-                Err(_) => self.check_alive(),
+            // The channel cannot be closed: `self` owns the sender.
+            match tokio::time::timeout(self.timeouts.stall / 4, ended.wait_for(|ended| *ended)).await {
+                Ok(_) => return NodeError::NoDriver("the driver thread has ended".into()),
+                Err(_) => self.check_heartbeat(),
             }
         }
     }
 
-    fn check_alive(&self) {
-        let silent = self.shared.lock().alive.elapsed();
-        if silent >= self.limits.stall && self.state.borrow().machine().is_some() {
-            let why = format!("it has not answered for {} s", silent.as_secs());
+    fn check_heartbeat(&self) {
+        let silent = self.shared.lock().last_heartbeat.elapsed();
+        if silent >= self.timeouts.stall && self.state.borrow().machine().is_some() {
+            let why = format!("NVML has not responded for {} s", silent.as_secs());
             tracing::error!(%why, "the driver hangs");
-            // Nobody's look was taken, so only the state changes.
+            // No refresh completed, so only the state changes.
             self.state.send_replace(Arc::new(State::Missing(why)));
         }
     }
 
-    /// Says that the thread is alive.
-    fn beat(&self) {
-        self.shared.lock().alive = Instant::now();
+    /// Records that the thread is alive.
+    fn heartbeat(&self) {
+        self.shared.lock().last_heartbeat = Instant::now();
     }
 
-    /// The newest state, now and whenever it changes.
+    /// Subscribes to the state.
     pub fn subscribe(&self) -> watch::Receiver<Arc<State>> {
         self.state.subscribe()
     }
 
-    /// Ends the thread; it takes no more than one wait for events.
+    /// Stops the thread, after its current wait for events at the latest.
     pub fn stop(&self) {
         self.shared.lock().stop = true;
-        self.woken.notify_all();
+        self.wake.notify_all();
     }
 
-    /// Runs something on NVML, on a thread that may block.
+    /// Runs `work` with NVML on a blocking thread.
     ///
     /// # Errors
-    /// [`NodeError::NoDriver`] when it is not open, and what the work gave.
+    /// [`NodeError::NoDriver`] if NVML is not open, otherwise the error of `work`.
     pub async fn with<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Nvml) -> Result<T, GpuError> + Send + 'static,
@@ -228,35 +229,35 @@ impl Driver {
         done.map_err(|e| NodeError::Invalid(e.to_string()))?.map_err(NodeError::Gpu)
     }
 
-    /// Looks at everything now; done when everybody has been told.
+    /// Reads everything now; completes when the new state has been published.
     ///
     /// # Errors
-    /// [`NodeError::NoDriver`] when the thread has ended, or does not answer in time.
+    /// [`NodeError::NoDriver`] if the thread has ended or does not complete the refresh in time.
     pub async fn refresh(&self) -> Result<(), NodeError> {
-        let wanted = {
+        let request = {
             let mut shared = self.shared.lock();
-            shared.asked += 1;
-            shared.asked
+            shared.requested += 1;
+            shared.requested
         };
-        self.woken.notify_all();
-        let (mut news, mut ended) = (self.state.subscribe(), self.ended.subscribe());
-        let taken = async {
-            while self.shared.lock().taken < wanted {
-                // The thread sends after every look that was asked for; this driver holds the sender, so that it cannot be gone.
-                let _ = news.changed().await;
+        self.wake.notify_all();
+        let (mut states, mut ended) = (self.state.subscribe(), self.ended.subscribe());
+        let completed = async {
+            while self.shared.lock().completed < request {
+                // The thread publishes after every requested refresh. The channel cannot be closed: `self` owns the sender.
+                let _ = states.changed().await;
             }
         };
         tokio::select! {
-            () = taken => Ok(()),
-            _ = ended.wait_for(|ended| *ended) => Err(NodeError::NoDriver("the thread that talks to it has ended".into())),
-            () = tokio::time::sleep(self.limits.refresh) => {
-                let seconds = self.limits.refresh.as_secs();
-                Err(NodeError::NoDriver(format!("it was not looked at within {seconds} s")))
+            () = completed => Ok(()),
+            _ = ended.wait_for(|ended| *ended) => Err(NodeError::NoDriver("the driver thread has ended".into())),
+            () = tokio::time::sleep(self.timeouts.refresh) => {
+                let seconds = self.timeouts.refresh.as_secs();
+                Err(NodeError::NoDriver(format!("no refresh completed within {seconds} s")))
             }
         }
     }
 
-    /// Sets what nothing new may start on, and tells everybody.
+    /// Sets the devices that no new container may use, and publishes the change.
     ///
     /// # Errors
     /// As [`Self::refresh`].
@@ -265,12 +266,12 @@ impl Driver {
         self.refresh().await
     }
 
-    /// Sets which MIG instances come and go with claims, and tells everybody.
+    /// Sets the MIG instances that belong to claims, and publishes the change.
     ///
     /// # Errors
     /// As [`Self::refresh`].
-    pub async fn own(&self, places: BTreeSet<Place>) -> Result<(), NodeError> {
-        self.shared.lock().ours = places;
+    pub async fn set_claimed(&self, instances: BTreeSet<InstancePosition>) -> Result<(), NodeError> {
+        self.shared.lock().claimed = instances;
         self.refresh().await
     }
 
@@ -278,73 +279,75 @@ impl Driver {
         self.shared.lock().stop
     }
 
-    fn work(&self, mut settings: Settings) {
+    /// The main loop of the thread: opens the driver, monitors it until it fails, and reopens it.
+    fn run(&self, mut settings: Settings) {
         let mut faults = Faults::default();
         let mut known: Vec<Gpu> = Vec::new();
         while !self.stopped() {
-            self.beat();
+            self.heartbeat();
             match Nvml::find(settings.fixture.as_deref()) {
                 Ok(nvml) => {
                     let nvml = Arc::new(nvml);
                     self.shared.lock().nvml = Some(Arc::clone(&nvml));
-                    let why = self.follow(&nvml, &mut settings, &mut faults, &mut known);
+                    let why = self.monitor(&nvml, &mut settings, &mut faults, &mut known);
                     self.shared.lock().nvml = None;
                     if self.stopped() {
                         return;
                     }
-                    tracing::warn!(%why, "the driver went away");
-                    self.missing(why);
+                    tracing::warn!(%why, "the driver is gone");
+                    self.publish_missing(why);
                 }
-                Err(e) => self.missing(e.to_string()),
+                Err(e) => self.publish_missing(e.to_string()),
             }
             let mut shared = self.shared.lock();
             if !shared.stop {
-                self.woken.wait_for(&mut shared, REOPEN);
+                self.wake.wait_for(&mut shared, REOPEN_DELAY);
             }
         }
     }
 
-    fn missing(&self, why: String) {
-        let asked = self.shared.lock().asked;
-        self.tell(State::Missing(why), asked);
+    /// Publishes a missing driver, which completes all requested refreshes.
+    fn publish_missing(&self, why: String) {
+        let requested = self.shared.lock().requested;
+        self.publish(State::Missing(why), requested);
     }
 
-    fn tell(&self, state: State, asked: u64) {
-        self.shared.lock().taken = asked;
+    /// Publishes a state that completes the refresh requests up to number `completed`.
+    fn publish(&self, state: State, completed: u64) {
+        self.shared.lock().completed = completed;
         self.state.send_replace(Arc::new(state));
     }
 
-    /// Follows an open driver until it goes away; why it did.
-    fn follow(&self, nvml: &Nvml, settings: &mut Settings, faults: &mut Faults, known: &mut Vec<Gpu>) -> String {
+    /// Monitors an open driver until it fails or the thread is stopped; returns the reason.
+    fn monitor(&self, nvml: &Nvml, settings: &mut Settings, faults: &mut Faults, known: &mut Vec<Gpu>) -> String {
         let mut events = watch_all(nvml);
-        let mut last_full: Option<Instant> = None;
-        let mut last_look = Instant::now();
+        let mut last_inventory: Option<Instant> = None;
+        let mut last_poll = Instant::now();
         while !self.stopped() {
-            self.beat();
-            let (asked, draining, ours) = {
+            self.heartbeat();
+            let (requested, draining, claimed) = {
                 let shared = self.shared.lock();
-                let asked = (shared.asked > shared.taken).then_some(shared.asked);
-                (asked, shared.draining.clone(), shared.ours.clone())
+                let requested = (shared.requested > shared.completed).then_some(shared.requested);
+                (requested, shared.draining.clone(), shared.claimed.clone())
             };
-            let full = last_full.is_none_or(|at| at.elapsed() >= FULL) || asked.is_some();
+            let full = last_inventory.is_none_or(|at| at.elapsed() >= INVENTORY_INTERVAL) || requested.is_some();
             let mut changed = false;
-            if full || last_look.elapsed() >= settings.look {
+            if full || last_poll.elapsed() >= settings.poll_interval {
                 if let Err(e) = nvml.count() {
                     return e.to_string();
                 }
-                last_look = Instant::now();
-                changed = self.look(nvml, &settings.policy, faults, known);
+                last_poll = Instant::now();
+                changed = self.poll(nvml, &settings.policy, faults, known);
             }
             if full || changed {
-                let machine = match machine(nvml, settings, faults, known, draining, &ours) {
+                let machine = match machine(nvml, settings, faults, known, draining, &claimed) {
                     Ok(machine) => machine,
                     Err(e) => return e.to_string(),
                 };
-                last_full = Some(Instant::now());
+                last_inventory = Some(Instant::now());
                 *known = machine.inventory.gpus.clone();
-                let taken = self.shared.lock().taken;
-                let asked = asked.unwrap_or(taken);
-                self.tell(State::There(Box::new(machine)), asked);
+                let completed = self.shared.lock().completed;
+                self.publish(State::Available(Box::new(machine)), requested.unwrap_or(completed));
             }
             let event = match &events {
                 Some(events) => events.wait(200),
@@ -357,23 +360,23 @@ impl Driver {
                 Ok(Some(event)) => {
                     let Some(gpu) = known.iter().find(|g| g.bus_id == event.bus_id) else { continue };
                     let energy = nvml.device(gpu.index).and_then(|d| d.energy()).ok().map(|mj| mj as f64 / 1000.0);
-                    let inside = gpu.mig.iter().flat_map(|m| &m.devices);
-                    let slices: Vec<&str> = inside
+                    let mig_devices = gpu.mig.iter().flat_map(|m| &m.devices);
+                    let affected: Vec<&str> = mig_devices
                         .filter(|d| Some(d.gpu_instance) == event.gpu_instance)
                         .map(|d| d.uuid.as_str())
                         .collect();
                     tracing::warn!(gpu = gpu.uuid, xid = event.data, "the driver reports an error");
-                    if slices.is_empty() {
-                        faults.xid(&settings.policy, &event, &gpu.uuid, None, energy);
+                    if affected.is_empty() {
+                        faults.record_xid(&settings.policy, &event, &gpu.uuid, None, energy);
                     }
-                    for slice in slices {
-                        faults.xid(&settings.policy, &event, &gpu.uuid, Some(slice), energy);
+                    for mig_device in affected {
+                        faults.record_xid(&settings.policy, &event, &gpu.uuid, Some(mig_device), energy);
                     }
-                    last_full = None;
+                    last_inventory = None;
                 }
                 Ok(None) => {}
                 Err(e) => {
-                    // The set may be gone with a GPU; a new one has those that are left.
+                    // The event set may be invalid because a GPU was lost; subscribe again to the remaining GPUs.
                     tracing::debug!(error = %e, "waiting for events");
                     std::thread::sleep(Duration::from_millis(200));
                     events = watch_all(nvml);
@@ -383,22 +386,25 @@ impl Driver {
         "the agent stops".into()
     }
 
-    fn look(&self, nvml: &Nvml, policy: &Policy, faults: &mut Faults, known: &[Gpu]) -> bool {
+    /// Polls the health of the known GPUs; returns whether any fault changed.
+    fn poll(&self, nvml: &Nvml, policy: &Policy, faults: &mut Faults, known: &[Gpu]) -> bool {
         let mut changed = false;
         for gpu in known.iter().filter(|g| !g.uuid.is_empty()) {
             let reading = reading(nvml, gpu.index);
-            let slices: Vec<&str> = gpu.mig.iter().flat_map(|m| &m.devices).map(|d| d.uuid.as_str()).collect();
-            changed |= faults.look(policy, &gpu.uuid, &slices, &reading);
+            let mig_devices: Vec<&str> = gpu.mig.iter().flat_map(|m| &m.devices).map(|d| d.uuid.as_str()).collect();
+            changed |= faults.update(policy, &gpu.uuid, &mig_devices, &reading);
         }
         changed
     }
 }
 
+/// Subscribes to the events of all GPUs; `None` if that fails.
 fn watch_all(nvml: &Nvml) -> Option<Watch<'_>> {
     let devices: Vec<_> = (0..nvml.count().ok()?).filter_map(|i| nvml.device(i).ok()).collect();
     nvml.watch(&devices).map_err(|e| tracing::warn!(error = %e, "the driver offers no events")).ok()
 }
 
+/// Reads the health of one GPU.
 fn reading(nvml: &Nvml, index: u32) -> Reading {
     let lost = |e: &NvmlError| e.code == codes::GPU_IS_LOST;
     let device = match nvml.device(index) {
@@ -416,27 +422,28 @@ fn reading(nvml: &Nvml, index: u32) -> Reading {
     }
 }
 
+/// Reads the full state of the machine, updates `faults`, and writes the CDI specification.
 fn machine(
     nvml: &Nvml,
     settings: &mut Settings,
     faults: &mut Faults,
     known: &[Gpu],
     draining: BTreeSet<String>,
-    ours: &BTreeSet<Place>,
+    claimed: &BTreeSet<InstancePosition>,
 ) -> Result<Machine, GpuError> {
     let mut inventory = Inventory::collect(nvml)?;
     for gpu in &mut inventory.gpus {
-        // A lost GPU does not even tell its name; it stays what it was, and sick.
+        // A lost GPU reports nothing, not even its name. It keeps its last known values and is marked unhealthy.
         let lost = gpu.uuid.is_empty()
             || gpu.findings.iter().any(|f| f.severity == Severity::Error && f.what.contains("XID 79"));
-        if let Some(old) = known.iter().find(|k| k.index == gpu.index && !k.uuid.is_empty()).filter(|_| lost) {
+        if let Some(last_known) = known.iter().find(|k| k.index == gpu.index && !k.uuid.is_empty()).filter(|_| lost) {
             let findings = std::mem::take(&mut gpu.findings);
-            *gpu = Gpu { findings, processes: Vec::new(), ..old.clone() };
-            faults.look(&settings.policy, &gpu.uuid, &[], &Reading { lost: true, ..Reading::default() });
+            *gpu = Gpu { findings, processes: Vec::new(), ..last_known.clone() };
+            faults.update(&settings.policy, &gpu.uuid, &[], &Reading { lost: true, ..Reading::default() });
         }
     }
     let topology = Topology::collect(nvml, &inventory, std::path::Path::new("/sys"))?;
-    faults.keep(|uuid| {
+    faults.retain(|uuid| {
         inventory.gpus.iter().any(|g| g.uuid == uuid || g.mig.iter().flat_map(|m| &m.devices).any(|d| d.uuid == uuid))
     });
     let cdi = settings.cdi.write(&inventory).err().map(|e| e.to_string());
@@ -445,15 +452,15 @@ fn machine(
     } else {
         Vec::new()
     };
-    let inside = |g: &Gpu| g.mig.iter().flat_map(|m| m.devices.clone()).map(|d| (g.index, d)).collect::<Vec<_>>();
-    let ours = inventory
+    let mig_devices = |g: &Gpu| g.mig.iter().flat_map(|m| m.devices.clone()).map(|d| (g.index, d)).collect::<Vec<_>>();
+    let claimed = inventory
         .gpus
         .iter()
-        .flat_map(inside)
-        .filter(|(gpu, d)| ours.contains(&(*gpu, d.profile.clone(), d.start)))
+        .flat_map(mig_devices)
+        .filter(|(gpu, d)| claimed.contains(&(*gpu, d.profile.clone(), d.start)))
         .map(|(_, d)| d.uuid)
         .collect();
-    Ok(Machine { inventory, topology, faults: faults.clone(), draining, cdi, layouts, ours })
+    Ok(Machine { inventory, topology, faults: faults.clone(), draining, cdi, layouts, claimed })
 }
 
 #[cfg(test)]
@@ -490,56 +497,56 @@ pub(crate) mod tests {
         }
     }
 
-    /// A driver whose thread says that all is well, and panics when it is told to.
-    pub(crate) fn that_panics() -> (Arc<Driver>, mpsc::Sender<()>) {
-        let (tell, told) = mpsc::channel::<()>();
-        let driver = Driver::start_with(BTreeSet::new(), LIMITS, move |driver| {
-            driver.tell(State::There(Box::new(machine(vec![gpu(0, None)]))), 0);
-            let _ = told.recv(); // a test that is over panics it as well
+    /// A driver whose thread publishes a healthy machine, and panics when the sender sends or is dropped.
+    pub(crate) fn panicking_driver() -> (Arc<Driver>, mpsc::Sender<()>) {
+        let (trigger, triggered) = mpsc::channel::<()>();
+        let driver = Driver::start_with(BTreeSet::new(), TIMEOUTS, move |driver| {
+            driver.publish(State::Available(Box::new(machine(vec![gpu(0, None)]))), 0);
+            let _ = triggered.recv(); // an error means that the test has ended
             panic!("this panic is part of the test");
         });
-        (driver.unwrap(), tell)
+        (driver.unwrap(), trigger)
     }
 
     #[tokio::test]
-    async fn a_thread_that_panics_is_reported_and_leaves_no_healthy_state() {
-        let (driver, tell) = that_panics();
+    async fn panicked_thread_is_reported_and_publishes_missing() {
+        let (driver, trigger) = panicking_driver();
         let mut states = driver.subscribe();
         states.wait_for(|s| s.machine().is_some()).await.unwrap();
-        let asks = tokio::spawn({
+        let drain = tokio::spawn({
             let driver = Arc::clone(&driver);
             async move { driver.drain(BTreeSet::new()).await }
         });
-        tell.send(()).unwrap();
-        assert!(driver.failed().await.to_string().contains("ended"));
+        trigger.send(()).unwrap();
+        assert!(driver.wait_for_failure().await.to_string().contains("ended"));
         assert!(matches!(&**states.borrow(), State::Missing(why) if why.contains("panicked")));
-        // The look that was asked for may have been answered by the last word of the thread; the next one is not.
-        let _ = asks.await.unwrap();
+        // The thread's last state may have completed the drain; a later refresh must fail.
+        let _ = drain.await.unwrap();
         assert!(driver.refresh().await.unwrap_err().to_string().contains("ended"));
     }
 
     #[tokio::test]
-    async fn a_driver_that_hangs_counts_as_missing_and_nobody_waits_for_it_for_ever() {
+    async fn hung_driver_is_missing_and_refresh_times_out() {
         let (release, released) = mpsc::channel::<()>();
-        let limits = Limits { refresh: Duration::from_millis(50), stall: Duration::from_millis(100) };
-        let hangs = move |driver: &Driver| {
-            driver.tell(State::There(Box::new(machine(vec![gpu(0, None)]))), 0);
-            let _ = released.recv(); // as a call of NVML that does not return
+        let timeouts = Timeouts { refresh: Duration::from_millis(50), stall: Duration::from_millis(100) };
+        let hang = move |driver: &Driver| {
+            driver.publish(State::Available(Box::new(machine(vec![gpu(0, None)]))), 0);
+            let _ = released.recv(); // simulates an NVML call that does not return
         };
-        let driver = Driver::start_with(BTreeSet::new(), limits, hangs).unwrap();
+        let driver = Driver::start_with(BTreeSet::new(), timeouts, hang).unwrap();
         let mut states = driver.subscribe();
         states.wait_for(|s| s.machine().is_some()).await.unwrap();
-        assert!(driver.refresh().await.unwrap_err().to_string().contains("not looked at"));
+        assert!(driver.refresh().await.unwrap_err().to_string().contains("no refresh completed"));
         let missing = states.wait_for(|s| s.machine().is_none());
         tokio::select! {
-            error = driver.failed() => panic!("it hangs, and has not ended: {error}"),
-            state = missing => assert!(matches!(&**state.unwrap(), State::Missing(why) if why.contains("not answered"))),
+            error = driver.wait_for_failure() => panic!("the thread hangs, but has not ended: {error}"),
+            state = missing => assert!(matches!(&**state.unwrap(), State::Missing(why) if why.contains("not responded"))),
         }
         drop(release);
-        driver.failed().await;
+        driver.wait_for_failure().await;
     }
 
-    /// A machine with these GPUs, all well.
+    /// A machine with these GPUs, all healthy.
     pub(crate) fn machine(gpus: Vec<Gpu>) -> Machine {
         let count = gpus.len();
         let topology = Topology {
@@ -560,7 +567,7 @@ pub(crate) mod tests {
             draining: BTreeSet::new(),
             cdi: None,
             layouts: Vec::new(),
-            ours: BTreeSet::new(),
+            claimed: BTreeSet::new(),
         }
     }
 }

@@ -1,12 +1,12 @@
-//! What can go wrong on a node.
+//! The error type of this crate.
 
 use slipway_core::Explain;
 
 use crate::cluster::ClusterError;
 
-/// A failure of this crate.
+/// An error of the node agent.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)] // the message says it
+#[allow(missing_docs)] // the error messages describe the variants
 pub enum NodeError {
     #[error("the device plugin configuration {file}: {reason}")]
     Config { file: String, reason: String },
@@ -14,9 +14,9 @@ pub enum NodeError {
     Io { what: String, source: std::io::Error },
     #[error("{0}")]
     Invalid(String),
-    #[error("the kubelet does not answer at {path}: {reason}")]
+    #[error("the kubelet does not respond at {path}: {reason}")]
     Kubelet { path: String, reason: String },
-    #[error("the driver is not there: {0}")]
+    #[error("the NVIDIA driver is not available: {0}")]
     NoDriver(String),
     #[error(transparent)]
     Cluster(#[from] ClusterError),
@@ -27,6 +27,7 @@ pub enum NodeError {
 }
 
 impl NodeError {
+    /// Wraps an I/O error; `what` is the path or the step that failed.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }

@@ -1,68 +1,68 @@
-//! When a GPU is sick, and when it is well again.
+//! Decides when a GPU is unhealthy and when it has recovered.
 //!
-//! A fault is about a whole GPU, and then about everything cut from it: every MIG device, every replica; or about one MIG device.
-//! It ends when the GPU answers, the driver asks for nothing, and nothing new has happened for a while. Source of the XIDs'
-//! meanings: NVIDIA, "XID Errors" (GPU deployment and management documentation).
+//! A fault affects either a whole GPU, with all its MIG devices and replicas, or a single MIG device. It ends when the GPU responds,
+//! the driver requires no recovery action, and no new error has occurred for the quiet period. Source for the meaning of the
+//! XIDs: NVIDIA, "XID Errors" (GPU deployment and management documentation).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use slipway_gpu::nvml::{Event, Recovery};
 
-/// XIDs that a program's own mistakes cause; the GPU goes on working. NVIDIA's device plugin passes over the same.
-pub const OF_PROGRAMS: &[u64] = &[13, 31, 43, 45, 68, 109];
-/// XIDs after which the GPU needs a reset, for drivers that do not tell what they need.
-const NEED_RESET: &[u64] = &[46, 48, 62, 64, 74, 79, 95, 110, 119, 120, 136, 140, 143, 155, 156];
+/// XIDs that applications cause; the GPU stays healthy. NVIDIA's device plugin ignores the same XIDs.
+pub const APPLICATION_XIDS: &[u64] = &[13, 31, 43, 45, 68, 109];
+/// XIDs after which the GPU needs a reset, for drivers that do not report the recovery action.
+const RESET_XIDS: &[u64] = &[46, 48, 62, 64, 74, 79, 95, 110, 119, 120, 136, 140, 143, 155, 156];
 
-/// What is wrong with a device.
+/// A fault of a device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
-    /// In words, with the XID if there was one.
+    /// Description, such as `XID 79`.
     pub reason: String,
-    /// The XID, if one told of it.
+    /// The XID, if the fault was reported by one.
     pub xid: Option<u64>,
-    /// A short word for taints and metrics: `xid-79`, `lost`, `row-remap`, `reset-needed`.
+    /// Short code for taints, such as `xid-79`, `lost`, `row-remap`, `reset-needed`.
     pub code: String,
     since: Instant,
-    /// The energy counter when it happened; it starts again when the GPU is reset.
+    /// The energy counter in joules at the time of the fault. A GPU reset sets the counter back to zero, which reveals the reset.
     energy: Option<f64>,
     needs_reset: bool,
 }
 
-/// How a GPU does at one look.
+/// The health of a GPU at one poll.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Reading {
-    /// It has fallen off the bus, or does not answer.
+    /// Whether the GPU has fallen off the bus.
     pub lost: bool,
-    /// What the driver asks for; `None` where it does not tell.
+    /// The recovery action that the driver requires; `None` if the driver does not report it.
     pub recovery: Option<Recovery>,
-    /// A memory row could not be remapped.
+    /// Whether a memory row could not be remapped.
     pub remap_failed: bool,
-    /// Joules since the driver was loaded or the GPU reset.
+    /// Energy in joules since the driver was loaded or the GPU was reset.
     pub energy: Option<f64>,
 }
 
-/// Which XIDs count, and how long a GPU must be quiet.
+/// Decides which XIDs are faults, and how long a GPU must be without errors to recover.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// XIDs that are passed over besides [`OF_PROGRAMS`].
+    /// XIDs that are not faults; by default [`APPLICATION_XIDS`].
     pub ignored: BTreeSet<u64>,
-    /// No XID counts.
+    /// Whether all XIDs are ignored.
     pub disabled: bool,
-    /// How long nothing must have happened before a GPU counts as well again.
+    /// Period without errors after which a GPU counts as healthy again.
     pub quiet: Duration,
 }
 
 impl Policy {
-    /// From NVIDIA's variables: `DP_DISABLE_HEALTHCHECKS` is `all`, `xids`, or XIDs with commas between them;
-    /// `DP_ENABLE_HEALTHCHECKS` takes XIDs out of those passed over.
+    /// Creates a policy from NVIDIA's environment variables: `DP_DISABLE_HEALTHCHECKS` is `all`, `xids` or a comma-separated list of
+    /// XIDs to ignore; `DP_ENABLE_HEALTHCHECKS` lists XIDs not to ignore.
     pub fn from_variables(disable: Option<&str>, enable: Option<&str>, quiet: Duration) -> Self {
         let numbers = |text: Option<&str>| -> BTreeSet<u64> {
             text.unwrap_or_default().split(',').filter_map(|w| w.trim().parse().ok()).collect()
         };
         let words = disable.unwrap_or_default().to_ascii_lowercase();
         let disabled = words.split(',').any(|w| matches!(w.trim(), "all" | "xids"));
-        let mut ignored: BTreeSet<u64> = OF_PROGRAMS.iter().copied().chain(numbers(disable)).collect();
+        let mut ignored: BTreeSet<u64> = APPLICATION_XIDS.iter().copied().chain(numbers(disable)).collect();
         for xid in numbers(enable) {
             ignored.remove(&xid);
         }
@@ -70,33 +70,40 @@ impl Policy {
     }
 }
 
-/// The faults of a node, by UUID.
+/// The faults of a node, keyed by device UUID.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Faults {
     found: BTreeMap<String, Fault>,
-    /// The last XID of each GPU since the agent started.
+    /// The last XID of each GPU since the agent started, keyed by UUID.
     last: BTreeMap<String, u64>,
 }
 
 impl Faults {
-    /// What is wrong with a device; `parent` is the GPU that a MIG device is cut from.
-    pub fn of(&self, uuid: &str, parent: Option<&str>) -> Option<&Fault> {
+    /// The fault of a device; `parent` is the GPU of a MIG device, whose fault takes precedence.
+    pub fn fault(&self, uuid: &str, parent: Option<&str>) -> Option<&Fault> {
         parent.and_then(|p| self.found.get(p)).or_else(|| self.found.get(uuid))
     }
 
-    /// The last XID of a GPU, 0 when there was none.
+    /// The last XID of a GPU, or 0.
     pub fn last_xid(&self, gpu: &str) -> u64 {
         self.last.get(gpu).copied().unwrap_or(0)
     }
 
-    /// All faults, by UUID.
+    /// All faults with their UUIDs.
     pub fn all(&self) -> impl Iterator<Item = (&String, &Fault)> {
         self.found.iter()
     }
 
-    /// An XID was reported. `gpu` is its GPU, `mig` the MIG device it is about, if it is about one alone.
-    /// Answers whether anything changed.
-    pub fn xid(&mut self, policy: &Policy, event: &Event, gpu: &str, mig: Option<&str>, energy: Option<f64>) -> bool {
+    /// Records an XID of a GPU. `mig` is the affected MIG device, or `None` if the whole GPU is affected. Returns whether a fault
+    /// was added.
+    pub fn record_xid(
+        &mut self,
+        policy: &Policy,
+        event: &Event,
+        gpu: &str,
+        mig: Option<&str>,
+        energy: Option<f64>,
+    ) -> bool {
         self.last.insert(gpu.to_owned(), event.data);
         if policy.disabled || policy.ignored.contains(&event.data) {
             return false;
@@ -107,33 +114,32 @@ impl Faults {
             code: format!("xid-{}", event.data),
             since: Instant::now(),
             energy,
-            needs_reset: NEED_RESET.contains(&event.data),
+            needs_reset: RESET_XIDS.contains(&event.data),
         };
         self.found.insert(mig.unwrap_or(gpu).to_owned(), fault).is_none()
     }
 
-    /// A look at a GPU: faults that it shows begin, those that are over end. `devices` are the MIG devices of it.
-    /// Answers whether anything changed.
-    pub fn look(&mut self, policy: &Policy, gpu: &str, devices: &[&str], reading: &Reading) -> bool {
-        let seen = match reading {
+    /// Updates the faults of a GPU and of its MIG devices (`devices`) from a reading. Returns whether a fault was added or removed.
+    pub fn update(&mut self, policy: &Policy, gpu: &str, devices: &[&str], reading: &Reading) -> bool {
+        let observed = match reading {
             Reading { lost: true, .. } => Some(("lost", "the GPU has fallen off the bus".to_owned(), true)),
             Reading { recovery: Some(Recovery::Reset | Recovery::DrainAndReset), .. } => {
-                Some(("reset-needed", "the driver asks for a reset of the GPU".into(), true))
+                Some(("reset-needed", "the driver requires a GPU reset".into(), true))
             }
             Reading { recovery: Some(Recovery::Reboot), .. } => {
-                Some(("reboot-needed", "the driver asks for a reboot of the node".into(), true))
+                Some(("reboot-needed", "the driver requires a node reboot".into(), true))
             }
             Reading { recovery: Some(Recovery::DrainPeers), .. } => {
-                Some(("peers", "the driver asks for work with peers to end".into(), false))
+                Some(("peers", "the driver requires jobs with peer-to-peer access to stop".into(), false))
             }
             Reading { remap_failed: true, .. } => {
                 Some(("row-remap", "a memory row could not be remapped".into(), true))
             }
             _ => None,
         };
-        if let Some((code, reason, needs_reset)) = seen {
-            // An XID that came before says more than the state that it left; its time of quiet starts when this ends.
-            let known = self.found.entry(gpu.to_owned()).or_insert_with(|| Fault {
+        if let Some((code, reason, needs_reset)) = observed {
+            // Keep an earlier XID as the reason: it is more specific. The quiet period restarts with every bad reading.
+            let fault = self.found.entry(gpu.to_owned()).or_insert_with(|| Fault {
                 reason: String::new(),
                 xid: None,
                 code: String::new(),
@@ -141,35 +147,35 @@ impl Faults {
                 energy: reading.energy,
                 needs_reset,
             });
-            known.since = Instant::now();
-            let new = known.reason.is_empty();
+            fault.since = Instant::now();
+            let new = fault.reason.is_empty();
             if new {
-                known.reason = reason;
-                known.code = code.to_owned();
+                fault.reason = reason;
+                fault.code = code.to_owned();
             }
             return new;
         }
         let before = self.found.len();
         for uuid in devices.iter().copied().chain([gpu]) {
-            let over = self.found.get(uuid).is_some_and(|fault| {
+            let recovered = self.found.get(uuid).is_some_and(|fault| {
                 let reset = match (fault.energy, reading.energy) {
                     (Some(then), Some(now)) => now < then,
                     _ => false,
                 };
-                // A driver that tells says itself when a reset is still owed.
-                let owed = fault.needs_reset && reading.recovery.is_none() && !reset && fault.code != "lost";
-                !owed && fault.since.elapsed() >= policy.quiet
+                // A driver that reports the recovery action also reports when a reset is still required.
+                let reset_pending = fault.needs_reset && reading.recovery.is_none() && !reset && fault.code != "lost";
+                !reset_pending && fault.since.elapsed() >= policy.quiet
             });
-            if over {
+            if recovered {
                 self.found.remove(uuid);
             }
         }
         self.found.len() != before
     }
 
-    /// Faults of MIG devices that are there no more end with them.
-    pub fn keep(&mut self, there: impl Fn(&str) -> bool) {
-        self.found.retain(|uuid, _| there(uuid));
+    /// Removes the faults of devices that no longer exist.
+    pub fn retain(&mut self, exists: impl Fn(&str) -> bool) {
+        self.found.retain(|uuid, _| exists(uuid));
     }
 }
 
@@ -185,59 +191,59 @@ mod tests {
         Event { bus_id: String::new(), kind: 8, data: number, gpu_instance: None }
     }
 
-    fn well() -> Reading {
+    fn healthy() -> Reading {
         Reading { recovery: Some(Recovery::None), energy: Some(100.0), ..Reading::default() }
     }
 
     #[test]
-    fn a_fault_of_the_gpu_is_one_of_everything_cut_from_it() {
+    fn gpu_fault_affects_its_mig_devices() {
         let mut faults = Faults::default();
-        assert!(faults.xid(&policy(0), &xid(79), "GPU-1", None, None));
-        assert!(faults.of("MIG-1", Some("GPU-1")).is_some() && faults.of("GPU-1", None).is_some());
-        assert!(faults.of("MIG-2", Some("GPU-2")).is_none());
-        faults.xid(&policy(0), &xid(94), "GPU-2", Some("MIG-2"), None);
-        assert!(faults.of("MIG-2", Some("GPU-2")).is_some() && faults.of("MIG-3", Some("GPU-2")).is_none());
+        assert!(faults.record_xid(&policy(0), &xid(79), "GPU-1", None, None));
+        assert!(faults.fault("MIG-1", Some("GPU-1")).is_some() && faults.fault("GPU-1", None).is_some());
+        assert!(faults.fault("MIG-2", Some("GPU-2")).is_none());
+        faults.record_xid(&policy(0), &xid(94), "GPU-2", Some("MIG-2"), None);
+        assert!(faults.fault("MIG-2", Some("GPU-2")).is_some() && faults.fault("MIG-3", Some("GPU-2")).is_none());
     }
 
     #[test]
-    fn programs_mistakes_are_passed_over() {
+    fn application_xids_are_ignored() {
         let mut faults = Faults::default();
-        for number in OF_PROGRAMS {
-            assert!(!faults.xid(&policy(0), &xid(*number), "GPU-1", None, None));
+        for number in APPLICATION_XIDS {
+            assert!(!faults.record_xid(&policy(0), &xid(*number), "GPU-1", None, None));
         }
         assert_eq!(faults.last_xid("GPU-1"), 109);
         let strict = Policy::from_variables(Some("94"), Some("31"), Duration::ZERO);
-        assert!(!faults.xid(&strict, &xid(94), "GPU-1", None, None));
-        assert!(faults.xid(&strict, &xid(31), "GPU-1", None, None));
+        assert!(!faults.record_xid(&strict, &xid(94), "GPU-1", None, None));
+        assert!(faults.record_xid(&strict, &xid(31), "GPU-1", None, None));
         let off = Policy::from_variables(Some("all"), None, Duration::ZERO);
-        assert!(!faults.xid(&off, &xid(79), "GPU-2", None, None));
+        assert!(!faults.record_xid(&off, &xid(79), "GPU-2", None, None));
     }
 
     #[test]
-    fn it_recovers_when_it_is_quiet_and_nothing_is_owed() {
+    fn gpu_recovers_after_quiet_period_without_pending_reset() {
         let mut faults = Faults::default();
-        faults.xid(&policy(60_000), &xid(94), "GPU-1", None, Some(90.0));
-        assert!(!faults.look(&policy(60_000), "GPU-1", &[], &well()), "not quiet for long enough");
-        let asks = Reading { recovery: Some(Recovery::Reset), ..well() };
-        assert!(!faults.look(&policy(0), "GPU-1", &[], &asks) && faults.of("GPU-1", None).is_some());
-        assert!(faults.look(&policy(0), "GPU-1", &[], &well()) && faults.of("GPU-1", None).is_none());
+        faults.record_xid(&policy(60_000), &xid(94), "GPU-1", None, Some(90.0));
+        assert!(!faults.update(&policy(60_000), "GPU-1", &[], &healthy()), "the quiet period has not passed");
+        let reset_required = Reading { recovery: Some(Recovery::Reset), ..healthy() };
+        assert!(!faults.update(&policy(0), "GPU-1", &[], &reset_required) && faults.fault("GPU-1", None).is_some());
+        assert!(faults.update(&policy(0), "GPU-1", &[], &healthy()) && faults.fault("GPU-1", None).is_none());
     }
 
     #[test]
-    fn an_old_driver_shows_a_reset_by_its_energy_counter() {
+    fn reset_is_detected_by_energy_counter_on_old_drivers() {
         let mut faults = Faults::default();
-        faults.xid(&policy(0), &xid(48), "GPU-1", None, Some(90.0));
+        faults.record_xid(&policy(0), &xid(48), "GPU-1", None, Some(90.0));
         let old = |energy| Reading { recovery: None, energy: Some(energy), ..Reading::default() };
-        assert!(!faults.look(&policy(0), "GPU-1", &[], &old(95.0)));
-        assert!(faults.look(&policy(0), "GPU-1", &[], &old(3.0)));
+        assert!(!faults.update(&policy(0), "GPU-1", &[], &old(95.0)));
+        assert!(faults.update(&policy(0), "GPU-1", &[], &old(3.0)));
     }
 
     #[test]
-    fn a_lost_gpu_comes_back() {
+    fn lost_gpu_recovers() {
         let mut faults = Faults::default();
         let lost = Reading { lost: true, ..Reading::default() };
-        assert!(faults.look(&policy(0), "GPU-1", &[], &lost) && !faults.look(&policy(0), "GPU-1", &[], &lost));
-        assert_eq!(faults.of("GPU-1", None).unwrap().code, "lost");
-        assert!(faults.look(&policy(0), "GPU-1", &[], &Reading::default()));
+        assert!(faults.update(&policy(0), "GPU-1", &[], &lost) && !faults.update(&policy(0), "GPU-1", &[], &lost));
+        assert_eq!(faults.fault("GPU-1", None).unwrap().code, "lost");
+        assert!(faults.update(&policy(0), "GPU-1", &[], &Reading::default()));
     }
 }

@@ -1,4 +1,4 @@
-//! What the agent tells over HTTP: metrics and health to everybody, state and leases to those that its [`Gate`] lets through.
+//! The agent's HTTP server: public metrics and health routes, and routes for state and leases that the [`Gate`] protects.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,60 +29,61 @@ use crate::metrics::{self, Readings};
 use crate::model::Held;
 use crate::{NodeError, labels, repo, resources};
 
-/// What the clients of the agent may use. Nobody but Prometheus, the kubelet and the control plane asks, so the limits are tight.
+/// Limits on connections. They are tight, because the only clients are Prometheus, the kubelet and the control plane.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Connections at once; more wait in the kernel's queue.
+    /// Maximum number of concurrent connections; further ones wait in the kernel's backlog.
     pub(crate) connections: usize,
-    /// Time for the head of a request, from the end of the one before.
-    pub(crate) header: Duration,
-    /// Age after which a connection takes no more requests.
-    pub(crate) age: Duration,
-    /// Time that is left then for the last response.
-    pub(crate) last_response: Duration,
+    /// Timeout for the header of a request, measured from the end of the previous request.
+    pub(crate) header_timeout: Duration,
+    /// Age after which a connection accepts no more requests.
+    pub(crate) max_age: Duration,
+    /// Timeout for the last response of a connection that reached `max_age`.
+    pub(crate) shutdown_timeout: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 128,
-            header: Duration::from_secs(30),
-            age: Duration::from_secs(120),
-            last_response: Duration::from_secs(30),
+            header_timeout: Duration::from_secs(30),
+            max_age: Duration::from_secs(120),
+            shutdown_timeout: Duration::from_secs(30),
         }
     }
 }
 
+/// The state that the handlers read.
 #[derive(Clone)]
-pub(crate) struct Page {
+pub(crate) struct AppState {
     pub(crate) node: String,
     pub(crate) states: watch::Receiver<Arc<State>>,
     pub(crate) configs: watch::Receiver<Arc<Config>>,
     pub(crate) readings: watch::Receiver<Arc<Readings>>,
     pub(crate) held: watch::Receiver<Held>,
     pub(crate) database: Arc<Database>,
-    /// The kubelet's socket for device plugins.
+    /// The kubelet's socket for device plugin registration.
     pub(crate) kubelet: PathBuf,
 }
 
-/// All routes, each with who may use it.
-fn routes() -> Routes<Arc<Page>> {
-    // Leases and state name namespaces, pods and containers, of the last 90 days.
-    let of_pods = Access::get(Resource::Nodes);
+/// All routes with the access that they require.
+fn routes() -> Routes<Arc<AppState>> {
+    // State and leases reveal namespaces, pods and containers of the last 90 days.
+    let read_nodes = Access::get(Resource::Nodes);
     Routes::new()
         .get("/metrics", Access::Public, metrics)
         .get("/healthz", Access::Public, || async { "ok\n" })
         .get("/readyz", Access::Public, ready)
-        .get("/api/v1/node", of_pods, node)
-        .get("/api/v1/node/leases", of_pods, leases)
+        .get("/api/v1/node", read_nodes, node)
+        .get("/api/v1/node/leases", read_nodes, leases)
 }
 
-/// The guarded router.
-pub(crate) fn router(page: Page, gate: Gate) -> Router {
-    gate.guard().protect(routes().with_state(Arc::new(page)))
+/// The router with the gate applied.
+pub(crate) fn router(state: AppState, gate: Gate) -> Router {
+    gate.guard().protect(routes().with_state(Arc::new(state)))
 }
 
-/// Serves until it is dropped.
+/// Serves connections until the future is dropped.
 pub(crate) async fn serve(mut listener: TcpListener, router: Router, limits: Limits) {
     let permits = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
@@ -90,7 +91,7 @@ pub(crate) async fn serve(mut listener: TcpListener, router: Router, limits: Lim
         while connections.try_join_next().is_some() {}
         // The semaphore is never closed.
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        let (stream, _) = Listener::accept(&mut listener).await; // It waits a moment after errors.
+        let (stream, _) = Listener::accept(&mut listener).await; // `accept` sleeps and retries after errors.
         let router = router.clone();
         connections.spawn(async move {
             serve_connection(stream, router, limits).await;
@@ -100,46 +101,47 @@ pub(crate) async fn serve(mut listener: TcpListener, router: Router, limits: Lim
 }
 
 async fn serve_connection(stream: TcpStream, router: Router, limits: Limits) {
-    // Looking for HTTP/2, which nobody speaks here, would wait for the first bytes without a limit.
+    // HTTP/2 is not used. Detecting it would wait for the first bytes without a timeout.
     let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(connection);
     tokio::select! {
-        _ = connection.as_mut() => return, // What goes wrong with one connection concerns its client only.
-        () = sleep(limits.age) => connection.as_mut().graceful_shutdown(),
+        _ = connection.as_mut() => return, // A connection error concerns only this client.
+        () = sleep(limits.max_age) => connection.as_mut().graceful_shutdown(),
     }
-    let _ = timeout(limits.last_response, connection).await; // Who does not read it by then is cut.
+    let _ = timeout(limits.shutdown_timeout, connection).await; // A client that does not read in time is disconnected.
 }
 
-async fn metrics(Extract(page): Extract<Arc<Page>>) -> Response {
-    let (state, readings) = (page.states.borrow().clone(), page.readings.borrow().clone());
-    let text = metrics::render(&state, &readings, &page.held.borrow(), &page.node);
+async fn metrics(Extract(app): Extract<Arc<AppState>>) -> Response {
+    let (state, readings) = (app.states.borrow().clone(), app.readings.borrow().clone());
+    let text = metrics::render(&state, &readings, &app.held.borrow(), &app.node);
     ([("content-type", "text/plain; version=0.0.4")], text).into_response()
 }
 
-/// Ready is an agent that could serve a pod now. A driver that is missing is no reason to be restarted, so health is another page.
-async fn ready(Extract(page): Extract<Arc<Page>>) -> Response {
-    let state = page.states.borrow().clone();
+/// Reports whether the agent could serve a pod now. A missing driver makes it unready but not unhealthy, because a restart would not
+/// help.
+async fn ready(Extract(app): Extract<Arc<AppState>>) -> Response {
+    let state = app.states.borrow().clone();
     match &*state {
         State::Missing(why) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("the driver is missing: {why}\n")).into_response()
         }
-        State::There(_) if identity(&page.kubelet).is_none() => {
-            (StatusCode::SERVICE_UNAVAILABLE, "the kubelet is not there\n").into_response()
+        State::Available(_) if identity(&app.kubelet).is_none() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the kubelet is not running\n").into_response()
         }
-        State::There(_) => "ok\n".into_response(),
+        State::Available(_) => "ok\n".into_response(),
     }
 }
 
-async fn node(Extract(page): Extract<Arc<Page>>) -> Response {
-    let state = page.states.borrow().clone();
-    let config = page.configs.borrow().clone();
-    let held = page.held.borrow().clone();
+async fn node(Extract(app): Extract<Arc<AppState>>) -> Response {
+    let state = app.states.borrow().clone();
+    let config = app.configs.borrow().clone();
+    let held = app.held.borrow().clone();
     let holders: Vec<_> = held.iter().map(|(h, u)| json!({"holder": h, "used": u})).collect();
     let body = match &*state {
-        State::Missing(why) => json!({"node": page.node, "driver": null, "missing": why, "holders": holders}),
-        State::There(machine) => {
+        State::Missing(why) => json!({"node": app.node, "driver": null, "missing": why, "holders": holders}),
+        State::Available(machine) => {
             let offers = resources::offers(machine, &config);
             let problem = offers.as_ref().err().cloned();
             let offers: Vec<_> = offers
@@ -156,7 +158,7 @@ async fn node(Extract(page): Extract<Arc<Page>>) -> Response {
                 })
                 .collect();
             json!({
-                "node": page.node, "driver": machine.inventory.driver, "simulated": machine.inventory.simulated,
+                "node": app.node, "driver": machine.inventory.driver, "simulated": machine.inventory.simulated,
                 "gpus": machine.inventory.gpus, "labels": labels::labels(machine, &config, &labels::machine_type()),
                 "offers": offers, "problem": problem, "holders": holders,
                 "cdi": machine.cdi, "warnings": config.warnings,
@@ -171,10 +173,10 @@ struct Limit {
     limit: Option<u32>,
 }
 
-async fn leases(Extract(page): Extract<Arc<Page>>, Query(asked): Query<Limit>) -> Response {
-    let limit = asked.limit.unwrap_or(1000).min(10_000);
-    match page.database.read(move |c| repo::leases(c, limit)).await {
-        Ok(leases) => Json(json!({"node": page.node, "leases": leases})).into_response(),
+async fn leases(Extract(app): Extract<Arc<AppState>>, Query(query): Query<Limit>) -> Response {
+    let limit = query.limit.unwrap_or(1000).min(10_000);
+    match app.database.read(move |c| repo::leases(c, limit)).await {
+        Ok(leases) => Json(json!({"node": app.node, "leases": leases})).into_response(),
         Err(error) => {
             let error = NodeError::Store(error);
             (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({"error": error.to_string()}))).into_response()
@@ -196,19 +198,19 @@ mod tests {
 
     const READER: &str = "system:serviceaccount:slipway-system:slipway-node-reader";
 
-    fn page() -> (Page, PathBuf) {
-        let place = std::env::temp_dir().join(format!("slipway-node-{}", slipway_core::ids::hex32()));
-        std::fs::create_dir_all(&place).unwrap();
-        let page = Page {
+    fn app_state() -> (AppState, PathBuf) {
+        let folder = std::env::temp_dir().join(format!("slipway-node-{}", slipway_core::ids::hex32()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let state = AppState {
             node: "n1".into(),
             states: watch::channel(Arc::new(State::Missing("a test".into()))).1,
             configs: watch::channel(Arc::default()).1,
             readings: watch::channel(Arc::default()).1,
             held: watch::channel(Held::default()).1,
-            database: Arc::new(Database::open(&place.join("node.db"), &[repo::MIGRATION]).unwrap()),
-            kubelet: place.join("kubelet.sock"),
+            database: Arc::new(Database::open(&folder.join("node.db"), &[repo::MIGRATION]).unwrap()),
+            kubelet: folder.join("kubelet.sock"),
         };
-        (page, place)
+        (state, folder)
     }
 
     async fn status(router: &Router, path: &str, token: Option<&str>) -> u16 {
@@ -216,13 +218,13 @@ mod tests {
         if let Some(token) = token {
             request = request.header(slipway_core::node_access::HEADER, token);
         }
-        let answer = router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
-        answer.status().as_u16()
+        let response = router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        response.status().as_u16()
     }
 
     #[tokio::test]
-    async fn what_names_pods_is_for_holders_of_a_token() {
-        let (page, place) = page();
+    async fn state_and_leases_require_a_token() {
+        let (state, folder) = app_state();
         let user = |token: &str, user: &str| (token.to_owned(), user.to_owned());
         let users = [
             user("reader", READER),
@@ -232,9 +234,9 @@ mod tests {
         let cluster = Arc::new(Fake { users: BTreeMap::from(users), ..Fake::default() });
         let address: SocketAddr = "0.0.0.0:9400".parse().unwrap();
         let gate = Gate::new(Some(Arc::clone(&cluster)), Some("slipway-system"), address);
-        let router = router(page, gate);
+        let router = router(state, gate);
         let table = [
-            // Path, then: nobody, reader, a reader of another installation, a person, a wrong token, no API server.
+            // Path, then status: no token, reader, reader of another installation, other user, invalid token, no API server.
             ("/healthz", [200, 200, 200, 200, 200, 200]),
             ("/metrics", [200, 200, 200, 200, 200, 200]),
             // The driver is missing.
@@ -246,50 +248,51 @@ mod tests {
             ("/api/v1//node", [404, 404, 404, 404, 404, 404]),
         ];
         for (path, expected) in table {
-            let tokens = [None, Some("reader"), Some("elsewhere"), Some("person"), Some("wrong"), Some("unreachable")];
+            let tokens =
+                [None, Some("reader"), Some("elsewhere"), Some("person"), Some("invalid"), Some("unreachable")];
             for (token, expected) in tokens.into_iter().zip(expected) {
                 assert_eq!(status(&router, path, token).await, expected, "{path} with {token:?}");
             }
         }
-        let reviews = cluster.asked.lock().iter().filter(|t| *t == "reader").count();
-        assert_eq!(reviews, 1, "a good token is reviewed once a minute");
+        let reviews = cluster.reviewed.lock().iter().filter(|t| *t == "reader").count();
+        assert_eq!(reviews, 1, "an accepted token is cached");
         let long = "a".repeat(20_000);
         assert_eq!(status(&router, "/api/v1/node", Some(&long)).await, 401);
-        assert!(!cluster.asked.lock().contains(&long), "what can be no token is not reviewed");
-        std::fs::remove_dir_all(place).unwrap();
+        assert!(!cluster.reviewed.lock().contains(&long), "an oversized token is not reviewed");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[tokio::test]
-    async fn without_tokens_only_this_machine_is_told() {
+    async fn agents_without_tokens_serve_loopback_only() {
         for (cluster, namespace, address, expected) in [
             (None, None, "127.0.0.1:9400", 200),
             (None, None, "[::1]:9400", 200),
             (None, Some("slipway-system"), "0.0.0.0:9400", 403),
             (Some(Arc::new(Fake::default())), None, "127.0.0.1:9400", 403),
         ] {
-            let (page, place) = page();
-            let router = router(page, Gate::new(cluster, namespace, address.parse().unwrap()));
+            let (state, folder) = app_state();
+            let router = router(state, Gate::new(cluster, namespace, address.parse().unwrap()));
             assert_eq!(status(&router, "/api/v1/node/leases", None).await, expected, "{address} {namespace:?}");
             assert_eq!(status(&router, "/healthz", None).await, 200);
-            std::fs::remove_dir_all(place).unwrap();
+            std::fs::remove_dir_all(folder).unwrap();
         }
     }
 
     #[tokio::test]
-    async fn an_agent_without_tokens_answers_under_its_own_names_only() {
-        let asked = async |gate: Gate, host: &str| {
-            let (page, place) = page();
+    async fn agents_on_loopback_check_the_host_header() {
+        let status_for = async |gate: Gate, host: &str| {
+            let (state, folder) = app_state();
             let request = Request::get("/api/v1/node").header("host", host).body(Body::empty()).unwrap();
-            let status = router(page, gate).oneshot(request).await.unwrap().status().as_u16();
-            std::fs::remove_dir_all(place).unwrap();
+            let status = router(state, gate).oneshot(request).await.unwrap().status().as_u16();
+            std::fs::remove_dir_all(folder).unwrap();
             status
         };
-        let this_machine = || Gate::new(None::<Arc<Fake>>, None, "127.0.0.1:9400".parse().unwrap());
-        assert_eq!(asked(this_machine(), "localhost:9400").await, 200);
-        assert_eq!(asked(this_machine(), "rebound.example:9400").await, 421);
-        // The API server's proxy passes on the host that its own client named.
+        let loopback = || Gate::new(None::<Arc<Fake>>, None, "127.0.0.1:9400".parse().unwrap());
+        assert_eq!(status_for(loopback(), "localhost:9400").await, 200);
+        assert_eq!(status_for(loopback(), "rebound.example:9400").await, 421);
+        // The API server's proxy forwards the host header of its own client.
         let in_cluster = Gate::new(Some(Arc::new(Fake::default())), Some("ns"), "0.0.0.0:9400".parse().unwrap());
-        assert_eq!(asked(in_cluster, "kubernetes.default.svc").await, 401);
+        assert_eq!(status_for(in_cluster, "kubernetes.default.svc").await, 401);
     }
 
     #[test]
@@ -301,34 +304,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn clients_that_send_or_read_nothing_keep_nobody_out() {
+    async fn idle_clients_do_not_block_other_connections() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let routes = Router::new()
             .route("/large", axum::routing::get(|| async { vec![0_u8; 64 << 20] }))
             .route("/healthz", axum::routing::get(|| async { "ok" }));
-        let (soon, late) = (Duration::from_millis(100), Duration::from_secs(600));
-        let slow_head = Limits { connections: 2, header: soon, age: late, last_response: late };
-        let slow_reader = Limits { connections: 2, header: late, age: soon, last_response: soon };
+        let (short, long) = (Duration::from_millis(100), Duration::from_secs(600));
+        let slow_header = Limits { connections: 2, header_timeout: short, max_age: long, shutdown_timeout: long };
+        let slow_reader = Limits { connections: 2, header_timeout: long, max_age: short, shutdown_timeout: short };
         for (limits, request) in [
-            (slow_head, ""),
-            (slow_head, "GET /healthz HTTP/1.1\r\nhost: a\r\n"),
+            (slow_header, ""),
+            (slow_header, "GET /healthz HTTP/1.1\r\nhost: a\r\n"),
             (slow_reader, "GET /large HTTP/1.1\r\nhost: a\r\n\r\n"),
         ] {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let serving = tokio::spawn(serve(listener, routes.clone(), limits));
-            let mut silent = Vec::new();
+            let mut idle_clients = Vec::new();
             for _ in 0..2 {
                 let mut stream = TcpStream::connect(address).await.unwrap();
                 stream.write_all(request.as_bytes()).await.unwrap();
-                silent.push(stream);
+                idle_clients.push(stream);
             }
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
-            let mut answer = String::new();
-            let read = timeout(Duration::from_secs(60), stream.read_to_string(&mut answer));
-            read.await.expect("there is room for it").unwrap();
-            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok"), "{answer}");
+            let mut response = String::new();
+            let read = timeout(Duration::from_secs(60), stream.read_to_string(&mut response));
+            read.await.expect("a connection is free").unwrap();
+            assert!(response.starts_with("HTTP/1.1 200") && response.ends_with("ok"), "{response}");
             serving.abort();
         }
     }

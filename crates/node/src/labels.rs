@@ -1,6 +1,6 @@
-//! Labels that say what a node's GPUs are, and a condition that says whether they can be used.
+//! Publishes labels that describe a node's GPUs, and a node condition that reports whether they are usable.
 //!
-//! Source of names and values: NVIDIA GPU feature discovery, README, "Generated Labels", and "The nvidia.com/mig-..." tables.
+//! Source of names and values: NVIDIA GPU feature discovery (GFD), README, "Generated Labels", and "The nvidia.com/mig-..." tables.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,21 +17,22 @@ use crate::config::{Config, MigStrategy, SharingStrategy};
 use crate::driver::{Machine, State};
 use crate::resources::{self, Units};
 
-/// The field manager of the labels; labels that are no longer true go with the next apply.
+/// The field manager of the labels. Server-side apply removes labels that are no longer in the applied object.
 const LABELS_MANAGER: &str = "slipway-node-labels";
 const STATUS_MANAGER: &str = "slipway-node-status";
-/// The condition's type.
+/// Type of the node condition.
 pub const CONDITION: &str = "slipway.dev/GPUReady";
 
-/// A value that Kubernetes takes: words are joined by dashes, as GFD writes them; other signs and what is too long go.
+/// Converts text to a valid label value as GFD does: words are joined by dashes, invalid characters are removed, and the result is cut to
+/// 63 characters.
 fn value(text: &str) -> String {
-    let kept = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ' ');
-    let kept: String = text.chars().filter(kept).collect();
-    let kept: String = kept.split_whitespace().collect::<Vec<_>>().join("-").chars().take(63).collect();
-    kept.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
+    let valid = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ' ');
+    let text: String = text.chars().filter(valid).collect();
+    let text: String = text.split_whitespace().collect::<Vec<_>>().join("-").chars().take(63).collect();
+    text.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
 }
 
-/// GFD's name of a family.
+/// GFD's name of the GPU family with this compute capability.
 fn family(capability: &str) -> &'static str {
     let (major, minor) = capability.split_once('.').unwrap_or((capability, "0"));
     match (major, minor) {
@@ -48,11 +49,12 @@ fn family(capability: &str) -> &'static str {
     }
 }
 
-/// Labels without the domain; empty values are none.
+/// Labels of the domain `nvidia.com`.
 #[derive(Default)]
 struct Labels(BTreeMap<String, String>);
 
 impl Labels {
+    /// Adds a label, unless its value is empty.
     fn put(&mut self, key: &str, text: impl Into<String>) {
         let text = text.into();
         if !text.is_empty() {
@@ -60,19 +62,20 @@ impl Labels {
         }
     }
 
-    fn version(&mut self, of: &str, text: &str) {
-        self.put(&format!("cuda.{of}-version.full"), value(text));
+    /// Adds the labels of the driver or runtime version (`component`).
+    fn version(&mut self, component: &str, text: &str) {
+        self.put(&format!("cuda.{component}-version.full"), value(text));
         for (part, number) in ["major", "minor", "revision"].iter().zip(text.split('.')) {
-            self.put(&format!("cuda.{of}-version.{part}"), value(number));
-            // The older names, which manifests still select on.
-            let old = if *part == "revision" { "rev" } else { part };
-            self.put(&format!("cuda.{of}.{old}"), value(number));
+            self.put(&format!("cuda.{component}-version.{part}"), value(number));
+            // Deprecated names, which some manifests still select on.
+            let old_part = if *part == "revision" { "rev" } else { part };
+            self.put(&format!("cuda.{component}.{old_part}"), value(number));
         }
     }
 
-    /// What is told of every resource.
+    /// Adds the labels that every resource has.
     fn describe(&mut self, prefix: &str, product: &str, count: usize, memory_mib: u64, shared: Shared) {
-        let product = if shared.in_product { format!("{product}-SHARED") } else { product.to_owned() };
+        let product = if shared.mark_product { format!("{product}-SHARED") } else { product.to_owned() };
         self.put(&format!("{prefix}.product"), product);
         self.put(&format!("{prefix}.count"), count.to_string());
         self.put(&format!("{prefix}.memory"), memory_mib.to_string());
@@ -81,34 +84,34 @@ impl Labels {
     }
 }
 
-/// How a resource is shared, as labels tell it.
+/// How a resource is shared, as reported in labels.
 #[derive(Clone, Copy)]
 struct Shared {
     replicas: u32,
     strategy: &'static str,
-    /// A shared resource that keeps its name is told from a whole one by the product's name.
-    in_product: bool,
+    /// Whether the product label gets the suffix `-SHARED`, which marks a shared resource that keeps its name.
+    mark_product: bool,
 }
 
 impl Shared {
-    /// Of what cannot be had: GPUs that are divided, a strategy that does not fit.
-    const NOT_OFFERED: Self = Self { replicas: 0, strategy: "none", in_product: false };
+    /// For resources that are not offered: all GPUs have MIG enabled, or the MIG strategy is not possible.
+    const NOT_OFFERED: Self = Self { replicas: 0, strategy: "none", mark_product: false };
 
-    fn of(config: &Config, resource: &str) -> Self {
+    fn from_config(config: &Config, resource: &str) -> Self {
         match config.replicas(resource) {
             Some((sharing, replicas)) => {
-                Self { replicas, strategy: sharing.strategy.name(), in_product: !sharing.rename }
+                Self { replicas, strategy: sharing.strategy.name(), mark_product: !sharing.rename }
             }
-            None => Self { replicas: 1, strategy: "none", in_product: false },
+            None => Self { replicas: 1, strategy: "none", mark_product: false },
         }
     }
 }
 
-/// All labels of a node; none without a GPU. `machine_type` is the vendor's name of the computer.
+/// All labels of a node; none without a GPU. `machine_type` is the vendor's name of the machine.
 pub fn labels(machine: &Machine, config: &Config, machine_type: &str) -> BTreeMap<String, String> {
     let mut out = Labels::default();
     let inventory = &machine.inventory;
-    // A GPU that was lost before it could be asked has no UUID.
+    // A GPU that was lost before it was first read has no UUID.
     let gpus: Vec<&Gpu> = inventory.gpus.iter().filter(|g| !g.uuid.is_empty()).collect();
     let Some(first) = gpus.first() else { return out.0 };
     out.version("driver", &inventory.driver);
@@ -116,19 +119,19 @@ pub fn labels(machine: &Machine, config: &Config, machine_type: &str) -> BTreeMa
     let machine_type = value(machine_type);
     out.put("gpu.machine", if machine_type.is_empty() { "unknown".into() } else { machine_type });
     out.put("mig.capable", gpus.iter().any(|g| g.mig.is_some()).to_string());
-    // Upstream's question is whether the MPS that is asked for can be had.
-    let by_mps = config.sharing.as_ref().is_some_and(|s| s.strategy == SharingStrategy::Mps);
-    out.put("mps.capable", (by_mps && !gpus.iter().any(|g| mig_on(g))).to_string());
+    // As upstream, the label reports whether the configured MPS is possible, not whether the hardware supports it.
+    let mps_configured = config.sharing.as_ref().is_some_and(|s| s.strategy == SharingStrategy::Mps);
+    out.put("mps.capable", (mps_configured && !gpus.iter().any(|g| mig_enabled(g))).to_string());
     out.put("vgpu.present", "false");
     out.put("gpu.mode", mode(&gpus));
 
-    // A node's GPUs are taken to be of one model: those that are like the first are counted, divided ones too.
-    let alike: Vec<&Gpu> = gpus.iter().copied().filter(|g| g.name == first.name).collect();
-    let undivided = alike.iter().any(|g| !mig_on(g));
+    // As upstream, a node is assumed to have one GPU model: count the GPUs of the first one's model, including those with MIG.
+    let same_model: Vec<&Gpu> = gpus.iter().copied().filter(|g| g.name == first.name).collect();
+    let any_without_mig = same_model.iter().any(|g| !mig_enabled(g));
     let model = value(&first.name);
     let memory = first.memory_total.unwrap_or(0) >> 20;
-    let shared = if undivided { Shared::of(config, resources::GPU) } else { Shared::NOT_OFFERED };
-    out.describe("gpu", &model, alike.len(), memory, shared);
+    let shared = if any_without_mig { Shared::from_config(config, resources::GPU) } else { Shared::NOT_OFFERED };
+    out.describe("gpu", &model, same_model.len(), memory, shared);
     let capability = first.compute_capability.as_deref().unwrap_or_default();
     out.put("gpu.family", family(capability));
     if let Some((major, minor)) = capability.split_once('.') {
@@ -159,19 +162,19 @@ pub fn labels(machine: &Machine, config: &Config, machine_type: &str) -> BTreeMa
         let (gpu, device) = devices[0];
         let single = config.mig == MigStrategy::Single;
         let base = if single { resources::GPU.to_owned() } else { mig::resource(profile) };
-        let prefix = if single { "gpu".to_owned() } else { format!("mig-{}", mig::plain(profile)) };
-        let product = format!("{}-MIG-{}", value(&gpu.name), mig::plain(profile));
-        let has = device.attributes;
-        out.describe(&prefix, &product, devices.len(), has.memory_mib, Shared::of(config, &base));
+        let prefix = if single { "gpu".to_owned() } else { format!("mig-{}", mig::name_part(profile)) };
+        let product = format!("{}-MIG-{}", value(&gpu.name), mig::name_part(profile));
+        let attributes = device.attributes;
+        out.describe(&prefix, &product, devices.len(), attributes.memory_mib, Shared::from_config(config, &base));
         for (key, number) in [
-            ("multiprocessors", has.multiprocessors),
-            ("slices.gi", has.gpu_slices),
-            ("slices.ci", has.compute_slices),
-            ("engines.copy", has.copy_engines),
-            ("engines.decoder", has.decoders),
-            ("engines.encoder", has.encoders),
-            ("engines.jpeg", has.jpeg_engines),
-            ("engines.ofa", has.ofa_engines),
+            ("multiprocessors", attributes.multiprocessors),
+            ("slices.gi", attributes.gpu_slices),
+            ("slices.ci", attributes.compute_slices),
+            ("engines.copy", attributes.copy_engines),
+            ("engines.decoder", attributes.decoders),
+            ("engines.encoder", attributes.encoders),
+            ("engines.jpeg", attributes.jpeg_engines),
+            ("engines.ofa", attributes.ofa_engines),
         ] {
             out.put(&format!("{prefix}.{key}"), number.to_string());
         }
@@ -179,11 +182,11 @@ pub fn labels(machine: &Machine, config: &Config, machine_type: &str) -> BTreeMa
     out.0
 }
 
-fn mig_on(gpu: &Gpu) -> bool {
+fn mig_enabled(gpu: &Gpu) -> bool {
     gpu.mig.as_ref().is_some_and(|m| m.enabled)
 }
 
-/// `compute` or `graphics`, by the class of the PCI devices; `unknown` where sysfs does not tell, or not the same of all.
+/// The GPU mode by PCI class: `compute` or `graphics`; `unknown` if the class is unknown or differs between GPUs.
 fn mode(gpus: &[&Gpu]) -> &'static str {
     let class = |gpu: &Gpu| {
         let address = slipway_gpu::pci::kernel_address(&gpu.bus_id);
@@ -198,12 +201,12 @@ fn mode(gpus: &[&Gpu]) -> &'static str {
     }
 }
 
-/// The computer's name, as its vendor wrote it into the firmware.
+/// The vendor's name of the machine, from the firmware (DMI).
 pub fn machine_type() -> String {
     std::fs::read_to_string(Path::new("/sys/class/dmi/id/product_name")).unwrap_or_default()
 }
 
-/// Keeps the node's labels and condition true.
+/// Keeps the node's labels and condition up to date with the driver state and the configuration.
 pub async fn run<C: Cluster>(
     cluster: Arc<C>,
     node: String,
@@ -211,37 +214,37 @@ pub async fn run<C: Cluster>(
     mut configs: watch::Receiver<Arc<Config>>,
 ) {
     let machine_type = machine_type();
-    let mut told: Option<(BTreeMap<String, String>, Condition)> = None;
-    let mut since = String::new();
+    let mut published: Option<(BTreeMap<String, String>, Condition)> = None;
+    let mut last_transition = String::new();
     loop {
         let (state, config) = (states.borrow_and_update().clone(), configs.borrow_and_update().clone());
         let labels = state.machine().map(|m| labels(m, &config, &machine_type));
         let condition = condition(&state);
-        // A driver that is away takes no label away: nothing can start without devices, and the node stays what it is.
-        let labels = labels.or_else(|| told.as_ref().map(|(l, _)| l.clone())).unwrap_or_default();
-        let now = (labels, condition);
-        let mut again = Duration::from_secs(600);
-        if told.as_ref() != Some(&now) {
-            if told.as_ref().is_none_or(|(_, c)| c.ready != now.1.ready) {
-                since = slipway_core::clock::rfc3339(slipway_core::clock::now_ms());
+        // Keep the labels while the driver is missing: the hardware is unchanged, and no pod can start without devices anyway.
+        let labels = labels.or_else(|| published.as_ref().map(|(l, _)| l.clone())).unwrap_or_default();
+        let current = (labels, condition);
+        let mut retry_after = Duration::from_secs(600);
+        if published.as_ref() != Some(&current) {
+            if published.as_ref().is_none_or(|(_, c)| c.ready != current.1.ready) {
+                last_transition = slipway_core::clock::rfc3339(slipway_core::clock::now_ms());
             }
-            match tell(&*cluster, &node, &now.0, &now.1, &since).await {
-                Ok(()) => told = Some(now),
+            match publish(&*cluster, &node, &current.0, &current.1, &last_transition).await {
+                Ok(()) => published = Some(current),
                 Err(error) => {
-                    tracing::warn!(%error, "labels and condition of the node; trying again");
-                    again = Duration::from_secs(5);
+                    tracing::warn!(%error, "publishing labels and condition of the node failed; retrying");
+                    retry_after = Duration::from_secs(5);
                 }
             }
         }
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
             changed = configs.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(again) => told = None,
+            () = tokio::time::sleep(retry_after) => published = None,
         }
     }
 }
 
-/// Whether the node's GPUs can be used, a reason in one word, and a sentence.
+/// The node condition: whether the GPUs are usable, a CamelCase reason, and a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Condition {
     ready: bool,
@@ -252,25 +255,26 @@ struct Condition {
 fn condition(state: &State) -> Condition {
     match state {
         State::Missing(why) => Condition { ready: false, reason: "DriverMissing", message: why.clone() },
-        State::There(machine) => {
-            let sick: Vec<String> = machine.faults.all().map(|(uuid, f)| format!("{uuid}: {}", f.reason)).collect();
-            if sick.is_empty() {
+        State::Available(machine) => {
+            let faults: Vec<String> = machine.faults.all().map(|(uuid, f)| format!("{uuid}: {}", f.reason)).collect();
+            if faults.is_empty() {
                 let count = machine.inventory.gpus.len();
                 let message = format!("{count} GPUs, driver {}", machine.inventory.driver);
                 Condition { ready: true, reason: "Ready", message }
             } else {
-                Condition { ready: false, reason: "Unhealthy", message: sick.join("; ") }
+                Condition { ready: false, reason: "Unhealthy", message: faults.join("; ") }
             }
         }
     }
 }
 
-async fn tell<C: Cluster>(
+/// Applies the labels and the condition to the node.
+async fn publish<C: Cluster>(
     cluster: &C,
     node: &str,
     labels: &BTreeMap<String, String>,
     condition: &Condition,
-    since: &str,
+    last_transition: &str,
 ) -> Result<(), crate::cluster::ClusterError> {
     let object = |rest: serde_json::Value| {
         let mut object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}});
@@ -284,7 +288,7 @@ async fn tell<C: Cluster>(
     let Condition { ready, reason, message } = condition;
     let status = if *ready { "True" } else { "False" };
     let condition = json!({"type": CONDITION, "status": status, "reason": reason, "message": message,
-        "lastTransitionTime": since});
+        "lastTransitionTime": last_transition});
     cluster.apply(NODE, node, STATUS_MANAGER, true, object(json!({"status": {"conditions": [condition]}}))).await?;
     Ok(())
 }
@@ -294,34 +298,34 @@ mod tests {
     use super::*;
     use crate::driver::tests::{gpu, machine};
 
-    fn some(machine: &Machine, config: &str, keys: &[&str]) -> Vec<String> {
+    fn selected(machine: &Machine, config: &str, keys: &[&str]) -> Vec<String> {
         let labels = labels(machine, &Config::parse(config).unwrap(), "Standard PC (Q35 + ICH9, 2009)");
         keys.iter().map(|k| labels.get(&format!("nvidia.com/{k}")).cloned().unwrap_or_default()).collect()
     }
 
     #[test]
-    fn values_are_what_kubernetes_takes() {
+    fn values_are_valid_label_values() {
         assert_eq!(value("Standard PC (Q35 + ICH9, 2009)"), "Standard-PC-Q35-ICH9-2009");
         assert_eq!(value(" Tesla T4 "), "Tesla-T4");
         assert_eq!(value(&"x".repeat(80)).len(), 63);
     }
 
     #[test]
-    fn sharing_shows_in_the_product_unless_the_name_tells() {
-        let slices = |rename: bool| {
+    fn shared_product_is_marked_unless_resource_is_renamed() {
+        let config = |rename: bool| {
             format!(
                 "version: v1\nsharing: {{timeSlicing: {{renameByDefault: {rename}, resources: [{{name: nvidia.com/gpu, replicas: 4}}]}}}}"
             )
         };
         let machine = machine(vec![gpu(0, None)]);
         let keys = ["gpu.product", "gpu.replicas", "gpu.sharing-strategy"];
-        assert_eq!(some(&machine, &slices(false), &keys), ["NVIDIA-A100-SXM4-80GB-SHARED", "4", "time-slicing"]);
-        assert_eq!(some(&machine, &slices(true), &keys), ["NVIDIA-A100-SXM4-80GB", "4", "time-slicing"]);
-        assert_eq!(some(&machine, "version: v1", &keys), ["NVIDIA-A100-SXM4-80GB", "1", "none"]);
+        assert_eq!(selected(&machine, &config(false), &keys), ["NVIDIA-A100-SXM4-80GB-SHARED", "4", "time-slicing"]);
+        assert_eq!(selected(&machine, &config(true), &keys), ["NVIDIA-A100-SXM4-80GB", "4", "time-slicing"]);
+        assert_eq!(selected(&machine, "version: v1", &keys), ["NVIDIA-A100-SXM4-80GB", "1", "none"]);
     }
 
     #[test]
-    fn mig_is_told_by_strategy() {
+    fn mig_labels_depend_on_strategy() {
         let machine = machine(vec![gpu(0, Some(&["1g.10gb", "1g.10gb+me"]))]);
         let keys = [
             "gpu.count",
@@ -332,8 +336,8 @@ mod tests {
             "mig.strategy",
         ];
         let mixed = ["1", "NVIDIA-A100-SXM4-80GB", "1", "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb.me", "9728", "mixed"];
-        assert_eq!(some(&machine, "version: v1\nflags: {migStrategy: mixed}", &keys), mixed);
+        assert_eq!(selected(&machine, "version: v1\nflags: {migStrategy: mixed}", &keys), mixed);
         let invalid = ["0", "NVIDIA-A100-SXM4-80GB-MIG-INVALID", "", "", "", "single"];
-        assert_eq!(some(&machine, "version: v1\nflags: {migStrategy: single}", &keys), invalid);
+        assert_eq!(selected(&machine, "version: v1\nflags: {migStrategy: single}", &keys), invalid);
     }
 }

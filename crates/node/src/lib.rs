@@ -1,26 +1,26 @@
-//! The node agent: it gives a node's GPUs to pods, and tells the cluster what they are and how they do.
+//! The node agent. It offers a node's GPUs to pods, and publishes their properties, health and metrics to the cluster.
 //!
-//! | module | what it is for |
+//! | module | contents |
 //! |---|---|
-//! | [`agent`] | the whole agent: options, tasks, HTTP |
+//! | [`agent`] | options, and the tasks that make up the agent |
 //! | [`config`] | NVIDIA's device plugin configuration, by file and by node label |
-//! | [`driver`] | the driver as it is now: there or missing, GPUs, faults; MIG changes pass through here |
-//! | [`health`] | when a GPU is sick and when it is well again |
-//! | [`resources`] | which resources and devices the kubelet is offered |
+//! | [`driver`] | the state of the driver: GPUs and faults; all MIG changes go through it |
+//! | [`health`] | when a GPU is unhealthy, and when it has recovered |
+//! | [`resources`] | the resources and devices that are offered to the kubelet |
 //! | [`plugin`] | the kubelet's device plugin API, v1beta1 |
 //! | [`dra`] | dynamic resource allocation: ResourceSlices, prepare and unprepare |
-//! | [`cdi`] | the CDI specification that containers get their devices from |
-//! | [`labels`] | GPU feature discovery's labels, and a condition of the node |
-//! | [`mig_manager`] | the label `nvidia.com/mig.config` made true |
-//! | [`model`] | a holder of a device, which several modules talk about |
-//! | [`holders`] | which container holds which device, and the log of it |
-//! | [`metrics`] | DCGM exporter's metrics with the pods' names, and ours |
-//! | [`mps`] | the control daemons of CUDA's multi-process service |
-//! | [`kubelet`] | generated gRPC types, unix sockets |
-//! | [`cluster`] | what the agent asks of the API server |
+//! | [`cdi`] | the CDI specification, through which containers get devices |
+//! | [`labels`] | labels as of GPU feature discovery, and a node condition |
+//! | [`mig_manager`] | applies the MIG layout that the label `nvidia.com/mig.config` selects |
+//! | [`model`] | types shared by several modules |
+//! | [`holders`] | the containers that hold devices, and the lease log |
+//! | [`metrics`] | metrics as of DCGM exporter with pod names, and slipway's metrics |
+//! | [`mps`] | control daemons of CUDA's multi-process service |
+//! | [`kubelet`] | generated gRPC types, Unix sockets |
+//! | [`cluster`] | the requests that the agent sends to the API server |
 //!
-//! Everything is level-triggered: tasks read the newest snapshot of the driver and the newest configuration and make the world
-//! agree with it; an event only wakes them earlier.
+//! All tasks are level-triggered: they reconcile towards the newest driver state and the newest configuration; an event only wakes
+//! them earlier.
 
 mod access;
 pub mod agent;

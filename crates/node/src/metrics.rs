@@ -1,11 +1,10 @@
-//! Metrics of a node's GPUs, with the names of the pods that hold them.
+//! Prometheus metrics of a node's GPUs, labelled with the pods that hold them.
 //!
-//! Names, labels and units are those of NVIDIA's DCGM exporter (its `default-counters.csv` and README), so dashboards made for it
-//! work. What DCGM measures with profiling counters (`DCGM_FI_PROF_*`) NVML does not offer, and is left out. Ours begin with
-//! `slipway_`.
+//! Names, labels and units are those of NVIDIA's DCGM exporter (its `default-counters.csv` and README), so its dashboards work. NVML does
+//! not provide DCGM's profiling metrics (`DCGM_FI_PROF_*`). Metrics specific to slipway begin with `slipway_`.
 //!
-//! The text is written here, since in OpenMetrics, which `prometheus-client` writes, the name of a counter ends with `_total`
-//! (OpenMetrics 1.0, section "Counter"): DCGM exporter's counters would have other names.
+//! This module writes the text format itself, because `prometheus-client` writes OpenMetrics, where every counter name must end with
+//! `_total` (OpenMetrics 1.0, section "Counter"), which would rename DCGM exporter's counters.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,27 +12,27 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use slipway_gpu::inventory::{Gpu, Inventory};
-use slipway_gpu::usage::{Meter, Use};
+use slipway_gpu::usage::{Meter, Usage};
 use tokio::sync::watch;
 
 use crate::driver::{Driver, Machine, State};
 use crate::model::{Held, Holder};
 
-/// The newest readings.
+/// The most recent readings.
 #[derive(Debug, Default)]
 pub struct Readings {
-    /// What all GPUs tell; `None` without a driver.
+    /// State of all GPUs; `None` if the driver is missing or hangs.
     pub inventory: Option<Inventory>,
-    /// Per cent of the encoders' and decoders' time, by index.
+    /// Utilisation of video encoder and decoder in percent, keyed by GPU index.
     pub video: BTreeMap<u32, (Option<u32>, Option<u32>)>,
 }
 
-/// Readings that are older than this are told no more: they would look as if all were well.
-const STALE: Duration = Duration::from_secs(30);
-/// Between two readings.
-pub const EVERY: Duration = Duration::from_secs(5);
+/// Maximum age of published readings. Older ones are removed, because they would hide that the driver hangs.
+const MAX_AGE: Duration = Duration::from_secs(30);
+/// Interval between two readings.
+pub const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Reads the GPUs again and again, and adds up what their holders use.
+/// Periodically reads the GPUs, and accumulates the usage of their holders. Runs forever.
 pub async fn sample(driver: Arc<Driver>, readings: watch::Sender<Arc<Readings>>, held: watch::Sender<Held>) {
     let mut meter = Meter::default();
     let mut last = Instant::now();
@@ -48,64 +47,67 @@ pub async fn sample(driver: Arc<Driver>, readings: watch::Sender<Arc<Readings>>,
             }
             Ok(Readings { inventory: Some(inventory), video })
         });
-        let stale = || {
+        let on_timeout = || {
             readings.send_replace(Arc::default());
         };
-        let now = watched(reading, STALE, stale).await.unwrap_or_default();
+        let now = with_timeout_callback(reading, MAX_AGE, on_timeout).await.unwrap_or_default();
         let seconds = last.elapsed().as_secs_f64();
         last = Instant::now();
         if let Some(inventory) = &now.inventory {
-            let nobody = held.borrow().is_empty();
-            if !nobody {
-                held.send_modify(|held| add_up(held, inventory, &meter, seconds));
+            let any_holders = !held.borrow().is_empty();
+            if any_holders {
+                held.send_modify(|held| accumulate(held, inventory, &meter, seconds));
             }
-            meter.remember(inventory);
+            meter.record(inventory);
         }
-        // A driver that has only just come is not kept waiting.
-        let pause = if now.inventory.is_some() { EVERY } else { Duration::from_millis(500) };
+        // Poll faster while the driver is missing, so that metrics appear soon after it is loaded.
+        let interval = if now.inventory.is_some() { SAMPLE_INTERVAL } else { Duration::from_millis(500) };
         readings.send_replace(Arc::new(now));
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(interval).await;
     }
 }
 
-/// Waits for a reading however long it takes: another one would hang as well. Calls `stale` when it takes longer than `limit`.
-async fn watched<T>(reading: impl Future<Output = T>, limit: Duration, stale: impl FnOnce()) -> T {
+/// Awaits a reading without cancelling it, because a second reading would hang as well. Calls `on_timeout` once if it takes longer
+/// than `timeout`.
+async fn with_timeout_callback<T>(reading: impl Future<Output = T>, timeout: Duration, on_timeout: impl FnOnce()) -> T {
     let mut reading = std::pin::pin!(reading);
-    match tokio::time::timeout(limit, &mut reading).await {
+    match tokio::time::timeout(timeout, &mut reading).await {
         Ok(read) => read,
         Err(_) => {
-            tracing::warn!("the driver does not answer; no readings of GPUs are told until it does");
-            stale();
+            tracing::warn!("the driver does not respond; GPU metrics are suspended until it does");
+            on_timeout();
             reading.await
         }
     }
 }
 
-/// Adds what every holder used since the last reading.
-fn add_up(held: &mut Held, inventory: &Inventory, meter: &Meter, seconds: f64) {
+/// Adds the usage since the last reading to every holder.
+fn accumulate(held: &mut Held, inventory: &Inventory, meter: &Meter, seconds: f64) {
     let mut holders: BTreeMap<String, u32> = BTreeMap::new();
     for holder in held.keys() {
         *holders.entry(holder.device.clone()).or_insert(0) += 1;
     }
     for (holder, used) in held.iter_mut() {
-        if let Some(more) = meter.used(inventory, &holder.device, holders[&holder.device], seconds) {
-            *used += more;
+        if let Some(usage) = meter.usage(inventory, &holder.device, holders[&holder.device], seconds) {
+            *used += usage;
         }
     }
 }
 
+/// Escapes a label value.
 fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// One GPU or MIG device, and one who holds it, if anybody does.
+/// The labels of one GPU or MIG device, and of one of its holders, if any.
 struct Row<'a> {
     gpu: &'a Gpu,
     labels: String,
     mig: bool,
-    holder: Option<(&'a Holder, &'a Use)>,
+    holder: Option<(&'a Holder, &'a Usage)>,
 }
 
+/// One row per holder of a device, or one row for a device without holders.
 fn rows<'a>(inventory: &'a Inventory, held: &'a Held, host: &str) -> Vec<Row<'a>> {
     let mut rows = Vec::new();
     for gpu in inventory.gpus.iter().filter(|g| !g.uuid.is_empty()) {
@@ -133,12 +135,12 @@ fn rows<'a>(inventory: &'a Inventory, held: &'a Held, host: &str) -> Vec<Row<'a>
             parts.push((base + &rest, &gpu.uuid, false));
         }
         for (labels, uuid, mig) in parts {
-            let holders: Vec<(&Holder, &Use)> = held.iter().filter(|(h, _)| h.device == uuid).collect();
+            let holders: Vec<(&Holder, &Usage)> = held.iter().filter(|(h, _)| h.device == uuid).collect();
             if holders.is_empty() {
                 rows.push(Row { gpu, labels: labels.clone(), mig, holder: None });
             }
             for (holder, used) in holders {
-                // DCGM exporter's label for a replica of a shared GPU.
+                // DCGM exporter labels the replica of a shared GPU as `vgpu`.
                 let replica = holder.replica.map_or(String::new(), |n| format!(",vgpu=\"{n}\""));
                 let labels = format!(
                     "{labels},container=\"{}\",namespace=\"{}\",pod=\"{}\"{replica}",
@@ -158,11 +160,17 @@ pub fn render(state: &State, readings: &Readings, held: &Held, host: &str) -> St
     let mut out = String::with_capacity(16 << 10);
     let machine: Option<&Machine> = state.machine();
     let up = f64::from(u8::from(machine.is_some()));
-    family(&mut out, "slipway_gpu_driver_up", "gauge", "1 when the driver answers.", [(String::new(), up)]);
+    family(
+        &mut out,
+        "slipway_gpu_driver_up",
+        "gauge",
+        "1 if the NVIDIA driver responds, otherwise 0.",
+        [(String::new(), up)],
+    );
     let Some(inventory) = &readings.inventory else { return out };
     let rows = rows(inventory, held, host);
     let mib = |bytes: u64| (bytes >> 20) as f64;
-    // Name, kind, help, whether MIG devices have it, and its value.
+    // Name, type, help text, and value.
     type Read<'r> = &'r dyn Fn(&Gpu) -> Option<f64>;
     let video = |gpu: &Gpu| readings.video.get(&gpu.index).copied().unwrap_or_default();
     let last_xid = |gpu: &Gpu| machine.map(|m| m.faults.last_xid(&gpu.uuid) as f64);
@@ -177,26 +185,27 @@ pub fn render(state: &State, readings: &Readings, held: &Held, host: &str) -> St
             "Energy since the driver was loaded in millijoules.",
             &|g| g.energy_joules.map(|j| (j * 1000.0).round()),
         ),
-        ("DCGM_FI_DEV_PCIE_REPLAY_COUNTER", "counter", "PCIe packets sent again.", &|g| {
+        ("DCGM_FI_DEV_PCIE_REPLAY_COUNTER", "counter", "Retransmitted PCIe packets.", &|g| {
             g.pcie.as_ref()?.replays.map(f64::from)
         }),
-        ("DCGM_FI_DEV_GPU_UTIL", "gauge", "Share of time in which a kernel ran, in per cent.", &|g| {
+        ("DCGM_FI_DEV_GPU_UTIL", "gauge", "Share of time in which a kernel ran in percent.", &|g| {
             g.utilization_percent.map(f64::from)
         }),
-        (
-            "DCGM_FI_DEV_MEM_COPY_UTIL",
-            "gauge",
-            "Share of time in which memory was read or written, in per cent.",
-            &|g| g.memory_utilization_percent.map(f64::from),
-        ),
-        ("DCGM_FI_DEV_ENC_UTIL", "gauge", "Use of the video encoder in per cent.", &|g| video(g).0.map(f64::from)),
-        ("DCGM_FI_DEV_DEC_UTIL", "gauge", "Use of the video decoder in per cent.", &|g| video(g).1.map(f64::from)),
+        ("DCGM_FI_DEV_MEM_COPY_UTIL", "gauge", "Share of time in which memory was read or written in percent.", &|g| {
+            g.memory_utilization_percent.map(f64::from)
+        }),
+        ("DCGM_FI_DEV_ENC_UTIL", "gauge", "Utilisation of the video encoder in percent.", &|g| {
+            video(g).0.map(f64::from)
+        }),
+        ("DCGM_FI_DEV_DEC_UTIL", "gauge", "Utilisation of the video decoder in percent.", &|g| {
+            video(g).1.map(f64::from)
+        }),
         ("DCGM_FI_DEV_XID_ERRORS", "gauge", "The last XID, 0 for none.", &last_xid),
         ("DCGM_FI_DEV_FB_FREE", "gauge", "Free memory in MiB.", &|g| {
             Some(mib(g.memory_total?.saturating_sub(g.memory_used?)))
         }),
         ("DCGM_FI_DEV_FB_USED", "gauge", "Used memory in MiB.", &|g| g.memory_used.map(mib)),
-        ("DCGM_FI_DEV_FB_TOTAL", "gauge", "All memory in MiB.", &|g| g.memory_total.map(mib)),
+        ("DCGM_FI_DEV_FB_TOTAL", "gauge", "Total memory in MiB.", &|g| g.memory_total.map(mib)),
         (
             "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS",
             "counter",
@@ -206,7 +215,7 @@ pub fn render(state: &State, readings: &Readings, held: &Held, host: &str) -> St
         ("DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS", "counter", "Memory rows remapped for correctable errors.", &|g| {
             g.ecc.as_ref().map(|e| f64::from(e.rows_remapped - e.rows_remapped_uncorrected))
         }),
-        ("DCGM_FI_DEV_ROW_REMAP_FAILURE", "gauge", "1 when a memory row could not be remapped.", &|g| {
+        ("DCGM_FI_DEV_ROW_REMAP_FAILURE", "gauge", "1 if a memory row could not be remapped.", &|g| {
             g.ecc.as_ref().map(|e| f64::from(u8::from(e.remapping_failed)))
         }),
         ("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", "counter", "Uncorrected memory errors since the driver was loaded.", &|g| {
@@ -224,8 +233,8 @@ pub fn render(state: &State, readings: &Readings, held: &Held, host: &str) -> St
         let uuid = r.holder.map_or(r.gpu.uuid.as_str(), |(h, _)| h.device.as_str());
         Some((r.labels.clone(), f64::from(u8::from(machine?.fault(uuid, Some(&r.gpu.uuid)).is_none()))))
     });
-    family(&mut out, "slipway_gpu_healthy", "gauge", "1 when the device may be handed out.", healthy);
-    // Bound from above: a kernel that runs may still wait for memory.
+    family(&mut out, "slipway_gpu_healthy", "gauge", "1 if the device is healthy and may be allocated.", healthy);
+    // An upper bound, because a running kernel may be waiting for memory.
     let share = rows.iter().filter(|r| !r.mig).filter_map(|r| {
         let clock = f64::from(r.gpu.clock_sm_mhz?) / f64::from(r.gpu.clock_sm_max_mhz.filter(|m| *m > 0)?);
         Some((r.labels.clone(), clock * f64::from(r.gpu.utilization_percent?) / 100.0))
@@ -234,7 +243,7 @@ pub fn render(state: &State, readings: &Readings, held: &Held, host: &str) -> St
         &mut out,
         "slipway_gpu_peak_share",
         "gauge",
-        "The most of the card's peak that the work can have reached: time in use times clock.",
+        "Upper bound on the achieved share of the card's peak: utilisation times relative clock.",
         share,
     );
     let per_watt = rows.iter().filter(|r| !r.mig).filter_map(|r| {
@@ -247,34 +256,37 @@ pub fn render(state: &State, readings: &Readings, held: &Held, host: &str) -> St
         &mut out,
         "slipway_gpu_efficiency",
         "gauge",
-        "Share of peak for the share of power: 1 when all of both is used.",
+        "Share of peak divided by share of the power limit: 1 if both are fully used.",
         per_watt,
     );
-    type ReadUse = fn(&Use) -> f64;
-    let uses: [(&str, &str, ReadUse); 3] = [
+    type ReadUsage = fn(&Usage) -> f64;
+    let usages: [(&str, &str, ReadUsage); 3] = [
         (
             "slipway_gpu_pod_energy_joules_total",
-            "Energy of the device while the container held it, shared evenly among holders.",
+            "Energy of the device while the container held it, split evenly among holders.",
             |u| u.joules,
         ),
-        ("slipway_gpu_pod_busy_seconds_total", "Time in which the GPU worked while the container held it.", |u| {
+        ("slipway_gpu_pod_busy_seconds_total", "Time in which the GPU was busy while the container held it.", |u| {
             u.busy_seconds
         }),
-        ("slipway_gpu_pod_idle_seconds_total", "Time in which it did not.", |u| u.idle_seconds),
+        ("slipway_gpu_pod_idle_seconds_total", "Time in which the GPU was idle while the container held it.", |u| {
+            u.idle_seconds
+        }),
     ];
-    for (name, help, read) in uses {
+    for (name, help, read) in usages {
         let samples = rows.iter().filter_map(|r| Some((r.labels.clone(), read(r.holder?.1))));
         family(&mut out, name, "counter", help, samples);
     }
     out
 }
 
+/// Writes a metric family; nothing if it has no samples.
 fn family(out: &mut String, name: &str, kind: &str, help: &str, samples: impl IntoIterator<Item = (String, f64)>) {
     let mut samples = samples.into_iter().peekable();
     if samples.peek().is_none() {
         return;
     }
-    // Writing into a string cannot fail.
+    // Writing to a string cannot fail.
     let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
     for (labels, value) in samples {
         let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
@@ -289,18 +301,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn readings_of_a_driver_that_hangs_are_taken_back() {
-        let taken_back = Cell::new(false);
-        let (answer, answered) = tokio::sync::oneshot::channel();
-        let mut answer = Some(answer);
-        let stale = || {
-            taken_back.set(true);
-            answer.take().unwrap().send(7).unwrap();
+    async fn readings_are_removed_while_driver_hangs() {
+        let removed = Cell::new(false);
+        let (sender, reading) = tokio::sync::oneshot::channel();
+        let mut sender = Some(sender);
+        let on_timeout = || {
+            removed.set(true);
+            sender.take().unwrap().send(7).unwrap();
         };
-        // It answers only after the old readings were taken back.
-        assert_eq!(watched(answered, Duration::from_millis(10), stale).await, Ok(7));
-        assert!(taken_back.get());
-        let at_once = watched(std::future::ready(8), Duration::from_secs(60), || unreachable!("it is fresh")).await;
-        assert_eq!(at_once, 8);
+        // The reading completes only after the callback has removed the old readings.
+        assert_eq!(with_timeout_callback(reading, Duration::from_millis(10), on_timeout).await, Ok(7));
+        assert!(removed.get());
+        let no_timeout = || unreachable!("the reading is ready");
+        let immediate = with_timeout_callback(std::future::ready(8), Duration::from_secs(60), no_timeout).await;
+        assert_eq!(immediate, 8);
     }
 }

@@ -1,7 +1,8 @@
-//! The label `nvidia.com/mig.config` made true: plan, drain what must go and nothing else, apply, tell.
+//! Applies the MIG layout selected by the node label `nvidia.com/mig.config`: plan, drain only the affected devices, apply, and report
+//! the state in a label and an event.
 //!
-//! Source of labels and file: NVIDIA mig-parted, `deployments/gpu-operator`. Where upstream clears a GPU and evicts every GPU
-//! program of the node, instances that both layouts have stay here, with the pods in them.
+//! Source of labels and file: NVIDIA mig-parted, `deployments/gpu-operator`. Upstream clears a GPU and evicts every GPU pod of the
+//! node; this manager keeps instances that both layouts contain, with the pods that use them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -17,48 +18,48 @@ use crate::cluster::{Cluster, Eviction, NODE};
 use crate::driver::Driver;
 use crate::holders;
 
-/// The wish.
-pub const LABEL: &str = "nvidia.com/mig.config";
-/// How it went: `pending`, `success`, `failed`.
+/// The label that selects the desired layout.
+pub const CONFIG_LABEL: &str = "nvidia.com/mig.config";
+/// The label with the state of the change: `pending`, `success` or `failed`.
 pub const STATE_LABEL: &str = "nvidia.com/mig.config.state";
 const MANAGER: &str = "slipway-mig-manager";
-/// Pods have so long to go.
-const DRAIN: Duration = Duration::from_secs(300);
+/// Timeout for evicted pods to terminate.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Carries out the wishes.
+/// Reconciles the node's MIG layout with its label.
 #[derive(Debug)]
 pub struct Manager<C> {
     /// The API server.
     pub cluster: Arc<C>,
-    /// This node.
+    /// Name of this node.
     pub node: String,
-    /// mig-parted's file; without one, layouts are made from the card: `all-disabled`, `all-enabled`, `all-PROFILE`.
+    /// mig-parted's configuration file. Without one, built-in layouts are used: `all-disabled`, `all-enabled`, `all-PROFILE`.
     pub file: Option<PathBuf>,
     /// The driver.
     pub driver: Arc<Driver>,
-    /// Where the kubelet says who holds what.
+    /// Socket of the kubelet's pod resources API.
     pub pod_resources: PathBuf,
-    /// The name under which claims' devices are ours.
+    /// Name of the DRA driver whose devices belong to this agent.
     pub dra_driver: String,
 }
 
-/// A label of an object.
+/// The value of a label of an object; `None` if it is missing or empty.
 pub(crate) fn label<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
     object.get("metadata")?.get("labels")?.get(name)?.as_str().filter(|v| !v.is_empty())
 }
 
 impl<C: Cluster> Manager<C> {
-    /// Follows the node's label for ever.
+    /// Reconciles whenever the node's label changes; never returns while the API server watch is open.
     pub async fn run(self) {
         let mut node = self.cluster.watch(NODE, &self.node);
         let mut done: Option<String> = None;
         loop {
-            let wish = node.borrow_and_update().as_ref().and_then(|n| label(n, LABEL).map(str::to_owned));
-            if let Some(wish) = wish.filter(|w| done.as_ref() != Some(w)) {
-                match self.fulfil(&wish).await {
-                    // A wish that failed for good waits for another; a driver or a kubelet that is away is waited for.
+            let desired = node.borrow_and_update().as_ref().and_then(|n| label(n, CONFIG_LABEL).map(str::to_owned));
+            if let Some(desired) = desired.filter(|d| done.as_ref() != Some(d)) {
+                match self.reconcile(&desired).await {
+                    // Retry while the driver or the kubelet is unavailable. Any other error is final until the label changes.
                     Err(NodeError::NoDriver(_) | NodeError::Kubelet { .. }) => {}
-                    _ => done = Some(wish),
+                    _ => done = Some(desired),
                 }
             }
             tokio::select! {
@@ -68,52 +69,54 @@ impl<C: Cluster> Manager<C> {
         }
     }
 
-    async fn fulfil(&self, wish: &str) -> Result<(), NodeError> {
-        let outcome = self.change(wish).await;
-        // Whatever happened, devices are offered again as they are now.
+    async fn reconcile(&self, desired: &str) -> Result<(), NodeError> {
+        let outcome = self.change(desired).await;
+        // Offer all devices again, regardless of the outcome.
         if let Err(error) = self.driver.drain(BTreeSet::new()).await {
-            tracing::warn!(%error, "devices are offered again only when the driver answers");
+            tracing::warn!(%error, "the devices are offered again when the driver responds");
         }
         let (state, reason, message) = match &outcome {
             Ok(message) => ("success", "MIGConfigured", message.clone()),
             Err(NodeError::NoDriver(_) | NodeError::Kubelet { .. }) => return outcome.map(drop),
-            Err(error) => ("failed", "MIGConfigurationFailed", format!("{wish}: {error}")),
+            Err(error) => ("failed", "MIGConfigurationFailed", format!("{desired}: {error}")),
         };
-        tracing::info!(wish, state, message, "MIG");
-        self.tell(state).await;
+        tracing::info!(desired, state, message, "MIG layout reconciled");
+        self.set_state_label(state).await;
         let about = json!({"apiVersion": "v1", "kind": "Node", "name": self.node, "uid": self.node});
         if let Err(error) = self.cluster.event(about, outcome.is_err(), reason, &message).await {
-            tracing::debug!(%error, "event");
+            tracing::debug!(%error, "publishing the event failed");
         }
         outcome.map(drop)
     }
 
-    async fn tell(&self, state: &str) {
+    /// Sets the state label; retries up to ten times.
+    async fn set_state_label(&self, state: &str) {
         let object = json!({"apiVersion": "v1", "kind": "Node",
             "metadata": {"name": self.node, "labels": {STATE_LABEL: state}}});
         for _ in 0..10 {
             match self.cluster.apply(NODE, &self.node, MANAGER, false, object.clone()).await {
                 Ok(_) => return,
-                Err(error) => tracing::warn!(%error, "the state of the MIG configuration; trying again"),
+                Err(error) => tracing::warn!(%error, "setting the MIG state label failed; retrying"),
             }
             tokio::time::sleep(Duration::from_secs(3)).await;
         }
     }
 
-    /// What is to be done now. Instances that were made for claims are the claims' business, and no part of a layout.
-    async fn plan(&self, wish: &str) -> Result<(Vec<mig::Layout>, mig::Plan, Inventory), NodeError> {
-        let (file, name) = (self.file.clone(), wish.to_owned());
-        // Until the driver was looked at once, nobody knows what belongs to claims.
+    /// Plans the change to the desired layout. Instances that were created for claims are not part of a layout and are left alone.
+    async fn plan(&self, desired: &str) -> Result<(Vec<mig::Layout>, mig::Plan, Inventory), NodeError> {
+        let (file, name) = (self.file.clone(), desired.to_owned());
+        // The instances that belong to claims are known only after the first poll of the driver.
         let state = self.driver.subscribe().borrow().clone();
-        let machine = state.machine().ok_or_else(|| NodeError::NoDriver("it was not looked at yet".into()))?;
-        let ours = machine.ours.clone();
+        let machine = state.machine().ok_or_else(|| NodeError::NoDriver("it has not been polled yet".into()))?;
+        let claim_uuids = machine.claimed.clone();
         self.driver
             .with(move |nvml| {
                 let inventory = Inventory::collect(nvml)?;
                 let mut layouts = mig::layout(nvml)?;
                 for layout in &mut layouts {
                     let devices = devices(&inventory, layout.gpu);
-                    let claimed = |i: &mig::Instance| devices.iter().any(|d| same(i, d) && ours.contains(&d.uuid));
+                    let claimed =
+                        |i: &mig::Instance| devices.iter().any(|d| same(i, d) && claim_uuids.contains(&d.uuid));
                     let kept = layout.instances.iter().zip(&layout.ids).filter(|(i, _)| !claimed(i));
                     (layout.instances, layout.ids) = kept.map(|(i, id)| (i.clone(), *id)).unzip();
                 }
@@ -125,70 +128,73 @@ impl<C: Cluster> Manager<C> {
                     }
                     None => built_in(&layouts),
                 };
-                let plan = mig::plan(&layouts, &mig::Wanted::Rules(config.layout(&name)?))?;
+                let plan = mig::plan(&layouts, &mig::Desired::Rules(config.layout(&name)?))?;
                 Ok((layouts, plan, inventory))
             })
             .await
     }
 
-    async fn change(&self, wish: &str) -> Result<String, NodeError> {
-        let (_, plan, inventory) = self.plan(wish).await?;
+    /// Drains the affected devices and changes the layout; returns a summary.
+    async fn change(&self, desired: &str) -> Result<String, NodeError> {
+        let (_, plan, inventory) = self.plan(desired).await?;
         if plan.is_empty() {
-            return Ok(format!("{wish} is what there is"));
+            return Ok(format!("{desired} is already applied"));
         }
-        self.tell("pending").await;
-        let going = going(&inventory, &plan);
-        self.driver.drain(going.clone()).await?;
-        self.evict(&going).await?;
-        // Pods went, and with them what was made for their claims; the plan is made again for what is there now.
-        let (layouts, plan, inventory) = self.plan(wish).await?;
-        if !self::going(&inventory, &plan).is_subset(&going) {
-            return Err(GpuError::InUse("the MIG layout was changed by somebody else meanwhile".into()).into());
+        self.set_state_label("pending").await;
+        let removed = removed(&inventory, &plan);
+        self.driver.drain(removed.clone()).await?;
+        self.evict(&removed).await?;
+        // The evicted pods and their claims have released instances, so plan again from the current layout.
+        let (layouts, plan, inventory) = self.plan(desired).await?;
+        if !self::removed(&inventory, &plan).is_subset(&removed) {
+            return Err(GpuError::InUse("another process changed the MIG layout at the same time".into()).into());
         }
-        let count = |of: fn(&mig::Change) -> usize| plan.changes.iter().map(of).sum::<usize>();
-        let told = format!(
-            "{wish}: {} instances made, {} removed, {} kept",
+        let count = |size: fn(&mig::Change) -> usize| plan.changes.iter().map(size).sum::<usize>();
+        let summary = format!(
+            "{desired}: {} instances created, {} removed, {} kept",
             count(|c| c.create.len()),
             count(|c| c.destroy.len()),
             count(|c| c.keep.len())
         );
         self.driver.with(move |nvml| mig::apply(nvml, &layouts, &plan)).await?;
-        Ok(told)
+        Ok(summary)
     }
 
-    /// Moves away the pods that hold what goes, and waits until they are gone, and what was made for their claims with them.
-    async fn evict(&self, going: &BTreeSet<String>) -> Result<(), NodeError> {
-        let deadline = tokio::time::Instant::now() + DRAIN;
-        let mut asked: BTreeSet<(String, String)> = BTreeSet::new();
-        let mut calm = 0;
+    /// Evicts the pods that hold devices to be removed, and waits until they and the instances of their claims are gone.
+    async fn evict(&self, removed: &BTreeSet<String>) -> Result<(), NodeError> {
+        let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
+        let mut evicted: BTreeSet<(String, String)> = BTreeSet::new();
+        let mut idle_polls = 0;
         loop {
             let state = self.driver.subscribe().borrow().clone();
-            let held = holders::ask(&self.pod_resources, &state, &self.dra_driver).await?;
+            let held = holders::list_holders(&self.pod_resources, &state, &self.dra_driver).await?;
             let pods: BTreeSet<(String, String)> =
-                held.into_iter().filter(|h| going.contains(&h.device)).map(|h| (h.namespace, h.pod)).collect();
-            let claimed = state.machine().is_some_and(|m| m.ours.iter().any(|uuid| going.contains(uuid)));
-            calm = if pods.is_empty() && !claimed { calm + 1 } else { 0 };
-            // The kubelet tells of a pod a moment after it was given its devices.
-            if calm == 3 {
+                held.into_iter().filter(|h| removed.contains(&h.device)).map(|h| (h.namespace, h.pod)).collect();
+            let claimed = state.machine().is_some_and(|m| m.claimed.iter().any(|uuid| removed.contains(uuid)));
+            idle_polls = if pods.is_empty() && !claimed { idle_polls + 1 } else { 0 };
+            // The kubelet reports a pod only some time after it has allocated its devices, so require several polls.
+            if idle_polls == 3 {
                 return Ok(());
             }
             for (namespace, pod) in &pods {
-                if !asked.contains(&(namespace.clone(), pod.clone())) {
+                if !evicted.contains(&(namespace.clone(), pod.clone())) {
                     match self.cluster.evict(namespace, pod).await {
-                        Ok(Eviction::Going) => {
-                            asked.insert((namespace.clone(), pod.clone()));
+                        Ok(Eviction::Accepted) => {
+                            evicted.insert((namespace.clone(), pod.clone()));
                         }
-                        Ok(Eviction::Blocked) => tracing::info!(namespace, pod, "a disruption budget holds the pod"),
-                        Err(error) => tracing::warn!(%error, namespace, pod, "the pod could not be evicted"),
+                        Ok(Eviction::Blocked) => {
+                            tracing::info!(namespace, pod, "a disruption budget blocks the eviction")
+                        }
+                        Err(error) => tracing::warn!(%error, namespace, pod, "evicting the pod failed"),
                     }
                 }
             }
             if tokio::time::Instant::now() > deadline {
                 let names: Vec<String> = pods.iter().map(|(n, p)| format!("{n}/{p}")).collect();
                 return Err(NodeError::Invalid(format!(
-                    "{} did not go within {} s",
+                    "{} did not terminate within {} s",
                     names.join(", "),
-                    DRAIN.as_secs()
+                    DRAIN_TIMEOUT.as_secs()
                 )));
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -201,12 +207,13 @@ fn devices(inventory: &Inventory, gpu: u32) -> Vec<MigDevice> {
     found.and_then(|g| g.mig.as_ref()).map(|m| m.devices.clone()).unwrap_or_default()
 }
 
+/// Whether a MIG device occupies the position of an instance.
 fn same(instance: &mig::Instance, device: &MigDevice) -> bool {
     instance.at.start == device.start && instance.at.size == device.size
 }
 
-/// UUIDs of what a plan removes: MIG devices, and whole GPUs whose mode changes.
-fn going(inventory: &Inventory, plan: &mig::Plan) -> BTreeSet<String> {
+/// UUIDs of the devices that a plan removes: destroyed MIG devices, and GPUs whose MIG mode changes.
+fn removed(inventory: &Inventory, plan: &mig::Plan) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for change in &plan.changes {
         let Some(gpu) = inventory.gpus.iter().find(|g| g.index == change.gpu) else { continue };
@@ -222,7 +229,7 @@ fn going(inventory: &Inventory, plan: &mig::Plan) -> BTreeSet<String> {
     found
 }
 
-/// Layouts that need no file, with the names that NVIDIA's default file has for them.
+/// Layouts for use without a file, named as in NVIDIA's default file.
 fn built_in(layouts: &[mig::Layout]) -> mig::Config {
     let rule = |layout: &mig::Layout, enabled: bool, instances: BTreeMap<String, u32>| mig::DeviceRule {
         filter: None,
@@ -238,13 +245,13 @@ fn built_in(layouts: &[mig::Layout]) -> mig::Config {
         let rules = layouts.iter().filter_map(|layout| {
             let geometry = &layout.geometry;
             geometry.profile(profile)?;
-            // The largest number that the card takes.
+            // The largest number of instances that fits on the card.
             let fits = |n: &u32| {
-                let wanted = BTreeMap::from([(profile.clone(), *n)]);
-                matches!(mig::place(geometry, &[mig::Used::default()], &wanted), Ok(mig::Placed::Yes(_)))
+                let instances = BTreeMap::from([(profile.clone(), *n)]);
+                matches!(mig::place(geometry, &[mig::Used::default()], &instances), Ok(mig::Placed::Yes(_)))
             };
-            let most = (1..=8).rev().find(fits)?;
-            Some(rule(layout, true, BTreeMap::from([(profile.clone(), most)])))
+            let max = (1..=8).rev().find(fits)?;
+            Some(rule(layout, true, BTreeMap::from([(profile.clone(), max)])))
         });
         let rules: Vec<mig::DeviceRule> = rules.collect();
         configs.insert(format!("all-{profile}"), rules);

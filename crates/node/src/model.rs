@@ -1,26 +1,26 @@
-//! What the agent's modules tell each other about pods and devices.
+//! Types about pods and devices that several modules share.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use slipway_gpu::usage::Use;
+use slipway_gpu::usage::Usage;
 
 /// A container that holds a device, or a replica of one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Holder {
-    /// The pod's namespace.
+    /// Namespace of the pod.
     pub namespace: String,
-    /// The pod.
+    /// Name of the pod.
     pub pod: String,
-    /// The container.
+    /// Name of the container.
     pub container: String,
-    /// `nvidia.com/gpu`, or the claim as `claim:NAME`.
+    /// Resource name such as `nvidia.com/gpu`, or `claim:NAME` for a resource claim.
     pub resource: String,
-    /// `GPU-...` or `MIG-...`.
+    /// UUID of the device: `GPU-...` or `MIG-...`.
     pub device: String,
-    /// Which replica of a shared device.
+    /// Number of the replica, if the device is shared.
     pub replica: Option<u32>,
 }
 
-/// Who holds what, with how much it was used.
-pub type Held = BTreeMap<Holder, Use>;
+/// All current holders with their usage.
+pub type Held = BTreeMap<Holder, Usage>;

@@ -1,7 +1,7 @@
-//! CUDA's multi-process service: a control daemon for each shared resource, and what its clients need.
+//! CUDA's multi-process service (MPS): runs a control daemon per shared resource, and provides the environment of its clients.
 //!
 //! Source: NVIDIA, "Multi-Process Service" (control utility, `CUDA_MPS_PIPE_DIRECTORY`); the folders and limits are those of
-//! NVIDIA's device plugin, so containers that were made for it find what they expect.
+//! NVIDIA's device plugin, so containers built for it work unchanged.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -16,7 +16,7 @@ use crate::driver::Driver;
 use crate::kubelet::device_plugin::Mount;
 use crate::resources::Offer;
 
-/// Where daemons keep pipes and logs, as the host sees it (`/run/nvidia/mps`).
+/// The host folder with the pipes and logs of the daemons (`/run/nvidia/mps`).
 #[derive(Debug, Clone)]
 pub struct Root(pub PathBuf);
 
@@ -25,7 +25,7 @@ impl Root {
         self.0.join(resource).join("pipe")
     }
 
-    /// Variables and mounts of a client.
+    /// Environment variables and mounts of a client container.
     pub fn container(&self, resource: &str) -> (Vec<(String, String)>, Vec<Mount>) {
         let inside = format!("/mps/{resource}/pipe");
         let mounts = vec![
@@ -34,7 +34,7 @@ impl Root {
                 host_path: self.pipes(resource).display().to_string(),
                 read_only: false,
             },
-            // Clients and daemon share memory.
+            // Clients and daemon communicate through shared memory.
             Mount {
                 container_path: "/dev/shm".into(),
                 host_path: self.0.join("shm").display().to_string(),
@@ -45,35 +45,35 @@ impl Root {
     }
 }
 
-/// A running control daemon; it is told to quit when dropped, by its parent's end.
+/// A running control daemon, which is killed when dropped.
 #[derive(Debug)]
 struct Daemon {
     resource: String,
-    /// What it was started for; another list needs another daemon.
+    /// UUIDs of the devices that it serves. A change requires a new daemon.
     devices: Vec<String>,
     replicas: u32,
     child: Child,
 }
 
-/// Runs the daemons that the offers need.
+/// Manages the control daemons that the offers require.
 #[derive(Debug)]
 pub struct Daemons {
     root: Root,
-    /// `nvidia-cuda-mps-control`.
+    /// Path of `nvidia-cuda-mps-control`.
     program: PathBuf,
     running: Vec<Daemon>,
 }
 
 impl Daemons {
-    /// None is running yet.
+    /// Creates a manager without running daemons.
     pub fn new(root: Root, program: PathBuf) -> Self {
         Self { root, program, running: Vec::new() }
     }
 
-    /// Starts and ends daemons until they are what the offers need. One that died is started again.
+    /// Starts and stops daemons to match the offers, and restarts daemons that died.
     ///
     /// # Errors
-    /// The first that could not be started; the others are.
+    /// The error of the last daemon that could not be started; all others are started.
     pub async fn reconcile(
         &mut self,
         driver: &Driver,
@@ -81,24 +81,24 @@ impl Daemons {
         memory_mib: &(dyn Fn(&str) -> u64 + Sync),
     ) -> Result<(), NodeError> {
         let mps = |o: &&Offer| o.shared.is_some_and(|s| s.strategy == SharingStrategy::Mps);
-        let wanted: Vec<&Offer> = offers.iter().filter(mps).collect();
+        let desired: Vec<&Offer> = offers.iter().filter(mps).collect();
         let mut kept = Vec::new();
         for mut daemon in std::mem::take(&mut self.running) {
-            let fits = wanted.iter().any(|o| {
+            let matches = desired.iter().any(|o| {
                 o.resource == daemon.resource
                     && o.shared.is_some_and(|s| s.replicas == daemon.replicas)
                     && o.units.iter().map(|u| &u.uuid).eq(&daemon.devices)
             });
-            if fits && daemon.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            if matches && daemon.child.try_wait().is_ok_and(|ended| ended.is_none()) {
                 kept.push(daemon);
             } else {
-                tracing::info!(resource = daemon.resource, "the MPS control daemon ends");
-                let _ = daemon.child.kill().await; // it may be dead already
+                tracing::info!(resource = daemon.resource, "stopping the MPS control daemon");
+                let _ = daemon.child.kill().await; // the daemon may have exited already
             }
         }
         self.running = kept;
         let mut failed = None;
-        for offer in wanted {
+        for offer in desired {
             if self.running.iter().any(|d| d.resource == offer.resource) {
                 continue;
             }
@@ -110,6 +110,7 @@ impl Daemons {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Starts a daemon, and sets the limits of its clients.
     async fn start(
         &self,
         driver: &Driver,
@@ -125,9 +126,9 @@ impl Daemons {
         }
         let devices: Vec<String> = offer.units.iter().map(|u| u.uuid.clone()).collect();
         if offer.units.iter().any(|u| u.mig.is_some()) {
-            return Err(NodeError::Invalid(format!("{resource}: MPS shares whole GPUs, not MIG devices")));
+            return Err(NodeError::Invalid(format!("{resource}: MPS supports only whole GPUs, not MIG devices")));
         }
-        // Only the daemon may open the GPUs; programs reach them through it.
+        // In exclusive process mode (3) only the MPS daemon can open the GPUs; programs use them through it.
         let indices: Vec<u32> = offer.units.iter().filter_map(|u| u.index.parse().ok()).collect();
         driver
             .with(move |nvml| {
@@ -151,25 +152,25 @@ impl Daemons {
         let mut command = Command::new(&self.program);
         environment(&mut command);
         let child = command.arg("-f").spawn().map_err(NodeError::io(what.clone()))?;
-        // Every client gets its part of threads and memory and no more.
-        let mut orders = format!("set_default_active_thread_percentage {}\n", 100 / replicas);
+        // Limit every client to its share of threads and memory.
+        let mut commands = format!("set_default_active_thread_percentage {}\n", 100 / replicas);
         for unit in &offer.units {
-            let part = memory_mib(&unit.uuid) / u64::from(replicas);
-            orders.push_str(&format!("set_default_device_pinned_mem_limit {} {part}M\n", unit.index));
+            let share = memory_mib(&unit.uuid) / u64::from(replicas);
+            commands.push_str(&format!("set_default_device_pinned_mem_limit {} {share}M\n", unit.index));
         }
         let mut control = Command::new(&self.program);
         environment(&mut control);
         let mut control = control.stdin(Stdio::piped()).spawn().map_err(NodeError::io(what.clone()))?;
         if let Some(mut input) = control.stdin.take() {
-            input.write_all(orders.as_bytes()).await.map_err(NodeError::io(what.clone()))?;
+            input.write_all(commands.as_bytes()).await.map_err(NodeError::io(what.clone()))?;
         }
-        let done = tokio::time::timeout(Duration::from_secs(10), control.wait()).await;
-        match done {
+        let outcome = tokio::time::timeout(Duration::from_secs(10), control.wait()).await;
+        match outcome {
             Ok(Ok(status)) if status.success() => {
-                tracing::info!(resource, replicas, "the MPS control daemon runs");
+                tracing::info!(resource, replicas, "the MPS control daemon is running");
                 Ok(Daemon { resource, devices, replicas, child })
             }
-            _ => Err(NodeError::Invalid(format!("{resource}: {what} took no orders within 10 s"))),
+            _ => Err(NodeError::Invalid(format!("{resource}: {what} did not accept commands within 10 s"))),
         }
     }
 }

@@ -1,13 +1,13 @@
-//! The lease log and prepared claims. All SQL of this crate.
+//! Stores the lease log and prepared claims. This module contains all SQL of the crate.
 
 use serde::Serialize;
-use slipway_gpu::usage::Use;
+use slipway_gpu::usage::Usage;
 use slipway_store::sql::{Connection, params};
 use slipway_store::{Migration, StoreError};
 
 use crate::model::Holder;
 
-/// The tables.
+/// The tables of this crate.
 pub(crate) const MIGRATION: Migration = Migration {
     domain: "node",
     steps: &["CREATE TABLE leases (id INTEGER PRIMARY KEY, namespace TEXT NOT NULL, pod TEXT NOT NULL, container TEXT NOT NULL,
@@ -18,35 +18,37 @@ pub(crate) const MIGRATION: Migration = Migration {
       CREATE TABLE claims (uid TEXT PRIMARY KEY, prepared TEXT NOT NULL);"],
 };
 
-/// Leases are kept for so long.
-const KEPT_MS: i64 = 90 * 24 * 3600 * 1000;
+/// Retention period of ended leases: 90 days.
+const RETENTION_MS: i64 = 90 * 24 * 3600 * 1000;
 
-/// A lease of the log. Times are milliseconds of the Unix epoch.
+/// A lease: the period in which a container held a device. Times are in milliseconds since the Unix epoch.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Lease {
     #[serde(flatten)]
     pub(crate) holder: Holder,
     pub(crate) began: i64,
-    /// The last time it was seen; a lease that ended while nobody looked ended then.
+    /// The last time the lease was observed, which is also the end of a lease that ended while no agent ran.
     pub(crate) seen: i64,
     pub(crate) ended: Option<i64>,
     #[serde(flatten)]
-    pub(crate) used: Use,
+    pub(crate) used: Usage,
 }
 
+/// The replica number for the database; -1 if the device is not shared.
 fn replica(holder: &Holder) -> i64 {
     holder.replica.map_or(-1, i64::from)
 }
 
-/// Begins leases of new holders, updates those that go on, and ends those of holders that are gone, with what they had used.
+/// Records the current holders: starts leases of new holders, updates running leases, and ends those of `former` holders with their
+/// final usage.
 ///
 /// # Errors
-/// The store's.
+/// [`StoreError`] if the database fails.
 pub(crate) fn record(
     c: &Connection,
     time: i64,
-    held: &[(Holder, Use)],
-    gone: &[(Holder, Use)],
+    held: &[(Holder, Usage)],
+    former: &[(Holder, Usage)],
 ) -> Result<(), StoreError> {
     for (h, used) in held {
         c.execute(
@@ -59,7 +61,7 @@ pub(crate) fn record(
         ],
         )?;
     }
-    for (h, used) in gone {
+    for (h, used) in former {
         c.execute(
             "UPDATE leases SET joules = ?7, busy_seconds = ?8, idle_seconds = ?9 WHERE ended IS NULL AND namespace = ?1
              AND pod = ?2 AND container = ?3 AND resource = ?4 AND device = ?5 AND replica = ?6",
@@ -77,14 +79,14 @@ pub(crate) fn record(
         )?;
     }
     c.execute("UPDATE leases SET ended = seen WHERE ended IS NULL AND seen < ?1", [time])?;
-    c.execute("DELETE FROM leases WHERE began < ?1 AND ended IS NOT NULL", [time - KEPT_MS])?;
+    c.execute("DELETE FROM leases WHERE began < ?1 AND ended IS NOT NULL", [time - RETENTION_MS])?;
     Ok(())
 }
 
-/// Leases, newest first.
+/// Lists at most `limit` leases, newest first.
 ///
 /// # Errors
-/// The store's.
+/// [`StoreError`] if the database fails.
 pub(crate) fn leases(c: &Connection, limit: u32) -> Result<Vec<Lease>, StoreError> {
     c.rows(
         "SELECT namespace, pod, container, resource, device, replica, began, seen, ended, joules, busy_seconds, idle_seconds
@@ -102,44 +104,44 @@ pub(crate) fn leases(c: &Connection, limit: u32) -> Result<Vec<Lease>, StoreErro
             began: r.get(6)?,
             seen: r.get(7)?,
             ended: r.get(8)?,
-            used: Use { joules: r.get(9)?, busy_seconds: r.get(10)?, idle_seconds: r.get(11)? },
+            used: Usage { joules: r.get(9)?, busy_seconds: r.get(10)?, idle_seconds: r.get(11)? },
         }),
     )
 }
 
-/// Keeps what was prepared for a claim.
+/// Stores the record of a prepared claim (JSON), keyed by the UID of the claim.
 ///
 /// # Errors
-/// The store's.
-pub(crate) fn prepared(c: &Connection, uid: &str, what: &str) -> Result<(), StoreError> {
+/// [`StoreError`] if the database fails.
+pub(crate) fn put_claim(c: &Connection, uid: &str, record: &str) -> Result<(), StoreError> {
     c.execute(
         "INSERT INTO claims (uid, prepared) VALUES (?1, ?2) ON CONFLICT (uid) DO UPDATE SET prepared = ?2",
-        [uid, what],
+        [uid, record],
     )?;
     Ok(())
 }
 
-/// What was prepared for a claim.
+/// The record of a prepared claim, if it exists.
 ///
 /// # Errors
-/// The store's.
+/// [`StoreError`] if the database fails.
 pub(crate) fn claim(c: &Connection, uid: &str) -> Result<Option<String>, StoreError> {
     c.first("SELECT prepared FROM claims WHERE uid = ?1", [uid], |r| r.get(0))
 }
 
-/// All prepared claims.
+/// All prepared claims, as (UID, record).
 ///
 /// # Errors
-/// The store's.
+/// [`StoreError`] if the database fails.
 pub(crate) fn claims(c: &Connection) -> Result<Vec<(String, String)>, StoreError> {
     c.rows("SELECT uid, prepared FROM claims ORDER BY uid", params![], |r| Ok((r.get(0)?, r.get(1)?)))
 }
 
-/// Forgets a claim.
+/// Deletes the record of a claim.
 ///
 /// # Errors
-/// The store's.
-pub(crate) fn unprepared(c: &Connection, uid: &str) -> Result<(), StoreError> {
+/// [`StoreError`] if the database fails.
+pub(crate) fn delete_claim(c: &Connection, uid: &str) -> Result<(), StoreError> {
     c.execute("DELETE FROM claims WHERE uid = ?1", [uid])?;
     Ok(())
 }
@@ -149,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn leases_begin_go_on_and_end() {
+    fn leases_start_continue_and_end() {
         let c = Connection::in_memory(&[MIGRATION]).unwrap();
         let holder = |pod: &str| Holder {
             namespace: "team".into(),
@@ -159,11 +161,11 @@ mod tests {
             device: "GPU-1".into(),
             replica: Some(0),
         };
-        let used = |joules| Use { joules, ..Use::default() };
+        let used = |joules| Usage { joules, ..Usage::default() };
         record(&c, 10, &[(holder("a"), used(5.0))], &[]).unwrap();
         record(&c, 20, &[(holder("a"), used(6.0)), (holder("b"), used(0.0))], &[]).unwrap();
         record(&c, 30, &[(holder("b"), used(0.0))], &[(holder("a"), used(7.0))]).unwrap();
-        // The same pod once more is another lease.
+        // The same pod gets a new lease when it holds the device again.
         record(&c, 40, &[(holder("a"), used(0.0))], &[]).unwrap();
         let all = leases(&c, 10).unwrap();
         let short: Vec<_> = all.iter().map(|l| (l.holder.pod.as_str(), l.began, l.ended, l.used.joules)).collect();

@@ -1,6 +1,6 @@
-//! Which resources and devices the kubelet is offered, from what there is and what the configuration says.
+//! Derives the resources and devices that are offered to the kubelet from the machine and the configuration.
 //!
-//! Source: NVIDIA k8s-device-plugin, README (MIG strategies, sharing); the names and identifiers are its own, so manifests and
+//! Source: NVIDIA k8s-device-plugin, README (MIG strategies, sharing). Names and identifiers are the same as upstream, so manifests and
 //! dashboards need no change.
 
 use slipway_gpu::inventory::{Gpu, MigDevice};
@@ -8,75 +8,75 @@ use slipway_gpu::inventory::{Gpu, MigDevice};
 use crate::config::{Config, MigStrategy, SharingStrategy};
 use crate::driver::Machine;
 
-/// The resource of whole GPUs.
+/// Name of the resource for whole GPUs.
 pub const GPU: &str = slipway_gpu::mig::GPU_RESOURCE;
 
-/// A GPU or MIG device that can be handed out.
+/// A GPU or MIG device that can be allocated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
-    /// `GPU-...` or `MIG-...`.
+    /// UUID: `GPU-...` or `MIG-...`.
     pub uuid: String,
-    /// `0`, or `0:1` for a MIG device.
+    /// Index of the GPU (`0`), or of GPU and MIG device (`0:1`).
     pub index: String,
-    /// Where its GPU is in the inventory.
+    /// Position of its GPU in the inventory.
     pub gpu: usize,
-    /// The UUID of that GPU.
+    /// UUID of its GPU.
     pub gpu_uuid: String,
-    /// Where the MIG device is among those of its GPU.
+    /// Position among the MIG devices of its GPU, for a MIG device.
     pub mig: Option<usize>,
-    /// NUMA node, where it is known.
+    /// NUMA node, if known.
     pub numa: Option<u32>,
-    /// Why it must not be used.
+    /// Why the device must not be used; `None` if it is healthy.
     pub fault: Option<String>,
 }
 
 /// How a resource is shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shared {
-    /// Time slices or MPS.
+    /// Time slicing or MPS.
     pub strategy: SharingStrategy,
-    /// How often each device is offered.
+    /// Number of replicas per device, at least 2.
     pub replicas: u32,
-    /// A container may have one only.
+    /// Whether a container may request only one replica.
     pub one_only: bool,
-    /// The resource's name says so.
+    /// Whether the resource name has the suffix `.shared`.
     pub renamed: bool,
 }
 
 /// A resource and its devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
-    /// `nvidia.com/gpu.shared`.
+    /// Resource name offered to the kubelet, such as `nvidia.com/gpu.shared`.
     pub resource: String,
-    /// `nvidia.com/gpu`: as the configuration names it.
+    /// Resource name in the configuration, such as `nvidia.com/gpu`.
     pub base: String,
-    /// How it is shared, if it is.
+    /// How the devices are shared, if at all.
     pub shared: Option<Shared>,
-    /// Its devices.
+    /// The devices.
     pub units: Vec<Unit>,
 }
 
-/// The identifier of a replica.
+/// The identifier of a replica, such as `GPU-...::3`.
 pub fn replica(uuid: &str, number: u32) -> String {
     format!("{uuid}::{number}")
 }
 
-/// The device that an identifier is of, without the replica's number.
+/// The device UUID in an identifier, without the replica number.
 pub fn device(id: &str) -> &str {
     id.split_once("::").map_or(id, |(uuid, _)| uuid)
 }
 
 impl Offer {
-    /// Identifiers as the kubelet gets them, with their units.
+    /// All identifiers offered to the kubelet, each with its device.
     pub fn identifiers(&self) -> Vec<(String, &Unit)> {
-        let each = |unit| match self.shared {
+        let ids = |unit| match self.shared {
             None => vec![(String::clone(&Unit::clone(unit).uuid), unit)],
             Some(shared) => (0..shared.replicas).map(|n| (replica(&unit.uuid, n), unit)).collect(),
         };
-        self.units.iter().flat_map(each).collect()
+        self.units.iter().flat_map(ids).collect()
     }
 
-    /// The unit that an identifier is of, if it is one of ours.
+    /// The device of an identifier; `None` if this resource has no such identifier.
     pub fn unit(&self, id: &str) -> Option<&Unit> {
         let (uuid, number) = match (self.shared, id.split_once("::")) {
             (None, None) => (id, 0),
@@ -87,7 +87,7 @@ impl Offer {
     }
 }
 
-fn whole(machine: &Machine, at: usize, gpu: &Gpu) -> Unit {
+fn gpu_unit(machine: &Machine, at: usize, gpu: &Gpu) -> Unit {
     Unit {
         uuid: gpu.uuid.clone(),
         index: gpu.index.to_string(),
@@ -99,29 +99,29 @@ fn whole(machine: &Machine, at: usize, gpu: &Gpu) -> Unit {
     }
 }
 
-fn slice(machine: &Machine, at: usize, gpu: &Gpu, number: usize, mig: &MigDevice) -> Unit {
+fn mig_unit(machine: &Machine, at: usize, gpu: &Gpu, number: usize, mig: &MigDevice) -> Unit {
     Unit {
         uuid: mig.uuid.clone(),
         index: format!("{}:{number}", gpu.index),
         mig: Some(number),
         fault: machine.fault(&mig.uuid, Some(&gpu.uuid)),
-        ..whole(machine, at, gpu)
+        ..gpu_unit(machine, at, gpu)
     }
 }
 
-/// What can be handed out.
+/// All devices that can be allocated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Units {
-    /// GPUs that are offered whole.
+    /// GPUs that are offered as a whole.
     pub whole: Vec<Unit>,
-    /// MIG devices with their profiles.
+    /// Profiles and MIG devices.
     pub slices: Vec<(String, Unit)>,
 }
 
-/// What can be handed out as the strategy has it.
+/// The devices to offer under a MIG strategy.
 ///
 /// # Errors
-/// Why the strategy `single` does not fit this node.
+/// Why the strategy `single` is not possible on this node.
 pub fn units(machine: &Machine, strategy: MigStrategy) -> Result<Units, String> {
     let mut gpus = Vec::new();
     let mut slices: Vec<(String, Unit)> = Vec::new();
@@ -130,35 +130,35 @@ pub fn units(machine: &Machine, strategy: MigStrategy) -> Result<Units, String> 
     for (at, gpu) in known {
         let mig = gpu.mig.as_ref().filter(|m| m.enabled && strategy != MigStrategy::None);
         let Some(mig) = mig else {
-            gpus.push(whole(machine, at, gpu));
+            gpus.push(gpu_unit(machine, at, gpu));
             continue;
         };
         if mig.devices.is_empty() {
             empty.push(gpu.index.to_string());
         }
-        for (number, one) in mig.devices.iter().enumerate() {
-            slices.push((one.profile.clone(), slice(machine, at, gpu, number, one)));
+        for (number, device) in mig.devices.iter().enumerate() {
+            slices.push((device.profile.clone(), mig_unit(machine, at, gpu, number, device)));
         }
     }
     if strategy == MigStrategy::Single && (!slices.is_empty() || !empty.is_empty()) {
-        // One name for all: then all must be alike, or nobody knows what he gets.
+        // All devices are offered under one resource name, so all must have the same profile.
         if !empty.is_empty() {
-            return Err(format!("MIG is on without a device on GPU {}", empty.join(", ")));
+            return Err(format!("MIG is enabled without a MIG device on GPU {}", empty.join(", ")));
         }
         if !gpus.is_empty() {
-            return Err("MIG is on for some GPUs and off for others".into());
+            return Err("MIG is enabled on some GPUs and disabled on others".into());
         }
         if let Some((other, _)) = slices.iter().find(|(p, _)| *p != slices[0].0) {
-            return Err(format!("there are MIG devices of {} and of {other}", slices[0].0));
+            return Err(format!("there are MIG devices with the profiles {} and {other}", slices[0].0));
         }
     }
     Ok(Units { whole: gpus, slices })
 }
 
-/// What the kubelet is offered.
+/// The resources to offer to the kubelet.
 ///
 /// # Errors
-/// Why the strategy `single` does not fit this node.
+/// Why the strategy `single` is not possible on this node.
 pub fn offers(machine: &Machine, config: &Config) -> Result<Vec<Offer>, String> {
     let units = units(machine, config.mig)?;
     let mut offers: Vec<Offer> = Vec::new();
@@ -197,33 +197,35 @@ mod tests {
         Ok(offers.iter().map(|o| (o.resource.clone(), o.identifiers().len())).collect())
     }
 
-    fn of(list: &[(&str, usize)]) -> Result<Vec<(String, usize)>, String> {
+    fn expected(list: &[(&str, usize)]) -> Result<Vec<(String, usize)>, String> {
         Ok(list.iter().map(|(n, c)| ((*n).to_owned(), *c)).collect())
     }
 
     #[test]
-    fn strategies_name_and_count_as_upstream() {
-        let some = machine(vec![gpu(0, None), gpu(1, Some(&["1g.10gb", "1g.10gb+me", "3g.40gb"]))]);
+    fn mig_strategies_match_upstream() {
+        let one_gpu_with_mig = machine(vec![gpu(0, None), gpu(1, Some(&["1g.10gb", "1g.10gb+me", "3g.40gb"]))]);
         let config = |strategy: &str| format!("version: v1\nflags: {{migStrategy: {strategy}}}");
-        assert_eq!(named(&some, &config("none")), of(&[(GPU, 2)]));
-        let mixed = of(&[
+        assert_eq!(named(&one_gpu_with_mig, &config("none")), expected(&[(GPU, 2)]));
+        let mixed = expected(&[
             (GPU, 1),
             ("nvidia.com/mig-1g.10gb", 1),
             ("nvidia.com/mig-1g.10gb.me", 1),
             ("nvidia.com/mig-3g.40gb", 1),
         ]);
-        assert_eq!(named(&some, &config("mixed")), mixed);
-        assert!(named(&some, &config("single")).unwrap_err().contains("off for others"));
-        let unlike = machine(vec![gpu(0, Some(&["1g.10gb", "3g.40gb"]))]);
-        assert!(named(&unlike, &config("single")).unwrap_err().contains("1g.10gb and of 3g.40gb"));
-        assert!(named(&machine(vec![gpu(0, Some(&[]))]), &config("single")).unwrap_err().contains("without a device"));
-        let alike = machine(vec![gpu(0, Some(&["1g.10gb"; 7])), gpu(1, Some(&["1g.10gb"; 7]))]);
-        assert_eq!(named(&alike, &config("single")), of(&[(GPU, 14)]));
-        assert_eq!(named(&machine(vec![gpu(0, None)]), &config("single")), of(&[(GPU, 1)]));
+        assert_eq!(named(&one_gpu_with_mig, &config("mixed")), mixed);
+        assert!(named(&one_gpu_with_mig, &config("single")).unwrap_err().contains("disabled on others"));
+        let different_profiles = machine(vec![gpu(0, Some(&["1g.10gb", "3g.40gb"]))]);
+        assert!(named(&different_profiles, &config("single")).unwrap_err().contains("1g.10gb and 3g.40gb"));
+        assert!(
+            named(&machine(vec![gpu(0, Some(&[]))]), &config("single")).unwrap_err().contains("without a MIG device")
+        );
+        let same_profile = machine(vec![gpu(0, Some(&["1g.10gb"; 7])), gpu(1, Some(&["1g.10gb"; 7]))]);
+        assert_eq!(named(&same_profile, &config("single")), expected(&[(GPU, 14)]));
+        assert_eq!(named(&machine(vec![gpu(0, None)]), &config("single")), expected(&[(GPU, 1)]));
     }
 
     #[test]
-    fn replicas_are_offered_and_known_again() {
+    fn replica_identifiers_are_offered_and_resolved() {
         let text = "version: v1\nsharing: {timeSlicing: {renameByDefault: true, resources: [{name: nvidia.com/gpu, replicas: 3}]}}";
         let machine = machine(vec![gpu(0, None), gpu(1, None)]);
         let offers = offers(&machine, &Config::parse(text).unwrap()).unwrap();
@@ -234,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_to_change_may_not_be_used() {
+    fn draining_devices_have_a_fault() {
         let mut machine = machine(vec![gpu(0, Some(&["1g.10gb", "1g.10gb"])), gpu(1, None)]);
         machine.draining = ["MIG-0-1".to_owned(), "GPU-1".to_owned()].into();
         let Units { whole, slices } = units(&machine, MigStrategy::Mixed).unwrap();

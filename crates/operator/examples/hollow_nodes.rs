@@ -1,4 +1,5 @@
-//! Nodes without machines, for measurements: they have GPUs on paper, and a pod that is given to one runs for a moment and succeeds.
+//! Hollow nodes for benchmarks: node objects without machines. They advertise GPUs; a pod that is scheduled to one of them is reported as
+//! running for `SECONDS` and then as succeeded.
 //!
 //! ```text
 //! hollow_nodes KUBECONFIG NODES SECONDS
@@ -15,40 +16,40 @@ use slipway_operator::{Api, KubeError, Resource};
 
 const NODE: Resource<'static> = Resource { group: "", version: "v1", kind: "Node", plural: "nodes" };
 const POD: Resource<'static> = Resource { group: "", version: "v1", kind: "Pod", plural: "pods" };
-/// Requests at once.
-const AT_ONCE: usize = 64;
+/// Maximum concurrent requests to the API server.
+const MAX_CONCURRENT_REQUESTS: usize = 64;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let [kubeconfig, nodes, seconds] = words.as_slice() else {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [kubeconfig, nodes, seconds] = arguments.as_slice() else {
         return Err("hollow_nodes KUBECONFIG NODES SECONDS".into());
     };
     let (nodes, seconds): (u32, f64) = (nodes.parse()?, seconds.parse()?);
     let api = Api::connect(Some(Path::new(kubeconfig)), None).await?;
     futures_util::stream::iter(0..nodes)
-        .map(|n| node(&api, n))
-        .buffer_unordered(AT_ONCE)
-        .for_each(|made| async {
-            if let Err(error) = made {
+        .map(|n| create_node(&api, n))
+        .buffer_unordered(MAX_CONCURRENT_REQUESTS)
+        .for_each(|created| async {
+            if let Err(error) = created {
                 eprintln!("{error}");
             }
         })
         .await;
     println!("{nodes} nodes");
-    let free = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    let requests = Arc::new(tokio::sync::Semaphore::new(MAX_CONCURRENT_REQUESTS));
     let mut changes = std::pin::pin!(api.changes(&POD, ""));
     while let Some(change) = changes.next().await {
-        let Change::Is(pod) = change else { continue };
+        let Change::Applied(pod) = change else { continue };
         let hollow = pod["spec"]["nodeName"].as_str().is_some_and(|n| n.starts_with("hollow-"));
         if !hollow || pod["status"]["phase"] != "Pending" || pod["status"]["startTime"].is_string() {
             continue;
         }
-        let (api, free) = (api.clone(), Arc::clone(&free));
+        let (api, requests) = (api.clone(), Arc::clone(&requests));
         tokio::spawn(async move {
             for (phase, wait) in [("Running", 0.0), ("Succeeded", seconds)] {
                 tokio::time::sleep(Duration::from_secs_f64(wait)).await;
-                let _room = free.acquire().await;
+                let _permit = requests.acquire().await;
                 if let Err(error) = report(&api, &pod, phase).await {
                     eprintln!("{error}");
                 }
@@ -58,7 +59,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-async fn node(api: &Api, number: u32) -> Result<(), KubeError> {
+async fn create_node(api: &Api, number: u32) -> Result<(), KubeError> {
     let name = format!("hollow-{number}");
     let object = json!({
         "apiVersion": "v1", "kind": "Node",
@@ -74,7 +75,7 @@ async fn node(api: &Api, number: u32) -> Result<(), KubeError> {
         "type": "Ready", "status": "True", "reason": "Hollow", "lastHeartbeatTime": now, "lastTransitionTime": now,
     }]}});
     api.merge(&NODE, None, &name, true, &status).await?;
-    // Taints that the control plane put there before it saw that the node is ready.
+    // Remove the taints that the control plane set before the node was ready.
     api.merge(&NODE, None, &name, false, &json!({"spec": {"taints": null}})).await.map(drop)
 }
 

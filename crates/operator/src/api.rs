@@ -1,4 +1,5 @@
-//! The Kubernetes client: objects of any kind, as JSON, that are read, applied server-side, deleted and watched.
+//! The Kubernetes client. It reads, applies (server-side apply), deletes and watches objects of any kind as JSON. Every request except
+//! watches goes through `Api::send`, which counts it and bounds its time.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,16 +20,16 @@ use tokio::sync::watch;
 
 use crate::KubeError;
 
-/// A kind of object and where it is served.
+/// A kind of object and its place in the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resource<'a> {
     /// API group; empty for the core group.
     pub group: &'a str,
-    /// API version.
+    /// API version without the group: `v1`.
     pub version: &'a str,
-    /// Its name in manifests.
+    /// Name in manifests: `Pod`.
     pub kind: &'a str,
-    /// Its name in URLs.
+    /// Name in URLs: `pods`.
     pub plural: &'a str,
 }
 
@@ -38,7 +39,7 @@ pub(crate) const NODE: Resource<'static> = Resource { group: "", version: "v1", 
 pub(crate) const POD: Resource<'static> = Resource { group: "", version: "v1", kind: "Pod", plural: "pods" };
 
 impl Resource<'_> {
-    /// `group/version`, or the version alone in the core group.
+    /// The `apiVersion` of objects: `group/version`, or the version alone in the core group.
     pub fn api_version(&self) -> String {
         if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
     }
@@ -48,27 +49,27 @@ impl Resource<'_> {
     }
 }
 
-/// A cluster's API server.
+/// A client of one cluster's API server; cheap to clone.
 #[derive(Clone)]
 pub struct Api {
     client: Client,
     requests: Arc<AtomicU64>,
     recorder: Recorder,
-    /// Tokens for node agents, kept for the next questions.
+    /// Cached tokens for requests to node agents.
     pub(crate) reader_tokens: crate::nodes::ReaderTokens,
 }
 
-/// An event of a list that is followed by a watch.
+/// An event of a list followed by a watch.
 #[derive(Debug)]
 pub enum Change {
-    /// A list begins: an [`Change::Is`] for every object follows, then [`Change::Complete`].
-    Begin,
-    /// The object exists; it is new, changed, or was listed.
-    Is(Value),
+    /// A list starts. [`Change::Applied`] for every object follows, then [`Change::ListCompleted`].
+    ListStarted,
+    /// The object was listed, created or changed.
+    Applied(Value),
     /// The object was deleted.
-    Gone(Value),
-    /// The list is complete: objects that were not in it do not exist any more.
-    Complete,
+    Deleted(Value),
+    /// The list is complete. Objects that were not in it have been deleted.
+    ListCompleted,
 }
 
 impl std::fmt::Debug for Api {
@@ -77,40 +78,40 @@ impl std::fmt::Debug for Api {
     }
 }
 
-/// The API server refuses events with longer notes (`NoteLengthLimit` in the validation of `events.k8s.io`).
+/// Maximum bytes of an event's note. The API server rejects longer notes (`NoteLengthLimit` in the validation of `events.k8s.io`).
 const MAX_EVENT_NOTE_BYTES: usize = 1024;
-/// The longest that a request may take.
+/// Timeout of one request, without watches and log streams.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Api {
-    /// The cluster that `kubectl` would talk to: of `kubeconfig` and `context` where they are given, else the pod's own,
-    /// `$KUBECONFIG`, `~/.kube/config`.
+    /// Connects to the cluster that `kubectl` would use: the one of `kubeconfig` and `context` if given, else the cluster of this pod,
+    /// `$KUBECONFIG`, or `~/.kube/config`.
     ///
     /// # Errors
-    /// [`KubeError::NoConfig`] when there is none.
+    /// [`KubeError::NoConfig`] when no cluster is configured or the configuration is invalid.
     pub async fn connect(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Self, KubeError> {
-        let refused = |e: kube::config::KubeconfigError| KubeError::NoConfig(e.to_string());
+        let invalid = |e: kube::config::KubeconfigError| KubeError::NoConfig(e.to_string());
         let mut config = if kubeconfig.is_some() || context.is_some() {
             let file = match kubeconfig {
                 Some(path) => Kubeconfig::read_from(path),
                 None => Kubeconfig::read(),
             };
             let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
-            Config::from_custom_kubeconfig(file.map_err(refused)?, &options).await.map_err(refused)?
+            Config::from_custom_kubeconfig(file.map_err(invalid)?, &options).await.map_err(invalid)?
         } else {
             Config::infer().await.map_err(|e| KubeError::NoConfig(e.to_string()))?
         };
         config.connect_timeout = Some(Duration::from_secs(5));
         let client = Client::try_from(config).map_err(KubeError::from)?;
-        Ok(Self::of_client(client))
+        Ok(Self::from_client(client))
     }
 
-    pub(crate) fn of_client(client: Client) -> Self {
+    pub(crate) fn from_client(client: Client) -> Self {
         let recorder = Recorder::new(client.clone(), Reporter::from("slipway"));
         Self { client, requests: Arc::default(), recorder, reader_tokens: crate::nodes::ReaderTokens::default() }
     }
 
-    /// Objects of a type in a namespace; requests go through [`Api::answered`].
+    /// A typed client for one namespace. Send its requests through [`Api::send`].
     pub(crate) fn typed<K>(&self, namespace: &str) -> kube::Api<K>
     where
         K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
@@ -118,51 +119,51 @@ impl Api {
         kube::Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Objects of a type that lie in no namespace, likewise.
-    pub(crate) fn typed_all<K: kube::Resource<DynamicType = ()>>(&self) -> kube::Api<K> {
+    /// A typed client for cluster-scoped objects. Send its requests through [`Api::send`].
+    pub(crate) fn typed_cluster_scoped<K: kube::Resource<DynamicType = ()>>(&self) -> kube::Api<K> {
         kube::Api::all(self.client.clone())
     }
 
-    fn of(&self, resource: &Resource<'_>, namespace: Option<&str>) -> kube::Api<DynamicObject> {
-        let about = resource.api_resource();
+    fn dynamic(&self, resource: &Resource<'_>, namespace: Option<&str>) -> kube::Api<DynamicObject> {
+        let api_resource = resource.api_resource();
         match namespace {
-            Some(namespace) => kube::Api::namespaced_with(self.client.clone(), namespace, &about),
-            None => kube::Api::all_with(self.client.clone(), &about),
+            Some(namespace) => kube::Api::namespaced_with(self.client.clone(), namespace, &api_resource),
+            None => kube::Api::all_with(self.client.clone(), &api_resource),
         }
     }
 
-    /// How many requests were sent; watches do not count.
+    /// Number of requests sent so far, without watches.
     pub fn requests(&self) -> u64 {
         self.requests.load(Relaxed)
     }
 
-    /// Sends a request, counts it, and bounds its time.
-    pub(crate) async fn answered<T>(&self, request: impl Future<Output = kube::Result<T>>) -> Result<T, KubeError> {
+    /// Sends a request, counts it, and fails if there is no response within [`REQUEST_TIMEOUT`].
+    pub(crate) async fn send<T>(&self, request: impl Future<Output = kube::Result<T>>) -> Result<T, KubeError> {
         self.requests.fetch_add(1, Relaxed);
         match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
-            Ok(answer) => answer.map_err(KubeError::from),
-            Err(_) => Err(KubeError::Unreachable(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()))),
+            Ok(response) => response.map_err(KubeError::from),
+            Err(_) => Err(KubeError::Unreachable(format!("no response within {} s", REQUEST_TIMEOUT.as_secs()))),
         }
     }
 
-    /// An object; `None` when there is none of that name.
+    /// Reads an object; `None` if it does not exist.
     ///
     /// # Errors
-    /// The API server's.
+    /// An error of the API server.
     pub async fn get(
         &self,
         resource: &Resource<'_>,
         namespace: Option<&str>,
         name: &str,
     ) -> Result<Option<Value>, KubeError> {
-        let found = self.answered(self.of(resource, namespace).get_opt(name)).await?;
-        found.map(value).transpose()
+        let found = self.send(self.dynamic(resource, namespace).get_opt(name)).await?;
+        found.map(to_json).transpose()
     }
 
-    /// Objects that selectors choose, in pages of 500.
+    /// Lists the objects that match the field and label selectors, in pages of 500.
     ///
     /// # Errors
-    /// The API server's.
+    /// An error of the API server.
     pub async fn list(
         &self,
         resource: &Resource<'_>,
@@ -170,13 +171,13 @@ impl Api {
         fields: &str,
         labels: &str,
     ) -> Result<Vec<Value>, KubeError> {
-        let api = self.of(resource, namespace);
+        let api = self.dynamic(resource, namespace);
         let mut parameters = ListParams::default().fields(fields).labels(labels).limit(500);
         let mut found = Vec::new();
         loop {
-            let page = self.answered(api.list(&parameters)).await?;
+            let page = self.send(api.list(&parameters)).await?;
             for object in page.items {
-                found.push(value(object)?);
+                found.push(to_json(object)?);
             }
             match page.metadata.continue_.filter(|c| !c.is_empty()) {
                 Some(more) => parameters.continue_token = Some(more),
@@ -185,29 +186,29 @@ impl Api {
         }
     }
 
-    /// What a path of the API server answers, as JSON; also of what it proxies.
+    /// Sends a GET request to a path of the API server, which may be a proxy path, and returns the response as JSON.
     ///
     /// # Errors
-    /// The API server's; [`KubeError::Invalid`] when the answer is no JSON.
+    /// An error of the API server; [`KubeError::Invalid`] when the response is not JSON.
     pub async fn read(&self, path: &str) -> Result<Value, KubeError> {
         self.request(http::Request::get(path), Vec::new()).await
     }
 
-    /// What the API server, or what it proxies, answers to a request of any kind, as JSON.
+    /// Sends any request to the API server or to a proxy path, and returns the response as JSON.
     ///
     /// # Errors
     /// As [`Self::read`].
     pub(crate) async fn request(&self, request: http::request::Builder, body: Vec<u8>) -> Result<Value, KubeError> {
         let request = request.body(body).map_err(|e| KubeError::Invalid(e.to_string()))?;
-        self.answered(self.client.request(request)).await
+        self.send(self.client.request(request)).await
     }
 
-    /// Applies an object (server-side apply) as the field manager `manager`, which takes fields over from other managers. With `dry_run`
-    /// nothing is stored, and the answer is what it would become.
-    #[allow(clippy::too_many_arguments)] // each is a part of one request
+    /// Applies an object (server-side apply) as the field manager `manager`, which takes over conflicting fields from other managers. With
+    /// `status` the status subresource is applied. With `dry_run` nothing is stored, and the result is the object as it would become.
+    #[allow(clippy::too_many_arguments)] // all are parts of one request
     ///
     /// # Errors
-    /// The API server's.
+    /// An error of the API server.
     pub async fn apply(
         &self,
         resource: &Resource<'_>,
@@ -218,22 +219,22 @@ impl Api {
         object: &Value,
         dry_run: bool,
     ) -> Result<Value, KubeError> {
-        let api = self.of(resource, namespace);
+        let api = self.dynamic(resource, namespace);
         let mut parameters = PatchParams::apply(manager).force();
         parameters.dry_run = dry_run;
         let patch = Patch::Apply(object);
         let applied = if status {
-            self.answered(api.patch_status(name, &parameters, &patch)).await?
+            self.send(api.patch_status(name, &parameters, &patch)).await?
         } else {
-            self.answered(api.patch(name, &parameters, &patch)).await?
+            self.send(api.patch(name, &parameters, &patch)).await?
         };
-        value(applied)
+        to_json(applied)
     }
 
     /// Creates an object.
     ///
     /// # Errors
-    /// The API server's; 409 when there is one of that name.
+    /// An error of the API server; 409 when an object of that name exists.
     pub async fn create(
         &self,
         resource: &Resource<'_>,
@@ -242,14 +243,14 @@ impl Api {
     ) -> Result<Value, KubeError> {
         let object: DynamicObject =
             serde_json::from_value(object.clone()).map_err(|e| KubeError::Invalid(e.to_string()))?;
-        value(self.answered(self.of(resource, namespace).create(&PostParams::default(), &object)).await?)
+        to_json(self.send(self.dynamic(resource, namespace).create(&PostParams::default(), &object)).await?)
     }
 
-    /// Changes an object, or its status (JSON merge patch, RFC 7386). A resource version in the patch makes it fail with 409 when
-    /// somebody else was quicker.
+    /// Changes an object, or with `status` its status (JSON merge patch, RFC 7386). With a resource version in the patch, the request fails
+    /// with 409 if another client has changed the object since.
     ///
     /// # Errors
-    /// The API server's.
+    /// An error of the API server.
     pub async fn merge(
         &self,
         resource: &Resource<'_>,
@@ -258,20 +259,21 @@ impl Api {
         status: bool,
         patch: &Value,
     ) -> Result<Value, KubeError> {
-        let api = self.of(resource, namespace);
+        let api = self.dynamic(resource, namespace);
         let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
         let changed = if status {
-            self.answered(api.patch_status(name, &parameters, &patch)).await?
+            self.send(api.patch_status(name, &parameters, &patch)).await?
         } else {
-            self.answered(api.patch(name, &parameters, &patch)).await?
+            self.send(api.patch(name, &parameters, &patch)).await?
         };
-        value(changed)
+        to_json(changed)
     }
 
-    /// The log of a pod with one container; with `follow` it goes on until the container ends.
+    /// Streams the log of a pod with one container. With `follow` the stream continues until the container ends; `tail` limits it to the
+    /// last lines.
     ///
     /// # Errors
-    /// The API server's.
+    /// An error of the API server.
     pub async fn log(
         &self,
         namespace: &str,
@@ -282,58 +284,58 @@ impl Api {
         let api: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::namespaced(self.client.clone(), namespace);
         let tail_lines = tail.map(|n| i64::try_from(n).unwrap_or(i64::MAX));
         let parameters = LogParams { follow, tail_lines, ..LogParams::default() };
-        self.answered(api.log_stream(pod, &parameters)).await
+        self.send(api.log_stream(pod, &parameters)).await
     }
 
-    /// All objects of a kind in all namespaces that a label selector chooses, and every change of them, without end. A watch that
-    /// expired or broke is started again, with growing pauses.
+    /// Lists the objects of all namespaces that match a label selector, then streams every change. The stream never ends: a watch that
+    /// expired or broke is restarted with backoff.
     pub fn changes(&self, resource: &Resource<'_>, labels: &str) -> impl Stream<Item = Change> + Send + use<> {
         let config = watcher::Config::default().labels(labels).page_size(500);
-        let stream = watcher::watcher(self.of(resource, None), config);
-        kube::runtime::WatchStreamExt::backoff(stream, Pauses::default()).filter_map(|event| async {
+        let stream = watcher::watcher(self.dynamic(resource, None), config);
+        kube::runtime::WatchStreamExt::backoff(stream, WatchBackoff::default()).filter_map(|event| async {
             match event {
-                Ok(Event::Init) => Some(Change::Begin),
-                Ok(Event::Apply(object) | Event::InitApply(object)) => value(object).ok().map(Change::Is),
-                Ok(Event::Delete(object)) => value(object).ok().map(Change::Gone),
-                Ok(Event::InitDone) => Some(Change::Complete),
+                Ok(Event::Init) => Some(Change::ListStarted),
+                Ok(Event::Apply(object) | Event::InitApply(object)) => to_json(object).ok().map(Change::Applied),
+                Ok(Event::Delete(object)) => to_json(object).ok().map(Change::Deleted),
+                Ok(Event::InitDone) => Some(Change::ListCompleted),
                 Err(error) => {
-                    tracing::debug!(%error, "watch");
+                    tracing::debug!(%error, "watch failed; restarting it");
                     None
                 }
             }
         })
     }
 
-    /// Deletes an object; no error when it is gone.
+    /// Deletes an object. Does nothing if it does not exist.
     ///
     /// # Errors
-    /// The API server's.
+    /// An error of the API server.
     pub async fn delete(&self, resource: &Resource<'_>, namespace: Option<&str>, name: &str) -> Result<(), KubeError> {
-        let api = self.of(resource, namespace);
-        match self.answered(api.delete(name, &DeleteParams::background())).await {
+        let api = self.dynamic(resource, namespace);
+        match self.send(api.delete(name, &DeleteParams::background())).await {
             Ok(_) | Err(KubeError::Refused { code: 404, .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Evicts a pod; false when a disruption budget does not allow it now.
+    /// Evicts a pod. Returns false if a disruption budget does not allow it now.
     ///
     /// # Errors
-    /// The API server's.
+    /// An error of the API server.
     pub async fn evict(&self, namespace: &str, pod: &str) -> Result<bool, KubeError> {
         let api: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::namespaced(self.client.clone(), namespace);
-        match self.answered(api.evict(pod, &EvictParams::default())).await {
+        match self.send(api.evict(pod, &EvictParams::default())).await {
             Ok(_) | Err(KubeError::Refused { code: 404, .. }) => Ok(true),
             Err(KubeError::Refused { code: 429, .. }) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// Records what happened to an object (`events.k8s.io/v1 Event`), in the namespace `default` where the object has none. The same event
-    /// again within six minutes is counted on the first one.
+    /// Records an event about an object (`events.k8s.io/v1 Event`), in the namespace `default` for cluster-scoped objects. A repetition
+    /// within six minutes increases the count of the first event.
     ///
     /// # Errors
-    /// The API server's.
+    /// An error of the API server.
     pub async fn event(&self, about: Value, warning: bool, reason: &str, message: &str) -> Result<(), KubeError> {
         let about: ObjectReference = serde_json::from_value(about).map_err(|e| KubeError::Invalid(e.to_string()))?;
         let event = events::Event {
@@ -343,11 +345,11 @@ impl Api {
             action: reason.to_owned(),
             secondary: None,
         };
-        self.answered(self.recorder.publish(&event, &about)).await
+        self.send(self.recorder.publish(&event, &about)).await
     }
 
-    /// The newest state of one object, for as long as a receiver lives; `None` until it is known and when it does not exist. A watch
-    /// that expired or broke is started again, with growing pauses.
+    /// Watches one object as long as a receiver exists. The value is `None` until the object was read, and when it does not exist. A watch
+    /// that expired or broke is restarted with backoff.
     pub fn watch(
         &self,
         resource: &Resource<'_>,
@@ -356,10 +358,10 @@ impl Api {
     ) -> watch::Receiver<Option<Value>> {
         let (sender, receiver) = watch::channel(None);
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let stream = watcher::watcher(self.of(resource, namespace), config);
+        let stream = watcher::watcher(self.dynamic(resource, namespace), config);
         tokio::spawn(async move {
-            let mut stream = std::pin::pin!(kube::runtime::WatchStreamExt::backoff(stream, Pauses::default()));
-            let mut seen = false;
+            let mut stream = std::pin::pin!(kube::runtime::WatchStreamExt::backoff(stream, WatchBackoff::default()));
+            let mut listed = false;
             loop {
                 let event = tokio::select! {
                     event = stream.next() => event,
@@ -367,20 +369,20 @@ impl Api {
                 };
                 match event {
                     None => return,
-                    Some(Err(error)) => tracing::debug!(%error, "watch"),
+                    Some(Err(error)) => tracing::debug!(%error, "watch failed; restarting it"),
                     Some(Ok(Event::Apply(object) | Event::InitApply(object))) => {
-                        seen = true;
-                        if let Ok(object) = value(object) {
+                        listed = true;
+                        if let Ok(object) = to_json(object) {
                             sender.send_replace(Some(object));
                         }
                     }
-                    Some(Ok(Event::Init)) => seen = false,
+                    Some(Ok(Event::Init)) => listed = false,
                     Some(Ok(Event::Delete(_))) => {
                         sender.send_replace(None);
                     }
                     Some(Ok(Event::InitDone)) => {
-                        // A list without the object: it was deleted while there was no watch.
-                        if !seen {
+                        // The list does not contain the object: it was deleted while no watch was active.
+                        if !listed {
                             sender.send_replace(None);
                         }
                     }
@@ -391,33 +393,33 @@ impl Api {
     }
 }
 
-/// Pauses before a watch is started again: from half a second to eight seconds, with a random half on top so that a thousand agents do
-/// not come back at once. kube's own backoff grows to a minute, which is too long for a label that is set after an outage.
-struct Pauses(Duration);
+/// Backoff before a watch is restarted: half a second to eight seconds, plus up to half of that at random, so that a thousand agents do
+/// not reconnect at once. The default backoff of kube grows to a minute, which delays changes too long after an outage.
+struct WatchBackoff(Duration);
 
-impl Default for Pauses {
+impl Default for WatchBackoff {
     fn default() -> Self {
         Self(Duration::from_millis(500))
     }
 }
 
-impl Iterator for Pauses {
+impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let chance = u32::from_str_radix(&slipway_core::ids::hex32()[..2], 16).unwrap_or(0);
-        let pause = self.0 + self.0 * chance / 512;
+        let jitter = u32::from_str_radix(&slipway_core::ids::hex32()[..2], 16).unwrap_or(0);
+        let delay = self.0 + self.0 * jitter / 512;
         self.0 = (self.0 * 2).min(Duration::from_secs(8));
-        Some(pause)
+        Some(delay)
     }
 }
 
-impl Backoff for Pauses {
+impl Backoff for WatchBackoff {
     fn reset(&mut self) {
         *self = Self::default();
     }
 }
 
-fn value(object: DynamicObject) -> Result<Value, KubeError> {
+fn to_json(object: DynamicObject) -> Result<Value, KubeError> {
     serde_json::to_value(object).map_err(|e| KubeError::Invalid(e.to_string()))
 }

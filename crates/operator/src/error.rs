@@ -1,16 +1,16 @@
-//! What can go wrong with an API server.
+//! Errors of requests to a cluster.
 
 use slipway_core::Explain;
 
-/// A failure of this crate.
+/// Why a request to a cluster failed.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)] // the message says it
+#[allow(missing_docs)] // the messages describe the variants
 pub enum KubeError {
     #[error("no cluster is configured: {0}")]
     NoConfig(String),
-    #[error("the API server does not answer: {0}")]
+    #[error("request to the API server failed: {0}")]
     Unreachable(String),
-    #[error("the API server refused: {message} ({code})")]
+    #[error("the API server rejected the request: {message} ({code})")]
     Refused { code: u16, message: String },
     #[error("{0}")]
     Invalid(String),
@@ -32,7 +32,7 @@ impl From<kube::Error> for KubeError {
         match error {
             kube::Error::Api(status) => Self::Refused { code: status.code, message: status.message },
             other => {
-                // The chain says what the outermost error hides: which address, and why.
+                // Add the whole chain: the outermost error hides the address and the cause.
                 let mut text = other.to_string();
                 let mut source = std::error::Error::source(&other);
                 while let Some(inner) = source {

@@ -1,14 +1,14 @@
-//! Kubernetes: the only crate that knows its client.
+//! The Kubernetes operator: installation, runs as pods, and access reviews. No other crate depends on the Kubernetes client.
 //!
-//! | module | what it is for |
+//! | module | contents |
 //! |---|---|
-//! | [`api`] | objects of any kind: read, applied, deleted, watched, evicted |
-//! | [`nodes`] | what the node agents know |
-//! | [`runs`] | runs as pods: the executor and its controller |
-//! | [`queue`], [`leader`] | what every controller needs |
-//! | [`authority`] | who holds a token, and what that may do |
-//! | [`install`] | slipway in a cluster: which objects, put in force, taken away |
-//! | `names` | labels, finalizer and roles that the modules share |
+//! | [`api`] | a client for objects of any kind: read, apply, delete, watch, evict |
+//! | [`nodes`] | requests to the node agents |
+//! | [`runs`] | runs as pods: the executor and the controller |
+//! | [`queue`], [`leader`] | the work queue and the leader election of controllers |
+//! | [`authority`] | authentication of tokens and authorization of requests |
+//! | [`install`] | the objects of an installation: rendered, applied, removed |
+//! | `names` | shared names of labels, finalizers, roles and accounts |
 
 pub mod api;
 pub mod authority;

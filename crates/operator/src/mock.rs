@@ -1,5 +1,5 @@
-//! An API server for tests, in memory: objects with versions, watches, finalizers, owners, conflicts, and faults on request. It
-//! knows no schemas and no rights.
+//! An in-memory API server for tests. It supports resource versions, watches, finalizers, owner references, conflicts and injected faults;
+//! it has no schemas and no access control.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -17,26 +17,28 @@ use tokio::sync::mpsc;
 
 use crate::Api;
 
-/// What goes wrong with a request.
+/// Fault injected into a request.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Fault {
-    /// Nothing.
+    /// No fault.
     None,
-    /// It takes effect after a time, and is answered after a time, both counted from when it was sent.
-    Late { stored: Duration, answered: Duration },
-    /// It never arrives.
+    /// The request takes effect and gets its response late; both times count from when it was sent.
+    Late { stored: Duration, responded: Duration },
+    /// The request never arrives.
     Lost,
-    /// It takes effect after a time, and the answer is lost.
+    /// The request takes effect after this time, but the response is lost.
     StoredAndLost(Duration),
-    /// It is refused with this status.
+    /// The request is rejected with this status code.
     Refused(u16),
 }
 
+/// Chooses the fault of a request by client, method and path.
 type Faults = dyn Fn(&str, &str, &str) -> Fault + Send + Sync;
+/// Responds to a request in place of the store, by method, path and body.
 type Hook = dyn Fn(&str, &str, &Value) -> Option<(u16, Value)> + Send + Sync;
-type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+type MockResponse = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-/// By plural name, namespace and name.
+/// Key of an object: plural name of the kind, namespace, name.
 type Key = (String, String, String);
 
 pub(crate) struct MockCluster {
@@ -49,7 +51,7 @@ pub(crate) struct MockCluster {
 struct State {
     version: u64,
     objects: BTreeMap<Key, Value>,
-    /// The version of the last change of any object of a plural name.
+    /// The resource version of the last change of each kind, keyed by plural name.
     changed: BTreeMap<String, u64>,
     /// Method and path of every request.
     requests: Vec<(String, String)>,
@@ -63,7 +65,7 @@ struct Watcher {
     sender: mpsc::UnboundedSender<Value>,
 }
 
-/// What a path is about.
+/// The resource that a path refers to.
 struct Target {
     plural: String,
     namespace: Option<String>,
@@ -71,22 +73,22 @@ struct Target {
     subresource: Option<String>,
 }
 
-fn target(path: &str) -> Target {
-    let words: Vec<&str> = path.trim_matches('/').split('/').collect();
-    let words = match words.as_slice() {
+fn parse_path(path: &str) -> Target {
+    let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let segments = match segments.as_slice() {
         ["api", _, rest @ ..] | ["apis", _, _, rest @ ..] => rest,
         other => other,
     };
-    let (namespace, words) = match words {
+    let (namespace, segments) = match segments {
         ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some((*namespace).to_owned()), rest),
         other => (None, other),
     };
-    let at = |n: usize| words.get(n).map(|w| (*w).to_owned());
+    let at = |n: usize| segments.get(n).map(|s| (*s).to_owned());
     Target { plural: at(0).unwrap_or_default(), namespace, name: at(1), subresource: at(2) }
 }
 
-/// A label selector: `key`, `key=value`, or several with commas.
-fn selects(selector: &str, object: &Value) -> bool {
+/// Whether an object matches a label selector: `key`, `key=value`, or several separated by commas.
+fn matches_selector(selector: &str, object: &Value) -> bool {
     selector.split(',').filter(|s| !s.is_empty()).all(|s| match s.split_once('=') {
         Some((key, value)) => object["metadata"]["labels"][key] == value,
         None => object["metadata"]["labels"][s].is_string(),
@@ -102,72 +104,72 @@ impl MockCluster {
         })
     }
 
-    /// From now on each request is asked about: by whom, method, path.
+    /// Sets the function that chooses the fault of each further request, by client, method and path.
     pub(crate) fn faults(&self, faults: impl Fn(&str, &str, &str) -> Fault + Send + Sync + 'static) {
         *self.faults.lock() = Arc::new(faults);
     }
 
-    /// From now on requests may be answered in place of the store: method, path and body.
-    pub(crate) fn answer_with(
+    /// Sets the function that may respond to further requests in place of the store, by method, path and body.
+    pub(crate) fn respond_with(
         &self,
         hook: impl Fn(&str, &str, &Value) -> Option<(u16, Value)> + Send + Sync + 'static,
     ) {
         *self.hook.lock() = Arc::new(hook);
     }
 
-    /// A client of this server; `who` is told to the faults.
-    pub(crate) fn api(self: &Arc<Self>, who: &str) -> Api {
-        let (cluster, who) = (Arc::clone(self), who.to_owned());
+    /// A client of this server. The function for faults gets the name `client`.
+    pub(crate) fn api(self: &Arc<Self>, client: &str) -> Api {
+        let (cluster, client) = (Arc::clone(self), client.to_owned());
         let service = tower::service_fn(move |request: Request<Body>| {
-            let (cluster, who) = (Arc::clone(&cluster), who.clone());
-            async move { Ok::<_, Infallible>(cluster.serve(&who, request).await) }
+            let (cluster, client) = (Arc::clone(&cluster), client.clone());
+            async move { Ok::<_, Infallible>(cluster.serve(&client, request).await) }
         });
-        Api::of_client(kube::Client::new(service, "default"))
+        Api::from_client(kube::Client::new(service, "default"))
     }
 
-    async fn serve(self: Arc<Self>, who: &str, request: Request<Body>) -> Answer {
+    async fn serve(self: Arc<Self>, client: &str, request: Request<Body>) -> MockResponse {
         let (parts, body) = request.into_parts();
         let body = body.collect_bytes().await.map(|b| b.to_vec()).unwrap_or_default();
         let (method, path) = (parts.method.to_string(), parts.uri.path().to_owned());
         self.state.lock().requests.push((method.clone(), path.clone()));
         let faults = Arc::clone(&self.faults.lock());
-        let fault = faults(who, &method, &path);
+        let fault = faults(client, &method, &path);
         let query = parts.uri.query().unwrap_or_default().to_owned();
         let apply = move || {
             let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
-            self.answer(&method, &path, &query, &body)
+            self.respond(&method, &path, &query, &body)
         };
-        // A request takes effect whether or not its sender still waits for the answer.
+        // A request takes effect whether or not its sender still waits for the response.
         match fault {
             Fault::None => apply(),
-            Fault::Late { stored, answered } => {
+            Fault::Late { stored, responded } => {
                 let (sender, receiver) = tokio::sync::oneshot::channel();
                 tokio::spawn(async move {
                     tokio::time::sleep(stored).await;
-                    let answer = apply();
-                    tokio::time::sleep(answered.saturating_sub(stored)).await;
-                    let _ = sender.send(answer); // Whoever asked may have given up.
+                    let response = apply();
+                    tokio::time::sleep(responded.saturating_sub(stored)).await;
+                    let _ = sender.send(response); // fails if the client no longer waits
                 });
                 receiver.await.unwrap()
             }
             Fault::StoredAndLost(stored) => {
                 tokio::spawn(async move {
                     tokio::time::sleep(stored).await;
-                    let _ = apply(); // The answer is lost, as the test wants.
+                    let _ = apply(); // the fault is that the response is lost
                 });
                 std::future::pending().await
             }
             Fault::Lost => std::future::pending().await,
-            Fault::Refused(code) => refusal(code, "refused by the test"),
+            Fault::Refused(code) => error_response(code, "refused by the test"),
         }
     }
 
-    fn answer(&self, method: &str, path: &str, query: &str, body: &Value) -> Answer {
+    fn respond(&self, method: &str, path: &str, query: &str, body: &Value) -> MockResponse {
         let hook = Arc::clone(&self.hook.lock());
-        if let Some((code, answer)) = hook(method, path, body) {
-            return document(code, &answer);
+        if let Some((code, content)) = hook(method, path, body) {
+            return json_response(code, &content);
         }
-        let target = target(path);
+        let target = parse_path(path);
         let parameter = |name: &str| {
             let pairs = query.split('&').filter_map(|p| p.split_once('='));
             let found = pairs.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned());
@@ -181,9 +183,9 @@ impl MockCluster {
                 let (sender, receiver) = mpsc::unbounded_channel();
                 let from: u64 = parameter("resourceVersion").parse().unwrap_or(0);
                 if state.changed.get(&target.plural).is_some_and(|last| *last > from) {
-                    // No history is kept, so whoever missed something has to list again.
+                    // There is no history of changes, so a client that missed one has to list again.
                     let expired = status(410, "too old resource version");
-                    let _ = sender.send(json!({"type": "ERROR", "object": expired})); // The receiver is here.
+                    let _ = sender.send(json!({"type": "ERROR", "object": expired})); // cannot fail: the receiver exists
                     drop(sender);
                     return stream(receiver);
                 }
@@ -193,24 +195,25 @@ impl MockCluster {
             }
             ("GET", None) => {
                 let selector = parameter("labelSelector");
-                let inside = |k: &Key| {
+                let in_scope = |k: &Key| {
                     k.0 == target.plural && target.namespace.as_ref().is_none_or(|namespace| k.1 == *namespace)
                 };
                 let fields = parameter("fieldSelector");
-                // Of field selectors it knows the name alone.
-                let named = |k: &Key| fields.strip_prefix("metadata.name=").is_none_or(|name| k.2 == name);
-                let found = state.objects.iter().filter(|(k, o)| inside(k) && named(k) && selects(&selector, o));
+                // The only supported field selector is the name.
+                let has_name = |k: &Key| fields.strip_prefix("metadata.name=").is_none_or(|name| k.2 == name);
+                let found =
+                    state.objects.iter().filter(|(k, o)| in_scope(k) && has_name(k) && matches_selector(&selector, o));
                 let items: Vec<Value> = found.map(|(_, o)| o.clone()).collect();
                 let version = state.version.to_string();
                 let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": version}, "items": items});
-                document(200, &list)
+                json_response(200, &list)
             }
             ("GET", Some(name)) => match state.objects.get(&key(name)) {
-                Some(object) => document(200, object),
-                None => refusal(404, "not found"),
+                Some(object) => json_response(200, object),
+                None => error_response(404, "not found"),
             },
-            // Such as a token of a service account, of which there are none.
-            ("POST", Some(_)) => refusal(404, "not found"),
+            // Subresources such as the token of a service account do not exist here.
+            ("POST", Some(_)) => error_response(404, "not found"),
             ("POST", None) => {
                 let mut object = body.clone();
                 let name = match object["metadata"]["name"].as_str() {
@@ -221,7 +224,7 @@ impl MockCluster {
                     }
                 };
                 if state.objects.contains_key(&key(&name)) {
-                    return refusal(409, "already exists");
+                    return error_response(409, "already exists");
                 }
                 object["metadata"]["name"] = json!(name);
                 if !namespace.is_empty() {
@@ -229,18 +232,18 @@ impl MockCluster {
                 }
                 object["metadata"]["uid"] = json!(format!("{:032x}", state.version + 1));
                 object["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
-                document(201, &state.store(key(&name), object))
+                json_response(201, &state.store(key(&name), object))
             }
             ("PUT" | "PATCH", Some(name)) => {
                 let Some(before) = state.objects.get(&key(name)).cloned() else {
                     if query.contains("fieldManager") && method == "PATCH" {
-                        return document(201, &state.store(key(name), body.clone()));
+                        return json_response(201, &state.store(key(name), body.clone()));
                     }
-                    return refusal(404, "not found");
+                    return error_response(404, "not found");
                 };
-                let wanted = &body["metadata"]["resourceVersion"];
-                if wanted.is_string() && *wanted != before["metadata"]["resourceVersion"] {
-                    return refusal(409, "the object has been modified");
+                let expected = &body["metadata"]["resourceVersion"];
+                if expected.is_string() && *expected != before["metadata"]["resourceVersion"] {
+                    return error_response(409, "the object has been modified");
                 }
                 let mut object = if method == "PUT" { body.clone() } else { before.clone() };
                 if method == "PATCH" {
@@ -251,16 +254,16 @@ impl MockCluster {
                     merge(&mut object, &patch);
                 }
                 let metadata = &object["metadata"];
-                let kept = metadata["finalizers"].as_array().is_some_and(|f| !f.is_empty());
-                if metadata["deletionTimestamp"].is_string() && !kept {
-                    state.take(&key(name));
-                    return document(200, &object);
+                let has_finalizers = metadata["finalizers"].as_array().is_some_and(|f| !f.is_empty());
+                if metadata["deletionTimestamp"].is_string() && !has_finalizers {
+                    state.delete(&key(name));
+                    return json_response(200, &object);
                 }
-                document(200, &state.store(key(name), object))
+                json_response(200, &state.store(key(name), object))
             }
             ("DELETE", Some(name)) => {
                 let Some(mut object) = state.objects.get(&key(name)).cloned() else {
-                    return refusal(404, "not found");
+                    return error_response(404, "not found");
                 };
                 if object["metadata"]["finalizers"].as_array().is_some_and(|f| !f.is_empty()) {
                     if !object["metadata"]["deletionTimestamp"].is_string() {
@@ -268,22 +271,22 @@ impl MockCluster {
                         state.store(key(name), object.clone());
                     }
                 } else {
-                    state.take(&key(name));
+                    state.delete(&key(name));
                 }
-                document(200, &object)
+                json_response(200, &object)
             }
-            _ => refusal(405, "the mock does not know this request"),
+            _ => error_response(405, "the mock does not support this request"),
         }
     }
 
-    /// Puts an object, as somebody else would.
+    /// Creates or replaces an object, as another client would.
     pub(crate) fn put(&self, plural: &str, object: Value) -> Value {
         let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
         let key = (plural.to_owned(), text("namespace"), text("name"));
         self.state.lock().store(key, object)
     }
 
-    /// Changes an object, as somebody else would.
+    /// Changes an object by a merge patch, as another client would.
     pub(crate) fn change(&self, plural: &str, namespace: &str, name: &str, patch: Value) {
         let key = (plural.to_owned(), namespace.to_owned(), name.to_owned());
         let mut state = self.state.lock();
@@ -292,24 +295,24 @@ impl MockCluster {
         state.store(key, object);
     }
 
-    /// Takes an object away at once, finalizers or not.
+    /// Deletes an object immediately, even if it has finalizers.
     pub(crate) fn remove(&self, plural: &str, namespace: &str, name: &str) {
-        self.state.lock().take(&(plural.to_owned(), namespace.to_owned(), name.to_owned()));
+        self.state.lock().delete(&(plural.to_owned(), namespace.to_owned(), name.to_owned()));
     }
 
     pub(crate) fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<Value> {
         self.state.lock().objects.get(&(plural.to_owned(), namespace.to_owned(), name.to_owned())).cloned()
     }
 
-    /// Names of all objects of a kind.
+    /// Names of all objects of a kind, in all namespaces.
     pub(crate) fn names(&self, plural: &str) -> Vec<String> {
         self.state.lock().objects.keys().filter(|k| k.0 == plural).map(|k| k.2.clone()).collect()
     }
 
-    /// How many requests of a method there were for a kind.
+    /// Number of requests so far with this method for this kind.
     pub(crate) fn count(&self, method: &str, plural: &str) -> usize {
         let state = self.state.lock();
-        state.requests.iter().filter(|(m, path)| m == method && target(path).plural == plural).count()
+        state.requests.iter().filter(|(m, path)| m == method && parse_path(path).plural == plural).count()
     }
 
     /// Method and path of every request so far.
@@ -327,17 +330,17 @@ impl State {
     fn store(&mut self, key: Key, mut object: Value) -> Value {
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        let known = self.objects.insert(key.clone(), object.clone()).is_some();
-        self.tell(&key, if known { "MODIFIED" } else { "ADDED" }, &object);
+        let existed = self.objects.insert(key.clone(), object.clone()).is_some();
+        self.notify(&key, if existed { "MODIFIED" } else { "ADDED" }, &object);
         object
     }
 
-    /// Removes an object and what it owned.
-    fn take(&mut self, key: &Key) {
+    /// Deletes an object and the objects that it owns.
+    fn delete(&mut self, key: &Key) {
         let Some(mut object) = self.objects.remove(key) else { return };
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        self.tell(key, "DELETED", &object);
+        self.notify(key, "DELETED", &object);
         let owner = object["metadata"]["uid"].clone();
         let owns = |o: &Value| {
             let owners = o["metadata"]["ownerReferences"].as_array();
@@ -350,23 +353,24 @@ impl State {
                 object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
                 self.store(key, object);
             } else {
-                self.take(&key);
+                self.delete(&key);
             }
         }
     }
 
-    fn tell(&mut self, key: &Key, kind: &str, object: &Value) {
+    /// Sends an event to the watchers of an object.
+    fn notify(&mut self, key: &Key, kind: &str, object: &Value) {
         self.changed.insert(key.0.clone(), self.version);
         self.watchers.retain(|w| {
-            let concerned = w.plural == key.0
+            let is_watched = w.plural == key.0
                 && w.namespace.as_ref().is_none_or(|namespace| *namespace == key.1)
-                && selects(&w.selector, object);
-            !concerned || w.sender.send(json!({"type": kind, "object": object})).is_ok()
+                && matches_selector(&w.selector, object);
+            !is_watched || w.sender.send(json!({"type": kind, "object": object})).is_ok()
         });
     }
 }
 
-/// RFC 7386.
+/// Applies a JSON merge patch (RFC 7386).
 fn merge(object: &mut Value, patch: &Value) {
     let Some(patch) = patch.as_object() else {
         *object = patch.clone();
@@ -384,8 +388,8 @@ fn merge(object: &mut Value, patch: &Value) {
     }
 }
 
-/// The body of a watch: an event a line.
-fn stream(receiver: mpsc::UnboundedReceiver<Value>) -> Answer {
+/// The response to a watch: one event per line.
+fn stream(receiver: mpsc::UnboundedReceiver<Value>) -> MockResponse {
     let lines = futures_util::stream::unfold(receiver, |mut receiver| async move {
         let event = receiver.recv().await?;
         let line = Bytes::from(format!("{event}\n"));
@@ -394,18 +398,18 @@ fn stream(receiver: mpsc::UnboundedReceiver<Value>) -> Answer {
     Response::new(StreamBody::new(lines.boxed()).boxed_unsync())
 }
 
-fn document(code: u16, value: &Value) -> Answer {
+fn json_response(code: u16, value: &Value) -> MockResponse {
     let body = http_body_util::Full::new(Bytes::from(value.to_string()));
-    let mut answer = Response::new(body.boxed_unsync());
-    *answer.status_mut() = StatusCode::from_u16(code).unwrap();
-    answer
+    let mut response = Response::new(body.boxed_unsync());
+    *response.status_mut() = StatusCode::from_u16(code).unwrap();
+    response
 }
 
-fn refusal(code: u16, message: &str) -> Answer {
-    document(code, &status(code, message))
+fn error_response(code: u16, message: &str) -> MockResponse {
+    json_response(code, &status(code, message))
 }
 
-/// How an API server refuses.
+/// The body of an error response of an API server.
 pub(crate) fn status(code: u16, message: &str) -> Value {
     let reason = match code {
         403 => "Forbidden",

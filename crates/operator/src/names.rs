@@ -1,31 +1,31 @@
-//! Names that an installation and the controller of runs both use: labels, the finalizer, roles.
+//! Names that the installation and the run controller share: labels, the finalizer, roles and accounts.
 
-/// On every object of an installation: the namespace of the installation, by which they are found again.
-pub(crate) const INSTALLATION: &str = "slipway.dev/installation";
-/// On every pod and secret of a run: the run's name.
+/// Label on every object of an installation. Its value is the namespace of the installation.
+pub(crate) const INSTALLATION_LABEL: &str = "slipway.dev/installation";
+/// Label on every pod and secret of a run. Its value is the name of the run.
 pub const RUN_LABEL: &str = "slipway.dev/run";
-/// Keeps a pod until its end is written down, as `batch.kubernetes.io/job-tracking` does for a job.
+/// Finalizer that keeps a pod until its end is recorded, as `batch.kubernetes.io/job-tracking` does for a job.
 pub const FINALIZER: &str = "slipway.dev/run";
-/// What the names of runs' secrets begin with.
+/// Prefix of the names of runs' secrets.
 pub(crate) const SECRET_PREFIX: &str = "slipway-run-";
-/// The service account of the control plane, which has no rights over pods and secrets.
-pub(crate) const SERVER: &str = "slipway";
-/// The service account of the controller of runs, which creates pods and secrets in enabled namespaces.
-pub(crate) const CONTROLLER: &str = "slipway-controller";
-/// The RoleBinding that lets the controller carry out runs in a namespace.
+/// Name of the objects of the control plane. Its service account cannot create pods or read secrets.
+pub(crate) const SERVER_NAME: &str = "slipway";
+/// Name of the objects of the run controller. Its service account can create pods and secrets in enabled namespaces.
+pub(crate) const CONTROLLER_NAME: &str = "slipway-controller";
+/// RoleBinding that allows the controller to execute runs in a namespace.
 pub(crate) const RUNS_BINDING: &str = "slipway-runs";
-/// The RoleBinding that lets the control plane create runs in a namespace and read their logs.
+/// RoleBinding that allows the control plane to create runs in a namespace and to read their logs.
 pub(crate) const SUBMIT_BINDING: &str = "slipway-submit";
 
 /// The two RoleBindings that enable a namespace for runs: name, ClusterRole, service account.
 pub(crate) fn runs_bindings(installation: &str) -> [(&'static str, String, &'static str); 2] {
     [
-        (RUNS_BINDING, format!("{RUNS_BINDING}-{installation}"), CONTROLLER),
-        (SUBMIT_BINDING, format!("{SUBMIT_BINDING}-{installation}"), SERVER),
+        (RUNS_BINDING, format!("{RUNS_BINDING}-{installation}"), CONTROLLER_NAME),
+        (SUBMIT_BINDING, format!("{SUBMIT_BINDING}-{installation}"), SERVER_NAME),
     ]
 }
 
-/// The commands that enable a namespace for runs.
+/// The shell commands with which an administrator enables a namespace for runs.
 pub fn enable_namespace(installation: &str, namespace: &str) -> String {
     runs_bindings(installation)
         .map(|(name, role, account)| {

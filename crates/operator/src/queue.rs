@@ -1,5 +1,5 @@
-//! What is to be looked at, and when: each key stands in it once, nobody looks at the same key twice at once, and what failed is
-//! looked at again after pauses that grow. The rules are client-go's (`util/workqueue`).
+//! The work queue of a controller, with the rules of client-go's `util/workqueue`: a key is queued at most once, no key is processed by
+//! two workers at once, and failed keys are retried with exponential backoff.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::Hash;
@@ -9,34 +9,39 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// The first pause after a failure; each is twice the one before.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Backoff after the first failure; it doubles with each further failure.
+const BASE_BACKOFF: Duration = Duration::from_millis(100);
+/// Maximum backoff.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// A queue of keys. It holds each at most once, so it is never longer than there are keys.
+/// A queue of keys. Each key is queued at most once, so the queue is bounded by the number of keys.
 #[derive(Debug)]
 pub struct Queue<K> {
     state: Mutex<State<K>>,
-    more: Notify,
+    /// Notified when a key may have become ready.
+    changed: Notify,
 }
 
 #[derive(Debug)]
 struct State<K> {
+    /// Keys to process now, in order.
     ready: VecDeque<K>,
-    /// Those in `ready`, and those that changed while somebody looks at them.
-    wanted: HashSet<K>,
-    working: HashSet<K>,
-    /// By the time at which they become ready; the number tells apart what is due at once.
-    later: BTreeMap<(Instant, u64), K>,
+    /// Keys in `ready`, and keys that were added while they are being processed.
+    dirty: HashSet<K>,
+    /// Keys that workers are processing.
+    processing: HashSet<K>,
+    /// Delayed keys by the time at which they become ready. The number distinguishes keys with the same time.
+    delayed: BTreeMap<(Instant, u64), K>,
+    /// The entry in `delayed` of each delayed key.
     due: HashMap<K, (Instant, u64)>,
+    /// Consecutive failures of each key.
     failures: HashMap<K, u32>,
     counter: u64,
 }
 
 impl<K> Default for Queue<K> {
     fn default() -> Self {
-        Self { state: Mutex::default(), more: Notify::new() }
+        Self { state: Mutex::default(), changed: Notify::new() }
     }
 }
 
@@ -44,9 +49,9 @@ impl<K> Default for State<K> {
     fn default() -> Self {
         Self {
             ready: VecDeque::new(),
-            wanted: HashSet::new(),
-            working: HashSet::new(),
-            later: BTreeMap::new(),
+            dirty: HashSet::new(),
+            processing: HashSet::new(),
+            delayed: BTreeMap::new(),
             due: HashMap::new(),
             failures: HashMap::new(),
             counter: 0,
@@ -55,107 +60,107 @@ impl<K> Default for State<K> {
 }
 
 impl<K: Clone + Eq + Hash> Queue<K> {
-    /// Has a key looked at as soon as there is time.
+    /// Queues a key for immediate processing.
     pub fn add(&self, key: K) {
         self.state.lock().add(key);
-        self.more.notify_one();
+        self.changed.notify_one();
     }
 
-    /// Has a key looked at when this time is over, unless it is looked at earlier.
-    pub fn add_after(&self, key: K, wait: Duration) {
-        self.state.lock().add_at(key, Instant::now() + wait);
-        self.more.notify_one();
+    /// Queues a key for processing after a delay. If it is already delayed, the earlier time applies.
+    pub fn add_after(&self, key: K, delay: Duration) {
+        self.state.lock().add_at(key, Instant::now() + delay);
+        self.changed.notify_one();
     }
 
-    /// The next key; whoever takes it says [`Queue::done`] or [`Queue::failed`] afterwards.
+    /// Waits for the next key. The caller must call [`Queue::done`] or [`Queue::failed`] after processing it.
     pub async fn next(&self) -> K {
         loop {
-            let wait = {
+            let next_due = {
                 let mut state = self.state.lock();
                 let now = Instant::now();
-                while let Some(entry) = state.later.first_entry().filter(|e| e.key().0 <= now) {
+                while let Some(entry) = state.delayed.first_entry().filter(|e| e.key().0 <= now) {
                     let key = entry.remove();
                     state.due.remove(&key);
                     state.add(key);
                 }
                 if let Some(key) = state.ready.pop_front() {
-                    state.wanted.remove(&key);
-                    state.working.insert(key.clone());
+                    state.dirty.remove(&key);
+                    state.processing.insert(key.clone());
                     if !state.ready.is_empty() {
-                        // One notification wakes one worker; there is work for another.
-                        self.more.notify_one();
+                        // A notification wakes one worker only, so wake the next one for the next key.
+                        self.changed.notify_one();
                     }
                     return key;
                 }
-                state.later.keys().next().map(|(at, _)| *at)
+                state.delayed.keys().next().map(|(at, _)| *at)
             };
-            match wait {
+            match next_due {
                 Some(at) => tokio::select! {
                     () = tokio::time::sleep_until(at) => {}
-                    () = self.more.notified() => {}
+                    () = self.changed.notified() => {}
                 },
-                None => self.more.notified().await,
+                None => self.changed.notified().await,
             }
         }
     }
 
-    /// Somebody looked, and all is well.
+    /// Reports that a key was processed successfully, and resets its backoff.
     pub fn done(&self, key: &K) {
         let mut state = self.state.lock();
         state.failures.remove(key);
         state.finished(key);
         drop(state);
-        self.more.notify_one();
+        self.changed.notify_one();
     }
 
-    /// Somebody looked, and it has to be tried again.
+    /// Reports that processing a key failed, and retries it after its backoff.
     pub fn failed(&self, key: &K) {
         let mut state = self.state.lock();
         let failures = state.failures.entry(key.clone()).or_insert(0);
         *failures += 1;
-        let pause = FIRST_PAUSE.saturating_mul(1 << (*failures - 1).min(16)).min(LONGEST_PAUSE);
+        let backoff = BASE_BACKOFF.saturating_mul(1 << (*failures - 1).min(16)).min(MAX_BACKOFF);
         state.finished(key);
-        state.add_at(key.clone(), Instant::now() + pause);
+        state.add_at(key.clone(), Instant::now() + backoff);
         drop(state);
-        self.more.notify_one();
+        self.changed.notify_one();
     }
 
-    /// Forgets everything, also who looks at what.
+    /// Removes all keys, including those that are being processed.
     pub fn clear(&self) {
         let mut state = self.state.lock();
         *state = State { counter: state.counter, ..State::default() };
     }
 
-    /// Keys that wait to be looked at now, and those that wait for their time.
+    /// Number of ready keys, including those being processed, and number of delayed keys.
     pub fn depth(&self) -> (usize, usize) {
         let state = self.state.lock();
-        (state.ready.len() + state.working.len(), state.later.len())
+        (state.ready.len() + state.processing.len(), state.delayed.len())
     }
 }
 
 impl<K: Clone + Eq + Hash> State<K> {
     fn add(&mut self, key: K) {
-        if self.wanted.insert(key.clone()) && !self.working.contains(&key) {
+        if self.dirty.insert(key.clone()) && !self.processing.contains(&key) {
             self.ready.push_back(key);
         }
     }
 
     fn add_at(&mut self, key: K, at: Instant) {
-        if let Some(known) = self.due.get(&key).copied() {
-            if known.0 <= at {
+        if let Some(existing) = self.due.get(&key).copied() {
+            if existing.0 <= at {
                 return;
             }
-            self.later.remove(&known);
+            self.delayed.remove(&existing);
         }
         self.counter += 1;
         self.due.insert(key.clone(), (at, self.counter));
-        self.later.insert((at, self.counter), key);
+        self.delayed.insert((at, self.counter), key);
     }
 
     fn finished(&mut self, key: &K) {
-        self.working.remove(key);
-        // It changed meanwhile.
-        if self.wanted.contains(key) {
+        self.processing.remove(key);
+        // The key was added again while it was processed.
+        if self.dirty.contains(key) {
             self.ready.push_back(key.clone());
         }
     }
@@ -166,7 +171,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_key_is_looked_at_once_and_by_one() {
+    async fn key_is_queued_once_and_processed_by_one_worker() {
         let queue = Queue::default();
         queue.add("a");
         queue.add("a");
@@ -174,7 +179,7 @@ mod tests {
         assert_eq!(queue.next().await, "a");
         queue.add("a");
         assert_eq!(queue.next().await, "b");
-        // It changed while it was looked at, so it comes once more, and not before.
+        // "a" was added while it was processed, so it is returned once more, but only after `done`.
         let early = tokio::time::timeout(Duration::from_secs(1), queue.next()).await;
         assert!(early.is_err());
         queue.done(&"a");
@@ -185,34 +190,34 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failures_wait_longer_and_longer() {
+    async fn failures_back_off_exponentially() {
         let queue = Queue::default();
         queue.add(1);
         let mut key = queue.next().await;
-        for pause in [100, 200, 400, 800] {
+        for backoff in [100, 200, 400, 800] {
             queue.failed(&key);
-            let begun = Instant::now();
+            let start = Instant::now();
             key = queue.next().await;
-            assert_eq!(begun.elapsed().as_millis(), pause);
+            assert_eq!(start.elapsed().as_millis(), backoff);
         }
-        // What went well begins anew.
+        // Success resets the backoff.
         queue.done(&key);
         queue.add(1);
         key = queue.next().await;
         queue.failed(&key);
-        let begun = Instant::now();
+        let start = Instant::now();
         queue.next().await;
-        assert_eq!(begun.elapsed().as_millis(), 100);
+        assert_eq!(start.elapsed().as_millis(), 100);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_earliest_time_counts() {
+    async fn earliest_delay_applies() {
         let queue = Queue::default();
         for seconds in [9, 5, 7] {
             queue.add_after(1, Duration::from_secs(seconds));
         }
-        let begun = Instant::now();
+        let start = Instant::now();
         assert_eq!(queue.next().await, 1);
-        assert_eq!((begun.elapsed().as_secs(), queue.depth()), (5, (1, 0)));
+        assert_eq!((start.elapsed().as_secs(), queue.depth()), (5, (1, 0)));
     }
 }

@@ -1,4 +1,6 @@
-//! Request bodies: received within limits of size, time and memory, whatever the protocol.
+//! Receives request bodies within limits of size, time and memory, for REST and gRPC alike.
+//!
+//! Invariant: the bodies of all requests in flight together never hold more than [`BodyLimits::memory`] bytes.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -12,26 +14,26 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::Error;
 
-/// Bytes of the body of a request that carries no tensors.
-pub(crate) const SMALL: usize = 64 << 10;
+/// Maximum body size of requests that carry no tensors.
+pub(crate) const MAX_SMALL_BODY: usize = 64 << 10;
 
-/// Bytes of a refused body that are read and thrown away, so that the client gets to read the answer. A server that closes a
-/// connection with unread data resets it, and the answer may be lost (RFC 9112, section 9.6).
-const DISCARDED: usize = 64 << 20;
-/// How long a refused body is thrown away at most.
-const DISCARDING: Duration = Duration::from_secs(5);
+/// Maximum bytes of a rejected body that are read and discarded so that the client can read the response. Closing a connection with
+/// unread data resets it, and the response may be lost (RFC 9112, section 9.6).
+const MAX_DISCARD_BYTES: usize = 64 << 20;
+/// Timeout for discarding a rejected body.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Limits for the bodies of all requests together and for the time that one may take to arrive.
+/// Limits on the memory of all bodies together and on the time in which one body must arrive.
 ///
-/// The limit for one body is `limits.max_body_mb` of its deployment.
+/// The size limit of one body is `limits.max_body_mb` of its deployment.
 #[derive(Debug, Clone)]
 pub struct BodyLimits {
-    /// Bytes of bodies in memory at once, over all connections of both protocols. A body counts until its request is answered.
-    /// The tensors that are read from it come on top, and may be larger: a number that takes two bytes of JSON takes eight.
+    /// Maximum bytes of bodies in memory at once, over all connections of both protocols. A body counts until its request has been
+    /// responded to. The parsed tensors are not included and may be larger: two bytes of JSON can become an eight-byte number.
     pub memory: usize,
-    /// How long a body may take to arrive, however small it is.
+    /// Time in which any body may arrive, regardless of its size.
     pub grace: Duration,
-    /// Bytes a second that a body has to arrive with after that, on average.
+    /// Minimum average rate after that time, in bytes per second.
     pub min_rate: usize,
 }
 
@@ -41,7 +43,7 @@ impl Default for BodyLimits {
     }
 }
 
-/// Receives bodies and counts how much memory they take.
+/// Receives bodies and accounts for their memory.
 #[derive(Debug, Default)]
 pub(crate) struct Bodies {
     limits: BodyLimits,
@@ -50,14 +52,14 @@ pub(crate) struct Bodies {
 
 /// A body in memory.
 pub(crate) struct Received<'a> {
-    /// Most bodies are one frame, which needs no list.
+    /// Most bodies are a single frame, which then needs no vector.
     first: Bytes,
     rest: Vec<Bytes>,
-    /// Dropped when the memory may be used by others.
+    /// Releases the memory budget when dropped.
     pub(crate) reservation: Reservation<'a>,
 }
 
-/// A share of the memory for bodies.
+/// A reserved part of the memory budget for bodies.
 pub(crate) struct Reservation<'a> {
     used: &'a AtomicUsize,
     bytes: usize,
@@ -70,7 +72,7 @@ impl Drop for Reservation<'_> {
 }
 
 impl<'a> Received<'a> {
-    /// The bytes in one piece, and the memory they are counted in.
+    /// The body as contiguous bytes, with its memory reservation.
     pub(crate) fn into_bytes(self) -> (Bytes, Reservation<'a>) {
         if self.rest.is_empty() {
             return (self.first, self.reservation);
@@ -81,7 +83,7 @@ impl<'a> Received<'a> {
         (all.into(), self.reservation)
     }
 
-    /// A body of the same frames, and the memory they are counted in.
+    /// The same frames as a new body, with their memory reservation.
     pub(crate) fn into_body(self) -> (Body, Reservation<'a>) {
         if self.rest.is_empty() {
             return (Body::from(self.first), self.reservation);
@@ -100,30 +102,31 @@ impl Bodies {
     /// Receives a body of at most `limit` bytes.
     ///
     /// # Errors
-    /// As [`Bodies::read_by`].
+    /// As [`Bodies::read_with_limit`].
     pub(crate) async fn read(&self, body: &mut Body, limit: usize) -> Result<Received<'_>, Error> {
-        self.read_by(body, |_| Ok(limit)).await
+        self.read_with_limit(body, |_| Ok(limit)).await
     }
 
-    /// Receives a body whose first frame tells how many bytes it may have. Nothing is read of a body whose announced length
-    /// is over the limit, but for that frame.
+    /// Receives a body whose size limit depends on its first frame. Only that frame is read of a body whose announced length
+    /// exceeds the limit.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::SlowBody`], [`Error::BodyMemory`], [`Error::Invalid`] when the connection breaks; those of `limit`.
-    pub(crate) async fn read_by(
+    /// [`Error::TooLarge`], [`Error::SlowBody`], [`Error::BodyMemory`], [`Error::Invalid`] when the connection breaks, and those of
+    /// `limit`.
+    pub(crate) async fn read_with_limit(
         &self,
         body: &mut Body,
         limit: impl Fn(&[u8]) -> Result<usize, Error>,
     ) -> Result<Received<'_>, Error> {
-        // The clock starts when something is waited for; most bodies are there at once.
+        // The clock starts with the first wait; most bodies have already arrived completely.
         let mut started: Option<Instant> = None;
         let mut received =
             Received { first: Bytes::new(), rest: Vec::new(), reservation: Reservation { used: &self.used, bytes: 0 } };
-        // A limit that does not depend on the first frame is checked before anything is waited for.
-        let mut most = limit(&[]).map(|limit| limit.min(self.limits.memory))?;
+        // A limit that does not depend on the first frame is checked before reading.
+        let mut max = limit(&[]).map(|limit| limit.min(self.limits.memory))?;
         let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-        if announced > most {
-            return Err(Error::TooLarge(most));
+        if announced > max {
+            return Err(Error::TooLarge(max));
         }
         loop {
             if body.is_end_stream() {
@@ -143,12 +146,12 @@ impl Bodies {
                 frame.map_err(|e| Error::Invalid(format!("the request body cannot be read: {}", innermost(&e))))?;
             let Ok(data) = frame.into_data() else { continue };
             if received.reservation.bytes == 0 {
-                most = limit(&data)?.min(self.limits.memory);
+                max = limit(&data)?.min(self.limits.memory);
             }
-            if received.reservation.bytes.saturating_add(data.len()).max(announced) > most {
-                return Err(Error::TooLarge(most));
+            if received.reservation.bytes.saturating_add(data.len()).max(announced) > max {
+                return Err(Error::TooLarge(max));
             }
-            self.grow(&mut received.reservation, data.len())?;
+            self.reserve(&mut received.reservation, data.len())?;
             if received.first.is_empty() {
                 received.first = data;
             } else {
@@ -157,23 +160,25 @@ impl Bodies {
         }
     }
 
-    fn grow(&self, reservation: &mut Reservation<'_>, bytes: usize) -> Result<(), Error> {
+    /// Adds bytes to a reservation.
+    fn reserve(&self, reservation: &mut Reservation<'_>, bytes: usize) -> Result<(), Error> {
         let before = self.used.fetch_add(bytes, Relaxed);
         reservation.bytes += bytes;
         if before.saturating_add(bytes) > self.limits.memory {
-            // Dropping the reservation gives all of it back.
+            // The caller drops the reservation, which releases these bytes too.
             return Err(Error::BodyMemory(self.limits.memory));
         }
         Ok(())
     }
 
-    /// Bytes of bodies in memory now.
+    /// Bytes of bodies that are currently in memory.
     #[cfg(test)]
     pub(crate) fn used(&self) -> usize {
         self.used.load(Relaxed)
     }
 }
 
+/// The root cause of an error.
 fn innermost(error: &axum::Error) -> &dyn std::error::Error {
     let mut error: &dyn std::error::Error = error;
     while let Some(source) = error.source() {
@@ -182,18 +187,18 @@ fn innermost(error: &axum::Error) -> &dyn std::error::Error {
     error
 }
 
-/// Reads what is left of a refused body in the background and throws it away; the request is answered meanwhile. A client that
-/// asks before it sends (`Expect: 100-continue`) will not send the body, so nothing is read then.
+/// Reads and discards the rest of a rejected body in the background, while the client receives the response. A client that sent
+/// `Expect: 100-continue` will not send the body, so nothing is read then.
 pub(crate) fn discard(headers: &HeaderMap, mut body: Body) {
     if body.is_end_stream() || headers.contains_key(header::EXPECT) {
         return;
     }
     tokio::spawn(async move {
-        let deadline = Instant::now() + DISCARDING;
-        let mut left = DISCARDED;
+        let deadline = Instant::now() + DISCARD_TIMEOUT;
+        let mut remaining = MAX_DISCARD_BYTES;
         while let Ok(Some(Ok(frame))) = timeout_at(deadline, body.frame()).await {
-            match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
-                Some(rest) => left = rest,
+            match remaining.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                Some(rest) => remaining = rest,
                 None => return,
             }
         }
@@ -208,30 +213,30 @@ mod tests {
         Bodies::new(BodyLimits { memory, grace: Duration::from_secs(20), min_rate: 10 })
     }
 
-    /// A body of `count` frames of `size` bytes, each of which takes `pause` to arrive.
-    fn frames(count: usize, size: usize, pause: Duration) -> Body {
+    /// A body of `count` frames of `size` bytes, each of which arrives after `delay`.
+    fn frames(count: usize, size: usize, delay: Duration) -> Body {
         let frames = futures_util::stream::unfold(0, move |sent| async move {
             if sent == count {
                 return None;
             }
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(delay).await;
             Some((Ok::<_, std::convert::Infallible>(Bytes::from(vec![7; size])), sent + 1))
         });
         Body::from_stream(frames)
     }
 
     #[tokio::test]
-    async fn frames_are_joined_and_counted_until_they_are_let_go() {
+    async fn frames_are_joined_and_counted_until_released() {
         let bodies = bodies(100);
         let received = bodies.read(&mut frames(3, 20, Duration::ZERO), 60).await.unwrap();
         assert_eq!(bodies.used(), 60);
         let (bytes, reservation) = received.into_bytes();
         assert_eq!(bytes.len(), 60);
         drop(bytes);
-        // Another body finds only 40 bytes free, though its own limit is higher.
-        let refused = bodies.read(&mut frames(3, 20, Duration::ZERO), 60).await;
-        assert!(matches!(refused, Err(Error::BodyMemory(100))));
-        assert_eq!(bodies.used(), 60, "what was received of the refused one is given back");
+        // Another body finds only 40 bytes free, although its own limit is higher.
+        let rejected = bodies.read(&mut frames(3, 20, Duration::ZERO), 60).await;
+        assert!(matches!(rejected, Err(Error::BodyMemory(100))));
+        assert_eq!(bodies.used(), 60, "the bytes received of the rejected body are released");
         drop(reservation);
         assert_eq!(bodies.used(), 0);
         let (mut body, _reservation) = bodies.read(&mut frames(3, 20, Duration::ZERO), 60).await.unwrap().into_body();
@@ -242,14 +247,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_arrives_too_slowly_is_given_up() {
+    async fn slow_body_is_rejected() {
         let bodies = bodies(1000);
-        // 20 bytes each 3 seconds are 6.7 bytes a second: less than the 10 that are asked for after the first 20 seconds.
+        // 20 bytes every 3 seconds are 6.7 bytes per second, below the minimum of 10 that applies after the first 20 seconds.
         let started = Instant::now();
         assert!(matches!(bodies.read(&mut frames(50, 20, Duration::from_secs(3)), 1000).await, Err(Error::SlowBody)));
         assert!(started.elapsed() < Duration::from_secs(100), "{:?}", started.elapsed());
         assert_eq!(bodies.used(), 0);
-        // As slow a client that keeps the pace is heard out.
+        // 20 bytes per second are above the minimum, so a body that takes as long is accepted.
         assert!(bodies.read(&mut frames(50, 20, Duration::from_secs(1)), 1000).await.is_ok());
     }
 }

@@ -1,4 +1,7 @@
-//! One deployment: picks the model for a request, and computes it within the limits of queue and time.
+//! One deployment: picks the model for each request and runs it.
+//!
+//! Invariant: at most `limits.queue` requests are queued or computed at once, and a request returns within `limits.timeout_ms`, unless
+//! it runs inline because its call is expected to take microseconds.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -12,35 +15,35 @@ use tokio::task::JoinHandle;
 use crate::batch::{Batcher, rows_of};
 use crate::manifest::{Manifest, SplitBy};
 use crate::model::{ResolvedModel, model_file};
-use crate::runtime::{Model, Runtime, check_inputs, example, run_caught};
+use crate::runtime::{Model, Runtime, check_inputs, run_catching_panics, zero_inputs};
 use crate::stats::Stats;
 use crate::tensor::Tensor;
 use crate::{Error, joinable, manifest};
 
-/// A call that is expected to take less than this is computed on the thread that read the request, since handing it to another
-/// thread would cost more than the call.
-const INLINE: Duration = Duration::from_micros(400);
+/// A call that is expected to take less than this runs on the thread that read the request, because moving it to another thread
+/// would cost more than the call itself.
+const INLINE_THRESHOLD: Duration = Duration::from_micros(400);
 
-/// A model that was loaded for one version.
+/// A loaded model version.
 pub struct Loaded {
     /// The model.
     pub model: Arc<dyn Model>,
-    /// Which version of which registered model it is.
+    /// Name and version in the registry, and the run that produced the model.
     pub resolved: ResolvedModel,
-    /// Its request counters and latencies.
+    /// Request counters and latencies since the model was loaded.
     pub stats: Stats,
     batcher: Option<Batcher>,
-    /// Why there is no batcher though the manifest asks for one.
+    /// Why requests are not batched although the manifest enables batching.
     pub(crate) not_batched: Option<String>,
-    /// Nanoseconds that a row takes, exponentially smoothed; `u64::MAX` until the first call.
+    /// Exponentially smoothed time per row in nanoseconds; `u64::MAX` until the first successful call.
     row_ns: AtomicU64,
 }
 
 impl Loaded {
-    /// Loads the model that is at `path` and warms it up.
+    /// Loads the model at `path` and warms it up. `admitted` is the deployment's [`Deployment::admitted`].
     ///
     /// # Errors
-    /// [`Error::Model`] when the file is no usable model.
+    /// [`Error::Model`] when the file is not a usable model.
     pub fn open(
         runtime: &Runtime,
         resolved: ResolvedModel,
@@ -57,16 +60,16 @@ impl Loaded {
         spec: &manifest::Spec,
         admitted: Arc<AtomicUsize>,
     ) -> Self {
-        let inputs = example(model.inputs());
-        // The first call allocates, the second tells how long a row takes. A model that cannot take zeros (one
-        // that looks texts up, say) is loaded all the same.
+        let inputs = zero_inputs(model.inputs());
+        // The first call allocates; the second measures the time per row. A model that rejects zeros (for example one that
+        // looks strings up in a vocabulary) is still loaded.
         let mut row_ns = u64::MAX;
         for _ in 0..2 {
             let started = Instant::now();
-            match run_caught(model.as_ref(), &inputs) {
+            match run_catching_panics(model.as_ref(), &inputs) {
                 Ok(_) => row_ns = nanos(started.elapsed()),
                 Err(error) => {
-                    tracing::debug!(%error, "the model does not take zeros");
+                    tracing::debug!(%error, "the model rejects the warm-up inputs");
                     break;
                 }
             }
@@ -83,7 +86,7 @@ impl Loaded {
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
         let started = Instant::now();
-        let result = run_caught(self.model.as_ref(), inputs);
+        let result = run_catching_panics(self.model.as_ref(), inputs);
         let row = nanos(started.elapsed()) / rows_of(inputs).max(1) as u64;
         let old = self.row_ns.load(Relaxed);
         let smoothed = if old == u64::MAX { row } else { old - old / 8 + row / 8 };
@@ -92,7 +95,7 @@ impl Loaded {
     }
 
     fn is_quick(&self, rows: usize) -> bool {
-        u128::from(self.row_ns.load(Relaxed)) * (rows as u128) < INLINE.as_nanos()
+        u128::from(self.row_ns.load(Relaxed)) * (rows as u128) < INLINE_THRESHOLD.as_nanos()
     }
 }
 
@@ -107,29 +110,29 @@ fn concurrency(limits: &manifest::Limits) -> usize {
     }
 }
 
-/// Whether a variant can answer.
+/// Whether a variant can serve requests.
 #[derive(Clone)]
 pub enum State {
     /// Being loaded for the first time.
     Loading,
-    /// Answers requests.
+    /// Serves requests.
     Ready(Arc<Loaded>),
-    /// Could not be loaded.
+    /// Could not be loaded, with the reason.
     Failed(String),
 }
 
 /// One of the models of a deployment.
 pub struct Variant {
-    /// Its manifest.
+    /// Name, URI and weight from the manifest.
     pub spec: manifest::Variant,
-    /// Whether it can answer.
+    /// The loaded model, or why there is none.
     pub state: RwLock<State>,
-    /// Why the newest version of a moved alias could not be loaded; the one before goes on answering.
+    /// Why the newest version of a moved alias could not be loaded; the previous version keeps serving.
     pub stale: RwLock<Option<String>>,
 }
 
 impl Variant {
-    /// The loaded model, if there is one.
+    /// The loaded model, unless it is still loading or failed to load.
     pub fn loaded(&self) -> Option<Arc<Loaded>> {
         match &*self.state.read() {
             State::Ready(loaded) => Some(Arc::clone(loaded)),
@@ -138,60 +141,60 @@ impl Variant {
     }
 }
 
-/// A deployment in force.
+/// The active revision of a deployment.
 pub struct Deployment {
-    /// Its manifest.
+    /// The manifest of this revision.
     pub manifest: Manifest,
-    /// The number of its revision in the store.
+    /// The revision's number in the store.
     pub revision: i64,
-    /// Its models, in the manifest's order.
+    /// The models, in the manifest's order.
     pub variants: Vec<Arc<Variant>>,
-    /// Requests that are waiting or being computed; shared with the revisions before and after.
+    /// Number of requests that are queued or being computed; shared by all revisions of the deployment.
     pub admitted: Arc<AtomicUsize>,
-    /// One permit for each slow call that may be computed at once.
+    /// Limits how many calls run on blocking threads at once.
     slots: Arc<Semaphore>,
 }
 
-/// A request for a model.
+/// An inference request.
 #[derive(Debug, Default)]
 pub struct Request {
-    /// The client's id.
+    /// The id that the client chose.
     pub id: Option<String>,
-    /// A version the client insists on.
+    /// The model version, or the variant's name, that the client asks for.
     pub version: Option<String>,
-    /// The value of the header that decides, if the deployment splits by one.
+    /// The value of the header that the deployment splits traffic by, if it does.
     pub split_key: Option<String>,
-    /// The inputs.
+    /// The input tensors.
     pub inputs: Vec<Tensor>,
 }
 
-/// An answer.
-pub struct Answer {
-    /// The request's id, the client's or a new one.
+/// The result of an inference request.
+pub struct InferOutput {
+    /// The request's id: the client's, or a generated one.
     pub id: String,
-    /// The variant's name.
+    /// Name of the variant that computed the outputs.
     pub variant: String,
-    /// Which model it was.
+    /// The model that computed the outputs.
     pub model: Arc<Loaded>,
-    /// The outputs.
+    /// The output tensors, in the model's order.
     pub outputs: Vec<Tensor>,
-    /// How long it took.
+    /// Time from admission to the result, queueing included.
     pub took: Duration,
 }
 
-impl Answer {
-    /// The output of that name.
+impl InferOutput {
+    /// The output tensor with this name.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with the names there are.
+    /// [`Error::Invalid`] that lists the model's outputs.
     pub fn output(&self, name: &str) -> Result<&Tensor, Error> {
         self.outputs.iter().find(|o| o.name == name).ok_or_else(|| {
             let known = self.outputs.iter().map(|o| format!("'{}'", o.name)).collect::<Vec<_>>().join(", ");
-            Error::Invalid(format!("unexpected output '{name}'; the model gives {known}"))
+            Error::Invalid(format!("unexpected output '{name}'; the model returns {known}"))
         })
     }
 
-    /// What every protocol's answer names in its headers: deployment, model version, variant and request.
+    /// Response headers of both protocols: deployment, model version, variant and request id.
     pub(crate) fn headers<'a>(&'a self, deployment: &'a str) -> [(&'static str, &'a str); 4] {
         [
             ("x-slipway-model", deployment),
@@ -202,6 +205,7 @@ impl Answer {
     }
 }
 
+/// Holds a request's place in the admission counter.
 struct Admission<'a>(&'a AtomicUsize);
 
 impl Drop for Admission<'_> {
@@ -211,7 +215,7 @@ impl Drop for Admission<'_> {
 }
 
 impl Deployment {
-    /// A deployment whose models are still to be loaded.
+    /// A deployment whose models are not loaded yet.
     pub fn new(manifest: Manifest, revision: i64, admitted: Arc<AtomicUsize>) -> Self {
         let variant = |spec: &manifest::Variant| {
             Arc::new(Variant { spec: spec.clone(), state: RwLock::new(State::Loading), stale: RwLock::new(None) })
@@ -221,27 +225,27 @@ impl Deployment {
         Self { manifest, revision, variants, admitted, slots }
     }
 
-    /// The name.
+    /// The deployment's name.
     pub fn name(&self) -> &str {
         &self.manifest.metadata.name
     }
 
-    /// Whether every model with traffic answers.
+    /// Whether every model with a weight above 0 is loaded.
     pub fn is_ready(&self) -> bool {
         self.variants.iter().filter(|v| v.spec.weight > 0).all(|v| v.loaded().is_some())
     }
 
-    /// The variant whose share of the traffic `key` falls into.
+    /// The variant that `key` is routed to.
     pub fn pick(&self, key: &str) -> &Arc<Variant> {
         let point = stable_hash(key) % 100;
-        let mut upto = 0;
+        let mut upper_bound = 0;
         for variant in &self.variants {
-            upto += u64::from(variant.spec.weight);
-            if point < upto {
+            upper_bound += u64::from(variant.spec.weight);
+            if point < upper_bound {
                 return variant;
             }
         }
-        // The weights add up to 100, which `Manifest::check` ensures; the last one is as good as any otherwise.
+        // Unreachable: `Manifest::check` ensures that the weights add up to 100.
         &self.variants[self.variants.len() - 1]
     }
 
@@ -256,12 +260,12 @@ impl Deployment {
         let variant = self.pick(key);
         match &*variant.state.read() {
             State::Ready(loaded) => Ok((variant, Arc::clone(loaded))),
-            State::Loading => Err(Error::NotReady(format!("model '{}' is being loaded", self.name()))),
+            State::Loading => Err(Error::NotReady(format!("model '{}' is loading", self.name()))),
             State::Failed(why) => Err(Error::NotReady(format!("model '{}' could not be loaded: {why}", self.name()))),
         }
     }
 
-    /// The model that metadata is asked of: of the version, or the first that is loaded.
+    /// The model whose metadata describes the deployment: the given version, or the first loaded one.
     ///
     /// # Errors
     /// [`Error::NotFound`] or [`Error::NotReady`].
@@ -276,11 +280,11 @@ impl Deployment {
         }
     }
 
-    /// Answers a request.
+    /// Runs an inference request.
     ///
     /// # Errors
-    /// What is wrong with the request; overload; the time limit; the model's failure.
-    pub async fn infer(&self, request: Request) -> Result<Answer, Error> {
+    /// [`Error::Invalid`], [`Error::NotFound`], [`Error::NotReady`], [`Error::Overloaded`], [`Error::Timeout`] or [`Error::Model`].
+    pub async fn infer(&self, request: Request) -> Result<InferOutput, Error> {
         let started = Instant::now();
         let limits = &self.manifest.spec.limits;
         let waiting = self.admitted.fetch_add(1, Relaxed);
@@ -299,7 +303,7 @@ impl Deployment {
         let (rows, failed) = result.as_ref().map_or((0, true), |(rows, _)| (*rows, false));
         loaded.stats.record(took, rows, failed);
         let (_, outputs) = result?;
-        Ok(Answer { id, variant: variant.spec.name.clone(), model: loaded, outputs, took })
+        Ok(InferOutput { id, variant: variant.spec.name.clone(), model: loaded, outputs, took })
     }
 
     async fn compute(
@@ -316,19 +320,19 @@ impl Deployment {
         let deadline = tokio::time::Instant::now().checked_add(limit).unwrap_or_else(far_future);
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let timed_out = || Error::Timeout { model: self.name().to_owned(), limit_ms };
-        let going_away = || Error::NotReady(format!("model '{}' is going away", self.name()));
+        let unloading = || Error::NotReady(format!("model '{}' is being unloaded", self.name()));
         let work = async {
             if let Some(batcher) = &loaded.batcher {
                 return match batcher.run(inputs, deadline).await {
                     Some(result) => result,
                     None if tokio::time::Instant::now() >= deadline => Err(timed_out()),
-                    None => Err(going_away()),
+                    None => Err(unloading()),
                 };
             }
-            let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| going_away())?;
+            let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| unloading())?;
             let loaded = Arc::clone(loaded);
             let computation = tokio::task::spawn_blocking(move || {
-                // The slot is held until the computation ends, even if its caller stopped waiting.
+                // Keep the slot until the computation ends, even if the caller has stopped waiting.
                 let _slot = slot;
                 loaded.run(&inputs)
             });
@@ -340,7 +344,7 @@ impl Deployment {
     }
 }
 
-/// Cancels a computation that still waits for a thread when its caller goes away. One that has started runs to its end.
+/// Cancels a blocking task that has not started yet when its caller is dropped. A started task runs to completion.
 struct CancelOnDrop<T>(JoinHandle<T>);
 
 impl<T> Drop for CancelOnDrop<T> {
@@ -349,12 +353,13 @@ impl<T> Drop for CancelOnDrop<T> {
     }
 }
 
-/// A deadline for a time limit too long to be added to the clock.
+/// The deadline for a timeout that would overflow the clock.
 fn far_future() -> tokio::time::Instant {
     tokio::time::Instant::now() + Duration::from_secs(86_400)
 }
 
-/// FNV-1a with a final mix (MurmurHash3's `fmix64`): the same on every machine and in every version.
+/// FNV-1a with MurmurHash3's `fmix64` as finalizer. Must not change: the same key has to reach the same model on every server and
+/// in every version.
 fn stable_hash(text: &str) -> u64 {
     let mut hash = text.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     for multiplier in [0xff51_afd7_ed55_8ccd, 0xc4ce_b9fe_1a85_ec53] {
@@ -380,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_kept_and_a_key_always_finds_the_same_model() {
+    fn traffic_follows_the_weights_and_keys_are_sticky() {
         let deployment = split(90, 10);
         let count = |d: &Deployment| (0..10_000).filter(|i| d.pick(&format!("request-{i}")).spec.name == "b").count();
         let share = count(&deployment);
@@ -391,37 +396,37 @@ mod tests {
     }
 
     #[test]
-    fn a_computation_that_waits_for_a_thread_is_not_started_when_its_caller_goes_away() {
-        let one_thread = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
-        one_thread.unwrap().block_on(async {
+    fn queued_computation_is_cancelled_when_its_caller_is_dropped() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
+        runtime.unwrap().block_on(async {
             let world = World::new();
             let (model, gate) = FakeModel::gated();
             let mut manifest = manifest();
             manifest.spec.limits.concurrency = 4;
             let deployment = world.insert(manifest, model.clone());
-            let ask = |value| {
+            let infer = |value| {
                 let deployment = Arc::clone(&deployment);
                 let request = Request { inputs: row(value), ..Request::default() };
                 tokio::spawn(async move { deployment.infer(request).await.is_ok() })
             };
-            let first = ask(1.0);
+            let first = infer(1.0);
             gate.entered().await;
-            let gone = ask(2.0);
+            let cancelled = infer(2.0);
             while deployment.slots.available_permits() > 2 {
                 tokio::task::yield_now().await;
             }
-            gone.abort();
-            assert!(gone.await.unwrap_err().is_cancelled());
-            let third = ask(3.0);
+            cancelled.abort();
+            assert!(cancelled.await.unwrap_err().is_cancelled());
+            let third = infer(3.0);
             gate.open();
             assert!(first.await.unwrap() && third.await.unwrap());
-            assert_eq!(model.seen().into_iter().filter(|v| *v != 0.0).collect::<Vec<_>>(), [1.0, 3.0]);
+            assert_eq!(model.first_elements().into_iter().filter(|v| *v != 0.0).collect::<Vec<_>>(), [1.0, 3.0]);
             assert_eq!(deployment.slots.available_permits(), 4);
         });
     }
 
     #[tokio::test]
-    async fn a_full_queue_turns_requests_away() {
+    async fn full_queue_rejects_requests() {
         let deployment = split(100, 0);
         deployment.admitted.store(deployment.manifest.spec.limits.queue, Relaxed);
         assert!(matches!(deployment.infer(Request::default()).await, Err(Error::Overloaded(_))));

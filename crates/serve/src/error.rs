@@ -1,56 +1,57 @@
-//! What can go wrong with an inference request or a deployment.
+//! Errors of inference requests and deployments, with their HTTP and gRPC status codes.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use slipway_core::Explain;
 use slipway_store::StoreError;
 
-/// A refused or failed request.
+/// A rejected or failed request.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The request does not fit the protocol or the model.
     #[error("{0}")]
     Invalid(String),
-    /// No such deployment, model or version.
+    /// The deployment, model or version does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// Known but not loaded.
+    /// The model is known but not loaded.
     #[error("{0}")]
     NotReady(String),
     /// The queue is full.
     #[error("model '{0}' is overloaded: its queue is full; retry later")]
     Overloaded(String),
-    /// The time limit passed.
-    #[error("model '{model}' did not answer within {limit_ms} ms")]
+    /// The deployment's timeout passed.
+    #[error("model '{model}' did not respond within {limit_ms} ms")]
     Timeout {
-        /// The deployment.
+        /// Name of the deployment.
         model: String,
-        /// Its limit.
+        /// The timeout in milliseconds.
         limit_ms: u64,
     },
-    /// The body is too large.
+    /// The request body exceeds the limit, in bytes.
     #[error("the request body is larger than the limit of {0} bytes")]
     TooLarge(usize),
-    /// The bodies of requests take all the memory that they may.
-    #[error("the requests that are being answered take all of the {0} bytes that their bodies may; retry later")]
+    /// The bodies of all requests in flight together reached the memory limit, in bytes.
+    #[error("the bodies of the requests in flight have reached the memory limit of {0} bytes; retry later")]
     BodyMemory(usize),
-    /// The body does not arrive fast enough.
+    /// The request body arrives more slowly than the minimum rate.
     #[error("the request body arrives too slowly")]
     SlowBody,
-    /// The manifest names a file of the server's machine, which the caller may not.
+    /// The manifest names a file on the server's machine, and the caller is not the machine's owner.
     #[error(
         "'{deployment}': model '{variant}' is a local path, which only the owner of the server's machine may deploy"
     )]
     LocalPath {
-        /// The deployment.
+        /// Name of the deployment.
         deployment: String,
-        /// The model's name in the manifest. The message leaves the path out, and nobody looked whether it exists.
+        /// The model's name in the manifest. The path is neither checked for existence nor put into the message, so a caller
+        /// cannot use the error to probe the file system.
         variant: String,
     },
     /// The model cannot be loaded or run.
     #[error("{0}")]
     Model(String),
-    /// The deployment file cannot be used.
+    /// The deployment manifest is invalid.
     #[error("{0}")]
     Manifest(String),
     /// The store failed.
@@ -59,7 +60,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Status for REST.
+    /// The HTTP status code.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Invalid(_) | Self::Manifest(_) => StatusCode::BAD_REQUEST,
@@ -75,7 +76,7 @@ impl Error {
         }
     }
 
-    /// Status for gRPC.
+    /// The gRPC status code.
     pub fn grpc(&self) -> tonic::Code {
         match self {
             Self::Invalid(_) | Self::Manifest(_) => tonic::Code::InvalidArgument,
@@ -122,7 +123,7 @@ impl From<Error> for tonic::Status {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        // `error` is the protocol's field; `code` and `hint` are ours.
+        // `error` is the Open Inference Protocol's field; `code` and `hint` are slipway's.
         let body = serde_json::json!({ "error": self.to_string(), "code": self.code(), "hint": self.hint() });
         let mut response =
             (self.status(), [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response();

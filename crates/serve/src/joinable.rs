@@ -1,63 +1,64 @@
-//! Whether requests for a model may be computed together: only if it computes every row by itself.
+//! Checks whether a model may be batched, that is, whether it computes every row independently. Runs once, when a model with
+//! `batching` is loaded.
 //!
-//! Declared shapes cannot tell: a model that subtracts the mean of its rows has the same shapes as one that does not. So three rows
-//! are computed one by one and together, and the results compared.
+//! The declared shapes are not enough: a model that subtracts the mean over its rows has the same shapes as one that does not. So the
+//! check computes three rows one by one and together, and compares the results.
 
 use crate::Error;
-use crate::batch::run_joined;
-use crate::runtime::{Model, run_caught};
+use crate::batch::run_batched;
+use crate::runtime::{Model, run_catching_panics};
 use crate::tensor::{Data, DataType, Tensor, TensorSpec};
 
-/// Sizes tried for the free dimensions after the first: a vision model, say, takes no image of one pixel.
-const FREE_SIZES: [usize; 3] = [1, 64, 224];
-/// Relative difference of two results that are the same but for the order in which floating-point numbers were added.
+/// Sizes to use for dynamic dimensions after the first, in this order: a vision model, for example, rejects an image of one pixel.
+const PROBE_SIZES: [usize; 3] = [1, 64, 224];
+/// Maximum relative difference between results that count as equal. Batching changes the order of floating-point additions.
 const TOLERANCE: f64 = 1e-3;
 
 /// Checks that the model computes each row of a batch as it computes the row alone.
 ///
 /// # Errors
-/// Why requests for it must not be joined, for people.
+/// A human-readable reason why requests must not be batched.
 pub(crate) fn check(model: &dyn Model) -> Result<(), String> {
     let specs = model.inputs();
     if specs.is_empty() {
         return Err("the model has no inputs".into());
     }
     if let Some(fixed) = specs.iter().find(|spec| spec.shape.first().is_none_or(|first| *first >= 0)) {
-        return Err(format!("the first dimension of input '{}' is not free: {:?}", fixed.name, fixed.shape));
+        return Err(format!("the first dimension of input '{}' is not dynamic: {:?}", fixed.name, fixed.shape));
     }
-    let mut refused = String::new();
-    for free in FREE_SIZES {
-        match try_rows(model, specs, free) {
+    let mut rejection = String::new();
+    for size in PROBE_SIZES {
+        match probe_rows(model, specs, size) {
             Ok(verdict) => return verdict,
-            Err(error) => refused = error.to_string(),
+            Err(error) => rejection = error.to_string(),
         }
         if specs.iter().all(|spec| spec.shape[1..].iter().all(|dimension| *dimension >= 0)) {
             break;
         }
     }
-    Err(format!("the model does not take the rows it is tried with: {refused}"))
+    Err(format!("the model rejects the rows that it is probed with: {rejection}"))
 }
 
-/// The verdict, or the error of a model that does not take a single row of this size.
-fn try_rows(model: &dyn Model, specs: &[TensorSpec], free: usize) -> Result<Result<(), String>, Error> {
+/// The verdict for rows whose dynamic dimensions have this size. The outer error means that the model rejects even a single such row.
+fn probe_rows(model: &dyn Model, specs: &[TensorSpec], size: usize) -> Result<Result<(), String>, Error> {
     let rows: Vec<Vec<Tensor>> =
-        (0..3).map(|row| specs.iter().map(|spec| example_row(spec, free, row)).collect()).collect();
-    let alone = rows.iter().map(|row| run_caught(model, row)).collect::<Result<Vec<_>, _>>()?;
+        (0..3).map(|row| specs.iter().map(|spec| example_row(spec, size, row)).collect()).collect();
+    let alone = rows.iter().map(|row| run_catching_panics(model, row)).collect::<Result<Vec<_>, _>>()?;
     let rows: Vec<&[Tensor]> = rows.iter().map(Vec::as_slice).collect();
-    let together = match run_joined(model, &rows) {
+    let together = match run_batched(model, &rows) {
         Ok(together) => together,
         Err(error) => return Ok(Err(format!("three rows cannot be computed together: {error}"))),
     };
-    let differs = alone.iter().flatten().zip(together.iter().flatten()).find(|(a, b)| !same(a, b));
+    let differs = alone.iter().flatten().zip(together.iter().flatten()).find(|(a, b)| !outputs_match(a, b));
     Ok(match differs {
         None => Ok(()),
         Some((output, _)) => Err(format!("a row of output '{}' depends on the other rows of its batch", output.name)),
     })
 }
 
-/// A row with values that differ from those of other rows, small enough to be an index into most tables.
-fn example_row(spec: &TensorSpec, free: usize, row: usize) -> Tensor {
-    let sizes = spec.shape[1..].iter().map(|dimension| usize::try_from(*dimension).unwrap_or(free));
+/// A row whose values differ from those of other rows. Integers are 0 or 1, so that they are valid indexes into embedding tables.
+fn example_row(spec: &TensorSpec, size: usize, row: usize) -> Tensor {
+    let sizes = spec.shape[1..].iter().map(|dimension| usize::try_from(*dimension).unwrap_or(size));
     let shape: Vec<usize> = std::iter::once(1).chain(sizes).collect();
     let count: usize = shape.iter().product();
     let bit = |i: usize| u8::from((i + row).is_multiple_of(2));
@@ -86,7 +87,7 @@ fn example_row(spec: &TensorSpec, free: usize, row: usize) -> Tensor {
     Tensor { name: spec.name.clone(), shape, data }
 }
 
-fn same(a: &Tensor, b: &Tensor) -> bool {
+fn outputs_match(a: &Tensor, b: &Tensor) -> bool {
     let close = |a: f64, b: f64| {
         a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= TOLERANCE * a.abs().max(b.abs()).max(1e-3)
     };
@@ -95,8 +96,7 @@ fn same(a: &Tensor, b: &Tensor) -> bool {
         && match (&a.data, &b.data) {
             (Data::Fp32(a), Data::Fp32(b)) => all(Box::new(a.iter().zip(b).map(|(a, b)| ((*a).into(), (*b).into())))),
             (Data::Fp64(a), Data::Fp64(b)) => all(Box::new(a.iter().zip(b).map(|(a, b)| (*a, *b)))),
-            // Half precision is compared as it is: a difference in the last place means that the rows are not joined, which is slow
-            // but right.
+            // Half precision is compared exactly. A difference in the last place disables batching, which is slower but still correct.
             (a, b) => a == b,
         }
 }
@@ -108,7 +108,7 @@ mod tests {
 
     type Output = (Vec<usize>, Vec<f32>);
 
-    /// The verdict on a model of one input: `run` gets its values and its rows, and gives the output's shape and values.
+    /// The verdict for a model with one input. `run` maps the input's values and row count to the output's shape and values.
     fn verdict(shape: &[i64], run: fn(&[f32], usize) -> Output) -> Result<(), String> {
         let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: shape.to_vec() };
         let model = FakeModel::with_specs(vec![spec], move |inputs| {
@@ -118,14 +118,14 @@ mod tests {
         check(model.as_ref())
     }
 
-    fn each(v: &[f32], rows: usize) -> Output {
+    fn double(v: &[f32], rows: usize) -> Output {
         (vec![rows, 2], v.iter().map(|x| x * 2.0).collect())
     }
 
     #[test]
-    fn only_models_that_compute_each_row_by_itself_may_be_batched() {
-        assert_eq!(verdict(&[-1, 2], each), Ok(()));
-        // `Shape`: two numbers, whatever the rows are; two rows would look like a batch.
+    fn only_models_with_independent_rows_may_be_batched() {
+        assert_eq!(verdict(&[-1, 2], double), Ok(()));
+        // Like the ONNX operator `Shape`: always two numbers. With two rows its output would look like a batch.
         let shape_of = verdict(&[-1, 2], |_, rows| (vec![2], vec![rows as f32, 2.0]));
         assert!(shape_of.unwrap_err().contains("output 'y' has shape [2]"));
         let mean = verdict(&[-1, 2], |v, _| (vec![1], vec![v.iter().sum::<f32>()]));
@@ -135,12 +135,12 @@ mod tests {
             (vec![rows, 2], v.iter().map(|x| x - mean).collect())
         });
         assert!(centred.unwrap_err().contains("depends on the other rows"));
-        assert!(verdict(&[1, 2], each).unwrap_err().contains("is not free"));
-        assert!(verdict(&[], each).unwrap_err().contains("is not free"));
+        assert!(verdict(&[1, 2], double).unwrap_err().contains("is not dynamic"));
+        assert!(verdict(&[], double).unwrap_err().contains("is not dynamic"));
     }
 
     #[test]
-    fn free_dimensions_get_a_size_that_the_model_takes() {
+    fn dynamic_dimensions_get_a_size_that_the_model_accepts() {
         let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: vec![-1, -1] };
         let picky = FakeModel::with_specs(vec![spec], |inputs| {
             if inputs[0].shape[1] < 7 {
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn onnx_models_are_tried() {
+    fn onnx_models_are_checked() {
         let runtime = crate::testing::tract();
         let folder = crate::testing::folder();
         let load = |name: &str, model: Vec<u8>| {
@@ -163,6 +163,6 @@ mod tests {
         assert_eq!(check(load("relu.onnx", onnx::relu()).as_ref()), Ok(()));
         let mean = check(load("mean.onnx", onnx::mean_of_rows()).as_ref());
         assert!(mean.clone().unwrap_err().contains("output 'y' has shape [1, 2]"), "{mean:?}");
-        assert!(check(load("fixed.onnx", onnx::addition()).as_ref()).unwrap_err().contains("is not free"));
+        assert!(check(load("fixed.onnx", onnx::addition()).as_ref()).unwrap_err().contains("is not dynamic"));
     }
 }

@@ -1,19 +1,22 @@
-//! The inference gateway: Open Inference Protocol V2 over REST and gRPC in front of models in process.
+//! The inference gateway: Open Inference Protocol V2 over REST and gRPC, in front of models that run in this process.
 //!
-//! | module | what it is for |
+//! The server mounts its routes on the inference ports. Invariant: every
+//! inference response names the model version that computed it.
+//!
+//! | module | purpose |
 //! |---|---|
-//! | [`tensor`] | tensors with V2's data types, read from JSON and from the binary extension |
-//! | [`runtime`] | ONNX models run by ONNX Runtime (when a library is found) or by tract |
-//! | [`manifest`] | the deployment file |
-//! | [`model`] | where a model comes from: the registry or a file of the server's machine |
-//! | [`deployment`] | versions, weights, queue and time limits, batching of one deployment |
-//! | [`service`] | all deployments: apply, split, rollback, follow moved aliases |
+//! | [`tensor`] | tensors with V2's data types, parsed from JSON and from the binary extension |
+//! | [`runtime`] | runs ONNX models with ONNX Runtime (when its library is found) or with tract |
+//! | [`manifest`] | the deployment manifest (YAML or JSON) |
+//! | [`model`] | model sources: the registry, or a file on the server's machine |
+//! | [`deployment`] | one deployment: its model versions, traffic weights, queue, timeout and batching |
+//! | [`service`] | all deployments: apply, split, rollback, reload of moved aliases |
 //! | [`http`], [`grpc`] | the protocol over REST and over gRPC |
-//! | [`body`] | limits of size, time and memory for the bodies of requests |
-//! | [`stats`] | counters and latencies per version |
+//! | [`body`] | size, time and memory limits for request bodies |
+//! | [`stats`] | request counters and latencies per model version |
 //!
-//! A request goes: router -> [`service::Gateway`] -> [`deployment::Deployment`] (picks the version) -> queue or
-//! batch -> [`runtime::Model`] -> answer that names its model version.
+//! The path of a request: router -> [`service::Gateway`] -> [`deployment::Deployment`] (picks the version) -> queue or
+//! batch -> [`runtime::Model`] -> response.
 
 mod batch;
 pub mod body;
@@ -34,9 +37,9 @@ mod testing;
 
 pub use body::BodyLimits;
 pub use error::Error;
-pub use model::{Fetching, LocalPaths, ModelSource, ModelUri, ResolvedModel};
+pub use model::{FetchFuture, LocalPaths, ModelSource, ModelUri, ResolvedModel};
 pub use service::Gateway;
 
-/// The tables of this crate, for [`slipway_store::Database::open`].
+/// Schema migrations of this crate's tables, for [`slipway_store::Database::open`].
 pub const MIGRATION: slipway_store::Migration =
     slipway_store::Migration { domain: "serve", steps: &[include_str!("migrations/001_deployments.sql")] };

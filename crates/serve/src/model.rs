@@ -1,4 +1,6 @@
-//! Where a model comes from: the registry, or a file of the server's machine.
+//! Model sources: the registry, or a file on the server's machine.
+//!
+//! Invariant: only [`ModelUri::Local`], which a manifest names, is opened as a path; a location from the registry never is.
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -9,24 +11,24 @@ use tokio::sync::watch;
 
 use crate::Error;
 
-/// Schemes of URIs that the registry resolves.
-const REGISTERED: [&str; 3] = ["models", "runs", "mlflow-artifacts"];
+/// URI schemes that the registry resolves.
+const REGISTRY_SCHEMES: [&str; 3] = ["models", "runs", "mlflow-artifacts"];
 
-/// Where a deployment's model is, as its manifest says. It is written and read as one string.
+/// The location of a deployment's model, as written in its manifest. Serialized as one string.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "String", try_from = "String")]
 pub enum ModelUri {
-    /// `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN/PATH` or `mlflow-artifacts:/PATH`, for the registry to resolve.
+    /// `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN/PATH` or `mlflow-artifacts:/PATH`, resolved by the registry.
     Registered(String),
-    /// A file or folder of the server's machine: a path, or a `file://` URI.
+    /// A file or folder on the server's machine: a path, or a `file://` URI.
     Local(PathBuf),
 }
 
 impl ModelUri {
-    /// Reads a URI or a path.
+    /// Parses a URI or a path.
     ///
     /// # Errors
-    /// [`Error::Manifest`] for an empty string, a scheme that is not supported, or a `file://` URI that names no path.
+    /// [`Error::Manifest`] for an empty string, a scheme that is not supported, or a `file://` URI without a local path.
     pub fn parse(text: &str) -> Result<Self, Error> {
         if text.is_empty() {
             return Err(Error::Manifest("the model's uri is empty".into()));
@@ -34,32 +36,30 @@ impl ModelUri {
         let Some(scheme) = scheme(text) else {
             return Ok(Self::Local(PathBuf::from(text)));
         };
-        if REGISTERED.contains(&scheme) {
+        if REGISTRY_SCHEMES.contains(&scheme) {
             return Ok(Self::Registered(text.to_owned()));
         }
         if scheme.eq_ignore_ascii_case("file") {
             let path = url::Url::parse(text).ok().and_then(|url| url.to_file_path().ok());
-            // A manifest is stored as JSON, which holds no path that is not UTF-8.
+            // Manifests are stored as JSON, which can only represent UTF-8 paths.
             let path = path.filter(|path| path.to_str().is_some());
             return path.map(Self::Local).ok_or_else(|| {
-                Error::Manifest(format!(
-                    "'{text}' names no file of this machine; write file:///PATH or the path itself"
-                ))
+                Error::Manifest(format!("'{text}' is not a file on this machine; write file:///PATH or a plain path"))
             });
         }
         Err(Error::Manifest(format!(
             "'{text}': the scheme '{scheme}' is not supported; use models:/, runs:/ or mlflow-artifacts:/ \
-             (a file whose name holds a colon is written ./NAME)"
+             (write ./NAME for a file whose name contains a colon)"
         )))
     }
 }
 
-/// The scheme of a URI (RFC 3986, section 3.1), or nothing for a path.
+/// The scheme of a URI (RFC 3986, section 3.1), or `None` for a path.
 fn scheme(text: &str) -> Option<&str> {
     let (scheme, _) = text.split_once(':')?;
-    let named = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+    let is_valid = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
         && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
-    named.then_some(scheme)
+    is_valid.then_some(scheme)
 }
 
 impl TryFrom<String> for ModelUri {
@@ -84,50 +84,50 @@ impl std::fmt::Display for ModelUri {
     }
 }
 
-/// Whether a manifest may name files of the server's machine.
+/// Whether a manifest may name files on the server's machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LocalPaths {
     /// The caller owns the server's machine, so it could read these files anyway.
     Allowed,
-    /// The caller may be anybody. Paths that the deployment in force already names may stay, since the owner put them there.
+    /// Any other caller. Paths that the active revision already names may stay, because the owner put them there.
     Refused,
 }
 
-/// Where registered models come from; the server hands in its registry.
+/// The registry that models come from. The server passes in its implementation.
 pub trait ModelSource: Send + Sync {
-    /// Says which model a URI of a scheme in [`ModelUri::Registered`] means now.
+    /// Resolves a [`ModelUri::Registered`] URI to the model that it currently points to.
     ///
     /// # Errors
-    /// Why it cannot, for people.
+    /// A human-readable reason.
     fn resolve(&self, uri: &str) -> Result<ResolvedModel, String>;
-    /// A file or folder of this machine with the model.
+    /// Downloads the model if necessary; returns a file or folder on this machine.
     ///
     /// # Errors
-    /// Why it cannot, for people.
-    fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> Fetching<'a>;
-    /// Changes when an alias or a version changed.
+    /// A human-readable reason.
+    fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> FetchFuture<'a>;
+    /// A counter that increases whenever an alias or a version changes.
     fn changes(&self) -> watch::Receiver<u64>;
 }
 
-/// A model on its way to this machine.
-pub type Fetching<'a> = Pin<Box<dyn Future<Output = Result<PathBuf, String>> + Send + 'a>>;
+/// The future of [`ModelSource::fetch`].
+pub type FetchFuture<'a> = Pin<Box<dyn Future<Output = Result<PathBuf, String>> + Send + 'a>>;
 
-/// A model and where it came from.
+/// A resolved model and its origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ResolvedModel {
-    /// Registered name; empty outside a registry.
+    /// Name in the registry; empty for a model that is not registered.
     pub name: String,
-    /// Version; empty outside a registry.
+    /// Version in the registry; empty for a model that is not registered.
     pub version: String,
-    /// The run that made it; empty if unknown.
+    /// Id of the run that produced the model; empty if unknown.
     pub run_id: String,
-    /// Where it is stored. Only the source that resolved it understands this; it is never taken for a path of this machine.
+    /// Storage location, in the format of the source that resolved it. It is never interpreted as a local path.
     #[serde(skip)]
     pub location: String,
 }
 
 impl ResolvedModel {
-    /// A model that is a file of this machine.
+    /// A model that is a file on this machine.
     pub(crate) fn local(path: &Path) -> Self {
         let location = path.display().to_string();
         Self { name: String::new(), version: String::new(), run_id: String::new(), location }
@@ -137,7 +137,7 @@ impl ResolvedModel {
 /// The ONNX file of a model folder: `model.onnx`, or the only `.onnx` file in it or in `data/`.
 ///
 /// # Errors
-/// [`Error::Model`] when there is none, or more than one to choose from.
+/// [`Error::Model`] when there is no such file, or more than one.
 pub fn model_file(path: &Path) -> Result<PathBuf, Error> {
     if path.is_file() {
         return Ok(path.to_owned());
@@ -147,13 +147,15 @@ pub fn model_file(path: &Path) -> Result<PathBuf, Error> {
         let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
         found.extend(entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "onnx")));
     }
-    if let Some(usual) = found.iter().find(|p| p.file_name().is_some_and(|n| n == "model.onnx")) {
-        return Ok(usual.clone());
+    if let Some(default) = found.iter().find(|p| p.file_name().is_some_and(|n| n == "model.onnx")) {
+        return Ok(default.clone());
     }
     match found.as_slice() {
         [one] => Ok(one.clone()),
         [] => Err(Error::Model(format!("there is no .onnx file in {}", path.display()))),
-        many => Err(Error::Model(format!("there are {} .onnx files in {}; name one", many.len(), path.display()))),
+        many => {
+            Err(Error::Model(format!("there are {} .onnx files in {}; name one of them", many.len(), path.display())))
+        }
     }
 }
 
@@ -162,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn registered_models_and_local_paths_are_told_apart() {
+    fn uris_parse_as_registered_models_or_local_paths() {
         for uri in ["models:/digits@champion", "models:digits", "runs:/abc/model", "mlflow-artifacts:/0/a"] {
             assert_eq!(ModelUri::parse(uri).unwrap(), ModelUri::Registered(uri.into()));
         }
@@ -177,7 +179,7 @@ mod tests {
         for (text, path) in local {
             let uri = ModelUri::parse(text).unwrap();
             assert_eq!(uri, ModelUri::Local(path.into()));
-            assert_eq!(ModelUri::parse(&uri.to_string()).unwrap(), uri, "what is stored is read as the same");
+            assert_eq!(ModelUri::parse(&uri.to_string()).unwrap(), uri, "the stored form parses to the same URI");
         }
         for refused in ["", "s3://bucket/m.onnx", "http://host/m", "Models:/m", "file://host/m.onnx", "a:b.onnx"] {
             assert!(matches!(ModelUri::parse(refused), Err(Error::Manifest(_))), "{refused}");

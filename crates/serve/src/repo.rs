@@ -1,30 +1,30 @@
-//! SQL: revisions of deployments.
+//! SQL for the revisions of deployments. Invariant: revisions are only appended; the newest one is active unless it is a removal.
 
 use slipway_store::sql::{Connection, params};
 
 use crate::Error;
 use crate::manifest::Manifest;
 
-/// A change of a deployment.
+/// One revision of a deployment.
 #[derive(Debug, Clone, serde::Serialize, schemars::JsonSchema)]
 #[schemars(rename = "DeploymentRevision")]
 pub struct Revision {
-    /// Its number.
+    /// Revision number, from 1.
     pub revision: i64,
-    /// The manifest; absent for a removal.
+    /// The manifest; null for a removal.
     pub manifest: Option<Manifest>,
-    /// When, in milliseconds since the Unix epoch.
+    /// Time of the change, in milliseconds since the Unix epoch.
     pub created: i64,
     /// `apply`, `split`, `rollback` or `rm`.
     pub reason: String,
 }
 
 fn decode(name: &str, text: Option<String>) -> Option<Manifest> {
-    let read = serde_json::from_str(&text?);
-    read.inspect_err(|error| tracing::warn!(deployment = name, %error, "a stored manifest cannot be read")).ok()
+    let parsed = serde_json::from_str(&text?);
+    parsed.inspect_err(|error| tracing::warn!(deployment = name, %error, "a stored manifest cannot be parsed")).ok()
 }
 
-/// Adds a revision; its number.
+/// Adds a revision and returns its number.
 pub(crate) fn add(
     c: &Connection,
     name: &str,
@@ -42,7 +42,7 @@ pub(crate) fn add(
     Ok(revision)
 }
 
-/// Every deployment in force with its revision.
+/// The active manifest and revision number of every deployment that is not removed.
 pub(crate) fn current(c: &Connection) -> Result<Vec<(Manifest, i64)>, Error> {
     let rows = c.rows(
         "SELECT name, manifest, revision FROM deployment_revisions d WHERE manifest IS NOT NULL AND revision =
@@ -53,7 +53,7 @@ pub(crate) fn current(c: &Connection) -> Result<Vec<(Manifest, i64)>, Error> {
     Ok(rows.into_iter().filter_map(|(name, text, revision)| Some((decode(&name, text)?, revision))).collect())
 }
 
-/// All revisions, newest first.
+/// The last 100 revisions, newest first.
 pub(crate) fn history(c: &Connection, name: &str) -> Result<Vec<Revision>, Error> {
     Ok(c.rows(
         "SELECT revision, manifest, created, reason FROM deployment_revisions WHERE name = ?1 ORDER BY revision DESC LIMIT 100",
@@ -62,7 +62,7 @@ pub(crate) fn history(c: &Connection, name: &str) -> Result<Vec<Revision>, Error
     )?)
 }
 
-/// The manifest of one revision.
+/// The manifest of one revision; `None` for a removal or an unknown revision.
 pub(crate) fn manifest(c: &Connection, name: &str, revision: i64) -> Result<Option<Manifest>, Error> {
     let text: Option<Option<String>> = c.first(
         "SELECT manifest FROM deployment_revisions WHERE name = ?1 AND revision = ?2",

@@ -1,4 +1,6 @@
-//! All deployments: apply, split, roll back, remove; reload a model when its alias moves; answer requests.
+//! All deployments: apply, split, roll back and remove them, reload a model when its alias moves, and serve requests.
+//!
+//! Invariant: a revision is stored before it becomes active, and an apply that fails changes nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -14,7 +16,7 @@ use slipway_store::sql::Connection;
 use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::body::{Bodies, BodyLimits};
-use crate::deployment::{Answer, Deployment, Loaded, Request, State, Variant};
+use crate::deployment::{Deployment, InferOutput, Loaded, Request, State, Variant};
 use crate::manifest::Manifest;
 use crate::model::{LocalPaths, ModelSource, ModelUri, ResolvedModel};
 pub use crate::repo::Revision;
@@ -22,65 +24,65 @@ use crate::runtime::Runtime;
 use crate::stats::Snapshot;
 use crate::{Error, repo};
 
-/// Number of answered requests that are kept in memory for `slipway show --lineage` and the UI.
-const REMEMBERED: usize = 1000;
+/// Number of served requests that are kept in memory for `slipway show --lineage` and the UI.
+const MAX_RECENT_REQUESTS: usize = 1000;
 
 /// How often a server that shares its database polls it for changes that other servers made.
 const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// A request that was answered.
+/// A served inference request.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(rename = "AnsweredRequest")]
-pub struct Remembered {
-    /// Its id.
+pub struct RequestRecord {
+    /// The request's id: the client's, or a generated one.
     pub id: String,
-    /// The deployment.
+    /// Name of the deployment.
     pub deployment: String,
-    /// The variant.
+    /// Name of the model within the deployment.
     pub variant: String,
-    /// The model.
+    /// The model version that computed the response.
     pub model: ResolvedModel,
-    /// When, in milliseconds since the Unix epoch.
+    /// Time of the response, in milliseconds since the Unix epoch.
     pub time: i64,
-    /// Microseconds it took.
+    /// Duration of the request in microseconds.
     pub took_us: u64,
 }
 
-/// State of a deployment, as the API shows it.
+/// State of a deployment, as the API returns it.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(rename = "Deployment")]
 pub struct Status {
-    /// Its name.
+    /// The deployment's name.
     pub name: String,
-    /// Its revision.
+    /// Number of the active revision.
     pub revision: i64,
-    /// Whether all models with traffic answer.
+    /// Whether all models with a weight above 0 are loaded.
     pub ready: bool,
-    /// Requests that are waiting or being computed now.
+    /// Requests that are currently queued or being computed.
     pub in_flight: usize,
-    /// Its manifest.
+    /// Manifest of the active revision.
     pub manifest: Manifest,
-    /// Its models.
+    /// State of each model, in the manifest's order.
     pub variants: Vec<VariantStatus>,
 }
 
-/// State of one model of a deployment, as the API shows it.
+/// State of one model of a deployment, as the API returns it.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(rename = "DeploymentModelStatus")]
 pub struct VariantStatus {
-    /// Its name in the deployment.
+    /// Name within the deployment.
     pub name: String,
-    /// Where it comes from.
+    /// Model URI from the manifest.
     pub uri: String,
-    /// Its share in per cent.
+    /// Share of the traffic in per cent.
     pub weight: u32,
     /// `ready`, `loading` or `failed`.
     pub state: &'static str,
-    /// Why it failed, why a newer version could not be loaded, or why its requests are not batched though that was asked for.
+    /// Why loading failed, why a newer version could not be loaded, or why requests are not batched although `batching` is set.
     pub reason: Option<String>,
-    /// Which model it is.
+    /// The loaded model version; null if none is loaded.
     pub model: Option<ResolvedModel>,
-    /// Its request counters and latencies.
+    /// Request counters and latencies since the model was loaded.
     pub stats: Snapshot,
 }
 
@@ -96,13 +98,14 @@ struct Inner {
     source: Arc<dyn ModelSource>,
     bodies: Bodies,
     deployments: RwLock<BTreeMap<String, Arc<Deployment>>>,
-    remembered: Mutex<VecDeque<Remembered>>,
-    /// Held while deployments are changed, so that changes happen one after another.
-    changing: Arc<tokio::sync::Mutex<()>>,
+    /// Served requests, newest last.
+    recent: Mutex<VecDeque<RequestRecord>>,
+    /// Serializes changes of deployments.
+    changes_lock: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Gateway {
-    /// Opens the gateway with the deployments that the store holds; their models are loaded in the background.
+    /// Opens the gateway with the stored deployments. Their models are loaded in the background.
     ///
     /// # Errors
     /// The store's.
@@ -120,11 +123,11 @@ impl Gateway {
                 source,
                 bodies: Bodies::new(bodies),
                 deployments: RwLock::default(),
-                remembered: Mutex::default(),
-                changing: Arc::default(),
+                recent: Mutex::default(),
+                changes_lock: Arc::default(),
             }),
         };
-        // Subscribed before anything is resolved, so that no change is missed.
+        // Subscribe before any URI is resolved, so that no change is missed.
         let changes = gateway.inner.source.changes();
         for (manifest, revision) in stored {
             let deployment = Arc::new(Deployment::new(manifest, revision, Arc::default()));
@@ -139,17 +142,17 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// What receives the bodies of requests.
+    /// Receives request bodies.
     pub(crate) fn bodies(&self) -> &Bodies {
         &self.inner.bodies
     }
 
-    /// What runs the models.
+    /// The runtime that executes the models.
     pub fn runtime(&self) -> &Runtime {
         &self.inner.runtime
     }
 
-    /// The deployment of this name.
+    /// The deployment with this name.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -162,7 +165,7 @@ impl Gateway {
             .ok_or_else(|| Error::NotFound(format!("model '{name}' is not deployed")))
     }
 
-    /// All deployments by name.
+    /// All deployments, sorted by name.
     pub fn deployments(&self) -> Vec<Arc<Deployment>> {
         self.inner.deployments.read().values().cloned().collect()
     }
@@ -172,43 +175,42 @@ impl Gateway {
         self.inner.deployments.write().insert(deployment.name().to_owned(), deployment);
     }
 
-    /// Answers a request and remembers which model it was.
+    /// Runs an inference request and records which model served it.
     ///
     /// # Errors
     /// As [`Deployment::infer`].
-    pub async fn infer(&self, deployment: &Deployment, request: Request) -> Result<Answer, Error> {
-        let answer = deployment.infer(request).await?;
-        let remembered = Remembered {
-            id: answer.id.clone(),
+    pub async fn infer(&self, deployment: &Deployment, request: Request) -> Result<InferOutput, Error> {
+        let output = deployment.infer(request).await?;
+        let record = RequestRecord {
+            id: output.id.clone(),
             deployment: deployment.name().to_owned(),
-            variant: answer.variant.clone(),
-            model: answer.model.resolved.clone(),
+            variant: output.variant.clone(),
+            model: output.model.resolved.clone(),
             time: now_ms(),
-            took_us: u64::try_from(answer.took.as_micros()).unwrap_or(u64::MAX),
+            took_us: u64::try_from(output.took.as_micros()).unwrap_or(u64::MAX),
         };
-        let mut list = self.inner.remembered.lock();
-        if list.len() == REMEMBERED {
-            list.pop_front();
+        let mut recent = self.inner.recent.lock();
+        if recent.len() == MAX_RECENT_REQUESTS {
+            recent.pop_front();
         }
-        list.push_back(remembered);
-        Ok(answer)
+        recent.push_back(record);
+        Ok(output)
     }
 
-    /// The last requests, newest first.
-    pub fn recent(&self, limit: usize) -> Vec<Remembered> {
-        self.inner.remembered.lock().iter().rev().take(limit).cloned().collect()
+    /// Up to `limit` served requests, newest first.
+    pub fn recent(&self, limit: usize) -> Vec<RequestRecord> {
+        self.inner.recent.lock().iter().rev().take(limit).cloned().collect()
     }
 
-    /// The newest request with this id, if it is among the last thousand.
-    pub fn request(&self, id: &str) -> Option<Remembered> {
-        self.inner.remembered.lock().iter().rev().find(|r| r.id == id).cloned()
+    /// The newest request with this id, if it is among the last 1000 served requests.
+    pub fn request(&self, id: &str) -> Option<RequestRecord> {
+        self.inner.recent.lock().iter().rev().find(|r| r.id == id).cloned()
     }
 
-    /// Puts a manifest in force: loads its models, stores it, then lets it take the traffic over.
+    /// Activates a manifest: loads its models, stores it as a new revision, then switches traffic to it. An error changes nothing.
     ///
     /// # Errors
-    /// [`Error::Manifest`]; [`Error::LocalPath`] for a local path that is not allowed; [`Error::Model`] when a model cannot be
-    /// loaded. Nothing changed then.
+    /// [`Error::Manifest`]; [`Error::LocalPath`] for a local path that is not allowed; [`Error::Model`] when a model cannot be loaded.
     pub async fn apply(
         &self,
         manifest: Manifest,
@@ -216,21 +218,21 @@ impl Gateway {
         local_paths: LocalPaths,
     ) -> Result<Status, Error> {
         manifest.check()?;
-        let changing = Arc::clone(&self.inner.changing).lock_owned().await;
+        let lock = Arc::clone(&self.inner.changes_lock).lock_owned().await;
         let name = manifest.metadata.name.clone();
-        let before = self.inner.deployments.read().get(&name).cloned();
+        let previous = self.inner.deployments.read().get(&name).cloned();
         if local_paths == LocalPaths::Refused {
-            no_new_local_path(&manifest, before.as_deref())?;
+            refuse_new_local_paths(&manifest, previous.as_deref())?;
         }
-        if let Some(before) = before.as_ref().filter(|b| b.manifest == manifest && b.is_ready()) {
-            return Ok(status(before));
+        if let Some(previous) = previous.as_ref().filter(|p| p.manifest == manifest && p.is_ready()) {
+            return Ok(status(previous));
         }
-        let mut next = Deployment::new(manifest, 0, admitted_before(before.as_deref()));
+        let mut next = Deployment::new(manifest, 0, shared_admitted_counter(previous.as_deref()));
         for variant in &next.variants {
-            self.load_or_reuse(&next, variant, before.as_deref()).await?;
+            self.load_or_reuse(&next, variant, previous.as_deref()).await?;
         }
         let stored = Some(next.manifest.clone());
-        self.commit(changing, name.clone(), stored, reason, move |deployments, revision| {
+        self.commit(lock, name.clone(), stored, reason, move |deployments, revision| {
             next.revision = revision;
             let next = Arc::new(next);
             deployments.insert(name, Arc::clone(&next));
@@ -239,44 +241,44 @@ impl Gateway {
         .await
     }
 
-    /// Stores a revision (`None` for a removal) and puts it in force. Both happen in a task of their own: a caller that goes away in
-    /// between, as the handler of a client that disconnects does, must not leave stored what is not in force.
+    /// Stores a revision (`None` for a removal) and activates it. Both run in a separate task: if the client disconnects in between,
+    /// its handler is dropped, and that must not leave a revision that is stored but not active.
     async fn commit<T: Send + 'static>(
         &self,
-        changing: OwnedMutexGuard<()>,
+        lock: OwnedMutexGuard<()>,
         name: String,
         manifest: Option<Manifest>,
         reason: &'static str,
-        put_in_force: impl FnOnce(&mut BTreeMap<String, Arc<Deployment>>, i64) -> T + Send + 'static,
+        activate: impl FnOnce(&mut BTreeMap<String, Arc<Deployment>>, i64) -> T + Send + 'static,
     ) -> Result<T, Error> {
         let inner = Arc::clone(&self.inner);
         let task = tokio::spawn(async move {
-            let _one = changing;
+            let _lock = lock;
             let add = move |c: &Connection| repo::add(c, &name, manifest.as_ref(), now_ms(), reason);
             let revision = inner.db.write(add).await?;
-            Ok(put_in_force(&mut inner.deployments.write(), revision))
+            Ok(activate(&mut inner.deployments.write(), revision))
         });
         task.await.unwrap_or_else(|error| Err(Error::Store(format!("the change was not stored: {error}"))))
     }
 
-    /// Changes the weights.
+    /// Changes the traffic weights.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Manifest`].
     pub async fn split(&self, name: &str, weights: &[(String, u32)]) -> Result<Status, Error> {
         let manifest = self.deployment(name)?.manifest.with_weights(weights)?;
-        // The models are those of the deployment in force.
+        // The manifest names the same models as the active revision, so no new local path can occur.
         self.apply(manifest, "split", LocalPaths::Refused).await
     }
 
-    /// Puts an earlier revision in force again, the one before this by default.
+    /// Activates an earlier revision again, by default the previous one.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is none; as [`Gateway::apply`].
+    /// [`Error::NotFound`] when there is none, and those of [`Gateway::apply`].
     pub async fn rollback(&self, name: &str, to: Option<i64>, local_paths: LocalPaths) -> Result<Status, Error> {
         let current = self.deployment(name)?;
         let history = self.history(name)?;
-        // Going back from a rollback means the one before the revision that it restored.
+        // After a rollback, "previous" is relative to the restored revision, not to the revision that the rollback added.
         let at = history
             .iter()
             .rev()
@@ -295,21 +297,21 @@ impl Gateway {
         self.apply(manifest, "rollback", local_paths).await
     }
 
-    /// Takes a deployment away. Requests in flight are answered.
+    /// Removes a deployment. Requests in flight still complete.
     ///
     /// # Errors
     /// [`Error::NotFound`], or the store's.
     pub async fn remove(&self, name: &str) -> Result<(), Error> {
-        let changing = Arc::clone(&self.inner.changing).lock_owned().await;
+        let lock = Arc::clone(&self.inner.changes_lock).lock_owned().await;
         self.deployment(name)?;
         let key = name.to_owned();
-        self.commit(changing, name.to_owned(), None, "rm", move |deployments, _| {
+        self.commit(lock, name.to_owned(), None, "rm", move |deployments, _| {
             deployments.remove(&key);
         })
         .await
     }
 
-    /// All changes of a deployment, newest first.
+    /// The last 100 revisions of a deployment, newest first.
     ///
     /// # Errors
     /// The store's.
@@ -330,14 +332,14 @@ impl Gateway {
         Ok(status(self.deployment(name)?.as_ref()))
     }
 
-    /// Gives a variant its model. A model that is loaded already with the same settings is reused, statistics included.
+    /// Loads a variant's model, or reuses the one that is already loaded with the same settings, statistics included.
     async fn load_or_reuse(
         &self,
         next: &Deployment,
         variant: &Arc<Variant>,
-        before: Option<&Deployment>,
+        previous: Option<&Deployment>,
     ) -> Result<(), Error> {
-        let same = before
+        let same = previous
             .filter(|b| {
                 b.manifest.spec.batching == next.manifest.spec.batching
                     && b.manifest.spec.limits == next.manifest.spec.limits
@@ -346,45 +348,45 @@ impl Gateway {
                 b.variants.iter().find(|v| v.spec.uri == variant.spec.uri && v.spec.name == variant.spec.name)
             })
             .and_then(|v| v.loaded());
-        let fresh = self.inner.source_of(&variant.spec.uri)?;
-        match same.filter(|l| l.resolved == fresh) {
+        let resolved = self.inner.resolve(&variant.spec.uri)?;
+        match same.filter(|l| l.resolved == resolved) {
             Some(loaded) => *variant.state.write() = State::Ready(loaded),
-            None => self.load(next, variant, fresh).await?,
+            None => self.load(next, variant, resolved).await?,
         }
         Ok(())
     }
 
-    /// Applies changes that another server stored. New models are loaded before they take traffic over.
+    /// Applies changes that another server stored. New models are loaded before they receive traffic.
     async fn apply_stored(&self, stored: Vec<(Manifest, i64)>) {
-        let _one = self.inner.changing.lock().await;
+        let _lock = self.inner.changes_lock.lock().await;
         let names: Vec<_> = stored.iter().map(|(manifest, _)| manifest.metadata.name.clone()).collect();
         self.inner.deployments.write().retain(|name, _| names.contains(name));
         for (manifest, revision) in stored {
             let name = manifest.metadata.name.clone();
-            let before = self.inner.deployments.read().get(&name).cloned();
-            // This server may have changed the deployment itself after the store was read; its own revision is newer then.
-            if before.as_ref().is_some_and(|b| b.revision >= revision) {
+            let previous = self.inner.deployments.read().get(&name).cloned();
+            // This server may have changed the deployment after the store was read; then its own revision is newer.
+            if previous.as_ref().is_some_and(|p| p.revision >= revision) {
                 continue;
             }
-            let next = Arc::new(Deployment::new(manifest, revision, admitted_before(before.as_deref())));
-            self.load_all(&next, before.as_deref()).await;
+            let next = Arc::new(Deployment::new(manifest, revision, shared_admitted_counter(previous.as_deref())));
+            self.load_all(&next, previous.as_deref()).await;
             self.inner.deployments.write().insert(name, next);
         }
     }
 
-    /// Loads the models of the deployments that were stored when the gateway was opened, all at once.
+    /// Loads the models of the deployments that were stored when the gateway was opened, all concurrently.
     async fn load_stored(&self, stored: Vec<Arc<Deployment>>) {
-        let _one = self.inner.changing.lock().await;
-        // Whoever came first may have replaced or removed some.
-        let in_force = |d: &Arc<Deployment>| self.deployment(d.name()).is_ok_and(|now| Arc::ptr_eq(&now, d));
-        let loading = stored.iter().filter(|d| in_force(d)).map(|deployment| self.load_all(deployment, None));
+        let _lock = self.inner.changes_lock.lock().await;
+        // Requests that took the lock first may have replaced or removed some of them.
+        let is_active = |d: &Arc<Deployment>| self.deployment(d.name()).is_ok_and(|active| Arc::ptr_eq(&active, d));
+        let loading = stored.iter().filter(|d| is_active(d)).map(|deployment| self.load_all(deployment, None));
         futures_util::future::join_all(loading).await;
     }
 
-    async fn load_all(&self, deployment: &Deployment, before: Option<&Deployment>) {
+    async fn load_all(&self, deployment: &Deployment, previous: Option<&Deployment>) {
         for variant in &deployment.variants {
-            if let Err(error) = self.load_or_reuse(deployment, variant, before).await {
-                tracing::warn!(deployment = deployment.name(), variant = variant.spec.name, %error, "not loaded");
+            if let Err(error) = self.load_or_reuse(deployment, variant, previous).await {
+                tracing::warn!(deployment = deployment.name(), variant = variant.spec.name, %error, "cannot load the model");
                 *variant.state.write() = State::Failed(error.to_string());
             }
         }
@@ -408,25 +410,25 @@ impl Gateway {
         Ok(())
     }
 
-    /// Loads the models that moved aliases point to now. The old model answers until the new one is ready.
+    /// Loads the models that moved aliases now point to. The old model serves until the new one is ready.
     async fn reload_moved(&self) {
-        // A deployment that is being put in force may hold what the alias pointed to before, so its turn comes after that.
-        let _one = self.inner.changing.lock().await;
+        // Wait for a running change: the deployment that it activates may still have resolved the alias to the old version.
+        let _lock = self.inner.changes_lock.lock().await;
         for deployment in self.deployments() {
             for variant in &deployment.variants {
-                let fresh = match self.inner.source_of(&variant.spec.uri) {
-                    Ok(fresh) => fresh,
+                let resolved = match self.inner.resolve(&variant.spec.uri) {
+                    Ok(resolved) => resolved,
                     Err(error) => {
                         *variant.stale.write() = Some(error.to_string());
                         continue;
                     }
                 };
-                if variant.loaded().is_some_and(|l| l.resolved == fresh) {
+                if variant.loaded().is_some_and(|l| l.resolved == resolved) {
                     *variant.stale.write() = None;
                     continue;
                 }
-                if let Err(error) = self.load(&deployment, variant, fresh).await {
-                    tracing::warn!(deployment = deployment.name(), variant = variant.spec.name, %error, "kept the old model");
+                if let Err(error) = self.load(&deployment, variant, resolved).await {
+                    tracing::warn!(deployment = deployment.name(), variant = variant.spec.name, %error, "cannot load the new model version; the previous one keeps serving");
                     *variant.stale.write() = Some(error.to_string());
                 }
             }
@@ -435,7 +437,7 @@ impl Gateway {
 }
 
 impl Inner {
-    fn source_of(&self, uri: &ModelUri) -> Result<ResolvedModel, Error> {
+    fn resolve(&self, uri: &ModelUri) -> Result<ResolvedModel, Error> {
         match uri {
             ModelUri::Registered(uri) => self.source.resolve(uri).map_err(Error::Model),
             ModelUri::Local(path) if path.exists() => Ok(ResolvedModel::local(path)),
@@ -443,7 +445,7 @@ impl Inner {
         }
     }
 
-    /// A file or folder of this machine with the model. What the registry stored is for the registry alone to find.
+    /// A file or folder on this machine with the model. Only the registry may interpret the location of a registered model.
     async fn fetch(&self, uri: &ModelUri, model: &ResolvedModel) -> Result<PathBuf, Error> {
         match uri {
             ModelUri::Registered(_) => self.source.fetch(model).await.map_err(Error::Model),
@@ -452,11 +454,11 @@ impl Inner {
     }
 }
 
-/// Refuses local paths that the deployment in force does not name, without looking whether they exist.
-fn no_new_local_path(manifest: &Manifest, before: Option<&Deployment>) -> Result<(), Error> {
-    let in_force = |uri: &ModelUri| before.is_some_and(|b| b.manifest.spec.models.iter().any(|m| m.uri == *uri));
-    let new = |uri: &ModelUri| matches!(uri, ModelUri::Local(_)) && !in_force(uri);
-    match manifest.spec.models.iter().find(|model| new(&model.uri)) {
+/// Rejects local paths that the active revision does not name, without checking whether they exist.
+fn refuse_new_local_paths(manifest: &Manifest, previous: Option<&Deployment>) -> Result<(), Error> {
+    let is_active = |uri: &ModelUri| previous.is_some_and(|p| p.manifest.spec.models.iter().any(|m| m.uri == *uri));
+    let is_new = |uri: &ModelUri| matches!(uri, ModelUri::Local(_)) && !is_active(uri);
+    match manifest.spec.models.iter().find(|model| is_new(&model.uri)) {
         None => Ok(()),
         Some(model) => {
             Err(Error::LocalPath { deployment: manifest.metadata.name.clone(), variant: model.name.clone() })
@@ -464,8 +466,8 @@ fn no_new_local_path(manifest: &Manifest, before: Option<&Deployment>) -> Result
     }
 }
 
-/// Reloads models whenever the registry changes. With a shared database, where other servers change the registry and the
-/// deployments too, it polls.
+/// Reloads models whenever the registry changes. With a shared database it also polls, because other servers change the registry and
+/// the deployments.
 async fn follow(gateway: Gateway, mut changes: watch::Receiver<u64>) {
     if !gateway.inner.db.is_shared() {
         while changes.changed().await.is_ok() {
@@ -479,15 +481,15 @@ async fn follow(gateway: Gateway, mut changes: watch::Receiver<u64>) {
         }
         match gateway.inner.db.read(repo::current).await {
             Ok(stored) => gateway.apply_stored(stored).await,
-            Err(error) => tracing::warn!(%error, "the stored deployments cannot be read; those in force stay"),
+            Err(error) => tracing::warn!(%error, "cannot read the stored deployments; the active ones keep serving"),
         }
         gateway.reload_moved().await;
     }
 }
 
 /// The counter of requests in flight, which all revisions of a deployment share.
-fn admitted_before(before: Option<&Deployment>) -> Arc<AtomicUsize> {
-    before.map(|b| Arc::clone(&b.admitted)).unwrap_or_default()
+fn shared_admitted_counter(previous: Option<&Deployment>) -> Arc<AtomicUsize> {
+    previous.map(|p| Arc::clone(&p.admitted)).unwrap_or_default()
 }
 
 fn status(deployment: &Deployment) -> Status {

@@ -1,4 +1,4 @@
-//! Counters and latencies per model version.
+//! Request counters and latencies per model version, for `slipway deploy show`, the UI and the metrics endpoint.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -7,12 +7,12 @@ use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// Buckets of the latency histogram: eight for each doubling from 1 µs to about 70 minutes.
+/// Buckets of the latency histogram: eight per power of two, from 1 µs to about 70 minutes.
 const BUCKETS: usize = 8 * 32;
-/// How long the recent latencies reach back, at least.
+/// Minimum period that the latency quantiles cover.
 const WINDOW: Duration = Duration::from_secs(30);
 
-/// A histogram of latencies in microseconds, read with an error of at most 1/8.
+/// A log-linear histogram of latencies in microseconds, with a relative error of at most 1/8.
 #[derive(Debug)]
 pub struct Histogram {
     counts: Box<[AtomicU64; BUCKETS]>,
@@ -46,39 +46,39 @@ impl Histogram {
     }
 }
 
-/// Upper bounds of the buckets that metrics show, in microseconds: 1-2-5 from 100 µs to 10 s, and no bound.
-const SHOWN_BOUNDS_US: [f64; 17] =
+/// Upper bounds of the exported Prometheus buckets, in microseconds: 1-2-5 steps from 100 µs to 10 s, then infinity.
+const EXPORTED_BOUNDS_US: [f64; 17] =
     [1e2, 2e2, 5e2, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6, 1e7, f64::MAX];
 
-/// The fine histogram in the few buckets that metrics show. A fine bucket counts where its upper end lies.
-fn coarse(counts: &[u64]) -> Vec<(f64, u64)> {
-    let mut shown: Vec<(f64, u64)> = SHOWN_BOUNDS_US.iter().map(|us| (us / 1e6, 0)).collect();
-    if let Some(last) = shown.last_mut() {
+/// Merges the fine buckets into the exported ones. A fine bucket counts towards the exported bucket that contains its upper end.
+fn export_buckets(counts: &[u64]) -> Vec<(f64, u64)> {
+    let mut exported: Vec<(f64, u64)> = EXPORTED_BOUNDS_US.iter().map(|us| (us / 1e6, 0)).collect();
+    if let Some(last) = exported.last_mut() {
         last.0 = f64::MAX;
     }
     for (index, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
         let end = lower_bound(index + 1);
-        let at = SHOWN_BOUNDS_US.partition_point(|bound| *bound < end).min(shown.len() - 1);
-        shown[at].1 += count;
+        let at = EXPORTED_BOUNDS_US.partition_point(|bound| *bound < end).min(exported.len() - 1);
+        exported[at].1 += count;
     }
-    shown
+    exported
 }
 
-/// The value below which a share `q` of the counted latencies lies, in microseconds.
+/// The `q` quantile of the counted latencies in microseconds, for `q` from 0 to 1.
 fn quantile(counts: &[u64], q: f64) -> f64 {
     let total: u64 = counts.iter().sum();
     let rank = (q * total as f64).ceil() as u64;
-    let mut seen = 0;
+    let mut cumulative = 0;
     for (index, count) in counts.iter().enumerate() {
-        seen += count;
-        if *count > 0 && seen >= rank {
+        cumulative += count;
+        if *count > 0 && cumulative >= rank {
             return f64::midpoint(lower_bound(index), lower_bound(index + 1));
         }
     }
     0.0
 }
 
-/// Counters and latencies of one version of a deployment since it was loaded.
+/// Counters and latencies of one model version since it was loaded.
 #[derive(Debug)]
 pub struct Stats {
     requests: AtomicU64,
@@ -92,29 +92,29 @@ pub struct Stats {
 #[derive(Debug)]
 struct Recent {
     since: Instant,
-    /// The histogram of all latencies when the window before this one began, and when this one began.
+    /// Snapshots of the histogram at the beginning of the previous window and of the current one.
     marks: [Vec<u64>; 2],
 }
 
-/// Counters and latencies, for people and for metrics.
+/// Request counters and latencies at one moment.
 #[derive(Debug, Clone, Serialize, Default, JsonSchema)]
 #[schemars(rename = "ModelStatistics")]
 pub struct Snapshot {
-    /// Requests answered, errors among them.
+    /// Requests processed, failed ones included.
     pub requests: u64,
     /// Requests that failed.
     pub errors: u64,
-    /// Rows (first dimension of the first input) computed.
+    /// Rows computed, by the first dimension of the first input.
     pub rows: u64,
-    /// Median latency in microseconds over the last 30 to 60 seconds, or since loading if there was none.
+    /// Median latency in microseconds over the last 30 to 60 seconds, or since the model was loaded if there was no request in that time.
     pub p50_us: f64,
-    /// 95th percentile.
+    /// 95th percentile of the latency in microseconds, over the same period.
     pub p95_us: f64,
-    /// 99th percentile.
+    /// 99th percentile of the latency in microseconds, over the same period.
     pub p99_us: f64,
     /// Sum of all latencies in microseconds.
     pub total_us: u64,
-    /// All latencies: the upper bound of each bucket in seconds, and how many are in it. The last bucket has no bound.
+    /// Latency histogram: upper bound in seconds and count of each bucket, not cumulative. The last bound is `f64::MAX`.
     #[serde(skip)]
     pub latency_buckets: Vec<(f64, u64)>,
 }
@@ -133,7 +133,7 @@ impl Default for Stats {
 }
 
 impl Stats {
-    /// Counts one request.
+    /// Records one request.
     pub fn record(&self, took: Duration, rows: usize, failed: bool) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.requests.fetch_add(1, Relaxed);
@@ -145,13 +145,13 @@ impl Stats {
         }
     }
 
-    /// The numbers now.
+    /// The current counters and quantiles.
     pub fn snapshot(&self) -> Snapshot {
         let all = self.total.snapshot();
         let mut recent = self.recent.lock();
         if recent.since.elapsed() > WINDOW {
-            let begun = std::mem::replace(&mut recent.marks[1], all.clone());
-            recent.marks[0] = begun;
+            let previous = std::mem::replace(&mut recent.marks[1], all.clone());
+            recent.marks[0] = previous;
             recent.since = Instant::now();
         }
         let window: Vec<u64> = all.iter().zip(&recent.marks[0]).map(|(a, b)| a - b).collect();
@@ -164,7 +164,7 @@ impl Stats {
             p95_us: quantile(counts, 0.95),
             p99_us: quantile(counts, 0.99),
             total_us: self.total_us.load(Relaxed),
-            latency_buckets: coarse(&all),
+            latency_buckets: export_buckets(&all),
         }
     }
 }
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_close() {
+    fn quantiles_are_within_one_eighth() {
         let stats = Stats::default();
         for us in 1..=1000 {
             stats.record(Duration::from_micros(us), 1, us % 100 == 0);
@@ -186,19 +186,19 @@ mod tests {
     }
 
     #[test]
-    fn shown_buckets_count_every_request_once() {
+    fn exported_buckets_count_every_request_once() {
         let stats = Stats::default();
         for us in [50, 150, 900, 4_000, 90_000_000] {
             stats.record(Duration::from_micros(us), 1, false);
         }
-        let shown = stats.snapshot().latency_buckets;
-        assert_eq!(shown.iter().map(|(_, n)| n).sum::<u64>(), 5);
-        assert_eq!((shown[0], shown[1], shown[3].1, shown[5].1), ((1e-4, 1), (2e-4, 1), 1, 1));
-        assert_eq!(shown.last(), Some(&(f64::MAX, 1)));
+        let exported = stats.snapshot().latency_buckets;
+        assert_eq!(exported.iter().map(|(_, n)| n).sum::<u64>(), 5);
+        assert_eq!((exported[0], exported[1], exported[3].1, exported[5].1), ((1e-4, 1), (2e-4, 1), 1, 1));
+        assert_eq!(exported.last(), Some(&(f64::MAX, 1)));
     }
 
     #[test]
-    fn buckets_grow_with_the_latency() {
+    fn bucket_index_is_monotonic() {
         let mut last = 0;
         for us in 1..100_000 {
             let b = bucket(us);

@@ -1,4 +1,6 @@
-//! Tensors with the data types of the Open Inference Protocol V2 (section *Tensor Data Types*).
+//! Tensors with the data types of the Open Inference Protocol V2 (section *Tensor Data Types*), and their JSON and binary encodings.
+//!
+//! Invariant: parsing allocates memory in proportion to the bytes received, not to the shape that the client claims.
 
 use half::{bf16, f16};
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
@@ -68,7 +70,7 @@ pub enum DataType {
     Bytes,
 }
 
-/// Names on the wire.
+/// Data type names in the protocol.
 const NAMES: [(DataType, &str); 14] = [
     (DataType::Bool, "BOOL"),
     (DataType::Uint8, "UINT8"),
@@ -87,15 +89,15 @@ const NAMES: [(DataType, &str); 14] = [
 ];
 
 impl DataType {
-    /// The name on the wire.
+    /// The name in the protocol, such as `FP32`.
     pub fn name(self) -> &'static str {
         NAMES.iter().find(|(t, _)| *t == self).map_or("", |(_, n)| n)
     }
 
-    /// The type of that name.
+    /// The data type with this name. `tensor` is used in the error message.
     ///
     /// # Errors
-    /// [`Error::Invalid`] that names the tensor and the types there are.
+    /// [`Error::Invalid`] that names the tensor and lists the data types.
     pub fn parse(name: &str, tensor: &str) -> Result<Self, Error> {
         NAMES.iter().find(|(_, n)| *n == name).map(|(t, _)| *t).ok_or_else(|| {
             let known = NAMES.iter().map(|(_, n)| *n).collect::<Vec<_>>().join(", ");
@@ -103,7 +105,7 @@ impl DataType {
         })
     }
 
-    /// Bytes an element takes in the binary extension; `None` for BYTES, whose elements vary.
+    /// Size of an element in the binary extension, in bytes; `None` for `BYTES`, whose elements vary in size.
     pub fn size(self) -> Option<usize> {
         Some(match self {
             Self::Bool | Self::Uint8 | Self::Int8 => 1,
@@ -118,19 +120,19 @@ impl DataType {
 /// A named tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tensor {
-    /// Its name in the model.
+    /// Name of the model's input or output.
     pub name: String,
-    /// Its dimensions.
+    /// Size of each dimension.
     pub shape: Vec<usize>,
-    /// Its elements.
+    /// The elements in row-major order.
     pub data: Data,
 }
 
 impl Tensor {
-    /// A tensor with as many elements as its shape says.
+    /// Creates a tensor.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with both numbers when they differ.
+    /// [`Error::Invalid`] when the number of elements does not match the shape.
     pub fn new(name: String, shape: Vec<usize>, data: Data) -> Result<Self, Error> {
         let count: usize = shape.iter().product();
         if data.len() != count {
@@ -143,19 +145,19 @@ impl Tensor {
     }
 }
 
-/// What a model says about an input or output; -1 stands for any size.
+/// A model's description of an input or output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
-    /// Its name.
+    /// Name of the input or output.
     pub name: String,
-    /// Its data type.
+    /// Data type of the elements.
     pub datatype: DataType,
-    /// Its dimensions; -1 for a free one.
+    /// Size of each dimension; -1 for a dynamic dimension.
     pub shape: Vec<i64>,
 }
 
 impl Data {
-    /// The type of the elements.
+    /// The data type of the elements.
     pub fn datatype(&self) -> DataType {
         match self {
             Self::Bool(_) => DataType::Bool,
@@ -175,27 +177,27 @@ impl Data {
         }
     }
 
-    /// How many elements there are.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         each_data!(self, v => v.len())
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Reads elements from JSON, flat or nested as the shape is.
+    /// Parses elements from JSON, as a flat list or nested like the shape. `expected` is the number of elements.
     ///
     /// # Errors
-    /// [`Error::Invalid`] that names the tensor and what was found.
+    /// [`Error::Invalid`] that names the tensor and the invalid element.
     pub fn from_json(json: &str, datatype: DataType, tensor: &str, expected: usize) -> Result<Self, Error> {
-        // No more room than the text can fill is taken at once, whatever the shape claims.
-        let room = expected.min(json.len());
+        // The initial capacity is bounded by the length of the text, because a client may claim any shape.
+        let capacity = expected.min(json.len());
         macro_rules! read {
             ($variant:ident) => {{
-                let mut items = Vec::with_capacity(room);
-                flat(json, &mut items).map(|()| Self::$variant(items))
+                let mut items = Vec::with_capacity(capacity);
+                parse_elements(json, &mut items).map(|()| Self::$variant(items))
             }};
         }
         match datatype {
@@ -217,10 +219,10 @@ impl Data {
         .map_err(|e| Error::Invalid(format!("input '{tensor}': data is not {}: {e}", datatype.name())))
     }
 
-    /// Reads elements from the binary extension: little endian; BYTES with a 4-byte length before each.
+    /// Parses elements in the binary extension's encoding: little endian; each `BYTES` element has a 4-byte length prefix.
     ///
     /// # Errors
-    /// [`Error::Invalid`] that names the tensor and the size that was expected.
+    /// [`Error::Invalid`] that names the tensor and the expected size.
     pub fn from_binary(raw: &[u8], datatype: DataType, tensor: &str, expected: usize) -> Result<Self, Error> {
         let Some(size) = datatype.size() else {
             return bytes_from_binary(raw, tensor);
@@ -255,7 +257,7 @@ impl Data {
         })
     }
 
-    /// Appends the elements in the binary extension's form.
+    /// Appends the elements in the binary extension's encoding.
     pub fn write_binary(&self, out: &mut Vec<u8>) {
         macro_rules! write {
             ($v:expr) => {
@@ -287,20 +289,20 @@ impl Data {
         }
     }
 
-    /// Appends the elements as a flat JSON list. JSON has no NaN or infinities: they become `null`.
+    /// Appends the elements as a flat JSON list. NaN and infinities become `null`, because JSON cannot represent them.
     pub fn write_json(&self, out: &mut Vec<u8>) {
-        fn list<T>(items: &[T], out: &mut Vec<u8>, mut one: impl FnMut(&T, &mut Vec<u8>)) {
+        fn list<T>(items: &[T], out: &mut Vec<u8>, mut write_item: impl FnMut(&T, &mut Vec<u8>)) {
             out.push(b'[');
             for (i, item) in items.iter().enumerate() {
                 if i > 0 {
                     out.push(b',');
                 }
-                one(item, out);
+                write_item(item, out);
             }
             out.push(b']');
         }
         fn plain<T: serde::Serialize>(item: &T, out: &mut Vec<u8>) {
-            let _ = serde_json::to_writer(out, item); // writing numbers and texts into memory cannot fail
+            let _ = serde_json::to_writer(out, item); // writing numbers and strings into memory cannot fail
         }
         match self {
             Self::Bool(v) => list(v, out, plain),
@@ -320,7 +322,7 @@ impl Data {
         }
     }
 
-    /// Appends another tensor's elements of the same type; false when the types differ.
+    /// Appends another tensor's elements. Returns false and changes nothing if the types differ.
     pub fn append(&mut self, other: &Self) -> bool {
         macro_rules! join {
             ($($variant:ident),*) => {
@@ -333,7 +335,7 @@ impl Data {
         join!(Bool, Uint8, Uint16, Uint32, Uint64, Int8, Int16, Int32, Int64, Fp16, Bf16, Fp32, Fp64, Bytes)
     }
 
-    /// The elements `from..to`.
+    /// A copy of the elements `from..to`.
     pub fn slice(&self, from: usize, to: usize) -> Self {
         macro_rules! cut {
             ($($variant:ident),*) => { match self { $(Self::$variant(v) => Self::$variant(v[from..to].to_vec())),* } };
@@ -341,7 +343,7 @@ impl Data {
         cut!(Bool, Uint8, Uint16, Uint32, Uint64, Int8, Int16, Int32, Int64, Fp16, Bf16, Fp32, Fp64, Bytes)
     }
 
-    /// `n` zeros, empty texts or false, for trying a model out.
+    /// `n` zeros, empty strings or `false`, to warm up a model.
     pub fn zeros(datatype: DataType, n: usize) -> Self {
         match datatype {
             DataType::Bool => Self::Bool(vec![false; n]),
@@ -366,17 +368,17 @@ fn bytes_from_binary(raw: &[u8], tensor: &str) -> Result<Data, Error> {
     let mut items = Vec::new();
     let mut rest = raw;
     while !rest.is_empty() {
-        let cut = || Error::Invalid(format!("input '{tensor}': binary BYTES data breaks off"));
-        let (length, tail) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
+        let truncated = || Error::Invalid(format!("input '{tensor}': binary BYTES data is truncated"));
+        let (length, tail) = rest.split_first_chunk::<4>().ok_or_else(truncated)?;
         let length = u32::from_le_bytes(*length) as usize;
-        let (item, tail) = tail.split_at_checked(length).ok_or_else(cut)?;
+        let (item, tail) = tail.split_at_checked(length).ok_or_else(truncated)?;
         items.push(item.to_vec());
         rest = tail;
     }
     Ok(Data::Bytes(items))
 }
 
-/// An element that JSON can hold.
+/// An element that can be parsed from a JSON value. Each method returns `None` if the value is not valid for the type.
 trait Element: Sized {
     fn from_bool(_: bool) -> Option<Self> {
         None
@@ -399,7 +401,7 @@ macro_rules! integer_element {
     ($($t:ty),*) => { $(impl Element for $t {
         fn from_i64(v: i64) -> Option<Self> { v.try_into().ok() }
         fn from_u64(v: u64) -> Option<Self> { v.try_into().ok() }
-        // `3.0` is an integer to most clients' languages.
+        // Clients in languages without an integer type send `3.0` for 3.
         fn from_f64(v: f64) -> Option<Self> {
             (v.fract() == 0.0 && v >= <$t>::MIN as f64 && v <= <$t>::MAX as f64).then_some(v as $t)
         }
@@ -432,39 +434,39 @@ impl Element for Vec<u8> {
     }
 }
 
-/// How deep JSON data may be nested.
+/// Maximum nesting depth of JSON data.
 const MAX_DEPTH: usize = 32;
 
-fn flat<T: Element>(json: &str, items: &mut Vec<T>) -> Result<(), serde_json::Error> {
+fn parse_elements<T: Element>(json: &str, items: &mut Vec<T>) -> Result<(), serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    Flat { items, depth: 0 }.deserialize(&mut deserializer)?;
+    Flatten { items, depth: 0 }.deserialize(&mut deserializer)?;
     deserializer.end()
 }
 
-/// Collects elements out of nested lists.
-struct Flat<'a, T> {
+/// Collects the elements of nested lists into one flat list.
+struct Flatten<'a, T> {
     items: &'a mut Vec<T>,
     depth: usize,
 }
 
-impl<'de, T: Element> DeserializeSeed<'de> for Flat<'_, T> {
+impl<'de, T: Element> DeserializeSeed<'de> for Flatten<'_, T> {
     type Value = ();
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
         d.deserialize_any(self)
     }
 }
 
-impl<T: Element> Flat<'_, T> {
-    fn push<E: serde::de::Error>(self, item: Option<T>, shown: impl std::fmt::Display) -> Result<(), E> {
+impl<T: Element> Flatten<'_, T> {
+    fn push<E: serde::de::Error>(self, item: Option<T>, original: impl std::fmt::Display) -> Result<(), E> {
         if self.depth == 0 {
-            return Err(E::custom("a list is needed"));
+            return Err(E::custom("expected a list"));
         }
-        self.items.push(item.ok_or_else(|| E::custom(format_args!("element {shown} does not fit")))?);
+        self.items.push(item.ok_or_else(|| E::custom(format_args!("invalid element {original}")))?);
         Ok(())
     }
 }
 
-impl<'de, T: Element> Visitor<'de> for Flat<'_, T> {
+impl<'de, T: Element> Visitor<'de> for Flatten<'_, T> {
     type Value = ();
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("a list of elements")
@@ -489,18 +491,18 @@ impl<'de, T: Element> Visitor<'de> for Flat<'_, T> {
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
         if self.depth == MAX_DEPTH {
-            return Err(serde::de::Error::custom("lists are nested too deep"));
+            return Err(serde::de::Error::custom("lists are nested too deeply"));
         }
-        while list.next_element_seed(Flat { items: &mut *self.items, depth: self.depth + 1 })?.is_some() {}
+        while list.next_element_seed(Flatten { items: &mut *self.items, depth: self.depth + 1 })?.is_some() {}
         Ok(())
     }
 }
 
-/// The number of elements of a shape that a client sent.
+/// Validates a shape that a client sent. Returns the dimensions and the number of elements, at most 2^40.
 ///
 /// # Errors
-/// [`Error::Invalid`] for negative sizes or more elements than memory could hold.
-pub fn elements(shape: &[i64], tensor: &str) -> Result<(Vec<usize>, usize), Error> {
+/// [`Error::Invalid`] for negative dimensions or too many elements.
+pub fn parse_shape(shape: &[i64], tensor: &str) -> Result<(Vec<usize>, usize), Error> {
     let mut sizes = Vec::with_capacity(shape.len());
     let mut count = 1usize;
     for dimension in shape {
@@ -521,7 +523,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn json_is_read_flat_or_nested() {
+    fn json_parses_flat_or_nested() {
         let flat = Data::from_json("[1,2.5,-3]", DataType::Fp32, "x", 3).unwrap();
         let nested = Data::from_json("[[1],[2.5],[-3]]", DataType::Fp32, "x", 3).unwrap();
         assert_eq!(flat, Data::Fp32(vec![1.0, 2.5, -3.0]));
@@ -531,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_named() {
+    fn errors_name_the_tensor() {
         for (json, datatype) in
             [("[300]", DataType::Uint8), ("[-1]", DataType::Uint64), ("[1.5]", DataType::Int32), ("7", DataType::Int8)]
         {
@@ -541,25 +543,25 @@ mod tests {
         let deep = "[".repeat(100) + &"]".repeat(100);
         assert!(Data::from_json(&deep, DataType::Fp32, "x", 0).is_err());
         assert!(Data::from_binary(&[0; 7], DataType::Fp32, "x", 2).unwrap_err().to_string().contains("expected 8"));
-        assert!(elements(&[1 << 40, 1 << 40], "x").is_err());
-        assert!(elements(&[2, -1], "x").is_err());
+        assert!(parse_shape(&[1 << 40, 1 << 40], "x").is_err());
+        assert!(parse_shape(&[2, -1], "x").is_err());
     }
 
     proptest! {
         #[test]
-        fn binary_round_trips(values in proptest::collection::vec(any::<f64>(), 0..50), texts in proptest::collection::vec(any::<Vec<u8>>(), 0..9)) {
+        fn binary_round_trips(values in proptest::collection::vec(any::<f64>(), 0..50), strings in proptest::collection::vec(any::<Vec<u8>>(), 0..9)) {
             for data in [
                 Data::Fp64(values.clone()),
                 Data::Int16(values.iter().map(|v| *v as i16).collect()),
                 Data::Bf16(values.iter().map(|v| bf16::from_f64(*v)).collect()),
-                Data::Bytes(texts.clone()),
+                Data::Bytes(strings.clone()),
             ] {
                 let mut raw = Vec::new();
                 data.write_binary(&mut raw);
-                let back = Data::from_binary(&raw, data.datatype(), "x", data.len()).unwrap();
-                let mut again = Vec::new();
-                back.write_binary(&mut again);
-                prop_assert_eq!(raw, again);
+                let parsed = Data::from_binary(&raw, data.datatype(), "x", data.len()).unwrap();
+                let mut rewritten = Vec::new();
+                parsed.write_binary(&mut rewritten);
+                prop_assert_eq!(raw, rewritten);
             }
         }
     }

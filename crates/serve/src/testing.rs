@@ -1,4 +1,4 @@
-//! What the tests of this crate share: models made by hand, a registry in memory, a gateway on a folder of its own.
+//! Shared test support: generated models, an in-memory registry, and a gateway on a temporary folder.
 
 pub(crate) mod onnx;
 
@@ -15,12 +15,12 @@ use tokio::sync::{Semaphore, watch};
 use crate::body::BodyLimits;
 use crate::deployment::{Deployment, Loaded, State};
 use crate::manifest::Manifest;
-use crate::model::{Fetching, ModelSource, ResolvedModel};
+use crate::model::{FetchFuture, ModelSource, ResolvedModel};
 use crate::runtime::{Model, Preference, Runtime};
 use crate::tensor::{Data, DataType, Tensor, TensorSpec};
 use crate::{Error, Gateway, ModelUri};
 
-/// One row of two numbers, `value` and its negative, for input `x`.
+/// Input `x` with one row of two numbers: `value` and its negative.
 pub(crate) fn row(value: f32) -> Vec<Tensor> {
     vec![Tensor { name: "x".into(), shape: vec![1, 2], data: Data::Fp32(vec![value, -value]) }]
 }
@@ -34,12 +34,12 @@ pub(crate) fn floats(tensor: &Tensor) -> &[f32] {
 
 type Run = dyn Fn(&[Tensor]) -> Result<Vec<Tensor>, Error> + Send + Sync;
 
-/// A model that is a closure, and remembers what it was called with.
+/// A model that runs a closure and records its calls.
 pub(crate) struct FakeModel {
     specs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
     run: Box<Run>,
-    /// Rows and first element of each call.
+    /// Number of rows and first element of each call.
     calls: Mutex<Vec<(usize, f32)>>,
 }
 
@@ -52,7 +52,7 @@ impl FakeModel {
         Arc::new(Self { specs, outputs, run: Box::new(run), calls: Mutex::default() })
     }
 
-    /// A model from `x` to `y`, both FP32 of shape [-1, 2].
+    /// A model with input `x` and output `y`, both FP32 of shape [-1, 2].
     pub(crate) fn new(run: impl Fn(&[Tensor]) -> Result<Vec<Tensor>, Error> + Send + Sync + 'static) -> Arc<Self> {
         let spec = TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: vec![-1, 2] };
         Self::with_specs(vec![spec], run)
@@ -65,27 +65,27 @@ impl FakeModel {
         })
     }
 
-    /// A model whose calls wait for the gate. It refuses zeros, so a deployment takes it for slow.
+    /// A model whose calls wait for the gate. It rejects the warm-up inputs, so a deployment does not run it inline.
     pub(crate) fn gated() -> (Arc<Self>, Gate) {
         let gate = Gate::default();
-        let inside = gate.clone();
+        let model_gate = gate.clone();
         let model = Self::new(move |inputs| {
             if floats(&inputs[0]).iter().all(|x| *x == 0.0) {
                 return Err(Error::Model("zeros".into()));
             }
-            inside.pass();
+            model_gate.wait();
             Ok(vec![Tensor { name: "y".into(), ..inputs[0].clone() }])
         });
         (model, gate)
     }
 
-    /// Rows of each call.
+    /// Number of rows of each call.
     pub(crate) fn calls(&self) -> Vec<usize> {
         self.calls.lock().iter().map(|(rows, _)| *rows).collect()
     }
 
     /// The first element of each call.
-    pub(crate) fn seen(&self) -> Vec<f32> {
+    pub(crate) fn first_elements(&self) -> Vec<f32> {
         self.calls.lock().iter().map(|(_, first)| *first).collect()
     }
 }
@@ -104,7 +104,7 @@ impl Model for FakeModel {
     }
 }
 
-/// Holds threads up until it is opened.
+/// Blocks threads until it is opened.
 #[derive(Clone)]
 pub(crate) struct Gate(Arc<(Mutex<bool>, Condvar, Semaphore)>);
 
@@ -115,68 +115,68 @@ impl Default for Gate {
 }
 
 impl Gate {
-    fn pass(&self) {
+    fn wait(&self) {
         let (open, opened, entered) = &*self.0;
         entered.add_permits(1);
         let mut open = open.lock();
-        // A test that failed does not hang: it leaves the thread to end by itself.
+        // The timeout lets the thread end if the test fails before opening the gate.
         while !*open && !opened.wait_for(&mut open, Duration::from_secs(60)).timed_out() {}
     }
 
-    /// Until one more call has come to the gate.
+    /// Waits until one more call has reached the gate.
     pub(crate) async fn entered(&self) {
         self.0.2.acquire().await.unwrap().forget();
     }
 
-    /// Lets all calls pass from now on.
+    /// Lets all current and future calls pass.
     pub(crate) fn open(&self) {
         *self.0.0.lock() = true;
         self.0.1.notify_all();
     }
 }
 
-/// A folder that goes with its owner.
-pub(crate) struct Folder(PathBuf);
+/// A temporary folder that is deleted on drop.
+pub(crate) struct TempFolder(PathBuf);
 
-impl Folder {
+impl TempFolder {
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }
 
-impl Drop for Folder {
+impl Drop for TempFolder {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0); // what is left over lies in the system's temporary folder
+        let _ = std::fs::remove_dir_all(&self.0); // leftovers stay in the system's temporary folder
     }
 }
 
-pub(crate) fn folder() -> Folder {
+pub(crate) fn folder() -> TempFolder {
     let path = std::env::temp_dir().join(format!("slipway-serve-{}", slipway_core::ids::hex32()));
     std::fs::create_dir_all(&path).unwrap();
-    Folder(path)
+    TempFolder(path)
 }
 
 pub(crate) fn tract() -> Runtime {
     Runtime::choose(Preference::Tract, None).unwrap()
 }
 
-/// The ONNX Runtime of this machine; a test that calls this is ignored unless it is asked for.
+/// The ONNX Runtime of this machine. Tests that call this are `#[ignore]`d.
 pub(crate) fn onnx_runtime() -> Runtime {
     let library = std::env::var_os("SLIPWAY_ONNXRUNTIME").map(PathBuf::from);
     static ONCE: Mutex<Option<Runtime>> = Mutex::new(None);
     ONCE.lock().get_or_insert_with(|| Runtime::choose(Preference::Ort, library.as_deref()).unwrap()).clone()
 }
 
-/// A registry of URIs; what it stored is `stored:/PATH`.
+/// An in-memory registry. Its locations have the form `stored:/PATH`.
 pub(crate) struct Registry {
-    /// One permit lets one model be fetched.
+    /// Each fetch consumes one permit, so a test can delay fetches.
     pub(crate) fetches: Semaphore,
     models: Mutex<HashMap<String, ResolvedModel>>,
     changes: watch::Sender<u64>,
 }
 
 impl Registry {
-    /// Lets a URI mean this version, whose file is at `location`.
+    /// Points a URI to this version, stored at `location`.
     pub(crate) fn set(&self, uri: &str, version: &str, location: String) {
         let model =
             ResolvedModel { name: "m".into(), version: version.into(), run_id: format!("run-{version}"), location };
@@ -189,7 +189,7 @@ impl ModelSource for Registry {
     fn resolve(&self, uri: &str) -> Result<ResolvedModel, String> {
         self.models.lock().get(uri).cloned().ok_or_else(|| format!("no model {uri}"))
     }
-    fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> Fetching<'a> {
+    fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> FetchFuture<'a> {
         Box::pin(async {
             self.fetches.acquire().await.unwrap().forget();
             let path = model.location.strip_prefix("stored:").map(PathBuf::from);
@@ -201,9 +201,9 @@ impl ModelSource for Registry {
     }
 }
 
-/// A gateway with its registry and its folder.
+/// A gateway with its registry and folder.
 pub(crate) struct World {
-    pub(crate) folder: Folder,
+    pub(crate) folder: TempFolder,
     pub(crate) registry: Arc<Registry>,
     pub(crate) gateway: Gateway,
     db: Database,
@@ -227,26 +227,26 @@ impl World {
         Self { folder, registry, gateway, db }
     }
 
-    /// Another gateway on the same database, as after a restart.
+    /// Opens another gateway on the same database, as after a restart.
     pub(crate) fn reopen(&self) -> Gateway {
         let source = Arc::clone(&self.registry) as Arc<dyn ModelSource>;
         Gateway::open(self.db.clone(), tract(), source, BodyLimits::default()).unwrap()
     }
 
-    /// Writes a model into the folder; its path.
+    /// Writes a model into the folder and returns its path.
     pub(crate) fn file(&self, name: &str, model: &[u8]) -> PathBuf {
         let path = self.folder.path().join(name);
         std::fs::write(&path, model).unwrap();
         path
     }
 
-    /// Registers a model that multiplies by `factor` as `version` of `uri`.
+    /// Registers a model that multiplies its input by `factor`, as `version` of `uri`.
     pub(crate) fn register(&self, uri: &str, version: &str, factor: f32) {
         let path = self.file(&format!("{version}.onnx"), &onnx::scale(factor));
         self.registry.set(uri, version, format!("stored:{}", path.display()));
     }
 
-    /// Puts a fake model in force, without the store knowing.
+    /// Activates a fake model without storing a revision.
     pub(crate) fn insert(&self, manifest: Manifest, model: Arc<dyn Model>) -> Arc<Deployment> {
         let deployment = Deployment::new(manifest, 1, Arc::default());
         let resolved = ResolvedModel::local(Path::new("fake.onnx"));
@@ -258,17 +258,17 @@ impl World {
     }
 }
 
-/// A deployment of `models:/m@live` by name `m`.
+/// A deployment `m` of `models:/m@live`.
 pub(crate) fn manifest() -> Manifest {
     Manifest::single("m", ModelUri::parse("models:/m@live").unwrap())
 }
 
-/// A request for one row, as JSON.
+/// A JSON request with one row, as [`row`].
 pub(crate) fn json_row(value: f32) -> String {
     format!(r#"{{"inputs":[{{"name":"x","shape":[1,2],"datatype":"FP32","data":[{value},{}]}}]}}"#, -value)
 }
 
-/// A body that sends what it is told to, and ends when the sender goes.
+/// A body that yields the frames sent to the channel, and ends when the sender is dropped.
 pub(crate) fn channel_body() -> (tokio::sync::mpsc::UnboundedSender<Bytes>, Body) {
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
     let frames = futures_util::stream::unfold(receiver, |mut receiver| async {

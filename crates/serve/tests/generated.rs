@@ -1,8 +1,8 @@
-//! `src/grpc/inference.rs` is generated from `proto/inference.proto`; this test writes it anew where it differs
-//! and fails then, so that the two cannot drift. No protoc is needed.
+//! `src/grpc/inference.rs` is generated from `proto/inference.proto`. If the two differ, this test regenerates the file and fails, so
+//! that they cannot drift apart. protoc is not needed.
 
 #[test]
-fn the_committed_code_is_what_the_proto_says() {
+fn committed_code_matches_the_proto() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let descriptors = protox::compile([root.join("proto/inference.proto")], [root.join("proto")]).unwrap();
     let out = std::env::temp_dir().join(format!("slipway-generated-{}", std::process::id()));
@@ -14,6 +14,6 @@ fn the_committed_code_is_what_the_proto_says() {
     std::fs::remove_dir_all(out).unwrap();
     if generated != committed {
         std::fs::write(&place, generated).unwrap();
-        panic!("{} was out of date and has been written anew; commit it", place.display());
+        panic!("{} was out of date and has been regenerated; commit it", place.display());
     }
 }

@@ -1,4 +1,4 @@
-//! The GPUs of this machine, for runs that are its processes.
+//! The GPUs of this machine, for runs that are local processes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,30 +11,31 @@ use slipway_gpu::usage::Meter;
 
 use crate::gpu::Gpus;
 
-/// So long the list of devices is good: GPUs do not come and go, and asking takes milliseconds.
-const FRESH: Duration = Duration::from_secs(5);
+/// How long the list of devices is cached. It rarely changes, and a query takes milliseconds.
+const CACHE_TTL: Duration = Duration::from_secs(5);
 
-pub(crate) struct OfThisMachine {
+/// Lists the devices through NVML and measures their use.
+pub(crate) struct LocalAccelerators {
     gpus: Arc<Gpus>,
-    known: Mutex<Option<(Instant, Vec<Device>)>>,
+    cached: Mutex<Option<(Instant, Vec<Device>)>>,
     meter: Mutex<Meter>,
 }
 
-impl OfThisMachine {
+impl LocalAccelerators {
     pub(crate) fn new(gpus: Arc<Gpus>) -> Self {
-        Self { gpus, known: Mutex::default(), meter: Mutex::default() }
+        Self { gpus, cached: Mutex::default(), meter: Mutex::default() }
     }
 
     fn inventory(&self) -> Option<Inventory> {
-        // Most machines have no GPU, which is nothing to report.
+        // Errors are ignored, because most machines have no GPU.
         self.gpus.nvml().and_then(|nvml| Inventory::collect(&nvml)).ok()
     }
 }
 
-impl Accelerators for OfThisMachine {
+impl Accelerators for LocalAccelerators {
     fn devices(&self) -> Vec<Device> {
-        let mut known = self.known.lock();
-        if let Some((_, devices)) = known.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+        let mut cached = self.cached.lock();
+        if let Some((_, devices)) = cached.as_ref().filter(|(at, _)| at.elapsed() < CACHE_TTL) {
             return devices.clone();
         }
         let mut devices = Vec::new();
@@ -46,7 +47,7 @@ impl Accelerators for OfThisMachine {
                 ),
             }
         }
-        *known = Some((Instant::now(), devices.clone()));
+        *cached = Some((Instant::now(), devices.clone()));
         devices
     }
 
@@ -54,11 +55,11 @@ impl Accelerators for OfThisMachine {
         let Some(inventory) = self.inventory() else { return vec![None; devices.len()] };
         let mut meter = self.meter.lock();
         let read = |device: &Device| {
-            let used = meter.used(&inventory, &device.uuid, 1, seconds)?;
+            let used = meter.usage(&inventory, &device.uuid, 1, seconds)?;
             Some(Reading { joules: used.joules, busy_seconds: used.busy_seconds, idle_seconds: used.idle_seconds })
         };
         let readings = devices.iter().map(read).collect();
-        meter.remember(&inventory);
+        meter.record(&inventory);
         readings
     }
 }

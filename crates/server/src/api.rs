@@ -1,4 +1,4 @@
-//! slipway's own API (`/api/v1`), and health.
+//! slipway's own API (`/api/v1`) for deployments and lineage, and the health routes.
 
 use std::collections::HashMap;
 
@@ -13,38 +13,40 @@ use serde_json::json;
 use slipway_access::{Access, Caller, Guard, Resource, Routes, RunTokenUse};
 use slipway_serve::LocalPaths;
 use slipway_serve::manifest::Manifest;
-use slipway_serve::service::{Remembered, Revision, Status};
+use slipway_serve::service::{RequestRecord, Revision, Status};
 use slipway_track::service::Lineage;
 
 use crate::run::Addresses;
 use crate::{Platform, metrics};
 
 pub(crate) fn routes(platform: Platform) -> Routes {
-    let known = Access::Authenticated(RunTokenUse::Denied);
+    let authenticated = Access::Authenticated(RunTokenUse::Denied);
     let read = Access::get(Resource::Deployments);
-    let change = Access::update(Resource::Deployments);
+    let update = Access::update(Resource::Deployments);
     Routes::new()
-        .get("/status", known, status)
-        // It reads the whole database, so it is not for everybody.
+        .get("/status", authenticated, status)
+        // Reads the whole database, so it requires a permission.
         .get("/integrity", Access::get(Resource::Installation), integrity)
         .get("/deployments", read, deployments)
-        .post("/deployments", change, apply)
+        .post("/deployments", update, apply)
         .get("/deployments/{name}", read, deployment)
         .delete("/deployments/{name}", Access::delete(Resource::Deployments), remove)
-        .post("/deployments/{name}/split", change, split)
-        .post("/deployments/{name}/rollback", change, rollback)
+        .post("/deployments/{name}/split", update, split)
+        .post("/deployments/{name}/rollback", update, rollback)
         .get("/deployments/{name}/history", read, history)
         .get("/requests", read, requests)
         .get("/requests/{id}/lineage", read, request_lineage)
         .get("/models/{name}/versions/{version}/lineage", Access::get(Resource::Models), version_lineage)
-        // Asked for with a body, and nothing but read.
+        // A POST only because the ids are in a body; it changes nothing.
         .post("/run-versions", Access::get(Resource::Experiments), run_versions)
-        .fallback(known, async || (StatusCode::NOT_FOUND, Json(json!({ "error": "no such path; see /openapi.json" }))))
+        .fallback(authenticated, async || {
+            (StatusCode::NOT_FOUND, Json(json!({ "error": "no such path; see /openapi.json" })))
+        })
         .with_state(platform)
 }
 
-/// The gateway's own routes on this port, so that the UI's "try it" form needs no other origin. The routes here have authorized the caller
-/// when the gateway, in this process, is called.
+/// Serves inference on the control port, so that the UI's "try it" form needs no other origin. These routes authorize the caller and then
+/// call the gateway in this process, without a second check.
 pub(crate) fn gateway_routes(gateway: Routes) -> Routes {
     let infer_access = Access::create(Resource::Inferences);
     Routes::new()
@@ -61,16 +63,16 @@ pub(crate) fn health_routes(platform: Platform) -> Routes {
         .with_state(platform)
 }
 
-/// Where the ports are, for the UI and remote clients.
+/// The addresses of the ports, for the UI and remote clients.
 pub(crate) fn addresses_routes(addresses: Addresses) -> Routes {
-    let known = Access::Authenticated(RunTokenUse::Scoped);
-    Routes::new().get("/api/v1/addresses", known, async move || Json(addresses))
+    let authenticated = Access::Authenticated(RunTokenUse::Scoped);
+    Routes::new().get("/api/v1/addresses", authenticated, async move || Json(addresses))
 }
 
-/// The writer has this long to answer a readiness probe, whose own time limit is a second or more.
+/// Timeout of the database writer's ping in a readiness probe. Probes themselves time out after a second or more.
 const READY_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(900);
 
-/// An error of a domain as an answer.
+/// An error of a domain, converted into its response.
 enum Failure {
     Track(slipway_track::Error),
     Serve(slipway_serve::Error),
@@ -96,7 +98,7 @@ impl IntoResponse for Failure {
 }
 
 async fn ready(State(p): State<Platform>) -> Response {
-    // A server that could only read would look alive while it loses every change, so the writer is asked, and a reader too.
+    // Check the writer and a reader: a server whose writer has failed can still read, but would lose every change.
     let reads = || p.database.read_now(|c| c.first("SELECT 1", slipway_store::sql::params![], |_| Ok(())));
     match p.database.ping_writer(READY_TIMEOUT).await.and_then(|()| reads()) {
         Ok(_) => "ready\n".into_response(),
@@ -108,32 +110,32 @@ async fn prometheus(State(p): State<Platform>) -> Response {
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&p)).into_response()
 }
 
-/// What the server is and how it does.
+/// Version and state of the server.
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct ServerStatus {
-    /// slipway's version.
+    /// Version of slipway.
     version: &'static str,
     /// Seconds since the server started.
     uptime_seconds: f64,
-    /// Resident memory of the server.
+    /// Resident memory of the server in bytes.
     memory_bytes: u64,
-    /// What runs the models.
+    /// The runtime that executes models, such as `ONNX Runtime from /usr/lib/libonnxruntime.so`.
     runtime: String,
     /// Number of deployments.
     deployments: usize,
-    /// The version of MLflow whose API is spoken.
+    /// The MLflow version whose API the server implements.
     mlflow: &'static str,
-    /// What runs are carried out as.
+    /// How submitted runs are executed.
     runs: RunsAs,
 }
 
-/// What runs are carried out as.
+/// How submitted runs are executed.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum RunsAs {
-    /// Pods of the cluster.
+    /// As pods of the cluster.
     Pods,
-    /// Processes of the server's machine.
+    /// As processes on the server's machine.
     Processes,
 }
 
@@ -145,14 +147,14 @@ async fn status(State(p): State<Platform>) -> Json<ServerStatus> {
         runtime: p.gateway.runtime().about().to_owned(),
         deployments: p.gateway.deployments().len(),
         mlflow: slipway_track::http::MLFLOW_VERSION,
-        runs: if p.cluster.is_there() { RunsAs::Pods } else { RunsAs::Processes },
+        runs: if p.cluster.is_present() { RunsAs::Pods } else { RunsAs::Processes },
     })
 }
 
-/// What the database found when it checked its file.
+/// Result of the database's integrity check.
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct Integrity {
-    /// `ok`, or what is wrong.
+    /// `ok`, or the problems that were found.
     result: String,
 }
 
@@ -174,7 +176,7 @@ async fn deployment(State(p): State<Platform>, Path(name): Path<String>) -> Resu
     Ok(Json(p.gateway.status(&name)?))
 }
 
-/// Whether a manifest may name files of this machine: only the owner of the state folder, who could read them anyway.
+/// Whether a caller's manifest may name files on this machine: only the owner's, who could read them anyway.
 fn local_paths(caller: &Caller) -> LocalPaths {
     if *caller == Caller::Owner { LocalPaths::Allowed } else { LocalPaths::Refused }
 }
@@ -194,29 +196,29 @@ async fn remove(State(p): State<Platform>, Path(name): Path<String>) -> Result<S
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// How traffic is shared among the models of a deployment.
+/// Traffic weights of the models of a deployment.
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "TrafficWeights")]
 pub(crate) struct Weights {
-    /// Per cent for each model, 100 together; a model that is not named gets none.
+    /// Per cent for each model, by name. They must add up to 100; a model without a weight gets 0.
     weights: std::collections::BTreeMap<String, u32>,
 }
 
 fn json_body<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
     serde_json::from_slice(body)
-        .map_err(|e| slipway_serve::Error::Invalid(format!("the body is not the JSON that is expected: {e}")).into())
+        .map_err(|e| slipway_serve::Error::Invalid(format!("the request body is not valid: {e}")).into())
 }
 
 async fn split(State(p): State<Platform>, Path(name): Path<String>, body: Bytes) -> Result<Json<Status>, Failure> {
-    let asked: Weights = json_body(&body)?;
-    let weights: Vec<_> = asked.weights.into_iter().collect();
+    let request: Weights = json_body(&body)?;
+    let weights: Vec<_> = request.weights.into_iter().collect();
     Ok(Json(p.gateway.split(&name, &weights).await?))
 }
 
-/// Which revision is put in force again.
+/// The revision to activate again.
 #[derive(Deserialize, Default, JsonSchema)]
 pub(crate) struct Rollback {
-    /// Its number; the one before the revision in force if unset.
+    /// Revision number; the one before the active revision if unset.
     to: Option<i64>,
 }
 
@@ -226,8 +228,8 @@ async fn rollback(
     Path(name): Path<String>,
     body: Bytes,
 ) -> Result<Json<Status>, Failure> {
-    let asked = if body.is_empty() { Rollback::default() } else { json_body(&body)? };
-    Ok(Json(p.gateway.rollback(&name, asked.to, local_paths(&caller)).await?))
+    let request = if body.is_empty() { Rollback::default() } else { json_body(&body)? };
+    Ok(Json(p.gateway.rollback(&name, request.to, local_paths(&caller)).await?))
 }
 
 async fn history(State(p): State<Platform>, Path(name): Path<String>) -> Result<Json<Vec<Revision>>, Failure> {
@@ -249,36 +251,37 @@ async fn metadata(
 async fn forward(gateway: Router, path: String, request: Request) -> Result<Response, Failure> {
     use tower::ServiceExt;
     let (mut parts, body) = request.into_parts();
-    // This router's path parameters would count as the other's.
+    // Otherwise the gateway's router would also see this router's path parameters.
     parts.extensions.clear();
-    parts.uri = path.parse().map_err(|e| slipway_serve::Error::Invalid(format!("'{path}' is no path: {e}")))?;
-    let answer = gateway.oneshot(Request::from_parts(parts, body)).await;
-    Ok(answer.unwrap_or_else(|never| match never {}))
+    parts.uri =
+        path.parse().map_err(|e| slipway_serve::Error::Invalid(format!("'{path}' is not a valid path: {e}")))?;
+    let response = gateway.oneshot(Request::from_parts(parts, body)).await;
+    Ok(response.unwrap_or_else(|never| match never {}))
 }
 
-/// How many are answered with.
+/// Query that limits the length of a list.
 #[derive(Deserialize, JsonSchema)]
-pub(crate) struct Limit {
-    /// At most so many, up to 1000; 50 if unset.
+pub(crate) struct LimitQuery {
+    /// Maximum number of items, up to 1000; 50 if unset.
     pub(crate) limit: Option<usize>,
 }
 
-async fn requests(State(p): State<Platform>, Query(q): Query<Limit>) -> Json<Vec<Remembered>> {
+async fn requests(State(p): State<Platform>, Query(q): Query<LimitQuery>) -> Json<Vec<RequestRecord>> {
     Json(p.gateway.recent(q.limit.unwrap_or(50).min(1000)))
 }
 
-/// An answered request and where its model came from.
+/// A served inference request and the lineage of its model.
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct RequestLineage {
-    /// The request.
-    request: Remembered,
-    /// Where its model came from; null for a model that is not registered.
+    /// The served request.
+    request: RequestRecord,
+    /// Lineage of the model; null for a model that is not registered.
     lineage: Option<Lineage>,
 }
 
 async fn request_lineage(State(p): State<Platform>, Path(id): Path<String>) -> Result<Json<RequestLineage>, Failure> {
     let request = p.gateway.request(&id).ok_or_else(|| {
-        slipway_serve::Error::NotFound(format!("request '{id}' is not among the last thousand that were answered"))
+        slipway_serve::Error::NotFound(format!("request '{id}' is not among the last 1000 served requests"))
     })?;
     let lineage = if request.model.name.is_empty() {
         None
@@ -295,10 +298,10 @@ async fn version_lineage(
     Ok(Json(p.tracking.lineage(&name, &version)?))
 }
 
-/// Tracked runs.
+/// Ids of tracked runs.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct RunIds {
-    /// Their ids.
+    /// MLflow run ids.
     run_ids: Vec<String>,
 }
 
@@ -306,6 +309,6 @@ async fn run_versions(
     State(p): State<Platform>,
     body: Bytes,
 ) -> Result<Json<HashMap<String, Vec<(String, i64)>>>, Failure> {
-    let asked: RunIds = json_body(&body)?;
-    Ok(Json(p.tracking.versions_of_runs(&asked.run_ids)?))
+    let request: RunIds = json_body(&body)?;
+    Ok(Json(p.tracking.versions_of_runs(&request.run_ids)?))
 }

@@ -1,9 +1,10 @@
-//! Who a request comes from, and what that caller may do.
+//! Authenticates callers by their tokens, and decides what they may do.
 //!
-//! Four kinds of callers are known by their tokens: the owner of the state folder, by the token in it ([`home_token`]); administrators, by
-//! the token file ([`Tokens`]); runs, by the token of their attempt ([`RunTokens`]); and, in a cluster, its users and service accounts, who
-//! may do what the cluster's own rules say ([`Authority`]: TokenReview and SubjectAccessReview). What a route asks is written beside the
-//! route (crate `slipway-access`); this module only answers for callers.
+//! There are four kinds of callers with tokens: the owner of the state folder, whose token is stored in it ([`home_token`]);
+//! administrators, listed in the token file ([`Tokens`]); runs, with one token per attempt ([`RunTokens`]); and, in a cluster, its users
+//! and service accounts, whose permissions come from the cluster's RBAC ([`Authority`]: TokenReview and SubjectAccessReview). Routes
+//! declare the access that they require (crate `slipway-access`); this module implements the [`Policy`] that is checked against it.
+//! Invariant: an unknown token never authenticates.
 
 mod authority;
 mod home_token;
@@ -21,18 +22,18 @@ pub(crate) use runs::MIGRATION;
 pub use runs::{RunStates, RunTokens};
 pub use tokens::Tokens;
 
-/// Whom a server knows. What is unset is not known, so the default lets nobody in.
+/// The callers that a server accepts. An unset field accepts no caller of its kind, so the default accepts none.
 #[derive(Clone, Default)]
 pub struct Callers {
-    /// The token of the state folder.
+    /// The token of the state folder's owner.
     pub owner: Option<Tokens>,
-    /// The token file.
+    /// The tokens of the token file.
     pub administrators: Option<Tokens>,
-    /// Runs.
+    /// Verifies the tokens of runs.
     pub runs: Option<RunTokens>,
-    /// The users of a cluster.
+    /// Verifies the users and service accounts of the cluster.
     pub authority: Option<Arc<dyn Authority>>,
-    /// Whether callers without a token may do everything but run programs (`--no-auth`).
+    /// Whether callers without a known token may do everything except submit runs (`--no-auth`).
     pub anonymous: bool,
 }
 
@@ -45,8 +46,8 @@ impl std::fmt::Debug for Callers {
 impl Policy for Callers {
     fn authenticate<'a>(&'a self, token: Option<&'a str>) -> BoxFuture<'a, Result<Option<Caller>, Unavailable>> {
         Box::pin(async move {
-            let nobody = || self.anonymous.then_some(Caller::Anonymous);
-            let Some(token) = token else { return Ok(nobody()) };
+            let anonymous = || self.anonymous.then_some(Caller::Anonymous);
+            let Some(token) = token else { return Ok(anonymous()) };
             let accepts = |tokens: &Option<Tokens>| tokens.as_ref().is_some_and(|t| t.accepts(token));
             if accepts(&self.owner) {
                 return Ok(Some(Caller::Owner));
@@ -54,16 +55,16 @@ impl Policy for Callers {
             if accepts(&self.administrators) {
                 return Ok(Some(Caller::Administrator));
             }
-            if RunTokens::is_one(token) {
-                let Some(runs) = &self.runs else { return Ok(nobody()) };
-                return Ok(runs.identify(token).await?.map(Caller::Run).or_else(nobody));
+            if RunTokens::is_run_token(token) {
+                let Some(runs) = &self.runs else { return Ok(anonymous()) };
+                return Ok(runs.identify(token).await?.map(Caller::Run).or_else(anonymous));
             }
             match &self.authority {
                 Some(authority) => {
-                    let person = authority.who(token).await.map_err(Unavailable)?;
-                    Ok(person.map(Caller::Person).or_else(nobody))
+                    let person = authority.authenticate(token).await.map_err(Unavailable)?;
+                    Ok(person.map(Caller::Person).or_else(anonymous))
                 }
-                None => Ok(nobody()),
+                None => Ok(anonymous()),
             }
         })
     }
@@ -76,12 +77,12 @@ impl Policy for Callers {
         Box::pin(async move {
             match caller {
                 Caller::Owner | Caller::Administrator => Ok(true),
-                // A server that asks nobody who they are executes nothing for them.
+                // A submitted run executes a program, so unauthenticated callers may not submit one.
                 Caller::Anonymous => Ok(!(permission.resource == Resource::Runs && permission.verb == Verb::Create)),
-                // Which routes runs may use is written beside the routes.
+                // Routes that admit runs say so in their `Access`; this permission check is for all other callers.
                 Caller::Run(_) => Ok(false),
                 Caller::Person(person) => match &self.authority {
-                    Some(authority) => authority.may(person, permission).await.map_err(Unavailable),
+                    Some(authority) => authority.is_allowed(person, permission).await.map_err(Unavailable),
                     None => Ok(false),
                 },
             }
@@ -98,13 +99,13 @@ mod tests {
     struct OneViewer;
 
     impl Authority for OneViewer {
-        fn who<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>> {
+        fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>> {
             let person =
                 (token == "viewer-token-of-the-cluster").then(|| Person { name: "eva".into(), ..Person::default() });
             Box::pin(std::future::ready(Ok(person)))
         }
-        fn may<'a>(&'a self, _: &'a Person, wanted: &'a Permission) -> BoxFuture<'a, Result<bool, String>> {
-            Box::pin(std::future::ready(Ok(wanted.verb == Verb::Get)))
+        fn is_allowed<'a>(&'a self, _: &'a Person, permission: &'a Permission) -> BoxFuture<'a, Result<bool, String>> {
+            Box::pin(std::future::ready(Ok(permission.verb == Verb::Get)))
         }
     }
 
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_token_has_its_caller_and_strangers_have_none() {
+    async fn known_tokens_authenticate_and_unknown_tokens_do_not() {
         let runs = RunTokens::new([7; 32]).isolated(true);
         let run = runs.mint(&request("train", i64::MAX));
         let expired = runs.mint(&request("train", 1));
@@ -131,12 +132,12 @@ mod tests {
             authority: Some(Arc::new(OneViewer)),
             anonymous: false,
         };
-        let who = async |token: &str| callers.authenticate(Some(token)).await.unwrap();
-        assert_eq!(who("the-owner-of-this-machine").await, Some(Caller::Owner));
-        assert_eq!(who("0123456789abcdef").await, Some(Caller::Administrator));
-        assert!(matches!(who("viewer-token-of-the-cluster").await, Some(Caller::Person(p)) if p.name == "eva"));
-        assert!(matches!(who(&run).await, Some(Caller::Run(r)) if r.name == "train" && r.isolated));
-        for wrong in [
+        let caller = async |token: &str| callers.authenticate(Some(token)).await.unwrap();
+        assert_eq!(caller("the-owner-of-this-machine").await, Some(Caller::Owner));
+        assert_eq!(caller("0123456789abcdef").await, Some(Caller::Administrator));
+        assert!(matches!(caller("viewer-token-of-the-cluster").await, Some(Caller::Person(p)) if p.name == "eva"));
+        assert!(matches!(caller(&run).await, Some(Caller::Run(r)) if r.name == "train" && r.isolated));
+        for unknown in [
             "0123456789abcdeg",
             "",
             "0123456789abcde",
@@ -145,21 +146,21 @@ mod tests {
             "slipway-run.",
             "slipway-run.a.b",
         ] {
-            assert_eq!(who(wrong).await, None, "{wrong}");
+            assert_eq!(caller(unknown).await, None, "{unknown}");
         }
         assert_eq!(callers.authenticate(None).await.unwrap(), None);
         assert_eq!(Callers::default().authenticate(Some("0123456789abcdef")).await.unwrap(), None);
     }
 
     #[tokio::test]
-    async fn anonymous_callers_run_no_programs() {
+    async fn anonymous_callers_cannot_submit_runs() {
         let callers = Callers { anonymous: true, ..Callers::default() };
         assert_eq!(callers.authenticate(None).await.unwrap(), Some(Caller::Anonymous));
-        let may = async |verb, resource| {
+        let is_allowed = async |verb, resource| {
             let permission = Permission { verb, resource, namespace: None };
             callers.allows(&Caller::Anonymous, &permission).await.unwrap()
         };
-        assert!(!may(Verb::Create, Resource::Runs).await);
-        assert!(may(Verb::Update, Resource::Experiments).await);
+        assert!(!is_allowed(Verb::Create, Resource::Runs).await);
+        assert!(is_allowed(Verb::Update, Resource::Experiments).await);
     }
 }

@@ -1,4 +1,6 @@
-//! The server's TLS certificate: read from files or made here, and replaced while connections go on.
+//! The server's TLS certificate: read from files, or self-signed and kept in the state folder.
+//!
+//! It is reloaded or renewed while the server runs. Invariant: a certificate that cannot be used never replaces a working one.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -20,24 +22,24 @@ use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long a certificate that is made here is valid. Long, since every client that has its fingerprint needs the new one after it.
+/// Validity of a self-signed certificate. Long, because every client that pins its fingerprint needs the new one after a renewal.
 const VALIDITY: Duration = Duration::from_secs(5 * 365 * DAY.as_secs());
-/// What is left of its validity when it is replaced.
-const RENEWAL: Duration = Duration::from_secs(30 * DAY.as_secs());
-/// Clocks of clients that are slow by less find it valid from the beginning.
-const SLOW_CLOCKS: Duration = DAY;
+/// Remaining validity at which a self-signed certificate is renewed.
+const RENEW_BEFORE: Duration = Duration::from_secs(30 * DAY.as_secs());
+/// A self-signed certificate is backdated by this much, so that clients with slow clocks accept it immediately.
+const CLOCK_SKEW: Duration = DAY;
 
 /// Where the server's certificate comes from.
 #[derive(Debug, Clone)]
 pub enum CertificateSource {
-    /// PEM files, which may be replaced at any time.
+    /// PEM files. They are reloaded when they change.
     Files {
-        /// The certificate, followed by those of the authorities between it and a root.
+        /// The certificate, followed by the intermediate certificates.
         certificate: PathBuf,
-        /// Its private key.
+        /// The certificate's private key.
         key: PathBuf,
     },
-    /// Made here, and kept in the state folder.
+    /// A self-signed certificate, created by the server and kept in the state folder.
     SelfSigned,
 }
 
@@ -46,15 +48,16 @@ pub enum CertificateSource {
 pub(crate) struct Certificates {
     certificate: PathBuf,
     key: PathBuf,
-    /// The names of one that is made here; none for files of somebody else.
-    own_names: Option<Vec<String>>,
+    /// Host names of the self-signed certificate; `None` for certificate files of the user.
+    self_signed_names: Option<Vec<String>>,
     current: Arc<Current>,
-    /// The files that were read last, whether they could be used or not.
-    seen: Mutex<[Option<Version>; 2]>,
+    /// Versions of the two files when they were last read, whether they could be used or not.
+    read_versions: Mutex<[Option<FileVersion>; 2]>,
 }
 
-/// What tells one file from another under the same name. It is looked up through links, as Kubernetes replaces them in a mounted Secret.
-type Version = (u64, u64, u64, i64, i64, i64, i64);
+/// Detects that a file was replaced: device, inode, size, mtime and ctime. Symbolic links are followed, because Kubernetes updates a
+/// mounted secret by replacing a link.
+type FileVersion = (u64, u64, u64, i64, i64, i64, i64);
 
 #[derive(Debug)]
 struct Current(RwLock<Arc<CertifiedKey>>);
@@ -66,43 +69,43 @@ impl ResolvesServerCert for Current {
 }
 
 impl Certificates {
-    /// Reads the certificate, or makes it in `folder` for these names and addresses.
+    /// Reads the certificate, or creates a self-signed one in `folder` for these names and addresses.
     ///
     /// # Errors
-    /// [`TlsError::File`] for a file that cannot be read or written, and for a key that is not the certificate's.
+    /// [`TlsError::File`] for a file that cannot be read or written, and for a key that does not match the certificate.
     pub(crate) fn open(source: &CertificateSource, folder: &Path, names: Vec<String>) -> Result<Self, TlsError> {
-        let (certificate, key, own_names) = match source {
+        let (certificate, key, self_signed_names) = match source {
             CertificateSource::Files { certificate, key } => (certificate.clone(), key.clone(), None),
             CertificateSource::SelfSigned => (folder.join("certificate.pem"), folder.join("key.pem"), Some(names)),
         };
-        if let Some(names) = &own_names
-            && !is_good_for(&certificate, &key, names, SystemTime::now() + RENEWAL)
+        if let Some(names) = &self_signed_names
+            && !is_valid_for(&certificate, &key, names, SystemTime::now() + RENEW_BEFORE)
         {
-            make(&certificate, &key, names)?;
+            create_self_signed(&certificate, &key, names)?;
         }
-        let seen = [version(&certificate), version(&key)];
+        let read_versions = [file_version(&certificate), file_version(&key)];
         let loaded = load(&certificate, &key)?;
-        warn_of_expiry(&certificate, &loaded);
+        warn_if_expired(&certificate, &loaded);
         let current = Arc::new(Current(RwLock::new(Arc::new(loaded))));
-        Ok(Self { certificate, key, own_names, current, seen: Mutex::new(seen) })
+        Ok(Self { certificate, key, self_signed_names, current, read_versions: Mutex::new(read_versions) })
     }
 
-    /// The file of the certificate, if it was made here: who trusts it as an authority trusts this server.
-    pub(crate) fn own_file(&self) -> Option<&Path> {
-        self.own_names.as_ref().map(|_| self.certificate.as_path())
+    /// The file of the certificate if it is self-signed. Clients can use it as their CA file to trust this server.
+    pub(crate) fn self_signed_file(&self) -> Option<&Path> {
+        self.self_signed_names.as_ref().map(|_| self.certificate.as_path())
     }
 
-    /// Names and addresses that the certificate is for.
+    /// Host names and IP addresses that the certificate is valid for.
     pub(crate) fn names(&self) -> Vec<String> {
         self.current.0.read().cert.first().and_then(|der| describe(der)).map(|d| d.names).unwrap_or_default()
     }
 
-    /// The fingerprint of the certificate.
+    /// SHA-256 fingerprint of the certificate in use.
     pub(crate) fn fingerprint(&self) -> Option<Fingerprint> {
-        self.current.0.read().cert.first().map(|der| Fingerprint::of(der))
+        self.current.0.read().cert.first().map(|der| Fingerprint::from_der(der))
     }
 
-    /// What secures connections with the certificate in use, also after it was replaced.
+    /// An acceptor that always uses the current certificate, also after a replacement.
     ///
     /// # Errors
     /// [`TlsError::Setup`].
@@ -116,24 +119,25 @@ impl Certificates {
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 
-    /// Takes new files into use, and makes a new certificate before its own one expires. Files that cannot be used are logged once, and
-    /// the certificate that is in use stays. Says whether it was replaced. Reads files, so it may block for a moment.
+    /// Reloads changed files, and renews a self-signed certificate before it expires. Unusable files are logged once, and the current
+    /// certificate stays in use. Returns whether the certificate was replaced. Reads files, so it may block briefly.
     pub(crate) fn refresh(&self) -> bool {
-        if let Some(names) = &self.own_names
-            && !is_good_for(&self.certificate, &self.key, names, SystemTime::now() + RENEWAL)
-            && let Err(error) = make(&self.certificate, &self.key, names)
+        if let Some(names) = &self.self_signed_names
+            && !is_valid_for(&self.certificate, &self.key, names, SystemTime::now() + RENEW_BEFORE)
+            && let Err(error) = create_self_signed(&self.certificate, &self.key, names)
         {
             tracing::error!(%error, "the TLS certificate was not renewed");
         }
-        // Looked up before they are read: a change in between is noticed the next time.
-        let now = [version(&self.certificate), version(&self.key)];
-        if std::mem::replace(&mut *self.seen.lock(), now) == now {
+        // Get the versions before reading the files, so that a change in between is detected by the next refresh.
+        let versions = [file_version(&self.certificate), file_version(&self.key)];
+        if std::mem::replace(&mut *self.read_versions.lock(), versions) == versions {
             return false;
         }
         match load(&self.certificate, &self.key) {
             Ok(new) => {
-                warn_of_expiry(&self.certificate, &new);
-                let fingerprint = new.cert.first().map(|der| Fingerprint::of(der).to_string()).unwrap_or_default();
+                warn_if_expired(&self.certificate, &new);
+                let fingerprint =
+                    new.cert.first().map(|der| Fingerprint::from_der(der).to_string()).unwrap_or_default();
                 *self.current.0.write() = Arc::new(new);
                 tracing::info!(fingerprint, "a new TLS certificate is in use");
                 true
@@ -146,7 +150,7 @@ impl Certificates {
     }
 }
 
-fn version(path: &Path) -> Option<Version> {
+fn file_version(path: &Path) -> Option<FileVersion> {
     let m = std::fs::metadata(path).ok()?;
     Some((m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()))
 }
@@ -154,18 +158,20 @@ fn version(path: &Path) -> Option<Version> {
 fn load(certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
     let chain = tls::certificates(certificate)?;
     let unusable = |reason: String| TlsError::File { path: key.to_owned(), reason };
-    // What is inside of the file of a key does not go into a message, so the error says only that there is none.
+    // The parser's error is dropped, because it may quote the content of the key file.
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
         rustls::pki_types::pem::Error::Io(error) => unusable(error.to_string()),
-        _ => unusable("there is no private key in PEM in it".into()),
+        _ => unusable("it contains no private key in PEM format".into()),
     })?;
     CertifiedKey::from_der(chain, private, &tls::provider()).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => unusable(format!("it is not the key of {}", certificate.display())),
+        rustls::Error::InconsistentKeys(_) => {
+            unusable(format!("it does not match the certificate {}", certificate.display()))
+        }
         other => unusable(other.to_string()),
     })
 }
 
-/// What a certificate says of itself.
+/// The parts of a certificate that this module uses.
 struct Description {
     names: Vec<String>,
     not_after: SystemTime,
@@ -174,8 +180,8 @@ struct Description {
 fn describe(der: &[u8]) -> Option<Description> {
     let certificate = x509_cert::Certificate::from_der(der).ok()?.tbs_certificate;
     let address = |bytes: &[u8]| {
-        let four = <[u8; 4]>::try_from(bytes).map(std::net::IpAddr::from);
-        four.or_else(|_| <[u8; 16]>::try_from(bytes).map(std::net::IpAddr::from)).ok().map(|ip| ip.to_string())
+        let v4 = <[u8; 4]>::try_from(bytes).map(std::net::IpAddr::from);
+        v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(std::net::IpAddr::from)).ok().map(|ip| ip.to_string())
     };
     let names = certificate.get::<SubjectAltName>().ok().flatten().map(|(_, names)| names.0).unwrap_or_default();
     let names = names.iter().filter_map(|name| match name {
@@ -186,47 +192,47 @@ fn describe(der: &[u8]) -> Option<Description> {
     Some(Description { names: names.collect(), not_after: certificate.validity.not_after.to_system_time() })
 }
 
-fn warn_of_expiry(path: &Path, key: &CertifiedKey) {
+fn warn_if_expired(path: &Path, key: &CertifiedKey) {
     let described = key.cert.first().and_then(|der| describe(der));
     if described.is_some_and(|d| d.not_after <= SystemTime::now()) {
         tracing::warn!(path = %path.display(), "the TLS certificate has expired; clients will refuse it");
     }
 }
 
-/// Whether the files can be used, for all of these names, and beyond that time.
-fn is_good_for(certificate: &Path, key: &Path, names: &[String], until: SystemTime) -> bool {
+/// Whether the files are usable, and the certificate covers all `names` and is valid beyond `until`.
+fn is_valid_for(certificate: &Path, key: &Path, names: &[String], until: SystemTime) -> bool {
     let Ok(loaded) = load(certificate, key) else { return false };
     let Some(described) = loaded.cert.first().and_then(|der| describe(der)) else { return false };
     described.not_after > until && names.iter().all(|name| described.names.contains(name))
 }
 
-/// Makes a key and a certificate that it signs itself.
-fn make(certificate: &Path, key: &Path, names: &[String]) -> Result<(), TlsError> {
+/// Creates a key and a self-signed certificate.
+fn create_self_signed(certificate: &Path, key: &Path, names: &[String]) -> Result<(), TlsError> {
     let failed = |path: &Path, reason: String| TlsError::File { path: path.to_owned(), reason };
-    let unmade = |error: rcgen::Error| failed(certificate, error.to_string());
-    let pair = KeyPair::generate().map_err(unmade)?;
-    let mut params = CertificateParams::new(names.to_vec()).map_err(unmade)?;
+    let not_created = |error: rcgen::Error| failed(certificate, error.to_string());
+    let pair = KeyPair::generate().map_err(not_created)?;
+    let mut params = CertificateParams::new(names.to_vec()).map_err(not_created)?;
     let now = SystemTime::now();
-    params.not_before = (now - SLOW_CLOCKS).into();
+    params.not_before = (now - CLOCK_SKEW).into();
     params.not_after = (now + VALIDITY).into();
     params.distinguished_name.push(DnType::CommonName, "slipway");
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let made = params.self_signed(&pair).map_err(unmade)?;
-    // The key first: a certificate without its key is noticed, and both are made again.
+    let signed = params.self_signed(&pair).map_err(not_created)?;
+    // Write the key first: after a crash in between, the old certificate does not match the new key, and both are created again.
     files::replace_as(key, pair.serialize_pem().as_bytes(), 0o600).map_err(|e| failed(key, e.to_string()))?;
-    files::replace_as(certificate, made.pem().as_bytes(), 0o600).map_err(|e| failed(certificate, e.to_string()))
+    files::replace_as(certificate, signed.pem().as_bytes(), 0o600).map_err(|e| failed(certificate, e.to_string()))
 }
 
-/// Names and addresses under which a server that listens there is reached from its own machine and, as far as it knows, from others.
-/// `others` are names that it was told of; what is no name of a host is left out.
-pub(crate) fn names_of(addresses: &[std::net::SocketAddr], others: &[String]) -> Vec<String> {
+/// Host names and IP addresses for the self-signed certificate of a server that listens on `addresses`: loopback, the machine's host name,
+/// `configured` names, and the addresses themselves. Invalid host names are left out.
+pub(crate) fn server_names(addresses: &[std::net::SocketAddr], configured: &[String]) -> Vec<String> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let is_name =
         |name: &String| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-.".contains(c));
     let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
-    names.extend(others.iter().chain([&host]).map(|name| name.to_ascii_lowercase()).filter(is_name));
+    names.extend(configured.iter().chain([&host]).map(|name| name.to_ascii_lowercase()).filter(is_name));
     names.extend(addresses.iter().filter(|a| !a.ip().is_unspecified()).map(|a| a.ip().to_string()));
     names.sort();
     names.dedup();
@@ -246,14 +252,14 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_that_is_made_here_is_private_and_kept() {
+    fn self_signed_certificate_is_private_and_reused() {
         let folder = folder();
         let open = |addresses: &[&str]| {
             let addresses: Vec<_> = addresses.iter().map(|a| a.parse().unwrap()).collect();
             Certificates::open(
                 &CertificateSource::SelfSigned,
                 &folder.join("tls"),
-                names_of(&addresses, &["Slipway.example".into(), "not a name".into()]),
+                server_names(&addresses, &["Slipway.example".into(), "not a name".into()]),
             )
             .unwrap()
         };
@@ -266,50 +272,50 @@ mod tests {
             let mode = std::fs::metadata(folder.join("tls").join(file)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{file}");
         }
-        assert_eq!(open(&["127.0.0.1:7070"]).fingerprint(), first.fingerprint(), "it is kept over restarts");
+        assert_eq!(open(&["127.0.0.1:7070"]).fingerprint(), first.fingerprint(), "a restart reuses the certificate");
         assert!(!first.refresh(), "nothing changed");
 
         let second = open(&["127.0.0.2:7070"]);
-        assert_ne!(second.fingerprint(), first.fingerprint(), "the first one is not for 127.0.0.2");
+        assert_ne!(second.fingerprint(), first.fingerprint(), "the first certificate is not valid for 127.0.0.2");
         assert!(second.names().iter().any(|n| n == "127.0.0.2"));
         std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
-    fn a_certificate_that_is_made_here_is_renewed_before_it_expires() {
+    fn self_signed_certificate_is_renewed_before_expiry() {
         let folder = folder();
         let (certificate, key) = (folder.join("certificate.pem"), folder.join("key.pem"));
         let pair = KeyPair::generate().unwrap();
-        let names = names_of(&[], &[]);
+        let names = server_names(&[], &[]);
         let mut params = CertificateParams::new(names.clone()).unwrap();
-        params.not_after = (SystemTime::now() + RENEWAL - DAY).into();
+        params.not_after = (SystemTime::now() + RENEW_BEFORE - DAY).into();
         let old = params.self_signed(&pair).unwrap();
         std::fs::write(&certificate, old.pem()).unwrap();
         std::fs::write(&key, pair.serialize_pem()).unwrap();
         let renewed = Certificates::open(&CertificateSource::SelfSigned, &folder, names.clone()).unwrap();
-        assert_ne!(renewed.fingerprint(), Some(Fingerprint::of(old.der())));
-        // The same while it runs.
+        assert_ne!(renewed.fingerprint(), Some(Fingerprint::from_der(old.der())));
+        // Also while the server runs.
         std::fs::write(&certificate, old.pem()).unwrap();
         std::fs::write(&key, pair.serialize_pem()).unwrap();
         assert!(renewed.refresh());
-        assert_ne!(renewed.fingerprint(), Some(Fingerprint::of(old.der())));
-        assert!(is_good_for(&certificate, &key, &names, SystemTime::now() + VALIDITY - DAY));
+        assert_ne!(renewed.fingerprint(), Some(Fingerprint::from_der(old.der())));
+        assert!(is_valid_for(&certificate, &key, &names, SystemTime::now() + VALIDITY - DAY));
         std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
-    fn files_that_cannot_be_used_are_named_and_show_no_key() {
+    fn unusable_files_are_named_without_key_material() {
         let folder = folder();
         let open = |certificate: &str, key: &str| {
             let source = CertificateSource::Files { certificate: folder.join(certificate), key: folder.join(key) };
             Certificates::open(&source, &folder, Vec::new()).unwrap_err().to_string()
         };
-        make(&folder.join("a.pem"), &folder.join("a.key"), &["localhost".into()]).unwrap();
-        make(&folder.join("b.pem"), &folder.join("b.key"), &["localhost".into()]).unwrap();
+        create_self_signed(&folder.join("a.pem"), &folder.join("a.key"), &["localhost".into()]).unwrap();
+        create_self_signed(&folder.join("b.pem"), &folder.join("b.key"), &["localhost".into()]).unwrap();
         std::fs::write(folder.join("broken.key"), "-----BEGIN PRIVATE KEY-----\nc2VjcmV0!\n").unwrap();
         assert!(open("none.pem", "a.key").contains("none.pem"));
         assert!(open("a.pem", "none.key").contains("none.key"));
-        assert!(open("a.pem", "b.key").contains("it is not the key of"));
+        assert!(open("a.pem", "b.key").contains("does not match the certificate"));
         let broken = open("a.pem", "broken.key");
         assert!(broken.contains("no private key") && !broken.contains("c2VjcmV0"), "{broken}");
         std::fs::remove_dir_all(folder).unwrap();

@@ -1,5 +1,5 @@
-//! The cluster's nodes with their GPUs and who holds them, under `/api/v1/cluster`; what `slipway cluster` did from here, under
-//! `/api/v1/clusters`.
+//! API for clusters: `/api/v1/cluster` lists the nodes of the cluster that the server runs in, with their GPUs and the pods that hold them;
+//! `/api/v1/clusters` returns the reports of `slipway cluster` on this machine.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,67 +21,68 @@ use crate::Platform;
 use crate::auth::Authority;
 use crate::openapi::ErrorBody;
 
-/// An answer to come.
-pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Vec<Value>, String>> + Send + 'a>>;
+/// The future of [`Kubernetes::nodes`].
+pub type NodesFuture<'a> = Pin<Box<dyn Future<Output = Result<Vec<Value>, String>> + Send + 'a>>;
 
 pub use slipway_exec::Mint;
 
-/// A figure that metrics show.
+/// A metric of the cluster's controllers, without labels.
 #[derive(Debug, Clone, Copy)]
-pub struct Figure {
-    /// Its name, without the suffix `_total` of counters.
+pub struct ControllerMetric {
+    /// Name, without the suffix `_total` of counters.
     pub name: &'static str,
-    /// What it counts.
+    /// Help text.
     pub help: &'static str,
-    /// Whether it only grows.
+    /// Whether the metric is a counter; otherwise it is a gauge.
     pub is_counter: bool,
-    /// How much it is now.
+    /// Current value.
     pub value: u64,
 }
 
-/// The cluster that a server runs in. The binary hands in one that asks the API server, so this crate needs no client of Kubernetes.
+/// The cluster that the server runs in. The binary passes in an implementation, so this crate needs no Kubernetes client.
 pub trait Kubernetes: std::fmt::Debug + Send + Sync {
-    /// The namespace of the installation.
+    /// The namespace that slipway is installed in.
     fn namespace(&self) -> &str;
     /// All nodes: `node`, `ready`, `gpus`, `offers`, `holders`.
-    fn nodes(&self) -> Answer<'_>;
-    /// Who knows its users and rules.
+    fn nodes(&self) -> NodesFuture<'_>;
+    /// Verifies the cluster's users and their permissions; `None` if the cluster cannot.
     fn authority(&self) -> Option<Arc<dyn Authority>>;
-    /// Runs as its pods. They are carried out by this process, unless a controller of runs is installed apart from it.
+    /// An executor whose runs are pods of the cluster. This process reconciles them, unless the run controller is installed separately.
     fn executor(&self, tracker: Arc<dyn Tracker>, mint: Mint) -> Arc<dyn Executor>;
-    /// Figures of its controllers, for metrics.
-    fn figures(&self) -> Vec<Figure>;
-    /// Ends the work of its controllers when the server stops, and gives their leases back, so that another server can go on at once.
+    /// Metrics of the controllers in this process.
+    fn controller_metrics(&self) -> Vec<ControllerMetric>;
+    /// Stops the controllers in this process and releases their leases, so that another server can take over immediately.
     fn stop(&self) -> BoxFuture<'_, ()>;
 }
 
-/// A source, and its last answer for the next pages that ask.
+/// The cluster, if the server runs in one, with a cache of its nodes.
 pub(crate) struct Cluster {
     source: Option<Arc<dyn Kubernetes>>,
-    last: tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>,
+    cached_nodes: tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>,
 }
 
-/// So long an answer is good enough; many open pages are then one question.
-const FRESH: Duration = Duration::from_secs(3);
+/// How long a list of nodes is cached, so that many open pages cause one request to the cluster.
+const CACHE_TTL: Duration = Duration::from_secs(3);
 
 impl Cluster {
     pub(crate) fn new(source: Option<Arc<dyn Kubernetes>>) -> Self {
-        Self { source, last: tokio::sync::Mutex::default() }
+        Self { source, cached_nodes: tokio::sync::Mutex::default() }
     }
 
-    /// Figures of the controllers; none outside of a cluster.
-    pub(crate) fn figures(&self) -> Vec<Figure> {
-        self.source.as_ref().map(|s| s.figures()).unwrap_or_default()
+    /// Metrics of the controllers; empty outside of a cluster.
+    pub(crate) fn controller_metrics(&self) -> Vec<ControllerMetric> {
+        self.source.as_ref().map(|s| s.controller_metrics()).unwrap_or_default()
     }
 
-    /// Ends the work of the controllers; nothing outside of a cluster.
+    /// Stops the controllers; does nothing outside of a cluster.
     pub(crate) async fn stop(&self) {
         if let Some(source) = &self.source {
             source.stop().await;
         }
     }
 
-    pub(crate) fn is_there(&self) -> bool {
+    /// Whether the server runs in a cluster.
+    pub(crate) fn is_present(&self) -> bool {
         self.source.is_some()
     }
 }
@@ -91,46 +92,46 @@ pub(crate) fn routes(platform: Platform) -> Routes {
     Routes::new().get("/cluster", read, nodes).get("/clusters", read, reports).with_state(platform)
 }
 
-/// The last report of every cluster.
+/// The latest report of every cluster that `slipway cluster` manages from this machine.
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct ClusterReports {
-    /// Newest first.
+    /// Reports, newest first.
     clusters: Vec<Report>,
 }
 
-/// The last report of every cluster: what was done, in which order, and how it ended.
+/// Returns the latest report of every cluster: its steps in order, with their outcomes.
 async fn reports(State(platform): State<Platform>) -> Json<ClusterReports> {
     let home = platform.home.root().to_owned();
-    let read = tokio::task::spawn_blocking(move || slipway_cluster::state::reports(&home)).await;
-    Json(ClusterReports { clusters: read.unwrap_or_default() })
+    let reports = tokio::task::spawn_blocking(move || slipway_cluster::state::reports(&home)).await;
+    Json(ClusterReports { clusters: reports.unwrap_or_default() })
 }
 
-/// Nodes of the cluster that the server runs in.
+/// The nodes of the cluster that the server runs in.
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct ClusterNodes {
-    /// By name.
+    /// Nodes, sorted by name.
     #[schemars(with = "Vec<ClusterNode>")]
     nodes: Vec<Value>,
-    /// Why there are none, where the server is in no cluster.
+    /// Why there are no nodes; only set if the server does not run in a cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     outside: Option<&'static str>,
 }
 
-// `slipway_operator::nodes` writes it and it goes through as it is, so this only describes it.
+// Only for the schema: `slipway_operator::nodes` creates the value, which is passed through unchanged.
 /// A node of the cluster.
 #[derive(JsonSchema)]
-#[allow(dead_code)] // its fields are read by the macro
+#[allow(dead_code)] // only the derive macro reads the fields
 struct ClusterNode {
-    /// Its name.
+    /// Name of the node.
     node: String,
-    /// Whether the kubelet is ready.
+    /// Whether the node's `Ready` condition is true.
     ready: bool,
-    /// Whether pods may be scheduled to it.
+    /// Whether new pods may be scheduled to the node.
     schedulable: bool,
-    /// Why its agent did not answer.
+    /// Why the node's agent did not respond; absent if it did.
     #[schemars(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
-    /// What its agent told: `driver`, `missing`, `simulated`, `offers`, `problem`, `holders`, `cdi`, `gpus`.
+    /// The agent's report: `driver`, `missing`, `simulated`, `offers`, `problem`, `holders`, `cdi`, `gpus`.
     #[serde(flatten)]
     agent: Map<String, Value>,
 }
@@ -138,19 +139,19 @@ struct ClusterNode {
 async fn nodes(State(platform): State<Platform>) -> Response {
     let cluster = &platform.cluster;
     let Some(source) = &cluster.source else {
-        // Most servers are in none, and a page that asks has made no mistake.
-        let why = "this server is not in a cluster: slipway up --kube puts one there";
+        // Not an error: most servers do not run in a cluster, and the UI requests this page anyway.
+        let why = "this server does not run in a cluster; slipway up --kube installs one in a cluster";
         return Json(ClusterNodes { nodes: Vec::new(), outside: Some(why) }).into_response();
     };
-    let mut last = cluster.last.lock().await;
-    if let Some((_, nodes)) = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+    let mut cached = cluster.cached_nodes.lock().await;
+    if let Some((_, nodes)) = cached.as_ref().filter(|(at, _)| at.elapsed() < CACHE_TTL) {
         return Json(ClusterNodes { nodes: nodes.clone(), outside: None }).into_response();
     }
     match source.nodes().await {
         Ok(nodes) => {
-            *last = Some((Instant::now(), nodes.clone()));
+            *cached = Some((Instant::now(), nodes.clone()));
             Json(ClusterNodes { nodes, outside: None }).into_response()
         }
-        Err(error) => ErrorBody::of_code(StatusCode::BAD_GATEWAY, "kube.unreachable", error),
+        Err(error) => ErrorBody::from_code(StatusCode::BAD_GATEWAY, "kube.unreachable", error),
     }
 }

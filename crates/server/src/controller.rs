@@ -1,5 +1,7 @@
-//! What a controller of runs in another process asks of the control plane, under `/api/v1/controller`: to begin and end tracked runs, and
-//! to make the tokens that attempts track with. Whoever may create `runs/tracking` in the namespace of the installation may ask.
+//! API for a run controller in another process, under `/api/v1/controller`: begins and ends tracked runs, and issues the tokens of
+//! attempts.
+//!
+//! Invariant: all routes require the permission to create `runs/tracking` in the namespace of the installation.
 
 use std::sync::Arc;
 
@@ -18,7 +20,7 @@ struct Service {
     mint: Mint,
 }
 
-/// The end of a tracked run.
+/// Request to end a tracked run.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct End {
@@ -37,24 +39,24 @@ pub(crate) fn routes(tracker: Arc<dyn Tracker>, mint: Mint) -> Routes {
         .with_state(Service { tracker, mint })
 }
 
-fn done(result: Result<(), String>) -> Response {
+fn empty_response(result: Result<(), String>) -> Response {
     match result {
         Ok(()) => Json(json!({})).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({"error": error}))).into_response(),
     }
 }
 
-/// That who asks may ask; a controller is ready when it gets this answer.
+/// Readiness check of the controller. A success means that the controller reaches the server and is authorized.
 async fn ready() -> Response {
-    done(Ok(()))
+    empty_response(Ok(()))
 }
 
 async fn begin(State(service): State<Service>, Json(run): Json<Tracked>) -> Response {
-    done(service.tracker.begin(run).await)
+    empty_response(service.tracker.begin(run).await)
 }
 
 async fn end(State(service): State<Service>, Json(end): Json<End>) -> Response {
-    done(service.tracker.end(&end.namespace, &end.run_id, &end.status).await)
+    empty_response(service.tracker.end(&end.namespace, &end.run_id, &end.status).await)
 }
 
 async fn token(State(service): State<Service>, Json(request): Json<TokenRequest>) -> Response {
@@ -73,11 +75,11 @@ mod tests {
     use crate::auth::{Authority, Callers, RunTokens};
     use slipway_access::{Guard, HostNames, Permission, Person};
 
-    /// Remembers the tracked runs that it is told of.
+    /// A tracker that records its calls.
     #[derive(Default)]
-    struct Memory(Mutex<Vec<String>>);
+    struct RecordingTracker(Mutex<Vec<String>>);
 
-    impl Tracker for Memory {
+    impl Tracker for RecordingTracker {
         fn begin(&self, run: Tracked) -> BoxFuture<'_, Result<(), String>> {
             self.0.lock().push(format!("begin {}", run.run_id));
             Box::pin(async { Ok(()) })
@@ -94,40 +96,45 @@ mod tests {
         }
     }
 
-    /// Knows tokens by their holders' names; only the controller may track.
+    /// A cluster whose tokens equal the user names. Only the controller may create `runs/tracking`.
     struct Cluster;
 
     impl Authority for Cluster {
-        fn who<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>> {
+        fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>> {
             let known = ["controller", "editor"].contains(&token);
             Box::pin(async move { Ok(known.then(|| Person { name: token.to_owned(), ..Person::default() })) })
         }
 
-        fn may<'a>(&'a self, person: &'a Person, wanted: &'a Permission) -> BoxFuture<'a, Result<bool, String>> {
-            let tracking = wanted.resource == Resource::RunTracking && wanted.namespace.as_deref() == Some("sys");
+        fn is_allowed<'a>(
+            &'a self,
+            person: &'a Person,
+            permission: &'a Permission,
+        ) -> BoxFuture<'a, Result<bool, String>> {
+            let tracking =
+                permission.resource == Resource::RunTracking && permission.namespace.as_deref() == Some("sys");
             Box::pin(async move { Ok(!tracking || person.name == "controller") })
         }
     }
 
     #[tokio::test]
-    async fn only_the_controller_begins_and_ends_runs_and_has_tokens_made() {
-        let tracker = Arc::new(Memory::default());
+    async fn only_the_controller_may_track_runs_and_issue_tokens() {
+        let tracker = Arc::new(RecordingTracker::default());
         let tokens = RunTokens::new([7; 32]);
         let minting = tokens.clone();
         let mint: Mint = Arc::new(move |request| minting.mint(request));
         let callers = Callers { runs: Some(tokens.clone()), authority: Some(Arc::new(Cluster)), ..Callers::default() };
         let guard = Guard::new(Arc::new(callers), "sys", HostNames::default());
-        let router = guard.protect(routes(Arc::<Memory>::clone(&tracker), mint));
-        let ask = async |token: &str, what: &str, body: serde_json::Value| {
-            let request = Request::post(format!("/api/v1/controller/{what}"))
+        let router = guard.protect(routes(Arc::<RecordingTracker>::clone(&tracker), mint));
+        let post = async |token: &str, path: &str, body: serde_json::Value| {
+            let request = Request::post(format!("/api/v1/controller/{path}"))
                 .header(header::HOST, "localhost")
                 .header(header::CONTENT_TYPE, "application/json")
                 .header(header::AUTHORIZATION, format!("Bearer {token}"))
                 .body(Body::from(body.to_string()))
                 .unwrap();
-            let answer = router.clone().oneshot(request).await.unwrap();
-            let status = answer.status().as_u16();
-            let bytes = axum::body::to_bytes(answer.into_body(), 100_000).await.unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            let status = response.status().as_u16();
+            let bytes = axum::body::to_bytes(response.into_body(), 100_000).await.unwrap();
             (status, serde_json::from_slice::<serde_json::Value>(&bytes).unwrap_or_default())
         };
         let run = Tracked {
@@ -142,18 +149,18 @@ mod tests {
         let run_token = tokens.mint(&serde_json::from_value(request.clone()).unwrap());
         let end = json!({"namespace": "team", "runId": "r", "status": {"phase": "Succeeded"}});
         let calls = [("begin", json!(run)), ("end", end), ("token", request)];
-        for (what, body) in &calls {
-            for (token, expected) in [("nobody", 401), ("editor", 403), (run_token.as_str(), 403)] {
-                assert_eq!(ask(token, what, body.clone()).await.0, expected, "{what}");
+        for (path, body) in &calls {
+            for (token, expected) in [("unknown", 401), ("editor", 403), (run_token.as_str(), 403)] {
+                assert_eq!(post(token, path, body.clone()).await.0, expected, "{path}");
             }
         }
         assert!(tracker.0.lock().is_empty());
-        for (what, body) in calls {
-            let (status, answer) = ask("controller", what, body).await;
-            assert_eq!(status, 200, "{what}: {answer}");
+        for (path, body) in calls {
+            let (status, response) = post("controller", path, body).await;
+            assert_eq!(status, 200, "{path}: {response}");
             assert_eq!(
-                answer["token"].as_str().map(|t| tokens.verify(t).unwrap().namespace),
-                (what == "token").then(|| "team".to_owned())
+                response["token"].as_str().map(|t| tokens.verify(t).unwrap().namespace),
+                (path == "token").then(|| "team".to_owned())
             );
         }
         assert_eq!(*tracker.0.lock(), ["begin r", "end team r Succeeded"]);

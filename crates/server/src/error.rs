@@ -1,64 +1,64 @@
-//! Why a server does not start.
+//! Errors of starting a server.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use slipway_core::Explain;
 
-/// A reason not to start.
+/// An error of starting or running a server.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// Another server holds the state folder.
     #[error("another slipway server uses {}{}", path.display(), pid.map(|p| format!(" (process {p})")).unwrap_or_default())]
     Locked {
-        /// The folder.
+        /// The state folder.
         path: PathBuf,
-        /// The other server, if it is known.
+        /// Process id of the other server, if known.
         pid: Option<u32>,
     },
     /// The state folder cannot be used.
     #[error("the state folder {} cannot be used: {source}", path.display())]
     Home {
-        /// The folder.
+        /// The state folder, or a file in it.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         source: std::io::Error,
     },
-    /// An address beyond loopback with `--no-auth`.
-    #[error("refusing to listen on {0} with --no-auth: everybody who can reach it could do everything")]
+    /// An address that is not loopback, with `--no-auth`.
+    #[error("refusing to listen on {0} with --no-auth: anyone who can reach it would have full access")]
     Unauthenticated(SocketAddr),
-    /// The address is taken.
+    /// The server cannot listen on the address, or stopped serving it.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Which.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The underlying error.
         source: std::io::Error,
     },
     /// The token file cannot be used.
     #[error("the token file {} cannot be used: {reason}", path.display())]
     TokenFile {
-        /// Which.
+        /// The token file.
         path: PathBuf,
-        /// Why.
+        /// A human-readable reason.
         reason: String,
     },
-    /// A gateway alone, with nothing to share.
-    #[error("a gateway alone has to share its database and objects with a control plane")]
+    /// A gateway-only server without a shared database and object store.
+    #[error("a gateway-only server has to share its database and object store with a control plane")]
     NotShared,
-    /// A certificate or a key cannot be used.
+    /// A TLS certificate or key cannot be used.
     #[error(transparent)]
     Tls(#[from] slipway_core::tls::TlsError),
-    /// The store does not open.
+    /// The database or object store cannot be opened.
     #[error(transparent)]
     Store(#[from] slipway_store::StoreError),
-    /// Tracking does not open.
+    /// The tracking store cannot be opened.
     #[error(transparent)]
     Track(#[from] slipway_track::Error),
-    /// Runs cannot be carried out.
+    /// The executor of runs cannot be started.
     #[error(transparent)]
     Exec(#[from] slipway_exec::ExecError),
-    /// The gateway does not open.
+    /// The inference gateway cannot be opened.
     #[error(transparent)]
     Serve(#[from] slipway_serve::Error),
 }

@@ -1,4 +1,4 @@
-//! GPUs of the server's machine, and kept benchmarks, under `/api/v1/gpu`.
+//! API for the GPUs of the server's machine and for stored benchmark reports, under `/api/v1/gpu`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,11 +19,11 @@ use slipway_gpu::topology::Topology;
 use slipway_gpu::{GpuError, draw, mig, repo, sheet};
 
 use crate::Platform;
-use crate::api::Limit;
+use crate::api::LimitQuery;
 use crate::openapi::ErrorBody;
 
-/// Figures that a report may have; a machine of 16 GPUs has under a thousand.
-const MOST_FIGURES: usize = 20_000;
+/// Maximum number of figures in a report; a machine with 16 GPUs has fewer than a thousand.
+const MAX_FIGURES: usize = 20_000;
 
 pub(crate) fn routes(platform: Platform) -> Routes {
     let read = Access::get(Resource::Nodes);
@@ -35,7 +35,7 @@ pub(crate) fn routes(platform: Platform) -> Routes {
         .with_state(platform)
 }
 
-/// NVML, opened when it is first asked for and then kept; asked for again as long as it is not there.
+/// NVML, opened on first use and then kept open. As long as it cannot be opened, every use retries.
 #[derive(Default)]
 pub(crate) struct Gpus {
     open: parking_lot::Mutex<Option<Arc<Nvml>>>,
@@ -73,104 +73,108 @@ impl IntoResponse for Failure {
     }
 }
 
-/// NVML's calls take milliseconds each on some drivers, so they run beside the server's own threads.
-async fn ask<T: Send + 'static>(
+/// Runs NVML calls on a blocking thread, because each takes milliseconds with some drivers.
+async fn with_nvml<T: Send + 'static>(
     platform: Platform,
-    question: impl FnOnce(&Nvml) -> Result<T, GpuError> + Send + 'static,
+    call: impl FnOnce(&Nvml) -> Result<T, GpuError> + Send + 'static,
 ) -> Result<T, Failure> {
-    let answer = tokio::task::spawn_blocking(move || platform.gpus.nvml().and_then(|nvml| question(&nvml))).await;
-    Ok(answer.map_err(|e| GpuError::Invalid(format!("asking NVML crashed: {e}")))??)
+    let result = tokio::task::spawn_blocking(move || platform.gpus.nvml().and_then(|nvml| call(&nvml))).await;
+    Ok(result.map_err(|e| GpuError::Invalid(format!("the NVML call crashed: {e}")))??)
 }
 
 async fn inventory(State(p): State<Platform>) -> Result<Json<Inventory>, Failure> {
-    Ok(Json(ask(p, Inventory::collect).await?))
+    Ok(Json(with_nvml(p, Inventory::collect).await?))
 }
 
-/// A benchmark report that is stored.
+/// A stored benchmark report.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "StoredBenchmarkReport")]
 pub(crate) struct StoredReport {
-    /// Its number, by which it is named.
+    /// Number of the report, which identifies it.
     number: i64,
     #[serde(flatten)]
     report: Report,
 }
 
-async fn benchmarks(State(p): State<Platform>, Query(q): Query<Limit>) -> Result<Json<Vec<StoredReport>>, Failure> {
+async fn benchmarks(
+    State(p): State<Platform>,
+    Query(q): Query<LimitQuery>,
+) -> Result<Json<Vec<StoredReport>>, Failure> {
     let limit = q.limit.unwrap_or(50).min(1000);
-    let kept = p.database.read(move |c| repo::list(c, limit)).await.map_err(GpuError::from)?;
-    Ok(Json(kept.into_iter().map(|(number, report)| StoredReport { number, report }).collect()))
+    let reports = p.database.read(move |c| repo::list(c, limit)).await.map_err(GpuError::from)?;
+    Ok(Json(reports.into_iter().map(|(number, report)| StoredReport { number, report }).collect()))
 }
 
-/// The number of a report that was stored.
+/// The number of a newly stored benchmark report.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "BenchmarkReportNumber")]
 pub(crate) struct ReportNumber {
-    /// The number.
+    /// Number of the report, which identifies it.
     number: i64,
 }
 
 async fn add(State(p): State<Platform>, body: Bytes) -> Result<Json<ReportNumber>, Failure> {
     let report: Report = serde_json::from_slice(&body)
-        .map_err(|e| GpuError::Invalid(format!("the body is not a benchmark's report: {e}")))?;
-    if report.figures.is_empty() || report.figures.len() > MOST_FIGURES {
-        return Err(GpuError::Invalid(format!("a report has from 1 to {MOST_FIGURES} figures")).into());
+        .map_err(|e| GpuError::Invalid(format!("the body is not a benchmark report: {e}")))?;
+    if report.figures.is_empty() || report.figures.len() > MAX_FIGURES {
+        return Err(GpuError::Invalid(format!("a report must have 1 to {MAX_FIGURES} figures")).into());
     }
-    if let Some(bad) = report.figures.iter().find(|f| !(f.median > 0.0 && f.range.0 > 0.0)) {
-        return Err(GpuError::Invalid(format!("the figure '{}' is not more than 0", bad.what)).into());
+    if let Some(invalid) = report.figures.iter().find(|f| !(f.median > 0.0 && f.range.0 > 0.0)) {
+        return Err(GpuError::Invalid(format!("the figure '{}' must be greater than 0", invalid.what)).into());
     }
     let number = p.database.write(move |c| repo::add(c, &report)).await.map_err(GpuError::from)?;
     Ok(Json(ReportNumber { number }))
 }
 
-/// Which card a roofline is of.
+/// Query of the roofline picture.
 #[derive(Deserialize, JsonSchema)]
-pub(crate) struct Card {
-    /// A card of the data sheets, such as `H100 SXM`; what was measured last, or this machine's first GPU, if unset.
+pub(crate) struct RooflineQuery {
+    /// A card of the data sheets, such as `H100 SXM`. If unset: the newest measurement, or else this machine's first GPU.
     card: Option<String>,
 }
 
 async fn picture(
     State(p): State<Platform>,
     UrlPath(name): UrlPath<String>,
-    Query(q): Query<Card>,
+    Query(q): Query<RooflineQuery>,
 ) -> Result<Response, Failure> {
     let svg = match name.as_str() {
         "topology.svg" => {
-            ask(p, |nvml| {
+            with_nvml(p, |nvml| {
                 let inventory = Inventory::collect(nvml)?;
                 Ok(draw::topology(&Topology::collect(nvml, &inventory, Path::new("/sys"))?))
             })
             .await?
         }
-        "slices.svg" => ask(p, slices).await?,
+        "slices.svg" => with_nvml(p, slices).await?,
         "roofline.svg" => roofline(p, q.card).await?,
-        _ => return Err(GpuError::Invalid(format!("there is no picture '{name}'")).into()),
+        _ => return Err(GpuError::Invalid(format!("unknown picture '{name}'")).into()),
     };
     Ok(([(header::CONTENT_TYPE, "image/svg+xml")], svg).into_response())
 }
 
 fn slices(nvml: &Nvml) -> Result<String, GpuError> {
     let layouts = mig::layout(nvml)?;
-    let first = layouts.first().ok_or_else(|| GpuError::Invalid("no GPU of this machine can do MIG".into()))?;
+    let first = layouts.first().ok_or_else(|| GpuError::Invalid("no GPU of this machine supports MIG".into()))?;
     Ok(draw::slices(&first.geometry, &mig::maps(&layouts)))
 }
 
-/// A card's in theory; without one, what was measured last, else this machine's first GPU in theory.
+/// Draws the theoretical roofline of `card`. Without one, draws the newest measurement, or else the theoretical roofline of this machine's
+/// first GPU.
 async fn roofline(p: Platform, card: Option<String>) -> Result<String, Failure> {
-    let of = |name: &str| {
+    let theoretical = |name: &str| {
         sheet::find(name)
-            .map(|card| Roofline::of_card(&card))
-            .ok_or_else(|| GpuError::Invalid(format!("the sheet has no card '{name}'")))
+            .map(|card| Roofline::from_card(&card))
+            .ok_or_else(|| GpuError::Invalid(format!("there is no data sheet for card '{name}'")))
     };
     if let Some(name) = card {
-        return Ok(draw::roofline(&of(&name)?, &[]));
+        return Ok(draw::roofline(&theoretical(&name)?, &[]));
     }
-    let kept = p.database.read(|c| repo::list(c, 50)).await.map_err(GpuError::from)?;
-    let measured = kept.iter().find_map(|(_, r)| r.roofline("gpu 0").or_else(|| r.roofline("cpu")));
+    let reports = p.database.read(|c| repo::list(c, 50)).await.map_err(GpuError::from)?;
+    let measured = reports.iter().find_map(|(_, r)| r.roofline("gpu 0").or_else(|| r.roofline("cpu")));
     let roof = match measured {
         Some(roof) => roof,
-        None => of(&ask(p, |nvml| Ok(nvml.device(0)?.name()?)).await?)?,
+        None => theoretical(&with_nvml(p, |nvml| Ok(nvml.device(0)?.name()?)).await?)?,
     };
     Ok(draw::roofline(&roof, &[]))
 }

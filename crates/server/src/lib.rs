@@ -1,18 +1,21 @@
-//! One HTTP server: mounts the domains' routers, authentication, metrics and the web UI, on three ports.
+//! The HTTP server: mounts the domains' routes, authentication, metrics and the web UI on three ports.
 //!
-//! | module | what it is for |
+//! Invariant: every route is served behind [`slipway_access::Guard`], which authenticates and authorizes each request.
+//!
+//! | module | purpose |
 //! |---|---|
 //! | [`platform`] | opens the state folder and wires the domains together |
-//! | [`run`](mod@run) | starts and stops |
-//! | `listen`, `certificates` | serves a port: TLS, limits, draining |
-//! | [`auth`] | who a request comes from, and what that may do |
-//! | `runs`, `tracker`, `accelerators` | runs that are carried out: their API, their tracking, their GPUs |
+//! | [`run`](mod@run) | starts and stops a server |
+//! | `listen`, `certificates` | serves a port: TLS, connection limits, draining |
+//! | [`auth`] | authenticates and authorizes callers |
+//! | `runs`, `tracker`, `accelerators` | submitted runs: their API, their tracking, their GPUs |
 //! | `api` | slipway's own API, `/api/v1` |
-//! | `openapi` | the OpenAPI document of slipway's own API |
-//! | `controller` | what a controller of runs in another process asks |
-//! | `gpu` | GPUs of this machine and kept benchmarks |
-//! | `metrics` | Prometheus |
-//! | `ui` | the embedded web pages |
+//! | `openapi` | generates the OpenAPI document of slipway's own API |
+//! | `controller` | routes for a run controller in another process |
+//! | `cluster` | nodes of the cluster, and reports of `slipway cluster` |
+//! | `gpu` | GPUs of this machine, and stored benchmark reports |
+//! | `metrics` | Prometheus metrics |
+//! | `ui` | the embedded web UI |
 
 mod accelerators;
 mod api;
@@ -34,7 +37,7 @@ mod tracker;
 mod ui;
 
 pub use certificates::CertificateSource;
-pub use cluster::{Answer as ClusterAnswer, Figure, Kubernetes, Mint};
+pub use cluster::{ControllerMetric, Kubernetes, Mint, NodesFuture};
 pub use error::ServerError;
 pub use listen::{ConnectionCounts, Connections, Limits};
 pub use platform::{Platform, Stores};

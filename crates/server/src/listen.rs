@@ -1,8 +1,10 @@
 //! Serves one port: TLS, limits on connections, sizes and times, and draining.
 //!
-//! A connection is closed when its client sends no request for [`Limits::idle`], takes longer than [`Limits::header`] for the head of a
-//! request, or stalls within a body or while it is answered for [`Limits::stall`]. When a port has all the connections it may have, the
-//! one that has been without a request for longest makes room; while all of them are being answered, new ones wait in the kernel's queue.
+//! The server closes a connection when its client sends no request for [`Limits::idle`], takes longer than [`Limits::header`] to send the
+//! head of a request, or stalls for [`Limits::stall`] while it sends a body or reads a response. When a port has reached its maximum number
+//! of connections, it evicts the connection that has been idle for longest; while all are busy, new connections wait in the kernel's queue.
+//!
+//! Invariant: an eviction never cuts off a request that the server is processing.
 
 mod body;
 mod connection;
@@ -30,52 +32,52 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
-use body::{CountedBody, Pace, PacedBody, too_slow};
+use body::{CountedBody, Pace, PacedBody, too_slow_response};
 use connection::{Activity, Expiry, Watched};
 
-/// The first byte of a TLS connection: a record that carries a handshake (RFC 8446, section 5.1).
+/// The first byte of a TLS connection: the content type of a handshake record (RFC 8446, section 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
-/// Answer to a request in plain HTTP on a port that speaks TLS.
-const SPEAKS_TLS: &[u8] =
+/// The response to plain HTTP on a TLS port.
+const TLS_REQUIRED_RESPONSE: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: 45\r\nconnection: close\r\n\r\n\
     This port speaks TLS: use an https:// address";
-/// Time for a connection that is to end to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(1);
-/// Pause after the kernel could not hand over a connection, as when descriptors have run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Timeout of a graceful close (HTTP/2 GOAWAY), after which the connection is dropped.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Delay after a failed `accept`, for example when file descriptors have run out.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
 
-/// What the clients of a port may use.
+/// Limits on the clients of one port.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at once.
+    /// Maximum number of open connections.
     pub connections: usize,
-    /// Time for a TLS handshake.
+    /// Timeout of a TLS handshake.
     pub handshake: Duration,
-    /// Time for the head of a request, from its first byte; for the first one from the connection's beginning.
+    /// Timeout for the head of a request, from its first byte; for the first request, from the start of the connection.
     pub header: Duration,
-    /// Time without a request after which a connection is closed, and time for which a client of HTTP/2 may take nothing of its answers.
+    /// Timeout of a connection without a request. Also the time after which an HTTP/2 client that reads nothing of its responses is closed.
     pub idle: Duration,
-    /// Time without progress, in a request's body that is waited for or in an answer that the client does not read.
+    /// Timeout without progress: of a request body that does not arrive, or of a response that the client does not read.
     pub stall: Duration,
-    /// Bytes a second that a body has to bring on average, once it has been waited for as long as `stall`.
+    /// Minimum average rate of a request body in bytes per second, once the server has waited for it for `stall` in total.
     pub body_rate: u64,
-    /// Bytes of the buffer of an HTTP/1 connection, which the head of a request has to fit into.
+    /// Buffer size of an HTTP/1 connection in bytes; the head of a request must fit into it.
     pub http1_buffer: usize,
-    /// Bytes of the headers of an HTTP/2 request, as HPACK counts them.
+    /// Maximum size of the headers of an HTTP/2 request in bytes, as HPACK counts them.
     pub http2_headers: u32,
-    /// Requests at once on one HTTP/2 connection.
+    /// Maximum concurrent requests on one HTTP/2 connection.
     pub http2_streams: u32,
-    /// Requests that a client has begun and taken back before they were answered, on one HTTP/2 connection at once ("rapid reset",
-    /// CVE-2023-44487); a client with more of them is disconnected.
+    /// Maximum pending requests on one HTTP/2 connection that the client has reset before the response ("rapid reset", CVE-2023-44487). A
+    /// client that exceeds it is disconnected.
     pub http2_resets: usize,
-    /// Time between pings on an HTTP/2 connection, and time for their answers.
+    /// Interval of pings on an HTTP/2 connection, and the timeout of their responses.
     pub http2_ping: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: connections_by_descriptors(),
+            connections: max_connections(),
             handshake: Duration::from_secs(10),
             header: Duration::from_secs(10),
             idle: Duration::from_secs(120),
@@ -90,41 +92,41 @@ impl Default for Limits {
     }
 }
 
-/// A quarter of the descriptors that this process may open for each of the three ports; the last quarter is for files.
-fn connections_by_descriptors() -> usize {
+/// A quarter of the process's file descriptor limit for each of the three ports; the last quarter is for files.
+fn max_connections() -> usize {
     let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     descriptors.map_or(16_384, |d| usize::try_from(d / 4).unwrap_or(16_384)).clamp(16, 16_384)
 }
 
-/// What became of the connections of one port.
+/// Connection counters of one port.
 #[derive(Debug, Default)]
 pub struct ConnectionCounts {
-    /// Open now.
+    /// Currently open.
     pub open: AtomicU64,
     /// Accepted since the start.
     pub accepted: AtomicU64,
-    /// Closed while idle, to make room for a new one.
+    /// Closed while idle because the port had reached its limit.
     pub evicted: AtomicU64,
     /// Closed because the client was too slow, or idle for too long.
     pub timed_out: AtomicU64,
     /// TLS handshakes that failed.
     pub handshakes_failed: AtomicU64,
-    /// Connections that the kernel could not hand over.
+    /// Failed calls of `accept`.
     pub accept_errors: AtomicU64,
 }
 
-/// What became of the connections of a server, by port.
+/// Connection counters of a server, by port.
 #[derive(Debug, Default)]
 pub struct Connections {
     /// Control plane and UI.
     pub control: Arc<ConnectionCounts>,
-    /// Inference, REST.
+    /// Inference over REST.
     pub inference: Arc<ConnectionCounts>,
-    /// Inference, gRPC.
+    /// Inference over gRPC.
     pub grpc: Arc<ConnectionCounts>,
 }
 
-/// A port that is listened on.
+/// A listening port and the routes that it serves.
 pub(crate) struct Port {
     pub(crate) listener: TcpListener,
     pub(crate) router: Router,
@@ -134,12 +136,12 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    /// Where it listens.
+    /// The address that the port listens on.
     pub(crate) fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until `stopping` is true, then lets the requests in flight end. Dropping the future closes all connections at once.
+    /// Serves until `stopping` is true, then waits for the requests in flight. Dropping the future closes all connections immediately.
     pub(crate) async fn serve(self, mut stopping: watch::Receiver<bool>) {
         let permits = Arc::new(Semaphore::new(self.limits.connections));
         let open = Arc::new(OpenConnections::default());
@@ -154,46 +156,46 @@ impl Port {
             };
             let stream = match accepted {
                 Ok((stream, _)) => stream,
-                Err(error) if is_of_one_connection(&error) => continue,
+                Err(error) if is_connection_error(&error) => continue,
                 Err(error) => {
                     shared.counts.accept_errors.fetch_add(1, Relaxed);
-                    tracing::error!(%error, "a connection cannot be accepted");
-                    // Linux also answers so when nobody waits to be accepted; who has only just come is left alone.
-                    if open.evict(ACCEPT_PAUSE) {
+                    tracing::error!(%error, "cannot accept a connection");
+                    // Linux also returns this error when no client is waiting, so connections that have only just become idle are spared.
+                    if open.evict(ACCEPT_BACKOFF) {
                         shared.counts.evicted.fetch_add(1, Relaxed);
                     }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
                     continue;
                 }
             };
-            let room = tokio::select! {
+            let permit = tokio::select! {
                 () = stopped(&mut stopping) => break,
-                room = room(&permits, &open, &shared.counts) => room,
+                permit = acquire_permit(&permits, &open, &shared.counts) => permit,
             };
-            let Some(permit) = room else { break };
+            let Some(permit) = permit else { break };
             shared.counts.accepted.fetch_add(1, Relaxed);
-            let opened = open.add(Arc::clone(&shared.counts), permit);
-            tasks.spawn(shared.clone().serve_stream(stream, opened, stopping.clone()));
+            let connection = open.add(Arc::clone(&shared.counts), permit);
+            tasks.spawn(shared.clone().serve_stream(stream, connection, stopping.clone()));
         }
-        drop(self.listener); // No new connection is to be queued while the old ones end.
+        drop(self.listener); // The kernel must not queue new connections while the open ones are drained.
         while tasks.join_next().await.is_some() {}
     }
 }
 
-/// Done when the server is to stop.
+/// Completes when the server is to stop.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone, and with it the server.
+    // An error means that the sender was dropped, and with it the server.
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
-/// Errors of `accept` that are about the connection that would have been accepted, and not about the port (accept(2), "Error handling").
-fn is_of_one_connection(error: &std::io::Error) -> bool {
+/// Whether an error of `accept` concerns only the incoming connection, not the port (accept(2), "Error handling").
+fn is_connection_error(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-/// Waits until the port may have one more connection; the one that is idle for longest is asked to go for it.
-async fn room(
+/// Waits until the port may have one more connection, and evicts the longest idle connection if necessary.
+async fn acquire_permit(
     permits: &Arc<Semaphore>,
     open: &OpenConnections,
     counts: &ConnectionCounts,
@@ -205,15 +207,15 @@ async fn room(
         if open.evict(Duration::ZERO) {
             counts.evicted.fetch_add(1, Relaxed);
         }
-        // While all are being answered nobody can be asked to go; look again, since one that was busy may have become idle.
-        let soon = Duration::from_millis(100);
-        if let Ok(acquired) = timeout(soon, Arc::clone(permits).acquire_owned()).await {
+        // If all connections are busy, none can be evicted. Retry, because a busy one may become idle.
+        let retry_interval = Duration::from_millis(100);
+        if let Ok(acquired) = timeout(retry_interval, Arc::clone(permits).acquire_owned()).await {
             return acquired.ok();
         }
     }
 }
 
-/// The connections of a port, to find the one that is idle for longest.
+/// The open connections of a port, to find the one that has been idle for longest.
 #[derive(Default)]
 struct OpenConnections {
     next: AtomicU64,
@@ -221,27 +223,27 @@ struct OpenConnections {
 }
 
 impl OpenConnections {
-    fn add(self: &Arc<Self>, counts: Arc<ConnectionCounts>, permit: OwnedSemaphorePermit) -> Opened {
+    fn add(self: &Arc<Self>, counts: Arc<ConnectionCounts>, permit: OwnedSemaphorePermit) -> OpenConnection {
         let number = self.next.fetch_add(1, Relaxed);
         let activity = Arc::new(Activity::new());
         self.by_number.lock().insert(number, Arc::clone(&activity));
         counts.open.fetch_add(1, Relaxed);
-        Opened { number, activity, all: Arc::clone(self), counts, _permit: permit }
+        OpenConnection { number, activity, all: Arc::clone(self), counts, _permit: permit }
     }
 
-    /// Asks the connection that is idle for longest to close. False when none is idle for that long.
-    fn evict(&self, at_least: Duration) -> bool {
+    /// Asks the longest idle connection to close. Returns false if none has been idle for `min_idle`.
+    fn evict(&self, min_idle: Duration) -> bool {
         let all = self.by_number.lock();
         let idle = all.values().filter_map(|c| c.idle_for().map(|idle| (idle, c)));
-        let idle = idle.filter(|(idle, _)| u128::from(*idle) >= at_least.as_millis());
+        let idle = idle.filter(|(idle, _)| u128::from(*idle) >= min_idle.as_millis());
         let Some((_, longest)) = idle.max_by_key(|(idle, _)| *idle) else { return false };
         longest.evict();
         true
     }
 }
 
-/// A connection's place among those of its port, which it gives up when dropped.
-struct Opened {
+/// An open connection's entry in [`OpenConnections`], removed on drop.
+struct OpenConnection {
     number: u64,
     activity: Arc<Activity>,
     all: Arc<OpenConnections>,
@@ -249,14 +251,14 @@ struct Opened {
     _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Opened {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.all.by_number.lock().remove(&self.number);
         self.counts.open.fetch_sub(1, Relaxed);
     }
 }
 
-/// What all connections of a port need.
+/// State that all connections of a port share.
 struct Shared {
     router: Router,
     tls: Option<TlsAcceptor>,
@@ -265,21 +267,26 @@ struct Shared {
 }
 
 impl Shared {
-    async fn serve_stream(self: Arc<Self>, stream: TcpStream, opened: Opened, mut stopping: watch::Receiver<bool>) {
-        // Small answers must not wait for more data to fill a packet. Both settings only improve service: without them it works, too.
+    async fn serve_stream(
+        self: Arc<Self>,
+        stream: TcpStream,
+        open: OpenConnection,
+        mut stopping: watch::Receiver<bool>,
+    ) {
+        // Send small responses immediately. Errors are ignored here and below, because the connection also works without these options.
         let _ = stream.set_nodelay(true);
         let keepalive =
             socket2::TcpKeepalive::new().with_time(self.limits.stall).with_interval(Duration::from_secs(15));
-        // Finds out that the machine at the other end is gone while nothing is sent, as in a log that is followed.
+        // Detects a dead peer while nothing is sent, for example while a log is followed.
         let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
-        let Some(acceptor) = &self.tls else { return self.serve_http(stream, &opened, stopping).await };
+        let Some(acceptor) = &self.tls else { return self.serve_http(stream, &open, stopping).await };
         let secured = tokio::select! {
             () = stopped(&mut stopping) => return,
-            () = opened.activity.evicted() => return,
+            () = open.activity.evicted() => return,
             secured = timeout(self.limits.handshake, handshake(acceptor, stream)) => secured,
         };
         match secured {
-            Ok(Ok(Some(stream))) => self.serve_http(stream, &opened, stopping).await,
+            Ok(Ok(Some(stream))) => self.serve_http(stream, &open, stopping).await,
             Ok(Ok(None)) => {
                 self.counts.handshakes_failed.fetch_add(1, Relaxed);
             }
@@ -293,14 +300,14 @@ impl Shared {
         }
     }
 
-    async fn serve_http<S>(&self, stream: S, opened: &Opened, mut stopping: watch::Receiver<bool>)
+    async fn serve_http<S>(&self, stream: S, open: &OpenConnection, mut stopping: watch::Receiver<bool>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let activity = &opened.activity;
+        let activity = &open.activity;
         let limits = &self.limits;
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        // The time for a request's head is watched by `Activity`: hyper's own limit would also end connections that are kept for later.
+        // `Activity` enforces the timeout for request heads, because hyper's own timeout would also close idle keep-alive connections.
         builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(limits.http1_buffer);
         builder
             .http2()
@@ -311,18 +318,18 @@ impl Shared {
             .max_local_error_reset_streams(limits.http2_resets)
             .keep_alive_interval(limits.http2_ping)
             .keep_alive_timeout(limits.http2_ping);
-        let service = service_fn(|request| self.answer(request, Arc::clone(activity)));
+        let service = service_fn(|request| self.respond(request, Arc::clone(activity)));
         let stream = Watched::new(stream, Arc::clone(activity), limits.stall);
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
-        // Until when a connection that was asked to end may go on without a request in flight.
-        let mut ends: Option<Instant> = None;
+        // When a connection that is being closed is dropped, unless a request is in flight.
+        let mut close_deadline: Option<Instant> = None;
         let mut draining = false;
         loop {
             tokio::select! {
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
-                        tracing::debug!(error, "a connection failed");
+                        tracing::debug!(error, "the connection failed");
                     }
                     return;
                 }
@@ -330,29 +337,30 @@ impl Shared {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                expiry = activity.expires(limits), if ends.is_none() => {
+                expiry = activity.expires(limits), if close_deadline.is_none() => {
                     if expiry != Expiry::Evicted {
                         self.counts.timed_out.fetch_add(1, Relaxed);
                     }
-                    let loses_nothing = expiry == Expiry::Evicted && activity.is_before_request();
-                    if matches!(expiry, Expiry::Header | Expiry::Unread) || loses_nothing {
+                    let drop_now = expiry == Expiry::Evicted && activity.is_before_request();
+                    if matches!(expiry, Expiry::Header | Expiry::Unread) || drop_now {
                         return;
                     }
-                    ends = Some(Instant::now() + GOODBYE);
+                    close_deadline = Some(Instant::now() + CLOSE_TIMEOUT);
                     connection.as_mut().graceful_shutdown();
                 }
-                () = sleep_until(ends.unwrap_or_else(Instant::now)), if ends.is_some() => {
-                    if !activity.is_answering(GOODBYE) {
+                () = sleep_until(close_deadline.unwrap_or_else(Instant::now)), if close_deadline.is_some() => {
+                    if !activity.is_responding(CLOSE_TIMEOUT) {
                         return;
                     }
-                    // A request came in at the last moment; it is answered.
-                    ends = Some(Instant::now() + GOODBYE);
+                    // A request arrived at the last moment; let it finish.
+                    close_deadline = Some(Instant::now() + CLOSE_TIMEOUT);
                 }
             }
         }
     }
 
-    fn answer(
+    /// Passes a request to the router, and tracks it until its response body has been sent.
+    fn respond(
         &self,
         request: Request<Incoming>,
         activity: Arc<Activity>,
@@ -368,29 +376,29 @@ impl Shared {
             .headers()
             .get(axum::http::header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-        let answer = self.router.clone().oneshot(request);
+        let response = self.router.clone().oneshot(request);
         async move {
-            let mut response = answer.await?;
-            // The handler only knows that the body failed. A gRPC client learns the same from the status that the handler gave it.
+            let mut response = response.await?;
+            // The handler only sees a failed body, so its response is replaced. A gRPC response already has a status for this.
             if pace.is_some_and(|pace| pace.was_too_slow()) && !is_grpc {
-                response = too_slow();
+                response = too_slow_response();
             }
             Ok(response.map(|body| CountedBody::new(body, in_flight)))
         }
     }
 }
 
-/// A TLS connection; none when the client speaks plain HTTP, which it is told in words that it understands.
+/// Performs the TLS handshake. Returns `None` if the client sent plain HTTP; the client then receives an HTTP error that says so.
 async fn handshake(
     acceptor: &TlsAcceptor,
     mut stream: TcpStream,
 ) -> std::io::Result<Option<tokio_rustls::server::TlsStream<TcpStream>>> {
     let mut first = [0];
     if stream.peek(&mut first).await? == 1 && first[0] != TLS_HANDSHAKE {
-        // What was sent has to be read, or closing the socket would take the answer back.
+        // Read the request first: closing a socket with unread data resets the connection, and the client may lose the response.
         let mut request = [0; 4096];
-        let _ = stream.read(&mut request).await?; // Whatever it says, the answer is the same.
-        stream.write_all(SPEAKS_TLS).await?;
+        let _ = stream.read(&mut request).await?; // The response does not depend on the content.
+        stream.write_all(TLS_REQUIRED_RESPONSE).await?;
         stream.shutdown().await?;
         return Ok(None);
     }

@@ -1,4 +1,6 @@
-//! Prometheus metrics, in the OpenMetrics text format (version 1.0.0), which Prometheus and its kin read.
+//! Prometheus metrics in the OpenMetrics text format (version 1.0.0).
+//!
+//! Invariant: labels never contain text that a request can choose freely, so clients cannot create any number of time series.
 
 use std::fmt::Error;
 use std::sync::Arc;
@@ -22,52 +24,56 @@ use slipway_serve::service::Status;
 use slipway_store::PoolStats;
 
 use crate::Platform;
-use crate::cluster::Figure;
+use crate::cluster::ControllerMetric;
 use crate::listen::{ConnectionCounts, Connections};
 
-/// The media type of [`render_figures`] and of all other metrics.
+/// The media type of the rendered metrics.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Upper bounds of request durations, in seconds.
+/// Upper bounds of the request duration buckets, in seconds.
 const DURATION_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Answered {
+struct ResponseLabels {
     method: &'static str,
     route: String,
     code: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Asked {
+struct RequestLabels {
     method: &'static str,
     route: String,
 }
 
 #[derive(Debug, Clone)]
-struct Durations;
+struct NewDurationHistogram;
 
-impl MetricConstructor<Histogram> for Durations {
+impl MetricConstructor<Histogram> for NewDurationHistogram {
     fn new_metric(&self) -> Histogram {
         Histogram::new(DURATION_BUCKETS)
     }
 }
 
-/// Counters of the control plane.
+/// Metrics of requests to the control plane.
 #[derive(Debug)]
-pub(crate) struct Meters {
+pub(crate) struct RequestMetrics {
     started: Instant,
-    answers: Family<Answered, Counter>,
-    durations: Family<Asked, Histogram, Durations>,
+    responses: Family<ResponseLabels, Counter>,
+    durations: Family<RequestLabels, Histogram, NewDurationHistogram>,
 }
 
-impl Default for Meters {
+impl Default for RequestMetrics {
     fn default() -> Self {
-        Self { started: Instant::now(), answers: Family::default(), durations: Family::new_with_constructor(Durations) }
+        Self {
+            started: Instant::now(),
+            responses: Family::default(),
+            durations: Family::new_with_constructor(NewDurationHistogram),
+        }
     }
 }
 
-/// The method as a label. Methods are chosen by clients, so unknown ones share a label and cannot fill the memory.
+/// The label for a method. All unknown methods share one label, because clients can send any method.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -81,53 +87,56 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
-/// Counts a request of the control plane under the pattern of its route, never under its path, which the client chooses.
-pub(crate) async fn count(State(meters): State<Arc<Meters>>, request: Request, next: Next) -> Response {
+/// Counts a request to the control plane by the pattern of its route. The path is not a label, because clients can send any path.
+pub(crate) async fn count(State(metrics): State<Arc<RequestMetrics>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = method_label(request.method());
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let response = next.run(request).await;
-    meters.durations.get_or_create(&Asked { method, route: route.clone() }).observe(started.elapsed().as_secs_f64());
+    metrics
+        .durations
+        .get_or_create(&RequestLabels { method, route: route.clone() })
+        .observe(started.elapsed().as_secs_f64());
     let code = response.status().as_u16();
-    meters.answers.get_or_create(&Answered { method, route, code }).inc();
+    metrics.responses.get_or_create(&ResponseLabels { method, route, code }).inc();
     response
 }
 
-/// Resident memory in bytes, from `/proc/self/statm`; 0 where there is none.
+/// Resident memory of this process in bytes, from `/proc/self/statm`; 0 if the file does not exist.
 pub(crate) fn resident_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = text.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
     pages * rustix::param::page_size() as u64
 }
 
-/// Seconds since the start.
+/// Seconds since the server started.
 pub(crate) fn uptime(platform: &Platform) -> f64 {
-    platform.meters.started.elapsed().as_secs_f64()
+    platform.request_metrics.started.elapsed().as_secs_f64()
 }
 
-/// What is known only when it is asked for: the process, and the deployments.
+/// Values that are collected on each scrape: of the process, the database, the connections and the deployments.
 #[derive(Debug)]
-struct Now {
-    uptime: f64,
-    resident: u64,
+struct PlatformCollector {
+    uptime_seconds: f64,
+    resident_bytes: u64,
     deployments: Vec<Status>,
     pool: PoolStats,
     connections: Arc<Connections>,
 }
 
-/// Figures as metrics without labels.
+/// The metrics of the cluster's controllers.
 #[derive(Debug)]
-struct Figures(Vec<Figure>);
+struct ControllerCollector(Vec<ControllerMetric>);
 
-impl Collector for Figures {
+impl Collector for ControllerCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
-        for figure in &self.0 {
-            if figure.is_counter {
-                let counter = ConstCounter::new(figure.value);
-                counter.encode(encoder.encode_descriptor(figure.name, figure.help, None, MetricType::Counter)?)?;
+        for metric in &self.0 {
+            if metric.is_counter {
+                let counter = ConstCounter::new(metric.value);
+                counter.encode(encoder.encode_descriptor(metric.name, metric.help, None, MetricType::Counter)?)?;
             } else {
-                let gauge = ConstGauge::new(i64::try_from(figure.value).unwrap_or(i64::MAX));
-                gauge.encode(encoder.encode_descriptor(figure.name, figure.help, None, MetricType::Gauge)?)?;
+                let gauge = ConstGauge::new(i64::try_from(metric.value).unwrap_or(i64::MAX));
+                gauge.encode(encoder.encode_descriptor(metric.name, metric.help, None, MetricType::Gauge)?)?;
             }
         }
         Ok(())
@@ -146,30 +155,30 @@ struct Model {
     model: String,
 }
 
-impl Collector for Now {
+impl Collector for PlatformCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
-        let mut plain = |name: &str, help: &str, value: f64| {
-            let gauge = ConstGauge::new(value);
-            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
-            gauge.encode(metric)
+        let mut gauge = |name: &str, help: &str, value: f64| {
+            let value = ConstGauge::new(value);
+            let metric = encoder.encode_descriptor(name, help, None, value.metric_type())?;
+            value.encode(metric)
         };
-        plain("slipway_uptime_seconds", "Time since the server started.", self.uptime)?;
-        plain("process_resident_memory_bytes", "Resident memory.", self.resident as f64)?;
+        gauge("slipway_uptime_seconds", "Time since the server started.", self.uptime_seconds)?;
+        gauge("process_resident_memory_bytes", "Resident memory.", self.resident_bytes as f64)?;
         let readers = [
-            ("slipway_database_readers_max", "Connections that may read at once.", self.pool.max),
-            ("slipway_database_readers_open", "Connections for reading that are open.", self.pool.open),
-            ("slipway_database_readers_idle", "Open connections for reading that are not in use.", self.pool.idle),
-            ("slipway_database_readers_waiting", "Requests that wait for a connection.", self.pool.waiting),
+            ("slipway_database_readers_max", "Maximum number of connections for reading.", self.pool.max),
+            ("slipway_database_readers_open", "Open connections for reading.", self.pool.open),
+            ("slipway_database_readers_idle", "Idle connections for reading.", self.pool.idle),
+            ("slipway_database_readers_waiting", "Requests that wait for a connection for reading.", self.pool.waiting),
         ];
         for (name, help, value) in readers {
-            plain(name, help, value as f64)?;
+            gauge(name, help, value as f64)?;
         }
         let ports = [
             ("control", &self.connections.control),
             ("inference", &self.connections.inference),
             ("grpc", &self.connections.grpc),
         ];
-        let help = "Connections that are open.";
+        let help = "Open connections.";
         let mut family = encoder.encode_descriptor("slipway_connections_open", help, None, MetricType::Gauge)?;
         for (port, counts) in ports {
             let open = i64::try_from(counts.open.load(Relaxed)).unwrap_or(i64::MAX);
@@ -177,13 +186,19 @@ impl Collector for Now {
         }
         type Count = fn(&ConnectionCounts) -> &AtomicU64;
         let totals: [(&str, &str, Count); 5] = [
-            ("slipway_connections_accepted", "Connections that were accepted.", |c| &c.accepted),
-            ("slipway_connections_evicted", "Idle connections that were closed to make room.", |c| &c.evicted),
-            ("slipway_connections_timed_out", "Connections whose client was too slow or idle for too long.", |c| {
-                &c.timed_out
-            }),
-            ("slipway_connections_handshakes_failed", "TLS handshakes that failed.", |c| &c.handshakes_failed),
-            ("slipway_connections_accept_errors", "Connections that could not be accepted.", |c| &c.accept_errors),
+            ("slipway_connections_accepted", "Accepted connections.", |c| &c.accepted),
+            (
+                "slipway_connections_evicted",
+                "Idle connections that were closed because the port had reached its limit.",
+                |c| &c.evicted,
+            ),
+            (
+                "slipway_connections_timed_out",
+                "Connections that were closed because the client was too slow or idle for too long.",
+                |c| &c.timed_out,
+            ),
+            ("slipway_connections_handshakes_failed", "Failed TLS handshakes.", |c| &c.handshakes_failed),
+            ("slipway_connections_accept_errors", "Failed attempts to accept a connection.", |c| &c.accept_errors),
         ];
         for (name, help, count) in totals {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
@@ -200,16 +215,16 @@ impl Collector for Now {
                 (Variant { model: status.name.clone(), variant: variant.name.clone(), version }, variant)
             })
             .collect();
-        let mut counter = |name: &str, help: &str, of: &dyn Fn(&slipway_serve::stats::Snapshot) -> u64| {
+        let mut counter = |name: &str, help: &str, value: &dyn Fn(&slipway_serve::stats::Snapshot) -> u64| {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for (labels, variant) in &variants {
-                ConstCounter::new(of(&variant.stats)).encode(family.encode_family(labels)?)?;
+                ConstCounter::new(value(&variant.stats)).encode(family.encode_family(labels)?)?;
             }
             Ok(())
         };
         counter("slipway_inference_requests", "Inference requests by model version.", &|s| s.requests)?;
-        counter("slipway_inference_errors", "Inference requests that failed.", &|s| s.errors)?;
-        counter("slipway_inference_rows", "Rows computed.", &|s| s.rows)?;
+        counter("slipway_inference_errors", "Failed inference requests.", &|s| s.errors)?;
+        counter("slipway_inference_rows", "Rows computed by inference requests.", &|s| s.rows)?;
         let help = "Latency of inference requests.";
         let mut family =
             encoder.encode_descriptor("slipway_inference_latency_seconds", help, None, MetricType::Histogram)?;
@@ -221,14 +236,14 @@ impl Collector for Now {
         }
         let mut family = encoder.encode_descriptor(
             "slipway_inference_weight_percent",
-            "Share of the traffic.",
+            "Share of the traffic in per cent.",
             None,
             MetricType::Gauge,
         )?;
         for (labels, variant) in &variants {
             ConstGauge::new(i64::from(variant.weight)).encode(family.encode_family(labels)?)?;
         }
-        let help = "Requests that wait or are computed.";
+        let help = "Inference requests that are queued or being computed.";
         let mut family = encoder.encode_descriptor("slipway_inference_in_flight", help, None, MetricType::Gauge)?;
         for status in &self.deployments {
             let labels = Model { model: status.name.clone() };
@@ -239,36 +254,37 @@ impl Collector for Now {
     }
 }
 
-/// All metrics as text.
+/// Renders all metrics of a server.
 pub(crate) fn render(platform: &Platform) -> String {
-    let meters = &platform.meters;
+    let requests = &platform.request_metrics;
     let mut registry = Registry::default();
-    registry.register("slipway_http_requests", "Requests to the control plane.", meters.answers.clone());
-    let help = "Time that requests to the control plane took, up to the headers of the answer.";
-    registry.register("slipway_http_request_duration_seconds", help, meters.durations.clone());
-    registry.register_collector(Box::new(Now {
-        uptime: uptime(platform),
-        resident: resident_bytes(),
+    registry.register("slipway_http_requests", "Requests to the control plane.", requests.responses.clone());
+    let help = "Time until the response headers of requests to the control plane.";
+    registry.register("slipway_http_request_duration_seconds", help, requests.durations.clone());
+    registry.register_collector(Box::new(PlatformCollector {
+        uptime_seconds: uptime(platform),
+        resident_bytes: resident_bytes(),
         deployments: platform.gateway.statuses(),
         pool: platform.database.pool_stats(),
         connections: Arc::clone(&platform.connections),
     }));
-    registry.register_collector(Box::new(Figures(platform.cluster.figures())));
-    encoded(&registry)
+    registry.register_collector(Box::new(ControllerCollector(platform.cluster.controller_metrics())));
+    encode(&registry)
 }
 
-/// Figures as text, for processes that have no other metrics.
-pub fn render_figures(figures: Vec<Figure>) -> String {
+/// Renders the metrics of a process that runs only controllers.
+pub fn render_controller_metrics(metrics: Vec<ControllerMetric>) -> String {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Figures(figures)));
-    encoded(&registry)
+    registry.register_collector(Box::new(ControllerCollector(metrics)));
+    encode(&registry)
 }
 
-fn encoded(registry: &Registry) -> String {
+fn encode(registry: &Registry) -> String {
     let mut out = String::with_capacity(8192);
-    // Writing into a string does not fail, and neither do the collectors; half a text would lack its end mark and be refused.
+    // Cannot fail, because neither writing into a string nor a collector returns an error. Scrapers would reject a partial text anyway,
+    // because it has no end mark.
     if let Err(error) = text::encode(&mut out, registry) {
-        tracing::error!(%error, "metrics cannot be written");
+        tracing::error!(%error, "cannot encode the metrics");
     }
     out
 }

@@ -1,5 +1,7 @@
-//! The OpenAPI 3.1 document of slipway's own API (`/openapi.json`). The schemas come from the types that handlers read and write, and the
-//! access of each operation from the table of routes; only names and summaries are written by hand, in [`operations`].
+//! Generates the OpenAPI 3.1 document of slipway's own API (`/openapi.json`). The schemas come from the types that handlers read and write,
+//! and the access of each operation from the table of routes. Only names and summaries are written by hand, in [`operations`].
+//!
+//! Invariant: the document describes exactly the routes of slipway's own API; a test compares the two.
 //!
 //! Source: OpenAPI Specification 3.1.1, whose schemas are JSON Schema 2020-12.
 
@@ -22,32 +24,32 @@ use error_body::MlflowErrorBody;
 pub(crate) use operations::operations;
 
 const DESCRIPTION: &str = "slipway's own API. MLflow's REST API is at /api/2.0/mlflow, the Open Inference Protocol on the inference ports. \
-    `x-slipway-access` of an operation says what it asks of its caller: `public` nothing, `authenticated` a token, a verb and a resource \
-    that permission (as in a Kubernetes role for the API group `slipway.dev`), `decided-by-handler` a permission in the namespace that \
-    the request names; `+runs` admits the tokens of runs too.";
+    `x-slipway-access` is the access that an operation requires: `public` none; `authenticated` any known token; a verb and a resource \
+    that permission (as in a Kubernetes role for the API group `slipway.dev`); `decided-by-handler` a permission in the namespace that \
+    the request names. `+runs` also admits the tokens of runs.";
 
-/// Where the document is served.
+/// The path of the document.
 const PATH: &str = "/openapi.json";
 
-/// Makes the schema of a type.
+/// Generates the schema of a type.
 type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
 fn schema_of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
-/// What a route does, in words and types.
+/// Describes a route: its names, summary and types.
 pub(crate) struct Operation {
     pub(crate) method: Method,
-    /// As the table of routes has it; OpenAPI writes path parameters in the same way.
+    /// The path as in the table of routes; OpenAPI uses the same syntax for path parameters.
     pub(crate) path: &'static str,
-    /// The name of the function in generated clients.
+    /// The `operationId`: the function name in generated clients.
     id: &'static str,
     summary: &'static str,
     /// A type whose fields are the query parameters.
     query: Option<SchemaOf>,
     request: Option<RequestBody>,
-    /// The response of a success, and others that differ from the usual errors.
+    /// The successful response, and error responses that differ from the common ones.
     responses: Vec<(StatusCode, Content)>,
 }
 
@@ -59,14 +61,14 @@ struct RequestBody {
 
 enum Content {
     Empty,
-    /// Text, or a picture, of this media type.
+    /// Text, or an SVG image, of this media type.
     Text(&'static str),
     Json(SchemaOf),
-    /// Bytes, beside the JSON of the same status.
+    /// Bytes, as an alternative to JSON with the same status.
     Binary,
 }
 
-/// The media type of bytes, which have no schema in OpenAPI 3.1.
+/// The media type of bytes. In OpenAPI 3.1 they have no schema.
 const BINARY: &str = "application/octet-stream";
 
 impl Operation {
@@ -104,24 +106,24 @@ impl Operation {
     }
 }
 
-/// The routes, and one more that serves their document.
+/// Adds a route that serves the document of `routes`.
 pub(crate) fn with_document(routes: Routes) -> Routes {
     let access = Access::Public;
     let mut table = routes.table().to_vec();
     table.push(RouteInfo { method: Some(Method::GET), path: PATH.into(), access });
-    // It is made when it is first asked for, since most servers never are.
+    // Generated on the first request, because most servers never receive one.
     let text = Arc::new(LazyLock::new(move || Bytes::from(document(&table).to_string())));
     routes.get(PATH, access, async move || ([(header::CONTENT_TYPE, "application/json")], Bytes::clone(&text)))
 }
 
-/// The document of the routes in a table that an operation describes.
+/// Generates the document for all operations whose route is in the table.
 fn document(table: &[RouteInfo]) -> Value {
     let mut schemas = Schemas::new();
     let errors = error_responses(&mut schemas);
     let mut paths = Map::new();
     for operation in operations::operations() {
-        let same = |r: &&RouteInfo| r.method.as_ref() == Some(&operation.method) && r.path == operation.path;
-        let Some(route) = table.iter().find(same) else { continue };
+        let matches = |r: &&RouteInfo| r.method.as_ref() == Some(&operation.method) && r.path == operation.path;
+        let Some(route) = table.iter().find(matches) else { continue };
         let methods = paths.entry(operation.path).or_insert_with(|| json!({}));
         methods[operation.method.as_str().to_ascii_lowercase()] = describe(&operation, route.access, &mut schemas);
     }
@@ -137,7 +139,7 @@ fn document(table: &[RouteInfo]) -> Value {
         "components": {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
-                "basic": {"type": "http", "scheme": "basic", "description": "The token is the password; the user name is not looked at."},
+                "basic": {"type": "http", "scheme": "basic", "description": "The token is the password; the user name is ignored."},
             },
             "responses": errors,
             "schemas": schemas.finish(),
@@ -181,9 +183,9 @@ fn describe(operation: &Operation, access: Access, schemas: &mut Schemas) -> Val
     }
     if let Some(body) = &operation.request {
         let schema = schemas.request(body.schema);
-        let of = |media_type: &str| if media_type == BINARY { json!({}) } else { json!({"schema": schema}) };
+        let content_of = |media_type: &str| if media_type == BINARY { json!({}) } else { json!({"schema": schema}) };
         let content: Map<String, Value> =
-            body.media_types.iter().map(|media_type| ((*media_type).to_owned(), of(media_type))).collect();
+            body.media_types.iter().map(|media_type| ((*media_type).to_owned(), content_of(media_type))).collect();
         described["requestBody"] = json!({"required": body.required, "content": content});
     }
     described
@@ -218,36 +220,36 @@ fn query_parameters(fields: &Schema) -> Vec<Value> {
     properties.map(parameter).collect()
 }
 
-/// Errors that any operation may answer with.
+/// Error responses that any operation can return.
 fn error_responses(schemas: &mut Schemas) -> Value {
     let own = schemas.response(schema_of::<ErrorBody>);
     let mlflow = schemas.response(schema_of::<MlflowErrorBody>);
-    let refusal = |description: &str, schema: Value| json!({"description": description, "content": {"application/json": {"schema": schema}}});
+    let error = |description: &str, schema: Value| json!({"description": description, "content": {"application/json": {"schema": schema}}});
     let either = json!({"anyOf": [own, mlflow]});
     json!({
         "401": {
-            "description": "The request has no token, or one that is not known",
+            "description": "The request has no token, or an unknown one",
             "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
             "content": {"application/json": {"schema": mlflow}},
         },
-        "403": refusal("The caller may not do this, or the request comes from a web page of another origin", either.clone()),
-        "421": refusal("The request names a host that is not this server", json!(mlflow)),
-        "503": refusal("The caller's permissions, or the operation, cannot be decided on right now", either.clone()),
+        "403": error("The caller lacks the permission, or the request comes from a web page of another origin", either.clone()),
+        "421": error("The request's host name is not a name of this server", json!(mlflow)),
+        "503": error("The caller's permissions cannot be determined, or the operation is not available, right now", either.clone()),
         "default": {
-            "description": "Any other error; a path or query that cannot be parsed is answered in plain text",
+            "description": "Any other error; the response to an invalid path or query is plain text",
             "content": {"application/json": {"schema": either}, "text/plain": {"schema": {"type": "string"}}},
         },
     })
 }
 
-/// The schemas under `components`. What a type takes and what it writes differ (fields with a default may be left out of a request but are
-/// always in a response), so each has its own, and those of requests end in [`REQUEST_SUFFIX`].
+/// The schemas under `components`. A type can have different schemas in requests and in responses (fields with a default are optional in a
+/// request but always present in a response), so both are generated, and names of request schemas end in [`REQUEST_SUFFIX`].
 struct Schemas {
     requests: SchemaGenerator,
     responses: SchemaGenerator,
 }
 
-/// Tells the schema of a type in requests from the one in responses.
+/// Distinguishes the request schema of a type from its response schema.
 const REQUEST_SUFFIX: &str = "Input";
 
 impl Schemas {
@@ -269,17 +271,14 @@ impl Schemas {
         schema(&mut self.responses)
     }
 
-    /// All schemas that were referred to, by name.
+    /// All referenced schemas, by name.
     fn finish(mut self) -> Map<String, Value> {
         let mut all = self.responses.take_definitions(true);
         for (name, schema) in self.requests.take_definitions(true) {
             if let Ok(mut schema) = Schema::try_from(schema) {
                 suffix_references(&mut schema);
                 let same_name = all.insert(name + REQUEST_SUFFIX, schema.to_value());
-                debug_assert!(
-                    same_name.is_none(),
-                    "a type of responses has the name of one of requests: {same_name:?}"
-                );
+                debug_assert!(same_name.is_none(), "a response schema has the name of a request schema: {same_name:?}");
             }
         }
         all

@@ -1,4 +1,6 @@
-//! Opens the state folder and wires the domains together.
+//! Opens the state folder and connects the domains: tracking, the inference gateway, GPUs and the executor of runs.
+//!
+//! Invariant: while a [`Platform`] exists, it holds the lock of its state folder, so no other process uses the folder.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -8,7 +10,7 @@ use slipway_access::{Access, Routes};
 use slipway_core::home::Home;
 use slipway_exec::Executor;
 use slipway_serve::runtime::{Preference, Runtime};
-use slipway_serve::{Fetching, Gateway, ModelSource, ResolvedModel};
+use slipway_serve::{FetchFuture, Gateway, ModelSource, ResolvedModel};
 use slipway_store::{Database, Objects};
 use slipway_track::Tracking;
 use tokio::sync::watch;
@@ -17,32 +19,32 @@ use crate::cluster::{self, Cluster, Kubernetes};
 use crate::listen::Connections;
 use crate::{Addresses, ServerError, api, auth, gpu, metrics, openapi, runs, ui};
 
-/// Everything that a server serves; cheap to clone.
+/// The state behind all routes of a server; cheap to clone.
 #[derive(Clone)]
 pub struct Platform {
-    /// Runs, models, artifacts.
+    /// Tracked runs, registered models and artifacts.
     pub tracking: Tracking,
-    /// Deployments.
+    /// Deployments and inference.
     pub gateway: Gateway,
-    /// The database, to be closed at the end.
+    /// The database. The server closes it when it stops.
     pub database: Database,
     /// The state folder.
     pub(crate) home: Home,
-    /// Counters of requests.
-    pub(crate) meters: Arc<metrics::Meters>,
+    /// Metrics of requests to the control plane.
+    pub(crate) request_metrics: Arc<metrics::RequestMetrics>,
     /// GPUs of this machine.
     pub(crate) gpus: Arc<gpu::Gpus>,
-    /// The cluster that it runs in, if it does.
+    /// The cluster that the server runs in, if it runs in one.
     pub(crate) cluster: Arc<Cluster>,
-    /// Who carries runs out; nobody in a process that does not listen.
+    /// Executes submitted runs. Unset in a process that does not listen.
     pub(crate) executor: Arc<OnceLock<Arc<dyn Executor>>>,
-    /// Connections of the three ports.
+    /// Connection counters of the three ports.
     pub(crate) connections: Arc<Connections>,
-    /// Held while the state folder is in use.
+    /// The lock file of the state folder, locked while this value exists.
     _lock: Arc<std::fs::File>,
 }
 
-/// The registry as the gateway sees it.
+/// Implements the gateway's [`ModelSource`] with the model registry.
 struct Registry(Tracking);
 
 impl ModelSource for Registry {
@@ -55,11 +57,11 @@ impl ModelSource for Registry {
             location: found.location.to_string(),
         })
     }
-    fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> Fetching<'a> {
+    fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> FetchFuture<'a> {
         Box::pin(async {
             self.0.fetch(&model.location).await.map_err(|e| match e.code {
                 slipway_track::ErrorCode::ResourceDoesNotExist => {
-                    format!("the artifacts at {} are gone", model.location)
+                    format!("the artifacts at {} do not exist anymore", model.location)
                 }
                 _ => e.to_string(),
             })
@@ -70,22 +72,22 @@ impl ModelSource for Registry {
     }
 }
 
-/// Where state is kept that several servers may share; in the state folder where nothing is said.
+/// Locations of state that several servers can share. Unset locations are in the state folder.
 #[derive(Debug, Clone, Default)]
 pub struct Stores {
     /// A `postgres://` URL.
     pub database: Option<String>,
     /// An `s3://`, `gs://` or `az://` URL.
     pub objects: Option<String>,
-    /// What uploads may take.
+    /// Limits of uploads.
     pub uploads: slipway_store::Limits,
 }
 
 impl Platform {
-    /// Opens the state folder, and the stores beside it; makes what is not there yet.
+    /// Opens the state folder and the stores, and creates what is missing.
     ///
     /// # Errors
-    /// [`ServerError::Locked`] when another process uses it; [`ServerError::Home`]; the domains' own.
+    /// [`ServerError::Locked`] when another process uses the folder; [`ServerError::Home`]; and the errors of the domains.
     pub async fn open(
         home: &Home,
         stores: &Stores,
@@ -96,9 +98,9 @@ impl Platform {
         home.create().map_err(unusable)?;
         let lock = open_lock(&home.lock_file()).map_err(unusable)?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let other: Option<serde_json::Value> =
+            let addresses: Option<serde_json::Value> =
                 std::fs::read(home.server_file()).ok().and_then(|b| serde_json::from_slice(&b).ok());
-            let pid = other.and_then(|o| o.get("pid")?.as_u64()).and_then(|p| u32::try_from(p).ok());
+            let pid = addresses.and_then(|a| a.get("pid")?.as_u64()).and_then(|p| u32::try_from(p).ok());
             return Err(ServerError::Locked { path: home.root().to_owned(), pid });
         }
         let migrations =
@@ -126,7 +128,7 @@ impl Platform {
             gateway,
             database,
             home: home.clone(),
-            meters: Arc::default(),
+            request_metrics: Arc::default(),
             gpus: Arc::default(),
             cluster: Arc::new(Cluster::new(None)),
             executor: Arc::default(),
@@ -135,19 +137,20 @@ impl Platform {
         })
     }
 
-    /// Lets it tell of the cluster that it runs in.
+    /// Sets the cluster that the server runs in.
     #[must_use]
-    pub fn in_cluster(self, source: Option<Arc<dyn Kubernetes>>) -> Self {
+    pub fn with_cluster(self, source: Option<Arc<dyn Kubernetes>>) -> Self {
         Self { cluster: Arc::new(Cluster::new(source)), ..self }
     }
 
-    /// Lets it take runs in.
-    pub(crate) fn carried_out_by(&self, executor: Arc<dyn Executor>) {
-        // It is called once, before anybody can ask.
+    /// Sets the executor, which enables submitting runs.
+    pub(crate) fn set_executor(&self, executor: Arc<dyn Executor>) {
+        // Called once, before the server accepts requests, so the result can be ignored.
         let _ = self.executor.set(executor);
     }
 
-    /// The control plane: MLflow's API, slipway's own, health, metrics and the UI. Addresses are those of a server that listens.
+    /// The routes of the control plane: MLflow's API, slipway's own API, health, metrics and the UI. `addresses` are served as
+    /// `/api/v1/addresses`; `None` in a process that does not listen.
     pub fn control_routes(&self, addresses: Option<&Addresses>) -> Routes {
         let own = Routes::new()
             .nest(
@@ -162,29 +165,29 @@ impl Platform {
         let own = addresses.cloned().map(api::addresses_routes).into_iter().fold(own, Routes::merge);
         openapi::with_document(own)
             .merge(slipway_track::http::routes(self.tracking.clone()))
-            // The pages hold no data: what they show they ask the API for.
+            // Public, because the pages contain no data; they fetch it from the API.
             .fallback(Access::Public, ui::serve)
-            .layer(axum::middleware::from_fn_with_state(Arc::clone(&self.meters), metrics::count))
+            .layer(axum::middleware::from_fn_with_state(Arc::clone(&self.request_metrics), metrics::count))
     }
 
-    /// What tells how this process does.
-    pub fn probes_routes(&self) -> Routes {
+    /// Only health and metrics, for the control port of a gateway-only server.
+    pub fn probe_routes(&self) -> Routes {
         openapi::with_document(api::health_routes(self.clone()))
     }
 
-    /// The inference gateway, REST.
+    /// The routes of the inference gateway over REST.
     pub fn inference_routes(&self) -> Routes {
         slipway_serve::http::routes(self.gateway.clone())
     }
 
-    /// The inference gateway, gRPC.
+    /// The routes of the inference gateway over gRPC.
     pub fn grpc_routes(&self) -> Routes {
         slipway_serve::grpc::routes(self.gateway.clone())
     }
 }
 
-/// The file that is locked while a state folder is in use. A link is not followed, and nothing is written: somebody may have put a link to
-/// another file there.
+/// Opens the lock file of the state folder. Does not follow symbolic links or truncate the file, because an attacker could have planted a
+/// link to another file.
 fn open_lock(path: &Path) -> std::io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -197,7 +200,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_planted_lock_changes_no_other_file() {
+    async fn planted_lock_link_does_not_change_its_target() {
         let home = Home::at(std::env::temp_dir().join(slipway_core::ids::hex32()));
         home.create().unwrap();
         let other = home.root().join("other");

@@ -1,4 +1,7 @@
-//! Starting a server, and stopping it.
+//! Starts and stops a server.
+//!
+//! Invariant: requests are accepted only after the state folder is locked and all callers' tokens are loaded, and the store is closed only
+//! after the ports have stopped.
 
 use std::future::Future;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,7 +15,7 @@ use slipway_access::{Guard, HostNames, Routes};
 use slipway_core::clock::now_ms;
 use slipway_core::home::Home;
 use slipway_core::tls::Fingerprint;
-use slipway_exec::local::{NAMESPACE, Room, Settings};
+use slipway_exec::local::{Capacity, NAMESPACE, Settings};
 use slipway_exec::{LocalProcesses, Mint};
 use slipway_serve::runtime::Preference;
 use tokio::net::TcpListener;
@@ -20,76 +23,76 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::auth::{Callers, RunTokens, Tokens, home_token};
-use crate::certificates::{CertificateSource, Certificates, names_of};
+use crate::certificates::{CertificateSource, Certificates, server_names};
 use crate::listen::{Limits, Port};
-use crate::tracker::InTracking;
+use crate::tracker::RunTracker;
 use crate::{Kubernetes, Platform, ServerError, Stores, accelerators};
 
-/// An upload in parts that got no part for this long is abandoned.
+/// A multipart upload that has received no part for this long is abandoned.
 const ABANDONED_UPLOAD_AGE: Duration = Duration::from_secs(24 * 3600);
-/// Time between two looks for abandoned uploads.
-const ABANDONED_UPLOAD_CHECK: Duration = Duration::from_secs(3600);
-/// Time for requests in flight to end after a stop was asked for.
-const DRAIN: Duration = Duration::from_secs(10);
-/// How often the files of the certificate are looked at.
-const CERTIFICATE_CHECK: Duration = Duration::from_secs(2);
+/// Interval at which abandoned uploads are removed.
+const ABANDONED_UPLOAD_INTERVAL: Duration = Duration::from_secs(3600);
+/// Timeout for requests in flight when the server stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval at which the certificate files are checked for changes.
+const CERTIFICATE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How to run a server.
+/// Options of a server.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The state folder.
     pub home: Home,
-    /// What is kept elsewhere.
+    /// Locations of the database and of the object store.
     pub stores: Stores,
-    /// Control plane and UI.
+    /// Listen address of the control plane and UI.
     pub control: SocketAddr,
-    /// Inference, REST.
+    /// Listen address for inference over REST.
     pub inference: SocketAddr,
-    /// Inference, gRPC.
+    /// Listen address for inference over gRPC.
     pub grpc: SocketAddr,
-    /// Inference alone, with state that a control plane shares; the control port has probes and metrics.
+    /// Serve only inference, on stores that are shared with a control plane. The control port then has only probes and metrics.
     pub gateway_only: bool,
-    /// Tokens of administrators, one a line, besides the token of the state folder.
+    /// File with the tokens of administrators, one per line, in addition to the token of the state folder.
     pub token_file: Option<PathBuf>,
-    /// Let callers without a token do everything but run programs; only on loopback.
+    /// Allow callers without a token to do everything except submit runs. Only on loopback addresses.
     pub no_auth: bool,
-    /// Names of environment variables that runs inherit besides the usual ones.
+    /// Names of environment variables that runs inherit in addition to the default ones.
     pub run_environment: Vec<String>,
-    /// Names of this server besides `localhost`; requests for other names are refused.
+    /// Host names of this server in addition to `localhost`. Requests for other host names are rejected.
     pub hosts: Vec<String>,
-    /// The certificate with which all three ports speak TLS; plain HTTP without one.
+    /// The TLS certificate of all three ports; plain HTTP if unset.
     pub certificate: Option<CertificateSource>,
-    /// What the clients of each port may use.
+    /// Limits on the clients of each port.
     pub limits: Limits,
-    /// What runs the models.
+    /// Preferred runtime for models.
     pub runtime: Preference,
-    /// Where ONNX Runtime is.
+    /// Path of `libonnxruntime.so`; searched for if unset.
     pub onnxruntime: Option<PathBuf>,
-    /// The cluster that it runs in, if it does.
+    /// The cluster that the server runs in; `None` outside of a cluster.
     pub cluster: Option<Arc<dyn Kubernetes>>,
 }
 
-/// Where a server listens; kept in `server.json` for clients on this machine.
+/// The addresses of a running server; stored in `server.json` for clients on the same machine.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Addresses {
-    /// Its process.
+    /// Process id of the server.
     pub pid: u32,
-    /// Control plane and UI.
+    /// Address of the control plane and UI.
     pub control: SocketAddr,
-    /// Inference, REST.
+    /// Address for inference over REST.
     pub inference: SocketAddr,
-    /// Inference, gRPC.
+    /// Address for inference over gRPC.
     pub grpc: SocketAddr,
-    /// Whether it speaks TLS.
+    /// Whether the ports use TLS.
     #[serde(default)]
     pub tls: bool,
-    /// SHA-256 of its certificate.
+    /// SHA-256 fingerprint of the certificate; unset without TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub fingerprint: Option<Fingerprint>,
-    /// Its version.
+    /// Version of slipway.
     pub version: String,
-    /// When it started, in milliseconds since the Unix epoch.
+    /// Start time, in milliseconds since the Unix epoch.
     pub started: i64,
 }
 
@@ -104,18 +107,18 @@ impl Addresses {
         self.url(self.control)
     }
 
-    /// URL of the inference gateway, REST, for clients on this machine.
+    /// URL of the inference gateway over REST, for clients on this machine.
     pub fn inference_url(&self) -> String {
         self.url(self.inference)
     }
 
     fn url(&self, address: SocketAddr) -> String {
-        format!("{}://{}", self.scheme(), reachable(address))
+        format!("{}://{}", self.scheme(), local_address(address))
     }
 }
 
-/// Where a client on this machine reaches what listens there: on loopback when it is everywhere.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
+/// The address at which a client on this machine reaches a listener: loopback if it listens on all interfaces.
+fn local_address(mut address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V4(v4) if v4.ip().is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         SocketAddr::V6(v6) if v6.ip().is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
@@ -124,9 +127,9 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// A server that listens.
+/// A server with open ports.
 pub struct Server {
-    /// Where.
+    /// The addresses that it listens on.
     pub addresses: Addresses,
     home: Home,
     platform: Platform,
@@ -135,10 +138,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the state folder and the ports.
+    /// Opens the state folder and the ports. After an error nothing is left open.
     ///
     /// # Errors
-    /// [`ServerError`], and nothing is left open then.
+    /// [`ServerError`].
     pub async fn bind(options: Options) -> Result<Self, ServerError> {
         let administrators = options.token_file.as_deref().map(Tokens::read).transpose()?;
         let authority = options.cluster.as_ref().and_then(|c| c.authority());
@@ -152,10 +155,10 @@ impl Server {
         }
         let platform = Platform::open(&options.home, &options.stores, options.runtime, options.onnxruntime.clone())
             .await?
-            .in_cluster(options.cluster.clone());
-        // Before any client can find this server.
+            .with_cluster(options.cluster.clone());
+        // Create the token before clients can find this server.
         let token_unusable = |source| ServerError::Home { path: options.home.token_file(), source };
-        // In a cluster nobody owns the machine: callers are the cluster's users, and a volume's files are readable by its group.
+        // In a cluster there is no owner token: callers are the cluster's users, and files on the volume are readable by its group.
         let has_owner = !options.no_auth && options.cluster.is_none();
         let owner = has_owner.then(|| home_token(&options.home)).transpose().map_err(token_unusable)?;
         let listen = async |address: SocketAddr| {
@@ -164,14 +167,14 @@ impl Server {
         let control = listen(options.control).await?;
         let inference = listen(options.inference).await?;
         let grpc = listen(options.grpc).await?;
-        let place = |socket: &TcpListener, asked: SocketAddr| socket.local_addr().unwrap_or(asked);
+        let local = |socket: &TcpListener, requested: SocketAddr| socket.local_addr().unwrap_or(requested);
         let bound =
-            [place(&control, options.control), place(&inference, options.inference), place(&grpc, options.grpc)];
+            [local(&control, options.control), local(&inference, options.inference), local(&grpc, options.grpc)];
         let certificates = match &options.certificate {
             Some(source) => Some(Arc::new(Certificates::open(
                 source,
                 &options.home.root().join("tls"),
-                names_of(&bound, &options.hosts),
+                server_names(&bound, &options.hosts),
             )?)),
             None => None,
         };
@@ -193,14 +196,15 @@ impl Server {
         let unusable = |source| ServerError::Home { path: options.home.server_file(), source };
         publish(&options.home, &addresses).map_err(unusable)?;
         let run_tokens = if platform.database.is_shared() {
-            RunTokens::of_database(&platform.database).await?
+            RunTokens::from_database(&platform.database).await?
         } else {
-            RunTokens::of_file(&options.home.root().join("run-tokens.key")).map_err(unusable)?
+            RunTokens::from_file(&options.home.root().join("run-tokens.key")).map_err(unusable)?
         };
-        let run_tokens = run_tokens.isolated(options.cluster.is_some()).checked_by(Arc::new(platform.tracking.clone()));
+        let run_tokens =
+            run_tokens.isolated(options.cluster.is_some()).with_states(Arc::new(platform.tracking.clone()));
         let namespace = options.cluster.as_ref().map_or_else(|| NAMESPACE.to_owned(), |c| c.namespace().to_owned());
         let callers = Callers {
-            owner: owner.as_deref().map(Tokens::one),
+            owner: owner.as_deref().map(Tokens::single),
             administrators,
             runs: Some(run_tokens.clone()),
             authority,
@@ -209,18 +213,18 @@ impl Server {
         let hosts = host_names(&options, certificates.as_deref());
         let guard = Guard::new(Arc::new(callers), namespace, hosts).with_tls(certificates.is_some());
         let mut controller_routes = Routes::new();
-        // Whoever may submit a run executes a program, so a server that knows no callers carries none out.
+        // A submitted run executes a program, so a server without authentication accepts no runs.
         if !options.gateway_only && !options.no_auth {
             let tracker =
-                Arc::new(InTracking { tracking: platform.tracking.clone(), isolated: options.cluster.is_some() });
+                Arc::new(RunTracker { tracking: platform.tracking.clone(), isolated: options.cluster.is_some() });
             let mint: Mint = Arc::new(move |request| run_tokens.mint(request));
-            platform.carried_out_by(match &options.cluster {
+            platform.set_executor(match &options.cluster {
                 Some(cluster) => {
-                    let asked = crate::controller::routes(Arc::<InTracking>::clone(&tracker), Arc::clone(&mint));
-                    controller_routes = asked;
+                    let routes = crate::controller::routes(Arc::<RunTracker>::clone(&tracker), Arc::clone(&mint));
+                    controller_routes = routes;
                     cluster.executor(tracker, mint)
                 }
-                None => Arc::new(local_runs(
+                None => Arc::new(open_local_executor(
                     &platform,
                     &options.home,
                     tracking_variables(&addresses, certificates.as_deref()),
@@ -249,15 +253,15 @@ impl Server {
         Ok(Self { addresses, home: options.home, platform, certificates, ports })
     }
 
-    /// The file of the certificate that the server made itself, if it did: clients that trust it as an authority trust this server.
-    pub fn own_certificate(&self) -> Option<&Path> {
-        self.certificates.as_ref().and_then(|c| c.own_file())
+    /// The file of the server's self-signed certificate, if it has one. Clients can use it as their CA file.
+    pub fn self_signed_certificate(&self) -> Option<&Path> {
+        self.certificates.as_ref().and_then(|c| c.self_signed_file())
     }
 
-    /// Answers requests until `stop` is done, then lets those in flight end and closes the store.
+    /// Serves requests until `stop` completes, then drains the requests in flight and closes the store.
     ///
     /// # Errors
-    /// [`ServerError::Listen`] when a port fails while it is served.
+    /// [`ServerError::Listen`] when the task of a port fails.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
         let (stopping, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
@@ -269,62 +273,62 @@ impl Server {
                 address
             });
         }
-        let renewing = self.certificates.map(|certificates| {
-            let renewing = follow_certificates(certificates, self.home.clone(), self.addresses.clone());
-            tokio::spawn(renewing)
+        let certificate_task = self.certificates.map(|certificates| {
+            let follow = follow_certificates(certificates, self.home.clone(), self.addresses.clone());
+            tokio::spawn(follow)
         });
-        let tidying = tokio::spawn(collect_abandoned_uploads(self.platform.clone()));
+        let cleanup_task = tokio::spawn(collect_abandoned_uploads(self.platform.clone()));
         let mut result = Ok(());
         tokio::select! {
             () = stop => tracing::info!("stopping: draining requests in flight"),
             Some(ended) = tasks.join_next() => {
-                // A port is served until it is told to stop, so only a panic gets here.
+                // Ports serve until `stopping` is set, so only a panic gets here.
                 let address = ended.unwrap_or(self.addresses.control);
-                let source = std::io::Error::other("what serves this port has failed");
+                let source = std::io::Error::other("the task that serves this port panicked");
                 result = Err(ServerError::Listen { address, source });
             }
         }
         stopping.send_replace(true);
         let drained = async { while tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(DRAIN, drained).await.is_err() {
-            tracing::warn!("some requests did not end in time");
+        if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+            tracing::warn!("some requests did not complete within the drain timeout and are aborted");
             tasks.shutdown().await;
         }
-        tidying.abort();
-        if let Some(renewing) = renewing {
-            renewing.abort();
+        cleanup_task.abort();
+        if let Some(task) = certificate_task {
+            task.abort();
         }
-        // The lease is given back, so that another server can carry out runs at once.
+        // Releases the lease, so that another server can take over its runs immediately.
         self.platform.cluster.stop().await;
         let database = self.platform.database.clone();
         let closed = tokio::task::spawn_blocking(move || database.close()).await;
         if let Err(error) = closed {
-            tracing::error!(%error, "the store did not close");
+            tracing::error!(%error, "cannot close the store");
         }
-        let _ = std::fs::remove_file(self.home.server_file()); // Clients also see that the process is gone.
+        let _ = std::fs::remove_file(self.home.server_file()); // If this fails, clients still notice that the process does not exist.
         result
     }
 }
 
-/// Removes, each hour, the parts of uploads that nobody has gone on with for a day.
+/// Removes abandoned multipart uploads every hour.
 async fn collect_abandoned_uploads(platform: Platform) {
     loop {
         match platform.tracking.collect_abandoned_uploads(ABANDONED_UPLOAD_AGE).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "abandoned uploads were removed"),
-            Err(error) => tracing::warn!(%error, "abandoned uploads cannot be removed; the next attempt is in an hour"),
+            Err(error) => tracing::warn!(%error, "cannot remove abandoned uploads; retrying in an hour"),
         }
-        tokio::time::sleep(ABANDONED_UPLOAD_CHECK).await;
+        tokio::time::sleep(ABANDONED_UPLOAD_INTERVAL).await;
     }
 }
 
 /// The routes of the three ports: control plane, inference over REST, inference over gRPC.
 pub(crate) fn routes(platform: &Platform, addresses: &Addresses, gateway_only: bool) -> [Routes; 3] {
-    let control = if gateway_only { platform.probes_routes() } else { platform.control_routes(Some(addresses)) };
+    let control = if gateway_only { platform.probe_routes() } else { platform.control_routes(Some(addresses)) };
     [control, platform.inference_routes(), platform.grpc_routes()]
 }
 
-/// The names under which this server is asked: those that are configured, and those that follow from where it runs.
+/// The host names that requests may use: the configured ones, and those derived from the machine, the cluster and the certificate.
 fn host_names(options: &Options, certificates: Option<&Certificates>) -> HostNames {
     let mut names = options.hosts.clone();
     let remote = [options.control, options.inference, options.grpc].iter().any(|a| !a.ip().is_loopback());
@@ -342,56 +346,56 @@ fn host_names(options: &Options, certificates: Option<&Certificates>) -> HostNam
     HostNames::new(names)
 }
 
-/// Tells clients on this machine where the server is.
+/// Writes `server.json`, by which clients on this machine find the server.
 fn publish(home: &Home, addresses: &Addresses) -> std::io::Result<()> {
     let text = serde_json::to_vec_pretty(addresses)?;
     slipway_core::files::replace_as(&home.server_file(), &text, 0o600)
 }
 
-/// Takes new certificates into use, and tells clients on this machine their fingerprints.
+/// Reloads changed certificates, and publishes their fingerprints in `server.json`.
 async fn follow_certificates(certificates: Arc<Certificates>, home: Home, mut addresses: Addresses) {
     loop {
-        tokio::time::sleep(CERTIFICATE_CHECK).await;
-        let asked = Arc::clone(&certificates);
-        if !tokio::task::spawn_blocking(move || asked.refresh()).await.unwrap_or(false) {
+        tokio::time::sleep(CERTIFICATE_POLL_INTERVAL).await;
+        let to_refresh = Arc::clone(&certificates);
+        if !tokio::task::spawn_blocking(move || to_refresh.refresh()).await.unwrap_or(false) {
             continue;
         }
         addresses.fingerprint = certificates.fingerprint();
         if let Err(error) = publish(&home, &addresses) {
-            tracing::error!(%error, "clients on this machine are not told the fingerprint of the new certificate");
+            tracing::error!(%error, "cannot publish the fingerprint of the new certificate to clients on this machine");
         }
     }
 }
 
-/// What tells MLflow's client in a local run where this server is, and that it is the right one.
+/// Environment variables with which MLflow's client in a local run finds this server and trusts its certificate.
 fn tracking_variables(addresses: &Addresses, certificates: Option<&Certificates>) -> Vec<(String, String)> {
     let mut url = addresses.control_url();
-    let mut authorities = None;
+    let mut ca_file = None;
     if let Some(certificates) = certificates {
         let names = certificates.names();
-        let address = reachable(addresses.control);
-        // A name that the certificate is for; one that was signed for a public name has none of loopback.
-        let candidates = [address.ip().to_string(), "localhost".to_owned()];
-        let own = candidates.iter().find(|name| names.contains(name));
-        if let Some(name) = own.or_else(|| names.iter().find(|name| !name.contains('*'))) {
+        let address = local_address(addresses.control);
+        // Prefer loopback, if the certificate covers it. A certificate for a public name usually does not.
+        let loopback_names = [address.ip().to_string(), "localhost".to_owned()];
+        let loopback = loopback_names.iter().find(|name| names.contains(name));
+        if let Some(name) = loopback.or_else(|| names.iter().find(|name| !name.contains('*'))) {
             let name = if name.contains(':') { format!("[{name}]") } else { name.clone() };
             url = format!("https://{name}:{}", address.port());
         }
-        authorities = certificates.own_file().map(|file| file.display().to_string());
+        ca_file = certificates.self_signed_file().map(|file| file.display().to_string());
     }
-    let authorities = authorities.or_else(|| slipway_core::env::value(slipway_core::env::CA_FILE));
+    let ca_file = ca_file.or_else(|| slipway_core::env::value(slipway_core::env::CA_FILE));
     let mut variables = vec![("MLFLOW_TRACKING_URI".to_owned(), url)];
-    // <https://mlflow.org/docs/latest/self-hosting/security/ssl>: passed to `requests` as the authorities to trust.
-    variables.extend(authorities.map(|file| ("MLFLOW_TRACKING_SERVER_CERT_PATH".to_owned(), file)));
+    // <https://mlflow.org/docs/latest/self-hosting/security/ssl>: MLflow passes this CA file to `requests`.
+    variables.extend(ca_file.map(|file| ("MLFLOW_TRACKING_SERVER_CERT_PATH".to_owned(), file)));
     variables
 }
 
-/// Runs as processes of this machine, which track to this server.
-fn local_runs(
+/// Opens the executor that runs programs as processes of this machine.
+fn open_local_executor(
     platform: &Platform,
     home: &Home,
     variables: Vec<(String, String)>,
-    tracker: Arc<InTracking>,
+    tracker: Arc<RunTracker>,
     mint: Mint,
     environment: Vec<String>,
 ) -> Result<LocalProcesses, ServerError> {
@@ -404,8 +408,8 @@ fn local_runs(
         variables,
         environment,
         mint: Some(mint),
-        room: Room::of_this_machine(),
-        accelerators: Arc::new(accelerators::OfThisMachine::new(Arc::clone(&platform.gpus))),
+        capacity: Capacity::detect(),
+        accelerators: Arc::new(accelerators::LocalAccelerators::new(Arc::clone(&platform.gpus))),
         tracker,
     })?)
 }

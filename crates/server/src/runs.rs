@@ -1,4 +1,6 @@
-//! Runs that are carried out, under `/api/v1/runs`: taken in, listed, followed, ended.
+//! API for submitted runs, under `/api/v1/runs`: submit, list, follow, cancel and remove them.
+//!
+//! Invariant: a handler reaches the executor only through [`executor`], which authorizes the caller in the namespace.
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -14,19 +16,19 @@ use slipway_exec::{ExecError, Executor, LogQuery, Manifest, Submitted};
 use crate::Platform;
 use crate::openapi::ErrorBody;
 
-/// A namespace, when none is named.
-const DEFAULT: &str = slipway_exec::local::NAMESPACE;
+/// The namespace of runs that name none.
+const DEFAULT_NAMESPACE: &str = slipway_exec::local::NAMESPACE;
 
 pub(crate) fn routes(platform: Platform) -> Routes {
     // The namespace is in the path, the query or the manifest, so the handlers decide.
-    let decided = Access::DecidedByHandler;
+    let access = Access::DecidedByHandler;
     Routes::new()
-        .get("/runs", decided, list)
-        .post("/runs", decided, submit)
-        .get("/runs/{namespace}/{name}", decided, show)
-        .delete("/runs/{namespace}/{name}", decided, remove)
-        .post("/runs/{namespace}/{name}/cancel", decided, cancel)
-        .get("/runs/{namespace}/{name}/log", decided, log)
+        .get("/runs", access, list)
+        .post("/runs", access, submit)
+        .get("/runs/{namespace}/{name}", access, show)
+        .delete("/runs/{namespace}/{name}", access, remove)
+        .post("/runs/{namespace}/{name}/cancel", access, cancel)
+        .get("/runs/{namespace}/{name}/log", access, log)
         .with_state(platform)
 }
 
@@ -52,7 +54,7 @@ impl IntoResponse for Failure {
     }
 }
 
-/// The executor, once it is certain that the caller may do this in the namespace.
+/// Authorizes the caller for the operation in the namespace, and returns the executor.
 async fn executor<'p>(
     platform: &'p Platform,
     decision: &Decision,
@@ -64,21 +66,21 @@ async fn executor<'p>(
         Refusal::Unavailable(reason) => ExecError::Unreachable(reason),
         other => ExecError::Forbidden(other.message()),
     })?;
-    let missing = || ExecError::Unreachable("runs are carried out by a running server that knows its callers".into());
+    let missing = || ExecError::Unreachable("runs need a running server with authentication".into());
     Ok(platform.executor.get().ok_or_else(missing)?.as_ref())
 }
 
-/// Which namespace is meant.
+/// Query for the namespace.
 #[derive(Deserialize, JsonSchema)]
-pub(crate) struct Where {
-    /// Its name.
+pub(crate) struct NamespaceQuery {
+    /// Name of the namespace.
     namespace: Option<String>,
 }
 
 async fn list(
     State(p): State<Platform>,
     Extension(decision): Extension<Decision>,
-    Query(q): Query<Where>,
+    Query(q): Query<NamespaceQuery>,
 ) -> Result<Json<Vec<Submitted>>, Failure> {
     let executor = executor(&p, &decision, Verb::List, Resource::Runs, q.namespace.as_deref()).await?;
     Ok(Json(executor.list(q.namespace.as_deref()).await?))
@@ -87,19 +89,19 @@ async fn list(
 async fn submit(
     State(p): State<Platform>,
     Extension(decision): Extension<Decision>,
-    Query(q): Query<Where>,
+    Query(q): Query<NamespaceQuery>,
     body: Bytes,
 ) -> Result<Response, Failure> {
     let text =
         std::str::from_utf8(&body).map_err(|e| ExecError::Manifest(format!("the manifest is not UTF-8: {e}")))?;
     let mut run = Manifest::parse(text)?;
     match (&q.namespace, run.metadata.namespace.as_str()) {
-        (Some(asked), named) if !named.is_empty() && named != asked => {
-            let text = format!("the manifest is for namespace '{named}', and the request for '{asked}'");
+        (Some(requested), named) if !named.is_empty() && named != requested => {
+            let text = format!("the manifest is for namespace '{named}', but the request is for '{requested}'");
             return Err(ExecError::Manifest(text).into());
         }
-        (Some(asked), _) => run.metadata.namespace.clone_from(asked),
-        (None, "") => run.metadata.namespace = DEFAULT.into(),
+        (Some(requested), _) => run.metadata.namespace.clone_from(requested),
+        (None, "") => run.metadata.namespace = DEFAULT_NAMESPACE.into(),
         (None, _) => {}
     }
     let namespace = run.metadata.namespace.clone();
@@ -108,12 +110,12 @@ async fn submit(
     Ok((StatusCode::CREATED, Json(run)).into_response())
 }
 
-type Name = Path<(String, String)>;
+type RunPath = Path<(String, String)>;
 
 async fn show(
     State(p): State<Platform>,
     Extension(decision): Extension<Decision>,
-    Path((namespace, name)): Name,
+    Path((namespace, name)): RunPath,
 ) -> Result<Json<Submitted>, Failure> {
     let executor = executor(&p, &decision, Verb::Get, Resource::Runs, Some(&namespace)).await?;
     Ok(Json(executor.get(&namespace, &name).await?))
@@ -122,7 +124,7 @@ async fn show(
 async fn cancel(
     State(p): State<Platform>,
     Extension(decision): Extension<Decision>,
-    Path((namespace, name)): Name,
+    Path((namespace, name)): RunPath,
 ) -> Result<Json<Submitted>, Failure> {
     let executor = executor(&p, &decision, Verb::Patch, Resource::Runs, Some(&namespace)).await?;
     Ok(Json(executor.cancel(&namespace, &name).await?))
@@ -131,33 +133,33 @@ async fn cancel(
 async fn remove(
     State(p): State<Platform>,
     Extension(decision): Extension<Decision>,
-    Path((namespace, name)): Name,
+    Path((namespace, name)): RunPath,
 ) -> Result<StatusCode, Failure> {
     let executor = executor(&p, &decision, Verb::Delete, Resource::Runs, Some(&namespace)).await?;
     executor.remove(&namespace, &name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Which part of a log.
+/// Query for a log.
 #[derive(Deserialize, JsonSchema)]
-pub(crate) struct Part {
-    /// Which attempt, from 1; the newest if unset.
+pub(crate) struct LogParameters {
+    /// Number of the attempt, from 1; the newest one if unset.
     attempt: Option<u32>,
-    /// Whether to go on until the attempt ends.
+    /// Whether to follow the log until the attempt ends.
     #[serde(default)]
     follow: bool,
-    /// So many of its last lines; all if unset.
+    /// Number of last lines to return; all lines if unset.
     tail: Option<u64>,
 }
 
 async fn log(
     State(p): State<Platform>,
     Extension(decision): Extension<Decision>,
-    Path((namespace, name)): Name,
-    Query(part): Query<Part>,
+    Path((namespace, name)): RunPath,
+    Query(parameters): Query<LogParameters>,
 ) -> Result<Response, Failure> {
     let executor = executor(&p, &decision, Verb::Get, Resource::RunLogs, Some(&namespace)).await?;
-    let query = LogQuery { attempt: part.attempt, follow: part.follow, tail: part.tail };
+    let query = LogQuery { attempt: parameters.attempt, follow: parameters.follow, tail: parameters.tail };
     let stream = executor.logs(&namespace, &name, query).await?;
     let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
     Ok((headers, Body::from_stream(stream)).into_response())

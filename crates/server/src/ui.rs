@@ -1,5 +1,7 @@
-//! The embedded web UI: static files that hold no data, so that anybody may read them. What the pages show they fetch
-//! from the API, with the token of whoever is signed in.
+//! The embedded web UI. Its static files are public, because they contain no data: the pages fetch everything from the API with the token
+//! of the signed-in user.
+//!
+//! Invariant: an unknown path never returns a page with status 200, so that clients of other APIs cannot mistake it for a success.
 
 use axum::Json;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
@@ -7,26 +9,26 @@ use axum::response::{IntoResponse, Response};
 use rust_embed::RustEmbed;
 use serde_json::json;
 
-/// What `npm run build` made in `web/`.
+/// The output of `npm run build` in `web/`.
 #[derive(RustEmbed)]
 #[folder = "../../web/dist"]
 struct Pages;
 
-/// The page that finds its view by the path.
+/// The page of the single-page application, which selects its view by the path.
 const PAGE: &str = "index.html";
 
-/// First segments of the paths that have a view (`web/src/App.svelte`); the overview has none.
+/// First path segments of the views (`web/src/App.svelte`); the overview is at `/`.
 const VIEWS: &[&str] = &["", "experiments", "runs", "compare", "models", "deployments", "gpu", "cluster"];
 
-/// The page runs the scripts and styles of its own files and nothing else: no inline script or style, no frame, no form
-/// that is sent somewhere, and no string that becomes markup but through Svelte's templates (Trusted Types).
-/// `data:` and `blob:` are for pictures, which are fetched with the token and shown from memory.
+/// The content security policy. It allows only scripts and styles from the page's own files: no inline script or style, no frames, no form
+/// submission, and no markup from strings except through Svelte's templates (Trusted Types). `data:` and `blob:` are for images, which
+/// the page fetches with the token and shows from memory.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; \
     connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types svelte-trusted-html";
 
-/// Headers of everything that is answered here.
-const SECURITY: [(HeaderName, HeaderValue); 5] = [
+/// Headers of all responses of this module.
+const SECURITY_HEADERS: [(HeaderName, HeaderValue); 5] = [
     (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
@@ -34,10 +36,10 @@ const SECURITY: [(HeaderName, HeaderValue); 5] = [
     (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
 ];
 
-/// Answers what no route of an API takes: a file of the UI, the page for a path that is one of its views, else 404.
+/// Handles requests that match no API route: serves a file of the UI, the page for the path of a view, or 404.
 pub(crate) async fn serve(method: Method, uri: Uri, headers: HeaderMap) -> Response {
     let mut response = find(&method, uri.path(), &headers);
-    response.headers_mut().extend(HeaderMap::from_iter(SECURITY));
+    response.headers_mut().extend(HeaderMap::from_iter(SECURITY_HEADERS));
     response
 }
 
@@ -49,15 +51,17 @@ fn find(method: &Method, path: &str, headers: &HeaderMap) -> Response {
         return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, HEAD")]).into_response();
     }
     if let Some(file) = file {
-        // Names under assets/ carry a hash of their content.
-        let keep = if path.starts_with("assets/") { "public, max-age=31536000, immutable" } else { "no-cache" };
-        return ([(header::CONTENT_TYPE, kind(path)), (header::CACHE_CONTROL, keep)], file.data).into_response();
+        // File names under assets/ contain a hash of the content.
+        let cache_control =
+            if path.starts_with("assets/") { "public, max-age=31536000, immutable" } else { "no-cache" };
+        return ([(header::CONTENT_TYPE, media_type(path)), (header::CACHE_CONTROL, cache_control)], file.data)
+            .into_response();
     }
     let browser = accepts_html(headers);
     if is_view && (browser || accepts_anything(headers)) {
         return page(StatusCode::OK);
     }
-    // A person who mistyped an address gets the page, which says so; a program gets what it can read.
+    // For an unknown path a browser gets the page, which shows an error, and a program gets JSON.
     if browser && matches!(*method, Method::GET | Method::HEAD) {
         return page(StatusCode::NOT_FOUND);
     }
@@ -68,8 +72,10 @@ fn find(method: &Method, path: &str, headers: &HeaderMap) -> Response {
 
 fn page(status: StatusCode) -> Response {
     match Pages::get(PAGE) {
-        Some(file) => (status, [(header::CONTENT_TYPE, kind(PAGE)), (header::CACHE_CONTROL, "no-cache")], file.data)
-            .into_response(),
+        Some(file) => {
+            (status, [(header::CONTENT_TYPE, media_type(PAGE)), (header::CACHE_CONTROL, "no-cache")], file.data)
+                .into_response()
+        }
         None => (
             StatusCode::NOT_FOUND,
             "This build has no web UI: run `make ui` before `cargo build`. The API is at /api, see /openapi.json.\n",
@@ -78,24 +84,24 @@ fn page(status: StatusCode) -> Response {
     }
 }
 
-/// Media types that a request accepts, without their parameters.
+/// The media types in the `Accept` headers, without parameters.
 fn accepted(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let lists = headers.get_all(header::ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
     lists.flat_map(|list| list.split(',')).map(|part| part.split(';').next().unwrap_or_default().trim())
 }
 
-/// Whether a request asks for HTML by name, as browsers do when a page is opened.
+/// Whether a request accepts HTML explicitly, as browsers do when they open a page.
 fn accepts_html(headers: &HeaderMap) -> bool {
     accepted(headers).any(|kind| kind.eq_ignore_ascii_case("text/html"))
 }
 
-/// Whether a request takes whatever there is, as curl's does.
+/// Whether a request accepts any media type, as curl does.
 fn accepts_anything(headers: &HeaderMap) -> bool {
     !headers.contains_key(header::ACCEPT) || accepted(headers).any(|kind| matches!(kind, "*/*" | "text/*"))
 }
 
-/// The media type of a file of the UI.
-fn kind(path: &str) -> &'static str {
+/// The media type of a UI file, by its extension.
+fn media_type(path: &str) -> &'static str {
     match path.rsplit('.').next().unwrap_or_default() {
         "html" => "text/html; charset=utf-8",
         "js" => "text/javascript; charset=utf-8",
@@ -114,40 +120,44 @@ mod tests {
 
     const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
 
-    /// Status and media type of the answer, whose policy is checked on the way.
-    async fn asked(method: Method, path: &str, accept: &str) -> (u16, String) {
+    /// Sends a request; returns status and media type. Also checks the security headers.
+    async fn request(method: Method, path: &str, accept: &str) -> (u16, String) {
         let mut headers = HeaderMap::new();
         if !accept.is_empty() {
             headers.insert(header::ACCEPT, accept.parse().unwrap());
         }
-        let answer = serve(method, path.parse().unwrap(), headers).await;
-        let value = |name| answer.headers().get(name).map_or("", |v: &HeaderValue| v.to_str().unwrap());
+        let response = serve(method, path.parse().unwrap(), headers).await;
+        let value = |name| response.headers().get(name).map_or("", |v: &HeaderValue| v.to_str().unwrap());
         assert!(!value(header::CONTENT_SECURITY_POLICY).contains("unsafe"));
         assert_eq!(value(header::X_CONTENT_TYPE_OPTIONS), "nosniff");
         assert_eq!(value(header::REFERRER_POLICY), "no-referrer");
-        let kind = value(header::CONTENT_TYPE).split(';').next().unwrap_or_default().to_owned();
-        (answer.status().as_u16(), kind)
+        let media_type = value(header::CONTENT_TYPE).split(';').next().unwrap_or_default().to_owned();
+        (response.status().as_u16(), media_type)
     }
 
     #[tokio::test]
-    async fn views_are_pages_for_browsers() {
+    async fn views_return_the_page() {
         for path in ["/", "/models", "/models/digits", "/runs/abc", "/compare?runs=a,b", "/gpu"] {
             for accept in [BROWSER, "*/*", ""] {
-                assert_eq!(asked(Method::GET, path, accept).await, (200, "text/html".into()), "{path} {accept}");
+                assert_eq!(request(Method::GET, path, accept).await, (200, "text/html".into()), "{path} {accept}");
             }
-            assert_eq!(asked(Method::HEAD, path, BROWSER).await.0, 200, "{path}");
-            assert_eq!(asked(Method::GET, path, "application/json").await, (404, "application/json".into()), "{path}");
+            assert_eq!(request(Method::HEAD, path, BROWSER).await.0, 200, "{path}");
+            assert_eq!(
+                request(Method::GET, path, "application/json").await,
+                (404, "application/json".into()),
+                "{path}"
+            );
             for method in [Method::POST, Method::PUT, Method::DELETE, Method::PATCH] {
-                assert_eq!(asked(method, path, BROWSER).await.0, 405, "{path}");
+                assert_eq!(request(method, path, BROWSER).await.0, 405, "{path}");
             }
         }
-        assert_eq!(asked(Method::GET, "/favicon.svg", "image/*").await, (200, "image/svg+xml".into()));
-        assert_eq!(asked(Method::POST, "/favicon.svg", "*/*").await.0, 405);
+        assert_eq!(request(Method::GET, "/favicon.svg", "image/*").await, (200, "image/svg+xml".into()));
+        assert_eq!(request(Method::POST, "/favicon.svg", "*/*").await.0, 405);
     }
 
     #[tokio::test]
-    async fn nothing_else_is_a_page() {
-        // OpenTelemetry's exporters, MLflow's clients and Prometheus must not take a page for success.
+    async fn unknown_paths_are_404() {
+        // OpenTelemetry exporters, MLflow clients and Prometheus must not mistake a page for a success.
         for path in [
             "/v1/traces",
             "/api/nothing",
@@ -160,20 +170,24 @@ mod tests {
         ] {
             for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
                 for accept in [BROWSER, "*/*", "application/json", ""] {
-                    let answer = asked(method.clone(), path, accept).await;
-                    assert_eq!(answer, (404, "application/json".into()), "{method} {path} {accept}");
+                    let response = request(method.clone(), path, accept).await;
+                    assert_eq!(response, (404, "application/json".into()), "{method} {path} {accept}");
                 }
             }
             for accept in ["*/*", "application/json", ""] {
-                assert_eq!(asked(Method::GET, path, accept).await, (404, "application/json".into()), "{path} {accept}");
+                assert_eq!(
+                    request(Method::GET, path, accept).await,
+                    (404, "application/json".into()),
+                    "{path} {accept}"
+                );
             }
-            // A person sees the page, which says that there is no such view.
-            assert_eq!(asked(Method::GET, path, BROWSER).await.0, 404, "{path}");
+            // A browser gets the page, which shows that the path does not exist.
+            assert_eq!(request(Method::GET, path, BROWSER).await.0, 404, "{path}");
         }
     }
 
     #[test]
-    fn the_page_has_nothing_inline() {
+    fn page_has_no_inline_scripts_or_styles() {
         let page = Pages::get(PAGE).map(|file| String::from_utf8(file.data.into_owned()).unwrap());
         let Some(page) = page else { return };
         assert!(!page.contains("<style") && !page.contains(" style=") && !page.contains("javascript:"), "{page}");

@@ -1,4 +1,4 @@
-//! The arguments. Verbs are the same everywhere: `ls show apply rm`.
+//! Command-line arguments. All nouns use the same verbs: `ls`, `show`, `apply`, `rm`. Doc comments of fields are the `--help` texts.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -20,22 +20,22 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// Options of every command.
+/// Options that every command accepts.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// URL of the control plane; without one, the server of this machine or the state folder itself is used
+    /// URL of the control plane; by default the server on this machine, or the state folder itself
     #[arg(long, global = true, value_name = "URL")]
     pub(crate) server: Option<String>,
-    /// SHA-256 fingerprint of the only certificate that is accepted from the server
+    /// Accept only the server certificate with this SHA-256 fingerprint
     #[arg(long, global = true, value_name = "FINGERPRINT")]
     pub(crate) tls_fingerprint: Option<String>,
-    /// Send the token over plain http, too, where everybody on the way can read it
+    /// Send the token even over plain http, where anyone on the network path can read it
     #[arg(long, global = true)]
     pub(crate) insecure: bool,
     /// State folder
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
-    /// How to print; or a file to print into, whose ending says how: plan.json, report.html
+    /// Output format, or a file whose extension selects the format: plan.json, report.html
     #[arg(short, long, global = true, value_name = "FORMAT|FILE", value_parser = OutputParser, default_value = "table")]
     pub(crate) output: Output,
     /// Log more (twice: debug)
@@ -44,45 +44,45 @@ pub(crate) struct Global {
     /// Print results and errors only
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
-    /// No colours (also NO_COLOR)
+    /// Disable colours (also with NO_COLOR)
     #[arg(long, global = true)]
     pub(crate) no_color: bool,
-    /// Answer yes to every question
+    /// Answer yes to all prompts
     #[arg(short, long, global = true)]
     pub(crate) yes: bool,
-    /// Show what would change and change nothing
+    /// Show what would change, without changing anything
     #[arg(long, global = true)]
     pub(crate) dry_run: bool,
 }
 
-/// A format of output.
+/// An output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// Columns for people
+    /// Human-readable columns
     Table,
     /// JSON
     Json,
     /// YAML
     Yaml,
-    /// Names only, one a line
+    /// Names only, one per line
     Name,
-    /// More columns for people
+    /// Human-readable, with more columns
     Wide,
-    /// A picture, where the command has one
+    /// An SVG image, if the command supports it
     Svg,
-    /// A page, where the command has one
+    /// An HTML page, if the command supports it
     Html,
 }
 
-/// The format of what is printed, and the file that it goes to.
+/// The output format and the output file.
 #[derive(Debug, Clone)]
 pub(crate) struct Output {
     pub(crate) format: Format,
-    /// The file that is written in place of stdout.
+    /// The file that is written instead of stdout.
     pub(crate) file: Option<PathBuf>,
 }
 
-/// Accepts the name of a format, or of a file whose ending is one.
+/// Parses the name of a format, or of a file whose extension is a format.
 #[derive(Debug, Clone)]
 struct OutputParser;
 
@@ -90,8 +90,8 @@ impl TypedValueParser for OutputParser {
     type Value = Output;
 
     fn parse_ref(&self, command: &clap::Command, argument: Option<&Arg>, value: &OsStr) -> Result<Output, clap::Error> {
-        let ending = Path::new(value).extension().and_then(OsStr::to_str).unwrap_or_default();
-        match Format::from_str(ending, false) {
+        let extension = Path::new(value).extension().and_then(OsStr::to_str).unwrap_or_default();
+        match Format::from_str(extension, false) {
             Ok(format @ (Format::Json | Format::Yaml | Format::Svg | Format::Html)) => {
                 Ok(Output { format, file: Some(value.into()) })
             }
@@ -107,7 +107,7 @@ impl TypedValueParser for OutputParser {
     }
 }
 
-/// What to do.
+/// The top-level commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Start the platform: tracking, registry, gateway and UI in one process
@@ -115,92 +115,92 @@ pub(crate) enum Command {
         after_help = "Example:\n  slipway up\n  slipway up --listen 0.0.0.0:7070 --token-file tokens\n  slipway up --kube --values values.yaml"
     )]
     Up(Up),
-    /// Stop the platform of this state folder, or take it out of a cluster
+    /// Stop the platform of this state folder, or uninstall it from a cluster
     #[command(after_help = "Example:\n  slipway down\n  slipway down --kube")]
     Down(Kube),
-    /// The parent process of a local run's program
+    /// Supervise the process of a local run
     #[command(hide = true)]
     Supervise {
         /// Folder of the attempt
         folder: PathBuf,
     },
-    /// The controller of runs in a cluster; the installation starts it
+    /// Run the controller that executes runs in a cluster; started by the installation
     #[command(hide = true)]
     Controller(Controller),
-    /// The token of this state folder's server, for other programs and for the web UI
+    /// Print the token of this state folder's server, for other programs and the web UI
     #[command(after_help = "Example:\n  export MLFLOW_TRACKING_TOKEN=$(slipway token)\n  slipway token --ui")]
     Token {
-        /// A link that opens the web UI signed in; whoever has it may do what you may
+        /// Print a link that opens the web UI signed in; anyone with the link has your permissions
         #[arg(long)]
         ui: bool,
     },
-    /// Save a token for a server, after trying it
+    /// Verify a token with a server and save it
     #[command(
         after_help = "Example:\n  slipway login https://slipway.example:7070 --token-file token\n  pass slipway | slipway login https://10.0.0.5:7070 --token-file - --tls-fingerprint FINGERPRINT\n  slipway login --list"
     )]
     Login(Login),
-    /// Forget the token of a server
+    /// Remove the saved token of a server
     #[command(after_help = "Example:\n  slipway logout https://slipway.example:7070")]
     Logout {
-        /// The server
+        /// URL of the server
         url: String,
     },
-    /// Show what is running and in what state
+    /// Show the status of the server
     #[command(after_help = "Example:\n  slipway status -o json")]
     Status,
-    /// Check this machine and the state folder; exit 3 when something is wrong
+    /// Check this machine and the state folder; exit code 3 if there is a problem
     #[command(after_help = "Example:\n  slipway doctor")]
     Doctor,
-    /// The main job on real data: train, track, register, deploy, ask; verified step by step
+    /// Run the complete workflow on real data and verify each step: train, track, register, deploy, query
     #[command(after_help = "Example:\n  slipway demo --keep")]
     Demo(Demo),
-    /// GPUs: see them, measure them, share them
+    /// Inspect, benchmark and share GPUs
     Gpu(gpu::Gpu),
-    /// GPUs, their history and their processes, live
+    /// Show GPUs, their history and their processes live
     #[command(
         after_help = "Example:\n  slipway top\n  slipway top --fixture h100x8\n\nKeys: j k up down, s sort, / filter, enter one GPU, esc back, q quit"
     )]
     Top(gpu::Top),
-    /// This node's agent on Kubernetes
+    /// Run the node agent, and list GPUs and leases of the nodes
     #[command(subcommand)]
     Node(node::Node),
-    /// Machines to a cluster: plan, apply, drift
+    /// Build a cluster from machines: plan, apply, detect drift
     #[command(subcommand)]
     Cluster(cluster::Cluster),
-    /// A real Kubernetes on this machine, to learn and to test on; needs Go
+    /// Run a real Kubernetes cluster on this machine for learning and testing; needs Go
     #[command(subcommand)]
     Lab(Lab),
-    /// Runs: submit, follow, track and compare them
+    /// Submit, follow, track and compare runs
     #[command(subcommand)]
     Run(Run),
-    /// Registered models
+    /// Manage registered models
     #[command(subcommand)]
     Model(Model),
-    /// Deployments: models behind the inference gateway
+    /// Manage deployments: models behind the inference gateway
     #[command(subcommand)]
     Deploy(Deploy),
-    /// Show where an answer came from: request, model version, run, data
+    /// Show the origin of an inference response: request, model version, run, data
     #[command(after_help = "Example:\n  slipway show REQUEST_ID --lineage")]
     Show(Show),
-    /// Explain an error code and what helps
+    /// Explain an error code and how to fix it
     #[command(after_help = "Example:\n  slipway explain listen.unauthenticated")]
     Explain {
-        /// The code; without one all are listed
+        /// The code; lists all codes if omitted
         code: Option<String>,
     },
-    /// Settings
+    /// Show the configuration
     #[command(subcommand)]
     Config(Config),
-    /// Print completions for a shell
+    /// Print shell completions
     #[command(after_help = "Example:\n  slipway completions bash > /etc/bash_completion.d/slipway")]
     Completions {
-        /// Which shell
+        /// The shell
         shell: clap_complete::Shell,
     },
     /// Write man pages
     #[command(after_help = "Example:\n  slipway man --dir /usr/local/share/man/man1")]
     Man {
-        /// Folder to write them to
+        /// Output folder
         #[arg(long, default_value = ".")]
         dir: PathBuf,
     },
@@ -209,40 +209,40 @@ pub(crate) enum Command {
 /// Options of `up`.
 #[derive(Debug, Args)]
 pub(crate) struct Up {
-    /// Control plane and UI (port 0 picks a free one)
+    /// Address of the control plane and UI; port 0 picks a free port
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen: Option<String>,
-    /// Inference gateway, REST
+    /// Address of the inference gateway, REST
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) inference_listen: Option<String>,
-    /// Inference gateway, gRPC
+    /// Address of the inference gateway, gRPC
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) grpc_listen: Option<String>,
-    /// File with one accepted token a line, besides the token of the state folder
+    /// File with accepted tokens, one per line, in addition to the state folder's token
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Names of this server besides localhost, separated by commas; requests for other names are refused
+    /// Host names of this server besides localhost, comma-separated; requests to other names are refused
     #[arg(long, value_name = "NAMES")]
     pub(crate) hosts: Option<String>,
-    /// Ask nobody for a token: every user of this machine may read and change everything; no programs are run
+    /// Accept requests without a token: every user of this machine may read and change everything; runs are refused
     #[arg(long)]
     pub(crate) no_auth: bool,
-    /// Speak TLS on all ports with this certificate (PEM); it is read again when the file changes
+    /// Serve TLS on all ports with this certificate (PEM); reloaded when the file changes
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub(crate) tls_cert: Option<PathBuf>,
     /// The certificate's private key (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
-    /// Speak TLS on all ports with a certificate that is made here and kept in the state folder; prints its fingerprint
+    /// Serve TLS on all ports with a generated certificate, kept in the state folder; prints its fingerprint
     #[arg(long, conflicts_with = "tls_cert")]
     pub(crate) tls_self_signed: bool,
-    /// Connections that each port may have at once; by default a quarter of the files that may be open
+    /// Maximum number of connections per port; by default a quarter of the open-file limit
     #[arg(long, value_name = "COUNT")]
     pub(crate) max_connections: Option<usize>,
-    /// Answer inference and nothing else; state is shared with a control plane (SLIPWAY_DATABASE, SLIPWAY_OBJECTS)
+    /// Serve only inference; shares its state with a control plane (SLIPWAY_DATABASE, SLIPWAY_OBJECTS)
     #[arg(long)]
     pub(crate) gateway_only: bool,
-    /// What runs the models: auto, ort or tract
+    /// Inference runtime: auto, ort or tract
     #[arg(long)]
     pub(crate) runtime: Option<String>,
     /// Path of libonnxruntime.so
@@ -255,13 +255,13 @@ pub(crate) struct Up {
 /// Options of `login`.
 #[derive(Debug, Args)]
 pub(crate) struct Login {
-    /// The server
+    /// URL of the server
     #[arg(required_unless_present = "list")]
     pub(crate) url: Option<String>,
-    /// File with the token, - for standard input; $SLIPWAY_TOKEN without it
+    /// File with the token, - for standard input; defaults to $SLIPWAY_TOKEN
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Which servers have a token saved; shows no secret
+    /// List the servers with a saved token, without the tokens
     #[arg(long, conflicts_with_all = ["url", "token_file"])]
     pub(crate) list: bool,
 }
@@ -269,24 +269,24 @@ pub(crate) struct Login {
 /// Options of `controller`.
 #[derive(Debug, Args)]
 pub(crate) struct Controller {
-    /// Probes and metrics
+    /// Address for probes and metrics
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7070")]
     pub(crate) listen: String,
-    /// File with the token that is sent to the control plane; read again when it changes
+    /// File with the token for the control plane; reloaded when it changes
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: PathBuf,
-    /// The control plane; the service of the installation without it
+    /// URL of the control plane; defaults to the service of the installation
     #[arg(long, value_name = "URL")]
     pub(crate) control_plane: Option<String>,
 }
 
-/// Options of a cluster.
+/// Options of `up` and `down` for a Kubernetes cluster.
 #[derive(Debug, Args)]
 pub(crate) struct Kube {
     /// Install into, or remove from, a Kubernetes cluster
     #[arg(long)]
     pub(crate) kube: bool,
-    /// Kubeconfig file; kubectl's by default
+    /// Kubeconfig file; defaults to kubectl's
     #[arg(long, value_name = "FILE", requires = "kube")]
     pub(crate) kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig
@@ -295,13 +295,13 @@ pub(crate) struct Kube {
     /// Namespace of the installation
     #[arg(short, long, default_value = "slipway-system", requires = "kube")]
     pub(crate) namespace: String,
-    /// Values, as the Helm chart takes them; of several files the last wins
+    /// Values file in the format of the Helm chart; later files override earlier ones
     #[arg(long, value_name = "FILE", requires = "kube")]
     pub(crate) values: Vec<PathBuf>,
-    /// Image, in place of the one in the values
+    /// Image; overrides the values
     #[arg(long, value_name = "NAME:TAG", requires = "kube")]
     pub(crate) image: Option<String>,
-    /// Seconds to wait for everything to be ready
+    /// Seconds to wait until everything is ready
     #[arg(long, default_value_t = 300, value_name = "SECONDS", requires = "kube")]
     pub(crate) wait: u64,
 }
@@ -309,28 +309,28 @@ pub(crate) struct Kube {
 /// Verbs of `lab`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Lab {
-    /// Start it: control plane and nodes; the first time builds Kubernetes, about 10 minutes
+    /// Start the control plane and nodes; the first start builds Kubernetes in about 10 minutes
     #[command(
         after_help = "Example:\n  slipway lab up --nodes 2\n  export KUBECONFIG=/run/slipway-lab/pki/admin.kubeconfig"
     )]
     Up {
-        /// Nodes besides the control plane; 0 needs no root
+        /// Number of nodes besides the control plane; 0 needs no root
         #[arg(long, default_value_t = 2)]
         nodes: u32,
-        /// Simulated GPUs of the nodes, by the names of fixtures; one name is for all
+        /// GPU fixtures to simulate, one per node; a single name applies to all nodes
         #[arg(long, value_delimiter = ',', value_name = "FIXTURE")]
         gpus: Vec<String>,
     },
-    /// Stop it and remove everything it created
+    /// Stop the lab and remove everything it created
     #[command(after_help = "Example:\n  slipway lab down")]
     Down,
-    /// What runs, and how to reach it
+    /// Show what is running and how to reach it
     #[command(after_help = "Example:\n  slipway lab status")]
     Status,
-    /// The lab's other verbs: stop, start, kill, exec, image, import
+    /// Run another lab command: stop, start, kill, exec, image, import
     #[command(after_help = "Example:\n  slipway lab do stop kubelet-n1\n  slipway lab do exec n1 ip addr")]
     Do {
-        /// Arguments for the lab's own program
+        /// Arguments of the lab program
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
@@ -345,10 +345,10 @@ pub(crate) struct Demo {
     /// Leave the platform running
     #[arg(long)]
     pub(crate) keep: bool,
-    /// Python that creates the environment
+    /// Python interpreter that creates the virtual environment
     #[arg(long, default_value = "python3")]
     pub(crate) python: String,
-    /// What runs the models: auto, ort or tract
+    /// Inference runtime: auto, ort or tract
     #[arg(long, default_value = "auto")]
     pub(crate) runtime: String,
 }
@@ -356,23 +356,23 @@ pub(crate) struct Demo {
 /// Verbs of `run`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Run {
-    /// Run a program and track it: as a process on this machine, as a pod in a cluster
+    /// Run a program and track it, as a process on this machine or as a pod in a cluster
     #[command(
         after_help = "Example:\n  slipway run submit train.yaml --follow\n  slipway run submit --name train --gpus 1 --experiment digits -- python train.py --lr 0.1\n\nThe file:\n  apiVersion: slipway.dev/v1\n  kind: Run\n  metadata: { name: train }\n  spec:\n    experiment: digits\n    image: registry.example/train:1       # in a cluster\n    command: [python, train.py]\n    env: [{ name: LR, value: \"0.1\" }]\n    resources: { limits: { cpu: 2, memory: 4Gi, nvidia.com/gpu: 1 } }\n    backoffLimit: 2\n    activeDeadlineSeconds: 7200"
     )]
     Submit(Box<Submit>),
-    /// List submitted runs: waiting, running and ended
+    /// List submitted runs: pending, running and finished
     #[command(after_help = "Example:\n  slipway run queue\n  slipway run queue -n team-a -o json")]
     Queue {
-        /// Namespace; all without one
+        /// Namespace; all namespaces if omitted
         #[arg(short, long)]
         namespace: Option<String>,
     },
-    /// Show one submitted run: its state, the reason and its attempts
+    /// Show a submitted run: its state, the reason and its attempts
     #[command(after_help = "Example:\n  slipway run status train")]
     Status {
         #[command(flatten)]
-        which: Which,
+        target: RunTarget,
     },
     /// Print the log of a submitted run
     #[command(
@@ -380,14 +380,14 @@ pub(crate) enum Run {
     )]
     Logs {
         #[command(flatten)]
-        which: Which,
+        target: RunTarget,
         /// Follow the log until the run ends
         #[arg(short, long)]
         follow: bool,
-        /// Number of the attempt, from 1; the newest by default
+        /// Attempt number, from 1; the latest by default
         #[arg(long)]
         attempt: Option<u32>,
-        /// Number of lines from its end
+        /// Number of lines from the end of the log
         #[arg(long)]
         tail: Option<u64>,
     },
@@ -395,33 +395,33 @@ pub(crate) enum Run {
     #[command(after_help = "Example:\n  slipway run cancel train")]
     Cancel {
         #[command(flatten)]
-        which: Which,
+        target: RunTarget,
     },
-    /// Remove a submitted run; one that is still running is cancelled. What it tracked stays
+    /// Remove a submitted run, cancelling it if it is running; its tracked data stays
     #[command(after_help = "Example:\n  slipway run rm train")]
     Rm {
         #[command(flatten)]
-        which: Which,
+        target: RunTarget,
     },
-    /// List runs
+    /// List tracked runs
     #[command(
         after_help = "Example:\n  slipway run ls --experiment digits --filter \"metrics.accuracy > 0.9\" --order-by \"metrics.accuracy DESC\""
     )]
     Ls {
-        /// Experiment, by name or id; all without one
+        /// Experiment name or id; all experiments if omitted
         #[arg(long)]
         experiment: Option<String>,
-        /// MLflow's filter grammar
+        /// Filter in MLflow's syntax
         #[arg(long, default_value = "")]
         filter: String,
-        /// MLflow's order clauses
+        /// Order clause in MLflow's syntax
         #[arg(long)]
         order_by: Vec<String>,
         /// Maximum number of runs
         #[arg(long, default_value_t = 50)]
         limit: i64,
     },
-    /// Show one run
+    /// Show a tracked run
     #[command(after_help = "Example:\n  slipway run show RUN_ID")]
     Show {
         /// The run's id
@@ -437,21 +437,21 @@ pub(crate) enum Run {
     /// Print runs as CSV
     #[command(after_help = "Example:\n  slipway run export --experiment digits > runs.csv")]
     Export {
-        /// Experiment, by name or id; all without one
+        /// Experiment name or id; all experiments if omitted
         #[arg(long)]
         experiment: Option<String>,
-        /// MLflow's filter grammar
+        /// Filter in MLflow's syntax
         #[arg(long, default_value = "")]
         filter: String,
     },
 }
 
-/// A submitted run.
+/// The name and namespace of a submitted run.
 #[derive(Debug, Args)]
-pub(crate) struct Which {
-    /// Its name
+pub(crate) struct RunTarget {
+    /// Name of the run
     pub(crate) name: String,
-    /// Its namespace
+    /// Namespace of the run
     #[arg(short, long, default_value = "default")]
     pub(crate) namespace: String,
 }
@@ -459,34 +459,34 @@ pub(crate) struct Which {
 /// Options of `run submit`.
 #[derive(Debug, Args)]
 pub(crate) struct Submit {
-    /// The file; - is standard input
+    /// Manifest file; - for standard input
     #[arg(required_unless_present = "command", conflicts_with = "command")]
     pub(crate) file: Option<PathBuf>,
-    /// Namespace, in place of the file's
+    /// Namespace; overrides the manifest
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,
-    /// Name, in place of the file's
+    /// Name; overrides the manifest
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Experiment in which it is tracked, in place of the file's
+    /// Experiment to track the run in; overrides the manifest
     #[arg(long)]
     pub(crate) experiment: Option<String>,
-    /// Image, in place of the file's
+    /// Image; overrides the manifest
     #[arg(long)]
     pub(crate) image: Option<String>,
-    /// NAME=VALUE, added to the environment
+    /// Environment variable to add
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub(crate) env: Vec<String>,
-    /// GPUs (`nvidia.com/gpu`), in place of the file's
+    /// Number of GPUs (`nvidia.com/gpu`); overrides the manifest
     #[arg(long)]
     pub(crate) gpus: Option<u32>,
-    /// Follow its log, and exit as it does
+    /// Follow the log until the run ends; exit code 1 if it fails
     #[arg(short, long)]
     pub(crate) follow: bool,
-    /// Wait for its end; exit 1 when it failed
+    /// Wait until the run ends; exit code 1 if it fails
     #[arg(short, long)]
     pub(crate) wait: bool,
-    /// Program and arguments, when there is no file
+    /// Program and arguments, instead of a manifest file
     #[arg(last = true)]
     pub(crate) command: Vec<String>,
 }
@@ -500,28 +500,28 @@ pub(crate) enum Model {
     /// Show one model and its versions
     #[command(after_help = "Example:\n  slipway model show digits")]
     Show {
-        /// The model's name
+        /// Name of the model
         name: String,
     },
     /// Register a run's model as a new version
     #[command(after_help = "Example:\n  slipway model register digits --run RUN_ID --path model")]
     Register {
-        /// The model's name; created if it is new
+        /// Name of the model; created if it does not exist
         name: String,
-        /// The run
+        /// Id of the run
         #[arg(long)]
         run: String,
-        /// The model's folder among the run's artifacts
+        /// Path of the model in the run's artifacts
         #[arg(long, default_value = "model")]
         path: String,
     },
-    /// Point an alias to a version
+    /// Set an alias to a version
     #[command(after_help = "Example:\n  slipway model promote digits 3 champion")]
     Promote {
-        /// The model's name
+        /// Name of the model
         name: String,
         /// The version
-        // Its own id: `version` is that of the flag `--version`.
+        // The id must differ from `version`, which is the id of the flag `--version`.
         #[arg(id = "model_version", value_name = "VERSION")]
         version: String,
         /// The alias
@@ -532,54 +532,54 @@ pub(crate) enum Model {
 /// Verbs of `deploy`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Deploy {
-    /// Apply a deployment file
+    /// Apply a deployment manifest
     #[command(
         after_help = "Example:\n  slipway deploy apply examples/digits/deploy.yaml\n\nThe file:\n  apiVersion: slipway.dev/v1\n  kind: Deployment\n  metadata: { name: digits }\n  spec:\n    models:\n      - { name: champion, uri: \"models:/digits@champion\", weight: 90 }\n      - { name: challenger, uri: \"models:/digits@challenger\", weight: 10 }"
     )]
     Apply {
-        /// The file; - is standard input
+        /// Manifest file; - for standard input
         file: PathBuf,
     },
     /// List deployments
     #[command(after_help = "Example:\n  slipway deploy ls")]
     Ls,
-    /// Show one deployment: models, traffic, latencies, revisions
+    /// Show a deployment: models, traffic, latencies, revisions
     #[command(after_help = "Example:\n  slipway deploy show digits")]
     Show {
-        /// Its name
+        /// Name of the deployment
         name: String,
     },
-    /// Change the weights of a deployment while it serves
+    /// Change the traffic weights of a deployment
     #[command(after_help = "Example:\n  slipway deploy split digits champion=50 challenger=50")]
     Split {
-        /// Its name
+        /// Name of the deployment
         name: String,
-        /// NAME=PERCENT, adding up to 100
+        /// Weights as NAME=PERCENT; must add up to 100
         #[arg(required = true)]
         weights: Vec<String>,
     },
-    /// Go back to an earlier revision
+    /// Roll back to an earlier revision
     #[command(after_help = "Example:\n  slipway deploy rollback digits")]
     Rollback {
-        /// Its name
+        /// Name of the deployment
         name: String,
-        /// Which revision; the one before by default
+        /// Revision number; the previous revision by default
         #[arg(long)]
         to: Option<i64>,
     },
-    /// Send one request, of zeros unless a file is given
+    /// Send a test request; all inputs are zero unless a file is given
     #[command(after_help = "Example:\n  slipway deploy test digits\n  slipway deploy test digits --input request.json")]
     Test {
-        /// Its name
+        /// Name of the deployment
         name: String,
-        /// A V2 inference request in JSON
+        /// File with a V2 inference request in JSON
         #[arg(long)]
         input: Option<PathBuf>,
     },
     /// Remove a deployment
     #[command(after_help = "Example:\n  slipway deploy rm digits")]
     Rm {
-        /// Its name
+        /// Name of the deployment
         name: String,
     },
 }
@@ -587,9 +587,9 @@ pub(crate) enum Deploy {
 /// Options of `show`.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
-    /// A request's id
+    /// Id of the inference request
     pub(crate) request: String,
-    /// The whole chain, down to the data
+    /// Show the complete chain, down to the datasets
     #[arg(long)]
     pub(crate) lineage: bool,
 }
@@ -597,10 +597,10 @@ pub(crate) struct Show {
 /// Verbs of `config`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Config {
-    /// Show the settings in force
+    /// Show the effective settings
     #[command(after_help = "Example:\n  slipway config show --origin")]
     Show {
-        /// Show where each setting came from
+        /// Show the origin of each setting
         #[arg(long)]
         origin: bool,
     },
@@ -612,7 +612,7 @@ mod tests {
 
     use super::*;
 
-    /// The help of a command and of all below it, in the order of `--help`.
+    /// Appends the help of a command and of all its subcommands, in the order of `--help`.
     fn helps(command: &mut clap::Command, path: &str, text: &mut String) {
         let help = command.render_long_help().to_string();
         text.push_str(&format!("$ {path} --help\n{}\n\n", help.trim_end()));

@@ -1,4 +1,4 @@
-//! Calls to the control plane: over HTTP, or to the same routers in this process.
+//! The client of the control plane: over HTTP, or by calling the same routers in this process if no server is running.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -23,27 +23,25 @@ use tower::ServiceExt;
 
 use crate::credentials::{Access, CredentialsError, ServerUrl, Sources, Token};
 
-/// Bytes of an answer that is held in memory.
-const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
-/// Time for one call.
-const TIMEOUT: Duration = Duration::from_secs(120);
-/// Time for a connection to be made, with TLS.
+/// Maximum size of a response that is held in memory.
+const MAX_RESPONSE_BYTES: usize = 256 * 1024 * 1024;
+/// Time limit of a request, including the response body.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+/// Time limit for establishing a TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A call that failed.
+/// A failed request.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    #[error("no slipway server answers at {0}: {1}")]
+    #[error("no slipway server responds at {0}: {1}")]
     Unreachable(String, String),
-    #[error("the server asks for a token")]
+    #[error("the server requires a token")]
     Unauthenticated,
     #[error("{0}")]
     Forbidden(String),
     #[error("{message}")]
-    Answered { message: String, hint: Option<String> },
-    #[error(
-        "'{0}' is not a URL of a slipway server, such as https://HOST:PORT, without a user's name and without a query"
-    )]
+    ErrorResponse { message: String, hint: Option<String> },
+    #[error("'{0}' is not a URL of a slipway server, such as https://HOST:PORT; a user name or a query is not allowed")]
     Url(String),
     #[error("{server} is not trusted: {refused}")]
     Certificate { server: String, refused: Refused },
@@ -61,7 +59,7 @@ impl Explain for ClientError {
             Self::Unreachable(..) | Self::Url(_) => "server.unreachable",
             Self::Unauthenticated => "auth.required",
             Self::Forbidden(_) => "auth.forbidden",
-            Self::Answered { .. } => "server.answered",
+            Self::ErrorResponse { .. } => "server.answered",
             Self::Certificate { .. } => "tls.certificate",
             Self::Plaintext(_) => "tls.plaintext",
             Self::Tls(e) => e.code(),
@@ -70,7 +68,7 @@ impl Explain for ClientError {
     }
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Answered { hint: Some(hint), .. } => Some(hint.clone()),
+            Self::ErrorResponse { hint: Some(hint), .. } => Some(hint.clone()),
             _ => slipway_core::explain::find(self.code()).map(|t| t.remedy.to_owned()),
         }
     }
@@ -81,14 +79,14 @@ enum Transport {
     InProcess(Router),
 }
 
-/// Neither follows redirects, so that a token goes to nobody but the server it is for.
+/// An HTTP client that never follows redirects, so that a token is sent only to the server it belongs to.
 enum Http {
     Plain(HyperClient<HttpConnector, Body>),
     Tls(HyperClient<HttpsConnector<HttpConnector>, Body>),
 }
 
 impl Http {
-    fn of(url: &ServerUrl, access: &Access) -> Result<Self, TlsError> {
+    fn new(url: &ServerUrl, access: &Access) -> Result<Self, TlsError> {
         let mut tcp = HttpConnector::new();
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
         tcp.set_nodelay(true);
@@ -110,17 +108,17 @@ impl Http {
     }
 }
 
-/// The control plane.
+/// A client of the control plane.
 pub(crate) struct Client {
     transport: Transport,
-    /// Where it is, if it listens.
+    /// The addresses of the server, if it is the running server of the state folder.
     pub(crate) addresses: Option<Addresses>,
 }
 
-/// Where the configuration says that state is kept.
+/// The configured stores of a server: database, objects and upload limits.
 ///
 /// # Errors
-/// A limit that is not a number.
+/// If a limit is not a number.
 pub(crate) fn stores(config: &Config) -> Result<Stores, crate::Failure> {
     let get = |key| config.get(key).map(str::to_owned);
     let mut uploads = slipway_store::Limits::default();
@@ -128,16 +126,16 @@ pub(crate) fn stores(config: &Config) -> Result<Stores, crate::Failure> {
         [("max-artifact-bytes", &mut uploads.max_object_bytes), ("min-free-bytes", &mut uploads.min_free_bytes)]
     {
         if let Some(text) = config.get(key) {
-            let wrong =
-                || crate::Failure::known(format!("{key}: '{text}' is not a number of bytes"), "config.invalid", 2);
-            *limit = text.parse().map_err(|_| wrong())?;
+            let invalid =
+                || crate::Failure::with_code(format!("{key}: '{text}' is not a number of bytes"), "config.invalid", 2);
+            *limit = text.parse().map_err(|_| invalid())?;
         }
     }
     Ok(Stores { database: get("database"), objects: get("objects"), uploads })
 }
 
-/// The server of this state folder, if one runs.
-pub(crate) fn running(home: &Home) -> Option<Addresses> {
+/// The addresses of the running server of this state folder, if there is one.
+pub(crate) fn running_server(home: &Home) -> Option<Addresses> {
     let text = std::fs::read(home.server_file()).ok()?;
     let addresses: Addresses = serde_json::from_slice(&text).ok()?;
     let pid = rustix::process::Pid::from_raw(i32::try_from(addresses.pid).ok()?)?;
@@ -145,46 +143,46 @@ pub(crate) fn running(home: &Home) -> Option<Addresses> {
     has_open(addresses.pid, &home.lock_file()).then_some(addresses)
 }
 
-/// Whether a process has a file open. The file of a server that was killed stays, and another process may have got its number: that one
-/// is neither stopped, nor does whoever listens on the port get the token.
+/// Whether a process has a file open. `server.json` of a killed server remains, and its process id may have been reused; such a process
+/// must not be stopped, and the program that now listens on the port must not receive the token.
 fn has_open(pid: u32, file: &Path) -> bool {
     let identity = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
-    let Some(wanted) = identity(file) else { return false };
+    let Some(expected) = identity(file) else { return false };
     match std::fs::read_dir(format!("/proc/{pid}/fd")) {
-        Ok(open) => open.flatten().any(|entry| identity(&entry.path()) == Some(wanted)),
-        // Only a system without /proc leaves this open; of others' processes it is no business of ours.
+        Ok(open) => open.flatten().any(|entry| identity(&entry.path()) == Some(expected)),
+        // On a system without /proc, assume that it does. Otherwise the process belongs to another user.
         Err(_) => !Path::new("/proc/self/fd").exists(),
     }
 }
 
 impl Client {
-    /// A client of the server at `url`.
-    pub(crate) fn to(url: &ServerUrl, access: Access) -> Result<Self, ClientError> {
-        let http = Box::new(Http::of(url, &access)?);
+    /// Creates a client of the server at `url`.
+    pub(crate) fn new(url: &ServerUrl, access: Access) -> Result<Self, ClientError> {
+        let http = Box::new(Http::new(url, &access)?);
         Ok(Self { transport: Transport::Remote { base: url.base.clone(), http, token: access.token }, addresses: None })
     }
 
-    /// A client of the server that runs with this state folder.
-    pub(crate) fn own(addresses: Addresses, sources: &Sources) -> Result<Self, ClientError> {
+    /// Creates a client of the running server of this state folder.
+    pub(crate) fn for_own_server(addresses: Addresses, sources: &Sources) -> Result<Self, ClientError> {
         let url = ServerUrl::parse(&addresses.control_url())?;
-        let access = Access::to(&url, &Origin::Default, sources)?;
-        Ok(Self { addresses: Some(addresses), ..Self::to(&url, access)? })
+        let access = Access::resolve(&url, &Origin::Default, sources)?;
+        Ok(Self { addresses: Some(addresses), ..Self::new(&url, access)? })
     }
 
-    /// The server that is configured, the one of this machine, or the state folder itself.
+    /// Connects to the configured server, else to the running server of the state folder, else opens the state folder in this process.
     pub(crate) async fn connect(config: &Config, insecure: bool) -> Result<Self, crate::Failure> {
-        let sources = Sources::of(config, insecure)?;
+        let sources = Sources::from_config(config, insecure)?;
         if let Some(url) = config.get("server") {
             let named_by = config.origin("server").unwrap_or(&Origin::Default);
             let url = ServerUrl::parse(url)?;
-            let access = Access::to(&url, named_by, &sources)?;
-            return Ok(Self::to(&url, access)?);
+            let access = Access::resolve(&url, named_by, &sources)?;
+            return Ok(Self::new(&url, access)?);
         }
         let home = &sources.home;
-        if let Some(addresses) = running(home) {
-            return Ok(Self::own(addresses, &sources)?);
+        if let Some(addresses) = running_server(home) {
+            return Ok(Self::for_own_server(addresses, &sources)?);
         }
-        tracing::info!(home = %home.root().display(), "no server runs; using the state folder in this process");
+        tracing::info!(home = %home.root().display(), "no server is running; using the state folder in this process");
         let runtime = config.get("runtime").unwrap_or("auto").parse().map_err(crate::Failure::from)?;
         let library = config.get("onnxruntime").map(Into::into);
         let platform = Platform::open(home, &stores(config)?, runtime, library).await?;
@@ -194,16 +192,16 @@ impl Client {
         })
     }
 
-    /// Whether the routers are called in this process.
+    /// Whether the client calls the routers in this process instead of a server.
     pub(crate) fn is_in_process(&self) -> bool {
         matches!(self.transport, Transport::InProcess(_))
     }
 
-    /// Sends a request; the answer's status, and its body still to come.
-    async fn open(&self, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Body), ClientError> {
-        let place = self.place();
-        let failed = |e: String| ClientError::Unreachable(place.to_owned(), e);
-        let mut request = Request::builder().method(method).uri(format!("{place}{path}"));
+    /// Sends a request and returns the status and the body, which is not read yet.
+    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Body), ClientError> {
+        let base = self.base_url();
+        let failed = |e: String| ClientError::Unreachable(base.to_owned(), e);
+        let mut request = Request::builder().method(method).uri(format!("{base}{path}"));
         request = request.header(header::CONTENT_TYPE, "application/json");
         if let Transport::Remote { token: Some(token), .. } = &self.transport {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
@@ -211,117 +209,124 @@ impl Client {
         let request = request.body(Body::from(body)).map_err(|e| failed(e.to_string()))?;
         match &self.transport {
             Transport::Remote { http, .. } => {
-                let answer = http.request(request).await.map_err(|e| match tls::refused(&e) {
-                    Some(refused) => ClientError::Certificate { server: place.to_owned(), refused },
+                let response = http.request(request).await.map_err(|e| match tls::refused(&e) {
+                    Some(refused) => ClientError::Certificate { server: base.to_owned(), refused },
                     None if tls::is_not_tls(&e) => {
-                        failed("it does not speak TLS; its address may begin with http://".into())
+                        failed("the server does not speak TLS; the URL may have to begin with http://".into())
                     }
-                    None => failed(cause(&e)),
+                    None => failed(root_cause(&e)),
                 })?;
-                Ok((answer.status(), Body::new(answer.into_body())))
+                Ok((response.status(), Body::new(response.into_body())))
             }
             Transport::InProcess(router) => {
-                let answer = router.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
-                Ok((answer.status(), answer.into_body()))
+                let response = router.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
+                Ok((response.status(), response.into_body()))
             }
         }
     }
 
-    fn place(&self) -> &str {
+    /// The URL that request paths are appended to.
+    fn base_url(&self) -> &str {
         match &self.transport {
             Transport::Remote { base, .. } => base,
             Transport::InProcess(_) => "http://slipway",
         }
     }
 
-    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Vec<u8>), ClientError> {
-        let failed = |e: String| ClientError::Unreachable(self.place().to_owned(), e);
+    /// Sends a request and reads the complete body.
+    async fn send_and_read(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<(StatusCode, Vec<u8>), ClientError> {
+        let failed = |e: String| ClientError::Unreachable(self.base_url().to_owned(), e);
         let call = async {
-            let (status, body) = self.open(method, path, body).await?;
-            let bytes = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|e| failed(e.to_string()))?;
+            let (status, body) = self.send(method, path, body).await?;
+            let bytes = Limited::new(body, MAX_RESPONSE_BYTES).collect().await.map_err(|e| failed(e.to_string()))?;
             Ok((status, bytes.to_bytes().to_vec()))
         };
-        match tokio::time::timeout(TIMEOUT, call).await {
+        match tokio::time::timeout(REQUEST_TIMEOUT, call).await {
             Ok(done) => done,
-            Err(_) => Err(failed(format!("no answer within {} s", TIMEOUT.as_secs()))),
+            Err(_) => Err(failed(format!("no response within {} s", REQUEST_TIMEOUT.as_secs()))),
         }
     }
 
-    /// GET of something that goes on for as long as it likes; `each` gets its bytes as they come.
-    pub(crate) async fn follow(&self, path: &str, mut each: impl FnMut(&[u8])) -> Result<(), ClientError> {
-        let (status, mut body) = self.open(Method::GET, path, Vec::new()).await?;
+    /// Sends a GET request without a time limit and passes the bytes of the response to `on_bytes` as they arrive.
+    pub(crate) async fn follow(&self, path: &str, mut on_bytes: impl FnMut(&[u8])) -> Result<(), ClientError> {
+        let (status, mut body) = self.send(Method::GET, path, Vec::new()).await?;
         if !status.is_success() {
-            let bytes = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
-            return Err(refusal(path, status, &bytes.map(|b| b.to_bytes()).unwrap_or_default()));
+            let bytes = Limited::new(body, MAX_RESPONSE_BYTES).collect().await;
+            return Err(response_error(path, status, &bytes.map(|b| b.to_bytes()).unwrap_or_default()));
         }
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|e| ClientError::Unreachable(self.place().to_owned(), e.to_string()))?;
+            let frame = frame.map_err(|e| ClientError::Unreachable(self.base_url().to_owned(), e.to_string()))?;
             if let Some(bytes) = frame.data_ref() {
-                each(bytes);
+                on_bytes(bytes);
             }
         }
         Ok(())
     }
 
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Vec<u8>) -> Result<T, ClientError> {
-        let (status, bytes) = self.send(method, path, body).await?;
+        let (status, bytes) = self.send_and_read(method, path, body).await?;
         if !status.is_success() {
-            return Err(refusal(path, status, &bytes));
+            return Err(response_error(path, status, &bytes));
         }
         let value: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        serde_json::from_value(value).map_err(|e| ClientError::Answered {
-            message: format!("the server's answer to {path} is not understood: {e}"),
-            hint: Some("Use a client of the server's version.".into()),
+        serde_json::from_value(value).map_err(|e| ClientError::ErrorResponse {
+            message: format!("the server's response to {path} is invalid: {e}"),
+            hint: Some("Use a client with the same version as the server.".into()),
         })
     }
 
-    /// GET.
+    /// Sends a GET request and parses the JSON response.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.call(Method::GET, path, Vec::new()).await
     }
 
-    /// POST with JSON.
+    /// Sends a POST request with a JSON body and parses the JSON response.
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, ClientError> {
         self.call(Method::POST, path, body.to_string().into_bytes()).await
     }
 
-    /// POST with a text as it is.
+    /// Sends a POST request with a text body and parses the JSON response.
     pub(crate) async fn post_text<T: DeserializeOwned>(&self, path: &str, body: String) -> Result<T, ClientError> {
         self.call(Method::POST, path, body.into_bytes()).await
     }
 
-    /// DELETE.
+    /// Sends a DELETE request.
     pub(crate) async fn delete(&self, path: &str) -> Result<(), ClientError> {
         self.call::<Value>(Method::DELETE, path, Vec::new()).await.map(drop)
     }
 }
 
-/// What an answer that is none says.
-fn refusal(path: &str, status: StatusCode, body: &[u8]) -> ClientError {
+/// Converts an error response to a [`ClientError`], with the message of its body if there is one.
+fn response_error(path: &str, status: StatusCode, body: &[u8]) -> ClientError {
     let value: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
     let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
     let message = text("message").or_else(|| text("error"));
     let message = message.unwrap_or_else(|| {
         let plain = std::str::from_utf8(body).ok().map(str::trim).filter(|text| is_one_line(text));
         plain.map_or_else(
-            || format!("the server answered {status} to {path}"),
-            |plain| format!("the server answered {status}: {plain}"),
+            || format!("the server responded to {path} with {status}"),
+            |plain| format!("the server responded with {status}: {plain}"),
         )
     });
     match status {
         StatusCode::UNAUTHORIZED => ClientError::Unauthenticated,
         StatusCode::FORBIDDEN => ClientError::Forbidden(message),
-        _ => ClientError::Answered { message, hint: text("hint") },
+        _ => ClientError::ErrorResponse { message, hint: text("hint") },
     }
 }
 
-/// Whether a text is a message for people, and not a page or what would change the terminal.
+/// Whether a response body is a one-line message that is safe to print, and not an HTML page.
 fn is_one_line(text: &str) -> bool {
     (1..200).contains(&text.len()) && !text.starts_with('<') && !text.contains(char::is_control)
 }
 
-/// The innermost reason, which is the one that helps.
-fn cause(error: &dyn std::error::Error) -> String {
+/// The message of the innermost error, which is the most specific one.
+fn root_cause(error: &dyn std::error::Error) -> String {
     let mut inner = error;
     while let Some(source) = inner.source() {
         inner = source;
@@ -329,7 +334,7 @@ fn cause(error: &dyn std::error::Error) -> String {
     inner.to_string()
 }
 
-/// A path segment or query value, percent-encoded.
+/// Percent-encodes a path segment or a query value.
 pub(crate) fn encode(text: &str) -> String {
     text.bytes()
         .map(|b| {
@@ -353,7 +358,7 @@ mod tests {
 
     use super::*;
 
-    /// A server with a state folder of its own, until it is dropped.
+    /// A running server with its own state folder; stopped when dropped.
     struct Running {
         folder: PathBuf,
         addresses: Addresses,
@@ -386,7 +391,7 @@ mod tests {
             let addresses = server.addresses.clone();
             let (stop, stopped) = tokio::sync::oneshot::channel();
             tokio::spawn(server.run(async {
-                let _ = stopped.await; // Dropping the sender is a stop, too.
+                let _ = stopped.await; // An error means that the sender was dropped, which stops the server too.
             }));
             Self { folder, addresses, stop: Some(stop) }
         }
@@ -402,60 +407,62 @@ mod tests {
             }
         }
 
-        /// What a client hears that was told of this server by `--server`.
-        async fn named(&self, url: &str, sources: &Sources) -> Result<Value, ClientError> {
+        /// Requests the status as a client does whose `--server` is `url`.
+        async fn get_status(&self, url: &str, sources: &Sources) -> Result<Value, ClientError> {
             let url = ServerUrl::parse(url).unwrap();
-            Client::to(&url, Access::to(&url, &Origin::Flag, sources)?)?.get("/api/v1/status").await
+            Client::new(&url, Access::resolve(&url, &Origin::Flag, sources)?)?.get("/api/v1/status").await
         }
     }
 
     impl Drop for Running {
         fn drop(&mut self) {
             drop(self.stop.take());
-            let _ = std::fs::remove_dir_all(&self.folder); // A folder that is left behind in /tmp fails no test.
+            let _ = std::fs::remove_dir_all(&self.folder); // A leftover folder in /tmp must not fail the test.
         }
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn the_own_server_is_known_by_its_certificate_and_others_by_what_is_named() {
+    async fn own_server_is_trusted_by_its_fingerprint_and_others_by_explicit_trust() {
         let server = Running::start(|_| Some(CertificateSource::SelfSigned)).await;
         let home = server.sources().home;
-        let own = running(&home).unwrap();
+        let own = running_server(&home).unwrap();
         assert!(own.tls && own.fingerprint.is_some() && own.control_url().starts_with("https://127.0.0.1:"));
-        let status: Value = Client::own(own.clone(), &server.sources()).unwrap().get("/api/v1/status").await.unwrap();
+        let status: Value =
+            Client::for_own_server(own.clone(), &server.sources()).unwrap().get("/api/v1/status").await.unwrap();
         assert!(status["version"].is_string(), "{status}");
 
-        // Who does not have the state folder.
+        // A client without access to the state folder.
         let token = Token::from_text(&slipway_server::auth::read_home_token(&home).unwrap());
         let home_of_another = Home::at(server.folder.join("nothing"));
         let elsewhere = || Sources { home: home_of_another.clone(), token: token.clone(), ..server.sources() };
         let url = own.control_url();
-        let refused = server.named(&url, &elsewhere()).await.unwrap_err();
+        let refused = server.get_status(&url, &elsewhere()).await.unwrap_err();
         assert!(refused.to_string().contains(&own.fingerprint.unwrap().to_string()), "{refused}");
         let crate::Failure::Error { code, exit, hint, .. } = crate::Failure::from(refused) else { unreachable!() };
         assert_eq!((code, exit), ("tls.certificate", 5));
         assert!(hint.unwrap().contains("--tls-fingerprint"));
         let pinned = Sources { fingerprint: own.fingerprint, ..elsewhere() };
-        server.named(&url, &pinned).await.unwrap();
-        let wrong = Sources { fingerprint: Some(Fingerprint::of(b"another")), ..elsewhere() };
-        assert_eq!(server.named(&url, &wrong).await.unwrap_err().code(), "tls.certificate");
+        server.get_status(&url, &pinned).await.unwrap();
+        let mismatched = Sources { fingerprint: Some(Fingerprint::from_der(b"another")), ..elsewhere() };
+        assert_eq!(server.get_status(&url, &mismatched).await.unwrap_err().code(), "tls.certificate");
         let authority = Some(home.root().join("tls/certificate.pem"));
         let trusting = Sources { authorities: authority, ..elsewhere() };
-        server.named(&url, &trusting).await.unwrap();
-        server.named(&url.replace("127.0.0.1", "localhost"), &trusting).await.unwrap();
+        server.get_status(&url, &trusting).await.unwrap();
+        server.get_status(&url.replace("127.0.0.1", "localhost"), &trusting).await.unwrap();
 
-        let plain = server.named(&url.replace("https", "http"), &elsewhere()).await.unwrap_err().to_string();
+        let plain = server.get_status(&url.replace("https", "http"), &elsewhere()).await.unwrap_err().to_string();
         assert!(plain.contains("400") && plain.contains("https://"), "{plain}");
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_new_certificate_is_told_to_clients_of_this_machine() {
+    async fn renewed_certificate_is_published_to_local_clients() {
         let write = |folder: &std::path::Path| {
             let key = rcgen::KeyPair::generate().unwrap();
-            let made = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
-            std::fs::write(folder.join("tls.crt"), made.pem()).unwrap();
+            let certificate =
+                rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+            std::fs::write(folder.join("tls.crt"), certificate.pem()).unwrap();
             std::fs::write(folder.join("tls.key"), key.serialize_pem()).unwrap();
-            Fingerprint::of(made.der())
+            Fingerprint::from_der(certificate.der())
         };
         let server = Running::start(|folder| {
             write(folder);
@@ -464,19 +471,19 @@ mod tests {
         .await;
         let old = server.addresses.fingerprint;
         let new = write(&server.folder);
-        let told = async {
-            while running(&server.sources().home).and_then(|a| a.fingerprint) != Some(new) {
+        let published = async {
+            while running_server(&server.sources().home).and_then(|a| a.fingerprint) != Some(new) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), told).await.expect("the new fingerprint is published");
+        tokio::time::timeout(Duration::from_secs(60), published).await.expect("the new fingerprint is published");
         assert_ne!(old, Some(new));
-        let own = running(&server.sources().home).unwrap();
-        let _: Value = Client::own(own, &server.sources()).unwrap().get("/api/v1/status").await.unwrap();
+        let own = running_server(&server.sources().home).unwrap();
+        let _: Value = Client::for_own_server(own, &server.sources()).unwrap().get("/api/v1/status").await.unwrap();
     }
 
     #[test]
-    fn a_process_that_only_has_the_number_of_a_server_is_none() {
+    fn process_with_a_reused_pid_is_not_the_server() {
         let folder = std::env::temp_dir().join(format!("slipway-client-{}", slipway_core::ids::hex32()));
         let home = Home::at(&folder);
         home.create().unwrap();
@@ -492,35 +499,35 @@ mod tests {
             started: 0,
         };
         std::fs::write(home.server_file(), serde_json::to_vec(&addresses).unwrap()).unwrap();
-        assert!(running(&home).is_none(), "there is no lock");
+        assert!(running_server(&home).is_none(), "there is no lock file");
         let lock = std::fs::File::create(home.lock_file()).unwrap();
-        assert!(running(&home).is_some());
+        assert!(running_server(&home).is_some());
         drop(lock);
-        assert!(running(&home).is_none(), "this process lives, but it is not the server");
+        assert!(running_server(&home).is_none(), "this process exists, but it is not the server");
         std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn https_to_a_server_without_tls_says_what_is_wrong() {
+    async fn https_to_a_plaintext_server_is_reported_as_such() {
         let server = Running::start(|_| None).await;
         let url = server.addresses.control_url().replace("http", "https");
-        let error = server.named(&url, &server.sources()).await.unwrap_err();
+        let error = server.get_status(&url, &server.sources()).await.unwrap_err();
         assert!(error.code() == "server.unreachable" && error.to_string().contains("does not speak TLS"), "{error}");
     }
 
     #[tokio::test]
-    async fn a_redirect_takes_the_token_nowhere() {
-        let (named, other) =
+    async fn redirects_are_not_followed() {
+        let (configured, other) =
             (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
-        let url = format!("http://{}", named.local_addr().unwrap());
+        let url = format!("http://{}", configured.local_addr().unwrap());
         let location = format!("http://{}/", other.local_addr().unwrap());
-        let answering = tokio::spawn(async move {
-            let (mut stream, _) = named.accept().await.unwrap();
+        let received = tokio::spawn(async move {
+            let (mut stream, _) = configured.accept().await.unwrap();
             let mut request = vec![0; 4096];
             let length = stream.read(&mut request).await.unwrap();
-            let answer =
+            let response =
                 format!("HTTP/1.1 307 Temporary Redirect\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n");
-            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.write_all(response.as_bytes()).await.unwrap();
             String::from_utf8_lossy(&request[..length]).into_owned()
         });
         let sources = Sources {
@@ -532,11 +539,14 @@ mod tests {
             insecure: false,
         };
         let url = ServerUrl::parse(&url).unwrap();
-        let client = Client::to(&url, Access::to(&url, &Origin::Flag, &sources).unwrap()).unwrap();
+        let client = Client::new(&url, Access::resolve(&url, &Origin::Flag, &sources).unwrap()).unwrap();
         let error = client.get::<Value>("/api/v1/status").await.unwrap_err();
         assert!(error.to_string().contains("307"), "{error}");
-        assert!(answering.await.unwrap().contains("Bearer of-the-environment"), "the server that was named gets it");
+        assert!(
+            received.await.unwrap().contains("Bearer of-the-environment"),
+            "the configured server receives the token"
+        );
         let followed = tokio::time::timeout(Duration::from_millis(100), other.accept()).await;
-        assert!(followed.is_err(), "the other one is not asked");
+        assert!(followed.is_err(), "the redirect target receives no request");
     }
 }

@@ -1,5 +1,5 @@
-//! `slipway`: the command line. It parses, calls the server (or the same routers in this process when none runs),
-//! and prints. It holds no rule of any domain.
+//! The `slipway` command line. It parses arguments, calls the server (or, if none is running, the same routers in this process) and
+//! prints the result. It contains no domain logic.
 
 mod cli;
 mod client;
@@ -13,37 +13,37 @@ use clap::Parser;
 use slipway_core::Explain;
 use slipway_core::config::{Config, Origin};
 
-/// What a command ends with.
+/// The unsuccessful outcome of a command.
 enum Failure {
-    /// A refused or failed request, or a local failure: exit code 1, 4 or 5.
+    /// A rejected or failed request, or a local failure: exit code 1, 2, 4 or 5.
     Error { message: String, code: &'static str, hint: Option<String>, exit: u8 },
-    /// Something was found, and printed: exit code 3.
+    /// The command succeeded and printed findings: exit code 3.
     Findings,
 }
 
 impl Failure {
-    /// An error of the catalogue, which says what helps.
-    fn known(message: impl Into<String>, code: &'static str, exit: u8) -> Self {
+    /// An error with a code and a remedy from the catalogue.
+    fn with_code(message: impl Into<String>, code: &'static str, exit: u8) -> Self {
         let hint = slipway_core::explain::find(code).map(|topic| topic.remedy.to_owned());
         Self::Error { message: message.into(), code, hint, exit }
     }
 
-    /// Shows it to a person, unless it was printed already; the exit code that goes with it.
-    fn show(self) -> u8 {
+    /// Reports an error on stderr (findings are already printed) and returns the exit code.
+    fn report(self) -> u8 {
         match self {
             Self::Findings => 3,
             Self::Error { message, code, hint, exit } => {
-                // Messages quote what other machines and files say, which must not act on the terminal.
-                let (message, hint) = (output::lines(&message), hint.map(|hint| output::lines(&hint)));
+                // Messages quote text from other machines and files, which must not control the terminal.
+                let (message, hint) = (output::escape_lines(&message), hint.map(|hint| output::escape_lines(&hint)));
                 eprintln!("{:?}", miette::Report::new(Report { message, code, hint }));
                 exit
             }
         }
     }
 
-    /// Somebody was asked, and said no.
+    /// The user did not confirm a change.
     fn declined(code: &'static str) -> Self {
-        let hint = Some("Say -y to apply without being asked.".into());
+        let hint = Some("Pass -y to apply without a prompt.".into());
         Self::Error { message: "nothing was changed".into(), code, hint, exit: 1 }
     }
 }
@@ -61,7 +61,7 @@ impl<E: Explain> From<E> for Failure {
     }
 }
 
-/// The report that miette draws.
+/// The error report that miette renders.
 #[derive(Debug)]
 struct Report {
     message: String,
@@ -80,21 +80,21 @@ impl miette::Diagnostic for Report {
         Some(Box::new(self.code))
     }
     fn help<'a>(&'a self) -> Option<Box<dyn std::fmt::Display + 'a>> {
-        let more = format!("`slipway explain {}` tells more.", self.code);
+        let more = format!("`slipway explain {}` has more information.", self.code);
         Some(Box::new(self.hint.as_ref().map_or(more.clone(), |h| format!("{h}\n{more}"))))
     }
 }
 
 fn main() -> ExitCode {
     let args = cli::Cli::parse();
-    // Reports are not wrapped: a path or a command that is broken into lines can be neither copied nor searched for.
-    // The call fails when a hook is set already, and here is the only one.
+    // Reports are not wrapped, so that paths and commands in them can be copied and searched for. `set_hook` fails only if a hook is
+    // already set, and this is the only call.
     let _ = miette::set_hook(Box::new(|_| Box::new(miette::MietteHandlerOpts::new().wrap_lines(false).build())));
-    let (config, problem) = commands::settings(&args);
-    log(&args, &config);
+    let (config, problem) = commands::read_config(&args);
+    init_logging(&args, &config);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if matches!(args.command, cli::Command::Node(_)) {
-        // The agent waits most of its life; a thread for each of a node's hundred cores would only hold memory.
+        // The node agent is mostly idle; one thread for each core of a large node would only waste memory.
         builder.worker_threads(2);
     }
     let runtime = match builder.enable_all().build() {
@@ -106,24 +106,24 @@ fn main() -> ExitCode {
     };
     let file = args.global.output.file.clone();
     if file.is_some() {
-        output::keep();
+        output::start_buffering();
     }
     let result = runtime.block_on(commands::run(args, config, problem));
-    // What was printed counts even if it is told that something was found; that it cannot be kept counts more than that.
-    let result = match file.map_or(Ok(()), |file| output::write(&file)) {
+    // The output file is also written when there are findings, and a write error replaces them; an earlier error is kept.
+    let result = match file.map_or(Ok(()), |file| output::write_buffer(&file)) {
         Err(unwritten) if !matches!(result, Err(Failure::Error { .. })) => Err(unwritten),
         _ => result,
     };
-    // Threads that still read or compute must not hold the process back.
+    // Do not wait for threads that are still reading or computing.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => ExitCode::from(failure.show()),
+        Err(failure) => ExitCode::from(failure.report()),
     }
 }
 
-/// Starts logging to stderr: as `$SLIPWAY_LOG` says, else as the flags say, else as a configuration file says.
-fn log(args: &cli::Cli, config: &Config) {
+/// Starts logging to stderr. The level comes from `$SLIPWAY_LOG`, else from the flags, else from a configuration file.
+fn init_logging(args: &cli::Cli, config: &Config) {
     let configured = |from: fn(&Origin) -> bool| {
         config.origin("log").filter(|origin| from(origin)).and_then(|_| config.get("log")).map(str::to_owned)
     };

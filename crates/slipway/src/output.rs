@@ -1,4 +1,5 @@
-//! Printing: stdout is data, stderr is talk. Nothing that others say acts on the terminal ([`escape`]).
+//! Printing. Data goes to stdout or to the file of `-o FILE`, messages go to stderr. Untrusted text is escaped for the terminal
+//! ([`escape`]).
 
 mod escape;
 
@@ -9,7 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
 
-pub(crate) use self::escape::{lines, one_line};
+pub(crate) use self::escape::{escape_line, escape_lines};
 use crate::Failure;
 use crate::cli::Format;
 
@@ -20,7 +21,7 @@ pub(crate) fn colour() -> bool {
     !off && std::io::stderr().is_terminal()
 }
 
-/// Columns for people.
+/// A table of escaped text with aligned columns.
 pub(crate) struct Table {
     head: Vec<String>,
     rows: Vec<Vec<String>>,
@@ -29,17 +30,17 @@ pub(crate) struct Table {
 impl Table {
     /// A table with these columns.
     pub(crate) fn new(head: &[&'static str]) -> Self {
-        Self::owned(head.iter().map(|h| (*h).to_owned()).collect())
+        Self::with_columns(head.iter().map(|h| (*h).to_owned()).collect())
     }
 
-    /// A table with columns that are known only now.
-    pub(crate) fn owned(head: Vec<String>) -> Self {
-        Self { head: head.iter().map(|cell| one_line(cell)).collect(), rows: Vec::new() }
+    /// A table whose column names are not constants.
+    pub(crate) fn with_columns(head: Vec<String>) -> Self {
+        Self { head: head.iter().map(|cell| escape_line(cell)).collect(), rows: Vec::new() }
     }
 
-    /// Adds a row.
+    /// Adds a row, which must have as many cells as the table has columns.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells.iter().map(|cell| one_line(cell)).collect());
+        self.rows.push(cells.iter().map(|cell| escape_line(cell)).collect());
     }
 }
 
@@ -63,10 +64,10 @@ impl std::fmt::Display for Table {
     }
 }
 
-/// Prints `data` in the form asked for; `table` makes the columns, the first of which holds the names.
+/// Prints `data` in the requested format. `table` builds the table; its first column is printed for `-o name`.
 pub(crate) fn print<T: Serialize>(format: Format, data: &T, table: impl FnOnce(&T) -> Table) {
     let text = match format {
-        Format::Json => escape::json(&serde_json::to_string_pretty(data).unwrap_or_default()) + "\n",
+        Format::Json => escape::escape_json(&serde_json::to_string_pretty(data).unwrap_or_default()) + "\n",
         Format::Yaml => serde_saphyr::to_string(data).unwrap_or_default(),
         Format::Table | Format::Wide | Format::Svg | Format::Html => table(data).to_string(),
         Format::Name => table(data).rows.iter().filter_map(|r| r.first()).map(|n| format!("{n}\n")).collect(),
@@ -74,88 +75,88 @@ pub(crate) fn print<T: Serialize>(format: Format, data: &T, table: impl FnOnce(&
     print_text(&text);
 }
 
-/// Prints a text: as it is into a pipe or a file, and with nothing that acts on a terminal.
+/// Prints text: unchanged to a pipe or a file, escaped to a terminal.
 pub(crate) fn print_text(text: &str) {
-    if let Some(kept) = KEPT.get() {
-        return kept.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
+    if let Some(buffer) = BUFFER.get() {
+        return buffer.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
     }
     let mut stdout = Raw::stdout();
     stdout.write(text.as_bytes());
     stdout.finish();
 }
 
-/// What a run or a machine printed, byte by byte: as it is into a pipe or a file, with nothing but colours on a terminal.
+/// A writer for the output of runs and machines: unchanged to a pipe or a file, escaped except for colours to a terminal.
 pub(crate) struct Raw {
     out: std::io::Stdout,
-    terminal: Option<escape::Stream>,
+    terminal: Option<escape::StreamEscaper>,
 }
 
 impl Raw {
-    /// To the standard output.
+    /// A writer to stdout.
     pub(crate) fn stdout() -> Self {
         let out = std::io::stdout();
-        let terminal = out.is_terminal().then(escape::Stream::default);
+        let terminal = out.is_terminal().then(escape::StreamEscaper::default);
         Self { out, terminal }
     }
 
-    /// The next bytes, at once.
+    /// Writes and flushes bytes.
     pub(crate) fn write(&mut self, bytes: &[u8]) {
         let text = self.terminal.as_mut().map(|stream| stream.push(bytes));
         let bytes = text.as_deref().map_or(bytes, str::as_bytes);
-        let _ = self.out.write_all(bytes).and_then(|()| self.out.flush()); // a closed pipe is the reader's choice
+        let _ = self.out.write_all(bytes).and_then(|()| self.out.flush()); // A closed pipe is not an error: the reader stopped reading.
     }
 
-    /// Nothing more comes.
+    /// Writes a pending incomplete character or sequence.
     pub(crate) fn finish(mut self) {
         if let Some(stream) = self.terminal.take() {
-            let _ = self.out.write_all(stream.finish().as_bytes()); // as above
+            let _ = self.out.write_all(stream.finish().as_bytes()); // A closed pipe is not an error.
         }
     }
 }
 
-/// What goes into a file, which is written whole.
-static KEPT: OnceLock<Mutex<String>> = OnceLock::new();
+/// The output for `-o FILE`. It is buffered so that the file is replaced atomically when the command ends.
+static BUFFER: OnceLock<Mutex<String>> = OnceLock::new();
 
-/// From now on what is printed is kept for [`write`].
-pub(crate) fn keep() {
-    KEPT.get_or_init(Mutex::default);
+/// From now on, printed data is buffered for [`write_buffer`].
+pub(crate) fn start_buffering() {
+    BUFFER.get_or_init(Mutex::default);
 }
 
-/// Writes what was kept, unless that is nothing.
+/// Writes the buffered output to a file, unless it is empty.
 ///
 /// # Errors
-/// When the file cannot be written; it is then as it was.
-pub(crate) fn write(file: &Path) -> Result<(), Failure> {
-    let Some(kept) = KEPT.get() else { return Ok(()) };
-    let text = kept.lock().unwrap_or_else(PoisonError::into_inner);
+/// If the file cannot be written; its old content is then unchanged.
+pub(crate) fn write_buffer(file: &Path) -> Result<(), Failure> {
+    let Some(buffer) = BUFFER.get() else { return Ok(()) };
+    let text = buffer.lock().unwrap_or_else(PoisonError::into_inner);
     if text.is_empty() {
         return Ok(());
     }
     slipway_core::files::replace(file, text.as_bytes())
-        .map_err(|error| Failure::known(format!("{}: {error}", file.display()), "output.unwritable", 1))
+        .map_err(|error| Failure::with_code(format!("{}: {error}", file.display()), "output.unwritable", 1))
 }
 
-/// Whether the person at the terminal agrees; `--yes` does, and without a terminal nobody can.
-pub(crate) fn agreed(global: &crate::cli::Global, question: &str) -> bool {
+/// Asks the user to confirm a change. `--yes` confirms it without a prompt; without a terminal and `--yes`, it is declined.
+pub(crate) fn confirm(global: &crate::cli::Global, prompt: &str) -> bool {
     if global.yes {
         return true;
     }
     if !std::io::stdin().is_terminal() {
-        say("nothing was changed: say --yes where nobody can be asked");
+        print_note("nothing was changed: pass --yes to apply changes without a terminal");
         return false;
     }
-    // Nobody agrees to what went into a file unseen.
-    if let Some(kept) = KEPT.get() {
-        eprint!("{}", lines(&kept.lock().unwrap_or_else(PoisonError::into_inner)));
+    // The user must see the plan before confirming it, even if it goes to a file.
+    if let Some(buffer) = BUFFER.get() {
+        eprint!("{}", escape_lines(&buffer.lock().unwrap_or_else(PoisonError::into_inner)));
     }
-    eprint!("{} [y/N] ", lines(question));
+    eprint!("{} [y/N] ", escape_lines(prompt));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
-/// Says something to a person.
-pub(crate) fn say(text: impl std::fmt::Display) {
-    eprintln!("{}", lines(&text.to_string()));
+/// Prints a message for the user to stderr.
+pub(crate) fn print_note(text: impl std::fmt::Display) {
+    eprintln!("{}", escape_lines(&text.to_string()));
 }
 
 #[cfg(test)]
@@ -163,14 +164,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cells_neither_act_nor_break_the_table_and_are_as_wide_as_they_look() {
+    fn cells_are_escaped_and_aligned_by_display_width() {
         let mut table = Table::new(&["NAME", "ABOUT"]);
         table.row(vec!["日本".into(), "x\x1b]0;title\x07".into()]);
         table.row(vec!["a\nadmin  fine".into(), "\u{202e}y".into()]);
         let shown = table.to_string();
-        let wanted =
+        let expected =
             ["NAME               ABOUT", r"日本               x\u{1b}]0;title\u{7}", r"a\u{a}admin  fine  \u{202e}y"];
         let lines: Vec<&str> = shown.lines().collect();
-        assert_eq!(lines, wanted, "{shown}");
+        assert_eq!(lines, expected, "{shown}");
     }
 }

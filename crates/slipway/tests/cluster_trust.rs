@@ -1,20 +1,20 @@
-//! Reading a stranger's `cluster.yaml` runs nothing of it, and nothing of it acts on the terminal.
+//! Commands in an untrusted `cluster.yaml` do not run before they are approved, and its text cannot control the terminal.
 
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-struct Stranger {
+struct UntrustedFile {
     folder: PathBuf,
 }
 
-impl Stranger {
+impl UntrustedFile {
     fn new() -> Self {
         let folder = std::env::temp_dir().join(format!("slipway-trust-{}", std::process::id()));
         std::fs::create_dir_all(folder.join("home")).unwrap();
         let proof = folder.join("proof");
-        // A port at which nobody listens, so that a plan ends at once.
+        // Port 1 refuses connections, so that a plan fails at once.
         let text = format!(
             r#"apiVersion: slipway.dev/v1
 kind: Cluster
@@ -41,29 +41,29 @@ spec:
             .stdin(std::process::Stdio::null())
             .output()
             .unwrap();
-        let said = String::from_utf8(stdout).unwrap() + &String::from_utf8(stderr).unwrap();
-        assert!(!said.contains(['\u{1b}', '\u{7}']), "{words}: {said:?}");
-        (status.code().unwrap(), said)
+        let output = String::from_utf8(stdout).unwrap() + &String::from_utf8(stderr).unwrap();
+        assert!(!output.contains(['\u{1b}', '\u{7}']), "{words}: {output:?}");
+        (status.code().unwrap(), output)
     }
 
-    fn ran(&self) -> usize {
+    fn executed_commands(&self) -> usize {
         std::fs::read_to_string(self.folder.join("proof")).map_or(0, |text| text.lines().count())
     }
 
-    fn agreements(&self) -> PathBuf {
+    fn approvals_file(&self) -> PathBuf {
         Path::new(&self.folder).join("home/slipway/trusted-commands.json")
     }
 }
 
-impl Drop for Stranger {
+impl Drop for UntrustedFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder); // a temporary folder
+        let _ = std::fs::remove_dir_all(&self.folder); // A leftover temporary folder is harmless.
     }
 }
 
 #[test]
-fn commands_of_a_file_run_after_an_agreement_and_not_before() {
-    let stranger = Stranger::new();
+fn commands_run_only_after_they_are_approved() {
+    let untrusted = UntrustedFile::new();
     for words in [
         "plan",
         "apply --yes",
@@ -75,38 +75,40 @@ fn commands_of_a_file_run_after_an_agreement_and_not_before() {
         "rollback --yes",
         "stop --yes",
     ] {
-        let (code, said) = stranger.run(words);
-        assert_eq!(code, 4, "{words}: {said}");
-        assert!(said.contains("cluster.untrusted") && said.contains("slipway cluster trust"), "{words}: {said}");
+        let (code, output) = untrusted.run(words);
+        assert_eq!(code, 4, "{words}: {output}");
+        assert!(output.contains("cluster.untrusted") && output.contains("slipway cluster trust"), "{words}: {output}");
         assert!(
-            said.contains("echo sudo >>") && said.contains("echo file >>") && said.contains(r"\u{1b}]0;title\u{7}"),
-            "{said}"
+            output.contains("echo sudo >>")
+                && output.contains("echo file >>")
+                && output.contains(r"\u{1b}]0;title\u{7}"),
+            "{output}"
         );
     }
-    assert_eq!(stranger.run("resources cp1").0, 4);
+    assert_eq!(untrusted.run("resources cp1").0, 4);
     for words in ["schema", "status", "inventory --list", "trust --dry-run"] {
-        assert_eq!(stranger.run(words).0, 0, "{words}");
+        assert_eq!(untrusted.run(words).0, 0, "{words}");
     }
-    // Nobody is there to be asked.
-    let (code, said) = stranger.run("trust");
-    assert_eq!(code, 1, "{said}");
-    assert_eq!(stranger.run("plan").0, 4);
-    assert!(stranger.ran() == 0 && !stranger.agreements().exists(), "nothing ran");
+    // Without a terminal, the prompt is declined.
+    let (code, output) = untrusted.run("trust");
+    assert_eq!(code, 1, "{output}");
+    assert_eq!(untrusted.run("plan").0, 4);
+    assert!(untrusted.executed_commands() == 0 && !untrusted.approvals_file().exists(), "nothing ran");
 
-    let (code, said) = stranger.run("trust --yes");
-    assert!(code == 0 && said.contains("spec.ssh.sudoPassword: echo sudo >>"), "{said}");
-    let (code, said) = stranger.run("plan");
-    assert_eq!(code, 5, "{said}");
-    let ran = stranger.ran();
-    assert!(ran > 0, "{said}");
-    // What only prints runs nothing even then.
-    assert!(stranger.run("resources cp1").0 == 4 && stranger.ran() == ran);
-    let (code, said) = stranger.run("trust");
-    assert!(code == 0 && said.contains("may run already"), "{said}");
+    let (code, output) = untrusted.run("trust --yes");
+    assert!(code == 0 && output.contains("spec.ssh.sudoPassword: echo sudo >>"), "{output}");
+    let (code, output) = untrusted.run("plan");
+    assert_eq!(code, 5, "{output}");
+    let executed = untrusted.executed_commands();
+    assert!(executed > 0, "{output}");
+    // `resources` only prints and never runs commands.
+    assert!(untrusted.run("resources cp1").0 == 4 && untrusted.executed_commands() == executed);
+    let (code, output) = untrusted.run("trust");
+    assert!(code == 0 && output.contains("already approved"), "{output}");
 
-    // One of them changes.
-    let file = stranger.folder.join("cluster.yaml");
+    // A changed command needs a new approval.
+    let file = untrusted.folder.join("cluster.yaml");
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replace("echo file", "echo other")).unwrap();
-    assert!(stranger.run("plan").0 == 4 && stranger.ran() == ran);
+    assert!(untrusted.run("plan").0 == 4 && untrusted.executed_commands() == executed);
 }

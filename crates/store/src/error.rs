@@ -1,124 +1,124 @@
-//! What can go wrong while storing.
+//! Errors of the metadata database and the object store.
 
 use std::time::Duration;
 
 use slipway_core::Explain;
 
-/// What the functions of this crate return.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
 /// A failure of the metadata database or of the object store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The database answered with an error; the change was rolled back.
+    /// SQLite returned an error; the change was rolled back.
     #[error("the metadata database failed: {0}")]
     Sql(rusqlite::Error),
-    /// PostgreSQL answered with an error; the change was rolled back.
+    /// PostgreSQL returned an error; the change was rolled back.
     #[error("the metadata database failed: {}", describe_postgres(.0))]
     Postgres(tokio_postgres::Error),
-    /// The database cannot be reached, or went away in the middle.
+    /// The database cannot be reached, or the connection was lost during a statement.
     #[error("the metadata database cannot be reached: {0}")]
     Unreachable(String),
-    /// The URL of the database or of the bucket cannot be used.
-    #[error("the store's URL cannot be used: {0}")]
+    /// The URL of the database or of the bucket is malformed or not supported.
+    #[error("invalid URL of the store: {0}")]
     Url(String),
     /// The commit of a group of changes failed; all of them were rolled back.
     #[error("the change could not be committed: {0}")]
     Commit(String),
-    /// The code of a change or of a query panicked. A change was rolled back; the panic's message is in the log only, since it may
-    /// quote data.
-    #[error("{0} panicked, which is a defect of slipway; nothing was changed")]
+    /// The code of a change or of a query panicked. A change was rolled back. The panic message is only logged, because it may
+    /// contain data.
+    #[error("{0} panicked, which is a bug in slipway; nothing was changed")]
     Panicked(&'static str),
-    /// Everything that could serve the request was in use for as long as a request may wait.
+    /// The writer, or every connection, was busy until the timeout of the request.
     #[error("{what} within {waited:?}")]
     Busy {
-        /// What did not happen.
+        /// The event that did not happen in time, such as `no connection to the database became available`.
         what: &'static str,
-        /// How long it was waited for.
+        /// The timeout that passed.
         waited: Duration,
     },
-    /// The store is shutting down, or its writer is gone.
+    /// The store is shutting down, or its writer has stopped.
     #[error("the store is closed")]
     Closed,
     /// The database file was written by a newer version.
-    #[error("the database has schema {found} of {domain}, this program knows {known}")]
+    #[error("the database has schema version {found} of {domain}, this program supports versions up to {known}")]
     Newer {
-        /// Which domain's tables.
+        /// The domain of the tables, such as `track`.
         domain: &'static str,
-        /// What the file has.
+        /// The schema version of the database.
         found: usize,
-        /// What this program has.
+        /// The newest schema version that this program supports.
         known: usize,
     },
-    /// A schema change that the database has is not the one that this program has under the same number.
+    /// A migration that was applied to the database differs from the migration with the same number in this program.
     #[error(
-        "schema {version} of {domain} was made by another script than the one in this program (the checksums differ)"
+        "schema version {version} of {domain} was created by a different script than this program's (the checksums differ)"
     )]
     MigrationChanged {
-        /// Which domain's tables.
+        /// The domain of the tables, such as `track`.
         domain: &'static str,
-        /// The schema version that the script leads to, counted from 1.
+        /// The schema version that the script produces, counted from 1.
         version: usize,
     },
     /// A file operation failed.
     #[error("{what}: {source}")]
     Object {
-        /// What was being done.
+        /// The operation that failed, such as `writing an object`.
         what: String,
-        /// The operating system's reason.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The bucket's service failed.
+    /// A request to the object store's service failed.
     #[error("{what}: {source}")]
     Remote {
-        /// What was being done.
+        /// The operation that failed, such as `writing an object`.
         what: String,
-        /// The service's reason.
+        /// The error of the service.
         source: object_store::Error,
     },
-    /// The disk, its quota or the database is full, or so nearly full that the write was refused; nothing of it was kept.
+    /// The disk, its quota or the database is full, or the write would leave less free space than required. Nothing was stored.
     #[error("{what}: not enough space: {reason}")]
     OutOfSpace {
-        /// What was being done.
+        /// The operation that failed, such as `writing an object`.
         what: String,
-        /// The system's reason, or how much is left.
+        /// The error of the system, or the free space that is left.
         reason: String,
     },
-    /// An object or a part of an upload is larger than the limit; nothing of it was kept.
-    #[error("{what} is larger than {limit} bytes, the most that is taken")]
+    /// An object, or a part of a multipart upload, is larger than the limit. Nothing was stored.
+    #[error("{what} is larger than the limit of {limit} bytes")]
     TooLarge {
-        /// What is too large.
+        /// The item that is too large: `the object` or `the part`.
         what: &'static str,
-        /// The most bytes that are taken.
+        /// The maximum number of bytes.
         limit: u64,
     },
-    /// Too many uploads in parts are neither completed nor aborted.
-    #[error("{limit} uploads in parts are open already, no more are taken")]
+    /// Too many multipart uploads are neither completed nor aborted.
+    #[error("too many multipart uploads are open: the limit is {limit}")]
     TooManyUploads {
-        /// The most that may be open at the same time.
+        /// The maximum number of open multipart uploads.
         limit: usize,
     },
-    /// The number of a part cannot be used.
+    /// The number of a part is out of range, or is listed twice.
     #[error("part {number}: {reason}")]
     BadPart {
-        /// The number.
+        /// The number as the client sent it.
         number: u32,
-        /// What is wrong with it.
+        /// The reason, such as `parts are numbered from 1 to 10000`.
         reason: &'static str,
     },
-    /// There is no such object.
+    /// There is no object at this path, or no multipart upload with this id.
     #[error("no object at '{0}'")]
     NotFound(String),
-    /// The path names no place inside the store.
+    /// The path is not inside the object store, or the id of an upload is malformed.
     #[error("'{0}' is not a path inside the object store")]
     BadPath(String),
-    /// The object is a folder where a file is needed, or the other way round.
+    /// The path names a folder where an object is expected.
     #[error("'{0}' is a folder")]
     IsFolder(String),
 }
 
 impl StoreError {
-    /// Whether a unique key is taken.
+    /// Whether the statement failed because a unique key already exists.
     pub fn is_duplicate(&self) -> bool {
         match self {
             Self::Sql(rusqlite::Error::SqliteFailure(error, _)) => {
@@ -129,7 +129,7 @@ impl StoreError {
         }
     }
 
-    /// The error of a file operation: [`StoreError::OutOfSpace`] for a full disk or quota, [`StoreError::Object`] otherwise.
+    /// Converts an I/O error: [`StoreError::OutOfSpace`] for a full disk or quota, [`StoreError::Object`] otherwise.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |source| match source.kind() {
@@ -141,13 +141,15 @@ impl StoreError {
     }
 }
 
-/// What was being done when the database ran out of space.
-const WRITING: &str = "writing to the metadata database";
+/// The operation in a [`StoreError::OutOfSpace`] of the database.
+const WRITING_METADATA: &str = "writing to the metadata database";
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DiskFull) => Self::OutOfSpace { what: WRITING.into(), reason: error.to_string() },
+            Some(rusqlite::ErrorCode::DiskFull) => {
+                Self::OutOfSpace { what: WRITING_METADATA.into(), reason: error.to_string() }
+            }
             _ => Self::Sql(error),
         }
     }
@@ -156,13 +158,13 @@ impl From<rusqlite::Error> for StoreError {
 impl From<tokio_postgres::Error> for StoreError {
     fn from(error: tokio_postgres::Error) -> Self {
         if error.code() == Some(&tokio_postgres::error::SqlState::DISK_FULL) {
-            return Self::OutOfSpace { what: WRITING.into(), reason: describe_postgres(&error) };
+            return Self::OutOfSpace { what: WRITING_METADATA.into(), reason: describe_postgres(&error) };
         }
         Self::Postgres(error)
     }
 }
 
-/// The whole chain of causes: `tokio_postgres` says "db error" and leaves the rest to them.
+/// The error with its chain of causes, because `tokio_postgres` itself displays only "db error".
 pub(crate) fn describe_postgres(error: &tokio_postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {
         return format!("{} (SQLSTATE {})", db.message(), db.code().code());
@@ -203,11 +205,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_told_from_other_failures() {
-        let of = |kind| StoreError::io("writing")(std::io::Error::from(kind)).code();
-        assert_eq!(of(std::io::ErrorKind::StorageFull), "store.no_space");
-        assert_eq!(of(std::io::ErrorKind::QuotaExceeded), "store.no_space");
-        assert_eq!(of(std::io::ErrorKind::PermissionDenied), "store.object");
+    fn full_disk_has_its_own_error_code() {
+        let code_of = |kind| StoreError::io("writing")(std::io::Error::from(kind)).code();
+        assert_eq!(code_of(std::io::ErrorKind::StorageFull), "store.no_space");
+        assert_eq!(code_of(std::io::ErrorKind::QuotaExceeded), "store.no_space");
+        assert_eq!(code_of(std::io::ErrorKind::PermissionDenied), "store.object");
         for (errno, code) in [(28, "store.no_space"), (122, "store.no_space"), (5, "store.object")] {
             // ENOSPC, EDQUOT and EIO, as Linux numbers them.
             assert_eq!(StoreError::io("writing")(std::io::Error::from_raw_os_error(errno)).code(), code);
@@ -217,10 +219,10 @@ mod tests {
     }
 
     #[test]
-    fn every_code_has_an_entry_with_a_remedy() {
+    fn every_error_code_has_a_hint() {
         let errors = [
             StoreError::Panicked("a change"),
-            StoreError::Busy { what: "no connection became free", waited: Duration::from_secs(1) },
+            StoreError::Busy { what: "no connection became available", waited: Duration::from_secs(1) },
             StoreError::MigrationChanged { domain: "test", version: 1 },
             StoreError::OutOfSpace { what: "writing".into(), reason: "full".into() },
             StoreError::TooLarge { what: "the object", limit: 1 },

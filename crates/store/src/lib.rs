@@ -1,13 +1,13 @@
-//! Where slipway keeps things: metadata in SQLite or PostgreSQL, artifacts as files or in S3.
+//! slipway's storage layer: metadata in SQLite or PostgreSQL, artifacts as files or in an object store such as S3.
 //!
-//! | module | what it is for |
+//! | module | contents |
 //! |---|---|
-//! | [`database`] | one writer thread with group commit, a bounded pool of readers, migrations |
-//! | [`objects`] | artifacts under a root folder: streamed in and out, listed, deleted, within limits |
+//! | [`database`] | one writer thread with group commit, a bounded pool of read connections, migrations |
+//! | [`objects`] | artifacts under a root folder: streamed upload and download, listing, deletion, limits |
 //!
-//! A write that was acknowledged is on disk: the writer thread runs every waiting change inside one
-//! transaction (each in a savepoint of its own, so that one failing change undoes only itself), commits
-//! once (SQLite with `synchronous=FULL`), and only then answers all of them.
+//! An acknowledged write is on disk. The writer thread runs all queued changes in one transaction, each in its own
+//! savepoint so that a failing change rolls back only itself. It commits once (SQLite with `synchronous=FULL`), and
+//! only then returns the results.
 
 pub mod database;
 pub mod error;

@@ -1,41 +1,43 @@
-//! Names of artifacts: which are accepted, and how older ones that would not be accepted any more are shown.
+//! Validation of artifact paths. New artifacts must have printable names. Names that earlier versions accepted can still be read, and
+//! listings show them with replacement characters.
 
 use std::borrow::Cow;
 
 use crate::Error;
 
-/// Bytes that a path may have (`PATH_MAX` of Linux).
+/// Maximum bytes of a path (`PATH_MAX` of Linux).
 const MAX_PATH_BYTES: usize = 4096;
-/// Bytes that one name in a path may have (`NAME_MAX` of Linux).
+/// Maximum bytes of one segment of a path (`NAME_MAX` of Linux).
 const MAX_NAME_BYTES: usize = 255;
-/// Times that a text is percent-decoded before it is refused, as in MLflow's `_decode`.
+/// Maximum number of nested percent-encodings, as in MLflow's `_decode`.
 const MAX_DECODINGS: usize = 10;
 
-/// Whether a character may not stand in a name: it ends a line, which breaks headers and logs, or it makes a terminal or a
-/// browser show another name than the one that is stored.
+/// Whether a character is not allowed in a name: line breaks and other control characters, which break headers and logs, and
+/// bidirectional controls, which make a terminal or browser display another name than the stored one.
 fn is_unprintable(c: char) -> bool {
     c.is_control() // C0, DEL and C1
         || matches!(c, '\u{2028}' | '\u{2029}') // line and paragraph separator
         || matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}') // bidirectional embeddings, overrides, isolates
 }
 
-/// Whether all characters of a name may be shown and sent in a header.
+/// Whether a name contains only characters that can be displayed and sent in a header.
 pub(crate) fn is_printable(name: &str) -> bool {
     !name.chars().any(is_unprintable)
 }
 
-/// Refuses text that will be part of an artifact's path and that holds control characters.
+/// Rejects control characters in text that becomes part of an artifact's path.
 pub(crate) fn require_printable(text: &str) -> Result<(), Error> {
     match text.chars().find(|c| is_unprintable(*c)) {
         None => Ok(()),
         Some(c) => Err(Error::invalid(format!(
-            "Invalid path: names of artifacts may hold no control characters, and this one holds U+{:04X}.",
+            "Invalid path: artifact names must not contain control characters, but this one contains U+{:04X}.",
             u32::from(c)
         ))),
     }
 }
 
-/// Decodes `%xx` until nothing changes, so that no encoding hides a path; `None` for text that was encoded too often.
+/// Percent-decodes the text until it no longer changes, so that no nested encoding hides a path; `None` for more than
+/// [`MAX_DECODINGS`] nested encodings.
 pub(crate) fn percent_decoded(text: &str) -> Option<String> {
     let mut current = text.to_owned();
     for _ in 0..MAX_DECODINGS {
@@ -48,12 +50,12 @@ pub(crate) fn percent_decoded(text: &str) -> Option<String> {
     None
 }
 
-/// The path of an artifact that is to be read, as MLflow understands it: relative, without `..`, percent-encodings undone
-/// (`validate_path_is_safe`). Names that can no longer be given are accepted, so that older artifacts stay readable.
+/// Validates and decodes the path of an artifact to read, as MLflow does (`validate_path_is_safe`): relative, without `..`, fully
+/// percent-decoded. Names that are not allowed for new artifacts are accepted, so that older artifacts stay readable.
 ///
 /// # Errors
 /// `INVALID_PARAMETER_VALUE` for a path that leaves its root.
-pub(crate) fn existing(path: &str) -> Result<String, Error> {
+pub(crate) fn for_reading(path: &str) -> Result<String, Error> {
     let invalid = || Error::invalid("Invalid path");
     if path.len() > MAX_PATH_BYTES {
         return Err(invalid());
@@ -65,21 +67,21 @@ pub(crate) fn existing(path: &str) -> Result<String, Error> {
     Ok(path)
 }
 
-/// The path of an artifact that is to be stored: as [`existing`], and every name in it can be shown, sent in a header, and
-/// stored in a file system.
+/// Validates and decodes the path of an artifact to store: as [`for_reading`], and every segment must be printable and short enough
+/// for a file system.
 ///
 /// # Errors
 /// `INVALID_PARAMETER_VALUE` for any other path.
-pub(crate) fn new(path: &str) -> Result<String, Error> {
-    let path = existing(path)?;
+pub(crate) fn for_writing(path: &str) -> Result<String, Error> {
+    let path = for_reading(path)?;
     require_printable(&path)?;
     if path.split('/').any(|name| name.len() > MAX_NAME_BYTES) {
-        return Err(Error::invalid(format!("Invalid path: a name in it has more than {MAX_NAME_BYTES} bytes.")));
+        return Err(Error::invalid(format!("Invalid path: a name in it is longer than {MAX_NAME_BYTES} bytes.")));
     }
     Ok(path)
 }
 
-/// Absolute on Unix or on Windows, where clients may store what they download.
+/// Whether a path is absolute on Unix or on Windows, where clients may store downloads.
 fn is_absolute(path: &str) -> bool {
     let is_separator = |c: Option<&u8>| matches!(c, Some(b'/' | b'\\'));
     let bytes = path.as_bytes();
@@ -89,9 +91,9 @@ fn is_absolute(path: &str) -> bool {
         || (is_separator(bytes.first()) && is_separator(bytes.get(1)))
 }
 
-/// A name as it is shown in listings: characters that may not stand in names are replaced, since MLflow's client would drop
-/// them and ask for a file that is not there.
-pub(crate) fn shown(name: &str) -> Cow<'_, str> {
+/// The name in listings. Characters that are not allowed are replaced, because MLflow's client would drop them and then request a
+/// file that does not exist.
+pub(crate) fn display_name(name: &str) -> Cow<'_, str> {
     if is_printable(name) {
         return Cow::Borrowed(name);
     }
@@ -103,32 +105,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_with_control_characters_are_refused_however_they_are_encoded() {
-        for bad in ["a\nb", "a%0Ab", "a%250ab", "x\u{7f}", "x\u{85}", "x\u{2028}y", "\u{202e}gpj.exe", "d\u{2066}/f"] {
-            let error = new(bad).unwrap_err();
-            assert!(error.message.starts_with("Invalid path"), "{bad:?}: {error}");
-            assert!(existing(bad).is_ok(), "{bad:?} can no longer be read");
+    fn encoded_control_characters_are_rejected_for_new_artifacts() {
+        for invalid in
+            ["a\nb", "a%0Ab", "a%250ab", "x\u{7f}", "x\u{85}", "x\u{2028}y", "\u{202e}gpj.exe", "d\u{2066}/f"]
+        {
+            let error = for_writing(invalid).unwrap_err();
+            assert!(error.message.starts_with("Invalid path"), "{invalid:?}: {error}");
+            assert!(for_reading(invalid).is_ok(), "{invalid:?} can no longer be read");
         }
     }
 
     #[test]
-    fn paths_that_leave_their_root_are_refused() {
-        for bad in
+    fn paths_outside_the_root_are_rejected() {
+        for invalid in
             ["../x", "a/../../x", "%2e%2e/x", "a/%252e%252e/x", "/x", "C:/x", "C:\\x", "\\\\host\\x", "a#b", "a%00"]
         {
-            assert!(existing(bad).is_err(), "{bad:?} was let through");
+            assert!(for_reading(invalid).is_err(), "{invalid:?} was accepted");
         }
         let nested = (0..20).fold("%".to_owned(), |inner, _| inner.replace('%', "%25"));
-        assert!(existing(&nested).is_err());
-        assert!(new(&"n".repeat(256)).is_err());
+        assert!(for_reading(&nested).is_err());
+        assert!(for_writing(&"n".repeat(256)).is_err());
     }
 
     #[test]
-    fn usual_names_are_kept() {
+    fn ordinary_names_are_unchanged() {
         for good in ["", "a/b.txt", "größe 1.csv", "a\\b.txt", "c:x", "100%", "עברית.txt", "..a"] {
-            assert_eq!(new(good).unwrap(), good);
+            assert_eq!(for_writing(good).unwrap(), good);
         }
-        assert_eq!(new("p%20c.txt").unwrap(), "p c.txt");
-        assert_eq!(shown("a\nb"), "a\u{fffd}b");
+        assert_eq!(for_writing("p%20c.txt").unwrap(), "p c.txt");
+        assert_eq!(display_name("a\nb"), "a\u{fffd}b");
     }
 }

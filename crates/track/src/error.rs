@@ -1,4 +1,4 @@
-//! Errors as MLflow's clients expect them: a code, a message, an HTTP status.
+//! Errors in the form that MLflow's clients expect: an error code, a message and an HTTP status.
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -18,15 +18,15 @@ pub enum ErrorCode {
     ResourceAlreadyExists,
     ResourceDoesNotExist,
     TemporarilyUnavailable,
-    /// The disk or the bucket is full: MLflow's `RESOURCE_EXHAUSTED`, with the status that HTTP has for it. MLflow's own 429
-    /// would make clients send the same data again and again.
+    /// The disk or the bucket is full: MLflow's `RESOURCE_EXHAUSTED` with HTTP status 507. With MLflow's own status 429, clients would
+    /// send the same data again and again.
     StorageFull,
-    /// What was sent is larger than the server takes: an invalid parameter to MLflow, with HTTP's own status.
+    /// The request or object is larger than the limit: MLflow's `INVALID_PARAMETER_VALUE` with HTTP status 413.
     TooLarge,
 }
 
 impl ErrorCode {
-    /// Name on the wire, HTTP status, SQLSTATE and error class (`mlflow/exceptions.py` and
+    /// The name on the wire, HTTP status, SQLSTATE and error class (`mlflow/exceptions.py` and
     /// `mlflow/error_classification.py` of MLflow 3.17).
     fn row(self) -> (&'static str, StatusCode, Option<(&'static str, &'static str)>) {
         match self {
@@ -67,18 +67,18 @@ impl ErrorCode {
     }
 }
 
-/// A refused or failed request.
+/// The error of a rejected or failed request.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
-    /// MLflow's code.
+    /// MLflow's error code.
     pub code: ErrorCode,
     /// MLflow's message, word for word where the client shows it.
     pub message: String,
 }
 
 impl Error {
-    /// An error with any code.
+    /// An error with this code.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }
@@ -108,11 +108,11 @@ impl From<StoreError> for Error {
             }
             StoreError::Closed => Self::new(ErrorCode::TemporarilyUnavailable, "The server is shutting down."),
             full @ StoreError::OutOfSpace { .. } => {
-                tracing::error!(error = %full, "there is no space for what clients send");
+                tracing::error!(error = %full, "no space left to store data from clients");
                 Self::new(ErrorCode::StorageFull, full.to_string())
             }
             large @ StoreError::TooLarge { .. } => Self::new(ErrorCode::TooLarge, large.to_string()),
-            wrong @ StoreError::BadPart { .. } => Self::invalid(wrong.to_string()),
+            invalid @ StoreError::BadPart { .. } => Self::invalid(invalid.to_string()),
             busy @ (StoreError::TooManyUploads { .. } | StoreError::Busy { .. }) => {
                 Self::new(ErrorCode::TemporarilyUnavailable, busy.to_string())
             }
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_store_refuses_has_a_status_of_its_own() {
+    fn store_errors_have_their_own_http_status() {
         let full = || StoreError::OutOfSpace { what: "writing".into(), reason: "disk full".into() };
         for (error, status) in [
             (full(), StatusCode::INSUFFICIENT_STORAGE),

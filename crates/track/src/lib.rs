@@ -1,21 +1,21 @@
-//! Runs, metrics, models and artifacts, as MLflow's clients know them.
+//! The tracking server and model registry: runs, metrics, models and artifacts, compatible with MLflow's clients.
 //!
 //! The official `mlflow` client is the specification: same routes, same JSON, same error codes and
 //! messages (MLflow 3.17, `mlflow/protos/service.proto`, `model_registry.proto`, `mlflow_artifacts.proto`
-//! and the behaviour of `mlflow server`). `conformance/mlflow` compares the two answer by answer.
+//! and the behaviour of `mlflow server`). `conformance/mlflow` compares the responses of the two servers.
 //!
-//! | module | what it is for |
+//! | module | contents |
 //! |---|---|
 //! | [`http`] | routes and wire types |
-//! | [`service`] | all rules |
+//! | [`service`] | business rules |
 //! | [`filter`] | the grammar of `filter` and `order_by` |
 //! | `repo` | all SQL |
-//! | [`points`] | how metric points are packed into rows |
-//! | [`model`] | the entities, serialised as the protocol wants them |
+//! | [`points`] | the encoding of metric points in rows |
+//! | [`model`] | the entities, serialised as in MLflow's protocol |
 //! | [`validate`] | lengths, names and limits |
-//! | `artifact_path` | names of artifacts |
-//! | `location` | where models and artifacts may be |
-//! | `signed_parts` | signatures of the URLs of an upload's parts |
+//! | `artifact_path` | validation of artifact paths |
+//! | `location` | URIs of models and artifacts |
+//! | `signed_parts` | signatures of the URLs for multipart uploads |
 
 mod artifact_path;
 pub mod error;
@@ -35,7 +35,7 @@ pub use error::{Error, ErrorCode};
 pub use location::StoredLocation;
 pub use service::Tracking;
 
-/// The tables of this crate, for [`slipway_store::Database::open`].
+/// The database migrations of this crate, for [`slipway_store::Database::open`].
 pub const MIGRATION: slipway_store::Migration = slipway_store::Migration {
     domain: "track",
     steps: &[include_str!("migrations/001_tracking.sql"), include_str!("migrations/002_chunks_and_keys.sql")],

@@ -1,4 +1,4 @@
-//! Where models and artifacts may be.
+//! URIs of models and artifacts: which schemes are accepted, and which of them this server stores itself.
 
 use std::fmt;
 
@@ -6,12 +6,12 @@ use url::{ParseError, Url};
 
 use crate::{Error, ErrorCode, artifact_path};
 
-/// Schemes of places outside this server that MLflow's clients can read
+/// URI schemes of external storage that MLflow's clients can read
 /// (`mlflow/store/artifact/artifact_repository_registry.py`), and `az`, which slipway's own settings use.
-const ELSEWHERE: &[&str] =
+const EXTERNAL_SCHEMES: &[&str] =
     &["s3", "r2", "b2", "gs", "wasbs", "abfss", "az", "ftp", "sftp", "dbfs", "hdfs", "viewfs", "http", "https"];
 
-/// What kind of place a URI names.
+/// The kind of location that a URI names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// `mlflow-artifacts:`, the object store of this server.
@@ -22,15 +22,15 @@ pub(crate) enum Kind {
     Model,
     /// `http:` or `https:`, which may be the artifact proxy of a server.
     Http,
-    /// Another place that clients reach by themselves.
-    Elsewhere,
-    /// A path of the machine that reads it.
+    /// Other external storage, which clients access directly.
+    External,
+    /// A path on the machine of the reader.
     Local,
 }
 
-/// Tells what kind of place a URI names; `None` for a scheme that names no place of artifacts.
+/// The kind of location that a URI names; `None` for a scheme that cannot hold artifacts.
 pub(crate) fn kind(uri: &str) -> Option<Kind> {
-    // The parser drops spaces and line breaks, which whoever reads the stored text later does not.
+    // The URL parser ignores spaces and line breaks, but later readers of the stored text may not.
     if uri.trim() != uri || !artifact_path::is_printable(uri) {
         return None;
     }
@@ -45,24 +45,24 @@ pub(crate) fn kind(uri: &str) -> Option<Kind> {
         "models" => Some(Kind::Model),
         "http" | "https" => Some(Kind::Http),
         "file" => Some(Kind::Local),
-        // A drive of Windows.
+        // A drive letter of Windows.
         scheme if scheme.len() == 1 => Some(Kind::Local),
-        scheme if ELSEWHERE.contains(&scheme) => Some(Kind::Elsewhere),
+        scheme if EXTERNAL_SCHEMES.contains(&scheme) => Some(Kind::External),
         _ => None,
     }
 }
 
-/// A place in the object store of this server. There is no other way to make one than from a `mlflow-artifacts:` URI, so it
-/// never names a path of the machine.
+/// A location in this server's object store. It can only be created from an `mlflow-artifacts:` URI, so it never names a path
+/// outside of the object store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredLocation(String);
 
 impl StoredLocation {
-    /// Reads `mlflow-artifacts:/1/abc` or `mlflow-artifacts://host:port/1/abc`.
+    /// Parses `mlflow-artifacts:/1/abc` or `mlflow-artifacts://host:port/1/abc`.
     ///
     /// # Errors
-    /// [`ErrorCode::NotImplemented`] for a place that this server does not store; `INVALID_PARAMETER_VALUE` for a path that
-    /// leaves the store.
+    /// [`ErrorCode::NotImplemented`] for a location outside of this server; `INVALID_PARAMETER_VALUE` for a path that leaves the
+    /// store.
     pub fn parse(uri: &str) -> Result<Self, Error> {
         let path = uri.strip_prefix("mlflow-artifacts:").map(|rest| match rest.strip_prefix("//") {
             Some(authority) => authority.split_once('/').map_or("", |(_, path)| path),
@@ -75,18 +75,18 @@ impl StoredLocation {
             )
         })?;
         let path = path.split('?').next().unwrap_or_default().trim_matches('/');
-        artifact_path::existing(path)?;
+        artifact_path::for_reading(path)?;
         Ok(Self(path.to_owned()))
     }
 
-    /// The path in the object store, without a slash at either end.
+    /// The path in the object store, without a leading or trailing slash.
     pub fn path(&self) -> &str {
         &self.0
     }
 
-    /// The path of `below` under this place.
-    pub(crate) fn join(&self, below: &str) -> String {
-        if below.is_empty() { self.0.clone() } else { format!("{}/{below}", self.0) }
+    /// The path of `relative` below this location.
+    pub(crate) fn join(&self, relative: &str) -> String {
+        if relative.is_empty() { self.0.clone() } else { format!("{}/{relative}", self.0) }
     }
 }
 
@@ -102,13 +102,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_of_the_machine_are_recognised() {
+    fn local_paths_are_recognised() {
         for local in
             ["/tmp/a:b/model.onnx", "model.onnx", "./a:b", "file:///etc/passwd", "FILE:/etc", "C:\\m", "c:/m", "//h/x"]
         {
             assert_eq!(kind(local), Some(Kind::Local), "{local}");
         }
-        assert_eq!(kind("s3://bucket/m"), Some(Kind::Elsewhere));
+        assert_eq!(kind("s3://bucket/m"), Some(Kind::External));
         assert_eq!(kind("runs:/abc/m"), Some(Kind::Run));
         for unknown in ["tmp:/a", "javascript:x", " s3://b/x", "fi\nle:///etc/passwd", "data:,x", "ab:b:c", "unix:/x"] {
             assert_eq!(kind(unknown), None, "{unknown:?}");
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn stored_locations_are_paths_of_the_object_store() {
+    fn stored_locations_are_parsed() {
         let path = |uri| StoredLocation::parse(uri).map(|l| l.path().to_owned()).map_err(|e| e.code);
         assert_eq!(path("mlflow-artifacts:/1/a").unwrap(), "1/a");
         assert_eq!(path("mlflow-artifacts://h:1/1/a?x=y").unwrap(), "1/a");

@@ -1,5 +1,5 @@
-//! The entities, serialised as MLflow's protocol buffers are (JSON with proto field names, integers as
-//! numbers, unset fields left out).
+//! The entities of the API, serialised like MLflow's protocol buffers: JSON with the proto field names, integers as
+//! numbers, unset fields left out.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize, Serializer};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Tag")]
 pub struct KeyValue {
-    /// The key.
+    /// The key, such as `mlflow.user`.
     pub key: String,
     /// The value; empty when the client sent none.
     #[serde(default, deserialize_with = "crate::http::wire::null_default")]
     pub value: String,
 }
 
-/// `active` or `deleted`.
+/// The lifecycle stages of experiments and runs.
 pub mod stage {
-    /// In use.
+    /// Not deleted.
     pub const ACTIVE: &str = "active";
     /// Marked as deleted; can be restored.
     pub const DELETED: &str = "deleted";
@@ -38,7 +38,7 @@ pub struct Experiment {
     pub workspace: &'static str,
 }
 
-/// A run's own fields.
+/// A run's metadata, without metrics, parameters and tags.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[allow(missing_docs)] // the names are the protocol's own
 #[schemars(rename = "TrackedRun")]
@@ -75,7 +75,7 @@ pub struct Metric {
     pub dataset_digest: Option<String>,
 }
 
-/// A double as protocol buffers write it in JSON: NaN and the infinities are strings.
+/// Serialises a double as protocol buffers do in JSON: NaN and the infinities are strings.
 pub(crate) fn double<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     if value.is_nan() {
         serializer.serialize_str("NaN")
@@ -86,7 +86,7 @@ pub(crate) fn double<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok,
     }
 }
 
-/// What a run logged.
+/// The metrics, parameters and tags of a run.
 #[derive(Debug, Clone, Default, Serialize)]
 #[allow(missing_docs)] // the names are the protocol's own
 pub struct RunData {
@@ -127,64 +127,64 @@ pub struct DatasetInput {
     pub dataset: Option<Dataset>,
 }
 
-/// A logged model that a run used.
+/// A logged model that is an input of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ModelInput {
-    /// The logged model's id.
+    /// The logged model's id, such as `m-0123456789abcdef0123456789abcdef`.
     pub model_id: String,
 }
 
-/// A logged model that a run made.
+/// A logged model that is an output of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ModelOutput {
-    /// The logged model's id.
+    /// The logged model's id, such as `m-0123456789abcdef0123456789abcdef`.
     pub model_id: String,
-    /// At which step.
+    /// The training step at which the model was logged.
     #[serde(default)]
     pub step: i64,
 }
 
-/// What a run used.
+/// The inputs of a run.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct RunInputs {
-    /// Datasets.
+    /// The datasets that the run used.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dataset_inputs: Vec<DatasetInput>,
-    /// Logged models.
+    /// The logged models that the run used.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub model_inputs: Vec<ModelInput>,
 }
 
-/// What a run made.
+/// The outputs of a run.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct RunOutputs {
-    /// Logged models.
+    /// The logged models that the run created.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub model_outputs: Vec<ModelOutput>,
 }
 
-/// A run.
+/// A run with its data.
 #[derive(Debug, Clone, Serialize)]
 pub struct Run {
-    /// Its own fields.
+    /// The metadata.
     pub info: RunInfo,
-    /// Metrics (newest values), parameters, tags.
+    /// The newest value of each metric, the parameters and the tags.
     pub data: RunData,
-    /// What it used.
+    /// Datasets and logged models that the run used.
     pub inputs: RunInputs,
-    /// What it made.
+    /// Logged models that the run created.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outputs: Option<RunOutputs>,
 }
 
-/// A file or folder of artifacts.
+/// An artifact or a folder of artifacts in a listing.
 #[derive(Debug, Clone, Serialize)]
 pub struct FileInfo {
-    /// Path relative to the listed root.
+    /// The path relative to the listed root.
     pub path: String,
     /// Whether it is a folder.
     pub is_dir: bool,
-    /// Bytes, for files.
+    /// The size in bytes; `None` for folders and empty files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file_size: Option<u64>,
 }
@@ -206,12 +206,12 @@ pub struct RegisteredModel {
     pub aliases: Vec<Alias>,
 }
 
-/// A name for one version of a model.
+/// An alias: a movable name for one version of a model.
 #[derive(Debug, Clone, Serialize)]
 pub struct Alias {
     /// The name, such as `champion`.
     pub alias: String,
-    /// The version it points to.
+    /// The number of the version to which the alias points.
     pub version: String,
 }
 
@@ -238,7 +238,7 @@ pub struct ModelVersion {
     pub tags: Vec<KeyValue>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
-    /// Where the artifacts are; not part of the protocol's message.
+    /// The URI of the artifacts; not part of the protocol's message.
     #[serde(skip)]
     pub storage_location: String,
 }
@@ -246,13 +246,13 @@ pub struct ModelVersion {
 /// A logged model (MLflow 3).
 #[derive(Debug, Clone, Serialize)]
 pub struct LoggedModel {
-    /// Its own fields.
+    /// The metadata.
     pub info: LoggedModelInfo,
-    /// Parameters and metrics.
+    /// The parameters and metrics.
     pub data: LoggedModelData,
 }
 
-/// A logged model's own fields.
+/// A logged model's metadata.
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs)] // the names are the protocol's own
 pub struct LoggedModelInfo {
@@ -271,22 +271,22 @@ pub struct LoggedModelInfo {
     pub tags: Vec<KeyValue>,
 }
 
-/// What belongs to a logged model.
+/// The parameters and metrics of a logged model.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct LoggedModelData {
-    /// Parameters.
+    /// The parameters, sorted by key.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub params: Vec<KeyValue>,
-    /// Metrics.
+    /// All points of all metrics, sorted by key and time.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub metrics: Vec<Metric>,
 }
 
-/// A list and, if there is more, the token for the next page.
+/// One page of a list.
 #[derive(Debug, Clone)]
 pub struct Page<T> {
     /// The entities of this page.
     pub items: Vec<T>,
-    /// Where the next page begins.
+    /// The token for the next page; `None` on the last page.
     pub next_page_token: Option<String>,
 }

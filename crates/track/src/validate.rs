@@ -1,23 +1,24 @@
-//! Lengths, names and limits, with MLflow's messages (`mlflow/utils/validation.py`, MLflow 3.17).
+//! Validation of names, lengths and batch sizes, with MLflow's limits and messages (`mlflow/utils/validation.py`, MLflow 3.17).
 
 use crate::Error;
 use crate::model::{Dataset, KeyValue};
 
-/// Metrics a batch may hold.
-pub const METRICS_PER_BATCH: usize = 1000;
-/// Parameters, and tags, a batch may hold.
-pub const PARAMS_TAGS_PER_BATCH: usize = 100;
-/// Metrics, parameters and tags together.
-pub const ENTITIES_PER_BATCH: usize = 1000;
-const KEY: usize = 250;
-const PARAM_VALUE: usize = 6000;
-const TAG_VALUE: usize = 8000;
-const EXPERIMENT_NAME: usize = 500;
-const EXPERIMENT_TAG_VALUE: usize = 20_000;
-const REGISTRY_TAG_VALUE: usize = 100_000;
-const ALIAS: usize = 255;
+/// Maximum number of metrics in a batch.
+pub const MAX_METRICS_PER_BATCH: usize = 1000;
+/// Maximum number of parameters in a batch, and of tags.
+pub const MAX_PARAMS_TAGS_PER_BATCH: usize = 100;
+/// Maximum number of metrics, parameters and tags together in a batch.
+pub const MAX_ENTITIES_PER_BATCH: usize = 1000;
+/// Maximum length in characters of the key of a metric, parameter or tag. All following limits are in characters, too.
+const MAX_KEY: usize = 250;
+const MAX_PARAM_VALUE: usize = 6000;
+const MAX_TAG_VALUE: usize = 8000;
+const MAX_EXPERIMENT_NAME: usize = 500;
+const MAX_EXPERIMENT_TAG_VALUE: usize = 20_000;
+const MAX_REGISTRY_TAG_VALUE: usize = 100_000;
+const MAX_ALIAS: usize = 255;
 
-/// `json.dumps` of a string, as MLflow puts values into messages.
+/// Formats a string like Python's `json.dumps`, as MLflow does in messages.
 pub(crate) fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
@@ -43,7 +44,7 @@ pub(crate) fn quoted(text: &str) -> String {
     out
 }
 
-/// `json.dumps` of a value: a space after each separator, and nothing but ASCII.
+/// Formats a value like Python's `json.dumps`: a space after each separator, and only ASCII characters.
 pub(crate) fn python_json(value: &serde_json::Value) -> String {
     use serde_json::Value;
     let joined = |items: Vec<String>| items.join(", ");
@@ -82,6 +83,7 @@ fn normpath(path: &str) -> String {
     if joined.is_empty() { ".".into() } else { joined }
 }
 
+/// Whether the name would change or leave its folder when used as a file path.
 fn path_not_unique(name: &str) -> bool {
     let norm = normpath(name);
     norm != name || norm == "." || norm.starts_with("..") || norm.starts_with('/')
@@ -95,7 +97,7 @@ fn bad_path(name: &str) -> String {
     )
 }
 
-/// The name of a metric, parameter or tag.
+/// Validates the name of a metric, parameter or tag; `path` is its position in the request, such as `params[3].key`.
 pub(crate) fn name(name: &str, path: &str) -> Result<(), Error> {
     if !name.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '/' | '.' | '-' | ' ' | ':')) {
         return Err(invalid_value(
@@ -112,14 +114,14 @@ pub(crate) fn name(name: &str, path: &str) -> Result<(), Error> {
 }
 
 fn length(what: &str, limit: usize, value: &str) -> Result<(), Error> {
-    // Characters, as Python counts; bytes are never fewer, so most values need no counting.
+    // Python counts characters. A string has at most as many characters as bytes, so most values need not be counted.
     if value.len() > limit && value.chars().count() > limit {
         return Err(Error::invalid(format!("'{what}' exceeds the maximum length of {limit} characters")));
     }
     Ok(())
 }
 
-/// MLflow cuts long parameter and run-tag values unless told otherwise (`MLFLOW_TRUNCATE_LONG_VALUES`).
+/// Truncates a long value, as MLflow does by default for parameters and tags of runs (`MLFLOW_TRUNCATE_LONG_VALUES`).
 fn truncated(value: String, limit: usize) -> String {
     if value.len() > limit && value.chars().count() > limit { value.chars().take(limit).collect() } else { value }
 }
@@ -128,7 +130,7 @@ fn join(path: &str, field: &str) -> String {
     if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
 }
 
-/// A metric's name and timestamp; `path` is where it stands in the request, such as `metrics[3]`.
+/// Validates a metric's name and timestamp; `path` is its position in the request, such as `metrics[3]`.
 pub(crate) fn metric(key: &str, value: f64, timestamp: i64, path: &str) -> Result<(), Error> {
     name(key, &join(path, "name"))?;
     if timestamp < 0 {
@@ -139,10 +141,10 @@ pub(crate) fn metric(key: &str, value: f64, timestamp: i64, path: &str) -> Resul
             python_float(value)
         )));
     }
-    length("Metric name", KEY, key)
+    length("Metric name", MAX_KEY, key)
 }
 
-/// `repr` of a float in Python.
+/// Formats a float like Python's `repr`.
 pub(crate) fn python_float(value: f64) -> String {
     if value.is_nan() {
         "nan".into()
@@ -153,52 +155,52 @@ pub(crate) fn python_float(value: f64) -> String {
     }
 }
 
-/// A parameter; long values are cut.
+/// Validates a parameter and truncates a long value.
 pub(crate) fn param(param: KeyValue, path: &str) -> Result<KeyValue, Error> {
     name(&param.key, &join(path, "key"))?;
-    length("Param key", KEY, &param.key)?;
-    Ok(KeyValue { key: param.key, value: truncated(param.value, PARAM_VALUE) })
+    length("Param key", MAX_KEY, &param.key)?;
+    Ok(KeyValue { key: param.key, value: truncated(param.value, MAX_PARAM_VALUE) })
 }
 
-/// A run's tag; long values are cut.
+/// Validates a run's tag and truncates a long value.
 pub(crate) fn tag(tag: KeyValue, path: &str) -> Result<KeyValue, Error> {
     name(&tag.key, &join(path, "key"))?;
-    length(&join(path, "key"), KEY, &tag.key)?;
-    Ok(KeyValue { key: tag.key, value: truncated(tag.value, TAG_VALUE) })
+    length(&join(path, "key"), MAX_KEY, &tag.key)?;
+    Ok(KeyValue { key: tag.key, value: truncated(tag.value, MAX_TAG_VALUE) })
 }
 
-/// An experiment's tag.
+/// Validates an experiment's tag.
 pub(crate) fn experiment_tag(key: &str, value: &str) -> Result<(), Error> {
     name(key, "key")?;
-    length("key", KEY, key)?;
-    length("value", EXPERIMENT_TAG_VALUE, value)
+    length("key", MAX_KEY, key)?;
+    length("value", MAX_EXPERIMENT_TAG_VALUE, value)
 }
 
-/// A tag of a registered model or of a version.
+/// Validates a tag of a registered model or of a model version.
 pub(crate) fn registry_tag(key: &str, value: &str) -> Result<(), Error> {
     name(key, "key")?;
-    length("key", KEY, key)?;
-    length("value", REGISTRY_TAG_VALUE, value)
+    length("key", MAX_KEY, key)?;
+    length("value", MAX_REGISTRY_TAG_VALUE, value)
 }
 
-/// An experiment's name.
+/// Validates an experiment's name.
 pub(crate) fn experiment_name(name: &str) -> Result<(), Error> {
     if name.is_empty() {
         return Err(Error::invalid("Invalid experiment name: ''"));
     }
-    length("name", EXPERIMENT_NAME, name)
+    length("name", MAX_EXPERIMENT_NAME, name)
 }
 
-/// A run id in `log-batch` and `log-inputs`.
+/// Validates a run id in `log-batch` and `log-inputs`.
 pub(crate) fn run_id(id: &str) -> Result<(), Error> {
     let mut chars = id.chars();
-    let fits = chars.next().is_some_and(|c| c.is_ascii_alphanumeric())
+    let is_valid = chars.next().is_some_and(|c| c.is_ascii_alphanumeric())
         && chars.clone().count() <= 255
         && chars.all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'));
-    if fits { Ok(()) } else { Err(invalid_value("run_id", id, "")) }
+    if is_valid { Ok(()) } else { Err(invalid_value("run_id", id, "")) }
 }
 
-/// An experiment id, which is an integer in MLflow's SQL stores.
+/// Parses an experiment id, which is an integer in MLflow's SQL stores; an empty one means `0`, the default experiment.
 pub(crate) fn experiment_id(id: &str) -> Result<i64, Error> {
     let id = if id.is_empty() { "0" } else { id };
     id.trim()
@@ -206,7 +208,7 @@ pub(crate) fn experiment_id(id: &str) -> Result<i64, Error> {
         .map_err(|_| Error::invalid(format!("Invalid experiment ID '{id}'. Experiment ID must be a valid integer.")))
 }
 
-/// A registered model's name.
+/// Validates a registered model's name.
 pub(crate) fn model_name(name: &str) -> Result<(), Error> {
     if name.trim().is_empty() {
         return Err(Error::invalid("Missing value for required parameter 'name'."));
@@ -220,7 +222,7 @@ pub(crate) fn model_name(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// A version number.
+/// Parses the number of a model version.
 pub(crate) fn model_version(version: &str) -> Result<i64, Error> {
     version
         .trim()
@@ -228,7 +230,7 @@ pub(crate) fn model_version(version: &str) -> Result<i64, Error> {
         .map_err(|_| Error::invalid(format!("Parameter 'version' must be an integer, got '{version}'.")))
 }
 
-/// An alias's form.
+/// Validates the form of an alias.
 pub(crate) fn alias(alias: &str) -> Result<(), Error> {
     if alias.is_empty() {
         return Err(Error::invalid("Registered model alias name cannot be empty."));
@@ -238,10 +240,10 @@ pub(crate) fn alias(alias: &str) -> Result<(), Error> {
             "Invalid alias name: '{alias}'. Names may only contain alphanumerics, underscores (_), and dashes (-)."
         )));
     }
-    length("Registered model alias name", ALIAS, alias)
+    length("Registered model alias name", MAX_ALIAS, alias)
 }
 
-/// Aliases that mean something by themselves.
+/// Rejects aliases with a built-in meaning: `latest`, and version numbers such as `v3`.
 pub(crate) fn alias_not_reserved(alias: &str) -> Result<(), Error> {
     if alias.eq_ignore_ascii_case("latest") {
         return Err(Error::invalid("'latest' alias name (case insensitive) is reserved."));
@@ -253,7 +255,7 @@ pub(crate) fn alias_not_reserved(alias: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// A logged model's name.
+/// Validates a logged model's name.
 pub(crate) fn logged_model_name(name: &str) -> Result<(), Error> {
     if name.is_empty() || name.contains(['/', ':', '.', '%', '"', '\'']) {
         return Err(Error::invalid(format!(
@@ -264,7 +266,7 @@ pub(crate) fn logged_model_name(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// A dataset and the tags of its use.
+/// Validates a dataset and the tags of its use in a run.
 pub(crate) fn dataset(dataset: &Dataset, tags: &[KeyValue]) -> Result<(), Error> {
     let limited = |what: &str, value: &str, limit: usize| -> Result<(), Error> {
         if value.chars().count() > limit {
@@ -304,12 +306,12 @@ fn batch_limit(what: &str, limit: usize, length: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// The sizes of a `log-batch` request.
+/// Validates the number of entities in a `log-batch` request.
 pub(crate) fn batch(metrics: usize, params: usize, tags: usize) -> Result<(), Error> {
-    batch_limit("metrics", METRICS_PER_BATCH, metrics)?;
-    batch_limit("params", PARAMS_TAGS_PER_BATCH, params)?;
-    batch_limit("tags", PARAMS_TAGS_PER_BATCH, tags)?;
-    batch_limit("metrics, params, and tags", ENTITIES_PER_BATCH, metrics + params + tags)
+    batch_limit("metrics", MAX_METRICS_PER_BATCH, metrics)?;
+    batch_limit("params", MAX_PARAMS_TAGS_PER_BATCH, params)?;
+    batch_limit("tags", MAX_PARAMS_TAGS_PER_BATCH, tags)?;
+    batch_limit("metrics, params, and tags", MAX_ENTITIES_PER_BATCH, metrics + params + tags)
 }
 
 #[cfg(test)]
@@ -326,17 +328,17 @@ mod tests {
     }
 
     #[test]
-    fn names_that_look_like_paths_are_refused() {
-        for bad in ["", ".", "../x", "/x", "a//b", "a$b", "a/"] {
-            assert!(name(bad, "key").is_err(), "{bad:?} was let through");
+    fn invalid_names_are_rejected() {
+        for invalid in ["", ".", "../x", "/x", "a//b", "a$b", "a/"] {
+            assert!(name(invalid, "key").is_err(), "{invalid:?} was accepted");
         }
-        for good in ["lr", "système/loss 1:2", "a.b-c_d"] {
-            assert!(name(good, "key").is_ok(), "{good:?} was refused");
+        for valid in ["lr", "système/loss 1:2", "a.b-c_d"] {
+            assert!(name(valid, "key").is_ok(), "{valid:?} was rejected");
         }
     }
 
     #[test]
-    fn messages_quote_as_json_does() {
+    fn values_are_formatted_like_python_json() {
         assert_eq!(quoted("a\"é\n"), "\"a\\\"\\u00e9\\n\"");
         let value = serde_json::json!([{ "name": "é", "version": 1 }, [], {}, null, 0.5]);
         assert_eq!(python_json(&value), r#"[{"name": "\u00e9", "version": 1}, [], {}, null, 0.5]"#);

@@ -1,25 +1,26 @@
-//! What a test does to the machine while it runs: a file of lines, read again whenever it has changed.
+//! The control file, with which a test changes the simulated machine while it runs. It is reloaded whenever it has changed.
 //!
 //! ```text
-//! xid GPU NUMBER [INSTANCE]   an error happens, to the whole GPU or to one of its MIG GPU instances
+//! xid GPU NUMBER [INSTANCE]   an XID of the GPU, or of one of its MIG GPU instances
 //! lost GPU                    the GPU falls off the bus
 //! action GPU NUMBER           NVML's recovery action: 0 none, 1 reset, 2 reboot, 3 drain peers, 4 drain and reset
-//! utilization GPU PERCENT     how busy it is
-//! unloaded                    the driver is gone
+//! utilization GPU PERCENT     utilization of the GPU
+//! unloaded                    the driver is not loaded
 //! ```
 //!
-//! A line that is taken out again undoes what it did; XIDs are counted, so they are only ever added.
+//! Removing a line undoes its effect. XIDs are counted, so `xid` lines may only be added.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use crate::fixture::Xid;
 
-const CONTROL: &str = "SLIPWAY_FAKE_NVML_CONTROL";
+const CONTROL_FILE_VARIABLE: &str = "SLIPWAY_FAKE_NVML_CONTROL";
 
 #[derive(Debug, Default)]
 pub(crate) struct Control {
-    read: Option<(SystemTime, u64)>,
+    /// Modification time and size of the file when it was last loaded.
+    version: Option<(SystemTime, u64)>,
     pub(crate) events: Vec<Xid>,
     pub(crate) lost: BTreeSet<usize>,
     pub(crate) actions: BTreeMap<usize, u32>,
@@ -28,15 +29,15 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Reads the file where it has changed.
+    /// Reloads the file if it has changed.
     pub(crate) fn refresh(&mut self) {
-        let Some(path) = std::env::var_os(CONTROL) else { return };
-        let now = std::fs::metadata(&path).and_then(|m| Ok((m.modified()?, m.len()))).ok();
-        if now == self.read {
+        let Some(path) = std::env::var_os(CONTROL_FILE_VARIABLE) else { return };
+        let version = std::fs::metadata(&path).and_then(|m| Ok((m.modified()?, m.len()))).ok();
+        if version == self.version {
             return;
         }
         let text = std::fs::read_to_string(&path).unwrap_or_default();
-        *self = Self { read: now, ..Self::default() };
+        *self = Self { version, ..Self::default() };
         for line in text.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
             let number = |at: usize| words.get(at).and_then(|w| w.parse::<u32>().ok());

@@ -1,11 +1,11 @@
-//! Fixtures: which GPUs there are and what happens to them, as YAML.
+//! Fixtures: YAML files that describe simulated GPUs and their scripted events.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Fixtures that are built in, by name.
+/// Built-in fixtures by name.
 pub(crate) const BUILT_IN: &[(&str, &str)] = &[
     ("t4", include_str!("../fixtures/t4.yaml")),
     ("a4000", include_str!("../fixtures/a4000.yaml")),
@@ -17,7 +17,7 @@ pub(crate) const BUILT_IN: &[(&str, &str)] = &[
     ("broken", include_str!("../fixtures/broken.yaml")),
 ];
 
-/// A machine.
+/// A simulated machine.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Fixture {
@@ -26,18 +26,18 @@ pub(crate) struct Fixture {
     /// 13000 is CUDA 13.0.
     pub(crate) cuda: i32,
     pub(crate) count: usize,
-    /// What every GPU is like.
+    /// Properties of all GPUs; see [`Gpu`].
     pub(crate) gpu: Value,
-    /// What one is like instead, by index.
+    /// Properties that differ, by GPU index; merged into `gpu`.
     #[serde(default)]
     pub(crate) overrides: BTreeMap<usize, Value>,
     /// NUMA node of each GPU.
     pub(crate) numa: Vec<u32>,
     pub(crate) cpus_per_node: u32,
-    /// XIDs to come.
+    /// Scripted XIDs.
     #[serde(default)]
     pub(crate) events: Vec<Xid>,
-    /// Codes that calls answer with, by symbol.
+    /// NVML return codes that functions fail with, by symbol.
     #[serde(default)]
     pub(crate) inject: BTreeMap<String, u32>,
 }
@@ -48,27 +48,27 @@ pub(crate) struct Xid {
     pub(crate) after_ms: u64,
     pub(crate) gpu: usize,
     pub(crate) xid: u64,
-    /// The MIG GPU instance; the whole GPU without one.
+    /// The MIG GPU instance with the error; `None` for the full GPU.
     pub(crate) instance: Option<u32>,
 }
 
-/// A GPU.
+/// The properties of a simulated GPU.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Gpu {
     pub(crate) name: String,
-    /// NVML's number: 6 Turing, 7 Ampere, 8 Ada, 9 Hopper, 10 Blackwell.
+    /// `nvmlDeviceArchitecture_t`: 6 Turing, 7 Ampere, 8 Ada, 9 Hopper, 10 Blackwell.
     pub(crate) architecture: u32,
     pub(crate) compute_capability: [i32; 2],
-    /// Device id and vendor id.
+    /// PCI device id in the upper 16 bits, vendor id in the lower.
     pub(crate) pci_id: u32,
     pub(crate) cores: u32,
     pub(crate) memory_mib: u64,
     pub(crate) bus_width: u32,
-    /// MHz at most.
+    /// Maximum, in MHz.
     pub(crate) clock_sm: u32,
     pub(crate) clock_memory: u32,
-    /// Watts.
+    /// In watts.
     pub(crate) power_idle: u32,
     pub(crate) power_limit: u32,
     pub(crate) power_default: Option<u32>,
@@ -82,7 +82,7 @@ pub(crate) struct Gpu {
     pub(crate) pcie_width_max: Option<u32>,
     #[serde(default)]
     pub(crate) pcie_replays: u32,
-    /// `None`: the card has no ECC.
+    /// Whether ECC is on; `None` for a GPU without ECC.
     pub(crate) ecc: Option<bool>,
     #[serde(default)]
     pub(crate) ecc_uncorrected: u64,
@@ -90,21 +90,21 @@ pub(crate) struct Gpu {
     pub(crate) remapped_rows: u32,
     #[serde(default)]
     pub(crate) remapping_pending: bool,
-    /// NVLinks of the card; all lead to switches.
+    /// Number of NVLinks; all are connected to switches.
     #[serde(default)]
     pub(crate) nvlinks: u32,
     #[serde(default)]
     pub(crate) nvlink_version: u32,
-    /// Of them, those that are down.
+    /// Number of NVLinks that are down.
     #[serde(default)]
     pub(crate) nvlinks_down: u32,
-    /// The MIG family, for cards that can do it.
+    /// The MIG family such as `a100-40gb`; `None` for a GPU without MIG.
     pub(crate) mig: Option<String>,
-    #[serde(default = "on")]
+    #[serde(default = "default_true")]
     pub(crate) persistence: bool,
     #[serde(default)]
     pub(crate) throttle: u64,
-    /// Per cent of each second since the start, again from the beginning at the end.
+    /// Utilization in percent for each second since the start; the list repeats.
     #[serde(default)]
     pub(crate) utilization: Vec<u32>,
     #[serde(default)]
@@ -113,7 +113,7 @@ pub(crate) struct Gpu {
     pub(crate) lost_after_ms: Option<u64>,
 }
 
-fn on() -> bool {
+fn default_true() -> bool {
     true
 }
 
@@ -126,7 +126,7 @@ pub(crate) struct Process {
     pub(crate) memory_mib: u64,
     #[serde(default)]
     pub(crate) sm: u32,
-    /// The first memory slice of the MIG instance it is in.
+    /// The first memory slice of the MIG instance that the process uses.
     pub(crate) at: Option<u32>,
 }
 
@@ -142,14 +142,14 @@ fn merge(base: &mut Value, over: &Value) {
 }
 
 impl Fixture {
-    /// A built-in fixture by its name, or a file by its path, and its GPUs.
+    /// Loads a built-in fixture by name, or a file by path, and returns it with the properties of each GPU.
     pub(crate) fn load(name: &str) -> Result<(Self, Vec<Gpu>), String> {
         let built_in = BUILT_IN.iter().find(|(n, _)| *n == name).map(|(_, text)| (*text).to_owned());
         let text = match built_in {
             Some(text) => text,
             None => std::fs::read_to_string(name).map_err(|e| {
                 let names = BUILT_IN.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", ");
-                format!("'{name}' is neither a fixture ({names}) nor a file that can be read: {e}")
+                format!("'{name}' is neither a fixture ({names}) nor a readable file: {e}")
             })?,
         };
         let fixture: Self = serde_saphyr::from_str(&text).map_err(|e| format!("fixture {name}: {e}"))?;

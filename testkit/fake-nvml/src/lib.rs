@@ -1,12 +1,12 @@
-//! A `libnvidia-ml.so.1` that answers from a fixture, so that slipway's own code runs without a GPU, dlopen and all.
+//! A `libnvidia-ml.so.1` that simulates GPUs from a fixture, so that slipway's own code, including dlopen, runs without a GPU.
 //!
-//! The fixture is chosen by [`slipwayFakeFixture`] before `nvmlInit`, or by `SLIPWAY_FAKE_NVML_FIXTURE` (a built-in
-//! name or a file). `SLIPWAY_FAKE_NVML_STATE` names a file in which MIG instances outlive the process. Errors can be
+//! The fixture is selected by [`slipwayFakeFixture`] before `nvmlInit`, or by `SLIPWAY_FAKE_NVML_FIXTURE` (a built-in
+//! name or a file). `SLIPWAY_FAKE_NVML_STATE` names a file that stores MIG instances across processes. Errors can be
 //! injected with [`slipwayFakeInject`]. Semantics follow nvml.h: return codes, the two-call protocol, struct versions.
-#![allow(unsafe_code)] // FFI: the C ABI of NVML; every pointer is checked for null, the rest is the caller's duty
+#![allow(unsafe_code)] // FFI: the C ABI of NVML; every pointer is checked for null, otherwise callers must follow nvml.h
 #![allow(non_snake_case)] // NVML's own names
-#![allow(clippy::missing_safety_doc)] // as nvml.h says for each function
-#![allow(missing_docs)] // nvml.h has them
+#![allow(clippy::missing_safety_doc)] // nvml.h documents the requirements of each function
+#![allow(missing_docs)] // nvml.h documents the functions
 
 mod control;
 mod fixture;
@@ -18,16 +18,16 @@ use std::time::{Duration, Instant};
 use nvml_wrapper_sys::bindings as sys;
 use parking_lot::Mutex;
 use slipway_gpu::nvml::codes;
-use state::{Answer, EventSet, Gpu, State};
+use state::{EventSet, Gpu, NvmlResult, State};
 
 static MACHINE: Mutex<Option<State>> = Mutex::new(None);
-static CHOSEN: Mutex<Option<String>> = Mutex::new(None);
+static SELECTED_FIXTURE: Mutex<Option<String>> = Mutex::new(None);
 static INJECTED: Mutex<Vec<(String, u32)>> = Mutex::new(Vec::new());
 
 const INVALID: u32 = 2;
 const VERSION: u32 = 25;
 
-/// Handles are numbers: what they are for in the high bits, which one in the low.
+/// Handles encode the kind of object in the high bits, and its indices in the low bits.
 const DEVICE: usize = 1 << 24;
 const MIG_DEVICE: usize = 2 << 24;
 const GPU_INSTANCE: usize = 3 << 24;
@@ -38,41 +38,41 @@ fn handle<T>(kind: usize, gpu: usize, instance: u32, compute: u32) -> *mut T {
     (kind | gpu << 16 | (instance as usize) << 8 | compute as usize) as *mut T
 }
 
-/// GPU, GPU instance and compute instance of a handle of that kind.
+/// Decodes a handle of the given kind into GPU, GPU instance and compute instance.
 fn parts<T>(kind: usize, handle: *mut T) -> Result<(usize, u32, u32), u32> {
     let number = handle as usize;
     let low = |n: usize| u32::try_from(n & 0xff).unwrap_or(0);
     if number >> 24 == kind >> 24 { Ok((number >> 16 & 0xff, low(number >> 8), low(number))) } else { Err(INVALID) }
 }
 
-/// The GPU of a device handle, a MIG device's parent among them.
+/// The GPU index of a device handle; for a MIG device, that of its parent.
 fn gpu_index(device: sys::nvmlDevice_t) -> Result<usize, u32> {
     parts(DEVICE, device).or_else(|_| parts(MIG_DEVICE, device)).map(|(gpu, ..)| gpu)
 }
 
-/// The GPU of a handle that must be a whole device.
-fn whole(state: &mut State, device: sys::nvmlDevice_t) -> Result<&mut Gpu, u32> {
+/// The GPU of a device handle; fails for a MIG device.
+fn physical_gpu(state: &mut State, device: sys::nvmlDevice_t) -> Result<&mut Gpu, u32> {
     let (gpu, ..) = parts(DEVICE, device)?;
     state.gpu(gpu)
 }
 
-fn put<T>(to: *mut T, value: T) -> Answer {
+fn put<T>(to: *mut T, value: T) -> NvmlResult {
     if to.is_null() {
         return Err(INVALID);
     }
-    // SAFETY: not null, and the caller's duty to point to a T.
+    // SAFETY: not null, and the caller must pass a pointer to a T.
     unsafe { to.write(value) };
     Ok(())
 }
 
-fn put_text(to: *mut c_char, room: c_uint, text: &str) -> Answer {
+fn put_text(to: *mut c_char, capacity: c_uint, text: &str) -> NvmlResult {
     if to.is_null() {
         return Err(INVALID);
     }
-    if (room as usize) <= text.len() {
+    if (capacity as usize) <= text.len() {
         return Err(codes::INSUFFICIENT_SIZE);
     }
-    // SAFETY: the caller says that `room` bytes are there, and they are enough.
+    // SAFETY: the caller guarantees `capacity` bytes, and `text` with its final 0 fits into them.
     unsafe {
         std::ptr::copy_nonoverlapping(text.as_ptr().cast(), to, text.len());
         to.add(text.len()).write(0);
@@ -80,32 +80,33 @@ fn put_text(to: *mut c_char, room: c_uint, text: &str) -> Answer {
     Ok(())
 }
 
-/// NVML's two-call protocol: the count that is there, and the items if they fit.
-fn put_list<T: Copy>(items: &[T], count: *mut c_uint, to: *mut T) -> Answer {
+/// NVML's two-call protocol: writes the number of items, and the items themselves if they fit.
+fn put_list<T: Copy>(items: &[T], count: *mut c_uint, to: *mut T) -> NvmlResult {
     if count.is_null() {
         return Err(INVALID);
     }
-    let there = c_uint::try_from(items.len()).map_err(|_| INVALID)?;
-    // SAFETY: not null; the caller says how many fit.
-    let room = unsafe { count.replace(there) };
-    if there == 0 {
+    let len = c_uint::try_from(items.len()).map_err(|_| INVALID)?;
+    // SAFETY: not null; the caller passes the capacity in it.
+    let capacity = unsafe { count.replace(len) };
+    if len == 0 {
         return Ok(());
     }
-    if to.is_null() || room < there {
+    if to.is_null() || capacity < len {
         return Err(codes::INSUFFICIENT_SIZE);
     }
-    // SAFETY: as above.
+    // SAFETY: not null, and the caller guarantees `capacity` items, which are enough.
     unsafe { std::ptr::copy_nonoverlapping(items.as_ptr(), to, items.len()) };
     Ok(())
 }
 
-fn injected(name: &str, state: Option<&State>) -> Answer {
+fn injected(name: &str, state: Option<&State>) -> NvmlResult {
     let set = INJECTED.lock().iter().find(|(n, _)| n == name).map(|(_, code)| *code);
     let code = set.or_else(|| state.and_then(|s| s.fixture.inject.get(name).copied()));
     code.map_or(Ok(()), Err)
 }
 
-fn answer(name: &str, call: impl FnOnce(&mut State) -> Answer) -> u32 {
+/// Runs an NVML function with the current state and returns its code, or an injected one.
+fn dispatch(name: &str, call: impl FnOnce(&mut State) -> NvmlResult) -> u32 {
     let mut machine = MACHINE.lock();
     let Some(state) = machine.as_mut() else { return 1 };
     state.control.refresh();
@@ -118,11 +119,11 @@ fn answer(name: &str, call: impl FnOnce(&mut State) -> Answer) -> u32 {
     }
 }
 
-fn start(name: &str) -> u32 {
+fn init(name: &str) -> u32 {
     let mut machine = MACHINE.lock();
     if machine.is_none() {
-        let chosen = CHOSEN.lock().clone().or_else(|| std::env::var("SLIPWAY_FAKE_NVML_FIXTURE").ok());
-        match State::load(chosen.as_deref().unwrap_or("t4")) {
+        let selected = SELECTED_FIXTURE.lock().clone().or_else(|| std::env::var("SLIPWAY_FAKE_NVML_FIXTURE").ok());
+        match State::load(selected.as_deref().unwrap_or("t4")) {
             Ok(state) => *machine = Some(state),
             Err(error) => {
                 eprintln!("fake NVML: {error}");
@@ -143,25 +144,25 @@ fn start(name: &str) -> u32 {
     0
 }
 
-/// Chooses the fixture of the next `nvmlInit`. 0, or 2 for no text.
+/// Selects the fixture of the next `nvmlInit`. Returns 0, or 2 if `name` is null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slipwayFakeFixture(name: *const c_char) -> u32 {
     if name.is_null() {
         return INVALID;
     }
-    // SAFETY: not null, and the caller's duty to end with 0.
+    // SAFETY: not null, and the caller must pass a string that ends with 0.
     let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
-    *CHOSEN.lock() = Some(name);
+    *SELECTED_FIXTURE.lock() = Some(name);
     0
 }
 
-/// From now on the function of that name answers with `code`; 0 ends it.
+/// Makes the function of that name fail with `code` from now on; 0 removes the injected error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slipwayFakeInject(name: *const c_char, code: u32) -> u32 {
     if name.is_null() {
         return INVALID;
     }
-    // SAFETY: not null, and the caller's duty to end with 0.
+    // SAFETY: not null, and the caller must pass a string that ends with 0.
     let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
     let mut list = INJECTED.lock();
     list.retain(|(n, _)| *n != name);
@@ -173,12 +174,12 @@ pub unsafe extern "C" fn slipwayFakeInject(name: *const c_char, code: u32) -> u3
 
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlInit_v2() -> u32 {
-    start("nvmlInit_v2")
+    init("nvmlInit_v2")
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlInitWithFlags(_flags: c_uint) -> u32 {
-    start("nvmlInitWithFlags")
+    init("nvmlInitWithFlags")
 }
 
 #[unsafe(no_mangle)]
@@ -218,18 +219,18 @@ macro_rules! exports {
         $(
             #[unsafe(no_mangle)]
             pub(crate) unsafe extern "C" fn $name($($argument: $kind),*) -> u32 {
-                answer(stringify!($name), |$state| $body)
+                dispatch(stringify!($name), |$state| $body)
             }
         )*
     };
 }
 
-// After the macro, which it uses.
+// Declared after the macro, which it uses.
 mod mig;
 
 type Device = sys::nvmlDevice_t;
 
-/// Functions that answer one number about a whole GPU.
+/// Defines functions that return one number for a physical GPU.
 macro_rules! numbers {
     ($($name:ident: $kind:ty = |$state:ident, $gpu:ident| $value:expr;)*) => {
         exports! { $($name(device: Device, to: *mut $kind) $state {
@@ -240,8 +241,8 @@ macro_rules! numbers {
     };
 }
 
-fn about(state: &State, gpu: usize) -> &fixture::Gpu {
-    &state.gpus[gpu].about
+fn spec(state: &State, gpu: usize) -> &fixture::Gpu {
+    &state.gpus[gpu].spec
 }
 
 fn supported<T: Copy>(value: Option<T>) -> Result<T, u32> {
@@ -249,49 +250,49 @@ fn supported<T: Copy>(value: Option<T>) -> Result<T, u32> {
 }
 
 fn milliwatts(state: &State, gpu: usize) -> u32 {
-    let a = about(state, gpu);
+    let a = spec(state, gpu);
     a.power_idle * 1000 + (a.power_limit - a.power_idle) * 9 * state.utilization(gpu)
 }
 
 numbers! {
     nvmlDeviceGetMinorNumber: c_uint = |state, gpu| { let _ = &state; c_uint::try_from(gpu).unwrap_or(0) };
     nvmlDeviceGetIndex: c_uint = |state, gpu| { let _ = &state; c_uint::try_from(gpu).unwrap_or(0) };
-    nvmlDeviceGetArchitecture: c_uint = |state, gpu| about(state, gpu).architecture;
-    nvmlDeviceGetNumGpuCores: c_uint = |state, gpu| about(state, gpu).cores;
-    nvmlDeviceGetMemoryBusWidth: c_uint = |state, gpu| about(state, gpu).bus_width;
+    nvmlDeviceGetArchitecture: c_uint = |state, gpu| spec(state, gpu).architecture;
+    nvmlDeviceGetNumGpuCores: c_uint = |state, gpu| spec(state, gpu).cores;
+    nvmlDeviceGetMemoryBusWidth: c_uint = |state, gpu| spec(state, gpu).bus_width;
     nvmlDeviceGetPowerUsage: c_uint = |state, gpu| milliwatts(state, gpu);
-    nvmlDeviceGetEnforcedPowerLimit: c_uint = |state, gpu| about(state, gpu).power_limit * 1000;
-    nvmlDeviceGetPowerManagementDefaultLimit: c_uint = |state, gpu| { let a = about(state, gpu); a.power_default.unwrap_or(a.power_limit) * 1000 };
+    nvmlDeviceGetEnforcedPowerLimit: c_uint = |state, gpu| spec(state, gpu).power_limit * 1000;
+    nvmlDeviceGetPowerManagementDefaultLimit: c_uint = |state, gpu| { let a = spec(state, gpu); a.power_default.unwrap_or(a.power_limit) * 1000 };
     nvmlDeviceGetTotalEnergyConsumption: c_ulonglong = |state, gpu| {
         u64::from(milliwatts(state, gpu)) * (3600 + state.elapsed().as_secs())
     };
     nvmlDeviceGetCurrentClocksThrottleReasons: c_ulonglong = |state, gpu| {
         let idle = u64::from(state.utilization(gpu) == 0);
-        if about(state, gpu).throttle != 0 { about(state, gpu).throttle } else { idle }
+        if spec(state, gpu).throttle != 0 { spec(state, gpu).throttle } else { idle }
     };
-    nvmlDeviceGetCurrPcieLinkGeneration: c_uint = |state, gpu| if state.utilization(gpu) == 0 { 1 } else { about(state, gpu).pcie_generation };
-    nvmlDeviceGetMaxPcieLinkGeneration: c_uint = |state, gpu| about(state, gpu).pcie_generation;
-    nvmlDeviceGetCurrPcieLinkWidth: c_uint = |state, gpu| about(state, gpu).pcie_width;
-    nvmlDeviceGetMaxPcieLinkWidth: c_uint = |state, gpu| { let a = about(state, gpu); a.pcie_width_max.unwrap_or(a.pcie_width) };
-    nvmlDeviceGetPcieReplayCounter: c_uint = |state, gpu| about(state, gpu).pcie_replays;
-    nvmlDeviceGetPersistenceMode: c_uint = |state, gpu| u32::from(about(state, gpu).persistence);
+    nvmlDeviceGetCurrPcieLinkGeneration: c_uint = |state, gpu| if state.utilization(gpu) == 0 { 1 } else { spec(state, gpu).pcie_generation };
+    nvmlDeviceGetMaxPcieLinkGeneration: c_uint = |state, gpu| spec(state, gpu).pcie_generation;
+    nvmlDeviceGetCurrPcieLinkWidth: c_uint = |state, gpu| spec(state, gpu).pcie_width;
+    nvmlDeviceGetMaxPcieLinkWidth: c_uint = |state, gpu| { let a = spec(state, gpu); a.pcie_width_max.unwrap_or(a.pcie_width) };
+    nvmlDeviceGetPcieReplayCounter: c_uint = |state, gpu| spec(state, gpu).pcie_replays;
+    nvmlDeviceGetPersistenceMode: c_uint = |state, gpu| u32::from(spec(state, gpu).persistence);
     nvmlDeviceGetComputeMode: c_uint = |state, gpu| state.gpus[gpu].compute_mode;
     nvmlDeviceGetPerformanceState: c_uint = |state, gpu| if state.utilization(gpu) == 0 { 8 } else { 0 };
-    nvmlDeviceGetFanSpeed: c_uint = |state, gpu| supported(about(state, gpu).fan)?;
+    nvmlDeviceGetFanSpeed: c_uint = |state, gpu| supported(spec(state, gpu).fan)?;
     nvmlDeviceGetMaxMigDeviceCount: c_uint = |state, gpu| {
         state.gpus[gpu].geometry.as_ref().map_or(0, |g| g.compute)
     };
     nvmlDeviceGetSupportedEventTypes: c_ulonglong = |state, gpu| { let _ = (&state, gpu); 0x1f };
 }
 
-/// A PCI record of an address.
+/// The PCI record of a GPU with the given bus id.
 fn pci(gpu: &Gpu, bus_id: &str) -> sys::nvmlPciInfo_t {
     let mut info = sys::nvmlPciInfo_t {
         busIdLegacy: [0; 16],
         domain: 0,
         bus: c_uint::try_from(0x10 + 0x10 * gpu.index).unwrap_or(0),
         device: 0,
-        pciDeviceId: gpu.about.pci_id,
+        pciDeviceId: gpu.spec.pci_id,
         pciSubSystemId: 0x16c1_10de,
         busId: [0; 32],
     };
@@ -307,30 +308,31 @@ fn pci(gpu: &Gpu, bus_id: &str) -> sys::nvmlPciInfo_t {
 fn pids(state: &mut State, device: Device) -> Result<Vec<sys::nvmlProcessInfo_t>, u32> {
     let index = gpu_index(device)?;
     let gpu = state.gpu(index)?;
-    let inside = |at: Option<u32>| gpu.mig.instances.iter().find(|i| at == Some(i.instance.at.start)).map(|i| i.id);
+    let instance_of =
+        |at: Option<u32>| gpu.mig.instances.iter().find(|i| at == Some(i.instance.at.start)).map(|i| i.id);
     let one = |p: &fixture::Process| sys::nvmlProcessInfo_t {
         pid: p.pid,
         usedGpuMemory: p.memory_mib << 20,
-        gpuInstanceId: inside(p.at).unwrap_or(u32::MAX),
-        computeInstanceId: inside(p.at).map_or(u32::MAX, |_| 0),
+        gpuInstanceId: instance_of(p.at).unwrap_or(u32::MAX),
+        computeInstanceId: instance_of(p.at).map_or(u32::MAX, |_| 0),
     };
-    // A process of the fixture that belongs into an instance is there only while the instance is.
-    Ok(gpu.about.processes.iter().filter(|p| p.at.is_none() || inside(p.at).is_some()).map(one).collect())
+    // A process of an instance exists only while that instance exists.
+    Ok(gpu.spec.processes.iter().filter(|p| p.at.is_none() || instance_of(p.at).is_some()).map(one).collect())
 }
 
 fn used_mib(gpu: &Gpu) -> u64 {
-    gpu.about.processes.iter().map(|p| p.memory_mib).sum()
+    gpu.spec.processes.iter().map(|p| p.memory_mib).sum()
 }
 
 exports! {
-    nvmlSystemGetDriverVersion(to: *mut c_char, room: c_uint) state { put_text(to, room, &state.fixture.driver) }
-    nvmlSystemGetNVMLVersion(to: *mut c_char, room: c_uint) state { put_text(to, room, &state.fixture.nvml) }
+    nvmlSystemGetDriverVersion(to: *mut c_char, capacity: c_uint) state { put_text(to, capacity, &state.fixture.driver) }
+    nvmlSystemGetNVMLVersion(to: *mut c_char, capacity: c_uint) state { put_text(to, capacity, &state.fixture.nvml) }
     nvmlSystemGetCudaDriverVersion(to: *mut i32) state { put(to, state.fixture.cuda) }
     nvmlSystemGetCudaDriverVersion_v2(to: *mut i32) state { put(to, state.fixture.cuda) }
-    nvmlSystemGetProcessName(pid: c_uint, to: *mut c_char, room: c_uint) state {
-        let mut all = state.gpus.iter().flat_map(|g| &g.about.processes);
+    nvmlSystemGetProcessName(pid: c_uint, to: *mut c_char, capacity: c_uint) state {
+        let mut all = state.gpus.iter().flat_map(|g| &g.spec.processes);
         let process = all.find(|p| p.pid == pid).ok_or(codes::NOT_FOUND)?;
-        put_text(to, room, &process.name)
+        put_text(to, capacity, &process.name)
     }
     nvmlDeviceGetCount_v2(to: *mut c_uint) state { put(to, c_uint::try_from(state.gpus.len()).unwrap_or(0)) }
     nvmlDeviceGetHandleByIndex_v2(index: c_uint, to: *mut Device) state {
@@ -339,7 +341,7 @@ exports! {
     }
     nvmlDeviceGetHandleByUUID(uuid: *const c_char, to: *mut Device) state {
         if uuid.is_null() { return Err(INVALID); }
-        // SAFETY: not null, and the caller's duty to end with 0.
+        // SAFETY: not null, and the caller must pass a string that ends with 0.
         let uuid = unsafe { CStr::from_ptr(uuid) }.to_string_lossy();
         for gpu in &state.gpus {
             if gpu.uuid() == uuid { return put(to, handle(DEVICE, gpu.index, 0, 0)); }
@@ -352,85 +354,85 @@ exports! {
     }
     nvmlDeviceGetHandleByPciBusId_v2(bus_id: *const c_char, to: *mut Device) state {
         if bus_id.is_null() { return Err(INVALID); }
-        // SAFETY: not null, and the caller's duty to end with 0.
+        // SAFETY: not null, and the caller must pass a string that ends with 0.
         let bus_id = unsafe { CStr::from_ptr(bus_id) }.to_string_lossy().to_ascii_uppercase();
         let gpu = state.gpus.iter().find(|g| g.bus_id() == bus_id).ok_or(codes::NOT_FOUND)?;
         put(to, handle(DEVICE, gpu.index, 0, 0))
     }
-    nvmlDeviceGetName(device: Device, to: *mut c_char, room: c_uint) state {
+    nvmlDeviceGetName(device: Device, to: *mut c_char, capacity: c_uint) state {
         let index = gpu_index(device)?;
-        let name = state.gpu(index)?.about.name.clone();
-        put_text(to, room, &name)
+        let name = state.gpu(index)?.spec.name.clone();
+        put_text(to, capacity, &name)
     }
-    nvmlDeviceGetUUID(device: Device, to: *mut c_char, room: c_uint) state {
+    nvmlDeviceGetUUID(device: Device, to: *mut c_char, capacity: c_uint) state {
         if let Ok((gpu, id, compute)) = parts(MIG_DEVICE, device) {
             let gpu = state.gpu(gpu)?;
             let instance = gpu.instance(id)?.clone();
-            return put_text(to, room, &gpu.mig_uuid(&instance, compute));
+            return put_text(to, capacity, &gpu.mig_uuid(&instance, compute));
         }
-        let uuid = whole(state, device)?.uuid();
-        put_text(to, room, &uuid)
+        let uuid = physical_gpu(state, device)?.uuid();
+        put_text(to, capacity, &uuid)
     }
     nvmlDeviceGetBrand(device: Device, to: *mut c_uint) state {
-        let name = &whole(state, device)?.about.name;
+        let name = &physical_gpu(state, device)?.spec.name;
         put(to, if name.starts_with("Tesla") { 2 } else if name.contains("RTX") { 12 } else { 14 })
     }
     nvmlDeviceGetGpuFabricInfo(device: Device, _to: *mut sys::nvmlGpuFabricInfo_t) state {
-        whole(state, device)?;
+        physical_gpu(state, device)?;
         Err(codes::NOT_SUPPORTED)
     }
-    nvmlDeviceGetSerial(device: Device, to: *mut c_char, room: c_uint) state {
-        let index = whole(state, device)?.index;
-        put_text(to, room, &format!("165{:010}", 4_000 + index))
+    nvmlDeviceGetSerial(device: Device, to: *mut c_char, capacity: c_uint) state {
+        let index = physical_gpu(state, device)?.index;
+        put_text(to, capacity, &format!("165{:010}", 4_000 + index))
     }
     nvmlDeviceGetCudaComputeCapability(device: Device, major: *mut i32, minor: *mut i32) state {
-        let [a, b] = whole(state, device)?.about.compute_capability;
+        let [a, b] = physical_gpu(state, device)?.spec.compute_capability;
         put(major, a)?;
         put(minor, b)
     }
     nvmlDeviceGetMemoryInfo(device: Device, to: *mut sys::nvmlMemory_t) state {
-        let gpu = whole(state, device)?;
-        let (total, used) = (gpu.about.memory_mib << 20, used_mib(gpu) << 20);
+        let gpu = physical_gpu(state, device)?;
+        let (total, used) = (gpu.spec.memory_mib << 20, used_mib(gpu) << 20);
         put(to, sys::nvmlMemory_t { total, used: used + (600 << 20), free: total - used - (600 << 20) })
     }
     nvmlDeviceGetMemoryInfo_v2(device: Device, to: *mut sys::nvmlMemory_v2_t) state {
         if to.is_null() { return Err(INVALID); }
-        // SAFETY: not null; the version stands first whatever the struct's version is.
+        // SAFETY: not null; the version is the first field in all versions of the struct.
         let version = unsafe { to.cast::<c_uint>().read() };
         if version as usize != size_of::<sys::nvmlMemory_v2_t>() | 2 << 24 { return Err(VERSION); }
-        let gpu = whole(state, device)?;
-        let (total, used, reserved) = (gpu.about.memory_mib << 20, used_mib(gpu) << 20, 600 << 20);
+        let gpu = physical_gpu(state, device)?;
+        let (total, used, reserved) = (gpu.spec.memory_mib << 20, used_mib(gpu) << 20, 600 << 20);
         put(to, sys::nvmlMemory_v2_t { version, total, reserved, used, free: total - used - reserved })
     }
     nvmlDeviceGetUtilizationRates(device: Device, to: *mut sys::nvmlUtilization_t) state {
-        let gpu = whole(state, device)?;
-        // Real cards do not tell while MIG is on.
+        let gpu = physical_gpu(state, device)?;
+        // As on real GPUs, not supported while MIG is enabled.
         if gpu.mig.enabled { return Err(codes::NOT_SUPPORTED); }
         let index = gpu.index;
         let used = state.utilization(index);
         put(to, sys::nvmlUtilization_t { gpu: used, memory: used * 6 / 10 })
     }
     nvmlDeviceGetEncoderUtilization(device: Device, to: *mut c_uint, period: *mut c_uint) state {
-        whole(state, device)?;
+        physical_gpu(state, device)?;
         put(to, 0)?;
         put(period, 1_000_000)
     }
     nvmlDeviceGetDecoderUtilization(device: Device, to: *mut c_uint, period: *mut c_uint) state {
-        whole(state, device)?;
+        physical_gpu(state, device)?;
         put(to, 0)?;
         put(period, 1_000_000)
     }
     nvmlDeviceSetComputeMode(device: Device, mode: c_uint) state {
         if mode > 3 { return Err(INVALID); }
-        let gpu = whole(state, device)?;
+        let gpu = physical_gpu(state, device)?;
         gpu.compute_mode = mode;
         state.save()
     }
     nvmlDeviceGetFieldValues(device: Device, count: i32, fields: *mut sys::nvmlFieldValue_t) state {
-        let index = whole(state, device)?.index;
+        let index = physical_gpu(state, device)?.index;
         if fields.is_null() || count < 1 { return Err(INVALID); }
         for at in 0..usize::try_from(count).unwrap_or(0) {
-            // SAFETY: the caller says that there are so many.
+            // SAFETY: the caller guarantees `count` fields.
             let field = unsafe { &mut *fields.add(at) };
             field.nvmlReturn = codes::NOT_SUPPORTED;
             if field.fieldId == sys::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION {
@@ -442,8 +444,8 @@ exports! {
         Ok(())
     }
     nvmlDeviceGetClockInfo(device: Device, which: c_uint, to: *mut c_uint) state {
-        let index = whole(state, device)?.index;
-        let (a, idle) = (about(state, index), state.utilization(index) == 0);
+        let index = physical_gpu(state, device)?.index;
+        let (a, idle) = (spec(state, index), state.utilization(index) == 0);
         match which {
             0 | 1 => put(to, if idle { 345.min(a.clock_sm) } else if a.throttle != 0 { a.clock_sm * 6 / 10 } else { a.clock_sm }),
             2 => put(to, a.clock_memory),
@@ -452,7 +454,7 @@ exports! {
         }
     }
     nvmlDeviceGetMaxClockInfo(device: Device, which: c_uint, to: *mut c_uint) state {
-        let a = &whole(state, device)?.about;
+        let a = &physical_gpu(state, device)?.spec;
         match which {
             0 | 1 => put(to, a.clock_sm),
             2 => put(to, a.clock_memory),
@@ -460,38 +462,38 @@ exports! {
             _ => Err(INVALID),
         }
     }
-    nvmlDeviceGetPowerManagementLimitConstraints(device: Device, least: *mut c_uint, most: *mut c_uint) state {
-        let a = &whole(state, device)?.about;
-        put(least, a.power_min * 1000)?;
-        put(most, a.power_default.unwrap_or(a.power_limit) * 1000)
+    nvmlDeviceGetPowerManagementLimitConstraints(device: Device, min: *mut c_uint, max: *mut c_uint) state {
+        let a = &physical_gpu(state, device)?.spec;
+        put(min, a.power_min * 1000)?;
+        put(max, a.power_default.unwrap_or(a.power_limit) * 1000)
     }
     nvmlDeviceGetTemperature(device: Device, sensor: c_uint, to: *mut c_uint) state {
         if sensor != 0 { return Err(INVALID); }
-        let index = whole(state, device)?.index;
-        let a = about(state, index);
-        let hot = if a.throttle & 0x60 != 0 { a.temperature_slowdown } else { a.temperature_idle + (a.temperature_slowdown - a.temperature_idle) * state.utilization(index) * 6 / 1000 };
-        put(to, hot)
+        let index = physical_gpu(state, device)?.index;
+        let a = spec(state, index);
+        let celsius = if a.throttle & 0x60 != 0 { a.temperature_slowdown } else { a.temperature_idle + (a.temperature_slowdown - a.temperature_idle) * state.utilization(index) * 6 / 1000 };
+        put(to, celsius)
     }
     nvmlDeviceGetTemperatureThreshold(device: Device, which: c_uint, to: *mut c_uint) state {
-        let a = &whole(state, device)?.about;
+        let a = &physical_gpu(state, device)?.spec;
         match which {
             0 => put(to, a.temperature_shutdown),
             1 => put(to, a.temperature_slowdown),
             _ => Err(codes::NOT_SUPPORTED),
         }
     }
-    nvmlDeviceGetEccMode(device: Device, now: *mut c_uint, later: *mut c_uint) state {
-        let on = supported(whole(state, device)?.about.ecc)?;
-        put(now, u32::from(on))?;
-        put(later, u32::from(on))
+    nvmlDeviceGetEccMode(device: Device, current: *mut c_uint, pending: *mut c_uint) state {
+        let on = supported(physical_gpu(state, device)?.spec.ecc)?;
+        put(current, u32::from(on))?;
+        put(pending, u32::from(on))
     }
     nvmlDeviceGetTotalEccErrors(device: Device, kind: c_uint, _counter: c_uint, to: *mut c_ulonglong) state {
-        let a = &whole(state, device)?.about;
+        let a = &physical_gpu(state, device)?.spec;
         supported(a.ecc.filter(|on| *on))?;
         put(to, if kind == 1 { a.ecc_uncorrected } else { a.ecc_uncorrected * 2 })
     }
     nvmlDeviceGetRemappedRows(device: Device, corrected: *mut c_uint, uncorrected: *mut c_uint, pending: *mut c_uint, failed: *mut c_uint) state {
-        let a = &whole(state, device)?.about;
+        let a = &physical_gpu(state, device)?.spec;
         supported((a.architecture >= 7 && a.ecc.is_some()).then_some(()))?;
         put(corrected, 0)?;
         put(uncorrected, a.remapped_rows)?;
@@ -500,29 +502,29 @@ exports! {
     }
     nvmlDeviceGetPciInfo_v3(device: Device, to: *mut sys::nvmlPciInfo_t) state {
         let index = gpu_index(device)?;
-        // Even a lost GPU has its address.
+        // The address of a lost GPU can still be read.
         let gpu = state.gpus.get(index).ok_or(INVALID)?;
         put(to, pci(gpu, &gpu.bus_id()))
     }
     nvmlDeviceGetPcieThroughput(device: Device, counter: c_uint, to: *mut c_uint) state {
-        let index = whole(state, device)?.index;
+        let index = physical_gpu(state, device)?.index;
         if counter > 1 { return Err(INVALID); }
         put(to, state.utilization(index) * 12_345 * (counter + 1))
     }
     nvmlDeviceGetNvLinkState(device: Device, link: c_uint, to: *mut c_uint) state {
-        let a = &whole(state, device)?.about;
+        let a = &physical_gpu(state, device)?.spec;
         if a.nvlinks == 0 { return Err(codes::NOT_SUPPORTED); }
         if link >= a.nvlinks { return Err(INVALID); }
         put(to, u32::from(link + a.nvlinks_down < a.nvlinks))
     }
     nvmlDeviceGetNvLinkVersion(device: Device, link: c_uint, to: *mut c_uint) state {
-        let a = &whole(state, device)?.about;
+        let a = &physical_gpu(state, device)?.spec;
         if link >= a.nvlinks { return Err(INVALID); }
         put(to, a.nvlink_version)
     }
     nvmlDeviceGetNvLinkRemotePciInfo_v2(device: Device, link: c_uint, to: *mut sys::nvmlPciInfo_t) state {
-        let gpu = whole(state, device)?;
-        if link >= gpu.about.nvlinks { return Err(INVALID); }
+        let gpu = physical_gpu(state, device)?;
+        if link >= gpu.spec.nvlinks { return Err(INVALID); }
         put(to, pci(gpu, &format!("00000000:{:02X}:00.0", 0xC0 + link / 3)))
     }
     nvmlDeviceGetComputeRunningProcesses_v3(device: Device, count: *mut c_uint, to: *mut sys::nvmlProcessInfo_t) state {
@@ -530,31 +532,31 @@ exports! {
         put_list(&all, count, to)
     }
     nvmlDeviceGetGraphicsRunningProcesses_v3(device: Device, count: *mut c_uint, to: *mut sys::nvmlProcessInfo_t) state {
-        whole(state, device)?;
+        physical_gpu(state, device)?;
         put_list(&[], count, to)
     }
     nvmlDeviceGetProcessUtilization(device: Device, to: *mut sys::nvmlProcessUtilizationSample_t, count: *mut c_uint, _since: c_ulonglong) state {
-        let gpu = whole(state, device)?;
+        let gpu = physical_gpu(state, device)?;
         if gpu.mig.enabled { return Err(codes::NOT_SUPPORTED); }
         let one = |p: &fixture::Process| sys::nvmlProcessUtilizationSample_t { pid: p.pid, timeStamp: 1, smUtil: p.sm, memUtil: p.sm / 2, encUtil: 0, decUtil: 0 };
-        let all: Vec<_> = gpu.about.processes.iter().map(one).collect();
+        let all: Vec<_> = gpu.spec.processes.iter().map(one).collect();
         if all.is_empty() { return Err(codes::NOT_FOUND); }
         put_list(&all, count, to)
     }
     nvmlDeviceGetTopologyCommonAncestor(a: Device, b: Device, to: *mut c_uint) state {
-        let (a, b) = (whole(state, a)?.index, whole(state, b)?.index);
+        let (a, b) = (physical_gpu(state, a)?.index, physical_gpu(state, b)?.index);
         let numa = |i: usize| state.fixture.numa.get(i).copied().unwrap_or(0);
-        // Pairs share a switch, a NUMA node its bridges.
+        // Pairs of GPUs share a PCIe switch, and all GPUs of a NUMA node a host bridge.
         put(to, if a == b { 0 } else if a / 2 == b / 2 && numa(a) == numa(b) { 10 } else if numa(a) == numa(b) { 40 } else { 50 })
     }
     nvmlDeviceGetCpuAffinity(device: Device, words: c_uint, to: *mut c_ulong) state {
-        let index = whole(state, device)?.index;
+        let index = physical_gpu(state, device)?.index;
         if to.is_null() { return Err(INVALID); }
         let (node, n) = (state.fixture.numa.get(index).copied().unwrap_or(0), state.fixture.cpus_per_node);
         for word in 0..words {
             let bit = |b: u32| (node * n..(node + 1) * n).contains(&(word * c_ulong::BITS + b));
             let value = (0..c_ulong::BITS).filter(|b| bit(*b)).fold(0, |v, b| v | 1 << b);
-            // SAFETY: the caller says that so many words are there.
+            // SAFETY: the caller guarantees `words` words.
             unsafe { to.add(word as usize).write(value) };
         }
         Ok(())
@@ -574,23 +576,23 @@ exports! {
         let past = state.control.events.len();
         let set = state.sets.get_mut(set as usize & 0xffff).ok_or(INVALID)?;
         set.devices.push(index);
-        // Errors before the first registration are nobody's; those of a fixture's script are all still to come.
+        // XIDs in the control file before the first registration are not delivered; those of the fixture all are.
         set.controlled = set.controlled.max(past);
         Ok(())
     }
 }
 
-/// Waits without holding the lock, so that other calls go on.
+/// Waits without holding the lock, so that other calls are not blocked.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlEventSetWait_v2(
     set: sys::nvmlEventSet_t,
     to: *mut sys::nvmlEventData_t,
     milliseconds: c_uint,
 ) -> u32 {
-    let until = Instant::now() + Duration::from_millis(milliseconds.into());
+    let deadline = Instant::now() + Duration::from_millis(milliseconds.into());
     loop {
         let mut found = None;
-        let code = answer("nvmlEventSetWait_v2", |state| {
+        let code = dispatch("nvmlEventSetWait_v2", |state| {
             let elapsed = state.elapsed();
             let set = state.sets.get_mut(set as usize & 0xffff).ok_or(INVALID)?;
             let due = |e: &&fixture::Xid| set.devices.contains(&e.gpu) && elapsed >= Duration::from_millis(e.after_ms);
@@ -617,7 +619,7 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
             };
             return put(to, data).err().unwrap_or(0);
         }
-        if Instant::now() >= until {
+        if Instant::now() >= deadline {
             return codes::TIMEOUT;
         }
         std::thread::sleep(Duration::from_millis(5));

@@ -6,23 +6,24 @@ use nvml_wrapper_sys::bindings as sys;
 use slipway_gpu::nvml::{Placement, codes};
 
 use super::{
-    COMPUTE_INSTANCE, DEVICE, Device, GPU_INSTANCE, INVALID, MIG_DEVICE, answer, handle, parts, put, put_list, whole,
+    COMPUTE_INSTANCE, DEVICE, Device, GPU_INSTANCE, INVALID, MIG_DEVICE, dispatch, handle, parts, physical_gpu, put,
+    put_list,
 };
 
 exports! {
-    nvmlDeviceGetMigMode(device: Device, now: *mut c_uint, later: *mut c_uint) state {
-        let gpu = whole(state, device)?;
+    nvmlDeviceGetMigMode(device: Device, current: *mut c_uint, pending: *mut c_uint) state {
+        let gpu = physical_gpu(state, device)?;
         gpu.geometry()?;
         let on = u32::from(gpu.mig.enabled);
-        put(now, on)?;
-        put(later, on)
+        put(current, on)?;
+        put(pending, on)
     }
     nvmlDeviceSetMigMode(device: Device, mode: c_uint, activation: *mut u32) state {
-        let gpu = whole(state, device)?;
+        let gpu = physical_gpu(state, device)?;
         gpu.geometry()?;
         if mode > 1 { return Err(INVALID); }
         if !gpu.mig.instances.is_empty() && mode == 0 { return Err(codes::IN_USE); }
-        if gpu.about.processes.iter().any(|p| p.at.is_none()) { return put(activation, codes::IN_USE); }
+        if gpu.spec.processes.iter().any(|p| p.at.is_none()) { return put(activation, codes::IN_USE); }
         gpu.mig.enabled = mode == 1;
         put(activation, 0)?;
         state.save()
@@ -36,7 +37,7 @@ exports! {
         put(to, handle(DEVICE, parts(MIG_DEVICE, device)?.0, 0, 0))
     }
     nvmlDeviceGetMigDeviceHandleByIndex(device: Device, index: c_uint, to: *mut Device) state {
-        let gpu = whole(state, device)?;
+        let gpu = physical_gpu(state, device)?;
         let (i, compute) = gpu.mig_devices().get(index as usize).copied().ok_or(codes::NOT_FOUND)?;
         put(to, handle(MIG_DEVICE, gpu.index, gpu.mig.instances[i].id, compute))
     }
@@ -61,7 +62,7 @@ exports! {
     }
     nvmlDeviceGetGpuInstanceProfileInfo(device: Device, kind: c_uint, to: *mut sys::nvmlGpuInstanceProfileInfo_t) state {
         if kind > 16 { return Err(INVALID); }
-        let p = whole(state, device)?.geometry()?.profiles.iter().find(|p| p.kind == kind).ok_or(codes::NOT_SUPPORTED)?;
+        let p = physical_gpu(state, device)?.geometry()?.profiles.iter().find(|p| p.kind == kind).ok_or(codes::NOT_SUPPORTED)?;
         put(to, sys::nvmlGpuInstanceProfileInfo_t {
             id: p.id, isP2pSupported: 0, sliceCount: p.compute, instanceCount: p.limit, multiprocessorCount: p.multiprocessors,
             copyEngineCount: p.compute, decoderCount: 0, encoderCount: 0, jpegCount: u32::from(p.media()),
@@ -69,12 +70,12 @@ exports! {
         })
     }
     nvmlDeviceGetGpuInstancePossiblePlacements_v2(device: Device, profile: c_uint, to: *mut sys::nvmlGpuInstancePlacement_t, count: *mut c_uint) state {
-        let p = whole(state, device)?.geometry()?.profiles.iter().find(|p| p.id == profile).ok_or(INVALID)?;
+        let p = physical_gpu(state, device)?.geometry()?.profiles.iter().find(|p| p.id == profile).ok_or(INVALID)?;
         let all: Vec<_> = p.starts.iter().map(|s| sys::nvmlGpuInstancePlacement_t { start: *s, size: p.size }).collect();
         put_list(&all, count, to)
     }
     nvmlDeviceGetGpuInstanceById(device: Device, id: c_uint, to: *mut sys::nvmlGpuInstance_t) state {
-        let gpu = whole(state, device)?;
+        let gpu = physical_gpu(state, device)?;
         gpu.instance(id)?;
         put(to, handle(GPU_INSTANCE, gpu.index, id, 0))
     }
@@ -84,7 +85,7 @@ exports! {
         put(to, handle(COMPUTE_INSTANCE, index, gpu_instance, id))
     }
     nvmlDeviceGetGpuInstances(device: Device, profile: c_uint, to: *mut sys::nvmlGpuInstance_t, count: *mut c_uint) state {
-        let gpu = whole(state, device)?;
+        let gpu = physical_gpu(state, device)?;
         if !gpu.mig.enabled { return Err(codes::NOT_SUPPORTED); }
         let name = gpu.geometry()?.profiles.iter().find(|p| p.id == profile).ok_or(INVALID)?.name.clone();
         let mine = gpu.mig.instances.iter().filter(|i| i.instance.profile == name);
@@ -93,15 +94,15 @@ exports! {
     }
     nvmlDeviceCreateGpuInstanceWithPlacement(device: Device, profile: c_uint, at: *const sys::nvmlGpuInstancePlacement_t, to: *mut sys::nvmlGpuInstance_t) state {
         if at.is_null() { return Err(INVALID); }
-        // SAFETY: not null, and the caller's duty to point to a placement.
+        // SAFETY: not null, and the caller must pass a pointer to a placement.
         let at = unsafe { at.read() };
-        let gpu = whole(state, device)?;
+        let gpu = physical_gpu(state, device)?;
         let id = gpu.create(profile, Some(Placement { start: at.start, size: at.size }))?;
         put(to, handle(GPU_INSTANCE, gpu.index, id, 0))?;
         state.save()
     }
     nvmlDeviceCreateGpuInstance(device: Device, profile: c_uint, to: *mut sys::nvmlGpuInstance_t) state {
-        let gpu = whole(state, device)?;
+        let gpu = physical_gpu(state, device)?;
         let id = gpu.create(profile, None)?;
         put(to, handle(GPU_INSTANCE, gpu.index, id, 0))?;
         state.save()
@@ -146,11 +147,11 @@ exports! {
         let gpu = state.gpu(index)?;
         let slices = |kind: u32| *[1, 2, 3, 4, 7, 8, 6, 1].get(kind as usize).unwrap_or(&0);
         let name = gpu.instance(id)?.instance.profile.clone();
-        let room = gpu.geometry()?.profile(&name).ok_or(codes::NOT_FOUND)?.compute;
+        let capacity = gpu.geometry()?.profile(&name).ok_or(codes::NOT_FOUND)?.compute;
         let found = gpu.instance(id)?;
         let used: u32 = found.compute.iter().map(|(_, p)| slices(*p)).sum();
         if slices(profile) == 0 { return Err(INVALID); }
-        if used + slices(profile) > room { return Err(codes::INSUFFICIENT_RESOURCES); }
+        if used + slices(profile) > capacity { return Err(codes::INSUFFICIENT_RESOURCES); }
         let compute = (0..).find(|c| found.compute.iter().all(|(have, _)| have != c)).unwrap_or(0);
         found.compute.push((compute, profile));
         put(to, handle(COMPUTE_INSTANCE, index, id, compute))?;

@@ -1,4 +1,4 @@
-//! What the fake knows while it runs: fixture, clock, MIG instances. One machine a process.
+//! The state of the simulated machine: fixture, clock, MIG instances. There is one machine per process.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -10,22 +10,24 @@ use slipway_gpu::nvml::{Placement, codes};
 use crate::control::Control;
 use crate::fixture::{self, Fixture};
 
-/// File in which MIG survives the process, so that one command sees what another did.
-const STATE: &str = "SLIPWAY_FAKE_NVML_STATE";
+/// Names the file that stores MIG instances, so that one command sees the changes of another.
+const STATE_FILE_VARIABLE: &str = "SLIPWAY_FAKE_NVML_STATE";
 
-pub(crate) type Answer = Result<(), u32>;
+/// The result of an NVML function; the error is its return code.
+pub(crate) type NvmlResult = Result<(), u32>;
 
 pub(crate) struct State {
     pub(crate) fixture: Fixture,
     pub(crate) gpus: Vec<Gpu>,
     started: Instant,
+    /// Calls of `nvmlInit` without `nvmlShutdown`.
     pub(crate) users: u32,
     pub(crate) sets: Vec<EventSet>,
     file: Option<PathBuf>,
     pub(crate) control: Control,
 }
 
-/// Registered devices, and how many XIDs of the fixture and of the control file were handed out.
+/// Registered devices, and the numbers of XIDs from the fixture and from the control file that were delivered.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct EventSet {
     pub(crate) devices: Vec<usize>,
@@ -34,7 +36,7 @@ pub(crate) struct EventSet {
 }
 
 pub(crate) struct Gpu {
-    pub(crate) about: fixture::Gpu,
+    pub(crate) spec: fixture::Gpu,
     pub(crate) index: usize,
     pub(crate) mig: Mig,
     pub(crate) geometry: Option<Geometry>,
@@ -51,14 +53,14 @@ pub(crate) struct Mig {
 pub(crate) struct GpuInstance {
     pub(crate) id: u32,
     pub(crate) instance: Instance,
-    /// Ids and profiles of its compute instances.
+    /// Ids and profile ids of the compute instances.
     pub(crate) compute: Vec<(u32, u32)>,
 }
 
 impl State {
     pub(crate) fn load(name: &str) -> Result<Self, String> {
         let (fixture, gpus) = Fixture::load(name)?;
-        let file = std::env::var_os(STATE).filter(|f| !f.is_empty()).map(PathBuf::from);
+        let file = std::env::var_os(STATE_FILE_VARIABLE).filter(|f| !f.is_empty()).map(PathBuf::from);
         let saved: Vec<Mig> = file
             .as_ref()
             .and_then(|f| std::fs::read(f).ok())
@@ -67,10 +69,10 @@ impl State {
         let gpus = gpus
             .into_iter()
             .enumerate()
-            .map(|(index, about)| Gpu {
-                geometry: about.mig.as_deref().and_then(Geometry::family),
+            .map(|(index, spec)| Gpu {
+                geometry: spec.mig.as_deref().and_then(Geometry::family),
                 mig: saved.get(index).cloned().unwrap_or_default(),
-                about,
+                spec,
                 index,
                 compute_mode: 0,
             })
@@ -90,8 +92,8 @@ impl State {
         self.started.elapsed()
     }
 
-    /// Keeps MIG for the next process; a reader never sees half of it.
-    pub(crate) fn save(&self) -> Answer {
+    /// Saves MIG instances for the next process, by an atomic rename.
+    pub(crate) fn save(&self) -> NvmlResult {
         let Some(file) = &self.file else { return Ok(()) };
         let all: Vec<&Mig> = self.gpus.iter().map(|g| &g.mig).collect();
         let bytes = serde_json::to_vec(&all).map_err(|_| 999u32)?;
@@ -99,23 +101,23 @@ impl State {
         std::fs::write(&new, bytes).and_then(|()| std::fs::rename(&new, file)).map_err(|_| 17)
     }
 
-    /// A GPU that is still on the bus.
+    /// A GPU by index; fails for a lost GPU.
     pub(crate) fn gpu(&mut self, index: usize) -> Result<&mut Gpu, u32> {
         let elapsed = self.elapsed();
         let gpu = self.gpus.get_mut(index).ok_or(2u32)?;
-        match gpu.about.lost_after_ms {
+        match gpu.spec.lost_after_ms {
             Some(ms) if elapsed >= Duration::from_millis(ms) => Err(codes::GPU_IS_LOST),
             _ if self.control.lost.contains(&index) => Err(codes::GPU_IS_LOST),
             _ => Ok(gpu),
         }
     }
 
-    /// Per cent of the present second.
+    /// Current utilization in percent.
     pub(crate) fn utilization(&self, index: usize) -> u32 {
         if let Some(set) = self.control.utilization.get(&index) {
             return *set;
         }
-        let script = &self.gpus[index].about.utilization;
+        let script = &self.gpus[index].spec.utilization;
         let second = usize::try_from(self.elapsed().as_secs()).unwrap_or(0);
         script.get(second % script.len().max(1)).copied().unwrap_or(0)
     }
@@ -127,7 +129,7 @@ impl Gpu {
     }
 
     pub(crate) fn uuid(&self) -> String {
-        format!("GPU-{:08x}-5117-4a75-8000-{:012x}", self.about.pci_id, self.index)
+        format!("GPU-{:08x}-5117-4a75-8000-{:012x}", self.spec.pci_id, self.index)
     }
 
     pub(crate) fn geometry(&self) -> Result<&Geometry, u32> {
@@ -138,16 +140,16 @@ impl Gpu {
         self.mig.instances.iter_mut().find(|i| i.id == id).ok_or(codes::NOT_FOUND)
     }
 
-    /// A MIG device's UUID, the same whenever it lies in the same place.
+    /// The UUID of a MIG device, which depends only on its GPU and placement.
     pub(crate) fn mig_uuid(&self, instance: &GpuInstance, compute: u32) -> String {
         let at = instance.instance.at;
         format!(
             "MIG-{:08x}-5117-4a75-8{:03x}-{:04x}{:04x}{:04x}",
-            self.about.pci_id, self.index, at.start, at.size, compute
+            self.spec.pci_id, self.index, at.start, at.size, compute
         )
     }
 
-    /// MIG devices: index of the instance and the compute instance's id.
+    /// MIG devices as (index in `mig.instances`, id of the compute instance).
     pub(crate) fn mig_devices(&self) -> Vec<(usize, u32)> {
         let mut devices = Vec::new();
         for (i, instance) in self.mig.instances.iter().enumerate() {
@@ -156,7 +158,7 @@ impl Gpu {
         devices
     }
 
-    /// Makes a GPU instance where the rules allow it; its id.
+    /// Creates a GPU instance at a valid placement and returns its id.
     pub(crate) fn create(&mut self, profile_id: u32, at: Option<Placement>) -> Result<u32, u32> {
         if !self.mig.enabled {
             return Err(codes::NOT_SUPPORTED);
@@ -166,7 +168,7 @@ impl Gpu {
         let fits = |start: u32| {
             let instance = Instance { profile: profile.name.clone(), at: Placement { start, size: profile.size } };
             let all: Vec<Instance> = self.mig.instances.iter().map(|i| i.instance.clone()).chain([instance]).collect();
-            Used::of(&all, geometry).is_ok()
+            Used::from_instances(&all, geometry).is_ok()
         };
         let start = match at {
             Some(at) if at.size != profile.size || !profile.starts.contains(&at.start) => return Err(2),
@@ -175,15 +177,15 @@ impl Gpu {
             None => profile.starts.iter().copied().find(|s| fits(*s)).ok_or(codes::INSUFFICIENT_RESOURCES)?,
         };
         let instance = Instance { profile: profile.name.clone(), at: Placement { start, size: profile.size } };
-        // Whole cards get 0, as on the real ones; parts count from 1.
+        // As on real GPUs, an instance of the full GPU gets id 0, and others start at 1.
         let first = u32::from(profile.size != geometry.memory);
         let id = (first..).find(|id| self.mig.instances.iter().all(|i| i.id != *id)).unwrap_or(first);
         self.mig.instances.push(GpuInstance { id, instance, compute: Vec::new() });
         Ok(id)
     }
 
-    /// Whether a process of the fixture is in the instance.
+    /// Whether a process of the fixture uses the instance.
     pub(crate) fn busy(&self, instance: &GpuInstance) -> bool {
-        self.about.processes.iter().any(|p| p.at == Some(instance.instance.at.start))
+        self.spec.processes.iter().any(|p| p.at == Some(instance.instance.at.start))
     }
 }

@@ -1,6 +1,6 @@
-"""Stands in for MicroK8s, which cannot be had without the snap store: keeps a cluster's membership and objects, answers in its words.
+"""Stand-in for MicroK8s, which needs the snap store. It stores the members and objects of a cluster and prints the original's messages.
 
-The cluster's state lies in /standin, which all test hosts share; what a test wants to go wrong lies there too (`faults.json`).
+All test hosts share the folder /standin, with the state of the clusters and the failures that a test sets (`faults.json`).
 Source: microk8s.io/docs, "Command reference", "Create a multi-node cluster", "MicroK8s Add-ons"; kubectl's and Helm's own help.
 """
 
@@ -29,7 +29,7 @@ def option(name, default=None):
 
 
 def address():
-    import subprocess  # A start takes a third longer with it, and most do without.
+    import subprocess  # Imported late, because it makes the start a third slower and most commands do not need it.
 
     shown = subprocess.run(["ip", "-4", "-o", "addr", "show", "eth0"], capture_output=True, text=True).stdout
     return re.search(r"inet ([0-9.]+)", shown)[1]
@@ -48,15 +48,15 @@ def log():
         file.write("microk8s " + " ".join(sys.argv[1:]) + "\n")
 
 
-def fresh():
-    """A fresh installation is a cluster of one."""
-    return {"cluster": ME, "worker": False, "since": time.time(), "running": True, "closed": False, "annotations": {}, "labels": {}}
+def new_member():
+    """The state of a fresh installation, which is a one-node cluster."""
+    return {"cluster": ME, "worker": False, "since": time.time(), "running": True, "cordoned": False, "annotations": {}, "labels": {}}
 
 
 def main(state):
-    """What to print, and the exit status."""
+    """Executes the command. Returns its output and its exit status."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "help"
-    mine = state["members"].setdefault(ME, fresh())
+    mine = state["members"].setdefault(ME, new_member())
     mine["version"] = version()
     cluster = state["clusters"].setdefault(mine["cluster"], {"addons": ["ha-cluster", "helm3"], "tokens": {}, "pods": {}, "claims": {}, "files": {}, "objects": {}, "releases": {}})
     if verb == "standin-removed":
@@ -87,7 +87,7 @@ def main(state):
         return f"Contacting cluster at {sys.argv[2].split(':')[0]}\nWaiting for this node to finish joining the cluster. .. .. ..", 0
     if verb == "leave":
         log()
-        state["members"][ME] = fresh()
+        state["members"][ME] = new_member()
         return "Generating new cluster certificates.\nWaiting for node to start.", 0
     if mine["worker"]:
         return "This MicroK8s deployment is acting as a node in a cluster. Please use the control plane.", 1
@@ -110,7 +110,7 @@ def main(state):
         return json.dumps({"token": token, "urls": [f"{address()}:25000/{token}/{os.urandom(6).hex()}"]}), 0
     if verb == "remove-node":
         log()
-        state["members"][sys.argv[2]] = {**fresh(), "cluster": sys.argv[2]}
+        state["members"][sys.argv[2]] = {**new_member(), "cluster": sys.argv[2]}
         return "", 0
     if verb == "config":
         return CONFIG % address(), 0
@@ -146,7 +146,7 @@ users:
 def node(name, member):
     ready = member["running"] and time.time() - member["since"] > faults().get("ready_after", 1)
     return {"metadata": {"name": name, "annotations": member["annotations"], "labels": {"kubernetes.io/hostname": name, **member["labels"]}},
-            "spec": {"unschedulable": True} if member["closed"] else {},
+            "spec": {"unschedulable": True} if member["cordoned"] else {},
             "status": {"conditions": [{"type": "Ready", "status": str(ready) if member["running"] else "Unknown"}], "nodeInfo": {"kubeletVersion": member["version"]}}}
 
 
@@ -180,17 +180,17 @@ def kubectl(state, mine, cluster, words):
     if verb in ("drain", "uncordon"):
         log()
         if verb == "drain" and faults().get("budget") == rest[0]:
-            nodes[rest[0]]["closed"] = True
+            nodes[rest[0]]["cordoned"] = True
             return "error when evicting pods/\"web-0\": Cannot evict pod as it would violate the pod's disruption budget.", 1
-        nodes[rest[0]]["closed"] = verb == "drain"
+        nodes[rest[0]]["cordoned"] = verb == "drain"
         return f"node/{rest[0]} {verb}ed", 0
     if verb == "create":
-        made = json.load(sys.stdin)
-        kind, name = made["kind"], made["metadata"]["name"]
+        manifest = json.load(sys.stdin)
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
         if kind == "Pod":
-            cluster["pods"][name] = {"pod": made, "since": time.time(), "log": ""}
+            cluster["pods"][name] = {"pod": manifest, "since": time.time(), "log": ""}
         else:
-            cluster["claims"][name] = made
+            cluster["claims"][name] = manifest
         return f"{kind.lower()}/{name} created", 0
     if verb == "get" and rest[0] == "pod":
         return pod(cluster, nodes, rest[1])
@@ -201,49 +201,49 @@ def kubectl(state, mine, cluster, words):
     if verb == "delete" and "-f" not in words:
         if "-l" in words:
             keep = option("-l").split("!=")[1]
-            for kept in (cluster["pods"], cluster["claims"]):
-                for name in list(kept):
-                    if kept[name].get("pod", kept[name])["metadata"]["labels"]["slipway.dev/smoke"] != keep:
-                        del kept[name]
+            for objects in (cluster["pods"], cluster["claims"]):
+                for name in list(objects):
+                    if objects[name].get("pod", objects[name])["metadata"]["labels"]["slipway.dev/smoke"] != keep:
+                        del objects[name]
             return "", 0
         cluster["pods" if rest[0] == "pod" else "claims"].pop(rest[1], None)
         return f"{rest[0]} \"{rest[1]}\" deleted", 0
     if verb in ("diff", "apply", "delete"):
         try:
             with open(option("-f")) as file:
-                wanted = {f"{o['kind']}/{o['metadata']['name']}": o for o in json.load(file)["items"]}
+                desired = {f"{o['kind']}/{o['metadata']['name']}": o for o in json.load(file)["items"]}
         except OSError as error:
             return f"error: {error}", 1
         if verb == "diff":
-            return "", int(any(cluster["objects"].get(k) != o for k, o in wanted.items()))
+            return "", int(any(cluster["objects"].get(k) != o for k, o in desired.items()))
         log()
         if verb == "apply":
-            cluster["objects"].update(wanted)
+            cluster["objects"].update(desired)
         else:
-            for key in wanted:
+            for key in desired:
                 cluster["objects"].pop(key, None)
-        return "\n".join(f"{k} configured" for k in wanted), 0
+        return "\n".join(f"{k} configured" for k in desired), 0
     return f'error: unknown command "{verb}" for "kubectl"', 1
 
 
 def pod(cluster, nodes, name):
-    """Where it would run, and how it would end."""
+    """Simulates a pod: its node, its phase and its log."""
     entry = cluster["pods"].get(name)
     if entry is None:
         return f'Error from server (NotFound): pods "{name}" not found', 1
-    made, spec = entry["pod"], entry["pod"]["spec"]
+    manifest, spec = entry["pod"], entry["pod"]["spec"]
     container = spec["containers"][0]
     terms = spec.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", {}).get("nodeSelectorTerms", [])
-    place = terms[0]["matchFields"][0]["values"][0] if terms else next(iter(nodes))
+    node_name = terms[0]["matchFields"][0]["values"][0] if terms else next(iter(nodes))
     gpus = int(container["resources"].get("limits", {}).get("nvidia.com/gpu", 0))
-    # GPUs are offered where there are some, and somebody tells of them.
-    offered = "nvidia-device-plugin" in cluster["releases"] and nodes.get(place, {}).get("worker")
-    if place not in nodes or (gpus and not offered):
-        made["status"] = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": f"0/{len(nodes)} nodes are available: Insufficient nvidia.com/gpu."}]}
-        return json.dumps(made), 0
+    # A node advertises GPUs if it has some and the device plugin is installed. In the tests, only workers have GPUs.
+    advertised = "nvidia-device-plugin" in cluster["releases"] and nodes.get(node_name, {}).get("worker")
+    if node_name not in nodes or (gpus and not advertised):
+        manifest["status"] = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": f"0/{len(nodes)} nodes are available: Insufficient nvidia.com/gpu."}]}
+        return json.dumps(manifest), 0
     if time.time() - entry["since"] < 0.5:
-        made["status"] = {"phase": "Running"}
-        return json.dumps(made), 0
+        manifest["status"] = {"phase": "Running"}
+        return json.dumps(manifest), 0
     command = " ".join(container.get("command", []))
     phase = "Succeeded"
     if "/data/" in command:
@@ -256,10 +256,10 @@ def pod(cluster, nodes, name):
         entry["log"] = "Server:\t10.152.183.10\nName:\tkubernetes.default.svc.cluster.local\nAddress: 10.152.183.1"
     elif gpus:
         entry["log"] = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-7bf15b3b)\nTest PASSED"
-        if faults().get("cuda") == place:
+        if faults().get("cuda") == node_name:
             entry["log"], phase = "Failed to allocate device vector A (error code CUDA driver version is insufficient for CUDA runtime version)!", "Failed"
-    made["status"] = {"phase": phase}
-    return json.dumps(made), 0
+    manifest["status"] = {"phase": phase}
+    return json.dumps(manifest), 0
 
 
 def helm(cluster, words):
@@ -284,7 +284,7 @@ if "--wait-ready" not in sys.argv and os.geteuid():
     print("Insufficient permissions to access MicroK8s.\nYou can either try again with sudo or add the user to the 'microk8s' group.")
     sys.exit(1)
 if sys.argv[1:2] == ["join"]:
-    time.sleep(1)  # A join takes its time, as the real one does: there is a middle of it to be killed in.
+    time.sleep(1)  # A real join takes some time too, and tests kill slipway during it.
 with open(STATE, "a+") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     file.seek(0)

@@ -1,4 +1,4 @@
-"""Stands in for snapd's client, which needs the snap store: keeps state, answers in snap's words.
+"""Stand-in for the `snap` command, which needs the snap store. It stores the state of snaps and prints the original's messages.
 
 Source: snapcraft.io/docs, "Getting started", "Channels", "Managing updates" (hold).
 """
@@ -43,7 +43,7 @@ def main():
                 notes = ",".join(["classic"] * snap["classic"] + ["held"] * snap["held"]) or "-"
                 print(f"{name}  v{snap['channel'].split('/')[0]}.1  7665  {snap['channel']}  canonical**  {notes}")
             return
-        import shutil  # A start takes a third longer with these, and a question does without.
+        import shutil  # Imported late, because these modules make the start a third slower and `list` does not need them.
         import subprocess
 
         if os.geteuid():

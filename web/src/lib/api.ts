@@ -1,4 +1,4 @@
-// Calls to the server: MLflow's API for runs and models, slipway's own for deployments.
+// Typed client of the server: MLflow's API for runs and models, slipway's own API for everything else.
 
 import { send } from "./session.svelte";
 
@@ -89,7 +89,8 @@ export interface Deployment {
   in_flight: number;
   variants: VariantStatus[];
 }
-export interface Answered {
+/** An inference request that was served. */
+export interface ServedRequest {
   id: string;
   deployment: string;
   variant: string;
@@ -97,8 +98,8 @@ export interface Answered {
   time: number;
   took_us: number;
 }
-/** A GPU or MIG device that a node offers. */
-export interface Unit {
+/** A full GPU or a MIG device that a node advertises. */
+export interface Device {
   uuid: string;
   index: string;
   gpu: string;
@@ -112,7 +113,7 @@ export interface Holder {
   device: string;
   replica: number | null;
 }
-/** A node of the cluster, as its agent tells it; without an agent only the first three. */
+/** A node of the cluster. The optional fields are reported by its agent and missing without one. */
 export interface ClusterNode {
   node: string;
   ready: boolean;
@@ -123,7 +124,7 @@ export interface ClusterNode {
   problem?: string | null;
   simulated?: boolean | null;
   gpus?: Gpu[];
-  offers?: { resource: string; replicas: number | null; sharing: string | null; devices: Unit[] }[] | null;
+  offers?: { resource: string; replicas: number | null; sharing: string | null; devices: Device[] }[] | null;
   holders?: { holder: Holder; used: { joules: number; busy_seconds: number; idle_seconds: number } }[] | null;
 }
 export interface Gpu {
@@ -142,7 +143,7 @@ export interface Gpu {
   processes: { pid: number; memory_bytes: number | null; user: string; command: string }[];
   findings: { severity: "note" | "warning" | "error"; what: string; remedy: string }[];
 }
-/** A step of `slipway cluster`, and how it ended. */
+/** A step of a `slipway cluster` command and its outcome. */
 export interface ClusterStep {
   step: string;
   host: string;
@@ -157,7 +158,7 @@ export interface ClusterStep {
 export interface ClusterReport {
   cluster: string;
   verb: string;
-  /** Milliseconds since 1970, as text. */
+  /** Start time in milliseconds since the Unix epoch, as a decimal string. */
   change: string;
   seconds: number;
   steps: ClusterStep[];
@@ -175,7 +176,7 @@ export interface TensorMeta {
   shape: number[];
 }
 
-/** An answer other than success, with the server's own message. */
+/** An error response, with the server's message. */
 export class ApiError extends Error {
   constructor(
     readonly status: number,
@@ -185,23 +186,23 @@ export class ApiError extends Error {
   }
 }
 
-/** A successful answer to a request; another is thrown as an {@link ApiError}. */
-async function ask(path: string, init?: RequestInit): Promise<Response> {
-  const answer = await send(path, init);
-  if (answer.ok) return answer;
-  const body: Record<string, unknown> = await answer
+/** Sends a request and returns a successful response; throws an {@link ApiError} for any other. */
+async function fetchOk(path: string, init?: RequestInit): Promise<Response> {
+  const response = await send(path, init);
+  if (response.ok) return response;
+  const body: Record<string, unknown> = await response
     .text()
     .then((text) => JSON.parse(text))
     .catch(() => ({}));
-  throw new ApiError(answer.status, String(body.message ?? body.error ?? `${answer.status} ${answer.statusText}`));
+  throw new ApiError(response.status, String(body.message ?? body.error ?? `${response.status} ${response.statusText}`));
 }
 
 async function call<T>(path: string, init?: RequestInit): Promise<T> {
-  const text = await (await ask(path, init)).text();
+  const text = await (await fetchOk(path, init)).text();
   return (text ? JSON.parse(text) : {}) as T;
 }
 
-const json = (body: unknown): RequestInit => ({
+const jsonPost = (body: unknown): RequestInit => ({
   method: "POST",
   headers: { "content-type": "application/json" },
   body: JSON.stringify(body),
@@ -212,14 +213,14 @@ const mlflow = "/ajax-api/2.0/mlflow";
 export const api = {
   status: () => call<{ version: string; uptime_seconds: number; memory_bytes: number; runtime: string }>("/api/v1/status"),
   experiments: async () =>
-    (await call<{ experiments?: Experiment[] }>(`${mlflow}/experiments/search`, json({ max_results: 1000 }))).experiments ?? [],
+    (await call<{ experiments?: Experiment[] }>(`${mlflow}/experiments/search`, jsonPost({ max_results: 1000 }))).experiments ?? [],
   searchRuns: async (experiments: string[], filter: string, orderBy: string[], max: number, token?: string) => {
     const body = { experiment_ids: experiments, filter, order_by: orderBy, max_results: max, page_token: token };
-    const found = await call<{ runs?: Run[]; next_page_token?: string }>(`${mlflow}/runs/search`, json(body));
+    const found = await call<{ runs?: Run[]; next_page_token?: string }>(`${mlflow}/runs/search`, jsonPost(body));
     return { runs: found.runs ?? [], next: found.next_page_token };
   },
   run: async (id: string) => (await call<{ run: Run }>(`${mlflow}/runs/get?run_id=${encodeURIComponent(id)}`)).run,
-  /** At most `max` points a run, spread over the whole history. */
+  /** At most `max` points per run, sampled evenly over the full history. */
   history: async (ids: string[], key: string, max = 1000) => {
     const query = new URLSearchParams({ metric_key: key, max_results: String(max) });
     ids.forEach((id) => query.append("run_ids", id));
@@ -229,10 +230,10 @@ export const api = {
     const query = new URLSearchParams({ run_id: id, ...(path ? { path } : {}) });
     return (await call<{ files?: FileInfo[] }>(`${mlflow}/artifacts/list?${query}`)).files ?? [];
   },
-  /** The bytes of a file of a run. Its type is not that which the server says: nobody but us decides how it is shown. */
+  /** The bytes of an artifact. Its content type is ignored, because callers derive how to show a file from its name. */
   artifact: async (id: string, path: string) => {
-    const answer = await ask(`/get-artifact?${new URLSearchParams({ run_id: id, path })}`);
-    return answer.arrayBuffer();
+    const response = await fetchOk(`/get-artifact?${new URLSearchParams({ run_id: id, path })}`);
+    return response.arrayBuffer();
   },
   models: async () =>
     (await call<{ registered_models?: RegisteredModel[] }>(`${mlflow}/registered-models/search?max_results=1000`))
@@ -246,12 +247,12 @@ export const api = {
     return (await call<{ model_versions?: ModelVersion[] }>(`${mlflow}/model-versions/search?${query}`)).model_versions ?? [];
   },
   setAlias: (name: string, alias: string, version: string) =>
-    call(`${mlflow}/registered-models/alias`, json({ name, alias, version })),
-  versionsOfRuns: (ids: string[]) => call<Record<string, [string, number][]>>("/api/v1/run-versions", json({ run_ids: ids })),
+    call(`${mlflow}/registered-models/alias`, jsonPost({ name, alias, version })),
+  versionsOfRuns: (ids: string[]) => call<Record<string, [string, number][]>>("/api/v1/run-versions", jsonPost({ run_ids: ids })),
   deployments: () => call<Deployment[]>("/api/v1/deployments"),
   split: (name: string, weights: Record<string, number>) =>
-    call<Deployment>(`/api/v1/deployments/${encodeURIComponent(name)}/split`, json({ weights })),
-  rollback: (name: string) => call<Deployment>(`/api/v1/deployments/${encodeURIComponent(name)}/rollback`, json({})),
+    call<Deployment>(`/api/v1/deployments/${encodeURIComponent(name)}/split`, jsonPost({ weights })),
+  rollback: (name: string) => call<Deployment>(`/api/v1/deployments/${encodeURIComponent(name)}/rollback`, jsonPost({})),
   metadata: (name: string) =>
     call<{ inputs: TensorMeta[]; outputs: TensorMeta[]; platform: string }>(
       `/api/v1/deployments/${encodeURIComponent(name)}/metadata`,
@@ -266,8 +267,8 @@ export const api = {
   cluster: () => call<{ nodes: ClusterNode[]; outside?: string }>("/api/v1/cluster"),
   gpus: () => call<{ simulated: boolean; driver: string; cuda: string; gpus: Gpu[] }>("/api/v1/gpu"),
   benchmarks: () => call<BenchmarkReport[]>("/api/v1/gpu/benchmarks?limit=50"),
-  /** A picture as SVG text. */
+  /** A picture (`topology.svg`, `slices.svg`, `roofline.svg`) as SVG text; `card` selects the GPU model of a roofline. */
   picture: async (name: string, card = "") =>
-    (await ask(`/api/v1/gpu/pictures/${name}${card ? `?card=${encodeURIComponent(card)}` : ""}`)).text(),
-  requests: (limit: number) => call<Answered[]>(`/api/v1/requests?limit=${limit}`),
+    (await fetchOk(`/api/v1/gpu/pictures/${name}${card ? `?card=${encodeURIComponent(card)}` : ""}`)).text(),
+  requests: (limit: number) => call<ServedRequest[]>(`/api/v1/requests?limit=${limit}`),
 };

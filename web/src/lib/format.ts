@@ -1,4 +1,4 @@
-// Numbers and times for people.
+// Formats numbers, sizes and times for display.
 
 export function number(value: number | string | undefined): string {
   const n = Number(value);
@@ -19,12 +19,12 @@ export function micros(us: number): string {
 export function bytes(n: number | undefined): string {
   if (n === undefined) return "";
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let at = 0;
-  while (n >= 1024 && at < units.length - 1) {
+  let unit = 0;
+  while (n >= 1024 && unit < units.length - 1) {
     n /= 1024;
-    at++;
+    unit++;
   }
-  return `${at ? n.toFixed(1) : n} ${units[at]}`;
+  return `${unit ? n.toFixed(1) : n} ${units[unit]}`;
 }
 
 export function ago(ms: number | undefined): string {
@@ -42,7 +42,7 @@ export function duration(from: number, to: number | undefined): string {
   return s < 60 ? `${s.toFixed(1)} s` : `${Math.floor(s / 60)} min ${Math.floor(s % 60)} s`;
 }
 
-/** Exponential moving average; `weight` 0 leaves the values, 0.99 smooths hard. Corrected for its start. */
+/** Exponential moving average with bias correction; `weight` 0 keeps the values, 0.99 smooths strongly. */
 export function smooth(values: (number | null)[], weight: number): (number | null)[] {
   if (weight <= 0) return values;
   let sum = 0;

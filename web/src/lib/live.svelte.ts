@@ -1,4 +1,4 @@
-// A value that is fetched again and again while its page is open and visible.
+// A value that is polled while its page is open and visible.
 
 import { onDestroy } from "svelte";
 
@@ -7,13 +7,14 @@ export class Live<T> {
   error = $state<string>();
   #timer: ReturnType<typeof setTimeout> | undefined;
   #fetch: () => Promise<T>;
-  #every: number;
-  #turn = 0;
+  #interval: number;
+  #latestRequest = 0;
   #closed = false;
 
-  constructor(fetch: () => Promise<T>, every = 2000) {
+  /** Fetches at once and then every `interval` milliseconds; 0 fetches only once. */
+  constructor(fetch: () => Promise<T>, interval = 2000) {
     this.#fetch = fetch;
-    this.#every = every;
+    this.#interval = interval;
     void this.refresh();
     onDestroy(() => {
       this.#closed = true;
@@ -23,19 +24,19 @@ export class Live<T> {
 
   async refresh() {
     clearTimeout(this.#timer);
-    const turn = ++this.#turn;
+    const request = ++this.#latestRequest;
     if (!document.hidden || this.value === undefined) {
       try {
         const value = await this.#fetch();
-        // An answer that was overtaken by a newer question is dropped.
-        if (turn !== this.#turn) return;
+        // Drop the response if a newer request has started meanwhile.
+        if (request !== this.#latestRequest) return;
         this.value = value;
         this.error = undefined;
       } catch (error) {
-        if (turn !== this.#turn) return;
+        if (request !== this.#latestRequest) return;
         this.error = error instanceof Error ? error.message : String(error);
       }
     }
-    if (!this.#closed && this.#every > 0) this.#timer = setTimeout(() => void this.refresh(), this.#every);
+    if (!this.#closed && this.#interval > 0) this.#timer = setTimeout(() => void this.refresh(), this.#interval);
   }
 }

@@ -1,4 +1,4 @@
-// The view is the path: links work, reload works, back works.
+// Client-side routing: the URL path selects the view, so links, reload and the back button work.
 
 class Route {
   path = $state(location.pathname);
@@ -27,7 +27,7 @@ class Route {
     scrollTo(0, 0);
   }
 
-  /** The parts of the path after the first: `/runs/abc` has `["abc"]`. */
+  /** The path segments after the first: `/runs/abc` gives `["abc"]`. */
   get rest(): string[] {
     return this.path.split("/").slice(2).filter(Boolean).map(decodeURIComponent);
   }

@@ -1,56 +1,56 @@
-// Who the page is to the server: the token that requests carry, and all requests.
+// The session: the token of the signed-in user. All requests to the server go through this module, which adds the token.
 //
-// `slipway up` prints a link that ends with `#token=...`. Browsers send what is behind `#` to no server and in no
-// Referer header; it is taken out of the address bar at once, so that it is neither bookmarked nor copied by mistake.
-// The token is kept in localStorage, so that it survives a reload and serves every tab of this origin; signing out in
-// one tab signs out all. No cookie is used, so a page of another site has nothing to ride on.
+// `slipway up` prints a link that ends with `#token=...`. Browsers never send the fragment behind `#` to a server, nor in
+// a Referer header; it is removed from the address bar at once, so that it is neither bookmarked nor copied by mistake.
+// The token is stored in localStorage, so that it survives a reload and is shared by all tabs of this origin; signing out
+// in one tab signs out all. No cookie is used, so another site cannot forge requests with this session (CSRF).
 
 const KEY = "slipway-token";
 const FRAGMENT = /^#token=([\x21-\x7e]+)$/;
-/** Any path that each known caller may read will do; this one costs the server little. */
-const CHECK = "/api/v1/status";
+/** Requested to check a token: every user may read it, and it costs the server little. */
+const CHECK_PATH = "/api/v1/status";
 
-/** The token in the address, which is taken out of it. */
-function offered(): string | undefined {
+/** Removes the token from the address bar and returns it. */
+function takeTokenFromUrl(): string | undefined {
   const found = FRAGMENT.exec(location.hash)?.[1];
   if (location.hash.startsWith("#token=")) history.replaceState(history.state, "", location.pathname + location.search);
   return found;
 }
 
 class Session {
-  /** Sent with every request; empty on a server that asks for none. */
+  /** Sent with every request; empty when nobody is signed in, which is enough for a server that requires no token. */
   token = $state(localStorage.getItem(KEY) ?? "");
-  /** The server has answered that it wants a token, or another one. */
-  needed = $state(false);
+  /** True after a response 401: the server requires a token, or rejects this one. */
+  signInRequired = $state(false);
 
   constructor() {
     // Another tab has signed in or out.
     addEventListener("storage", (event) => {
       if (event.key === KEY || event.key === null) this.#set(localStorage.getItem(KEY) ?? "");
     });
-    // A link that is opened in a tab that shows the page already changes nothing but the fragment.
-    addEventListener("hashchange", () => void this.takeOffered());
+    // Opening a sign-in link in a tab that already shows this page only changes the fragment, without a reload.
+    addEventListener("hashchange", () => void this.signInFromUrl());
   }
 
   #set(token: string) {
     this.token = token;
-    this.needed = false;
+    this.signInRequired = false;
   }
 
-  /** Signs in with the token of the link by which the page was opened, if there is one. */
-  async takeOffered() {
-    const token = offered();
-    // A link that somebody made up does not sign anybody out: its token has to be one of this server.
+  /** Signs in with the token in the URL, if there is one. */
+  async signInFromUrl() {
+    const token = takeTokenFromUrl();
+    // The token replaces the current one only if the server accepts it, so that a forged link cannot sign the user out.
     if (token && token !== this.token) await this.signIn(token).catch(() => undefined);
   }
 
-  /** Keeps a token if the server knows it. */
-  async signIn(token: string): Promise<"signed in" | "unknown"> {
-    if (!/^[\x21-\x7e]+$/.test(token)) return "unknown";
-    const answer = await request(CHECK, {}, token);
-    // 403: the server knows who it is, and does not let them see this.
-    if (answer.status === 401) return "unknown";
-    if (!answer.ok && answer.status !== 403) throw new Error(`the server answered ${answer.status}`);
+  /** Stores the token if the server accepts it. */
+  async signIn(token: string): Promise<"signed in" | "rejected"> {
+    if (!/^[\x21-\x7e]+$/.test(token)) return "rejected";
+    const response = await request(CHECK_PATH, {}, token);
+    // 403 means that the token is valid but lacks permission for this path.
+    if (response.status === 401) return "rejected";
+    if (!response.ok && response.status !== 403) throw new Error(`the server returned status ${response.status}`);
     localStorage.setItem(KEY, token);
     this.#set(token);
     return "signed in";
@@ -61,15 +61,15 @@ class Session {
     this.#set("");
   }
 
-  /** The server has refused a request that carried `token`; not of interest if another has taken its place meanwhile. */
-  refused(token: string) {
-    if (token === this.token) this.needed = true;
+  /** Records that the server rejected `token`; ignored if another token has replaced it meanwhile. */
+  rejected(token: string) {
+    if (token === this.token) this.signInRequired = true;
   }
 }
 
 export const session = new Session();
 
-/** Sends a request to this origin with this token, and with nothing that the browser keeps. */
+/** Sends a request to this origin with this token, and without cookies. */
 function request(path: string, init: RequestInit, token: string): Promise<Response> {
   if (!path.startsWith("/") || path.startsWith("//")) throw new Error(`${path} is not a path of this server`);
   const headers = new Headers(init.headers);
@@ -77,10 +77,10 @@ function request(path: string, init: RequestInit, token: string): Promise<Respon
   return fetch(path, { ...init, headers, credentials: "omit" });
 }
 
-/** `fetch`, as whoever is signed in. */
+/** `fetch` with the token of the session. */
 export async function send(path: string, init: RequestInit = {}): Promise<Response> {
   const token = session.token;
-  const answer = await request(path, init, token);
-  if (answer.status === 401) session.refused(token);
-  return answer;
+  const response = await request(path, init, token);
+  if (response.status === 401) session.rejected(token);
+  return response;
 }

@@ -1,4 +1,4 @@
-//! A bare axum JSON echo: what the HTTP stack under the gateway can do at best.
+//! A bare axum JSON echo: the upper bound for the HTTP stack of the gateway.
 
 use axum::{Json, Router, routing::post, serve::ListenerExt};
 

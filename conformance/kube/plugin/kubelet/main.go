@@ -1,9 +1,9 @@
-// A kubelet as far as device plugins see it: takes registrations, asks each plugin everything the kubelet asks, and prints the answers.
+// A test kubelet: it accepts registrations of device plugins, sends each plugin all requests of a real kubelet, and prints the responses.
 //
 //	kubelet FOLDER SECONDS
 //
-// FOLDER is where plugins look for kubelet.sock. Registrations are awaited until none came for SECONDS. Then every line of standard
-// input is an event: whatever the caller did to the machine, `wait SECONDS` later the devices' health is printed as one more line.
+// Plugins connect to FOLDER/kubelet.sock. The program waits for registrations until none has arrived for SECONDS. Then it reads commands
+// from standard input: `wait SECONDS` sleeps, and then prints the health of all devices as one line.
 package main
 
 import (
@@ -34,7 +34,7 @@ func (k *kubelet) Register(_ context.Context, request *api.RegisterRequest) (*ap
 	return &api.Empty{}, nil
 }
 
-// What one plugin said.
+// resource holds the responses of the plugin for one resource.
 type resource struct {
 	Options   *api.DevicePluginOptions `json:"options"`
 	Devices   map[string]string        `json:"devices"`
@@ -51,7 +51,7 @@ func check(err error) {
 	}
 }
 
-func (r *resource) follow(first chan<- bool) {
+func (r *resource) watch(first chan<- bool) {
 	stream, err := r.client.ListAndWatch(context.Background(), &api.Empty{})
 	check(err)
 	for {
@@ -82,7 +82,7 @@ func (r *resource) health() map[string]string {
 	return health
 }
 
-func (r *resource) ask() {
+func (r *resource) query() {
 	ids := []string{}
 	for id := range r.Devices {
 		ids = append(ids, id)
@@ -96,28 +96,28 @@ func (r *resource) ask() {
 			if size > len(ids) || must > size {
 				continue
 			}
-			answer, err := r.client.GetPreferredAllocation(deadline, &api.PreferredAllocationRequest{ContainerRequests: []*api.ContainerPreferredAllocationRequest{
+			response, err := r.client.GetPreferredAllocation(deadline, &api.PreferredAllocationRequest{ContainerRequests: []*api.ContainerPreferredAllocationRequest{
 				{AvailableDeviceIDs: ids, MustIncludeDeviceIDs: ids[len(ids)-must:], AllocationSize: int32(size)}}})
 			key := fmt.Sprintf("%d, %d given", size, must)
 			if err != nil {
 				r.Preferred[key] = err.Error()
 				continue
 			}
-			chosen := answer.ContainerResponses[0].DeviceIDs
+			chosen := response.ContainerResponses[0].DeviceIDs
 			sort.Strings(chosen)
 			r.Preferred[key] = chosen
 		}
 	}
-	asked := map[string][]string{"one": ids[:1], "all": ids, "unknown": {"GPU-none"}}
+	requests := map[string][]string{"one": ids[:1], "all": ids, "unknown": {"GPU-none"}}
 	if len(ids) > 1 {
-		asked["two"] = ids[len(ids)-2:]
+		requests["two"] = ids[len(ids)-2:]
 	}
-	for name, devices := range asked {
-		answer, err := r.client.Allocate(deadline, &api.AllocateRequest{ContainerRequests: []*api.ContainerAllocateRequest{{DevicesIds: devices}}})
+	for name, devices := range requests {
+		response, err := r.client.Allocate(deadline, &api.AllocateRequest{ContainerRequests: []*api.ContainerAllocateRequest{{DevicesIds: devices}}})
 		if err != nil {
 			r.Allocate[name] = err.Error()
 		} else {
-			r.Allocate[name] = answer.ContainerResponses[0]
+			r.Allocate[name] = response.ContainerResponses[0]
 		}
 	}
 }
@@ -140,36 +140,36 @@ func main() {
 		case request := <-k.registered:
 			connection, err := grpc.NewClient("unix:"+filepath.Join(folder, request.Endpoint), grpc.WithTransportCredentials(insecure.NewCredentials()))
 			check(err)
-			one := &resource{Options: request.Options, client: api.NewDevicePluginClient(connection)}
+			r := &resource{Options: request.Options, client: api.NewDevicePluginClient(connection)}
 			first := make(chan bool, 1)
-			go one.follow(first)
+			go r.watch(first)
 			select {
 			case <-first:
 			case <-time.After(10 * time.Second):
 				check(fmt.Errorf("%s lists no devices", request.ResourceName))
 			}
-			resources[request.ResourceName] = one
+			resources[request.ResourceName] = r
 		case <-time.After(quiet):
 			waiting = false
 		}
 	}
 	out := json.NewEncoder(os.Stdout)
-	for _, one := range resources {
-		one.ask()
+	for _, r := range resources {
+		r.query()
 	}
 	check(out.Encode(resources))
 
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		seconds, found := strings.CutPrefix(lines.Text(), "wait ")
-		pause, err := time.ParseDuration(seconds + "s")
+		delay, err := time.ParseDuration(seconds + "s")
 		if !found || err != nil {
-			check(fmt.Errorf("%q is not understood", lines.Text()))
+			check(fmt.Errorf("unknown command %q", lines.Text()))
 		}
-		time.Sleep(pause)
-		now := map[string]map[string]string{}
-		for name, one := range resources {
-			now[name] = one.health()
+		time.Sleep(delay)
+		health := map[string]map[string]string{}
+		for name, r := range resources {
+			health[name] = r.health()
 		}
-		check(out.Encode(now))
+		check(out.Encode(health))
 	}
 }

@@ -1,4 +1,6 @@
-//! The ledger: which machines of which provider are ours. It is written to disk before anything is ordered.
+//! The ledger: the file that lists the machines that slipway owns at each provider.
+//!
+//! An entry is written to disk before its machine is ordered, so that no machine is ordered twice after a crash.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,47 +9,48 @@ use serde::{Deserialize, Serialize};
 use crate::ClusterError;
 use crate::providers::Instance;
 use crate::spec::cloud::Group;
-use crate::spec::{Cluster, Machine, Made, Role, Ssh};
+use crate::spec::{Cluster, Machine, Provisioned, Role, Ssh};
 use crate::state::State;
 
+/// Name of the ledger's file in the cluster's folder, without `.json`.
 pub(super) const DOCUMENT: &str = "machines";
-/// The longest that one order may be under way: six attempts of a minute each, with the pauses that a provider may ask for.
-const ORDER_MS: i64 = 20 * 60 * 1000;
-/// The provider's clock and ours may differ by this much.
+/// Maximum duration of one order: six attempts of a minute each, and the delays that the provider may request in between.
+const ORDER_TIMEOUT_MS: i64 = 20 * 60 * 1000;
+/// Maximum difference between the provider's clock and the controller's.
 const CLOCK_SKEW_MS: i64 = 10 * 60 * 1000;
 
-/// A machine of ours.
+/// A machine in the ledger: ordered by slipway, or adopted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Owned {
-    /// Who makes it.
+    /// Name of its provider in `spec.providers`.
     pub provider: String,
-    /// Which group it is of.
+    /// Name of its group in `spec.groups`.
     pub group: String,
-    /// What it is for; kept here because the file no longer says so once the group is gone.
+    /// Its roles. They are stored here because the machine still exists when its group was removed from the file.
     pub roles: BTreeSet<Role>,
-    /// The provider's identifier; none while it is not known whether the order was taken.
+    /// The provider's identifier; `None` while it is unknown whether the provider accepted the order.
     pub id: Option<String>,
-    /// It existed before us and is never deleted.
+    /// The machine was created outside of slipway, so slipway never deletes it.
     pub adopted: bool,
     /// When it was ordered, in milliseconds since 1970.
     pub since_ms: i64,
-    /// Where it was reached last.
+    /// The last known IP address; `None` until it was first reachable.
     pub address: Option<String>,
-    /// Its address in the private network.
+    /// The last known IP address in the private network.
     pub internal: Option<String>,
 }
 
 /// The machines by their names in the cluster.
 pub(super) type Ledger = BTreeMap<String, Owned>;
 
-/// The ledger on disk. One that is there and cannot be read is an error: taken for an empty one, every machine would be ordered again.
+/// Reads the ledger. An unreadable ledger is an error: if it were treated as empty, every machine would be ordered again.
 pub(super) fn load(state: &State) -> Result<Ledger, ClusterError> {
     Ok(state.load(DOCUMENT)?.unwrap_or_default())
 }
 
 impl Owned {
-    /// The intention to order a machine of this group.
+    /// The entry for a machine of this group that is about to be ordered. It has no identifier yet.
     pub(super) fn intention(group: &Group) -> Self {
         Self {
             provider: group.provider.clone(),
@@ -61,14 +64,14 @@ impl Owned {
         }
     }
 
-    /// Whether this machine was created at the time of our order. A machine of the same name that somebody else created at another time
-    /// is not ours; a provider that does not tell the time is believed by the name alone.
-    pub(super) fn fits(&self, instance: &Instance) -> bool {
-        let (first, last) = (self.since_ms - CLOCK_SKEW_MS, self.since_ms + ORDER_MS + CLOCK_SKEW_MS);
+    /// Whether this instance was created at the time of the order. An instance with the right name but another creation time was created
+    /// by someone else. If the provider does not report the creation time, the name alone decides.
+    pub(super) fn matches_order(&self, instance: &Instance) -> bool {
+        let (first, last) = (self.since_ms - CLOCK_SKEW_MS, self.since_ms + ORDER_TIMEOUT_MS + CLOCK_SKEW_MS);
         instance.created_ms.is_none_or(|at| (first..=last).contains(&at))
     }
 
-    /// The machine as the rest of the cluster knows it, once it can be reached.
+    /// The machine as an entry of `spec.machines`; `None` until it has an identifier and an address.
     pub(super) fn machine(&self, name: &str, ssh: Option<Ssh>) -> Option<Machine> {
         Some(Machine {
             name: name.to_owned(),
@@ -76,12 +79,12 @@ impl Owned {
             internal_address: self.internal.clone(),
             roles: self.roles.clone(),
             ssh,
-            made: Some(Made { id: self.id.clone()?, adopted: self.adopted }),
+            provisioned: Some(Provisioned { id: self.id.clone()?, adopted: self.adopted }),
         })
     }
 }
 
-/// The cluster with the machines of its groups that exist, as they were last seen. Asks no provider.
+/// The cluster with the provisioned machines of its groups added to `spec.machines`. Reads only the ledger and calls no provider.
 ///
 /// # Errors
 /// [`ClusterError::Io`] when the ledger cannot be read.
@@ -96,10 +99,10 @@ pub fn resolved(cluster: &Cluster, state: &State) -> Result<Cluster, ClusterErro
     Ok(out)
 }
 
-/// Whether there are machines of ours, whatever the file says of them.
+/// Whether the ledger has any machine, even one that is no longer in the file.
 ///
 /// # Errors
 /// [`ClusterError::Io`] when the ledger cannot be read.
-pub fn any(state: &State) -> Result<bool, ClusterError> {
+pub fn owns_machines(state: &State) -> Result<bool, ClusterError> {
     Ok(!load(state)?.is_empty())
 }

@@ -1,7 +1,8 @@
-//! Machines that providers make for the groups of a cluster.
+//! The machines of a cluster's groups, which cloud providers create.
 //!
-//! What is ours is written down ([`ledger`]) before it is ordered ([`orders`]), so that an order is never given twice and nothing is
-//! deleted that is not ours. A machine is ours by its identifier; one that only has the right name is somebody else's until it is adopted.
+//! Each machine is recorded in the [`ledger`] before it is ordered ([`orders`]), so that no machine is ordered twice and no foreign machine
+//! is deleted. Slipway owns a machine only if the ledger has its identifier. A machine that merely has the right name is foreign until the
+//! user adopts it.
 
 mod ledger;
 mod orders;
@@ -15,7 +16,7 @@ use serde::Serialize;
 use tokio::sync::OnceCell;
 
 use self::ledger::Ledger;
-pub use self::ledger::{Owned, any, resolved};
+pub use self::ledger::{Owned, owns_machines, resolved};
 use crate::ClusterError;
 use crate::providers::{self, Instance, Power, Provider};
 use crate::resource::Change;
@@ -23,57 +24,58 @@ use crate::spec::cloud::Group;
 use crate::spec::{Cluster, Machine};
 use crate::state::State;
 
-/// A machine of a cluster that a provider makes, as far as it is there.
+/// A machine of a group, whether or not it exists yet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Member {
-    /// Its name in the cluster.
+    /// Name in the cluster, such as `gpu-1`.
     pub name: String,
-    /// What is written down of it.
+    /// The entry in the ledger.
     pub owned: Option<Owned>,
-    /// What its provider says.
+    /// The machine as its provider reports it.
     pub instance: Option<Instance>,
-    /// The file wants it.
-    pub wanted: bool,
+    /// The file still has this machine; otherwise it is going to be removed.
+    pub desired: bool,
 }
 
-/// What a machine costs.
+/// The price of a machine.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Price {
-    /// The machine.
+    /// Name of the machine in the cluster.
     pub machine: String,
-    /// Who makes it.
+    /// Name of its provider in `spec.providers`.
     pub provider: String,
-    /// The provider's size.
+    /// The provider's name of the size, such as `s-4vcpu-8gb`.
     pub size: String,
-    /// Whether it is there, and whether it is on.
+    /// `on`, `off` or `not there`.
     pub state: &'static str,
-    /// US dollars an hour as it is now; none where the provider does not say.
+    /// US dollars per hour in its current state; `None` if the provider does not report it.
     pub hourly: Option<f64>,
 }
 
-/// What a provider was asked once and need not be asked again.
+/// Lists of a provider, each requested at most once per command.
 #[derive(Debug, Default)]
-struct Asked {
+struct ProviderCache {
     machines: OnceCell<Vec<Instance>>,
     prices: OnceCell<BTreeMap<String, f64>>,
 }
 
-/// The machines of a cluster's groups, and who makes them.
+/// The machines of a cluster's groups, and their providers.
 #[derive(Debug)]
 pub struct Fleet {
     cluster: Cluster,
     state: State,
     providers: BTreeMap<String, Box<dyn Provider>>,
-    asked: BTreeMap<String, Asked>,
+    caches: BTreeMap<String, ProviderCache>,
     ledger: Mutex<Ledger>,
 }
 
 impl Fleet {
-    /// Of this cluster. Reads the tokens of the providers that its groups and machines are of.
+    /// Opens the fleet of a cluster. Reads the API tokens of all providers that its groups or the ledger name.
     ///
     /// # Errors
-    /// [`ClusterError::Secret`], [`ClusterError::Io`] when the ledger cannot be read, or when a provider's endpoint cannot be used.
+    /// [`ClusterError::Secret`], [`ClusterError::Io`] when the ledger cannot be read, or [`ClusterError::Provider`] when an endpoint is
+    /// invalid.
     pub fn connect(cluster: &Cluster, state: &State) -> Result<Self, ClusterError> {
         let ledger = ledger::load(state)?;
         let used: BTreeSet<&String> =
@@ -82,7 +84,7 @@ impl Fleet {
         for name in used {
             let account = cluster.spec.providers.get(name).ok_or_else(|| ClusterError::Spec {
                 file: "spec.providers".into(),
-                reason: format!("there are machines of '{name}', which the file does not have"),
+                reason: format!("'{name}' is missing, but machines of this provider exist"),
             })?;
             providers.insert(name.clone(), providers::connect(name, account, &cluster.trusted)?);
         }
@@ -90,114 +92,121 @@ impl Fleet {
     }
 
     fn new(cluster: &Cluster, state: &State, providers: BTreeMap<String, Box<dyn Provider>>, ledger: Ledger) -> Self {
-        let asked = providers.keys().map(|name| (name.clone(), Asked::default())).collect();
-        Self { cluster: cluster.clone(), state: state.clone(), providers, asked, ledger: Mutex::new(ledger) }
+        let caches = providers.keys().map(|name| (name.clone(), ProviderCache::default())).collect();
+        Self { cluster: cluster.clone(), state: state.clone(), providers, caches, ledger: Mutex::new(ledger) }
     }
 
-    /// The provider's name of a machine.
+    /// The name of a machine at its provider: the cluster's name and the machine's, such as `lab-gpu-1`.
     fn full_name(&self, name: &str) -> String {
         format!("{}-{name}", self.cluster.metadata.name)
     }
 
-    /// Reads the ledger again: who has the cluster's lock sees what others wrote before.
+    /// Reads the ledger again. Call it after taking the cluster's lock, because another command may have changed the ledger before.
     ///
     /// # Errors
     /// [`ClusterError::Io`] when it cannot be read.
-    pub fn renew(&self) -> Result<(), ClusterError> {
+    pub fn reload(&self) -> Result<(), ClusterError> {
         *self.ledger.lock() = ledger::load(&self.state)?;
         Ok(())
     }
 
     fn provider(&self, name: &str) -> Result<&dyn Provider, ClusterError> {
-        self.providers.get(name).map(AsRef::as_ref).ok_or_else(|| unknown(name))
+        self.providers.get(name).map(AsRef::as_ref).ok_or_else(|| unknown_provider(name))
     }
 
-    /// What a provider has, asked once.
-    async fn listed(&self, provider: &str) -> Result<&[Instance], ClusterError> {
-        let asked = self.asked.get(provider).ok_or_else(|| unknown(provider))?;
-        Ok(asked.machines.get_or_try_init(|| async { self.provider(provider)?.list().await }).await?)
+    /// All machines at a provider, from the cache after the first call.
+    async fn cached_instances(&self, provider: &str) -> Result<&[Instance], ClusterError> {
+        let cache = self.caches.get(provider).ok_or_else(|| unknown_provider(provider))?;
+        Ok(cache.machines.get_or_try_init(|| async { self.provider(provider)?.list().await }).await?)
     }
 
-    fn keep(&self, change: impl FnOnce(&mut Ledger)) -> Result<(), ClusterError> {
+    /// Changes the ledger and writes it to disk.
+    fn update_ledger(&self, change: impl FnOnce(&mut Ledger)) -> Result<(), ClusterError> {
         let mut ledger = self.ledger.lock();
         change(&mut ledger);
-        self.state.keep(ledger::DOCUMENT, &*ledger)
+        self.state.save(ledger::DOCUMENT, &*ledger)
     }
 
     fn owned(&self, name: &str) -> Option<Owned> {
         self.ledger.lock().get(name).cloned()
     }
 
-    /// The group that has this machine.
+    /// The group in the file that has this machine.
     fn group(&self, name: &str) -> Option<&Group> {
         self.cluster.spec.groups.iter().find(|g| g.names().any(|n| n == name))
     }
 
-    /// Names of the machines that the file wants.
-    pub fn wanted(&self) -> Vec<String> {
+    /// Names of all machines of the file's groups.
+    pub fn desired_names(&self) -> Vec<String> {
         self.cluster.spec.groups.iter().flat_map(|g| g.names().collect::<Vec<_>>()).collect()
     }
 
-    /// Machines of ours that the file no longer wants, and that can be reached.
+    /// Machines in the ledger that are no longer in the file, without those that never got an address.
     pub fn leaving(&self) -> Vec<Machine> {
-        let wanted = self.wanted();
+        let desired = self.desired_names();
         let ledger = self.ledger.lock();
-        ledger.iter().filter(|(n, _)| !wanted.contains(n)).filter_map(|(n, o)| o.machine(n, None)).collect()
+        ledger.iter().filter(|(n, _)| !desired.contains(n)).filter_map(|(n, o)| o.machine(n, None)).collect()
     }
 
-    /// Machines of ours that never got an address: all of them, or only those that the file does not want.
-    pub fn unprovisioned(&self, wanted: bool) -> Vec<String> {
-        let names = self.wanted();
+    /// Machines in the ledger that never got an address. With `include_desired`, also those that are still in the file.
+    pub fn unprovisioned(&self, include_desired: bool) -> Vec<String> {
+        let desired = self.desired_names();
         let ledger = self.ledger.lock();
         let without_address = ledger.iter().filter(|(_, o)| o.address.is_none());
-        without_address.map(|(name, _)| name.clone()).filter(|name| wanted || !names.contains(name)).collect()
+        without_address
+            .map(|(name, _)| name.clone())
+            .filter(|name| include_desired || !desired.contains(name))
+            .collect()
     }
 
-    /// Every machine that is wanted or ours.
+    /// Every machine that is in the file or in the ledger.
     ///
     /// # Errors
-    /// When a provider does not answer.
+    /// When a request to a provider fails.
     pub async fn members(&self) -> Result<Vec<Member>, ClusterError> {
-        let mut names = self.wanted();
+        let mut names = self.desired_names();
         names.extend(self.ledger.lock().keys().filter(|n| !names.contains(n)).cloned().collect::<Vec<_>>());
         let mut out = Vec::new();
         for name in names {
             let (owned, group) = (self.owned(&name), self.group(&name));
             let Some(provider) = owned.as_ref().map(|o| &o.provider).or(group.map(|g| &g.provider)) else { continue };
-            let (all, full) = (self.listed(provider).await?, self.full_name(&name));
+            let (all, full) = (self.cached_instances(provider).await?, self.full_name(&name));
             let instance = match owned.as_ref().and_then(|o| o.id.as_ref()) {
                 Some(id) => all.iter().find(|i| i.id == *id),
                 None => all.iter().find(|i| i.name == full),
             };
-            out.push(Member { wanted: group.is_some(), instance: instance.cloned(), owned, name });
+            out.push(Member { desired: group.is_some(), instance: instance.cloned(), owned, name });
         }
         Ok(out)
     }
 
-    /// What would be done to machines, with what it costs.
+    /// The changes that an apply would make to machines at their providers, with prices of new machines. Changes nothing.
     ///
     /// # Errors
-    /// When a provider does not answer.
+    /// When a request to a provider fails.
     pub async fn plan(&self) -> Result<Vec<(String, Change)>, ClusterError> {
         let mut out = Vec::new();
         for member in self.members().await? {
             let name = member.name.clone();
-            let moved =
-                member.owned.as_ref().zip(self.group(&name)).and_then(|(owned, group)| orders::moved(owned, group));
-            if let Some(reason) = moved {
+            let provider_changed = member
+                .owned
+                .as_ref()
+                .zip(self.group(&name))
+                .and_then(|(owned, group)| orders::provider_changed(owned, group));
+            if let Some(reason) = provider_changed {
                 out.push((name, Change::alter(reason)));
                 continue;
             }
             let change = match (&member.owned, &member.instance) {
-                (Some(owned), _) if !member.wanted && owned.adopted => {
-                    Change::remove("leaves the cluster; it was adopted, so it stays")
+                (Some(owned), _) if !member.desired && owned.adopted => {
+                    Change::remove("leaves the cluster; not deleted, because it was adopted")
                 }
-                (Some(_), _) if !member.wanted => Change::remove("leaves the cluster and is deleted"),
-                (None, Some(instance)) => Change::alter(foreign(&name, instance)),
+                (Some(_), _) if !member.desired => Change::remove("leaves the cluster and is deleted"),
+                (None, Some(instance)) => Change::alter(foreign_message(&name, instance)),
                 (Some(_) | None, None) => {
                     let Some(group) = self.group(&name) else { continue };
                     let price = self.price(&group.provider, &group.size).await?;
-                    let price = price.map_or_else(|| "price not told".into(), |p| format!("{p:.3} $/h"));
+                    let price = price.map_or_else(|| "price unknown".into(), |p| format!("{p:.3} $/h"));
                     Change::add(format!("machine {} of {}, {price}", group.size, group.provider))
                 }
                 (Some(_), Some(instance)) if instance.power != Power::On => Change::alter("turned on"),
@@ -208,18 +217,19 @@ impl Fleet {
         Ok(out)
     }
 
+    /// US dollars per hour of a size; `None` if it is unknown.
     async fn price(&self, provider: &str, size: &str) -> Result<Option<f64>, ClusterError> {
-        let asked = self.asked.get(provider).ok_or_else(|| unknown(provider))?;
-        let prices = asked.prices.get_or_try_init(|| async { self.provider(provider)?.prices().await }).await?;
-        // Who has no list of prices tells them with machines.
-        let of_others = self.listed(provider).await?.iter().find(|i| i.size == size).and_then(|i| i.hourly);
-        Ok(prices.get(size).copied().or(of_others))
+        let cache = self.caches.get(provider).ok_or_else(|| unknown_provider(provider))?;
+        let prices = cache.prices.get_or_try_init(|| async { self.provider(provider)?.prices().await }).await?;
+        // A provider without a price list reports the price with each existing machine.
+        let of_existing = self.cached_instances(provider).await?.iter().find(|i| i.size == size).and_then(|i| i.hourly);
+        Ok(prices.get(size).copied().or(of_existing))
     }
 
-    /// What all machines of the groups cost an hour, as the file wants them.
+    /// US dollars per hour of all machines that the file's groups have; `None` if one of the prices is unknown.
     ///
     /// # Errors
-    /// When a provider does not answer.
+    /// When a request to a provider fails.
     pub async fn hourly(&self) -> Result<Option<f64>, ClusterError> {
         let mut all = 0.0;
         for group in &self.cluster.spec.groups {
@@ -229,10 +239,10 @@ impl Fleet {
         Ok(Some(all))
     }
 
-    /// What every machine costs.
+    /// The current price of every machine that is in the file or in the ledger.
     ///
     /// # Errors
-    /// When a provider does not answer.
+    /// When a request to a provider fails.
     pub async fn prices(&self) -> Result<Vec<Price>, ClusterError> {
         let mut out = Vec::new();
         for member in self.members().await? {
@@ -261,41 +271,41 @@ impl Fleet {
         Ok(out)
     }
 
-    /// Takes a machine that exists as one of a group. It is never deleted.
+    /// Uses an existing machine of the provider as this machine of a group. An adopted machine is never deleted.
     ///
     /// # Errors
-    /// When the name is of no group, is taken, or the provider has no such machine.
+    /// When no group has this name, the name or the machine is in the ledger already, or the provider has no such machine.
     pub async fn adopt(&self, name: &str, id: &str) -> Result<Instance, ClusterError> {
-        let wrong = |reason: String| ClusterError::Spec { file: format!("machine '{name}'"), reason };
-        let group = self.group(name).ok_or_else(|| wrong("no group has it; raise its count first".into()))?;
-        // An order of unknown outcome may be settled by a person who says which machine it is.
+        let invalid = |reason: String| ClusterError::Spec { file: format!("machine '{name}'"), reason };
+        let group = self.group(name).ok_or_else(|| invalid("no group has it; raise the group's count first".into()))?;
+        // An entry without an identifier is an order of unknown outcome. It may be replaced, because the user names the machine now.
         if let Some(Owned { provider, id: Some(own), .. }) = self.owned(name) {
-            return Err(wrong(format!("it is {own} of {provider}")));
+            return Err(invalid(format!("it is machine {own} of {provider} already")));
         }
         if !providers::is_identifier(id) {
-            return Err(wrong(format!("'{id}' is no identifier of a machine")));
+            return Err(invalid(format!("'{id}' is not a valid machine identifier")));
         }
         let found = self.provider(&group.provider)?.get(id).await?;
-        let instance = found.ok_or_else(|| wrong(format!("{} has no machine {id}", group.provider)))?;
+        let instance = found.ok_or_else(|| invalid(format!("{} has no machine {id}", group.provider)))?;
         let same = |owned: &Owned| owned.provider == group.provider && owned.id.as_ref() == Some(&instance.id);
         if let Some((other, _)) = self.ledger.lock().iter().find(|(_, owned)| same(owned)) {
-            return Err(wrong(format!("{id} is '{other}'")));
+            return Err(invalid(format!("{id} is used as '{other}' already")));
         }
         let owned = Owned { id: Some(instance.id.clone()), adopted: true, ..Owned::intention(group) };
-        self.keep(|ledger| {
+        self.update_ledger(|ledger| {
             ledger.insert(name.to_owned(), owned);
         })?;
         Ok(instance)
     }
 }
 
-fn unknown(provider: &str) -> ClusterError {
-    ClusterError::Provider { provider: provider.into(), status: 0, message: "the file does not have it".into() }
+fn unknown_provider(provider: &str) -> ClusterError {
+    ClusterError::Provider { provider: provider.into(), status: 0, message: "it is not in spec.providers".into() }
 }
 
-fn foreign(name: &str, instance: &Instance) -> String {
+fn foreign_message(name: &str, instance: &Instance) -> String {
     format!(
-        "machine {} is there as {} and was not made from here; `slipway cluster adopt {name} {}` takes it as it is",
+        "a machine named {} exists (id {}) that slipway did not create; `slipway cluster adopt {name} {}` uses it as it is",
         instance.name, instance.id, instance.id
     )
 }

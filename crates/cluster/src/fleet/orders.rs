@@ -1,49 +1,49 @@
-//! What costs money or destroys something: ordering machines, turning them on and off, deleting them.
+//! Operations that cost money or destroy data: ordering machines, powering them on and off, deleting them.
 //!
-//! Providers have no idempotency keys, so exactly one order is a matter of the ledger: the intention stands on disk before the order is
-//! given, and the identifier as soon as the answer is there. After a crash, or when the answer is lost, the machine is looked for by its
-//! name as long as lists may lag behind orders. Waiting is measured from when the looking begins, by the monotonic clock: neither a slow
-//! order nor a wall clock that was set makes it shorter.
+//! The providers have no idempotency keys, so the ledger ensures that each machine is ordered exactly once: the intention is on disk
+//! before the order is sent, and the identifier as soon as the response arrives. After a crash or a lost response, the machine is searched
+//! by its name for as long as the provider's lists may lag behind orders. That time is measured with the monotonic clock from the beginning
+//! of the search, so neither a slow order nor a change of the wall clock shortens it.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::ledger::Owned;
-use super::{Fleet, foreign};
+use super::{Fleet, foreign_message};
 use crate::ClusterError;
 use crate::providers::{Instance, Power, Provider};
 use crate::spec::Machine;
 use crate::spec::cloud::Group;
 
-/// The longest that a machine may take to be created, turned on, turned off or deleted.
+/// How long a provider may take to create, power on, power off or delete a machine.
 const MACHINE_TIMEOUT: Duration = Duration::from_secs(900);
-/// Between two questions to a provider.
+/// Interval between two requests for the state of a machine.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// A list shows a new machine within this.
+/// Maximum time until a new machine appears in the provider's list.
 const LIST_LAG: Duration = Duration::from_secs(60);
-/// A question by identifier finds a new machine within this.
+/// Maximum time until a request by identifier finds a new machine.
 const GET_LAG: Duration = Duration::from_secs(15);
 
 impl Fleet {
-    /// Makes sure that a machine exists, is on and has an address. Returns how many things were changed for it.
+    /// Ensures that a machine exists, is powered on and has an address. Returns the machine and the number of changes.
     ///
     /// # Errors
-    /// When the provider refuses, or it takes too long.
+    /// When a request to the provider fails, or after [`MACHINE_TIMEOUT`].
     pub(crate) async fn ensure(&self, name: &str) -> Result<(Machine, usize), ClusterError> {
-        let wrong = |reason: &str| ClusterError::Spec { file: format!("machine '{name}'"), reason: reason.into() };
-        let group = self.group(name).ok_or_else(|| wrong("no group has it"))?;
-        if let Some(reason) = self.owned(name).and_then(|owned| moved(&owned, group)) {
-            return Err(wrong(&reason));
+        let invalid = |reason: &str| ClusterError::Spec { file: format!("machine '{name}'"), reason: reason.into() };
+        let group = self.group(name).ok_or_else(|| invalid("no group has it"))?;
+        if let Some(reason) = self.owned(name).and_then(|owned| provider_changed(&owned, group)) {
+            return Err(invalid(&reason));
         }
         let provider = self.provider(&group.provider)?;
-        let (mut instance, mut changes) = self.found_or_ordered(name, group, provider).await?;
-        let until = Instant::now() + MACHINE_TIMEOUT;
+        let (mut instance, mut changes) = self.find_or_order(name, group, provider).await?;
+        let deadline = Instant::now() + MACHINE_TIMEOUT;
         let mut turned_on = false;
         loop {
             if let (Power::On, Some(address)) = (instance.power, &instance.address) {
                 let (address, internal) = (address.clone(), instance.internal.clone());
-                self.keep(|ledger| {
+                self.update_ledger(|ledger| {
                     if let Some(owned) = ledger.get_mut(name) {
                         (owned.address, owned.internal) = (Some(address), internal);
                     }
@@ -55,13 +55,14 @@ impl Fleet {
                 turned_on = true;
                 changes += 1;
             }
-            instance = self.asked_later(provider, &instance, until, "to be on and have an address").await?;
+            instance = self.poll(provider, &instance, deadline, "to power on and get an address").await?;
         }
         let machine = self.owned(name).and_then(|owned| owned.machine(name, group.ssh.clone()));
-        Ok((machine.ok_or_else(|| wrong("it is not in the ledger"))?, changes))
+        Ok((machine.ok_or_else(|| invalid("it is not in the ledger"))?, changes))
     }
 
-    async fn found_or_ordered(
+    /// Returns the machine if it exists, and orders it otherwise. Also returns the number of changes.
+    async fn find_or_order(
         &self,
         name: &str,
         group: &Group,
@@ -72,7 +73,7 @@ impl Fleet {
                 if let Some(instance) = visible(provider, &id).await? {
                     return Ok((instance, 0));
                 }
-                // Somebody deleted it: another is ordered.
+                // The machine was deleted outside of slipway, so a new one is ordered.
             }
             Some(intention) => {
                 if let Some(instance) = self.find_order(name, &intention, provider).await? {
@@ -83,7 +84,7 @@ impl Fleet {
         }
         self.refuse_foreign(name, provider).await?;
         let intention = Owned::intention(group);
-        self.keep(|ledger| {
+        self.update_ledger(|ledger| {
             ledger.insert(name.to_owned(), intention.clone());
         })?;
         let error = match provider.create(&self.full_name(name), &self.cluster.metadata.name, group).await {
@@ -93,43 +94,43 @@ impl Fleet {
             }
             Err(error) => error,
         };
-        if !refused(&error) {
+        if !was_rejected(&error) {
             match self.find_order(name, &intention, provider).await {
                 Ok(Some(instance)) => return Ok((instance, 1)),
                 Ok(None) => {}
-                // The intention stays on disk, and the next apply looks again.
+                // The intention stays on disk, so the next apply searches for the machine again.
                 Err(_) => return Err(error),
             }
         }
-        self.keep(|ledger| {
+        self.update_ledger(|ledger| {
             ledger.remove(name);
         })?;
         Err(error)
     }
 
-    /// Writes down which machine an order became.
+    /// Records the identifier of an ordered machine.
     fn identify(&self, name: &str, id: &str) -> Result<(), ClusterError> {
-        self.keep(|ledger| {
+        self.update_ledger(|ledger| {
             if let Some(owned) = ledger.get_mut(name) {
                 owned.id = Some(id.to_owned());
             }
         })
     }
 
-    /// A machine that has our name and is not in the ledger is somebody else's, and no second one is ordered beside it. The provider is
-    /// asked anew: what was listed for a plan may be an hour old.
+    /// Fails if a machine of this name exists that is not in the ledger: it is foreign, and slipway orders no second machine of that name.
+    /// The cached list of the plan is not used, because it may be an hour old.
     async fn refuse_foreign(&self, name: &str, provider: &dyn Provider) -> Result<(), ClusterError> {
         let full = self.full_name(name);
         for other in provider.list().await?.into_iter().filter(|i| i.name == full) {
-            // A list may still show one that is deleted.
+            // The list may still contain a deleted machine, so the machine itself is requested.
             if provider.get(&other.id).await?.is_some() {
-                return Err(ClusterError::Foreign(foreign(name, &other)));
+                return Err(ClusterError::Foreign(foreign_message(name, &other)));
             }
         }
         Ok(())
     }
 
-    /// The machine that an order of unknown outcome became; none when the order was not taken.
+    /// Searches for the machine of an order whose outcome is unknown. Returns `None` if the provider did not accept the order.
     async fn find_order(
         &self,
         name: &str,
@@ -137,49 +138,50 @@ impl Fleet {
         provider: &dyn Provider,
     ) -> Result<Option<Instance>, ClusterError> {
         let full = self.full_name(name);
-        let until = Instant::now() + LIST_LAG;
+        let deadline = Instant::now() + LIST_LAG;
         loop {
             let mut found: Vec<Instance> =
-                provider.list().await?.into_iter().filter(|i| i.name == full && intention.fits(i)).collect();
+                provider.list().await?.into_iter().filter(|i| i.name == full && intention.matches_order(i)).collect();
             if found.len() > 1 {
                 let ids = found.iter().map(|i| i.id.as_str()).collect::<Vec<_>>().join(", ");
                 return Err(ClusterError::Foreign(format!(
-                    "several machines are called {full} ({ids}), and it is not known which was ordered from here; \
-                     `slipway cluster adopt {name} ID` takes one of them"
+                    "several machines are named {full} ({ids}), and slipway does not know which one it ordered; \
+                     choose one with `slipway cluster adopt {name} ID`"
                 )));
             }
             if let Some(instance) = found.pop() {
                 self.identify(name, &instance.id)?;
                 return Ok(Some(instance));
             }
-            if Instant::now() >= until {
+            if Instant::now() >= deadline {
                 return Ok(None);
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Asks for a machine again after a pause.
-    async fn asked_later(
+    /// Waits for [`POLL_INTERVAL`] and requests the machine again. `goal` completes the error message after `deadline`.
+    async fn poll(
         &self,
         provider: &dyn Provider,
         instance: &Instance,
-        until: Instant,
-        what: &str,
+        deadline: Instant,
+        goal: &str,
     ) -> Result<Instance, ClusterError> {
-        if Instant::now() > until {
-            let reason = format!("it took more than {} s {what}", MACHINE_TIMEOUT.as_secs());
+        if Instant::now() > deadline {
+            let reason = format!("it took more than {} s {goal}", MACHINE_TIMEOUT.as_secs());
             return Err(ClusterError::Host { host: instance.name.clone(), reason });
         }
         tokio::time::sleep(POLL_INTERVAL).await;
-        // A new machine may not be found at once.
-        Ok(provider.get(&instance.id).await?.unwrap_or_else(|| Instance { power: Power::Between, ..instance.clone() }))
+        // The provider may not find a new machine at first.
+        let current = provider.get(&instance.id).await?;
+        Ok(current.unwrap_or_else(|| Instance { power: Power::Transitioning, ..instance.clone() }))
     }
 
-    /// Turns a machine off.
+    /// Powers a machine off and waits until it is off. Returns the number of changes.
     ///
     /// # Errors
-    /// When the provider refuses, or it takes too long.
+    /// When a request to the provider fails, or after [`MACHINE_TIMEOUT`].
     pub(crate) async fn power_off(&self, name: &str) -> Result<usize, ClusterError> {
         let Some(Owned { provider, id: Some(id), .. }) = self.owned(name) else { return Ok(0) };
         let provider = self.provider(&provider)?;
@@ -188,22 +190,23 @@ impl Fleet {
             return Ok(0);
         }
         provider.power(&id, false).await?;
-        let until = Instant::now() + MACHINE_TIMEOUT;
+        let deadline = Instant::now() + MACHINE_TIMEOUT;
         while instance.power != Power::Off {
-            instance = self.asked_later(provider, &instance, until, "to be off").await?;
+            instance = self.poll(provider, &instance, deadline, "to power off").await?;
         }
         Ok(1)
     }
 
-    /// Deletes a machine that was made for us. One that was adopted is only forgotten.
+    /// Deletes a machine and removes it from the ledger. An adopted machine is only removed from the ledger.
     ///
     /// # Errors
-    /// When the provider refuses.
+    /// When a request to the provider fails.
     pub(crate) async fn delete(&self, name: &str) -> Result<usize, ClusterError> {
         let Some(owned) = self.owned(name) else { return Ok(0) };
         if !owned.adopted {
             let provider = self.provider(&owned.provider)?;
-            // A provider answers "not there" for a machine that was ordered just now, and deletes nothing: so it must be visible first.
+            // A provider responds "not found" to the deletion of a machine that was ordered just now, and keeps the machine. So the machine
+            // must be visible before it is deleted.
             let instance = match &owned.id {
                 Some(id) => visible(provider, id).await?,
                 None => self.find_order(name, &owned, provider).await?,
@@ -212,19 +215,19 @@ impl Fleet {
                 delete_at(provider, &instance.id).await?;
             }
         }
-        self.keep(|ledger| {
+        self.update_ledger(|ledger| {
             ledger.remove(name);
         })?;
         Ok(1)
     }
 }
 
-/// Deletes a machine; waits while the provider is busy with something else on it.
+/// Deletes a machine, and retries while another operation on it is in progress at the provider.
 async fn delete_at(provider: &dyn Provider, id: &str) -> Result<(), ClusterError> {
-    let until = Instant::now() + MACHINE_TIMEOUT;
+    let deadline = Instant::now() + MACHINE_TIMEOUT;
     loop {
         match provider.delete(id).await {
-            Err(ClusterError::Provider { status: 409 | 422 | 423, .. }) if Instant::now() < until => {
+            Err(ClusterError::Provider { status: 409 | 422 | 423, .. }) if Instant::now() < deadline => {
                 tokio::time::sleep(POLL_INTERVAL).await;
             }
             done => return done,
@@ -232,31 +235,32 @@ async fn delete_at(provider: &dyn Provider, id: &str) -> Result<(), ClusterError
     }
 }
 
-/// A machine by its identifier; none when it does not exist, which is known only after a new machine would have become visible.
+/// Requests a machine by its identifier. Returns `None` only after [`GET_LAG`], because a new machine is not visible at first.
 async fn visible(provider: &dyn Provider, id: &str) -> Result<Option<Instance>, ClusterError> {
-    let until = Instant::now() + GET_LAG;
+    let deadline = Instant::now() + GET_LAG;
     loop {
         if let Some(instance) = provider.get(id).await? {
             return Ok(Some(instance));
         }
-        if Instant::now() >= until {
+        if Instant::now() >= deadline {
             return Ok(None);
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Whether the provider said that it did not take an order. Of every other error nobody knows: the order may have been taken and only its
-/// answer lost. That includes 408 (the request came in too slowly) and 499 (a proxy gave up), which say nothing of what was done.
-fn refused(error: &ClusterError) -> bool {
+/// Whether the provider definitely rejected an order. After any other error the outcome is unknown, because the provider may have accepted
+/// the order while its response was lost. That includes 408 (the request arrived too slowly) and 499 (a proxy gave up).
+fn was_rejected(error: &ClusterError) -> bool {
     matches!(error, ClusterError::Provider { status: 400..=407 | 409..=498, .. })
 }
 
-/// Why a machine cannot be had from its group's provider: it exists at another one, and ordering a second would lose sight of the first.
-pub(super) fn moved(owned: &Owned, group: &Group) -> Option<String> {
+/// The reason why a machine cannot be ordered if its group now names another provider: the machine still exists at the old provider, and
+/// a second order would replace its ledger entry.
+pub(super) fn provider_changed(owned: &Owned, group: &Group) -> Option<String> {
     (owned.provider != group.provider).then(|| {
         format!(
-            "it was made by '{}', and its group now names '{}'; give the group another name, or scale it to 0 with the old provider first",
+            "it was created by '{}', and its group now names '{}'; rename the group, or scale it to 0 with the old provider first",
             owned.provider, group.provider
         )
     })

@@ -1,4 +1,6 @@
-//! A provider that forgets, lags and refuses, and a controller that dies at every point where it waits.
+//! Tests of the fleet against a fake provider that lags, rejects requests and loses responses.
+//!
+//! The controller is interrupted at every await point. However it is interrupted, each machine is ordered exactly once.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -10,41 +12,44 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::*;
-use crate::providers::Answer;
+use crate::providers::ProviderFuture;
 use crate::spec::tests::FILE;
 
-/// What goes wrong with the next call of a kind.
+/// A failure of the next call of a kind.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
-    /// The provider refuses with this status, and does nothing.
-    Refused(u16),
-    /// It does what it was asked, and the answer is lost.
-    Lost,
+    /// The provider rejects the request with this status and does nothing.
+    Rejected(u16),
+    /// The provider executes the request, but its response is lost.
+    ResponseLost,
 }
 
+/// A machine that the fake provider created.
 #[derive(Debug)]
-struct Made {
+struct Created {
     instance: Instance,
     at: Instant,
 }
 
-/// All that the provider has and was asked.
+/// The state of the fake provider's account.
 #[derive(Debug, Default)]
 struct Account {
-    machines: Vec<Made>,
-    /// Orders that were taken, by name.
+    machines: Vec<Created>,
+    /// Names of accepted orders.
     orders: Vec<String>,
+    /// Identifiers of deleted machines.
     deleted: Vec<String>,
-    /// Calls to come that go wrong.
+    /// Failures of future calls, by kind of call, in this order.
     faults: VecDeque<(&'static str, Fault)>,
-    /// A machine is seen in lists, and by its identifier, so long after its order.
+    /// Time after the order until lists show a machine.
     list_lag: Duration,
+    /// Time after the order until a request by identifier finds a machine.
     get_lag: Duration,
     next: u32,
 }
 
-/// So long after its order a machine is on.
-const BOOT: Duration = Duration::from_secs(5);
+/// Time after the order until a machine is on.
+const BOOT_TIME: Duration = Duration::from_secs(5);
 
 impl Account {
     fn add(&mut self, name: &str, created_ms: Option<i64>) -> Instance {
@@ -53,13 +58,13 @@ impl Account {
             id: format!("m{}", self.next),
             name: name.into(),
             size: "s".into(),
-            power: Power::Between,
+            power: Power::Transitioning,
             address: None,
             internal: None,
             hourly: Some(1.0),
             created_ms,
         };
-        self.machines.push(Made { instance: instance.clone(), at: Instant::now() });
+        self.machines.push(Created { instance: instance.clone(), at: Instant::now() });
         instance
     }
 
@@ -68,11 +73,12 @@ impl Account {
     }
 }
 
-impl Made {
-    fn shown(&self) -> Instance {
-        let on = self.at.elapsed() >= BOOT;
+impl Created {
+    /// The machine as the provider reports it now.
+    fn reported(&self) -> Instance {
+        let on = self.at.elapsed() >= BOOT_TIME;
         Instance {
-            power: if on { self.instance.power_when_on() } else { Power::Between },
+            power: if on { self.instance.power_when_on() } else { Power::Transitioning },
             address: on.then(|| "192.0.2.7".into()),
             ..self.instance.clone()
         }
@@ -89,67 +95,67 @@ impl Instance {
 struct Fake(Arc<Mutex<Account>>);
 
 impl Fake {
-    /// A call. It waits before and after it takes effect, so a controller can die at either point.
+    /// Executes a call. It yields before and after its effect, so that a test can interrupt the controller at either point.
     async fn call<T>(
         &self,
         kind: &'static str,
         effect: impl FnOnce(&mut Account) -> Result<T, ClusterError>,
     ) -> Result<T, ClusterError> {
         tokio::task::yield_now().await;
-        let answer = {
+        let result = {
             let mut account = self.0.lock();
             let fault = match account.faults.front() {
-                Some((of, fault)) if *of == kind => Some(*fault),
+                Some((fault_kind, fault)) if *fault_kind == kind => Some(*fault),
                 _ => None,
             };
             if fault.is_some() {
                 account.faults.pop_front();
             }
             match fault {
-                Some(Fault::Refused(status)) => Err(failure(status)),
-                Some(Fault::Lost) => effect(&mut account).and(Err(failure(0))),
+                Some(Fault::Rejected(status)) => Err(failure(status)),
+                Some(Fault::ResponseLost) => effect(&mut account).and(Err(failure(0))),
                 None => effect(&mut account),
             }
         };
         tokio::task::yield_now().await;
-        answer
+        result
     }
 }
 
 fn failure(status: u16) -> ClusterError {
-    ClusterError::Provider { provider: "do".into(), status, message: "as the test wants it".into() }
+    ClusterError::Provider { provider: "do".into(), status, message: "injected by the test".into() }
 }
 
 impl Provider for Fake {
-    fn list(&self) -> Answer<'_, Vec<Instance>> {
+    fn list(&self) -> ProviderFuture<'_, Vec<Instance>> {
         Box::pin(self.call("list", |account| {
-            let seen = account.machines.iter().filter(|m| m.at.elapsed() >= account.list_lag);
-            Ok(seen.map(Made::shown).collect())
+            let visible = account.machines.iter().filter(|m| m.at.elapsed() >= account.list_lag);
+            Ok(visible.map(Created::reported).collect())
         }))
     }
-    fn get<'a>(&'a self, id: &'a str) -> Answer<'a, Option<Instance>> {
+    fn get<'a>(&'a self, id: &'a str) -> ProviderFuture<'a, Option<Instance>> {
         Box::pin(self.call("get", move |account| {
-            let mut seen = account.machines.iter().filter(|m| m.at.elapsed() >= account.get_lag);
-            Ok(seen.find(|m| m.instance.id == id).map(Made::shown))
+            let mut visible = account.machines.iter().filter(|m| m.at.elapsed() >= account.get_lag);
+            Ok(visible.find(|m| m.instance.id == id).map(Created::reported))
         }))
     }
-    fn create<'a>(&'a self, name: &'a str, _cluster: &'a str, _group: &'a Group) -> Answer<'a, Instance> {
+    fn create<'a>(&'a self, name: &'a str, _cluster: &'a str, _group: &'a Group) -> ProviderFuture<'a, Instance> {
         Box::pin(self.call("create", move |account| {
             account.orders.push(name.into());
             Ok(account.add(name, Some(slipway_core::clock::now_ms())))
         }))
     }
-    fn power<'a>(&'a self, id: &'a str, on: bool) -> Answer<'a, ()> {
+    fn power<'a>(&'a self, id: &'a str, on: bool) -> ProviderFuture<'a, ()> {
         Box::pin(self.call("power", move |account| {
-            for made in account.machines.iter_mut().filter(|m| m.instance.id == id) {
-                made.instance.power = if on { Power::On } else { Power::Off };
+            for machine in account.machines.iter_mut().filter(|m| m.instance.id == id) {
+                machine.instance.power = if on { Power::On } else { Power::Off };
             }
             Ok(())
         }))
     }
-    fn delete<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+    fn delete<'a>(&'a self, id: &'a str) -> ProviderFuture<'a, ()> {
         Box::pin(self.call("delete", move |account| {
-            // As both providers do: what cannot be seen yet is "not there", and stays.
+            // Both real providers behave this way: a machine that is not visible yet is "not found", and is kept.
             let lag = account.get_lag;
             let before = account.machines.len();
             account.machines.retain(|m| m.instance.id != id || m.at.elapsed() < lag);
@@ -159,7 +165,7 @@ impl Provider for Fake {
             Ok(())
         }))
     }
-    fn prices(&self) -> Answer<'_, BTreeMap<String, f64>> {
+    fn prices(&self) -> ProviderFuture<'_, BTreeMap<String, f64>> {
         Box::pin(async { Ok(BTreeMap::new()) })
     }
     fn charges_when_off(&self) -> bool {
@@ -167,7 +173,7 @@ impl Provider for Fake {
     }
 }
 
-/// A controller's disk, and a provider's account.
+/// The controller's disk and the provider's account, which both outlive a controller.
 struct World {
     home: PathBuf,
     fake: Fake,
@@ -202,12 +208,12 @@ impl World {
         State::open(&self.home, "lab").unwrap()
     }
 
-    /// A controller that begins anew: all that it knows of before is on disk.
+    /// A restarted controller, which only knows what is on disk.
     fn fleet(&self) -> Fleet {
-        self.fleet_of(&cluster("do", 1)).unwrap()
+        self.fleet_for(&cluster("do", 1)).unwrap()
     }
 
-    fn fleet_of(&self, cluster: &Cluster) -> Result<Fleet, ClusterError> {
+    fn fleet_for(&self, cluster: &Cluster) -> Result<Fleet, ClusterError> {
         let state = self.state();
         let provider = |name: &str| (name.to_owned(), Box::new(self.fake.clone()) as Box<dyn Provider>);
         Ok(Fleet::new(cluster, &state, [provider("do"), provider("other")].into(), ledger::load(&state)?))
@@ -217,15 +223,15 @@ impl World {
         self.fake.0.lock()
     }
 
-    /// Names of its machines, how many orders it took, how many machines it deleted. Locks once.
-    fn seen(&self) -> (Vec<String>, usize, usize) {
+    /// Names of the provider's machines, number of accepted orders, number of deleted machines.
+    fn observed(&self) -> (Vec<String>, usize, usize) {
         let account = self.account();
         let names = account.machines.iter().map(|m| m.instance.name.clone()).collect();
         (names, account.orders.len(), account.deleted.len())
     }
 
-    /// One machine, ordered once, and its identifier in the ledger.
-    fn assert_one(&self, when: &str) {
+    /// Asserts that one machine was ordered once, and that its identifier and address are in the ledger.
+    fn assert_ordered_once(&self, when: &str) {
         let (account, ledger) = (self.account(), ledger::load(&self.state()).unwrap());
         assert_eq!((account.names(), account.orders.len()), (vec!["lab-gpu-1"], 1), "{when}");
         assert_eq!(ledger["gpu-1"].id.as_deref(), Some(account.machines[0].instance.id.as_str()), "{when}");
@@ -233,150 +239,154 @@ impl World {
     }
 }
 
-/// Polls a future so often and drops it then, as the end of its process would; none when it was dropped.
-async fn cut<F: Future>(future: F, polls: usize) -> Option<F::Output> {
-    let (mut future, mut left) = (Box::pin(future), polls);
+/// Polls a future this many times and then drops it, as the death of its process would. Returns `None` if the future was dropped.
+async fn interrupt_after<F: Future>(future: F, polls: usize) -> Option<F::Output> {
+    let (mut future, mut remaining) = (Box::pin(future), polls);
     std::future::poll_fn(move |context| {
-        if left == 0 {
+        if remaining == 0 {
             return Poll::Ready(None);
         }
-        left -= 1;
+        remaining -= 1;
         future.as_mut().poll(context).map(Some)
     })
     .await
 }
 
-/// Runs `test` with every number of polls, until the future that it cuts comes to its end.
+/// Runs `test` with 0, 1, 2, … polls, until it returns true because the future that it interrupts completed.
 async fn at_every_point<F: Future<Output = bool>>(test: impl Fn(usize) -> F) {
     let mut polls = 0;
     while !test(polls).await {
         polls += 1;
-        assert!(polls < 10_000, "it never ends");
+        assert!(polls < 10_000, "the future never completes");
     }
-    assert!(polls > 5, "it was cut at {polls} points only");
+    assert!(polls > 5, "the future was interrupted at only {polls} points");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_controller_that_dies_anywhere_orders_exactly_one_machine() {
+async fn controller_crash_at_any_point_orders_exactly_one_machine() {
     for (list_lag, get_lag) in [(0, 0), (20, 5), (59, 14)] {
         at_every_point(|polls| async move {
             let world = World::new(list_lag, get_lag);
-            let whole = cut(world.fleet().ensure("gpu-1"), polls).await.is_some();
+            let completed = interrupt_after(world.fleet().ensure("gpu-1"), polls).await.is_some();
             let (machine, _) = world.fleet().ensure("gpu-1").await.unwrap();
             assert_eq!(machine.address, "192.0.2.7");
-            world.assert_one(&format!("cut after {polls} polls, lists lag {list_lag} s"));
-            whole
+            world.assert_ordered_once(&format!("interrupted after {polls} polls, list lag {list_lag} s"));
+            completed
         })
         .await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_controller_that_dies_again_and_again_orders_exactly_one_machine() {
+async fn repeated_controller_crashes_order_exactly_one_machine() {
     for every in 1..12 {
         let world = World::new(7, 3);
         for polls in (1..40).map(|n| n * every % 23) {
-            let _ = cut(world.fleet().ensure("gpu-1"), polls).await; // whether it came to its end does not matter
+            let _ = interrupt_after(world.fleet().ensure("gpu-1"), polls).await; // completed or not
         }
         world.fleet().ensure("gpu-1").await.unwrap();
-        world.assert_one(&format!("every {every}"));
+        world.assert_ordered_once(&format!("every {every}"));
     }
 }
 
-/// A slow order (limits of requests, a hung connection) makes the time since the intention long; lists lag behind the order itself.
+/// A rate limit or a hung connection delays an order, so its intention may be much older than the machine. The list lags behind the order.
 #[tokio::test(start_paused = true)]
-async fn an_order_is_looked_for_as_long_as_lists_may_lag_however_old_the_intention_is() {
+async fn order_is_searched_for_the_full_list_lag_even_if_the_intention_is_old() {
     let world = World::new(50, 5);
     let intention = Owned {
         since_ms: slipway_core::clock::now_ms() - 900_000,
         ..Owned::intention(&cluster("do", 1).spec.groups[0])
     };
-    world.state().keep(ledger::DOCUMENT, &Ledger::from([("gpu-1".to_owned(), intention)])).unwrap();
+    world.state().save(ledger::DOCUMENT, &Ledger::from([("gpu-1".to_owned(), intention)])).unwrap();
     {
         let mut account = world.account();
         account.orders.push("lab-gpu-1".into());
         account.add("lab-gpu-1", Some(slipway_core::clock::now_ms()));
     }
     world.fleet().ensure("gpu-1").await.unwrap();
-    world.assert_one("the order was slow");
+    world.assert_ordered_once("the order was slow");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_lost_is_found_out_at_once() {
+async fn lost_create_response_is_resolved_in_the_same_call() {
     for (list_lag, get_lag) in [(0, 0), (59, 14)] {
         let world = World::new(list_lag, get_lag);
-        world.account().faults.push_back(("create", Fault::Lost));
+        world.account().faults.push_back(("create", Fault::ResponseLost));
         world.fleet().ensure("gpu-1").await.unwrap();
-        world.assert_one("the answer was lost");
+        world.assert_ordered_once("the response was lost");
     }
-    // Neither the answer nor the lists come: nothing is known, and nothing is ordered before it is.
+    // The response is lost and lists fail too. The outcome of the order is unknown, so nothing more is ordered until it is known.
     let world = World::new(0, 0);
-    world.account().faults.extend([("create", Fault::Lost), ("list", Fault::Refused(503))]);
+    world.account().faults.extend([("create", Fault::ResponseLost), ("list", Fault::Rejected(503))]);
     world.fleet().ensure("gpu-1").await.unwrap_err();
     assert!(ledger::load(&world.state()).unwrap().contains_key("gpu-1"), "the intention stays");
-    world.account().faults.push_back(("list", Fault::Refused(503)));
+    world.account().faults.push_back(("list", Fault::Rejected(503)));
     world.fleet().ensure("gpu-1").await.unwrap_err();
     world.fleet().ensure("gpu-1").await.unwrap();
-    world.assert_one("the provider was away");
+    world.assert_ordered_once("the provider was unavailable");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_refused_was_not_ordered() {
+async fn rejected_order_leaves_no_ledger_entry() {
     for status in [422, 429, 503, 500, 408, 0] {
         let world = World::new(0, 0);
-        world.account().faults.push_back(("create", Fault::Refused(status)));
+        world.account().faults.push_back(("create", Fault::Rejected(status)));
         let began = Instant::now();
         let error = world.fleet().ensure("gpu-1").await.unwrap_err();
-        assert!(matches!(error, ClusterError::Provider { status: told, .. } if told == status), "{error}");
-        let clear = matches!(status, 422 | 429);
-        assert_eq!(began.elapsed() < Duration::from_secs(60), clear, "{status}: looked for unless it is known");
+        assert!(matches!(error, ClusterError::Provider { status: actual, .. } if actual == status), "{error}");
+        let definite = matches!(status, 422 | 429);
+        assert_eq!(
+            began.elapsed() < Duration::from_secs(60),
+            definite,
+            "{status}: searched only if the outcome is unknown"
+        );
         assert!(ledger::load(&world.state()).unwrap().is_empty() && world.account().machines.is_empty(), "{status}");
         world.fleet().ensure("gpu-1").await.unwrap();
-        world.assert_one("ordered once it is possible");
+        world.assert_ordered_once("the next attempt succeeds");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn trouble_after_the_order_orders_nothing_more() {
+async fn provider_errors_after_the_order_do_not_cause_another_order() {
     for (kind, status) in [("get", 503), ("get", 429), ("list", 503)] {
         let world = World::new(20, 5);
-        let _ = cut(world.fleet().ensure("gpu-1"), 6).await; // dies around the order
-        world.account().faults.push_back((kind, Fault::Refused(status)));
-        let _ = world.fleet().ensure("gpu-1").await; // fails, or has no use for this call
+        let _ = interrupt_after(world.fleet().ensure("gpu-1"), 6).await; // interrupted around the order
+        world.account().faults.push_back((kind, Fault::Rejected(status)));
+        let _ = world.fleet().ensure("gpu-1").await; // fails, or does not make this call
         world.account().faults.clear();
         world.fleet().ensure("gpu-1").await.unwrap();
-        world.assert_one(kind);
+        world.assert_ordered_once(kind);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deletion_that_is_cut_off_leaves_no_machine_behind() {
+async fn interrupted_deletion_leaves_no_machine_behind() {
     for (list_lag, get_lag) in [(0, 0), (59, 14)] {
         at_every_point(|polls| async move {
             let world = World::new(list_lag, get_lag);
-            // Cut off at any point of its making, and given up at once.
-            let whole = cut(world.fleet().ensure("gpu-1"), polls).await.is_some();
-            let _ = cut(world.fleet().delete("gpu-1"), polls % 7).await; // dies, too
+            // The creation is interrupted at any point, and the machine is deleted at once.
+            let completed = interrupt_after(world.fleet().ensure("gpu-1"), polls).await.is_some();
+            let _ = interrupt_after(world.fleet().delete("gpu-1"), polls % 7).await; // the deletion is interrupted too
             world.fleet().delete("gpu-1").await.unwrap();
             assert!(world.account().machines.is_empty(), "{polls} polls: {:?}", world.account().machines);
             assert!(ledger::load(&world.state()).unwrap().is_empty(), "{polls} polls");
-            whole
+            completed
         })
         .await;
     }
     let world = World::new(0, 0);
     world.fleet().ensure("gpu-1").await.unwrap();
-    // Something else is being done to it, then the answer is lost.
-    world.account().faults.extend([("delete", Fault::Refused(422)), ("delete", Fault::Lost)]);
+    // Another operation on the machine is in progress, and then the response is lost.
+    world.account().faults.extend([("delete", Fault::Rejected(422)), ("delete", Fault::ResponseLost)]);
     world.fleet().delete("gpu-1").await.unwrap_err();
     world.fleet().delete("gpu-1").await.unwrap();
     assert!(world.account().machines.is_empty() && ledger::load(&world.state()).unwrap().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn machines_of_others_are_neither_used_nor_deleted() {
+async fn foreign_machines_are_neither_used_nor_deleted() {
     let hour = 3_600_000;
-    // There before us, unknown to what was listed for a plan.
+    // The machine was created by someone else, after the plan had cached the list.
     let world = World::new(0, 0);
     let fleet = world.fleet();
     fleet.plan().await.unwrap();
@@ -384,78 +394,82 @@ async fn machines_of_others_are_neither_used_nor_deleted() {
     let error = fleet.ensure("gpu-1").await.unwrap_err();
     assert!(matches!(&error, ClusterError::Foreign(text) if text.contains("cluster adopt gpu-1 m1")), "{error}");
     fleet.delete("gpu-1").await.unwrap();
-    assert_eq!(world.seen(), (vec!["lab-gpu-1".to_owned()], 0, 0));
+    assert_eq!(world.observed(), (vec!["lab-gpu-1".to_owned()], 0, 0));
 
-    // Made by somebody else long after an order of ours that came to nothing.
+    // The machine was created by someone else, long after an interrupted order of ours.
     let world = World::new(0, 0);
-    let _ = cut(world.fleet().ensure("gpu-1"), 3).await; // the intention is written, nothing ordered
+    let _ = interrupt_after(world.fleet().ensure("gpu-1"), 3).await; // the intention is written, nothing ordered
     assert!(ledger::load(&world.state()).unwrap()["gpu-1"].id.is_none() && world.account().orders.is_empty());
     world.account().add("lab-gpu-1", Some(slipway_core::clock::now_ms() + 24 * hour));
     assert!(matches!(world.fleet().ensure("gpu-1").await, Err(ClusterError::Foreign(_))));
     world.fleet().delete("gpu-1").await.unwrap();
-    assert_eq!(world.seen(), (vec!["lab-gpu-1".to_owned()], 0, 0));
+    assert_eq!(world.observed(), (vec!["lab-gpu-1".to_owned()], 0, 0));
 
-    // Two of the name at the same time: which is ours is for a person to say.
+    // Two machines of this name were created at the same time, so the user must choose one.
     let world = World::new(0, 0);
-    world.account().faults.push_back(("create", Fault::Lost));
-    let _ = cut(world.fleet().ensure("gpu-1"), 4).await; // the order is taken, its answer never comes
+    world.account().faults.push_back(("create", Fault::ResponseLost));
+    let _ = interrupt_after(world.fleet().ensure("gpu-1"), 4).await; // the order is accepted, its response never arrives
     assert_eq!(world.account().orders.len(), 1);
     world.account().add("lab-gpu-1", Some(slipway_core::clock::now_ms()));
     assert!(matches!(world.fleet().ensure("gpu-1").await, Err(ClusterError::Foreign(_))));
     assert!(matches!(world.fleet().delete("gpu-1").await, Err(ClusterError::Foreign(_))));
     world.fleet().adopt("gpu-1", "m2").await.unwrap();
     world.fleet().delete("gpu-1").await.unwrap();
-    assert_eq!((world.seen().0.len(), world.seen().2), (2, 0), "adopted ones are only forgotten");
-    for wrong in ["", "-m1", "../teams", "m1?x"] {
-        assert!(world.fleet().adopt("gpu-1", wrong).await.is_err(), "{wrong}");
+    assert_eq!(
+        (world.observed().0.len(), world.observed().2),
+        (2, 0),
+        "an adopted machine is only removed from the ledger"
+    );
+    for invalid in ["", "-m1", "../teams", "m1?x"] {
+        assert!(world.fleet().adopt("gpu-1", invalid).await.is_err(), "{invalid}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_was_deleted_by_somebody_is_ordered_again() {
+async fn externally_deleted_machine_is_ordered_again() {
     let world = World::new(59, 14);
     world.fleet().ensure("gpu-1").await.unwrap();
     world.account().machines.clear();
     world.fleet().ensure("gpu-1").await.unwrap();
-    assert_eq!(world.seen(), (vec!["lab-gpu-1".to_owned()], 2, 0));
+    assert_eq!(world.observed(), (vec!["lab-gpu-1".to_owned()], 2, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_group_that_goes_to_another_provider_loses_no_machine() {
+async fn group_with_a_changed_provider_keeps_its_machine() {
     let world = World::new(0, 0);
     world.fleet().ensure("gpu-1").await.unwrap();
-    let fleet = world.fleet_of(&cluster("other", 1)).unwrap();
+    let fleet = world.fleet_for(&cluster("other", 1)).unwrap();
     let error = fleet.ensure("gpu-1").await.unwrap_err().to_string();
     assert!(
-        error.contains("made by 'do'") && fleet.plan().await.unwrap()[0].1.text.contains("made by 'do'"),
+        error.contains("created by 'do'") && fleet.plan().await.unwrap()[0].1.text.contains("created by 'do'"),
         "{error}"
     );
-    world.assert_one("the group was moved");
+    world.assert_ordered_once("the group names another provider");
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_ledger_that_can_be_read_and_written_nothing_is_ordered() {
+async fn nothing_is_ordered_if_the_ledger_cannot_be_read_or_written() {
     let world = World::new(0, 0);
     let fleet = world.fleet();
     world.fleet().ensure("gpu-1").await.unwrap();
     let path = world.home.join("clusters/lab/machines.json");
-    let whole = std::fs::read(&path).unwrap();
-    for damaged in [&b""[..], b"{", &whole[..whole.len() / 2]] {
+    let intact = std::fs::read(&path).unwrap();
+    for damaged in [&b""[..], b"{", &intact[..intact.len() / 2]] {
         std::fs::write(&path, damaged).unwrap();
-        assert!(matches!(world.fleet_of(&cluster("do", 1)), Err(ClusterError::Io { .. })));
-        assert!(fleet.renew().is_err() && any(&world.state()).is_err());
+        assert!(matches!(world.fleet_for(&cluster("do", 1)), Err(ClusterError::Io { .. })));
+        assert!(fleet.reload().is_err() && owns_machines(&world.state()).is_err());
         assert!(resolved(&cluster("do", 1), &world.state()).is_err());
     }
-    // A folder in its place: nothing can be written.
+    // With a folder in place of the file, nothing can be written.
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir_all(path.join("x")).unwrap();
     world.account().machines.clear();
     assert!(fleet.ensure("gpu-1").await.is_err());
-    assert_eq!(world.account().orders.len(), 1, "only the first");
+    assert_eq!(world.account().orders.len(), 1, "only the first order");
 }
 
 #[tokio::test(start_paused = true)]
-async fn machines_are_turned_on_and_off_where_that_is_needed() {
+async fn machines_are_powered_on_and_off_only_if_needed() {
     let world = World::new(0, 0);
     world.fleet().ensure("gpu-1").await.unwrap();
     assert_eq!(world.fleet().power_off("gpu-1").await.unwrap(), 1);
@@ -464,12 +478,12 @@ async fn machines_are_turned_on_and_off_where_that_is_needed() {
         let world = &world;
         async move {
             world.account().machines[0].instance.power = Power::Off;
-            let whole = cut(world.fleet().ensure("gpu-1"), polls).await.is_some();
+            let completed = interrupt_after(world.fleet().ensure("gpu-1"), polls).await.is_some();
             world.fleet().ensure("gpu-1").await.unwrap();
             assert_eq!(world.account().machines[0].instance.power, Power::On, "{polls}");
-            whole
+            completed
         }
     })
     .await;
-    world.assert_one("off and on");
+    world.assert_ordered_once("off and on");
 }

@@ -1,4 +1,4 @@
-//! Packages of apt.
+//! apt packages: compare, apply and undo.
 
 use crate::probe::Facts;
 use crate::resource::Change;
@@ -6,7 +6,7 @@ use crate::shell::Node;
 use crate::shell::quote;
 use crate::undo::Undo;
 
-/// What dpkg knows of a package.
+/// An installed package, as dpkg reports it.
 struct Installed {
     version: String,
     held: bool,
@@ -31,8 +31,8 @@ pub(crate) fn check(facts: &Facts, name: &str, version: Option<&str>, hold: bool
         ))];
     };
     let mut changes = Vec::new();
-    if let Some(wanted) = version.filter(|v| *v != now.version) {
-        changes.push(Change::alter(format!("package {name} {} -> {wanted}", now.version)));
+    if let Some(desired) = version.filter(|v| *v != now.version) {
+        changes.push(Change::alter(format!("package {name} {} -> {desired}", now.version)));
     }
     if hold != now.held {
         changes.push(Change::alter(format!("package {name} {}", if hold { "held" } else { "no longer held" })));
@@ -40,12 +40,12 @@ pub(crate) fn check(facts: &Facts, name: &str, version: Option<&str>, hold: bool
     changes
 }
 
-/// apt waits for who has the lock (unattended upgrades after a start), keeps configuration that people wrote, and asks nothing.
+/// apt-get waits for its lock (unattended upgrades hold it after a boot), keeps edited configuration files, and never prompts.
 const APT: &str = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold \
                    -o Dpkg::Options::=--force-confdef";
 
-/// What lacks apt's patience with a lock gets it: two seconds at a time, five minutes in all.
-const WAITING: &str = "waiting() { n=0; while ! said=$(\"$@\" 2>&1); do case $said in *lock*) ;; *) n=150;; esac; n=$((n+1)); \
+/// dpkg and apt-mark fail at once if the lock is held, so this shell function retries them every two seconds for five minutes.
+const RETRY_LOCK: &str = "waiting() { n=0; while ! said=$(\"$@\" 2>&1); do case $said in *lock*) ;; *) n=150;; esac; n=$((n+1)); \
                        if [ $n -ge 150 ]; then echo \"$said\"; return 1; fi; sleep 2; done; }";
 
 pub(crate) fn apply(
@@ -56,20 +56,20 @@ pub(crate) fn apply(
     node: &mut Node<'_>,
 ) -> Result<(), String> {
     let (before, package) = (installed(facts, name), quote(name));
-    let wanted = quote(&version.map_or_else(|| name.to_owned(), |v| format!("{name}={v}")));
+    let target = quote(&version.map_or_else(|| name.to_owned(), |v| format!("{name}={v}")));
     let missing = before.as_ref().is_none_or(|b| version.is_some_and(|v| v != b.version));
     if missing {
-        // What a killed apt left half done is finished first. Lists are fetched where they lack the package, and where the mirror no
-        // longer has what they promise.
+        // An interrupted dpkg run is completed first. The package lists are updated if they lack the package, and if the mirror no longer
+        // has the version that they name.
         let script = format!(
-            "{WAITING}; waiting dpkg --configure -a || exit; \
-             get() {{ {APT} install --no-install-recommends --allow-change-held-packages --allow-downgrades {wanted}; }}; \
+            "{RETRY_LOCK}; waiting dpkg --configure -a || exit; \
+             get() {{ {APT} install --no-install-recommends --allow-change-held-packages --allow-downgrades {target}; }}; \
              if [ -n \"$(apt-cache policy {package} | sed -n 's/^  Candidate: //p' | grep -v none)\" ] && get; then exit 0; fi; \
              {APT} update && get"
         );
         node.shell(&script)?;
     }
-    node.shell(&format!("{WAITING}; waiting apt-mark {} {package}", if hold { "hold" } else { "unhold" }))
+    node.shell(&format!("{RETRY_LOCK}; waiting apt-mark {} {package}", if hold { "hold" } else { "unhold" }))
 }
 
 pub(crate) fn undo(facts: &Facts, name: &str) -> Undo {
@@ -90,7 +90,7 @@ mod tests {
     use crate::probe::tests::facts;
 
     #[test]
-    fn a_package_is_wanted_whole() {
+    fn package_version_and_hold_are_compared() {
         let facts = facts(&[(
             "@",
             "packages",

@@ -1,48 +1,49 @@
-//! Files with this content and no other.
+//! Files whose whole content slipway manages: compare and undo. The engine writes them itself.
 
 use std::path::Path;
 
 use super::diff;
-use crate::probe::{Facts, MOST_BYTES};
+use crate::probe::{Facts, MAX_FILE_BYTES};
 use crate::resource::{Change, Text};
 use crate::shell::Node;
 use crate::undo::Undo;
 
-/// What is there: mode and content.
-pub(super) fn found(facts: &Facts, id: &str) -> Option<(String, String)> {
+/// Octal mode and content of the file on the machine; `None` if there is no file.
+pub(super) fn current_file(facts: &Facts, id: &str) -> Option<(String, String)> {
     let stat = facts.text(id, "stat")?;
     Some((stat.split_whitespace().next().unwrap_or_default().to_owned(), facts.text(id, "content").unwrap_or_default()))
 }
 
-/// Octal digits without zeros in front, as `stat` prints them.
-fn digits(mode: &str) -> &str {
+/// An octal mode without leading zeros, as `stat` prints it.
+fn without_leading_zeros(mode: &str) -> &str {
     mode.trim_start_matches('0')
 }
 
-pub(crate) fn check(facts: &Facts, id: &str, path: &str, wanted: &Text, mode: &str) -> Vec<Change> {
-    let Some((now_mode, now)) = found(facts, id) else {
+pub(crate) fn check(facts: &Facts, id: &str, path: &str, desired: &Text, mode: &str) -> Vec<Change> {
+    let Some((current_mode, current)) = current_file(facts, id) else {
         return vec![Change::add(format!("file {path}"))];
     };
     let mut changes = Vec::new();
-    if now != wanted.text {
-        let shown = if wanted.secret {
+    if current != desired.text {
+        let shown = if desired.secret {
             "(content not shown)".into()
-        } else if now.len() > MOST_BYTES {
-            "(it is longer than 1 MiB)".into()
+        } else if current.len() > MAX_FILE_BYTES {
+            "(the current file is larger than 1 MiB)".into()
         } else {
-            diff(&now, &wanted.text)
+            diff(&current, &desired.text)
         };
         changes.push(Change::alter(format!("file {path}\n{shown}")));
     }
-    if digits(&now_mode) != digits(mode) {
-        changes.push(Change::alter(format!("file {path}: mode {now_mode} -> {}", digits(mode))));
+    let desired_mode = without_leading_zeros(mode);
+    if without_leading_zeros(&current_mode) != desired_mode {
+        changes.push(Change::alter(format!("file {path}: mode {current_mode} -> {desired_mode}")));
     }
     changes
 }
 
-/// Keeps what a file holds now, for the way back.
+/// Backs up the current content of a file, so that a rollback can restore it.
 pub(crate) fn undo(facts: &Facts, id: &str, path: &str, node: &mut Node<'_>) -> Result<Undo, String> {
-    match found(facts, id) {
+    match current_file(facts, id) {
         None => Ok(Undo::Remove(path.to_owned())),
         Some((mode, _)) => {
             let copy = node.backup(Path::new(path))?;
@@ -57,7 +58,7 @@ mod tests {
     use crate::probe::tests::facts;
 
     #[test]
-    fn differences_are_shown_unless_they_are_secret() {
+    fn diff_is_shown_unless_the_content_is_secret() {
         let facts = facts(&[("f", "stat", "644 regular file\n"), ("f", "content", "a\nb\n")]);
         let text = |text: &str, secret| Text { text: text.into(), secret };
         assert!(check(&facts, "f", "/etc/f", &text("a\nb\n", false), "0644").is_empty());

@@ -1,4 +1,4 @@
-//! Units of systemd.
+//! systemd units that are enabled and running: compare, apply and undo.
 
 use std::collections::BTreeMap;
 
@@ -8,29 +8,30 @@ use crate::shell::Node;
 use crate::shell::quote;
 use crate::undo::Undo;
 
-fn full(name: &str) -> String {
+/// The full name of a unit: `ssh` is `ssh.service`.
+fn full_name(name: &str) -> String {
     if name.contains('.') { name.to_owned() } else { format!("{name}.service") }
 }
 
-/// Properties of a unit, from `systemctl show` of several, with an empty line between two.
+/// Properties of a unit. `systemctl show` prints several units separated by empty lines.
 fn unit(facts: &Facts, name: &str) -> BTreeMap<String, String> {
     let all = facts.machine("services");
     let properties = |text: &str| {
         text.lines().filter_map(|l| l.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
     };
     let units = all.split("\n\n").map(properties);
-    units.into_iter().find(|u: &BTreeMap<String, String>| u.get("Id") == Some(&full(name))).unwrap_or_default()
+    units.into_iter().find(|u: &BTreeMap<String, String>| u.get("Id") == Some(&full_name(name))).unwrap_or_default()
 }
 
-fn enabled(unit: &BTreeMap<String, String>) -> bool {
-    // A unit that cannot be enabled is wanted by another.
+fn is_enabled(unit: &BTreeMap<String, String>) -> bool {
+    // Units in the other four states cannot be enabled themselves, because other units start them.
     matches!(
         unit.get("UnitFileState").map(String::as_str),
         Some("enabled" | "static" | "indirect" | "alias" | "generated")
     )
 }
 
-fn active(unit: &BTreeMap<String, String>) -> bool {
+fn is_active(unit: &BTreeMap<String, String>) -> bool {
     unit.get("ActiveState").map(String::as_str) == Some("active")
 }
 
@@ -40,28 +41,28 @@ pub(crate) fn check(facts: &Facts, name: &str) -> Vec<Change> {
         return vec![Change::add(format!("service {name}"))];
     }
     let mut changes = Vec::new();
-    if !enabled(&unit) {
+    if !is_enabled(&unit) {
         changes.push(Change::alter(format!("service {name} enabled")));
     }
-    if !active(&unit) {
+    if !is_active(&unit) {
         changes.push(Change::alter(format!("service {name} started")));
     }
     changes
 }
 
 pub(crate) fn apply(name: &str, node: &mut Node<'_>) -> Result<(), String> {
-    let quoted = quote(&full(name));
+    let quoted = quote(&full_name(name));
     node.shell(&format!("systemctl daemon-reload && systemctl enable --quiet {quoted} && systemctl start {quoted}"))
 }
 
 pub(crate) fn undo(facts: &Facts, name: &str) -> Undo {
     let unit = unit(facts, name);
-    let quoted = quote(&full(name));
+    let quoted = quote(&full_name(name));
     let mut undo = String::from("true");
-    if !active(&unit) {
+    if !is_active(&unit) {
         undo += &format!("; systemctl stop {quoted}");
     }
-    if !enabled(&unit) {
+    if !is_enabled(&unit) {
         undo += &format!("; systemctl disable --quiet {quoted}");
     }
     Undo::Shell(undo)
@@ -73,7 +74,7 @@ mod tests {
     use crate::probe::tests::facts;
 
     #[test]
-    fn a_unit_is_enabled_and_runs() {
+    fn unit_must_be_enabled_and_active() {
         let show = "Id=ssh.service\nLoadState=loaded\nActiveState=active\nUnitFileState=enabled\n\n\
                     Id=cron.service\nLoadState=loaded\nActiveState=failed\nUnitFileState=disabled\n\n\
                     Id=nothing.service\nLoadState=not-found\nActiveState=inactive\nUnitFileState=\n";

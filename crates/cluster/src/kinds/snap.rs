@@ -1,4 +1,4 @@
-//! Snaps.
+//! Snaps: compare, apply and undo.
 
 use crate::probe::Facts;
 use crate::resource::Change;
@@ -12,7 +12,7 @@ struct Installed {
     held: bool,
 }
 
-/// A row of `snap list`: name, version, revision, tracking, publisher, notes.
+/// Finds a snap in the output of `snap list`, whose columns are name, version, revision, tracking, publisher and notes.
 fn installed(facts: &Facts, name: &str) -> Option<Installed> {
     let list = facts.machine("snaps");
     list.lines().skip(1).find_map(|line| {
@@ -38,8 +38,8 @@ pub(crate) fn check(facts: &Facts, name: &str, channel: &str, hold: bool) -> Vec
     changes
 }
 
-/// The channels, when an installed snap would go from one minor version to another.
-pub(crate) fn moves(facts: &Facts, name: &str, channel: &str) -> Option<(String, String)> {
+/// The current and the desired channel, if an installed snap would change its minor version.
+pub(crate) fn minor_version_change(facts: &Facts, name: &str, channel: &str) -> Option<(String, String)> {
     let now = installed(facts, name)?.channel;
     (minor(&now) != minor(channel)).then(|| (now, channel.to_owned()))
 }
@@ -50,12 +50,12 @@ pub(crate) fn apply(
     node: &mut Node<'_>,
 ) -> Result<(), String> {
     let before = installed(facts, name);
-    let (snap, wanted) = (quote(name), quote(channel));
+    let (snap, quoted_channel) = (quote(name), quote(channel));
     let confinement = if classic { " --classic" } else { "" };
     match &before {
-        None => node.shell(&format!("snap install {snap} --channel={wanted}{confinement}"))?,
+        None => node.shell(&format!("snap install {snap} --channel={quoted_channel}{confinement}"))?,
         Some(b) if b.channel != channel => {
-            node.shell(&format!("snap refresh {snap} --channel={wanted}{confinement}"))?
+            node.shell(&format!("snap refresh {snap} --channel={quoted_channel}{confinement}"))?
         }
         Some(_) => {}
     }
@@ -83,15 +83,16 @@ mod tests {
     use crate::probe::tests::facts;
 
     #[test]
-    fn channel_and_hold_are_read_from_snaps_table() {
+    fn channel_and_hold_are_parsed_from_snap_list() {
         let list = "Name      Version  Rev   Tracking       Publisher   Notes\n\
                     core20    20240   2318  latest/stable  canonical✓  base\n\
                     microk8s  v1.32.1  7665  1.32/stable    canonical✓  classic,held\n";
         let facts = facts(&[("@", "snaps", list)]);
         assert!(check(&facts, "microk8s", "1.32/stable", true).is_empty());
         assert_eq!(check(&facts, "microk8s", "1.33/stable", false).len(), 2);
-        assert_eq!(moves(&facts, "microk8s", "1.33/stable").unwrap().0, "1.32/stable");
-        assert!(moves(&facts, "microk8s", "1.32/edge").is_none() && moves(&facts, "helm", "3/stable").is_none());
+        assert_eq!(minor_version_change(&facts, "microk8s", "1.33/stable").unwrap().0, "1.32/stable");
+        assert!(minor_version_change(&facts, "microk8s", "1.32/edge").is_none());
+        assert!(minor_version_change(&facts, "helm", "3/stable").is_none());
         assert_eq!(check(&facts, "helm", "latest/stable", false)[0].sign, '+');
     }
 }

@@ -1,17 +1,17 @@
-//! GPUs on a machine: the driver, and containerd that reads CDI specifications.
+//! The GPU layer of a machine: NVIDIA's driver, and CDI support in containerd.
 
 use super::{command, edit, file};
-use crate::resource::{Edit, Layer, Resource, What};
+use crate::resource::{Edit, Layer, Resource, ResourceKind};
 use crate::spec::Cluster;
 
-/// MicroK8s writes containerd's configuration from this template at every start.
-const TEMPLATE: &str = "/var/snap/microk8s/current/args/containerd-template.toml";
+/// MicroK8s generates containerd's configuration from this template at every start.
+const CONTAINERD_TEMPLATE: &str = "/var/snap/microk8s/current/args/containerd-template.toml";
 
 pub(super) fn resources(cluster: &Cluster) -> Vec<Resource> {
     let (gpu, layer) = (&cluster.spec.gpu, Layer::Gpu);
     let mut out = Vec::new();
     if gpu.driver != "none" {
-        // Ubuntu's packages are named by branch; its own tool knows the one that is recommended for a card without a display.
+        // Ubuntu names the packages by driver branch, and `ubuntu-drivers --gpgpu` lists those recommended for compute.
         let package = match gpu.driver.as_str() {
             "recommended" => "$(ubuntu-drivers list --gpgpu 2>/dev/null | sed -n 's/,.*//; s/^\\(nvidia-driver-[0-9]*-server\\)$/\\1/p' | sort -V | tail -1)".to_owned(),
             branch => format!("nvidia-driver-{branch}-server"),
@@ -28,7 +28,7 @@ pub(super) fn resources(cluster: &Cluster) -> Vec<Resource> {
                 "/etc/modprobe.d/slipway-nouveau.conf",
                 "blacklist nouveau\noptions nouveau modeset=0\n",
             )
-            // Where there is no initramfs there is nothing that could hold the module.
+            // A machine without an initramfs cannot load nouveau from one, so nothing needs an update.
             .then("! command -v update-initramfs >/dev/null || update-initramfs -u"),
         );
         out.push(
@@ -39,26 +39,26 @@ pub(super) fn resources(cluster: &Cluster) -> Vec<Resource> {
                 &install,
                 &format!("driver {}", gpu.driver),
             )
-            .within(1800)
-            .effect("installs a kernel module: minutes, then a new start"),
+            .with_timeout(1800)
+            .effect("installs a kernel module: takes minutes, then the machine reboots"),
         );
         out.push(Resource::new(
             layer,
             "driver-loaded",
-            What::Reboot {
-                // The module on the disk is another than the one in the kernel, or none of NVIDIA's is there.
+            ResourceKind::Reboot {
+                // The loaded module has another version than the installed one, or NVIDIA's module is not loaded.
                 when: "[ \"$(cat /sys/module/nvidia/version 2>/dev/null)\" != \"$(modinfo -F version nvidia 2>/dev/null)\" ]".into(),
-                reason: "the driver that is installed is not the one that is loaded".into(),
+                reason: "the installed driver is not the loaded one".into(),
             },
         ));
     }
     if gpu.cdi {
         let cri = ["plugins", "io.containerd.grpc.v1.cri", "enable_cdi"].map(String::from).to_vec();
         out.push(
-            edit(layer, "containerd-cdi", TEMPLATE, Edit::Toml { path: cri, value: "true".into() })
+            edit(layer, "containerd-cdi", CONTAINERD_TEMPLATE, Edit::Toml { path: cri, value: "true".into() })
                 .then("snap restart microk8s.daemon-containerd")
                 .needs(&["kubernetes/microk8s"])
-                .effect("restarts containerd; pods go on"),
+                .effect("restarts containerd; pods keep running"),
         );
     }
     out

@@ -1,15 +1,15 @@
-//! MicroK8s on a machine.
+//! The Kubernetes layer of a machine: snapd, MicroK8s and its launch configuration.
 //!
 //! Source: MicroK8s, "How to use launch configurations" (read when the snap is installed), "Command reference".
 
 use super::{command, file};
-use crate::resource::{Layer, Resource, What};
+use crate::resource::{Layer, Resource, ResourceKind};
 use crate::spec::{Cluster, Kubernetes};
 
-const LAUNCH: &str = "/var/snap/microk8s/common/.microk8s.yaml";
+const LAUNCH_CONFIG_PATH: &str = "/var/snap/microk8s/common/.microk8s.yaml";
 
-/// The launch configuration: version 0.1.0, names in the certificate, no add-ons (they are resources of their own).
-fn launch(kubernetes: &Kubernetes) -> String {
+/// The launch configuration: version 0.1.0, extra names in the certificate, and no add-ons, which are separate resources.
+fn launch_config(kubernetes: &Kubernetes) -> String {
     let mut text = String::from("version: 0.1.0\n");
     if !kubernetes.extra_sans.is_empty() {
         text += "extraSANs:\n";
@@ -23,7 +23,7 @@ fn launch(kubernetes: &Kubernetes) -> String {
 pub(super) fn resources(cluster: &Cluster) -> Vec<Resource> {
     let kubernetes = &cluster.spec.kubernetes;
     let layer = Layer::Kubernetes;
-    let snap = What::Snap {
+    let snap = ResourceKind::Snap {
         name: "microk8s".into(),
         channel: kubernetes.channel.clone(),
         classic: true,
@@ -37,11 +37,11 @@ pub(super) fn resources(cluster: &Cluster) -> Vec<Resource> {
             "DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install snapd",
             "snapd",
         ),
-        file(layer, "launch", LAUNCH, launch(kubernetes)),
+        file(layer, "launch", LAUNCH_CONFIG_PATH, launch_config(kubernetes)),
         Resource::new(layer, "microk8s", snap)
             .needs(&["kubernetes/snapd"])
-            .within(1200)
-            .effect("installs or refreshes MicroK8s: minutes"),
+            .with_timeout(1200)
+            .effect("installs or refreshes MicroK8s: takes minutes"),
         command(
             layer,
             "ready",

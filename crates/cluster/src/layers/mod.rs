@@ -1,4 +1,6 @@
-//! From the file to the resources of one machine, in order.
+//! Derives the desired resources of a machine from `cluster.yaml`.
+//!
+//! Each submodule builds the resources of one or more layers. A resource always comes after the resources that it needs.
 
 mod gpu;
 mod kubernetes;
@@ -7,16 +9,16 @@ mod system;
 mod workloads;
 
 use crate::ClusterError;
-use crate::resource::{Edit, Layer, Resource, Text, Wanted, What};
+use crate::resource::{DesiredState, Edit, Layer, Resource, ResourceKind, Text};
 use crate::shell::quote;
 use crate::spec::workloads::DevicePlugin;
 use crate::spec::{Cluster, Machine, Role};
 
-/// What is wanted of a machine. What belongs to the cluster as a whole is wanted of the first.
+/// The desired state of a machine. The first control plane also has the resources of the cluster as a whole.
 ///
 /// # Errors
-/// [`ClusterError::Secret`] when a secret that belongs to it cannot be read.
-pub fn wanted(cluster: &Cluster, machine: &Machine) -> Result<Wanted, ClusterError> {
+/// [`ClusterError::Secret`] when a secret that a resource contains cannot be read.
+pub fn desired_state(cluster: &Cluster, machine: &Machine) -> Result<DesiredState, ClusterError> {
     let mut resources = system::resources(cluster, machine)?;
     resources.extend(kubernetes::resources(cluster));
     if machine.is(Role::Gpu) {
@@ -25,10 +27,10 @@ pub fn wanted(cluster: &Cluster, machine: &Machine) -> Result<Wanted, ClusterErr
     if cluster.first() == Some(machine) {
         resources.extend(workloads::resources(cluster)?);
     }
-    Ok(Wanted { resources })
+    Ok(DesiredState { resources })
 }
 
-/// Whether somebody tells the kubelet of GPUs, as far as this file knows.
+/// Whether the file installs a device plugin, which advertises GPUs to the kubelet.
 pub fn offers_gpus(cluster: &Cluster) -> bool {
     match cluster.spec.gpu.device_plugin {
         DevicePlugin::Nvidia => true,
@@ -37,60 +39,61 @@ pub fn offers_gpus(cluster: &Cluster) -> bool {
     }
 }
 
-/// Layers that a machine can have before it is part of the cluster.
-pub const BEFORE_JOINING: [Layer; 4] = [Layer::System, Layer::HostTools, Layer::Kubernetes, Layer::Gpu];
-/// Layers of the cluster as a whole.
-pub const OF_THE_CLUSTER: [Layer; 4] = [Layer::Addons, Layer::Storage, Layer::DevicePlugin, Layer::Platform];
+/// Layers of each machine, which are applied before the machine joins the cluster.
+pub const MACHINE_LAYERS: [Layer; 4] = [Layer::System, Layer::HostTools, Layer::Kubernetes, Layer::Gpu];
+/// Layers of the cluster as a whole, which are applied on the first control plane.
+pub const CLUSTER_LAYERS: [Layer; 4] = [Layer::Addons, Layer::Storage, Layer::DevicePlugin, Layer::Platform];
 
-/// A package; `name=version` is this version, held.
+/// A package. `name=version` pins the version and holds the package.
 fn package(layer: Layer, package: &str) -> Resource {
     let (name, version) = package.split_once('=').map_or((package, None), |(n, v)| (n, Some(v.to_owned())));
-    let what = What::Package { name: name.into(), hold: version.is_some(), version };
-    Resource::new(layer, &named(&format!("package-{name}")), what)
+    let what = ResourceKind::Package { name: name.into(), hold: version.is_some(), version };
+    Resource::new(layer, &id_part(&format!("package-{name}")), what)
 }
 
-/// A name or a path as part of an id: lower-case letters, digits, dots and dashes.
-fn named(text: &str) -> String {
-    let fits = |c: char| match c {
+/// Converts a name or a path to a part of a resource id: lower-case letters, digits, dots and dashes.
+fn id_part(text: &str) -> String {
+    let convert = |c: char| match c {
         '/' => '.',
         c if c.is_ascii_alphanumeric() || c == '.' => c.to_ascii_lowercase(),
         _ => '-',
     };
-    text.chars().map(fits).collect()
+    text.chars().map(convert).collect()
 }
 
 fn file(layer: Layer, name: &str, path: &str, text: impl Into<String>) -> Resource {
     let content = Text { text: text.into(), secret: false };
-    Resource::new(layer, name, What::File { path: path.into(), content, mode: "0644".into() })
+    Resource::new(layer, name, ResourceKind::File { path: path.into(), content, mode: "0644".into() })
 }
 
 fn edit(layer: Layer, name: &str, path: &str, edit: Edit) -> Resource {
-    Resource::new(layer, name, What::Edit { path: path.into(), edits: vec![edit] })
+    Resource::new(layer, name, ResourceKind::Edit { path: path.into(), edits: vec![edit] })
 }
 
 fn command(layer: Layer, name: &str, check: &str, run: &str, missing: &str) -> Resource {
     let (check, run, missing) = (check.to_owned(), run.to_owned(), missing.to_owned());
-    Resource::new(layer, name, What::Command { check, run, undo: None, missing })
+    Resource::new(layer, name, ResourceKind::Command { check, run, undo: None, missing })
 }
 
-/// Where a setting is below `/proc/sys`; `net.ipv4.conf.eth0/1.forwarding` is of the interface `eth0.1` (sysctl.d(5)).
-fn in_proc(key: &str) -> String {
-    let slashes = key.find(['.', '/']).is_some_and(|at| key[at..].starts_with('/'));
-    let turned = |c: char| match c {
+/// The path of a kernel setting below `/proc/sys`. In a key with dots, a slash stands for a dot of the name:
+/// `net.ipv4.conf.eth0/1.forwarding` belongs to the interface `eth0.1` (sysctl.d(5)).
+fn proc_path(key: &str) -> String {
+    let slash_separated = key.find(['.', '/']).is_some_and(|at| key[at..].starts_with('/'));
+    let swap = |c: char| match c {
         '.' => '/',
         '/' => '.',
         other => other,
     };
-    if slashes { key.to_owned() } else { key.chars().map(turned).collect() }
+    if slash_separated { key.to_owned() } else { key.chars().map(swap).collect() }
 }
 
-/// Settings of the kernel: a file for the next start, and now.
+/// Kernel settings: a file that is read at boot, and a command that applies the settings now.
 fn sysctl<'a>(layer: Layer, settings: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> [Resource; 2] {
     const PATH: &str = "/etc/sysctl.d/90-slipway.conf";
     let text = settings.clone().map(|(k, v)| format!("{k} = {v}\n")).collect::<String>();
-    // The kernel writes several numbers with tabs between them.
+    // The kernel separates several numbers with tabs, so the check replaces tabs with spaces.
     let files =
-        settings.clone().map(|(k, _)| quote(&format!("/proc/sys/{}", in_proc(k)))).collect::<Vec<_>>().join(" ");
+        settings.clone().map(|(k, _)| quote(&format!("/proc/sys/{}", proc_path(k)))).collect::<Vec<_>>().join(" ");
     let values = settings.map(|(_, v)| v).collect::<Vec<_>>().join("\n");
     let check = if files.is_empty() {
         "true".into()
@@ -99,7 +102,7 @@ fn sysctl<'a>(layer: Layer, settings: impl Iterator<Item = (&'a str, &'a str)> +
     };
     [
         file(layer, "sysctl", PATH, text),
-        command(layer, "sysctl-now", &check, &format!("sysctl -q -p {PATH}"), "the kernel's settings are others"),
+        command(layer, "sysctl-now", &check, &format!("sysctl -q -p {PATH}"), "kernel settings are not applied"),
     ]
 }
 
@@ -109,24 +112,24 @@ mod tests {
     use crate::spec::tests::FILE;
 
     #[test]
-    fn settings_are_found_where_the_kernel_has_them() {
-        assert_eq!(in_proc("vm.swappiness"), "vm/swappiness");
-        assert_eq!(in_proc("net.ipv4.conf.eth0/1.forwarding"), "net/ipv4/conf/eth0.1/forwarding");
-        assert_eq!(in_proc("net/ipv4/conf/eth0.1/forwarding"), "net/ipv4/conf/eth0.1/forwarding");
+    fn sysctl_key_is_converted_to_its_proc_path() {
+        assert_eq!(proc_path("vm.swappiness"), "vm/swappiness");
+        assert_eq!(proc_path("net.ipv4.conf.eth0/1.forwarding"), "net/ipv4/conf/eth0.1/forwarding");
+        assert_eq!(proc_path("net/ipv4/conf/eth0.1/forwarding"), "net/ipv4/conf/eth0.1/forwarding");
     }
 
     #[test]
-    fn the_kernels_settings_are_compared() {
-        // What this machine has, and what it has not. Its range of ports is two numbers with a tab between them.
-        let now = |key: &str| {
-            let text = std::fs::read_to_string(format!("/proc/sys/{}", in_proc(key))).unwrap();
+    fn sysctl_check_compares_with_the_running_kernel() {
+        // The port range is two numbers separated by a tab.
+        let current = |key: &str| {
+            let text = std::fs::read_to_string(format!("/proc/sys/{}", proc_path(key))).unwrap();
             text.trim().replace('\t', " ")
         };
         let keys = ["net.ipv4.ip_local_port_range", "vm.overcommit_memory"];
-        let mut values = keys.map(|k| (k, now(k)));
+        let mut values = keys.map(|k| (k, current(k)));
         let succeeds = |values: &[(&str, String)]| {
             let [_, command] = sysctl(Layer::System, values.iter().map(|(k, v)| (*k, v.as_str())));
-            crate::converge::ask(&[command]).unwrap().succeeded("system/sysctl-now")
+            crate::converge::probe_local(&[command]).unwrap().succeeded("system/sysctl-now")
         };
         assert!(succeeds(&values) && succeeds(&[]));
         values[1].1 += "9";
@@ -134,12 +137,12 @@ mod tests {
     }
 
     #[test]
-    fn every_machine_has_valid_resources_of_its_roles() {
+    fn machines_have_valid_resources_for_their_roles() {
         let cluster = Cluster::parse(FILE).unwrap();
         let ids = |n: usize| -> Vec<String> {
-            let wanted = wanted(&cluster, &cluster.spec.machines[n]).unwrap();
-            wanted.validate().unwrap();
-            wanted.resources.into_iter().map(|r| r.id).collect()
+            let desired = desired_state(&cluster, &cluster.spec.machines[n]).unwrap();
+            desired.validate().unwrap();
+            desired.resources.into_iter().map(|r| r.id).collect()
         };
         let [first, second, gpu] = [ids(0), ids(1), ids(2)];
         assert!(first.iter().any(|i| i == "addons/dns") && !second.iter().any(|i| i.starts_with("addons/")));

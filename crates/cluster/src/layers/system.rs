@@ -1,4 +1,4 @@
-//! The machine below Kubernetes: names, limits, updates that wait, programs.
+//! The system layer of a machine, below Kubernetes: hostname, host names of the other machines, held updates, kernel settings, packages.
 
 use super::{command, edit, file, own, package, sysctl};
 use crate::ClusterError;
@@ -8,19 +8,19 @@ use crate::spec::{Cluster, Machine};
 pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Result<Vec<Resource>, ClusterError> {
     let system = &cluster.spec.system;
     let mut out = Vec::new();
-    if machine.made.is_some() {
-        // A provider names a machine as it likes; nodes are named by their hosts.
+    if machine.provisioned.is_some() {
+        // A provider chooses the hostname, but Kubernetes names a node after its hostname.
         let name = &machine.name;
         let check = format!("[ \"$(hostname)\" = {name} ]");
         let run = format!("hostnamectl set-hostname {name}");
-        out.push(command(Layer::System, "hostname", &check, &run, &format!("its own name is not {name}")));
-        let own = Edit::Line { line: format!("127.0.1.1 {name}"), begins: Some("127.0.1.1".into()) };
-        out.push(edit(Layer::System, "own-name", "/etc/hosts", own));
+        out.push(command(Layer::System, "hostname", &check, &run, &format!("the hostname is not {name}")));
+        let own_name = Edit::Line { line: format!("127.0.1.1 {name}"), begins: Some("127.0.1.1".into()) };
+        out.push(edit(Layer::System, "own-name", "/etc/hosts", own_name));
     }
     if system.hosts {
         let line = |m: &Machine| format!("{} {}", m.internal(), m.name);
         let others = cluster.spec.machines.iter().filter(|m| m.name != machine.name);
-        // Names that resolve need no entry, but an address is sure.
+        // Only IP addresses can be written to /etc/hosts. A machine that is given by name resolves without an entry.
         let lines: Vec<String> =
             others.filter(|m| m.internal().parse::<std::net::IpAddr>().is_ok()).map(line).collect();
         if !lines.is_empty() {

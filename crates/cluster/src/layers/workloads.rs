@@ -1,4 +1,4 @@
-//! What the cluster as a whole has: add-ons, storage, GPUs told to the kubelet, slipway itself.
+//! Resources of the cluster as a whole: add-ons, storage, the device plugin and slipway itself. They belong to the first control plane.
 //!
 //! Source: MicroK8s, "Use NFS for persistent volumes" (the kubelet's folder), csi-driver-nfs and csi-driver-smb, "Driver parameters",
 //! NVIDIA's device plugin, "Configuring the device plugin", mig-parted, "Configuration".
@@ -8,19 +8,19 @@ use serde_json::{Value, json};
 use super::{command, file};
 use crate::ClusterError;
 use crate::digest;
-use crate::resource::{Layer, Resource, Text, What};
+use crate::resource::{Layer, Resource, ResourceKind, Text};
 use crate::shell::quote;
 use crate::spec::secret::TrustedCommands;
 use crate::spec::workloads::{DevicePlugin, Share, Sharing, StorageClass};
 use crate::spec::{Cluster, Role};
 
-/// The kubelet's folder with MicroK8s: drivers that look for it elsewhere mount nothing.
-const KUBELET: &str = "/var/snap/microk8s/common/var/lib/kubelet";
+/// MicroK8s' kubelet folder. A storage driver that looks for it elsewhere mounts nothing.
+const KUBELET_FOLDER: &str = "/var/snap/microk8s/common/var/lib/kubelet";
 const KUBECONFIG: &str = "/var/snap/microk8s/current/credentials/client.config";
-/// Where documents for the cluster are kept on the machine.
-const FOLDER: &str = "/var/lib/slipway/wanted";
+/// Folder on the machine for the manifests and chart values that are applied to the cluster.
+const MANIFEST_FOLDER: &str = "/var/lib/slipway/wanted";
 
-/// A chart with a version, from its own repository.
+/// A Helm chart at a fixed version.
 struct Chart {
     name: &'static str,
     repository: &'static str,
@@ -48,40 +48,41 @@ const NVIDIA: Chart = Chart {
 };
 
 impl Chart {
-    /// Its values, and the release, which says of itself which values it was made with.
+    /// The file of its values, and its release. The release's description has the digest of the values, so that a change of the values
+    /// is detected.
     fn resources(&self, layer: Layer, values: &Value) -> [Resource; 2] {
         let Self { name, repository, version, namespace } = self;
         let text = serde_json::to_string_pretty(values).unwrap_or_default() + "\n";
-        let path = format!("{FOLDER}/{name}.json");
-        let mark = format!("slipway {version} {}", digest(text.as_bytes()));
+        let path = format!("{MANIFEST_FOLDER}/{name}.json");
+        let description = format!("slipway {version} {}", digest(text.as_bytes()));
         let check = format!(
-            "microk8s helm3 status {name} -n {namespace} -o json | tr -d '\\n' | grep -q '\"description\": *\"{mark}\".*\"status\": *\"deployed\"'"
+            "microk8s helm3 status {name} -n {namespace} -o json | tr -d '\\n' | grep -q '\"description\": *\"{description}\".*\"status\": *\"deployed\"'"
         );
         let run = format!(
             "microk8s helm3 upgrade --install {name} {name} --repo {repository} --version {version} --namespace {namespace} \
-             --create-namespace --values {path} --description '{mark}' --wait --timeout 8m"
+             --create-namespace --values {path} --description '{description}' --wait --timeout 8m"
         );
         let values = file(layer, &format!("{name}-values"), &path, text);
         let id = values.id.clone();
         let mut release = command(layer, name, &check, &run, &format!("chart {name} {version}"));
-        if let What::Command { undo, .. } = &mut release.what {
+        if let ResourceKind::Command { undo, .. } = &mut release.what {
             *undo = Some(format!("microk8s helm3 uninstall {name} -n {namespace}"));
         }
-        [values, release.needs(&[&id]).effect("fetches a chart and its images")]
+        [values, release.needs(&[&id]).effect("downloads a chart and its images")]
     }
 }
 
-/// Objects of the cluster: kept as a file, and compared by the API server itself.
+/// Kubernetes objects: a manifest on the machine, which `kubectl diff` compares with the cluster and `kubectl apply` applies.
 fn manifest(layer: Layer, name: &str, objects: &[Value], secret: bool) -> [Resource; 2] {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     let text = serde_json::to_string_pretty(&list).unwrap_or_default() + "\n";
-    let path = format!("{FOLDER}/{name}.json");
+    let path = format!("{MANIFEST_FOLDER}/{name}.json");
     let mode = if secret { "0600" } else { "0644" };
     let content = Text { text, secret };
     let document = Resource::new(
         layer,
         &format!("{name}-manifest"),
-        What::File { path: path.clone(), content, mode: mode.into() },
+        ResourceKind::File { path: path.clone(), content, mode: mode.into() },
     );
     let id = document.id.clone();
     let mut applied = command(
@@ -91,29 +92,30 @@ fn manifest(layer: Layer, name: &str, objects: &[Value], secret: bool) -> [Resou
         &format!("microk8s kubectl apply -f {path}"),
         &format!("objects of {name}"),
     );
-    if let What::Command { undo, .. } = &mut applied.what {
+    if let ResourceKind::Command { undo, .. } = &mut applied.what {
         *undo = Some(format!("microk8s kubectl delete --ignore-not-found -f {path}"));
     }
     [document, applied.needs(&[&id])]
 }
 
-/// Add-ons of the cluster, one resource each.
+/// MicroK8s' add-ons, one resource each.
 fn addons(cluster: &Cluster) -> Vec<Resource> {
-    let one = |addon: &crate::spec::workloads::Addon| {
+    let resource = |addon: &crate::spec::workloads::Addon| {
         let name = addon.name().split(':').next().unwrap_or_default();
-        // `-a` prints `enabled` or `disabled` and nothing else.
+        // With `-a`, `microk8s status` prints only `enabled` or `disabled`.
         let check = format!("[ \"$(microk8s status -a {})\" = enabled ]", quote(name));
         let options: String = addon.options().iter().map(|o| format!(" {}", quote(o))).collect();
         let run = format!("microk8s enable {}{options}", quote(addon.name()));
         let mut out = command(Layer::Addons, name, &check, &run, &format!("add-on {}", addon.name()));
-        if let What::Command { undo, .. } = &mut out.what {
+        if let ResourceKind::Command { undo, .. } = &mut out.what {
             *undo = Some(format!("microk8s disable {}", quote(name)));
         }
         out.needs(&["kubernetes/ready"])
     };
-    cluster.spec.kubernetes.addons.iter().map(one).collect()
+    cluster.spec.kubernetes.addons.iter().map(resource).collect()
 }
 
+/// The objects of a storage class: the class, and before it the secret of an SMB share.
 fn storage_class(class: &StorageClass, trusted: &TrustedCommands) -> Result<Vec<Value>, ClusterError> {
     let annotations = json!({"storageclass.kubernetes.io/is-default-class": class.default.to_string()});
     let mut object = json!({
@@ -152,10 +154,10 @@ fn storage(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
     let classes = &cluster.spec.storage.classes;
     let mut out = Vec::new();
     if classes.iter().any(|c| matches!(c.share, Share::Nfs(_))) {
-        out.extend(NFS.resources(Layer::Storage, &json!({"kubeletDir": KUBELET})));
+        out.extend(NFS.resources(Layer::Storage, &json!({"kubeletDir": KUBELET_FOLDER})));
     }
     if classes.iter().any(|c| matches!(c.share, Share::Smb(_))) {
-        out.extend(SMB.resources(Layer::Storage, &json!({"linux": {"kubelet": KUBELET}})));
+        out.extend(SMB.resources(Layer::Storage, &json!({"linux": {"kubelet": KUBELET_FOLDER}})));
     }
     for class in classes {
         let driver = match class.share {
@@ -174,7 +176,7 @@ fn storage(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
     Ok(out)
 }
 
-/// NVIDIA's device plugin configuration.
+/// The configuration of NVIDIA's device plugin, which slipway's device plugin reads too.
 fn plugin_config(sharing: Option<&Sharing>) -> Value {
     let shared = |n: &u32| json!({"resources": [{"name": "nvidia.com/gpu", "replicas": n}]});
     let mut out = json!({"version": "v1"});
@@ -212,22 +214,22 @@ fn device_plugin(cluster: &Cluster) -> Vec<Resource> {
             );
             let run = format!("microk8s kubectl label node {node} {label}=slipway --overwrite");
             let new = command(layer, &format!("mig-{node}"), &check, &run, &format!("MIG layout of {node}"));
-            out.push(new.effect("divides GPUs that are idle; drains what is in the way"));
+            out.push(new.effect("partitions the node's GPUs; pods that use them are evicted"));
         }
     }
     out
 }
 
-/// Values of the chart that follow from the file, with the file's own over them.
+/// Values of slipway's chart that follow from the file. `spec.platform.values` overrides them.
 fn values(cluster: &Cluster) -> Value {
     let spec = &cluster.spec;
     let Some(platform) = &spec.platform else { return Value::Null };
-    let own = spec.gpu.device_plugin == DevicePlugin::Slipway;
+    let own_plugin = spec.gpu.device_plugin == DevicePlugin::Slipway;
     let mut out = json!({
         "server": {"enabled": platform.server},
-        "node": {"enabled": own, "kubeletDir": KUBELET},
+        "node": {"enabled": own_plugin, "kubeletDir": KUBELET_FOLDER},
     });
-    if own && let Some(sharing) = &spec.gpu.sharing {
+    if own_plugin && let Some(sharing) = &spec.gpu.sharing {
         out["node"]["config"] = json!({"default": plugin_config(Some(sharing)).to_string()});
         if let Sharing::Mig(devices) = sharing {
             let layout = json!([{"devices": "all", "mig-enabled": true, "mig-devices": devices}]);
@@ -239,6 +241,7 @@ fn values(cluster: &Cluster) -> Value {
     out
 }
 
+/// Merges `from` into `into` recursively. Values of `from` win.
 fn merge(into: &mut Value, from: &Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
@@ -250,31 +253,32 @@ fn merge(into: &mut Value, from: &Value) {
     }
 }
 
+/// slipway in the cluster. An annotation of the namespace has the digest of image and values, so that a change is detected.
 fn platform(cluster: &Cluster) -> Vec<Resource> {
     let Some(platform) = &cluster.spec.platform else { return Vec::new() };
-    let (layer, path) = (Layer::Platform, format!("{FOLDER}/platform.json"));
+    let (layer, path) = (Layer::Platform, format!("{MANIFEST_FOLDER}/platform.json"));
     let text = serde_json::to_string_pretty(&values(cluster)).unwrap_or_default() + "\n";
     let (namespace, image) = (quote(&platform.namespace), quote(&platform.image));
-    let mark = digest(format!("{}{text}", platform.image).as_bytes());
+    let digest = digest(format!("{}{text}", platform.image).as_bytes());
     let kind = if platform.server { "deployment/slipway" } else { "daemonset/slipway-node" };
     let check = format!(
-        "[ \"$(microk8s kubectl get namespace {namespace} -o jsonpath='{{.metadata.annotations.slipway\\.dev/wanted}}')\" = {mark} ] && \
+        "[ \"$(microk8s kubectl get namespace {namespace} -o jsonpath='{{.metadata.annotations.slipway\\.dev/wanted}}')\" = {digest} ] && \
          [ \"$(microk8s kubectl get -n {namespace} {kind} -o jsonpath='{{.spec.template.spec.containers[0].image}}')\" = {image} ]"
     );
     let kube = format!("--yes --kube --kubeconfig {KUBECONFIG} --namespace {namespace}");
     let run = format!(
         "\"$SLIPWAY\" up {kube} --image {image} --values {path} --wait 600 && \
-         microk8s kubectl annotate namespace {namespace} slipway.dev/wanted={mark} --overwrite"
+         microk8s kubectl annotate namespace {namespace} slipway.dev/wanted={digest} --overwrite"
     );
     let mut up = command(layer, "slipway", &check, &run, &format!("slipway {}", platform.image));
-    if let What::Command { undo, .. } = &mut up.what {
+    if let ResourceKind::Command { undo, .. } = &mut up.what {
         *undo = Some(format!("\"$SLIPWAY\" down {kube}"));
     }
     let document = file(layer, "values", &path, text);
-    vec![document, up.needs(&["platform/values"]).within(900).effect("fetches slipway's image")]
+    vec![document, up.needs(&["platform/values"]).with_timeout(900).effect("downloads slipway's image")]
 }
 
-/// All of it, in order.
+/// All resources of the cluster as a whole, in the order in which they are applied.
 pub(super) fn resources(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
     let mut out = addons(cluster);
     out.extend(storage(cluster)?);
@@ -294,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn storage_brings_its_driver_first() {
+    fn storage_driver_comes_before_its_classes() {
         let nfs = "  storage: {classes: [{name: a, share: {nfs: {server: s, path: /p}}}, {name: b, share: {nfs: {server: s, path: /q}}}]}";
         let driver = ["storage/csi-driver-nfs-values", "storage/csi-driver-nfs"];
         let classes = ["storage/class-a-manifest", "storage/class-a", "storage/class-b-manifest", "storage/class-b"];
@@ -302,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_in_nothing_that_is_shown() {
+    fn smb_password_is_not_in_any_change_text() {
         let smb = "  storage: {classes: [{name: a, share: {smb: {source: //s/d, user: u, password: {command: 'printf hunter2'}}}}]}";
         let mut cluster = Cluster::parse(&FILE.replace("spec:", &format!("spec:\n{smb}"))).unwrap();
         cluster.trust_commands();
@@ -310,16 +314,16 @@ mod tests {
         let shown: Vec<String> =
             resources.iter().flat_map(|r| r.check(&crate::probe::Facts::default())).map(|c| c.text).collect();
         assert!(!shown.join("\n").contains("hunter2"), "{shown:?}");
-        let What::File { content, mode, .. } =
+        let ResourceKind::File { content, mode, .. } =
             &resources.iter().find(|r| r.id == "storage/class-a-manifest").unwrap().what
         else {
-            panic!("it is a file");
+            panic!("the manifest is not a file");
         };
         assert!(content.secret && content.text.contains("hunter2") && mode == "0600");
     }
 
     #[test]
-    fn gpus_are_offered_and_shared_as_the_file_says() {
+    fn device_plugin_and_sharing_follow_the_file() {
         assert!(ids("").is_empty());
         let nvidia = "  gpu: {devicePlugin: nvidia, sharing: {timeSlices: 4}}";
         assert_eq!(ids(nvidia)[1], "device-plugin/nvidia-device-plugin");
@@ -329,7 +333,10 @@ mod tests {
         ))
         .unwrap();
         let values = values(&cluster);
-        assert_eq!((&values["node"]["recoverAfter"], &values["node"]["kubeletDir"]), (&json!(5), &json!(KUBELET)));
+        assert_eq!(
+            (&values["node"]["recoverAfter"], &values["node"]["kubeletDir"]),
+            (&json!(5), &json!(KUBELET_FOLDER))
+        );
         assert!(values["node"]["migConfig"].as_str().unwrap().contains(r#""mig-devices":{"1g.10gb":7}"#));
         let ids: Vec<String> = resources(&cluster).unwrap().into_iter().map(|r| r.id).collect();
         assert!(ids.contains(&"device-plugin/mig-gpu1".into()) && ids.ends_with(&["platform/slipway".into()]));

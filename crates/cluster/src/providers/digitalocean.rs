@@ -1,4 +1,4 @@
-//! DigitalOcean's droplets.
+//! Client of DigitalOcean's API for droplets.
 //!
 //! Source: DigitalOcean API 2.0, "Droplets", "Droplet Actions", "Sizes", "Rate Limit", "Links & Pagination".
 
@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use slipway_core::clock::parse_rfc3339;
 
 use super::http::Http;
-use super::{Answer, Instance, Power, Provider, identifier, ip_address};
+use super::{Instance, Power, Provider, ProviderFuture, identifier, ip_address};
 use crate::ClusterError;
 use crate::spec::cloud::{self, Group};
 
-/// The most that a page of droplets may have.
+/// Maximum number of items per page that the API allows.
 const PER_PAGE: u32 = 200;
 
 #[derive(Debug)]
@@ -47,7 +47,7 @@ fn instance(droplet: &Value) -> Result<Instance, String> {
             Some("active") => Power::On,
             Some("off") => Power::Off,
             // `new`, `archive`
-            _ => Power::Between,
+            _ => Power::Transitioning,
         },
         address: address("public")?,
         internal: address("private")?,
@@ -58,12 +58,12 @@ fn instance(droplet: &Value) -> Result<Instance, String> {
 
 impl DigitalOcean {
     fn read(&self, droplet: &Value) -> Result<Instance, ClusterError> {
-        instance(droplet).map_err(|reason| self.http.wrong(200, reason))
+        instance(droplet).map_err(|reason| self.http.error(200, reason))
     }
 }
 
 impl Provider for DigitalOcean {
-    fn list(&self) -> Answer<'_, Vec<Instance>> {
+    fn list(&self) -> ProviderFuture<'_, Vec<Instance>> {
         Box::pin(async {
             let droplets =
                 self.http.pages(format!("/v2/droplets?page=1&per_page={PER_PAGE}"), "droplets", next).await?;
@@ -71,16 +71,16 @@ impl Provider for DigitalOcean {
         })
     }
 
-    fn get<'a>(&'a self, id: &'a str) -> Answer<'a, Option<Instance>> {
+    fn get<'a>(&'a self, id: &'a str) -> ProviderFuture<'a, Option<Instance>> {
         Box::pin(async move {
             let found = self.http.call(Method::GET, &format!("/v2/droplets/{id}"), None).await?;
             found.map(|f| self.read(&f["droplet"])).transpose()
         })
     }
 
-    fn create<'a>(&'a self, name: &'a str, cluster: &'a str, group: &'a Group) -> Answer<'a, Instance> {
+    fn create<'a>(&'a self, name: &'a str, cluster: &'a str, group: &'a Group) -> ProviderFuture<'a, Instance> {
         Box::pin(async move {
-            // An identifier is a number, a fingerprint a text.
+            // The API takes the identifier of an SSH key as a number, and its fingerprint as a string.
             let key = |key: &String| key.parse::<u64>().map_or_else(|_| json!(key), |id| json!(id));
             let mut body = json!({
                 "name": name,
@@ -93,25 +93,25 @@ impl Provider for DigitalOcean {
             if let Some(vpc) = &self.account.vpc {
                 body["vpc_uuid"] = json!(vpc);
             }
-            let made = self.http.must(Method::POST, "/v2/droplets", Some(&body)).await?;
-            self.read(&made["droplet"])
+            let created = self.http.call_existing(Method::POST, "/v2/droplets", Some(&body)).await?;
+            self.read(&created["droplet"])
         })
     }
 
-    fn power<'a>(&'a self, id: &'a str, on: bool) -> Answer<'a, ()> {
+    fn power<'a>(&'a self, id: &'a str, on: bool) -> ProviderFuture<'a, ()> {
         Box::pin(async move {
-            // The system shuts itself down, as with a button; Kubernetes was stopped before.
+            // `shutdown` lets the operating system shut down, unlike `power_off`. Kubernetes was stopped before.
             let kind = if on { "power_on" } else { "shutdown" };
             let path = format!("/v2/droplets/{id}/actions");
-            self.http.must(Method::POST, &path, Some(&json!({"type": kind}))).await.map(drop)
+            self.http.call_existing(Method::POST, &path, Some(&json!({"type": kind}))).await.map(drop)
         })
     }
 
-    fn delete<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+    fn delete<'a>(&'a self, id: &'a str) -> ProviderFuture<'a, ()> {
         Box::pin(async move { self.http.call(Method::DELETE, &format!("/v2/droplets/{id}"), None).await.map(drop) })
     }
 
-    fn prices(&self) -> Answer<'_, BTreeMap<String, f64>> {
+    fn prices(&self) -> ProviderFuture<'_, BTreeMap<String, f64>> {
         Box::pin(async {
             let sizes = self.http.pages(format!("/v2/sizes?page=1&per_page={PER_PAGE}"), "sizes", next).await?;
             let price = |size: &Value| Some((size["slug"].as_str()?.to_owned(), size["price_hourly"].as_f64()?));
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_droplet_is_read() {
+    fn droplet_is_parsed_and_validated() {
         let droplet = json!({
             "id": 3_164_444, "name": "lab-gpu-1", "status": "active", "size_slug": "gpu-h100x1-80gb", "size": {"price_hourly": 3.39},
             "created_at": "2020-07-21T16:26:43Z",
@@ -139,12 +139,12 @@ mod tests {
         assert_eq!((read.id.as_str(), read.power), ("3164444", Power::On));
         assert_eq!((read.address.as_deref(), read.internal.as_deref()), (Some("192.0.2.21"), Some("10.128.192.124")));
         assert_eq!(read.created_ms, Some(1_595_348_803_000));
-        for (place, wrong) in
+        for (pointer, invalid) in
             [("/networks/v4/1/ip_address", "-oProxyCommand=id"), ("/networks/v4/0/ip_address", "a.example")]
         {
             let mut other = droplet.clone();
-            *other.pointer_mut(place).unwrap() = json!(wrong);
-            assert!(instance(&other).unwrap_err().contains("no IP address"), "{wrong}");
+            *other.pointer_mut(pointer).unwrap() = json!(invalid);
+            assert!(instance(&other).unwrap_err().contains("not an IP address"), "{invalid}");
         }
         assert!(instance(&json!({"name": "no identifier"})).is_err());
         let page =

@@ -1,4 +1,6 @@
-//! Who makes machines.
+//! Clients of the cloud providers' APIs, behind the trait [`Provider`].
+//!
+//! Identifiers and addresses in responses are validated here, because they become part of URLs and of `ssh` arguments.
 
 mod digitalocean;
 mod http;
@@ -13,81 +15,81 @@ use crate::ClusterError;
 use crate::spec::cloud::{Group, Provider as Account};
 use crate::spec::secret::TrustedCommands;
 
-/// Whether a machine is on.
+/// Power state of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Power {
-    /// It is on, or is said to be.
+    /// The machine is on, as far as its provider reports.
     On,
-    /// It is off.
+    /// The machine is off.
     Off,
-    /// It is on its way from one to the other.
-    Between,
+    /// The machine is being created, powered on or powered off.
+    Transitioning,
 }
 
-/// A machine, as its provider tells of it.
+/// A machine, as its provider reports it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Instance {
-    /// The provider's name for it.
+    /// The provider's identifier.
     pub id: String,
-    /// Ours.
+    /// The name that slipway gave it: the cluster's name and the machine's, such as `lab-gpu-1`.
     pub name: String,
-    /// The provider's size.
+    /// The provider's name of the size, such as `s-4vcpu-8gb`.
     pub size: String,
-    /// Whether it is on.
+    /// Power state.
     pub power: Power,
-    /// The IP address at which it is reached, once that is known; some providers give another one after each start.
+    /// The public IP address, once it is known. With some providers it changes with every power-on.
     pub address: Option<String>,
     /// The IP address in the private network.
     pub internal: Option<String>,
-    /// When it was created, in milliseconds since 1970, where the provider says so.
+    /// Creation time in milliseconds since 1970, if the provider reports it.
     pub created_ms: Option<i64>,
-    /// What an hour of it costs in US dollars, where the provider says so.
+    /// US dollars per hour, if the provider reports it.
     pub hourly: Option<f64>,
 }
 
-/// A promise of an answer.
-pub type Answer<'a, T> = BoxFuture<'a, Result<T, ClusterError>>;
+/// The future of a provider request.
+pub type ProviderFuture<'a, T> = BoxFuture<'a, Result<T, ClusterError>>;
 
-/// What is asked of who makes machines.
+/// The API of a cloud provider.
 pub trait Provider: Send + Sync + std::fmt::Debug {
     /// All machines of the account.
-    fn list(&self) -> Answer<'_, Vec<Instance>>;
-    /// One of them; `None` when it is gone.
-    fn get<'a>(&'a self, id: &'a str) -> Answer<'a, Option<Instance>>;
-    /// Orders a machine. It is not there yet.
-    fn create<'a>(&'a self, name: &'a str, cluster: &'a str, group: &'a Group) -> Answer<'a, Instance>;
-    /// Asks for it to be turned on or off. It takes a while.
-    fn power<'a>(&'a self, id: &'a str, on: bool) -> Answer<'a, ()>;
-    /// Deletes it. One that is gone is deleted.
-    fn delete<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
-    /// What sizes cost an hour in US dollars; those that the provider tells prices of.
-    fn prices(&self) -> Answer<'_, BTreeMap<String, f64>>;
-    /// Whether a machine costs the same when it is off.
+    fn list(&self) -> ProviderFuture<'_, Vec<Instance>>;
+    /// The machine with this identifier; `None` if it does not exist.
+    fn get<'a>(&'a self, id: &'a str) -> ProviderFuture<'a, Option<Instance>>;
+    /// Orders a machine. The provider creates it in the background.
+    fn create<'a>(&'a self, name: &'a str, cluster: &'a str, group: &'a Group) -> ProviderFuture<'a, Instance>;
+    /// Requests that a machine is powered on or off. The provider does it in the background.
+    fn power<'a>(&'a self, id: &'a str, on: bool) -> ProviderFuture<'a, ()>;
+    /// Deletes a machine. Succeeds if it does not exist.
+    fn delete<'a>(&'a self, id: &'a str) -> ProviderFuture<'a, ()>;
+    /// US dollars per hour by size; empty if the provider has no price list.
+    fn prices(&self) -> ProviderFuture<'_, BTreeMap<String, f64>>;
+    /// Whether a machine that is off costs the same as one that is on.
     fn charges_when_off(&self) -> bool;
 }
 
-/// Whether a text may be a provider's identifier of a machine. It becomes part of URLs and of arguments of `ssh`.
+/// Whether a text is a valid machine identifier. It becomes part of URLs and of `ssh` arguments.
 pub(crate) fn is_identifier(text: &str) -> bool {
-    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    (1..=128).contains(&text.len()) && text.chars().all(fits) && !text.starts_with('-')
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    (1..=128).contains(&text.len()) && text.chars().all(allowed) && !text.starts_with('-')
 }
 
-/// An IP address of an answer; none while the machine has none. It becomes an argument of `ssh`, so nothing else is let through.
+/// Validates an IP address in a response; an absent or empty one is `None`. It becomes an `ssh` argument, so other text is rejected.
 fn ip_address(text: Option<&str>) -> Result<Option<String>, String> {
     let Some(text) = text.filter(|t| !t.is_empty()) else { return Ok(None) };
-    let address: IpAddr = text.parse().map_err(|_| format!("{text:?} is no IP address of a machine"))?;
+    let address: IpAddr = text.parse().map_err(|_| format!("{text:?} is not an IP address"))?;
     Ok(Some(address.to_string()))
 }
 
-/// An identifier of an answer.
+/// Validates a machine identifier in a response.
 fn identifier(text: String) -> Result<String, String> {
-    if is_identifier(&text) { Ok(text) } else { Err(format!("{text:?} is no identifier of a machine")) }
+    if is_identifier(&text) { Ok(text) } else { Err(format!("{text:?} is not a valid machine identifier")) }
 }
 
-/// The provider of an account. Reads its token.
+/// Creates the client of a provider account. Reads the account's API token.
 ///
 /// # Errors
-/// [`ClusterError::Secret`], [`ClusterError::Untrusted`], or [`ClusterError::Provider`] when the endpoint cannot be used.
+/// [`ClusterError::Secret`], [`ClusterError::Untrusted`], or [`ClusterError::Provider`] when the endpoint is invalid.
 pub fn connect(name: &str, account: &Account, trusted: &TrustedCommands) -> Result<Box<dyn Provider>, ClusterError> {
     let token = account.token().read(trusted)?;
     Ok(match account {

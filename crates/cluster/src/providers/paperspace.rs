@@ -1,6 +1,6 @@
-//! Paperspace's machines.
+//! Client of Paperspace's API for machines.
 //!
-//! Source: Paperspace API v1, "Machines" (list, create, get, start, stop, delete), "Pagination". The API before it ended in July 2024.
+//! Source: Paperspace API v1, "Machines" (list, create, get, start, stop, delete), "Pagination". The older API ended in July 2024.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use slipway_core::clock::parse_rfc3339;
 
 use super::http::Http;
-use super::{Answer, Instance, Power, Provider, identifier, ip_address};
+use super::{Instance, Power, Provider, ProviderFuture, identifier, ip_address};
 use crate::ClusterError;
 use crate::spec::cloud::{self, Group};
 
-/// The most that a page may have.
+/// Maximum number of items per page that the API allows.
 const PER_PAGE: u32 = 120;
-/// In GiB; what the cheapest template takes.
-const DISK: u32 = 50;
+/// The smallest disk of Paperspace's templates.
+const DEFAULT_DISK_GIB: u32 = 50;
 
 #[derive(Debug)]
 pub(super) struct Paperspace {
@@ -30,7 +30,7 @@ impl Paperspace {
     }
 }
 
-/// The page after this one begins after `nextPage`.
+/// The path of the next page, which begins after the machine `nextPage`.
 fn next(page: &Value) -> Option<String> {
     let more = page["hasMore"].as_bool().unwrap_or(false);
     let after = page["nextPage"].as_str().filter(|_| more)?;
@@ -44,11 +44,11 @@ fn instance(machine: &Value) -> Result<Instance, String> {
         name: text("name").unwrap_or_default(),
         size: text("machineType").unwrap_or_default(),
         power: match machine["state"].as_str() {
-            // `serviceready`: the machine is up, Paperspace's own service in it is not yet.
+            // `serviceready`: the machine is up, but Paperspace's own agent on it is not ready yet.
             Some("ready" | "serviceready") => Power::On,
             Some("off") => Power::Off,
             // `provisioning`, `starting`, `stopping`, `restarting`, `upgrading`
-            _ => Power::Between,
+            _ => Power::Transitioning,
         },
         address: ip_address(text("publicIp").or_else(|| text("publicIpAddress")).as_deref())?,
         internal: ip_address(text("privateIp").or_else(|| text("privateIpAddress")).as_deref())?,
@@ -59,58 +59,58 @@ fn instance(machine: &Value) -> Result<Instance, String> {
 
 impl Paperspace {
     fn read(&self, machine: &Value) -> Result<Instance, ClusterError> {
-        instance(machine).map_err(|reason| self.http.wrong(200, reason))
+        instance(machine).map_err(|reason| self.http.error(200, reason))
     }
 }
 
 impl Provider for Paperspace {
-    fn list(&self) -> Answer<'_, Vec<Instance>> {
+    fn list(&self) -> ProviderFuture<'_, Vec<Instance>> {
         Box::pin(async {
             let machines = self.http.pages(format!("/v1/machines?limit={PER_PAGE}"), "items", next).await?;
             machines.iter().map(|m| self.read(m)).collect()
         })
     }
 
-    fn get<'a>(&'a self, id: &'a str) -> Answer<'a, Option<Instance>> {
+    fn get<'a>(&'a self, id: &'a str) -> ProviderFuture<'a, Option<Instance>> {
         Box::pin(async move {
             let found = self.http.call(Method::GET, &format!("/v1/machines/{id}"), None).await?;
             found.map(|f| self.read(&f)).transpose()
         })
     }
 
-    fn create<'a>(&'a self, name: &'a str, _cluster: &'a str, group: &'a Group) -> Answer<'a, Instance> {
+    fn create<'a>(&'a self, name: &'a str, _cluster: &'a str, group: &'a Group) -> ProviderFuture<'a, Instance> {
         Box::pin(async move {
             let mut body = json!({
                 "name": name,
                 "machineType": group.size,
                 "templateId": group.image,
                 "region": self.account.region,
-                "diskSize": group.disk_gib.unwrap_or(DISK),
-                // An address that costs nothing while the machine is off, and is another after it.
+                "diskSize": group.disk_gib.unwrap_or(DEFAULT_DISK_GIB),
+                // A dynamic address costs nothing while the machine is off, and changes with every power-on.
                 "publicIpType": "dynamic",
                 "startOnCreate": true,
             });
             if let Some(network) = &self.account.network {
                 body["networkId"] = json!(network);
             }
-            let made = self.http.must(Method::POST, "/v1/machines", Some(&body)).await?;
-            self.read(&made["data"])
+            let created = self.http.call_existing(Method::POST, "/v1/machines", Some(&body)).await?;
+            self.read(&created["data"])
         })
     }
 
-    fn power<'a>(&'a self, id: &'a str, on: bool) -> Answer<'a, ()> {
+    fn power<'a>(&'a self, id: &'a str, on: bool) -> ProviderFuture<'a, ()> {
         Box::pin(async move {
             let path = format!("/v1/machines/{id}/{}", if on { "start" } else { "stop" });
-            self.http.must(Method::PATCH, &path, None).await.map(drop)
+            self.http.call_existing(Method::PATCH, &path, None).await.map(drop)
         })
     }
 
-    fn delete<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+    fn delete<'a>(&'a self, id: &'a str) -> ProviderFuture<'a, ()> {
         Box::pin(async move { self.http.call(Method::DELETE, &format!("/v1/machines/{id}"), None).await.map(drop) })
     }
 
-    fn prices(&self) -> Answer<'_, BTreeMap<String, f64>> {
-        // A price is told with each machine, for sizes there is no list.
+    fn prices(&self) -> ProviderFuture<'_, BTreeMap<String, f64>> {
+        // The API has no price list; the price is part of each machine.
         Box::pin(async { Ok(BTreeMap::new()) })
     }
 
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_is_read() {
+    fn machine_is_parsed_and_validated() {
         let machine = json!({
             "id": "psbtuwfvt", "name": "lab-gpu-1", "state": "ready", "machineType": "A4000", "publicIp": "192.0.2.7",
             "privateIp": "10.64.24.2", "usageRate": 0.76, "dtCreated": "2020-07-21T16:26:43.000Z",
@@ -134,13 +134,13 @@ mod tests {
         assert_eq!(read.created_ms, Some(1_595_348_803_000));
         let new = json!({"id": "psbtuwfvt", "state": "provisioning", "publicIp": null, "privateIp": ""});
         let new = instance(&new).unwrap();
-        assert_eq!((new.power, new.address, new.internal), (Power::Between, None, None));
-        for (field, wrong) in
+        assert_eq!((new.power, new.address, new.internal), (Power::Transitioning, None, None));
+        for (field, invalid) in
             [("publicIp", "-oProxyCommand=id"), ("privateIp", "a.example"), ("id", "../teams"), ("id", "")]
         {
             let mut other = machine.clone();
-            other[field] = json!(wrong);
-            assert!(instance(&other).is_err(), "{field} {wrong}");
+            other[field] = json!(invalid);
+            assert!(instance(&other).is_err(), "{field} {invalid}");
         }
         assert_eq!(
             next(&json!({"hasMore": true, "nextPage": "abc"})).as_deref(),

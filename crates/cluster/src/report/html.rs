@@ -1,78 +1,78 @@
-//! A report as a page that stands alone: what was done, who waited for whom, what was tried.
+//! Renders a report as a self-contained HTML page: the steps over time with their dependencies, the smoke tests, and a table of all steps.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::{Ended, Outcome, Report};
+use super::{Outcome, Report, StepReport};
 
-/// In pixels.
-const ROW: f64 = 34.0;
-const NAMES: f64 = 190.0;
+// All sizes are in pixels.
+const ROW_HEIGHT: f64 = 34.0;
+const NAME_WIDTH: f64 = 190.0;
 const WIDTH: f64 = 960.0;
-const BAR: f64 = 16.0;
+const BAR_HEIGHT: f64 = 16.0;
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// Over which time, on which row.
-struct Place {
-    from: f64,
-    to: f64,
+/// Position of a step's bar: left and right end, and vertical center.
+struct Bar {
+    left: f64,
+    right: f64,
     y: f64,
 }
 
-/// The steps over time, a row each, with lines from what they needed.
+/// Draws the steps over time as SVG, one row each, with lines from their dependencies.
 pub fn graph(report: &Report) -> String {
-    let mut steps: Vec<&Ended> = report.steps.iter().collect();
+    let mut steps: Vec<&StepReport> = report.steps.iter().collect();
     steps.sort_by(|a, b| a.began.total_cmp(&b.began));
     let end = report.seconds.max(0.1);
-    let x = |seconds: f64| NAMES + (WIDTH - NAMES - 80.0) * (seconds / end).clamp(0.0, 1.0);
-    let places: BTreeMap<&str, Place> = steps
+    let x = |seconds: f64| NAME_WIDTH + (WIDTH - NAME_WIDTH - 80.0) * (seconds / end).clamp(0.0, 1.0);
+    let bars: BTreeMap<&str, Bar> = steps
         .iter()
         .enumerate()
         .map(|(row, s)| {
-            let (from, y) = (x(s.began), ROW * row as f64 + ROW / 2.0);
-            (s.step.as_str(), Place { from, to: x(s.began + s.seconds).max(from + 3.0), y })
+            let (left, y) = (x(s.began), ROW_HEIGHT * row as f64 + ROW_HEIGHT / 2.0);
+            (s.step.as_str(), Bar { left, right: x(s.began + s.seconds).max(left + 3.0), y })
         })
         .collect();
-    let height = ROW * steps.len() as f64 + 8.0;
+    let height = ROW_HEIGHT * steps.len() as f64 + 8.0;
     let mut out = format!(
         "<svg class=\"graph\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" role=\"img\" aria-label=\"Steps over time\">"
     );
     for step in &steps {
-        let Some(to) = places.get(step.step.as_str()) else { continue };
-        for from in step.needs.iter().filter_map(|n| places.get(n.as_str())) {
-            let bend = from.to + 8.0;
+        let Some(to) = bars.get(step.step.as_str()) else { continue };
+        for from in step.needs.iter().filter_map(|n| bars.get(n.as_str())) {
+            let bend = from.right + 8.0;
             let _ = write!(
                 out,
                 "<path class=\"need\" d=\"M{:.1} {:.1} C{bend:.1} {:.1} {:.1} {:.1} {:.1} {:.1}\"/>",
-                from.to,
+                from.right,
                 from.y,
                 from.y,
-                to.from - 8.0,
+                to.left - 8.0,
                 to.y,
-                to.from,
+                to.left,
                 to.y
             );
         }
     }
     for step in steps {
-        let Some(place) = places.get(step.step.as_str()) else { continue };
-        let (word, about) = step.outcome.words();
+        let Some(bar) = bars.get(step.step.as_str()) else { continue };
+        let (word, details) = step.outcome.words();
         let _ = write!(
             out,
             "<g class=\"{word}\"><title>{}: {word} {}</title><text x=\"0\" y=\"{:.1}\">{}</text><rect x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" \
-             height=\"{BAR}\" rx=\"3\"/><text class=\"time\" x=\"{:.1}\" y=\"{:.1}\">{:.1} s</text></g>",
+             height=\"{BAR_HEIGHT}\" rx=\"3\"/><text class=\"time\" x=\"{:.1}\" y=\"{:.1}\">{:.1} s</text></g>",
             escape(&step.step),
-            escape(&about),
-            place.y + 4.0,
+            escape(&details),
+            bar.y + 4.0,
             escape(&step.step),
-            place.from,
-            place.y - BAR / 2.0,
-            place.to - place.from,
-            place.to + 6.0,
-            place.y + 4.0,
+            bar.left,
+            bar.y - BAR_HEIGHT / 2.0,
+            bar.right - bar.left,
+            bar.right + 6.0,
+            bar.y + 4.0,
             step.seconds
         );
     }
@@ -89,29 +89,29 @@ margin:0 auto;padding:24px 16px;max-width:960px}h1{font-size:22px;margin:0}h2{fo
 border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}th{color:var(--soft);font-weight:500}td.passed{color:var(--good)}\
 td.failed,td.skipped{color:var(--bad)}td.changed{color:var(--done)}";
 
-fn table(out: &mut String, steps: &[&Ended]) {
-    out.push_str("<div class=\"scroll\"><table><tr><th>Step</th><th>Outcome</th><th>Seconds</th><th>About</th></tr>");
+fn table(out: &mut String, steps: &[&StepReport]) {
+    out.push_str("<div class=\"scroll\"><table><tr><th>Step</th><th>Outcome</th><th>Seconds</th><th>Details</th></tr>");
     for step in steps {
-        let (word, about) = step.outcome.words();
+        let (word, details) = step.outcome.words();
         let _ = write!(
             out,
             "<tr><td>{}</td><td class=\"{word}\">{word}</td><td>{:.1}</td><td>{}</td></tr>",
             escape(&step.step),
             step.seconds,
-            escape(&about)
+            escape(&details)
         );
     }
     out.push_str("</table></div>");
 }
 
-/// The page.
+/// Renders the page. It contains no scripts, and all text from the report is escaped.
 pub fn page(report: &Report) -> String {
     let when = report.change.parse().map(slipway_core::clock::rfc3339).unwrap_or_default();
-    let failed = report.steps.iter().filter(|s| !s.outcome.went_well()).count();
+    let failed = report.steps.iter().filter(|s| !s.outcome.succeeded()).count();
     let verdict = match (failed, report.changed()) {
-        (0, 0) => "Nothing was to be changed.".to_owned(),
-        (0, 1) => "1 change, everything went well.".into(),
-        (0, n) => format!("{n} changes, everything went well."),
+        (0, 0) => "All steps succeeded, nothing was changed.".to_owned(),
+        (0, 1) => "All steps succeeded, 1 change.".into(),
+        (0, n) => format!("All steps succeeded, {n} changes."),
         (n, _) => format!("{n} of {} steps failed or were skipped.", report.steps.len()),
     };
     let mut out = format!(
@@ -123,11 +123,11 @@ pub fn page(report: &Report) -> String {
         name = escape(&report.cluster),
         verb = escape(&report.verb),
     );
-    let (tries, steps): (Vec<&Ended>, Vec<&Ended>) =
+    let (tests, steps): (Vec<&StepReport>, Vec<&StepReport>) =
         report.steps.iter().partition(|s| s.step.contains("/smoke-") || matches!(s.outcome, Outcome::Passed { .. }));
-    if !tries.is_empty() {
+    if !tests.is_empty() {
         out += "<h2>Smoke tests</h2>";
-        table(&mut out, &tries);
+        table(&mut out, &tests);
     }
     out += "<h2>Steps</h2>";
     table(&mut out, &steps);
@@ -139,8 +139,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_shows_every_step_and_runs_nothing() {
-        let step = |name: &str, needs: &[&str], outcome| Ended {
+    fn page_shows_every_step_and_escapes_html() {
+        let step = |name: &str, needs: &[&str], outcome| StepReport {
             step: name.into(),
             host: "cp1".into(),
             needs: needs.iter().map(|n| (*n).to_owned()).collect(),

@@ -1,4 +1,4 @@
-//! What steps did.
+//! The report of a command: the outcome of each step. The last report of a cluster is stored, and shown by the CLI and the web UI.
 
 pub mod html;
 
@@ -7,46 +7,46 @@ use serde::{Deserialize, Serialize};
 
 use crate::ClusterError;
 
-/// How a step ended, or how far it is.
+/// The outcome of a step, or its state while the command is running.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", tag = "outcome")]
 #[schemars(rename = "ClusterStepOutcome")]
 pub enum Outcome {
-    /// It waits for others.
+    /// The step waits for its dependencies.
     Waiting,
-    /// It is being done, or was when slipway was killed.
+    /// The step is running, or was running when slipway was killed.
     Running,
-    /// All was as wanted.
+    /// The machine was in the desired state already.
     Unchanged,
-    /// So many things were changed.
+    /// The step changed something.
     Changed {
-        /// How many.
+        /// Number of changes.
         changes: usize,
     },
-    /// A test went well.
+    /// A smoke test passed.
     Passed {
-        /// What it saw.
+        /// What the test observed, such as `gpu1: GPU 0: NVIDIA H100 80GB HBM3`.
         saw: String,
     },
-    /// It failed.
+    /// The step failed.
     Failed {
-        /// Why.
+        /// The error message.
         reason: String,
     },
-    /// A step that it needs failed.
+    /// The step was not attempted, because a step that it needs failed.
     Skipped {
-        /// Which.
+        /// Id of the failed step.
         because: String,
     },
 }
 
 impl Outcome {
-    /// Whether steps that need it may begin.
-    pub fn went_well(&self) -> bool {
+    /// Whether the step succeeded, so that steps that need it may begin.
+    pub fn succeeded(&self) -> bool {
         matches!(self, Self::Unchanged | Self::Changed { .. } | Self::Passed { .. })
     }
 
-    /// In a word, and what there is to say.
+    /// The outcome in one word, and its details, which may be empty: `("changed", "2 changes")`.
     pub fn words(&self) -> (&'static str, String) {
         match self {
             Self::Waiting => ("waiting", String::new()),
@@ -61,59 +61,59 @@ impl Outcome {
     }
 }
 
-/// A step and its end.
+/// The report of a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "ClusterStep")]
-pub struct Ended {
-    /// The step.
+pub struct StepReport {
+    /// Id of the step, such as `cp1/base`.
     pub step: String,
-    /// Its machine.
+    /// Name of its machine.
     pub host: String,
-    /// Steps that it needed.
+    /// Ids of the steps that it needs.
     pub needs: Vec<String>,
-    /// How it ended.
+    /// The outcome, or the state while the command is running.
     #[serde(flatten)]
     pub outcome: Outcome,
-    /// Seconds after the beginning of all when it began.
+    /// Start of the step, in seconds since the start of the command.
     pub began: f64,
-    /// How long it took.
+    /// Duration in seconds.
     pub seconds: f64,
 }
 
-/// All that was done.
+/// The report of a command that changes a cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "ClusterReport")]
 pub struct Report {
-    /// The cluster's name.
+    /// Name of the cluster.
     pub cluster: String,
-    /// What was asked for: `apply`, `upgrade`.
+    /// The command: `apply`, `upgrade`.
     pub verb: String,
-    /// Names the records of this change on the machines; milliseconds since 1970.
+    /// Name of the change in the machines' records: the start of the command in milliseconds since 1970.
     pub change: String,
-    /// In the order in which they ended.
-    pub steps: Vec<Ended>,
-    /// All of it.
+    /// The steps, in the order in which they ended.
+    pub steps: Vec<StepReport>,
+    /// Duration of the command in seconds.
     pub seconds: f64,
 }
 
 impl Report {
-    /// Things that were changed.
+    /// Number of changes of all steps.
     pub fn changed(&self) -> usize {
         self.steps.iter().map(|s| if let Outcome::Changed { changes } = s.outcome { changes } else { 0 }).sum()
     }
 
-    /// With what was done afterwards.
+    /// Appends the report of steps that ran after these.
     #[must_use]
     pub fn followed_by(mut self, later: Self) -> Self {
         let offset = self.seconds;
-        self.steps.extend(later.steps.into_iter().map(|s| Ended { began: s.began + offset, ..s }));
+        self.steps.extend(later.steps.into_iter().map(|s| StepReport { began: s.began + offset, ..s }));
         self.seconds += later.seconds;
         self
     }
 
-    /// The first failure, as the error of the whole.
+    /// An error with the first failure, if a step failed.
     ///
     /// # Errors
     /// [`ClusterError::Failed`].

@@ -1,4 +1,4 @@
-//! Machines that a provider makes.
+//! The part of `cluster.yaml` about machines that a cloud provider creates: `spec.providers` and `spec.groups`.
 
 use std::collections::BTreeSet;
 
@@ -8,22 +8,22 @@ use serde::{Deserialize, Serialize};
 use super::secret::SecretSource;
 use super::{Role, Ssh};
 
-/// Who makes machines, and the account.
+/// A cloud provider, and the account to use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Provider {
-    /// DigitalOcean's droplets.
+    /// DigitalOcean, which creates droplets.
     DigitalOcean(DigitalOcean),
-    /// Paperspace's machines.
+    /// Paperspace, which creates machines.
     Paperspace(Paperspace),
 }
 
 impl Provider {
-    /// Where its token comes from.
+    /// The source of the API token.
     pub fn token(&self) -> &SecretSource {
         match self {
-            Self::DigitalOcean(own) => &own.token,
-            Self::Paperspace(own) => &own.token,
+            Self::DigitalOcean(account) => &account.token,
+            Self::Paperspace(account) => &account.token,
         }
     }
 }
@@ -34,14 +34,14 @@ impl Provider {
 pub struct DigitalOcean {
     /// A personal access token.
     pub token: SecretSource,
-    /// `nyc2`, `tor1`.
+    /// Region of new machines, such as `nyc2` or `tor1`.
     pub region: String,
     /// Identifiers or fingerprints of the account's SSH keys that may log in.
     pub ssh_keys: Vec<String>,
-    /// The private network; the region's default one without.
+    /// UUID of the private network; the region's default network if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vpc: Option<String>,
-    /// Where the API is, when not at DigitalOcean's.
+    /// URL of the API; `https://api.digitalocean.com` by default.
     #[serde(default = "digital_ocean")]
     pub endpoint: String,
 }
@@ -54,14 +54,14 @@ fn digital_ocean() -> String {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Paperspace {
-    /// An API key. The account's SSH keys may log in.
+    /// An API key. All SSH keys of the account may log in.
     pub token: SecretSource,
-    /// `East Coast (NY2)`, `West Coast (CA1)`, `Europe (AMS1)`.
+    /// Region of new machines: `East Coast (NY2)`, `West Coast (CA1)` or `Europe (AMS1)`.
     pub region: String,
-    /// The private network; the region's default one without.
+    /// Identifier of the private network; the region's default network if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
-    /// Where the API is, when not at Paperspace's.
+    /// URL of the API; `https://api.paperspace.com` by default.
     #[serde(default = "paperspace")]
     pub endpoint: String,
 }
@@ -70,32 +70,32 @@ fn paperspace() -> String {
     "https://api.paperspace.com".into()
 }
 
-/// Machines that are alike: `gpu-1`, `gpu-2`, …
+/// A group of identical machines, named `gpu-1`, `gpu-2`, … after the group `gpu`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Group {
-    /// What their names begin with.
+    /// Name of the group, and prefix of the machines' names.
     pub name: String,
-    /// Who makes them, by its name in `spec.providers`.
+    /// Name of the provider in `spec.providers`.
     pub provider: String,
-    /// The provider's size: `s-4vcpu-8gb`, `gpu-h100x1-80gb`, `C4`, `A4000`.
+    /// The provider's name of the size: `s-4vcpu-8gb`, `gpu-h100x1-80gb`, `C4`, `A4000`.
     pub size: String,
     /// The provider's image (DigitalOcean) or template (Paperspace).
     pub image: String,
-    /// How many.
+    /// Number of machines, 0 to 1000.
     pub count: u32,
-    /// What they are for.
+    /// Roles of the machines.
     pub roles: BTreeSet<Role>,
-    /// Size of the disk, where it is chosen apart from the machine's (Paperspace).
+    /// Size of the disk in GiB, for providers where the machine's size does not determine it (Paperspace).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_gib: Option<u32>,
-    /// Where they are reached otherwise than the rest.
+    /// SSH settings that override `spec.ssh`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh: Option<Ssh>,
 }
 
 impl Group {
-    /// The names of its machines.
+    /// Names of the machines of the group.
     pub fn names(&self) -> impl Iterator<Item = String> + '_ {
         (1..=self.count).map(|n| format!("{}-{n}", self.name))
     }

@@ -1,4 +1,4 @@
-//! Single values of the file changed where they stand; comments and order stay.
+//! Changes single values in the text of `cluster.yaml`. The rest of the text stays as it is, including comments.
 
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -33,45 +33,45 @@ fn read(text: &str) -> Result<Parts, String> {
     Ok(file.spec)
 }
 
-/// The text with another value in this place; it is read again, so that nothing else became of it.
-fn put<T>(text: &str, place: &Spanned<T>, value: &str) -> Result<(String, Cluster), String> {
-    let span = place.defined.span();
-    let by_hand = || "the value cannot be changed in its place; change the file by hand".to_owned();
-    let (from, length) = span.byte_offset().zip(span.byte_len()).ok_or_else(by_hand)?;
+/// Replaces a value in the text. The new text is parsed, and the caller checks that it has the intended value.
+fn replace_value<T>(text: &str, old_value: &Spanned<T>, value: &str) -> Result<(String, Cluster), String> {
+    let span = old_value.defined.span();
+    let error = || "the value cannot be changed automatically; edit the file by hand".to_owned();
+    let (from, length) = span.byte_offset().zip(span.byte_len()).ok_or_else(error)?;
     let (from, length) = (usize::try_from(from).unwrap_or(usize::MAX), usize::try_from(length).unwrap_or(usize::MAX));
-    let old = text.get(from..from.saturating_add(length)).ok_or_else(by_hand)?;
-    // A scalar's place may reach over what follows it on its line.
-    let bare = old.trim_end().len();
-    let new = format!("{}{value}{}", &text[..from], &text[from + bare..]);
+    let old = text.get(from..from.saturating_add(length)).ok_or_else(error)?;
+    // The span of a scalar may include the white space that follows it on its line.
+    let trimmed_length = old.trim_end().len();
+    let new = format!("{}{value}{}", &text[..from], &text[from + trimmed_length..]);
     let cluster = Cluster::parse(&new)?;
     Ok((new, cluster))
 }
 
-/// With another channel of Kubernetes.
+/// Changes `spec.kubernetes.channel`. Returns the new text and its cluster.
 ///
 /// # Errors
-/// When the file cannot be read, or the channel is none.
+/// When the file or the channel is not valid.
 pub fn channel(text: &str, channel: &str) -> Result<(String, Cluster), String> {
-    let (new, cluster) = put(text, &read(text)?.kubernetes.channel, channel)?;
+    let (new, cluster) = replace_value(text, &read(text)?.kubernetes.channel, channel)?;
     if cluster.spec.kubernetes.channel != channel {
-        return Err("the channel cannot be changed in its place; change the file by hand".into());
+        return Err("the channel cannot be changed automatically; edit the file by hand".into());
     }
     Ok((new, cluster))
 }
 
-/// With another number of machines in a group.
+/// Changes the number of machines of a group. Returns the new text and its cluster.
 ///
 /// # Errors
-/// When the file cannot be read, or has no such group.
+/// When the file is not valid, or has no such group.
 pub fn count(text: &str, group: &str, count: u32) -> Result<(String, Cluster), String> {
     let groups = read(text)?.groups;
     let found = groups.iter().find(|g| g.name == group).ok_or_else(|| {
         let all: Vec<&str> = groups.iter().map(|g| g.name.as_str()).collect();
-        format!("there is no group '{group}'; there are: {}", all.join(", "))
+        format!("there is no group '{group}'; the groups are: {}", all.join(", "))
     })?;
-    let (new, cluster) = put(text, &found.count, &count.to_string())?;
+    let (new, cluster) = replace_value(text, &found.count, &count.to_string())?;
     if cluster.spec.groups.iter().find(|g| g.name == group).is_none_or(|g| g.count != count) {
-        return Err("the count cannot be changed in its place; change the file by hand".into());
+        return Err("the count cannot be changed automatically; edit the file by hand".into());
     }
     Ok((new, cluster))
 }
@@ -82,7 +82,7 @@ mod tests {
     use crate::spec::tests::FILE;
 
     #[test]
-    fn a_value_changes_and_all_else_stays() {
+    fn value_is_replaced_and_the_rest_of_the_text_is_kept() {
         let groups = "spec:\n  providers: {d: {digitalocean: {token: {env: T}, region: r, sshKeys: []}}}\n  groups:\n    - name: gpu # ours\n      count: 2   # two\n      provider: d\n      size: s\n      image: i\n      roles: [worker]";
         let text = FILE.replace("spec:", groups);
         let (new, cluster) = count(&text, "gpu", 12).unwrap();
@@ -91,7 +91,7 @@ mod tests {
         let (new, _) = channel(&text, "1.33/stable").unwrap();
         assert_eq!(new, text.replace("1.32/stable", "1.33/stable"));
         assert!(channel(&text, "latest").unwrap_err().contains("write the minor version"));
-        assert!(count(&text, "cpu", 1).unwrap_err().contains("there are: gpu"));
+        assert!(count(&text, "cpu", 1).unwrap_err().contains("the groups are: gpu"));
         let quoted = text.replace("channel: 1.32/stable", "channel: \"1.32/stable\"");
         assert!(channel(&quoted, "1.33/stable").unwrap().0.contains("channel: 1.33/stable,"));
     }

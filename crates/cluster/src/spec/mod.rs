@@ -1,4 +1,7 @@
-//! `cluster.yaml`: what is wanted, in one file.
+//! `cluster.yaml`: the desired cluster in one file.
+//!
+//! The doc comments of the types become the descriptions of the JSON schema. [`Cluster::parse`] validates all values, because names,
+//! addresses and paths become part of commands and files on the machines.
 
 pub mod cloud;
 pub mod edit;
@@ -18,51 +21,51 @@ use self::system::System;
 use self::workloads::{Addon, DevicePlugin, Platform, Share, Sharing, Smoke, Storage};
 use crate::ClusterError;
 
-/// The whole file.
+/// A cluster of machines with MicroK8s.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cluster {
-    /// `slipway.dev/v1`.
+    /// Always `slipway.dev/v1`.
     pub api_version: String,
-    /// `Cluster`.
+    /// Always `Cluster`.
     pub kind: String,
-    /// Its name.
+    /// Name of the cluster.
     pub metadata: Metadata,
-    /// What is wanted.
+    /// The desired cluster.
     pub spec: Spec,
-    /// The commands of this file that may run here. A file that was only read may run none.
+    /// Commands of this file that may run on this machine. None after parsing, until the user's agreements are applied.
     #[serde(skip)]
     pub trusted: TrustedCommands,
 }
 
-/// The name.
+/// Metadata of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
-    /// Lower-case letters, digits and dashes.
+    /// Name of the cluster: lower-case letters, digits and dashes.
     pub name: String,
 }
 
-/// What is wanted.
+/// The desired cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spec {
-    /// How machines are reached, unless they say otherwise.
+    /// SSH settings of all machines. Machines and groups may override them.
     #[serde(default)]
     pub ssh: Ssh,
-    /// Who makes machines, by names of your choice.
+    /// Cloud providers, by names of your choice.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub providers: BTreeMap<String, Provider>,
-    /// Machines that a provider makes.
+    /// Groups of machines that a cloud provider creates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<Group>,
-    /// Machines that are there. The first with the role `control-plane`, here or in a group, founds the cluster.
+    /// Existing machines. The cluster is created on the first machine with the role `control-plane`, here or in a group.
     #[serde(default)]
     pub machines: Vec<Machine>,
-    /// The machine below Kubernetes: names, limits, updates, packages, and what else you want of it.
+    /// The operating system of the machines: host names, kernel settings, updates, packages, and your own files and users.
     #[serde(default)]
     pub system: System,
-    /// Kubernetes itself.
+    /// The Kubernetes distribution, its version and its add-ons.
     pub kubernetes: Kubernetes,
     /// GPUs of machines with the role `gpu`.
     #[serde(default)]
@@ -70,87 +73,87 @@ pub struct Spec {
     /// Shared storage.
     #[serde(default)]
     pub storage: Storage,
-    /// slipway in the cluster.
+    /// slipway in the cluster; not installed if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
-    /// What is tried after an apply.
+    /// Smoke tests that run after an apply.
     #[serde(default)]
     pub smoke: Smoke,
 }
 
-/// How a machine is reached. What OpenSSH's own configuration says of a host holds too.
+/// How to connect to a machine. The settings of OpenSSH's own configuration also apply.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Ssh {
-    /// The user; OpenSSH's choice without.
+    /// User to log in as; chosen by OpenSSH if absent.
     pub user: Option<String>,
-    /// The port; 22 without.
+    /// Port of the SSH server; 22 if absent.
     pub port: Option<u16>,
-    /// A private key.
+    /// Path of a private key.
     pub identity_file: Option<String>,
-    /// The file of known host keys.
+    /// Path of the file with known host keys.
     pub known_hosts: Option<String>,
-    /// Hosts that are not known yet are taken as they are, once; a changed key is always refused.
+    /// Accept and store the host key of a host that is not known yet. A changed key is always rejected.
     pub accept_new_host_keys: bool,
-    /// The password for sudo, where sudo asks. Users other than root become root by sudo.
+    /// Password for sudo, for a user that needs one to become root.
     pub sudo_password: Option<SecretSource>,
 }
 
-/// What a machine is for.
+/// A role of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// Holds the cluster's state.
+    /// Runs the Kubernetes control plane, and pods.
     ControlPlane,
-    /// Runs pods only.
+    /// Runs only pods.
     Worker,
-    /// Has GPUs.
+    /// Has NVIDIA GPUs. An additional role of a control plane or a worker.
     Gpu,
 }
 
-/// A machine that is there.
+/// An existing machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Machine {
-    /// Its name in the cluster.
+    /// Name in the cluster, which is also the name of its Kubernetes node.
     pub name: String,
-    /// Address or name by which it is reached.
+    /// IP address or DNS name for SSH.
     pub address: String,
-    /// Address in the cluster's own network, where that is another.
+    /// Address in the cluster's private network; the same as `address` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub internal_address: Option<String>,
-    /// What it is for.
+    /// Roles of the machine; either `control-plane` or `worker` is among them.
     pub roles: BTreeSet<Role>,
-    /// Where it is reached otherwise than the rest.
+    /// SSH settings that override `spec.ssh`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh: Option<Ssh>,
-    /// Set when a provider made it.
+    /// Set if the machine belongs to a group, and comes from a provider.
     #[serde(skip)]
-    pub made: Option<Made>,
+    pub provisioned: Option<Provisioned>,
 }
 
-/// A machine that a provider made.
+/// The provider's data of a machine that belongs to a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Made {
-    /// The provider's name for it.
+pub struct Provisioned {
+    /// The provider's identifier.
     pub id: String,
-    /// It was there before us, and stays after us.
+    /// The machine was created outside of slipway, so slipway never deletes it.
     pub adopted: bool,
 }
 
 impl Machine {
-    /// Whether it has a role.
+    /// Whether the machine has a role.
     pub fn is(&self, role: Role) -> bool {
         self.roles.contains(&role)
     }
 
-    /// The address at which other machines reach it.
+    /// The address at which other machines of the cluster reach it.
     pub fn internal(&self) -> &str {
         self.internal_address.as_deref().unwrap_or(&self.address)
     }
 }
 
-/// Which Kubernetes.
+/// A Kubernetes distribution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Distribution {
@@ -158,24 +161,24 @@ pub enum Distribution {
     Microk8s,
 }
 
-/// Kubernetes.
+/// The Kubernetes distribution, its version and its add-ons.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Kubernetes {
-    /// Which.
+    /// The distribution.
     pub distribution: Distribution,
-    /// The snap's channel, `1.32/stable`; always a certain minor version.
+    /// The snap's channel with a fixed minor version, such as `1.32/stable`.
     pub channel: String,
-    /// Refreshes are held: a cluster is upgraded when somebody says so.
+    /// Hold automatic refreshes of the snap, so that Kubernetes only changes with `slipway cluster upgrade`.
     #[serde(default = "yes")]
     pub hold: bool,
-    /// More names and addresses in the API server's certificate.
+    /// Additional names and addresses in the API server's certificate.
     #[serde(default)]
     pub extra_sans: Vec<String>,
     /// MicroK8s' add-ons.
     #[serde(default)]
     pub addons: Vec<Addon>,
-    /// Seconds for which a token to join is good.
+    /// Lifetime of a join token in seconds.
     #[serde(default = "token_seconds")]
     pub token_seconds: u32,
 }
@@ -188,17 +191,17 @@ fn token_seconds() -> u32 {
     600
 }
 
-/// GPUs.
+/// GPUs of the machines with the role `gpu`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Gpu {
-    /// The driver's branch (`570`), `recommended`, or `none` where the machine brings one.
+    /// Branch of NVIDIA's driver, such as `570`; `recommended`; or `none` if the driver is not managed by slipway.
     pub driver: String,
-    /// Containerd reads CDI specifications.
+    /// Enable CDI in containerd.
     pub cdi: bool,
-    /// Who tells the kubelet of GPUs.
+    /// The device plugin, which advertises GPUs to the kubelet.
     pub device_plugin: DevicePlugin,
-    /// How a GPU is shared; a pod has it for itself without. `slipway gpu share plan` helps to choose.
+    /// How pods share a GPU; each pod gets whole GPUs if absent. `slipway gpu share plan` helps to choose.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sharing: Option<Sharing>,
 }
@@ -209,44 +212,45 @@ impl Default for Gpu {
     }
 }
 
-/// Names of hosts, clusters and channels end up in commands and files.
-fn plain(text: &str, more: &str) -> bool {
+/// Whether a text only has ASCII letters, digits, dashes and the characters of `extra`, and does not begin with a dash. Such a text is safe
+/// in commands and files.
+fn is_plain(text: &str, extra: &str) -> bool {
     !text.is_empty()
         && text.len() < 254
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || more.contains(c))
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || extra.contains(c))
         && !text.starts_with('-')
 }
 
-/// Whether a text is a name or an address of a machine, and cannot be taken for an option of `ssh`.
+/// Checks that a text is a name or an address of a machine, and that `ssh` cannot take it for an option.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A message with the invalid text.
 pub(crate) fn check_address(address: &str) -> Result<(), String> {
-    if plain(address, ".:_") { Ok(()) } else { Err(format!("{address:?} is no address")) }
+    if is_plain(address, ".:_") { Ok(()) } else { Err(format!("{address:?} is not a valid address")) }
 }
 
-/// Whether what a file says of SSH can be said to `ssh`: nothing is an option, and a user has nothing in it that means something to a
-/// shell, since OpenSSH's own configuration may put it into a command (`%r` in a `ProxyCommand`).
+/// Checks that SSH settings are safe as arguments of `ssh`: no value can be taken for an option, and the user has no special characters of
+/// the shell, because OpenSSH's own configuration may insert the user into a command (`%r` in a `ProxyCommand`).
 ///
 /// # Errors
-/// What is wrong with it.
+/// A message with the invalid value.
 pub(crate) fn check_ssh(ssh: &Ssh) -> Result<(), String> {
-    if let Some(user) = ssh.user.as_ref().filter(|user| !plain(user, "._@+")) {
-        return Err(format!("ssh.user {user:?}: letters, digits and ._@+-, not beginning with a dash"));
+    if let Some(user) = ssh.user.as_ref().filter(|user| !is_plain(user, "._@+")) {
+        return Err(format!("ssh.user {user:?}: use letters, digits and ._@+-, and do not begin with a dash"));
     }
     for (name, path) in [("identityFile", &ssh.identity_file), ("knownHosts", &ssh.known_hosts)] {
         if let Some(path) = path.as_ref().filter(|p| p.is_empty() || p.starts_with('-') || p.contains(char::is_control))
         {
-            return Err(format!("ssh.{name} {path:?}: a path that does not begin with a dash"));
+            return Err(format!("ssh.{name} {path:?}: use a path that does not begin with a dash"));
         }
     }
     Ok(())
 }
 
-/// More machines of one kind are a slip of the pen.
-const MOST_OF_A_GROUP: u32 = 1000;
+/// A larger count is probably a typing error, and would be expensive.
+const MAX_GROUP_SIZE: u32 = 1000;
 
-/// The minor version of a channel or a version: `1.32/stable`, `v1.32.1`.
+/// Major and minor version of a channel or a version: `(1, 32)` for `1.32/stable` and `v1.32.1`.
 pub fn minor(text: &str) -> Option<(u32, u32)> {
     let (major, rest) = text.trim_start_matches('v').split_once('.')?;
     let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
@@ -254,20 +258,20 @@ pub fn minor(text: &str) -> Option<(u32, u32)> {
 }
 
 impl Cluster {
-    /// Reads a file.
+    /// Reads and validates a file.
     ///
     /// # Errors
-    /// [`ClusterError::Spec`] with the place of what is wrong.
+    /// [`ClusterError::Io`], or [`ClusterError::Spec`] with the invalid field.
     pub fn read(path: &Path) -> Result<Self, ClusterError> {
         let file = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(ClusterError::io(file.clone()))?;
         Self::parse(&text).map_err(|reason| ClusterError::Spec { file, reason })
     }
 
-    /// Reads a file's text.
+    /// Parses and validates the text of a file.
     ///
     /// # Errors
-    /// What is wrong, and where.
+    /// A message that names the invalid field.
     pub fn parse(text: &str) -> Result<Self, String> {
         let cluster: Self = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
         cluster.validate()?;
@@ -277,16 +281,16 @@ impl Cluster {
     fn validate(&self) -> Result<(), String> {
         if self.api_version != "slipway.dev/v1" || self.kind != "Cluster" {
             return Err(format!(
-                "'{}' '{}' is not known; known is slipway.dev/v1 Cluster",
+                "apiVersion '{}' and kind '{}' are not supported; use slipway.dev/v1 and Cluster",
                 self.api_version, self.kind
             ));
         }
         let name = |what: &str, text: &str| {
             let lower = text == text.to_lowercase();
-            if plain(text, "") && lower {
+            if is_plain(text, "") && lower {
                 Ok(())
             } else {
-                Err(format!("{what} '{text}': lower-case letters, digits and dashes"))
+                Err(format!("{what} '{text}': use lower-case letters, digits and dashes"))
             }
         };
         name("metadata.name", &self.metadata.name)?;
@@ -295,43 +299,43 @@ impl Cluster {
             ssh.map_or(Ok(()), check_ssh).map_err(|reason| format!("{place}: {reason}"))
         };
         ssh("spec", Some(&spec.ssh))?;
-        let mut seen = BTreeSet::new();
-        let either = |place: &str, name: &str, roles: &BTreeSet<Role>| {
+        let mut names = BTreeSet::new();
+        let check_roles = |place: &str, name: &str, roles: &BTreeSet<Role>| {
             if roles.contains(&Role::ControlPlane) == roles.contains(&Role::Worker) {
-                return Err(format!("{place}: {name}: it is either control-plane or worker"));
+                return Err(format!("{place}: {name}: roles must have either control-plane or worker"));
             }
             Ok(())
         };
         for machine in &spec.machines {
             name("spec.machines: name", &machine.name)?;
-            if !seen.insert(machine.name.clone()) {
-                return Err(format!("spec.machines: '{}' is there twice", machine.name));
+            if !names.insert(machine.name.clone()) {
+                return Err(format!("spec.machines: duplicate name '{}'", machine.name));
             }
             for address in [&machine.address].into_iter().chain(&machine.internal_address) {
                 check_address(address).map_err(|e| format!("spec.machines: {}: {e}", machine.name))?;
             }
             ssh(&format!("spec.machines: {}", machine.name), machine.ssh.as_ref())?;
-            either("spec.machines", &machine.name, &machine.roles)?;
+            check_roles("spec.machines", &machine.name, &machine.roles)?;
         }
         for group in &spec.groups {
             name("spec.groups: name", &group.name)?;
             ssh(&format!("spec.groups: {}", group.name), group.ssh.as_ref())?;
-            either("spec.groups", &group.name, &group.roles)?;
+            check_roles("spec.groups", &group.name, &group.roles)?;
             if !spec.providers.contains_key(&group.provider) {
                 return Err(format!("spec.groups: {}: there is no '{}' in spec.providers", group.name, group.provider));
             }
-            if group.count > MOST_OF_A_GROUP {
-                return Err(format!("spec.groups: {}: no more than {MOST_OF_A_GROUP}", group.name));
+            if group.count > MAX_GROUP_SIZE {
+                return Err(format!("spec.groups: {}: count must not exceed {MAX_GROUP_SIZE}", group.name));
             }
-            if let Some(twice) = group.names().find(|n| !seen.insert(n.clone())) {
-                return Err(format!("spec.groups: '{twice}' is there twice"));
+            if let Some(duplicate) = group.names().find(|n| !names.insert(n.clone())) {
+                return Err(format!("spec.groups: duplicate machine name '{duplicate}'"));
             }
         }
-        let control = |roles: &BTreeSet<Role>| roles.contains(&Role::ControlPlane);
-        if !spec.machines.iter().any(|m| control(&m.roles))
-            && !spec.groups.iter().any(|g| g.count > 0 && control(&g.roles))
+        let is_control_plane = |roles: &BTreeSet<Role>| roles.contains(&Role::ControlPlane);
+        if !spec.machines.iter().any(|m| is_control_plane(&m.roles))
+            && !spec.groups.iter().any(|g| g.count > 0 && is_control_plane(&g.roles))
         {
-            return Err("spec.machines: none has the role control-plane".into());
+            return Err("spec.machines: no machine has the role control-plane".into());
         }
         self.validate_kubernetes()?;
         spec.system.validate()?;
@@ -340,19 +344,19 @@ impl Cluster {
 
     fn validate_kubernetes(&self) -> Result<(), String> {
         let kubernetes = &self.spec.kubernetes;
-        if !plain(&kubernetes.channel, "./") || minor(&kubernetes.channel).is_none() {
+        if !is_plain(&kubernetes.channel, "./") || minor(&kubernetes.channel).is_none() {
             return Err(format!(
-                "spec.kubernetes.channel '{}': write the minor version, such as 1.32/stable; 'latest' would move",
+                "spec.kubernetes.channel '{}': write the minor version, such as 1.32/stable; 'latest' would change over time",
                 kubernetes.channel
             ));
         }
         for addon in &kubernetes.addons {
-            if !plain(addon.name(), ":./,=") {
-                return Err(format!("spec.kubernetes.addons: '{}' is no add-on", addon.name()));
+            if !is_plain(addon.name(), ":./,=") {
+                return Err(format!("spec.kubernetes.addons: '{}' is not a valid add-on name", addon.name()));
             }
         }
-        if let Some(san) = kubernetes.extra_sans.iter().find(|s| !plain(s, ".:*_")) {
-            return Err(format!("spec.kubernetes.extraSans: '{san}' is no name or address"));
+        if let Some(san) = kubernetes.extra_sans.iter().find(|s| !is_plain(s, ".:*_")) {
+            return Err(format!("spec.kubernetes.extraSans: '{san}' is not a valid name or address"));
         }
         Ok(())
     }
@@ -361,19 +365,19 @@ impl Cluster {
         let spec = &self.spec;
         let driver = &spec.gpu.driver;
         if !matches!(driver.as_str(), "recommended" | "none") && driver.parse::<u32>().is_err() {
-            return Err(format!("spec.gpu.driver '{driver}': a branch such as 570, recommended, or none"));
+            return Err(format!("spec.gpu.driver '{driver}': use a branch such as 570, recommended, or none"));
         }
         match &spec.gpu.sharing {
             Some(Sharing::TimeSlices(n) | Sharing::Mps(n)) if !(2..=48).contains(n) => {
-                return Err(format!("spec.gpu.sharing: {n}: a GPU is shared by 2 to 48"));
+                return Err(format!("spec.gpu.sharing: {n}: use 2 to 48 pods per GPU"));
             }
             Some(Sharing::Mig(devices)) => {
-                if devices.is_empty() || !devices.iter().all(|(name, n)| plain(name, ".+") && (1..=7).contains(n)) {
-                    return Err("spec.gpu.sharing.mig: names of profiles with 1 to 7 of each".into());
+                if devices.is_empty() || !devices.iter().all(|(name, n)| is_plain(name, ".+") && (1..=7).contains(n)) {
+                    return Err("spec.gpu.sharing.mig: use names of profiles, with a count of 1 to 7 each".into());
                 }
                 if spec.gpu.device_plugin == DevicePlugin::Nvidia {
                     return Err(
-                        "spec.gpu.sharing.mig: GPUs are divided by slipway's agent; devicePlugin: slipway".into()
+                        "spec.gpu.sharing.mig: MIG needs slipway's node agent; set devicePlugin: slipway".into()
                     );
                 }
             }
@@ -386,27 +390,30 @@ impl Cluster {
                 Share::Nfs(nfs) => [&nfs.server, &nfs.path],
                 Share::Smb(smb) => [&smb.source, &smb.user],
             };
-            if !plain(&class.name, ".") || !parts.iter().all(|p| plain(p, "./_:@")) {
-                return Err(format!("spec.storage.classes: {}: names, addresses and paths without spaces", class.name));
+            if !is_plain(&class.name, ".") || !parts.iter().all(|p| is_plain(p, "./_:@")) {
+                return Err(format!(
+                    "spec.storage.classes: {}: use names, addresses and paths without spaces",
+                    class.name
+                ));
             }
         }
         if defaults > 1 {
-            return Err("spec.storage.classes: more than one is the default".into());
+            return Err("spec.storage.classes: only one class may be the default".into());
         }
         if let Some(platform) = &spec.platform
-            && !(plain(&platform.image, "./:@_") && plain(&platform.namespace, ""))
+            && !(is_plain(&platform.image, "./:@_") && is_plain(&platform.namespace, ""))
         {
-            return Err("spec.platform: image or namespace are no names".into());
+            return Err("spec.platform: image or namespace is not a valid name".into());
         }
         Ok(())
     }
 
-    /// The machine that founds the cluster.
+    /// The first control plane, on which the cluster is created.
     pub fn first(&self) -> Option<&Machine> {
         self.spec.machines.iter().find(|m| m.is(Role::ControlPlane))
     }
 
-    /// How a machine is reached: what it says, then what holds for all.
+    /// The SSH settings of a machine: its own, completed with those of `spec.ssh`.
     pub fn ssh(&self, machine: &Machine) -> Ssh {
         let (all, own) = (&self.spec.ssh, machine.ssh.clone().unwrap_or_default());
         Ssh {
@@ -419,7 +426,7 @@ impl Cluster {
         }
     }
 
-    /// Every place of the file that takes a secret from somewhere, and from where.
+    /// Every secret of the file: its field in the file, and its source.
     pub fn secrets(&self) -> Vec<(String, &SecretSource)> {
         let spec = &self.spec;
         let mut out = Vec::new();
@@ -450,14 +457,14 @@ impl Cluster {
         out
     }
 
-    /// The schema that editors check the file with.
+    /// The JSON schema of the file, for editors.
     pub fn schema() -> serde_json::Value {
         schemars::schema_for!(Self).to_value()
     }
 }
 
-/// A path in which `~` is the home folder.
-pub(crate) fn home(path: &str) -> PathBuf {
+/// Replaces a leading `~/` with the home folder.
+pub(crate) fn expand_home(path: &str) -> PathBuf {
     match (path.strip_prefix("~/"), std::env::var_os("HOME")) {
         (Some(rest), Some(home)) => Path::new(&home).join(rest),
         _ => PathBuf::from(path),
@@ -480,39 +487,39 @@ spec:
 ";
 
     #[test]
-    fn a_file_is_read() {
+    fn minimal_file_is_parsed_with_defaults() {
         let cluster = Cluster::parse(FILE).unwrap();
         assert_eq!(cluster.first().unwrap().name, "cp1");
         assert!(cluster.spec.kubernetes.hold && cluster.spec.system.hosts);
     }
 
     #[test]
-    fn what_is_wrong_is_told() {
-        let wrong = |from: &str, to: &str| Cluster::parse(&FILE.replace(from, to)).unwrap_err();
-        assert!(wrong("1.32/stable", "latest/stable").contains("write the minor version"));
-        assert!(wrong("name: cp2", "name: cp1").contains("twice"));
-        assert!(wrong("[worker, gpu]", "[gpu]").contains("either control-plane or worker"));
-        assert!(wrong("10.0.0.3", "'-oProxyCommand=x'").contains("no address"));
-        for wrong_ssh in ["user: -oProxyCommand=x", "user: 'a;id'", "identityFile: -x", "knownHosts: '-'"] {
+    fn invalid_values_are_rejected() {
+        let error_of = |from: &str, to: &str| Cluster::parse(&FILE.replace(from, to)).unwrap_err();
+        assert!(error_of("1.32/stable", "latest/stable").contains("write the minor version"));
+        assert!(error_of("name: cp2", "name: cp1").contains("duplicate name"));
+        assert!(error_of("[worker, gpu]", "[gpu]").contains("either control-plane or worker"));
+        assert!(error_of("10.0.0.3", "'-oProxyCommand=x'").contains("not a valid address"));
+        for invalid_ssh in ["user: -oProxyCommand=x", "user: 'a;id'", "identityFile: -x", "knownHosts: '-'"] {
             for place in ["spec:", "name: cp2,", "name: cp1,"] {
                 let to = if place == "spec:" {
-                    format!("spec:\n  ssh: {{{wrong_ssh}}}")
+                    format!("spec:\n  ssh: {{{invalid_ssh}}}")
                 } else {
-                    format!("{place} ssh: {{{wrong_ssh}}},")
+                    format!("{place} ssh: {{{invalid_ssh}}},")
                 };
-                assert!(wrong(place, &to).contains("dash"), "{to}");
+                assert!(error_of(place, &to).contains("dash"), "{to}");
             }
         }
         assert!(Cluster::parse(&FILE.replace("spec:", "spec:\n  ssh: {user: 'First.Last@example.com'}")).is_ok());
-        assert!(wrong("[dns,", "['dns; rm -rf /',").contains("no add-on"));
-        assert!(wrong("channel:", "chanel:").contains("chanel"));
+        assert!(error_of("[dns,", "['dns; rm -rf /',").contains("not a valid add-on"));
+        assert!(error_of("channel:", "chanel:").contains("chanel"));
         let group = "groups: [{name: gpu, provider: do, size: s, image: i, count: 2, roles: [worker]}]\n  machines:";
-        assert!(wrong("machines:", group).contains("there is no 'do' in spec.providers"));
-        assert!(wrong("kubernetes:", "gpu: {sharing: {timeSlices: 1}}\n  kubernetes:").contains("2 to 48"));
+        assert!(error_of("machines:", group).contains("there is no 'do' in spec.providers"));
+        assert!(error_of("kubernetes:", "gpu: {sharing: {timeSlices: 1}}\n  kubernetes:").contains("2 to 48"));
     }
 
     #[test]
-    fn groups_and_workloads_are_read() {
+    fn groups_and_workloads_are_parsed() {
         let more = "providers: {do: {digitalocean: {token: {env: T}, region: nyc2, sshKeys: ['1']}}}
   groups: [{name: gpu, provider: do, size: gpu-h100x1-80gb, image: ubuntu-24-04-x64, count: 2, roles: [worker, gpu]}]
   storage: {classes: [{name: shared, share: {nfs: {server: 10.0.0.9, path: /export}}, default: true}]}
@@ -529,7 +536,7 @@ spec:
     }
 
     #[test]
-    fn the_schema_names_what_the_file_has() {
+    fn schema_has_the_fields_of_the_file() {
         let schema = Cluster::schema().to_string();
         assert!(["controlPlane", "extraSans", "sudoPassword"].iter().filter(|w| schema.contains(**w)).count() == 2);
         assert!(schema.contains("control-plane"));

@@ -1,4 +1,7 @@
-//! Where secrets come from, and which commands may run for them.
+//! Sources of secrets in `cluster.yaml`.
+//!
+//! A secret may be the output of a command. A command runs only if the user has allowed it ([`crate::trust`]), because the file may come
+//! from someone else.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -6,27 +9,27 @@ use std::process::Command;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Cluster, home};
+use super::{Cluster, expand_home};
 use crate::ClusterError;
 
-/// Where a secret comes from. It goes into no state and no log.
+/// Source of a secret. The secret itself is never stored or logged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum SecretSource {
-    /// An environment variable.
+    /// Name of an environment variable.
     Env(String),
-    /// A file, without the line's end.
+    /// Path of a file. Line breaks at the end are removed.
     File(String),
-    /// What a command prints, without the line's end. It runs once you agreed to it: `slipway cluster trust`.
+    /// A shell command that prints the secret. It runs only after `slipway cluster trust`. Line breaks at the end are removed.
     Command(String),
 }
 
-/// Commands that may run here, word for word. None by default, so that whoever only reads a stranger's file runs nothing of it.
+/// Commands that may run on this machine, as their exact text. Empty by default, so that reading a file from someone else runs nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedCommands(BTreeSet<String>);
 
 impl Cluster {
-    /// The commands of the file, each with the place where it stands.
+    /// The commands of the file, as pairs of field and command.
     pub fn commands(&self) -> Vec<(String, String)> {
         let command = |(place, source): (String, &SecretSource)| match source {
             SecretSource::Command(command) => Some((place, command.clone())),
@@ -35,15 +38,15 @@ impl Cluster {
         self.secrets().into_iter().filter_map(command).collect()
     }
 
-    /// Lets the commands of the file run, which its user has agreed to.
+    /// Allows all commands of the file. Call it only after the user has agreed to exactly these commands.
     pub fn trust_commands(&mut self) {
         self.trusted = TrustedCommands(self.commands().into_iter().map(|(_, command)| command).collect());
     }
 
-    /// Refuses a file whose commands may not all run, and names them.
+    /// Checks that all commands of the file are allowed.
     ///
     /// # Errors
-    /// [`ClusterError::Untrusted`].
+    /// [`ClusterError::Untrusted`] with the commands that are not.
     pub fn check_trusted(&self) -> Result<(), ClusterError> {
         let untrusted: Vec<String> = self
             .commands()
@@ -56,22 +59,23 @@ impl Cluster {
 }
 
 impl SecretSource {
-    /// The secret itself.
+    /// Reads the secret.
     ///
     /// # Errors
-    /// [`ClusterError::Secret`], without the secret; [`ClusterError::Untrusted`] for a command that is not among the trusted ones.
+    /// [`ClusterError::Secret`], whose message does not contain the secret; [`ClusterError::Untrusted`] for a command that is not in
+    /// `trusted`.
     pub fn read(&self, trusted: &TrustedCommands) -> Result<String, ClusterError> {
-        let wrong = |reason: String| ClusterError::Secret { name: format!("{self:?}"), reason };
+        let error = |reason: String| ClusterError::Secret { name: format!("{self:?}"), reason };
         let text = match self {
-            Self::Env(name) => std::env::var(name).map_err(|e| wrong(e.to_string()))?,
-            Self::File(path) => std::fs::read_to_string(home(path)).map_err(|e| wrong(e.to_string()))?,
+            Self::Env(name) => std::env::var(name).map_err(|e| error(e.to_string()))?,
+            Self::File(path) => std::fs::read_to_string(expand_home(path)).map_err(|e| error(e.to_string()))?,
             Self::Command(command) => {
                 if !trusted.0.contains(command) {
                     return Err(ClusterError::Untrusted(format!("\n  {command}")));
                 }
-                let done = Command::new("sh").args(["-c", command]).output().map_err(|e| wrong(e.to_string()))?;
+                let done = Command::new("sh").args(["-c", command]).output().map_err(|e| error(e.to_string()))?;
                 if !done.status.success() {
-                    return Err(wrong(format!("{}", done.status)));
+                    return Err(error(format!("{}", done.status)));
                 }
                 String::from_utf8_lossy(&done.stdout).into_owned()
             }
@@ -85,7 +89,7 @@ mod tests {
     use super::super::tests::FILE;
     use super::*;
 
-    /// A file with a command in every place that takes a secret; each writes its own word into `proof`.
+    /// A file with a command in every field that takes a secret. Each command appends its own word to the file `proof`.
     pub(crate) fn file(proof: &str) -> String {
         let run = |word: &str| format!("{{command: 'echo {word} >>{proof}; echo secret'}}");
         let ssh = |word: &str| format!("ssh: {{sudoPassword: {}}}", run(word));
@@ -110,20 +114,20 @@ mod tests {
     }
 
     #[test]
-    fn no_command_runs_before_somebody_agreed_to_it() {
+    fn commands_run_only_after_they_are_trusted() {
         let proof = std::env::temp_dir().join(slipway_core::ids::hex32());
         let mut cluster = Cluster::parse(&file(&proof.display().to_string())).unwrap();
         let connections = crate::transport::Connections::new(proof.with_extension("hosts")).unwrap();
         let state = crate::state::State::open(&proof.with_extension("home"), "lab").unwrap();
-        let refused = |done: Result<(), ClusterError>| {
-            let error = done.unwrap_err();
+        let assert_untrusted = |result: Result<(), ClusterError>| {
+            let error = result.unwrap_err();
             assert!(matches!(&error, ClusterError::Untrusted(text) if text.contains("echo secret")), "{error}");
         };
         let first = cluster.spec.machines[0].clone();
-        refused(crate::layers::wanted(&cluster, &first).map(drop));
-        refused(connections.host(&cluster, &first).map(drop));
-        refused(crate::fleet::Fleet::connect(&cluster, &state).map(drop));
-        refused(cluster.check_trusted());
+        assert_untrusted(crate::layers::desired_state(&cluster, &first).map(drop));
+        assert_untrusted(connections.host(&cluster, &first).map(drop));
+        assert_untrusted(crate::fleet::Fleet::connect(&cluster, &state).map(drop));
+        assert_untrusted(cluster.check_trusted());
         let error = cluster.check_trusted().unwrap_err().to_string();
         for (place, word) in [
             ("spec.ssh.sudoPassword", "all"),
@@ -141,27 +145,27 @@ mod tests {
 
         cluster.trust_commands();
         cluster.check_trusted().unwrap();
-        crate::layers::wanted(&cluster, &first).unwrap();
+        crate::layers::desired_state(&cluster, &first).unwrap();
         connections.host(&cluster, &first).unwrap();
         let ran = std::fs::read_to_string(&proof).unwrap();
         assert_eq!(ran.lines().collect::<BTreeSet<_>>(), ["file", "key", "one", "smb"].into(), "{ran}");
-        // Another command, after the agreement.
+        // A command that was changed afterwards is not trusted.
         cluster.spec.ssh.sudo_password = Some(SecretSource::Command("echo other; echo secret".into()));
-        refused(cluster.check_trusted());
+        assert_untrusted(cluster.check_trusted());
         let second = cluster.spec.machines[1].clone();
-        refused(connections.host(&cluster, &second).map(drop));
+        assert_untrusted(connections.host(&cluster, &second).map(drop));
         std::fs::remove_file(&proof).unwrap();
         std::fs::remove_dir_all(proof.with_extension("home")).unwrap();
     }
 
-    /// What serde knows of the file has no secret of which [`Cluster::secrets`] does not know.
+    /// [`Cluster::secrets`] is written by hand, so it is compared with the serialized file and with the schema.
     #[test]
-    fn every_secret_of_the_file_is_known() {
+    fn secrets_lists_every_secret_source() {
         let cluster = Cluster::parse(&file("proof")).unwrap();
         let text = serde_json::to_string(&cluster).unwrap();
         assert_eq!(text.matches(r#"{"command":"#).count(), cluster.commands().len());
         let schema = Cluster::schema().to_string();
-        // Ssh (in three places), two providers, a repository, a file, a share.
-        assert_eq!(schema.matches("#/$defs/SecretSource\"").count(), 6, "a new secret belongs into Cluster::secrets");
+        // Ssh, two providers, a repository, a file, and an SMB share.
+        assert_eq!(schema.matches("#/$defs/SecretSource\"").count(), 6, "add the new secret to Cluster::secrets");
     }
 }

@@ -1,4 +1,4 @@
-//! The machine below Kubernetes, with what people want of it themselves.
+//! The part of `cluster.yaml` about the operating system of the machines: `spec.system`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,37 +7,37 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::secret::SecretSource;
-use super::{Role, plain};
+use super::{Role, is_plain};
 use crate::resource::Edit;
 
-/// The machine below Kubernetes.
+/// The operating system of the machines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct System {
-    /// Every machine knows the others by name (`/etc/hosts`).
+    /// Add all machines of the cluster to `/etc/hosts` of each machine.
     pub hosts: bool,
-    /// Unattended upgrades are off: nothing changes below a running cluster unless it is asked for.
+    /// Disable unattended upgrades, so that packages do not change below a running cluster.
     pub hold_updates: bool,
-    /// Sources of packages besides the distribution's.
+    /// Package repositories in addition to the distribution's.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub repositories: Vec<Repository>,
-    /// Packages on every machine; `jq=1.6-2.1` is this version, held.
+    /// Packages on every machine. `jq=1.6-2.1` pins the version and holds the package.
     pub packages: Vec<String>,
-    /// Settings of the kernel.
+    /// Kernel settings, such as `vm.swappiness: "10"`.
     pub sysctl: BTreeMap<String, String>,
-    /// Modules of the kernel, now and after each start.
+    /// Kernel modules to load, now and at every boot.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub modules: Vec<String>,
-    /// People.
+    /// Users to create on every machine.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub users: Vec<User>,
-    /// Files, whole or in part.
+    /// Files to write or to edit.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<OwnFile>,
-    /// File systems, now and after each start.
+    /// File systems to mount, now and at every boot.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
-    /// Seconds after which a machine that starts anew counts as lost. Large servers check their memory for many minutes.
+    /// Timeout of a reboot in seconds. Large servers test their memory for many minutes.
     pub restart_seconds: u64,
 }
 
@@ -59,107 +59,108 @@ impl Default for System {
     }
 }
 
-/// A source of packages, in apt's form deb822, that only its own key can sign.
+/// An apt repository, whose packages must be signed with the given key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Repository {
-    /// Names its files.
+    /// Name of the repository's files on the machine.
     pub name: String,
-    /// `https://download.example.org/linux/ubuntu`.
+    /// URL of the repository, such as `https://download.example.org/linux/ubuntu`.
     pub uri: String,
-    /// `noble`; `./` where there are none.
+    /// Suites, such as `noble`; `./` for a repository without suites.
     pub suites: Vec<String>,
-    /// `main`.
+    /// Components, such as `main`.
     #[serde(default)]
     pub components: Vec<String>,
-    /// Where its key comes from, armored.
+    /// Source of the repository's public key, ASCII-armored.
     pub key: SecretSource,
 }
 
-/// Somebody who works on the machines.
+/// A user account on the machines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct User {
-    /// The name to log in with.
+    /// Login name.
     pub name: String,
-    /// Groups to be in as well: `sudo`, `microk8s`. One that is missing is made.
+    /// Additional groups, such as `sudo` or `microk8s`. A missing group is created.
     #[serde(default)]
     pub groups: Vec<String>,
-    /// Public keys to log in with.
+    /// Public SSH keys that may log in.
     #[serde(default)]
     pub authorized_keys: Vec<String>,
 }
 
-/// A file system.
+/// A file system to mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Mount {
-    /// `/dev/disk/by-label/models`, `files.example.org:/export`.
+    /// Device or remote file system: `/dev/disk/by-label/models`, `files.example.org:/export`.
     pub what: String,
-    /// `/data`.
+    /// Mount point, such as `/data`.
     #[serde(rename = "where")]
     pub path: String,
-    /// `ext4`, `nfs4`.
+    /// File system type: `ext4`, `nfs4`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// `noatime`.
+    /// Mount options, such as `noatime`.
     #[serde(default)]
     pub options: Vec<String>,
-    /// Only on machines with one of these roles; on all without.
+    /// Mount it only on machines with one of these roles; on all machines if empty.
     #[serde(default)]
     pub roles: BTreeSet<Role>,
 }
 
-/// A file: all of it (`content`, `template` or `secret`), or parts (`lines`, `block`, `toml`, `yaml`).
+/// A file. Set either its whole content (`content`, `template` or `secret`) or parts of it (`lines`, `block`, `toml`, `yaml`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OwnFile {
-    /// Where.
+    /// Absolute path of the file.
     pub path: String,
-    /// All of it.
+    /// The whole content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
-    /// All of it, with `{{machine}}`, `{{address}}`, `{{internalAddress}}` and `{{cluster}}` replaced.
+    /// The whole content, in which `{{machine}}`, `{{address}}`, `{{internalAddress}}` and `{{cluster}}` are replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
-    /// All of it, and nobody sees it; for root only unless `mode` says otherwise.
+    /// Source of the whole content, which is not shown in plans and logs. Only root can read the file, unless `mode` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretSource>,
-    /// Lines that are there.
+    /// Lines that the file must have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lines: Vec<Line>,
-    /// Lines between two marks.
+    /// A block of lines, which is written between two marks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block: Option<String>,
-    /// Values by key, as TOML writes keys: `plugins."io.containerd.grpc.v1.cri".enable_cdi`. Comments and order stay.
+    /// Values by key in TOML syntax, such as `plugins."io.containerd.grpc.v1.cri".enable_cdi`. Comments and order are kept.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub toml: BTreeMap<String, Value>,
-    /// Values by key, written as for `toml`. Comments and order stay.
+    /// Values by key, with the same key syntax as `toml`. Comments and order are kept.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub yaml: BTreeMap<String, Value>,
-    /// Octal: `0644`. A file that is edited keeps its own.
+    /// Octal permissions, such as `0644`. Not allowed for edited files, which keep their permissions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
-    /// A command after a change: `systemctl restart ssh`.
+    /// Command to run after a change, such as `systemctl restart ssh`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub then: Option<String>,
-    /// Only on machines with one of these roles; on all without.
+    /// Write it only on machines with one of these roles; on all machines if empty.
     #[serde(default)]
     pub roles: BTreeSet<Role>,
 }
 
-/// A line of a file.
+/// A line that a file must have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Line {
-    /// The line.
+    /// The line, without a line break.
     pub line: String,
-    /// What lines that it replaces begin with.
+    /// Prefix of the lines that it replaces; it is appended if there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub begins: Option<String>,
 }
 
-/// A path from the root, without ways back and without what a line of a unit or a shell would take for something else.
+/// Whether a text is an absolute path without `..`, white space, quotes and backslashes, so that it is safe in systemd units and shell
+/// commands.
 fn is_path(text: &str) -> bool {
     text.len() > 1
         && text.starts_with('/')
@@ -168,15 +169,16 @@ fn is_path(text: &str) -> bool {
 }
 
 impl OwnFile {
-    /// What is wanted of parts of it.
+    /// The edits of parts of the file; empty if the file is written as a whole.
     ///
     /// # Errors
-    /// A key or a value that cannot be written.
+    /// When a key is not valid, or a value cannot be written as TOML.
     pub(crate) fn parts(&self) -> Result<Vec<Edit>, String> {
-        // Names of tables and a key: `a."b.c".d`.
+        // A key is a dotted path of table names and the last key: `a."b.c".d`.
         let keys = |path: &str| {
             let keys = toml_edit::Key::parse(path);
-            let keys = keys.map_err(|_| format!("{}: '{path}' is no key; names with dots in quotes", self.path))?;
+            let keys =
+                keys.map_err(|_| format!("{}: '{path}' is not a valid key; put names with dots in quotes", self.path))?;
             Ok::<Vec<String>, String>(keys.iter().map(|k| k.get().to_owned()).collect())
         };
         let line = |l: &Line| Edit::Line { line: l.line.clone(), begins: l.begins.clone() };
@@ -196,70 +198,78 @@ impl OwnFile {
     }
 
     fn validate(&self) -> Result<(), String> {
-        let wrong = |what: &str| Err(format!("spec.system.files: {}: {what}", self.path));
+        let invalid = |why: &str| Err(format!("spec.system.files: {}: {why}", self.path));
         if !is_path(&self.path) {
-            return wrong("it is no path");
+            return invalid("the path must be absolute, without '..', spaces and quotes");
         }
-        let whole =
+        let contents =
             [self.content.is_some(), self.template.is_some(), self.secret.is_some()].iter().filter(|w| **w).count();
-        let parts = !self.parts().map_err(|why| format!("spec.system.files: {why}"))?.is_empty();
-        if whole + usize::from(parts) != 1 {
-            return wrong("one of content, template and secret, or parts of it: lines, block, toml, yaml");
+        let has_parts = !self.parts().map_err(|why| format!("spec.system.files: {why}"))?.is_empty();
+        if contents + usize::from(has_parts) != 1 {
+            return invalid("set one of content, template and secret, or parts: lines, block, toml, yaml");
         }
         if let Some(mode) = &self.mode {
-            if parts {
-                return wrong("a file that is edited keeps its mode");
+            if has_parts {
+                return invalid("mode is not allowed, because an edited file keeps its mode");
             }
             if !(3..=4).contains(&mode.len()) || u32::from_str_radix(mode, 8).is_err() {
-                return wrong(&format!("'{mode}' is no mode such as 0644"));
+                return invalid(&format!("'{mode}' is not an octal mode such as 0644"));
             }
         }
         if self.lines.iter().any(|l| l.line.contains('\n')) {
-            return wrong("a line is one line");
+            return invalid("a line must not contain a line break");
         }
         Ok(())
     }
 }
 
-/// Whether all of these are plain, but for some characters more.
-fn words<'a>(place: &str, all: impl IntoIterator<Item = &'a String>, more: &str, what: &str) -> Result<(), String> {
-    let wrong = all.into_iter().find(|word| !plain(word, more));
-    wrong.map_or(Ok(()), |word| Err(format!("spec.system.{place}: '{word}' is no {what}")))
+/// Checks that all words are plain texts, in which the characters of `extra` are allowed too. `what` names the kind of word in the error.
+fn check_words<'a>(
+    place: &str,
+    words: impl IntoIterator<Item = &'a String>,
+    extra: &str,
+    what: &str,
+) -> Result<(), String> {
+    let invalid = words.into_iter().find(|word| !is_plain(word, extra));
+    invalid.map_or(Ok(()), |word| Err(format!("spec.system.{place}: '{word}' is not a valid {what}")))
 }
 
 impl System {
     pub(super) fn validate(&self) -> Result<(), String> {
-        words("packages", &self.packages, ".+:=~_", "package")?;
-        words("modules", &self.modules, "_", "module")?;
+        check_words("packages", &self.packages, ".+:=~_", "package")?;
+        check_words("modules", &self.modules, "_", "module")?;
         for (key, value) in &self.sysctl {
-            if !plain(key, "._/") || !value.chars().all(|c| c.is_ascii_alphanumeric() || " -._".contains(c)) {
-                return Err(format!("spec.system.sysctl: '{key} = {value}' is no setting"));
+            if !is_plain(key, "._/") || !value.chars().all(|c| c.is_ascii_alphanumeric() || " -._".contains(c)) {
+                return Err(format!("spec.system.sysctl: '{key} = {value}' is not a valid setting"));
             }
         }
         for repository in &self.repositories {
-            words("repositories", [&repository.name], "_", "name")?;
+            check_words("repositories", [&repository.name], "_", "name")?;
             let place = format!("repositories: {}", repository.name);
             let all = [&repository.uri].into_iter().chain(&repository.suites).chain(&repository.components);
-            words(&place, all, "./:_~+%@", "address or name")?;
+            check_words(&place, all, "./:_~+%@", "address or name")?;
             if repository.suites.is_empty() {
                 return Err(format!("spec.system.repositories: {}: suites are missing", repository.name));
             }
         }
         for user in &self.users {
-            words("users", [&user.name], "_", "name")?;
-            words(&format!("users: {}: groups", user.name), &user.groups, "_", "name")?;
+            check_words("users", [&user.name], "_", "name")?;
+            check_words(&format!("users: {}: groups", user.name), &user.groups, "_", "name")?;
             if user.authorized_keys.iter().any(|k| k.contains('\n') || k.split_whitespace().count() < 2) {
-                return Err(format!("spec.system.users: {}: a key is one line, its kind and itself", user.name));
+                return Err(format!(
+                    "spec.system.users: {}: an authorized key must be one line with its type and the key",
+                    user.name
+                ));
             }
         }
         for mount in &self.mounts {
             let place = format!("spec.system.mounts: {}", mount.path);
-            let what = mount.what.chars().all(|c| !c.is_control() && !c.is_whitespace());
-            if !is_path(&mount.path) || mount.what.is_empty() || !what {
-                return Err(format!("{place}: what and where are paths or addresses without spaces"));
+            let is_valid = mount.what.chars().all(|c| !c.is_control() && !c.is_whitespace());
+            if !is_path(&mount.path) || mount.what.is_empty() || !is_valid {
+                return Err(format!("{place}: what and where must be paths or addresses without spaces"));
             }
-            if !plain(&mount.kind, "._") || !mount.options.iter().all(|o| plain(o, "._=:/+@")) {
-                return Err(format!("{place}: type and options are words"));
+            if !is_plain(&mount.kind, "._") || !mount.options.iter().all(|o| is_plain(o, "._=:/+@")) {
+                return Err(format!("{place}: type and options must be words without spaces"));
             }
         }
         self.files.iter().try_for_each(OwnFile::validate)

@@ -1,70 +1,70 @@
-//! What runs in the cluster and belongs to it.
+//! The parts of `cluster.yaml` about what runs in the cluster: add-ons, GPU sharing, storage, slipway itself and smoke tests.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::secret::SecretSource;
 
-/// An add-on of MicroK8s: its name with what follows it after a colon, or that and options.
+/// A MicroK8s add-on: its name, or an object with options.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Addon {
-    /// `dns`, `metallb:10.0.0.10-10.0.0.20`.
+    /// Name of the add-on, with an optional argument after a colon: `dns`, `metallb:10.0.0.10-10.0.0.20`.
     Name(String),
-    /// With options.
+    /// An add-on with command-line options.
     More(AddonOptions),
 }
 
-/// An add-on with options.
+/// An add-on with command-line options.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AddonOptions {
-    /// `observability`.
+    /// Name of the add-on, such as `observability`.
     pub name: String,
-    /// `--kube-prometheus-stack-version=62.7.0`; the way to pin what an add-on brings.
+    /// Options of `microk8s enable`, for example to pin a version: `--kube-prometheus-stack-version=62.7.0`.
     #[serde(default)]
     pub options: Vec<String>,
 }
 
 impl Addon {
-    /// As `microk8s enable` takes it.
+    /// The argument of `microk8s enable`, such as `dns` or `metallb:10.0.0.10-10.0.0.20`.
     pub fn name(&self) -> &str {
         match self {
             Self::Name(name) | Self::More(AddonOptions { name, .. }) => name,
         }
     }
 
-    /// Options of `microk8s enable`.
+    /// The command-line options of `microk8s enable`.
     pub fn options(&self) -> &[String] {
         match self {
             Self::Name(_) => &[],
-            Self::More(more) => &more.options,
+            Self::More(addon) => &addon.options,
         }
     }
 }
 
-/// Who tells the kubelet of GPUs.
+/// The device plugin, which advertises GPUs to the kubelet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DevicePlugin {
     /// slipway's node agent, a part of `spec.platform`.
     #[default]
     Slipway,
-    /// NVIDIA's.
+    /// NVIDIA's device plugin.
     Nvidia,
-    /// Nobody from here.
+    /// No device plugin is installed.
     None,
 }
 
-/// How a GPU is shared.
+/// How pods share a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Sharing {
-    /// So many pods take turns on a GPU.
+    /// Number of pods per GPU, which use it in turns (time-slicing).
     TimeSlices(u32),
-    /// So many pods use a GPU at once, by MPS.
+    /// Number of pods per GPU, which use it at the same time (MPS).
     Mps(u32),
-    /// Every GPU is divided into these MIG devices: `{1g.10gb: 4, 3g.40gb: 1}`.
+    /// MIG devices per GPU, as the number of each profile: `{1g.10gb: 4, 3g.40gb: 1}`.
     Mig(std::collections::BTreeMap<String, u32>),
 }
 
@@ -72,68 +72,68 @@ pub enum Sharing {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Storage {
-    /// Storage classes.
+    /// Storage classes of shared file systems.
     pub classes: Vec<StorageClass>,
 }
 
-/// A storage class.
+/// A storage class for a shared file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StorageClass {
-    /// Its name.
+    /// Name of the class.
     pub name: String,
-    /// Claims that name none get this one.
+    /// Use this class for claims that name no class.
     #[serde(default)]
     pub default: bool,
-    /// Where the files are.
+    /// The shared file system.
     pub share: Share,
 }
 
-/// Where the files are.
+/// A shared file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Share {
-    /// An export of NFS.
+    /// An NFS export.
     Nfs(Nfs),
-    /// A share of SMB.
+    /// An SMB share.
     Smb(Smb),
 }
 
-/// An export of NFS.
+/// An NFS export.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Nfs {
-    /// Name or address.
+    /// Name or address of the server.
     pub server: String,
-    /// The path that it exports.
+    /// Path that the server exports.
     pub path: String,
 }
 
-/// A share of SMB.
+/// An SMB share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Smb {
-    /// `//server/share`.
+    /// Address of the share: `//server/share`.
     pub source: String,
-    /// The user.
+    /// User name for the share.
     pub user: String,
-    /// The password. Kubernetes keeps it as a secret.
+    /// Password of the user. It is stored as a Kubernetes secret.
     pub password: SecretSource,
 }
 
-/// slipway in the cluster, as `slipway up --kube` puts it there.
+/// slipway in the cluster, as `slipway up --kube` installs it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Platform {
-    /// Its image, `registry.example/slipway:0.1.0`.
+    /// Container image, such as `registry.example/slipway:0.1.0`.
     pub image: String,
-    /// Where it goes.
+    /// Namespace to install into; `slipway-system` by default.
     #[serde(default = "namespace")]
     pub namespace: String,
-    /// Tracking, registry, deployments, gateway and UI.
+    /// Install the server: tracking, model registry, deployments, gateway and UI.
     #[serde(default = "super::yes")]
     pub server: bool,
-    /// Values of the chart beside those that follow from this file.
+    /// Additional values of the chart. They override the values that follow from this file.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub values: serde_json::Map<String, serde_json::Value>,
 }
@@ -142,19 +142,19 @@ fn namespace() -> String {
     "slipway-system".into()
 }
 
-/// What is tried after an apply.
+/// Smoke tests that run after an apply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Smoke {
-    /// Off, when somebody wants no pod of ours.
+    /// Run smoke tests. They create pods in the cluster.
     pub enabled: bool,
-    /// A small image with a shell, `nslookup` and `cat`.
+    /// Image of the DNS and storage tests, with a shell, `nslookup` and `cat`.
     pub image: String,
-    /// An image that computes with CUDA and ends with 0 when that went well.
+    /// Image of the GPU test, which computes with CUDA and exits with 0 on success.
     pub cuda_image: String,
-    /// What it is told to run; its own command when empty.
+    /// Command of the GPU test; the image's own command if empty.
     pub cuda_command: Vec<String>,
-    /// A pod that has not ended after so many seconds has failed.
+    /// Timeout of each test pod in seconds.
     pub timeout_seconds: u64,
 }
 

@@ -1,7 +1,7 @@
-//! The environment of a run's program: what it inherits from the server, what the executor adds, and what its manifest says.
+//! The environment of a run's program: variables inherited from the server, set by the executor, and set in the manifest.
 //!
-//! The server's own environment may hold credentials of its database, its object store and its owner's accounts, so a program inherits
-//! only the variables listed here, and those that the server's settings add by name.
+//! The environment of the server may hold credentials of its database, its object store and its owner's accounts. Therefore a program
+//! inherits only the variables listed here, and those that the server's settings name.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
@@ -9,7 +9,7 @@ use std::io::Read;
 use super::Inner;
 use crate::{ExecError, Manifest, TokenRequest, tracked_id};
 
-/// Bytes that the value of a secret may have; Linux takes 128 KiB for one variable.
+/// Maximum bytes of a secret's value. Linux limits one variable to 128 KiB.
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
 
 /// Variables that programs need to find their tools, their libraries, the network and the GPUs.
@@ -38,7 +38,7 @@ const INHERITED: &[&str] = &[
     "PKG_CONFIG_PATH",
     "CC",
     "CXX",
-    // Language environments and caches of models.
+    // Language environments and model caches.
     "VIRTUAL_ENV",
     "JAVA_HOME",
     "JULIA_DEPOT_PATH",
@@ -73,13 +73,13 @@ const INHERITED: &[&str] = &[
     "NODE_EXTRA_CA_CERTS",
 ];
 
-/// Families of variables, by how their names begin. A name that looks like a credential's is left out all the same.
+/// Prefixes of further inherited variables, unless their names look like those of credentials.
 const INHERITED_PREFIXES: &[&str] = &[
     "LC_", "CONDA_", "PYTHON", "PYENV_", "CUDA_", "NVIDIA_", "CUBLAS_", "CUDNN_", "NCCL_", "OMP_", "GOMP_", "KMP_",
     "MKL_",
 ];
 
-/// Endings of the words in a credential's name: `NVIDIA_API_KEY`, `CONDA_TOKEN`.
+/// Words, and endings of words, that mark a variable as a credential: `NVIDIA_API_KEY`, `CONDA_TOKEN`.
 const CREDENTIAL_WORDS: &[&str] = &[
     "TOKEN",
     "TOKENS",
@@ -97,30 +97,32 @@ const CREDENTIAL_WORDS: &[&str] = &[
     "COOKIE",
 ];
 
-fn names_a_credential(name: &str) -> bool {
+fn is_credential_name(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     name.split('_').any(|word| CREDENTIAL_WORDS.iter().any(|ending| word.ends_with(ending)))
 }
 
-fn is_inherited(name: &OsStr, more: &[String]) -> bool {
+fn is_inherited(name: &OsStr, additional: &[String]) -> bool {
     let Some(name) = name.to_str() else { return false };
-    let of_a_family = || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) && !names_a_credential(name);
-    INHERITED.contains(&name) || more.iter().any(|added| added == name) || of_a_family()
+    let has_inherited_prefix =
+        || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) && !is_credential_name(name);
+    INHERITED.contains(&name) || additional.iter().any(|added| added == name) || has_inherited_prefix()
 }
 
-/// Of this process's variables those that a run inherits; `more` are names that the administrator adds, credentials included.
+/// Selects the variables that a run inherits. `additional` are names from the server's settings; these variables are inherited even if
+/// they look like credentials.
 pub(super) fn inherited(
-    own: impl IntoIterator<Item = (OsString, OsString)>,
-    more: &[String],
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+    additional: &[String],
 ) -> Vec<(OsString, OsString)> {
-    own.into_iter().filter(|(name, _)| is_inherited(name, more)).collect()
+    variables.into_iter().filter(|(name, _)| is_inherited(name, additional)).collect()
 }
 
 impl Inner {
-    /// The variables that the executor and the manifest set, later ones over earlier ones. Reads files of secrets.
+    /// The variables that the executor and the manifest set; a later variable overrides an earlier one. Reads secret files.
     ///
     /// # Errors
-    /// [`ExecError::Manifest`] when a secret is not there or is none.
+    /// [`ExecError::Manifest`] when a secret is missing or invalid.
     pub(super) fn variables(&self, run: &Manifest) -> Result<Vec<(String, String)>, ExecError> {
         let mut variables = self.settings.variables.clone();
         variables.push(("MLFLOW_RUN_ID".into(), tracked_id(&run.metadata.uid)));
@@ -135,12 +137,12 @@ impl Inner {
         Ok(variables)
     }
 
-    /// The variable with the token of an attempt; nothing on a server that asks for no tokens.
-    pub(super) fn token(&self, asked: &TokenRequest) -> Option<(String, String)> {
-        self.settings.mint.as_ref().map(|mint| ("MLFLOW_TRACKING_TOKEN".into(), mint(asked)))
+    /// The variable with the token of an attempt; `None` if the server requires no tokens.
+    pub(super) fn token(&self, request: &TokenRequest) -> Option<(String, String)> {
+        self.settings.mint.as_ref().map(|mint| ("MLFLOW_TRACKING_TOKEN".into(), mint(request)))
     }
 
-    /// The value of a secret: the file `NAME/KEY` of the folder of secrets.
+    /// The value of a secret: the content of the file `NAME/KEY` in the secrets folder.
     fn secret(&self, variable: &str, source: &serde_json::Value) -> Result<String, ExecError> {
         let key = &source["secretKeyRef"];
         let file_name = |v: &serde_json::Value| {
@@ -148,18 +150,18 @@ impl Inner {
         };
         let (Some(name), Some(key)) = (file_name(&key["name"]), file_name(&key["key"])) else {
             return Err(ExecError::Manifest(format!(
-                "spec.env: {variable} has a valueFrom that only a cluster knows; a single machine knows secretKeyRef"
+                "spec.env: the valueFrom of {variable} needs a cluster; a single machine supports secretKeyRef only"
             )));
         };
         let path = self.settings.secrets.join(&name).join(&key);
         let unusable = |why: String| {
-            ExecError::Manifest(format!("spec.env: {variable} is in no secret: {}: {why}", path.display()))
+            ExecError::Manifest(format!("spec.env: cannot read the secret of {variable}: {}: {why}", path.display()))
         };
         let file = std::fs::File::open(&path).map_err(|e| unusable(e.to_string()))?;
         let mut text = String::new();
         file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text).map_err(|e| unusable(e.to_string()))?;
         if text.len() as u64 > MAX_SECRET_BYTES || text.contains('\0') {
-            return Err(unusable(format!("it is longer than {MAX_SECRET_BYTES} bytes, or is no text")));
+            return Err(unusable(format!("the file has more than {MAX_SECRET_BYTES} bytes, or is not text")));
         }
         Ok(text.trim_end_matches('\n').to_owned())
     }
@@ -170,8 +172,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_inherits_what_programs_need_and_no_credentials() {
-        let own = [
+    fn runs_inherit_listed_variables_but_no_credentials() {
+        let variables = [
             "PATH",
             "HOME",
             "LC_ALL",
@@ -181,7 +183,7 @@ mod tests {
             "https_proxy",
             "HF_HOME",
             "DATASETS",
-            // None of these may be passed on.
+            // These must not be inherited.
             "SLIPWAY_TOKEN",
             "SLIPWAY_DATABASE",
             "SLIPWAY_HOME",
@@ -196,15 +198,19 @@ mod tests {
             "MLFLOW_TRACKING_PASSWORD",
             "LD_PRELOAD",
         ];
-        let own = || own.iter().map(|name| (OsString::from(name), OsString::from("value")));
-        let names = |more: &[&str]| {
-            let more: Vec<String> = more.iter().map(|name| (*name).to_owned()).collect();
-            let found = inherited(own(), &more);
+        let variables = || variables.iter().map(|name| (OsString::from(name), OsString::from("value")));
+        let names = |additional: &[&str]| {
+            let additional: Vec<String> = additional.iter().map(|name| (*name).to_owned()).collect();
+            let found = inherited(variables(), &additional);
             found.into_iter().map(|(name, _)| name.into_string().unwrap()).collect::<Vec<_>>().join(" ")
         };
         let needed = "PATH HOME LC_ALL CONDA_PREFIX CUDA_HOME NVIDIA_TF32_OVERRIDE https_proxy HF_HOME";
         assert_eq!(names(&[]), needed);
         assert_eq!(names(&["DATASETS", "NOT_SET"]), format!("{needed} DATASETS"));
-        assert_eq!(names(&["HF_TOKEN"]), format!("{needed} HF_TOKEN"), "what is added by name is meant");
+        assert_eq!(
+            names(&["HF_TOKEN"]),
+            format!("{needed} HF_TOKEN"),
+            "variables named in the settings are inherited even if they look like credentials"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The log of an attempt: what its program wrote to standard output and standard error.
+//! Reads the log of an attempt: the standard output and standard error of its program, in the order in which it wrote them.
 
 use std::path::{Path, PathBuf};
 
@@ -6,31 +6,32 @@ use bytes::Bytes;
 use futures_util::Stream;
 
 use super::{LocalProcesses, POLL_INTERVAL, blocking, supervisor};
-use crate::lifecycle::Seen;
+use crate::lifecycle::Observation;
 use crate::{ExecError, LogQuery};
 
-/// Bytes read of a log at once.
-const CHUNK: usize = 64 * 1024;
+/// Maximum bytes of one read.
+const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Where reading goes on.
+/// Where the next read starts.
 enum Position {
-    /// At the beginning, or where the last lines begin.
+    /// At the start of the log, or of its requested last lines.
     Start,
-    /// At this byte.
+    /// At this byte offset.
     At(u64),
-    /// Nowhere: reading failed.
+    /// Nowhere, because a read failed.
     End,
 }
 
-/// What one reading found.
-struct Found {
-    /// The attempt had ended before the log was read, so nothing will be added.
-    over: bool,
+/// Result of one read.
+struct LogChunk {
+    /// Whether the attempt had ended before the read, so that the log cannot grow any more.
+    is_final: bool,
+    /// Byte offset of `bytes` in the log.
     from: u64,
     bytes: Bytes,
 }
 
-/// A log from where it is asked for, and on as it grows.
+/// Streams a log from the position that the query selects. If the query follows, the stream continues as the log grows.
 pub(super) fn tail(
     this: LocalProcesses,
     name: String,
@@ -46,21 +47,21 @@ pub(super) fn tail(
                 Position::End => return None,
             };
             loop {
-                // Asked before reading, so that what was written before the end is read after it.
+                // Check before reading: output that is written before the run ends must still be read.
                 let finished = this.inner.runs.get(&name).is_none_or(|run| run.status.phase.is_final());
                 let attempt = attempt.clone();
-                let found = match blocking(move || read(&attempt, at, query.tail)).await {
-                    Ok(found) => found,
+                let chunk = match blocking(move || read(&attempt, at, query.tail)).await {
+                    Ok(chunk) => chunk,
                     Err(error) => return Some((Err(error), Position::End)),
                 };
-                if let Some(found) = &found {
-                    if !found.bytes.is_empty() {
-                        let next = found.from + found.bytes.len() as u64;
-                        return Some((Ok(found.bytes.clone()), Position::At(next)));
+                if let Some(chunk) = &chunk {
+                    if !chunk.bytes.is_empty() {
+                        let next = chunk.from + chunk.bytes.len() as u64;
+                        return Some((Ok(chunk.bytes.clone()), Position::At(next)));
                     }
-                    at = Some(found.from);
+                    at = Some(chunk.from);
                 }
-                if finished || found.is_some_and(|f| f.over) || !query.follow {
+                if finished || chunk.is_some_and(|c| c.is_final) || !query.follow {
                     return None;
                 }
                 tokio::time::sleep(POLL_INTERVAL).await;
@@ -69,21 +70,21 @@ pub(super) fn tail(
     })
 }
 
-/// Reads a chunk; `None` while there is no log, or no longer one.
-fn read(attempt: &Path, at: Option<u64>, lines: Option<u64>) -> Result<Option<Found>, ExecError> {
+/// Reads a chunk; `None` if the log does not exist yet, or has been deleted.
+fn read(attempt: &Path, at: Option<u64>, lines: Option<u64>) -> Result<Option<LogChunk>, ExecError> {
     let path = attempt.join("log");
     if !path.exists() {
         return Ok(None);
     }
-    let over = matches!(supervisor::observe(attempt), Seen::Over { .. });
+    let is_final = matches!(supervisor::observe(attempt), Observation::Finished { .. });
     match read_log(&path, at, lines) {
-        Ok((from, bytes)) => Ok(Some(Found { over, from, bytes })),
+        Ok((from, bytes)) => Ok(Some(LogChunk { is_final, from, bytes })),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(ExecError::io("reading the log")(error)),
     }
 }
 
-/// Up to a chunk of a log from `at`, or from where its last lines begin; and where that is.
+/// Reads up to [`CHUNK_BYTES`] from offset `at`, or from the start of the last lines. Returns the offset and the bytes.
 fn read_log(path: &Path, at: Option<u64>, lines: Option<u64>) -> std::io::Result<(u64, Bytes)> {
     use std::os::unix::fs::FileExt;
     let file = std::fs::File::open(path)?;
@@ -93,30 +94,30 @@ fn read_log(path: &Path, at: Option<u64>, lines: Option<u64>) -> std::io::Result
         (None, None) => 0,
         (None, Some(lines)) => start_of_last(&file, size, lines)?,
     };
-    let mut buffer = vec![0; CHUNK.min(usize::try_from(size.saturating_sub(from)).unwrap_or(0))];
+    let mut buffer = vec![0; CHUNK_BYTES.min(usize::try_from(size.saturating_sub(from)).unwrap_or(0))];
     let read = file.read_at(&mut buffer, from)?;
     buffer.truncate(read);
     Ok((from, buffer.into()))
 }
 
-/// Where the last lines of a file begin: read backwards, a chunk at a time.
+/// Byte offset of the last `lines` lines of a file. Reads the file backwards in chunks.
 fn start_of_last(file: &std::fs::File, size: u64, lines: u64) -> std::io::Result<u64> {
     use std::os::unix::fs::FileExt;
     if lines == 0 {
         return Ok(size);
     }
-    let (mut end, mut left) = (size, lines);
+    let (mut end, mut remaining) = (size, lines);
     while end > 0 {
-        let start = end.saturating_sub(CHUNK as u64);
+        let start = end.saturating_sub(CHUNK_BYTES as u64);
         let mut buffer = vec![0; usize::try_from(end - start).unwrap_or(0)];
         file.read_exact_at(&mut buffer, start)?;
         for (i, byte) in buffer.iter().enumerate().rev() {
-            let place = start + i as u64;
-            // The line feed that ends the file begins no line.
-            if *byte == b'\n' && place + 1 < size {
-                left = left.saturating_sub(1);
-                if left == 0 {
-                    return Ok(place + 1);
+            let offset = start + i as u64;
+            // No line starts after the line feed at the end of the file.
+            if *byte == b'\n' && offset + 1 < size {
+                remaining = remaining.saturating_sub(1);
+                if remaining == 0 {
+                    return Ok(offset + 1);
                 }
             }
         }

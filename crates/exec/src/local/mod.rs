@@ -1,5 +1,5 @@
-//! Runs as processes of this machine. Each has a folder with all that is known of it, so nothing is lost with the server: its program
-//! goes on under its supervisor, and the next server finds it by its files.
+//! The executor for this machine: it executes runs as processes. The whole state of a run is in its folder, so a server may stop at any
+//! time: the program continues under its supervisor, and the next server resumes the run from its files.
 //!
 //! ```text
 //! NAME/run.json                 the manifest and the status
@@ -28,75 +28,75 @@ use tokio::task::JoinHandle;
 
 use crate::manifest::SUBMITTED_BY;
 use crate::{
-    Answer, ExecError, Executor, LogQuery, LogStream, Manifest, Mint, RunStatus, Submitted, Tracker, tracked_id,
+    ExecError, ExecFuture, Executor, LogQuery, LogStream, Manifest, Mint, RunStatus, Submitted, Tracker, tracked_id,
 };
 
-pub use room::Room;
+pub use room::Capacity;
 pub use supervisor::supervise;
 
 use room::Demand;
-use runs::{Runs, WriteFile, missing};
+use runs::{Runs, WriteFile, not_found};
 
 /// The namespace of every local run.
 pub const NAMESPACE: &str = "default";
-/// Between two looks at what runs.
+/// Interval of the reconciler and of log readers while runs are active.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// Added to a run's grace period when its removal is waited for.
+/// Added to the grace period of a run to get the timeout of its removal.
 const REMOVAL_SLACK: Duration = Duration::from_secs(30);
 
-/// A GPU or a slice that a run may hold.
+/// A GPU or MIG slice that a run can hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
-    /// `GPU-...` or `MIG-...`.
+    /// UUID: `GPU-...` or `MIG-...`.
     pub uuid: String,
-    /// `nvidia.com/gpu`, `nvidia.com/mig-1g.10gb`.
+    /// Name of the resource: `nvidia.com/gpu`, `nvidia.com/mig-1g.10gb`.
     pub resource: String,
 }
 
-/// What a device did since it was read last.
+/// Usage of a device since the previous reading.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Reading {
-    /// Energy.
+    /// Energy in joules.
     pub joules: f64,
-    /// Time in which it computed.
+    /// Seconds in which the device computed.
     pub busy_seconds: f64,
-    /// Time in which it did not.
+    /// Seconds in which the device was idle.
     pub idle_seconds: f64,
 }
 
-/// The GPUs of this machine. Declared here and implemented by what knows them.
+/// The GPUs of this machine, as the executor sees them. The server implements this trait.
 pub trait Accelerators: Send + Sync {
-    /// All of them.
+    /// All GPUs and MIG slices that runs can hold.
     fn devices(&self) -> Vec<Device>;
-    /// What these did since the last call, or within `seconds`; nothing for one that does not answer.
+    /// Usage of each device since the previous call, which was `seconds` ago; `None` for a device that cannot be read.
     fn read(&self, devices: &[Device], seconds: f64) -> Vec<Option<Reading>>;
 }
 
-/// What local runs need to know.
-#[allow(missing_debug_implementations)] // traits and functions have nothing to show
+/// Configuration of the executor.
+#[allow(missing_debug_implementations)] // trait objects and closures do not implement `Debug`
 pub struct Settings {
     /// The folder of all runs.
     pub folder: PathBuf,
-    /// Where secrets are: `NAME/KEY`.
+    /// The folder of secrets: the file `NAME/KEY` holds the value of a key.
     pub secrets: PathBuf,
-    /// The program that supervises, called as `PROGRAM supervise FOLDER`: this one.
+    /// Path of the supervisor, started as `PROGRAM supervise FOLDER`; normally this binary.
     pub program: PathBuf,
-    /// Variables of every run.
+    /// Environment variables set for every run.
     pub variables: Vec<(String, String)>,
-    /// Names of this process's variables that runs inherit besides those that all programs need (setting `run-environment`).
+    /// Names of additional variables that runs inherit from this process (setting `run-environment`).
     pub environment: Vec<String>,
-    /// Makes the token of an attempt; unset where the server asks for none.
+    /// Creates the token of an attempt; unset if the server requires no tokens.
     pub mint: Option<Mint>,
-    /// What this machine has.
-    pub room: Room,
-    /// Its GPUs.
+    /// Processors and memory of this machine; its `devices` are ignored in favour of `accelerators`.
+    pub capacity: Capacity,
+    /// GPUs of this machine.
     pub accelerators: Arc<dyn Accelerators>,
-    /// Where runs are tracked.
+    /// The tracking store.
     pub tracker: Arc<dyn Tracker>,
 }
 
-/// Runs as processes of this machine; cheap to clone. When the last clone is dropped nothing is started or written down any more, and what
-/// runs goes on.
+/// The executor for this machine; cheap to clone. When the last clone is dropped, no attempt is started and no status is written any more,
+/// but running programs continue.
 #[derive(Clone)]
 pub struct LocalProcesses {
     inner: Arc<Inner>,
@@ -122,24 +122,26 @@ struct Inner {
     runs: Runs,
     /// Wakes the reconciler.
     changed: Notify,
-    /// When the GPUs were read last.
+    /// When GPU usage was last read.
     sampled: Mutex<Instant>,
 }
 
-/// Runs work that uses the disk on a thread that may block. It is done to its end even if nobody waits for it any more.
+/// Runs blocking work, such as disk access, on a thread that may block. The work completes even if the caller is dropped.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ExecError> + Send + 'static,
 ) -> Result<T, ExecError> {
-    let failed =
-        |e: tokio::task::JoinError| ExecError::Io { what: "a thread".into(), source: std::io::Error::other(e) };
+    let failed = |e: tokio::task::JoinError| ExecError::Io {
+        what: "a background task".into(),
+        source: std::io::Error::other(e),
+    };
     tokio::task::spawn_blocking(work).await.map_err(failed)?
 }
 
 impl LocalProcesses {
-    /// Opens the folder, finds what runs, and goes on from there. Blocks while it reads the folder, which is for the start of a server.
+    /// Opens the folder of runs and resumes them. Blocks while it reads the folder, so call it at the start of a server.
     ///
     /// # Errors
-    /// [`ExecError::Io`] when the folder cannot be used. A run that cannot be read is reported and left alone.
+    /// [`ExecError::Io`] when the folder cannot be created or read. A run that cannot be read is logged and skipped.
     pub fn open(settings: Settings) -> Result<Self, ExecError> {
         Self::open_with(settings, Box::new(files::replace))
     }
@@ -153,17 +155,17 @@ impl LocalProcesses {
 
     fn find(&self, namespace: &str, name: &str) -> Result<Submitted, ExecError> {
         let found = self.inner.runs.get(name).filter(|_| namespace == NAMESPACE);
-        found.ok_or_else(|| missing(namespace, name))
+        found.ok_or_else(|| not_found(namespace, name))
     }
 
-    /// Cancels a run, and removes it when it has ended if that is wanted.
-    async fn end(&self, namespace: &str, name: &str, remove: bool) -> Result<Submitted, ExecError> {
+    /// Cancels a run. With `delete`, the run is also deleted as soon as it has ended.
+    async fn request_end(&self, namespace: &str, name: &str, delete: bool) -> Result<Submitted, ExecError> {
         self.find(namespace, name)?;
         let (inner, name) = (Arc::clone(&self.inner), name.to_owned());
         blocking(move || {
             let run = inner.runs.update(&name, |run| run.manifest.spec.cancel = true)?;
-            if remove {
-                inner.runs.with(&name, |e| e.removed = true);
+            if delete {
+                inner.runs.with_entry(&name, |e| e.delete_when_finished = true);
             }
             inner.changed.notify_one();
             Ok(run)
@@ -172,29 +174,29 @@ impl LocalProcesses {
     }
 }
 
-/// A unique id as Kubernetes writes it.
-fn dashed(hex: &str) -> String {
+/// Formats 32 hexadecimal digits as a UUID, as Kubernetes does.
+fn format_uuid(hex: &str) -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
 impl Inner {
-    /// What this machine has. Blocks: GPUs are asked for.
-    fn room(&self) -> Room {
-        Room { devices: self.settings.accelerators.devices(), ..self.settings.room.clone() }
+    /// Total capacity of this machine. Blocks while it enumerates GPUs.
+    fn capacity(&self) -> Capacity {
+        Capacity { devices: self.settings.accelerators.devices(), ..self.settings.capacity.clone() }
     }
 
-    /// Takes in a run that was checked for what no executor can carry out. Blocks.
-    fn take_in(&self, run: Manifest, by: Option<String>) -> Result<Submitted, ExecError> {
+    /// Validates a run for this machine and stores it. The caller has called [`Manifest::check`]. Blocks.
+    fn accept(&self, run: Manifest, by: Option<String>) -> Result<Submitted, ExecError> {
         let mut run = run.named();
         if !matches!(run.metadata.namespace.as_str(), "" | NAMESPACE) {
             return Err(ExecError::Manifest(format!(
-                "metadata.namespace is '{}': a single machine has only '{NAMESPACE}'; slipway up --kube has more",
+                "metadata.namespace is '{}': a single machine has only the namespace '{NAMESPACE}'; a cluster supports more",
                 run.metadata.namespace
             )));
         }
         self.check(&run)?;
         run.metadata.namespace = NAMESPACE.into();
-        run.metadata.uid = dashed(&ids::hex32());
+        run.metadata.uid = format_uuid(&ids::hex32());
         run.metadata.generation = Some(1);
         let now = now_ms();
         run.metadata.creation_timestamp = slipway_core::clock::rfc3339(now);
@@ -210,75 +212,75 @@ impl Inner {
         Ok(run)
     }
 
-    /// Checks what this machine cannot do. Blocks.
+    /// Rejects a run that this machine cannot execute. Blocks.
     fn check(&self, run: &Manifest) -> Result<(), ExecError> {
         let spec = &run.spec;
-        let wrong = |text: String| Err(ExecError::Manifest(text));
+        let invalid = |text: String| Err(ExecError::Manifest(text));
         if spec.command.is_empty() {
-            return wrong("spec.command is missing: a single machine does not know the image's own".into());
+            return invalid("spec.command is missing: a single machine cannot run the image's entrypoint".into());
         }
         if !spec.env_from.is_empty() || !spec.resource_claims.is_empty() {
-            return wrong(
-                "spec.envFrom and spec.resourceClaims are for clusters; use spec.env and spec.resources".into(),
+            return invalid(
+                "spec.envFrom and spec.resourceClaims need a cluster; use spec.env and spec.resources".into(),
             );
         }
         for mount in &spec.volume_mounts {
-            // The program sees this machine's files as they are.
+            // Nothing is mounted: the program sees the files of this machine.
             if !Path::new(&mount.mount_path).exists() {
-                return wrong(format!("spec.volumeMounts: there is no {} on this machine", mount.mount_path));
+                return invalid(format!("spec.volumeMounts: {} does not exist on this machine", mount.mount_path));
             }
         }
         if let Some(folder) = spec.working_dir.as_deref().filter(|f| !Path::new(f).is_dir()) {
-            return wrong(format!("spec.workingDir: there is no folder {folder} on this machine"));
+            return invalid(format!("spec.workingDir: {folder} is not a folder on this machine"));
         }
         self.variables(run)?;
-        self.room().could(&Demand::of(spec))
+        self.capacity().check_fits(&Demand::from_spec(spec))
     }
 }
 
 impl Executor for LocalProcesses {
-    fn submit<'a>(&'a self, run: Manifest, by: Option<&'a str>) -> Answer<'a, Submitted> {
+    fn submit<'a>(&'a self, run: Manifest, by: Option<&'a str>) -> ExecFuture<'a, Submitted> {
         let (inner, by) = (Arc::clone(&self.inner), by.map(str::to_owned));
         Box::pin(async move {
             run.check()?;
-            blocking(move || inner.take_in(run, by)).await
+            blocking(move || inner.accept(run, by)).await
         })
     }
 
-    fn list<'a>(&'a self, namespace: Option<&'a str>) -> Answer<'a, Vec<Submitted>> {
+    fn list<'a>(&'a self, namespace: Option<&'a str>) -> ExecFuture<'a, Vec<Submitted>> {
         Box::pin(async move {
-            let elsewhere = namespace.is_some_and(|n| n != NAMESPACE);
-            Ok(if elsewhere { Vec::new() } else { self.inner.runs.list() })
+            let is_other = namespace.is_some_and(|n| n != NAMESPACE);
+            Ok(if is_other { Vec::new() } else { self.inner.runs.list() })
         })
     }
 
-    fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, Submitted> {
+    fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> ExecFuture<'a, Submitted> {
         Box::pin(async move { self.find(namespace, name) })
     }
 
-    fn cancel<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, Submitted> {
-        Box::pin(self.end(namespace, name, false))
+    fn cancel<'a>(&'a self, namespace: &'a str, name: &'a str) -> ExecFuture<'a, Submitted> {
+        Box::pin(self.request_end(namespace, name, false))
     }
 
-    fn remove<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, ()> {
+    fn remove<'a>(&'a self, namespace: &'a str, name: &'a str) -> ExecFuture<'a, ()> {
         Box::pin(async move {
-            let run = self.end(namespace, name, true).await?;
-            // It is gone when its program is, which may take its grace period.
+            let run = self.request_end(namespace, name, true).await?;
+            // The run is deleted after its program has ended, which may take the grace period.
             let grace = run.manifest.spec.termination_grace_period_seconds.unwrap_or(30);
-            let limit = Duration::from_secs(u64::from(grace)) + REMOVAL_SLACK;
-            tokio::time::timeout(limit, self.inner.runs.wait_until_deleted(name))
-                .await
-                .map_err(|_| ExecError::NotNow(format!("run '{name}' does not end; it is removed as soon as it has")))
+            let timeout = Duration::from_secs(u64::from(grace)) + REMOVAL_SLACK;
+            tokio::time::timeout(timeout, self.inner.runs.wait_until_deleted(name)).await.map_err(|_| {
+                ExecError::NotNow(format!("run '{name}' has not ended yet; it will be deleted when it ends"))
+            })
         })
     }
 
-    fn logs<'a>(&'a self, namespace: &'a str, name: &'a str, query: LogQuery) -> Answer<'a, LogStream> {
+    fn logs<'a>(&'a self, namespace: &'a str, name: &'a str, query: LogQuery) -> ExecFuture<'a, LogStream> {
         Box::pin(async move {
             self.find(namespace, name)?;
-            let started = self.inner.runs.with(name, |e| e.started).unwrap_or(0);
-            let number = query.attempt.unwrap_or(started.max(1));
+            let newest = self.inner.runs.with_entry(name, |e| e.newest_attempt).unwrap_or(0);
+            let number = query.attempt.unwrap_or(newest.max(1));
             let attempt = self.inner.runs.folder(name).join(number.to_string());
-            if number > started && !query.follow {
+            if number > newest && !query.follow {
                 return Err(ExecError::NotNow(format!("attempt {number} of run '{name}' has not started")));
             }
             Ok(log::tail(self.clone(), name.to_owned(), attempt, query).boxed())

@@ -1,5 +1,5 @@
-//! The reconciler: looks at every run that is not finished and takes each one step further. It starts what there is room for, reads GPUs,
-//! and writes down what ended. It keeps no state of its own, so a step that failed is simply tried again.
+//! The reconciler: moves every unfinished run one step forward in each pass. It starts attempts for which there is capacity, reads GPU
+//! usage, and records the end of attempts. It keeps no state of its own, so a failed step is retried in the next pass.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -11,20 +11,20 @@ use futures_util::FutureExt;
 use slipway_core::clock::now_ms;
 use slipway_core::files;
 
-use super::room::{Demand, Room};
+use super::room::{Capacity, Demand};
 use super::supervisor::{self, Environment, Task};
 use super::{Device, Inner, POLL_INTERVAL, blocking, environment};
-use crate::lifecycle::{self, Action, Seen};
+use crate::lifecycle::{self, Action, Observation};
 use crate::{ExecError, GpuUse, Submitted, TokenRequest, Tracked};
 
-/// Time that the tracking store has for one call.
+/// Timeout of one call to the tracking store.
 const TRACKER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between two readings of GPUs.
+/// Interval between two readings of GPU usage.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(2);
-/// Between two passes while nothing runs and nothing waits.
+/// Interval between two passes while there are no unfinished runs.
 const IDLE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Reconciles all runs until the task is aborted. A panic in a pass is logged, and the next pass comes: without this task no run would
+/// Reconciles all runs until the task is aborted. A panic in a pass is logged and does not end the task, because without it no run would
 /// start or end any more.
 pub(super) async fn run(this: Arc<Inner>) {
     loop {
@@ -36,7 +36,7 @@ pub(super) async fn run(this: Arc<Inner>) {
             Ok(active)
         };
         let active = panic_as_error(pass).await.unwrap_or_else(|error| {
-            tracing::error!(%error, "the runs could not be reconciled; trying again");
+            tracing::error!(%error, "reconciling failed; retrying");
             true
         });
         tokio::select! {
@@ -51,132 +51,139 @@ async fn panic_as_error<T>(work: impl Future<Output = Result<T, ExecError>>) -> 
     AssertUnwindSafe(work).catch_unwind().await.map_err(panicked)?
 }
 
-/// One pass; says whether anything may change by itself.
+/// One pass over all unfinished runs; returns whether there are any.
 async fn reconcile_all(this: &Arc<Inner>) -> Result<bool, ExecError> {
     let names = this.runs.unfinished();
     if names.is_empty() {
         return Ok(false);
     }
-    // First what runs takes its room, then those that wait are asked in their order.
-    let own = Arc::clone(this);
-    let (mut room, mut seen) = blocking(move || Ok(observe_active(&own))).await?;
+    // Subtract the demand of active attempts first, then give the rest to queued runs in the order of submission.
+    let inner = Arc::clone(this);
+    let (mut capacity, mut observed) = blocking(move || Ok(observe_active(&inner))).await?;
     for name in &names {
-        // An error, or a panic, of one run is not the others' end.
-        if let Err(error) = panic_as_error(step(this, name, seen.remove(name), &mut room)).await {
-            let why = error.to_string();
-            let is_new = this.runs.with(name, |e| std::mem::replace(&mut e.waits_for, why.clone()) != why);
+        // An error or a panic while reconciling one run must not stop the others.
+        if let Err(error) = panic_as_error(reconcile_run(this, name, observed.remove(name), &mut capacity)).await {
+            let message = error.to_string();
+            let is_new =
+                this.runs.with_entry(name, |e| std::mem::replace(&mut e.waiting_for, message.clone()) != message);
             if is_new == Some(true) {
-                tracing::warn!(run = name, %error, "the run's next step failed; trying again");
+                tracing::warn!(run = name, %error, "reconciling the run failed; retrying");
             }
         }
     }
     Ok(true)
 }
 
-/// The room that is left by what runs, and what is seen of each active attempt. Blocks.
-fn observe_active(this: &Inner) -> (Room, HashMap<String, Seen>) {
-    let mut room = this.room();
-    let mut seen = HashMap::new();
+/// The free capacity, and the observation of each active attempt by the name of its run. Blocks.
+fn observe_active(this: &Inner) -> (Capacity, HashMap<String, Observation>) {
+    let mut capacity = this.capacity();
+    let mut observed = HashMap::new();
     for (name, number) in this.runs.active() {
         let folder = this.runs.folder(&name).join(number.to_string());
-        let found = supervisor::observe(&folder);
-        if !matches!(found, Seen::Over { .. })
+        let observation = supervisor::observe(&folder);
+        if !matches!(observation, Observation::Finished { .. })
             && let Some(task) = task(&folder)
         {
-            room.hold(task.demand.0, task.demand.1, &task.gpus);
+            capacity.subtract(task.demand.0, task.demand.1, &task.gpus);
         }
-        seen.insert(name, found);
+        observed.insert(name, observation);
     }
-    (room, seen)
+    (capacity, observed)
 }
 
+/// The task of an attempt; `None` if it cannot be read.
 fn task(attempt: &Path) -> Option<Task> {
     serde_json::from_slice(&std::fs::read(attempt.join("task.json")).ok()?).ok()
 }
 
-/// Takes one run one step further, by what is seen of its active attempt.
-async fn step(this: &Arc<Inner>, name: &str, seen: Option<Seen>, room: &mut Room) -> Result<(), ExecError> {
-    let known = this.runs.with(name, |e| (e.run.clone(), e.started, e.tracked, e.removed));
-    let Some((run, started, tracked, removed)) = known else { return Ok(()) };
+/// Moves one run one step forward. `observed` is the observation of its active attempt.
+async fn reconcile_run(
+    this: &Arc<Inner>,
+    name: &str,
+    observed: Option<Observation>,
+    capacity: &mut Capacity,
+) -> Result<(), ExecError> {
+    let entry = this.runs.with_entry(name, |e| (e.run.clone(), e.newest_attempt, e.tracked, e.delete_when_finished));
+    let Some((run, newest, tracked, delete_when_finished)) = entry else { return Ok(()) };
     let (mut status, action) =
-        lifecycle::next(&run.manifest.spec, &run.status, seen.as_ref().map(|s| (started, s)), now_ms());
-    let over = matches!(seen, Some(Seen::Over { .. }));
-    if over && this.runs.with(name, |e| !e.gpus.is_empty()) == Some(true) {
+        lifecycle::next(&run.manifest.spec, &run.status, observed.as_ref().map(|o| (newest, o)), now_ms());
+    let finished = matches!(observed, Some(Observation::Finished { .. }));
+    if finished && this.runs.with_entry(name, |e| !e.gpus.is_empty()) == Some(true) {
         sample(this).await?;
     }
-    if let Some(attempt) = status.attempts.iter_mut().find(|a| a.number == started) {
-        attempt.gpus = this.runs.with(name, |e| e.gpus.clone()).unwrap_or_default();
+    if let Some(attempt) = status.attempts.iter_mut().find(|a| a.number == newest) {
+        attempt.gpus = this.runs.with_entry(name, |e| e.gpus.clone()).unwrap_or_default();
     }
-    let mut waits_for = String::new();
+    let mut waiting_for = String::new();
     match action {
         Action::Start(number, limit) => {
-            let demand = Demand::of(&run.manifest.spec);
-            let lacks = room.lacks(&demand);
-            let gpus = room.take(&demand);
-            if lacks.is_empty() {
+            let demand = Demand::from_spec(&run.manifest.spec);
+            let missing = capacity.shortfall(&demand);
+            let gpus = capacity.allocate(&demand);
+            if missing.is_empty() {
                 if !tracked {
-                    begin(this, &run).await?;
+                    begin_tracking(this, &run).await?;
                 }
                 let has_gpus = !gpus.is_empty();
-                let (own, run) = (Arc::clone(this), run.clone());
-                blocking(move || start(&own, &run, number, limit, &demand, gpus)).await?;
+                let (inner, run) = (Arc::clone(this), run.clone());
+                blocking(move || start(&inner, &run, number, limit, &demand, gpus)).await?;
                 if has_gpus {
                     sample(this).await?;
                 }
                 this.changed.notify_one();
             } else {
-                waits_for = format!("waits for {}", lacks.join(" and "));
+                waiting_for = format!("waiting for {}", missing.join(" and "));
             }
         }
         Action::Stop => {
-            let attempt = this.runs.folder(name).join(started.to_string());
+            let attempt = this.runs.folder(name).join(newest.to_string());
             blocking(move || {
                 supervisor::stop(&attempt);
                 Ok(())
             })
             .await?;
         }
-        Action::Forget => return delete(this, name).await,
-        Action::Nothing | Action::Wake(_) => {}
+        Action::Delete => return delete(this, name).await,
+        Action::Nothing | Action::RequeueAt(_) => {}
     }
     if status.phase.is_final() && !status.attributed {
         if !tracked {
-            begin(this, &run).await?;
+            begin_tracking(this, &run).await?;
         }
         let namespace = &run.manifest.metadata.namespace;
-        tracked_in_time(this.settings.tracker.end(namespace, &status.run_id, &status)).await?;
+        with_tracker_timeout(this.settings.tracker.end(namespace, &status.run_id, &status)).await?;
         status.attributed = true;
     }
-    if status.phase.is_final() && removed {
+    if status.phase.is_final() && delete_when_finished {
         return delete(this, name).await;
     }
-    let changed = this.runs.with(name, |e| {
-        e.waits_for = waits_for;
+    let changed = this.runs.with_entry(name, |e| {
+        e.waiting_for = waiting_for;
         e.run.status != status
     });
     if changed == Some(true) {
-        let (own, name) = (Arc::clone(this), name.to_owned());
-        blocking(move || own.runs.update(&name, |run| run.status = status)).await?;
+        let (inner, name) = (Arc::clone(this), name.to_owned());
+        blocking(move || inner.runs.update(&name, |run| run.status = status)).await?;
     }
     Ok(())
 }
 
 async fn delete(this: &Arc<Inner>, name: &str) -> Result<(), ExecError> {
-    let (own, name) = (Arc::clone(this), name.to_owned());
-    blocking(move || own.runs.delete(&name)).await
+    let (inner, name) = (Arc::clone(this), name.to_owned());
+    blocking(move || inner.runs.delete(&name)).await
 }
 
-async fn begin(this: &Arc<Inner>, run: &Submitted) -> Result<(), ExecError> {
-    tracked_in_time(this.settings.tracker.begin(Tracked::of(&run.manifest))).await
+async fn begin_tracking(this: &Arc<Inner>, run: &Submitted) -> Result<(), ExecError> {
+    with_tracker_timeout(this.settings.tracker.begin(Tracked::new(&run.manifest))).await
 }
 
-/// Waits for the tracking store, but not so long that all other runs wait with it. Both of its calls may be repeated.
-async fn tracked_in_time(call: impl Future<Output = Result<(), String>>) -> Result<(), ExecError> {
-    let late = |_| format!("the tracking store did not answer within {} s", TRACKER_TIMEOUT.as_secs());
-    tokio::time::timeout(TRACKER_TIMEOUT, call).await.map_err(late).and_then(|r| r).map_err(ExecError::Unreachable)
+/// Bounds a call to the tracking store, so that a slow store does not block all other runs. Both calls are safe to repeat.
+async fn with_tracker_timeout(call: impl Future<Output = Result<(), String>>) -> Result<(), ExecError> {
+    let timed_out = |_| format!("the tracking store did not respond within {} s", TRACKER_TIMEOUT.as_secs());
+    tokio::time::timeout(TRACKER_TIMEOUT, call).await.map_err(timed_out).and_then(|r| r).map_err(ExecError::Unreachable)
 }
 
-/// Starts an attempt that may run for `limit` milliseconds, with these GPUs. Blocks.
+/// Starts an attempt with these GPUs. It may run for `limit` milliseconds; no limit if `None`. Blocks.
 fn start(
     this: &Inner,
     run: &Submitted,
@@ -189,10 +196,10 @@ fn start(
     let mut environment: Environment = environment::inherited(std::env::vars_os(), &this.settings.environment);
     let mut set = |(name, value): (String, String)| environment.push((name.into(), value.into()));
     if !this.settings.accelerators.devices().is_empty() {
-        // As in a pod, a program sees the GPUs that it asked for and no others.
+        // As in a pod, the program sees only the GPUs that it requested.
         let uuids: Vec<&str> = gpus.iter().map(|d| d.uuid.as_str()).collect();
-        let shown = if uuids.is_empty() { "void".to_owned() } else { uuids.join(",") };
-        set(("NVIDIA_VISIBLE_DEVICES".into(), shown));
+        let visible = if uuids.is_empty() { "void".to_owned() } else { uuids.join(",") };
+        set(("NVIDIA_VISIBLE_DEVICES".into(), visible));
         set(("CUDA_VISIBLE_DEVICES".into(), uuids.join(",")));
     }
     this.token(&TokenRequest::new(&run.manifest, number, limit, now_ms())).into_iter().for_each(&mut set);
@@ -208,26 +215,26 @@ fn start(
         grace: u64::from(spec.termination_grace_period_seconds.unwrap_or(30)) * 1000,
         gpus,
         demand: (demand.processors, demand.bytes),
-        descriptors: super::descriptors::limit_of_runs(),
+        descriptors: super::descriptors::limit_for_runs(),
     };
     let text = serde_json::to_vec(&task).map_err(|e| ExecError::Manifest(e.to_string()))?;
     files::replace(&attempt.join("task.json"), &text).map_err(ExecError::io("writing the attempt"))?;
     supervisor::spawn(&this.settings.program, &attempt, environment)?;
-    this.runs.with(name, |e| {
-        e.started = number;
+    this.runs.with_entry(name, |e| {
+        e.newest_attempt = number;
         e.tracked = true;
         e.gpus.clear();
     });
     Ok(())
 }
 
-/// Adds up what the GPUs of active attempts have done since the last call. It is called when an attempt begins and when it ends too, so
-/// that nobody is charged for what was before or after.
+/// Adds the GPU usage since the previous call to the active attempts. It is also called when an attempt starts and when it ends, so that
+/// usage before and after the attempt is not attributed to it.
 async fn sample(this: &Arc<Inner>) -> Result<(), ExecError> {
-    let own = Arc::clone(this);
-    // NVML's calls may take milliseconds each.
+    let inner = Arc::clone(this);
+    // Each NVML call may take milliseconds.
     blocking(move || {
-        add_readings(&own);
+        add_readings(&inner);
         Ok(())
     })
     .await
@@ -248,13 +255,13 @@ fn add_readings(this: &Inner) {
     for (name, devices) in held {
         for device in devices {
             let Some(reading) = readings.next().flatten() else { continue };
-            this.runs.with(&name, |e| match e.gpus.iter_mut().find(|g| g.device == device.uuid) {
-                // The first reading is where it begins.
+            this.runs.with_entry(&name, |e| match e.gpus.iter_mut().find(|g| g.device == device.uuid) {
+                // The first reading only sets the baseline.
                 None => e.gpus.push(GpuUse { device: device.uuid, resource: device.resource, ..GpuUse::default() }),
-                Some(used) => {
-                    used.joules += reading.joules;
-                    used.busy_seconds += reading.busy_seconds;
-                    used.idle_seconds += reading.idle_seconds;
+                Some(usage) => {
+                    usage.joules += reading.joules;
+                    usage.busy_seconds += reading.busy_seconds;
+                    usage.idle_seconds += reading.idle_seconds;
                 }
             });
         }
@@ -266,10 +273,10 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_tracking_store_that_hangs_is_not_waited_for_for_ever() {
-        let error = tracked_in_time(std::future::pending()).await.unwrap_err();
+    async fn call_to_a_hanging_tracking_store_times_out() {
+        let error = with_tracker_timeout(std::future::pending()).await.unwrap_err();
         assert!(error.to_string().contains("within 30 s"), "{error}");
-        let refused = tracked_in_time(async { Err("no".to_owned()) }).await.unwrap_err();
+        let refused = with_tracker_timeout(async { Err("no".to_owned()) }).await.unwrap_err();
         assert_eq!(refused.to_string(), "no");
     }
 }

@@ -1,4 +1,5 @@
-//! Who may start: processors, memory and GPUs of this machine, given to runs in the order in which they came.
+//! Capacity of this machine: processors, memory and GPUs. The reconciler allocates it to queued runs in the order of submission. A run
+//! that does not fit still reserves its demand, so later runs cannot take the same resources first.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,17 +7,20 @@ use super::Device;
 use crate::ExecError;
 use crate::manifest::RunSpec;
 
-/// What a run takes while it runs.
+/// Resources that a run occupies while it is active.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Demand {
+    /// Processors; fractions are allowed.
     pub(super) processors: f64,
+    /// Bytes of memory.
     pub(super) bytes: f64,
+    /// Resource names, such as `nvidia.com/gpu`, and the number of devices of each.
     pub(super) gpus: Vec<(String, u32)>,
 }
 
 impl Demand {
-    /// One processor unless it says otherwise: the machine has other things to do than to run everything at once.
-    pub(super) fn of(spec: &RunSpec) -> Self {
+    /// The demand of a spec. The default is one processor, so that a queue of runs does not start all at once.
+    pub(super) fn from_spec(spec: &RunSpec) -> Self {
         Self {
             processors: spec.resources.amount("cpu").unwrap_or(1.0),
             bytes: spec.resources.amount("memory").unwrap_or(0.0),
@@ -25,20 +29,20 @@ impl Demand {
     }
 }
 
-/// What a machine has, or has left.
+/// Resources of a machine: all of them, or those that are free.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Room {
-    /// Processors.
+pub struct Capacity {
+    /// Number of processors; negative when queued runs demand more than is free.
     pub processors: f64,
-    /// Bytes of memory.
+    /// Bytes of memory; negative when queued runs demand more than is free.
     pub bytes: f64,
-    /// GPUs and slices.
+    /// GPUs and MIG slices.
     pub devices: Vec<Device>,
 }
 
-impl Room {
-    /// This machine's, without GPUs.
-    pub fn of_this_machine() -> Self {
+impl Capacity {
+    /// Detects the processors and the memory of this machine. The caller adds the GPUs.
+    pub fn detect() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from) as f64;
         let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let kib =
@@ -50,38 +54,45 @@ impl Room {
         u32::try_from(self.devices.iter().filter(|d| d.resource == resource).count()).unwrap_or(u32::MAX)
     }
 
-    /// Whether a demand could ever be met.
-    pub(super) fn could(&self, demand: &Demand) -> Result<(), ExecError> {
-        let more = self.lacks(demand);
-        if more.is_empty() { Ok(()) } else { Err(ExecError::TooLarge(format!("the run needs {}", more.join(" and ")))) }
+    /// Checks that a demand fits.
+    ///
+    /// # Errors
+    /// [`ExecError::TooLarge`] that names the insufficient resources.
+    pub(super) fn check_fits(&self, demand: &Demand) -> Result<(), ExecError> {
+        let missing = self.shortfall(demand);
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(ExecError::TooLarge(format!("the run needs {}", missing.join(" and "))))
+        }
     }
 
-    /// What is missing for a demand, in words; nothing if it fits.
-    pub(super) fn lacks(&self, demand: &Demand) -> Vec<String> {
+    /// Describes each resource of which there is not enough for a demand; empty if the demand fits.
+    pub(super) fn shortfall(&self, demand: &Demand) -> Vec<String> {
         let mut missing = Vec::new();
         if demand.processors > self.processors {
-            missing.push(format!("{} processors of {}", demand.processors, self.processors.max(0.0)));
+            missing.push(format!("{} processors ({} available)", demand.processors, self.processors.max(0.0)));
         }
         if demand.bytes > self.bytes {
-            let (want, have) = (demand.bytes as u64, self.bytes.max(0.0) as u64);
+            let (needed, available) = (demand.bytes as u64, self.bytes.max(0.0) as u64);
             missing.push(format!(
-                "{} of memory of {}",
-                slipway_core::units::bytes(want),
-                slipway_core::units::bytes(have)
+                "{} of memory ({} available)",
+                slipway_core::units::bytes(needed),
+                slipway_core::units::bytes(available)
             ));
         }
         for (resource, n) in &demand.gpus {
-            let have = self.count(resource);
-            if *n > have {
-                missing.push(format!("{n} {resource} of {have}"));
+            let available = self.count(resource);
+            if *n > available {
+                missing.push(format!("{n} {resource} ({available} available)"));
             }
         }
         missing
     }
 
-    /// Takes a demand out of the room, with the devices that were chosen for it. What does not fit leaves less than nothing, so that
-    /// who came later does not overtake who waits for the same.
-    pub(super) fn take(&mut self, demand: &Demand) -> Vec<Device> {
+    /// Subtracts a demand and returns the devices chosen for it. A demand that does not fit is subtracted too, which may make amounts
+    /// negative: this keeps free resources for the run that waits longest.
+    pub(super) fn allocate(&mut self, demand: &Demand) -> Vec<Device> {
         self.processors -= demand.processors;
         self.bytes -= demand.bytes;
         let mut chosen = Vec::new();
@@ -95,8 +106,8 @@ impl Room {
         chosen
     }
 
-    /// Takes out what a running try holds.
-    pub(super) fn hold(&mut self, processors: f64, bytes: f64, devices: &[Device]) {
+    /// Subtracts what an active attempt occupies.
+    pub(super) fn subtract(&mut self, processors: f64, bytes: f64, devices: &[Device]) {
         self.processors -= processors;
         self.bytes -= bytes;
         self.devices.retain(|d| !devices.iter().any(|held| held.uuid == d.uuid));
@@ -112,16 +123,22 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_is_not_overtaken_by_who_wants_the_same() {
+    fn queued_runs_are_fifo_per_resource() {
         let device = |i: u32| Device { uuid: format!("GPU-{i}"), resource: "nvidia.com/gpu".into() };
-        let mut room = Room { processors: 4.0, bytes: 100.0, devices: vec![device(0), device(1)] };
+        let mut capacity = Capacity { processors: 4.0, bytes: 100.0, devices: vec![device(0), device(1)] };
         let two = Demand { processors: 1.0, bytes: 10.0, gpus: gpus(2) };
-        room.hold(1.0, 10.0, &[device(0)]);
-        assert_eq!(room.lacks(&two), ["2 nvidia.com/gpu of 1"]);
-        room.take(&two);
-        // The GPU that is free is kept for the one that waits; a processor is not.
-        assert_eq!(room.lacks(&Demand { processors: 1.0, bytes: 0.0, gpus: gpus(1) }), ["1 nvidia.com/gpu of 0"]);
-        assert!(room.lacks(&Demand { processors: 2.0, bytes: 0.0, gpus: gpus(0) }).is_empty());
-        assert_eq!(room.lacks(&Demand { processors: 3.0, bytes: 0.0, gpus: gpus(0) }), ["3 processors of 2"]);
+        capacity.subtract(1.0, 10.0, &[device(0)]);
+        assert_eq!(capacity.shortfall(&two), ["2 nvidia.com/gpu (1 available)"]);
+        capacity.allocate(&two);
+        // The free GPU is kept for the queued run, which needs two. The other processors stay available.
+        assert_eq!(
+            capacity.shortfall(&Demand { processors: 1.0, bytes: 0.0, gpus: gpus(1) }),
+            ["1 nvidia.com/gpu (0 available)"]
+        );
+        assert!(capacity.shortfall(&Demand { processors: 2.0, bytes: 0.0, gpus: gpus(0) }).is_empty());
+        assert_eq!(
+            capacity.shortfall(&Demand { processors: 3.0, bytes: 0.0, gpus: gpus(0) }),
+            ["3 processors (2 available)"]
+        );
     }
 }

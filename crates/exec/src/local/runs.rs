@@ -1,7 +1,7 @@
-//! All runs of this machine: in memory for those who read, in files for the next server.
+//! The runs of this machine: cached in memory for reads, stored in files for the next server.
 //!
-//! The lock of the map is held for memory only, never while a file is touched. Files of one run are written under that run's own lock.
-//! Methods marked "blocks" use the disk and belong on a thread that may block.
+//! The lock of the map is never held during file operations. Files of a run are written under the lock of that run. Methods marked
+//! "Blocks." use the disk and must run on a thread that may block.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,89 +14,89 @@ use super::NAMESPACE;
 use crate::manifest::MAX_BYTES;
 use crate::{ExecError, GpuUse, Phase, Submitted};
 
-/// Runs that are kept at once, finished ones included.
+/// Maximum number of stored runs, finished ones included.
 const MAX_RUNS: usize = 100_000;
-/// Begins the names of folders that are being deleted. A run's name never begins like this.
-const DELETED: &str = ".deleted-";
+/// Prefix of folders that are being deleted. The name of a run cannot have it.
+const DELETED_PREFIX: &str = ".deleted-";
 
-/// Writes a file whole or not at all. [`slipway_core::files::replace`], but for tests with a slow disk.
+/// Writes a file atomically. [`slipway_core::files::replace`], except in tests that simulate a slow or full disk.
 pub(super) type WriteFile = Box<dyn Fn(&Path, &[u8]) -> std::io::Result<()> + Send + Sync>;
 
-/// A run, and what is known of its newest attempt.
+/// A run and the in-memory state of its newest attempt.
 pub(super) struct Entry {
     pub(super) run: Submitted,
-    /// When it was submitted, in milliseconds since the Unix epoch; the order in which runs are started.
-    pub(super) arrived: i64,
-    /// Number of the newest attempt that was started; 0 before the first.
-    pub(super) started: u32,
-    /// Whether its tracked run was begun.
+    /// When the run was submitted, in milliseconds since the Unix epoch. Runs are started in this order.
+    pub(super) submitted_at: i64,
+    /// Number of the newest attempt; 0 before the first is started.
+    pub(super) newest_attempt: u32,
+    /// Whether this process has created the tracked run.
     pub(super) tracked: bool,
-    /// Why it is pending; empty if nothing is in its way.
-    pub(super) waits_for: String,
-    /// What the newest attempt's GPUs have done.
+    /// Why the run is pending: missing capacity or an error; empty if nothing blocks it.
+    pub(super) waiting_for: String,
+    /// GPU usage of the newest attempt so far.
     pub(super) gpus: Vec<GpuUse>,
-    /// It is deleted as soon as it has ended.
-    pub(super) removed: bool,
-    /// Held while its files are written.
-    writing: Arc<Mutex<()>>,
+    /// Whether to delete the run as soon as it has ended.
+    pub(super) delete_when_finished: bool,
+    /// Held while the files of this run are written.
+    write_lock: Arc<Mutex<()>>,
 }
 
 impl Entry {
-    fn new(run: Submitted, started: u32) -> Self {
-        let arrived = slipway_core::clock::parse_rfc3339(&run.manifest.metadata.creation_timestamp).unwrap_or(0);
+    fn new(run: Submitted, newest_attempt: u32) -> Self {
+        let submitted_at = slipway_core::clock::parse_rfc3339(&run.manifest.metadata.creation_timestamp).unwrap_or(0);
         let gpus = run.status.current().map(|a| a.gpus.clone()).unwrap_or_default();
         Self {
             run,
-            arrived,
-            started,
+            submitted_at,
+            newest_attempt,
             tracked: false,
-            waits_for: String::new(),
+            waiting_for: String::new(),
             gpus,
-            removed: false,
-            writing: Arc::default(),
+            delete_when_finished: false,
+            write_lock: Arc::default(),
         }
     }
 
-    /// Whether its newest attempt was started, and its end is not written down.
+    /// Whether an attempt was started and its end is not recorded yet.
     pub(super) fn is_active(&self) -> bool {
         let status = &self.run.status;
-        let noted = status.current().is_some_and(|a| a.number == self.started && a.finished_at.is_some());
-        self.started > 0 && !status.phase.is_final() && !noted
+        let is_recorded = status.current().is_some_and(|a| a.number == self.newest_attempt && a.finished_at.is_some());
+        self.newest_attempt > 0 && !status.phase.is_final() && !is_recorded
     }
 
-    /// Whether the reconciler has something left to do for it.
+    /// Whether the reconciler still has work to do for this run.
     fn is_unfinished(&self) -> bool {
         let expires = self.run.manifest.spec.ttl_seconds_after_finished.is_some();
-        !self.run.status.phase.is_final() || self.removed || !self.run.status.attributed || expires
+        !self.run.status.phase.is_final() || self.delete_when_finished || !self.run.status.attributed || expires
     }
 
-    /// The run with what it waits for, which changes too often to be written down.
-    fn shown(&self) -> Submitted {
+    /// The run with the reason why it is queued, which changes too often to be stored in the file.
+    fn with_queue_reason(&self) -> Submitted {
         let mut run = self.run.clone();
-        if run.status.phase == Phase::Pending && !self.waits_for.is_empty() {
+        if run.status.phase == Phase::Pending && !self.waiting_for.is_empty() {
             run.status.reason = "Queued".into();
-            run.status.message.clone_from(&self.waits_for);
+            run.status.message.clone_from(&self.waiting_for);
         }
         run
     }
 }
 
 #[derive(Default)]
-struct Known {
+struct State {
     entries: BTreeMap<String, Entry>,
-    /// Names of runs that are being written for the first time.
-    arriving: BTreeSet<String>,
+    /// Names that submissions in progress have reserved.
+    reserved: BTreeSet<String>,
 }
 
 pub(super) struct Runs {
     folder: PathBuf,
     write: WriteFile,
-    known: Mutex<Known>,
-    /// Wakes those who wait for a run to be gone.
+    state: Mutex<State>,
+    /// Notified after each deletion of a run.
     deleted: Notify,
 }
 
-/// Keeps a name from being taken twice; frees it when the submission is over, however that ends.
+/// Reserves a name for a submission in progress. Dropping it frees the name, whether the submission succeeded or failed.
 struct Reservation<'a> {
     runs: &'a Runs,
     name: &'a str,
@@ -104,25 +104,25 @@ struct Reservation<'a> {
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        self.runs.known.lock().arriving.remove(self.name);
+        self.runs.state.lock().reserved.remove(self.name);
     }
 }
 
 impl Runs {
-    /// Reads all runs of a folder, which is made if it is missing. A run that cannot be read is reported and left alone. Blocks.
+    /// Reads all runs of a folder, which is created if it is missing. A run that cannot be read is logged and skipped. Blocks.
     pub(super) fn open(folder: PathBuf, write: WriteFile) -> Result<Self, ExecError> {
-        std::fs::create_dir_all(&folder).map_err(ExecError::io("making the folder of runs"))?;
+        std::fs::create_dir_all(&folder).map_err(ExecError::io("creating the folder of runs"))?;
         let mut entries = BTreeMap::new();
         for file in std::fs::read_dir(&folder).map_err(ExecError::io("reading the folder of runs"))?.flatten() {
             let name = file.file_name().to_string_lossy().into_owned();
-            if name.starts_with(DELETED) {
-                // A server was killed while it deleted this.
+            if name.starts_with(DELETED_PREFIX) {
+                // A server was killed during this deletion.
                 if let Err(error) = std::fs::remove_dir_all(file.path()) {
-                    tracing::warn!(path = %file.path().display(), %error, "what is left of a deleted run stays");
+                    tracing::warn!(path = %file.path().display(), %error, "cannot remove the remaining files of a deleted run");
                 }
                 continue;
             }
-            discard_unacknowledged(&file.path());
+            discard_incomplete_submission(&file.path());
             if !file.path().exists() {
                 continue;
             }
@@ -131,122 +131,123 @@ impl Runs {
                 Ok(run) => {
                     entries.insert(name, Entry::new(run, newest_attempt(&file.path())));
                 }
-                Err(error) => tracing::warn!(run = name, %error, "a run that cannot be read is left alone"),
+                Err(error) => tracing::warn!(run = name, %error, "skipping a run that cannot be read"),
             }
         }
-        let known = Mutex::new(Known { entries, arriving: BTreeSet::new() });
-        Ok(Self { folder, write, known, deleted: Notify::new() })
+        let state = Mutex::new(State { entries, reserved: BTreeSet::new() });
+        Ok(Self { folder, write, state, deleted: Notify::new() })
     }
 
-    /// The folder of a run.
+    /// The folder of a run, whether or not it exists.
     pub(super) fn folder(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
     pub(super) fn get(&self, name: &str) -> Option<Submitted> {
-        self.known.lock().entries.get(name).map(Entry::shown)
+        self.state.lock().entries.get(name).map(Entry::with_queue_reason)
     }
 
-    /// All runs, in the order in which they were submitted.
+    /// All runs in the order of submission.
     pub(super) fn list(&self) -> Vec<Submitted> {
         let mut all: Vec<(i64, Submitted)> =
-            self.known.lock().entries.values().map(|e| (e.arrived, e.shown())).collect();
-        all.sort_by_key(|(arrived, _)| *arrived);
+            self.state.lock().entries.values().map(|e| (e.submitted_at, e.with_queue_reason())).collect();
+        all.sort_by_key(|(submitted_at, _)| *submitted_at);
         all.into_iter().map(|(_, run)| run).collect()
     }
 
-    /// Reads or changes what is only in memory of a run; `None` if there is none of that name.
-    pub(super) fn with<T>(&self, name: &str, use_entry: impl FnOnce(&mut Entry) -> T) -> Option<T> {
-        self.known.lock().entries.get_mut(name).map(use_entry)
+    /// Accesses the in-memory entry of a run; `None` if the run does not exist.
+    pub(super) fn with_entry<T>(&self, name: &str, use_entry: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        self.state.lock().entries.get_mut(name).map(use_entry)
     }
 
-    /// Names of the runs that the reconciler looks after, in the order in which they were submitted.
+    /// Names of the runs that the reconciler still has work for, in the order of submission.
     pub(super) fn unfinished(&self) -> Vec<String> {
-        let known = self.known.lock();
-        let unfinished = known.entries.iter().filter(|(_, e)| e.is_unfinished());
-        let mut names: Vec<(i64, String)> = unfinished.map(|(name, e)| (e.arrived, name.clone())).collect();
-        drop(known);
+        let state = self.state.lock();
+        let unfinished = state.entries.iter().filter(|(_, e)| e.is_unfinished());
+        let mut names: Vec<(i64, String)> = unfinished.map(|(name, e)| (e.submitted_at, name.clone())).collect();
+        drop(state);
         names.sort();
         names.into_iter().map(|(_, name)| name).collect()
     }
 
-    /// Names of the runs with an active attempt, and its number.
+    /// Names of the runs with an active attempt, and the number of that attempt.
     pub(super) fn active(&self) -> Vec<(String, u32)> {
-        let known = self.known.lock();
-        known.entries.iter().filter(|(_, e)| e.is_active()).map(|(name, e)| (name.clone(), e.started)).collect()
+        let state = self.state.lock();
+        state.entries.iter().filter(|(_, e)| e.is_active()).map(|(name, e)| (name.clone(), e.newest_attempt)).collect()
     }
 
-    /// Takes in a new run, and is done when it is on the disk. Blocks.
-    pub(super) fn insert(&self, run: Submitted, arrived: i64) -> Result<(), ExecError> {
+    /// Adds a new run. Returns after the run was written to the disk. Blocks.
+    pub(super) fn insert(&self, run: Submitted, submitted_at: i64) -> Result<(), ExecError> {
         let name = run.manifest.metadata.name.clone();
         let reservation = self.reserve(&name)?;
         let folder = self.folder(&name);
         if folder.exists() {
-            return Err(exists(&name));
+            return Err(already_exists(&name));
         }
         if let Err(error) = self.save(&run) {
-            // The name must stay free. Nothing else is in the folder; if it cannot be deleted the disk has said why.
+            // Keep the name free. The folder holds nothing else, and the returned error already reports the disk's fault.
             let _ = std::fs::remove_dir_all(&folder);
             return Err(error);
         }
-        let entry = Entry { arrived, ..Entry::new(run, 0) };
-        self.known.lock().entries.insert(name.clone(), entry);
+        let entry = Entry { submitted_at, ..Entry::new(run, 0) };
+        self.state.lock().entries.insert(name.clone(), entry);
         drop(reservation);
         Ok(())
     }
 
     fn reserve<'a>(&'a self, name: &'a str) -> Result<Reservation<'a>, ExecError> {
-        let mut known = self.known.lock();
-        if known.entries.contains_key(name) || known.arriving.contains(name) {
-            return Err(exists(name));
+        let mut state = self.state.lock();
+        if state.entries.contains_key(name) || state.reserved.contains(name) {
+            return Err(already_exists(name));
         }
-        if known.entries.len() + known.arriving.len() >= MAX_RUNS {
-            return Err(ExecError::NotNow(format!("there are {MAX_RUNS} runs, and no more are kept; remove old ones")));
+        if state.entries.len() + state.reserved.len() >= MAX_RUNS {
+            return Err(ExecError::NotNow(format!("the limit of {MAX_RUNS} stored runs is reached; remove old ones")));
         }
-        known.arriving.insert(name.to_owned());
+        state.reserved.insert(name.to_owned());
         Ok(Reservation { runs: self, name })
     }
 
-    /// Changes a run, first on the disk and then for those who read. Changes of one run happen one after the other. Blocks.
+    /// Changes a run, first on the disk and then in memory. Changes of the same run are serialised. Blocks.
     pub(super) fn update(&self, name: &str, change: impl FnOnce(&mut Submitted)) -> Result<Submitted, ExecError> {
-        let writing = self.with(name, |e| Arc::clone(&e.writing)).ok_or_else(|| missing(NAMESPACE, name))?;
-        let _one_at_a_time = writing.lock();
-        // While the lock was waited for the run may have been deleted, and another one may have its name.
-        let same = |e: &mut Entry| Arc::ptr_eq(&e.writing, &writing).then(|| e.run.clone());
-        let mut run = self.with(name, same).flatten().ok_or_else(|| missing(NAMESPACE, name))?;
+        let write_lock =
+            self.with_entry(name, |e| Arc::clone(&e.write_lock)).ok_or_else(|| not_found(NAMESPACE, name))?;
+        let _guard = write_lock.lock();
+        // Meanwhile the run may have been deleted and another one submitted under the same name.
+        let if_same = |e: &mut Entry| Arc::ptr_eq(&e.write_lock, &write_lock).then(|| e.run.clone());
+        let mut run = self.with_entry(name, if_same).flatten().ok_or_else(|| not_found(NAMESPACE, name))?;
         change(&mut run);
         self.save(&run)?;
-        let shown = self.with(name, |e| {
+        let updated = self.with_entry(name, |e| {
             e.run = run;
-            e.shown()
+            e.with_queue_reason()
         });
-        shown.ok_or_else(|| missing(NAMESPACE, name))
+        updated.ok_or_else(|| not_found(NAMESPACE, name))
     }
 
     /// Deletes a run and its files. Blocks.
     pub(super) fn delete(&self, name: &str) -> Result<(), ExecError> {
-        let Some(writing) = self.with(name, |e| Arc::clone(&e.writing)) else { return Ok(()) };
-        let _one_at_a_time = writing.lock();
-        // Renamed first: a folder of which a half is deleted would look like a run that cannot be read.
-        let condemned = self.folder.join(format!("{DELETED}{}", slipway_core::ids::hex32()));
-        match std::fs::rename(self.folder(name), &condemned) {
-            Ok(()) => std::fs::remove_dir_all(&condemned).map_err(ExecError::io("deleting the run"))?,
-            // Somebody deleted the files by hand.
+        let Some(write_lock) = self.with_entry(name, |e| Arc::clone(&e.write_lock)) else { return Ok(()) };
+        let _guard = write_lock.lock();
+        // Rename first: a partly deleted folder would look like a run that cannot be read.
+        let trash = self.folder.join(format!("{DELETED_PREFIX}{}", slipway_core::ids::hex32()));
+        match std::fs::rename(self.folder(name), &trash) {
+            Ok(()) => std::fs::remove_dir_all(&trash).map_err(ExecError::io("deleting the run"))?,
+            // The files were already deleted by hand.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(ExecError::io("deleting the run")(error)),
         }
-        self.known.lock().entries.remove(name);
+        self.state.lock().entries.remove(name);
         self.deleted.notify_waiters();
         Ok(())
     }
 
-    /// Waits until there is no run of this name.
+    /// Waits until the run does not exist.
     pub(super) async fn wait_until_deleted(&self, name: &str) {
         loop {
             let mut deleted = std::pin::pin!(self.deleted.notified());
-            // From here on no deletion is missed, not even one between the look and the wait.
+            // Register before the check, so that no deletion between the check and the wait is missed.
             deleted.as_mut().enable();
-            if self.with(name, |_| ()).is_none() {
+            if self.with_entry(name, |_| ()).is_none() {
                 return;
             }
             deleted.await;
@@ -263,26 +264,28 @@ impl Runs {
     }
 }
 
-/// Deletes the folder of a submission during which the server was killed. It holds half of a `run.json` at most; one with anything else in
-/// it is left alone.
-fn discard_unacknowledged(folder: &Path) {
+/// Deletes the folder of a submission during which the server was killed. Such a folder holds at most a partly written `run.json`; a
+/// folder with any other content is left unchanged.
+fn discard_incomplete_submission(folder: &Path) {
     if !folder.join("run.json").exists() {
-        // Either may fail, because there is no such file or because there are others; then there is nothing to discard.
+        // Ignore errors: without the file, or with other files in the folder, there is nothing to discard.
         let _ = std::fs::remove_file(folder.join(".run.json.slipway"));
         let _ = std::fs::remove_dir(folder);
     }
 }
 
-/// The number of the newest attempt that has a folder; 0 if none has.
+/// The number of the newest attempt that has a folder; 0 if there is none.
 fn newest_attempt(folder: &Path) -> u32 {
     let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
     files.filter_map(|f| f.file_name().to_str()?.parse().ok()).max().unwrap_or(0)
 }
 
-fn exists(name: &str) -> ExecError {
-    ExecError::Exists(format!("there is a run '{name}' already; metadata.generateName makes names up"))
+fn already_exists(name: &str) -> ExecError {
+    ExecError::Exists(format!(
+        "there is already a run '{name}'; set metadata.generateName to have a unique name generated"
+    ))
 }
 
-pub(super) fn missing(namespace: &str, name: &str) -> ExecError {
+pub(super) fn not_found(namespace: &str, name: &str) -> ExecError {
     ExecError::NotFound(format!("there is no run '{name}' in namespace '{namespace}'"))
 }

@@ -1,8 +1,8 @@
-//! The parent of one attempt's program: a small process that outlives the server, so that a server that was killed finds its runs again,
-//! and how they ended. It is the same binary, started as `slipway supervise FOLDER`.
+//! The supervisor: the parent process of an attempt's program. It outlives the server and records how the program ended, so that the
+//! next server can resume the run. It is the same binary, started as `slipway supervise FOLDER`.
 //!
-//! The server gives it a locked file as standard input. The lock belongs to whoever holds that file open, so it tells for certain
-//! whether a supervisor lives, however often process ids are used again.
+//! The server passes a locked file as standard input. The lock is held as long as the supervisor keeps the file open, so it shows
+//! reliably whether the supervisor is alive, even when process ids are reused.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -19,47 +19,53 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::descriptors;
 use crate::ExecError;
-use crate::lifecycle::{End, Seen};
+use crate::lifecycle::{Observation, Outcome};
 
-/// What to run; `task.json`.
+/// Content of `task.json`: what the supervisor runs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Task {
     pub(super) program: String,
     pub(super) args: Vec<String>,
+    /// Working directory; the supervisor's own if unset.
     pub(super) folder: Option<PathBuf>,
-    /// Milliseconds after which it is ended; never if unset.
+    /// Milliseconds after which the program is stopped; no limit if unset.
     pub(super) limit: Option<i64>,
-    /// Milliseconds between asking it to end and killing it.
+    /// Milliseconds between SIGTERM and SIGKILL.
     pub(super) grace: u64,
-    /// Devices that it holds while it lives.
+    /// Devices that the attempt holds until it ends.
     pub(super) gpus: Vec<super::Device>,
-    /// What it takes of the machine: processors, and bytes of memory.
+    /// Reserved processors, and reserved bytes of memory.
     pub(super) demand: (f64, f64),
-    /// Descriptors that the program may open (the soft limit); as many as its supervisor if unset.
+    /// Soft limit of open file descriptors for the program; the supervisor's own if unset.
     #[serde(default)]
     pub(super) descriptors: Option<u64>,
 }
 
-/// Who runs it; `process.json`.
+/// Content of `process.json`: the processes of the attempt.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Process {
+    /// Process id of the supervisor.
     supervisor: i32,
+    /// Process id of the program, which is also its process group.
     program: i32,
-    /// When the program was born, in the kernel's ticks.
+    /// Start time of the program in clock ticks since boot, which tells it from a later process with the same id.
     born: String,
+    /// When the program started, in milliseconds since the Unix epoch.
     since: i64,
 }
 
-/// How it ended; `end.json`.
+/// Content of `end.json`: how the attempt ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Ended {
+struct EndRecord {
+    /// When the program started, in milliseconds since the Unix epoch; `None` if it never started.
     since: Option<i64>,
+    /// When the attempt ended, in milliseconds since the Unix epoch.
     at: i64,
-    how: How,
+    how: RecordedOutcome,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-enum How {
+enum RecordedOutcome {
     Exited(i32),
     Signalled(i32),
     TimedOut,
@@ -67,7 +73,7 @@ enum How {
     NotStarted(String),
 }
 
-/// Variables of a process.
+/// Environment variables: names and values.
 pub(super) type Environment = Vec<(std::ffi::OsString, std::ffi::OsString)>;
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
@@ -78,8 +84,9 @@ fn write<T: Serialize>(path: &Path, value: &T) -> std::io::Result<()> {
     files::replace(path, &serde_json::to_vec(value)?)
 }
 
-/// Starts a supervisor for an attempt whose folder has a `task.json`. Its environment is `environment` and nothing of this process's own,
-/// since the program inherits it and could read it in `/proc` besides. It is handed on in memory only: it may hold secrets.
+/// Starts a supervisor for an attempt whose folder contains a `task.json`. The supervisor gets only `environment` and nothing of this
+/// process's environment, because the program inherits it and can read it in `/proc`. The variables may hold secrets, so they are
+/// passed in memory and never written to a file.
 pub(super) fn spawn(program: &Path, attempt: &Path, environment: Environment) -> Result<(), ExecError> {
     let lock = std::fs::File::create(attempt.join("lock")).map_err(ExecError::io("locking the attempt"))?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive)
@@ -95,76 +102,79 @@ pub(super) fn spawn(program: &Path, attempt: &Path, environment: Environment) ->
         .stdin(Stdio::from(lock))
         .stdout(log)
         .stderr(errors)
-        // A Ctrl-C at the server's terminal is for the server.
+        // Ctrl-C in the server's terminal must not reach the supervisor.
         .process_group(0);
     let started = command.spawn();
-    // The handle is not needed: the runtime reaps the process, and what becomes of it is read from its files.
+    // Drop the handle: the runtime reaps the process, and its result is read from its files.
     started.map(|_| ()).map_err(|source| ExecError::Spawn { program: program.display().to_string(), source })
 }
 
-/// What is seen of an attempt. Blocks.
-pub(super) fn observe(attempt: &Path) -> Seen {
+/// Observes an attempt by its files and its lock. Blocks.
+pub(super) fn observe(attempt: &Path) -> Observation {
     let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let over = |ended: Ended| {
-        let end = match ended.how {
-            How::Exited(code) => End::Exited(code),
-            How::Signalled(signal) => End::Signalled(signal),
-            How::TimedOut => End::TimedOut,
-            How::Stopped => End::Stopped,
-            How::NotStarted(why) => End::Impossible("StartError".into(), why),
+    let finished = |record: EndRecord| {
+        let outcome = match record.how {
+            RecordedOutcome::Exited(code) => Outcome::Exited(code),
+            RecordedOutcome::Signalled(signal) => Outcome::Signalled(signal),
+            RecordedOutcome::TimedOut => Outcome::TimedOut,
+            RecordedOutcome::Stopped => Outcome::Stopped,
+            RecordedOutcome::NotStarted(message) => Outcome::CannotStart("StartError".into(), message),
         };
-        Seen::Over { since: ended.since, at: ended.at, node: node.clone(), end }
+        Observation::Finished { started_at: record.since, finished_at: record.at, node: node.clone(), outcome }
     };
-    if let Some(ended) = read(&attempt.join("end.json")) {
-        return over(ended);
+    if let Some(record) = read(&attempt.join("end.json")) {
+        return finished(record);
     }
     let process: Option<Process> = read(&attempt.join("process.json"));
     if is_locked(attempt) {
         return match process {
-            Some(process) => Seen::Running { since: process.since, node },
-            None => Seen::Waiting { reason: "Starting".into(), message: String::new() },
+            Some(process) => Observation::Running { started_at: process.since, node },
+            None => Observation::Waiting { reason: "Starting".into(), message: String::new() },
         };
     }
-    // It may have ended since the file was looked for.
-    if let Some(ended) = read(&attempt.join("end.json")) {
-        return over(ended);
+    // The supervisor may have written the file and ended after the first check.
+    if let Some(record) = read(&attempt.join("end.json")) {
+        return finished(record);
     }
-    // Nobody is there to end what the supervisor left behind.
+    // The supervisor is dead, so kill the processes that it left behind.
     if let Some(process) = &process
         && let Some(group) = Pid::from_raw(process.program)
-        && birth(process.program).as_deref() == Some(process.born.as_str())
+        && start_ticks(process.program).as_deref() == Some(process.born.as_str())
     {
-        let _ = kill_process_group(group, Signal::KILL); // it may have ended this very moment
+        let _ = kill_process_group(group, Signal::KILL); // fails if the group has just ended
     }
-    let message = "its supervisor is gone: the machine was started anew, or somebody killed it".to_owned();
-    let since = process.map(|p| p.since);
-    Seen::Over { since, at: now_ms(), node, end: End::Disrupted("Lost".into(), message) }
+    let message =
+        "the supervisor of the attempt is dead: the machine was restarted, or the supervisor was killed".to_owned();
+    let started_at = process.map(|p| p.since);
+    let outcome = Outcome::Disrupted("Lost".into(), message);
+    Observation::Finished { started_at, finished_at: now_ms(), node, outcome }
 }
 
+/// Whether the supervisor of an attempt is alive.
 fn is_locked(attempt: &Path) -> bool {
     let Ok(lock) = std::fs::File::open(attempt.join("lock")) else { return false };
     flock(&lock, FlockOperation::NonBlockingLockShared).is_err()
 }
 
-/// Asks a supervisor to end its program. Blocks.
+/// Sends SIGTERM to a supervisor, which then stops its program. Blocks.
 pub(super) fn stop(attempt: &Path) {
     let process: Option<Process> = read(&attempt.join("process.json"));
     if let Some(pid) = process.and_then(|p| Pid::from_raw(p.supervisor)).filter(|_| is_locked(attempt)) {
-        let _ = kill_process(pid, Signal::TERM); // one that is gone already is what was wanted
+        let _ = kill_process(pid, Signal::TERM); // fails if the supervisor has already ended, which is fine
     }
 }
 
-/// When a process was born, in ticks since the machine's start (`proc_pid_stat(5)`, field 22).
-fn birth(pid: i32) -> Option<String> {
+/// Start time of a process in clock ticks since boot (`proc_pid_stat(5)`, field 22).
+fn start_ticks(pid: i32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field may hold spaces and parentheses; the last one ends it.
+    // The second field may contain spaces and parentheses; the last parenthesis ends it.
     stat.rsplit_once(')')?.1.split_whitespace().nth(19).map(str::to_owned)
 }
 
-/// Runs the program of an attempt to its end. Its output is this process's own.
+/// Runs the program of an attempt until it ends, and records how it ended. The program inherits the output of this process.
 ///
 /// # Errors
-/// When the folder's files cannot be read or written.
+/// [`ExecError::Io`] when the files of the attempt cannot be read or written.
 pub async fn supervise(attempt: &Path) -> Result<(), ExecError> {
     let io = |what: &str| ExecError::io(format!("{what} in {}", attempt.display()));
     let mut text = String::new();
@@ -176,22 +186,22 @@ pub async fn supervise(attempt: &Path) -> Result<(), ExecError> {
     if let Some(soft) = task.descriptors {
         descriptors::set_limit(soft).map_err(io("setting the limit of open files"))?;
     }
-    let mut asked = signal(SignalKind::terminate()).map_err(io("waiting for signals"))?;
+    let mut terminated = signal(SignalKind::terminate()).map_err(io("waiting for signals"))?;
     let mut command = Command::new(&task.program);
     command.args(&task.args).stdin(Stdio::null()).process_group(0).kill_on_drop(true);
     if let Some(folder) = &task.folder {
         command.current_dir(folder);
     }
     let since = now_ms();
-    let ended = match command.spawn() {
+    let record = match command.spawn() {
         Err(error) => {
-            let why = format!("cannot start {}: {error}", task.program);
-            Ended { since: None, at: now_ms(), how: How::NotStarted(why) }
+            let message = format!("cannot start {}: {error}", task.program);
+            EndRecord { since: None, at: now_ms(), how: RecordedOutcome::NotStarted(message) }
         }
         Ok(mut child) => {
             let program = child.id().and_then(|id| i32::try_from(id).ok()).unwrap_or(0);
             let supervisor = i32::try_from(std::process::id()).unwrap_or(0);
-            let process = Process { supervisor, program, born: birth(program).unwrap_or_default(), since };
+            let process = Process { supervisor, program, born: start_ticks(program).unwrap_or_default(), since };
             write(&attempt.join("process.json"), &process).map_err(io("writing process.json"))?;
             let group = Pid::from_raw(program);
             let limit = async {
@@ -201,35 +211,35 @@ pub async fn supervise(attempt: &Path) -> Result<(), ExecError> {
                 }
             };
             let how = tokio::select! {
-                status = child.wait() => how_it_ended(status.map_err(io("waiting for the program"))?),
-                () = limit => { end(group, &mut child, task.grace).await; How::TimedOut }
-                _ = asked.recv() => { end(group, &mut child, task.grace).await; How::Stopped }
+                status = child.wait() => recorded_outcome(status.map_err(io("waiting for the program"))?),
+                () = limit => { terminate(group, &mut child, task.grace).await; RecordedOutcome::TimedOut }
+                _ = terminated.recv() => { terminate(group, &mut child, task.grace).await; RecordedOutcome::Stopped }
             };
-            // What the program itself left running ends with it; mostly there is nothing.
+            // Kill processes that the program started and left running. The call fails if there are none.
             if let Some(group) = group {
                 let _ = kill_process_group(group, Signal::KILL);
             }
-            Ended { since: Some(since), at: now_ms(), how }
+            EndRecord { since: Some(since), at: now_ms(), how }
         }
     };
-    write(&attempt.join("end.json"), &ended).map_err(io("writing end.json"))
+    write(&attempt.join("end.json"), &record).map_err(io("writing end.json"))
 }
 
-/// Asks the program to end, and kills it after `grace` milliseconds.
-async fn end(group: Option<Pid>, child: &mut Child, grace: u64) {
+/// Sends SIGTERM to the program, and SIGKILL after `grace` milliseconds.
+async fn terminate(group: Option<Pid>, child: &mut Child, grace: u64) {
     if let Some(group) = group {
-        let _ = kill_process_group(group, Signal::TERM); // one that has ended is found by the wait
+        let _ = kill_process_group(group, Signal::TERM); // fails if the program has ended, which the wait notices
         if tokio::time::timeout(Duration::from_millis(grace), child.wait()).await.is_err() {
-            let _ = kill_process_group(group, Signal::KILL); // the same
+            let _ = kill_process_group(group, Signal::KILL); // likewise
         }
     }
-    let _ = child.wait().await; // how it ended does not matter: the reason is that it was asked to
+    let _ = child.wait().await; // ignore the exit status: the recorded outcome is the reason for stopping
 }
 
-fn how_it_ended(status: std::process::ExitStatus) -> How {
+fn recorded_outcome(status: std::process::ExitStatus) -> RecordedOutcome {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
-        (Some(code), _) => How::Exited(code),
-        (None, signal) => How::Signalled(signal.unwrap_or(0)),
+        (Some(code), _) => RecordedOutcome::Exited(code),
+        (None, signal) => RecordedOutcome::Signalled(signal.unwrap_or(0)),
     }
 }

@@ -1,4 +1,4 @@
-//! What goes on when the disk is slow or fails. Runs that are really carried out are in `tests/local.rs`.
+//! Tests with a slow or failing disk. Tests that execute real programs are in `tests/local.rs`.
 
 use std::sync::mpsc;
 
@@ -7,9 +7,10 @@ use futures_util::future::BoxFuture;
 use super::*;
 use crate::Tracked;
 
-struct Nothing;
+/// No GPUs, and a tracking store that ignores all calls.
+struct Noop;
 
-impl Accelerators for Nothing {
+impl Accelerators for Noop {
     fn devices(&self) -> Vec<Device> {
         Vec::new()
     }
@@ -18,7 +19,7 @@ impl Accelerators for Nothing {
     }
 }
 
-impl Tracker for Nothing {
+impl Tracker for Noop {
     fn begin(&self, _: Tracked) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async { Ok(()) })
     }
@@ -27,10 +28,10 @@ impl Tracker for Nothing {
     }
 }
 
-/// A folder that is deleted at the end.
-struct Folder(PathBuf);
+/// A temporary folder, deleted on drop.
+struct TempDir(PathBuf);
 
-impl Folder {
+impl TempDir {
     fn new() -> Self {
         let path = std::env::temp_dir().join(format!("slipway-exec-{}", ids::hex32()));
         std::fs::create_dir_all(&path).unwrap();
@@ -41,102 +42,102 @@ impl Folder {
         Settings {
             folder: self.0.join("runs"),
             secrets: self.0.join("secrets"),
-            // It supervises nothing, so every attempt counts as lost.
+            // This program does not supervise anything, so every attempt counts as lost.
             program: "/bin/true".into(),
             variables: Vec::new(),
             environment: Vec::new(),
             mint: None,
-            room: Room { processors: 100.0, bytes: 0.0, devices: Vec::new() },
-            accelerators: Arc::new(Nothing),
-            tracker: Arc::new(Nothing),
+            capacity: Capacity { processors: 100.0, bytes: 0.0, devices: Vec::new() },
+            accelerators: Arc::new(Noop),
+            tracker: Arc::new(Noop),
         }
     }
 }
 
-impl Drop for Folder {
+impl Drop for TempDir {
     fn drop(&mut self) {
-        // What a supervisor still writes may be in the way; the folder is a temporary one.
+        // May fail if a supervisor is still writing; then a temporary folder remains.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
-/// A disk on which files of the run `slow` are written when the test says so: tells that one is to be written, and waits.
+/// A disk on which a write to a file of the run `slow` signals the test and then waits until the test releases it.
 fn slow_disk() -> (WriteFile, tokio::sync::mpsc::UnboundedReceiver<()>, mpsc::Sender<()>) {
-    let (reached, is_reached) = tokio::sync::mpsc::unbounded_channel();
+    let (write_started, is_writing) = tokio::sync::mpsc::unbounded_channel();
     let (release, released) = mpsc::channel();
     let released = Mutex::new(released);
     let write = move |path: &Path, bytes: &[u8]| {
         if path.parent().is_some_and(|p| p.ends_with("slow")) {
-            let _ = reached.send(()); // nobody listens any more at the end of the test
-            // Not for ever, so that code that blocks the only thread fails the test.
+            let _ = write_started.send(()); // fails at the end of the test, when the receiver is dropped
+            // With a timeout, so that code that blocks the only thread fails the test.
             let _ = released.lock().recv_timeout(Duration::from_secs(5));
         }
         files::replace(path, bytes)
     };
-    (Box::new(write), is_reached, release)
+    (Box::new(write), is_writing, release)
 }
 
 #[tokio::test]
-async fn a_run_on_a_slow_disk_delays_no_other() {
-    let folder = Folder::new();
-    let (write, mut is_reached, release) = slow_disk();
+async fn slow_write_of_one_run_does_not_delay_others() {
+    let folder = TempDir::new();
+    let (write, mut is_writing, release) = slow_disk();
     let runs = LocalProcesses::open_with(folder.settings(), write).unwrap();
-    let own = runs.clone();
-    let slow = tokio::spawn(async move { own.submit(Manifest::of("slow", ["true"]), None).await });
-    is_reached.recv().await.unwrap();
-    runs.submit(Manifest::of("quick", ["true"]), None).await.unwrap();
+    let executor = runs.clone();
+    let slow = tokio::spawn(async move { executor.submit(Manifest::new("slow", ["true"]), None).await });
+    is_writing.recv().await.unwrap();
+    runs.submit(Manifest::new("quick", ["true"]), None).await.unwrap();
     assert_eq!(runs.get(NAMESPACE, "quick").await.unwrap().manifest.metadata.name, "quick");
-    assert_eq!(runs.list(None).await.unwrap().len(), 1, "what is not on the disk yet is not shown");
-    let taken = runs.submit(Manifest::of("slow", ["true"]), None).await.unwrap_err();
-    assert!(matches!(taken, ExecError::Exists(_)), "the name is taken while the first one is written: {taken}");
+    assert_eq!(runs.list(None).await.unwrap().len(), 1, "a run that is not written yet is not listed");
+    let taken = runs.submit(Manifest::new("slow", ["true"]), None).await.unwrap_err();
+    assert!(matches!(taken, ExecError::Exists(_)), "the name is reserved while the run is written: {taken}");
     runs.cancel(NAMESPACE, "quick").await.unwrap();
     runs.remove(NAMESPACE, "quick").await.unwrap();
-    assert!(!slow.is_finished(), "nobody waited for the slow disk");
-    // From now on it is a disk like any other.
+    assert!(!slow.is_finished(), "other runs did not wait for the slow disk");
+    // From now on writes are not delayed.
     drop(release);
     slow.await.unwrap().unwrap();
     assert_eq!(runs.list(None).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn a_secret_that_does_not_come_delays_no_other() {
-    let folder = Folder::new();
+async fn hanging_read_of_a_secret_does_not_delay_other_runs() {
+    let folder = TempDir::new();
     let secret = folder.0.join("secrets/hub");
     std::fs::create_dir_all(&secret).unwrap();
-    // Opening it waits for a writer, as a network disk waits that does not answer.
+    // Opening a FIFO waits for a writer, like a network disk that does not respond.
     let fifo = secret.join("token");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let path = fifo.clone();
     let (release, released) = mpsc::channel::<()>();
     let writer = std::thread::spawn(move || {
-        // Not for ever, so that code that blocks the only thread fails the test.
+        // With a timeout, so that code that blocks the only thread fails the test.
         let _ = released.recv_timeout(Duration::from_secs(5));
-        // Open as soon as the secret is read. Who reads it next finds a file like any other.
+        // Opening waits until the secret is being read. The next reader finds a regular file.
         let mut writer = std::fs::File::options().write(true).open(&path).unwrap();
         files::replace(&path, b"secret").unwrap();
         std::io::Write::write_all(&mut writer, b"secret").unwrap();
     });
     let runs = LocalProcesses::open(folder.settings()).unwrap();
-    let mut run = Manifest::of("slow", ["true"]);
+    let mut run = Manifest::new("slow", ["true"]);
     run.spec.env.push(crate::manifest::EnvVar {
         name: "TOKEN".into(),
         value: None,
         value_from: Some(serde_json::json!({"secretKeyRef": {"name": "hub", "key": "token"}})),
     });
-    let own = runs.clone();
-    let slow = tokio::spawn(async move { own.submit(run, None).await });
-    runs.submit(Manifest::of("quick", ["true"]), None).await.unwrap();
+    let executor = runs.clone();
+    let slow = tokio::spawn(async move { executor.submit(run, None).await });
+    runs.submit(Manifest::new("quick", ["true"]), None).await.unwrap();
     runs.cancel(NAMESPACE, "quick").await.unwrap();
     runs.remove(NAMESPACE, "quick").await.unwrap();
-    assert!(!slow.is_finished(), "nobody waited for the secret");
+    assert!(!slow.is_finished(), "other runs did not wait for the secret");
     drop(release);
     slow.await.unwrap().unwrap();
     writer.join().unwrap();
 }
 
 #[tokio::test]
-async fn a_run_that_cannot_be_written_is_refused_and_its_name_stays_free() {
-    let folder = Folder::new();
+async fn failed_write_rejects_the_run_and_frees_its_name() {
+    let folder = TempDir::new();
     let full = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let is_full = Arc::clone(&full);
     let write = move |path: &Path, bytes: &[u8]| {
@@ -147,27 +148,27 @@ async fn a_run_that_cannot_be_written_is_refused_and_its_name_stays_free() {
         files::replace(path, bytes)
     };
     let runs = LocalProcesses::open_with(folder.settings(), Box::new(write)).unwrap();
-    let refused = runs.submit(Manifest::of("train", ["true"]), None).await.unwrap_err();
-    assert!(matches!(refused, ExecError::Io { .. }), "{refused}");
+    let error = runs.submit(Manifest::new("train", ["true"]), None).await.unwrap_err();
+    assert!(matches!(error, ExecError::Io { .. }), "{error}");
     assert!(runs.list(None).await.unwrap().is_empty());
     full.store(false, std::sync::atomic::Ordering::Relaxed);
-    runs.submit(Manifest::of("train", ["true"]), None).await.unwrap();
+    runs.submit(Manifest::new("train", ["true"]), None).await.unwrap();
 }
 
 #[tokio::test]
-async fn what_a_killed_server_left_of_a_submission_and_of_a_removal_is_cleared_away() {
-    let folder = Folder::new();
-    let place = folder.0.join("runs");
+async fn incomplete_submissions_and_deletions_are_cleaned_up_at_start() {
+    let folder = TempDir::new();
+    let runs_folder = folder.0.join("runs");
     for file in ["half/.run.json.slipway", ".deleted-1/1/log", "odd/notes"] {
-        let path = place.join(file);
+        let path = runs_folder.join(file);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, "{").unwrap();
     }
     let runs = LocalProcesses::open(folder.settings()).unwrap();
-    let mut left: Vec<_> = std::fs::read_dir(&place).unwrap().map(|f| f.unwrap().file_name()).collect();
-    left.sort();
-    assert_eq!(left, ["odd"], "what is nobody's is left alone");
-    runs.submit(Manifest::of("half", ["true"]), None).await.unwrap();
-    let taken = runs.submit(Manifest::of("odd", ["true"]), None).await.unwrap_err();
+    let mut remaining: Vec<_> = std::fs::read_dir(&runs_folder).unwrap().map(|f| f.unwrap().file_name()).collect();
+    remaining.sort();
+    assert_eq!(remaining, ["odd"], "a folder with unknown files is kept");
+    runs.submit(Manifest::new("half", ["true"]), None).await.unwrap();
+    let taken = runs.submit(Manifest::new("odd", ["true"]), None).await.unwrap_err();
     assert!(matches!(taken, ExecError::Exists(_)), "{taken}");
 }

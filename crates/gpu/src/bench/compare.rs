@@ -1,27 +1,27 @@
-//! Two reports of the same machine: what became slower beyond noise.
+//! Compares two benchmark reports of the same machine and finds regressions beyond noise.
 
 use serde::Serialize;
 
 use super::{Figure, Report};
 
-/// Differences below this share are noise, whatever the samples say.
-const NOISE: f64 = 0.03;
+/// Differences below this share count as noise, regardless of the spread of the samples.
+const NOISE_THRESHOLD: f64 = 0.03;
 
-/// A figure that both reports have.
+/// The change of a measurement that both reports contain.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Difference {
-    /// The figure as it is now.
+    /// The newer measurement.
     pub now: Figure,
-    /// The median before.
+    /// Median of the older measurement.
     pub before: f64,
-    /// How much better (above 0) or worse (below) it is, as a share.
+    /// Relative change: positive is better, negative is worse; 0.1 means 10 % better.
     pub change: f64,
-    /// Whether it is worse beyond the spread of both.
+    /// Whether the newer measurement is worse beyond noise and the spread of both.
     pub regression: bool,
 }
 
-/// Compares two reports. A regression is a median that is worse by more than 3 % and lies outside the range of the
-/// samples before, with its own range not reaching the old median.
+/// Compares two reports. A regression is a median that is worse by more than 3 % and outside the range of the older
+/// samples, while the range of the newer samples does not include the older median.
 pub fn compare(before: &Report, now: &Report) -> Vec<Difference> {
     let mut found = Vec::new();
     for figure in &now.figures {
@@ -40,7 +40,7 @@ pub fn compare(before: &Report, now: &Report) -> Vec<Difference> {
             now: figure.clone(),
             before: old.median,
             change,
-            regression: change < -NOISE && outside,
+            regression: change < -NOISE_THRESHOLD && outside,
         });
     }
     found
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_beyond_the_spread_is_a_regression() {
+    fn regressions_exceed_noise_and_spread() {
         let regressed = |a: &[f64], b: &[f64], unit| compare(&report(a, unit), &report(b, unit))[0].regression;
         assert!(regressed(&[100.0, 101.0, 99.0], &[90.0, 91.0, 89.0], "TFLOP/s"));
         assert!(!regressed(&[100.0, 101.0, 99.0], &[98.5, 99.0, 98.0], "TFLOP/s"), "within 3 %");

@@ -1,8 +1,8 @@
-//! The processor's ceilings, measured: multiply-adds with the widest vectors, matrix products, memory and caches.
+//! CPU benchmarks: multiply-adds with the widest vectors, matrix products, memory and caches.
 //!
-//! Memory follows STREAM (McCalpin 1995): arrays of at least four times the last cache, all threads, best placement
-//! by first touch; bytes counted as STREAM counts them (no write-allocate traffic).
-#![allow(unsafe_code)] // calls into code for vector instructions that were found present, and into `gemm`
+//! The memory benchmarks follow STREAM (McCalpin 1995): arrays of at least four times the last-level cache, all threads,
+//! NUMA placement by first touch; bytes are counted as in STREAM (without write-allocate traffic).
+#![allow(unsafe_code)] // calls vector instructions after detecting them, and `gemm`
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -12,24 +12,24 @@ use super::{Effort, Figure};
 use crate::GpuError;
 use crate::sheet::Precision;
 
-/// Independent chains of multiply-adds, enough to hide their latency (4 cycles x 2 units, and some).
+/// Number of independent multiply-add chains, enough to hide the latency (at least 4 cycles x 2 units).
 const CHAINS: usize = 12;
-/// Steps of one sample of multiply-adds.
+/// Steps per chain in one sample of the multiply-add benchmark.
 const STEPS: usize = 400_000;
 
-/// The vectors found, widest first.
+/// Vector instruction set of the CPU, widest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vectors {
-    /// 512 bits.
+    /// AVX-512: 512-bit vectors.
     Avx512,
-    /// 256 bits.
+    /// AVX2 with FMA: 256-bit vectors.
     Avx2,
-    /// What the compiler may assume.
+    /// The baseline instructions of the compilation target.
     Base,
 }
 
 impl Vectors {
-    /// What this processor has.
+    /// Detects the widest vectors of this CPU.
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
@@ -43,7 +43,7 @@ impl Vectors {
         Self::Base
     }
 
-    /// In words.
+    /// Name for display, such as `AVX-512`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Avx512 => "AVX-512",
@@ -53,7 +53,7 @@ impl Vectors {
     }
 }
 
-/// A loop of multiply-adds on `CHAINS` vectors of `$lanes` numbers; the operations done.
+/// Defines a function that runs multiply-adds on `CHAINS` vectors of `$lanes` numbers and returns the number of operations.
 #[cfg(target_arch = "x86_64")]
 macro_rules! chains {
     ($name:ident, $feature:literal, $kind:ty, $lanes:literal, $set:ident, $fma:ident) => {
@@ -83,7 +83,7 @@ chains!(fp32_avx2, "avx2,fma", f32, 8, _mm256_set1_ps, _mm256_fmadd_ps);
 #[cfg(target_arch = "x86_64")]
 chains!(fp64_avx2, "avx2,fma", f64, 4, _mm256_set1_pd, _mm256_fmadd_pd);
 
-/// Without fused instructions `mul_add` would call a function, so plain products and sums are timed.
+/// Like `chains`, with separate multiplications and additions: without FMA instructions `mul_add` would call a library function.
 macro_rules! plain {
     ($name:ident, $kind:ty, $lanes:literal) => {
         fn $name() -> f64 {
@@ -106,7 +106,7 @@ plain!(fp32_base, f32, 4);
 plain!(fp64_base, f64, 2);
 
 fn multiply_adds(vectors: Vectors, precision: Precision) -> f64 {
-    // SAFETY: the instructions were found present by `Vectors::detect`.
+    // SAFETY: `Vectors::detect` has verified that the CPU supports the instructions.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         match (vectors, precision) {
@@ -121,7 +121,7 @@ fn multiply_adds(vectors: Vectors, precision: Precision) -> f64 {
     if precision == Precision::Fp64 { fp64_base() } else { fp32_base() }
 }
 
-/// Runs `work` on all threads at once; seconds from the first start to the last end, and the sum of the answers.
+/// Runs `work` on all threads at once. Returns the seconds from the first start to the last end, and the sum of the results.
 fn together(threads: usize, work: impl Fn(usize) -> f64 + Sync) -> (f64, f64) {
     let barrier = Barrier::new(threads);
     let results: Vec<(Instant, Instant, f64)> = std::thread::scope(|scope| {
@@ -144,7 +144,7 @@ fn together(threads: usize, work: impl Fn(usize) -> f64 + Sync) -> (f64, f64) {
     (seconds, results.iter().map(|r| r.2).sum())
 }
 
-/// Bytes of the caches of this processor: level and size, data and unified only.
+/// Level and size in bytes of this CPU's data and unified caches.
 pub fn caches() -> Vec<(u32, u64)> {
     let mut found: Vec<(u32, u64)> = Vec::new();
     for entry in std::fs::read_dir("/sys/devices/system/cpu/cpu0/cache").into_iter().flatten().flatten() {
@@ -167,7 +167,7 @@ pub fn caches() -> Vec<(u32, u64)> {
     found
 }
 
-/// The processor's model.
+/// Model name of the CPU.
 pub fn model() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name =
@@ -175,13 +175,13 @@ pub fn model() -> String {
     name.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
-/// Threads that may run at once.
+/// Number of threads that can run in parallel.
 pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Numbers from -0.5 to 0.5 by xorshift64 (Marsaglia 2003); which they are does not matter, but zeros would be unlike
-/// work, and bit patterns taken at random would be full of the slow smallest numbers.
+/// Pseudo-random numbers from -0.5 to 0.5 by xorshift64 (Marsaglia 2003). Zeros would not be representative, and random bit
+/// patterns would include slow denormal numbers.
 fn random(count: usize, seed: u64) -> impl Iterator<Item = f64> {
     let mut state = seed;
     std::iter::repeat_with(move || {
@@ -193,19 +193,19 @@ fn random(count: usize, seed: u64) -> impl Iterator<Item = f64> {
     .take(count)
 }
 
-/// Seconds of each of some products of an m x k and a k x n matrix, after one for warmth.
-fn products<T: Copy + 'static>(shape: (usize, usize, usize), samples: usize, of: impl Fn(f64) -> T) -> Vec<f64> {
+/// Seconds of each of `samples` products of an m x k and a k x n matrix, after one warm-up.
+fn products<T: Copy + 'static>(shape: (usize, usize, usize), samples: usize, convert: impl Fn(f64) -> T) -> Vec<f64> {
     let (m, n, k) = shape;
     let threads = threads();
     let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
-    let a: Vec<T> = random(m * k, 1).map(&of).collect();
-    let b: Vec<T> = random(k * n, 2).map(&of).collect();
-    let mut c = vec![of(0.0); m * n];
+    let a: Vec<T> = random(m * k, 1).map(&convert).collect();
+    let b: Vec<T> = random(k * n, 2).map(&convert).collect();
+    let mut c = vec![convert(0.0); m * n];
     let stride = |rows: usize| isize::try_from(rows).unwrap_or(isize::MAX);
     let mut sample = |_| {
-        let (to, x, y, zero, one) = (c.as_mut_ptr(), a.as_ptr(), b.as_ptr(), of(0.0), of(1.0));
+        let (to, x, y, zero, one) = (c.as_mut_ptr(), a.as_ptr(), b.as_ptr(), convert(0.0), convert(1.0));
         let started = Instant::now();
-        // SAFETY: matrices in column-major order: c of m x n, a of m x k, b of k x n numbers, as allocated above.
+        // SAFETY: the matrices are column-major and have the sizes allocated above: c is m x n, a is m x k, b is k x n.
         unsafe {
             gemm::gemm(
                 m,
@@ -243,21 +243,21 @@ fn product_seconds(shape: (usize, usize, usize), precision: Precision, samples: 
     }
 }
 
-/// Seconds of the median of an m x n x k product, for `roofline --measure`.
+/// Median run time in seconds of an m x n x k product, for `roofline --measure`.
 ///
 /// # Errors
 /// [`GpuError::Invalid`] for formats other than fp32 and fp64.
 pub fn measure_gemm(m: usize, n: usize, k: usize, precision: Precision) -> Result<f64, GpuError> {
     if !matches!(precision, Precision::Fp32 | Precision::Fp64) {
         return Err(GpuError::Invalid(format!(
-            "a processor's products are measured in fp32 and fp64, not in {precision}"
+            "CPU matrix products are measured only in fp32 and fp64, not in {precision}"
         )));
     }
     let seconds = super::median(product_seconds((m, n, k), precision, Effort::QUICK.samples));
     seconds.map(|(median, _)| median).ok_or_else(|| GpuError::Invalid("nothing was measured".into()))
 }
 
-/// Sums `data` with enough independent chains to keep the loads coming.
+/// Sums `data` with enough independent chains to be bound by loads.
 fn sum(data: &[f64]) -> f64 {
     let mut sums = [0.0; 32];
     let chunks = data.chunks_exact(32);
@@ -270,7 +270,7 @@ fn sum(data: &[f64]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
-/// The same with wide loads; eight sums, as loads come two a cycle and an addition takes four.
+/// Like `sum` with vector loads. Eight sums hide the latency: two loads per cycle, four cycles per addition.
 #[cfg(target_arch = "x86_64")]
 macro_rules! wide_sum {
     ($name:ident, $feature:literal, $lanes:literal, $zero:ident, $load:ident, $add:ident) => {
@@ -282,7 +282,7 @@ macro_rules! wide_sum {
             let rest: f64 = chunks.remainder().iter().sum();
             for chunk in chunks {
                 for (i, s) in sums.iter_mut().enumerate() {
-                    // SAFETY: the chunk has eight vectors; the load may be unaligned.
+                    // SAFETY: the chunk has eight vectors, and the load instruction accepts unaligned addresses.
                     *s = $add(*s, unsafe { $load(chunk.as_ptr().add(i * $lanes)) });
                 }
             }
@@ -297,7 +297,7 @@ wide_sum!(sum_avx512, "avx512f", 8, _mm512_setzero_pd, _mm512_loadu_pd, _mm512_a
 wide_sum!(sum_avx2, "avx2", 4, _mm256_setzero_pd, _mm256_loadu_pd, _mm256_add_pd);
 
 fn read(vectors: Vectors, data: &[f64]) -> f64 {
-    // SAFETY: the instructions were found present by `Vectors::detect`.
+    // SAFETY: `Vectors::detect` has verified that the CPU supports the instructions.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         match vectors {
@@ -310,18 +310,19 @@ fn read(vectors: Vectors, data: &[f64]) -> f64 {
     sum(data)
 }
 
+/// One thread's part of the three STREAM arrays.
 struct Arrays {
     a: Vec<f64>,
     b: Vec<f64>,
     c: Vec<f64>,
 }
 
-/// Measures everything; `note` is called before each step.
-pub fn run(effort: Effort, mut note: impl FnMut(&str)) -> Vec<Figure> {
+/// Runs all CPU benchmarks; `progress` is called with a description before each step.
+pub fn run(effort: Effort, mut progress: impl FnMut(&str)) -> Vec<Figure> {
     let (vectors, threads) = (Vectors::detect(), threads());
     let mut figures = Vec::new();
     for precision in [Precision::Fp32, Precision::Fp64] {
-        note(&format!("multiply-adds, {precision}, {}", vectors.name()));
+        progress(&format!("multiply-adds, {precision}, {}", vectors.name()));
         let sample = |_| {
             let (seconds, operations) = together(threads, |_| multiply_adds(vectors, precision));
             operations / seconds / 1e12
@@ -331,35 +332,35 @@ pub fn run(effort: Effort, mut note: impl FnMut(&str)) -> Vec<Figure> {
     }
     let n = effort.matrix.min(2048);
     for precision in [Precision::Fp32, Precision::Fp64] {
-        note(&format!("matrix product, {precision}, {n} x {n}"));
+        progress(&format!("matrix product, {precision}, {n} x {n}"));
         let operations = 2.0 * (n as f64).powi(3);
         let rates = product_seconds((n, n, n), precision, effort.samples).into_iter().map(|s| operations / s / 1e12);
         let figure = Figure::new("gemm", "cpu", "TFLOP/s", rates.collect());
         figures.extend(figure.map(|f| Figure { precision: Some(precision), size: Some(n as u64), ..f }));
     }
-    figures.extend(memory(vectors, threads, effort, &mut note));
+    figures.extend(memory(vectors, threads, effort, &mut progress));
     figures
 }
 
-fn memory(vectors: Vectors, threads: usize, effort: Effort, note: &mut impl FnMut(&str)) -> Vec<Figure> {
+fn memory(vectors: Vectors, threads: usize, effort: Effort, progress: &mut impl FnMut(&str)) -> Vec<Figure> {
     let caches = caches();
     let last = caches.last().map_or(32 << 20, |c| c.1);
-    // Four times the last cache, at most 1 GiB an array, at least 64 MiB.
+    // Four times the last-level cache per array, from 64 MiB to 1 GiB.
     let each = usize::try_from((last * 4).clamp(64 << 20, 1 << 30)).unwrap_or(1 << 26) / 8 / threads;
-    note("memory");
+    progress("memory");
     let arrays: Vec<std::sync::Mutex<Arrays>> = std::thread::scope(|scope| {
-        // Each thread touches its own part first, so that it lies near it.
-        let made: Vec<_> = (0..threads)
+        // Each thread initialises its own part, so that the pages are allocated on its NUMA node.
+        let workers: Vec<_> = (0..threads)
             .map(|_| scope.spawn(|| Arrays { a: vec![1.0; each], b: vec![2.0; each], c: vec![0.5; each] }))
             .collect();
-        made.into_iter().filter_map(|m| m.join().ok()).map(std::sync::Mutex::new).collect()
+        workers.into_iter().filter_map(|m| m.join().ok()).map(std::sync::Mutex::new).collect()
     });
     let mut figures = Vec::new();
     let bytes = (each * 8) as f64;
     let mut kernel = |what: &str, moved: f64, work: &(dyn Fn(&mut Arrays) + Sync)| {
         let sample = |_| {
             let (seconds, _) = together(arrays.len(), |t| {
-                // Nobody else has this thread's part.
+                // Uncontended: only this thread uses its part.
                 let mut own = arrays[t].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 work(&mut own);
                 0.0
@@ -390,8 +391,8 @@ fn memory(vectors: Vectors, threads: usize, effort: Effort, note: &mut impl FnMu
     drop(arrays);
     let last = caches.last().copied();
     for (level, size) in caches {
-        note(&format!("cache, level {level}"));
-        // Half of it, as the other half is used by others; the last is shared by all threads.
+        progress(&format!("cache, level {level}"));
+        // Use half of a cache to leave space for other data. The last-level cache is shared by all threads.
         let share = if Some((level, size)) == last { size / 2 / threads as u64 } else { size / 2 };
         let numbers = usize::try_from(share / 8).unwrap_or(1024).max(256);
         let repeat = ((64 << 20) / (numbers * 8)).max(4);
@@ -422,7 +423,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_positive_and_caches_are_ordered() {
+    fn measurements_are_positive_and_caches_are_ordered() {
         let figures = run(Effort { samples: 1, matrix: 256 }, |_| {});
         assert!(figures.len() >= 8, "{figures:?}");
         assert!(figures.iter().all(|f| f.median > 0.0 && f.median.is_finite()));

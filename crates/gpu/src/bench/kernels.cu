@@ -1,16 +1,16 @@
-// Kernels of the benchmarks, compiled at run time by NVRTC. No header is needed.
+// Benchmark kernels, compiled at run time by NVRTC without headers.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-// Numbers that look like work: a hash of the index (PCG, O'Neill 2014) made into values of magnitude 0.5 to 1.
+// Representative input data: a hash of the index (PCG, O'Neill 2014), converted to values of magnitude 0.5 to 1.
 __device__ u32 hash(u64 i) {
     u32 state = (u32)i * 747796405u + (u32)(i >> 32) + 2891336453u;
     u32 word = ((state >> ((state >> 28) + 4u)) ^ state) * 277803737u;
     return (word >> 22) ^ word;
 }
 
-// kind: 0 fp64, 1 fp32, 2 fp16, 3 bf16, 4 fp8 (e4m3), 5 int8. n numbers.
+// Fills out with n numbers. kind: 0 fp64, 1 fp32, 2 fp16, 3 bf16, 4 fp8 (e4m3), 5 int8.
 extern "C" __global__ void fill(unsigned char* out, u64 n, int kind) {
     for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x) {
         u32 r = hash(i);
@@ -26,7 +26,7 @@ extern "C" __global__ void fill(unsigned char* out, u64 n, int kind) {
     }
 }
 
-// Multiply-adds on the CUDA cores: eight independent chains hide the latency of four cycles.
+// Multiply-adds on the CUDA cores. Eight independent chains hide the latency of four cycles.
 template <typename T> __device__ void chains(T* out, int steps) {
     T a[8];
     T factor = (T)0.999999, addend = (T)0.000001;
@@ -40,7 +40,7 @@ template <typename T> __device__ void chains(T* out, int steps) {
     }
     T sum = (T)0;
     for (int i = 0; i < 8; i++) sum += a[i];
-    // Never true; the compiler cannot know, so the work stays.
+    // Never true, but it prevents the compiler from removing the computation.
     if (sum == (T)12345.678) out[0] = sum;
 }
 extern "C" __global__ void fma_fp32(float* out, int steps) { chains(out, steps); }
@@ -71,7 +71,7 @@ extern "C" __global__ void memory_triad(const float4* a, const float4* b, float4
     }
 }
 
-// The same data again and again, so that it comes from the L2 cache; .cg passes the L1 by.
+// Reads the same data repeatedly, so that it is served by the L2 cache; __ldcg bypasses the L1.
 extern "C" __global__ void l2_read(const float4* in, u64 n, int rounds, float* out) {
     float sum = 0.0f;
     for (int r = 0; r < rounds; r++) {

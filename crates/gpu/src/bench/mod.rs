@@ -1,4 +1,4 @@
-//! Measuring: arithmetic, memory and transfers of GPUs and of processors.
+//! Benchmarks of GPUs and CPUs: arithmetic, memory and transfers. A report can be stored, compared and drawn as a roofline.
 
 mod compare;
 pub mod cpu;
@@ -12,45 +12,45 @@ use crate::sheet::{Grade, Precision};
 
 pub use compare::{Difference, compare};
 
-/// A measured figure.
+/// One benchmark measurement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "BenchmarkFigure")]
 pub struct Figure {
-    /// What was measured: `gemm`, `fma`, `memory copy`, `launch`.
+    /// The benchmark, such as `gemm`, `fma`, `memory copy`, `launch`.
     pub what: String,
-    /// On which device: `gpu 0`, `gpu 0 -> gpu 1`, `host -> gpu 0`, `cpu`.
+    /// The device or transfer path: `gpu 0`, `gpu 0 -> gpu 1`, `host -> gpu 0`, `cpu`.
     pub device: String,
-    /// The number format, of arithmetic.
+    /// The number format, for arithmetic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
-    /// Rows and columns of a square product, or bytes of a working set.
+    /// Rows of a square matrix product, or bytes of a working set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// The median.
+    /// Median of the samples, in `unit`.
     pub median: f64,
-    /// The smallest and the largest.
+    /// Smallest and largest sample, in `unit`.
     pub range: (f64, f64),
-    /// `TFLOP/s`, `TOP/s`, `GB/s` or `us`.
+    /// Unit of the values: `TFLOP/s`, `TOP/s`, `GB/s` or `us`.
     pub unit: String,
-    /// Repetitions.
+    /// Number of samples.
     pub samples: usize,
-    /// Theoretical peak, where the sheet has one.
+    /// Theoretical peak from the data sheet, in `unit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak: Option<f64>,
-    /// How it compares with what cards of this kind reach.
+    /// Rating against what cards of this model achieve.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grade: Option<Grade>,
-    /// The likely cause, where the grade is not ok.
+    /// The likely cause if the grade is not ok.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// The device's state while it was measured.
+    /// State of the GPU just after the measurement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conditions: Option<Conditions>,
 }
 
 /// The state of a GPU just after a measurement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[allow(missing_docs)] // names and units say it
+#[allow(missing_docs)] // the names include the units
 #[schemars(rename = "BenchmarkConditions")]
 pub struct Conditions {
     pub clock_sm_mhz: Option<u32>,
@@ -59,39 +59,39 @@ pub struct Conditions {
     pub throttle: Vec<String>,
 }
 
-/// A run of the benchmarks.
+/// The results of one benchmark run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "BenchmarkReport")]
 pub struct Report {
-    /// Milliseconds since the Unix epoch.
+    /// Time of the run in milliseconds since the Unix epoch.
     pub time: i64,
-    /// The machine's host name.
+    /// Host name of the machine.
     pub host: String,
-    /// Names of the devices that were measured.
+    /// Names of the measured devices.
     pub devices: Vec<String>,
-    /// Driver version; empty for processors.
+    /// Driver version; empty for CPU benchmarks.
     pub driver: String,
-    /// The figures.
+    /// The measurements.
     pub figures: Vec<Figure>,
 }
 
-/// How long and what to measure.
+/// The number of samples and the problem sizes, which determine the run time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Effort {
-    /// Samples of each figure.
+    /// Number of samples per measurement.
     pub samples: usize,
-    /// The largest matrix.
+    /// Rows of the largest square matrix.
     pub matrix: usize,
 }
 
 impl Effort {
-    /// Seconds for all.
+    /// Takes seconds in total.
     pub const QUICK: Self = Self { samples: 5, matrix: 4096 };
-    /// Minutes for all.
+    /// Takes minutes in total.
     pub const FULL: Self = Self { samples: 15, matrix: 16384 };
 }
 
-/// The middle of some samples and their range.
+/// Median, and (smallest, largest) of the samples; `None` without samples.
 ///
 /// ```
 /// assert_eq!(slipway_gpu::bench::median(vec![3.0, 1.0, 2.0]), Some((2.0, (1.0, 3.0))));
@@ -125,14 +125,14 @@ impl Figure {
         })
     }
 
-    /// What makes two figures of two reports the same measurement.
+    /// Identifies the measurement, to match figures of two reports.
     fn key(&self) -> (&str, &str, Option<Precision>, Option<u64>) {
         (&self.what, &self.device, self.precision, self.size)
     }
 }
 
 impl Report {
-    /// The ceilings that were measured on a device.
+    /// The measured roofline of a device; `None` without arithmetic or memory measurements.
     pub fn roofline(&self, device: &str) -> Option<Roofline> {
         let own = || self.figures.iter().filter(|f| f.device == device);
         let mut compute: Vec<Compute> = Vec::new();
@@ -145,7 +145,7 @@ impl Report {
         }
         let mut memory: Vec<Memory> = Vec::new();
         for figure in own() {
-            // Reading is what work does most, so it makes the roof; a copy or triad serves where it was not measured.
+            // Workloads mostly read, so only read bandwidth defines the memory ceilings.
             if let Some(level) = figure.what.strip_suffix(" read") {
                 memory.push(Memory { level: level.into(), gigabytes: figure.median });
             }
@@ -156,7 +156,7 @@ impl Report {
         (!compute.is_empty() && !memory.is_empty()).then_some(Roofline { machine, measured: true, compute, memory })
     }
 
-    /// GPUs that are slower than the fastest of their kind by more than `share` in a figure.
+    /// Messages about GPUs that are slower than the fastest GPU in a measurement by more than `share` (0 to 1).
     pub fn outliers(&self, share: f64) -> Vec<String> {
         let mut found = Vec::new();
         for figure in
@@ -177,7 +177,7 @@ impl Report {
         found
     }
 
-    /// The report in Markdown.
+    /// Formats the report as Markdown.
     pub fn markdown(&self) -> String {
         let mut text = format!("# Benchmark of {}\n\n", self.devices.join(", "));
         if !self.driver.is_empty() {

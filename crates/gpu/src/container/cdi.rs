@@ -1,8 +1,8 @@
-//! CDI specifications for GPUs and MIG devices.
+//! Generates and validates Container Device Interface (CDI) specifications for GPUs and MIG devices.
 //!
-//! Source: Container Device Interface 0.6.0, SPEC.md; what belongs into one for NVIDIA's GPUs follows `nvidia-ctk cdi
-//! generate`: device nodes, the driver's libraries, programs, firmware and sockets, and hooks that refresh the
-//! container's library cache.
+//! Source: Container Device Interface 0.6.0, SPEC.md. The content for NVIDIA GPUs follows `nvidia-ctk cdi generate`:
+//! device nodes, the driver's libraries, programs, firmware and sockets, and hooks that refresh the container's library
+//! cache.
 
 use std::path::{Path, PathBuf};
 
@@ -11,46 +11,46 @@ use serde::{Deserialize, Serialize};
 use crate::inventory::{Inventory, MigDevice};
 use crate::{GpuError, pci};
 
-/// The CDI version that is written. 0.6.0 is understood by containerd 1.7, CRI-O 1.28, Docker 25 and newer.
+/// The CDI version of generated specifications. 0.6.0 is supported by containerd 1.7, CRI-O 1.28, Docker 25 and newer.
 pub const VERSION: &str = "0.6.0";
-/// The kind of NVIDIA's devices.
+/// The CDI kind of NVIDIA's devices.
 pub const KIND: &str = "nvidia.com/gpu";
 
-/// A specification.
+/// A CDI specification.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Spec {
-    /// CDI version.
+    /// CDI version, such as `0.6.0`.
     pub cdi_version: String,
-    /// `vendor/class`.
+    /// `vendor/class`, such as `nvidia.com/gpu`.
     pub kind: String,
-    /// Annotations.
+    /// Free-form annotations.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub annotations: std::collections::BTreeMap<String, String>,
-    /// Devices by name.
+    /// The devices; names are unique.
     pub devices: Vec<Device>,
-    /// What every container with a device of this file gets.
+    /// Edits for every container that uses any device of this specification.
     #[serde(default, skip_serializing_if = "Edits::is_empty")]
     pub container_edits: Edits,
 }
 
-/// A device.
+/// A CDI device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Device {
-    /// Its name: index, `GPU:MIG` or UUID.
+    /// Device name: GPU index (`0`), GPU and MIG index (`0:1`), UUID, or `all`.
     pub name: String,
-    /// Annotations.
+    /// Free-form annotations.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub annotations: std::collections::BTreeMap<String, String>,
-    /// What a container with it gets.
+    /// Edits for containers that use the device.
     pub container_edits: Edits,
 }
 
-/// Changes of a container.
+/// Container edits: environment, device nodes, mounts and hooks.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[allow(missing_docs)] // the specification's own names
+#[allow(missing_docs)] // the names are those of the CDI specification
 pub struct Edits {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
@@ -70,10 +70,10 @@ impl Edits {
     }
 }
 
-/// A device node.
+/// A device node in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[allow(missing_docs)] // the specification's own names
+#[allow(missing_docs)] // the names are those of the CDI specification
 pub struct DeviceNode {
     pub path: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -95,7 +95,7 @@ pub struct DeviceNode {
 }
 
 impl DeviceNode {
-    /// The node of that path under a root; the host's path is written only where it is another.
+    /// The node with this path below `root`. The host path is set only if it differs from the container path.
     fn at(path: &str, root: &Path) -> Self {
         let host = root.join(path.trim_start_matches('/')).display().to_string();
         Self {
@@ -112,10 +112,10 @@ impl DeviceNode {
     }
 }
 
-/// A program that the runtime runs.
+/// A hook program that the container runtime executes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[allow(missing_docs)] // the specification's own names
+#[allow(missing_docs)] // the names are those of the CDI specification
 pub struct Hook {
     pub hook_name: String,
     pub path: String,
@@ -130,7 +130,7 @@ pub struct Hook {
 /// A bind mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[allow(missing_docs)] // the specification's own names
+#[allow(missing_docs)] // the names are those of the CDI specification
 pub struct Mount {
     pub host_path: String,
     pub container_path: String,
@@ -140,17 +140,18 @@ pub struct Mount {
     pub r#type: Option<String>,
 }
 
-/// Folders of libraries, as distributions have them.
+/// Library directories of common distributions, below the root.
 const LIBRARY_FOLDERS: [&str; 5] =
     ["usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/lib", "usr/lib/wsl/lib"];
-/// Programs of the driver that are of use in a container.
+/// Programs of the driver that are useful in a container.
 const PROGRAMS: [&str; 5] =
     ["nvidia-smi", "nvidia-debugdump", "nvidia-persistenced", "nvidia-cuda-mps-control", "nvidia-cuda-mps-server"];
+/// Sockets of NVIDIA's daemons, below the root.
 const SOCKETS: [&str; 3] = ["run/nvidia-persistenced/socket", "run/nvidia-fabricmanager/socket", "tmp/nvidia-mps"];
-/// Nodes that every GPU container needs.
+/// Device nodes that every GPU container needs.
 const CONTROL_NODES: [&str; 4] = ["dev/nvidia-modeset", "dev/nvidia-uvm", "dev/nvidia-uvm-tools", "dev/nvidiactl"];
 
-/// A file under `root`, at the same place in the container.
+/// A bind mount of a file below `root` to the same path in the container.
 fn bind(host: &Path, root: &Path, options: &[&str]) -> Mount {
     Mount {
         host_path: host.display().to_string(),
@@ -160,49 +161,49 @@ fn bind(host: &Path, root: &Path, options: &[&str]) -> Mount {
     }
 }
 
-/// A path as the container sees it.
+/// The path in the container of a path below `root`.
 fn inside(path: &Path, root: &Path) -> String {
     format!("/{}", path.strip_prefix(root).unwrap_or(path).display())
 }
 
-/// Minor numbers of MIG capabilities, from `/proc/driver/nvidia-caps/mig-minors`: `gpu0/gi1/ci0/access 13`.
+/// Looks up the minor number of a MIG capability in the text of [`MIG_MINORS`], whose lines look like `gpu0/gi1/ci0/access 13`.
 fn capability(minors: &str, path: &str) -> Option<u32> {
     minors.lines().find_map(|l| l.strip_prefix(path)?.trim().parse().ok())
 }
 
-/// Where the driver tells the minor numbers of MIG capabilities, below the root.
+/// The driver's list of MIG capabilities and their minor numbers, below the root.
 const MIG_MINORS: &str = "proc/driver/nvidia-caps/mig-minors";
 
-/// Device nodes that open a MIG device of the GPU with this minor number: of its GPU instance, and of its compute instance.
-/// `root` is where `/proc` is.
+/// The capability device nodes of a MIG device: of its GPU instance, and of its compute instance. `root` contains `/proc`, and
+/// `minor` is the minor number of the GPU.
 ///
 /// # Errors
-/// [`GpuError::Invalid`] when the driver does not name them.
+/// [`GpuError::Invalid`] if the driver does not list the capabilities.
 pub fn capability_nodes(root: &Path, minor: u32, device: &MigDevice) -> Result<[String; 2], GpuError> {
-    // A root that holds nothing but the driver's files has no /proc of its own.
+    // A root that contains only the driver's files has no /proc; fall back to the one of this process.
     let read = |root: &Path| std::fs::read_to_string(root.join(MIG_MINORS));
     let minors = read(root).or_else(|_| read(Path::new("/"))).unwrap_or_default();
     let instance = format!("gpu{minor}/gi{}", device.gpu_instance);
     let node = |path: String| {
         capability(&minors, &path)
             .map(|number| format!("/dev/nvidia-caps/nvidia-cap{number}"))
-            .ok_or_else(|| GpuError::Invalid(format!("/{MIG_MINORS} does not name {path}")))
+            .ok_or_else(|| GpuError::Invalid(format!("/{MIG_MINORS} does not list {path}")))
     };
     Ok([node(format!("{instance}/access"))?, node(format!("{instance}/ci{}/access", device.compute_instance))?])
 }
 
-/// The toolkit's program for hooks, where it is installed.
+/// The hook program of NVIDIA's container toolkit, if installed.
 pub fn find_hook() -> Option<&'static Path> {
     ["/usr/bin/nvidia-cdi-hook", "/usr/bin/nvidia-ctk"].into_iter().map(Path::new).find(|p| p.exists())
 }
 
-/// Makes the specification of a machine whose driver lies under `root` (usually `/`). `hook` is the toolkit's program
-/// on the host; without one the names that programs ask for are mounted instead of linked.
+/// Generates the specification of a machine whose driver is installed under `root` (usually `/`). `hook` is the toolkit's hook
+/// program on the host; without it the libraries are mounted under their sonames instead of linked.
 ///
 /// # Errors
-/// [`GpuError::Invalid`] when the driver's libraries are not there.
+/// [`GpuError::Invalid`] if the driver's libraries are missing, [`GpuError::Io`] if `root` does not exist.
 pub fn generate(inventory: &Inventory, root: &Path, hook: Option<&Path>) -> Result<Spec, GpuError> {
-    // A specification holds absolute paths only.
+    // A specification may contain only absolute paths.
     let root = &std::fs::canonicalize(root).map_err(GpuError::io(root.display().to_string()))?;
     let exists = |path: &str| root.join(path).exists();
     let node = |path: &str| DeviceNode::at(path, root);
@@ -210,7 +211,7 @@ pub fn generate(inventory: &Inventory, root: &Path, hook: Option<&Path>) -> Resu
     let cuda = libraries.iter().find(|l| l.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libcuda.so")));
     let Some(cuda_folder) = cuda.and_then(|l| l.parent()) else {
         return Err(GpuError::Invalid(format!(
-            "libcuda.so.{} is not under {}; is the driver installed there?",
+            "libcuda.so.{} was not found under {}; is the driver installed there?",
             inventory.driver,
             root.display()
         )));
@@ -241,8 +242,8 @@ pub fn generate(inventory: &Inventory, root: &Path, hook: Option<&Path>) -> Resu
     if let Some(program) = hook {
         edits.hooks = hooks(program, &inside(cuda_folder, root), &folders, &inventory.driver);
     } else {
-        let named = libraries.iter().filter_map(|l| Some((l, soname(l)?)));
-        let mounts: Vec<Mount> = named
+        let with_soname = libraries.iter().filter_map(|l| Some((l, soname(l)?)));
+        let mounts: Vec<Mount> = with_soname
             .map(|(l, name)| Mount {
                 container_path: inside(&l.with_file_name(name), root),
                 ..bind(l, root, &read_only)
@@ -264,10 +265,10 @@ pub fn generate(inventory: &Inventory, root: &Path, hook: Option<&Path>) -> Resu
                 all.extend(nodes);
             }
             Some(mig) => {
-                for (index, one) in mig.devices.iter().enumerate() {
+                for (index, mig_device) in mig.devices.iter().enumerate() {
                     let mut nodes = nodes.clone();
-                    nodes.extend(capability_nodes(root, minor, one)?.iter().map(|path| node(path)));
-                    for name in [format!("{}:{index}", gpu.index), one.uuid.clone()] {
+                    nodes.extend(capability_nodes(root, minor, mig_device)?.iter().map(|path| node(path)));
+                    for name in [format!("{}:{index}", gpu.index), mig_device.uuid.clone()] {
                         devices.push(device(name, nodes.clone()));
                     }
                     all.extend(nodes);
@@ -292,7 +293,7 @@ fn device(name: String, device_nodes: Vec<DeviceNode>) -> Device {
     Device { name, annotations: std::collections::BTreeMap::new(), container_edits }
 }
 
-/// Libraries that end in the driver's version, each once.
+/// Paths of the driver's libraries: those whose names end in the driver version.
 fn libraries(root: &Path, version: &str) -> Vec<PathBuf> {
     let ending = format!(".so.{version}");
     let mut found = Vec::new();
@@ -309,14 +310,14 @@ fn libraries(root: &Path, version: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The name by which programs ask for a driver library: most end in `.so.1`.
+/// The soname under which programs load a driver library; most end in `.so.1`.
 fn soname(library: &Path) -> Option<String> {
     let name = library.file_name()?.to_string_lossy().into_owned();
     let (stem, _) = name.split_once(".so.")?;
     Some(format!("{stem}.so.1"))
 }
 
-/// What the toolkit's hook program does in a new container, as `nvidia-ctk` 1.20 asks it to.
+/// The hooks that the toolkit runs in a new container, as generated by `nvidia-ctk` 1.20.
 fn hooks(program: &Path, cuda_folder: &str, folders: &[String], version: &str) -> Vec<Hook> {
     let path = program.display().to_string();
     let name = path.rsplit('/').next().unwrap_or_default();
@@ -340,7 +341,7 @@ fn hooks(program: &Path, cuda_folder: &str, folders: &[String], version: &str) -
     ]
 }
 
-/// `/dev/dri` nodes of a GPU, through the links by PCI path.
+/// The `/dev/dri` nodes of a GPU, found through the links in `by-path`.
 fn dri_nodes(root: &Path, bus_id: &str) -> Vec<String> {
     let address = pci::kernel_address(bus_id);
     let mut found = Vec::new();
@@ -355,64 +356,66 @@ fn dri_nodes(root: &Path, bus_id: &str) -> Vec<String> {
     found
 }
 
-/// What is wrong with a specification: its form, and host paths that are not there.
+/// Validates a specification and returns the problems: invalid values, and host paths that do not exist.
 ///
 /// # Errors
-/// [`GpuError::Invalid`] for a text that is no specification at all.
+/// [`GpuError::Invalid`] if the text cannot be parsed as a specification.
 pub fn check(text: &str) -> Result<Vec<String>, GpuError> {
     let spec: Spec =
-        serde_saphyr::from_str(text).map_err(|e| GpuError::Invalid(format!("this is no CDI specification: {e}")))?;
-    let mut wrong = Vec::new();
-    let word = |t: &str, more: &str| {
+        serde_saphyr::from_str(text).map_err(|e| GpuError::Invalid(format!("not a CDI specification: {e}")))?;
+    let mut problems = Vec::new();
+    let is_word = |t: &str, more: &str| {
         t.bytes().all(|b| b.is_ascii_alphanumeric() || more.as_bytes().contains(&b))
             && t.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
             && t.as_bytes().last().is_some_and(u8::is_ascii_alphanumeric)
     };
     let known = ["0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0"];
     if !known.contains(&spec.cdi_version.as_str()) {
-        wrong.push(format!("cdiVersion '{}' is not known; known are {}", spec.cdi_version, known.join(", ")));
+        problems.push(format!("unknown cdiVersion '{}': expected one of {}", spec.cdi_version, known.join(", ")));
     }
     match spec.kind.split_once('/') {
-        Some((vendor, class)) if word(vendor, ".-_") && word(class, "-_.") => {}
-        _ => wrong.push(format!("kind '{}' is not VENDOR/CLASS", spec.kind)),
+        Some((vendor, class)) if is_word(vendor, ".-_") && is_word(class, "-_.") => {}
+        _ => problems.push(format!("kind '{}' is not VENDOR/CLASS", spec.kind)),
     }
     if spec.devices.is_empty() {
-        wrong.push("there is no device".into());
+        problems.push("the specification has no devices".into());
     }
     let mut names = std::collections::BTreeSet::new();
     for device in &spec.devices {
-        if !word(&device.name, "-_.:") {
-            wrong.push(format!("device name '{}' has characters other than letters, digits and -_.:", device.name));
+        if !is_word(&device.name, "-_.:") {
+            problems.push(format!("device name '{}' has characters other than letters, digits and -_.:", device.name));
         }
         if !names.insert(&device.name) {
-            wrong.push(format!("device '{}' stands twice", device.name));
+            problems.push(format!("duplicate device '{}'", device.name));
         }
         if device.container_edits.is_empty() {
-            wrong.push(format!("device '{}' changes nothing", device.name));
+            problems.push(format!("device '{}' has no container edits", device.name));
         }
     }
     let edits = spec.devices.iter().map(|d| &d.container_edits).chain([&spec.container_edits]);
     let mut missing = std::collections::BTreeSet::new();
     for edit in edits {
         for env in edit.env.iter().filter(|e| e.find('=').is_none_or(|at| at == 0)) {
-            wrong.push(format!("env '{env}' is not NAME=VALUE"));
+            problems.push(format!("env '{env}' is not NAME=VALUE"));
         }
         let nodes = edit.device_nodes.iter().map(|n| n.host_path.as_ref().unwrap_or(&n.path));
         let paths = nodes.chain(edit.mounts.iter().map(|m| &m.host_path)).chain(edit.hooks.iter().map(|h| &h.path));
         for path in paths {
             if !path.starts_with('/') {
-                wrong.push(format!("'{path}' is no absolute path"));
+                problems.push(format!("'{path}' is not an absolute path"));
             } else if !Path::new(path).exists() {
                 missing.insert(path.clone());
             }
         }
         let stages = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
         for hook in edit.hooks.iter().filter(|h| !stages.contains(&h.hook_name.as_str())) {
-            wrong.push(format!("hook '{}' is none of {}", hook.hook_name, stages.join(", ")));
+            problems.push(format!("unknown hook '{}': expected one of {}", hook.hook_name, stages.join(", ")));
         }
     }
-    wrong.extend(missing.into_iter().map(|p| format!("{p} is not on this machine; generate the specification again")));
-    Ok(wrong)
+    problems.extend(
+        missing.into_iter().map(|p| format!("{p} does not exist on this machine; generate the specification again")),
+    );
+    Ok(problems)
 }
 
 #[cfg(test)]
@@ -420,21 +423,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mistakes_are_named() {
+    fn problems_name_the_invalid_value() {
         let good = "cdiVersion: 0.6.0\nkind: nvidia.com/gpu\ndevices: [{name: \"0\", containerEdits: {deviceNodes: [{path: /dev/null}]}}]\n";
         assert_eq!(check(good).unwrap(), Vec::<String>::new());
-        let wrong = |from: &str, to: &str| check(&good.replace(from, to)).unwrap().join("; ");
-        assert!(wrong("0.6.0", "9.0.0").contains("'9.0.0' is not known"));
-        assert!(wrong("nvidia.com/gpu", "gpu").contains("VENDOR/CLASS"));
-        assert!(wrong("/dev/null", "/dev/nvidia99").contains("/dev/nvidia99 is not on this machine"));
-        assert!(wrong("/dev/null", "dev/null").contains("no absolute path"));
-        assert!(wrong("name: \"0\"", "name: \"a b\"").contains("device name 'a b'"));
+        let problem = |from: &str, to: &str| check(&good.replace(from, to)).unwrap().join("; ");
+        assert!(problem("0.6.0", "9.0.0").contains("unknown cdiVersion '9.0.0'"));
+        assert!(problem("nvidia.com/gpu", "gpu").contains("VENDOR/CLASS"));
+        assert!(problem("/dev/null", "/dev/nvidia99").contains("/dev/nvidia99 does not exist on this machine"));
+        assert!(problem("/dev/null", "dev/null").contains("not an absolute path"));
+        assert!(problem("name: \"0\"", "name: \"a b\"").contains("device name 'a b'"));
         assert!(check("devices: 3").is_err());
         assert!(check(&good.replace("deviceNodes", "devicenodes")).is_err());
     }
 
     #[test]
-    fn capabilities_are_read_from_procs_list() {
+    fn mig_capabilities_are_parsed() {
         let minors = "config 1\nmonitor 2\ngpu0/gi1/access 12\ngpu0/gi1/ci0/access 13\n";
         assert_eq!(capability(minors, "gpu0/gi1/access"), Some(12));
         assert_eq!(capability(minors, "gpu0/gi1/ci0/access"), Some(13));

@@ -1,4 +1,4 @@
-//! GPUs in containers: CDI specifications, the runtimes' configuration, and a container to try them.
+//! GPUs in containers: CDI specifications, container runtime configuration, and a trial container that verifies them.
 
 pub mod cdi;
 pub mod runtime;
@@ -8,10 +8,10 @@ use std::path::Path;
 
 use crate::GpuError;
 
-/// Writes a file whole or not at all, with the permissions it had: who reads just now sees the old text or the new.
+/// Replaces a file atomically and keeps its permissions: a concurrent reader sees the old or the new content.
 ///
 /// # Errors
-/// [`GpuError::Io`].
+/// [`GpuError::Io`] if the file cannot be written.
 pub fn replace(path: &Path, text: &str) -> Result<(), GpuError> {
     slipway_core::files::replace(path, text.as_bytes()).map_err(GpuError::io(format!("writing {}", path.display())))
 }

@@ -1,4 +1,4 @@
-//! The runtimes' configuration: containerd 1.x and 2.x, Docker, MicroK8s. Users' comments and order are kept.
+//! Edits container runtime configuration (containerd 1.x and 2.x, Docker, MicroK8s) for GPUs. Comments and order are preserved.
 
 use std::path::{Path, PathBuf};
 
@@ -11,16 +11,16 @@ use crate::GpuError;
 /// A container runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Runtime {
-    /// containerd's own service.
+    /// containerd as a system service.
     Containerd,
-    /// Docker's daemon.
+    /// The Docker daemon.
     Docker,
-    /// The containerd in MicroK8s, configured by a template.
+    /// The containerd of MicroK8s, which is configured through a template.
     Microk8s,
 }
 
 impl Runtime {
-    /// Where its configuration lies.
+    /// Default path of the configuration file.
     pub fn default_path(self) -> PathBuf {
         match self {
             Self::Containerd => "/etc/containerd/config.toml",
@@ -30,7 +30,7 @@ impl Runtime {
         .into()
     }
 
-    /// The command that makes a change take effect.
+    /// The command that restarts the runtime, so that changes take effect.
     pub fn restart(self) -> &'static str {
         match self {
             Self::Containerd => "systemctl restart containerd",
@@ -40,28 +40,28 @@ impl Runtime {
     }
 }
 
-/// How GPUs reach containers.
+/// How containers get access to GPUs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Path of `nvidia-container-runtime`; `None` sets up CDI alone, which needs no runtime of NVIDIA's.
+    /// Path of `nvidia-container-runtime`; `None` configures only CDI, which does not need it.
     pub nvidia_runtime: Option<String>,
-    /// Whether it becomes the default.
+    /// Whether NVIDIA's runtime becomes the default runtime.
     pub default: bool,
 }
 
-/// A planned edit.
+/// A planned edit of a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edit {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Its text now; empty if it is not there.
+    /// Current content; empty if the file does not exist.
     pub before: String,
-    /// Its text afterwards.
+    /// Content after the edit.
     pub after: String,
 }
 
 impl Edit {
-    /// Whether anything changes.
+    /// Whether the edit changes nothing.
     pub fn is_empty(&self) -> bool {
         self.before == self.after
     }
@@ -76,17 +76,17 @@ impl Edit {
             .to_string()
     }
 
-    /// Where the text of before is kept.
+    /// Path of the backup file.
     pub fn backup(&self) -> PathBuf {
         let mut name = self.path.clone().into_os_string();
         name.push(".slipway-backup");
         name.into()
     }
 
-    /// Writes the file whole or not at all, keeping what was there beside it.
+    /// Writes the new content atomically, after saving the previous content to the backup file.
     ///
     /// # Errors
-    /// [`GpuError::Io`].
+    /// [`GpuError::Io`] if a file cannot be written.
     pub fn write(&self) -> Result<(), GpuError> {
         if !self.before.is_empty() {
             replace(&self.backup(), &self.before)?;
@@ -95,23 +95,23 @@ impl Edit {
     }
 }
 
-/// Puts back what was there before the last [`Edit::write`].
+/// Plans an edit that restores the content from before the last [`Edit::write`].
 ///
 /// # Errors
-/// [`GpuError::Invalid`] when there is no backup, [`GpuError::Io`].
+/// [`GpuError::Invalid`] if there is no backup.
 pub fn undo(path: &Path) -> Result<Edit, GpuError> {
     let before = std::fs::read_to_string(path).unwrap_or_default();
     let edit = Edit { path: path.to_owned(), before, after: String::new() };
     let backup = edit.backup();
     let after = std::fs::read_to_string(&backup)
-        .map_err(|_| GpuError::Invalid(format!("there is no {}; nothing to undo", backup.display())))?;
+        .map_err(|_| GpuError::Invalid(format!("nothing to undo: there is no {}", backup.display())))?;
     Ok(Edit { after, ..edit })
 }
 
 /// Plans the edit of a runtime's configuration at `path`.
 ///
 /// # Errors
-/// [`GpuError::Invalid`] when the file cannot be understood; it is then left as it is.
+/// [`GpuError::Invalid`] if the configuration cannot be parsed, [`GpuError::Io`] if it cannot be read.
 pub fn plan(runtime: Runtime, path: &Path, options: &Options) -> Result<Edit, GpuError> {
     let before = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -125,49 +125,49 @@ pub fn plan(runtime: Runtime, path: &Path, options: &Options) -> Result<Edit, Gp
     Ok(Edit { path: path.to_owned(), before, after })
 }
 
-fn invalid(why: impl std::fmt::Display) -> GpuError {
-    GpuError::Invalid(format!("the runtime's configuration cannot be understood: {why}"))
+fn invalid(reason: impl std::fmt::Display) -> GpuError {
+    GpuError::Invalid(format!("invalid runtime configuration: {reason}"))
 }
 
-/// A table inside another, made if it is not there, written as `[a.b.c]`.
+/// The table `key` in `parent`. A missing table is created and written as `[a.b.c]`.
 fn table<'t>(parent: &'t mut Table, key: &str) -> Result<&'t mut Table, GpuError> {
     let item = parent.entry(key).or_insert_with(|| {
         let mut new = Table::new();
         new.set_implicit(true);
         Item::Table(new)
     });
-    item.as_table_mut().ok_or_else(|| invalid(format!("'{key}' is no table")))
+    item.as_table_mut().ok_or_else(|| invalid(format!("'{key}' is not a table")))
 }
 
-/// containerd's configuration: version 2 (1.x) and 3 (2.x) differ in the plugin's name.
+/// Edits containerd's configuration. Version 2 (containerd 1.x) and version 3 (2.x) differ in the name of the plugin.
 ///
-/// MicroK8s's template holds `${...}` in strings only, so it is TOML too.
+/// The template of MicroK8s contains `${...}` only in strings, so it is valid TOML.
 fn containerd(text: &str, options: &Options) -> Result<String, GpuError> {
     let mut document: DocumentMut = text.parse().map_err(invalid)?;
     let version = match document.get("version") {
-        // An empty file: what containerd 1.7 and 2.x both read.
+        // An empty file gets version 2, which containerd 1.7 and 2.x both accept.
         None if document.is_empty() => {
             document["version"] = value(2);
             2
         }
         None => 1,
-        Some(item) => item.as_integer().ok_or_else(|| invalid("'version' is no number"))?,
+        Some(item) => item.as_integer().ok_or_else(|| invalid("'version' is not a number"))?,
     };
     let plugin: &[&str] = match version {
         1 => {
             return Err(invalid(
-                "it is of version 1, which containerd 2 no longer reads; convert it with `containerd config migrate`",
+                "containerd 2 does not support version 1; convert the file with `containerd config migrate`",
             ));
         }
         2 => &["io.containerd.grpc.v1.cri"],
         3 => &["io.containerd.cri.v1.runtime"],
-        n => return Err(invalid(format!("version {n} is not known"))),
+        n => return Err(invalid(format!("unsupported version {n}"))),
     };
     let mut at = table(document.as_table_mut(), "plugins")?;
     for key in plugin {
         at = table(at, key)?;
     }
-    // On in containerd 2 by default, off in 1.7.
+    // CDI is enabled by default in containerd 2, but not in 1.7.
     if at.get("enable_cdi").and_then(Item::as_bool) != Some(true) && version == 2
         || at.get("enable_cdi").and_then(Item::as_bool) == Some(false)
     {
@@ -188,17 +188,17 @@ fn containerd(text: &str, options: &Options) -> Result<String, GpuError> {
     Ok(document.to_string())
 }
 
-/// Docker's configuration is JSON, which has no comments; its order is kept.
+/// Edits Docker's configuration: JSON without comments, of which the order is preserved.
 fn docker(text: &str, options: &Options) -> Result<String, GpuError> {
     let mut document: Value =
         if text.trim().is_empty() { serde_json::json!({}) } else { serde_json::from_str(text).map_err(invalid)? };
     let before = document.clone();
-    let top = document.as_object_mut().ok_or_else(|| invalid("it is no object"))?;
+    let top = document.as_object_mut().ok_or_else(|| invalid("the file is not a JSON object"))?;
     let features = top.entry("features").or_insert_with(|| serde_json::json!({}));
-    features.as_object_mut().ok_or_else(|| invalid("'features' is no object"))?.insert("cdi".into(), true.into());
+    features.as_object_mut().ok_or_else(|| invalid("'features' is not an object"))?.insert("cdi".into(), true.into());
     if let Some(binary) = &options.nvidia_runtime {
         let runtimes = top.entry("runtimes").or_insert_with(|| serde_json::json!({}));
-        let runtimes = runtimes.as_object_mut().ok_or_else(|| invalid("'runtimes' is no object"))?;
+        let runtimes = runtimes.as_object_mut().ok_or_else(|| invalid("'runtimes' is not an object"))?;
         runtimes.insert("nvidia".into(), serde_json::json!({ "path": binary, "args": [] }));
         if options.default {
             top.insert("default-runtime".into(), "nvidia".into());
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_and_order_stay() {
+    fn comments_and_order_are_preserved() {
         let text = "# ours, do not touch\nversion = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  # a mirror\n  sandbox_image = \"pause:3.9\" # pinned\n";
         let after = containerd(text, &options(false)).unwrap();
         assert!(after.starts_with("# ours, do not touch\nversion = 2\n"));
@@ -234,11 +234,11 @@ mod tests {
             "{after}"
         );
         assert!(!after.contains("default_runtime_name"));
-        assert_eq!(containerd(&after, &options(false)).unwrap(), after, "a second time changes nothing");
+        assert_eq!(containerd(&after, &options(false)).unwrap(), after, "the edit is idempotent");
     }
 
     #[test]
-    fn containerd_2_has_another_plugin_and_cdi_already() {
+    fn containerd_2_uses_its_plugin_name_and_default_cdi() {
         let after = containerd("version = 3\n", &Options { nvidia_runtime: None, default: false }).unwrap();
         assert_eq!(after, "version = 3\n");
         let after = containerd("version = 3\n", &options(true)).unwrap();
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_left_alone() {
+    fn invalid_configuration_is_rejected() {
         for bad in ["version = [", "disabled_plugins = []\n", "version = 9\n", "version = 2\nplugins = 3\n"] {
             assert!(containerd(bad, &options(false)).is_err(), "{bad}");
         }
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn docker_keeps_its_other_settings() {
+    fn other_docker_settings_are_preserved() {
         let after = docker("{\"log-driver\": \"journald\"}", &options(true)).unwrap();
         let read: Value = serde_json::from_str(&after).unwrap();
         assert_eq!(read["log-driver"], "journald");
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edit_can_be_undone() {
+    fn undo_restores_previous_content() {
         let folder = std::env::temp_dir().join(format!("slipway-runtime-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("config.toml");

@@ -1,7 +1,7 @@
-//! A container of our own, to see whether a CDI device arrives inside.
+//! Runs a trial container to verify that a CDI device is usable inside a container.
 //!
-//! An OCI bundle (runtime-spec 1.0) with nothing in it but this program and the libraries it runs with, changed as the
-//! CDI specification says, and run with runc. Inside, the program opens every node and looks for every mount.
+//! The OCI bundle (runtime-spec 1.0) contains only this program and its shared libraries, with the edits of the CDI
+//! specification applied, and runs with runc. Inside, the program opens every device node and checks every mount.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,36 +14,37 @@ use serde_json::{Value, json};
 use super::cdi::{Edits, Hook, Spec};
 use crate::GpuError;
 
-/// Time for a container to start, look, and end.
-const LIMIT: Duration = Duration::from_secs(60);
+/// Timeout for the whole run of the trial container.
+const RUN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What was found of one path inside.
+/// The result of checking one path inside the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seen {
+pub struct PathCheck {
     /// The path inside the container.
     pub path: String,
-    /// Why it cannot be used, if it cannot.
+    /// Why the path is unusable; `None` if it is usable.
     pub wrong: Option<String>,
 }
 
-/// Looks at paths, from inside: devices must open, files must be there.
-pub fn look(paths: &[String]) -> Vec<Seen> {
-    let one = |path: &String| {
+/// Checks paths from inside the container: devices must open, other files must exist.
+pub fn check_paths(paths: &[String]) -> Vec<PathCheck> {
+    let check = |path: &String| {
         let wrong = match std::fs::metadata(path) {
             Err(e) => Some(e.to_string()),
             Ok(m) if m.mode() & 0o170_000 == 0o020_000 => std::fs::File::open(path).err().map(|e| e.to_string()),
             Ok(_) => None,
         };
-        Seen { path: path.clone(), wrong }
+        PathCheck { path: path.clone(), wrong }
     };
-    paths.iter().map(one).collect()
+    paths.iter().map(check).collect()
 }
 
+/// Converts a CDI hook to an OCI hook, with its stage.
 fn hook(h: &Hook) -> (String, Value) {
     (h.hook_name.clone(), json!({ "path": h.path, "args": h.args, "env": h.env, "timeout": h.timeout }))
 }
 
-/// Makes a bundle in `folder` whose process is `program` with `arguments`.
+/// Creates a bundle in `folder` whose process is `program` with `arguments` and the paths to check. Returns these paths.
 fn bundle(folder: &Path, edits: &[&Edits], program: &Path, arguments: &[String]) -> Result<Vec<String>, GpuError> {
     let root = folder.join("rootfs");
     let io = |path: &Path| GpuError::io(path.display().to_string());
@@ -57,7 +58,7 @@ fn bundle(folder: &Path, edits: &[&Edits], program: &Path, arguments: &[String])
         std::fs::create_dir_all(root.join(name)).map_err(io(&root))?;
     }
     copy(program, root.join("slipway"))?;
-    // The libraries that this very process runs with, the loader among them.
+    // The shared libraries of this process, including the dynamic loader.
     let maps = std::fs::read_to_string("/proc/self/maps").map_err(io(Path::new("/proc/self/maps")))?;
     let mut libraries: Vec<&str> =
         maps.lines().filter_map(|l| l.split_whitespace().nth(5)).filter(|p| p.contains(".so")).collect();
@@ -126,17 +127,17 @@ fn bundle(folder: &Path, edits: &[&Edits], program: &Path, arguments: &[String])
     Ok(expected)
 }
 
-/// Runs a container with a device of a specification, and tells what was seen inside.
+/// Runs a trial container with a device of a specification, and returns the checks made inside.
 ///
 /// # Errors
-/// [`GpuError::Invalid`] for an unknown device or what the runtime says; [`GpuError::Io`] where the bundle cannot be made.
+/// [`GpuError::Invalid`] for an unknown device or an error of the runtime; [`GpuError::Io`] if the bundle cannot be created.
 pub fn run(
     spec: &Spec,
     device: &str,
     runc: &Path,
     program: &Path,
     arguments: &[String],
-) -> Result<Vec<Seen>, GpuError> {
+) -> Result<Vec<PathCheck>, GpuError> {
     let name = device.strip_prefix(&format!("{}=", spec.kind)).unwrap_or(device);
     let found = spec.devices.iter().find(|d| d.name == name).ok_or_else(|| {
         let names = spec.devices.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -145,7 +146,7 @@ pub fn run(
     let id = format!("slipway-trial-{}", std::process::id());
     let folder = std::env::temp_dir().join(&id);
     let result = trial(&folder, &id, &[&spec.container_edits, &found.container_edits], runc, program, arguments);
-    // What is left of a container that was stopped half-way; nothing, usually.
+    // Remove the remains of a container that was stopped early; usually there are none.
     let _ = Command::new(runc).args(["delete", "--force", &id]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     let _ = std::fs::remove_dir_all(&folder);
     result
@@ -158,7 +159,7 @@ fn trial(
     runc: &Path,
     program: &Path,
     arguments: &[String],
-) -> Result<Vec<Seen>, GpuError> {
+) -> Result<Vec<PathCheck>, GpuError> {
     let expected = bundle(folder, edits, program, arguments)?;
     let out = folder.join("out");
     let file = |path: &Path| std::fs::File::create(path).map_err(GpuError::io(path.display().to_string()));
@@ -176,20 +177,20 @@ fn trial(
         if let Some(status) = child.try_wait().map_err(GpuError::io("waiting for runc"))? {
             break status;
         }
-        if started.elapsed() > LIMIT {
+        if started.elapsed() > RUN_TIMEOUT {
             let _ = child.kill();
             let _ = child.wait();
-            return Err(GpuError::Invalid(format!("the container did not end within {} s", LIMIT.as_secs())));
+            return Err(GpuError::Invalid(format!("the container did not end within {} s", RUN_TIMEOUT.as_secs())));
         }
         std::thread::sleep(Duration::from_millis(20));
     };
     let text = std::fs::read_to_string(&out).unwrap_or_default();
-    let seen: Option<Vec<Seen>> = serde_json::from_str(&text).ok();
-    match seen.filter(|s| s.len() == expected.len()) {
-        Some(seen) => Ok(seen),
+    let checks: Option<Vec<PathCheck>> = serde_json::from_str(&text).ok();
+    match checks.filter(|c| c.len() == expected.len()) {
+        Some(checks) => Ok(checks),
         None => {
-            let said = std::fs::read_to_string(folder.join("err")).unwrap_or_default();
-            Err(GpuError::Invalid(format!("the container did not run ({status}): {}", said.trim())))
+            let stderr = std::fs::read_to_string(folder.join("err")).unwrap_or_default();
+            Err(GpuError::Invalid(format!("the container did not run ({status}): {}", stderr.trim())))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Pictures as SVG: topology, MIG slices, roofline. Colours follow the reader's light or dark setting.
+//! Diagrams as SVG: topology, MIG slices, roofline. Colours follow the viewer's light or dark colour scheme.
 
 mod roofline;
 mod slices;
@@ -10,17 +10,18 @@ pub use roofline::{roofline, terminal};
 pub use slices::{slices, slices_text};
 pub use topology::topology;
 
-/// Builds a picture of that size with a title that screen readers say.
+/// An SVG document under construction.
 struct Svg {
     text: String,
 }
 
-/// Text for XML.
+/// Escapes text for XML.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 impl Svg {
+    /// Starts a document of this size; `title` is its accessible name for screen readers.
     fn new(width: f64, height: f64, title: &str) -> Self {
         let mut svg = Self { text: String::new() };
         svg.add(format_args!(
@@ -33,9 +34,9 @@ impl Svg {
         svg
     }
 
-    fn add(&mut self, what: std::fmt::Arguments<'_>) {
-        // Writing into a string cannot fail.
-        let _ = self.text.write_fmt(what);
+    fn add(&mut self, element: std::fmt::Arguments<'_>) {
+        // Writing to a string cannot fail.
+        let _ = self.text.write_fmt(element);
         self.text.push('\n');
     }
 
@@ -46,13 +47,13 @@ impl Svg {
         ));
     }
 
-    fn done(mut self) -> String {
+    fn finish(mut self) -> String {
         self.text.push_str("</svg>\n");
         self.text
     }
 }
 
-/// Colours that are told apart on light and dark ground, also by those who see few colours (Okabe and Ito 2008).
+/// A colour-blind-safe palette that works on light and dark backgrounds (Okabe and Ito 2008).
 const COLOURS: [&str; 7] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999933"];
 
 #[cfg(test)]
@@ -60,11 +61,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_do_not_become_markup() {
+    fn labels_are_escaped() {
         let bad = "</text><script>alert(1)</script>&\"";
         let mut svg = Svg::new(1.0, 1.0, bad);
         svg.label(0.0, 0.0, "end", "ink", bad);
-        let text = svg.done();
+        let text = svg.finish();
         assert!(!text.contains("<script") && text.matches("&lt;script&gt;").count() == 2, "{text}");
         assert_eq!(text.matches("</text>").count(), 1, "{text}");
     }

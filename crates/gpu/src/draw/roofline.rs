@@ -1,22 +1,22 @@
-//! Ceilings over intensity, both logarithmic.
+//! Roofline diagrams: performance over intensity, with logarithmic axes.
 
 use super::{COLOURS, Svg};
 use crate::roofline::{Place, Roofline};
 
-/// The span of the picture: intensity in operations a byte, performance in 10^12 operations a second.
-struct Span {
+/// Axis ranges: `x` is intensity in operations per byte, `y` is performance in 10^12 operations per second.
+struct Axes {
     x: (f64, f64),
     y: (f64, f64),
 }
 
-fn span(roof: &Roofline, places: &[Place]) -> Span {
+fn axes(roof: &Roofline, places: &[Place]) -> Axes {
     let top = roof.compute.iter().map(|c| c.tera).fold(0.001, f64::max) * 2.0;
     let slowest = roof.memory.iter().map(|m| m.gigabytes / 1000.0).fold(f64::INFINITY, f64::min);
     let ridge = top / slowest.max(1e-6);
     let intensities = || places.iter().map(|p| p.intensity);
     let low = intensities().fold(0.25, f64::min) / 2.0;
     let high = intensities().fold(ridge, f64::max) * 2.0;
-    Span { x: (low, high), y: (low * slowest, top) }
+    Axes { x: (low, high), y: (low * slowest, top) }
 }
 
 fn decades((low, high): (f64, f64)) -> impl Iterator<Item = f64> {
@@ -27,38 +27,38 @@ fn number(n: f64) -> String {
     if n >= 1.0 { format!("{n:.0}") } else { format!("{n}") }
 }
 
-/// Draws the roofline with pieces of work on it.
+/// Draws a roofline and the positions of workloads as SVG.
 pub fn roofline(roof: &Roofline, places: &[Place]) -> String {
     let (width, height) = (760.0, 460.0);
     let (left, right, top, bottom) = (64.0, 740.0, 44.0, 408.0);
-    let span = span(roof, places);
-    let x = |v: f64| left + (right - left) * (v / span.x.0).log10() / (span.x.1 / span.x.0).log10();
-    let y = |v: f64| bottom - (bottom - top) * (v / span.y.0).log10() / (span.y.1 / span.y.0).log10();
-    let kind = if roof.measured { "measured" } else { "in theory" };
+    let axes = axes(roof, places);
+    let x = |v: f64| left + (right - left) * (v / axes.x.0).log10() / (axes.x.1 / axes.x.0).log10();
+    let y = |v: f64| bottom - (bottom - top) * (v / axes.y.0).log10() / (axes.y.1 / axes.y.0).log10();
+    let kind = if roof.measured { "measured" } else { "theoretical" };
     let mut svg = Svg::new(width, height, &format!("Roofline of {}, {kind}", roof.machine));
     svg.label(left, 20.0, "start", "ink", &format!("{}, {kind}", roof.machine));
-    for v in decades(span.x) {
+    for v in decades(axes.x) {
         svg.add(format_args!(
             "<line x1=\"{0:.1}\" y1=\"{top}\" x2=\"{0:.1}\" y2=\"{bottom}\" class=\"rule\" stroke-width=\"0.5\"/>",
             x(v)
         ));
         svg.label(x(v), bottom + 16.0, "middle", "dim", &number(v));
     }
-    for v in decades(span.y) {
+    for v in decades(axes.y) {
         svg.add(format_args!(
             "<line x1=\"{left}\" y1=\"{0:.1}\" x2=\"{right}\" y2=\"{0:.1}\" class=\"rule\" stroke-width=\"0.5\"/>",
             y(v)
         ));
         svg.label(left - 6.0, y(v) + 4.0, "end", "dim", &number(v));
     }
-    svg.label((left + right) / 2.0, height - 10.0, "middle", "dim", "operations a byte");
+    svg.label((left + right) / 2.0, height - 10.0, "middle", "dim", "operations per byte");
     svg.label(8.0, top - 10.0, "start", "dim", "TFLOP/s");
     let fastest = roof.compute.iter().map(|c| c.tera).fold(0.0, f64::max);
     for (i, memory) in roof.memory.iter().enumerate() {
         let rate = memory.gigabytes / 1000.0;
-        let end = (fastest / rate).min(span.x.1);
+        let end = (fastest / rate).min(axes.x.1);
         let colour = COLOURS[i % COLOURS.len()];
-        let start = span.x.0.max(span.y.0 / rate);
+        let start = axes.x.0.max(axes.y.0 / rate);
         svg.add(format_args!(
             "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{colour}\" stroke-width=\"2\"/>",
             x(start),
@@ -66,21 +66,21 @@ pub fn roofline(roof: &Roofline, places: &[Place]) -> String {
             x(end),
             y(end * rate)
         ));
-        // Right of the line, each level in a row of its own.
-        let v = span.y.0 * (span.y.1 / span.y.0).powf(0.2 + 0.1 * i as f64);
+        // Labels go to the right of the line, each memory level at a different height.
+        let v = axes.y.0 * (axes.y.1 / axes.y.0).powf(0.2 + 0.1 * i as f64);
         let label = format!("{} {:.0} GB/s", memory.level, memory.gigabytes);
         svg.label(x((v / rate).max(start)) + 10.0, y(v.max(start * rate)) + 12.0, "start", "ink", &label);
     }
     let main = roof.main_memory().map_or(1.0, |m| m.gigabytes / 1000.0);
     let mut by_rate = roof.compute.clone();
     by_rate.sort_by(|a, b| a.tera.total_cmp(&b.tera));
-    // Formats of the same rate share a number, and ceilings that nearly touch share a line of text, over the highest.
+    // Formats with the same rate share one number. Ceilings too close for separate labels share one label above the highest.
     let mut texts: Vec<(f64, String)> = Vec::new();
     for (i, c) in by_rate.iter().enumerate() {
-        let from = (c.tera / main).max(span.x.0);
+        let start = (c.tera / main).max(axes.x.0);
         svg.add(format_args!(
             "<line x1=\"{:.1}\" y1=\"{1:.1}\" x2=\"{right}\" y2=\"{1:.1}\" stroke=\"{2}\" stroke-width=\"1.5\"/>",
-            x(from),
+            x(start),
             y(c.tera),
             COLOURS[0]
         ));
@@ -102,7 +102,7 @@ pub fn roofline(roof: &Roofline, places: &[Place]) -> String {
         svg.label(right, y(*tera) - 3.0, "end", "ink", text);
     }
     for (i, place) in places.iter().enumerate() {
-        let (px, py) = (x(place.intensity), y(place.attainable.max(span.y.0)));
+        let (px, py) = (x(place.intensity), y(place.attainable.max(axes.y.0)));
         svg.add(format_args!(
             "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"5\" fill=\"{}\"><title>{}</title></circle>",
             COLOURS[5 - i % 5],
@@ -111,28 +111,28 @@ pub fn roofline(roof: &Roofline, places: &[Place]) -> String {
         let (anchor, dx) = if px > (left + right) / 2.0 { ("end", -9.0) } else { ("start", 9.0) };
         svg.label(px + dx, py + 14.0, anchor, "ink", &place.work.name);
     }
-    svg.done()
+    svg.finish()
 }
 
-/// The main memory's roof and the fastest ceiling for terminals, with the work as letters.
+/// Draws the main memory's ceiling and the highest compute ceiling as text for terminals, with workloads as letters.
 pub fn terminal(roof: &Roofline, places: &[Place]) -> String {
     const COLUMNS: usize = 64;
     const ROWS: usize = 16;
-    let span = span(roof, places);
+    let axes = axes(roof, places);
     let main = roof.main_memory().map_or(0.0, |m| m.gigabytes / 1000.0);
     let fastest = roof.compute.iter().map(|c| c.tera).fold(0.0, f64::max);
     let row = |v: f64| {
-        let part = (v / span.y.0).log10() / (span.y.1 / span.y.0).log10();
+        let part = (v / axes.y.0).log10() / (axes.y.1 / axes.y.0).log10();
         ROWS - 1 - (part.clamp(0.0, 1.0) * (ROWS - 1) as f64).round() as usize
     };
     let column = |v: f64| {
-        ((v / span.x.0).log10() / (span.x.1 / span.x.0).log10() * (COLUMNS - 1) as f64)
+        ((v / axes.x.0).log10() / (axes.x.1 / axes.x.0).log10() * (COLUMNS - 1) as f64)
             .round()
             .clamp(0.0, (COLUMNS - 1) as f64) as usize
     };
     let mut grid = vec![vec![' '; COLUMNS]; ROWS];
     let edge = |c: usize| {
-        let intensity = span.x.0 * (span.x.1 / span.x.0).powf(c as f64 / (COLUMNS - 1) as f64);
+        let intensity = axes.x.0 * (axes.x.1 / axes.x.0).powf(c as f64 / (COLUMNS - 1) as f64);
         fastest.min(intensity * main)
     };
     for (c, roof_here) in (0..COLUMNS).map(edge).enumerate() {
@@ -153,8 +153,8 @@ pub fn terminal(roof: &Roofline, places: &[Place]) -> String {
         " ".repeat(10),
         "-".repeat(COLUMNS),
         "",
-        number_short(span.x.0),
-        format!("{} operations a byte", number_short(span.x.1))
+        number_short(axes.x.0),
+        format!("{} operations per byte", number_short(axes.x.1))
     ));
     text + &legend
 }
@@ -170,8 +170,8 @@ mod tests {
     use crate::work::Work;
 
     #[test]
-    fn ceilings_and_work_are_drawn() {
-        let roof = Roofline::of_card(&sheet::find("H100 80GB HBM3").unwrap());
+    fn ceilings_and_workloads_are_drawn() {
+        let roof = Roofline::from_card(&sheet::find("H100 80GB HBM3").unwrap());
         let places: Vec<Place> = ["gemm:4096,4096,4096,bf16", "decode:model=7b,batch=1"]
             .iter()
             .filter_map(|t| roof.place(&Work::parse(t).unwrap()))

@@ -1,9 +1,9 @@
-//! Which instance holds which memory slices.
+//! Maps of MIG instances over the memory slices of GPUs.
 
 use super::{COLOURS, Svg};
 use crate::mig::{Geometry, Instance};
 
-/// Instances of GPUs: a label for each and what lies on it.
+/// A label for each GPU and the instances on it.
 type Gpus = [(String, Vec<Instance>)];
 
 fn colour(geometry: &Geometry, profile: &str) -> &'static str {
@@ -11,7 +11,7 @@ fn colour(geometry: &Geometry, profile: &str) -> &'static str {
     COLOURS[at % COLOURS.len()]
 }
 
-/// Draws the slice map of GPUs of one kind.
+/// Draws the slice map of GPUs that share one geometry as SVG.
 pub fn slices(geometry: &Geometry, gpus: &Gpus) -> String {
     let (left, cell, row) = (90.0, 62.0, 44.0);
     let width = left + cell * f64::from(geometry.memory) + 16.0;
@@ -47,13 +47,13 @@ pub fn slices(geometry: &Geometry, gpus: &Gpus) -> String {
             ));
         }
     }
-    svg.done()
+    svg.finish()
 }
 
-/// The same for terminals: `GPU 0  [3g.40gb         |1g.10gb|1g.10gb|1g.10gb|       ]`.
+/// Draws the slice map as text for terminals: `GPU 0  [3g.40gb         |1g.10gb|1g.10gb|1g.10gb|       ]`.
 pub fn slices_text(geometry: &Geometry, gpus: &Gpus) -> String {
-    let wide = geometry.profiles.iter().map(|p| p.name.len()).max().unwrap_or(8);
-    let label = gpus.iter().map(|(l, _)| l.len()).max().unwrap_or(0);
+    let cell_width = geometry.profiles.iter().map(|p| p.name.len()).max().unwrap_or(8);
+    let label_width = gpus.iter().map(|(l, _)| l.len()).max().unwrap_or(0);
     let mut text = String::new();
     for (name, instances) in gpus {
         let mut cells = Vec::new();
@@ -61,11 +61,11 @@ pub fn slices_text(geometry: &Geometry, gpus: &Gpus) -> String {
         while slice < geometry.memory {
             let found = instances.iter().find(|i| i.at.start == slice);
             let (size, shown) = found.map_or((1, ""), |i| (i.at.size, i.profile.as_str()));
-            let room = wide * size as usize + (size as usize - 1);
-            cells.push(format!("{shown:<room$}"));
+            let width = cell_width * size as usize + (size as usize - 1);
+            cells.push(format!("{shown:<width$}"));
             slice += size;
         }
-        text.push_str(&format!("{name:<label$}  [{}]\n", cells.join("|")));
+        text.push_str(&format!("{name:<label_width$}  [{}]\n", cells.join("|")));
     }
     text
 }
@@ -76,7 +76,7 @@ mod tests {
     use crate::nvml::Placement;
 
     #[test]
-    fn every_slice_is_shown_once() {
+    fn each_slice_is_drawn_once() {
         let geometry = Geometry::family("h100").unwrap();
         let instances = vec![
             Instance { profile: "1g.10gb".into(), at: Placement { start: 0, size: 1 } },

@@ -1,9 +1,9 @@
-//! GPUs in a circle, connected by what connects them.
+//! Topology diagrams: GPUs in a circle, with a line for each connection.
 
 use super::{COLOURS, Svg};
 use crate::topology::{Link, Topology};
 
-/// Colour and width of a line.
+/// Colour and width of the line for a connection.
 fn line(link: Link) -> (&'static str, f64) {
     match link {
         Link::NvLink(n) => (COLOURS[2], 1.0 + f64::from(n).sqrt()),
@@ -14,7 +14,7 @@ fn line(link: Link) -> (&'static str, f64) {
     }
 }
 
-/// Draws the connections of a machine.
+/// Draws the connections of a machine's GPUs as SVG.
 pub fn topology(topology: &Topology) -> String {
     let n = topology.gpus.len();
     let (width, height, radius) = (640.0, 480.0, 170.0);
@@ -28,7 +28,7 @@ pub fn topology(topology: &Topology) -> String {
         for b in a + 1..n {
             let link = topology.links[a][b];
             let ((x1, y1), (x2, y2), (colour, thickness)) = (place(a), place(b), line(link));
-            svg.add(format_args!("<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke=\"{colour}\" stroke-width=\"{thickness:.1}\" opacity=\"0.7\"><title>GPU {a} to GPU {b}: {}</title></line>", link.words()));
+            svg.add(format_args!("<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke=\"{colour}\" stroke-width=\"{thickness:.1}\" opacity=\"0.7\"><title>GPU {a} to GPU {b}: {}</title></line>", link.description()));
             if !kinds.contains(&link) {
                 kinds.push(link);
             }
@@ -51,10 +51,10 @@ pub fn topology(topology: &Topology) -> String {
             y - 4.0,
             x + 22.0
         ));
-        svg.label(x + 28.0, y, "start", "ink", &format!("{} {}", link.short(), link.words()));
+        svg.label(x + 28.0, y, "start", "ink", &format!("{} {}", link.short(), link.description()));
     }
     if topology.simulated {
         svg.label(width - 12.0, 20.0, "end", "dim", "SIMULATED");
     }
-    svg.done()
+    svg.finish()
 }

@@ -1,4 +1,4 @@
-//! From the layout that is there to the one that is wanted, keeping every instance that both have.
+//! Plans and applies the change from the current MIG layout to the desired one. Instances that both layouts contain are kept.
 
 use std::collections::BTreeMap;
 
@@ -6,65 +6,65 @@ use serde::Serialize;
 
 use super::config::DeviceRule;
 use super::geometry::{Geometry, Instance};
-use super::solve::{Placed, Used, explain, known, place};
+use super::solve::{Placed, Used, explain, find_profile, place};
 use crate::GpuError;
 use crate::nvml::{Device, GpuInstance, Nvml, NvmlError, codes};
 
-/// What a GPU's MIG looks like.
+/// The MIG layout of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Layout {
     /// Index of the GPU.
     pub gpu: u32,
-    /// Device id and vendor id as mig-parted writes them: `0x233010DE`.
+    /// PCI device id and vendor id in one number, such as `0x233010DE`, as in mig-parted's files.
     pub pci_id: u32,
-    /// Whether MIG is on.
+    /// Whether MIG is enabled.
     pub enabled: bool,
-    /// Its instances by place.
+    /// The GPU instances, ordered by position.
     pub instances: Vec<Instance>,
-    /// What the card offers.
+    /// The instances that the card supports.
     #[serde(skip)]
     pub geometry: Geometry,
-    /// Processes on the GPU: pid and the id of its GPU instance.
+    /// Processes on the GPU: pid, and id of the GPU instance they run in.
     #[serde(skip)]
     pub processes: Vec<(u32, Option<u32>)>,
-    /// Ids of the instances, in their order.
+    /// Ids of `instances`, in the same order.
     #[serde(skip)]
     pub ids: Vec<u32>,
 }
 
-/// What happens to one GPU.
+/// The planned changes of one GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Change {
     /// Index of the GPU.
     pub gpu: u32,
-    /// MIG is turned on (true) or off (false).
+    /// Whether MIG is enabled (true), disabled (false) or left as it is (`None`).
     pub mode: Option<bool>,
-    /// Instances that stay as they are.
+    /// Instances that are kept.
     pub keep: Vec<Instance>,
-    /// Instances that go.
+    /// Instances that are destroyed.
     pub destroy: Vec<Instance>,
-    /// Instances that come.
+    /// Instances that are created.
     pub create: Vec<Instance>,
 }
 
-/// What happens to all.
+/// The planned changes of all GPUs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    /// One for each GPU that was asked for.
+    /// One entry per selected GPU.
     pub changes: Vec<Change>,
 }
 
 impl Plan {
-    /// Whether everything is as wanted.
+    /// Whether all GPUs already have the desired layout.
     pub fn is_empty(&self) -> bool {
         self.changes.iter().all(|c| c.mode.is_none() && c.destroy.is_empty() && c.create.is_empty())
     }
 }
 
-/// What the GPUs look like now; cards without MIG, and those that fell off the bus, are left out.
+/// Reads the current layouts. Cards without MIG and cards that fell off the bus are skipped.
 ///
 /// # Errors
-/// NVML's.
+/// [`GpuError::Nvml`] if an NVML call fails.
 pub fn layout(nvml: &Nvml) -> Result<Vec<Layout>, GpuError> {
     let mut layouts = Vec::new();
     for gpu in 0..nvml.count()? {
@@ -74,18 +74,18 @@ pub fn layout(nvml: &Nvml) -> Result<Vec<Layout>, GpuError> {
             Err(e) => return Err(e.into()),
         };
         let enabled = match device.mig_mode() {
-            Ok((now, _)) => now,
+            Ok((enabled, _)) => enabled,
             Err(e) if e.code == codes::NOT_SUPPORTED => continue,
             Err(e) => return Err(e.into()),
         };
         let geometry = if enabled {
-            Geometry::of_device(&device)?
+            Geometry::from_device(&device)?
         } else {
-            // Cards answer about profiles only while MIG is on; the table serves until then.
+            // Some cards report profiles only while MIG is enabled; until then the built-in table is used.
             let mib = device.memory()?.total >> 20;
-            match Geometry::of_device(&device) {
+            match Geometry::from_device(&device) {
                 Ok(geometry) if !geometry.profiles.is_empty() => geometry,
-                _ => Geometry::of_product(&device.name()?, mib).unwrap_or(Geometry {
+                _ => Geometry::for_product(&device.name()?, mib).unwrap_or(Geometry {
                     name: device.name()?,
                     compute: 0,
                     memory: 0,
@@ -110,7 +110,7 @@ pub fn layout(nvml: &Nvml) -> Result<Vec<Layout>, GpuError> {
     Ok(layouts)
 }
 
-/// A label for each GPU and what lies on it, for pictures.
+/// A label for each GPU and the instances on it, for drawing.
 pub fn maps(layouts: &[Layout]) -> Vec<(String, Vec<Instance>)> {
     layouts.iter().map(|l| (format!("GPU {}", l.gpu), l.instances.clone())).collect()
 }
@@ -123,122 +123,123 @@ fn count(instances: &[Instance]) -> BTreeMap<String, u32> {
     counts
 }
 
-/// What of `wanted` is not among `kept`; `None` when more is kept than wanted.
-fn rest(wanted: &BTreeMap<String, u32>, kept: &[Instance]) -> Option<BTreeMap<String, u32>> {
-    let mut rest = wanted.clone();
+/// `desired` minus `kept`; `None` if `kept` has an instance that is not desired.
+fn missing(desired: &BTreeMap<String, u32>, kept: &[Instance]) -> Option<BTreeMap<String, u32>> {
+    let mut missing = desired.clone();
     for (profile, n) in count(kept) {
-        let left = rest.get_mut(&profile)?;
-        *left = left.checked_sub(n)?;
+        let remaining = missing.get_mut(&profile)?;
+        *remaining = remaining.checked_sub(n)?;
     }
-    rest.retain(|_, n| *n > 0);
-    Some(rest)
+    missing.retain(|_, n| *n > 0);
+    Some(missing)
 }
 
-/// The change of one GPU that keeps the most instances.
-fn change(layout: &Layout, enabled: bool, wanted: &BTreeMap<String, u32>) -> Result<Change, GpuError> {
+/// The change of one GPU that keeps as many instances as possible.
+fn change(layout: &Layout, enabled: bool, desired: &BTreeMap<String, u32>) -> Result<Change, GpuError> {
     let geometry = &layout.geometry;
     let mode = (layout.enabled != enabled).then_some(enabled);
-    for profile in wanted.keys() {
-        known(geometry, profile)?;
+    for profile in desired.keys() {
+        find_profile(geometry, profile)?;
     }
-    let now = &layout.instances;
-    // Subsets of what is there, the largest first; a card holds at most seven, so there are at most 128.
-    let mut subsets: Vec<u32> = (0..1u32 << now.len()).collect();
+    let current = &layout.instances;
+    // Try to keep every subset of the current instances, largest first. A card has at most 7 instances, so at most 128 subsets.
+    let mut subsets: Vec<u32> = (0..1u32 << current.len()).collect();
     subsets.sort_by_key(|bits| std::cmp::Reverse(bits.count_ones()));
     for bits in subsets {
-        let (keep, destroy): (Vec<_>, Vec<_>) = now.iter().cloned().enumerate().partition(|(i, _)| bits >> i & 1 == 1);
+        let (keep, destroy): (Vec<_>, Vec<_>) =
+            current.iter().cloned().enumerate().partition(|(i, _)| bits >> i & 1 == 1);
         let keep: Vec<Instance> = keep.into_iter().map(|(_, i)| i).collect();
-        let Some(missing) = rest(wanted, &keep) else { continue };
-        if let Placed::Yes(mut new) = place(geometry, &[Used::of(&keep, geometry)?], &missing)? {
+        let Some(missing) = missing(desired, &keep) else { continue };
+        if let Placed::Yes(mut new) = place(geometry, &[Used::from_instances(&keep, geometry)?], &missing)? {
             let destroy = destroy.into_iter().map(|(_, i)| i).collect();
             return Ok(Change { gpu: layout.gpu, mode, keep, destroy, create: new.swap_remove(0) });
         }
     }
-    Err(GpuError::Impossible(format!("GPU {}: {}", layout.gpu, explain(geometry, &[Used::default()], wanted)?)))
+    Err(GpuError::Impossible(format!("GPU {}: {}", layout.gpu, explain(geometry, &[Used::default()], desired)?)))
 }
 
-/// What is wanted of the GPUs.
-pub enum Wanted<'a> {
-    /// mig-parted's rules, for each GPU.
+/// The desired state of the GPUs.
+pub enum Desired<'a> {
+    /// mig-parted rules; the first matching rule applies to a GPU.
     Rules(&'a [DeviceRule]),
-    /// So many instances over all of these GPUs together.
+    /// Instances by profile and count, distributed over the GPUs with these indices.
     Together(&'a BTreeMap<String, u32>, &'a [u32]),
 }
 
-/// Plans the changes, keeping as many instances as can be kept.
+/// Plans the changes, keeping as many instances as possible.
 ///
 /// # Errors
-/// [`GpuError::Impossible`] with the reason and the nearest possible; [`GpuError::Invalid`] for unknown profiles.
-pub fn plan(layouts: &[Layout], wanted: &Wanted<'_>) -> Result<Plan, GpuError> {
+/// [`GpuError::Impossible`] with the reason and the closest possible layout; [`GpuError::Invalid`] for unknown profiles.
+pub fn plan(layouts: &[Layout], desired: &Desired<'_>) -> Result<Plan, GpuError> {
     let mut changes = Vec::new();
-    match wanted {
-        Wanted::Rules(rules) => {
+    match desired {
+        Desired::Rules(rules) => {
             for layout in layouts {
                 if let Some(rule) = rules.iter().find(|r| r.covers(layout.gpu, layout.pci_id)) {
                     changes.push(change(layout, rule.enabled, &rule.instances)?);
                 }
             }
         }
-        Wanted::Together(wanted, gpus) => {
-            let chosen: Vec<&Layout> = layouts.iter().filter(|l| gpus.contains(&l.gpu)).collect();
-            let Some(first) = chosen.first() else {
-                return Err(GpuError::Impossible("none of these GPUs can do MIG".into()));
+        Desired::Together(desired, gpus) => {
+            let selected: Vec<&Layout> = layouts.iter().filter(|l| gpus.contains(&l.gpu)).collect();
+            let Some(first) = selected.first() else {
+                return Err(GpuError::Impossible("none of the selected GPUs supports MIG".into()));
             };
-            if let Some(other) = chosen.iter().find(|l| l.geometry.profiles != first.geometry.profiles) {
+            if let Some(other) = selected.iter().find(|l| l.geometry.profiles != first.geometry.profiles) {
                 return Err(GpuError::Invalid(format!(
-                    "GPU {} and GPU {} are of different kinds; plan for each kind with --gpus",
+                    "GPU {} and GPU {} are different models; plan each model separately with --gpus",
                     first.gpu, other.gpu
                 )));
             }
-            changes = together(&chosen, wanted)?;
+            changes = together(&selected, desired)?;
         }
     }
     if changes.is_empty() {
-        return Err(GpuError::Impossible("no GPU that can do MIG is named".into()));
+        return Err(GpuError::Impossible("no GPU with MIG support is selected".into()));
     }
     Ok(Plan { changes })
 }
 
-/// Shares instances out over GPUs: first around what can stay, else from nothing.
-fn together(layouts: &[&Layout], wanted: &BTreeMap<String, u32>) -> Result<Vec<Change>, GpuError> {
+/// Distributes instances over GPUs: first around the current instances that can be kept, otherwise from scratch.
+fn together(layouts: &[&Layout], desired: &BTreeMap<String, u32>) -> Result<Vec<Change>, GpuError> {
     let geometry = &layouts[0].geometry;
-    for profile in wanted.keys() {
-        known(geometry, profile)?;
+    for profile in desired.keys() {
+        find_profile(geometry, profile)?;
     }
-    let mut left = wanted.clone();
+    let mut remaining = desired.clone();
     let mut kept: Vec<Vec<Instance>> = Vec::new();
     for layout in layouts {
         let mut keep = Vec::new();
         for instance in &layout.instances {
-            if let Some(n) = left.get_mut(&instance.profile).filter(|n| **n > 0) {
+            if let Some(n) = remaining.get_mut(&instance.profile).filter(|n| **n > 0) {
                 *n -= 1;
                 keep.push(instance.clone());
             }
         }
         kept.push(keep);
     }
-    left.retain(|_, n| *n > 0);
-    let used: Vec<Used> = kept.iter().map(|k| Used::of(k, geometry)).collect::<Result<_, _>>()?;
-    let targets: Vec<BTreeMap<String, u32>> = match place(geometry, &used, &left)? {
+    remaining.retain(|_, n| *n > 0);
+    let used: Vec<Used> = kept.iter().map(|k| Used::from_instances(k, geometry)).collect::<Result<_, _>>()?;
+    let targets: Vec<BTreeMap<String, u32>> = match place(geometry, &used, &remaining)? {
         Placed::Yes(new) => {
             kept.iter().zip(new).map(|(k, n)| count(&k.iter().cloned().chain(n).collect::<Vec<_>>())).collect()
         }
         Placed::No | Placed::Unknown => {
             let empty = vec![Used::default(); layouts.len()];
-            match place(geometry, &empty, wanted)? {
+            match place(geometry, &empty, desired)? {
                 Placed::Yes(new) => new.iter().map(|n| count(n)).collect(),
                 Placed::No => {
                     return Err(GpuError::Impossible(format!(
                         "{} cannot be placed on {} GPUs of {}: {}",
-                        super::show(wanted),
+                        super::show(desired),
                         layouts.len(),
                         geometry.name,
-                        explain(geometry, &empty, wanted)?
+                        explain(geometry, &empty, desired)?
                     )));
                 }
                 Placed::Unknown => {
                     return Err(GpuError::Impossible(
-                        "no placement was found in the steps allowed; plan fewer GPUs at a time".into(),
+                        "no placement was found within the search limit; plan fewer GPUs at a time".into(),
                     ));
                 }
             }
@@ -247,28 +248,28 @@ fn together(layouts: &[&Layout], wanted: &BTreeMap<String, u32>) -> Result<Vec<C
     layouts.iter().zip(&targets).map(|(layout, target)| change(layout, true, target)).collect()
 }
 
-/// Makes the changes. When one fails, the GPU is brought back to what it was.
+/// Applies a plan. If a step fails, the changes of that GPU are rolled back.
 ///
 /// # Errors
-/// [`GpuError::InUse`] before anything is touched, when a process is inside an instance that must go;
-/// [`GpuError::Apply`] with what failed and what state that left.
+/// [`GpuError::InUse`] before the first change if a process runs in an instance that would be destroyed;
+/// [`GpuError::Apply`] with the failed step and the resulting state.
 pub fn apply(nvml: &Nvml, layouts: &[Layout], plan: &Plan) -> Result<(), GpuError> {
     for change in &plan.changes {
         let Some(layout) = layouts.iter().find(|l| l.gpu == change.gpu) else { continue };
-        let mut in_the_way: Vec<String> = Vec::new();
+        let mut blocking: Vec<String> = Vec::new();
         for (pid, instance) in &layout.processes {
-            let goes = match instance {
+            let affected = match instance {
                 Some(id) => {
                     layout.ids.iter().zip(&layout.instances).any(|(i, inst)| i == id && change.destroy.contains(inst))
                 }
                 None => change.mode.is_some(),
             };
-            if goes {
-                in_the_way.push(crate::process::about(*pid));
+            if affected {
+                blocking.push(crate::process::describe(*pid));
             }
         }
-        if !in_the_way.is_empty() {
-            return Err(GpuError::InUse(format!("GPU {} is in use by {}", change.gpu, in_the_way.join(", "))));
+        if !blocking.is_empty() {
+            return Err(GpuError::InUse(format!("GPU {} is in use by {}", change.gpu, blocking.join(", "))));
         }
     }
     for change in &plan.changes {
@@ -278,6 +279,7 @@ pub fn apply(nvml: &Nvml, layouts: &[Layout], plan: &Plan) -> Result<(), GpuErro
     Ok(())
 }
 
+/// A completed step, which a rollback reverts.
 enum Done<'c> {
     Mode(bool),
     Destroyed(&'c Instance),
@@ -287,24 +289,28 @@ enum Done<'c> {
 fn apply_one(device: &Device<'_>, layout: &Layout, change: &Change) -> Result<(), GpuError> {
     let mut done: Vec<Done<'_>> = Vec::new();
     let outcome = steps(device, layout, change, &mut done);
-    let Err((what, error)) = outcome else { return Ok(()) };
-    let mut lost = Vec::new();
+    let Err((failed_step, error)) = outcome else { return Ok(()) };
+    let mut rollback_errors = Vec::new();
     for step in done.iter().rev() {
-        let undone = match step {
+        let reverted = match step {
             Done::Mode(on) => device.set_mig_mode(!on).map(drop),
             Done::Destroyed(instance) => create(device, layout, instance),
             Done::Created(instance) => destroy(device, layout, instance),
         };
-        if let Err(e) = undone {
-            lost.push(e.to_string());
+        if let Err(e) = reverted {
+            rollback_errors.push(e.to_string());
         }
     }
-    let state = if lost.is_empty() {
-        format!("GPU {} is as it was before", change.gpu)
+    let state = if rollback_errors.is_empty() {
+        format!("GPU {} was rolled back to its previous layout", change.gpu)
     } else {
-        format!("GPU {} could not be brought back whole ({}); see slipway gpu mig ls", change.gpu, lost.join("; "))
+        format!(
+            "GPU {} could not be rolled back completely ({}); see slipway gpu mig ls",
+            change.gpu,
+            rollback_errors.join("; ")
+        )
     };
-    Err(GpuError::Apply { reason: format!("{what}: {error}"), state })
+    Err(GpuError::Apply { reason: format!("{failed_step}: {error}"), state })
 }
 
 fn steps<'c>(
@@ -315,38 +321,38 @@ fn steps<'c>(
 ) -> Result<(), (String, NvmlError)> {
     for instance in &change.destroy {
         destroy(device, layout, instance)
-            .map_err(|e| (format!("removing {} at {}", instance.profile, instance.at.start), e))?;
+            .map_err(|e| (format!("destroying {} at {}", instance.profile, instance.at.start), e))?;
         done.push(Done::Destroyed(instance));
     }
     if let Some(on) = change.mode {
-        let what = || format!("turning MIG {}", if on { "on" } else { "off" });
-        let activation = device.set_mig_mode(on).map_err(|e| (what(), e))?;
+        let step = || format!("{} MIG", if on { "enabling" } else { "disabling" });
+        let activation = device.set_mig_mode(on).map_err(|e| (step(), e))?;
         done.push(Done::Mode(on));
         if activation != 0 {
-            return Err((what(), NvmlError { call: "nvmlDeviceSetMigMode", code: activation }));
+            return Err((step(), NvmlError { call: "nvmlDeviceSetMigMode", code: activation }));
         }
     }
     for instance in &change.create {
         create(device, layout, instance)
-            .map_err(|e| (format!("making {} at {}", instance.profile, instance.at.start), e))?;
+            .map_err(|e| (format!("creating {} at {}", instance.profile, instance.at.start), e))?;
         done.push(Done::Created(instance));
     }
     Ok(())
 }
 
 fn profile_id(layout: &Layout, device: &Device<'_>, name: &str) -> Result<(u32, u32), NvmlError> {
-    // After MIG was turned on the card itself knows best.
-    let live = Geometry::of_device(device).ok();
-    let found = live.as_ref().and_then(|g| g.profile(name)).or_else(|| layout.geometry.profile(name));
-    found.map(|p| (p.id, p.compute_kind())).ok_or(NvmlError { call: "MIG profile", code: codes::NOT_FOUND })
+    // Once MIG is enabled, the profile ids reported by the card take precedence over those of the layout.
+    let live = Geometry::from_device(device).ok();
+    let profile = live.as_ref().and_then(|g| g.profile(name)).or_else(|| layout.geometry.profile(name));
+    profile.map(|p| (p.id, p.compute_kind())).ok_or(NvmlError { call: "MIG profile", code: codes::NOT_FOUND })
 }
 
 fn create(device: &Device<'_>, layout: &Layout, instance: &Instance) -> Result<(), NvmlError> {
     let (profile, compute_kind) = profile_id(layout, device, &instance.profile)?;
-    let made = device.create_gpu_instance(profile, instance.at)?;
-    let filled = made.compute_profile(compute_kind).and_then(|p| made.create_compute_instance(p)).map(drop);
+    let created = device.create_gpu_instance(profile, instance.at)?;
+    let filled = created.compute_profile(compute_kind).and_then(|p| created.create_compute_instance(p)).map(drop);
     if let Err(error) = filled {
-        made.destroy()?;
+        created.destroy()?;
         return Err(error);
     }
     Ok(())
@@ -366,14 +372,14 @@ fn destroy(device: &Device<'_>, layout: &Layout, instance: &Instance) -> Result<
     let found = find(device, profile, instance)?;
     for kind in 0..8 {
         let Ok(compute) = found.compute_profile(kind) else { continue };
-        for one in found.compute_instances(compute)? {
-            one.destroy()?;
+        for compute_instance in found.compute_instances(compute)? {
+            compute_instance.destroy()?;
         }
     }
     found.destroy()
 }
 
-/// The layouts as a mig-parted configuration named `name`.
+/// Writes the layouts as a mig-parted configuration under the name `name`.
 pub fn export(layouts: &[Layout], name: &str) -> super::Config {
     let rule = |l: &Layout| DeviceRule {
         filter: None,

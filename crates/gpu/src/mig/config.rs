@@ -1,4 +1,4 @@
-//! mig-parted's configuration file, read and written (`version: v1`, `mig-configs`).
+//! Reads and writes mig-parted's configuration file (`version: v1`, `mig-configs`).
 //! Source: NVIDIA/mig-parted, README and `api/spec/v1`.
 
 use std::collections::BTreeMap;
@@ -11,52 +11,52 @@ use crate::GpuError;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// `v1`.
+    /// Format version; only `v1` is supported.
     pub version: String,
-    /// Named layouts.
+    /// Layouts by name; each is a list of rules.
     #[serde(rename = "mig-configs")]
     pub configs: BTreeMap<String, Vec<DeviceRule>>,
 }
 
-/// What some of the GPUs are to look like.
+/// The desired state of some of the GPUs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceRule {
-    /// PCI ids (`0x233010DE`) that the rule is for; all without one.
+    /// PCI ids (`0x233010DE`) of the GPUs that the rule applies to; `None` means all.
     #[serde(rename = "device-filter", default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<OneOrMany>,
-    /// Which GPUs.
+    /// The GPUs that the rule applies to.
     pub devices: Devices,
-    /// Whether MIG is on.
+    /// Whether MIG is enabled.
     #[serde(rename = "mig-enabled")]
     pub enabled: bool,
-    /// Profiles and how many of each, on every GPU of the rule.
+    /// Number of instances of each profile on every GPU of the rule.
     #[serde(rename = "mig-devices", default)]
     pub instances: BTreeMap<String, u32>,
 }
 
-/// A text or several.
+/// A string or a list of strings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum OneOrMany {
-    /// One.
+    /// A single string.
     One(String),
-    /// Several.
+    /// A list.
     Many(Vec<String>),
 }
 
-/// `all`, or indices.
+/// The word `all`, or GPU indices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Devices {
-    /// `all`.
+    /// Only `all` is valid.
     Word(String),
-    /// Indices.
+    /// GPU indices.
     Indices(Vec<u32>),
 }
 
 impl DeviceRule {
-    /// Whether the rule is for the GPU of this index and PCI id.
+    /// Whether the rule applies to the GPU with this index and PCI id.
     pub fn covers(&self, index: u32, pci_id: u32) -> bool {
         let same = |text: &String| {
             u32::from_str_radix(text.trim_start_matches("0x").trim_start_matches("0X"), 16).is_ok_and(|id| id == pci_id)
@@ -75,29 +75,32 @@ impl DeviceRule {
 }
 
 impl Config {
-    /// Reads a file's text.
+    /// Parses and validates the YAML text of a file.
     ///
     /// # Errors
-    /// [`GpuError::Invalid`] that says where the text is wrong.
+    /// [`GpuError::Invalid`] with the position or the layout that is invalid.
     pub fn parse(text: &str) -> Result<Self, GpuError> {
         let config: Self = serde_saphyr::from_str(text)
             .map_err(|e| GpuError::Invalid(format!("the mig-parted configuration: {e}")))?;
         if config.version != "v1" {
-            return Err(GpuError::Invalid(format!("the configuration's version is '{}', known is v1", config.version)));
+            return Err(GpuError::Invalid(format!(
+                "unsupported configuration version '{}': expected v1",
+                config.version
+            )));
         }
         for (name, rules) in &config.configs {
             for rule in rules {
                 if matches!(&rule.devices, Devices::Word(word) if word != "all") {
-                    return Err(GpuError::Invalid(format!("{name}: devices is neither 'all' nor a list of indices")));
+                    return Err(GpuError::Invalid(format!("{name}: devices must be 'all' or a list of indices")));
                 }
                 if let Some(partial) = rule.instances.keys().find(|p| p.split('.').count() > 2) {
                     return Err(GpuError::Invalid(format!(
-                        "{name}: '{partial}' asks for a part of an instance's compute; slipway makes whole instances"
+                        "{name}: '{partial}' requests a part of an instance's compute; slipway creates whole instances only"
                     )));
                 }
                 if !rule.enabled && !rule.instances.is_empty() {
                     return Err(GpuError::Invalid(format!(
-                        "{name}: mig-devices are listed where mig-enabled is false"
+                        "{name}: mig-devices must be empty if mig-enabled is false"
                     )));
                 }
             }
@@ -105,10 +108,10 @@ impl Config {
         Ok(config)
     }
 
-    /// The layout of that name.
+    /// The rules of the layout with this name.
     ///
     /// # Errors
-    /// [`GpuError::Invalid`] with the names there are.
+    /// [`GpuError::Invalid`] with the existing names if there is no such layout.
     pub fn layout(&self, name: &str) -> Result<&[DeviceRule], GpuError> {
         self.configs.get(name).map(Vec::as_slice).ok_or_else(|| {
             let names = self.configs.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -137,7 +140,7 @@ mig-configs:
 ";
 
     #[test]
-    fn upstreams_form_is_read() {
+    fn mig_parted_file_is_parsed() {
         let config = Config::parse(FILE).unwrap();
         let custom = config.layout("custom").unwrap();
         assert!(custom[0].covers(1, 0) && !custom[0].covers(2, 0));
@@ -146,11 +149,11 @@ mig-configs:
     }
 
     #[test]
-    fn mistakes_are_named() {
-        let wrong = |from: &str, to: &str| Config::parse(&FILE.replace(from, to)).unwrap_err().to_string();
-        assert!(wrong("version: v1", "version: v2").contains("'v2'"));
-        assert!(wrong("[0, 1]", "some").contains("neither 'all'"));
-        assert!(wrong("2g.20gb", "1c.2g.20gb").contains("whole instances"));
-        assert!(wrong("mig-enabled: false", "mig-on: false").contains("mig-on"));
+    fn errors_name_the_invalid_value() {
+        let error = |from: &str, to: &str| Config::parse(&FILE.replace(from, to)).unwrap_err().to_string();
+        assert!(error("version: v1", "version: v2").contains("'v2'"));
+        assert!(error("[0, 1]", "some").contains("must be 'all'"));
+        assert!(error("2g.20gb", "1c.2g.20gb").contains("whole instances"));
+        assert!(error("mig-enabled: false", "mig-on: false").contains("mig-on"));
     }
 }

@@ -1,41 +1,41 @@
-//! What MIG instances a card offers and where they may lie.
+//! The MIG instances that a card supports, and their possible positions.
 //!
-//! Placements are NVIDIA's (MIG User Guide, "Supported MIG Profiles"; `nvidia-smi mig -lgipp`): instances occupy
-//! whole memory slices from fixed starts. A card that is there is asked through NVML; the families below serve
-//! planning without one.
+//! Positions are defined by NVIDIA (MIG User Guide, "Supported MIG Profiles"; `nvidia-smi mig -lgipp`): instances occupy
+//! whole memory slices and begin at fixed slices. NVML reports them for an installed card; the table of card families in
+//! this module allows planning without a card.
 
 use crate::nvml::{Device, NvmlError, Placement, codes};
 
-/// A kind of GPU instance.
+/// A GPU instance profile.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Profile {
-    /// As people write it: `1g.10gb`, `1g.10gb+me`.
+    /// NVIDIA's name, such as `1g.10gb` or `1g.10gb+me`.
     pub name: String,
-    /// NVML's kind (`NVML_GPU_INSTANCE_PROFILE_*`).
+    /// NVML's profile kind (`NVML_GPU_INSTANCE_PROFILE_*`).
     pub kind: u32,
-    /// NVML's profile id.
+    /// NVML's profile id, which depends on the card.
     pub id: u32,
-    /// Compute slices.
+    /// Number of compute slices.
     pub compute: u32,
-    /// Memory slices.
+    /// Number of memory slices.
     pub size: u32,
-    /// Where it may start.
+    /// Memory slices at which an instance can begin.
     pub starts: Vec<u32>,
-    /// How many of them fit on one GPU at most.
+    /// Maximum number of instances on one GPU.
     pub limit: u32,
-    /// Multiprocessors.
+    /// Number of streaming multiprocessors.
     pub multiprocessors: u32,
-    /// MiB of memory.
+    /// Memory in MiB.
     pub memory_mib: u64,
 }
 
 impl Profile {
-    /// Whether it holds the card's media engines, of which there is one share.
+    /// Whether instances own the card's media engines; a card can have only one such instance.
     pub fn media(&self) -> bool {
         self.name.ends_with("+me")
     }
 
-    /// The kind of the compute instance that fills the GPU instance (`NVML_COMPUTE_INSTANCE_PROFILE_*`).
+    /// Kind of the compute instance that occupies the whole GPU instance (`NVML_COMPUTE_INSTANCE_PROFILE_*`).
     pub fn compute_kind(&self) -> u32 {
         match self.compute {
             1 => 0,
@@ -49,35 +49,35 @@ impl Profile {
     }
 }
 
-/// What a card offers.
+/// The slices and instance profiles of a card.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Geometry {
-    /// Name of the family, or of the card.
+    /// Name of the card family, such as `h100-80gb`, or of the card.
     pub name: String,
-    /// Compute slices.
+    /// Number of compute slices.
     pub compute: u32,
-    /// Memory slices.
+    /// Number of memory slices.
     pub memory: u32,
-    /// Its kinds of instances, largest first.
+    /// Instance profiles, largest first.
     pub profiles: Vec<Profile>,
 }
 
-/// Kinds that are asked for, with what follows the name.
+/// NVML's profile kinds that are queried, each with the suffix of the profile name.
 const KINDS: [(u32, &str); 10] =
     [(4, ""), (3, ""), (2, ""), (1, ""), (8, "+me"), (9, ""), (0, ""), (7, "+me"), (5, ""), (6, "")];
 
-/// The gigabytes in a profile's name: the share of the card in eighths, rounded up, of the card's GiB, rounded up.
-/// So 9,984 of 81,559 MiB are an eighth of 80 GiB, `10gb`.
+/// The gigabytes in a profile's name: the instance's share of the card, rounded up to eighths, times the card's memory rounded up
+/// to GiB. For example, 9,984 of 81,559 MiB are one eighth of 80 GiB: `10gb`.
 pub fn name_gigabytes(instance_mib: u64, card_mib: u64) -> u64 {
     let eighths = (instance_mib as f64 / card_mib as f64 * 8.0).ceil();
     let card = card_mib.div_ceil(1024) as f64;
     (eighths / 8.0 * card).round() as u64
 }
 
-/// A family in one line: name, MiB, GB in names, multiprocessors of 1, 2, 3, 4 and 7 slices.
+/// A card family: name, memory in MiB, GB as used in names, multiprocessors of instances with 1, 2, 3, 4 and 7 slices.
 struct Family(&'static str, u64, u64, [u32; 5]);
 
-/// A short name (`h100`) means the last of its card. Sizes: `nvidia-smi` of the cards (MiB), MIG User Guide (multiprocessors).
+/// A short name (`h100`) selects the last family of that card. Sources: `nvidia-smi` on the cards (MiB), MIG User Guide (multiprocessors).
 const FAMILIES: [Family; 7] = [
     Family("a100-40gb", 40_536, 40, [14, 28, 42, 56, 98]),
     Family("a100-80gb", 81_920, 80, [14, 28, 42, 56, 98]),
@@ -88,13 +88,13 @@ const FAMILIES: [Family; 7] = [
     Family("a30-24gb", 24_576, 24, [14, 28, 0, 56, 0]),
 ];
 
-/// Names of the families that [`Geometry::family`] knows.
+/// Names of the families that [`Geometry::family`] accepts.
 pub fn families() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().map(|f| f.0)
 }
 
 impl Geometry {
-    /// The geometry of a family, by its name or its beginning (`h100`, `a100-40gb`).
+    /// The geometry of a family, by full name (`a100-40gb`) or card name (`h100`).
     pub fn family(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
         let found = FAMILIES
@@ -104,8 +104,8 @@ impl Geometry {
         Some(found.geometry())
     }
 
-    /// The family of a product by NVML's name and its memory.
-    pub fn of_product(product: &str, memory_mib: u64) -> Option<Self> {
+    /// The geometry of a product, by NVML's product name and its memory in MiB.
+    pub fn for_product(product: &str, memory_mib: u64) -> Option<Self> {
         let product = product.to_ascii_lowercase();
         let fits = |f: &&Family| {
             let card = f.0.split('-').next().unwrap_or_default();
@@ -114,11 +114,11 @@ impl Geometry {
         FAMILIES.iter().find(fits).map(Family::geometry)
     }
 
-    /// What the card itself says.
+    /// The geometry reported by an installed card.
     ///
     /// # Errors
-    /// NVML's.
-    pub fn of_device(device: &Device<'_>) -> Result<Self, NvmlError> {
+    /// [`NvmlError`] if an NVML call fails.
+    pub fn from_device(device: &Device<'_>) -> Result<Self, NvmlError> {
         let card_mib = device.memory()?.total >> 20;
         let mut profiles: Vec<Profile> = Vec::new();
         for (kind, suffix) in KINDS {
@@ -127,20 +127,20 @@ impl Geometry {
                 Err(e) if matches!(e.code, codes::NOT_SUPPORTED | 2) => continue,
                 Err(e) => return Err(e),
             };
-            let mut places = match device.possible_placements(info.id) {
-                Ok(places) => places,
+            let mut placements = match device.possible_placements(info.id) {
+                Ok(placements) => placements,
                 Err(e) if e.code == codes::NOT_SUPPORTED => continue,
                 Err(e) => return Err(e),
             };
-            places.sort_unstable();
-            let Some(first) = places.first() else { continue };
+            placements.sort_unstable();
+            let Some(first) = placements.first() else { continue };
             profiles.push(Profile {
                 name: format!("{}g.{}gb{suffix}", info.slices, name_gigabytes(info.memory_mib, card_mib)),
                 kind,
                 id: info.id,
                 compute: info.slices,
                 size: first.size,
-                starts: places.iter().map(|p| p.start).collect(),
+                starts: placements.iter().map(|p| p.start).collect(),
                 limit: info.instances,
                 multiprocessors: info.multiprocessors,
                 memory_mib: info.memory_mib,
@@ -151,12 +151,12 @@ impl Geometry {
         Ok(Self { name: device.name()?, compute, memory, profiles })
     }
 
-    /// The profile of that name.
+    /// The profile with this name.
     pub fn profile(&self, name: &str) -> Option<&Profile> {
         self.profiles.iter().find(|p| p.name == name)
     }
 
-    /// Names of all profiles.
+    /// Names of all profiles, separated by commas, for messages.
     pub fn names(&self) -> String {
         self.profiles.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ")
     }
@@ -165,7 +165,7 @@ impl Geometry {
 impl Family {
     fn geometry(&self) -> Geometry {
         let Self(name, mib, gb, sms) = *self;
-        // Kind, NVML's id, compute slices, memory slices, starts, most, suffix. Ids as nvidia-smi lists them.
+        // Kind, NVML's id (as listed by nvidia-smi), compute slices, memory slices, starts, limit, name suffix.
         type Row = (u32, u32, u32, u32, &'static [u32], u32, &'static str);
         let (compute, memory, rows): (u32, u32, &[Row]) = if name.starts_with("a30") {
             (
@@ -197,7 +197,7 @@ impl Family {
         let profiles = rows
             .iter()
             .map(|&(kind, id, slices, size, starts, limit, suffix)| {
-                // A little of the card is kept by the driver, so an instance has less than its slices' share.
+                // The driver reserves some memory, so an instance has less than the share of its slices.
                 let memory_mib = mib * u64::from(size) / u64::from(memory) - 200 * u64::from(size) / u64::from(memory);
                 let gigabytes = (gb as f64 * f64::from(size) / f64::from(memory)).round() as u64;
                 Profile {
@@ -217,12 +217,12 @@ impl Family {
     }
 }
 
-/// An instance on a GPU.
+/// A GPU instance: profile and position.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Instance {
-    /// Its profile's name.
+    /// Name of the profile, such as `1g.10gb`.
     pub profile: String,
-    /// Where it lies.
+    /// Position in memory slices.
     pub at: Placement,
 }
 
@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_nvidias() {
+    fn profile_names_match_nvidia() {
         let names = |family: &str| Geometry::family(family).unwrap().names();
         assert_eq!(names("a100-40gb"), "7g.40gb, 4g.20gb, 3g.20gb, 2g.10gb, 1g.10gb, 1g.5gb, 1g.5gb+me");
         assert_eq!(names("h100-80gb"), "7g.80gb, 4g.40gb, 3g.40gb, 2g.20gb, 1g.20gb, 1g.10gb, 1g.10gb+me");
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn gigabytes_of_names_follow_the_memory() {
+    fn gigabytes_in_names_are_derived_from_memory() {
         assert_eq!(name_gigabytes(9_984, 81_559), 10);
         assert_eq!(name_gigabytes(4_864, 40_536), 5);
         assert_eq!(name_gigabytes(16_384, 143_771), 18);
@@ -251,9 +251,9 @@ mod tests {
     }
 
     #[test]
-    fn products_are_known_by_name_and_memory() {
-        assert_eq!(Geometry::of_product("NVIDIA H100 80GB HBM3", 81_559).unwrap().name, "h100-80gb");
-        assert_eq!(Geometry::of_product("NVIDIA A100-SXM4-40GB", 40_960).unwrap().name, "a100-40gb");
-        assert!(Geometry::of_product("NVIDIA L40S", 46_068).is_none());
+    fn products_are_matched_by_name_and_memory() {
+        assert_eq!(Geometry::for_product("NVIDIA H100 80GB HBM3", 81_559).unwrap().name, "h100-80gb");
+        assert_eq!(Geometry::for_product("NVIDIA A100-SXM4-40GB", 40_960).unwrap().name, "a100-40gb");
+        assert!(Geometry::for_product("NVIDIA L40S", 46_068).is_none());
     }
 }

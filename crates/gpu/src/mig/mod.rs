@@ -1,4 +1,4 @@
-//! Multi-instance GPUs: what a card offers, where instances go, and how one layout becomes another.
+//! Multi-instance GPUs (MIG): the instances that a card supports, their placement, and changes from one layout to another.
 
 mod apply;
 mod config;
@@ -6,21 +6,21 @@ mod geometry;
 mod pack;
 mod solve;
 
-pub use apply::{Change, Layout, Plan, Wanted, apply, export, layout, maps, plan};
+pub use apply::{Change, Desired, Layout, Plan, apply, export, layout, maps, plan};
 pub use config::{Config, DeviceRule, Devices};
 pub use geometry::{Geometry, Instance, Profile, families, name_gigabytes};
 pub use pack::{Packing, pack};
-pub use solve::{Placed, Used, explain, known, parse, place, show};
+pub use solve::{Placed, Used, explain, find_profile, parse, place, show};
 
-/// The extended resource of whole GPUs.
+/// Name of the extended resource for whole GPUs.
 pub const GPU_RESOURCE: &str = "nvidia.com/gpu";
 
-/// The extended resource of a MIG profile: `1g.10gb+me` is `nvidia.com/mig-1g.10gb.me` (k8s-device-plugin, MIG strategy `mixed`).
+/// Name of the extended resource for a MIG profile: `1g.10gb+me` is `nvidia.com/mig-1g.10gb.me` (k8s-device-plugin, MIG strategy `mixed`).
 pub fn resource(profile: &str) -> String {
-    format!("nvidia.com/mig-{}", plain(profile))
+    format!("nvidia.com/mig-{}", name_part(profile))
 }
 
-/// A profile in names of resources and labels, which have no plus sign: `1g.10gb.me`.
-pub fn plain(profile: &str) -> String {
+/// A profile as part of a resource or label name, which cannot contain a plus sign: `1g.10gb+me` becomes `1g.10gb.me`.
+pub fn name_part(profile: &str) -> String {
     profile.replace('+', ".")
 }

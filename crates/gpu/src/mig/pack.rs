@@ -1,31 +1,31 @@
-//! Many instances on few GPUs: cutting stock.
+//! Packs many instances onto as few GPUs as possible (the cutting-stock problem).
 //!
-//! All ways to fill one GPU are its patterns, a few hundred. The linear program "cover what is wanted by fewest
-//! patterns" is solved by the revised simplex method, which gives a bound that no packing can beat (Farley 1990) and,
-//! rounded down, nearly all GPUs; the rest is placed by exact search. Source: Gilmore and Gomory, "A linear
+//! A pattern is one way to fill a GPU; there are a few hundred. The linear program "cover the demand with the fewest
+//! patterns" is solved by the revised simplex method. Its solution gives a lower bound on the number of GPUs (Farley 1990)
+//! and, rounded down, nearly all GPUs; the remaining instances are placed by exact search. Source: Gilmore and Gomory, "A linear
 //! programming approach to the cutting-stock problem" (1961).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::geometry::{Geometry, Instance};
-use super::solve::{Placed, Used, known, place};
+use super::solve::{Placed, Used, find_profile, place};
 use crate::GpuError;
 use crate::nvml::Placement;
 
-/// Rounding errors are below this.
+/// Tolerance for rounding errors.
 const EPSILON: f64 = 1e-7;
-/// Steps of the simplex method; it needs a few dozen.
-const ITERATIONS: usize = 2_000;
+/// Maximum number of simplex iterations; a few dozen are normally enough.
+const MAX_ITERATIONS: usize = 2_000;
 
-/// A way to fill a GPU.
+/// One way to fill a GPU.
 #[derive(Debug, Clone)]
 pub(super) struct Pattern {
-    /// How many of each profile, in the geometry's order.
+    /// Number of instances of each profile, in the geometry's order.
     pub(super) counts: Vec<u32>,
     instances: Vec<Instance>,
 }
 
-/// Every multiset of profiles that fits on one GPU, with one placement of it.
+/// Every multiset of profiles that fits on one GPU, each with one placement.
 pub(super) fn patterns(geometry: &Geometry) -> Vec<Pattern> {
     let mut seen: HashMap<(Used, Vec<u32>), ()> = HashMap::new();
     let mut found: BTreeMap<Vec<u32>, Vec<Instance>> = BTreeMap::new();
@@ -51,37 +51,37 @@ pub(super) fn patterns(geometry: &Geometry) -> Vec<Pattern> {
     found.into_iter().map(|(counts, instances)| Pattern { counts, instances }).collect()
 }
 
-/// The outcome of packing many instances into as few GPUs as possible.
+/// The result of [`pack`].
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Packing {
-    /// Instances of each GPU, with the index of the job each is for.
+    /// The instances of each GPU, each with the index of its job.
     pub gpus: Vec<Vec<(usize, Instance)>>,
-    /// No packing can use fewer GPUs than this.
+    /// Lower bound on the number of GPUs of any packing.
     pub lower_bound: usize,
 }
 
-/// The linear program's solution: how often each pattern, and the bound.
-fn relax(patterns: &[Pattern], wanted: &[f64]) -> (Vec<(usize, f64)>, usize) {
-    let rows: Vec<usize> = (0..wanted.len()).filter(|i| wanted[*i] > 0.0).collect();
+/// Solves the linear program for the demand per profile. Returns patterns with their amounts, and the lower bound.
+fn relax(patterns: &[Pattern], demand: &[f64]) -> (Vec<(usize, f64)>, usize) {
+    let rows: Vec<usize> = (0..demand.len()).filter(|i| demand[*i] > 0.0).collect();
     let m = rows.len();
     let column = |p: usize| -> Vec<f64> { rows.iter().map(|r| f64::from(patterns[p].counts[*r])).collect() };
-    // A pattern that takes only what is wanted, priced by `prices`.
+    // Only patterns without profiles that are not in demand can be used.
     let usable: Vec<usize> = (0..patterns.len())
-        .filter(|p| patterns[*p].counts.iter().enumerate().all(|(i, n)| *n == 0 || wanted[i] > 0.0))
+        .filter(|p| patterns[*p].counts.iter().enumerate().all(|(i, n)| *n == 0 || demand[i] > 0.0))
         .collect();
-    // The first basis: for each profile the pattern that is full of it alone.
-    let alone = |row: usize| {
+    // The initial basis: for each profile the pattern with the most instances of this profile alone.
+    let single_profile = |row: usize| {
         let only = |p: &&usize| patterns[**p].counts.iter().enumerate().all(|(i, n)| (*n > 0) == (i == rows[row]));
         usable.iter().filter(only).max_by_key(|p| patterns[**p].counts[rows[row]]).copied()
     };
-    let Some(mut basis) = (0..m).map(alone).collect::<Option<Vec<usize>>>() else { return (Vec::new(), 0) };
+    let Some(mut basis) = (0..m).map(single_profile).collect::<Option<Vec<usize>>>() else { return (Vec::new(), 0) };
     let mut inverse = vec![vec![0.0; m]; m];
     for i in 0..m {
         inverse[i][i] = 1.0 / f64::from(patterns[basis[i]].counts[rows[i]]);
     }
-    let mut amounts: Vec<f64> = (0..m).map(|i| wanted[rows[i]] * inverse[i][i]).collect();
+    let mut amounts: Vec<f64> = (0..m).map(|i| demand[rows[i]] * inverse[i][i]).collect();
     let mut bound = 0.0f64;
-    for _ in 0..ITERATIONS {
+    for _ in 0..MAX_ITERATIONS {
         let prices: Vec<f64> = (0..m).map(|j| inverse.iter().map(|row| row[j]).sum()).collect();
         let value = |p: usize| column(p).iter().zip(&prices).map(|(a, y)| a * y).sum::<f64>();
         let Some((enter, best)) = usable.iter().map(|p| (*p, value(*p))).max_by(|a, b| a.1.total_cmp(&b.1)) else {
@@ -112,19 +112,19 @@ fn relax(patterns: &[Pattern], wanted: &[f64]) -> (Vec<(usize, f64)>, usize) {
     (basis.into_iter().zip(amounts).collect(), (bound - EPSILON).ceil().max(0.0) as usize)
 }
 
-/// Packs instances (by profile name, one a job) into as few GPUs as it can, at most `most`.
+/// Packs one instance per job onto as few GPUs as possible. `jobs` are profile names.
 ///
 /// # Errors
-/// [`GpuError::Invalid`] for a profile the card lacks, [`GpuError::Impossible`] when `most` GPUs are too few.
-pub fn pack(geometry: &Geometry, jobs: &[&str], most: usize) -> Result<Packing, GpuError> {
+/// [`GpuError::Invalid`] for a profile that the card lacks, [`GpuError::Impossible`] if more than `max_gpus` are needed.
+pub fn pack(geometry: &Geometry, jobs: &[&str], max_gpus: usize) -> Result<Packing, GpuError> {
     let mut waiting: BTreeMap<&str, VecDeque<usize>> = BTreeMap::new();
     for (job, name) in jobs.iter().enumerate() {
-        waiting.entry(known(geometry, name)?.name.as_str()).or_default().push_back(job);
+        waiting.entry(find_profile(geometry, name)?.name.as_str()).or_default().push_back(job);
     }
     let patterns = patterns(geometry);
-    let wanted: Vec<f64> =
+    let demand: Vec<f64> =
         geometry.profiles.iter().map(|p| waiting.get(p.name.as_str()).map_or(0.0, |w| w.len() as f64)).collect();
-    let (amounts, lower_bound) = relax(&patterns, &wanted);
+    let (amounts, lower_bound) = relax(&patterns, &demand);
 
     let mut gpus: Vec<Vec<(usize, Instance)>> = Vec::new();
     let mut fill = |instances: &[Instance], waiting: &mut BTreeMap<&str, VecDeque<usize>>| {
@@ -139,7 +139,7 @@ pub fn pack(geometry: &Geometry, jobs: &[&str], most: usize) -> Result<Packing, 
             fill(&patterns[pattern].instances, &mut waiting);
         }
     }
-    // At most one GPU a profile is left over by rounding down; few enough for an exact search.
+    // Rounding down leaves at most one GPU per profile, which is few enough for an exact search.
     let rest: BTreeMap<String, u32> = waiting
         .iter()
         .filter(|(_, w)| !w.is_empty())
@@ -155,9 +155,9 @@ pub fn pack(geometry: &Geometry, jobs: &[&str], most: usize) -> Result<Packing, 
             }
         }
     }
-    if gpus.len() > most {
+    if gpus.len() > max_gpus {
         return Err(GpuError::Impossible(format!(
-            "{} jobs need {} GPUs and {most} are there; no packing needs fewer than {lower_bound}",
+            "{} jobs need {} GPUs and {max_gpus} are available; no packing needs fewer than {lower_bound}",
             jobs.len(),
             gpus.len()
         )));
@@ -171,7 +171,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn ten_thousand_jobs_need_at_most_one_gpu_more_than_the_bound() {
+    fn packing_10_000_jobs_needs_at_most_one_gpu_above_lower_bound() {
         let geometry = Geometry::family("h100").unwrap();
         let names: Vec<&str> =
             (0..10_000).map(|i| ["1g.10gb", "1g.10gb", "1g.20gb", "2g.20gb", "3g.40gb"][i % 5]).collect();
@@ -184,9 +184,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Packing obeys the rules, and needs as many GPUs as an exact search over all of the jobs, or one more.
+        /// A packing is valid, and needs at most one GPU more than an exact search over all jobs.
         #[test]
-        fn packing_is_valid_and_near_exact(picks in prop::collection::vec(0usize..7, 1..14)) {
+        fn packing_is_valid_and_near_optimal(picks in prop::collection::vec(0usize..7, 1..14)) {
             let geometry = Geometry::family("a100-80gb").unwrap();
             let names: Vec<&str> = picks.iter().map(|i| geometry.profiles[*i].name.as_str()).collect();
             let packing = pack(&geometry, &names, 100).unwrap();
@@ -198,7 +198,7 @@ mod tests {
                     prop_assert_eq!(&instance.profile, names[*job]);
                 }
                 let instances: Vec<Instance> = gpu.iter().map(|(_, i)| i.clone()).collect();
-                prop_assert!(Used::of(&instances, &geometry).is_ok());
+                prop_assert!(Used::from_instances(&instances, &geometry).is_ok());
             }
             let mut map = BTreeMap::new();
             for name in &names {

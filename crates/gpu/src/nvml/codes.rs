@@ -1,32 +1,32 @@
-//! NVML's numbers in words: return codes, throttle reasons, XIDs.
+//! Descriptions of NVML's numeric codes: return codes, throttle reasons, XIDs, architectures.
 //! Source: nvml.h (`nvmlReturn_t`, `nvmlClocksEventReasons`), NVIDIA's "XID Errors" document.
 
-/// The call is not offered by this device.
+/// The device does not support the call.
 pub const NOT_SUPPORTED: u32 = 3;
-/// The user may not do this.
+/// The user lacks the permission for the call.
 pub const NO_PERMISSION: u32 = 4;
-/// Nothing by that name or number.
+/// The requested object does not exist.
 pub const NOT_FOUND: u32 = 6;
-/// The buffer is too small; the count says how large it must be.
+/// The buffer is too small; the returned count is the required size.
 pub const INSUFFICIENT_SIZE: u32 = 7;
-/// No kernel module.
+/// The NVIDIA kernel module is not loaded.
 pub const DRIVER_NOT_LOADED: u32 = 9;
-/// Nothing happened in the time given.
+/// No event occurred within the timeout.
 pub const TIMEOUT: u32 = 10;
-/// This driver is older than the function.
+/// The installed driver is too old to have the function.
 pub const FUNCTION_NOT_FOUND: u32 = 13;
-/// The device no longer answers on the bus.
+/// The device no longer responds on the PCI bus.
 pub const GPU_IS_LOST: u32 = 15;
-/// The device must be reset first.
+/// The device must be reset before it can be used.
 pub const RESET_REQUIRED: u32 = 16;
-/// Kernel module and library are of different versions.
+/// Kernel module and library have different versions.
 pub const VERSION_MISMATCH: u32 = 18;
-/// Something is using it.
+/// The object is in use by a process.
 pub const IN_USE: u32 = 19;
-/// No place is left for it.
+/// There is no capacity left for the object.
 pub const INSUFFICIENT_RESOURCES: u32 = 23;
 
-/// A return code in words, where the library itself has none.
+/// Describes a return code (`nvmlReturn_t`).
 pub fn describe(code: u32) -> &'static str {
     match code {
         0 => "success",
@@ -40,7 +40,7 @@ pub fn describe(code: u32) -> &'static str {
         DRIVER_NOT_LOADED => "the NVIDIA kernel module is not loaded",
         TIMEOUT => "timeout",
         12 => "a library is missing",
-        FUNCTION_NOT_FOUND => "this driver lacks the function",
+        FUNCTION_NOT_FOUND => "not available in this driver version",
         14 => "the card's configuration memory (inforom) is damaged",
         GPU_IS_LOST => "the GPU has fallen off the bus",
         RESET_REQUIRED => "the GPU needs a reset",
@@ -49,16 +49,16 @@ pub fn describe(code: u32) -> &'static str {
         IN_USE => "in use",
         20 => "out of memory",
         21 => "no data",
-        INSUFFICIENT_RESOURCES => "no place is left for it",
-        25 => "version of an argument not understood",
+        INSUFFICIENT_RESOURCES => "insufficient resources",
+        25 => "argument version mismatch",
         27 => "not ready",
-        28 => "the GPU is gone",
-        29 => "not allowed in this state",
+        28 => "the GPU was not found",
+        29 => "invalid state",
         _ => "unknown error",
     }
 }
 
-/// Why clocks are held down, and whether that is a finding (idle and user settings are not).
+/// Throttle reasons: bit, description, and whether the reason indicates a problem (idle and user settings do not).
 pub const THROTTLE_REASONS: &[(u64, &str, bool)] = &[
     (0x1, "idle", false),
     (0x2, "clocks set by the user", false),
@@ -71,12 +71,12 @@ pub const THROTTLE_REASONS: &[(u64, &str, bool)] = &[
     (0x100, "display clocks", false),
 ];
 
-/// The words of a throttle mask.
+/// Descriptions of the reasons in a throttle mask.
 pub fn throttle_reasons(mask: u64) -> Vec<&'static str> {
-    THROTTLE_REASONS.iter().filter(|(bit, ..)| mask & bit != 0).map(|(_, words, _)| *words).collect()
+    THROTTLE_REASONS.iter().filter(|(bit, ..)| mask & bit != 0).map(|(_, reason, _)| *reason).collect()
 }
 
-/// An XID in words, and whether an application causes it (then the GPU is well).
+/// Describes an XID, and tells whether an application causes it; the GPU is healthy then.
 pub fn xid(number: u64) -> (&'static str, bool) {
     match number {
         13 => ("exception in a kernel of the application", true),
@@ -101,7 +101,7 @@ pub fn xid(number: u64) -> (&'static str, bool) {
     }
 }
 
-/// The architecture's name for NVML's number.
+/// The name of an architecture number (`nvmlDeviceArchitecture_t`).
 pub fn architecture(number: u32) -> &'static str {
     match number {
         2 => "Kepler",

@@ -1,17 +1,17 @@
-//! What a GPU, or a MIG device of one, tells.
+//! Properties and settings of a GPU or MIG device.
 
 use nvml_wrapper_sys::bindings as sys;
 
 use super::{Clock, Device, Memory, NvmlError, Recovery, RunningProcess, call, codes, list, text};
 
-/// Getters of one number.
+/// Defines getters that return one number.
 macro_rules! numbers {
     ($($(#[$doc:meta])* $method:ident: $kind:ty = $name:ident $(($($before:expr),*))?;)*) => {
         $(
             $(#[$doc])*
             ///
             /// # Errors
-            /// NVML's.
+            /// [`NvmlError`] if the call fails.
             pub fn $method(&self) -> Result<$kind, NvmlError> {
                 let mut value: $kind = 0;
                 call!(self.nvml, $name, self.handle $($(, $before)*)?, &mut value)?;
@@ -21,14 +21,14 @@ macro_rules! numbers {
     };
 }
 
-/// Getters of a text.
+/// Defines getters that return a string.
 macro_rules! texts {
     ($($(#[$doc:meta])* $method:ident = $name:ident;)*) => {
         $(
             $(#[$doc])*
             ///
             /// # Errors
-            /// NVML's.
+            /// [`NvmlError`] if the call fails.
             pub fn $method(&self) -> Result<String, NvmlError> {
                 let mut buffer = [0; 96];
                 call!(self.nvml, $name, self.handle, buffer.as_mut_ptr(), 96)?;
@@ -40,104 +40,104 @@ macro_rules! texts {
 
 impl<'a> Device<'a> {
     texts! {
-        /// The product's name.
+        /// Product name, such as `NVIDIA H100 80GB HBM3`.
         name = nvmlDeviceGetName;
-        /// `GPU-...`, or `MIG-...`.
+        /// UUID: `GPU-...` for a GPU, `MIG-...` for a MIG device.
         uuid = nvmlDeviceGetUUID;
-        /// The board's serial number.
+        /// Serial number of the board.
         serial = nvmlDeviceGetSerial;
     }
 
     numbers! {
-        /// N of `/dev/nvidiaN`.
+        /// Minor device number: the N of `/dev/nvidiaN`.
         minor_number: u32 = nvmlDeviceGetMinorNumber;
-        /// NVML's number of the architecture.
+        /// Architecture number, see [`codes::architecture`].
         architecture: u32 = nvmlDeviceGetArchitecture;
-        /// CUDA cores.
+        /// Number of CUDA cores.
         cores: u32 = nvmlDeviceGetNumGpuCores;
-        /// Bits of the memory bus.
+        /// Width of the memory bus in bits.
         bus_width: u32 = nvmlDeviceGetMemoryBusWidth;
-        /// Milliwatts drawn now.
+        /// Current power draw in milliwatts.
         power: u32 = nvmlDeviceGetPowerUsage;
-        /// Milliwatts allowed now.
+        /// Current power limit in milliwatts.
         power_limit: u32 = nvmlDeviceGetEnforcedPowerLimit;
-        /// Milliwatts allowed by default.
+        /// Default power limit in milliwatts.
         power_default: u32 = nvmlDeviceGetPowerManagementDefaultLimit;
-        /// Millijoules since the driver was loaded.
+        /// Energy consumed since the driver was loaded, in millijoules.
         energy: u64 = nvmlDeviceGetTotalEnergyConsumption;
-        /// Degrees Celsius.
+        /// Temperature in degrees Celsius.
         temperature: u32 = nvmlDeviceGetTemperature(0);
-        /// Degrees at which the hardware shuts down.
+        /// Temperature in degrees Celsius at which the hardware shuts down.
         temperature_shutdown: u32 = nvmlDeviceGetTemperatureThreshold(0);
-        /// Degrees at which the hardware slows down.
+        /// Temperature in degrees Celsius at which the hardware slows down.
         temperature_slowdown: u32 = nvmlDeviceGetTemperatureThreshold(1);
-        /// Why clocks are held down, as bits.
+        /// Active throttle reasons as a bit mask, see [`codes::THROTTLE_REASONS`].
         throttle: u64 = nvmlDeviceGetCurrentClocksThrottleReasons;
         /// Corrected memory errors since the driver was loaded.
         ecc_corrected: u64 = nvmlDeviceGetTotalEccErrors(0, 0);
         /// Uncorrected memory errors since the driver was loaded.
         ecc_uncorrected: u64 = nvmlDeviceGetTotalEccErrors(1, 0);
-        /// PCIe generation now; cards lower it when idle.
+        /// Current PCIe generation; cards lower it when idle.
         pcie_generation: u32 = nvmlDeviceGetCurrPcieLinkGeneration;
-        /// The generation that card and slot reach.
+        /// Maximum PCIe generation of card and slot.
         pcie_generation_max: u32 = nvmlDeviceGetMaxPcieLinkGeneration;
-        /// PCIe lanes now.
+        /// Current number of PCIe lanes.
         pcie_width: u32 = nvmlDeviceGetCurrPcieLinkWidth;
-        /// The lanes of the card.
+        /// Maximum number of PCIe lanes.
         pcie_width_max: u32 = nvmlDeviceGetMaxPcieLinkWidth;
-        /// Packets sent again.
+        /// Number of retransmitted PCIe packets.
         pcie_replays: u32 = nvmlDeviceGetPcieReplayCounter;
-        /// 1 when the driver stays loaded without users.
+        /// Persistence mode: 1 if the driver stays loaded without clients.
         persistence: u32 = nvmlDeviceGetPersistenceMode;
-        /// 0 default, 2 prohibited, 3 exclusive process.
+        /// Compute mode: 0 default, 2 prohibited, 3 exclusive process.
         compute_mode: u32 = nvmlDeviceGetComputeMode;
-        /// P0 (fastest) to P15.
+        /// Performance state from 0 (P0, fastest) to 15 (P15).
         performance_state: u32 = nvmlDeviceGetPerformanceState;
-        /// Per cent of the fan's full speed.
+        /// Fan speed in percent of the maximum.
         fan: u32 = nvmlDeviceGetFanSpeed;
     }
 
-    /// Per cent of the video encoder's time.
+    /// Utilisation of the video encoder in percent.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn encoder_utilization(&self) -> Result<u32, NvmlError> {
         let (mut used, mut period) = (0, 0);
         call!(self.nvml, nvmlDeviceGetEncoderUtilization, self.handle, &mut used, &mut period)?;
         Ok(used)
     }
 
-    /// Per cent of the video decoder's time.
+    /// Utilisation of the video decoder in percent.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn decoder_utilization(&self) -> Result<u32, NvmlError> {
         let (mut used, mut period) = (0, 0);
         call!(self.nvml, nvmlDeviceGetDecoderUtilization, self.handle, &mut used, &mut period)?;
         Ok(used)
     }
 
-    /// Sets who may compute: 0 everybody, 3 one process (what MPS wants).
+    /// Sets the compute mode: 0 allows any number of processes, 3 only one (required by MPS).
     ///
     /// # Errors
-    /// NVML's; no permission for users.
+    /// [`NvmlError`]: "no permission" unless run as root.
     pub fn set_compute_mode(&self, mode: u32) -> Result<(), NvmlError> {
         call!(self.nvml, nvmlDeviceSetComputeMode, self.handle, mode)
     }
 
-    /// What must be done before the GPU can be used again (`NVML_FI_DEV_GET_GPU_RECOVERY_ACTION`, drivers from 570).
+    /// The action required before the GPU can be used again (`NVML_FI_DEV_GET_GPU_RECOVERY_ACTION`, drivers from 570).
     ///
     /// # Errors
-    /// NVML's; not supported by older drivers.
+    /// [`NvmlError`]: "not supported" on older drivers.
     pub fn recovery(&self) -> Result<Recovery, NvmlError> {
-        // SAFETY: plain C data, for which zeros are a value.
+        // SAFETY: a plain C struct, for which all zeros is a valid value.
         let mut field: sys::nvmlFieldValue_t = unsafe { std::mem::zeroed() };
         field.fieldId = sys::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION;
         call!(self.nvml, nvmlDeviceGetFieldValues, self.handle, 1, &mut field)?;
         if field.nvmlReturn != 0 {
             return Err(NvmlError { call: "nvmlDeviceGetFieldValues", code: field.nvmlReturn });
         }
-        // SAFETY: every variant of the union is a number that begins at its start; this field is an unsigned int.
+        // SAFETY: all variants of the union are numbers at offset 0; the value of this field is an unsigned int.
         Ok(match unsafe { field.value.uiVal } {
             0 => Recovery::None,
             2 => Recovery::Reboot,
@@ -147,20 +147,20 @@ impl<'a> Device<'a> {
         })
     }
 
-    /// Major and minor.
+    /// CUDA compute capability as (major, minor).
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn compute_capability(&self) -> Result<(i32, i32), NvmlError> {
         let (mut major, mut minor) = (0, 0);
         call!(self.nvml, nvmlDeviceGetCudaComputeCapability, self.handle, &mut major, &mut minor)?;
         Ok((major, minor))
     }
 
-    /// Memory; the driver's own share is told apart where the driver can.
+    /// Memory in bytes. Newer drivers report the memory that they reserve separately from used memory.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn memory(&self) -> Result<Memory, NvmlError> {
         // The version of a versioned struct: its size, and its number from bit 24 (nvml.h, NVML_STRUCT_VERSION).
         let version = u32::try_from(size_of::<sys::nvmlMemory_v2_t>()).unwrap_or(0) | 2 << 24;
@@ -175,60 +175,60 @@ impl<'a> Device<'a> {
         Ok(Memory { total: old.total, used: old.used, free: old.free })
     }
 
-    /// Per cent of the last sample period in which a kernel ran, and in which memory was read or written.
+    /// Percent of the last sample period in which a kernel ran, and in which memory was read or written.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn utilization(&self) -> Result<(u32, u32), NvmlError> {
         let mut used = sys::nvmlUtilization_t { gpu: 0, memory: 0 };
         call!(self.nvml, nvmlDeviceGetUtilizationRates, self.handle, &mut used)?;
         Ok((used.gpu, used.memory))
     }
 
-    /// MHz now.
+    /// Current clock in MHz.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn clock(&self, which: Clock) -> Result<u32, NvmlError> {
         let mut clock = 0;
         call!(self.nvml, nvmlDeviceGetClockInfo, self.handle, which as u32, &mut clock)?;
         Ok(clock)
     }
 
-    /// MHz at most.
+    /// Maximum clock in MHz.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn max_clock(&self, which: Clock) -> Result<u32, NvmlError> {
         let mut clock = 0;
         call!(self.nvml, nvmlDeviceGetMaxClockInfo, self.handle, which as u32, &mut clock)?;
         Ok(clock)
     }
 
-    /// The least and most milliwatts that may be allowed.
+    /// Minimum and maximum configurable power limit in milliwatts.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn power_range(&self) -> Result<(u32, u32), NvmlError> {
-        let (mut least, mut most) = (0, 0);
-        call!(self.nvml, nvmlDeviceGetPowerManagementLimitConstraints, self.handle, &mut least, &mut most)?;
-        Ok((least, most))
+        let (mut min, mut max) = (0, 0);
+        call!(self.nvml, nvmlDeviceGetPowerManagementLimitConstraints, self.handle, &mut min, &mut max)?;
+        Ok((min, max))
     }
 
-    /// Whether ECC is on, and whether it will be after a reboot.
+    /// Whether ECC is enabled now, and whether it is enabled after the next reboot.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn ecc(&self) -> Result<(bool, bool), NvmlError> {
-        let (mut now, mut later) = (0, 0);
-        call!(self.nvml, nvmlDeviceGetEccMode, self.handle, &mut now, &mut later)?;
-        Ok((now == 1, later == 1))
+        let (mut current, mut pending) = (0, 0);
+        call!(self.nvml, nvmlDeviceGetEccMode, self.handle, &mut current, &mut pending)?;
+        Ok((current == 1, pending == 1))
     }
 
-    /// Rows remapped for corrected and uncorrected errors, whether a remapping waits for a reset, whether one failed.
+    /// Memory rows remapped for corrected and for uncorrected errors, whether a remapping is pending, and whether one failed.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn remapped_rows(&self) -> Result<(u32, u32, bool, bool), NvmlError> {
         let (mut corrected, mut uncorrected, mut pending, mut failed) = (0, 0, 0, 0);
         call!(
@@ -244,63 +244,63 @@ impl<'a> Device<'a> {
     }
 
     fn pci(&self) -> Result<sys::nvmlPciInfo_t, NvmlError> {
-        // SAFETY: plain C data, for which zeros are a value.
+        // SAFETY: a plain C struct, for which all zeros is a valid value.
         let mut pci: sys::nvmlPciInfo_t = unsafe { std::mem::zeroed() };
         call!(self.nvml, nvmlDeviceGetPciInfo_v3, self.handle, &mut pci)?;
         Ok(pci)
     }
 
-    /// PCI address as `domain:bus:device.function`, domain of eight digits.
+    /// PCI address as `domain:bus:device.function` with an eight-digit domain, such as `00000000:3b:00.0`.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn bus_id(&self) -> Result<String, NvmlError> {
         Ok(text(&self.pci()?.busId).to_ascii_lowercase())
     }
 
-    /// Device id and vendor id in one number, as `0x233010DE`.
+    /// PCI device id and vendor id in one number, such as `0x233010DE`.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn pci_id(&self) -> Result<u32, NvmlError> {
         Ok(self.pci()?.pciDeviceId)
     }
 
-    /// Whether an NVLink is up.
+    /// Whether an NVLink is active.
     ///
     /// # Errors
-    /// NVML's; not supported or an invalid argument past the last link.
+    /// [`NvmlError`]: "not supported" or "invalid argument" past the last link.
     pub fn nvlink_active(&self, link: u32) -> Result<bool, NvmlError> {
         let mut active = 0;
         call!(self.nvml, nvmlDeviceGetNvLinkState, self.handle, link, &mut active)?;
         Ok(active == 1)
     }
 
-    /// The generation of an NVLink as NVML counts.
+    /// Version of an NVLink, as numbered by NVML.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn nvlink_version(&self, link: u32) -> Result<u32, NvmlError> {
         let mut version = 0;
         call!(self.nvml, nvmlDeviceGetNvLinkVersion, self.handle, link, &mut version)?;
         Ok(version)
     }
 
-    /// PCI address of what an NVLink leads to: a GPU or a switch.
+    /// PCI address of the remote device of an NVLink: a GPU or an NVSwitch.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn nvlink_remote(&self, link: u32) -> Result<String, NvmlError> {
-        // SAFETY: plain C data, for which zeros are a value.
+        // SAFETY: a plain C struct, for which all zeros is a valid value.
         let mut pci: sys::nvmlPciInfo_t = unsafe { std::mem::zeroed() };
         call!(self.nvml, nvmlDeviceGetNvLinkRemotePciInfo_v2, self.handle, link, &mut pci)?;
         Ok(text(&pci.busId).to_ascii_lowercase())
     }
 
-    /// Processes that compute, and those that draw, each once.
+    /// Compute and graphics processes without duplicates.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn processes(&self) -> Result<Vec<RunningProcess>, NvmlError> {
         let empty = sys::nvmlProcessInfo_t { pid: 0, usedGpuMemory: 0, gpuInstanceId: 0, computeInstanceId: 0 };
         let compute = list(empty, |count, items| {
@@ -324,10 +324,10 @@ impl<'a> Device<'a> {
         Ok(found)
     }
 
-    /// Per cent of the multiprocessors' time by process, since `microseconds` of the Unix epoch.
+    /// Samples of (pid, multiprocessor utilisation in percent) taken after `since`, in microseconds of the Unix epoch.
     ///
     /// # Errors
-    /// NVML's; not found when nothing ran.
+    /// [`NvmlError`]: "not found" if no process ran.
     pub fn process_utilization(&self, since: u64) -> Result<Vec<(u32, u32)>, NvmlError> {
         let empty =
             sys::nvmlProcessUtilizationSample_t { pid: 0, timeStamp: 0, smUtil: 0, memUtil: 0, encUtil: 0, decUtil: 0 };
@@ -337,20 +337,20 @@ impl<'a> Device<'a> {
         Ok(samples.iter().filter(|s| s.pid != 0).map(|s| (s.pid, s.smUtil)).collect())
     }
 
-    /// The level at which two GPUs meet, as NVML numbers it.
+    /// The closest common ancestor of two GPUs in the PCI hierarchy (`nvmlGpuTopologyLevel_t`).
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn common_ancestor(&self, other: &Device<'_>) -> Result<u32, NvmlError> {
         let mut level = 0;
         call!(self.nvml, nvmlDeviceGetTopologyCommonAncestor, self.handle, other.handle, &mut level)?;
         Ok(level)
     }
 
-    /// The processors near the GPU.
+    /// Numbers of the CPUs near the GPU.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn cpu_affinity(&self) -> Result<Vec<u32>, NvmlError> {
         const WORDS: usize = 16;
         let mut mask = [0; WORDS];

@@ -1,7 +1,7 @@
-//! NVML's C functions, opened at run time: `libnvidia-ml.so.1` comes with the driver, so nothing links to it.
+//! Loads NVML's C functions at run time. `libnvidia-ml.so.1` is part of the driver, so slipway does not link to it.
 //!
-//! Types are `nvml-wrapper-sys`'s. A function that an older driver lacks is `None`, and calling it answers
-//! [`FUNCTION_NOT_FOUND`](super::codes::FUNCTION_NOT_FOUND), as NVML itself would.
+//! Types come from `nvml-wrapper-sys`. A function that an older driver lacks is `None`; calling it returns
+//! [`FUNCTION_NOT_FOUND`](super::codes::FUNCTION_NOT_FOUND), as NVML itself does.
 
 use std::ffi::{c_char, c_uint, c_ulong, c_ulonglong};
 use std::path::Path;
@@ -19,23 +19,23 @@ macro_rules! functions {
         /// Every symbol that slipway looks up in NVML.
         pub const SYMBOLS: &[&str] = &[$(stringify!($name)),*];
 
-        /// The functions that the library has.
-        #[allow(non_snake_case)] // NVML's own names
+        /// Pointers to the functions of the loaded library.
+        #[allow(non_snake_case)] // the names are NVML's
         pub(super) struct Functions {
             $(pub(super) $name: Option<unsafe extern "C" fn($($argument),*) -> nvmlReturn_t>,)*
             pub(super) slipwayFakeFixture: Option<unsafe extern "C" fn(*const c_char) -> u32>,
-            // Last, so that it outlives the pointers into it.
+            // The last field is dropped last, so the library outlives the pointers into it.
             _library: Library,
         }
 
         impl Functions {
-            /// Opens the library and looks every function up.
+            /// Opens the library and looks up every function.
             ///
             /// # Errors
-            /// The loader's.
+            /// [`libloading::Error`] if the library cannot be loaded.
             pub(super) fn open(path: &Path) -> Result<Self, libloading::Error> {
-                // SAFETY: loading runs the library's initialisers; NVML's have no precondition. The signatures
-                // below are those of nvml.h, which NVIDIA keeps stable for a versioned name.
+                // SAFETY: loading runs the library's initialisers; those of NVML have no preconditions. The signatures
+                // below are from nvml.h, and NVIDIA keeps them stable for a versioned name.
                 unsafe {
                     let library = Library::new(path)?;
                     Ok(Self {

@@ -1,35 +1,35 @@
-//! NVML's calls on MIG: mode, GPU instances, compute instances.
+//! NVML's MIG calls: mode, GPU instances and compute instances.
 
 use nvml_wrapper_sys::bindings as sys;
 
 use super::{Device, NvmlError, call, list};
 
-/// Where an instance lies, in memory slices.
+/// The position of a GPU instance, in memory slices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Placement {
-    /// The first slice.
+    /// First memory slice, from 0.
     pub start: u32,
-    /// How many.
+    /// Number of memory slices.
     pub size: u32,
 }
 
-/// A GPU instance.
+/// A GPU instance: a hardware partition with its own memory.
 #[derive(Clone, Copy)]
 pub struct GpuInstance<'a> {
     device: Device<'a>,
     handle: sys::nvmlGpuInstance_t,
 }
 
-/// A compute instance.
+/// A compute instance: a partition of the compute slices of a GPU instance.
 #[derive(Clone, Copy)]
 pub struct ComputeInstance<'a> {
     device: Device<'a>,
     handle: sys::nvmlComputeInstance_t,
 }
 
-/// What NVML says about a kind of GPU instance.
+/// Properties of a GPU instance profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)] // NVML's own names
+#[allow(missing_docs)] // the names are NVML's
 pub struct ProfileInfo {
     pub id: u32,
     pub slices: u32,
@@ -39,9 +39,9 @@ pub struct ProfileInfo {
     pub jpeg: u32,
 }
 
-/// What a MIG device has of its GPU: of some it has its own, of some it shares with others in its GPU instance.
+/// Resources of a MIG device. Memory and engines are shared with the other MIG devices in the same GPU instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, schemars::JsonSchema)]
-#[allow(missing_docs)] // NVML's own names
+#[allow(missing_docs)] // the names are NVML's
 pub struct MigAttributes {
     pub multiprocessors: u32,
     pub memory_mib: u64,
@@ -55,35 +55,35 @@ pub struct MigAttributes {
 }
 
 impl<'a> Device<'a> {
-    /// Whether MIG is on, and whether it will be after a reset.
+    /// Whether MIG is enabled now, and whether it is enabled after the next GPU reset.
     ///
     /// # Errors
-    /// NVML's; not supported on cards without MIG.
+    /// [`NvmlError`]: "not supported" on cards without MIG.
     pub fn mig_mode(&self) -> Result<(bool, bool), NvmlError> {
-        let (mut now, mut later) = (0, 0);
-        call!(self.nvml, nvmlDeviceGetMigMode, self.handle, &mut now, &mut later)?;
-        Ok((now == 1, later == 1))
+        let (mut current, mut pending) = (0, 0);
+        call!(self.nvml, nvmlDeviceGetMigMode, self.handle, &mut current, &mut pending)?;
+        Ok((current == 1, pending == 1))
     }
 
-    /// Turns MIG on or off; the answer is NVML's code of the activation (0, or what is still to be done).
+    /// Enables or disables MIG. Returns NVML's activation status: 0, or the code of the action still required.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn set_mig_mode(&self, on: bool) -> Result<u32, NvmlError> {
         let mut activation = 0;
         call!(self.nvml, nvmlDeviceSetMigMode, self.handle, u32::from(on), &mut activation)?;
         Ok(activation)
     }
 
-    /// MIG devices, as containers and CUDA see them.
+    /// The MIG devices of this GPU, which containers and CUDA see as devices.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn mig_devices(&self) -> Result<Vec<Device<'a>>, NvmlError> {
-        let mut most = 0;
-        call!(self.nvml, nvmlDeviceGetMaxMigDeviceCount, self.handle, &mut most)?;
+        let mut max_count = 0;
+        call!(self.nvml, nvmlDeviceGetMaxMigDeviceCount, self.handle, &mut max_count)?;
         let mut found = Vec::new();
-        for index in 0..most {
+        for index in 0..max_count {
             let mut handle = std::ptr::null_mut();
             match call!(self.nvml, nvmlDeviceGetMigDeviceHandleByIndex, self.handle, index, &mut handle) {
                 Ok(()) => found.push(Device { nvml: self.nvml, handle }),
@@ -94,32 +94,32 @@ impl<'a> Device<'a> {
         Ok(found)
     }
 
-    /// The GPU instance of a MIG device.
+    /// Id of the GPU instance of a MIG device.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn gpu_instance_id(&self) -> Result<u32, NvmlError> {
         let mut id = 0;
         call!(self.nvml, nvmlDeviceGetGpuInstanceId, self.handle, &mut id)?;
         Ok(id)
     }
 
-    /// The compute instance of a MIG device.
+    /// Id of the compute instance of a MIG device.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn compute_instance_id(&self) -> Result<u32, NvmlError> {
         let mut id = 0;
         call!(self.nvml, nvmlDeviceGetComputeInstanceId, self.handle, &mut id)?;
         Ok(id)
     }
 
-    /// What a MIG device has of its GPU.
+    /// Resources of a MIG device.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn mig_attributes(&self) -> Result<MigAttributes, NvmlError> {
-        // SAFETY: plain C data, for which zeros are a value.
+        // SAFETY: a plain C struct, for which all zeros is a valid value.
         let mut a: sys::nvmlDeviceAttributes_t = unsafe { std::mem::zeroed() };
         call!(self.nvml, nvmlDeviceGetAttributes_v2, self.handle, &mut a)?;
         Ok(MigAttributes {
@@ -135,12 +135,12 @@ impl<'a> Device<'a> {
         })
     }
 
-    /// What this GPU says about one of NVML's kinds of GPU instance (`NVML_GPU_INSTANCE_PROFILE_*`).
+    /// Properties of the GPU instance profile of this kind (`NVML_GPU_INSTANCE_PROFILE_*`).
     ///
     /// # Errors
-    /// NVML's; not supported for kinds it lacks.
+    /// [`NvmlError`]: "not supported" if the GPU lacks the kind.
     pub fn instance_profile(&self, kind: u32) -> Result<ProfileInfo, NvmlError> {
-        // SAFETY: plain C data, for which zeros are a value.
+        // SAFETY: a plain C struct, for which all zeros is a valid value.
         let mut info: sys::nvmlGpuInstanceProfileInfo_t = unsafe { std::mem::zeroed() };
         call!(self.nvml, nvmlDeviceGetGpuInstanceProfileInfo, self.handle, kind, &mut info)?;
         Ok(ProfileInfo {
@@ -153,10 +153,10 @@ impl<'a> Device<'a> {
         })
     }
 
-    /// Where an instance of this profile may lie.
+    /// The positions that instances of a profile can have on an empty GPU.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn possible_placements(&self, profile: u32) -> Result<Vec<Placement>, NvmlError> {
         let empty = sys::nvmlGpuInstancePlacement_t { start: 0, size: 0 };
         let found = list(empty, |count, items| {
@@ -165,10 +165,10 @@ impl<'a> Device<'a> {
         Ok(found.into_iter().map(|p| Placement { start: p.start, size: p.size }).collect())
     }
 
-    /// The GPU instances of a profile that exist.
+    /// The existing GPU instances of a profile.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn gpu_instances(&self, profile: u32) -> Result<Vec<GpuInstance<'a>>, NvmlError> {
         let found = list(std::ptr::null_mut(), |count, items| {
             call!(self.nvml, nvmlDeviceGetGpuInstances, self.handle, profile, items, count)
@@ -176,10 +176,10 @@ impl<'a> Device<'a> {
         Ok(found.into_iter().map(|handle| GpuInstance { device: *self, handle }).collect())
     }
 
-    /// Makes a GPU instance at a place.
+    /// Creates a GPU instance at a position.
     ///
     /// # Errors
-    /// NVML's; insufficient resources when the place is taken.
+    /// [`NvmlError`]: "insufficient resources" if the position is occupied.
     pub fn create_gpu_instance(&self, profile: u32, at: Placement) -> Result<GpuInstance<'a>, NvmlError> {
         let place = sys::nvmlGpuInstancePlacement_t { start: at.start, size: at.size };
         let mut handle = std::ptr::null_mut();
@@ -189,32 +189,32 @@ impl<'a> Device<'a> {
 }
 
 impl<'a> GpuInstance<'a> {
-    /// Id, profile and place.
+    /// Id, profile id and position.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn info(&self) -> Result<(u32, u32, Placement), NvmlError> {
-        // SAFETY: plain C data, for which zeros are a value.
+        // SAFETY: a plain C struct, for which all zeros is a valid value.
         let mut info: sys::nvmlGpuInstanceInfo_t = unsafe { std::mem::zeroed() };
         call!(self.device.nvml, nvmlGpuInstanceGetInfo, self.handle, &mut info)?;
         Ok((info.id, info.profileId, Placement { start: info.placement.start, size: info.placement.size }))
     }
 
-    /// The id of the compute profile of so many slices (`NVML_COMPUTE_INSTANCE_PROFILE_*`), shared engines.
+    /// Id of the compute instance profile of this kind (`NVML_COMPUTE_INSTANCE_PROFILE_*`), with shared engines.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn compute_profile(&self, kind: u32) -> Result<u32, NvmlError> {
-        // SAFETY: plain C data, for which zeros are a value.
+        // SAFETY: a plain C struct, for which all zeros is a valid value.
         let mut info: sys::nvmlComputeInstanceProfileInfo_t = unsafe { std::mem::zeroed() };
         call!(self.device.nvml, nvmlGpuInstanceGetComputeInstanceProfileInfo, self.handle, kind, 0, &mut info)?;
         Ok(info.id)
     }
 
-    /// The compute instances of a profile that exist.
+    /// The existing compute instances of a profile.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn compute_instances(&self, profile: u32) -> Result<Vec<ComputeInstance<'a>>, NvmlError> {
         let found = list(std::ptr::null_mut(), |count, items| {
             call!(self.device.nvml, nvmlGpuInstanceGetComputeInstances, self.handle, profile, items, count)
@@ -222,41 +222,41 @@ impl<'a> GpuInstance<'a> {
         Ok(found.into_iter().map(|handle| ComputeInstance { device: self.device, handle }).collect())
     }
 
-    /// Makes a compute instance.
+    /// Creates a compute instance.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn create_compute_instance(&self, profile: u32) -> Result<ComputeInstance<'a>, NvmlError> {
         let mut handle = std::ptr::null_mut();
         call!(self.device.nvml, nvmlGpuInstanceCreateComputeInstance, self.handle, profile, &mut handle)?;
         Ok(ComputeInstance { device: self.device, handle })
     }
 
-    /// Removes the instance; its compute instances must be gone.
+    /// Destroys the GPU instance. Its compute instances must be destroyed first.
     ///
     /// # Errors
-    /// NVML's; in use while a process runs in it.
+    /// [`NvmlError`]: "in use" while a process runs in it.
     pub fn destroy(self) -> Result<(), NvmlError> {
         call!(self.device.nvml, nvmlGpuInstanceDestroy, self.handle)
     }
 }
 
 impl ComputeInstance<'_> {
-    /// Id and profile.
+    /// Id and profile id.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn info(&self) -> Result<(u32, u32), NvmlError> {
-        // SAFETY: plain C data, for which zeros are a value.
+        // SAFETY: a plain C struct, for which all zeros is a valid value.
         let mut info: sys::nvmlComputeInstanceInfo_t = unsafe { std::mem::zeroed() };
         call!(self.device.nvml, nvmlComputeInstanceGetInfo_v2, self.handle, &mut info)?;
         Ok((info.id, info.profileId))
     }
 
-    /// Removes it.
+    /// Destroys the compute instance.
     ///
     /// # Errors
-    /// NVML's; in use while a process runs in it.
+    /// [`NvmlError`]: "in use" while a process runs in it.
     pub fn destroy(self) -> Result<(), NvmlError> {
         call!(self.device.nvml, nvmlComputeInstanceDestroy, self.handle)
     }

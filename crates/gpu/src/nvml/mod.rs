@@ -1,5 +1,5 @@
-//! NVML with Rust's types. The only module that calls the driver's library.
-#![allow(unsafe_code)] // FFI: every call hands NVML pointers to locals that live through the call
+//! Safe Rust bindings to NVML, NVIDIA's management library. No other module calls the driver's library.
+#![allow(unsafe_code)] // FFI: NVML receives only pointers to locals that outlive the call
 
 pub mod codes;
 mod device;
@@ -16,17 +16,17 @@ use library::Functions;
 pub use library::SYMBOLS;
 pub use mig::{ComputeInstance, GpuInstance, MigAttributes, Placement};
 
-/// A call that NVML refused.
+/// An NVML call that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{call}: {} (NVML {code})", codes::describe(*code))]
 pub struct NvmlError {
-    /// The C function.
+    /// Name of the C function.
     pub call: &'static str,
-    /// `nvmlReturn_t`.
+    /// Return code (`nvmlReturn_t`), see [`codes`].
     pub code: u32,
 }
 
-/// Calls a function of the library and checks its answer.
+/// Calls an NVML function and converts its return code to a `Result`.
 macro_rules! call {
     ($nvml:expr, $name:ident $(, $argument:expr)*) => {
         match $nvml.functions.$name {
@@ -41,7 +41,7 @@ macro_rules! call {
 }
 pub(crate) use call;
 
-/// The library, initialised; shut down when dropped.
+/// The loaded and initialised library. Dropping it shuts NVML down.
 pub struct Nvml {
     functions: Functions,
 }
@@ -53,66 +53,66 @@ pub struct Device<'a> {
     handle: sys::nvmlDevice_t,
 }
 
-/// Bytes of a device's memory.
+/// Memory of a device in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Memory {
-    /// All of it.
+    /// Total memory.
     pub total: u64,
-    /// In use, the driver's own share not counted where it is told apart.
+    /// Used memory, without the memory reserved by the driver if the driver reports it separately.
     pub used: u64,
-    /// Free.
+    /// Free memory.
     pub free: u64,
 }
 
-/// Which clock.
+/// A clock domain, with NVML's number (`nvmlClockType_t`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
-    /// Of the streaming multiprocessors.
+    /// Clock of the streaming multiprocessors.
     Sm = 1,
-    /// Of the memory.
+    /// Clock of the memory.
     Memory = 2,
 }
 
-/// A process on a device, as NVML knows it.
+/// A process that uses a device, as reported by NVML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunningProcess {
     /// Process id in the host's namespace.
     pub pid: u32,
-    /// Bytes of device memory; `None` where the driver does not tell.
+    /// Used device memory in bytes; `None` if the driver does not report it.
     pub memory: Option<u64>,
-    /// The MIG GPU instance it is in.
+    /// Id of the MIG GPU instance that the process runs in.
     pub gpu_instance: Option<u32>,
 }
 
-/// An event that was waited for.
+/// An event returned by [`Watch::wait`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// PCI bus id of the device, empty if it cannot be asked any more.
+    /// PCI bus id of the device; empty if the device no longer responds.
     pub bus_id: String,
-    /// `nvmlEventType...` bit.
+    /// The event type: one `nvmlEventType...` bit.
     pub kind: u64,
-    /// The XID for [`EVENT_XID`].
+    /// The XID, if `kind` is [`EVENT_XID`].
     pub data: u64,
-    /// The MIG GPU instance it happened in; `None` when it is about the whole GPU.
+    /// Id of the affected MIG GPU instance; `None` if the whole GPU is affected.
     pub gpu_instance: Option<u32>,
 }
 
-/// What the driver says must be done before a GPU can be used again.
+/// The recovery action that the driver requires before a GPU can be used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recovery {
-    /// Nothing.
+    /// No action.
     None,
-    /// A reset of the GPU.
+    /// Reset the GPU.
     Reset,
-    /// A reboot of the node.
+    /// Reboot the node.
     Reboot,
-    /// Work that uses peers must end.
+    /// Stop all jobs that use peer-to-peer access.
     DrainPeers,
-    /// Work must end, then a reset.
+    /// Stop all jobs, then reset the GPU.
     DrainAndReset,
 }
 
-/// The event type of XIDs.
+/// The event type bit of XIDs (`nvmlEventTypeXidCriticalError`).
 pub const EVENT_XID: u64 = 8;
 
 // SAFETY: NVML is thread-safe (nvml.h, "NVML is thread-safe so it is safe to make simultaneous NVML calls from
@@ -126,7 +126,7 @@ fn text(buffer: &[c_char]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Reads a list by NVML's two-call protocol: ask for the count, then for so many; again if it grew meanwhile.
+/// Reads a list with NVML's two-call protocol: query the count, then the items. Retries if the list grew in between.
 fn list<T: Clone>(
     empty: T,
     mut read: impl FnMut(&mut u32, *mut T) -> Result<(), NvmlError>,
@@ -138,7 +138,7 @@ fn list<T: Clone>(
         Err(e) if e.code == codes::INSUFFICIENT_SIZE => {}
         Err(e) => return Err(e),
     }
-    let mut last = NvmlError { call: "list", code: codes::INSUFFICIENT_SIZE };
+    let mut last_error = NvmlError { call: "list", code: codes::INSUFFICIENT_SIZE };
     for _ in 0..4 {
         count += 4;
         let mut items = vec![empty.clone(); count as usize];
@@ -147,18 +147,18 @@ fn list<T: Clone>(
                 items.truncate(count as usize);
                 return Ok(items);
             }
-            Err(e) if e.code == codes::INSUFFICIENT_SIZE => last = e,
+            Err(e) if e.code == codes::INSUFFICIENT_SIZE => last_error = e,
             Err(e) => return Err(e),
         }
     }
-    Err(last)
+    Err(last_error)
 }
 
 impl Nvml {
     /// Opens the library at `path` and initialises it.
     ///
     /// # Errors
-    /// [`GpuError::NoNvml`] when it cannot be loaded, [`GpuError::Nvml`] when it refuses to start.
+    /// [`GpuError::NoNvml`] if it cannot be loaded, [`GpuError::Nvml`] if initialisation fails.
     pub fn open(path: &Path) -> Result<Self, GpuError> {
         let functions =
             Functions::open(path).map_err(|e| GpuError::NoNvml { path: path.to_owned(), reason: e.to_string() })?;
@@ -167,20 +167,20 @@ impl Nvml {
         Ok(nvml)
     }
 
-    /// Opens the fake library at `path` with a fixture: a built-in name, or a file.
+    /// Opens the fake library at `path` with a fixture, given by a built-in name or a file path.
     ///
     /// # Errors
-    /// As [`Nvml::open`]; [`GpuError::Invalid`] when the library is no fake or refuses the fixture.
+    /// As [`Nvml::open`]; [`GpuError::Invalid`] if the library is not the fake or rejects the fixture.
     pub fn open_fixture(path: &Path, fixture: &str) -> Result<Self, GpuError> {
         let functions =
             Functions::open(path).map_err(|e| GpuError::NoNvml { path: path.to_owned(), reason: e.to_string() })?;
-        let name =
-            std::ffi::CString::new(fixture).map_err(|_| GpuError::Invalid("a fixture's name has no zeros".into()))?;
-        let choose = functions
-            .slipwayFakeFixture
-            .ok_or_else(|| GpuError::Invalid(format!("{} is no fake NVML; fixtures need one", path.display())))?;
-        // SAFETY: the fake's own function, which copies the text.
-        unsafe { choose(name.as_ptr()) };
+        let name = std::ffi::CString::new(fixture)
+            .map_err(|_| GpuError::Invalid("a fixture name must not contain NUL bytes".into()))?;
+        let select_fixture = functions.slipwayFakeFixture.ok_or_else(|| {
+            GpuError::Invalid(format!("{} is not the fake NVML library, which fixtures require", path.display()))
+        })?;
+        // SAFETY: this function of the fake copies the text before it returns.
+        unsafe { select_fixture(name.as_ptr()) };
         let nvml = Self { functions };
         call!(nvml, nvmlInit_v2).map_err(|e| match e.code {
             codes::DRIVER_NOT_LOADED => GpuError::Invalid(format!("there is no fixture '{fixture}'")),
@@ -189,60 +189,62 @@ impl Nvml {
         Ok(nvml)
     }
 
-    /// The machine's GPUs, or a fixture's through the fake library.
+    /// Locates and opens the library: the driver's for real GPUs, or the fake for a fixture.
     ///
-    /// The library is `$SLIPWAY_NVML_LIB` if that is set. Otherwise a fixture needs `libslipway_fake_nvml.so` beside
-    /// the program or in `../lib/slipway`, and real GPUs the driver's `libnvidia-ml.so.1`.
+    /// The path is `$SLIPWAY_NVML_LIB` if that is set. Otherwise it is `libnvidia-ml.so.1` for real GPUs, and for a fixture
+    /// `libslipway_fake_nvml.so` beside the program or in `../lib/slipway`.
     ///
     /// # Errors
     /// As [`Nvml::open`] and [`Nvml::open_fixture`].
     pub fn find(fixture: Option<&str>) -> Result<Self, GpuError> {
-        let set = std::env::var_os(slipway_core::env::NVML_LIB).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let from_env = std::env::var_os(slipway_core::env::NVML_LIB).filter(|v| !v.is_empty()).map(PathBuf::from);
         let Some(fixture) = fixture else {
-            if let Some(path) = set {
+            if let Some(path) = from_env {
                 return Self::open(&path);
             }
-            // WSL keeps the driver's libraries apart.
+            // On WSL the driver's libraries are outside the loader's search path.
             let wsl = Path::new("/usr/lib/wsl/lib/libnvidia-ml.so.1");
             return Self::open(Path::new("libnvidia-ml.so.1"))
                 .or_else(|e| if wsl.exists() { Self::open(wsl) } else { Err(e) });
         };
         let folder = std::env::current_exe().ok().and_then(|p| p.parent().map(Path::to_owned)).unwrap_or_default();
         let name = "libslipway_fake_nvml.so";
-        let usual = [folder.join(name), folder.join("../lib/slipway").join(name)];
-        let path = set.or_else(|| usual.iter().find(|p| p.exists()).cloned()).unwrap_or_else(|| usual[0].clone());
+        let candidates = [folder.join(name), folder.join("../lib/slipway").join(name)];
+        let path = from_env
+            .or_else(|| candidates.iter().find(|p| p.exists()).cloned())
+            .unwrap_or_else(|| candidates[0].clone());
         Self::open_fixture(&path, fixture)
     }
 
-    /// Whether a fixture answers instead of a driver.
+    /// Whether this is the fake library with a fixture.
     pub fn is_simulated(&self) -> bool {
         self.functions.slipwayFakeFixture.is_some()
     }
 
-    /// The driver's version, such as `580.95.05`.
+    /// Driver version, such as `580.95.05`.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn driver_version(&self) -> Result<String, NvmlError> {
         let mut buffer = [0; 80];
         call!(self, nvmlSystemGetDriverVersion, buffer.as_mut_ptr(), 80)?;
         Ok(text(&buffer))
     }
 
-    /// The library's version.
+    /// NVML version, such as `13.580.95.05`.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn nvml_version(&self) -> Result<String, NvmlError> {
         let mut buffer = [0; 80];
         call!(self, nvmlSystemGetNVMLVersion, buffer.as_mut_ptr(), 80)?;
         Ok(text(&buffer))
     }
 
-    /// The newest CUDA that the driver supports: major and minor.
+    /// The newest CUDA version that the driver supports, as (major, minor).
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn cuda_version(&self) -> Result<(i32, i32), NvmlError> {
         let mut version = 0;
         call!(self, nvmlSystemGetCudaDriverVersion_v2, &mut version)?;
@@ -252,45 +254,45 @@ impl Nvml {
     /// The name of a process that uses a device.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn process_name(&self, pid: u32) -> Result<String, NvmlError> {
         let mut buffer = [0; 1024];
         call!(self, nvmlSystemGetProcessName, pid, buffer.as_mut_ptr(), 1024)?;
         Ok(text(&buffer))
     }
 
-    /// How many GPUs there are.
+    /// Number of GPUs.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn count(&self) -> Result<u32, NvmlError> {
         let mut count = 0;
         call!(self, nvmlDeviceGetCount_v2, &mut count)?;
         Ok(count)
     }
 
-    /// The GPU of that index.
+    /// The GPU with this index.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn device(&self, index: u32) -> Result<Device<'_>, NvmlError> {
         let mut handle = std::ptr::null_mut();
         call!(self, nvmlDeviceGetHandleByIndex_v2, index, &mut handle)?;
         Ok(Device { nvml: self, handle })
     }
 
-    /// Begins to collect the XIDs of devices; those that offer no events are left out.
+    /// Starts to collect the XIDs of `devices`. Devices without event support are skipped.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn watch(&self, devices: &[Device<'_>]) -> Result<Watch<'_>, NvmlError> {
         let mut set = std::ptr::null_mut();
         call!(self, nvmlEventSetCreate, &mut set)?;
         let watch = Watch { nvml: self, set };
         for device in devices {
-            let mut offered = 0;
-            match call!(self, nvmlDeviceGetSupportedEventTypes, device.handle, &mut offered) {
-                Ok(()) if offered & EVENT_XID != 0 => {
+            let mut supported = 0;
+            match call!(self, nvmlDeviceGetSupportedEventTypes, device.handle, &mut supported) {
+                Ok(()) if supported & EVENT_XID != 0 => {
                     call!(self, nvmlDeviceRegisterEvents, device.handle, EVENT_XID, set)?;
                 }
                 Ok(()) => {}
@@ -302,19 +304,19 @@ impl Nvml {
     }
 }
 
-/// XIDs of some devices, collected from the moment it was made, so that none between two waits is lost.
+/// A subscription to the XIDs of some devices. It queues events from its creation on, so none is lost between two waits.
 pub struct Watch<'a> {
     nvml: &'a Nvml,
     set: sys::nvmlEventSet_t,
 }
 
 impl Watch<'_> {
-    /// The next XID; `None` when none came in so many milliseconds.
+    /// Waits for the next event; `None` after `milliseconds` without one.
     ///
     /// # Errors
-    /// NVML's.
+    /// [`NvmlError`] if the call fails.
     pub fn wait(&self, milliseconds: u32) -> Result<Option<Event>, NvmlError> {
-        // SAFETY: plain C data, for which zeros are a value.
+        // SAFETY: a plain C struct, for which all zeros is a valid value.
         let mut data: sys::nvmlEventData_t = unsafe { std::mem::zeroed() };
         match call!(self.nvml, nvmlEventSetWait_v2, self.set, &mut data, milliseconds) {
             Ok(()) => {
@@ -335,12 +337,12 @@ impl Watch<'_> {
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        let _ = call!(self.nvml, nvmlEventSetFree, self.set); // nothing is left to do if it fails
+        let _ = call!(self.nvml, nvmlEventSetFree, self.set); // an error during cleanup cannot be handled
     }
 }
 
 impl Drop for Nvml {
     fn drop(&mut self) {
-        let _ = call!(self, nvmlShutdown); // nothing is left to do if it fails
+        let _ = call!(self, nvmlShutdown); // an error during cleanup cannot be handled
     }
 }

@@ -1,8 +1,8 @@
-//! The spec sheet: what cards can do in theory, computed step by step, and how much of it is usually reached.
+//! Data sheets of cards: theoretical peaks with their formulas, and the share of them that is achievable in practice.
 //!
-//! Peak = multiprocessors x operations a cycle and multiprocessor x clock. Operations a cycle come from NVIDIA's
-//! white papers of each architecture; one multiply-add counts two. Tensor figures are dense (no 2:4 sparsity) with
-//! accumulation in fp32, which GeForce cards do at half the rate.
+//! Peak = multiprocessors x operations per cycle per multiprocessor x clock. The operations per cycle come from NVIDIA's
+//! white paper of each architecture; a multiply-add counts as two. Tensor core values are dense (no 2:4 sparsity) with
+//! accumulation in fp32, which GeForce cards compute at half rate.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +15,7 @@ use crate::GpuError;
 /// A number format of arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)] // the names say it
+#[allow(missing_docs)] // the names are the standard ones
 #[schemars(rename = "NumberFormat")]
 pub enum Precision {
     Fp64,
@@ -28,7 +28,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// All of them, widest first.
+    /// All number formats, widest first.
     pub const ALL: [Self; 7] = [Self::Fp64, Self::Fp32, Self::Tf32, Self::Fp16, Self::Bf16, Self::Fp8, Self::Int8];
 
     /// Bytes of one number in memory.
@@ -41,7 +41,7 @@ impl Precision {
         }
     }
 
-    /// The name.
+    /// The name, such as `bf16`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fp64 => "fp64",
@@ -66,20 +66,20 @@ impl FromStr for Precision {
     fn from_str(text: &str) -> Result<Self, GpuError> {
         Self::ALL.into_iter().find(|p| p.name() == text).ok_or_else(|| {
             let names = Self::ALL.map(Self::name).join(", ");
-            GpuError::Invalid(format!("'{text}' is no number format; known are {names}"))
+            GpuError::Invalid(format!("unknown number format '{text}': expected one of {names}"))
         })
     }
 }
 
-/// Operations a cycle and multiprocessor.
+/// Operations per cycle of one multiprocessor of a chip.
 struct Chip {
     name: &'static str,
     architecture: &'static str,
-    /// CUDA cores a multiprocessor.
+    /// CUDA cores per multiprocessor.
     cores: u32,
-    /// fp64 operations without tensor cores.
+    /// fp64 operations per cycle without tensor cores.
     fp64: u32,
-    /// Tensor operations by precision: fp64, tf32, fp16, bf16, fp8, int8. 0 where there are none.
+    /// Tensor core operations per cycle for fp64, tf32, fp16, bf16, fp8 and int8; 0 if unsupported.
     tensor: [u32; 6],
 }
 
@@ -107,9 +107,9 @@ const CHIPS: [Chip; 15] = [
     chip("unknown", "unknown", 0, 0, [0; 6]),
 ];
 
-/// A card of the sheet.
+/// The data sheet of a card.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[allow(missing_docs)] // names and units say it
+#[allow(missing_docs)] // the names include the units
 pub struct Card {
     pub name: &'static str,
     pub chip: &'static str,
@@ -128,20 +128,20 @@ pub struct Card {
     pub source: &'static str,
 }
 
-/// A theoretical peak and how it comes about.
+/// A theoretical peak with its formula.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Peak {
     /// The number format.
     pub precision: Precision,
-    /// Operations a second, in 10^12.
+    /// 10^12 operations per second.
     pub tera: f64,
-    /// Whether tensor cores do it.
+    /// Whether tensor cores are used.
     pub tensor: bool,
-    /// The formula with the card's numbers.
+    /// The formula with the values of the card.
     pub formula: String,
 }
 
-/// All cards.
+/// The data sheets of all known cards.
 pub fn cards() -> Vec<Card> {
     include_str!("cards.csv").lines().filter(|l| !l.starts_with('#')).filter_map(card).collect()
 }
@@ -176,17 +176,17 @@ fn words(name: &str) -> Vec<String> {
     split.map(str::to_owned).collect()
 }
 
-/// The card of a product by NVML's name or what a person types: the one with the most words in common, if all
-/// words of the shorter name are among the longer's.
+/// Finds a card by NVML's product name or by user input: the card with the most words in common, provided that all
+/// words of the shorter name occur in the longer one.
 pub fn find(name: &str) -> Option<Card> {
-    let asked = words(name);
+    let query = words(name);
     let mut best: Option<(usize, Card)> = None;
     for card in cards() {
         let own = words(card.name);
-        let common = own.iter().filter(|w| asked.contains(w)).count();
-        let whole = common == own.len() || common == asked.len();
+        let common = own.iter().filter(|w| query.contains(w)).count();
+        let contained = common == own.len() || common == query.len();
         if common > 0
-            && whole
+            && contained
             && best.as_ref().is_none_or(|(n, b)| common > *n || (common == *n && own.len() < words(b.name).len()))
         {
             best = Some((common, card));
@@ -196,7 +196,7 @@ pub fn find(name: &str) -> Option<Card> {
 }
 
 impl Card {
-    /// The theoretical peak, or `None` where the card cannot do it faster than a wider format.
+    /// The theoretical peak; `None` if the card is not faster in this format than in a wider one.
     pub fn peak(&self, precision: Precision) -> Option<Peak> {
         let chip = CHIPS.iter().find(|c| c.name == self.chip)?;
         let tensor_index = match precision {
@@ -212,9 +212,9 @@ impl Card {
         let (rate, clock, tensor) = match precision {
             Precision::Fp32 => (chip.cores * 2, self.boost_mhz, false),
             Precision::Fp64 if tensor_rate <= chip.fp64 => (chip.fp64, self.boost_mhz, false),
-            // Its units reach the boost clock, as the data sheets' figures show (H100: 67 TFLOP/s).
+            // The fp64 tensor cores run at the boost clock, as the data sheets show (H100: 67 TFLOP/s).
             Precision::Fp64 => (tensor_rate, self.boost_mhz, true),
-            // Pascal's P100 computes fp16 in pairs on its cores.
+            // The P100 (Pascal) computes two fp16 operations per CUDA core.
             Precision::Fp16 if tensor_rate == 0 && chip.name == "gp100" => (chip.cores * 4, self.boost_mhz, false),
             _ => (tensor_rate, self.tensor_mhz, true),
         };
@@ -231,24 +231,25 @@ impl Card {
         } else {
             let unit = if precision == Precision::Int8 { "TOP/s" } else { "TFLOP/s" };
             let by = if tensor { " on tensor cores" } else { "" };
-            format!("{} SM x {rate} operations a cycle{by} x {ghz:.3} GHz = {tera:.1} {unit}", self.multiprocessors)
+            format!("{} SM x {rate} operations per cycle{by} x {ghz:.3} GHz = {tera:.1} {unit}", self.multiprocessors)
         };
         Some(Peak { precision, tera, tensor, formula })
     }
 
-    /// Memory bandwidth in GB/s: pins x rate of a pin / 8.
+    /// Memory bandwidth in GB/s: bus width in bits x Gbit/s per pin / 8.
     pub fn bandwidth(&self) -> f64 {
         f64::from(self.bus_bits) * self.gbits_per_pin / 8.0
     }
 
-    /// The bandwidth's formula with the card's numbers.
+    /// The formula of the memory bandwidth with the values of the card.
     pub fn bandwidth_formula(&self) -> String {
         format!("{} bit x {} Gbit/s / 8 = {:.0} GB/s", self.bus_bits, self.gbits_per_pin, self.bandwidth())
     }
 
-    /// The share of a tensor peak that the best matrix sizes reach on cards of this architecture: power and clocks
-    /// keep it below one. Source: "Maximum Achievable Matmul FLOPS" (ml-engineering, bf16: A100 SXM 86.9 %,
-    /// H100 SXM 80.3 %, B200 77.6 %); others are taken as A100's, which is a guess.
+    /// The achievable share of a peak at the best matrix size, from 0 to 1; power and clocks keep it below 1.
+    ///
+    /// Source: "Maximum Achievable Matmul FLOPS" (ml-engineering, bf16: A100 SXM 86.9 %, H100 SXM 80.3 %, B200 77.6 %).
+    /// Other architectures use the value of the A100, which is a guess.
     pub fn achievable(&self, precision: Precision) -> f64 {
         match (self.chip, precision) {
             (_, Precision::Fp32 | Precision::Fp64) => 0.93,
@@ -258,26 +259,26 @@ impl Card {
         }
     }
 
-    /// The share of the memory bandwidth that a large copy reaches; HBM and GDDR alike lose some to refresh and turns.
+    /// The share of the memory bandwidth that a large copy achieves. HBM and GDDR lose the rest to refresh and bus turnaround.
     pub fn achievable_bandwidth(&self) -> f64 {
         0.90
     }
 }
 
-/// How a measured figure compares with what is usually reached.
+/// Rating of a measurement against the achievable value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "BenchmarkGrade")]
 pub enum Grade {
-    /// At least 90 % of it.
+    /// At least 90 % of the achievable value.
     Ok,
-    /// At least 70 %.
+    /// At least 70 % of the achievable value.
     Suspicious,
-    /// Less.
+    /// Less than 70 % of the achievable value.
     Bad,
 }
 
-/// Grades `measured` against `peak`, of which `achievable` is usually reached.
+/// Rates `measured` against `peak * achievable`; `achievable` is a share from 0 to 1.
 pub fn grade(measured: f64, peak: f64, achievable: f64) -> Grade {
     match measured / (peak * achievable) {
         share if share >= 0.9 => Grade::Ok,
@@ -291,19 +292,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sheet_is_whole() {
+    fn every_line_of_cards_csv_is_parsed() {
         let lines = include_str!("cards.csv").lines().filter(|l| !l.starts_with('#')).count();
         let cards = cards();
-        assert_eq!(cards.len(), lines, "a line cannot be read");
+        assert_eq!(cards.len(), lines, "a line cannot be parsed");
         assert!(cards.len() >= 40, "{}", cards.len());
         assert!(
             cards.iter().all(|c| !c.source.is_empty() && c.peak(Precision::Fp32).is_some() && c.bandwidth() > 50.0)
         );
     }
 
-    /// Figures of NVIDIA's data sheets: TFLOP/s, GB/s.
+    /// Expected values are from NVIDIA's data sheets, in TFLOP/s and GB/s.
     #[test]
-    fn peaks_are_those_of_the_data_sheets() {
+    fn peaks_match_data_sheets() {
         let near = |card: &str, precision, expected: f64| {
             let peak = find(card).unwrap().peak(precision).unwrap();
             assert!((peak.tera / expected - 1.0).abs() < 0.02, "{card} {precision}: {} is not {expected}", peak.tera);
@@ -343,13 +344,13 @@ mod tests {
     }
 
     #[test]
-    fn the_formula_is_shown_with_the_numbers() {
+    fn formula_contains_card_values() {
         let peak = find("A4000").unwrap().peak(Precision::Fp32).unwrap();
         assert_eq!(peak.formula, "48 SM x 128 cores x 2 operations x 1.560 GHz = 19.2 TFLOP/s");
     }
 
     #[test]
-    fn names_find_the_nearest_card() {
+    fn product_names_match_the_right_card() {
         assert_eq!(find("NVIDIA A100-SXM4-80GB").unwrap().name, "A100-SXM4-80GB");
         assert_eq!(find("NVIDIA GeForce RTX 3090").unwrap().name, "GeForce RTX 3090");
         assert_eq!(find("NVIDIA L40S").unwrap().name, "L40S");

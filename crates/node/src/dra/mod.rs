@@ -1,11 +1,11 @@
 //! Dynamic resource allocation: GPUs and MIG partitions as `resource.k8s.io/v1` devices.
 //!
-//! Source: Kubernetes, "Dynamic Resource Allocation"; `k8s.io/kubelet/pkg/apis/dra/v1` and `pluginregistration/v1`. Names of
-//! attributes are those of NVIDIA's DRA driver, so selectors written for it hold.
+//! Source: Kubernetes, "Dynamic Resource Allocation"; `k8s.io/kubelet/pkg/apis/dra/v1` and `pluginregistration/v1`. The
+//! attribute names are those of NVIDIA's DRA driver, so selectors written for it keep working.
 //!
-//! A GPU without MIG is one device. A GPU with MIG is offered as every partition that is possible on it (partitionable devices);
-//! the scheduler sees to it that those that overlap are not handed out together, and an instance is made when a pod with it
-//! starts on the node, and removed afterwards.
+//! A GPU without MIG is one device. A GPU with MIG is offered as all partitions that are possible on it (partitionable devices); the
+//! scheduler does not allocate overlapping ones. The MIG instance of a partition is created when a pod with the claim starts on the
+//! node, and destroyed afterwards.
 
 mod prepare;
 mod slices;
@@ -23,34 +23,34 @@ use tonic::{Request, Response, Status};
 
 use crate::NodeError;
 use crate::cluster::Cluster;
-use crate::driver::{Driver, Machine, Place, State};
+use crate::driver::{Driver, InstancePosition, Machine, State};
 use crate::kubelet;
 use crate::kubelet::dra as api;
 use crate::kubelet::dra_health as health;
 use crate::kubelet::registration;
 
-/// The driver's name, unless another is asked for.
+/// The default name of the DRA driver.
 pub const DRIVER: &str = "gpu.slipway.dev";
 
-/// The MIG instances that were made for claims before this agent started.
+/// The MIG instances that were created for claims, as recorded in the database.
 ///
 /// # Errors
-/// The store's.
-pub async fn owned(database: &Database) -> Result<BTreeSet<Place>, NodeError> {
-    prepare::owned(database).await
+/// [`NodeError::Store`] if the database fails.
+pub async fn claimed(database: &Database) -> Result<BTreeSet<InstancePosition>, NodeError> {
+    prepare::claimed(database).await
 }
 
-/// The device of a claim, as our slices name it.
+/// A device of this node's slices, identified by its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Named {
-    /// `gpu-0`
+pub(crate) enum Device {
+    /// A whole GPU, named `gpu-0`.
     Gpu(u32),
-    /// `gpu-0-mig-1g10gb-2`: a profile from a memory slice on.
+    /// A MIG partition, named like `gpu-0-mig-1g10gb-2`: profile and first memory slice.
     Partition { gpu: u32, profile: String, start: u32 },
 }
 
-/// A profile's name as part of a device's, which has no dots and pluses.
-fn plain(profile: &str) -> String {
+/// A profile as part of a device name, which cannot contain dots and plus signs: `1g.10gb+me` becomes `1g10gb-me`.
+fn name_part(profile: &str) -> String {
     profile.replace('.', "").replace('+', "-")
 }
 
@@ -59,21 +59,21 @@ pub(crate) fn gpu_name(index: u32) -> String {
 }
 
 pub(crate) fn partition_name(gpu: u32, profile: &str, start: u32) -> String {
-    format!("gpu-{gpu}-mig-{}-{start}", plain(profile))
+    format!("gpu-{gpu}-mig-{}-{start}", name_part(profile))
 }
 
-/// What a name stands for on this machine.
-pub(crate) fn named(machine: &Machine, name: &str) -> Option<Named> {
+/// Finds the device with this name; `None` if the machine has no such GPU or possible partition.
+pub(crate) fn find_device(machine: &Machine, name: &str) -> Option<Device> {
     for gpu in &machine.inventory.gpus {
         if name == gpu_name(gpu.index) {
-            return Some(Named::Gpu(gpu.index));
+            return Some(Device::Gpu(gpu.index));
         }
     }
     for layout in &machine.layouts {
         for profile in &layout.geometry.profiles {
             for start in &profile.starts {
                 if name == partition_name(layout.gpu, &profile.name, *start) {
-                    return Some(Named::Partition { gpu: layout.gpu, profile: profile.name.clone(), start: *start });
+                    return Some(Device::Partition { gpu: layout.gpu, profile: profile.name.clone(), start: *start });
                 }
             }
         }
@@ -81,34 +81,34 @@ pub(crate) fn named(machine: &Machine, name: &str) -> Option<Named> {
     None
 }
 
-/// The UUID of a device of our slices; `None` for a partition that is not there at the moment.
+/// The UUID of the device with this name; `None` for a partition that does not exist at the moment.
 pub(crate) fn uuid_of(machine: &Machine, name: &str) -> Option<String> {
     let gpu = |index: u32| machine.inventory.gpus.iter().find(|g| g.index == index);
-    match named(machine, name)? {
-        Named::Gpu(index) => Some(gpu(index)?.uuid.clone()),
-        Named::Partition { gpu: index, profile, start } => {
+    match find_device(machine, name)? {
+        Device::Gpu(index) => Some(gpu(index)?.uuid.clone()),
+        Device::Partition { gpu: index, profile, start } => {
             let devices = &gpu(index)?.mig.as_ref()?.devices;
             Some(devices.iter().find(|d| d.profile == profile && d.start == start)?.uuid.clone())
         }
     }
 }
 
-/// Serves the kubelet and publishes slices.
-#[allow(missing_debug_implementations)] // a database has nothing to show
+/// The DRA driver: serves the kubelet and publishes slices.
+#[allow(missing_debug_implementations)] // `Database` does not implement `Debug`
 pub struct Dra<C> {
     /// The API server.
     pub cluster: Arc<C>,
-    /// This node; also the name of its pool.
+    /// Name of this node, and of its pool.
     pub node: String,
-    /// `gpu.slipway.dev`, or `gpu.nvidia.com` to answer for NVIDIA's.
+    /// Name of the DRA driver: `gpu.slipway.dev`, or `gpu.nvidia.com` to replace NVIDIA's driver.
     pub name: String,
-    /// `/var/lib/kubelet`.
+    /// Folder of the kubelet, usually `/var/lib/kubelet`.
     pub kubelet: PathBuf,
     /// The driver.
     pub driver: Arc<Driver>,
-    /// Where prepared claims are kept.
+    /// Stores prepared claims.
     pub database: Arc<Database>,
-    /// Told whenever devices were handed out.
+    /// Notified whenever devices were allocated.
     pub handed_out: Arc<Notify>,
 }
 
@@ -127,7 +127,7 @@ impl<C> Clone for Dra<C> {
 }
 
 impl<C: Cluster> Dra<C> {
-    /// Runs for ever.
+    /// Runs forever.
     pub async fn run(self) {
         let publisher = self.clone();
         tokio::join!(self.serve(), slices::publish(publisher));
@@ -137,8 +137,8 @@ impl<C: Cluster> Dra<C> {
         self.kubelet.join("plugins").join(&self.name).join("dra.sock")
     }
 
-    /// The kubelet dials this socket with its path as the name of the host, which the rules of HTTP/2 allow only before an `@`;
-    /// so there is one in the file's name.
+    /// The kubelet sends the socket path as the HTTP/2 authority. A path is valid there only as the user part before an `@`, so the file
+    /// name contains one.
     fn registration_socket(&self) -> PathBuf {
         self.kubelet.join("plugins_registry").join(format!("{}@reg.sock", self.name))
     }
@@ -146,13 +146,13 @@ impl<C: Cluster> Dra<C> {
     async fn serve(&self) {
         loop {
             if let Err(error) = self.session().await {
-                tracing::warn!(%error, "the DRA driver is not served; trying again");
+                tracing::warn!(%error, "serving the DRA driver failed; retrying");
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
-    /// Serves until a socket is taken away, as a kubelet does that starts anew.
+    /// Serves until a socket file is removed, which happens when the kubelet restarts.
     async fn session(&self) -> Result<(), NodeError> {
         let (plugin, listener) = kubelet::bind(&self.plugin_socket())?;
         let service = Service { dra: self.clone() };
@@ -160,24 +160,25 @@ impl<C: Cluster> Dra<C> {
             .add_service(api::dra_plugin_server::DraPluginServer::new(service.clone()))
             .add_service(health::dra_resource_health_server::DraResourceHealthServer::new(service));
         let serving = kubelet::serve(router, listener, std::future::pending());
-        let (registered, listener) = kubelet::bind(&self.registration_socket())?;
-        let about = Registration { name: self.name.clone(), endpoint: self.plugin_socket() };
+        let (registration_socket, listener) = kubelet::bind(&self.registration_socket())?;
+        let service = Registration { name: self.name.clone(), endpoint: self.plugin_socket() };
         let router = tonic::transport::Server::builder()
-            .add_service(registration::registration_server::RegistrationServer::new(about));
+            .add_service(registration::registration_server::RegistrationServer::new(service));
         let registering = kubelet::serve(router, listener, std::future::pending());
-        let following = async {
-            while plugin.is_there() && registered.is_there() {
+        let removed = async {
+            while plugin.exists() && registration_socket.exists() {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         };
         tokio::select! {
             ended = serving => ended,
             ended = registering => ended,
-            () = following => Ok(()),
+            () = removed => Ok(()),
         }
     }
 }
 
+/// The kubelet's plugin registration service.
 struct Registration {
     name: String,
     endpoint: PathBuf,
@@ -205,12 +206,13 @@ impl registration::registration_server::Registration for Registration {
         if status.plugin_registered {
             tracing::info!(driver = self.name, "registered with the kubelet");
         } else {
-            tracing::error!(driver = self.name, error = status.error, "the kubelet refuses the DRA driver");
+            tracing::error!(driver = self.name, error = status.error, "the kubelet rejected the DRA driver");
         }
         Ok(Response::new(registration::RegistrationStatusResponse {}))
     }
 }
 
+/// The gRPC services of the DRA driver.
 struct Service<C> {
     dra: Dra<C>,
 }
@@ -229,37 +231,37 @@ impl<C: Cluster> api::dra_plugin_server::DraPlugin for Service<C> {
         &self,
         request: Request<api::NodePrepareResourcesRequest>,
     ) -> Result<Response<api::NodePrepareResourcesResponse>, Status> {
-        let mut answer = api::NodePrepareResourcesResponse::default();
+        let mut response = api::NodePrepareResourcesResponse::default();
         for claim in request.into_inner().claims {
-            let one = match prepare::prepare(&self.dra, &claim).await {
+            let result = match prepare::prepare(&self.dra, &claim).await {
                 Ok(devices) => api::NodePrepareResourceResponse { devices, error: String::new() },
                 Err(error) => {
-                    tracing::warn!(claim = claim.name, namespace = claim.namespace, %error, "not prepared");
+                    tracing::warn!(claim = claim.name, namespace = claim.namespace, %error, "preparing the claim failed");
                     api::NodePrepareResourceResponse { devices: Vec::new(), error: error.to_string() }
                 }
             };
-            answer.claims.insert(claim.uid, one);
+            response.claims.insert(claim.uid, result);
         }
         self.dra.handed_out.notify_one();
-        Ok(Response::new(answer))
+        Ok(Response::new(response))
     }
 
     async fn node_unprepare_resources(
         &self,
         request: Request<api::NodeUnprepareResourcesRequest>,
     ) -> Result<Response<api::NodeUnprepareResourcesResponse>, Status> {
-        let mut answer = api::NodeUnprepareResourcesResponse::default();
+        let mut response = api::NodeUnprepareResourcesResponse::default();
         for claim in request.into_inner().claims {
             let error = match prepare::unprepare(&self.dra, &claim.uid).await {
                 Ok(()) => String::new(),
                 Err(error) => {
-                    tracing::warn!(claim = claim.name, namespace = claim.namespace, %error, "not unprepared");
+                    tracing::warn!(claim = claim.name, namespace = claim.namespace, %error, "releasing the claim failed");
                     error.to_string()
                 }
             };
-            answer.claims.insert(claim.uid, api::NodeUnprepareResourceResponse { error });
+            response.claims.insert(claim.uid, api::NodeUnprepareResourceResponse { error });
         }
-        Ok(Response::new(answer))
+        Ok(Response::new(response))
     }
 }
 
@@ -272,11 +274,11 @@ impl<C: Cluster> health::dra_resource_health_server::DraResourceHealth for Servi
         _: Request<health::NodeWatchResourcesRequest>,
     ) -> Result<Response<Health>, Status> {
         let pool = self.dra.node.clone();
-        let news = tokio_stream::wrappers::WatchStream::new(self.dra.driver.subscribe());
-        // The kubelet takes silence for "unknown" after a while, so the state is told again.
-        let again = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(Duration::from_secs(20)));
+        let changes = tokio_stream::wrappers::WatchStream::new(self.dra.driver.subscribe());
+        // The kubelet treats devices without updates as "unknown" after a timeout, so the state is also sent periodically.
+        let heartbeat = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(Duration::from_secs(20)));
         let state = self.dra.driver.subscribe();
-        let lists = news.map(drop).merge(again.map(drop)).map(move |()| {
+        let lists = changes.map(drop).merge(heartbeat.map(drop)).map(move |()| {
             let state: Arc<State> = state.borrow().clone();
             Ok(health::NodeWatchResourcesResponse {
                 devices: state.machine().map(|m| device_health(m, &pool)).unwrap_or_default(),
@@ -286,10 +288,11 @@ impl<C: Cluster> health::dra_resource_health_server::DraResourceHealth for Servi
     }
 }
 
+/// The health of all existing devices.
 fn device_health(machine: &Machine, pool: &str) -> Vec<health::DeviceHealth> {
     let mut devices = Vec::new();
     for gpu in machine.inventory.gpus.iter().filter(|g| !g.uuid.is_empty()) {
-        let mut tell = |name: String, fault: Option<String>| {
+        let mut add = |name: String, fault: Option<String>| {
             let health = if fault.is_none() { health::HealthStatus::Healthy } else { health::HealthStatus::Unhealthy };
             devices.push(health::DeviceHealth {
                 device: Some(health::DeviceIdentifier { pool_name: pool.to_owned(), device_name: name }),
@@ -300,10 +303,10 @@ fn device_health(machine: &Machine, pool: &str) -> Vec<health::DeviceHealth> {
             });
         };
         match gpu.mig.as_ref().filter(|m| m.enabled) {
-            None => tell(gpu_name(gpu.index), machine.fault(&gpu.uuid, None)),
+            None => add(gpu_name(gpu.index), machine.fault(&gpu.uuid, None)),
             Some(mig) => {
                 for d in &mig.devices {
-                    tell(partition_name(gpu.index, &d.profile, d.start), machine.fault(&d.uuid, Some(&gpu.uuid)));
+                    add(partition_name(gpu.index, &d.profile, d.start), machine.fault(&d.uuid, Some(&gpu.uuid)));
                 }
             }
         }

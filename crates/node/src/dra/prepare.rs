@@ -1,7 +1,7 @@
-//! A claim's devices made ready on the node, and given back.
+//! Prepares the devices of a claim on the node, and releases them.
 //!
-//! What was made for a claim is written down before it is made, so that an agent that is killed in between gives it back all the
-//! same. Preparing twice is preparing once.
+//! Partitions are recorded in the database before they are created, so that they are also released if the agent is killed in
+//! between. Both operations are idempotent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,34 +12,37 @@ use slipway_gpu::mig::{self, Change, Instance, Plan};
 use slipway_gpu::nvml::{Nvml, Placement};
 use slipway_store::Database;
 
-use super::{Dra, Named, named, uuid_of};
+use super::{Device, Dra, find_device, uuid_of};
 use crate::cluster::{Cluster, RESOURCE_CLAIM};
-use crate::driver::Place;
+use crate::driver::InstancePosition;
 use crate::kubelet::dra as api;
 use crate::{NodeError, cdi, repo};
 
-/// What was prepared for a claim.
+/// The record of a prepared claim, stored as JSON.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Prepared {
-    /// Partitions that were made for it, by the device's name.
-    made: BTreeMap<String, Made>,
+    /// Partitions that were created for the claim, keyed by device name.
+    made: BTreeMap<String, Partition>,
 }
 
+/// A MIG instance that was created for a claim; `start` is its first memory slice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Made {
+struct Partition {
     gpu: u32,
     profile: String,
     start: u32,
 }
 
-/// A device that the scheduler chose for a claim.
-struct Chosen {
+/// A device that the scheduler allocated to a claim.
+struct Allocated {
     request: String,
+    /// Name of the device in the slices of this node.
     device: String,
     share: Option<String>,
 }
 
-fn chosen(claim: &Value, driver: &str, pool: &str) -> Result<Vec<Chosen>, NodeError> {
+/// The devices of this driver and pool in a claim's allocation.
+fn allocated(claim: &Value, driver: &str, pool: &str) -> Result<Vec<Allocated>, NodeError> {
     let allocation = &claim["status"]["allocation"];
     let Some(results) = allocation["devices"]["results"].as_array() else {
         return Err(NodeError::Invalid("the claim is not allocated".into()));
@@ -47,101 +50,107 @@ fn chosen(claim: &Value, driver: &str, pool: &str) -> Result<Vec<Chosen>, NodeEr
     let configured = allocation["devices"]["config"].as_array().into_iter().flatten();
     if configured.into_iter().any(|c| c["opaque"]["driver"] == driver) {
         return Err(NodeError::Invalid(format!(
-            "the claim has opaque parameters for {driver}, and it takes none: share GPUs by MIG partitions or by the node's configuration"
+            "the claim has opaque parameters, which {driver} does not support: share GPUs by MIG partitions or by the node's configuration"
         )));
     }
-    let ours = results.iter().filter(|r| r["driver"] == driver && r["pool"] == pool);
+    let own = results.iter().filter(|r| r["driver"] == driver && r["pool"] == pool);
     let field = |r: &Value, name: &str| r[name].as_str().map(str::to_owned);
-    ours.map(|r| match (field(r, "request"), field(r, "device")) {
-        (Some(request), Some(device)) => Ok(Chosen { request, device, share: field(r, "shareID") }),
-        _ => Err(NodeError::Invalid("the claim's allocation names no device".into())),
+    own.map(|r| match (field(r, "request"), field(r, "device")) {
+        (Some(request), Some(device)) => Ok(Allocated { request, device, share: field(r, "shareID") }),
+        _ => Err(NodeError::Invalid("the claim's allocation has no device name".into())),
     })
     .collect()
 }
 
-pub(super) async fn prepare<C: Cluster>(dra: &Dra<C>, wanted: &api::Claim) -> Result<Vec<api::Device>, NodeError> {
-    let claim = dra.cluster.get(RESOURCE_CLAIM, Some(&wanted.namespace), &wanted.name).await?;
-    let claim = claim.filter(|c| c["metadata"]["uid"] == wanted.uid.as_str());
-    let claim = claim.ok_or_else(|| NodeError::Invalid("the claim is gone, or another has its name".into()))?;
-    let chosen = chosen(&claim, &dra.name, &dra.node)?;
-    let mut record = load(dra, &wanted.uid).await?.unwrap_or_default();
+/// Prepares a claim: creates its missing partitions, and returns its devices with their CDI names.
+pub(super) async fn prepare<C: Cluster>(dra: &Dra<C>, requested: &api::Claim) -> Result<Vec<api::Device>, NodeError> {
+    let claim = dra.cluster.get(RESOURCE_CLAIM, Some(&requested.namespace), &requested.name).await?;
+    let claim = claim.filter(|c| c["metadata"]["uid"] == requested.uid.as_str());
+    let claim =
+        claim.ok_or_else(|| NodeError::Invalid("the claim was deleted, or recreated under the same name".into()))?;
+    let allocated = allocated(&claim, &dra.name, &dra.node)?;
+    let mut record = load(dra, &requested.uid).await?.unwrap_or_default();
     let state = dra.driver.subscribe().borrow().clone();
-    let machine = state.machine().ok_or_else(|| NodeError::NoDriver("it went away".into()))?;
+    let machine = state.machine().ok_or_else(|| NodeError::NoDriver("it is gone".into()))?;
     let mut missing = Vec::new();
-    for one in &chosen {
-        let place = named(machine, &one.device)
-            .ok_or_else(|| NodeError::Invalid(format!("there is no device {} on this node", one.device)))?;
-        if let (Named::Partition { gpu, profile, start }, None) = (place, uuid_of(machine, &one.device)) {
-            missing.push((one.device.clone(), Made { gpu, profile, start }));
+    for result in &allocated {
+        let device = find_device(machine, &result.device)
+            .ok_or_else(|| NodeError::Invalid(format!("there is no device {} on this node", result.device)))?;
+        if let (Device::Partition { gpu, profile, start }, None) = (device, uuid_of(machine, &result.device)) {
+            missing.push((result.device.clone(), Partition { gpu, profile, start }));
         }
     }
     record.made.extend(missing.iter().cloned());
-    save(dra, &wanted.uid, &record).await?;
+    save(dra, &requested.uid, &record).await?;
     if !missing.is_empty() {
-        let steps: Vec<Made> = missing.into_iter().map(|(_, made)| made).collect();
-        dra.driver.with(move |nvml| change(nvml, &steps, true)).await?;
-        own(dra).await?;
+        let partitions: Vec<Partition> = missing.into_iter().map(|(_, partition)| partition).collect();
+        dra.driver.with(move |nvml| change(nvml, &partitions, true)).await?;
+        update_claimed(dra).await?;
     }
     let state = dra.driver.subscribe().borrow().clone();
-    let machine = state.machine().ok_or_else(|| NodeError::NoDriver("it went away".into()))?;
+    let machine = state.machine().ok_or_else(|| NodeError::NoDriver("it is gone".into()))?;
     if let Some(why) = &machine.cdi {
-        return Err(NodeError::Invalid(format!("there is no CDI specification: {why}")));
+        return Err(NodeError::Invalid(format!("the CDI specification is missing: {why}")));
     }
-    chosen
+    allocated
         .into_iter()
-        .map(|one| {
-            let uuid = uuid_of(machine, &one.device)
-                .ok_or_else(|| NodeError::Invalid(format!("{} is not there", one.device)))?;
+        .map(|result| {
+            let uuid = uuid_of(machine, &result.device)
+                .ok_or_else(|| NodeError::Invalid(format!("{} does not exist", result.device)))?;
             Ok(api::Device {
-                request_names: vec![one.request],
+                request_names: vec![result.request],
                 pool_name: dra.node.clone(),
-                device_name: one.device,
+                device_name: result.device,
                 cdi_device_ids: vec![cdi::name(&uuid)],
-                share_id: one.share,
+                share_id: result.share,
             })
         })
         .collect()
 }
 
+/// Releases a claim: destroys its partitions and deletes its record.
 pub(super) async fn unprepare<C: Cluster>(dra: &Dra<C>, uid: &str) -> Result<(), NodeError> {
     let Some(record) = load(dra, uid).await? else { return Ok(()) };
     if !record.made.is_empty() {
-        let steps: Vec<Made> = record.made.into_values().collect();
-        dra.driver.with(move |nvml| change(nvml, &steps, false)).await?;
+        let partitions: Vec<Partition> = record.made.into_values().collect();
+        dra.driver.with(move |nvml| change(nvml, &partitions, false)).await?;
     }
-    let gone = uid.to_owned();
-    dra.database.write(move |c| repo::unprepared(c, &gone)).await.map_err(NodeError::Store)?;
-    own(dra).await
+    let uid = uid.to_owned();
+    dra.database.write(move |c| repo::delete_claim(c, &uid)).await.map_err(NodeError::Store)?;
+    update_claimed(dra).await
 }
 
-/// The MIG instances that were made for claims, from the record.
-pub(super) async fn owned(database: &Database) -> Result<BTreeSet<Place>, NodeError> {
+/// The MIG instances that were created for claims, from the database.
+pub(super) async fn claimed(database: &Database) -> Result<BTreeSet<InstancePosition>, NodeError> {
     let all = database.read(repo::claims).await?;
     let records = all.iter().filter_map(|(_, text)| serde_json::from_str::<Prepared>(text).ok());
     Ok(records.flat_map(|r| r.made.into_values().map(|m| (m.gpu, m.profile, m.start))).collect())
 }
 
-async fn own<C: Cluster>(dra: &Dra<C>) -> Result<(), NodeError> {
-    dra.driver.own(owned(&dra.database).await?).await
+/// Publishes the MIG instances that belong to claims.
+async fn update_claimed<C: Cluster>(dra: &Dra<C>) -> Result<(), NodeError> {
+    dra.driver.set_claimed(claimed(&dra.database).await?).await
 }
 
-/// Makes partitions, or removes those of them that are there.
-fn change(nvml: &Nvml, steps: &[Made], make: bool) -> Result<(), GpuError> {
-    for step in steps {
+/// Creates partitions that do not exist (`create` is true), or destroys those that do.
+fn change(nvml: &Nvml, partitions: &[Partition], create: bool) -> Result<(), GpuError> {
+    for partition in partitions {
         let layouts = mig::layout(nvml)?;
-        let Some(layout) = layouts.iter().find(|l| l.gpu == step.gpu) else { continue };
+        let Some(layout) = layouts.iter().find(|l| l.gpu == partition.gpu) else { continue };
         let profile = layout
             .geometry
-            .profile(&step.profile)
-            .ok_or_else(|| GpuError::Invalid(format!("GPU {} has no profile {}", step.gpu, step.profile)))?;
-        let at = Placement { start: step.start, size: profile.size };
-        let instance = Instance { profile: step.profile.clone(), at };
-        let there = layout.instances.contains(&instance);
-        if there == make {
+            .profile(&partition.profile)
+            .ok_or_else(|| GpuError::Invalid(format!("GPU {} has no profile {}", partition.gpu, partition.profile)))?;
+        let at = Placement { start: partition.start, size: profile.size };
+        let instance = Instance { profile: partition.profile.clone(), at };
+        let exists = layout.instances.contains(&instance);
+        if exists == create {
             continue;
         }
-        let (create, destroy) = if make { (vec![instance], vec![]) } else { (vec![], vec![instance]) };
-        let plan = Plan { changes: vec![Change { gpu: step.gpu, mode: None, keep: Vec::new(), destroy, create }] };
+        let (to_create, to_destroy) = if create { (vec![instance], vec![]) } else { (vec![], vec![instance]) };
+        let change =
+            Change { gpu: partition.gpu, mode: None, keep: Vec::new(), destroy: to_destroy, create: to_create };
+        let plan = Plan { changes: vec![change] };
         mig::apply(nvml, &layouts, &plan)?;
     }
     Ok(())
@@ -156,5 +165,5 @@ async fn load<C: Cluster>(dra: &Dra<C>, uid: &str) -> Result<Option<Prepared>, N
 async fn save<C: Cluster>(dra: &Dra<C>, uid: &str, record: &Prepared) -> Result<(), NodeError> {
     let text = serde_json::to_string(record).map_err(|e| NodeError::Invalid(e.to_string()))?;
     let uid = uid.to_owned();
-    dra.database.write(move |c| repo::prepared(c, &uid, &text)).await.map_err(NodeError::Store)
+    dra.database.write(move |c| repo::put_claim(c, &uid, &text)).await.map_err(NodeError::Store)
 }

@@ -1,4 +1,4 @@
-//! ResourceSlices: what this node offers to claims.
+//! Publishes ResourceSlices: the devices that this node offers to claims.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,15 +12,15 @@ use crate::cluster::{Cluster, ClusterError, NODE, RESOURCE_SLICE};
 use crate::driver::{Machine, State};
 
 const MANAGER: &str = "slipway-node-dra";
-/// The taint of a device that must not be used.
+/// Key of the taint on devices that must not be used.
 const TAINT: &str = "slipway.dev/unhealthy";
 
 fn text(value: &str) -> Value {
-    // The API takes 64 characters.
+    // The API limits string attributes to 64 characters.
     json!({"string": value.chars().take(64).collect::<String>()})
 }
 
-/// A version as semantic versioning has it: three numbers without leading zeros, so driver 580.95.05 is 580.95.5.
+/// A version attribute in semantic versioning: three numbers without leading zeros, so driver 580.95.05 becomes 580.95.5.
 fn version(value: &str) -> Value {
     let mut parts: Vec<u64> = value.split('.').map_while(|p| p.parse().ok()).take(3).collect();
     parts.resize(3, 0);
@@ -31,13 +31,14 @@ fn mebibytes(mib: u64) -> Value {
     json!({"value": format!("{mib}Mi")})
 }
 
-/// The root of the PCI tree that a card hangs on, by which claims ask for a GPU and a network card that are near each other.
+/// The PCIe root complex of a card. Claims match on it to request a GPU and a network card close to each other.
 fn pcie_root(bus_id: &str) -> Option<String> {
     let address = slipway_gpu::pci::kernel_address(bus_id);
     let path = std::fs::canonicalize(format!("/sys/bus/pci/devices/{address}")).ok()?;
     path.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).find(|c| c.starts_with("pci0"))
 }
 
+/// Attributes that GPUs and MIG partitions have in common.
 fn attributes(machine: &Machine, gpu: &Gpu, kind: &str) -> Map<String, Value> {
     let mut a = Map::new();
     a.insert("type".into(), text(kind));
@@ -70,9 +71,10 @@ fn attributes(machine: &Machine, gpu: &Gpu, kind: &str) -> Map<String, Value> {
     a
 }
 
-fn tainted(machine: &Machine, uuid: &str, parent: Option<&str>, device: &mut Value) {
+/// Adds a taint to a device that has a fault or is about to change.
+fn add_taint(machine: &Machine, uuid: &str, parent: Option<&str>, device: &mut Value) {
     let Some(_) = machine.fault(uuid, parent) else { return };
-    let code = machine.faults.of(uuid, parent).map_or("changing", |f| f.code.as_str());
+    let code = machine.faults.fault(uuid, parent).map_or("changing", |f| f.code.as_str());
     device["taints"] = json!([{"key": TAINT, "value": code, "effect": "NoSchedule"}]);
 }
 
@@ -80,23 +82,23 @@ fn counter(slice: u32) -> String {
     format!("memory-slice-{slice}")
 }
 
-/// A GPU with MIG: the set of counters that its partitions share, and the partitions.
+/// The devices of a GPU with MIG: the counter set that its partitions share, and all possible partitions.
 fn partitions(machine: &Machine, gpu: &Gpu, layout: &Layout) -> (Value, Vec<Value>) {
     let set = format!("{}-counters", gpu_name(gpu.index));
     let geometry = &layout.geometry;
     let mut counters: Map<String, Value> = (0..geometry.memory).map(|s| (counter(s), json!({"value": "1"}))).collect();
     counters.insert("compute-slices".into(), json!({"value": geometry.compute.to_string()}));
     counters.insert("media-engines".into(), json!({"value": "1"}));
-    let there = gpu.mig.iter().flat_map(|m| &m.devices);
-    let there: Vec<_> = there.collect();
+    let existing = gpu.mig.iter().flat_map(|m| &m.devices);
+    let existing: Vec<_> = existing.collect();
     let mut devices = Vec::new();
     for profile in &geometry.profiles {
         for start in &profile.starts {
             let overlaps =
                 |d: &&&slipway_gpu::inventory::MigDevice| d.start < start + profile.size && *start < d.start + d.size;
-            let same = there.iter().find(|d| d.profile == profile.name && d.start == *start);
-            // An instance that somebody made by hand is not taken apart for a claim.
-            if same.is_none() && there.iter().any(|d| overlaps(&d) && !machine.ours.contains(&d.uuid)) {
+            let same = existing.iter().find(|d| d.profile == profile.name && d.start == *start);
+            // Instances that were not created for claims are never destroyed for one, so they block overlapping partitions.
+            if same.is_none() && existing.iter().any(|d| overlaps(&d) && !machine.claimed.contains(&d.uuid)) {
                 continue;
             }
             devices.push(partition(machine, gpu, profile, *start, &set, same.map(|d| d.uuid.as_str())));
@@ -110,8 +112,8 @@ fn partition(machine: &Machine, gpu: &Gpu, profile: &Profile, start: u32, set: &
     a.insert("profile".into(), text(&profile.name));
     a.insert("parentUUID".into(), text(&gpu.uuid));
     a.insert("parentIndex".into(), json!({"int": gpu.index}));
-    // Instances that come and go with claims have no UUID that anybody could select.
-    if let Some(uuid) = uuid.filter(|u| !machine.ours.contains(*u)) {
+    // Instances created for claims have changing UUIDs, which claims cannot select on.
+    if let Some(uuid) = uuid.filter(|u| !machine.claimed.contains(*u)) {
         a.insert("uuid".into(), text(uuid));
     }
     let mut used: Map<String, Value> =
@@ -129,11 +131,11 @@ fn partition(machine: &Machine, gpu: &Gpu, profile: &Profile, start: u32, set: &
         },
         "consumesCounters": [{"counterSet": set, "counters": used}],
     });
-    tainted(machine, uuid.unwrap_or_default(), Some(&gpu.uuid), &mut device);
+    add_taint(machine, uuid.unwrap_or_default(), Some(&gpu.uuid), &mut device);
     device
 }
 
-/// The `spec`s of all slices of a node, without the pool: whole GPUs together, counters together, partitions by GPU.
+/// The `spec`s of all slices of a node, without the pool: one with the whole GPUs, then counter sets, then the partitions of each GPU.
 pub(super) fn specs(machine: &Machine) -> Vec<Value> {
     let mut whole = Vec::new();
     let mut counters = Vec::new();
@@ -143,7 +145,7 @@ pub(super) fn specs(machine: &Machine) -> Vec<Value> {
         if let Some(layout) = layout {
             let (set, devices) = partitions(machine, gpu, layout);
             counters.push(set);
-            // The API takes 64 devices with counters in one slice.
+            // The API limits a slice to 64 devices that consume counters.
             parts.extend(devices.chunks(64).map(|d| json!({"devices": d})));
             continue;
         }
@@ -154,97 +156,102 @@ pub(super) fn specs(machine: &Machine) -> Vec<Value> {
             "attributes": a,
             "capacity": {"memory": mebibytes(gpu.memory_total.unwrap_or(0) >> 20)},
         });
-        tainted(machine, &gpu.uuid, None, &mut device);
+        add_taint(machine, &gpu.uuid, None, &mut device);
         whole.push(device);
     }
     let mut specs = Vec::new();
     if !whole.is_empty() || counters.is_empty() {
         specs.push(json!({"devices": whole}));
     }
-    // And eight sets of counters.
+    // The API limits a slice to eight counter sets.
     specs.extend(counters.chunks(8).map(|c| json!({"sharedCounters": c})));
     specs.extend(parts);
     specs
 }
 
-/// Keeps the node's slices true.
+/// Keeps the published slices up to date with the state of the driver.
 pub(super) async fn publish<C: Cluster>(dra: Dra<C>) {
     let mut states = dra.driver.subscribe();
-    let mut told: Option<Vec<Value>> = None;
+    let mut published: Option<Vec<Value>> = None;
     loop {
         let state: Arc<State> = states.borrow_and_update().clone();
-        let mut again = Duration::from_secs(600);
+        let mut retry_after = Duration::from_secs(600);
         if let Some(machine) = state.machine() {
             let specs = specs(machine);
-            if told.as_ref() != Some(&specs) {
-                match tell(&dra, &specs).await {
-                    Ok(()) => told = Some(specs),
+            if published.as_ref() != Some(&specs) {
+                match apply(&dra, &specs).await {
+                    Ok(()) => published = Some(specs),
                     Err(error) => {
-                        tracing::warn!(%error, "the node's resource slices; trying again");
-                        again = Duration::from_secs(3);
+                        tracing::warn!(%error, "publishing the resource slices failed; retrying");
+                        retry_after = Duration::from_secs(3);
                     }
                 }
             }
         }
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(again) => told = None,
+            () = tokio::time::sleep(retry_after) => published = None,
         }
     }
 }
 
-async fn tell<C: Cluster>(dra: &Dra<C>, specs: &[Value]) -> Result<(), ClusterError> {
+/// Applies the slices under a new generation of the pool, unless the existing slices already match.
+async fn apply<C: Cluster>(dra: &Dra<C>, specs: &[Value]) -> Result<(), ClusterError> {
     let fields = format!("spec.nodeName={},spec.driver={}", dra.node, dra.name);
-    let there = dra.cluster.list(RESOURCE_SLICE, &fields).await?;
-    let generation = there.iter().filter_map(|s| s["spec"]["pool"]["generation"].as_i64()).max().unwrap_or(0);
+    let existing = dra.cluster.list(RESOURCE_SLICE, &fields).await?;
+    let generation = existing.iter().filter_map(|s| s["spec"]["pool"]["generation"].as_i64()).max().unwrap_or(0);
     let node = dra.cluster.get(NODE, None, &dra.node).await?;
-    // Slices go with their node.
+    // The owner reference deletes the slices together with their node.
     let owner = node.and_then(|n| {
         Some(json!([{"apiVersion": "v1", "kind": "Node", "name": dra.node, "uid": n["metadata"]["uid"].as_str()?}]))
     });
     let name = |at: usize| format!("{}-{}-{at}", dra.node, dra.name);
-    let whole = |at: usize, generation: i64| {
+    let full_spec = |at: usize, generation: i64| {
         let mut spec = specs[at].clone();
         spec["driver"] = json!(dra.name);
         spec["nodeName"] = json!(dra.node);
         spec["pool"] = json!({"name": dra.node, "generation": generation, "resourceSliceCount": specs.len()});
         spec
     };
-    let same = there.len() == specs.len()
+    let same = existing.len() == specs.len()
         && (0..specs.len()).all(|at| {
-            there.iter().any(|s| s["metadata"]["name"] == json!(name(at)) && covers(&s["spec"], &whole(at, generation)))
+            existing
+                .iter()
+                .any(|s| s["metadata"]["name"] == json!(name(at)) && covers(&s["spec"], &full_spec(at, generation)))
         });
     if same {
         return Ok(());
     }
-    // Only slices of the newest generation count, and only when all of them are there: a reader never mixes two states.
+    // The scheduler uses only slices of the newest generation, and only once all of them exist, so it never mixes two states.
     for at in 0..specs.len() {
         let object = json!({
             "apiVersion": RESOURCE_SLICE.api_version(), "kind": RESOURCE_SLICE.kind,
             "metadata": {"name": name(at), "ownerReferences": owner},
-            "spec": whole(at, generation + 1),
+            "spec": full_spec(at, generation + 1),
         });
         dra.cluster.apply(RESOURCE_SLICE, &name(at), MANAGER, false, object).await?;
     }
     let names: Vec<String> = (0..specs.len()).map(name).collect();
-    for old in there.iter().filter_map(|s| s["metadata"]["name"].as_str()).filter(|n| !names.iter().any(|m| m == n)) {
+    for old in existing.iter().filter_map(|s| s["metadata"]["name"].as_str()).filter(|n| !names.iter().any(|m| m == n))
+    {
         dra.cluster.delete(RESOURCE_SLICE, old).await?;
     }
     tracing::info!(slices = specs.len(), generation = generation + 1, "resource slices published");
     Ok(())
 }
 
-/// Whether an object says all that is wanted; the server may have added to it.
-fn covers(there: &Value, wanted: &Value) -> bool {
-    match (there, wanted) {
-        (Value::Object(there), Value::Object(wanted)) => {
-            let optional = ["taints"].iter().all(|k| there.contains_key(*k) == wanted.contains_key(*k));
-            optional && wanted.iter().all(|(k, v)| there.get(k).is_some_and(|t| covers(t, v)))
+/// Whether an existing object contains all desired fields. The server may have added others, but a taint that is not desired counts as a
+/// difference.
+fn covers(existing: &Value, desired: &Value) -> bool {
+    match (existing, desired) {
+        (Value::Object(existing), Value::Object(desired)) => {
+            let optional = ["taints"].iter().all(|k| existing.contains_key(*k) == desired.contains_key(*k));
+            optional && desired.iter().all(|(k, v)| existing.get(k).is_some_and(|e| covers(e, v)))
         }
-        (Value::Array(there), Value::Array(wanted)) => {
-            there.len() == wanted.len() && there.iter().zip(wanted).all(|(t, w)| covers(t, w))
+        (Value::Array(existing), Value::Array(desired)) => {
+            existing.len() == desired.len() && existing.iter().zip(desired).all(|(e, d)| covers(e, d))
         }
-        (there, wanted) => there == wanted,
+        (existing, desired) => existing == desired,
     }
 }
 
@@ -253,16 +260,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_semantic() {
+    fn versions_are_converted_to_semantic_versions() {
         assert_eq!(version("580.95.05"), json!({"version": "580.95.5"}));
         assert_eq!(version("9.0"), json!({"version": "9.0.0"}));
     }
 
     #[test]
-    fn what_the_server_adds_is_no_difference() {
-        let wanted = json!({"devices": [{"name": "gpu-0"}]});
-        assert!(covers(&json!({"devices": [{"name": "gpu-0", "added": 1}], "more": 2}), &wanted));
-        assert!(!covers(&json!({"devices": [{"name": "gpu-0", "taints": []}]}), &wanted));
-        assert!(!covers(&json!({"devices": []}), &wanted));
+    fn fields_added_by_server_are_not_a_difference() {
+        let desired = json!({"devices": [{"name": "gpu-0"}]});
+        assert!(covers(&json!({"devices": [{"name": "gpu-0", "added": 1}], "more": 2}), &desired));
+        assert!(!covers(&json!({"devices": [{"name": "gpu-0", "taints": []}]}), &desired));
+        assert!(!covers(&json!({"devices": []}), &desired));
     }
 }

@@ -1,4 +1,4 @@
-//! The kubelet's gRPC interfaces: generated types, and unix sockets to serve and reach them on.
+//! The kubelet's gRPC interfaces: generated types, and helpers to serve and connect over Unix sockets.
 
 #[allow(missing_docs, unreachable_pub, clippy::all)] // generated from ../../proto
 #[rustfmt::skip]
@@ -26,39 +26,40 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::NodeError;
 
-/// A socket file, removed when dropped. What a killed agent left is replaced.
+/// A socket file that is removed when dropped. A file left by a killed agent is replaced by the next [`bind`].
 #[derive(Debug)]
 pub struct Socket {
     path: PathBuf,
     identity: Option<(u64, u64)>,
 }
 
-/// What tells a file from another of the same name: its inode and its time of change.
+/// Identifies a file across replacements under the same name: its inode and change time. `None` if the file does not exist.
 pub fn identity(path: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
-    let about = std::fs::metadata(path).ok()?;
-    Some((about.ino(), about.ctime().unsigned_abs().wrapping_mul(1_000_000_000) + about.ctime_nsec().unsigned_abs()))
+    let metadata = std::fs::metadata(path).ok()?;
+    let ctime = metadata.ctime().unsigned_abs().wrapping_mul(1_000_000_000) + metadata.ctime_nsec().unsigned_abs();
+    Some((metadata.ino(), ctime))
 }
 
 impl Socket {
-    /// Whether the file is still the one that was made; the kubelet empties its folders when it starts.
-    pub fn is_there(&self) -> bool {
+    /// Whether the file still exists and was not replaced. The kubelet empties its folders when it starts.
+    pub fn exists(&self) -> bool {
         self.identity.is_some() && identity(&self.path) == self.identity
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if self.is_there() {
-            let _ = std::fs::remove_file(&self.path); // a file that stays is replaced at the next start
+        if self.exists() {
+            let _ = std::fs::remove_file(&self.path); // a remaining file is replaced at the next start
         }
     }
 }
 
-/// Listens on a unix socket.
+/// Listens on a Unix socket and replaces an existing file.
 ///
 /// # Errors
-/// [`NodeError::Io`] when the folder cannot be made or the socket not bound.
+/// [`NodeError::Io`] if the folder cannot be created or the socket cannot be bound.
 pub fn bind(path: &Path) -> Result<(Socket, UnixListenerStream), NodeError> {
     let what = path.display().to_string();
     if let Some(folder) = path.parent() {
@@ -72,26 +73,26 @@ pub fn bind(path: &Path) -> Result<(Socket, UnixListenerStream), NodeError> {
     Ok((Socket { path: path.to_owned(), identity: identity(path) }, UnixListenerStream::new(listener)))
 }
 
-/// Serves on a socket until `stop` is done.
+/// Serves on a socket until `stop` completes.
 ///
 /// # Errors
-/// [`NodeError::Invalid`] when the server fails.
+/// [`NodeError::Invalid`] if the server fails.
 pub async fn serve(
     router: Router,
     listener: UnixListenerStream,
     stop: impl Future<Output = ()>,
 ) -> Result<(), NodeError> {
-    // Streams to the kubelet have no end, so a graceful stop would wait for ever; the kubelet asks again.
+    // Streams to the kubelet never end, so a graceful shutdown would wait forever. The kubelet reconnects.
     tokio::select! {
         outcome = router.serve_with_incoming(listener) => outcome.map_err(|e| NodeError::Invalid(e.to_string())),
         () = stop => Ok(()),
     }
 }
 
-/// Reaches a server on a unix socket.
+/// Connects to a server on a Unix socket.
 ///
 /// # Errors
-/// [`NodeError::Kubelet`] when nobody listens.
+/// [`NodeError::Kubelet`] if the connection fails.
 pub async fn connect(path: &Path) -> Result<Channel, NodeError> {
     let failed = |reason: String| NodeError::Kubelet { path: path.display().to_string(), reason };
     let target = path.to_owned();

@@ -1,7 +1,8 @@
-//! The kubelet's device plugin API, v1beta1: one socket for each resource.
+//! The kubelet's device plugin API, v1beta1, with one socket and server per resource.
 //!
-//! Source: Kubernetes, "Device Plugins"; `k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1`. The kubelet empties the folder of sockets
-//! when it starts and forgets who registered; so the folder is looked at every second, which no lost notification can defeat.
+//! Source: Kubernetes, "Device Plugins"; `k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1`. When the kubelet
+//! starts, it empties the folder of sockets and forgets registrations. Polling the folder every second detects this reliably, without
+//! depending on notifications.
 
 mod answer;
 mod preferred;
@@ -26,7 +27,7 @@ use crate::kubelet::{self, identity};
 use crate::resources::{Offer, offers};
 use crate::{NodeError, mps};
 
-/// What a resource's server knows: its devices, and what they were made from.
+/// An offered resource, with the state and configuration that it was derived from.
 #[derive(Debug, Clone)]
 struct Offered {
     offer: Offer,
@@ -39,7 +40,7 @@ impl Offered {
         self.machine.machine()
     }
 
-    /// As the kubelet wants to hear it; also what decides whether it must hear it again.
+    /// The device list for the kubelet, which is sent again whenever it changes.
     fn devices(&self) -> Vec<api::Device> {
         let device = |(id, unit): (String, &crate::resources::Unit)| api::Device {
             id,
@@ -53,16 +54,17 @@ impl Offered {
 /// Offers resources to the kubelet until its task is dropped.
 #[derive(Debug)]
 pub struct Plugin {
-    /// `/var/lib/kubelet/device-plugins`.
+    /// The kubelet's folder of sockets, usually `/var/lib/kubelet/device-plugins`.
     pub folder: PathBuf,
-    /// Where MPS daemons live.
+    /// Folder of the MPS daemons.
     pub mps: mps::Root,
-    /// Where the driver's files are.
+    /// Root folder of the driver's files.
     pub roots: Roots,
-    /// Told whenever devices were handed out.
+    /// Notified whenever devices were allocated.
     pub handed_out: Arc<Notify>,
 }
 
+/// The server of a resource; dropping it stops the server.
 struct Server {
     offered: watch::Sender<Offered>,
     task: AbortHandle,
@@ -75,39 +77,39 @@ impl Drop for Server {
 }
 
 impl Plugin {
-    /// Follows the driver and the configuration: begins, changes and ends servers as resources come and go.
+    /// Starts, updates and stops one server per resource as the driver state and the configuration change.
     ///
     /// # Errors
-    /// When the sockets' folder cannot be read at all, or a resource's server panicked.
+    /// If the socket folder cannot be read, or a server panicked.
     pub async fn run(
         self,
         mut states: watch::Receiver<Arc<State>>,
         mut configs: watch::Receiver<Arc<Config>>,
     ) -> Result<(), NodeError> {
-        sweep(&self.folder)?;
+        remove_stale_sockets(&self.folder)?;
         let mut tasks = JoinSet::new();
         let mut servers: BTreeMap<String, Server> = BTreeMap::new();
-        let mut complaint = String::new();
+        let mut last_error = String::new();
         loop {
             let state = states.borrow_and_update().clone();
             let config = configs.borrow_and_update().clone();
-            // A driver that is away is no reason to forget devices that pods hold: they are sick until it is back.
+            // Pods may hold devices of a missing driver, so keep the devices and mark them unhealthy until it returns.
             if let Some(machine) = state.machine() {
-                let wanted = offers(machine, &config).unwrap_or_else(|why| {
-                    if why != complaint {
-                        tracing::error!(%why, "the MIG strategy does not fit this node; it offers nothing");
+                let offers = offers(machine, &config).unwrap_or_else(|why| {
+                    if why != last_error {
+                        tracing::error!(%why, "the MIG strategy does not fit this node; offering no devices");
                     }
-                    complaint = why;
+                    last_error = why;
                     Vec::new()
                 });
                 servers.retain(|name, _| {
-                    let stays = wanted.iter().any(|o| o.resource == *name);
-                    if !stays {
+                    let offered = offers.iter().any(|o| o.resource == *name);
+                    if !offered {
                         tracing::info!(resource = name, "no longer offered");
                     }
-                    stays
+                    offered
                 });
-                for offer in wanted {
+                for offer in offers {
                     let offered = Offered { offer, machine: Arc::clone(&state), config: Arc::clone(&config) };
                     match servers.get(&offered.offer.resource) {
                         Some(server) => {
@@ -128,7 +130,7 @@ impl Plugin {
                 for server in servers.values() {
                     server.offered.send_modify(|o| {
                         for unit in &mut o.offer.units {
-                            unit.fault = Some("the driver is not there".into());
+                            unit.fault = Some("the driver is not available".into());
                         }
                     });
                 }
@@ -136,9 +138,9 @@ impl Plugin {
             tokio::select! {
                 changed = states.changed() => if changed.is_err() { return Ok(()) },
                 changed = configs.changed() => if changed.is_err() { return Ok(()) },
-                // A server that was dropped is cancelled; any other end leaves a resource that nobody serves.
+                // Dropped servers end as cancelled; after a panic the resource would no longer be served.
                 Some(Err(error)) = tasks.join_next() => if error.is_panic() {
-                    return Err(NodeError::Invalid(format!("the server of a resource ended: {error}")));
+                    return Err(NodeError::Invalid(format!("the server of a resource panicked: {error}")));
                 },
             }
         }
@@ -155,14 +157,14 @@ impl Plugin {
         };
         let folder = self.folder.clone();
         let task = tasks.spawn(async move {
-            let mut pause = Duration::from_millis(100);
+            let mut backoff = Duration::from_millis(100);
             loop {
                 match session(&folder, &resource, service.clone()).await {
-                    Ok(()) => pause = Duration::from_millis(100),
+                    Ok(()) => backoff = Duration::from_millis(100),
                     Err(error) => {
-                        tracing::warn!(resource, %error, "not offered to the kubelet; trying again");
-                        tokio::time::sleep(pause).await;
-                        pause = (pause * 2).min(Duration::from_secs(5));
+                        tracing::warn!(resource, %error, "offering the resource to the kubelet failed; retrying");
+                        tokio::time::sleep(backoff).await;
+                        backoff = (backoff * 2).min(Duration::from_secs(5));
                     }
                 }
             }
@@ -171,24 +173,25 @@ impl Plugin {
     }
 }
 
-/// Sockets are named so that those of a killed agent can be told from other plugins'.
+/// The name of a resource's socket. The prefix distinguishes it from the sockets of other plugins.
 fn socket_name(resource: &str) -> String {
     format!("slipway-{}.sock", resource.replace('/', "-"))
 }
 
-fn sweep(folder: &Path) -> Result<(), NodeError> {
+/// Removes sockets left by a killed agent.
+fn remove_stale_sockets(folder: &Path) -> Result<(), NodeError> {
     std::fs::create_dir_all(folder).map_err(NodeError::io(folder.display().to_string()))?;
     let entries = std::fs::read_dir(folder).map_err(NodeError::io(folder.display().to_string()))?;
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with("slipway-") && name.ends_with(".sock") {
-            let _ = std::fs::remove_file(entry.path()); // one that stays is replaced when its resource is served
+            let _ = std::fs::remove_file(entry.path()); // a remaining socket is replaced when its resource is served
         }
     }
     Ok(())
 }
 
-/// Serves and registers once; ends when the kubelet has started anew or the socket was taken away.
+/// Serves a resource and registers it with the kubelet; returns when the kubelet has restarted or the socket was removed.
 async fn session(folder: &Path, resource: &str, service: Service) -> Result<(), NodeError> {
     let kubelet_socket = folder.join("kubelet.sock");
     let registered_with = identity(&kubelet_socket);
@@ -197,7 +200,7 @@ async fn session(folder: &Path, resource: &str, service: Service) -> Result<(), 
     let router =
         tonic::transport::Server::builder().add_service(api::device_plugin_server::DevicePluginServer::new(service));
     let serving = kubelet::serve(router, listener, std::future::pending());
-    let following = async {
+    let registration = async {
         let channel = kubelet::connect(&kubelet_socket).await?;
         let mut client = api::registration_client::RegistrationClient::new(channel);
         let request = api::RegisterRequest {
@@ -208,21 +211,21 @@ async fn session(folder: &Path, resource: &str, service: Service) -> Result<(), 
         };
         client.register(request).await.map_err(|status| NodeError::Kubelet {
             path: kubelet_socket.display().to_string(),
-            reason: format!("it refuses {resource}: {}", status.message()),
+            reason: format!("it rejected {resource}: {}", status.message()),
         })?;
         tracing::info!(resource, "registered with the kubelet");
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let now = identity(&kubelet_socket);
-            if !socket.is_there() || (now.is_some() && now != registered_with) {
-                tracing::info!(resource, "the kubelet has started anew");
+            if !socket.exists() || (now.is_some() && now != registered_with) {
+                tracing::info!(resource, "the kubelet has restarted");
                 return Ok(());
             }
         }
     };
     tokio::select! {
         ended = serving => ended,
-        ended = following => ended,
+        ended = registration => ended,
     }
 }
 
@@ -230,6 +233,7 @@ fn options() -> api::DevicePluginOptions {
     api::DevicePluginOptions { pre_start_required: false, get_preferred_allocation_available: true }
 }
 
+/// The gRPC service of one resource.
 #[derive(Clone)]
 struct Service {
     offered: watch::Receiver<Offered>,
@@ -253,8 +257,8 @@ impl api::device_plugin_server::DevicePlugin for Service {
 
     async fn list_and_watch(&self, _: Request<api::Empty>) -> Result<Response<Devices>, Status> {
         let mut last = None;
-        let news = tokio_stream::wrappers::WatchStream::new(self.offered.clone());
-        let lists = news.filter_map(move |offered| {
+        let changes = tokio_stream::wrappers::WatchStream::new(self.offered.clone());
+        let lists = changes.filter_map(move |offered| {
             let devices = offered.devices();
             (last.as_ref() != Some(&devices)).then(|| {
                 last = Some(devices.clone());
@@ -272,7 +276,7 @@ impl api::device_plugin_server::DevicePlugin for Service {
         let Some(machine) = offered.machine() else {
             return Ok(Response::new(api::PreferredAllocationResponse::default()));
         };
-        let each = |c: api::ContainerPreferredAllocationRequest| api::ContainerPreferredAllocationResponse {
+        let prefer = |c: api::ContainerPreferredAllocationRequest| api::ContainerPreferredAllocationResponse {
             device_i_ds: preferred::choose(
                 &offered.offer,
                 &machine.topology,
@@ -282,7 +286,7 @@ impl api::device_plugin_server::DevicePlugin for Service {
                 usize::try_from(c.allocation_size).unwrap_or(0),
             ),
         };
-        let container_responses = request.into_inner().container_requests.into_iter().map(each).collect();
+        let container_responses = request.into_inner().container_requests.into_iter().map(prefer).collect();
         Ok(Response::new(api::PreferredAllocationResponse { container_responses }))
     }
 
@@ -292,19 +296,19 @@ impl api::device_plugin_server::DevicePlugin for Service {
     ) -> Result<Response<api::AllocateResponse>, Status> {
         let offered = self.offered.borrow().clone();
         let Some(machine) = offered.machine() else {
-            return Err(Status::unavailable("the driver is not there"));
+            return Err(Status::unavailable("the driver is not available"));
         };
         let mut container_responses = Vec::new();
         for container in request.into_inner().container_requests {
-            let ground = answer::Ground {
+            let context = answer::Context {
                 offer: &offered.offer,
                 machine,
                 config: &offered.config,
                 mps: &self.mps,
                 roots: &self.roots,
             };
-            // Upstream's code too: its server turns every error into this one.
-            container_responses.push(answer::answer(&ground, &container.devices_ids).map_err(Status::unknown)?);
+            // NVIDIA's device plugin also returns the status code `Unknown` for every error.
+            container_responses.push(answer::allocate(&context, &container.devices_ids).map_err(Status::unknown)?);
         }
         self.handed_out.notify_one();
         Ok(Response::new(api::AllocateResponse { container_responses }))

@@ -1,5 +1,4 @@
-//! The control plane and the gateways apart from it: Deployments whose state is on a volume, or in a database and a bucket that they
-//! share.
+//! Objects of the control plane and of separate gateways: Deployments whose state is on a volume, or shared in a database and a bucket.
 
 use std::collections::BTreeMap;
 
@@ -7,22 +6,25 @@ use serde_json::{Value, json};
 use slipway_core::node_access::ACCOUNT;
 
 use super::Values;
-use super::objects::{Restricted, admission_policy, labels, locked_down, object, pod_security, reachable, selector};
-use crate::names::SERVER as NAME;
+use super::objects::{
+    PolicyScope, admission_policy, allow_ingress, labels, object, pod_security_context, restricted_security_context,
+    selector,
+};
+use crate::names::SERVER_NAME as NAME;
 
 const GATEWAY: &str = "slipway-gateway";
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
 
 pub(super) fn objects(values: &Values) -> Vec<Value> {
-    let of = |kind, name: &str, body| object(values, "server", kind, name, true, body);
+    let server_object = |kind, name: &str, body| object(values, "server", kind, name, true, body);
     let server = &values.server;
     let rbac = "rbac.authorization.k8s.io";
     let subjects = json!([{"kind": "ServiceAccount", "name": NAME, "namespace": values.namespace}]);
     let cluster_name = format!("{NAME}-{}", values.namespace);
     let cluster_wide = |kind, body| object(values, "server", (RBAC, kind), &cluster_name, false, body);
     let mut all = vec![
-        of(("v1", "ServiceAccount"), NAME, json!({})),
-        // Nodes are shown with their GPUs, runs are shown and ended, and the cluster is asked who somebody is and what that may do.
+        server_object(("v1", "ServiceAccount"), NAME, json!({})),
+        // List nodes; show, cancel and delete runs; review tokens and permissions.
         cluster_wide(
             "ClusterRole",
             json!({"rules": [
@@ -38,17 +40,17 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
                 "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": cluster_name}, "subjects": subjects,
             }),
         ),
-        of(
+        server_object(
             (RBAC, "Role"),
             NAME,
-            // The node agents, which it asks for their GPUs.
+            // Requests to the node agents for their GPUs.
             json!({"rules": [
                 {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
                 {"apiGroups": [""], "resources": ["pods/proxy"], "verbs": ["get"]},
                 {"apiGroups": [""], "resources": ["serviceaccounts/token"], "resourceNames": [ACCOUNT], "verbs": ["create"]},
             ]}),
         ),
-        of(
+        server_object(
             (RBAC, "RoleBinding"),
             NAME,
             json!({
@@ -56,8 +58,8 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
             }),
         ),
     ];
-    all.extend(cancels_only(values));
-    all.extend(roles_for_people(values));
+    all.extend(restrict_to_cancelling(values));
+    all.extend(user_roles(values));
     let shared = values.is_shared();
     let claim = if server.storage.existing_claim.is_empty() { NAME } else { &server.storage.existing_claim };
     if server.storage.existing_claim.is_empty() && !server.storage.ephemeral && !shared {
@@ -67,7 +69,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
         if !server.storage.class.is_empty() {
             spec["storageClassName"] = json!(server.storage.class);
         }
-        all.push(of(("v1", "PersistentVolumeClaim"), NAME, json!({"spec": spec})));
+        all.push(server_object(("v1", "PersistentVolumeClaim"), NAME, json!({"spec": spec})));
     }
     all.extend(workload(
         values,
@@ -85,13 +87,13 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
     all
 }
 
-/// Gateways apart from the control plane. Their one right in the cluster is to ask who somebody is and what that may do.
+/// Gateways separate from the control plane. Their only permission in the cluster is to review tokens and permissions.
 pub(super) fn gateway(values: &Values) -> Vec<Value> {
-    let of = |kind, name: &str, body| object(values, "gateway", kind, name, true, body);
+    let gateway_object = |kind, name: &str, body| object(values, "gateway", kind, name, true, body);
     let cluster_name = format!("{GATEWAY}-{}", values.namespace);
     let gateway = &values.gateway;
     let mut all = vec![
-        of(("v1", "ServiceAccount"), GATEWAY, json!({})),
+        gateway_object(("v1", "ServiceAccount"), GATEWAY, json!({})),
         object(
             values,
             "gateway",
@@ -120,26 +122,27 @@ pub(super) fn gateway(values: &Values) -> Vec<Value> {
     all
 }
 
-/// A gateway apart uses the first one for probes and metrics only.
+/// Names and numbers of the ports. A separate gateway uses the first only for probes and metrics.
 const PORTS: [(&str, u16); 3] = [("http", 7070), ("inference", 7071), ("grpc", 7072)];
 
-/// A Deployment of `slipway up`, with its Service and what guards both.
+/// A Deployment of `slipway up`, with its Service, disruption budget and network policy.
 struct Workload<'a> {
     component: &'static str,
     name: &'static str,
     replicas: u32,
+    /// Additional command-line argument.
     argument: Option<&'static str>,
-    /// The claim of the volume with its state; `None` where the state is elsewhere or ends with the pod.
+    /// Name of the PersistentVolumeClaim for the state; `None` if the state is elsewhere or is deleted with the pod.
     volume: Option<&'a str>,
     resources: &'a Value,
     node_selector: &'a BTreeMap<String, String>,
     tolerations: &'a [Value],
 }
 
-fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
-    let of = |kind, body| object(values, what.component, kind, what.name, true, body);
+fn workload(values: &Values, workload: &Workload<'_>) -> Vec<Value> {
+    let workload_object = |kind, body| object(values, workload.component, kind, workload.name, true, body);
     let server = &values.server;
-    let state = match what.volume {
+    let state = match workload.volume {
         None => json!({"name": "state", "emptyDir": {}}),
         Some(claim) => json!({"name": "state", "persistentVolumeClaim": {"claimName": claim}}),
     };
@@ -149,7 +152,7 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
         .iter()
         .map(|(name, port)| json!({"name": name, "port": port, "targetPort": name, "protocol": "TCP"}))
         .collect();
-    let mut security = locked_down();
+    let mut security = restricted_security_context();
     security["runAsNonRoot"] = json!(true);
     let mut arguments = vec![
         "up",
@@ -167,7 +170,7 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
     if !server.hosts.is_empty() {
         arguments.push(&hosts);
     }
-    arguments.extend(what.argument);
+    arguments.extend(workload.argument);
     let mut environment = vec![
         json!({"name": "SLIPWAY_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}),
         json!({"name": "SLIPWAY_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
@@ -205,23 +208,23 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
     if !server.objects.secret.is_empty() {
         variables.push(json!({"secretRef": {"name": server.objects.secret}}));
     }
-    // Two writers of one SQLite file would corrupt each other's work.
+    // Two pods must not write the same SQLite file, so stop the old pod before starting the new one.
     let strategy = if values.is_shared() { "RollingUpdate" } else { "Recreate" };
-    let pod = selector(values, what.component);
+    let pod = selector(values, workload.component);
     let mut all = vec![
-        of(
+        workload_object(
             ("apps/v1", "Deployment"),
             json!({"spec": {
-                "replicas": what.replicas,
+                "replicas": workload.replicas,
                 "strategy": {"type": strategy},
                 "selector": {"matchLabels": pod},
                 "template": {
-                    "metadata": {"labels": labels(values, what.component)},
+                    "metadata": {"labels": labels(values, workload.component)},
                     "spec": {
-                        "serviceAccountName": what.name,
-                        "securityContext": pod_security(),
-                        "nodeSelector": what.node_selector,
-                        "tolerations": what.tolerations,
+                        "serviceAccountName": workload.name,
+                        "securityContext": pod_security_context(),
+                        "nodeSelector": workload.node_selector,
+                        "tolerations": workload.tolerations,
                         "topologySpreadConstraints": [{
                             "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
                             "labelSelector": {"matchLabels": pod},
@@ -238,7 +241,7 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
                             "startupProbe": {"httpGet": probe("/readyz"), "periodSeconds": 1, "failureThreshold": 120},
                             "readinessProbe": {"httpGet": probe("/readyz"), "periodSeconds": 5},
                             "livenessProbe": {"httpGet": probe("/healthz"), "periodSeconds": 10},
-                            "resources": what.resources,
+                            "resources": workload.resources,
                             "securityContext": security,
                             "volumeMounts": mounts,
                         }],
@@ -247,22 +250,22 @@ fn workload(values: &Values, what: &Workload<'_>) -> Vec<Value> {
                 },
             }}),
         ),
-        of(("v1", "Service"), json!({"spec": {"selector": pod, "ports": service_ports}})),
+        workload_object(("v1", "Service"), json!({"spec": {"selector": pod, "ports": service_ports}})),
     ];
-    if what.replicas > 1 {
+    if workload.replicas > 1 {
         let spec = json!({"maxUnavailable": 1, "selector": {"matchLabels": pod}});
-        all.push(of(("policy/v1", "PodDisruptionBudget"), json!({"spec": spec})));
+        all.push(workload_object(("policy/v1", "PodDisruptionBudget"), json!({"spec": spec})));
     }
     if values.network_policy {
-        all.push(reachable(values, what.component, &[7070, 7071, 7072]));
+        all.push(allow_ingress(values, workload.component, &[7070, 7071, 7072]));
     }
     all
 }
 
-/// The control plane changes runs in any namespace, since it cancels them. This policy keeps it from changing anything else of them, such
-/// as the service account of one whose pod is not created yet.
-fn cancels_only(values: &Values) -> [Value; 2] {
-    let restricted = Restricted {
+/// The control plane can change runs in every namespace, because it cancels them. This policy denies all other changes, such as to the
+/// service account of a run whose pod does not exist yet.
+fn restrict_to_cancelling(values: &Values) -> [Value; 2] {
+    let scope = PolicyScope {
         component: "server",
         name: format!("{NAME}-{}-runs", values.namespace),
         account: NAME,
@@ -270,7 +273,7 @@ fn cancels_only(values: &Values) -> [Value; 2] {
         resources: json!(["runs"]),
         operations: json!(["UPDATE"]),
     };
-    let message = "the control plane changes nothing of a run but spec.cancel";
+    let message = "the control plane may change only spec.cancel of a run";
     let validations = json!([
         {
             "expression": "object.spec.all(k, k == 'cancel' || (k in oldObject.spec && object.spec[k] == oldObject.spec[k])) && \
@@ -283,14 +286,14 @@ fn cancels_only(values: &Values) -> [Value; 2] {
             "message": message,
         },
     ]);
-    admission_policy(values, &restricted, validations)
+    admission_policy(values, &scope, validations)
 }
 
-/// What people may do, as part of the roles that the cluster has for them (RBAC, aggregated ClusterRoles).
-fn roles_for_people(values: &Values) -> [Value; 2] {
+/// Permissions of users, added to the cluster's roles `view` and `edit` (RBAC, aggregated ClusterRoles).
+fn user_roles(values: &Values) -> [Value; 2] {
     let role = |name: &str, rules: Value| {
-        let full = format!("{NAME}-{name}-{}", values.namespace);
-        let mut role = object(values, "server", (RBAC, "ClusterRole"), &full, false, json!({"rules": rules}));
+        let full_name = format!("{NAME}-{name}-{}", values.namespace);
+        let mut role = object(values, "server", (RBAC, "ClusterRole"), &full_name, false, json!({"rules": rules}));
         role["metadata"]["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{name}")] = json!("true");
         role
     };
@@ -315,9 +318,9 @@ fn roles_for_people(values: &Values) -> [Value; 2] {
     ]
 }
 
-/// The definition of runs.
+/// The CustomResourceDefinition of runs.
 pub(super) fn definition(values: &Values) -> Value {
-    let mut definition: Value = serde_saphyr::from_str(crate::runs::DEFINITION).expect("a test reads the file");
+    let mut definition: Value = serde_saphyr::from_str(crate::runs::DEFINITION).expect("a test parses the file");
     definition["metadata"]["labels"] = Value::Object(labels(values, "server"));
     definition
 }
@@ -325,79 +328,80 @@ pub(super) fn definition(values: &Values) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::CONTROLLER;
+    use crate::names::CONTROLLER_NAME;
 
-    fn made(values: &[&str]) -> Vec<Value> {
+    /// All objects of an installation in the namespace `sys` with these values.
+    fn render(values: &[&str]) -> Vec<Value> {
         let texts: Vec<String> = values.iter().map(|t| (*t).to_owned()).collect();
         crate::install::objects(&Values::read("sys", &texts).unwrap())
     }
 
-    fn found<'a>(all: &'a [Value], kind: &str, name: &str) -> Vec<&'a Value> {
+    fn find<'a>(all: &'a [Value], kind: &str, name: &str) -> Vec<&'a Value> {
         all.iter().filter(|o| o["kind"] == kind && o["metadata"]["name"] == name).collect()
     }
 
-    /// Roles that a service account has in all namespaces.
-    fn rules_everywhere(all: &[Value], account: &str) -> Vec<Value> {
+    /// RBAC rules of a service account that apply to all namespaces.
+    fn cluster_wide_rules(all: &[Value], account: &str) -> Vec<Value> {
         let bound = |b: &&Value| b["kind"] == "ClusterRoleBinding" && b["subjects"][0]["name"] == account;
         let roles = all.iter().filter(bound).map(|b| b["roleRef"]["name"].as_str().unwrap());
-        let rules = roles.flat_map(|name| found(all, "ClusterRole", name)).flat_map(|r| r["rules"].as_array().unwrap());
+        let rules = roles.flat_map(|name| find(all, "ClusterRole", name)).flat_map(|r| r["rules"].as_array().unwrap());
         rules.cloned().collect()
     }
 
     #[test]
-    fn pods_and_secrets_are_created_in_enabled_namespaces_only_and_never_by_the_server() {
-        let all = made(&["runs: {namespaces: [team-a, team-b]}"]);
-        let server = rules_everywhere(&all, NAME);
+    fn only_the_controller_creates_pods_and_secrets_in_enabled_namespaces_only() {
+        let all = render(&["runs: {namespaces: [team-a, team-b]}"]);
+        let server = cluster_wide_rules(&all, NAME);
         assert!(!server.is_empty() && server.iter().all(|rule| !rule.to_string().contains("pods")));
-        let everywhere: Vec<Value> = [server, rules_everywhere(&all, CONTROLLER)].concat();
-        for rule in &everywhere {
+        let cluster_wide: Vec<Value> = [server, cluster_wide_rules(&all, CONTROLLER_NAME)].concat();
+        for rule in &cluster_wide {
             let text = rule.to_string();
             assert!(!text.contains("secrets") && !text.contains('*') && !text.contains("pods/"), "{text}");
             let core = rule["resources"].as_array().unwrap().iter().any(|r| r == "pods" || r == "runs");
             let creates = rule["verbs"].as_array().unwrap().iter().any(|v| v == "create" || v == "update");
             assert!(!(core && creates), "{text}");
         }
-        let bindings = found(&all, "RoleBinding", "slipway-runs");
+        let bindings = find(&all, "RoleBinding", "slipway-runs");
         let namespaces: Vec<&Value> = bindings.iter().map(|b| &b["metadata"]["namespace"]).collect();
         assert_eq!(namespaces, ["team-a", "team-b"]);
         assert_eq!(bindings[0]["roleRef"]["name"], "slipway-runs-sys");
-        assert_eq!(bindings[0]["subjects"][0]["name"], CONTROLLER);
-        // Only the controller is given this role, nowhere else, and never to read secrets.
-        let given = all.iter().filter(|o| o["roleRef"]["name"] == "slipway-runs-sys");
-        assert_eq!(given.count(), bindings.len());
-        let submit = found(&all, "ClusterRole", "slipway-submit-sys")[0].to_string();
+        assert_eq!(bindings[0]["subjects"][0]["name"], CONTROLLER_NAME);
+        // This role is bound to the controller only, and it does not allow reading secrets.
+        let bound = all.iter().filter(|o| o["roleRef"]["name"] == "slipway-runs-sys");
+        assert_eq!(bound.count(), bindings.len());
+        let submit = find(&all, "ClusterRole", "slipway-submit-sys")[0].to_string();
         assert!(!submit.contains("secrets") && !submit.contains("\"pods\""), "{submit}");
-        let own = found(&all, "Role", NAME)[0];
+        let own = find(&all, "Role", NAME)[0];
         for rule in own["rules"].as_array().unwrap() {
-            // The one thing that it creates is a token of an account without rights, by which node agents know the control plane.
+            // The server can create only a token of an account without RBAC rules, with which it authenticates to node agents.
             let is_token =
                 rule["resources"] == json!(["serviceaccounts/token"]) && rule["resourceNames"] == json!([ACCOUNT]);
             let text = rule.to_string();
             assert!(!text.contains("secrets") && (is_token || !text.contains("create")), "{text}");
         }
-        let role = found(&all, "ClusterRole", "slipway-runs-sys")[0];
+        let role = find(&all, "ClusterRole", "slipway-runs-sys")[0];
         let secrets = role["rules"].as_array().unwrap().iter().filter(|r| r.to_string().contains("secrets"));
         assert!(secrets.clone().all(|r| r["verbs"] == json!(["create"])) && secrets.count() == 1);
-        // What it may do to pods everywhere is narrowed to pods of runs.
+        // Its cluster-wide permissions on pods are restricted to pods of runs.
         for suffix in ["pods", "secrets"] {
-            let policy = found(&all, "ValidatingAdmissionPolicy", &format!("slipway-controller-sys-{suffix}"))[0];
+            let policy = find(&all, "ValidatingAdmissionPolicy", &format!("slipway-controller-sys-{suffix}"))[0];
             assert_eq!(policy["spec"]["failurePolicy"], "Fail");
             let binding =
-                found(&all, "ValidatingAdmissionPolicyBinding", &format!("slipway-controller-sys-{suffix}"))[0];
+                find(&all, "ValidatingAdmissionPolicyBinding", &format!("slipway-controller-sys-{suffix}"))[0];
             assert_eq!(binding["spec"]["validationActions"], json!(["Deny"]));
         }
-        let policy = found(&all, "ValidatingAdmissionPolicy", "slipway-sys-runs")[0];
+        let policy = find(&all, "ValidatingAdmissionPolicy", "slipway-sys-runs")[0];
         let account = policy["spec"]["matchConditions"][0]["expression"].as_str().unwrap();
         assert!(account.ends_with("'system:serviceaccount:sys:slipway'"), "{account}");
-        assert!(found(&made(&[]), "RoleBinding", "slipway-runs").is_empty(), "no namespace is enabled by itself");
+        assert!(find(&render(&[]), "RoleBinding", "slipway-runs").is_empty(), "no namespace is enabled by default");
     }
 
     #[test]
-    fn a_certificate_reaches_servers_probes_and_runs() {
+    fn tls_certificate_is_used_by_servers_probes_and_runs() {
         let shared = "{server: {database: {secret: db}, objects: {url: 's3://b'}, tls: {secret: cert}}, gateway: {enabled: true}}";
-        let all = made(&[shared]);
+        let all = render(&[shared]);
         for name in ["slipway", "slipway-gateway"] {
-            let pod = &found(&all, "Deployment", name)[0]["spec"]["template"]["spec"];
+            let pod = &find(&all, "Deployment", name)[0]["spec"]["template"]["spec"];
             let container = &pod["containers"][0];
             let args = container["args"].as_array().unwrap();
             for argument in ["--tls-cert=/etc/slipway/tls/tls.crt", "--tls-key=/etc/slipway/tls/tls.key"] {
@@ -408,8 +412,8 @@ mod tests {
             }
             assert!(pod["volumes"].as_array().unwrap().iter().any(|v| v["secret"]["secretName"] == "cert"));
         }
-        // The controller, and the runs by it, know the control plane by the certificates; it does not get the key.
-        let pod = &found(&all, "Deployment", CONTROLLER)[0]["spec"]["template"]["spec"];
+        // The controller and the runs get the certificate of the authority, but not the key.
+        let pod = &find(&all, "Deployment", CONTROLLER_NAME)[0]["spec"]["template"]["spec"];
         let env = pod["containers"][0]["env"].as_array().unwrap();
         assert!(env.contains(&json!({"name": "SLIPWAY_RUNS_URL", "value": "https://slipway.sys.svc:7070"})));
         for name in ["SLIPWAY_RUNS_CA", "SLIPWAY_CA_FILE"] {
@@ -417,30 +421,30 @@ mod tests {
         }
         let tls = pod["volumes"].as_array().unwrap().iter().find(|v| v["name"] == "tls").unwrap();
         assert_eq!(tls["secret"]["items"], json!([{"key": "ca.crt", "path": "ca.crt"}]));
-        assert_eq!(tls["secret"]["optional"], true, "a certificate of a public authority comes without");
-        let plain = made(&[]);
-        for name in ["slipway", CONTROLLER] {
-            let text = found(&plain, "Deployment", name)[0].to_string();
+        assert_eq!(tls["secret"]["optional"], true, "a certificate of a public authority comes without ca.crt");
+        let plain = render(&[]);
+        for name in ["slipway", CONTROLLER_NAME] {
+            let text = find(&plain, "Deployment", name)[0].to_string();
             assert!(!text.contains("tls") && !text.contains("HTTPS") && !text.contains("SLIPWAY_RUNS"), "{text}");
         }
     }
 
     #[test]
-    fn names_of_an_ingress_reach_servers_and_gateways() {
-        let all = made(&[
+    fn hosts_are_passed_to_servers_and_gateways() {
+        let all = render(&[
             "{server: {hosts: [ml.example.org, slipway.sys.svc.corp.local], database: {secret: db}, objects: {url: 's3://b'}}, \
              gateway: {enabled: true}}",
         ]);
         for name in ["slipway", "slipway-gateway"] {
-            let args = &found(&all, "Deployment", name)[0]["spec"]["template"]["spec"]["containers"][0]["args"];
+            let args = &find(&all, "Deployment", name)[0]["spec"]["template"]["spec"]["containers"][0]["args"];
             let hosts = json!("--hosts=ml.example.org,slipway.sys.svc.corp.local");
             assert!(args.as_array().unwrap().contains(&hosts), "{args}");
         }
-        assert!(!found(&made(&[]), "Deployment", "slipway")[0].to_string().contains("--hosts"));
+        assert!(!find(&render(&[]), "Deployment", "slipway")[0].to_string().contains("--hosts"));
     }
 
     #[test]
-    fn the_definition_can_be_read() {
+    fn run_definition_is_valid_yaml() {
         let values = Values::read("a", &[]).unwrap();
         assert_eq!(definition(&values)["spec"]["names"]["kind"], crate::runs::RUN.kind);
     }

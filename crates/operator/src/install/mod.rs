@@ -1,4 +1,5 @@
-//! slipway in a cluster: its objects, applied and removed. The Helm chart makes the same objects; a test compares them.
+//! Installs slipway into a cluster: renders the objects, applies and removes them. The Helm chart renders the same objects; a conformance
+//! test compares both.
 
 mod control_plane;
 mod node;
@@ -17,13 +18,13 @@ pub use crate::names::enable_namespace;
 
 use self::objects::object;
 use crate::api::{NODE, POD};
-use crate::names::{self, FINALIZER, INSTALLATION, RUN_LABEL};
+use crate::names::{self, FINALIZER, INSTALLATION_LABEL, RUN_LABEL};
 use crate::{Api, KubeError, Resource};
 
-/// The field manager of the installation's objects.
-const MANAGER: &str = "slipway";
+/// Field manager of the installation's objects in server-side apply.
+const FIELD_MANAGER: &str = "slipway";
 
-/// The kinds of an installation's objects, in the order in which they are created.
+/// The kinds of an installation's objects, in the order of creation.
 const KINDS: [Resource<'static>; 18] = [
     NAMESPACE,
     Resource {
@@ -68,23 +69,25 @@ const NAMESPACE: Resource<'static> = Resource { group: "", version: "v1", kind: 
 const ROLE_BINDING: Resource<'static> =
     Resource { group: "rbac.authorization.k8s.io", version: "v1", kind: "RoleBinding", plural: "rolebindings" };
 const SECRET: Resource<'static> = Resource { group: "", version: "v1", kind: "Secret", plural: "secrets" };
-/// The secret of runs' tokens of an earlier version.
-const SHARED_SECRET: &str = "slipway-run";
+/// Name of a secret that earlier versions created in each namespace, with one token for all runs.
+const LEGACY_SHARED_SECRET: &str = "slipway-run";
 const SLICE: Resource<'static> =
     Resource { group: "resource.k8s.io", version: "v1", kind: "ResourceSlice", plural: "resourceslices" };
 
+/// The kind of an object; `None` if it is not in [`KINDS`].
 fn kind_of(object: &Value) -> Option<&'static Resource<'static>> {
     KINDS.iter().find(|k| object["kind"] == k.kind && object["apiVersion"] == k.api_version())
 }
 
+/// Namespace (`None` for cluster-scoped objects) and name of an object.
 fn name_of(object: &Value) -> (Option<&str>, &str) {
     (object["metadata"]["namespace"].as_str(), object["metadata"]["name"].as_str().unwrap_or_default())
 }
 
-/// All objects of an installation, in the order in which they are created.
+/// All objects of an installation, in the order of creation.
 pub fn objects(values: &Values) -> Vec<Value> {
     let mut all = vec![object(values, "", ("v1", "Namespace"), &values.namespace, false, json!({}))];
-    // The node agent mounts folders of the host; everything else meets the restricted pod security standard.
+    // Only the node agent needs more than the restricted pod security standard: it mounts folders of the host.
     let enforced = if values.node.enabled { "privileged" } else { "restricted" };
     all[0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = json!(enforced);
     if values.node.enabled {
@@ -99,30 +102,30 @@ pub fn objects(values: &Values) -> Vec<Value> {
         all.extend(control_plane::gateway(values));
     }
     if values.network_policy {
-        // Denies all ingress; each component has a policy that allows its own ports.
+        // The default policy denies all ingress. Each component has another policy that allows its own ports.
         let body = json!({"spec": {"podSelector": {}, "policyTypes": ["Ingress"]}});
         all.push(object(values, "", ("networking.k8s.io/v1", "NetworkPolicy"), "slipway-default", true, body));
     }
     all
 }
 
-/// What an apply or a removal does to an object.
+/// What applying or removing an installation does to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// It does not exist yet.
+    /// The object does not exist yet and is created.
     Create,
-    /// It exists and differs.
+    /// The object differs from the desired state and is changed.
     Change,
-    /// It is as wanted.
+    /// The object already has the desired state.
     Keep,
-    /// The installation does not have it any more.
+    /// The object is not part of the installation any more and is deleted.
     Delete,
 }
 
-/// An object and what happens to it.
+/// One object of a plan, and the action on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[allow(missing_docs)] // the names say it
+#[allow(missing_docs)] // the field names are sufficient
 pub struct Step {
     pub action: Action,
     pub kind: &'static str,
@@ -130,31 +133,31 @@ pub struct Step {
     pub name: String,
 }
 
-/// Applies the objects, or with `dry_run` only says what would change. Applying the same values again changes nothing.
+/// Applies all objects and deletes obsolete ones. With `dry_run` only returns what would change. Idempotent.
 ///
 /// # Errors
-/// The API server's; what was applied before stays, and the next run goes on from there.
+/// An error of the API server. Objects applied before the error remain; applying again continues from there.
 pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step>, KubeError> {
     for namespace in &values.runs.namespaces {
         if api.get(&NAMESPACE, None, namespace).await?.is_none() {
             return Err(KubeError::Invalid(format!(
-                "the values: runs.namespaces names '{namespace}', which does not exist; kubectl create namespace {namespace} makes it"
+                "the values: namespace '{namespace}' in runs.namespaces does not exist; create it: kubectl create namespace {namespace}"
             )));
         }
     }
-    let wanted = objects(values);
+    let desired = objects(values);
     let mut steps = Vec::new();
     let step = |action, resource: &Resource<'static>, object: &Value| {
         let (namespace, name) = name_of(object);
         Step { action, kind: resource.kind, namespace: namespace.map(str::to_owned), name: name.to_owned() }
     };
-    for object in &wanted {
+    for object in &desired {
         let resource = kind_of(object)
-            .ok_or_else(|| KubeError::Invalid(format!("{} is no kind of an installation", object["kind"])))?;
+            .ok_or_else(|| KubeError::Invalid(format!("an installation has no objects of kind {}", object["kind"])))?;
         let (namespace, name) = name_of(object);
         let before = api.get(resource, namespace, name).await?;
         if dry_run && before.is_none() && namespace.is_some() {
-            // Its namespace may not exist yet, and then the server refuses even a dry run.
+            // If the namespace does not exist yet, the API server rejects even a dry run.
             steps.push(step(Action::Create, resource, object));
             continue;
         }
@@ -172,23 +175,23 @@ pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step
             )
             .await?;
         }
-        let after = api.apply(resource, namespace, name, MANAGER, false, object, dry_run).await?;
+        let after = api.apply(resource, namespace, name, FIELD_MANAGER, false, object, dry_run).await?;
         let action = match &before {
             None => Action::Create,
-            // What the server answered is compared, since defaults make it differ from what was sent.
-            Some(before) if same(before, &after) => Action::Keep,
+            // Compare with the response of the API server, because its defaults make it differ from the request.
+            Some(before) if is_unchanged(before, &after) => Action::Keep,
             Some(_) => Action::Change,
         };
         steps.push(step(action, resource, object));
     }
-    let names: BTreeSet<(&str, Option<&str>, &str)> = wanted
+    let names: BTreeSet<(&str, Option<&str>, &str)> = desired
         .iter()
         .map(|o| {
             let (namespace, name) = name_of(o);
             (o["kind"].as_str().unwrap_or_default(), namespace, name)
         })
         .collect();
-    for (resource, object) in owned(api, &values.namespace).await?.into_iter().rev() {
+    for (resource, object) in installed_objects(api, &values.namespace).await?.into_iter().rev() {
         let (namespace, name) = name_of(&object);
         if !names.contains(&(resource.kind, namespace, name)) {
             if !dry_run {
@@ -197,38 +200,38 @@ pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step
             steps.push(step(Action::Delete, resource, &object));
         }
     }
-    steps.extend(remove_shared_secrets(api, &values.namespace, dry_run).await?);
+    steps.extend(remove_legacy_secrets(api, &values.namespace, dry_run).await?);
     Ok(steps)
 }
 
-/// Removes what an earlier version left in each namespace with runs: a secret with one token for all of them, which did not expire. Who
-/// may not list secrets leaves them where they are.
-async fn remove_shared_secrets(api: &Api, installation: &str, dry_run: bool) -> Result<Vec<Step>, KubeError> {
-    let label = format!("{INSTALLATION}={installation}");
-    let found = match api.list(&SECRET, None, &format!("metadata.name={SHARED_SECRET}"), &label).await {
+/// Deletes the secrets of earlier versions: one in each namespace with runs, with a token for all runs that does not expire. Does nothing
+/// if the user may not list secrets.
+async fn remove_legacy_secrets(api: &Api, installation: &str, dry_run: bool) -> Result<Vec<Step>, KubeError> {
+    let label = format!("{INSTALLATION_LABEL}={installation}");
+    let found = match api.list(&SECRET, None, &format!("metadata.name={LEGACY_SHARED_SECRET}"), &label).await {
         Err(KubeError::Refused { code: 403, .. }) => Vec::new(),
         found => found?,
     };
     let mut steps = Vec::new();
     for secret in found {
-        let (space, name) = name_of(&secret);
+        let (object_namespace, name) = name_of(&secret);
         if !dry_run {
-            api.delete(&SECRET, space, name).await?;
+            api.delete(&SECRET, object_namespace, name).await?;
         }
-        steps.push(deleted(&SECRET, space, name));
+        steps.push(deleted(&SECRET, object_namespace, name));
     }
     Ok(steps)
 }
 
-/// Whether a Deployment changes from `RollingUpdate` to `Recreate`. The server filled in `rollingUpdate`, which is forbidden with
-/// `Recreate`, and applying cannot remove a field that no field manager owns.
-fn switches_to_recreate(before: &Value, wanted: &Value) -> bool {
-    wanted["spec"]["strategy"]["type"] == "Recreate" && before["spec"]["strategy"]["type"] == "RollingUpdate"
+/// Whether a Deployment changes from `RollingUpdate` to `Recreate`. Then the field `rollingUpdate`, a default of the API server, has to be
+/// removed first: it is forbidden with `Recreate`, and applying cannot remove a field that no field manager owns.
+fn switches_to_recreate(before: &Value, desired: &Value) -> bool {
+    desired["spec"]["strategy"]["type"] == "Recreate" && before["spec"]["strategy"]["type"] == "RollingUpdate"
 }
 
-/// Whether two versions of an object differ in metadata of the server and in status only.
-fn same(before: &Value, after: &Value) -> bool {
-    let plain = |object: &Value| {
+/// Whether two versions of an object are equal, apart from the status and the metadata that the API server sets.
+fn is_unchanged(before: &Value, after: &Value) -> bool {
+    let normalized = |object: &Value| {
         let mut object = object.clone();
         if let Some(metadata) = object["metadata"].as_object_mut() {
             for field in ["managedFields", "resourceVersion", "generation"] {
@@ -240,23 +243,26 @@ fn same(before: &Value, after: &Value) -> bool {
         }
         object
     };
-    plain(before) == plain(after)
+    normalized(before) == normalized(after)
 }
 
-/// All objects of an installation, in the order of their kinds.
-async fn owned(api: &Api, installation: &str) -> Result<Vec<(&'static Resource<'static>, Value)>, KubeError> {
+/// All existing objects with the label of an installation, in the order of [`KINDS`].
+async fn installed_objects(
+    api: &Api,
+    installation: &str,
+) -> Result<Vec<(&'static Resource<'static>, Value)>, KubeError> {
     let mut found = Vec::new();
     for resource in &KINDS {
-        let label = format!("{INSTALLATION}={installation}");
+        let label = format!("{INSTALLATION_LABEL}={installation}");
         match api.list(resource, None, "", &label).await {
             Ok(objects) => found.extend(objects.into_iter().map(|o| {
-                // Items of a list carry no kind and no API version.
+                // Items of a list have no kind and no API version.
                 let mut o = o;
                 o["kind"] = json!(resource.kind);
                 o["apiVersion"] = json!(resource.api_version());
                 (resource, o)
             })),
-            // The cluster does not know this kind.
+            // The cluster does not have this kind.
             Err(KubeError::Refused { code: 404, .. }) => {}
             Err(error) => return Err(error),
         }
@@ -264,25 +270,26 @@ async fn owned(api: &Api, installation: &str) -> Result<Vec<(&'static Resource<'
     Ok(found)
 }
 
-/// Removes an installation, with the labels, conditions and slices that its node agents published.
+/// Removes an installation, including the node labels, node conditions and ResourceSlices that its node agents published. With `dry_run`
+/// only returns what would be removed.
 ///
 /// # Errors
-/// The API server's; running it again goes on.
+/// An error of the API server. Removing again continues from there.
 pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Step>, KubeError> {
     let mut steps = Vec::new();
     let mut drivers = BTreeSet::new();
-    for (resource, object) in owned(api, namespace).await?.into_iter().rev() {
-        let (space, name) = name_of(&object);
+    for (resource, object) in installed_objects(api, namespace).await?.into_iter().rev() {
+        let (object_namespace, name) = name_of(&object);
         if resource.kind == "DaemonSet" {
             drivers.extend(object["metadata"]["annotations"][node::DRIVER_ANNOTATION].as_str().map(str::to_owned));
         }
         if !dry_run {
-            api.delete(resource, space, name).await?;
+            api.delete(resource, object_namespace, name).await?;
             if resource.kind == "DaemonSet" {
-                wait_for_agents_to_end(api, space.unwrap_or_default()).await?;
+                wait_for_agents_to_end(api, object_namespace.unwrap_or_default()).await?;
             }
         }
-        steps.push(deleted(resource, space, name));
+        steps.push(deleted(resource, object_namespace, name));
     }
     for driver in drivers {
         for slice in api.list(&SLICE, None, &format!("spec.driver={driver}"), "").await? {
@@ -293,41 +300,43 @@ pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Ste
             steps.push(deleted(&SLICE, None, name));
         }
     }
-    // Runs are deleted with their definition. Nobody is left to remove the finalizer from their pods.
+    // Runs are deleted with their definition. The controller is removed too, so remove the finalizers of their pods here.
     for pod in api.list(&POD, None, "", RUN_LABEL).await? {
-        let (space, name) = name_of(&pod);
-        let kept: Vec<&Value> =
+        let (object_namespace, name) = name_of(&pod);
+        let other_finalizers: Vec<&Value> =
             pod["metadata"]["finalizers"].as_array().into_iter().flatten().filter(|f| **f != FINALIZER).collect();
         if !dry_run {
-            api.merge(&POD, space, name, false, &json!({"metadata": {"finalizers": kept}}))
+            api.merge(&POD, object_namespace, name, false, &json!({"metadata": {"finalizers": other_finalizers}}))
                 .await
                 .or_else(ignore_not_found)?;
-            api.delete(&POD, space, name).await?;
+            api.delete(&POD, object_namespace, name).await?;
         }
-        steps.push(deleted(&POD, space, name));
+        steps.push(deleted(&POD, object_namespace, name));
     }
-    // Namespaces that were enabled for runs by hand; otherwise a later installation would find its rights there already.
+    // Delete the bindings of namespaces that were enabled for runs by hand. A later installation must not inherit their permissions.
     for (name, role, _) in names::runs_bindings(namespace) {
         for binding in api.list(&ROLE_BINDING, None, &format!("metadata.name={name}"), "").await? {
-            let (space, name) = name_of(&binding);
-            // What has the label was deleted above.
-            if binding["roleRef"]["name"] != role.as_str() || binding["metadata"]["labels"][INSTALLATION] == namespace {
+            let (object_namespace, name) = name_of(&binding);
+            // Bindings with the label were deleted above.
+            if binding["roleRef"]["name"] != role.as_str()
+                || binding["metadata"]["labels"][INSTALLATION_LABEL] == namespace
+            {
                 continue;
             }
             if !dry_run {
-                api.delete(&ROLE_BINDING, space, name).await?;
+                api.delete(&ROLE_BINDING, object_namespace, name).await?;
             }
-            steps.push(deleted(&ROLE_BINDING, space, name));
+            steps.push(deleted(&ROLE_BINDING, object_namespace, name));
         }
     }
-    for secret in api.list(&SECRET, None, "", &format!("{INSTALLATION}={namespace}")).await? {
-        let (space, name) = name_of(&secret);
+    for secret in api.list(&SECRET, None, "", &format!("{INSTALLATION_LABEL}={namespace}")).await? {
+        let (object_namespace, name) = name_of(&secret);
         if !dry_run {
-            api.delete(&SECRET, space, name).await?;
+            api.delete(&SECRET, object_namespace, name).await?;
         }
-        steps.push(deleted(&SECRET, space, name));
+        steps.push(deleted(&SECRET, object_namespace, name));
     }
-    // Applying nothing as the agents' field managers removes what they applied: labels, and the condition.
+    // Applying an empty object as the field managers of the agents removes the labels and the condition that they applied.
     for node in api.list(&NODE, None, "", "").await? {
         let (_, name) = name_of(&node);
         let managers = node["metadata"]["managedFields"].as_array();
@@ -356,7 +365,7 @@ fn ignore_not_found(error: KubeError) -> Result<Value, KubeError> {
     }
 }
 
-/// Waits until the node agents have ended; one that still runs would write its labels again.
+/// Waits until the node agents have ended, because a running agent would set its labels again.
 async fn wait_for_agents_to_end(api: &Api, namespace: &str) -> Result<(), KubeError> {
     for _ in 0..120 {
         if api.list(&POD, Some(namespace), "", "app.kubernetes.io/component=node").await?.is_empty() {
@@ -364,23 +373,23 @@ async fn wait_for_agents_to_end(api: &Api, namespace: &str) -> Result<(), KubeEr
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    Err(KubeError::Invalid(format!("node agents in {namespace} did not end within a minute; run this again")))
+    Err(KubeError::Invalid(format!("node agents in {namespace} did not end within a minute; run the command again")))
 }
 
-/// Waits until the installation's workloads are ready; `report` is called with what is waited for.
+/// Waits until the workloads of the installation are ready. Calls `report` whenever the list of workloads that are not ready changes.
 ///
 /// # Errors
-/// [`KubeError::Invalid`] that names what is not ready at the end of `limit`.
-pub async fn ready(api: &Api, namespace: &str, limit: Duration, report: impl Fn(&str)) -> Result<(), KubeError> {
-    let deadline = tokio::time::Instant::now() + limit;
+/// [`KubeError::Invalid`] that names the workloads that are not ready after `timeout`.
+pub async fn ready(api: &Api, namespace: &str, timeout: Duration, report: impl Fn(&str)) -> Result<(), KubeError> {
+    let deadline = tokio::time::Instant::now() + timeout;
     let mut last = String::new();
     loop {
         let mut missing = Vec::new();
         for resource in KINDS.iter().filter(|k| matches!(k.kind, "DaemonSet" | "Deployment")) {
-            let label = format!("{INSTALLATION}={namespace}");
+            let label = format!("{INSTALLATION_LABEL}={namespace}");
             for object in api.list(resource, Some(namespace), "", &label).await? {
                 let status = |field: &str| object["status"][field].as_i64().unwrap_or(0);
-                let (want, have, newest) = if resource.kind == "DaemonSet" {
+                let (desired, ready, updated) = if resource.kind == "DaemonSet" {
                     (status("desiredNumberScheduled"), status("numberReady"), status("updatedNumberScheduled"))
                 } else {
                     (
@@ -389,11 +398,11 @@ pub async fn ready(api: &Api, namespace: &str, limit: Duration, report: impl Fn(
                         status("updatedReplicas"),
                     )
                 };
-                let seen = status("observedGeneration") >= object["metadata"]["generation"].as_i64().unwrap_or(0);
+                let observed = status("observedGeneration") >= object["metadata"]["generation"].as_i64().unwrap_or(0);
                 // Ready pods may still be those of the previous version.
-                let rolling = resource.kind == "Deployment" && status("replicas") > newest;
-                if !seen || have < want || newest < want || rolling {
-                    missing.push(format!("{} {}: {have} of {want} ready", resource.kind, name_of(&object).1));
+                let rolling = resource.kind == "Deployment" && status("replicas") > updated;
+                if !observed || ready < desired || updated < desired || rolling {
+                    missing.push(format!("{} {}: {ready} of {desired} ready", resource.kind, name_of(&object).1));
                 }
             }
         }
@@ -402,7 +411,7 @@ pub async fn ready(api: &Api, namespace: &str, limit: Duration, report: impl Fn(
         }
         let text = missing.join(", ");
         if tokio::time::Instant::now() > deadline {
-            return Err(KubeError::Invalid(format!("not ready within {} s: {text}", limit.as_secs())));
+            return Err(KubeError::Invalid(format!("not ready within {} s: {text}", timeout.as_secs())));
         }
         if text != last {
             report(&text);
@@ -422,68 +431,73 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_namespace_that_does_not_exist_is_named_before_anything_is_written() {
+    async fn missing_namespace_is_reported_before_any_write() {
         let cluster = MockCluster::new();
         cluster.put("namespaces", namespace("team-a"));
         let values = Values::read("sys", &["runs: {namespaces: [team-a, team-b]}".into()]).unwrap();
-        let error = apply(&cluster.api("me"), &values, false).await.unwrap_err().to_string();
+        let error = apply(&cluster.api("admin"), &values, false).await.unwrap_err().to_string();
         assert!(error.contains("team-b") && error.contains("kubectl create namespace team-b"), "{error}");
         assert!(cluster.requests().iter().all(|(method, _)| method == "GET"));
     }
 
     #[tokio::test]
-    async fn applying_again_changes_nothing_and_removing_leaves_nothing() {
+    async fn apply_is_idempotent_and_remove_is_complete() {
         let cluster = MockCluster::new();
-        let api = cluster.api("me");
+        let api = cluster.api("admin");
         for name in ["team-a", "team-b"] {
             cluster.put("namespaces", namespace(name));
         }
         let values = Values::read("sys", &["runs: {namespaces: [team-a]}".into()]).unwrap();
-        let made = apply(&api, &values, false).await.unwrap();
-        assert!(made.len() > 30 && made.iter().all(|s| s.action == Action::Create), "{made:?}");
+        let created = apply(&api, &values, false).await.unwrap();
+        assert!(created.len() > 30 && created.iter().all(|s| s.action == Action::Create), "{created:?}");
         let again = apply(&api, &values, false).await.unwrap();
-        assert!(again.len() == made.len() && again.iter().all(|s| s.action == Action::Keep), "{again:?}");
-        // The shared token of an earlier version goes, and no secret of anybody else.
-        let secret = |space: &str, name: &str, installation: &str| {
+        assert!(again.len() == created.len() && again.iter().all(|s| s.action == Action::Keep), "{again:?}");
+        // The legacy secret of this installation is deleted, and no other secret.
+        let secret = |object_namespace: &str, name: &str, installation: &str| {
             json!({"apiVersion": "v1", "kind": "Secret",
-                "metadata": {"name": name, "namespace": space, "labels": {INSTALLATION: installation}}})
+                "metadata": {"name": name, "namespace": object_namespace, "labels": {INSTALLATION_LABEL: installation}}})
         };
-        for (space, name, installation) in [
+        for (object_namespace, name, installation) in [
             ("team-a", "slipway-run", "sys"),
             ("team-b", "slipway-run", "other"),
             ("team-a", "slipway-run-x-1-a", "sys"),
         ] {
-            cluster.put("secrets", secret(space, name, installation));
+            cluster.put("secrets", secret(object_namespace, name, installation));
         }
         let upgraded = apply(&api, &values, false).await.unwrap();
-        let gone: Vec<&Step> = upgraded.iter().filter(|s| s.action == Action::Delete).collect();
-        assert_eq!(gone, [&deleted(&SECRET, Some("team-a"), "slipway-run")]);
+        let deleted_steps: Vec<&Step> = upgraded.iter().filter(|s| s.action == Action::Delete).collect();
+        assert_eq!(deleted_steps, [&deleted(&SECRET, Some("team-a"), "slipway-run")]);
         assert_eq!(cluster.names("secrets"), ["slipway-run-x-1-a", "slipway-run"]);
-        // A namespace that is no longer named is disabled.
+        // A namespace that is no longer listed is disabled.
         let fewer = apply(&api, &Values::read("sys", &[]).unwrap(), false).await.unwrap();
-        let gone: Vec<(&str, Option<&str>)> = fewer
+        let deleted_steps: Vec<(&str, Option<&str>)> = fewer
             .iter()
             .filter(|s| s.action == Action::Delete)
             .map(|s| (s.name.as_str(), s.namespace.as_deref()))
             .collect();
-        assert_eq!(gone.len(), 2, "{gone:?}");
-        assert!(gone.iter().all(|(name, space)| name.starts_with("slipway-") && *space == Some("team-a")), "{gone:?}");
-        // What an administrator enabled by hand goes too; a binding of the same name that is none of ours stays.
-        let binding = |space: &str, role: &str| {
+        assert_eq!(deleted_steps.len(), 2, "{deleted_steps:?}");
+        assert!(
+            deleted_steps
+                .iter()
+                .all(|(name, object_namespace)| name.starts_with("slipway-") && *object_namespace == Some("team-a")),
+            "{deleted_steps:?}"
+        );
+        // Bindings created by hand are deleted too; a binding of the same name for another installation is kept.
+        let binding = |object_namespace: &str, role: &str| {
             json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-                "metadata": {"name": "slipway-runs", "namespace": space}, "roleRef": {"kind": "ClusterRole", "name": role}})
+                "metadata": {"name": "slipway-runs", "namespace": object_namespace}, "roleRef": {"kind": "ClusterRole", "name": role}})
         };
         cluster.put("rolebindings", binding("team-b", "slipway-runs-sys"));
         cluster.put("rolebindings", binding("team-a", "slipway-runs-other"));
         remove(&api, "sys", false).await.unwrap();
         for resource in &KINDS {
-            let left = cluster.names(resource.plural);
+            let remaining = cluster.names(resource.plural);
             let expected: &[&str] = match resource.kind {
                 "Namespace" => &["team-a", "team-b"],
                 "RoleBinding" => &["slipway-runs"],
                 _ => &[],
             };
-            assert_eq!(left, expected, "{}", resource.kind);
+            assert_eq!(remaining, expected, "{}", resource.kind);
         }
         assert!(cluster.get("rolebindings", "team-a", "slipway-runs").is_some());
     }

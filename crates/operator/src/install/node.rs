@@ -1,25 +1,27 @@
-//! The node agent: a DaemonSet, its rights, and what keeps it to its own node.
+//! Objects of the node agent: the DaemonSet, its RBAC rules, and admission policies that restrict each agent to its own node.
 
 use serde_json::{Value, json};
 use slipway_core::node_access::ACCOUNT;
 
 use super::Values;
-use super::objects::{Restricted, admission_policy, labels, locked_down, object, reachable, selector};
+use super::objects::{
+    PolicyScope, admission_policy, allow_ingress, labels, object, restricted_security_context, selector,
+};
 
-/// On the DaemonSet, so that its slices are found when it goes.
+/// Annotation of the DaemonSet with the name of the DRA driver, by which its ResourceSlices are found when it is removed.
 pub(super) const DRIVER_ANNOTATION: &str = "slipway.dev/dra-driver";
 const NAME: &str = "slipway-node";
 const PORT: u16 = 9400;
 
 pub(super) fn objects(values: &Values) -> Vec<Value> {
-    let of = |kind, name: &str, namespaced, body| object(values, "node", kind, name, namespaced, body);
+    let node_object = |kind, name: &str, namespaced, body| object(values, "node", kind, name, namespaced, body);
     let rbac = "rbac.authorization.k8s.io";
     let cluster_name = format!("{NAME}-{}", values.namespace);
     let mut all = vec![
-        of(("v1", "ServiceAccount"), NAME, true, json!({})),
-        // It has no rights: its tokens only tell an agent that who asks may read what it knows of pods.
-        of(("v1", "ServiceAccount"), ACCOUNT, true, json!({"automountServiceAccountToken": false})),
-        of(
+        node_object(("v1", "ServiceAccount"), NAME, true, json!({})),
+        // This account has no RBAC rules. Agents accept its tokens as proof that a client may read their data about pods.
+        node_object(("v1", "ServiceAccount"), ACCOUNT, true, json!({"automountServiceAccountToken": false})),
+        node_object(
             ("rbac.authorization.k8s.io/v1", "ClusterRole"),
             &cluster_name,
             false,
@@ -33,7 +35,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
                 {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
             ]}),
         ),
-        of(
+        node_object(
             ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"),
             &cluster_name,
             false,
@@ -43,20 +45,20 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
             }),
         ),
     ];
-    all.extend(own_node_only(values));
+    all.extend(restrict_to_own_node(values));
     if values.device_classes.enabled {
         all.extend(device_classes(values));
     }
     if !values.node.config.is_empty() {
-        all.push(of(("v1", "ConfigMap"), "slipway-node-config", true, json!({"data": values.node.config})));
+        all.push(node_object(("v1", "ConfigMap"), "slipway-node-config", true, json!({"data": values.node.config})));
     }
     if !values.node.mig_config.is_empty() {
         let data = json!({"data": {"config.yaml": values.node.mig_config}});
-        all.push(of(("v1", "ConfigMap"), "slipway-mig-config", true, data));
+        all.push(node_object(("v1", "ConfigMap"), "slipway-mig-config", true, data));
     }
     all.push(daemon_set(values));
     let ports = json!([{"name": "metrics", "port": PORT, "targetPort": "metrics", "protocol": "TCP"}]);
-    all.push(of(
+    all.push(node_object(
         ("v1", "Service"),
         NAME,
         true,
@@ -65,7 +67,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
         }}),
     ));
     if values.service_monitor.enabled {
-        all.push(of(
+        all.push(node_object(
             ("monitoring.coreos.com/v1", "ServiceMonitor"),
             NAME,
             true,
@@ -76,14 +78,15 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
         ));
     }
     if values.network_policy {
-        all.push(reachable(values, "node", &[PORT]));
+        all.push(allow_ingress(values, "node", &[PORT]));
     }
     all
 }
 
 fn daemon_set(values: &Values) -> Value {
     let node = &values.node;
-    // The folders keep their names inside, but for the driver's root, which may be the host's own.
+    // Kubelet and MPS folders have the same paths in the container as on the host. The driver root may be `/` on the host, so it has
+    // another path.
     let mut args = vec![
         "node".to_owned(),
         "run".into(),
@@ -102,7 +105,7 @@ fn daemon_set(values: &Values) -> Value {
     let kubelet = |folder: &str| format!("{}/{folder}", node.kubelet_dir);
     let plugin = kubelet(&format!("plugins/{}", node.dra_driver));
     let mut volumes = vec![
-        // Not the folder whole: it holds the secrets of every pod.
+        // Mount only subfolders of the kubelet's folder, because it contains the secrets of every pod.
         host("device-plugins", &kubelet("device-plugins"), "Directory"),
         host("plugins-registry", &kubelet("plugins_registry"), "Directory"),
         host("plugin", &plugin, "DirectoryOrCreate"),
@@ -121,7 +124,7 @@ fn daemon_set(values: &Values) -> Value {
         json!({"name": "state", "mountPath": "/var/lib/slipway"}),
         json!({"name": "driver", "mountPath": "/host/driver", "readOnly": true, "mountPropagation": "HostToContainer"}),
         json!({"name": "mps", "mountPath": node.mps_root}),
-        // MPS daemons and their clients share memory.
+        // MPS daemons and their clients communicate through shared memory.
         json!({"name": "mps", "mountPath": "/dev/shm", "subPath": "shm"}),
     ];
     if !node.config.is_empty() {
@@ -136,12 +139,12 @@ fn daemon_set(values: &Values) -> Value {
     }
     let mut env = vec![
         json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}),
-        // It allocates little and seldom: an arena for each thread would only be memory.
+        // The agent allocates little, so one malloc arena saves memory.
         json!({"name": "MALLOC_ARENA_MAX", "value": "1"}),
     ];
     env.extend(node.env.iter().map(|(name, value)| json!({"name": name, "value": value})));
-    // The kubelet's sockets belong to root; beyond that the agent needs only what opens the GPUs.
-    let mut security = locked_down();
+    // The kubelet's sockets belong to root, so the agent runs as root without capabilities, unless GPU access requires privileges.
+    let mut security = restricted_security_context();
     security["runAsUser"] = json!(0);
     if node.privileged {
         security = json!({"privileged": true, "readOnlyRootFilesystem": true, "runAsUser": 0});
@@ -186,15 +189,15 @@ fn daemon_set(values: &Values) -> Value {
     set
 }
 
-/// Rights of RBAC are for all nodes; these policies narrow them to the agent's own, and to labels that are its business.
-fn own_node_only(values: &Values) -> Vec<Value> {
+/// RBAC rules apply to all nodes. These policies restrict an agent to its own node, and there to labels under `nvidia.com/`.
+fn restrict_to_own_node(values: &Values) -> Vec<Value> {
     let own = "request.userInfo.extra[?'authentication.kubernetes.io/node-name'][?0].orValue('')";
     let policy = |suffix: &str, group: &'static str, resources: Value, operations: Value, validations: Value| {
         let name = format!("{NAME}-{}-{suffix}", values.namespace);
-        let what = Restricted { component: "node", name, account: NAME, group, resources, operations };
-        admission_policy(values, &what, validations)
+        let scope = PolicyScope { component: "node", name, account: NAME, group, resources, operations };
+        admission_policy(values, &scope, validations)
     };
-    let kept = |a: &str, b: &str| {
+    let other_labels_unchanged = |a: &str, b: &str| {
         format!(
             "{a}.metadata.?labels.orValue({{}}).all(k, k.startsWith('nvidia.com/') || \
              {b}.metadata.?labels[?k].orValue('') == {a}.metadata.labels[k])"
@@ -209,8 +212,8 @@ fn own_node_only(values: &Values) -> Vec<Value> {
         json!([
             {"expression": format!("object.metadata.name == {own}"), "message": "an agent changes its own node only"},
             {"expression": "object.spec == oldObject.spec", "message": "an agent does not change a node's spec"},
-            {"expression": kept("object", "oldObject"), "message": "an agent sets labels of nvidia.com/ only"},
-            {"expression": kept("oldObject", "object"), "message": "an agent removes labels of nvidia.com/ only"},
+            {"expression": other_labels_unchanged("object", "oldObject"), "message": "an agent sets labels of nvidia.com/ only"},
+            {"expression": other_labels_unchanged("oldObject", "object"), "message": "an agent removes labels of nvidia.com/ only"},
         ]),
     ));
     all.extend(policy(
@@ -236,7 +239,7 @@ fn device_classes(values: &Values) -> Vec<Value> {
         }
         object(values, "node", ("resource.k8s.io/v1", "DeviceClass"), name, false, json!({"spec": spec}))
     };
-    // NVIDIA's own names for its own driver's name: gpu.nvidia.com, mig.nvidia.com.
+    // With NVIDIA's driver name `gpu.nvidia.com`, the class names are NVIDIA's too: `gpu.nvidia.com` and `mig.nvidia.com`.
     let vendor = driver.strip_prefix("gpu.").unwrap_or(driver);
     vec![
         class(driver, "gpu", &values.device_classes.extended_resource_name),

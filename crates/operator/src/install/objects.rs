@@ -1,22 +1,22 @@
-//! What the objects of an installation have in common.
+//! Building blocks of an installation's objects: labels, selectors, security contexts and policies.
 
 use serde_json::{Map, Value, json};
 
 use super::Values;
-use crate::names::INSTALLATION;
+use crate::names::INSTALLATION_LABEL;
 
-/// Labels of every object; `component` is `server`, `gateway`, `node`, or nothing for what is common.
+/// Labels of an object. `component` is `server`, `controller`, `gateway` or `node`; empty for common objects.
 pub(super) fn labels(values: &Values, component: &str) -> Map<String, Value> {
     let mut labels = Map::new();
     labels.insert("app.kubernetes.io/name".into(), json!("slipway"));
-    labels.insert(INSTALLATION.into(), json!(values.namespace));
+    labels.insert(INSTALLATION_LABEL.into(), json!(values.namespace));
     if !component.is_empty() {
         labels.insert("app.kubernetes.io/component".into(), json!(component));
     }
     labels
 }
 
-/// An object with the installation's labels; `namespaced` ones lie in its namespace.
+/// An object with the labels of the installation; if `namespaced`, in the namespace of the installation.
 pub(super) fn object(
     values: &Values,
     component: &str,
@@ -36,25 +36,26 @@ pub(super) fn object(
     object
 }
 
-/// The selector of a component's pods, which never changes.
+/// The selector of a component's pods. It must not change between versions, because selectors of workloads are immutable.
 pub(super) fn selector(values: &Values, component: &str) -> Value {
     Value::Object(labels(values, component))
 }
 
-/// An unprivileged user that exists in no image.
-const USER: u32 = 65532;
+/// User and group id of an unprivileged user that exists in no image.
+const UNPRIVILEGED_ID: u32 = 65532;
 
-/// As whom a pod's containers run. The group and the modes of files in volumes are changed once, when the root folder has another
-/// owner: done at every start, it takes long on a large volume and opens files that only their owner may read to the group.
-pub(super) fn pod_security() -> Value {
+/// The security context of a pod. `OnRootMismatch` changes group and modes of files in a volume only if its root folder has another
+/// group. Changing them at every start would take long on a large volume, and make files that only their owner may read readable for the
+/// group.
+pub(super) fn pod_security_context() -> Value {
     json!({
-        "runAsUser": USER, "runAsGroup": USER, "runAsNonRoot": true,
-        "fsGroup": USER, "fsGroupChangePolicy": "OnRootMismatch",
+        "runAsUser": UNPRIVILEGED_ID, "runAsGroup": UNPRIVILEGED_ID, "runAsNonRoot": true,
+        "fsGroup": UNPRIVILEGED_ID, "fsGroupChangePolicy": "OnRootMismatch",
     })
 }
 
-/// What a container may not do.
-pub(super) fn locked_down() -> Value {
+/// The security context of a container without privileges.
+pub(super) fn restricted_security_context() -> Value {
     json!({
         "allowPrivilegeEscalation": false,
         "readOnlyRootFilesystem": true,
@@ -63,8 +64,8 @@ pub(super) fn locked_down() -> Value {
     })
 }
 
-/// A network policy that lets everybody reach some ports of a component.
-pub(super) fn reachable(values: &Values, component: &str, ports: &[u16]) -> Value {
+/// A network policy that allows ingress from everywhere to these ports of a component.
+pub(super) fn allow_ingress(values: &Values, component: &str, ports: &[u16]) -> Value {
     let ports: Vec<Value> = ports.iter().map(|p| json!({"port": p, "protocol": "TCP"})).collect();
     let body = json!({"spec": {
         "podSelector": {"matchLabels": selector(values, component)},
@@ -74,32 +75,35 @@ pub(super) fn reachable(values: &Values, component: &str, ports: &[u16]) -> Valu
     object(values, component, ("networking.k8s.io/v1", "NetworkPolicy"), &format!("slipway-{component}"), true, body)
 }
 
-/// Which requests of which account an admission policy is about.
-pub(super) struct Restricted {
+/// The account and the requests that an admission policy restricts.
+pub(super) struct PolicyScope {
+    /// Component label of the policy: `server`, `controller` or `node`.
     pub(super) component: &'static str,
-    /// The name of the policy and of its binding.
+    /// Name of the policy and of its binding.
     pub(super) name: String,
     /// A service account of the installation.
     pub(super) account: &'static str,
-    /// The API group of the resources; empty for the core group.
+    /// API group of the resources; empty for the core group.
     pub(super) group: &'static str,
+    /// Array of resources: `["pods"]`.
     pub(super) resources: Value,
+    /// Array of operations: `["CREATE", "UPDATE"]`.
     pub(super) operations: Value,
 }
 
-/// A ValidatingAdmissionPolicy and its binding: rights of RBAC know neither labels nor fields, these rules narrow them.
-pub(super) fn admission_policy(values: &Values, what: &Restricted, validations: Value) -> [Value; 2] {
+/// A ValidatingAdmissionPolicy and its binding. They narrow RBAC rules, which cannot depend on labels or fields.
+pub(super) fn admission_policy(values: &Values, scope: &PolicyScope, validations: Value) -> [Value; 2] {
     const API: &str = "admissionregistration.k8s.io/v1";
-    let user = format!("system:serviceaccount:{}:{}", values.namespace, what.account);
+    let user = format!("system:serviceaccount:{}:{}", values.namespace, scope.account);
     let policy = json!({"spec": {
         "failurePolicy": "Fail",
         "matchConstraints": {"resourceRules": [{
-            "apiGroups": [what.group], "apiVersions": ["*"], "operations": what.operations, "resources": what.resources,
+            "apiGroups": [scope.group], "apiVersions": ["*"], "operations": scope.operations, "resources": scope.resources,
         }]},
         "matchConditions": [{"name": "account", "expression": format!("request.userInfo.username == '{user}'")}],
         "validations": validations,
     }});
-    let binding = json!({"spec": {"policyName": what.name, "validationActions": ["Deny"]}});
-    let of = |kind, body| object(values, what.component, (API, kind), &what.name, false, body);
-    [of("ValidatingAdmissionPolicy", policy), of("ValidatingAdmissionPolicyBinding", binding)]
+    let binding = json!({"spec": {"policyName": scope.name, "validationActions": ["Deny"]}});
+    let cluster_object = |kind, body| object(values, scope.component, (API, kind), &scope.name, false, body);
+    [cluster_object("ValidatingAdmissionPolicy", policy), cluster_object("ValidatingAdmissionPolicyBinding", binding)]
 }

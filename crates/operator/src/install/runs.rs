@@ -1,27 +1,30 @@
-//! The controller of runs: its Deployment and its rights. It is the only process that creates pods and secrets, and only in
-//! namespaces that are enabled for runs by a RoleBinding in each. What has to work in any namespace, so that runs can end after a
-//! namespace was disabled or while it is deleted, is narrowed to pods of runs by admission policies.
+//! Objects of the run controller: the Deployment and its RBAC rules. The controller is the only component that creates pods and secrets,
+//! and only in namespaces that a RoleBinding enables for runs. It can change and delete pods in every namespace, so that runs can end
+//! after their namespace was disabled or while it is being deleted; admission policies restrict this to pods of runs.
 
 use serde_json::{Value, json};
 use slipway_core::node_access::ACCOUNT;
 
 use super::Values;
-use super::objects::{Restricted, admission_policy, labels, locked_down, object, pod_security, reachable, selector};
-use crate::names::{CONTROLLER as NAME, RUN_LABEL, RUNS_BINDING, SECRET_PREFIX, SERVER, runs_bindings};
+use super::objects::{
+    PolicyScope, admission_policy, allow_ingress, labels, object, pod_security_context, restricted_security_context,
+    selector,
+};
+use crate::names::{CONTROLLER_NAME as NAME, RUN_LABEL, RUNS_BINDING, SECRET_PREFIX, SERVER_NAME, runs_bindings};
 
 const COMPONENT: &str = "controller";
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
 const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
-/// Probes and metrics; it answers nothing else.
+/// Port for probes and metrics.
 const PORT: u16 = 7070;
 
 pub(super) fn objects(values: &Values) -> Vec<Value> {
-    let of = |kind, body| object(values, COMPONENT, kind, NAME, true, body);
+    let controller_object = |kind, body| object(values, COMPONENT, kind, NAME, true, body);
     let cluster_name = format!("{NAME}-{}", values.namespace);
     let cluster_wide = |kind, name: &str, body| object(values, COMPONENT, (RBAC, kind), name, false, body);
     let subjects = json!([{"kind": "ServiceAccount", "name": NAME, "namespace": values.namespace}]);
     let mut all = vec![
-        of(("v1", "ServiceAccount"), json!({})),
+        controller_object(("v1", "ServiceAccount"), json!({})),
         cluster_wide(
             "ClusterRole",
             &cluster_name,
@@ -38,18 +41,18 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
                 "roleRef": {"apiGroup": RBAC_GROUP, "kind": "ClusterRole", "name": cluster_name}, "subjects": subjects,
             }),
         ),
-        of(
+        controller_object(
             (RBAC, "Role"),
             json!({"rules": [
-                // The node agents, which know what the GPUs of a run did, and the token that they ask for.
+                // Requests to the node agents for the GPU usage of runs, and the token that they require.
                 {"apiGroups": [""], "resources": ["pods/proxy"], "verbs": ["get"]},
                 {"apiGroups": [""], "resources": ["serviceaccounts/token"], "resourceNames": [ACCOUNT], "verbs": ["create"]},
                 {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
-                // To begin and end tracked runs at the control plane, and to have tokens made for them.
+                // Requests to the control plane to create and end tracked runs, and to create tokens for them.
                 {"apiGroups": ["slipway.dev"], "resources": ["runs/tracking"], "verbs": ["create"]},
             ]}),
         ),
-        of(
+        controller_object(
             (RBAC, "RoleBinding"),
             json!({
                 "roleRef": {"apiGroup": RBAC_GROUP, "kind": "Role", "name": NAME}, "subjects": subjects,
@@ -83,7 +86,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
     all.extend(policies(values));
     all.push(deployment(values));
     if values.network_policy {
-        all.push(reachable(values, COMPONENT, &[PORT]));
+        all.push(allow_ingress(values, COMPONENT, &[PORT]));
     }
     all
 }
@@ -95,36 +98,36 @@ fn deployment(values: &Values) -> Value {
         json!({"name": "SLIPWAY_POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
     ];
     let mut mounts = vec![json!({"name": "token", "mountPath": "/var/run/slipway", "readOnly": true})];
-    // A token for the control plane, which the kubelet renews.
+    // A token for requests to the control plane; the kubelet renews it.
     let token = json!({"serviceAccountToken": {"audience": crate::authority::AUDIENCE, "path": "token", "expirationSeconds": 3600}});
     let mut volumes = vec![json!({"name": "token", "projected": {"sources": [token]}})];
     if !tls.secret.is_empty() {
-        // A certificate is made for a name, so runs cannot use the service's address.
-        let url = format!("https://{SERVER}.{}.svc:7070", values.namespace);
+        // The certificate is valid for the name of the service, so runs cannot use its IP address.
+        let url = format!("https://{SERVER_NAME}.{}.svc:7070", values.namespace);
         environment.push(json!({"name": "SLIPWAY_RUNS_URL", "value": url}));
         if !tls.ca.is_empty() {
             let path = format!("/etc/slipway/tls/{}", tls.ca);
             environment.push(json!({"name": "SLIPWAY_RUNS_CA", "value": path}));
             environment.push(json!({"name": "SLIPWAY_CA_FILE", "value": path}));
             mounts.push(json!({"name": "tls", "mountPath": "/etc/slipway/tls", "readOnly": true}));
-            // A secret of a public authority, such as one of ACME, has no such key: then the image knows the authority.
+            // A certificate of a public authority, such as one from ACME, comes without this key; its authority is known to the image.
             let items = json!([{"key": tls.ca, "path": tls.ca}]);
             volumes
                 .push(json!({"name": "tls", "secret": {"secretName": tls.secret, "items": items, "optional": true}}));
         }
     }
-    let mut security = locked_down();
+    let mut security = restricted_security_context();
     security["runAsNonRoot"] = json!(true);
     let pod = selector(values, COMPONENT);
     let body = json!({"spec": {
-        // A lease says which one leads while another takes its place.
+        // During a rollout two pods run for a moment; a lease decides which of them leads.
         "replicas": 1,
         "selector": {"matchLabels": pod},
         "template": {
             "metadata": {"labels": labels(values, COMPONENT)},
             "spec": {
                 "serviceAccountName": NAME,
-                "securityContext": pod_security(),
+                "securityContext": pod_security_context(),
                 "nodeSelector": values.runs.node_selector,
                 "tolerations": values.runs.tolerations,
                 "imagePullSecrets": values.image_pull_secrets,
@@ -148,9 +151,9 @@ fn deployment(values: &Values) -> Value {
     object(values, COMPONENT, ("apps/v1", "Deployment"), NAME, true, body)
 }
 
-/// Pods and secrets of runs only, whatever RBAC allows.
+/// Admission policies that restrict the controller to pods and secrets of runs.
 fn policies(values: &Values) -> Vec<Value> {
-    let restricted = |suffix, resources, operations| Restricted {
+    let scope = |suffix, resources, operations| PolicyScope {
         component: COMPONENT,
         name: format!("{NAME}-{}-{suffix}", values.namespace),
         account: NAME,
@@ -158,20 +161,20 @@ fn policies(values: &Values) -> Vec<Value> {
         resources,
         operations,
     };
-    let of_a_run = |object: &str| format!("{object}.metadata.?labels[?'{RUN_LABEL}'].hasValue()");
-    let owned =
+    let has_run_label = |object: &str| format!("{object}.metadata.?labels[?'{RUN_LABEL}'].hasValue()");
+    let is_owned =
         "object.metadata.?ownerReferences.orValue([]).exists(o, o.apiVersion == 'slipway.dev/v1' && o.kind == 'Run')";
     let mut all = Vec::new();
     all.extend(admission_policy(
         values,
-        &restricted("pods", json!(["pods"]), json!(["CREATE", "UPDATE", "DELETE"])),
+        &scope("pods", json!(["pods"]), json!(["CREATE", "UPDATE", "DELETE"])),
         json!([
             {
-                "expression": format!("request.operation != 'CREATE' || ({} && {owned})", of_a_run("object")),
+                "expression": format!("request.operation != 'CREATE' || ({} && {is_owned})", has_run_label("object")),
                 "message": "the controller creates pods of runs only",
             },
             {
-                "expression": format!("request.operation == 'CREATE' || {}", of_a_run("oldObject")),
+                "expression": format!("request.operation == 'CREATE' || {}", has_run_label("oldObject")),
                 "message": "the controller changes and deletes pods of runs only",
             },
             {
@@ -182,12 +185,12 @@ fn policies(values: &Values) -> Vec<Value> {
     ));
     all.extend(admission_policy(
         values,
-        &restricted("secrets", json!(["secrets"]), json!(["CREATE"])),
+        &scope("secrets", json!(["secrets"]), json!(["CREATE"])),
         json!([{
-            // A secret of another type may be more than data: Kubernetes fills in a service account's token, for instance.
+            // Secrets of other types have side effects; for instance, Kubernetes fills in the token of a service account.
             "expression": format!(
-                "object.metadata.name.startsWith('{SECRET_PREFIX}') && object.type == 'Opaque' && {} && {owned}",
-                of_a_run("object")
+                "object.metadata.name.startsWith('{SECRET_PREFIX}') && object.type == 'Opaque' && {} && {is_owned}",
+                has_run_label("object")
             ),
             "message": "the controller creates secrets of runs only",
         }]),

@@ -1,4 +1,5 @@
-//! What an installation can be told. The same file serves the Helm chart (`deploy/helm/slipway/values.yaml`).
+//! The values (settings) of an installation. Their defaults and descriptions are in the `values.yaml` of the Helm chart
+//! (`deploy/helm/slipway/values.yaml`).
 
 use std::collections::BTreeMap;
 
@@ -7,12 +8,12 @@ use serde_json::Value;
 
 use crate::KubeError;
 
-/// The values of an installation; unknown ones are refused.
+/// The values of an installation. Unknown values are rejected.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[allow(missing_docs)] // values.yaml describes each
 pub struct Values {
-    /// Helm takes it from the release.
+    /// Namespace of the installation. Not a value in the file: Helm takes it from the release.
     #[serde(skip)]
     pub namespace: String,
     pub image: Image,
@@ -26,7 +27,7 @@ pub struct Values {
     pub image_pull_secrets: Vec<Value>,
 }
 
-/// Where the image is.
+/// The container image of all components.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[allow(missing_docs)] // values.yaml describes each
@@ -54,7 +55,7 @@ pub struct Server {
     pub tolerations: Vec<Value>,
 }
 
-/// Runs as pods, and the controller that carries them out.
+/// The controller that executes runs as pods.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[allow(missing_docs)] // values.yaml describes each
@@ -65,7 +66,7 @@ pub struct Runs {
     pub tolerations: Vec<Value>,
 }
 
-/// The certificate of the control plane and the gateways.
+/// The TLS certificate of the control plane and the gateways.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[allow(missing_docs)] // values.yaml describes each
@@ -74,7 +75,7 @@ pub struct Tls {
     pub ca: String,
 }
 
-/// Gateways apart from the control plane.
+/// Gateways in pods of their own, separate from the control plane.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[allow(missing_docs)] // values.yaml describes each
@@ -86,7 +87,7 @@ pub struct Gateway {
     pub tolerations: Vec<Value>,
 }
 
-/// The name of a secret.
+/// A reference to a Kubernetes secret by name.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[allow(missing_docs)] // values.yaml describes each
@@ -94,7 +95,7 @@ pub struct Secret {
     pub secret: String,
 }
 
-/// A bucket.
+/// The bucket for objects, and the secret with its credentials.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[allow(missing_docs)] // values.yaml describes each
@@ -103,7 +104,7 @@ pub struct Objects {
     pub secret: String,
 }
 
-/// Where the control plane keeps its state.
+/// The volume for the state of the control plane.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[allow(missing_docs)] // values.yaml describes each
@@ -138,7 +139,7 @@ pub struct Node {
     pub tolerations: Vec<Value>,
 }
 
-/// Classes for resource claims.
+/// Device classes for resource claims.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[allow(missing_docs)] // values.yaml describes each
@@ -147,7 +148,7 @@ pub struct DeviceClasses {
     pub extended_resource_name: String,
 }
 
-/// For the Prometheus operator.
+/// A `ServiceMonitor` for the Prometheus operator.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[allow(missing_docs)] // values.yaml describes each
@@ -156,25 +157,25 @@ pub struct ServiceMonitor {
     pub interval: String,
 }
 
-/// The chart says the same.
-const NOT_SHARED: &str = "the values: server.replicas above 1 and gateway.enabled need server.database.secret and \
-     server.objects.url, since SQLite and a volume serve one pod alone";
+/// Error message; the chart has the same.
+const STATE_NOT_SHARED: &str = "the values: server.replicas above 1 and gateway.enabled need server.database.secret and \
+     server.objects.url, because SQLite on a volume supports one pod only";
 
-/// The chart says the same.
-const HOST_NAMES: &str = "the values: server.hosts holds names alone, without a scheme, a port, a comma or a blank";
+/// Error message; the chart has the same.
+const INVALID_HOSTS: &str =
+    "the values: server.hosts must contain host names only, without a scheme, port, comma or space";
 
-/// The chart says the same.
-const RUNS_APART: &str =
-    "the values: runs.namespaces names the namespace of the installation, whose secrets every run there could read";
+/// Error message; the chart has the same.
+const INSTALLATION_NAMESPACE_FOR_RUNS: &str = "the values: runs.namespaces must not contain the namespace of the installation, because runs could read its secrets";
 
-/// The chart's file: the defaults stand there and nowhere else.
+/// The `values.yaml` of the chart, the only place for defaults.
 const DEFAULTS: &str = include_str!("../../../../deploy/helm/slipway/values.yaml");
 
 impl Values {
-    /// The defaults, changed by the texts of files, one after the other.
+    /// Merges the contents of values files over the defaults, in order, and validates the result.
     ///
     /// # Errors
-    /// [`KubeError::Invalid`] that names the mistake.
+    /// [`KubeError::Invalid`] that names the invalid value.
     pub fn read(namespace: &str, texts: &[String]) -> Result<Self, KubeError> {
         let parse = |text: &str| -> Result<Value, KubeError> {
             serde_saphyr::from_str(text).map_err(|e| KubeError::Invalid(format!("the values: {e}")))
@@ -187,25 +188,25 @@ impl Values {
             serde_json::from_value(merged).map_err(|e| KubeError::Invalid(format!("the values: {e}")))?;
         values.namespace = namespace.to_owned();
         if values.runs.namespaces.iter().any(|n| n == namespace) {
-            return Err(KubeError::Invalid(RUNS_APART.into()));
+            return Err(KubeError::Invalid(INSTALLATION_NAMESPACE_FOR_RUNS.into()));
         }
         let is_name = |host: &String| !host.is_empty() && !host.contains([',', ':', '/', ' ']);
         if !values.server.hosts.iter().all(is_name) {
-            return Err(KubeError::Invalid(HOST_NAMES.into()));
+            return Err(KubeError::Invalid(INVALID_HOSTS.into()));
         }
         if !matches!(values.node.offer.as_str(), "device-plugin" | "dra") {
             return Err(KubeError::Invalid(format!(
-                "the values: node.offer is '{}', and must be device-plugin or dra",
+                "the values: node.offer is '{}'; it must be device-plugin or dra",
                 values.node.offer
             )));
         }
         if !values.is_shared() && (values.server.replicas > 1 || values.gateway.enabled) {
-            return Err(KubeError::Invalid(NOT_SHARED.into()));
+            return Err(KubeError::Invalid(STATE_NOT_SHARED.into()));
         }
         Ok(values)
     }
 
-    /// Whether all state is where several pods can use it.
+    /// Whether several pods can share the state: it is in a database and a bucket instead of a volume.
     pub(super) fn is_shared(&self) -> bool {
         !self.server.database.secret.is_empty() && !self.server.objects.url.is_empty()
     }
@@ -216,7 +217,7 @@ impl Values {
     }
 }
 
-/// As Helm merges: maps into maps, everything else in place of what was there.
+/// Merges as Helm does: maps are merged, other values are replaced, and nulls are ignored.
 fn merge(base: &mut Value, over: Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
@@ -234,33 +235,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_charts_file_names_every_value() {
+    fn values_yaml_of_the_chart_lists_every_value() {
         let values = Values::read("slipway-system", &[]).unwrap();
         let file: Value = serde_saphyr::from_str(DEFAULTS).unwrap();
         assert_eq!(serde_json::to_value(&values).unwrap(), file);
     }
 
     #[test]
-    fn a_file_changes_what_it_names() {
+    fn values_files_override_defaults_and_are_validated() {
         let values = Values::read("a", &["node: {offer: dra}\nimage: {tag: \"9\"}".into()]).unwrap();
         assert_eq!((values.node.offer.as_str(), values.image.tag.as_str()), ("dra", "9"));
         assert_eq!(values.node.kubelet_dir, "/var/lib/kubelet");
         assert!(Values::read("a", &["nodes: {}".into()]).unwrap_err().to_string().contains("nodes"));
-        let several = "server: {replicas: 2}".to_owned();
+        let two_replicas = "server: {replicas: 2}".to_owned();
         assert!(
-            Values::read("a", std::slice::from_ref(&several))
+            Values::read("a", std::slice::from_ref(&two_replicas))
                 .unwrap_err()
                 .to_string()
                 .contains("server.database.secret")
         );
         let shared = "server: {database: {secret: db}, objects: {url: \"s3://b\"}}".to_owned();
-        assert_eq!(Values::read("a", &[several, shared]).unwrap().server.replicas, 2);
-        let own = Values::read("a", &["runs: {namespaces: [b, a]}".into()]).unwrap_err().to_string();
-        assert!(own.contains("runs.namespaces"), "{own}");
+        assert_eq!(Values::read("a", &[two_replicas, shared]).unwrap().server.replicas, 2);
+        let error = Values::read("a", &["runs: {namespaces: [b, a]}".into()]).unwrap_err().to_string();
+        assert!(error.contains("runs.namespaces"), "{error}");
         assert_eq!(Values::read("c", &["runs: {namespaces: [b, a]}".into()]).unwrap().runs.namespaces, ["b", "a"]);
         for host in ["https://ml.example.org", "ml.example.org:443", "a,b", "''"] {
-            let refused = Values::read("a", &[format!("server: {{hosts: [\"{host}\"]}}").replace("\"''\"", "''")]);
-            assert!(refused.unwrap_err().to_string().contains("server.hosts"), "{host}");
+            let result = Values::read("a", &[format!("server: {{hosts: [\"{host}\"]}}").replace("\"''\"", "''")]);
+            assert!(result.unwrap_err().to_string().contains("server.hosts"), "{host}");
         }
         assert!(Values::read("a", &["node: {offer: both}".into()]).unwrap_err().to_string().contains("both"));
     }

@@ -1,4 +1,5 @@
-//! The cache of runs and their pods, filled by the watches and by the answers to our own writes.
+//! The cache of runs and their pods, filled by watches and by the responses to the controller's own writes. A newer version of an object
+//! is never replaced by an older one.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -12,24 +13,24 @@ use super::pod::Pod;
 use crate::api::Change;
 use crate::queue::Queue;
 
-/// A run, and the version of its object.
+/// A run and the resource version of its object.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Run {
     pub(super) version: u64,
     pub(super) submitted: Submitted,
-    /// Whether it is being deleted.
-    pub(super) leaving: bool,
+    /// Whether the run is being deleted.
+    pub(super) deleting: bool,
 }
 
 impl Run {
-    /// Reads an object.
+    /// Parses an object.
     ///
     /// # Errors
-    /// What is wrong with it.
-    pub(super) fn of(object: &Value) -> Result<Self, String> {
+    /// A message that names the invalid field.
+    pub(super) fn from_object(object: &Value) -> Result<Self, String> {
         let submitted = serde_json::from_value(object.clone()).map_err(|e| e.to_string())?;
-        let leaving = object["metadata"]["deletionTimestamp"].is_string();
-        Ok(Self { version: super::version(object), submitted, leaving })
+        let deleting = object["metadata"]["deletionTimestamp"].is_string();
+        Ok(Self { version: super::version(object), submitted, deleting })
     }
 
     pub(super) fn key(&self) -> Key {
@@ -38,22 +39,23 @@ impl Run {
     }
 }
 
-/// All runs and pods, by the run's namespace and name.
+/// All runs and pods, keyed by the namespace and name of the run.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct Cache {
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     runs: HashMap<Key, Run>,
+    /// Pods of each run by the name of the pod.
     pods: HashMap<Key, BTreeMap<String, Pod>>,
-    /// Runs that exist and cannot be read. Their pods are left alone; they are no orphans.
+    /// Runs that exist but cannot be parsed. Their pods are left unchanged, because they are not orphans.
     unreadable: HashSet<Key>,
 }
 
-impl Known {
-    /// A run and its pods, the newest attempt last.
+impl Cache {
+    /// A run and its pods, sorted by attempt with the newest last.
     pub(super) fn get(&self, key: &Key) -> (Option<Run>, Vec<Pod>) {
         let state = self.state.lock();
         let mut pods: Vec<Pod> = state.pods.get(key).map(|p| p.values().cloned().collect()).unwrap_or_default();
@@ -61,43 +63,43 @@ impl Known {
         (state.runs.get(key).cloned(), pods)
     }
 
-    /// The numbers of runs and pods.
+    /// Number of runs and number of pods.
     pub(super) fn size(&self) -> (usize, usize) {
         let state = self.state.lock();
         (state.runs.len(), state.pods.values().map(BTreeMap::len).sum())
     }
 
-    /// Whether there is a run of that name that cannot be read.
+    /// Whether the run exists but cannot be parsed.
     pub(super) fn is_unreadable(&self, key: &Key) -> bool {
         self.state.lock().unreadable.contains(key)
     }
 
-    /// Stores a run, unless a newer version is known: the answer to a write may overtake the watch.
+    /// Stores a run, unless a newer version is cached: the response to a write may arrive before older events of the watch.
     pub(super) fn put_run(&self, run: Run) {
         let mut state = self.state.lock();
         let key = run.key();
         state.unreadable.remove(&key);
-        if state.runs.get(&key).is_none_or(|known| known.version <= run.version) {
+        if state.runs.get(&key).is_none_or(|cached| cached.version <= run.version) {
             state.runs.insert(key, run);
         }
     }
 
-    /// Stores a pod, likewise.
+    /// Stores a pod, unless a newer version is cached.
     pub(super) fn put_pod(&self, pod: Pod) {
         let mut state = self.state.lock();
         let pods = state.pods.entry((pod.namespace.clone(), pod.run.clone())).or_default();
-        if pods.get(&pod.name).is_none_or(|known| known.version <= pod.version) {
+        if pods.get(&pod.name).is_none_or(|cached| cached.version <= pod.version) {
             pods.insert(pod.name.clone(), pod);
         }
     }
 
-    pub(super) fn drop_run(&self, key: &Key) {
+    pub(super) fn remove_run(&self, key: &Key) {
         let mut state = self.state.lock();
         state.runs.remove(key);
         state.unreadable.remove(key);
     }
 
-    pub(super) fn drop_pod(&self, key: &Key, name: &str) {
+    pub(super) fn remove_pod(&self, key: &Key, name: &str) {
         let mut state = self.state.lock();
         if let Some(pods) = state.pods.get_mut(key) {
             pods.remove(name);
@@ -107,14 +109,14 @@ impl Known {
         }
     }
 
-    /// Follows the runs without end; `ready` is called when a list is complete.
+    /// Applies the changes of runs to the cache and queues the changed runs. Calls `ready` after each complete list.
     pub(super) async fn follow_runs(&self, changes: impl Stream<Item = Change>, queue: &Queue<Key>, ready: impl Fn()) {
         let mut changes = std::pin::pin!(changes);
         let mut listed: HashSet<Key> = HashSet::new();
         while let Some(change) = changes.next().await {
             match change {
-                Change::Begin => listed.clear(),
-                Change::Is(object) => match Run::of(&object) {
+                Change::ListStarted => listed.clear(),
+                Change::Applied(object) => match Run::from_object(&object) {
                     Ok(run) => {
                         let key = run.key();
                         listed.insert(key.clone());
@@ -122,24 +124,24 @@ impl Known {
                         queue.add(key);
                     }
                     Err(error) => {
-                        tracing::warn!(run = %object["metadata"]["name"], error, "a run that cannot be read is left alone");
+                        tracing::warn!(run = %object["metadata"]["name"], error, "skipping a run that cannot be parsed");
                         let key = key_of(&object);
                         listed.insert(key.clone());
                         self.state.lock().unreadable.insert(key);
                     }
                 },
-                Change::Gone(object) => {
+                Change::Deleted(object) => {
                     let key = key_of(&object);
-                    self.drop_run(&key);
+                    self.remove_run(&key);
                     queue.add(key);
                 }
-                Change::Complete => {
-                    let gone: Vec<Key> = {
+                Change::ListCompleted => {
+                    let deleted: Vec<Key> = {
                         let state = self.state.lock();
                         state.runs.keys().chain(&state.unreadable).filter(|k| !listed.contains(*k)).cloned().collect()
                     };
-                    for key in gone {
-                        self.drop_run(&key);
+                    for key in deleted {
+                        self.remove_run(&key);
                         queue.add(key);
                     }
                     ready();
@@ -148,38 +150,38 @@ impl Known {
         }
     }
 
-    /// Follows the pods without end, likewise.
+    /// Applies the changes of pods to the cache and queues their runs. Calls `ready` after each complete list.
     pub(super) async fn follow_pods(&self, changes: impl Stream<Item = Change>, queue: &Queue<Key>, ready: impl Fn()) {
         let mut changes = std::pin::pin!(changes);
         let mut listed: HashSet<(String, String)> = HashSet::new();
         while let Some(change) = changes.next().await {
             match change {
-                Change::Begin => listed.clear(),
-                Change::Is(object) => {
-                    if let Some(pod) = Pod::of(&object) {
+                Change::ListStarted => listed.clear(),
+                Change::Applied(object) => {
+                    if let Some(pod) = Pod::from_object(&object) {
                         listed.insert((pod.namespace.clone(), pod.name.clone()));
                         let key = (pod.namespace.clone(), pod.run.clone());
                         self.put_pod(pod);
                         queue.add(key);
                     }
                 }
-                Change::Gone(object) => {
-                    if let Some(pod) = Pod::of(&object) {
+                Change::Deleted(object) => {
+                    if let Some(pod) = Pod::from_object(&object) {
                         let key = (pod.namespace, pod.run);
-                        self.drop_pod(&key, &pod.name);
+                        self.remove_pod(&key, &pod.name);
                         queue.add(key);
                     }
                 }
-                Change::Complete => {
-                    let gone: Vec<(Key, String)> = {
+                Change::ListCompleted => {
+                    let deleted: Vec<(Key, String)> = {
                         let state = self.state.lock();
                         let all = state.pods.iter().flat_map(|(k, pods)| pods.keys().map(move |n| (k, n)));
                         all.filter(|(k, n)| !listed.contains(&(k.0.clone(), (*n).clone())))
                             .map(|(k, n)| (k.clone(), n.clone()))
                             .collect()
                     };
-                    for (key, name) in gone {
-                        self.drop_pod(&key, &name);
+                    for (key, name) in deleted {
+                        self.remove_pod(&key, &name);
                         queue.add(key);
                     }
                     ready();

@@ -1,13 +1,13 @@
-//! Runs as pods. A `Run` is an object of the cluster like any other: `kubectl apply`, `get`, `describe`, `wait` and `delete` work on it,
-//! and so does `slipway run`. The controller makes a pod for each attempt, watches it, writes its end into the run's status, and then
-//! lets the pod be deleted.
+//! Runs as pods. A `Run` is a custom resource: `kubectl apply`, `get`, `describe`, `wait` and `delete` work on it, as does `slipway run`.
+//! The controller creates a pod for each attempt, watches it, and records its end in the status of the run. A finalizer keeps the pod
+//! until its end is recorded.
 //!
-//! | module | what it is for |
+//! | module | contents |
 //! |---|---|
-//! | `pod` | the pod and the secret of an attempt, and what is seen of the pod |
-//! | `known` | runs and pods, as the watches tell them |
-//! | `controller` | what is done about it |
-//! | `usage` | what the GPUs did |
+//! | `pod` | renders the pod and the secret of an attempt, and derives the observation from a pod |
+//! | `known` | the cache of runs and pods, filled by watches |
+//! | `controller` | reconciles runs with their pods |
+//! | `usage` | GPU usage of attempts |
 
 mod controller;
 mod known;
@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use slipway_core::task::restart_on_panic;
 use slipway_exec::manifest::SUBMITTED_BY;
-use slipway_exec::{Answer, ExecError, Executor, LogQuery, LogStream, Manifest, Submitted, TokenRequest, Tracker};
+use slipway_exec::{ExecError, ExecFuture, Executor, LogQuery, LogStream, Manifest, Submitted, TokenRequest, Tracker};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -39,51 +39,52 @@ pub use crate::names::{FINALIZER, RUN_LABEL};
 
 /// `slipway.dev/v1 Run`.
 pub const RUN: Resource<'static> = Resource { group: "slipway.dev", version: "v1", kind: "Run", plural: "runs" };
-/// Its definition.
+/// The CustomResourceDefinition of [`RUN`], as YAML.
 pub const DEFINITION: &str = include_str!("../../../../deploy/helm/slipway/files/runs.yaml");
-/// The lease of the one that leads.
-const LEASE: &str = "slipway-runs";
-/// Bytes read of a log at once.
-const CHUNK: usize = 32 * 1024;
+/// Name of the lease for leader election.
+const LEASE_NAME: &str = "slipway-runs";
+/// Maximum bytes of one read from a log.
+const CHUNK_BYTES: usize = 32 * 1024;
 
-/// A run's namespace and name.
+/// Namespace and name of a run.
 type Key = (String, String);
 
-/// Makes the token of an attempt, here or at the control plane; fails with a message.
+/// Creates the token of an attempt, in this process or by a request to the control plane. The error is a message.
 pub type TokenSource = Arc<dyn Fn(TokenRequest) -> BoxFuture<'static, Result<String, String>> + Send + Sync>;
 
-/// What the controller needs to know.
+/// Configuration of the controller.
 #[derive(Clone)]
-#[allow(missing_debug_implementations)] // a function has nothing to show
+#[allow(missing_debug_implementations)] // closures do not implement `Debug`
 pub struct Settings {
-    /// The namespace of the installation.
+    /// Namespace of the installation.
     pub namespace: String,
-    /// Who this is among those that may lead.
+    /// Unique name of this process in the leader election.
     pub identity: String,
-    /// Variables of every run: where it tracks to.
+    /// Environment variables of every run, among them the URL of the tracking server.
     pub variables: Vec<(String, String)>,
-    /// The file of the certificates (PEM) by which runs know the control plane, where the image's own do not suffice. It is read for
-    /// each attempt, so that a renewed authority reaches new attempts. A file that does not exist says that the image's own do.
+    /// PEM file with the certificates of the authority that signed the certificate of the control plane, for runs whose images do not
+    /// trust it. The file is read for each attempt, so that new attempts get a renewed authority. If it does not exist, runs use the
+    /// certificates of their images.
     pub ca_file: Option<PathBuf>,
-    /// Makes the token that an attempt tracks with.
+    /// Creates the token with which an attempt accesses the tracking server.
     pub token: TokenSource,
-    /// The pause before a pod that was refused, by a quota for instance, is tried again.
-    pub patience: Duration,
+    /// Delay before creating a rejected pod is retried, for instance after a quota was exceeded.
+    pub retry_delay: Duration,
 }
 
-/// The version of an object. Versions grow, and may be compared (KEP-5504, in Kubernetes from 1.35).
+/// The resource version of an object. Resource versions increase and may be compared (KEP-5504, from Kubernetes 1.35).
 fn version(object: &Value) -> u64 {
     object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
-/// The controller of runs: it takes part in the election and reconciles runs while it leads. Dropping it ends the work as
-/// [`RunController::stop`] does, without waiting for it.
+/// The run controller: participates in the leader election and reconciles runs while it leads. Dropping it stops the work like
+/// [`RunController::stop`], but without waiting.
 pub struct RunController {
     api: Api,
     controller: Arc<controller::Controller>,
     leading: watch::Receiver<bool>,
     stop: watch::Sender<bool>,
-    /// Taken by whoever stops it.
+    /// The task of the election; `None` after `stop`.
     election: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -94,76 +95,81 @@ impl std::fmt::Debug for RunController {
 }
 
 impl RunController {
-    /// Starts it.
+    /// Starts the election and, while this process leads, the controller.
     pub fn start(api: Api, settings: Settings, tracker: Arc<dyn Tracker>) -> Self {
         let election = Election {
             api: api.clone(),
             namespace: settings.namespace.clone(),
-            lease: LEASE.into(),
+            lease: LEASE_NAME.into(),
             identity: settings.identity.clone(),
         };
         let controller = controller::Controller::new(api.clone(), settings, tracker);
         let (sender, leading) = watch::channel(false);
         let (stop, stopped) = watch::channel(false);
-        let working = Arc::clone(&controller);
-        // Starting again after a panic is safe. The work begins with lists of everything, the next attempt to renew the lease is made by
-        // the same participant, and while nobody makes one the lease expires and another may lead.
-        let election = tokio::spawn(restart_on_panic("the controller of runs", move || {
-            let (mut stopped, working) = (stopped.clone(), Arc::clone(&working));
+        let worker = Arc::clone(&controller);
+        // Restarting after a panic is safe: the work starts by listing all objects, and the same participant continues to renew the lease.
+        // If the lease expires meanwhile, another participant leads.
+        let election = tokio::spawn(restart_on_panic("the run controller", move || {
+            let (mut stopped, worker) = (stopped.clone(), Arc::clone(&worker));
             sender.send_replace(false);
             let stopped = async move {
-                let _ = stopped.wait_for(|s| *s).await; // The sender may also be dropped; both mean to stop.
+                let _ = stopped.wait_for(|s| *s).await; // an error means that the sender was dropped, so stop as well
             };
-            election.clone().run(sender.clone(), stopped, move || Arc::clone(&working).work())
+            election.clone().run(sender.clone(), stopped, move || Arc::clone(&worker).work())
         }));
         Self { api, controller, leading, stop, election: Mutex::new(Some(election)) }
     }
 
-    /// Ends the work and gives the lease back, so that another can lead at once.
+    /// Stops the work and releases the lease, so that another participant can lead at once.
     pub async fn stop(&self) {
         let Some(election) = self.election.lock().take() else { return };
         self.stop.send_replace(true);
         if let Err(error) = election.await {
-            tracing::warn!(%error, "the election did not end well");
+            tracing::warn!(%error, "the task of the leader election failed");
         }
     }
 
-    /// Figures for metrics: name (without the suffix `_total` of counters), help, whether it only grows, value.
-    pub fn figures(&self) -> [(&'static str, &'static str, bool, u64); 8] {
+    /// Values for metrics: name (without the suffix `_total` of counters), help text, whether it is a counter, value.
+    pub fn metrics(&self) -> [(&'static str, &'static str, bool, u64); 8] {
         let [runs, pods, now, later] = self.controller.sizes().map(|n| n as u64);
         let leading = u64::from(*self.leading.borrow());
         let reconciled = self.controller.reconciled.load(Relaxed);
         let failed = self.controller.failed.load(Relaxed);
         [
-            ("slipway_controller_leading", "Whether this process leads.", false, leading),
+            ("slipway_controller_leading", "Whether this process is the leader.", false, leading),
             ("slipway_controller_runs", "Runs in the cache.", false, runs),
             ("slipway_controller_pods", "Pods in the cache.", false, pods),
-            ("slipway_controller_queue_depth", "Runs that wait to be reconciled now.", false, now),
-            ("slipway_controller_queue_later", "Runs that wait to be reconciled at a later time.", false, later),
-            ("slipway_controller_reconciled", "Reconciliations.", true, reconciled),
-            ("slipway_controller_failed", "Reconciliations that failed.", true, failed),
+            ("slipway_controller_queue_depth", "Runs that are queued for reconciliation now.", false, now),
+            (
+                "slipway_controller_queue_later",
+                "Runs that are queued for reconciliation at a later time.",
+                false,
+                later,
+            ),
+            ("slipway_controller_reconciled", "Successful reconciliations.", true, reconciled),
+            ("slipway_controller_failed", "Failed reconciliations.", true, failed),
             ("slipway_kube_requests", "Requests to the API server.", true, self.api.requests()),
         ]
     }
 }
 
-/// Runs as objects of a cluster: submitted, listed, ended. A [`RunController`] carries them out, in this process or in another.
+/// The executor for a cluster: it creates, lists and cancels `Run` objects. A [`RunController`] in this or another process executes them.
 #[derive(Debug)]
 pub struct Pods {
     api: Api,
-    /// The namespace of the installation.
+    /// Namespace of the installation.
     installation: String,
 }
 
 impl Pods {
-    /// Of this cluster and installation.
+    /// The executor for the installation in the namespace `installation`.
     pub fn new(api: Api, installation: String) -> Self {
         Self { api, installation }
     }
 
-    /// The refusal of a request that needs a namespace to be enabled for runs, where that is what the API server refuses: its words for a
-    /// right that RBAC does not give.
-    fn refused_in(&self, namespace: &str, error: KubeError) -> ExecError {
+    /// Converts an error of a request in a namespace. If the message shows that RBAC denies the request, the namespace is not enabled for
+    /// runs.
+    fn namespace_error(&self, namespace: &str, error: KubeError) -> ExecError {
         match error {
             KubeError::Refused { code: 403, message }
                 if message.contains("cannot create resource") || message.contains("cannot get resource") =>
@@ -173,12 +179,12 @@ impl Pods {
                     "namespace {namespace} is not enabled for runs; an administrator enables it: {command}"
                 ))
             }
-            error => refused(error),
+            error => exec_error(error),
         }
     }
 
     async fn find(&self, namespace: &str, name: &str) -> Result<Submitted, ExecError> {
-        let found = self.api.get(&RUN, Some(namespace), name).await.map_err(refused)?;
+        let found = self.api.get(&RUN, Some(namespace), name).await.map_err(exec_error)?;
         found
             .map(submitted)
             .transpose()?
@@ -188,14 +194,14 @@ impl Pods {
 
 fn submitted(object: Value) -> Result<Submitted, ExecError> {
     let mut object = object;
-    // Items of a list do not say what they are.
+    // Items of a list have no kind and no API version.
     object["kind"] = json!(RUN.kind);
     object["apiVersion"] = json!(RUN.api_version());
     serde_json::from_value(object).map_err(|e| ExecError::Manifest(format!("the run cannot be read: {e}")))
 }
 
-/// The API server's refusal as an executor's.
-fn refused(error: KubeError) -> ExecError {
+/// Converts an error of the API server.
+fn exec_error(error: KubeError) -> ExecError {
     match error {
         KubeError::Refused { code: 404, message } => ExecError::NotFound(message),
         KubeError::Refused { code: 409, message } => ExecError::Exists(message),
@@ -206,11 +212,11 @@ fn refused(error: KubeError) -> ExecError {
 }
 
 impl Executor for Pods {
-    fn submit<'a>(&'a self, run: Manifest, by: Option<&'a str>) -> Answer<'a, Submitted> {
+    fn submit<'a>(&'a self, run: Manifest, by: Option<&'a str>) -> ExecFuture<'a, Submitted> {
         Box::pin(async move {
             run.check()?;
             if run.spec.image.is_none() {
-                return Err(ExecError::Manifest("spec.image is missing: in a cluster a run needs one".into()));
+                return Err(ExecError::Manifest("spec.image is missing: a run in a cluster needs an image".into()));
             }
             let mut run = run.named();
             run.metadata.annotations.remove(SUBMITTED_BY);
@@ -219,41 +225,41 @@ impl Executor for Pods {
             }
             let namespace = run.metadata.namespace.as_str();
             match self.api.create(&RUN, Some(namespace), &json!(run)).await {
-                Ok(made) => submitted(made),
-                // The control plane may create runs only where it may carry them out. Who asks was checked before.
-                Err(error) => Err(self.refused_in(namespace, error)),
+                Ok(created) => submitted(created),
+                // The user's permissions were checked before. The control plane itself may create runs in enabled namespaces only.
+                Err(error) => Err(self.namespace_error(namespace, error)),
             }
         })
     }
 
-    fn list<'a>(&'a self, namespace: Option<&'a str>) -> Answer<'a, Vec<Submitted>> {
+    fn list<'a>(&'a self, namespace: Option<&'a str>) -> ExecFuture<'a, Vec<Submitted>> {
         Box::pin(async move {
-            let found = self.api.list(&RUN, namespace, "", "").await.map_err(refused)?;
+            let found = self.api.list(&RUN, namespace, "", "").await.map_err(exec_error)?;
             let mut runs: Vec<Submitted> = found.into_iter().map(submitted).collect::<Result<_, _>>()?;
             runs.sort_by(|a, b| a.manifest.metadata.creation_timestamp.cmp(&b.manifest.metadata.creation_timestamp));
             Ok(runs)
         })
     }
 
-    fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, Submitted> {
+    fn get<'a>(&'a self, namespace: &'a str, name: &'a str) -> ExecFuture<'a, Submitted> {
         Box::pin(self.find(namespace, name))
     }
 
-    fn cancel<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, Submitted> {
+    fn cancel<'a>(&'a self, namespace: &'a str, name: &'a str) -> ExecFuture<'a, Submitted> {
         Box::pin(async move {
             let patch = json!({"spec": {"cancel": true}});
-            submitted(self.api.merge(&RUN, Some(namespace), name, false, &patch).await.map_err(refused)?)
+            submitted(self.api.merge(&RUN, Some(namespace), name, false, &patch).await.map_err(exec_error)?)
         })
     }
 
-    fn remove<'a>(&'a self, namespace: &'a str, name: &'a str) -> Answer<'a, ()> {
+    fn remove<'a>(&'a self, namespace: &'a str, name: &'a str) -> ExecFuture<'a, ()> {
         Box::pin(async move {
             self.find(namespace, name).await?;
-            self.api.delete(&RUN, Some(namespace), name).await.map_err(refused)
+            self.api.delete(&RUN, Some(namespace), name).await.map_err(exec_error)
         })
     }
 
-    fn logs<'a>(&'a self, namespace: &'a str, name: &'a str, query: LogQuery) -> Answer<'a, LogStream> {
+    fn logs<'a>(&'a self, namespace: &'a str, name: &'a str, query: LogQuery) -> ExecFuture<'a, LogStream> {
         Box::pin(async move {
             let run = self.find(namespace, name).await?;
             let newest = run.status.current().map_or(1, |a| a.number);
@@ -261,20 +267,20 @@ impl Executor for Pods {
             let reader = loop {
                 match self.api.log(namespace, &pod, query.follow, query.tail).await {
                     Ok(reader) => break reader,
-                    // It is not there yet, or its container is not.
+                    // The pod or its container does not exist yet.
                     Err(KubeError::Refused { code: 400 | 404, .. }) if query.follow => {
                         if self.find(namespace, name).await?.status.phase.is_final() {
-                            return Err(ExecError::NotFound(format!("pod {pod} and its log are gone")));
+                            return Err(ExecError::NotFound(format!("pod {pod} and its log have been deleted")));
                         }
                         tokio::time::sleep(Duration::from_millis(500)).await;
                     }
                     Err(KubeError::Refused { code: 400, message }) => return Err(ExecError::NotNow(message)),
-                    Err(error) => return Err(self.refused_in(namespace, error)),
+                    Err(error) => return Err(self.namespace_error(namespace, error)),
                 }
             };
             let stream = futures_util::stream::unfold(Some(Box::pin(reader)), |reader| async move {
                 let mut reader = reader?;
-                let mut buffer = vec![0; CHUNK];
+                let mut buffer = vec![0; CHUNK_BYTES];
                 match reader.read(&mut buffer).await {
                     Ok(0) => None,
                     Ok(n) => {

@@ -1,28 +1,28 @@
-//! An attempt of a run as a pod: the pod and the secret that are made for it, and what is seen of the pod.
+//! The pod of an attempt: renders the pod and its secret, and derives the observation of the attempt from the pod.
 
 use serde_json::{Map, Value, json};
 use slipway_core::clock::{now_ms, parse_rfc3339};
 use slipway_core::ids::hex32;
-use slipway_exec::lifecycle::{End, Seen};
+use slipway_exec::lifecycle::{Observation, Outcome};
 use slipway_exec::manifest::Metadata;
 use slipway_exec::{Submitted, tracked_id};
 
 use super::{RUN, Settings};
-use crate::names::{FINALIZER, INSTALLATION, RUN_LABEL, SECRET_PREFIX};
+use crate::names::{FINALIZER, INSTALLATION_LABEL, RUN_LABEL, SECRET_PREFIX};
 
-/// The unique id of the run, to tell it from an earlier one of the same name.
+/// Label with the unique id of the run, which distinguishes it from earlier runs of the same name.
 const UID_LABEL: &str = "slipway.dev/run-uid";
-/// The number of the attempt.
+/// Label with the number of the attempt.
 const ATTEMPT_LABEL: &str = "slipway.dev/attempt";
-/// The one container.
-const CONTAINER: &str = "main";
-/// In the secret of an attempt: the token that it tracks with.
+/// Name of the container.
+const CONTAINER_NAME: &str = "main";
+/// Key of the token in the secret of an attempt.
 const TOKEN_KEY: &str = "token";
-/// In the secret of an attempt: the certificates by which it knows the control plane.
+/// Key of the certificates in the secret of an attempt. The program verifies the control plane with them.
 const CA_KEY: &str = "ca.crt";
-/// Where the certificates are in the container.
+/// Mount path of the certificates.
 const CA_FOLDER: &str = "/var/run/slipway.dev";
-/// The volume that brings them there.
+/// Name of the volume with the certificates.
 const CA_VOLUME: &str = "slipway-ca";
 
 /// The name of an attempt's pod.
@@ -30,20 +30,21 @@ pub(super) fn name(run: &str, attempt: u32) -> String {
     format!("{run}-{attempt}")
 }
 
-/// The secret that was created for an attempt.
+/// The secret of an attempt.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct AttemptSecret {
     pub(super) name: String,
-    /// Whether it holds the certificates of the control plane's authority.
+    /// Whether the secret contains the certificates of the control plane's authority.
     pub(super) has_ca: bool,
 }
 
-/// A name for a secret of an attempt. A part of it is random: a name that can be told in advance could be taken by somebody who may
-/// create secrets there, and the run would track with a token of his.
+/// Generates a name for the secret of an attempt. It contains a random part: another user who can create secrets in the namespace could
+/// create a secret with a predictable name, and the run would use the token in it.
 pub(super) fn secret_name(run: &Metadata, attempt: u32) -> String {
     format!("{SECRET_PREFIX}{}-{attempt}-{}", run.name, &hex32()[..12])
 }
 
+/// The owner reference to a run.
 fn owner(run: &Metadata) -> Value {
     json!({
         "apiVersion": "slipway.dev/v1", "kind": "Run", "name": run.name, "uid": run.uid,
@@ -51,7 +52,7 @@ fn owner(run: &Metadata) -> Value {
     })
 }
 
-/// The labels by which everything that is made for an attempt is found.
+/// Labels of the pod and the secret of an attempt.
 fn labels(run: &Metadata, attempt: u32) -> Map<String, Value> {
     let mut labels = Map::new();
     labels.insert("app.kubernetes.io/managed-by".into(), json!("slipway"));
@@ -61,7 +62,7 @@ fn labels(run: &Metadata, attempt: u32) -> Map<String, Value> {
     labels
 }
 
-/// The secret of an attempt, which belongs to the run and is deleted with it. It never changes, so no kubelet has to watch it.
+/// The secret of an attempt. The run owns it, so it is deleted with the run. It is immutable, so kubelets need not watch it.
 pub(super) fn secret(
     run: &Metadata,
     attempt: u32,
@@ -72,7 +73,7 @@ pub(super) fn secret(
 ) -> Value {
     let mut labels = labels(run, attempt);
     labels.insert("app.kubernetes.io/name".into(), json!("slipway"));
-    labels.insert(INSTALLATION.into(), json!(settings.namespace));
+    labels.insert(INSTALLATION_LABEL.into(), json!(settings.namespace));
     let mut data = json!({TOKEN_KEY: token});
     if let Some(ca) = ca {
         data[CA_KEY] = json!(ca);
@@ -86,8 +87,8 @@ pub(super) fn secret(
     })
 }
 
-/// The pod of an attempt. `limit` is what is left of the run's deadline, in milliseconds; the installation's variables come before
-/// the run's own, which may replace them.
+/// The pod of an attempt. `limit` is the time until the run's deadline, in milliseconds. The variables of the manifest come last, so they
+/// override those of the installation.
 pub(super) fn object(
     run: &Submitted,
     attempt: u32,
@@ -119,7 +120,7 @@ pub(super) fn object(
             container.insert(key.into(), value);
         }
     };
-    put("name", json!(CONTAINER), true);
+    put("name", json!(CONTAINER_NAME), true);
     put("image", json!(spec.image), spec.image.is_some());
     put("imagePullPolicy", json!(spec.image_pull_policy), spec.image_pull_policy.is_some());
     put("command", json!(spec.command), !spec.command.is_empty());
@@ -129,7 +130,7 @@ pub(super) fn object(
     put("envFrom", json!(spec.env_from), !spec.env_from.is_empty());
     put("resources", json!(spec.resources), true);
     put("volumeMounts", mounts.clone(), mounts != json!([]));
-    // The last lines say why it failed, where the program writes no message of its own.
+    // If the program writes no termination message, use the last lines of its log.
     put("terminationMessagePolicy", json!("FallbackToLogsOnError"), true);
     let security = spec.security_context.clone().unwrap_or_else(|| {
         json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}})
@@ -142,9 +143,9 @@ pub(super) fn object(
         }
     };
     put("containers", json!([container]), true);
-    // Another attempt is a pod of its own, so that each has its own log and node.
+    // Each attempt has its own pod, and thus its own log and node.
     put("restartPolicy", json!("Never"), true);
-    // A run gets rights in the cluster only if it names a service account.
+    // Mount a token for the API server only if the run names a service account.
     put("automountServiceAccountToken", json!(false), spec.service_account_name.is_none());
     put("serviceAccountName", json!(spec.service_account_name), spec.service_account_name.is_some());
     put("volumes", volumes.clone(), volumes != json!([]));
@@ -158,7 +159,7 @@ pub(super) fn object(
     put("schedulerName", json!(spec.scheduler_name), spec.scheduler_name.is_some());
     let grace = spec.termination_grace_period_seconds;
     put("terminationGracePeriodSeconds", json!(grace), grace.is_some());
-    // The kubelet ends it in time even when nobody else is there to do so.
+    // The kubelet enforces the deadline even while no controller is running.
     put("activeDeadlineSeconds", json!(limit.map(|ms| (ms.max(1000) + 999) / 1000)), limit.is_some());
     let mut all_labels: Map<String, Value> = metadata.labels.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
     all_labels.extend(labels(metadata, attempt));
@@ -172,35 +173,35 @@ pub(super) fn object(
     })
 }
 
-/// What matters of a pod.
+/// The parts of a pod that the controller uses.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Pod {
-    /// Its namespace.
+    /// Namespace of the pod and of the run.
     pub(super) namespace: String,
-    /// Its name.
+    /// Name of the pod.
     pub(super) name: String,
-    /// The run that it is an attempt of.
+    /// Name of the run.
     pub(super) run: String,
-    /// That run's unique id.
+    /// Unique id of the run.
     pub(super) run_uid: String,
-    /// Which attempt, from 1.
+    /// Number of the attempt, from 1.
     pub(super) attempt: u32,
-    /// The version of the object.
+    /// Resource version of the pod.
     pub(super) version: u64,
-    /// What is seen of the attempt.
-    pub(super) seen: Seen,
-    /// Whether it is being deleted.
-    pub(super) leaving: bool,
-    /// Whether our finalizer keeps it.
-    pub(super) held: bool,
-    /// The finalizers of others.
-    pub(super) others: Vec<String>,
+    /// Observation of the attempt.
+    pub(super) observation: Observation,
+    /// Whether the pod is being deleted.
+    pub(super) deleting: bool,
+    /// Whether the pod has slipway's finalizer.
+    pub(super) has_finalizer: bool,
+    /// Finalizers of other components.
+    pub(super) other_finalizers: Vec<String>,
 }
 
 impl Pod {
-    /// Of an object; `None` for one that is no run's: the labels and the owner must say the same. Whoever may create pods in a
-    /// namespace can write both, so neither says anything about another namespace.
-    pub(super) fn of(object: &Value) -> Option<Self> {
+    /// Parses a pod; `None` if it is not a pod of a run: the labels and the owner reference must agree. Any client that can create pods in
+    /// the namespace can set both, so they are trusted only for runs in the same namespace.
+    pub(super) fn from_object(object: &Value) -> Option<Self> {
         let metadata = &object["metadata"];
         let owners = metadata["ownerReferences"].as_array();
         let is_owned = owners.into_iter().flatten().any(|o| {
@@ -215,7 +216,7 @@ impl Pod {
         let label = |name: &str| metadata["labels"][name].as_str().map(str::to_owned);
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let finalizers = metadata["finalizers"].as_array().into_iter().flatten();
-        let (ours, others): (Vec<String>, Vec<String>) =
+        let (own_finalizers, other_finalizers): (Vec<String>, Vec<String>) =
             finalizers.filter_map(|f| f.as_str().map(str::to_owned)).partition(|f| f == FINALIZER);
         Some(Self {
             namespace: text(&metadata["namespace"]),
@@ -224,24 +225,24 @@ impl Pod {
             run_uid: label(UID_LABEL)?,
             attempt: label(ATTEMPT_LABEL)?.parse().ok()?,
             version: super::version(object),
-            seen: seen(object),
-            leaving: metadata["deletionTimestamp"].is_string(),
-            held: !ours.is_empty(),
-            others,
+            observation: observe(object),
+            deleting: metadata["deletionTimestamp"].is_string(),
+            has_finalizer: !own_finalizers.is_empty(),
+            other_finalizers,
         })
     }
 
-    /// Whether its program has ended or never will begin.
-    pub(super) fn is_over(&self) -> bool {
-        matches!(self.seen, Seen::Over { .. })
+    /// Whether the attempt has ended.
+    pub(super) fn is_finished(&self) -> bool {
+        matches!(self.observation, Observation::Finished { .. })
     }
 }
 
-/// Reasons of a pod that say that it was ended by no fault of its own (kubelet: eviction, node shutdown, preemption for critical pods).
-const DISRUPTED: [&str; 6] = ["Evicted", "NodeShutdown", "Shutdown", "Terminated", "Preempting", "NodeLost"];
+/// Reasons in the status of a pod that mark a disruption (kubelet: eviction, node shutdown, preemption for critical pods).
+const DISRUPTION_REASONS: [&str; 6] = ["Evicted", "NodeShutdown", "Shutdown", "Terminated", "Preempting", "NodeLost"];
 
-/// What is seen of an attempt, by its pod.
-fn seen(object: &Value) -> Seen {
+/// Derives the observation of an attempt from its pod.
+fn observe(object: &Value) -> Observation {
     let status = &object["status"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let time = |value: &Value| value.as_str().and_then(parse_rfc3339);
@@ -250,14 +251,15 @@ fn seen(object: &Value) -> Seen {
     let state = &container["state"];
     match status["phase"].as_str().unwrap_or_default() {
         "Succeeded" | "Failed" => {
-            let ended = &state["terminated"];
-            let at = time(&ended["finishedAt"]).unwrap_or_else(now_ms);
-            Seen::Over { since: time(&ended["startedAt"]), at, node, end: end(object, ended) }
+            let terminated = &state["terminated"];
+            let finished_at = time(&terminated["finishedAt"]).unwrap_or_else(now_ms);
+            let started_at = time(&terminated["startedAt"]);
+            Observation::Finished { started_at, finished_at, node, outcome: outcome(object, terminated) }
         }
         "Running" if state["running"].is_object() => {
-            Seen::Running { since: time(&state["running"]["startedAt"]).unwrap_or_else(now_ms), node }
+            Observation::Running { started_at: time(&state["running"]["startedAt"]).unwrap_or_else(now_ms), node }
         }
-        // A pod that was deleted before a kubelet took it goes without an end.
+        // A pod that is deleted before a kubelet accepts it stays in this state until it is deleted.
         _ => {
             let waiting = &state["waiting"];
             let conditions = status["conditions"].as_array();
@@ -267,41 +269,42 @@ fn seen(object: &Value) -> Seen {
                 Some(condition) => (text(&condition["reason"]), text(&condition["message"])),
                 None => (text(&waiting["reason"]), text(&waiting["message"])),
             };
-            Seen::Waiting { reason, message }
+            Observation::Waiting { reason, message }
         }
     }
 }
 
-fn end(object: &Value, ended: &Value) -> End {
+/// The outcome of a finished attempt. `terminated` is the terminated state of its container.
+fn outcome(object: &Value, terminated: &Value) -> Outcome {
     let status = &object["status"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let reason = status["reason"].as_str().unwrap_or_default();
-    let code = ended["exitCode"].as_i64().and_then(|c| i32::try_from(c).ok());
+    let code = terminated["exitCode"].as_i64().and_then(|c| i32::try_from(c).ok());
     if status["phase"] == "Succeeded" {
-        return End::Exited(0);
+        return Outcome::Exited(0);
     }
     if reason == "DeadlineExceeded" {
-        return End::TimedOut;
+        return Outcome::TimedOut;
     }
     let conditions = status["conditions"].as_array();
     let target = conditions.into_iter().flatten().find(|c| c["type"] == "DisruptionTarget" && c["status"] == "True");
     if let Some(target) = target {
-        return End::Disrupted(text(&target["reason"]), text(&target["message"]));
+        return Outcome::Disrupted(text(&target["reason"]), text(&target["message"]));
     }
-    if DISRUPTED.contains(&reason) || (!reason.is_empty() && code.is_none()) {
-        // The second: the kubelet turned it away, since what it asks for went to somebody else meanwhile.
-        return End::Disrupted(reason.to_owned(), text(&status["message"]));
+    if DISRUPTION_REASONS.contains(&reason) || (!reason.is_empty() && code.is_none()) {
+        // A reason without an exit code: the kubelet rejected the pod, because another pod took its resources meanwhile.
+        return Outcome::Disrupted(reason.to_owned(), text(&status["message"]));
     }
-    match (ended["reason"].as_str().unwrap_or_default(), code) {
-        ("OOMKilled", _) => End::OutOfMemory,
+    match (terminated["reason"].as_str().unwrap_or_default(), code) {
+        ("OOMKilled", _) => Outcome::OutOfMemory,
         ("StartError" | "ContainerCannotRun" | "CreateContainerError", _) => {
-            End::Impossible("StartError".into(), text(&ended["message"]))
+            Outcome::CannotStart("StartError".into(), text(&terminated["message"]))
         }
         (_, Some(_)) if object["metadata"]["deletionTimestamp"].is_string() => {
-            End::Disrupted("Deleted".into(), "its pod was deleted".into())
+            Outcome::Disrupted("Deleted".into(), "the pod was deleted".into())
         }
-        (_, Some(code)) => End::Exited(code),
-        (_, None) => End::Disrupted("Lost".into(), "the kubelet does not know how it ended".into()),
+        (_, Some(code)) => Outcome::Exited(code),
+        (_, None) => Outcome::Disrupted("Lost".into(), "the kubelet reports no exit code".into()),
     }
 }
 
@@ -314,9 +317,9 @@ mod tests {
         json!({"metadata": {"name": "a-1"}, "spec": {"nodeName": "n1"}, "status": status})
     }
 
-    fn how(status: Value) -> End {
-        match seen(&pod(status)) {
-            Seen::Over { end, .. } => end,
+    fn outcome_of(status: Value) -> Outcome {
+        match observe(&pod(status)) {
+            Observation::Finished { outcome, .. } => outcome,
             other => panic!("{other:?}"),
         }
     }
@@ -327,37 +330,44 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_told_apart() {
+    fn outcomes_are_derived_from_pod_status() {
         let failed = |reason: &str, code| json!({"phase": "Failed", "containerStatuses": terminated(reason, code)});
-        assert_eq!(how(json!({"phase": "Succeeded", "containerStatuses": terminated("Completed", 0)})), End::Exited(0));
-        assert_eq!(how(failed("Error", 3)), End::Exited(3));
-        assert_eq!(how(failed("OOMKilled", 137)), End::OutOfMemory);
-        assert_eq!(how(failed("StartError", 128)), End::Impossible("StartError".into(), "why".into()));
+        assert_eq!(
+            outcome_of(json!({"phase": "Succeeded", "containerStatuses": terminated("Completed", 0)})),
+            Outcome::Exited(0)
+        );
+        assert_eq!(outcome_of(failed("Error", 3)), Outcome::Exited(3));
+        assert_eq!(outcome_of(failed("OOMKilled", 137)), Outcome::OutOfMemory);
+        assert_eq!(outcome_of(failed("StartError", 128)), Outcome::CannotStart("StartError".into(), "why".into()));
         let evicted = json!({"phase": "Failed", "reason": "Evicted", "message": "low on memory"});
-        assert_eq!(how(evicted), End::Disrupted("Evicted".into(), "low on memory".into()));
+        assert_eq!(outcome_of(evicted), Outcome::Disrupted("Evicted".into(), "low on memory".into()));
         let drained = json!({"phase": "Failed", "containerStatuses": terminated("Error", 143),
             "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "drain"}]});
-        assert_eq!(how(drained), End::Disrupted("EvictionByEvictionAPI".into(), "drain".into()));
+        assert_eq!(outcome_of(drained), Outcome::Disrupted("EvictionByEvictionAPI".into(), "drain".into()));
         let late =
             json!({"phase": "Failed", "reason": "DeadlineExceeded", "containerStatuses": terminated("Error", 137)});
-        assert_eq!(how(late), End::TimedOut);
+        assert_eq!(outcome_of(late), Outcome::TimedOut);
         let refused = json!({"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no such device"});
-        assert_eq!(how(refused), End::Disrupted("UnexpectedAdmissionError".into(), "no such device".into()));
+        assert_eq!(outcome_of(refused), Outcome::Disrupted("UnexpectedAdmissionError".into(), "no such device".into()));
     }
 
     #[test]
-    fn waiting_says_what_for() {
+    fn waiting_pod_has_a_reason() {
         let unschedulable = json!({"phase": "Pending", "conditions": [
             {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes are available"}]});
-        let expected = Seen::Waiting { reason: "Unschedulable".into(), message: "0/2 nodes are available".into() };
-        assert_eq!(seen(&pod(unschedulable)), expected);
+        let expected =
+            Observation::Waiting { reason: "Unschedulable".into(), message: "0/2 nodes are available".into() };
+        assert_eq!(observe(&pod(unschedulable)), expected);
         let image =
             json!({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]});
-        assert_eq!(seen(&pod(image)), Seen::Waiting { reason: "ImagePullBackOff".into(), message: String::new() });
+        assert_eq!(
+            observe(&pod(image)),
+            Observation::Waiting { reason: "ImagePullBackOff".into(), message: String::new() }
+        );
     }
 
     #[test]
-    fn a_pod_is_what_the_run_says() {
+    fn pod_is_rendered_from_the_manifest() {
         let text = "apiVersion: slipway.dev/v1\nkind: Run\nmetadata: {name: train, namespace: a, uid: 1-2}\nspec:\n  image: i\n  \
             command: [python]\n  args: [x]\n  env: [{name: LR, value: '1'}]\n  resources: {limits: {nvidia.com/gpu: 1}}\n  \
             activeDeadlineSeconds: 9\n  nodeSelector: {a: b}";
@@ -368,10 +378,10 @@ mod tests {
             variables: vec![("MLFLOW_TRACKING_URI".into(), "http://x".into())],
             ca_file: None,
             token: std::sync::Arc::new(|_| Box::pin(async { Ok(String::new()) })),
-            patience: std::time::Duration::ZERO,
+            retry_delay: std::time::Duration::ZERO,
         };
-        let mut made = AttemptSecret { name: secret_name(&run.manifest.metadata, 2), has_ca: false };
-        let object = super::object(&run, 2, Some(8_200), &made, &settings);
+        let mut attempt_secret = AttemptSecret { name: secret_name(&run.manifest.metadata, 2), has_ca: false };
+        let object = super::object(&run, 2, Some(8_200), &attempt_secret, &settings);
         let spec = &object["spec"];
         assert_eq!(object["metadata"]["name"], "train-2");
         assert_eq!(spec["activeDeadlineSeconds"], 9);
@@ -380,32 +390,35 @@ mod tests {
         let env = spec["containers"][0]["env"].as_array().unwrap();
         assert_eq!(env.first().unwrap()["value"], "http://x");
         assert_eq!(env.last().unwrap(), &json!({"name": "LR", "value": "1"}));
-        assert_eq!(Pod::of(&object).unwrap().attempt, 2);
+        assert_eq!(Pod::from_object(&object).unwrap().attempt, 2);
         for owners in
             [json!(null), json!([]), json!([{"apiVersion": "v1", "kind": "Run", "name": "train", "uid": "1-2"}])]
         {
-            let mut strange = object.clone();
-            strange["metadata"]["ownerReferences"] = owners;
-            assert_eq!(Pod::of(&strange), None);
+            let mut foreign = object.clone();
+            foreign["metadata"]["ownerReferences"] = owners;
+            assert_eq!(Pod::from_object(&foreign), None);
         }
-        let mut strange = object.clone();
-        strange["metadata"]["labels"][UID_LABEL] = json!("of another run");
-        assert_eq!(Pod::of(&strange), None);
-        // The token is in a secret of this attempt alone, which goes with the run and never lies in the pod itself.
-        let secret = secret(&run.manifest.metadata, 2, &made.name, "the token", None, &settings);
+        let mut foreign = object.clone();
+        foreign["metadata"]["labels"][UID_LABEL] = json!("of another run");
+        assert_eq!(Pod::from_object(&foreign), None);
+        // The token is only in the secret of this attempt, which the run owns, and not in the pod.
+        let secret = secret(&run.manifest.metadata, 2, &attempt_secret.name, "the token", None, &settings);
         let reference = env.iter().find(|v| v["name"] == "MLFLOW_TRACKING_TOKEN").unwrap();
-        assert!(made.name.starts_with("slipway-run-train-2-") && secret["metadata"]["name"] == made.name.as_str());
-        assert_ne!(secret_name(&run.manifest.metadata, 2), made.name, "nobody can tell it in advance");
-        assert_eq!(reference["valueFrom"]["secretKeyRef"], json!({"name": made.name, "key": "token"}));
+        assert!(
+            attempt_secret.name.starts_with("slipway-run-train-2-")
+                && secret["metadata"]["name"] == attempt_secret.name.as_str()
+        );
+        assert_ne!(secret_name(&run.manifest.metadata, 2), attempt_secret.name, "the name is not predictable");
+        assert_eq!(reference["valueFrom"]["secretKeyRef"], json!({"name": attempt_secret.name, "key": "token"}));
         assert_eq!(secret["metadata"]["ownerReferences"], object["metadata"]["ownerReferences"]);
         assert_eq!((&secret["stringData"], &secret["immutable"]), (&json!({"token": "the token"}), &json!(true)));
         assert!(!object.to_string().contains("the token"));
         assert!(spec["volumes"].is_null());
-        // With certificates of a private authority the program finds them where MLflow's clients look.
-        made.has_ca = true;
-        let object = super::object(&run, 2, None, &made, &settings);
+        // Certificates of a private authority are mounted where MLflow's clients find them.
+        attempt_secret.has_ca = true;
+        let object = super::object(&run, 2, None, &attempt_secret, &settings);
         let spec = &object["spec"];
-        assert_eq!(spec["volumes"][0]["secret"]["secretName"], made.name.as_str());
+        assert_eq!(spec["volumes"][0]["secret"]["secretName"], attempt_secret.name.as_str());
         assert_eq!(spec["containers"][0]["volumeMounts"][0]["mountPath"], "/var/run/slipway.dev");
         let env = spec["containers"][0]["env"].as_array().unwrap();
         let path = json!({"name": "MLFLOW_TRACKING_SERVER_CERT_PATH", "value": "/var/run/slipway.dev/ca.crt"});

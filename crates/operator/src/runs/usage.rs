@@ -1,4 +1,4 @@
-//! What the GPUs of a run did, from the lease logs of the node agents.
+//! GPU usage of runs, from the lease logs of the node agents.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,81 +11,82 @@ use tokio::sync::Mutex;
 use super::{Key, pod};
 use crate::{Api, KubeError, nodes};
 
-/// How long after a run's end its usage is waited for, in milliseconds.
-pub(super) const USAGE_WAIT_MS: i64 = 30_000;
-/// How many of a node's newest leases are searched.
-const LEASES: u32 = 1000;
-/// How long the list of agents is used before it is read again.
+/// Maximum time after the end of a run to wait for complete usage, in milliseconds.
+pub(super) const USAGE_TIMEOUT_MS: i64 = 30_000;
+/// Number of a node's newest leases that are searched.
+const MAX_LEASES: u32 = 1000;
+/// How long the list of agents is cached.
 const AGENTS_TTL: Duration = Duration::from_secs(10);
 
-/// Whether the usage is complete.
-pub(super) enum Found {
-    /// It is.
-    All,
-    /// A lease has not ended, or an agent did not answer.
-    NotYet,
+/// Whether the usage of a run is complete.
+pub(super) enum Completeness {
+    /// All leases of the run have ended and were read.
+    Complete,
+    /// A lease has not ended, or an agent did not respond.
+    Incomplete,
 }
 
-/// The agent's pod on each node.
-type ByNode = Arc<HashMap<String, String>>;
+/// The pods of agents, keyed by node name.
+type AgentsByNode = Arc<HashMap<String, String>>;
 
 /// The agents of an installation, cached.
 pub(super) struct Agents {
     api: Api,
     installation: String,
-    known: Mutex<Option<(Instant, ByNode)>>,
+    cache: Mutex<Option<(Instant, AgentsByNode)>>,
 }
 
 impl Agents {
     pub(super) fn new(api: Api, installation: String) -> Self {
-        Self { api, installation, known: Mutex::default() }
+        Self { api, installation, cache: Mutex::default() }
     }
 
-    async fn all(&self) -> Result<ByNode, KubeError> {
-        let mut known = self.known.lock().await;
-        if let Some((_, agents)) = known.as_ref().filter(|(at, _)| at.elapsed() < AGENTS_TTL) {
+    async fn all(&self) -> Result<AgentsByNode, KubeError> {
+        let mut cache = self.cache.lock().await;
+        if let Some((_, agents)) = cache.as_ref().filter(|(at, _)| at.elapsed() < AGENTS_TTL) {
             return Ok(Arc::clone(agents));
         }
         let agents = Arc::new(nodes::agents(&self.api, &self.installation).await?);
-        *known = Some((Instant::now(), Arc::clone(&agents)));
+        *cache = Some((Instant::now(), Arc::clone(&agents)));
         Ok(agents)
     }
 
-    /// Whether an agent observed the GPUs of any attempt; true if that cannot be said now.
-    pub(super) async fn saw(&self, status: &RunStatus) -> bool {
+    /// Whether an agent observed the GPUs of any attempt. Returns true if the list of agents cannot be read.
+    pub(super) async fn observed_any(&self, status: &RunStatus) -> bool {
         match self.all().await {
             Ok(agents) => status.attempts.iter().any(|a| a.started_at.is_some() && agents.contains_key(&a.node)),
             Err(_) => true,
         }
     }
 
-    /// Fills in what the GPUs of each attempt did.
-    pub(super) async fn tell(&self, key: &Key, status: &mut RunStatus) -> Found {
-        let Ok(agents) = self.all().await else { return Found::NotYet };
-        let mut found = Found::All;
+    /// Fills in the GPU usage of each attempt.
+    pub(super) async fn fill_usage(&self, key: &Key, status: &mut RunStatus) -> Completeness {
+        let Ok(agents) = self.all().await else { return Completeness::Incomplete };
+        let mut completeness = Completeness::Complete;
         for attempt in &mut status.attempts {
             let Some(agent) = agents.get(&attempt.node).filter(|_| attempt.started_at.is_some()) else { continue };
-            match nodes::leases_of(&self.api, &self.installation, agent, LEASES).await {
+            match nodes::leases_of(&self.api, &self.installation, agent, MAX_LEASES).await {
                 Ok(leases) => {
                     let name = pod::name(&key.1, attempt.number);
-                    let ours = |l: &&Value| l["namespace"] == key.0.as_str() && l["pod"] == name.as_str();
-                    let ours: Vec<&Value> = leases.as_array().into_iter().flatten().filter(ours).collect();
-                    if ours.is_empty() || ours.iter().any(|l| l["ended"].is_null()) {
-                        found = Found::NotYet;
+                    let is_of_attempt = |l: &&Value| l["namespace"] == key.0.as_str() && l["pod"] == name.as_str();
+                    let leases: Vec<&Value> = leases.as_array().into_iter().flatten().filter(is_of_attempt).collect();
+                    if leases.is_empty() || leases.iter().any(|l| l["ended"].is_null()) {
+                        completeness = Completeness::Incomplete;
                     }
-                    attempt.gpus = ours.into_iter().map(used).collect();
+                    attempt.gpus = leases.into_iter().map(gpu_use).collect();
                 }
                 Err(error) => {
-                    tracing::debug!(node = attempt.node, %error, "the agent does not tell its leases");
-                    found = Found::NotYet;
+                    tracing::debug!(node = attempt.node, %error, "cannot read the leases of the agent");
+                    completeness = Completeness::Incomplete;
                 }
             }
         }
-        found
+        completeness
     }
 }
 
-fn used(lease: &Value) -> GpuUse {
+/// Usage from an entry of a lease log.
+fn gpu_use(lease: &Value) -> GpuUse {
     let text = |field: &str| lease[field].as_str().unwrap_or_default().to_owned();
     let number = |field: &str| lease[field].as_f64().unwrap_or(0.0);
     GpuUse {

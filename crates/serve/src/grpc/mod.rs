@@ -1,4 +1,6 @@
-//! Open Inference Protocol V2 over gRPC (`inference.GRPCInferenceService`).
+//! Open Inference Protocol V2 over gRPC (`inference.GRPCInferenceService`), with the model repository extension.
+//!
+//! Invariant: every method of the service is a route with its own access rule.
 
 /// Generated from `proto/inference.proto` by `cargo test -p slipway-serve --test generated`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -26,13 +28,13 @@ use tonic::{Request, Response, Status};
 
 use crate::deployment::Request as InferRequest;
 use crate::http::{EXTENSIONS, index_entries, load_model, versions};
-use crate::tensor::{Data, DataType, Tensor, TensorSpec, elements};
+use crate::tensor::{Data, DataType, Tensor, TensorSpec, parse_shape};
 use crate::{Error, Gateway};
 
-/// Bytes of one message; [`receive`] allows what the deployment does.
+/// tonic's limit for one message, in bytes. [`receive`] enforces the deployment's lower limit.
 const MESSAGE_LIMIT: usize = 1 << 30;
 
-/// The methods of the service, each with what it asks of its caller. `every_method_has_its_access` compares them with the protocol.
+/// The methods of the service and the access that each requires. `every_method_declares_its_access` compares them with the protocol.
 const METHODS: [(&str, Access); 9] = [
     ("ServerLive", Access::Public),
     ("ServerReady", Access::Public),
@@ -47,7 +49,7 @@ const METHODS: [(&str, Access); 9] = [
 
 /// All routes of the gRPC gateway: one for each method of the service.
 pub fn routes(gateway: Gateway) -> Routes {
-    // Bodies are received within their limits, and only for callers whom the route has let in.
+    // Bodies are received within their limits, and only after the route has authorized the caller.
     let limits = axum::middleware::from_fn_with_state(gateway.clone(), receive::receive);
     let service = GrpcInferenceServiceServer::new(Service { gateway })
         .max_decoding_message_size(MESSAGE_LIMIT)
@@ -61,23 +63,23 @@ pub fn routes(gateway: Gateway) -> Routes {
         .fallback(Access::Authenticated(RunTokenUse::Denied), unimplemented)
 }
 
-/// gRPC's answer to a method that the server does not have.
+/// The response to a method that the service does not have.
 async fn unimplemented() -> axum::response::Response {
     Status::unimplemented("this server has no such method").into_http()
 }
 
-/// Implements the protocol's service with the gateway.
+/// The gRPC service, backed by the gateway.
 pub struct Service {
     gateway: Gateway,
 }
 
-fn metadata(specs: &[TensorSpec]) -> Vec<TensorMetadata> {
-    let one = |s: &TensorSpec| TensorMetadata {
+fn tensor_metadata(specs: &[TensorSpec]) -> Vec<TensorMetadata> {
+    let convert = |s: &TensorSpec| TensorMetadata {
         name: s.name.clone(),
         datatype: s.datatype.name().into(),
         shape: s.shape.clone(),
     };
-    specs.iter().map(one).collect()
+    specs.iter().map(convert).collect()
 }
 
 #[tonic::async_trait]
@@ -92,9 +94,9 @@ impl GrpcInferenceService for Service {
     }
 
     async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
-        let asked = request.into_inner();
-        let ready = self.gateway.deployment(&asked.name).is_ok_and(|d| {
-            if asked.version.is_empty() { d.is_ready() } else { d.representative(Some(&asked.version)).is_ok() }
+        let request = request.into_inner();
+        let ready = self.gateway.deployment(&request.name).is_ok_and(|d| {
+            if request.version.is_empty() { d.is_ready() } else { d.representative(Some(&request.version)).is_ok() }
         });
         Ok(Response::new(ModelReadyResponse { ready }))
     }
@@ -114,21 +116,21 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<ModelMetadataRequest>,
     ) -> Result<Response<ModelMetadataResponse>, Status> {
-        let asked = request.into_inner();
-        let deployment = self.gateway.deployment(&asked.name)?;
-        let loaded = deployment.representative(Some(&asked.version))?;
+        let request = request.into_inner();
+        let deployment = self.gateway.deployment(&request.name)?;
+        let loaded = deployment.representative(Some(&request.version))?;
         Ok(Response::new(ModelMetadataResponse {
-            name: asked.name,
+            name: request.name,
             versions: versions(&deployment),
             platform: self.gateway.runtime().platform().into(),
-            inputs: metadata(loaded.model.inputs()),
-            outputs: metadata(loaded.model.outputs()),
+            inputs: tensor_metadata(loaded.model.inputs()),
+            outputs: tensor_metadata(loaded.model.outputs()),
         }))
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
-        let (headers, _, asked) = request.into_parts();
-        self.infer(&headers, asked).await.map_err(Status::from)
+        let (headers, _, request) = request.into_parts();
+        self.infer(&headers, request).await.map_err(Status::from)
     }
 
     async fn repository_index(
@@ -163,28 +165,28 @@ impl Service {
     async fn infer(
         &self,
         headers: &MetadataMap,
-        asked: ModelInferRequest,
+        request: ModelInferRequest,
     ) -> Result<Response<ModelInferResponse>, Error> {
-        let deployment = self.gateway.deployment(&asked.model_name)?;
+        let deployment = self.gateway.deployment(&request.model_name)?;
         let limit = deployment.manifest.spec.limits.max_body();
-        if prost::Message::encoded_len(&asked) > limit {
+        if prost::Message::encoded_len(&request) > limit {
             return Err(Error::TooLarge(limit));
         }
         let split_header = deployment.manifest.spec.split.header.as_deref().map(str::to_ascii_lowercase);
         let split_key =
             split_header.and_then(|h| headers.get(h.as_str())).and_then(|v| v.to_str().ok()).map(str::to_owned);
-        let wanted: Vec<String> = asked.outputs.into_iter().map(|o| o.name).collect();
-        let inputs = read_inputs(asked.inputs, &asked.raw_input_contents)?;
-        let version = Some(asked.model_version).filter(|v| !v.is_empty());
-        let request = InferRequest { id: Some(asked.id), version, split_key, inputs };
-        let answer = self.gateway.infer(&deployment, request).await?;
+        let requested: Vec<String> = request.outputs.into_iter().map(|o| o.name).collect();
+        let inputs = read_inputs(request.inputs, &request.raw_input_contents)?;
+        let version = Some(request.model_version).filter(|v| !v.is_empty());
+        let infer_request = InferRequest { id: Some(request.id), version, split_key, inputs };
+        let result = self.gateway.infer(&deployment, infer_request).await?;
 
         let mut outputs = Vec::new();
         let mut raw = Vec::new();
-        for name in &wanted {
-            answer.output(name)?;
+        for name in &requested {
+            result.output(name)?;
         }
-        for tensor in answer.outputs.iter().filter(|o| wanted.is_empty() || wanted.contains(&o.name)) {
+        for tensor in result.outputs.iter().filter(|o| requested.is_empty() || requested.contains(&o.name)) {
             let mut bytes = Vec::with_capacity(tensor.data.len() * 4);
             tensor.data.write_binary(&mut bytes);
             raw.push(bytes.into());
@@ -196,19 +198,20 @@ impl Service {
                 contents: None,
             });
         }
-        let text = |value: &str| InferParameter { parameter_choice: Some(ParameterChoice::StringParam(value.into())) };
+        let string_parameter =
+            |value: &str| InferParameter { parameter_choice: Some(ParameterChoice::StringParam(value.into())) };
         let mut response = Response::new(ModelInferResponse {
-            model_name: asked.model_name.clone(),
-            model_version: answer.model.resolved.version.clone(),
-            id: answer.id.clone(),
-            parameters: HashMap::from([("slipway_variant".to_owned(), text(&answer.variant))]),
+            model_name: request.model_name.clone(),
+            model_version: result.model.resolved.version.clone(),
+            id: result.id.clone(),
+            parameters: HashMap::from([("slipway_variant".to_owned(), string_parameter(&result.variant))]),
             outputs,
             raw_output_contents: raw,
         });
-        let set = response.metadata_mut();
-        for (key, value) in answer.headers(&asked.model_name) {
+        let metadata = response.metadata_mut();
+        for (key, value) in result.headers(&request.model_name) {
             if let Ok(value) = value.parse() {
-                set.insert(key, value);
+                metadata.insert(key, value);
             }
         }
         Ok(response)
@@ -226,8 +229,8 @@ fn read_inputs(
             inputs.len()
         )));
     }
-    let read = |(i, input): (usize, inference::model_infer_request::InferInputTensor)| {
-        let (shape, count) = elements(&input.shape, &input.name)?;
+    let parse = |(i, input): (usize, inference::model_infer_request::InferInputTensor)| {
+        let (shape, count) = parse_shape(&input.shape, &input.name)?;
         let datatype = DataType::parse(&input.datatype, &input.name)?;
         let data = match (raw.get(i), input.contents) {
             (Some(_), Some(_)) => {
@@ -239,14 +242,15 @@ fn read_inputs(
         };
         Tensor::new(input.name, shape, data)
     };
-    inputs.into_iter().enumerate().map(read).collect()
+    inputs.into_iter().enumerate().map(parse).collect()
 }
 
 fn from_contents(c: InferTensorContents, datatype: DataType, tensor: &str) -> Result<Data, Error> {
     fn narrow<A: Copy + std::fmt::Display, B: TryFrom<A>>(items: &[A], tensor: &str) -> Result<Vec<B>, Error> {
-        let one =
-            |x: &A| B::try_from(*x).map_err(|_| Error::Invalid(format!("input '{tensor}': element {x} does not fit")));
-        items.iter().map(one).collect()
+        let convert = |x: &A| {
+            B::try_from(*x).map_err(|_| Error::Invalid(format!("input '{tensor}': element {x} is out of range")))
+        };
+        items.iter().map(convert).collect()
     }
     Ok(match datatype {
         DataType::Bool => Data::Bool(c.bool_contents),

@@ -13,7 +13,7 @@ use crate::{LocalPaths, ModelUri};
 
 const MIB: usize = 1 << 20;
 
-/// A message as it stands in a body: not compressed, its length, itself.
+/// A message with its gRPC prefix: not compressed, and the length.
 fn framed(message: &impl Message) -> Vec<u8> {
     let mut body = vec![0];
     body.extend_from_slice(&u32::try_from(message.encoded_len()).unwrap().to_be_bytes());
@@ -29,7 +29,7 @@ async fn post(gateway: &Gateway, method: &str, body: impl Into<Body>) -> HttpRes
     slipway_access::Guard::in_process().protect(routes(gateway.clone())).oneshot(request).await.unwrap()
 }
 
-/// One call through the real router.
+/// Sends one call through the real router.
 async fn call<T: Message + Default>(gateway: &Gateway, method: &str, body: impl Into<Body>) -> Result<T, Status> {
     let response = post(gateway, method, body).await;
     if let Some(status) = Status::from_header_map(response.headers()) {
@@ -59,6 +59,7 @@ async fn infer(gateway: &Gateway, body: impl Into<Body>) -> Result<ModelInferRes
     call(gateway, "ModelInfer", body).await
 }
 
+/// A gateway with the deployment `m`, which doubles its input and accepts bodies of up to 1 MiB.
 async fn world(limits: BodyLimits) -> World {
     let world = World::with_limits(limits);
     world.register("models:/m@live", "1", 2.0);
@@ -69,12 +70,12 @@ async fn world(limits: BodyLimits) -> World {
 }
 
 #[tokio::test]
-async fn a_request_is_answered() {
+async fn inference_returns_outputs_and_the_model_version() {
     let world = world(BodyLimits::default()).await;
-    let answer = infer(&world.gateway, framed(&request("m", 1.5, "7".into()))).await.unwrap();
-    assert_eq!((answer.id.as_str(), answer.model_version.as_str()), ("7", "1"));
-    assert_eq!(answer.raw_output_contents[0][..4], 3f32.to_le_bytes());
-    // In pieces as well: the prefix and the name may be in different frames.
+    let response = infer(&world.gateway, framed(&request("m", 1.5, "7".into()))).await.unwrap();
+    assert_eq!((response.id.as_str(), response.model_version.as_str()), ("7", "1"));
+    assert_eq!(response.raw_output_contents[0][..4], 3f32.to_le_bytes());
+    // The prefix and the name may also arrive in different frames.
     let (sender, body) = channel_body();
     for piece in framed(&request("m", 1.5, "8".into())).chunks(3) {
         sender.send(Bytes::copy_from_slice(piece)).unwrap();
@@ -84,27 +85,27 @@ async fn a_request_is_answered() {
 }
 
 #[tokio::test]
-async fn a_message_over_the_deployments_limit_is_refused_when_its_length_is_known() {
+async fn message_over_the_deployment_limit_is_rejected_by_its_length() {
     let world = world(BodyLimits::default()).await;
     let large = framed(&request("m", 1.0, "x".repeat(MIB)));
-    // Only the first bytes are sent: nothing else is waited for, and no room is made.
+    // Only the first bytes are sent: the server neither waits for the rest nor allocates memory for it.
     let (sender, body) = channel_body();
     sender.send(Bytes::copy_from_slice(&large[..100])).unwrap();
     let status = infer(&world.gateway, body).await.unwrap_err();
     assert_eq!((status.code(), world.gateway.bodies().used()), (Code::ResourceExhausted, 0), "{status}");
     assert!(status.message().contains("limit of 1048576 bytes"));
-    // The length lies: the bytes are counted all the same.
-    let mut lie = large.clone();
-    lie[1..5].copy_from_slice(&100u32.to_be_bytes());
-    assert_eq!(infer(&world.gateway, lie).await.unwrap_err().code(), Code::ResourceExhausted);
-    // Another deployment's limit is its own, and a model that is not there needs no body.
+    // With a false length the received bytes still count.
+    let mut false_length = large.clone();
+    false_length[1..5].copy_from_slice(&100u32.to_be_bytes());
+    assert_eq!(infer(&world.gateway, false_length).await.unwrap_err().code(), Code::ResourceExhausted);
+    // An unknown model is rejected before its body is received.
     let (sender, body) = channel_body();
     sender.send(Bytes::from(framed(&request("other", 1.0, "x".repeat(MIB)))).slice(..100)).unwrap();
     assert_eq!(infer(&world.gateway, body).await.unwrap_err().code(), Code::NotFound);
 }
 
 #[tokio::test]
-async fn messages_without_tensors_are_small() {
+async fn methods_without_tensors_accept_only_small_messages() {
     let world = world(BodyLimits::default()).await;
     let ready = ModelReadyRequest { name: "m".into(), version: String::new() };
     assert!(call::<ModelReadyResponse>(&world.gateway, "ModelReady", framed(&ready)).await.unwrap().ready);
@@ -114,7 +115,7 @@ async fn messages_without_tensors_are_small() {
 }
 
 #[tokio::test]
-async fn messages_of_all_connections_together_have_a_limit() {
+async fn all_messages_share_one_memory_limit() {
     let world = world(BodyLimits { memory: MIB, ..BodyLimits::default() }).await;
     let (sender, body) = channel_body();
     let gateway = world.gateway.clone();
@@ -134,7 +135,7 @@ async fn messages_of_all_connections_together_have_a_limit() {
 }
 
 #[tokio::test]
-async fn a_message_that_does_not_arrive_is_not_waited_for() {
+async fn stalled_message_times_out() {
     let world = world(BodyLimits::default()).await;
     let (_sender, body) = channel_body();
     tokio::time::pause();
@@ -142,7 +143,7 @@ async fn a_message_that_does_not_arrive_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn mistakes_have_their_code() {
+async fn errors_map_to_grpc_codes() {
     let world = world(BodyLimits::default()).await;
     let gateway = &world.gateway;
     let code = async |request: ModelInferRequest| infer(gateway, framed(&request)).await.unwrap_err().code();
@@ -166,15 +167,15 @@ async fn mistakes_have_their_code() {
 }
 
 #[test]
-fn every_method_has_its_access() {
+fn every_method_declares_its_access() {
     let protocol = include_str!("../../proto/inference.proto");
     let mut methods: Vec<&str> = protocol
         .lines()
         .filter_map(|line| line.trim().strip_prefix("rpc "))
         .filter_map(|rest| rest.split(['(', ' ']).next())
         .collect();
-    let mut known: Vec<&str> = METHODS.iter().map(|(name, _)| *name).collect();
+    let mut declared: Vec<&str> = METHODS.iter().map(|(name, _)| *name).collect();
     methods.sort_unstable();
-    known.sort_unstable();
-    assert_eq!(methods, known);
+    declared.sort_unstable();
+    assert_eq!(methods, declared);
 }

@@ -1,4 +1,6 @@
-//! Open Inference Protocol V2 over REST (`/v2/...`), with the binary tensor extension and the repository.
+//! Open Inference Protocol V2 over REST (`/v2/...`), with the binary tensor and model repository extensions.
+//!
+//! Invariant: handlers read request bodies only through [`crate::body`], so that its limits apply to all of them.
 
 mod wire;
 
@@ -22,23 +24,25 @@ use crate::manifest::Manifest;
 use crate::tensor::TensorSpec;
 use crate::{Error, Gateway, LocalPaths, ModelUri};
 
-/// Bytes that an extractor of axum may buffer. The handlers here read their bodies by [`crate::body`], within its limits.
-const BODY_LIMIT: usize = body::SMALL;
+/// Limit for axum's own extractors. The handlers of this module do not use them for bodies.
+const EXTRACTOR_BODY_LIMIT: usize = body::MAX_SMALL_BODY;
 
+/// The binary tensor extension's header: length of the JSON part, which precedes the binary tensors.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
-/// Extensions that this server speaks, as its metadata names them.
+/// Protocol extensions that the server metadata lists.
 pub(crate) const EXTENSIONS: [&str; 2] = ["binary_tensor_data", "model_repository"];
 
-/// To ask a model: its metadata, its readiness, and inference itself.
+/// Required for inference, and for a model's metadata and readiness.
 const INFER: Access = Access::create(Resource::Inferences);
 const READ_DEPLOYMENTS: Access = Access::get(Resource::Deployments);
-const CHANGE_DEPLOYMENTS: Access = Access::update(Resource::Deployments);
+const UPDATE_DEPLOYMENTS: Access = Access::update(Resource::Deployments);
 const DELETE_DEPLOYMENTS: Access = Access::delete(Resource::Deployments);
 
-/// All routes of the REST gateway. Loading and unloading a model is changing a deployment.
+/// All routes of the REST gateway. Loading and unloading models changes deployments, so it needs permissions on deployments.
 pub fn routes(gateway: Gateway) -> Routes {
-    let unknown = async || Error::NotFound("no such path; the protocol's are under /v2".into());
+    let unknown =
+        async || Error::NotFound("no such path; the paths of the Open Inference Protocol are under /v2".into());
     Routes::new()
         .get("/v2", INFER, server_metadata)
         .get("/v2/", INFER, server_metadata)
@@ -51,61 +55,61 @@ pub fn routes(gateway: Gateway) -> Routes {
         .get("/v2/models/{name}/versions/{version}/ready", INFER, version_ready)
         .post("/v2/models/{name}/versions/{version}/infer", INFER, infer_version)
         .post("/v2/repository/index", READ_DEPLOYMENTS, index)
-        .post("/v2/repository/models/{name}/load", CHANGE_DEPLOYMENTS, load)
+        .post("/v2/repository/models/{name}/load", UPDATE_DEPLOYMENTS, load)
         .post("/v2/repository/models/{name}/unload", DELETE_DEPLOYMENTS, unload)
         .get("/v1/models/{name}", INFER, v1_ready)
         .fallback(Access::Authenticated(RunTokenUse::Denied), unknown)
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(DefaultBodyLimit::max(EXTRACTOR_BODY_LIMIT))
         .with_state(gateway)
 }
 
 async fn server_metadata() -> Response {
-    reply(&json!({ "name": "slipway", "version": env!("CARGO_PKG_VERSION"), "extensions": EXTENSIONS }))
+    json_response(&json!({ "name": "slipway", "version": env!("CARGO_PKG_VERSION"), "extensions": EXTENSIONS }))
 }
 
-fn reply(body: &Value) -> Response {
+fn json_response(body: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
-/// A server without deployments is ready: there is nothing to wait for.
+/// The server is ready when all deployments are; a server without deployments is ready too.
 async fn server_ready(State(g): State<Gateway>) -> StatusCode {
     let ready = g.deployments().iter().all(|d| d.is_ready());
     if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-/// A model's inputs and outputs, as the protocol's model metadata has them.
+/// A model's inputs and outputs, in the Open Inference Protocol's model metadata format.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ModelMetadata {
-    /// The deployment.
+    /// Name of the deployment.
     pub name: String,
-    /// Versions of its models that are loaded.
+    /// Loaded model versions.
     pub versions: Vec<String>,
-    /// What runs it.
+    /// The runtime: `onnx_onnxruntime` or `onnx_tract`.
     pub platform: String,
-    /// What it takes.
+    /// The model's inputs.
     pub inputs: Vec<TensorMetadata>,
-    /// What it answers with.
+    /// The model's outputs.
     pub outputs: Vec<TensorMetadata>,
 }
 
 /// An input or output of a model.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct TensorMetadata {
-    /// Its name.
+    /// Name of the tensor in the model.
     pub name: String,
-    /// `FP32`, `INT64`, `BYTES` and so on.
+    /// A data type of the protocol, such as `FP32`, `INT64` or `BYTES`.
     pub datatype: &'static str,
-    /// Sizes of its dimensions; -1 for one that may vary.
+    /// Size of each dimension; -1 for a dynamic dimension.
     pub shape: Vec<i64>,
 }
 
-fn tensors(specs: &[TensorSpec]) -> Vec<TensorMetadata> {
-    let one =
+fn tensor_metadata(specs: &[TensorSpec]) -> Vec<TensorMetadata> {
+    let convert =
         |s: &TensorSpec| TensorMetadata { name: s.name.clone(), datatype: s.datatype.name(), shape: s.shape.clone() };
-    specs.iter().map(one).collect()
+    specs.iter().map(convert).collect()
 }
 
-/// Versions of a deployment that are loaded.
+/// The loaded model versions of a deployment, sorted.
 pub(crate) fn versions(deployment: &Deployment) -> Vec<String> {
     let loaded = deployment.variants.iter().filter_map(|v| v.loaded());
     let mut versions: Vec<String> = loaded.map(|l| l.resolved.version.clone()).filter(|v| !v.is_empty()).collect();
@@ -117,14 +121,14 @@ pub(crate) fn versions(deployment: &Deployment) -> Vec<String> {
 fn metadata(g: &Gateway, name: &str, version: Option<&str>) -> Result<Response, Error> {
     let deployment = g.deployment(name)?;
     let loaded = deployment.representative(version)?;
-    let described = ModelMetadata {
+    let metadata = ModelMetadata {
         name: name.to_owned(),
         versions: versions(&deployment),
         platform: g.runtime().platform().to_owned(),
-        inputs: tensors(loaded.model.inputs()),
-        outputs: tensors(loaded.model.outputs()),
+        inputs: tensor_metadata(loaded.model.inputs()),
+        outputs: tensor_metadata(loaded.model.outputs()),
     };
-    Ok(Json(described).into_response())
+    Ok(Json(metadata).into_response())
 }
 
 async fn model_metadata(State(g): State<Gateway>, Path(name): Path<String>) -> Result<Response, Error> {
@@ -140,7 +144,7 @@ async fn version_metadata(
 
 async fn model_ready(State(g): State<Gateway>, Path(name): Path<String>) -> Result<Response, Error> {
     if g.deployment(&name)?.is_ready() {
-        Ok(reply(&json!({ "name": name, "ready": true })))
+        Ok(json_response(&json!({ "name": name, "ready": true })))
     } else {
         Err(Error::NotReady(format!("model '{name}' is not ready")))
     }
@@ -151,12 +155,12 @@ async fn version_ready(
     Path((name, version)): Path<(String, String)>,
 ) -> Result<Response, Error> {
     g.deployment(&name)?.representative(Some(&version))?;
-    Ok(reply(&json!({ "name": name, "ready": true })))
+    Ok(json_response(&json!({ "name": name, "ready": true })))
 }
 
 async fn v1_ready(State(g): State<Gateway>, Path(name): Path<String>) -> Result<Response, Error> {
     let ready = g.deployment(&name)?.is_ready();
-    Ok(reply(&json!({ "name": name, "ready": ready })))
+    Ok(json_response(&json!({ "name": name, "ready": ready })))
 }
 
 async fn infer(
@@ -165,7 +169,7 @@ async fn infer(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Error> {
-    answer(&g, &name, None, &headers, body).await
+    run_inference(&g, &name, None, &headers, body).await
 }
 
 async fn infer_version(
@@ -174,10 +178,10 @@ async fn infer_version(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Error> {
-    answer(&g, &name, Some(version), &headers, body).await
+    run_inference(&g, &name, Some(version), &headers, body).await
 }
 
-/// Finds the deployment and receives the body within its limit.
+/// Looks up the deployment and receives the body within its limit.
 async fn receive<'a>(
     g: &'a Gateway,
     name: &str,
@@ -187,13 +191,15 @@ async fn receive<'a>(
     let deployment = g.deployment(name)?;
     let encoding = headers.get(header::CONTENT_ENCODING).filter(|e| e.as_bytes() != b"identity");
     if let Some(encoding) = encoding {
-        return Err(Error::Invalid(format!("content encoding {encoding:?} is not supported; send the body as it is")));
+        return Err(Error::Invalid(format!(
+            "content encoding {encoding:?} is not supported; send the body without encoding"
+        )));
     }
     let received = g.bodies().read(body, deployment.manifest.spec.limits.max_body()).await?;
     Ok((deployment, received))
 }
 
-async fn answer(
+async fn run_inference(
     g: &Gateway,
     name: &str,
     version: Option<String>,
@@ -207,7 +213,7 @@ async fn answer(
             return Err(error);
         }
     };
-    // The memory counts as used until the request is answered, because the tensors take the place of the body.
+    // The reservation is kept until the response is ready, because the parsed tensors replace the body in memory.
     let (body, _reservation) = received.into_bytes();
     let json_length = match headers.get(&JSON_LENGTH) {
         None => None,
@@ -234,24 +240,24 @@ async fn answer(
         .and_then(|v| v.to_str().ok())
         .map(str::to_owned);
     let request = Request { id: parsed.id, version, split_key, inputs: parsed.inputs };
-    let found = g.infer(&deployment, request).await?;
-    let (body, json_length) = wire::write(name, &found, &parsed.outputs)?;
+    let output = g.infer(&deployment, request).await?;
+    let (body, json_length) = wire::write(name, &output, &parsed.outputs)?;
     let mut response = body.into_response();
-    let set = response.headers_mut();
-    let kind = if json_length.is_some() { "application/octet-stream" } else { "application/json" };
-    set.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    let headers = response.headers_mut();
+    let media_type = if json_length.is_some() { "application/octet-stream" } else { "application/json" };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     if let Some(length) = json_length {
-        set.insert(JSON_LENGTH, length.into());
+        headers.insert(JSON_LENGTH, length.into());
     }
-    for (key, value) in found.headers(name) {
+    for (key, value) in output.headers(name) {
         if let Ok(value) = HeaderValue::from_str(value) {
-            set.insert(key, value);
+            headers.insert(key, value);
         }
     }
     Ok(response)
 }
 
-/// Name, version, state and reason of every model, as the model repository extension lists them.
+/// Name, version, state and reason of every model, in the format of the model repository extension.
 pub(crate) fn index_entries(g: &Gateway, ready_only: bool) -> Vec<(String, String, &'static str, String)> {
     let mut entries = Vec::new();
     for status in g.statuses() {
@@ -271,23 +277,23 @@ pub(crate) fn index_entries(g: &Gateway, ready_only: bool) -> Vec<(String, Strin
 }
 
 async fn index(State(g): State<Gateway>, headers: HeaderMap, mut body: Body) -> Result<Response, Error> {
-    let (body, _reservation) = match g.bodies().read(&mut body, body::SMALL).await {
+    let (body, _reservation) = match g.bodies().read(&mut body, body::MAX_SMALL_BODY).await {
         Ok(received) => received.into_bytes(),
         Err(error) => {
             body::discard(&headers, body);
             return Err(error);
         }
     };
-    let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let ready_only = asked.get("ready").and_then(Value::as_bool).unwrap_or(false);
+    let request: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let ready_only = request.get("ready").and_then(Value::as_bool).unwrap_or(false);
     let entries = index_entries(&g, ready_only);
-    let shown = entries.into_iter().map(
+    let index = entries.into_iter().map(
         |(name, version, state, reason)| json!({ "name": name, "version": version, "state": state, "reason": reason }),
     );
-    Ok(reply(&Value::Array(shown.collect())))
+    Ok(json_response(&Value::Array(index.collect())))
 }
 
-/// Deploys `models:/NAME/latest`, or loads the deployment of that name again.
+/// Reloads the deployment with this name, or deploys `models:/NAME/latest` if there is none.
 pub(crate) async fn load_model(g: &Gateway, name: &str) -> Result<(), Error> {
     let manifest = match g.deployment(name) {
         Ok(deployment) => deployment.manifest.clone(),

@@ -14,7 +14,7 @@ use crate::testing::{FakeModel, World, channel_body, json_row, manifest, onnx};
 
 const MIB: usize = 1 << 20;
 
-/// One request through the real router: status, headers and body.
+/// Sends a request through the real router; returns status, headers and body.
 async fn send(g: &Gateway, method: &str, path: &str, body: impl Into<Body>) -> (StatusCode, HeaderMap, String) {
     let request = HttpRequest::builder().method(method).uri(path).body(body.into()).unwrap();
     let (parts, body) =
@@ -27,7 +27,7 @@ async fn infer(g: &Gateway, body: impl Into<Body>) -> (StatusCode, HeaderMap, St
     send(g, "POST", "/v2/models/m/infer", body).await
 }
 
-/// A world with the deployment `m`, which doubles, and takes bodies of 1 MiB.
+/// A gateway with the deployment `m`, which doubles its input and accepts bodies of up to 1 MiB.
 async fn world(limits: BodyLimits) -> World {
     let world = World::with_limits(limits);
     world.register("models:/m@live", "1", 2.0);
@@ -55,7 +55,7 @@ impl axum::body::HttpBody for Announced {
 }
 
 #[tokio::test]
-async fn a_request_is_answered() {
+async fn inference_returns_outputs_and_the_model_version() {
     let world = world(BodyLimits::default()).await;
     let (status, headers, body) = infer(&world.gateway, json_row(1.5)).await;
     assert_eq!((status, headers["x-slipway-model-version"].as_bytes()), (StatusCode::OK, &b"1"[..]), "{body}");
@@ -64,18 +64,18 @@ async fn a_request_is_answered() {
 }
 
 #[tokio::test]
-async fn a_body_over_the_deployments_limit_is_refused_before_it_is_read() {
+async fn body_over_the_deployment_limit_is_rejected_before_reading() {
     let world = world(BodyLimits::default()).await;
     let (status, _, body) = infer(&world.gateway, Body::new(Announced(MIB as u64 + 1))).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
     assert!(body.contains("limit of 1048576 bytes") && body.contains("serve.too_large"), "{body}");
-    // The deployment is looked up first, whatever the body.
+    // The deployment is looked up before the body is considered.
     let (status, ..) = send(&world.gateway, "POST", "/v2/models/other/infer", Body::new(Announced(1 << 40))).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]
-async fn a_body_of_unknown_length_is_read_up_to_the_limit_only() {
+async fn body_of_unknown_length_is_read_only_up_to_the_limit() {
     let world = world(BodyLimits::default()).await;
     static SENT: AtomicUsize = AtomicUsize::new(0);
     let endless = futures_util::stream::repeat_with(|| {
@@ -90,7 +90,7 @@ async fn a_body_of_unknown_length_is_read_up_to_the_limit_only() {
 }
 
 #[tokio::test]
-async fn bodies_of_all_connections_together_have_a_limit() {
+async fn all_bodies_share_one_memory_limit() {
     let world = world(BodyLimits { memory: MIB, ..BodyLimits::default() }).await;
     let (sender, body) = channel_body();
     let gateway = world.gateway.clone();
@@ -103,7 +103,7 @@ async fn bodies_of_all_connections_together_have_a_limit() {
     let (status, headers, body) = infer(&world.gateway, large.clone()).await;
     assert_eq!((status, headers["retry-after"].as_bytes()), (StatusCode::SERVICE_UNAVAILABLE, &b"1"[..]));
     assert!(body.contains("serve.body_memory"), "{body}");
-    // Smaller ones still fit, and the first is answered.
+    // Smaller bodies still fit, and the first request completes.
     assert_eq!(infer(&world.gateway, json_row(1.0)).await.0, StatusCode::OK);
     sender.send(json_row(2.0).into()).unwrap();
     drop(sender);
@@ -113,7 +113,7 @@ async fn bodies_of_all_connections_together_have_a_limit() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_arrive_is_not_waited_for() {
+async fn stalled_body_times_out() {
     let world = world(BodyLimits::default()).await;
     tokio::time::pause();
     for body in [Body::new(Announced(100)), Body::new(Announced(0))] {
@@ -123,21 +123,21 @@ async fn a_body_that_does_not_arrive_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn the_repositorys_bodies_are_small() {
+async fn repository_requests_accept_only_small_bodies() {
     let world = world(BodyLimits::default()).await;
     let (status, _, body) = send(&world.gateway, "POST", "/v2/repository/index", r#"{"ready":true}"#).await;
     assert_eq!(status, StatusCode::OK);
     assert!(body.contains(r#""name":"m""#), "{body}");
     let (status, ..) = send(&world.gateway, "POST", "/v2/repository/index", " ".repeat(65 << 10)).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
-    // Nothing in these is read.
+    // Load and unload do not read the body.
     let (status, ..) =
         send(&world.gateway, "POST", "/v2/repository/models/m/load", Body::new(Announced(1 << 40))).await;
     assert_eq!(status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn mistakes_have_their_status() {
+async fn errors_map_to_http_status_codes() {
     let world = world(BodyLimits::default()).await;
     let g = &world.gateway;
     assert_eq!(infer(g, "nonsense").await.0, StatusCode::BAD_REQUEST);
@@ -150,25 +150,25 @@ async fn mistakes_have_their_status() {
 }
 
 #[tokio::test]
-async fn a_full_queue_and_a_slow_model_have_their_status() {
+async fn full_queue_is_429_and_timeout_is_504() {
     let world = World::new();
     let (model, gate) = FakeModel::gated();
     let mut manifest = manifest();
     (manifest.spec.limits.queue, manifest.spec.limits.concurrency) = (2, 1);
     let deployment = world.insert(manifest, model.clone());
-    let asked = |value| {
+    let send_row = |value| {
         let gateway = world.gateway.clone();
         tokio::spawn(async move { infer(&gateway, json_row(value)).await })
     };
-    let first = asked(1.0);
+    let first = send_row(1.0);
     gate.entered().await;
-    let second = asked(2.0);
+    let second = send_row(2.0);
     while deployment.admitted.load(Relaxed) < 2 {
         tokio::task::yield_now().await;
     }
     let (status, headers, body) = infer(&world.gateway, json_row(3.0)).await;
     assert_eq!((status, headers["retry-after"].as_bytes()), (StatusCode::TOO_MANY_REQUESTS, &b"1"[..]), "{body}");
-    // Both time out: the first while it is computed, the second while it waits, so that it is never computed.
+    // Both time out: the first while it is computed, the second while it is queued, so it is never computed.
     tokio::time::pause();
     tokio::time::advance(Duration::from_millis(10_001)).await;
     for request in [first, second] {
@@ -177,12 +177,12 @@ async fn a_full_queue_and_a_slow_model_have_their_status() {
     }
     gate.open();
     tokio::time::resume();
-    assert_eq!(asked(4.0).await.unwrap().0, StatusCode::OK);
-    assert_eq!(model.seen().into_iter().filter(|v| *v != 0.0).collect::<Vec<_>>(), [1.0, 4.0]);
+    assert_eq!(send_row(4.0).await.unwrap().0, StatusCode::OK);
+    assert_eq!(model.first_elements().into_iter().filter(|v| *v != 0.0).collect::<Vec<_>>(), [1.0, 4.0]);
 }
 
 #[tokio::test]
-async fn a_panic_in_a_model_is_that_requests_error() {
+async fn model_panic_fails_only_its_request() {
     for slow in [false, true] {
         let world = World::new();
         let model = FakeModel::new(move |inputs| {
@@ -202,7 +202,7 @@ async fn a_panic_in_a_model_is_that_requests_error() {
 }
 
 #[tokio::test]
-async fn inputs_that_do_not_fit_the_model_are_refused() {
+async fn unexpected_input_is_rejected() {
     let world = World::new();
     let path = world.file("sum.onnx", &onnx::addition());
     let manifest = Manifest::single("m", ModelUri::Local(path));
@@ -213,26 +213,26 @@ async fn inputs_that_do_not_fit_the_model_are_refused() {
 }
 
 #[tokio::test]
-async fn a_client_that_sends_too_much_gets_to_read_why() {
+async fn client_that_sends_too_much_can_read_the_error() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let world = world(BodyLimits::default()).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let app = slipway_access::Guard::in_process().protect(routes(world.gateway.clone()));
     tokio::spawn(async move { axum::serve(listener, app).await });
-    let mut answer = [0; 12];
-    // A client that asks first is told at once.
+    let mut response = [0; 12];
+    // A client that sends `Expect: 100-continue` gets the error before it sends the body.
     let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
     let head = "POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 2000000\r\nexpect: 100-continue\r\n\r\n";
     client.write_all(head.as_bytes()).await.unwrap();
-    client.read_exact(&mut answer).await.unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 413");
+    client.read_exact(&mut response).await.unwrap();
+    assert_eq!(&response, b"HTTP/1.1 413");
     let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
-    // Much more than the buffers of both ends hold, so that the client can only go on if the server reads.
+    // Much more than the socket buffers hold, so that the client can only finish sending if the server reads.
     let length = 32 * MIB;
     let head = format!("POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
     client.write_all(head.as_bytes()).await.unwrap();
     client.write_all(&vec![b' '; length]).await.unwrap();
-    client.read_exact(&mut answer).await.unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 413");
+    client.read_exact(&mut response).await.unwrap();
+    assert_eq!(&response, b"HTTP/1.1 413");
 }

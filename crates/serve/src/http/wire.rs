@@ -1,4 +1,4 @@
-//! Inference requests and answers as JSON, with tensors in JSON or behind it in binary.
+//! Parses inference requests and writes responses. Tensors are part of the JSON, or follow it in binary (the binary tensor extension).
 
 use std::borrow::Cow;
 
@@ -7,131 +7,131 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::Error;
-use crate::deployment::Answer;
-use crate::tensor::{Data, DataType, Tensor, elements};
+use crate::deployment::InferOutput;
+use crate::tensor::{Data, DataType, Tensor, parse_shape};
 
-/// A request that was read.
+/// A parsed request.
 pub(super) struct Parsed {
     pub(super) id: Option<String>,
     pub(super) inputs: Vec<Tensor>,
-    pub(super) outputs: Wanted,
+    pub(super) outputs: RequestedOutputs,
 }
 
-/// Which outputs are wanted and how.
-pub(super) struct Wanted {
-    /// Name and whether in binary; empty for all of them.
+/// The outputs to return, and their encoding.
+pub(super) struct RequestedOutputs {
+    /// Name of each requested output, and whether it is returned in binary. Empty means all outputs.
     named: Vec<(String, bool)>,
-    /// Whether outputs that are not named come in binary.
+    /// Whether outputs are returned in binary when `named` is empty.
     binary: bool,
 }
 
-/// A request of inference, or the JSON part of one with binary tensors.
+/// An inference request, or the JSON part of one with binary tensors.
 #[derive(Deserialize, JsonSchema)]
 pub struct InferenceRequest<'a> {
-    /// Given back in the response; one is made up if unset.
+    /// Returned in the response; generated if unset.
     #[serde(borrow, default)]
     id: Option<Cow<'a, str>>,
     #[serde(default)]
     parameters: Parameters,
-    /// A tensor for each input of the model.
+    /// One tensor for each input of the model.
     #[serde(borrow)]
     inputs: Vec<Input<'a>>,
-    /// Which outputs are wanted; all of them if unset.
+    /// The outputs to return; all of them if unset.
     #[serde(borrow, default)]
     outputs: Vec<Output<'a>>,
 }
 
-/// A tensor that is sent.
+/// An input tensor.
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "InferenceRequestTensor")]
 struct Input<'a> {
-    /// The name of the model's input.
+    /// Name of the model's input.
     #[serde(borrow)]
     name: Cow<'a, str>,
-    /// Sizes of its dimensions.
+    /// Size of each dimension.
     shape: Vec<i64>,
-    /// `FP32`, `INT64`, `BYTES` and so on.
+    /// A data type of the protocol, such as `FP32`, `INT64` or `BYTES`.
     #[serde(borrow)]
     datatype: Cow<'a, str>,
     #[serde(default)]
     parameters: Parameters,
-    /// Its elements in row-major order, flat or nested; absent for a binary tensor.
+    /// Elements in row-major order, flat or nested; absent for a binary tensor.
     #[serde(borrow)]
     #[schemars(with = "Option<Vec<serde_json::Value>>")]
     data: Option<&'a RawValue>,
 }
 
-/// An output that is wanted.
+/// A requested output.
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "InferenceRequestOutput")]
 struct Output<'a> {
-    /// Its name.
+    /// Name of the model's output.
     #[serde(borrow)]
     name: Cow<'a, str>,
     #[serde(default)]
     parameters: Parameters,
 }
 
-/// The parameters that mean something here; others are ignored.
+/// The supported parameters; others are ignored.
 #[derive(Deserialize, Default, JsonSchema)]
 #[schemars(rename = "InferenceParameters")]
 struct Parameters {
-    /// Of an input: bytes of its binary data behind the JSON.
+    /// For an input: length in bytes of its binary data, which follows the JSON.
     binary_data_size: Option<usize>,
-    /// Of an output: whether it is wanted as binary data.
+    /// For an output: whether to return it as binary data.
     binary_data: Option<bool>,
-    /// Of the request: whether outputs are wanted as binary data where they do not say.
+    /// For the request: whether to return outputs without `binary_data` as binary data.
     binary_data_output: Option<bool>,
-    /// Not supported, and refused.
+    /// Not supported: rejected if set.
     shared_memory_region: Option<String>,
-    /// Not supported, and refused.
+    /// Not supported: rejected if above 0.
     classification: Option<u64>,
 }
 
-// `write` writes it by hand, since going through a value would copy every tensor; this only describes it.
-/// A response of inference, or the JSON part of one with binary tensors.
+// Only for the schema: `write` serializes the response by hand, because building this struct would copy every tensor.
+/// An inference response, or the JSON part of one with binary tensors.
 #[derive(JsonSchema)]
-#[allow(dead_code)] // its fields are read by the macro
+#[allow(dead_code)] // only the derive macro reads the fields
 pub struct InferenceResponse {
-    /// The deployment.
+    /// Name of the deployment.
     model_name: String,
-    /// The version of the model that answered; empty for a model that is not registered.
+    /// Version of the model that computed the outputs; empty for a model that is not registered.
     model_version: String,
-    /// The request's id.
+    /// The request's id, or a generated one.
     id: String,
     /// The model's outputs.
     outputs: Vec<ResponseTensor>,
 }
 
-/// A tensor that is answered with.
+/// An output tensor.
 #[derive(JsonSchema)]
 #[schemars(rename = "InferenceResponseTensor")]
-#[allow(dead_code)] // its fields are read by the macro
+#[allow(dead_code)] // only the derive macro reads the fields
 struct ResponseTensor {
-    /// The name of the model's output.
+    /// Name of the model's output.
     name: String,
-    /// `FP32`, `INT64`, `BYTES` and so on.
+    /// A data type of the protocol, such as `FP32`, `INT64` or `BYTES`.
     datatype: String,
-    /// Sizes of its dimensions.
+    /// Size of each dimension.
     shape: Vec<i64>,
-    /// Where a binary tensor is.
+    /// Length of the binary data; absent for a tensor in JSON.
     #[schemars(skip_serializing_if = "Option::is_none")]
     parameters: Option<ResponseParameters>,
-    /// Its elements in row-major order; absent for a binary tensor.
+    /// Elements in row-major order; absent for a binary tensor.
     #[schemars(skip_serializing_if = "Option::is_none")]
     data: Option<Vec<serde_json::Value>>,
 }
 
-/// Where a binary tensor is: behind the JSON, and behind the binary tensors before it.
+/// Length of a binary output tensor. Binary tensors follow the JSON in the order of the outputs.
 #[derive(JsonSchema)]
 #[schemars(rename = "InferenceResponseParameters")]
-#[allow(dead_code)] // its fields are read by the macro
+#[allow(dead_code)] // only the derive macro reads the fields
 struct ResponseParameters {
-    /// Its bytes.
+    /// Length in bytes.
     binary_data_size: usize,
 }
 
-/// Reads a request; `json_length` is where its JSON ends and binary data begins.
+/// Parses a request. `json_length` is the length of its JSON part; binary data follows. `None` means that all of it is JSON.
 pub(super) fn parse(body: &[u8], json_length: Option<usize>) -> Result<Parsed, Error> {
     let (json, mut binary) = body.split_at(json_length.unwrap_or(body.len()));
     let request: InferenceRequest<'_> = serde_json::from_slice(json)
@@ -139,7 +139,7 @@ pub(super) fn parse(body: &[u8], json_length: Option<usize>) -> Result<Parsed, E
     let mut inputs = Vec::with_capacity(request.inputs.len());
     for input in request.inputs {
         let name = input.name.as_ref();
-        let (shape, count) = elements(&input.shape, name)?;
+        let (shape, count) = parse_shape(&input.shape, name)?;
         let datatype = DataType::parse(&input.datatype, name)?;
         if input.parameters.shared_memory_region.is_some() {
             return Err(Error::Invalid(format!("input '{name}': shared memory is not supported")));
@@ -149,23 +149,23 @@ pub(super) fn parse(body: &[u8], json_length: Option<usize>) -> Result<Parsed, E
                 return Err(Error::Invalid(format!("input '{name}' has both data and binary_data_size")));
             }
             (Some(size), None) => {
-                let Some((own, rest)) = binary.split_at_checked(size) else {
+                let Some((data, rest)) = binary.split_at_checked(size) else {
                     return Err(Error::Invalid(format!(
                         "input '{name}': binary_data_size is {size}, but {} bytes are left in the body",
                         binary.len()
                     )));
                 };
                 binary = rest;
-                Data::from_binary(own, datatype, name, count)?
+                Data::from_binary(data, datatype, name, count)?
             }
-            // The protocol has no JSON form for FP16 and BF16; numbers are accepted as the closest value.
+            // The protocol defines no JSON form for FP16 and BF16; numbers are accepted and rounded.
             (None, Some(data)) => Data::from_json(data.get(), datatype, name, count)?,
             (None, None) => return Err(Error::Invalid(format!("input '{name}' has no data"))),
         };
         inputs.push(Tensor::new(input.name.into_owned(), shape, data)?);
     }
     if !binary.is_empty() {
-        return Err(Error::Invalid(format!("{} bytes of binary data belong to no input", binary.len())));
+        return Err(Error::Invalid(format!("{} bytes of binary data do not belong to any input", binary.len())));
     }
     let binary = request.parameters.binary_data_output.unwrap_or(false);
     let mut named = Vec::with_capacity(request.outputs.len());
@@ -178,32 +178,36 @@ pub(super) fn parse(body: &[u8], json_length: Option<usize>) -> Result<Parsed, E
         }
         named.push((output.name.into_owned(), output.parameters.binary_data.unwrap_or(binary)));
     }
-    Ok(Parsed { id: request.id.map(Cow::into_owned), inputs, outputs: Wanted { named, binary } })
+    Ok(Parsed { id: request.id.map(Cow::into_owned), inputs, outputs: RequestedOutputs { named, binary } })
 }
 
-/// Writes an answer; the length of its JSON if binary data follows.
-pub(super) fn write(name: &str, answer: &Answer, wanted: &Wanted) -> Result<(Vec<u8>, Option<usize>), Error> {
-    let mut chosen: Vec<(&Tensor, bool)> = Vec::new();
-    if wanted.named.is_empty() {
-        chosen.extend(answer.outputs.iter().map(|o| (o, wanted.binary)));
+/// Serializes a response. Also returns the length of the JSON part if binary data follows it.
+pub(super) fn write(
+    name: &str,
+    output: &InferOutput,
+    requested: &RequestedOutputs,
+) -> Result<(Vec<u8>, Option<usize>), Error> {
+    let mut tensors: Vec<(&Tensor, bool)> = Vec::new();
+    if requested.named.is_empty() {
+        tensors.extend(output.outputs.iter().map(|o| (o, requested.binary)));
     }
-    for (output, binary) in &wanted.named {
-        chosen.push((answer.output(output)?, *binary));
+    for (name, binary) in &requested.named {
+        tensors.push((output.output(name)?, *binary));
     }
     let mut json = Vec::with_capacity(512);
     let mut tail = Vec::new();
     json.extend_from_slice(b"{\"model_name\":");
-    text(&mut json, name);
+    write_string(&mut json, name);
     json.extend_from_slice(b",\"model_version\":");
-    text(&mut json, &answer.model.resolved.version);
+    write_string(&mut json, &output.model.resolved.version);
     json.extend_from_slice(b",\"id\":");
-    text(&mut json, &answer.id);
+    write_string(&mut json, &output.id);
     json.extend_from_slice(b",\"outputs\":[");
-    for (i, (tensor, binary)) in chosen.iter().enumerate() {
+    for (i, (tensor, binary)) in tensors.iter().enumerate() {
         json.extend_from_slice(if i == 0 { b"{\"name\":" } else { b",{\"name\":" });
-        text(&mut json, &tensor.name);
+        write_string(&mut json, &tensor.name);
         json.extend_from_slice(b",\"datatype\":");
-        text(&mut json, tensor.data.datatype().name());
+        write_string(&mut json, tensor.data.datatype().name());
         json.extend_from_slice(b",\"shape\":");
         let _ = serde_json::to_writer(&mut json, &tensor.shape); // writing numbers into memory cannot fail
         if *binary {
@@ -219,7 +223,7 @@ pub(super) fn write(name: &str, answer: &Answer, wanted: &Wanted) -> Result<(Vec
         }
     }
     json.extend_from_slice(b"]}");
-    if chosen.iter().any(|(_, binary)| *binary) {
+    if tensors.iter().any(|(_, binary)| *binary) {
         let length = json.len();
         json.extend_from_slice(&tail);
         return Ok((json, Some(length)));
@@ -227,15 +231,15 @@ pub(super) fn write(name: &str, answer: &Answer, wanted: &Wanted) -> Result<(Vec
     Ok((json, None))
 }
 
-fn text(out: &mut Vec<u8>, value: &str) {
-    let _ = serde_json::to_writer(out, value); // writing a text into memory cannot fail
+fn write_string(out: &mut Vec<u8>, value: &str) {
+    let _ = serde_json::to_writer(out, value); // writing a string into memory cannot fail
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn message(body: &str, json_length: Option<usize>) -> String {
+    fn parse_message(body: &str, json_length: Option<usize>) -> String {
         match parse(body.as_bytes(), json_length) {
             Ok(_) => "parsed".into(),
             Err(e) => e.to_string(),
@@ -243,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn json_and_binary_inputs_are_read() {
+    fn json_and_binary_inputs_are_parsed() {
         let json = r#"{"id":"7","inputs":[{"name":"a","shape":[2],"datatype":"FP32","parameters":{"binary_data_size":8}},
             {"name":"b","shape":[1,2],"datatype":"INT64","data":[[1,2]]}],"outputs":[{"name":"y","parameters":{"binary_data":true}}]}"#;
         let mut body = json.as_bytes().to_vec();
@@ -257,10 +261,10 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_name_the_tensor_and_what_was_expected() {
-        assert!(message("{}", None).contains("missing field `inputs`"));
-        assert!(message("nonsense", None).starts_with("the request is not a V2 inference request"));
-        let with = |tensor: &str| message(&format!("{{\"inputs\":[{tensor}]}}"), None);
+    fn errors_name_the_tensor_and_the_expected_value() {
+        assert!(parse_message("{}", None).contains("missing field `inputs`"));
+        assert!(parse_message("nonsense", None).starts_with("the request is not a V2 inference request"));
+        let with = |tensor: &str| parse_message(&format!("{{\"inputs\":[{tensor}]}}"), None);
         assert_eq!(
             with(r#"{"name":"x","shape":[3],"datatype":"FP32","data":[1,2]}"#),
             "input 'x': 2 elements, expected 3 for shape [3]"

@@ -1,8 +1,7 @@
-//! Weights that an ONNX model keeps in files of their own.
+//! Checks the external data of ONNX models: weights in separate files, named by path (`TensorProto.external_data` of `onnx.proto`).
 //!
-//! A model names such files by paths (`TensorProto.external_data` of `onnx.proto`). Whoever registers a model could name any file of the
-//! server with one and read it through the model's outputs, and not every version of ONNX Runtime refuses that. So the paths are checked
-//! before any runtime opens the model.
+//! Without a check, a registered model could name any file of the server and expose it through the model's outputs; not every version of
+//! ONNX Runtime rejects that. Invariant: the paths are checked before any runtime opens the model.
 
 use std::path::{Component, Path};
 
@@ -10,7 +9,7 @@ use bytes::Bytes;
 
 use crate::Error;
 
-/// The parts of `onnx.proto` that lead to external data; all else is skipped.
+/// The parts of `onnx.proto` that can contain external data; prost skips all other fields.
 mod onnx {
     use bytes::Bytes;
 
@@ -95,67 +94,75 @@ mod onnx {
     }
 }
 
-/// Checks that all external data of the model at `path` is in files of the folder that the model is in.
+/// Checks that all external data of the model at `path` is inside the model's folder.
 ///
 /// # Errors
-/// [`Error::Model`] for data elsewhere, and for a file that is no ONNX model.
+/// [`Error::Model`] for data outside the folder, and for a file that is not an ONNX model.
 pub(super) fn check(path: &Path) -> Result<(), Error> {
     let file = std::fs::read(path).map_err(|e| Error::Model(format!("cannot read {}: {e}", path.display())))?;
     let model = <onnx::Model as prost::Message>::decode(Bytes::from(file))
-        .map_err(|e| Error::Model(format!("{} is no ONNX model: {e}", path.display())))?;
+        .map_err(|e| Error::Model(format!("{} is not an ONNX model: {e}", path.display())))?;
     let mut locations = Vec::new();
-    model.graph.iter().for_each(|graph| in_graph(graph, &mut locations));
+    model.graph.iter().for_each(|graph| collect_from_graph(graph, &mut locations));
     for training in &model.training_info {
-        training.initialization.iter().chain(&training.algorithm).for_each(|graph| in_graph(graph, &mut locations));
+        training
+            .initialization
+            .iter()
+            .chain(&training.algorithm)
+            .for_each(|graph| collect_from_graph(graph, &mut locations));
     }
     for function in &model.functions {
-        function.node.iter().for_each(|node| in_attributes(&node.attribute, &mut locations));
-        in_attributes(&function.attribute_proto, &mut locations);
+        function.node.iter().for_each(|node| collect_from_attributes(&node.attribute, &mut locations));
+        collect_from_attributes(&function.attribute_proto, &mut locations);
     }
     let folder = path.parent().unwrap_or(Path::new("."));
     locations.into_iter().try_for_each(|location| check_location(folder, location))
 }
 
-fn in_graph<'a>(graph: &'a onnx::Graph, found: &mut Vec<&'a [u8]>) {
-    graph.node.iter().for_each(|node| in_attributes(&node.attribute, found));
-    graph.initializer.iter().for_each(|tensor| in_tensor(tensor, found));
-    graph.sparse_initializer.iter().for_each(|tensor| in_sparse(tensor, found));
+fn collect_from_graph<'a>(graph: &'a onnx::Graph, found: &mut Vec<&'a [u8]>) {
+    graph.node.iter().for_each(|node| collect_from_attributes(&node.attribute, found));
+    graph.initializer.iter().for_each(|tensor| collect_from_tensor(tensor, found));
+    graph.sparse_initializer.iter().for_each(|tensor| collect_from_sparse_tensor(tensor, found));
 }
 
-fn in_attributes<'a>(attributes: &'a [onnx::Attribute], found: &mut Vec<&'a [u8]>) {
+fn collect_from_attributes<'a>(attributes: &'a [onnx::Attribute], found: &mut Vec<&'a [u8]>) {
     for attribute in attributes {
-        attribute.t.iter().chain(&attribute.tensors).for_each(|tensor| in_tensor(tensor, found));
-        attribute.g.iter().chain(&attribute.graphs).for_each(|graph| in_graph(graph, found));
-        attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors).for_each(|tensor| in_sparse(tensor, found));
+        attribute.t.iter().chain(&attribute.tensors).for_each(|tensor| collect_from_tensor(tensor, found));
+        attribute.g.iter().chain(&attribute.graphs).for_each(|graph| collect_from_graph(graph, found));
+        attribute
+            .sparse_tensor
+            .iter()
+            .chain(&attribute.sparse_tensors)
+            .for_each(|tensor| collect_from_sparse_tensor(tensor, found));
     }
 }
 
-fn in_sparse<'a>(tensor: &'a onnx::SparseTensor, found: &mut Vec<&'a [u8]>) {
-    tensor.values.iter().chain(&tensor.indices).for_each(|tensor| in_tensor(tensor, found));
+fn collect_from_sparse_tensor<'a>(tensor: &'a onnx::SparseTensor, found: &mut Vec<&'a [u8]>) {
+    tensor.values.iter().chain(&tensor.indices).for_each(|tensor| collect_from_tensor(tensor, found));
 }
 
-fn in_tensor<'a>(tensor: &'a onnx::Tensor, found: &mut Vec<&'a [u8]>) {
+fn collect_from_tensor<'a>(tensor: &'a onnx::Tensor, found: &mut Vec<&'a [u8]>) {
     let locations = tensor.external_data.iter().filter(|entry| entry.key == "location");
     found.extend(locations.map(|entry| entry.value.as_ref()));
 }
 
 fn check_location(folder: &Path, location: &[u8]) -> Result<(), Error> {
-    let refused = |why: &str| {
+    let reject = |why: &str| {
         let location = String::from_utf8_lossy(location);
         Err(Error::Model(format!("the model's external data '{}' {why}", location.escape_debug())))
     };
     let Ok(relative) = std::str::from_utf8(location).map(Path::new) else {
-        return refused("has a name that is not UTF-8");
+        return reject("has a name that is not UTF-8");
     };
-    let within = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
-    if !relative.components().all(within) || location.contains(&0) {
-        return refused("is outside the model's folder");
+    let is_relative = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !relative.components().all(is_relative) || location.contains(&0) {
+        return reject("is outside the model's folder");
     }
-    // A link may lead out of the folder though its name does not.
+    // A symbolic link inside the folder may still point outside it.
     match (folder.canonicalize(), folder.join(relative).canonicalize()) {
         (Ok(folder), Ok(file)) if file.starts_with(&folder) => Ok(()),
-        (Ok(_), Ok(_)) => refused("is outside the model's folder"),
-        _ => refused("is missing"),
+        (Ok(_), Ok(_)) => reject("is outside the model's folder"),
+        _ => reject("is missing"),
     }
 }
 
@@ -164,7 +171,7 @@ mod tests {
     use crate::testing::{floats, folder, onnx, onnx_runtime, row, tract};
 
     #[test]
-    fn external_data_is_within_the_models_folder_or_refused() {
+    fn external_data_outside_the_model_folder_is_rejected() {
         let outside = folder();
         let secret = outside.path().join("secret");
         std::fs::write(&secret, 42f32.to_le_bytes()).unwrap();
@@ -172,10 +179,10 @@ mod tests {
         let path = models.path().join("model.onnx");
         std::fs::write(models.path().join("factor"), 3f32.to_le_bytes()).unwrap();
         std::os::unix::fs::symlink(&secret, models.path().join("link")).unwrap();
-        let up = format!("../{}/secret", outside.path().file_name().unwrap().to_str().unwrap());
+        let parent = format!("../{}/secret", outside.path().file_name().unwrap().to_str().unwrap());
         for (location, why) in [
             (secret.to_str().unwrap(), "outside the model's folder"),
-            (up.as_str(), "outside the model's folder"),
+            (parent.as_str(), "outside the model's folder"),
             ("./../model.onnx", "outside the model's folder"),
             ("link", "outside the model's folder"),
             ("nowhere", "is missing"),
@@ -189,13 +196,13 @@ mod tests {
         std::fs::write(&path, onnx::scale_by_file("factor", onnx::Place::Initializer)).unwrap();
         let outputs = tract().load(&path).unwrap().run(&row(2.0)).unwrap();
         assert_eq!(floats(&outputs[0]), [6.0, -6.0]);
-        std::fs::write(&path, "no model").unwrap();
-        assert!(tract().load(&path).err().unwrap().to_string().contains("is no ONNX model"));
+        std::fs::write(&path, "not a model").unwrap();
+        assert!(tract().load(&path).err().unwrap().to_string().contains("is not an ONNX model"));
     }
 
     #[test]
     #[ignore = "needs libonnxruntime"]
-    fn onnxruntime_reads_external_data_of_the_models_folder() {
+    fn onnxruntime_reads_external_data_inside_the_model_folder() {
         let models = folder();
         let path = models.path().join("model.onnx");
         std::fs::write(models.path().join("factor"), 3f32.to_le_bytes()).unwrap();

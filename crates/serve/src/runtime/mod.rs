@@ -1,4 +1,6 @@
-//! Models in process: ONNX Runtime when a library is found, tract otherwise.
+//! Runs ONNX models in this process: with ONNX Runtime when its library is found, otherwise with tract.
+//!
+//! Invariant: one [`Runtime`] runs all models of a server, and a loaded model may be called from several threads at once.
 
 mod external_data;
 mod onnxruntime;
@@ -12,39 +14,39 @@ use crate::tensor::{Data, Tensor, TensorSpec};
 
 /// A loaded model. `run` may be called from several threads at once.
 pub trait Model: Send + Sync {
-    /// Names, types and shapes of its inputs.
+    /// Names, data types and shapes of the inputs.
     fn inputs(&self) -> &[TensorSpec];
-    /// Names, types and shapes of its outputs.
+    /// Names, data types and shapes of the outputs.
     fn outputs(&self) -> &[TensorSpec];
-    /// Computes the outputs. Inputs were checked against [`Model::inputs`] and stand in that order.
+    /// Computes the outputs. The inputs have passed [`check_inputs`], so they match [`Model::inputs`] and its order.
     ///
     /// # Errors
     /// [`Error::Model`] when the computation fails.
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error>;
 }
 
-/// Runs a model and turns a panic in it into an error of this call.
+/// Runs a model and converts a panic into an error.
 ///
 /// # Errors
 /// The model's, and [`Error::Model`] for a panic.
-pub(crate) fn run_caught(model: &dyn Model, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
-    // Asserting unwind safety is right: `run` takes the model by shared reference, so a panic leaves no half-written state behind.
+pub(crate) fn run_catching_panics(model: &dyn Model, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    // Unwind safe: `run` takes the model by shared reference, so a panic cannot leave it in a partially modified state.
     let run = std::panic::AssertUnwindSafe(|| model.run(inputs));
     std::panic::catch_unwind(run).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-        Err(Error::Model(format!("the model crashed: {}", text.unwrap_or("no reason was given"))))
+        Err(Error::Model(format!("the model crashed: {}", text.unwrap_or("no message"))))
     })
 }
 
-/// Which runtime runs the models.
+/// The runtime that the user prefers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Preference {
-    /// ONNX Runtime when a library is found, tract otherwise.
+    /// ONNX Runtime if its library is found, otherwise tract.
     #[default]
     Auto,
-    /// ONNX Runtime or nothing.
+    /// ONNX Runtime; its absence is an error.
     Ort,
-    /// tract.
+    /// Always tract.
     Tract,
 }
 
@@ -64,16 +66,16 @@ impl std::str::FromStr for Preference {
 #[derive(Clone)]
 pub struct Runtime {
     ort: Option<onnxruntime::OnnxRuntime>,
-    /// One line for `slipway doctor`.
+    /// One-line description for `slipway doctor`.
     about: Arc<str>,
 }
 
 impl Runtime {
-    /// Chooses a runtime. `library` is the path of `libonnxruntime.so`, if one was named; without it the usual
-    /// places and the Python environment (`$VIRTUAL_ENV`) are searched.
+    /// Chooses a runtime. `library` is the configured path of `libonnxruntime.so`. Without it, the Python environment
+    /// (`$VIRTUAL_ENV`) and the system's library folders are searched.
     ///
     /// # Errors
-    /// [`Error::Model`] when ONNX Runtime is insisted on and cannot be loaded.
+    /// [`Error::Model`] when ONNX Runtime is required, by preference or by `library`, and cannot be loaded.
     pub fn choose(preference: Preference, library: Option<&Path>) -> Result<Self, Error> {
         if preference == Preference::Tract {
             return Ok(Self { ort: None, about: "tract (chosen by configuration)".into() });
@@ -81,7 +83,7 @@ impl Runtime {
         let Some(path) = library.map(Path::to_owned).or_else(find_library) else {
             return match preference {
                 Preference::Ort => Err(Error::Model(
-                    "no libonnxruntime.so was found; name one with SLIPWAY_ONNXRUNTIME (pip install onnxruntime brings one)"
+                    "libonnxruntime.so was not found; set SLIPWAY_ONNXRUNTIME to its path (pip install onnxruntime installs it)"
                         .into(),
                 )),
                 _ => Ok(Self { ort: None, about: "tract (no libonnxruntime.so found)".into() }),
@@ -93,27 +95,27 @@ impl Runtime {
                 Ok(Self { ort: Some(ort), about })
             }
             Err(error) if preference == Preference::Auto && library.is_none() => {
-                tracing::warn!(path = %path.display(), %error, "ONNX Runtime cannot be loaded; tract runs the models");
+                tracing::warn!(path = %path.display(), %error, "cannot load ONNX Runtime; using tract instead");
                 Ok(Self { ort: None, about: format!("tract ({} cannot be loaded)", path.display()).into() })
             }
             Err(error) => Err(error),
         }
     }
 
-    /// One line about what runs the models.
+    /// One-line description of the runtime, with the library's path.
     pub fn about(&self) -> &str {
         &self.about
     }
 
-    /// The platform's name in the protocol's model metadata.
+    /// The `platform` value in the protocol's model metadata.
     pub fn platform(&self) -> &'static str {
         if self.ort.is_some() { "onnx_onnxruntime" } else { "onnx_tract" }
     }
 
-    /// Loads the ONNX file at `path`. It is in memory once, however many calls run at once.
+    /// Loads the ONNX file at `path`. Concurrent calls share one copy of the weights.
     ///
     /// # Errors
-    /// [`Error::Model`] when it is no usable model, or takes weights from files outside its folder.
+    /// [`Error::Model`] when the file is not a usable model, or has external data outside its folder.
     pub fn load(&self, path: &Path) -> Result<Arc<dyn Model>, Error> {
         external_data::check(path)?;
         let model: Arc<dyn Model> = match &self.ort {
@@ -124,7 +126,7 @@ impl Runtime {
     }
 }
 
-/// Places where a libonnxruntime is usually found, best first.
+/// Searches the Python environment and the system's library folders for libonnxruntime, in order of preference.
 pub(crate) fn find_library() -> Option<PathBuf> {
     let mut folders: Vec<PathBuf> = Vec::new();
     if let Some(environment) = std::env::var_os("VIRTUAL_ENV") {
@@ -139,7 +141,7 @@ pub(crate) fn find_library() -> Option<PathBuf> {
     folders.into_iter().find_map(|folder| library_in(&folder))
 }
 
-/// The libonnxruntime in a folder, if there is one.
+/// The libonnxruntime in a folder; with several, the last one by name, which is the most specific version.
 pub fn library_in(folder: &Path) -> Option<PathBuf> {
     let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
         .ok()?
@@ -151,21 +153,21 @@ pub fn library_in(folder: &Path) -> Option<PathBuf> {
     found.pop()
 }
 
-/// Checks the request's inputs against the model's and puts them in its order.
+/// Validates a request's inputs against the model's and returns them in the model's order.
 ///
 /// # Errors
-/// [`Error::Invalid`] that names the tensor and what was expected.
-pub fn check_inputs(specs: &[TensorSpec], mut given: Vec<Tensor>) -> Result<Vec<Tensor>, Error> {
-    if let Some(unknown) = given.iter().find(|t| specs.iter().all(|s| s.name != t.name)) {
+/// [`Error::Invalid`] that names the tensor and the expected value.
+pub fn check_inputs(specs: &[TensorSpec], mut inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Error> {
+    if let Some(unknown) = inputs.iter().find(|t| specs.iter().all(|s| s.name != t.name)) {
         let known = specs.iter().map(|s| format!("'{}'", s.name)).collect::<Vec<_>>().join(", ");
         return Err(Error::Invalid(format!("unexpected input '{}'; the model takes {known}", unknown.name)));
     }
     let mut ordered = Vec::with_capacity(specs.len());
     for spec in specs {
-        let Some(at) = given.iter().position(|t| t.name == spec.name) else {
+        let Some(index) = inputs.iter().position(|t| t.name == spec.name) else {
             return Err(Error::Invalid(format!("input '{}' is missing", spec.name)));
         };
-        let tensor = given.swap_remove(at);
+        let tensor = inputs.swap_remove(index);
         let found = tensor.data.datatype();
         if found != spec.datatype {
             return Err(Error::Invalid(format!(
@@ -175,9 +177,13 @@ pub fn check_inputs(specs: &[TensorSpec], mut given: Vec<Tensor>) -> Result<Vec<
                 spec.datatype.name()
             )));
         }
-        let fits = tensor.shape.len() == spec.shape.len()
-            && tensor.shape.iter().zip(&spec.shape).all(|(have, want)| *want < 0 || i64::try_from(*have) == Ok(*want));
-        if !fits {
+        let shape_matches = tensor.shape.len() == spec.shape.len()
+            && tensor
+                .shape
+                .iter()
+                .zip(&spec.shape)
+                .all(|(actual, expected)| *expected < 0 || i64::try_from(*actual) == Ok(*expected));
+        if !shape_matches {
             return Err(Error::Invalid(format!(
                 "input '{}': shape {:?}, expected {:?} (-1 is any size)",
                 spec.name, tensor.shape, spec.shape
@@ -185,14 +191,14 @@ pub fn check_inputs(specs: &[TensorSpec], mut given: Vec<Tensor>) -> Result<Vec<
         }
         ordered.push(tensor);
     }
-    if let Some(twice) = given.first() {
-        return Err(Error::Invalid(format!("input '{}' is given twice", twice.name)));
+    if let Some(duplicate) = inputs.first() {
+        return Err(Error::Invalid(format!("input '{}' is given twice", duplicate.name)));
     }
     Ok(ordered)
 }
 
-/// Inputs of zeros with every free dimension 1, to warm a model up.
-pub fn example(specs: &[TensorSpec]) -> Vec<Tensor> {
+/// Inputs of zeros with size 1 in every dynamic dimension, to warm up a model.
+pub fn zero_inputs(specs: &[TensorSpec]) -> Vec<Tensor> {
     specs
         .iter()
         .map(|spec| {

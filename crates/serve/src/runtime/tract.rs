@@ -1,4 +1,4 @@
-//! tract: ONNX in pure Rust, for machines without ONNX Runtime.
+//! tract: an ONNX runtime in pure Rust, for machines without ONNX Runtime.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ fn failed(error: impl std::fmt::Display) -> Error {
 impl TractModel {
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let mut model = tract_onnx::onnx().model_for_path(path).map_err(|e| failed(format!("{e:#}")))?;
-        // A free first dimension is the batch; tract needs a symbol for it.
+        // Dynamic dimensions, usually the batch size, become one symbol, because tract needs a value or a symbol for each.
         let batch = model.symbols.sym("N");
         for index in 0..model.inputs.len() {
             let fact = model.input_fact(index).map_err(failed)?.clone();
@@ -74,7 +74,11 @@ fn datatype(datum: DatumType, name: &str) -> Result<DataType, Error> {
         DatumType::F32 => DataType::Fp32,
         DatumType::F64 => DataType::Fp64,
         DatumType::String => DataType::Bytes,
-        other => return Err(Error::Model(format!("'{name}' has element type {other:?}, which V2 lacks"))),
+        other => {
+            return Err(Error::Model(format!(
+                "'{name}' has element type {other:?}, which the V2 protocol does not have"
+            )));
+        }
     })
 }
 
@@ -88,33 +92,35 @@ impl Model for TractModel {
 
     fn run(&self, inputs: &[V2Tensor]) -> Result<Vec<V2Tensor>, Error> {
         let values = inputs.iter().map(|t| to_tract(t).map(Tensor::into_tvalue)).collect::<Result<TVec<_>, _>>()?;
-        let found = self.plan.run(values).map_err(|e| failed(format!("{e:#}")))?;
-        self.outputs.iter().zip(found).map(|(spec, value)| from_tract(spec, &value)).collect()
+        let outputs = self.plan.run(values).map_err(|e| failed(format!("{e:#}")))?;
+        self.outputs.iter().zip(outputs).map(|(spec, value)| from_tract(spec, &value)).collect()
     }
 }
 
 fn to_tract(tensor: &V2Tensor) -> Result<Tensor, Error> {
-    macro_rules! make {
+    macro_rules! convert {
         ($v:expr) => {
             Tensor::from_shape(&tensor.shape, $v).map_err(failed)
         };
     }
     match &tensor.data {
-        Data::Bool(v) => make!(v),
-        Data::Uint8(v) => make!(v),
-        Data::Uint16(v) => make!(v),
-        Data::Uint32(v) => make!(v),
-        Data::Uint64(v) => make!(v),
-        Data::Int8(v) => make!(v),
-        Data::Int16(v) => make!(v),
-        Data::Int32(v) => make!(v),
-        Data::Int64(v) => make!(v),
-        Data::Fp16(v) => make!(v),
-        Data::Fp32(v) => make!(v),
-        Data::Fp64(v) => make!(v),
-        Data::Bf16(_) | Data::Bytes(_) => {
-            Err(Error::Model(format!("tract does not take {} ('{}')", tensor.data.datatype().name(), tensor.name)))
-        }
+        Data::Bool(v) => convert!(v),
+        Data::Uint8(v) => convert!(v),
+        Data::Uint16(v) => convert!(v),
+        Data::Uint32(v) => convert!(v),
+        Data::Uint64(v) => convert!(v),
+        Data::Int8(v) => convert!(v),
+        Data::Int16(v) => convert!(v),
+        Data::Int32(v) => convert!(v),
+        Data::Int64(v) => convert!(v),
+        Data::Fp16(v) => convert!(v),
+        Data::Fp32(v) => convert!(v),
+        Data::Fp64(v) => convert!(v),
+        Data::Bf16(_) | Data::Bytes(_) => Err(Error::Model(format!(
+            "tract does not support {} inputs ('{}')",
+            tensor.data.datatype().name(),
+            tensor.name
+        ))),
     }
 }
 
@@ -141,10 +147,10 @@ fn from_tract(spec: &TensorSpec, value: &Tensor) -> Result<V2Tensor, Error> {
         DataType::Fp32 => copy!(Fp32, f32),
         DataType::Fp64 => copy!(Fp64, f64),
         DataType::Bytes => {
-            let texts = view.as_slice::<String>().map_err(failed)?;
-            Data::Bytes(texts.iter().map(|t| t.clone().into_bytes()).collect())
+            let strings = view.as_slice::<String>().map_err(failed)?;
+            Data::Bytes(strings.iter().map(|t| t.clone().into_bytes()).collect())
         }
-        DataType::Bf16 => return Err(Error::Model(format!("tract does not give BF16 ('{}')", spec.name))),
+        DataType::Bf16 => return Err(Error::Model(format!("tract does not support BF16 outputs ('{}')", spec.name))),
     };
     Ok(V2Tensor { name: spec.name.clone(), shape: value.shape().to_vec(), data })
 }

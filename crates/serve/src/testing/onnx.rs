@@ -1,4 +1,4 @@
-//! ONNX models made by hand, by the field numbers of `onnx.proto`.
+//! Generates small ONNX models for tests. Integers in the code are field numbers of `onnx.proto`.
 
 fn varint(mut n: u64) -> Vec<u8> {
     let mut out = Vec::new();
@@ -19,7 +19,7 @@ fn bytes(field: u64, value: impl AsRef<[u8]>) -> Vec<u8> {
     [varint(field << 3 | 2), varint(value.len() as u64), value.to_vec()].concat()
 }
 
-/// `ValueInfoProto` of an FP32 tensor; a dimension is a number or the name of a free one.
+/// `ValueInfoProto` of an FP32 tensor. A dimension is a size, or the name of a dynamic dimension.
 fn value(name: &str, dimensions: &[Result<u64, &str>]) -> Vec<u8> {
     let dimension = |d: &Result<u64, &str>| bytes(1, d.map_or_else(|name| bytes(2, name), |size| number(1, size)));
     let shape: Vec<u8> = dimensions.iter().flat_map(dimension).collect();
@@ -66,13 +66,13 @@ pub(crate) fn mean_of_rows() -> Vec<u8> {
     model(&[reduce], &[], &[value("x", &[Err("n"), Ok(2)])], &[value("y", &[Ok(1), Ok(2)])])
 }
 
-/// y = a + b for two numbers each; no dimension is free.
+/// y = a + b for two numbers each; no dimension is dynamic.
 pub(crate) fn addition() -> Vec<u8> {
     let add = node("Add", &["a", "b"], "y", &[]);
     model(&[add], &[], &[value("a", &[Ok(2)]), value("b", &[Ok(2)])], &[value("y", &[Ok(2)])])
 }
 
-/// y = x · W, `depth` times with the same W of `size` by `size` numbers.
+/// y = x · W · … · W: `depth` multiplications with the same `size` by `size` matrix.
 pub(crate) fn layers(size: u64, depth: usize) -> Vec<u8> {
     let weights = constant("w", &[size, size], &vec![1e-3; (size * size) as usize]);
     let name = |i: usize| match i {
@@ -85,7 +85,7 @@ pub(crate) fn layers(size: u64, depth: usize) -> Vec<u8> {
     model(&nodes, &[weights], &[value("x", &rows)], &[value("y", &rows)])
 }
 
-/// Where a model may hold a tensor.
+/// The places in a model that can hold a tensor.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Place {
     Initializer,
@@ -101,7 +101,7 @@ impl Place {
         [Self::Initializer, Self::Attribute, Self::Subgraph, Self::Function, Self::SparseInitializer];
 }
 
-/// y = x · the number in the file at `location`; such a model works with the initializer only.
+/// y = x · the number in the file at `location`. Only a model with [`Place::Initializer`] can be run.
 pub(crate) fn scale_by_file(location: &str, place: Place) -> Vec<u8> {
     let entry = [bytes(1, "location"), bytes(2, location)].concat();
     let tensor = [number(1, 1), number(2, 1), bytes(8, "factor"), bytes(13, entry), number(14, 1)].concat();
@@ -121,7 +121,7 @@ pub(crate) fn scale_by_file(location: &str, place: Place) -> Vec<u8> {
     let mut model = model(&nodes, &constants, &[value("x", &rows)], &[value("y", &rows)]);
     match place {
         Place::Function => model.extend(bytes(25, bytes(7, constant(&attribute)))),
-        // A message that stands twice is merged: this is one more field of the graph.
+        // Protobuf merges repeated occurrences of a message field, so this adds one more field to the graph.
         Place::SparseInitializer => model.extend(bytes(7, bytes(15, bytes(1, &tensor)))),
         _ => {}
     }

@@ -1,13 +1,13 @@
-//! The users and service accounts of a cluster, and what its rules allow them.
+//! Authentication and authorization by the cluster that the server runs in.
 
 use futures_util::future::BoxFuture;
 use slipway_access::{Permission, Person};
 
-/// Knows the users and rules of a cluster. The binary hands in an implementation that asks the API server; the resources are those of
-/// roles in the API group `slipway.dev` ([`slipway_access::Resource`]).
+/// Verifies the users and service accounts of a cluster. The binary passes in an implementation that uses the API server. Roles grant
+/// access to resources of the API group `slipway.dev` ([`slipway_access::Resource`]).
 pub trait Authority: Send + Sync {
-    /// Who holds a token; `None` for nobody.
-    fn who<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>>;
-    /// Whether the rules of the cluster allow this.
-    fn may<'a>(&'a self, person: &'a Person, permission: &'a Permission) -> BoxFuture<'a, Result<bool, String>>;
+    /// The user that a token belongs to; `None` for an unknown token. An error means that the API server cannot decide now.
+    fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>>;
+    /// Whether the cluster's RBAC grants this permission to the user.
+    fn is_allowed<'a>(&'a self, person: &'a Person, permission: &'a Permission) -> BoxFuture<'a, Result<bool, String>>;
 }

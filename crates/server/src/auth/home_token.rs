@@ -1,4 +1,6 @@
-//! The token of the state folder: whoever can read it owns the server of this machine.
+//! The token of the state folder. It identifies the owner: a caller that can read this file has full access to the server.
+//!
+//! Invariant: the file is private (mode 0600) and is written once, when the first server starts.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Result, Write};
@@ -10,63 +12,63 @@ use ring::rand::SecureRandom;
 use rustix::fs::OFlags;
 use slipway_core::home::Home;
 
-/// Random bytes of a token: 256 bits cannot be guessed.
+/// Random bytes in a token: 256 bits cannot be guessed.
 const TOKEN_BYTES: usize = 32;
-/// Larger files are not read as a token.
+/// Maximum bytes read of a token file; the rest is ignored.
 const MAX_TOKEN_FILE_BYTES: u64 = 4096;
 
 /// The token of a state folder, if it has one.
 ///
 /// # Errors
-/// As [`home_token`], and [`ErrorKind::NotFound`] when no server was started on the folder yet.
+/// As [`home_token`], and [`ErrorKind::NotFound`] when no server has been started on the folder yet.
 pub fn read_home_token(home: &Home) -> Result<String> {
-    read(&home.token_file(), Owned::ByAnyone)
+    read(&home.token_file(), RequiredOwner::Any)
 }
 
-/// The token of a state folder, which is created on the first call with mode 0600.
+/// The token of a state folder. The first call creates it, with mode 0600.
 ///
 /// # Errors
-/// The operating system's; [`ErrorKind::PermissionDenied`] when others than its owner may read or write the file, or when it belongs to
-/// another user, because then the token protects nothing.
+/// I/O errors; [`ErrorKind::PermissionDenied`] when users other than the owner may read or write the file, or when it belongs to another
+/// user, because then the token protects nothing.
 pub fn home_token(home: &Home) -> Result<String> {
     let path = home.token_file();
-    match read(&path, Owned::ByThisUser) {
+    match read(&path, RequiredOwner::CurrentUser) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
-        found => return found,
+        result => return result,
     }
     let mut bytes = [0; TOKEN_BYTES];
     ring::rand::SystemRandom::new()
         .fill(&mut bytes)
         .map_err(|_| Error::other("the operating system has no random numbers"))?;
     let token = format!("slipway-{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes));
-    // Written beside and linked into place, so that no reader finds half a token and of two first calls one wins.
-    let fresh = path.with_file_name(format!(".token.{}", slipway_core::ids::hex32()));
+    // Write to a temporary file and link it into place, so that readers never see a partial token and concurrent first calls agree on one.
+    let temporary = path.with_file_name(format!(".token.{}", slipway_core::ids::hex32()));
     let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(format!("{token}\n").as_bytes())?;
         file.sync_all()?;
-        std::fs::hard_link(&fresh, &path)
+        std::fs::hard_link(&temporary, &path)
     })();
-    let _ = std::fs::remove_file(&fresh); // The link is what counts; if this fails the home has a stray private file.
+    let _ = std::fs::remove_file(&temporary); // If this fails, a private file is left over in the state folder.
     match written {
         Ok(()) => Ok(token),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => read(&path, Owned::ByThisUser),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => read(&path, RequiredOwner::CurrentUser),
         Err(error) => Err(error),
     }
 }
 
-/// Whose a secret may be.
+/// The user that a secret file must belong to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Owned {
-    /// The user of this process: a server does not trust a secret that somebody else put into its state folder.
-    ByThisUser,
-    /// Anybody: root may use a user's server.
-    ByAnyone,
+pub(super) enum RequiredOwner {
+    /// The user of this process, so that a server does not trust a secret that another user placed in its state folder.
+    CurrentUser,
+    /// Any user, so that root can use another user's server.
+    Any,
 }
 
-/// Opens the file of a secret: no link, which could lead to a file whose content others know, no pipe, which would wait for a writer, and
-/// nothing that others may read or write.
-pub(super) fn open_secret(path: &Path, owned: Owned) -> Result<File> {
+/// Opens a secret file. Rejects symbolic links (the target's content may be known to others), pipes (opening would block) and files that
+/// other users may read or write.
+pub(super) fn open_secret(path: &Path, owner: RequiredOwner) -> Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
     let metadata = file.metadata()?;
@@ -75,21 +77,24 @@ pub(super) fn open_secret(path: &Path, owned: Owned) -> Result<File> {
         return denied("is not a regular file".into());
     }
     if metadata.mode() & 0o077 != 0 {
-        return denied(format!("is open to other users (mode {:o}); run chmod 600 on it", metadata.mode() & 0o777));
+        return denied(format!(
+            "is accessible to other users (mode {:o}); run chmod 600 on it",
+            metadata.mode() & 0o777
+        ));
     }
-    if owned == Owned::ByThisUser && metadata.uid() != rustix::process::geteuid().as_raw() {
-        return denied("belongs to another user, who knows what is in it; remove it to have a new one made".into());
+    if owner == RequiredOwner::CurrentUser && metadata.uid() != rustix::process::geteuid().as_raw() {
+        return denied("belongs to another user, who knows its content; remove it so that a new one is created".into());
     }
     Ok(file)
 }
 
-fn read(path: &Path, owned: Owned) -> Result<String> {
-    let file = open_secret(path, owned)?;
+fn read(path: &Path, owner: RequiredOwner) -> Result<String> {
+    let file = open_secret(path, owner)?;
     let mut text = String::new();
     file.take(MAX_TOKEN_FILE_BYTES).read_to_string(&mut text)?;
     let token = text.trim();
-    if token.len() < super::tokens::MIN_TOKEN || !token.bytes().all(|b| b.is_ascii_graphic()) {
-        let text = format!("{} holds no token; remove it to have a new one made", path.display());
+    if token.len() < super::tokens::MIN_TOKEN_BYTES || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        let text = format!("{} does not contain a token; remove it so that a new one is created", path.display());
         return Err(Error::new(ErrorKind::InvalidData, text));
     }
     Ok(token.to_owned())
@@ -101,7 +106,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn a_token_is_made_once_and_is_private() {
+    fn token_is_created_once_and_is_private() {
         let home = Home::at(std::env::temp_dir().join(slipway_core::ids::hex32()));
         home.create().unwrap();
         let threads: Vec<_> = (0..8)
@@ -113,11 +118,11 @@ mod tests {
         let tokens: Vec<String> = threads.into_iter().map(|t| t.join().unwrap()).collect();
         assert!(tokens.iter().all(|t| *t == tokens[0] && t.len() == "slipway-".len() + 43), "{tokens:?}");
         assert_eq!(std::fs::metadata(home.token_file()).unwrap().mode() & 0o777, 0o600);
-        let left = std::fs::read_dir(home.root())
+        let files = std::fs::read_dir(home.root())
             .unwrap()
             .flatten()
             .filter(|e| e.file_name().to_string_lossy().contains("token"));
-        assert_eq!(left.count(), 1, "nothing is left beside it");
+        assert_eq!(files.count(), 1, "no temporary file is left over");
 
         std::fs::set_permissions(home.token_file(), std::fs::Permissions::from_mode(0o640)).unwrap();
         assert_eq!(home_token(&home).unwrap_err().kind(), ErrorKind::PermissionDenied);
@@ -128,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn planted_links_and_pipes_are_no_tokens() {
+    fn planted_links_and_pipes_are_rejected() {
         let home = Home::at(std::env::temp_dir().join(slipway_core::ids::hex32()));
         home.create().unwrap();
         let known = home.root().join("known-to-others");

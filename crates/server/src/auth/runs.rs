@@ -1,5 +1,8 @@
-//! Tokens of runs: each attempt gets one, with which it may track. Its claims are signed with a key that only this server has
-//! (HMAC with SHA-256, RFC 2104), so nothing has to be stored for it. Whether its run is over is asked of tracking ([`RunStates`]).
+//! Tokens of runs. Each attempt of a run gets a token for the tracking API. Its claims are signed (HMAC-SHA-256, RFC 2104) with a key that
+//! only the servers of this installation have, so tokens need no storage. Whether the run has finished is looked up in the tracking store
+//! ([`RunStates`]).
+//!
+//! Invariant: a token is valid only while its run is active and until it expires.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -19,130 +22,131 @@ use slipway_exec::TokenRequest;
 use slipway_store::sql::params;
 use slipway_store::{Database, Migration, StoreError};
 
-use super::home_token::{Owned, open_secret};
+use super::home_token::{RequiredOwner, open_secret};
 
-/// The tables.
+/// Schema migrations of the server's own tables.
 pub(crate) const MIGRATION: Migration =
     Migration { domain: "server", steps: &["CREATE TABLE server_keys (name TEXT PRIMARY KEY, key BLOB NOT NULL)"] };
 
-fn fresh_key() -> std::io::Result<[u8; 32]> {
+fn random_key() -> std::io::Result<[u8; 32]> {
     let mut key = [0; 32];
-    let failed = |_| std::io::Error::other("the operating system gives no random numbers");
+    let failed = |_| std::io::Error::other("the operating system has no random numbers");
     ring::rand::SystemRandom::new().fill(&mut key).map_err(failed)?;
     Ok(key)
 }
 
-const PREFIX: &str = "slipway-run.";
-/// What is known of a run holds for so long, so that a program that logs a thousand values a second costs one look-up in that time.
-const STATE_CACHED: Duration = Duration::from_secs(1);
-/// Runs whose state is remembered; beyond it all are forgotten, which only costs asking again.
+/// All run tokens begin with this.
+const TOKEN_PREFIX: &str = "slipway-run.";
+/// How long the state of a run is cached, so that a program that logs a thousand values per second causes one database query per second.
+const STATE_CACHE_TTL: Duration = Duration::from_secs(1);
+/// Maximum number of cached run states. When it is reached, the cache is cleared, which only costs new queries.
 const MAX_CACHED_STATES: usize = 4096;
 
-/// Knows which runs are over.
+/// Looks up whether runs are active.
 pub trait RunStates: Send + Sync {
-    /// Whether the tracked run with this id may still go on; an error is the reason why that is not known now.
-    fn may_go_on<'a>(&'a self, run_id: &'a str) -> BoxFuture<'a, Result<bool, String>>;
+    /// Whether the tracked run with this id exists and has not finished. An error means that this cannot be determined now.
+    fn is_active<'a>(&'a self, run_id: &'a str) -> BoxFuture<'a, Result<bool, String>>;
 }
 
 impl RunStates for slipway_track::Tracking {
-    fn may_go_on<'a>(&'a self, run_id: &'a str) -> BoxFuture<'a, Result<bool, String>> {
-        let found = slipway_track::Tracking::may_go_on(self, run_id.to_owned());
-        Box::pin(async move { found.await.map_err(|error| error.to_string()) })
+    fn is_active<'a>(&'a self, run_id: &'a str) -> BoxFuture<'a, Result<bool, String>> {
+        let result = slipway_track::Tracking::may_continue(self, run_id.to_owned());
+        Box::pin(async move { result.await.map_err(|error| error.to_string()) })
     }
 }
 
-/// [`RunStates`] with a memory.
+/// [`RunStates`] with a cache.
 struct CachedStates {
     states: Arc<dyn RunStates>,
-    known: Mutex<HashMap<String, (Instant, bool)>>,
+    cache: Mutex<HashMap<String, (Instant, bool)>>,
 }
 
 impl CachedStates {
-    async fn may_go_on(&self, run_id: &str) -> Result<bool, Unavailable> {
-        if let Some((at, may)) = self.known.lock().get(run_id)
-            && at.elapsed() < STATE_CACHED
+    async fn is_active(&self, run_id: &str) -> Result<bool, Unavailable> {
+        if let Some((at, active)) = self.cache.lock().get(run_id)
+            && at.elapsed() < STATE_CACHE_TTL
         {
-            return Ok(*may);
+            return Ok(*active);
         }
-        let may = self.states.may_go_on(run_id).await.map_err(Unavailable)?;
-        let mut known = self.known.lock();
-        if known.len() >= MAX_CACHED_STATES {
-            known.clear();
+        let active = self.states.is_active(run_id).await.map_err(Unavailable)?;
+        let mut cache = self.cache.lock();
+        if cache.len() >= MAX_CACHED_STATES {
+            cache.clear();
         }
-        known.insert(run_id.to_owned(), (Instant::now(), may));
-        Ok(may)
+        cache.insert(run_id.to_owned(), (Instant::now(), active));
+        Ok(active)
     }
 }
 
-/// What the token is good for. There is one scope; it is named so that a later one is not taken for it.
+/// What a token allows. There is only one scope; it is part of the claims so that this version rejects tokens with a future scope.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Scope {
-    /// To track: log to the run's experiment and namespace, and read experiments and models.
+    /// The tracking API: log to the run's experiment and namespace, and read experiments and models.
     #[default]
     Tracking,
 }
 
-/// What a token says; signed, not encrypted.
+/// The claims of a token. They are signed, not encrypted.
 #[derive(Debug, Serialize, Deserialize)]
 struct Claims {
-    /// The namespace of the run.
+    /// Namespace of the run.
     ns: String,
-    /// Its name.
+    /// Name of the submitted run.
     name: String,
-    /// The id of the tracked run.
+    /// Id of the tracked run.
     run: String,
-    /// The name of its experiment; the default one if unset.
+    /// Name of the run's experiment; the default experiment if unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     experiment: Option<String>,
-    /// The attempt.
+    /// Number of the attempt, from 1.
     attempt: u32,
-    /// Unset in tokens of earlier versions.
+    /// Absent in tokens of earlier versions.
     #[serde(default)]
     scope: Scope,
-    /// When the token ends, in milliseconds since the Unix epoch.
+    /// Expiry, in milliseconds since the Unix epoch.
     exp: i64,
 }
 
-/// Makes and checks the tokens of runs; cheap to clone.
+/// Issues and verifies the tokens of runs; cheap to clone.
 ///
-/// A token belongs to one attempt of one run: `slipway-run.CLAIMS.TAG`, where the claims are JSON and the tag is HMAC-SHA-256 over
-/// them, both in base64 for URLs.
+/// A token belongs to one attempt of one run: `slipway-run.CLAIMS.TAG`, where CLAIMS is JSON and TAG is HMAC-SHA-256 over
+/// CLAIMS, both in URL-safe base64.
 #[derive(Clone)]
 pub struct RunTokens {
     key: hmac::Key,
     isolated: bool,
-    /// Unset, tokens are good until they expire.
+    /// If unset, tokens are valid until they expire.
     states: Option<Arc<CachedStates>>,
 }
 
 impl RunTokens {
-    /// With this key.
+    /// Signs and verifies with this key.
     pub fn new(key: [u8; 32]) -> Self {
         Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key), isolated: false, states: None }
     }
 
-    /// Whether namespaces are tenants, whose runs are kept apart.
+    /// Sets whether namespaces are tenants whose runs are isolated from each other.
     #[must_use]
     pub fn isolated(self, isolated: bool) -> Self {
         Self { isolated, ..self }
     }
 
-    /// The tokens of runs that are over by this account are refused, too.
+    /// Also rejects the tokens of runs that are not active according to `states`.
     #[must_use]
-    pub fn checked_by(self, states: Arc<dyn RunStates>) -> Self {
-        Self { states: Some(Arc::new(CachedStates { states, known: Mutex::default() })), ..self }
+    pub fn with_states(self, states: Arc<dyn RunStates>) -> Self {
+        Self { states: Some(Arc::new(CachedStates { states, cache: Mutex::default() })), ..self }
     }
 
-    /// With the key in a file, which is created when it is missing.
+    /// Reads the key from a file, which is created if it is missing.
     ///
     /// # Errors
-    /// The operating system's, and [`std::io::ErrorKind::PermissionDenied`] for a file whose content others may know.
-    pub fn of_file(path: &Path) -> std::io::Result<Self> {
+    /// I/O errors, and [`std::io::ErrorKind::PermissionDenied`] for a file whose content other users may know.
+    pub fn from_file(path: &Path) -> std::io::Result<Self> {
         use std::io::{Read, Write};
         use std::os::unix::fs::OpenOptionsExt;
         let mut bytes = Vec::new();
-        match open_secret(path, Owned::ByThisUser) {
+        match open_secret(path, RequiredOwner::CurrentUser) {
             Ok(file) => {
                 file.take(64).read_to_end(&mut bytes)?;
             }
@@ -152,33 +156,33 @@ impl RunTokens {
         if let Ok(key) = bytes.try_into() {
             return Ok(Self::new(key));
         }
-        let key = fresh_key()?;
-        let _ = std::fs::remove_file(path); // A file of another length is what a killed process left before any token was made.
+        let key = random_key()?;
+        let _ = std::fs::remove_file(path); // A file of another length was left by a killed process before it issued any token.
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(&key)?;
         file.sync_all()?;
         Ok(Self::new(key))
     }
 
-    /// With the key of a database that several servers share, each of which must know the others' tokens; the first one creates it.
+    /// Reads the key from a database that several servers share, so that each accepts the others' tokens. The first server creates it.
     ///
     /// # Errors
     /// The store's.
-    pub async fn of_database(database: &Database) -> Result<Self, StoreError> {
-        let fresh = fresh_key().map_err(|source| StoreError::Object { what: "making a key".into(), source })?;
-        let kept: Option<[u8; 32]> = database
+    pub async fn from_database(database: &Database) -> Result<Self, StoreError> {
+        let candidate = random_key().map_err(|source| StoreError::Object { what: "creating a key".into(), source })?;
+        let stored: Option<[u8; 32]> = database
             .write(move |c| {
                 c.execute(
                     "INSERT INTO server_keys (name, key) VALUES ('run-tokens', ?1) ON CONFLICT DO NOTHING",
-                    [fresh.as_slice()],
+                    [candidate.as_slice()],
                 )?;
                 c.first("SELECT key FROM server_keys WHERE name = 'run-tokens'", params![], |row| row.get(0))
             })
             .await?;
-        Ok(Self::new(kept.unwrap_or(fresh)))
+        Ok(Self::new(stored.unwrap_or(candidate)))
     }
 
-    /// The token of an attempt.
+    /// Issues a token for one attempt of a run.
     pub fn mint(&self, request: &TokenRequest) -> String {
         let claims = Claims {
             ns: request.namespace.clone(),
@@ -191,30 +195,30 @@ impl RunTokens {
         };
         let claims = URL_SAFE_NO_PAD.encode(serde_json::json!(claims).to_string());
         let tag = hmac::sign(&self.key, claims.as_bytes());
-        format!("{PREFIX}{claims}.{}", URL_SAFE_NO_PAD.encode(tag.as_ref()))
+        format!("{TOKEN_PREFIX}{claims}.{}", URL_SAFE_NO_PAD.encode(tag.as_ref()))
     }
 
-    /// Whether a token has the form of a run's, valid or not.
-    pub(super) fn is_one(token: &str) -> bool {
-        token.starts_with(PREFIX)
+    /// Whether a token has the form of a run token. It may still be invalid.
+    pub(super) fn is_run_token(token: &str) -> bool {
+        token.starts_with(TOKEN_PREFIX)
     }
 
-    /// The run that a token was made for; `None` when it was not made here, has expired, or its run is over or deleted.
+    /// The run that a token was issued for. `None` if the token is invalid or expired, or the run has finished or was deleted.
     ///
     /// # Errors
-    /// When it is not known now whether the run is over.
+    /// [`Unavailable`] when the state of the run cannot be determined now.
     pub async fn identify(&self, token: &str) -> Result<Option<RunIdentity>, Unavailable> {
         let Some(run) = self.verify(token) else { return Ok(None) };
-        let may_go_on = match &self.states {
-            Some(states) => states.may_go_on(&run.run_id).await?,
+        let is_active = match &self.states {
+            Some(states) => states.is_active(&run.run_id).await?,
             None => true,
         };
-        Ok(may_go_on.then_some(run))
+        Ok(is_active.then_some(run))
     }
 
-    /// The run that a token was made for, whether it is over or not; `None` when it was not made here, or has expired.
+    /// The run that a token was issued for, active or not. `None` if the token is invalid or expired.
     pub fn verify(&self, token: &str) -> Option<RunIdentity> {
-        let (claims, tag) = token.strip_prefix(PREFIX)?.split_once('.')?;
+        let (claims, tag) = token.strip_prefix(TOKEN_PREFIX)?.split_once('.')?;
         hmac::verify(&self.key, claims.as_bytes(), &URL_SAFE_NO_PAD.decode(tag).ok()?).ok()?;
         let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()?;
         (now_ms() < claims.exp).then_some(RunIdentity {
@@ -230,7 +234,7 @@ impl RunTokens {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tracker::InTracking;
+    use crate::tracker::RunTracker;
     use slipway_exec::{Phase, RunStatus, Tracked, Tracker};
     use slipway_store::{Database, Objects};
     use slipway_track::Tracking;
@@ -246,7 +250,7 @@ mod tests {
         }
     }
 
-    async fn begin(tracker: &InTracking, id: char) {
+    async fn begin_run(tracker: &RunTracker, id: char) {
         let run = Tracked {
             run_id: id.to_string().repeat(32),
             namespace: "team-a".into(),
@@ -258,63 +262,60 @@ mod tests {
         tracker.begin(run).await.unwrap();
     }
 
-    /// Waits until a token is refused; what was known of its run a moment ago may let it pass for that long.
-    async fn until_refused(tokens: &RunTokens, token: &str) {
-        let began = Instant::now();
+    /// Waits until a token is rejected. The cached state of its run may keep it valid for [`STATE_CACHE_TTL`].
+    async fn until_rejected(tokens: &RunTokens, token: &str) {
+        let started = Instant::now();
         while tokens.identify(token).await.unwrap().is_some() {
-            assert!(began.elapsed() < Duration::from_secs(60), "it is good for ever");
+            assert!(started.elapsed() < Duration::from_secs(60), "the token is still accepted");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn the_token_of_a_run_that_is_over_is_refused() {
+    async fn token_of_a_finished_run_is_rejected() {
         let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
         std::fs::create_dir_all(&folder).unwrap();
         let db = Database::open(&folder.join("t.db"), &[slipway_track::MIGRATION]).unwrap();
         let tracking = Tracking::open(db, Objects::open(folder.join("objects")).unwrap()).await.unwrap();
-        let tracker = InTracking { tracking: tracking.clone(), isolated: false };
-        let tokens = RunTokens::new([7; 32]).checked_by(Arc::new(tracking.clone()));
+        let tracker = RunTracker { tracking: tracking.clone(), isolated: false };
+        let tokens = RunTokens::new([7; 32]).with_states(Arc::new(tracking.clone()));
         let token = |id: char| tokens.mint(&request(id));
 
-        begin(&tracker, 'a').await;
+        begin_run(&tracker, 'a').await;
         assert_eq!(tokens.identify(&token('a')).await.unwrap().unwrap().name, "train");
-        // The program itself says that it is done, and goes on.
+        // The program itself sets the status to FINISHED, and keeps running.
         let run_id = |id: char| id.to_string().repeat(32);
         tracking.update_run(run_id('a'), Some("FINISHED".into()), Some(1), None).await.unwrap();
-        // Other tokens know nothing of the state that was just looked up.
-        let others = RunTokens::new([7; 32]).checked_by(Arc::new(tracking.clone()));
-        assert!(others.identify(&token('a')).await.unwrap().is_some());
+        // A second instance has no cached state.
+        let uncached = RunTokens::new([7; 32]).with_states(Arc::new(tracking.clone()));
+        assert!(uncached.identify(&token('a')).await.unwrap().is_some());
 
-        let ended = RunStatus { phase: Phase::Succeeded, ..RunStatus::default() };
-        tracker.end("team-a", &run_id('a'), &ended).await.unwrap();
-        until_refused(&tokens, &token('a')).await;
+        let finished = RunStatus { phase: Phase::Succeeded, ..RunStatus::default() };
+        tracker.end("team-a", &run_id('a'), &finished).await.unwrap();
+        until_rejected(&tokens, &token('a')).await;
 
-        begin(&tracker, 'b').await;
+        begin_run(&tracker, 'b').await;
         assert!(tokens.identify(&token('b')).await.unwrap().is_some());
         tracking.delete_run(run_id('b')).await.unwrap();
-        until_refused(&tokens, &token('b')).await;
-        assert_eq!(tokens.identify(&token('c')).await.unwrap(), None, "there is no such run");
+        until_rejected(&tokens, &token('b')).await;
+        assert_eq!(tokens.identify(&token('c')).await.unwrap(), None, "the run does not exist");
         std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
-    fn a_token_names_its_experiment_and_scope_and_those_of_earlier_versions_are_good() {
+    fn token_contains_experiment_and_scope_and_earlier_versions_are_accepted() {
         let tokens = RunTokens::new([7; 32]);
         let token = tokens.mint(&request('a'));
-        let claims = token.strip_prefix(PREFIX).unwrap().split_once('.').unwrap().0;
+        let claims = token.strip_prefix(TOKEN_PREFIX).unwrap().split_once('.').unwrap().0;
         let claims: serde_json::Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
         assert_eq!((&claims["experiment"], &claims["scope"]), (&"ocr".into(), &"tracking".into()));
         let signed = |claims: &str| {
             let claims = URL_SAFE_NO_PAD.encode(claims);
             let tag = URL_SAFE_NO_PAD.encode(hmac::sign(&tokens.key, claims.as_bytes()).as_ref());
-            tokens.verify(&format!("{PREFIX}{claims}.{tag}"))
+            tokens.verify(&format!("{TOKEN_PREFIX}{claims}.{tag}"))
         };
         let earlier = r#"{"ns":"n","name":"a","run":"r","attempt":1,"exp":9000000000000"#;
         assert!(signed(&format!("{earlier}}}")).is_some());
-        assert!(
-            signed(&format!(r#"{earlier},"scope":"serving"}}"#)).is_none(),
-            "a scope that this version does not know"
-        );
+        assert!(signed(&format!(r#"{earlier},"scope":"serving"}}"#)).is_none(), "an unknown scope");
     }
 }

@@ -1,4 +1,4 @@
-//! Bodies: a request's, which may not stall, and an answer's, whose end is the end of its request.
+//! Wrappers for bodies: request bodies that must not stall, and response bodies that keep their request in flight until they are sent.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use tokio::time::{Instant, Sleep};
 
 use super::connection::InFlight;
 
-/// How slow a request's body may be. Only the time counts in which the server waits for the client: an upload may take as long as it likes,
-/// and so may the server in handling it.
+/// The minimum pace of a request body. Only the time that the server spends waiting for the client counts, so a steady upload may take
+/// any time, and so may the handler.
 #[derive(Debug)]
 pub(super) struct Pace {
     stall: Duration,
-    /// Bytes a second, on average.
+    /// Minimum average rate in bytes per second.
     rate: u64,
     too_slow: AtomicBool,
 }
@@ -29,21 +29,21 @@ impl Pace {
         Self { stall, rate, too_slow: AtomicBool::new(false) }
     }
 
-    /// Whether the body was given up on.
+    /// Whether the body was rejected because it was too slow.
     pub(super) fn was_too_slow(&self) -> bool {
         self.too_slow.load(Relaxed)
     }
 }
 
-/// A request's body that fails when it is slower than its pace.
+/// A request body that fails when it is slower than its pace.
 pub(super) struct PacedBody {
     inner: Incoming,
     pace: Arc<Pace>,
     bytes: u64,
-    /// Time that was spent waiting, before the wait that goes on.
+    /// Total time spent waiting, without the current wait.
     waited: Duration,
     waiting_since: Option<Instant>,
-    /// When it has stalled; made when it is first waited for.
+    /// Fires when the body has stalled. Created at the first wait.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -52,9 +52,9 @@ impl PacedBody {
         Self { inner, pace, bytes: 0, waited: Duration::ZERO, waiting_since: None, timer: None }
     }
 
-    fn give_up(&self) -> axum::Error {
+    fn too_slow_error(&self) -> axum::Error {
         self.pace.too_slow.store(true, Relaxed);
-        axum::Error::new(std::io::Error::new(std::io::ErrorKind::TimedOut, "the request's body is too slow"))
+        axum::Error::new(std::io::Error::new(std::io::ErrorKind::TimedOut, "the request body is too slow"))
     }
 }
 
@@ -68,17 +68,17 @@ impl HttpBody for PacedBody {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) else {
             let deadline = Instant::now() + self.pace.stall;
-            let begins = self.waiting_since.is_none();
+            let wait_begins = self.waiting_since.is_none();
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-            if begins {
+            if wait_begins {
                 timer.as_mut().reset(deadline);
             }
             let stalled = timer.as_mut().poll(cx);
-            if begins {
+            if wait_begins {
                 self.waiting_since = Some(Instant::now());
             }
             ready!(stalled);
-            return Poll::Ready(Some(Err(self.give_up())));
+            return Poll::Ready(Some(Err(self.too_slow_error())));
         };
         if let Some(since) = self.waiting_since.take() {
             self.waited += since.elapsed();
@@ -86,9 +86,9 @@ impl HttpBody for PacedBody {
         if let Some(Ok(frame)) = &frame {
             self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
         }
-        let due = self.waited.as_secs().saturating_mul(self.pace.rate);
-        if frame.is_some() && self.waited >= self.pace.stall && self.bytes < due {
-            return Poll::Ready(Some(Err(self.give_up())));
+        let expected = self.waited.as_secs().saturating_mul(self.pace.rate);
+        if frame.is_some() && self.waited >= self.pace.stall && self.bytes < expected {
+            return Poll::Ready(Some(Err(self.too_slow_error())));
         }
         Poll::Ready(frame.map(|frame| frame.map_err(axum::Error::new)))
     }
@@ -102,7 +102,7 @@ impl HttpBody for PacedBody {
     }
 }
 
-/// An answer's body; its request is in flight until it was sent.
+/// A response body. Its request counts as in flight until the body has been sent.
 pub(super) struct CountedBody {
     inner: Body,
     in_flight: InFlight,
@@ -110,7 +110,7 @@ pub(super) struct CountedBody {
 
 impl CountedBody {
     pub(super) fn new(inner: Body, mut in_flight: InFlight) -> Self {
-        in_flight.waits_for_client();
+        in_flight.mark_unread();
         Self { inner, in_flight }
     }
 }
@@ -123,11 +123,11 @@ impl HttpBody for CountedBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        // hyper asks for more when the client can take it, over HTTP/1 and HTTP/2 alike.
-        self.in_flight.was_taken();
+        // hyper polls for more only when the client can receive it, over HTTP/1 and HTTP/2 alike.
+        self.in_flight.mark_read();
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
         if polled.is_ready() {
-            self.in_flight.waits_for_client();
+            self.in_flight.mark_unread();
         }
         polled
     }
@@ -141,8 +141,8 @@ impl HttpBody for CountedBody {
     }
 }
 
-/// The answer to a request whose body was given up on (RFC 9110, section 15.5.9).
-pub(super) fn too_slow() -> Response {
+/// The response to a request whose body was too slow (RFC 9110, section 15.5.9).
+pub(super) fn too_slow_response() -> Response {
     let body = serde_json::json!({
         "error_code": "REQUEST_TIMEOUT",
         "message": "The body of the request did not arrive in time.",

@@ -1,4 +1,6 @@
-//! What a connection is doing, and for how long it may do nothing.
+//! Tracks the activity of a connection, and decides when it has been inactive for too long.
+//!
+//! Invariant: a connection that processes a request on the server's side never expires.
 
 use std::io;
 use std::pin::Pin;
@@ -14,38 +16,38 @@ use tokio::time::{Instant, Sleep};
 
 use super::Limits;
 
-/// A client that has taken nothing of its answers for this many milliseconds is not using its connection, if another needs the room.
-const UNREAD_GRACE: u64 = 5_000;
+/// A client that has read nothing of its responses for this many milliseconds counts as idle, so its connection may be evicted.
+const UNREAD_GRACE_MS: u64 = 5_000;
 
-/// Why a connection is to end.
+/// Why a connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expiry {
     /// The head of a request did not arrive in time.
     Header,
-    /// No request came for too long.
+    /// No request arrived in time.
     Idle,
-    /// The client did not take its answers for too long.
+    /// The client did not read its responses in time.
     Unread,
-    /// It makes room for another.
+    /// The port needs the connection's permit for another client.
     Evicted,
 }
 
-/// What a connection is doing. All times are milliseconds since it began, plus one; 0 says that something did not happen.
+/// The activity of a connection. All times are milliseconds since the connection started, plus one; 0 means never.
 #[derive(Debug)]
 pub(super) struct Activity {
-    began: Instant,
-    /// Requests that are not answered whole yet.
+    started: Instant,
+    /// Requests whose response has not been sent completely.
     in_flight: AtomicUsize,
-    /// Those of them whose answer goes on when the client takes more of it. A client of HTTP/2 may take nothing for ever without keeping
-    /// any write waiting, by giving its streams no window (RFC 9113, section 5.2).
+    /// The requests among them whose response waits for the client to read. An HTTP/2 client can stall a response without blocking any
+    /// write, by not opening the stream's flow-control window (RFC 9113, section 5.2).
     unread: AtomicUsize,
-    /// When a client last took something of an answer.
-    taken_at: AtomicU64,
-    /// When the last request was answered; 0 before the first.
+    /// When the client last read a part of a response.
+    read_at: AtomicU64,
+    /// When the last response was sent completely; 0 before the first.
     idle_since: AtomicU64,
-    /// When the head of the next request began to arrive.
+    /// When the first byte of the next request arrived; 0 if none has.
     header_since: AtomicU64,
-    /// Over HTTP/2 bytes also arrive between requests: pings, settings, acknowledgements.
+    /// With HTTP/2, bytes also arrive between requests: pings, settings, acknowledgements.
     is_http2: AtomicBool,
     is_evicted: AtomicBool,
     evict: Notify,
@@ -54,10 +56,10 @@ pub(super) struct Activity {
 impl Activity {
     pub(super) fn new() -> Self {
         Self {
-            began: Instant::now(),
+            started: Instant::now(),
             in_flight: AtomicUsize::new(0),
             unread: AtomicUsize::new(0),
-            taken_at: AtomicU64::new(0),
+            read_at: AtomicU64::new(0),
             idle_since: AtomicU64::new(0),
             header_since: AtomicU64::new(0),
             is_http2: AtomicBool::new(false),
@@ -67,10 +69,10 @@ impl Activity {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
     }
 
-    /// A request has begun; it ends when what is returned is dropped.
+    /// Records a new request, which is in flight until the returned value is dropped.
     pub(super) fn begin(this: &Arc<Self>, version: Version) -> InFlight {
         this.in_flight.fetch_add(1, SeqCst);
         this.header_since.store(0, SeqCst);
@@ -80,60 +82,61 @@ impl Activity {
         InFlight { activity: Arc::clone(this), is_unread: false }
     }
 
-    /// Bytes arrived.
+    /// Records that bytes arrived.
     fn received(&self) {
         if self.in_flight.load(SeqCst) == 0 && !self.is_http2.load(SeqCst) && self.header_since.load(SeqCst) == 0 {
             self.header_since.store(self.now(), SeqCst);
         }
     }
 
-    /// For how long all its answers have waited for the client, in milliseconds; none where the server itself has something to do.
+    /// For how many milliseconds all responses have waited for the client; `None` if the server still works on a request.
     fn unread_for(&self) -> Option<u64> {
         let in_flight = self.in_flight.load(SeqCst);
         let all = in_flight > 0 && self.unread.load(SeqCst) >= in_flight;
-        all.then(|| self.now().saturating_sub(self.taken_at.load(SeqCst)))
+        all.then(|| self.now().saturating_sub(self.read_at.load(SeqCst)))
     }
 
-    /// For how long nobody has used it, in milliseconds; none while it is used, or once it was asked to go.
+    /// For how many milliseconds the connection has been idle; `None` while it is in use, or once it is being evicted.
     pub(super) fn idle_for(&self) -> Option<u64> {
         if self.is_evicted.load(SeqCst) {
             return None;
         }
         if self.in_flight.load(SeqCst) > 0 {
-            return self.unread_for().filter(|unread| *unread >= UNREAD_GRACE);
+            return self.unread_for().filter(|unread| *unread >= UNREAD_GRACE_MS);
         }
         Some(self.now().saturating_sub(self.idle_since.load(SeqCst)))
     }
 
-    /// Whether a request is being answered to a client that has taken something of its answers in this time.
-    pub(super) fn is_answering(&self, within: Duration) -> bool {
+    /// Whether a request is in flight whose client has read something within this time, or whose response is not ready.
+    pub(super) fn is_responding(&self, within: Duration) -> bool {
         self.in_flight.load(SeqCst) > 0
             && self.unread_for().is_none_or(|unread| u128::from(unread) < within.as_millis())
     }
 
-    /// Whether the client has begun a request, or not even its first one, so that it loses nothing when the connection is closed.
+    /// Whether the connection can be dropped without losing a request: no request is in flight, and the client has sent none yet or only
+    /// a part of one.
     pub(super) fn is_before_request(&self) -> bool {
-        let never = self.idle_since.load(SeqCst) == 0 || self.header_since.load(SeqCst) > 0;
-        self.in_flight.load(SeqCst) == 0 && never
+        let no_complete_request = self.idle_since.load(SeqCst) == 0 || self.header_since.load(SeqCst) > 0;
+        self.in_flight.load(SeqCst) == 0 && no_complete_request
     }
 
-    /// Asks it to make room for another.
+    /// Asks the connection to close, so that another client can connect.
     pub(super) fn evict(&self) {
         self.is_evicted.store(true, SeqCst);
         self.evict.notify_one();
     }
 
-    /// Done when it was asked to make room.
+    /// Completes when [`Self::evict`] was called.
     pub(super) async fn evicted(&self) {
         self.evict.notified().await;
     }
 
-    /// When it is to end if nothing happens, and why.
+    /// When the connection expires without further activity, and why.
     fn deadline(&self, limits: &Limits) -> Option<(u64, Expiry)> {
         let milliseconds = |limit: Duration| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         if self.in_flight.load(SeqCst) > 0 {
-            let taken_at = self.taken_at.load(SeqCst);
-            return self.unread_for().map(|_| (taken_at.saturating_add(milliseconds(limits.idle)), Expiry::Unread));
+            let read_at = self.read_at.load(SeqCst);
+            return self.unread_for().map(|_| (read_at.saturating_add(milliseconds(limits.idle)), Expiry::Unread));
         }
         let (header, idle) = (self.header_since.load(SeqCst), self.idle_since.load(SeqCst));
         Some(if header > 0 || idle == 0 {
@@ -143,17 +146,18 @@ impl Activity {
         })
     }
 
-    /// Done when the client has been too slow or idle for too long, or when another needs the room.
+    /// Completes when the client was too slow or idle for too long, or when the connection is evicted.
     pub(super) async fn expires(&self, limits: &Limits) -> Expiry {
         loop {
-            // A head may begin to arrive, or a request end, while this sleeps; so it looks again at least that often.
+            // The deadline can change during the sleep, when a head begins to arrive or a request ends, so it is checked again at least
+            // this often.
             let mut sleep = limits.header.min(limits.idle);
             if let Some((deadline, why)) = self.deadline(limits) {
-                let left = deadline.saturating_sub(self.now());
-                if left == 0 {
+                let remaining = deadline.saturating_sub(self.now());
+                if remaining == 0 {
                     return why;
                 }
-                sleep = sleep.min(Duration::from_millis(left));
+                sleep = sleep.min(Duration::from_millis(remaining));
             }
             tokio::select! {
                 () = self.evicted() => return Expiry::Evicted,
@@ -163,7 +167,7 @@ impl Activity {
     }
 }
 
-/// A request that is not answered whole yet.
+/// A request whose response has not been sent completely.
 #[derive(Debug)]
 pub(super) struct InFlight {
     activity: Arc<Activity>,
@@ -171,19 +175,19 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    /// There is something that the client has not taken; the answer goes on when it does.
-    pub(super) fn waits_for_client(&mut self) {
+    /// Records that the response waits for the client to read.
+    pub(super) fn mark_unread(&mut self) {
         if !self.is_unread {
-            self.activity.taken_at.store(self.activity.now(), SeqCst);
+            self.activity.read_at.store(self.activity.now(), SeqCst);
             self.activity.unread.fetch_add(1, SeqCst);
             self.is_unread = true;
         }
     }
 
-    /// The client took what there was.
-    pub(super) fn was_taken(&mut self) {
+    /// Records that the client has read everything so far.
+    pub(super) fn mark_read(&mut self) {
         if self.is_unread {
-            self.activity.taken_at.store(self.activity.now(), SeqCst);
+            self.activity.read_at.store(self.activity.now(), SeqCst);
             self.activity.unread.fetch_sub(1, SeqCst);
             self.is_unread = false;
         }
@@ -192,19 +196,19 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.was_taken();
+        self.mark_read();
         self.activity.idle_since.store(self.activity.now(), SeqCst);
         self.activity.in_flight.fetch_sub(1, SeqCst);
     }
 }
 
-/// A stream that tells what arrives, and fails when what is written is not taken for too long.
+/// A stream that records incoming bytes, and fails when the client does not read written data in time.
 #[derive(Debug)]
 pub(super) struct Watched<S> {
     inner: S,
     activity: Arc<Activity>,
     stall: Duration,
-    /// When it fails if nothing more is taken; made when a client first keeps it waiting.
+    /// Fires when a write has stalled. Created when a write first has to wait.
     timer: Option<Pin<Box<Sleep>>>,
     is_waiting: bool,
 }
@@ -214,7 +218,7 @@ impl<S> Watched<S> {
         Self { inner, activity, stall, timer: None, is_waiting: false }
     }
 
-    /// Passes on what writing came to, or the error that it has come to nothing for too long.
+    /// Returns the result of a write, or a timeout error if writes have stalled for too long.
     fn timed<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.is_waiting = false;
@@ -227,7 +231,7 @@ impl<S> Watched<S> {
             timer.as_mut().reset(deadline);
         }
         ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its response")))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Bodies of error responses.
+//! The bodies of error responses: slipway's own format, and MLflow's.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -11,11 +11,11 @@ use slipway_core::Explain;
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Error")]
 pub(crate) struct ErrorBody {
-    /// What went wrong, for people.
+    /// Human-readable message.
     error: String,
-    /// A stable code, such as `serve.not_found`; `slipway explain CODE` tells more.
+    /// A stable code, such as `serve.not_found`; `slipway explain CODE` explains it.
     code: &'static str,
-    /// What helps, if anything is known to.
+    /// How to fix the problem, if known.
     hint: Option<String>,
 }
 
@@ -25,8 +25,8 @@ impl ErrorBody {
         Self { error: error.to_string(), code: error.code(), hint: error.hint() }.with_status(status)
     }
 
-    /// The response for an error of a catalogued code, of which there is only a message.
-    pub(crate) fn of_code(status: StatusCode, code: &'static str, error: String) -> Response {
+    /// The response for a message with a code of the catalogue ([`slipway_core::explain`]), which has the hint.
+    pub(crate) fn from_code(status: StatusCode, code: &'static str, error: String) -> Response {
         let hint = slipway_core::explain::find(code).map(|topic| topic.remedy.to_owned());
         Self { error, code, hint }.with_status(status)
     }
@@ -36,22 +36,22 @@ impl ErrorBody {
     }
 }
 
-// It is written in `slipway_track::Error` and `slipway_access::refusal`; a test compares this description with what they write.
-/// An error as MLflow's API writes it: from tracking, or from the guard in front of all routes.
+// Only for the schema: `slipway_track::Error` and `slipway_access::refusal` write these bodies; a test compares them with this type.
+/// An error in the format of MLflow's API: from tracking, or from the guard in front of all routes.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "MlflowError")]
 pub(crate) struct MlflowErrorBody {
     /// MLflow's code, such as `RESOURCE_DOES_NOT_EXIST`.
     error_code: String,
-    /// What went wrong, for people.
+    /// Human-readable message.
     message: String,
-    /// slipway's stable code, where the request was refused before its handler.
+    /// slipway's stable code; only if the request was rejected before it reached its handler.
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<String>,
-    /// MLflow's SQLSTATE, where it has one for the error.
+    /// MLflow's SQLSTATE, if the error has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     sqlstate: Option<String>,
-    /// MLflow's class of the error, where it has one.
+    /// MLflow's error class, if the error has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     error_class: Option<String>,
 }

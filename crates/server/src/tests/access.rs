@@ -1,14 +1,14 @@
-//! Every route, asked as everybody, compared with a committed table.
+//! Sends a request to every route in every role, and compares the results with the committed table `access.txt`.
 
 use axum::http::{Method, StatusCode};
 
-use super::{Front, Reply};
+use super::{Reply, TestServer};
 
-const ROLES: [&str; 8] = ["nobody", "stranger", "reader", "runner", "inferrer", "writer", "administrator", "owner"];
+const ROLES: [&str; 8] = ["no-token", "bad-token", "reader", "runner", "inferrer", "writer", "administrator", "owner"];
 const TABLE: &str = include_str!("access.txt");
 
-/// A path of the kind that a route's pattern describes.
-fn example(pattern: &str) -> String {
+/// An example path that matches the pattern of a route.
+fn example_path(pattern: &str) -> String {
     let values = [
         ("{*path}", "0/0123456789abcdef0123456789abcdef/artifacts/file.txt"),
         ("{namespace}", "team-a"),
@@ -27,7 +27,7 @@ fn example(pattern: &str) -> String {
     out + rest
 }
 
-/// `y` when the handler was reached, `n` when the server asked for a token, `-` when the caller was refused.
+/// `y` if the request reached its handler, `n` if it was not authenticated, `-` if it was not authorized.
 fn verdict(reply: &Reply) -> char {
     let grpc = reply.headers.get("grpc-status").and_then(|s| s.to_str().ok());
     match (reply.status, grpc) {
@@ -38,16 +38,16 @@ fn verdict(reply: &Reply) -> char {
 }
 
 #[tokio::test]
-async fn every_route_admits_whom_the_table_says() {
-    let front = Front::open().await;
+async fn access_matches_the_committed_table() {
+    let server = TestServer::open().await;
     let mut lines = vec![format!("{:6} {:90} {:32} {}", "METHOD", "PATH", "ACCESS", ROLES.join(" "))];
     for (port, name) in ["control", "inference", "grpc"].into_iter().enumerate() {
         lines.push(format!("# {name}"));
-        let mut routes = front.tables[port].clone();
+        let mut routes = server.tables[port].clone();
         routes.sort_by_key(|r| (r.path.clone(), r.method.as_ref().map(Method::to_string)));
         for route in routes {
             let method = route.method.clone().unwrap_or(if port == 2 { Method::POST } else { Method::GET });
-            let path = example(&route.path);
+            let path = example_path(&route.path);
             let body = if path == "/api/v1/runs" {
                 r#"{"apiVersion":"slipway.dev/v1","kind":"Run","metadata":{"name":"x","namespace":"team-a"},"spec":{"command":["true"]}}"#
             } else {
@@ -55,7 +55,7 @@ async fn every_route_admits_whom_the_table_says() {
             };
             let mut cells = String::new();
             for role in ROLES {
-                let reply = front.send(port, front.request(port, role, &method, &path, body).unwrap()).await;
+                let reply = server.send(port, server.request(port, role, &method, &path, body).unwrap()).await;
                 let text = String::from_utf8_lossy(&reply.body);
                 assert!(!text.contains("auth.unguarded"), "{method} {path} as {role} is not guarded");
                 cells.push_str(&format!(" {:>width$}", verdict(&reply), width = role.len()));
@@ -74,6 +74,6 @@ async fn every_route_admits_whom_the_table_says() {
     assert_eq!(
         TABLE.lines().count(),
         actual.lines().count(),
-        "UPDATE_ACCESS_TABLE=1 writes the table anew; read its diff"
+        "UPDATE_ACCESS_TABLE=1 regenerates the table; review its diff"
     );
 }

@@ -1,11 +1,11 @@
-//! Attacks that worked once, or that somebody would try first.
+//! Regression tests for attacks that once worked, and for obvious ones.
 
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 use slipway_core::ids::RUN_TAG;
 
-use super::{Front, RUN_ID};
+use super::{RUN_ID, TestServer};
 
 fn run_manifest(namespace: &str) -> String {
     json!({"apiVersion": "slipway.dev/v1", "kind": "Run", "metadata": {"name": "x", "namespace": namespace},
@@ -13,10 +13,10 @@ fn run_manifest(namespace: &str) -> String {
     .to_string()
 }
 
-/// A page that points its own name to this machine sends its own name as `Host` and `Origin`; so the two agree.
+/// In DNS rebinding, a web page resolves its own host name to this machine. `Host` and `Origin` then both have that name and agree.
 #[tokio::test]
-async fn dns_rebinding_reaches_nothing() {
-    let front = Front::open().await;
+async fn dns_rebinding_is_rejected() {
+    let server = TestServer::open().await;
     for (token, path) in [(None, "/api/v1/runs"), (Some(super::OWNER), "/api/v1/runs"), (None, "/healthz"), (None, "/")]
     {
         for method in [Method::POST, Method::GET] {
@@ -28,24 +28,24 @@ async fn dns_rebinding_reaches_nothing() {
             if let Some(token) = token {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
-            let reply = front.send(0, request.body(Body::from(run_manifest("default"))).unwrap()).await;
+            let reply = server.send(0, request.body(Body::from(run_manifest("default"))).unwrap()).await;
             assert_eq!(reply.status, StatusCode::MISDIRECTED_REQUEST, "{path}");
         }
     }
 }
 
-/// Another user of the machine has no token.
+/// Another user of the machine has no token, or guesses one.
 #[tokio::test]
-async fn another_user_of_the_machine_submits_nothing() {
-    let front = Front::open().await;
-    assert_eq!(front.ask("nobody", "POST", "/api/v1/runs", &run_manifest("default")).await.status, 401);
-    assert_eq!(front.ask("stranger", "POST", "/api/v1/runs", &run_manifest("default")).await.status, 401);
+async fn other_users_of_the_machine_cannot_submit_runs() {
+    let server = TestServer::open().await;
+    assert_eq!(server.send_as("no-token", "POST", "/api/v1/runs", &run_manifest("default")).await.status, 401);
+    assert_eq!(server.send_as("bad-token", "POST", "/api/v1/runs", &run_manifest("default")).await.status, 401);
 }
 
-/// A page of another port of this machine is another origin, also for reading and also without `Origin`.
+/// A page on another port of this machine is a different origin. It is rejected for reads too, and also when only `Sec-Fetch-Site` says so.
 #[tokio::test]
-async fn pages_of_other_origins_reach_nothing() {
-    let front = Front::open().await;
+async fn cross_origin_requests_are_rejected() {
+    let server = TestServer::open().await;
     for (name, value) in [("origin", "http://localhost:9999"), ("origin", "null"), ("sec-fetch-site", "same-site")] {
         for method in ["GET", "POST"] {
             let request = Request::builder()
@@ -54,39 +54,39 @@ async fn pages_of_other_origins_reach_nothing() {
                 .header("host", "localhost:7070")
                 .header("authorization", format!("Bearer {}", super::OWNER))
                 .header(name, value);
-            let reply = front.send(0, request.body(Body::from("{}")).unwrap()).await;
+            let reply = server.send(0, request.body(Body::from("{}")).unwrap()).await;
             assert_eq!(reply.status, StatusCode::FORBIDDEN, "{method} {name}: {value}");
         }
     }
 }
 
-/// Whoever may ask models may not unload them.
+/// The permission to run inference does not include loading and unloading models.
 #[tokio::test]
-async fn asking_models_is_not_changing_deployments() {
-    let front = Front::open().await;
+async fn inference_permission_does_not_allow_changing_deployments() {
+    let server = TestServer::open().await;
     for action in ["load", "unload"] {
         let path = format!("/v2/repository/models/prod/{action}");
-        let request = |role| front.request(1, role, &Method::POST, &path, "").unwrap();
-        assert_eq!(front.send(1, request("inferrer")).await.status, StatusCode::FORBIDDEN, "{action}");
-        let allowed = front.send(1, request("writer")).await.status;
+        let request = |role| server.request(1, role, &Method::POST, &path, "").unwrap();
+        assert_eq!(server.send(1, request("inferrer")).await.status, StatusCode::FORBIDDEN, "{action}");
+        let allowed = server.send(1, request("writer")).await.status;
         assert!(
             ![StatusCode::FORBIDDEN, StatusCode::UNAUTHORIZED].contains(&allowed),
-            "{action}: there is no such model, but the writer may ask"
+            "{action}: the writer is authorized, although the model does not exist"
         );
     }
     for method in ["RepositoryModelLoad", "RepositoryModelUnload"] {
         let path = format!("/inference.GRPCInferenceService/{method}");
-        let reply = front.send(2, front.request(2, "inferrer", &Method::POST, &path, "\0\0\0\0\0").unwrap()).await;
+        let reply = server.send(2, server.request(2, "inferrer", &Method::POST, &path, "\0\0\0\0\0").unwrap()).await;
         assert_eq!(reply.headers["grpc-status"], "7", "{method}");
     }
 }
 
-/// The last segment of an artifact's path is chosen by the client, and so are segments within it.
+/// Clients choose the segments of an artifact path, so words such as `get` or `list` in it must not make a request count as a read.
 #[tokio::test]
-async fn reading_is_not_decided_by_words_in_a_path() {
-    let front = Front::open().await;
+async fn words_in_a_path_do_not_make_a_write_a_read() {
+    let server = TestServer::open().await;
     let folder = format!("/api/2.0/mlflow-artifacts/artifacts/0/{RUN_ID}/artifacts");
-    assert_eq!(front.ask("owner", "PUT", &format!("{folder}/list"), "kept").await.status, 200);
+    assert_eq!(server.send_as("owner", "PUT", &format!("{folder}/list"), "kept").await.status, 200);
     for (method, path) in [
         ("PUT", format!("{folder}/get.onnx")),
         ("PUT", format!("{folder}/listing%2Fmodel.onnx")),
@@ -95,36 +95,36 @@ async fn reading_is_not_decided_by_words_in_a_path() {
         ("DELETE", "/api/2.0/mlflow/logged-models/m-1/tags/getX".to_owned()),
     ] {
         for role in ["reader", "inferrer"] {
-            assert_eq!(front.ask(role, method, &path, "overwritten").await.status, 403, "{role} {method} {path}");
+            assert_eq!(server.send_as(role, method, &path, "overwritten").await.status, 403, "{role} {method} {path}");
         }
     }
-    let kept = front.ask("reader", "GET", &format!("{folder}/list"), "").await;
+    let kept = server.send_as("reader", "GET", &format!("{folder}/list"), "").await;
     assert_eq!(kept.body, "kept");
 }
 
-/// A run of one tenant changes nothing of another: no experiment, run, artifact, model, alias, stage or tag.
+/// The token of a run cannot change another tenant's experiments, runs, artifacts, models, aliases, stages or tags.
 #[tokio::test]
-async fn a_run_changes_nothing_of_another_tenant() {
-    let front = Front::open().await;
-    let made = |reply: super::Reply| -> Value { serde_json::from_slice(&reply.body).unwrap() };
+async fn run_token_cannot_change_another_tenant() {
+    let server = TestServer::open().await;
+    let json_of = |reply: super::Reply| -> Value { serde_json::from_slice(&reply.body).unwrap() };
     let mlflow = "/api/2.0/mlflow";
     let body = json!({"name": "b", "tags": [{"key": "slipway.namespace", "value": "team-b"}]}).to_string();
-    let experiment = made(front.ask("owner", "POST", &format!("{mlflow}/experiments/create"), &body).await);
+    let experiment = json_of(server.send_as("owner", "POST", &format!("{mlflow}/experiments/create"), &body).await);
     let experiment = experiment["experiment_id"].as_str().unwrap().to_owned();
     let body = json!({"experiment_id": experiment}).to_string();
-    let run = made(front.ask("owner", "POST", &format!("{mlflow}/runs/create"), &body).await);
+    let run = json_of(server.send_as("owner", "POST", &format!("{mlflow}/runs/create"), &body).await);
     let run = run["run"]["info"]["run_id"].as_str().unwrap().to_owned();
     let body = json!({"name": "fraud", "tags": [{"key": "slipway.namespace", "value": "team-b"}]}).to_string();
-    front.ask("owner", "POST", &format!("{mlflow}/registered-models/create"), &body).await;
+    server.send_as("owner", "POST", &format!("{mlflow}/registered-models/create"), &body).await;
     let body =
         json!({"name": "fraud", "source": format!("mlflow-artifacts:/{experiment}/{run}/artifacts/m"), "run_id": run})
             .to_string();
-    assert_eq!(front.ask("owner", "POST", &format!("{mlflow}/model-versions/create"), &body).await.status, 200);
+    assert_eq!(server.send_as("owner", "POST", &format!("{mlflow}/model-versions/create"), &body).await.status, 200);
     let body = json!({"experiment_id": experiment, "name": "m"}).to_string();
-    let logged = made(front.ask("owner", "POST", &format!("{mlflow}/logged-models"), &body).await);
+    let logged = json_of(server.send_as("owner", "POST", &format!("{mlflow}/logged-models"), &body).await);
     let logged = logged["model"]["info"]["model_id"].as_str().unwrap().to_owned();
 
-    let before = super::fuzz::state(&front);
+    let before = super::fuzz::state(&server);
     let version = json!({"name": "fraud", "version": "1"});
     let with = |base: &Value, more: Value| {
         let mut all = base.clone();
@@ -160,7 +160,7 @@ async fn a_run_changes_nothing_of_another_tenant() {
         ("POST", "/2.0/mlflow/runs/log-parameter", with(&of_run, json!({"key": "p", "value": "1"}))),
         ("POST", "/2.0/mlflow/runs/log-batch", with(&of_run, json!({"tags": [{"key": "t", "value": "1"}]}))),
         ("POST", "/2.0/mlflow/runs/set-tag", with(&of_run, json!({"key": "t", "value": "1"}))),
-        // Not even its own run may say that it belongs to another.
+        // A run cannot assign itself to another tenant either.
         (
             "POST",
             "/2.0/mlflow/runs/set-tag",
@@ -210,32 +210,32 @@ async fn a_run_changes_nothing_of_another_tenant() {
         ),
     ] {
         for prefix in ["/api", "/ajax-api"] {
-            let reply = front.ask("runner", method, &format!("{prefix}{path}"), &body).await;
+            let reply = server.send_as("runner", method, &format!("{prefix}{path}"), &body).await;
             let text = String::from_utf8_lossy(&reply.body).into_owned();
             assert!(matches!(reply.status.as_u16(), 400 | 403), "{method} {path}: {} {text}", reply.status);
         }
     }
-    assert_eq!(super::fuzz::state(&front), before);
+    assert_eq!(super::fuzz::state(&server), before);
 }
 
-/// Whoever submits a run names its experiment, and runs that name none share the default one: being in an experiment gives no right to what
-/// others have in it.
+/// Submitters choose the experiment of a run, and runs without one share the default experiment. So being in an experiment must not give
+/// access to what others have in it.
 #[tokio::test]
-async fn a_run_changes_nothing_of_others_in_an_experiment_that_it_shares() {
-    let front = Front::open().await;
-    let made = |reply: super::Reply| -> Value { serde_json::from_slice(&reply.body).unwrap() };
+async fn run_token_cannot_change_others_in_a_shared_experiment() {
+    let server = TestServer::open().await;
+    let json_of = |reply: super::Reply| -> Value { serde_json::from_slice(&reply.body).unwrap() };
     let mlflow = "/api/2.0/mlflow";
     let body = json!({"experiment_id": "0"}).to_string();
-    let other = made(front.ask("owner", "POST", &format!("{mlflow}/runs/create"), &body).await);
+    let other = json_of(server.send_as("owner", "POST", &format!("{mlflow}/runs/create"), &body).await);
     let other = other["run"]["info"]["run_id"].as_str().unwrap().to_owned();
     let body = json!({"experiment_id": "0", "name": "theirs"}).to_string();
-    let model = made(front.ask("owner", "POST", &format!("{mlflow}/logged-models"), &body).await);
+    let model = json_of(server.send_as("owner", "POST", &format!("{mlflow}/logged-models"), &body).await);
     let model = model["model"]["info"]["model_id"].as_str().unwrap().to_owned();
     let artifacts = "/api/2.0/mlflow-artifacts";
     let metric = |run: &str| json!({"run_id": run, "key": "m", "value": 1.0, "timestamp": 1, "model_id": model});
     let of_batch = json!({"run_id": RUN_ID, "metrics": [metric(RUN_ID)]});
     let owner_tag = json!({"key": "slipway.namespace", "value": "team-a"});
-    let before = super::fuzz::state(&front);
+    let before = super::fuzz::state(&server);
     for (method, path, body) in [
         ("PUT", format!("{artifacts}/artifacts/0/{other}/artifacts/m/model.onnx"), json!({})),
         ("PUT", format!("{artifacts}/artifacts/0/models/{model}/artifacts/model.onnx"), json!({})),
@@ -267,51 +267,51 @@ async fn a_run_changes_nothing_of_others_in_an_experiment_that_it_shares() {
             json!({"experiment_id": "0", "key": "k", "value": "v"}),
         ),
     ] {
-        let reply = front.ask("runner", method, &path, &body.to_string()).await;
+        let reply = server.send_as("runner", method, &path, &body.to_string()).await;
         let text = String::from_utf8_lossy(&reply.body).into_owned();
         assert!(matches!(reply.status.as_u16(), 400 | 403), "{method} {path} {body}: {} {text}", reply.status);
     }
-    assert_eq!(super::fuzz::state(&front), before);
+    assert_eq!(super::fuzz::state(&server), before);
 
-    // It may register what others logged, which reads it; the logged model itself does not change.
-    front
-        .ask("runner", "POST", &format!("{mlflow}/registered-models/create"), &json!({"name": "mine"}).to_string())
+    // The run may register a model that others logged. This only reads the logged model, which must not change.
+    server
+        .send_as("runner", "POST", &format!("{mlflow}/registered-models/create"), &json!({"name": "mine"}).to_string())
         .await;
     let body = json!({"name": "mine", "source": format!("models:/{model}"), "model_id": model}).to_string();
-    let reply = front.ask("runner", "POST", &format!("{mlflow}/model-versions/create"), &body).await;
+    let reply = server.send_as("runner", "POST", &format!("{mlflow}/model-versions/create"), &body).await;
     assert_eq!(reply.status, 200, "{}", String::from_utf8_lossy(&reply.body));
-    let kept = made(front.ask("owner", "GET", &format!("{mlflow}/logged-models/{model}"), "").await);
+    let kept = json_of(server.send_as("owner", "GET", &format!("{mlflow}/logged-models/{model}"), "").await);
     assert!(!kept.to_string().contains("modelVersions"), "{kept}");
 }
 
-/// Child runs and logged models that a run makes in an experiment that it shares are its own.
+/// Child runs and logged models that a run creates in a shared experiment are its own.
 #[tokio::test]
-async fn a_run_goes_on_with_what_it_made_in_an_experiment_that_it_shares() {
-    let front = Front::open().await;
+async fn run_token_can_change_what_the_run_created_in_a_shared_experiment() {
+    let server = TestServer::open().await;
     let mlflow = "/api/2.0/mlflow";
-    let ask = async |method: &str, path: &str, body: Value| -> Value {
-        let reply = front.ask("runner", method, path, &body.to_string()).await;
+    let send = async |method: &str, path: &str, body: Value| -> Value {
+        let reply = server.send_as("runner", method, path, &body.to_string()).await;
         assert_eq!(reply.status, 200, "{method} {path}: {}", String::from_utf8_lossy(&reply.body));
         serde_json::from_slice(&reply.body).unwrap_or_default()
     };
-    let child = ask("POST", &format!("{mlflow}/runs/create"), json!({"experiment_id": "0"})).await;
+    let child = send("POST", &format!("{mlflow}/runs/create"), json!({"experiment_id": "0"})).await;
     let child = child["run"]["info"]["run_id"].as_str().unwrap();
     let new = json!({"experiment_id": "0", "name": "own", "source_run_id": child});
-    let model = ask("POST", &format!("{mlflow}/logged-models"), new).await;
+    let model = send("POST", &format!("{mlflow}/logged-models"), new).await;
     let model = model["model"]["info"]["model_id"].as_str().unwrap();
     let artifacts = "/api/2.0/mlflow-artifacts/artifacts";
-    ask("PUT", &format!("{artifacts}/0/models/{model}/artifacts/model.onnx"), json!({})).await;
-    ask("PUT", &format!("{artifacts}/0/{child}/artifacts/x.txt"), json!({})).await;
-    ask("PATCH", &format!("{mlflow}/logged-models/{model}"), json!({"model_id": model, "status": "2"})).await;
+    send("PUT", &format!("{artifacts}/0/models/{model}/artifacts/model.onnx"), json!({})).await;
+    send("PUT", &format!("{artifacts}/0/{child}/artifacts/x.txt"), json!({})).await;
+    send("PATCH", &format!("{mlflow}/logged-models/{model}"), json!({"model_id": model, "status": "2"})).await;
     let metric = json!({"run_id": child, "key": "m", "value": 1.0, "timestamp": 1, "model_id": model});
-    ask("POST", &format!("{mlflow}/runs/log-metric"), metric).await;
-    ask("POST", &format!("{mlflow}/runs/update"), json!({"run_id": child, "status": "FINISHED"})).await;
+    send("POST", &format!("{mlflow}/runs/log-metric"), metric).await;
+    send("POST", &format!("{mlflow}/runs/update"), json!({"run_id": child, "status": "FINISHED"})).await;
 }
 
-/// What a run does with its own token goes on working, and what it creates belongs to its namespace.
+/// A run can track, register and promote with its own token, and what it creates belongs to its namespace.
 #[tokio::test]
-async fn a_run_tracks_registers_and_promotes_what_is_its_own() {
-    let front = Front::open().await;
+async fn run_token_can_track_register_and_promote_its_own_models() {
+    let server = TestServer::open().await;
     for (method, path, body) in [
         ("POST", "/2.0/mlflow/runs/log-metric", json!({"run_id": RUN_ID, "key": "m", "value": 1.0, "timestamp": 1})),
         ("PUT", &format!("/2.0/mlflow-artifacts/artifacts/0/{RUN_ID}/artifacts/m/model.onnx"), json!({})),
@@ -325,22 +325,22 @@ async fn a_run_tracks_registers_and_promotes_what_is_its_own() {
         ("POST", "/2.0/mlflow/experiments/create", json!({"name": "own"})),
         ("POST", "/2.0/mlflow/runs/create", json!({"experiment_id": "1"})),
     ] {
-        let reply = front.ask("runner", method, &format!("/api{path}"), &body.to_string()).await;
+        let reply = server.send_as("runner", method, &format!("/api{path}"), &body.to_string()).await;
         assert_eq!(reply.status, 200, "{method} {path}: {}", String::from_utf8_lossy(&reply.body));
     }
-    let model = front.ask("reader", "GET", "/api/2.0/mlflow/registered-models/get?name=mine", "").await;
+    let model = server.send_as("reader", "GET", "/api/2.0/mlflow/registered-models/get?name=mine", "").await;
     assert!(String::from_utf8_lossy(&model.body).contains("\"team-a\""));
 }
 
-/// A filter that is too large for the database is the caller's mistake, and tells nothing of the database.
+/// A filter that is too large for the database is a client error.
 #[tokio::test]
-async fn filters_that_are_too_large_are_refused() {
-    let front = Front::open().await;
+async fn too_large_filters_are_rejected() {
+    let server = TestServer::open().await;
     for (count, expected) in [(60, 200), (61, 400), (20_000, 400)] {
         for term in ["params.a = 'b'", "metrics.a > 1", "tags.a LIKE '%b%'"] {
             let filter = vec![term; count].join(" AND ");
             let body = json!({"experiment_ids": ["0"], "filter": filter}).to_string();
-            let reply = front.ask("owner", "POST", "/api/2.0/mlflow/runs/search", &body).await;
+            let reply = server.send_as("owner", "POST", "/api/2.0/mlflow/runs/search", &body).await;
             assert_eq!(reply.status, expected, "{count} {term}: {}", String::from_utf8_lossy(&reply.body));
         }
     }

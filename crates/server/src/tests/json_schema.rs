@@ -1,27 +1,28 @@
-//! A validator for the part of JSON Schema 2020-12 that the OpenAPI document uses. It knows no keyword that the document does not have, and
-//! refuses a schema with another, so that nothing goes unchecked. It is stricter than the standard in one thing: a property that no schema
-//! names is an error, since it shows that a description lacks a field.
+//! A validator for the subset of JSON Schema 2020-12 that the OpenAPI document uses.
+//!
+//! Invariant: nothing is left unchecked. A schema with an unsupported keyword is an error. Unlike in the standard, a property that no
+//! schema names is an error too, because it means that a field is missing from the schema.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-/// Keywords that constrain nothing.
+/// Keywords that do not constrain a value.
 const ANNOTATIONS: [&str; 4] = ["title", "description", "default", "format"];
 
-/// Says what is wrong with a value, by the schemas of this document.
+/// Validates a value against a schema of the document. The error names the position and the keyword.
 pub(super) fn check(document: &Value, schema: &Value, value: &Value) -> Result<(), String> {
     Validator { document }.check(schema, value, "")
 }
 
-/// Properties of an object that schemas spoke of.
+/// The properties of an object that the applied schemas cover.
 #[derive(Default)]
-struct Described {
+struct Covered {
     names: BTreeSet<String>,
     all: bool,
 }
 
-impl Described {
+impl Covered {
     fn add(&mut self, other: Self) {
         self.names.extend(other.names);
         self.all |= other.all;
@@ -34,69 +35,70 @@ struct Validator<'a> {
 
 impl Validator<'_> {
     fn check(&self, schema: &Value, value: &Value, at: &str) -> Result<(), String> {
-        let described = self.evaluate(schema, value, at)?;
-        let unknown = value.as_object().into_iter().flatten().find(|(name, _)| !described.names.contains(*name));
-        match unknown.filter(|_| !described.all) {
+        let covered = self.evaluate(schema, value, at)?;
+        let unknown = value.as_object().into_iter().flatten().find(|(name, _)| !covered.names.contains(*name));
+        match unknown.filter(|_| !covered.all) {
             Some((name, _)) => Err(format!("{at}/{name} is not in the schema")),
             None => Ok(()),
         }
     }
 
-    /// Applies a schema without asking whether it speaks of all properties: others may apply to the same value.
-    fn evaluate(&self, schema: &Value, value: &Value, at: &str) -> Result<Described, String> {
-        let mut described = Described::default();
+    /// Applies a schema without requiring that it covers all properties, because further schemas may apply to the same value.
+    fn evaluate(&self, schema: &Value, value: &Value, at: &str) -> Result<Covered, String> {
+        let mut covered = Covered::default();
         let keywords = match schema {
-            Value::Bool(true) => return Ok(Described { all: true, ..described }),
+            Value::Bool(true) => return Ok(Covered { all: true, ..covered }),
             Value::Object(keywords) => keywords,
-            _ => return Err(format!("{at}: nothing is valid here, but there is {value}")),
+            _ => return Err(format!("{at}: no value is valid here, found {value}")),
         };
-        // A schema that only describes in words takes anything.
-        described.all = keywords.keys().all(|keyword| ANNOTATIONS.contains(&keyword.as_str()));
-        for (keyword, wanted) in keywords {
-            let wrong = || format!("{at}: {value} does not satisfy {keyword} {wanted}");
+        // A schema with only annotations accepts any value.
+        covered.all = keywords.keys().all(|keyword| ANNOTATIONS.contains(&keyword.as_str()));
+        for (keyword, expected) in keywords {
+            let unsatisfied = || format!("{at}: {value} does not satisfy {keyword} {expected}");
             let satisfied = match keyword.as_str() {
                 annotation if ANNOTATIONS.contains(&annotation) => true,
                 "$ref" => {
-                    let pointer = wanted.as_str().and_then(|r| r.strip_prefix('#')).unwrap_or_default();
-                    let target = self.document.pointer(pointer).ok_or_else(|| format!("{wanted} leads nowhere"))?;
-                    described.add(self.evaluate(target, value, at)?);
+                    let pointer = expected.as_str().and_then(|r| r.strip_prefix('#')).unwrap_or_default();
+                    let target =
+                        self.document.pointer(pointer).ok_or_else(|| format!("{expected} does not resolve"))?;
+                    covered.add(self.evaluate(target, value, at)?);
                     true
                 }
-                "type" => match wanted {
+                "type" => match expected {
                     Value::Array(types) => types.iter().any(|t| has_type(value, t)),
                     one => has_type(value, one),
                 },
-                "const" => value == wanted,
-                "enum" => list(wanted).contains(value),
-                "minimum" => value.as_f64().is_none_or(|n| wanted.as_f64().is_some_and(|least| n >= least)),
-                "minItems" => value.as_array().is_none_or(|a| wanted.as_u64().is_some_and(|n| a.len() as u64 >= n)),
-                "maxItems" => value.as_array().is_none_or(|a| wanted.as_u64().is_some_and(|n| a.len() as u64 <= n)),
+                "const" => value == expected,
+                "enum" => list(expected).contains(value),
+                "minimum" => value.as_f64().is_none_or(|n| expected.as_f64().is_some_and(|minimum| n >= minimum)),
+                "minItems" => value.as_array().is_none_or(|a| expected.as_u64().is_some_and(|n| a.len() as u64 >= n)),
+                "maxItems" => value.as_array().is_none_or(|a| expected.as_u64().is_some_and(|n| a.len() as u64 <= n)),
                 "required" => value.as_object().is_none_or(|o| {
-                    list(wanted).iter().all(|name| name.as_str().is_some_and(|name| o.contains_key(name)))
+                    list(expected).iter().all(|name| name.as_str().is_some_and(|name| o.contains_key(name)))
                 }),
                 "anyOf" | "oneOf" => {
-                    let results = list(wanted).iter().map(|branch| self.evaluate(branch, value, at));
+                    let results = list(expected).iter().map(|branch| self.evaluate(branch, value, at));
                     let (mut valid, mut reasons) = (0, Vec::new());
                     for result in results {
                         match result {
                             Ok(branch) => {
-                                described.add(branch);
+                                covered.add(branch);
                                 valid += 1;
                             }
                             Err(reason) => reasons.push(reason),
                         }
                     }
                     if valid == 0 {
-                        return Err(format!("{at}: no branch of {keyword}: {}", reasons.join("; ")));
+                        return Err(format!("{at}: no branch of {keyword} is valid: {}", reasons.join("; ")));
                     }
                     keyword == "anyOf" || valid == 1
                 }
                 "properties" => {
-                    for (name, schema) in wanted.as_object().into_iter().flatten() {
+                    for (name, schema) in expected.as_object().into_iter().flatten() {
                         if let Some(value) = value.get(name) {
                             self.check(schema, value, &format!("{at}/{name}"))?;
                         }
-                        described.names.insert(name.clone());
+                        covered.names.insert(name.clone());
                     }
                     true
                 }
@@ -104,13 +106,13 @@ impl Validator<'_> {
                     let named = keywords.get("properties").and_then(Value::as_object);
                     let is_other = |name: &str| named.is_none_or(|n: &Map<String, Value>| !n.contains_key(name));
                     for (name, value) in value.as_object().into_iter().flatten().filter(|(name, _)| is_other(name)) {
-                        self.check(wanted, value, &format!("{at}/{name}"))?;
-                        described.names.insert(name.clone());
+                        self.check(expected, value, &format!("{at}/{name}"))?;
+                        covered.names.insert(name.clone());
                     }
                     true
                 }
                 "prefixItems" => {
-                    for (i, (schema, value)) in list(wanted).iter().zip(list(value)).enumerate() {
+                    for (i, (schema, value)) in list(expected).iter().zip(list(value)).enumerate() {
                         self.check(schema, value, &format!("{at}/{i}"))?;
                     }
                     true
@@ -118,17 +120,17 @@ impl Validator<'_> {
                 "items" => {
                     let before = keywords.get("prefixItems").map_or(0, |p| list(p).len());
                     for (i, value) in list(value).iter().enumerate().skip(before) {
-                        self.check(wanted, value, &format!("{at}/{i}"))?;
+                        self.check(expected, value, &format!("{at}/{i}"))?;
                     }
                     true
                 }
-                _ => return Err(format!("the validator does not know the keyword {keyword}")),
+                _ => return Err(format!("the validator does not support the keyword {keyword}")),
             };
             if !satisfied {
-                return Err(wrong());
+                return Err(unsatisfied());
             }
         }
-        Ok(described)
+        Ok(covered)
     }
 }
 
@@ -150,7 +152,7 @@ fn has_type(value: &Value, name: &Value) -> bool {
 }
 
 #[test]
-fn what_does_not_fit_a_schema_is_refused() {
+fn invalid_values_are_rejected() {
     use serde_json::json;
     let document = json!({"defs": {
         "Point": {"type": "object", "properties": {"x": {"type": "integer", "minimum": 0}}, "required": ["x"]},
@@ -167,7 +169,7 @@ fn what_does_not_fit_a_schema_is_refused() {
         "Strange": {"maxLength": 1},
         "Lost": {"$ref": "#/defs/Nothing"},
     }});
-    let fits = |name: &str, value: Value| check(&document, &json!({"$ref": format!("#/defs/{name}")}), &value);
+    let validate = |name: &str, value: Value| check(&document, &json!({"$ref": format!("#/defs/{name}")}), &value);
     for (name, value) in [
         ("Point", json!({"x": 1})),
         ("Step", json!({"name": "a", "state": "failed", "why": "b"})),
@@ -178,7 +180,7 @@ fn what_does_not_fit_a_schema_is_refused() {
         ("Maybe", json!(null)),
         ("Word", json!("a")),
     ] {
-        assert_eq!(fits(name, value), Ok(()), "{name}");
+        assert_eq!(validate(name, value), Ok(()), "{name}");
     }
     for (name, value) in [
         ("Point", json!({})),
@@ -199,6 +201,6 @@ fn what_does_not_fit_a_schema_is_refused() {
         ("Strange", json!("a")),
         ("Lost", json!("a")),
     ] {
-        assert!(fits(name, value.clone()).is_err(), "{name} takes {value}");
+        assert!(validate(name, value.clone()).is_err(), "{name} accepts {value}");
     }
 }

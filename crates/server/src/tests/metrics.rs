@@ -1,16 +1,16 @@
-//! The text of the metrics.
+//! The output of `/metrics`.
 
-use super::Front;
+use super::TestServer;
 
 #[tokio::test]
-async fn requests_are_counted_by_route_and_labels_are_escaped() {
-    let front = Front::open().await;
+async fn requests_are_counted_by_route_pattern() {
+    let server = TestServer::open().await;
     for _ in 0..3 {
-        front.ask("reader", "GET", "/api/2.0/mlflow/runs/get?run_id=x", "").await;
+        server.send_as("reader", "GET", "/api/2.0/mlflow/runs/get?run_id=x", "").await;
     }
-    front.ask("nobody", "GET", "/api/v1/runs/a%22%0Ab/c", "").await;
-    front.ask("owner", "PROPFIND", "/x%22y", "").await;
-    let reply = front.ask("administrator", "GET", "/metrics", "").await;
+    server.send_as("no-token", "GET", "/api/v1/runs/a%22%0Ab/c", "").await;
+    server.send_as("owner", "PROPFIND", "/x%22y", "").await;
+    let reply = server.send_as("administrator", "GET", "/metrics", "").await;
     assert!(reply.headers["content-type"].to_str().unwrap().starts_with("application/openmetrics-text; version=1.0.0"));
     let text = String::from_utf8(reply.body.to_vec()).unwrap();
     for line in [
@@ -24,7 +24,7 @@ async fn requests_are_counted_by_route_and_labels_are_escaped() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
     }
-    // What clients choose is no label: neither their paths nor their methods.
+    // Paths and methods that clients choose are not label values.
     assert!(
         !text.contains("PROPFIND") && !text.contains("a%22") && text.contains("method=\"other\",route=\"unmatched\""),
         "{text}"

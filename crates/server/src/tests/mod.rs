@@ -1,4 +1,4 @@
-//! Tests that send requests through the real routes and the real guard.
+//! Tests that send requests through the real routes and the real guard, without sockets.
 
 mod access;
 mod attacks;
@@ -28,24 +28,24 @@ use crate::{Platform, Stores};
 
 const OWNER: &str = "owner-0123456789abcdef";
 const ADMINISTRATOR: &str = "administrator-0123456789";
-/// The tracked run of the run token.
+/// Id of the tracked run that the run token belongs to.
 const RUN_ID: &str = "0123456789abcdef0123456789abcdef";
 
-/// A cluster with three users, whose roles are those of the chart and one that may only ask models.
+/// A cluster with three users: `reader` and `writer` have the roles of the chart; `inferrer` may only run inference.
 struct Roles;
 
 impl Authority for Roles {
-    fn who<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>> {
+    fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>> {
         let known = ["reader", "inferrer", "writer"].contains(&token);
         let person = known.then(|| Person { name: token.to_owned(), ..Person::default() });
         Box::pin(std::future::ready(Ok(person)))
     }
 
-    fn may<'a>(&'a self, person: &'a Person, wanted: &'a Permission) -> BoxFuture<'a, Result<bool, String>> {
-        let resource = wanted.resource.name();
-        let view = matches!(wanted.verb, Verb::Get | Verb::List)
+    fn is_allowed<'a>(&'a self, person: &'a Person, permission: &'a Permission) -> BoxFuture<'a, Result<bool, String>> {
+        let resource = permission.resource.name();
+        let view = matches!(permission.verb, Verb::Get | Verb::List)
             && ["runs", "runs/log", "experiments", "models", "deployments", "nodes"].contains(&resource);
-        let infer = wanted.verb == Verb::Create && resource == "inferences";
+        let infer = permission.verb == Verb::Create && resource == "inferences";
         let edit = ["runs", "experiments", "models", "deployments"].contains(&resource) || infer || view;
         let allowed = match person.name.as_str() {
             "reader" => view,
@@ -57,7 +57,7 @@ impl Authority for Roles {
 }
 
 /// A platform on an empty state folder, behind the guard, without sockets.
-struct Front {
+struct TestServer {
     home: Home,
     platform: Platform,
     /// Control plane, inference over REST, inference over gRPC.
@@ -66,14 +66,14 @@ struct Front {
     run_token: String,
 }
 
-/// What came back.
+/// A received response.
 struct Reply {
     status: StatusCode,
     headers: HeaderMap,
     body: Bytes,
 }
 
-impl Front {
+impl TestServer {
     async fn open() -> Self {
         Self::open_with(slipway_store::Limits::default()).await
     }
@@ -93,8 +93,8 @@ impl Front {
         };
         let run_token = runs.mint(&request);
         let callers = Callers {
-            owner: Some(Tokens::one(OWNER)),
-            administrators: Some(Tokens::one(ADMINISTRATOR)),
+            owner: Some(Tokens::single(OWNER)),
+            administrators: Some(Tokens::single(ADMINISTRATOR)),
             runs: Some(runs),
             authority: Some(Arc::new(Roles)),
             anonymous: false,
@@ -119,10 +119,10 @@ impl Front {
         Self { home, platform, routers, tables, run_token }
     }
 
-    /// The token of a role; `None` for nobody.
+    /// The token of a role; `None` for the role `no-token`. Tokens of cluster users equal their names.
     fn token<'a>(&'a self, role: &'a str) -> Option<&'a str> {
         match role {
-            "nobody" => None,
+            "no-token" => None,
             "runner" => Some(&self.run_token),
             "owner" => Some(OWNER),
             "administrator" => Some(ADMINISTRATOR),
@@ -131,32 +131,36 @@ impl Front {
     }
 
     async fn send(&self, port: usize, request: Request<Body>) -> Reply {
-        let answer = self.routers[port].clone().oneshot(request).await.unwrap();
-        let (parts, body) = answer.into_parts();
+        let response = self.routers[port].clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
         let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         Reply { status: parts.status, headers: parts.headers, body }
     }
 
-    /// A request as this role, with a body of JSON (or of gRPC on its port).
+    /// A request with the token of a role. `port` is an index into `routers`; the content type is JSON, or gRPC on the gRPC port.
     fn request(&self, port: usize, role: &str, method: &Method, path: &str, body: &str) -> Option<Request<Body>> {
-        let kind = if port == 2 { "application/grpc" } else { "application/json" };
-        let mut request =
-            Request::builder().method(method).uri(path).header("host", "localhost:7070").header("content-type", kind);
+        let content_type = if port == 2 { "application/grpc" } else { "application/json" };
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost:7070")
+            .header("content-type", content_type);
         if let Some(token) = self.token(role) {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         request.body(Body::from(body.to_owned())).ok()
     }
 
-    async fn ask(&self, role: &str, method: &str, path: &str, body: &str) -> Reply {
+    /// Sends a request to the control plane.
+    async fn send_as(&self, role: &str, method: &str, path: &str, body: &str) -> Reply {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         let request = self.request(0, role, &method, path, body).unwrap();
         self.send(0, request).await
     }
 }
 
-impl Drop for Front {
+impl Drop for TestServer {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(self.home.root()); // A temporary folder that stays harms nobody.
+        let _ = std::fs::remove_dir_all(self.home.root()); // A folder left behind in /tmp must not fail a test.
     }
 }

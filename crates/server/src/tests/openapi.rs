@@ -1,4 +1,4 @@
-//! The OpenAPI document against the table of routes, its committed copy, and what the server really takes and answers.
+//! Compares the OpenAPI document with the table of routes, with its committed copy, and with real requests and responses.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,25 +6,25 @@ use std::sync::Arc;
 use axum::body::{Body, Bytes};
 use axum::http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
-use slipway_cluster::report::{Ended, Outcome, Report};
+use slipway_cluster::report::{Outcome, Report, StepReport};
 use slipway_exec::status::{Condition, Time};
-use slipway_exec::{Answer, Attempt, Executor, GpuUse, LogQuery, LogStream, Manifest, Phase, RunStatus, Submitted};
+use slipway_exec::{Attempt, ExecFuture, Executor, GpuUse, LogQuery, LogStream, Manifest, Phase, RunStatus, Submitted};
 use slipway_gpu::inventory::{Ecc, Finding, Gpu, Inventory, Mig, MigDevice, NvLink, Pcie, Process, Severity};
 
 use super::json_schema;
-use super::{Front, RUN_ID, Reply};
+use super::{RUN_ID, Reply, TestServer};
 use crate::openapi::operations;
 
-/// Models made by hand, by the tests of the gateway.
-#[allow(dead_code)] // one of them is enough here
+/// Generated ONNX models, shared with the tests of the gateway.
+#[allow(dead_code)] // this module uses only one of them
 #[path = "../../../serve/src/testing/onnx.rs"]
 mod onnx;
 
-/// The committed copy, so that a change of the API is seen in review.
+/// The committed copy, which makes changes of the API visible in review.
 const COMMITTED: &str = include_str!("../openapi.json");
 
-async fn document(front: &Front) -> Value {
-    let reply = front.ask("nobody", "GET", "/openapi.json", "").await;
+async fn document(server: &TestServer) -> Value {
+    let reply = server.send_as("no-token", "GET", "/openapi.json", "").await;
     serde_json::from_slice(&reply.body).unwrap()
 }
 
@@ -33,24 +33,24 @@ fn object(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
 }
 
 #[tokio::test]
-async fn the_committed_document_is_the_one_that_is_served() {
-    let served = document(&Front::open().await).await;
+async fn committed_document_matches_the_served_one() {
+    let served = document(&TestServer::open().await).await;
     if std::env::var_os("UPDATE_OPENAPI").is_some() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/openapi.json");
         std::fs::write(path, serde_json::to_string_pretty(&served).unwrap() + "\n").unwrap();
         return;
     }
     let committed: Value = serde_json::from_str(COMMITTED).unwrap();
-    assert!(served == committed, "the API has changed: UPDATE_OPENAPI=1 writes openapi.json anew; read its diff");
+    assert!(served == committed, "the API has changed: UPDATE_OPENAPI=1 regenerates openapi.json; review its diff");
 }
 
-/// Every route of slipway's own API has a description, every description has a route, and the document has them all.
+/// Routes of slipway's own API, operations, and paths of the document correspond one to one.
 #[tokio::test]
-async fn every_route_is_described() {
-    let front = Front::open().await;
-    let document = document(&front).await;
+async fn every_route_has_exactly_one_operation() {
+    let server = TestServer::open().await;
+    let document = document(&server).await;
     let own = ["/healthz", "/readyz", "/metrics", "/openapi.json"];
-    let routes: BTreeSet<String> = front.tables[0]
+    let routes: BTreeSet<String> = server.tables[0]
         .iter()
         .filter(|r| r.path.starts_with("/api/v1/") || own.contains(&r.path.as_str()))
         .filter_map(|r| Some(format!("{} {} {}", r.method.as_ref()?, r.path, r.access)))
@@ -62,89 +62,89 @@ async fn every_route_is_described() {
             let access = operation["x-slipway-access"].as_str().unwrap();
             documented.insert(format!("{} {path} {access}", method.to_uppercase()));
             assert_eq!(operation["security"] == json!([]), access == "public", "{method} {path}");
-            assert!(ids.insert(operation["operationId"].as_str().unwrap()), "{method} {path} has another's id");
+            assert!(ids.insert(operation["operationId"].as_str().unwrap()), "{method} {path}: duplicate operation id");
             assert!(!operation["summary"].as_str().unwrap().is_empty(), "{method} {path}");
         }
     }
     assert_eq!(documented, routes);
     let described: BTreeSet<String> = operations().iter().map(|o| format!("{} {}", o.method, o.path)).collect();
     let routes: BTreeSet<String> = routes.iter().map(|r| r.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
-    assert_eq!(described, routes, "an operation is described twice, or has no route");
+    assert_eq!(described, routes, "an operation is duplicated, or has no route");
     assert_eq!(described.len(), operations().len());
 }
 
-/// A gateway alone serves the document of what it has: health and metrics.
+/// The document of a gateway-only server has only health and metrics.
 #[tokio::test]
-async fn a_gateway_alone_describes_only_what_it_serves() {
-    let front = Front::open().await;
-    let router = slipway_access::Guard::in_process().protect(front.platform.probes_routes());
+async fn gateway_only_document_has_only_its_routes() {
+    let server = TestServer::open().await;
+    let router = slipway_access::Guard::in_process().protect(server.platform.probe_routes());
     let request = Request::get("/openapi.json").body(Body::empty()).unwrap();
-    let answer = tower::ServiceExt::oneshot(router, request).await.unwrap();
-    let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+    let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
+    let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
     let document: Value = serde_json::from_slice(&body).unwrap();
     let paths: Vec<_> = object(&document["paths"]).map(|(path, _)| path.as_str()).collect();
     assert_eq!(paths, ["/healthz", "/metrics", "/openapi.json", "/readyz"]);
 }
 
-/// References lead somewhere, and no two types share a name (of which one would then get a number).
+/// All references resolve, and no two types share a name (schemars would append a number to one of them).
 #[tokio::test]
-async fn schemas_are_found_by_name() {
-    let document = document(&Front::open().await).await;
+async fn schema_references_resolve_and_names_are_unique() {
+    let document = document(&TestServer::open().await).await;
     let mut references = BTreeSet::new();
-    let mut left = vec![&document];
-    while let Some(value) = left.pop() {
+    let mut pending = vec![&document];
+    while let Some(value) = pending.pop() {
         match value {
             Value::Object(fields) => {
                 references.extend(fields.get("$ref").and_then(Value::as_str));
-                left.extend(fields.values());
+                pending.extend(fields.values());
             }
-            Value::Array(items) => left.extend(items),
+            Value::Array(items) => pending.extend(items),
             _ => {}
         }
     }
     for reference in &references {
         let found = reference.strip_prefix('#').and_then(|pointer| document.pointer(pointer));
-        assert!(found.is_some(), "{reference} leads nowhere");
+        assert!(found.is_some(), "{reference} does not resolve");
     }
     for (name, schema) in object(&document["components"]["schemas"]) {
-        assert!(!name.ends_with(|c: char| c.is_ascii_digit()), "two types are called {name}");
+        assert!(!name.ends_with(|c: char| c.is_ascii_digit()), "two types have the name {name}");
         assert!(schema.is_object(), "{name}");
         assert!(references.contains(format!("#/components/schemas/{name}").as_str()), "nothing refers to {name}");
     }
 }
 
-/// A server whose answers, and the requests that it accepts, are compared with its document.
-struct Described {
-    front: Front,
+/// A server whose responses and accepted requests are validated against its document.
+struct CheckedServer {
+    server: TestServer,
     document: Value,
-    /// Operations that were seen to succeed.
+    /// Ids of the operations that have succeeded.
     succeeded: BTreeSet<String>,
 }
 
-impl Described {
+impl CheckedServer {
     async fn open() -> Self {
-        let front = Front::open().await;
-        let document = document(&front).await;
-        Self { front, document, succeeded: BTreeSet::new() }
+        let server = TestServer::open().await;
+        let document = document(&server).await;
+        Self { server, document, succeeded: BTreeSet::new() }
     }
 
-    /// The operation of a request.
+    /// The operation that describes a request.
     fn operation(&self, method: &str, path: &str) -> &Value {
         let path = path.split('?').next().unwrap();
-        let fits = |pattern: &str| {
+        let path_matches = |pattern: &str| {
             let (pattern, path): (Vec<_>, Vec<_>) = (pattern.split('/').collect(), path.split('/').collect());
             pattern.len() == path.len() && pattern.iter().zip(&path).all(|(p, s)| p == s || p.starts_with('{'))
         };
         let exact = self.document["paths"].get(path);
-        let found =
-            exact.or_else(|| object(&self.document["paths"]).find(|(p, _)| fits(p)).map(|(_, methods)| methods));
+        let found = exact
+            .or_else(|| object(&self.document["paths"]).find(|(p, _)| path_matches(p)).map(|(_, methods)| methods));
         found.and_then(|methods| methods.get(method.to_lowercase())).unwrap_or_else(|| panic!("{method} {path}"))
     }
 
-    /// Sends a request, and compares the answer with the document. The body of a request that succeeds is compared too.
-    async fn ask(&mut self, role: &str, method: &str, path: &str, body: Value) -> Value {
+    /// Sends a request and validates the response, and also the request body if the request succeeds.
+    async fn send(&mut self, role: &str, method: &str, path: &str, body: Value) -> Value {
         let text = if body.is_null() { String::new() } else { body.to_string() };
-        let reply = self.front.ask(role, method, path, &text).await;
+        let reply = self.server.send_as(role, method, path, &text).await;
         let operation = self.operation(method, path);
         if reply.status.is_success() {
             if !body.is_null() {
@@ -161,16 +161,16 @@ impl Described {
         })
     }
 
-    /// The same, for a request that must succeed.
-    async fn done(&mut self, method: &str, path: &str, body: Value) -> Value {
+    /// Like [`Self::send`], as owner, for a request that must succeed.
+    async fn succeed(&mut self, method: &str, path: &str, body: Value) -> Value {
         let id = self.operation(method, path)["operationId"].as_str().unwrap().to_owned();
         self.succeeded.remove(&id);
-        let answer = self.ask("owner", method, path, body).await;
-        assert!(self.succeeded.contains(&id), "{method} {path}: {answer}");
-        answer
+        let response = self.send("owner", method, path, body).await;
+        assert!(self.succeeded.contains(&id), "{method} {path}: {response}");
+        response
     }
 
-    /// The body of an answer, if it is as the operation says.
+    /// Validates a response against its operation and returns the body.
     fn check(&self, operation: &Value, reply: &Reply) -> Result<Value, String> {
         let responses = &operation["responses"];
         let response =
@@ -184,25 +184,26 @@ impl Described {
         };
         let sent = reply.headers.get("content-type").and_then(|t| t.to_str().ok()).ok_or("no content type")?;
         let essence = |media_type: &str| media_type.split(';').next().unwrap_or_default().to_owned();
-        let (_, media) =
-            object(content).find(|(t, _)| essence(t) == essence(sent)).ok_or(format!("{sent} is not described"))?;
+        let (_, media) = object(content)
+            .find(|(t, _)| essence(t) == essence(sent))
+            .ok_or(format!("{sent} is not in the document"))?;
         let value = match essence(sent).as_str() {
             "application/json" => serde_json::from_slice(&reply.body).map_err(|e| e.to_string())?,
-            // Bytes have no schema.
+            // Binary content has no schema.
             "application/octet-stream" => return Ok(Value::Null),
             _ => Value::String(String::from_utf8(reply.body.to_vec()).map_err(|e| e.to_string())?),
         };
         json_schema::check(&self.document, &media["schema"], &value).map(|()| value)
     }
 
-    /// A request to MLflow's API, which the document does not describe.
+    /// Sends a request to MLflow's API, which is not in the document.
     async fn mlflow(&self, path: &str, body: Value) -> Value {
-        let reply = self.front.ask("owner", "POST", &format!("/api/2.0/mlflow/{path}"), &body.to_string()).await;
+        let reply = self.server.send_as("owner", "POST", &format!("/api/2.0/mlflow/{path}"), &body.to_string()).await;
         assert_eq!(reply.status, StatusCode::OK, "{path}: {}", String::from_utf8_lossy(&reply.body));
         serde_json::from_slice(&reply.body).unwrap()
     }
 
-    /// A registered model with all that its lineage may tell.
+    /// Registers a model that uses all fields of a lineage.
     async fn register_model(&self) {
         let path = format!("/api/2.0/mlflow-artifacts/artifacts/0/{RUN_ID}/artifacts/model/model.onnx");
         let request = Request::put(path)
@@ -210,7 +211,7 @@ impl Described {
             .header("authorization", format!("Bearer {}", super::OWNER))
             .body(Body::from(onnx::relu()))
             .unwrap();
-        assert_eq!(self.front.send(0, request).await.status, StatusCode::OK);
+        assert_eq!(self.server.send(0, request).await.status, StatusCode::OK);
         let dataset = json!({"name": "digits", "digest": "d1", "source_type": "local", "source": "{}", "schema": "{}", "profile": "{}"});
         let tags = json!([{"key": "mlflow.data.context", "value": "training"}]);
         self.mlflow("runs/log-inputs", json!({"run_id": RUN_ID, "datasets": [{"tags": tags, "dataset": dataset}]}))
@@ -223,11 +224,11 @@ impl Described {
     }
 }
 
-/// Runs that are everything a run can be.
+/// An executor whose runs have a value in every field.
 #[derive(Debug)]
-struct Everything;
+struct FullExecutor;
 
-impl Everything {
+impl FullExecutor {
     fn run(mut manifest: Manifest) -> Submitted {
         let time = Some(Time(1_700_000_000_123));
         let gpu =
@@ -270,28 +271,28 @@ impl Everything {
     }
 
     fn named(name: &str) -> Submitted {
-        Self::run(Manifest::of(name, ["true"]))
+        Self::run(Manifest::new(name, ["true"]))
     }
 }
 
-impl Executor for Everything {
-    fn submit<'a>(&'a self, run: Manifest, _: Option<&'a str>) -> Answer<'a, Submitted> {
+impl Executor for FullExecutor {
+    fn submit<'a>(&'a self, run: Manifest, _: Option<&'a str>) -> ExecFuture<'a, Submitted> {
         Box::pin(std::future::ready(Ok(Self::run(run))))
     }
-    fn list<'a>(&'a self, _: Option<&'a str>) -> Answer<'a, Vec<Submitted>> {
+    fn list<'a>(&'a self, _: Option<&'a str>) -> ExecFuture<'a, Vec<Submitted>> {
         Box::pin(std::future::ready(Ok(vec![Self::named("a"), Self::named("b")])))
     }
-    fn get<'a>(&'a self, _: &'a str, name: &'a str) -> Answer<'a, Submitted> {
+    fn get<'a>(&'a self, _: &'a str, name: &'a str) -> ExecFuture<'a, Submitted> {
         let missing = || slipway_exec::ExecError::NotFound(name.to_owned());
         Box::pin(std::future::ready(if name == "missing" { Err(missing()) } else { Ok(Self::named(name)) }))
     }
-    fn cancel<'a>(&'a self, _: &'a str, name: &'a str) -> Answer<'a, Submitted> {
+    fn cancel<'a>(&'a self, _: &'a str, name: &'a str) -> ExecFuture<'a, Submitted> {
         Box::pin(std::future::ready(Ok(Self::named(name))))
     }
-    fn remove<'a>(&'a self, _: &'a str, _: &'a str) -> Answer<'a, ()> {
+    fn remove<'a>(&'a self, _: &'a str, _: &'a str) -> ExecFuture<'a, ()> {
         Box::pin(std::future::ready(Ok(())))
     }
-    fn logs<'a>(&'a self, _: &'a str, _: &'a str, _: LogQuery) -> Answer<'a, LogStream> {
+    fn logs<'a>(&'a self, _: &'a str, _: &'a str, _: LogQuery) -> ExecFuture<'a, LogStream> {
         let lines: LogStream = Box::pin(futures_util::stream::iter([Ok(Bytes::from_static(b"a line\n"))]));
         Box::pin(std::future::ready(Ok(lines)))
     }
@@ -312,39 +313,39 @@ fn deployment_manifest() -> Value {
     })
 }
 
-/// Every operation is asked with real content, and what it takes and answers is as the document says.
+/// Calls every operation with real content, and validates requests and responses.
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_are_as_the_document_says() {
-    let mut server = Described::open().await;
-    server.register_model().await;
+async fn responses_match_the_document() {
+    let mut checked = CheckedServer::open().await;
+    checked.register_model().await;
     for path in ["/healthz", "/readyz", "/metrics", "/openapi.json", "/api/v1/addresses", "/api/v1/status"] {
-        server.done("GET", path, Value::Null).await;
+        checked.succeed("GET", path, Value::Null).await;
     }
-    server.done("GET", "/api/v1/integrity", Value::Null).await;
+    checked.succeed("GET", "/api/v1/integrity", Value::Null).await;
 
-    server.done("POST", "/api/v1/deployments", deployment_manifest()).await;
+    checked.succeed("POST", "/api/v1/deployments", deployment_manifest()).await;
     let weights = json!({"weights": {"a": 50, "b": 50}});
-    server.done("POST", "/api/v1/deployments/d/split", weights).await;
-    server.done("POST", "/api/v1/deployments/d/rollback", Value::Null).await;
-    server.done("POST", "/api/v1/deployments/d/rollback", json!({"to": 2})).await;
-    server.done("GET", "/api/v1/deployments/d", Value::Null).await;
-    server.done("GET", "/api/v1/deployments/d/metadata", Value::Null).await;
+    checked.succeed("POST", "/api/v1/deployments/d/split", weights).await;
+    checked.succeed("POST", "/api/v1/deployments/d/rollback", Value::Null).await;
+    checked.succeed("POST", "/api/v1/deployments/d/rollback", json!({"to": 2})).await;
+    checked.succeed("GET", "/api/v1/deployments/d", Value::Null).await;
+    checked.succeed("GET", "/api/v1/deployments/d/metadata", Value::Null).await;
     let input = json!({"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, -1.0]});
-    server.done("POST", "/api/v1/deployments/d/infer", json!({"id": "q", "inputs": [&input]})).await;
-    infer_in_binary(&mut server, input).await;
-    let all = server.done("GET", "/api/v1/deployments", Value::Null).await;
+    checked.succeed("POST", "/api/v1/deployments/d/infer", json!({"id": "q", "inputs": [&input]})).await;
+    infer_in_binary(&mut checked, input).await;
+    let all = checked.succeed("GET", "/api/v1/deployments", Value::Null).await;
     assert!(all[0]["variants"][0]["model"]["run_id"] == RUN_ID, "{all}");
 
-    let requests = server.done("GET", "/api/v1/requests?limit=5", Value::Null).await;
+    let requests = checked.succeed("GET", "/api/v1/requests?limit=5", Value::Null).await;
     assert_eq!(requests[0]["id"], "q");
-    let lineage = server.done("GET", "/api/v1/requests/q/lineage", Value::Null).await;
+    let lineage = checked.succeed("GET", "/api/v1/requests/q/lineage", Value::Null).await;
     assert_eq!(lineage["lineage"]["datasets"][0]["dataset"]["digest"], "d1");
-    server.done("GET", "/api/v1/models/m/versions/1/lineage", Value::Null).await;
-    let versions = server.done("POST", "/api/v1/run-versions", json!({"run_ids": [RUN_ID]})).await;
+    checked.succeed("GET", "/api/v1/models/m/versions/1/lineage", Value::Null).await;
+    let versions = checked.succeed("POST", "/api/v1/run-versions", json!({"run_ids": [RUN_ID]})).await;
     assert_eq!(versions[RUN_ID], json!([["m", 1]]));
 
-    server.done("DELETE", "/api/v1/deployments/d", Value::Null).await;
-    let history = server.done("GET", "/api/v1/deployments/d/history", Value::Null).await;
+    checked.succeed("DELETE", "/api/v1/deployments/d", Value::Null).await;
+    let history = checked.succeed("GET", "/api/v1/deployments/d/history", Value::Null).await;
     assert!(history[0]["manifest"].is_null() && history[1]["manifest"].is_object(), "{history}");
 
     let figure = json!({
@@ -353,48 +354,49 @@ async fn answers_are_as_the_document_says() {
         "conditions": {"clock_sm_mhz": 1500, "power_watts": 600.5, "temperature_celsius": 60, "throttle": ["power"]},
     });
     let report = json!({"time": 1, "host": "h", "devices": ["H100"], "driver": "580", "figures": [figure]});
-    server.done("POST", "/api/v1/gpu/benchmarks", report).await;
-    let reports = server.done("GET", "/api/v1/gpu/benchmarks?limit=1", Value::Null).await;
+    checked.succeed("POST", "/api/v1/gpu/benchmarks", report).await;
+    let reports = checked.succeed("GET", "/api/v1/gpu/benchmarks?limit=1", Value::Null).await;
     assert_eq!(reports[0]["figures"][0]["grade"], "suspicious");
-    server.done("GET", "/api/v1/gpu/pictures/roofline.svg?card=H100%20PCIe", Value::Null).await;
-    // The machine of the tests may or may not have a GPU: either answer is described.
-    server.ask("owner", "GET", "/api/v1/gpu", Value::Null).await;
+    checked.succeed("GET", "/api/v1/gpu/pictures/roofline.svg?card=H100%20PCIe", Value::Null).await;
+    // The test machine may or may not have a GPU; both responses are in the document.
+    checked.send("owner", "GET", "/api/v1/gpu", Value::Null).await;
 
-    server.done("GET", "/api/v1/cluster", Value::Null).await;
-    keep_report(&server.front);
-    let reports = server.done("GET", "/api/v1/clusters", Value::Null).await;
+    checked.succeed("GET", "/api/v1/cluster", Value::Null).await;
+    store_report(&checked.server);
+    let reports = checked.succeed("GET", "/api/v1/clusters", Value::Null).await;
     assert_eq!(reports["clusters"][0]["steps"].as_array().unwrap().len(), 7);
 
-    server.front.platform.carried_out_by(Arc::new(Everything));
-    server.done("POST", "/api/v1/runs?namespace=team-a", run_manifest()).await;
-    server.done("GET", "/api/v1/runs", Value::Null).await;
-    server.done("GET", "/api/v1/runs/team-a/train", Value::Null).await;
-    server.done("GET", "/api/v1/runs/team-a/train/log?attempt=1&follow=false&tail=5", Value::Null).await;
-    server.done("POST", "/api/v1/runs/team-a/train/cancel", Value::Null).await;
-    server.done("DELETE", "/api/v1/runs/team-a/train", Value::Null).await;
+    checked.server.platform.set_executor(Arc::new(FullExecutor));
+    checked.succeed("POST", "/api/v1/runs?namespace=team-a", run_manifest()).await;
+    checked.succeed("GET", "/api/v1/runs", Value::Null).await;
+    checked.succeed("GET", "/api/v1/runs/team-a/train", Value::Null).await;
+    checked.succeed("GET", "/api/v1/runs/team-a/train/log?attempt=1&follow=false&tail=5", Value::Null).await;
+    checked.succeed("POST", "/api/v1/runs/team-a/train/cancel", Value::Null).await;
+    checked.succeed("DELETE", "/api/v1/runs/team-a/train", Value::Null).await;
 
-    server.succeeded.insert("getGpuInventory".into());
-    let ids = server.document["paths"].as_object().unwrap().values().flat_map(|methods| object(methods).map(|m| m.1));
-    let left: Vec<_> =
-        ids.map(|o| o["operationId"].as_str().unwrap()).filter(|id| !server.succeeded.contains(*id)).collect();
-    assert!(left.is_empty(), "{left:?} were not asked");
+    checked.succeeded.insert("getGpuInventory".into());
+    let ids = checked.document["paths"].as_object().unwrap().values().flat_map(|methods| object(methods).map(|m| m.1));
+    let untested: Vec<_> =
+        ids.map(|o| o["operationId"].as_str().unwrap()).filter(|id| !checked.succeeded.contains(*id)).collect();
+    assert!(untested.is_empty(), "{untested:?} were not called");
 }
 
-/// The JSON part of a response with binary tensors has the same schema as one in JSON alone.
-async fn infer_in_binary(server: &mut Described, input: Value) {
+/// The JSON part of a response with binary tensors has the same schema as a pure JSON response.
+async fn infer_in_binary(checked: &mut CheckedServer, input: Value) {
     let path = "/api/v1/deployments/d/infer";
-    let wanted = json!({"id": "q", "inputs": [input], "outputs": [{"name": "y", "parameters": {"binary_data": true}}]});
-    server.done("POST", path, wanted.clone()).await;
-    let reply = server.front.ask("owner", "POST", path, &wanted.to_string()).await;
+    let request =
+        json!({"id": "q", "inputs": [input], "outputs": [{"name": "y", "parameters": {"binary_data": true}}]});
+    checked.succeed("POST", path, request.clone()).await;
+    let reply = checked.server.send_as("owner", "POST", path, &request.to_string()).await;
     let length: usize = reply.headers["inference-header-content-length"].to_str().unwrap().parse().unwrap();
     let json: Value = serde_json::from_slice(&reply.body[..length]).unwrap();
     assert_eq!(json["outputs"][0]["parameters"]["binary_data_size"], 8);
-    let schema = &server.operation("POST", path)["responses"]["200"]["content"]["application/json"]["schema"];
-    assert_eq!(json_schema::check(&server.document, schema, &json), Ok(()));
+    let schema = &checked.operation("POST", path)["responses"]["200"]["content"]["application/json"]["schema"];
+    assert_eq!(json_schema::check(&checked.document, schema, &json), Ok(()));
 }
 
-/// The report of a cluster whose steps have every outcome.
-fn keep_report(front: &Front) {
+/// Stores a cluster report whose steps have every outcome.
+fn store_report(server: &TestServer) {
     let outcomes = [
         Outcome::Waiting,
         Outcome::Running,
@@ -404,7 +406,7 @@ fn keep_report(front: &Front) {
         Outcome::Failed { reason: "no room".into() },
         Outcome::Skipped { because: "join".into() },
     ];
-    let step = |outcome: Outcome| Ended {
+    let step = |outcome: Outcome| StepReport {
         step: "join".into(),
         host: "n1".into(),
         needs: vec!["install".into()],
@@ -414,7 +416,7 @@ fn keep_report(front: &Front) {
     };
     let steps = outcomes.into_iter().map(step).collect();
     let report = Report { cluster: "c".into(), verb: "apply".into(), change: "1".into(), steps, seconds: 2.0 };
-    slipway_cluster::state::State::open(front.home.root(), "c").unwrap().keep("report", &report).unwrap();
+    slipway_cluster::state::State::open(server.home.root(), "c").unwrap().save("report", &report).unwrap();
 }
 
 fn run_manifest() -> Value {
@@ -440,13 +442,13 @@ fn run_manifest() -> Value {
     })
 }
 
-/// Errors are described as well: of the guard, of tracking, of slipway's own API, and in plain text.
+/// Validates errors of the guard, of tracking, of slipway's own API, and in plain text.
 #[tokio::test]
-async fn errors_are_as_the_document_says() {
-    let mut server = Described::open().await;
-    server.front.platform.carried_out_by(Arc::new(Everything));
+async fn errors_match_the_document() {
+    let mut checked = CheckedServer::open().await;
+    checked.server.platform.set_executor(Arc::new(FullExecutor));
     for (role, method, path, body, expected) in [
-        ("nobody", "GET", "/api/v1/status", Value::Null, "UNAUTHENTICATED"),
+        ("no-token", "GET", "/api/v1/status", Value::Null, "UNAUTHENTICATED"),
         ("runner", "GET", "/api/v1/status", Value::Null, "PERMISSION_DENIED"),
         ("inferrer", "GET", "/api/v1/deployments", Value::Null, "PERMISSION_DENIED"),
         ("inferrer", "GET", "/api/v1/runs", Value::Null, "exec.forbidden"),
@@ -458,22 +460,23 @@ async fn errors_are_as_the_document_says() {
         ("owner", "POST", "/api/v1/gpu/benchmarks", json!({}), "gpu.invalid"),
         ("owner", "GET", "/api/v1/requests?limit=many", Value::Null, ""),
     ] {
-        let answer = server.ask(role, method, path, body).await;
-        let code = answer.get("error_code").or_else(|| answer.get("code")).and_then(Value::as_str).unwrap_or_default();
-        assert_eq!(code, expected, "{method} {path} as {role}: {answer}");
+        let response = checked.send(role, method, path, body).await;
+        let code =
+            response.get("error_code").or_else(|| response.get("code")).and_then(Value::as_str).unwrap_or_default();
+        assert_eq!(code, expected, "{method} {path} as {role}: {response}");
     }
-    assert!(server.succeeded.is_empty(), "{:?}", server.succeeded);
+    assert!(checked.succeeded.is_empty(), "{:?}", checked.succeeded);
     let elsewhere = Request::get("/api/v1/status").header("host", "elsewhere.example").body(Body::empty()).unwrap();
-    let reply = server.front.send(0, elsewhere).await;
+    let reply = checked.server.send(0, elsewhere).await;
     assert_eq!(reply.status, StatusCode::MISDIRECTED_REQUEST);
-    server.check(server.operation(Method::GET.as_str(), "/api/v1/status"), &reply).unwrap();
+    checked.check(checked.operation(Method::GET.as_str(), "/api/v1/status"), &reply).unwrap();
 }
 
-/// GPUs with everything that a GPU can have, since the machine of the tests has none.
+/// Validates an inventory whose GPU has a value in every field, because the test machine may have no GPU.
 #[tokio::test]
-async fn a_gpu_inventory_is_as_the_document_says() {
-    let server = Described::open().await;
-    let operation = server.operation("GET", "/api/v1/gpu");
+async fn gpu_inventory_matches_the_document() {
+    let checked = CheckedServer::open().await;
+    let operation = checked.operation("GET", "/api/v1/gpu");
     let schema = &operation["responses"]["200"]["content"]["application/json"]["schema"];
     let full = Gpu {
         name: "H100".into(),
@@ -522,8 +525,8 @@ async fn a_gpu_inventory_is_as_the_document_says() {
         gpus: vec![full, Gpu::default()],
     };
     let value = serde_json::to_value(inventory).unwrap();
-    assert_eq!(json_schema::check(&server.document, schema, &value), Ok(()));
-    let mut wrong = value;
-    wrong["gpus"][0]["index"] = json!("first");
-    assert!(json_schema::check(&server.document, schema, &wrong).is_err());
+    assert_eq!(json_schema::check(&checked.document, schema, &value), Ok(()));
+    let mut invalid = value;
+    invalid["gpus"][0]["index"] = json!("first");
+    assert!(json_schema::check(&checked.document, schema, &invalid).is_err());
 }

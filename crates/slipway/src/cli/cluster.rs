@@ -10,92 +10,92 @@ use slipway_cluster::resource::Layer;
 pub(crate) enum Cluster {
     /// Write a first cluster.yaml
     #[command(
-        after_help = "Example:\n  slipway cluster init --name lab cp1=10.0.0.1 worker:w1=10.0.0.2 gpu:g1=10.0.0.3\n  slipway cluster init        # asks"
+        after_help = "Example:\n  slipway cluster init --name lab cp1=10.0.0.1 worker:w1=10.0.0.2 gpu:g1=10.0.0.3\n  slipway cluster init        # prompts"
     )]
     Init {
-        /// Machines: NAME=ADDRESS is a control plane, worker:NAME=ADDRESS and gpu:NAME=ADDRESS are workers; asked for when none is given
+        /// Machines: NAME=ADDRESS for a control plane, worker:NAME=ADDRESS or gpu:NAME=ADDRESS for a worker; prompts if omitted
         machines: Vec<String>,
         /// Name of the cluster; lab by default
         #[arg(long)]
         name: Option<String>,
-        /// MicroK8s' channel
+        /// Snap channel of MicroK8s
         #[arg(long, default_value = "1.32/stable")]
         channel: String,
-        /// User for SSH; OpenSSH's choice without
+        /// SSH user; defaults to OpenSSH's configuration
         #[arg(long)]
         user: Option<String>,
-        /// Private key for SSH; OpenSSH's choice without
+        /// SSH private key; defaults to OpenSSH's configuration
         #[arg(long, value_name = "FILE")]
         identity: Option<String>,
-        /// File of known host keys; OpenSSH's own without
+        /// File of known SSH host keys; defaults to OpenSSH's
         #[arg(long, value_name = "FILE")]
         known_hosts: Option<String>,
-        /// Take SSH keys of machines that are not known yet as they are, once
+        /// Accept the SSH host keys of new machines on the first connection
         #[arg(long)]
         accept_new_host_keys: bool,
         /// The file to write
         #[arg(short, long, default_value = "cluster.yaml")]
         file: PathBuf,
     },
-    /// The JSON schema of cluster.yaml, for editors
+    /// Print the JSON schema of cluster.yaml, for editors
     #[command(after_help = "Example:\n  slipway cluster schema > cluster.schema.json")]
     Schema,
-    /// Let the commands run that the file takes secrets from; asks, and holds until one of them changes
+    /// Approve the commands from which the file takes secrets; asks first, and applies until a command changes
     #[command(after_help = "Example:\n  slipway cluster trust -f cluster.yaml")]
     Trust {
         #[command(flatten)]
         file: File,
     },
-    /// What would change, on all machines; changes nothing; exit 3 when something would
+    /// Show what would change on all machines; exit code 3 if there are changes
     #[command(
         after_help = "Example:\n  slipway cluster plan\n  slipway cluster plan --only gpu --hosts g1 -o plan.json"
     )]
     Plan {
         #[command(flatten)]
-        choice: Choice,
+        selection: Selection,
     },
-    /// Make the machines and the cluster as the file says; safe to run again, goes on after a failure
+    /// Bring the machines and the cluster to the state in the file; safe to repeat, continues after a failure
     #[command(after_help = "Example:\n  slipway cluster apply\n  slipway cluster apply --canary 1 --yes")]
     Apply {
         #[command(flatten)]
-        choice: Choice,
-        /// So many machines go first; the rest follows when they succeeded
+        selection: Selection,
+        /// Number of machines to change first; the rest follow if they succeed
         #[arg(long, default_value_t = 0)]
         canary: usize,
-        /// Begin with this step, as `status` names it, such as cp2/join
+        /// Start at this step, as named by `status`, such as cp2/join
         #[arg(long, value_name = "STEP")]
         from: Option<String>,
-        /// Without smoke tests
+        /// Skip the smoke tests
         #[arg(long)]
         no_smoke: bool,
     },
-    /// Bring the nodes to the file's version of Kubernetes: drained, one by one, control planes first
+    /// Upgrade the nodes to the Kubernetes version in the file: drained, one by one, control planes first
     #[command(
         after_help = "Example:\n  slipway cluster upgrade --to 1.33/stable\n  slipway cluster upgrade --hosts cp1"
     )]
     Upgrade {
         #[command(flatten)]
         machines: Machines,
-        /// Put this channel into the file first
+        /// Write this channel to the file first
         #[arg(long, value_name = "CHANNEL")]
         to: Option<String>,
-        /// So many workers at once
+        /// Number of workers to upgrade at once
         #[arg(long, default_value_t = 1)]
         workers: usize,
     },
-    /// Drain the machines, stop Kubernetes, and turn off those that a provider made
+    /// Drain the machines, stop Kubernetes, and power off the provider's machines
     #[command(after_help = "Example:\n  slipway cluster stop\n  slipway cluster stop --hosts gpu-2")]
     Stop {
         #[command(flatten)]
         machines: Machines,
     },
-    /// Turn machines on that a provider made, start Kubernetes, and take pods again
+    /// Power on the provider's machines, start Kubernetes, and make the nodes schedulable again
     #[command(after_help = "Example:\n  slipway cluster start")]
     Start {
         #[command(flatten)]
         machines: Machines,
     },
-    /// Put another count of a group into the file, and apply it
+    /// Change the count of a group in the file and apply it
     #[command(after_help = "Example:\n  slipway cluster scale gpu=3")]
     Scale {
         #[command(flatten)]
@@ -103,79 +103,79 @@ pub(crate) enum Cluster {
         /// GROUP=COUNT
         group: String,
     },
-    /// End the cluster: delete what was made for it, take every change of the other machines back; asks for the name
+    /// Destroy the cluster: delete its provider machines and undo every change on the others; asks for the cluster's name
     #[command(
-        after_help = "Example:\n  slipway cluster destroy\n  slipway cluster destroy --hosts g1   # only this one leaves\n  slipway cluster destroy --name lab   # where nobody can be asked"
+        after_help = "Example:\n  slipway cluster destroy\n  slipway cluster destroy --hosts g1   # removes only this machine\n  slipway cluster destroy --name lab   # without a terminal"
     )]
     Destroy {
         #[command(flatten)]
         machines: Machines,
-        /// The cluster's name, in place of being asked for it
+        /// Name of the cluster, instead of a prompt
         #[arg(long)]
         name: Option<String>,
     },
-    /// Take a machine that a provider has as one of a group; it is never deleted
+    /// Use an existing machine of a provider as a member of a group; it is never deleted
     #[command(after_help = "Example:\n  slipway cluster adopt gpu-1 3164444")]
     Adopt {
         #[command(flatten)]
         file: File,
-        /// Its name in the cluster
+        /// Name of the machine in the cluster
         machine: String,
-        /// The provider's name for it
+        /// Id of the machine at the provider
         id: String,
     },
-    /// The configuration that kubectl reaches the cluster with
+    /// Print the kubeconfig of the cluster
     #[command(
         after_help = "Example:\n  slipway cluster kubeconfig --save ~/.kube/lab\n  kubectl --kubeconfig ~/.kube/lab get nodes"
     )]
     Kubeconfig {
         #[command(flatten)]
         file: File,
-        /// Name or address of the API server; the first machine's by default
+        /// Host name or address of the API server; by default that of the first control plane
         #[arg(long)]
         server: Option<String>,
-        /// Keep it in a file that nobody else may read
+        /// Save it to a file that only you can read
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
     },
-    /// Look for known troubles on all machines; exit 3 when something is wrong
+    /// Check all machines for known problems; exit code 3 on an error
     #[command(after_help = "Example:\n  slipway cluster doctor")]
     Doctor {
         #[command(flatten)]
         machines: Machines,
     },
-    /// What the machines cost an hour and a month, and which GPUs do nothing
+    /// Show the hourly and monthly cost of the machines, and idle GPUs
     #[command(after_help = "Example:\n  slipway cluster cost")]
     Cost {
         #[command(flatten)]
         file: File,
     },
-    /// What is wanted of a machine, as `slipway node converge` takes it
+    /// Print the desired state of a machine, as input for `slipway node converge`
     #[command(
         after_help = "Example:\n  slipway cluster resources g1 --only gpu | ssh g1 sudo slipway node converge --check -"
     )]
     Resources {
         #[command(flatten)]
-        choice: Choice,
-        /// The machine
+        selection: Selection,
+        /// Name of the machine
         machine: String,
     },
-    /// The last apply, and with --drift what differs now; exit 3 when something does
+    /// Show the last apply, or with --drift the current differences (exit code 3 if there are any)
     #[command(after_help = "Example:\n  slipway cluster status --drift")]
     Status {
         #[command(flatten)]
-        choice: Choice,
-        /// Ask the machines
+        selection: Selection,
+        /// Compare the machines with the file
         #[arg(long)]
         drift: bool,
     },
-    /// Take the last change of the machines back, where there is a way
+    /// Roll back the last change of the machines, where possible
     #[command(after_help = "Example:\n  slipway cluster rollback --hosts g1")]
     Rollback {
         #[command(flatten)]
-        choice: Choice,
+        selection: Selection,
     },
-    /// The machines as an inventory of Ansible
+    /// Print the machines as an Ansible inventory
     #[command(
         after_help = "Example:\n  ansible-playbook -i inventory.sh site.yaml   # inventory.sh: exec slipway cluster inventory \"$@\""
     )]
@@ -189,36 +189,36 @@ pub(crate) enum Cluster {
         #[arg(long)]
         host: Option<String>,
     },
-    /// A shell on a machine, or a command
+    /// Open a shell on a machine, or run a command
     #[command(after_help = "Example:\n  slipway cluster ssh g1\n  slipway cluster ssh g1 -- nvidia-smi")]
     Ssh {
         #[command(flatten)]
         file: File,
-        /// The machine
+        /// Name of the machine
         machine: String,
-        /// A command
+        /// Command to run
         #[arg(last = true)]
         command: Vec<String>,
     },
-    /// The log of what was done on a machine
+    /// Print the log of changes on a machine
     #[command(after_help = "Example:\n  slipway cluster logs g1")]
     Logs {
         #[command(flatten)]
         file: File,
-        /// The machine
+        /// Name of the machine
         machine: String,
     },
 }
 
-/// Which file.
+/// The option for the cluster file.
 #[derive(Debug, Args)]
 pub(crate) struct File {
-    /// The cluster's file
+    /// The cluster file
     #[arg(short, long, default_value = "cluster.yaml", env = "SLIPWAY_CLUSTER_FILE")]
     pub(crate) file: PathBuf,
 }
 
-/// Which machines.
+/// Options that select machines.
 #[derive(Debug, Args)]
 pub(crate) struct Machines {
     #[command(flatten)]
@@ -228,9 +228,9 @@ pub(crate) struct Machines {
     pub(crate) hosts: Vec<String>,
 }
 
-/// Which machines and layers.
+/// Options that select machines and layers.
 #[derive(Debug, Args)]
-pub(crate) struct Choice {
+pub(crate) struct Selection {
     #[command(flatten)]
     pub(crate) machines: Machines,
     /// Only these layers
@@ -238,31 +238,31 @@ pub(crate) struct Choice {
     pub(crate) only: Vec<LayerName>,
 }
 
-impl Choice {
-    /// The layers.
+impl Selection {
+    /// The selected layers; empty means all layers.
     pub(crate) fn layers(&self) -> Vec<Layer> {
         self.only.iter().map(|l| (*l).into()).collect()
     }
 }
 
-/// A layer by name.
+/// The name of a layer on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LayerName {
-    /// Names, limits, held updates
+    /// Host names, limits, held updates
     System,
-    /// Programs on every machine
+    /// Tools on every machine
     HostTools,
     /// MicroK8s
     Kubernetes,
     /// Driver and containerd
     Gpu,
-    /// Membership
+    /// Cluster membership
     Join,
-    /// MicroK8s' add-ons
+    /// MicroK8s add-ons
     Addons,
-    /// Drivers of shared storage, and storage classes
+    /// Storage drivers and storage classes
     Storage,
-    /// Who tells the kubelet of GPUs, and how they are shared
+    /// The device plugin and GPU sharing
     DevicePlugin,
     /// slipway in the cluster
     Platform,
@@ -290,19 +290,19 @@ impl From<LayerName> for Layer {
 /// Options of `node converge`.
 #[derive(Debug, Args)]
 pub(crate) struct Converge {
-    /// What is wanted, as JSON; `-` is the standard input
+    /// Desired state as JSON; `-` for standard input
     #[arg(required_unless_present_any = ["rollback", "resume"])]
     pub(crate) document: Option<PathBuf>,
-    /// Take the last change back
+    /// Roll back the last change
     #[arg(long, conflicts_with = "document")]
     pub(crate) rollback: bool,
-    /// Take all changes back, the last first
+    /// Roll back all changes, latest first
     #[arg(long, requires = "rollback")]
     pub(crate) all: bool,
-    /// Go on with what a new start of the machine cut off
+    /// Continue a change that a reboot interrupted
     #[arg(long = "continue", conflicts_with_all = ["document", "rollback"])]
     pub(crate) resume: bool,
-    /// Tell what differs, change nothing; exit 3 when something does
+    /// Show differences without changing anything; exit code 3 if there are any
     #[arg(long)]
     pub(crate) check: bool,
     /// Only these layers
@@ -311,13 +311,13 @@ pub(crate) struct Converge {
     /// Print events as lines of JSON
     #[arg(long)]
     pub(crate) events: bool,
-    /// Name of the change in the records; names sort by time
+    /// Name of the change in the records; names must sort by time
     #[arg(long)]
     pub(crate) change: Option<String>,
-    /// Where records are kept
+    /// Folder of the records
     #[arg(long, default_value = slipway_cluster::shell::FOLDER)]
     pub(crate) folder: PathBuf,
-    /// Wait so many seconds for another that works on this machine
+    /// Seconds to wait for another process that changes this machine
     #[arg(long, default_value_t = 60)]
     pub(crate) wait: u64,
 }

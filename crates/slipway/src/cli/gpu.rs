@@ -1,4 +1,4 @@
-//! The arguments of `gpu` and `top`.
+//! Arguments of `slipway gpu` and `slipway top`.
 
 use std::path::PathBuf;
 
@@ -20,61 +20,61 @@ pub(crate) enum Verb {
     /// List the GPUs
     #[command(after_help = "Example:\n  slipway gpu ls -o wide\n  slipway gpu ls --fixture h100x8")]
     Ls,
-    /// All about the GPUs, or one of them, with findings
+    /// Show the details of all GPUs or of one, with findings
     #[command(after_help = "Example:\n  slipway gpu show 0")]
     Show {
-        /// Its index; all without one
+        /// Index of the GPU; all GPUs if omitted
         index: Option<u32>,
     },
-    /// How GPUs, network cards and processors are connected
+    /// Show how GPUs, network cards and CPUs are connected
     #[command(after_help = "Example:\n  slipway gpu topology -o svg > topology.svg")]
     Topology,
-    /// The software below the GPUs, layer by layer, with what mends each; exit 3 when one is missing
+    /// Check the GPU software stack layer by layer, with fixes; exit code 3 if a layer is missing
     #[command(after_help = "Example:\n  slipway gpu stack")]
     Stack,
-    /// Wait for XIDs, the driver's reports of errors, and print each in words
+    /// Watch for XIDs, the error reports of the driver, and explain each
     #[command(after_help = "Example:\n  slipway gpu watch --seconds 60")]
     Watch {
-        /// End after so many seconds; 0 never ends
+        /// Seconds after which to stop; 0 for never
         #[arg(long, default_value_t = 0)]
         seconds: u64,
     },
-    /// What cards can do in theory, with the formulas
+    /// Show the theoretical peak rates of cards, with the formulas
     #[command(
         after_help = "Example:\n  slipway gpu spec \"RTX A4000\"\n  slipway gpu spec\n  slipway gpu spec \"RTX A4000\" --against-cpu"
     )]
     Spec {
-        /// A card; all without one
+        /// Name of the card; lists all cards if omitted
         card: Option<String>,
-        /// Measure this machine's processor, and compare
+        /// Measure this machine's CPU and compare
         #[arg(long, requires = "card")]
         against_cpu: bool,
     },
-    /// Measure arithmetic, memory and transfers
+    /// Benchmark arithmetic, memory and transfers
     #[command(
         after_help = "Example:\n  slipway gpu bench --cpu --quick\n  slipway gpu bench --compare\n  slipway gpu bench --report bench.md"
     )]
     Bench(Bench),
-    /// The roofline of a card, of this machine, and where work lies on it
+    /// Show the roofline of a card or of this machine, and where workloads lie on it
     #[command(
         after_help = "Example:\n  slipway gpu roofline --card \"H100 80GB HBM3\" --op gemm:4096,4096,4096,bf16 --op decode:model=7b,batch=1\n  slipway gpu roofline --cpu -o svg > roofline.svg"
     )]
     Roofline(Roofline),
-    /// How much memory a model needs, and where it fits
+    /// Estimate how much memory a model needs, and which GPUs it fits on
     #[command(
         after_help = "Example:\n  slipway gpu fit --params 7b --dtype bf16 --seq 4096 --batch 8\n  slipway gpu fit --params 7b --train adam"
     )]
     Fit(Fit),
-    /// MIG: instances of a GPU in hardware
+    /// Manage MIG instances
     #[command(subcommand)]
     Mig(Mig),
-    /// Sharing plans: MIG, MPS and time slices compared
+    /// Compare MIG, MPS and time slicing
     #[command(subcommand)]
     Share(Share),
-    /// CDI specifications for containers
+    /// Manage CDI specifications for containers
     #[command(subcommand)]
     Cdi(Cdi),
-    /// Container runtimes
+    /// Configure and test container runtimes
     #[command(subcommand)]
     Container(Container),
 }
@@ -82,22 +82,22 @@ pub(crate) enum Verb {
 /// Options of `gpu bench`.
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
-    /// Measure the processor
+    /// Measure the CPU
     #[arg(long)]
     pub(crate) cpu: bool,
-    /// Seconds instead of minutes
+    /// Measure for seconds instead of minutes
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Compare with an earlier report, the last of this host or the one of this number; exit 3 on a regression
+    /// Compare with an earlier report: the latest of this host, or the one with this number; exit code 3 on a regression
     #[arg(long, value_name = "NUMBER", num_args = 0..=1, default_missing_value = "0")]
     pub(crate) compare: Option<i64>,
     /// Write a report to a file: .json, .md or .html
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
-    /// Do not keep the report
+    /// Do not store the report
     #[arg(long)]
     pub(crate) no_store: bool,
-    /// List the reports that are kept
+    /// List the stored reports
     #[arg(long)]
     pub(crate) history: bool,
 }
@@ -105,16 +105,16 @@ pub(crate) struct Bench {
 /// Options of `gpu roofline`.
 #[derive(Debug, Args)]
 pub(crate) struct Roofline {
-    /// A card of the sheet, in theory
+    /// Theoretical roofline of a card listed by `slipway gpu spec`
     #[arg(long)]
     pub(crate) card: Option<String>,
-    /// This machine's processor, measured
+    /// Measured roofline of this machine's CPU
     #[arg(long)]
     pub(crate) cpu: bool,
-    /// gemm:M,N,K,bf16, linear:BATCH,IN,OUT,bf16, attention:BATCH,HEADS,SEQ,DIM,bf16, decode:model=7b,batch=1
+    /// Workload: gemm:M,N,K,bf16, linear:BATCH,IN,OUT,bf16, attention:BATCH,HEADS,SEQ,DIM,bf16 or decode:model=7b,batch=1
     #[arg(long = "op", value_name = "WORK")]
     pub(crate) ops: Vec<String>,
-    /// Run the products and compare
+    /// Run the matrix products and compare
     #[arg(long)]
     pub(crate) measure: bool,
 }
@@ -122,38 +122,38 @@ pub(crate) struct Roofline {
 /// Options of `gpu fit`.
 #[derive(Debug, Args)]
 pub(crate) struct Fit {
-    /// Parameters: 7b, 350m
+    /// Number of parameters: 7b, 350m
     #[arg(long)]
     pub(crate) params: String,
-    /// fp32, fp16, bf16, fp8 or int8
+    /// Data type: fp32, fp16, bf16, fp8 or int8
     #[arg(long, default_value = "bf16")]
     pub(crate) dtype: String,
-    /// Tokens of a sequence
+    /// Tokens per sequence
     #[arg(long, default_value_t = 4096)]
     pub(crate) seq: u32,
-    /// Sequences at once
+    /// Sequences per batch
     #[arg(long, default_value_t = 1)]
     pub(crate) batch: u32,
-    /// Train with adam, momentum or sgd
+    /// Optimizer for training: adam, momentum or sgd; inference if omitted
     #[arg(long, value_name = "OPTIMIZER")]
     pub(crate) train: Option<String>,
-    /// Compute activations again instead of keeping them
+    /// Recompute activations instead of keeping them
     #[arg(long)]
     pub(crate) checkpointing: bool,
 }
 
-/// Which instances are wanted.
+/// Options that describe the desired MIG instances.
 #[derive(Debug, Args)]
-pub(crate) struct Wanted {
-    /// Instances over all chosen GPUs: "3x1g.10gb + 1x3g.40gb"
+pub(crate) struct Desired {
+    /// Instances to place on the selected GPUs: "3x1g.10gb + 1x3g.40gb"
     pub(crate) instances: Option<String>,
-    /// GPUs: 0-3,5; all without
+    /// GPUs, such as 0-3,5; all GPUs if omitted
     #[arg(long)]
     pub(crate) gpus: Option<String>,
-    /// A configuration file of mig-parted
+    /// Configuration file of mig-parted
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// The layout in that file
+    /// Name of the layout in that file
     #[arg(long, value_name = "NAME")]
     pub(crate) layout: Option<String>,
 }
@@ -161,41 +161,41 @@ pub(crate) struct Wanted {
 /// Verbs of `gpu mig`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Mig {
-    /// The instances that exist
+    /// List the existing instances
     #[command(after_help = "Example:\n  slipway gpu mig ls -o svg > slices.svg")]
     Ls,
-    /// What a card offers
+    /// List the MIG profiles of a card
     #[command(after_help = "Example:\n  slipway gpu mig profiles h100-80gb")]
     Profiles {
-        /// A family, such as a100-40gb; this machine's cards without one
+        /// Card family, such as a100-40gb; defaults to this machine's first GPU with MIG
         family: Option<String>,
     },
-    /// Place instances, and show what would change; exit 3 when something would
+    /// Place instances and show what would change; exit code 3 if there are changes
     #[command(
         after_help = "Example:\n  slipway gpu mig plan \"3x1g.10gb + 1x3g.40gb\" --gpus 0-3\n  slipway gpu mig plan --from-workloads jobs.yaml --family h100-80gb"
     )]
     Plan {
         #[command(flatten)]
-        wanted: Wanted,
-        /// Plan for a family without a card
+        desired: Desired,
+        /// Plan for a card family instead of this machine's GPUs
         #[arg(long)]
         family: Option<String>,
-        /// Pack a file of workloads instead
+        /// Plan for a file of workloads instead of instances
         #[arg(long, value_name = "FILE")]
         from_workloads: Option<PathBuf>,
     },
-    /// Change the layout, keeping every instance that both have
+    /// Change the layout, keeping every instance that is in both layouts
     #[command(
         after_help = "Example:\n  slipway gpu mig apply \"7x1g.10gb\" --gpus 0 --yes\n  slipway gpu mig apply --config config.yaml --layout all-balanced"
     )]
     Apply {
         #[command(flatten)]
-        wanted: Wanted,
+        desired: Desired,
     },
-    /// The layout as a configuration of mig-parted
+    /// Print the layout as a mig-parted configuration
     #[command(after_help = "Example:\n  slipway gpu mig export > config.yaml")]
     Export {
-        /// The layout's name
+        /// Name of the layout
         #[arg(long, default_value = "current")]
         name: String,
     },
@@ -204,14 +204,14 @@ pub(crate) enum Mig {
 /// Verbs of `gpu share`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Share {
-    /// Compare the ways to share for a file of workloads
+    /// Compare sharing strategies for a file of workloads
     #[command(
         after_help = "Example:\n  slipway gpu share plan jobs.yaml --family a100-80gb\n\nThe file:\n  workloads:\n    - { name: notebook, count: 8, memory_gib: 8, compute: 0.5, duty: 0.2 }\n    - { name: tenant, count: 2, memory_gib: 20, compute: 0.25, isolation: full }"
     )]
     Plan {
-        /// The file; - is standard input
+        /// Workloads file; - for standard input
         file: PathBuf,
-        /// A MIG family or a card of the sheet; this machine's first GPU without
+        /// MIG family, or card listed by `slipway gpu spec`; defaults to this machine's first GPU
         #[arg(long)]
         family: Option<String>,
     },
@@ -220,35 +220,35 @@ pub(crate) enum Share {
 /// Verbs of `gpu cdi`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Cdi {
-    /// Make the specification of this machine
+    /// Generate the specification of this machine
     #[command(after_help = "Example:\n  slipway gpu cdi generate\n  slipway gpu cdi generate --write")]
     Generate {
-        /// Where the driver lies
+        /// Root folder of the driver
         #[arg(long, default_value = "/")]
         root: PathBuf,
-        /// NVIDIA's program for hooks on the host; found by itself where it is installed
+        /// NVIDIA's CDI hook program on the host; found automatically if installed
         #[arg(long, value_name = "FILE")]
         hook: Option<PathBuf>,
-        /// Write it where runtimes look
+        /// Write it to a file that container runtimes read
         #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "/etc/cdi/nvidia.yaml")]
         write: Option<PathBuf>,
     },
-    /// Devices of the specifications that are there
+    /// List the devices of the existing specifications
     #[command(after_help = "Example:\n  slipway gpu cdi ls")]
     Ls {
-        /// Folders to look in
+        /// Folders with specifications
         #[arg(long, default_values = ["/etc/cdi", "/var/run/cdi"])]
         dir: Vec<PathBuf>,
     },
-    /// Check a specification; exit 3 when something is wrong
+    /// Validate a specification; exit code 3 if it is invalid
     #[command(after_help = "Example:\n  slipway gpu cdi check /etc/cdi/nvidia.yaml")]
     Check {
-        /// The file
+        /// The specification file
         file: PathBuf,
     },
 }
 
-/// A runtime.
+/// A container runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Runtime {
     /// containerd 1.7 and 2.x
@@ -262,46 +262,46 @@ pub(crate) enum Runtime {
 /// Verbs of `gpu container`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Container {
-    /// Let a runtime hand GPUs to containers; comments are kept, --dry-run shows the diff
+    /// Configure a runtime to give GPUs to containers; keeps comments, --dry-run shows the diff
     #[command(
         after_help = "Example:\n  slipway gpu container configure --runtime containerd --dry-run\n  slipway gpu container configure --runtime docker --undo"
     )]
     Configure {
-        /// Which runtime
+        /// The container runtime
         #[arg(long, value_enum)]
         runtime: Runtime,
-        /// Its configuration file, where it is not the usual one
+        /// Configuration file, if it is not the default one
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Add NVIDIA's runtime too, from this path
+        /// Also add NVIDIA's runtime, from this path
         #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "/usr/bin/nvidia-container-runtime")]
         nvidia_runtime: Option<String>,
         /// Make NVIDIA's runtime the default
         #[arg(long, requires = "nvidia_runtime")]
         set_default: bool,
-        /// Put back what was there before
+        /// Restore the previous configuration
         #[arg(long)]
         undo: bool,
     },
-    /// Run a container with a CDI device and look from inside; exit 3 when something is missing
+    /// Run a container with a CDI device and check it from inside; exit code 3 if something is missing
     #[command(
         after_help = "Example:\n  slipway gpu container test\n  slipway gpu container test nvidia.com/gpu=0 --spec /etc/cdi/nvidia.yaml"
     )]
     Test {
-        /// The device
+        /// CDI name of the device
         #[arg(default_value = "nvidia.com/gpu=all")]
         device: String,
-        /// The specification
+        /// CDI specification file
         #[arg(long, value_name = "FILE", default_value = "/etc/cdi/nvidia.yaml")]
         spec: PathBuf,
-        /// The runtime
+        /// OCI runtime program
         #[arg(long, value_name = "FILE", default_value = "runc")]
         runc: PathBuf,
     },
-    /// What `test` runs inside
+    /// Check paths inside the container of `test`
     #[command(hide = true)]
     Look {
-        /// Paths to look at
+        /// Paths to check
         paths: Vec<String>,
     },
 }
@@ -309,13 +309,13 @@ pub(crate) enum Container {
 /// Options of `top`.
 #[derive(Debug, Args)]
 pub(crate) struct Top {
-    /// Simulate GPUs
+    /// Simulate GPUs with this fixture
     #[arg(long, value_name = "NAME", env = slipway_core::env::GPU_FIXTURE)]
     pub(crate) fixture: Option<String>,
     /// Milliseconds between samples
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..=60_000))]
     pub(crate) interval: u64,
-    /// Print one screen and end
+    /// Print one screen and exit
     #[arg(long)]
     pub(crate) once: bool,
 }

@@ -13,34 +13,34 @@ pub(crate) enum Node {
         after_help = "Example:\n  slipway node run --node-name worker-1 --kubeconfig ~/.kube/config\n  slipway node run --no-kube --config-file plugin.yaml\n\nNVIDIA's variables are understood: NODE_NAME, CONFIG_FILE, MIG_STRATEGY, NVIDIA_DRIVER_ROOT,\nDP_DISABLE_HEALTHCHECKS, DP_ENABLE_HEALTHCHECKS."
     )]
     Run(Box<Run>),
-    /// Make this machine what a document says, one resource after the other; `slipway cluster apply` runs it
+    /// Bring this machine to the state in a document, one resource at a time; run by `slipway cluster apply`
     #[command(
-        after_help = "Example:\n  slipway node converge --check wanted.json\n  slipway node converge wanted.json\n  slipway node converge --rollback"
+        after_help = "Example:\n  slipway node converge --check desired.json\n  slipway node converge desired.json\n  slipway node converge --rollback"
     )]
     Converge(super::cluster::Converge),
-    /// GPUs and slices of all nodes, and which pod holds them
+    /// List the GPUs and slices of all nodes, and the pods that hold them
     #[command(after_help = "Example:\n  slipway node ls\n  slipway node ls -o json")]
-    Ls(Where),
-    /// Who held which GPU of a node when, with energy and idle time, newest first
+    Ls(Installation),
+    /// List the GPU leases of a node with energy and idle time, newest first
     #[command(after_help = "Example:\n  slipway node leases worker-1")]
     Leases {
-        /// The node
+        /// Name of the node
         node: String,
-        /// At most so many
+        /// Maximum number of leases
         #[arg(long, default_value_t = 100)]
         limit: u32,
         #[command(flatten)]
-        at: Where,
+        installation: Installation,
     },
 }
 
-/// Which installation.
+/// The cluster and the namespace of an installation.
 #[derive(Debug, Args)]
-pub(crate) struct Where {
-    /// The cluster's configuration; kubectl's by default
+pub(crate) struct Installation {
+    /// Kubeconfig file; defaults to kubectl's
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// Context of the configuration
+    /// Context of the kubeconfig
     #[arg(long)]
     pub(crate) context: Option<String>,
     /// Namespace of the installation
@@ -48,7 +48,7 @@ pub(crate) struct Where {
     pub(crate) namespace: String,
 }
 
-/// To whom GPUs are offered.
+/// How GPUs are offered to Kubernetes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Offer {
     /// Extended resources such as nvidia.com/gpu
@@ -60,69 +60,69 @@ pub(crate) enum Offer {
 /// How MIG devices are offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum MigStrategy {
-    /// GPUs whole, whatever MIG says
+    /// Offer whole GPUs and ignore MIG
     None,
-    /// All alike, as nvidia.com/gpu
+    /// Offer all MIG devices as nvidia.com/gpu
     Single,
-    /// Each profile a resource of its own
+    /// Offer each MIG profile as a separate resource
     Mixed,
 }
 
 /// Options of `node run`.
 #[derive(Debug, Args)]
 pub(crate) struct Run {
-    /// The node's name in the cluster; the host's by default
+    /// Name of the node in the cluster; defaults to the host name
     #[arg(long, env = "NODE_NAME")]
     pub(crate) node_name: Option<String>,
-    /// To whom GPUs are offered
+    /// How GPUs are offered to Kubernetes
     #[arg(long, env = "SLIPWAY_OFFER", value_enum, default_value_t = Offer::DevicePlugin)]
     pub(crate) offer: Offer,
-    /// Do without an API server: no labels, no MIG manager, no claims
+    /// Run without an API server: no labels, no MIG manager, no claims
     #[arg(long)]
     pub(crate) no_kube: bool,
-    /// The cluster's configuration; by default the pod's own, then kubectl's
+    /// Kubeconfig file; by default the pod's own configuration, then kubectl's
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// Context of the configuration
+    /// Context of the kubeconfig
     #[arg(long)]
     pub(crate) context: Option<String>,
-    /// NVIDIA's device plugin configuration
+    /// Device plugin configuration in NVIDIA's format
     #[arg(long, env = "CONFIG_FILE", value_name = "FILE")]
     pub(crate) config_file: Option<PathBuf>,
-    /// Folder of such files, of which the label nvidia.com/device-plugin.config chooses one
+    /// Folder of such files; the label nvidia.com/device-plugin.config selects one
     #[arg(long, value_name = "DIR")]
     pub(crate) config_dir: Option<PathBuf>,
-    /// In place of what the file says
+    /// MIG strategy; overrides the configuration file
     #[arg(long, env = "MIG_STRATEGY", value_enum)]
     pub(crate) mig_strategy: Option<MigStrategy>,
-    /// mig-parted's configuration, of which the label nvidia.com/mig.config chooses a layout
+    /// mig-parted configuration; the label nvidia.com/mig.config selects a layout
     #[arg(long, value_name = "FILE")]
     pub(crate) mig_config: Option<PathBuf>,
-    /// The kubelet's folder
+    /// Folder of the kubelet
     #[arg(long, default_value = "/var/lib/kubelet", value_name = "DIR")]
     pub(crate) kubelet_dir: PathBuf,
-    /// Where container runtimes look for CDI specifications
+    /// Folder in which container runtimes look for CDI specifications
     #[arg(long, default_value = "/var/run/cdi", value_name = "DIR")]
     pub(crate) cdi_dir: PathBuf,
-    /// Root of the driver's files as the host sees it
+    /// Root folder of the driver on the host
     #[arg(long, env = "NVIDIA_DRIVER_ROOT", default_value = "/", value_name = "DIR")]
     pub(crate) driver_root: PathBuf,
-    /// The same folder as this process sees it
+    /// Root folder of the driver as this process sees it; defaults to the path on the host
     #[arg(long, env = "DRIVER_ROOT_CTR_PATH", value_name = "DIR")]
     pub(crate) driver_root_here: Option<PathBuf>,
-    /// Where MPS daemons keep their pipes
+    /// Folder for the pipes of MPS daemons
     #[arg(long, default_value = "/run/nvidia/mps", value_name = "DIR")]
     pub(crate) mps_root: PathBuf,
-    /// Name of the DRA driver; gpu.nvidia.com answers for NVIDIA's
+    /// Name of the DRA driver; gpu.nvidia.com replaces NVIDIA's driver
     #[arg(long, default_value = slipway_node::dra::DRIVER)]
     pub(crate) dra_driver: String,
-    /// Metrics, health, leases
+    /// Address for metrics, health and leases
     #[arg(long, env = "SLIPWAY_NODE_LISTEN", default_value = "127.0.0.1:9400", value_name = "HOST:PORT")]
     pub(crate) listen: SocketAddr,
-    /// A GPU must be quiet for so many seconds before it counts as well again
+    /// Seconds without errors after which a GPU counts as healthy again
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub(crate) recover_after: u64,
-    /// A fixture that answers in place of a driver
+    /// Simulate GPUs with this fixture instead of using the driver
     #[arg(long, value_name = "NAME")]
     pub(crate) fixture: Option<String>,
 }

@@ -1,7 +1,7 @@
-//! `demo`: the main job on real data, verified step by step.
+//! `slipway demo`: the complete workflow on real data, with every step verified.
 //!
-//! Python environment -> `slipway up` -> four trainings -> registry -> deployment -> 720 requests -> one table and
-//! the lineage of one answer. Every step fails loudly; the exit code is 0 only if all of it was seen to work.
+//! Python environment -> `slipway up` -> four training runs -> registry -> deployment -> 720 requests -> a table and the lineage of one
+//! response. Every failed step is an error; the exit code is 0 only if every verification succeeded.
 
 mod folder;
 
@@ -23,11 +23,11 @@ use slipway_server::auth::read_home_token;
 use super::{Context, deploy, model, show};
 use crate::Failure;
 use crate::cli::Demo;
-use crate::client::{Client, encode, running};
+use crate::client::{Client, encode, running_server};
 use crate::credentials::Sources;
-use crate::output::{Table, say};
+use crate::output::{Table, print_note};
 
-/// The user's code, as it stands in `examples/digits`.
+/// The files of `examples/digits`, which play the role of the user's code.
 const FILES: [(&str, &str); 4] = [
     ("requirements.txt", include_str!("../../../../examples/digits/requirements.txt")),
     ("train.py", include_str!("../../../../examples/digits/train.py")),
@@ -35,15 +35,15 @@ const FILES: [(&str, &str); 4] = [
     ("deploy.yaml", include_str!("../../../../examples/digits/deploy.yaml")),
 ];
 const ALGORITHMS: [&str; 4] = ["logreg", "svm", "forest", "mlp"];
-/// Test images, each asked for over both protocols.
+/// Number of test images; each is sent over both protocols.
 const IMAGES: usize = 360;
 
-/// A step that could not be verified.
+/// A step that failed its verification.
 #[derive(Debug, thiserror::Error)]
-#[error("{step}: {what}")]
+#[error("{step}: {problem}")]
 struct DemoError {
     step: &'static str,
-    what: String,
+    problem: String,
 }
 
 impl Explain for DemoError {
@@ -52,24 +52,24 @@ impl Explain for DemoError {
     }
 }
 
-fn failed(step: &'static str, what: impl std::fmt::Display) -> Failure {
-    DemoError { step, what: what.to_string() }.into()
+fn failed(step: &'static str, problem: impl std::fmt::Display) -> Failure {
+    DemoError { step, problem: problem.to_string() }.into()
 }
 
-fn verify(step: &'static str, holds: bool, what: impl std::fmt::Display) -> Result<(), Failure> {
-    if holds { Ok(()) } else { Err(failed(step, what)) }
+fn verify(step: &'static str, condition: bool, problem: impl std::fmt::Display) -> Result<(), Failure> {
+    if condition { Ok(()) } else { Err(failed(step, problem)) }
 }
 
-/// What a training printed.
+/// The result that a training run printed as JSON.
 #[derive(Debug, Deserialize)]
-struct Trained {
+struct TrainingResult {
     run_id: String,
     version: String,
     algorithm: String,
     accuracy: f64,
 }
 
-/// One request that `query.py` sent.
+/// One inference request of `query.py` and its result.
 #[derive(Debug, Deserialize)]
 struct Record {
     protocol: String,
@@ -79,13 +79,14 @@ struct Record {
     us: f64,
 }
 
+/// The output of `query.py`: the true labels of the images and all requests.
 #[derive(Debug, Deserialize)]
-struct Asked {
+struct QueryOutput {
     truth: Vec<i64>,
     records: Vec<Record>,
 }
 
-/// The platform's process; stopped when dropped unless it is to stay.
+/// The server process of the demo; stopped when dropped unless `keep` is set.
 struct Platform {
     child: Child,
     addresses: Addresses,
@@ -96,10 +97,10 @@ impl Platform {
     fn stop(&mut self) {
         let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         if let Some(pid) = pid {
-            // A process that is gone already is what was wanted.
+            // An error means that the process has already exited.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
-        let _ = self.child.wait(); // Its exit status says nothing: it was told to end.
+        let _ = self.child.wait(); // The exit status is irrelevant, because the process was terminated.
     }
 }
 
@@ -113,7 +114,7 @@ impl Drop for Platform {
 
 pub(super) async fn demo(context: &Context, options: Demo) -> Result<(), Failure> {
     let started = Instant::now();
-    // The usual state folder whatever --home says, so that a demo's folder is known again.
+    // Use the default state folder regardless of --home, so that the demo folder is recognized in later runs.
     let state = Home::at(Home::default_path());
     let dir =
         folder::open(&options.dir, &state).map_err(|e| failed("folder", format!("{}: {e}", options.dir.display())))?;
@@ -126,9 +127,9 @@ pub(super) async fn demo(context: &Context, options: Demo) -> Result<(), Failure
 
     step.begin("slipway up");
     let mut platform = start(&dir, &python, &options)?;
-    let mut sources = Sources::of(&context.config, context.global.insecure)?;
+    let mut sources = Sources::from_config(&context.config, context.global.insecure)?;
     sources.home = Home::at(dir.join("home"));
-    let client = Client::own(platform.addresses.clone(), &sources)?;
+    let client = Client::for_own_server(platform.addresses.clone(), &sources)?;
     step.note(format_args!(
         "UI and API at http://{}, state in {}",
         platform.addresses.control,
@@ -136,16 +137,13 @@ pub(super) async fn demo(context: &Context, options: Demo) -> Result<(), Failure
     ));
 
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    step.begin(&format!(
-        "four trainings as submitted runs, {} at once, logged with the official MLflow client",
-        cores.min(4)
-    ));
-    // Made first: of several MLflow clients that make the same experiment at once, all but one log to `Default`.
-    let made: Value = client.post("/api/2.0/mlflow/experiments/create", &json!({ "name": "digits" })).await?;
-    let trained = train(&step, &dir, &python, &client).await?;
+    step.begin(&format!("four training runs, {} in parallel, logged with the official MLflow client", cores.min(4)));
+    // Create the experiment first: if several MLflow clients create it concurrently, all but one log to `Default`.
+    let created: Value = client.post("/api/2.0/mlflow/experiments/create", &json!({ "name": "digits" })).await?;
+    let results = train(&step, &dir, &python, &client).await?;
 
     step.begin("registry: champion and challenger by test accuracy");
-    promote(&step, &client, &trained, &made["experiment_id"]).await?;
+    promote(&step, &client, &results, &created["experiment_id"]).await?;
 
     step.begin("deployment: traffic split 90/10");
     let manifest = FILES[3].1.to_owned();
@@ -154,36 +152,41 @@ pub(super) async fn demo(context: &Context, options: Demo) -> Result<(), Failure
     verify("deployment", status["ready"] == true, format_args!("not ready: {status}"))?;
 
     step.begin("all held-out test images through the gateway, REST and gRPC, with the official tritonclient");
-    let asked = query(&dir, &python, &platform.addresses)?;
+    let output = query(&dir, &python, &platform.addresses)?;
 
     step.begin("verification");
-    let table = report(&client, &trained, &asked, &status).await?;
-    say("");
+    let table = report(&client, &results, &output, &status).await?;
+    print_note("");
     print!("{table}");
-    lineage(&client, &asked).await?;
+    lineage(&client, &output).await?;
 
-    say(format_args!("\nEverything was verified in {}.", units::micros(started.elapsed().as_micros() as f64)));
+    print_note(format_args!("\nEverything was verified in {}.", units::micros(started.elapsed().as_micros() as f64)));
     if options.keep {
         platform.keep = true;
         let home = dir.join("home").display().to_string();
         let a = &platform.addresses;
-        say(format_args!("The platform stays up: {}  (stop it: slipway down --home {home})", a.control_url()));
-        say("Try next:");
-        say(format_args!("  slipway token --ui --home {home}     # a link that opens the UI signed in"));
-        say(format_args!("  slipway deploy split digits champion=50 challenger=50 --home {home}"));
-        say(format_args!("  slipway run ls --experiment digits --order-by 'metrics.accuracy DESC' --home {home}"));
-        say(format_args!(
+        print_note(format_args!(
+            "The platform is still running: {}  (stop it: slipway down --home {home})",
+            a.control_url()
+        ));
+        print_note("Try next:");
+        print_note(format_args!("  slipway token --ui --home {home}     # a link that opens the UI signed in"));
+        print_note(format_args!("  slipway deploy split digits champion=50 challenger=50 --home {home}"));
+        print_note(format_args!(
+            "  slipway run ls --experiment digits --order-by 'metrics.accuracy DESC' --home {home}"
+        ));
+        print_note(format_args!(
             "  curl -H \"authorization: Bearer $(slipway token --home {home})\" {}/v2/models/digits",
             a.inference_url()
         ));
     } else {
         platform.stop();
-        say("Try next: `make demo KEEP=1` (or `slipway demo --keep`) leaves the platform and its UI up.");
+        print_note("Try next: `make demo KEEP=1` (or `slipway demo --keep`) keeps the platform and its UI running.");
     }
     Ok(())
 }
 
-/// Numbered lines with the time since the start.
+/// Prints numbered steps with the time since the start.
 struct Steps {
     started: Instant,
     number: usize,
@@ -191,15 +194,15 @@ struct Steps {
 }
 
 impl Steps {
-    fn begin(&mut self, what: &str) {
+    fn begin(&mut self, title: &str) {
         self.number += 1;
         if !self.quiet {
-            say(format_args!("[{:5.1} s] {}. {what}", self.started.elapsed().as_secs_f64(), self.number));
+            print_note(format_args!("[{:5.1} s] {}. {title}", self.started.elapsed().as_secs_f64(), self.number));
         }
     }
-    fn note(&self, what: impl std::fmt::Display) {
+    fn note(&self, text: impl std::fmt::Display) {
         if !self.quiet {
-            say(format_args!("             {what}"));
+            print_note(format_args!("             {text}"));
         }
     }
 }
@@ -212,52 +215,52 @@ fn write_files(work: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The virtual environment with the requirements; made once, and again when the requirements change.
+/// Creates the virtual environment and returns its Python interpreter. An environment with the same requirements is reused.
 fn environment(dir: &Path, python: &str, work: &Path) -> Result<PathBuf, Failure> {
     const STEP: &str = "Python environment";
-    let place = dir.join("venv");
-    let own = place.join("bin/python");
-    let mark = place.join("slipway-requirements.txt");
+    let folder = dir.join("venv");
+    let interpreter = folder.join("bin/python");
+    let marker = folder.join("slipway-requirements.txt");
     let requirements = FILES[0].1;
-    if own.exists() && std::fs::read_to_string(&mark).is_ok_and(|text| text == requirements) {
-        return Ok(own);
+    if interpreter.exists() && std::fs::read_to_string(&marker).is_ok_and(|text| text == requirements) {
+        return Ok(interpreter);
     }
     let packages = requirements.lines().filter(|l| !l.starts_with('#')).collect::<Vec<_>>().join(" ");
-    say(format_args!("             installing into {}: {packages}", place.display()));
+    print_note(format_args!("             installing into {}: {packages}", folder.display()));
     let run = |program: &Path, args: &[&str]| -> Result<(), Failure> {
         let out = Command::new(program).args(args).output();
         let out = out.map_err(|e| failed(STEP, format!("{}: {e}", program.display())))?;
         let errors = String::from_utf8_lossy(&out.stderr);
         verify(STEP, out.status.success(), format_args!("{} {}: {}", program.display(), args.join(" "), errors.trim()))
     };
-    let (venv, list) = (place.display().to_string(), work.join("requirements.txt").display().to_string());
+    let (venv, list) = (folder.display().to_string(), work.join("requirements.txt").display().to_string());
     run(Path::new(python), &["-m", "venv", &venv])?;
-    run(&own, &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", &list])?;
-    std::fs::write(&mark, requirements).map_err(|e| failed(STEP, e))?;
-    Ok(own)
+    run(&interpreter, &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", &list])?;
+    std::fs::write(&marker, requirements).map_err(|e| failed(STEP, e))?;
+    Ok(interpreter)
 }
 
-/// The usual port, or any free one when it is taken.
-fn port(usual: u16) -> String {
-    let free = TcpListener::bind(("127.0.0.1", usual)).is_ok();
-    format!("127.0.0.1:{}", if free { usual } else { 0 })
+/// A listen address with the default port, or with port 0 (any free port) if it is in use.
+fn listen_address(default: u16) -> String {
+    let free = TcpListener::bind(("127.0.0.1", default)).is_ok();
+    format!("127.0.0.1:{}", if free { default } else { 0 })
 }
 
 fn start(dir: &Path, python: &Path, options: &Demo) -> Result<Platform, Failure> {
     const STEP: &str = "slipway up";
     let home = Home::at(dir.join("home"));
-    if let Some(other) = running(&home) {
+    if let Some(other) = running_server(&home) {
         return Err(failed(
             STEP,
             format_args!(
-                "process {} still serves {}; stop it with `slipway down --home {}`",
+                "process {} is still running for {}; stop it with `slipway down --home {}`",
                 other.pid,
                 home.root().display(),
                 home.root().display()
             ),
         ));
     }
-    // Every demo tells its own story: what an earlier one kept is cleared.
+    // Start with an empty state folder; remove the state of an earlier demo.
     if home.root().exists() {
         std::fs::remove_dir_all(home.root()).map_err(|e| failed(STEP, e))?;
     }
@@ -266,10 +269,18 @@ fn start(dir: &Path, python: &Path, options: &Demo) -> Result<Platform, Failure>
     let errors = out.try_clone().map_err(|e| failed(STEP, e))?;
     let program = std::env::current_exe().map_err(|e| failed(STEP, e))?;
     let environment = python.parent().and_then(Path::parent).unwrap_or(dir);
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut command = Command::new(program);
     command
-        .args(["up", "--listen", &port(7070), "--inference-listen", &port(7071), "--grpc-listen", &port(7072)])
+        .args([
+            "up",
+            "--listen",
+            &listen_address(7070),
+            "--inference-listen",
+            &listen_address(7071),
+            "--grpc-listen",
+            &listen_address(7072),
+        ])
         .args(["--runtime", &options.runtime, "--home"])
         .arg(home.root())
         .env("VIRTUAL_ENV", environment)
@@ -281,8 +292,8 @@ fn start(dir: &Path, python: &Path, options: &Demo) -> Result<Platform, Failure>
         command.process_group(0);
     }
     let mut child = command.spawn().map_err(|e| failed(STEP, e))?;
-    while begun.elapsed() < Duration::from_secs(15) {
-        if let Some(addresses) = running(&home) {
+    while start.elapsed() < Duration::from_secs(15) {
+        if let Some(addresses) = running_server(&home) {
             return Ok(Platform { child, addresses, keep: false });
         }
         if child.try_wait().is_ok_and(|ended| ended.is_some()) {
@@ -290,18 +301,18 @@ fn start(dir: &Path, python: &Path, options: &Demo) -> Result<Platform, Failure>
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    let _ = child.kill(); // It may have ended by itself.
+    let _ = child.kill(); // An error means that the process has already exited.
     let text = std::fs::read_to_string(&log).unwrap_or_default();
-    Err(failed(STEP, format_args!("it did not start; {}:\n{}", log.display(), text.trim())))
+    Err(failed(STEP, format_args!("the server did not start; {}:\n{}", log.display(), text.trim())))
 }
 
-/// The four trainings, as submitted runs of the platform: it carries them out, tracks them, and keeps what they print.
-async fn train(step: &Steps, dir: &Path, python: &Path, client: &Client) -> Result<Vec<Trained>, Failure> {
+/// Submits the four training runs to the platform and returns their results, which are in their logs.
+async fn train(step: &Steps, dir: &Path, python: &Path, client: &Client) -> Result<Vec<TrainingResult>, Failure> {
     const STEP: &str = "training";
     let absolute =
         |path: &Path| std::path::absolute(path).map(|p| p.display().to_string()).map_err(|e| failed(STEP, e));
     for algorithm in ALGORITHMS {
-        let mut run = Manifest::of(format!("digits-{algorithm}"), [&absolute(python)?, "train.py", algorithm]);
+        let mut run = Manifest::new(format!("digits-{algorithm}"), [&absolute(python)?, "train.py", algorithm]);
         run.spec.experiment = Some("digits".into());
         run.spec.working_dir = Some(absolute(&dir.join("work"))?);
         run.spec.active_deadline_seconds = Some(600);
@@ -310,7 +321,7 @@ async fn train(step: &Steps, dir: &Path, python: &Path, client: &Client) -> Resu
         }
         client.post_text::<Submitted>("/api/v1/runs", json!(run).to_string()).await?;
     }
-    let mut trained = Vec::new();
+    let mut results = Vec::new();
     for algorithm in ALGORITHMS {
         let path = format!("/api/v1/runs/default/digits-{algorithm}");
         let run = loop {
@@ -330,34 +341,38 @@ async fn train(step: &Steps, dir: &Path, python: &Path, client: &Client) -> Resu
             run.status.phase == Phase::Succeeded,
             format_args!("{algorithm}: {} {}\n{shown}", run.status.reason, run.status.message),
         )?;
-        let result: Trained = text
+        let parsed: TrainingResult = text
             .lines()
             .rev()
             .find_map(|line| serde_json::from_str(line).ok())
             .ok_or_else(|| failed(STEP, format_args!("{algorithm} printed no result:\n{shown}")))?;
         verify(
             STEP,
-            result.run_id == run.status.run_id,
-            format_args!("{algorithm} tracked itself as {}, and was submitted as {}", result.run_id, run.status.run_id),
+            parsed.run_id == run.status.run_id,
+            format_args!(
+                "{algorithm} was tracked as run {}, but submitted as run {}",
+                parsed.run_id, run.status.run_id
+            ),
         )?;
-        let took = run.status.start_time.zip(run.status.completion_time).map_or(0, |(from, to)| to.0 - from.0);
+        let duration = run.status.start_time.zip(run.status.completion_time).map_or(0, |(from, to)| to.0 - from.0);
         step.note(format_args!(
             "{algorithm:7} accuracy {:.4} in {}",
             result.accuracy,
-            units::micros(took as f64 * 1000.0)
+            units::micros(duration as f64 * 1000.0)
         ));
-        trained.push(result);
+        results.push(parsed);
     }
-    Ok(trained)
+    Ok(results)
 }
 
-/// Sets the aliases, after checking that the server holds what the trainings say they logged.
-async fn promote(step: &Steps, client: &Client, trained: &[Trained], experiment: &Value) -> Result<(), Failure> {
+/// Verifies that the server has everything that the training runs logged, then sets the aliases.
+async fn promote(step: &Steps, client: &Client, results: &[TrainingResult], experiment: &Value) -> Result<(), Failure> {
     const STEP: &str = "registry";
     let versions = model::versions(client, "digits").await?;
-    for t in trained {
-        let known = versions.iter().any(|v| v["version"] == t.version.as_str() && v["run_id"] == t.run_id.as_str());
-        verify(STEP, known, format_args!("version {} of run {} is not registered", t.version, t.run_id))?;
+    for t in results {
+        let registered =
+            versions.iter().any(|v| v["version"] == t.version.as_str() && v["run_id"] == t.run_id.as_str());
+        verify(STEP, registered, format_args!("version {} of run {} is not registered", t.version, t.run_id))?;
         let run: Value = client.get(&format!("/api/2.0/mlflow/runs/get?run_id={}", encode(&t.run_id))).await?;
         let run = &run["run"];
         verify(
@@ -380,11 +395,11 @@ async fn promote(step: &Steps, client: &Client, trained: &[Trained], experiment:
         )?;
         let files: Value =
             client.get(&format!("/api/2.0/mlflow/artifacts/list?run_id={}&path=plots", encode(&t.run_id))).await?;
-        let picture =
+        let has_plot =
             files["files"].as_array().into_iter().flatten().any(|f| f["path"] == "plots/confusion_matrix.png");
-        verify(STEP, picture, format_args!("run {} has no confusion matrix", t.run_id))?;
+        verify(STEP, has_plot, format_args!("run {} has no confusion matrix", t.run_id))?;
     }
-    let mut ranked: Vec<&Trained> = trained.iter().collect();
+    let mut ranked: Vec<&TrainingResult> = results.iter().collect();
     ranked.sort_by(|a, b| b.accuracy.total_cmp(&a.accuracy));
     for (alias, best) in ["champion", "challenger"].into_iter().zip(&ranked) {
         model::promote(client, "digits", &best.version, alias).await?;
@@ -393,7 +408,8 @@ async fn promote(step: &Steps, client: &Client, trained: &[Trained], experiment:
     Ok(())
 }
 
-fn query(dir: &Path, python: &Path, addresses: &Addresses) -> Result<Asked, Failure> {
+/// Runs `query.py`, which sends every test image over both protocols.
+fn query(dir: &Path, python: &Path, addresses: &Addresses) -> Result<QueryOutput, Failure> {
     const STEP: &str = "requests";
     let token = read_home_token(&Home::at(dir.join("home"))).map_err(|e| failed(STEP, e))?;
     let out = Command::new(python)
@@ -404,13 +420,13 @@ fn query(dir: &Path, python: &Path, addresses: &Addresses) -> Result<Asked, Fail
         .output()
         .map_err(|e| failed(STEP, e))?;
     verify(STEP, out.status.success(), String::from_utf8_lossy(&out.stderr).trim())?;
-    let asked: Asked = serde_json::from_slice(&out.stdout).map_err(|e| failed(STEP, e))?;
+    let output: QueryOutput = serde_json::from_slice(&out.stdout).map_err(|e| failed(STEP, e))?;
     verify(
         STEP,
-        asked.records.len() == 2 * IMAGES,
-        format_args!("{} answers, expected {}", asked.records.len(), 2 * IMAGES),
+        output.records.len() == 2 * IMAGES,
+        format_args!("{} responses, expected {}", output.records.len(), 2 * IMAGES),
     )?;
-    Ok(asked)
+    Ok(output)
 }
 
 fn percentile(sorted: &[f64], q: f64) -> f64 {
@@ -418,72 +434,76 @@ fn percentile(sorted: &[f64], q: f64) -> f64 {
     sorted.get(at).copied().unwrap_or(0.0)
 }
 
-/// The table of what each version did, checked against what its training predicted for the same images.
-async fn report(client: &Client, trained: &[Trained], asked: &Asked, before: &Value) -> Result<Table, Failure> {
+/// Builds the table of results per model version, after comparing every response with the prediction of the training run.
+async fn report(
+    client: &Client,
+    results: &[TrainingResult],
+    output: &QueryOutput,
+    before: &Value,
+) -> Result<Table, Failure> {
     const STEP: &str = "verification";
     let mut by_version: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
-    for record in &asked.records {
+    for record in &output.records {
         by_version.entry(&record.version).or_default().push(record);
     }
-    verify(STEP, by_version.len() == 2, format_args!("{} versions answered, expected 2", by_version.len()))?;
+    verify(STEP, by_version.len() == 2, format_args!("{} versions responded, expected 2", by_version.len()))?;
     let mut table =
         Table::new(&["VERSION", "ALGORITHM", "ACCURACY", "CORRECT", "REQUESTS", "REST", "GRPC", "P50", "P99", "SHARE"]);
     for (version, records) in &by_version {
-        let t = trained
-            .iter()
-            .find(|t| t.version == *version)
-            .ok_or_else(|| failed(STEP, format_args!("version {version} answered, which nobody trained")))?;
+        let t = results.iter().find(|t| t.version == *version).ok_or_else(|| {
+            failed(STEP, format_args!("version {version} responded, but no training run registered it"))
+        })?;
         let path = format!("/get-artifact?run_id={}&path=predictions.json", encode(&t.run_id));
         let predictions: Value = client.get(&path).await?;
-        let wrong = records.iter().find(|r| predictions["predicted"][r.image] != r.label);
-        if let Some(r) = wrong {
+        let mismatch = records.iter().find(|r| predictions["predicted"][r.image] != r.label);
+        if let Some(r) = mismatch {
             return Err(failed(
                 STEP,
                 format_args!(
-                    "version {version} gave {} for image {} over {}, its training says {}",
+                    "version {version} predicted {} for image {} over {}, but its training run predicted {}",
                     r.label, r.image, r.protocol, predictions["predicted"][r.image]
                 ),
             ));
         }
-        let correct = records.iter().filter(|r| asked.truth.get(r.image) == Some(&r.label)).count();
+        let correct = records.iter().filter(|r| output.truth.get(r.image) == Some(&r.label)).count();
         let mut times: Vec<f64> = records.iter().map(|r| r.us).collect();
         times.sort_by(f64::total_cmp);
-        let over = |protocol: &str| records.iter().filter(|r| r.protocol == protocol).count().to_string();
+        let count_of = |protocol: &str| records.iter().filter(|r| r.protocol == protocol).count().to_string();
         table.row(vec![
             (*version).to_owned(),
             t.algorithm.clone(),
             format!("{:.4}", correct as f64 / records.len() as f64),
             format!("{correct}/{}", records.len()),
             records.len().to_string(),
-            over("rest"),
-            over("grpc"),
+            count_of("rest"),
+            count_of("grpc"),
             units::micros(percentile(&times, 0.50)),
             units::micros(percentile(&times, 0.99)),
-            format!("{:.1}%", 100.0 * records.len() as f64 / asked.records.len() as f64),
+            format!("{:.1}%", 100.0 * records.len() as f64 / output.records.len() as f64),
         ]);
     }
-    // The same request id always finds the same version, over both protocols and at any time, so the split is
-    // judged by what the ids' hashes allow: 720 draws with p = 0.1 lie within 5 standard deviations.
+    // The split hashes the request ids, so it is deterministic. The bounds are 5 standard deviations around the mean of 720 draws with
+    // p = 0.1.
     let smaller = by_version.values().map(Vec::len).min().unwrap_or(0);
-    verify(STEP, (32..=112).contains(&smaller), format_args!("the challenger got {smaller} of 720 requests"))?;
+    verify(STEP, (32..=112).contains(&smaller), format_args!("the challenger received {smaller} of 720 requests"))?;
     let after: Value = client.get("/api/v1/deployments/digits").await?;
     let count = |v: &Value| -> u64 {
         v["variants"].as_array().into_iter().flatten().filter_map(|v| v["stats"]["requests"].as_u64()).sum()
     };
     let counted = count(&after) - count(before);
-    verify(STEP, counted == asked.records.len() as u64, format_args!("the gateway counted {counted} requests"))?;
+    verify(STEP, counted == output.records.len() as u64, format_args!("the gateway counted {counted} requests"))?;
     Ok(table)
 }
 
-/// The lineage of the last answer, down to the digest of the data.
-async fn lineage(client: &Client, asked: &Asked) -> Result<(), Failure> {
-    let last = asked.records.last().ok_or_else(|| failed("lineage", "no answers"))?;
+/// Prints the lineage of the last response and verifies that it is complete down to the dataset digests.
+async fn lineage(client: &Client, output: &QueryOutput) -> Result<(), Failure> {
+    let last = output.records.last().ok_or_else(|| failed("lineage", "no responses"))?;
     let id = format!("{}-{}", last.protocol, last.image);
     let found: Value = client.get(&format!("/api/v1/requests/{}/lineage", encode(&id))).await?;
     let steps = show::chain(&found);
-    let whole = steps.len() >= 5 && steps.iter().all(|s| s[1] != "-" && !s[1].is_empty());
-    verify("lineage", whole, format_args!("the chain of request {id} has a gap: {steps:?}"))?;
-    let mut table = Table::new(&["LINEAGE", "WHICH", "ABOUT"]);
+    let complete = steps.len() >= 5 && steps.iter().all(|s| s[1] != "-" && !s[1].is_empty());
+    verify("lineage", complete, format_args!("the lineage of request {id} is incomplete: {steps:?}"))?;
+    let mut table = Table::new(&["LINEAGE", "ID", "DETAILS"]);
     steps.into_iter().for_each(|s| table.row(s.to_vec()));
     print!("\n{table}");
     Ok(())

@@ -1,4 +1,4 @@
-//! `deploy`: models behind the gateway.
+//! `slipway deploy`: deployments of models behind the inference gateway.
 
 use std::io::Read;
 
@@ -10,7 +10,7 @@ use super::Context;
 use crate::Failure;
 use crate::cli::Deploy;
 use crate::client::{Client, encode};
-use crate::output::{Table, print, say};
+use crate::output::{Table, print, print_note};
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or("-").to_owned()
@@ -41,7 +41,7 @@ fn variants_table<'a>(deployments: impl Iterator<Item = &'a Value>) -> Table {
     table
 }
 
-/// The plan of a change: `+` new, `~` changed, `-` gone, nothing when all stays.
+/// The plan of a change, one line per model: `+` added, `~` changed, `-` removed. Empty if nothing changes.
 fn plan(before: Option<&Value>, after: &Manifest) -> Vec<String> {
     let old = before.and_then(|b| serde_json::from_value::<Manifest>(b["manifest"].clone()).ok());
     let old_models = old.as_ref().map(|m| m.spec.models.clone()).unwrap_or_default();
@@ -55,8 +55,8 @@ fn plan(before: Option<&Value>, after: &Manifest) -> Vec<String> {
             Some(_) => {}
         }
     }
-    for gone in old_models.iter().filter(|m| after.spec.models.iter().all(|n| n.name != m.name)) {
-        lines.push(format!("- {} {} {}%", gone.name, gone.uri, gone.weight));
+    for removed in old_models.iter().filter(|m| after.spec.models.iter().all(|n| n.name != m.name)) {
+        lines.push(format!("- {} {} {}%", removed.name, removed.uri, removed.weight));
     }
     if let Some(old) = old
         && (old.spec.split != after.spec.split
@@ -68,7 +68,7 @@ fn plan(before: Option<&Value>, after: &Manifest) -> Vec<String> {
     lines
 }
 
-/// Puts a manifest in force; `None` when that changes nothing.
+/// Prints the plan of a manifest and applies it. Returns the new status, or `None` if nothing changed or for a dry run.
 pub(super) async fn apply(client: &Client, manifest_text: String, dry_run: bool) -> Result<Option<Value>, Failure> {
     let manifest = Manifest::parse(&manifest_text)?;
     let name = &manifest.metadata.name;
@@ -76,11 +76,11 @@ pub(super) async fn apply(client: &Client, manifest_text: String, dry_run: bool)
     let before = all.iter().find(|d| d["name"] == *name);
     let lines = plan(before, &manifest);
     if lines.is_empty() && before.is_some_and(|b| b["ready"] == true) {
-        say(format_args!("{name}: nothing to change"));
+        print_note(format_args!("{name}: no changes"));
         return Ok(None);
     }
-    say(format_args!("{name}:"));
-    lines.iter().for_each(|line| say(format_args!("  {line}")));
+    print_note(format_args!("{name}:"));
+    lines.iter().for_each(|line| print_note(format_args!("  {line}")));
     if dry_run {
         return Ok(None);
     }
@@ -103,7 +103,7 @@ pub(super) async fn run(context: &Context, verb: Deploy) -> Result<(), Failure> 
             if let Some(status) = apply(&client, manifest, context.global.dry_run).await? {
                 print(format, &status, |s| variants_table(std::iter::once(s)));
                 let name = text(&status["name"]);
-                say(format_args!("in force as revision {}; next: slipway deploy test {name}", status["revision"]));
+                print_note(format_args!("revision {} is active; next: slipway deploy test {name}", status["revision"]));
             }
         }
         Deploy::Ls => {
@@ -117,41 +117,45 @@ pub(super) async fn run(context: &Context, verb: Deploy) -> Result<(), Failure> 
                 variants_table(std::iter::once(&d["deployment"]))
             });
             for r in history.as_array().into_iter().flatten() {
-                say(format_args!("  revision {} ({})", r["revision"], text(&r["reason"])));
+                print_note(format_args!("  revision {} ({})", r["revision"], text(&r["reason"])));
             }
         }
         Deploy::Split { name, weights } => {
-            let mut asked = serde_json::Map::new();
+            let mut shares = serde_json::Map::new();
             for pair in &weights {
                 let (key, value) = pair
                     .split_once('=')
                     .and_then(|(k, v)| Some((k, v.trim_end_matches('%').parse::<u32>().ok()?)))
                     .ok_or_else(|| slipway_serve::Error::Manifest(format!("'{pair}' is not NAME=PERCENT")))?;
-                asked.insert(key.to_owned(), value.into());
+                shares.insert(key.to_owned(), value.into());
             }
             if context.global.dry_run {
-                say(format_args!("~ {name}: {}", weights.join(" ")));
+                print_note(format_args!("~ {name}: {}", weights.join(" ")));
                 return Ok(());
             }
             let path = format!("/api/v1/deployments/{}/split", encode(&name));
-            let status: Value = client.post(&path, &json!({ "weights": asked })).await?;
+            let status: Value = client.post(&path, &json!({ "weights": shares })).await?;
             print(format, &status, |s| variants_table(std::iter::once(s)));
-            say(format_args!("in force as revision {}; back with: slipway deploy rollback {name}", status["revision"]));
+            print_note(format_args!(
+                "revision {} is active; to undo: slipway deploy rollback {name}",
+                status["revision"]
+            ));
         }
         Deploy::Rollback { name, to } => {
             let path = format!("/api/v1/deployments/{}/rollback", encode(&name));
             let status: Value = client.post(&path, &json!({ "to": to })).await?;
             print(format, &status, |s| variants_table(std::iter::once(s)));
-            say(format_args!("in force as revision {}", status["revision"]));
+            print_note(format_args!("revision {} is active", status["revision"]));
         }
         Deploy::Test { name, input } => {
             let body = match input {
                 Some(file) => std::fs::read_to_string(&file)
                     .map_err(|e| slipway_serve::Error::Invalid(format!("cannot read {}: {e}", file.display())))?,
-                None => zeros(&client, &name).await?,
+                None => zero_request(&client, &name).await?,
             };
-            let answer: Value = client.post_text(&format!("/api/v1/deployments/{}/infer", encode(&name)), body).await?;
-            print(format, &answer, |a| {
+            let response: Value =
+                client.post_text(&format!("/api/v1/deployments/{}/infer", encode(&name)), body).await?;
+            print(format, &response, |a| {
                 let mut table = Table::new(&["OUTPUT", "TYPE", "SHAPE", "DATA"]);
                 for o in a["outputs"].as_array().into_iter().flatten() {
                     table.row(vec![
@@ -163,39 +167,39 @@ pub(super) async fn run(context: &Context, verb: Deploy) -> Result<(), Failure> 
                 }
                 table
             });
-            let (version, id) = (text(&answer["model_version"]), text(&answer["id"]));
-            say(format_args!("answered by version {version}; next: slipway show {id} --lineage"));
+            let (version, id) = (text(&response["model_version"]), text(&response["id"]));
+            print_note(format_args!("response of version {version}; next: slipway show {id} --lineage"));
         }
         Deploy::Rm { name } => {
             if context.global.dry_run {
-                say(format_args!("- {name}"));
+                print_note(format_args!("- {name}"));
                 return Ok(());
             }
-            if !context.global.yes && !confirmed(&name) {
-                say("nothing was changed");
+            if !context.global.yes && !confirm_by_name(&name) {
+                print_note("nothing was changed");
                 return Ok(());
             }
             client.delete(&format!("/api/v1/deployments/{}", encode(&name))).await?;
-            say(format_args!("{name} is gone"));
+            print_note(format_args!("{name} was removed"));
         }
     }
     Ok(())
 }
 
-/// Asks for the name, as destroying does; without a terminal the answer is no.
-fn confirmed(name: &str) -> bool {
+/// Asks the user to type the name of the deployment. Without a terminal, the removal is declined.
+fn confirm_by_name(name: &str) -> bool {
     use std::io::IsTerminal;
     if !std::io::stdin().is_terminal() {
-        say(format_args!("say -y to take '{name}' away without being asked"));
+        print_note(format_args!("pass -y to remove '{name}' without a prompt"));
         return false;
     }
-    eprint!("Type the name to take '{name}' away: ");
+    eprint!("Type the name to remove '{name}': ");
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).is_ok() && answer.trim() == name
 }
 
-/// A request of zeros that fits the model, which the gateway's own metadata describes.
-async fn zeros(client: &Client, name: &str) -> Result<String, Failure> {
+/// Builds an inference request with all inputs zero, from the model metadata of the gateway.
+async fn zero_request(client: &Client, name: &str) -> Result<String, Failure> {
     let meta: Value = client.get(&format!("/api/v1/deployments/{}/metadata", encode(name))).await?;
     let inputs = meta["inputs"].as_array().cloned().unwrap_or_default();
     let inputs: Vec<Value> = inputs

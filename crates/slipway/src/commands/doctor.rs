@@ -1,4 +1,4 @@
-//! `doctor`: each thing found or missing, with what helps.
+//! `slipway doctor`: checks this machine and the state folder, with a remedy for each problem.
 
 use std::path::Path;
 
@@ -13,23 +13,23 @@ use slipway_serve::runtime::Runtime;
 
 use super::Context;
 use crate::Failure;
-use crate::client::running;
-use crate::output::{Table, print, say};
+use crate::client::running_server;
+use crate::output::{Table, print, print_note};
 
-/// A thing that was checked.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 struct Check {
     what: &'static str,
     ok: bool,
     found: String,
-    /// What helps when it is not ok.
+    /// How to fix the problem; empty if `ok`.
     remedy: String,
 }
 
-/// Free space below which runs and artifacts will soon fail.
-const LITTLE_SPACE: u64 = 1 << 30;
+/// Minimum free disk space, in bytes, below which `doctor` reports a problem.
+const MIN_FREE_BYTES: u64 = 1 << 30;
 
-/// GPUs: one line where there is none, else every layer that is missing and every finding.
+/// Checks the GPUs: one line if there is none, else every missing software layer and every finding.
 fn gpus(checks: &mut Vec<Check>) {
     let fixture = slipway_core::env::value(slipway_core::env::GPU_FIXTURE);
     let inventory = Nvml::find(fixture.as_deref()).and_then(|n| Inventory::collect(&n));
@@ -40,7 +40,7 @@ fn gpus(checks: &mut Vec<Check>) {
             what: "GPUs",
             ok: false,
             found: "no NVIDIA GPU in this machine".into(),
-            remedy: "none is needed to learn: slipway gpu ls --fixture h100x8".into(),
+            remedy: "not needed to try slipway: slipway gpu ls --fixture h100x8".into(),
         });
         return;
     }
@@ -52,8 +52,8 @@ fn gpus(checks: &mut Vec<Check>) {
         let note = if simulated { " (SIMULATED)" } else { "" };
         let found = format!("{}, driver {}{note}", inventory.gpus.len(), inventory.driver);
         checks.push(Check { what: "GPUs", ok: true, found, remedy: String::new() });
-        let bad = inventory.findings().filter(|(_, f)| f.severity > Severity::Note);
-        checks.extend(bad.map(|(gpu, f)| Check {
+        let problems = inventory.findings().filter(|(_, f)| f.severity > Severity::Note);
+        checks.extend(problems.map(|(gpu, f)| Check {
             what: "GPU",
             ok: false,
             found: format!("GPU {gpu}: {}", f.what),
@@ -69,20 +69,25 @@ pub(super) async fn doctor(context: &Context) -> Result<(), Failure> {
         checks.push(Check { what, ok, found, remedy: if ok { String::new() } else { remedy.to_owned() } });
     };
 
-    let place = home.root().display().to_string();
+    let path = home.root().display().to_string();
     let usable = home.create();
     let found = match &usable {
-        Ok(()) => place.clone(),
-        Err(e) => format!("{place}: {e}"),
+        Ok(()) => path.clone(),
+        Err(e) => format!("{path}: {e}"),
     };
     add("state folder", usable.is_ok(), found, "check its owner, or choose another with --home DIR");
 
     if let Ok(space) = rustix::fs::statvfs(home.root()) {
         let free = space.f_bavail * space.f_frsize;
-        add("free space", free > LITTLE_SPACE, units::bytes(free), "free some, or choose another disk with --home DIR");
+        add(
+            "free space",
+            free > MIN_FREE_BYTES,
+            units::bytes(free),
+            "free disk space, or choose another disk with --home DIR",
+        );
     }
 
-    let server = running(&home);
+    let server = running_server(&home);
     let found =
         server.as_ref().map_or("not running".to_owned(), |a| format!("process {} at {}", a.pid, a.control_url()));
     add("server", true, found, "");
@@ -91,7 +96,7 @@ pub(super) async fn doctor(context: &Context) -> Result<(), Failure> {
         Ok(client) => {
             let checked: Result<Value, _> = client.get("/api/v1/integrity").await;
             let (ok, found) = match checked {
-                Ok(v) => (v["result"] == "ok", v["result"].as_str().unwrap_or("no answer").to_owned()),
+                Ok(v) => (v["result"] == "ok", v["result"].as_str().unwrap_or("no result").to_owned()),
                 Err(e) => (false, e.to_string()),
             };
             add("database", ok, found, "restore slipway.db from a backup; `slipway explain store.sql`");
@@ -103,7 +108,7 @@ pub(super) async fn doctor(context: &Context) -> Result<(), Failure> {
             if let Ok(deployments) = client.get::<Vec<Value>>("/api/v1/deployments").await {
                 let ready = deployments.iter().filter(|d| d["ready"] == true).count();
                 let found = format!("{ready} of {} ready", deployments.len());
-                add("deployments", ready == deployments.len(), found, "slipway deploy show NAME tells why");
+                add("deployments", ready == deployments.len(), found, "slipway deploy show NAME shows why");
             }
         }
         Err(Failure::Error { message, hint, .. }) => add("database", false, message, &hint.unwrap_or_default()),
@@ -131,19 +136,24 @@ pub(super) async fn doctor(context: &Context) -> Result<(), Failure> {
 
     gpus(&mut checks);
 
-    let wrong = checks.iter().filter(|c| !c.ok).count();
+    let problems = checks.iter().filter(|c| !c.ok).count();
     print(context.global.output.format, &checks, |checks| {
-        let mut table = Table::new(&["CHECK", "STATE", "FOUND", "WHAT HELPS"]);
+        let mut table = Table::new(&["CHECK", "STATE", "FOUND", "REMEDY"]);
         for c in checks {
-            table.row(vec![c.what.into(), if c.ok { "ok" } else { "WRONG" }.into(), c.found.clone(), c.remedy.clone()]);
+            table.row(vec![
+                c.what.into(),
+                if c.ok { "ok" } else { "PROBLEM" }.into(),
+                c.found.clone(),
+                c.remedy.clone(),
+            ]);
         }
         table
     });
-    if wrong == 0 {
-        say("everything is in order");
+    if problems == 0 {
+        print_note("no problems found");
         Ok(())
     } else {
-        say(format_args!("{wrong} of {} checks found something", checks.len()));
+        print_note(format_args!("{problems} of {} checks found a problem", checks.len()));
         Err(Failure::Findings)
     }
 }

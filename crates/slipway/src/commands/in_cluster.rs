@@ -1,4 +1,4 @@
-//! The cluster that a server runs in: its nodes, its users, its pods, on the operator's client.
+//! Connects a server that runs in a Kubernetes cluster to that cluster: its nodes, its users and the pods of its runs.
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -12,28 +12,28 @@ use slipway_operator::authority::{Reviews, User};
 use slipway_operator::runs::{Pods, RunController, Settings, TokenSource};
 use slipway_operator::{Api, nodes};
 use slipway_server::auth::Authority;
-use slipway_server::{ClusterAnswer, Figure, Kubernetes, Mint};
+use slipway_server::{ControllerMetric, Kubernetes, Mint, NodesFuture};
 
 use crate::Failure;
 
-/// The pause between two attempts to create a pod that a quota did not allow.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Delay before another attempt to create a pod that a resource quota rejected.
+const QUOTA_RETRY_DELAY: Duration = Duration::from_secs(10);
 
-/// By the namespace of the installation.
+/// The cluster of this pod, and the namespace of the installation.
 #[derive(Debug)]
 pub(super) struct InCluster {
     api: Api,
     namespace: String,
-    /// Unless it is installed apart.
+    /// The run controller, unless it runs in a separate process.
     controller: OnceLock<RunController>,
 }
 
 impl InCluster {
-    /// `None` outside of a cluster.
+    /// Connects to the cluster of this pod; `None` outside of a cluster.
     ///
     /// # Errors
-    /// A cluster that cannot be reached. A server that went on without it would take runs as processes of its own pod.
-    pub(super) async fn of_this_pod() -> Result<Option<Arc<dyn Kubernetes>>, Failure> {
+    /// If the cluster is unreachable. The server must not start without it, because it would run submitted programs in its own pod.
+    pub(super) async fn detect() -> Result<Option<Arc<dyn Kubernetes>>, Failure> {
         let Some(namespace) = env::value(env::NAMESPACE) else { return Ok(None) };
         let api = Api::connect(None, None).await?;
         Ok(Some(Arc::new(Self { api, namespace, controller: OnceLock::new() })))
@@ -45,12 +45,12 @@ impl Kubernetes for InCluster {
         &self.namespace
     }
 
-    fn nodes(&self) -> ClusterAnswer<'_> {
+    fn nodes(&self) -> NodesFuture<'_> {
         Box::pin(async { nodes::nodes(&self.api, &self.namespace).await.map_err(|e| e.to_string()) })
     }
 
     fn authority(&self) -> Option<Arc<dyn Authority>> {
-        Some(Arc::new(Asked(Reviews::new(self.api.clone()))))
+        Some(Arc::new(ApiServerAuthority(Reviews::new(self.api.clone()))))
     }
 
     fn executor(&self, tracker: Arc<dyn Tracker>, mint: Mint) -> Arc<dyn Executor> {
@@ -60,7 +60,7 @@ impl Kubernetes for InCluster {
                 Box::pin(async { Ok(token) })
             });
             let controller = RunController::start(self.api.clone(), settings(self.namespace.clone(), token), tracker);
-            let _ = self.controller.set(controller); // The server asks for its executor once, when it starts.
+            let _ = self.controller.set(controller); // It cannot be set already: the server calls this once, when it starts.
         }
         Arc::new(Pods::new(self.api.clone(), self.namespace.clone()))
     }
@@ -73,32 +73,32 @@ impl Kubernetes for InCluster {
         })
     }
 
-    fn figures(&self) -> Vec<Figure> {
-        self.controller.get().map(figures).unwrap_or_default()
+    fn controller_metrics(&self) -> Vec<ControllerMetric> {
+        self.controller.get().map(controller_metrics).unwrap_or_default()
     }
 }
 
-/// What a controller of runs counts, for metrics.
-pub(super) fn figures(controller: &RunController) -> Vec<Figure> {
-    let figures = controller.figures().into_iter();
-    figures.map(|(name, help, is_counter, value)| Figure { name, help, is_counter, value }).collect()
+/// The metrics of a run controller.
+pub(super) fn controller_metrics(controller: &RunController) -> Vec<ControllerMetric> {
+    let metrics = controller.metrics().into_iter();
+    metrics.map(|(name, help, is_counter, value)| ControllerMetric { name, help, is_counter, value }).collect()
 }
 
-/// Where runs reach the control plane.
+/// The URL at which runs reach the control plane.
 pub(super) fn runs_url(namespace: &str) -> String {
     env::value(env::RUNS_URL).unwrap_or_else(|| {
-        // The kubelet tells a pod the addresses of its namespace's services; a name would need a DNS server that knows it.
+        // Use the service address that the kubelet sets in the environment, which works without cluster DNS.
         let host = env::value("SLIPWAY_SERVICE_HOST").unwrap_or_else(|| format!("slipway.{namespace}.svc"));
-        format!("http://{}:7070", in_url(&host))
+        format!("http://{}:7070", url_host(&host))
     })
 }
 
-/// A host as it stands in a URL, where an IPv6 address has brackets.
-fn in_url(host: &str) -> String {
+/// Formats a host for a URL: an IPv6 address is put in brackets.
+fn url_host(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
-/// How runs are carried out by the pod that this process runs in.
+/// The settings of the run controller in this pod.
 pub(super) fn settings(namespace: String, token: TokenSource) -> Settings {
     let identity = env::value(env::POD).unwrap_or_else(|| format!("slipway-{}", std::process::id()));
     Settings {
@@ -107,31 +107,32 @@ pub(super) fn settings(namespace: String, token: TokenSource) -> Settings {
         namespace,
         ca_file: env::value(env::RUNS_CA).map(PathBuf::from),
         token,
-        patience: PATIENCE,
+        retry_delay: QUOTA_RETRY_DELAY,
     }
 }
 
-/// The server's questions, asked of the API server.
-struct Asked(Reviews);
+/// Authenticates and authorizes users with the reviews of the API server.
+struct ApiServerAuthority(Reviews);
 
-impl Authority for Asked {
-    fn who<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>> {
+impl Authority for ApiServerAuthority {
+    fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Person>, String>> {
         Box::pin(async move {
-            let user = self.0.who(token).await.map_err(|e| e.to_string())?;
+            let user = self.0.authenticate(token).await.map_err(|e| e.to_string())?;
             let person =
                 |u: User| Person { name: u.name, uid: u.uid, groups: u.groups, extra: serde_json::json!(u.extra) };
             Ok(user.map(person))
         })
     }
 
-    fn may<'a>(&'a self, person: &'a Person, wanted: &'a Permission) -> BoxFuture<'a, Result<bool, String>> {
+    fn is_allowed<'a>(&'a self, person: &'a Person, permission: &'a Permission) -> BoxFuture<'a, Result<bool, String>> {
         Box::pin(async move {
             let person = person.clone();
-            // The cluster's own rules may depend on the extra attributes, so none may be lost.
+            // RBAC webhooks may depend on the extra attributes, so all of them are passed on.
             let extra = serde_json::from_value(person.extra).map_err(|e| e.to_string())?;
             let user = User { name: person.name, uid: person.uid, groups: person.groups, extra };
-            let may = self.0.may(&user, wanted.verb.name(), wanted.resource.name(), wanted.namespace.as_deref());
-            may.await.map_err(|e| e.to_string())
+            let namespace = permission.namespace.as_deref();
+            let allowed = self.0.is_allowed(&user, permission.verb.name(), permission.resource.name(), namespace);
+            allowed.await.map_err(|e| e.to_string())
         })
     }
 }
@@ -141,8 +142,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv6_address_has_brackets_in_a_url() {
-        let urls = ["10.0.0.1", "fd00::1", "slipway.sys.svc"].map(in_url);
+    fn ipv6_addresses_are_bracketed_in_urls() {
+        let urls = ["10.0.0.1", "fd00::1", "slipway.sys.svc"].map(url_host);
         assert_eq!(urls, ["10.0.0.1", "[fd00::1]", "slipway.sys.svc"]);
     }
 }

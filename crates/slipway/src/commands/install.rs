@@ -1,4 +1,4 @@
-//! `slipway up --kube` and `down --kube`: slipway in a cluster.
+//! `slipway up --kube` and `down --kube`: installs slipway in a Kubernetes cluster and removes it.
 
 use std::time::Duration;
 
@@ -8,10 +8,11 @@ use slipway_operator::{Api, Resource};
 use super::Context;
 use crate::Failure;
 use crate::cli::{Format, Kube};
-use crate::output::{Table, agreed, print, print_text, say};
+use crate::output::{Table, confirm, print, print_note, print_text};
 
 const SECRET: Resource<'static> = Resource { group: "", version: "v1", kind: "Secret", plural: "secrets" };
 
+/// Reads the values files and applies `--image`.
 fn values(kube: &Kube) -> Result<Values, Failure> {
     let mut texts = Vec::new();
     for path in &kube.values {
@@ -30,6 +31,7 @@ fn values(kube: &Kube) -> Result<Values, Failure> {
     Ok(values)
 }
 
+/// Prints the plan: the objects that change.
 fn show(context: &Context, steps: &[Step]) {
     let changed: Vec<Step> = steps.iter().filter(|s| s.action != Action::Keep).cloned().collect();
     print(context.global.output.format, &changed, |changed| {
@@ -46,13 +48,13 @@ fn show(context: &Context, steps: &[Step]) {
         }
         table
     });
-    say(format_args!("{} objects are as they should be", steps.len() - changed.len()));
+    print_note(format_args!("{} objects are up to date", steps.len() - changed.len()));
 }
 
 pub(super) async fn up(context: &Context, kube: Kube) -> Result<(), Failure> {
     let values = values(&kube)?;
     if context.global.dry_run && matches!(context.global.output.format, Format::Yaml | Format::Json) {
-        // The objects themselves, for `kubectl diff` and for reading.
+        // Print the objects themselves, for example for `kubectl diff`.
         for object in install::objects(&values) {
             let text = match context.global.output.format {
                 Format::Json => object.to_string(),
@@ -71,7 +73,7 @@ pub(super) async fn up(context: &Context, kube: Kube) -> Result<(), Failure> {
     if context.global.dry_run {
         return Ok(());
     }
-    if changes && !agreed(&context.global, "Apply?") {
+    if changes && !confirm(&context.global, "Apply?") {
         return Err(Failure::declined("kube.invalid"));
     }
     install::apply(&api, &values, false).await?;
@@ -80,22 +82,24 @@ pub(super) async fn up(context: &Context, kube: Kube) -> Result<(), Failure> {
     }
     install::ready(&api, &values.namespace, Duration::from_secs(kube.wait), |missing| {
         if !context.global.quiet {
-            say(format_args!("waiting: {missing}"));
+            print_note(format_args!("waiting: {missing}"));
         }
     })
     .await?;
-    say(format_args!("slipway {} is up in namespace {}", env!("CARGO_PKG_VERSION"), values.namespace));
+    print_note(format_args!("slipway {} is up in namespace {}", env!("CARGO_PKG_VERSION"), values.namespace));
     if values.server.enabled {
-        say(format_args!("  kubectl -n {} port-forward service/slipway 7070", values.namespace));
+        print_note(format_args!("  kubectl -n {} port-forward service/slipway 7070", values.namespace));
         if values.runs.namespaces.is_empty() {
             let command = install::enable_namespace(&values.namespace, "NAMESPACE");
-            say(format_args!("  a namespace is enabled for runs by runs.namespaces in the values, or by: {command}"));
+            print_note(format_args!(
+                "  to allow runs in a namespace, add it to runs.namespaces in the values, or run: {command}"
+            ));
         }
     }
     Ok(())
 }
 
-/// Creates the secret with the tokens if it is missing. It belongs to the user and is never changed.
+/// Creates the secret with the tokens if it does not exist. An existing secret belongs to the user and is never changed.
 async fn tokens(api: &Api, values: &Values) -> Result<(), Failure> {
     let (namespace, name) = (values.namespace.as_str(), values.server.token_secret.as_str());
     if api.get(&SECRET, Some(namespace), name).await?.is_some() {
@@ -107,7 +111,9 @@ async fn tokens(api: &Api, values: &Values) -> Result<(), Failure> {
         "stringData": {"tokens": format!("{token}\n")},
     });
     api.apply(&SECRET, Some(namespace), name, "slipway", false, &secret, false).await?;
-    say(format_args!("  token: kubectl -n {namespace} get secret {name} -o jsonpath='{{.data.tokens}}' | base64 -d"));
+    print_note(format_args!(
+        "  token: kubectl -n {namespace} get secret {name} -o jsonpath='{{.data.tokens}}' | base64 -d"
+    ));
     Ok(())
 }
 
@@ -115,7 +121,7 @@ pub(super) async fn down(context: &Context, kube: Kube) -> Result<(), Failure> {
     let api = Api::connect(kube.kubeconfig.as_deref(), kube.context.as_deref()).await?;
     let plan = install::remove(&api, &kube.namespace, true).await?;
     if plan.is_empty() {
-        say(format_args!("there is nothing of slipway in namespace {}", kube.namespace));
+        print_note(format_args!("slipway is not installed in namespace {}", kube.namespace));
         return Ok(());
     }
     if context.global.dry_run || !context.global.quiet {
@@ -124,15 +130,15 @@ pub(super) async fn down(context: &Context, kube: Kube) -> Result<(), Failure> {
     if context.global.dry_run {
         return Ok(());
     }
-    if !agreed(&context.global, "Remove all of this, with the state on its volume?") {
+    if !confirm(&context.global, "Remove these objects and the state on the volume?") {
         return Err(Failure::Error {
             message: "nothing was removed".into(),
             code: "kube.invalid",
-            hint: Some("Say -y to remove without being asked.".into()),
+            hint: Some("Pass -y to remove without a prompt.".into()),
             exit: 1,
         });
     }
     install::remove(&api, &kube.namespace, false).await?;
-    say(format_args!("slipway is gone from namespace {}", kube.namespace));
+    print_note(format_args!("slipway was removed from namespace {}", kube.namespace));
     Ok(())
 }

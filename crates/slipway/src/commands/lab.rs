@@ -1,4 +1,4 @@
-//! `slipway lab`: a real Kubernetes on this machine. Its Go sources come with the binary; Go builds them once.
+//! `slipway lab`: a real Kubernetes cluster on this machine. The binary contains the Go sources of the lab program, and Go builds them.
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ struct Sources;
 struct Fixtures;
 
 fn failed(message: impl Into<String>) -> Failure {
-    Failure::known(message, "lab.failed", 1)
+    Failure::with_code(message, "lab.failed", 1)
 }
 
 fn cache() -> PathBuf {
@@ -28,7 +28,7 @@ fn cache() -> PathBuf {
     std::env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()).map_or_else(home, PathBuf::from).join("slipway/lab")
 }
 
-/// Writes the sources where they differ.
+/// Writes the embedded sources to `folder`, skipping files that are already up to date.
 fn unpack(folder: &Path) -> std::io::Result<()> {
     for name in Sources::iter() {
         let path = folder.join(&*name);
@@ -56,7 +56,7 @@ pub(super) fn run(verb: Lab) -> Result<(), Failure> {
         .env("CGO_ENABLED", "0")
         .env("GOWORK", "off")
         .status()
-        .map_err(|e| failed(format!("go cannot be run: {e}")))?;
+        .map_err(|e| failed(format!("cannot run go: {e}")))?;
     if !built.success() {
         return Err(failed("the lab could not be built"));
     }
@@ -70,34 +70,34 @@ pub(super) fn run(verb: Lab) -> Result<(), Failure> {
         Lab::Up { nodes, gpus } => {
             let up = lab().args(["--nodes", &nodes.to_string(), "up"]).status();
             if !up.is_ok_and(|s| s.success()) {
-                return Err(failed("the lab did not come up"));
+                return Err(failed("the lab did not start"));
             }
             if gpus.is_empty() {
                 return Ok(());
             }
-            simulate(&mut command, &source, nodes, &gpus)?;
-            // The values' path is for people; scripts want the configuration alone.
+            add_simulated_gpus(&mut command, &source, nodes, &gpus)?;
+            // Scripts expect only the kubeconfig path of `up` on stdout, so the output of this command is discarded.
             command.stdout(std::process::Stdio::null());
         }
         Lab::Down => drop(command.arg("down")),
         Lab::Status => drop(command.arg("status")),
         Lab::Do { words } => drop(command.args(words)),
     }
-    // Its exit code and its output are the command's own.
+    // `exec` replaces this process, so the exit code and the output are those of the lab program.
     Err(failed(command.exec().to_string()))
 }
 
-/// What gives every node GPUs that answer from a fixture.
-fn simulate(command: &mut Command, source: &Path, nodes: u32, gpus: &[String]) -> Result<(), Failure> {
+/// Adds the arguments that simulate GPUs on every node, one fixture per node.
+fn add_simulated_gpus(command: &mut Command, source: &Path, nodes: u32, gpus: &[String]) -> Result<(), Failure> {
     let program = std::env::current_exe().map_err(|e| failed(e.to_string()))?;
     let library = program.with_file_name("libslipway_fake_nvml.so");
     command.arg("simulate").arg(&program).arg(&library);
     for node in 0..nodes as usize {
         let name = gpus.get(node).or_else(|| gpus.last().filter(|_| gpus.len() == 1));
-        let name = name.ok_or_else(|| failed(format!("{} fixtures for {nodes} nodes", gpus.len())))?;
+        let name = name.ok_or_else(|| failed(format!("{} fixtures do not match {nodes} nodes", gpus.len())))?;
         let Some(file) = Fixtures::get(&format!("{name}.yaml")) else {
-            let known: Vec<String> = Fixtures::iter().map(|n| n.trim_end_matches(".yaml").to_owned()).collect();
-            return Err(failed(format!("there is no fixture '{name}'; there is {}", known.join(", "))));
+            let available: Vec<String> = Fixtures::iter().map(|n| n.trim_end_matches(".yaml").to_owned()).collect();
+            return Err(failed(format!("there is no fixture '{name}'; available are {}", available.join(", "))));
         };
         let path = source.join(format!("{name}.yaml"));
         std::fs::write(&path, &file.data).map_err(|e| failed(format!("{}: {e}", path.display())))?;

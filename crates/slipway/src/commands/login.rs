@@ -1,4 +1,4 @@
-//! `login`, `logout`: tokens that are saved for servers.
+//! `slipway login` and `logout`: saved tokens of servers.
 
 use std::io::Read;
 use std::path::Path;
@@ -12,9 +12,9 @@ use crate::Failure;
 use crate::cli::Login;
 use crate::client::Client;
 use crate::credentials::{self, Access, Saved, ServerUrl, Sources, Token};
-use crate::output::{Table, print, say};
+use crate::output::{Table, print, print_note};
 
-/// Bytes of a token file.
+/// Maximum size of a token file.
 const MAX_TOKEN_BYTES: u64 = 64 * 1024;
 
 pub(super) async fn login(context: &Context, options: Login) -> Result<(), Failure> {
@@ -23,35 +23,35 @@ pub(super) async fn login(context: &Context, options: Login) -> Result<(), Failu
     }
     let url = ServerUrl::parse(options.url.as_deref().unwrap_or_default())?;
     let token = token(options.token_file.as_deref())?;
-    let mut sources = Sources::of(&context.config, context.global.insecure)?;
-    // The token that is tried is the one that is saved, not one of earlier.
+    let mut sources = Sources::from_config(&context.config, context.global.insecure)?;
+    // Verify the new token, not an earlier one.
     sources.token = Some(token.clone());
     let fingerprint = sources.fingerprint;
     if fingerprint.is_some() && !url.is_https {
-        let message = format!("{} has no certificate, since it is not https", url.origin());
-        return Err(Failure::known(message, "tls.file", 2));
+        let message = format!("--tls-fingerprint needs an https URL; {} has no certificate", url.origin());
+        return Err(Failure::with_code(message, "tls.file", 2));
     }
     if fingerprint.is_none() {
-        // A certificate that is not trusted any more would otherwise be so by its earlier fingerprint.
+        // Ignore the saved fingerprint; otherwise a certificate that was pinned earlier would still be trusted.
         sources.saved = None;
     }
-    let access = Access::to(&url, &Origin::Flag, &sources)?;
-    let _: Value = Client::to(&url, access)?.get("/api/v1/status").await?;
-    let path = credentials::file()?;
+    let access = Access::resolve(&url, &Origin::Flag, &sources)?;
+    let _: Value = Client::new(&url, access)?.get("/api/v1/status").await?;
+    let path = credentials::credentials_path()?;
     credentials::save(&path, Saved { server: url.origin(), token, fingerprint })?;
     if !context.global.quiet {
-        say(format_args!("the token for {} is saved in {}", url.origin(), path.display()));
-        say(format_args!("Try next: slipway status --server {}", url.base));
+        print_note(format_args!("the token for {} is saved in {}", url.origin(), path.display()));
+        print_note(format_args!("Try next: slipway status --server {}", url.base));
     }
     Ok(())
 }
 
 pub(super) fn logout(context: &Context, url: &str) -> Result<(), Failure> {
     let server = ServerUrl::parse(url)?.origin();
-    let was_saved = credentials::forget(&credentials::file()?, &server)?;
+    let existed = credentials::remove(&credentials::credentials_path()?, &server)?;
     if !context.global.quiet {
-        say(if was_saved {
-            "the token is forgotten; it stays valid until the server forgets it, too"
+        print_note(if existed {
+            "the saved token was removed; it stays valid on the server"
         } else {
             "no token was saved"
         });
@@ -60,8 +60,8 @@ pub(super) fn logout(context: &Context, url: &str) -> Result<(), Failure> {
 }
 
 fn list(context: &Context) -> Result<(), Failure> {
-    let saved = credentials::load(&credentials::file()?)?;
-    // Shown without the tokens.
+    let saved = credentials::load(&credentials::credentials_path()?)?;
+    // The tokens are not printed.
     let shown: Vec<Value> = saved.iter().map(|s| json!({ "server": s.server, "fingerprint": s.fingerprint })).collect();
     print(context.global.output.format, &shown, |shown| {
         let mut table = Table::new(&["SERVER", "FINGERPRINT"]);
@@ -74,15 +74,16 @@ fn list(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Reads the token to save from a file, from standard input (`-`) or from `$SLIPWAY_TOKEN`.
 fn token(file: Option<&Path>) -> Result<Token, Failure> {
     let failed = |path: &Path, reason: String| {
-        Failure::known(format!("no token in {}: {reason}", path.display()), "auth.token_file", 2)
+        Failure::with_code(format!("no token in {}: {reason}", path.display()), "auth.token_file", 2)
     };
     let Some(path) = file else {
         return env::value(env::TOKEN).as_deref().and_then(Token::from_text).ok_or_else(|| Failure::Error {
-            message: "there is no token to log in with".into(),
+            message: "no token was given to log in with".into(),
             code: "auth.required",
-            hint: Some("Name a file with `--token-file FILE` (- is standard input), or set SLIPWAY_TOKEN.".into()),
+            hint: Some("Pass `--token-file FILE` (- for standard input), or set SLIPWAY_TOKEN.".into()),
             exit: 2,
         });
     };
@@ -93,5 +94,5 @@ fn token(file: Option<&Path>) -> Result<Token, Failure> {
         std::fs::File::open(path).and_then(|file| file.take(MAX_TOKEN_BYTES).read_to_string(&mut text))
     };
     read.map_err(|e| failed(path, e.to_string()))?;
-    Token::from_text(&text).ok_or_else(|| failed(path, "it is empty".into()))
+    Token::from_text(&text).ok_or_else(|| failed(path, "the file is empty".into()))
 }

@@ -1,4 +1,4 @@
-//! The commands, a file for each noun.
+//! The implementation of the commands, one file per noun.
 
 mod cluster;
 mod controller;
@@ -28,21 +28,21 @@ use crate::cli::{self, Cli, Command};
 use crate::client::Client;
 use crate::output::{Table, print, print_text};
 
-/// What every command gets.
+/// The global options and the configuration, passed to every command.
 pub(crate) struct Context {
     pub(crate) global: cli::Global,
     pub(crate) config: Config,
 }
 
 impl Context {
-    /// The control plane.
+    /// Connects to the control plane; see [`Client::connect`].
     pub(crate) async fn client(&self) -> Result<Client, Failure> {
         Client::connect(&self.config, self.global.insecure).await
     }
 }
 
-/// The settings in force for these arguments, and what is wrong with a configuration file if something is.
-pub(crate) fn settings(args: &Cli) -> (Config, Option<ConfigError>) {
+/// Reads the configuration for these arguments. The second value is the error of a configuration file, if any.
+pub(crate) fn read_config(args: &Cli) -> (Config, Option<ConfigError>) {
     let path = |p: &Option<std::path::PathBuf>| p.as_ref().map(|p| p.display().to_string());
     let mut flags = vec![
         ("home", path(&args.global.home)),
@@ -67,8 +67,8 @@ pub(crate) fn settings(args: &Cli) -> (Config, Option<ConfigError>) {
     Config::read(&flags)
 }
 
-/// Carries out a command. `problem` is what is wrong with a configuration file: an error for all commands but those
-/// that act on no setting, among them the ones that help to find out.
+/// Runs a command. `problem` is the error of a configuration file, if any. It fails all commands except those that do not depend on the
+/// configuration, some of which help to find the error.
 pub(crate) async fn run(args: Cli, config: Config, problem: Option<ConfigError>) -> Result<(), Failure> {
     let context = Context { config, global: args.global };
     match args.command {
@@ -76,7 +76,7 @@ pub(crate) async fn run(args: Cli, config: Config, problem: Option<ConfigError>)
         Command::Config(cli::Config::Show { origin }) => {
             show_config(&context, origin);
             if let Some(problem) = problem {
-                Failure::from(problem).show();
+                Failure::from(problem).report();
             }
             Ok(())
         }
@@ -86,10 +86,10 @@ pub(crate) async fn run(args: Cli, config: Config, problem: Option<ConfigError>)
         }
         Command::Man { dir } => {
             std::fs::create_dir_all(&dir).and_then(|()| clap_mangen::generate_to(Cli::command(), &dir)).map_err(|e| {
-                Failure::known(format!("cannot write man pages to {}: {e}", dir.display()), "output.unwritable", 1)
+                Failure::with_code(format!("cannot write man pages to {}: {e}", dir.display()), "output.unwritable", 1)
             })
         }
-        // Runs in the folder of a run, which may be that of a project.
+        // It runs in the working folder of a run, which may contain an invalid project file.
         Command::Supervise { folder } => Ok(slipway_exec::local::supervise(&folder).await?),
         command => match problem {
             Some(problem) => Err(problem.into()),
@@ -98,7 +98,7 @@ pub(crate) async fn run(args: Cli, config: Config, problem: Option<ConfigError>)
     }
 }
 
-/// Carries out a command that acts on settings.
+/// Runs a command that depends on the configuration.
 async fn run_configured(context: &Context, command: Command) -> Result<(), Failure> {
     match command {
         Command::Up(options) if options.kube.kube => install::up(context, options.kube).await,
@@ -121,7 +121,7 @@ async fn run_configured(context: &Context, command: Command) -> Result<(), Failu
         Command::Model(verb) => model::run(context, verb).await,
         Command::Deploy(verb) => deploy::run(context, verb).await,
         Command::Show(options) => show::show(context, options).await,
-        // Carried out without settings, above.
+        // These commands are handled by `run`, without the configuration.
         Command::Explain { .. }
         | Command::Config(_)
         | Command::Completions { .. }
@@ -146,12 +146,12 @@ fn explain_code(context: &Context, code: Option<String>) -> Result<(), Failure> 
             print_text(&format!("{}\n\n{}\n\n{}\n", topic.code, topic.meaning, topic.remedy));
             Ok(())
         }
-        None => Err(Failure::known(format!("there is no code '{code}'"), "explain.unknown", 2)),
+        None => Err(Failure::with_code(format!("there is no error code '{code}'"), "explain.unknown", 2)),
     }
 }
 
-/// A URL whose password may be seen.
-fn without_password(value: &str) -> String {
+/// Replaces the password of a URL by `…`.
+fn hide_password(value: &str) -> String {
     let hidden = || {
         let (scheme, rest) = value.split_once("://")?;
         let (user, host) = rest.rsplit_once('@')?;
@@ -163,7 +163,7 @@ fn without_password(value: &str) -> String {
 
 fn show_config(context: &Context, origin: bool) {
     let entries: Vec<_> =
-        context.config.entries().map(|(k, v, o)| (k.to_owned(), without_password(v), o.to_string())).collect();
+        context.config.entries().map(|(k, v, o)| (k.to_owned(), hide_password(v), o.to_string())).collect();
     print(context.global.output.format, &entries, |entries| {
         let mut table = Table::new(if origin { &["KEY", "VALUE", "ORIGIN"] } else { &["KEY", "VALUE"] });
         for (key, value, from) in entries {

@@ -1,4 +1,4 @@
-//! `model`: the registry.
+//! `slipway model`: the model registry.
 
 use serde_json::{Value, json};
 
@@ -6,16 +6,16 @@ use super::Context;
 use crate::Failure;
 use crate::cli::Model;
 use crate::client::{Client, encode};
-use crate::output::{Table, print, say};
+use crate::output::{Table, print, print_note};
 
-/// Points an alias to a version.
+/// Sets an alias of a model to a version.
 pub(super) async fn promote(client: &Client, name: &str, version: &str, alias: &str) -> Result<(), Failure> {
     let body = json!({ "name": name, "alias": alias, "version": version });
     client.post::<Value>("/api/2.0/mlflow/registered-models/alias", &body).await?;
     Ok(())
 }
 
-/// All versions of a model, newest first.
+/// All versions of a model, latest first.
 pub(super) async fn versions(client: &Client, name: &str) -> Result<Vec<Value>, Failure> {
     let filter = encode(&format!("name = '{}'", name.replace('\'', "")));
     let path =
@@ -60,10 +60,10 @@ pub(super) async fn run(context: &Context, verb: Model) -> Result<(), Failure> {
                 let mut table = Table::new(&["VERSION", "ALIASES", "STAGE", "RUN", "SOURCE"]);
                 for v in d["versions"].as_array().into_iter().flatten() {
                     let aliases = d["model"]["aliases"].as_array().into_iter().flatten();
-                    let own = aliases.filter(|a| a["version"] == v["version"]).map(|a| text(&a["alias"]));
+                    let matching = aliases.filter(|a| a["version"] == v["version"]).map(|a| text(&a["alias"]));
                     table.row(vec![
                         text(&v["version"]),
-                        own.collect::<Vec<_>>().join(" "),
+                        matching.collect::<Vec<_>>().join(" "),
                         text(&v["current_stage"]),
                         text(&v["run_id"]),
                         text(&v["source"]),
@@ -76,22 +76,22 @@ pub(super) async fn run(context: &Context, verb: Model) -> Result<(), Failure> {
             let found: Value = client.get(&format!("/api/2.0/mlflow/runs/get?run_id={}", encode(&run))).await?;
             let source = format!("{}/{path}", text(&found["run"]["info"]["artifact_uri"]));
             if context.global.dry_run {
-                say(format_args!("+ a version of {name} from {source}"));
+                print_note(format_args!("+ a version of {name} from {source}"));
                 return Ok(());
             }
-            // A name that is taken is the usual case, and the next request names any other reason.
+            // Usually the model already exists. Any other error also fails the next request, which reports it.
             let created =
                 client.post::<Value>("/api/2.0/mlflow/registered-models/create", &json!({ "name": name })).await;
             if let Err(error) = created {
                 tracing::debug!(%error, "the registered model was not created");
             }
             let body = json!({ "name": name, "source": source, "run_id": run });
-            let made: Value = client.post("/api/2.0/mlflow/model-versions/create", &body).await?;
-            let version = text(&made["model_version"]["version"]);
-            say(format_args!(
+            let created: Value = client.post("/api/2.0/mlflow/model-versions/create", &body).await?;
+            let version = text(&created["model_version"]["version"]);
+            print_note(format_args!(
                 "registered {name} version {version}; next: slipway model promote {name} {version} champion"
             ));
-            print(context.global.output.format, &made, |_| {
+            print(context.global.output.format, &created, |_| {
                 let mut table = Table::new(&["VERSION"]);
                 table.row(vec![version.clone()]);
                 table
@@ -99,11 +99,13 @@ pub(super) async fn run(context: &Context, verb: Model) -> Result<(), Failure> {
         }
         Model::Promote { name, version, alias } => {
             if context.global.dry_run {
-                say(format_args!("~ {name}@{alias} -> version {version}"));
+                print_note(format_args!("~ {name}@{alias} -> version {version}"));
                 return Ok(());
             }
             promote(&client, &name, &version, &alias).await?;
-            say(format_args!("{name}@{alias} is version {version}; deployments that use the alias follow at once"));
+            print_note(format_args!(
+                "{name}@{alias} is version {version}; deployments with this alias switch to it immediately"
+            ));
         }
     }
     Ok(())

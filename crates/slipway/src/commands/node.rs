@@ -1,4 +1,4 @@
-//! `slipway node`: wiring of the node agent.
+//! `slipway node`: runs the node agent, and lists the devices and leases of a cluster's nodes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,29 +22,30 @@ pub(crate) async fn run(context: &Context, verb: cli::Node) -> Result<(), Failur
     match verb {
         cli::Node::Run(options) => agent(context, *options).await,
         cli::Node::Converge(options) => tokio::task::block_in_place(|| super::cluster::converge(options)),
-        cli::Node::Ls(at) => ls(context, &at).await,
-        cli::Node::Leases { node, limit, at } => leases(context, &node, limit, &at).await,
+        cli::Node::Ls(installation) => ls(context, &installation).await,
+        cli::Node::Leases { node, limit, installation } => leases(context, &node, limit, &installation).await,
     }
 }
 
-async fn connect(at: &cli::Where) -> Result<Api, Failure> {
-    Ok(Api::connect(at.kubeconfig.as_deref(), at.context.as_deref()).await?)
+async fn connect(installation: &cli::Installation) -> Result<Api, Failure> {
+    Ok(Api::connect(installation.kubeconfig.as_deref(), installation.context.as_deref()).await?)
 }
 
+/// A string as it is, null as an empty string, any other value as JSON.
 fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| if value.is_null() { String::new() } else { value.to_string() }, str::to_owned)
 }
 
-async fn ls(context: &Context, at: &cli::Where) -> Result<(), Failure> {
-    let nodes = slipway_operator::nodes::nodes(&connect(at).await?, &at.namespace).await?;
+async fn ls(context: &Context, installation: &cli::Installation) -> Result<(), Failure> {
+    let nodes = slipway_operator::nodes::nodes(&connect(installation).await?, &installation.namespace).await?;
     print(context.global.output.format, &nodes, |nodes| {
         let mut table = Table::new(&["NODE", "DEVICE", "PRODUCT", "RESOURCE", "STATE", "HELD BY"]);
         for node in nodes {
             let name = text(&node["node"]);
-            let trouble = ["error", "missing", "problem"].iter().map(|k| text(&node[*k])).find(|t| !t.is_empty());
+            let problem = ["error", "missing", "problem"].iter().map(|k| text(&node[*k])).find(|t| !t.is_empty());
             let devices = devices(node);
             if devices.is_empty() {
-                let state = trouble.unwrap_or_else(|| "no agent".into());
+                let state = problem.unwrap_or_else(|| "no agent".into());
                 table.row(vec![name.clone(), String::new(), String::new(), String::new(), state, String::new()]);
             }
             for mut row in devices {
@@ -57,13 +58,13 @@ async fn ls(context: &Context, at: &cli::Where) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A row for each device of a node: index, product, resource, state, holders.
+/// One row per device of a node: index, product, resource, state, holders.
 fn devices(node: &Value) -> Vec<Vec<String>> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let (gpus, holders) = (list(&node["gpus"]), list(&node["holders"]));
     let held = |uuid: &Value| {
-        let of = holders.iter().map(|h| &h["holder"]).filter(|h| h["device"] == *uuid);
-        of.map(|h| format!("{}/{}", text(&h["namespace"]), text(&h["pod"]))).collect::<Vec<_>>().join(", ")
+        let pods = holders.iter().map(|h| &h["holder"]).filter(|h| h["device"] == *uuid);
+        pods.map(|h| format!("{}/{}", text(&h["namespace"]), text(&h["pod"]))).collect::<Vec<_>>().join(", ")
     };
     let mut rows = Vec::new();
     for offer in list(&node["offers"]) {
@@ -72,7 +73,7 @@ fn devices(node: &Value) -> Vec<Vec<String>> {
             let product =
                 gpus.iter().find(|g| g["uuid"] == device["gpu"]).map(|g| text(&g["name"])).unwrap_or_default();
             let fault = text(&device["fault"]);
-            let state = if fault.is_empty() { "well".to_owned() } else { fault };
+            let state = if fault.is_empty() { "healthy".to_owned() } else { fault };
             let resource = format!("{}{replicas}", text(&offer["resource"]));
             rows.push(vec![text(&device["index"]), product, resource, state, held(&device["uuid"])]);
         }
@@ -80,8 +81,9 @@ fn devices(node: &Value) -> Vec<Vec<String>> {
     rows
 }
 
-async fn leases(context: &Context, node: &str, limit: u32, at: &cli::Where) -> Result<(), Failure> {
-    let leases = slipway_operator::nodes::leases(&connect(at).await?, &at.namespace, node, limit).await?;
+async fn leases(context: &Context, node: &str, limit: u32, installation: &cli::Installation) -> Result<(), Failure> {
+    let leases =
+        slipway_operator::nodes::leases(&connect(installation).await?, &installation.namespace, node, limit).await?;
     print(context.global.output.format, &leases, |leases| {
         let mut table = Table::new(&["POD", "CONTAINER", "RESOURCE", "DEVICE", "FROM", "TO", "ENERGY", "IDLE"]);
         for lease in leases.as_array().into_iter().flatten() {
@@ -142,23 +144,23 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
             variable("DP_ENABLE_HEALTHCHECKS").as_deref(),
             Duration::from_secs(args.recover_after),
         ),
-        look: Duration::from_secs(5.min(args.recover_after.max(1))),
+        poll_interval: Duration::from_secs(5.min(args.recover_after.max(1))),
     };
-    Ok(slipway_node::run(options, cluster, super::up::terminated()?).await?)
+    Ok(slipway_node::run(options, cluster, super::up::termination_signal()?).await?)
 }
 
 const TOKEN_REVIEW: Resource<'static> =
     Resource { group: "authentication.k8s.io", version: "v1", kind: "TokenReview", plural: "tokenreviews" };
-/// Where a pod finds its own namespace.
+/// The file that contains the namespace of the pod.
 const OWN_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
-/// The namespace of the installation that this agent belongs to.
+/// The namespace of this agent's installation: `$SLIPWAY_NAMESPACE`, else the pod's own; `None` outside of a cluster.
 fn namespace() -> Option<String> {
-    let of_this_pod = || std::fs::read_to_string(OWN_NAMESPACE).ok().map(|text| text.trim().to_owned());
-    env::value(env::NAMESPACE).or_else(of_this_pod).filter(|n| !n.is_empty())
+    let pod_namespace = || std::fs::read_to_string(OWN_NAMESPACE).ok().map(|text| text.trim().to_owned());
+    env::value(env::NAMESPACE).or_else(pod_namespace).filter(|n| !n.is_empty())
 }
 
-/// The agent's view of a cluster, on the operator's client.
+/// The implementation of the agent's [`Cluster`] with the API client of the operator.
 struct ApiServer(Api);
 
 fn resource(kind: &Kind) -> Resource<'static> {
@@ -197,8 +199,8 @@ impl Cluster for ApiServer {
     }
 
     async fn evict(&self, namespace: &str, pod: &str) -> Result<Eviction, ClusterError> {
-        let going = self.0.evict(namespace, pod).await.map_err(failed)?;
-        Ok(if going { Eviction::Going } else { Eviction::Blocked })
+        let accepted = self.0.evict(namespace, pod).await.map_err(failed)?;
+        Ok(if accepted { Eviction::Accepted } else { Eviction::Blocked })
     }
 
     async fn event(&self, about: Value, warning: bool, reason: &str, message: &str) -> Result<(), ClusterError> {
@@ -210,11 +212,11 @@ impl Cluster for ApiServer {
             "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
             "spec": {"token": token, "audiences": [audience]},
         });
-        let answer = self.0.create(&TOKEN_REVIEW, None, &review).await.map_err(failed)?;
-        let status = &answer["status"];
-        // An API server that does not know audiences names none; then the token may have been made for anything.
-        let ours = status["audiences"].as_array().is_some_and(|all| all.iter().any(|a| a == audience));
-        let user = status["user"]["username"].as_str().filter(|_| ours && status["authenticated"] == true);
+        let reviewed = self.0.create(&TOKEN_REVIEW, None, &review).await.map_err(failed)?;
+        let status = &reviewed["status"];
+        // An API server without audience support returns no audiences; the token may then have been issued for another purpose.
+        let matches = status["audiences"].as_array().is_some_and(|all| all.iter().any(|a| a == audience));
+        let user = status["user"]["username"].as_str().filter(|_| matches && status["authenticated"] == true);
         Ok(user.map(str::to_owned))
     }
 

@@ -1,4 +1,4 @@
-//! `run`: tracked runs. What is submitted is in `submit.rs`.
+//! `slipway run`: tracked runs. The commands for submitted runs are in `submit.rs`.
 
 use std::collections::BTreeSet;
 
@@ -11,22 +11,23 @@ use crate::cli::Run;
 use crate::client::{Client, encode};
 use crate::output::{Table, print, print_text};
 
-/// Runs asked for at once.
-const PAGE: i64 = 1000;
+/// Page size of searches.
+const PAGE_SIZE: i64 = 1000;
 
-async fn experiments(client: &Client, wanted: Option<&str>) -> Result<Vec<String>, Failure> {
-    if let Some(wanted) = wanted {
-        if wanted.bytes().all(|b| b.is_ascii_digit()) {
-            return Ok(vec![wanted.to_owned()]);
+/// The ids of the experiment with this name or id, or of all experiments.
+async fn experiments(client: &Client, name_or_id: Option<&str>) -> Result<Vec<String>, Failure> {
+    if let Some(experiment) = name_or_id {
+        if experiment.bytes().all(|b| b.is_ascii_digit()) {
+            return Ok(vec![experiment.to_owned()]);
         }
-        let path = format!("/api/2.0/mlflow/experiments/get-by-name?experiment_name={}", encode(wanted));
+        let path = format!("/api/2.0/mlflow/experiments/get-by-name?experiment_name={}", encode(experiment));
         let found: Value = client.get(&path).await?;
         return Ok(found["experiment"]["experiment_id"].as_str().map(str::to_owned).into_iter().collect());
     }
     let mut ids = Vec::new();
     let mut token = Value::Null;
     loop {
-        let body = json!({ "max_results": PAGE, "page_token": token });
+        let body = json!({ "max_results": PAGE_SIZE, "page_token": token });
         let page: Value = client.post("/api/2.0/mlflow/experiments/search", &body).await?;
         let found = page["experiments"].as_array().into_iter().flatten();
         ids.extend(found.filter_map(|e| e["experiment_id"].as_str().map(str::to_owned)));
@@ -37,7 +38,7 @@ async fn experiments(client: &Client, wanted: Option<&str>) -> Result<Vec<String
     }
 }
 
-/// Runs that match, at most `limit`.
+/// Searches tracked runs and returns at most `limit` of them.
 pub(super) async fn search(
     client: &Client,
     experiment: Option<&str>,
@@ -49,9 +50,9 @@ pub(super) async fn search(
     let mut runs = Vec::new();
     let mut token = Value::Null;
     loop {
-        let left = limit - i64::try_from(runs.len()).unwrap_or(i64::MAX);
+        let remaining = limit - i64::try_from(runs.len()).unwrap_or(i64::MAX);
         let body = json!({
-            "experiment_ids": ids, "filter": filter, "order_by": order_by, "max_results": left.clamp(1, PAGE),
+            "experiment_ids": ids, "filter": filter, "order_by": order_by, "max_results": remaining.clamp(1, PAGE_SIZE),
             "page_token": token,
         });
         let mut page: Value = client.post("/api/2.0/mlflow/runs/search", &body).await?;
@@ -65,7 +66,7 @@ pub(super) async fn search(
     }
 }
 
-/// Values under `key` of a run's data, by name.
+/// The names and values of a run's `params`, `metrics` or `tags`.
 fn pairs(run: &Value, kind: &str) -> Vec<(String, String)> {
     let items = run["data"][kind].as_array().into_iter().flatten();
     items
@@ -88,12 +89,12 @@ pub(super) async fn run(context: &Context, verb: Run) -> Result<(), Failure> {
     match verb {
         Run::Submit(options) => return submit::submit(context, &client, *options).await,
         Run::Queue { namespace } => return submit::queue(context, &client, namespace.as_deref()).await,
-        Run::Status { which } => return submit::status(context, &client, &which).await,
-        Run::Logs { which, follow, attempt, tail } => {
-            return submit::logs(&client, &which, follow, attempt, tail).await;
+        Run::Status { target } => return submit::status(context, &client, &target).await,
+        Run::Logs { target, follow, attempt, tail } => {
+            return submit::logs(&client, &target, follow, attempt, tail).await;
         }
-        Run::Cancel { which } => return submit::cancel(context, &client, &which).await,
-        Run::Rm { which } => return submit::remove(context, &client, &which).await,
+        Run::Cancel { target } => return submit::cancel(context, &client, &target).await,
+        Run::Rm { target } => return submit::remove(context, &client, &target).await,
         Run::Ls { experiment, filter, order_by, limit } => {
             let runs = search(&client, experiment.as_deref(), &filter, &order_by, limit).await?;
             print(context.global.output.format, &runs, |runs| {
@@ -111,7 +112,7 @@ pub(super) async fn run(context: &Context, verb: Run) -> Result<(), Failure> {
         Run::Show { id } => {
             let found: Value = client.get(&format!("/api/2.0/mlflow/runs/get?run_id={}", encode(&id))).await?;
             print(context.global.output.format, &found["run"], |run| {
-                let mut table = Table::new(&["WHAT", "VALUE"]);
+                let mut table = Table::new(&["FIELD", "VALUE"]);
                 for key in ["run_id", "run_name", "experiment_id", "status", "user_id", "artifact_uri"] {
                     table.row(vec![key.to_owned(), text(&run["info"][key])]);
                 }
@@ -134,7 +135,7 @@ pub(super) async fn run(context: &Context, verb: Run) -> Result<(), Failure> {
                 runs.push(found["run"].clone());
             }
             print(context.global.output.format, &runs, |runs| {
-                // As many columns as runs, so the heads are the runs' names in the first row.
+                // One column per run, at most 8. The names of the runs are in the first row.
                 let mut table = Table::new(&["", "1", "2", "3", "4", "5", "6", "7", "8"][..=runs.len().min(8)]);
                 let row = |name: String, cell: &dyn Fn(&Value) -> String| {
                     std::iter::once(name).chain(runs.iter().take(8).map(cell)).collect::<Vec<_>>()

@@ -1,4 +1,4 @@
-//! `show REQUEST --lineage`.
+//! `slipway show REQUEST --lineage`: the lineage of an inference request.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use crate::cli::Show;
 use crate::client::encode;
 use crate::output::{Table, print};
 
-/// The chain of one request in steps for people: what, which, and a word about it.
+/// The lineage of a request as table rows: kind, id and description.
 pub(super) fn chain(found: &Value) -> Vec<[String; 3]> {
     let text = |v: &Value| v.as_str().unwrap_or("-").to_owned();
     let request = &found["request"];
@@ -40,7 +40,7 @@ pub(super) async fn show(context: &Context, options: Show) -> Result<(), Failure
     let found: Value = client.get(&format!("/api/v1/requests/{}/lineage", encode(&options.request))).await?;
     let shown = if options.lineage { found } else { serde_json::json!({ "request": found["request"] }) };
     print(context.global.output.format, &shown, |found| {
-        let mut table = Table::new(&["STEP", "WHICH", "ABOUT"]);
+        let mut table = Table::new(&["STEP", "ID", "DETAILS"]);
         chain(found).into_iter().for_each(|step| table.row(step.to_vec()));
         table
     });

@@ -1,4 +1,4 @@
-//! `run submit` and what follows it: runs that are carried out.
+//! `slipway run submit`, `queue`, `status`, `logs`, `cancel` and `rm`: submitted runs.
 
 use std::io::Read;
 use std::path::Path;
@@ -12,18 +12,19 @@ use slipway_exec::{ExecError, Phase, Submitted};
 
 use super::Context;
 use crate::Failure;
-use crate::cli::{Submit, Which};
+use crate::cli::{RunTarget, Submit};
 use crate::client::{Client, encode};
-use crate::output::{Raw, Table, agreed, print, say};
+use crate::output::{Raw, Table, confirm, print, print_note};
 
-/// Between two looks at a run that is waited for.
-const LOOK: Duration = Duration::from_millis(300);
+/// Interval at which the status of a run is polled while waiting for its end.
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
+/// The API path of a submitted run.
 fn path(namespace: &str, name: &str) -> String {
     format!("/api/v1/runs/{}/{}", encode(namespace), encode(name))
 }
 
-/// The manifest that the options describe.
+/// Builds the manifest from the file and the options, which override it.
 fn manifest(options: &Submit) -> Result<Manifest, Failure> {
     let mut run = match &options.file {
         Some(file) => {
@@ -36,7 +37,7 @@ fn manifest(options: &Submit) -> Result<Manifest, Failure> {
             Manifest::parse(&text.map_err(|e| ExecError::Manifest(format!("{}: {e}", file.display())))?)?
         }
         None => {
-            let mut run = Manifest::of("", options.command.iter());
+            let mut run = Manifest::new("", options.command.iter());
             run.metadata.generate_name = "run-".into();
             run
         }
@@ -62,20 +63,20 @@ fn manifest(options: &Submit) -> Result<Manifest, Failure> {
     Ok(run)
 }
 
-/// A process runs where its file is, as it would by hand; a pod where its image says.
-fn placed(run: &mut Manifest, file: Option<&Path>) {
-    let beside = file.filter(|f| f.as_os_str() != "-").and_then(Path::parent).unwrap_or(Path::new("."));
+/// Sets the working folder of a local run relative to the manifest file, or to the current folder without a file.
+fn resolve_working_dir(run: &mut Manifest, file: Option<&Path>) {
+    let base = file.filter(|f| f.as_os_str() != "-").and_then(Path::parent).unwrap_or(Path::new("."));
     let folder = match &run.spec.working_dir {
-        Some(folder) => beside.join(folder),
-        None => beside.to_owned(),
+        Some(folder) => base.join(folder),
+        None => base.to_owned(),
     };
     if let Ok(folder) = folder.canonicalize() {
         run.spec.working_dir = Some(folder.display().to_string());
     }
 }
 
-/// What only a cluster has, and a single machine leaves aside.
-fn left_aside(run: &Manifest) -> Vec<&'static str> {
+/// The fields of the manifest that only a cluster supports and a single machine ignores.
+fn ignored_fields(run: &Manifest) -> Vec<&'static str> {
     let spec = &run.spec;
     [
         ("image", spec.image.is_some()),
@@ -96,10 +97,10 @@ pub(super) async fn submit(context: &Context, client: &Client, options: Submit) 
     let mut run = manifest(&options)?;
     let status: Value = client.get("/api/v1/status").await?;
     if status["runs"] != "pods" {
-        placed(&mut run, options.file.as_deref());
-        let left = left_aside(&run);
-        if !left.is_empty() && !context.global.quiet {
-            say(format_args!("as a process of this machine, without {}", left.join(", ")));
+        resolve_working_dir(&mut run, options.file.as_deref());
+        let ignored = ignored_fields(&run);
+        if !ignored.is_empty() && !context.global.quiet {
+            print_note(format_args!("running as a process on this machine, without {}", ignored.join(", ")));
         }
     }
     let text = json!(run).to_string();
@@ -116,46 +117,47 @@ pub(super) async fn submit(context: &Context, client: &Client, options: Submit) 
             table.row(vec![metadata.name.clone(), metadata.namespace.clone(), run.status.run_id.clone()]);
             table
         });
-        let place = if metadata.namespace == "default" { String::new() } else { format!(" -n {}", metadata.namespace) };
-        say(format_args!("Try next: slipway run logs {} --follow{place}", metadata.name));
+        let namespace =
+            if metadata.namespace == "default" { String::new() } else { format!(" -n {}", metadata.namespace) };
+        print_note(format_args!("Try next: slipway run logs {} --follow{namespace}", metadata.name));
         return Ok(());
     }
-    let which = Which { name: metadata.name.clone(), namespace: metadata.namespace.clone() };
-    let ended = follow(client, &which, options.follow).await?;
-    let said = format!("run {} {}", which.name, about(&ended));
-    if ended.status.phase == Phase::Succeeded {
-        say(said);
+    let target = RunTarget { name: metadata.name.clone(), namespace: metadata.namespace.clone() };
+    let finished = follow(client, &target, options.follow).await?;
+    let summary = format!("run {} {}", target.name, summarize(&finished));
+    if finished.status.phase == Phase::Succeeded {
+        print_note(summary);
         return Ok(());
     }
-    Err(ExecError::Failed(said).into())
+    Err(ExecError::Failed(summary).into())
 }
 
-/// Waits for the end, try by try, with the log of each if it is wanted.
-async fn follow(client: &Client, which: &Which, log: bool) -> Result<Submitted, Failure> {
-    let mut shown = 0;
-    let mut told = String::new();
+/// Waits for the end of a run. With `log`, prints the log of each attempt.
+async fn follow(client: &Client, target: &RunTarget, log: bool) -> Result<Submitted, Failure> {
+    let mut last_shown = 0;
+    let mut last_summary = String::new();
     loop {
-        let run: Submitted = client.get(&path(&which.namespace, &which.name)).await?;
-        let newest = run.status.attempts.iter().find(|a| a.number > shown && a.started_at.is_some());
+        let run: Submitted = client.get(&path(&target.namespace, &target.name)).await?;
+        let newest = run.status.attempts.iter().find(|a| a.number > last_shown && a.started_at.is_some());
         if let Some(attempt) = newest.filter(|_| log) {
-            shown = attempt.number;
-            logs(client, which, true, Some(shown), None).await?;
+            last_shown = attempt.number;
+            logs(client, target, true, Some(last_shown), None).await?;
             continue;
         }
         if run.status.phase.is_final() {
             return Ok(run);
         }
-        let now = about(&run);
-        if now != told && run.status.phase == Phase::Pending && !run.status.reason.is_empty() {
-            say(format_args!("{}: {now}", which.name));
+        let summary = summarize(&run);
+        if summary != last_summary && run.status.phase == Phase::Pending && !run.status.reason.is_empty() {
+            print_note(format_args!("{}: {summary}", target.name));
         }
-        told = now;
-        tokio::time::sleep(LOOK).await;
+        last_summary = summary;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Where a run is, in a few words.
-fn about(run: &Submitted) -> String {
+/// The phase, reason and message of a run, such as `failed (DeadlineExceeded): ...`.
+fn summarize(run: &Submitted) -> String {
     let status = &run.status;
     let phase = format!("{:?}", status.phase).to_lowercase();
     let reason =
@@ -172,14 +174,15 @@ pub(super) async fn queue(context: &Context, client: &Client, namespace: Option<
     let query = namespace.map_or(String::new(), |n| format!("?namespace={}", encode(n)));
     let runs: Vec<Submitted> = client.get(&format!("/api/v1/runs{query}")).await?;
     print(context.global.output.format, &runs, |runs| {
-        let mut table = Table::new(&["RUN", "NAMESPACE", "PHASE", "TRY", "NODE", "SINCE", "TOOK", "WHY"]);
+        let mut table =
+            Table::new(&["RUN", "NAMESPACE", "PHASE", "ATTEMPT", "NODE", "SUBMITTED", "DURATION", "REASON"]);
         for run in runs {
             let (metadata, status) = (&run.manifest.metadata, &run.status);
             let ended = status.completion_time.map_or_else(clock::now_ms, |t| t.0);
-            let took = status.start_time.map(|s| slipway_core::units::micros((ended - s.0).max(0) as f64 * 1000.0));
-            let mut why = status.message.chars().take(80).collect::<String>();
-            if why.is_empty() && status.phase != Phase::Running {
-                why.clone_from(&status.reason);
+            let duration = status.start_time.map(|s| slipway_core::units::micros((ended - s.0).max(0) as f64 * 1000.0));
+            let mut reason = status.message.chars().take(80).collect::<String>();
+            if reason.is_empty() && status.phase != Phase::Running {
+                reason.clone_from(&status.reason);
             }
             table.row(vec![
                 metadata.name.clone(),
@@ -188,8 +191,8 @@ pub(super) async fn queue(context: &Context, client: &Client, namespace: Option<
                 status.current().map_or(String::new(), |a| a.number.to_string()),
                 status.node.clone(),
                 metadata.creation_timestamp.clone(),
-                took.unwrap_or_default(),
-                why,
+                duration.unwrap_or_default(),
+                reason,
             ]);
         }
         table
@@ -197,18 +200,18 @@ pub(super) async fn queue(context: &Context, client: &Client, namespace: Option<
     Ok(())
 }
 
-pub(super) async fn status(context: &Context, client: &Client, which: &Which) -> Result<(), Failure> {
-    let run: Submitted = client.get(&path(&which.namespace, &which.name)).await?;
+pub(super) async fn status(context: &Context, client: &Client, target: &RunTarget) -> Result<(), Failure> {
+    let run: Submitted = client.get(&path(&target.namespace, &target.name)).await?;
     print(context.global.output.format, &run, |run| {
-        let mut table = Table::new(&["WHAT", "VALUE"]);
+        let mut table = Table::new(&["FIELD", "VALUE"]);
         let (metadata, status) = (&run.manifest.metadata, &run.status);
-        let mut row = |what: &str, value: String| {
+        let mut row = |field: &str, value: String| {
             if !value.is_empty() {
-                table.row(vec![what.to_owned(), value]);
+                table.row(vec![field.to_owned(), value]);
             }
         };
         row("run", format!("{}/{}", metadata.namespace, metadata.name));
-        row("phase", about(run));
+        row("phase", summarize(run));
         row("tracked as", status.run_id.clone());
         row("submitted", metadata.creation_timestamp.clone());
         for attempt in &status.attempts {
@@ -222,7 +225,7 @@ pub(super) async fn status(context: &Context, client: &Client, which: &Which) ->
                 attempt.reason,
                 attempt.message
             );
-            row(&format!("try {}", attempt.number), text.trim().to_owned());
+            row(&format!("attempt {}", attempt.number), text.trim().to_owned());
             for gpu in &attempt.gpus {
                 let text = format!(
                     "{} {}: {:.1} kJ, busy {:.0} s, idle {:.0} s",
@@ -242,12 +245,12 @@ pub(super) async fn status(context: &Context, client: &Client, which: &Which) ->
 
 pub(super) async fn logs(
     client: &Client,
-    which: &Which,
+    target: &RunTarget,
     follow: bool,
     attempt: Option<u32>,
     tail: Option<u64>,
 ) -> Result<(), Failure> {
-    let mut query = format!("{}/log?follow={follow}", path(&which.namespace, &which.name));
+    let mut query = format!("{}/log?follow={follow}", path(&target.namespace, &target.name));
     for (key, value) in [("attempt", attempt.map(u64::from)), ("tail", tail)] {
         if let Some(value) = value {
             query.push_str(&format!("&{key}={value}"));
@@ -259,23 +262,24 @@ pub(super) async fn logs(
     Ok(())
 }
 
-pub(super) async fn cancel(context: &Context, client: &Client, which: &Which) -> Result<(), Failure> {
-    let run: Submitted = client.post(&format!("{}/cancel", path(&which.namespace, &which.name)), &Value::Null).await?;
+pub(super) async fn cancel(context: &Context, client: &Client, target: &RunTarget) -> Result<(), Failure> {
+    let run: Submitted =
+        client.post(&format!("{}/cancel", path(&target.namespace, &target.name)), &Value::Null).await?;
     if !context.global.quiet {
-        let word = if run.status.phase.is_final() { "has ended already" } else { "is being ended" };
-        say(format_args!("run {} {word}", which.name));
+        let state = if run.status.phase.is_final() { "has already finished" } else { "is being cancelled" };
+        print_note(format_args!("run {} {state}", target.name));
     }
     Ok(())
 }
 
-pub(super) async fn remove(context: &Context, client: &Client, which: &Which) -> Result<(), Failure> {
-    let run: Submitted = client.get(&path(&which.namespace, &which.name)).await?;
+pub(super) async fn remove(context: &Context, client: &Client, target: &RunTarget) -> Result<(), Failure> {
+    let run: Submitted = client.get(&path(&target.namespace, &target.name)).await?;
     if !run.status.phase.is_final()
-        && !agreed(&context.global, &format!("Run {} goes on. End and forget it?", which.name))
+        && !confirm(&context.global, &format!("Run {} is still active. Cancel and remove it?", target.name))
     {
         return Err(ExecError::NotNow("nothing was removed".into()).into());
     }
-    client.delete(&path(&which.namespace, &which.name)).await?;
-    say(format_args!("run {} is gone", which.name));
+    client.delete(&path(&target.namespace, &target.name)).await?;
+    print_note(format_args!("run {} was removed", target.name));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `top`: GPUs live. History, processes, sort and filter; keys as in k9s.
+//! `slipway top`: a live view of GPUs with history and processes, which can be sorted and filtered. The keys are those of k9s.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use crate::Failure;
 use crate::cli::gpu::Top;
 use crate::output::print_text;
 
-/// Samples kept for the graphs.
+/// Number of samples that are kept for the graphs.
 const HISTORY: usize = 240;
 
-/// By what processes are sorted.
+/// The sort order of processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sort {
     Memory,
@@ -49,17 +49,21 @@ impl Sort {
     }
 }
 
-/// What is on the screen.
+/// The state of the screen.
 struct Screen {
     inventory: Inventory,
-    /// Per cent busy, and per cent of memory, of each GPU, oldest first.
+    /// Utilization of each GPU in per cent, oldest sample first.
     busy: Vec<VecDeque<u64>>,
+    /// Memory use of each GPU in per cent, oldest sample first.
     memory: Vec<VecDeque<u64>>,
+    /// Index of the selected GPU.
     selected: usize,
-    only: Option<usize>,
+    /// Index of the only GPU that is shown; `None` shows all.
+    focused: Option<usize>,
     sort: Sort,
     filter: String,
-    typing: bool,
+    /// Whether keys edit the filter.
+    editing_filter: bool,
 }
 
 impl Screen {
@@ -69,37 +73,37 @@ impl Screen {
             memory: vec![VecDeque::new(); inventory.gpus.len()],
             inventory: Inventory { gpus: Vec::new(), ..inventory.clone() },
             selected: 0,
-            only: None,
+            focused: None,
             sort: Sort::Memory,
             filter: String::new(),
-            typing: false,
+            editing_filter: false,
         };
-        screen.take(inventory);
+        screen.add_sample(inventory);
         screen
     }
 
-    /// Takes a sample.
-    fn take(&mut self, inventory: Inventory) {
-        let keep = |list: &mut VecDeque<u64>, value: u64| {
+    /// Adds a sample to the history.
+    fn add_sample(&mut self, inventory: Inventory) {
+        let push = |list: &mut VecDeque<u64>, value: u64| {
             if list.len() == HISTORY {
                 list.pop_front();
             }
             list.push_back(value);
         };
         for (i, gpu) in inventory.gpus.iter().enumerate().take(self.busy.len()) {
-            keep(&mut self.busy[i], u64::from(gpu.utilization_percent.unwrap_or(0)));
-            keep(&mut self.memory[i], share(gpu));
+            push(&mut self.busy[i], u64::from(gpu.utilization_percent.unwrap_or(0)));
+            push(&mut self.memory[i], memory_percent(gpu));
         }
         self.inventory = inventory;
     }
 
-    /// A key; false ends the program.
-    fn key(&mut self, code: KeyCode, control: bool) -> bool {
-        if self.typing {
+    /// Handles a key. Returns false if the program should quit.
+    fn handle_key(&mut self, code: KeyCode, control: bool) -> bool {
+        if self.editing_filter {
             match code {
-                KeyCode::Enter => self.typing = false,
+                KeyCode::Enter => self.editing_filter = false,
                 KeyCode::Esc => {
-                    self.typing = false;
+                    self.editing_filter = false;
                     self.filter.clear();
                 }
                 KeyCode::Backspace => drop(self.filter.pop()),
@@ -117,9 +121,9 @@ impl Screen {
             KeyCode::Char('g') | KeyCode::Home => self.selected = 0,
             KeyCode::Char('G') | KeyCode::End => self.selected = last,
             KeyCode::Char('s') => self.sort = self.sort.next(),
-            KeyCode::Char('/') => self.typing = true,
-            KeyCode::Enter => self.only = Some(self.selected),
-            KeyCode::Esc if self.only.is_some() => self.only = None,
+            KeyCode::Char('/') => self.editing_filter = true,
+            KeyCode::Enter => self.focused = Some(self.selected),
+            KeyCode::Esc if self.focused.is_some() => self.focused = None,
             KeyCode::Esc => self.filter.clear(),
             _ => {}
         }
@@ -127,16 +131,16 @@ impl Screen {
     }
 
     fn draw(&self, frame: &mut Frame<'_>) {
-        let shown: Vec<usize> = match self.only {
+        let shown: Vec<usize> = match self.focused {
             Some(one) => vec![one],
             None => (0..self.inventory.gpus.len()).collect(),
         };
-        let wanted =
-            u16::try_from(shown.len()).unwrap_or(u16::MAX).saturating_mul(if self.only.is_some() { 9 } else { 3 });
-        let most = frame.area().height.saturating_sub(8).max(3);
+        let desired =
+            u16::try_from(shown.len()).unwrap_or(u16::MAX).saturating_mul(if self.focused.is_some() { 9 } else { 3 });
+        let max = frame.area().height.saturating_sub(8).max(3);
         let [head, gpus, processes, foot] = Layout::vertical([
             Constraint::Length(1),
-            Constraint::Length(wanted.min(most)),
+            Constraint::Length(desired.min(max)),
             Constraint::Min(3),
             Constraint::Length(1),
         ])
@@ -148,17 +152,17 @@ impl Screen {
             title.push(Span::styled(" SIMULATED ", Style::new().fg(Color::Black).bg(Color::Yellow)));
         }
         frame.render_widget(Paragraph::new(Line::from(title)), head);
-        let each = if self.only.is_some() { 9 } else { 3 };
-        // The selected GPU stays on the screen.
+        let each = if self.focused.is_some() { 9 } else { 3 };
+        // Scroll so that the selected GPU is visible.
         let fit = usize::from(gpus.height / each).max(1);
-        let first = if self.only.is_some() { 0 } else { (self.selected + 1).saturating_sub(fit) };
+        let first = if self.focused.is_some() { 0 } else { (self.selected + 1).saturating_sub(fit) };
         for (line, index) in shown.iter().skip(first).take(fit).enumerate() {
             let y = gpus.y + u16::try_from(line).unwrap_or(0) * each;
             let area = Rect { y, height: each.min(gpus.bottom().saturating_sub(y)), ..gpus };
             self.draw_gpu(frame, area, *index);
         }
         self.draw_processes(frame, processes, &shown);
-        let text = if self.typing {
+        let text = if self.editing_filter {
             format!(" filter: {}_", self.filter)
         } else {
             let filter = if self.filter.is_empty() { String::new() } else { format!("  filter: {}", self.filter) };
@@ -169,7 +173,7 @@ impl Screen {
 
     fn draw_gpu(&self, frame: &mut Frame<'_>, area: Rect, index: usize) {
         let gpu = &self.inventory.gpus[index];
-        let marked = index == self.selected && self.only.is_none();
+        let marked = index == self.selected && self.focused.is_none();
         let style = if marked { Style::new().add_modifier(Modifier::BOLD) } else { Style::new() };
         let worst = gpu.findings.iter().map(|f| f.severity).max();
         let colour = match worst {
@@ -193,9 +197,9 @@ impl Screen {
         ];
         let throttle: Vec<&str> = gpu.throttle.iter().copied().filter(|t| *t != "idle").collect();
         if !throttle.is_empty() {
-            lines.push(Line::styled(format!("   held down: {}", throttle.join(", ")), Style::new().fg(Color::Yellow)));
+            lines.push(Line::styled(format!("   throttled: {}", throttle.join(", ")), Style::new().fg(Color::Yellow)));
         }
-        for finding in gpu.findings.iter().take(if self.only.is_some() { 4 } else { 0 }) {
+        for finding in gpu.findings.iter().take(if self.focused.is_some() { 4 } else { 0 }) {
             lines.push(Line::styled(format!("   {}", finding.what), Style::new().fg(colour)));
         }
         frame.render_widget(Paragraph::new(lines), name);
@@ -217,12 +221,12 @@ impl Screen {
         frame.render_widget(
             gauge(
                 format!("memory {:.1}/{:.1} GiB", gib(gpu.memory_used), gib(gpu.memory_total)),
-                share(gpu),
+                memory_percent(gpu),
                 Color::Blue,
             ),
             inset(second),
         );
-        if self.only.is_some() {
+        if self.focused.is_some() {
             let [up, down] = Layout::vertical([Constraint::Length(4), Constraint::Length(4)]).areas(graph);
             self.graph(frame, up, &self.busy[index], " busy ", Color::Green);
             self.graph(frame, down, &self.memory[index], " memory ", Color::Blue);
@@ -242,7 +246,7 @@ impl Screen {
         frame.render_widget(line, area);
     }
 
-    /// Rows of processes: GPU, pid, user, memory, per cent, place, command.
+    /// Table rows of processes: GPU, pid, user, memory, utilization, pod or container, command.
     fn rows(&self, shown: &[usize]) -> Vec<[String; 7]> {
         let mut all: Vec<_> =
             shown.iter().flat_map(|i| self.inventory.gpus[*i].processes.iter().map(move |p| (*i, p))).collect();
@@ -253,21 +257,21 @@ impl Screen {
             Sort::Gpu => all.sort_by_key(|(i, p)| (*i, p.pid)),
         }
         let row = |(i, p): (usize, &slipway_gpu::inventory::Process)| {
-            let place = p.owner.pod.clone().or_else(|| p.owner.container.clone()).unwrap_or_default();
+            let container = p.owner.pod.clone().or_else(|| p.owner.container.clone()).unwrap_or_default();
             [
                 i.to_string(),
                 p.pid.to_string(),
                 p.owner.user.clone(),
                 p.memory_bytes.map_or("-".into(), units::bytes),
                 p.sm_percent.map_or("-".into(), |s| format!("{s} %")),
-                place,
+                container,
                 p.owner.command.clone(),
             ]
         };
-        let wanted = self.filter.to_lowercase();
+        let filter = self.filter.to_lowercase();
         all.into_iter()
             .map(row)
-            .filter(|r| wanted.is_empty() || r.iter().any(|c| c.to_lowercase().contains(&wanted)))
+            .filter(|r| filter.is_empty() || r.iter().any(|c| c.to_lowercase().contains(&filter)))
             .collect()
     }
 
@@ -292,8 +296,8 @@ impl Screen {
     }
 }
 
-/// Per cent of memory in use.
-fn share(gpu: &Gpu) -> u64 {
+/// The share of a GPU's memory that is in use, in per cent.
+fn memory_percent(gpu: &Gpu) -> u64 {
     match (gpu.memory_used, gpu.memory_total) {
         (Some(used), Some(total)) if total > 0 => used * 100 / total,
         _ => 0,
@@ -304,7 +308,7 @@ pub(super) fn run(options: Top) -> Result<(), Failure> {
     let nvml = Nvml::find(options.fixture.as_deref().filter(|f| !f.is_empty()))?;
     let mut screen = Screen::new(Inventory::collect(&nvml)?);
     if options.once {
-        print_text(&text(&screen, 120, 30));
+        print_text(&render_text(&screen, 120, 30));
         return Ok(());
     }
     let io = |source| GpuError::Io { what: "the terminal".into(), source };
@@ -314,28 +318,28 @@ pub(super) fn run(options: Top) -> Result<(), Failure> {
             terminal.draw(|frame| screen.draw(frame)).map_err(io)?;
             let until = std::time::Instant::now() + Duration::from_millis(options.interval);
             loop {
-                let left = until.saturating_duration_since(std::time::Instant::now());
-                if !event::poll(left).map_err(io)? {
+                let remaining = until.saturating_duration_since(std::time::Instant::now());
+                if !event::poll(remaining).map_err(io)? {
                     break;
                 }
                 if let Event::Key(key) = event::read().map_err(io)?
                     && key.kind == KeyEventKind::Press
                 {
-                    if !screen.key(key.code, key.modifiers.contains(KeyModifiers::CONTROL)) {
+                    if !screen.handle_key(key.code, key.modifiers.contains(KeyModifiers::CONTROL)) {
                         return Ok(());
                     }
                     terminal.draw(|frame| screen.draw(frame)).map_err(io)?;
                 }
             }
-            screen.take(Inventory::collect(&nvml)?);
+            screen.add_sample(Inventory::collect(&nvml)?);
         }
     })();
     ratatui::restore();
     Ok(result?)
 }
 
-/// A screen as text.
-fn text(screen: &Screen, width: u16, height: u16) -> String {
+/// Renders a screen as text.
+fn render_text(screen: &Screen, width: u16, height: u16) -> String {
     let backend = ratatui::backend::TestBackend::new(width, height);
     let Ok(mut terminal) = ratatui::Terminal::new(backend);
     let Ok(_) = terminal.draw(|frame| screen.draw(frame));
@@ -393,18 +397,18 @@ mod tests {
 
     fn screen() -> Screen {
         let mut screen = Screen::new(machine(0));
-        (1..40).for_each(|step| screen.take(machine(step)));
+        (1..40).for_each(|step| screen.add_sample(machine(step)));
         screen
     }
 
     #[test]
-    fn frames_look_as_they_did() {
+    fn frames_match_their_snapshots() {
         let mut screen = screen();
-        insta::assert_snapshot!("all", text(&screen, 100, 20));
-        screen.key(KeyCode::Enter, false);
-        insta::assert_snapshot!("one", text(&screen, 100, 20));
-        screen.key(KeyCode::Esc, false);
-        insta::assert_snapshot!("small", text(&screen, 60, 12));
+        insta::assert_snapshot!("all", render_text(&screen, 100, 20));
+        screen.handle_key(KeyCode::Enter, false);
+        insta::assert_snapshot!("one", render_text(&screen, 100, 20));
+        screen.handle_key(KeyCode::Esc, false);
+        insta::assert_snapshot!("small", render_text(&screen, 60, 12));
     }
 
     #[test]
@@ -412,28 +416,28 @@ mod tests {
         let mut screen = screen();
         let pids = |s: &Screen| s.rows(&[0, 1]).into_iter().map(|r| r[1].clone()).collect::<Vec<_>>();
         assert_eq!(pids(&screen), ["4040", "812", "77"]);
-        screen.key(KeyCode::Char('s'), false);
+        screen.handle_key(KeyCode::Char('s'), false);
         assert_eq!(pids(&screen), ["812", "77", "4040"]);
-        screen.key(KeyCode::Char('s'), false);
+        screen.handle_key(KeyCode::Char('s'), false);
         assert_eq!(pids(&screen), ["77", "812", "4040"]);
         for c in ['/', 'A', 'd', 'a'] {
-            screen.key(KeyCode::Char(c), false);
+            screen.handle_key(KeyCode::Char(c), false);
         }
         assert_eq!(pids(&screen), ["812"]);
-        screen.key(KeyCode::Esc, false);
+        screen.handle_key(KeyCode::Esc, false);
         assert_eq!(pids(&screen).len(), 3);
     }
 
     #[test]
-    fn keys_move_and_end() {
+    fn keys_move_the_selection_and_quit() {
         let mut screen = screen();
         for key in ['j', 'j', 'j'] {
-            assert!(screen.key(KeyCode::Char(key), false));
+            assert!(screen.handle_key(KeyCode::Char(key), false));
         }
         assert_eq!(screen.selected, 1);
-        screen.key(KeyCode::Char('g'), false);
+        screen.handle_key(KeyCode::Char('g'), false);
         assert_eq!(screen.selected, 0);
-        assert!(!screen.key(KeyCode::Char('q'), false));
-        assert!(!screen.key(KeyCode::Char('c'), true));
+        assert!(!screen.handle_key(KeyCode::Char('q'), false));
+        assert!(!screen.handle_key(KeyCode::Char('c'), true));
     }
 }

@@ -1,4 +1,4 @@
-//! `up`, `down`, `status`.
+//! `slipway up`, `down` and `status` for a server on this machine.
 
 use std::io::IsTerminal;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -14,31 +14,32 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Context;
 use crate::Failure;
-use crate::client::running;
-use crate::output::{Table, print, say};
+use crate::client::running_server;
+use crate::output::{Table, print, print_note};
 
+/// Resolves the listen address in a setting.
 fn address(context: &Context, key: &str) -> Result<SocketAddr, Failure> {
     let text = context.config.get(key).unwrap_or_default();
     text.to_socket_addrs()
         .ok()
-        .and_then(|mut found| found.next())
-        .ok_or_else(|| Failure::known(format!("{key}: '{text}' is not HOST:PORT"), "listen.invalid", 2))
+        .and_then(|mut addresses| addresses.next())
+        .ok_or_else(|| Failure::with_code(format!("{key}: '{text}' is not HOST:PORT"), "listen.invalid", 2))
 }
 
-/// The values of a setting that is a list, separated by commas.
+/// The values of a comma-separated setting.
 fn list(context: &Context, key: &str) -> Vec<String> {
     let text = context.config.get(key).unwrap_or_default();
     text.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect()
 }
 
-/// What is configured for TLS, if anything.
+/// The configured source of the server's certificate; `None` without TLS.
 fn certificate(context: &Context) -> Result<Option<CertificateSource>, Failure> {
     let config = &context.config;
     let is_self_signed = match config.get("tls-self-signed") {
         None | Some("false") => false,
         Some("true") => true,
         Some(other) => {
-            return Err(Failure::known(format!("tls-self-signed: '{other}' is neither true nor false"), "tls.file", 2));
+            return Err(Failure::with_code(format!("tls-self-signed: '{other}' is not true or false"), "tls.file", 2));
         }
     };
     match (config.get("tls-cert"), config.get("tls-key"), is_self_signed) {
@@ -47,10 +48,8 @@ fn certificate(context: &Context) -> Result<Option<CertificateSource>, Failure> 
         (Some(certificate), Some(key), false) => {
             Ok(Some(CertificateSource::Files { certificate: certificate.into(), key: key.into() }))
         }
-        (.., true) => {
-            Err(Failure::known("tls-self-signed and a certificate of your own exclude each other", "tls.file", 2))
-        }
-        _ => Err(Failure::known("tls-cert and tls-key need each other", "tls.file", 2)),
+        (.., true) => Err(Failure::with_code("tls-self-signed and tls-cert cannot be used together", "tls.file", 2)),
+        _ => Err(Failure::with_code("tls-cert and tls-key must be set together", "tls.file", 2)),
     }
 }
 
@@ -58,14 +57,14 @@ fn limits(context: &Context) -> Result<Limits, Failure> {
     let mut limits = Limits::default();
     if let Some(text) = context.config.get("max-connections") {
         let count = text.parse().ok().filter(|count| (1..=1_000_000).contains(count));
-        let wrong = || format!("max-connections: '{text}' is not a number from 1 to 1000000");
-        limits.connections = count.ok_or_else(|| Failure::known(wrong(), "config.invalid", 2))?;
+        let message = || format!("max-connections: '{text}' is not a number from 1 to 1000000");
+        limits.connections = count.ok_or_else(|| Failure::with_code(message(), "config.invalid", 2))?;
     }
     Ok(limits)
 }
 
 pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> Result<(), Failure> {
-    // Before the limits are asked for: the connections of a port are a part of the descriptors.
+    // Raise the limit first, because the default number of connections per port depends on it.
     slipway_exec::local::descriptors::raise_limit();
     let options = Options {
         home: Home::at(context.config.get("home").unwrap_or_default()),
@@ -82,36 +81,39 @@ pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> 
         limits: limits(context)?,
         runtime: context.config.get("runtime").unwrap_or("auto").parse()?,
         onnxruntime: context.config.get("onnxruntime").map(Into::into),
-        cluster: super::in_cluster::InCluster::of_this_pod().await?,
+        cluster: super::in_cluster::InCluster::detect().await?,
     };
     let root = options.home.root().to_owned();
     let server = Server::bind(options).await?;
     let a = &server.addresses;
     if !context.global.quiet {
-        say(format_args!("slipway {} is up, state in {}", a.version, root.display()));
+        print_note(format_args!("slipway {} is up, state in {}", a.version, root.display()));
         if gateway_only {
-            say(format_args!("  probes, metrics  {}", a.control_url()));
+            print_note(format_args!("  probes, metrics  {}", a.control_url()));
         } else {
-            say(format_args!("  UI and API       {}", a.control_url()));
+            print_note(format_args!("  UI and API       {}", a.control_url()));
         }
-        say(format_args!("  inference, REST  {}/v2", a.inference_url()));
-        say(format_args!("  inference, gRPC  {}{}", a.grpc, if a.tls { " (TLS)" } else { "" }));
+        print_note(format_args!("  inference, REST  {}/v2", a.inference_url()));
+        print_note(format_args!("  inference, gRPC  {}{}", a.grpc, if a.tls { " (TLS)" } else { "" }));
         if let Some(fingerprint) = &a.fingerprint {
-            say(format_args!("  certificate      sha256:{fingerprint}"));
+            print_note(format_args!("  certificate      sha256:{fingerprint}"));
         }
         if !gateway_only {
-            say(format_args!("  MLflow clients:  export MLFLOW_TRACKING_URI={}", a.control_url()));
-            if let Some(file) = server.own_certificate() {
-                say(format_args!("                   export MLFLOW_TRACKING_SERVER_CERT_PATH={}", file.display()));
+            print_note(format_args!("  MLflow clients:  export MLFLOW_TRACKING_URI={}", a.control_url()));
+            if let Some(file) = server.self_signed_certificate() {
+                print_note(format_args!(
+                    "                   export MLFLOW_TRACKING_SERVER_CERT_PATH={}",
+                    file.display()
+                ));
             }
         }
         if no_auth {
-            say(
-                "  no token is asked for (--no-auth): every user of this machine may read and change everything; runs are refused",
+            print_note(
+                "  no token is required (--no-auth): every user of this machine may read and change everything; runs are refused",
             );
         } else {
-            // The token is shown to a person at a terminal; what goes into a log names the command that prints it.
-            say(format_args!(
+            // The token itself is shown only on a terminal. In a log, only the command that prints it appears.
+            print_note(format_args!(
                 "                   export MLFLOW_TRACKING_TOKEN=$(slipway token --home {})",
                 root.display()
             ));
@@ -119,17 +121,17 @@ pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> 
                 && !gateway_only
                 && let Ok(token) = read_home_token(&Home::at(&root))
             {
-                say(format_args!("  open the UI      {}", super::token::ui_link(a, &token)));
+                print_note(format_args!("  open the UI      {}", super::token::ui_link(a, &token)));
             }
         }
     }
-    server.run(terminated()?).await?;
+    server.run(termination_signal()?).await?;
     Ok(())
 }
 
-/// Done when this process is asked to end.
-pub(super) fn terminated() -> Result<impl Future<Output = ()>, Failure> {
-    // Installing a handler fails only when the process has run out of descriptors; Ctrl-C then ends it at once.
+/// Returns a future that completes when this process receives SIGTERM or SIGINT.
+pub(super) fn termination_signal() -> Result<impl Future<Output = ()>, Failure> {
+    // Installing a handler fails only if the process has no file descriptors left.
     let (mut term, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(term), Ok(interrupt)) => (term, interrupt),
         (Err(e), _) | (_, Err(e)) => {
@@ -143,26 +145,26 @@ pub(super) fn terminated() -> Result<impl Future<Output = ()>, Failure> {
 
 pub(super) async fn down(context: &Context) -> Result<(), Failure> {
     let home = Home::at(context.config.get("home").unwrap_or_default());
-    let Some(addresses) = running(&home) else {
-        say("nothing is running");
+    let Some(addresses) = running_server(&home) else {
+        print_note("nothing is running");
         return Ok(());
     };
     let Some(pid) = i32::try_from(addresses.pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
-    let refused = |e: rustix::io::Errno| Failure::Error {
+    let not_stopped = |e: rustix::io::Errno| Failure::Error {
         message: format!("process {} cannot be stopped: {e}", addresses.pid),
         code: "home.locked",
         hint: None,
         exit: 4,
     };
-    kill_process(pid, Signal::TERM).map_err(refused)?;
+    kill_process(pid, Signal::TERM).map_err(not_stopped)?;
     for _ in 0..300 {
         if test_kill_process(pid).is_err() {
-            say("stopped");
+            print_note("stopped");
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    Err(refused(rustix::io::Errno::TIMEDOUT))
+    Err(not_stopped(rustix::io::Errno::TIMEDOUT))
 }
 
 pub(super) async fn status(context: &Context) -> Result<(), Failure> {
@@ -176,7 +178,7 @@ pub(super) async fn status(context: &Context) -> Result<(), Failure> {
     }
     status["running"] = json!(!client.is_in_process());
     print(context.global.output.format, &status, |s| {
-        let mut table = Table::new(&["WHAT", "VALUE"]);
+        let mut table = Table::new(&["KEY", "VALUE"]);
         for (key, value) in s.as_object().into_iter().flatten() {
             let shown = match (key.as_str(), value) {
                 ("memory_bytes", v) => units::bytes(v.as_u64().unwrap_or(0)),

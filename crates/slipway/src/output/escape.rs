@@ -1,55 +1,55 @@
-//! Text of others on a terminal. What machines, runs and files say may hold sequences that move the cursor, rename the window, write the
-//! clipboard or turn the order of letters round; such characters are shown as `\u{1b}` and do nothing (CWE-150).
+//! Escapes untrusted text for the terminal. Text from machines, runs and files may contain sequences that move the cursor, rename the
+//! window, write to the clipboard or reverse the order of characters; such characters are printed as `\u{1b}` and have no effect (CWE-150).
 
-/// Directional overrides, embeddings and isolates of Unicode: a text shows in another order than it has.
+/// Directional overrides, embeddings and isolates of Unicode, which change the display order of text.
 const BIDIRECTIONAL: [std::ops::RangeInclusive<char>; 2] = ['\u{202a}'..='\u{202e}', '\u{2066}'..='\u{2069}'];
-/// Separators that some terminals take for the end of a line.
+/// Unicode separators that some terminals treat as line ends.
 const SEPARATORS: std::ops::RangeInclusive<char> = '\u{2028}'..='\u{2029}';
-/// A sequence that sets colours is shorter than this.
+/// Maximum length of a colour sequence; longer sequences are escaped.
 const MAX_SEQUENCE_BYTES: usize = 64;
 
-/// Whether a character does something else on a terminal than to show itself: the control characters C0, DEL and C1, and what turns the
-/// order of letters round.
-fn acts(c: char) -> bool {
+/// Whether a character has an effect on a terminal other than being displayed: control characters (C0, DEL, C1), line separators and
+/// bidirectional controls.
+fn is_unsafe(c: char) -> bool {
     c.is_control() || SEPARATORS.contains(&c) || BIDIRECTIONAL.iter().any(|range| range.contains(&c))
 }
 
-fn escaped(text: &str, keep: impl Fn(char) -> bool) -> String {
+fn escape(text: &str, keep: impl Fn(char) -> bool) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if acts(c) && !keep(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
+        if is_unsafe(c) && !keep(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
     }
     out
 }
 
-/// A text that stays on one line: a cell of a table, a name, a reason.
-pub(crate) fn one_line(text: &str) -> String {
-    escaped(text, |_| false)
+/// Escapes text that must stay on one line, such as a table cell or a name. Newlines and tabs are escaped too.
+pub(crate) fn escape_line(text: &str) -> String {
+    escape(text, |_| false)
 }
 
-/// A text of several lines, which may be indented with tabs.
-pub(crate) fn lines(text: &str) -> String {
-    escaped(text, |c| c == '\n' || c == '\t')
+/// Escapes text of several lines. Newlines and tabs are kept.
+pub(crate) fn escape_lines(text: &str) -> String {
+    escape(text, |c| c == '\n' || c == '\t')
 }
 
-/// A document of JSON that means the same and has no character that acts: these can stand in strings only, as `\u009b`.
-pub(crate) fn json(text: &str) -> String {
+/// Escapes unsafe characters in a JSON document as `\u009b`. This keeps the meaning, because such characters can occur only in strings.
+pub(crate) fn escape_json(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if acts(c) && c != '\n' { out += &format!("\\u{:04x}", u32::from(c)) } else { out.push(c) }
+        if is_unsafe(c) && c != '\n' { out += &format!("\\u{:04x}", u32::from(c)) } else { out.push(c) }
     }
     out
 }
 
-/// A stream of bytes as a terminal may get it: lines, carriage returns (progress bars) and colours stay, every other sequence is shown.
+/// Escapes a stream of bytes. Newlines, tabs, carriage returns (progress bars) and colour sequences are kept.
 #[derive(Debug, Default)]
-pub(crate) struct Stream {
-    /// The beginning of a character or of a sequence, whose rest is still to come.
+pub(crate) struct StreamEscaper {
+    /// An incomplete character or sequence at the end of the bytes so far.
     pending: Vec<u8>,
 }
 
-impl Stream {
-    /// The next bytes, as far as they are whole.
+impl StreamEscaper {
+    /// Adds bytes and returns the escaped text of all complete characters and sequences.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> String {
         self.pending.extend_from_slice(bytes);
         let all = std::mem::take(&mut self.pending);
@@ -64,17 +64,17 @@ impl Stream {
                     (std::str::from_utf8(&rest[..valid]).unwrap_or_default(), next)
                 }
             };
-            let whole = text.len();
-            let shown = coloured(text, next == whole && next == rest.len(), &mut out);
-            if shown < whole {
-                self.pending = rest[shown..].to_vec();
+            let valid = text.len();
+            let consumed = append_with_colours(text, next == valid && next == rest.len(), &mut out);
+            if consumed < valid {
+                self.pending = rest[consumed..].to_vec();
                 return out;
             }
-            if next == rest.len() && next > whole && incomplete(&rest[whole..]) {
-                self.pending = rest[whole..].to_vec();
+            if next == rest.len() && next > valid && is_incomplete(&rest[valid..]) {
+                self.pending = rest[valid..].to_vec();
                 return out;
             }
-            if next > whole {
+            if next > valid {
                 out.push(char::REPLACEMENT_CHARACTER);
             }
             rest = &rest[next..];
@@ -82,35 +82,35 @@ impl Stream {
         out
     }
 
-    /// What never became whole.
+    /// Ends the stream and returns the escaped text of an incomplete character or sequence.
     pub(crate) fn finish(self) -> String {
         let keep = |c| matches!(c, '\n' | '\t' | '\r');
-        escaped(&String::from_utf8_lossy(&self.pending), keep)
+        escape(&String::from_utf8_lossy(&self.pending), keep)
     }
 }
 
-/// Whether these bytes are the beginning of a character of UTF-8.
-fn incomplete(bytes: &[u8]) -> bool {
+/// Whether these bytes are the beginning of a UTF-8 character.
+fn is_incomplete(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
 }
 
-/// Adds a text with its colours. Returns how much of it was shown: less than all when it is the `end` of what is known and stops within
-/// a sequence.
-fn coloured(text: &str, end: bool, out: &mut String) -> usize {
+/// Appends escaped text but keeps colour sequences. Returns the number of bytes consumed: less than all if `end` is true (`text` is all
+/// that was received so far) and `text` ends within a sequence.
+fn append_with_colours(text: &str, end: bool, out: &mut String) -> usize {
     let mut at = 0;
     while let Some(c) = text[at..].chars().next() {
         if c == '\u{1b}' {
-            match sgr(&text.as_bytes()[at..]) {
+            match parse_sgr(&text.as_bytes()[at..]) {
                 Sequence::Colour(length) => {
                     out.push_str(&text[at..at + length]);
                     at += length;
                     continue;
                 }
-                Sequence::Begun if end => return at,
-                Sequence::Begun | Sequence::Other => {}
+                Sequence::Incomplete if end => return at,
+                Sequence::Incomplete | Sequence::Other => {}
             }
         }
-        if acts(c) && !matches!(c, '\n' | '\t' | '\r') {
+        if is_unsafe(c) && !matches!(c, '\n' | '\t' | '\r') {
             out.extend(c.escape_unicode())
         } else {
             out.push(c)
@@ -121,18 +121,18 @@ fn coloured(text: &str, end: bool, out: &mut String) -> usize {
 }
 
 enum Sequence {
-    /// A whole one that sets colours, of so many bytes.
+    /// A complete colour sequence; holds its length in bytes.
     Colour(usize),
-    /// It may become one.
-    Begun,
-    /// Any other.
+    /// The beginning of a possible colour sequence.
+    Incomplete,
+    /// Any other sequence.
     Other,
 }
 
-/// "Select graphic rendition" of ECMA-48: `ESC [`, digits with `;` or `:` between them, `m`.
-fn sgr(bytes: &[u8]) -> Sequence {
+/// Parses "select graphic rendition" of ECMA-48: `ESC [`, numbers separated by `;` or `:`, `m`.
+fn parse_sgr(bytes: &[u8]) -> Sequence {
     match bytes.get(1) {
-        None => return Sequence::Begun,
+        None => return Sequence::Incomplete,
         Some(b'[') => {}
         Some(_) => return Sequence::Other,
     }
@@ -140,7 +140,7 @@ fn sgr(bytes: &[u8]) -> Sequence {
     let length = 2 + parameters;
     match bytes.get(length) {
         Some(b'm') if length < MAX_SEQUENCE_BYTES => Sequence::Colour(length + 1),
-        None if length < MAX_SEQUENCE_BYTES => Sequence::Begun,
+        None if length < MAX_SEQUENCE_BYTES => Sequence::Incomplete,
         _ => Sequence::Other,
     }
 }
@@ -162,54 +162,55 @@ mod tests {
     ];
 
     #[test]
-    fn what_acts_on_a_terminal_is_shown() {
+    fn unsafe_characters_are_escaped() {
         for (evil, shown) in EVIL {
-            assert_eq!((one_line(evil), lines(evil)), (shown.to_owned(), shown.to_owned()));
-            let mut stream = Stream::default();
+            assert_eq!((escape_line(evil), escape_lines(evil)), (shown.to_owned(), shown.to_owned()));
+            let mut stream = StreamEscaper::default();
             assert_eq!(stream.push(evil.as_bytes()) + &stream.finish(), shown);
         }
-        assert_eq!(one_line("a\tb\r\nc"), r"a\u{9}b\u{d}\u{a}c");
-        assert_eq!(lines("a\tb\r\nc"), "a\tb\\u{d}\nc");
-        assert_eq!(one_line("\x1b[31mred\x1b[0m"), r"\u{1b}[31mred\u{1b}[0m");
+        assert_eq!(escape_line("a\tb\r\nc"), r"a\u{9}b\u{d}\u{a}c");
+        assert_eq!(escape_lines("a\tb\r\nc"), "a\tb\\u{d}\nc");
+        assert_eq!(escape_line("\x1b[31mred\x1b[0m"), r"\u{1b}[31mred\u{1b}[0m");
         let harmless = "naïve 日本語 🦀 e\u{301} \u{200f}שלום";
-        assert_eq!((one_line(harmless), lines(harmless)), (harmless.to_owned(), harmless.to_owned()));
+        assert_eq!((escape_line(harmless), escape_lines(harmless)), (harmless.to_owned(), harmless.to_owned()));
     }
 
     #[test]
-    fn a_stream_keeps_its_colours_and_its_lines() {
+    fn stream_keeps_colours_and_line_ends() {
         let text = "\x1b[1;31mred\x1b[m\t10 %\r20 %\r\n\x1b[38:2::1:2:3mx\x1b[0m 日\n";
-        let mut stream = Stream::default();
+        let mut stream = StreamEscaper::default();
         assert_eq!(stream.push(text.as_bytes()) + &stream.finish(), text);
         let long = format!("\x1b[{}m", "1;".repeat(100));
-        assert!(Stream::default().push(long.as_bytes()).starts_with(r"\u{1b}[1;1;"));
+        assert!(StreamEscaper::default().push(long.as_bytes()).starts_with(r"\u{1b}[1;1;"));
     }
 
     #[test]
-    fn it_does_not_matter_where_a_stream_is_cut() {
+    fn stream_output_does_not_depend_on_chunk_boundaries() {
         let all: String = EVIL.iter().map(|(evil, _)| *evil).chain(["日\x1b[32mgreen\x1b[0m é\r\n"]).collect();
         let mut bytes = all.into_bytes();
         bytes.extend(b"bad \xff \x9b31m \xe6\x97 end \xe6\x97");
-        let whole = |size: usize| {
-            let mut stream = Stream::default();
+        let output = |size: usize| {
+            let mut stream = StreamEscaper::default();
             let mut out: String = bytes.chunks(size).map(|part| stream.push(part)).collect();
             out += &stream.finish();
             out
         };
-        let once = whole(bytes.len());
+        let expected = output(bytes.len());
         assert!(
-            once.contains("\x1b[32mgreen\x1b[0m") && once.ends_with("bad \u{fffd} \u{fffd}31m \u{fffd} end \u{fffd}"),
-            "{once:?}"
+            expected.contains("\x1b[32mgreen\x1b[0m")
+                && expected.ends_with("bad \u{fffd} \u{fffd}31m \u{fffd} end \u{fffd}"),
+            "{expected:?}"
         );
         for size in 1..bytes.len() {
-            assert_eq!(whole(size), once, "{size}");
+            assert_eq!(output(size), expected, "{size}");
         }
     }
 
     #[test]
-    fn a_document_means_the_same_and_does_nothing() {
+    fn escaped_json_is_equivalent_and_safe() {
         let value = serde_json::json!({"name\u{202e}": "\u{9b}2J\u{7f}\x1b[2J\n", "list": ["日"]});
-        let text = json(&serde_json::to_string_pretty(&value).unwrap());
-        assert!(!text.contains(|c| acts(c) && c != '\n') && text.contains(r"\u009b2J\u007f\u001b[2J\n"), "{text}");
+        let text = escape_json(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(!text.contains(|c| is_unsafe(c) && c != '\n') && text.contains(r"\u009b2J\u007f\u001b[2J\n"), "{text}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
     }
 }

@@ -1,11 +1,11 @@
-//! What a `slipway.yaml` that comes with a cloned repository can do, and what it cannot.
+//! Configuration files, in particular the limits of a `slipway.yaml` from a cloned repository.
 
 use std::io::ErrorKind;
 use std::net::TcpListener;
 
-use crate::support::Place;
+use crate::support::Sandbox;
 
-/// A listener that accepts nothing by itself, and whether somebody connected to it.
+/// A listener that does not accept connections, and its port. [`nobody_connected`] checks it.
 fn trap() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -18,51 +18,51 @@ fn nobody_connected(listener: &TcpListener) -> bool {
 }
 
 #[test]
-fn a_cloned_repository_gets_no_token_and_loads_no_library() {
+fn project_file_cannot_redirect_the_token_or_load_a_library() {
     let (listener, port) = trap();
-    let mut place = Place::new();
-    place.set("SLIPWAY_TOKEN", "secret-of-the-caller");
-    place.write("slipway.yaml", &format!("server: http://127.0.0.1:{port}\nonnxruntime: ./evil.so\n"));
-    place.write("evil.so", "not a library: loading it fails with a message about ELF");
-    place.write("deep/down/README", "");
+    let mut sandbox = Sandbox::new();
+    sandbox.set("SLIPWAY_TOKEN", "secret-of-the-caller");
+    sandbox.write("slipway.yaml", &format!("server: http://127.0.0.1:{port}\nonnxruntime: ./evil.so\n"));
+    sandbox.write("evil.so", "not a library: loading it fails with a message about ELF");
+    sandbox.write("deep/down/README", "");
     for folder in ["", "deep/down"] {
         for words in
             [&["status"][..], &["run", "ls"], &["doctor"], &["model", "ls"], &["up", "--listen", "127.0.0.1:0"]]
         {
-            let mut command = place.command(words);
-            let done = command.current_dir(place.folder().join(folder)).output().unwrap();
-            let talk = String::from_utf8(done.stderr).unwrap();
-            assert_eq!(done.status.code(), Some(2), "{words:?}: {talk}");
-            assert!(talk.contains("config.project") && !talk.contains("ELF"), "{words:?}: {talk}");
+            let mut command = sandbox.command(words);
+            let done = command.current_dir(sandbox.folder().join(folder)).output().unwrap();
+            let message = String::from_utf8(done.stderr).unwrap();
+            assert_eq!(done.status.code(), Some(2), "{words:?}: {message}");
+            assert!(message.contains("config.project") && !message.contains("ELF"), "{words:?}: {message}");
             assert!(done.stdout.is_empty(), "{words:?}");
         }
     }
-    assert!(nobody_connected(&listener), "the project's server was asked");
-    assert!(!place.home().exists(), "a command went on although the project file is refused");
+    assert!(nobody_connected(&listener), "a request was sent to the project's server");
+    assert!(!sandbox.home().exists(), "a command continued although the project file is refused");
 
-    // The library alone is refused as well, and so is each in a place of its own.
-    place.write("slipway.yaml", "onnxruntime: ./evil.so\n");
-    let done = place.run(&["status"]).with_code(2);
-    assert!(done.talk().contains("`onnxruntime`") && !done.talk().contains("ELF"), "{done:?}");
+    // A project file that only sets the library is refused too.
+    sandbox.write("slipway.yaml", "onnxruntime: ./evil.so\n");
+    let done = sandbox.run(&["status"]).with_code(2);
+    assert!(done.message().contains("`onnxruntime`") && !done.message().contains("ELF"), "{done:?}");
 }
 
 #[test]
-fn the_same_keys_are_taken_from_the_user() {
+fn user_file_may_set_all_keys() {
     let (listener, port) = trap();
-    let place = Place::new();
-    place.write(".config/slipway/config.yaml", &format!("server: http://127.0.0.1:{port}\n"));
-    let done = place.run(&["config", "show", "--origin"]).with_code(0);
+    let sandbox = Sandbox::new();
+    sandbox.write(".config/slipway/config.yaml", &format!("server: http://127.0.0.1:{port}\n"));
+    let done = sandbox.run(&["config", "show", "--origin"]).with_code(0);
     assert!(done.stdout.contains(&format!("http://127.0.0.1:{port}")), "{done:?}");
     assert!(done.stdout.contains(".config/slipway/config.yaml"), "{done:?}");
     assert!(nobody_connected(&listener));
 }
 
 #[test]
-fn the_error_says_which_key_and_where_it_belongs() {
-    let place = Place::new();
-    place.write("slipway.yaml", "server: http://evil.example\n");
-    let done = place.run(&["status"]).with_code(2);
-    let talk = done.talk();
+fn project_file_error_names_the_key_and_the_alternatives() {
+    let sandbox = Sandbox::new();
+    sandbox.write("slipway.yaml", "server: http://evil.example\n");
+    let done = sandbox.run(&["status"]).with_code(2);
+    let message = done.message();
     for part in [
         "slipway.yaml sets `server`",
         ".config/slipway/config.yaml",
@@ -70,58 +70,64 @@ fn the_error_says_which_key_and_where_it_belongs() {
         "--server",
         "explain config.project",
     ] {
-        assert!(talk.contains(part), "{part}: {talk}");
+        assert!(message.contains(part), "{part}: {message}");
     }
 }
 
 #[test]
-fn what_helps_to_find_out_works_beside_a_refused_file() {
-    let place = Place::new();
-    place.write("slipway.yaml", "server: http://evil.example\nlog: debug\n");
-    let shown = place.run(&["config", "show", "--origin", "-o", "json"]).with_code(0);
+fn diagnostic_commands_work_with_a_refused_project_file() {
+    let sandbox = Sandbox::new();
+    sandbox.write("slipway.yaml", "server: http://evil.example\nlog: debug\n");
+    let shown = sandbox.run(&["config", "show", "--origin", "-o", "json"]).with_code(0);
     assert!(!shown.stdout.contains("evil") && shown.json().is_array(), "{shown:?}");
-    assert!(shown.talk().contains("config.project"), "{shown:?}");
-    place.run(&["explain", "config.project"]).with_code(0);
-    place.run(&["--help"]).with_code(0);
-    place.run(&["completions", "bash"]).with_code(0);
+    assert!(shown.message().contains("config.project"), "{shown:?}");
+    sandbox.run(&["explain", "config.project"]).with_code(0);
+    sandbox.run(&["--help"]).with_code(0);
+    sandbox.run(&["completions", "bash"]).with_code(0);
 }
 
 #[test]
-fn harmless_keys_work_and_their_origin_is_shown() {
-    let mut place = Place::new();
-    let file = place.write("slipway.yaml", "runtime: tract\nlog: info\n");
-    let origin = |place: &Place, key: &str| {
-        let shown = place.run(&["config", "show", "--origin", "-o", "json"]).with_code(0).json();
+fn project_file_may_set_the_allowed_keys() {
+    let mut sandbox = Sandbox::new();
+    let file = sandbox.write("slipway.yaml", "runtime: tract\nlog: info\n");
+    let origin = |sandbox: &Sandbox, key: &str| {
+        let shown = sandbox.run(&["config", "show", "--origin", "-o", "json"]).with_code(0).json();
         let found = shown.as_array().unwrap().iter().find(|entry| entry[0] == key).unwrap().clone();
         found[2].as_str().unwrap().to_owned()
     };
-    assert_eq!(origin(&place, "runtime"), file.canonicalize().unwrap().display().to_string());
-    assert_eq!(origin(&place, "listen"), "default");
-    assert_eq!(origin(&place, "home"), "$SLIPWAY_HOME");
-    let said = "using the state folder in this process";
-    assert!(place.run(&["status"]).with_code(0).stderr.contains(said), "the log level is that of the project");
-    assert!(!place.run(&["status", "-q"]).with_code(0).stderr.contains(said), "a flag is stronger");
-    place.set("SLIPWAY_LOG", "error");
-    assert!(!place.run(&["status"]).with_code(0).stderr.contains(said), "a variable is stronger");
-    assert_eq!(origin(&place, "log"), "$SLIPWAY_LOG");
+    assert_eq!(origin(&sandbox, "runtime"), file.canonicalize().unwrap().display().to_string());
+    assert_eq!(origin(&sandbox, "listen"), "default");
+    assert_eq!(origin(&sandbox, "home"), "$SLIPWAY_HOME");
+    let log_line = "using the state folder in this process";
+    assert!(
+        sandbox.run(&["status"]).with_code(0).stderr.contains(log_line),
+        "the log level comes from the project file"
+    );
+    assert!(
+        !sandbox.run(&["status", "-q"]).with_code(0).stderr.contains(log_line),
+        "a flag overrides the project file"
+    );
+    sandbox.set("SLIPWAY_LOG", "error");
+    assert!(!sandbox.run(&["status"]).with_code(0).stderr.contains(log_line), "a variable overrides the project file");
+    assert_eq!(origin(&sandbox, "log"), "$SLIPWAY_LOG");
 }
 
 #[test]
-fn relative_folders_of_the_environment_name_no_user_file() {
-    let mut place = Place::new();
-    place.write("slipway/config.yaml", "server: http://evil.example\n");
-    place.write("evil/slipway/config.yaml", "server: http://evil.example\n");
-    place.write(".local/share/slipway/server.json", "");
+fn relative_xdg_folders_are_ignored() {
+    let mut sandbox = Sandbox::new();
+    sandbox.write("slipway/config.yaml", "server: http://evil.example\n");
+    sandbox.write("evil/slipway/config.yaml", "server: http://evil.example\n");
+    sandbox.write(".local/share/slipway/server.json", "");
     for folder in ["", "evil"] {
-        place.set("XDG_CONFIG_HOME", folder);
-        place.set("XDG_DATA_HOME", folder);
-        let mut command = place.command(&["config", "show", "-o", "json"]);
+        sandbox.set("XDG_CONFIG_HOME", folder);
+        sandbox.set("XDG_DATA_HOME", folder);
+        let mut command = sandbox.command(&["config", "show", "-o", "json"]);
         let done = command.env_remove("SLIPWAY_HOME").output().unwrap();
         let text = String::from_utf8(done.stdout).unwrap();
         assert!(!text.contains("evil"), "{text}");
     }
-    // Without any folder of the user's the state is not kept where a command happens to start.
-    let mut command = place.command(&["config", "show", "-o", "json"]);
+    // Without a home folder, the state folder must not be below the current folder.
+    let mut command = sandbox.command(&["config", "show", "-o", "json"]);
     let done = command.env_remove("SLIPWAY_HOME").env("HOME", "").output().unwrap();
     let shown: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
     let home = shown.as_array().unwrap().iter().find(|entry| entry[0] == "home").unwrap();
@@ -129,11 +135,11 @@ fn relative_folders_of_the_environment_name_no_user_file() {
 }
 
 #[test]
-fn passwords_of_urls_are_not_shown() {
-    let mut place = Place::new();
-    place.set("SLIPWAY_DATABASE", "postgres://me:hunter2@127.0.0.1:1/x");
-    let shown = place.run(&["config", "show", "-o", "json"]).with_code(0);
+fn passwords_in_urls_are_hidden() {
+    let mut sandbox = Sandbox::new();
+    sandbox.set("SLIPWAY_DATABASE", "postgres://me:hunter2@127.0.0.1:1/x");
+    let shown = sandbox.run(&["config", "show", "-o", "json"]).with_code(0);
     assert!(shown.stdout.contains("postgres://me:") && !shown.stdout.contains("hunter2"), "{shown:?}");
-    let failed = place.run(&["status", "-vv"]).with_code(1);
+    let failed = sandbox.run(&["status", "-vv"]).with_code(1);
     assert!(!failed.stderr.contains("hunter2"), "{failed:?}");
 }

@@ -1,13 +1,13 @@
-//! The catalogue of error codes and the code that uses it agree.
+//! The catalogue of error codes matches the codes that the sources use.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use slipway_core::explain::CATALOGUE;
 
-use crate::support::Place;
+use crate::support::Sandbox;
 
-/// The Rust sources of all crates, without their tests.
+/// The Rust sources of all crates, without tests and without the catalogue.
 fn sources() -> Vec<String> {
     let mut texts = Vec::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("..")];
@@ -26,7 +26,7 @@ fn sources() -> Vec<String> {
     texts
 }
 
-/// String literals that look like a code: `word.some_words`, where the first word begins a code of the catalogue.
+/// String literals that look like an error code: `area.some_words`, where `area` is used in the catalogue.
 fn literals(texts: &[String]) -> BTreeSet<&str> {
     let areas: BTreeSet<&str> = CATALOGUE.iter().filter_map(|t| t.code.split('.').next()).collect();
     let is_code = |text: &&str| {
@@ -37,10 +37,10 @@ fn literals(texts: &[String]) -> BTreeSet<&str> {
 }
 
 #[test]
-fn every_code_is_used_and_every_used_code_is_explained() {
+fn catalogue_contains_exactly_the_used_codes() {
     let texts = sources();
     let used = literals(&texts);
-    // Literals that look like codes: labels of nodes, and names of files.
+    // Literals that look like codes but are node labels or file names.
     let others = [
         "gpu.family",
         "gpu.machine",
@@ -57,20 +57,20 @@ fn every_code_is_used_and_every_used_code_is_explained() {
     let unexplained: Vec<_> = used.difference(&known).filter(|code| !others.contains(code)).collect();
     let unused: Vec<_> = known.difference(&used).collect();
     assert!(unexplained.is_empty(), "not in the catalogue of core/src/explain.rs: {unexplained:?}");
-    assert!(unused.is_empty(), "in the catalogue, and nothing answers with it: {unused:?}");
+    assert!(unused.is_empty(), "in the catalogue, but not used: {unused:?}");
 }
 
 #[test]
-fn every_code_is_explained_on_stdout() {
-    let place = Place::new();
-    let all = place.run(&["explain", "-o", "name"]).with_code(0).stdout;
+fn explain_prints_the_catalogue_entry_to_stdout() {
+    let sandbox = Sandbox::new();
+    let all = sandbox.run(&["explain", "-o", "name"]).with_code(0).stdout;
     let expected: Vec<_> = CATALOGUE.iter().map(|topic| topic.code).collect();
     assert_eq!(all.lines().collect::<Vec<_>>(), expected);
     for topic in CATALOGUE.iter().step_by(9) {
-        let done = place.run(&["explain", topic.code]).with_code(0);
+        let done = sandbox.run(&["explain", topic.code]).with_code(0);
         assert_eq!(done.stdout, format!("{}\n\n{}\n\n{}\n", topic.code, topic.meaning, topic.remedy));
         assert!(done.stderr.is_empty(), "{done:?}");
     }
-    let done = place.run(&["explain", "no.code"]).with_code(2);
-    assert!(done.stdout.is_empty() && done.talk().contains("explain.unknown"), "{done:?}");
+    let done = sandbox.run(&["explain", "no.code"]).with_code(2);
+    assert!(done.stdout.is_empty() && done.message().contains("explain.unknown"), "{done:?}");
 }

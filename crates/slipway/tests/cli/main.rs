@@ -1,4 +1,4 @@
-//! Tests of the built binary: what a person or a script sees of it, and what it keeps when it is killed.
+//! Tests of the built binary: its output and exit codes, and the state that survives when it is killed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 

@@ -1,12 +1,12 @@
-//! stdout is data and stderr is talk; exit codes say how it went.
+//! Output and exit codes: data goes to stdout, messages to stderr, and the exit code tells the outcome.
 
 use std::net::TcpListener;
 
-use crate::support::{Place, Server};
+use crate::support::{Sandbox, Server};
 
 #[test]
-fn exit_codes_say_how_it_went() {
-    let place = Place::with_simulated_gpus();
+fn exit_codes_match_the_outcome() {
+    let sandbox = Sandbox::with_simulated_gpus();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let closed = format!("http://{closed}");
     let expected: &[(i32, &[&str], &str)] = &[
@@ -18,9 +18,9 @@ fn exit_codes_say_how_it_went() {
         (3, &["gpu", "watch", "--seconds", "1", "--fixture", "broken"], ""),
         (5, &["status", "--server", &closed], "server.unreachable"),
     ];
-    for (code, words, said) in expected {
-        let done = place.run(words).with_code(*code);
-        assert!(done.talk().contains(said), "{words:?}: {done:?}");
+    for (code, words, message) in expected {
+        let done = sandbox.run(words).with_code(*code);
+        assert!(done.message().contains(message), "{words:?}: {done:?}");
         if matches!(code, 1 | 2 | 4 | 5) {
             assert!(done.stdout.is_empty(), "{words:?}: {done:?}");
         }
@@ -28,69 +28,72 @@ fn exit_codes_say_how_it_went() {
 }
 
 #[test]
-fn whoever_has_no_token_is_not_allowed() {
-    let mut place = Place::new();
-    place.write("tokens", "0123456789abcdef\n");
-    place.set("SLIPWAY_TOKEN", "0123456789abcdef");
-    let mut server = Server::start_in(place, &["--token-file", "tokens"]);
+fn invalid_token_exits_with_code_4() {
+    let mut sandbox = Sandbox::new();
+    sandbox.write("tokens", "0123456789abcdef\n");
+    sandbox.set("SLIPWAY_TOKEN", "0123456789abcdef");
+    let mut server = Server::start_in(sandbox, &["--token-file", "tokens"]);
     server.run(&["status"]).with_code(0);
-    server.place.set("SLIPWAY_TOKEN", "not the right one");
+    server.sandbox.set("SLIPWAY_TOKEN", "not the right one");
     let done = server.run(&["status"]).with_code(4);
-    assert!(done.stdout.is_empty() && done.talk().contains("auth.required"), "{done:?}");
+    assert!(done.stdout.is_empty() && done.message().contains("auth.required"), "{done:?}");
     assert!(!done.stderr.contains("not the right one") && !server.log().contains("0123456789abcdef"));
 }
 
 #[test]
-fn an_error_has_a_code_and_what_helps() {
-    let place = Place::new();
-    let done = place.run(&["up", "--listen", "nowhere"]).with_code(2);
+fn error_reports_have_a_code_and_a_remedy() {
+    let sandbox = Sandbox::new();
+    let done = sandbox.run(&["up", "--listen", "nowhere"]).with_code(2);
     let topic = slipway_core::explain::find("listen.invalid").unwrap();
-    let talk = done.talk();
-    assert!(talk.starts_with("listen.invalid") && talk.contains("'nowhere'"), "{talk}");
-    assert!(talk.contains(topic.remedy) && talk.contains("`slipway explain listen.invalid`"), "{talk}");
+    let message = done.message();
+    assert!(message.starts_with("listen.invalid") && message.contains("'nowhere'"), "{message}");
+    assert!(message.contains(topic.remedy) && message.contains("`slipway explain listen.invalid`"), "{message}");
 }
 
 #[test]
-fn every_form_of_output_holds_the_same() {
-    let place = Place::new();
-    let json = place.run(&["explain", "-o", "json"]).with_code(0).json();
+fn all_output_formats_contain_the_same_codes() {
+    let sandbox = Sandbox::new();
+    let json = sandbox.run(&["explain", "-o", "json"]).with_code(0).json();
     let codes: Vec<&str> = json.as_array().unwrap().iter().map(|t| t[0].as_str().unwrap()).collect();
     assert!(codes.len() > 20);
-    let names = place.run(&["explain", "-o", "name"]).with_code(0).stdout;
+    let names = sandbox.run(&["explain", "-o", "name"]).with_code(0).stdout;
     assert_eq!(names.lines().collect::<Vec<_>>(), codes);
-    let table = place.run(&["explain"]).with_code(0).stdout;
+    let table = sandbox.run(&["explain"]).with_code(0).stdout;
     assert!(table.lines().next().unwrap().starts_with("CODE"));
     assert!(table.lines().skip(1).zip(&codes).all(|(line, code)| line.starts_with(code)));
-    let yaml = place.run(&["explain", "-o", "yaml"]).with_code(0).stdout;
+    let yaml = sandbox.run(&["explain", "-o", "yaml"]).with_code(0).stdout;
     assert!(codes.iter().all(|code| yaml.contains(code)));
 }
 
 #[test]
-fn a_file_is_printed_into_as_it_ends() {
-    let place = Place::new();
-    let done = place.run(&["explain", "-o", "new/topics.json"]).with_code(0);
+fn output_file_format_follows_its_extension() {
+    let sandbox = Sandbox::new();
+    let done = sandbox.run(&["explain", "-o", "new/topics.json"]).with_code(0);
     assert!(done.stdout.is_empty(), "{done:?}");
-    let before = place.read("new/topics.json");
+    let before = sandbox.read("new/topics.json");
     assert!(serde_json::from_str::<Vec<serde_json::Value>>(&before).unwrap().len() > 20);
-    place.run(&["explain", "-o", "topics.yaml"]).with_code(0);
-    assert!(place.read("topics.yaml").contains("config.project"));
-    // A command that fails leaves what is there.
-    place.run(&["explain", "no.code", "-o", "new/topics.json"]).with_code(2);
-    assert_eq!(place.read("new/topics.json"), before);
-    let done = place.run(&["explain", "-o", "/proc/nowhere/x.json"]).with_code(1);
-    assert!(done.talk().contains("output.unwritable") && done.talk().contains("/proc/nowhere/x.json"), "{done:?}");
-    let done = place.run(&["explain", "-o", "x.txt"]).with_code(2);
-    assert!(done.talk().contains("table, json, yaml") && !place.folder().join("x.txt").exists(), "{done:?}");
+    sandbox.run(&["explain", "-o", "topics.yaml"]).with_code(0);
+    assert!(sandbox.read("topics.yaml").contains("config.project"));
+    // A failing command does not change the file.
+    sandbox.run(&["explain", "no.code", "-o", "new/topics.json"]).with_code(2);
+    assert_eq!(sandbox.read("new/topics.json"), before);
+    let done = sandbox.run(&["explain", "-o", "/proc/nowhere/x.json"]).with_code(1);
+    assert!(
+        done.message().contains("output.unwritable") && done.message().contains("/proc/nowhere/x.json"),
+        "{done:?}"
+    );
+    let done = sandbox.run(&["explain", "-o", "x.txt"]).with_code(2);
+    assert!(done.message().contains("table, json, yaml") && !sandbox.folder().join("x.txt").exists(), "{done:?}");
 }
 
 #[test]
-fn shells_get_completions_and_man_gets_pages() {
-    let place = Place::new();
+fn completions_and_man_pages_are_generated() {
+    let sandbox = Sandbox::new();
     for shell in ["bash", "zsh", "fish"] {
-        assert!(place.run(&["completions", shell]).with_code(0).stdout.contains("slipway"), "{shell}");
+        assert!(sandbox.run(&["completions", shell]).with_code(0).stdout.contains("slipway"), "{shell}");
     }
-    place.run(&["man", "--dir", "man"]).with_code(0);
-    assert!(place.read("man/slipway.1").contains(".TH slipway"));
-    place.write("file", "");
-    assert!(place.run(&["man", "--dir", "file"]).with_code(1).talk().contains("output.unwritable"));
+    sandbox.run(&["man", "--dir", "man"]).with_code(0);
+    assert!(sandbox.read("man/slipway.1").contains(".TH slipway"));
+    sandbox.write("file", "");
+    assert!(sandbox.run(&["man", "--dir", "file"]).with_code(1).message().contains("output.unwritable"));
 }

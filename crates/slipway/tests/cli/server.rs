@@ -1,4 +1,4 @@
-//! Starting, stopping and answering: what a server does with ports, state folders, broken requests and its own end.
+//! The server: ports, state folders, invalid requests, and graceful shutdown.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -6,19 +6,19 @@ use std::net::TcpStream;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Ask, Place, Server, wait_until};
+use crate::support::{Request, Sandbox, Server, wait_until};
 
 const TOKEN: &str = "0123456789abcdef";
 
-/// Begins to upload `whole` bytes and sends so many of them; the server has begun to keep them by then.
-fn begin_upload(server: &Server, name: &str, whole: usize, sent: &[u8]) -> TcpStream {
+/// Starts an upload of `total` bytes and sends the bytes in `sent`. Returns when the server has started to store them.
+fn begin_upload(server: &Server, name: &str, total: usize, sent: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(server.addresses().control).unwrap();
-    let ask = server.ask("PUT", &format!("/api/2.0/mlflow-artifacts/artifacts/{name}"));
+    let request = server.request("PUT", &format!("/api/2.0/mlflow-artifacts/artifacts/{name}"));
     let mut head = format!(
-        "PUT /api/2.0/mlflow-artifacts/artifacts/{name} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {whole}\r\n",
+        "PUT /api/2.0/mlflow-artifacts/artifacts/{name} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {total}\r\n",
         server.addresses().control
     );
-    for (name, value) in &ask.headers {
+    for (name, value) in &request.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
@@ -27,109 +27,114 @@ fn begin_upload(server: &Server, name: &str, whole: usize, sent: &[u8]) -> TcpSt
     stream
 }
 
-/// How many files are being uploaded.
+/// Number of uploads in progress.
 fn unfinished(server: &Server) -> usize {
-    std::fs::read_dir(server.place.home().join("objects/.part")).unwrap().count()
+    std::fs::read_dir(server.sandbox.home().join("objects/.part")).unwrap().count()
 }
 
 #[test]
-fn a_request_in_flight_is_answered_before_the_stop() {
+fn requests_in_flight_are_completed_before_shutdown() {
     let mut server = Server::start();
     let mut stream = begin_upload(&server, "slow", 100_000, &[b'x'; 50_000]);
     server.signal(Signal::TERM);
-    wait_until("it drains", || server.log().contains("draining").then_some(()));
+    wait_until("the server drains", || server.log().contains("draining").then_some(()));
     stream.write_all(&[b'x'; 50_000]).unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
-    assert!(answer.starts_with(b"HTTP/1.1 200"), "the upload was cut off: {}", String::from_utf8_lossy(&answer));
-    assert!(server.ended().success());
-    assert!(!server.place.home().join("server.json").exists(), "clients would look for it");
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response).unwrap();
+    assert!(response.starts_with(b"HTTP/1.1 200"), "the upload was cut off: {}", String::from_utf8_lossy(&response));
+    assert!(server.wait_for_exit().success());
+    assert!(!server.sandbox.home().join("server.json").exists(), "clients would try to connect to the stopped server");
     server.restart();
     assert_eq!(server.get("/api/2.0/mlflow-artifacts/artifacts/slow").body, vec![b'x'; 100_000]);
 }
 
 #[test]
-fn an_upload_that_breaks_off_leaves_nothing() {
+fn interrupted_upload_is_removed() {
     let server = Server::start();
     drop(begin_upload(&server, "half", 100_000, b"half"));
-    wait_until("what came is removed", || (unfinished(&server) == 0).then_some(()));
+    wait_until("the partial upload is removed", || (unfinished(&server) == 0).then_some(()));
     assert_eq!(server.get("/api/2.0/mlflow-artifacts/artifacts/half").status, 404);
 }
 
 #[test]
-fn listening_beyond_loopback_needs_callers_that_are_known() {
-    let place = Place::new();
-    let done = place.run(&["up", "--no-auth", "--listen", "0.0.0.0:0"]).with_code(1);
-    assert!(done.talk().contains("listen.unauthenticated") && done.talk().contains("--token-file"), "{done:?}");
-    place.write("tokens", "short\n");
-    let done = place.run(&["up", "--token-file", "tokens", "--listen", "127.0.0.1:0"]).with_code(1);
-    assert!(done.talk().contains("auth.token_file") && done.talk().contains("shorter than 16"), "{done:?}");
+fn listening_beyond_loopback_requires_authentication() {
+    let sandbox = Sandbox::new();
+    let done = sandbox.run(&["up", "--no-auth", "--listen", "0.0.0.0:0"]).with_code(1);
+    assert!(done.message().contains("listen.unauthenticated") && done.message().contains("--token-file"), "{done:?}");
+    sandbox.write("tokens", "short\n");
+    let done = sandbox.run(&["up", "--token-file", "tokens", "--listen", "127.0.0.1:0"]).with_code(1);
+    assert!(done.message().contains("auth.token_file") && done.message().contains("shorter than 16"), "{done:?}");
 }
 
 #[test]
-fn tokens_of_a_file_are_asked_for_on_every_port() {
-    let place = Place::new();
-    place.write("tokens", &format!("# mine\n{TOKEN}\n"));
-    let mut server = Server::start_in(place, &["--token-file", "tokens"]);
+fn token_file_protects_every_port() {
+    let sandbox = Sandbox::new();
+    sandbox.write("tokens", &format!("# mine\n{TOKEN}\n"));
+    let mut server = Server::start_in(sandbox, &["--token-file", "tokens"]);
     let search = "/api/2.0/mlflow/experiments/search";
     let body = json!({ "max_results": 1 });
     for (token, status) in [("", 401), ("0123456789abcdeX", 401), (TOKEN, 200)] {
         server.use_token(token);
         assert_eq!(server.post(search, &body).status, status, "{token}");
-        let inference = Ask { url: format!("http://{}/v2", server.addresses().inference), ..server.ask("GET", "") };
+        let inference =
+            Request { url: format!("http://{}/v2", server.addresses().inference), ..server.request("GET", "") };
         assert_eq!(inference.send().unwrap().status, status, "{token}");
         assert_eq!(server.get("/metrics").status, status, "{token}");
         assert_eq!(server.get("/healthz").status, 200, "{token}");
     }
-    assert!(!server.log().contains(TOKEN), "a token stands in the log");
+    assert!(!server.log().contains(TOKEN), "the log contains a token");
 }
 
 #[test]
-fn other_sites_change_nothing() {
+fn cross_origin_requests_are_refused() {
     let server = Server::start();
-    let ask = |origin: &str, base: &str, path: &str| {
-        let mut ask = server.ask("POST", "");
-        ask.url = format!("{base}{path}");
-        ask.headers.push(("origin", origin.to_owned()));
-        ask.body = b"apiVersion: slipway.dev/v1".to_vec();
-        ask.send().unwrap().status
+    let request = |origin: &str, base: &str, path: &str| {
+        let mut request = server.request("POST", "");
+        request.url = format!("{base}{path}");
+        request.headers.push(("origin", origin.to_owned()));
+        request.body = b"apiVersion: slipway.dev/v1".to_vec();
+        request.send().unwrap().status
     };
     let inference = format!("http://{}", server.addresses().inference);
-    assert_eq!(ask("https://evil.example", &server.url(), "/api/v1/deployments"), 403);
-    assert_eq!(ask("https://evil.example", &inference, "/v2/repository/models/x/load"), 403);
-    assert_eq!(ask(&server.url(), &server.url(), "/api/v1/deployments"), 400, "it is refused for what it says only");
+    assert_eq!(request("https://evil.example", &server.url(), "/api/v1/deployments"), 403);
+    assert_eq!(request("https://evil.example", &inference, "/v2/repository/models/x/load"), 403);
+    assert_eq!(
+        request(&server.url(), &server.url(), "/api/v1/deployments"),
+        400,
+        "only the body is rejected, not the origin"
+    );
 }
 
 #[test]
-fn one_server_a_state_folder() {
+fn second_server_on_a_state_folder_is_refused() {
     let server = Server::start();
     let second = server.run(&["up", "--listen", "127.0.0.1:0"]).with_code(1);
-    assert!(second.talk().contains("home.locked"), "{second:?}");
-    assert!(second.talk().contains(&server.addresses().pid.to_string()), "{second:?}");
+    assert!(second.message().contains("home.locked"), "{second:?}");
+    assert!(second.message().contains(&server.addresses().pid.to_string()), "{second:?}");
 }
 
 #[test]
-fn a_taken_port_is_named() {
+fn port_in_use_is_reported() {
     let server = Server::start();
     let address = server.addresses().control.to_string();
-    let refused = Place::new().run(&["up", "--listen", &address]).with_code(1);
-    assert!(refused.talk().contains("listen.in_use") && refused.talk().contains(&address), "{refused:?}");
+    let refused = Sandbox::new().run(&["up", "--listen", &address]).with_code(1);
+    assert!(refused.message().contains("listen.in_use") && refused.message().contains(&address), "{refused:?}");
 }
 
 #[test]
-fn down_stops_it_and_says_so_when_nothing_runs() {
+fn down_stops_the_server_and_reports_if_none_is_running() {
     let mut server = Server::start();
-    let down = server.place.begin(&["down"]);
-    assert!(server.ended().success());
-    assert!(down.wait().with_code(0).talk().contains("stopped"));
-    assert!(server.run(&["down"]).with_code(0).talk().contains("nothing is running"));
+    let down = server.sandbox.spawn(&["down"]);
+    assert!(server.wait_for_exit().success());
+    assert!(down.wait().with_code(0).message().contains("stopped"));
+    assert!(server.run(&["down"]).with_code(0).message().contains("nothing is running"));
 }
 
 #[test]
 fn commands_work_with_and_without_a_server() {
     let mut server = Server::start();
-    let made = server.post("/api/2.0/mlflow/runs/create", &json!({ "experiment_id": "0", "run_name": "cli-run" }));
-    let run = made.with_status(200)["run"]["info"]["run_id"].as_str().unwrap().to_owned();
+    let created = server.post("/api/2.0/mlflow/runs/create", &json!({ "experiment_id": "0", "run_name": "cli-run" }));
+    let run = created.with_status(200)["run"]["info"]["run_id"].as_str().unwrap().to_owned();
     let parameter = json!({ "run_id": run, "key": "p", "value": "a,\"b\"" });
     server.post("/api/2.0/mlflow/runs/log-parameter", &parameter).with_status(200);
     let with_server = server.run(&["run", "ls", "-o", "json"]).with_code(0);
@@ -188,7 +193,7 @@ fn bad_requests_never_crash_the_server() {
         "datasets",
         "models",
     ];
-    // A linear congruential generator (Knuth's MMIX): the same requests every time.
+    // A linear congruential generator (Knuth's MMIX), so that every test run sends the same requests.
     let mut state = 7_u64;
     let mut below = |n: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -197,9 +202,9 @@ fn bad_requests_never_crash_the_server() {
     for _ in 0..600 {
         let body: serde_json::Map<String, Value> =
             (0..5).map(|_| (keys[below(keys.len())].to_owned(), pieces[below(pieces.len())].clone())).collect();
-        let answer =
+        let response =
             server.post(&format!("/api/2.0/mlflow/{}", paths[below(paths.len())]), &Value::Object(body.clone()));
-        assert!(answer.status < 500 || answer.status == 501, "{body:?}: {} {}", answer.status, answer.text());
+        assert!(response.status < 500 || response.status == 501, "{body:?}: {} {}", response.status, response.text());
     }
     for path in [
         "/api/2.0/mlflow/runs/get?run_id=%00%ff",
@@ -208,30 +213,30 @@ fn bad_requests_never_crash_the_server() {
         "/get-artifact?run_id=x&path=../../etc/passwd",
         "/api/v1/deployments/%ff/infer",
     ] {
-        let answer = server.get(path);
-        assert!((400..500).contains(&answer.status), "{path}: {} {}", answer.status, answer.text());
+        let response = server.get(path);
+        assert!((400..500).contains(&response.status), "{path}: {} {}", response.status, response.text());
     }
     assert_eq!(server.get("/readyz").status, 200);
 }
 
 #[test]
-fn what_is_not_there_is_never_answered_with_a_page() {
+fn unknown_paths_return_json_errors_instead_of_the_ui() {
     let server = Server::start();
     for path in ["/api/3.0/mlflow/traces/search", "/api/2.0/mlflow/webhooks", "/api/3.0/mlflow/scorers/list"] {
-        let answer = server.post(path, &json!({})).with_status(501);
-        assert_eq!(answer["error_code"], "NOT_IMPLEMENTED", "{path}");
+        let response = server.post(path, &json!({})).with_status(501);
+        assert_eq!(response["error_code"], "NOT_IMPLEMENTED", "{path}");
     }
-    // An OpenTelemetry exporter must not take the UI's page for success.
+    // An OpenTelemetry exporter must not mistake the UI's HTML page for success.
     for path in ["/v1/traces", "/v1/metrics", "/nothing"] {
-        let answer = server.post(path, &json!({}));
-        assert_eq!(answer.headers["content-type"], "application/json", "{path}");
-        assert_eq!(answer.with_status(404)["error_code"], "ENDPOINT_NOT_FOUND", "{path}");
+        let response = server.post(path, &json!({}));
+        assert_eq!(response.headers["content-type"], "application/json", "{path}");
+        assert_eq!(response.with_status(404)["error_code"], "ENDPOINT_NOT_FOUND", "{path}");
     }
     server.post("/models", &json!({})).with_status(405);
 }
 
 #[test]
-fn metrics_and_openapi_are_there() {
+fn metrics_and_openapi_are_served() {
     let server = Server::start();
     server.get("/api/v1/status").with_status(200);
     let text = server.get("/metrics").text();
@@ -241,18 +246,18 @@ fn metrics_and_openapi_are_there() {
 }
 
 #[test]
-fn stores_that_cannot_be_used_are_named() {
-    for (variable, url, said) in [
+fn unusable_stores_are_reported_without_passwords() {
+    for (variable, url, message) in [
         ("SLIPWAY_DATABASE", "postgres://me:hunter2@127.0.0.1:1/x", "cannot be reached"),
         ("SLIPWAY_DATABASE", "mysql://me:hunter2@127.0.0.1/x", "URL"),
         ("SLIPWAY_OBJECTS", "ftp://bucket", "s3://"),
     ] {
-        let mut place = Place::new();
-        place.set(variable, url);
-        let done = place.run(&["up", "--listen", "127.0.0.1:0"]).with_code(1);
-        assert!(done.talk().contains(said), "{url}: {done:?}");
+        let mut sandbox = Sandbox::new();
+        sandbox.set(variable, url);
+        let done = sandbox.run(&["up", "--listen", "127.0.0.1:0"]).with_code(1);
+        assert!(done.message().contains(message), "{url}: {done:?}");
         assert!(!done.stderr.contains("hunter2") && done.stdout.is_empty(), "{done:?}");
     }
-    let alone = Place::new().run(&["up", "--gateway-only"]).with_code(1);
-    assert!(alone.talk().contains("SLIPWAY_DATABASE"), "{alone:?}");
+    let alone = Sandbox::new().run(&["up", "--gateway-only"]).with_code(1);
+    assert!(alone.message().contains("SLIPWAY_DATABASE"), "{alone:?}");
 }

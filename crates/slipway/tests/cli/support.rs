@@ -1,4 +1,4 @@
-//! The binary in a folder of its own, and a server of it on free ports.
+//! Runs the binary in a temporary folder, and a server of it on free ports.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -15,80 +15,80 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Longest wait for anything; a test that needs it all fails.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Most bytes of an answer.
+/// Time limit of every wait; a test that exceeds it fails.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximum size of a response.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Asks `check` until it has an answer.
+/// Polls `check` until it returns a value.
 ///
 /// # Panics
-/// When it has none within [`PATIENCE`].
+/// If it returns none within [`TIMEOUT`].
 pub(crate) fn wait_until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(found) = check() {
             return found;
         }
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {TIMEOUT:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// What a command printed, and how it ended.
+/// The output and the exit code of a command.
 #[derive(Debug)]
-pub(crate) struct Done {
+pub(crate) struct CommandOutput {
     pub(crate) code: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
-impl Done {
-    /// Stdout as JSON.
+impl CommandOutput {
+    /// Parses stdout as JSON.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 
-    /// Stderr in one line: reports are wrapped to the width of a terminal.
-    pub(crate) fn talk(&self) -> String {
+    /// Stderr on one line, without the frame of error reports.
+    pub(crate) fn message(&self) -> String {
         let words = self.stderr.split_whitespace().filter(|word| !matches!(*word, "│" | "·"));
         words.collect::<Vec<_>>().join(" ")
     }
 
-    /// Itself, if it ended with this code.
+    /// Asserts the exit code.
     pub(crate) fn with_code(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self:?}");
         self
     }
 }
 
-/// A folder of its own, in which commands are carried out with nothing of this machine's configuration.
-pub(crate) struct Place {
+/// A temporary folder in which commands run without the configuration of this machine.
+pub(crate) struct Sandbox {
     folder: TempDir,
     variables: Vec<(String, String)>,
 }
 
-impl Place {
+impl Sandbox {
     pub(crate) fn new() -> Self {
         Self { folder: TempDir::new().unwrap(), variables: Vec::new() }
     }
 
-    /// One whose commands find the library that simulates GPUs, which cargo built beside this test.
+    /// A sandbox whose commands use the library that simulates GPUs, which cargo built beside this test.
     pub(crate) fn with_simulated_gpus() -> Self {
-        let mut place = Self::new();
+        let mut sandbox = Self::new();
         let library = std::env::current_exe().unwrap().with_file_name("libslipway_fake_nvml.so");
-        assert!(library.exists(), "{} is not there", library.display());
-        place.set("SLIPWAY_NVML_LIB", library.to_str().unwrap());
-        place
+        assert!(library.exists(), "{} does not exist", library.display());
+        sandbox.set("SLIPWAY_NVML_LIB", library.to_str().unwrap());
+        sandbox
     }
 
-    /// Commands of this place have this variable.
+    /// Sets an environment variable for all commands of this sandbox.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
-        self.variables.retain(|(known, _)| known != name);
+        self.variables.retain(|(existing, _)| existing != name);
         self.variables.push((name.to_owned(), value.to_owned()));
     }
 
-    /// The folder that commands start in.
+    /// The current folder of commands.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -98,7 +98,7 @@ impl Place {
         self.folder().join("home")
     }
 
-    /// Writes a file, and the folders above it.
+    /// Writes a file, creating its parent folders.
     pub(crate) fn write(&self, path: &str, text: &str) -> PathBuf {
         let path = self.folder().join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -110,7 +110,7 @@ impl Place {
         std::fs::read_to_string(self.folder().join(path)).unwrap()
     }
 
-    /// The command, which may still be changed.
+    /// Builds a command, which the caller may still change.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_slipway"));
         command.args(arguments).current_dir(self.folder()).stdin(Stdio::null());
@@ -124,18 +124,18 @@ impl Place {
         command
     }
 
-    /// Runs a command to its end.
-    pub(crate) fn run(&self, arguments: &[&str]) -> Done {
-        self.begin(arguments).wait()
+    /// Runs a command and waits for its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> CommandOutput {
+        self.spawn(arguments).wait()
     }
 
-    /// Starts a command.
-    pub(crate) fn begin(&self, arguments: &[&str]) -> Running {
+    /// Starts a command without waiting for its end.
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Running {
         Running::start(self.command(arguments))
     }
 }
 
-/// A command that goes on; its output is kept in files, so that it never waits for a reader.
+/// A running command. Its output goes to files, so that it never blocks on a full pipe.
 pub(crate) struct Running {
     process: Child,
     stdout: File,
@@ -149,69 +149,69 @@ impl Running {
         Self { process: command.spawn().unwrap(), stdout, stderr }
     }
 
-    /// Waits for its end.
-    pub(crate) fn wait(mut self) -> Done {
+    /// Waits for the end of the command.
+    pub(crate) fn wait(mut self) -> CommandOutput {
         let status = wait_until("the command ends", || self.process.try_wait().unwrap());
         let text = |file: &mut File| {
             let mut text = String::new();
             file.rewind().unwrap();
-            file.read_to_string(&mut text).expect("it prints UTF-8");
+            file.read_to_string(&mut text).expect("the output is UTF-8");
             text
         };
-        let code = status.code().expect("it ends by itself");
-        Done { code, stdout: text(&mut self.stdout), stderr: text(&mut self.stderr) }
+        let code = status.code().expect("the command is not killed by a signal");
+        CommandOutput { code, stdout: text(&mut self.stdout), stderr: text(&mut self.stderr) }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.process.kill(); // It has ended, unless the test has failed.
+        let _ = self.process.kill(); // An error means that the process has already ended.
         let _ = self.process.wait(); // A killed child always ends.
     }
 }
 
-/// Answers of a server.
+/// The runtime of [`HTTP`].
 static RUNTIME: LazyLock<tokio::runtime::Runtime> =
     LazyLock::new(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap());
 static HTTP: LazyLock<Client<HttpConnector, Body>> =
     LazyLock::new(|| Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http());
 
-/// A status and a body.
+/// An HTTP response with its complete body.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) headers: axum::http::HeaderMap,
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The body as JSON; null when it is none.
+    /// The body as JSON, or null if it is not JSON.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 
-    /// Its JSON, if the status is this one.
+    /// Asserts the status and returns the body as JSON.
     pub(crate) fn with_status(self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text());
         self.json()
     }
 }
 
-/// A request with all that it is made of.
-pub(crate) struct Ask<'a> {
+/// An HTTP request.
+pub(crate) struct Request<'a> {
     pub(crate) method: &'a str,
     pub(crate) url: String,
     pub(crate) headers: Vec<(&'a str, String)>,
     pub(crate) body: Vec<u8>,
 }
 
-impl Ask<'_> {
-    /// Sends it; an error when the connection fails.
-    pub(crate) fn send(self) -> Result<Answer, String> {
+impl Request<'_> {
+    /// Sends the request. Returns an error if the connection fails or the time limit is exceeded.
+    pub(crate) fn send(self) -> Result<Response, String> {
         let mut request = axum::http::Request::builder().method(self.method).uri(&self.url);
         for (name, value) in &self.headers {
             request = request.header(*name, value);
@@ -219,18 +219,18 @@ impl Ask<'_> {
         let request = request.body(Body::from(self.body)).unwrap();
         RUNTIME.block_on(async {
             let call = async {
-                let answer = HTTP.request(request).await.map_err(|e| e.to_string())?;
-                let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
-                let body = Limited::new(answer.into_body(), MAX_RESPONSE_BYTES).collect().await;
+                let response = HTTP.request(request).await.map_err(|e| e.to_string())?;
+                let (status, headers) = (response.status().as_u16(), response.headers().clone());
+                let body = Limited::new(response.into_body(), MAX_RESPONSE_BYTES).collect().await;
                 let body = body.map_err(|e| e.to_string())?.to_bytes().to_vec();
-                Ok(Answer { status, headers, body })
+                Ok(Response { status, headers, body })
             };
-            tokio::time::timeout(PATIENCE, call).await.map_err(|e| e.to_string())?
+            tokio::time::timeout(TIMEOUT, call).await.map_err(|e| e.to_string())?
         })
     }
 }
 
-/// Where a server listens.
+/// The addresses of a running server, from `server.json`.
 #[derive(Debug, Clone, serde::Deserialize)]
 pub(crate) struct Addresses {
     pub(crate) pid: u32,
@@ -238,9 +238,9 @@ pub(crate) struct Addresses {
     pub(crate) inference: SocketAddr,
 }
 
-/// A server on free ports, which is killed when the test is over.
+/// A server on free ports; killed when dropped.
 pub(crate) struct Server {
-    pub(crate) place: Place,
+    pub(crate) sandbox: Sandbox,
     options: Vec<String>,
     process: Option<Child>,
     addresses: Option<Addresses>,
@@ -248,29 +248,29 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts one with a state folder of its own.
+    /// Starts a server in a new sandbox.
     pub(crate) fn start() -> Self {
-        Self::start_in(Place::new(), &[])
+        Self::start_in(Sandbox::new(), &[])
     }
 
-    /// Starts one in this place with these options.
-    pub(crate) fn start_in(place: Place, options: &[&str]) -> Self {
+    /// Starts a server in this sandbox with these options of `slipway up`.
+    pub(crate) fn start_in(sandbox: Sandbox, options: &[&str]) -> Self {
         let options = options.iter().map(|o| (*o).to_owned()).collect();
-        let mut server = Self { place, options, process: None, addresses: None, token: None };
+        let mut server = Self { sandbox, options, process: None, addresses: None, token: None };
         server.restart();
         server
     }
 
-    /// Starts it again after it was stopped or killed.
+    /// Starts the server again after it was stopped or killed.
     pub(crate) fn restart(&mut self) {
-        assert!(self.process.is_none(), "it runs");
+        assert!(self.process.is_none(), "the server is running");
         let log = std::fs::File::options().create(true).append(true).open(self.log_file()).unwrap();
         let mut words = vec!["up", "--listen", "127.0.0.1:0", "--inference-listen", "127.0.0.1:0"];
         words.extend(["--grpc-listen", "127.0.0.1:0"]);
         words.extend(self.options.iter().map(String::as_str));
-        let mut command = self.place.command(&words);
+        let mut command = self.sandbox.command(&words);
         let mut process = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let file = self.place.home().join("server.json");
+        let file = self.sandbox.home().join("server.json");
         let addresses = wait_until("the server listens", || {
             if let Some(status) = process.try_wait().unwrap() {
                 panic!("the server ended with {status}: {}", self.log());
@@ -280,22 +280,22 @@ impl Server {
         });
         self.process = Some(process);
         self.addresses = Some(addresses);
-        // A server writes the token that it asks for into its state folder, unless it was given a file of tokens.
-        let token = std::fs::read_to_string(self.place.home().join("token")).ok();
+        // Without `--token-file`, the server writes its token to the state folder.
+        let token = std::fs::read_to_string(self.sandbox.home().join("token")).ok();
         self.token = token.map(|t| t.trim().to_owned()).or(self.token.take());
         wait_until("the server is ready", || (self.call("GET", "/readyz", b"").status == 200).then_some(()));
     }
 
-    /// Requests carry this token from now on.
+    /// Sets the token of the following requests.
     pub(crate) fn use_token(&mut self, token: &str) {
         self.token = Some(token.to_owned());
     }
 
     fn log_file(&self) -> PathBuf {
-        self.place.folder().join("server.log")
+        self.sandbox.folder().join("server.log")
     }
 
-    /// What it logged.
+    /// The log of the server.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
@@ -308,57 +308,57 @@ impl Server {
         format!("http://{}", self.addresses().control)
     }
 
-    /// A request to the control plane, as whoever holds the token.
-    pub(crate) fn ask<'a>(&self, method: &'a str, path: &str) -> Ask<'a> {
+    /// Builds a request to the control plane with the current token.
+    pub(crate) fn request<'a>(&self, method: &'a str, path: &str) -> Request<'a> {
         let mut headers = vec![("content-type", "application/json".to_owned())];
         headers.extend(self.token.iter().map(|token| ("authorization", format!("Bearer {token}"))));
-        Ask { method, url: self.url() + path, headers, body: Vec::new() }
+        Request { method, url: self.url() + path, headers, body: Vec::new() }
     }
 
-    /// Sends a request that may fail because the server was killed.
-    pub(crate) fn try_call(&self, method: &str, path: &str, body: &[u8]) -> Result<Answer, String> {
-        Ask { body: body.to_vec(), ..self.ask(method, path) }.send()
+    /// Sends a request. Returns an error if the connection fails, for instance because the server was killed.
+    pub(crate) fn try_call(&self, method: &str, path: &str, body: &[u8]) -> Result<Response, String> {
+        Request { body: body.to_vec(), ..self.request(method, path) }.send()
     }
 
-    pub(crate) fn call(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+    pub(crate) fn call(&self, method: &str, path: &str, body: &[u8]) -> Response {
         self.try_call(method, path, body).unwrap()
     }
 
-    pub(crate) fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Response {
         self.call("GET", path, b"")
     }
 
-    pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Response {
         self.call("POST", path, body.to_string().as_bytes())
     }
 
-    /// Runs a client command on its state folder.
-    pub(crate) fn run(&self, arguments: &[&str]) -> Done {
-        self.place.run(arguments)
+    /// Runs a client command in the server's sandbox.
+    pub(crate) fn run(&self, arguments: &[&str]) -> CommandOutput {
+        self.sandbox.run(arguments)
     }
 
-    /// Sends a signal, such as `TERM`, without waiting for what comes of it.
+    /// Sends a signal, such as `TERM`, without waiting for the effect.
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
-        let process = self.process.as_ref().expect("it runs");
+        let process = self.process.as_ref().expect("the server is running");
         rustix::process::kill_process(rustix::process::Pid::from_child(process), signal).unwrap();
     }
 
-    /// Kills it as `kill -9` does.
+    /// Kills the server with SIGKILL.
     pub(crate) fn kill(&mut self) {
-        let mut process = self.process.take().expect("it runs");
+        let mut process = self.process.take().expect("the server is running");
         process.kill().unwrap();
         process.wait().unwrap();
     }
 
-    /// Asks it to stop, and waits.
+    /// Stops the server with SIGTERM and waits for its end.
     pub(crate) fn stop(&mut self) -> ExitStatus {
         self.signal(rustix::process::Signal::TERM);
-        self.ended()
+        self.wait_for_exit()
     }
 
-    /// Waits for it to end by itself.
-    pub(crate) fn ended(&mut self) -> ExitStatus {
-        let mut process = self.process.take().expect("it runs");
+    /// Waits until the server exits.
+    pub(crate) fn wait_for_exit(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("the server is running");
         wait_until("the server ends", || process.try_wait().unwrap())
     }
 }
@@ -366,7 +366,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(mut process) = self.process.take() {
-            let _ = process.kill(); // It may have ended by itself.
+            let _ = process.kill(); // An error means that the process has already ended.
             let _ = process.wait(); // A killed child always ends.
         }
     }

@@ -1,4 +1,4 @@
-//! Schema changes: each is run once, in order, and remembered with its checksum.
+//! Schema migrations: each script runs once, in order, and its checksum is recorded.
 
 use ring::digest::{SHA256, digest};
 
@@ -7,38 +7,38 @@ use super::sql::{Connection, Kind, params};
 use crate::StoreError;
 use crate::error::Result;
 
-/// The tables of one domain: its name and its schema changes in order. Never edit a released one.
+/// The migrations of one domain. Never edit a released script: databases to which it was applied would be rejected.
 #[derive(Debug, Clone, Copy)]
 pub struct Migration {
-    /// The crate the tables belong to.
+    /// Name of the crate that owns the tables, such as `track`.
     pub domain: &'static str,
-    /// SQL scripts in SQLite's dialect; the n-th takes the schema from version n to n + 1.
+    /// SQL scripts in SQLite's dialect; `steps[n]` migrates the schema from version n to n + 1.
     pub steps: &'static [&'static str],
 }
 
-/// `schema_version` is how far a domain's schema is; `schema_checksum` is of the scripts that brought it there. Databases of versions
-/// that knew no checksums get them from the scripts of the first program that does.
-const TABLES: &str = "
+/// `schema_version` holds the schema version of each domain, `schema_checksum` the checksum of every applied script. A database that
+/// was created before checksums existed gets those of this program's scripts.
+const VERSION_TABLES: &str = "
     CREATE TABLE IF NOT EXISTS schema_version (domain TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS schema_checksum (
         domain TEXT NOT NULL, version INTEGER NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (domain, version)
     ) WITHOUT ROWID;";
 
-/// Brings every domain's tables up to date, all in one transaction, so that servers that start at once on one database do not get
-/// into each other's way, and a script that fails changes nothing.
+/// Applies the pending migrations of all domains in one transaction. So servers that start at the same time on one database do not
+/// conflict, and a failing script changes nothing.
 pub(super) fn migrate(connection: &Connection, migrations: &[Migration]) -> Result<()> {
-    connection.begin_writing()?;
-    let done = run(connection, migrations);
-    connection.batch(if done.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
-    done
+    connection.begin_write()?;
+    let result = run(connection, migrations);
+    connection.batch(if result.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
+    result
 }
 
 fn run(connection: &Connection, migrations: &[Migration]) -> Result<()> {
-    let script = |sql: &str| match &connection.0 {
+    let run_script = |sql: &str| match &connection.0 {
         Kind::Sqlite(_) => connection.batch(sql),
         Kind::Postgres(_) => connection.batch(&dialect::schema(sql)),
     };
-    script(TABLES)?;
+    run_script(VERSION_TABLES)?;
     for Migration { domain, steps } in migrations {
         let found: Option<i64> =
             connection.first("SELECT version FROM schema_version WHERE domain = ?1", [domain], |row| row.get(0))?;
@@ -48,15 +48,15 @@ fn run(connection: &Connection, migrations: &[Migration]) -> Result<()> {
         }
         for (step, version) in steps.iter().zip(1_usize..) {
             let (checksum, number) = (checksum(step), i64::try_from(version).unwrap_or(i64::MAX));
-            let known: Option<String> = connection.first(
+            let recorded: Option<String> = connection.first(
                 "SELECT sha256 FROM schema_checksum WHERE domain = ?1 AND version = ?2",
                 params![domain, number],
                 |row| row.get(0),
             )?;
             if version > found {
-                script(step)?;
-            } else if let Some(known) = known {
-                if known != checksum {
+                run_script(step)?;
+            } else if let Some(recorded) = recorded {
+                if recorded != checksum {
                     return Err(StoreError::MigrationChanged { domain, version });
                 }
                 continue;
@@ -73,7 +73,7 @@ fn run(connection: &Connection, migrations: &[Migration]) -> Result<()> {
     Ok(())
 }
 
-/// SHA-256 of a script in hexadecimal; the same whichever line ends a checkout has.
+/// SHA-256 of a script in hexadecimal. Line endings are normalised, because a Git checkout may change them.
 fn checksum(script: &str) -> String {
     digest(&SHA256, script.replace("\r\n", "\n").as_bytes()).as_ref().iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -1,4 +1,5 @@
-//! The metadata database: one writer thread with group commit, a bounded pool of readers, migrations; over SQLite or PostgreSQL.
+//! The metadata database on SQLite or PostgreSQL: one writer thread with group commit, a bounded pool of read connections, and
+//! migrations. A write returns only after its commit; a query reads one consistent snapshot.
 
 mod dialect;
 mod migrate;
@@ -27,12 +28,12 @@ pub use pool::{DatabaseOptions, PoolStats};
 use sql::{Connection, params};
 use writer::Change;
 
-/// Changes that may wait for the writer; beyond it callers are held back.
-const QUEUE: usize = 4096;
-/// How long a change may wait for its place in the queue.
-const QUEUE_WAIT: Duration = Duration::from_secs(30);
+/// Maximum number of changes in the writer's queue. When it is full, callers wait up to [`QUEUE_TIMEOUT`].
+const QUEUE_CAPACITY: usize = 4096;
+/// Maximum time that a caller waits for a free slot in the queue.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The metadata database; cheap to clone.
+/// A handle to the metadata database; cheap to clone.
 #[derive(Clone)]
 pub struct Database {
     inner: Arc<Inner>,
@@ -46,12 +47,12 @@ struct Inner {
 }
 
 impl Database {
-    /// Opens or creates the SQLite database at `path` and brings every domain's tables up to date. As many queries run at the same
-    /// time as the machine has cores, and at least as many as [`DatabaseOptions::default`] says.
+    /// Opens or creates the SQLite database at `path` and applies all pending migrations. The number of read connections is the
+    /// number of CPU cores, and at least that of [`DatabaseOptions::default`].
     ///
     /// # Errors
-    /// [`StoreError::Newer`] for a file of a newer version, [`StoreError::MigrationChanged`] for one of another history,
-    /// [`StoreError::Sql`] otherwise.
+    /// [`StoreError::Newer`] for a file of a newer version, [`StoreError::MigrationChanged`] when an applied migration differs from
+    /// this program's, [`StoreError::Sql`] otherwise.
     pub fn open(path: &Path, migrations: &[Migration]) -> Result<Self, StoreError> {
         let options = DatabaseOptions::default();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -59,7 +60,7 @@ impl Database {
         Self::open_with(path, migrations, options)
     }
 
-    /// As [`Database::open`], with options.
+    /// [`Database::open`] with explicit options.
     ///
     /// # Errors
     /// As [`Database::open`].
@@ -67,21 +68,21 @@ impl Database {
         Self::start(Place::File(path.to_owned()), migrations, options)
     }
 
-    /// Opens the PostgreSQL database that a `postgres://` URL names and brings every domain's tables up to date. Several servers
-    /// may use it at once: they take turns at writing.
+    /// Connects to the PostgreSQL database at a `postgres://` URL and applies all pending migrations. Several servers may share the
+    /// database: an advisory lock serialises their writes.
     ///
     /// # Errors
-    /// [`StoreError::Url`], [`StoreError::Unreachable`]; as [`Database::open`].
+    /// [`StoreError::Url`], [`StoreError::Unreachable`], and the errors of [`Database::open`].
     pub fn connect(url: &str, migrations: &[Migration]) -> Result<Self, StoreError> {
         Self::connect_with(url, migrations, DatabaseOptions::default())
     }
 
-    /// As [`Database::connect`], with options.
+    /// [`Database::connect`] with explicit options; `max_readers` in the URL takes precedence.
     ///
     /// # Errors
     /// As [`Database::connect`].
     pub fn connect_with(url: &str, migrations: &[Migration], options: DatabaseOptions) -> Result<Self, StoreError> {
-        let server = postgres::Server::of_url(url)?;
+        let server = postgres::Server::from_url(url)?;
         let options = DatabaseOptions { max_readers: server.max_readers().unwrap_or(options.max_readers), ..options };
         Self::start(Place::Server(Box::new(server)), migrations, options)
     }
@@ -91,11 +92,13 @@ impl Database {
         let place = Arc::new(place);
         let connection = place.writer()?;
         migrate::migrate(&connection, migrations)?;
-        let (sender, receiver) = mpsc::sync_channel(QUEUE);
-        let of_writer = Arc::clone(&place);
+        let (sender, receiver) = mpsc::sync_channel(QUEUE_CAPACITY);
+        let writer_place = Arc::clone(&place);
         let writer = std::thread::Builder::new()
             .name("slipway-writer".into())
-            .spawn(move || panics::or_abort("the writer thread", || writer::run(&of_writer, connection, &receiver)))
+            .spawn(move || {
+                panics::abort_on_panic("the writer thread", || writer::run(&writer_place, connection, &receiver))
+            })
             .map_err(StoreError::io("starting the writer thread"))?;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -107,27 +110,27 @@ impl Database {
         })
     }
 
-    /// Whether other servers may change what is in it.
+    /// Whether other servers may write to the same database, which is so with PostgreSQL.
     pub fn is_shared(&self) -> bool {
         matches!(*self.inner.place, Place::Server(_))
     }
 
-    /// Runs `change` in a transaction and answers once it is on disk.
+    /// Runs `change` in a transaction and returns its result after the commit.
     ///
-    /// `change` sees every earlier change. If it returns an error or panics, all it did is undone. Dropping the
-    /// returned future does not take back a change that was already queued.
+    /// `change` sees every earlier change. If it returns an error or panics, everything it did is rolled back. Dropping the
+    /// returned future does not cancel a change that is already queued.
     ///
     /// # Errors
-    /// What `change` returns, or a [`StoreError`]: [`StoreError::Panicked`], [`StoreError::OutOfSpace`] for a full disk, another one
-    /// when the commit fails, the store is closed or its queue stays full.
+    /// The error of `change`, or a [`StoreError`]: [`StoreError::Panicked`], [`StoreError::OutOfSpace`] for a full disk,
+    /// [`StoreError::Commit`], [`StoreError::Closed`], or [`StoreError::Busy`] when the queue stays full.
     pub async fn write<T, E>(&self, change: impl FnOnce(&Connection) -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
-        let (reply, answer) = oneshot::channel();
-        self.enqueue(writer::change(reply, change)).await?;
-        answer.await.unwrap_or_else(|_| Err(StoreError::Closed.into()))
+        let (sender, result) = oneshot::channel();
+        self.enqueue(writer::change(sender, change)).await?;
+        result.await.unwrap_or_else(|_| Err(StoreError::Closed.into()))
     }
 
     async fn enqueue(&self, mut change: Change) -> Result<(), StoreError> {
@@ -137,38 +140,38 @@ impl Database {
             match sender.try_send(change) {
                 Ok(()) => return Ok(()),
                 Err(mpsc::TrySendError::Disconnected(_)) => return Err(StoreError::Closed),
-                Err(mpsc::TrySendError::Full(back)) => change = back,
+                Err(mpsc::TrySendError::Full(rejected)) => change = rejected,
             }
-            if full_since.get_or_insert_with(Instant::now).elapsed() > QUEUE_WAIT {
+            if full_since.get_or_insert_with(Instant::now).elapsed() > QUEUE_TIMEOUT {
                 return Err(StoreError::Busy {
-                    what: "the database's writer took no more changes",
-                    waited: QUEUE_WAIT,
+                    what: "the database writer did not accept the change",
+                    waited: QUEUE_TIMEOUT,
                 });
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
-    /// Asks the writer whether it lives: waits in its queue as every change does, and runs a statement that changes nothing.
+    /// Checks that the writer responds: queues a change that modifies nothing, behind all waiting changes.
     ///
     /// # Errors
-    /// [`StoreError::Busy`] when there is no answer within `limit`; as [`Database::write`].
-    pub async fn ping_writer(&self, limit: Duration) -> Result<(), StoreError> {
+    /// [`StoreError::Busy`] when the writer does not respond within `timeout`, and the errors of [`Database::write`].
+    pub async fn ping_writer(&self, timeout: Duration) -> Result<(), StoreError> {
         let ping = self.write(|c| c.first("SELECT 1", params![], |_| Ok(())).map(|_| ()));
-        let late = StoreError::Busy { what: "the database's writer did not answer", waited: limit };
-        tokio::time::timeout(limit, ping).await.unwrap_or(Err(late))
+        let timed_out = StoreError::Busy { what: "the database writer did not respond", waited: timeout };
+        tokio::time::timeout(timeout, ping).await.unwrap_or(Err(timed_out))
     }
 
-    /// Runs a query that may take long on a thread of its own.
+    /// Runs a query that may take long on a thread of tokio's blocking pool.
     ///
     /// # Errors
-    /// What `query` returns, or a [`StoreError`] when it panics, or when no connection can be had.
+    /// The error of `query`, or a [`StoreError`] when it panics or no connection is available in time.
     pub async fn read<T, E>(&self, query: impl FnOnce(&Connection) -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
-        // Before a thread is taken: queries that wait for a connection must not use up the threads of everybody else.
+        // Wait for the permit before taking a thread; otherwise waiting queries could occupy every thread of the blocking pool.
         let permit = self.inner.readers.permit().await?;
         let database = self.clone();
         tokio::task::spawn_blocking(move || database.inner.readers.run(permit, query))
@@ -176,22 +179,25 @@ impl Database {
             .unwrap_or_else(|_| Err(StoreError::Closed.into()))
     }
 
-    /// Runs a query of a few microseconds (a look-up by key) on this thread; over a network the runtime is told that it waits.
-    /// A query must not run another one inside itself: each holds a connection.
+    /// Runs a query of a few microseconds (a lookup by key) on the current thread. Waiting for PostgreSQL or for a connection uses
+    /// `block_in_place`, so that a multi-threaded runtime moves its other tasks to another thread.
+    ///
+    /// A query must not start another query: each holds a connection, so nested queries could exhaust the pool.
     ///
     /// # Errors
-    /// What `query` returns, or a [`StoreError`] when it panics, or when no connection can be had.
+    /// The error of `query`, or a [`StoreError`] when it panics or no connection is available in time.
     pub fn read_now<T, E: From<StoreError>>(&self, query: impl FnOnce(&Connection) -> Result<T, E>) -> Result<T, E> {
         let permit = self.inner.readers.permit_now()?;
         self.inner.readers.run(permit, query)
     }
 
-    /// How the connections that read are used, for metrics.
+    /// Usage of the pool of read connections, for metrics.
     pub fn pool_stats(&self) -> PoolStats {
         self.inner.readers.stats()
     }
 
-    /// SQLite's own check of the file; `ok` when nothing is wrong. PostgreSQL checks its own.
+    /// The result of SQLite's `PRAGMA integrity_check`: `ok`, or a description of the damage. PostgreSQL has no such check, so for
+    /// it the result is always `ok`.
     ///
     /// # Errors
     /// [`StoreError::Sql`] when the check cannot run.
@@ -208,15 +214,15 @@ impl Database {
 }
 
 impl Inner {
-    /// Lets the writer finish what is queued and waits for it.
+    /// Waits until the writer has finished all queued changes and has stopped.
     fn stop_writer(&self) {
-        // Without a sender the queue ends when it is empty.
+        // Dropping the sender ends the writer's loop once the queue is empty.
         self.queue.lock().take();
         if let Some(writer) = self.writer.lock().take()
-            // A change may own the last handle of its database, which the writer then drops itself; it ends without being waited for.
+            // A change may own the last handle of its database. The writer then runs this code itself and must not join its own thread.
             && writer.thread().id() != std::thread::current().id()
         {
-            let _ = writer.join(); // A writer that panics ends the process, so there is no error to see here.
+            let _ = writer.join(); // A panic of the writer aborts the process, so this cannot fail.
         }
     }
 }

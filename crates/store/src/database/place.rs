@@ -1,4 +1,4 @@
-//! Where a database is, and how its connections begin and end transactions.
+//! The two kinds of database (an SQLite file, a PostgreSQL server), and how connections to them begin and end transactions.
 
 use std::path::PathBuf;
 
@@ -9,10 +9,10 @@ use super::postgres;
 use super::sql::{Connection, Kind};
 use crate::error::Result;
 
-/// The key of PostgreSQL's advisory lock that lets only one of several servers write at a time (`slipway` in ASCII).
+/// Key of the PostgreSQL advisory lock that lets only one server write at a time (`slipway` in ASCII).
 const WRITER_LOCK: i64 = 0x0073_6c69_7077_6179;
 
-/// Where the data is.
+/// The location of a database.
 pub(super) enum Place {
     File(PathBuf),
     Server(Box<postgres::Server>),
@@ -31,6 +31,7 @@ impl Place {
         }
     }
 
+    /// Opens a connection that may write.
     pub(super) fn writer(&self) -> Result<Connection> {
         self.connect(
             OpenFlags::default(),
@@ -40,6 +41,7 @@ impl Place {
         )
     }
 
+    /// Opens a read-only connection.
     pub(super) fn reader(&self) -> Result<Connection> {
         self.connect(
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -51,7 +53,7 @@ impl Place {
 }
 
 impl Connection {
-    /// Tables in memory, for a test of statements alone.
+    /// An SQLite database in memory with these tables, for tests of SQL statements.
     ///
     /// # Errors
     /// [`crate::StoreError::Sql`].
@@ -61,7 +63,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Whether the connection has ended; a file's never does.
+    /// Whether the connection is closed; SQLite's never is.
     pub(super) fn is_closed(&self) -> bool {
         match &self.0 {
             Kind::Sqlite(_) => false,
@@ -69,7 +71,7 @@ impl Connection {
         }
     }
 
-    /// Whether a statement failed and the database will refuse all others until a rollback. SQLite undoes a failed statement alone.
+    /// Whether a statement failed, so that PostgreSQL rejects all others until a rollback. SQLite rolls back only the failed statement.
     pub(super) fn is_aborted(&self) -> bool {
         match &self.0 {
             Kind::Sqlite(_) => false,
@@ -77,41 +79,41 @@ impl Connection {
         }
     }
 
-    /// Begins a transaction in which nobody else writes.
-    pub(super) fn begin_writing(&self) -> Result<()> {
+    /// Begins a write transaction; until it ends, no other connection or server can write.
+    pub(super) fn begin_write(&self) -> Result<()> {
         match &self.0 {
             Kind::Sqlite(_) => self.batch("BEGIN IMMEDIATE"),
             Kind::Postgres(_) => self.batch(&format!("BEGIN; SELECT pg_advisory_xact_lock({WRITER_LOCK})")),
         }
     }
 
-    /// Begins a transaction that sees one state of everything.
-    pub(super) fn begin_reading(&self) -> Result<()> {
+    /// Begins a read transaction: all its statements see the same snapshot.
+    pub(super) fn begin_read(&self) -> Result<()> {
         match &self.0 {
-            Kind::Sqlite(_) => self.batch_later("BEGIN"),
-            Kind::Postgres(_) => self.batch_later("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
+            Kind::Sqlite(_) => self.batch_deferred("BEGIN"),
+            Kind::Postgres(_) => self.batch_deferred("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
         }
     }
 
-    /// Gives up a transaction that failed; whether the connection can be used again. The one to PostgreSQL cannot: the server rolls
-    /// back what a connection leaves open when it ends.
+    /// Abandons a failed transaction. Returns whether the connection can be used again. A connection to PostgreSQL cannot: it is
+    /// closed, and the server then rolls back its transaction.
     pub(super) fn abandon(&self) -> bool {
         match &self.0 {
             Kind::Sqlite(c) => {
-                // After some errors (a full disk among them) SQLite has rolled back by itself.
-                let _ = c.execute_batch("ROLLBACK"); // is_autocommit tells whether the transaction is over
+                // After some errors, such as a full disk, SQLite has already rolled back.
+                let _ = c.execute_batch("ROLLBACK"); // is_autocommit reports whether the transaction has ended
                 c.is_autocommit()
             }
             Kind::Postgres(_) => false,
         }
     }
 
-    /// Moves what is in SQLite's write-ahead log into the database file, so that a closed database is one file.
+    /// Moves the contents of SQLite's write-ahead log into the database file, so that a closed database is a single file.
     pub(super) fn checkpoint(&self) {
         if let Kind::Sqlite(c) = &self.0
             && let Err(error) = c.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
         {
-            tracing::debug!(%error, "the write-ahead log stays beside the database; the next start reads it");
+            tracing::debug!(%error, "cannot merge the write-ahead log into the database file; the next start reads it");
         }
     }
 }

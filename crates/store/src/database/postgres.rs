@@ -1,7 +1,7 @@
-//! A connection to PostgreSQL, as blocking calls: changes and queries are closures that run on a thread of their own.
+//! A connection to PostgreSQL with a blocking interface, because changes and queries are closures that run on threads of their own.
 //!
-//! Statements are prepared once per connection. Savepoints are sent with the statement that follows, and statements that do not
-//! depend on each other are sent together, so a change costs about as many round trips as it has results to wait for.
+//! Statements are prepared once per connection. A savepoint is sent together with the next statement, and independent statements are
+//! pipelined, so a change needs about one round trip for each result that it uses.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -23,56 +23,56 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::dialect;
 use crate::error::{Result, StoreError, describe_postgres};
 
-/// The most time a statement may take; a connection without an answer for longer is given up.
+/// Timeout of a statement. A connection without a response for longer is considered lost.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// The most time that opening a connection may take.
+/// Timeout for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Statements kept prepared in a connection. There is no end of different ones: a search builds its own.
+/// Maximum number of prepared statements per connection. A limit is needed because each search builds its own SQL.
 const MAX_PREPARED: usize = 512;
-/// Rows of one statement that are sent together.
-const PIPELINED: usize = 256;
+/// Maximum number of executions of one statement that are sent as one pipeline.
+const MAX_PIPELINED: usize = 256;
 
-/// Where the database is and how it is reached; the password in it is never shown.
+/// The address of a database and how to connect to it. The password in it is never displayed.
 pub(super) struct Server {
     config: Config,
     tls: MakeRustlsConnect,
-    /// Handles the connections' messages; taken when the server is left.
+    /// Drives the connections. `None` only while the server is being dropped.
     runtime: Option<Runtime>,
-    /// Hosts and name, for messages.
-    shown: String,
+    /// Hosts and name of the database, without credentials, for messages.
+    display_name: String,
     max_readers: Option<usize>,
 }
 
 impl Server {
-    /// Reads a `postgres://` URL (PostgreSQL's documentation, *Connection URIs*). `sslrootcert` names a file with the authorities
-    /// to trust in place of the system's; a certificate is always checked. `max_readers` is slipway's own: the most connections
-    /// that read at the same time.
-    pub(super) fn of_url(url: &str) -> Result<Self> {
-        let bad = |reason: String| StoreError::Url(reason);
+    /// Parses a `postgres://` URL (PostgreSQL's documentation, *Connection URIs*). `sslrootcert` names a file with the certificate
+    /// authorities to trust instead of the system's; certificates are always verified. `max_readers` is slipway's own parameter:
+    /// the maximum number of read connections, from 1 to 1000.
+    pub(super) fn from_url(url: &str) -> Result<Self> {
+        let invalid = |reason: String| StoreError::Url(reason);
         let (address, query) = url.split_once('?').unwrap_or((url, ""));
-        let mut authorities = None;
+        let mut root_certificates = None;
         let mut mode = None;
         let mut max_readers = None;
-        let mut kept = Vec::new();
+        let mut standard = Vec::new();
         for pair in query.split('&').filter(|p| !p.is_empty()) {
             match pair.split_once('=') {
-                Some(("sslrootcert", file)) => authorities = Some(PathBuf::from(file)),
+                Some(("sslrootcert", file)) => root_certificates = Some(PathBuf::from(file)),
                 Some(("sslmode", value)) => mode = Some(value),
                 Some(("max_readers", value)) => match value.parse() {
                     Ok(n) if (1..=1000).contains(&n) => max_readers = Some(n),
-                    _ => return Err(bad(format!("max_readers is '{value}', not a number from 1 to 1000"))),
+                    _ => return Err(invalid(format!("max_readers must be a number from 1 to 1000, not '{value}'"))),
                 },
-                _ => kept.push(pair),
+                _ => standard.push(pair),
             }
         }
-        // The parser's own message may quote the password.
-        let mut config = Config::from_str(&format!("{address}?{}", kept.join("&")))
-            .map_err(|_| bad("it is not of the form postgres://USER:PASSWORD@HOST:PORT/NAME".into()))?;
+        // Drop the parser's error: its message may contain the password.
+        let mut config = Config::from_str(&format!("{address}?{}", standard.join("&")))
+            .map_err(|_| invalid("it does not have the form postgres://USER:PASSWORD@HOST:PORT/NAME".into()))?;
         config.ssl_mode(match mode {
             None | Some("prefer" | "allow") => SslMode::Prefer,
             Some("disable") => SslMode::Disable,
             Some("require" | "verify-ca" | "verify-full") => SslMode::Require,
-            Some(other) => return Err(bad(format!("'{other}' is no sslmode"))),
+            Some(other) => return Err(invalid(format!("'{other}' is not a supported sslmode"))),
         });
         config.application_name("slipway").connect_timeout(CONNECT_TIMEOUT).keepalives_idle(Duration::from_secs(30));
         config.tcp_user_timeout(STATEMENT_TIMEOUT);
@@ -91,8 +91,9 @@ impl Server {
                 tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
             })
             .collect();
-        let shown = format!("{}/{}", hosts.join(","), config.get_dbname().or(config.get_user()).unwrap_or_default());
-        let trust = authorities.as_deref().map_or(Trust::System, Trust::Only);
+        let display_name =
+            format!("{}/{}", hosts.join(","), config.get_dbname().or(config.get_user()).unwrap_or_default());
+        let trust = root_certificates.as_deref().map_or(Trust::System, Trust::Only);
         let tls = tls::client(trust).map_err(|e| StoreError::Url(format!("TLS to the database: {e}")))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -100,10 +101,10 @@ impl Server {
             .enable_all()
             .build()
             .map_err(StoreError::io("starting the database's thread"))?;
-        Ok(Self { config, tls: MakeRustlsConnect::new(tls), runtime: Some(runtime), shown, max_readers })
+        Ok(Self { config, tls: MakeRustlsConnect::new(tls), runtime: Some(runtime), display_name, max_readers })
     }
 
-    /// What the URL says of the number of connections that read.
+    /// The parameter `max_readers` of the URL: the maximum number of read connections.
     pub(super) fn max_readers(&self) -> Option<usize> {
         self.max_readers
     }
@@ -111,14 +112,16 @@ impl Server {
     /// Opens a connection.
     pub(super) fn connect(&self) -> Result<Session> {
         let runtime = self.runtime.as_ref().ok_or(StoreError::Closed)?.handle();
-        // Made inside the runtime, which the writer's thread is not.
+        // An async block, so that `timeout` is created inside the runtime; the writer's thread is outside of it.
         let connecting = async { tokio::time::timeout(CONNECT_TIMEOUT, self.config.connect(self.tls.clone())).await };
-        let (client, connection) = wait(runtime, connecting)
-            .map_err(|_| StoreError::Unreachable(format!("{} did not answer within {CONNECT_TIMEOUT:?}", self.shown)))?
-            .map_err(|e| StoreError::Unreachable(format!("{}: {}", self.shown, describe_postgres(&e))))?;
+        let (client, connection) = block_on(runtime, connecting)
+            .map_err(|_| {
+                StoreError::Unreachable(format!("{} did not respond within {CONNECT_TIMEOUT:?}", self.display_name))
+            })?
+            .map_err(|e| StoreError::Unreachable(format!("{}: {}", self.display_name, describe_postgres(&e))))?;
         runtime.spawn(async move {
             if let Err(error) = connection.await {
-                tracing::warn!(error = describe_postgres(&error), "a connection to the database ended");
+                tracing::warn!(error = describe_postgres(&error), "a connection to the database was lost");
             }
         });
         Ok(Session {
@@ -133,35 +136,35 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // A runtime that is dropped inside another one panics, unless it need not be waited for.
+        // Dropping a runtime inside another one panics, because the drop blocks; `shutdown_background` does not block.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
     }
 }
 
-/// Waits on this thread, which may be one of a runtime's.
-fn wait<F: Future>(runtime: &Handle, future: F) -> F::Output {
+/// Blocks the current thread, which may belong to a tokio runtime, until `future` is ready.
+fn block_on<F: Future>(runtime: &Handle, future: F) -> F::Output {
     match Handle::try_current() {
         Ok(_) => tokio::task::block_in_place(|| runtime.block_on(future)),
         Err(_) => runtime.block_on(future),
     }
 }
 
-/// A connection. Used by one thread at a time.
+/// A connection to PostgreSQL. It is used by one thread at a time.
 pub(super) struct Session {
     client: Client,
     runtime: Handle,
     statements: RefCell<HashMap<String, Statement>>,
-    /// What is run with the next statement.
+    /// SQL that is sent together with the next statement.
     pending: Cell<String>,
-    /// Whether a statement failed since the last rollback: the server refuses all others of the transaction, and answers a COMMIT
-    /// of it with success although it rolls back.
+    /// Whether a statement failed since the last rollback. The server then rejects all other statements of the transaction, and
+    /// reports success for its COMMIT although it rolls back.
     aborted: Cell<bool>,
 }
 
 impl Session {
-    /// Whether the connection has ended.
+    /// Whether the connection is closed.
     pub(super) fn is_closed(&self) -> bool {
         self.client.is_closed()
     }
@@ -171,10 +174,10 @@ impl Session {
         self.aborted.get()
     }
 
-    /// Sends `sql` with the next statement.
-    pub(super) fn later(&self, sql: &'static str) {
+    /// Defers `sql` until the next statement and sends both together.
+    pub(super) fn defer(&self, sql: &'static str) {
         let mut pending = self.pending.take();
-        // A savepoint around nothing need not be sent at all.
+        // An empty savepoint need not be sent at all.
         if sql == "RELEASE change" && pending.ends_with("SAVEPOINT change;") {
             pending.truncate(pending.len() - "SAVEPOINT change;".len());
         } else {
@@ -186,7 +189,7 @@ impl Session {
 
     pub(super) fn batch(&self, sql: &str) -> Result<()> {
         let all = format!("{}{sql}", self.pending.take());
-        self.within_limit(self.client.batch_execute(&all))?;
+        self.with_timeout(self.client.batch_execute(&all))?;
         if sql == "COMMIT" || sql.starts_with("ROLLBACK") {
             self.aborted.set(false);
         }
@@ -202,13 +205,13 @@ impl Session {
 
     pub(super) fn execute_each(&self, sql: &str, all: &[Vec<Bound<'static>>]) -> Result<()> {
         let statement = self.statement(sql)?;
-        for some in all.chunks(PIPELINED) {
-            let running = some.iter().map(|bound| {
+        for chunk in all.chunks(MAX_PIPELINED) {
+            let executions = chunk.iter().map(|bound| {
                 let params: Vec<&(dyn ToSql + Sync)> = bound.iter().map(|b| b as &(dyn ToSql + Sync)).collect();
                 let statement = &statement;
                 async move { self.client.execute(statement, &params).await }
             });
-            self.with_pending(try_join_all(running))?;
+            self.with_pending(try_join_all(executions))?;
         }
         Ok(())
     }
@@ -219,38 +222,39 @@ impl Session {
         self.with_pending(self.client.query(&statement, &params))
     }
 
+    /// The prepared statement for `sql`, cached per connection.
     fn statement(&self, sql: &str) -> Result<Statement> {
-        if let Some(known) = self.statements.borrow().get(sql) {
-            return Ok(known.clone());
+        if let Some(cached) = self.statements.borrow().get(sql) {
+            return Ok(cached.clone());
         }
         let text = dialect::parameters(sql);
-        // After what is pending: if this fails, the savepoint that it is to be undone to has to be there.
-        let made = self.with_pending(self.client.prepare(&text))?;
+        // Send the pending SQL first: if preparing fails, the rollback needs the savepoint to exist.
+        let prepared = self.with_pending(self.client.prepare(&text))?;
         let mut statements = self.statements.borrow_mut();
         if statements.len() >= MAX_PREPARED {
             statements.clear();
         }
-        statements.insert(sql.to_owned(), made.clone());
-        Ok(made)
+        statements.insert(sql.to_owned(), prepared.clone());
+        Ok(prepared)
     }
 
-    /// Sends what is pending before `next`, and waits for both at once.
+    /// Sends the pending SQL and then `next` as a pipeline, and waits for both.
     fn with_pending<T>(&self, next: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>) -> Result<T> {
         let pending = self.pending.take();
         if pending.is_empty() {
-            return self.within_limit(next);
+            return self.with_timeout(next);
         }
-        self.within_limit(async {
+        self.with_timeout(async {
             let (before, done) = join(self.client.batch_execute(&pending), next).await;
             before.and(done)
         })
     }
 
-    fn within_limit<T>(&self, work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>) -> Result<T> {
-        // The server ends a statement that takes too long; this is for a server that does not answer at all any more.
-        let limit = STATEMENT_TIMEOUT + Duration::from_secs(5);
-        let result = match wait(&self.runtime, async { tokio::time::timeout(limit, work).await }) {
-            Err(_) => Err(StoreError::Unreachable("the database does not answer".into())),
+    fn with_timeout<T>(&self, work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>) -> Result<T> {
+        // The server itself cancels slow statements; this longer timeout detects a server that no longer responds.
+        let timeout = STATEMENT_TIMEOUT + Duration::from_secs(5);
+        let result = match block_on(&self.runtime, async { tokio::time::timeout(timeout, work).await }) {
+            Err(_) => Err(StoreError::Unreachable("the database does not respond".into())),
             Ok(Err(error)) if error.is_closed() || self.client.is_closed() => {
                 Err(StoreError::Unreachable(describe_postgres(&error)))
             }
@@ -263,7 +267,7 @@ impl Session {
     }
 }
 
-/// A value for a statement's parameter.
+/// A value of a statement's parameter.
 #[derive(Debug)]
 pub(super) struct Bound<'a>(ToSqlOutput<'a>);
 
@@ -271,9 +275,9 @@ fn bind<'a>(values: &[&'a dyn rusqlite::types::ToSql]) -> Result<Vec<Bound<'a>>>
     values.iter().map(|value| Ok(Bound(value.to_sql()?))).collect()
 }
 
-/// As [`bind`], copied.
-pub(super) fn owned(values: &[&dyn rusqlite::types::ToSql]) -> Result<Vec<Bound<'static>>> {
-    let keep = |value: &&dyn rusqlite::types::ToSql| {
+/// As [`bind`], with copies of the values.
+pub(super) fn bind_owned(values: &[&dyn rusqlite::types::ToSql]) -> Result<Vec<Bound<'static>>> {
+    let to_owned = |value: &&dyn rusqlite::types::ToSql| {
         let value = match value.to_sql()? {
             ToSqlOutput::Owned(value) => value,
             ToSqlOutput::Borrowed(value) => Value::try_from(value)
@@ -282,7 +286,7 @@ pub(super) fn owned(values: &[&dyn rusqlite::types::ToSql]) -> Result<Vec<Bound<
         };
         Ok(Bound(ToSqlOutput::Owned(value)))
     };
-    values.iter().map(keep).collect()
+    values.iter().map(to_owned).collect()
 }
 
 type BoxError = Box<dyn std::error::Error + Sync + Send>;
@@ -292,7 +296,7 @@ impl ToSql for Bound<'_> {
         let value = match &self.0 {
             ToSqlOutput::Borrowed(value) => *value,
             ToSqlOutput::Owned(value) => value.into(),
-            _ => return Err("a value of no known type".into()),
+            _ => return Err("a value of an unknown type".into()),
         };
         match value {
             ValueRef::Null => Ok(IsNull::Yes),
@@ -300,7 +304,7 @@ impl ToSql for Bound<'_> {
                 Type::INT8 => i.to_sql(ty, out),
                 Type::INT4 => i32::try_from(i)?.to_sql(ty, out),
                 Type::INT2 => i16::try_from(i)?.to_sql(ty, out),
-                #[allow(clippy::cast_precision_loss)] // as SQLite compares them
+                #[allow(clippy::cast_precision_loss)] // SQLite converts it in the same way
                 Type::FLOAT8 => (i as f64).to_sql(ty, out),
                 Type::BOOL => (i != 0).to_sql(ty, out),
                 _ => i.to_string().to_sql(&Type::TEXT, out),
@@ -321,7 +325,7 @@ impl ToSql for Bound<'_> {
     to_sql_checked!();
 }
 
-/// A column's value; nothing for NULL.
+/// A column's value; `None` for NULL.
 pub(super) fn column(row: &tokio_postgres::Row, index: usize) -> Result<Option<ValueRef<'_>>> {
     let Some(column) = row.columns().get(index) else {
         return Err(rusqlite::Error::InvalidColumnIndex(index).into());
@@ -342,21 +346,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_is_read_and_its_password_never_shown() {
-        let server = Server::of_url("postgres://me:secret@db.example:5433/runs?sslmode=disable").unwrap();
-        assert_eq!(server.shown, "db.example/runs");
+    fn url_is_parsed_and_errors_hide_the_password() {
+        let server = Server::from_url("postgres://me:secret@db.example:5433/runs?sslmode=disable").unwrap();
+        assert_eq!(server.display_name, "db.example/runs");
         assert_eq!(server.max_readers(), None);
-        let server = Server::of_url("postgres://me:secret@db.example/runs?max_readers=40&sslmode=disable").unwrap();
+        let server = Server::from_url("postgres://me:secret@db.example/runs?max_readers=40&sslmode=disable").unwrap();
         assert_eq!(server.max_readers(), Some(40));
-        for wrong in [
+        for invalid in [
             "postgres://me:secret@db:port/x",
             "postgres://me:secret@db/x?sslmode=loud",
             "postgres://me:secret@db/x?max_readers=0",
             "postgres://me:secret@db/x?max_readers=many",
             "mysql://me:secret@db/x",
         ] {
-            let error = Server::of_url(wrong).err().map(|e| e.to_string()).unwrap_or_default();
-            assert!(!error.is_empty() && !error.contains("secret"), "{wrong}: {error}");
+            let error = Server::from_url(invalid).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(!error.is_empty() && !error.contains("secret"), "{invalid}: {error}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Statements and rows, the same over SQLite and PostgreSQL.
+//! Statements and rows with one interface for SQLite and PostgreSQL.
 //!
-//! Statements are written in the SQL that both understand, with SQLite's numbered parameters (`?1`). Values are SQLite's five
+//! Statements use the SQL that both databases understand, with SQLite's numbered parameters (`?1`). Values have SQLite's five
 //! types (NULL, integer, real, text, blob); a boolean is 0 or 1.
 
 pub use rusqlite::params;
@@ -11,7 +11,7 @@ use rusqlite::types::ValueRef;
 use super::postgres::{self, Session};
 pub use crate::error::Result;
 
-/// A connection, inside the transaction of a change or of a query.
+/// A database connection, inside the transaction of a change or a query.
 pub struct Connection(pub(super) Kind);
 
 pub(super) enum Kind {
@@ -19,7 +19,7 @@ pub(super) enum Kind {
     Postgres(Session),
 }
 
-/// A row of an answer.
+/// A row of a query result.
 pub struct Row<'a>(RowKind<'a>);
 
 enum RowKind<'a> {
@@ -27,9 +27,9 @@ enum RowKind<'a> {
     Postgres(&'a tokio_postgres::Row),
 }
 
-/// Values for a statement's parameters: `params![a, b]`, `[a, b]` of one type, or a slice made at run time.
+/// Values for a statement's parameters: `params![a, b]`, an array `[a, b]` of one type, or a slice built at run time.
 pub trait Params {
-    /// Hands the values to `run`.
+    /// Calls `run` with the values.
     fn with<R>(&self, run: impl FnOnce(&[&dyn ToSql]) -> R) -> R;
 }
 
@@ -46,10 +46,10 @@ impl Params for &[&dyn ToSql] {
 }
 
 impl Connection {
-    /// Runs a statement; how many rows it changed.
+    /// Runs a statement and returns the number of rows it changed.
     ///
     /// # Errors
-    /// [`crate::StoreError::is_duplicate`] tells whether a unique key is taken.
+    /// The error of the database; [`crate::StoreError::is_duplicate`] is true for a violated unique key.
     pub fn execute(&self, sql: &str, params: impl Params) -> Result<usize> {
         params.with(|values| match &self.0 {
             Kind::Sqlite(c) => Ok(c.prepare_cached(sql)?.execute(values)?),
@@ -57,11 +57,11 @@ impl Connection {
         })
     }
 
-    /// Runs one statement with each of the parameters. No run may depend on the outcome of another: over a network they are sent
-    /// together.
+    /// Runs one statement once for each set of parameters. No execution may depend on the result of another: PostgreSQL gets them
+    /// as a pipeline.
     ///
     /// # Errors
-    /// The error of the first run that failed.
+    /// The error of the first execution that failed.
     pub fn execute_each<P: Params>(&self, sql: &str, all: impl IntoIterator<Item = P>) -> Result<()> {
         match &self.0 {
             Kind::Sqlite(c) => {
@@ -72,16 +72,17 @@ impl Connection {
                 Ok(())
             }
             Kind::Postgres(session) => {
-                let bound = all.into_iter().map(|params| params.with(postgres::owned)).collect::<Result<Vec<_>>>()?;
+                let bound =
+                    all.into_iter().map(|params| params.with(postgres::bind_owned)).collect::<Result<Vec<_>>>()?;
                 session.execute_each(sql, &bound)
             }
         }
     }
 
-    /// All rows of a statement's result.
+    /// Runs a query and returns all rows, converted by `map`.
     ///
     /// # Errors
-    /// The database's, or `map`'s.
+    /// The error of the database, or of `map`.
     pub fn rows<T>(
         &self,
         sql: &str,
@@ -104,10 +105,10 @@ impl Connection {
         })
     }
 
-    /// The first row of a statement's result, if there is one.
+    /// Runs a query and returns the first row, converted by `map`; `None` if there are no rows.
     ///
     /// # Errors
-    /// The database's, or `map`'s.
+    /// The error of the database, or of `map`.
     pub fn first<T>(
         &self,
         sql: &str,
@@ -119,7 +120,7 @@ impl Connection {
                 let mut statement = c.prepare_cached(sql)?;
                 let mut rows = statement.query(values)?;
                 let found = rows.next()?.map(|row| map(&Row(RowKind::Sqlite(row)))).transpose()?;
-                // A statement that changes rows and returns them (RETURNING) has to be run to its end.
+                // A statement with RETURNING must be stepped to its end, or SQLite does not complete the change.
                 while found.is_some() && rows.next()?.is_some() {}
                 Ok(found)
             }
@@ -129,7 +130,7 @@ impl Connection {
         })
     }
 
-    /// Runs statements that have no parameters, separated by `;`.
+    /// Runs statements without parameters, separated by `;`.
     pub(super) fn batch(&self, sql: &str) -> Result<()> {
         match &self.0 {
             Kind::Sqlite(c) => Ok(c.execute_batch(sql)?),
@@ -137,15 +138,15 @@ impl Connection {
         }
     }
 
-    /// Runs such a statement together with the next one, which fails if this one does.
-    pub(super) fn batch_later(&self, sql: &'static str) -> Result<()> {
+    /// Runs a statement without parameters. PostgreSQL gets it together with the next statement, which fails if this one fails.
+    pub(super) fn batch_deferred(&self, sql: &'static str) -> Result<()> {
         match &self.0 {
             Kind::Sqlite(c) => {
                 c.prepare_cached(sql)?.execute([])?;
                 Ok(())
             }
             Kind::Postgres(session) => {
-                session.later(sql);
+                session.defer(sql);
                 Ok(())
             }
         }
@@ -153,23 +154,23 @@ impl Connection {
 }
 
 impl Row<'_> {
-    /// The bytes of the column at `index`, not copied.
+    /// The bytes of the column at `index` (counted from 0), borrowed from the row.
     ///
     /// # Errors
-    /// When there is no such column, or it is of another type.
+    /// When there is no such column, or it has another type.
     pub fn get_bytes(&self, index: usize) -> Result<&[u8]> {
-        let wrong = |e| rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Blob, Box::new(e));
+        let not_a_blob = |e| rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Blob, Box::new(e));
         let value = match self.0 {
             RowKind::Sqlite(row) => row.get_ref(index)?,
             RowKind::Postgres(row) => postgres::column(row, index)?.unwrap_or(ValueRef::Null),
         };
-        Ok(value.as_blob().map_err(wrong)?)
+        Ok(value.as_blob().map_err(not_a_blob)?)
     }
 
     /// The value of the column at `index`, counted from 0.
     ///
     /// # Errors
-    /// When there is no such column, or it is of another type.
+    /// When there is no such column, or it has another type.
     pub fn get<T: FromSql>(&self, index: usize) -> Result<T> {
         match self.0 {
             RowKind::Sqlite(row) => Ok(row.get(index)?),

@@ -1,4 +1,4 @@
-//! What both databases have to do.
+//! Tests that both SQLite and PostgreSQL must pass.
 
 mod readers;
 
@@ -17,14 +17,14 @@ const TABLES: Migration = Migration {
     ],
 };
 
-/// A database of a test's own, opened as often as it likes.
+/// A database that belongs to one test, which may open it several times.
 #[derive(Clone)]
-enum Own {
+enum TestBackend {
     File(std::path::PathBuf),
     Server(String),
 }
 
-impl Own {
+impl TestBackend {
     fn open(&self, migrations: &[Migration]) -> Result<Database, StoreError> {
         self.open_with(migrations, DatabaseOptions::default())
     }
@@ -36,11 +36,11 @@ impl Own {
         }
     }
 
-    /// The place itself, for connections past the pool and the writer.
+    /// The place of the database, for connections outside of the pool and the writer.
     fn place(&self) -> Place {
         match self {
             Self::File(dir) => Place::File(dir.join("t.db")),
-            Self::Server(url) => Place::Server(Box::new(postgres::Server::of_url(url).unwrap())),
+            Self::Server(url) => Place::Server(Box::new(postgres::Server::from_url(url).unwrap())),
         }
     }
 
@@ -49,23 +49,23 @@ impl Own {
     }
 }
 
-/// What every database has to do. SQLite always; PostgreSQL where `SLIPWAY_TEST_DATABASE` names one (`testkit/services.py`),
-/// in a schema of its own.
-async fn everywhere<F: Future<Output = ()>>(test: impl Fn(Own) -> F) {
-    let dir = testing::folder("database");
-    test(Own::File(dir.clone())).await;
+/// Runs `test` on SQLite, and also on PostgreSQL if `SLIPWAY_TEST_DATABASE` is set (`testkit/services.py`), in a schema that belongs
+/// to the test.
+async fn on_every_backend<F: Future<Output = ()>>(test: impl Fn(TestBackend) -> F) {
+    let dir = testing::temp_folder("database");
+    test(TestBackend::File(dir.clone())).await;
     std::fs::remove_dir_all(dir).unwrap();
     if let Some(url) = testing::service("SLIPWAY_TEST_DATABASE") {
         let name = format!("t{}", slipway_core::ids::hex32());
-        let admin = Place::Server(Box::new(postgres::Server::of_url(&url).unwrap()));
+        let admin = Place::Server(Box::new(postgres::Server::from_url(&url).unwrap()));
         let session = admin.writer().unwrap();
         session.batch(&format!("CREATE SCHEMA {name}")).unwrap();
-        test(Own::Server(format!("{url}?options=-csearch_path%3D{name}"))).await;
+        test(TestBackend::Server(format!("{url}?options=-csearch_path%3D{name}"))).await;
         session.batch(&format!("DROP SCHEMA {name} CASCADE")).unwrap();
     }
 }
 
-/// Holds the writer until it is dropped, so that the changes queued meanwhile become one group.
+/// Blocks the writer until it is dropped, so that the changes queued meanwhile form one group.
 struct HeldWriter {
     _release: mpsc::Sender<()>,
 }
@@ -78,7 +78,7 @@ impl HeldWriter {
         tokio::spawn(async move {
             db.write(move |_| {
                 entered.send(()).unwrap();
-                let _ = held.recv(); // ends with an error when the other side is dropped, which is what is waited for
+                let _ = held.recv(); // returns an error when `HeldWriter` is dropped, which is what this waits for
                 Ok::<_, StoreError>(())
             })
             .await
@@ -88,15 +88,15 @@ impl HeldWriter {
     }
 }
 
-/// A change that is queued, not yet answered.
+/// Queues a change while the writer is held; the returned future resolves after the commit.
 fn queued<T: Send + 'static>(
     db: &Database,
     change: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
 ) -> std::pin::Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send>> {
     let db = db.clone();
-    let mut answer = Box::pin(async move { db.write(change).await });
-    assert!((&mut answer).now_or_never().is_none(), "the writer is held, so nothing can be answered yet");
-    answer
+    let mut result = Box::pin(async move { db.write(change).await });
+    assert!((&mut result).now_or_never().is_none(), "the writer is held, so no change can complete yet");
+    result
 }
 
 fn put(c: &Connection, k: &str, v: i64) -> Result<(), StoreError> {
@@ -109,9 +109,9 @@ fn count(db: &Database) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failing_change_undoes_only_itself() {
-    everywhere(|own| async move {
-        let db = own.open(&[TABLES]).unwrap();
+async fn failing_change_rolls_back_only_itself() {
+    on_every_backend(|backend| async move {
+        let db = backend.open(&[TABLES]).unwrap();
         let mut tasks = Vec::new();
         for i in 0..50 {
             let db = db.clone();
@@ -128,9 +128,9 @@ async fn a_failing_change_undoes_only_itself() {
             failed += i32::from(task.await.unwrap().is_err());
         }
         assert_eq!((failed, count(&db)), (10, 40));
-        // A statement that the database refuses spoils no other change either.
-        let refused = db.write(|c| put(c, "k1", 1)).await.unwrap_err();
-        assert!(refused.is_duplicate(), "{refused}");
+        // Nor does a statement that the database rejects affect other changes.
+        let rejected = db.write(|c| put(c, "k1", 1)).await.unwrap_err();
+        assert!(rejected.is_duplicate(), "{rejected}");
         db.write(|c| put(c, "more", 1)).await.unwrap();
         assert_eq!(count(&db), 41);
         assert_eq!(db.integrity().unwrap(), "ok");
@@ -140,9 +140,9 @@ async fn a_failing_change_undoes_only_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn values_come_back_as_they_went_in() {
-    everywhere(|own| async move {
-        let db = own.open(&[TABLES]).unwrap();
+async fn values_round_trip() {
+    on_every_backend(|backend| async move {
+        let db = backend.open(&[TABLES]).unwrap();
         let numbers = db
             .write(|c| {
                 let sql = "INSERT INTO t VALUES (?1, ?2, ?3, ?4)";
@@ -166,7 +166,7 @@ async fn values_come_back_as_they_went_in() {
                 })
             })
             .unwrap();
-        // Sorted by bytes, whatever the server's language is.
+        // Sorted by bytes, independent of the server's locale.
         assert_eq!(
             all,
             [
@@ -175,44 +175,44 @@ async fn values_come_back_as_they_went_in() {
                 ("é'\\?".into(), Some(i64::MIN), 0.1, Some(vec![0, 255])),
             ]
         );
-        let wrong = db.read_now(|c| c.first("SELECT k FROM t", params![], |r| r.get::<i64>(0)));
-        assert!(wrong.is_err());
+        let type_mismatch = db.read_now(|c| c.first("SELECT k FROM t", params![], |r| r.get::<i64>(0)));
+        assert!(type_mismatch.is_err());
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_closed_store_refuses_and_keeps_what_it_had() {
-    everywhere(|own| async move {
-        let db = own.open(&[TABLES]).unwrap();
+async fn closed_database_rejects_writes_and_keeps_its_data() {
+    on_every_backend(|backend| async move {
+        let db = backend.open(&[TABLES]).unwrap();
         db.write(|c| put(c, "a", 1)).await.unwrap();
         db.close();
         assert!(matches!(db.write(|c| put(c, "b", 2)).await, Err(StoreError::Closed)));
-        assert_eq!(count(&own.open(&[TABLES]).unwrap()), 1);
+        assert_eq!(count(&backend.open(&[TABLES]).unwrap()), 1);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tables_of_a_newer_version_are_refused() {
-    everywhere(|own| async move {
-        own.open(&[TABLES]).unwrap().close();
+async fn newer_schema_version_is_rejected() {
+    on_every_backend(|backend| async move {
+        backend.open(&[TABLES]).unwrap().close();
         let older = Migration { domain: "test", steps: &TABLES.steps[..1] };
-        assert!(matches!(own.open(&[older]), Err(StoreError::Newer { found: 2, known: 1, .. })));
+        assert!(matches!(backend.open(&[older]), Err(StoreError::Newer { found: 2, known: 1, .. })));
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn servers_that_share_a_database_take_turns() {
-    everywhere(|own| async move {
-        let Own::Server(_) = own else { return };
-        // All at once, the first time too: one of them makes the tables.
+async fn writes_of_servers_that_share_a_database_are_serialised() {
+    on_every_backend(|backend| async move {
+        let TestBackend::Server(_) = backend else { return };
+        // All servers start at once on an empty database: exactly one of them creates the tables.
         let opened: Vec<_> = (0..4)
             .map(|_| {
                 std::thread::spawn({
-                    let own = own.clone();
-                    move || own.open(&[TABLES])
+                    let backend = backend.clone();
+                    move || backend.open(&[TABLES])
                 })
             })
             .collect();
@@ -223,7 +223,7 @@ async fn servers_that_share_a_database_take_turns() {
             let db = db.clone();
             tasks.push(tokio::spawn(async move {
                 for _ in 0..100 {
-                    // Read, then write: without turns some of these would be lost.
+                    // Read-modify-write: without serialised transactions some updates would be lost.
                     db.write(|c| {
                         let n: i64 = c.first("SELECT v FROM t WHERE k = 'n'", params![], |r| r.get(0))?.unwrap_or(0);
                         c.execute("UPDATE t SET v = ?1 WHERE k = 'n'", [n + 1])
@@ -243,9 +243,9 @@ async fn servers_that_share_a_database_take_turns() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_panicking_change_undoes_only_itself_and_the_writer_lives_on() {
-    everywhere(|own| async move {
-        let db = own.open(&[TABLES]).unwrap();
+async fn panicking_change_rolls_back_only_itself_and_the_writer_survives() {
+    on_every_backend(|backend| async move {
+        let db = backend.open(&[TABLES]).unwrap();
         let held = HeldWriter::hold(&db).await;
         let before = queued(&db, |c| put(c, "before", 1));
         let broken = queued(&db, |c| -> Result<(), StoreError> {
@@ -266,25 +266,25 @@ async fn a_panicking_change_undoes_only_itself_and_the_writer_lives_on() {
     .await;
 }
 
-/// A value whose end is a panic: nothing that a change's type does may reach the writer.
+/// A value whose `drop` panics. The writer must survive whatever the result type of a change does.
 struct PanicsWhenDropped;
 
 impl Drop for PanicsWhenDropped {
     fn drop(&mut self) {
-        panic!("on purpose, while dropped");
+        panic!("on purpose, in drop");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn panics_of_results_and_of_panics_do_not_reach_the_writer() {
-    everywhere(|own| async move {
-        let db = own.open(&[TABLES]).unwrap();
+async fn writer_survives_results_and_panic_payloads_that_panic_on_drop() {
+    on_every_backend(|backend| async move {
+        let db = backend.open(&[TABLES]).unwrap();
         let held = HeldWriter::hold(&db).await;
-        let gone = queued(&db, |_| Ok(PanicsWhenDropped));
+        let abandoned = queued(&db, |_| Ok(PanicsWhenDropped));
         let payload = queued(&db, |_| -> Result<(), StoreError> { std::panic::panic_any(PanicsWhenDropped) });
         let after = queued(&db, |c| put(c, "after", 1));
-        // The result has nobody left who takes it, so the writer drops it.
-        drop(gone);
+        // No caller is left to receive the result, so the writer drops it.
+        drop(abandoned);
         drop(held);
         assert!(matches!(payload.await, Err(StoreError::Panicked(_))));
         after.await.unwrap();
@@ -295,15 +295,15 @@ async fn panics_of_results_and_of_panics_do_not_reach_the_writer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_statement_that_cannot_be_prepared_undoes_only_its_change() {
-    everywhere(|own| async move {
-        let db = own.open(&[TABLES]).unwrap();
+async fn statement_that_cannot_be_prepared_rolls_back_only_its_change() {
+    on_every_backend(|backend| async move {
+        let db = backend.open(&[TABLES]).unwrap();
         let held = HeldWriter::hold(&db).await;
         let before = queued(&db, |c| put(c, "before", 1));
         let broken = queued(&db, |c| c.execute("INSERT INTO no_such_table VALUES (1)", params![]));
         let after = queued(&db, |c| put(c, "after", 1));
         drop(held);
-        // What was acknowledged is there: PostgreSQL would answer COMMIT with success and roll back.
+        // Acknowledged changes must be stored. PostgreSQL reports success for the COMMIT of an aborted transaction, but rolls it back.
         before.await.unwrap();
         assert!(broken.await.is_err());
         after.await.unwrap();
@@ -313,9 +313,9 @@ async fn a_statement_that_cannot_be_prepared_undoes_only_its_change() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failed_statement_that_its_change_ignores_is_not_acknowledged_where_it_undid_the_rest() {
-    everywhere(|own| async move {
-        let db = own.open(&[TABLES]).unwrap();
+async fn change_that_ignores_a_failed_statement_is_acknowledged_only_if_its_other_statements_are_kept() {
+    on_every_backend(|backend| async move {
+        let db = backend.open(&[TABLES]).unwrap();
         db.write(|c| put(c, "taken", 1)).await.unwrap();
         let held = HeldWriter::hold(&db).await;
         let careless = queued(&db, |c| {
@@ -327,16 +327,16 @@ async fn a_failed_statement_that_its_change_ignores_is_not_acknowledged_where_it
         drop(held);
         let acknowledged = careless.await.is_ok();
         after.await.unwrap();
-        assert_eq!(acknowledged, !own.is_server());
+        assert_eq!(acknowledged, !backend.is_server());
         assert_eq!(count(&db), 2 + i64::from(acknowledged));
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failed_commit_is_told_to_its_whole_group_and_the_writer_lives_on() {
-    everywhere(|own| async move {
-        // A constraint that is checked at the commit.
+async fn failed_commit_is_returned_to_the_whole_group_and_the_writer_survives() {
+    on_every_backend(|backend| async move {
+        // A deferred constraint, which is checked at the commit.
         let checked = Migration {
             domain: "test",
             steps: &[
@@ -344,7 +344,7 @@ async fn a_failed_commit_is_told_to_its_whole_group_and_the_writer_lives_on() {
                 "CREATE TABLE child (k TEXT REFERENCES t (k) DEFERRABLE INITIALLY DEFERRED)",
             ],
         };
-        let db = own.open(&[checked]).unwrap();
+        let db = backend.open(&[checked]).unwrap();
         let held = HeldWriter::hold(&db).await;
         let before = queued(&db, |c| put(c, "before", 1));
         let orphan = queued(&db, |c| c.execute("INSERT INTO child VALUES ('nobody')", params![]));
@@ -360,17 +360,17 @@ async fn a_failed_commit_is_told_to_its_whole_group_and_the_writer_lives_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_writer_that_was_refused_its_turn_begins_anew() {
-    everywhere(|own| async move {
-        let db = own.open(&[TABLES]).unwrap();
-        let Own::Server(_) = own else { return };
-        let place = own.place();
+async fn writer_recovers_when_waiting_for_the_write_lock_is_cancelled() {
+    on_every_backend(|backend| async move {
+        let db = backend.open(&[TABLES]).unwrap();
+        let TestBackend::Server(_) = backend else { return };
+        let place = backend.place();
         let (other, admin) = (place.writer().unwrap(), place.writer().unwrap());
-        // Another server has its turn, and this one's wait for it is ended by the server.
-        other.begin_writing().unwrap();
+        // Another server holds the write lock, and PostgreSQL cancels this server's wait for it.
+        other.begin_write().unwrap();
         let waiting = tokio::spawn({
             let db = db.clone();
-            async move { db.write(|c| put(c, "refused", 1)).await }
+            async move { db.write(|c| put(c, "cancelled", 1)).await }
         });
         let cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_locks
                       WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
@@ -386,9 +386,9 @@ async fn a_writer_that_was_refused_its_turn_begins_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_writer_answers_a_ping_or_the_caller_is_told() {
-    everywhere(|own| async move {
-        let db = own.open(&[TABLES]).unwrap();
+async fn ping_fails_when_the_writer_is_blocked_or_closed() {
+    on_every_backend(|backend| async move {
+        let db = backend.open(&[TABLES]).unwrap();
         db.ping_writer(Duration::from_secs(60)).await.unwrap();
         let held = HeldWriter::hold(&db).await;
         assert!(matches!(db.ping_writer(Duration::from_millis(1)).await, Err(StoreError::Busy { .. })));
@@ -401,41 +401,41 @@ async fn the_writer_answers_a_ping_or_the_caller_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_database_refuses_and_goes_on_when_there_is_space_again() {
-    let dir = testing::folder("full");
+async fn full_database_rejects_writes_until_there_is_space_again() {
+    let dir = testing::temp_folder("full");
     let db = Database::open(&dir.join("t.db"), &[TABLES]).unwrap();
     let pages: i64 = db.write(|c| c.first("PRAGMA page_count", params![], |r| r.get(0))).await.unwrap().unwrap();
     let limit = move |pages: i64| {
         move |c: &Connection| c.first(&format!("PRAGMA max_page_count={pages}"), params![], |r| r.get::<i64>(0))
     };
     db.write(limit(pages + 8)).await.unwrap();
-    let kept = fill(&db).await;
-    assert!(kept > 0);
+    let acknowledged = fill(&db).await;
+    assert!(acknowledged > 0);
     db.write(limit(1 << 30)).await.unwrap();
     db.write(|c| put(c, "after", 1)).await.unwrap();
-    assert_eq!(count(&db), kept + 1);
+    assert_eq!(count(&db), acknowledged + 1);
     assert_eq!(db.integrity().unwrap(), "ok");
     drop(db);
     std::fs::remove_dir_all(dir).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_refuses_and_the_writer_goes_on_when_there_is_space_again() {
+async fn full_disk_rejects_writes_until_there_is_space_again() {
     let Some(disk) = testing::SmallDisk::mount(2 << 20) else { return };
     let db = Database::open(&disk.0.join("t.db"), &[TABLES]).unwrap();
     let ballast = disk.0.join("ballast");
     std::fs::write(&ballast, vec![0; 1 << 20]).unwrap();
-    let kept = fill(&db).await;
-    assert!(kept > 0);
+    let acknowledged = fill(&db).await;
+    assert!(acknowledged > 0);
     db.ping_writer(Duration::from_secs(60)).await.unwrap();
     std::fs::remove_file(ballast).unwrap();
     db.write(|c| put(c, "after", 1)).await.unwrap();
-    assert_eq!(count(&db), kept + 1);
+    assert_eq!(count(&db), acknowledged + 1);
     assert_eq!(db.integrity().unwrap(), "ok");
     db.close();
 }
 
-/// Writes rows of 8 KiB until there is no more space; how many were acknowledged.
+/// Writes rows of 8 KiB until the database is full; returns the number of acknowledged rows.
 async fn fill(db: &Database) -> i64 {
     for n in 0..10_000 {
         let row = move |c: &Connection| {
@@ -444,65 +444,65 @@ async fn fill(db: &Database) -> i64 {
         match db.write(row).await {
             Ok(_) => {}
             Err(StoreError::OutOfSpace { .. }) => return n,
-            Err(other) => panic!("a full database is told as such, not as: {other}"),
+            Err(other) => panic!("expected OutOfSpace for a full database, got: {other}"),
         }
     }
     panic!("the database never became full");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_changed_migration_is_refused() {
-    everywhere(|own| async move {
-        own.open(&[TABLES]).unwrap().close();
+async fn changed_migration_is_rejected() {
+    on_every_backend(|backend| async move {
+        backend.open(&[TABLES]).unwrap().close();
         const CHANGED: Migration =
             Migration { domain: "test", steps: &[TABLES.steps[0], "CREATE TABLE n (id INTEGER PRIMARY KEY, v REAL)"] };
-        let refused = own.open(&[CHANGED]);
-        assert!(matches!(refused, Err(StoreError::MigrationChanged { domain: "test", version: 2 })));
-        // The same text with another system's line ends is the same script, and a new one is added to it.
+        let rejected = backend.open(&[CHANGED]);
+        assert!(matches!(rejected, Err(StoreError::MigrationChanged { domain: "test", version: 2 })));
+        // The same script with other line endings is accepted, and a script that follows it is applied.
         const FIRST: Migration = Migration { domain: "lines", steps: &["CREATE TABLE a (k TEXT,\n v TEXT)"] };
         const SECOND: Migration =
             Migration { domain: "lines", steps: &["CREATE TABLE a (k TEXT,\r\n v TEXT)", "CREATE TABLE b (k TEXT)"] };
-        own.open(&[FIRST]).unwrap().close();
-        own.open(&[SECOND]).unwrap().close();
+        backend.open(&[FIRST]).unwrap().close();
+        backend.open(&[SECOND]).unwrap().close();
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_without_checksums_gets_them() {
-    everywhere(|own| async move {
-        own.open(&[TABLES]).unwrap().close();
-        let place = own.place();
+async fn missing_checksums_are_added() {
+    on_every_backend(|backend| async move {
+        backend.open(&[TABLES]).unwrap().close();
+        let place = backend.place();
         let session = place.writer().unwrap();
         session.batch("DROP TABLE schema_checksum").unwrap();
-        own.open(&[TABLES]).unwrap().close();
-        let known = session.first("SELECT count(*) FROM schema_checksum", params![], |r| r.get::<i64>(0));
-        assert_eq!(known.unwrap(), Some(2));
+        backend.open(&[TABLES]).unwrap().close();
+        let recorded = session.first("SELECT count(*) FROM schema_checksum", params![], |r| r.get::<i64>(0));
+        assert_eq!(recorded.unwrap(), Some(2));
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_change_may_own_the_last_handle_of_its_database() {
-    /// Dropped in this order: when the sender is gone, the database is.
+async fn change_may_own_the_last_handle_of_its_database() {
+    /// Fields are dropped in this order: when the sender is dropped, the database already is.
     struct Owner {
         _db: Database,
         _dropped: mpsc::Sender<()>,
     }
-    everywhere(|own| async move {
-        let db = own.open(&[TABLES]).unwrap();
+    on_every_backend(|backend| async move {
+        let db = backend.open(&[TABLES]).unwrap();
         let (dropped, is_dropped) = mpsc::channel();
         let owner = Owner { _db: db.clone(), _dropped: dropped };
         let held = HeldWriter::hold(&db).await;
-        let answer = queued(&db, move |c| {
+        let result = queued(&db, move |c| {
             let _owner = owner;
             put(c, "a", 1)
         });
-        drop((answer, db));
+        drop((result, db));
         drop(held);
-        let gone = tokio::task::spawn_blocking(move || is_dropped.recv());
-        assert!(gone.await.unwrap().is_err(), "nobody sends anything");
-        assert_eq!(count(&own.open(&[TABLES]).unwrap()), 1);
+        let received = tokio::task::spawn_blocking(move || is_dropped.recv());
+        assert!(received.await.unwrap().is_err(), "the sender was not dropped");
+        assert_eq!(count(&backend.open(&[TABLES]).unwrap()), 1);
     })
     .await;
 }

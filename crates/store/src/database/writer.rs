@@ -1,38 +1,39 @@
-//! The writer thread: runs waiting changes in groups, commits a group once, then answers all of it.
+//! The writer thread: runs queued changes in groups, commits each group once, and then returns the results of its changes. So a
+//! caller gets a success only after the commit.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::panics::catching;
+use super::panics::catch_panic;
 use super::place::Place;
 use super::sql::Connection;
 use crate::StoreError;
 use crate::error::Result;
 
-/// Changes that may share one transaction, so that none waits long behind a crowd.
-const GROUP_MAX: usize = 512;
-/// Time after which a group is committed even if more changes wait. In tests it has no end that a slow machine could reach: what waits
-/// at the same time is one group.
-const GROUP_TIME: Duration = if cfg!(test) { Duration::from_secs(600) } else { Duration::from_millis(10) };
-/// What panicked, in the words of an error's message.
+/// Maximum number of changes in one transaction, which bounds the latency of its first change.
+const MAX_GROUP_SIZE: usize = 512;
+/// Time after which a group is committed even if more changes are queued. In tests it is longer than any test, so that changes which
+/// are queued together always form one group, also on a slow machine.
+const MAX_GROUP_TIME: Duration = if cfg!(test) { Duration::from_secs(600) } else { Duration::from_millis(10) };
+/// Subject of the error message after a panic.
 const CHANGE: &str = "the change";
 
-/// A change queued for the writer: runs inside the transaction, or learns that there is none.
-pub(super) type Change = Box<dyn FnOnce(Result<&Connection>) -> Ran + Send>;
+/// A queued change. The writer calls it with the connection of the open transaction, or with the error if none could be started.
+pub(super) type Change = Box<dyn FnOnce(Result<&Connection>) -> Uncommitted + Send>;
 
-/// A change that was run and is not committed yet.
-pub(super) struct Ran {
-    /// Hands the result to the caller, once the commit has succeeded (`None`) or failed.
-    answer: Box<dyn FnOnce(Option<StoreError>) + Send>,
-    /// Whether the transaction around it is as it was without it, or with all of it.
+/// A change that has run and is not committed yet.
+pub(super) struct Uncommitted {
+    /// Sends the result to the caller. The argument is the error of the commit, `None` if it succeeded.
+    respond: Box<dyn FnOnce(Option<StoreError>) + Send>,
+    /// Whether the transaction contains either all of the change or nothing of it.
     intact: bool,
 }
 
-/// Makes a change of `work`, whose result goes to `reply`.
+/// Builds a change from `work`; its result is sent to `sender`.
 pub(super) fn change<T, E>(
-    reply: oneshot::Sender<std::result::Result<T, E>>,
+    sender: oneshot::Sender<std::result::Result<T, E>>,
     work: impl FnOnce(&Connection) -> std::result::Result<T, E> + Send + 'static,
 ) -> Change
 where
@@ -44,110 +45,112 @@ where
             Ok(connection) => in_savepoint(connection, work),
             Err(error) => (Err(error.into()), true),
         };
-        let answer = move |failed: Option<StoreError>| {
-            let result = match failed {
+        let respond = move |commit_error: Option<StoreError>| {
+            let result = match commit_error {
                 Some(error) if result.is_ok() => Err(error.into()),
                 _ => result,
             };
-            let _ = reply.send(result); // The caller may have gone away; the change stands all the same.
+            let _ = sender.send(result); // The caller may have dropped its future; the change stays committed.
         };
-        Ran { answer: Box::new(answer), intact }
+        Uncommitted { respond: Box::new(respond), intact }
     })
 }
 
-/// Runs `work` so that it is undone if it fails or panics; its result, and whether the transaction around it is intact.
+/// Runs `work` in a savepoint, which is rolled back if `work` fails or panics. Returns the result and whether the surrounding
+/// transaction is intact.
 fn in_savepoint<T, E: From<StoreError>>(
     connection: &Connection,
     work: impl FnOnce(&Connection) -> std::result::Result<T, E>,
 ) -> (std::result::Result<T, E>, bool) {
-    if let Err(error) = connection.batch_later("SAVEPOINT change") {
+    if let Err(error) = connection.batch_deferred("SAVEPOINT change") {
         return (Err(error.into()), false);
     }
-    let mut result = catching(CHANGE, || work(connection)).unwrap_or_else(|panicked| Err(panicked.into()));
+    let mut result = catch_panic(CHANGE, || work(connection)).unwrap_or_else(|panicked| Err(panicked.into()));
     if result.is_ok() && connection.is_aborted() {
-        result = Err(StoreError::Commit("a statement failed and the change went on as if it had not".into()).into());
+        result = Err(StoreError::Commit("a statement failed and the change ignored its error".into()).into());
     }
     if result.is_err()
         && let Err(error) = connection.batch("ROLLBACK TO change")
     {
-        tracing::error!(%error, "a failed change cannot be undone alone; its group is rolled back");
+        tracing::error!(%error, "cannot roll back a failed change alone; its whole group is rolled back");
         return (result, false);
     }
-    match connection.batch_later("RELEASE change") {
+    match connection.batch_deferred("RELEASE change") {
         Ok(()) => (result, true),
         Err(error) => (result.and_then(|_| Err(error.into())), false),
     }
 }
 
-/// Takes changes from the queue until nobody can send any more.
+/// The writer's loop: runs changes from the queue until all senders are dropped.
 pub(super) fn run(place: &Place, connection: Connection, queue: &mpsc::Receiver<Change>) {
-    let mut kept = Some(connection);
+    let mut open_connection = Some(connection);
     while let Ok(first) = queue.recv() {
         let started = Instant::now();
-        let connection = match begin(place, &mut kept) {
+        let connection = match begin(place, &mut open_connection) {
             Ok(connection) => connection,
             Err(error) => {
                 tracing::error!(%error, "cannot begin a transaction");
-                // Nothing ran, so there is nothing to undo if this panics.
-                let _ = catching(CHANGE, || (first(Err(error)).answer)(None));
+                // Nothing ran, so there is nothing to roll back if this panics.
+                let _ = catch_panic(CHANGE, || (first(Err(error)).respond)(None));
                 continue;
             }
         };
-        let mut answers = Vec::new();
+        let mut responders = Vec::new();
         let mut next = Some(first);
         let mut intact = true;
         while let Some(change) = next.take() {
-            // The change catches its own panics; this catches those of the caller's types while they are converted or dropped.
-            match catching(CHANGE, || change(Ok(connection))) {
-                Ok(ran) => {
-                    intact = ran.intact;
-                    answers.push(ran.answer);
+            // `in_savepoint` catches panics of the change itself; this catches panics while the caller's types are converted or dropped.
+            match catch_panic(CHANGE, || change(Ok(connection))) {
+                Ok(uncommitted) => {
+                    intact = uncommitted.intact;
+                    responders.push(uncommitted.respond);
                 }
                 Err(_) => intact = false,
             }
-            if intact && answers.len() < GROUP_MAX && started.elapsed() < GROUP_TIME {
+            if intact && responders.len() < MAX_GROUP_SIZE && started.elapsed() < MAX_GROUP_TIME {
                 next = queue.try_recv().ok();
             }
         }
         let committed = if intact && !connection.is_aborted() {
             connection.batch("COMMIT")
         } else {
-            Err(StoreError::Commit("another change of its group broke the transaction".into()))
+            Err(StoreError::Commit("another change of the same group broke the transaction".into()))
         };
         if let Err(error) = &committed {
-            tracing::error!(%error, changes = answers.len(), "commit failed; the group is rolled back");
+            tracing::error!(%error, changes = responders.len(), "commit failed; the group is rolled back");
             if !connection.abandon() {
-                kept = None;
+                open_connection = None;
             }
         }
-        for answer in answers {
-            let failed = committed.as_ref().err().map(for_each);
-            // The outcome stands, whatever the caller's types do while they are handed over.
-            let _ = catching(CHANGE, || answer(failed));
+        for respond in responders {
+            let commit_error = committed.as_ref().err().map(commit_error_of_change);
+            // A panic while the result is sent or dropped does not change the outcome.
+            let _ = catch_panic(CHANGE, || respond(commit_error));
         }
     }
-    if let Some(connection) = kept {
+    if let Some(connection) = open_connection {
         connection.checkpoint();
     }
 }
 
-/// Begins a transaction, on a new connection if the old one is lost: nothing was run yet that could be run twice.
-fn begin<'a>(place: &Place, kept: &'a mut Option<Connection>) -> Result<&'a Connection> {
-    if let Some(connection) = kept.take().filter(|connection| !connection.is_closed()) {
-        match connection.begin_writing() {
-            Ok(()) => return Ok(kept.insert(connection)),
-            // It is closed either way: after another error it may be left inside a transaction that takes no statements.
+/// Begins a transaction, on a new connection if the old one is lost. Reconnecting is safe here, because no statement of the group
+/// has run yet.
+fn begin<'a>(place: &Place, open_connection: &'a mut Option<Connection>) -> Result<&'a Connection> {
+    if let Some(connection) = open_connection.take().filter(|connection| !connection.is_closed()) {
+        match connection.begin_write() {
+            Ok(()) => return Ok(open_connection.insert(connection)),
+            // On any error the connection is dropped, because it may be inside a transaction that rejects all statements.
             Err(StoreError::Unreachable(_)) => {}
             Err(error) => return Err(error),
         }
     }
     let connection = place.writer()?;
-    connection.begin_writing()?;
-    Ok(kept.insert(connection))
+    connection.begin_write()?;
+    Ok(open_connection.insert(connection))
 }
 
-/// The error of a group's commit, for one change of the group.
-fn for_each(error: &StoreError) -> StoreError {
+/// A copy of the commit error of a group for one of its changes, because [`StoreError`] is not `Clone`.
+fn commit_error_of_change(error: &StoreError) -> StoreError {
     match error {
         StoreError::OutOfSpace { what, reason } => {
             StoreError::OutOfSpace { what: what.clone(), reason: reason.clone() }

@@ -1,4 +1,5 @@
-//! Objects as files under one root folder: written beside the tree and renamed.
+//! The object store on a local file system. An object is written to a temporary file under `.part/`, synced to disk and then renamed,
+//! so it appears under its name only when it is complete.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -12,41 +13,43 @@ use parking_lot::Mutex;
 use slipway_core::ids;
 use tokio::sync::mpsc;
 
-use super::limits::{Counter, Disk, SPACE_CHECK_BYTES, is_older, part_number, part_numbers};
-use super::{Entry, Limits, PARTIAL, Reader, Source, parts};
+use super::limits::{Counter, Disk, SPACE_CHECK_INTERVAL_BYTES, check_part_number, check_part_numbers, is_older};
+use super::{Entry, Limits, PARTIAL_DIR, Reader, Source, segments};
 use crate::StoreError;
 
-/// Bytes read at once when an object is sent.
+/// Maximum bytes of one chunk when an object is read.
 const READ_CHUNK: usize = 512 * 1024;
 
-/// A tree of files; cheap to clone.
+/// A handle to a store of files; cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Files {
     root: PathBuf,
     disk: Disk,
     limits: Limits,
-    /// Held while an upload in parts is begun, so that no more of them are than may be.
-    beginning: Arc<Mutex<()>>,
+    /// Serialises the creation of multipart uploads, so that their number cannot exceed the limit.
+    create_lock: Arc<Mutex<()>>,
 }
 
-/// A piece of what is being received. A sender that goes away without `End` gave up.
+/// A message to the thread that writes a received object. A sender that is dropped without `End` means that the request was cancelled.
 enum Piece {
     Chunk(Bytes),
     End,
-    Broken(String),
+    /// The stream failed with this error.
+    Failed(String),
 }
 
+/// Runs file operations on a thread of the blocking pool.
 async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     tokio::task::spawn_blocking(job).await.unwrap_or(Err(StoreError::Panicked("a file operation")))
 }
 
-/// Removes a file that was not finished.
+/// Removes an unfinished file. A failure is only logged, because a later cleanup removes the file.
 fn discard(unfinished: &Path) {
     match std::fs::remove_file(unfinished) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            tracing::warn!(%error, path = %unfinished.display(), "an unfinished upload stays until it is collected");
+            tracing::warn!(%error, path = %unfinished.display(), "cannot remove an unfinished upload; the next cleanup removes it");
         }
         _ => {}
     }
@@ -54,25 +57,25 @@ fn discard(unfinished: &Path) {
 
 impl Files {
     pub(super) fn open(root: PathBuf, limits: Limits) -> Result<Self, StoreError> {
-        let partial = root.join(PARTIAL);
+        let partial = root.join(PARTIAL_DIR);
         std::fs::create_dir_all(&partial).map_err(StoreError::io("creating the object store"))?;
         let entries = std::fs::read_dir(&partial).map_err(StoreError::io("reading unfinished uploads"))?;
         for entry in entries.flatten() {
-            // Folders are uploads in parts, which a client may still complete after a restart.
+            // Folders are multipart uploads, which a client may still complete after a restart.
             if entry.path().is_file() {
                 std::fs::remove_file(entry.path()).map_err(StoreError::io("removing an unfinished upload"))?;
             }
         }
         let disk = Disk { folder: root.clone(), min_free: limits.min_free_bytes };
-        Ok(Self { root, disk, limits, beginning: Arc::default() })
+        Ok(Self { root, disk, limits, create_lock: Arc::default() })
     }
 
-    /// The place of `path` on disk.
+    /// The path of an object or folder on disk.
     fn locate(&self, path: &str) -> Result<PathBuf, StoreError> {
-        Ok(parts(path)?.iter().fold(self.root.clone(), |place, part| place.join(part)))
+        Ok(segments(path)?.iter().fold(self.root.clone(), |place, segment| place.join(segment)))
     }
 
-    pub(super) fn local(&self, path: &str) -> Result<PathBuf, StoreError> {
+    pub(super) fn local_path(&self, path: &str) -> Result<PathBuf, StoreError> {
         let place = self.locate(path)?;
         if place.exists() { Ok(place) } else { Err(StoreError::NotFound(path.to_owned())) }
     }
@@ -83,7 +86,7 @@ impl Files {
         E: std::fmt::Display,
     {
         let place = self.locate(path)?;
-        let counter = Counter::of_object(self.limits.max_object_bytes);
+        let counter = Counter::for_object(self.limits.max_object_bytes);
         self.receive(stream, counter, move |unfinished| publish(unfinished, &place)).await
     }
 
@@ -118,7 +121,7 @@ impl Files {
                 let entry = entry.map_err(StoreError::io("listing a folder"))?;
                 let meta = entry.metadata().map_err(StoreError::io("listing a folder"))?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                if name != PARTIAL {
+                if name != PARTIAL_DIR {
                     found.push(Entry { name, is_dir: meta.is_dir(), size: meta.len() });
                 }
             }
@@ -139,13 +142,13 @@ impl Files {
         .await
     }
 
-    pub(super) async fn begin_parts(&self, id: &str) -> Result<(), StoreError> {
-        const WHAT: &str = "beginning an upload";
-        let (folder, files) = (self.parts_folder(id), self.clone());
+    pub(super) async fn create_multipart(&self, id: &str) -> Result<(), StoreError> {
+        const WHAT: &str = "creating an upload";
+        let (folder, files) = (self.upload_folder(id), self.clone());
         blocking(move || {
             files.disk.require(WHAT, 0)?;
-            let _one_at_a_time = files.beginning.lock();
-            let all = std::fs::read_dir(files.root.join(PARTIAL)).map_err(StoreError::io(WHAT))?;
+            let _guard = files.create_lock.lock();
+            let all = std::fs::read_dir(files.root.join(PARTIAL_DIR)).map_err(StoreError::io(WHAT))?;
             let limit = files.limits.max_open_uploads;
             if all.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir())).count() >= limit {
                 return Err(StoreError::TooManyUploads { limit });
@@ -160,31 +163,31 @@ impl Files {
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
     {
-        let (folder, missing) = (self.parts_folder(id), StoreError::NotFound(id.to_owned()));
-        let place = folder.join(part_number(number)?.to_string());
+        let (folder, missing) = (self.upload_folder(id), StoreError::NotFound(id.to_owned()));
+        let place = folder.join(check_part_number(number)?.to_string());
         if !folder.is_dir() {
             return Err(missing);
         }
-        let counter = Counter::of_part(self.limits.max_part_bytes.min(self.limits.max_object_bytes));
-        let name = move |unfinished: &Path| {
+        let counter = Counter::for_part(self.limits.max_part_bytes.min(self.limits.max_object_bytes));
+        let rename = move |unfinished: &Path| {
             std::fs::rename(unfinished, place).map_err(|error| match error.kind() {
                 // The upload was completed or aborted in the meantime.
                 ErrorKind::NotFound => missing,
                 _ => StoreError::io("storing a part")(error),
             })
         };
-        self.receive(stream, counter, name).await
+        self.receive(stream, counter, rename).await
     }
 
-    pub(super) async fn complete_parts(&self, id: &str, numbers: Vec<u32>, path: &str) -> Result<(), StoreError> {
-        part_numbers(&numbers)?;
-        let (folder, place, files) = (self.parts_folder(id), self.locate(path)?, self.clone());
+    pub(super) async fn complete_multipart(&self, id: &str, numbers: Vec<u32>, path: &str) -> Result<(), StoreError> {
+        check_part_numbers(&numbers)?;
+        let (folder, place, files) = (self.upload_folder(id), self.locate(path)?, self.clone());
         blocking(move || {
             if !folder.is_dir() {
                 let id = folder.file_name().unwrap_or_default();
                 return Err(StoreError::NotFound(id.to_string_lossy().into_owned()));
             }
-            let mut whole = Counter::of_object(files.limits.max_object_bytes);
+            let mut total = Counter::for_object(files.limits.max_object_bytes);
             let mut places = Vec::with_capacity(numbers.len());
             for number in numbers {
                 let part = folder.join(number.to_string());
@@ -192,20 +195,20 @@ impl Files {
                     ErrorKind::NotFound => StoreError::NotFound(format!("part {number}")),
                     _ => StoreError::io("joining parts")(error),
                 })?;
-                whole.add(size.len())?;
+                total.add(size.len())?;
                 places.push(part);
             }
-            files.disk.require("joining parts", whole.size())?;
-            let unfinished = files.unfinished();
-            let joined = join(&places, &unfinished).and_then(|()| publish(&unfinished, &place));
+            files.disk.require("joining parts", total.size())?;
+            let unfinished = files.temp_path();
+            let joined = concatenate(&places, &unfinished).and_then(|()| publish(&unfinished, &place));
             joined.inspect_err(|_| discard(&unfinished))?;
             std::fs::remove_dir_all(&folder).map_err(StoreError::io("removing parts"))
         })
         .await
     }
 
-    pub(super) async fn abort_parts(&self, id: &str) -> Result<(), StoreError> {
-        let folder = self.parts_folder(id);
+    pub(super) async fn abort_multipart(&self, id: &str) -> Result<(), StoreError> {
+        let folder = self.upload_folder(id);
         blocking(move || match std::fs::remove_dir_all(&folder) {
             Err(e) if e.kind() != ErrorKind::NotFound => Err(StoreError::io("removing parts")(e)),
             _ => Ok(()),
@@ -214,8 +217,8 @@ impl Files {
     }
 
     pub(super) async fn collect_abandoned(&self, older_than: Duration) -> Result<usize, StoreError> {
-        const WHAT: &str = "collecting abandoned uploads";
-        let partial = self.root.join(PARTIAL);
+        const WHAT: &str = "removing abandoned uploads";
+        let partial = self.root.join(PARTIAL_DIR);
         blocking(move || {
             let mut collected = 0;
             for entry in std::fs::read_dir(&partial).map_err(StoreError::io(WHAT))? {
@@ -228,7 +231,7 @@ impl Files {
                 };
                 match removed {
                     Ok(()) => collected += 1,
-                    // It was completed or aborted in the meantime.
+                    // The upload was completed or aborted in the meantime.
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
                     Err(error) => return Err(StoreError::io(WHAT)(error)),
                 }
@@ -238,23 +241,23 @@ impl Files {
         .await
     }
 
-    /// How many files and uploads in parts are not finished.
+    /// Number of unfinished files and multipart uploads.
     #[cfg(test)]
     pub(super) fn count_unfinished(&self) -> usize {
-        std::fs::read_dir(self.root.join(PARTIAL)).unwrap().count()
+        std::fs::read_dir(self.root.join(PARTIAL_DIR)).unwrap().count()
     }
 
-    fn parts_folder(&self, id: &str) -> PathBuf {
-        self.root.join(PARTIAL).join(id)
+    fn upload_folder(&self, id: &str) -> PathBuf {
+        self.root.join(PARTIAL_DIR).join(id)
     }
 
-    /// A place for a file that is not finished.
-    fn unfinished(&self) -> PathBuf {
-        self.root.join(PARTIAL).join(ids::hex32())
+    /// A unique path for an unfinished file.
+    fn temp_path(&self) -> PathBuf {
+        self.root.join(PARTIAL_DIR).join(ids::hex32())
     }
 
-    /// Writes the stream to a new file, waits until it is on disk and gives it its place with `publish`; removes it on failure. If
-    /// the returned future is dropped, because the client has gone, the file is removed too, or published as a whole.
+    /// Writes the stream to a new file, syncs it to disk and moves it to its final path with `publish`. On failure the file is
+    /// removed. If the returned future is dropped, because the client disconnected, the file is either removed or published complete.
     async fn receive<S, E>(
         &self,
         mut stream: S,
@@ -266,17 +269,17 @@ impl Files {
         E: std::fmt::Display,
     {
         let (sender, receiver) = mpsc::channel(32);
-        let (unfinished, disk) = (self.unfinished(), self.disk.clone());
+        let (unfinished, disk) = (self.temp_path(), self.disk.clone());
         let writer = tokio::task::spawn_blocking(move || {
             let written = write_pieces(&unfinished, receiver, counter, &disk);
             let published = written.and_then(|size| publish(&unfinished).map(|()| size));
             published.inspect_err(|_| discard(&unfinished))
         });
-        // A closed channel means that the writer failed; its result tells why.
+        // A closed channel means that the writer failed; its result contains the error.
         loop {
             let piece = match stream.next().await {
                 Some(Ok(chunk)) => Piece::Chunk(chunk),
-                Some(Err(error)) => Piece::Broken(error.to_string()),
+                Some(Err(error)) => Piece::Failed(error.to_string()),
                 None => Piece::End,
             };
             let last = !matches!(piece, Piece::Chunk(_));
@@ -288,7 +291,7 @@ impl Files {
     }
 }
 
-/// Writes what comes in to a new file and waits until it is on disk; its size.
+/// Writes the received pieces to a new file and syncs it to disk; returns its size in bytes.
 fn write_pieces(
     place: &Path,
     mut pieces: mpsc::Receiver<Piece>,
@@ -296,7 +299,7 @@ fn write_pieces(
     disk: &Disk,
 ) -> Result<u64, StoreError> {
     const WHAT: &str = "writing an object";
-    let broken =
+    let receive_error =
         |reason: String| StoreError::io("receiving an object")(std::io::Error::new(ErrorKind::UnexpectedEof, reason));
     disk.require(WHAT, 0)?;
     let mut file = File::create_new(place).map_err(StoreError::io(WHAT))?;
@@ -304,12 +307,12 @@ fn write_pieces(
     loop {
         let chunk = match pieces.blocking_recv() {
             Some(Piece::Chunk(chunk)) => chunk,
-            Some(Piece::Broken(reason)) => return Err(broken(reason)),
+            Some(Piece::Failed(reason)) => return Err(receive_error(reason)),
             Some(Piece::End) => break,
-            None => return Err(broken("the request was given up".into())),
+            None => return Err(receive_error("the request was cancelled".into())),
         };
         counter.add(chunk.len() as u64)?;
-        if counter.size() - checked >= SPACE_CHECK_BYTES {
+        if counter.size() - checked >= SPACE_CHECK_INTERVAL_BYTES {
             checked = counter.size();
             disk.require(WHAT, chunk.len() as u64)?;
         }
@@ -319,7 +322,7 @@ fn write_pieces(
     Ok(counter.size())
 }
 
-/// When a file, or anything directly in a folder, was last written.
+/// Time of the last write to a file, or to a folder and the files directly in it.
 fn last_write(place: &Path) -> std::io::Result<SystemTime> {
     let mut latest = std::fs::metadata(place)?.modified()?;
     if place.is_dir() {
@@ -330,7 +333,7 @@ fn last_write(place: &Path) -> std::io::Result<SystemTime> {
     Ok(latest)
 }
 
-/// Gives a finished file its name.
+/// Moves a finished file to its final path.
 fn publish(unfinished: &Path, place: &Path) -> Result<(), StoreError> {
     if let Some(folder) = place.parent() {
         std::fs::create_dir_all(folder).map_err(StoreError::io("creating a folder"))?;
@@ -338,15 +341,15 @@ fn publish(unfinished: &Path, place: &Path) -> Result<(), StoreError> {
     if place.is_dir() {
         return Err(StoreError::IsFolder(place.file_name().unwrap_or_default().to_string_lossy().into_owned()));
     }
-    std::fs::rename(unfinished, place).map_err(StoreError::io("naming an object"))?;
+    std::fs::rename(unfinished, place).map_err(StoreError::io("renaming an object"))?;
     if let Some(folder) = place.parent() {
-        File::open(folder).and_then(|f| f.sync_all()).map_err(StoreError::io("naming an object"))?;
+        File::open(folder).and_then(|f| f.sync_all()).map_err(StoreError::io("renaming an object"))?;
     }
     Ok(())
 }
 
-/// Joins files into a new one.
-fn join(parts: &[PathBuf], place: &Path) -> Result<(), StoreError> {
+/// Writes the contents of several files, one after the other, into a new file.
+fn concatenate(parts: &[PathBuf], place: &Path) -> Result<(), StoreError> {
     let mut whole = File::create_new(place).map_err(StoreError::io("joining parts"))?;
     for part in parts {
         let mut part = File::open(part).map_err(StoreError::io("joining parts"))?;
@@ -355,23 +358,23 @@ fn join(parts: &[PathBuf], place: &Path) -> Result<(), StoreError> {
     whole.sync_data().map_err(StoreError::io("joining parts"))
 }
 
-/// The bytes `from..to` of a file as a stream of chunks.
+/// Streams the bytes `from..to` of a file.
 pub(super) fn stream(mut file: File, from: u64, to: u64) -> impl Stream<Item = Result<Bytes, std::io::Error>> + Send {
     let (sender, receiver) = mpsc::channel(4);
     tokio::task::spawn_blocking(move || {
-        let mut left = to.saturating_sub(from);
+        let mut remaining = to.saturating_sub(from);
         if let Err(e) = file.seek(SeekFrom::Start(from)) {
-            let _ = sender.blocking_send(Err(e)); // Nobody reads any more; there is nobody to tell.
+            let _ = sender.blocking_send(Err(e)); // This fails only if the reader was dropped.
             return;
         }
-        while left > 0 {
-            let want = usize::try_from(left).unwrap_or(READ_CHUNK).min(READ_CHUNK);
-            let mut chunk = Vec::with_capacity(want);
-            match Read::take(&mut file, want as u64).read_to_end(&mut chunk) {
+        while remaining > 0 {
+            let chunk_bytes = usize::try_from(remaining).unwrap_or(READ_CHUNK).min(READ_CHUNK);
+            let mut chunk = Vec::with_capacity(chunk_bytes);
+            match Read::take(&mut file, chunk_bytes as u64).read_to_end(&mut chunk) {
                 Ok(0) => return,
-                Ok(n) => left -= n as u64,
+                Ok(n) => remaining -= n as u64,
                 Err(e) => {
-                    let _ = sender.blocking_send(Err(e)); // Nobody reads any more; there is nobody to tell.
+                    let _ = sender.blocking_send(Err(e)); // This fails only if the reader was dropped.
                     return;
                 }
             }

@@ -1,8 +1,8 @@
-//! Artifacts: streamed in and out, listed, deleted. As files of this machine ([`files`]), or in a store that several servers share
-//! ([`remote`]: S3, Google Cloud Storage, Azure).
+//! The object store for artifacts, as files on this machine ([`files`]) or in a bucket that several servers share ([`remote`]: S3,
+//! Google Cloud Storage, Azure). Objects are streamed in and out, within [`Limits`].
 //!
-//! An object appears under its name only when it is complete. Uploads in parts (`mlflow-artifacts` multipart) are kept apart, in
-//! `.part/ID/`, until they are completed, aborted, or collected because nobody wrote to them for long. [`Limits`] bound all of it.
+//! An object appears under its name only when it is complete. Multipart uploads (of `mlflow-artifacts`) are stored in `.part/ID/`
+//! until they are completed, aborted, or removed because they received no part for a long time.
 
 mod files;
 mod limits;
@@ -23,12 +23,12 @@ use files::Files;
 pub use limits::Limits;
 use remote::Remote;
 
-/// Prefixes of the environment variables that say how a bucket is reached.
-pub const VENDORS: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
-/// The folder of what is not complete yet.
-const PARTIAL: &str = ".part";
+/// Prefixes of the environment variables with the endpoint and the credentials of a bucket.
+pub const VENDOR_ENV_PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
+/// Name of the folder for unfinished objects and multipart uploads.
+const PARTIAL_DIR: &str = ".part";
 
-/// A tree of artifacts; cheap to clone.
+/// A handle to an object store; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Objects(Kind);
 
@@ -38,21 +38,21 @@ enum Kind {
     Remote(Remote),
 }
 
-/// One name in a folder.
+/// An object or folder in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The name without its folder.
+    /// The last segment of the path, such as `model.onnx`.
     pub name: String,
     /// Whether it is a folder.
     pub is_dir: bool,
-    /// Bytes, for files.
+    /// Size in bytes; meaningless for folders.
     pub size: u64,
 }
 
-/// An object ready to be read.
+/// An open object.
 #[derive(Debug)]
 pub struct Reader {
-    /// Bytes in the whole object.
+    /// Size of the object in bytes.
     pub size: u64,
     source: Source,
 }
@@ -63,39 +63,44 @@ enum Source {
     Remote(Remote, object_store::path::Path),
 }
 
-/// The names of the folders that a path goes through, and of the object.
+/// Splits a path into its segments: the names of the folders and of the object.
 ///
 /// # Errors
-/// [`StoreError::BadPath`] for a path that leaves the tree, names nothing, or leads to what is not complete.
-fn parts(path: &str) -> Result<Vec<&str>, StoreError> {
-    let bad = || StoreError::BadPath(path.to_owned());
+/// [`StoreError::BadPath`] for an empty path, a path that leaves the store, or one in the folder of unfinished objects.
+fn segments(path: &str) -> Result<Vec<&str>, StoreError> {
+    let invalid = || StoreError::BadPath(path.to_owned());
     let mut found = Vec::new();
-    for part in Path::new(path).components() {
-        match part {
-            Component::Normal(name) => found.push(name.to_str().ok_or_else(bad)?),
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(name) => found.push(name.to_str().ok_or_else(invalid)?),
             Component::CurDir => {}
-            _ => return Err(bad()),
+            _ => return Err(invalid()),
         }
     }
-    if path.contains('\0') || found.first().is_none_or(|first| *first == PARTIAL) { Err(bad()) } else { Ok(found) }
+    if path.contains('\0') || found.first().is_none_or(|first| *first == PARTIAL_DIR) {
+        Err(invalid())
+    } else {
+        Ok(found)
+    }
 }
 
-/// The id of an upload in parts, checked.
-fn upload(id: &str) -> Result<&str, StoreError> {
-    let known = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
-    if known { Ok(id) } else { Err(StoreError::BadPath(id.to_owned())) }
+/// Checks the form of a multipart upload's id, 32 hexadecimal digits, because the id becomes part of a path.
+fn valid_upload_id(id: &str) -> Result<&str, StoreError> {
+    let is_valid = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_valid { Ok(id) } else { Err(StoreError::BadPath(id.to_owned())) }
 }
 
 impl Objects {
-    /// The tree of files under `root`, which is created, and cleared of what an earlier process left unfinished.
+    /// Opens a store of files under the folder `root`, which is created if necessary. Objects that an earlier process left unfinished
+    /// are removed.
     ///
     /// # Errors
-    /// [`StoreError::Object`] when the folder cannot be made.
+    /// [`StoreError::Object`] when the folder cannot be created.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
         Self::open_with(root, Limits::default())
     }
 
-    /// As [`Objects::open`], with limits.
+    /// [`Objects::open`] with explicit limits.
     ///
     /// # Errors
     /// As [`Objects::open`].
@@ -103,17 +108,17 @@ impl Objects {
         Ok(Self(Kind::Files(Files::open(root.into(), limits)?)))
     }
 
-    /// The tree at a URL: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`. Credentials and the rest come from
-    /// the environment, as the vendors' own tools read it (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL` …). Copies for programs that
-    /// need files are kept under `copies`.
+    /// Connects to the bucket at a URL: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`. Credentials and other
+    /// settings come from the environment variables of the vendor's own tools (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL` …). Local
+    /// copies for programs that need files ([`Objects::local_path`]) are stored in the folder `copies`, which is emptied first.
     ///
     /// # Errors
-    /// [`StoreError::Remote`] for a URL or a setting that cannot be used.
+    /// [`StoreError::Url`] or [`StoreError::Remote`] for an invalid URL or setting.
     pub fn connect(url: &str, copies: PathBuf) -> Result<Self, StoreError> {
         Self::connect_with(url, copies, Limits::default())
     }
 
-    /// As [`Objects::connect`], with limits.
+    /// [`Objects::connect`] with explicit limits.
     ///
     /// # Errors
     /// As [`Objects::connect`].
@@ -121,11 +126,13 @@ impl Objects {
         Ok(Self(Kind::Remote(Remote::connect(url, copies, limits)?)))
     }
 
-    /// Stores the stream under `path`, replacing what was there, and answers once it is kept.
+    /// Stores the stream under `path`, replacing an existing object, and returns its size in bytes once it is durable.
+    ///
+    /// If it fails, or if the returned future is dropped, no unfinished data is left behind.
     ///
     /// # Errors
-    /// [`StoreError::TooLarge`], [`StoreError::OutOfSpace`], or another [`StoreError`] for a bad path, a failing store or a stream
-    /// that breaks off; nothing is left behind then, nor if the returned future is dropped.
+    /// [`StoreError::TooLarge`], [`StoreError::OutOfSpace`], or another [`StoreError`] for an invalid path, a failing store or a
+    /// stream that ends with an error.
     pub async fn put<S, E>(&self, path: &str, stream: S) -> Result<u64, StoreError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
@@ -140,7 +147,7 @@ impl Objects {
     /// Opens the object at `path`.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`], [`StoreError::IsFolder`], or the store's error.
+    /// [`StoreError::NotFound`], [`StoreError::IsFolder`], or an error of the store.
     pub async fn get(&self, path: &str) -> Result<Reader, StoreError> {
         match &self.0 {
             Kind::Files(files) => files.get(path).await,
@@ -148,10 +155,10 @@ impl Objects {
         }
     }
 
-    /// What is in the folder at `path` (`""` for the root), by name; nothing when it is no folder.
+    /// Lists the folder at `path` (`""` for the root), sorted by name. The list is empty when there is no such folder.
     ///
     /// # Errors
-    /// [`StoreError::BadPath`] or the store's error.
+    /// [`StoreError::BadPath`], or an error of the store.
     pub async fn list(&self, path: &str) -> Result<Vec<Entry>, StoreError> {
         let mut found = match &self.0 {
             Kind::Files(files) => files.list(path).await,
@@ -161,10 +168,10 @@ impl Objects {
         Ok(found)
     }
 
-    /// Removes the object or the folder with all it holds. Nothing there is no error.
+    /// Deletes the object, or the folder with all its contents. It is not an error if there is nothing at `path`.
     ///
     /// # Errors
-    /// [`StoreError::BadPath`] or the store's error.
+    /// [`StoreError::BadPath`], or an error of the store.
     pub async fn delete(&self, path: &str) -> Result<(), StoreError> {
         match &self.0 {
             Kind::Files(files) => files.delete(path).await,
@@ -172,79 +179,82 @@ impl Objects {
         }
     }
 
-    /// A file or folder of this machine that holds what is at `path`, for programs that need one. It is not to be changed.
+    /// The path of a local file or folder with the contents of `path`, for programs that cannot read a stream. Callers must not modify
+    /// it. A bucket's objects are copied to this machine first.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`], [`StoreError::BadPath`] or the store's error.
-    pub async fn local(&self, path: &str) -> Result<PathBuf, StoreError> {
+    /// [`StoreError::NotFound`], [`StoreError::BadPath`], or an error of the store.
+    pub async fn local_path(&self, path: &str) -> Result<PathBuf, StoreError> {
         match &self.0 {
-            Kind::Files(files) => files.local(path),
-            Kind::Remote(remote) => remote.local(path).await,
+            Kind::Files(files) => files.local_path(path),
+            Kind::Remote(remote) => remote.local_path(path).await,
         }
     }
 
-    /// Begins an upload in parts; returns its id.
+    /// Creates a multipart upload and returns its id.
     ///
     /// # Errors
-    /// [`StoreError::TooManyUploads`], [`StoreError::OutOfSpace`], or the store's error.
-    pub async fn begin_parts(&self) -> Result<String, StoreError> {
+    /// [`StoreError::TooManyUploads`], [`StoreError::OutOfSpace`], or an error of the store.
+    pub async fn create_multipart(&self) -> Result<String, StoreError> {
         let id = slipway_core::ids::hex32();
         match &self.0 {
-            Kind::Files(files) => files.begin_parts(&id).await,
-            Kind::Remote(remote) => remote.begin_parts(&id).await,
+            Kind::Files(files) => files.create_multipart(&id).await,
+            Kind::Remote(remote) => remote.create_multipart(&id).await,
         }?;
         Ok(id)
     }
 
-    /// Stores part `number` (1 to 10,000) of upload `id`, replacing what was there.
+    /// Stores part `number` (1 to 10,000) of upload `id`, replacing an existing part, and returns its size in bytes.
     ///
     /// # Errors
     /// [`StoreError::NotFound`] for an unknown upload, [`StoreError::BadPart`], [`StoreError::TooLarge`],
-    /// [`StoreError::OutOfSpace`], or the store's error.
+    /// [`StoreError::OutOfSpace`], or an error of the store.
     pub async fn put_part<S, E>(&self, id: &str, number: u32, stream: S) -> Result<u64, StoreError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
     {
         match &self.0 {
-            Kind::Files(files) => files.put_part(upload(id)?, number, stream).await,
-            Kind::Remote(remote) => remote.put_part(upload(id)?, number, stream).await,
+            Kind::Files(files) => files.put_part(valid_upload_id(id)?, number, stream).await,
+            Kind::Remote(remote) => remote.put_part(valid_upload_id(id)?, number, stream).await,
         }
     }
 
-    /// Joins the parts of upload `id`, in the order given, into the object at `path`. If it fails, the parts are still there.
+    /// Joins the parts `numbers` of upload `id`, in this order, into the object at `path`, and removes the upload. If joining fails,
+    /// the parts are kept.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] for an unknown upload or part, [`StoreError::BadPart`] for a part that is named twice,
-    /// [`StoreError::TooLarge`], [`StoreError::OutOfSpace`], or the store's error.
-    pub async fn complete_parts(&self, id: &str, numbers: Vec<u32>, path: &str) -> Result<(), StoreError> {
+    /// [`StoreError::NotFound`] for an unknown upload or part, [`StoreError::BadPart`] for a part that is listed twice,
+    /// [`StoreError::TooLarge`], [`StoreError::OutOfSpace`], or an error of the store.
+    pub async fn complete_multipart(&self, id: &str, numbers: Vec<u32>, path: &str) -> Result<(), StoreError> {
         if numbers.is_empty() {
             return Err(StoreError::NotFound(format!("{id}: no parts")));
         }
         match &self.0 {
-            Kind::Files(files) => files.complete_parts(upload(id)?, numbers, path).await,
-            Kind::Remote(remote) => remote.complete_parts(upload(id)?, numbers, path).await,
+            Kind::Files(files) => files.complete_multipart(valid_upload_id(id)?, numbers, path).await,
+            Kind::Remote(remote) => remote.complete_multipart(valid_upload_id(id)?, numbers, path).await,
         }
     }
 
-    /// Forgets upload `id` and its parts.
+    /// Removes upload `id` and its parts.
     ///
     /// # Errors
-    /// [`StoreError::BadPath`] or the store's error.
-    pub async fn abort_parts(&self, id: &str) -> Result<(), StoreError> {
+    /// [`StoreError::BadPath`], or an error of the store.
+    pub async fn abort_multipart(&self, id: &str) -> Result<(), StoreError> {
         match &self.0 {
-            Kind::Files(files) => files.abort_parts(upload(id)?).await,
-            Kind::Remote(remote) => remote.abort_parts(upload(id)?).await,
+            Kind::Files(files) => files.abort_multipart(valid_upload_id(id)?).await,
+            Kind::Remote(remote) => remote.abort_multipart(valid_upload_id(id)?).await,
         }
     }
 
-    /// Removes unfinished uploads to which nobody wrote for `older_than`; how many. To be called at the start and from time to time.
+    /// Removes unfinished uploads that received no data for `older_than`, and returns their number. Call it at the start and
+    /// periodically.
     ///
-    /// A bucket may also hold pieces of single objects that a killed server was writing. They are invisible to everybody, and only
-    /// the vendor's own rule (S3's `AbortIncompleteMultipartUpload`) removes them.
+    /// A bucket may also contain parts of single objects that a server was writing when it was killed. They appear in no listing, and
+    /// only a lifecycle rule of the bucket (S3's `AbortIncompleteMultipartUpload`) removes them.
     ///
     /// # Errors
-    /// The store's error; what was not removed will be by the next call.
+    /// An error of the store; the next call removes the remaining uploads.
     pub async fn collect_abandoned(&self, older_than: Duration) -> Result<usize, StoreError> {
         match &self.0 {
             Kind::Files(files) => files.collect_abandoned(older_than).await,
@@ -254,7 +264,7 @@ impl Objects {
 }
 
 impl Reader {
-    /// The bytes `from..to` as a stream of chunks.
+    /// Streams the bytes `from..to` of the object.
     pub fn stream(self, from: u64, to: u64) -> BoxStream<'static, Result<Bytes, std::io::Error>> {
         match self.source {
             Source::File(file) => files::stream(file, from, to).boxed(),
@@ -262,10 +272,10 @@ impl Reader {
         }
     }
 
-    /// The whole object.
+    /// Reads the whole object into memory.
     ///
     /// # Errors
-    /// The store's error.
+    /// An error of the store.
     pub async fn bytes(self) -> Result<Vec<u8>, StoreError> {
         let size = self.size;
         let mut chunks = self.stream(0, size);

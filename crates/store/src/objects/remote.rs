@@ -1,4 +1,5 @@
-//! Objects in a bucket. Keys are the paths as they are, so that other tools find them.
+//! The object store in a bucket (S3, Google Cloud Storage, Azure). The key of an object is its path below the prefix, so other tools
+//! can read the objects.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -17,53 +18,56 @@ use ring::digest::{Context, SHA256};
 use slipway_core::tls::{self, Trust};
 use tokio::io::AsyncWriteExt;
 
-use super::limits::{Counter, Disk, is_older, part_number, part_numbers};
+use super::limits::{Counter, Disk, check_part_number, check_part_numbers, is_older};
 use super::upload::{MAX_UPLOAD_BYTES, Upload};
-use super::{Entry, Limits, PARTIAL, Reader, Source, parts};
+use super::{Entry, Limits, PARTIAL_DIR, Reader, Source, segments};
 use crate::StoreError;
 
-/// The most time that reaching the service may take.
+/// Timeout for connecting to the service.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The most time that the service may send nothing while it is asked for something.
+/// Timeout of a single read: how long the service may send nothing during a response.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// What is being done, in an error's message.
+/// The operation in the error of a remote_error local copy.
 const COPYING: &str = "copying an object to this machine";
-/// The name of the empty object that marks an upload in parts as begun.
-const BEGUN: &str = "begun";
+/// Name of the empty object that marks a multipart upload as created.
+const UPLOAD_MARKER: &str = "begun";
 
-/// A place in a bucket; cheap to clone.
+/// A handle to a store in a bucket; cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Remote {
     store: Arc<dyn ObjectStore>,
     prefix: Key,
+    /// The folder of local copies.
     copies: PathBuf,
-    /// Of the copies.
+    /// The disk of the local copies.
     disk: Disk,
     limits: Limits,
 }
 
-pub(super) fn failed(what: impl Into<String>) -> impl FnOnce(object_store::Error) -> StoreError {
+/// Converts an error of the service; `what` names the operation.
+pub(super) fn remote_error(what: impl Into<String>) -> impl FnOnce(object_store::Error) -> StoreError {
     let what = what.into();
     move |source| StoreError::Remote { what, source }
 }
 
-fn variable(name: &str) -> Option<String> {
+fn env_var(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// How buckets are reached: with our own TLS, since a client of its own would not start on a system without authorities.
+/// Creates HTTP clients with slipway's own TLS settings, because `object_store`'s default client fails to start on a system without
+/// root certificates.
 #[derive(Debug)]
-struct Http {
+struct HttpFactory {
     tls: rustls::ClientConfig,
-    /// Without TLS too.
-    plain: bool,
+    /// Whether `http:` URLs are allowed, too.
+    allow_http: bool,
 }
 
-impl HttpConnector for Http {
+impl HttpConnector for HttpFactory {
     fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(self.tls.clone())
-            .https_only(!self.plain)
+            .https_only(!self.allow_http)
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
             .build()
@@ -74,30 +78,30 @@ impl HttpConnector for Http {
 
 impl Remote {
     pub(super) fn connect(url: &str, copies: PathBuf, limits: Limits) -> Result<Self, StoreError> {
-        let unusable = |reason: String| StoreError::Url(format!("{url}: {reason}"));
-        let parsed = url::Url::parse(url).map_err(|e| unusable(e.to_string()))?;
+        let invalid = |reason: String| StoreError::Url(format!("{url}: {reason}"));
+        let parsed = url::Url::parse(url).map_err(|e| invalid(e.to_string()))?;
         if !matches!(parsed.scheme(), "s3" | "gs" | "az") {
-            return Err(unusable("it does not begin with s3://, gs:// or az://".into()));
+            return Err(invalid("it does not start with s3://, gs:// or az://".into()));
         }
-        let (scheme, prefix) = ObjectStoreScheme::parse(&parsed).map_err(|e| unusable(e.to_string()))?;
-        let tls = tls::client(Trust::System).map_err(|e| unusable(e.to_string()))?;
-        let http = Http { tls, plain: variable("AWS_ALLOW_HTTP").is_some_and(|v| v == "true") };
+        let (scheme, prefix) = ObjectStoreScheme::parse(&parsed).map_err(|e| invalid(e.to_string()))?;
+        let tls = tls::client(Trust::System).map_err(|e| invalid(e.to_string()))?;
+        let http = HttpFactory { tls, allow_http: env_var("AWS_ALLOW_HTTP").is_some_and(|v| v == "true") };
         let store: Arc<dyn ObjectStore> = match scheme {
             ObjectStoreScheme::AmazonS3 => {
                 let bucket = AmazonS3Builder::from_env().with_url(url).with_http_connector(http);
-                Arc::new(bucket.build().map_err(failed(url))?)
+                Arc::new(bucket.build().map_err(remote_error(url))?)
             }
             ObjectStoreScheme::GoogleCloudStorage => {
                 let bucket = GoogleCloudStorageBuilder::from_env().with_url(url).with_http_connector(http);
-                Arc::new(bucket.build().map_err(failed(url))?)
+                Arc::new(bucket.build().map_err(remote_error(url))?)
             }
             ObjectStoreScheme::MicrosoftAzure => {
                 let container = MicrosoftAzureBuilder::from_env().with_url(url).with_http_connector(http);
-                Arc::new(container.build().map_err(failed(url))?)
+                Arc::new(container.build().map_err(remote_error(url))?)
             }
-            other => return Err(unusable(format!("{other:?} is no kind of bucket"))),
+            other => return Err(invalid(format!("{other:?} is not a supported kind of bucket"))),
         };
-        // Copies of an earlier process may be of objects that are gone.
+        // Remove the copies of an earlier process, whose objects may no longer exist.
         match std::fs::remove_dir_all(&copies) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(StoreError::io("removing an earlier process's copies of objects")(error));
@@ -110,19 +114,21 @@ impl Remote {
         Ok(Self { store, prefix, copies, disk, limits: Limits { max_object_bytes, ..limits } })
     }
 
-    fn key(&self, below: &[&str]) -> Result<Key, StoreError> {
+    /// The key of a path below the prefix, given as segments.
+    fn key(&self, segments: &[&str]) -> Result<Key, StoreError> {
         let mut full = self.prefix.as_ref().to_owned();
-        for part in below {
+        for segment in segments {
             if !full.is_empty() {
                 full.push('/');
             }
-            full.push_str(part);
+            full.push_str(segment);
         }
-        Key::parse(&full).map_err(|_| StoreError::BadPath(below.join("/")))
+        Key::parse(&full).map_err(|_| StoreError::BadPath(segments.join("/")))
     }
 
-    fn part(&self, id: &str, name: &str) -> Result<Key, StoreError> {
-        self.key(&[PARTIAL, id, name])
+    /// The key of an object of multipart upload `id`: a part's number, or the marker.
+    fn part_key(&self, id: &str, name: &str) -> Result<Key, StoreError> {
+        self.key(&[PARTIAL_DIR, id, name])
     }
 
     pub(super) async fn put<S, E>(&self, path: &str, stream: S) -> Result<u64, StoreError>
@@ -130,29 +136,29 @@ impl Remote {
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
     {
-        let counter = Counter::of_object(self.limits.max_object_bytes);
-        self.write(self.key(&parts(path)?)?, counter, stream).await
+        let counter = Counter::for_object(self.limits.max_object_bytes);
+        self.write(self.key(&segments(path)?)?, counter, stream).await
     }
 
-    /// Stores the stream; nothing of it is kept if it fails, or if the returned future is dropped.
+    /// Stores the stream. On failure, or if the returned future is dropped, no data is left behind.
     async fn write<S, E>(&self, key: Key, mut counter: Counter, mut stream: S) -> Result<u64, StoreError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
     {
-        let mut upload = Upload::to(Arc::clone(&self.store), key);
+        let mut upload = Upload::new(Arc::clone(&self.store), key);
         let received = async {
             while let Some(chunk) = stream.next().await {
                 let chunk = chunk
                     .map_err(|e| std::io::Error::new(std::io::ErrorKind::UnexpectedEof, e.to_string()))
                     .map_err(StoreError::io("receiving an object"))?;
                 counter.add(chunk.len() as u64)?;
-                upload.put(chunk).await.map_err(failed("writing an object"))?;
+                upload.put(chunk).await.map_err(remote_error("writing an object"))?;
             }
             Ok(counter.size())
         };
         match received.await {
-            Ok(size) => upload.finish().await.map(|()| size).map_err(failed("writing an object")),
+            Ok(size) => upload.finish().await.map(|()| size).map_err(remote_error("writing an object")),
             Err(error) => {
                 upload.abort().await;
                 Err(error)
@@ -161,14 +167,14 @@ impl Remote {
     }
 
     pub(super) async fn get(&self, path: &str) -> Result<Reader, StoreError> {
-        let key = self.key(&parts(path)?)?;
+        let key = self.key(&segments(path)?)?;
         match self.store.head(&key).await {
             Ok(meta) => Ok(Reader { size: meta.size, source: Source::Remote(self.clone(), key) }),
             Err(object_store::Error::NotFound { .. }) => match self.store.list(Some(&key)).next().await {
                 Some(Ok(_)) => Err(StoreError::IsFolder(path.to_owned())),
                 _ => Err(StoreError::NotFound(path.to_owned())),
             },
-            Err(error) => Err(failed(format!("opening '{path}'"))(error)),
+            Err(error) => Err(remote_error(format!("opening '{path}'"))(error)),
         }
     }
 
@@ -190,44 +196,46 @@ impl Remote {
     }
 
     pub(super) async fn list(&self, path: &str) -> Result<Vec<Entry>, StoreError> {
-        let folder = if path.is_empty() { self.key(&[])? } else { self.key(&parts(path)?)? };
-        let found = self.store.list_with_delimiter(Some(&folder)).await.map_err(failed("listing a folder"))?;
+        let folder = if path.is_empty() { self.key(&[])? } else { self.key(&segments(path)?)? };
+        let found = self.store.list_with_delimiter(Some(&folder)).await.map_err(remote_error("listing a folder"))?;
         let name = |key: &Key| key.filename().unwrap_or_default().to_owned();
         let folders = found.common_prefixes.iter().map(|key| Entry { name: name(key), is_dir: true, size: 0 });
         let files = found.objects.iter().map(|o| Entry { name: name(&o.location), is_dir: false, size: o.size });
-        Ok(folders.chain(files).filter(|entry| entry.name != PARTIAL).collect())
+        Ok(folders.chain(files).filter(|entry| entry.name != PARTIAL_DIR).collect())
     }
 
     pub(super) async fn delete(&self, path: &str) -> Result<(), StoreError> {
-        let key = self.key(&parts(path)?)?;
+        let key = self.key(&segments(path)?)?;
         self.delete_below(&key).await?;
         match self.store.delete(&key).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(failed(format!("removing '{path}'"))(error)),
+            Err(error) => Err(remote_error(format!("removing '{path}'"))(error)),
         }
     }
 
+    /// Deletes all objects below a folder.
     async fn delete_below(&self, folder: &Key) -> Result<(), StoreError> {
         let all = self.store.list(Some(folder)).map_ok(|object| object.location).boxed();
-        let mut gone = self.store.delete_stream(all);
-        while let Some(one) = gone.next().await {
-            match one {
+        let mut deleted = self.store.delete_stream(all);
+        while let Some(result) = deleted.next().await {
+            match result {
                 Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) => return Err(failed(format!("removing '{folder}'"))(error)),
+                Err(error) => return Err(remote_error(format!("removing '{folder}'"))(error)),
             }
         }
         Ok(())
     }
 
-    /// A copy of what is at `path`, made once for each state of it: the folder is named after all keys with their versions.
-    pub(super) async fn local(&self, path: &str) -> Result<PathBuf, StoreError> {
-        let key = self.key(&parts(path)?)?;
+    /// A local copy of the object or folder at `path`. Its folder is named after a hash of all keys and their versions, so each state is
+    /// copied only once.
+    pub(super) async fn local_path(&self, path: &str) -> Result<PathBuf, StoreError> {
+        let key = self.key(&segments(path)?)?;
         let mut objects: Vec<_> =
-            self.store.list(Some(&key)).try_collect().await.map_err(failed("listing a folder"))?;
+            self.store.list(Some(&key)).try_collect().await.map_err(remote_error("listing a folder"))?;
         if objects.is_empty() {
             objects.push(self.store.head(&key).await.map_err(|error| match error {
                 object_store::Error::NotFound { .. } => StoreError::NotFound(path.to_owned()),
-                other => failed(format!("opening '{path}'"))(other),
+                other => remote_error(format!("opening '{path}'"))(other),
             })?);
         }
         objects.sort_by(|a, b| a.location.cmp(&b.location));
@@ -237,33 +245,34 @@ impl Remote {
             state.update(format!("{}\n{}\n{version}\n", object.location, object.size).as_bytes());
         }
         let name: String = state.finish().as_ref()[..16].iter().map(|b| format!("{b:02x}")).collect();
-        let (place, beside) =
+        let (place, temporary) =
             (self.copies.join(&name), self.copies.join(format!("{name}.{}", slipway_core::ids::hex32())));
         let single = objects.len() == 1 && objects[0].location == key;
         if !place.exists() {
             self.disk.require(COPYING, objects.iter().map(|object| object.size).sum())?;
             let copied = async {
                 for object in &objects {
-                    let below = match object.location.prefix_match(&key) {
+                    let relative = match object.location.prefix_match(&key) {
                         Some(rest) if !single => {
                             rest.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/")
                         }
                         _ => object.location.filename().unwrap_or_default().to_owned(),
                     };
-                    self.copy(object.location.clone(), object.size, beside.join(below)).await?;
+                    self.copy(object.location.clone(), object.size, temporary.join(relative)).await?;
                 }
                 Ok(())
             };
-            // Another task may have been as fast; its copy is as good.
+            // The rename fails if another task has finished the same copy first; its copy is then used.
             let copied: Result<(), StoreError> = copied.await;
-            if copied.is_err() || tokio::fs::rename(&beside, &place).await.is_err() {
-                let _ = tokio::fs::remove_dir_all(&beside).await; // The next start removes what is left.
+            if copied.is_err() || tokio::fs::rename(&temporary, &place).await.is_err() {
+                let _ = tokio::fs::remove_dir_all(&temporary).await; // The next start removes the remains.
             }
             copied?;
         }
         Ok(if single { place.join(key.filename().unwrap_or_default()) } else { place })
     }
 
+    /// Downloads one object to a new local file.
     async fn copy(&self, key: Key, size: u64, place: PathBuf) -> Result<(), StoreError> {
         if let Some(folder) = place.parent() {
             tokio::fs::create_dir_all(folder).await.map_err(StoreError::io(COPYING))?;
@@ -276,22 +285,23 @@ impl Remote {
         file.flush().await.map_err(StoreError::io(COPYING))
     }
 
-    pub(super) async fn begin_parts(&self, id: &str) -> Result<(), StoreError> {
-        const WHAT: &str = "beginning an upload";
-        let folder = self.key(&[PARTIAL])?;
-        let open = self.store.list_with_delimiter(Some(&folder)).await.map_err(failed(WHAT))?;
+    pub(super) async fn create_multipart(&self, id: &str) -> Result<(), StoreError> {
+        const WHAT: &str = "creating an upload";
+        let folder = self.key(&[PARTIAL_DIR])?;
+        let open = self.store.list_with_delimiter(Some(&folder)).await.map_err(remote_error(WHAT))?;
         let limit = self.limits.max_open_uploads;
         if open.common_prefixes.len() >= limit {
             return Err(StoreError::TooManyUploads { limit });
         }
-        self.store.put(&self.part(id, BEGUN)?, Bytes::new().into()).await.map_err(failed(WHAT))?;
+        self.store.put(&self.part_key(id, UPLOAD_MARKER)?, Bytes::new().into()).await.map_err(remote_error(WHAT))?;
         Ok(())
     }
 
-    async fn is_begun(&self, id: &str) -> Result<(), StoreError> {
-        self.store.head(&self.part(id, BEGUN)?).await.map(drop).map_err(|error| match error {
+    /// Fails with [`StoreError::NotFound`] unless the upload exists.
+    async fn require_upload(&self, id: &str) -> Result<(), StoreError> {
+        self.store.head(&self.part_key(id, UPLOAD_MARKER)?).await.map(drop).map_err(|error| match error {
             object_store::Error::NotFound { .. } => StoreError::NotFound(id.to_owned()),
-            other => failed("finding an upload")(other),
+            other => remote_error("finding an upload")(other),
         })
     }
 
@@ -300,45 +310,45 @@ impl Remote {
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
     {
-        let key = self.part(id, &part_number(number)?.to_string())?;
-        self.is_begun(id).await?;
-        let counter = Counter::of_part(self.limits.max_part_bytes.min(self.limits.max_object_bytes));
+        let key = self.part_key(id, &check_part_number(number)?.to_string())?;
+        self.require_upload(id).await?;
+        let counter = Counter::for_part(self.limits.max_part_bytes.min(self.limits.max_object_bytes));
         self.write(key, counter, stream).await
     }
 
-    pub(super) async fn complete_parts(&self, id: &str, numbers: Vec<u32>, path: &str) -> Result<(), StoreError> {
-        part_numbers(&numbers)?;
-        let place = self.key(&parts(path)?)?;
-        self.is_begun(id).await?;
-        let mut whole = Counter::of_object(self.limits.max_object_bytes);
-        let mut pieces = Vec::new();
+    pub(super) async fn complete_multipart(&self, id: &str, numbers: Vec<u32>, path: &str) -> Result<(), StoreError> {
+        check_part_numbers(&numbers)?;
+        let place = self.key(&segments(path)?)?;
+        self.require_upload(id).await?;
+        let mut total = Counter::for_object(self.limits.max_object_bytes);
+        let mut uploaded = Vec::new();
         for number in numbers {
-            let key = self.part(id, &number.to_string())?;
+            let key = self.part_key(id, &number.to_string())?;
             let meta = self.store.head(&key).await.map_err(|error| match error {
                 object_store::Error::NotFound { .. } => StoreError::NotFound(format!("part {number}")),
-                other => failed("joining parts")(other),
+                other => remote_error("joining parts")(other),
             })?;
-            whole.add(meta.size)?;
-            pieces.push((key, meta.size));
+            total.add(meta.size)?;
+            uploaded.push((key, meta.size));
         }
         let joined =
-            futures_util::stream::iter(pieces).flat_map(|(key, size)| self.clone().stream(key, 0, size).boxed());
-        self.write(place, Counter::of_object(self.limits.max_object_bytes), joined).await?;
-        self.abort_parts(id).await
+            futures_util::stream::iter(uploaded).flat_map(|(key, size)| self.clone().stream(key, 0, size).boxed());
+        self.write(place, Counter::for_object(self.limits.max_object_bytes), joined).await?;
+        self.abort_multipart(id).await
     }
 
-    pub(super) async fn abort_parts(&self, id: &str) -> Result<(), StoreError> {
-        self.delete_below(&self.key(&[PARTIAL, id])?).await
+    pub(super) async fn abort_multipart(&self, id: &str) -> Result<(), StoreError> {
+        self.delete_below(&self.key(&[PARTIAL_DIR, id])?).await
     }
 
     pub(super) async fn collect_abandoned(&self, older_than: Duration) -> Result<usize, StoreError> {
-        const WHAT: &str = "collecting abandoned uploads";
-        let folder = self.key(&[PARTIAL])?;
-        // The last write to each upload, by its id.
+        const WHAT: &str = "removing abandoned uploads";
+        let folder = self.key(&[PARTIAL_DIR])?;
+        // Time of the last write to each upload, keyed by its id.
         let mut uploads: HashMap<String, SystemTime> = HashMap::new();
         let mut all = self.store.list(Some(&folder));
         while let Some(object) = all.next().await {
-            let object = object.map_err(failed(WHAT))?;
+            let object = object.map_err(remote_error(WHAT))?;
             let id = object.location.prefix_match(&folder).and_then(|mut rest| rest.next());
             let Some(id) = id.map(|id| id.as_ref().to_owned()) else { continue };
             let seconds = u64::try_from(object.last_modified.timestamp()).unwrap_or(0);
@@ -348,7 +358,7 @@ impl Remote {
         }
         let mut collected = 0;
         for (id, _) in uploads.iter().filter(|(_, written)| is_older(**written, older_than)) {
-            self.abort_parts(id).await?;
+            self.abort_multipart(id).await?;
             collected += 1;
         }
         Ok(collected)

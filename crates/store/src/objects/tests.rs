@@ -1,4 +1,4 @@
-//! What every store has to do.
+//! Tests that every kind of object store must pass.
 
 use super::*;
 use crate::testing;
@@ -8,13 +8,13 @@ fn chunks(parts: &[&'static str]) -> impl Stream<Item = Result<Bytes, String>> +
     futures_util::stream::iter(parts)
 }
 
-/// What every store has to do. Files always; S3 where `SLIPWAY_TEST_OBJECTS` names one (`testkit/services.py`).
-async fn everywhere<F: Future<Output = ()>>(test: impl Fn(Objects) -> F) {
-    within(Limits::default(), test).await;
+/// Runs `test` on a store of files, and also on S3 if `SLIPWAY_TEST_OBJECTS` is set (`testkit/services.py`).
+async fn on_every_backend<F: Future<Output = ()>>(test: impl Fn(Objects) -> F) {
+    on_every_backend_with(Limits::default(), test).await;
 }
 
-async fn within<F: Future<Output = ()>>(limits: Limits, test: impl Fn(Objects) -> F) {
-    let dir = testing::folder("objects");
+async fn on_every_backend_with<F: Future<Output = ()>>(limits: Limits, test: impl Fn(Objects) -> F) {
+    let dir = testing::temp_folder("objects");
     test(Objects::open_with(dir.join("files"), limits).unwrap()).await;
     if let Some(url) = testing::service("SLIPWAY_TEST_OBJECTS") {
         let place = format!("{url}/{}", slipway_core::ids::hex32());
@@ -23,24 +23,24 @@ async fn within<F: Future<Output = ()>>(limits: Limits, test: impl Fn(Objects) -
     std::fs::remove_dir_all(dir).unwrap();
 }
 
-/// Checks that nothing of an unfinished upload is left, once what runs in the background has ended.
-async fn nothing_unfinished(objects: &Objects) {
+/// Checks that no unfinished upload is left, after waiting for cleanup in the background.
+async fn assert_nothing_unfinished(objects: &Objects) {
     match &objects.0 {
         Kind::Files(files) => {
-            let gone = async {
+            let cleaned = async {
                 while files.count_unfinished() > 0 {
                     tokio::task::yield_now().await;
                 }
             };
-            tokio::time::timeout(Duration::from_secs(60), gone).await.expect("an unfinished upload stays");
+            tokio::time::timeout(Duration::from_secs(60), cleaned).await.expect("an unfinished upload is left");
         }
         Kind::Remote(remote) => assert_eq!(remote.collect_abandoned(Duration::ZERO).await.unwrap(), 0),
     }
 }
 
 #[tokio::test]
-async fn objects_go_in_and_come_out() {
-    everywhere(|objects| async move {
+async fn objects_round_trip() {
+    on_every_backend(|objects| async move {
         assert_eq!(objects.put("a/b/c d#é.txt", chunks(&["hello ", "world"])).await.unwrap(), 11);
         assert_eq!(objects.put("a/empty", chunks(&[])).await.unwrap(), 0);
         assert_eq!(objects.get("a/b/c d#é.txt").await.unwrap().bytes().await.unwrap(), b"hello world");
@@ -53,9 +53,9 @@ async fn objects_go_in_and_come_out() {
         let below = objects.list("a/b").await.unwrap();
         assert_eq!((below[0].name.as_str(), below[0].size), ("c d#é.txt", 11));
         assert!(matches!(objects.get("a/b").await, Err(StoreError::IsFolder(_))));
-        let local = objects.local("a").await.unwrap();
+        let local = objects.local_path("a").await.unwrap();
         assert_eq!(std::fs::read(local.join("b/c d#é.txt")).unwrap(), b"hello world");
-        assert!(matches!(objects.local("nothing").await, Err(StoreError::NotFound(_))));
+        assert!(matches!(objects.local_path("nothing").await, Err(StoreError::NotFound(_))));
         objects.delete("a").await.unwrap();
         assert!(matches!(objects.get("a/empty").await, Err(StoreError::NotFound(_))));
         assert!(objects.list("a").await.unwrap().is_empty());
@@ -64,22 +64,22 @@ async fn objects_go_in_and_come_out() {
 }
 
 #[tokio::test]
-async fn paths_stay_inside() {
-    everywhere(|objects| async move {
+async fn paths_outside_the_store_are_rejected() {
+    on_every_backend(|objects| async move {
         for path in ["../x", "/etc/passwd", "a/../../x", "", ".", ".part/x", "a\0b"] {
-            assert!(matches!(objects.get(path).await, Err(StoreError::BadPath(_))), "{path:?} was let through");
+            assert!(matches!(objects.get(path).await, Err(StoreError::BadPath(_))), "{path:?} was accepted");
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_broken_stream_leaves_nothing() {
-    everywhere(|objects| async move {
-        // More than a store takes at once, so that some of it is there already when the stream breaks.
-        let much = Bytes::from(vec![7; 24 << 20]);
-        let broken = futures_util::stream::iter([Ok(much), Err("cut".to_owned())]);
-        assert!(objects.put("x", broken).await.is_err());
+async fn failing_stream_leaves_no_object() {
+    on_every_backend(|objects| async move {
+        // More than one part, so that some of it is already stored when the stream fails.
+        let first_chunk = Bytes::from(vec![7; 24 << 20]);
+        let failing = futures_util::stream::iter([Ok(first_chunk), Err("cut".to_owned())]);
+        assert!(objects.put("x", failing).await.is_err());
         assert!(matches!(objects.get("x").await, Err(StoreError::NotFound(_))));
         assert!(objects.list("").await.unwrap().is_empty());
     })
@@ -87,8 +87,8 @@ async fn a_broken_stream_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn large_objects_come_back_whole() {
-    everywhere(|objects| async move {
+async fn large_objects_round_trip() {
+    on_every_backend(|objects| async move {
         let piece = |n: u8| Ok::<_, String>(Bytes::from(vec![n; 9 << 20]));
         let size = objects.put("large", futures_util::stream::iter((0..3).map(piece))).await.unwrap();
         assert_eq!(size, 27 << 20);
@@ -100,81 +100,87 @@ async fn large_objects_come_back_whole() {
 
 #[tokio::test]
 async fn parts_are_joined_in_order() {
-    everywhere(|objects| async move {
-        let id = objects.begin_parts().await.unwrap();
+    on_every_backend(|objects| async move {
+        let id = objects.create_multipart().await.unwrap();
         objects.put_part(&id, 2, chunks(&["world"])).await.unwrap();
         objects.put_part(&id, 1, chunks(&["hello "])).await.unwrap();
-        let missing = objects.complete_parts(&id, vec![1, 2, 3], "m/whole").await;
+        let missing = objects.complete_multipart(&id, vec![1, 2, 3], "m/whole").await;
         assert!(matches!(missing, Err(StoreError::NotFound(_))));
         assert!(matches!(objects.get("m/whole").await, Err(StoreError::NotFound(_))));
-        objects.complete_parts(&id, vec![1, 2], "m/whole").await.unwrap();
+        objects.complete_multipart(&id, vec![1, 2], "m/whole").await.unwrap();
         assert_eq!(objects.get("m/whole").await.unwrap().bytes().await.unwrap(), b"hello world");
         assert!(matches!(objects.put_part(&id, 3, chunks(&["x"])).await, Err(StoreError::NotFound(_))));
-        let gone = objects.begin_parts().await.unwrap();
-        objects.abort_parts(&gone).await.unwrap();
-        assert!(matches!(objects.put_part(&gone, 1, chunks(&["x"])).await, Err(StoreError::NotFound(_))));
+        let aborted = objects.create_multipart().await.unwrap();
+        objects.abort_multipart(&aborted).await.unwrap();
+        assert!(matches!(objects.put_part(&aborted, 1, chunks(&["x"])).await, Err(StoreError::NotFound(_))));
     })
     .await;
 }
 
 #[tokio::test]
-async fn an_object_that_is_too_large_is_refused_and_leaves_nothing() {
-    // More than a bucket takes at once, so that some of it is there already when the limit is reached.
-    within(Limits { max_object_bytes: 20 << 20, ..Limits::default() }, |objects| async move {
+async fn oversized_object_is_rejected_and_leaves_nothing() {
+    // The limit is larger than a part, so that some of it is already stored when the limit is reached.
+    on_every_backend_with(Limits { max_object_bytes: 20 << 20, ..Limits::default() }, |objects| async move {
         let pieces =
             |n: usize| futures_util::stream::iter((0..n).map(|_| Ok::<_, String>(Bytes::from(vec![7; 1 << 20]))));
         assert_eq!(objects.put("fits", pieces(20)).await.unwrap(), 20 << 20);
-        let refused = objects.put("large", pieces(21)).await;
-        assert!(matches!(refused, Err(StoreError::TooLarge { limit, .. }) if limit == 20 << 20), "{refused:?}");
+        let rejected = objects.put("large", pieces(21)).await;
+        assert!(matches!(rejected, Err(StoreError::TooLarge { limit, .. }) if limit == 20 << 20), "{rejected:?}");
         assert!(matches!(objects.get("large").await, Err(StoreError::NotFound(_))));
-        // What was there before stays.
+        // The existing object is kept.
         assert!(objects.put("fits", pieces(21)).await.is_err());
         assert_eq!(objects.get("fits").await.unwrap().size, 20 << 20);
-        nothing_unfinished(&objects).await;
-        // The parts of an upload are counted together.
-        let id = objects.begin_parts().await.unwrap();
+        assert_nothing_unfinished(&objects).await;
+        // The limit applies to the sum of all parts.
+        let id = objects.create_multipart().await.unwrap();
         objects.put_part(&id, 1, pieces(15)).await.unwrap();
         objects.put_part(&id, 2, pieces(15)).await.unwrap();
-        assert!(matches!(objects.complete_parts(&id, vec![1, 2], "joined").await, Err(StoreError::TooLarge { .. })));
+        assert!(matches!(
+            objects.complete_multipart(&id, vec![1, 2], "joined").await,
+            Err(StoreError::TooLarge { .. })
+        ));
         assert!(matches!(objects.get("joined").await, Err(StoreError::NotFound(_))));
-        objects.abort_parts(&id).await.unwrap();
-        nothing_unfinished(&objects).await;
+        objects.abort_multipart(&id).await.unwrap();
+        assert_nothing_unfinished(&objects).await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn parts_have_limits() {
-    within(Limits { max_part_bytes: 5, max_open_uploads: 2, ..Limits::default() }, |objects| async move {
-        let id = objects.begin_parts().await.unwrap();
-        for number in [0, 10_001, u32::MAX] {
-            let refused = objects.put_part(&id, number, chunks(&["x"])).await;
-            assert!(matches!(refused, Err(StoreError::BadPart { .. })), "{number}: {refused:?}");
-        }
-        objects.put_part(&id, 10_000, chunks(&["12345"])).await.unwrap();
-        let refused = objects.put_part(&id, 1, chunks(&["123", "456"])).await;
-        assert!(matches!(refused, Err(StoreError::TooLarge { limit: 5, .. })), "{refused:?}");
-        let twice = objects.complete_parts(&id, vec![10_000, 10_000], "x").await;
-        assert!(matches!(twice, Err(StoreError::BadPart { number: 10_000, .. })));
-        let second = objects.begin_parts().await.unwrap();
-        assert!(matches!(objects.begin_parts().await, Err(StoreError::TooManyUploads { limit: 2 })));
-        objects.abort_parts(&second).await.unwrap();
-        objects.begin_parts().await.unwrap();
-    })
+async fn part_numbers_part_sizes_and_open_uploads_are_limited() {
+    on_every_backend_with(
+        Limits { max_part_bytes: 5, max_open_uploads: 2, ..Limits::default() },
+        |objects| async move {
+            let id = objects.create_multipart().await.unwrap();
+            for number in [0, 10_001, u32::MAX] {
+                let rejected = objects.put_part(&id, number, chunks(&["x"])).await;
+                assert!(matches!(rejected, Err(StoreError::BadPart { .. })), "{number}: {rejected:?}");
+            }
+            objects.put_part(&id, 10_000, chunks(&["12345"])).await.unwrap();
+            let rejected = objects.put_part(&id, 1, chunks(&["123", "456"])).await;
+            assert!(matches!(rejected, Err(StoreError::TooLarge { limit: 5, .. })), "{rejected:?}");
+            let twice = objects.complete_multipart(&id, vec![10_000, 10_000], "x").await;
+            assert!(matches!(twice, Err(StoreError::BadPart { number: 10_000, .. })));
+            let second = objects.create_multipart().await.unwrap();
+            assert!(matches!(objects.create_multipart().await, Err(StoreError::TooManyUploads { limit: 2 })));
+            objects.abort_multipart(&second).await.unwrap();
+            objects.create_multipart().await.unwrap();
+        },
+    )
     .await;
 }
 
 #[tokio::test]
-async fn abandoned_uploads_are_collected() {
-    everywhere(|objects| async move {
-        let id = objects.begin_parts().await.unwrap();
+async fn abandoned_uploads_are_removed() {
+    on_every_backend(|objects| async move {
+        let id = objects.create_multipart().await.unwrap();
         objects.put_part(&id, 1, chunks(&["hello"])).await.unwrap();
         objects.put("kept", chunks(&["kept"])).await.unwrap();
         assert_eq!(objects.collect_abandoned(Duration::from_secs(3600)).await.unwrap(), 0);
         objects.put_part(&id, 2, chunks(&["world"])).await.unwrap();
         assert_eq!(objects.collect_abandoned(Duration::ZERO).await.unwrap(), 1);
         assert!(matches!(objects.put_part(&id, 3, chunks(&["x"])).await, Err(StoreError::NotFound(_))));
-        assert!(matches!(objects.complete_parts(&id, vec![1, 2], "x").await, Err(StoreError::NotFound(_))));
+        assert!(matches!(objects.complete_multipart(&id, vec![1, 2], "x").await, Err(StoreError::NotFound(_))));
         assert_eq!(objects.get("kept").await.unwrap().size, 4);
         assert_eq!(objects.collect_abandoned(Duration::ZERO).await.unwrap(), 0);
     })
@@ -182,15 +188,15 @@ async fn abandoned_uploads_are_collected() {
 }
 
 #[tokio::test]
-async fn the_last_write_tells_whether_an_upload_is_abandoned() {
-    let dir = testing::folder("objects");
+async fn age_of_an_upload_counts_from_its_last_write() {
+    let dir = testing::temp_folder("objects");
     let objects = Objects::open(&dir).unwrap();
-    let (active, abandoned) = (objects.begin_parts().await.unwrap(), objects.begin_parts().await.unwrap());
+    let (active, abandoned) = (objects.create_multipart().await.unwrap(), objects.create_multipart().await.unwrap());
     for id in [&active, &abandoned] {
         objects.put_part(id, 1, chunks(&["x"])).await.unwrap();
     }
-    // All of it two days old, but for one part of one of them.
-    let (day, partial) = (Duration::from_secs(24 * 3600), dir.join(PARTIAL));
+    // Everything is two days old, except for one part of the active upload.
+    let (day, partial) = (Duration::from_secs(24 * 3600), dir.join(PARTIAL_DIR));
     let old = std::time::SystemTime::now() - 2 * day;
     for place in
         [&active, &abandoned].map(|id| partial.join(id)).iter().flat_map(|folder| [folder.clone(), folder.join("1")])
@@ -204,44 +210,43 @@ async fn the_last_write_tells_whether_an_upload_is_abandoned() {
     assert_eq!(objects.collect_abandoned(day).await.unwrap(), 2);
     assert!(!stray.exists());
     assert!(matches!(objects.put_part(&abandoned, 2, chunks(&["x"])).await, Err(StoreError::NotFound(_))));
-    objects.complete_parts(&active, vec![1], "whole").await.unwrap();
+    objects.complete_multipart(&active, vec![1], "whole").await.unwrap();
     std::fs::remove_dir_all(dir).unwrap();
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_leaves_nothing() {
-    everywhere(|objects| async move {
-        let id = objects.begin_parts().await.unwrap();
+async fn disconnected_client_leaves_nothing() {
+    on_every_backend(|objects| async move {
+        let id = objects.create_multipart().await.unwrap();
         for part in [false, true] {
-            // More than a bucket takes at once, then nothing for ever: the future is dropped, as a server does with the request of
-            // a client that is gone.
+            // Send more than one part, then stall. Dropping the future is what a server does when the client disconnects.
             let (all_taken, mut is_taken) = tokio::sync::oneshot::channel();
             let mut all_taken = Some(all_taken);
-            let begun = futures_util::stream::iter((0..24).map(|_| Ok::<_, String>(Bytes::from(vec![7; 1 << 20]))));
-            let endless = begun.chain(futures_util::stream::poll_fn(move |_| {
+            let sent = futures_util::stream::iter((0..24).map(|_| Ok::<_, String>(Bytes::from(vec![7; 1 << 20]))));
+            let stalled = sent.chain(futures_util::stream::poll_fn(move |_| {
                 all_taken.take().map(|taken| taken.send(()));
                 std::task::Poll::Pending
             }));
             let putting =
-                async { if part { objects.put_part(&id, 1, endless).await } else { objects.put("x", endless).await } };
+                async { if part { objects.put_part(&id, 1, stalled).await } else { objects.put("x", stalled).await } };
             tokio::select! {
-                done = putting => panic!("it cannot end: {done:?}"),
+                done = putting => panic!("a stalled upload ended: {done:?}"),
                 taken = &mut is_taken => taken.unwrap(),
             }
         }
         assert!(matches!(objects.get("x").await, Err(StoreError::NotFound(_))));
-        assert!(matches!(objects.complete_parts(&id, vec![1], "x").await, Err(StoreError::NotFound(_))));
-        objects.abort_parts(&id).await.unwrap();
-        nothing_unfinished(&objects).await;
+        assert!(matches!(objects.complete_multipart(&id, vec![1], "x").await, Err(StoreError::NotFound(_))));
+        objects.abort_multipart(&id).await.unwrap();
+        assert_nothing_unfinished(&objects).await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_nearly_full_disk_takes_no_uploads() {
-    let dir = testing::folder("objects");
+async fn nearly_full_disk_rejects_uploads() {
+    let dir = testing::temp_folder("objects");
     let before = Objects::open(&dir).unwrap();
-    let id = before.begin_parts().await.unwrap();
+    let id = before.create_multipart().await.unwrap();
     before.put_part(&id, 1, chunks(&["x"])).await.unwrap();
     before.put("kept", chunks(&["kept"])).await.unwrap();
     let objects = Objects::open_with(&dir, Limits { min_free_bytes: u64::MAX, ..Limits::default() }).unwrap();
@@ -249,35 +254,35 @@ async fn a_nearly_full_disk_takes_no_uploads() {
     assert!(full(objects.put("x", chunks(&["x"])).await));
     assert!(full(objects.put("kept", chunks(&["x"])).await));
     assert!(full(objects.put_part(&id, 2, chunks(&["x"])).await));
-    assert!(full(objects.begin_parts().await.map(|_| 0)));
-    assert!(full(objects.complete_parts(&id, vec![1], "x").await.map(|()| 0)));
-    // What is there can be read and removed.
+    assert!(full(objects.create_multipart().await.map(|_| 0)));
+    assert!(full(objects.complete_multipart(&id, vec![1], "x").await.map(|()| 0)));
+    // Existing objects can still be read and deleted.
     assert_eq!(objects.get("kept").await.unwrap().bytes().await.unwrap(), b"kept");
     objects.delete("kept").await.unwrap();
-    objects.abort_parts(&id).await.unwrap();
-    nothing_unfinished(&objects).await;
+    objects.abort_multipart(&id).await.unwrap();
+    assert_nothing_unfinished(&objects).await;
     std::fs::remove_dir_all(dir).unwrap();
 }
 
 #[tokio::test]
-async fn a_disk_that_becomes_full_refuses_and_goes_on_when_there_is_space_again() {
+async fn full_disk_rejects_uploads_until_there_is_space_again() {
     let Some(disk) = testing::SmallDisk::mount(4 << 20) else { return };
     let objects = Objects::open_with(disk.0.join("files"), Limits { min_free_bytes: 0, ..Limits::default() }).unwrap();
     let pieces = |n: usize| futures_util::stream::iter((0..n).map(|_| Ok::<_, String>(Bytes::from(vec![7; 1 << 20]))));
     let full = objects.put("large", pieces(5)).await;
     assert!(matches!(full, Err(StoreError::OutOfSpace { .. })), "{full:?}");
-    nothing_unfinished(&objects).await;
-    let id = objects.begin_parts().await.unwrap();
+    assert_nothing_unfinished(&objects).await;
+    let id = objects.create_multipart().await.unwrap();
     objects.put_part(&id, 1, pieces(2)).await.unwrap();
     assert!(matches!(objects.put_part(&id, 2, pieces(3)).await, Err(StoreError::OutOfSpace { .. })));
-    // Joined it would be there twice for a moment.
+    // While the parts are joined, their data is on disk twice.
     objects.put("more", pieces(1)).await.unwrap();
-    assert!(matches!(objects.complete_parts(&id, vec![1], "joined").await, Err(StoreError::OutOfSpace { .. })));
+    assert!(matches!(objects.complete_multipart(&id, vec![1], "joined").await, Err(StoreError::OutOfSpace { .. })));
     objects.delete("more").await.unwrap();
     objects.put("small", chunks(&["x"])).await.unwrap();
     objects.delete("small").await.unwrap();
-    let one = objects.begin_parts().await.unwrap();
+    let one = objects.create_multipart().await.unwrap();
     objects.put_part(&one, 1, chunks(&["x"])).await.unwrap();
-    objects.complete_parts(&one, vec![1], "joined").await.unwrap();
+    objects.complete_multipart(&one, vec![1], "joined").await.unwrap();
     assert_eq!(objects.get("joined").await.unwrap().size, 1);
 }

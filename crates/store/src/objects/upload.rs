@@ -1,4 +1,4 @@
-//! One object on its way into a bucket.
+//! The upload of one object to a bucket. An upload that is dropped before it is finished is aborted, so the bucket keeps no parts of it.
 
 use std::sync::Arc;
 
@@ -8,59 +8,59 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
 
 use super::limits::MAX_PARTS;
 
-/// Bytes of an object that are held in memory until they are sent; larger objects are sent in pieces of this size.
-const PIECE_BYTES: usize = 8 << 20;
-/// Pieces that are being sent at the same time.
-const CONCURRENT_PIECES: usize = 4;
-/// Bytes of the largest object: S3 takes as many pieces as an upload in parts has parts.
-pub(super) const MAX_UPLOAD_BYTES: u64 = PIECE_BYTES as u64 * MAX_PARTS as u64;
+/// Bytes of a part. Smaller objects are buffered in memory and sent in one request.
+const PART_BYTES: usize = 8 << 20;
+/// Maximum number of parts that are being sent at the same time.
+const MAX_CONCURRENT_PARTS: usize = 4;
+/// Maximum size of an object in bytes, because S3 limits the number of parts.
+pub(super) const MAX_UPLOAD_BYTES: u64 = PART_BYTES as u64 * MAX_PARTS as u64;
 
-/// An object on its way into a bucket. A small one is put as a whole; a large one as a multipart upload, which is aborted when this
-/// is dropped before it is finished: its pieces would stay, unseen and paid for.
+/// An object that is being uploaded: a small one in a single request, a large one as a multipart upload. A multipart upload is aborted
+/// when this is dropped before [`Upload::finish`]; otherwise its parts would stay in the bucket, hidden but billed.
 pub(super) struct Upload {
     store: Arc<dyn ObjectStore>,
     key: Key,
-    /// What is not sent yet, while it is small enough to be put as a whole.
-    held: Vec<Bytes>,
-    held_bytes: usize,
+    /// Received chunks, until there are enough bytes to start a multipart upload.
+    buffered: Vec<Bytes>,
+    buffered_bytes: usize,
     multipart: Option<WriteMultipart>,
 }
 
 impl Upload {
-    pub(super) fn to(store: Arc<dyn ObjectStore>, key: Key) -> Self {
-        Self { store, key, held: Vec::new(), held_bytes: 0, multipart: None }
+    pub(super) fn new(store: Arc<dyn ObjectStore>, key: Key) -> Self {
+        Self { store, key, buffered: Vec::new(), buffered_bytes: 0, multipart: None }
     }
 
-    /// Takes more bytes; waits while too many pieces are being sent.
+    /// Adds a chunk. Waits while the maximum number of parts is being sent.
     pub(super) async fn put(&mut self, chunk: Bytes) -> object_store::Result<()> {
         if self.multipart.is_none() {
-            self.held_bytes += chunk.len();
-            self.held.push(chunk);
-            if self.held_bytes < PIECE_BYTES {
+            self.buffered_bytes += chunk.len();
+            self.buffered.push(chunk);
+            if self.buffered_bytes < PART_BYTES {
                 return Ok(());
             }
-            let begun = self.store.put_multipart(&self.key).await?;
-            let multipart = self.multipart.insert(WriteMultipart::new_with_chunk_size(begun, PIECE_BYTES));
-            self.held.drain(..).for_each(|chunk| multipart.put(chunk));
+            let created = self.store.put_multipart(&self.key).await?;
+            let multipart = self.multipart.insert(WriteMultipart::new_with_chunk_size(created, PART_BYTES));
+            self.buffered.drain(..).for_each(|chunk| multipart.put(chunk));
         } else if let Some(multipart) = &mut self.multipart {
-            multipart.wait_for_capacity(CONCURRENT_PIECES).await?;
+            multipart.wait_for_capacity(MAX_CONCURRENT_PARTS).await?;
             multipart.put(chunk);
         }
         Ok(())
     }
 
-    /// Sends the rest; answers when the object is there.
+    /// Sends the remaining bytes and completes the object.
     pub(super) async fn finish(mut self) -> object_store::Result<()> {
         let Some(multipart) = self.multipart.take() else {
-            let whole: PutPayload = std::mem::take(&mut self.held).into_iter().collect();
+            let whole: PutPayload = std::mem::take(&mut self.buffered).into_iter().collect();
             return self.store.put(&self.key, whole).await.map(|_| ());
         };
-        // A task of its own goes on when nobody waits any more: the object becomes whole, or is aborted.
+        // A separate task, so that the upload is completed or aborted even if the caller drops this future.
         let finished = tokio::spawn(async move { multipart.finish().await.map(|_| ()) }).await;
         finished.unwrap_or_else(|source| Err(object_store::Error::JoinError { source }))
     }
 
-    /// Removes what was sent already.
+    /// Aborts the upload: removes the parts that were sent.
     pub(super) async fn abort(mut self) {
         if let Some(multipart) = self.multipart.take() {
             abort(multipart, &self.key).await;
@@ -81,7 +81,7 @@ impl Drop for Upload {
 
 async fn abort(multipart: WriteMultipart, key: &Key) {
     if let Err(error) = multipart.abort().await {
-        tracing::warn!(%error, %key, "pieces of an unfinished object may stay in the bucket");
+        tracing::warn!(%error, %key, "cannot abort an unfinished upload; its parts may stay in the bucket");
     }
 }
 
@@ -96,20 +96,20 @@ mod tests {
 
     use super::*;
 
-    /// A multipart upload that counts how often it is aborted, and cannot be completed.
+    /// A multipart upload that fails to complete and counts its aborts.
     #[derive(Debug, Default, Clone)]
-    struct Refused {
+    struct FailingUpload {
         aborted: Arc<AtomicUsize>,
     }
 
-    type Answer<'a, T> = Pin<Box<dyn Future<Output = object_store::Result<T>> + Send + 'a>>;
+    type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = object_store::Result<T>> + Send + 'a>>;
 
-    impl MultipartUpload for Refused {
+    impl MultipartUpload for FailingUpload {
         fn put_part(&mut self, _: PutPayload) -> UploadPart {
             Box::pin(async { Ok(()) })
         }
 
-        fn complete<'a, 'b>(&'a mut self) -> Answer<'b, PutResult>
+        fn complete<'a, 'b>(&'a mut self) -> BoxFuture<'b, PutResult>
         where
             'a: 'b,
             Self: 'b,
@@ -119,7 +119,7 @@ mod tests {
             })
         }
 
-        fn abort<'a, 'b>(&'a mut self) -> Answer<'b, ()>
+        fn abort<'a, 'b>(&'a mut self) -> BoxFuture<'b, ()>
         where
             'a: 'b,
             Self: 'b,
@@ -129,20 +129,20 @@ mod tests {
         }
     }
 
-    fn begun(refused: &Refused) -> Upload {
-        let mut upload = Upload::to(Arc::new(InMemory::new()), Key::from("x"));
-        upload.multipart = Some(WriteMultipart::new(Box::new(refused.clone())));
+    fn started_upload(failing: &FailingUpload) -> Upload {
+        let mut upload = Upload::new(Arc::new(InMemory::new()), Key::from("x"));
+        upload.multipart = Some(WriteMultipart::new(Box::new(failing.clone())));
         upload
     }
 
     #[tokio::test]
-    async fn an_upload_that_is_dropped_is_aborted() {
-        let refused = Refused::default();
-        let mut upload = begun(&refused);
+    async fn dropped_upload_is_aborted() {
+        let failing = FailingUpload::default();
+        let mut upload = started_upload(&failing);
         upload.put(Bytes::from(vec![7; 20 << 20])).await.unwrap();
         drop(upload);
         let aborted = async {
-            while refused.aborted.load(Ordering::SeqCst) == 0 {
+            while failing.aborted.load(Ordering::SeqCst) == 0 {
                 tokio::task::yield_now().await;
             }
         };
@@ -150,10 +150,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_upload_that_cannot_be_completed_is_an_error_and_aborted_once() {
-        let refused = Refused::default();
-        assert!(begun(&refused).finish().await.is_err());
-        begun(&refused).abort().await;
-        assert_eq!(refused.aborted.load(Ordering::SeqCst), 2);
+    async fn upload_that_fails_to_complete_returns_an_error_and_is_aborted_once() {
+        let failing = FailingUpload::default();
+        assert!(started_upload(&failing).finish().await.is_err());
+        started_upload(&failing).abort().await;
+        assert_eq!(failing.aborted.load(Ordering::SeqCst), 2);
     }
 }

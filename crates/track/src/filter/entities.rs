@@ -1,4 +1,4 @@
-//! Search of experiments, registered models, model versions and logged models.
+//! Filters and orders for experiments, registered models and model versions, compiled to SQL.
 
 use slipway_store::sql::Value;
 
@@ -6,20 +6,20 @@ use super::runs::quoted_list;
 use super::{Operand, order, parse, split_identifier, sql_operator, text, texts};
 use crate::{Error, ErrorCode};
 
-/// What may be searched in one kind of entity.
+/// The searchable attributes of one kind of entity.
 pub(crate) struct Searchable {
-    /// The table, and how it is called in the query.
+    /// The alias of the entity's table in the query.
     pub(crate) alias: &'static str,
-    /// Attributes for filters: name, column, whether it is a number.
+    /// Attributes for filters: name, column, and whether it is numeric.
     pub(crate) filters: &'static [(&'static str, &'static str, bool)],
-    /// Attributes that take a list.
+    /// Attributes that can be compared with a list.
     pub(crate) lists: &'static [&'static str],
-    /// Attributes for `order_by`: name, column.
+    /// Attributes for `order_by`: name and column.
     pub(crate) orders: &'static [(&'static str, &'static str)],
-    /// The tag table and the condition that ties its row `x` to the entity.
+    /// The tag table, and the condition that joins its row `x` to the entity.
     pub(crate) tags: (&'static str, &'static str),
-    /// Whether `IS NULL` is known (experiments only).
-    pub(crate) nulls: bool,
+    /// Whether `IS NULL` is supported, which is so only for experiments.
+    pub(crate) supports_null: bool,
 }
 
 /// Experiments (`SearchExperimentsUtils`).
@@ -39,7 +39,7 @@ pub(crate) const EXPERIMENTS: Searchable = Searchable {
         ("last_update_time", "e.last_update_time"),
     ],
     tags: ("experiment_tags", "x.experiment_id = e.experiment_id"),
-    nulls: true,
+    supports_null: true,
 };
 
 /// Registered models (`SearchModelUtils`).
@@ -53,7 +53,7 @@ pub(crate) const MODELS: Searchable = Searchable {
         ("last_updated_timestamp", "m.last_updated_time"),
     ],
     tags: ("registered_model_tags", "x.name = m.name"),
-    nulls: false,
+    supports_null: false,
 };
 
 /// Model versions (`SearchModelVersionUtils`).
@@ -73,23 +73,23 @@ pub(crate) const VERSIONS: Searchable = Searchable {
         ("last_updated_timestamp", "v.last_updated_time"),
     ],
     tags: ("model_version_tags", "x.name = v.name AND x.version = v.version"),
-    nulls: false,
+    supports_null: false,
 };
 
-/// Conditions (each begins with ` AND `) and their parameters.
+/// SQL conditions (each starts with ` AND `) and their parameters.
 #[derive(Debug, Default)]
 pub(crate) struct Conditions {
     pub(crate) sql: String,
     pub(crate) params: Vec<Value>,
-    /// Whether the filter asks for prompts, which are otherwise left out.
+    /// Whether the filter selects prompts, which are otherwise excluded.
     pub(crate) prompts: bool,
 }
 
-/// Compiles a filter over `what`.
+/// Compiles a filter to SQL conditions.
 ///
 /// # Errors
 /// `INVALID_PARAMETER_VALUE` with MLflow's message.
-pub(crate) fn compile(what: &Searchable, filter: &str) -> Result<Conditions, Error> {
+pub(crate) fn compile(searchable: &Searchable, filter: &str) -> Result<Conditions, Error> {
     let mut out = Conditions::default();
     for comparison in parse(filter, false)? {
         let (entity, key) = comparison.split();
@@ -103,9 +103,9 @@ pub(crate) fn compile(what: &Searchable, filter: &str) -> Result<Conditions, Err
             }
         };
         let operator = comparison.operator.as_str();
-        let (table, tie) = what.tags;
+        let (table, join) = searchable.tags;
         let Some(operand) = &comparison.operand else {
-            if !what.nulls {
+            if !searchable.supports_null {
                 return Err(Error::invalid("Invalid comparison clause. Expected 3 tokens found 2"));
             }
             if !is_tag {
@@ -114,7 +114,7 @@ pub(crate) fn compile(what: &Searchable, filter: &str) -> Result<Conditions, Err
                 )));
             }
             let not = if operator == "IS NULL" { "NOT " } else { "" };
-            out.sql.push_str(&format!(" AND {not}EXISTS (SELECT 1 FROM {table} x WHERE {tie} AND x.key = ?)"));
+            out.sql.push_str(&format!(" AND {not}EXISTS (SELECT 1 FROM {table} x WHERE {join} AND x.key = ?)"));
             out.params.push(key.into());
             continue;
         };
@@ -123,25 +123,25 @@ pub(crate) fn compile(what: &Searchable, filter: &str) -> Result<Conditions, Err
             if !["=", "!=", "LIKE", "ILIKE"].contains(&operator) {
                 return Err(Error::invalid(format!("Invalid comparator for tag: {operator}")));
             }
-            if key == "mlflow.prompt.is_prompt" && !what.nulls {
-                // Models lack the tag, so only asking for prompts changes the answer.
+            if key == "mlflow.prompt.is_prompt" && !searchable.supports_null {
+                // Models do not have the tag, so the filter only selects either prompts or models.
                 out.prompts = (operator == "=") == value.eq_ignore_ascii_case("true");
                 continue;
             }
             let compared = sql_operator("x.value", operator, 1);
             out.sql
-                .push_str(&format!(" AND EXISTS (SELECT 1 FROM {table} x WHERE {tie} AND x.key = ? AND {compared})"));
+                .push_str(&format!(" AND EXISTS (SELECT 1 FROM {table} x WHERE {join} AND x.key = ? AND {compared})"));
             out.params.extend([Value::from(key), value.into()]);
             continue;
         }
-        let Some((_, column, numeric)) = what.filters.iter().find(|(name, ..)| *name == key) else {
-            let names: Vec<_> = what.filters.iter().map(|(name, ..)| *name).collect();
+        let Some((_, column, numeric)) = searchable.filters.iter().find(|(name, ..)| *name == key) else {
+            let names: Vec<_> = searchable.filters.iter().map(|(name, ..)| *name).collect();
             return Err(Error::invalid(format!(
                 "Invalid attribute key '{key}' specified. Valid keys are '{{{}}}'",
                 quoted_list(&names)
             )));
         };
-        let values = attribute_values(what, &key, operator, operand, *numeric)?;
+        let values = attribute_values(searchable, &key, operator, operand, *numeric)?;
         out.sql.push_str(&format!(" AND {}", sql_operator(column, operator, values.len())));
         out.params.extend(values);
     }
@@ -158,7 +158,7 @@ fn tag_text(operand: &Operand) -> Result<String, Error> {
 }
 
 fn attribute_values(
-    what: &Searchable,
+    searchable: &Searchable,
     key: &str,
     operator: &str,
     operand: &Operand,
@@ -168,14 +168,14 @@ fn attribute_values(
         if !["=", "!=", "<", "<=", ">", ">="].contains(&operator) {
             return Err(Error::invalid(format!("Invalid comparator for attribute {key}: {operator}")));
         }
-        let whole = |n: &str, shown: String| match n.parse::<i64>() {
+        let integer = |n: &str, shown: String| match n.parse::<i64>() {
             Ok(n) => Ok(vec![n.into()]),
             Err(_) => Err(Error::invalid(format!("Invalid value for numeric attribute '{key}': {shown}"))),
         };
         return match operand {
-            Operand::Number(n) => whole(n, n.clone()),
-            // Only experiments insist on a number that is not quoted.
-            Operand::Text(n) if !what.nulls => whole(n, format!("'{n}'")),
+            Operand::Number(n) => integer(n, n.clone()),
+            // Only experiments require numbers without quotes.
+            Operand::Text(n) if !searchable.supports_null => integer(n, format!("'{n}'")),
             other => Err(Error::invalid(format!(
                 "Expected numeric value type for numeric attribute: {key}. Found {}",
                 other.spelling()
@@ -183,8 +183,8 @@ fn attribute_values(
         };
     }
     let values = match operand {
-        Operand::List(_) if !what.lists.contains(&key) => {
-            let mut names = what.lists.to_vec();
+        Operand::List(_) if !searchable.lists.contains(&key) => {
+            let mut names = searchable.lists.to_vec();
             names.sort_unstable();
             return Err(Error::invalid(format!(
                 "Only [{}] attributes support comparison with a list of quoted string values.",
@@ -192,7 +192,7 @@ fn attribute_values(
             )));
         }
         Operand::List(_) => texts(operand)?,
-        Operand::Number(n) if what.nulls => {
+        Operand::Number(n) if searchable.supports_null => {
             return Err(Error::invalid(format!("Expected a quoted string value for attributes. Got value {n}")));
         }
         Operand::Number(n) => {
@@ -202,7 +202,7 @@ fn attribute_values(
         }
         other => vec![text(other)?],
     };
-    if what.nulls && !["=", "!=", "LIKE", "ILIKE", "IN", "NOT IN"].contains(&operator) {
+    if searchable.supports_null && !["=", "!=", "LIKE", "ILIKE", "IN", "NOT IN"].contains(&operator) {
         return Err(Error::invalid(format!(
             "Invalid comparator '{operator}' not one of '{{{}}}'",
             quoted_list(&["!=", "=", "ILIKE", "IN", "LIKE", "NOT IN"])
@@ -219,15 +219,15 @@ fn attribute_values(
     Ok(values.into_iter().map(Value::from).collect())
 }
 
-/// Compiles `order_by` to SQL; `fallback` is used when it is empty, `ties` always ends it.
+/// Compiles `order_by` to SQL. `fallback` is used if it is empty; `tie_breakers` are always appended.
 ///
 /// # Errors
 /// `INVALID_PARAMETER_VALUE` with MLflow's message.
 pub(crate) fn compile_order(
-    what: &Searchable,
+    searchable: &Searchable,
     order_by: &[String],
     fallback: &[&str],
-    ties: &[(&str, &str)],
+    tie_breakers: &[(&str, &str)],
 ) -> Result<String, Error> {
     let fallback: Vec<String> = fallback.iter().map(|s| (*s).to_owned()).collect();
     let clauses = if order_by.is_empty() { &fallback } else { order_by };
@@ -243,9 +243,9 @@ pub(crate) fn compile_order(
                 format!("Invalid entity type '{other}'. Valid entity types are ('attribute', 'tag', 'tags')")
             }));
         }
-        let Some((_, column)) = what.orders.iter().find(|(name, _)| *name == key) else {
-            let names: Vec<_> = what.orders.iter().map(|(name, _)| *name).collect();
-            return Err(Error::invalid(if what.alias == "m" {
+        let Some((_, column)) = searchable.orders.iter().find(|(name, _)| *name == key) else {
+            let names: Vec<_> = searchable.orders.iter().map(|(name, _)| *name).collect();
+            return Err(Error::invalid(if searchable.alias == "m" {
                 format!(
                     "Invalid order by key '{key}' specified. Valid keys are '{{{}}}'",
                     quoted_list(&["name", "timestamp"])
@@ -254,7 +254,7 @@ pub(crate) fn compile_order(
                 format!("Invalid attribute key '{key}' specified. Valid keys are '{{{}}}'", quoted_list(&names))
             }));
         };
-        if columns.contains(column) && !what.nulls {
+        if columns.contains(column) && !searchable.supports_null {
             let given: Vec<_> = order_by.iter().map(String::as_str).collect();
             return Err(Error::new(
                 ErrorCode::InternalError,
@@ -264,7 +264,7 @@ pub(crate) fn compile_order(
         columns.push(column);
         sql.push_str(&format!("{column}{}, ", if order.ascending { "" } else { " DESC" }));
     }
-    for (column, direction) in ties {
+    for (column, direction) in tie_breakers {
         if !columns.contains(column) {
             sql.push_str(&format!("{column}{direction}, "));
         }

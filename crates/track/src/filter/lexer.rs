@@ -1,7 +1,8 @@
-//! Words, quoted texts, numbers and signs of a filter.
+//! The lexer for filters: words, quoted strings, numbers and operators.
 
 use crate::Error;
 
+/// The kind of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// `metrics.acc`, `AND`, ``tags.`x y` ``, `params."lr"`.
@@ -17,20 +18,21 @@ pub(super) enum Kind {
     Other,
 }
 
+/// A token of a filter.
 #[derive(Debug, Clone)]
 pub(super) struct Token {
     pub(super) kind: Kind,
-    /// As written.
+    /// The text as written, with quotes.
     pub(super) text: String,
 }
 
 impl Token {
-    /// Whether this is the keyword `word`, in any case.
+    /// Whether this is the keyword `word`, ignoring case.
     pub(super) fn is_word(&self, word: &str) -> bool {
         self.kind == Kind::Word && self.text.eq_ignore_ascii_case(word)
     }
 
-    /// Whether a word has a dash or a slash outside quotes, which SQL takes for an operation on two names.
+    /// Whether a word contains a dash or slash outside of quotes, which SQL parses as an arithmetic operation on two names.
     pub(super) fn is_operation(&self) -> bool {
         let mut quote = None;
         self.kind == Kind::Word
@@ -50,6 +52,10 @@ impl Token {
     }
 }
 
+/// Splits a filter into tokens.
+///
+/// # Errors
+/// `INVALID_PARAMETER_VALUE` for a quote that is not closed.
 pub(super) fn scan(text: &str) -> Result<Vec<Token>, Error> {
     let mut tokens = Vec::new();
     let mut rest = text.trim_start();
@@ -73,11 +79,12 @@ pub(super) fn scan(text: &str) -> Result<Vec<Token>, Error> {
     Ok(tokens)
 }
 
-fn span(text: &str, belongs: impl Fn(char) -> bool) -> usize {
-    text.find(|c| !belongs(c)).unwrap_or(text.len())
+/// Number of bytes at the start of `text` whose characters satisfy `matches`.
+fn span(text: &str, matches: impl Fn(char) -> bool) -> usize {
+    text.find(|c| !matches(c)).unwrap_or(text.len())
 }
 
-/// Length of a quoted text with its quotes.
+/// Length in bytes of the quoted string at the start of `rest`, with its quotes.
 fn quoted(rest: &str, whole: &str) -> Result<usize, Error> {
     let quote = rest.chars().next().unwrap_or('\'');
     match rest[1..].find(quote) {
@@ -86,7 +93,7 @@ fn quoted(rest: &str, whole: &str) -> Result<usize, Error> {
     }
 }
 
-/// Length of the number at the head, 0 if there is none.
+/// Length in bytes of the number at the start of `text`, 0 if there is none.
 fn number(text: &str) -> usize {
     let digits = |t: &str| span(t, |c| c.is_ascii_digit());
     let sign = usize::from(text.starts_with(['-', '+']));
@@ -113,7 +120,7 @@ fn number(text: &str) -> usize {
     if text[at..].starts_with(|c: char| c == '_' || c.is_alphanumeric()) { 0 } else { at }
 }
 
-/// Length of a word, which may hold quoted parts after a dot.
+/// Length in bytes of the word at the start of `text`, which may contain quoted parts after a dot.
 fn word(text: &str, whole: &str) -> Result<usize, Error> {
     let mut at = 0;
     loop {
@@ -122,7 +129,7 @@ fn word(text: &str, whole: &str) -> Result<usize, Error> {
             Some('`') => at += quoted(rest, whole)?,
             Some('"' | '\'') if text[..at].ends_with('.') => at += quoted(rest, whole)?,
             Some(c) if c == '_' || c == '.' || c == '/' || c.is_alphanumeric() => at += c.len_utf8(),
-            // A dash belongs to the word when it joins two parts of it.
+            // A dash is part of the word if another word character follows.
             Some('-') if rest[1..].starts_with(|c: char| c == '_' || c.is_alphanumeric()) => at += 1,
             _ => return Ok(at),
         }

@@ -1,8 +1,8 @@
 //! The grammar of `filter` and `order_by`: comparisons joined by `AND`.
 //!
 //! `metrics.acc > 0.9 AND params."lr" = '0.1' AND tags.`my tag` LIKE 'x%' AND attributes.run_id IN ('a','b')`
-//! (MLflow documentation, *Search Runs*; `mlflow/utils/search_utils.py`). Parsing knows no entity's rules:
-//! [`parse`] yields [`Comparison`]s, and each kind of search ([`runs`], [`entities`]) checks and translates them.
+//! (MLflow documentation, *Search Runs*; `mlflow/utils/search_utils.py`). Parsing is independent of the entity: [`parse`] returns
+//! [`Comparison`]s, and each kind of search ([`runs`], [`entities`]) validates them and compiles them to SQL.
 
 pub(crate) mod entities;
 mod lexer;
@@ -13,20 +13,21 @@ pub(crate) mod runs;
 use crate::Error;
 use lexer::{Kind, Token};
 
-/// A value on the right of an operator, with its spelling for messages.
+/// The value on the right side of an operator.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Operand {
-    /// `'text'` or `"text"`, unquoted.
+    /// `'text'` or `"text"`, without the quotes.
     Text(String),
     /// `1`, `-2.5e3`, as written.
     Number(String),
     /// `('a', 'b')`.
     List(Vec<Operand>),
-    /// A bare word, as written.
+    /// A word without quotes, as written.
     Bare(String),
 }
 
 impl Operand {
+    /// The value as in the filter, for error messages.
     fn spelling(&self) -> String {
         match self {
             Self::Text(text) => format!("'{text}'"),
@@ -36,19 +37,19 @@ impl Operand {
     }
 }
 
-/// `key op value`.
+/// A comparison `identifier operator operand`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Comparison {
     /// The left side as written, such as `metrics."m 1"`.
     pub(crate) identifier: String,
     /// The operator in upper case: `=`, `LIKE`, `NOT IN`, `IS NULL` …
     pub(crate) operator: String,
-    /// Absent for `IS NULL` and `IS NOT NULL`.
+    /// `None` for `IS NULL` and `IS NOT NULL`.
     pub(crate) operand: Option<Operand>,
 }
 
 impl Comparison {
-    /// Splits the left side into entity and key: `("metrics", "m 1")`; no entity means an attribute.
+    /// Splits the left side into entity and key, such as `("metrics", "m 1")`. Without an entity it is an attribute.
     pub(crate) fn split(&self) -> (Option<&str>, String) {
         split_identifier(&self.identifier)
     }
@@ -73,18 +74,18 @@ fn unquote(text: &str) -> &str {
     text
 }
 
-/// Comparisons that a filter may have: each can be a join, and SQLite joins at most 64 tables (<https://www.sqlite.org/limits.html>).
+/// Maximum comparisons in a filter: each may need a join, and SQLite joins at most 64 tables (<https://www.sqlite.org/limits.html>).
 const MAX_COMPARISONS: usize = 60;
-/// Values that a filter may compare with: SQLite has 32,766 parameters for a statement.
+/// Maximum values in a filter: SQLite allows 32,766 parameters per statement.
 const MAX_VALUES: usize = 10_000;
 
 /// Parses a filter; an empty one has no comparisons.
 ///
-/// `quote_invalid` says whether the parts that do not fit are quoted in the message (run search) or bare
-/// (the others).
+/// With `quote_invalid`, the error message quotes invalid clauses, as MLflow does in the searches for runs and logged models, but not in
+/// its other searches.
 ///
 /// # Errors
-/// `INVALID_PARAMETER_VALUE` that names what does not fit.
+/// `INVALID_PARAMETER_VALUE` that names the invalid clauses.
 pub(crate) fn parse(filter: &str, quote_invalid: bool) -> Result<Vec<Comparison>, Error> {
     let tokens = lexer::scan(filter)?;
     let mut found = Vec::new();
@@ -112,7 +113,7 @@ pub(crate) fn parse(filter: &str, quote_invalid: bool) -> Result<Vec<Comparison>
     let values = found.iter().map(|c| if let Some(Operand::List(values)) = &c.operand { values.len() } else { 1 });
     if found.len() > MAX_COMPARISONS || values.sum::<usize>() > MAX_VALUES {
         return Err(Error::invalid(format!(
-            "The filter is too large: it may have {MAX_COMPARISONS} comparisons and {MAX_VALUES} values. Send several requests instead."
+            "The filter is too large: the maximum is {MAX_COMPARISONS} comparisons and {MAX_VALUES} values. Send several requests instead."
         )));
     }
     Ok(found)
@@ -120,27 +121,27 @@ pub(crate) fn parse(filter: &str, quote_invalid: bool) -> Result<Vec<Comparison>
 
 type Rest<'a> = &'a [Token];
 
-/// Reads one comparison at the head of `tokens`, if there is one.
+/// Parses one comparison at the start of `tokens`; `None` if there is none.
 fn comparison(tokens: Rest<'_>) -> Result<Option<(Comparison, Rest<'_>)>, Error> {
     let Some((left, tail)) = tokens.split_first() else { return Ok(None) };
     let Some((operator, tail)) = operator(tail) else { return Ok(None) };
     let is_identifier = matches!(left.kind, Kind::Word | Kind::DoubleQuoted) && !left.is_word("AND");
     let is_operation = left.is_operation();
-    let wrong_left =
+    let invalid_left =
         || Error::invalid(format!("Invalid comparison clause. Expected 'Identifier' found '{}'", left.text));
     if operator.starts_with("IS ") {
         return if is_identifier && !is_operation {
             Ok(Some((Comparison { identifier: left.text.clone(), operator, operand: None }, tail)))
         } else {
-            Err(wrong_left())
+            Err(invalid_left())
         };
     }
     let Some((operand, tail)) = operand(tail)? else { return Ok(None) };
     if !is_identifier {
-        return if matches!(left.kind, Kind::Number | Kind::SingleQuoted) { Err(wrong_left()) } else { Ok(None) };
+        return if matches!(left.kind, Kind::Number | Kind::SingleQuoted) { Err(invalid_left()) } else { Ok(None) };
     }
     if is_operation {
-        return Err(wrong_left());
+        return Err(invalid_left());
     }
     Ok(Some((Comparison { identifier: left.text.clone(), operator, operand: Some(operand) }, tail)))
 }
@@ -205,7 +206,7 @@ fn list(tokens: Rest<'_>) -> Result<(Operand, Rest<'_>), Error> {
     }
 }
 
-/// The texts of a list operand.
+/// The strings of a list operand.
 pub(crate) fn texts(operand: &Operand) -> Result<Vec<String>, Error> {
     let Operand::List(items) = operand else { return Ok(Vec::new()) };
     items
@@ -221,7 +222,7 @@ pub(crate) fn texts(operand: &Operand) -> Result<Vec<String>, Error> {
         .collect()
 }
 
-/// A text operand; `Err(spelling)` when it is something else.
+/// The string of an operand. For any other operand the error's message is its spelling, or says that quotes are missing.
 pub(crate) fn text(operand: &Operand) -> Result<String, Error> {
     match operand {
         Operand::Text(text) => Ok(text.clone()),
@@ -233,10 +234,10 @@ pub(crate) fn text(operand: &Operand) -> Result<String, Error> {
     }
 }
 
-/// `sql` for comparing `column` with one parameter, or with `count` parameters for lists.
+/// SQL that compares `column` with one parameter, or with `count` parameters of a list.
 pub(crate) fn sql_operator(column: &str, operator: &str, count: usize) -> String {
     match operator {
-        // Without a character of escape, which PostgreSQL has unless another is named.
+        // MLflow's patterns have no escape character. PostgreSQL's default is a backslash, so name one that never occurs.
         "LIKE" => format!("CAST({column} AS TEXT) LIKE ? ESCAPE '\u{1}'"),
         "ILIKE" => format!("lower(CAST({column} AS TEXT)) LIKE lower(?) ESCAPE '\u{1}'"),
         "IN" | "NOT IN" => format!("{column} {operator} ({})", vec!["?"; count].join(",")),
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn comparisons_are_read() {
+    fn comparisons_are_parsed() {
         let all =
             parse("metrics.acc > -0.5 AND params.\"a b\" = 'x' and tags.`mlflow.user` ilike \"y%\"", true).unwrap();
         assert_eq!(all.len(), 3);
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_that_no_database_takes_are_refused() {
+    fn filters_above_the_limits_are_rejected() {
         let comparisons = |n: usize| vec!["params.a = 'b'"; n].join(" AND ");
         assert_eq!(parse(&comparisons(MAX_COMPARISONS), true).unwrap().len(), MAX_COMPARISONS);
         assert!(parse(&comparisons(MAX_COMPARISONS + 1), true).is_err());
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_named() {
+    fn invalid_clauses_are_named() {
         let message = |f: &str| parse(f, true).unwrap_err().message;
         assert_eq!(message("metrics.a > 1 OR metrics.b > 1"), "Invalid clause(s) in filter string: 'OR'");
         assert_eq!(message("metrics.a >"), "Invalid clause(s) in filter string: 'metrics.a', '>'");
@@ -295,7 +296,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_parsed_or_refused(filter in "[ a-z0-9_.'\"`<>=!(),;%-]{0,60}|\\PC{0,40}") {
+        fn arbitrary_text_never_panics(filter in "[ a-z0-9_.'\"`<>=!(),;%-]{0,60}|\\PC{0,40}") {
             let _ = parse(&filter, true);
         }
     }

@@ -1,18 +1,18 @@
-//! `order_by` clauses: a key, and `ASC` or `DESC`.
+//! Parser for `order_by` clauses: a key, optionally followed by `ASC` or `DESC`.
 
 use crate::Error;
 
-/// A clause: the key as written (without quotes when a direction follows) and the direction.
+/// A parsed clause: the key with its entity, without quotes, and the direction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Order {
     pub(crate) identifier: String,
     pub(crate) ascending: bool,
 }
 
-/// Reads one clause.
+/// Parses one clause.
 ///
 /// # Errors
-/// `INVALID_PARAMETER_VALUE` when it is no key with an optional direction.
+/// `INVALID_PARAMETER_VALUE` unless it is a key with an optional direction.
 pub(crate) fn parse(clause: &str) -> Result<Order, Error> {
     let unparsable = || Error::invalid(format!("Invalid order_by clause '{clause}'. Could not be parsed."));
     let parts = split(clause).ok_or_else(unparsable)?;
@@ -30,7 +30,7 @@ pub(crate) fn parse(clause: &str) -> Result<Order, Error> {
     }
 }
 
-/// Splits at white space outside quotes, removing the quotes.
+/// Splits at white space outside of quotes and removes the quotes; `None` for unbalanced quotes or punctuation.
 fn split(clause: &str) -> Option<Vec<String>> {
     let mut parts = Vec::new();
     let mut part = String::new();
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clauses_are_read() {
+    fn clauses_are_parsed() {
         assert_eq!(parse("metrics.`a b` DESC").unwrap(), Order { identifier: "metrics.a b".into(), ascending: false });
         assert_eq!(parse("start_time").unwrap(), Order { identifier: "start_time".into(), ascending: true });
         assert!(parse("metrics.a sideways").unwrap_err().message.starts_with("Invalid ordering key"));

@@ -1,17 +1,20 @@
-//! Search of runs: comparisons and orders become one SQL query.
+//! Filters and orders for runs, compiled to SQL.
 
 use slipway_store::sql::Value;
 
 use super::{Comparison, Operand, order, parse, split_identifier, sql_operator, text, texts};
 use crate::Error;
 
+/// Operators for numbers.
 const NUMERIC: &[&str] = &["=", "!=", "<", "<=", ">", ">="];
+/// Operators for attributes of runs and datasets.
 const STRING: &[&str] = &["=", "!=", "LIKE", "ILIKE", "IN", "NOT IN"];
+/// Operators for parameters and tags.
 const TEXTUAL: &[&str] = &["=", "!=", "LIKE", "ILIKE", "IS NULL", "IS NOT NULL"];
 const ATTRIBUTES: &[&str] = &["artifact_uri", "end_time", "run_id", "run_name", "start_time", "status", "user_id"];
 const DATASET: &[&str] = &["name", "digest", "context"];
 
-/// The tail of a query over `runs r`: joins, conditions, order, with their parameters in that order.
+/// Parts of a query over `runs r`: joins, conditions and order. The parameters of the joins precede those of the conditions.
 #[derive(Debug, Default)]
 pub(crate) struct Query {
     pub(crate) joins: String,
@@ -42,7 +45,7 @@ impl Entity {
     }
 }
 
-/// Other names of attributes in filters, and in orders.
+/// Aliases of attributes, which error messages list among the valid keys.
 const FILTER_ALIASES: &[&str] = &["Created", "Run Name", "Run name", "created", "run name"];
 const ORDER_ALIASES: &[&str] = &["Created", "created"];
 
@@ -81,7 +84,7 @@ fn entity(identifier: &str, aliases: &[&'static str]) -> Result<(Entity, String)
     Ok((entity, key))
 }
 
-/// `'a', 'b'`, the inside of a set as Python prints it.
+/// The items as `'a', 'b'`, like the inside of a set that Python prints.
 pub(super) fn quoted_list(items: &[&str]) -> String {
     items.iter().map(|i| format!("'{i}'")).collect::<Vec<_>>().join(", ")
 }
@@ -93,7 +96,7 @@ fn check_operator(operator: &str, allowed: &[&str]) -> Result<(), Error> {
     Err(Error::invalid(format!("Invalid comparator '{operator}' not one of '{{{}}}'", quoted_list(allowed))))
 }
 
-/// Compiles a filter and the orders.
+/// Compiles a filter and the `order_by` clauses.
 ///
 /// # Errors
 /// `INVALID_PARAMETER_VALUE` with MLflow's message.
@@ -144,7 +147,7 @@ fn condition(query: &mut Query, comparison: &Comparison, index: usize) -> Result
             };
             check_operator(operator, NUMERIC)?;
             let number: f64 = number.parse().unwrap_or(f64::NAN);
-            // NaN differs from everything, and is neither less nor more than anything.
+            // NaN is unequal to every number, and neither less nor greater.
             let nan = if operator == "!=" { "OR f{i}.is_nan = 1" } else { "AND f{i}.is_nan = 0" };
             let nan = nan.replace("{i}", &index.to_string());
             query.joins.push_str(&format!(
@@ -202,7 +205,7 @@ fn attribute(query: &mut Query, key: &str, operator: &str, operand: &Operand) ->
         other => vec![text(other)?],
     };
     check_operator(operator, STRING)?;
-    // A run's name is its tag mlflow.runName; the two never differ here.
+    // MLflow compares the tag `mlflow.runName`; here the column `name` always has the same value.
     let column = if key == "run_name" { "r.name" } else { &format!("r.{key}") };
     query.conditions.push_str(&format!(" AND {}", sql_operator(column, operator, values.len())));
     query.condition_params.extend(values.into_iter().map(Value::from));
@@ -245,7 +248,7 @@ fn add_order(
             (format!("{column} IS NULL"), column)
         }
         Entity::Metric => {
-            // NaN after the numbers, missing after NaN, whatever the direction.
+            // In both directions NaN sorts after numbers, and missing values sort after NaN.
             (
                 format!("CASE WHEN o{index}.is_nan = 1 THEN 1 WHEN o{index}.value IS NULL THEN 2 ELSE 0 END"),
                 format!("o{index}.value"),
@@ -287,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_mlflows() {
+    fn error_messages_match_mlflow() {
         assert_eq!(message("metrics.a = 'x'"), "Expected numeric value type for metric. Found 'x'");
         assert_eq!(
             message("params.a = 1"),
@@ -301,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_stand_in_the_order_of_the_query() {
+    fn parameters_are_in_the_order_of_the_query() {
         let query = compile("attributes.status = 'FINISHED' AND metrics.a > 1", &["params.p DESC".into()]).unwrap();
         assert_eq!(query.join_params, [Value::from("a".to_owned()), Value::Real(1.0), "p".to_owned().into()]);
         assert_eq!(query.condition_params, [Value::from("FINISHED".to_owned())]);

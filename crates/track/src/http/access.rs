@@ -1,5 +1,5 @@
-//! What MLflow's routes ask of their callers. Runs may track: their tokens open the routes that begin with `TRACK`, whose handlers keep
-//! them to the experiments and models of their own namespace (`service/scope.rs`).
+//! Permissions that MLflow's routes require. Routes with a `TRACK_…` permission also accept the tokens of runs; their handlers limit a
+//! run to the experiments and models of its own namespace (`service/scope.rs`).
 
 use slipway_access::{Access, Resource};
 

@@ -1,4 +1,4 @@
-//! `/mlflow/artifacts/list`, the artifact proxy `/mlflow-artifacts/*`, and MLflow's download pages.
+//! Routes of artifacts: `/mlflow/artifacts/list`, the artifact proxy `/mlflow-artifacts/*`, and MLflow's download URLs.
 
 use axum::extract::{Path, RawQuery, Request};
 use axum::http::HeaderMap;
@@ -31,7 +31,7 @@ pub(super) fn routes() -> Routes<Tracking> {
         .get("/2.0/mlflow/logged-models/{model_id}/artifacts/files", READ_EXPERIMENTS, logged_model_file)
 }
 
-/// Uploads, whose size only the disk limits.
+/// Routes that stream artifacts. They have no limit on the request body; the object store has its own limits.
 pub(super) fn streaming_routes() -> Routes<Tracking> {
     Routes::new()
         .get("/2.0/mlflow-artifacts/artifacts/{*path}", READ_EXPERIMENTS, download)
@@ -40,7 +40,7 @@ pub(super) fn streaming_routes() -> Routes<Tracking> {
         .put("/2.0/mlflow-artifacts/mpu/part/{upload_id}/{number}", Access::SignedUrl, upload_part)
 }
 
-/// Routes of MLflow's web pages that clients use too.
+/// Routes of MLflow's web UI that API clients also use.
 pub(super) fn ui_routes() -> Routes<Tracking> {
     Routes::new().get("/get-artifact", READ_EXPERIMENTS, run_file).get(
         "/model-versions/get-artifact",
@@ -68,7 +68,7 @@ async fn list_proxied(Scoped(t): Scoped, Call(m): Call<ListProxied>) -> Result<R
 }
 
 async fn upload(Scoped(t): Scoped, Path(path): Path<String>, request: Request) -> Result<Reply<Empty>, Error> {
-    let path = artifact_path::new(&path)?;
+    let path = artifact_path::for_writing(&path)?;
     t.may_change_artifact(&path)?;
     t.objects.put(&path, request.into_body().into_data_stream()).await?;
     Ok(Reply(Empty {}))
@@ -83,7 +83,7 @@ async fn download(Scoped(t): Scoped, Path(path): Path<String>, headers: HeaderMa
     send(&t, &path, &headers).await
 }
 
-/// The first value of a name in a query string.
+/// The first value of a parameter in a query string.
 pub(super) fn query_value(query: Option<&str>, name: &str) -> Option<String> {
     let mut pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
     pairs.find(|(k, _)| k == name).map(|(_, v)| v.into_owned())

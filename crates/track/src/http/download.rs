@@ -1,4 +1,4 @@
-//! Sending artifacts: ranges, media types, and headers that keep a browser from running them.
+//! Artifact downloads: ranges, media types, and headers that prevent a browser from executing an artifact.
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -7,10 +7,10 @@ use unicode_normalization::UnicodeNormalization;
 
 use crate::{Error, Tracking, artifact_path};
 
-/// What a browser may do with an artifact that it opens all the same: nothing. `sandbox` also gives it an origin of its own.
+/// Policy for an artifact that a browser opens nevertheless: it may load and execute nothing. `sandbox` also gives it a separate origin.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; sandbox";
 
-/// Sends an object, or the part of it that `Range` names, always as an attachment.
+/// Sends an object, or the part of it that the `Range` header requests, always as an attachment.
 pub(super) async fn send(t: &Tracking, path: &str, request: &HeaderMap) -> Result<Response, Error> {
     let reader = t.open_artifact(path).await?;
     let size = reader.size;
@@ -40,7 +40,8 @@ pub(super) async fn send(t: &Tracking, path: &str, request: &HeaderMap) -> Resul
     Ok(response)
 }
 
-/// One range of RFC 9110 section 14.1.2 as `from..to`; `Err` when it lies outside, `None` when it is not understood.
+/// Parses a single range (RFC 9110, section 14.1.2) as `from..to`. `Err` when it is outside of the object, `None` when it is malformed or
+/// not supported; the header is then ignored.
 fn byte_range(text: &str, size: u64) -> Option<Result<(u64, u64), ()>> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     let range = if first.is_empty() {
@@ -54,37 +55,37 @@ fn byte_range(text: &str, size: u64) -> Option<Result<(u64, u64), ()>> {
     Some(if range.0 < range.1 { Ok(range) } else { Err(()) })
 }
 
-/// `Content-Disposition` by RFC 6266, with RFC 5987 for names that are not ASCII. A name that cannot be sent is left out, so
-/// that the answer is an attachment in any case.
+/// `Content-Disposition` by RFC 6266, with RFC 5987 for names that are not ASCII. A name that cannot be sent is omitted, so that
+/// the response is always an attachment.
 fn attachment(name: &str) -> HeaderValue {
-    let nameless = HeaderValue::from_static("attachment");
+    let unnamed = HeaderValue::from_static("attachment");
     if name.is_empty() || !artifact_path::is_printable(name) {
-        return nameless;
+        return unnamed;
     }
-    let token = |c: char| c.is_ascii_alphanumeric() || "!#$&+-.^_`|~".contains(c);
-    let text = if name.chars().all(token) {
+    let is_token_char = |c: char| c.is_ascii_alphanumeric() || "!#$&+-.^_`|~".contains(c);
+    let text = if name.chars().all(is_token_char) {
         format!("attachment; filename={name}")
     } else if name.is_ascii() {
         format!("attachment; filename=\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""))
     } else {
-        // The closest ASCII name: letters without their accents.
-        let plain: String = name.nfkd().filter(|c| token(*c)).collect();
+        // The closest ASCII name: accents are removed.
+        let plain: String = name.nfkd().filter(|c| is_token_char(*c)).collect();
         let encoded: String = name
             .bytes()
-            .map(|b| if token(char::from(b)) { char::from(b).to_string() } else { format!("%{b:02X}") })
+            .map(|b| if is_token_char(char::from(b)) { char::from(b).to_string() } else { format!("%{b:02X}") })
             .collect();
         let plain = if plain.trim_matches('.').is_empty() { "download" } else { &plain };
         format!("attachment; filename={plain}; filename*=UTF-8''{encoded}")
     };
-    HeaderValue::try_from(text).unwrap_or(nameless)
+    HeaderValue::try_from(text).unwrap_or(unnamed)
 }
 
-/// The media type by the name's ending; texts of all kinds are `text/plain`, as MLflow sends them. So are HTML and SVG,
-/// which MLflow sends as what they are: a browser must not take an artifact for a page of this server.
+/// The media type for a file name extension. All text formats are `text/plain`, as in MLflow. Unlike in MLflow, so are HTML and SVG,
+/// because a browser must not treat an artifact as a page of this server.
 fn media_type(path: &str) -> &'static str {
     let name = path.rsplit('/').next().unwrap_or_default();
-    let ending = name.rsplit_once('.').map_or(name, |(_, e)| e).to_ascii_lowercase();
-    match ending.as_str() {
+    let extension = name.rsplit_once('.').map_or(name, |(_, e)| e).to_ascii_lowercase();
+    match extension.as_str() {
         "txt" | "log" | "err" | "cfg" | "conf" | "cnf" | "cf" | "ini" | "properties" | "prop" | "hocon" | "toml"
         | "yaml" | "yml" | "xml" | "json" | "js" | "py" | "py3" | "csv" | "tsv" | "md" | "rst" | "mlmodel"
         | "mlproject" | "requirements" | "html" | "htm" | "svg" => "text/plain",
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges() {
+    fn ranges_are_parsed() {
         assert_eq!(byte_range("bytes=0-4", 10), Some(Ok((0, 5))));
         assert_eq!(byte_range("bytes=-3", 10), Some(Ok((7, 10))));
         assert_eq!(byte_range("bytes=8-", 10), Some(Ok((8, 10))));
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_attachments() {
+    fn attachment_names_are_encoded() {
         for (name, expected) in [
             ("a.txt", "attachment; filename=a.txt"),
             ("a b.txt", "attachment; filename=\"a b.txt\""),

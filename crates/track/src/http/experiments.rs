@@ -1,4 +1,4 @@
-//! `/mlflow/experiments/*`.
+//! Routes of experiments: `/mlflow/experiments/*`.
 
 use serde::Serialize;
 use slipway_access::Routes;

@@ -1,4 +1,4 @@
-//! `/mlflow/logged-models/*`.
+//! Routes of logged models: `/mlflow/logged-models/*`.
 
 use axum::extract::Path;
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ messages! {
     ListFolder { artifact_directory_path: String }
 }
 
-/// Restricts a search to metrics on a dataset.
+/// Limits a search to metrics that were computed on this dataset.
 #[derive(Debug, Clone, Deserialize)]
 #[allow(missing_docs)] // the names are the protocol's own
 pub struct DatasetFilter {
@@ -146,7 +146,7 @@ async fn search(Scoped(t): Scoped, Call(m): Call<SearchLoggedModels>) -> Result<
     Ok(Reply(Found { models: page.items, next_page_token: page.next_page_token }))
 }
 
-/// A list of artifacts.
+/// The response to a listing of artifacts.
 #[derive(Serialize)]
 pub(super) struct Listing {
     pub(super) root_uri: String,

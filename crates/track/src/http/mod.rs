@@ -17,23 +17,23 @@ use slipway_access::{Access, Routes, RunTokenUse};
 
 use crate::{Error, ErrorCode, Tracking};
 
-/// The version of MLflow whose answers this crate gives.
+/// The version of MLflow with which this crate is compatible.
 pub const MLFLOW_VERSION: &str = "3.17.2";
-/// Bytes a JSON request may have.
+/// Maximum bytes of a JSON request body.
 const BODY_LIMIT: usize = 64 * 1024 * 1024;
 
 /// All of MLflow's routes, under `/api` and `/ajax-api`, with `/version` and `/health`.
 pub fn routes(tracking: Tracking) -> Routes {
-    let known = Access::Authenticated(RunTokenUse::Scoped);
+    let authenticated = Access::Authenticated(RunTokenUse::Scoped);
     let api = experiments::routes()
         .merge(runs::routes())
         .merge(registry::routes())
         .merge(logged_models::routes())
         .merge(artifacts::routes())
-        .get("/3.0/mlflow/server-info", known, server_info)
+        .get("/3.0/mlflow/server-info", authenticated, server_info)
         .layer(axum::extract::DefaultBodyLimit::max(BODY_LIMIT))
         .merge(artifacts::streaming_routes())
-        .fallback(known, unknown);
+        .fallback(authenticated, unknown);
     Routes::new()
         .merge(artifacts::ui_routes())
         .nest("/api", api.clone())
@@ -57,8 +57,8 @@ async fn server_info() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
-/// Prefixes of MLflow's API that exist there and not (yet) here; `conformance/mlflow/README.md` has the table.
-const LATER: &[&str] = &[
+/// Path prefixes of MLflow's API that slipway does not implement (yet); `conformance/mlflow/README.md` has the full table.
+const NOT_IMPLEMENTED: &[&str] = &[
     "/2.0/mlflow/traces",
     "/3.0/mlflow/traces",
     "/3.0/mlflow/assessments",
@@ -82,11 +82,11 @@ const LATER: &[&str] = &[
 
 async fn unknown(uri: Uri) -> Response {
     let path = uri.path();
-    if LATER.iter().any(|prefix| path.starts_with(prefix)) {
+    if NOT_IMPLEMENTED.iter().any(|prefix| path.starts_with(prefix)) {
         return Error::new(ErrorCode::NotImplemented, format!("{path} is not implemented by slipway yet."))
             .into_response();
     }
-    // MLflow's own answer to a path it does not know.
+    // MLflow's own response to an unknown path.
     const PAGE: &str = "<!doctype html>\n<html lang=en>\n<title>404 Not Found</title>\n<h1>Not Found</h1>\n\
         <p>The requested URL was not found on the server. If you entered the URL manually please check your spelling \
         and try again.</p>\n";

@@ -1,4 +1,4 @@
-//! `/mlflow/registered-models/*` and `/mlflow/model-versions/*`.
+//! Routes of the model registry: `/mlflow/registered-models/*` and `/mlflow/model-versions/*`.
 
 use serde::Serialize;
 use slipway_access::Routes;

@@ -1,4 +1,4 @@
-//! `/mlflow/runs/*` and `/mlflow/metrics/*`.
+//! Routes of runs and metrics: `/mlflow/runs/*` and `/mlflow/metrics/*`.
 
 use axum::extract::RawQuery;
 use serde::{Deserialize, Serialize};
@@ -13,12 +13,12 @@ use crate::model::{DatasetInput, KeyValue, Metric, ModelInput, ModelOutput, Run,
 use crate::service::metrics::NewMetric;
 use crate::service::{MetricQuery, NewRun, Tracking};
 
-/// Points of one run that a sampled history may have.
+/// Maximum number of points per run in a sampled history.
 const MAX_RESULTS_PER_RUN: i64 = 2500;
-/// Runs that one bulk request may name.
+/// Maximum number of runs in a bulk request.
 const MAX_RUNS: usize = 100;
-/// Points in one bulk answer.
-const MAX_HISTORY: usize = 25_000;
+/// Maximum number of points in the response to a bulk request.
+const MAX_BULK_POINTS: usize = 25_000;
 
 messages! {
     CreateRun {
@@ -52,7 +52,7 @@ messages! {
     }
 }
 
-/// A metric of a batch; what is absent is reported with its place.
+/// A metric in a `log-batch` request. The error for an absent field names the metric's index.
 #[derive(Debug, Deserialize)]
 pub(crate) struct BatchMetric {
     #[serde(default, deserialize_with = "null_default")]
@@ -65,7 +65,7 @@ pub(crate) struct BatchMetric {
     dataset_digest: Option<String>,
 }
 
-/// A parameter or tag of a batch.
+/// A parameter or tag in a `log-batch` request.
 #[derive(Debug, Deserialize)]
 pub(crate) struct BatchPair {
     #[serde(default, deserialize_with = "null_default")]
@@ -116,7 +116,7 @@ async fn find(Scoped(t): Scoped, Call(m): Call<RunId>) -> Result<Reply<One>, Err
     Ok(Reply(One { run: t.run(&m.run_id.unwrap_or_default())? }))
 }
 
-/// `RunStatus` in `service.proto`.
+/// The names of `RunStatus` in `service.proto`, indexed by number.
 const STATUS: [&str; 6] = ["", "RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"];
 
 fn status(given: Option<Enum>) -> Result<Option<String>, Error> {
@@ -295,11 +295,11 @@ struct BulkHistory {
 
 async fn history_bulk(Scoped(t): Scoped, RawQuery(query): RawQuery) -> Result<Reply<BulkHistory>, Error> {
     let query = query.unwrap_or_default();
-    let all = |name: &str| {
+    let values = |name: &str| {
         let pairs = form_urlencoded::parse(query.as_bytes()).filter(|(k, _)| k == name);
         pairs.map(|(_, v)| v.into_owned()).collect::<Vec<_>>()
     };
-    let run_ids = all("run_id");
+    let run_ids = values("run_id");
     if run_ids.is_empty() {
         return Err(Error::invalid("GetMetricHistoryBulk request must specify at least one run_id."));
     }
@@ -309,15 +309,15 @@ async fn history_bulk(Scoped(t): Scoped, RawQuery(query): RawQuery) -> Result<Re
             run_ids.len()
         )));
     }
-    let metric_key = all("metric_key")
+    let metric_key = values("metric_key")
         .pop()
         .ok_or_else(|| Error::invalid("GetMetricHistoryBulk request must specify a metric_key."))?;
-    let max_results = match all("max_results").pop() {
-        None => MAX_HISTORY,
+    let max_results = match values("max_results").pop() {
+        None => MAX_BULK_POINTS,
         Some(text) => text
             .parse::<usize>()
             .map_err(|_| Error::invalid(format!("Invalid value \"{text}\" for parameter 'max_results' supplied.")))?
-            .min(MAX_HISTORY),
+            .min(MAX_BULK_POINTS),
     };
     let metrics = t.metric_history_bulk(MetricQuery { run_ids, metric_key, max_results, steps: None }).await?;
     Ok(Reply(BulkHistory { metrics }))

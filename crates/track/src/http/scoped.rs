@@ -1,4 +1,4 @@
-//! The extractor that limits handlers to what their caller may change.
+//! The extractor that limits a handler to what its caller may change.
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -8,7 +8,7 @@ use slipway_access::refusal::Refusal;
 
 use crate::Tracking;
 
-/// Tracking, limited to what the caller may change. A request that no guard let in has no caller and is refused.
+/// The tracking service, limited to what the caller may change. A request without a caller, which passed no guard, is rejected.
 pub(super) struct Scoped(pub(super) Tracking);
 
 impl FromRequestParts<Tracking> for Scoped {

@@ -1,8 +1,8 @@
-//! Uploads in parts (`/mlflow-artifacts/mpu/*`).
+//! Multipart uploads (`/mlflow-artifacts/mpu/*`).
 //!
-//! MLflow's client sends each part to the URL that it got for it, without the credentials of the request that asked for the
-//! URLs (`HttpArtifactRepository._upload_part`). So a URL is signed ([`PartSigner`]), and who has it may store that part of that
-//! upload until it expires. Naming the finished object (`complete`) takes credentials again.
+//! MLflow's client sends each part to the URL that `create` returned for it, without credentials
+//! (`HttpArtifactRepository._upload_part`). So each URL is signed (`PartSigner`) and gives access to only that part of that upload,
+//! until it expires. `complete`, which gives the object its name, requires credentials again.
 
 use axum::Extension;
 use axum::extract::{Path, RawQuery, Request, State};
@@ -24,12 +24,12 @@ messages! {
     AbortUpload { #[required] path: String, upload_id: String }
 }
 
-/// Parts that one upload may have, as in S3.
+/// Maximum number of parts of an upload, as in S3.
 const MAX_PARTS: i64 = 10_000;
-/// Milliseconds for which the URL of a part can be used. Parts that nobody completes are removed after a day.
+/// Milliseconds for which the URL of a part is valid. It is shorter than a day, after which abandoned uploads are removed.
 const PART_URL_LIFETIME_MS: i64 = 12 * 60 * 60 * 1000;
 
-/// A part that was uploaded.
+/// An uploaded part in a `complete` request.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Part {
     part_number: Int,
@@ -54,20 +54,20 @@ pub(super) async fn create_upload(
     origin: Option<Extension<Origin>>,
     Call(m): Call<CreateUpload>,
 ) -> Result<Reply<Upload>, Error> {
-    t.may_change_artifact(&object(&folder, m.path.as_deref().unwrap_or_default())?)?;
+    t.may_change_artifact(&object_path(&folder, m.path.as_deref().unwrap_or_default())?)?;
     let parts = m.num_parts.map_or(1, |n| n.0);
     if !(1..=MAX_PARTS).contains(&parts) {
         return Err(Error::invalid(format!("num_parts must be between 1 and {MAX_PARTS}, got {parts}.")));
     }
     let Some(Extension(origin)) = origin else {
-        // The client knows this message and sends the file in one piece instead.
+        // The client recognises the beginning of this message and sends the file in one request instead.
         return Err(Error::new(
             ErrorCode::NotImplemented,
-            "Multipart upload is not supported for the current artifact repository: the server does not know under which \
-             address it is reached.",
+            "Multipart upload is not supported for the current artifact repository: the server does not know its \
+             external address.",
         ));
     };
-    let upload_id = t.objects.begin_parts().await?;
+    let upload_id = t.objects.create_multipart().await?;
     let expires = now_ms() + PART_URL_LIFETIME_MS;
     let credentials = (1..=parts)
         .map(|number| {
@@ -81,30 +81,30 @@ pub(super) async fn create_upload(
     Ok(Reply(Upload { upload_id, credentials }))
 }
 
-/// Takes a part from whoever has its signed URL; nothing else gives access.
+/// Stores a part. The signature of the URL is the only authorisation.
 pub(super) async fn upload_part(
     State(t): State<Tracking>,
     Path((upload_id, number)): Path<(String, String)>,
     RawQuery(query): RawQuery,
     request: Request,
 ) -> Result<Response, Error> {
-    let refused = || Error::new(ErrorCode::PermissionDenied, "The URL of this part is not valid, or has expired.");
+    let denied = || Error::new(ErrorCode::PermissionDenied, "The URL of this part is not valid, or has expired.");
     let value = |name| query_value(query.as_deref(), name).unwrap_or_default();
-    let expires: i64 = value("expires").parse().map_err(|_| refused())?;
+    let expires: i64 = value("expires").parse().map_err(|_| denied())?;
     if !t.part_signer.verifies(&upload_id, &number, expires, &value("signature")) || expires <= now_ms() {
-        return Err(refused());
+        return Err(denied());
     }
-    // What was signed is a number between 1 and MAX_PARTS.
-    let number: u32 = number.parse().map_err(|_| refused())?;
+    // This cannot fail: only numbers from 1 to MAX_PARTS are signed.
+    let number: u32 = number.parse().map_err(|_| denied())?;
     t.objects.put_part(&upload_id, number, request.into_body().into_data_stream()).await?;
     Ok([(header::ETAG, format!("\"{upload_id}-{number}\""))].into_response())
 }
 
-/// Where an upload goes: `path` is the file as the client's machine names it, of which only the name counts.
-fn object(folder: &str, path: &str) -> Result<String, Error> {
+/// The path of the object to store. `path` is the file's path on the client's machine, of which only the last segment is used.
+fn object_path(folder: &str, path: &str) -> Result<String, Error> {
     let windows = path.get(1..3) == Some(":\\") || path.starts_with("\\\\");
     let file = if windows { path.rsplit(['/', '\\']).next() } else { path.rsplit('/').next() };
-    artifact_path::new(&format!("{folder}/{}", file.unwrap_or_default()))
+    artifact_path::for_writing(&format!("{folder}/{}", file.unwrap_or_default()))
 }
 
 pub(super) async fn complete_upload(
@@ -112,8 +112,8 @@ pub(super) async fn complete_upload(
     Path(folder): Path<String>,
     Call(m): Call<CompleteUpload>,
 ) -> Result<Reply<Empty>, Error> {
-    let place = object(&folder, m.path.as_deref().unwrap_or_default())?;
-    t.may_change_artifact(&place)?;
+    let target = object_path(&folder, m.path.as_deref().unwrap_or_default())?;
+    t.may_change_artifact(&target)?;
     let mut numbers: Vec<u32> = Vec::new();
     for part in m.parts.map(|l| l.0).unwrap_or_default() {
         let number = part.part_number.0;
@@ -123,11 +123,11 @@ pub(super) async fn complete_upload(
         numbers.extend(u32::try_from(number));
     }
     numbers.sort_unstable();
-    // A part that may be named twice may be named a million times, and fill the disk.
+    // Without this check, a client could list one part a million times and fill the disk.
     if let Some(pair) = numbers.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(Error::invalid(format!("Part number {} is named twice.", pair[0])));
+        return Err(Error::invalid(format!("Part number {} is listed twice.", pair[0])));
     }
-    t.objects.complete_parts(m.upload_id.as_deref().unwrap_or_default(), numbers, &place).await?;
+    t.objects.complete_multipart(m.upload_id.as_deref().unwrap_or_default(), numbers, &target).await?;
     Ok(Reply(Empty {}))
 }
 
@@ -136,9 +136,9 @@ pub(super) async fn abort_upload(
     Path(folder): Path<String>,
     Call(m): Call<AbortUpload>,
 ) -> Result<Reply<Empty>, Error> {
-    artifact_path::existing(&folder)?;
+    artifact_path::for_reading(&folder)?;
     t.may_change_artifact(&folder)?;
-    t.objects.abort_parts(m.upload_id.as_deref().unwrap_or_default()).await?;
+    t.objects.abort_multipart(m.upload_id.as_deref().unwrap_or_default()).await?;
     Ok(Reply(Empty {}))
 }
 
@@ -147,10 +147,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_name_of_the_clients_file_counts() {
-        assert_eq!(object("1/r/artifacts", "/home/me/big.bin").unwrap(), "1/r/artifacts/big.bin");
-        assert_eq!(object("1", "C:\\data\\big.bin").unwrap(), "1/big.bin");
-        assert_eq!(object("1", "/tmp/a\\b").unwrap(), "1/a\\b");
-        assert!(object("1", "/tmp/a\nb").is_err());
+    fn only_the_last_segment_of_the_clients_path_is_used() {
+        assert_eq!(object_path("1/r/artifacts", "/home/me/big.bin").unwrap(), "1/r/artifacts/big.bin");
+        assert_eq!(object_path("1", "C:\\data\\big.bin").unwrap(), "1/big.bin");
+        assert_eq!(object_path("1", "/tmp/a\\b").unwrap(), "1/a\\b");
+        assert!(object_path("1", "/tmp/a\nb").is_err());
     }
 }

@@ -1,7 +1,7 @@
-//! Reading requests as MLflow reads them: protocol buffers in JSON, leniently typed, with its messages.
+//! Parsing of requests as MLflow does it: protocol buffers in JSON, leniently typed, with MLflow's error messages.
 //!
-//! A request is parsed into its struct at once. Only when a type does not fit is it parsed again, field by
-//! field in the order of MLflow's schema, to find which parameter to name (`_validate_param_against_schema`).
+//! A request is parsed directly into its struct. Only if a type does not match is it checked again, field by field in the order of
+//! MLflow's schema, to find the parameter that the error must name (`_validate_param_against_schema`).
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::validate::quoted;
 use crate::{Error, ErrorCode};
 
-/// What a field must be.
+/// The type of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Text,
@@ -23,30 +23,30 @@ pub(crate) enum Kind {
     Bool,
     List,
     Texts,
-    /// Checked elsewhere.
+    /// Any JSON value; the handler validates it.
     Any,
 }
 
-/// A row of a request's schema.
+/// A field of a request's schema.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rule {
+pub(crate) struct FieldRule {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
     pub(crate) required: bool,
 }
 
-/// A type that a field can have.
+/// A type that a field of a request can have.
 pub(crate) trait Field {
     const KIND: Kind;
-    /// Whether the value counts as absent: protocol buffers cannot tell `""` from nothing.
-    fn absent(&self) -> bool {
+    /// Whether the value counts as absent: protocol buffers cannot distinguish `""` from an unset field.
+    fn is_absent(&self) -> bool {
         false
     }
 }
 
 impl Field for String {
     const KIND: Kind = Kind::Text;
-    fn absent(&self) -> bool {
+    fn is_absent(&self) -> bool {
         self.is_empty()
     }
 }
@@ -57,21 +57,21 @@ impl Field for Vec<String> {
     const KIND: Kind = Kind::Texts;
 }
 
-/// An int64: a JSON number, or a string of digits.
+/// An int64, as a JSON number or a string of digits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Int(pub(crate) i64);
 impl Field for Int {
     const KIND: Kind = Kind::Int;
 }
 
-/// A double: a JSON number, or a string, NaN and the infinities included.
+/// A double, as a JSON number or a string, including `NaN` and the infinities.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Float(pub(crate) f64);
 impl Field for Float {
     const KIND: Kind = Kind::Float;
 }
 
-/// An enumeration: its name, or its number.
+/// An enum value, as its name or its number.
 #[derive(Debug, Clone)]
 pub(crate) enum Enum {
     Name(String),
@@ -81,7 +81,7 @@ impl Field for Enum {
     const KIND: Kind = Kind::Any;
 }
 
-/// Ids as texts, or as the numbers that they are.
+/// A list of ids, as strings or as numbers.
 #[derive(Debug, Clone)]
 pub(crate) struct Ids(pub(crate) Vec<String>);
 impl Field for Ids {
@@ -184,20 +184,20 @@ impl<'de> Deserialize<'de> for Enum {
     }
 }
 
-/// `null` counts as not given.
+/// Deserialises `null` as the default value.
 pub(crate) fn null_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(d)?.unwrap_or_default())
 }
 
-/// A request message.
+/// A request message, declared by `messages!`.
 pub(crate) trait Message: DeserializeOwned + Default + Send {
-    /// Its schema, in MLflow's order.
-    const SCHEMA: &'static [Rule];
-    /// Fills renamed fields, then names the first required field that is absent.
-    fn settle(&mut self) -> Option<&'static str>;
+    /// The fields in the order of MLflow's schema, in which errors are reported.
+    const SCHEMA: &'static [FieldRule];
+    /// Fills renamed fields from their old names, then returns the name of the first required field that is absent.
+    fn first_missing(&mut self) -> Option<&'static str>;
 }
 
-/// Declares request messages: `required run_id or run_uuid: String, step: Int`.
+/// Declares request messages, such as `RunId { #[required] run_id or run_uuid: String, step: Int }`. `or` gives the old name of a field.
 macro_rules! messages {
     ($($name:ident { $($(#[$req:ident])? $field:ident $(or $alt:ident)? : $ty:ty),* $(,)? })*) => { $(
         #[derive(Debug, Default, serde::Deserialize)]
@@ -206,15 +206,15 @@ macro_rules! messages {
             $(pub(crate) $field: Option<$ty>, $(pub(crate) $alt: Option<$ty>,)?)*
         }
         impl $crate::http::wire::Message for $name {
-            const SCHEMA: &'static [$crate::http::wire::Rule] = &[$($crate::http::wire::Rule {
+            const SCHEMA: &'static [$crate::http::wire::FieldRule] = &[$($crate::http::wire::FieldRule {
                 name: stringify!($field),
                 kind: <$ty as $crate::http::wire::Field>::KIND,
                 required: $crate::http::wire::messages!(@required $($req)?),
             }),*];
-            fn settle(&mut self) -> Option<&'static str> {
+            fn first_missing(&mut self) -> Option<&'static str> {
                 $($(if self.$field.is_none() { self.$field = self.$alt.take(); })?)*
                 $(if $crate::http::wire::messages!(@required $($req)?)
-                    && self.$field.as_ref().is_none_or($crate::http::wire::Field::absent) {
+                    && self.$field.as_ref().is_none_or($crate::http::wire::Field::is_absent) {
                     return Some(stringify!($field));
                 })*
                 None
@@ -228,13 +228,13 @@ pub(crate) use messages;
 
 const SEE_DOCS: &str = " See the API docs for more information about request parameters.";
 
-/// "Missing value", as MLflow says it.
+/// MLflow's error for a missing required parameter.
 pub(crate) fn missing(path: &str) -> Error {
     Error::invalid(format!("Missing value for required parameter '{path}'.{SEE_DOCS}"))
 }
 
-/// "Invalid value", as MLflow says it when a type does not fit.
-pub(crate) fn wrong_type(name: &str, value: &Value) -> Error {
+/// MLflow's error for a parameter of an invalid type.
+pub(crate) fn invalid_type(name: &str, value: &Value) -> Error {
     let kind = match value {
         Value::Null => "NoneType",
         Value::Bool(_) => "bool",
@@ -253,12 +253,13 @@ pub(crate) fn wrong_type(name: &str, value: &Value) -> Error {
     ))
 }
 
-/// "Invalid value" for a number out of bounds, in a body or in a query, where every value is a text.
+/// MLflow's error for a number out of range, in the body or in the query, where every value is a string.
 pub(crate) fn out_of_range(name: &str, value: i64, in_query: bool) -> Error {
-    wrong_type(name, &if in_query { Value::from(value.to_string()) } else { Value::from(value) })
+    invalid_type(name, &if in_query { Value::from(value.to_string()) } else { Value::from(value) })
 }
 
-fn fits(kind: Kind, value: &Value) -> bool {
+/// Whether a JSON value has the type `kind`.
+fn matches_kind(kind: Kind, value: &Value) -> bool {
     match kind {
         Kind::Text => value.is_string(),
         Kind::Bool => value.is_boolean(),
@@ -270,62 +271,63 @@ fn fits(kind: Kind, value: &Value) -> bool {
     }
 }
 
-fn settle<T: Message>(mut message: T) -> Result<T, Error> {
-    match message.settle() {
+/// Checks that all required fields are present.
+fn checked<T: Message>(mut message: T) -> Result<T, Error> {
+    match message.first_missing() {
         Some(name) => Err(missing(name)),
         None => Ok(message),
     }
 }
 
-/// Finds the parameter that does not fit.
+/// Finds the first invalid parameter of a request that could not be parsed directly.
 fn diagnose<T: Message>(mut value: Value) -> Result<T, Error> {
-    // Older clients send their JSON as a string of JSON.
+    // Older clients send the JSON object encoded as a JSON string.
     if let Value::String(inner) = &value {
         value = serde_json::from_str(inner).unwrap_or(Value::Null);
     }
     if !value.is_object() {
-        return settle(T::default());
+        return checked(T::default());
     }
     for rule in T::SCHEMA {
         let given = value.get(rule.name).filter(|v| !v.is_null());
         let given = given.or_else(|| value.get("run_uuid").filter(|_| rule.name == "run_id"));
         match given {
-            Some(v) if !fits(rule.kind, v) => return Err(wrong_type(rule.name, v)),
+            Some(v) if !matches_kind(rule.kind, v) => return Err(invalid_type(rule.name, v)),
             None if rule.required => return Err(missing(rule.name)),
             _ => {}
         }
     }
     match serde_json::from_value(value) {
-        Ok(message) => settle(message),
+        Ok(message) => checked(message),
         Err(error) => Err(Error::new(ErrorCode::BadRequest, format!("Malformed request: {error}"))),
     }
 }
 
-/// Parses a JSON body.
+/// Parses a JSON request body.
 pub(crate) fn from_json<T: Message>(body: &[u8]) -> Result<T, Error> {
     let error = match serde_json::from_slice(body) {
-        Ok(message) => return settle(message),
+        Ok(message) => return checked(message),
         Err(error) => error,
     };
     if error.is_syntax()
         && let Some(body) = with_quoted_numbers(body)
         && let Ok(value) = serde_json::from_slice::<Value>(&body)
     {
-        return serde_json::from_value(value.clone()).map_or_else(|_| diagnose(value), settle);
+        return serde_json::from_value(value.clone()).map_or_else(|_| diagnose(value), checked);
     }
-    // MLflow takes a body that is no JSON for an empty one.
+    // MLflow treats a body that is not JSON as an empty one.
     diagnose(serde_json::from_slice(body).unwrap_or(Value::Null))
 }
 
-/// Quotes `NaN`, `Infinity` and `-Infinity`, which JSON does not know and Python writes; `None` when there are none.
+/// Quotes `NaN`, `Infinity` and `-Infinity`, which Python writes although they are not JSON; `None` when there are none.
 fn with_quoted_numbers(body: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(body.len() + 16);
-    let (mut at, mut in_text, mut found) = (0, false, false);
+    let (mut at, mut in_string, mut found) = (0, false, false);
     while at < body.len() {
         let rest = &body[at..];
         let names: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
-        let name = names.into_iter().find(|name| !in_text && rest.starts_with(name));
-        let taken = match (name, rest[0]) {
+        let name = names.into_iter().find(|name| !in_string && rest.starts_with(name));
+        let length = match (name, rest[0]) {
             (Some(name), _) => {
                 found = true;
                 out.push(b'"');
@@ -334,16 +336,16 @@ fn with_quoted_numbers(body: &[u8]) -> Option<Vec<u8>> {
                 at += name.len();
                 continue;
             }
-            (None, b'\\') if in_text => 2,
+            (None, b'\\') if in_string => 2,
             (None, b'"') => {
-                in_text = !in_text;
+                in_string = !in_string;
                 1
             }
             _ => 1,
         };
-        let taken = taken.min(rest.len());
-        out.extend_from_slice(&rest[..taken]);
-        at += taken;
+        let length = length.min(rest.len());
+        out.extend_from_slice(&rest[..length]);
+        at += length;
     }
     found.then_some(out)
 }
@@ -380,12 +382,12 @@ pub(crate) fn from_query<T: Message>(query: &str) -> Result<T, Error> {
     }
     let value = Value::Object(object);
     match serde_json::from_value(value.clone()) {
-        Ok(message) => settle(message),
+        Ok(message) => checked(message),
         Err(_) => diagnose(value),
     }
 }
 
-/// A request message, from the body or, for GET, from the query.
+/// Extractor for a request message, from the body or, for GET, from the query.
 pub(crate) struct Call<T>(pub(crate) T);
 
 impl<T: Message, S: Send + Sync> FromRequest<S> for Call<T> {
@@ -416,7 +418,7 @@ impl<T: Message, S: Send + Sync> FromRequest<S> for Call<T> {
     }
 }
 
-/// A JSON answer.
+/// A JSON response.
 pub(crate) struct Reply<T>(pub(crate) T);
 
 impl<T: Serialize> IntoResponse for Reply<T> {
@@ -428,7 +430,7 @@ impl<T: Serialize> IntoResponse for Reply<T> {
     }
 }
 
-/// The empty answer `{}`.
+/// The empty response `{}`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Empty {}
 
@@ -445,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn lenient_types_and_renamed_fields() {
+    fn lenient_types_and_renamed_fields_are_accepted() {
         let p: Probe = from_json(br#"{"run_uuid":"a","value":"NaN","step":"3","unknown":[1]}"#).unwrap();
         assert_eq!(p.run_id.as_deref(), Some("a"));
         assert!(p.value.unwrap().0.is_nan());
@@ -455,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_python_writes_bare_are_read() {
+    fn unquoted_nan_and_infinity_are_parsed() {
         let value = |json: &str| from_json::<Probe>(json.as_bytes()).map(|p| p.value.unwrap().0);
         assert!(value(r#"{"run_id":"NaN \" NaN","value":NaN}"#).unwrap().is_nan());
         assert_eq!(value(r#"{"value":-Infinity,"run_id":"a"}"#).unwrap(), f64::NEG_INFINITY);
@@ -468,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wrong_parameter_is_named() {
+    fn error_names_the_invalid_parameter() {
         assert!(message("{}").starts_with("Missing value for required parameter 'run_id'."));
         assert!(message("{bad").starts_with("Missing value for required parameter 'run_id'."));
         assert!(message(r#"{"run_id":""}"#).starts_with("Missing value for required parameter 'run_id'."));

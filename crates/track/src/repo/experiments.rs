@@ -29,7 +29,7 @@ fn with_tags(c: &Connection, mut experiment: Experiment) -> Result<Experiment, E
     Ok(experiment)
 }
 
-/// Makes sure that experiment 0, `Default`, is there.
+/// Creates experiment 0, `Default`, unless it exists.
 pub(crate) fn ensure_default(c: &Connection, now: i64) -> Result<(), Error> {
     execute(
         c,
@@ -39,7 +39,7 @@ pub(crate) fn ensure_default(c: &Connection, now: i64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Adds an experiment; `None` as location means the default one. Returns its id.
+/// Inserts an experiment and returns its id. Without `location` its artifacts are stored in this server's object store.
 pub(crate) fn insert(
     c: &Connection,
     name: &str,
@@ -47,7 +47,7 @@ pub(crate) fn insert(
     tags: &[KeyValue],
     now: i64,
 ) -> Result<i64, Error> {
-    // Asked first, since a refused insertion would use a number up.
+    // Check for a duplicate first, because a failed insertion would consume an id.
     if first(c, "SELECT 1 FROM experiments WHERE name = ?1", [name], |_| Ok(()))?.is_some() {
         return Err(Error::new(
             ErrorCode::ResourceAlreadyExists,
@@ -75,7 +75,7 @@ pub(crate) fn insert(
     Ok(id)
 }
 
-/// The experiment with its tags.
+/// Finds an experiment by its id.
 pub(crate) fn find(c: &Connection, id: i64) -> Result<Experiment, Error> {
     let sql = format!("SELECT {COLUMNS} FROM experiments e WHERE e.experiment_id = ?1");
     let found = first(c, &sql, [id], experiment)?
@@ -83,7 +83,7 @@ pub(crate) fn find(c: &Connection, id: i64) -> Result<Experiment, Error> {
     with_tags(c, found)
 }
 
-/// Artifact location and lifecycle stage, which is all that creating a run needs.
+/// Artifact location and lifecycle stage of an experiment: all that is needed to create a run in it.
 pub(crate) fn location(c: &Connection, id: i64) -> Result<(String, String), Error> {
     first(c, "SELECT artifact_location, lifecycle_stage FROM experiments WHERE experiment_id = ?1", [id], |row| {
         Ok((row.get(0)?, row.get(1)?))
@@ -91,13 +91,13 @@ pub(crate) fn location(c: &Connection, id: i64) -> Result<(String, String), Erro
     .ok_or_else(|| Error::missing(format!("No Experiment with id={id} exists")))
 }
 
-/// The experiment of that name, deleted or not.
+/// Finds an experiment by its name, deleted ones included.
 pub(crate) fn find_by_name(c: &Connection, name: &str) -> Result<Option<Experiment>, Error> {
     let sql = format!("SELECT {COLUMNS} FROM experiments e WHERE e.name = ?1");
     first(c, &sql, [name], experiment)?.map(|e| with_tags(c, e)).transpose()
 }
 
-/// Experiments that meet the conditions.
+/// Searches experiments in these lifecycle stages.
 pub(crate) fn search(
     c: &Connection,
     stages: &str,
@@ -116,7 +116,7 @@ pub(crate) fn search(
     found.into_iter().map(|e| with_tags(c, e)).collect()
 }
 
-/// Moves the experiment and its runs to another stage.
+/// Moves the experiment and its runs to another lifecycle stage.
 pub(crate) fn set_stage(c: &Connection, id: i64, to: &str, now: i64) -> Result<(), Error> {
     let deleted = (to == stage::DELETED).then_some(now);
     execute(
@@ -157,7 +157,7 @@ pub(crate) fn set_tag(c: &Connection, id: i64, key: &str, value: &str) -> Result
     Ok(())
 }
 
-/// Removes a tag; whether it was there.
+/// Removes a tag; returns whether it existed.
 pub(crate) fn delete_tag(c: &Connection, id: i64, key: &str) -> Result<bool, Error> {
     Ok(execute(c, "DELETE FROM experiment_tags WHERE experiment_id = ?1 AND key = ?2", params![id, key])? > 0)
 }

@@ -2,18 +2,18 @@
 
 use slipway_store::sql::{Connection, Result as Read, Row, Value, params};
 
-use super::{dynamic, execute, first, key_value, marks, rows};
+use super::{dynamic, execute, first, key_value, placeholders, rows};
 use crate::Error;
 use crate::model::{KeyValue, LoggedModel, LoggedModelData, LoggedModelInfo, Metric};
 
 const COLUMNS: &str = "m.model_id, m.experiment_id, m.name, m.creation_timestamp_ms, m.last_updated_timestamp_ms, \
      m.artifact_location, m.status, m.model_type, m.source_run_id, m.status_message, m.lifecycle_stage";
 
-/// Names of the states (`LoggedModelStatus` in `service.proto`).
+/// Names of the statuses, indexed by number (`LoggedModelStatus` in `service.proto`).
 const STATUS: [&str; 4] =
     ["LOGGED_MODEL_STATUS_UNSPECIFIED", "LOGGED_MODEL_PENDING", "LOGGED_MODEL_READY", "LOGGED_MODEL_UPLOAD_FAILED"];
 
-/// The number of a state's name.
+/// The number of a status name; `None` if it is unknown.
 pub(crate) fn status_number(name: &str) -> Option<i64> {
     STATUS.iter().position(|s| *s == name).and_then(|n| i64::try_from(n).ok())
 }
@@ -41,7 +41,8 @@ fn model(row: &Row<'_>) -> Read<(LoggedModel, String)> {
     ))
 }
 
-fn whole(c: &Connection, mut model: LoggedModel) -> Result<LoggedModel, Error> {
+/// Loads the tags, parameters and metrics of a logged model.
+fn load(c: &Connection, mut model: LoggedModel) -> Result<LoggedModel, Error> {
     let id = &model.info.model_id;
     model.info.tags =
         rows(c, "SELECT key, value FROM logged_model_tags WHERE model_id = ?1 ORDER BY key", [id], key_value)?;
@@ -68,7 +69,7 @@ fn whole(c: &Connection, mut model: LoggedModel) -> Result<LoggedModel, Error> {
     Ok(model)
 }
 
-/// Adds a logged model in state pending.
+/// Inserts a logged model with the status pending.
 pub(crate) fn insert(c: &Connection, info: &LoggedModelInfo) -> Result<(), Error> {
     let experiment: i64 = info.experiment_id.parse().unwrap_or_default();
     execute(
@@ -87,22 +88,22 @@ pub(crate) fn insert(c: &Connection, info: &LoggedModelInfo) -> Result<(), Error
     Ok(())
 }
 
-/// The logged model.
-pub(crate) fn find(c: &Connection, id: &str, deleted_too: bool) -> Result<LoggedModel, Error> {
+/// Finds a logged model by its id. Deleted ones are found only with `include_deleted`.
+pub(crate) fn find(c: &Connection, id: &str, include_deleted: bool) -> Result<LoggedModel, Error> {
     let sql = format!("SELECT {COLUMNS} FROM logged_models m WHERE m.model_id = ?1");
     match first(c, &sql, [id], model)? {
-        Some((found, stage)) if deleted_too || stage != "deleted" => whole(c, found),
+        Some((found, stage)) if include_deleted || stage != "deleted" => load(c, found),
         _ => Err(Error::missing(format!("Logged model with ID '{id}' not found."))),
     }
 }
 
-/// Sets the state; false when there is no such model.
+/// Sets the status; returns false if there is no such model.
 pub(crate) fn set_status(c: &Connection, id: &str, status: i64, now: i64) -> Result<bool, Error> {
     let sql = "UPDATE logged_models SET status = ?2, last_updated_timestamp_ms = ?3 WHERE model_id = ?1";
     Ok(execute(c, sql, params![id, status, now])? > 0)
 }
 
-/// Marks it as deleted; false when there is no such model.
+/// Marks the model as deleted; returns false if there is no such model.
 pub(crate) fn delete(c: &Connection, id: &str, now: i64) -> Result<bool, Error> {
     let sql =
         "UPDATE logged_models SET lifecycle_stage = 'deleted', last_updated_timestamp_ms = ?2 WHERE model_id = ?1";
@@ -119,18 +120,18 @@ pub(crate) fn set_tag(c: &Connection, id: &str, tag: &KeyValue) -> Result<(), Er
     Ok(())
 }
 
-/// Removes a tag; whether it was there.
+/// Removes a tag; returns whether it existed.
 pub(crate) fn delete_tag(c: &Connection, id: &str, key: &str) -> Result<bool, Error> {
     Ok(execute(c, "DELETE FROM logged_model_tags WHERE model_id = ?1 AND key = ?2", [id, key])? > 0)
 }
 
-/// Adds a parameter; false when it is there already.
+/// Inserts a parameter; returns false if the key exists already.
 pub(crate) fn add_param(c: &Connection, id: &str, param: &KeyValue) -> Result<bool, Error> {
     let sql = "INSERT INTO logged_model_params VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
     Ok(execute(c, sql, params![id, param.key, param.value])? > 0)
 }
 
-/// Adds a metric.
+/// Inserts a point of a metric; a duplicate is ignored.
 pub(crate) fn add_metric(c: &Connection, model_id: &str, run_id: &str, metric: &Metric) -> Result<(), Error> {
     let value = if metric.value.is_nan() { 0.0 } else { metric.value };
     execute(
@@ -150,7 +151,7 @@ pub(crate) fn add_metric(c: &Connection, model_id: &str, run_id: &str, metric: &
     Ok(())
 }
 
-/// Logged models of the experiments that meet the conditions.
+/// Searches the logged models of these experiments.
 pub(crate) fn search(
     c: &Connection,
     experiments: &[i64],
@@ -159,9 +160,9 @@ pub(crate) fn search(
     limit: i64,
     offset: i64,
 ) -> Result<Vec<LoggedModel>, Error> {
-    let marks = marks(experiments.len());
+    let placeholders = placeholders(experiments.len());
     let sql = format!(
-        "SELECT {COLUMNS} FROM logged_models m WHERE m.lifecycle_stage <> 'deleted' AND m.experiment_id IN ({marks}){conditions}
+        "SELECT {COLUMNS} FROM logged_models m WHERE m.lifecycle_stage <> 'deleted' AND m.experiment_id IN ({placeholders}){conditions}
          ORDER BY {order} LIMIT ? OFFSET ?"
     );
     let mut values: Vec<Value> = experiments.iter().map(|id| Value::from(*id)).collect();
@@ -169,5 +170,5 @@ pub(crate) fn search(
     values.extend_from_slice(order_params);
     values.extend([Value::from(limit), offset.into()]);
     let found = rows(c, &sql, dynamic(&values).as_slice(), model)?;
-    found.into_iter().map(|(m, _)| whole(c, m)).collect()
+    found.into_iter().map(|(m, _)| load(c, m)).collect()
 }

@@ -1,4 +1,4 @@
-//! All SQL of this crate. Functions take the connection of the transaction they run in.
+//! All SQL of this crate. Each function runs in the transaction of the connection that it gets.
 
 pub(crate) mod experiments;
 pub(crate) mod keys;
@@ -12,7 +12,7 @@ use slipway_store::sql::{Connection, Params, Result as Read, Row, ToSql, Value};
 use crate::Error;
 use crate::model::KeyValue;
 
-/// All rows of a statement.
+/// All rows of a query, converted by `map`.
 pub(crate) fn rows<T>(
     connection: &Connection,
     sql: &str,
@@ -22,7 +22,7 @@ pub(crate) fn rows<T>(
     Ok(connection.rows(sql, params, map)?)
 }
 
-/// The first row of a statement, if any.
+/// The first row of a query, converted by `map`; `None` if there are no rows.
 pub(crate) fn first<T>(
     connection: &Connection,
     sql: &str,
@@ -32,22 +32,23 @@ pub(crate) fn first<T>(
     Ok(connection.first(sql, params, map)?)
 }
 
-/// Runs a statement; how many rows it changed.
+/// Runs a statement and returns the number of changed rows.
 pub(crate) fn execute(connection: &Connection, sql: &str, params: impl Params) -> Result<usize, Error> {
     Ok(connection.execute(sql, params)?)
 }
 
-/// A row of `key, value`.
+/// Converts a row of the columns `key, value`.
 pub(crate) fn key_value(row: &Row<'_>) -> Read<KeyValue> {
     Ok(KeyValue { key: row.get(0)?, value: row.get(1)? })
 }
 
-/// Parameters for a list of `count` values; a list of none, in which nothing is, can only be said this way.
-pub(crate) fn marks(count: usize) -> String {
+/// The placeholders of a list of `count` values for `IN (…)`. `IN ()` is not valid SQL, so an empty list becomes `IN (NULL)`, which
+/// matches nothing.
+pub(crate) fn placeholders(count: usize) -> String {
     if count == 0 { "NULL".to_owned() } else { vec!["?"; count].join(",") }
 }
 
-/// Parameters of any types.
+/// Statement parameters from values of different types.
 pub(crate) fn dynamic(values: &[Value]) -> Vec<&dyn ToSql> {
     values.iter().map(|v| v as &dyn ToSql).collect()
 }

@@ -1,4 +1,4 @@
-//! Registered models, versions, tags and aliases.
+//! Registered models, their versions, tags and aliases.
 
 use std::collections::HashMap;
 
@@ -9,9 +9,9 @@ use crate::filter::entities::Conditions;
 use crate::model::{Alias, KeyValue, ModelVersion, RegisteredModel};
 use crate::{Error, ErrorCode};
 
-/// The stage of deleted versions, which keep their number so that it is never given again.
+/// The stage of deleted versions. Their rows are kept, so that a version number is never reused.
 const DELETED: &str = "Deleted_Internal";
-/// Leaves prompts out of searches for models.
+/// Condition that excludes prompts, which MLflow stores as registered models with a tag.
 const NO_PROMPTS: &str = "NOT EXISTS (SELECT 1 FROM registered_model_tags p
      WHERE p.name = {alias}.name AND p.key = 'mlflow.prompt.is_prompt' AND p.value = 'true')";
 
@@ -59,7 +59,7 @@ fn with_aliases(c: &Connection, mut version: ModelVersion) -> Result<ModelVersio
     Ok(version)
 }
 
-/// Adds a model; false when the name is taken.
+/// Inserts a model; returns false if the name is taken.
 pub(crate) fn insert_model(c: &Connection, name: &str, description: &str, now: i64) -> Result<bool, Error> {
     let added = execute(
         c,
@@ -80,7 +80,7 @@ fn model(row: &Row<'_>) -> Read<RegisteredModel> {
         name: row.get(0)?,
         creation_timestamp: row.get(1)?,
         last_updated_timestamp: row.get(2)?,
-        // Protocol buffers leave an empty one out.
+        // Protocol buffers omit an empty description.
         description: row.get::<Option<String>>(3)?.filter(|d| !d.is_empty()),
         latest_versions: Vec::new(),
         tags: Vec::new(),
@@ -90,7 +90,8 @@ fn model(row: &Row<'_>) -> Read<RegisteredModel> {
 
 const MODEL: &str = "m.name, m.creation_time, m.last_updated_time, m.description";
 
-fn whole(c: &Connection, mut model: RegisteredModel) -> Result<RegisteredModel, Error> {
+/// Loads the tags, aliases and newest versions of a model.
+fn load(c: &Connection, mut model: RegisteredModel) -> Result<RegisteredModel, Error> {
     model.tags =
         rows(c, "SELECT key, value FROM registered_model_tags WHERE name = ?1 ORDER BY key", [&model.name], key_value)?;
     model.aliases =
@@ -101,11 +102,11 @@ fn whole(c: &Connection, mut model: RegisteredModel) -> Result<RegisteredModel, 
     Ok(model)
 }
 
-/// The model with tags, aliases and newest versions.
+/// Finds a model by its name.
 pub(crate) fn find_model(c: &Connection, name: &str) -> Result<RegisteredModel, Error> {
     let found = first(c, &format!("SELECT {MODEL} FROM registered_models m WHERE m.name = ?1"), [name], model)?
         .ok_or_else(|| Error::missing(format!("Registered Model with name={name} not found")))?;
-    whole(c, found)
+    load(c, found)
 }
 
 /// The newest version of each stage.
@@ -118,7 +119,7 @@ pub(crate) fn latest(c: &Connection, name: &str) -> Result<Vec<ModelVersion>, Er
     rows(c, &sql, [name], version)?.into_iter().map(|v| with_tags(c, v)).collect()
 }
 
-/// Models that meet the conditions.
+/// Searches registered models.
 pub(crate) fn search_models(
     c: &Connection,
     conditions: &Conditions,
@@ -134,7 +135,7 @@ pub(crate) fn search_models(
     );
     let mut values = conditions.params.clone();
     values.extend([Value::from(limit), offset.into()]);
-    rows(c, &sql, dynamic(&values).as_slice(), model)?.into_iter().map(|m| whole(c, m)).collect()
+    rows(c, &sql, dynamic(&values).as_slice(), model)?.into_iter().map(|m| load(c, m)).collect()
 }
 
 /// Sets the description.
@@ -147,7 +148,7 @@ pub(crate) fn describe_model(c: &Connection, name: &str, description: &str, now:
     Ok(())
 }
 
-/// Renames the model with all that belongs to it.
+/// Renames the model. Its versions, tags and aliases follow by `ON UPDATE CASCADE`.
 pub(crate) fn rename_model(c: &Connection, name: &str, new_name: &str, now: i64) -> Result<(), Error> {
     let renamed = c.execute(
         "UPDATE registered_models SET name = ?2, last_updated_time = ?3 WHERE name = ?1",
@@ -169,19 +170,19 @@ pub(crate) fn rename_model(c: &Connection, name: &str, new_name: &str, now: i64)
     Ok(())
 }
 
-/// Removes the model with all that belongs to it.
+/// Deletes the model. Its versions, tags and aliases are deleted by `ON DELETE CASCADE`.
 pub(crate) fn delete_model(c: &Connection, name: &str) -> Result<(), Error> {
     execute(c, "DELETE FROM registered_models WHERE name = ?1", [name])?;
     Ok(())
 }
 
-/// Says that something about the model changed.
+/// Updates the model's time of the last change.
 pub(crate) fn touch_model(c: &Connection, name: &str, now: i64) -> Result<(), Error> {
     execute(c, "UPDATE registered_models SET last_updated_time = ?2 WHERE name = ?1", params![name, now])?;
     Ok(())
 }
 
-/// A model's tag.
+/// The value of a model's tag.
 pub(crate) fn model_tag(c: &Connection, name: &str, key: &str) -> Result<Option<String>, Error> {
     first(c, "SELECT value FROM registered_model_tags WHERE name = ?1 AND key = ?2", [name, key], |r| r.get(0))
 }
@@ -202,7 +203,7 @@ pub(crate) fn delete_model_tag(c: &Connection, name: &str, key: &str) -> Result<
     Ok(())
 }
 
-/// What a new version is made of.
+/// The columns of a new model version.
 pub(crate) struct NewVersion<'a> {
     pub(crate) name: &'a str,
     pub(crate) source: &'a str,
@@ -213,7 +214,7 @@ pub(crate) struct NewVersion<'a> {
     pub(crate) model_id: &'a str,
 }
 
-/// Adds the next version; its number.
+/// Inserts a version with the next number, and returns the number.
 pub(crate) fn insert_version(c: &Connection, new: &NewVersion<'_>, now: i64) -> Result<i64, Error> {
     let number: i64 =
         first(c, "SELECT coalesce(max(version), 0) + 1 FROM model_versions WHERE name = ?1", [new.name], |r| r.get(0))?
@@ -236,7 +237,7 @@ pub(crate) fn insert_version(c: &Connection, new: &NewVersion<'_>, now: i64) -> 
     Ok(number)
 }
 
-/// The version with tags and aliases.
+/// Finds a version by model name and number.
 pub(crate) fn find_version(c: &Connection, name: &str, number: i64) -> Result<ModelVersion, Error> {
     let sql = format!(
         "SELECT {VERSION} FROM model_versions v WHERE v.name = ?1 AND v.version = ?2 AND v.current_stage <> '{DELETED}'"
@@ -246,7 +247,7 @@ pub(crate) fn find_version(c: &Connection, name: &str, number: i64) -> Result<Mo
     with_aliases(c, with_tags(c, found)?)
 }
 
-/// The id of the logged model that the version was made from.
+/// The id of the logged model from which the version was created; empty if there is none.
 pub(crate) fn version_model_id(c: &Connection, name: &str, number: i64) -> Result<String, Error> {
     Ok(first(
         c,
@@ -257,7 +258,7 @@ pub(crate) fn version_model_id(c: &Connection, name: &str, number: i64) -> Resul
     .unwrap_or_default())
 }
 
-/// Versions that meet the conditions.
+/// Searches model versions.
 pub(crate) fn search_versions(
     c: &Connection,
     conditions: &Conditions,
@@ -293,7 +294,7 @@ pub(crate) fn describe_version(
     Ok(())
 }
 
-/// Moves the version to a stage, the others out of it if asked.
+/// Moves the version to a stage. With `archive`, moves the other versions of this stage to `Archived`.
 pub(crate) fn set_version_stage(
     c: &Connection,
     name: &str,
@@ -318,7 +319,7 @@ pub(crate) fn set_version_stage(
     touch_model(c, name, now)
 }
 
-/// Marks the version as deleted, with everything about it blotted out.
+/// Marks the version as deleted and redacts its fields, as MLflow does.
 pub(crate) fn delete_version(c: &Connection, name: &str, number: i64, now: i64) -> Result<(), Error> {
     execute(c, "DELETE FROM model_aliases WHERE name = ?1 AND version = ?2", params![name, number])?;
     execute(
@@ -351,7 +352,7 @@ pub(crate) fn delete_version_tag(c: &Connection, name: &str, number: i64, key: &
     Ok(())
 }
 
-/// Points an alias to a version.
+/// Sets an alias to a version.
 pub(crate) fn set_alias(c: &Connection, name: &str, alias: &str, number: i64) -> Result<(), Error> {
     execute(
         c,
@@ -367,12 +368,12 @@ pub(crate) fn delete_alias(c: &Connection, name: &str, alias: &str) -> Result<()
     Ok(())
 }
 
-/// The version an alias points to.
+/// The number of the version to which an alias points.
 pub(crate) fn alias(c: &Connection, name: &str, alias: &str) -> Result<Option<i64>, Error> {
     first(c, "SELECT version FROM model_aliases WHERE name = ?1 AND alias = ?2", [name, alias], |r| r.get(0))
 }
 
-/// Versions made from each of the runs: run id to `(name, version)`.
+/// The model versions created from these runs, as `(name, version)` keyed by run id.
 pub(crate) fn versions_of_runs(
     c: &Connection,
     run_ids: &[String],

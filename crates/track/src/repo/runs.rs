@@ -2,7 +2,7 @@
 
 use slipway_store::sql::{Connection, Result as Read, Row, Value, params};
 
-use super::{dynamic, execute, first, key_value, marks, rows};
+use super::{dynamic, execute, first, key_value, placeholders, rows};
 use crate::Error;
 use crate::filter::runs::Query;
 use crate::model::{
@@ -13,8 +13,9 @@ use crate::model::{
 const COLUMNS: &str = "r.run, r.run_id, r.experiment_id, r.name, r.user_id, r.status, r.start_time, r.end_time, \
      r.artifact_uri, r.lifecycle_stage";
 
-/// A run's small integer and its fields.
+/// A row of the table `runs`.
 pub(crate) struct RunRow {
+    /// The integer key of the run, which other tables refer to.
     pub(crate) run: i64,
     pub(crate) info: RunInfo,
 }
@@ -38,7 +39,7 @@ fn info(row: &Row<'_>) -> Read<RunRow> {
     })
 }
 
-/// Adds a run with its tags.
+/// Inserts a run with its tags.
 pub(crate) fn insert(c: &Connection, info: &RunInfo, tags: &[KeyValue]) -> Result<(), Error> {
     let experiment_id: i64 = info.experiment_id.parse().unwrap_or_default();
     let run: Option<i64> = c.first(
@@ -58,13 +59,13 @@ pub(crate) fn insert(c: &Connection, info: &RunInfo, tags: &[KeyValue]) -> Resul
     set_tags(c, run.unwrap_or_default(), tags)
 }
 
-/// The run's row.
+/// Finds a run by its id.
 pub(crate) fn find(c: &Connection, run_id: &str) -> Result<RunRow, Error> {
     first(c, &format!("SELECT {COLUMNS} FROM runs r WHERE r.run_id = ?1"), [run_id], info)?
         .ok_or_else(|| Error::missing(format!("Run with id={run_id} not found")))
 }
 
-/// Whether there is a run that is not deleted and does not have this tag.
+/// Whether the run exists, is not deleted and does not have this tag.
 pub(crate) fn is_active_without_tag(c: &Connection, run_id: &str, tag: &str) -> Result<bool, Error> {
     let query = "SELECT r.lifecycle_stage, (SELECT count(*) FROM tags t WHERE t.run = r.run AND t.key = ?2)
          FROM runs r WHERE r.run_id = ?1";
@@ -72,7 +73,7 @@ pub(crate) fn is_active_without_tag(c: &Connection, run_id: &str, tag: &str) -> 
     Ok(found.is_some_and(|(stage, tags)| stage == stage::ACTIVE && tags == 0))
 }
 
-/// The run's small integer and its experiment, if the run may be changed.
+/// The integer key and the experiment id of an active run. A deleted run is an error, because it must not be changed.
 pub(crate) fn active(c: &Connection, run_id: &str) -> Result<(i64, i64), Error> {
     let found = first(c, "SELECT run, experiment_id, lifecycle_stage FROM runs WHERE run_id = ?1", [run_id], |row| {
         Ok((row.get::<i64>(0)?, row.get::<i64>(1)?, row.get::<String>(2)?))
@@ -86,7 +87,7 @@ pub(crate) fn active(c: &Connection, run_id: &str) -> Result<(i64, i64), Error> 
     }
 }
 
-/// Everything about the run.
+/// Loads the metrics, parameters, tags, inputs and outputs of a run.
 pub(crate) fn load(c: &Connection, row: RunRow) -> Result<Run, Error> {
     let run = row.run;
     let metrics = rows(
@@ -143,7 +144,7 @@ pub(crate) fn load(c: &Connection, row: RunRow) -> Result<Run, Error> {
     })
 }
 
-/// Runs of the experiments in these stages that meet the query.
+/// Searches the runs of these experiments in these lifecycle stages.
 pub(crate) fn search(
     c: &Connection,
     experiments: &[i64],
@@ -152,9 +153,9 @@ pub(crate) fn search(
     limit: i64,
     offset: i64,
 ) -> Result<Vec<RunRow>, Error> {
-    let marks = marks(experiments.len());
+    let placeholders = placeholders(experiments.len());
     let sql = format!(
-        "SELECT {COLUMNS} FROM runs r{} WHERE r.experiment_id IN ({marks}) AND r.lifecycle_stage IN ({stages}){} \
+        "SELECT {COLUMNS} FROM runs r{} WHERE r.experiment_id IN ({placeholders}) AND r.lifecycle_stage IN ({stages}){} \
          ORDER BY {} LIMIT ? OFFSET ?",
         query.joins, query.conditions, query.order
     );
@@ -165,7 +166,7 @@ pub(crate) fn search(
     rows(c, &sql, dynamic(&values).as_slice(), info)
 }
 
-/// Changes status, end time and name where given; the name is also the tag `mlflow.runName`.
+/// Sets status, end time and name where given. The name is also stored in the tag `mlflow.runName`.
 pub(crate) fn update(
     c: &Connection,
     run: i64,
@@ -185,7 +186,7 @@ pub(crate) fn update(
     Ok(())
 }
 
-/// Moves the run to another stage.
+/// Moves the run to another lifecycle stage.
 pub(crate) fn set_stage(c: &Connection, run_id: &str, to: &str, now: i64) -> Result<(), Error> {
     let deleted = (to == stage::DELETED).then_some(now);
     let changed = execute(
@@ -204,7 +205,7 @@ pub(crate) fn set_tag(c: &Connection, run: i64, key: &str, value: &str) -> Resul
     Ok(())
 }
 
-/// Sets tags; the last one of a key stands.
+/// Sets tags; if a key occurs twice, the last value wins.
 pub(crate) fn set_tags<'a>(
     c: &Connection,
     run: i64,
@@ -215,17 +216,17 @@ pub(crate) fn set_tags<'a>(
     Ok(c.execute_each(SET_TAG, all)?)
 }
 
-/// A tag's value.
+/// The value of a tag.
 pub(crate) fn tag(c: &Connection, run: i64, key: &str) -> Result<Option<String>, Error> {
     first(c, "SELECT value FROM tags WHERE run = ?1 AND key = ?2", params![run, key], |r| r.get(0))
 }
 
-/// Removes a tag; whether it was there.
+/// Removes a tag; returns whether it existed.
 pub(crate) fn delete_tag(c: &Connection, run: i64, key: &str) -> Result<bool, Error> {
     Ok(execute(c, "DELETE FROM tags WHERE run = ?1 AND key = ?2", params![run, key])? > 0)
 }
 
-/// Adds a parameter unless it is there; the value that stands.
+/// Inserts a parameter. If the key exists, returns its unchanged value; otherwise `None`.
 pub(crate) fn add_param(c: &Connection, run: i64, param: &KeyValue) -> Result<Option<String>, Error> {
     let added = execute(
         c,
@@ -238,7 +239,7 @@ pub(crate) fn add_param(c: &Connection, run: i64, param: &KeyValue) -> Result<Op
     first(c, "SELECT value FROM params WHERE run = ?1 AND key = ?2", params![run, param.key], |r| r.get(0))
 }
 
-/// Ties a dataset to the run; the first use of a dataset in a run stands.
+/// Records a dataset as an input of the run. If it is recorded already, the first record is kept.
 pub(crate) fn add_dataset(
     c: &Connection,
     run: i64,
@@ -271,13 +272,13 @@ pub(crate) fn add_dataset(
     Ok(())
 }
 
-/// Ties a logged model that the run used.
+/// Records a logged model as an input of the run.
 pub(crate) fn add_model_input(c: &Connection, run: i64, model_id: &str) -> Result<(), Error> {
     execute(c, "INSERT INTO run_model_inputs VALUES (?1, ?2) ON CONFLICT DO NOTHING", params![run, model_id])?;
     Ok(())
 }
 
-/// Ties a logged model that the run made.
+/// Records a logged model as an output of the run.
 pub(crate) fn add_model_output(c: &Connection, run: i64, model_id: &str, step: i64) -> Result<(), Error> {
     execute(
         c,
@@ -287,7 +288,7 @@ pub(crate) fn add_model_output(c: &Connection, run: i64, model_id: &str, step: i
     Ok(())
 }
 
-/// A dataset with the experiment and context it was used in.
+/// A dataset with the experiment and the context in which it was used.
 pub(crate) struct DatasetSummary {
     pub(crate) experiment_id: i64,
     pub(crate) name: String,
@@ -295,13 +296,13 @@ pub(crate) struct DatasetSummary {
     pub(crate) context: Option<String>,
 }
 
-/// Datasets used in the experiments, at most 1000.
+/// The datasets that are used in these experiments, at most 1000.
 pub(crate) fn dataset_summaries(c: &Connection, experiments: &[i64]) -> Result<Vec<DatasetSummary>, Error> {
-    let marks = marks(experiments.len());
+    let placeholders = placeholders(experiments.len());
     let sql = format!(
         "SELECT DISTINCT d.experiment_id, d.name, d.digest, i.context FROM datasets d JOIN run_datasets i USING (dataset)
          JOIN experiments e ON e.experiment_id = d.experiment_id
-         WHERE d.experiment_id IN ({marks}) LIMIT 1000"
+         WHERE d.experiment_id IN ({placeholders}) LIMIT 1000"
     );
     let values: Vec<Value> = experiments.iter().map(|id| Value::from(*id)).collect();
     rows(c, &sql, dynamic(&values).as_slice(), |r| {

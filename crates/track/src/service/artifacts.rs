@@ -1,4 +1,4 @@
-//! Artifacts behind the proxy (`mlflow-artifacts:` URIs), as files of the object store.
+//! Artifacts in this server's object store, which clients access through the artifact proxy (`mlflow-artifacts:` URIs).
 
 use slipway_store::StoreError;
 use slipway_store::objects::Reader;
@@ -7,22 +7,22 @@ use super::Tracking;
 use crate::model::FileInfo;
 use crate::{Error, StoredLocation, artifact_path};
 
-/// Whose artifacts are meant.
+/// The entity to which artifacts belong.
 #[derive(Debug, Clone, Copy)]
 pub enum ArtifactRoot<'a> {
-    /// A run's.
+    /// A run, by its id.
     Run(&'a str),
-    /// A logged model's.
+    /// A logged model, by its id.
     LoggedModel(&'a str),
-    /// A registered version's: name and number.
+    /// A model version, by name and number.
     Version(&'a str, &'a str),
 }
 
 impl Tracking {
-    /// The location of the artifacts, as a URI.
+    /// The URI of the artifacts' location.
     ///
     /// # Errors
-    /// When there is no such run, logged model or version.
+    /// No such run, logged model or version.
     pub fn artifact_location(&self, root: ArtifactRoot<'_>) -> Result<String, Error> {
         match root {
             ArtifactRoot::Run(id) => self.run_info(id).map(|r| r.artifact_uri),
@@ -31,31 +31,31 @@ impl Tracking {
         }
     }
 
-    /// The path in the object store of `path` below the root.
+    /// The path in the object store of an artifact with this `path` relative to the root.
     ///
     /// # Errors
-    /// A path that leaves the root; a location that this server does not store.
+    /// A path that leaves the root, or a location that this server does not store.
     pub fn artifact_object(&self, root: ArtifactRoot<'_>, path: &str) -> Result<String, Error> {
-        artifact_path::existing(path)?;
+        artifact_path::for_reading(path)?;
         Ok(StoredLocation::parse(&self.artifact_location(root)?)?.join(path))
     }
 
-    /// Opens the object at a path of the object store.
+    /// Opens the object at a path in the object store.
     ///
     /// # Errors
-    /// A path that leaves the store; nothing there, or a folder.
+    /// A path that leaves the store, a folder, or no such object.
     pub async fn open_artifact(&self, path: &str) -> Result<Reader, Error> {
-        let mut outcome = Err(StoreError::NotFound(path.to_owned()));
+        let mut result = Err(StoreError::NotFound(path.to_owned()));
         for candidate in self.candidates(path).await? {
-            outcome = self.objects.get(&candidate).await;
-            if !matches!(outcome, Err(StoreError::NotFound(_))) {
+            result = self.objects.get(&candidate).await;
+            if !matches!(result, Err(StoreError::NotFound(_))) {
                 break;
             }
         }
-        Ok(outcome?)
+        Ok(result?)
     }
 
-    /// Removes the object or folder at a path of the object store; nothing there is no error.
+    /// Deletes the object or folder at a path in the object store. It is not an error if there is none.
     ///
     /// # Errors
     /// A path that leaves the store.
@@ -66,18 +66,18 @@ impl Tracking {
         Ok(())
     }
 
-    /// What is in the folder `path` below the root, paths relative to the root; and the root's location.
+    /// Lists the folder `path` below the root. Returns the root's URI, and the entries with paths relative to the root.
     ///
     /// # Errors
-    /// As [`Tracking::artifact_object`].
+    /// The errors of [`Tracking::artifact_object`].
     pub async fn list_artifacts(&self, root: ArtifactRoot<'_>, path: &str) -> Result<(String, Vec<FileInfo>), Error> {
-        artifact_path::existing(path)?;
+        artifact_path::for_reading(path)?;
         let location = self.artifact_location(root)?;
         let files = self.list_folder(&StoredLocation::parse(&location)?.join(path), path).await?;
         Ok((location, files))
     }
 
-    /// What is in a folder of the object store, with `prefix` before each name.
+    /// Lists a folder of the object store, with `prefix` before each name.
     ///
     /// # Errors
     /// A path that leaves the store.
@@ -93,41 +93,42 @@ impl Tracking {
         Ok(entries
             .into_iter()
             .map(|e| FileInfo {
-                path: match (prefix, artifact_path::shown(&e.name)) {
+                path: match (prefix, artifact_path::display_name(&e.name)) {
                     ("", name) => name.into_owned(),
                     (prefix, name) => format!("{prefix}/{name}"),
                 },
                 is_dir: e.is_dir,
-                // Protocol buffers leave a size of 0 out.
+                // Protocol buffers omit a size of 0.
                 file_size: (!e.is_dir && e.size > 0).then_some(e.size),
             })
             .collect())
     }
 
-    /// Where an artifact of this path may be: as MLflow understands the path; literally, since earlier versions did not undo
-    /// percent-encodings; and under a name that is shown differently from how it is stored ([`artifact_path::shown`]).
+    /// The possible paths of an artifact in the object store, in order of preference: the decoded path; the literal path, because
+    /// earlier versions did not decode percent-encodings; and the path whose names are displayed as this path
+    /// ([`artifact_path::display_name`]).
     pub(super) async fn candidates(&self, path: &str) -> Result<Vec<String>, Error> {
-        let decoded = artifact_path::existing(path)?;
+        let decoded = artifact_path::for_reading(path)?;
         let mut found = vec![decoded.clone()];
         if path != decoded {
             found.push(path.to_owned());
         }
         if decoded.contains(char::REPLACEMENT_CHARACTER) {
-            let mut place = String::new();
+            let mut stored_path = String::new();
             for part in decoded.split('/').filter(|part| !part.is_empty()) {
                 let entries = if part.contains(char::REPLACEMENT_CHARACTER) {
-                    self.objects.list(&place).await?
+                    self.objects.list(&stored_path).await?
                 } else {
                     Vec::new()
                 };
-                let stored = entries.iter().find(|entry| artifact_path::shown(&entry.name) == part);
-                if !place.is_empty() {
-                    place.push('/');
+                let stored = entries.iter().find(|entry| artifact_path::display_name(&entry.name) == part);
+                if !stored_path.is_empty() {
+                    stored_path.push('/');
                 }
-                place.push_str(stored.map_or(part, |entry| &entry.name));
+                stored_path.push_str(stored.map_or(part, |entry| &entry.name));
             }
-            if place != decoded {
-                found.push(place);
+            if stored_path != decoded {
+                found.push(stored_path);
             }
         }
         Ok(found)

@@ -1,14 +1,13 @@
-//! Compaction of metric points: a metric's history costs what that metric has, not what its run has.
+//! Compaction of metric points: the cost of reading a metric's history depends on the size of the metric, not of the whole run.
 //!
-//! A request's points are stored as one row, which is cheap to write and expensive to read: a history would unpack all rows of
-//! the run. So rows are rewritten in the background, as in a log-structured merge tree. Rows of requests are level 0. One step
-//! takes the oldest rows of a level and sorts their points by key: a key with many points gets a row of its own
-//! (`metric_chunks`), keys with few share rows of level + 1 (`metric_mixed`), which are compacted in the same way when there are
-//! many. A history reads the rows of its key, the mixed rows around it, and the rows of requests that are left, whose number is
-//! bounded.
+//! The points of a request are stored as one row, which is cheap to write and expensive to read: a history would have to unpack all
+//! rows of the run. So a background task rewrites the rows, like a log-structured merge tree. Rows of requests are level 0. One step
+//! takes the oldest rows of a level and groups their points by key: a key with many points gets its own row (`metric_chunks`), keys
+//! with few points share rows of level + 1 (`metric_mixed`), which are compacted in the same way when there are many. A history then
+//! reads the rows of its key, the mixed rows whose range of keys includes it, and the uncompacted rows, whose number is bounded.
 //!
-//! A step reads and sorts outside the writer, so that changes do not wait for it, and then replaces the rows in one
-//! transaction. Between the two another server may have compacted the same run; the number of the run's compactions tells.
+//! A step reads and sorts outside of the writer, so that changes do not wait for it, and then replaces the rows in one transaction.
+//! If another server compacted the same run in between, the run's number of compactions has changed, and the step is discarded.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,49 +22,50 @@ use crate::points::{ByKey, Point, pack_keys};
 use crate::repo::metrics::{self as repo, Mixed, Size};
 use crate::{Error, ErrorCode};
 
-/// When rows are compacted, and how much one step takes, so that its transaction is short.
+/// Thresholds for compaction, and limits of one step, which keep its transaction short.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Rows of requests after which a run is compacted, and rows that one step takes at most.
+    /// Number of uncompacted rows at which a run is compacted, and maximum number of rows per step.
     pub(crate) step_rows: usize,
-    /// Bytes of packed points after which a run is compacted, and that one step takes at most (and one row more).
+    /// Bytes of uncompacted rows at which a run is compacted, and maximum bytes per step (the last row may exceed it).
     pub(crate) step_bytes: usize,
-    /// Mixed rows of one level after which they are compacted.
+    /// Number of mixed rows of a level at which the level is compacted.
     pub(crate) mixed_rows: i64,
-    /// Points of one key in a step for which it gets a row of its own.
+    /// Minimum number of points of a key in a step for which the key gets its own row.
     pub(crate) chunk_points: usize,
-    /// Bytes after which a mixed row is complete.
+    /// Size in bytes at which a mixed row is complete.
     pub(crate) mixed_bytes: usize,
 }
 
-/// A step takes some 40,000 points. A history of a key with few points unpacks as many that are not its own, and per level as
-/// many as mixed rows hold; that takes a few milliseconds.
+/// With these limits a step takes about 40,000 points. The history of a key with few points unpacks about as many points of other
+/// keys, and those of the matching mixed rows of each level, which takes a few milliseconds.
 pub(crate) const LIMITS: Limits =
     Limits { step_rows: 1000, step_bytes: 512 * 1024, mixed_rows: 256, chunk_points: 64, mixed_bytes: 16 * 1024 };
-/// Runs that can wait to be compacted. One that finds no room is noticed again with its next request.
-const QUEUE: usize = 1024;
-/// Runs whose sizes are counted at once; a limit of memory.
-const MAX_COUNTED: usize = 65_536;
-/// When runs are looked for that an earlier process left uncompacted: so late that a command which uses the store for a moment
-/// does not begin with it.
-pub(crate) const SWEEP_AFTER: Duration = Duration::from_secs(60);
-/// Rows of requests for which that search has a closer look at a run.
-const SWEEP_ROWS: i64 = 32;
+/// Capacity of the queue of runs to compact. A run that does not fit is detected again at its next request.
+const QUEUE_CAPACITY: usize = 1024;
+/// Maximum number of runs whose sizes are tracked, which bounds memory.
+const MAX_TRACKED_RUNS: usize = 65_536;
+/// Delay from the start to the sweep, which compacts runs that an earlier process left uncompacted. It is long enough that a
+/// short-lived command does not start the sweep.
+pub(crate) const SWEEP_DELAY: Duration = Duration::from_secs(60);
+/// Minimum number of uncompacted rows for which the sweep checks a run.
+const SWEEP_MIN_ROWS: i64 = 32;
 
-/// What a request stored.
+/// The row that a request stored.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stored {
+    /// The integer key of the run.
     pub(crate) run: i64,
-    /// Bytes of its row; 0 if it had no metrics.
+    /// The size of the row in bytes; 0 if the request had no metrics.
     pub(crate) bytes: usize,
 }
 
-/// Notices which runs are due and compacts them, one after the other, on a task of its own.
+/// Detects runs that are due for compaction, and compacts them one after the other in a background task.
 pub(crate) struct Compactor {
     due: mpsc::Sender<i64>,
     limits: Limits,
-    /// What this process stored of each run since it was last found due.
-    counted: Mutex<HashMap<i64, Size>>,
+    /// The size of the rows that this process stored per run since the run was last queued.
+    sizes: Mutex<HashMap<i64, Size>>,
 }
 
 impl Limits {
@@ -75,47 +75,52 @@ impl Limits {
 }
 
 impl Compactor {
-    /// Starts the task, which ends when the compactor is dropped. After `sweep_after` it looks for runs that an earlier process
-    /// left uncompacted.
-    pub(crate) fn start(db: Database, limits: Limits, sweep_after: Duration) -> Self {
-        let (due, receiver) = mpsc::channel(QUEUE);
-        // The queue outlives a task that panicked, so that its successor goes on with it.
+    /// Starts the background task, which ends when the compactor is dropped. After `sweep_delay` it compacts runs that an earlier
+    /// process left uncompacted.
+    pub(crate) fn start(db: Database, limits: Limits, sweep_delay: Duration) -> Self {
+        let (due, receiver) = mpsc::channel(QUEUE_CAPACITY);
+        // The queue survives a panic of the task, so that the restarted task continues with it.
         let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
         tokio::spawn(async move {
-            let start = || work(db.clone(), Arc::clone(&receiver), limits, sweep_after);
+            let start = || run_task(db.clone(), Arc::clone(&receiver), limits, sweep_delay);
             slipway_core::task::restart_on_panic("compaction of metrics", start).await;
         });
-        Self { due, limits, counted: Mutex::default() }
+        Self { due, limits, sizes: Mutex::default() }
     }
 
-    /// Counts what a request stored: all the work that compaction adds to a request.
-    pub(crate) fn stored(&self, Stored { run, bytes }: Stored) {
+    /// Records a stored row and queues the run if it is due. This is all the work that compaction adds to a write request.
+    pub(crate) fn record_write(&self, Stored { run, bytes }: Stored) {
         if bytes == 0 {
             return;
         }
-        let mut counted = self.counted.lock();
-        if counted.len() >= MAX_COUNTED {
-            counted.clear();
+        let mut sizes = self.sizes.lock();
+        if sizes.len() >= MAX_TRACKED_RUNS {
+            sizes.clear();
         }
-        let size = counted.entry(run).or_default();
+        let size = sizes.entry(run).or_default();
         size.add(bytes);
         if self.limits.is_due(*size) && self.due.try_send(run).is_ok() {
-            counted.remove(&run);
+            sizes.remove(&run);
         }
     }
 
-    /// Notes how much of what was read is not compacted.
-    pub(crate) fn read(&self, run: i64, tail: Size) {
-        if self.limits.is_due(tail) {
-            // If the queue is full, the next one who reads asks again.
+    /// Records the size of the uncompacted rows that a history had to read, and queues the run if it is due.
+    pub(crate) fn record_read(&self, run: i64, uncompacted: Size) {
+        if self.limits.is_due(uncompacted) {
+            // If the queue is full, the next read tries again.
             let _ = self.due.try_send(run);
         }
     }
 }
 
-async fn work(db: Database, due: Arc<tokio::sync::Mutex<mpsc::Receiver<i64>>>, limits: Limits, sweep_after: Duration) {
+async fn run_task(
+    db: Database,
+    due: Arc<tokio::sync::Mutex<mpsc::Receiver<i64>>>,
+    limits: Limits,
+    sweep_delay: Duration,
+) {
     let mut due = due.lock().await;
-    let sweep = tokio::time::sleep(sweep_after);
+    let sweep = tokio::time::sleep(sweep_delay);
     tokio::pin!(sweep);
     loop {
         tokio::select! {
@@ -126,7 +131,7 @@ async fn work(db: Database, due: Arc<tokio::sync::Mutex<mpsc::Receiver<i64>>>, l
             () = &mut sweep => break,
         }
     }
-    match db.read(|c| repo::runs_with_rows(c, SWEEP_ROWS)).await {
+    match db.read(|c| repo::runs_with_rows(c, SWEEP_MIN_ROWS)).await {
         Ok(runs) => {
             for run in runs {
                 if due.is_closed() {
@@ -135,7 +140,7 @@ async fn work(db: Database, due: Arc<tokio::sync::Mutex<mpsc::Receiver<i64>>>, l
                 compact_and_log(&db, run, limits).await;
             }
         }
-        Err(error) => tracing::warn!(%error, "runs that should be compacted cannot be looked for"),
+        Err(error) => tracing::warn!(%error, "cannot list the runs to compact"),
     }
     while let Some(run) = due.recv().await {
         compact_and_log(&db, run, limits).await;
@@ -152,7 +157,7 @@ async fn compact_and_log(db: &Database, run: i64, limits: Limits) {
     }
 }
 
-/// Compacts a run until nothing of it is due; how many steps that took.
+/// Compacts a run until no step is due; returns the number of steps.
 pub(crate) async fn compact(db: &Database, run: i64, limits: Limits) -> Result<usize, Error> {
     let mut steps = 0;
     loop {
@@ -160,16 +165,16 @@ pub(crate) async fn compact(db: &Database, run: i64, limits: Limits) -> Result<u
         let Some(step) = db.read(move |c| plan(c, run, limits)).await? else { return Ok(steps) };
         db.write(move |c| step.apply(c)).await?;
         steps += 1;
-        // Leaves at least half of the time to requests.
+        // Pause as long as the step took, so that requests get at least half of the time.
         tokio::time::sleep(started.elapsed()).await;
     }
 }
 
-/// Rows that are to be replaced, and by what.
+/// A planned step: the rows to remove, and the rows that replace them.
 #[derive(Debug)]
 pub(crate) struct Step {
     run: i64,
-    /// The number of compactions when the rows were read.
+    /// The run's number of compactions when the rows were read.
     compactions: i64,
     level: i64,
     ids: Vec<i64>,
@@ -177,7 +182,7 @@ pub(crate) struct Step {
     mixed: Vec<Mixed>,
 }
 
-/// The next step for a run; `None` when nothing is due.
+/// Plans the next step for a run; `None` when nothing is due.
 pub(crate) fn plan(c: &Connection, run: i64, limits: Limits) -> Result<Option<Step>, Error> {
     let Some(compactions) = repo::compactions(c, run)? else { return Ok(None) };
     let limit = i64::try_from(limits.step_rows).unwrap_or(i64::MAX);
@@ -186,30 +191,30 @@ pub(crate) fn plan(c: &Connection, run: i64, limits: Limits) -> Result<Option<St
     let levels: Vec<i64> = if limits.is_due(Size { rows: rows.len(), bytes }) {
         vec![0]
     } else {
-        let crowded = repo::mixed_rows(c, run)?.into_iter().filter(|(_, rows)| *rows >= limits.mixed_rows);
-        crowded.map(|(level, _)| level).collect()
+        let full_levels = repo::mixed_rows(c, run)?.into_iter().filter(|(_, rows)| *rows >= limits.mixed_rows);
+        full_levels.map(|(level, _)| level).collect()
     };
     for level in levels {
         if level > 0 {
             rows = repo::oldest(c, run, level, limit)?;
         }
-        let mut taken = Size::default();
+        let mut step_size = Size::default();
         let mut ids = Vec::new();
         for (id, bytes) in rows.drain(..) {
-            if taken.bytes >= limits.step_bytes {
+            if step_size.bytes >= limits.step_bytes {
                 break;
             }
-            taken.add(usize::try_from(bytes).unwrap_or(0));
+            step_size.add(usize::try_from(bytes).unwrap_or(0));
             ids.push(id);
         }
         let packed = repo::packed(c, run, level, &ids)?;
         let mut points = ByKey::default();
         for row in &packed {
-            points.add(row).ok_or_else(|| repo::damaged(run))?;
+            points.add(row).ok_or_else(|| repo::corrupt(run))?;
         }
-        let (chunks, mixed) = regrouped(points.sorted(), limits);
-        // Rows of different keys stay as they are however often they are regrouped. A step that only moved them to the next level
-        // would be followed by the same one there, without end.
+        let (chunks, mixed) = regroup(points.sorted(), limits);
+        // Mixed rows with disjoint keys do not change when they are regrouped. A step that only moved them to the next level would be
+        // followed by the same step there, and so on without end.
         let is_unchanged = chunks.is_empty()
             && mixed.len() == packed.len()
             && mixed.iter().all(|row| packed.iter().any(|old| old[..] == row.points[..]));
@@ -220,18 +225,18 @@ pub(crate) fn plan(c: &Connection, run: i64, limits: Limits) -> Result<Option<St
     Ok(None)
 }
 
-/// Packs points in the order of their keys: rows of one key with many points, and rows of keys with few.
-fn regrouped(points: Vec<(&str, Vec<Point>)>, limits: Limits) -> (Vec<(String, Vec<u8>)>, Vec<Mixed>) {
-    /// About as many bytes as a point has in a row.
+/// Packs points, sorted by key, into chunks of one key with many points, and mixed rows of keys with few points.
+fn regroup(points: Vec<(&str, Vec<Point>)>, limits: Limits) -> (Vec<(String, Vec<u8>)>, Vec<Mixed>) {
+    /// Estimated size of a point in a row.
     const POINT_BYTES: usize = 14;
     let (mut chunks, mut mixed) = (Vec::new(), Vec::new());
-    let mut few: Vec<(&str, Vec<Point>)> = Vec::new();
+    let mut small_keys: Vec<(&str, Vec<Point>)> = Vec::new();
     let mut bytes = 0;
-    let mut complete = |few: &mut Vec<(&str, Vec<Point>)>| {
-        if let (Some((first, _)), Some((last, _))) = (few.first(), few.last()) {
-            mixed.push(Mixed { first_key: (*first).into(), last_key: (*last).into(), points: pack_keys(few) });
+    let mut complete = |small_keys: &mut Vec<(&str, Vec<Point>)>| {
+        if let (Some((first, _)), Some((last, _))) = (small_keys.first(), small_keys.last()) {
+            mixed.push(Mixed { first_key: (*first).into(), last_key: (*last).into(), points: pack_keys(small_keys) });
         }
-        few.clear();
+        small_keys.clear();
     };
     for (key, points) in points {
         if points.len() >= limits.chunk_points {
@@ -239,18 +244,18 @@ fn regrouped(points: Vec<(&str, Vec<Point>)>, limits: Limits) -> (Vec<(String, V
             continue;
         }
         bytes += key.len() + points.len() * POINT_BYTES;
-        few.push((key, points));
+        small_keys.push((key, points));
         if bytes >= limits.mixed_bytes {
-            complete(&mut few);
+            complete(&mut small_keys);
             bytes = 0;
         }
     }
-    complete(&mut few);
+    complete(&mut small_keys);
     (chunks, mixed)
 }
 
 impl Step {
-    /// Replaces the rows, unless the run was compacted or removed since they were read; whether it did.
+    /// Replaces the rows. Returns false and changes nothing if the run was compacted or deleted since the rows were read.
     pub(crate) fn apply(self, c: &Connection) -> Result<bool, Error> {
         if !repo::count_compaction(c, self.run, self.compactions)? {
             return Ok(false);

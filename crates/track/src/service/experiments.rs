@@ -1,4 +1,4 @@
-//! Experiments.
+//! The rules of experiments.
 
 use slipway_core::clock::now_ms;
 
@@ -9,17 +9,17 @@ use crate::model::{Experiment, KeyValue, Page, stage};
 use crate::{Error, ErrorCode, artifact_path, repo, validate};
 
 impl Tracking {
-    /// Adds an experiment; its id.
+    /// Creates an experiment and returns its id.
     ///
     /// # Errors
-    /// A bad or taken name, a bad tag or location.
+    /// An invalid or taken name, an invalid tag or location.
     pub async fn create_experiment(
         &self,
         name: String,
         location: Option<String>,
         tags: Vec<KeyValue>,
     ) -> Result<String, Error> {
-        let tags = self.owned(tags)?;
+        let tags = self.with_owner(tags)?;
         self.may_choose_location(location.as_deref())?;
         validate::experiment_name(&name)?;
         for tag in &tags {
@@ -35,26 +35,26 @@ impl Tracking {
     /// The experiment with this id.
     ///
     /// # Errors
-    /// When there is none.
+    /// No such experiment.
     pub fn experiment(&self, id: &str) -> Result<Experiment, Error> {
         let id = validate::experiment_id(id)?;
         self.db.read_now(|c| repo::experiments::find(c, id))
     }
 
-    /// The experiment of this name.
+    /// The experiment with this name.
     ///
     /// # Errors
-    /// When there is none.
+    /// No such experiment.
     pub fn experiment_by_name(&self, name: &str) -> Result<Experiment, Error> {
         self.db
             .read_now(|c| repo::experiments::find_by_name(c, name))?
             .ok_or_else(|| Error::missing(format!("Could not find experiment with name '{name}'")))
     }
 
-    /// Experiments that match.
+    /// Searches experiments.
     ///
     /// # Errors
-    /// A filter, order, page size or token that cannot be used.
+    /// An invalid filter, order, page size or page token.
     pub async fn search_experiments(
         &self,
         view: ViewType,
@@ -82,15 +82,15 @@ impl Tracking {
     /// Marks the experiment and its runs as deleted.
     ///
     /// # Errors
-    /// When there is no active experiment with this id.
+    /// No active experiment with this id.
     pub async fn delete_experiment(&self, id: &str) -> Result<(), Error> {
         self.move_experiment(id, stage::ACTIVE, stage::DELETED).await
     }
 
-    /// Takes back a deletion.
+    /// Restores a deleted experiment and its runs.
     ///
     /// # Errors
-    /// When there is no deleted experiment with this id.
+    /// No deleted experiment with this id.
     pub async fn restore_experiment(&self, id: &str) -> Result<(), Error> {
         self.move_experiment(id, stage::DELETED, stage::ACTIVE).await
     }
@@ -110,7 +110,7 @@ impl Tracking {
     /// Renames the experiment.
     ///
     /// # Errors
-    /// A bad or taken name; an experiment that is missing or deleted.
+    /// An invalid or taken name, or an experiment that does not exist or is deleted.
     pub async fn rename_experiment(&self, id: &str, name: String) -> Result<(), Error> {
         validate::experiment_name(&name)?;
         let id = validate::experiment_id(id)?;
@@ -127,7 +127,7 @@ impl Tracking {
     /// Sets a tag.
     ///
     /// # Errors
-    /// A bad tag; an experiment that is missing or deleted.
+    /// An invalid tag, or an experiment that does not exist or is deleted.
     pub async fn set_experiment_tag(&self, id: &str, key: String, value: String) -> Result<(), Error> {
         self.may_change_experiment(id)?;
         self.may_change_tag(&key)?;
@@ -144,7 +144,7 @@ impl Tracking {
     /// Removes a tag.
     ///
     /// # Errors
-    /// A tag that is not there; an experiment that is missing or deleted.
+    /// No such tag, or an experiment that does not exist or is deleted.
     pub async fn delete_experiment_tag(&self, id: &str, key: String) -> Result<(), Error> {
         self.may_change_experiment(id)?;
         self.may_change_tag(&key)?;
@@ -166,7 +166,7 @@ fn require_active(experiment: &Experiment) -> Result<(), Error> {
     super::experiments::require_active_stage(&experiment.experiment_id, &experiment.lifecycle_stage)
 }
 
-/// Refuses experiments that are not active.
+/// Fails unless the experiment is active.
 pub(super) fn require_active_stage(id: &str, lifecycle_stage: &str) -> Result<(), Error> {
     if lifecycle_stage == stage::ACTIVE {
         return Ok(());
@@ -176,7 +176,7 @@ pub(super) fn require_active_stage(id: &str, lifecycle_stage: &str) -> Result<()
     )))
 }
 
-/// The location of an experiment's artifacts; a relative path is made absolute, as MLflow does.
+/// Validates the location of an experiment's artifacts. A relative path becomes absolute, as in MLflow.
 fn validated_location(location: &str) -> Result<String, Error> {
     artifact_path::require_printable(location)?;
     if location.contains(['#', ';']) {

@@ -1,43 +1,43 @@
-//! From a model version back to its run and data, and from a model URI to a file.
+//! Lineage of a model version (its run and datasets), and resolution of a model URI to a file.
 
 use schemars::JsonSchema;
 use serde::Serialize;
 use slipway_store::StoreError;
 
 use super::Tracking;
-use super::runs::below;
+use super::runs::join_location;
 use crate::model::{DatasetInput, ModelVersion, RunInfo};
 use crate::{Error, StoredLocation, artifact_path, repo};
 
-/// Where a served model came from.
+/// The origin of a model version.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Lineage {
     /// The registered version.
     pub version: ModelVersion,
-    /// The run that made it, if it is known.
+    /// The run that created the version; `null` if it is unknown.
     pub run: Option<RunInfo>,
     /// The datasets that the run used, with their digests.
     pub datasets: Vec<DatasetInput>,
 }
 
-/// A model URI brought down to a place in the object store.
+/// A model URI resolved to a location in the object store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
     /// Registered name; empty for a URI outside the registry.
     pub name: String,
     /// Version number; empty for a URI outside the registry.
     pub version: String,
-    /// The run that made it; empty if unknown.
+    /// The id of the run that created the model; empty if unknown.
     pub run_id: String,
     /// The model's file or folder.
     pub location: StoredLocation,
 }
 
 impl Tracking {
-    /// The lineage of a version.
+    /// The lineage of a model version.
     ///
     /// # Errors
-    /// When there is no such version.
+    /// No such version, or an error of the store.
     pub fn lineage(&self, name: &str, version: &str) -> Result<Lineage, Error> {
         let version = self.version(name, version)?;
         let run = version.run_id.as_deref().filter(|id| !id.is_empty()).and_then(|id| self.run(id).ok());
@@ -45,10 +45,10 @@ impl Tracking {
         Ok(Lineage { version, run, datasets })
     }
 
-    /// Versions that runs became: for each run id, names and numbers.
+    /// The model versions that were created from these runs, as `(name, number)` keyed by run id.
     ///
     /// # Errors
-    /// The store's.
+    /// An error of the store.
     pub fn versions_of_runs(
         &self,
         run_ids: &[String],
@@ -56,12 +56,12 @@ impl Tracking {
         self.db.read_now(|c| repo::registry::versions_of_runs(c, run_ids))
     }
 
-    /// Brings `models:/…`, `runs:/…` or `mlflow-artifacts:/…` down to a place in the object store.
+    /// Resolves a `models:/…`, `runs:/…` or `mlflow-artifacts:/…` URI to a location in the object store.
     ///
     /// # Errors
-    /// A URI of another kind; no such run or version; artifacts that this server does not store.
+    /// A URI of another kind, an unknown run or version, or artifacts that this server does not store.
     pub fn resolve(&self, uri: &str) -> Result<Resolved, Error> {
-        let outside = |run_id: &str, location: &str| {
+        let unregistered = |run_id: &str, location: &str| {
             Ok(Resolved {
                 name: String::new(),
                 version: String::new(),
@@ -71,33 +71,33 @@ impl Tracking {
         };
         if let Some(rest) = uri.strip_prefix("runs:/") {
             let (run_id, path) = rest.split_once('/').unwrap_or((rest, ""));
-            artifact_path::existing(path)?;
-            return outside(run_id, &below(&self.run_info(run_id)?.artifact_uri, path));
+            artifact_path::for_reading(path)?;
+            return unregistered(run_id, &join_location(&self.run_info(run_id)?.artifact_uri, path));
         }
         if uri.starts_with("mlflow-artifacts:") {
-            return outside("", uri);
+            return unregistered("", uri);
         }
         let version = self.resolve_model_uri(uri)?;
-        let within = match version.storage_location.strip_prefix("runs:/") {
+        let resolved = match version.storage_location.strip_prefix("runs:/") {
             Some(_) => self.resolve(&version.storage_location)?,
-            None => outside(&version.run_id.unwrap_or_default(), &version.storage_location)?,
+            None => unregistered(&version.run_id.unwrap_or_default(), &version.storage_location)?,
         };
-        Ok(Resolved { name: version.name, version: version.version, ..within })
+        Ok(Resolved { name: version.name, version: version.version, ..resolved })
     }
 
-    /// A file or folder of this machine that holds what is at an `mlflow-artifacts:` location.
+    /// The path of a local file or folder with the contents of an `mlflow-artifacts:` location. With a bucket it is a local copy.
     ///
     /// # Errors
-    /// A location that this server does not store; nothing there.
+    /// A location that this server does not store, or one without artifacts.
     pub async fn fetch(&self, location: &str) -> Result<std::path::PathBuf, Error> {
         let path = StoredLocation::parse(location)?;
-        let mut outcome = Err(StoreError::NotFound(path.path().to_owned()));
+        let mut result = Err(StoreError::NotFound(path.path().to_owned()));
         for candidate in self.candidates(path.path()).await? {
-            outcome = self.objects.local(&candidate).await;
-            if !matches!(outcome, Err(StoreError::NotFound(_))) {
+            result = self.objects.local_path(&candidate).await;
+            if !matches!(result, Err(StoreError::NotFound(_))) {
                 break;
             }
         }
-        Ok(outcome?)
+        Ok(result?)
     }
 }

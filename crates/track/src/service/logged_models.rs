@@ -1,10 +1,10 @@
-//! Logged models (MLflow 3).
+//! The rules of logged models (MLflow 3).
 
 use slipway_core::{clock::now_ms, ids};
 use slipway_store::sql::Value;
 
 use super::experiments::require_active_stage;
-use super::runs::below;
+use super::runs::join_location;
 use super::{Tracking, page_size};
 use crate::filter::{self, page_token};
 use crate::http::logged_models::{DatasetFilter, OrderBy};
@@ -12,17 +12,18 @@ use crate::model::{KeyValue, LoggedModel, LoggedModelInfo, Page};
 use crate::repo::logged_models as repo;
 use crate::{Error, validate};
 
-const DEFAULT_PAGE: i64 = 100;
+/// Page size of a search without `max_results`.
+const DEFAULT_PAGE_SIZE: i64 = 100;
 
 fn not_found(id: &str) -> Error {
     Error::missing(format!("Logged model with ID '{id}' not found."))
 }
 
 impl Tracking {
-    /// Adds a logged model in state pending.
+    /// Creates a logged model with the status pending.
     ///
     /// # Errors
-    /// A bad name; an experiment that is missing or deleted.
+    /// An invalid name, or an experiment that does not exist or is deleted.
     pub async fn create_logged_model(
         &self,
         experiment_id: &str,
@@ -33,7 +34,7 @@ impl Tracking {
         tags: Vec<KeyValue>,
     ) -> Result<LoggedModel, Error> {
         self.may_add_to_experiment(experiment_id)?;
-        let tags = self.owned(tags)?;
+        let tags = self.with_owner(tags)?;
         let name = name.filter(|n| !n.is_empty());
         if let Some(name) = &name {
             validate::logged_model_name(name)?;
@@ -46,7 +47,7 @@ impl Tracking {
                 let model_id = format!("m-{}", ids::hex32());
                 let now = now_ms();
                 let info = LoggedModelInfo {
-                    artifact_uri: below(&location, &format!("models/{model_id}/artifacts")),
+                    artifact_uri: join_location(&location, &format!("models/{model_id}/artifacts")),
                     experiment_id: experiment.to_string(),
                     name: name.unwrap_or_else(ids::friendly_name),
                     creation_timestamp_ms: now,
@@ -70,18 +71,18 @@ impl Tracking {
             .await
     }
 
-    /// The logged model.
+    /// The logged model with this id.
     ///
     /// # Errors
-    /// When there is none, or it is deleted and `deleted_too` is false.
-    pub fn logged_model(&self, id: &str, deleted_too: bool) -> Result<LoggedModel, Error> {
-        self.db.read_now(|c| repo::find(c, id, deleted_too))
+    /// No such model, or it is deleted and `include_deleted` is false.
+    pub fn logged_model(&self, id: &str, include_deleted: bool) -> Result<LoggedModel, Error> {
+        self.db.read_now(|c| repo::find(c, id, include_deleted))
     }
 
-    /// Sets the final state: a number, or a name.
+    /// Sets the final status, given as a number or a name.
     ///
     /// # Errors
-    /// An unknown state; no such model.
+    /// An unknown status, or no such model.
     pub async fn finalize_logged_model(&self, id: String, status: String) -> Result<LoggedModel, Error> {
         self.may_change_logged_model(&id)?;
         let number = status
@@ -103,7 +104,7 @@ impl Tracking {
     /// Marks the logged model as deleted.
     ///
     /// # Errors
-    /// When there is none.
+    /// No such model.
     pub async fn delete_logged_model(&self, id: String) -> Result<(), Error> {
         self.db.write(move |c| if repo::delete(c, &id, now_ms())? { Ok(()) } else { Err(not_found(&id)) }).await
     }
@@ -111,7 +112,7 @@ impl Tracking {
     /// Sets tags.
     ///
     /// # Errors
-    /// When there is no such model.
+    /// No such model.
     pub async fn set_logged_model_tags(&self, id: String, tags: Vec<KeyValue>) -> Result<(), Error> {
         self.may_change_logged_model(&id)?;
         tags.iter().try_for_each(|tag| self.may_change_tag(&tag.key))?;
@@ -126,7 +127,7 @@ impl Tracking {
     /// Removes a tag.
     ///
     /// # Errors
-    /// When there is no such model or tag.
+    /// No such model or tag.
     pub async fn delete_logged_model_tag(&self, id: String, key: String) -> Result<(), Error> {
         self.may_change_logged_model(&id)?;
         self.may_change_tag(&key)?;
@@ -144,7 +145,7 @@ impl Tracking {
     /// Adds parameters.
     ///
     /// # Errors
-    /// One that is there already; no such model.
+    /// A parameter that exists already, or no such model.
     pub async fn log_logged_model_params(&self, id: String, params: Vec<KeyValue>) -> Result<(), Error> {
         self.may_change_logged_model(&id)?;
         self.db
@@ -154,7 +155,7 @@ impl Tracking {
                     if !repo::add_param(c, &id, param)? {
                         return Err(Error::new(
                             crate::ErrorCode::BadRequest,
-                            format!("Parameter '{}' of logged model '{id}' is set already.", param.key),
+                            format!("Parameter '{}' of logged model '{id}' is already set.", param.key),
                         ));
                     }
                 }
@@ -163,10 +164,10 @@ impl Tracking {
             .await
     }
 
-    /// Logged models that match.
+    /// Searches logged models.
     ///
     /// # Errors
-    /// A filter, order, page size or token that cannot be used.
+    /// An invalid filter, order, page size or page token.
     pub async fn search_logged_models(
         &self,
         experiment_ids: &[String],
@@ -179,7 +180,7 @@ impl Tracking {
         if datasets.iter().any(|d| d.dataset_name.is_empty()) {
             return Err(Error::invalid("`dataset_name` in the `datasets` clause must be specified."));
         }
-        let limit = page_size(max_results.filter(|n| *n > 0).unwrap_or(DEFAULT_PAGE))?;
+        let limit = page_size(max_results.filter(|n| *n > 0).unwrap_or(DEFAULT_PAGE_SIZE))?;
         let (conditions, condition_params) = conditions(filter, datasets)?;
         let (order, order_params) = order(order_by)?;
         let offset = page_token::decode(token)?;
@@ -201,6 +202,7 @@ impl Tracking {
     }
 }
 
+/// The column of an attribute, and whether it is numeric.
 fn attribute(name: &str) -> Option<(&'static str, bool)> {
     Some(match name {
         "creation_time" | "creation_timestamp" | "creation_timestamp_ms" => ("m.creation_timestamp_ms", true),
@@ -215,6 +217,7 @@ fn attribute(name: &str) -> Option<(&'static str, bool)> {
     })
 }
 
+/// SQL that limits metrics `x` to these datasets; the values are appended to `params`.
 fn dataset_condition(datasets: &[DatasetFilter], params: &mut Vec<Value>) -> String {
     if datasets.is_empty() {
         return String::new();
@@ -230,11 +233,12 @@ fn dataset_condition(datasets: &[DatasetFilter], params: &mut Vec<Value>) -> Str
     format!(" AND ({})", each.collect::<Vec<_>>().join(" OR "))
 }
 
+/// Compiles a filter to SQL conditions (each starts with ` AND `) and their parameters.
 fn conditions(filter: &str, datasets: &[DatasetFilter]) -> Result<(String, Vec<Value>), Error> {
     const METRICS: &str = "logged_model_metrics x WHERE x.model_id = m.model_id";
     let mut sql = String::new();
     let mut params = Vec::new();
-    let mut metric_seen = false;
+    let mut has_metric_condition = false;
     for comparison in filter::parse(filter, true)? {
         let (entity, key) = comparison.split();
         let operator = comparison.operator.as_str();
@@ -265,12 +269,14 @@ fn conditions(filter: &str, datasets: &[DatasetFilter]) -> Result<(String, Vec<V
                 sql.push_str(&format!(" AND {}", filter::sql_operator(column, operator, values.len())))
             }
             (Some("metrics"), _) => {
-                metric_seen = true;
+                has_metric_condition = true;
                 let compared = filter::sql_operator("x.value", operator, values.len());
                 params.push(key.into());
                 params.extend(values);
-                let tied = dataset_condition(datasets, &mut params);
-                sql.push_str(&format!(" AND EXISTS (SELECT 1 FROM {METRICS} AND x.key = ? AND {compared}{tied})"));
+                let on_dataset = dataset_condition(datasets, &mut params);
+                sql.push_str(&format!(
+                    " AND EXISTS (SELECT 1 FROM {METRICS} AND x.key = ? AND {compared}{on_dataset})"
+                ));
                 continue;
             }
             (Some(entity @ ("params" | "tags")), _) => {
@@ -291,13 +297,14 @@ fn conditions(filter: &str, datasets: &[DatasetFilter]) -> Result<(String, Vec<V
         }
         params.extend(values);
     }
-    if !metric_seen && !datasets.is_empty() {
-        let tied = dataset_condition(datasets, &mut params);
-        sql.push_str(&format!(" AND EXISTS (SELECT 1 FROM {METRICS}{tied})"));
+    if !has_metric_condition && !datasets.is_empty() {
+        let on_dataset = dataset_condition(datasets, &mut params);
+        sql.push_str(&format!(" AND EXISTS (SELECT 1 FROM {METRICS}{on_dataset})"));
     }
     Ok((sql, params))
 }
 
+/// Compiles `order_by` to an SQL ordering and its parameters.
 fn order(order_by: &[OrderBy]) -> Result<(String, Vec<Value>), Error> {
     let mut clauses = Vec::new();
     let mut params = Vec::new();
@@ -317,16 +324,16 @@ fn order(order_by: &[OrderBy]) -> Result<(String, Vec<Value>), Error> {
                 by.field_name
             )));
         }
-        let mut tied = String::new();
+        let mut on_dataset = String::new();
         let mut own: Vec<Value> = vec![key.to_owned().into()];
         for (column, value) in [("dataset_name", &by.dataset_name), ("dataset_digest", &by.dataset_digest)] {
             if !value.is_empty() {
-                tied.push_str(&format!(" AND x.{column} = ?"));
+                on_dataset.push_str(&format!(" AND x.{column} = ?"));
                 own.push(value.clone().into());
             }
         }
         let value = format!(
-            "(SELECT x.value FROM logged_model_metrics x WHERE x.model_id = m.model_id AND x.key = ?{tied} \
+            "(SELECT x.value FROM logged_model_metrics x WHERE x.model_id = m.model_id AND x.key = ?{on_dataset} \
              ORDER BY x.timestamp DESC, x.step DESC, x.run_id LIMIT 1)"
         );
         clauses.push(format!("{value} IS NULL, {value}{direction}"));

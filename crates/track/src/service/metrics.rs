@@ -1,4 +1,4 @@
-//! Metrics: logging, histories, sampling.
+//! The rules of metrics: logging, histories, sampling.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,21 +25,22 @@ pub struct NewMetric {
     pub dataset_digest: Option<String>,
 }
 
-/// Which part of several runs' histories of one metric is asked for.
+/// A query for the histories of one metric in several runs.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)] // the names are the protocol's own
 pub struct MetricQuery {
     pub run_ids: Vec<String>,
     pub metric_key: String,
     pub max_results: usize,
+    /// Limits the points to these steps, both inclusive.
     pub steps: Option<(i64, i64)>,
 }
 
 impl Tracking {
-    /// Logs one point; the same point again is no error.
+    /// Logs one point. It is not an error to log the same point again.
     ///
     /// # Errors
-    /// A bad name or timestamp; a run that is missing or deleted.
+    /// An invalid name or timestamp, or a run that does not exist or is deleted.
     pub async fn log_metric(&self, run_id: String, metric: NewMetric) -> Result<(), Error> {
         self.may_change_run(&run_id)?;
         self.may_log_for_models(std::slice::from_ref(&metric))?;
@@ -51,11 +52,11 @@ impl Tracking {
                 store(c, run, &run_id, std::slice::from_ref(&metric))
             })
             .await?;
-        self.compactor.stored(stored);
+        self.compactor.record_write(stored);
         Ok(())
     }
 
-    /// Whether the caller may change the logged models that metrics are also logged for.
+    /// Fails unless the caller may change the logged models to which these metrics are also logged.
     pub(super) fn may_log_for_models(&self, metrics: &[NewMetric]) -> Result<(), Error> {
         let mut ids: Vec<&str> = metrics.iter().filter_map(|m| m.model_id.as_deref()).collect();
         ids.sort_unstable();
@@ -63,10 +64,10 @@ impl Tracking {
         ids.into_iter().try_for_each(|id| self.may_change_logged_model(id))
     }
 
-    /// The history of a metric by time, step and value. Without `max_results` all of it.
+    /// The history of a metric, sorted by timestamp, step and value. Without `max_results`, returns the whole history.
     ///
     /// # Errors
-    /// A bad page size or token.
+    /// An invalid page size or page token.
     pub async fn metric_history(
         &self,
         run_id: String,
@@ -85,7 +86,7 @@ impl Tracking {
         self.db
             .read(move |c| {
                 let mut metrics = Vec::new();
-                for (_, run) in repo::metrics::existing(c, &[run_id])? {
+                for (_, run) in repo::metrics::find_runs(c, &[run_id])? {
                     let points = history(c, &compactor, run, &key)?;
                     metrics.extend(points.into_iter().skip(skip).map(|p| metric(&key, p, None)));
                 }
@@ -97,39 +98,41 @@ impl Tracking {
             .await
     }
 
-    /// Histories of several runs, one after the other by run id, `max_results` points in all.
+    /// The histories of several runs one after the other, sorted by run id, with `max_results` points in total.
     ///
     /// # Errors
-    /// The store's.
+    /// An error of the store.
     pub async fn metric_history_bulk(&self, query: MetricQuery) -> Result<Vec<Metric>, Error> {
         let compactor = Arc::clone(&self.compactor);
         self.db
             .read(move |c| {
-                let mut runs = repo::metrics::existing(c, &query.run_ids)?;
+                let mut runs = repo::metrics::find_runs(c, &query.run_ids)?;
                 runs.sort_unstable();
                 runs.dedup();
                 let mut metrics = Vec::new();
                 for (run_id, run) in runs {
-                    let left = query.max_results - metrics.len();
+                    let remaining = query.max_results - metrics.len();
                     let points = history(c, &compactor, run, &query.metric_key)?;
-                    metrics.extend(points.into_iter().take(left).map(|p| metric(&query.metric_key, p, Some(&run_id))));
+                    metrics.extend(
+                        points.into_iter().take(remaining).map(|p| metric(&query.metric_key, p, Some(&run_id))),
+                    );
                 }
                 Ok(metrics)
             })
             .await
     }
 
-    /// At most `max_results` points of each run, spread evenly over its history by step; the first and the
-    /// last are always among them.
+    /// A sample of at most `max_results` points per run, evenly spaced in its history by step. It includes the last point, and the
+    /// first unless `max_results` is 1.
     ///
     /// # Errors
-    /// The store's.
+    /// An error of the store.
     pub async fn metric_history_interval(&self, query: MetricQuery) -> Result<Vec<Metric>, Error> {
         let compactor = Arc::clone(&self.compactor);
         self.db
             .read(move |c| {
                 let mut metrics = Vec::new();
-                for (run_id, run) in repo::metrics::existing(c, &query.run_ids)? {
+                for (run_id, run) in repo::metrics::find_runs(c, &query.run_ids)? {
                     let mut points = points(c, &compactor, run, &query.metric_key)?;
                     if let Some((from, to)) = query.steps {
                         points.retain(|p| (from..=to).contains(&p.step));
@@ -145,7 +148,8 @@ impl Tracking {
     }
 }
 
-/// Stores points of a run that was found active. What was stored is to be told to the compactor once it is committed.
+/// Stores points of a run that is known to be active. After the commit, the caller must pass the result to
+/// [`Compactor::record_write`].
 pub(super) fn store(c: &Connection, run: i64, run_id: &str, metrics: &[NewMetric]) -> Result<Stored, Error> {
     if metrics.is_empty() {
         return Ok(Stored { run, bytes: 0 });
@@ -153,7 +157,7 @@ pub(super) fn store(c: &Connection, run: i64, run_id: &str, metrics: &[NewMetric
     let points = || metrics.iter().map(|m| (m.key.as_str(), sanitized(m)));
     let packed = pack(points());
     repo::metrics::append(c, run, &packed)?;
-    // Only the newest point of each key of the request can become the run's newest.
+    // Only the newest point of each key in the request can become the run's newest.
     let mut newest: HashMap<&str, Point> = HashMap::with_capacity(metrics.len());
     for (key, point) in points() {
         let best = newest.entry(key).or_insert(point);
@@ -180,19 +184,20 @@ pub(super) fn store(c: &Connection, run: i64, run_id: &str, metrics: &[NewMetric
     Ok(Stored { run, bytes: packed.len() })
 }
 
-/// Infinities become the largest doubles, as in MLflow's SQL stores.
+/// Replaces infinities by the largest doubles, as MLflow's SQL stores do.
 fn sanitized(metric: &NewMetric) -> Point {
     let point = Point::from(metric);
     Point { value: if point.value.is_nan() { point.value } else { point.value.clamp(f64::MIN, f64::MAX) }, ..point }
 }
 
-/// All points of a key in no order. A run that was found to be read slowly is compacted.
+/// All points of a key in no particular order. If the run has many uncompacted rows, it is queued for compaction.
 fn points(c: &Connection, compactor: &Compactor, run: i64, key: &str) -> Result<Vec<Point>, Error> {
-    let (points, tail) = repo::metrics::points(c, run, key)?;
-    compactor.read(run, tail);
+    let (points, uncompacted) = repo::metrics::points(c, run, key)?;
+    compactor.record_read(run, uncompacted);
     Ok(points)
 }
 
+/// All points of a key, sorted by timestamp and without duplicates.
 fn history(c: &Connection, compactor: &Compactor, run: i64, key: &str) -> Result<Vec<Point>, Error> {
     let mut points = points(c, compactor, run, key)?;
     points.sort_unstable_by(Point::by_time);
@@ -213,7 +218,8 @@ fn metric(key: &str, point: Point, run_id: Option<&String>) -> Metric {
     }
 }
 
-/// The first point of each of `n` buckets of nearly equal size (SQL's NTILE), and the last point.
+/// Samples the first point of each of `n` buckets of nearly equal size (like SQL's `NTILE`). The last sample is replaced by the last
+/// point.
 fn sample(points: &[Point], n: usize) -> Vec<Point> {
     let n = n.max(1);
     let (Some(last), true) = (points.last(), points.len() > n) else { return points.to_vec() };
@@ -230,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sampling_keeps_both_ends() {
+    fn sampling_keeps_first_and_last_point() {
         let points: Vec<Point> = (0..10).map(|step| Point { step, timestamp: 0, value: 0.0 }).collect();
         let steps = |n| sample(&points, n).into_iter().map(|p| p.step).collect::<Vec<_>>();
         assert_eq!(steps(3), [0, 4, 9]);

@@ -1,4 +1,5 @@
-//! All rules of tracking and registry. Routers call these; these call `repo` inside one transaction.
+//! The business rules of tracking and of the model registry. The HTTP handlers call this layer, which calls `repo` in one transaction per
+//! request.
 
 mod artifacts;
 pub(crate) mod compaction;
@@ -28,19 +29,20 @@ use crate::signed_parts::PartSigner;
 use crate::{Error, repo};
 use compaction::Compactor;
 
-/// Which lifecycle stages a search covers.
+/// The lifecycle stages that a search includes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ViewType {
-    /// `active`.
+    /// Only `active` entities.
     #[default]
     ActiveOnly,
-    /// `deleted`.
+    /// Only `deleted` entities.
     DeletedOnly,
-    /// Both.
+    /// Entities of both stages.
     All,
 }
 
 impl ViewType {
+    /// The stages as the inside of an SQL list.
     fn stages(self) -> &'static str {
         match self {
             Self::ActiveOnly => "'active'",
@@ -50,54 +52,55 @@ impl ViewType {
     }
 }
 
-/// Tracking and registry; cheap to clone.
+/// A handle to the tracking and registry service; cheap to clone.
 #[derive(Clone)]
 pub struct Tracking {
     pub(crate) db: Database,
     pub(crate) objects: Objects,
     pub(crate) part_signer: PartSigner,
     pub(crate) compactor: Arc<Compactor>,
-    /// Counts changes of aliases and versions, so that the gateway notices a moved alias at once.
+    /// Number of changes of models, versions and aliases. The gateway watches it to notice a moved alias at once.
     registry_changes: Arc<watch::Sender<u64>>,
-    /// The run that calls, which may change only what is its own.
+    /// The run that sent the request, if any. It may change only what belongs to it (`scope.rs`).
     run: Option<Arc<RunIdentity>>,
 }
 
 impl Tracking {
-    /// Tracking on an open store; makes the default experiment if it is not there.
+    /// Opens the service on an open store. Creates the default experiment if it does not exist, and starts the compaction task.
     ///
     /// # Errors
-    /// The store's.
+    /// An error of the store.
     pub async fn open(db: Database, objects: Objects) -> Result<Self, Error> {
         let now = now_ms();
         db.write(move |c| repo::experiments::ensure_default(c, now)).await?;
         let part_signer = PartSigner::open(&db).await?;
-        let compactor = Arc::new(Compactor::start(db.clone(), compaction::LIMITS, compaction::SWEEP_AFTER));
+        let compactor = Arc::new(Compactor::start(db.clone(), compaction::LIMITS, compaction::SWEEP_DELAY));
         Ok(Self { db, objects, part_signer, compactor, registry_changes: Arc::new(watch::Sender::new(0)), run: None })
     }
 
-    /// Removes the parts of uploads that got none for this long; how many uploads that were.
+    /// Removes multipart uploads that received no part for `older_than`, and returns their number.
     ///
     /// # Errors
-    /// The object store's.
+    /// An error of the object store.
     pub async fn collect_abandoned_uploads(&self, older_than: std::time::Duration) -> Result<usize, Error> {
         Ok(self.objects.collect_abandoned(older_than).await?)
     }
 
-    /// Changes whenever an alias, a version or a model changed.
+    /// A receiver that is notified of every change of a model, version or alias.
     pub fn registry_changes(&self) -> watch::Receiver<u64> {
         self.registry_changes.subscribe()
     }
 
+    /// Notifies the receivers of [`Tracking::registry_changes`].
     pub(crate) fn registry_changed(&self) {
         self.registry_changes.send_modify(|n| *n += 1);
     }
 }
 
-/// The largest page of runs and experiments.
+/// Maximum page size of a search for runs, experiments or logged models.
 pub(crate) const MAX_RESULTS: i64 = 50_000;
 
-/// Checks a page size as MLflow's SQL store does.
+/// Validates a page size as MLflow's SQL store does.
 pub(crate) fn page_size(max_results: i64) -> Result<i64, Error> {
     if max_results < 1 {
         return Err(Error::invalid(format!(

@@ -1,4 +1,4 @@
-//! Registered models and their versions.
+//! The rules of registered models and their versions.
 
 use slipway_core::clock::now_ms;
 use slipway_store::sql::Connection;
@@ -11,11 +11,14 @@ use crate::model::{KeyValue, ModelVersion, Page, RegisteredModel};
 use crate::repo::registry as repo;
 use crate::{Error, ErrorCode, validate};
 
+/// Tag of a registered model that is an MLflow prompt.
 const IS_PROMPT: &str = "mlflow.prompt.is_prompt";
+/// The stages of a model version.
 const STAGES: [&str; 4] = ["None", "Staging", "Production", "Archived"];
+/// Placeholders that MLflow uses as the source of prompt versions.
 const PROMPT_SOURCES: [&str; 2] = ["prompt-template", "dummy-source"];
 
-/// What a version is made from.
+/// The fields of a new model version.
 #[derive(Debug, Default)]
 #[allow(missing_docs)] // the names are the protocol's own
 pub struct NewModelVersion {
@@ -39,6 +42,7 @@ fn is_prompt(tags: &[KeyValue]) -> bool {
 }
 
 impl Tracking {
+    /// Runs a change in a transaction, then notifies the receivers of [`Tracking::registry_changes`].
     async fn change_registry<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
@@ -48,17 +52,17 @@ impl Tracking {
         Ok(result)
     }
 
-    /// Adds a registered model.
+    /// Creates a registered model.
     ///
     /// # Errors
-    /// A bad or taken name, a bad tag.
+    /// An invalid or taken name, or an invalid tag.
     pub async fn create_model(
         &self,
         name: String,
         tags: Vec<KeyValue>,
         description: String,
     ) -> Result<RegisteredModel, Error> {
-        let tags = self.owned(tags)?;
+        let tags = self.with_owner(tags)?;
         validate::model_name(&name)?;
         for tag in &tags {
             validate::registry_tag(&tag.key, &tag.value)?;
@@ -88,10 +92,10 @@ impl Tracking {
         .await
     }
 
-    /// The registered model.
+    /// The registered model with this name.
     ///
     /// # Errors
-    /// When there is none.
+    /// No such model.
     pub fn model(&self, name: &str) -> Result<RegisteredModel, Error> {
         validate::model_name(name)?;
         self.db.read_now(|c| repo::find_model(c, name))
@@ -100,7 +104,7 @@ impl Tracking {
     /// Sets a model's description.
     ///
     /// # Errors
-    /// When there is no such model.
+    /// No such model.
     pub async fn describe_model(&self, name: String, description: String) -> Result<RegisteredModel, Error> {
         self.may_change_model(&name)?;
         validate::model_name(&name)?;
@@ -115,7 +119,7 @@ impl Tracking {
     /// Renames a model.
     ///
     /// # Errors
-    /// A bad or taken name; no such model.
+    /// An invalid or taken name, or no such model.
     pub async fn rename_model(&self, name: String, new_name: String) -> Result<RegisteredModel, Error> {
         if new_name.trim().is_empty() {
             return Err(Error::invalid("Missing value for required parameter 'new_name'."));
@@ -130,10 +134,10 @@ impl Tracking {
         .await
     }
 
-    /// Removes a model and its versions.
+    /// Deletes a model and its versions.
     ///
     /// # Errors
-    /// When there is no such model.
+    /// No such model.
     pub async fn delete_model(&self, name: String) -> Result<(), Error> {
         validate::model_name(&name)?;
         self.change_registry(move |c| {
@@ -143,10 +147,10 @@ impl Tracking {
         .await
     }
 
-    /// Models that match.
+    /// Searches registered models.
     ///
     /// # Errors
-    /// A filter, order, page size or token that cannot be used.
+    /// An invalid filter, order, page size or page token.
     pub async fn search_models(
         &self,
         filter: &str,
@@ -162,21 +166,21 @@ impl Tracking {
         Ok(page_token::page(found, offset, limit))
     }
 
-    /// The newest version of each stage, or of the stages asked for.
+    /// The newest version of each stage, or of each of `stages` if not empty.
     ///
     /// # Errors
-    /// An unknown stage; no such model.
+    /// An unknown stage, or no such model.
     pub fn latest_versions(&self, name: &str, stages: &[String]) -> Result<Vec<ModelVersion>, Error> {
         validate::model_name(name)?;
         let model = self.db.read_now(|c| repo::find_model(c, name))?;
-        let wanted = if stages.is_empty() {
+        let selected = if stages.is_empty() {
             STAGES.to_vec()
         } else {
             stages.iter().map(|s| stage(s)).collect::<Result<Vec<_>, _>>()?
         };
         let aliases = model.aliases;
         let mut versions = model.latest_versions;
-        versions.retain(|v| wanted.contains(&v.current_stage.as_str()));
+        versions.retain(|v| selected.contains(&v.current_stage.as_str()));
         for version in &mut versions {
             let own = aliases.iter().filter(|a| a.version == version.version);
             version.aliases = own.map(|a| a.alias.clone()).collect();
@@ -187,7 +191,7 @@ impl Tracking {
     /// Sets a model's tag.
     ///
     /// # Errors
-    /// A bad tag; no such model.
+    /// An invalid tag, or no such model.
     pub async fn set_model_tag(&self, name: String, tag: KeyValue) -> Result<(), Error> {
         self.may_change_model(&name)?;
         self.may_change_tag(&tag.key)?;
@@ -200,10 +204,10 @@ impl Tracking {
         .await
     }
 
-    /// Removes a model's tag; one that is not there is no error.
+    /// Removes a model's tag. It is not an error if there is no such tag.
     ///
     /// # Errors
-    /// A bad key; no such model.
+    /// An invalid key, or no such model.
     pub async fn delete_model_tag(&self, name: String, key: String) -> Result<(), Error> {
         self.may_change_model(&name)?;
         self.may_change_tag(&key)?;
@@ -216,10 +220,10 @@ impl Tracking {
         .await
     }
 
-    /// Adds a version.
+    /// Creates a version.
     ///
     /// # Errors
-    /// A source that does not belong to the run or logged model named; no such model.
+    /// A source outside of the run or logged model that the request names, or no such model.
     pub async fn create_version(&self, mut new: NewModelVersion) -> Result<ModelVersion, Error> {
         self.may_change_model(&new.name)?;
         let prompt = is_prompt(&new.tags);
@@ -265,9 +269,9 @@ impl Tracking {
         for tag in &new.tags {
             validate::registry_tag(&tag.key, &tag.value)?;
         }
-        // A run may make a version of another tenant's logged model, which is reading it, and leaves no trace in it.
-        let noted = new.model_id.clone().filter(|id| !id.is_empty() && !prompt);
-        let noted = noted.filter(|id| self.may_change_logged_model(id).is_ok());
+        // A run may register another tenant's logged model, because that only reads it. The version is then not recorded in its tags.
+        let logged_model = new.model_id.clone().filter(|id| !id.is_empty() && !prompt);
+        let logged_model = logged_model.filter(|id| self.may_change_logged_model(id).is_ok());
         self.change_registry(move |c| {
             let now = now_ms();
             repo::require_model(c, &new.name)?;
@@ -285,7 +289,7 @@ impl Tracking {
             for tag in &new.tags {
                 repo::set_version_tag(c, &new.name, number, tag)?;
             }
-            if let Some(model_id) = &noted {
+            if let Some(model_id) = &logged_model {
                 record_version(c, model_id, &new.name, number)?;
             }
             repo::find_version(c, &new.name, number)
@@ -293,7 +297,7 @@ impl Tracking {
         .await
     }
 
-    /// `models:/NAME/VERSION` and `models:/NAME@ALIAS` as name and version; `None` for any other source.
+    /// Resolves `models:/NAME/VERSION` or `models:/NAME@ALIAS` to name and version; `None` for any other source.
     fn registered_source(&self, source: &str) -> Result<Option<(String, String)>, Error> {
         let Some(rest) = source.strip_prefix("models:/").filter(|r| !r.starts_with("m-") || r.contains(['/', '@']))
         else {
@@ -303,7 +307,7 @@ impl Tracking {
         Ok(Some((version.name, version.version)))
     }
 
-    /// Refuses sources outside the run or logged model that the request names.
+    /// Rejects a source outside of the run or logged model that the request names.
     fn check_source(&self, new: &NewModelVersion) -> Result<(), Error> {
         let source = new.source.as_str();
         let run_id = new.run_id.as_deref().filter(|r| !r.is_empty());
@@ -317,7 +321,7 @@ impl Tracking {
         };
         let kind = location::kind(source).ok_or_else(|| {
             Error::invalid(format!(
-                "Invalid model version source: '{}'. It names no place that artifacts can be in.",
+                "Invalid model version source: '{}'. It is not the URI of a location for artifacts.",
                 source.escape_debug()
             ))
         })?;
@@ -338,12 +342,12 @@ impl Tracking {
         }
         match kind {
             Kind::Run => {
-                let of = source.strip_prefix("runs:/").and_then(|rest| rest.split('/').next());
-                if model_id.is_none() && run_id.is_some() && of == run_id { Ok(()) } else { refuse(field) }
+                let named = source.strip_prefix("runs:/").and_then(|rest| rest.split('/').next());
+                if model_id.is_none() && run_id.is_some() && named == run_id { Ok(()) } else { refuse(field) }
             }
             Kind::Model => {
-                let of = source.strip_prefix("models:/");
-                if model_id.is_some() && of == model_id { Ok(()) } else { refuse("model_id") }
+                let named = source.strip_prefix("models:/");
+                if model_id.is_some() && named == model_id { Ok(()) } else { refuse("model_id") }
             }
             Kind::Http if !source.contains("/mlflow-artifacts/artifacts") => Ok(()),
             Kind::Stored | Kind::Http => {
@@ -353,27 +357,28 @@ impl Tracking {
                     (None, None) => return refuse(field),
                 };
                 match root {
-                    Ok(root) if within(source, &root) => Ok(()),
+                    Ok(root) if is_within(source, &root) => Ok(()),
                     Ok(_) => refuse(field),
                     Err(e) if e.code == ErrorCode::ResourceDoesNotExist => refuse(field),
                     Err(e) => Err(e),
                 }
             }
-            // Clients read these themselves; this server never does.
-            Kind::Elsewhere | Kind::Local => Ok(()),
+            // Only clients access these locations; this server never does.
+            Kind::External | Kind::Local => Ok(()),
         }
     }
 
-    /// The version.
+    /// The version with this number.
     ///
     /// # Errors
-    /// When there is none.
+    /// No such version.
     pub fn version(&self, name: &str, version: &str) -> Result<ModelVersion, Error> {
         validate::model_name(name)?;
         let number = validate::model_version(version)?;
         self.db.read_now(|c| repo::find_version(c, name, number))
     }
 
+    /// Runs a change of an existing version in a transaction.
     async fn change_version<T: Send + 'static>(
         &self,
         name: String,
@@ -392,7 +397,7 @@ impl Tracking {
     /// Sets a version's description.
     ///
     /// # Errors
-    /// When there is no such version.
+    /// No such version.
     pub async fn describe_version(
         &self,
         name: String,
@@ -407,10 +412,10 @@ impl Tracking {
         .await
     }
 
-    /// Moves a version to a stage; with `archive`, the others leave it.
+    /// Moves a version to a stage. With `archive`, the other versions in this stage move to `Archived`.
     ///
     /// # Errors
-    /// An unknown stage; `archive` with a stage that is not active; no such version.
+    /// An unknown stage, `archive` with a stage other than `Staging` and `Production`, or no such version.
     pub async fn transition(
         &self,
         name: String,
@@ -436,18 +441,18 @@ impl Tracking {
         .await
     }
 
-    /// Removes a version; its number is never given again.
+    /// Deletes a version. Its number is never reused.
     ///
     /// # Errors
-    /// When there is none.
+    /// No such version.
     pub async fn delete_version(&self, name: String, version: &str) -> Result<(), Error> {
         self.change_version(name, version, |c, name, number| repo::delete_version(c, name, number, now_ms())).await
     }
 
-    /// Versions that match.
+    /// Searches model versions.
     ///
     /// # Errors
-    /// A filter, order, page size or token that cannot be used.
+    /// An invalid filter, order, page size or page token.
     pub async fn search_versions(
         &self,
         filter: &str,
@@ -471,7 +476,7 @@ impl Tracking {
     /// Sets a version's tag.
     ///
     /// # Errors
-    /// A bad tag; no such version.
+    /// An invalid tag, or no such version.
     pub async fn set_version_tag(&self, name: String, version: &str, tag: KeyValue) -> Result<(), Error> {
         self.may_change_model(&name)?;
         validate::model_name(&name)?;
@@ -480,20 +485,20 @@ impl Tracking {
         self.change_version(name, version, move |c, name, number| repo::set_version_tag(c, name, number, &tag)).await
     }
 
-    /// Removes a version's tag; one that is not there is no error.
+    /// Removes a version's tag. It is not an error if there is no such tag.
     ///
     /// # Errors
-    /// A bad key; no such version.
+    /// An invalid key, or no such version.
     pub async fn delete_version_tag(&self, name: String, version: &str, key: String) -> Result<(), Error> {
         self.may_change_model(&name)?;
         validate::name(&key, "key")?;
         self.change_version(name, version, move |c, name, number| repo::delete_version_tag(c, name, number, &key)).await
     }
 
-    /// Points an alias to a version.
+    /// Sets an alias to a version.
     ///
     /// # Errors
-    /// A bad or reserved alias; no such version.
+    /// An invalid or reserved alias, or no such version.
     pub async fn set_alias(&self, name: String, alias: String, version: &str) -> Result<(), Error> {
         self.may_change_model(&name)?;
         validate::model_name(&name)?;
@@ -502,10 +507,10 @@ impl Tracking {
         self.change_version(name, version, move |c, name, number| repo::set_alias(c, name, &alias, number)).await
     }
 
-    /// Removes an alias; one that is not there is no error.
+    /// Removes an alias. It is not an error if there is no such alias.
     ///
     /// # Errors
-    /// A bad alias; no such model.
+    /// An invalid alias, or no such model.
     pub async fn delete_alias(&self, name: String, alias: String) -> Result<(), Error> {
         self.may_change_model(&name)?;
         validate::model_name(&name)?;
@@ -517,10 +522,10 @@ impl Tracking {
         .await
     }
 
-    /// The version an alias points to; `latest` is the highest one.
+    /// The version to which an alias points; `latest` is the highest version.
     ///
     /// # Errors
-    /// A bad or unknown alias; no such model.
+    /// An invalid or unknown alias, or no such model.
     pub fn version_by_alias(&self, name: &str, alias: &str) -> Result<ModelVersion, Error> {
         validate::model_name(name)?;
         validate::alias(alias)?;
@@ -539,23 +544,24 @@ impl Tracking {
         })
     }
 
-    /// `models:/NAME/VERSION`, `models:/NAME/STAGE` or `models:/NAME@ALIAS`.
+    /// Resolves `models:/NAME/VERSION`, `models:/NAME/STAGE`, `models:/NAME/latest` or `models:/NAME@ALIAS` to a version.
     ///
     /// # Errors
-    /// A URI of another form; no such version.
+    /// A URI of another form, or no such version.
     pub fn resolve_model_uri(&self, uri: &str) -> Result<ModelVersion, Error> {
-        let bad = || {
+        let invalid = || {
             Error::invalid(format!(
                 "Not a proper models:/ URI: {uri}. Models URIs must be of the form 'models:/model_name/suffix' or \
                  'models:/model_name@alias' where suffix is a model version, stage, or the string 'latest' and where \
                  alias is a registered model alias. Only one of suffix or alias can be defined at a time."
             ))
         };
-        let rest = uri.strip_prefix("models:/").ok_or_else(bad)?.trim_start_matches('/');
+        let rest = uri.strip_prefix("models:/").ok_or_else(invalid)?.trim_start_matches('/');
         if let Some((name, alias)) = rest.split_once('@') {
             return self.version_by_alias(name, alias);
         }
-        let (name, suffix) = rest.split_once('/').filter(|(n, s)| !n.is_empty() && !s.is_empty()).ok_or_else(bad)?;
+        let (name, suffix) =
+            rest.split_once('/').filter(|(n, s)| !n.is_empty() && !s.is_empty()).ok_or_else(invalid)?;
         if suffix.bytes().all(|b| b.is_ascii_digit()) {
             return self.version(name, suffix);
         }
@@ -569,28 +575,28 @@ impl Tracking {
     }
 }
 
-fn registry_page_size(max_results: i64, most: i64) -> Result<i64, Error> {
+fn registry_page_size(max_results: i64, limit: i64) -> Result<i64, Error> {
     if max_results < 1 {
         return Err(Error::invalid(format!(
             "Invalid value for max_results. It must be a positive integer, but got {max_results}"
         )));
     }
-    Ok(max_results.min(most))
+    Ok(max_results.min(limit))
 }
 
-/// Notes in the logged model's tags which versions it became (`mlflow.modelVersions`).
+/// Adds a model version to the list in the logged model's tag `mlflow.modelVersions`.
 fn record_version(c: &Connection, model_id: &str, name: &str, number: i64) -> Result<(), Error> {
     const TAG: &str = "mlflow.modelVersions";
     let model = crate::repo::logged_models::find(c, model_id, false)?;
-    let known = model.info.tags.iter().find(|t| t.key == TAG).and_then(|t| serde_json::from_str(&t.value).ok());
-    let mut versions: Vec<serde_json::Value> = known.unwrap_or_default();
+    let recorded = model.info.tags.iter().find(|t| t.key == TAG).and_then(|t| serde_json::from_str(&t.value).ok());
+    let mut versions: Vec<serde_json::Value> = recorded.unwrap_or_default();
     versions.push(serde_json::json!({ "name": name, "version": number }));
     let value = validate::python_json(&serde_json::Value::Array(versions));
     crate::repo::logged_models::set_tag(c, model_id, &KeyValue { key: TAG.into(), value })
 }
 
-/// Whether `source` is `root` or below it, by whole path segments.
-fn within(source: &str, root: &str) -> bool {
+/// Whether `source` is `root` or below it, compared by whole path segments.
+fn is_within(source: &str, root: &str) -> bool {
     let parts = |uri: &str| -> Option<Vec<String>> {
         Some(percent_decoded(uri)?.split('/').filter(|p| !p.is_empty()).map(str::to_owned).collect())
     };
@@ -605,9 +611,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sources_are_compared_by_segments() {
-        assert!(within("mlflow-artifacts:/1/abc/artifacts/model", "mlflow-artifacts:/1/abc/artifacts"));
-        assert!(!within("mlflow-artifacts:/1/abcd/artifacts", "mlflow-artifacts:/1/abc"));
-        assert!(!within("mlflow-artifacts:/1/abc%252f..%252fx", "mlflow-artifacts:/1/abc/artifacts"));
+    fn sources_are_compared_by_path_segments() {
+        assert!(is_within("mlflow-artifacts:/1/abc/artifacts/model", "mlflow-artifacts:/1/abc/artifacts"));
+        assert!(!is_within("mlflow-artifacts:/1/abcd/artifacts", "mlflow-artifacts:/1/abc"));
+        assert!(!is_within("mlflow-artifacts:/1/abc%252f..%252fx", "mlflow-artifacts:/1/abc/artifacts"));
     }
 }

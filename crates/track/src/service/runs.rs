@@ -1,4 +1,4 @@
-//! Runs, parameters, tags, inputs and outputs.
+//! The rules of runs: their parameters, tags, inputs and outputs.
 
 use std::collections::HashMap;
 
@@ -12,14 +12,16 @@ use crate::points::Point;
 use crate::service::metrics::NewMetric;
 use crate::{Error, artifact_path, repo, validate};
 
+/// Tag with the name of a run.
 const RUN_NAME: &str = "mlflow.runName";
+/// Tag with the JSON list of models that a run logged with MLflow 2.
 const LOGGED_MODELS: &str = "mlflow.log-model.history";
 
-/// What a run begins with.
+/// The fields of a new run.
 #[derive(Debug, Default)]
 #[allow(missing_docs)] // the names are the protocol's own
 pub struct NewRun {
-    /// Its id, when it is known before it begins; a run of this id that is there already is what is wanted.
+    /// The id, if the caller chooses it. If a run with this id exists already, it is returned unchanged.
     pub run_id: Option<String>,
     pub experiment_id: String,
     pub user_id: String,
@@ -29,14 +31,14 @@ pub struct NewRun {
 }
 
 impl Tracking {
-    /// Begins a run.
+    /// Creates a run.
     ///
     /// # Errors
-    /// An experiment that is missing or deleted, or two different names.
+    /// An experiment that does not exist or is deleted, or two different names.
     pub async fn create_run(&self, new: NewRun) -> Result<Run, Error> {
         self.may_add_to_experiment(&new.experiment_id)?;
         let experiment = validate::experiment_id(&new.experiment_id)?;
-        let mut tags = self.owned(new.tags)?;
+        let mut tags = self.with_owner(new.tags)?;
         let tagged = tags.iter().rev().find(|t| t.key == RUN_NAME).map(|t| t.value.clone()).unwrap_or_default();
         if !new.run_name.is_empty() && !tagged.is_empty() && new.run_name != tagged {
             return Err(Error::invalid(format!(
@@ -51,7 +53,7 @@ impl Tracking {
             tags.retain(|t| t.key != RUN_NAME);
             tags.push(KeyValue { key: RUN_NAME.into(), value: run_name.clone() });
         }
-        let chosen = new.run_id.is_some();
+        let has_given_id = new.run_id.is_some();
         let run_id = new.run_id.unwrap_or_else(ids::hex32);
         validate::run_id(&run_id)?;
         let mut info = RunInfo {
@@ -68,12 +70,12 @@ impl Tracking {
         };
         self.db
             .write(move |c| {
-                if chosen && let Ok(found) = repo::runs::find(c, &info.run_id) {
+                if has_given_id && let Ok(found) = repo::runs::find(c, &info.run_id) {
                     return repo::runs::load(c, found);
                 }
                 let (location, lifecycle) = repo::experiments::location(c, experiment)?;
                 require_active_stage(&info.experiment_id, &lifecycle)?;
-                info.artifact_uri = below(&location, &format!("{}/artifacts", info.run_id));
+                info.artifact_uri = join_location(&location, &format!("{}/artifacts", info.run_id));
                 repo::runs::insert(c, &info, &tags)?;
                 Ok(Run {
                     info,
@@ -85,26 +87,26 @@ impl Tracking {
             .await
     }
 
-    /// The run with everything it logged.
+    /// The run with everything that it logged.
     ///
     /// # Errors
-    /// When there is none.
+    /// No such run.
     pub fn run(&self, run_id: &str) -> Result<Run, Error> {
         self.db.read_now(|c| repo::runs::load(c, repo::runs::find(c, run_id)?))
     }
 
-    /// A run's own fields, without its data.
+    /// A run's metadata, without its data.
     ///
     /// # Errors
-    /// When there is none.
+    /// No such run.
     pub fn run_info(&self, run_id: &str) -> Result<RunInfo, Error> {
         self.db.read_now(|c| Ok(repo::runs::find(c, run_id)?.info))
     }
 
-    /// Changes status, end time or name.
+    /// Sets status, end time and name where given.
     ///
     /// # Errors
-    /// A run that is missing or deleted, an unknown status.
+    /// A run that does not exist or is deleted.
     pub async fn update_run(
         &self,
         run_id: String,
@@ -126,23 +128,23 @@ impl Tracking {
     /// Marks the run as deleted.
     ///
     /// # Errors
-    /// When there is none.
+    /// No such run.
     pub async fn delete_run(&self, run_id: String) -> Result<(), Error> {
         self.db.write(move |c| repo::runs::set_stage(c, &run_id, stage::DELETED, now_ms())).await
     }
 
-    /// Takes back a deletion.
+    /// Restores a deleted run.
     ///
     /// # Errors
-    /// When there is none.
+    /// No such run.
     pub async fn restore_run(&self, run_id: String) -> Result<(), Error> {
         self.db.write(move |c| repo::runs::set_stage(c, &run_id, stage::ACTIVE, now_ms())).await
     }
 
-    /// Runs that match, with everything they logged.
+    /// Searches runs and returns them with everything that they logged.
     ///
     /// # Errors
-    /// A filter, order, page size, experiment id or token that cannot be used.
+    /// An invalid filter, order, page size, experiment id or page token.
     pub async fn search_runs(
         &self,
         experiment_ids: &[String],
@@ -166,10 +168,10 @@ impl Tracking {
             .await
     }
 
-    /// Logs a parameter; the same value again is no error.
+    /// Logs a parameter. It is not an error to log the same value again.
     ///
     /// # Errors
-    /// A bad key, another value than before, a run that is missing or deleted.
+    /// An invalid key, another value than before, or a run that does not exist or is deleted.
     pub async fn log_param(&self, run_id: String, param: KeyValue) -> Result<(), Error> {
         self.may_change_run(&run_id)?;
         let param = validate::param(param, "")?;
@@ -188,10 +190,10 @@ impl Tracking {
             .await
     }
 
-    /// Logs metrics, parameters and tags, all or none.
+    /// Logs metrics, parameters and tags in one transaction: all of them or none.
     ///
     /// # Errors
-    /// Whatever is wrong with one of them; a run that is missing or deleted.
+    /// An invalid metric, parameter or tag, or a run that does not exist or is deleted.
     pub async fn log_batch(
         &self,
         run_id: String,
@@ -204,13 +206,13 @@ impl Tracking {
         tags.iter().try_for_each(|tag| self.may_change_tag(&tag.key))?;
         validate::run_id(&run_id)?;
         for (i, metric) in metrics.iter().enumerate() {
-            // The path is made for a message only, so not for the usual case of a good metric.
+            // Format the path only for an invalid metric, because this is a hot path.
             if validate::metric(&metric.key, metric.value, metric.timestamp, "").is_err() {
                 validate::metric(&metric.key, metric.value, metric.timestamp, &format!("metrics[{i}]"))?;
             }
         }
-        let params = each(params, |i, p| validate::param(p, &format!("params[{i}]")))?;
-        let tags = each(tags, |i, t| validate::tag(t, &format!("tags[{i}]")))?;
+        let params = validate_each(params, |i, p| validate::param(p, &format!("params[{i}]")))?;
+        let tags = validate_each(tags, |i, t| validate::tag(t, &format!("tags[{i}]")))?;
         validate::batch(metrics.len(), params.len(), tags.len())?;
         unique_params(&params)?;
         let stored = self
@@ -240,14 +242,14 @@ impl Tracking {
                 Ok(stored)
             })
             .await?;
-        self.compactor.stored(stored);
+        self.compactor.record_write(stored);
         Ok(())
     }
 
     /// Sets a tag; `mlflow.runName` renames the run.
     ///
     /// # Errors
-    /// A bad key; a run that is missing or deleted.
+    /// An invalid key, or a run that does not exist or is deleted.
     pub async fn set_tag(&self, run_id: String, tag: KeyValue) -> Result<(), Error> {
         self.may_change_run(&run_id)?;
         self.may_change_tag(&tag.key)?;
@@ -263,7 +265,7 @@ impl Tracking {
     /// Removes a tag.
     ///
     /// # Errors
-    /// A tag that is not there; a run that is missing or deleted.
+    /// No such tag, or a run that does not exist or is deleted.
     pub async fn delete_tag(&self, run_id: String, key: String) -> Result<(), Error> {
         self.may_change_run(&run_id)?;
         self.may_change_tag(&key)?;
@@ -279,10 +281,10 @@ impl Tracking {
             .await
     }
 
-    /// Ties datasets and logged models that the run uses.
+    /// Records datasets and logged models as inputs of the run.
     ///
     /// # Errors
-    /// A bad dataset; a run that is missing or deleted.
+    /// An invalid dataset, or a run that does not exist or is deleted.
     pub async fn log_inputs(
         &self,
         run_id: String,
@@ -314,10 +316,10 @@ impl Tracking {
             .await
     }
 
-    /// Ties logged models that the run made.
+    /// Records logged models as outputs of the run.
     ///
     /// # Errors
-    /// A run that is missing or deleted.
+    /// A run that does not exist or is deleted.
     pub async fn log_outputs(&self, run_id: String, models: Vec<ModelOutput>) -> Result<(), Error> {
         self.may_change_run(&run_id)?;
         self.db
@@ -331,10 +333,10 @@ impl Tracking {
             .await
     }
 
-    /// Remembers the description of a model in a tag (`mlflow.log-model.history`).
+    /// Appends the description of a model to the run's tag `mlflow.log-model.history`.
     ///
     /// # Errors
-    /// Text that is no JSON or lacks a field; a run that is missing or deleted.
+    /// Text that is not valid JSON or lacks a field, or a run that does not exist or is deleted.
     pub async fn log_model(&self, run_id: String, model_json: String) -> Result<(), Error> {
         self.may_change_run(&run_id)?;
         let Ok(serde_json::Value::Object(model)) = serde_json::from_str(&model_json) else {
@@ -349,7 +351,7 @@ impl Tracking {
             return Err(Error::invalid(format!("Model json is missing mandatory fields: {{{}}}", missing.join(", "))));
         }
         if let Some(path) = model.get("artifact_path").and_then(|path| path.as_str()) {
-            artifact_path::new(path)?;
+            artifact_path::for_writing(path)?;
         }
         let mut kept = serde_json::Map::new();
         for field in ["run_id", "utc_time_created", "artifact_path", "model_uuid"] {
@@ -377,10 +379,10 @@ impl Tracking {
             .await
     }
 
-    /// Datasets used in the experiments: experiment id, name, digest, context.
+    /// The datasets that are used in these experiments, each with `experiment_id`, `name`, `digest` and `context`.
     ///
     /// # Errors
-    /// No experiment, more than 20, or a bad id.
+    /// No experiment id, more than 20, or an invalid one.
     pub async fn search_datasets(
         &self,
         experiment_ids: &[String],
@@ -409,7 +411,7 @@ impl Tracking {
     }
 }
 
-/// Sets a tag of a run that was found active.
+/// Sets a tag of a run that is known to be active.
 fn set_tag(c: &slipway_store::sql::Connection, run: i64, tag: &KeyValue) -> Result<(), Error> {
     if tag.key == RUN_NAME && !tag.value.is_empty() {
         repo::runs::update(c, run, None, None, Some(&tag.value))
@@ -418,28 +420,28 @@ fn set_tag(c: &slipway_store::sql::Connection, run: i64, tag: &KeyValue) -> Resu
     }
 }
 
-/// A path below an artifact location, before its query if it has one.
-pub(super) fn below(location: &str, path: &str) -> String {
+/// Joins an artifact location and a relative path, which is inserted before the location's query string if it has one.
+pub(super) fn join_location(location: &str, path: &str) -> String {
     match location.split_once('?') {
         Some((base, query)) => format!("{}/{path}?{query}", base.trim_end_matches('/')),
         None => format!("{}/{path}", location.trim_end_matches('/')),
     }
 }
 
-fn each<T>(items: Vec<T>, check: impl Fn(usize, T) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+fn validate_each<T>(items: Vec<T>, check: impl Fn(usize, T) -> Result<T, Error>) -> Result<Vec<T>, Error> {
     items.into_iter().enumerate().map(|(i, item)| check(i, item)).collect()
 }
 
 fn unique_params(params: &[KeyValue]) -> Result<(), Error> {
     let mut seen = std::collections::HashSet::new();
-    let twice: Vec<_> = params.iter().filter(|p| !seen.insert(&p.key)).map(|p| format!("'{}'", p.key)).collect();
-    if twice.is_empty() {
+    let duplicates: Vec<_> = params.iter().filter(|p| !seen.insert(&p.key)).map(|p| format!("'{}'", p.key)).collect();
+    if duplicates.is_empty() {
         return Ok(());
     }
     Err(Error::invalid(format!(
         "Duplicate parameter keys have been submitted: [{}]. Please ensure the request contains only one param value \
          per param key.",
-        twice.join(", ")
+        duplicates.join(", ")
     )))
 }
 

@@ -1,26 +1,26 @@
-//! Names of artifacts, and what browsers are told about them.
+//! Tests of artifact names and of the headers of downloads.
 
 use axum::http::{Request, StatusCode};
 use serde_json::json;
 
-use super::{Answer, Server, assert_invalid};
+use super::{Server, TestResponse, assert_invalid};
 
 const PROXY: &str = "/api/2.0/mlflow-artifacts/artifacts";
 
-/// Whatever a browser makes of the answer, it runs nothing of it in this server's origin.
+/// Asserts that a browser would not execute anything in the response with this server's origin.
 #[track_caller]
-fn assert_harmless(answer: &Answer) {
-    assert!(answer.header("content-disposition").starts_with("attachment"), "{answer:?}");
-    assert_eq!(answer.header("x-content-type-options"), "nosniff");
-    assert!(answer.header("content-security-policy").contains("sandbox"), "{answer:?}");
-    let kind = answer.header("content-type");
+fn assert_harmless(response: &TestResponse) {
+    assert!(response.header("content-disposition").starts_with("attachment"), "{response:?}");
+    assert_eq!(response.header("x-content-type-options"), "nosniff");
+    assert!(response.header("content-security-policy").contains("sandbox"), "{response:?}");
+    let kind = response.header("content-type");
     assert!(!kind.is_empty() && !["html", "svg", "xml", "script"].iter().any(|s| kind.contains(s)), "{kind}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_with_control_characters_are_refused_at_every_way_in() {
+async fn control_characters_in_names_are_rejected_by_every_route() {
     let server = Server::start().await;
-    let run = server.run().await;
+    let run = server.create_run().await;
     for name in ["a%0Ab.html", "a%250Ab.html", "x%7F", "x%C2%85", "x%E2%80%A8y", "%E2%80%AEgpj.exe", "d%0D/f.txt"] {
         assert_invalid(&server.put(&format!("{PROXY}/0/{run}/artifacts/{name}"), "x").await);
         let create = json!({ "path": "f", "num_parts": 1 });
@@ -43,17 +43,17 @@ async fn names_with_control_characters_are_refused_at_every_way_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn downloads_run_nothing_in_a_browser() {
+async fn downloads_are_not_executed_by_a_browser() {
     let server = Server::start().await;
-    let run = server.run().await;
+    let run = server.create_run().await;
     let page = "<script>alert(1)</script>";
     for name in ["a.html", "b.svg", "c.xhtml", "d.js", "MLmodel", "gr%C3%B6%C3%9Fe.htm", "q%22.html", "e.png", "f.xml"]
     {
         let uri = format!("{PROXY}/0/{run}/artifacts/{name}");
         assert_eq!(server.put(&uri, page).await.status, StatusCode::OK, "{name}");
-        let whole = server.get(&uri).await;
-        assert_eq!((whole.status, whole.text().as_str()), (StatusCode::OK, page), "{name}");
-        assert_harmless(&whole);
+        let full = server.get(&uri).await;
+        assert_eq!((full.status, full.text().as_str()), (StatusCode::OK, page), "{name}");
+        assert_harmless(&full);
         let range = |range| Request::get(&uri).header("range", range).body(axum::body::Body::empty()).unwrap();
         let part = server.request(range("bytes=1-6")).await;
         assert_eq!((part.status, part.text().as_str()), (StatusCode::PARTIAL_CONTENT, "script"), "{name}");
@@ -70,26 +70,26 @@ async fn downloads_run_nothing_in_a_browser() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn artifacts_with_names_that_are_refused_today_stay_readable() {
+async fn artifacts_with_formerly_allowed_names_stay_readable() {
     let server = Server::start().await;
-    let run = server.run().await;
+    let run = server.create_run().await;
     for name in ["a\nb.html", "good.txt", "d\r/x\u{202e}y"] {
         server.store_unchecked(&format!("0/{run}/artifacts/{name}"), "old").await;
     }
     let listed = async |path: &str| {
-        let answer = server.get(&format!("/api/2.0/mlflow/artifacts/list?run_id={run}&path={path}")).await;
-        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
-        let files = answer.json()["files"].as_array().cloned().unwrap_or_default();
+        let response = server.get(&format!("/api/2.0/mlflow/artifacts/list?run_id={run}&path={path}")).await;
+        assert_eq!(response.status, StatusCode::OK, "{}", response.text());
+        let files = response.json()["files"].as_array().cloned().unwrap_or_default();
         files.iter().map(|f| f["path"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     assert_eq!(listed("").await, ["a\u{fffd}b.html", "d\u{fffd}", "good.txt"]);
     assert_eq!(listed("d%EF%BF%BD").await, ["d\u{fffd}/x\u{fffd}y"]);
-    // As they are shown, and as they are stored.
+    // By the displayed name, and by the stored name.
     for name in ["a%EF%BF%BDb.html", "d%EF%BF%BD/x%EF%BF%BDy", "a%0Ab.html", "good.txt"] {
         for uri in [format!("{PROXY}/0/{run}/artifacts/{name}"), format!("/get-artifact?run_id={run}&path={name}")] {
-            let answer = server.get(&uri).await;
-            assert_eq!((answer.status, answer.text().as_str()), (StatusCode::OK, "old"), "{uri}");
-            assert_harmless(&answer);
+            let response = server.get(&uri).await;
+            assert_eq!((response.status, response.text().as_str()), (StatusCode::OK, "old"), "{uri}");
+            assert_harmless(&response);
         }
     }
     assert_eq!(server.get(&format!("{PROXY}/0/{run}/artifacts/n%EF%BF%BD")).await.status, StatusCode::NOT_FOUND);
@@ -97,9 +97,9 @@ async fn artifacts_with_names_that_are_refused_today_stay_readable() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_are_read_as_mlflow_reads_them() {
+async fn names_are_decoded_as_in_mlflow() {
     let server = Server::start().await;
-    let run = server.run().await;
+    let run = server.create_run().await;
     for name in ["a%5Cb.txt", "p%2520c.txt", "c:d.txt"] {
         assert_eq!(
             server.put(&format!("{PROXY}/0/{run}/artifacts/{name}"), "x").await.status,
@@ -107,17 +107,17 @@ async fn names_are_read_as_mlflow_reads_them() {
             "{name}"
         );
     }
-    let answer = server.get(&format!("/api/2.0/mlflow/artifacts/list?run_id={run}")).await.json();
-    let names: Vec<_> = answer["files"].as_array().unwrap().iter().map(|f| f["path"].as_str().unwrap()).collect();
+    let response = server.get(&format!("/api/2.0/mlflow/artifacts/list?run_id={run}")).await.json();
+    let names: Vec<_> = response["files"].as_array().unwrap().iter().map(|f| f["path"].as_str().unwrap()).collect();
     assert_eq!(names, ["a\\b.txt", "c:d.txt", "p c.txt"]);
     for path in ["p%2520c.txt", "p%20c.txt", "p+c.txt", "a%5Cb.txt"] {
-        let answer = server.get(&format!("/get-artifact?run_id={run}&path={path}")).await;
-        assert_eq!(answer.status, StatusCode::OK, "{path}: {}", answer.text());
+        let response = server.get(&format!("/get-artifact?run_id={run}&path={path}")).await;
+        assert_eq!(response.status, StatusCode::OK, "{path}: {}", response.text());
     }
     for path in ["..%2Fx", "%252e%252e%2Fx", "C%3A%5Cx", "%5C%5Chost%5Cx", "%2Fx"] {
         assert_invalid(&server.get(&format!("/get-artifact?run_id={run}&path={path}")).await);
     }
-    // Earlier versions stored an encoded name as it was.
+    // Earlier versions stored percent-encoded names without decoding them.
     server.store_unchecked(&format!("0/{run}/artifacts/old%20name"), "x").await;
     assert_eq!(server.get(&format!("{PROXY}/0/{run}/artifacts/old%2520name")).await.status, StatusCode::OK);
     server.stop().await;

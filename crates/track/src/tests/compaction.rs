@@ -1,4 +1,4 @@
-//! Compaction changes what histories cost, and nothing else.
+//! Tests of compaction: it changes the cost of reading histories, and never their contents.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,16 +11,16 @@ use slipway_store::{Database, Migration};
 use super::Server;
 use crate::points::{Point, pack};
 use crate::repo::metrics as repo;
-use crate::service::compaction::{Compactor, LIMITS, Limits, SWEEP_AFTER, compact, plan};
+use crate::service::compaction::{Compactor, LIMITS, Limits, SWEEP_DELAY, compact, plan};
 use crate::service::metrics::NewMetric;
 use crate::{Error, ErrorCode, MIGRATION};
 
-/// So small that a few requests make several levels.
+/// Limits so small that a few requests result in several levels.
 const SMALL: Limits = Limits { step_rows: 6, step_bytes: 400, mixed_rows: 3, chunk_points: 5, mixed_bytes: 60 };
 
-/// The number of the run in the database.
-fn number(server: &Server, run_id: &str) -> i64 {
-    server.tracking.db.read_now(|c| repo::existing(c, &[run_id.to_owned()])).unwrap()[0].1
+/// The integer key of the run in the database.
+fn run_key(server: &Server, run_id: &str) -> i64 {
+    server.tracking.db.read_now(|c| repo::find_runs(c, &[run_id.to_owned()])).unwrap()[0].1
 }
 
 fn count(server: &Server, table: &str) -> i64 {
@@ -28,10 +28,10 @@ fn count(server: &Server, table: &str) -> i64 {
     server.tracking.db.read_now(|c| c.first(&sql, params![], |row| row.get(0))).unwrap().unwrap()
 }
 
-/// Everything that can be asked about the histories of these keys, as it is sent to clients.
+/// The responses to all kinds of requests for the histories of these keys.
 async fn histories(server: &Server, run_id: &str, keys: &[&str]) -> Vec<Value> {
     const METRICS: &str = "/api/2.0/mlflow/metrics";
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for key in keys {
         for query in [
             format!("get-history?run_id={run_id}&metric_key={key}"),
@@ -41,25 +41,25 @@ async fn histories(server: &Server, run_id: &str, keys: &[&str]) -> Vec<Value> {
             format!("get-history-bulk-interval?run_ids={run_id}&metric_key={key}&max_results=4"),
             format!("get-history-bulk-interval?run_ids={run_id}&metric_key={key}&start_step=1&end_step=3"),
         ] {
-            let answer = server.get(&format!("{METRICS}/{query}")).await;
-            assert!(answer.status.is_success(), "{query}: {}", answer.text());
-            answers.push(answer.json());
+            let response = server.get(&format!("{METRICS}/{query}")).await;
+            assert!(response.status.is_success(), "{query}: {}", response.text());
+            responses.push(response.json());
         }
         let mut token = String::new();
         loop {
             let query = format!("get-history?run_id={run_id}&metric_key={key}&max_results=2&page_token={token}");
             let page = server.get(&format!("{METRICS}/{query}")).await.json();
-            answers.push(page.clone());
+            responses.push(page.clone());
             match page["next_page_token"].as_str() {
                 Some(next) => token = next.to_owned(),
                 None => break,
             }
         }
     }
-    answers
+    responses
 }
 
-/// A request of `log-batch`: for each metric its key, step, timestamp and value.
+/// A `log-batch` request: key, step, timestamp and value of each metric.
 type Batch = Vec<(&'static str, i64, i64, f64)>;
 
 async fn log(server: &Server, run_id: &str, batch: &Batch) {
@@ -70,7 +70,7 @@ async fn log(server: &Server, run_id: &str, batch: &Batch) {
             json!({ "key": key, "step": step, "timestamp": timestamp, "value": value })
         })
         .collect();
-    server.done("mlflow/runs/log-batch", json!({ "run_id": run_id, "metrics": metrics })).await;
+    server.post_ok("mlflow/runs/log-batch", json!({ "run_id": run_id, "metrics": metrics })).await;
 }
 
 fn batches() -> impl Strategy<Value = Vec<Batch>> {
@@ -79,31 +79,31 @@ fn batches() -> impl Strategy<Value = Vec<Batch>> {
     prop::collection::vec(prop::collection::vec((key, -3..5_i64, 0..4_i64, value), 0..12), 0..40)
 }
 
-async fn answers_stay_the_same(server: Server, before: Vec<Batch>, after: Vec<Batch>) {
+async fn assert_histories_are_unchanged(server: Server, before: Vec<Batch>, after: Vec<Batch>) {
     const KEYS: [&str; 5] = ["a", "a/b", "loss", "z", "none"];
-    let run_id = server.run().await;
-    let other = server.run().await;
+    let run_id = server.create_run().await;
+    let other = server.create_run().await;
     for batch in before.iter().chain(&after) {
         log(&server, &other, batch).await;
     }
     for batch in &before {
         log(&server, &run_id, batch).await;
     }
-    let run = number(&server, &run_id);
+    let run = run_key(&server, &run_id);
     let expected = histories(&server, &run_id, &KEYS).await;
     compact(&server.tracking.db, run, SMALL).await.unwrap();
     assert_eq!(histories(&server, &run_id, &KEYS).await, expected);
-    // More points come, and are compacted with what was compacted before.
+    // Log more points and compact them together with the compacted ones.
     for batch in &after {
         log(&server, &run_id, batch).await;
     }
     let expected = histories(&server, &run_id, &KEYS).await;
     compact(&server.tracking.db, run, SMALL).await.unwrap();
     assert_eq!(histories(&server, &run_id, &KEYS).await, expected);
-    // A run that was never compacted answers the same but for its name.
-    let named = |answers: Vec<Value>, id: &str| json!(answers).to_string().replace(id, "");
-    let never = named(histories(&server, &other, &KEYS).await, &other);
-    assert_eq!(named(expected, &run_id), never);
+    // A run with the same points that was never compacted has the same histories, except for its id.
+    let without_id = |responses: Vec<Value>, id: &str| json!(responses).to_string().replace(id, "");
+    let never_compacted = without_id(histories(&server, &other, &KEYS).await, &other);
+    assert_eq!(without_id(expected, &run_id), never_compacted);
     server.stop().await;
 }
 
@@ -111,37 +111,37 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
     #[test]
-    fn histories_are_the_same_before_and_after(before in batches(), after in batches()) {
+    fn compaction_does_not_change_histories(before in batches(), after in batches()) {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
             if let Some(server) = Server::start_on_postgres().await {
-                answers_stay_the_same(server, before.clone(), after.clone()).await;
+                assert_histories_are_unchanged(server, before.clone(), after.clone()).await;
             }
-            answers_stay_the_same(Server::start().await, before, after).await;
+            assert_histories_are_unchanged(Server::start().await, before, after).await;
         });
     }
 }
 
-/// As many rows of different keys as make a level crowded: regrouping them gives the same rows again, which once went on for ever.
+/// The level is full, but its rows have disjoint keys, so regrouping results in the same rows. This once led to an endless loop.
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_cannot_be_merged_are_left_alone() {
+async fn compaction_ends_when_rows_cannot_be_merged() {
     let server = Server::start().await;
-    let run_id = server.run().await;
+    let run_id = server.create_run().await;
     for n in 0..6_i64 {
         let keys = [("a", n < 4), ("a/b", n < 2), ("loss", n < 4), ("z", n >= 4)];
         let batch: Batch = keys.into_iter().filter(|(_, has)| *has).map(|(key, _)| (key, n, n, 0.5)).collect();
         log(&server, &run_id, &batch).await;
     }
-    let run = number(&server, &run_id);
+    let run = run_key(&server, &run_id);
     let expected = histories(&server, &run_id, &["a", "a/b", "loss", "z"]).await;
     let steps = tokio::time::timeout(Duration::from_secs(60), compact(&server.tracking.db, run, SMALL)).await;
-    assert_eq!(steps.expect("it ends").unwrap(), 1);
+    assert_eq!(steps.expect("compaction did not end").unwrap(), 1);
     assert_eq!(count(&server, "metric_mixed"), 3);
     assert_eq!(histories(&server, &run_id, &["a", "a/b", "loss", "z"]).await, expected);
     server.stop().await;
 }
 
-/// Rows as if each were a request with `keys` metrics; every `rare_every`-th has a point of the key `rare` too.
+/// Inserts rows of `requests` requests with `keys` metrics each. Every `rare_every`-th also has a point of the key `rare`.
 async fn fill(server: &Server, run: i64, requests: i64, keys: usize, rare_every: i64) {
     let names: Vec<String> = (0..keys).map(|i| format!("metric/{i:05}")).collect();
     for group in (0..requests).collect::<Vec<_>>().chunks(100) {
@@ -158,7 +158,7 @@ async fn fill(server: &Server, run: i64, requests: i64, keys: usize, rare_every:
     }
 }
 
-/// Rows and bytes that a history of `key` reads.
+/// Number of rows and bytes that a history of `key` reads.
 fn cost(server: &Server, run: i64, key: &str) -> (usize, usize) {
     let (mut rows, mut bytes) = (0, 0);
     let read = |row: &[u8]| {
@@ -166,40 +166,40 @@ fn cost(server: &Server, run: i64, key: &str) -> (usize, usize) {
         bytes += row.len();
         Some(())
     };
-    server.tracking.db.read_now(|c| repo::visit(c, run, key, read)).unwrap();
+    server.tracking.db.read_now(|c| repo::for_each_row(c, run, key, read)).unwrap();
     (rows, bytes)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_history_costs_what_its_metric_has() {
-    // A hundredth of the usual sizes, so that a hundredth of the points shows the same.
+async fn history_cost_depends_on_the_metric_and_not_on_the_run() {
+    // About a hundredth of the default limits, so that a hundredth of the points is enough.
     let limits = Limits { step_rows: 100, step_bytes: 8 << 10, mixed_rows: 16, chunk_points: 16, mixed_bytes: 1 << 10 };
-    // Few keys with many points, and many keys with few.
+    // Few keys with many points each, and many keys with few points each.
     for (requests, keys) in [(2_000, 10), (100, 400)] {
         let server = Server::start().await;
-        let run_id = server.run().await;
-        let run = number(&server, &run_id);
+        let run_id = server.create_run().await;
+        let run = run_key(&server, &run_id);
         fill(&server, run, requests, keys, 10).await;
-        let whole = cost(&server, run, "rare");
+        let uncompacted = cost(&server, run, "rare");
         compact(&server.tracking.db, run, limits).await.unwrap();
         let once = cost(&server, run, "rare");
-        assert!(once.1 * 5 < whole.1, "{once:?} of {whole:?}");
+        assert!(once.1 * 5 < uncompacted.1, "{once:?} of {uncompacted:?}");
         fill(&server, run, 3 * requests, keys, 1_000_000).await;
         compact(&server.tracking.db, run, limits).await.unwrap();
-        // Four times as many points in the run, but hardly more of this key: what is read beside its own is bounded.
+        // The run now has four times as many points, but this key hardly more. The points of other keys that are read stay bounded.
         let later = cost(&server, run, "rare");
         let bound = limits.step_bytes + 2 * usize::try_from(limits.mixed_rows).unwrap() * limits.mixed_bytes;
-        assert!(later.1 < bound && later.1 * 10 < whole.1 * 4, "{later:?} after {once:?}, of {whole:?}");
+        assert!(later.1 < bound && later.1 * 10 < uncompacted.1 * 4, "{later:?} after {once:?}, of {uncompacted:?}");
         server.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_that_is_late_or_cut_short_changes_nothing() {
+async fn outdated_or_interrupted_steps_change_nothing() {
     let postgres = Server::start_on_postgres().await;
     for server in postgres.into_iter().chain([Server::start().await]) {
-        let run_id = server.run().await;
-        let run = number(&server, &run_id);
+        let run_id = server.create_run().await;
+        let run = run_key(&server, &run_id);
         let batch = |n: i64| vec![("a", n, n, 0.5), ("b", n, n, f64::NAN), ("c", -n, 3, 1.0)];
         for n in 0..8 {
             log(&server, &run_id, &batch(n)).await;
@@ -208,37 +208,37 @@ async fn a_step_that_is_late_or_cut_short_changes_nothing() {
         let expected = histories(&server, &run_id, &keys).await;
         let db = &server.tracking.db;
         let planned = || db.read_now(|c| plan(c, run, SMALL)).unwrap().unwrap();
-        // The process dies in the middle of the transaction.
+        // The process is killed in the middle of the transaction.
         let step = planned();
-        let cut = db.write(move |c| {
+        let interrupted = db.write(move |c| {
             step.apply(c)?;
-            Err::<(), _>(Error::new(ErrorCode::InternalError, "cut"))
+            Err::<(), _>(Error::new(ErrorCode::InternalError, "interrupted"))
         });
-        assert!(cut.await.is_err());
+        assert!(interrupted.await.is_err());
         assert_eq!(histories(&server, &run_id, &keys).await, expected);
         assert_eq!((count(&server, "metric_points"), count(&server, "metric_chunks")), (8, 0));
-        // Two servers have the same idea.
+        // Two servers plan the same step.
         let (first, second) = (planned(), planned());
         assert!(db.write(move |c| first.apply(c)).await.unwrap());
-        // SQLite gives ids again that were freed, so these may look like the rows that were read.
+        // SQLite reuses freed ids, so these rows may have the ids of the rows that were read.
         for n in 8..16 {
             log(&server, &run_id, &batch(n)).await;
         }
         let expected = histories(&server, &run_id, &keys).await;
         assert!(!db.write(move |c| second.apply(c)).await.unwrap());
         assert_eq!(histories(&server, &run_id, &keys).await, expected);
-        // Deleted and restored, the run is as it was.
-        server.done("mlflow/runs/delete", json!({ "run_id": run_id })).await;
+        // Deleting and restoring the run changes nothing.
+        server.post_ok("mlflow/runs/delete", json!({ "run_id": run_id })).await;
         compact(db, run, SMALL).await.unwrap();
-        server.done("mlflow/runs/restore", json!({ "run_id": run_id })).await;
+        server.post_ok("mlflow/runs/restore", json!({ "run_id": run_id })).await;
         assert_eq!(histories(&server, &run_id, &keys).await, expected);
-        // Removed for good, nothing of it stays; a step that comes late does not bring it back.
+        // After a permanent deletion no rows are left, and an outdated step does not restore any.
         for n in 16..30 {
             log(&server, &run_id, &batch(n)).await;
         }
-        let late = planned();
+        let outdated = planned();
         db.write(move |c| c.execute("DELETE FROM runs WHERE run = ?1", [run])).await.unwrap();
-        assert!(!db.write(move |c| late.apply(c)).await.unwrap());
+        assert!(!db.write(move |c| outdated.apply(c)).await.unwrap());
         for table in ["metric_points", "metric_chunks", "metric_mixed"] {
             assert_eq!(count(&server, table), 0, "{table}");
         }
@@ -246,7 +246,7 @@ async fn a_step_that_is_late_or_cut_short_changes_nothing() {
     }
 }
 
-async fn until_compacted(server: &Server) {
+async fn wait_until_compacted(server: &Server) {
     let started = Instant::now();
     while count(server, "metric_points") > 0 {
         assert!(started.elapsed() < Duration::from_secs(60), "nothing was compacted");
@@ -255,24 +255,24 @@ async fn until_compacted(server: &Server) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_of_an_earlier_process_is_compacted_when_it_is_read_or_found() {
+async fn run_of_an_earlier_process_is_compacted_by_a_read_or_by_the_sweep() {
     for read in [true, false] {
         let mut server = Server::start().await;
-        let run_id = server.run().await;
-        fill(&server, number(&server, &run_id), i64::try_from(LIMITS.step_rows).unwrap(), 1, 1).await;
+        let run_id = server.create_run().await;
+        fill(&server, run_key(&server, &run_id), i64::try_from(LIMITS.step_rows).unwrap(), 1, 1).await;
         if read {
             histories(&server, &run_id, &["rare"]).await;
         } else {
             let db = server.tracking.db.clone();
             server.tracking.compactor = Arc::new(Compactor::start(db, LIMITS, Duration::ZERO));
         }
-        until_compacted(&server).await;
+        wait_until_compacted(&server).await;
         server.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_without_chunks_is_taken_over() {
+async fn database_of_an_earlier_version_is_migrated_and_compacted() {
     let folder = std::env::temp_dir().join(format!("slipway-track-{}", slipway_core::ids::hex32()));
     std::fs::create_dir_all(&folder).unwrap();
     let older = Migration { steps: &MIGRATION.steps[..1], ..MIGRATION };
@@ -303,25 +303,25 @@ async fn a_database_without_chunks_is_taken_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_with_many_requests_is_compacted_by_itself() {
+async fn run_with_many_requests_is_compacted_automatically() {
     let server = Server::start().await;
-    let run_id = server.run().await;
+    let run_id = server.create_run().await;
     let requests = i64::try_from(LIMITS.step_rows).unwrap();
     for n in 0..requests {
         let metric = json!({ "run_id": run_id, "key": "loss", "value": 0.5, "timestamp": n, "step": n });
-        server.done("mlflow/runs/log-metric", metric).await;
+        server.post_ok("mlflow/runs/log-metric", metric).await;
     }
-    until_compacted(&server).await;
+    wait_until_compacted(&server).await;
     assert_eq!(count(&server, "metric_chunks"), 1);
     let found = server.tracking.metric_history(run_id, "loss".into(), None, None).await.unwrap();
     assert_eq!(found.items.len(), LIMITS.step_rows);
     server.stop().await;
 }
 
-/// `cargo test --release -p slipway-track while_it_is_compacted -- --ignored --nocapture`
+/// `cargo test --release -p slipway-track logging_throughput -- --ignored --nocapture`
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "measures only with optimisations"]
-async fn logging_is_as_fast_while_it_is_compacted() {
+#[ignore = "a benchmark; meaningful only in release builds"]
+async fn logging_throughput_with_and_without_compaction() {
     const REQUESTS: usize = 4_000;
     let metrics: Vec<_> = (0..100_i64)
         .map(|i| NewMetric {
@@ -335,12 +335,13 @@ async fn logging_is_as_fast_while_it_is_compacted() {
         })
         .collect();
     for (name, limits) in
-        [("never", Limits { step_rows: usize::MAX, step_bytes: usize::MAX, ..LIMITS }), ("usual", LIMITS)].repeat(3)
+        [("disabled", Limits { step_rows: usize::MAX, step_bytes: usize::MAX, ..LIMITS }), ("default", LIMITS)]
+            .repeat(3)
     {
         let mut server = Server::start().await;
         let db = server.tracking.db.clone();
-        server.tracking.compactor = Arc::new(Compactor::start(db, limits, SWEEP_AFTER));
-        let run_id = server.run().await;
+        server.tracking.compactor = Arc::new(Compactor::start(db, limits, SWEEP_DELAY));
+        let run_id = server.create_run().await;
         let started = Instant::now();
         let mut tasks = Vec::new();
         for _ in 0..16 {
@@ -362,13 +363,13 @@ async fn logging_is_as_fast_while_it_is_compacted() {
 
 /// `cargo test --release -p slipway-track ten_million -- --ignored --nocapture`
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes a minute, and measures only with optimisations"]
-async fn ten_million_points_do_not_slow_a_key_of_a_thousand_down() {
-    // Requests of 1,000 metrics: of a few keys many times, and of many keys in turn.
+#[ignore = "a benchmark that takes a minute; meaningful only in release builds"]
+async fn ten_million_points_do_not_slow_down_a_key_with_a_thousand_points() {
+    // Few keys with many points each, and many keys with fewer points each.
     for (keys, shape) in [(100, "100 keys"), (999, "999 keys")] {
         let server = Server::start().await;
-        let run_id = server.run().await;
-        let run = number(&server, &run_id);
+        let run_id = server.create_run().await;
+        let run = run_key(&server, &run_id);
         let requests = 10_000_000 / i64::try_from(keys).unwrap();
         fill(&server, run, requests, keys, requests / 1000).await;
         let time = async || {

@@ -1,4 +1,4 @@
-//! No way leads from a registered model to a file of the server outside its object store.
+//! Tests that a registered model can never refer to a file on the server outside of the object store.
 
 use axum::http::StatusCode;
 use serde_json::json;
@@ -9,10 +9,10 @@ use crate::ErrorCode;
 use crate::repo::registry::{NewVersion, insert_version};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sources_that_are_paths_or_unknown_places_are_refused() {
+async fn local_paths_and_unknown_schemes_are_rejected_as_sources() {
     let server = Server::start().await;
-    let run = server.run().await;
-    server.done("mlflow/registered-models/create", json!({ "name": "m" })).await;
+    let run = server.create_run().await;
+    server.post_ok("mlflow/registered-models/create", json!({ "name": "m" })).await;
     for source in [
         "/tmp/a:b/model.onnx",
         "model.onnx",
@@ -34,19 +34,19 @@ async fn sources_that_are_paths_or_unknown_places_are_refused() {
     }
     for source in ["s3://bucket/model", "https://example.org/model", "dbfs:/m", &format!("runs:/{run}/model")] {
         let version = json!({ "name": "m", "source": source, "run_id": run });
-        let answer = server.post("mlflow/model-versions/create", version).await;
-        assert_eq!(answer.status, StatusCode::OK, "{source}: {}", answer.text());
+        let response = server.post("mlflow/model-versions/create", version).await;
+        assert_eq!(response.status, StatusCode::OK, "{source}: {}", response.text());
     }
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_resolved_is_in_the_object_store() {
+async fn only_locations_in_the_object_store_are_resolved() {
     let server = Server::start().await;
     let tracking = &server.tracking;
-    server.done("mlflow/registered-models/create", json!({ "name": "m" })).await;
+    server.post_ok("mlflow/registered-models/create", json!({ "name": "m" })).await;
     for source in ["/etc/passwd", "/tmp/a:b/model.onnx", "file:///etc/passwd", "s3://bucket/model"] {
-        // As an earlier version may have registered it.
+        // Insert the row directly, as an earlier version may have registered it.
         let row = move |c: &slipway_store::sql::Connection| {
             let new = NewVersion {
                 name: "m",
@@ -64,16 +64,16 @@ async fn what_is_resolved_is_in_the_object_store() {
         assert_eq!(error.code, ErrorCode::NotImplemented, "{source}: {error}");
         assert!(tracking.fetch(source).await.is_err(), "{source}");
     }
-    // A run whose client keeps artifacts in a folder of its own machine.
+    // A run whose artifacts are in a folder on the client's machine.
     let experiment = json!({ "name": "e", "artifact_location": "/etc" });
-    let id = server.done("mlflow/experiments/create", experiment).await["experiment_id"].clone();
-    let run = server.done("mlflow/runs/create", json!({ "experiment_id": id })).await;
+    let id = server.post_ok("mlflow/experiments/create", experiment).await["experiment_id"].clone();
+    let run = server.post_ok("mlflow/runs/create", json!({ "experiment_id": id })).await;
     let run = run["run"]["info"]["run_id"].as_str().unwrap();
     assert_eq!(tracking.resolve(&format!("runs:/{run}/hosts")).unwrap_err().code, ErrorCode::NotImplemented);
     for uri in ["mlflow-artifacts:/../x", "mlflow-artifacts:/%2e%2e/x", "mlflow-artifacts://h/../../x"] {
         assert_eq!(tracking.resolve(uri).unwrap_err().code, ErrorCode::InvalidParameterValue, "{uri}");
     }
-    let run = server.run().await;
+    let run = server.create_run().await;
     let found = tracking.resolve(&format!("runs:/{run}/model")).unwrap();
     assert_eq!(found.location.path(), format!("0/{run}/artifacts/model"));
     server.stop().await;

@@ -1,4 +1,4 @@
-//! Requests through the real router, on stores of a test's own.
+//! Tests that send requests through the real router, each on its own database and object store.
 
 mod artifacts;
 mod compaction;
@@ -16,26 +16,26 @@ use tower::ServiceExt;
 
 use crate::{MIGRATION, Tracking};
 
-/// A tracking server on stores that go with it.
+/// A tracking server on a temporary database and object store.
 struct Server {
     tracking: Tracking,
     router: Router,
     folder: std::path::PathBuf,
-    /// A schema of PostgreSQL that the test made: its name, and the database it is in.
+    /// The PostgreSQL schema that was created for the test: its name, and a connection to delete it.
     schema: Option<(String, Database)>,
 }
 
-/// What came back.
+/// A response that was read completely.
 #[derive(Debug)]
-struct Answer {
+struct TestResponse {
     status: StatusCode,
     headers: HeaderMap,
     body: Vec<u8>,
 }
 
-impl Answer {
+impl TestResponse {
     fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.text()))
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.text()))
     }
 
     fn text(&self) -> String {
@@ -48,7 +48,7 @@ impl Answer {
 }
 
 impl Server {
-    /// On SQLite and files.
+    /// Starts a server on SQLite and files.
     async fn start() -> Self {
         let folder = std::env::temp_dir().join(format!("slipway-track-{}", slipway_core::ids::hex32()));
         std::fs::create_dir_all(&folder).unwrap();
@@ -56,15 +56,16 @@ impl Server {
         Self::on(db, folder, None).await
     }
 
-    /// On the PostgreSQL that `SLIPWAY_TEST_DATABASE` names (`testkit/services.py`), if it is there, in a schema of its own.
+    /// Starts a server on PostgreSQL, in a new schema; `None` unless `SLIPWAY_TEST_DATABASE` is set (`testkit/services.py`).
     async fn start_on_postgres() -> Option<Self> {
         let url = std::env::var("SLIPWAY_TEST_DATABASE").ok()?;
         let name = format!("t{}", slipway_core::ids::hex32());
-        let (admin, own) = (url.clone(), format!("{url}?options=-csearch_path%3D{name}"));
+        let (admin, with_schema) = (url.clone(), format!("{url}?options=-csearch_path%3D{name}"));
         let create = format!("CREATE SCHEMA {name}");
         let admin = tokio::task::spawn_blocking(move || Database::connect(&admin, &[])).await.unwrap().unwrap();
         admin.write(move |c| c.execute(&create, slipway_store::sql::params![])).await.unwrap();
-        let db = tokio::task::spawn_blocking(move || Database::connect(&own, &[MIGRATION])).await.unwrap().unwrap();
+        let db =
+            tokio::task::spawn_blocking(move || Database::connect(&with_schema, &[MIGRATION])).await.unwrap().unwrap();
         let folder = std::env::temp_dir().join(format!("slipway-track-{name}"));
         Some(Self::on(db, folder, Some((name, admin))).await)
     }
@@ -80,41 +81,41 @@ impl Server {
         }
     }
 
-    async fn request(&self, request: Request<Body>) -> Answer {
+    async fn request(&self, request: Request<Body>) -> TestResponse {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes().to_vec();
-        Answer { status: parts.status, headers: parts.headers, body }
+        TestResponse { status: parts.status, headers: parts.headers, body }
     }
 
-    async fn get(&self, uri: &str) -> Answer {
+    async fn get(&self, uri: &str) -> TestResponse {
         self.request(Request::get(uri).body(Body::empty()).unwrap()).await
     }
 
-    async fn put(&self, uri: &str, body: &'static str) -> Answer {
+    async fn put(&self, uri: &str, body: &'static str) -> TestResponse {
         self.request(Request::put(uri).body(Body::from(body)).unwrap()).await
     }
 
-    async fn post(&self, path: &str, body: Value) -> Answer {
+    async fn post(&self, path: &str, body: Value) -> TestResponse {
         self.request(json_request(Method::POST, &format!("/api/2.0/{path}"), &body)).await
     }
 
-    /// Posts what has to be accepted.
-    async fn done(&self, path: &str, body: Value) -> Value {
-        let answer = self.post(path, body).await;
-        assert_eq!(answer.status, StatusCode::OK, "{path}: {}", answer.text());
-        answer.json()
+    /// Sends a POST request that must succeed, and returns the JSON of the response.
+    async fn post_ok(&self, path: &str, body: Value) -> Value {
+        let response = self.post(path, body).await;
+        assert_eq!(response.status, StatusCode::OK, "{path}: {}", response.text());
+        response.json()
     }
 
-    /// Begins a run in experiment 0; its id.
-    async fn run(&self) -> String {
-        let run = self.done("mlflow/runs/create", serde_json::json!({ "experiment_id": "0" })).await;
+    /// Creates a run in experiment 0 and returns its id.
+    async fn create_run(&self) -> String {
+        let run = self.post_ok("mlflow/runs/create", serde_json::json!({ "experiment_id": "0" })).await;
         run["run"]["info"]["run_id"].as_str().unwrap().to_owned()
     }
 
-    /// Stores an object without any check, as an earlier version may have done.
+    /// Stores an object without validating its path, as an earlier version did.
     async fn store_unchecked(&self, path: &str, body: &'static str) {
-        let body = futures_stream(body);
+        let body = body_stream(body);
         self.tracking.objects.put(path, body).await.unwrap();
     }
 
@@ -128,7 +129,7 @@ impl Server {
     }
 }
 
-fn futures_stream(
+fn body_stream(
     body: &'static str,
 ) -> impl futures_util::Stream<Item = Result<bytes::Bytes, std::convert::Infallible>> + Unpin {
     futures_util::stream::iter([Ok(bytes::Bytes::from_static(body.as_bytes()))])
@@ -139,9 +140,9 @@ fn json_request(method: Method, uri: &str, body: &Value) -> Request<Body> {
     request.body(Body::from(body.to_string())).unwrap()
 }
 
-/// Refused by MLflow's rules.
+/// Asserts that the request was rejected with `INVALID_PARAMETER_VALUE`.
 #[track_caller]
-fn assert_invalid(answer: &Answer) {
-    assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text());
-    assert_eq!(answer.json()["error_code"], "INVALID_PARAMETER_VALUE", "{}", answer.text());
+fn assert_invalid(response: &TestResponse) {
+    assert_eq!(response.status, StatusCode::BAD_REQUEST, "{}", response.text());
+    assert_eq!(response.json()["error_code"], "INVALID_PARAMETER_VALUE", "{}", response.text());
 }

@@ -1,32 +1,32 @@
 # -*- coding: utf-8 -*-
 # Copyright: the slipway authors
 # Apache License 2.0 (see https://www.apache.org/licenses/LICENSE-2.0)
-"""What the module is for; the work is done by the action plugin of the same name."""
+"""The documentation of the module. The action plugin of the same name implements it."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: converge
-short_description: Make a machine what cluster.yaml says of it
+short_description: Apply the desired state of cluster.yaml to a machine
 description:
-  - Asks slipway on the controller what the cluster's file wants of the machine, and has slipway's engine on the machine make it so.
-  - The program is put onto the machine when it is not there; nothing else is needed there.
-  - Reports C(changed) only for what changed, with a diff of each resource. Check mode changes nothing.
-  - Becoming root is the play's affair (C(become)).
+  - Runs slipway on the controller to get the desired state of the machine, and slipway's engine on the machine to apply it.
+  - Uploads slipway to the machine if it is missing. Nothing else is needed on the machine.
+  - Reports C(changed) only if something changed, with a diff of each resource. Check mode changes nothing.
+  - The engine must run as root, so set C(become) in the play.
 options:
   layers:
-    description: Parts of the machine, as C(slipway cluster apply --only) takes them. All when empty.
+    description: Layers to apply, with the names of C(slipway cluster apply --only). All layers by default.
     type: list
     elements: str
     default: []
   file:
-    description: The cluster's file on the controller. E(SLIPWAY_CLUSTER_FILE) or C(cluster.yaml) by default.
+    description: Path of the cluster file on the controller. E(SLIPWAY_CLUSTER_FILE) or C(cluster.yaml) by default.
     type: path
   machine:
-    description: The machine's name in the file. The inventory's name of the host by default.
+    description: Name of the machine in the file. The host's name in the inventory by default.
     type: str
   program:
-    description: slipway on the controller.
+    description: Name or path of slipway on the controller.
     type: path
     default: slipway
 author:
@@ -34,7 +34,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: The machine below Kubernetes
+- name: Set up the operating system
   slipway.cluster.converge:
     layers: [system, host-tools]
     file: "{{ playbook_dir }}/cluster.yaml"
@@ -42,12 +42,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 resources:
-  description: What was changed, or would be, by resource, with the changes in words.
+  description: The resources that were changed, or would be changed in check mode, with a list of changes for each.
   returned: always
   type: dict
   sample: {"system/sysctl": ["~ file /etc/sysctl.d/90-slipway.conf"]}
 reboot_required:
-  description: Whether the machine must start anew before the rest is done. It goes on by itself after that.
+  description: Whether the machine must reboot before the remaining resources are applied. It continues by itself after the reboot.
   returned: always
   type: bool
 """

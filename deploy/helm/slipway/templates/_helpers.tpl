@@ -1,4 +1,4 @@
-{{/* Labels of an object of a component; "" for what is common. */}}
+{{/* Labels of an object; component is "" for objects that belong to no single component. */}}
 {{- define "slipway.labels" -}}
 app.kubernetes.io/name: slipway
 slipway.dev/installation: {{ .root.Release.Namespace }}
@@ -11,7 +11,7 @@ app.kubernetes.io/component: {{ .component }}
 {{ .Values.image.repository }}:{{ .Values.image.tag }}
 {{- end }}
 
-{{/* What a container may not do. */}}
+{{/* A restricted security context of a container. */}}
 {{- define "slipway.lockedDown" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -19,7 +19,7 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
-{{/* A Deployment of `slipway up`, with its Service and what guards both: component, name, of (its values), claim, argument. */}}
+{{/* A Deployment of `slipway up`, with its Service, PodDisruptionBudget and NetworkPolicy. Parameters: component, name, values, claim, argument. */}}
 {{- define "slipway.workload" }}
 {{- $root := .root }}
 {{- $server := .root.Values.server }}
@@ -28,7 +28,7 @@ seccompProfile: {type: RuntimeDefault}
 {{- $labels := include "slipway.labels" (dict "root" .root "component" .component) }}
 {{- range $server.hosts }}
 {{- if not (regexMatch "^[^,:/ ]+$" .) }}
-{{- fail "server.hosts holds names alone, without a scheme, a port, a comma or a blank" }}
+{{- fail "server.hosts must contain host names only, without a scheme, port, comma or space" }}
 {{- end }}
 {{- end }}
 ---
@@ -39,8 +39,8 @@ metadata:
   namespace: {{ $root.Release.Namespace }}
   labels: {{- $labels | nindent 4 }}
 spec:
-  replicas: {{ .of.replicas }}
-  # Two writers of one SQLite file would corrupt each other's work.
+  replicas: {{ .values.replicas }}
+  # Two pods must not write the same SQLite file, not even during an update.
   strategy: {type: {{ if and $server.database.secret $server.objects.url }}RollingUpdate{{ else }}Recreate{{ end }}}
   selector:
     matchLabels: {{- $labels | nindent 6 }}
@@ -50,8 +50,8 @@ spec:
     spec:
       serviceAccountName: {{ .name }}
       securityContext: {runAsUser: 65532, runAsGroup: 65532, fsGroup: 65532, fsGroupChangePolicy: OnRootMismatch, runAsNonRoot: true}
-      nodeSelector: {{- .of.nodeSelector | toYaml | nindent 8 }}
-      tolerations: {{- .of.tolerations | toYaml | nindent 8 }}
+      nodeSelector: {{- .values.nodeSelector | toYaml | nindent 8 }}
+      tolerations: {{- .values.tolerations | toYaml | nindent 8 }}
       topologySpreadConstraints:
       - maxSkew: 1
         topologyKey: kubernetes.io/hostname
@@ -101,7 +101,7 @@ spec:
         startupProbe: {httpGet: {path: /readyz, port: http{{ $scheme }}}, periodSeconds: 1, failureThreshold: 120}
         readinessProbe: {httpGet: {path: /readyz, port: http{{ $scheme }}}, periodSeconds: 5}
         livenessProbe: {httpGet: {path: /healthz, port: http{{ $scheme }}}, periodSeconds: 10}
-        resources: {{- .of.resources | toYaml | nindent 10 }}
+        resources: {{- .values.resources | toYaml | nindent 10 }}
         securityContext:
           runAsNonRoot: true
           {{- include "slipway.lockedDown" $root | nindent 10 }}
@@ -136,7 +136,7 @@ spec:
   - {name: http, port: 7070, targetPort: http, protocol: TCP}
   - {name: inference, port: 7071, targetPort: inference, protocol: TCP}
   - {name: grpc, port: 7072, targetPort: grpc, protocol: TCP}
-{{- if gt (int .of.replicas) 1 }}
+{{- if gt (int .values.replicas) 1 }}
 ---
 apiVersion: policy/v1
 kind: PodDisruptionBudget

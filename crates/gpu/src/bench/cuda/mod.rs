@@ -1,9 +1,10 @@
-//! GPUs, measured through the CUDA driver: cuBLAS products, our own kernels, transfers.
+//! GPU benchmarks through the CUDA driver: cuBLAS matrix products, slipway's kernels, transfers.
 //!
-//! Everything is opened at run time: libcuda comes with the driver, NVRTC and cuBLAS with a toolkit or a Python
-//! wheel; what is missing is left out and said so. Times are CUDA events around enough work for some milliseconds,
-//! after a warm-up; the L2 cache is overwritten before each sample. Method as in nvbandwidth and cuBLAS's own guide.
-#![allow(unsafe_code)] // FFI: kernels, cuBLAS and copies take device pointers, which live until the stream is waited for
+//! All libraries are loaded at run time: libcuda is part of the driver, NVRTC and cuBLAS are part of a toolkit or Python
+//! wheel. Benchmarks whose library is missing are skipped and reported. Times are measured by CUDA events around a few
+//! milliseconds of work, after a warm-up; the L2 cache is overwritten before each sample. The method follows nvbandwidth
+//! and the cuBLAS guide.
+#![allow(unsafe_code)] // FFI: kernels, cuBLAS and copies take device pointers, which outlive the synchronisation of the stream
 
 mod products;
 
@@ -25,14 +26,14 @@ use crate::nvml::{Clock, Nvml, codes};
 use crate::sheet::{self, Card, Precision};
 
 const KERNELS: &str = include_str!("../kernels.cu");
-/// Bytes of the arrays that memory is measured with; far more than any L2 cache (B200: 126 MiB).
-const ARRAY: usize = 1 << 30;
-/// Bytes of a transfer.
-const TRANSFER: usize = 256 << 20;
+/// Size in bytes of the arrays of the memory benchmarks; far larger than any L2 cache (B200: 126 MiB).
+const ARRAY_BYTES: usize = 1 << 30;
+/// Size in bytes of a transfer.
+const TRANSFER_BYTES: usize = 256 << 20;
 
-/// Which of CUDA's libraries are there.
+/// Which CUDA libraries are installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[allow(missing_docs)] // the names say it
+#[allow(missing_docs)] // the names are those of the libraries
 pub struct Libraries {
     pub driver: bool,
     pub nvrtc: bool,
@@ -41,9 +42,9 @@ pub struct Libraries {
 }
 
 impl Libraries {
-    /// Looks for them where the loader does.
+    /// Searches the library path of the dynamic loader.
     pub fn find() -> Self {
-        // SAFETY: each only opens its library.
+        // SAFETY: each call only opens its library.
         unsafe {
             Self {
                 driver: sys::is_culib_present(),
@@ -70,14 +71,15 @@ struct Gpu<'n> {
     flush: CudaSlice<u8>,
 }
 
-/// Measures all GPUs; `note` is called before each step, also with what is left out.
+/// Runs all GPU benchmarks and returns device names and figures. `progress` is called with a description before each step, and
+/// for each skipped benchmark.
 ///
 /// # Errors
-/// [`GpuError::NoGpu`] without a driver or a device; [`GpuError::Cuda`] when a device refuses.
+/// [`GpuError::NoGpu`] without a driver or a device; [`GpuError::Cuda`] if a CUDA call fails.
 pub fn run(
     nvml: Option<&Nvml>,
     effort: Effort,
-    mut note: impl FnMut(&str),
+    mut progress: impl FnMut(&str),
 ) -> Result<(Vec<String>, Vec<Figure>), GpuError> {
     let libraries = Libraries::find();
     if !libraries.driver {
@@ -88,10 +90,14 @@ pub fn run(
         return Err(GpuError::NoGpu);
     }
     if !libraries.nvrtc {
-        note("NVRTC is not found: no kernels of our own (pip install nvidia-cuda-nvrtc-cu12, and LD_LIBRARY_PATH)");
+        progress(
+            "NVRTC was not found, skipping the kernel benchmarks: pip install nvidia-cuda-nvrtc-cu12, and set LD_LIBRARY_PATH",
+        );
     }
     if !libraries.cublas {
-        note("cuBLAS is not found: no matrix products (pip install nvidia-cublas-cu12, and LD_LIBRARY_PATH)");
+        progress(
+            "cuBLAS was not found, skipping matrix products: pip install nvidia-cublas-cu12, and set LD_LIBRARY_PATH",
+        );
     }
     let (mut names, mut figures, mut gpus) = (Vec::new(), Vec::new(), Vec::new());
     for index in 0..count {
@@ -101,23 +107,23 @@ pub fn run(
     }
     for gpu in &gpus {
         if gpu.module.is_some() {
-            figures.extend(gpu.kernels(effort, &mut note)?);
+            figures.extend(gpu.kernels(effort, &mut progress)?);
         }
         if libraries.cublas {
-            figures.extend(gpu.products(effort, libraries, &mut note)?);
+            figures.extend(gpu.products(effort, libraries, &mut progress)?);
         }
-        figures.extend(gpu.transfers(effort, &mut note)?);
+        figures.extend(gpu.transfers(effort, &mut progress)?);
     }
     for from in &gpus {
         for to in gpus.iter().filter(|to| to.label != from.label) {
-            note(&format!("{} -> {}", from.label, to.label));
+            progress(&format!("{} -> {}", from.label, to.label));
             figures.extend(peer(from, to, effort)?);
         }
     }
     Ok((names, figures))
 }
 
-/// A square product that is measured for `roofline --measure`: seconds of the median.
+/// Median run time in seconds of an m x n x k product on the first GPU, for `roofline --measure`.
 ///
 /// # Errors
 /// As [`run`]; [`GpuError::Cuda`] without cuBLAS.
@@ -128,21 +134,22 @@ pub fn measure_gemm(m: usize, n: usize, k: usize, precision: Precision) -> Resul
     }
     if !libraries.cublas {
         return Err(GpuError::Cuda(
-            "cuBLAS is not found; pip install nvidia-cublas-cu12, and set LD_LIBRARY_PATH".into(),
+            "cuBLAS was not found: pip install nvidia-cublas-cu12, and set LD_LIBRARY_PATH".into(),
         ));
     }
     let gpu = Gpu::open(0, libraries, None)?;
     let samples = gpu.product(m, n, k, precision, Effort::QUICK.samples, libraries)?;
-    let (rate, _) = median(samples).ok_or_else(|| GpuError::Cuda(format!("this GPU has no product in {precision}")))?;
+    let (rate, _) = median(samples)
+        .ok_or_else(|| GpuError::Cuda(format!("this GPU does not support matrix products in {precision}")))?;
     Ok(2.0 * (m as f64) * (n as f64) * (k as f64) / (rate * 1e12))
 }
 
-/// NVML's index of a CUDA device, which may count in another order: both know the UUID.
+/// NVML's index of a CUDA device, matched by UUID because CUDA may order devices differently.
 fn nvml_index(nvml: &Nvml, context: &CudaContext) -> Option<u32> {
     let bytes = context.uuid().ok()?.bytes;
     let hex: String = bytes.iter().map(|b| format!("{:02x}", b.to_ne_bytes()[0])).collect();
-    let plain = |uuid: String| uuid.trim_start_matches("GPU-").replace('-', "").to_ascii_lowercase();
-    (0..nvml.count().ok()?).find(|i| nvml.device(*i).and_then(|d| d.uuid()).is_ok_and(|uuid| plain(uuid) == hex))
+    let hex_digits = |uuid: String| uuid.trim_start_matches("GPU-").replace('-', "").to_ascii_lowercase();
+    (0..nvml.count().ok()?).find(|i| nvml.device(*i).and_then(|d| d.uuid()).is_ok_and(|uuid| hex_digits(uuid) == hex))
 }
 
 impl<'n> Gpu<'n> {
@@ -178,7 +185,7 @@ impl<'n> Gpu<'n> {
     }
 
     fn function(&self, name: &str) -> Result<CudaFunction, GpuError> {
-        let module = self.module.as_ref().ok_or_else(|| GpuError::Cuda("NVRTC is not found".into()))?;
+        let module = self.module.as_ref().ok_or_else(|| GpuError::Cuda("NVRTC was not found".into()))?;
         module.load_function(name).map_err(cuda)
     }
 
@@ -193,14 +200,14 @@ impl<'n> Gpu<'n> {
         })
     }
 
-    /// Seconds of `work`, from events around it, after one run for warmth.
+    /// Run times of `work` in seconds, measured by CUDA events after one warm-up run.
     fn samples(&self, count: usize, mut work: impl FnMut() -> Result<(), GpuError>) -> Result<Vec<f64>, GpuError> {
         work()?;
         self.stream.synchronize().map_err(cuda)?;
         let timed = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
         let mut seconds = Vec::new();
         for _ in 0..count {
-            // SAFETY: the buffer is this context's, and of that size.
+            // SAFETY: the buffer belongs to this context and has this size.
             unsafe {
                 let (pointer, _guard) = self.flush.device_ptr(&self.stream);
                 driver::memset_d8_async(pointer, 0, self.flush.len(), self.stream.cu_stream()).map_err(cuda)?;
@@ -213,7 +220,7 @@ impl<'n> Gpu<'n> {
         Ok(seconds)
     }
 
-    /// A figure of `amount / seconds`, with the card's peak, a grade, and a cause where it is low.
+    /// A figure of `amount / seconds`. `peak` is (theoretical peak, achievable share); it adds a grade, and a likely cause if low.
     fn rate(&self, what: &str, unit: &str, amount: f64, seconds: Vec<f64>, peak: Option<(f64, f64)>) -> Option<Figure> {
         let mut figure = Figure::new(what, &self.label, unit, seconds.into_iter().map(|s| amount / s).collect())?;
         figure.conditions = self.conditions();
@@ -226,7 +233,7 @@ impl<'n> Gpu<'n> {
                     figure.conditions.as_ref().map(|c| c.throttle.join(", ")).filter(|t| !t.is_empty() && t != "idle");
                 let clock = figure.conditions.as_ref().and_then(|c| c.clock_sm_mhz).zip(self.card.as_ref());
                 figure.cause = Some(match (throttle, clock) {
-                    (Some(reasons), _) => format!("clocks were held down: {reasons}"),
+                    (Some(reasons), _) => format!("clocks were reduced: {reasons}"),
                     (None, Some((mhz, card))) if mhz * 100 < card.boost_mhz * 85 => {
                         format!("the clock was {mhz} of {} MHz", card.boost_mhz)
                     }
@@ -237,43 +244,43 @@ impl<'n> Gpu<'n> {
         Some(figure)
     }
 
-    fn grid(&self, blocks_each: u32, threads: u32) -> LaunchConfig {
+    fn grid(&self, blocks_per_multiprocessor: u32, threads: u32) -> LaunchConfig {
         LaunchConfig {
-            grid_dim: (self.multiprocessors * blocks_each, 1, 1),
+            grid_dim: (self.multiprocessors * blocks_per_multiprocessor, 1, 1),
             block_dim: (threads, 1, 1),
             shared_mem_bytes: 0,
         }
     }
 
-    fn kernels(&self, effort: Effort, note: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
+    fn kernels(&self, effort: Effort, progress: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
         let mut figures = Vec::new();
         let mut out = self.stream.alloc_zeros::<f64>(16).map_err(cuda)?;
         for (precision, name, steps) in [(Precision::Fp32, "fma_fp32", 4096i32), (Precision::Fp64, "fma_fp64", 128)] {
-            note(&format!("{}: multiply-adds, {precision}", self.label));
+            progress(&format!("{}: multiply-adds, {precision}", self.label));
             let function = self.function(name)?;
             let grid = self.grid(8, 256);
             let seconds = self.samples(effort.samples, || {
-                // SAFETY: the kernel takes one pointer to at least one number, and the steps.
+                // SAFETY: the kernel's arguments are a pointer to at least one number, and the number of steps.
                 unsafe { self.stream.launch_builder(&function).arg(&mut out).arg(&steps).launch(grid) }
                     .map_err(cuda)
                     .map(drop)
             })?;
             let operations = f64::from(grid.grid_dim.0) * 256.0 * f64::from(steps) * 16.0 * 8.0 * 2.0 / 1e12;
-            // On the CUDA cores: fp64 on tensor cores is a product's.
+            // The kernel runs on the CUDA cores, so a peak of the tensor cores (fp64) does not apply.
             let peak = self.card.as_ref().and_then(|c| c.peak(precision)).filter(|p| !p.tensor).map(|p| (p.tera, 0.93));
             figures.extend(
                 self.rate("fma", "TFLOP/s", operations, seconds, peak)
                     .map(|f| Figure { precision: Some(precision), ..f }),
             );
         }
-        figures.extend(self.memory(effort, note)?);
-        note(&format!("{}: launches", self.label));
+        figures.extend(self.memory(effort, progress)?);
+        progress(&format!("{}: launches", self.label));
         let nothing = self.function("nothing")?;
         let mut latencies = Vec::new();
         for _ in 0..effort.samples + 1 {
             let started = Instant::now();
             for _ in 0..100 {
-                // SAFETY: the kernel takes nothing and does nothing.
+                // SAFETY: the kernel has no arguments and does nothing.
                 unsafe { self.stream.launch_builder(&nothing).launch(self.grid(1, 32)) }.map_err(cuda)?;
                 self.stream.synchronize().map_err(cuda)?;
             }
@@ -283,11 +290,11 @@ impl<'n> Gpu<'n> {
         Ok(figures)
     }
 
-    fn memory(&self, effort: Effort, note: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
+    fn memory(&self, effort: Effort, progress: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
         let mut figures = Vec::new();
-        note(&format!("{}: memory", self.label));
+        progress(&format!("{}: memory", self.label));
         let (free, _) = self.context.mem_get_info().map_err(cuda)?;
-        let bytes = ARRAY.min(free / 8) / 4096 * 4096;
+        let bytes = ARRAY_BYTES.min(free / 8) / 4096 * 4096;
         let n = (bytes / 16) as u64;
         let mut arrays = Vec::new();
         for _ in 0..3 {
@@ -305,7 +312,7 @@ impl<'n> Gpu<'n> {
             self.function("memory_copy")?,
             self.function("memory_triad")?,
         );
-        // SAFETY (all four): arrays of n float4, and the arguments in the kernels' order.
+        // SAFETY (all four): the arrays hold n float4, and the arguments match the kernels' parameters.
         let seconds = self.samples(effort.samples, || {
             unsafe { self.stream.launch_builder(&read).arg(&*a).arg(&n).arg(&mut out).launch(grid) }
                 .map_err(cuda)
@@ -336,11 +343,11 @@ impl<'n> Gpu<'n> {
         figures.extend(self.rate(&format!("{level} triad"), "GB/s", 3.0 * gigabytes, seconds, peak));
 
         let l2 = self.context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE).map_err(cuda)?;
-        // A quarter of it: half of a large L2 is far from half of the multiprocessors.
+        // Use a quarter of the L2: large L2 caches are split in halves, and the far half is slower.
         let (part, rounds) = ((u64::try_from(l2).unwrap_or(0) / 4 / 16).max(1024), 200i32);
         let function = self.function("l2_read")?;
         let seconds = self.samples(effort.samples, || {
-            // SAFETY: `part` is less than n; arguments in the kernel's order.
+            // SAFETY: `part` is less than n, and the arguments match the kernel's parameters.
             unsafe { self.stream.launch_builder(&function).arg(&*a).arg(&part).arg(&rounds).arg(&mut out).launch(grid) }
                 .map_err(cuda)
                 .map(drop)
@@ -350,7 +357,7 @@ impl<'n> Gpu<'n> {
             .extend(self.rate("L2 read", "GB/s", moved, seconds, None).map(|f| Figure { size: Some(part * 16), ..f }));
         let (function, rounds, grid) = (self.function("shared_read")?, 4096i32, self.grid(2, 1024));
         let seconds = self.samples(effort.samples, || {
-            // SAFETY: one block of 1024 threads fills the tile of 1024.
+            // SAFETY: a block has 1024 threads, and the kernel's tile has 1024 elements.
             unsafe { self.stream.launch_builder(&function).arg(&rounds).arg(&mut out).launch(grid) }
                 .map_err(cuda)
                 .map(drop)
@@ -360,16 +367,16 @@ impl<'n> Gpu<'n> {
         Ok(figures)
     }
 
-    /// Host to device and back from pinned memory, and the latency of a copy of four bytes.
-    fn transfers(&self, effort: Effort, note: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
-        note(&format!("{}: transfers", self.label));
-        let mut device = self.stream.alloc_zeros::<u8>(TRANSFER).map_err(cuda)?;
-        // SAFETY: the memory is written below before it is read; plain pinned memory, read by the host too.
-        let mut host = unsafe { self.context.alloc_pinned_with_flags::<u8>(TRANSFER, 0) }.map_err(cuda)?;
+    /// Measures copies between pinned host memory and the device, and the latency of a 4-byte copy.
+    fn transfers(&self, effort: Effort, progress: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
+        progress(&format!("{}: transfers", self.label));
+        let mut device = self.stream.alloc_zeros::<u8>(TRANSFER_BYTES).map_err(cuda)?;
+        // SAFETY: the memory is written below before it is read; flags 0 means cached memory, which the host may read.
+        let mut host = unsafe { self.context.alloc_pinned_with_flags::<u8>(TRANSFER_BYTES, 0) }.map_err(cuda)?;
         host.as_mut_slice().map_err(cuda)?.fill(1);
         let (up, down) = (format!("host -> {}", self.label), format!("{} -> host", self.label));
         let mut figures = Vec::new();
-        let gigabytes = TRANSFER as f64 / 1e9;
+        let gigabytes = TRANSFER_BYTES as f64 / 1e9;
         let seconds = self.samples(effort.samples, || self.stream.memcpy_htod(&host, &mut device).map_err(cuda))?;
         figures.extend(Figure::new("PCIe copy", &up, "GB/s", seconds.into_iter().map(|s| gigabytes / s).collect()));
         let seconds = self.samples(effort.samples, || self.stream.memcpy_dtoh(&device, &mut host).map_err(cuda))?;
@@ -390,47 +397,47 @@ impl<'n> Gpu<'n> {
     }
 }
 
-/// Copies between two GPUs: over NVLink or PCIe directly where they reach each other, else through the host.
+/// Measures copies between two GPUs: direct over NVLink or PCIe if peer access is possible, otherwise through the host.
 fn peer(from: &Gpu<'_>, to: &Gpu<'_>, effort: Effort) -> Result<Vec<Figure>, GpuError> {
-    let mut can: c_int = 0;
-    // SAFETY: both devices are open; the answer goes to a local.
-    unsafe { sys::cuDeviceCanAccessPeer(&mut can, from.context.cu_device(), to.context.cu_device()) }
+    let mut can_access: c_int = 0;
+    // SAFETY: both devices are open; the result is written to a local variable.
+    unsafe { sys::cuDeviceCanAccessPeer(&mut can_access, from.context.cu_device(), to.context.cu_device()) }
         .result()
         .map_err(cuda)?;
-    if can == 1 {
+    if can_access == 1 {
         from.context.bind_to_thread().map_err(cuda)?;
-        // SAFETY: as above. Enabled already is no failure.
+        // SAFETY: both contexts are valid. The result is ignored because peer access may already be enabled.
         let _ = unsafe { sys::cuCtxEnablePeerAccess(to.context.cu_ctx(), 0) };
     }
-    let source = from.stream.alloc_zeros::<u8>(TRANSFER).map_err(cuda)?;
-    let mut target = to.stream.alloc_zeros::<u8>(TRANSFER).map_err(cuda)?;
+    let source = from.stream.alloc_zeros::<u8>(TRANSFER_BYTES).map_err(cuda)?;
+    let mut target = to.stream.alloc_zeros::<u8>(TRANSFER_BYTES).map_err(cuda)?;
     to.stream.synchronize().map_err(cuda)?;
     let (src, _guard_source) = source.device_ptr(&from.stream);
     let (dst, _guard_target) = target.device_ptr_mut(&to.stream);
     let seconds = from.samples(effort.samples, || {
-        // SAFETY: both buffers have that size and live through the wait in `samples`.
+        // SAFETY: both buffers have this size and outlive the synchronisation in `samples`.
         unsafe {
             driver::memcpy_peer_async(
                 to.context.cu_ctx(),
                 dst,
                 from.context.cu_ctx(),
                 src,
-                TRANSFER,
+                TRANSFER_BYTES,
                 from.stream.cu_stream(),
             )
         }
         .map_err(cuda)
     })?;
     let label = format!("{} -> {}", from.label, to.label);
-    let what = if can == 1 { "peer copy" } else { "copy through the host" };
+    let what = if can_access == 1 { "peer copy" } else { "copy through the host" };
     let mut figures = Vec::new();
-    let rates = seconds.into_iter().map(|s| TRANSFER as f64 / 1e9 / s).collect();
+    let rates = seconds.into_iter().map(|s| TRANSFER_BYTES as f64 / 1e9 / s).collect();
     figures.extend(Figure::new(what, &label, "GB/s", rates));
     let mut latencies = Vec::new();
     for _ in 0..effort.samples + 1 {
         let started = Instant::now();
         for _ in 0..100 {
-            // SAFETY: as above, of four bytes.
+            // SAFETY: both buffers hold at least four bytes and outlive the synchronisation below.
             let copied = unsafe {
                 driver::memcpy_peer_async(
                     to.context.cu_ctx(),
@@ -454,9 +461,9 @@ fn peer(from: &Gpu<'_>, to: &Gpu<'_>, effort: Effort) -> Result<Vec<Figure>, Gpu
 mod tests {
     use super::*;
 
-    /// Runs everything where there is a GPU; elsewhere the answer is that there is none.
+    /// Runs all benchmarks if the machine has a GPU; otherwise expects an error.
     #[test]
-    fn without_a_gpu_it_says_so() {
+    fn benchmarks_run_or_report_missing_gpu() {
         match run(None, Effort { samples: 1, matrix: 1024 }, |_| {}) {
             Ok((names, figures)) => assert!(!names.is_empty() && figures.iter().all(|f| f.median > 0.0)),
             Err(error) => assert!(matches!(error, GpuError::NoGpu | GpuError::Cuda(_)), "{error}"),

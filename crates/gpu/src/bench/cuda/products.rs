@@ -1,4 +1,4 @@
-//! Matrix products: cuBLAS, and cuBLASLt for fp8.
+//! Matrix product benchmarks with cuBLAS, and with cuBLASLt for fp8.
 
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
@@ -16,17 +16,17 @@ impl Gpu<'_> {
         &self,
         effort: Effort,
         libraries: Libraries,
-        note: &mut impl FnMut(&str),
+        progress: &mut impl FnMut(&str),
     ) -> Result<Vec<Figure>, GpuError> {
         let mut figures = Vec::new();
         for precision in Precision::ALL {
             let mut size = 1024;
             while size <= effort.matrix {
-                note(&format!("{}: matrix product, {precision}, {size} x {size}", self.label));
+                progress(&format!("{}: matrix product, {precision}, {size} x {size}", self.label));
                 let samples = match self.product(size, size, size, precision, effort.samples, libraries) {
                     Ok(samples) => samples,
                     Err(error) => {
-                        note(&format!("{}: no product in {precision}: {error}", self.label));
+                        progress(&format!("{}: skipping matrix products in {precision}: {error}", self.label));
                         break;
                     }
                 };
@@ -34,7 +34,7 @@ impl Gpu<'_> {
                     break;
                 }
                 let unit = if precision == Precision::Int8 { "TOP/s" } else { "TFLOP/s" };
-                // Small products cannot fill the card, so only the largest is graded.
+                // Small products cannot occupy the whole card, so only the largest is graded.
                 let peak = self.card.as_ref().and_then(|c| Some((c.peak(precision)?.tera, c.achievable(precision))));
                 let peak = peak.filter(|_| size * 2 > effort.matrix);
                 let seconds = samples.into_iter().map(|rate| 1.0 / rate).collect();
@@ -46,6 +46,7 @@ impl Gpu<'_> {
         Ok(figures)
     }
 
+    /// A device buffer of pseudo-random numbers.
     fn filled(&self, numbers: usize, precision: Precision) -> Result<CudaSlice<u8>, GpuError> {
         let bytes = numbers * precision.bytes() as usize;
         let mut data = self.stream.alloc_zeros::<u8>(bytes).map_err(cuda)?;
@@ -59,14 +60,14 @@ impl Gpu<'_> {
         };
         if self.module.is_some() {
             let (fill, n) = (self.function("fill")?, numbers as u64);
-            // SAFETY: `data` holds n numbers of that kind.
+            // SAFETY: `data` holds n numbers of this kind.
             unsafe { self.stream.launch_builder(&fill).arg(&mut data).arg(&n).arg(&kind).launch(self.grid(8, 256)) }
                 .map_err(cuda)?;
         }
         Ok(data)
     }
 
-    /// 10^12 operations a second of m x n x k products; empty where the card has none in this format.
+    /// Samples of the rate of m x n x k products in 10^12 operations per second; empty if the card does not support the format.
     pub(super) fn product(
         &self,
         m: usize,
@@ -77,20 +78,20 @@ impl Gpu<'_> {
         libraries: Libraries,
     ) -> Result<Vec<f64>, GpuError> {
         let capability = self.context.compute_capability().map_err(cuda)?;
-        let lacks = match precision {
+        let unsupported = match precision {
             Precision::Fp8 => capability < (8, 9) || !libraries.cublaslt,
             Precision::Bf16 | Precision::Tf32 => capability < (8, 0),
             Precision::Int8 => capability < (6, 1),
             _ => false,
         };
-        if lacks {
+        if unsupported {
             return Ok(Vec::new());
         }
         let (a, b) = (self.filled(m * k, precision)?, self.filled(k * n, precision)?);
-        let wide = precision.bytes().max(if precision == Precision::Int8 { 4.0 } else { 2.0 }) as usize;
-        let mut c = self.stream.alloc_zeros::<u8>(m * n * wide).map_err(cuda)?;
+        let output_bytes = precision.bytes().max(if precision == Precision::Int8 { 4.0 } else { 2.0 }) as usize;
+        let mut c = self.stream.alloc_zeros::<u8>(m * n * output_bytes).map_err(cuda)?;
         let operations = 2.0 * (m as f64) * (n as f64) * (k as f64);
-        // Enough products for about 20 ms at 100 TFLOP/s, so that the events' own time does not count.
+        // Repeat for about 20 ms at 100 TFLOP/s, so that the overhead of the events is negligible.
         let repeat = (2e12 / operations).ceil().clamp(1.0, 200.0) as usize;
         let seconds = if precision == Precision::Fp8 {
             self.product_fp8(m, n, k, &a, &b, &mut c, count, repeat)?
@@ -100,7 +101,7 @@ impl Gpu<'_> {
         Ok(seconds.into_iter().map(|s| operations * repeat as f64 / s / 1e12).collect())
     }
 
-    #[allow(clippy::too_many_arguments)] // cuBLAS's own
+    #[allow(clippy::too_many_arguments)] // the arguments are those of cuBLAS
     fn product_cublas(
         &self,
         m: usize,
@@ -125,7 +126,7 @@ impl Gpu<'_> {
         };
         let int = |x: usize| c_int::try_from(x).map_err(|_| GpuError::Invalid("the matrix is too large".into()));
         let (m, n, k) = (int(m)?, int(n)?, int(k)?);
-        // One and zero in the type of the sums.
+        // The scalars one and zero in the type of the accumulator.
         let (one64, zero64, one32, zero32, one_int, zero_int) = (1.0f64, 0.0f64, 1.0f32, 0.0f32, 1i32, 0i32);
         let pointer = |x: &f64| std::ptr::from_ref(x).cast::<c_void>();
         let (alpha, beta): (*const c_void, *const c_void) = match precision {
@@ -138,7 +139,7 @@ impl Gpu<'_> {
             let (b, _guard_b) = b.device_ptr(&self.stream);
             let (c, _guard_c) = c.device_ptr_mut(&self.stream);
             for _ in 0..repeat {
-                // SAFETY: a is k x m (transposed), b k x n, c m x n in the types named; the scalars outlive the call.
+                // SAFETY: a is k x m (transposed), b is k x n and c is m x n in the given types; the scalars outlive the call.
                 unsafe {
                     cublas::gemm_ex(
                         *blas.handle(),
@@ -168,8 +169,8 @@ impl Gpu<'_> {
         })
     }
 
-    /// fp8 goes through cuBLASLt, transposed as it demands, with a bf16 result.
-    #[allow(clippy::too_many_arguments)] // cuBLASLt's own
+    /// Runs fp8 products with cuBLASLt, which requires a transposed first matrix; the result is bf16.
+    #[allow(clippy::too_many_arguments)] // the arguments are those of cuBLASLt
     fn product_fp8(
         &self,
         m: usize,
@@ -182,15 +183,15 @@ impl Gpu<'_> {
         repeat: usize,
     ) -> Result<Vec<f64>, GpuError> {
         use lt_sys::cudaDataType as Type;
-        const WORKSPACE: usize = 64 << 20;
-        let mut workspace = self.stream.alloc_zeros::<u8>(WORKSPACE).map_err(cuda)?;
+        const WORKSPACE_BYTES: usize = 64 << 20;
+        let mut workspace = self.stream.alloc_zeros::<u8>(WORKSPACE_BYTES).map_err(cuda)?;
         let handle = lt::create_handle().map_err(cuda)?;
         let size = |x: usize| i64::try_from(x).unwrap_or(i64::MAX);
         let result = (|| {
             let operation = lt::create_matmul_desc(lt_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, Type::CUDA_R_32F)
                 .map_err(cuda)?;
             let transposed = 1i32; // CUBLAS_OP_T
-            // SAFETY: the attribute is an int.
+            // SAFETY: this attribute is an int.
             unsafe {
                 lt::set_matmul_desc_attribute(
                     operation,
@@ -204,12 +205,12 @@ impl Gpu<'_> {
             let layout_b = lt::create_matrix_layout(Type::CUDA_R_8F_E4M3, k as u64, n as u64, size(k)).map_err(cuda)?;
             let layout_c = lt::create_matrix_layout(Type::CUDA_R_16BF, m as u64, n as u64, size(m)).map_err(cuda)?;
             let preference = lt::create_matmul_pref().map_err(cuda)?;
-            // SAFETY: the attribute is a size; the handles are those made above.
+            // SAFETY: this attribute is a size_t; the handles were created above.
             let heuristic = unsafe {
                 lt::set_matmul_pref_attribute(
                     preference,
                     lt_sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                    std::ptr::from_ref(&WORKSPACE).cast(),
+                    std::ptr::from_ref(&WORKSPACE_BYTES).cast(),
                     size_of::<usize>(),
                 )
                 .map_err(cuda)?;
@@ -223,7 +224,7 @@ impl Gpu<'_> {
                 let (c, _guard_c) = c.device_ptr_mut(&self.stream);
                 let (space, _guard_w) = workspace.device_ptr_mut(&self.stream);
                 for _ in 0..repeat {
-                    // SAFETY: matrices of the layouts above; the workspace has the size that was promised.
+                    // SAFETY: the matrices have the layouts above, and the workspace has the given size.
                     unsafe {
                         lt::matmul(
                             handle,
@@ -240,7 +241,7 @@ impl Gpu<'_> {
                             layout_c,
                             &heuristic.algo,
                             space as *mut c_void,
-                            WORKSPACE,
+                            WORKSPACE_BYTES,
                             self.stream.cu_stream().cast(),
                         )
                     }
@@ -248,7 +249,7 @@ impl Gpu<'_> {
                 }
                 Ok(())
             });
-            // SAFETY: made above, used no more.
+            // SAFETY: the handles were created above and are not used afterwards.
             unsafe {
                 let _ = lt::destroy_matmul_pref(preference);
                 for layout in [layout_a, layout_b, layout_c] {
@@ -258,7 +259,7 @@ impl Gpu<'_> {
             }
             samples
         })();
-        // SAFETY: made above, used no more.
+        // SAFETY: the handle was created above and is not used afterwards.
         unsafe {
             let _ = lt::destroy_handle(handle);
         }

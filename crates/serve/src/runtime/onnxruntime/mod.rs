@@ -1,4 +1,4 @@
-//! ONNX Runtime, opened at run time.
+//! ONNX Runtime, loaded as a shared library at run time, so that the binary also works without it.
 
 mod shared;
 
@@ -13,7 +13,7 @@ use super::Model;
 use crate::Error;
 use crate::tensor::{Data, DataType, Tensor, TensorSpec};
 
-/// The loaded library; there is one a process.
+/// The loaded library; a process loads at most one.
 #[derive(Clone)]
 pub(super) struct OnnxRuntime {
     environment: Environment,
@@ -30,9 +30,9 @@ impl OnnxRuntime {
         Ok(Self { environment })
     }
 
-    /// Opens a model in one session, which all calls share.
+    /// Opens a model in one session that all calls share.
     pub(super) fn open(&self, path: &Path) -> Result<OrtModel, Error> {
-        // Requests run beside each other, as many as there are cores, so each stays on its own thread.
+        // Requests run in parallel, one per core, so each call uses a single thread.
         let mut builder = Session::builder(&self.environment)
             .map_err(failed)?
             .with_intra_threads(1)
@@ -75,7 +75,12 @@ fn spec(outlet: &Outlet) -> Result<TensorSpec, Error> {
         TensorElementType::Float32 => DataType::Fp32,
         TensorElementType::Float64 => DataType::Fp64,
         TensorElementType::String => DataType::Bytes,
-        other => return Err(Error::Model(format!("'{}' has element type {other:?}, which V2 lacks", outlet.name()))),
+        other => {
+            return Err(Error::Model(format!(
+                "'{}' has element type {other:?}, which the V2 protocol does not have",
+                outlet.name()
+            )));
+        }
     };
     Ok(TensorSpec { name: outlet.name().to_owned(), datatype, shape: shape.iter().copied().collect() })
 }
@@ -89,17 +94,18 @@ impl Model for OrtModel {
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
-        let values = inputs.iter().map(borrow).collect::<Result<Vec<_>, _>>()?;
-        let found = self.session.run(&values)?;
-        let read = |(spec, value): (&TensorSpec, &DynValue)| {
-            let (shape, data) = take(value, spec.datatype)?;
+        let values = inputs.iter().map(session_input).collect::<Result<Vec<_>, _>>()?;
+        let outputs = self.session.run(&values)?;
+        let convert = |(spec, value): (&TensorSpec, &DynValue)| {
+            let (shape, data) = extract(value, spec.datatype)?;
             Ok(Tensor { name: spec.name.clone(), shape, data })
         };
-        self.outputs.iter().zip(&found).map(read).collect()
+        self.outputs.iter().zip(&outputs).map(convert).collect()
     }
 }
 
-fn borrow(tensor: &Tensor) -> Result<SessionInputValue<'_>, Error> {
+/// A view of the tensor's memory as a session input. Strings are copied.
+fn session_input(tensor: &Tensor) -> Result<SessionInputValue<'_>, Error> {
     macro_rules! view {
         ($v:expr) => {
             TensorRef::from_array_view((tensor.shape.as_slice(), $v.as_slice())).map(Into::into).map_err(failed)
@@ -120,14 +126,15 @@ fn borrow(tensor: &Tensor) -> Result<SessionInputValue<'_>, Error> {
         Data::Fp32(v) => view!(v),
         Data::Fp64(v) => view!(v),
         Data::Bytes(v) => {
-            let texts = v.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect::<Vec<_>>();
-            let tensor = ort::value::Tensor::from_string_array((tensor.shape.as_slice(), texts.as_slice()));
+            let strings = v.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect::<Vec<_>>();
+            let tensor = ort::value::Tensor::from_string_array((tensor.shape.as_slice(), strings.as_slice()));
             tensor.map(Into::into).map_err(failed)
         }
     }
 }
 
-fn take(value: &DynValue, datatype: DataType) -> Result<(Vec<usize>, Data), Error> {
+/// Copies shape and elements out of an output value.
+fn extract(value: &DynValue, datatype: DataType) -> Result<(Vec<usize>, Data), Error> {
     let sizes = |shape: &[i64]| shape.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect::<Vec<_>>();
     macro_rules! copy {
         ($variant:ident, $t:ty) => {{
@@ -150,8 +157,8 @@ fn take(value: &DynValue, datatype: DataType) -> Result<(Vec<usize>, Data), Erro
         DataType::Fp32 => copy!(Fp32, f32),
         DataType::Fp64 => copy!(Fp64, f64),
         DataType::Bytes => {
-            let (shape, texts) = value.try_extract_strings().map_err(failed)?;
-            Ok((sizes(shape), Data::Bytes(texts.into_iter().map(String::into_bytes).collect())))
+            let (shape, strings) = value.try_extract_strings().map_err(failed)?;
+            Ok((sizes(shape), Data::Bytes(strings.into_iter().map(String::into_bytes).collect())))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! These need a libonnxruntime: `SLIPWAY_ONNXRUNTIME=… cargo test -p slipway-serve onnxruntime -- --ignored --test-threads 1`.
+//! These tests need libonnxruntime: `SLIPWAY_ONNXRUNTIME=… cargo test -p slipway-serve onnxruntime -- --ignored --test-threads 1`.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crate::tensor::{Data, Tensor};
 use crate::testing::{floats, folder, onnx, onnx_runtime, row};
 
-/// Bytes of this process that are in memory (`man 5 proc_pid_statm`; a page is 4 KiB on the machines this runs on).
-fn resident() -> usize {
+/// Resident memory of this process in bytes (`man 5 proc_pid_statm`). Assumes pages of 4 KiB.
+fn resident_bytes() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
@@ -21,11 +21,11 @@ fn load(model: Vec<u8>) -> std::sync::Arc<dyn crate::runtime::Model> {
 
 #[test]
 #[ignore = "needs libonnxruntime"]
-fn a_model_is_in_memory_once_however_many_threads_run_it() {
+fn threads_share_one_copy_of_the_weights() {
     const SIZE: usize = 2048;
     let weights = SIZE * SIZE * 4;
-    load(onnx::relu()); // the library itself is in memory before the measurement
-    let before = resident();
+    load(onnx::relu()); // load the library itself before the measurement
+    let before = resident_bytes();
     let model = load(onnx::layers(SIZE as u64, 2));
     std::thread::scope(|scope| {
         for _ in 0..16 {
@@ -37,15 +37,15 @@ fn a_model_is_in_memory_once_however_many_threads_run_it() {
             });
         }
     });
-    let grown = resident().saturating_sub(before);
-    // Once as read and once as packed for the kernels, with room for allocators and for tests that run beside this one. A session
+    let growth = resident_bytes().saturating_sub(before);
+    // The weights as read and as packed for the kernels, plus a margin for allocators and for tests that run in parallel. One session
     // for each of 16 threads took 48 times the weights.
-    assert!(grown < 8 * weights, "{grown} bytes for {weights} of weights");
+    assert!(growth < 8 * weights, "{growth} bytes for {weights} of weights");
 }
 
 #[test]
 #[ignore = "needs libonnxruntime"]
-fn threads_that_run_one_session_get_their_own_results() {
+fn concurrent_calls_get_their_own_results() {
     let model = load(onnx::scale(3.0));
     std::thread::scope(|scope| {
         for thread in 0..8 {
@@ -63,18 +63,18 @@ fn threads_that_run_one_session_get_their_own_results() {
 
 #[test]
 #[ignore = "needs libonnxruntime"]
-fn what_the_library_refuses_is_an_error() {
+fn invalid_inputs_are_errors() {
     let model = load(onnx::relu());
-    let mut wrong = row(1.0);
-    wrong[0].shape = vec![2, 1];
-    assert!(model.run(&wrong).unwrap_err().to_string().starts_with("ONNX Runtime: "));
+    let mut invalid = row(1.0);
+    invalid[0].shape = vec![2, 1];
+    assert!(model.run(&invalid).unwrap_err().to_string().starts_with("ONNX Runtime: "));
     assert!(model.run(&[]).unwrap_err().to_string().contains("0 inputs for a model of 1"));
     assert!(model.run(&row(1.0)).is_ok());
 }
 
-/// Prints calls a second, for comparing two versions of the code; it asserts nothing but that all calls succeed.
+/// A benchmark: prints calls per second, to compare two versions of the code.
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "benchmark"]
 fn throughput() {
     for (name, model, size) in [("scale", onnx::scale(3.0), 2), ("layers", onnx::layers(256, 8), 256)] {
         let model = load(model);
@@ -92,7 +92,7 @@ fn throughput() {
                     });
                 }
             });
-            println!("{name}: {threads} threads, {} calls a second", calls.load(Relaxed) / 2);
+            println!("{name}: {threads} threads, {} calls per second", calls.load(Relaxed) / 2);
         }
     }
 }

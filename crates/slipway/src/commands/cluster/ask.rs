@@ -1,4 +1,4 @@
-//! What differs, what was done, what is wrong, what it costs.
+//! Commands that query the machines: plan, status, doctor and cost.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use slipway_cluster::ClusterError;
 use slipway_cluster::doctor::{self, Finding, Severity};
 use slipway_cluster::fleet::Price;
 use slipway_cluster::plan::{self, MachinePlan, Plan};
-use slipway_cluster::report::{Ended, Report, html};
+use slipway_cluster::report::{Report, StepReport, html};
 use slipway_cluster::resource::Layer;
 use slipway_cluster::spec::Role;
 
@@ -18,66 +18,70 @@ use crate::Failure;
 use crate::cli::Format;
 use crate::cli::cluster as cli;
 use crate::commands::Context;
-use crate::output::{Table, lines, one_line, print, print_text, say};
+use crate::output::{Table, escape_line, escape_lines, print, print_note, print_text};
 
-/// Hours of a month, as providers count them.
-const MONTH: f64 = 730.0;
+/// Hours per month, as used by cloud providers (365 * 24 / 12).
+const HOURS_PER_MONTH: f64 = 730.0;
 
-/// A plan for people.
-pub(super) fn words(plan: &Plan) -> String {
+/// Renders a plan as text.
+pub(super) fn render_plan(plan: &Plan) -> String {
     let mut out = String::new();
     for machine in &plan.machines {
         let about = machine.machine.as_ref().map_or(String::new(), |m| {
             let gpus = if m.gpus.is_empty() { String::new() } else { format!(", {} GPUs", m.gpus.len()) };
-            one_line(&format!("{} {}, {} CPUs, {} GiB{gpus}", m.distribution, m.release, m.cpus, m.memory_mib >> 10))
+            escape_line(&format!("{} {}, {} CPUs, {} GiB{gpus}", m.distribution, m.release, m.cpus, m.memory_mib >> 10))
         });
         out += &format!("{}  {about}\n", machine.name);
-        if let Some(trouble) = &machine.unreachable {
-            out += &format!("  ! {} [{}]\n", lines(&trouble.message), trouble.code);
+        if let Some(error) = &machine.unreachable {
+            out += &format!("  ! {} [{}]\n", escape_lines(&error.message), error.code);
             continue;
         }
         for finding in &machine.findings {
-            out += &format!("  ! {}: {}\n", one_line(&finding.what), one_line(&finding.remedy));
+            out += &format!("  ! {}: {}\n", escape_line(&finding.what), escape_line(&finding.remedy));
         }
         if machine.changes.is_empty() {
-            out += "  = as wanted\n";
+            out += "  = no changes\n";
         }
         for planned in &machine.changes {
             for change in &planned.changes {
-                let text = lines(&change.text);
+                let text = escape_lines(&change.text);
                 let mut rest = text.lines();
-                let (resource, first) = (one_line(&planned.resource), rest.next().unwrap_or_default());
+                let (resource, first) = (escape_line(&planned.resource), rest.next().unwrap_or_default());
                 out += &format!("  {} {resource:24} {first}\n", change.sign);
                 for line in rest {
                     out += &format!("      {line}\n");
                 }
             }
             for effect in &planned.effects {
-                out += &format!("    {:24} ({})\n", "", one_line(effect));
+                out += &format!("    {:24} ({})\n", "", escape_line(effect));
             }
         }
     }
     let all = &plan.machines;
     let changes: usize = all.iter().map(|m| m.changes.len()).sum();
     let changed = all.iter().filter(|m| !m.changes.is_empty()).count();
-    let away = all.iter().filter(|m| m.unreachable.is_some()).count();
-    let away = if away > 0 { format!("; {away} cannot be reached") } else { String::new() };
+    let unreachable = all.iter().filter(|m| m.unreachable.is_some()).count();
+    let unreachable = if unreachable > 0 { format!("; {unreachable} cannot be reached") } else { String::new() };
     if let Some(hourly) = plan.hourly {
-        out += &format!("the machines of its groups cost {hourly:.2} $ an hour, {:.0} $ a month\n", hourly * MONTH);
+        out += &format!(
+            "the machines of the groups cost {hourly:.2} $ per hour, {:.0} $ per month\n",
+            hourly * HOURS_PER_MONTH
+        );
     }
-    out + &format!("{changes} changes on {changed} of {} machines{away}\n", all.len())
+    out + &format!("{changes} changes on {changed} of {} machines{unreachable}\n", all.len())
 }
 
-/// What differs on machines that are there, and of machines that are not.
-pub(super) async fn ask(session: &Session, hosts: &[String], layers: &[Layer]) -> Result<Plan, Failure> {
-    let news = match &session.fleet {
+/// Computes the plan: the changes on existing machines, and the provider machines to create or delete.
+pub(super) async fn compute_plan(session: &Session, hosts: &[String], layers: &[Layer]) -> Result<Plan, Failure> {
+    let provider_changes = match &session.fleet {
         Some(fleet) if layers.is_empty() => fleet.plan().await?,
         _ => Vec::new(),
     };
-    let there = session.hosts(hosts)?;
-    let there: Vec<_> = there.into_iter().filter(|(m, _)| news.iter().all(|(name, _)| *name != m.name)).collect();
-    let mut plan = plan::plan(&session.cluster()?, &there, layers).await;
-    for (name, change) in news {
+    let existing = session.hosts(hosts)?;
+    let existing: Vec<_> =
+        existing.into_iter().filter(|(m, _)| provider_changes.iter().all(|(name, _)| *name != m.name)).collect();
+    let mut plan = plan::plan(&session.cluster()?, &existing, layers).await;
+    for (name, change) in provider_changes {
         if hosts.is_empty() || hosts.contains(&name) {
             plan.machines.push(MachinePlan::of_provider(&name, change));
         }
@@ -88,10 +92,10 @@ pub(super) async fn ask(session: &Session, hosts: &[String], layers: &[Layer]) -
     Ok(plan)
 }
 
-/// Prints a plan, and ends as what it found says.
+/// Prints a plan. Fails if a machine is unreachable; returns findings if there are changes.
 pub(super) fn show(context: &Context, plan: &Plan) -> Result<(), Failure> {
     match context.global.output.format {
-        Format::Table | Format::Wide | Format::Svg | Format::Html => print_text(&words(plan)),
+        Format::Table | Format::Wide | Format::Svg | Format::Html => print_text(&render_plan(plan)),
         format => print(format, plan, |plan| {
             let mut table = Table::new(&["MACHINE"]);
             for machine in plan.machines.iter().filter(|m| !m.changes.is_empty()) {
@@ -100,22 +104,23 @@ pub(super) fn show(context: &Context, plan: &Plan) -> Result<(), Failure> {
             table
         }),
     }
-    if let Some(trouble) = plan.machines.iter().find_map(|m| m.unreachable.as_ref()) {
-        let hint = slipway_core::explain::find(&trouble.code).map(|t| t.remedy.to_owned());
-        let code = slipway_core::explain::find(&trouble.code).map_or("cluster.host", |t| t.code);
-        return Err(Failure::Error { message: trouble.message.clone(), code, hint, exit: 5 });
+    if let Some(error) = plan.machines.iter().find_map(|m| m.unreachable.as_ref()) {
+        let hint = slipway_core::explain::find(&error.code).map(|t| t.remedy.to_owned());
+        let code = slipway_core::explain::find(&error.code).map_or("cluster.host", |t| t.code);
+        return Err(Failure::Error { message: error.message.clone(), code, hint, exit: 5 });
     }
     if plan.is_empty() { Ok(()) } else { Err(Failure::Findings) }
 }
 
-pub(super) async fn show_plan(context: &Context, session: &Session, choice: &cli::Choice) -> Result<(), Failure> {
-    show(context, &ask(session, &choice.machines.hosts, &choice.layers()).await?)
+pub(super) async fn show_plan(context: &Context, session: &Session, selection: &cli::Selection) -> Result<(), Failure> {
+    show(context, &compute_plan(session, &selection.machines.hosts, &selection.layers()).await?)
 }
 
-pub(super) fn last(context: &Context, session: &Session) {
-    match session.state.kept::<Report>("report") {
+/// Prints the report of the last apply.
+pub(super) fn print_last_report(context: &Context, session: &Session) {
+    match session.state.load_optional::<Report>("report") {
         Some(report) => print_report(context, &report),
-        None => say("nothing was applied from here yet; next: slipway cluster plan"),
+        None => print_note("nothing was applied from this state folder yet; next: slipway cluster plan"),
     }
 }
 
@@ -124,8 +129,8 @@ pub(super) fn print_report(context: &Context, report: &Report) {
         return print_text(&html::page(report));
     }
     print(context.global.output.format, report, |report| {
-        let mut table = Table::new(&["STEP", "OUTCOME", "SECONDS", "ABOUT"]);
-        for Ended { step, outcome, seconds, .. } in &report.steps {
+        let mut table = Table::new(&["STEP", "OUTCOME", "SECONDS", "DETAILS"]);
+        for StepReport { step, outcome, seconds, .. } in &report.steps {
             let (word, about) = outcome.words();
             let about = about.lines().next().unwrap_or_default().to_owned();
             table.row(vec![step.clone(), word.into(), format!("{seconds:.1}"), about]);
@@ -137,7 +142,7 @@ pub(super) fn print_report(context: &Context, report: &Report) {
 pub(super) async fn doctor(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
     let found = doctor::doctor(&session.cluster()?, &session.hosts(hosts)?).await;
     print(context.global.output.format, &found, |found: &Vec<Finding>| {
-        let mut table = Table::new(&["MACHINE", "", "FOUND", "WHAT HELPS"]);
+        let mut table = Table::new(&["MACHINE", "", "PROBLEM", "REMEDY"]);
         for finding in found {
             let mark = if finding.severity == Severity::Error { "!" } else { "" };
             table.row(vec![finding.machine.clone(), mark.into(), finding.what.clone(), finding.remedy.clone()]);
@@ -145,22 +150,22 @@ pub(super) async fn doctor(context: &Context, session: &Session, hosts: &[String
         table
     });
     if found.is_empty() {
-        say("nothing known is wrong");
+        print_note("no known problems found");
     }
     if found.iter().any(|f| f.severity == Severity::Error) { Err(Failure::Findings) } else { Ok(()) }
 }
 
-/// What machines cost, and what is paid for nothing.
+/// The cost of machines, and idle GPUs.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Cost {
     machines: Vec<Price>,
-    /// US dollars; of machines whose price is known.
+    /// US dollars per hour, for the machines whose price is known.
     hourly: f64,
     monthly: f64,
-    /// GPUs that did nothing and held nothing when they were asked, by machine.
+    /// Idle GPUs, keyed by machine.
     idle_gpus: BTreeMap<String, Vec<String>>,
-    /// Machines whose GPUs could not be asked.
+    /// Machines whose GPUs could not be queried, with the error.
     not_asked: BTreeMap<String, String>,
 }
 
@@ -170,20 +175,25 @@ pub(super) async fn cost(context: &Context, session: &Session) -> Result<(), Fai
         None => Vec::new(),
     };
     let hourly = machines.iter().filter_map(|p| p.hourly).sum();
-    let mut cost =
-        Cost { machines, hourly, monthly: hourly * MONTH, idle_gpus: BTreeMap::new(), not_asked: BTreeMap::new() };
+    let mut cost = Cost {
+        machines,
+        hourly,
+        monthly: hourly * HOURS_PER_MONTH,
+        idle_gpus: BTreeMap::new(),
+        not_asked: BTreeMap::new(),
+    };
     let hosts = session.hosts(&[])?;
     let gpus = hosts.iter().filter(|(m, _)| m.is(Role::Gpu)).map(|(machine, host)| async move {
-        let asked = async {
+        let query = async {
             let program = host.push(&session.program).await?;
             let text = host.script(&format!("{program} gpu ls -o json"), Duration::from_secs(60)).await?;
             serde_json::from_str::<Value>(&text)
                 .map_err(|e| ClusterError::Host { host: machine.name.clone(), reason: e.to_string() })
         };
-        (machine.name.clone(), asked.await)
+        (machine.name.clone(), query.await)
     });
-    for (machine, answer) in futures_util::future::join_all(gpus).await {
-        match answer {
+    for (machine, result) in futures_util::future::join_all(gpus).await {
+        match result {
             Ok(inventory) => {
                 cost.idle_gpus.insert(machine, idle(&inventory));
             }
@@ -197,14 +207,14 @@ pub(super) async fn cost(context: &Context, session: &Session) -> Result<(), Fai
         let money = |price: Option<f64>, times: f64| price.map_or_else(|| "?".into(), |p| format!("{:.2}", p * times));
         let gpus = |machine: &str| {
             let idle = cost.idle_gpus.get(machine).map(|i| i.join(", "));
-            idle.or_else(|| cost.not_asked.contains_key(machine).then(|| "not asked".into())).unwrap_or_default()
+            idle.or_else(|| cost.not_asked.contains_key(machine).then(|| "unknown".into())).unwrap_or_default()
         };
         for price in &cost.machines {
-            let (hour, month) = (money(price.hourly, 1.0), money(price.hourly, MONTH));
+            let (hour, month) = (money(price.hourly, 1.0), money(price.hourly, HOURS_PER_MONTH));
             let row = [&price.machine, &price.provider, &price.size, price.state, &hour, &month, &gpus(&price.machine)];
             table.row(row.map(ToString::to_string).into());
         }
-        // Machines that nobody is paid for by the hour have GPUs too.
+        // Machines without a provider may have idle GPUs too.
         for machine in cost.idle_gpus.keys().chain(cost.not_asked.keys()) {
             if !cost.machines.iter().any(|p| p.machine == *machine) {
                 let row = [machine, "own", "", "", "", "", &gpus(machine)];
@@ -212,7 +222,7 @@ pub(super) async fn cost(context: &Context, session: &Session) -> Result<(), Fai
             }
         }
         if !cost.machines.is_empty() {
-            let all = ["all", "", "", "", &money(Some(cost.hourly), 1.0), &money(Some(cost.monthly), 1.0), ""];
+            let all = ["total", "", "", "", &money(Some(cost.hourly), 1.0), &money(Some(cost.monthly), 1.0), ""];
             table.row(all.map(ToString::to_string).into());
         }
         table
@@ -220,14 +230,14 @@ pub(super) async fn cost(context: &Context, session: &Session) -> Result<(), Fai
     Ok(())
 }
 
-/// GPUs that compute nothing and hold next to nothing.
+/// The GPUs of a machine with no utilization and almost no memory in use.
 fn idle(inventory: &Value) -> Vec<String> {
-    // A driver keeps some memory for itself.
-    const LITTLE: f64 = 0.02;
-    let quiet = |gpu: &&Value| {
+    // The driver itself uses some memory.
+    const MAX_IDLE_MEMORY_SHARE: f64 = 0.02;
+    let is_idle = |gpu: &&Value| {
         let (used, total) = (gpu["memory_used"].as_f64().unwrap_or(0.0), gpu["memory_total"].as_f64().unwrap_or(0.0));
-        gpu["utilization_percent"].as_f64().unwrap_or(0.0) == 0.0 && used <= total * LITTLE
+        gpu["utilization_percent"].as_f64().unwrap_or(0.0) == 0.0 && used <= total * MAX_IDLE_MEMORY_SHARE
     };
     let gpus = inventory["gpus"].as_array().into_iter().flatten();
-    gpus.filter(quiet).map(|gpu| format!("{} {}", gpu["index"], gpu["name"].as_str().unwrap_or("?"))).collect()
+    gpus.filter(is_idle).map(|gpu| format!("{} {}", gpu["index"], gpu["name"].as_str().unwrap_or("?"))).collect()
 }

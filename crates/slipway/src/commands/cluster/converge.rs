@@ -1,4 +1,4 @@
-//! `slipway node converge`, which runs on the machines.
+//! `slipway node converge`, which `slipway cluster apply` runs on each machine.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -7,58 +7,59 @@ use std::time::Duration;
 use slipway_cluster::ClusterError;
 use slipway_cluster::converge::{Mode, Records};
 use slipway_cluster::event::Event;
-use slipway_cluster::resource::{Layer, Wanted};
+use slipway_cluster::resource::{DesiredState, Layer};
 use slipway_cluster::resume;
 
-use super::wrong;
+use super::invalid;
 use crate::Failure;
 use crate::cli::cluster as cli;
-use crate::output::{lines, say};
+use crate::output::{escape_lines, print_note};
 
-/// `slipway node converge`: on the machine.
+/// Runs `slipway node converge` on this machine and prints its events.
 pub(crate) fn converge(args: cli::Converge) -> Result<(), Failure> {
     let events = args.events;
-    // Whether somebody still reads decides whether work goes on after the resource at hand.
-    let mut tell = move |event: Event| -> bool {
-        let line = if events { serde_json::to_string(&event).unwrap_or_default() } else { lines(&in_words(&event)) };
+    // `send` returns false if nobody reads stdout any more; the convergence then stops after the current resource.
+    let mut send = move |event: Event| -> bool {
+        let line =
+            if events { serde_json::to_string(&event).unwrap_or_default() } else { escape_lines(&describe(&event)) };
         let mut out = std::io::stdout();
         line.is_empty() || writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
     };
-    let done = converge_here(args, &mut tell);
+    let done = converge_here(args, &mut send);
     if let (true, Err(Failure::Error { message, .. })) = (events, &done) {
-        tell(Event::Refused { reason: message.clone() });
+        send(Event::Refused { reason: message.clone() });
     }
     done
 }
 
-fn converge_here(args: cli::Converge, tell: &mut dyn FnMut(Event) -> bool) -> Result<(), Failure> {
+fn converge_here(args: cli::Converge, send: &mut dyn FnMut(Event) -> bool) -> Result<(), Failure> {
     let records = Records::open(&args.folder, Duration::from_secs(args.wait))?;
     if args.rollback {
-        let mut back = || {
+        let mut roll_back = || {
             records
                 .roll_back(&mut |event| {
-                    tell(event);
+                    send(event);
                 })
                 .map_err(host)
         };
-        let mut change = back()?;
+        let mut change = roll_back()?;
         if change.is_none() {
-            say("there is no change to take back");
+            print_note("there is no change to roll back");
         }
         while let Some(done) = change {
-            say(format_args!("change {done} was taken back"));
-            change = if args.all { back()? } else { None };
+            print_note(format_args!("change {done} was rolled back"));
+            change = if args.all { roll_back()? } else { None };
         }
         return Ok(());
     }
     if args.resume {
-        let Some(rest) = resume::left(&args.folder) else {
-            say("nothing was cut off");
+        let Some(rest) = resume::pending_change(&args.folder) else {
+            print_note("there is no interrupted change");
             return Ok(());
         };
-        let summary = records.converge(&rest.wanted, Mode::Apply, &rest.change, tell).map_err(host)?;
-        // Whoever asked may be gone: the machine does it by itself.
-        return if summary.rebooting { Ok(resume::start_anew().map_err(host)?) } else { ended(summary.failed) };
+        let summary = records.converge(&rest.wanted, Mode::Apply, &rest.change, send).map_err(host)?;
+        // The SSH session that started the change may be gone, so this machine reboots itself.
+        return if summary.rebooting { Ok(resume::reboot().map_err(host)?) } else { check_failures(summary.failed) };
     }
     let document = args.document.unwrap_or_default();
     let io = |source| ClusterError::Io { what: document.display().to_string(), source };
@@ -68,28 +69,31 @@ fn converge_here(args: cli::Converge, tell: &mut dyn FnMut(Event) -> bool) -> Re
     } else {
         text = std::fs::read_to_string(&document).map_err(io)?;
     }
-    let wanted: Wanted = serde_json::from_str(&text).map_err(|e| wrong(format!("{}: {e}", document.display())))?;
+    let desired: DesiredState =
+        serde_json::from_str(&text).map_err(|e| invalid(format!("{}: {e}", document.display())))?;
     let layers: Vec<Layer> = args.only.into_iter().map(Into::into).collect();
     let mode = if args.check { Mode::Check } else { Mode::Apply };
     let change = args.change.unwrap_or_else(|| format!("{:013}", slipway_core::clock::now_ms()));
-    let summary = records.converge(&wanted.only(&layers), mode, &change, tell).map_err(host)?;
-    ended(summary.failed)?;
+    let summary = records.converge(&desired.only(&layers), mode, &change, send).map_err(host)?;
+    check_failures(summary.failed)?;
     if args.check && summary.changed > 0 { Err(Failure::Findings) } else { Ok(()) }
 }
 
+/// An error of this machine.
 fn host(reason: String) -> ClusterError {
     ClusterError::Host { host: "this machine".into(), reason }
 }
 
-fn ended(failed: usize) -> Result<(), Failure> {
+/// Fails if any resource failed.
+fn check_failures(failed: usize) -> Result<(), Failure> {
     if failed > 0 {
-        return Err(host(format!("{failed} resources could not be made as wanted")).into());
+        return Err(host(format!("{failed} resources failed")).into());
     }
     Ok(())
 }
 
-/// An event for people; nothing for what does not matter to them.
-fn in_words(event: &Event) -> String {
+/// Describes an event for people. Empty for events that are not shown.
+fn describe(event: &Event) -> String {
     match event {
         Event::Differs { resource, changes, .. } | Event::Changing { resource, changes } => {
             changes.iter().map(|c| format!("{} {resource}: {}", c.sign, c.text)).collect::<Vec<_>>().join("\n")
@@ -98,11 +102,11 @@ fn in_words(event: &Event) -> String {
         Event::Changed { resource, seconds } => format!("= {resource} ({seconds:.1} s)"),
         Event::Failed { resource, reason } => format!("! {resource}: {reason}"),
         Event::Skipped { resource, because } => format!("- {resource}: {because}"),
-        Event::Rebooting { resource, reason } => format!("! {resource}: this machine must start anew: {reason}"),
+        Event::Rebooting { resource, reason } => format!("! {resource}: this machine must reboot: {reason}"),
         Event::Done { ok, changed, failed, skipped } => {
-            format!("{ok} as wanted, {changed} changed, {failed} failed, {skipped} skipped")
+            format!("{ok} unchanged, {changed} changed, {failed} failed, {skipped} skipped")
         }
-        // The error itself is told anyway.
+        // The error that a refusal reports is printed by the caller.
         Event::Begun { .. } | Event::Ok { .. } | Event::Refused { .. } => String::new(),
     }
 }

@@ -1,4 +1,4 @@
-//! The file itself, and what is told of it without changing anything.
+//! Read-only commands on a cluster file: inventory, SSH, resources and kubeconfig.
 
 use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
@@ -11,15 +11,15 @@ use slipway_cluster::layers;
 use slipway_cluster::spec::secret::TrustedCommands;
 use slipway_cluster::spec::{Cluster, Machine, Role};
 
-use super::{Session, wrong};
+use super::{Session, invalid};
 use crate::Failure;
 use crate::cli::cluster as cli;
-use crate::output::{print_text, say};
+use crate::output::{print_note, print_text};
 
-/// Groups and hosts as Ansible's dynamic inventories tell them (Ansible, "Developing dynamic inventory").
+/// The groups and hosts as an Ansible dynamic inventory (Ansible, "Developing dynamic inventory").
 pub(super) fn inventory(cluster: &Cluster) -> Value {
-    let named = |wanted: &dyn Fn(&Machine) -> bool| -> Vec<&str> {
-        cluster.spec.machines.iter().filter(|m| wanted(m)).map(|m| m.name.as_str()).collect()
+    let names = |filter: &dyn Fn(&Machine) -> bool| -> Vec<&str> {
+        cluster.spec.machines.iter().filter(|m| filter(m)).map(|m| m.name.as_str()).collect()
     };
     let variables = |machine: &Machine| {
         let ssh = cluster.ssh(machine);
@@ -37,16 +37,18 @@ pub(super) fn inventory(cluster: &Cluster) -> Value {
     json!({
         "_meta": {"hostvars": hosts},
         "all": {"children": ["control_plane", "workers", "gpu"]},
-        "control_plane": {"hosts": named(&|m| m.is(Role::ControlPlane))},
-        "workers": {"hosts": named(&|m| m.is(Role::Worker))},
-        "gpu": {"hosts": named(&|m| m.is(Role::Gpu))},
+        "control_plane": {"hosts": names(&|m| m.is(Role::ControlPlane))},
+        "workers": {"hosts": names(&|m| m.is(Role::Worker))},
+        "gpu": {"hosts": names(&|m| m.is(Role::Gpu))},
     })
 }
 
-/// A shell on a machine, or a command.
+/// Opens a shell on a machine, or runs a command, by replacing this process with `ssh`.
 pub(super) fn ssh(session: &Session, machine: &str, command: &[String]) -> Result<(), Failure> {
     let hosts = session.hosts(&[machine.to_owned()])?;
-    let (_, host) = hosts.first().ok_or_else(|| wrong(format!("{machine} was not made yet: slipway cluster apply")))?;
+    let (_, host) = hosts
+        .first()
+        .ok_or_else(|| invalid(format!("{machine} does not exist yet; create it with: slipway cluster apply")))?;
     let mut ssh = std::process::Command::new("ssh");
     if command.is_empty() && std::io::stdin().is_terminal() {
         ssh.arg("-t");
@@ -55,22 +57,22 @@ pub(super) fn ssh(session: &Session, machine: &str, command: &[String]) -> Resul
     Err(ClusterError::Io { what: "ssh".into(), source: ssh.exec() }.into())
 }
 
-/// What is wanted of a machine.
-pub(super) fn resources(session: &Session, choice: &cli::Choice, machine: &str) -> Result<(), Failure> {
+/// Prints the desired state of a machine.
+pub(super) fn resources(session: &Session, selection: &cli::Selection, machine: &str) -> Result<(), Failure> {
     let mut cluster = session.cluster()?;
-    // Nothing that a file says runs here, not even what was agreed to: this only prints.
+    // This command only prints, so it runs no commands of the file, not even approved ones.
     cluster.trusted = TrustedCommands::default();
     let found = cluster.spec.machines.iter().find(|m| m.name == machine);
-    let machine = found.ok_or_else(|| wrong(format!("there is no machine '{machine}' in the file")))?;
-    let wanted = layers::wanted(&cluster, machine)?.only(&choice.layers());
-    print_text(&(serde_json::to_string_pretty(&wanted).unwrap_or_default() + "\n"));
+    let machine = found.ok_or_else(|| invalid(format!("there is no machine '{machine}' in the file")))?;
+    let desired = layers::desired_state(&cluster, machine)?.only(&selection.layers());
+    print_text(&(serde_json::to_string_pretty(&desired).unwrap_or_default() + "\n"));
     Ok(())
 }
 
-/// MicroK8s' own configuration, with names that tell clusters apart and an address that is reached from here.
+/// Prints or saves MicroK8s' kubeconfig with a unique cluster name and an address that is reachable from this machine.
 pub(super) async fn kubeconfig(session: &Session, server: Option<&str>, save: Option<&Path>) -> Result<(), Failure> {
     let cluster = session.cluster()?;
-    let first = cluster.first().ok_or_else(|| wrong("no control plane is there yet".into()))?;
+    let first = cluster.first().ok_or_else(|| invalid("there is no control plane yet".into()))?;
     let hosts = session.hosts(std::slice::from_ref(&first.name))?;
     let Some((_, host)) = hosts.first() else { return Ok(()) };
     let text = host.script("microk8s config </dev/null", Duration::from_secs(60)).await?;
@@ -78,7 +80,7 @@ pub(super) async fn kubeconfig(session: &Session, server: Option<&str>, save: Op
     let mut config: Value = serde_saphyr::from_str(&text).map_err(|e| other(e.to_string()))?;
     let (name, user) = (&cluster.metadata.name, format!("{}-admin", cluster.metadata.name));
     if !(config["clusters"][0]["cluster"].is_object() && config["users"][0]["user"].is_object()) {
-        return Err(other("it names no cluster or no user".into()).into());
+        return Err(other("the output contains no cluster or no user".into()).into());
     }
     config["clusters"][0]["name"] = json!(name);
     config["clusters"][0]["cluster"]["server"] = json!(format!("https://{}:16443", server.unwrap_or(&first.address)));
@@ -90,9 +92,9 @@ pub(super) async fn kubeconfig(session: &Session, server: Option<&str>, save: Op
         print_text(&text);
         return Ok(());
     };
-    // With it comes all power over the cluster.
+    // The kubeconfig gives full control of the cluster, so only the user may read it.
     let io = |source| ClusterError::Io { what: file.display().to_string(), source };
     slipway_core::files::replace_as(file, text.as_bytes(), 0o600).map_err(io)?;
-    say(format_args!("{} was written; next: kubectl --kubeconfig {} get nodes", file.display(), file.display()));
+    print_note(format_args!("{} was written; next: kubectl --kubeconfig {} get nodes", file.display(), file.display()));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A first file.
+//! `slipway cluster init`: writes a first cluster file.
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
@@ -6,22 +6,22 @@ use std::path::Path;
 use slipway_cluster::ClusterError;
 use slipway_cluster::spec::Cluster;
 
-use super::wrong;
+use super::invalid;
 use crate::Failure;
-use crate::output::say;
+use crate::output::print_note;
 
-/// A line of somebody at the terminal; what is in brackets when it is empty.
-fn asked(question: &str, otherwise: &str) -> Result<String, Failure> {
-    let shown = if otherwise.is_empty() { String::new() } else { format!(" [{otherwise}]") };
+/// Prompts the user for a line; an empty line selects the default.
+fn prompt(question: &str, default: &str) -> Result<String, Failure> {
+    let shown = if default.is_empty() { String::new() } else { format!(" [{default}]") };
     eprint!("{question}{shown}: ");
     let mut line = String::new();
     let read = std::io::stdin().lock().read_line(&mut line);
     read.map_err(|source| ClusterError::Io { what: "the terminal".into(), source })?;
     let line = line.trim();
-    Ok(if line.is_empty() { otherwise.to_owned() } else { line.to_owned() })
+    Ok(if line.is_empty() { default.to_owned() } else { line.to_owned() })
 }
 
-/// Machines, the cluster's name and the user for SSH: as given, or asked for.
+/// The machines, the name of the cluster and the SSH user, from the arguments or from prompts.
 pub(super) fn answers(
     machines: Vec<String>,
     name: Option<String>,
@@ -31,11 +31,13 @@ pub(super) fn answers(
         return Ok((machines, name.unwrap_or_else(|| "lab".into()), user));
     }
     if !std::io::stdin().is_terminal() {
-        return Err(wrong("no machines are named, and nobody can be asked: write NAME=ADDRESS".into()));
+        return Err(invalid(
+            "no machines were given, and there is no terminal to prompt for them; pass NAME=ADDRESS".into(),
+        ));
     }
     let name = match name {
         Some(name) => name,
-        None => asked("Name of the cluster", "lab")?,
+        None => prompt("Name of the cluster", "lab")?,
     };
     let mut machines = Vec::new();
     for (question, prefix) in [
@@ -43,17 +45,17 @@ pub(super) fn answers(
         ("Workers without GPUs, as NAME=ADDRESS", "worker:"),
         ("Workers with GPUs, as NAME=ADDRESS", "gpu:"),
     ] {
-        let line = asked(question, "")?;
+        let line = prompt(question, "")?;
         machines.extend(line.split([' ', ',']).filter(|w| !w.is_empty()).map(|w| format!("{prefix}{w}")));
     }
     let user = match user {
         Some(user) => Some(user),
-        None => Some(asked("User for SSH, empty for OpenSSH's choice", "")?).filter(|u| !u.is_empty()),
+        None => Some(prompt("SSH user, empty for OpenSSH's default", "")?).filter(|u| !u.is_empty()),
     };
     Ok((machines, name, user))
 }
 
-/// Writes the file; one that is there stays.
+/// Writes the cluster file. An existing file is never overwritten.
 pub(super) fn write(machines: &[String], name: &str, channel: &str, ssh: &str, file: &Path) -> Result<(), Failure> {
     let mut text = format!("apiVersion: slipway.dev/v1\nkind: Cluster\nmetadata:\n  name: {name}\nspec:\n");
     if !ssh.is_empty() {
@@ -66,16 +68,17 @@ pub(super) fn write(machines: &[String], name: &str, channel: &str, ssh: &str, f
             Some(("gpu", rest)) => ("worker, gpu", rest),
             _ => ("control-plane", machine.as_str()),
         };
-        let (name, address) = rest.split_once('=').ok_or_else(|| wrong(format!("'{machine}': write NAME=ADDRESS")))?;
+        let (name, address) =
+            rest.split_once('=').ok_or_else(|| invalid(format!("'{machine}' is not NAME=ADDRESS")))?;
         text += &format!("    - name: {name}\n      address: {address}\n      roles: [{roles}]\n");
     }
     text += &format!(
         "  kubernetes:\n    distribution: microk8s\n    channel: {channel}\n    addons: [dns, rbac, hostpath-storage, metrics-server]\n"
     );
-    Cluster::parse(&text).map_err(wrong)?;
+    Cluster::parse(&text).map_err(invalid)?;
     let io = |source| ClusterError::Io { what: file.display().to_string(), source };
     let mut out = std::fs::File::options().write(true).create_new(true).open(file).map_err(io)?;
     out.write_all(text.as_bytes()).map_err(io)?;
-    say(format_args!("{} was written; next: slipway cluster plan -f {}", file.display(), file.display()));
+    print_note(format_args!("{} was written; next: slipway cluster plan -f {}", file.display(), file.display()));
     Ok(())
 }

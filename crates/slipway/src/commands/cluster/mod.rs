@@ -1,4 +1,4 @@
-//! `slipway cluster`.
+//! `slipway cluster`: builds and maintains a cluster that is described by a file.
 
 mod ask;
 mod converge;
@@ -23,37 +23,38 @@ pub(super) use self::converge::converge;
 use super::Context;
 use crate::Failure;
 use crate::cli::cluster as cli;
-use crate::output::{agreed, print_text, say};
+use crate::output::{confirm, print_note, print_text};
 
-fn wrong(message: String) -> Failure {
+/// An error about the cluster file or the arguments.
+fn invalid(message: String) -> Failure {
     Failure::Error { message, code: "cluster.spec", hint: None, exit: 2 }
 }
 
-/// A cluster's file, and all that is needed to work on it.
+/// A cluster file and everything that is needed to apply it.
 struct Session {
-    /// Where the file is.
+    /// The path of the cluster file.
     path: PathBuf,
-    /// As it is written; machines of groups are not in it.
+    /// The content of the file, without the machines of groups.
     file: Cluster,
-    /// Which files' commands may run.
+    /// The commands that the user has approved, by file.
     agreements: Agreements,
     state: State,
     connections: Arc<Connections>,
-    /// Who makes machines, where the file has groups.
+    /// The provider machines; `None` if the file has no groups and no provider machine exists.
     fleet: Option<Arc<Fleet>>,
     program: Arc<Program>,
     change: String,
 }
 
 impl Session {
-    /// With providers, whose tokens are read.
+    /// Opens a session with the providers, whose tokens are read.
     fn open(context: &Context, file: &cli::File) -> Result<Self, Failure> {
         let mut session = Self::offline(context, file)?;
         session.replace(session.file.clone())?;
         Ok(session)
     }
 
-    /// Without providers.
+    /// Opens a session without the providers.
     fn offline(context: &Context, file: &cli::File) -> Result<Self, Failure> {
         let path = file.file.clone();
         let mut file = Cluster::read(&path)?;
@@ -76,71 +77,80 @@ impl Session {
         })
     }
 
-    /// Another text of the same file, with the commands that its user agreed to.
-    fn agreed(&self, mut file: Cluster) -> Result<Cluster, ClusterError> {
+    /// Marks the commands in a new content of the file that the user has approved.
+    fn with_agreements(&self, mut file: Cluster) -> Result<Cluster, ClusterError> {
         self.agreements.apply(&self.path, &mut file)?;
         Ok(file)
     }
 
-    /// Goes on with another text of the file.
+    /// Replaces the content of the file in this session and connects to its providers.
     fn replace(&mut self, file: Cluster) -> Result<(), Failure> {
-        self.file = self.agreed(file)?;
+        self.file = self.with_agreements(file)?;
         self.file.check_trusted()?;
-        let made = !self.file.spec.groups.is_empty() || fleet::any(&self.state)?;
-        self.fleet = if made { Some(Arc::new(Fleet::connect(&self.file, &self.state)?)) } else { None };
+        let has_fleet = !self.file.spec.groups.is_empty() || fleet::owns_machines(&self.state)?;
+        self.fleet = if has_fleet { Some(Arc::new(Fleet::connect(&self.file, &self.state)?)) } else { None };
         Ok(())
     }
 
-    /// Takes the cluster's lock; what another wrote before is read.
+    /// Acquires the cluster's lock and rereads the state, which another process may have changed.
     fn lock(&self) -> Result<Lock, ClusterError> {
         let lock = self.state.lock()?;
         if let Some(fleet) = &self.fleet {
-            fleet.renew()?;
+            fleet.reload()?;
         }
         Ok(lock)
     }
 
-    /// With the machines of its groups that are there.
+    /// The cluster including the existing machines of its groups.
     fn cluster(&self) -> Result<Cluster, ClusterError> {
         fleet::resolved(&self.file, &self.state)
     }
 
-    /// The machines chosen, and how they are spoken to.
+    /// The selected machines and their connections. An empty `names` selects all machines.
     fn hosts(&self, names: &[String]) -> Result<Vec<(Machine, Host)>, Failure> {
         self.file.check_trusted()?;
         let cluster = self.cluster()?;
-        let grouped = |name: &String| self.file.spec.groups.iter().any(|g| g.names().any(|n| n == *name));
+        let in_group = |name: &String| self.file.spec.groups.iter().any(|g| g.names().any(|n| n == *name));
         for name in names {
-            if !cluster.spec.machines.iter().any(|m| m.name == *name) && !grouped(name) {
-                return Err(wrong(format!("there is no machine '{name}' in the file")));
+            if !cluster.spec.machines.iter().any(|m| m.name == *name) && !in_group(name) {
+                return Err(invalid(format!("there is no machine '{name}' in the file")));
             }
         }
-        let chosen = cluster.spec.machines.iter().filter(|m| names.is_empty() || names.contains(&m.name));
-        chosen.map(|m| Ok((m.clone(), self.connections.host(&cluster, m)?))).collect()
+        let selected = cluster.spec.machines.iter().filter(|m| names.is_empty() || names.contains(&m.name));
+        selected.map(|m| Ok((m.clone(), self.connections.host(&cluster, m)?))).collect()
     }
 }
 
-/// Asks whether the commands of a file may run on this machine, and remembers it.
+/// Asks the user to approve the commands of a file and records the approval.
 fn trust(context: &Context, session: &Session) -> Result<(), Failure> {
     let commands = session.file.commands();
     if session.file.check_trusted().is_ok() {
-        let what =
-            if commands.is_empty() { "it has no commands that would run here" } else { "its commands may run already" };
-        say(format_args!("{}: {what}", session.path.display()));
+        let state = if commands.is_empty() {
+            "the file has no commands to approve"
+        } else {
+            "its commands are already approved"
+        };
+        print_note(format_args!("{}: {state}", session.path.display()));
         return Ok(());
     }
-    say(format_args!("{} would run on this machine, as you, whenever it needs a secret:", session.path.display()));
-    for (place, command) in commands {
-        say(format_args!("  {place}: {command}"));
+    print_note(format_args!(
+        "{} runs these commands on this machine, as your user, whenever it needs a secret:",
+        session.path.display()
+    ));
+    for (field, command) in commands {
+        print_note(format_args!("  {field}: {command}"));
     }
     if context.global.dry_run {
         return Ok(());
     }
-    if !agreed(&context.global, "May they?") {
+    if !confirm(&context.global, "Approve these commands?") {
         return Err(Failure::declined("cluster.untrusted"));
     }
     session.agreements.add(&session.path, &session.file)?;
-    say(format_args!("they may, until one of them changes; next: slipway cluster plan -f {}", session.path.display()));
+    print_note(format_args!(
+        "approved until one of them changes; next: slipway cluster plan -f {}",
+        session.path.display()
+    ));
     Ok(())
 }
 
@@ -164,22 +174,22 @@ pub(crate) async fn run(context: &Context, verb: cli::Cluster) -> Result<(), Fai
             Ok(())
         }
         cli::Cluster::Trust { file } => trust(context, &Session::offline(context, &file)?),
-        cli::Cluster::Plan { choice } | cli::Cluster::Status { choice, drift: true } => {
-            let session = Session::open(context, &choice.machines.file)?;
-            ask::show_plan(context, &session, &choice).await
+        cli::Cluster::Plan { selection } | cli::Cluster::Status { selection, drift: true } => {
+            let session = Session::open(context, &selection.machines.file)?;
+            ask::show_plan(context, &session, &selection).await
         }
-        cli::Cluster::Apply { choice, canary, from, no_smoke } => {
-            let session = Session::open(context, &choice.machines.file)?;
-            let options = work::Options { choice: &choice, canary, from: from.as_deref(), smoke: !no_smoke };
+        cli::Cluster::Apply { selection, canary, from, no_smoke } => {
+            let session = Session::open(context, &selection.machines.file)?;
+            let options = work::Options { selection: &selection, canary, from: from.as_deref(), smoke: !no_smoke };
             work::apply(context, &session, &options).await
         }
-        cli::Cluster::Status { choice, drift: false } => {
-            ask::last(context, &Session::offline(context, &choice.machines.file)?);
+        cli::Cluster::Status { selection, drift: false } => {
+            ask::print_last_report(context, &Session::offline(context, &selection.machines.file)?);
             Ok(())
         }
-        cli::Cluster::Rollback { choice } => {
-            let session = Session::offline(context, &choice.machines.file)?;
-            work::roll_back(context, &session, &choice.machines.hosts).await
+        cli::Cluster::Rollback { selection } => {
+            let session = Session::offline(context, &selection.machines.file)?;
+            work::roll_back(context, &session, &selection.machines.hosts).await
         }
         cli::Cluster::Upgrade { machines, to, workers } => {
             work::upgrade(context, &machines, to.as_deref(), workers).await
@@ -196,7 +206,7 @@ pub(crate) async fn run(context: &Context, verb: cli::Cluster) -> Result<(), Fai
         }
         cli::Cluster::Adopt { file, machine, id } => work::adopt(&Session::open(context, &file)?, &machine, &id).await,
         cli::Cluster::Kubeconfig { file, server, save } => {
-            // Its keys are nobody else's, by whichever option the file is named.
+            // The kubeconfig contains keys, so a file given by `-o` must be private too.
             let save = save.as_deref().or(context.global.output.file.as_deref());
             file::kubeconfig(&Session::offline(context, &file)?, server.as_deref(), save).await
         }
@@ -204,8 +214,8 @@ pub(crate) async fn run(context: &Context, verb: cli::Cluster) -> Result<(), Fai
             ask::doctor(context, &Session::offline(context, &machines.file)?, &machines.hosts).await
         }
         cli::Cluster::Cost { file } => ask::cost(context, &Session::open(context, &file)?).await,
-        cli::Cluster::Resources { choice, machine } => {
-            file::resources(&Session::offline(context, &choice.machines.file)?, &choice, &machine)
+        cli::Cluster::Resources { selection, machine } => {
+            file::resources(&Session::offline(context, &selection.machines.file)?, &selection, &machine)
         }
         cli::Cluster::Inventory { file, list: _, host } => {
             let inventory = file::inventory(&Session::offline(context, &file)?.cluster()?);

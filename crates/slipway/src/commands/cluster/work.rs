@@ -1,4 +1,4 @@
-//! What changes machines and the cluster, step by step.
+//! Commands that change machines and the cluster step by step: apply, upgrade, stop, start, scale, destroy, adopt and rollback.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, IsTerminal};
@@ -13,15 +13,15 @@ use slipway_cluster::steps::{self, Step};
 use slipway_cluster::work::{Progress, Work};
 use slipway_cluster::{ClusterError, nodes};
 
-use super::ask::{ask, print_report, show, words};
-use super::progress::Watcher;
-use super::{Session, wrong};
+use super::ask::{compute_plan, print_report, render_plan, show};
+use super::progress::ProgressPrinter;
+use super::{Session, invalid};
 use crate::Failure;
 use crate::cli::cluster as cli;
 use crate::commands::Context;
-use crate::output::{agreed, say};
+use crate::output::{confirm, print_note};
 
-/// All that steps share, as things are now.
+/// Builds the context that the steps share, from the current state of the session.
 fn work(
     session: &Session,
     verb: &'static str,
@@ -48,7 +48,7 @@ fn work(
     })
 }
 
-/// Does steps, and tells of them. The report has what was done before them, too.
+/// Runs steps and shows their progress. The returned report also contains the steps in `before`.
 async fn perform(
     context: &Context,
     session: &Session,
@@ -56,50 +56,50 @@ async fn perform(
     steps: Vec<Step>,
     before: Option<Report>,
 ) -> Result<Report, Failure> {
-    let (watch, mut news) = tokio::sync::mpsc::unbounded_channel();
+    let (watch, mut events) = tokio::sync::mpsc::unbounded_channel();
     let work = Work { before, ..work(session, verb, watch)? };
-    let mut watcher = Watcher::new(context.global.quiet, work.hosts.len());
-    let telling = tokio::spawn(async move {
-        while let Some(progress) = news.recv().await {
-            watcher.tell(&progress);
+    let mut printer = ProgressPrinter::new(context.global.quiet, work.hosts.len());
+    let printing = tokio::spawn(async move {
+        while let Some(progress) = events.recv().await {
+            printer.show(&progress);
         }
-        watcher.end();
+        printer.end();
     });
     let report = apply::apply(Arc::new(work), steps).await;
-    let _ = telling.await; // a watcher that failed changes nothing of what was done
+    let _ = printing.await; // A failure of the progress output does not affect the report.
     Ok(report)
 }
 
-/// Keeps and prints a report; a failure in it is that of the whole.
-fn told(context: &Context, session: &Session, report: &Report) -> Result<(), Failure> {
-    session.state.keep("report", report)?;
+/// Saves and prints a report. Fails if a step failed.
+fn finish(context: &Context, session: &Session, report: &Report) -> Result<(), Failure> {
+    session.state.save("report", report)?;
     print_report(context, report);
-    say(format_args!("{} changes in {:.1} s", report.changed(), report.seconds));
+    print_note(format_args!("{} changes in {:.1} s", report.changed(), report.seconds));
     Ok(report.result()?)
 }
 
-/// Whether these steps are what is wanted, told before anything is done.
-fn confirmed(context: &Context, steps: &[Step], question: &str) -> Result<bool, Failure> {
+/// Shows the steps and asks the user to confirm them. Returns false for a dry run.
+fn confirm_steps(context: &Context, steps: &[Step], question: &str) -> Result<bool, Failure> {
     if context.global.dry_run || !context.global.yes {
         for step in steps {
             let after =
                 if step.needs.is_empty() { String::new() } else { format!("  (after {})", step.needs.join(", ")) };
-            say(format_args!("  {}{after}", step.id));
+            print_note(format_args!("  {}{after}", step.id));
         }
     }
     if context.global.dry_run {
         return Ok(false);
     }
-    if agreed(&context.global, question) { Ok(true) } else { Err(Failure::declined("cluster.spec")) }
+    if confirm(&context.global, question) { Ok(true) } else { Err(Failure::declined("cluster.spec")) }
 }
 
-fn chosen(hosts: &[String]) -> BTreeSet<String> {
+fn host_set(hosts: &[String]) -> BTreeSet<String> {
     hosts.iter().cloned().collect()
 }
 
 /// Options of an apply.
 pub(super) struct Options<'a> {
-    pub(super) choice: &'a cli::Choice,
+    pub(super) selection: &'a cli::Selection,
     pub(super) canary: usize,
     pub(super) from: Option<&'a str>,
     pub(super) smoke: bool,
@@ -107,52 +107,53 @@ pub(super) struct Options<'a> {
 
 pub(super) async fn apply(context: &Context, session: &Session, options: &Options<'_>) -> Result<(), Failure> {
     let lock = session.lock()?;
-    let (layers, hosts) = (options.choice.layers(), &options.choice.machines.hosts);
+    let (layers, hosts) = (options.selection.layers(), &options.selection.machines.hosts);
     if context.global.dry_run || !context.global.yes {
-        let plan = ask(session, hosts, &layers).await?;
+        let plan = compute_plan(session, hosts, &layers).await?;
         if context.global.dry_run {
             return show(context, &plan);
         }
-        say(words(&plan).trim_end());
+        print_note(render_plan(&plan).trim_end());
         if plan.is_empty() && !options.smoke {
             return Ok(());
         }
-        if !agreed(&context.global, "Apply?") {
+        if !confirm(&context.global, "Apply?") {
             return Err(Failure::declined("cluster.spec"));
         }
     }
-    let done = applied(context, session, options).await;
+    let done = apply_confirmed(context, session, options).await;
     drop(lock);
     done
 }
 
-/// An apply that was agreed to.
-async fn applied(context: &Context, session: &Session, options: &Options<'_>) -> Result<(), Failure> {
-    let (layers, hosts) = (options.choice.layers(), &options.choice.machines.hosts);
+/// Runs an apply that the user has confirmed.
+async fn apply_confirmed(context: &Context, session: &Session, options: &Options<'_>) -> Result<(), Failure> {
+    let (layers, hosts) = (options.selection.layers(), &options.selection.machines.hosts);
     let all = layers.is_empty() && options.from.is_none();
     let mut report: Option<Report> = None;
-    // Machines first: their addresses are part of what is wanted of all others.
+    // Create provider machines first, because the desired state of all machines contains their addresses.
     if let (Some(fleet), true) = (&session.fleet, all) {
-        let names: Vec<String> = fleet.wanted().into_iter().filter(|n| hosts.is_empty() || hosts.contains(n)).collect();
+        let names: Vec<String> =
+            fleet.desired_names().into_iter().filter(|n| hosts.is_empty() || hosts.contains(n)).collect();
         report = Some(perform(context, session, "apply", steps::machines(&names), None).await?);
     }
     let cluster = session.cluster()?;
     if cluster.first().is_none() {
         if let Some(report) = &report {
-            told(context, session, report)?;
+            finish(context, session, report)?;
         }
-        return Err(wrong("no control plane is there".into()));
+        return Err(invalid("there is no control plane".into()));
     }
-    let choice = steps::Choice { only: layers, canary: options.canary, smoke: options.smoke && hosts.is_empty() };
-    let mut wanted = steps::on(steps::apply(&cluster, &choice), &chosen(hosts));
+    let choice = steps::ApplyOptions { only: layers, canary: options.canary, smoke: options.smoke && hosts.is_empty() };
+    let mut steps = steps::on(steps::apply(&cluster, &choice), &host_set(hosts));
     if let Some(from) = options.from {
-        wanted = steps::from(wanted, from).map_err(wrong)?;
+        steps = steps::from(steps, from).map_err(invalid)?;
     }
-    report = Some(perform(context, session, "apply", wanted, report).await?);
-    // Who is no longer wanted goes when the others stand.
-    let stands =
-        report.as_ref().is_some_and(|r| r.steps.iter().all(|s| s.outcome.went_well() || s.step.contains("/smoke-")));
-    if let (Some(fleet), true) = (&session.fleet, all && hosts.is_empty() && stands) {
+    report = Some(perform(context, session, "apply", steps, report).await?);
+    // Remove surplus machines only after all other steps except smoke tests have succeeded.
+    let succeeded =
+        report.as_ref().is_some_and(|r| r.steps.iter().all(|s| s.outcome.succeeded() || s.step.contains("/smoke-")));
+    if let (Some(fleet), true) = (&session.fleet, all && hosts.is_empty() && succeeded) {
         let leaving = fleet.leaving();
         let mut steps = steps::leave(&leaving.iter().collect::<Vec<_>>());
         steps.extend(steps::delete(&fleet.unprovisioned(false)));
@@ -160,14 +161,14 @@ async fn applied(context: &Context, session: &Session, options: &Options<'_>) ->
             report = Some(perform(context, session, "apply", steps, report).await?);
         }
     }
-    report.map_or(Ok(()), |report| told(context, session, &report))
+    report.map_or(Ok(()), |report| finish(context, session, &report))
 }
 
-/// Puts another text into the file, which is still the one that was read.
-fn put(file: &cli::File, old: &str, new: &str) -> Result<(), Failure> {
+/// Replaces the text of the cluster file, unless the file was changed since it was read.
+fn replace_text(file: &cli::File, old: &str, new: &str) -> Result<(), Failure> {
     let io = |source| ClusterError::Io { what: file.file.display().to_string(), source };
     if text(file)? != old {
-        return Err(wrong(format!("{} was changed meanwhile", file.file.display())));
+        return Err(invalid(format!("{} was changed in the meantime", file.file.display())));
     }
     Ok(slipway_core::files::replace(&file.file, new.as_bytes()).map_err(io)?)
 }
@@ -188,7 +189,7 @@ pub(super) async fn upgrade(
     let old = text(&machines.file)?;
     let mut new = None;
     if let Some(channel) = to {
-        let (text, cluster) = edit::channel(&old, channel).map_err(wrong)?;
+        let (text, cluster) = edit::channel(&old, channel).map_err(invalid)?;
         new = Some(text);
         session.file = session.agreed(cluster)?;
     }
@@ -196,67 +197,69 @@ pub(super) async fn upgrade(
     let now = nodes::may_upgrade(&work(&session, "upgrade", silent)?).await?;
     let channel = session.file.spec.kubernetes.channel.clone();
     for (name, version) in now {
-        say(format_args!("{name}: {version} -> {channel}"));
+        print_note(format_args!("{name}: {version} -> {channel}"));
     }
-    let steps = steps::on(steps::upgrade(&session.cluster()?, workers), &chosen(&machines.hosts));
-    if !confirmed(context, &steps, "Upgrade these nodes, in this order?")? {
+    let steps = steps::on(steps::upgrade(&session.cluster()?, workers), &host_set(&machines.hosts));
+    if !confirm_steps(context, &steps, "Upgrade these nodes, in this order?")? {
         return Ok(());
     }
-    // Before anything is done: who goes on after a failure finds in the file what was meant.
+    // Write the file before the upgrade starts, so that a retry after a failure uses the new channel.
     if let Some(new) = new {
-        put(&machines.file, &old, &new)?;
+        replace_text(&machines.file, &old, &new)?;
     }
     let report = perform(context, &session, "upgrade", steps, None).await?;
     drop(lock);
-    told(context, &session, &report)
+    finish(context, &session, &report)
 }
 
 pub(super) async fn stop(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
     let lock = session.lock()?;
-    let steps = steps::on(steps::stop(&session.cluster()?), &chosen(hosts));
-    if !confirmed(context, &steps, "Stop these machines, in this order?")? {
+    let steps = steps::on(steps::stop(&session.cluster()?), &host_set(hosts));
+    if !confirm_steps(context, &steps, "Stop these machines, in this order?")? {
         return Ok(());
     }
     let report = perform(context, session, "stop", steps, None).await?;
     drop(lock);
-    told(context, session, &report)
+    finish(context, session, &report)
 }
 
 pub(super) async fn start(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
     let lock = session.lock()?;
     let names: Vec<String> =
-        session.cluster()?.spec.machines.into_iter().filter(|m| m.made.is_some()).map(|m| m.name).collect();
-    let machines = steps::on(steps::machines(&names), &chosen(hosts));
+        session.cluster()?.spec.machines.into_iter().filter(|m| m.provisioned.is_some()).map(|m| m.name).collect();
+    let machines = steps::on(steps::machines(&names), &host_set(hosts));
     let report = perform(context, session, "start", machines, None).await?;
-    // Addresses may be others now.
-    let steps = steps::on(steps::start(&session.cluster()?), &chosen(hosts));
+    // The addresses may have changed, so read the cluster again.
+    let steps = steps::on(steps::start(&session.cluster()?), &host_set(hosts));
     let report = perform(context, session, "start", steps, Some(report)).await?;
     drop(lock);
-    told(context, session, &report)
+    finish(context, session, &report)
 }
 
 pub(super) async fn scale(context: &Context, file: &cli::File, group: &str) -> Result<(), Failure> {
-    let (group, count) = group.split_once('=').ok_or_else(|| wrong("write GROUP=COUNT".into()))?;
-    let count = count.parse().map_err(|_| wrong(format!("'{count}' is no number")))?;
+    let (group, count) = group.split_once('=').ok_or_else(|| invalid("the argument is not GROUP=COUNT".into()))?;
+    let count = count.parse().map_err(|_| invalid(format!("'{count}' is not a number")))?;
     let old = text(file)?;
-    let (new, cluster) = edit::count(&old, group, count).map_err(wrong)?;
+    let (new, cluster) = edit::count(&old, group, count).map_err(invalid)?;
     let mut session = Session::open(context, file)?;
     session.replace(cluster)?;
     let lock = session.lock()?;
-    let plan = ask(&session, &[], &[]).await?;
+    let plan = compute_plan(&session, &[], &[]).await?;
     if context.global.dry_run {
         return show(context, &plan);
     }
-    say(words(&plan).trim_end());
-    if !agreed(&context.global, "Scale?") {
+    print_note(render_plan(&plan).trim_end());
+    if !confirm(&context.global, "Scale?") {
         return Err(Failure::declined("cluster.spec"));
     }
-    put(file, &old, &new)?;
-    let choice = cli::Choice {
+    replace_text(file, &old, &new)?;
+    let selection = cli::Selection {
         machines: cli::Machines { file: cli::File { file: file.file.clone() }, hosts: Vec::new() },
         only: Vec::new(),
     };
-    let done = applied(context, &session, &Options { choice: &choice, canary: 0, from: None, smoke: true }).await;
+    let done =
+        apply_confirmed(context, &session, &Options { selection: &selection, canary: 0, from: None, smoke: true })
+            .await;
     drop(lock);
     done
 }
@@ -280,42 +283,42 @@ pub(super) async fn destroy(
     };
     for step in &steps {
         let about = match &step.action {
-            steps::Action::Delete => "is deleted, with all that is on it",
-            steps::Action::Erase => "is as it was before slipway's first change",
+            steps::Action::Delete => "is deleted with all its data",
+            steps::Action::Erase => "is restored to its state before slipway's first change",
             _ => "drains and leaves the cluster",
         };
-        say(format_args!("  {} {about}", step.host));
+        print_note(format_args!("  {} {about}", step.host));
     }
     if context.global.dry_run {
         return Ok(());
     }
-    let wanted = &cluster.metadata.name;
-    let said = match name {
+    let expected = &cluster.metadata.name;
+    let typed = match name {
         Some(name) => name.to_owned(),
         None if std::io::stdin().is_terminal() => {
-            eprint!("This cannot be undone. The cluster's name, to go on: ");
+            eprint!("This cannot be undone. Type the name of the cluster to continue: ");
             let mut line = String::new();
-            let _ = std::io::stdin().lock().read_line(&mut line); // nothing that could be read is not the name
+            let _ = std::io::stdin().lock().read_line(&mut line); // If reading fails, the line is empty and does not match the name.
             line.trim().to_owned()
         }
         None => String::new(),
     };
-    if said != *wanted {
-        let hint = Some(format!("say --name {wanted} where nobody can be asked"));
+    if typed != *expected {
+        let hint = Some(format!("pass --name {expected} without a terminal"));
         return Err(Failure::Error { message: "nothing was changed".into(), code: "cluster.spec", hint, exit: 1 });
     }
     let report = perform(context, session, "destroy", steps, None).await?;
     drop(lock);
-    told(context, session, &report)
+    finish(context, session, &report)
 }
 
 pub(super) async fn adopt(session: &Session, machine: &str, id: &str) -> Result<(), Failure> {
     let lock = session.lock()?;
-    let Some(fleet) = &session.fleet else { return Err(wrong("the file has no groups".into())) };
+    let Some(fleet) = &session.fleet else { return Err(invalid("the file has no groups".into())) };
     let instance = fleet.adopt(machine, id).await?;
     drop(lock);
-    say(format_args!(
-        "{machine} is {} ({}); it is used, and never deleted; next: slipway cluster plan",
+    print_note(format_args!(
+        "{machine} is {} ({}); slipway uses it but never deletes it; next: slipway cluster plan",
         instance.name, instance.size
     ));
     Ok(())
@@ -324,7 +327,7 @@ pub(super) async fn adopt(session: &Session, machine: &str, id: &str) -> Result<
 pub(super) async fn roll_back(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
     let lock = session.lock()?;
     let hosts = session.hosts(hosts)?;
-    if !agreed(&context.global, "Take the last change of these machines back?") {
+    if !confirm(&context.global, "Roll back the last change of these machines?") {
         return Err(Failure::declined("cluster.spec"));
     }
     let mut first = Ok(());
@@ -332,10 +335,10 @@ pub(super) async fn roll_back(context: &Context, session: &Session, hosts: &[Str
         let path = host.push(&session.program).await?;
         let command = format!("exec {path} node converge --rollback --folder {FOLDER}");
         let done = host
-            .run(&command, b"", Duration::from_secs(3600), |line| say(format_args!("{}: {line}", machine.name)))
+            .run(&command, b"", Duration::from_secs(3600), |line| print_note(format_args!("{}: {line}", machine.name)))
             .await;
         if let Err(error) = done {
-            say(format_args!("{}: {error}", machine.name));
+            print_note(format_args!("{}: {error}", machine.name));
             first = first.and(Err(error));
         }
     }

@@ -1,8 +1,8 @@
-//! The folder of a demo, which holds programs that are executed: the Python environment and the training code.
+//! The folder of a demo. It contains programs that the demo executes: the Python environment and the training code.
 //!
-//! Its default is a name below the current folder, and a cloned project may bring a folder of that name with programs of its own. So a
-//! folder is used only if it is new or empty, or if an earlier demo made it. That is proven by a random id, which is written both into the
-//! folder and into the user's state folder, beside the path: nobody else can know it before the folder is made.
+//! By default the folder is below the current folder, and a cloned project may contain a folder of that name with malicious programs.
+//! Therefore a folder is used only if it is new or empty, or if an earlier demo of this user created it. The proof is a random id that is
+//! written both to the folder and, together with the path, to the user's state folder.
 
 use std::fs::{DirBuilder, Metadata, Permissions};
 use std::io::{Error, ErrorKind, Result};
@@ -12,15 +12,15 @@ use std::path::{Path, PathBuf};
 use slipway_core::home::Home;
 use slipway_core::{files, ids};
 
-/// The file in a demo's folder that holds its id.
+/// The file in a demo folder that contains its id.
 const MARKER: &str = ".slipway-demo";
-/// The folder in the state folder that holds a file for each demo: its name is the id, its content the path.
+/// The subfolder of the state folder with one file per demo: the file name is the id, the content is the path of the demo folder.
 const RECORDS: &str = "demos";
 
-/// Makes the folder of a demo, or takes an earlier demo's into use; its absolute path.
+/// Creates the folder of a demo, or reopens the folder of an earlier demo. Returns its absolute path.
 ///
 /// # Errors
-/// The operating system's, and [`ErrorKind::PermissionDenied`] for a folder that others can write to, or that no demo of this user made.
+/// An I/O error, or [`ErrorKind::PermissionDenied`] for a folder that other users can write to or that no demo of this user created.
 pub(super) fn open(dir: &Path, state: &Home) -> Result<PathBuf> {
     private_folder().create(dir)?;
     let dir = dir.canonicalize()?;
@@ -33,15 +33,15 @@ pub(super) fn open(dir: &Path, state: &Home) -> Result<PathBuf> {
     let metadata = std::fs::metadata(&dir)?;
     require_own(&dir, &metadata)?;
     if metadata.mode() & 0o022 != 0 {
-        return Err(refused(&dir, "other users may write to it"));
+        return Err(refused(&dir, "other users can write to it"));
     }
     if !is_marked(&dir, state) {
-        return Err(refused(&dir, "no demo of yours made it, and what is in it would be executed"));
+        return Err(refused(&dir, "it was not created by a demo of yours, and the programs in it would be executed"));
     }
     Ok(dir)
 }
 
-/// Folders are made with mode 0700, and those above them too.
+/// A builder that creates folders, including missing parents, with mode 0700.
 fn private_folder() -> DirBuilder {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700);
@@ -61,6 +61,7 @@ fn require_own(dir: &Path, metadata: &Metadata) -> Result<()> {
     }
 }
 
+/// Writes a new id to the demo folder and to the state folder.
 fn mark(dir: &Path, state: &Home) -> Result<()> {
     let id = ids::hex32();
     let records = state.root().join(RECORDS);
@@ -69,10 +70,10 @@ fn mark(dir: &Path, state: &Home) -> Result<()> {
     files::replace_as(&dir.join(MARKER), id.as_bytes(), 0o600)
 }
 
-/// Whether the folder has the id of a demo that was made at this path.
+/// Whether the folder contains the id of a demo that was created at this path.
 fn is_marked(dir: &Path, state: &Home) -> bool {
     let id = files::read(&dir.join(MARKER)).ok().and_then(|id| String::from_utf8(id).ok());
-    // The id is a name in the state folder, so it may hold nothing that leads out of it.
+    // The id becomes a file name in the state folder, so it must not contain path separators.
     let id = id.filter(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()));
     let recorded = id.and_then(|id| files::read(&state.root().join(RECORDS).join(id)).ok());
     recorded.is_some_and(|path| path == dir.as_os_str().as_encoded_bytes())
@@ -97,12 +98,12 @@ mod tests {
 
     impl Drop for Folder {
         fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0); // A folder that is left behind in /tmp fails no test.
+            let _ = std::fs::remove_dir_all(&self.0); // A leftover folder in /tmp must not fail the test.
         }
     }
 
     #[test]
-    fn a_folder_that_came_with_a_clone_is_refused() {
+    fn folder_from_a_cloned_repository_is_refused() {
         let here = Folder::new();
         let dir = here.0.join("clone/.slipway-demo");
         std::fs::create_dir_all(dir.join("venv/bin")).unwrap();
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_demos_folder_is_used_again_at_its_own_place_only() {
+    fn folder_of_an_earlier_demo_is_reused_only_at_its_path() {
         let here = Folder::new();
         let dir = here.0.join("a/demo");
         let opened = open(&dir, &here.state()).unwrap();
@@ -130,10 +131,10 @@ mod tests {
         let copy = here.0.join("copy");
         std::fs::create_dir(&copy).unwrap();
         std::fs::copy(dir.join(MARKER), copy.join(MARKER)).unwrap();
-        assert!(open(&copy, &here.state()).is_err(), "an id that somebody learned proves nothing elsewhere");
-        assert!(open(&dir, &Home::at(here.0.join("other"))).is_err(), "another user has other demos");
+        assert!(open(&copy, &here.state()).is_err(), "a copied id is not valid at another path");
+        assert!(open(&dir, &Home::at(here.0.join("other"))).is_err(), "the id is not recorded in another state folder");
 
         std::fs::set_permissions(&dir, Permissions::from_mode(0o770)).unwrap();
-        assert!(open(&dir, &here.state()).is_err(), "others may have changed what is in it");
+        assert!(open(&dir, &here.state()).is_err(), "other users may have changed its contents");
     }
 }

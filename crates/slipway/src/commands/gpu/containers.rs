@@ -1,4 +1,4 @@
-//! `gpu cdi` and `gpu container`.
+//! `slipway gpu cdi` and `slipway gpu container`: CDI specifications and container runtimes.
 
 use std::path::{Path, PathBuf};
 
@@ -12,8 +12,9 @@ use super::{Context, nvml};
 use crate::Failure;
 use crate::cli::Format;
 use crate::cli::gpu as cli;
-use crate::output::{Table, agreed, print, print_text, say};
+use crate::output::{Table, confirm, print, print_note, print_text};
 
+/// Converts an I/O error of a file.
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> GpuError {
     let what = path.display().to_string();
     move |source| GpuError::Io { what, source }
@@ -33,20 +34,20 @@ pub(super) fn cdi(context: &Context, fixture: Option<&str>, verb: cli::Cdi) -> R
                 return Ok(());
             };
             slipway_gpu::container::replace(&path, &text)?;
-            say(format_args!("{} devices in {}; try: slipway gpu cdi ls", spec.devices.len(), path.display()));
+            print_note(format_args!("{} devices in {}; next: slipway gpu cdi ls", spec.devices.len(), path.display()));
             Ok(())
         }
         cli::Cdi::Ls { dir } => ls(context, &dir),
         cli::Cdi::Check { file } => {
             let text = std::fs::read_to_string(&file).map_err(io(&file))?;
-            let wrong = cdi::check(&text)?;
-            print(context.global.output.format, &wrong, |wrong| {
-                let mut table = Table::new(&["WRONG"]);
-                wrong.iter().for_each(|w| table.row(vec![w.clone()]));
+            let problems = cdi::check(&text)?;
+            print(context.global.output.format, &problems, |problems| {
+                let mut table = Table::new(&["PROBLEM"]);
+                problems.iter().for_each(|p| table.row(vec![p.clone()]));
                 table
             });
-            if wrong.is_empty() {
-                say("the specification is in order");
+            if problems.is_empty() {
+                print_note("the specification is valid");
                 Ok(())
             } else {
                 Err(Failure::Findings)
@@ -68,7 +69,7 @@ fn ls(context: &Context, folders: &[PathBuf]) -> Result<(), Failure> {
                 Ok(spec) => devices.extend(
                     spec.devices.iter().map(|d| (format!("{}={}", spec.kind, d.name), path.display().to_string())),
                 ),
-                Err(e) => say(format_args!("{}: {e}", path.display())),
+                Err(e) => print_note(format_args!("{}: {e}", path.display())),
             }
         }
     }
@@ -88,7 +89,7 @@ pub(super) fn container(context: &Context, verb: cli::Container) -> Result<(), F
         }
         cli::Container::Test { device, spec, runc } => return test(context, &device, &spec, &runc),
         cli::Container::Look { paths } => {
-            print_text(&serde_json::to_string(&trial::look(&paths)).unwrap_or_default());
+            print_text(&serde_json::to_string(&trial::check_paths(&paths)).unwrap_or_default());
             return Ok(());
         }
     };
@@ -104,18 +105,22 @@ pub(super) fn container(context: &Context, verb: cli::Container) -> Result<(), F
         runtime::plan(runtime, &path, &Options { nvidia_runtime, default: set_default })?
     };
     if edit.is_empty() {
-        say(format_args!("{} is as it should be", path.display()));
+        print_note(format_args!("{} needs no changes", path.display()));
         return Ok(());
     }
     print_text(&edit.diff());
     if context.global.dry_run {
         return Ok(());
     }
-    if !agreed(&context.global, &format!("Write {}?", path.display())) {
+    if !confirm(&context.global, &format!("Write {}?", path.display())) {
         return Err(Failure::Findings);
     }
     edit.write()?;
-    say(format_args!("written; the text of before is in {}. Now: {}", edit.backup().display(), runtime.restart()));
+    print_note(format_args!(
+        "written; the previous configuration is in {}. Next: {}",
+        edit.backup().display(),
+        runtime.restart()
+    ));
     Ok(())
 }
 
@@ -125,15 +130,15 @@ fn test(context: &Context, device: &str, file: &Path, runc: &Path) -> Result<(),
         serde_saphyr::from_str(&text).map_err(|e| GpuError::Invalid(format!("{}: {e}", file.display())))?;
     let program = std::env::current_exe().map_err(io(Path::new("/proc/self/exe")))?;
     let arguments = ["gpu", "container", "look"].map(str::to_owned);
-    let seen = trial::run(&spec, device, runc, &program, &arguments)?;
-    print(context.global.output.format, &seen, |seen| {
-        let mut table = Table::new(&["INSIDE", "STATE"]);
-        seen.iter().for_each(|s| table.row(vec![s.path.clone(), s.wrong.clone().unwrap_or_else(|| "ok".into())]));
+    let results = trial::run(&spec, device, runc, &program, &arguments)?;
+    print(context.global.output.format, &results, |results| {
+        let mut table = Table::new(&["PATH", "STATE"]);
+        results.iter().for_each(|s| table.row(vec![s.path.clone(), s.wrong.clone().unwrap_or_else(|| "ok".into())]));
         table
     });
-    let wrong = seen.iter().filter(|s| s.wrong.is_some()).count();
-    if wrong == 0 {
-        say(format_args!("all {} devices and files are in the container", seen.len()));
+    let failed = results.iter().filter(|s| s.wrong.is_some()).count();
+    if failed == 0 {
+        print_note(format_args!("all {} devices and files are in the container", results.len()));
         Ok(())
     } else {
         Err(Failure::Findings)

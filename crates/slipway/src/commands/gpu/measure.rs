@@ -1,9 +1,9 @@
-//! `gpu bench`, `gpu roofline`, `gpu fit`.
+//! `slipway gpu bench`, `roofline` and `fit`: measured and theoretical performance.
 
 use slipway_core::clock::now_ms;
 use slipway_core::units;
 use slipway_gpu::bench::{self, Effort, Figure, Report, compare};
-use slipway_gpu::fit::{self, Question};
+use slipway_gpu::fit::{self, Request};
 use slipway_gpu::nvml::Nvml;
 use slipway_gpu::roofline::{Place, Roofline};
 use slipway_gpu::sheet::{self, Precision};
@@ -14,18 +14,19 @@ use super::Context;
 use crate::Failure;
 use crate::cli::Format;
 use crate::cli::gpu as cli;
-use crate::output::{Table, print, print_text, say};
+use crate::output::{Table, print, print_note, print_text};
 
-/// GPUs slower than the fastest of their kind by this share are named.
-const OUTLIER: f64 = 0.05;
+/// GPUs that are slower than the fastest GPU of the same model by more than this share are reported.
+const OUTLIER_SHARE: f64 = 0.05;
 
+/// The host name of this machine.
 fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// A report that is kept, with its number.
+/// A report stored on the server, with its number.
 #[derive(Debug, serde::Deserialize, serde::Serialize)]
-struct Kept {
+struct StoredReport {
     number: i64,
     #[serde(flatten)]
     report: Report,
@@ -36,12 +37,12 @@ pub(super) async fn bench(context: &Context, fixture: Option<&str>, options: cli
         return history(context).await;
     }
     if fixture.is_some() && !options.cpu {
-        return Err(GpuError::Invalid("a simulated GPU has no speed; measure the processor with --cpu".into()).into());
+        return Err(GpuError::Invalid("a simulated GPU cannot be measured; measure the CPU with --cpu".into()).into());
     }
     let effort = if options.quick { Effort::QUICK } else { Effort::FULL };
     let note = |text: &str| {
         if !context.global.quiet {
-            say(format_args!("measuring {text}"));
+            print_note(format_args!("measuring {text}"));
         }
     };
     let nvml = if options.cpu { None } else { Nvml::find(None).ok() };
@@ -53,27 +54,27 @@ pub(super) async fn bench(context: &Context, fixture: Option<&str>, options: cli
     let driver = nvml.as_ref().and_then(|n| n.driver_version().ok()).unwrap_or_default();
     let report = Report { time: now_ms(), host: host(), devices, driver, figures };
 
-    let stored = !options.no_store || options.compare.is_some();
-    let client = if stored { Some(context.client().await?) } else { None };
+    let needs_client = !options.no_store || options.compare.is_some();
+    let client = if needs_client { Some(context.client().await?) } else { None };
     let mut before = None;
     if let (Some(number), Some(client)) = (options.compare, &client) {
-        let kept: Vec<Kept> = client.get("/api/v1/gpu/benchmarks?limit=1000").await?;
-        let same = |k: &&Kept| {
+        let stored: Vec<StoredReport> = client.get("/api/v1/gpu/benchmarks?limit=1000").await?;
+        let matches = |s: &&StoredReport| {
             if number == 0 {
-                k.report.host == report.host && k.report.devices == report.devices
+                s.report.host == report.host && s.report.devices == report.devices
             } else {
-                k.number == number
+                s.number == number
             }
         };
-        before = kept.into_iter().find(|k| same(&k));
+        before = stored.into_iter().find(|s| matches(&s));
         if before.is_none() {
-            say("there is no earlier report to compare with");
+            print_note("there is no earlier report to compare with");
         }
     }
     if let (Some(client), false) = (&client, options.no_store) {
         let body = serde_json::to_value(&report).unwrap_or_default();
-        let answer: serde_json::Value = client.post("/api/v1/gpu/benchmarks", &body).await?;
-        say(format_args!("kept as report {}", answer["number"]));
+        let created: serde_json::Value = client.post("/api/v1/gpu/benchmarks", &body).await?;
+        print_note(format_args!("stored as report {}", created["number"]));
     }
     if let Some(file) = &options.report {
         let text = match file.extension().and_then(|e| e.to_str()) {
@@ -86,21 +87,22 @@ pub(super) async fn bench(context: &Context, fixture: Option<&str>, options: cli
     let differences = before.map(|b| compare(&b.report, &report)).unwrap_or_default();
     print(context.global.output.format, &report, |report| {
         let mut table =
-            Table::new(&["WHAT", "DEVICE", "FORMAT", "SIZE", "MEDIAN", "RANGE", "OF PEAK", "GRADE", "BEFORE"]);
+            Table::new(&["BENCHMARK", "DEVICE", "FORMAT", "SIZE", "MEDIAN", "RANGE", "OF PEAK", "GRADE", "CHANGE"]);
         for f in &report.figures {
             let difference = differences.iter().find(|d| d.now == *f);
             table.row(row(f, difference));
         }
         table
     });
-    for line in report.outliers(OUTLIER).into_iter().chain(
+    for line in report.outliers(OUTLIER_SHARE).into_iter().chain(
         report.figures.iter().filter_map(|f| f.cause.clone().map(|c| format!("{} on {}: {c}", f.what, f.device))),
     ) {
-        say(line);
+        print_note(line);
     }
     if differences.iter().any(|d| d.regression) { Err(Failure::Findings) } else { Ok(()) }
 }
 
+/// The table row of one figure, with its change since the earlier report.
 fn row(f: &Figure, difference: Option<&bench::Difference>) -> Vec<String> {
     let size = |s: u64| if f.what == "gemm" { s.to_string() } else { units::bytes(s) };
     let digits = if f.median < 10.0 { 3 } else { 1 };
@@ -119,7 +121,7 @@ fn row(f: &Figure, difference: Option<&bench::Difference>) -> Vec<String> {
     ]
 }
 
-/// The report as a page of its own, with the roofline.
+/// Renders the report as a standalone HTML page with the roofline.
 fn html(report: &Report) -> String {
     let devices = report.figures.iter().map(|f| f.device.as_str()).find(|d| !d.contains("->")).unwrap_or("cpu");
     let picture = report.roofline(devices).map(|r| draw::roofline(&r, &[])).unwrap_or_default();
@@ -138,18 +140,18 @@ fn html(report: &Report) -> String {
 }
 
 async fn history(context: &Context) -> Result<(), Failure> {
-    let kept: Vec<Kept> = context.client().await?.get("/api/v1/gpu/benchmarks?limit=100").await?;
-    print(context.global.output.format, &kept, |kept| {
+    let stored: Vec<StoredReport> = context.client().await?.get("/api/v1/gpu/benchmarks?limit=100").await?;
+    print(context.global.output.format, &stored, |stored| {
         let mut table = Table::new(&["NUMBER", "TIME", "HOST", "DEVICES", "FIGURES"]);
-        for k in kept {
-            let seconds = (now_ms() - k.report.time) / 1000;
+        for s in stored {
+            let seconds = (now_ms() - s.report.time) / 1000;
             let ago = format!("{} ago", units::micros(seconds as f64 * 1e6));
             table.row(vec![
-                k.number.to_string(),
+                s.number.to_string(),
                 ago,
-                k.report.host.clone(),
-                k.report.devices.join(", "),
-                k.report.figures.len().to_string(),
+                s.report.host.clone(),
+                s.report.devices.join(", "),
+                s.report.figures.len().to_string(),
             ]);
         }
         table
@@ -157,58 +159,58 @@ async fn history(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The roof that was asked for: a card's, the processor's, this machine's GPU's.
+/// The requested roofline: of a card, of this machine's CPU, or of its GPU.
 async fn roof(context: &Context, fixture: Option<&str>, options: &cli::Roofline) -> Result<Roofline, Failure> {
     if let Some(name) = &options.card {
-        return Ok(Roofline::of_card(&super::card_of(name)?));
+        return Ok(Roofline::from_card(&super::find_card(name)?));
     }
     let gpu = if options.cpu { None } else { Nvml::find(fixture).ok().and_then(|n| n.device(0).ok()?.name().ok()) };
-    // What was measured on this host before serves; else the processor is measured now, and a card taken from the sheet.
+    // Prefer a stored measurement of this host; otherwise measure the CPU now, or use the theoretical values of the GPU.
     let device = if gpu.is_some() { "gpu 0" } else { "cpu" };
     if fixture.is_none()
         && let Ok(client) = context.client().await
     {
-        let kept: Vec<Kept> = client.get("/api/v1/gpu/benchmarks?limit=100").await.unwrap_or_default();
-        if let Some(roof) = kept.iter().filter(|k| k.report.host == host()).find_map(|k| k.report.roofline(device)) {
+        let stored: Vec<StoredReport> = client.get("/api/v1/gpu/benchmarks?limit=100").await.unwrap_or_default();
+        if let Some(roof) = stored.iter().filter(|s| s.report.host == host()).find_map(|s| s.report.roofline(device)) {
             return Ok(roof);
         }
     }
     if let Some(name) = gpu {
-        return sheet::find(&name).map(|card| Roofline::of_card(&card)).ok_or_else(|| {
-            GpuError::Invalid(format!("the sheet lacks '{name}'; measure it: slipway gpu bench")).into()
+        return sheet::find(&name).map(|card| Roofline::from_card(&card)).ok_or_else(|| {
+            GpuError::Invalid(format!("no data sheet for '{name}'; measure it with: slipway gpu bench")).into()
         });
     }
-    Ok(processor()?)
+    Ok(cpu_roofline()?)
 }
 
-/// The processor's ceilings, measured now.
-fn processor() -> Result<Roofline, GpuError> {
-    say("measuring the processor; `slipway gpu bench --cpu` keeps the figures");
+/// Measures the roofline of this machine's CPU.
+fn cpu_roofline() -> Result<Roofline, GpuError> {
+    print_note("measuring the CPU; `slipway gpu bench --cpu` stores the results");
     let figures = bench::cpu::run(Effort::QUICK, |_| {});
     let devices = vec![bench::cpu::model()];
     let report = Report { time: now_ms(), host: host(), devices, driver: String::new(), figures };
-    report.roofline("cpu").ok_or_else(|| GpuError::Invalid("the processor's ceilings could not be measured".into()))
+    report.roofline("cpu").ok_or_else(|| GpuError::Invalid("the peak rates of the CPU could not be measured".into()))
 }
 
-/// A card in theory beside this machine's processor as measured.
+/// Compares the theoretical rates of a card with the measured rates of this machine's CPU.
 pub(super) fn against_cpu(context: &Context, name: &str) -> Result<(), Failure> {
-    let (card, cpu) = (Roofline::of_card(&super::card_of(name)?), processor()?);
+    let (card, cpu) = (Roofline::from_card(&super::find_card(name)?), cpu_roofline()?);
     let rate = |roof: &Roofline, p| roof.ceiling(p).map_or(0.0, |c| c.tera * 1000.0);
     let main = |roof: &Roofline| roof.main_memory().map_or(0.0, |m| m.gigabytes);
     let mut rows: Vec<(String, f64, f64)> = [Precision::Fp64, Precision::Fp32]
         .iter()
         .map(|p| (format!("{p}, GFLOP/s"), rate(&cpu, *p), rate(&card, *p)))
         .collect();
-    // Processors compute these in fp32.
+    // CPUs compute bf16 in fp32.
     rows.push((
-        "bf16 or the next that there is, GFLOP/s".into(),
+        "bf16, or the nearest available precision, GFLOP/s".into(),
         rate(&cpu, Precision::Bf16),
         rate(&card, Precision::Bf16),
     ));
     rows.push(("main memory, GB/s".into(), main(&cpu), main(&card)));
     print(context.global.output.format, &rows, |rows| {
-        let mut table = Table::owned(vec![
-            "WHAT".into(),
+        let mut table = Table::with_columns(vec![
+            "RATE".into(),
             format!("{}, measured", cpu.machine),
             format!("{}, in theory", card.machine),
             "RATIO".into(),
@@ -233,7 +235,10 @@ pub(super) async fn roofline(context: &Context, fixture: Option<&str>, options: 
     if options.measure {
         for work in &works {
             let (m, n, k) = work.gemm.ok_or_else(|| {
-                GpuError::Invalid(format!("'{}' is no matrix product, which is what can be measured", work.name))
+                GpuError::Invalid(format!(
+                    "'{}' is not a matrix product; only matrix products can be measured",
+                    work.name
+                ))
             })?;
             measured.push(if options.cpu {
                 bench::cpu::measure_gemm(m, n, k, work.precision)?
@@ -259,7 +264,7 @@ pub(super) async fn roofline(context: &Context, fixture: Option<&str>, options: 
                 table.row(vec![
                     c.precision.to_string(),
                     format!("{:.3} TFLOP/s", c.tera),
-                    format!("{:.1} operations a byte", c.tera * 1000.0 / main),
+                    format!("{:.1} operations per byte", c.tera * 1000.0 / main),
                 ]);
             }
             for m in &roof.memory {
@@ -299,7 +304,7 @@ pub(super) async fn roofline(context: &Context, fixture: Option<&str>, options: 
 }
 
 pub(super) fn fit(context: &Context, options: &cli::Fit) -> Result<(), Failure> {
-    let question = Question {
+    let question = Request {
         parameters: work::parameters(&options.params)?,
         precision: options.dtype.parse::<Precision>()?,
         sequence: options.seq,
@@ -307,19 +312,23 @@ pub(super) fn fit(context: &Context, options: &cli::Fit) -> Result<(), Failure> 
         optimizer: options.train.as_deref().map(str::parse).transpose()?,
         checkpointing: options.checkpointing,
     };
-    let answer = fit::fit(&question)?;
+    let estimate = fit::fit(&question)?;
     let format = context.global.output.format;
     if format == Format::Table {
-        let mut table = Table::new(&["MEMORY FOR", "BYTES", "HOW"]);
-        for part in &answer.parts {
+        let mut table = Table::new(&["MEMORY FOR", "BYTES", "FORMULA"]);
+        for part in &estimate.parts {
             table.row(vec![part.what.into(), units::bytes(part.bytes as u64), part.formula.clone()]);
         }
-        table.row(vec!["all".into(), units::bytes(answer.bytes as u64), format!("shape: {}", answer.shape.source)]);
+        table.row(vec![
+            "total".into(),
+            units::bytes(estimate.bytes as u64),
+            format!("shape: {}", estimate.shape.source),
+        ]);
         print_text(&format!("{table}\n"));
     }
-    print(format, &answer, |answer| {
+    print(format, &estimate, |estimate| {
         let mut table = Table::new(&["FITS ON", "COUNT", "MEMORY", "TOKENS/S AT BEST"]);
-        for f in &answer.fits {
+        for f in &estimate.fits {
             table.row(vec![
                 f.name.clone(),
                 f.count.to_string(),

@@ -1,4 +1,4 @@
-//! `gpu`: see, measure, share.
+//! `slipway gpu`: inspects, benchmarks and shares GPUs.
 
 mod containers;
 mod measure;
@@ -17,13 +17,13 @@ use super::Context;
 use crate::Failure;
 use crate::cli::Format;
 use crate::cli::gpu::{self as cli, Verb};
-use crate::output::{Table, print, print_text, say};
+use crate::output::{Table, print, print_note, print_text};
 
-/// NVML of this machine or of a fixture; the second is said once.
+/// Opens NVML of this machine or of a fixture. Simulated GPUs are announced on stderr.
 fn nvml(fixture: Option<&str>) -> Result<Nvml, GpuError> {
     let nvml = Nvml::find(fixture)?;
     if nvml.is_simulated() {
-        say(format_args!("SIMULATED: {}", fixture.unwrap_or("fake NVML")));
+        print_note(format_args!("SIMULATED: {}", fixture.unwrap_or("fake NVML")));
     }
     Ok(nvml)
 }
@@ -48,11 +48,12 @@ pub(super) async fn run(context: &Context, args: cli::Gpu) -> Result<(), Failure
     }
 }
 
+/// The value, or `-` if there is none.
 fn or_dash<T: std::fmt::Display>(value: Option<T>) -> String {
     value.map_or_else(|| "-".into(), |v| v.to_string())
 }
 
-/// `41.2 / 79.6 GiB`.
+/// Used and total memory of a GPU, such as `41.2/79.6 GiB`.
 fn memory(gpu: &Gpu) -> String {
     let gib = |b: u64| b as f64 / f64::from(1 << 30);
     match (gpu.memory_used, gpu.memory_total) {
@@ -107,18 +108,21 @@ fn ls(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A summary of a GPU's findings, such as `1 error, 2 warnings`.
 fn findings(gpu: &Gpu) -> String {
     let count = |s| gpu.findings.iter().filter(|f| f.severity == s).count();
     let words = [(Severity::Error, "error"), (Severity::Warning, "warning"), (Severity::Note, "note")];
-    let one = |n: usize, word: &str| if n == 1 { format!("1 {word}") } else { format!("{n} {word}s") };
-    let parts: Vec<String> = words.iter().filter(|(s, _)| count(*s) > 0).map(|(s, w)| one(count(*s), w)).collect();
+    let plural = |n: usize, word: &str| if n == 1 { format!("1 {word}") } else { format!("{n} {word}s") };
+    let parts: Vec<String> = words.iter().filter(|(s, _)| count(*s) > 0).map(|(s, w)| plural(count(*s), w)).collect();
     if parts.is_empty() { "none".into() } else { parts.join(", ") }
 }
 
-/// What can be shown of a machine without a GPU.
+/// Shows the CPU, the memory and the PCI devices of a machine without a usable GPU.
 fn without_gpu(context: &Context) -> Result<(), Failure> {
     use slipway_gpu::bench::cpu;
-    say("no NVIDIA GPU can be used in this machine (`slipway gpu stack` tells why; `--fixture h100x8` simulates some)");
+    print_note(
+        "this machine has no usable NVIDIA GPU (`slipway gpu stack` shows why; `--fixture h100x8` simulates GPUs)",
+    );
     let devices = pci::scan(Path::new("/sys"));
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib: u64 =
@@ -132,7 +136,7 @@ fn without_gpu(context: &Context) -> Result<(), Failure> {
         "pci": devices,
     });
     print(context.global.output.format, &machine, |m| {
-        let mut table = Table::new(&["WHAT", "FOUND"]);
+        let mut table = Table::new(&["COMPONENT", "FOUND"]);
         let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
         table.row(vec![
             "processor".into(),
@@ -161,7 +165,7 @@ fn show(context: &Context, fixture: Option<&str>, index: Option<u32>) -> Result<
         }
     }
     print(context.global.output.format, &inventory, |inventory| {
-        let mut table = Table::new(&["GPU", "WHAT", "VALUE"]);
+        let mut table = Table::new(&["GPU", "PROPERTY", "VALUE"]);
         for g in &inventory.gpus {
             let mut add = |what: &str, value: Option<String>| {
                 if let Some(value) = value {
@@ -175,6 +179,7 @@ fn show(context: &Context, fixture: Option<&str>, index: Option<u32>) -> Result<
     Ok(())
 }
 
+/// Passes the name and the value of every property of a GPU to `add`.
 fn details(g: &Gpu, add: &mut dyn FnMut(&str, Option<String>)) {
     let watts = |w: Option<f64>| w.map(|w| format!("{w:.0} W"));
     add("name", Some(g.name.clone()));
@@ -188,7 +193,7 @@ fn details(g: &Gpu, add: &mut dyn FnMut(&str, Option<String>)) {
     add("cores", g.cores.map(|c| c.to_string()));
     add("memory", Some(memory(g)).filter(|m| m != "-"));
     add("memory bus", g.bus_width_bits.map(|b| format!("{b} bit")));
-    let clocks = |now: Option<u32>, most: Option<u32>| now.map(|n| format!("{n} of {} MHz", or_dash(most)));
+    let clocks = |now: Option<u32>, max: Option<u32>| now.map(|n| format!("{n} of {} MHz", or_dash(max)));
     add("clock, multiprocessors", clocks(g.clock_sm_mhz, g.clock_sm_max_mhz));
     add("clock, memory", clocks(g.clock_memory_mhz, g.clock_memory_max_mhz));
     add("busy", g.utilization_percent.map(|u| format!("{u} % (memory {} %)", or_dash(g.memory_utilization_percent))));
@@ -197,7 +202,7 @@ fn details(g: &Gpu, add: &mut dyn FnMut(&str, Option<String>)) {
     let limits = g.temperature_slowdown_celsius.map_or(String::new(), |t| format!(", slows down at {t} °C"));
     add("temperature", g.temperature_celsius.map(|t| format!("{t} °C{limits}")));
     add("fan", g.fan_percent.map(|f| format!("{f} %")));
-    add("clocks held down by", Some(g.throttle.join(", ")).filter(|t| !t.is_empty()));
+    add("clocks limited by", Some(g.throttle.join(", ")).filter(|t| !t.is_empty()));
     add("performance state", g.performance_state.map(|p| format!("P{p}")));
     let ecc = |e: &slipway_gpu::inventory::Ecc| {
         let state = if e.enabled { "on" } else { "off" };
@@ -223,13 +228,13 @@ fn details(g: &Gpu, add: &mut dyn FnMut(&str, Option<String>)) {
         add("instance", Some(format!("{} {about}", device.profile)));
     }
     for p in &g.processes {
-        let place = p.owner.pod.as_ref().map(|pod| format!(", pod {pod}")).unwrap_or_default();
+        let pod = p.owner.pod.as_ref().map(|pod| format!(", pod {pod}")).unwrap_or_default();
         let busy = p.sm_percent.map(|s| format!(", {s} % busy")).unwrap_or_default();
         let user = if p.owner.user.is_empty() { String::new() } else { format!(", user {}", p.owner.user) };
         add(
             "process",
             Some(format!(
-                "{} {}{user}, {}{busy}{place}",
+                "{} {}{user}, {}{busy}{pod}",
                 p.pid,
                 p.owner.command,
                 p.memory_bytes.map_or("-".into(), units::bytes)
@@ -251,7 +256,8 @@ fn topology(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
     }
     print(context.global.output.format, &found, |t| {
         let names: Vec<String> = (0..t.gpus.len()).map(|i| format!("GPU{i}")).collect();
-        let mut table = Table::owned([vec![String::new()], names.clone(), vec!["CPUS".into(), "NUMA".into()]].concat());
+        let mut table =
+            Table::with_columns([vec![String::new()], names.clone(), vec!["CPUS".into(), "NUMA".into()]].concat());
         for (i, row) in t.links.iter().enumerate() {
             let links = row.iter().map(|l| l.short()).collect();
             table.row([vec![names[i].clone()], links, vec![t.cpus[i].clone(), or_dash(t.numa[i])]].concat());
@@ -268,7 +274,7 @@ fn topology(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
         let mut kinds: Vec<_> = found.links.iter().flatten().copied().collect();
         kinds.sort_unstable();
         kinds.dedup();
-        say(kinds.iter().map(|l| format!("{} {}", l.short(), l.words())).collect::<Vec<_>>().join(", "));
+        print_note(kinds.iter().map(|l| format!("{} {}", l.short(), l.description())).collect::<Vec<_>>().join(", "));
     }
     Ok(())
 }
@@ -278,7 +284,7 @@ fn print_stack(context: &Context, fixture: Option<&str>) -> Result<(), Failure> 
     let layers = stack::layers(Path::new("/"), &inventory);
     let missing = layers.iter().filter(|l| l.ok == Some(false)).count();
     print(context.global.output.format, &layers, |layers| {
-        let mut table = Table::new(&["LAYER", "STATE", "FOUND", "WHAT HELPS"]);
+        let mut table = Table::new(&["LAYER", "STATE", "FOUND", "REMEDY"]);
         for l in layers {
             let state = match l.ok {
                 Some(true) => "ok",
@@ -296,24 +302,25 @@ fn watch(fixture: Option<&str>, seconds: u64) -> Result<(), Failure> {
     let nvml = nvml(fixture)?;
     let started = std::time::Instant::now();
     let devices: Vec<_> = (0..nvml.count().map_err(GpuError::from)?).filter_map(|i| nvml.device(i).ok()).collect();
-    say(format_args!("watching {} GPUs", devices.len()));
+    print_note(format_args!("watching {} GPUs", devices.len()));
     let xids = nvml.watch(&devices).map_err(GpuError::from)?;
     let mut errors = false;
     while seconds == 0 || started.elapsed().as_secs() < seconds {
         if let Some(event) = xids.wait(500).map_err(GpuError::from)? {
             let (words, application) = codes::xid(event.data);
-            let whose = if application { "caused by an application" } else { "the GPU must be looked after" };
-            print_text(&format!("{} XID {}: {words} ({whose})\n", event.bus_id, event.data));
+            let advice = if application { "caused by an application" } else { "the GPU needs attention" };
+            print_text(&format!("{} XID {}: {words} ({advice})\n", event.bus_id, event.data));
             errors |= !application;
         }
     }
     if errors { Err(Failure::Findings) } else { Ok(()) }
 }
 
-/// A card of the sheet.
-fn card_of(name: &str) -> Result<sheet::Card, GpuError> {
-    sheet::find(name)
-        .ok_or_else(|| GpuError::Invalid(format!("the sheet has no card '{name}'; `slipway gpu spec` lists them")))
+/// The data sheet of a card.
+fn find_card(name: &str) -> Result<sheet::Card, GpuError> {
+    sheet::find(name).ok_or_else(|| {
+        GpuError::Invalid(format!("there is no data sheet for '{name}'; `slipway gpu spec` lists the known cards"))
+    })
 }
 
 fn spec(context: &Context, card: Option<String>) -> Result<(), Failure> {
@@ -340,13 +347,13 @@ fn spec(context: &Context, card: Option<String>) -> Result<(), Failure> {
         });
         return Ok(());
     };
-    let card = card_of(&name)?;
+    let card = find_card(&name)?;
     let peaks: Vec<_> = Precision::ALL.iter().filter_map(|p| card.peak(*p)).collect();
     print(
         context.global.output.format,
         &serde_json::json!({ "card": card, "peaks": peaks, "bandwidth": card.bandwidth() }),
         |_| {
-            let mut table = Table::new(&["WHAT", "HOW"]);
+            let mut table = Table::new(&["PROPERTY", "VALUE"]);
             table.row(vec![
                 "card".into(),
                 format!("{}, {}, compute capability {}", card.name, card.architecture, card.compute_capability),
@@ -355,10 +362,10 @@ fn spec(context: &Context, card: Option<String>) -> Result<(), Failure> {
                 table.row(vec![p.precision.to_string(), p.formula.clone()]);
             }
             table.row(vec!["memory".into(), card.bandwidth_formula()]);
-            if let Some(roof) = slipway_gpu::roofline::Roofline::of_card(&card).ceiling(Precision::Bf16) {
+            if let Some(roof) = slipway_gpu::roofline::Roofline::from_card(&card).ceiling(Precision::Bf16) {
                 table.row(vec![
                     "ridge".into(),
-                    format!("{:.0} {} operations a byte", roof.tera * 1000.0 / card.bandwidth(), roof.precision),
+                    format!("{:.0} {} operations per byte", roof.tera * 1000.0 / card.bandwidth(), roof.precision),
                 ]);
             }
             table.row(vec!["source".into(), card.source.into()]);

@@ -1,4 +1,4 @@
-//! `gpu mig` and `gpu share`.
+//! `slipway gpu mig` and `slipway gpu share`: MIG instances and sharing strategies.
 
 use std::io::Read;
 use std::path::Path;
@@ -12,8 +12,9 @@ use super::{Context, nvml};
 use crate::Failure;
 use crate::cli::Format;
 use crate::cli::gpu as cli;
-use crate::output::{Table, agreed, print, print_text, say};
+use crate::output::{Table, confirm, print, print_note, print_text};
 
+/// Reads a file; `-` is standard input, of at most 16 MiB.
 fn read(path: &Path) -> Result<String, GpuError> {
     let io = |source| GpuError::Io { what: path.display().to_string(), source };
     if path == Path::new("-") {
@@ -24,25 +25,25 @@ fn read(path: &Path) -> Result<String, GpuError> {
     std::fs::read_to_string(path).map_err(io)
 }
 
-/// Indices such as `0-3,5`.
+/// Parses GPU indices such as `0-3,5`.
 fn indices(text: &str) -> Result<Vec<u32>, GpuError> {
-    let wrong = || GpuError::Invalid(format!("'{text}' are no GPUs; write 0-3,5"));
-    let mut found = Vec::new();
+    let invalid = || GpuError::Invalid(format!("'{text}' is not a list of GPUs such as 0-3,5"));
+    let mut indices = Vec::new();
     for part in text.split(',') {
         let (a, b) = part.trim().split_once('-').unwrap_or((part.trim(), part.trim()));
-        let (a, b): (u32, u32) = (a.parse().map_err(|_| wrong())?, b.parse().map_err(|_| wrong())?);
+        let (a, b): (u32, u32) = (a.parse().map_err(|_| invalid())?, b.parse().map_err(|_| invalid())?);
         if a > b || b > 4096 {
-            return Err(wrong());
+            return Err(invalid());
         }
-        found.extend(a..=b);
+        indices.extend(a..=b);
     }
-    Ok(found)
+    Ok(indices)
 }
 
 fn family(name: &str) -> Result<Geometry, GpuError> {
     Geometry::family(name).ok_or_else(|| {
         let names = mig::families().collect::<Vec<_>>().join(", ");
-        GpuError::Invalid(format!("there is no MIG family '{name}'; known are {names}"))
+        GpuError::Invalid(format!("there is no MIG family '{name}'; known families are {names}"))
     })
 }
 
@@ -56,33 +57,33 @@ pub(super) fn mig(context: &Context, fixture: Option<&str>, verb: cli::Mig) -> R
         cli::Mig::Profiles { family: None } => {
             let layouts = mig::layout(&nvml(fixture)?)?;
             let first =
-                layouts.first().ok_or_else(|| GpuError::Impossible("no GPU of this machine can do MIG".into()))?;
+                layouts.first().ok_or_else(|| GpuError::Impossible("no GPU of this machine supports MIG".into()))?;
             profiles(context, &first.geometry);
             Ok(())
         }
         cli::Mig::Plan { from_workloads: Some(file), family, .. } => share_file(context, fixture, &file, family, true),
-        cli::Mig::Plan { wanted, family: Some(name), .. } => plan_family(context, &family(&name)?, &wanted),
-        cli::Mig::Plan { wanted, .. } => {
+        cli::Mig::Plan { desired, family: Some(name), .. } => plan_family(context, &family(&name)?, &desired),
+        cli::Mig::Plan { desired, .. } => {
             let nvml = nvml(fixture)?;
             let layouts = mig::layout(&nvml)?;
-            let plan = plan(&layouts, &wanted)?;
+            let plan = plan(&layouts, &desired)?;
             show_plan(context, &layouts, &plan);
             if plan.is_empty() { Ok(()) } else { Err(Failure::Findings) }
         }
-        cli::Mig::Apply { wanted } => {
+        cli::Mig::Apply { desired } => {
             let nvml = nvml(fixture)?;
             let layouts = mig::layout(&nvml)?;
-            let plan = plan(&layouts, &wanted)?;
+            let plan = plan(&layouts, &desired)?;
             show_plan(context, &layouts, &plan);
             if plan.is_empty() {
-                say("nothing to do");
+                print_note("nothing to do");
                 return Ok(());
             }
-            if context.global.dry_run || !agreed(&context.global, "Change the layout?") {
+            if context.global.dry_run || !confirm(&context.global, "Change the layout?") {
                 return Err(Failure::Findings);
             }
             mig::apply(&nvml, &layouts, &plan)?;
-            say("done; see it with: slipway gpu mig ls");
+            print_note("done; see it with: slipway gpu mig ls");
             Ok(())
         }
         cli::Mig::Export { name } => {
@@ -100,7 +101,7 @@ pub(super) fn mig(context: &Context, fixture: Option<&str>, verb: cli::Mig) -> R
 fn ls(context: &Context, nvml: &Nvml) -> Result<(), Failure> {
     let layouts = mig::layout(nvml)?;
     let Some(first) = layouts.first() else {
-        say("no GPU of this machine can do MIG");
+        print_note("no GPU of this machine supports MIG");
         return Ok(());
     };
     match context.global.output.format {
@@ -121,7 +122,7 @@ fn ls(context: &Context, nvml: &Nvml) -> Result<(), Failure> {
 fn profiles(context: &Context, geometry: &Geometry) {
     print(context.global.output.format, geometry, |g| {
         let mut table =
-            Table::new(&["PROFILE", "COMPUTE", "MEMORY SLICES", "MULTIPROCESSORS", "MEMORY", "STARTS", "MOST"]);
+            Table::new(&["PROFILE", "COMPUTE", "MEMORY SLICES", "MULTIPROCESSORS", "MEMORY", "STARTS", "MAX"]);
         for p in &g.profiles {
             let starts = p.starts.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
             table.row(vec![
@@ -138,30 +139,28 @@ fn profiles(context: &Context, geometry: &Geometry) {
     });
 }
 
-fn plan(layouts: &[Layout], wanted: &cli::Wanted) -> Result<Plan, GpuError> {
-    match (&wanted.instances, &wanted.config) {
+fn plan(layouts: &[Layout], desired: &cli::Desired) -> Result<Plan, GpuError> {
+    match (&desired.instances, &desired.config) {
         (Some(text), None) => {
-            let gpus = match &wanted.gpus {
+            let gpus = match &desired.gpus {
                 Some(text) => indices(text)?,
                 None => layouts.iter().map(|l| l.gpu).collect(),
             };
-            mig::plan(layouts, &mig::Wanted::Together(&mig::parse(text)?, &gpus))
+            mig::plan(layouts, &mig::Desired::Together(&mig::parse(text)?, &gpus))
         }
         (None, Some(file)) => {
             let config = Config::parse(&read(file)?)?;
-            let name = match (&wanted.layout, config.configs.len()) {
+            let name = match (&desired.layout, config.configs.len()) {
                 (Some(name), _) => name.clone(),
                 (None, 1) => config.configs.keys().next().cloned().unwrap_or_default(),
                 (None, _) => {
                     let names = config.configs.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-                    return Err(GpuError::Invalid(format!("name a layout of the file with --layout: {names}")));
+                    return Err(GpuError::Invalid(format!("choose a layout of the file with --layout: {names}")));
                 }
             };
-            mig::plan(layouts, &mig::Wanted::Rules(config.layout(&name)?))
+            mig::plan(layouts, &mig::Desired::Rules(config.layout(&name)?))
         }
-        _ => Err(GpuError::Invalid(
-            "name the instances (\"3x1g.10gb + 1x3g.40gb\"), or a file with --config, one of both".into(),
-        )),
+        _ => Err(GpuError::Invalid("give either instances (\"3x1g.10gb + 1x3g.40gb\") or a file with --config".into())),
     }
 }
 
@@ -170,14 +169,14 @@ fn show_plan(context: &Context, layouts: &[Layout], plan: &Plan) {
         instances.iter().map(|i| format!("{}@{}", i.profile, i.at.start)).collect::<Vec<_>>().join(" ")
     };
     if context.global.output.format == Format::Svg {
-        let maps = planned(plan);
+        let maps = planned_maps(plan);
         if let Some(first) = layouts.first() {
             print_text(&draw::slices(&first.geometry, &maps));
         }
         return;
     }
     print(context.global.output.format, plan, |plan| {
-        let mut table = Table::new(&["GPU", "", "WHAT"]);
+        let mut table = Table::new(&["GPU", "", "CHANGE"]);
         for c in &plan.changes {
             let mut add = |sign: &str, what: String| table.row(vec![c.gpu.to_string(), sign.into(), what]);
             if let Some(on) = c.mode {
@@ -197,13 +196,13 @@ fn show_plan(context: &Context, layouts: &[Layout], plan: &Plan) {
     if context.global.output.format == Format::Table
         && let Some(first) = layouts.first()
     {
-        let maps = planned(plan);
+        let maps = planned_maps(plan);
         print_text(&draw::slices_text(&first.geometry, &maps));
     }
 }
 
-/// What the GPUs will hold.
-fn planned(plan: &Plan) -> Vec<(String, Vec<Instance>)> {
+/// The instances of each GPU after the plan.
+fn planned_maps(plan: &Plan) -> Vec<(String, Vec<Instance>)> {
     plan.changes.iter().map(|c| (format!("GPU {}", c.gpu), after(c))).collect()
 }
 
@@ -213,14 +212,14 @@ fn after(change: &Change) -> Vec<Instance> {
     all
 }
 
-/// Placement on empty cards of a family.
-fn plan_family(context: &Context, geometry: &Geometry, wanted: &cli::Wanted) -> Result<(), Failure> {
-    let text = wanted
+/// Plans a placement on empty cards of a family.
+fn plan_family(context: &Context, geometry: &Geometry, desired: &cli::Desired) -> Result<(), Failure> {
+    let text = desired
         .instances
         .as_deref()
-        .ok_or_else(|| GpuError::Invalid("name the instances: \"3x1g.10gb + 1x3g.40gb\"".into()))?;
+        .ok_or_else(|| GpuError::Invalid("give the instances: \"3x1g.10gb + 1x3g.40gb\"".into()))?;
     let instances = mig::parse(text)?;
-    let count = match &wanted.gpus {
+    let count = match &desired.gpus {
         Some(text) => indices(text)?.len(),
         None => 1,
     };
@@ -248,10 +247,10 @@ fn plan_family(context: &Context, geometry: &Geometry, wanted: &cli::Wanted) -> 
             ))
             .into())
         }
-        Placed::Unknown => {
-            Err(GpuError::Impossible("no placement was found in the steps allowed; plan fewer GPUs at a time".into())
-                .into())
-        }
+        Placed::Unknown => Err(GpuError::Impossible(
+            "no placement was found within the search limit; plan fewer GPUs at a time".into(),
+        )
+        .into()),
     }
 }
 
@@ -264,11 +263,11 @@ pub(super) fn share(
     share_file(context, fixture, file, family, false)
 }
 
-/// The card that is planned for: name, MiB and geometry.
+/// The card to plan for: name, memory in MiB and MIG geometry.
 fn card(fixture: Option<&str>, family: Option<String>) -> Result<(String, u64, Option<Geometry>), GpuError> {
     if let Some(name) = family {
         if let Some(geometry) = Geometry::family(&name) {
-            // All of it but what the driver keeps, which the largest profile has.
+            // The largest profile has all of the card's memory except the driver's reserve.
             let mib = geometry.profiles.iter().map(|p| p.memory_mib).max().unwrap_or(0);
             return Ok((geometry.name.clone(), mib, Some(geometry)));
         }
@@ -277,12 +276,12 @@ fn card(fixture: Option<&str>, family: Option<String>) -> Result<(String, u64, O
             GpuError::Invalid(format!("'{name}' is neither a MIG family ({names}) nor a card of `slipway gpu spec`"))
         })?;
         let mib = card.memory_gb * 1_000_000_000 / 1_048_576;
-        return Ok((card.name.into(), mib, Geometry::of_product(card.name, mib)));
+        return Ok((card.name.into(), mib, Geometry::for_product(card.name, mib)));
     }
     let nvml = nvml(fixture)?;
     let device = nvml.device(0)?;
     let (name, mib) = (device.name()?, device.memory()?.total >> 20);
-    let geometry = Geometry::of_product(&name, mib);
+    let geometry = Geometry::for_product(&name, mib);
     Ok((name, mib, geometry))
 }
 
@@ -291,7 +290,7 @@ fn share_file(
     fixture: Option<&str>,
     file: &Path,
     family: Option<String>,
-    only_mig: bool,
+    mig_only: bool,
 ) -> Result<(), Failure> {
     let workloads = Workloads::parse(&read(file)?)?;
     let (name, mib, geometry) = card(fixture, family)?;
@@ -311,31 +310,31 @@ fn share_file(
         print_text(&draw::slices(geometry, &maps));
         return Ok(());
     }
-    if only_mig {
+    if mig_only {
         plan.outcomes.retain(|o| o.strategy == share::Strategy::Mig);
     }
     print(context.global.output.format, &plan, |plan| {
         let mut table = Table::new(&[
             "STRATEGY",
             "GPUS",
-            "AT LEAST",
-            "JOBS ON ONE",
-            "MEMORY LOST",
-            "SPEED, ALL AT ONCE",
-            "USUALLY",
-            "KEEPS APART",
-            "REFUSED",
+            "LOWER BOUND",
+            "MAX JOBS PER GPU",
+            "UNUSED MEMORY",
+            "SPEED AT WORST",
+            "SPEED EXPECTED",
+            "ISOLATION",
+            "NOT POSSIBLE",
         ]);
         for o in &plan.outcomes {
-            let served = |text: String| if o.gpus == 0 { "-".into() } else { text };
+            let or_dash = |text: String| if o.gpus == 0 { "-".into() } else { text };
             table.row(vec![
                 o.strategy.name().into(),
-                served(o.gpus.to_string()),
-                served(o.lower_bound.to_string()),
-                served(o.most_jobs.to_string()),
-                served(format!("{:.1} GiB", o.memory_lost_gib)),
-                served(format!("{:.0} %", o.worst_share * 100.0)),
-                served(format!("{:.0} %", o.expected_share * 100.0)),
+                or_dash(o.gpus.to_string()),
+                or_dash(o.lower_bound.to_string()),
+                or_dash(o.most_jobs.to_string()),
+                or_dash(format!("{:.1} GiB", o.memory_lost_gib)),
+                or_dash(format!("{:.0} %", o.worst_share * 100.0)),
+                or_dash(format!("{:.0} %", o.expected_share * 100.0)),
                 o.isolation.into(),
                 o.refused.clone().unwrap_or_default(),
             ]);
@@ -345,9 +344,9 @@ fn share_file(
     let chosen = plan
         .outcomes
         .iter()
-        .find(|o| if only_mig { o.refused.is_none() } else { Some(o.strategy) == plan.recommended });
+        .find(|o| if mig_only { o.refused.is_none() } else { Some(o.strategy) == plan.recommended });
     if let (Some(o), Format::Table) = (chosen, context.global.output.format) {
-        if !only_mig {
+        if !mig_only {
             print_text(&format!("\n{}: {}\n", o.strategy.name(), plan.reason));
         }
         print_text(&format!("\n# NVIDIA k8s-device-plugin\n{}", o.device_plugin));
@@ -355,7 +354,7 @@ fn share_file(
             print_text(&format!("\n# mig-parted\n{text}"));
         }
     } else if chosen.is_none() {
-        say(&plan.reason);
+        print_note(&plan.reason);
         return Err(Failure::Findings);
     }
     Ok(())
