@@ -6,7 +6,7 @@ use rusqlite::OpenFlags;
 
 use super::migrate::{self, Migration};
 use super::postgres;
-use super::sql::{Connection, Kind};
+use super::sql::{self, Connection, Kind};
 use crate::error::Result;
 
 /// Key of the PostgreSQL advisory lock that lets only one server write at a time (`slipway` in ASCII).
@@ -24,6 +24,7 @@ impl Place {
             Self::File(path) => {
                 let connection = rusqlite::Connection::open_with_flags(path, flags)?;
                 connection.execute_batch(settings)?;
+                sql::stabilize_plans(&connection)?;
                 connection.set_prepared_statement_cache_capacity(256);
                 Ok(Connection(Kind::Sqlite(connection)))
             }
@@ -82,7 +83,7 @@ impl Connection {
     /// Begins a write transaction; until it ends, no other connection or server can write.
     pub(super) fn begin_write(&self) -> Result<()> {
         match &self.0 {
-            Kind::Sqlite(_) => self.batch("BEGIN IMMEDIATE"),
+            Kind::Sqlite(_) => self.statement("BEGIN IMMEDIATE"),
             Kind::Postgres(_) => self.batch(&format!("BEGIN; SELECT pg_advisory_xact_lock({WRITER_LOCK})")),
         }
     }

@@ -118,7 +118,7 @@ impl Pool {
         };
         connection.begin_read()?;
         let result = catch_panic("the query", || query(&connection))?;
-        if connection.batch("COMMIT").is_ok() {
+        if connection.statement("COMMIT").is_ok() {
             self.idle.lock().push(connection);
         }
         // Drop the permit only after the connection was put back or closed, so that connections never outnumber permits.

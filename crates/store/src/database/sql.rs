@@ -6,6 +6,7 @@
 pub use rusqlite::params;
 pub use rusqlite::types::{FromSql, ToSql, Value};
 
+use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 
 use super::postgres::{self, Session};
@@ -91,6 +92,7 @@ impl Connection {
     ) -> Result<Vec<T>> {
         params.with(|values| match &self.0 {
             Kind::Sqlite(c) => {
+                let _unstable = sql.contains(" LIKE ").then(|| UnstablePlans::allow(c)).transpose()?;
                 let mut statement = c.prepare_cached(sql)?;
                 let mut rows = statement.query(values)?;
                 let mut found = Vec::new();
@@ -130,6 +132,17 @@ impl Connection {
         })
     }
 
+    /// Runs a statement without parameters.
+    pub(super) fn statement(&self, sql: &'static str) -> Result<()> {
+        match &self.0 {
+            Kind::Sqlite(c) => {
+                c.prepare_cached(sql)?.execute([])?;
+                Ok(())
+            }
+            Kind::Postgres(session) => session.batch(sql),
+        }
+    }
+
     /// Runs statements without parameters, separated by `;`.
     pub(super) fn batch(&self, sql: &str) -> Result<()> {
         match &self.0 {
@@ -141,14 +154,36 @@ impl Connection {
     /// Runs a statement without parameters. PostgreSQL gets it together with the next statement, which fails if this one fails.
     pub(super) fn batch_deferred(&self, sql: &'static str) -> Result<()> {
         match &self.0 {
-            Kind::Sqlite(c) => {
-                c.prepare_cached(sql)?.execute([])?;
-                Ok(())
-            }
+            Kind::Sqlite(_) => self.statement(sql),
             Kind::Postgres(session) => {
                 session.defer(sql);
                 Ok(())
             }
+        }
+    }
+}
+
+/// Makes the query plans of a connection independent of the values of parameters (SQLite's "query planner stability guarantee").
+/// Otherwise SQLite plans a cached statement again on every use: since version 3.54 a plan may depend on whether a parameter is 0 or 1,
+/// and rusqlite clears the parameters of a statement when it returns to the cache, which counts as a change.
+pub(super) fn stabilize_plans(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
+}
+
+/// Lets plans depend on the values of parameters while it exists, because `LIKE` can use an index only if the pattern is known.
+struct UnstablePlans<'c>(&'c rusqlite::Connection);
+
+impl<'c> UnstablePlans<'c> {
+    fn allow(connection: &'c rusqlite::Connection) -> rusqlite::Result<Self> {
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, false)?;
+        Ok(Self(connection))
+    }
+}
+
+impl Drop for UnstablePlans<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = stabilize_plans(self.0) {
+            tracing::debug!(%error, "query plans of a connection stay unstable, which makes its queries slower");
         }
     }
 }

@@ -5,6 +5,7 @@ mod readers;
 use std::sync::mpsc;
 
 use futures_util::FutureExt;
+use rusqlite::StatementStatus;
 
 use super::*;
 use crate::testing;
@@ -49,8 +50,8 @@ impl TestBackend {
     }
 }
 
-/// Runs `test` on SQLite, and also on PostgreSQL if `SLIPWAY_TEST_DATABASE` is set (`testkit/services.py`), in a schema that belongs
-/// to the test.
+/// Runs `test` on SQLite, and also on PostgreSQL if `SLIPWAY_TEST_DATABASE` is set (`testkit/services.py`), in a database that belongs
+/// to the test: the writer's advisory lock belongs to a database, so tests that share one would wait for each other's writers.
 async fn on_every_backend<F: Future<Output = ()>>(test: impl Fn(TestBackend) -> F) {
     let dir = testing::temp_folder("database");
     test(TestBackend::File(dir.clone())).await;
@@ -59,10 +60,26 @@ async fn on_every_backend<F: Future<Output = ()>>(test: impl Fn(TestBackend) -> 
         let name = format!("t{}", slipway_core::ids::hex32());
         let admin = Place::Server(Box::new(postgres::Server::from_url(&url).unwrap()));
         let session = admin.writer().unwrap();
-        session.batch(&format!("CREATE SCHEMA {name}")).unwrap();
-        test(TestBackend::Server(format!("{url}?options=-csearch_path%3D{name}"))).await;
-        session.batch(&format!("DROP SCHEMA {name} CASCADE")).unwrap();
+        session.batch(&format!("CREATE DATABASE {name}")).unwrap();
+        let (server, _) = url.rsplit_once('/').unwrap();
+        test(TestBackend::Server(format!("{server}/{name}"))).await;
+        session.batch(&format!("DROP DATABASE {name} WITH (FORCE)")).unwrap();
     }
+}
+
+#[test]
+fn cached_statements_are_planned_once() {
+    let dir = testing::temp_folder("plans");
+    Database::open(&dir.join("t.db"), &[TABLES]).unwrap().close();
+    let reader = Place::File(dir.join("t.db")).reader().unwrap();
+    let sql::Kind::Sqlite(connection) = &reader.0 else { unreachable!("the database is a file") };
+    let query = "SELECT k FROM t WHERE v = ?1";
+    // SQLite plans differently for 0 and 1, if it may.
+    for value in [0, 1, 2, 0] {
+        assert!(reader.first(query, params![value], |r| r.get::<String>(0)).unwrap().is_none());
+    }
+    assert_eq!(connection.prepare_cached(query).unwrap().get_status(StatementStatus::RePrepare), 0);
+    std::fs::remove_dir_all(dir).unwrap();
 }
 
 /// Blocks the writer until it is dropped, so that the changes queued meanwhile form one group.

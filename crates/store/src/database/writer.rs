@@ -70,7 +70,7 @@ fn in_savepoint<T, E: From<StoreError>>(
         result = Err(StoreError::Commit("a statement failed and the change ignored its error".into()).into());
     }
     if result.is_err()
-        && let Err(error) = connection.batch("ROLLBACK TO change")
+        && let Err(error) = connection.statement("ROLLBACK TO change")
     {
         tracing::error!(%error, "cannot roll back a failed change alone; its whole group is rolled back");
         return (result, false);
@@ -112,7 +112,7 @@ pub(super) fn run(place: &Place, connection: Connection, queue: &mpsc::Receiver<
             }
         }
         let committed = if intact && !connection.is_aborted() {
-            connection.batch("COMMIT")
+            connection.statement("COMMIT")
         } else {
             Err(StoreError::Commit("another change of the same group broke the transaction".into()))
         };

@@ -84,7 +84,7 @@ async fn released_connection_goes_to_waiting_queries() {
 async fn concurrent_queries_open_at_most_max_readers_connections() {
     on_every_backend(|backend| async move {
         let TestBackend::Server(url) = backend else { return };
-        let db = Database::connect(&format!("{url}&max_readers=3"), &[TABLES]).unwrap();
+        let db = Database::connect(&format!("{url}?max_readers=3"), &[TABLES]).unwrap();
         let reads = (0..60).map(|_| {
             let db = db.clone();
             tokio::spawn(async move {
