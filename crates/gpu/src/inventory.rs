@@ -169,7 +169,7 @@ pub struct Finding {
 }
 
 /// The value of an NVML call, or `None` on error. Errors other than "not supported" and "not found" are added to `findings`.
-fn read<T>(result: Result<T, NvmlError>, findings: &mut Vec<Finding>) -> Option<T> {
+fn value_or_finding<T>(result: Result<T, NvmlError>, findings: &mut Vec<Finding>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
         Err(e) => {

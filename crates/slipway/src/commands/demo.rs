@@ -357,7 +357,7 @@ async fn train(step: &Steps, dir: &Path, python: &Path, client: &Client) -> Resu
         let duration = run.status.start_time.zip(run.status.completion_time).map_or(0, |(from, to)| to.0 - from.0);
         step.note(format_args!(
             "{algorithm:7} accuracy {:.4} in {}",
-            result.accuracy,
+            parsed.accuracy,
             units::micros(duration as f64 * 1000.0)
         ));
         results.push(parsed);

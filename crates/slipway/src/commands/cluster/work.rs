@@ -191,7 +191,7 @@ pub(super) async fn upgrade(
     if let Some(channel) = to {
         let (text, cluster) = edit::channel(&old, channel).map_err(invalid)?;
         new = Some(text);
-        session.file = session.agreed(cluster)?;
+        session.file = session.with_agreements(cluster)?;
     }
     let (silent, _) = tokio::sync::mpsc::unbounded_channel();
     let now = nodes::may_upgrade(&work(&session, "upgrade", silent)?).await?;
