@@ -45,20 +45,6 @@ pub struct Finding {
     pub remedy: String,
 }
 
-/// Part of the probe script that only the doctor runs. It changes nothing.
-pub(crate) const DOCTOR_PROBE: &str = r#"
-S=/var/snap/microk8s
-[ -d $S ] && v microk8s yes
-if [ -L /var/lib/kubelet ]; then v kubelet "link $(readlink /var/lib/kubelet)"; elif [ -d /var/lib/kubelet ]; then
-  v kubelet "folder $(ls -A /var/lib/kubelet | wc -l)"; else v kubelet none; fi
-T=$S/current/args/containerd-template.toml; [ -e $T ] && grep -q 'default_runtime_name *= *"nvidia"' $T && v nvidia-runtime yes
-command -v nvidia-container-runtime >/dev/null && v nvidia-toolkit yes
-x=$(ldconfig -p 2>/dev/null | sed -n 's/.*libnvidia-ml\.so\.1 .*=> //p' | head -1); [ -n "$x" ] && x=$(readlink -f "$x") && v library "${x##*.so.}"
-v inodes "$(df -Pi / | { read -r head; read -r a b c d n rest; echo "${n%\%}"; })"
-command -v ss >/dev/null && ss -ltnH 2>/dev/null | sed -n 's/^[^ ]* *[^ ]* *[^ ]* *[^ ]*:\([0-9]*\) .*/\1/p' | sort -un | p @ listening
-getent hosts registry.k8s.io >/dev/null 2>&1 && v dns yes || v dns no
-"#;
-
 /// Ports that MicroK8s needs, so no other program may listen on them (MicroK8s, "Services and ports").
 const PORTS: [(u16, &str); 5] =
     [(16443, "API server"), (25000, "cluster agent"), (10250, "kubelet"), (10259, "scheduler"), (19001, "dqlite")];

@@ -51,6 +51,20 @@ for f in /sys/firmware/efi/efivars/SecureBoot-*; do [ -e "$f" ] && v secureboot 
 /// Prints the names of the cluster's nodes; nothing if the cluster does not exist yet.
 const NODES_PROBE: &str = "microk8s kubectl get nodes -o name </dev/null 2>/dev/null | p @ nodes\n";
 
+/// Prints the facts for the doctor's checks ([`crate::doctor`]).
+const DOCTOR_PROBE: &str = r#"
+S=/var/snap/microk8s
+[ -d $S ] && v microk8s yes
+if [ -L /var/lib/kubelet ]; then v kubelet "link $(readlink /var/lib/kubelet)"; elif [ -d /var/lib/kubelet ]; then
+  v kubelet "folder $(ls -A /var/lib/kubelet | wc -l)"; else v kubelet none; fi
+T=$S/current/args/containerd-template.toml; [ -e $T ] && grep -q 'default_runtime_name *= *"nvidia"' $T && v nvidia-runtime yes
+command -v nvidia-container-runtime >/dev/null && v nvidia-toolkit yes
+x=$(ldconfig -p 2>/dev/null | sed -n 's/.*libnvidia-ml\.so\.1 .*=> //p' | head -1); [ -n "$x" ] && x=$(readlink -f "$x") && v library "${x##*.so.}"
+v inodes "$(df -Pi / | { read -r head; read -r a b c d n rest; echo "${n%\%}"; })"
+command -v ss >/dev/null && ss -ltnH 2>/dev/null | sed -n 's/^[^ ]* *[^ ]* *[^ ]* *[^ ]*:\([0-9]*\) .*/\1/p' | sort -un | p @ listening
+getent hosts registry.k8s.io >/dev/null 2>&1 && v dns yes || v dns no
+"#;
+
 /// Flag of [`script`]: also print facts about the machine itself.
 pub const ABOUT: u8 = 1;
 /// Flag of [`script`]: also print the cluster's nodes.
@@ -68,7 +82,7 @@ pub fn script(resources: &[Resource], extra: u8) -> String {
         out += NODES_PROBE;
     }
     if extra & DOCTOR != 0 {
-        out += crate::doctor::DOCTOR_PROBE;
+        out += DOCTOR_PROBE;
     }
     let names = |pick: &dyn Fn(&ResourceKind) -> Option<String>| -> Vec<String> {
         resources.iter().filter_map(|r| pick(&r.what)).map(|n| quote(&n)).collect()

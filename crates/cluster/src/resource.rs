@@ -1,14 +1,11 @@
 //! Resources: the units of a machine's desired state.
 //!
 //! There are few kinds on purpose: a package repository is two files, a mount is a file and a service, a user or a kernel module is a
-//! command with a check (see the constructors in [`crate::layers`]). Comparing a resource with a machine is a pure function.
+//! command with a check (see the constructors in [`crate::layers`]). [`crate::kinds`] compares a resource with a machine.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-
-use crate::kinds;
-use crate::probe::Facts;
 
 /// Groups of resources and steps, in the order in which they are applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -255,37 +252,6 @@ impl Resource {
         self.timeout = seconds;
         self
     }
-
-    /// Differences from the desired state; empty if there are none. A pure function of the facts of a probe.
-    pub fn check(&self, facts: &Facts) -> Vec<Change> {
-        let mut changes = match &self.what {
-            ResourceKind::Package { name, version, hold } => kinds::apt::check(facts, name, version.as_deref(), *hold),
-            ResourceKind::Snap { name, channel, hold, .. } => kinds::snap::check(facts, name, channel, *hold),
-            ResourceKind::File { path, content, mode } => kinds::file::check(facts, &self.id, path, content, mode),
-            ResourceKind::Edit { path, edits } => kinds::edit::check(facts, &self.id, path, edits),
-            ResourceKind::Service { name } => kinds::service::check(facts, name),
-            ResourceKind::Command { missing, .. } => {
-                if facts.succeeded(&self.id) {
-                    Vec::new()
-                } else {
-                    vec![Change::alter(missing.clone())]
-                }
-            }
-            ResourceKind::Reboot { reason, .. } => {
-                if facts.succeeded(&self.id) {
-                    vec![Change::alter(format!("reboot: {reason}"))]
-                } else {
-                    Vec::new()
-                }
-            }
-        };
-        if let (true, Some(then), true) = (changes.is_empty(), &self.then, facts.pending(&self.id)) {
-            changes.push(Change::alter(format!(
-                "the follow-up command of an earlier change has not succeeded yet: {then}"
-            )));
-        }
-        changes
-    }
 }
 
 /// The desired state of one machine.
@@ -297,11 +263,6 @@ pub struct DesiredState {
 }
 
 impl DesiredState {
-    /// The resources that differ, with their differences, in order.
-    pub fn check(&self, facts: &Facts) -> Vec<(&Resource, Vec<Change>)> {
-        self.resources.iter().map(|r| (r, r.check(facts))).filter(|(_, c)| !c.is_empty()).collect()
-    }
-
     /// Keeps only the resources of these layers; keeps all if `layers` is empty.
     #[must_use]
     pub fn only(mut self, layers: &[Layer]) -> Self {

@@ -3,7 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`nvml`] | NVIDIA's management library (NVML), loaded at run time |
-//! | [`inventory`], [`process`], [`topology`], [`pci`], [`stack`] | the hardware and software of a machine, and problems with them |
+//! | [`inventory`], [`process`], [`topology`], [`link`], [`pci`], [`stack`] | the hardware and software of a machine, and problems with them |
 //! | [`sheet`] | data sheets: theoretical peaks of cards, with their formulas |
 //! | [`work`], [`roofline`], [`fit`] | cost of a workload, the speed a machine allows for it, and the cards it fits on |
 //! | [`usage`] | energy and busy time, attributed to the holders of GPUs |
@@ -20,6 +20,7 @@ pub mod draw;
 pub mod error;
 pub mod fit;
 pub mod inventory;
+pub mod link;
 pub mod mig;
 pub mod nvml;
 pub mod pci;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::topology::Link;
+use crate::link::Link;
 
 /// NVIDIA's PCI vendor id.
 pub const NVIDIA: u16 = 0x10de;

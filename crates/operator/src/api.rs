@@ -19,6 +19,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::KubeError;
+use crate::reader_tokens::ReaderTokens;
 
 /// A kind of object and its place in the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +57,7 @@ pub struct Api {
     requests: Arc<AtomicU64>,
     recorder: Recorder,
     /// Cached tokens for requests to node agents.
-    pub(crate) reader_tokens: crate::nodes::ReaderTokens,
+    pub(crate) reader_tokens: ReaderTokens,
 }
 
 /// An event of a list followed by a watch.
@@ -108,7 +109,7 @@ impl Api {
 
     pub(crate) fn from_client(client: Client) -> Self {
         let recorder = Recorder::new(client.clone(), Reporter::from("slipway"));
-        Self { client, requests: Arc::default(), recorder, reader_tokens: crate::nodes::ReaderTokens::default() }
+        Self { client, requests: Arc::default(), recorder, reader_tokens: ReaderTokens::default() }
     }
 
     /// A typed client for one namespace. Send its requests through [`Api::send`].

@@ -3,7 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`api`] | a client for objects of any kind: read, apply, delete, watch, evict |
-//! | [`nodes`] | requests to the node agents |
+//! | [`nodes`], `reader_tokens` | requests to the node agents, and the cache of their tokens |
 //! | [`runs`] | runs as pods: the executor and the controller |
 //! | [`queue`], [`leader`] | the work queue and the leader election of controllers |
 //! | [`authority`] | authentication of tokens and authorization of requests |
@@ -20,6 +20,7 @@ mod mock;
 mod names;
 pub mod nodes;
 pub mod queue;
+mod reader_tokens;
 pub mod runs;
 
 pub use api::{Api, Resource};

@@ -3,7 +3,6 @@
 //! [`slipway_core::node_access::ACCOUNT`].
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -110,7 +109,7 @@ async fn get_from_agent(api: &Api, namespace: &str, pod: &str, path: &str) -> Re
     let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:9400/proxy{path}");
     let response = async {
         let mut request = http::Request::get(path);
-        if let Some(token) = api.reader_tokens.token(api, namespace).await? {
+        if let Some(token) = reader_token(api, namespace).await? {
             request = request.header(HEADER, token);
         }
         api.request(request, Vec::new()).await
@@ -121,38 +120,34 @@ async fn get_from_agent(api: &Api, namespace: &str, pod: &str, path: &str) -> Re
     }
 }
 
-/// Cached tokens for agents, keyed by the namespace of the installation, with their creation times. Cheap to clone.
-#[derive(Clone, Default)]
-pub(crate) struct ReaderTokens(Arc<tokio::sync::Mutex<HashMap<String, (Instant, String)>>>);
-
-impl ReaderTokens {
-    /// A token for the agents of the installation in `namespace`; `None` if the installation is older than this requirement.
-    async fn token(&self, api: &Api, namespace: &str) -> Result<Option<String>, KubeError> {
-        // Hold the lock while a token is created, so that concurrent requests create only one.
-        let mut cached = self.0.lock().await;
-        if let Some((_, token)) = cached.get(namespace).filter(|(created, _)| created.elapsed() < TOKEN_CACHE_TTL) {
-            return Ok(Some(token.clone()));
-        }
-        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{ACCOUNT}/token");
-        let request = http::Request::post(path).header("content-type", "application/json");
-        let body = json!({
-            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
-            "spec": {"audiences": [AUDIENCE], "expirationSeconds": TOKEN_LIFETIME_SECONDS},
-        });
-        let response = match api.request(request, body.to_string().into_bytes()).await {
-            Ok(response) => response,
-            Err(KubeError::Refused { code: 404, .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let token = response["status"]["token"].as_str().filter(|token| !token.is_empty());
-        let token = token.ok_or_else(|| KubeError::Invalid("the API server returned no token".into()))?.to_owned();
-        cached.insert(namespace.to_owned(), (Instant::now(), token.clone()));
-        Ok(Some(token))
+/// A token for the agents of the installation in `namespace`; `None` if the installation is older than this requirement.
+async fn reader_token(api: &Api, namespace: &str) -> Result<Option<String>, KubeError> {
+    // Hold the lock while a token is created, so that concurrent requests create only one.
+    let mut cached = api.reader_tokens.0.lock().await;
+    if let Some((_, token)) = cached.get(namespace).filter(|(created, _)| created.elapsed() < TOKEN_CACHE_TTL) {
+        return Ok(Some(token.clone()));
     }
+    let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{ACCOUNT}/token");
+    let request = http::Request::post(path).header("content-type", "application/json");
+    let body = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+        "spec": {"audiences": [AUDIENCE], "expirationSeconds": TOKEN_LIFETIME_SECONDS},
+    });
+    let response = match api.request(request, body.to_string().into_bytes()).await {
+        Ok(response) => response,
+        Err(KubeError::Refused { code: 404, .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let token = response["status"]["token"].as_str().filter(|token| !token.is_empty());
+    let token = token.ok_or_else(|| KubeError::Invalid("the API server returned no token".into()))?.to_owned();
+    cached.insert(namespace.to_owned(), (Instant::now(), token.clone()));
+    Ok(Some(token))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use http::{Request, Response};
     use kube::client::Body;
     use parking_lot::Mutex;

@@ -16,7 +16,8 @@ use slipway_serve::manifest::Manifest;
 use slipway_serve::service::{RequestRecord, Revision, Status};
 use slipway_track::service::Lineage;
 
-use crate::run::Addresses;
+use crate::addresses::Addresses;
+use crate::limit_query::LimitQuery;
 use crate::{Platform, metrics};
 
 pub(crate) fn routes(platform: Platform) -> Routes {
@@ -257,13 +258,6 @@ async fn forward(gateway: Router, path: String, request: Request) -> Result<Resp
         path.parse().map_err(|e| slipway_serve::Error::Invalid(format!("'{path}' is not a valid path: {e}")))?;
     let response = gateway.oneshot(Request::from_parts(parts, body)).await;
     Ok(response.unwrap_or_else(|never| match never {}))
-}
-
-/// Query that limits the length of a list.
-#[derive(Deserialize, JsonSchema)]
-pub(crate) struct LimitQuery {
-    /// Maximum number of items, up to 1000; 50 if unset.
-    pub(crate) limit: Option<usize>,
 }
 
 async fn requests(State(p): State<Platform>, Query(q): Query<LimitQuery>) -> Json<Vec<RequestRecord>> {

@@ -19,7 +19,7 @@ use slipway_exec::{Executor, Tracker};
 
 use crate::Platform;
 use crate::auth::Authority;
-use crate::openapi::ErrorBody;
+use crate::error_body::ErrorBody;
 
 /// The future of [`Kubernetes::nodes`].
 pub type NodesFuture<'a> = Pin<Box<dyn Future<Output = Result<Vec<Value>, String>> + Send + 'a>>;

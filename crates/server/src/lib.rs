@@ -18,13 +18,16 @@
 //! | `ui` | the embedded web UI |
 
 mod accelerators;
+mod addresses;
 mod api;
 pub mod auth;
 mod certificates;
 mod cluster;
 mod controller;
 pub mod error;
+mod error_body;
 mod gpu;
+mod limit_query;
 mod listen;
 pub mod metrics;
 mod openapi;
@@ -41,4 +44,5 @@ pub use cluster::{ControllerMetric, Kubernetes, Mint, NodesFuture};
 pub use error::ServerError;
 pub use listen::{ConnectionCounts, Connections, Limits};
 pub use platform::{Platform, Stores};
-pub use run::{Addresses, Options, Server};
+pub use addresses::Addresses;
+pub use run::{Options, Server};

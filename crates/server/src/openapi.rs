@@ -5,7 +5,6 @@
 //!
 //! Source: OpenAPI Specification 3.1.1, whose schemas are JSON Schema 2020-12.
 
-mod error_body;
 mod operations;
 
 use std::sync::{Arc, LazyLock};
@@ -18,8 +17,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 use slipway_access::{Access, RouteInfo, Routes};
 
-pub(crate) use error_body::ErrorBody;
-use error_body::MlflowErrorBody;
+use crate::error_body::{ErrorBody, MlflowErrorBody};
 #[cfg(test)]
 pub(crate) use operations::operations;
 

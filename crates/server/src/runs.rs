@@ -14,7 +14,7 @@ use slipway_access::{Access, Decision, Resource, Routes, Verb};
 use slipway_exec::{ExecError, Executor, LogQuery, Manifest, Submitted};
 
 use crate::Platform;
-use crate::openapi::ErrorBody;
+use crate::error_body::ErrorBody;
 
 /// The namespace of runs that name none.
 const DEFAULT_NAMESPACE: &str = slipway_exec::local::NAMESPACE;

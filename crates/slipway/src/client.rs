@@ -1,7 +1,5 @@
 //! The client of the control plane: over HTTP, or by calling the same routers in this process if no server is running.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::Duration;
 
 use axum::Router;
@@ -17,11 +15,13 @@ use slipway_access::Guard;
 use slipway_core::Explain;
 use slipway_core::config::{Config, Origin};
 use slipway_core::home::Home;
-use slipway_core::tls::{self, Refused, TlsError};
+use slipway_core::tls::{self, TlsError};
 use slipway_server::{Addresses, Platform, Stores};
 use tower::ServiceExt;
 
-use crate::credentials::{Access, CredentialsError, ServerUrl, Sources, Token};
+use crate::client_error::ClientError;
+use crate::credentials::{Access, ServerUrl, Sources, Token};
+use crate::running_server::running_server;
 
 /// Maximum size of a response that is held in memory.
 const MAX_RESPONSE_BYTES: usize = 256 * 1024 * 1024;
@@ -29,50 +29,6 @@ const MAX_RESPONSE_BYTES: usize = 256 * 1024 * 1024;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time limit for establishing a TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A failed request.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ClientError {
-    #[error("no slipway server responds at {0}: {1}")]
-    Unreachable(String, String),
-    #[error("the server requires a token")]
-    Unauthenticated,
-    #[error("{0}")]
-    Forbidden(String),
-    #[error("{message}")]
-    ErrorResponse { message: String, hint: Option<String> },
-    #[error("'{0}' is not a URL of a slipway server, such as https://HOST:PORT; a user name or a query is not allowed")]
-    Url(String),
-    #[error("{server} is not trusted: {refused}")]
-    Certificate { server: String, refused: Refused },
-    #[error("the token for {0} was not sent: it would cross the network unencrypted")]
-    Plaintext(String),
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    #[error(transparent)]
-    Credentials(#[from] CredentialsError),
-}
-
-impl Explain for ClientError {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Unreachable(..) | Self::Url(_) => "server.unreachable",
-            Self::Unauthenticated => "auth.required",
-            Self::Forbidden(_) => "auth.forbidden",
-            Self::ErrorResponse { .. } => "server.answered",
-            Self::Certificate { .. } => "tls.certificate",
-            Self::Plaintext(_) => "tls.plaintext",
-            Self::Tls(e) => e.code(),
-            Self::Credentials(e) => e.code(),
-        }
-    }
-    fn hint(&self) -> Option<String> {
-        match self {
-            Self::ErrorResponse { hint: Some(hint), .. } => Some(hint.clone()),
-            _ => slipway_core::explain::find(self.code()).map(|t| t.remedy.to_owned()),
-        }
-    }
-}
 
 enum Transport {
     Remote { base: String, http: Box<Http>, token: Option<Token> },
@@ -132,27 +88,6 @@ pub(crate) fn stores(config: &Config) -> Result<Stores, crate::Failure> {
         }
     }
     Ok(Stores { database: get("database"), objects: get("objects"), uploads })
-}
-
-/// The addresses of the running server of this state folder, if there is one.
-pub(crate) fn running_server(home: &Home) -> Option<Addresses> {
-    let text = std::fs::read(home.server_file()).ok()?;
-    let addresses: Addresses = serde_json::from_slice(&text).ok()?;
-    let pid = rustix::process::Pid::from_raw(i32::try_from(addresses.pid).ok()?)?;
-    rustix::process::test_kill_process(pid).ok()?;
-    has_open(addresses.pid, &home.lock_file()).then_some(addresses)
-}
-
-/// Whether a process has a file open. `server.json` of a killed server remains, and its process id may have been reused; such a process
-/// must not be stopped, and the program that now listens on the port must not receive the token.
-fn has_open(pid: u32, file: &Path) -> bool {
-    let identity = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
-    let Some(expected) = identity(file) else { return false };
-    match std::fs::read_dir(format!("/proc/{pid}/fd")) {
-        Ok(open) => open.flatten().any(|entry| identity(&entry.path()) == Some(expected)),
-        // On a system without /proc, assume that it does. Otherwise the process belongs to another user.
-        Err(_) => !Path::new("/proc/self/fd").exists(),
-    }
 }
 
 impl Client {

@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 use axum::http::Uri;
 use axum::http::uri::Scheme;
 use serde::{Deserialize, Serialize};
-use slipway_core::Explain;
 use slipway_core::config::{Config, Origin};
 use slipway_core::home::Home;
 use slipway_core::tls::{Fingerprint, Trust};
 use slipway_core::{env, files};
 use slipway_server::Addresses;
 
-use crate::client::{ClientError, running_server};
+use crate::client_error::{ClientError, CredentialsError};
+use crate::running_server::running_server;
 
 /// Maximum size of the credentials file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -44,28 +44,6 @@ impl Token {
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(…)")
-    }
-}
-
-/// Saved credentials that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CredentialsError {
-    #[error("{} can be read by other users (mode {mode:03o}), so its tokens are not used", path.display())]
-    Exposed { path: PathBuf, mode: u32 },
-    #[error("{} belongs to another user, so its tokens are not used", path.display())]
-    OtherOwner { path: PathBuf },
-    #[error("{} cannot be used: {source}", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
-    // The parser's message is not included, because it may quote a token from the file.
-    #[error("{} does not have the format that `slipway login` writes", path.display())]
-    Malformed { path: PathBuf },
-    #[error("there is no folder for credentials: neither XDG_CONFIG_HOME nor HOME is set")]
-    NoConfigFolder,
-}
-
-impl Explain for CredentialsError {
-    fn code(&self) -> &'static str {
-        "auth.credentials"
     }
 }
 
@@ -308,6 +286,8 @@ pub(crate) fn remove(path: &Path, server: &str) -> Result<bool, CredentialsError
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+
+    use slipway_core::Explain;
 
     use super::*;
 

@@ -3,9 +3,11 @@
 
 mod cli;
 mod client;
+mod client_error;
 mod commands;
 mod credentials;
 mod output;
+mod running_server;
 
 use std::process::ExitCode;
 

@@ -2,7 +2,7 @@
 //! numbers, unset fields left out.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A key and a value: a tag or a parameter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -11,7 +11,7 @@ pub struct KeyValue {
     /// The key, such as `mlflow.user`.
     pub key: String,
     /// The value; empty when the client sent none.
-    #[serde(default, deserialize_with = "crate::http::wire::null_default")]
+    #[serde(default, deserialize_with = "null_default")]
     pub value: String,
 }
 
@@ -289,4 +289,37 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// The token for the next page; `None` on the last page.
     pub next_page_token: Option<String>,
+}
+
+/// Limits a search to metrics that were computed on this dataset.
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub struct DatasetFilter {
+    #[serde(default, deserialize_with = "null_default")]
+    pub dataset_name: String,
+    #[serde(default, deserialize_with = "null_default")]
+    pub dataset_digest: String,
+}
+
+/// A clause of `order_by`.
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)] // the names are the protocol's own
+pub struct OrderBy {
+    #[serde(default, deserialize_with = "null_default")]
+    pub field_name: String,
+    #[serde(default = "ascending")]
+    pub ascending: bool,
+    #[serde(default, deserialize_with = "null_default")]
+    pub dataset_name: String,
+    #[serde(default, deserialize_with = "null_default")]
+    pub dataset_digest: String,
+}
+
+fn ascending() -> bool {
+    true
+}
+
+/// Deserialises `null` as the default value.
+pub(crate) fn null_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(d)?.unwrap_or_default())
 }

@@ -1,7 +1,8 @@
 //! Topology diagrams: GPUs in a circle, with a line for each connection.
 
 use super::{COLOURS, Svg};
-use crate::topology::{Link, Topology};
+use crate::link::Link;
+use crate::topology::Topology;
 
 /// Colour and width of the line for a connection.
 fn line(link: Link) -> (&'static str, f64) {

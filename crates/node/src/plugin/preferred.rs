@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use slipway_gpu::topology::{Link, Topology};
+use slipway_gpu::link::Link;
+use slipway_gpu::topology::Topology;
 
 use crate::config::SharedPolicy;
 use crate::resources::{Offer, Unit, device};

@@ -12,7 +12,8 @@ use slipway_serve::service::{RequestRecord, Revision, Status};
 use slipway_track::service::Lineage;
 
 use super::{Content, Operation, schema_of};
-use crate::run::Addresses;
+use crate::addresses::Addresses;
+use crate::limit_query::LimitQuery;
 use crate::{api, cluster, gpu, metrics, runs};
 
 const JSON: &[&str] = &["application/json"];
@@ -89,7 +90,7 @@ fn deployments() -> Vec<Operation> {
 fn lineage() -> Vec<Operation> {
     vec![
         get("/api/v1/requests", "listRequests", "The latest served inference requests, newest first")
-            .query::<api::LimitQuery>()
+            .query::<LimitQuery>()
             .json::<Vec<RequestRecord>>(),
         get(
             "/api/v1/requests/{id}/lineage",
@@ -114,7 +115,7 @@ fn machines() -> Vec<Operation> {
         get("/api/v1/gpu", "getGpuInventory", "GPUs of the server's machine, with their state and findings")
             .json::<Inventory>(),
         get("/api/v1/gpu/benchmarks", "listBenchmarks", "Stored benchmark reports, newest first")
-            .query::<api::LimitQuery>()
+            .query::<LimitQuery>()
             .json::<Vec<gpu::StoredReport>>(),
         post("/api/v1/gpu/benchmarks", "addBenchmark", "Store a benchmark report")
             .request::<Report>(JSON)

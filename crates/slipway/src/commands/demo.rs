@@ -23,7 +23,8 @@ use slipway_server::auth::read_home_token;
 use super::{Context, deploy, model, show};
 use crate::Failure;
 use crate::cli::Demo;
-use crate::client::{Client, encode, running_server};
+use crate::client::{Client, encode};
+use crate::running_server::running_server;
 use crate::credentials::Sources;
 use crate::output::{Table, print_note};
 

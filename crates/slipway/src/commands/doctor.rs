@@ -13,7 +13,7 @@ use slipway_serve::runtime::Runtime;
 
 use super::Context;
 use crate::Failure;
-use crate::client::running_server;
+use crate::running_server::running_server;
 use crate::output::{Table, print, print_note};
 
 /// The result of one check.

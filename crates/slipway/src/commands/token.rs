@@ -8,7 +8,7 @@ use slipway_server::auth::read_home_token;
 use super::Context;
 use crate::Failure;
 use crate::cli::Format;
-use crate::client::running_server;
+use crate::running_server::running_server;
 use crate::output::{Table, print, print_text};
 
 /// Prints the token, or with `ui` a link that opens the web UI signed in.

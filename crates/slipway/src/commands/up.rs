@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Context;
 use crate::Failure;
-use crate::client::running_server;
+use crate::running_server::running_server;
 use crate::output::{Table, print, print_note};
 
 /// Resolves the listen address in a setting.

@@ -6,9 +6,9 @@ use slipway_access::Routes;
 
 use super::access::{DELETE_EXPERIMENTS, READ_EXPERIMENTS, TRACK_EXPERIMENTS};
 use super::scoped::Scoped;
-use super::wire::{Call, Empty, Enum, Int, List, Reply, messages, null_default};
+use super::wire::{Call, Empty, Enum, Int, List, Reply, messages};
 use crate::Error;
-use crate::model::{FileInfo, KeyValue, LoggedModel};
+use crate::model::{DatasetFilter, FileInfo, KeyValue, LoggedModel, OrderBy};
 use crate::service::{ArtifactRoot, Tracking};
 
 messages! {
@@ -25,34 +25,6 @@ messages! {
         order_by: List<OrderBy>, page_token: String,
     }
     ListFolder { artifact_directory_path: String }
-}
-
-/// Limits a search to metrics that were computed on this dataset.
-#[derive(Debug, Clone, Deserialize)]
-#[allow(missing_docs)] // the names are the protocol's own
-pub struct DatasetFilter {
-    #[serde(default, deserialize_with = "null_default")]
-    pub dataset_name: String,
-    #[serde(default, deserialize_with = "null_default")]
-    pub dataset_digest: String,
-}
-
-/// A clause of `order_by`.
-#[derive(Debug, Clone, Deserialize)]
-#[allow(missing_docs)] // the names are the protocol's own
-pub struct OrderBy {
-    #[serde(default, deserialize_with = "null_default")]
-    pub field_name: String,
-    #[serde(default = "ascending")]
-    pub ascending: bool,
-    #[serde(default, deserialize_with = "null_default")]
-    pub dataset_name: String,
-    #[serde(default, deserialize_with = "null_default")]
-    pub dataset_digest: String,
-}
-
-fn ascending() -> bool {
-    true
 }
 
 pub(super) fn routes() -> Routes<Tracking> {

@@ -7,9 +7,9 @@ use slipway_access::Routes;
 use super::access::{CHANGE_EXPERIMENTS, DELETE_EXPERIMENTS, READ_EXPERIMENTS, TRACK_EXPERIMENTS};
 use super::experiments::view_type;
 use super::scoped::Scoped;
-use super::wire::{Call, Empty, Enum, Float, Ids, Int, List, Reply, messages, missing, null_default, out_of_range};
+use super::wire::{Call, Empty, Enum, Float, Ids, Int, List, Reply, messages, missing, out_of_range};
 use crate::Error;
-use crate::model::{DatasetInput, KeyValue, Metric, ModelInput, ModelOutput, Run, RunInfo};
+use crate::model::{DatasetInput, KeyValue, Metric, ModelInput, ModelOutput, Run, RunInfo, null_default};
 use crate::service::metrics::NewMetric;
 use crate::service::{MetricQuery, NewRun, Tracking};
 

@@ -184,11 +184,6 @@ impl<'de> Deserialize<'de> for Enum {
     }
 }
 
-/// Deserialises `null` as the default value.
-pub(crate) fn null_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
-    Ok(Option::deserialize(d)?.unwrap_or_default())
-}
-
 /// A request message, declared by `messages!`.
 pub(crate) trait Message: DeserializeOwned + Default + Send {
     /// The fields in the order of MLflow's schema, in which errors are reported.

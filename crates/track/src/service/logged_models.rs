@@ -7,8 +7,7 @@ use super::experiments::require_active_stage;
 use super::runs::join_location;
 use super::{Tracking, page_size};
 use crate::filter::{self, page_token};
-use crate::http::logged_models::{DatasetFilter, OrderBy};
-use crate::model::{KeyValue, LoggedModel, LoggedModelInfo, Page};
+use crate::model::{DatasetFilter, KeyValue, LoggedModel, LoggedModelInfo, OrderBy, Page};
 use crate::repo::logged_models as repo;
 use crate::{Error, validate};
 
