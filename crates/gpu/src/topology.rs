@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::GpuError;
 use crate::inventory::Inventory;
-use crate::nvml::Nvml;
 use crate::link::Link;
+use crate::nvml::Nvml;
 use crate::pci;
 
 /// The connections in a machine. GPUs are identified by their position in `gpus`.

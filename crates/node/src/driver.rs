@@ -469,8 +469,8 @@ pub(crate) mod tests {
 
     use super::*;
     use slipway_gpu::inventory::{Mig, MigDevice};
-    use slipway_gpu::nvml::MigAttributes;
     use slipway_gpu::link::Link;
+    use slipway_gpu::nvml::MigAttributes;
 
     /// A GPU with MIG devices of these profiles, or without MIG.
     pub(crate) fn gpu(index: u32, profiles: Option<&[&str]>) -> Gpu {

@@ -1,6 +1,6 @@
 //! The addresses of a running server, as its clients on this machine read them.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -19,8 +19,8 @@ use slipway_gpu::topology::Topology;
 use slipway_gpu::{GpuError, draw, mig, repo, sheet};
 
 use crate::Platform;
-use crate::limit_query::LimitQuery;
 use crate::error_body::ErrorBody;
+use crate::limit_query::LimitQuery;
 
 /// Maximum number of figures in a report; a machine with 16 GPUs has fewer than a thousand.
 const MAX_FIGURES: usize = 20_000;

@@ -39,10 +39,10 @@ mod tests;
 mod tracker;
 mod ui;
 
+pub use addresses::Addresses;
 pub use certificates::CertificateSource;
 pub use cluster::{ControllerMetric, Kubernetes, Mint, NodesFuture};
 pub use error::ServerError;
 pub use listen::{ConnectionCounts, Connections, Limits};
 pub use platform::{Platform, Stores};
-pub use addresses::Addresses;
 pub use run::{Options, Server};

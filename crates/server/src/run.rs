@@ -4,17 +4,14 @@
 //! after the ports have stopped.
 
 use std::future::Future;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use slipway_access::{Guard, HostNames, Routes};
 use slipway_core::clock::now_ms;
 use slipway_core::home::Home;
-use slipway_core::tls::Fingerprint;
 use slipway_exec::local::{Capacity, NAMESPACE, Settings};
 use slipway_exec::{LocalProcesses, Mint};
 use slipway_serve::runtime::Preference;

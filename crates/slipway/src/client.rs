@@ -12,9 +12,7 @@ use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use slipway_access::Guard;
-use slipway_core::Explain;
 use slipway_core::config::{Config, Origin};
-use slipway_core::home::Home;
 use slipway_core::tls::{self, TlsError};
 use slipway_server::{Addresses, Platform, Stores};
 use tower::ServiceExt;
@@ -286,6 +284,8 @@ pub(crate) fn encode(text: &str) -> String {
 mod tests {
     use std::path::PathBuf;
 
+    use slipway_core::Explain;
+    use slipway_core::home::Home;
     use slipway_core::tls::Fingerprint;
     use slipway_server::{CertificateSource, Limits, Options, Server};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

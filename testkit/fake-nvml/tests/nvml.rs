@@ -6,9 +6,9 @@ use std::sync::{Mutex, MutexGuard};
 
 use slipway_gpu::GpuError;
 use slipway_gpu::inventory::{Inventory, Severity};
+use slipway_gpu::link::Link;
 use slipway_gpu::mig::{self, Config, Desired};
 use slipway_gpu::nvml::{Nvml, SYMBOLS, codes};
-use slipway_gpu::link::Link;
 use slipway_gpu::topology::Topology;
 
 /// The fake simulates one machine per process, so tests run one at a time.

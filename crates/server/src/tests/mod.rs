@@ -22,8 +22,9 @@ use slipway_serve::runtime::Preference;
 use slipway_track::service::NewRun;
 use tower::ServiceExt;
 
+use crate::addresses::Addresses;
 use crate::auth::{Authority, Callers, RunTokens, Tokens};
-use crate::run::{Addresses, routes};
+use crate::run::routes;
 use crate::{Platform, Stores};
 
 const OWNER: &str = "owner-0123456789abcdef";

@@ -24,9 +24,9 @@ use super::{Context, deploy, model, show};
 use crate::Failure;
 use crate::cli::Demo;
 use crate::client::{Client, encode};
-use crate::running_server::running_server;
 use crate::credentials::Sources;
 use crate::output::{Table, print_note};
+use crate::running_server::running_server;
 
 /// The files of `examples/digits`, which play the role of the user's code.
 const FILES: [(&str, &str); 4] = [

@@ -13,8 +13,8 @@ use slipway_serve::runtime::Runtime;
 
 use super::Context;
 use crate::Failure;
-use crate::running_server::running_server;
 use crate::output::{Table, print, print_note};
+use crate::running_server::running_server;
 
 /// The result of one check.
 #[derive(Debug, Serialize)]

@@ -8,8 +8,8 @@ use slipway_server::auth::read_home_token;
 use super::Context;
 use crate::Failure;
 use crate::cli::Format;
-use crate::running_server::running_server;
 use crate::output::{Table, print, print_text};
+use crate::running_server::running_server;
 
 /// Prints the token, or with `ui` a link that opens the web UI signed in.
 pub(super) fn token(context: &Context, ui: bool) -> Result<(), Failure> {

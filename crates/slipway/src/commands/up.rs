@@ -14,8 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Context;
 use crate::Failure;
-use crate::running_server::running_server;
 use crate::output::{Table, print, print_note};
+use crate::running_server::running_server;
 
 /// Resolves the listen address in a setting.
 fn address(context: &Context, key: &str) -> Result<SocketAddr, Failure> {

@@ -1,7 +1,7 @@
 //! Routes of logged models: `/mlflow/logged-models/*`.
 
 use axum::extract::Path;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use slipway_access::Routes;
 
 use super::access::{DELETE_EXPERIMENTS, READ_EXPERIMENTS, TRACK_EXPERIMENTS};
