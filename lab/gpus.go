@@ -9,15 +9,15 @@ import (
 	"syscall"
 )
 
-// Simulated GPUs: the files of a driver on every node, and images with slipway and its fake NVML, so that only the hardware
-// is simulated. The file NODE/nvidia/driver/control controls the state of a node's GPUs (testkit/fake-nvml).
+// Simulated GPUs: the files of a driver on every node, and an image with slipway, which simulates GPUs itself, so that only
+// the hardware is simulated. The file NODE/nvidia/driver/control controls the state of a node's GPUs (testkit/fake-nvml).
 
 const driverVersion = "580.95.05"
 
 // The programs in the tool image, all of them links to busybox.
 var tools = []string{"sh", "sleep", "env", "ls", "cat", "echo", "true", "wget", "sort", "grep", "id"}
 
-func (l *lab) simulate(slipway, library string, fixtures []string) error {
+func (l *lab) simulate(slipway string, fixtures []string) error {
 	if len(fixtures) != l.Nodes {
 		return fmt.Errorf("%d fixtures for %d nodes", len(fixtures), l.Nodes)
 	}
@@ -41,7 +41,7 @@ func (l *lab) simulate(slipway, library string, fixtures []string) error {
 		name, entrypoint string
 		files            []string
 	}{
-		{"slipway", "/usr/bin/slipway", append(links("sh", "sleep", "cat"), slipway+"=/usr/bin/slipway", library+"=/usr/lib/libslipway_fake_nvml.so")},
+		{"slipway", "/usr/bin/slipway", append(links("sh", "sleep", "cat"), slipway+"=/usr/bin/slipway")},
 		{"tool", "/bin/sh", links(tools...)},
 	}
 	for _, image := range images {
@@ -63,7 +63,7 @@ func (l *lab) simulate(slipway, library string, fixtures []string) error {
 	return nil
 }
 
-// Values for `slipway up --kube`: the lab's image, and the fake NVML. Nothing here needs a privileged container.
+// Values for `slipway up --kube`: the lab's image, and simulated GPUs. Nothing here needs a privileged container.
 const simulatedValues = `image: {repository: lab.local/slipway, tag: "1", pullPolicy: Never}
 server:
   storage: {ephemeral: true}
@@ -73,8 +73,7 @@ node:
   cdiDir: /run/cdi
   recoverAfter: 3
   env:
-    SLIPWAY_NVML_LIB: /usr/lib/libslipway_fake_nvml.so
-    SLIPWAY_FAKE_NVML_FIXTURE: /host/driver/fixture.yaml
+    SLIPWAY_GPU_FIXTURE: /host/driver/fixture.yaml
     SLIPWAY_FAKE_NVML_CONTROL: /host/driver/control
     SLIPWAY_FAKE_NVML_STATE: /var/lib/slipway/fake-nvml.json
 `

@@ -8,7 +8,7 @@
 //	lab exec NODE CMD    runs a command on a node
 //	lab image OUT NAME:TAG ENTRYPOINT FILE=PLACE...   creates an image without Docker
 //	lab import FILE      imports an image into all nodes
-//	lab simulate SLIPWAY FAKE_NVML FIXTURE...   adds simulated GPUs to each node, from a fixture
+//	lab simulate SLIPWAY FIXTURE...   adds simulated GPUs to each node, from a fixture
 package main
 
 import (
@@ -144,10 +144,10 @@ func run(folder, source string, nodes int, verb string, rest []string) error {
 		}
 		return syscall.Exec("/usr/bin/nsenter", append(prefix, rest[1:]...), os.Environ())
 	case "simulate":
-		if err := requireArguments(rest, 3, "simulate SLIPWAY FAKE_NVML FIXTURE..."); err != nil {
+		if err := requireArguments(rest, 2, "simulate SLIPWAY FIXTURE..."); err != nil {
 			return err
 		}
-		return l.simulate(rest[0], rest[1], rest[2:])
+		return l.simulate(rest[0], rest[1:])
 	case "import":
 		if err := requireArguments(rest, 1, "import FILE"); err != nil {
 			return err

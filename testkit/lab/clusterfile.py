@@ -73,7 +73,7 @@ PLATFORM = {
     "image": {"pullPolicy": "Never"},
     "server": {"storage": {"ephemeral": True}},
     "node": {"privileged": False, "driverRoot": "/run/nvidia/driver", "cdiDir": "/run/cdi", "recoverAfter": 3, "kubeletDir": "/var/lib/kubelet",
-             "env": {"SLIPWAY_NVML_LIB": "/usr/lib/libslipway_fake_nvml.so", "SLIPWAY_FAKE_NVML_FIXTURE": "/host/driver/fixture.yaml",
+             "env": {"SLIPWAY_GPU_FIXTURE": "/host/driver/fixture.yaml",
                      "SLIPWAY_FAKE_NVML_CONTROL": "/host/driver/control", "SLIPWAY_FAKE_NVML_STATE": "/var/lib/slipway/fake-nvml.json"}},
 }
 

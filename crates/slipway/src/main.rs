@@ -94,6 +94,7 @@ fn main() -> ExitCode {
     let _ = miette::set_hook(Box::new(|_| Box::new(miette::MietteHandlerOpts::new().wrap_lines(false).build())));
     let (config, problem) = commands::read_config(&args);
     init_logging(&args, &config);
+    slipway_gpu::nvml::set_simulator(slipway_fake_nvml::simulator());
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if matches!(args.command, cli::Command::Node(_)) {
         // The node agent is mostly idle; one thread for each core of a large node would only waste memory.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Built-in fixtures by name.
-pub(crate) const BUILT_IN: &[(&str, &str)] = &[
+/// The built-in fixtures, as names and YAML texts.
+pub const FIXTURES: &[(&str, &str)] = &[
     ("t4", include_str!("../fixtures/t4.yaml")),
     ("a4000", include_str!("../fixtures/a4000.yaml")),
     ("a100x8", include_str!("../fixtures/a100x8.yaml")),
@@ -144,11 +144,11 @@ fn merge(base: &mut Value, over: &Value) {
 impl Fixture {
     /// Loads a built-in fixture by name, or a file by path, and returns it with the properties of each GPU.
     pub(crate) fn load(name: &str) -> Result<(Self, Vec<Gpu>), String> {
-        let built_in = BUILT_IN.iter().find(|(n, _)| *n == name).map(|(_, text)| (*text).to_owned());
+        let built_in = FIXTURES.iter().find(|(n, _)| *n == name).map(|(_, text)| (*text).to_owned());
         let text = match built_in {
             Some(text) => text,
             None => std::fs::read_to_string(name).map_err(|e| {
-                let names = BUILT_IN.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", ");
+                let names = FIXTURES.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", ");
                 format!("'{name}' is neither a fixture ({names}) nor a readable file: {e}")
             })?,
         };

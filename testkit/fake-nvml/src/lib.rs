@@ -1,4 +1,6 @@
-//! A `libnvidia-ml.so.1` that simulates GPUs from a fixture, so that slipway's own code, including dlopen, runs without a GPU.
+//! NVML for simulated GPUs from a fixture, so that slipway's own code runs without a GPU. The binary links it and calls it through
+//! [`simulator`]; other programs load the shared library as their `libnvidia-ml.so.1`. An executable does not export its symbols, so
+//! the linked functions never replace those of a driver's library in the same process.
 //!
 //! The fixture is selected by [`slipwayFakeFixture`] before `nvmlInit`, or by `SLIPWAY_FAKE_NVML_FIXTURE` (a built-in
 //! name or a file). `SLIPWAY_FAKE_NVML_STATE` names a file that stores MIG instances across processes. Errors can be
@@ -11,19 +13,23 @@
 mod control;
 mod fixture;
 mod state;
+mod table;
 
 use std::ffi::{CStr, c_char, c_uint, c_ulong, c_ulonglong};
 use std::time::{Duration, Instant};
 
+pub use fixture::FIXTURES;
 use nvml_wrapper_sys::bindings as sys;
 use parking_lot::Mutex;
 use slipway_gpu::nvml::codes;
 use state::{EventSet, Gpu, NvmlResult, State};
+pub use table::simulator;
 
 static MACHINE: Mutex<Option<State>> = Mutex::new(None);
 static SELECTED_FIXTURE: Mutex<Option<String>> = Mutex::new(None);
 static INJECTED: Mutex<Vec<(String, u32)>> = Mutex::new(Vec::new());
 
+const UNINITIALIZED: u32 = 1;
 const INVALID: u32 = 2;
 const VERSION: u32 = 25;
 
@@ -108,7 +114,7 @@ fn injected(name: &str, state: Option<&State>) -> NvmlResult {
 /// Runs an NVML function with the current state and returns its code, or an injected one.
 fn dispatch(name: &str, call: impl FnOnce(&mut State) -> NvmlResult) -> u32 {
     let mut machine = MACHINE.lock();
-    let Some(state) = machine.as_mut() else { return 1 };
+    let Some(state) = machine.as_mut() else { return UNINITIALIZED };
     state.control.refresh();
     if state.control.unloaded {
         return codes::DRIVER_NOT_LOADED;
@@ -131,20 +137,25 @@ fn init(name: &str) -> u32 {
             }
         }
     }
-    if let Err(code) = injected(name, machine.as_ref()) {
-        *machine = None;
-        return code;
-    }
     let Some(state) = machine.as_mut() else { return codes::DRIVER_NOT_LOADED };
     state.control.refresh();
-    if state.control.unloaded {
-        return codes::DRIVER_NOT_LOADED;
+    let unloaded = if state.control.unloaded { Err(codes::DRIVER_NOT_LOADED) } else { Ok(()) };
+    match injected(name, Some(state)).and(unloaded) {
+        Ok(()) => {
+            state.users += 1;
+            0
+        }
+        Err(code) => {
+            // The next attempt starts a new machine, unless this one is in use.
+            if state.users == 0 {
+                *machine = None;
+            }
+            code
+        }
     }
-    state.users += 1;
-    0
 }
 
-/// Selects the fixture of the next `nvmlInit`. Returns 0, or 2 if `name` is null.
+/// Selects the fixture of the next `nvmlInit`. Returns 0, or 2 if `name` is null or names no valid fixture.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn slipwayFakeFixture(name: *const c_char) -> u32 {
     if name.is_null() {
@@ -152,6 +163,10 @@ pub unsafe extern "C" fn slipwayFakeFixture(name: *const c_char) -> u32 {
     }
     // SAFETY: not null, and the caller must pass a string that ends with 0.
     let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+    if let Err(error) = fixture::Fixture::load(&name) {
+        eprintln!("fake NVML: {error}");
+        return INVALID;
+    }
     *SELECTED_FIXTURE.lock() = Some(name);
     0
 }
@@ -185,7 +200,7 @@ pub extern "C" fn nvmlInitWithFlags(_flags: c_uint) -> u32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlShutdown() -> u32 {
     let mut machine = MACHINE.lock();
-    let Some(state) = machine.as_mut() else { return 1 };
+    let Some(state) = machine.as_mut() else { return UNINITIALIZED };
     state.users -= 1;
     if state.users == 0 {
         *machine = None;

@@ -19,10 +19,9 @@ struct Machine {
     _lock: MutexGuard<'static, ()>,
 }
 
-/// The fake library, which cargo builds next to this test.
+/// The fake library, which cargo builds next to this test. The copy in the parent folder may be older.
 fn library() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    test.parent().unwrap().parent().unwrap().join("libslipway_fake_nvml.so")
+    std::env::current_exe().unwrap().with_file_name("libslipway_fake_nvml.so")
 }
 
 fn machine(fixture: &str) -> Machine {
@@ -53,6 +52,38 @@ fn fake_exports_every_symbol_that_slipway_calls() {
         assert!(found.is_ok(), "the fake lacks {symbol}");
     }
     assert!(SYMBOLS.len() > 60);
+}
+
+#[test]
+fn linked_simulator_works_and_exports_no_symbols() {
+    let _lock = MACHINE_LOCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let simulator = slipway_fake_nvml::simulator();
+    let nvml = Nvml::open_simulator(simulator, "h100x8").unwrap();
+    assert!(nvml.is_simulated());
+    assert_eq!(Inventory::collect(&nvml).unwrap().gpus.len(), 8);
+    assert!(matches!(Nvml::open_simulator(simulator, "nothing"), Err(GpuError::Invalid(_))));
+    // A rejected fixture leaves the open machine as it is, and the next one starts with its own fixture.
+    assert_eq!(nvml.count().unwrap(), 8);
+    drop(nvml);
+    assert_eq!(Nvml::open_simulator(simulator, "t4").unwrap().count().unwrap(), 1);
+    let program = libloading::os::unix::Library::this();
+    for symbol in SYMBOLS {
+        // SAFETY: the pointer is not used.
+        #[allow(unsafe_code)]
+        let found = unsafe { program.get::<*const ()>(symbol.as_bytes()) };
+        assert!(found.is_err(), "{symbol} could replace the function of a driver's library");
+    }
+}
+
+/// Two users share one machine: if a third cannot initialise, it must not shut the machine down for them.
+#[test]
+fn failed_initialisation_keeps_the_machine_of_others() {
+    let m = machine("t4");
+    inject("nvmlInit_v2", codes::DRIVER_NOT_LOADED);
+    let failed = Nvml::open_fixture(&library(), "t4").err();
+    inject("nvmlInit_v2", 0);
+    assert!(matches!(failed, Some(GpuError::Nvml(e)) if e.code == codes::DRIVER_NOT_LOADED));
+    assert_eq!(m.nvml.count().unwrap(), 1);
 }
 
 #[test]

@@ -8,12 +8,13 @@ mod mig;
 
 use std::ffi::c_char;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nvml_wrapper_sys::bindings as sys;
 
 use crate::GpuError;
-use library::Functions;
-pub use library::SYMBOLS;
+use library::LoadedLibrary;
+pub use library::{Functions, SYMBOLS};
 pub use mig::{ComputeInstance, GpuInstance, MigAttributes, Placement};
 
 /// An NVML call that failed.
@@ -44,6 +45,31 @@ pub(crate) use call;
 /// The loaded and initialised library. Dropping it shuts NVML down.
 pub struct Nvml {
     functions: Functions,
+    /// Keeps the library loaded; `None` for a simulator that is part of the program.
+    _library: Option<libloading::Library>,
+}
+
+/// A simulator of GPUs that is linked into the program, for fixtures without a library file.
+#[derive(Clone, Copy)]
+pub struct Simulator(Functions);
+
+impl Simulator {
+    /// A simulator with these functions.
+    ///
+    /// # Safety
+    /// The functions must follow nvml.h: they may only require of their callers what it requires.
+    pub const unsafe fn new(functions: Functions) -> Self {
+        Self(functions)
+    }
+}
+
+/// The simulator of this program.
+static SIMULATOR: OnceLock<Simulator> = OnceLock::new();
+
+/// Sets the simulator that [`Nvml::find`] uses for fixtures. This crate is below the simulator, so the binary passes it in when it
+/// starts. Only the first call has an effect.
+pub fn set_simulator(simulator: Simulator) {
+    SIMULATOR.get_or_init(|| simulator);
 }
 
 /// A GPU, or a MIG device of one.
@@ -154,69 +180,81 @@ fn list<T: Clone>(
     Err(last_error)
 }
 
+fn load(path: &Path) -> Result<LoadedLibrary, GpuError> {
+    LoadedLibrary::open(path).map_err(|e| GpuError::NoNvml { path: path.to_owned(), reason: e.to_string() })
+}
+
 impl Nvml {
     /// Opens the library at `path` and initialises it.
     ///
     /// # Errors
     /// [`GpuError::NoNvml`] if it cannot be loaded, [`GpuError::Nvml`] if initialisation fails.
     pub fn open(path: &Path) -> Result<Self, GpuError> {
-        let functions =
-            Functions::open(path).map_err(|e| GpuError::NoNvml { path: path.to_owned(), reason: e.to_string() })?;
-        let nvml = Self { functions };
-        call!(nvml, nvmlInit_v2)?;
-        Ok(nvml)
+        Ok(Self::initialise(load(path)?)?)
     }
 
     /// Opens the fake library at `path` with a fixture, given by a built-in name or a file path.
     ///
     /// # Errors
-    /// As [`Nvml::open`]; [`GpuError::Invalid`] if the library is not the fake or rejects the fixture.
+    /// As [`Nvml::open`]; [`GpuError::Invalid`] if the library is not the fake or there is no such fixture.
     pub fn open_fixture(path: &Path, fixture: &str) -> Result<Self, GpuError> {
-        let functions =
-            Functions::open(path).map_err(|e| GpuError::NoNvml { path: path.to_owned(), reason: e.to_string() })?;
-        let name = std::ffi::CString::new(fixture)
-            .map_err(|_| GpuError::Invalid("a fixture name must not contain NUL bytes".into()))?;
-        let select_fixture = functions.slipwayFakeFixture.ok_or_else(|| {
-            GpuError::Invalid(format!("{} is not the fake NVML library, which fixtures require", path.display()))
-        })?;
-        // SAFETY: this function of the fake copies the text before it returns.
-        unsafe { select_fixture(name.as_ptr()) };
-        let nvml = Self { functions };
-        call!(nvml, nvmlInit_v2).map_err(|e| match e.code {
-            codes::DRIVER_NOT_LOADED => GpuError::Invalid(format!("there is no fixture '{fixture}'")),
-            _ => e.into(),
-        })?;
-        Ok(nvml)
+        let loaded = load(path)?;
+        if loaded.functions.slipwayFakeFixture.is_none() {
+            let message = format!("{} is not the fake NVML library, which fixtures require", path.display());
+            return Err(GpuError::Invalid(message));
+        }
+        Self::initialise_fixture(loaded, fixture)
     }
 
-    /// Locates and opens the library: the driver's for real GPUs, or the fake for a fixture.
-    ///
-    /// The path is `$SLIPWAY_NVML_LIB` if that is set. Otherwise it is `libnvidia-ml.so.1` for real GPUs, and for a fixture
-    /// `libslipway_fake_nvml.so` beside the program or in `../lib/slipway`.
+    /// Opens a simulator that is linked into the program, with a fixture as in [`Nvml::open_fixture`].
     ///
     /// # Errors
-    /// As [`Nvml::open`] and [`Nvml::open_fixture`].
-    pub fn find(fixture: Option<&str>) -> Result<Self, GpuError> {
-        let from_env = std::env::var_os(slipway_core::env::NVML_LIB).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let Some(fixture) = fixture else {
-            if let Some(path) = from_env {
-                return Self::open(&path);
-            }
-            // On WSL the driver's libraries are outside the loader's search path.
-            let wsl = Path::new("/usr/lib/wsl/lib/libnvidia-ml.so.1");
-            return Self::open(Path::new("libnvidia-ml.so.1"))
-                .or_else(|e| if wsl.exists() { Self::open(wsl) } else { Err(e) });
-        };
-        let folder = std::env::current_exe().ok().and_then(|p| p.parent().map(Path::to_owned)).unwrap_or_default();
-        let name = "libslipway_fake_nvml.so";
-        let candidates = [folder.join(name), folder.join("../lib/slipway").join(name)];
-        let path = from_env
-            .or_else(|| candidates.iter().find(|p| p.exists()).cloned())
-            .unwrap_or_else(|| candidates[0].clone());
-        Self::open_fixture(&path, fixture)
+    /// [`GpuError::Invalid`] if there is no such fixture, [`GpuError::Nvml`] if initialisation fails.
+    pub fn open_simulator(simulator: Simulator, fixture: &str) -> Result<Self, GpuError> {
+        Self::initialise_fixture(LoadedLibrary { functions: simulator.0, library: None }, fixture)
     }
 
-    /// Whether this is the fake library with a fixture.
+    fn initialise_fixture(loaded: LoadedLibrary, fixture: &str) -> Result<Self, GpuError> {
+        let name = std::ffi::CString::new(fixture)
+            .map_err(|_| GpuError::Invalid("a fixture name must not contain NUL bytes".into()))?;
+        call!(loaded, slipwayFakeFixture, name.as_ptr())
+            .map_err(|_| GpuError::Invalid(format!("there is no fixture '{fixture}'")))?;
+        Ok(Self::initialise(loaded)?)
+    }
+
+    /// Initialises NVML. The value is created only afterwards, because dropping it undoes one initialisation.
+    fn initialise(loaded: LoadedLibrary) -> Result<Self, NvmlError> {
+        call!(loaded, nvmlInit_v2)?;
+        Ok(Self { functions: loaded.functions, _library: loaded.library })
+    }
+
+    /// Locates and opens NVML: the driver's library for real GPUs, or the simulator of this program for a fixture.
+    ///
+    /// If `$SLIPWAY_NVML_LIB` is set, that library is opened in either case.
+    ///
+    /// # Errors
+    /// As [`Nvml::open`] and [`Nvml::open_fixture`]; [`GpuError::Invalid`] for a fixture in a program without a simulator.
+    pub fn find(fixture: Option<&str>) -> Result<Self, GpuError> {
+        let from_env = std::env::var_os(slipway_core::env::NVML_LIB).filter(|v| !v.is_empty()).map(PathBuf::from);
+        match (from_env, fixture) {
+            (Some(path), Some(fixture)) => Self::open_fixture(&path, fixture),
+            (Some(path), None) => Self::open(&path),
+            (None, Some(fixture)) => {
+                let simulator = SIMULATOR.get().ok_or_else(|| {
+                    GpuError::Invalid("this program has no simulated GPUs, which fixtures require".into())
+                })?;
+                Self::open_simulator(*simulator, fixture)
+            }
+            (None, None) => {
+                // On WSL the driver's libraries are outside the loader's search path.
+                let wsl = Path::new("/usr/lib/wsl/lib/libnvidia-ml.so.1");
+                Self::open(Path::new("libnvidia-ml.so.1"))
+                    .or_else(|e| if wsl.exists() { Self::open(wsl) } else { Err(e) })
+            }
+        }
+    }
+
+    /// Whether these are simulated GPUs.
     pub fn is_simulated(&self) -> bool {
         self.functions.slipwayFakeFixture.is_some()
     }

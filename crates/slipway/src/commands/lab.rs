@@ -15,10 +15,6 @@ use crate::cli::Lab;
 #[include = "*/go.*"]
 struct Sources;
 
-#[derive(rust_embed::Embed)]
-#[folder = "../../testkit/fake-nvml/fixtures"]
-struct Fixtures;
-
 fn failed(message: impl Into<String>) -> Failure {
     Failure::with_code(message, "lab.failed", 1)
 }
@@ -90,17 +86,16 @@ pub(super) fn run(verb: Lab) -> Result<(), Failure> {
 /// Adds the arguments that simulate GPUs on every node, one fixture per node.
 fn add_simulated_gpus(command: &mut Command, source: &Path, nodes: u32, gpus: &[String]) -> Result<(), Failure> {
     let program = std::env::current_exe().map_err(|e| failed(e.to_string()))?;
-    let library = program.with_file_name("libslipway_fake_nvml.so");
-    command.arg("simulate").arg(&program).arg(&library);
+    command.arg("simulate").arg(&program);
     for node in 0..nodes as usize {
         let name = gpus.get(node).or_else(|| gpus.last().filter(|_| gpus.len() == 1));
         let name = name.ok_or_else(|| failed(format!("{} fixtures do not match {nodes} nodes", gpus.len())))?;
-        let Some(file) = Fixtures::get(&format!("{name}.yaml")) else {
-            let available: Vec<String> = Fixtures::iter().map(|n| n.trim_end_matches(".yaml").to_owned()).collect();
+        let Some((_, text)) = slipway_fake_nvml::FIXTURES.iter().find(|(built_in, _)| built_in == name) else {
+            let available: Vec<&str> = slipway_fake_nvml::FIXTURES.iter().map(|(name, _)| *name).collect();
             return Err(failed(format!("there is no fixture '{name}'; available are {}", available.join(", "))));
         };
         let path = source.join(format!("{name}.yaml"));
-        std::fs::write(&path, &file.data).map_err(|e| failed(format!("{}: {e}", path.display())))?;
+        std::fs::write(&path, text).map_err(|e| failed(format!("{}: {e}", path.display())))?;
         command.arg(path);
     }
     Ok(())

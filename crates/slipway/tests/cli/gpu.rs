@@ -25,7 +25,7 @@ fn gpu(sandbox: &Sandbox, fixture: &str, words: &[&str]) -> CommandOutput {
 
 #[test]
 fn gpus_and_their_findings_are_listed() {
-    let sandbox = Sandbox::with_simulated_gpus();
+    let sandbox = Sandbox::new();
     let done = gpu(&sandbox, "h100x8", &["ls", "-o", "json"]).with_code(0);
     let machine = done.json();
     assert!(machine["simulated"] == true && machine["gpus"].as_array().unwrap().len() == 8, "{machine}");
@@ -46,8 +46,42 @@ fn gpus_and_their_findings_are_listed() {
 }
 
 #[test]
+fn a_copy_of_the_binary_alone_simulates_gpus() {
+    let sandbox = Sandbox::new();
+    let empty = tempfile::TempDir::new().unwrap();
+    let copy = empty.path().join("slipway");
+    std::fs::copy(env!("CARGO_BIN_EXE_slipway"), &copy).unwrap();
+    let run = |words: &[&str]| {
+        let mut command = sandbox.command_of(&copy, words);
+        command.current_dir(empty.path());
+        Running::start(command).wait()
+    };
+    let machine = run(&["gpu", "ls", "--fixture", "h100x8", "-o", "json"]).with_code(0).json();
+    assert!(machine["simulated"] == true && machine["gpus"].as_array().unwrap().len() == 8, "{machine}");
+    assert!(run(&["gpu", "topology", "--fixture", "h100x8"]).with_code(0).stdout.contains("NV18"));
+    let planned = run(&["gpu", "mig", "plan", "7x1g.10gb", "--gpus", "0", "--fixture", "a100x8"]).with_code(3);
+    assert!(planned.stdout.contains("1g.10gb"), "{planned:?}");
+    assert!(run(&["top", "--fixture", "h100x8", "--once"]).with_code(0).stdout.contains("SIMULATED"));
+    let unknown = run(&["gpu", "ls", "--fixture", "no-such"]).with_code(1);
+    assert!(unknown.message().contains("there is no fixture 'no-such'"), "{unknown:?}");
+    assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 1, "nothing is written beside the binary");
+}
+
+/// A fixture of a library from `SLIPWAY_NVML_LIB`, which cargo built beside this test.
+#[test]
+fn a_library_file_replaces_the_simulator_of_the_binary() {
+    let mut sandbox = Sandbox::new();
+    let library = std::env::current_exe().unwrap().with_file_name("libslipway_fake_nvml.so");
+    sandbox.set("SLIPWAY_NVML_LIB", library.to_str().unwrap());
+    assert_eq!(gpu(&sandbox, "t4", &["ls", "-o", "json"]).with_code(0).json()["simulated"], true);
+    sandbox.set("SLIPWAY_NVML_LIB", "/no/such/lib.so");
+    let missing = gpu(&sandbox, "t4", &["ls"]).with_code(1);
+    assert!(missing.message().contains("NVML cannot be loaded from /no/such/lib.so"), "{missing:?}");
+}
+
+#[test]
 fn mig_changes_are_confirmed_and_keep_common_instances() {
-    let mut sandbox = Sandbox::with_simulated_gpus();
+    let mut sandbox = Sandbox::new();
     sandbox.set("SLIPWAY_FAKE_NVML_STATE", &sandbox.folder().join("mig.json").display().to_string());
     let run = |words: &[&str]| gpu(&sandbox, "a100x8", words);
     let layout = "3x1g.10gb + 1x3g.40gb";
@@ -83,14 +117,14 @@ fn mig_changes_are_confirmed_and_keep_common_instances() {
     run(&["mig", "plan", "--config", "config.yaml"]).with_code(0);
     let refused = run(&["mig", "apply", "2x4g.40gb", "--gpus", "0", "--yes"]).with_code(1);
     assert!(refused.message().contains("the closest layout that fits is 1x4g.40gb"), "{refused:?}");
-    let busy = Sandbox::with_simulated_gpus();
+    let busy = Sandbox::new();
     let refused = gpu(&busy, "h100x8", &["mig", "apply", "1g.10gb", "--gpus", "0", "--yes"]).with_code(1);
     assert!(refused.message().contains("in use by pid 70001"), "{refused:?}");
 }
 
 #[test]
 fn doctor_reports_gpu_and_runtime_problems() {
-    let mut sandbox = Sandbox::with_simulated_gpus();
+    let mut sandbox = Sandbox::new();
     sandbox.set("SLIPWAY_GPU_FIXTURE", "h100x8");
     let healthy = sandbox.run(&["doctor", "-o", "json"]).with_code(0);
     assert!(healthy.stdout.contains("SIMULATED"), "{healthy:?}");

@@ -6,7 +6,7 @@ use crate::support::{Sandbox, Server};
 
 #[test]
 fn exit_codes_match_the_outcome() {
-    let sandbox = Sandbox::with_simulated_gpus();
+    let sandbox = Sandbox::new();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let closed = format!("http://{closed}");
     let expected: &[(i32, &[&str], &str)] = &[

@@ -194,7 +194,7 @@ fn run_is_restarted_after_its_supervisor_is_killed() {
 
 #[test]
 fn queued_gpu_runs_are_fifo() {
-    let mut sandbox = Sandbox::with_simulated_gpus();
+    let mut sandbox = Sandbox::new();
     sandbox.set("SLIPWAY_GPU_FIXTURE", "a100x8");
     let server = Server::start_in(sandbox, &[]);
     let gpus = |n: u32| json!({ "resources": { "limits": { "nvidia.com/gpu": n }, "requests": { "cpu": "10m" } } });

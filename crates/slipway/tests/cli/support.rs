@@ -73,15 +73,6 @@ impl Sandbox {
         Self { folder: TempDir::new().unwrap(), variables: Vec::new() }
     }
 
-    /// A sandbox whose commands use the library that simulates GPUs, which cargo built beside this test.
-    pub(crate) fn with_simulated_gpus() -> Self {
-        let mut sandbox = Self::new();
-        let library = std::env::current_exe().unwrap().with_file_name("libslipway_fake_nvml.so");
-        assert!(library.exists(), "{} does not exist", library.display());
-        sandbox.set("SLIPWAY_NVML_LIB", library.to_str().unwrap());
-        sandbox
-    }
-
     /// Sets an environment variable for all commands of this sandbox.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.variables.retain(|(existing, _)| existing != name);
@@ -112,7 +103,12 @@ impl Sandbox {
 
     /// Builds a command, which the caller may still change.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_slipway"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_slipway")), arguments)
+    }
+
+    /// Builds a command of another copy of the binary.
+    pub(crate) fn command_of(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command.args(arguments).current_dir(self.folder()).stdin(Stdio::null());
         command.env_clear().env("HOME", self.folder()).env("SLIPWAY_HOME", self.home());
         for inherited in ["PATH", "TMPDIR", "LLVM_PROFILE_FILE"] {
