@@ -81,7 +81,10 @@ pub(crate) async fn run(args: Cli, config: Config, problem: Option<ConfigError>)
             Ok(())
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "slipway", &mut std::io::stdout());
+            // The generator panics if a write fails, so it writes to memory.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "slipway", &mut script);
+            print_text(&String::from_utf8_lossy(&script));
             Ok(())
         }
         Command::Man { dir } => {
