@@ -149,8 +149,12 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  slipway status -o json")]
     Status,
     /// Check this machine and the state folder; exit code 3 if there is a problem
-    #[command(after_help = "Example:\n  slipway doctor")]
-    Doctor,
+    #[command(after_help = "Example:\n  slipway doctor\n  slipway doctor --gpu    # on a machine that must have a GPU")]
+    Doctor {
+        /// Require a GPU: it is a problem if this machine has none
+        #[arg(long)]
+        gpu: bool,
+    },
     /// Run the complete workflow on real data and verify each step: train, track, register, deploy, query
     #[command(after_help = "Example:\n  slipway demo --keep")]
     Demo(Demo),

@@ -115,7 +115,7 @@ async fn run_configured(context: &Context, command: Command) -> Result<(), Failu
         Command::Login(options) => login::login(context, options).await,
         Command::Logout { url } => login::logout(context, &url),
         Command::Status => up::status(context).await,
-        Command::Doctor => doctor::doctor(context).await,
+        Command::Doctor { gpu } => doctor::doctor(context, gpu).await,
         Command::Demo(options) => demo::demo(context, options).await,
         Command::Gpu(args) => gpu::run(context, args).await,
         Command::Top(options) => top::run(options),
