@@ -29,7 +29,7 @@ const HELP_ORDER: usize = 1000;
 #[derive(Debug, Args)]
 #[command(next_help_heading = GLOBAL_OPTIONS, args = help_and_version())]
 pub(crate) struct Global {
-    /// URL of the control plane; by default this machine's server or state folder
+    /// URL of the control plane; by default that of this machine
     #[arg(long, global = true, value_name = "URL")]
     pub(crate) server: Option<String>,
     /// Accept only the server certificate with this SHA-256
@@ -41,7 +41,7 @@ pub(crate) struct Global {
     /// State folder
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
-    /// Format: table, wide, json, yaml, name, svg, html; or a file such as plan.json
+    /// Format: table, wide, json, yaml, name, svg, html; or x.json
     #[arg(
         short,
         long,
