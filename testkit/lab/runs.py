@@ -123,7 +123,7 @@ def run_is_executed_tracked_and_attributed(lab):
         lab.kubectl("-n", ns, "wait", "--for=condition=Complete", "run/train", "--timeout=5s")
         events = eventually("events", lambda: (e := lab.kubectl("-n", ns, "describe", "run", "train").split("Events:")[1]) and "Completed" in e and e)
         assert "Created" in events, events
-        assert "train" in server.slipway(lab, "run", "queue", "-n", ns).stdout
+        assert "train" in server.slipway(lab, "run", "ls", "--submitted", "-n", ns).stdout
         assert "done" in server.slipway(lab, "run", "logs", "train", "-n", ns, "--tail", "1").stdout
         again = server.slipway(lab, "run", "submit", str(file), "-n", ns, check=False)
         assert again.returncode == 1 and "already exists" in again.stderr, again
@@ -269,10 +269,10 @@ def requests_are_authorized_by_the_cluster(lab):
         assert server.request("/api/2.0/mlflow/runs/set-tag", own, run)[0] == 200 and submit(mine, run, "three")[0] == 403
         assert server.request("/api/v1/deployments", token=run)[0] == 403
         assert search("nobody") == 401 and search(run[:-1] + ("0" if run[-1] != "0" else "1")) == 401
-        done = server.slipway(lab, "run", "queue", "-n", yours, check=False)
+        done = server.slipway(lab, "run", "ls", "--submitted", "-n", yours, check=False)
         assert done.returncode == 0
         server.token = ada
-        done = server.slipway(lab, "run", "queue", "-n", yours, check=False)
+        done = server.slipway(lab, "run", "ls", "--submitted", "-n", yours, check=False)
         assert done.returncode == 4 and "cannot list" in done.stderr, done
 
 

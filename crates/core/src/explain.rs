@@ -303,7 +303,7 @@ pub const CATALOGUE: &[Topic] = &[
     Topic {
         code: "exec.not_found",
         meaning: "The run does not exist, or it has no attempt with this number.",
-        remedy: "`slipway run queue` lists the submitted runs.",
+        remedy: "`slipway run ls --submitted` lists the submitted runs.",
     },
     Topic {
         code: "exec.exists",

@@ -1,110 +1,28 @@
 //! Command-line arguments. All nouns use the same verbs: `ls`, `show`, `apply`, `rm`. Doc comments of fields are the `--help` texts.
 
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub(crate) mod cluster;
+mod global;
 pub(crate) mod gpu;
 pub(crate) mod node;
 
-use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
-use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+
+pub(crate) use self::global::{Format, Global};
 
 /// From bare GPU machines to a launched model, with one binary.
 #[derive(Debug, Parser)]
 #[command(name = "slipway", version, max_term_width = 110, propagate_version = true)]
+#[command(disable_help_flag = true, disable_version_flag = true)]
+#[command(
+    after_help = "Example:\n  slipway up\n  slipway run submit --name train -- python train.py\n  slipway cluster plan -f cluster.yaml\n\n`slipway COMMAND --help` shows the options and an example of each command."
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
-}
-
-/// Options that every command accepts.
-#[derive(Debug, Args)]
-pub(crate) struct Global {
-    /// URL of the control plane; by default the server on this machine, or the state folder itself
-    #[arg(long, global = true, value_name = "URL")]
-    pub(crate) server: Option<String>,
-    /// Accept only the server certificate with this SHA-256 fingerprint
-    #[arg(long, global = true, value_name = "FINGERPRINT")]
-    pub(crate) tls_fingerprint: Option<String>,
-    /// Send the token even over plain http, where anyone on the network path can read it
-    #[arg(long, global = true)]
-    pub(crate) insecure: bool,
-    /// State folder
-    #[arg(long, global = true, value_name = "DIR")]
-    pub(crate) home: Option<PathBuf>,
-    /// Output format, or a file whose extension selects the format: plan.json, report.html
-    #[arg(short, long, global = true, value_name = "FORMAT|FILE", value_parser = OutputParser, default_value = "table")]
-    pub(crate) output: Output,
-    /// Log more (twice: debug)
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    pub(crate) verbose: u8,
-    /// Print results and errors only
-    #[arg(short, long, global = true)]
-    pub(crate) quiet: bool,
-    /// Disable colours (also with NO_COLOR)
-    #[arg(long, global = true)]
-    pub(crate) no_color: bool,
-    /// Answer yes to all prompts
-    #[arg(short, long, global = true)]
-    pub(crate) yes: bool,
-    /// Show what would change, without changing anything
-    #[arg(long, global = true)]
-    pub(crate) dry_run: bool,
-}
-
-/// An output format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// Human-readable columns
-    Table,
-    /// JSON
-    Json,
-    /// YAML
-    Yaml,
-    /// Names only, one per line
-    Name,
-    /// Human-readable, with more columns
-    Wide,
-    /// An SVG image, if the command supports it
-    Svg,
-    /// An HTML page, if the command supports it
-    Html,
-}
-
-/// The output format and the output file.
-#[derive(Debug, Clone)]
-pub(crate) struct Output {
-    pub(crate) format: Format,
-    /// The file that is written instead of stdout.
-    pub(crate) file: Option<PathBuf>,
-}
-
-/// Parses the name of a format, or of a file whose extension is a format.
-#[derive(Debug, Clone)]
-struct OutputParser;
-
-impl TypedValueParser for OutputParser {
-    type Value = Output;
-
-    fn parse_ref(&self, command: &clap::Command, argument: Option<&Arg>, value: &OsStr) -> Result<Output, clap::Error> {
-        let extension = Path::new(value).extension().and_then(OsStr::to_str).unwrap_or_default();
-        match Format::from_str(extension, false) {
-            Ok(format @ (Format::Json | Format::Yaml | Format::Svg | Format::Html)) => {
-                Ok(Output { format, file: Some(value.into()) })
-            }
-            _ => {
-                let format = EnumValueParser::<Format>::new().parse_ref(command, argument, value)?;
-                Ok(Output { format, file: None })
-            }
-        }
-    }
-
-    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(Format::value_variants().iter().filter_map(Format::to_possible_value)))
-    }
 }
 
 /// The top-level commands.
@@ -119,13 +37,16 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  slipway down\n  slipway down --kube")]
     Down(Kube),
     /// Supervise the process of a local run
-    #[command(hide = true)]
+    #[command(hide = true, after_help = "Example:\n  slipway supervise FOLDER")]
     Supervise {
         /// Folder of the attempt
         folder: PathBuf,
     },
     /// Run the controller that executes runs in a cluster; started by the installation
-    #[command(hide = true)]
+    #[command(
+        hide = true,
+        after_help = "Example:\n  slipway controller --token-file token --control-plane http://slipway.slipway-system:7070"
+    )]
     Controller(Controller),
     /// Print the token of this state folder's server, for other programs and the web UI
     #[command(after_help = "Example:\n  export MLFLOW_TRACKING_TOKEN=$(slipway token)\n  slipway token --ui")]
@@ -149,12 +70,17 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  slipway status -o json")]
     Status,
     /// Check this machine and the state folder; exit code 3 if there is a problem
-    #[command(after_help = "Example:\n  slipway doctor")]
-    Doctor,
+    #[command(after_help = "Example:\n  slipway doctor\n  slipway doctor --gpu    # on a machine that must have a GPU")]
+    Doctor {
+        /// Require a GPU: it is a problem if this machine has none
+        #[arg(long)]
+        gpu: bool,
+    },
     /// Run the complete workflow on real data and verify each step: train, track, register, deploy, query
     #[command(after_help = "Example:\n  slipway demo --keep")]
     Demo(Demo),
     /// Inspect, benchmark and share GPUs
+    #[command(after_help = "Example:\n  slipway gpu ls\n  slipway gpu ls --fixture h100x8    # simulated")]
     Gpu(gpu::Gpu),
     /// Show GPUs, their history and their processes live
     #[command(
@@ -162,22 +88,28 @@ pub(crate) enum Command {
     )]
     Top(gpu::Top),
     /// Run the node agent, and list GPUs and leases of the nodes
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  slipway node ls")]
     Node(node::Node),
     /// Build a cluster from machines: plan, apply, detect drift
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  slipway cluster init --name lab cp1=10.0.0.1 gpu:g1=10.0.0.3\n  slipway cluster plan\n  slipway cluster apply"
+    )]
     Cluster(cluster::Cluster),
     /// Run a real Kubernetes cluster on this machine for learning and testing; needs Go
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  slipway lab up --nodes 2\n  slipway lab down")]
     Lab(Lab),
     /// Submit, follow, track and compare runs
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  slipway run submit --name train --follow -- python train.py\n  slipway run ls --submitted\n  slipway run ls --experiment digits"
+    )]
     Run(Run),
     /// Manage registered models
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  slipway model ls\n  slipway model promote digits 3 champion")]
     Model(Model),
     /// Manage deployments: models behind the inference gateway
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  slipway deploy apply deploy.yaml\n  slipway deploy show digits")]
     Deploy(Deploy),
     /// Show the origin of an inference response: request, model version, run, data
     #[command(after_help = "Example:\n  slipway show REQUEST_ID --lineage")]
@@ -189,7 +121,7 @@ pub(crate) enum Command {
         code: Option<String>,
     },
     /// Show the configuration
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  slipway config show --origin")]
     Config(Config),
     /// Print shell completions
     #[command(after_help = "Example:\n  slipway completions bash > /etc/bash_completion.d/slipway")]
@@ -361,8 +293,8 @@ pub(crate) enum Run {
         after_help = "Example:\n  slipway run submit train.yaml --follow\n  slipway run submit --name train --gpus 1 --experiment digits -- python train.py --lr 0.1\n\nThe file:\n  apiVersion: slipway.dev/v1\n  kind: Run\n  metadata: { name: train }\n  spec:\n    experiment: digits\n    image: registry.example/train:1       # in a cluster\n    command: [python, train.py]\n    env: [{ name: LR, value: \"0.1\" }]\n    resources: { limits: { cpu: 2, memory: 4Gi, nvidia.com/gpu: 1 } }\n    backoffLimit: 2\n    activeDeadlineSeconds: 7200"
     )]
     Submit(Box<Submit>),
-    /// List submitted runs: pending, running and finished
-    #[command(after_help = "Example:\n  slipway run queue\n  slipway run queue -n team-a -o json")]
+    /// List submitted runs; the earlier name of `ls --submitted`
+    #[command(hide = true, after_help = "Example:\n  slipway run ls --submitted")]
     Queue {
         /// Namespace; all namespaces if omitted
         #[arg(short, long)]
@@ -403,11 +335,17 @@ pub(crate) enum Run {
         #[command(flatten)]
         target: RunTarget,
     },
-    /// List tracked runs
+    /// List tracked runs, or with --submitted the submitted ones
     #[command(
-        after_help = "Example:\n  slipway run ls --experiment digits --filter \"metrics.accuracy > 0.9\" --order-by \"metrics.accuracy DESC\""
+        after_help = "Example:\n  slipway run ls --experiment digits --filter \"metrics.accuracy > 0.9\" --order-by \"metrics.accuracy DESC\"\n  slipway run ls --submitted\n  slipway run ls --submitted -n team-a -o json"
     )]
     Ls {
+        /// List submitted runs with their phase and reason: pending, running and finished
+        #[arg(long, conflicts_with_all = ["experiment", "filter", "order_by", "limit"])]
+        submitted: bool,
+        /// Namespace of submitted runs; all namespaces if omitted
+        #[arg(short, long, requires = "submitted")]
+        namespace: Option<String>,
         /// Experiment name or id; all experiments if omitted
         #[arg(long)]
         experiment: Option<String>,
@@ -612,37 +550,62 @@ mod tests {
 
     use super::*;
 
-    /// Appends the help of a command and of all its subcommands, in the order of `--help`.
-    fn helps(command: &mut clap::Command, path: &str, text: &mut String) {
-        let help = command.render_long_help().to_string();
-        text.push_str(&format!("$ {path} --help\n{}\n\n", help.trim_end()));
-        assert!(
-            command.has_subcommands() || command.is_hide_set() || help.contains("Example:"),
-            "`{path} --help` has no example"
-        );
+    /// Passes the path and the help of a command and of all its subcommands to `visit`, in the order of `--help`.
+    fn visit_help(command: &mut clap::Command, path: &str, visit: &mut dyn FnMut(&str, &str)) {
+        visit(path, command.render_help().to_string().trim_end());
         let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
         for name in names.iter().filter(|name| *name != "help") {
             if let Some(below) = command.find_subcommand_mut(name) {
-                helps(below, &format!("{path} {name}"), text);
+                visit_help(below, &format!("{path} {name}"), visit);
             }
         }
     }
 
-    #[test]
-    fn help_of_every_command() {
+    /// The complete command line, with a fixed width.
+    fn all() -> clap::Command {
         let mut all = Cli::command().term_width(100);
         all.build();
+        all
+    }
+
+    #[test]
+    fn help_of_every_command() {
+        let mut all = all();
         all.clone().debug_assert();
-        let mut top = all.render_long_help().to_string();
-        top.truncate(top.trim_end().len());
-        insta::assert_snapshot!("slipway", top);
+        insta::assert_snapshot!("slipway", all.render_help().to_string().trim_end());
         let nouns: Vec<String> = all.get_subcommands().map(|c| c.get_name().to_owned()).collect();
         for noun in nouns.iter().filter(|noun| *noun != "help") {
             let mut text = String::new();
             if let Some(command) = all.find_subcommand_mut(noun) {
-                helps(command, &format!("slipway {noun}"), &mut text);
+                visit_help(command, &format!("slipway {noun}"), &mut |path, help| {
+                    text.push_str(&format!("$ {path} --help\n{help}\n\n"));
+                });
             }
             insta::assert_snapshot!(noun.as_str(), text.trim_end());
         }
+    }
+
+    #[test]
+    fn help_has_own_options_then_global_options_then_an_example() {
+        let command = Cli::command();
+        let globals: Vec<&str> = command.get_arguments().filter_map(|a| a.get_long()).collect();
+        // The option of a line such as `  -o, --output <FORMAT|FILE>`.
+        let option = |line: &str| -> Option<String> {
+            let (_, name) = line.trim_start().split_once("--").filter(|(short, _)| short.len() <= 4)?;
+            name.split([' ', '.']).next().map(str::to_owned)
+        };
+        let mut commands = 0;
+        visit_help(&mut all(), "slipway", &mut |path, help| {
+            commands += 1;
+            let (own, rest) = help.split_once("\nGlobal options:\n").expect(path);
+            let (global, example) = rest.split_once("\n\nExample:\n").expect(path);
+            assert!(!example.is_empty(), "{path}: {help}");
+            // `cluster kubeconfig --server` is the server that it writes, and replaces the global option there.
+            let misplaced = own.lines().filter_map(option).find(|name| globals.contains(&name.as_str()));
+            assert!(misplaced.is_none() || path == "slipway cluster kubeconfig", "{path}: {misplaced:?}");
+            let is_global = |line: &str| option(line).is_some_and(|name| globals.contains(&name.as_str()));
+            assert!(global.lines().all(is_global), "{path}: there is one line for each global option: {global}");
+        });
+        assert!(commands > 80, "{commands}");
     }
 }

@@ -185,8 +185,9 @@ impl Client {
         }
     }
 
-    /// Sends a GET request without a time limit and passes the bytes of the response to `on_bytes` as they arrive.
-    pub(crate) async fn follow(&self, path: &str, mut on_bytes: impl FnMut(&[u8])) -> Result<(), ClientError> {
+    /// Sends a GET request without a time limit and passes the bytes of the response to `on_bytes` as they arrive, until it returns
+    /// false.
+    pub(crate) async fn follow(&self, path: &str, mut on_bytes: impl FnMut(&[u8]) -> bool) -> Result<(), ClientError> {
         let (status, mut body) = self.send(Method::GET, path, Vec::new()).await?;
         if !status.is_success() {
             let bytes = Limited::new(body, MAX_RESPONSE_BYTES).collect().await;
@@ -194,8 +195,10 @@ impl Client {
         }
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|e| ClientError::Unreachable(self.base_url().to_owned(), e.to_string()))?;
-            if let Some(bytes) = frame.data_ref() {
-                on_bytes(bytes);
+            if let Some(bytes) = frame.data_ref()
+                && !on_bytes(bytes)
+            {
+                break;
             }
         }
         Ok(())

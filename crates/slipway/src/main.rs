@@ -1,6 +1,9 @@
 //! The `slipway` command line. It parses arguments, calls the server (or, if none is running, the same routers in this process) and
 //! prints the result. It contains no domain logic.
 
+// These macros panic when the reader of a pipe is gone; `output` writes without a panic.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod cli;
 mod client;
 mod client_error;
@@ -37,7 +40,7 @@ impl Failure {
             Self::Error { message, code, hint, exit } => {
                 // Messages quote text from other machines and files, which must not control the terminal.
                 let (message, hint) = (output::escape_lines(&message), hint.map(|hint| output::escape_lines(&hint)));
-                eprintln!("{:?}", miette::Report::new(Report { message, code, hint }));
+                output::print_report(&format!("{:?}\n", miette::Report::new(Report { message, code, hint })));
                 exit
             }
         }
@@ -103,7 +106,7 @@ fn main() -> ExitCode {
     let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("cannot start the asynchronous runtime: {error}");
+            output::print_note(format_args!("cannot start the asynchronous runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -113,7 +116,8 @@ fn main() -> ExitCode {
     }
     let result = runtime.block_on(commands::run(args, config, problem));
     // The output file is also written when there are findings, and a write error replaces them; an earlier error is kept.
-    let result = match file.map_or(Ok(()), |file| output::write_buffer(&file)) {
+    let written = file.map_or(Ok(()), |file| output::write_buffer(&file)).and_then(|()| output::check_stdout());
+    let result = match written {
         Err(unwritten) if !matches!(result, Err(Failure::Error { .. })) => Err(unwritten),
         _ => result,
     };
@@ -144,6 +148,8 @@ fn init_logging(args: &cli::Cli, config: &Config) {
         .or_else(|| if flagged { None } else { configured(|o| matches!(o, Origin::User(_) | Origin::Project(_))) });
     let filter = tracing_subscriber::EnvFilter::new(filter.unwrap_or_else(|| default.to_owned()));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // An error of the log would be reported with `eprintln!`, which panics if the reader of the log is gone.
+    let builder = builder.log_internal_errors(false);
     let json = std::env::var(slipway_core::env::LOG_FORMAT).is_ok_and(|f| f == "json");
     if json { builder.json().init() } else { builder.with_ansi(output::colour()).init() }
 }

@@ -1,9 +1,14 @@
 //! Printing. Data goes to stdout or to the file of `-o FILE`, messages go to stderr. Untrusted text is escaped for the terminal
 //! ([`escape`]).
+//!
+//! A closed pipe never ends the process, neither with a panic nor with SIGPIPE, which Rust ignores: a change of machines must not stop
+//! halfway because its reader has stopped reading, and a server must outlive its log pipe. So this module is the only one that writes to
+//! the standard streams, and the macros that panic (`println!`, `eprintln!`) are lints of this crate. As in cargo, the command runs to its
+//! end and exits with the code of its outcome; only streams without an end, such as a followed log, stop early, as in ripgrep.
 
 mod escape;
 
-use std::io::{IsTerminal, Write};
+use std::io::{BufRead, ErrorKind, IsTerminal, Read, Write};
 use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -85,6 +90,27 @@ pub(crate) fn print_text(text: &str) {
     stdout.finish();
 }
 
+/// The first error of a write to stdout. Later writes are skipped, so that no output follows a gap.
+static STDOUT_ERROR: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Whether stdout still accepts data. A command that prints a stream without an end stops when it does not.
+pub(crate) fn stdout_is_open() -> bool {
+    STDOUT_ERROR.get().is_none()
+}
+
+/// Checks that all data was written to stdout. A reader that stopped reading has all the data that it needs.
+///
+/// # Errors
+/// If a write failed for another reason, such as a full disk.
+pub(crate) fn check_stdout() -> Result<(), Failure> {
+    match STDOUT_ERROR.get() {
+        Some(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::with_code(format!("stdout: {error}"), "output.unwritable", 1))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A writer for the output of runs and machines: unchanged to a pipe or a file, escaped except for colours to a terminal.
 pub(crate) struct Raw {
     out: std::io::Stdout,
@@ -99,18 +125,26 @@ impl Raw {
         Self { out, terminal }
     }
 
-    /// Writes and flushes bytes.
-    pub(crate) fn write(&mut self, bytes: &[u8]) {
+    /// Writes and flushes bytes. Returns false if stdout does not accept data any more.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> bool {
         let text = self.terminal.as_mut().map(|stream| stream.push(bytes));
-        let bytes = text.as_deref().map_or(bytes, str::as_bytes);
-        let _ = self.out.write_all(bytes).and_then(|()| self.out.flush()); // A closed pipe is not an error: the reader stopped reading.
+        self.write_escaped(text.as_deref().map_or(bytes, str::as_bytes))
     }
 
     /// Writes a pending incomplete character or sequence.
     pub(crate) fn finish(mut self) {
         if let Some(stream) = self.terminal.take() {
-            let _ = self.out.write_all(stream.finish().as_bytes()); // A closed pipe is not an error.
+            self.write_escaped(stream.finish().as_bytes());
         }
+    }
+
+    fn write_escaped(&mut self, bytes: &[u8]) -> bool {
+        if stdout_is_open()
+            && let Err(error) = self.out.write_all(bytes).and_then(|()| self.out.flush())
+        {
+            let _ = STDOUT_ERROR.set(error); // If another thread was faster, its error is the first one.
+        }
+        stdout_is_open()
     }
 }
 
@@ -147,16 +181,33 @@ pub(crate) fn confirm(global: &crate::cli::Global, prompt: &str) -> bool {
     }
     // The user must see the plan before confirming it, even if it goes to a file.
     if let Some(buffer) = BUFFER.get() {
-        eprint!("{}", escape_lines(&buffer.lock().unwrap_or_else(PoisonError::into_inner)));
+        print_report(&escape_lines(&buffer.lock().unwrap_or_else(PoisonError::into_inner)));
     }
-    eprint!("{} [y/N] ", escape_lines(prompt));
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+    prompt_line(&format!("{prompt} [y/N] ")).is_ok_and(|line| matches!(line.as_str(), "y" | "Y" | "yes"))
+}
+
+/// Maximum bytes that are read of a line in response to a prompt.
+const MAX_LINE_BYTES: u64 = 4096;
+
+/// Prompts the user for a line and returns it without surrounding spaces.
+///
+/// # Errors
+/// If stdin cannot be read or the line is not UTF-8.
+pub(crate) fn prompt_line(prompt: &str) -> std::io::Result<String> {
+    print_report(&escape_lines(prompt));
+    let mut line = String::new();
+    std::io::stdin().lock().take(MAX_LINE_BYTES).read_line(&mut line)?;
+    Ok(line.trim().to_owned())
 }
 
 /// Prints a message for the user to stderr.
 pub(crate) fn print_note(text: impl std::fmt::Display) {
-    eprintln!("{}", escape_lines(&text.to_string()));
+    print_report(&(escape_lines(&text.to_string()) + "\n"));
+}
+
+/// Prints text to stderr whose untrusted parts are already escaped.
+pub(crate) fn print_report(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes()); // There is no other place to report that stderr is closed.
 }
 
 #[cfg(test)]

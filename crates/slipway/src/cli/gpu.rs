@@ -66,16 +66,19 @@ pub(crate) enum Verb {
     )]
     Fit(Fit),
     /// Manage MIG instances
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  slipway gpu mig ls\n  slipway gpu mig plan \"3x1g.10gb + 1x3g.40gb\" --gpus 0"
+    )]
     Mig(Mig),
     /// Compare MIG, MPS and time slicing
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  slipway gpu share plan jobs.yaml --family a100-80gb")]
     Share(Share),
     /// Manage CDI specifications for containers
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  slipway gpu cdi generate --write")]
     Cdi(Cdi),
     /// Configure and test container runtimes
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  slipway gpu container configure --runtime containerd --dry-run")]
     Container(Container),
 }
 
@@ -299,7 +302,7 @@ pub(crate) enum Container {
         runc: PathBuf,
     },
     /// Check paths inside the container of `test`
-    #[command(hide = true)]
+    #[command(hide = true, after_help = "Example:\n  slipway gpu container look /dev/nvidia0")]
     Look {
         /// Paths to check
         paths: Vec<String>,

@@ -25,7 +25,7 @@ use crate::Failure;
 use crate::cli::Demo;
 use crate::client::{Client, encode};
 use crate::credentials::Sources;
-use crate::output::{Table, print_note};
+use crate::output::{Table, print_note, print_text};
 use crate::running_server::running_server;
 
 /// The files of `examples/digits`, which play the role of the user's code.
@@ -158,7 +158,7 @@ pub(super) async fn demo(context: &Context, options: Demo) -> Result<(), Failure
     step.begin("verification");
     let table = report(&client, &results, &output, &status).await?;
     print_note("");
-    print!("{table}");
+    print_text(&table.to_string());
     lineage(&client, &output).await?;
 
     print_note(format_args!("\nEverything was verified in {}.", units::micros(started.elapsed().as_micros() as f64)));
@@ -333,7 +333,11 @@ async fn train(step: &Steps, dir: &Path, python: &Path, client: &Client) -> Resu
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
         let mut log = Vec::new();
-        client.follow(&format!("{path}/log"), |bytes| log.extend_from_slice(bytes)).await?;
+        let append = |bytes: &[u8]| {
+            log.extend_from_slice(bytes);
+            true
+        };
+        client.follow(&format!("{path}/log"), append).await?;
         let text = String::from_utf8_lossy(&log);
         let tail: Vec<&str> = text.lines().rev().take(12).collect();
         let shown = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
@@ -506,6 +510,6 @@ async fn lineage(client: &Client, output: &QueryOutput) -> Result<(), Failure> {
     verify("lineage", complete, format_args!("the lineage of request {id} is incomplete: {steps:?}"))?;
     let mut table = Table::new(&["LINEAGE", "ID", "DETAILS"]);
     steps.into_iter().for_each(|s| table.row(s.to_vec()));
-    print!("\n{table}");
+    print_text(&format!("\n{table}"));
     Ok(())
 }

@@ -10,7 +10,7 @@ use super::Context;
 use crate::Failure;
 use crate::cli::Deploy;
 use crate::client::{Client, encode};
-use crate::output::{Table, print, print_note};
+use crate::output::{Table, print, print_note, prompt_line};
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or("-").to_owned()
@@ -193,9 +193,7 @@ fn confirm_by_name(name: &str) -> bool {
         print_note(format_args!("pass -y to remove '{name}' without a prompt"));
         return false;
     }
-    eprint!("Type the name to remove '{name}': ");
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).is_ok() && answer.trim() == name
+    prompt_line(&format!("Type the name to remove '{name}': ")).is_ok_and(|line| line == name)
 }
 
 /// Builds an inference request with all inputs zero, from the model metadata of the gateway.

@@ -8,7 +8,7 @@ use slipway_core::home::Home;
 use slipway_core::units;
 use slipway_gpu::inventory::{Inventory, Severity};
 use slipway_gpu::nvml::Nvml;
-use slipway_gpu::{pci, stack};
+use slipway_gpu::{GpuError, pci, stack};
 use slipway_serve::runtime::Runtime;
 
 use super::Context;
@@ -29,29 +29,31 @@ struct Check {
 /// Minimum free disk space, in bytes, below which `doctor` reports a problem.
 const MIN_FREE_BYTES: u64 = 1 << 30;
 
-/// Checks the GPUs: one line if there is none, else every missing software layer and every finding.
-fn gpus(checks: &mut Vec<Check>) {
-    let fixture = slipway_core::env::value(slipway_core::env::GPU_FIXTURE);
-    let inventory = Nvml::find(fixture.as_deref()).and_then(|n| Inventory::collect(&n));
-    let present = pci::scan(Path::new("/sys")).iter().any(|d| d.is_gpu() && d.vendor == pci::NVIDIA);
-    let simulated = inventory.as_ref().is_ok_and(|i| i.simulated);
-    if inventory.is_err() && !present {
-        checks.push(Check {
-            what: "GPUs",
-            ok: false,
-            found: "no NVIDIA GPU in this machine".into(),
-            remedy: "not needed to try slipway: slipway gpu ls --fixture h100x8".into(),
-        });
-        return;
+/// Checks the GPUs: one line if there is none, else every missing software layer and every finding. Tracking and serving need no GPU, so
+/// its absence is a problem only if a GPU is `required` or `fixture` names simulated ones. `root` is the root folder of the machine.
+fn gpus(fixture: Option<&str>, inventory: &Result<Inventory, GpuError>, root: &Path, required: bool) -> Vec<Check> {
+    let gpus = |ok, found: String, remedy: String| Check { what: "GPUs", ok, found, remedy };
+    if let (Some(name), Err(error)) = (fixture, inventory) {
+        let remedy = format!("correct or unset {}, which is '{name}'", slipway_core::env::GPU_FIXTURE);
+        return vec![gpus(false, error.to_string(), remedy)];
     }
+    let on_bus = pci::scan(&root.join("sys")).iter().any(|d| d.is_gpu() && d.vendor == pci::NVIDIA);
+    if !on_bus && inventory.as_ref().map_or(true, |i| i.gpus.is_empty()) {
+        let remedy =
+            "seat the card, or pass it through to the virtual machine; without a GPU: slipway gpu ls --fixture h100x8";
+        let remedy = if required { remedy } else { "" };
+        return vec![gpus(!required, "no NVIDIA GPU in this machine".into(), remedy.into())];
+    }
+    let mut checks = Vec::new();
+    let simulated = inventory.as_ref().is_ok_and(|i| i.simulated);
     if !simulated {
-        let missing = stack::layers(Path::new("/"), &inventory).into_iter().filter(|l| l.ok == Some(false));
+        let missing = stack::layers(root, inventory).into_iter().filter(|l| l.ok == Some(false));
         checks.extend(missing.map(|l| Check { what: l.name, ok: false, found: l.found, remedy: l.remedy }));
     }
-    if let Ok(inventory) = &inventory {
+    if let Ok(inventory) = inventory {
         let note = if simulated { " (SIMULATED)" } else { "" };
         let found = format!("{}, driver {}{note}", inventory.gpus.len(), inventory.driver);
-        checks.push(Check { what: "GPUs", ok: true, found, remedy: String::new() });
+        checks.push(gpus(true, found, String::new()));
         let problems = inventory.findings().filter(|(_, f)| f.severity > Severity::Note);
         checks.extend(problems.map(|(gpu, f)| Check {
             what: "GPU",
@@ -60,9 +62,10 @@ fn gpus(checks: &mut Vec<Check>) {
             remedy: f.remedy.clone(),
         }));
     }
+    checks
 }
 
-pub(super) async fn doctor(context: &Context) -> Result<(), Failure> {
+pub(super) async fn doctor(context: &Context, gpu: bool) -> Result<(), Failure> {
     let home = Home::at(context.config.get("home").unwrap_or_default());
     let mut checks = Vec::new();
     let mut add = |what, ok, found: String, remedy: &str| {
@@ -134,7 +137,9 @@ pub(super) async fn doctor(context: &Context) -> Result<(), Failure> {
     };
     add("python (for training code)", ok, found, "apt install python3 python3-venv");
 
-    gpus(&mut checks);
+    let fixture = slipway_core::env::value(slipway_core::env::GPU_FIXTURE);
+    let inventory = Nvml::find(fixture.as_deref()).and_then(|n| Inventory::collect(&n));
+    checks.extend(gpus(fixture.as_deref(), &inventory, Path::new("/"), gpu));
 
     let problems = checks.iter().filter(|c| !c.ok).count();
     print(context.global.output.format, &checks, |checks| {
@@ -155,5 +160,26 @@ pub(super) async fn doctor(context: &Context) -> Result<(), Failure> {
     } else {
         print_note(format_args!("{problems} of {} checks found a problem", checks.len()));
         Err(Failure::Findings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_gpu_is_a_problem_only_if_it_is_required() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |fixture, required| {
+            let mut checks = gpus(fixture, &Err(GpuError::NoGpu), folder.path(), required);
+            assert_eq!(checks.len(), 1, "{checks:?}");
+            checks.remove(0)
+        };
+        let absent = check(None, false);
+        assert!(absent.ok && absent.found.contains("no NVIDIA GPU") && absent.remedy.is_empty(), "{absent:?}");
+        for (fixture, required) in [(None, true), (Some("h100x8"), false)] {
+            let missing = check(fixture, required);
+            assert!(!missing.ok && !missing.remedy.is_empty(), "{missing:?}");
+        }
     }
 }

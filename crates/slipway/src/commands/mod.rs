@@ -81,7 +81,10 @@ pub(crate) async fn run(args: Cli, config: Config, problem: Option<ConfigError>)
             Ok(())
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "slipway", &mut std::io::stdout());
+            // The generator panics if a write fails, so it writes to memory.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "slipway", &mut script);
+            print_text(&String::from_utf8_lossy(&script));
             Ok(())
         }
         Command::Man { dir } => {
@@ -112,7 +115,7 @@ async fn run_configured(context: &Context, command: Command) -> Result<(), Failu
         Command::Login(options) => login::login(context, options).await,
         Command::Logout { url } => login::logout(context, &url),
         Command::Status => up::status(context).await,
-        Command::Doctor => doctor::doctor(context).await,
+        Command::Doctor { gpu } => doctor::doctor(context, gpu).await,
         Command::Demo(options) => demo::demo(context, options).await,
         Command::Gpu(args) => gpu::run(context, args).await,
         Command::Top(options) => top::run(options),

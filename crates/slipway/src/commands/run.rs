@@ -88,14 +88,16 @@ pub(super) async fn run(context: &Context, verb: Run) -> Result<(), Failure> {
     let client = context.client().await?;
     match verb {
         Run::Submit(options) => return submit::submit(context, &client, *options).await,
-        Run::Queue { namespace } => return submit::queue(context, &client, namespace.as_deref()).await,
         Run::Status { target } => return submit::status(context, &client, &target).await,
         Run::Logs { target, follow, attempt, tail } => {
             return submit::logs(&client, &target, follow, attempt, tail).await;
         }
         Run::Cancel { target } => return submit::cancel(context, &client, &target).await,
         Run::Rm { target } => return submit::remove(context, &client, &target).await,
-        Run::Ls { experiment, filter, order_by, limit } => {
+        Run::Queue { namespace } | Run::Ls { submitted: true, namespace, .. } => {
+            return submit::list(context, &client, namespace.as_deref()).await;
+        }
+        Run::Ls { experiment, filter, order_by, limit, .. } => {
             let runs = search(&client, experiment.as_deref(), &filter, &order_by, limit).await?;
             print(context.global.output.format, &runs, |runs| {
                 let mut table = Table::new(&["RUN", "NAME", "STATUS", "METRICS"]);

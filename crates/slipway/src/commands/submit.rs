@@ -1,4 +1,4 @@
-//! `slipway run submit`, `queue`, `status`, `logs`, `cancel` and `rm`: submitted runs.
+//! `slipway run submit`, `ls --submitted`, `status`, `logs`, `cancel` and `rm`: submitted runs.
 
 use std::io::Read;
 use std::path::Path;
@@ -170,7 +170,7 @@ fn summarize(run: &Submitted) -> String {
     format!("{phase}{reason}{message}")
 }
 
-pub(super) async fn queue(context: &Context, client: &Client, namespace: Option<&str>) -> Result<(), Failure> {
+pub(super) async fn list(context: &Context, client: &Client, namespace: Option<&str>) -> Result<(), Failure> {
     let query = namespace.map_or(String::new(), |n| format!("?namespace={}", encode(n)));
     let runs: Vec<Submitted> = client.get(&format!("/api/v1/runs{query}")).await?;
     print(context.global.output.format, &runs, |runs| {

@@ -312,8 +312,8 @@ pub(super) fn run(options: Top) -> Result<(), Failure> {
         return Ok(());
     }
     let io = |source| GpuError::Io { what: "the terminal".into(), source };
-    let mut terminal = ratatui::try_init().map_err(io)?;
     let result = (|| -> Result<(), GpuError> {
+        let mut terminal = ratatui::try_init().map_err(io)?;
         loop {
             terminal.draw(|frame| screen.draw(frame)).map_err(io)?;
             let until = std::time::Instant::now() + Duration::from_millis(options.interval);
@@ -334,8 +334,12 @@ pub(super) fn run(options: Top) -> Result<(), Failure> {
             screen.add_sample(Inventory::collect(&nvml)?);
         }
     })();
-    ratatui::restore();
-    Ok(result?)
+    let _ = ratatui::try_restore(); // An error means that the terminal is gone, and nothing can be restored.
+    match result {
+        // The screen was piped to a program that stopped reading.
+        Err(GpuError::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
 }
 
 /// Renders a screen as text.

@@ -1,8 +1,10 @@
 //! Output and exit codes: data goes to stdout, messages to stderr, and the exit code tells the outcome.
 
+use std::io::PipeWriter;
 use std::net::TcpListener;
+use std::process::Command;
 
-use crate::support::{Sandbox, Server};
+use crate::support::{Running, Sandbox, Server, wait_until};
 
 #[test]
 fn exit_codes_match_the_outcome() {
@@ -96,4 +98,94 @@ fn completions_and_man_pages_are_generated() {
     assert!(sandbox.read("man/slipway.1").contains(".TH slipway"));
     sandbox.write("file", "");
     assert!(sandbox.run(&["man", "--dir", "file"]).with_code(1).message().contains("output.unwritable"));
+}
+
+/// A pipe whose reader has stopped reading.
+fn closed_pipe() -> PipeWriter {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer
+}
+
+#[test]
+fn closed_pipes_do_not_change_the_outcome_of_a_command() {
+    let mut sandbox = Sandbox::with_simulated_gpus();
+    sandbox.set("SLIPWAY_LOG", "debug");
+    sandbox.write("cluster.yaml", "kind: Nothing\n");
+    let commands: &[&[&str]] = &[
+        &["completions", "bash"],
+        &["--help"],
+        &["run", "ls", "--help"],
+        &["help", "cluster", "plan"],
+        &["--version"],
+        &["nothing"],
+        &["explain"],
+        &["explain", "no.code"],
+        &["config", "show"],
+        &["run", "ls"],
+        &["doctor"],
+        &["cluster", "plan"],
+        &["gpu", "ls", "--fixture", "h100x8"],
+        &["gpu", "mig", "apply", "1g.10gb", "--gpus", "0", "--fixture", "a100x8"],
+        &["gpu", "watch", "--seconds", "1", "--fixture", "broken"],
+    ];
+    for words in commands {
+        let expected = sandbox.run(words).code;
+        for (closes_stdout, closes_stderr) in [(true, false), (false, true), (true, true)] {
+            let done = Running::start_with(sandbox.command(words), |command| {
+                if closes_stdout {
+                    command.stdout(closed_pipe());
+                }
+                if closes_stderr {
+                    command.stderr(closed_pipe());
+                }
+            });
+            let done = done.wait();
+            assert_eq!(done.code, expected, "{words:?}: {done:?}");
+            assert!(!done.stderr.contains("panicked") && !done.stderr.contains("roken pipe"), "{words:?}: {done:?}");
+        }
+    }
+}
+
+#[test]
+fn full_disk_behind_stdout_fails_the_command() {
+    let sandbox = Sandbox::new();
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let run = |words: &[&str]| {
+        let redirect = |command: &mut Command| _ = command.stdout(full());
+        Running::start_with(sandbox.command(words), redirect).wait().with_code(1)
+    };
+    for words in [&["explain"][..], &["completions", "bash"]] {
+        let done = run(words);
+        assert!(done.message().contains("output.unwritable"), "{done:?}");
+    }
+}
+
+#[test]
+fn server_outlives_its_log_pipe() {
+    let mut sandbox = Sandbox::new();
+    sandbox.set("SLIPWAY_LOG", "trace");
+    let words = ["up", "--listen", "127.0.0.1:0", "--inference-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"];
+    let _server = Running::start_with(sandbox.command(&words), |command| {
+        command.stdout(closed_pipe()).stderr(closed_pipe());
+    });
+    wait_until("the server listens", || sandbox.home().join("server.json").exists().then_some(()));
+    for _ in 0..3 {
+        let status = sandbox.run(&["status", "-o", "json"]).with_code(0).json();
+        assert_eq!(status["running"], true, "{status}");
+    }
+}
+
+#[test]
+fn followed_log_ends_when_its_reader_stops_reading() {
+    let server = Server::start();
+    let script = "for i in $(seq 1200); do echo $i; sleep 0.1; done";
+    server.run(&["run", "submit", "--name", "endless", "--", "sh", "-c", script]).with_code(0);
+    let words = ["run", "logs", "endless", "--follow"];
+    let close = |command: &mut Command| _ = command.stdout(closed_pipe());
+    let done = Running::start_with(server.sandbox.command(&words), close);
+    assert!(done.wait().with_code(0).stderr.is_empty());
+    let status = server.run(&["run", "ls", "--submitted", "-o", "json"]).with_code(0).json();
+    assert_eq!(status[0]["status"]["phase"], "Running", "{status}");
+    server.run(&["run", "rm", "endless", "--yes"]).with_code(0);
 }

@@ -86,7 +86,13 @@ fn all_commands_report_a_failed_run() {
     let failed = server.run(&words).with_code(1);
     assert!(failed.message().contains("code 7") && failed.message().contains("exec.failed"), "{failed:?}");
     assert_eq!(server.run(&["run", "logs", "failing"]).with_code(0).stdout, "why\n");
-    assert!(server.run(&["run", "queue"]).with_code(0).stdout.contains("failing"));
+    let listed = server.run(&["run", "ls", "--submitted"]).with_code(0).stdout;
+    assert!(listed.contains("failing") && listed.contains("PHASE"), "{listed}");
+    assert!(!server.run(&["run", "ls", "--submitted", "-n", "other"]).with_code(0).stdout.contains("failing"));
+    let earlier_name = server.run(&["run", "queue"]).with_code(0).stdout;
+    assert!(earlier_name.contains("failing") && earlier_name.contains("PHASE"), "{earlier_name}");
+    server.run(&["run", "ls", "-n", "other"]).with_code(2);
+    server.run(&["run", "ls", "--submitted", "--limit", "1"]).with_code(2);
     assert!(server.run(&["run", "status", "failing"]).with_code(0).stdout.contains("code 7"));
     let missing = server.run(&["run", "status", "nobody"]).with_code(1);
     assert!(missing.message().contains("there is no run 'nobody'"), "{missing:?}");

@@ -139,9 +139,15 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn start(mut command: Command) -> Self {
+    pub(crate) fn start(command: Command) -> Self {
+        Self::start_with(command, |_| {})
+    }
+
+    /// Starts a command after `change`, which may replace its streams; the output of a replaced stream is not captured.
+    pub(crate) fn start_with(mut command: Command, change: impl FnOnce(&mut Command)) -> Self {
         let (stdout, stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         command.stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
+        change(&mut command);
         Self { process: command.spawn().unwrap(), stdout, stderr }
     }
 

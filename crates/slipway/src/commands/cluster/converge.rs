@@ -1,6 +1,6 @@
 //! `slipway node converge`, which `slipway cluster apply` runs on each machine.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use slipway_cluster::resume;
 use super::invalid;
 use crate::Failure;
 use crate::cli::cluster as cli;
-use crate::output::{escape_lines, print_note};
+use crate::output::{Raw, escape_lines, print_note};
 
 /// Runs `slipway node converge` on this machine and prints its events.
 pub(crate) fn converge(args: cli::Converge) -> Result<(), Failure> {
@@ -22,8 +22,7 @@ pub(crate) fn converge(args: cli::Converge) -> Result<(), Failure> {
     let mut send = move |event: Event| -> bool {
         let line =
             if events { serde_json::to_string(&event).unwrap_or_default() } else { escape_lines(&describe(&event)) };
-        let mut out = std::io::stdout();
-        line.is_empty() || writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
+        line.is_empty() || Raw::stdout().write(format!("{line}\n").as_bytes())
     };
     let done = converge_here(args, &mut send);
     if let (true, Err(Failure::Error { message, .. })) = (events, &done) {

@@ -1,6 +1,6 @@
 //! `slipway cluster init`: writes a first cluster file.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 use slipway_cluster::ClusterError;
@@ -8,17 +8,14 @@ use slipway_cluster::spec::Cluster;
 
 use super::invalid;
 use crate::Failure;
-use crate::output::print_note;
+use crate::output::{print_note, prompt_line};
 
 /// Prompts the user for a line; an empty line selects the default.
 fn prompt(question: &str, default: &str) -> Result<String, Failure> {
     let shown = if default.is_empty() { String::new() } else { format!(" [{default}]") };
-    eprint!("{question}{shown}: ");
-    let mut line = String::new();
-    let read = std::io::stdin().lock().read_line(&mut line);
-    read.map_err(|source| ClusterError::Io { what: "the terminal".into(), source })?;
-    let line = line.trim();
-    Ok(if line.is_empty() { default.to_owned() } else { line.to_owned() })
+    let line = prompt_line(&format!("{question}{shown}: "))
+        .map_err(|source| ClusterError::Io { what: "the terminal".into(), source })?;
+    Ok(if line.is_empty() { default.to_owned() } else { line })
 }
 
 /// The machines, the name of the cluster and the SSH user, from the arguments or from prompts.

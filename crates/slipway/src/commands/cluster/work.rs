@@ -1,7 +1,7 @@
 //! Commands that change machines and the cluster step by step: apply, upgrade, stop, start, scale, destroy, adopt and rollback.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, IsTerminal};
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::{Session, invalid};
 use crate::Failure;
 use crate::cli::cluster as cli;
 use crate::commands::Context;
-use crate::output::{confirm, print_note};
+use crate::output::{confirm, print_note, prompt_line};
 
 /// Builds the context that the steps share, from the current state of the session.
 fn work(
@@ -296,10 +296,8 @@ pub(super) async fn destroy(
     let typed = match name {
         Some(name) => name.to_owned(),
         None if std::io::stdin().is_terminal() => {
-            eprint!("This cannot be undone. Type the name of the cluster to continue: ");
-            let mut line = String::new();
-            let _ = std::io::stdin().lock().read_line(&mut line); // If reading fails, the line is empty and does not match the name.
-            line.trim().to_owned()
+            // If reading fails, the line is empty and does not match the name.
+            prompt_line("This cannot be undone. Type the name of the cluster to continue: ").unwrap_or_default()
         }
         None => String::new(),
     };

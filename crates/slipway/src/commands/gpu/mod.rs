@@ -17,7 +17,7 @@ use super::Context;
 use crate::Failure;
 use crate::cli::Format;
 use crate::cli::gpu::{self as cli, Verb};
-use crate::output::{Table, print, print_note, print_text};
+use crate::output::{Table, print, print_note, print_text, stdout_is_open};
 
 /// Opens NVML of this machine or of a fixture. Simulated GPUs are announced on stderr.
 fn nvml(fixture: Option<&str>) -> Result<Nvml, GpuError> {
@@ -305,7 +305,7 @@ fn watch(fixture: Option<&str>, seconds: u64) -> Result<(), Failure> {
     print_note(format_args!("watching {} GPUs", devices.len()));
     let xids = nvml.watch(&devices).map_err(GpuError::from)?;
     let mut errors = false;
-    while seconds == 0 || started.elapsed().as_secs() < seconds {
+    while (seconds == 0 || started.elapsed().as_secs() < seconds) && stdout_is_open() {
         if let Some(event) = xids.wait(500).map_err(GpuError::from)? {
             let (words, application) = codes::xid(event.data);
             let advice = if application { "caused by an application" } else { "the GPU needs attention" };
