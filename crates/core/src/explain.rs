@@ -356,6 +356,16 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "`slipway deploy ls` and `slipway model ls` list what exists.",
     },
     Topic {
+        code: "serve.model_not_found",
+        meaning: "The model that the deployment names does not exist: the registry has no such model, version, alias or run, or the server's machine has no such file.",
+        remedy: "`slipway model ls` lists the registered models; a path is a path on the server's machine.",
+    },
+    Topic {
+        code: "serve.model_unusable",
+        meaning: "The file that the deployment names is no ONNX model, or one that the runtime cannot load.",
+        remedy: "Check it with `python -c 'import onnx; onnx.checker.check_model(\"model.onnx\")'`; `slipway doctor` names the runtime.",
+    },
+    Topic {
         code: "serve.not_ready",
         meaning: "The model exists but is not loaded, or it failed to load.",
         remedy: "`slipway deploy show NAME` shows why; load it again with `slipway deploy apply`.",
@@ -392,8 +402,8 @@ pub const CATALOGUE: &[Topic] = &[
     },
     Topic {
         code: "serve.model",
-        meaning: "The model file cannot be loaded or run.",
-        remedy: "Check it with `python -c 'import onnx; onnx.checker.check_model(\"model.onnx\")'`; `slipway doctor` names the runtime.",
+        meaning: "The model failed while it computed a response, or the server failed while it loaded the model.",
+        remedy: "The message has the runtime's reason and the server's log has more; `slipway doctor` names the runtime.",
     },
     Topic {
         code: "serve.manifest",

@@ -43,7 +43,7 @@ impl Loaded {
     /// Loads the model at `path` and warms it up. `admitted` is the deployment's [`Deployment::admitted`].
     ///
     /// # Errors
-    /// [`Error::Model`] when the file is not a usable model.
+    /// [`Error::ModelNotFound`] and [`Error::ModelUnusable`] when the file does not exist or is not a usable model.
     pub fn open(
         runtime: &Runtime,
         resolved: ResolvedModel,

@@ -14,6 +14,12 @@ pub enum Error {
     /// The deployment, model or version does not exist.
     #[error("{0}")]
     NotFound(String),
+    /// The model that a manifest names does not exist: not in the registry, or not on the server's machine.
+    #[error("{0}")]
+    ModelNotFound(String),
+    /// The model that a manifest names exists, but no runtime can load it.
+    #[error("{0}")]
+    ModelUnusable(String),
     /// The model is known but not loaded.
     #[error("{0}")]
     NotReady(String),
@@ -48,7 +54,7 @@ pub enum Error {
         /// cannot use the error to probe the file system.
         variant: String,
     },
-    /// The model cannot be loaded or run.
+    /// The model failed while it was run, or the server failed while loading it.
     #[error("{0}")]
     Model(String),
     /// The deployment manifest is invalid.
@@ -64,7 +70,8 @@ impl Error {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Invalid(_) | Self::Manifest(_) => StatusCode::BAD_REQUEST,
-            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::NotFound(_) | Self::ModelNotFound(_) => StatusCode::NOT_FOUND,
+            Self::ModelUnusable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -79,8 +86,8 @@ impl Error {
     /// The gRPC status code.
     pub fn grpc(&self) -> tonic::Code {
         match self {
-            Self::Invalid(_) | Self::Manifest(_) => tonic::Code::InvalidArgument,
-            Self::NotFound(_) => tonic::Code::NotFound,
+            Self::Invalid(_) | Self::Manifest(_) | Self::ModelUnusable(_) => tonic::Code::InvalidArgument,
+            Self::NotFound(_) | Self::ModelNotFound(_) => tonic::Code::NotFound,
             Self::NotReady(_) | Self::Overloaded(_) => tonic::Code::Unavailable,
             Self::Timeout { .. } | Self::SlowBody => tonic::Code::DeadlineExceeded,
             Self::TooLarge(_) | Self::BodyMemory(_) => tonic::Code::ResourceExhausted,
@@ -95,6 +102,8 @@ impl Explain for Error {
         match self {
             Self::Invalid(_) => "serve.invalid",
             Self::NotFound(_) => "serve.not_found",
+            Self::ModelNotFound(_) => "serve.model_not_found",
+            Self::ModelUnusable(_) => "serve.model_unusable",
             Self::NotReady(_) => "serve.not_ready",
             Self::Overloaded(_) => "serve.overloaded",
             Self::Timeout { .. } => "serve.timeout",

@@ -155,7 +155,7 @@ async fn errors_map_to_grpc_codes() {
     assert_eq!(code(shape).await, Code::InvalidArgument);
     let load = RepositoryModelLoadRequest { model_name: "other".into(), ..Default::default() };
     let load = call::<RepositoryModelLoadResponse>(gateway, "RepositoryModelLoad", framed(&load)).await;
-    assert_eq!(load.unwrap_err().code(), Code::Internal);
+    assert_eq!(load.unwrap_err().code(), Code::NotFound);
 
     let refused = Manifest::single("local", ModelUri::Local("/nowhere".into()));
     let refused = gateway.apply(refused, "apply", LocalPaths::Refused).await.unwrap_err();

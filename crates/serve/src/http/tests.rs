@@ -144,7 +144,7 @@ async fn errors_map_to_http_status_codes() {
     assert_eq!(send(g, "GET", "/v2/models/other", "").await.0, StatusCode::NOT_FOUND);
     assert_eq!(send(g, "GET", "/v2/models/m/versions/7", "").await.0, StatusCode::NOT_FOUND);
     let (status, _, body) = send(g, "POST", "/v2/repository/models/other/load", "").await;
-    assert!(status.is_server_error() && body.contains("no model models:/other/latest"), "{status} {body}");
+    assert!(status == StatusCode::NOT_FOUND && body.contains("no model models:/other/latest"), "{status} {body}");
     assert_eq!(send(g, "POST", "/v2/repository/models/m/unload", "").await.0, StatusCode::OK);
     assert_eq!(infer(g, json_row(1.0)).await.0, StatusCode::NOT_FOUND);
 }
@@ -235,4 +235,35 @@ async fn client_that_sends_too_much_can_read_the_error() {
     client.write_all(&vec![b' '; length]).await.unwrap();
     client.read_exact(&mut response).await.unwrap();
     assert_eq!(&response, b"HTTP/1.1 413");
+}
+
+#[tokio::test]
+async fn models_that_cannot_be_deployed_are_client_errors() {
+    let world = World::new();
+    let apply = async |uri: &str| {
+        let manifest = Manifest::single("m", ModelUri::parse(uri).unwrap());
+        world.gateway.apply(manifest, "apply", LocalPaths::Allowed).await.unwrap_err()
+    };
+    let text = world.file("text.onnx", b"no model");
+    let truncated = world.file("truncated.onnx", &onnx::scale(2.0)[..20]);
+    let empty = world.folder.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    world.registry.set("models:/m@lost", "1", "stored:/nowhere/m.onnx".into());
+    world.registry.set("models:/m@text", "2", format!("stored:{}", text.display()));
+    for (uri, status) in [
+        ("models:/m@none", StatusCode::NOT_FOUND),
+        ("models:/m@lost", StatusCode::NOT_FOUND),
+        ("/nowhere/m.onnx", StatusCode::NOT_FOUND),
+        ("models:/m@text", StatusCode::UNPROCESSABLE_ENTITY),
+        (text.to_str().unwrap(), StatusCode::UNPROCESSABLE_ENTITY),
+        (truncated.to_str().unwrap(), StatusCode::UNPROCESSABLE_ENTITY),
+        (empty.to_str().unwrap(), StatusCode::UNPROCESSABLE_ENTITY),
+    ] {
+        let error = apply(uri).await;
+        assert_eq!(error.status(), status, "{uri}: {error}");
+        assert!(slipway_core::Explain::hint(&error).is_some(), "{uri}: {error}");
+    }
+    // The registry's own failure stays a server error.
+    world.registry.set("models:/m@elsewhere", "3", "bucket:/m.onnx".into());
+    assert_eq!(apply("models:/m@elsewhere").await.status(), StatusCode::INTERNAL_SERVER_ERROR);
 }
