@@ -238,6 +238,29 @@ async fn client_that_sends_too_much_can_read_the_error() {
 }
 
 #[tokio::test]
+async fn batch_without_rows_is_a_client_error_or_an_empty_result() {
+    let empty = r#"{"inputs":[{"name":"x","shape":[0,2],"datatype":"FP32","data":[]}]}"#;
+    let world = world(BodyLimits::default()).await;
+    let (status, _, body) = infer(&world.gateway, empty).await;
+    assert!(matches!(status, StatusCode::OK | StatusCode::BAD_REQUEST), "{status} {body}");
+    let world = World::new();
+    world.insert(manifest(), FakeModel::doubling());
+    let (status, _, body) = infer(&world.gateway, empty).await;
+    assert!(status == StatusCode::OK && body.contains(r#""shape":[0,2],"data":[]"#), "{status} {body}");
+    // Both on the thread of the request and on another one.
+    for rejects_warm_up in [false, true] {
+        let model = FakeModel::new(move |inputs| match crate::testing::floats(&inputs[0]).first() {
+            None => panic!("index out of bounds"),
+            Some(_) if rejects_warm_up => Err(Error::Model("zeros".into())),
+            Some(_) => Ok(vec![crate::tensor::Tensor { name: "y".into(), ..inputs[0].clone() }]),
+        });
+        world.insert(manifest(), model);
+        let (status, _, body) = infer(&world.gateway, empty).await;
+        assert!(status == StatusCode::BAD_REQUEST && body.contains("without rows"), "{status} {body}");
+    }
+}
+
+#[tokio::test]
 async fn models_that_cannot_be_deployed_are_client_errors() {
     let world = World::new();
     let apply = async |uri: &str| {
