@@ -366,6 +366,11 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Check it with `python -c 'import onnx; onnx.checker.check_model(\"model.onnx\")'`; `slipway doctor` names the runtime.",
     },
     Topic {
+        code: "serve.content_encoding",
+        meaning: "The request body has a content encoding that the gateway cannot decode.",
+        remedy: "Send `Content-Encoding: gzip` or `deflate` (zlib format), or the body without encoding.",
+    },
+    Topic {
         code: "serve.not_ready",
         meaning: "The model exists but is not loaded, or it failed to load.",
         remedy: "`slipway deploy show NAME` shows why; load it again with `slipway deploy apply`.",

@@ -20,6 +20,9 @@ pub enum Error {
     /// The model that a manifest names exists, but no runtime can load it.
     #[error("{0}")]
     ModelUnusable(String),
+    /// The body's content encoding is not supported.
+    #[error("the content encoding '{0}' is not supported; send the body with gzip, with deflate or without encoding")]
+    ContentEncoding(String),
     /// The model is known but not loaded.
     #[error("{0}")]
     NotReady(String),
@@ -72,6 +75,7 @@ impl Error {
             Self::Invalid(_) | Self::Manifest(_) => StatusCode::BAD_REQUEST,
             Self::NotFound(_) | Self::ModelNotFound(_) => StatusCode::NOT_FOUND,
             Self::ModelUnusable(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -88,6 +92,7 @@ impl Error {
         match self {
             Self::Invalid(_) | Self::Manifest(_) | Self::ModelUnusable(_) => tonic::Code::InvalidArgument,
             Self::NotFound(_) | Self::ModelNotFound(_) => tonic::Code::NotFound,
+            Self::ContentEncoding(_) => tonic::Code::Unimplemented,
             Self::NotReady(_) | Self::Overloaded(_) => tonic::Code::Unavailable,
             Self::Timeout { .. } | Self::SlowBody => tonic::Code::DeadlineExceeded,
             Self::TooLarge(_) | Self::BodyMemory(_) => tonic::Code::ResourceExhausted,
@@ -104,6 +109,7 @@ impl Explain for Error {
             Self::NotFound(_) => "serve.not_found",
             Self::ModelNotFound(_) => "serve.model_not_found",
             Self::ModelUnusable(_) => "serve.model_unusable",
+            Self::ContentEncoding(_) => "serve.content_encoding",
             Self::NotReady(_) => "serve.not_ready",
             Self::Overloaded(_) => "serve.overloaded",
             Self::Timeout { .. } => "serve.timeout",
@@ -138,6 +144,10 @@ impl IntoResponse for Error {
             (self.status(), [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response();
         if matches!(self, Self::Overloaded(_) | Self::BodyMemory(_)) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if matches!(self, Self::ContentEncoding(_)) {
+            // RFC 9110, section 15.5.16: the encodings that a repeated request may use.
+            response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"));
         }
         response
     }

@@ -290,3 +290,114 @@ async fn models_that_cannot_be_deployed_are_client_errors() {
     world.registry.set("models:/m@elsewhere", "3", "bucket:/m.onnx".into());
     assert_eq!(apply("models:/m@elsewhere").await.status(), StatusCode::INTERNAL_SERVER_ERROR);
 }
+
+/// A body in a content encoding.
+fn encode(encoding: &str, body: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    if encoding == "gzip" {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(body).unwrap();
+        return encoder.finish().unwrap();
+    }
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(body).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn decode(encoding: &str, body: &[u8]) -> Vec<u8> {
+    use std::io::Read;
+    let mut out = Vec::new();
+    match encoding {
+        "gzip" => flate2::read::GzDecoder::new(body).read_to_end(&mut out).unwrap(),
+        _ => flate2::read::ZlibDecoder::new(body).read_to_end(&mut out).unwrap(),
+    };
+    out
+}
+
+/// Sends an inference request with these headers; returns status, headers and the body as received.
+async fn infer_with(g: &Gateway, headers: &[(&str, &str)], body: Vec<u8>) -> (StatusCode, HeaderMap, Vec<u8>) {
+    let mut request = HttpRequest::post("/v2/models/m/infer");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let router = slipway_access::Guard::in_process().protect(routes(g.clone()));
+    let (parts, body) = router.oneshot(request.body(Body::from(body)).unwrap()).await.unwrap().into_parts();
+    (parts.status, parts.headers, body.collect().await.unwrap().to_bytes().into())
+}
+
+#[tokio::test]
+async fn encoded_requests_and_responses_carry_json_and_binary_tensors() {
+    let world = world(BodyLimits::default()).await;
+    let rows = 4000;
+    let json = format!(
+        r#"{{"inputs":[{{"name":"x","shape":[{rows},2],"datatype":"FP32","parameters":{{"binary_data_size":{}}}}}],"parameters":{{"binary_data_output":true}}}}"#,
+        rows * 8
+    );
+    let mut binary = json.clone().into_bytes();
+    (0..rows * 2).for_each(|i| binary.extend_from_slice(&((i % 10) as f32).to_le_bytes()));
+    let json_length = json.len().to_string();
+    for encoding in ["gzip", "deflate"] {
+        let (status, headers, body) =
+            infer_with(&world.gateway, &[("content-encoding", encoding)], encode(encoding, json_row(1.5).as_bytes()))
+                .await;
+        let text = String::from_utf8(body).unwrap();
+        assert!(status == StatusCode::OK && text.contains("[3.0,-3.0]"), "{status} {text}");
+        // Without `Accept-Encoding`, and below the minimum size, responses are not encoded.
+        assert!(!headers.contains_key("content-encoding"));
+
+        let sent = [
+            ("content-encoding", encoding),
+            ("accept-encoding", encoding),
+            ("inference-header-content-length", &json_length),
+        ];
+        let (status, headers, body) = infer_with(&world.gateway, &sent, encode(encoding, &binary)).await;
+        assert_eq!((status, headers["content-encoding"].as_bytes()), (StatusCode::OK, encoding.as_bytes()));
+        assert_eq!(headers["vary"], "accept-encoding");
+        let decoded = decode(encoding, &body);
+        assert!(body.len() < decoded.len() / 2);
+        let length: usize = headers["inference-header-content-length"].to_str().unwrap().parse().unwrap();
+        let head: Value = serde_json::from_slice(&decoded[..length]).unwrap();
+        assert_eq!(head["outputs"][0]["shape"], json!([rows, 2]));
+        assert_eq!(decoded.len() - length, rows * 8);
+        assert_eq!(decoded[length + 4 * 9..][..4], 18f32.to_le_bytes());
+
+        let small = [("accept-encoding", encoding)];
+        let (_, headers, _) = infer_with(&world.gateway, &small, json_row(1.5).into()).await;
+        assert!(!headers.contains_key("content-encoding"));
+    }
+    assert_eq!(world.gateway.bodies().used(), 0);
+}
+
+#[tokio::test]
+async fn decoded_bodies_count_against_the_limits() {
+    let world = world(BodyLimits { memory: 4 * MIB, ..BodyLimits::default() }).await;
+    for encoding in ["gzip", "deflate"] {
+        let fits = format!("{}{}", " ".repeat(MIB - 200), json_row(1.5));
+        let (status, ..) =
+            infer_with(&world.gateway, &[("content-encoding", encoding)], encode(encoding, fits.as_bytes())).await;
+        assert_eq!(status, StatusCode::OK);
+        // 64 MiB of spaces are about 64 KiB of gzip data.
+        let bomb = encode(encoding, &vec![b' '; 64 * MIB]);
+        assert!(bomb.len() < MIB / 4);
+        let (status, _, body) = infer_with(&world.gateway, &[("content-encoding", encoding)], bomb).await;
+        let body = String::from_utf8(body).unwrap();
+        assert!(status == StatusCode::PAYLOAD_TOO_LARGE && body.contains("limit of 1048576 bytes"), "{status} {body}");
+        let (status, _, body) = infer_with(&world.gateway, &[("content-encoding", encoding)], b"{}".to_vec()).await;
+        let body = String::from_utf8(body).unwrap();
+        assert!(status == StatusCode::BAD_REQUEST && body.contains("the body is not"), "{status} {body}");
+    }
+    assert_eq!(world.gateway.bodies().used(), 0);
+}
+
+#[tokio::test]
+async fn unsupported_content_encoding_is_415_and_names_the_supported_ones() {
+    let world = world(BodyLimits::default()).await;
+    let (status, headers, body) = infer_with(&world.gateway, &[("content-encoding", "br")], json_row(1.0).into()).await;
+    let body = String::from_utf8(body).unwrap();
+    assert_eq!(
+        (status, headers["accept-encoding"].as_bytes()),
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, &b"gzip, deflate"[..]),
+        "{body}"
+    );
+    assert!(body.contains("serve.content_encoding") && body.contains("'br'"), "{body}");
+}
