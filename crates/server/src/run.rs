@@ -26,7 +26,7 @@ use crate::auth::{Callers, RunTokens, Tokens, home_token};
 use crate::certificates::{CertificateSource, Certificates, server_names};
 use crate::listen::{Limits, Port};
 use crate::tracker::RunTracker;
-use crate::{Kubernetes, Platform, ServerError, Stores, accelerators};
+use crate::{Kubernetes, Platform, ServerError, Stores, accelerators, api};
 
 /// A multipart upload that has received no part for this long is abandoned.
 const ABANDONED_UPLOAD_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -325,7 +325,7 @@ async fn collect_abandoned_uploads(platform: Platform) {
 /// The routes of the three ports: control plane, inference over REST, inference over gRPC.
 pub(crate) fn routes(platform: &Platform, addresses: &Addresses, gateway_only: bool) -> [Routes; 3] {
     let control = if gateway_only { platform.probe_routes() } else { platform.control_routes(Some(addresses)) };
-    [control, platform.inference_routes(), platform.grpc_routes()]
+    [control, platform.inference_routes().merge(api::metrics_routes(platform.clone())), platform.grpc_routes()]
 }
 
 /// The host names that requests may use: the configured ones, and those derived from the machine, the cluster and the certificate.
