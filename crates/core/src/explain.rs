@@ -51,6 +51,11 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Omit --no-auth. Clients then need a token: `slipway token` prints yours, and `--token-file FILE` adds tokens for others.",
     },
     Topic {
+        code: "listen.cors_origin",
+        meaning: "A value of `cors-origin` is not the origin of a web page: a scheme (http or https), a host and, if it is not the scheme's default, a port.",
+        remedy: "Write the page's address without path and trailing slash, such as `--cors-origin https://app.example`. List every origin; `*` is not accepted.",
+    },
+    Topic {
         code: "listen.in_use",
         meaning: "Another program is listening on this port.",
         remedy: "Choose another port with `--listen HOST:PORT` (port 0 picks a free one), or stop the other program (`ss -ltnp` shows it).",
@@ -108,7 +113,7 @@ pub const CATALOGUE: &[Topic] = &[
     Topic {
         code: "auth.foreign",
         meaning: "A web page from another origin made the browser send this request.",
-        remedy: "Use the server's own pages; a proxy in front of the server must forward the Host header.",
+        remedy: "Use the server's own pages; a proxy in front of the server must forward the Host header. To call the inference port from another page, start the server with `--cors-origin ORIGIN`.",
     },
     Topic {
         code: "auth.unguarded",

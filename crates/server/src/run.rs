@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use slipway_access::{Guard, HostNames, Routes};
+use slipway_access::{CorsOrigins, Guard, HostNames, Routes};
 use slipway_core::clock::now_ms;
 use slipway_core::home::Home;
 use slipway_core::tls::Fingerprint;
@@ -60,6 +60,8 @@ pub struct Options {
     pub run_environment: Vec<String>,
     /// Host names of this server in addition to `localhost`. Requests for other host names are rejected.
     pub hosts: Vec<String>,
+    /// Origins whose web pages may call the inference port over REST, such as `https://app.example`; none by default.
+    pub cors_origins: Vec<String>,
     /// The TLS certificate of all three ports; plain HTTP if unset.
     pub certificate: Option<CertificateSource>,
     /// Limits on the clients of each port.
@@ -144,6 +146,7 @@ impl Server {
     /// [`ServerError`].
     pub async fn bind(options: Options) -> Result<Self, ServerError> {
         let administrators = options.token_file.as_deref().map(Tokens::read).transpose()?;
+        let cors = CorsOrigins::new(options.cors_origins.clone()).map_err(|e| ServerError::CorsOrigin(e.0))?;
         let authority = options.cluster.as_ref().and_then(|c| c.authority());
         for address in [options.control, options.inference, options.grpc] {
             if !address.ip().is_loopback() && options.no_auth {
@@ -238,17 +241,17 @@ impl Server {
         let connections = Arc::clone(&platform.connections);
         let limits = Arc::new(options.limits);
         let tls = certificates.as_ref().map(|c| c.acceptor()).transpose()?;
-        let port = |listener: TcpListener, routes: Routes, counts| Port {
+        let port = |listener: TcpListener, router, counts| Port {
             listener,
-            router: guard.protect(routes),
+            router,
             tls: tls.clone(),
             limits: Arc::clone(&limits),
             counts: Arc::clone(counts),
         };
         let ports = [
-            port(control, control_routes.merge(controller_routes), &connections.control),
-            port(inference, inference_routes, &connections.inference),
-            port(grpc, grpc_routes, &connections.grpc),
+            port(control, guard.protect(control_routes.merge(controller_routes)), &connections.control),
+            port(inference, guard.clone().with_cors(cors).protect(inference_routes), &connections.inference),
+            port(grpc, guard.protect(grpc_routes), &connections.grpc),
         ];
         Ok(Self { addresses, home: options.home, platform, certificates, ports })
     }

@@ -224,6 +224,9 @@ pub(crate) struct Up {
     /// Host names of this server besides localhost, comma-separated; requests to other names are refused
     #[arg(long, value_name = "NAMES")]
     pub(crate) hosts: Option<String>,
+    /// Origin whose web pages may call the inference gateway over REST from a browser; repeatable
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
+    pub(crate) cors_origin: Vec<String>,
     /// Accept requests without a token: every user of this machine may read and change everything; runs are refused
     #[arg(long)]
     pub(crate) no_auth: bool,
