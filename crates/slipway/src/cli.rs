@@ -114,7 +114,7 @@ pub(crate) enum Command {
     #[command(
         after_help = "Example:\n  slipway up\n  slipway up --listen 0.0.0.0:7070 --token-file tokens\n  slipway up --kube --values values.yaml"
     )]
-    Up(Up),
+    Up(Box<Up>),
     /// Stop the platform of this state folder, or uninstall it from a cluster
     #[command(after_help = "Example:\n  slipway down\n  slipway down --kube")]
     Down(Kube),
