@@ -175,6 +175,20 @@ def same_results_as_onnxruntime_in_python(w):
 
 
 @test
+def compressed_requests_and_responses(w):
+    name = w.deploy("compressed", w.folder / "mlp.onnx")
+    for binary in (True, False):
+        tensor = rest.InferInput("X", [len(w.images), 64], "FP32").set_data_from_numpy(w.images, binary_data=binary)
+        output = [rest.InferRequestedOutput("probabilities", binary_data=binary)]
+        expected = w.rest.infer(name, [tensor], outputs=output).as_numpy("probabilities")
+        for request in (None, "gzip", "deflate"):
+            for response in (None, "gzip", "deflate"):
+                options = {"request_compression_algorithm": request, "response_compression_algorithm": response}
+                found = w.rest.infer(name, [tensor], outputs=output, **options).as_numpy("probabilities")
+                assert (found == expected).all(), (binary, options)
+
+
+@test
 def requested_outputs_and_ids(w):
     name = w.deploy("outputs", w.folder / "mlp.onnx")
     tensor = rest.InferInput("X", [1, 64], "FP32")
@@ -208,14 +222,14 @@ def errors_name_the_tensor_and_the_expected_value(w):
                 "NOT_FOUND" if library is grpc else "404", "no version '99'")
     infer = f"/v2/models/{name}/infer"
     for body, words in [
-        (b"", "not a V2 inference request"), (b"{", "not a V2 inference request"), (b"[]", "not a V2 inference request"),
+        (b"", "the body is not JSON"), (b"{", "the body is not JSON"), (b"[]", "not a V2 inference request"),
         (b'{"inputs":[]}', "input 'X' is missing"), (b'{"inputs":[{"name":"X"}]}', "missing field"),
         (b'{"inputs":[{"name":"X","shape":[1,64],"datatype":"FP32","data":["a"]}]}', "data is not FP32"),
         (b'{"inputs":[{"name":"X","shape":[1,64],"datatype":"FP32","data":[1,2]}]}', "2 elements, expected 64"),
         (b'{"inputs":[{"name":"X","shape":[-1,64],"datatype":"FP32","data":[]}]}', "negative dimension"),
         (b'{"inputs":[{"name":"X","shape":[1,64],"datatype":"FLOAT","data":[]}]}', "unknown datatype 'FLOAT'"),
         (b'{"inputs":[{"name":"X","shape":[999999999,999999999],"datatype":"FP32","data":[]}]}', "too large"),
-        (b"\xff\xfe", "not a V2 inference request"),
+        (b"\xff\xfe", "the body is not JSON"),
     ]:
         code, _, text = w.raw(infer, body)
         assert code == 400 and words in json.loads(text)["error"], (code, text)

@@ -12,6 +12,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use futures_util::future::BoxFuture;
 
+use crate::cors::{self, CorsOrigins};
 use crate::refusal::Refusal;
 use crate::rule::{Access, Permission, Resource, RunTokenUse, Verb};
 use crate::{Caller, Routes};
@@ -81,6 +82,7 @@ impl std::fmt::Display for Origin {
     }
 }
 
+#[derive(Clone)]
 struct Rules {
     policy: Arc<dyn Policy>,
     /// The namespace of the installation, which owns every object that belongs to no other namespace.
@@ -89,6 +91,8 @@ struct Rules {
     hosts: Option<HostNames>,
     /// Whether the server uses TLS.
     tls: bool,
+    /// Origins whose web pages may call the server.
+    cors: CorsOrigins,
 }
 
 /// Protects a router. Cheap to clone.
@@ -117,20 +121,30 @@ impl Guard {
     /// Creates a guard with this policy. `namespace` is the namespace of the installation. Without `hosts`, neither `Host` nor `Origin` is
     /// checked; use this only for servers that cannot know their own names and whose tokens no browser sends automatically.
     pub fn new(policy: Arc<dyn Policy>, namespace: impl Into<String>, hosts: impl Into<Option<HostNames>>) -> Self {
-        Self(Arc::new(Rules { policy, namespace: namespace.into(), hosts: hosts.into(), tls: false }))
+        Self(Arc::new(Rules {
+            policy,
+            namespace: namespace.into(),
+            hosts: hosts.into(),
+            tls: false,
+            cors: CorsOrigins::default(),
+        }))
     }
 
     /// Sets whether the server uses TLS, which decides the scheme of [`Origin`].
     #[must_use]
     pub fn with_tls(self, tls: bool) -> Self {
-        let Rules { policy, namespace, hosts, .. } = &*self.0;
-        let (policy, namespace, hosts) = (Arc::clone(policy), namespace.clone(), hosts.clone());
-        Self(Arc::new(Rules { policy, namespace, hosts, tls }))
+        Self(Arc::new(Rules { tls, ..Arc::unwrap_or_clone(self.0) }))
+    }
+
+    /// Sets the origins whose web pages may call the server, in addition to its own pages.
+    #[must_use]
+    pub fn with_cors(self, cors: CorsOrigins) -> Self {
+        Self(Arc::new(Rules { cors, ..Arc::unwrap_or_clone(self.0) }))
     }
 
     /// A guard for calls within this process by the owner of the state folder. Never use it for a router that listens on a socket.
     pub fn in_process() -> Self {
-        Self(Arc::new(Rules { policy: Arc::new(InProcess), namespace: String::new(), hosts: None, tls: false }))
+        Self::new(Arc::new(InProcess), "", None)
     }
 
     /// Builds the router of these routes, with this guard in front of each route.
@@ -139,8 +153,9 @@ impl Guard {
         routes.into_unguarded_router().layer(axum::middleware::from_fn(move |mut request: Request, next: Next| {
             let guard = guard.clone();
             async move {
+                let shared_with = guard.0.cors.allowed(request.headers());
                 if let Some(hosts) = &guard.0.hosts {
-                    let authority = match check_destination(&request, hosts) {
+                    let authority = match check_destination(&request, hosts, shared_with.is_some()) {
                         Ok(authority) => authority,
                         Err(refusal) => return guard.0.policy.refuse(refusal, request.headers()),
                     };
@@ -149,8 +164,17 @@ impl Guard {
                     let scheme = if guard.0.tls || forwarded { "https" } else { "http" };
                     request.extensions_mut().insert(Origin::new(scheme, authority));
                 }
-                request.extensions_mut().insert(guard);
-                next.run(request).await
+                // Browsers send preflight requests without a token.
+                let mut response = if shared_with.is_some() && cors::is_preflight(&request) {
+                    cors::preflight(request.headers())
+                } else {
+                    request.extensions_mut().insert(guard.clone());
+                    next.run(request).await
+                };
+                if !guard.0.cors.is_empty() {
+                    cors::share(&mut response, shared_with);
+                }
+                response
             }
         }))
     }
@@ -292,11 +316,15 @@ fn destination(request: &Request) -> Option<Authority> {
     }
 }
 
-/// Returns the host that a request is addressed to. Refuses requests to other hosts and requests from web pages of other origins.
-fn check_destination(request: &Request, names: &HostNames) -> Result<Authority, Refusal> {
+/// Returns the host that a request is addressed to. Refuses requests to other hosts and, unless `is_allowed_origin`, requests from web pages
+/// of other origins.
+fn check_destination(request: &Request, names: &HostNames, is_allowed_origin: bool) -> Result<Authority, Refusal> {
     let Some(own) = destination(request) else { return Err(Refusal::Misdirected(String::new())) };
     if own.as_str().contains('@') || !names.contains(own.host()) {
         return Err(Refusal::Misdirected(own.host().to_owned()));
+    }
+    if is_allowed_origin {
+        return Ok(own);
     }
     let text = |name: &str| request.headers().get(name).map(|v| v.to_str().unwrap_or("null"));
     for origin in request.headers().get_all(header::ORIGIN) {
@@ -332,7 +360,7 @@ mod tests {
     #[test]
     fn only_configured_names_and_ip_addresses_are_accepted_as_host() {
         let names = HostNames::new(["gpu1.example".to_owned(), "slipway.ns.svc".to_owned()]);
-        let check = |host: &str| check_destination(&request(&[("host", host)]), &names).map(drop);
+        let check = |host: &str| check_destination(&request(&[("host", host)]), &names, false).map(drop);
         for own in [
             "127.0.0.1:7070",
             "localhost:1",
@@ -349,9 +377,9 @@ mod tests {
         {
             assert!(matches!(check(foreign), Err(Refusal::Misdirected(_))), "{foreign}");
         }
-        assert!(check_destination(&request(&[]), &names).is_err());
+        assert!(check_destination(&request(&[]), &names, false).is_err());
         let twice = request(&[("host", "localhost"), ("host", "evil.example")]);
-        assert!(check_destination(&twice, &names).is_err());
+        assert!(check_destination(&twice, &names, false).is_err());
     }
 
     #[test]
@@ -361,7 +389,7 @@ mod tests {
             if let Some(host) = host {
                 builder = builder.header("host", host);
             }
-            check_destination(&builder.body(Body::empty()).unwrap(), &HostNames::default()).map(drop)
+            check_destination(&builder.body(Body::empty()).unwrap(), &HostNames::default(), false).map(drop)
         };
         assert_eq!(check("http://localhost:7070/x", None), Ok(()));
         assert_eq!(check("http://localhost:7070/x", Some("localhost:7070")), Ok(()));
@@ -374,7 +402,7 @@ mod tests {
         let check = |parts: &[(&str, &str)]| {
             let mut all = vec![("host", "127.0.0.1:7070")];
             all.extend_from_slice(parts);
-            check_destination(&request(&all), &HostNames::default()).map(drop)
+            check_destination(&request(&all), &HostNames::default(), false).map(drop)
         };
         assert_eq!(check(&[]), Ok(()));
         assert_eq!(check(&[("origin", "http://127.0.0.1:7070")]), Ok(()));
@@ -392,7 +420,7 @@ mod tests {
         let mut form =
             request(&[("host", "127.0.0.1"), ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")]);
         *form.method_mut() = axum::http::Method::POST;
-        assert!(check_destination(&form, &HostNames::default()).is_err());
+        assert!(check_destination(&form, &HostNames::default(), false).is_err());
     }
 
     #[test]

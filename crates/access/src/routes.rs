@@ -165,7 +165,9 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Access, Caller, Decision, Guard, HostNames, Permission, Policy, Resource, Unavailable, Verb};
+    use crate::{
+        Access, Caller, CorsOrigins, Decision, Guard, HostNames, Permission, Policy, Resource, Unavailable, Verb,
+    };
     use axum::body::Body;
     use axum::extract::Extension;
     use axum::http::StatusCode;
@@ -245,6 +247,46 @@ mod tests {
             assert_eq!(status(&guarded, "POST", path, Some("reader")).await, 500, "{path}");
         }
         assert_eq!(status(&guarded, "POST", "/malformed", Some("reader")).await, 400);
+    }
+
+    #[tokio::test]
+    async fn only_pages_of_configured_origins_may_call_from_a_browser() {
+        let origins = CorsOrigins::new(["https://app.example".to_owned()]).unwrap();
+        let guard = Guard::new(Arc::new(OneReader), "ns", HostNames::default());
+        let with_cors = guard.clone().with_cors(origins).protect(routes());
+        let without = guard.protect(routes());
+        let send = async |router: &Router, method: &str, path: &str, headers: &[(&str, &str)]| {
+            let mut request = Request::builder().method(method).uri(path);
+            for (name, value) in [("host", "localhost")].iter().chain(headers) {
+                request = request.header(*name, *value);
+            }
+            let response = router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+            let header = |name: &str| response.headers().get(name).map(|v| v.to_str().unwrap().to_owned());
+            assert_eq!(header("access-control-allow-credentials"), None);
+            (response.status().as_u16(), header("access-control-allow-origin"), header("access-control-allow-headers"))
+        };
+        let app = Some("https://app.example".to_owned());
+        let page = [("origin", "https://app.example"), ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "cors")];
+        let evil = [("origin", "https://evil.example")];
+        let reader = ("authorization", "Bearer reader");
+        let preflight =
+            [("access-control-request-method", "POST"), ("access-control-request-headers", "authorization,x-user")];
+
+        // Preflights need no token, and are the same for all paths.
+        for path in ["/thing", "/open", "/nowhere"] {
+            let expected = (204, app.clone(), Some("authorization,x-user".to_owned()));
+            assert_eq!(send(&with_cors, "OPTIONS", path, &[&page[..], &preflight].concat()).await, expected, "{path}");
+            for headers in [[&evil[..], &preflight].concat(), [&page[..], &evil, &preflight].concat()] {
+                assert_eq!(send(&with_cors, "OPTIONS", path, &headers).await, (403, None, None), "{path}");
+            }
+            assert_eq!(send(&without, "OPTIONS", path, &[&page[..], &preflight].concat()).await, (403, None, None));
+        }
+        // A page needs a token, and may read the error if it has none.
+        assert_eq!(send(&with_cors, "GET", "/thing", &page).await, (401, app.clone(), None));
+        assert_eq!(send(&with_cors, "GET", "/thing", &[&page[..], &[reader]].concat()).await, (200, app, None));
+        assert_eq!(send(&with_cors, "GET", "/thing", &[&evil[..], &[reader]].concat()).await, (403, None, None));
+        assert_eq!(send(&with_cors, "GET", "/thing", &[reader]).await, (200, None, None));
+        assert_eq!(send(&without, "GET", "/thing", &[&page[..], &[reader]].concat()).await, (403, None, None));
     }
 
     #[test]

@@ -90,6 +90,7 @@ const KEYS: &[Key] = &[
     Key::user_only("server", env::SERVER, true, || None),
     Key::user_only("token-file", env::TOKEN_FILE, true, || None),
     Key::user_only("hosts", env::HOSTS, true, || None),
+    Key::user_only("cors-origin", env::CORS_ORIGIN, true, || None),
     Key::user_only("tls-cert", env::TLS_CERT, true, || None),
     Key::user_only("tls-key", env::TLS_KEY, true, || None),
     Key::user_only("tls-self-signed", env::TLS_SELF_SIGNED, true, || None),

@@ -18,6 +18,8 @@ pub const GRPC_LISTEN: &str = "SLIPWAY_GRPC_LISTEN";
 pub const TOKEN_FILE: &str = "SLIPWAY_TOKEN_FILE";
 /// Host names of the server besides `localhost`, separated by commas.
 pub const HOSTS: &str = "SLIPWAY_HOSTS";
+/// Origins whose web pages may call the inference gateway over REST, such as `https://app.example`, separated by commas.
+pub const CORS_ORIGIN: &str = "SLIPWAY_CORS_ORIGIN";
 /// Maximum size of an artifact, in bytes.
 pub const MAX_ARTIFACT_BYTES: &str = "SLIPWAY_MAX_ARTIFACT_BYTES";
 /// Free disk space, in bytes, below which uploads are refused.

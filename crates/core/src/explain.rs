@@ -51,6 +51,11 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Omit --no-auth. Clients then need a token: `slipway token` prints yours, and `--token-file FILE` adds tokens for others.",
     },
     Topic {
+        code: "listen.cors_origin",
+        meaning: "A value of `cors-origin` is not the origin of a web page: a scheme (http or https), a host and, if it is not the scheme's default, a port.",
+        remedy: "Write the page's address without path and trailing slash, such as `--cors-origin https://app.example`. List every origin; `*` is not accepted.",
+    },
+    Topic {
         code: "listen.in_use",
         meaning: "Another program is listening on this port.",
         remedy: "Choose another port with `--listen HOST:PORT` (port 0 picks a free one), or stop the other program (`ss -ltnp` shows it).",
@@ -108,7 +113,7 @@ pub const CATALOGUE: &[Topic] = &[
     Topic {
         code: "auth.foreign",
         meaning: "A web page from another origin made the browser send this request.",
-        remedy: "Use the server's own pages; a proxy in front of the server must forward the Host header.",
+        remedy: "Use the server's own pages; a proxy in front of the server must forward the Host header. To call the inference port from another page, start the server with `--cors-origin ORIGIN`.",
     },
     Topic {
         code: "auth.unguarded",
@@ -356,6 +361,21 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "`slipway deploy ls` and `slipway model ls` list what exists.",
     },
     Topic {
+        code: "serve.model_not_found",
+        meaning: "The model that the deployment names does not exist: the registry has no such model, version, alias or run, or the server's machine has no such file.",
+        remedy: "`slipway model ls` lists the registered models; a path is a path on the server's machine.",
+    },
+    Topic {
+        code: "serve.model_unusable",
+        meaning: "The file that the deployment names is no ONNX model, or one that the runtime cannot load.",
+        remedy: "Check it with `python -c 'import onnx; onnx.checker.check_model(\"model.onnx\")'`; `slipway doctor` names the runtime.",
+    },
+    Topic {
+        code: "serve.content_encoding",
+        meaning: "The request body has a content encoding that the gateway cannot decode.",
+        remedy: "Send `Content-Encoding: gzip` or `deflate` (zlib format), or the body without encoding.",
+    },
+    Topic {
         code: "serve.not_ready",
         meaning: "The model exists but is not loaded, or it failed to load.",
         remedy: "`slipway deploy show NAME` shows why; load it again with `slipway deploy apply`.",
@@ -392,8 +412,8 @@ pub const CATALOGUE: &[Topic] = &[
     },
     Topic {
         code: "serve.model",
-        meaning: "The model file cannot be loaded or run.",
-        remedy: "Check it with `python -c 'import onnx; onnx.checker.check_model(\"model.onnx\")'`; `slipway doctor` names the runtime.",
+        meaning: "The model failed while it computed a response, or the server failed while it loaded the model.",
+        remedy: "The message has the runtime's reason and the server's log has more; `slipway doctor` names the runtime.",
     },
     Topic {
         code: "serve.manifest",

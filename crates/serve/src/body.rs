@@ -120,8 +120,7 @@ impl Bodies {
     ) -> Result<Received<'_>, Error> {
         // The clock starts with the first wait; most bodies have already arrived completely.
         let mut started: Option<Instant> = None;
-        let mut received =
-            Received { first: Bytes::new(), rest: Vec::new(), reservation: Reservation { used: &self.used, bytes: 0 } };
+        let mut received = Received { first: Bytes::new(), rest: Vec::new(), reservation: self.reservation() };
         // A limit that does not depend on the first frame is checked before reading.
         let mut max = limit(&[]).map(|limit| limit.min(self.limits.memory))?;
         let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
@@ -160,8 +159,21 @@ impl Bodies {
         }
     }
 
+    /// Largest body that fits into the memory limit, if no other body is in memory.
+    pub(crate) fn memory_limit(&self) -> usize {
+        self.limits.memory
+    }
+
+    /// An empty reservation.
+    pub(crate) fn reservation(&self) -> Reservation<'_> {
+        Reservation { used: &self.used, bytes: 0 }
+    }
+
     /// Adds bytes to a reservation.
-    fn reserve(&self, reservation: &mut Reservation<'_>, bytes: usize) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// [`Error::BodyMemory`]; the caller then drops the reservation.
+    pub(crate) fn reserve(&self, reservation: &mut Reservation<'_>, bytes: usize) -> Result<(), Error> {
         let before = self.used.fetch_add(bytes, Relaxed);
         reservation.bytes += bytes;
         if before.saturating_add(bytes) > self.limits.memory {

@@ -43,7 +43,7 @@ impl Loaded {
     /// Loads the model at `path` and warms it up. `admitted` is the deployment's [`Deployment::admitted`].
     ///
     /// # Errors
-    /// [`Error::Model`] when the file is not a usable model.
+    /// [`Error::ModelNotFound`] and [`Error::ModelUnusable`] when the file does not exist or is not a usable model.
     pub fn open(
         runtime: &Runtime,
         resolved: ResolvedModel,
@@ -314,8 +314,27 @@ impl Deployment {
     ) -> Result<(usize, Vec<Tensor>), Error> {
         let inputs = check_inputs(loaded.model.inputs(), inputs)?;
         let rows = rows_of(&inputs);
+        let no_rows = inputs.first().filter(|_| rows == 0).map(|input| (input.name.clone(), input.shape.clone()));
+        let result = self.compute_checked(loaded, inputs, rows, limit).await;
+        match (result, no_rows) {
+            // Some models compute an empty batch, so it is rejected only after the model has failed on it.
+            (Err(Error::Model(why)), Some((name, shape))) => Err(Error::Invalid(format!(
+                "input '{name}' has shape {shape:?}, which is a batch without rows, and the model cannot compute it: {why}"
+            ))),
+            (result, _) => result.map(|outputs| (rows, outputs)),
+        }
+    }
+
+    /// Computes inputs that have passed [`check_inputs`].
+    async fn compute_checked(
+        &self,
+        loaded: &Arc<Loaded>,
+        inputs: Vec<Tensor>,
+        rows: usize,
+        limit: Duration,
+    ) -> Result<Vec<Tensor>, Error> {
         if loaded.batcher.is_none() && loaded.is_quick(rows) {
-            return loaded.run(&inputs).map(|outputs| (rows, outputs));
+            return loaded.run(&inputs);
         }
         let deadline = tokio::time::Instant::now().checked_add(limit).unwrap_or_else(far_future);
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
@@ -339,8 +358,7 @@ impl Deployment {
             let mut computation = CancelOnDrop(computation);
             (&mut computation.0).await.map_err(|e| Error::Model(format!("the model crashed: {e}")))?
         };
-        let done = tokio::time::timeout_at(deadline, work).await.map_err(|_| timed_out())?;
-        done.map(|outputs| (rows, outputs))
+        tokio::time::timeout_at(deadline, work).await.map_err(|_| timed_out())?
     }
 }
 

@@ -14,6 +14,15 @@ pub enum Error {
     /// The deployment, model or version does not exist.
     #[error("{0}")]
     NotFound(String),
+    /// The model that a manifest names does not exist: not in the registry, or not on the server's machine.
+    #[error("{0}")]
+    ModelNotFound(String),
+    /// The model that a manifest names exists, but no runtime can load it.
+    #[error("{0}")]
+    ModelUnusable(String),
+    /// The body's content encoding is not supported.
+    #[error("the content encoding '{0}' is not supported; send the body with gzip, with deflate or without encoding")]
+    ContentEncoding(String),
     /// The model is known but not loaded.
     #[error("{0}")]
     NotReady(String),
@@ -48,7 +57,7 @@ pub enum Error {
         /// cannot use the error to probe the file system.
         variant: String,
     },
-    /// The model cannot be loaded or run.
+    /// The model failed while it was run, or the server failed while loading it.
     #[error("{0}")]
     Model(String),
     /// The deployment manifest is invalid.
@@ -64,7 +73,9 @@ impl Error {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Invalid(_) | Self::Manifest(_) => StatusCode::BAD_REQUEST,
-            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::NotFound(_) | Self::ModelNotFound(_) => StatusCode::NOT_FOUND,
+            Self::ModelUnusable(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -79,8 +90,9 @@ impl Error {
     /// The gRPC status code.
     pub fn grpc(&self) -> tonic::Code {
         match self {
-            Self::Invalid(_) | Self::Manifest(_) => tonic::Code::InvalidArgument,
-            Self::NotFound(_) => tonic::Code::NotFound,
+            Self::Invalid(_) | Self::Manifest(_) | Self::ModelUnusable(_) => tonic::Code::InvalidArgument,
+            Self::NotFound(_) | Self::ModelNotFound(_) => tonic::Code::NotFound,
+            Self::ContentEncoding(_) => tonic::Code::Unimplemented,
             Self::NotReady(_) | Self::Overloaded(_) => tonic::Code::Unavailable,
             Self::Timeout { .. } | Self::SlowBody => tonic::Code::DeadlineExceeded,
             Self::TooLarge(_) | Self::BodyMemory(_) => tonic::Code::ResourceExhausted,
@@ -95,6 +107,9 @@ impl Explain for Error {
         match self {
             Self::Invalid(_) => "serve.invalid",
             Self::NotFound(_) => "serve.not_found",
+            Self::ModelNotFound(_) => "serve.model_not_found",
+            Self::ModelUnusable(_) => "serve.model_unusable",
+            Self::ContentEncoding(_) => "serve.content_encoding",
             Self::NotReady(_) => "serve.not_ready",
             Self::Overloaded(_) => "serve.overloaded",
             Self::Timeout { .. } => "serve.timeout",
@@ -129,6 +144,10 @@ impl IntoResponse for Error {
             (self.status(), [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response();
         if matches!(self, Self::Overloaded(_) | Self::BodyMemory(_)) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if matches!(self, Self::ContentEncoding(_)) {
+            // RFC 9110, section 15.5.16: the encodings that a repeated request may use.
+            response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"));
         }
         response
     }

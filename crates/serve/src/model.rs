@@ -98,19 +98,20 @@ pub trait ModelSource: Send + Sync {
     /// Resolves a [`ModelUri::Registered`] URI to the model that it currently points to.
     ///
     /// # Errors
-    /// A human-readable reason.
-    fn resolve(&self, uri: &str) -> Result<ResolvedModel, String>;
+    /// [`Error::ModelNotFound`] when the registry has no such model, version, alias or run; [`Error::Manifest`] for a URI that the registry
+    /// rejects; [`Error::Store`] when the registry fails.
+    fn resolve(&self, uri: &str) -> Result<ResolvedModel, Error>;
     /// Downloads the model if necessary; returns a file or folder on this machine.
     ///
     /// # Errors
-    /// A human-readable reason.
+    /// As [`ModelSource::resolve`], for the model's artifacts.
     fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> FetchFuture<'a>;
     /// A counter that increases whenever an alias or a version changes.
     fn changes(&self) -> watch::Receiver<u64>;
 }
 
 /// The future of [`ModelSource::fetch`].
-pub type FetchFuture<'a> = Pin<Box<dyn Future<Output = Result<PathBuf, String>> + Send + 'a>>;
+pub type FetchFuture<'a> = Pin<Box<dyn Future<Output = Result<PathBuf, Error>> + Send + 'a>>;
 
 /// A resolved model and its origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -137,7 +138,7 @@ impl ResolvedModel {
 /// The ONNX file of a model folder: `model.onnx`, or the only `.onnx` file in it or in `data/`.
 ///
 /// # Errors
-/// [`Error::Model`] when there is no such file, or more than one.
+/// [`Error::ModelNotFound`] when nothing exists at the path; [`Error::ModelUnusable`] when there is no such file, or more than one.
 pub fn model_file(path: &Path) -> Result<PathBuf, Error> {
     if path.is_file() {
         return Ok(path.to_owned());
@@ -152,10 +153,13 @@ pub fn model_file(path: &Path) -> Result<PathBuf, Error> {
     }
     match found.as_slice() {
         [one] => Ok(one.clone()),
-        [] => Err(Error::Model(format!("there is no .onnx file in {}", path.display()))),
-        many => {
-            Err(Error::Model(format!("there are {} .onnx files in {}; name one of them", many.len(), path.display())))
-        }
+        [] if !path.exists() => Err(Error::ModelNotFound(format!("there is no file {}", path.display()))),
+        [] => Err(Error::ModelUnusable(format!("there is no .onnx file in {}", path.display()))),
+        many => Err(Error::ModelUnusable(format!(
+            "there are {} .onnx files in {}; name one of them",
+            many.len(),
+            path.display()
+        ))),
     }
 }
 

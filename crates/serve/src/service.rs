@@ -210,7 +210,9 @@ impl Gateway {
     /// Activates a manifest: loads its models, stores it as a new revision, then switches traffic to it. An error changes nothing.
     ///
     /// # Errors
-    /// [`Error::Manifest`]; [`Error::LocalPath`] for a local path that is not allowed; [`Error::Model`] when a model cannot be loaded.
+    /// [`Error::Manifest`]; [`Error::LocalPath`] for a local path that is not allowed; [`Error::ModelNotFound`] and
+    /// [`Error::ModelUnusable`] for a model that does not exist or cannot be loaded; [`Error::Model`] and [`Error::Store`] when the server
+    /// fails.
     pub async fn apply(
         &self,
         manifest: Manifest,
@@ -398,7 +400,12 @@ impl Gateway {
         let (runtime, admitted) = (self.inner.runtime.clone(), Arc::clone(&deployment.admitted));
         let opened =
             tokio::task::spawn_blocking(move || Loaded::open(&runtime, resolved, &path, &spec, admitted)).await;
-        let loaded = opened.map_err(|e| Error::Model(format!("loading crashed: {e}")))??;
+        // Only the file decides whether the runtime's parser panics on it; anything else that ends the task is the server's fault.
+        let crashed = |e: tokio::task::JoinError| match e.is_panic() {
+            true => Error::ModelUnusable("the runtime crashed while it loaded the model".into()),
+            false => Error::Model(format!("loading was aborted: {e}")),
+        };
+        let loaded = opened.map_err(crashed)??;
         tracing::info!(
             deployment = deployment.name(),
             variant = variant.spec.name,
@@ -439,16 +446,16 @@ impl Gateway {
 impl Inner {
     fn resolve(&self, uri: &ModelUri) -> Result<ResolvedModel, Error> {
         match uri {
-            ModelUri::Registered(uri) => self.source.resolve(uri).map_err(Error::Model),
+            ModelUri::Registered(uri) => self.source.resolve(uri),
             ModelUri::Local(path) if path.exists() => Ok(ResolvedModel::local(path)),
-            ModelUri::Local(path) => Err(Error::Model(format!("there is no file {}", path.display()))),
+            ModelUri::Local(path) => Err(Error::ModelNotFound(format!("there is no file {}", path.display()))),
         }
     }
 
     /// A file or folder on this machine with the model. Only the registry may interpret the location of a registered model.
     async fn fetch(&self, uri: &ModelUri, model: &ResolvedModel) -> Result<PathBuf, Error> {
         match uri {
-            ModelUri::Registered(_) => self.source.fetch(model).await.map_err(Error::Model),
+            ModelUri::Registered(_) => self.source.fetch(model).await,
             ModelUri::Local(path) => Ok(path.clone()),
         }
     }

@@ -186,14 +186,14 @@ impl Registry {
 }
 
 impl ModelSource for Registry {
-    fn resolve(&self, uri: &str) -> Result<ResolvedModel, String> {
-        self.models.lock().get(uri).cloned().ok_or_else(|| format!("no model {uri}"))
+    fn resolve(&self, uri: &str) -> Result<ResolvedModel, Error> {
+        self.models.lock().get(uri).cloned().ok_or_else(|| Error::ModelNotFound(format!("no model {uri}")))
     }
     fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> FetchFuture<'a> {
         Box::pin(async {
             self.fetches.acquire().await.unwrap().forget();
             let path = model.location.strip_prefix("stored:").map(PathBuf::from);
-            path.ok_or_else(|| format!("{} is not stored by this server", model.location))
+            path.ok_or_else(|| Error::Store(format!("{} is not stored by this server", model.location)))
         })
     }
     fn changes(&self) -> watch::Receiver<u64> {

@@ -60,8 +60,13 @@ pub(crate) fn health_routes(platform: Platform) -> Routes {
     Routes::new()
         .get("/healthz", Access::Public, async || "ok\n")
         .get("/readyz", Access::Public, ready)
-        .get("/metrics", Access::Authenticated(RunTokenUse::Denied), prometheus)
-        .with_state(platform)
+        .with_state(platform.clone())
+        .merge(metrics_routes(platform))
+}
+
+/// The metrics of the whole server, for the control port and the inference port.
+pub(crate) fn metrics_routes(platform: Platform) -> Routes {
+    Routes::new().get("/metrics", Access::Authenticated(RunTokenUse::Denied), prometheus).with_state(platform)
 }
 
 /// The addresses of the ports, for the UI and remote clients.

@@ -27,6 +27,9 @@ pub enum ServerError {
     /// An address that is not loopback, with `--no-auth`.
     #[error("refusing to listen on {0} with --no-auth: anyone who can reach it would have full access")]
     Unauthenticated(SocketAddr),
+    /// A text in `cors-origin` that is not the origin of a web page.
+    #[error("cors-origin: '{0}' is not an origin, such as https://app.example or http://localhost:5173")]
+    CorsOrigin(String),
     /// The server cannot listen on the address, or stopped serving it.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -69,6 +72,7 @@ impl Explain for ServerError {
             Self::Locked { .. } => "home.locked",
             Self::Home { .. } => "home.unusable",
             Self::Unauthenticated(_) => "listen.unauthenticated",
+            Self::CorsOrigin(_) => "listen.cors_origin",
             Self::Listen { .. } => "listen.in_use",
             Self::TokenFile { .. } => "auth.token_file",
             Self::NotShared => "store.not_shared",

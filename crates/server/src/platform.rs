@@ -47,9 +47,19 @@ pub struct Platform {
 /// Implements the gateway's [`ModelSource`] with the model registry.
 struct Registry(Tracking);
 
+/// The gateway's error for an error of the registry.
+fn registry_error(error: slipway_track::Error) -> slipway_serve::Error {
+    use slipway_track::ErrorCode;
+    match error.code {
+        ErrorCode::ResourceDoesNotExist => slipway_serve::Error::ModelNotFound(error.message),
+        ErrorCode::BadRequest | ErrorCode::InvalidParameterValue => slipway_serve::Error::Manifest(error.message),
+        _ => slipway_serve::Error::Store(error.message),
+    }
+}
+
 impl ModelSource for Registry {
-    fn resolve(&self, uri: &str) -> Result<ResolvedModel, String> {
-        let found = self.0.resolve(uri).map_err(|e| e.to_string())?;
+    fn resolve(&self, uri: &str) -> Result<ResolvedModel, slipway_serve::Error> {
+        let found = self.0.resolve(uri).map_err(registry_error)?;
         Ok(ResolvedModel {
             name: found.name,
             version: found.version,
@@ -60,10 +70,11 @@ impl ModelSource for Registry {
     fn fetch<'a>(&'a self, model: &'a ResolvedModel) -> FetchFuture<'a> {
         Box::pin(async {
             self.0.fetch(&model.location).await.map_err(|e| match e.code {
-                slipway_track::ErrorCode::ResourceDoesNotExist => {
-                    format!("the artifacts at {} do not exist anymore", model.location)
-                }
-                _ => e.to_string(),
+                slipway_track::ErrorCode::ResourceDoesNotExist => slipway_serve::Error::ModelNotFound(format!(
+                    "the artifacts at {} do not exist anymore",
+                    model.location
+                )),
+                _ => registry_error(e),
             })
         })
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use slipway_access::{Guard, HostNames, Routes};
+use slipway_access::{CorsOrigins, Guard, HostNames, Routes};
 use slipway_core::clock::now_ms;
 use slipway_core::home::Home;
 use slipway_exec::local::{Capacity, NAMESPACE, Settings};
@@ -24,7 +24,7 @@ use crate::auth::{Callers, RunTokens, Tokens, home_token};
 use crate::certificates::{CertificateSource, Certificates, server_names};
 use crate::listen::{Limits, Port};
 use crate::tracker::RunTracker;
-use crate::{Kubernetes, Platform, ServerError, Stores, accelerators};
+use crate::{Kubernetes, Platform, ServerError, Stores, accelerators, api};
 
 /// A multipart upload that has received no part for this long is abandoned.
 const ABANDONED_UPLOAD_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -58,6 +58,8 @@ pub struct Options {
     pub run_environment: Vec<String>,
     /// Host names of this server in addition to `localhost`. Requests for other host names are rejected.
     pub hosts: Vec<String>,
+    /// Origins whose web pages may call the inference port over REST, such as `https://app.example`; none by default.
+    pub cors_origins: Vec<String>,
     /// The TLS certificate of all three ports; plain HTTP if unset.
     pub certificate: Option<CertificateSource>,
     /// Limits on the clients of each port.
@@ -87,6 +89,7 @@ impl Server {
     /// [`ServerError`].
     pub async fn bind(options: Options) -> Result<Self, ServerError> {
         let administrators = options.token_file.as_deref().map(Tokens::read).transpose()?;
+        let cors = CorsOrigins::new(options.cors_origins.clone()).map_err(|e| ServerError::CorsOrigin(e.0))?;
         let authority = options.cluster.as_ref().and_then(|c| c.authority());
         for address in [options.control, options.inference, options.grpc] {
             if !address.ip().is_loopback() && options.no_auth {
@@ -181,17 +184,17 @@ impl Server {
         let connections = Arc::clone(&platform.connections);
         let limits = Arc::new(options.limits);
         let tls = certificates.as_ref().map(|c| c.acceptor()).transpose()?;
-        let port = |listener: TcpListener, routes: Routes, counts| Port {
+        let port = |listener: TcpListener, router, counts| Port {
             listener,
-            router: guard.protect(routes),
+            router,
             tls: tls.clone(),
             limits: Arc::clone(&limits),
             counts: Arc::clone(counts),
         };
         let ports = [
-            port(control, control_routes.merge(controller_routes), &connections.control),
-            port(inference, inference_routes, &connections.inference),
-            port(grpc, grpc_routes, &connections.grpc),
+            port(control, guard.protect(control_routes.merge(controller_routes)), &connections.control),
+            port(inference, guard.clone().with_cors(cors).protect(inference_routes), &connections.inference),
+            port(grpc, guard.protect(grpc_routes), &connections.grpc),
         ];
         Ok(Self { addresses, home: options.home, platform, certificates, ports })
     }
@@ -268,7 +271,7 @@ async fn collect_abandoned_uploads(platform: Platform) {
 /// The routes of the three ports: control plane, inference over REST, inference over gRPC.
 pub(crate) fn routes(platform: &Platform, addresses: &Addresses, gateway_only: bool) -> [Routes; 3] {
     let control = if gateway_only { platform.probe_routes() } else { platform.control_routes(Some(addresses)) };
-    [control, platform.inference_routes(), platform.grpc_routes()]
+    [control, platform.inference_routes().merge(api::metrics_routes(platform.clone())), platform.grpc_routes()]
 }
 
 /// The host names that requests may use: the configured ones, and those derived from the machine, the cluster and the certificate.

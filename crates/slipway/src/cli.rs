@@ -32,7 +32,7 @@ pub(crate) enum Command {
     #[command(
         after_help = "Example:\n  slipway up\n  slipway up --listen 0.0.0.0:7070 --token-file tokens\n  slipway up --kube --values values.yaml"
     )]
-    Up(Up),
+    Up(Box<Up>),
     /// Stop the platform of this state folder, or uninstall it from a cluster
     #[command(after_help = "Example:\n  slipway down\n  slipway down --kube")]
     Down(Kube),
@@ -156,6 +156,9 @@ pub(crate) struct Up {
     /// Host names of this server besides localhost, comma-separated; requests to other names are refused
     #[arg(long, value_name = "NAMES")]
     pub(crate) hosts: Option<String>,
+    /// Origin whose web pages may call the inference gateway over REST from a browser; repeatable
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
+    pub(crate) cors_origin: Vec<String>,
     /// Accept requests without a token: every user of this machine may read and change everything; runs are refused
     #[arg(long)]
     pub(crate) no_auth: bool,

@@ -319,6 +319,7 @@ mod tests {
                 no_auth: false,
                 run_environment: Vec::new(),
                 hosts: Vec::new(),
+                cors_origins: Vec::new(),
                 certificate: certificate(&folder),
                 limits: Limits::default(),
                 runtime: "tract".parse().unwrap(),

@@ -2,6 +2,7 @@
 //!
 //! Invariant: handlers read request bodies only through [`crate::body`], so that its limits apply to all of them.
 
+mod encoding;
 mod wire;
 
 pub use wire::{InferenceRequest, InferenceResponse};
@@ -13,12 +14,14 @@ use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 use slipway_access::{Access, Resource, Routes, RunTokenUse};
 
-use crate::body::{self, Received};
+use self::encoding::Encoding;
+use crate::body::{self, Reservation};
 use crate::deployment::{Deployment, Request};
 use crate::manifest::Manifest;
 use crate::tensor::TensorSpec;
@@ -181,22 +184,32 @@ async fn infer_version(
     run_inference(&g, &name, Some(version), &headers, body).await
 }
 
-/// Looks up the deployment and receives the body within its limit.
+/// Receives a body and decodes it. `limit` is its maximum size, both as sent and decoded.
 async fn receive<'a>(
+    g: &'a Gateway,
+    headers: &HeaderMap,
+    body: &mut Body,
+    limit: usize,
+) -> Result<(Bytes, Reservation<'a>), Error> {
+    let encoding = Encoding::of_request(headers)?;
+    let (bytes, reservation) = g.bodies().read(body, limit).await?.into_bytes();
+    match encoding {
+        None => Ok((bytes, reservation)),
+        // `reservation` covers the encoded body until the decoded one is complete.
+        Some(encoding) => encoding::decode(g.bodies(), encoding, &bytes, limit.min(g.bodies().memory_limit())).await,
+    }
+}
+
+/// Looks up the deployment and receives the body within its limit.
+async fn receive_inference<'a>(
     g: &'a Gateway,
     name: &str,
     headers: &HeaderMap,
     body: &mut Body,
-) -> Result<(Arc<Deployment>, Received<'a>), Error> {
+) -> Result<(Arc<Deployment>, Bytes, Reservation<'a>), Error> {
     let deployment = g.deployment(name)?;
-    let encoding = headers.get(header::CONTENT_ENCODING).filter(|e| e.as_bytes() != b"identity");
-    if let Some(encoding) = encoding {
-        return Err(Error::Invalid(format!(
-            "content encoding {encoding:?} is not supported; send the body without encoding"
-        )));
-    }
-    let received = g.bodies().read(body, deployment.manifest.spec.limits.max_body()).await?;
-    Ok((deployment, received))
+    let (bytes, reservation) = receive(g, headers, body, deployment.manifest.spec.limits.max_body()).await?;
+    Ok((deployment, bytes, reservation))
 }
 
 async fn run_inference(
@@ -206,15 +219,14 @@ async fn run_inference(
     headers: &HeaderMap,
     mut body: Body,
 ) -> Result<Response, Error> {
-    let (deployment, received) = match receive(g, name, headers, &mut body).await {
+    // The reservation is kept until the response is ready, because the parsed tensors replace the body in memory.
+    let (deployment, body, _reservation) = match receive_inference(g, name, headers, &mut body).await {
         Ok(received) => received,
         Err(error) => {
             body::discard(headers, body);
             return Err(error);
         }
     };
-    // The reservation is kept until the response is ready, because the parsed tensors replace the body in memory.
-    let (body, _reservation) = received.into_bytes();
     let json_length = match headers.get(&JSON_LENGTH) {
         None => None,
         Some(value) => {
@@ -242,8 +254,18 @@ async fn run_inference(
     let request = Request { id: parsed.id, version, split_key, inputs: parsed.inputs };
     let output = g.infer(&deployment, request).await?;
     let (body, json_length) = wire::write(name, &output, &parsed.outputs)?;
+    let preferred = if body.len() < encoding::MIN_ENCODED_BYTES { None } else { Encoding::accepted(headers) };
+    let encoded = match preferred {
+        Some(encoding) => encoding::encode(encoding, &body).await.map(|encoded| (encoding, encoded)),
+        None => None,
+    };
+    let (encoding, body) = encoded.map_or((None, body), |(encoding, encoded)| (Some(encoding), encoded));
     let mut response = body.into_response();
     let headers = response.headers_mut();
+    if let Some(encoding) = encoding {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding.name()));
+        headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    }
     let media_type = if json_length.is_some() { "application/octet-stream" } else { "application/json" };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     if let Some(length) = json_length {
@@ -277,8 +299,8 @@ pub(crate) fn index_entries(g: &Gateway, ready_only: bool) -> Vec<(String, Strin
 }
 
 async fn index(State(g): State<Gateway>, headers: HeaderMap, mut body: Body) -> Result<Response, Error> {
-    let (body, _reservation) = match g.bodies().read(&mut body, body::MAX_SMALL_BODY).await {
-        Ok(received) => received.into_bytes(),
+    let (body, _reservation) = match receive(&g, &headers, &mut body, body::MAX_SMALL_BODY).await {
+        Ok(received) => received,
         Err(error) => {
             body::discard(&headers, body);
             return Err(error);

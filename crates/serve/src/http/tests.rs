@@ -144,7 +144,7 @@ async fn errors_map_to_http_status_codes() {
     assert_eq!(send(g, "GET", "/v2/models/other", "").await.0, StatusCode::NOT_FOUND);
     assert_eq!(send(g, "GET", "/v2/models/m/versions/7", "").await.0, StatusCode::NOT_FOUND);
     let (status, _, body) = send(g, "POST", "/v2/repository/models/other/load", "").await;
-    assert!(status.is_server_error() && body.contains("no model models:/other/latest"), "{status} {body}");
+    assert!(status == StatusCode::NOT_FOUND && body.contains("no model models:/other/latest"), "{status} {body}");
     assert_eq!(send(g, "POST", "/v2/repository/models/m/unload", "").await.0, StatusCode::OK);
     assert_eq!(infer(g, json_row(1.0)).await.0, StatusCode::NOT_FOUND);
 }
@@ -235,4 +235,169 @@ async fn client_that_sends_too_much_can_read_the_error() {
     client.write_all(&vec![b' '; length]).await.unwrap();
     client.read_exact(&mut response).await.unwrap();
     assert_eq!(&response, b"HTTP/1.1 413");
+}
+
+#[tokio::test]
+async fn batch_without_rows_is_a_client_error_or_an_empty_result() {
+    let empty = r#"{"inputs":[{"name":"x","shape":[0,2],"datatype":"FP32","data":[]}]}"#;
+    let world = world(BodyLimits::default()).await;
+    let (status, _, body) = infer(&world.gateway, empty).await;
+    assert!(matches!(status, StatusCode::OK | StatusCode::BAD_REQUEST), "{status} {body}");
+    let world = World::new();
+    world.insert(manifest(), FakeModel::doubling());
+    let (status, _, body) = infer(&world.gateway, empty).await;
+    assert!(status == StatusCode::OK && body.contains(r#""shape":[0,2],"data":[]"#), "{status} {body}");
+    // Both on the thread of the request and on another one.
+    for rejects_warm_up in [false, true] {
+        let model = FakeModel::new(move |inputs| match crate::testing::floats(&inputs[0]).first() {
+            None => panic!("index out of bounds"),
+            Some(_) if rejects_warm_up => Err(Error::Model("zeros".into())),
+            Some(_) => Ok(vec![crate::tensor::Tensor { name: "y".into(), ..inputs[0].clone() }]),
+        });
+        world.insert(manifest(), model);
+        let (status, _, body) = infer(&world.gateway, empty).await;
+        assert!(status == StatusCode::BAD_REQUEST && body.contains("without rows"), "{status} {body}");
+    }
+}
+
+#[tokio::test]
+async fn models_that_cannot_be_deployed_are_client_errors() {
+    let world = World::new();
+    let apply = async |uri: &str| {
+        let manifest = Manifest::single("m", ModelUri::parse(uri).unwrap());
+        world.gateway.apply(manifest, "apply", LocalPaths::Allowed).await.unwrap_err()
+    };
+    let text = world.file("text.onnx", b"no model");
+    let truncated = world.file("truncated.onnx", &onnx::scale(2.0)[..20]);
+    let empty = world.folder.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    world.registry.set("models:/m@lost", "1", "stored:/nowhere/m.onnx".into());
+    world.registry.set("models:/m@text", "2", format!("stored:{}", text.display()));
+    for (uri, status) in [
+        ("models:/m@none", StatusCode::NOT_FOUND),
+        ("models:/m@lost", StatusCode::NOT_FOUND),
+        ("/nowhere/m.onnx", StatusCode::NOT_FOUND),
+        ("models:/m@text", StatusCode::UNPROCESSABLE_ENTITY),
+        (text.to_str().unwrap(), StatusCode::UNPROCESSABLE_ENTITY),
+        (truncated.to_str().unwrap(), StatusCode::UNPROCESSABLE_ENTITY),
+        (empty.to_str().unwrap(), StatusCode::UNPROCESSABLE_ENTITY),
+    ] {
+        let error = apply(uri).await;
+        assert_eq!(error.status(), status, "{uri}: {error}");
+        assert!(slipway_core::Explain::hint(&error).is_some(), "{uri}: {error}");
+    }
+    // The registry's own failure stays a server error.
+    world.registry.set("models:/m@elsewhere", "3", "bucket:/m.onnx".into());
+    assert_eq!(apply("models:/m@elsewhere").await.status(), StatusCode::INTERNAL_SERVER_ERROR);
+}
+
+/// A body in a content encoding.
+fn encode(encoding: &str, body: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    if encoding == "gzip" {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(body).unwrap();
+        return encoder.finish().unwrap();
+    }
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(body).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn decode(encoding: &str, body: &[u8]) -> Vec<u8> {
+    use std::io::Read;
+    let mut out = Vec::new();
+    match encoding {
+        "gzip" => flate2::read::GzDecoder::new(body).read_to_end(&mut out).unwrap(),
+        _ => flate2::read::ZlibDecoder::new(body).read_to_end(&mut out).unwrap(),
+    };
+    out
+}
+
+/// Sends an inference request with these headers; returns status, headers and the body as received.
+async fn infer_with(g: &Gateway, headers: &[(&str, &str)], body: Vec<u8>) -> (StatusCode, HeaderMap, Vec<u8>) {
+    let mut request = HttpRequest::post("/v2/models/m/infer");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let router = slipway_access::Guard::in_process().protect(routes(g.clone()));
+    let (parts, body) = router.oneshot(request.body(Body::from(body)).unwrap()).await.unwrap().into_parts();
+    (parts.status, parts.headers, body.collect().await.unwrap().to_bytes().into())
+}
+
+#[tokio::test]
+async fn encoded_requests_and_responses_carry_json_and_binary_tensors() {
+    let world = world(BodyLimits::default()).await;
+    let rows = 4000;
+    let json = format!(
+        r#"{{"inputs":[{{"name":"x","shape":[{rows},2],"datatype":"FP32","parameters":{{"binary_data_size":{}}}}}],"parameters":{{"binary_data_output":true}}}}"#,
+        rows * 8
+    );
+    let mut binary = json.clone().into_bytes();
+    (0..rows * 2).for_each(|i| binary.extend_from_slice(&((i % 10) as f32).to_le_bytes()));
+    let json_length = json.len().to_string();
+    for encoding in ["gzip", "deflate"] {
+        let (status, headers, body) =
+            infer_with(&world.gateway, &[("content-encoding", encoding)], encode(encoding, json_row(1.5).as_bytes()))
+                .await;
+        let text = String::from_utf8(body).unwrap();
+        assert!(status == StatusCode::OK && text.contains("[3.0,-3.0]"), "{status} {text}");
+        // Without `Accept-Encoding`, and below the minimum size, responses are not encoded.
+        assert!(!headers.contains_key("content-encoding"));
+
+        let sent = [
+            ("content-encoding", encoding),
+            ("accept-encoding", encoding),
+            ("inference-header-content-length", &json_length),
+        ];
+        let (status, headers, body) = infer_with(&world.gateway, &sent, encode(encoding, &binary)).await;
+        assert_eq!((status, headers["content-encoding"].as_bytes()), (StatusCode::OK, encoding.as_bytes()));
+        assert_eq!(headers["vary"], "accept-encoding");
+        let decoded = decode(encoding, &body);
+        assert!(body.len() < decoded.len() / 2);
+        let length: usize = headers["inference-header-content-length"].to_str().unwrap().parse().unwrap();
+        let head: Value = serde_json::from_slice(&decoded[..length]).unwrap();
+        assert_eq!(head["outputs"][0]["shape"], json!([rows, 2]));
+        assert_eq!(decoded.len() - length, rows * 8);
+        assert_eq!(decoded[length + 4 * 9..][..4], 18f32.to_le_bytes());
+
+        let small = [("accept-encoding", encoding)];
+        let (_, headers, _) = infer_with(&world.gateway, &small, json_row(1.5).into()).await;
+        assert!(!headers.contains_key("content-encoding"));
+    }
+    assert_eq!(world.gateway.bodies().used(), 0);
+}
+
+#[tokio::test]
+async fn decoded_bodies_count_against_the_limits() {
+    let world = world(BodyLimits { memory: 4 * MIB, ..BodyLimits::default() }).await;
+    for encoding in ["gzip", "deflate"] {
+        let fits = format!("{}{}", " ".repeat(MIB - 200), json_row(1.5));
+        let (status, ..) =
+            infer_with(&world.gateway, &[("content-encoding", encoding)], encode(encoding, fits.as_bytes())).await;
+        assert_eq!(status, StatusCode::OK);
+        // 64 MiB of spaces are about 64 KiB of gzip data.
+        let bomb = encode(encoding, &vec![b' '; 64 * MIB]);
+        assert!(bomb.len() < MIB / 4);
+        let (status, _, body) = infer_with(&world.gateway, &[("content-encoding", encoding)], bomb).await;
+        let body = String::from_utf8(body).unwrap();
+        assert!(status == StatusCode::PAYLOAD_TOO_LARGE && body.contains("limit of 1048576 bytes"), "{status} {body}");
+        let (status, _, body) = infer_with(&world.gateway, &[("content-encoding", encoding)], b"{}".to_vec()).await;
+        let body = String::from_utf8(body).unwrap();
+        assert!(status == StatusCode::BAD_REQUEST && body.contains("the body is not"), "{status} {body}");
+    }
+    assert_eq!(world.gateway.bodies().used(), 0);
+}
+
+#[tokio::test]
+async fn unsupported_content_encoding_is_415_and_names_the_supported_ones() {
+    let world = world(BodyLimits::default()).await;
+    let (status, headers, body) = infer_with(&world.gateway, &[("content-encoding", "br")], json_row(1.0).into()).await;
+    let body = String::from_utf8(body).unwrap();
+    assert_eq!(
+        (status, headers["accept-encoding"].as_bytes()),
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, &b"gzip, deflate"[..]),
+        "{body}"
+    );
+    assert!(body.contains("serve.content_encoding") && body.contains("'br'"), "{body}");
 }

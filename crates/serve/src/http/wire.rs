@@ -134,8 +134,15 @@ struct ResponseParameters {
 /// Parses a request. `json_length` is the length of its JSON part; binary data follows. `None` means that all of it is JSON.
 pub(super) fn parse(body: &[u8], json_length: Option<usize>) -> Result<Parsed, Error> {
     let (json, mut binary) = body.split_at(json_length.unwrap_or(body.len()));
-    let request: InferenceRequest<'_> = serde_json::from_slice(json)
-        .map_err(|e| Error::Invalid(format!("the request is not a V2 inference request: {e}")))?;
+    let request: InferenceRequest<'_> = serde_json::from_slice(json).map_err(|e| {
+        Error::Invalid(match (e.classify(), json_length) {
+            (serde_json::error::Category::Data, _) => format!("the request is not a V2 inference request: {e}"),
+            (_, None) => format!("the body is not JSON: {e}"),
+            (_, Some(length)) => {
+                format!("the body's first {length} bytes (Inference-Header-Content-Length) are not JSON: {e}")
+            }
+        })
+    })?;
     let mut inputs = Vec::with_capacity(request.inputs.len());
     for input in request.inputs {
         let name = input.name.as_ref();
@@ -263,7 +270,11 @@ mod tests {
     #[test]
     fn errors_name_the_tensor_and_the_expected_value() {
         assert!(parse_message("{}", None).contains("missing field `inputs`"));
-        assert!(parse_message("nonsense", None).starts_with("the request is not a V2 inference request"));
+        assert!(parse_message("[]", None).starts_with("the request is not a V2 inference request"));
+        for text in ["nonsense", "", "{\"inputs\":", "{\"inputs\":[]} x"] {
+            assert!(parse_message(text, None).starts_with("the body is not JSON: "), "{text}");
+        }
+        assert!(parse_message("nonsense", Some(3)).starts_with("the body's first 3 bytes"));
         let with = |tensor: &str| parse_message(&format!("{{\"inputs\":[{tensor}]}}"), None);
         assert_eq!(
             with(r#"{"name":"x","shape":[3],"datatype":"FP32","data":[1,2]}"#),

@@ -97,11 +97,18 @@ mod onnx {
 /// Checks that all external data of the model at `path` is inside the model's folder.
 ///
 /// # Errors
-/// [`Error::Model`] for data outside the folder, and for a file that is not an ONNX model.
+/// [`Error::ModelUnusable`] for data outside the folder, and for a file that is not an ONNX model; [`Error::ModelNotFound`] when there is
+/// no file, and [`Error::Model`] when it cannot be read.
 pub(super) fn check(path: &Path) -> Result<(), Error> {
-    let file = std::fs::read(path).map_err(|e| Error::Model(format!("cannot read {}: {e}", path.display())))?;
+    let file = std::fs::read(path).map_err(|e| {
+        let message = format!("cannot read {}: {e}", path.display());
+        match e.kind() {
+            std::io::ErrorKind::NotFound => Error::ModelNotFound(message),
+            _ => Error::Model(message),
+        }
+    })?;
     let model = <onnx::Model as prost::Message>::decode(Bytes::from(file))
-        .map_err(|e| Error::Model(format!("{} is not an ONNX model: {e}", path.display())))?;
+        .map_err(|e| Error::ModelUnusable(format!("{} is not an ONNX model: {e}", path.display())))?;
     let mut locations = Vec::new();
     model.graph.iter().for_each(|graph| collect_from_graph(graph, &mut locations));
     for training in &model.training_info {
@@ -149,7 +156,7 @@ fn collect_from_tensor<'a>(tensor: &'a onnx::Tensor, found: &mut Vec<&'a [u8]>) 
 fn check_location(folder: &Path, location: &[u8]) -> Result<(), Error> {
     let reject = |why: &str| {
         let location = String::from_utf8_lossy(location);
-        Err(Error::Model(format!("the model's external data '{}' {why}", location.escape_debug())))
+        Err(Error::ModelUnusable(format!("the model's external data '{}' {why}", location.escape_debug())))
     };
     let Ok(relative) = std::str::from_utf8(location).map(Path::new) else {
         return reject("has a name that is not UTF-8");

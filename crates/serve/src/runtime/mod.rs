@@ -115,14 +115,19 @@ impl Runtime {
     /// Loads the ONNX file at `path`. Concurrent calls share one copy of the weights.
     ///
     /// # Errors
-    /// [`Error::Model`] when the file is not a usable model, or has external data outside its folder.
+    /// [`Error::ModelNotFound`]; [`Error::ModelUnusable`] when the file is not a usable model, or has external data outside its folder;
+    /// [`Error::Model`] when the file cannot be read.
     pub fn load(&self, path: &Path) -> Result<Arc<dyn Model>, Error> {
         external_data::check(path)?;
-        let model: Arc<dyn Model> = match &self.ort {
-            Some(ort) => Arc::new(ort.open(path)?),
-            None => Arc::new(tract::TractModel::open(path)?),
+        let opened: Result<Arc<dyn Model>, Error> = match &self.ort {
+            Some(ort) => ort.open(path).map(|model| Arc::new(model) as _),
+            None => tract::TractModel::open(path).map(|model| Arc::new(model) as _),
         };
-        Ok(model)
+        // The file was just read, so a runtime that rejects it objects to its content.
+        opened.map_err(|error| match error {
+            Error::Model(why) => Error::ModelUnusable(why),
+            other => other,
+        })
     }
 }
 

@@ -48,11 +48,11 @@ async fn apply_activates_a_deployment_and_a_failed_apply_changes_nothing() {
 
     let missing = Manifest::single("m", ModelUri::parse("models:/m@missing").unwrap());
     let error = gateway.apply(missing, "apply", LocalPaths::Refused).await.unwrap_err();
-    assert!(matches!(&error, Error::Model(why) if why == "no model models:/m@missing"), "{error}");
+    assert!(matches!(&error, Error::ModelNotFound(why) if why == "no model models:/m@missing"), "{error}");
     let broken = world.file("broken.onnx", b"no model");
     world.registry.set("models:/m@broken", "9", format!("stored:{}", broken.display()));
     let broken = Manifest::single("m", ModelUri::parse("models:/m@broken").unwrap());
-    assert!(matches!(gateway.apply(broken, "apply", LocalPaths::Refused).await, Err(Error::Model(_))));
+    assert!(matches!(gateway.apply(broken, "apply", LocalPaths::Refused).await, Err(Error::ModelUnusable(_))));
     assert_eq!(infer_one(gateway, "m").await.unwrap(), (2.0, "1".into()));
     assert_eq!(gateway.history("m").unwrap().len(), 1);
 }
@@ -224,7 +224,7 @@ async fn only_the_machine_owner_may_deploy_local_paths() {
     assert!(allowed.ready);
     assert_eq!(infer_one(gateway, "local").await.unwrap().0, 7.0);
     let missing = gateway.apply(local("/nowhere/m.onnx"), "apply", LocalPaths::Allowed).await;
-    assert!(matches!(missing, Err(Error::Model(why)) if why.contains("/nowhere")));
+    assert!(matches!(missing, Err(Error::ModelNotFound(why)) if why.contains("/nowhere")));
 
     // An active path may stay: other callers may reload it and change its limits, but may not add another path.
     crate::http::load_model(gateway, "local").await.unwrap();

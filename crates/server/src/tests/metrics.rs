@@ -30,3 +30,18 @@ async fn requests_are_counted_by_route_pattern() {
         "{text}"
     );
 }
+
+#[tokio::test]
+async fn inference_port_serves_the_same_metrics_with_the_same_access() {
+    let server = TestServer::open().await;
+    for role in ["no-token", "runner", "reader", "owner"] {
+        let scrape = async |port| {
+            let request = server.request(port, role, &axum::http::Method::GET, "/metrics", "").unwrap();
+            let reply = server.send(port, request).await;
+            let text = String::from_utf8(reply.body.to_vec()).unwrap();
+            let names = text.lines().filter(|l| l.starts_with("# TYPE")).map(str::to_owned).collect::<Vec<_>>();
+            (reply.status, reply.headers.get("content-type").cloned(), names)
+        };
+        assert_eq!(scrape(0).await, scrape(1).await, "{role}");
+    }
+}

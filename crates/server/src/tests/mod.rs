@@ -2,6 +2,7 @@
 
 mod access;
 mod attacks;
+mod cors;
 mod fuzz;
 mod health;
 mod json_schema;

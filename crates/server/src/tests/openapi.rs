@@ -442,11 +442,19 @@ fn run_manifest() -> Value {
     })
 }
 
+/// A deployment of one model.
+fn deployment_of(uri: &str) -> Value {
+    let mut manifest = deployment_manifest();
+    manifest["spec"]["models"] = json!([{"name": "a", "uri": uri, "weight": 100}]);
+    manifest
+}
+
 /// Validates errors of the guard, of tracking, of slipway's own API, and in plain text.
 #[tokio::test]
 async fn errors_match_the_document() {
     let mut checked = CheckedServer::open().await;
     checked.server.platform.set_executor(Arc::new(FullExecutor));
+    checked.server.platform.tracking.create_model("known".into(), Vec::new(), String::new()).await.unwrap();
     for (role, method, path, body, expected) in [
         ("no-token", "GET", "/api/v1/status", Value::Null, "UNAUTHENTICATED"),
         ("runner", "GET", "/api/v1/status", Value::Null, "PERMISSION_DENIED"),
@@ -456,6 +464,13 @@ async fn errors_match_the_document() {
         ("owner", "POST", "/api/v1/runs", json!({"kind": "Pod"}), "exec.manifest"),
         ("owner", "GET", "/api/v1/deployments/missing", Value::Null, "serve.not_found"),
         ("owner", "POST", "/api/v1/deployments", json!({"kind": "Pod"}), "serve.manifest"),
+        ("owner", "POST", "/api/v1/deployments", deployment_of("models:/missing@champion"), "serve.model_not_found"),
+        ("owner", "POST", "/api/v1/deployments", deployment_of("models:/known@champion"), "serve.model_not_found"),
+        ("owner", "POST", "/api/v1/deployments", deployment_of("models:/known/7"), "serve.model_not_found"),
+        ("owner", "POST", "/api/v1/deployments", deployment_of("runs:/missing/model"), "serve.model_not_found"),
+        ("owner", "POST", "/api/v1/deployments", deployment_of("models:/known"), "serve.manifest"),
+        ("owner", "POST", "/api/v1/deployments", deployment_of("/nowhere/m.onnx"), "serve.model_not_found"),
+        ("owner", "POST", "/api/v1/deployments", deployment_of("/dev/null"), "serve.model_unusable"),
         ("owner", "GET", "/api/v1/models/missing/versions/1/lineage", Value::Null, "RESOURCE_DOES_NOT_EXIST"),
         ("owner", "POST", "/api/v1/gpu/benchmarks", json!({}), "gpu.invalid"),
         ("owner", "GET", "/api/v1/requests?limit=many", Value::Null, ""),

@@ -56,6 +56,7 @@ pub(crate) fn read_config(args: &Cli) -> (Config, Option<ConfigError>) {
             ("grpc-listen", up.grpc_listen.clone()),
             ("token-file", path(&up.token_file)),
             ("hosts", up.hosts.clone()),
+            ("cors-origin", (!up.cors_origin.is_empty()).then(|| up.cors_origin.join(","))),
             ("tls-cert", path(&up.tls_cert)),
             ("tls-key", path(&up.tls_key)),
             ("tls-self-signed", up.tls_self_signed.then(|| "true".to_owned())),

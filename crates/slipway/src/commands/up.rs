@@ -77,6 +77,7 @@ pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> 
         no_auth,
         run_environment: list(context, "run-environment"),
         hosts: list(context, "hosts"),
+        cors_origins: list(context, "cors-origin"),
         certificate: certificate(context)?,
         limits: limits(context)?,
         runtime: context.config.get("runtime").unwrap_or("auto").parse()?,

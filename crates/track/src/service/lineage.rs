@@ -77,7 +77,14 @@ impl Tracking {
         if uri.starts_with("mlflow-artifacts:") {
             return unregistered("", uri);
         }
-        let version = self.resolve_model_uri(uri)?;
+        let alias = uri.strip_prefix("models:/").and_then(|rest| rest.trim_start_matches('/').split_once('@'));
+        let version = match alias {
+            // Unlike in MLflow's API, an alias that does not exist is an object that does not exist.
+            Some((name, alias)) => self
+                .find_alias(name, alias)?
+                .ok_or_else(|| Error::missing(format!("Registered model alias {alias} not found.")))?,
+            None => self.resolve_model_uri(uri)?,
+        };
         let resolved = match version.storage_location.strip_prefix("runs:/") {
             Some(_) => self.resolve(&version.storage_location)?,
             None => unregistered(&version.run_id.unwrap_or_default(), &version.storage_location)?,

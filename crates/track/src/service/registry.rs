@@ -527,20 +527,25 @@ impl Tracking {
     /// # Errors
     /// An invalid or unknown alias, or no such model.
     pub fn version_by_alias(&self, name: &str, alias: &str) -> Result<ModelVersion, Error> {
+        // MLflow responds with INVALID_PARAMETER_VALUE to an unknown alias.
+        self.find_alias(name, alias)?
+            .ok_or_else(|| Error::invalid(format!("Registered model alias {alias} not found.")))
+    }
+
+    /// The version to which an alias points, if the model has that alias.
+    pub(super) fn find_alias(&self, name: &str, alias: &str) -> Result<Option<ModelVersion>, Error> {
         validate::model_name(name)?;
         validate::alias(alias)?;
         if alias.eq_ignore_ascii_case("latest") {
             let newest = self.latest_versions(name, &[])?.into_iter();
             return newest
                 .max_by_key(|v| v.version.parse::<i64>().unwrap_or(0))
+                .map(Some)
                 .ok_or_else(|| Error::missing(format!("Latest version not found for model {name}.")));
         }
         self.db.read_now(|c| {
             repo::require_model(c, name)?;
-            match repo::alias(c, name, alias)? {
-                Some(number) => repo::find_version(c, name, number),
-                None => Err(Error::invalid(format!("Registered model alias {alias} not found."))),
-            }
+            repo::alias(c, name, alias)?.map(|number| repo::find_version(c, name, number)).transpose()
         })
     }
 
