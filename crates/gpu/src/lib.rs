@@ -22,6 +22,8 @@ pub mod fit;
 pub mod inventory;
 pub mod mig;
 pub mod nvml;
+#[cfg(test)]
+mod parsers;
 pub mod pci;
 pub mod process;
 pub mod repo;
