@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 LAYERS = [
-    {"slipway-core"},
+    {"slipway-core", "slipway-mutations"},
     {"slipway-store", "slipway-exec", "slipway-access"},
     {"slipway-track", "slipway-serve", "slipway-gpu", "slipway-cluster"},
     {"slipway-server", "slipway-node", "slipway-fake-nvml"},

@@ -39,6 +39,8 @@ pub mod layers;
 pub mod lock;
 mod machine;
 pub mod nodes;
+#[cfg(test)]
+mod parsers;
 pub mod plan;
 pub mod probe;
 pub mod providers;

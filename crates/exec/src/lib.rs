@@ -21,6 +21,8 @@ pub mod error;
 pub mod lifecycle;
 pub mod local;
 pub mod manifest;
+#[cfg(test)]
+mod parsers;
 pub mod quantity;
 pub mod status;
 pub mod token;

@@ -269,7 +269,19 @@ impl Manifest {
         if self.spec.command.is_empty() && self.spec.image.is_none() {
             return invalid("spec.command is missing; set it, or set spec.image to run the image's entrypoint".into());
         }
+        // Neither an argument nor a variable of a program can have a NUL byte.
+        let has_nul = |text: &String| text.contains('\0');
+        let words = [("command", &self.spec.command), ("args", &self.spec.args)];
+        if let Some((field, _)) = words.into_iter().find(|(_, words)| words.iter().any(has_nul)) {
+            return invalid(format!("spec.{field} has a NUL byte"));
+        }
+        if self.spec.working_dir.as_ref().is_some_and(has_nul) {
+            return invalid("spec.workingDir has a NUL byte".into());
+        }
         for variable in &self.spec.env {
+            if variable.value.as_ref().is_some_and(has_nul) {
+                return invalid(format!("spec.env: the value of '{}' has a NUL byte", variable.name));
+            }
             if variable.name.is_empty() || variable.name.contains(['=', '\0']) {
                 return invalid(format!("spec.env: '{}' is not a valid variable name", variable.name));
             }
@@ -343,6 +355,15 @@ mod tests {
                 .contains("activeDeadlineSeconds")
         );
         assert!(parse_error("metadata: {name: a}\nspec: [").contains("the manifest"));
+        for (spec, field) in [
+            ("command: [\"a\\0\"]", "spec.command"),
+            ("command: [a], args: [\"\\0\"]", "spec.args"),
+            ("command: [a], workingDir: \"/\\0\"", "spec.workingDir"),
+            ("command: [a], env: [{name: A, value: \"b\\0\"}]", "the value of 'A'"),
+        ] {
+            let error = parse_error(&format!("metadata: {{name: a}}\nspec: {{{spec}}}"));
+            assert!(error.contains(field) && error.contains("NUL byte"), "{error}");
+        }
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub mod inventory;
 pub mod link;
 pub mod mig;
 pub mod nvml;
+#[cfg(test)]
+mod parsers;
 pub mod pci;
 pub mod process;
 pub mod repo;

@@ -108,11 +108,14 @@ pub fn numa_nodes(sysfs: &Path) -> Vec<(u32, Vec<u32>)> {
     nodes
 }
 
-/// Parses a kernel CPU list such as `0-3,8` to numbers.
-fn parse_ranges(text: &str) -> Vec<u32> {
+/// A larger range is no CPU list: Linux supports at most 8192 CPUs.
+const MAX_CPU: u32 = 1 << 16;
+
+/// Parses a kernel CPU list such as `0-3,8` to numbers. Ranges with numbers above [`MAX_CPU`] are skipped.
+pub(crate) fn parse_ranges(text: &str) -> Vec<u32> {
     let range = |part: &str| -> Option<std::ops::RangeInclusive<u32>> {
         let (a, b) = part.split_once('-').unwrap_or((part, part));
-        Some(a.parse().ok()?..=b.parse().ok()?)
+        Some(a.parse().ok()?..=b.parse().ok().filter(|last| *last <= MAX_CPU)?)
     };
     text.split(',').filter_map(range).flatten().collect()
 }
@@ -167,5 +170,6 @@ mod tests {
     fn cpu_lists_are_parsed() {
         assert_eq!(parse_ranges("0-2,5"), [0, 1, 2, 5]);
         assert_eq!(parse_ranges(""), Vec::<u32>::new());
+        assert_eq!(parse_ranges("0-4294967295,7"), [7], "a huge range takes no memory");
     }
 }

@@ -40,6 +40,8 @@ pub mod metrics;
 pub mod mig_manager;
 pub mod model;
 pub mod mps;
+#[cfg(test)]
+mod parsers;
 pub mod plugin;
 mod repo;
 pub mod resources;

@@ -27,6 +27,8 @@ pub mod http;
 mod joinable;
 pub mod manifest;
 pub mod model;
+#[cfg(test)]
+mod parsers;
 mod repo;
 pub mod runtime;
 pub mod service;

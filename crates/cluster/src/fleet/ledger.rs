@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ClusterError;
 use crate::providers::Instance;
-use crate::spec::cloud::Group;
+use crate::spec::addresses::{Conflict, Index};
+use crate::spec::cloud::{Group, Provider};
 use crate::spec::{Cluster, Machine, Provisioned, Role, Ssh};
 use crate::state::State;
 
@@ -84,16 +85,61 @@ impl Owned {
     }
 }
 
+/// The API that an identifier belongs to: two names in `spec.providers` may stand for the same one. A provider that is no longer in the
+/// file is identified by its name.
+fn api<'a>(cluster: &'a Cluster, provider: &'a str) -> (&'static str, &'a str) {
+    cluster.spec.providers.get(provider).map_or(("", provider), Provider::api)
+}
+
+/// The name under which the ledger has the machine `id` of a provider.
+pub(super) fn find<'l>(cluster: &Cluster, ledger: &'l Ledger, provider: &str, id: &str) -> Option<&'l str> {
+    let same = |o: &Owned| o.id.as_deref() == Some(id) && api(cluster, &o.provider) == api(cluster, provider);
+    ledger.iter().find(|(_, owned)| same(owned)).map(|(name, _)| name.as_str())
+}
+
+/// Checks that a provisioned machine is not also an entry of `spec.machines`. `listed` has the machines of the file, without machines of
+/// groups.
+///
+/// Machines of groups are not compared with each other by address: an address in the ledger may be outdated, because some providers give
+/// the address of a machine that is off to another one.
+///
+/// # Errors
+/// [`ClusterError::Spec`] with the names of both entries.
+pub(super) fn check_not_listed(cluster: &Cluster, listed: &Index, machine: &Machine) -> Result<(), ClusterError> {
+    match listed.find(cluster, machine) {
+        Some(Conflict { first, second, reason }) => Err(ClusterError::Spec {
+            file: "spec.machines".into(),
+            reason: format!(
+                "'{}' and '{}', a machine of a group, have {reason}, so they would overwrite each other's state; remove '{}' from \
+                 spec.machines, or correct its address",
+                first.name, second.name, first.name
+            ),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// The cluster with the provisioned machines of its groups added to `spec.machines`. Reads only the ledger and calls no provider.
 ///
 /// # Errors
-/// [`ClusterError::Io`] when the ledger cannot be read.
+/// [`ClusterError::Io`] when the ledger cannot be read, [`ClusterError::Spec`] when two names stand for the same machine.
 pub fn resolved(cluster: &Cluster, state: &State) -> Result<Cluster, ClusterError> {
     let ledger = load(state)?;
+    let mut ids = BTreeMap::new();
+    for (name, owned) in &ledger {
+        let Some(id) = &owned.id else { continue };
+        if let Some(other) = ids.insert((api(cluster, &owned.provider), id), name) {
+            let reason = format!("'{other}' and '{name}' are the same machine {id} of {}", owned.provider);
+            return Err(ClusterError::Spec { file: format!("{DOCUMENT}.json"), reason });
+        }
+    }
+    let (listed, _) = Index::new(cluster);
     let mut out = cluster.clone();
     for group in &cluster.spec.groups {
         for name in group.names() {
-            out.spec.machines.extend(ledger.get(&name).and_then(|owned| owned.machine(&name, group.ssh.clone())));
+            let Some(machine) = ledger.get(&name).and_then(|o| o.machine(&name, group.ssh.clone())) else { continue };
+            check_not_listed(cluster, &listed, &machine)?;
+            out.spec.machines.push(machine);
         }
     }
     Ok(out)

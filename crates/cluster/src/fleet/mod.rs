@@ -20,6 +20,7 @@ pub use self::ledger::{Owned, owns_machines, resolved};
 use crate::ClusterError;
 use crate::providers::{self, Instance, Power, Provider};
 use crate::resource::Change;
+use crate::spec::addresses::Index;
 use crate::spec::cloud::Group;
 use crate::spec::{Cluster, Machine};
 use crate::state::State;
@@ -125,6 +126,20 @@ impl Fleet {
         let mut ledger = self.ledger.lock();
         change(&mut ledger);
         self.state.save(ledger::DOCUMENT, &*ledger)
+    }
+
+    /// Checks that an instance is not also an entry of `spec.machines`, by its current addresses.
+    fn check_not_listed(
+        &self,
+        name: &str,
+        group: &Group,
+        owned: &Owned,
+        instance: &Instance,
+    ) -> Result<(), ClusterError> {
+        let (address, internal) = (instance.address.clone(), instance.internal.clone());
+        let current = Owned { address, internal, ..owned.clone() }.machine(name, group.ssh.clone());
+        let (listed, _) = Index::new(&self.cluster);
+        current.map_or(Ok(()), |machine| ledger::check_not_listed(&self.cluster, &listed, &machine))
     }
 
     fn owned(&self, name: &str) -> Option<Owned> {
@@ -274,7 +289,8 @@ impl Fleet {
     /// Uses an existing machine of the provider as this machine of a group. An adopted machine is never deleted.
     ///
     /// # Errors
-    /// When no group has this name, the name or the machine is in the ledger already, or the provider has no such machine.
+    /// When no group has this name, the name or the machine is in the ledger already, the machine is listed in `spec.machines`, or the
+    /// provider has no such machine.
     pub async fn adopt(&self, name: &str, id: &str) -> Result<Instance, ClusterError> {
         let invalid = |reason: String| ClusterError::Spec { file: format!("machine '{name}'"), reason };
         let group = self.group(name).ok_or_else(|| invalid("no group has it; raise the group's count first".into()))?;
@@ -287,11 +303,11 @@ impl Fleet {
         }
         let found = self.provider(&group.provider)?.get(id).await?;
         let instance = found.ok_or_else(|| invalid(format!("{} has no machine {id}", group.provider)))?;
-        let same = |owned: &Owned| owned.provider == group.provider && owned.id.as_ref() == Some(&instance.id);
-        if let Some((other, _)) = self.ledger.lock().iter().find(|(_, owned)| same(owned)) {
+        if let Some(other) = ledger::find(&self.cluster, &self.ledger.lock(), &group.provider, &instance.id) {
             return Err(invalid(format!("{id} is used as '{other}' already")));
         }
         let owned = Owned { id: Some(instance.id.clone()), adopted: true, ..Owned::intention(group) };
+        self.check_not_listed(name, group, &owned, &instance)?;
         self.update_ledger(|ledger| {
             ledger.insert(name.to_owned(), owned);
         })?;

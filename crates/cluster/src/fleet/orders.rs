@@ -42,6 +42,9 @@ impl Fleet {
         let mut turned_on = false;
         loop {
             if let (Power::On, Some(address)) = (instance.power, &instance.address) {
+                if let Some(owned) = self.owned(name) {
+                    self.check_not_listed(name, group, &owned, &instance)?;
+                }
                 let (address, internal) = (address.clone(), instance.internal.clone());
                 self.update_ledger(|ledger| {
                     if let Some(owned) = ledger.get_mut(name) {

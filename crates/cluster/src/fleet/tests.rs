@@ -487,3 +487,48 @@ async fn machines_are_powered_on_and_off_only_if_needed() {
     .await;
     world.assert_ordered_once("off and on");
 }
+
+/// [`cluster`] with the address of the fake provider's machines for `cp2`.
+fn cluster_that_lists_the_machine() -> Cluster {
+    let mut listed = cluster("do", 1);
+    listed.spec.machines[1].address = "::ffff:192.0.2.7".into();
+    listed
+}
+
+#[tokio::test(start_paused = true)]
+async fn machine_of_a_group_that_is_also_listed_is_rejected() {
+    let world = World::new(0, 0);
+    let listed = cluster_that_lists_the_machine();
+    let is_conflict = |error: ClusterError| {
+        let text = error.to_string();
+        assert!(text.contains("'cp2' and 'gpu-1'") && matches!(error, ClusterError::Spec { .. }), "{text}");
+    };
+    world.account().add("foreign", None);
+    tokio::time::sleep(BOOT_TIME).await; // only then the provider reports its address
+    is_conflict(world.fleet_for(&listed).unwrap().adopt("gpu-1", "m1").await.unwrap_err());
+    assert!(ledger::load(&world.state()).unwrap().is_empty());
+    world.account().machines.clear();
+    is_conflict(world.fleet_for(&listed).unwrap().ensure("gpu-1").await.unwrap_err());
+    assert!(ledger::load(&world.state()).unwrap()["gpu-1"].address.is_none());
+    world.fleet().ensure("gpu-1").await.unwrap();
+    is_conflict(resolved(&listed, &world.state()).unwrap_err());
+    assert_eq!(resolved(&cluster("do", 1), &world.state()).unwrap().spec.machines.len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_provider_machine_has_one_name() {
+    let world = World::new(0, 0);
+    world.fleet().ensure("gpu-1").await.unwrap();
+    let id = world.account().machines[0].instance.id.clone();
+    // Another group, whose provider is another name for the same account.
+    let mut both = cluster("do", 1);
+    both.spec.groups.push(Group { name: "other".into(), provider: "other".into(), ..both.spec.groups[0].clone() });
+    let error = world.fleet_for(&both).unwrap().adopt("other-1", &id).await.unwrap_err().to_string();
+    assert!(error.contains("is used as 'gpu-1' already"), "{error}");
+    // A ledger that was changed by hand.
+    let mut ledger = ledger::load(&world.state()).unwrap();
+    ledger.insert("other-1".into(), Owned { provider: "other".into(), ..ledger["gpu-1"].clone() });
+    world.state().save(ledger::DOCUMENT, &ledger).unwrap();
+    let error = resolved(&both, &world.state()).unwrap_err().to_string();
+    assert!(error.contains("'gpu-1' and 'other-1' are the same machine"), "{error}");
+}

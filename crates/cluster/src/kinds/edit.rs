@@ -21,7 +21,7 @@ fn apply_edits(text: &str, edits: &[Edit]) -> Result<String, String> {
 ///
 /// # Errors
 /// When the text is not valid TOML or YAML, or has only one of a block's two marks.
-fn apply_edit(text: &str, edit: &Edit) -> Result<String, String> {
+pub(crate) fn apply_edit(text: &str, edit: &Edit) -> Result<String, String> {
     match edit {
         Edit::Block { name, text: content } => {
             let (begin, end) = (format!("# BEGIN {name}"), format!("# END {name}"));

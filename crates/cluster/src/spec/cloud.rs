@@ -26,6 +26,14 @@ impl Provider {
             Self::Paperspace(account) => &account.token,
         }
     }
+
+    /// The kind and the URL of the API. Machine identifiers are unique in one API, across its accounts.
+    pub(crate) fn api(&self) -> (&'static str, &str) {
+        match self {
+            Self::DigitalOcean(account) => ("digitalocean", account.endpoint.trim_end_matches('/')),
+            Self::Paperspace(account) => ("paperspace", account.endpoint.trim_end_matches('/')),
+        }
+    }
 }
 
 /// An account at DigitalOcean.

@@ -3,6 +3,7 @@
 //! The doc comments of the types become the descriptions of the JSON schema. [`Cluster::parse`] validates all values, because names,
 //! addresses and paths become part of commands and files on the machines.
 
+pub(crate) mod addresses;
 pub mod cloud;
 pub mod edit;
 pub mod secret;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::addresses::{Conflict, Index};
 use self::cloud::{Group, Provider};
 use self::secret::{SecretSource, TrustedCommands};
 use self::system::System;
@@ -274,11 +276,12 @@ impl Cluster {
     /// A message that names the invalid field.
     pub fn parse(text: &str) -> Result<Self, String> {
         let cluster: Self = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
-        cluster.validate()?;
+        cluster.validate(text)?;
         Ok(cluster)
     }
 
-    fn validate(&self) -> Result<(), String> {
+    /// Validates all values. `text` is the file, of which errors name lines.
+    fn validate(&self, text: &str) -> Result<(), String> {
         if self.api_version != "slipway.dev/v1" || self.kind != "Cluster" {
             return Err(format!(
                 "apiVersion '{}' and kind '{}' are not supported; use slipway.dev/v1 and Cluster",
@@ -309,7 +312,8 @@ impl Cluster {
         for machine in &spec.machines {
             name("spec.machines: name", &machine.name)?;
             if !names.insert(machine.name.clone()) {
-                return Err(format!("spec.machines: duplicate name '{}'", machine.name));
+                let lines = addresses::lines_of(text, &[&machine.name]);
+                return Err(format!("spec.machines: duplicate name '{}'{lines}", machine.name));
             }
             for address in [&machine.address].into_iter().chain(&machine.internal_address) {
                 check_address(address).map_err(|e| format!("spec.machines: {}: {e}", machine.name))?;
@@ -317,8 +321,20 @@ impl Cluster {
             ssh(&format!("spec.machines: {}", machine.name), machine.ssh.as_ref())?;
             check_roles("spec.machines", &machine.name, &machine.roles)?;
         }
+        if let (_, Some(Conflict { first, second, reason })) = Index::new(self) {
+            let (first, second) = (first.name.as_str(), second.name.as_str());
+            let lines = addresses::lines_of(text, &[first, second]);
+            return Err(format!(
+                "spec.machines: '{first}' and '{second}'{lines} have {reason}, so they would overwrite each other's state; remove one of \
+                 them. Two machines behind one address need different ssh.port and internalAddress"
+            ));
+        }
+        let mut group_names = BTreeSet::new();
         for group in &spec.groups {
             name("spec.groups: name", &group.name)?;
+            if !group_names.insert(&group.name) {
+                return Err(format!("spec.groups: duplicate group '{}'", group.name));
+            }
             ssh(&format!("spec.groups: {}", group.name), group.ssh.as_ref())?;
             check_roles("spec.groups", &group.name, &group.roles)?;
             if !spec.providers.contains_key(&group.provider) {
@@ -328,7 +344,8 @@ impl Cluster {
                 return Err(format!("spec.groups: {}: count must not exceed {MAX_GROUP_SIZE}", group.name));
             }
             if let Some(duplicate) = group.names().find(|n| !names.insert(n.clone())) {
-                return Err(format!("spec.groups: duplicate machine name '{duplicate}'"));
+                let lines = addresses::lines_of(text, &[&duplicate]);
+                return Err(format!("spec.groups: {}: duplicate machine name '{duplicate}'{lines}", group.name));
             }
         }
         let is_control_plane = |roles: &BTreeSet<Role>| roles.contains(&Role::ControlPlane);

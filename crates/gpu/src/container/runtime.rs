@@ -1,11 +1,13 @@
-//! Edits container runtime configuration (containerd 1.x and 2.x, Docker, MicroK8s) for GPUs. Comments and order are preserved.
+//! Edits container runtime configuration (containerd 1.x and 2.x, Docker, MicroK8s) for GPUs. Only what is new is added: comments, order
+//! and layout are preserved.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use toml_edit::{DocumentMut, Item, Table, value};
 
-use super::replace;
+use super::{json_edit, replace};
 use crate::GpuError;
 
 /// A container runtime.
@@ -83,25 +85,45 @@ impl Edit {
         name.into()
     }
 
-    /// Writes the new content atomically, after saving the previous content to the backup file.
+    /// Writes the new content atomically, after saving the previous content to the backup file with the same permissions. A file without
+    /// content is removed, because it did not exist before the edit that is undone.
     ///
     /// # Errors
     /// [`GpuError::Io`] if a file cannot be written.
     pub fn write(&self) -> Result<(), GpuError> {
-        if !self.before.is_empty() {
-            replace(&self.backup(), &self.before)?;
+        // An empty backup records that there was no file. Without it, `undo` would restore the backup of an earlier edit.
+        let backup = self.backup();
+        match std::fs::metadata(&self.path) {
+            Ok(file) => {
+                let mode = file.permissions().mode() & 0o7777;
+                slipway_core::files::replace_as(&backup, self.before.as_bytes(), mode)
+                    .map_err(GpuError::io(format!("writing {}", backup.display())))?;
+            }
+            Err(_) => replace(&backup, &self.before)?,
+        }
+        if self.after.is_empty() {
+            return slipway_core::files::remove(&self.path)
+                .map_err(GpuError::io(format!("removing {}", self.path.display())));
         }
         replace(&self.path, &self.after)
+    }
+}
+
+/// The content of a configuration file; empty if it does not exist.
+fn read(path: &Path) -> Result<String, GpuError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(e) => Err(GpuError::io(path.display().to_string())(e)),
     }
 }
 
 /// Plans an edit that restores the content from before the last [`Edit::write`].
 ///
 /// # Errors
-/// [`GpuError::Invalid`] if there is no backup.
+/// [`GpuError::Invalid`] if there is no backup, [`GpuError::Io`] if the file cannot be read.
 pub fn undo(path: &Path) -> Result<Edit, GpuError> {
-    let before = std::fs::read_to_string(path).unwrap_or_default();
-    let edit = Edit { path: path.to_owned(), before, after: String::new() };
+    let edit = Edit { path: path.to_owned(), before: read(path)?, after: String::new() };
     let backup = edit.backup();
     let after = std::fs::read_to_string(&backup)
         .map_err(|_| GpuError::Invalid(format!("nothing to undo: there is no {}", backup.display())))?;
@@ -113,11 +135,7 @@ pub fn undo(path: &Path) -> Result<Edit, GpuError> {
 /// # Errors
 /// [`GpuError::Invalid`] if the configuration cannot be parsed, [`GpuError::Io`] if it cannot be read.
 pub fn plan(runtime: Runtime, path: &Path, options: &Options) -> Result<Edit, GpuError> {
-    let before = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(e) => return Err(GpuError::io(path.display().to_string())(e)),
-    };
+    let before = read(path)?;
     let after = match runtime {
         Runtime::Docker => docker(&before, options)?,
         Runtime::Containerd | Runtime::Microk8s => containerd(&before, options)?,
@@ -188,28 +206,22 @@ fn containerd(text: &str, options: &Options) -> Result<String, GpuError> {
     Ok(document.to_string())
 }
 
-/// Edits Docker's configuration: JSON without comments, of which the order is preserved.
+/// Edits Docker's configuration, which is JSON without comments.
 fn docker(text: &str, options: &Options) -> Result<String, GpuError> {
-    let mut document: Value =
-        if text.trim().is_empty() { serde_json::json!({}) } else { serde_json::from_str(text).map_err(invalid)? };
-    let before = document.clone();
-    let top = document.as_object_mut().ok_or_else(|| invalid("the file is not a JSON object"))?;
-    let features = top.entry("features").or_insert_with(|| serde_json::json!({}));
-    features.as_object_mut().ok_or_else(|| invalid("'features' is not an object"))?.insert("cdi".into(), true.into());
+    let set = |text: &str, path: &[&str], value: Value| json_edit::set(text, path, &value).map_err(invalid);
+    let mut after = set(text, &["features", "cdi"], true.into())?;
     if let Some(binary) = &options.nvidia_runtime {
-        let runtimes = top.entry("runtimes").or_insert_with(|| serde_json::json!({}));
-        let runtimes = runtimes.as_object_mut().ok_or_else(|| invalid("'runtimes' is not an object"))?;
-        runtimes.insert("nvidia".into(), serde_json::json!({ "path": binary, "args": [] }));
+        let document: Value = serde_json::from_str(&after).map_err(invalid)?;
+        after = set(&after, &["runtimes", "nvidia", "path"], binary.as_str().into())?;
+        // The arguments of a runtime that is configured already are the user's.
+        if document["runtimes"]["nvidia"].is_null() {
+            after = set(&after, &["runtimes", "nvidia", "args"], Value::Array(Vec::new()))?;
+        }
         if options.default {
-            top.insert("default-runtime".into(), "nvidia".into());
+            after = set(&after, &["default-runtime"], "nvidia".into())?;
         }
     }
-    if document == before {
-        return Ok(text.to_owned());
-    }
-    let mut text = serde_json::to_string_pretty(&document).map_err(invalid)?;
-    text.push('\n');
-    Ok(text)
+    Ok(after)
 }
 
 #[cfg(test)]
@@ -266,6 +278,45 @@ mod tests {
             (true.into(), NVIDIA.into())
         );
         assert_eq!(docker(&after, &options(true)).unwrap(), after);
+    }
+
+    #[test]
+    fn docker_edit_adds_only_what_is_new() {
+        let text = "{\r\n\t\"runtimes\": {\"nvidia\": {\"path\": \"/old\", \"args\": [\"--x\"]}},\r\n\t\"bip\": \"10.9.0.1/24\"\r\n}";
+        let cdi = ",\r\n\t\"features\": {\r\n\t\t\"cdi\": true\r\n\t}\r\n}";
+        let expected = format!("{}{cdi}", text.replace("/old", NVIDIA).trim_end_matches("\r\n}"));
+        assert_eq!(docker(text, &options(false)).unwrap(), expected);
+        let unchanged = " {\"features\" :{\"cdi\":true} }";
+        assert_eq!(docker(unchanged, &Options { nvidia_runtime: None, default: false }).unwrap(), unchanged);
+    }
+
+    #[test]
+    fn undo_restores_docker_configuration_byte_for_byte() {
+        let folder = temporary_folder();
+        let path = folder.join("daemon.json");
+        for before in ["{\n\t\"z\": 1,\n\t\"a\": {}\n}", "{\"z\":1}\r\n", "{}"] {
+            std::fs::write(&path, before).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            let edit = plan(Runtime::Docker, &path, &options(true)).unwrap();
+            edit.write().unwrap();
+            assert_eq!(std::fs::metadata(edit.backup()).unwrap().permissions().mode() & 0o777, 0o600);
+            undo(&path).unwrap().write().unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+        }
+        // A file that did not exist does not exist afterwards, although there is a backup of an earlier file.
+        std::fs::remove_file(&path).unwrap();
+        plan(Runtime::Docker, &path, &options(true)).unwrap().write().unwrap();
+        undo(&path).unwrap().write().unwrap();
+        assert!(!path.exists());
+        std::fs::write(&path, b"\xff").unwrap();
+        assert!(undo(&path).is_err(), "a file that cannot be backed up is not replaced");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    fn temporary_folder() -> PathBuf {
+        let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
     }
 
     #[test]

@@ -70,12 +70,16 @@ pub fn find_profile<'g>(geometry: &'g Geometry, name: &str) -> Result<&'g Profil
     })
 }
 
+/// Maximum number of instances in one list. Each takes memory in the search for a placement.
+const MAX_INSTANCES: u32 = 100_000;
+
 /// Parses profiles with counts, such as `3x1g.10gb + 1x3g.40gb`, `1g.10gb,3g.40gb` or `7*1g.10gb`.
 ///
 /// # Errors
 /// [`GpuError::Invalid`] that quotes the invalid part.
 pub fn parse(text: &str) -> Result<BTreeMap<String, u32>, GpuError> {
     let mut instances = BTreeMap::new();
+    let mut total = 0;
     // A plus sign separates parts, but is also part of the suffix in "1g.10gb+me".
     let text = text.replace("+me", "\u{1}me").replace(['+', ','], "\n").replace('\u{1}', "+");
     for part in text.lines().map(str::trim).filter(|p| !p.is_empty()) {
@@ -86,8 +90,8 @@ pub fn parse(text: &str) -> Result<BTreeMap<String, u32>, GpuError> {
             _ => (Some(1), part),
         };
         let count: u32 = count
-            .filter(|n| (1..=100_000).contains(n))
-            .ok_or_else(|| GpuError::Invalid(format!("'{part}': the count must be from 1 to 100000")))?;
+            .filter(|n| (1..=MAX_INSTANCES).contains(n))
+            .ok_or_else(|| GpuError::Invalid(format!("'{part}': the count must be from 1 to {MAX_INSTANCES}")))?;
         let (slices, memory) = name.split_once("g.").unwrap_or_default();
         let digits = |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit());
         if !digits(slices) || !memory.split_once("gb").is_some_and(|(gb, _)| digits(gb)) {
@@ -95,7 +99,11 @@ pub fn parse(text: &str) -> Result<BTreeMap<String, u32>, GpuError> {
                 "'{part}' is not a MIG profile: expected for example 3x1g.10gb or 1g.10gb+me"
             )));
         }
-        *instances.entry(name.to_owned()).or_insert(0) += count;
+        *instances.entry(name.to_owned()).or_insert(0_u32) += count;
+        total += count;
+        if total > MAX_INSTANCES {
+            return Err(GpuError::Invalid(format!("more than {MAX_INSTANCES} instances are given")));
+        }
     }
     if instances.is_empty() {
         return Err(GpuError::Invalid("no MIG profile is given: expected for example 3x1g.10gb + 1x3g.40gb".into()));
@@ -308,7 +316,17 @@ mod tests {
     fn instances_are_parsed_and_invalid_text_is_rejected() {
         assert_eq!(show(&instances("3x1g.10gb + 1x3g.40gb")), "3x1g.10gb + 1x3g.40gb");
         assert_eq!(show(&instances("1g.10gb+me,1g.10gb, 2 x 1g.10gb")), "3x1g.10gb + 1x1g.10gb+me");
-        for bad in ["", "0x1g.10gb", "9999999x1g.10gb", "large", "1g", "1g.gb", "xx1g.10gb"] {
+        for bad in [
+            "",
+            "0x1g.10gb",
+            "9999999x1g.10gb",
+            "100000x1g.10gb,1g.10gb",
+            "60000x1g.10gb+60000x3g.40gb",
+            "large",
+            "1g",
+            "1g.gb",
+            "xx1g.10gb",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

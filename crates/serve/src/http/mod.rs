@@ -3,7 +3,7 @@
 //! Invariant: handlers read request bodies only through [`crate::body`], so that its limits apply to all of them.
 
 mod encoding;
-mod wire;
+pub(crate) mod wire;
 
 pub use wire::{InferenceRequest, InferenceResponse};
 

@@ -11,14 +11,14 @@ use crate::deployment::InferOutput;
 use crate::tensor::{Data, DataType, Tensor, parse_shape};
 
 /// A parsed request.
-pub(super) struct Parsed {
+pub(crate) struct Parsed {
     pub(super) id: Option<String>,
     pub(super) inputs: Vec<Tensor>,
     pub(super) outputs: RequestedOutputs,
 }
 
 /// The outputs to return, and their encoding.
-pub(super) struct RequestedOutputs {
+pub(crate) struct RequestedOutputs {
     /// Name of each requested output, and whether it is returned in binary. Empty means all outputs.
     named: Vec<(String, bool)>,
     /// Whether outputs are returned in binary when `named` is empty.
@@ -132,7 +132,7 @@ struct ResponseParameters {
 }
 
 /// Parses a request. `json_length` is the length of its JSON part; binary data follows. `None` means that all of it is JSON.
-pub(super) fn parse(body: &[u8], json_length: Option<usize>) -> Result<Parsed, Error> {
+pub(crate) fn parse(body: &[u8], json_length: Option<usize>) -> Result<Parsed, Error> {
     let (json, mut binary) = body.split_at(json_length.unwrap_or(body.len()));
     let request: InferenceRequest<'_> = serde_json::from_slice(json).map_err(|e| {
         Error::Invalid(match (e.classify(), json_length) {

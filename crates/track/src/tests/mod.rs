@@ -4,6 +4,7 @@ mod artifacts;
 mod compaction;
 mod locations;
 mod mlflow;
+mod parsers;
 mod uploads;
 
 use axum::Router;

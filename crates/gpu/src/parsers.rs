@@ -1,0 +1,55 @@
+//! Property tests of this crate's parsers; see `slipway_mutations`.
+
+use std::path::Path;
+
+use slipway_mutations::feed;
+
+use crate::container::{cdi, runtime};
+use crate::{mig, pci, process, share, work};
+
+#[test]
+fn mig_configurations_never_panic() {
+    let valid = "version: v1\nmig-configs:\n  all-1g:\n    - device-filter: [\"0x233010DE\"]\n      devices: all\n      mig-enabled: true\n      mig-devices: {1g.10gb: 7}\n  off:\n    - devices: [0, 1]\n      mig-enabled: false\n";
+    feed(&[valid], |text| {
+        if let Ok(config) = mig::Config::parse(text) {
+            let _ = config.configs.values().flatten().filter(|rule| rule.covers(0, 0x2330_10de)).count();
+        }
+    });
+    feed(&["3x1g.10gb + 1x3g.40gb", "7*1g.10gb+me,1g.10gb"], |text| drop(mig::parse(text)));
+}
+
+#[test]
+fn runtime_configurations_never_panic() {
+    let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("config");
+    let options = runtime::Options { nvidia_runtime: Some("/usr/bin/nvidia-container-runtime".into()), default: true };
+    let plan = |kind, text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let Ok(edit) = runtime::plan(kind, &path, &options) else { return };
+        std::fs::write(&path, &edit.after).unwrap();
+        // The edit produces a file that it can read and that needs no further edit.
+        let second = runtime::plan(kind, &path, &options);
+        assert_eq!(second.unwrap().after, edit.after, "{text:?}");
+    };
+    let toml = "# ours\nversion = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"pause:3.9\"\n  [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.nvidia]\n  runtime_type = \"x\"\n";
+    feed(&[toml, "version = 3\nplugins = {}\n"], |text| plan(runtime::Runtime::Containerd, text));
+    let json = "{\n  \"log-driver\": \"journald\",\n  \"runtimes\": {\"nvidia\": {\"path\": \"/x\", \"args\": []}},\n  \"features\": {}\n}\n";
+    feed(&[json, "{}", ""], |text| plan(runtime::Runtime::Docker, text));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn other_parsers_never_panic() {
+    let workloads = "workloads:\n  - {name: a, memory_gib: 4, compute: 0.2, duty: 0.5, count: 3}\n";
+    feed(&[workloads], |text| drop(share::Workloads::parse(text)));
+    feed(&["gemm:4096,4096,4096,bf16", "decode:model=7b,batch=1,context=4096,dtype=bf16"], |text| {
+        drop(work::Work::parse(text));
+    });
+    let spec = "{\"cdiVersion\": \"0.6.0\", \"kind\": \"nvidia.com/gpu\", \"devices\": [{\"name\": \"0\", \"containerEdits\": {\"env\": [\"A=b\"]}}]}";
+    feed(&[spec], |text| drop(cdi::check(text)));
+    feed(&["0-3,8", "0-4294967295"], |text| drop(pci::parse_ranges(text)));
+    feed(&["pci0000:3a/0000:3a:01.0/0000:3b:00.0"], |text| drop(pci::address_parts(Path::new(text))));
+    let cgroup = "0::/kubepods.slice/kubepods-pod1234.slice/cri-containerd-abcdef.scope\n";
+    feed(&[cgroup], |text| drop(process::from_cgroup(text)));
+}
