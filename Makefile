@@ -126,7 +126,7 @@ conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(NVIDIA_CTK) $(H
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
 	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY)
 	SLIPWAY_ONNXRUNTIME=$$(find $(PEERS)/mlflow -name 'libonnxruntime.so*' -type f | head -1) \
-	  cargo test --release --locked -p slipway-serve --lib -- --ignored --skip throughput
+	  cargo test --release --locked -p slipway -p slipway-serve --lib -- --ignored --skip throughput
 	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) --nvidia-ctk $(NVIDIA_CTK)
 	$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) --helm $(HELM)
 	$(PEERS)/gpu/bin/python conformance/kube/plugin.py --slipway $(SLIPWAY) --peers $(PLUGIN)

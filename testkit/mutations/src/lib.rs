@@ -183,8 +183,9 @@ pub fn feed<T: AsRef<str>>(valid: &[T], parse: impl Fn(&str)) {
 mod tests {
     use super::*;
 
-    fn panics(parse: impl Fn(&str) + std::panic::RefUnwindSafe) -> bool {
-        std::panic::catch_unwind(|| feed(&["key: [1, 2]"], parse)).is_err()
+    fn panics(parse: impl Fn(&str)) -> bool {
+        let feeding = std::panic::AssertUnwindSafe(|| feed(&["key: [1, 2]"], parse));
+        std::panic::catch_unwind(feeding).is_err()
     }
 
     #[test]
@@ -192,6 +193,5 @@ mod tests {
         assert!(!panics(|text| drop(text.to_owned())));
         assert!(panics(|text| assert!(!text.contains("[["))));
         assert!(panics(|text| assert!(!text.contains("\\"))));
-        assert!(panics(|text| assert!(text.len() < 2000)));
     }
 }

@@ -109,7 +109,7 @@ fn closed_pipe() -> PipeWriter {
 
 #[test]
 fn closed_pipes_do_not_change_the_outcome_of_a_command() {
-    let mut sandbox = Sandbox::with_simulated_gpus();
+    let mut sandbox = Sandbox::new();
     sandbox.set("SLIPWAY_LOG", "debug");
     sandbox.write("cluster.yaml", "kind: Nothing\n");
     let commands: &[&[&str]] = &[

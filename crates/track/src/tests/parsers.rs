@@ -31,7 +31,7 @@ fn filters_never_panic() {
 fn corrupt_metric_rows_never_panic() {
     let point = |step, value| Point { step, timestamp: 1_700_000_000_000 + step, value };
     let row = points::pack([("a", point(1, 0.5)), ("b", point(2, f64::NAN)), ("a", point(3, -1.0))].into_iter());
-    feed_bytes(&[row.clone()], |bytes| {
+    feed_bytes(std::slice::from_ref(&row), |bytes| {
         let _ = points::unpack(bytes, "a", &mut Vec::new());
         let mut grouped = ByKey::default();
         let _ = (grouped.add(&row), grouped.add(bytes), grouped.add(&row));
