@@ -150,7 +150,7 @@ def outcomes_have_distinct_reasons(lab):
             manifest("leaving", "sleep 1000", ns),
         )
         found = wait_until_finished(lab, ns, "flaky", "Failed")
-        assert found["failures"] == 2 and [a["exitCode"] for a in found["attempts"]] == [3, 3] and "2 times" in found["message"], found
+        assert found["failures"] == 2 and [a["exitCode"] for a in found["attempts"]] == [3, 3] and "2 attempts" in found["message"], found
         assert set(run_pods(lab, ns)) >= {"flaky-1", "flaky-2"}, "each attempt has its own pod and log"
         assert server.slipway(lab, "run", "logs", "flaky", "--attempt", "1", "-n", ns).stdout == "attempt\n"
         found = wait_until_finished(lab, ns, "hungry", "Failed")
