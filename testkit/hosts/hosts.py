@@ -170,6 +170,12 @@ class Host:
         self.number = self.hosts.next_number()
         self.configure_network()
 
+    def add_address(self):
+        """Assigns another address and returns it, so that one host can stand for several machines."""
+        address = f"{self.hosts.network}.{10 + self.hosts.next_number()}"
+        run("ip", "-n", self.namespace, "addr", "add", f"{address}/24", "dev", "eth0")
+        return address
+
     def write(self, path, text, mode=0o644):
         file = self.root / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)

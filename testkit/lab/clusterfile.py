@@ -38,10 +38,12 @@ class ClusterFile:
         (self.host.root / "opt").mkdir(exist_ok=True)
         shutil.copy(f"{lab.bin}/kubectl", self.host.root / "opt/kubectl")
         self.address, self.key = self.host.address, hosts.key
+        # The kubelets of the nodes are started by the lab; over SSH one host stands for all of them.
+        self.addresses = {node: self.host.add_address() for node in lab.fixtures}
 
     def write(self, more):
         file = self.folder / "cluster.yaml"
-        machines = "".join(f"    - {{name: {n}, address: {self.address}, roles: [worker, gpu]}}\n" for n in self.lab.fixtures)
+        machines = "".join(f"    - {{name: {n}, address: {a}, roles: [worker, gpu]}}\n" for n, a in self.addresses.items())
         file.write_text(f"""apiVersion: slipway.dev/v1
 kind: Cluster
 metadata: {{name: lab}}
