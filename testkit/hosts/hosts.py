@@ -105,7 +105,7 @@ class Host:
 
     @property
     def address(self):
-        return f"{self.hosts.network}.{10 + self.number}"
+        return self.hosts.address(self.number)
 
     def create(self):
         """Creates the root file system and the network of the host."""
@@ -172,7 +172,7 @@ class Host:
 
     def add_address(self):
         """Assigns another address and returns it, so that one host can stand for several machines."""
-        address = f"{self.hosts.network}.{10 + self.hosts.next_number()}"
+        address = self.hosts.address(self.hosts.next_number())
         run("ip", "-n", self.namespace, "addr", "add", f"{address}/24", "dev", "eth0")
         return address
 
@@ -316,6 +316,9 @@ class Hosts:
 
     def next_number(self):
         return next(self.numbers)
+
+    def address(self, number):
+        return f"{self.network}.{10 + number}"
 
     def create_network(self):
         """Creates a bridge with its own network, so that several sets of hosts can run at the same time."""

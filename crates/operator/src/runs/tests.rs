@@ -125,6 +125,15 @@ impl TestCluster {
         );
     }
 
+    /// Submits a run and waits until its first attempt is running.
+    async fn start(&self, name: &str, spec: Value) {
+        self.submit(name, spec);
+        let pod = format!("{name}-1");
+        eventually("a pod is created", || self.pod(&pod).is_some()).await;
+        self.cluster.change("pods", NAMESPACE, &pod, running());
+        eventually("the run is running", || self.status(name)["phase"] == "Running").await;
+    }
+
     fn status(&self, name: &str) -> Value {
         self.cluster.get("runs", NAMESPACE, name).map_or(Value::Null, |run| run["status"].clone())
     }
@@ -210,10 +219,7 @@ async fn pod_gets_its_own_token_and_is_released_after_its_end_is_recorded() {
 async fn lost_pod_is_replaced_with_another_token() {
     let test = TestCluster::new();
     let _controller = test.controller("one");
-    test.submit("train", json!({"image": "i"}));
-    eventually("a pod is created", || test.pod("train-1").is_some()).await;
-    test.cluster.change("pods", NAMESPACE, "train-1", running());
-    eventually("the run is running", || test.status("train")["phase"] == "Running").await;
+    test.start("train", json!({"image": "i"})).await;
     // The node was lost, and the pod was deleted despite its finalizer.
     test.cluster.remove("pods", NAMESPACE, "train-1");
     eventually("another pod is created", || test.pod("train-2").is_some()).await;
@@ -259,10 +265,7 @@ async fn cancelling_works_before_and_after_a_kubelet_accepts_the_pod() {
 async fn deleting_a_run_deletes_its_pod_and_ends_the_tracked_run() {
     let test = TestCluster::new();
     let _controller = test.controller("one");
-    test.submit("train", json!({"image": "i"}));
-    eventually("a pod is created", || test.pod("train-1").is_some()).await;
-    test.cluster.change("pods", NAMESPACE, "train-1", running());
-    eventually("the run is running", || test.status("train")["phase"] == "Running").await;
+    test.start("train", json!({"image": "i"})).await;
     test.cluster.remove("runs", NAMESPACE, "train");
     eventually("its pod is deleted", || test.pod("train-1").is_none()).await;
     assert_eq!(test.ended_phases().last(), Some(&Phase::Cancelled));
@@ -442,10 +445,7 @@ async fn usage_is_attributed_after_the_lease_has_ended_without_keeping_the_pod()
         "spec": {"nodeName": "n1"}, "status": {"phase": "Running"}});
     test.cluster.put("pods", agent);
     let _controller = test.controller("one");
-    test.submit("train", json!({"image": "i", "resources": {"limits": {"nvidia.com/gpu": 1}}}));
-    eventually("a pod is created", || test.pod("train-1").is_some()).await;
-    test.cluster.change("pods", NAMESPACE, "train-1", running());
-    eventually("the run is running", || test.status("train")["phase"] == "Running").await;
+    test.start("train", json!({"image": "i", "resources": {"limits": {"nvidia.com/gpu": 1}}})).await;
     // The kubelet reports the end before the agent notices it.
     let mut end = succeeded();
     let now = slipway_core::clock::rfc3339(slipway_core::clock::now_ms());

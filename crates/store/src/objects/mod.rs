@@ -23,8 +23,6 @@ use files::Files;
 pub use limits::Limits;
 use remote::Remote;
 
-/// Prefixes of the environment variables with the endpoint and the credentials of a bucket.
-pub const VENDOR_ENV_PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 /// Name of the folder for unfinished objects and multipart uploads.
 const PARTIAL_DIR: &str = ".part";
 

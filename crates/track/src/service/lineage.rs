@@ -5,6 +5,7 @@ use serde::Serialize;
 use slipway_store::StoreError;
 
 use super::Tracking;
+use super::registry::alias_of_uri;
 use super::runs::join_location;
 use crate::model::{DatasetInput, ModelVersion, RunInfo};
 use crate::{Error, StoredLocation, artifact_path, repo};
@@ -77,8 +78,7 @@ impl Tracking {
         if uri.starts_with("mlflow-artifacts:") {
             return unregistered("", uri);
         }
-        let alias = uri.strip_prefix("models:/").and_then(|rest| rest.trim_start_matches('/').split_once('@'));
-        let version = match alias {
+        let version = match alias_of_uri(uri) {
             // Unlike in MLflow's API, an alias that does not exist is an object that does not exist.
             Some((name, alias)) => self
                 .find_alias(name, alias)?

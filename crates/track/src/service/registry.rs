@@ -561,10 +561,10 @@ impl Tracking {
                  alias is a registered model alias. Only one of suffix or alias can be defined at a time."
             ))
         };
-        let rest = uri.strip_prefix("models:/").ok_or_else(invalid)?.trim_start_matches('/');
-        if let Some((name, alias)) = rest.split_once('@') {
+        if let Some((name, alias)) = alias_of_uri(uri) {
             return self.version_by_alias(name, alias);
         }
+        let rest = path_of_uri(uri).ok_or_else(invalid)?;
         let (name, suffix) =
             rest.split_once('/').filter(|(n, s)| !n.is_empty() && !s.is_empty()).ok_or_else(invalid)?;
         if suffix.bytes().all(|b| b.is_ascii_digit()) {
@@ -578,6 +578,16 @@ impl Tracking {
             Error::missing(format!("No versions of model with name '{name}' and stage '{suffix}' found"))
         })
     }
+}
+
+/// The part of a `models:/` URI after the scheme.
+fn path_of_uri(uri: &str) -> Option<&str> {
+    uri.strip_prefix("models:/").map(|path| path.trim_start_matches('/'))
+}
+
+/// The name and the alias of `models:/NAME@ALIAS`; `None` for other URIs.
+pub(super) fn alias_of_uri(uri: &str) -> Option<(&str, &str)> {
+    path_of_uri(uri)?.split_once('@')
 }
 
 fn registry_page_size(max_results: i64, limit: i64) -> Result<i64, Error> {
