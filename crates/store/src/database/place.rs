@@ -64,6 +64,11 @@ impl Connection {
         Ok(connection)
     }
 
+    /// Whether the database is an SQLite file.
+    pub(super) fn is_sqlite(&self) -> bool {
+        matches!(self.0, Kind::Sqlite(_))
+    }
+
     /// Whether the connection is closed; SQLite's never is.
     pub(super) fn is_closed(&self) -> bool {
         match &self.0 {

@@ -156,6 +156,43 @@ async fn failing_change_rolls_back_only_itself() {
     .await;
 }
 
+/// The first change of a group has no savepoint, so its failure rolls back the transaction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_change_of_a_group_fails_without_a_trace_and_without_the_others() {
+    on_every_backend(|backend| async move {
+        let db = backend.open(&[TABLES]).unwrap();
+        for panics in [false, true] {
+            let held = HeldWriter::hold(&db).await;
+            let failing = queued(&db, move |c| {
+                put(c, "lost", 1)?;
+                assert!(!panics, "on purpose");
+                Err::<(), _>(StoreError::NotFound("on purpose".into()))
+            });
+            let kept = queued(&db, move |c| put(c, &format!("kept-{panics}"), 1));
+            drop(held);
+            assert!(failing.await.is_err());
+            kept.await.unwrap();
+            // Nothing else is queued, so this change is the first of its group.
+            let alone = db.write(move |c| {
+                put(c, "lost", 1)?;
+                assert!(!panics, "on purpose");
+                Err::<(), _>(StoreError::NotFound("on purpose".into()))
+            });
+            let error = alone.await.unwrap_err();
+            let expected = if panics {
+                matches!(error, StoreError::Panicked(_))
+            } else {
+                matches!(error, StoreError::NotFound(_))
+            };
+            assert!(expected, "{error}");
+        }
+        assert_eq!(count(&db), 2);
+        assert_eq!(db.integrity().unwrap(), "ok");
+        db.close();
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn values_round_trip() {
     on_every_backend(|backend| async move {

@@ -21,7 +21,17 @@ const MAX_GROUP_TIME: Duration = if cfg!(test) { Duration::from_secs(600) } else
 const CHANGE: &str = "the change";
 
 /// A queued change. The writer calls it with the connection of the open transaction, or with the error if none could be started.
-pub(super) type Change = Box<dyn FnOnce(Result<&Connection>) -> Uncommitted + Send>;
+pub(super) type Change = Box<dyn FnOnce(Result<&Connection>, Isolation) -> Uncommitted + Send>;
+
+/// How a failed change is rolled back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Isolation {
+    /// With the transaction, in which no other change has run yet. This saves the savepoint, for which SQLite copies every page that the
+    /// change modifies.
+    Transaction,
+    /// To a savepoint, so that the earlier changes of the group are kept.
+    Savepoint,
+}
 
 /// A change that has run and is not committed yet.
 pub(super) struct Uncommitted {
@@ -40,10 +50,15 @@ where
     T: Send + 'static,
     E: From<StoreError> + Send + 'static,
 {
-    Box::new(move |connection| {
-        let (result, intact) = match connection {
-            Ok(connection) => in_savepoint(connection, work),
-            Err(error) => (Err(error.into()), true),
+    Box::new(move |connection, isolation| {
+        let (result, intact) = match (connection, isolation) {
+            (Ok(connection), Isolation::Savepoint) => in_savepoint(connection, work),
+            (Ok(connection), Isolation::Transaction) => {
+                let result = run_change(connection, work);
+                let intact = result.is_ok();
+                (result, intact)
+            }
+            (Err(error), _) => (Err(error.into()), true),
         };
         let respond = move |commit_error: Option<StoreError>| {
             let result = match commit_error {
@@ -65,10 +80,7 @@ fn in_savepoint<T, E: From<StoreError>>(
     if let Err(error) = connection.batch_deferred("SAVEPOINT change") {
         return (Err(error.into()), false);
     }
-    let mut result = catch_panic(CHANGE, || work(connection)).unwrap_or_else(|panicked| Err(panicked.into()));
-    if result.is_ok() && connection.is_aborted() {
-        result = Err(StoreError::Commit("a statement failed and the change ignored its error".into()).into());
-    }
+    let result = run_change(connection, work);
     if result.is_err()
         && let Err(error) = connection.statement("ROLLBACK TO change")
     {
@@ -81,6 +93,18 @@ fn in_savepoint<T, E: From<StoreError>>(
     }
 }
 
+/// Runs `work` and returns its result, or an error if it panics or ignores a failed statement.
+fn run_change<T, E: From<StoreError>>(
+    connection: &Connection,
+    work: impl FnOnce(&Connection) -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
+    let result = catch_panic(CHANGE, || work(connection)).unwrap_or_else(|panicked| Err(panicked.into()));
+    if result.is_ok() && connection.is_aborted() {
+        return Err(StoreError::Commit("a statement failed and the change ignored its error".into()).into());
+    }
+    result
+}
+
 /// The writer's loop: runs changes from the queue until all senders are dropped.
 pub(super) fn run(place: &Place, connection: Connection, queue: &mpsc::Receiver<Change>) {
     let mut open_connection = Some(connection);
@@ -91,33 +115,43 @@ pub(super) fn run(place: &Place, connection: Connection, queue: &mpsc::Receiver<
             Err(error) => {
                 tracing::error!(%error, "cannot begin a transaction");
                 // Nothing ran, so there is nothing to roll back if this panics.
-                let _ = catch_panic(CHANGE, || (first(Err(error)).respond)(None));
+                let _ = catch_panic(CHANGE, || (first(Err(error), Isolation::Savepoint).respond)(None));
                 continue;
             }
         };
         let mut responders = Vec::new();
         let mut next = Some(first);
         let mut intact = true;
+        // A PostgreSQL connection is replaced after a failed transaction, so there a savepoint is cheaper.
+        let mut isolation = if connection.is_sqlite() { Isolation::Transaction } else { Isolation::Savepoint };
         while let Some(change) = next.take() {
-            // `in_savepoint` catches panics of the change itself; this catches panics while the caller's types are converted or dropped.
-            match catch_panic(CHANGE, || change(Ok(connection))) {
+            // `run_change` catches panics of the change itself; this catches panics while the caller's types are converted or dropped.
+            match catch_panic(CHANGE, || change(Ok(connection), isolation)) {
                 Ok(uncommitted) => {
                     intact = uncommitted.intact;
                     responders.push(uncommitted.respond);
                 }
                 Err(_) => intact = false,
             }
+            // The first change failed alone: only its own work is rolled back, and its caller gets its own error.
+            if !intact && isolation == Isolation::Transaction {
+                break;
+            }
+            isolation = Isolation::Savepoint;
             if intact && responders.len() < MAX_GROUP_SIZE && started.elapsed() < MAX_GROUP_TIME {
                 next = queue.try_recv().ok();
             }
         }
+        let failed_alone = !intact && isolation == Isolation::Transaction;
         let committed = if intact && !connection.is_aborted() {
             connection.statement("COMMIT")
         } else {
             Err(StoreError::Commit("another change of the same group broke the transaction".into()))
         };
         if let Err(error) = &committed {
-            tracing::error!(%error, changes = responders.len(), "commit failed; the group is rolled back");
+            if !failed_alone {
+                tracing::error!(%error, changes = responders.len(), "commit failed; the group is rolled back");
+            }
             if !connection.abandon() {
                 open_connection = None;
             }
