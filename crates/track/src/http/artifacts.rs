@@ -1,8 +1,9 @@
 //! Routes of artifacts: `/mlflow/artifacts/list`, the artifact proxy `/mlflow-artifacts/*`, and MLflow's download URLs.
 
-use axum::extract::{Path, RawQuery, Request};
-use axum::http::HeaderMap;
-use axum::response::Response;
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, RawQuery, Request};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use slipway_access::{Access, Routes};
 
@@ -14,7 +15,10 @@ use super::uploads::{abort_upload, complete_upload, create_upload, upload_part};
 use super::wire::{Call, Empty, Reply, messages};
 use crate::model::FileInfo;
 use crate::service::{ArtifactRoot, Tracking};
-use crate::{Error, artifact_path};
+use crate::{Error, ErrorCode, artifact_path};
+
+/// Maximum bytes of a file that the UI uploads in one request, as in MLflow.
+const UI_UPLOAD_LIMIT: usize = 10 * 1024 * 1024;
 
 messages! {
     ListArtifacts { #[required] run_id or run_uuid: String, path: String, page_token: String }
@@ -42,11 +46,11 @@ pub(super) fn streaming_routes() -> Routes<Tracking> {
 
 /// Routes of MLflow's web UI that API clients also use.
 pub(super) fn ui_routes() -> Routes<Tracking> {
-    Routes::new().get("/get-artifact", READ_EXPERIMENTS, run_file).get(
-        "/model-versions/get-artifact",
-        READ_MODELS,
-        version_file,
-    )
+    Routes::new()
+        .post("/ajax-api/2.0/mlflow/upload-artifact", TRACK_EXPERIMENTS, upload_run_file)
+        .layer(DefaultBodyLimit::max(UI_UPLOAD_LIMIT))
+        .get("/get-artifact", READ_EXPERIMENTS, run_file)
+        .get("/model-versions/get-artifact", READ_MODELS, version_file)
 }
 
 async fn list(Scoped(t): Scoped, Call(m): Call<ListArtifacts>) -> Result<Reply<Listing>, Error> {
@@ -94,6 +98,31 @@ async fn run_file(Scoped(t): Scoped, RawQuery(query): RawQuery, headers: HeaderM
     let run_id = value("run_id").or_else(|| value("run_uuid")).unwrap_or_default();
     let object = t.artifact_object(ArtifactRoot::Run(&run_id), &value("path").unwrap_or_default())?;
     send(&t, &object, &headers).await
+}
+
+/// Stores the request's body as an artifact of a run (`upload_artifact_handler` in MLflow's `handlers.py`).
+async fn upload_run_file(
+    Scoped(t): Scoped,
+    RawQuery(query): RawQuery,
+    request: Request,
+) -> Result<impl IntoResponse, Error> {
+    let value = |name| {
+        let found = query_value(query.as_deref(), name).filter(|v| !v.is_empty());
+        found.ok_or_else(|| Error::invalid(format!("Request must specify {name}.")))
+    };
+    let (run_id, path) = (value("run_uuid")?, value("path")?);
+    let path = artifact_path::for_writing(&path)?;
+    let data = Bytes::from_request(request, &()).await.map_err(|e| match e.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Error::invalid("Artifact size is too large. Max size is 10MB."),
+        _ => Error::new(ErrorCode::BadRequest, format!("The request body cannot be read: {}", e.body_text())),
+    })?;
+    if data.is_empty() {
+        return Err(Error::invalid("Request must specify data."));
+    }
+    let object = t.artifact_object(ArtifactRoot::Run(&run_id), &path)?;
+    t.may_change_artifact(&object)?;
+    t.objects.put(&object, Body::from(data).into_data_stream()).await?;
+    Ok([(header::CONTENT_TYPE, "text/html; charset=utf-8")])
 }
 
 async fn version_file(Scoped(t): Scoped, RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Error> {

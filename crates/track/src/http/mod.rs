@@ -78,6 +78,9 @@ const NOT_IMPLEMENTED: &[&str] = &[
     "/3.0/mlflow/label-schemas",
     "/2.0/mlflow/get-online-trace-details",
     "/2.0/mlflow/unified-traces",
+    "/2.0/mlflow/get-trace-artifact",
+    "/3.0/mlflow/get-trace-artifact",
+    "/2.0/mlflow/runs/create-promptlab-run",
 ];
 
 async fn unknown(uri: Uri) -> Response {

@@ -274,6 +274,12 @@ fn checked<T: Message>(mut message: T) -> Result<T, Error> {
     }
 }
 
+/// Parses a message from a JSON value. It goes through text, so that each message has only one parser: deserializing a [`Value`] would be
+/// compiled as a second one.
+fn decode<T: Message>(value: &Value) -> serde_json::Result<T> {
+    serde_json::from_slice(value.to_string().as_bytes())
+}
+
 /// Finds the first invalid parameter of a request that could not be parsed directly.
 fn diagnose<T: Message>(mut value: Value) -> Result<T, Error> {
     // Older clients send the JSON object encoded as a JSON string.
@@ -292,7 +298,7 @@ fn diagnose<T: Message>(mut value: Value) -> Result<T, Error> {
             _ => {}
         }
     }
-    match serde_json::from_value(value) {
+    match decode(&value) {
         Ok(message) => checked(message),
         Err(error) => Err(Error::new(ErrorCode::BadRequest, format!("Malformed request: {error}"))),
     }
@@ -308,7 +314,7 @@ pub(crate) fn from_json<T: Message>(body: &[u8]) -> Result<T, Error> {
         && let Some(body) = with_quoted_numbers(body)
         && let Ok(value) = serde_json::from_slice::<Value>(&body)
     {
-        return serde_json::from_value(value.clone()).map_or_else(|_| diagnose(value), checked);
+        return decode(&value).map_or_else(|_| diagnose(value), checked);
     }
     // MLflow treats a body that is not JSON as an empty one.
     diagnose(serde_json::from_slice(body).unwrap_or(Value::Null))
@@ -347,9 +353,18 @@ fn with_quoted_numbers(body: &[u8]) -> Option<Vec<u8>> {
 
 /// Parses a query string.
 pub(crate) fn from_query<T: Message>(query: &str) -> Result<T, Error> {
+    let value = query_object(query, T::SCHEMA)?;
+    match decode(&value) {
+        Ok(message) => checked(message),
+        Err(_) => diagnose(value),
+    }
+}
+
+/// The parameters of a query string as a JSON object.
+fn query_object(query: &str, schema: &[FieldRule]) -> Result<Value, Error> {
     let mut object = serde_json::Map::new();
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-        let kind = T::SCHEMA.iter().find(|r| r.name == key).map_or(Kind::Any, |r| r.kind);
+        let kind = schema.iter().find(|r| r.name == key).map_or(Kind::Any, |r| r.kind);
         let value = value.into_owned();
         match kind {
             Kind::List | Kind::Texts => {
@@ -375,24 +390,22 @@ pub(crate) fn from_query<T: Message>(query: &str) -> Result<T, Error> {
             }
         }
     }
-    let value = Value::Object(object);
-    match serde_json::from_value(value.clone()) {
-        Ok(message) => checked(message),
-        Err(_) => diagnose(value),
-    }
+    Ok(Value::Object(object))
 }
 
-/// Extractor for a request message, from the body or, for GET, from the query.
-pub(crate) struct Call<T>(pub(crate) T);
+/// Where a request has its message.
+enum Source {
+    Query(String),
+    Body(Bytes),
+}
 
-impl<T: Message, S: Send + Sync> FromRequest<S> for Call<T> {
-    type Rejection = Error;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+impl Source {
+    /// Reads a request. Not generic over the message, so that it is compiled once.
+    async fn read(request: Request) -> Result<Self, Error> {
         if request.method() == Method::GET
             && let Some(query) = request.uri().query()
         {
-            return from_query(query).map(Self);
+            return Ok(Self::Query(query.to_owned()));
         }
         if matches!(*request.method(), Method::POST | Method::PUT) {
             let kind = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
@@ -404,12 +417,26 @@ impl<T: Message, S: Send + Sync> FromRequest<S> for Call<T> {
                 Some(_) => {}
             }
         }
-        let body = Bytes::from_request(request, state).await.map_err(|e| {
+        let body = Bytes::from_request(request, &()).await.map_err(|e| {
             let code =
                 if e.status() == StatusCode::PAYLOAD_TOO_LARGE { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
             Error::new(code, format!("The request body cannot be read: {}", e.body_text()))
         })?;
-        from_json(&body).map(Self)
+        Ok(Self::Body(body))
+    }
+}
+
+/// Extractor for a request message, from the body or, for GET, from the query.
+pub(crate) struct Call<T>(pub(crate) T);
+
+impl<T: Message, S: Send + Sync> FromRequest<S> for Call<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Error> {
+        match Source::read(request).await? {
+            Source::Query(query) => from_query(&query).map(Self),
+            Source::Body(body) => from_json(&body).map(Self),
+        }
     }
 }
 

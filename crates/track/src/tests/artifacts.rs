@@ -122,3 +122,33 @@ async fn names_are_decoded_as_in_mlflow() {
     assert_eq!(server.get(&format!("{PROXY}/0/{run}/artifacts/old%2520name")).await.status, StatusCode::OK);
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ui_uploads_a_file_of_a_run_in_one_request() {
+    let server = Server::start().await;
+    let run = server.create_run().await;
+    let upload = async |query: String, body: Vec<u8>| {
+        let uri = format!("/ajax-api/2.0/mlflow/upload-artifact?{query}");
+        server.request(Request::post(uri).body(axum::body::Body::from(body)).unwrap()).await
+    };
+    let response = upload(format!("run_uuid={run}&path=folder/u%20v.txt"), b"hello".to_vec()).await;
+    assert_eq!((response.status, response.text().as_str()), (StatusCode::OK, ""));
+    assert_eq!(server.get(&format!("/get-artifact?run_id={run}&path=folder/u%20v.txt")).await.text(), "hello");
+    for (query, body, message) in [
+        ("path=u.txt".into(), b"x".to_vec(), "Request must specify run_uuid."),
+        (format!("run_uuid={run}"), b"x".to_vec(), "Request must specify path."),
+        (format!("run_uuid={run}&path=u.txt"), vec![], "Request must specify data."),
+        (
+            format!("run_uuid={run}&path=u.txt"),
+            vec![0; (10 << 20) + 1],
+            "Artifact size is too large. Max size is 10MB.",
+        ),
+        (format!("run_uuid={run}&path=../u.txt"), b"x".to_vec(), "Invalid path"),
+    ] {
+        let response = upload(query, body).await;
+        assert_invalid(&response);
+        assert!(response.text().contains(message), "{}", response.text());
+    }
+    assert_eq!(upload("run_uuid=0&path=u.txt".into(), b"x".to_vec()).await.status, StatusCode::NOT_FOUND);
+    server.stop().await;
+}
