@@ -90,13 +90,13 @@ def main():
         import onnxruntime
 
         library = next(pathlib.Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"))
-        for runtime in ("ort", "tract"):
+        for runtime in ("ort", "builtin"):
             options = ["--runtime", runtime] + (["--onnxruntime", str(library)] if runtime == "ort" else [])
             with Slipway(args.slipway, options=options) as server:
                 manifest = {"apiVersion": "slipway.dev/v1", "kind": "Deployment", "metadata": {"name": "mlp"},
                             "spec": {"models": [{"name": "m", "uri": str(folder / "model.onnx")}]}}
                 assert server.call("POST", "/api/v1/deployments", manifest)[0] == 200
-                name = "slipway" if runtime == "ort" else "tract"
+                name = "slipway" if runtime == "ort" else "builtin"
                 measure(name, f"{server.inference}/v2/models/mlp/infer", server.process.pid, body, args.seconds, results, label, server.authorization)
 
         target = pathlib.Path(args.slipway).resolve().parents[1] / "bench-echo"
@@ -132,7 +132,7 @@ def main():
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-    names = [n for n in ("mlserver", "slipway", "tract", "echo") if (n, 1) in results]
+    names = [n for n in ("mlserver", "slipway", "builtin", "echo") if (n, 1) in results]
     print(f"\n{'':28}" + "".join(f"{n:>12}" for n in names) + f"{'ratio':>9}")
     for connections in (1, 8, 64):
         for key, unit in [("rate", "requests/s"), ("p50", "p50, µs"), ("p99", "p99, µs"), ("cpu_us", "CPU µs per request"), ("memory", "memory, MB")]:

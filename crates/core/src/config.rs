@@ -378,7 +378,7 @@ mod tests {
     fn later_layers_override_earlier_ones_and_keep_the_origin() {
         let files = Files::new();
         std::fs::write(&files.user, "listen: 127.0.0.1:1\nlog: debug\n").unwrap();
-        std::fs::write(&files.project, "log: info,slipway_track=debug\nruntime: tract\n").unwrap();
+        std::fs::write(&files.project, "log: info,slipway_track=debug\nruntime: builtin\n").unwrap();
         let environment = |name: &str| (name == env::GRPC_LISTEN).then(|| "127.0.0.1:3".to_owned());
 
         let flags = [("home", Some("/h".into()))];
@@ -416,7 +416,7 @@ mod tests {
     fn file_with_an_error_is_ignored_entirely() {
         let files = Files::new();
         std::fs::write(&files.user, "runtime: ort\n").unwrap();
-        std::fs::write(&files.project, "runtime: tract\nserver: http://evil.example\n").unwrap();
+        std::fs::write(&files.project, "runtime: builtin\nserver: http://evil.example\n").unwrap();
         let (config, problem) = Config::layered(&[], Some(&files.project), Some(&files.user), |_| None);
         assert!(matches!(problem, Some(ConfigError::Project { .. })), "{problem:?}");
         assert_eq!(config.get("runtime"), Some("ort"));

@@ -44,9 +44,9 @@ pub const TLS_FINGERPRINT: &str = "SLIPWAY_TLS_FINGERPRINT";
 pub const LOG: &str = "SLIPWAY_LOG";
 /// Log format: `text` or `json`.
 pub const LOG_FORMAT: &str = "SLIPWAY_LOG_FORMAT";
-/// Path of `libonnxruntime.so`; without it, models run on tract.
+/// Path of `libonnxruntime.so`; without it, models run on the built-in runtime.
 pub const ONNXRUNTIME: &str = "SLIPWAY_ONNXRUNTIME";
-/// The inference runtime: `auto`, `ort` or `tract`.
+/// The inference runtime: `auto`, `ort` or `builtin`.
 pub const RUNTIME: &str = "SLIPWAY_RUNTIME";
 /// Path of the NVML library, instead of the driver's.
 pub const NVML_LIB: &str = "SLIPWAY_NVML_LIB";

@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn onnx_models_are_checked() {
-        let runtime = crate::testing::tract();
+        let runtime = crate::testing::builtin();
         let folder = crate::testing::folder();
         let load = |name: &str, model: Vec<u8>| {
             let path = folder.path().join(name);

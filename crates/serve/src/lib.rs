@@ -6,7 +6,7 @@
 //! | module | purpose |
 //! |---|---|
 //! | [`tensor`] | tensors with V2's data types, parsed from JSON and from the binary extension |
-//! | [`runtime`] | runs ONNX models with ONNX Runtime (when its library is found) or with tract |
+//! | [`runtime`] | runs ONNX models with ONNX Runtime (when its library is found) or with the built-in runtime |
 //! | [`manifest`] | the deployment manifest (YAML or JSON) |
 //! | [`model`] | model sources: the registry, or a file on the server's machine |
 //! | [`deployment`] | one deployment: its model versions, traffic weights, queue, timeout and batching |

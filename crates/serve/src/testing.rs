@@ -156,8 +156,8 @@ pub(crate) fn folder() -> TempFolder {
     TempFolder(path)
 }
 
-pub(crate) fn tract() -> Runtime {
-    Runtime::choose(Preference::Tract, None).unwrap()
+pub(crate) fn builtin() -> Runtime {
+    Runtime::choose(Preference::Builtin, None).unwrap()
 }
 
 /// The ONNX Runtime of this machine. Tests that call this are `#[ignore]`d.
@@ -223,14 +223,14 @@ impl World {
             changes: watch::Sender::new(0),
         });
         let gateway =
-            Gateway::open(db.clone(), tract(), Arc::clone(&registry) as Arc<dyn ModelSource>, limits).unwrap();
+            Gateway::open(db.clone(), builtin(), Arc::clone(&registry) as Arc<dyn ModelSource>, limits).unwrap();
         Self { folder, registry, gateway, db }
     }
 
     /// Opens another gateway on the same database, as after a restart.
     pub(crate) fn reopen(&self) -> Gateway {
         let source = Arc::clone(&self.registry) as Arc<dyn ModelSource>;
-        Gateway::open(self.db.clone(), tract(), source, BodyLimits::default()).unwrap()
+        Gateway::open(self.db.clone(), builtin(), source, BodyLimits::default()).unwrap()
     }
 
     /// Writes a model into the folder and returns its path.

@@ -217,7 +217,7 @@ mod tests {
         let other = home.root().join("other");
         std::fs::write(&other, "kept").unwrap();
         std::os::unix::fs::symlink(&other, home.lock_file()).unwrap();
-        let opened = Platform::open(&home, &Stores::default(), Preference::Tract, None).await;
+        let opened = Platform::open(&home, &Stores::default(), Preference::Builtin, None).await;
         assert!(matches!(opened, Err(ServerError::Home { .. })));
         assert_eq!(std::fs::read_to_string(&other).unwrap(), "kept");
         std::fs::remove_dir_all(home.root()).unwrap();

@@ -177,7 +177,7 @@ pub(crate) struct Up {
     /// Serve only inference; shares its state with a control plane (SLIPWAY_DATABASE, SLIPWAY_OBJECTS)
     #[arg(long)]
     pub(crate) gateway_only: bool,
-    /// Inference runtime: auto, ort or tract
+    /// Inference runtime: auto, ort or builtin
     #[arg(long)]
     pub(crate) runtime: Option<String>,
     /// Path of libonnxruntime.so
@@ -283,7 +283,7 @@ pub(crate) struct Demo {
     /// Python interpreter that creates the virtual environment
     #[arg(long, default_value = "python3")]
     pub(crate) python: String,
-    /// Inference runtime: auto, ort or tract
+    /// Inference runtime: auto, ort or builtin
     #[arg(long, default_value = "auto")]
     pub(crate) runtime: String,
 }

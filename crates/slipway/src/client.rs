@@ -322,7 +322,7 @@ mod tests {
                 cors_origins: Vec::new(),
                 certificate: certificate(&folder),
                 limits: Limits::default(),
-                runtime: "tract".parse().unwrap(),
+                runtime: "builtin".parse().unwrap(),
                 onnxruntime: None,
                 cluster: None,
             };

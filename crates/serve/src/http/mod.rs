@@ -87,7 +87,7 @@ pub struct ModelMetadata {
     pub name: String,
     /// Loaded model versions.
     pub versions: Vec<String>,
-    /// The runtime: `onnx_onnxruntime` or `onnx_tract`.
+    /// The runtime: `onnx_onnxruntime` or `onnx_builtin`.
     pub platform: String,
     /// The model's inputs.
     pub inputs: Vec<TensorMetadata>,

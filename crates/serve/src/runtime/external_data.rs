@@ -7,92 +7,8 @@ use std::path::{Component, Path};
 
 use bytes::Bytes;
 
+use super::onnx;
 use crate::Error;
-
-/// The parts of `onnx.proto` that can contain external data; prost skips all other fields.
-mod onnx {
-    use bytes::Bytes;
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct Model {
-        #[prost(message, optional, tag = "7")]
-        pub(super) graph: Option<Graph>,
-        #[prost(message, repeated, tag = "20")]
-        pub(super) training_info: Vec<TrainingInfo>,
-        #[prost(message, repeated, tag = "25")]
-        pub(super) functions: Vec<Function>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct TrainingInfo {
-        #[prost(message, optional, tag = "1")]
-        pub(super) initialization: Option<Graph>,
-        #[prost(message, optional, tag = "2")]
-        pub(super) algorithm: Option<Graph>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct Function {
-        #[prost(message, repeated, tag = "7")]
-        pub(super) node: Vec<Node>,
-        #[prost(message, repeated, tag = "11")]
-        pub(super) attribute_proto: Vec<Attribute>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct Graph {
-        #[prost(message, repeated, tag = "1")]
-        pub(super) node: Vec<Node>,
-        #[prost(message, repeated, tag = "5")]
-        pub(super) initializer: Vec<Tensor>,
-        #[prost(message, repeated, tag = "15")]
-        pub(super) sparse_initializer: Vec<SparseTensor>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct Node {
-        #[prost(message, repeated, tag = "5")]
-        pub(super) attribute: Vec<Attribute>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct Attribute {
-        #[prost(message, optional, tag = "5")]
-        pub(super) t: Option<Tensor>,
-        #[prost(message, optional, tag = "6")]
-        pub(super) g: Option<Graph>,
-        #[prost(message, repeated, tag = "10")]
-        pub(super) tensors: Vec<Tensor>,
-        #[prost(message, repeated, tag = "11")]
-        pub(super) graphs: Vec<Graph>,
-        #[prost(message, optional, tag = "22")]
-        pub(super) sparse_tensor: Option<SparseTensor>,
-        #[prost(message, repeated, tag = "23")]
-        pub(super) sparse_tensors: Vec<SparseTensor>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct SparseTensor {
-        #[prost(message, optional, tag = "1")]
-        pub(super) values: Option<Tensor>,
-        #[prost(message, optional, tag = "2")]
-        pub(super) indices: Option<Tensor>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct Tensor {
-        #[prost(message, repeated, tag = "13")]
-        pub(super) external_data: Vec<Entry>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(super) struct Entry {
-        #[prost(bytes = "bytes", tag = "1")]
-        pub(super) key: Bytes,
-        #[prost(bytes = "bytes", tag = "2")]
-        pub(super) value: Bytes,
-    }
-}
 
 /// Checks that all external data of the model at `path` is inside the model's folder.
 ///
@@ -175,7 +91,7 @@ fn check_location(folder: &Path, location: &[u8]) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{floats, folder, onnx, onnx_runtime, row, tract};
+    use crate::testing::{builtin, floats, folder, onnx, onnx_runtime, row};
 
     #[test]
     fn external_data_outside_the_model_folder_is_rejected() {
@@ -196,15 +112,15 @@ mod tests {
         ] {
             for place in onnx::Place::ALL {
                 std::fs::write(&path, onnx::scale_by_file(location, place)).unwrap();
-                let error = tract().load(&path).err().unwrap().to_string();
+                let error = builtin().load(&path).err().unwrap().to_string();
                 assert!(error.contains(why), "{location} in {place:?}: {error}");
             }
         }
         std::fs::write(&path, onnx::scale_by_file("factor", onnx::Place::Initializer)).unwrap();
-        let outputs = tract().load(&path).unwrap().run(&row(2.0)).unwrap();
+        let outputs = builtin().load(&path).unwrap().run(&row(2.0)).unwrap();
         assert_eq!(floats(&outputs[0]), [6.0, -6.0]);
         std::fs::write(&path, "not a model").unwrap();
-        assert!(tract().load(&path).err().unwrap().to_string().contains("is not an ONNX model"));
+        assert!(builtin().load(&path).err().unwrap().to_string().contains("is not an ONNX model"));
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! Runs ONNX models in this process: with ONNX Runtime when its library is found, otherwise with tract.
+//! Runs ONNX models in this process: with ONNX Runtime when its library is found, otherwise with the built-in runtime.
 //!
 //! Invariant: one [`Runtime`] runs all models of a server, and a loaded model may be called from several threads at once.
 
+mod builtin;
 mod external_data;
+mod onnx;
 mod onnxruntime;
-mod tract;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,13 +42,13 @@ pub(crate) fn run_catching_panics(model: &dyn Model, inputs: &[Tensor]) -> Resul
 /// The runtime that the user prefers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Preference {
-    /// ONNX Runtime if its library is found, otherwise tract.
+    /// ONNX Runtime if its library is found, otherwise the built-in runtime.
     #[default]
     Auto,
     /// ONNX Runtime; its absence is an error.
     Ort,
-    /// Always tract.
-    Tract,
+    /// Always the built-in runtime.
+    Builtin,
 }
 
 impl std::str::FromStr for Preference {
@@ -56,8 +57,9 @@ impl std::str::FromStr for Preference {
         match text {
             "auto" => Ok(Self::Auto),
             "ort" => Ok(Self::Ort),
-            "tract" => Ok(Self::Tract),
-            other => Err(Error::Manifest(format!("runtime '{other}' is not auto, ort or tract"))),
+            // Earlier versions used tract as the built-in runtime, and existing settings name it.
+            "builtin" | "tract" => Ok(Self::Builtin),
+            other => Err(Error::Manifest(format!("runtime '{other}' is not auto, ort or builtin"))),
         }
     }
 }
@@ -77,8 +79,8 @@ impl Runtime {
     /// # Errors
     /// [`Error::Model`] when ONNX Runtime is required, by preference or by `library`, and cannot be loaded.
     pub fn choose(preference: Preference, library: Option<&Path>) -> Result<Self, Error> {
-        if preference == Preference::Tract {
-            return Ok(Self { ort: None, about: "tract (chosen by configuration)".into() });
+        if preference == Preference::Builtin {
+            return Ok(Self { ort: None, about: "built-in (chosen by configuration)".into() });
         }
         let Some(path) = library.map(Path::to_owned).or_else(find_library) else {
             return match preference {
@@ -86,7 +88,7 @@ impl Runtime {
                     "libonnxruntime.so was not found; set SLIPWAY_ONNXRUNTIME to its path (pip install onnxruntime installs it)"
                         .into(),
                 )),
-                _ => Ok(Self { ort: None, about: "tract (no libonnxruntime.so found)".into() }),
+                _ => Ok(Self { ort: None, about: "built-in (no libonnxruntime.so found)".into() }),
             };
         };
         match onnxruntime::OnnxRuntime::load(&path) {
@@ -95,8 +97,8 @@ impl Runtime {
                 Ok(Self { ort: Some(ort), about })
             }
             Err(error) if preference == Preference::Auto && library.is_none() => {
-                tracing::warn!(path = %path.display(), %error, "cannot load ONNX Runtime; using tract instead");
-                Ok(Self { ort: None, about: format!("tract ({} cannot be loaded)", path.display()).into() })
+                tracing::warn!(path = %path.display(), %error, "cannot load ONNX Runtime; using the built-in runtime instead");
+                Ok(Self { ort: None, about: format!("built-in ({} cannot be loaded)", path.display()).into() })
             }
             Err(error) => Err(error),
         }
@@ -109,7 +111,7 @@ impl Runtime {
 
     /// The `platform` value in the protocol's model metadata.
     pub fn platform(&self) -> &'static str {
-        if self.ort.is_some() { "onnx_onnxruntime" } else { "onnx_tract" }
+        if self.ort.is_some() { "onnx_onnxruntime" } else { "onnx_builtin" }
     }
 
     /// Loads the ONNX file at `path`. Concurrent calls share one copy of the weights.
@@ -121,7 +123,7 @@ impl Runtime {
         external_data::check(path)?;
         let opened: Result<Arc<dyn Model>, Error> = match &self.ort {
             Some(ort) => ort.open(path).map(|model| Arc::new(model) as _),
-            None => tract::TractModel::open(path).map(|model| Arc::new(model) as _),
+            None => builtin::open(path).map(Arc::from),
         };
         // The file was just read, so a runtime that rejects it objects to its content.
         opened.map_err(|error| match error {

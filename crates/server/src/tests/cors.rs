@@ -25,7 +25,7 @@ fn options(home: &Home, cors_origins: &[&str]) -> Options {
         cors_origins: cors_origins.iter().map(|origin| (*origin).to_owned()).collect(),
         certificate: None,
         limits: Limits::default(),
-        runtime: Preference::Tract,
+        runtime: Preference::Builtin,
         onnxruntime: None,
         cluster: None,
     }

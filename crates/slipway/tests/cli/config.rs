@@ -89,7 +89,7 @@ fn diagnostic_commands_work_with_a_refused_project_file() {
 #[test]
 fn project_file_may_set_the_allowed_keys() {
     let mut sandbox = Sandbox::new();
-    let file = sandbox.write("slipway.yaml", "runtime: tract\nlog: info\n");
+    let file = sandbox.write("slipway.yaml", "runtime: builtin\nlog: info\n");
     let origin = |sandbox: &Sandbox, key: &str| {
         let shown = sandbox.run(&["config", "show", "--origin", "-o", "json"]).with_code(0).json();
         let found = shown.as_array().unwrap().iter().find(|entry| entry[0] == key).unwrap().clone();
