@@ -156,7 +156,8 @@ class Suite:
     def run(self, selected, fixture, after_failure=None, attended=False):
         """Runs tests and appends their results to `self.results`.
 
-        `fixture(variant)` is a context manager whose value is the argument of the tests. `after_failure(argument)` reports and restores
+        `fixture(variant)` is a context manager whose value is the argument of the tests; if it raises `Skip`, they are skipped.
+        `after_failure(argument)` reports and restores
         the fixture's state after a failed test; if it fails, the remaining tests fail without being run. With `attended`, tests run
         one by one, without limits, and their output is shown at once.
         """
@@ -166,8 +167,8 @@ class Suite:
                 label = f" [{variant}]" if variant else ""
                 context = fixture(variant)
                 setup = self.step(f"setup{label}", context.__enter__)
-                if setup.outcome == FAILED:
-                    self.give_up(tests, "the setup failed")
+                if setup.outcome != PASSED:
+                    self.give_up(tests, setup.outcome, "not run, because the setup failed" if setup.error else setup.summary)
                     continue
                 try:
                     self.run_tests(tests, setup.value, after_failure, jobs, attended)
@@ -196,12 +197,15 @@ class Suite:
             call = supervise(running, ended)
             self.report(call)
             if call.outcome == FAILED and after_failure and self.step(f"recovery after {call.test.name}", lambda: after_failure(argument)).outcome == FAILED:
-                self.give_up(waiting, "the recovery after a failed test failed")
+                self.give_up(waiting, FAILED, "not run, because the recovery after a failed test failed")
                 waiting.clear()
 
-    def give_up(self, tests, why):
+    def give_up(self, tests, outcome, why):
+        """Reports tests as failed or skipped that are not run."""
         for test in tests:
-            self.report(Call(test, (), None, error=f"not run, because {why}"))
+            call = Call(test, (), None)
+            call.summary, call.error = why, why if outcome == FAILED else None
+            self.report(call)
 
     def report(self, call):
         self.results.append(call)
@@ -239,11 +243,11 @@ def supervise(running, ended):
 class Call(threading.Thread):
     """One call into test code, in a thread that cannot keep the process alive; afterwards its result."""
 
-    def __init__(self, test, arguments, ended, error=None):
+    def __init__(self, test, arguments, ended):
         super().__init__(name=test.name, daemon=True)
         self.test, self.arguments, self.ended = test, arguments, ended
         # `error` is the whole error, and `summary` its first line, or the reason of a skipped test.
-        self.output, self.error, self.summary, self.value = io.StringIO(), error, error, None
+        self.output, self.error, self.summary, self.value = io.StringIO(), None, None, None
         self.lock, self.interruptible, self.interrupted = threading.Lock(), True, False
         self.began = self.finished = time.monotonic()
         self.deadline = self.began + test.limit
@@ -293,7 +297,7 @@ class Call(threading.Thread):
         note = f": {self.summary[:300]}" if self.summary else ""
         print(f"{self.outcome:4} {self.test.name} ({self.seconds:.1f} s){note}")
         self.print_output()
-        if self.error:
+        if self.error and self.error != self.summary:
             print(self.error.rstrip())
         sys.stdout.flush()
 

@@ -85,12 +85,16 @@ for name in ("one", "alone", "two", "three"):
 
 @contextlib.contextmanager
 def fixture(_):
+    match (FOLDER / "setup").read_text():
+        case "skips": raise Skip("this needs root")
+        case "fails": raise RuntimeError("no lab")
     yield FOLDER
     (FOLDER / "torn-down").touch()
 
 def recover(folder):
     with (folder / "recovered").open("a") as file:
         file.write("x")
+    assert (folder / "setup").read_text() != "recovery fails"
 
 options = SUITE.options(__doc__, binary=True)
 sys.exit(SUITE.main(options, fixture, after_failure=recover))
@@ -103,6 +107,7 @@ class Runner(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.folder = pathlib.Path(folder.name)
         self.program = self.folder / "run.py"
+        (self.folder / "setup").write_text("succeeds")
         self.program.write_text(SAMPLE % {"conformance": str(pathlib.Path(__file__).resolve().parent)})
 
     def run_sample(self, *words, status):
@@ -140,6 +145,19 @@ class Runner(unittest.TestCase):
         self.assertTrue((self.folder / "torn-down").exists())
         pid = (self.folder / "pid").read_text().strip()
         self.assertFalse(pathlib.Path("/proc", pid).exists(), "the test's process was killed")
+
+    def test_fixture_decides_whether_tests_run(self):
+        (self.folder / "setup").write_text("skips")
+        output = self.run_sample("passes", "fails", status=0)
+        self.assertRegex(output, r"^skip passes \(0.0 s\): this needs root\nskip fails .*\nsample: 0 passed, 0 failed, 2 skipped, \d s\n$")
+        (self.folder / "setup").write_text("fails")
+        output = self.run_sample("passes", "is_skipped", status=1)
+        self.assertRegex(output, r"(?m)^FAIL setup \(\d\.\d s\): RuntimeError: no lab$")
+        self.assertRegex(output, r"FAIL passes .*: not run, because the setup failed\nFAIL is_skipped .*\nsample: 0 passed, 3 failed, \d s\n$")
+        (self.folder / "setup").write_text("recovery fails")
+        output = self.run_sample("fails", "overlap", status=1)
+        self.assertRegex(output, r"(?m)^FAIL recovery after fails ")
+        self.assertRegex(output, r"(?m)^FAIL overlap_three .*: not run, because the recovery after a failed test failed$")
 
     def test_threads_of_tests_do_not_keep_the_runner_alive(self):
         self.run_sample("leaves_threads", status=0)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Checks that the Helm chart and `slipway up --kube` produce the same objects: compares the output of `helm template` and of `--dry-run`.
 
-    conformance/kube/chart.py --slipway target/release/slipway --helm helm
+    conformance/kube/chart.py --slipway target/release/slipway --helm helm [SUBSTRING ...] [--list] [--junit FILE]
 """
 
-import argparse
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -13,6 +13,10 @@ import tempfile
 
 import yaml
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from suite import Suite
+
+SUITE = Suite("chart", limit=60)
 CHART = pathlib.Path(__file__).resolve().parents[2] / "deploy/helm/slipway"
 # Kinds that are left out of the comparison, each with its reason.
 ONLY_ONE_SIDE = {
@@ -64,34 +68,31 @@ def differences(a, b, path=""):
         yield f"{path}: chart {json.dumps(a)}, slipway {json.dumps(b)}"
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--slipway", required=True)
-    parser.add_argument("--helm", required=True)
-    options = parser.parse_args()
+def run(*words):
+    done = subprocess.run(words, text=True, capture_output=True)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
+    return done.stdout
 
-    def run(*words):
-        done = subprocess.run(words, text=True, capture_output=True)
-        if done.returncode:
-            sys.exit(f"{' '.join(words)}: {done.stdout}{done.stderr}")
-        return done.stdout
 
-    print(run(options.helm, "lint", "--strict", str(CHART)).strip().splitlines()[-1])
-    failed = 0
-    for name, values in VALUES.items():
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            json.dump(values, file)
-            file.flush()
-            rendered = run(options.helm, "template", "slipway", str(CHART), "--namespace", "ml", "--kube-version", "1.36.0", "-f", file.name)
-            printed = run(options.slipway, "up", "--kube", "-n", "ml", "--values", file.name, "--dry-run", "-o", "yaml")
-        found = list(differences(normalize(yaml.safe_load_all(rendered)), normalize(yaml.safe_load_all(printed))))
-        print(f"{'FAIL' if found else 'ok  '} chart: {name}")
-        for line in found[:20]:
-            print("     " + line)
-        failed += bool(found)
-    print(f"chart: {len(VALUES) - failed} passed, {failed} failed")
-    return 1 if failed else 0
+@SUITE.test
+def helm_finds_no_fault_in_the_chart(options):
+    print("    ", run(options.helm, "lint", "--strict", str(CHART)).strip().splitlines()[-1])
+
+
+def compare(options, values):
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(values, file)
+        file.flush()
+        rendered = run(options.helm, "template", "slipway", str(CHART), "--namespace", "ml", "--kube-version", "1.36.0", "-f", file.name)
+        printed = run(options.slipway, "up", "--kube", "-n", "ml", "--values", file.name, "--dry-run", "-o", "yaml")
+    found = list(differences(normalize(yaml.safe_load_all(rendered)), normalize(yaml.safe_load_all(printed))))
+    assert not found, f"{len(found)} differences\n" + "\n".join(found[:20])
+
+
+for name, values in VALUES.items():
+    SUITE.add(name, lambda options, values=values: compare(options, values))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = SUITE.options(__doc__, slipway={"required": True}, helm={"required": True})
+    sys.exit(SUITE.main(options, lambda _: contextlib.nullcontext(options)))

@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
 """Compares slipway's node agent with NVIDIA's device plugin and feature discovery, on the same driver with the same configuration.
 
-    conformance/kube/plugin.py --slipway target/release/slipway --peers FOLDER
+    conformance/kube/plugin.py --slipway target/release/slipway --peers FOLDER [SUBSTRING ...] [--list] [--junit FILE]
 
 FOLDER has `kubelet`, `nvidia-device-plugin` and `gpu-feature-discovery`, built from `plugin/go.mod`. Both agents read the same fake
 NVML; `kubelet` sends both the requests of a real kubelet: options, devices, preferred allocations, allocations. Then a GPU becomes unhealthy.
 Needs root, for device nodes and a mount namespace, because upstream's folder of sockets is not configurable.
 """
 
-import argparse
 import collections
 import contextlib
 import json
@@ -18,14 +17,15 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "conformance"), str(ROOT / "conformance/gpu")]
 from lib import free_port
 from run import machine
+from suite import Skip, Suite
 
+SUITE = Suite("plugin")
 MIXED = ["2x1g.10gb + 1x2g.20gb + 1x3g.40gb on 0"]
 SLICES = "sharing: {timeSlicing: {%sresources: [{name: nvidia.com/gpu, replicas: 4}]}}\n"
 PLUGIN = "flags: {migStrategy: %s, plugin: {deviceListStrategy: %s, deviceIDStrategy: %s, passDeviceSpecs: %s}}\n"
@@ -168,61 +168,60 @@ def differences(theirs, ours, path=""):
         yield f"{path}\n       upstream {json.dumps(theirs)}\n       slipway  {json.dumps(ours)}"
 
 
-def compare_responses(arguments, fake, names):
-    failed = 0
-    for name in names:
-        with tempfile.TemporaryDirectory(prefix="slipway-plugin-") as folder:
-            case = Case(name, folder, arguments.slipway, arguments.peers, fake)
-            with case.upstream() as (theirs, _):
-                pass
-            with case.ours() as (ours, _):
-                features, labels = case.labels()
-        found = [*differences(normalize(theirs), normalize(ours)), *differences(features, labels, "labels")]
-        failed += bool(found)
-        advertised = ", ".join(f"{len(response['devices'])} {name}" for name, response in sorted(theirs.items()))
-        print(f"{'FAIL' if found else 'ok  '} {name}: {advertised}; {len(features)} labels", flush=True)
-        for line in found:
-            print("    ", line)
-    return failed
+@contextlib.contextmanager
+def case(name, options):
+    with tempfile.TemporaryDirectory(prefix="slipway-plugin-") as folder:
+        yield Case(name, folder, options.slipway, options.peers, pathlib.Path(options.slipway).with_name("libslipway_fake_nvml.so"))
 
 
-def unhealthy_gpu(arguments, fake):
+def compare_responses(name, options):
+    with case(name, options) as node:
+        with node.upstream() as (theirs, _):
+            pass
+        with node.ours() as (ours, _):
+            features, labels = node.labels()
+    found = [*differences(normalize(theirs), normalize(ours)), *differences(features, labels, "labels")]
+    assert not found, f"{len(found)} differences\n" + "\n".join(found)
+    advertised = ", ".join(f"{len(response['devices'])} {name}" for name, response in sorted(theirs.items()))
+    print(f"     {advertised}; {len(features)} labels")
+
+
+for name in CASES:
+    SUITE.add(name, lambda options, name=name: compare_responses(name, options))
+
+
+@SUITE.test
+def every_replica_of_an_unhealthy_gpu_is_withdrawn_until_it_recovers(options):
     """Two known defects of upstream: only one replica of an unhealthy GPU is withdrawn, and it never recovers. slipway handles both."""
-    def health(agent, case):
+    def health(agent, node):
+        # Both get the same time, which cannot be a wait for a state: upstream never reaches it.
         with agent() as (_, read):
-            case.control.write_text("xid 0 79\n")
+            node.control.write_text("xid 0 79\n")
             during = read(2)
-            case.control.write_text("")
+            node.control.write_text("")
             after = read(8)
         count = lambda devices: sum(state == "Unhealthy" for state in devices["nvidia.com/gpu"].values())
         return count(during), count(after)
 
-    with tempfile.TemporaryDirectory(prefix="slipway-plugin-") as folder:
-        case = Case("time slices", folder, arguments.slipway, arguments.peers, fake)
-        theirs = health(case.upstream, case)
-        case.control.unlink()
-        ours = health(case.ours, case)
-    counts = f"of 4 replicas of a GPU with XID 79, then without: upstream withdraws {theirs[0]}, later {theirs[1]}; slipway {ours[0]}, later {ours[1]}"
-    passed = ours == (4, 0)
-    print(f"{'ok  ' if passed else 'FAIL'} an unhealthy GPU: {counts}")
-    return not passed
+    with case("time slices", options) as node:
+        theirs = health(node.upstream, node)
+        node.control.unlink()
+        ours = health(node.ours, node)
+    print(f"     of 4 replicas of a GPU with XID 79, then without: upstream withdraws {theirs[0]}, later {theirs[1]}; slipway {ours[0]}, later {ours[1]}")
+    assert ours == (4, 0), ours
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--slipway", required=True)
-    parser.add_argument("--peers", required=True)
-    parser.add_argument("names", nargs="*")
-    arguments = parser.parse_args()
-    if os.geteuid():
-        print("skipped: needs root for device nodes and mounts")
-        return 0
-    arguments.slipway = os.path.abspath(arguments.slipway)
-    fake = pathlib.Path(arguments.slipway).with_name("libslipway_fake_nvml.so")
-    failed = compare_responses(arguments, fake, arguments.names or list(CASES))
-    if not arguments.names:
-        failed += unhealthy_gpu(arguments, fake)
-    return 1 if failed else 0
+    options = SUITE.options(__doc__, slipway={"required": True}, peers={"required": True})
+    options.slipway = os.path.abspath(options.slipway)
+
+    @contextlib.contextmanager
+    def root(_):
+        if os.geteuid():
+            raise Skip("device nodes and mounts need root")
+        yield options
+
+    return SUITE.main(options, root)
 
 
 if __name__ == "__main__":
