@@ -21,6 +21,8 @@ SLIPWAY := target/release/slipway
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/slipway
 PEERS := $(CACHE)/peers
 DEMO := .slipway-demo
+# The results of the tests that conformance/suite.py runs, as JUnit XML.
+junit = --junit target/junit/$(1).xml
 # scripts/tools.sh installs missing tools there.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
@@ -66,7 +68,7 @@ demo: binary
 
 test: binary go
 	testkit/services.py cargo test --workspace --release --locked
-	scripts/end-to-end.sh
+	scripts/end-to-end.sh $(call junit,end-to-end)
 
 lint: ui go
 	cargo fmt --all --check
@@ -124,12 +126,12 @@ $(PLUGIN)/kubelet: conformance/kube/plugin/kubelet/main.go conformance/kube/plug
 conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(NVIDIA_CTK) $(HELM) $(PLUGIN)/kubelet
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY)
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
-	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY)
+	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY) $(call junit,oip)
 	SLIPWAY_ONNXRUNTIME=$$(find $(PEERS)/mlflow -name 'libonnxruntime.so*' -type f | head -1) \
 	  cargo test --release --locked -p slipway -p slipway-serve --lib -- --ignored --skip throughput
-	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) --nvidia-ctk $(NVIDIA_CTK)
-	$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) --helm $(HELM)
-	$(PEERS)/gpu/bin/python conformance/kube/plugin.py --slipway $(SLIPWAY) --peers $(PLUGIN)
+	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) --nvidia-ctk $(NVIDIA_CTK) $(call junit,gpu)
+	$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) --helm $(HELM) $(call junit,chart)
+	$(PEERS)/gpu/bin/python conformance/kube/plugin.py --slipway $(SLIPWAY) --peers $(PLUGIN) $(call junit,plugin)
 
 # Kubernetes itself is built once per machine. It does not depend on slipway's binary, so it can be built while cargo runs.
 lab-programs: go
@@ -145,10 +147,10 @@ lab-down: binary
 	$(SLIPWAY) lab down
 
 test-lab: binary lab-programs
-	python3 testkit/lab/run.py $(SLIPWAY)
+	python3 testkit/lab/run.py $(SLIPWAY) $(call junit,lab)
 
 test-cluster: binary $(PEERS)/ansible/.ready
-	ANSIBLE=$(PEERS)/ansible/bin python3 testkit/cluster/run.py $(SLIPWAY)
+	ANSIBLE=$(PEERS)/ansible/bin python3 testkit/cluster/run.py $(SLIPWAY) $(call junit,cluster)
 
 ui-test: binary
 	scripts/ui-test.sh
