@@ -156,7 +156,7 @@ ui-test: binary
 	scripts/ui-test.sh
 
 book: binary
-	scripts/book.py
+	scripts/book.py $(SLIPWAY) $(call junit,book)
 
 bench: bench-track bench-serve bench-gpu
 
