@@ -2,16 +2,19 @@
 
     python run.py --slipway target/release/slipway [--nvidia-ctk PATH]
 
+With `--nvidia-ctk` its responses are recorded anew in `recorded/`; without, the recordings are used.
+
 * `nvidia-ml-py`, NVIDIA's Python binding, reads the fake NVML of every fixture. This verifies the fake's ABI, on which
   slipway's own tests depend. The values are compared with `slipway gpu ls`.
 * NVRTC compiles the benchmarks' kernels for every architecture from Pascal to Blackwell.
 * `nvidia-ctk cdi generate` and `slipway gpu cdi generate` give the same specification for the same machine, and the CDI
-  project's own Go library validates slipway's.
+  project's own Go library validates slipway's. That result too is recorded, and valid only for the same specification.
 """
 
 import argparse
 import ctypes
 import glob
+import inspect
 import json
 import os
 import pathlib
@@ -22,6 +25,9 @@ import tempfile
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "conformance"))
+from recorded import Recordings, module_version
+
 FIXTURES = ["t4", "a4000", "a100x8", "h100x8", "h200x8", "b200x8", "l40sx4"]
 DRIVER = "580.95.05"
 # Hooks that nvidia-ctk writes and slipway does not, each with its reason.
@@ -143,29 +149,39 @@ def machine(folder, fake):
     return root
 
 
+def fixture_file(fixture):
+    """What the fake NVML reports, and so a part of the request to everything that reads it."""
+    return (ROOT / f"testkit/fake-nvml/fixtures/{fixture}.yaml").read_text()
+
+
 def cdi(slipway, fake, ctk):
-    if not os.access(ctk, os.X_OK):
-        print("skipped nvidia-ctk: it could not be built")
-        return
     with tempfile.TemporaryDirectory() as folder:
         try:
             os.mknod(os.path.join(folder, "null"), 0o666 | 0o020000, os.makedev(1, 3))
         except OSError as error:
             print(f"skipped nvidia-ctk: device nodes cannot be created here ({error})")
             return
+    version = module_version(ROOT / "conformance/originals.txt", "nvidia-container-toolkit/cmd/nvidia-ctk")
+    recordings = Recordings(ROOT / "conformance/gpu/recorded", f"nvidia-ctk {version}", live=bool(ctk))
     for fixture in ("t4", "h100x8"):
         with tempfile.TemporaryDirectory() as folder:
             root = machine(folder, fake)
             environment = {**os.environ, "SLIPWAY_FAKE_NVML_FIXTURE": fixture}
-            theirs = subprocess.run([ctk, "--quiet", "cdi", "generate", "--mode=nvml", f"--driver-root={root}", "--nvidia-cdi-hook-path=/usr/bin/nvidia-cdi-hook"],
-                                    env=environment, check=True, capture_output=True, text=True).stdout
-            specification = os.path.join(folder, "nvidia.yaml")
-            subprocess.run([slipway, "gpu", "cdi", "generate", "--root", str(root), "--hook", "/usr/bin/nvidia-cdi-hook", "--write", specification, "--fixture", fixture], check=True, capture_output=True)
-            # nvidia-ctk reads and validates slipway's specification with the CDI project's own Go library.
-            listed = subprocess.run([ctk, "cdi", "list", "--spec-dir", folder], capture_output=True, text=True, check=True)
-            names = {line for line in listed.stdout.splitlines() if "=" in line}
-            assert "registry errors" not in listed.stderr, listed.stderr
-            theirs, ours = yaml.safe_load(theirs), yaml.safe_load(pathlib.Path(specification).read_text())
+            parsed = lambda text: yaml.safe_load(text.replace(str(root), "<root>"))
+            arguments = ["cdi", "generate", "--mode=nvml", "--nvidia-cdi-hook-path=/usr/bin/nvidia-cdi-hook"]
+            generate = lambda: parsed(subprocess.run([ctk, "--quiet", *arguments, f"--driver-root={root}"], env=environment, check=True, capture_output=True, text=True).stdout)
+            theirs = recordings.response(f"generate {fixture}", [arguments, fixture_file(fixture), inspect.getsource(machine)], generate)
+            specification = pathlib.Path(folder, "nvidia.yaml")
+            subprocess.run([slipway, "gpu", "cdi", "generate", "--root", str(root), "--hook", "/usr/bin/nvidia-cdi-hook", "--write", str(specification), "--fixture", fixture], check=True, capture_output=True)
+            ours = parsed(specification.read_text())
+
+            def validated():
+                """nvidia-ctk reads and validates slipway's specification with the CDI project's own Go library, and lists its devices."""
+                listed = subprocess.run([ctk, "cdi", "list", "--spec-dir", folder], capture_output=True, text=True, check=True)
+                assert "registry errors" not in listed.stderr, listed.stderr
+                return sorted(line for line in listed.stdout.splitlines() if "=" in line)
+
+            names = set(recordings.response(f"list {fixture}", ours, validated))
             assert ours["kind"] == theirs["kind"]
             assert names == {f"{ours['kind']}={d['name']}" for d in ours["devices"]}, names
             nodes = lambda edits: sorted((n["path"], n.get("hostPath")) for n in edits.get("deviceNodes", []))
@@ -179,14 +195,16 @@ def cdi(slipway, fake, ctk):
             assert mine == other, sorted(mine ^ other)
             hooks = lambda edits: sorted((h["hookName"], h["path"], tuple(h["args"]), tuple(h.get("env", []))) for h in edits["hooks"] if h["args"][1] not in LEFT_OUT_HOOKS)
             assert hooks(a) == hooks(b), (hooks(a), hooks(b))
-            print(f"ok nvidia-ctk and slipway describe {fixture} identically: {len(theirs['devices'])} devices, {len(mine)} mounts, {len(hooks(a))} hooks"
+            print(f"ok {recordings}: the same description as from slipway of {fixture}: {len(theirs['devices'])} devices, {len(mine)} mounts, {len(hooks(a))} hooks"
                   f" ({len(LEFT_OUT_HOOKS)} known hooks left out)")
+    complaints = recordings.finish()
+    assert not complaints, complaints
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slipway", default="target/release/slipway")
-    parser.add_argument("--nvidia-ctk", default=None)
+    parser.add_argument("--nvidia-ctk", help="the original, which is then run and recorded anew")
     parser.add_argument("--read", action="store_true")
     args = parser.parse_args()
     if args.read:
@@ -195,8 +213,7 @@ def main():
     fake = os.path.join(os.path.dirname(slipway), "libslipway_fake_nvml.so")
     binding(slipway, fake)
     kernels()
-    if args.nvidia_ctk:
-        cdi(slipway, fake, args.nvidia_ctk)
+    cdi(slipway, fake, args.nvidia_ctk)
     print("gpu conformance: passed")
 
 

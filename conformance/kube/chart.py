@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Checks that the Helm chart and `slipway up --kube` produce the same objects: compares the output of `helm template` and of `--dry-run`.
 
-    conformance/kube/chart.py --slipway target/release/slipway --helm helm
+    conformance/kube/chart.py --slipway target/release/slipway [--helm helm]
+
+With `--helm` the output of Helm is recorded anew in `recorded/chart`; without, the recordings are used. They are valid for the same chart.
 """
 
 import argparse
@@ -13,7 +15,11 @@ import tempfile
 
 import yaml
 
-CHART = pathlib.Path(__file__).resolve().parents[2] / "deploy/helm/slipway"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "conformance"))
+from recorded import Recordings, Stale, differences, module_version, normalized
+
+CHART = ROOT / "deploy/helm/slipway"
 # Kinds that are left out of the comparison, each with its reason.
 ONLY_ONE_SIDE = {
     "Namespace": "Helm creates it itself (--create-namespace)",
@@ -53,22 +59,18 @@ def normalize(objects):
             return [strip(v) for v in value]
         return value
 
-    return {(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]): strip(o) for o in objects if o and o["kind"] not in ONLY_ONE_SIDE}
-
-
-def differences(a, b, path=""):
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted({*a, *b}, key=str):
-            yield from differences(a.get(key), b.get(key), f"{path}/{key}")
-    elif a != b:
-        yield f"{path}: chart {json.dumps(a)}, slipway {json.dumps(b)}"
+    name = lambda o: " ".join((o["kind"], *filter(None, (o["metadata"].get("namespace"), o["metadata"]["name"]))))
+    return {name(o): strip(o) for o in objects if o and o["kind"] not in ONLY_ONE_SIDE}
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--slipway", required=True)
-    parser.add_argument("--helm", required=True)
+    parser.add_argument("--helm", help="the original, which is then run and recorded anew")
     options = parser.parse_args()
+    version = module_version(ROOT / "conformance/originals.txt", "helm.sh/helm/v3/cmd/helm")
+    recordings = Recordings(ROOT / "conformance/kube/recorded/chart", f"helm {version}", live=bool(options.helm))
+    chart = {str(path.relative_to(CHART)): path.read_text() for path in CHART.rglob("*") if path.is_file()}
 
     def run(*words):
         done = subprocess.run(words, text=True, capture_output=True)
@@ -76,20 +78,36 @@ def main():
             sys.exit(f"{' '.join(words)}: {done.stdout}{done.stderr}")
         return done.stdout
 
-    print(run(options.helm, "lint", "--strict", str(CHART)).strip().splitlines()[-1])
-    failed = 0
-    for name, values in VALUES.items():
+    arguments = ["--namespace", "ml", "--kube-version", "1.36.0"]
+
+    def compare(name, values):
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
             json.dump(values, file)
             file.flush()
-            rendered = run(options.helm, "template", "slipway", str(CHART), "--namespace", "ml", "--kube-version", "1.36.0", "-f", file.name)
+            template = lambda: normalize(yaml.safe_load_all(run(options.helm, "template", "slipway", str(CHART), *arguments, "-f", file.name)))
+            original = recordings.response(name, [arguments, values, chart], template)
             printed = run(options.slipway, "up", "--kube", "-n", "ml", "--values", file.name, "--dry-run", "-o", "yaml")
-        found = list(differences(normalize(yaml.safe_load_all(rendered)), normalize(yaml.safe_load_all(printed))))
+        return list(differences(original, normalized(normalize(yaml.safe_load_all(printed)))))
+
+    failed = 0
+    try:
+        print(recordings.response("lint", chart, lambda: run(options.helm, "lint", "--strict", str(CHART)).strip().splitlines()[-1]))
+    except Stale as e:
+        print(f"FAIL {e}")
+        failed += 1
+    for name, values in VALUES.items():
+        try:
+            found = compare(name, values)
+        except Stale as e:
+            found = [str(e)]
         print(f"{'FAIL' if found else 'ok  '} chart: {name}")
         for line in found[:20]:
             print("     " + line)
         failed += bool(found)
-    print(f"chart: {len(VALUES) - failed} passed, {failed} failed")
+    for complaint in recordings.finish():
+        print(f"FAIL {complaint}")
+        failed += 1
+    print(f"chart ({recordings}): {len(VALUES)} sets of values, {failed} failed")
     return 1 if failed else 0
 
 
