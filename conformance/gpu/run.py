@@ -26,7 +26,7 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "conformance"))
-from recorded import Recordings, module_version
+from recorded import Recordings, Stale, module_version
 
 FIXTURES = ["t4", "a4000", "a100x8", "h100x8", "h200x8", "b200x8", "l40sx4"]
 DRIVER = "580.95.05"
@@ -213,7 +213,10 @@ def main():
     fake = os.path.join(os.path.dirname(slipway), "libslipway_fake_nvml.so")
     binding(slipway, fake)
     kernels()
-    cdi(slipway, fake, args.nvidia_ctk)
+    try:
+        cdi(slipway, fake, args.nvidia_ctk)
+    except Stale as e:
+        raise SystemExit(f"FAIL {e}")
     print("gpu conformance: passed")
 
 
