@@ -2,16 +2,19 @@
 
     python run.py --slipway target/release/slipway [--nvidia-ctk PATH] [SUBSTRING ...] [--list] [--junit FILE]
 
+With `--nvidia-ctk` its responses are recorded anew in `recorded/`; without, the recordings are used.
+
 * `nvidia-ml-py`, NVIDIA's Python binding, reads the fake NVML of every fixture. This verifies the fake's ABI, on which
   slipway's own tests depend. The values are compared with `slipway gpu ls`.
 * NVRTC compiles the benchmarks' kernels for every architecture from Pascal to Blackwell.
 * `nvidia-ctk cdi generate` and `slipway gpu cdi generate` give the same specification for the same machine, and the CDI
-  project's own Go library validates slipway's.
+  project's own Go library validates slipway's. That result too is recorded, and valid only for the same specification.
 """
 
 import contextlib
 import ctypes
 import glob
+import inspect
 import json
 import os
 import pathlib
@@ -23,6 +26,7 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "conformance"))
+from recorded import Recordings, module_version
 from suite import Skip, Suite
 
 SUITE = Suite("gpu")
@@ -156,27 +160,36 @@ def machine(folder, fake):
     return root
 
 
-def cdi(slipway, ctk, fixture):
+def fixture_file(fixture):
+    """What the fake NVML reports, and so a part of the request to everything that reads it."""
+    return (ROOT / f"testkit/fake-nvml/fixtures/{fixture}.yaml").read_text()
+
+
+def cdi(options, fixture):
     """`nvidia-ctk` and slipway describe the same machine identically."""
-    if not ctk or not os.access(ctk, os.X_OK):
-        raise Skip("there is no nvidia-ctk")
     with tempfile.TemporaryDirectory() as folder:
         try:
             os.mknod(os.path.join(folder, "null"), 0o666 | 0o020000, os.makedev(1, 3))
         except OSError as error:
             raise Skip(f"device nodes cannot be created here ({error})")
     with tempfile.TemporaryDirectory() as folder:
-        root = machine(folder, fake_nvml(slipway))
+        root = machine(folder, fake_nvml(options.slipway))
         environment = {**os.environ, "SLIPWAY_FAKE_NVML_FIXTURE": fixture}
-        theirs = subprocess.run([ctk, "--quiet", "cdi", "generate", "--mode=nvml", f"--driver-root={root}", "--nvidia-cdi-hook-path=/usr/bin/nvidia-cdi-hook"],
-                                env=environment, check=True, capture_output=True, text=True).stdout
-        specification = os.path.join(folder, "nvidia.yaml")
-        subprocess.run([slipway, "gpu", "cdi", "generate", "--root", str(root), "--hook", "/usr/bin/nvidia-cdi-hook", "--write", specification, "--fixture", fixture], check=True, capture_output=True)
-        # nvidia-ctk reads and validates slipway's specification with the CDI project's own Go library.
-        listed = subprocess.run([ctk, "cdi", "list", "--spec-dir", folder], capture_output=True, text=True, check=True)
-        names = {line for line in listed.stdout.splitlines() if "=" in line}
-        assert "registry errors" not in listed.stderr, listed.stderr
-        theirs, ours = yaml.safe_load(theirs), yaml.safe_load(pathlib.Path(specification).read_text())
+        parsed = lambda text: yaml.safe_load(text.replace(str(root), "<root>"))
+        arguments = ["cdi", "generate", "--mode=nvml", "--nvidia-cdi-hook-path=/usr/bin/nvidia-cdi-hook"]
+        generate = lambda: parsed(subprocess.run([options.nvidia_ctk, "--quiet", *arguments, f"--driver-root={root}"], env=environment, check=True, capture_output=True, text=True).stdout)
+        theirs = options.recordings.response(f"generate {fixture}", [arguments, fixture_file(fixture), inspect.getsource(machine)], generate)
+        specification = pathlib.Path(folder, "nvidia.yaml")
+        subprocess.run([options.slipway, "gpu", "cdi", "generate", "--root", str(root), "--hook", "/usr/bin/nvidia-cdi-hook", "--write", str(specification), "--fixture", fixture], check=True, capture_output=True)
+        ours = parsed(specification.read_text())
+
+        def validated():
+            """nvidia-ctk reads and validates slipway's specification with the CDI project's own Go library, and lists its devices."""
+            listed = subprocess.run([options.nvidia_ctk, "cdi", "list", "--spec-dir", folder], capture_output=True, text=True, check=True)
+            assert "registry errors" not in listed.stderr, listed.stderr
+            return sorted(line for line in listed.stdout.splitlines() if "=" in line)
+
+        names = set(options.recordings.response(f"list {fixture}", ours, validated))
         assert ours["kind"] == theirs["kind"]
         assert names == {f"{ours['kind']}={d['name']}" for d in ours["devices"]}, names
         nodes = lambda edits: sorted((n["path"], n.get("hostPath")) for n in edits.get("deviceNodes", []))
@@ -194,7 +207,15 @@ def cdi(slipway, ctk, fixture):
 
 
 for fixture in ("t4", "h100x8"):
-    SUITE.add(f"nvidia-ctk and slipway describe {fixture} identically", lambda options, fixture=fixture: cdi(options.slipway, options.nvidia_ctk, fixture))
+    SUITE.add(f"nvidia-ctk and slipway describe {fixture} identically", lambda options, fixture=fixture: cdi(options, fixture))
+
+
+@SUITE.test
+def every_recording_belongs_to_a_case(options):
+    if options.names:
+        raise Skip("not all cases were run")
+    assert not (complaints := options.recordings.finish()), complaints
+
 
 # Runs `read_with_nvml` in this process.
 READ = "--read"
@@ -203,8 +224,10 @@ READ = "--read"
 def main():
     if sys.argv[1:] == [READ]:
         return read_with_nvml()
-    options = SUITE.options(__doc__, slipway={"default": "target/release/slipway"}, nvidia_ctk={})
+    options = SUITE.options(__doc__, slipway={"default": "target/release/slipway"}, nvidia_ctk={"help": "the original, which is then run and recorded anew"})
     options.slipway = os.path.abspath(options.slipway)
+    version = module_version(ROOT / "conformance/originals.txt", "nvidia-container-toolkit/cmd/nvidia-ctk")
+    options.recordings = Recordings(ROOT / "conformance/gpu/recorded", f"nvidia-ctk {version}", live=bool(options.nvidia_ctk))
     return SUITE.main(options, lambda _: contextlib.nullcontext(options))
 
 
