@@ -50,8 +50,8 @@ class StopWaiting(AssertionError):
 
 
 class LimitExceeded(BaseException):
-    """Raised in the thread of a test that exceeds its limit, so that its `with` blocks clean up. Not an `Exception`, because tests and
-    `eventually` catch those."""
+    """Raised in the thread of a test that exceeds its limit or is interrupted with the runner, so that its `with` blocks clean up. Not an
+    `Exception`, because tests and `eventually` catch those."""
 
 
 def eventually(condition, timeout=60, interval=0.2, message=""):
@@ -157,9 +157,8 @@ class Suite:
         """Runs tests and appends their results to `self.results`.
 
         `fixture(variant)` is a context manager whose value is the argument of the tests; if it raises `Skip`, they are skipped.
-        `after_failure(argument)` reports and restores
-        the fixture's state after a failed test; if it fails, the remaining tests fail without being run. With `attended`, tests run
-        one by one, without limits, and their output is shown at once.
+        `after_failure(argument)` reports and restores the fixture's state after a failed test; if it fails, the remaining tests fail without
+        being run. With `attended`, tests run one by one, without limits, and their output is shown at once.
         """
         jobs = 1 if attended else self.jobs
         with contextlib.nullcontext() if attended else captured_output():
@@ -178,8 +177,10 @@ class Suite:
     def step(self, name, function):
         """Runs a function that is not a test. Only its failure is a result."""
         call = Call(Test(name, function, FIXTURE_LIMIT), (), queue.SimpleQueue())
-        call.start()
-        supervise({call}, call.ended)
+        with self.interruptible(running := set()):
+            call.start()
+            running.add(call)
+            supervise(running, call.ended)
         if call.outcome == FAILED:
             self.report(call)
         else:
@@ -188,17 +189,33 @@ class Suite:
 
     def run_tests(self, tests, argument, after_failure, jobs, attended):
         waiting, running, ended = collections.deque(tests), set(), queue.SimpleQueue()
-        while waiting or running:
-            while waiting and len(running) < jobs and not (running and (waiting[0].serial or any(c.test.serial for c in running))):
-                test = waiting.popleft()
-                call = Call(dataclasses.replace(test, limit=math.inf) if attended else test, (argument,), ended)
-                running.add(call)
-                call.start()
-            call = supervise(running, ended)
-            self.report(call)
-            if call.outcome == FAILED and after_failure and self.step(f"recovery after {call.test.name}", lambda: after_failure(argument)).outcome == FAILED:
-                self.give_up(waiting, FAILED, "not run, because the recovery after a failed test failed")
-                waiting.clear()
+        with self.interruptible(running):
+            while waiting or running:
+                while waiting and len(running) < jobs and not (running and (waiting[0].serial or any(c.test.serial for c in running))):
+                    test = waiting.popleft()
+                    call = Call(dataclasses.replace(test, limit=math.inf) if attended else test, (argument,), ended)
+                    call.start()
+                    running.add(call)
+                call = supervise(running, ended)
+                self.report(call)
+                if call.outcome == FAILED and after_failure:
+                    recovery = self.step(f"recovery after {call.test.name}", lambda: after_failure(argument))
+                    if recovery.outcome == FAILED:
+                        self.give_up(waiting, FAILED, "not run, because the recovery after a failed test failed")
+                        waiting.clear()
+
+    @contextlib.contextmanager
+    def interruptible(self, running):
+        """If the runner is interrupted, so are the running calls, which clean up and fail with their stacks."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            for call in running:
+                call.interrupt("interrupted")
+            for call in running:
+                call.join(UNWIND_TIMEOUT)
+                self.report(call)
+            raise
 
     def give_up(self, tests, outcome, why):
         """Reports tests as failed or skipped that are not run."""
@@ -213,31 +230,21 @@ class Suite:
 
 
 def supervise(running, ended):
-    """Waits until one of the running calls ends or is abandoned, and removes and returns it. Interrupts those that exceed their limits.
-
-    If the runner itself is interrupted, all calls are, so that they clean up.
-    """
-    try:
-        while True:
-            with contextlib.suppress(queue.Empty):
-                # An unlimited wait could not be interrupted by Ctrl-C.
-                call = ended.get(timeout=min(3600, max(0, min(c.deadline for c in running) - time.monotonic())))
-                if call in running:
-                    running.remove(call)
-                    return call
-                # Otherwise an abandoned call has ended after all.
-            for call in [c for c in running if c.deadline <= time.monotonic()]:
-                if call.interrupted:
-                    call.error += f"It did not end within {UNWIND_TIMEOUT} s after that, and is abandoned.\n"
-                    running.remove(call)
-                    return call
-                call.interrupt(f"exceeded its limit of {call.test.limit:g} s")
-    except (KeyboardInterrupt, SystemExit):
-        for call in running:
-            call.interrupt("interrupted")
-        for call in running:
-            call.join(UNWIND_TIMEOUT)
-        raise
+    """Waits until one of the running calls ends or is abandoned, and removes and returns it. Interrupts those that exceed their limits."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            # `get` accepts no infinite timeout.
+            call = ended.get(timeout=min(3600, max(0, min(c.deadline for c in running) - time.monotonic())))
+            if call in running:
+                running.remove(call)
+                return call
+            # Otherwise an abandoned call has ended after all.
+        for call in [c for c in running if c.deadline <= time.monotonic()]:
+            if call.interrupted:
+                call.error += f"It did not end within {UNWIND_TIMEOUT} s after that, and is abandoned.\n"
+                running.remove(call)
+                return call
+            call.interrupt(f"exceeded its limit of {call.test.limit:g} s")
 
 
 class Call(threading.Thread):
@@ -269,13 +276,14 @@ class Call(threading.Thread):
                 with self.lock:
                     self.interruptible = False
         except Skip as reason:
-            self.summary = self.summary or str(reason)
+            self.summary = self.summary or str(reason) or "skipped"
         except BaseException as error:
             # After an interruption, the stack at that time is the error.
             if not self.error:
                 self.error, self.summary = traceback.format_exc(), traceback.format_exception_only(error)[-1].splitlines()[0]
-        self.finished = time.monotonic()
-        self.ended.put(self)
+        finally:
+            self.finished = time.monotonic()
+            self.ended.put(self)
 
     def interrupt(self, why):
         """Records the stack as the error, raises `LimitExceeded` in the thread, and kills the processes that it started and may wait for."""

@@ -193,7 +193,9 @@ class Runner(unittest.TestCase):
         self.assertEqual(process.returncode, 143, output)
         self.assertTrue((self.folder / "cleaned").exists())
         self.assertTrue((self.folder / "torn-down").exists())
-        self.assertRegex(output, r"sample: .*interrupted, \d s\n$")
+        self.assertRegex(output, r"(?m)^FAIL waits_for_a_process \(\d+\.\d s\): interrupted$")
+        self.assertRegex(output, r"line \d+, in waits_for_a_process\n")
+        self.assertRegex(output, r"sample: 0 passed, 1 failed, interrupted, \d s\n$")
 
 
 class Eventually(unittest.TestCase):
