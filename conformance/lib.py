@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 
-from suite import StopWaiting, eventually
+from suite import StopWaiting, eventually, protected
 
 
 class Slipway:
@@ -80,10 +80,11 @@ class Slipway:
         return self
 
     def __exit__(self, *_):
-        if self.process is not None:
-            self.stop()
-        self.log.close()
-        self.folder.cleanup()
+        with protected():
+            if self.process is not None:
+                self.stop()
+            self.log.close()
+            self.folder.cleanup()
 
     def command(self, *arguments, check=True, **options):
         """Runs a client command with this state folder."""

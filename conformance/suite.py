@@ -76,6 +76,29 @@ def eventually(condition, timeout=60, interval=0.2, message=""):
         time.sleep(interval)
 
 
+@contextlib.contextmanager
+def protected():
+    """Protects a cleanup from an interruption: `LimitExceeded` is raised at its end instead. Without it, a test that fails shortly before its
+    limit, or because its processes got the same signal as the runner, might be interrupted while it cleans up."""
+    call = threading.current_thread()
+    if not isinstance(call, Call) or call.protected:
+        yield
+        return
+    try:
+        with call.lock:
+            call.protected = True
+    except LimitExceeded:
+        call.protected = call.deferred = True
+    try:
+        yield
+    finally:
+        with call.lock:
+            call.protected = False
+        if call.deferred:
+            call.deferred = False
+            raise LimitExceeded
+
+
 @dataclasses.dataclass
 class Test:
     name: str
@@ -124,7 +147,7 @@ class Suite:
         if not selected:
             print(f"no test of {self.name} matches {' or '.join(options.names)}; --list prints the names", file=sys.stderr)
             return 2
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        signal.signal(signal.SIGTERM, terminate)
         started, interrupted = time.monotonic(), None
         try:
             self.run(selected, fixture, **settings)
@@ -229,6 +252,13 @@ class Suite:
         call.print_result()
 
 
+def terminate(*_):
+    # Whoever stops a process group may signal its members several times, which must not interrupt the cleanup. Not SIG_IGN, which the processes
+    # that the cleanup starts would inherit.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    sys.exit(143)
+
+
 def supervise(running, ended):
     """Waits until one of the running calls ends or is abandoned, and removes and returns it. Interrupts those that exceed their limits."""
     while True:
@@ -256,6 +286,8 @@ class Call(threading.Thread):
         # `error` is the whole error, and `summary` its first line, or the reason of a skipped test.
         self.output, self.error, self.summary, self.value = io.StringIO(), None, None, None
         self.lock, self.interruptible, self.interrupted = threading.Lock(), True, False
+        # Whether the call is in `protected()`, and was interrupted there.
+        self.protected, self.deferred = False, False
         self.began = self.finished = time.monotonic()
         self.deadline = self.began + test.limit
 
@@ -277,16 +309,20 @@ class Call(threading.Thread):
                     self.interruptible = False
         except Skip as reason:
             self.summary = self.summary or str(reason) or "skipped"
+        except LimitExceeded:
+            pass  # The error is the stack at the time of the interruption.
         except BaseException as error:
-            # After an interruption, the stack at that time is the error.
-            if not self.error:
+            if self.error:
+                self.error += f"While it was cleaning up:\n{traceback.format_exc()}"
+            else:
                 self.error, self.summary = traceback.format_exc(), traceback.format_exception_only(error)[-1].splitlines()[0]
         finally:
             self.finished = time.monotonic()
             self.ended.put(self)
 
     def interrupt(self, why):
-        """Records the stack as the error, raises `LimitExceeded` in the thread, and kills the processes that it started and may wait for."""
+        """Records the stack as the error, raises `LimitExceeded` in the thread, and kills the processes that it started and may wait for. A call
+        in `protected()` only gets `UNWIND_TIMEOUT` for the rest of its cleanup."""
         with self.lock:
             if not self.interruptible or self.interrupted:
                 return
@@ -295,6 +331,9 @@ class Call(threading.Thread):
             self.error, self.summary = f"{why}; its stack:\n{stack}", why
             self.finished = time.monotonic()
             self.deadline = self.finished + UNWIND_TIMEOUT
+            if self.protected:
+                self.deferred = True
+                return
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(LimitExceeded))
         for pid in descendants(os.getpid(), self.native_id):
             with contextlib.suppress(ProcessLookupError):

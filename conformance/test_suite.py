@@ -47,6 +47,13 @@ def hangs_in_python(folder):
         (folder / "cleaned").touch()
 
 @SUITE.test(limit=1)
+def hangs_in_its_cleanup(folder):
+    with suite.protected():
+        time.sleep(1.5)
+        (folder / "completed").touch()
+    (folder / "went-on").touch()
+
+@SUITE.test(limit=1)
 def hangs_in_a_process(folder):
     subprocess.run(["sh", "-c", "echo $$ >" + str(folder / "pid") + "; sleep 1000; true"], capture_output=True)
 
@@ -134,12 +141,13 @@ class Runner(unittest.TestCase):
         began = time.monotonic()
         output = self.run_sample("hangs", "passes", status=1)
         self.assertLess(time.monotonic() - began, 20)
-        for name in ("hangs_in_python", "hangs_in_a_process", "hangs_in_a_call"):
-            self.assertRegex(output, rf"(?m)^FAIL {name} \(1\.\d s\): exceeded its limit of 1 s$")
+        for name in ("hangs_in_python", "hangs_in_its_cleanup", "hangs_in_a_process", "hangs_in_a_call"):
+            self.assertRegex(output, rf"(?m)^FAIL {name} \([12]\.\d s\): exceeded its limit of 1 s$")
             self.assertRegex(output, rf"line \d+, in {name}\n")
         self.assertRegex(output, r"(?m)^ok   passes ")
         self.assertEqual(output.count("is abandoned"), 1, "only a sleep cannot be interrupted")
-        self.assertRegex(output, r"sample: 1 passed, 3 failed, \d s\n$")
+        self.assertRegex(output, r"sample: 1 passed, 4 failed, \d s\n$")
+        self.assertTrue((self.folder / "completed").exists() and not (self.folder / "went-on").exists(), "the cleanup was protected")
         self.assertTrue((self.folder / "cleaned").exists(), "the test's own cleanup ran")
         self.assertTrue((self.folder / "torn-down").exists())
         pid = (self.folder / "pid").read_text().strip()

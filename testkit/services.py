@@ -20,7 +20,7 @@ import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "conformance"))
-from suite import StopWaiting, eventually
+from suite import StopWaiting, eventually, protected
 
 VERSITYGW = "v1.8.0"
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "slipway" / "peers"
@@ -167,9 +167,10 @@ def services(address="127.0.0.1"):
         started.append(bucket)
         yield postgres, bucket
     finally:
-        for service in reversed(started):
-            service.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        with protected():
+            for service in reversed(started):
+                service.stop()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def main():

@@ -21,7 +21,7 @@ import threading
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "conformance"))
-from suite import StopWaiting, eventually
+from suite import StopWaiting, eventually, protected
 
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "slipway/hosts"
 SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
@@ -366,7 +366,7 @@ class Hosts:
 
     def __exit__(self, *_):
         # A stack, so that a host that cannot be removed does not keep the rest from being removed.
-        with contextlib.ExitStack() as stack:
+        with protected(), contextlib.ExitStack() as stack:
             stack.callback(self.remove_network)
             for host in list(self.all.values()):
                 stack.callback(host.remove)
