@@ -20,7 +20,7 @@ import shared
 from lib import Slipway
 from suite import Suite
 
-SUITE = Suite("end to end", limit=180)
+SUITE = Suite("end to end", limit=300)
 test = SUITE.test
 
 
@@ -42,7 +42,7 @@ def run_gpu(binary, *arguments, fixture=None):
     return done.returncode, done.stdout, done.stderr
 
 
-@test(limit=300)
+@test(limit=600)
 def benchmarks_are_stored_and_compared(binary):
     with Slipway(binary) as server:
         run = lambda *a: server.command("gpu", "bench", "--cpu", "--quick", "-o", "json", *a, check=False)
