@@ -4,7 +4,8 @@
 #   make test          unit, integration and end-to-end tests
 #   make lint          formatting, clippy, dependency directions, UI types
 #   make supply-chain  licences, sources and advisories of all dependencies; writes an SBOM into target/
-#   make conformance   the official clients against slipway and the originals
+#   make conformance   the official clients against slipway, compared with recorded responses of the originals
+#                      (LIVE=1 runs the originals too, and records their responses anew)
 #   make ui-test       the UI in a real browser
 #   make lab           a real Kubernetes with simulated GPUs on this machine (make lab-down stops it)
 #   make test-lab      tests of the node agent and the installation on that Kubernetes
@@ -21,6 +22,8 @@ SLIPWAY := target/release/slipway
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/slipway
 PEERS := $(CACHE)/peers
 DEMO := .slipway-demo
+# The results of the tests that conformance/suite.py runs, as JUnit XML.
+junit = --junit target/junit/$(1).xml
 # scripts/tools.sh installs missing tools there.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
@@ -66,7 +69,7 @@ demo: binary
 
 test: binary go
 	testkit/services.py cargo test --workspace --release --locked
-	scripts/end-to-end.sh
+	scripts/end-to-end.sh $(call junit,end-to-end)
 
 lint: ui go
 	cargo fmt --all --check
@@ -99,37 +102,38 @@ $(PEERS)/gpu/.ready: conformance/gpu/requirements.txt
 	$(PEERS)/gpu/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-# NVIDIA's container toolkit is built from its Go module, to compare CDI specifications and runtime configuration with it.
-NVIDIA_CTK_VERSION := v1.20.1
-NVIDIA_CTK := $(PEERS)/nvidia-ctk-$(NVIDIA_CTK_VERSION)/nvidia-ctk
-$(NVIDIA_CTK): | go
-	@echo "building nvidia-ctk $(NVIDIA_CTK_VERSION) with go install"
-	GOBIN=$(dir $@) GOFLAGS=-modcacherw go install github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-ctk@$(NVIDIA_CTK_VERSION)
+# The originals below are only needed to record their responses (LIVE=1). They are built from the Go modules in conformance/originals.txt.
+original = $(shell grep '/$(1)@' conformance/originals.txt)
+version = $(lastword $(subst @, ,$(call original,$(1))))
+NVIDIA_CTK := $(PEERS)/nvidia-ctk-$(call version,nvidia-ctk)/nvidia-ctk
+HELM := $(PEERS)/helm-$(call version,helm)/helm
+$(NVIDIA_CTK) $(HELM): | go
+	@echo "building $(call original,$(notdir $@)) with go install"
+	GOBIN=$(dir $@) GOFLAGS=-modcacherw go install $(call original,$(notdir $@))
 
-# Helm is built from its Go module, to compare the chart with the objects that slipway applies.
-HELM_VERSION := v3.21.4
-HELM := $(PEERS)/helm-$(HELM_VERSION)/helm
-$(HELM): | go
-	@echo "building helm $(HELM_VERSION) with go install"
-	GOBIN=$(dir $@) GOFLAGS=-modcacherw go install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
-
-# NVIDIA's device plugin and feature discovery, and a test kubelet that calls them: the node agent is compared with both.
+# A test kubelet, and the originals that it calls, NVIDIA's device plugin and feature discovery: the node agent is compared with both.
 PLUGIN := $(PEERS)/device-plugin-$(word 1,$(shell sha256sum conformance/kube/plugin/go.sum | cut -c1-12))
 $(PLUGIN)/kubelet: conformance/kube/plugin/kubelet/main.go conformance/kube/plugin/go.sum | go
+	@echo "building the test kubelet"
+	@mkdir -p $(PLUGIN)
+	go build -C conformance/kube/plugin -trimpath -buildvcs=false -o $(PLUGIN)/ ./kubelet
+
+$(PLUGIN)/nvidia-device-plugin: conformance/kube/plugin/go.sum | go
 	@echo "building NVIDIA's device plugin and feature discovery from their Go module"
 	@mkdir -p $(PLUGIN)
-	go build -C conformance/kube/plugin -trimpath -buildvcs=false -o $(PLUGIN)/ ./kubelet \
+	go build -C conformance/kube/plugin -trimpath -buildvcs=false -o $(PLUGIN)/ \
 	  github.com/NVIDIA/k8s-device-plugin/cmd/nvidia-device-plugin github.com/NVIDIA/k8s-device-plugin/cmd/gpu-feature-discovery
 
-conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(NVIDIA_CTK) $(HELM) $(PLUGIN)/kubelet
-	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY)
+conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(PLUGIN)/kubelet $(if $(LIVE),$(NVIDIA_CTK) $(HELM) $(PLUGIN)/nvidia-device-plugin)
+	python3 -m unittest discover conformance
+	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY) $(if $(LIVE),--live)
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
-	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY)
+	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY) $(call junit,oip)
 	SLIPWAY_ONNXRUNTIME=$$(find $(PEERS)/mlflow -name 'libonnxruntime.so*' -type f | head -1) \
 	  cargo test --release --locked -p slipway -p slipway-serve --lib -- --ignored --skip throughput
-	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) --nvidia-ctk $(NVIDIA_CTK)
-	$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) --helm $(HELM)
-	$(PEERS)/gpu/bin/python conformance/kube/plugin.py --slipway $(SLIPWAY) --peers $(PLUGIN)
+	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) $(if $(LIVE),--nvidia-ctk $(NVIDIA_CTK)) $(call junit,gpu)
+	$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) $(if $(LIVE),--helm $(HELM)) $(call junit,chart)
+	$(PEERS)/gpu/bin/python conformance/kube/plugin.py --slipway $(SLIPWAY) --kubelet $(PLUGIN)/kubelet $(if $(LIVE),--upstream $(PLUGIN)) $(call junit,plugin)
 
 # Kubernetes itself is built once per machine. It does not depend on slipway's binary, so it can be built while cargo runs.
 lab-programs: go
@@ -145,16 +149,16 @@ lab-down: binary
 	$(SLIPWAY) lab down
 
 test-lab: binary lab-programs
-	python3 testkit/lab/run.py $(SLIPWAY)
+	python3 testkit/lab/run.py $(SLIPWAY) $(call junit,lab)
 
 test-cluster: binary $(PEERS)/ansible/.ready
-	ANSIBLE=$(PEERS)/ansible/bin python3 testkit/cluster/run.py $(SLIPWAY)
+	ANSIBLE=$(PEERS)/ansible/bin python3 testkit/cluster/run.py $(SLIPWAY) $(call junit,cluster)
 
 ui-test: binary
 	scripts/ui-test.sh
 
 book: binary
-	scripts/book.py
+	scripts/book.py $(SLIPWAY) $(call junit,book)
 
 bench: bench-track bench-serve bench-gpu
 

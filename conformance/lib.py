@@ -1,6 +1,5 @@
 """Shared by conformance scripts, benchmarks and end-to-end tests: starts slipway servers on free ports, and measures load and memory."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -12,6 +11,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+
+from suite import StopWaiting, eventually, protected
 
 
 class Slipway:
@@ -35,19 +36,20 @@ class Slipway:
             [self.binary, "up", "--home", str(self.home), *listen, *self.options],
             stdout=self.log, stderr=self.log, env=self.environment, start_new_session=True,
         )
-        while True:
+
+        def ready():
             if self.process.poll() is not None:
                 self.log.seek(0)
-                raise RuntimeError(f"slipway exited with {self.process.returncode}:\n{self.log.read()}")
-            with contextlib.suppress(OSError, ValueError):
-                address = json.loads((self.home / "server.json").read_text())
-                if address["pid"] == self.process.pid:
-                    self.url, self.inference, self.grpc = f"http://{address['control']}", f"http://{address['inference']}", address["grpc"]
-                    with urllib.request.urlopen(self.url + "/readyz", timeout=2):
-                        return time.perf_counter() - started
-            if time.perf_counter() - started > 30:
-                raise RuntimeError("slipway is not ready after 30 s")
-            time.sleep(0.001)
+                raise StopWaiting(f"slipway exited with {self.process.returncode}:\n{self.log.read()}")
+            address = json.loads((self.home / "server.json").read_text())
+            if address["pid"] != self.process.pid:
+                return None
+            self.url, self.inference, self.grpc = f"http://{address['control']}", f"http://{address['inference']}", address["grpc"]
+            with urllib.request.urlopen(self.url + "/readyz", timeout=2):
+                return time.perf_counter() - started
+
+        # The interval is short because tests limit the returned time.
+        return eventually(ready, timeout=30, interval=0.001, message="slipway is ready")
 
     @property
     def token(self):
@@ -78,10 +80,11 @@ class Slipway:
         return self
 
     def __exit__(self, *_):
-        if self.process is not None:
-            self.stop()
-        self.log.close()
-        self.folder.cleanup()
+        with protected():
+            if self.process is not None:
+                self.stop()
+            self.log.close()
+            self.folder.cleanup()
 
     def command(self, *arguments, check=True, **options):
         """Runs a client command with this state folder."""

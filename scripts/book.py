@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """Checks the book: every chapter in the table of contents exists, and every `bash` block runs without error.
 
+    scripts/book.py target/release/slipway [SUBSTRING ...] [--list] [--junit FILE]
+
 All blocks of a chapter run in order in one shell, against a server that is started for that chapter. Where `mdbook` is installed, the pages
 are built too.
 """
 
+import contextlib
 import os
 import pathlib
 import re
@@ -16,8 +19,9 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "conformance"))
 from lib import Slipway
+from suite import Skip, Suite
 
-BINARY = ROOT / "target/release/slipway"
+SUITE = Suite("book", limit=900)
 # The model y = a + b on two numbers, encoded as ONNX with the field numbers of onnx.proto, so that no package is needed.
 
 
@@ -45,31 +49,34 @@ def addition():
     return field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 17))
 
 
-def main():
-    summary = (ROOT / "book/src/SUMMARY.md").read_text()
-    chapters = [c for c in re.findall(r"\]\((.*?)\)", summary) if c]
-    count = 0
-    for chapter in chapters:
-        text = (ROOT / "book/src" / chapter).read_text()
-        blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
-        with tempfile.TemporaryDirectory() as folder, Slipway(BINARY) as server:
-            model = pathlib.Path(folder, "addition.onnx")
-            model.write_bytes(addition())
-            script = "set -euo pipefail\nset -x\n" + "\n".join(blocks)
-            # Reuse the Python environment of an earlier `make demo` for the demo in chapter 2, to save its installation.
-            demo = ROOT / ".slipway-demo"
-            if demo.exists():
-                os.symlink(demo, pathlib.Path(folder, "demo"))
-            environment = {**os.environ, "PATH": f"{BINARY.parent}:{os.environ['PATH']}", "SLIPWAY": server.url, "SOURCE": str(ROOT), "MODEL": str(model), "SLIPWAY_HOME": str(server.home)}
-            done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
-            if done.returncode:
-                print(done.stdout, done.stderr, sep="\n")
-                raise SystemExit(f"{chapter}: a command failed")
-        count += len(blocks)
-        print(f"{chapter}: {len(blocks)} blocks ran")
-    if shutil.which("mdbook"):
-        subprocess.run(["mdbook", "build", str(ROOT / "book"), "-d", str(ROOT / "target/book")], check=True)
-    print(f"book: {len(chapters)} chapters, {count} blocks of commands")
+def run_blocks(chapter, binary):
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "book/src" / chapter).read_text(), re.S)
+    with tempfile.TemporaryDirectory() as folder, Slipway(binary) as server:
+        model = pathlib.Path(folder, "addition.onnx")
+        model.write_bytes(addition())
+        script = "set -euo pipefail\nset -x\n" + "\n".join(blocks)
+        # Reuse the Python environment of an earlier `make demo` for the demo in chapter 2, to save its installation.
+        demo = ROOT / ".slipway-demo"
+        if demo.exists():
+            os.symlink(demo, pathlib.Path(folder, "demo"))
+        environment = {**os.environ, "PATH": f"{binary.parent}:{os.environ['PATH']}", "SLIPWAY": server.url, "SOURCE": str(ROOT), "MODEL": str(model),
+                       "SLIPWAY_HOME": str(server.home)}
+        done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"a command failed\n{done.stdout}\n{done.stderr}"
+    print(f"     {len(blocks)} blocks of commands")
 
 
-main()
+for chapter in filter(None, re.findall(r"\]\((.*?)\)", (ROOT / "book/src/SUMMARY.md").read_text())):
+    SUITE.add(chapter, lambda binary, chapter=chapter: run_blocks(chapter, binary))
+
+
+@SUITE.test
+def pages_are_built(_):
+    if not shutil.which("mdbook"):
+        raise Skip("mdbook is not installed")
+    subprocess.run(["mdbook", "build", ROOT / "book", "-d", ROOT / "target/book"], check=True)
+
+
+if __name__ == "__main__":
+    options = SUITE.options(__doc__, binary=True)
+    sys.exit(SUITE.main(options, lambda _: contextlib.nullcontext(pathlib.Path(options.binary).absolute())))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the end-to-end tests of the release binary.
+# Runs the tests of the test runner, and the end-to-end tests of the release binary.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "$(id -u)" = 0 ] && ! command -v runc >/dev/null && command -v apt-get >/dev/null; then
@@ -7,4 +7,5 @@ if [ "$(id -u)" = 0 ] && ! command -v runc >/dev/null && command -v apt-get >/de
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq runc >/dev/null
 fi
+python3 -m unittest discover conformance
 exec python3 testkit/e2e/run.py target/release/slipway "$@"

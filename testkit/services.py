@@ -18,7 +18,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "conformance"))
+from suite import StopWaiting, eventually, protected
 
 VERSITYGW = "v1.8.0"
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "slipway" / "peers"
@@ -31,14 +33,13 @@ def free_port(address):
 
 
 def wait_for(address, port, process, log):
-    for _ in range(300):
-        with socket.socket() as s:
-            if s.connect_ex((address, port)) == 0:
-                return
+    def listening():
         if process.poll() is not None:
-            break
-        time.sleep(0.1)
-    sys.exit(f"a service did not start:\n{log.read_text()}")
+            raise StopWaiting(f"a service exited with {process.returncode}:\n{log.read_text()}")
+        with socket.socket() as s:
+            return s.connect_ex((address, port)) == 0
+
+    eventually(listening, timeout=30, interval=0.05, message=f"a service listens; its log is {log}")
 
 
 def stop_process(process, how=signal.SIGTERM):
@@ -166,9 +167,10 @@ def services(address="127.0.0.1"):
         started.append(bucket)
         yield postgres, bucket
     finally:
-        for service in reversed(started):
-            service.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        with protected():
+            for service in reversed(started):
+                service.stop()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def main():

@@ -1,17 +1,20 @@
 """Compares slipway's GPU code with NVIDIA's own tools, without a GPU.
 
-    python run.py --slipway target/release/slipway [--nvidia-ctk PATH]
+    python run.py --slipway target/release/slipway [--nvidia-ctk PATH] [SUBSTRING ...] [--list] [--junit FILE]
+
+With `--nvidia-ctk` its responses are recorded anew in `recorded/`; without, the recordings are used.
 
 * `nvidia-ml-py`, NVIDIA's Python binding, reads the fake NVML of every fixture. This verifies the fake's ABI, on which
   slipway's own tests depend. The values are compared with `slipway gpu ls`.
 * NVRTC compiles the benchmarks' kernels for every architecture from Pascal to Blackwell.
 * `nvidia-ctk cdi generate` and `slipway gpu cdi generate` give the same specification for the same machine, and the CDI
-  project's own Go library validates slipway's.
+  project's own Go library validates slipway's. That result too is recorded, and valid only for the same specification.
 """
 
-import argparse
+import contextlib
 import ctypes
 import glob
+import inspect
 import json
 import os
 import pathlib
@@ -22,6 +25,11 @@ import tempfile
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "conformance"))
+from recorded import Recordings, module_version
+from suite import Skip, Suite
+
+SUITE = Suite("gpu")
 FIXTURES = ["t4", "a4000", "a100x8", "h100x8", "h200x8", "b200x8", "l40sx4"]
 DRIVER = "580.95.05"
 # Hooks that nvidia-ctk writes and slipway does not, each with its reason.
@@ -75,30 +83,40 @@ def read_with_nvml():
     print(json.dumps(machine))
 
 
-def binding(slipway, fake):
-    folder = tempfile.mkdtemp()
-    os.symlink(fake, os.path.join(folder, "libnvidia-ml.so.1"))
-    for fixture in FIXTURES:
-        state = os.path.join(folder, f"{fixture}.json")
+def fake_nvml(slipway):
+    return os.path.join(os.path.dirname(slipway), "libslipway_fake_nvml.so")
+
+
+def binding(slipway, fixture):
+    """`nvidia-ml-py` and `slipway gpu ls` read the same values."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.symlink(fake_nvml(slipway), os.path.join(folder, "libnvidia-ml.so.1"))
+        state = os.path.join(folder, "state.json")
         environment = {**os.environ, "LD_LIBRARY_PATH": folder, "SLIPWAY_FAKE_NVML_FIXTURE": fixture, "SLIPWAY_FAKE_NVML_STATE": state}
+        run = lambda *command: subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
         if fixture in ("a100x8", "h200x8", "b200x8"):
             large = {"a100x8": "3g.40gb", "h200x8": "3g.71gb", "b200x8": "3g.90gb"}[fixture]
-            subprocess.run([slipway, "gpu", "mig", "apply", f"2x{large}", "--gpus", "1", "--yes", "--fixture", fixture], env=environment, check=True, capture_output=True)
-        theirs = json.loads(subprocess.run([sys.executable, __file__, "--read"], env=environment, check=True, capture_output=True, text=True).stdout)
-        ours = json.loads(subprocess.run([slipway, "gpu", "ls", "-o", "json", "--fixture", fixture], env=environment, check=True, capture_output=True, text=True).stdout)
-        assert ours["driver"] == theirs["driver"] and len(ours["gpus"]) == len(theirs["gpus"])
-        for a, b in zip(ours["gpus"], theirs["gpus"]):
-            for key in ("name", "uuid", "serial", "compute_capability", "cores", "bus_width_bits", "memory_total", "memory_used", "clock_sm_max_mhz",
-                        "power_limit_watts", "temperature_slowdown_celsius", "bus_id"):
-                assert a[key] == b[key], (fixture, key, a[key], b[key])
-            assert a["pcie"]["width"] == b["pcie_width"] and len(a["nvlinks"]) == b["nvlinks"], fixture
-            assert sorted([p["pid"], p["memory_bytes"]] for p in a["processes"]) == b["processes"], fixture
-            mine = sorted([d["uuid"], d["gpu_instance"], d["multiprocessors"], d["memory_mib"]] for d in (a["mig"] or {"devices": []})["devices"])
-            assert mine == b["instances"], (fixture, mine, b["instances"])
-        print(f"ok nvidia-ml-py reads {fixture} as slipway does ({len(theirs['gpus'])} GPUs)")
+            run(slipway, "gpu", "mig", "apply", f"2x{large}", "--gpus", "1", "--yes", "--fixture", fixture)
+        theirs = json.loads(run(sys.executable, __file__, READ))
+        ours = json.loads(run(slipway, "gpu", "ls", "-o", "json", "--fixture", fixture))
+    assert ours["driver"] == theirs["driver"] and len(ours["gpus"]) == len(theirs["gpus"])
+    for a, b in zip(ours["gpus"], theirs["gpus"]):
+        for key in ("name", "uuid", "serial", "compute_capability", "cores", "bus_width_bits", "memory_total", "memory_used", "clock_sm_max_mhz",
+                    "power_limit_watts", "temperature_slowdown_celsius", "bus_id"):
+            assert a[key] == b[key], (key, a[key], b[key])
+        assert a["pcie"]["width"] == b["pcie_width"] and len(a["nvlinks"]) == b["nvlinks"]
+        assert sorted([p["pid"], p["memory_bytes"]] for p in a["processes"]) == b["processes"]
+        mine = sorted([d["uuid"], d["gpu_instance"], d["multiprocessors"], d["memory_mib"]] for d in (a["mig"] or {"devices": []})["devices"])
+        assert mine == b["instances"], (mine, b["instances"])
+    print(f"     {len(theirs['gpus'])} GPUs")
 
 
-def kernels():
+for fixture in FIXTURES:
+    SUITE.add(f"nvidia-ml-py reads {fixture} as slipway does", lambda options, fixture=fixture: binding(options.slipway, fixture))
+
+
+@SUITE.test
+def kernels_compile_from_pascal_to_blackwell(options):
     library = glob.glob(os.path.join(sys.prefix, "lib/python*/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12"))[0]
     nvrtc = ctypes.CDLL(library)
     source = (ROOT / "crates/gpu/src/bench/kernels.cu").read_bytes()
@@ -118,7 +136,6 @@ def kernels():
         nvrtc.nvrtcGetPTX(program, ptx)
         found = {line.split("(")[0].split()[-1] for line in ptx.value.decode().splitlines() if line.startswith(".visible .entry")}
         assert found == names, found ^ names
-    print("ok NVRTC compiles the kernels from Pascal to Blackwell")
 
 
 def machine(folder, fake):
@@ -143,62 +160,76 @@ def machine(folder, fake):
     return root
 
 
-def cdi(slipway, fake, ctk):
-    if not os.access(ctk, os.X_OK):
-        print("skipped nvidia-ctk: it could not be built")
-        return
+def fixture_file(fixture):
+    """What the fake NVML reports, and so a part of the request to everything that reads it."""
+    return (ROOT / f"testkit/fake-nvml/fixtures/{fixture}.yaml").read_text()
+
+
+def cdi(options, fixture):
+    """`nvidia-ctk` and slipway describe the same machine identically."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             os.mknod(os.path.join(folder, "null"), 0o666 | 0o020000, os.makedev(1, 3))
         except OSError as error:
-            print(f"skipped nvidia-ctk: device nodes cannot be created here ({error})")
-            return
-    for fixture in ("t4", "h100x8"):
-        with tempfile.TemporaryDirectory() as folder:
-            root = machine(folder, fake)
-            environment = {**os.environ, "SLIPWAY_FAKE_NVML_FIXTURE": fixture}
-            theirs = subprocess.run([ctk, "--quiet", "cdi", "generate", "--mode=nvml", f"--driver-root={root}", "--nvidia-cdi-hook-path=/usr/bin/nvidia-cdi-hook"],
-                                    env=environment, check=True, capture_output=True, text=True).stdout
-            specification = os.path.join(folder, "nvidia.yaml")
-            subprocess.run([slipway, "gpu", "cdi", "generate", "--root", str(root), "--hook", "/usr/bin/nvidia-cdi-hook", "--write", specification, "--fixture", fixture], check=True, capture_output=True)
-            # nvidia-ctk reads and validates slipway's specification with the CDI project's own Go library.
-            listed = subprocess.run([ctk, "cdi", "list", "--spec-dir", folder], capture_output=True, text=True, check=True)
-            names = {line for line in listed.stdout.splitlines() if "=" in line}
+            raise Skip(f"device nodes cannot be created here ({error})")
+    with tempfile.TemporaryDirectory() as folder:
+        root = machine(folder, fake_nvml(options.slipway))
+        environment = {**os.environ, "SLIPWAY_FAKE_NVML_FIXTURE": fixture}
+        parsed = lambda text: yaml.safe_load(text.replace(str(root), "<root>"))
+        arguments = ["cdi", "generate", "--mode=nvml", "--nvidia-cdi-hook-path=/usr/bin/nvidia-cdi-hook"]
+        generate = lambda: parsed(subprocess.run([options.nvidia_ctk, "--quiet", *arguments, f"--driver-root={root}"], env=environment, check=True, capture_output=True, text=True).stdout)
+        theirs = options.recordings.response(f"generate {fixture}", [arguments, fixture_file(fixture), inspect.getsource(machine)], generate)
+        specification = pathlib.Path(folder, "nvidia.yaml")
+        subprocess.run([options.slipway, "gpu", "cdi", "generate", "--root", str(root), "--hook", "/usr/bin/nvidia-cdi-hook", "--write", str(specification), "--fixture", fixture], check=True, capture_output=True)
+        ours = parsed(specification.read_text())
+
+        def validated():
+            """nvidia-ctk reads and validates slipway's specification with the CDI project's own Go library, and lists its devices."""
+            listed = subprocess.run([options.nvidia_ctk, "cdi", "list", "--spec-dir", folder], capture_output=True, text=True, check=True)
             assert "registry errors" not in listed.stderr, listed.stderr
-            theirs, ours = yaml.safe_load(theirs), yaml.safe_load(pathlib.Path(specification).read_text())
-            assert ours["kind"] == theirs["kind"]
-            assert names == {f"{ours['kind']}={d['name']}" for d in ours["devices"]}, names
-            nodes = lambda edits: sorted((n["path"], n.get("hostPath")) for n in edits.get("deviceNodes", []))
-            devices = lambda spec: {d["name"]: nodes(d["containerEdits"]) for d in spec["devices"]}
-            assert devices(ours) == devices(theirs), (devices(ours), devices(theirs))
-            a, b = ours["containerEdits"], theirs["containerEdits"]
-            assert nodes(a) == nodes(b), (nodes(a), nodes(b))
-            assert sorted(a["env"]) == sorted(b["env"]), (a["env"], b["env"])
-            mounts = lambda edits: sorted((m["hostPath"], m["containerPath"], tuple(m["options"])) for m in edits["mounts"])
-            mine, other = set(mounts(a)), set(mounts(b))
-            assert mine == other, sorted(mine ^ other)
-            hooks = lambda edits: sorted((h["hookName"], h["path"], tuple(h["args"]), tuple(h.get("env", []))) for h in edits["hooks"] if h["args"][1] not in LEFT_OUT_HOOKS)
-            assert hooks(a) == hooks(b), (hooks(a), hooks(b))
-            print(f"ok nvidia-ctk and slipway describe {fixture} identically: {len(theirs['devices'])} devices, {len(mine)} mounts, {len(hooks(a))} hooks"
-                  f" ({len(LEFT_OUT_HOOKS)} known hooks left out)")
+            return sorted(line for line in listed.stdout.splitlines() if "=" in line)
+
+        names = set(options.recordings.response(f"list {fixture}", ours, validated))
+        assert ours["kind"] == theirs["kind"]
+        assert names == {f"{ours['kind']}={d['name']}" for d in ours["devices"]}, names
+        nodes = lambda edits: sorted((n["path"], n.get("hostPath")) for n in edits.get("deviceNodes", []))
+        devices = lambda spec: {d["name"]: nodes(d["containerEdits"]) for d in spec["devices"]}
+        assert devices(ours) == devices(theirs), (devices(ours), devices(theirs))
+        a, b = ours["containerEdits"], theirs["containerEdits"]
+        assert nodes(a) == nodes(b), (nodes(a), nodes(b))
+        assert sorted(a["env"]) == sorted(b["env"]), (a["env"], b["env"])
+        mounts = lambda edits: sorted((m["hostPath"], m["containerPath"], tuple(m["options"])) for m in edits["mounts"])
+        mine, other = set(mounts(a)), set(mounts(b))
+        assert mine == other, sorted(mine ^ other)
+        hooks = lambda edits: sorted((h["hookName"], h["path"], tuple(h["args"]), tuple(h.get("env", []))) for h in edits["hooks"] if h["args"][1] not in LEFT_OUT_HOOKS)
+        assert hooks(a) == hooks(b), (hooks(a), hooks(b))
+        print(f"     {len(theirs['devices'])} devices, {len(mine)} mounts, {len(hooks(a))} hooks ({len(LEFT_OUT_HOOKS)} known hooks left out)")
+
+
+for fixture in ("t4", "h100x8"):
+    SUITE.add(f"nvidia-ctk and slipway describe {fixture} identically", lambda options, fixture=fixture: cdi(options, fixture))
+
+
+@SUITE.test
+def every_recording_belongs_to_a_case(options):
+    if options.names:
+        raise Skip("not all cases were run")
+    assert not (complaints := options.recordings.finish()), complaints
+
+
+# Runs `read_with_nvml` in this process.
+READ = "--read"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--slipway", default="target/release/slipway")
-    parser.add_argument("--nvidia-ctk", default=None)
-    parser.add_argument("--read", action="store_true")
-    args = parser.parse_args()
-    if args.read:
+    if sys.argv[1:] == [READ]:
         return read_with_nvml()
-    slipway = os.path.abspath(args.slipway)
-    fake = os.path.join(os.path.dirname(slipway), "libslipway_fake_nvml.so")
-    binding(slipway, fake)
-    kernels()
-    if args.nvidia_ctk:
-        cdi(slipway, fake, args.nvidia_ctk)
-    print("gpu conformance: passed")
+    options = SUITE.options(__doc__, slipway={"default": "target/release/slipway"}, nvidia_ctk={"help": "the original, which is then run and recorded anew"})
+    options.slipway = os.path.abspath(options.slipway)
+    version = module_version(ROOT / "conformance/originals.txt", "nvidia-container-toolkit/cmd/nvidia-ctk")
+    options.recordings = Recordings(ROOT / "conformance/gpu/recorded", f"nvidia-ctk {version}", live=bool(options.nvidia_ctk))
+    return SUITE.main(options, lambda _: contextlib.nullcontext(options))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Checks that the Helm chart and `slipway up --kube` produce the same objects: compares the output of `helm template` and of `--dry-run`.
 
-    conformance/kube/chart.py --slipway target/release/slipway --helm helm
+    conformance/kube/chart.py --slipway target/release/slipway [--helm helm] [SUBSTRING ...] [--list] [--junit FILE]
+
+With `--helm` the output of Helm is recorded anew in `recorded/chart`; without, the recordings are used. They are valid for the same chart.
 """
 
-import argparse
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -13,7 +15,13 @@ import tempfile
 
 import yaml
 
-CHART = pathlib.Path(__file__).resolve().parents[2] / "deploy/helm/slipway"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "conformance"))
+from recorded import Recordings, differences, module_version, normalized
+from suite import Skip, Suite
+
+SUITE = Suite("chart", limit=60)
+CHART = ROOT / "deploy/helm/slipway"
 # Kinds that are left out of the comparison, each with its reason.
 ONLY_ONE_SIDE = {
     "Namespace": "Helm creates it itself (--create-namespace)",
@@ -53,45 +61,53 @@ def normalize(objects):
             return [strip(v) for v in value]
         return value
 
-    return {(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]): strip(o) for o in objects if o and o["kind"] not in ONLY_ONE_SIDE}
+    name = lambda o: " ".join((o["kind"], *filter(None, (o["metadata"].get("namespace"), o["metadata"]["name"]))))
+    return {name(o): strip(o) for o in objects if o and o["kind"] not in ONLY_ONE_SIDE}
 
 
-def differences(a, b, path=""):
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted({*a, *b}, key=str):
-            yield from differences(a.get(key), b.get(key), f"{path}/{key}")
-    elif a != b:
-        yield f"{path}: chart {json.dumps(a)}, slipway {json.dumps(b)}"
+ARGUMENTS = ["--namespace", "ml", "--kube-version", "1.36.0"]
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--slipway", required=True)
-    parser.add_argument("--helm", required=True)
-    options = parser.parse_args()
+def run(*words):
+    done = subprocess.run(words, text=True, capture_output=True)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
+    return done.stdout
 
-    def run(*words):
-        done = subprocess.run(words, text=True, capture_output=True)
-        if done.returncode:
-            sys.exit(f"{' '.join(words)}: {done.stdout}{done.stderr}")
-        return done.stdout
 
-    print(run(options.helm, "lint", "--strict", str(CHART)).strip().splitlines()[-1])
-    failed = 0
-    for name, values in VALUES.items():
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            json.dump(values, file)
-            file.flush()
-            rendered = run(options.helm, "template", "slipway", str(CHART), "--namespace", "ml", "--kube-version", "1.36.0", "-f", file.name)
-            printed = run(options.slipway, "up", "--kube", "-n", "ml", "--values", file.name, "--dry-run", "-o", "yaml")
-        found = list(differences(normalize(yaml.safe_load_all(rendered)), normalize(yaml.safe_load_all(printed))))
-        print(f"{'FAIL' if found else 'ok  '} chart: {name}")
-        for line in found[:20]:
-            print("     " + line)
-        failed += bool(found)
-    print(f"chart: {len(VALUES) - failed} passed, {failed} failed")
-    return 1 if failed else 0
+def chart_files():
+    return {str(path.relative_to(CHART)): path.read_text() for path in CHART.rglob("*") if path.is_file()}
+
+
+@SUITE.test
+def helm_finds_no_fault_in_the_chart(options):
+    lint = lambda: run(options.helm, "lint", "--strict", str(CHART)).strip().splitlines()[-1]
+    print("    ", options.recordings.response("lint", chart_files(), lint))
+
+
+def compare(options, name, values):
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(values, file)
+        file.flush()
+        template = lambda: normalize(yaml.safe_load_all(run(options.helm, "template", "slipway", str(CHART), *ARGUMENTS, "-f", file.name)))
+        original = options.recordings.response(name, [ARGUMENTS, values, chart_files()], template)
+        printed = run(options.slipway, "up", "--kube", "-n", "ml", "--values", file.name, "--dry-run", "-o", "yaml")
+    found = list(differences(original, normalized(normalize(yaml.safe_load_all(printed)))))
+    assert not found, f"{len(found)} differences from {options.recordings}\n" + "\n".join(found[:20])
+
+
+for name, values in VALUES.items():
+    SUITE.add(name, lambda options, name=name, values=values: compare(options, name, values))
+
+
+@SUITE.test
+def every_recording_belongs_to_a_case(options):
+    if options.names:
+        raise Skip("not all cases were run")
+    assert not (complaints := options.recordings.finish()), complaints
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = SUITE.options(__doc__, slipway={"required": True}, helm={"help": "the original, which is then run and recorded anew"})
+    version = module_version(ROOT / "conformance/originals.txt", "helm.sh/helm/v3/cmd/helm")
+    options.recordings = Recordings(ROOT / "conformance/kube/recorded/chart", f"helm {version}", live=bool(options.helm))
+    sys.exit(SUITE.main(options, lambda _: contextlib.nullcontext(options)))

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """Compares slipway's node agent with NVIDIA's device plugin and feature discovery, on the same driver with the same configuration.
 
-    conformance/kube/plugin.py --slipway target/release/slipway --peers FOLDER
+    conformance/kube/plugin.py --slipway target/release/slipway --kubelet PATH [--upstream FOLDER] [SUBSTRING ...] [--list] [--junit FILE]
 
-FOLDER has `kubelet`, `nvidia-device-plugin` and `gpu-feature-discovery`, built from `plugin/go.mod`. Both agents read the same fake
-NVML; `kubelet` sends both the requests of a real kubelet: options, devices, preferred allocations, allocations. Then a GPU becomes unhealthy.
-Needs root, for device nodes and a mount namespace, because upstream's folder of sockets is not configurable.
+With `--upstream` the originals run, `nvidia-device-plugin` and `gpu-feature-discovery` in that folder, and their responses are recorded
+anew in `recorded/plugin`; without, the recordings are used. All programs are built from `plugin/go.mod`. Both agents read the same fake
+NVML; `kubelet` sends both the requests of a real kubelet: options, devices, preferred allocations, allocations. Then a GPU becomes
+unhealthy. Needs root, for device nodes and a mount namespace, because upstream's folder of sockets is not configurable.
 """
 
-import argparse
 import collections
 import contextlib
+import inspect
 import json
 import os
 import pathlib
@@ -18,13 +19,18 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "conformance"), str(ROOT / "conformance/gpu")]
 from lib import free_port
-from run import machine
+from recorded import Recordings, differences, module_version, normalized
+from run import fixture_file, machine
+from suite import Skip, Suite
+
+# The agents mostly wait for each other, so some cases run at the same time.
+SUITE = Suite("plugin", jobs=4)
+PLUGIN_FOLDER = ROOT / "conformance/kube/plugin"
 
 MIXED = ["2x1g.10gb + 1x2g.20gb + 1x3g.40gb on 0"]
 SLICES = "sharing: {timeSlicing: {%sresources: [{name: nvidia.com/gpu, replicas: 4}]}}\n"
@@ -54,9 +60,9 @@ CASES = {
 class Case:
     """A simulated machine with a driver, on which one agent after the other runs."""
 
-    def __init__(self, name, folder, slipway, peers, fake):
+    def __init__(self, name, folder, arguments, fake):
         self.fixture, layouts, config = CASES[name]
-        self.folder, self.slipway, self.peers = pathlib.Path(folder), slipway, pathlib.Path(peers)
+        self.folder, self.slipway, self.programs = pathlib.Path(folder), arguments.slipway, arguments
         self.root = machine(folder, fake)
         self.control = self.folder / "control"
         self.config = self.folder / "config.yaml"
@@ -66,7 +72,7 @@ class Case:
                             "SLIPWAY_FAKE_NVML_STATE": str(self.folder / "mig.json")}
         for layout in layouts:
             layout, gpus = layout.split(" on ")
-            self.run(slipway, "gpu", "mig", "apply", layout, "--gpus", gpus, "--yes", "--fixture", self.fixture)
+            self.run(self.slipway, "gpu", "mig", "apply", layout, "--gpus", gpus, "--yes", "--fixture", self.fixture)
 
     def capabilities(self):
         """Writes the driver's MIG capabilities into the `/proc/driver` of both agents: a minor number for every possible instance."""
@@ -92,7 +98,7 @@ class Case:
         sockets = kubelet_folder / "device-plugins"
         sockets.mkdir(parents=True)
         with open(self.folder / f"{agent}.log", "w+") as log, contextlib.ExitStack() as stack:
-            kubelet = stack.enter_context(subprocess.Popen([self.peers / "kubelet", sockets, "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            kubelet = stack.enter_context(subprocess.Popen([self.programs.kubelet, sockets, "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
             stack.callback(kubelet.kill)
             assert json.loads(kubelet.stdout.readline()) == "ready"
             # The paths of upstream's socket folder and of /proc/driver are fixed, so both are mounted in a namespace.
@@ -116,7 +122,7 @@ class Case:
 
     def upstream(self):
         return self.kubelet("upstream", lambda folder: [
-            self.peers / "nvidia-device-plugin", "--config-file", self.config, "--driver-root", self.root, "--driver-root-ctr-path", self.root])
+            self.programs.upstream / "nvidia-device-plugin", "--config-file", self.config, "--driver-root", self.root, "--driver-root-ctr-path", self.root])
 
     @contextlib.contextmanager
     def ours(self):
@@ -128,19 +134,32 @@ class Case:
         with self.kubelet("slipway", command) as responses:
             yield responses
 
-    def labels(self):
-        """The labels of feature discovery, and of the running agent."""
+    def features(self):
+        """The labels of feature discovery."""
         file = self.folder / "features"
-        self.run(self.peers / "gpu-feature-discovery", "--oneshot", "--no-timestamp", "--use-node-feature-api=false", "--config-file", self.config, "--output-file", file,
+        self.run(self.programs.upstream / "gpu-feature-discovery", "--oneshot", "--no-timestamp", "--use-node-feature-api=false", "--config-file", self.config, "--output-file", file,
                  "--driver-root-ctr-path", self.root, LD_LIBRARY_PATH=str(self.root / "usr/lib/x86_64-linux-gnu"))
-        theirs = dict(line.split("=", 1) for line in file.read_text().splitlines())
+        return dict(line.split("=", 1) for line in file.read_text().splitlines())
+
+    def labels(self):
+        """The labels of slipway's running agent."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/node", timeout=10) as response:
-            return theirs, json.load(response)["labels"]
+            return json.load(response)["labels"]
 
 
-def normalize(responses):
-    """Masks names that differ by design (the CDI kind, annotation keys) and random choices of upstream (orders, replicas, MIG devices)."""
-    text = json.dumps(responses)
+def mask_host(labels):
+    """Masks the label with the vendor's name of this machine, if it is right: it is the only one that does not come from the fixture."""
+    try:
+        product = pathlib.Path("/sys/class/dmi/id/product_name").read_text().strip().replace(" ", "-")
+    except OSError:
+        product = "unknown"
+    return {key: "<machine>" if key == "nvidia.com/gpu.machine" and value == product else value for key, value in labels.items()}
+
+
+def normalize(responses, case):
+    """Masks the case's folder, names that differ by design (the CDI kind, annotation keys), and random choices of upstream (orders, replicas,
+    MIG devices)."""
+    text = json.dumps(responses).replace(str(case.folder), "<folder>")
     text = re.sub(r"k8s\.device-plugin\.nvidia\.com/gpu=|slipway\.dev/gpu=", "KIND=", text)
     responses = json.loads(re.sub(r'"cdi\.k8s\.io/[^"]*"', '"ANNOTATION"', text))
     for resource in responses.values():
@@ -160,69 +179,84 @@ def normalize(responses):
     return responses
 
 
-def differences(theirs, ours, path=""):
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in sorted({*theirs, *ours}):
-            yield from differences(theirs.get(key), ours.get(key), f"{path}/{key}")
-    elif theirs != ours:
-        yield f"{path}\n       upstream {json.dumps(theirs)}\n       slipway  {json.dumps(ours)}"
+def request_of(name):
+    """All that the originals' responses depend on, except for themselves."""
+    return [CASES[name], fixture_file(CASES[name][0]), inspect.getsource(machine), inspect.getsource(Case.capabilities), (PLUGIN_FOLDER / "kubelet/main.go").read_text()]
 
 
-def compare_responses(arguments, fake, names):
-    failed = 0
-    for name in names:
-        with tempfile.TemporaryDirectory(prefix="slipway-plugin-") as folder:
-            case = Case(name, folder, arguments.slipway, arguments.peers, fake)
-            with case.upstream() as (theirs, _):
-                pass
-            with case.ours() as (ours, _):
-                features, labels = case.labels()
-        found = [*differences(normalize(theirs), normalize(ours)), *differences(features, labels, "labels")]
-        failed += bool(found)
-        advertised = ", ".join(f"{len(response['devices'])} {name}" for name, response in sorted(theirs.items()))
-        print(f"{'FAIL' if found else 'ok  '} {name}: {advertised}; {len(features)} labels", flush=True)
-        for line in found:
-            print("    ", line)
-    return failed
-
-
-def unhealthy_gpu(arguments, fake):
-    """Two known defects of upstream: only one replica of an unhealthy GPU is withdrawn, and it never recovers. slipway handles both."""
-    def health(agent, case):
-        with agent() as (_, read):
-            case.control.write_text("xid 0 79\n")
-            during = read(2)
-            case.control.write_text("")
-            after = read(8)
-        count = lambda devices: sum(state == "Unhealthy" for state in devices["nvidia.com/gpu"].values())
-        return count(during), count(after)
-
+@contextlib.contextmanager
+def simulated(name, options):
     with tempfile.TemporaryDirectory(prefix="slipway-plugin-") as folder:
-        case = Case("time slices", folder, arguments.slipway, arguments.peers, fake)
-        theirs = health(case.upstream, case)
-        case.control.unlink()
-        ours = health(case.ours, case)
-    counts = f"of 4 replicas of a GPU with XID 79, then without: upstream withdraws {theirs[0]}, later {theirs[1]}; slipway {ours[0]}, later {ours[1]}"
-    passed = ours == (4, 0)
-    print(f"{'ok  ' if passed else 'FAIL'} an unhealthy GPU: {counts}")
-    return not passed
+        yield Case(name, folder, options, pathlib.Path(options.slipway).with_name("libslipway_fake_nvml.so"))
+
+
+def compare_responses(options, name):
+    """Compares both agents in one case."""
+    with simulated(name, options) as case:
+        def upstream():
+            with case.upstream() as (responses, _):
+                assert responses, "upstream has registered no resource in time"
+                return {"responses": normalize(responses, case), "labels": mask_host(case.features())}
+
+        theirs = options.recordings.response(name, request_of(name), upstream)
+        with case.ours() as (responses, _):
+            ours = {"responses": normalize(responses, case), "labels": mask_host(case.labels())}
+    advertised = ", ".join(f"{len(response['devices'])} {resource}" for resource, response in sorted(theirs["responses"].items()))
+    print(f"     {advertised}; {len(theirs['labels'])} labels")
+    found = list(differences(theirs, normalized(ours)))
+    assert not found, f"{len(found)} differences from {options.recordings}\n" + "\n".join(found)
+
+
+for name in CASES:
+    SUITE.add(name, lambda options, name=name: compare_responses(options, name))
+
+
+# The times are fixed instead of waits for a state, because upstream never reaches it.
+def unhealthy_devices(agent, case):
+    """The numbers of unhealthy devices while a GPU has XID 79, and later."""
+    with agent() as (_, read):
+        case.control.write_text("xid 0 79\n")
+        during = read(2)
+        case.control.write_text("")
+        after = read(8)
+    return [sum(state == "Unhealthy" for state in devices["nvidia.com/gpu"].values()) for devices in (during, after)]
+
+
+@SUITE.test
+def every_replica_of_an_unhealthy_gpu_is_withdrawn_until_it_recovers(options):
+    """Two known defects of upstream: only one replica of an unhealthy GPU is withdrawn, and it never recovers. slipway handles both."""
+    name = "time slices"
+    with simulated(name, options) as case:
+        request = [request_of(name), inspect.getsource(unhealthy_devices)]
+        theirs = options.recordings.response("unhealthy GPU", request, lambda: unhealthy_devices(case.upstream, case))
+        case.control.unlink(missing_ok=True)
+        ours = unhealthy_devices(case.ours, case)
+    print(f"     of 4 replicas of a GPU with XID 79, then without: upstream withdraws {theirs[0]}, later {theirs[1]}; slipway {ours[0]}, later {ours[1]}")
+    assert ours == [4, 0], ours
+
+
+@SUITE.test(serial=True)
+def every_recording_belongs_to_a_case(options):
+    if options.names:
+        raise Skip("not all cases were run")
+    assert not (complaints := options.recordings.finish()), complaints
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--slipway", required=True)
-    parser.add_argument("--peers", required=True)
-    parser.add_argument("names", nargs="*")
-    arguments = parser.parse_args()
-    if os.geteuid():
-        print("skipped: needs root for device nodes and mounts")
-        return 0
-    arguments.slipway = os.path.abspath(arguments.slipway)
-    fake = pathlib.Path(arguments.slipway).with_name("libslipway_fake_nvml.so")
-    failed = compare_responses(arguments, fake, arguments.names or list(CASES))
-    if not arguments.names:
-        failed += unhealthy_gpu(arguments, fake)
-    return 1 if failed else 0
+    options = SUITE.options(
+        __doc__, slipway={"required": True}, kubelet={"required": True, "help": "the test program that sends a kubelet's requests"},
+        upstream={"type": pathlib.Path, "help": "the folder of the originals, which are then run and recorded anew"})
+    options.slipway = os.path.abspath(options.slipway)
+    version = module_version(PLUGIN_FOLDER / "go.mod", "github.com/NVIDIA/k8s-device-plugin")
+    options.recordings = Recordings(ROOT / "conformance/kube/recorded/plugin", f"k8s-device-plugin {version}", live=bool(options.upstream))
+
+    @contextlib.contextmanager
+    def root(_):
+        if os.geteuid():
+            raise Skip("device nodes and mounts need root")
+        yield options
+
+    return SUITE.main(options, root)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
-"""Runs every scenario against `mlflow server` and against slipway, and compares the results.
+"""Runs every scenario with the official client against slipway, and compares the results with those of `mlflow server`.
 
-    python compare.py --slipway target/release/slipway [--only NAME ...] [--out FILE]
+    python compare.py --slipway target/release/slipway [--live] [--only NAME ...] [--out FILE]
 
+The results of `mlflow server` are recorded in `recorded/`; with `--live` it runs too, and its results are recorded anew.
 Under `testkit/services.py` slipway runs twice: with SQLite and files, and with PostgreSQL and S3 (`shared`).
 
-Ids, times and random names are masked. Known differences are listed in DIFFERENCES, each with its reason; they are
-reported, and do not count as equal. The exit code is 0 when all other scenarios are equal.
+Known differences are listed in DIFFERENCES, each with its reason; they are reported, and do not count as equal. The exit code is 0
+when all other scenarios are equal.
 """
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
 import pathlib
-import re
 import shutil
 import signal
 import subprocess
@@ -21,59 +22,22 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 import urllib.request
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+FOLDER = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parent))
 from lib import free_port
+from normalize import Normalizer
+from recorded import Recordings, Stale, differences, normalized, pinned, require_installed
 
 # Scenarios with a known difference, and its reason.
 DIFFERENCES = {
     "http_malformed_tags": "MLflow returns 200 and creates the run without the tags; slipway rejects malformed tags.",
 }
 
-# Rewrites that remove differences without meaning, each with its reason.
-REWRITES = [
-    (re.compile(r"\b[0-9a-f]{32}\b"), "<id>", "random ids"),
-    (re.compile(r"m-<id>"), "<model>", "random ids"),
-    (re.compile(r"\b1[789]\d{11}\b"), "<time>", "times"),
-    (re.compile(r"\b[a-z]+-[a-z]+-\d{1,3}\b"), "<name>", "random run names"),
-    (re.compile(r"(already exists\.) Error: .*", re.S), r"\1", "MLflow quotes its SQL statement"),
-    (re.compile(r"\(sqlite3\.\w+\).*", re.S), "<sql>", "MLflow quotes its SQL statement"),
-    (re.compile(r"http://127\.0\.0\.1:\d+"), "<server>", "ports"),
-    (re.compile(r"\bport=\d+"), "port=<port>", "ports"),
-    (re.compile(r"(?:API request to endpoint \S+ failed with error code \d+ != 200\. Response body: ')(.*)'$", re.S), r"\1", "the client's wrapping"),
-    (re.compile(r"'\{(.*?)\}'?"), lambda m: "{" + ", ".join(sorted(m.group(1).split(", "))) + "}", "Python sets have no order"),
-    (re.compile(r"\{((?:'[^']*'(?:, )?)+)\}"), lambda m: "{" + ", ".join(sorted(m.group(1).split(", "))) + "}", "Python sets have no order"),
-]
-
-
 # Some scenarios expect a 5xx, on which the client would retry; so retries are disabled for both servers.
 CLIENT = {"MLFLOW_DISABLE_TELEMETRY": "1", "GIT_PYTHON_REFRESH": "quiet", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-
-
-def mask(value):
-    if isinstance(value, dict):
-        return {mask(k): mask(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [mask(v) for v in value]
-    if isinstance(value, int) and not isinstance(value, bool) and value > 1_700_000_000_000:
-        return "<time>"
-    if isinstance(value, str):
-        for pattern, replacement, _ in REWRITES:
-            value = pattern.sub(replacement, value)
-    return value
-
-
-def sort_lists(value):
-    """Sorts lists of objects with unique keys, because neither server guarantees their order."""
-    if isinstance(value, dict):
-        return {k: sort_lists(v) for k, v in value.items()}
-    if isinstance(value, list):
-        items = [sort_lists(v) for v in value]
-        if items and all(isinstance(i, dict) and "key" in i for i in items) and len({i["key"] for i in items}) == len(items):
-            items.sort(key=lambda i: i["key"])
-        return items
-    return value
 
 
 def wait(url, process, seconds=120):
@@ -110,6 +74,26 @@ def start(kind, folder, slipway):
     return uri, token, process
 
 
+def request_of(function):
+    """The source of a scenario and of everything in its module that it uses: a recording is valid as long as this is unchanged."""
+    texts = {"World": inspect.getsource(function.__globals__["World"])}
+
+    def visit(code):
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                visit(constant)
+        for name in code.co_names:
+            value = function.__globals__.get(name)
+            if name not in texts and getattr(value, "__module__", None) == function.__module__:
+                texts[name] = inspect.getsource(value)
+                if inspect.isfunction(value):
+                    visit(value.__code__)
+
+    visit(function.__code__)
+    parameters = [cell.cell_contents for cell in function.__closure__ or ()]
+    return [inspect.getsource(function), [p for p in parameters if isinstance(p, str)], texts]
+
+
 def run_all(uri, only):
     """Runs the scenarios. Called in a separate process for each server, so that global state of the client is not shared."""
     import warnings
@@ -119,14 +103,16 @@ def run_all(uri, only):
 
     logging.disable(logging.CRITICAL)
     import mlflow
+    from mlflow.entities import ViewType
     from scenarios import SCENARIOS, World
 
     mlflow.set_tracking_uri(uri)
-    results = {}
+    newest = lambda: max(int(e.experiment_id) for e in mlflow.search_experiments(view_type=ViewType.ALL))
+    results, last = {}, newest()
     for name, function in SCENARIOS.items():
         if only and name not in only:
             continue
-        started = time.time()
+        started, first = time.time(), last
         try:
             result = function(World(uri, name.replace("_", "-")))
         except Exception:
@@ -134,62 +120,42 @@ def run_all(uri, only):
         finally:
             while mlflow.active_run():
                 mlflow.end_run()
+        seconds, last = time.time() - started, newest()
         if os.environ.get("VERBOSE"):
-            print(f"{time.time() - started:7.2f} s {name}", file=sys.stderr, flush=True)
-        results[name] = {"result": json.loads(json.dumps(result, default=str)), "seconds": time.time() - started}
+            print(f"{seconds:7.2f} s {name}", file=sys.stderr, flush=True)
+        result = Normalizer(name, first, last)(json.loads(json.dumps(result, default=str)))
+        results[name] = {"request": request_of(function), "result": result, "seconds": seconds}
     return results
 
 
-def first_difference(a, b, path=""):
-    if type(a) is not type(b):
-        return f"{path}: {a!r} != {b!r}"
-    if isinstance(a, dict):
-        for key in sorted(set(a) | set(b)):
-            if key not in a or key not in b:
-                return f"{path}.{key}: only in {'mlflow' if key in a else 'slipway'}: {(a.get(key) or b.get(key))!r}"
-            if a[key] != b[key]:
-                return first_difference(a[key], b[key], f"{path}.{key}")
-    if isinstance(a, list):
-        if len(a) != len(b):
-            return f"{path}: {len(a)} != {len(b)} items: {a!r} != {b!r}"
-        for i, (x, y) in enumerate(zip(a, b)):
-            if x != y:
-                return first_difference(x, y, f"{path}[{i}]")
-    return f"{path}: {a!r} != {b!r}"
+def of_original(result):
+    """The result of a scenario against the original, unless the scenario itself is broken."""
+    if isinstance(result, dict) and "crashed" in result:
+        raise Stale(f"the scenario itself crashes against mlflow: {result}")
+    return result
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--slipway", default="target/release/slipway")
-    parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--out")
-    parser.add_argument("--child")
-    args = parser.parse_args()
-    if args.child:
-        results = run_all(args.child, args.only)
-        with open(args.out, "w") as f:
-            json.dump(results, f)
-        return
-    slipway = os.path.abspath(args.slipway)
+def run_servers(kinds, slipway, only):
+    """Starts the servers, runs the scenarios against each, and returns the results by server."""
     folder = tempfile.mkdtemp(prefix="slipway-conformance-")
-    processes, results = [], {}
+    processes, children, results = [], {}, {}
     try:
-        servers = {}
-        for kind in ("mlflow", "slipway", *(["shared"] if "SLIPWAY_TEST_DATABASE" in os.environ else [])):
+        for kind in kinds:
             os.makedirs(os.path.join(folder, kind))
             uri, token, process = start(kind, os.path.join(folder, kind), slipway)
-            servers[kind] = uri, {"MLFLOW_TRACKING_TOKEN": token} if token else {}
             processes.append(process)
-        for kind, (uri, credentials) in servers.items():
-            file = os.path.join(folder, f"{kind}.json")
             # The client prints to stdout, so the results are passed in a file.
-            done = subprocess.run([sys.executable, __file__, "--child", uri, "--out", file, *(["--only", *args.only] if args.only else [])],
-                                 stdout=subprocess.DEVNULL, env={**os.environ, **CLIENT, **credentials})
-            if done.returncode:
+            command = [sys.executable, __file__, "--child", uri, "--out", os.path.join(folder, f"{kind}.json"), *(["--only", *only] if only else [])]
+            credentials = {"MLFLOW_TRACKING_TOKEN": token} if token else {}
+            children[kind] = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **CLIENT, **credentials})
+        for kind, child in children.items():
+            if child.wait():
                 raise SystemExit(f"the scenarios could not be run against {kind}")
-            with open(file) as f:
+            with open(os.path.join(folder, f"{kind}.json")) as f:
                 results[kind] = json.load(f)
     finally:
+        for child in children.values():
+            child.kill()
         for process in processes:
             process.terminate()
         for process in processes:
@@ -202,23 +168,53 @@ def main():
             print("kept", folder)
         else:
             shutil.rmtree(folder, ignore_errors=True)
+    return results
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slipway", default="target/release/slipway")
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--live", action="store_true", help="start the original too, and record its results anew")
+    parser.add_argument("--out")
+    parser.add_argument("--child")
+    args = parser.parse_args()
+    if args.child:
+        results = run_all(args.child, args.only)
+        with open(args.out, "w") as f:
+            json.dump(results, f)
+        return
+    packages = pinned(FOLDER / "requirements.txt")
+    require_installed(packages)
+    kinds = ["mlflow"] * args.live + ["slipway"] + ["shared"] * ("SLIPWAY_TEST_DATABASE" in os.environ)
+    results = run_servers(kinds, os.path.abspath(args.slipway), args.only)
+    recordings = Recordings(FOLDER / "recorded", f"mlflow {packages['mlflow']}", args.live)
     passed, failed, known = [], [], []
-    for name, ours in [(name, kind) for name in results["mlflow"] for kind in results if kind != "mlflow"]:
-        a, b = (sort_lists(mask(results[kind][name]["result"])) for kind in ("mlflow", ours))
-        name = name if ours == "slipway" else f"{name} ({ours})"
-        if isinstance(a, dict) and "crashed" in a:
-            failed.append(name)
-            print(f"FAIL {name}: the scenario itself crashes against mlflow: {a}")
-        elif a == b:
-            passed.append(name)
-        elif name.split()[0] in DIFFERENCES:
-            known.append(name)
-            print(f"DIFF {name}: {DIFFERENCES[name.split()[0]]}")
-        else:
-            failed.append(name)
-            print(f"FAIL {name}{first_difference(a, b)[:1500]}")
+
+    def fail(name, reason):
+        failed.append(name)
+        print(f"FAIL {name}: {reason[:1500]}")
+
+    for scenario, ours in results["slipway"].items():
+        try:
+            original = recordings.response(scenario, ours["request"], lambda: of_original(results["mlflow"][scenario]["result"]))
+        except Stale as e:
+            fail(scenario, str(e))
+            continue
+        for kind in kinds[args.live:]:
+            name = scenario if kind == "slipway" else f"{scenario} ({kind})"
+            found = list(differences(original, normalized(results[kind][scenario]["result"])))
+            if not found:
+                passed.append(name)
+            elif scenario in DIFFERENCES:
+                known.append(name)
+                print(f"DIFF {name}: {DIFFERENCES[scenario]}")
+            else:
+                fail(name, "\n     ".join(found[:5]))
+    for complaint in [] if args.only else recordings.finish():
+        fail("recordings", complaint)
     seconds = {kind: sum(s["seconds"] for s in results[kind].values()) for kind in results}
-    print(f"mlflow conformance: {len(passed)} of {len(passed) + len(failed) + len(known)} scenarios equal, "
+    print(f"mlflow conformance ({recordings}): {len(passed)} of {len(passed) + len(failed) + len(known)} scenarios equal, "
           f"{len(known)} known differences, {len(failed)} failed "
           f"({', '.join(f'{kind} {s:.0f} s' for kind, s in seconds.items())})")
     if args.out:

@@ -1,18 +1,17 @@
 """Tests the Open Inference Protocol V2 with the official tritonclient, over REST and gRPC, on both runtimes.
 
-    python run.py --slipway target/release/slipway
+    python run.py --slipway target/release/slipway [SUBSTRING ...] [--list] [--junit FILE]
 
 The models are created with skl2onnx and onnx; onnxruntime in Python gives the expected results.
 """
 
-import argparse
+import contextlib
 import json
 import pathlib
 import signal
 import sys
 import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
 import warnings
@@ -27,12 +26,12 @@ import tritonclient.grpc as grpc
 import tritonclient.http as rest
 from lib import Slipway
 from onnx import TensorProto, helper
-from suite import Suite
+from suite import Suite, eventually
 from tritonclient.grpc.auth import BasicAuth as GrpcAuth
 from tritonclient.http.auth import BasicAuth as RestAuth
 from tritonclient.utils import InferenceServerException
 
-SUITE = Suite()
+SUITE = Suite("oip", limit=180, variants=["ort", "tract"])
 test = SUITE.test
 
 TYPES = {
@@ -84,13 +83,16 @@ class World:
         self.connect()
 
     def connect(self):
-        self.rest, self.grpc = self.rest_client(), grpc.InferenceServerClient(self.server.grpc)
+        self.clients, self.grpc = threading.local(), grpc.InferenceServerClient(self.server.grpc)
         self.grpc.register_plugin(GrpcAuth("slipway", self.server.token))
 
-    def rest_client(self):
-        client = rest.InferenceServerClient(self.server.inference.removeprefix("http://"), concurrency=8)
-        client.register_plugin(RestAuth("slipway", self.server.token))
-        return client
+    @property
+    def rest(self):
+        """This thread's client: its connections belong to the event loop of the thread in which it was created."""
+        if not hasattr(self.clients, "rest"):
+            self.clients.rest = rest.InferenceServerClient(self.server.inference.removeprefix("http://"), concurrency=8)
+            self.clients.rest.register_plugin(RestAuth("slipway", self.server.token))
+        return self.clients.rest
 
     def deploy(self, name, path, **spec):
         status, response = self.server.call("POST", "/api/v1/deployments", manifest(name, path, **spec))
@@ -157,7 +159,7 @@ def every_data_type_in_json_binary_and_grpc(w):
         w.server.call("DELETE", f"/api/v1/deployments/identity-{kind}")
 
 
-@test
+@test(limit=600)
 def same_results_as_onnxruntime_in_python(w):
     for model in ("logreg", "svm", "forest", "mlp"):
         # The timeout is long because tract takes 15 ms per row of the forest, and all rows are sent in one request.
@@ -254,7 +256,7 @@ def batching_gives_the_same_results(w):
 
     def send(start):
         try:
-            client = w.rest_client()
+            client = w.rest
             for i in range(start, 64, 8):
                 tensor = rest.InferInput("X", [1, 64], "FP32")
                 tensor.set_data_from_numpy(w.images[i : i + 1])
@@ -300,7 +302,7 @@ def moved_alias_is_followed_without_failed_requests(w):
     failures, versions, stop = [], [], threading.Event()
 
     def send():
-        client = w.rest_client()
+        client = w.rest
         tensor = rest.InferInput("X", [1, 64], "FP32")
         tensor.set_data_from_numpy(w.images[:1])
         while not stop.is_set():
@@ -313,9 +315,8 @@ def moved_alias_is_followed_without_failed_requests(w):
     [t.start() for t in threads]
     for version in ("2", "3", "1", "3"):
         set_alias(w, "moving", "live", version)
-        deadline = time.time() + 10
-        while label(w, name)["model_version"] != version:
-            assert time.time() < deadline, f"version {version} is not served"
+        # Without a delay between the requests, because none of them may fail.
+        eventually(lambda: label(w, name)["model_version"] == version, timeout=10, interval=0, message=f"version {version} is served")
     stop.set()
     [t.join() for t in threads]
     assert not failures, failures[:3]
@@ -352,9 +353,7 @@ def deployments_survive_a_restart(w):
     w.server.stop(signal.SIGKILL)
     w.server.start()
     w.connect()
-    deadline = time.time() + 10
-    while not w.rest.is_model_ready(name):
-        assert time.time() < deadline, "not ready after the restart"
+    eventually(lambda: w.rest.is_model_ready(name), timeout=10, message="the model is ready after the restart")
     assert label(w, name)["model_version"] == "1"
 
 
@@ -401,23 +400,18 @@ def overload_is_rejected_immediately(w):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--slipway", default="target/release/slipway")
-    args = parser.parse_args()
+    options = SUITE.options(__doc__, slipway={"default": "target/release/slipway"})
     library = next(pathlib.Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"))
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        images = sklearn_models(folder)
-        for runtime in ("ort", "tract"):
-            options = ["--runtime", runtime] + (["--onnxruntime", str(library)] if runtime == "ort" else [])
-            with Slipway(args.slipway, options=options) as server:
-                world = World(server, folder, runtime, images)
-                print(f"with {runtime}:")
-                results += [SUITE.passes(name, world) for name in SUITE]
-    print(f"oip conformance: {sum(results)} of {len(results)} tests passed (ort and tract)")
-    sys.exit(0 if all(results) else 1)
+
+    @contextlib.contextmanager
+    def world(runtime):
+        arguments = ["--runtime", runtime] + (["--onnxruntime", str(library)] if runtime == "ort" else [])
+        with tempfile.TemporaryDirectory() as folder, Slipway(options.slipway, options=arguments) as server:
+            folder = pathlib.Path(folder)
+            yield World(server, folder, runtime, sklearn_models(folder))
+
+    return SUITE.main(options, world)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,7 +12,7 @@ sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[2] / folder) for fo
 from hosts import Hosts
 from suite import Suite
 
-SUITE = Suite()
+SUITE = Suite("cluster", limit=600, jobs=int(os.environ.get("JOBS", "3")))
 test = SUITE.test
 FIVE_MACHINES = {"cp1": "control-plane", "cp2": "control-plane", "cp3": "control-plane", "gpu1": "worker, gpu", "gpu2": "worker, gpu"}
 H100 = "0x2330"

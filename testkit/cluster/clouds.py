@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import pathlib
 import random
 import subprocess
 import sys
-import time
 
 from bench import Bench, outcomes, test
 from providers import TOKEN, Clouds, Machine
+from suite import eventually
 
 SPEC = """  providers:
     ocean: {digitalocean: {token: {env: OCEAN_TOKEN}, region: nyc2, sshKeys: ["512189", "3b:16:bf:e4:8b:00:8b:b8:59:8c:a9:d3:f0:19:45:fa"], endpoint: %(url)s}}
@@ -18,6 +19,7 @@ SPEC = """  providers:
     - {name: cp, provider: ocean, size: s-2vcpu-4gb, image: ubuntu-24-04-x64, count: 1, roles: [control-plane]}
     - {name: gpu, provider: space, size: A4000, image: t0nspur5, count: 1, roles: [worker, gpu]}
 """
+CONFORMANCE = str(pathlib.Path(__file__).resolve().parents[2] / "conformance")
 TOKENS = {"OCEAN_TOKEN": TOKEN, "SPACE_TOKEN": TOKEN}
 
 
@@ -41,7 +43,7 @@ def names(machines):
     return sorted(m.name for m in machines.values())
 
 
-@test
+@test(limit=900)
 def machines_of_two_providers_are_created_scaled_and_destroyed(binary):
     with cloud(binary) as (bench, clouds):
         add_foreign_droplet(clouds, "foreign")
@@ -118,7 +120,7 @@ def foreign_machines_are_neither_used_nor_deleted(binary):
         assert "Size is not available in this region. [unprocessable_entity] (status 422)" in steps["big-1/machine"]["reason"], steps
 
 
-@test
+@test(limit=900)
 def apply_killed_while_creating_machines_orders_none_twice(binary):
     with cloud(binary) as (bench, clouds):
         bench.spec = bench.spec.replace("count: 1, roles: [worker", "count: 2, roles: [worker")
@@ -139,8 +141,7 @@ def apply_killed_while_creating_machines_orders_none_twice(binary):
         clouds.faults.update(lag=0.7, slow=1)
         command, environment = bench.command("apply", "--yes", "-o", "json", **TOKENS)
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        while not clouds.droplets and process.poll() is None:
-            time.sleep(0.01)
+        eventually(lambda: clouds.droplets or process.poll() is not None, interval=0.01, message="the first machine is ordered")
         process.kill()
         process.communicate()
         ordered = set(clouds.droplets) | set(clouds.machines)
@@ -153,15 +154,16 @@ def simulated_api_works_with_the_official_client(binary):
     """DigitalOcean's official client, pydo, understands the responses of the simulated API."""
     with cloud(binary) as (bench, clouds):
         script = f"""
-import pydo, time
+import sys
+sys.path.append({CONFORMANCE!r})
+import pydo
+from suite import eventually
 client, plain = pydo.Client(token={TOKEN!r}, endpoint={clouds.url!r}), {{"enforce_https": False}}
 created = client.droplets.create(body={{"name": "a", "region": "nyc2", "size": "s-2vcpu-4gb", "image": "ubuntu-24-04-x64"}}, **plain)["droplet"]
 print(created["status"], client.droplets.get(created["id"], **plain)["droplet"]["size_slug"], client.droplets.list(**plain)["meta"]["total"], len(client.sizes.list(**plain)["sizes"]))
-while client.droplets.get(created["id"], **plain)["droplet"]["status"] != "active":
-    time.sleep(0.2)
+eventually(lambda: client.droplets.get(created["id"], **plain)["droplet"]["status"] == "active", message="active")
 print(client.droplet_actions.post(created["id"], body={{"type": "shutdown"}}, **plain)["action"]["status"])
-while client.droplets.get(created["id"], **plain)["droplet"]["status"] != "off":
-    time.sleep(0.2)
+eventually(lambda: client.droplets.get(created["id"], **plain)["droplet"]["status"] == "off", message="off")
 client.droplets.destroy(created["id"], **plain)
 print(client.droplets.list(**plain)["meta"]["total"])
 """

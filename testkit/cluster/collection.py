@@ -45,7 +45,7 @@ class Playbook:
         return text, recap
 
 
-@test
+@test(limit=1200)
 def collection_converges_hosts_and_reports_changes_correctly(binary):
     with Bench(binary, {"cp1": "control-plane", "cp2": "control-plane", "gpu1": "worker, gpu"}) as bench:
         playbook = Playbook(bench)

@@ -11,12 +11,13 @@ import subprocess
 import time
 
 from bench import FIVE_MACHINES, PASSWORD, Bench, assert_converged, outcomes, test
+from suite import eventually
 
 OFFICE = """  storage: {classes: [{name: office, share: {smb: {source: //files.example.org/data, user: ops, password: {env: SUDO_PASSWORD}}}}]}"""
 STORAGE = """  storage: {classes: [{name: shared, default: true, share: {nfs: {server: files.example.org, path: /export}}}]}"""
 
 
-@test
+@test(limit=900)
 def five_bare_machines_become_a_cluster_and_apply_is_idempotent(binary):
     with Bench(binary, FIVE_MACHINES, spec=STORAGE) as bench:
         # One machine has no apt lists and no cached packages.
@@ -82,7 +83,7 @@ def five_bare_machines_become_a_cluster_and_apply_is_idempotent(binary):
         assert "cp1/cluster ended" in bench.run("logs", "cp1")
 
 
-@test
+@test(limit=1200)
 def apply_killed_at_random_times_continues(binary):
     with Bench(binary, {"cp1": "control-plane", "cp2": "control-plane", "gpu1": "worker, gpu"}) as bench:
         kills = 0
@@ -112,7 +113,7 @@ def apply_killed_at_random_times_continues(binary):
             assert bench.hosts[host].ssh("dpkg --audit; dpkg -s jq | grep Status").stdout == "Status: install ok installed\n"
 
 
-@test
+@test(limit=900)
 def failures_are_reported_and_fixed_by_the_next_apply(binary):
     with Bench(binary, {"cp1": "control-plane", "gpu1": "worker, gpu", "gpu2": "worker, gpu"}) as bench:
         # A machine is down: its steps fail and their dependents are skipped, and all other steps succeed.
@@ -145,7 +146,9 @@ def failures_are_reported_and_fixed_by_the_next_apply(binary):
 
         # Another process holds apt's lock for a while.
         bench.hosts["gpu1"].ssh("apt-get remove -y -qq jq; systemd-run -q --unit=holder python3 -c 'import fcntl,time; f=open(\"/var/lib/dpkg/lock-frontend\",\"w\"); "
-                                "fcntl.lockf(f,fcntl.LOCK_EX); time.sleep(6)'; sleep 1")
+                                "fcntl.lockf(f,fcntl.LOCK_EX); time.sleep(6)'")
+        eventually(lambda: bench.hosts["gpu1"].ssh("python3 -c 'import fcntl; fcntl.lockf(open(\"/var/lib/dpkg/lock-frontend\",\"w\"), "
+                                                   "fcntl.LOCK_EX | fcntl.LOCK_NB)'", check=False).returncode == 1, message="apt's lock is held")
         began = time.monotonic()
         assert bench.apply("--hosts", "gpu1")["gpu1/base"]["outcome"] == "changed"
         assert time.monotonic() - began > 3, "it waited"
@@ -254,15 +257,14 @@ def locks_serialize_applies(binary):
         command, environment = bench.command("apply", "--yes")
         first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         lock = bench.folder / "home/clusters/lab/lock"
-        deadline = time.monotonic() + 20
-        while not (lock.exists() and str(first.pid) in lock.read_text()) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        eventually(lambda: str(first.pid) in lock.read_text(), timeout=20, interval=0.01, message="the first apply holds the lock")
         bench.run("apply", "--yes", status=1)
         assert "cluster.locked" in bench.stderr and f"process {first.pid}" in bench.stderr, bench.stderr
         assert first.wait(200) == 0
         # Another controller does not see the lock of this one, but the engine on the machine has its own lock.
         host = bench.hosts["cp1"]
-        host.ssh("systemd-run -q --unit=other flock /var/lib/slipway/converge/lock sleep 8; sleep 0.5")
+        host.ssh("systemd-run -q --unit=other flock /var/lib/slipway/converge/lock sleep 8")
+        eventually(lambda: host.ssh("flock -n /var/lib/slipway/converge/lock true", check=False).returncode == 1, message="the lock is held")
         host.ssh("rm /etc/sysctl.d/90-slipway.conf")
         began = time.monotonic()
         bench.apply()
@@ -275,7 +277,7 @@ def versions(bench):
     return {n: bench.hosts[n].ssh("snap list microk8s | tail -1").stdout.split()[3] for n in bench.roles}
 
 
-@test
+@test(limit=900)
 def upgrade_proceeds_node_by_node_and_one_minor_version_at_a_time(binary):
     with Bench(binary, {"cp1": "control-plane", "cp2": "control-plane", "gpu1": "worker, gpu"}) as bench:
         bench.apply()
@@ -301,9 +303,7 @@ def upgrade_proceeds_node_by_node_and_one_minor_version_at_a_time(binary):
         # The upgrade is killed during a drain: the next upgrade continues, and all nodes are schedulable at the end.
         command, environment = bench.command("upgrade", "--yes")
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while not bench.cordoned() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        eventually(bench.cordoned, interval=0.05, message="a node is cordoned")
         process.kill()
         process.wait()
         assert bench.cordoned() == ["cp2"], "it was killed while a node was drained"
@@ -385,18 +385,18 @@ def machine_continues_by_itself_after_a_reboot(binary):
         assert "must reboot" in output and host.read("/etc/first") == "1\n", output
         host.write("/etc/rebooted", "")
         host.ssh("systemctl reboot", check=False)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
+
+        def continued():
             done = host.ssh("cat /etc/last; cat /proc/sys/kernel/random/boot_id", check=False).stdout
-            if done.startswith("2\n") and boot.strip() not in done:
-                break
-            time.sleep(0.3)
-        else:
-            raise AssertionError("the machine did not continue: " + host.ssh("systemctl status slipway-converge", check=False).stdout)
-        deadline = time.monotonic() + 20
-        while "slipway-converge" in host.ssh("ls /etc/systemd/system").stdout and time.monotonic() < deadline:
-            time.sleep(0.3)
-        assert "slipway-converge" not in host.ssh("ls /etc/systemd/system; ls /etc/systemd/system/multi-user.target.wants").stdout
+            return done.startswith("2\n") and boot.strip() not in done
+
+        try:
+            eventually(continued, message="the machine continues after the reboot")
+        except AssertionError:
+            print(host.ssh("systemctl status slipway-converge", check=False).stdout)
+            raise
+        units = "ls /etc/systemd/system /etc/systemd/system/multi-user.target.wants"
+        eventually(lambda: "slipway-converge" not in host.ssh(units).stdout, timeout=20, message="the unit is removed")
         assert not host.ssh("ls /var/lib/slipway/converge/continue.json", check=False).stdout
 
 
@@ -436,7 +436,7 @@ def apply_with_trigger(bench, words, prefix, action=lambda process: None):
     return triggered, process.wait()
 
 
-@test
+@test(limit=1200)
 def apply_continues_after_a_kill_at_each_step(binary):
     with Bench(binary, {"cp1": "control-plane", "cp2": "control-plane", "gpu1": "worker, gpu"}) as bench:
         killed = []

@@ -2,9 +2,11 @@
 """End-to-end tests of the release binary that need more than `cargo test`: speed, containers, PostgreSQL and S3. All others are in
 `crates/slipway/tests`.
 
-    testkit/e2e/run.py target/release/slipway [NAME ...]
+    testkit/e2e/run.py target/release/slipway [SUBSTRING ...] [--list] [--junit FILE]
 """
 
+import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -18,14 +20,13 @@ import shared
 from lib import Slipway
 from suite import Suite
 
-BINARY = sys.argv[1] if len(sys.argv) > 1 else "target/release/slipway"
-SUITE = Suite()
+SUITE = Suite("end to end", limit=300)
 test = SUITE.test
 
 
 @test
-def server_starts_quickly_uses_little_memory_and_stops_cleanly():
-    with Slipway(BINARY) as server:
+def server_starts_quickly_uses_little_memory_and_stops_cleanly(binary):
+    with Slipway(binary) as server:
         assert server.memory_mb() < 50, server.memory_mb()
         first = server.stop()
         again = min((server.start(), server.stop())[0] for _ in range(5))
@@ -34,17 +35,16 @@ def server_starts_quickly_uses_little_memory_and_stops_cleanly():
         print(f"     start {again * 1000:.0f} ms, idle {server.memory_mb():.0f} MB")
 
 
-def gpu(*arguments, fixture=None, stdin=None, **environment):
+def run_gpu(binary, *arguments, fixture=None):
     """Runs `slipway gpu` and returns exit code, standard output and standard error."""
     options = ["--fixture", fixture] if fixture else []
-    done = subprocess.run([BINARY, "gpu", *arguments, *options], capture_output=True, text=True, stdin=stdin,
-                          env={**os.environ, **environment}, timeout=120)
+    done = subprocess.run([binary, "gpu", *arguments, *options], capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
 
-@test
-def benchmarks_are_stored_and_compared():
-    with Slipway(BINARY) as server:
+@test(limit=600)
+def benchmarks_are_stored_and_compared(binary):
+    with Slipway(binary) as server:
         run = lambda *a: server.command("gpu", "bench", "--cpu", "--quick", "-o", "json", *a, check=False)
         first = json.loads(run().stdout)
         assert {f["what"] for f in first["figures"]} >= {"fma", "gemm", "DRAM triad"}
@@ -62,7 +62,7 @@ def benchmarks_are_stored_and_compared():
         assert server.call("POST", "/api/v1/gpu/benchmarks", {"nothing": 1})[0] == 400
         zero = {**twice, "figures": [{**twice["figures"][0], "median": 0}]}
         assert server.call("POST", "/api/v1/gpu/benchmarks", zero)[0] == 400
-        assert gpu("bench", fixture="h100x8")[0] == 1, "simulated GPUs cannot be benchmarked"
+        assert run_gpu(binary, "bench", fixture="h100x8")[0] == 1, "simulated GPUs cannot be benchmarked"
 
 
 def runc_works():
@@ -87,7 +87,8 @@ def runc_works():
 
 
 @test
-def sharing_fitting_and_containers():
+def sharing_fitting_and_containers(binary):
+    gpu = functools.partial(run_gpu, binary)
     with tempfile.TemporaryDirectory() as folder:
         place = lambda name, text: pathlib.Path(folder, name).write_text(text) and os.path.join(folder, name)
         jobs = place("jobs.yaml", "workloads:\n  - {name: tenant, count: 9, memory_gib: 9, compute: 0.1, isolation: full}\n")
@@ -140,14 +141,9 @@ def sharing_fitting_and_containers():
 
 
 for scenario in shared.TESTS:
-    SUITE[scenario.__name__] = lambda scenario=scenario: scenario(BINARY)
+    test(scenario)
 
 
-def main():
-    names = sys.argv[2:] or list(SUITE)
-    failed = sum(not SUITE.passes(name) for name in names)
-    print(f"end to end: {len(names)} tests, {failed} failed")
-    sys.exit(1 if failed else 0)
-
-
-main()
+if __name__ == "__main__":
+    options = SUITE.options(__doc__, binary=True)
+    sys.exit(SUITE.main(options, lambda _: contextlib.nullcontext(options.binary)))

@@ -3,9 +3,9 @@
 import pathlib
 import sys
 import threading
-import time
 
 from lib import Slipway
+from suite import eventually
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from onnx_model import MODEL
@@ -22,25 +22,14 @@ def submit(server, *arguments):
     return response
 
 
-def wait_until_finished(server, name, phase, limit=30):
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
+def wait_until_finished(server, name, phase):
+    def finished():
         status, run = server.call("GET", f"/api/v1/runs/default/{name}")
         assert status == 200, (status, run)
-        if run["status"]["phase"] in ("Succeeded", "Failed", "Cancelled") and run["status"].get("attributed"):
-            assert run["status"]["phase"] == phase, run["status"]
-            return run["status"]
-        time.sleep(0.05)
-    raise AssertionError(f"{name} is not finished after {limit} s: {run['status']}")
+        return run["status"]["phase"] in ("Succeeded", "Failed", "Cancelled") and run["status"].get("attributed") and run["status"]
 
-
-def wait_until(condition, poll, limit=30):
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        if result := poll():
-            return result
-        time.sleep(0.05)
-    raise AssertionError(f"timed out after {limit} s: {condition}")
+    found = eventually(finished, message=f"{name} is finished")
+    assert found["phase"] == phase, found
 
 
 class Shared:
@@ -53,8 +42,7 @@ class Shared:
         self.running = services()
         self.postgres, self.bucket = self.running.__enter__()
         self.environment = {"SLIPWAY_DATABASE": self.postgres.create(self.name)}
-        if self.bucket:
-            self.environment |= self.bucket.environment() | {"SLIPWAY_OBJECTS": f"s3://slipway/{self.name}"}
+        self.environment |= self.bucket.environment() | {"SLIPWAY_OBJECTS": f"s3://slipway/{self.name}"}
         return self
 
     def __exit__(self, *error):
@@ -84,8 +72,6 @@ def steps(server, run):
 def servers_share_runs_artifacts_aliases_and_deployments(binary):
     """Changes at one server are visible at all others at once or within a second, also while one server is down."""
     with Shared(binary, "several") as shared, shared.server() as one, shared.server() as two:
-        if not shared.bucket:
-            return
         run = create_run(one)
         threads = [threading.Thread(target=lambda s=s, at=at: [log(s, run, at + i) for i in range(100)]) for at, s in ((0, one), (1000, two))]
         [t.start() for t in threads]
@@ -123,19 +109,19 @@ def servers_share_runs_artifacts_aliases_and_deployments(binary):
 
         with shared.server("--gateway-only") as gateway:
             for server in (one, two, gateway):
-                wait_until("the model is served by all", lambda: version(server) == ["1"])
+                eventually(lambda: version(server) == ["1"], message="the model is served by all")
             assert gateway.call("GET", "/api/2.0/mlflow/experiments/get?experiment_id=0")[0] == 404, "a gateway has no tracking API"
             assert gateway.call("GET", "/readyz")[0] == 200
             # Move the alias at one server.
             assert two.call("POST", "/api/2.0/mlflow/registered-models/alias", alias | {"version": "2"})[0] == 200
             for server in (one, two, gateway):
-                wait_until("the alias is followed", lambda: version(server) == ["2"])
+                eventually(lambda: version(server) == ["2"], message="the alias is followed")
             # While one server is down, the others work; after its restart it has their changes.
             one.stop(9)
             assert log(two, run, 5000)[0] == 200
             assert version(gateway) == ["2"]
             assert two.call("DELETE", "/api/v1/deployments/square")[0] in (200, 204)
-            wait_until("the deployment is deleted at the gateway", lambda: version(gateway) is False)
+            eventually(lambda: version(gateway) is False, message="the deployment is deleted at the gateway")
             one.start()
             assert 5000 in steps(one, run)
             assert version(one) is False
@@ -162,16 +148,15 @@ def server_survives_database_outage(binary):
         thread.start()
         for _ in range(3):
             before = len(acknowledged)
-            wait_until("writes succeed", lambda: len(acknowledged) > before + 20)
+            eventually(lambda: len(acknowledged) > before + 20, message="writes succeed")
             shared.postgres.kill()
-            time.sleep(0.5)
+            eventually(lambda: server.call("GET", "/readyz")[0] == 503, timeout=5, message="the server notices the outage")
             status, response = server.call("GET", f"/api/2.0/mlflow/runs/get?run_id={run}")
             assert (status, response["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE"), (status, response)
-            assert server.call("GET", "/readyz")[0] == 503
             assert server.call("GET", "/healthz")[0] == 200
             shared.postgres.start()
         before = len(acknowledged)
-        wait_until("writes succeed", lambda: len(acknowledged) > before + 20)
+        eventually(lambda: len(acknowledged) > before + 20, message="writes succeed")
         stop.set()
         thread.join()
         lost = acknowledged - steps(server, run)
@@ -186,7 +171,7 @@ def acknowledged_writes_survive_kills_with_postgres(binary):
     with Shared(binary, "kill") as shared, shared.server() as server:
         run, acknowledged = create_run(server), set()
         for round in range(10):
-            stop = threading.Event()
+            before, stop = len(acknowledged), threading.Event()
 
             def client():
                 step = round * 100_000
@@ -200,7 +185,7 @@ def acknowledged_writes_survive_kills_with_postgres(binary):
 
             thread = threading.Thread(target=client)
             thread.start()
-            time.sleep(0.2)
+            eventually(lambda: len(acknowledged) > before + 20, interval=0.02, message="writes succeed")
             server.stop(9)
             stop.set()
             thread.join()

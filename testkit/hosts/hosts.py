@@ -18,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "conformance"))
+from suite import StopWaiting, eventually, protected
+
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "slipway/hosts"
 SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
 PACKAGES = ["ca-certificates", "dbus", "iproute2", "kmod", "openssh-server", "procps", "python3", "sudo", "systemd", "systemd-sysv"]
@@ -51,7 +53,8 @@ TOOLS = {"ip": "iproute2", "nft": "nftables", "ssh": "openssh-client", "debootst
 
 def install_tools():
     """Installs the missing programs of TOOLS."""
-    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    if "/sbin" not in os.environ["PATH"].split(":"):
+        os.environ["PATH"] += ":/usr/sbin:/sbin"
     missing = [package for program, package in TOOLS.items() if not shutil.which(program)]
     if missing:
         print(f"installing with apt: {' '.join(missing)}", flush=True)
@@ -242,14 +245,12 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
 
     def wait(self, seconds=60):
         """Waits until the host accepts SSH connections."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        def accepts():
             if self.process.poll() not in (None, -signal.SIGHUP, 128 + signal.SIGHUP):
-                raise RuntimeError(f"{self.name} ended: {(self.folder / 'console.log').read_text()[-2000:]}")
-            if self.ssh("true", check=False).returncode == 0:
-                return
-            time.sleep(0.1)
-        raise RuntimeError(f"{self.name} does not accept SSH connections")
+                raise StopWaiting(f"{self.name} ended: {(self.folder / 'console.log').read_text()[-2000:]}")
+            return self.ssh("true", check=False).returncode == 0
+
+        eventually(accepts, timeout=seconds, interval=0.1, message=f"{self.name} accepts SSH connections")
 
     def ssh(self, command, check=True, user="root"):
         done = subprocess.run(["ssh", "-q", "-F", "none", "-i", self.hosts.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
@@ -278,9 +279,8 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
                 os.kill(pid, signal.SIGKILL)
         process.wait(20)
         # The processes do not end at once, and the host may still respond until they have ended.
-        deadline = time.monotonic() + 20
-        while any(file.read_text() for file in self.cgroup.rglob("cgroup.procs")) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        eventually(lambda: not any(file.read_text() for file in self.cgroup.rglob("cgroup.procs")), timeout=20, interval=0.01,
+                   message=f"the processes of {self.name} have ended")
 
     def processes(self):
         """The ids of the process that holds the namespaces and of its children, among them the host's init."""
@@ -291,18 +291,18 @@ exec env -i container=slipway PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot $R /lib/
 
     def remove(self):
         """Stops the host, and removes its network and its files."""
-        self.stop()
         self.hosts.all.pop(self.name, None)
-        for _ in range(50):
-            if subprocess.run(["umount", "-R", self.root], capture_output=True).returncode == 0 or not os.path.ismount(self.root):
-                break
-            time.sleep(0.1)
-        run("ip", "link", "del", self.link, check=False)
-        run("ip", "netns", "del", self.namespace, check=False)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        for folder, _, _ in os.walk(self.cgroup, topdown=False):
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
+        unmount = lambda: subprocess.run(["umount", "-R", self.root], capture_output=True).returncode == 0 or not os.path.ismount(self.root)
+        try:
+            self.stop()
+            eventually(unmount, timeout=20, interval=0.1, message=f"the file systems of {self.name} are unmounted")
+        finally:
+            run("ip", "link", "del", self.link, check=False)
+            run("ip", "netns", "del", self.namespace, check=False)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            for folder, _, _ in os.walk(self.cgroup, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
 
 
 class Hosts:
@@ -323,6 +323,9 @@ class Hosts:
     def create_network(self):
         """Creates a bridge with its own network, so that several sets of hosts can run at the same time."""
         for n in range(77, 120):
+            # Network namespaces of a run that was killed remain.
+            if any(pathlib.Path("/run/netns").glob(f"slipway-h{n}-*")):
+                continue
             if subprocess.run(["ip", "link", "add", f"slipway-h{n}", "type", "bridge"], capture_output=True).returncode == 0:
                 break
         else:
@@ -362,8 +365,13 @@ class Hosts:
         return self
 
     def __exit__(self, *_):
-        for host in list(self.all.values()):
-            host.remove()
+        # A stack, so that a host that cannot be removed does not keep the rest from being removed.
+        with protected(), contextlib.ExitStack() as stack:
+            stack.callback(self.remove_network)
+            for host in list(self.all.values()):
+                stack.callback(host.remove)
+
+    def remove_network(self):
         if self.bridge:
             run("ip", "link", "del", self.bridge, check=False)
             run("nft", "delete", "table", "ip", self.bridge, check=False)

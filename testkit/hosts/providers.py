@@ -31,6 +31,7 @@ class Machine:
     def boot(self):
         """Boots the machine in the background; creates its host on the first boot."""
         def in_background():
+            # A real machine is not created or booted at once.
             time.sleep(self.cloud.faults.get("slow", 0.5))
             if self.host is None:
                 self.host = self.cloud.hosts.add(self.name)
@@ -44,6 +45,7 @@ class Machine:
     def power_off(self, new_address):
         """Powers the machine off in the background."""
         def in_background():
+            # A real machine shuts down first.
             time.sleep(0.5)
             self.host.stop()
             if new_address:

@@ -10,26 +10,15 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "conformance"))
+from suite import eventually
+
 RUN = pathlib.Path("/run/slipway-lab")
 NAMESPACE = "slipway-system"
 
 
 class Failed(AssertionError):
     pass
-
-
-def eventually(condition, poll, limit=60, interval=0.3):
-    """Polls until the result is true and returns it; a failure reports the last result or error."""
-    deadline, last = time.monotonic() + limit, None
-    while time.monotonic() < deadline:
-        try:
-            last = poll()
-            if last:
-                return last
-        except (Failed, KeyError, IndexError, ValueError, OSError) as error:
-            last = error
-        time.sleep(interval)
-    raise Failed(f"timed out after {limit} s: {condition}; last: {last}")
 
 
 class Lab:
@@ -138,7 +127,7 @@ class Lab:
     def namespace(self, name, runs=False):
         """Creates a namespace, optionally enabled for runs, and deletes it with its pods afterwards."""
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-        eventually("the namespace's account", lambda: self.get("-n", name, "serviceaccount", "default"))
+        eventually(lambda: self.get("-n", name, "serviceaccount", "default"), message="the namespace's account")
         if runs:
             self.enable(name)
         try:
@@ -171,11 +160,11 @@ class Lab:
     def phase(self, namespace, name):
         return self.get("-n", namespace, "pod", name)["status"].get("phase")
 
-    def wait_running(self, namespace, *names, limit=60):
+    def wait_running(self, namespace, *names):
         for name in names:
             try:
-                eventually(f"pod {name} is running", lambda: self.phase(namespace, name) == "Running", limit)
-            except Failed:
+                eventually(lambda: self.phase(namespace, name) == "Running", message=f"pod {name} is running")
+            except AssertionError:
                 print(self.kubectl("-n", namespace, "describe", "pod", name, check=False)[-1800:], file=sys.stderr)
                 raise
 

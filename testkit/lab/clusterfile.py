@@ -93,7 +93,7 @@ def cluster_file_installs_the_platform_and_smoke_tests_every_gpu_node(lab, value
         # Simulate a change by hand.
         lab.kubectl("-n", NAMESPACE, "set", "image", "deployment/slipway", "*=lab.local/other:1")
         assert file.apply("--only", "platform")["cp1/cluster"]["outcome"] == "changed"
-        eventually("both nodes advertise GPUs", lambda: all(lab.allocatable(n) for n in lab.fixtures))
+        eventually(lambda: all(lab.allocatable(n) for n in lab.fixtures), message="both nodes advertise GPUs")
 
         steps = file.apply("--only", "smoke")
         assert {s["outcome"] for s in steps.values()} == {"passed"} and len(steps) == 2, steps
@@ -103,18 +103,19 @@ def cluster_file_installs_the_platform_and_smoke_tests_every_gpu_node(lab, value
         write(cudaCommand=["sh", "-c", "sleep 600"])
         command, environment = file.command("apply", "--yes", "--only", "smoke")
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        orphans = eventually("pods of the smoke tests", lambda: smoke_pods(lab))
+        orphans = eventually(lambda: smoke_pods(lab), message="pods of the smoke tests")
         process.kill()
         process.wait()
         # A failed smoke test reports the error message of the scheduler or the pod, and leaves no pods.
         with lab.namespace("full") as ns:
             write(cudaCommand=["sh", "-c", "echo no CUDA-capable device is detected; exit 1"], timeoutSeconds=15)
             lab.pod(ns, "all", {"nvidia.com/gpu": 8}, "n1")
-            eventually("the orphaned pods are deleted, and n1's GPUs are in use", lambda: lab.phase(ns, "all") == "Running" or (file.apply("--only", "smoke", status=1) and False))
+            eventually(lambda: lab.phase(ns, "all") == "Running" or (file.apply("--only", "smoke", status=1) and False),
+                       message="the orphaned pods are deleted, and n1's GPUs are in use")
             steps = file.apply("--only", "smoke", status=1)
             assert "Insufficient nvidia.com/gpu" in steps["n1/smoke-gpu"]["reason"] and "did not finish within 15 s" in steps["n1/smoke-gpu"]["reason"], steps
             assert "no CUDA-capable device is detected" in steps["n2/smoke-gpu"]["reason"], steps
-        eventually("no pods of the smoke tests remain", lambda: smoke_pods(lab) == [])
+        eventually(lambda: smoke_pods(lab) == [], message="no pods of the smoke tests remain")
         assert orphans
 
         # Drain a real node. A pod without a controller stops the drain, and the node is schedulable again.
@@ -130,15 +131,15 @@ def cluster_file_installs_the_platform_and_smoke_tests_every_gpu_node(lab, value
             lab.apply({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "web", "namespace": ns},
                        "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "web"}}, "template": template}})
             pods = lambda phase: [p for p in lab.get("-n", ns, "pods")["items"] if p["status"]["phase"] == phase]
-            eventually("the pod runs", lambda: pods("Running"))
+            eventually(lambda: pods("Running"), message="the pod runs")
             steps = file.apply("--hosts", "n2", verb="stop")
             node = lab.node("n2")
             assert steps["n2/stop"]["outcome"] == "changed" and node["spec"]["unschedulable"] and node["metadata"]["annotations"]["slipway.dev/closed"] == "true", (steps, node)
-            eventually("the new pod is pending", lambda: pods("Pending") and not pods("Running"))
+            eventually(lambda: pods("Pending") and not pods("Running"), message="the new pod is pending")
             file.apply("--hosts", "n2", verb="start")
             node = lab.node("n2")
             assert "unschedulable" not in node["spec"] and "slipway.dev/closed" not in node["metadata"]["annotations"], node
-            eventually("the pod runs again", lambda: pods("Running"))
+            eventually(lambda: pods("Running"), message="the pod runs again")
 
         # The doctor checks the cluster through the host, whose name is not a node, and finds no pods of smoke tests.
         command, environment = file.command("doctor", "-o", "json")

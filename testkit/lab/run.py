@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Tests of slipway on a real Kubernetes: upstream's own kubelet and API server, with a fake driver on the nodes.
 
-    testkit/lab/run.py target/release/slipway [NAME ...]
+    testkit/lab/run.py target/release/slipway [SUBSTRING ...] [--list] [--junit FILE]
 
-KEEP=1 leaves the lab up.
+The tests share one lab, so they run one by one. KEEP=1 leaves the lab up.
 """
 
 import base64
+import contextlib
 import json
 import os
 import pathlib
@@ -26,7 +27,7 @@ import shared
 from cluster import NAMESPACE, Lab, eventually
 from suite import Suite
 
-SUITE = Suite()
+SUITE = Suite("lab", limit=300)
 test = SUITE.test
 GPU, SHARED = "nvidia.com/gpu", "nvidia.com/gpu.shared"
 STATE, MIG, CONFIG = "nvidia.com/mig.config.state", "nvidia.com/mig.config", "nvidia.com/device-plugin.config"
@@ -64,8 +65,8 @@ mig-configs:
 VALUES = {"node": {"config": CONFIGS, "migConfig": MIG_CONFIG}}
 
 
-def wait_allocatable(lab, node, resources, limit=60):
-    eventually(f"{node} advertises {resources}", lambda: lab.allocatable(node) == resources, limit)
+def wait_allocatable(lab, node, resources, timeout=60):
+    eventually(lambda: lab.allocatable(node) == resources, timeout, message=f"{node} advertises {resources}")
 
 
 def configure(lab, node, name):
@@ -89,10 +90,8 @@ def pods_get_the_number_of_gpus_that_they_request(lab):
         # The agent prefers two GPUs of the same socket, because they are closer.
         assert len({gpu // 4 for gpu in two}) == 1, two
         lab.pod(ns, "late", {GPU: 2}, "n1")
-        time.sleep(3)
+        eventually(lambda: "Insufficient nvidia.com/gpu" in lab.kubectl("-n", ns, "describe", "pod", "late"), message="the scheduler has no GPU left")
         assert lab.phase(ns, "late") == "Pending"
-        events = lab.kubectl("-n", ns, "describe", "pod", "late")
-        assert "Insufficient nvidia.com/gpu" in events, events
         lab.delete(ns, "two")
         lab.wait_running(ns, "late")
         assert set(lab.visible_gpus(ns, "late")) <= set(range(8)) - set(five)
@@ -125,17 +124,17 @@ def time_slicing_changes_while_pods_run(lab):
         lab.pod(ns, "b", {SHARED: 1}, "n2")
         lab.wait_running(ns, "a", "b")
         assert lab.visible_gpus(ns, "a") == lab.visible_gpus(ns, "b") == held == [0]
-        eventually("labels", lambda: lab.labels("n2")["nvidia.com/gpu.replicas"] == "4")
+        eventually(lambda: lab.labels("n2")["nvidia.com/gpu.replicas"] == "4", message="labels")
         assert lab.labels("n2")["nvidia.com/gpu.sharing-strategy"] == "time-slicing"
         lab.pod(ns, "greedy", {SHARED: 2}, "n2")
-        rejected = eventually("the greedy pod is rejected",
-                              lambda: (s := lab.get("-n", ns, "pod", "greedy")["status"]).get("phase") == "Failed" and s)
+        rejected = eventually(lambda: (s := lab.get("-n", ns, "pod", "greedy")["status"]).get("phase") == "Failed" and s,
+                              message="the greedy pod is rejected")
         assert "maximum request size for shared resources is 1" in rejected["message"], rejected
         # An invalid file keeps the last valid configuration in use.
         configure(lab, "n2", "broken")
-        time.sleep(4)
+        eventually(lambda: "must be from 0 to 1024" in lab.kubectl("-n", NAMESPACE, "logs", lab.agent("n2")["metadata"]["name"]),
+                   message="the agent reports the invalid file")
         assert lab.allocatable("n2") == {SHARED: 4}
-        assert "must be from 0 to 1024" in lab.kubectl("-n", NAMESPACE, "logs", lab.agent("n2")["metadata"]["name"])
         configure(lab, "n2", "envvar")
         wait_allocatable(lab, "n2", {GPU: 2})
         assert lab.labels("n2")["nvidia.com/gpu.product"] == "Tesla-T4-SHARED", lab.labels("n2")
@@ -158,17 +157,17 @@ def mps_starts_a_daemon_and_configures_clients(lab):
         lab.wait_running(ns, "client")
         assert "CUDA_MPS_PIPE_DIRECTORY=/mps/nvidia.com/gpu/pipe" in lab.kubectl("-n", ns, "logs", "client")
         lab.exec(ns, "client", "ls /mps/nvidia.com/gpu/pipe")
-        orders = eventually("commands to the daemon", lambda: (logs / "orders").read_text())
+        orders = eventually(lambda: (logs / "orders").read_text(), message="commands to the daemon")
         assert "set_default_active_thread_percentage 25" in orders and "set_default_device_pinned_mem_limit 0 3840M" in orders, orders
         assert "-f" in (logs / "calls").read_text()
     configure(lab, "n2", None)
     wait_allocatable(lab, "n2", {GPU: 1})
 
 
-@test
+@test(limit=600)
 def mig_layout_changes_keep_pods_on_common_instances(lab):
     lab.set_label("n1", MIG, "some")
-    eventually("MIG is configured", lambda: lab.labels("n1").get(STATE) == "success")
+    eventually(lambda: lab.labels("n1").get(STATE) == "success", message="MIG is configured")
     wait_allocatable(lab, "n1", {GPU: 7, "nvidia.com/mig-1g.10gb": 2, "nvidia.com/mig-2g.20gb": 1, "nvidia.com/mig-3g.40gb": 1})
     labels = lab.labels("n1")
     assert labels["nvidia.com/mig-1g.10gb.product"] == "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb", labels
@@ -180,19 +179,20 @@ def mig_layout_changes_keep_pods_on_common_instances(lab):
         small = lab.visible_mig_caps(ns, "small")
         assert len(small) == 2 and lab.visible_gpus(ns, "small") == [0], small
         assert not set(small) & set(lab.visible_mig_caps(ns, "large"))
-        eventually("the agent reports both holders", lambda: len(json.loads(lab.http("n1", "/api/v1/node"))["holders"]) == 2)
+        eventually(lambda: len(json.loads(lab.http("n1", "/api/v1/node"))["holders"]) == 2, message="the agent reports both holders")
         lab.set_label("n1", MIG, "impossible")
-        eventually("the impossible layout fails", lambda: lab.labels("n1").get(STATE) == "failed")
+        eventually(lambda: lab.labels("n1").get(STATE) == "failed", message="the impossible layout fails")
         assert lab.phase(ns, "large") == "Running", "no pod is evicted for an impossible layout"
         lab.set_label("n1", MIG, "others")
-        eventually("the second layout is applied", lambda: lab.labels("n1").get(STATE) == "success", 90)
+        eventually(lambda: lab.labels("n1").get(STATE) == "success", timeout=90, message="the second layout is applied")
         wait_allocatable(lab, "n1", {GPU: 7, "nvidia.com/mig-1g.10gb": 2, "nvidia.com/mig-2g.20gb": 2})
         # The small pod's instance is in both layouts, so the pod keeps running. The large pod's instance is deleted, and the pod evicted.
         assert lab.phase(ns, "small") == "Running" and lab.visible_mig_caps(ns, "small") == small
         assert "large" not in [p["metadata"]["name"] for p in lab.get("-n", ns, "pods")["items"]]
-    eventually("no holders remain", lambda: not json.loads(lab.http("n1", "/api/v1/node"))["holders"])
+    eventually(lambda: not json.loads(lab.http("n1", "/api/v1/node"))["holders"], message="no holders remain")
     lab.set_label("n1", MIG, "alike")
-    eventually("all GPUs have the same layout", lambda: lab.labels("n1").get(STATE) == "success" and lab.allocatable("n1") == {"nvidia.com/mig-3g.40gb": 16}, 90)
+    eventually(lambda: lab.labels("n1").get(STATE) == "success" and lab.allocatable("n1") == {"nvidia.com/mig-3g.40gb": 16}, timeout=90,
+               message="all GPUs have the same layout")
     configure(lab, "n1", "single")
     wait_allocatable(lab, "n1", {GPU: 16})
     assert lab.labels("n1")["nvidia.com/gpu.product"] == "NVIDIA-A100-SXM4-80GB-MIG-3g.40gb"
@@ -207,6 +207,7 @@ def unhealthy_gpu_withdraws_every_replica_and_recovers(lab):
     configure(lab, "n1", "slices")
     wait_allocatable(lab, "n1", {SHARED: 32})
     lab.control("n1", "xid 3 31")
+    # Nothing may change, which cannot be waited for: the agent gets the time in which it notices other faults.
     time.sleep(2)
     assert lab.allocatable("n1") == {SHARED: 32}, "an application error does not make the GPU unhealthy"
     lab.control("n1", "xid 3 31", "xid 3 94", "action 3 1")
@@ -221,8 +222,8 @@ def unhealthy_gpu_withdraws_every_replica_and_recovers(lab):
     wait_allocatable(lab, "n1", {SHARED: 28}, 30)
     assert 'DCGM_FI_DEV_XID_ERRORS{gpu="3"' in lab.http("n1", "/metrics")
     lab.control("n1", "xid 3 31", "xid 3 94", "action 2 1")
-    eventually("GPU 5 has recovered and GPU 2 waits for a reset",
-               lambda: [d["index"] for d in json.loads(lab.http("n1", "/api/v1/node"))["offers"][0]["devices"] if d["fault"]] == ["2"], 30)
+    eventually(lambda: [d["index"] for d in json.loads(lab.http("n1", "/api/v1/node"))["offers"][0]["devices"] if d["fault"]] == ["2"],
+               timeout=30, message="GPU 5 has recovered and GPU 2 waits for a reset")
     lab.control("n1", "xid 3 31", "xid 3 94")
     wait_allocatable(lab, "n1", {SHARED: 32}, 30)
     configure(lab, "n1", None)
@@ -237,7 +238,7 @@ def agent_waits_for_an_unloaded_driver(lab):
         lab.control("n2", "unloaded")
         wait_allocatable(lab, "n2", {}, 30)
         reason = lambda: [c for c in lab.node("n2")["status"]["conditions"] if c["type"] == "slipway.dev/GPUReady"][0]["reason"]
-        eventually("the condition reports it", lambda: reason() == "DriverMissing")
+        eventually(lambda: reason() == "DriverMissing", message="the condition reports it")
         assert "slipway_gpu_driver_up 0" in lab.http("n2", "/metrics")
         lab.control("n2")
         wait_allocatable(lab, "n2", {GPU: 1}, 30)
@@ -252,8 +253,9 @@ def metrics_name_the_pods(lab):
         lab.wait_running(ns, "trainer")
         gpu = lab.visible_gpus(ns, "trainer")[0]
         labels = f'container="main",namespace="{ns}",pod="trainer"'
-        line = eventually("metrics have the pod's name", lambda: next(
-            (l for l in lab.http("n1", "/metrics").splitlines() if l.startswith("DCGM_FI_DEV_GPU_UTIL") and labels in l and l.endswith(" 60")), None))
+        line = eventually(lambda: next(
+            (l for l in lab.http("n1", "/metrics").splitlines() if l.startswith("DCGM_FI_DEV_GPU_UTIL") and labels in l and l.endswith(" 60")), None),
+                          message="metrics have the pod's name")
         assert f'gpu="{gpu}",UUID="GPU-' in line and f'device="nvidia{gpu}"' in line, line
         assert 'modelName="NVIDIA A100-SXM4-80GB",Hostname="n1",DCGM_FI_DRIVER_VERSION="580.95.05"' in line, line
 
@@ -261,31 +263,31 @@ def metrics_name_the_pods(lab):
             found = re.search(rf'{name}{{[^}}]*pod="trainer"[^}}]*}} (\S+)', lab.http("n1", "/metrics"))
             return float(found[1]) if found else 0
 
-        eventually("energy is counted", lambda: used("slipway_gpu_pod_energy_joules_total") > 100, 30)
+        eventually(lambda: used("slipway_gpu_pod_energy_joules_total") > 100, timeout=30, message="energy is counted")
         assert used("slipway_gpu_pod_busy_seconds_total") > used("slipway_gpu_pod_idle_seconds_total") > 0
         board = (pathlib.Path(__file__).parents[2] / "deploy/grafana/gpus.json").read_text()
         served = set(re.findall(r"^# TYPE (\S+)", lab.http("n1", "/metrics"), re.M))
         queried = set(re.findall(r"\b(?:DCGM_FI|slipway_gpu)_\w+", board)) - {"DCGM_FI_DRIVER_VERSION"}
         assert len(queried) > 8 and queried <= served, queried - served
         lab.delete(ns, "trainer")
-        eventually("the lease ends", lambda: next(
-            l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "trainer")["ended"])
+        eventually(lambda: next(
+            l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "trainer")["ended"], message="the lease ends")
         lease = next(l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "trainer")
         assert lease["ended"] >= lease["began"] and lease["joules"] > 100 and lease["device"].startswith("GPU-"), lease
     lab.control("n1")
 
 
-@test
+@test(limit=600)
 def leases_and_devices_survive_kills_of_kubelet_and_agent(lab):
     with lab.namespace("killed") as ns:
         lab.pod(ns, "holder", {GPU: 3}, "n1")
         lab.wait_running(ns, "holder")
         held = lab.visible_gpus(ns, "holder")
+        # Both commands wait, the first until the process has ended.
         lab.lab("do", "kill", "kubelet-n1")
-        time.sleep(1)
         lab.lab("do", "start", "kubelet-n1")
-        eventually("the plugin is registered again", lambda: "registered with the kubelet" in lab.kubectl(
-            "-n", NAMESPACE, "logs", "--since=20s", lab.agent("n1")["metadata"]["name"]))
+        eventually(lambda: "registered with the kubelet" in lab.kubectl(
+            "-n", NAMESPACE, "logs", "--since=20s", lab.agent("n1")["metadata"]["name"]), message="the plugin is registered again")
         wait_allocatable(lab, "n1", {GPU: 8})
         began = next(l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "holder")["began"]
         for round in range(3):
@@ -293,20 +295,21 @@ def leases_and_devices_survive_kills_of_kubelet_and_agent(lab):
             os.kill(old, signal.SIGKILL)
             # A pod that is created while no agent runs waits for the next agent.
             lab.pod(ns, f"late-{round}", {GPU: 1}, "n1", restart="Always")
-            eventually("a new agent runs", lambda: lab.agent_pid("n1") != old, 90)
+            eventually(lambda: lab.agent_pid("n1") != old, timeout=90, message="a new agent runs")
         wait_allocatable(lab, "n1", {GPU: 8}, 120)
         late = []
         for round in range(3):
             name = f"late-{round}"
-            if eventually("the pod is running or has failed", lambda: lab.phase(ns, name) in ("Running", "Failed") and lab.phase(ns, name), 90) == "Failed":
+            phase = eventually(lambda: (p := lab.phase(ns, name)) in ("Running", "Failed") and p, timeout=90, message="the pod is running or has failed")
+            if phase == "Failed":
                 # The kubelet rejects a pod whose plugin does not respond; a controller would create another pod.
                 lab.delete(ns, name)
                 lab.pod(ns, name, {GPU: 1}, "n1")
                 lab.wait_running(ns, name)
             late += lab.visible_gpus(ns, name)
         assert lab.visible_gpus(ns, "holder") == held and len(set(late + held)) == 6, (late, held)
-        eventually("the lease continues", lambda: next(
-            l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "holder"))
+        eventually(lambda: next(
+            l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "holder"), message="the lease continues")
         lease = next(l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "holder")
         assert lease["began"] == began and lease["ended"] is None, lease
     sockets = [f for f in os.listdir("/run/slipway-lab/n1/kubelet/device-plugins") if f.startswith("slipway-")]
@@ -327,17 +330,19 @@ def agent_killed_during_allocate_leaves_no_lease_or_device(lab):
         strace = subprocess.Popen(["strace", "-f", "-qq", "-s", "2000", "-o", trace, "-e", f"trace={calls}", "-e", f"inject={calls}:delay_enter=1s",
                                    "-p", str(old)], stderr=subprocess.DEVNULL)
         try:
-            time.sleep(2)
+            threads = pathlib.Path(f"/proc/{old}/task")
+            eventually(lambda: all(re.search(r"^TracerPid:\t[1-9]", file.read_text(), re.M) for file in threads.glob("*/status")),
+                       message="strace is attached to all threads of the agent")
             lab.pod(ns, "unlucky", {GPU: 1}, "n1")
             # Only the response to Allocate contains a CDI device; the preferred allocation before it contains just the GPU's id.
-            eventually("the response is about to be written", lambda: "slipway.dev/gpu=GPU-" in trace.read_text(errors="replace"), 60)
+            eventually(lambda: "slipway.dev/gpu=GPU-" in trace.read_text(errors="replace"), message="the response is about to be written")
             os.kill(old, signal.SIGKILL)
         finally:
             strace.kill()
             strace.wait()
         # The kubelet rejects a pod when the connection to its plugin breaks; such a pod holds no GPU.
-        eventually("the pod has failed", lambda: lab.phase(ns, "unlucky") == "Failed", 90)
-        eventually("a new agent runs", lambda: lab.agent_pid("n1") != old, 90)
+        eventually(lambda: lab.phase(ns, "unlucky") == "Failed", timeout=90, message="the pod has failed")
+        eventually(lambda: lab.agent_pid("n1") != old, timeout=90, message="a new agent runs")
         wait_allocatable(lab, "n1", {GPU: 8}, 120)
         lab.pod(ns, "all", {GPU: 8}, "n1")
         lab.wait_running(ns, "all")
@@ -354,16 +359,17 @@ def agent_survives_an_outage_of_the_api_server(lab):
         lab.wait_running(ns, "holder")
         lab.lab("do", "kill", "kube-apiserver")
         lab.control("n1", "lost 7")
+        # The outage must outlast the agent's timeouts and its first attempts to reconnect.
         time.sleep(30)
         lab.lab("do", "kill", "etcd")
         lab.lab("do", "start", "etcd")
         lab.lab("do", "start", "kube-apiserver")
-        eventually("the API server is back", lambda: lab.get("node", "n1"))
+        eventually(lambda: lab.get("node", "n1"), message="the API server is back")
         wait_allocatable(lab, "n1", {GPU: 7}, 60)
         reason = lambda: [c for c in lab.node("n1")["status"]["conditions"] if c["type"] == "slipway.dev/GPUReady"][0]["reason"]
-        eventually("the fault during the outage is reported", lambda: reason() == "Unhealthy", 60)
+        eventually(lambda: reason() == "Unhealthy", message="the fault during the outage is reported")
         lab.control("n1")
-        eventually("the recovery is reported", lambda: reason() == "Ready", 60)
+        eventually(lambda: reason() == "Ready", message="the recovery is reported")
         # The timeout is long because the watch restarts with an increased backoff.
         configure(lab, "n1", "slices")
         wait_allocatable(lab, "n1", {SHARED: 32}, 120)
@@ -400,7 +406,7 @@ def control_plane_meets_the_restricted_pod_security_standard(lab):
         lab.pod(ns, "holder", {GPU: 1}, "n1")
         lab.wait_running(ns, "holder")
         holders = lambda nodes: [h["holder"]["pod"] for n in nodes if n["node"] == "n1" for h in n["holders"]]
-        eventually("the server shows the holder", lambda: holders(send("/api/v1/cluster", headers)["nodes"]) == ["holder"])
+        eventually(lambda: holders(send("/api/v1/cluster", headers)["nodes"]) == ["holder"], message="the server shows the holder")
         nodes = json.loads(lab.slipway("node", "ls", "-o", "json").stdout)
         assert [n["node"] for n in nodes] == ["n1", "n2"] and holders(nodes) == ["holder"] and len(nodes[0]["gpus"]) == 8, nodes
         assert f"{ns}/holder" in lab.slipway("node", "ls").stdout
@@ -426,7 +432,7 @@ def agent_may_change_only_its_own_node(lab):
     assert "spec" in patch("n1", {"spec": {"unschedulable": True}})
 
 
-@test
+@test(limit=600)
 def claims_get_gpus_and_partitions(lab):
     """The same nodes, with their GPUs as devices for claims."""
     lab.set_label("n1", MIG, "all-disabled")
@@ -436,20 +442,21 @@ def claims_get_gpus_and_partitions(lab):
     finally:
         lab.control("n1")
         lab.set_label("n1", MIG, "all-disabled")
-        eventually("MIG is off", lambda: lab.labels("n1").get(STATE) == "success" and any(
-            d["name"] == "gpu-7" for s in lab.get("resourceslices")["items"] for d in s["spec"].get("devices", [])), 90)
+        eventually(lambda: lab.labels("n1").get(STATE) == "success" and any(
+            d["name"] == "gpu-7" for s in lab.get("resourceslices")["items"] for d in s["spec"].get("devices", [])), timeout=90, message="MIG is off")
         lab.install(**VALUES)
     wait_allocatable(lab, "n1", {GPU: 8}, 90)
 
 
 def claims(lab):
-    slices = eventually("slices", lambda: [s for s in lab.get("resourceslices")["items"] if s["spec"]["nodeName"] == "n1"])
+    slices = eventually(lambda: [s for s in lab.get("resourceslices")["items"] if s["spec"]["nodeName"] == "n1"], message="slices")
     devices = [d for s in slices for d in s["spec"].get("devices", [])]
     first = next(d for d in devices if d["name"] == "gpu-0")
     assert first["attributes"]["productName"] == {"string": "NVIDIA A100-SXM4-80GB"}, first
     assert first["attributes"]["driverVersion"] == {"version": "580.95.5"} and first["capacity"]["memory"] == {"value": "80Gi"}, first
     wait_allocatable(lab, "n1", {})
-    # The scheduler's cache lags behind. Until it is updated, the old pod is scheduled for the device plugin's GPU, and the kubelet rejects it.
+    # The scheduler's cache lags behind, and cannot be observed. Until it is updated, the old pod is scheduled for the device plugin's GPU, and
+    # the kubelet rejects it.
     time.sleep(2)
     with lab.namespace("claims") as ns:
         template = lambda name, cls, count=1, selector=None: {
@@ -466,12 +473,13 @@ def claims(lab):
         lab.wait_running(ns, "two", "old")
         two, old = lab.visible_gpus(ns, "two"), lab.visible_gpus(ns, "old")
         assert len(two) == 2 and len(old) == 1 and not set(two) & set(old), (two, old)
-        eventually("holders", lambda: {h["holder"]["pod"] for h in json.loads(lab.http("n1", "/api/v1/node"))["holders"]} == {"two", "old"})
+        eventually(lambda: {h["holder"]["pod"] for h in json.loads(lab.http("n1", "/api/v1/node"))["holders"]} == {"two", "old"}, message="holders")
         # The instance of a partition is created and deleted with the pod.
         lab.delete(ns, "two", "old")
         lab.set_label("n1", MIG, "all-enabled")
-        eventually("partitions are advertised", lambda: any(
-            d["name"] == "gpu-0-mig-3g40gb-4" for s in lab.get("resourceslices")["items"] for d in s["spec"].get("devices", [])), 60)
+        eventually(lambda: any(
+            d["name"] == "gpu-0-mig-3g40gb-4" for s in lab.get("resourceslices")["items"] for d in s["spec"].get("devices", [])),
+            message="partitions are advertised")
         for name in ["a", "b", "c"]:
             lab.pod(ns, name, {}, "n1", claims=claim("slice"))
         lab.wait_running(ns, "a", "b", "c")
@@ -481,28 +489,28 @@ def claims(lab):
         assert instances() == 3
         os.kill(lab.agent_pid("n1"), signal.SIGKILL)
         lab.delete(ns, "a")
-        eventually("the instance is deleted with its pod although the agent was killed", lambda: instances() == 2, 120)
+        eventually(lambda: instances() == 2, timeout=120, message="the instance is deleted with its pod although the agent was killed")
         lab.delete(ns, "b", "c")
-        eventually("the other instances are deleted", lambda: instances() == 0, 60)
+        eventually(lambda: instances() == 0, message="the other instances are deleted")
         # An unhealthy GPU is tainted, so that no claim gets it.
         lab.control("n1", "lost 0")
         tainted = lambda: [d["name"] for s in lab.get("resourceslices")["items"] if s["spec"]["nodeName"] == "n1"
                            for d in s["spec"].get("devices", []) if d.get("taints")]
-        eventually("taints", lambda: tainted() and all(n.startswith("gpu-0") for n in tainted()))
+        eventually(lambda: tainted() and all(n.startswith("gpu-0") for n in tainted()), message="taints")
         lab.control("n1")
-        eventually("no taints", lambda: not tainted())
+        eventually(lambda: not tainted(), message="no taints")
         assert not lab.get("-n", ns, "resourceclaims")["items"], "claims are deleted with their pods"
 
 
-SUITE.update(runs.SUITE)
+SUITE.tests += runs.SUITE.tests
 
 
-@test
+@test(limit=900)
 def control_planes_and_gateways_share_their_state(lab):
     shared.control_planes_and_gateways_share_their_state(lab, VALUES)
 
 
-@test
+@test(limit=900)
 def cluster_file_installs_the_platform_and_smoke_tests_every_gpu_node(lab):
     clusterfile.cluster_file_installs_the_platform_and_smoke_tests_every_gpu_node(lab, VALUES)
     lab.install(**VALUES)
@@ -518,15 +526,20 @@ def second_install_changes_nothing_and_removal_leaves_nothing(lab):
     assert resident < 30 * 1024, memory
     lab.set_label("n1", MIG, None)
     done = lab.slipway("down", "--kube", "--yes")
-    eventually("all objects are deleted", lambda: not [l for l in lab.kubectl(
+    eventually(lambda: not [l for l in lab.kubectl(
         "get", "daemonset,clusterrole,clusterrolebinding,resourceslices,deviceclasses,validatingadmissionpolicies,namespaces",
-        "-A", "-o", "name").split() if "slipway" in l], 60)
+        "-A", "-o", "name").split() if "slipway" in l], message="all objects are deleted")
     assert lab.labels("n1") == {} and lab.labels("n2") == {}, (lab.labels("n1"), done.stderr)
     assert not [c for c in lab.node("n1")["status"]["conditions"] if "slipway" in c["type"]]
 
 
 def reset(lab):
-    """Restores the initial state after a failed test, so that the next test is independent of it."""
+    """Prints the agents' logs after a failed test, and restores the initial state, so that the next test is independent of it."""
+    for node in lab.fixtures:
+        try:
+            print(lab.kubectl("-n", NAMESPACE, "logs", "--tail=15", lab.agent(node)["metadata"]["name"], check=False))
+        except (AssertionError, LookupError) as error:
+            print(f"{node}: no log of the agent: {error!r}")
     for node in lab.fixtures:
         lab.control(node)
         configure(lab, node, None)
@@ -535,26 +548,20 @@ def reset(lab):
 
 
 def main():
-    binary, names = sys.argv[1], sys.argv[2:] or list(SUITE)
-    lab = Lab(binary, {"n1": "a100x8", "n2": "t4"})
-    failed = []
-    try:
-        lab.up()
-        print(lab.install(**VALUES).strip().splitlines()[-1])
-        for name in names:
-            if not SUITE.passes(name, lab):
-                failed.append(name)
-                for node in lab.fixtures:
-                    try:
-                        print(lab.kubectl("-n", NAMESPACE, "logs", "--tail=15", lab.agent(node)["metadata"]["name"], check=False), file=sys.stderr)
-                    except Exception as error:
-                        print(error, file=sys.stderr)
-                reset(lab)
-    finally:
-        if not os.environ.get("KEEP"):
-            lab.down()
-    print(f"lab: {len(names) - len(failed)} passed, {len(failed)} failed")
-    return 1 if failed else 0
+    options = SUITE.options(__doc__, binary=True)
+
+    @contextlib.contextmanager
+    def installed(_):
+        lab = Lab(options.binary, {"n1": "a100x8", "n2": "t4"})
+        try:
+            lab.up()
+            print(lab.install(**VALUES).strip().splitlines()[-1])
+            yield lab
+        finally:
+            if not os.environ.get("KEEP"):
+                lab.down()
+
+    return SUITE.main(options, installed, after_failure=reset)
 
 
 if __name__ == "__main__":

@@ -4,21 +4,17 @@ import base64
 import contextlib
 import json
 import os
-import pathlib
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 
 from cluster import NAMESPACE, RUN, Failed, eventually
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "conformance"))
 from lib import Slipway
 from suite import Suite
 
-SUITE = Suite()
+SUITE = Suite("runs", limit=300)
 test = SUITE.test
 GPU = "nvidia.com/gpu"
 LEASE = "slipway-runs"
@@ -33,10 +29,10 @@ class Server:
     @classmethod
     def in_cluster(cls, lab):
         secret = lab.get("secret", "-n", NAMESPACE, "slipway-tokens")["data"]["tokens"]
-        address = eventually("the control plane", lambda: [
+        address = eventually(lambda: [
             p for p in lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=server")["items"]
             if "deletionTimestamp" not in p["metadata"] and all(c["ready"] for c in p["status"].get("containerStatuses", [{"ready": False}]))
-        ][0]["status"]["podIP"])
+        ][0]["status"]["podIP"], message="the control plane")
         return cls(f"http://{address}:7070", base64.b64decode(secret).decode().strip())
 
     def request(self, path, body=None, token=None, method=None, tries=1):
@@ -76,14 +72,15 @@ def status(lab, ns, name):
     return lab.get("-n", ns, "run", name).get("status", {})
 
 
-def wait_until_finished(lab, ns, name, phase, limit=60):
-    found = eventually(f"run {name} is finished", lambda: (s := status(lab, ns, name)).get("phase") in ("Succeeded", "Failed", "Cancelled") and s, limit)
+def wait_until_finished(lab, ns, name, phase, timeout=60):
+    found = eventually(lambda: (s := status(lab, ns, name)).get("phase") in ("Succeeded", "Failed", "Cancelled") and s, timeout,
+                       message=f"run {name} is finished")
     assert found["phase"] == phase, found
     return found
 
 
-def wait_for_reason(lab, ns, name, reason, limit=60):
-    return eventually(f"run {name} waits with reason {reason}", lambda: (s := status(lab, ns, name)).get("reason") == reason and s, limit)
+def wait_for_reason(lab, ns, name, reason):
+    return eventually(lambda: (s := status(lab, ns, name)).get("reason") == reason and s, message=f"run {name} waits with reason {reason}")
 
 
 def run_pods(lab, ns):
@@ -108,7 +105,7 @@ def run_is_executed_tracked_and_attributed(lab):
         assert done.stdout.splitlines()[0] == "training 0.1 on 2 GPUs" and "done" in done.stdout, done
         found = status(lab, ns, "train")
         assert found["phase"] == "Succeeded" and found["node"] == "n1" and len(found["attempts"]) == 1, found
-        found = eventually("GPU usage is attributed", lambda: (s := status(lab, ns, "train")).get("attributed") and s)
+        found = eventually(lambda: (s := status(lab, ns, "train")).get("attributed") and s, message="GPU usage is attributed")
         gpus = found["attempts"][0]["gpus"]
         assert len({g["device"] for g in gpus}) == 2 and all(g["resource"] == GPU and g["joules"] > 100 for g in gpus), gpus
         run = server.tracked(found["runId"])
@@ -121,14 +118,15 @@ def run_is_executed_tracked_and_attributed(lab):
         # kubectl shows columns, conditions and events.
         assert "Succeeded" in lab.kubectl("-n", ns, "get", "runs")
         lab.kubectl("-n", ns, "wait", "--for=condition=Complete", "run/train", "--timeout=5s")
-        events = eventually("events", lambda: (e := lab.kubectl("-n", ns, "describe", "run", "train").split("Events:")[1]) and "Completed" in e and e)
+        events = eventually(lambda: (e := lab.kubectl("-n", ns, "describe", "run", "train").split("Events:")[1]) and "Completed" in e and e,
+                            message="events")
         assert "Created" in events, events
         assert "train" in server.slipway(lab, "run", "ls", "--submitted", "-n", ns).stdout
         assert "done" in server.slipway(lab, "run", "logs", "train", "-n", ns, "--tail", "1").stdout
         again = server.slipway(lab, "run", "submit", str(file), "-n", ns, check=False)
         assert again.returncode == 1 and "already exists" in again.stderr, again
         server.slipway(lab, "run", "rm", "train", "-n", ns, "--yes")
-        eventually("the pod is deleted with the run", lambda: not run_pods(lab, ns))
+        eventually(lambda: not run_pods(lab, ns), message="the pod is deleted with the run")
         assert server.tracked(found["runId"])["info"]["status"] == "FINISHED", "the tracked run is retained"
     lab.control("n1")
 
@@ -163,7 +161,7 @@ def outcomes_have_distinct_reasons(lab):
         assert found["reason"] == "Invalid" and "nowhere" in found["message"], found
         assert wait_for_reason(lab, ns, "imageless", "ErrImageNeverPull")["phase"] == "Pending"
         assert "Insufficient nvidia.com/gpu" in wait_for_reason(lab, ns, "wide", "Unschedulable")["message"]
-        eventually("the run is running", lambda: status(lab, ns, "cancelled")["phase"] == "Running")
+        eventually(lambda: status(lab, ns, "cancelled")["phase"] == "Running", message="the run is running")
         run_id = status(lab, ns, "cancelled")["runId"]
         server.slipway(lab, "run", "cancel", "cancelled", "-n", ns)
         found = wait_until_finished(lab, ns, "cancelled", "Cancelled")
@@ -171,10 +169,10 @@ def outcomes_have_distinct_reasons(lab):
         for name in ["imageless", "wide"]:
             lab.kubectl("-n", ns, "patch", "run", name, "--type=merge", "-p", '{"spec":{"cancel":true}}')
             wait_until_finished(lab, ns, name, "Cancelled")
-        eventually("the run is running", lambda: status(lab, ns, "leaving")["phase"] == "Running")
+        eventually(lambda: status(lab, ns, "leaving")["phase"] == "Running", message="the run is running")
         lab.kubectl("-n", ns, "delete", "run", "leaving", "--cascade=foreground", "--timeout=30s")
-        eventually("the pods are deleted", lambda: not [name for name in run_pods(lab, ns) if name.startswith("leaving-")])
-        eventually("the finished run is deleted after its TTL", lambda: "brief" not in lab.kubectl("-n", ns, "get", "runs", "-o", "name"))
+        eventually(lambda: not [name for name in run_pods(lab, ns) if name.startswith("leaving-")], message="the pods are deleted")
+        eventually(lambda: "brief" not in lab.kubectl("-n", ns, "get", "runs", "-o", "name"), message="the finished run is deleted after its TTL")
         error = subprocess.run([f"{lab.bin}/kubectl", "--kubeconfig", lab.kubeconfig, "-n", ns, "patch", "run", "wide", "--type=merge", "-p",
                                   '{"spec":{"image":"other"}}'], text=True, capture_output=True).stderr
         assert "the image cannot be changed" in error, error
@@ -188,17 +186,18 @@ def disrupted_runs_are_retried(lab):
         work = "trap 'exit 1' TERM; for i in $(seq 1000); do sleep 0.1; [ -e /tmp/end ] && exit 0; done"
         lab.apply(manifest("moved", work, ns), manifest("deleted", work, ns, nodeSelector={"kubernetes.io/hostname": "n2"}))
         for name in ["moved", "deleted"]:
-            eventually("the run is running", lambda: status(lab, ns, name)["phase"] == "Running")
+            eventually(lambda: status(lab, ns, name)["phase"] == "Running", message="the run is running")
         lab.kubectl("-n", ns, "delete", "pod", "deleted-1", "--wait=false")
         node = status(lab, ns, "moved")["node"]
         lab.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=60s",
                     f"--pod-selector=slipway.dev/run=moved")
         try:
-            found = eventually("the run restarts on another node", lambda: (s := status(lab, ns, "moved"))["phase"] == "Running" and s.get("disruptions") and s)
+            found = eventually(lambda: (s := status(lab, ns, "moved"))["phase"] == "Running" and s.get("disruptions") and s,
+                               message="the run restarts on another node")
             assert found["node"] != node and "failures" not in found and found["attempts"][0]["reason"] == "EvictionByEvictionAPI", found
         finally:
             lab.kubectl("uncordon", node)
-        found = eventually("the run restarts", lambda: (s := status(lab, ns, "deleted"))["phase"] == "Running" and s.get("disruptions") and s)
+        found = eventually(lambda: (s := status(lab, ns, "deleted"))["phase"] == "Running" and s.get("disruptions") and s, message="the run restarts")
         assert found["disruptions"] == 1 and found["attempts"][0]["reason"] == "Deleted", found
         for name in ["moved", "deleted"]:
             lab.exec(ns, f"{name}-2", "touch /tmp/end")
@@ -210,14 +209,15 @@ def quotas_are_respected_and_explained(lab):
     with lab.namespace("runs-quota", runs=True) as ns:
         lab.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few", "namespace": ns},
                    "spec": {"hard": {f"requests.{GPU}": "1"}}})
-        eventually("the quota", lambda: lab.get("-n", ns, "resourcequota", "few")["status"]["used"])
+        eventually(lambda: lab.get("-n", ns, "resourcequota", "few")["status"]["used"], message="the quota")
         one = {"resources": {"limits": {GPU: 1}}}
         lab.apply(manifest("first", "sleep 1000", ns, **one))
-        eventually("the run is running", lambda: status(lab, ns, "first")["phase"] == "Running")
+        eventually(lambda: status(lab, ns, "first")["phase"] == "Running", message="the run is running")
         lab.apply(manifest("second", "echo here", ns, **one))
         found = wait_for_reason(lab, ns, "second", "QuotaExceeded")
         assert "exceeded quota: few" in found["message"] and f"requests.{GPU}=1" in found["message"], found
-        assert "QuotaExceeded" in eventually("the event", lambda: (t := lab.kubectl("-n", ns, "describe", "run", "second")) and "exceeded quota" in t and t)
+        event = eventually(lambda: (t := lab.kubectl("-n", ns, "describe", "run", "second")) and "exceeded quota" in t and t, message="the event")
+        assert "QuotaExceeded" in event
         lab.kubectl("-n", ns, "delete", "run", "first")
         assert len(wait_until_finished(lab, ns, "second", "Succeeded")["attempts"]) == 1
 
@@ -241,7 +241,7 @@ def requests_are_authorized_by_the_cluster(lab):
         assert server.request(f"/api/v1/runs?namespace={mine}", token=lab.kubectl("-n", mine, "create", "token", "ada").strip())[0] == 401
         # The run must be active while its token is tested, because a token expires with its run.
         submit = lambda ns, token, name: server.request(f"/api/v1/runs?namespace={ns}", manifest(name, "sleep 300"), token)
-        eventually("roles are aggregated", lambda: submit(mine, ada, "one")[0] in (201, 409))
+        eventually(lambda: submit(mine, ada, "one")[0] in (201, 409), message="roles are aggregated")
         code, response = submit(yours, ada, "one")
         assert code == 403 and f'cannot create resource "runs" in API group "slipway.dev" in the namespace "{yours}"' in response["error"], response
         assert submit(mine, guest, "two")[0] == 403
@@ -257,15 +257,15 @@ def requests_are_authorized_by_the_cluster(lab):
                    "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
                    "subjects": [{"kind": "ServiceAccount", "name": "ada", "namespace": mine}]}
         lab.apply(binding)
-        eventually("ada may read", lambda: search(ada) == 200, 30)
+        eventually(lambda: search(ada) == 200, timeout=30, message="ada may read")
         assert create(ada) == 403, "ada may not write"
         lab.kubectl("-n", NAMESPACE, "delete", "rolebinding", "ada")
-        eventually("ada may no longer read", lambda: search(ada) == 403, 30)
+        eventually(lambda: search(ada) == 403, timeout=30, message="ada may no longer read")
         # Each attempt has its own token, which permits tracking of its run only.
-        secrets = eventually("the secret of the run", lambda: lab.get("-n", mine, "secrets", "-l", "slipway.dev/run=one")["items"])
+        secrets = eventually(lambda: lab.get("-n", mine, "secrets", "-l", "slipway.dev/run=one")["items"], message="the secret of the run")
         assert len(secrets) == 1 and secrets[0]["immutable"] and secrets[0]["metadata"]["ownerReferences"][0]["name"] == "one", secrets
         run = base64.b64decode(secrets[0]["data"]["token"]).decode()
-        own = {"run_id": eventually("the run id", lambda: status(lab, mine, "one")["runId"]), "key": "a", "value": "b"}
+        own = {"run_id": eventually(lambda: status(lab, mine, "one")["runId"], message="the run id"), "key": "a", "value": "b"}
         assert server.request("/api/2.0/mlflow/runs/set-tag", own, run)[0] == 200 and submit(mine, run, "three")[0] == 403
         assert server.request("/api/v1/deployments", token=run)[0] == 403
         assert search("nobody") == 401 and search(run[:-1] + ("0" if run[-1] != "0" else "1")) == 401
@@ -326,7 +326,7 @@ def runs_are_executed_only_in_enabled_namespaces(lab):
         assert request_token(lab.token(ns, "default")) == 403 and request_token("nobody") == 401 and request_token(lab.token(NAMESPACE, "slipway-controller")) == 200
         # After the namespace is disabled, active runs can still be cancelled, and the namespace can be deleted.
         lab.apply(manifest("last", "sleep 1000", ns))
-        eventually("the run is running", lambda: status(lab, ns, "last").get("phase") == "Running")
+        eventually(lambda: status(lab, ns, "last").get("phase") == "Running", message="the run is running")
         lab.kubectl("-n", ns, "delete", "rolebinding", "slipway-runs", "slipway-submit")
         lab.kubectl("-n", ns, "patch", "run", "last", "--type=merge", "-p", '{"spec":{"cancel":true}}')
         wait_until_finished(lab, ns, "last", "Cancelled")
@@ -359,7 +359,8 @@ def without_installed_controller(lab):
     """Scales the installed control plane and controller to zero, and restores them afterwards."""
     both = ["slipway", "slipway-controller"]
     lab.kubectl("-n", NAMESPACE, "scale", "deployment", *both, "--replicas=0")
-    eventually("the pods are deleted", lambda: not lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component in (server,controller)")["items"])
+    eventually(lambda: not lab.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component in (server,controller)")["items"],
+               message="the pods are deleted")
     try:
         yield
     finally:
@@ -367,50 +368,52 @@ def without_installed_controller(lab):
         Server.in_cluster(lab)
 
 
-@test
+@test(limit=600)
 def each_run_is_executed_once_when_leaders_change(lab):
     with lab.namespace("runs-fought", runs=True) as ns, without_installed_controller(lab):
         with contender(lab, "one") as one, contender(lab, "two") as two:
             both = {"one": one, "two": two}
-            eventually("one leads", lambda: leader(lab) in both, 40)
+            eventually(lambda: leader(lab) in both, timeout=40, message="one leads")
             first = leader(lab)
             names = [f"job-{n}" for n in range(24)]
             lab.apply(*[manifest(name, "sleep 4", ns) for name in names])
-            eventually("some runs have succeeded", lambda: sum(status(lab, ns, n).get("phase") == "Succeeded" for n in names[:6]) >= 2, 60)
+            eventually(lambda: sum(status(lab, ns, n).get("phase") == "Succeeded" for n in names[:6]) >= 2, message="some runs have succeeded")
             assert metric(both["one" if first == "two" else "two"], "slipway_controller_leading") == 0
             both[first].process.kill()
-            eventually("the other leads", lambda: leader(lab) in both and leader(lab) != first, 40)
+            eventually(lambda: leader(lab) in both and leader(lab) != first, timeout=40, message="the other leads")
             for name in names:
                 found = wait_until_finished(lab, ns, name, "Succeeded", 120)
                 assert len(found["attempts"]) == 1 and "disruptions" not in found, found
             assert len(run_pods(lab, ns)) == len(names), "no run has a second pod"
-            eventually("the finalizers of all pods are removed", lambda: not [p for p in run_pods(lab, ns).values() if p["metadata"].get("finalizers")])
+            eventually(lambda: not [p for p in run_pods(lab, ns).values() if p["metadata"].get("finalizers")],
+                       message="the finalizers of all pods are removed")
             # A leader that was stopped by a signal must notice that it lost the lease.
             second = leader(lab)
             both[second].process.send_signal(signal.SIGSTOP)
             with contender(lab, "three") as three:
-                eventually("a third leads", lambda: leader(lab) == "three", 40)
+                eventually(lambda: leader(lab) == "three", timeout=40, message="a third leads")
                 lab.apply(manifest("after", "true", ns))
                 both[second].process.send_signal(signal.SIGCONT)
                 wait_until_finished(lab, ns, "after", "Succeeded")
-                eventually("the stopped leader has noticed", lambda: metric(both[second], "slipway_controller_leading") == 0, 30)
+                eventually(lambda: metric(both[second], "slipway_controller_leading") == 0, timeout=30, message="the stopped leader has noticed")
                 assert metric(three, "slipway_controller_leading") == 1
 
 
-@test
+@test(limit=600)
 def runs_survive_api_server_outages_and_expired_watches(lab):
     with lab.namespace("runs-away", runs=True) as ns, without_installed_controller(lab):
         with contender(lab, "witness") as witness:
-            eventually("the witness leads", lambda: leader(lab) == "witness", 40)
+            eventually(lambda: leader(lab) == "witness", timeout=40, message="the witness leads")
             lab.apply(*[manifest(f"short-{n}", "sleep 8", ns) for n in range(4)], manifest("long", "sleep 60", ns), manifest("failing", "sleep 8; exit 2", ns))
             for name in ["long", "failing", *[f"short-{n}" for n in range(4)]]:
-                eventually("the run is running", lambda: status(lab, ns, name)["phase"] == "Running")
+                eventually(lambda: status(lab, ns, name)["phase"] == "Running", message="the run is running")
             lab.lab("do", "kill", "kube-apiserver")
+            # The outage must outlast the pods, whose ends the controller then learns only afterwards, and the leader's lease.
             time.sleep(30)
             lab.lab("do", "kill", "etcd")
             lab.lab("do", "start", "etcd")
             lab.lab("do", "start", "kube-apiserver")
-            eventually("the API server is back", lambda: lab.get("node", "n1"), 90)
+            eventually(lambda: lab.get("node", "n1"), timeout=90, message="the API server is back")
             for n in range(4):
                 assert len(wait_until_finished(lab, ns, f"short-{n}", "Succeeded", 120)["attempts"]) == 1
             assert wait_until_finished(lab, ns, "failing", "Failed")["attempts"][0]["exitCode"] == 2
@@ -423,10 +426,10 @@ def runs_survive_api_server_outages_and_expired_watches(lab):
             compact(lab)
             lab.lab("do", "kill", "kube-apiserver")
             lab.lab("do", "start", "kube-apiserver")
-            eventually("the API server is back", lambda: lab.get("node", "n1"), 90)
+            eventually(lambda: lab.get("node", "n1"), timeout=90, message="the API server is back")
             witness.process.send_signal(signal.SIGCONT)
             assert len(wait_until_finished(lab, ns, "unseen", "Succeeded", 120)["attempts"]) == 1
-            eventually("the pod of the deleted run is deleted", lambda: "short-0-1" not in run_pods(lab, ns), 60)
+            eventually(lambda: "short-0-1" not in run_pods(lab, ns), message="the pod of the deleted run is deleted")
             wait_until_finished(lab, ns, "long", "Succeeded", 120)
 
 
@@ -444,9 +447,9 @@ def compact(lab):
 def runs_leave_nothing_behind(lab):
     """After all other tests, no pods, claims, device specifications or tokens remain."""
     remaining = lambda kind: lab.get(kind, "-A", "-l", "slipway.dev/run")["items"]
-    eventually("pods", lambda: not remaining("pods"))
+    eventually(lambda: not remaining("pods"), message="pods")
     assert not lab.get("runs", "-A")["items"]
-    eventually("secrets", lambda: not remaining("secrets"))
+    eventually(lambda: not remaining("secrets"), message="secrets")
     for node in ["n1", "n2"]:
         assert os.listdir(f"/run/slipway-lab/{node}/run-cdi") == ["slipway.dev-gpu.json"], node
-        eventually("no holders", lambda: not json.loads(lab.http(node, "/api/v1/node"))["holders"])
+        eventually(lambda: not json.loads(lab.http(node, "/api/v1/node"))["holders"], message="no holders")

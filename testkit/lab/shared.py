@@ -4,7 +4,6 @@ import contextlib
 import json
 import pathlib
 import sys
-import time
 import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -40,7 +39,7 @@ def ready(lab, component, count):
         pods = [p for p in lab.get("pods", "-n", NAMESPACE, "-l", f"app.kubernetes.io/component={component}")["items"]
                 if "deletionTimestamp" not in p["metadata"] and all(c["ready"] for c in p["status"].get("containerStatuses", [{"ready": False}]))]
         return len(pods) == count and [(p["metadata"]["name"], p["status"]["podIP"]) for p in pods]
-    return eventually(f"{count} pods of {component}", poll, 120)
+    return eventually(poll, timeout=120, message=f"{count} pods of {component}")
 
 
 def control_planes_and_gateways_share_their_state(lab, values):
@@ -74,7 +73,7 @@ def control_planes_and_gateways_share_their_state(lab, values):
         assert code in (200, 201), response
         request = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [-1.0, 2.0]}]}
         for gateway in gateways:
-            eventually("the gateway serves it", lambda: gateway.request("/v2/models/relu")[0] == 200)
+            eventually(lambda: gateway.request("/v2/models/relu")[0] == 200, message="the gateway serves it")
             code, response = gateway.request("/v2/models/relu/infer", request)
             assert code == 200 and response["outputs"][0]["data"] == [0.0, 2.0] and response["model_version"] == "1", response
             # Gateways authenticate and authorize clients through the cluster.
@@ -104,12 +103,12 @@ def control_planes_and_gateways_share_their_state(lab, values):
         # Deployed models need no database.
         code, response = gateways[0].request("/v2/models/relu/infer", request)
         assert code == 200, response
-        time.sleep(1)
+        eventually(lambda: {plane.request("/readyz")[0] for plane in planes[1:]} == {503}, message="the other control plane reports it too")
         postgres.start()
         ready(lab, "server", REPLICAS)
         ready(lab, "gateway", GATEWAYS)
         # The outage may be shorter than the interval of the readiness probe, so the pods may never become unready.
-        eventually("the database is used again", lambda: survivor.request("/api/2.0/mlflow/runs/create", {"experiment_id": "0"})[0] == 200)
+        eventually(lambda: survivor.request("/api/2.0/mlflow/runs/create", {"experiment_id": "0"})[0] == 200, message="the database is used again")
         restarts = [c["restartCount"] for p in lab.get("pods", "-n", NAMESPACE)["items"] for c in p["status"]["containerStatuses"]
                     if p["metadata"]["labels"]["app.kubernetes.io/component"] != "node"]
         assert not any(restarts), restarts

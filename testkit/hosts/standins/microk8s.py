@@ -96,8 +96,6 @@ def main(state):
         name = sys.argv[2].split(":")[0]
         if name not in ADDONS:
             return f"Addon {name} was not found in any repository", 1
-        if name == faults().get("stuck"):
-            time.sleep(3600)
         if verb == "enable":
             cluster["addons"].append(name)
             return f"Infer repository core for addon {name}\nEnabling {name}\n{name} is enabled", 0

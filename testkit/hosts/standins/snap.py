@@ -71,7 +71,7 @@ def main():
             fail(f'snap "{name}" is not available on {channel} but is available to install on the following channels:\n'
                  + "\n".join(CHANNELS.get(name, [])))
         if verb == "install":
-            time.sleep(0.5)
+            time.sleep(0.5)  # A real installation takes some time too, and tests kill slipway during it.
             snaps[name] = {"channel": channel or "latest/stable", "classic": "classic" in options, "held": False}
             if name == "microk8s":
                 os.makedirs(ARGS, exist_ok=True)
