@@ -27,7 +27,7 @@ junit = --junit target/junit/$(1).xml
 # scripts/tools.sh installs missing tools there.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help tools go demo test lint supply-chain conformance ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary portable clean
+.PHONY: help tools go demo test lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary portable clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -124,14 +124,23 @@ $(PLUGIN)/nvidia-device-plugin: conformance/kube/plugin/go.sum | go
 	go build -C conformance/kube/plugin -trimpath -buildvcs=false -o $(PLUGIN)/ \
 	  github.com/NVIDIA/k8s-device-plugin/cmd/nvidia-device-plugin github.com/NVIDIA/k8s-device-plugin/cmd/gpu-feature-discovery
 
-conformance: binary $(PEERS)/mlflow/.ready $(PEERS)/gpu/.ready $(PLUGIN)/kubelet $(if $(LIVE),$(NVIDIA_CTK) $(HELM) $(PLUGIN)/nvidia-device-plugin)
+# The parts can be run, and recorded, one by one.
+conformance: conformance-mlflow conformance-serve conformance-gpu conformance-kube
+
+conformance-mlflow: binary $(PEERS)/mlflow/.ready
 	python3 -m unittest discover conformance
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/compare.py --slipway $(SLIPWAY) $(if $(LIVE),--live)
 	testkit/services.py $(PEERS)/mlflow/bin/python conformance/mlflow/uploads_in_parts.py --slipway $(SLIPWAY)
+
+conformance-serve: binary $(PEERS)/mlflow/.ready
 	$(PEERS)/mlflow/bin/python conformance/oip/run.py --slipway $(SLIPWAY) $(call junit,oip)
 	SLIPWAY_ONNXRUNTIME=$$(find $(PEERS)/mlflow -name 'libonnxruntime.so*' -type f | head -1) \
 	  cargo test --release --locked -p slipway -p slipway-serve --lib -- --ignored --skip throughput
+
+conformance-gpu: binary $(PEERS)/gpu/.ready $(if $(LIVE),$(NVIDIA_CTK))
 	$(PEERS)/gpu/bin/python conformance/gpu/run.py --slipway $(SLIPWAY) $(if $(LIVE),--nvidia-ctk $(NVIDIA_CTK)) $(call junit,gpu)
+
+conformance-kube: binary $(PEERS)/gpu/.ready $(PLUGIN)/kubelet $(if $(LIVE),$(HELM) $(PLUGIN)/nvidia-device-plugin)
 	$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) $(if $(LIVE),--helm $(HELM)) $(call junit,chart)
 	$(PEERS)/gpu/bin/python conformance/kube/plugin.py --slipway $(SLIPWAY) --kubelet $(PLUGIN)/kubelet $(if $(LIVE),--upstream $(PLUGIN)) $(call junit,plugin)
 

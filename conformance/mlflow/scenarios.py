@@ -932,7 +932,7 @@ def model_version_sources(w):
     return [
         status(create(f"runs:/{id}/model", id)), status(create(f"runs:/{id}/model", other.info.run_id)), status(create("/etc/passwd", id)),
         status(create("file:///etc/passwd")), status(create(f"{run.info.artifact_uri}/../../x", id)), status(create(other.info.artifact_uri, id)),
-        status(create("s3://bucket/model")), status(create(f"{run.info.artifact_uri}/%2e%2e/x", id)), status(create("mlflow-artifacts:/1/x")),
+        status(create("s3://bucket/model")), status(create(f"{run.info.artifact_uri}/%2e%2e/x", id)), status(create("mlflow-artifacts:/99999/x")),
         w.rest("POST", "model-versions/create", {"name": w.name}), status(create(run.info.artifact_uri + "/m", "0" * 32)),
         status(create(f"models:/{w.name}/1")),
     ]
