@@ -31,7 +31,7 @@ from tritonclient.grpc.auth import BasicAuth as GrpcAuth
 from tritonclient.http.auth import BasicAuth as RestAuth
 from tritonclient.utils import InferenceServerException
 
-SUITE = Suite("oip", limit=180, variants=["ort", "tract"])
+SUITE = Suite("oip", limit=180, variants=["ort", "builtin"])
 test = SUITE.test
 
 TYPES = {
@@ -41,8 +41,6 @@ TYPES = {
     "FP16": (TensorProto.FLOAT16, np.float16), "FP32": (TensorProto.FLOAT, np.float32), "FP64": (TensorProto.DOUBLE, np.float64),
     "BYTES": (TensorProto.STRING, np.object_),
 }
-# Data types that slipway does not support with tract.
-TRACT_UNSUPPORTED = {"BYTES"}
 
 
 def identity(kind, path):
@@ -136,8 +134,6 @@ def server_and_model_metadata(w):
 @test
 def every_data_type_in_json_binary_and_grpc(w):
     for kind, (number, dtype) in TYPES.items():
-        if w.runtime == "tract" and kind in TRACT_UNSUPPORTED:
-            continue
         path = w.folder / f"identity-{kind}.onnx"
         identity(number, path)
         name = w.deploy(f"identity-{kind}", path)
@@ -162,8 +158,7 @@ def every_data_type_in_json_binary_and_grpc(w):
 @test(limit=600)
 def same_results_as_onnxruntime_in_python(w):
     for model in ("logreg", "svm", "forest", "mlp"):
-        # The timeout is long because tract takes 15 ms per row of the forest, and all rows are sent in one request.
-        name = w.deploy(f"same-{model}", w.folder / f"{model}.onnx", limits={"timeout_ms": 60_000})
+        name = w.deploy(f"same-{model}", w.folder / f"{model}.onnx")
         session = onnxruntime.InferenceSession(str(w.folder / f"{model}.onnx"))
         expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, {"X": w.images})))
         for library, client in ((rest, w.rest), (grpc, w.grpc)):
@@ -174,6 +169,47 @@ def same_results_as_onnxruntime_in_python(w):
                 for output, values in expected.items():
                     found = result.as_numpy(output)
                     assert np.allclose(found.reshape(values[:rows].shape), values[:rows], atol=1e-4), (model, output, rows)
+
+
+@test
+def models_of_scikit_learn_give_the_results_of_onnxruntime(w):
+    """Every kind of operator that skl2onnx generates: labels are equal, numbers close."""
+    import classical
+
+    names = {np.float32: "FP32", np.float64: "FP64", np.int64: "INT64", np.object_: "BYTES"}
+    for name, model, inputs in classical.models():
+        path = w.folder / f"{name}.onnx"
+        path.write_bytes(model.SerializeToString())
+        session = onnxruntime.InferenceSession(str(path))
+        expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs)))
+        w.deploy(name, path)
+        tensors = [rest.InferInput(key, list(x.shape), names[x.dtype.type]).set_data_from_numpy(x) for key, x in inputs.items()]
+        result = w.rest.infer(name, tensors)
+        for output, values in expected.items():
+            found = result.as_numpy(output)
+            assert found.shape == values.shape, (name, output, found.shape, values.shape)
+            if values.dtype.kind in "US" or values.dtype == object:
+                assert [text.decode() for text in found.reshape(-1)] == [str(text) for text in values.reshape(-1)], (name, output)
+            elif values.dtype.kind == "i":
+                assert (found == values).all(), (name, output)
+            else:
+                assert np.allclose(found, values, rtol=1e-3, atol=1e-4), (name, output, np.abs(found - values).max())
+        w.server.call("DELETE", f"/api/v1/deployments/{name}")
+
+
+@test
+def networks_give_the_results_of_onnxruntime(w):
+    image = np.random.default_rng(0).random((1, 3, 224, 224)).astype(np.float32)
+    for network in ("densenet121", "inception_v2", "shufflenet"):
+        path = pathlib.Path(onnx.__file__).parent / f"backend/test/data/light/light_{network}.onnx"
+        session = onnxruntime.InferenceSession(str(path))
+        source, target = session.get_inputs()[0].name, session.get_outputs()[0].name
+        expected = session.run(None, {source: image})[0]
+        name = w.deploy(network.replace("_", "-"), path, limits={"timeout_ms": 60_000})
+        tensor = rest.InferInput(source, list(image.shape), "FP32").set_data_from_numpy(image)
+        found = w.rest.infer(name, [tensor]).as_numpy(target)
+        assert found.shape == expected.shape and np.allclose(found, expected, rtol=1e-3, atol=1e-6), network
+        w.server.call("DELETE", f"/api/v1/deployments/{name}")
 
 
 @test
