@@ -224,4 +224,6 @@ def main():
 
 
 if __name__ == "__main__":
+    # Exit through `finally` blocks on SIGTERM, so that the servers are stopped too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     main()
