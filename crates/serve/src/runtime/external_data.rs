@@ -89,6 +89,31 @@ fn check_location(folder: &Path, location: &[u8]) -> Result<(), Error> {
     }
 }
 
+/// Reads the external data of the constants of a graph into memory. The locations must have passed [`check`].
+///
+/// # Errors
+/// The reason why the data of a constant cannot be read.
+pub(super) fn read_constants(graph: &mut onnx::Graph, folder: &Path) -> Result<(), String> {
+    for tensor in graph.initializer.iter_mut().filter(|tensor| !tensor.external_data.is_empty()) {
+        let read = || -> Result<Bytes, String> {
+            let value = |key: &str| tensor.external_data.iter().find(|e| e.key == key.as_bytes()).map(|e| &e.value[..]);
+            let text = |value| std::str::from_utf8(value).map_err(|e| e.to_string());
+            let number = |key| value(key).map(|v| text(v)?.parse::<usize>().map_err(|e| e.to_string())).transpose();
+            let location = text(value("location").ok_or("it has no location")?)?;
+            let file = Bytes::from(std::fs::read(folder.join(location)).map_err(|e| e.to_string())?);
+            let start = number("offset")?.unwrap_or(0);
+            let end = number("length")?.map_or(Some(file.len()), |length| start.checked_add(length));
+            let end = end.filter(|end| start <= *end && *end <= file.len()).ok_or("the file is too short")?;
+            Ok(file.slice(start..end))
+        };
+        let name = String::from_utf8_lossy(&tensor.name);
+        let data = read().map_err(|reason| format!("the external data of constant '{name}': {reason}"))?;
+        tensor.raw = Some(data);
+        tensor.external_data.clear();
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use crate::testing::{builtin, floats, folder, onnx, onnx_runtime, row};

@@ -15,7 +15,7 @@ use std::path::Path;
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Model, onnx};
+use super::{Model, external_data, onnx};
 use crate::Error;
 use crate::tensor::{DataType, TensorSpec};
 
@@ -50,7 +50,9 @@ pub(super) fn open(path: &Path) -> Result<Box<dyn Model>, Error> {
         || !interface.inputs.iter().chain(&interface.outputs).all(|spec| network::represents(spec.datatype));
     let is_expensive = graph.node.iter().any(|node| EXPENSIVE.contains(&&node.operator[..]));
     let classical = |interface| -> Result<Box<dyn Model>, String> {
-        Ok(Box::new(classical::ClassicalModel::new(&model, interface)?))
+        let mut graph = graph.clone();
+        external_data::read_constants(&mut graph, path.parent().unwrap_or(Path::new(".")))?;
+        Ok(Box::new(classical::ClassicalModel::new(&model, &graph, interface)?))
     };
     let network =
         |interface| -> Result<Box<dyn Model>, String> { Ok(Box::new(network::NetworkModel::open(path, interface)?)) };

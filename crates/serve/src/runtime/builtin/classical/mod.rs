@@ -73,12 +73,11 @@ fn required<'a>(inputs: &[Option<&'a Value>], index: usize) -> Result<&'a Value,
 }
 
 impl ClassicalModel {
-    /// Prepares a model for execution.
+    /// Prepares the graph of a model, whose constants are in memory, for execution.
     ///
     /// # Errors
     /// The reason why the graph cannot be executed.
-    pub(super) fn new(model: &onnx::Model, interface: Interface) -> Result<Self, String> {
-        let graph = model.graph.as_ref().ok_or("the file has no graph")?;
+    pub(super) fn new(model: &onnx::Model, graph: &onnx::Graph, interface: Interface) -> Result<Self, String> {
         if !model.functions.is_empty() || !graph.sparse_initializer.is_empty() {
             return Err("functions and sparse constants are not supported".into());
         }

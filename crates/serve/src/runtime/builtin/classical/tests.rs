@@ -79,7 +79,7 @@ fn model(
         .map(|(domain, version)| onnx::OperatorSet { domain: Bytes::from_static(domain.as_bytes()), version })
         .to_vec();
     let graph = onnx::Graph { node: vec![node], ..Default::default() };
-    ClassicalModel::new(&onnx::Model { graph: Some(graph), opset_import, ..Default::default() }, interface)
+    ClassicalModel::new(&onnx::Model { opset_import, ..Default::default() }, &graph, interface)
 }
 
 fn tensor(shape: &[usize], data: Data) -> Tensor {
