@@ -4,8 +4,8 @@ import { number } from "../format";
 import type { XAxis } from "./curve";
 
 const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
-const minute = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
-const second = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const minute = new Intl.DateTimeFormat(undefined, { hour: "numeric", minute: "2-digit" });
+const second = new Intl.DateTimeFormat(undefined, { hour: "numeric", minute: "2-digit", second: "2-digit" });
 const full = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
 /** Seconds as a clock: `45 s`, `3:20`, `2:03:20`. */
@@ -18,6 +18,9 @@ export function clock(s: number): string {
 
 /** Distances of ticks in seconds that are round on a clock. */
 export const CLOCK_DISTANCES = [0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800, 2592000];
+
+/** Distances of ticks for steps, which are whole numbers. */
+export const STEP_DISTANCES = Array.from({ length: 16 }, (_, power) => [1, 2, 5].map((n) => n * 10 ** power)).flat();
 
 /** Labels of ticks that are `distance` apart. */
 export function ticks(x: XAxis, values: number[], distance: number): string[] {
