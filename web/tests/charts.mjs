@@ -115,6 +115,15 @@ export async function checkCharts(page, link) {
       assert(png.content.readUInt32BE(16) > 300 && png.content.readUInt32BE(20) > 200, "the picture has the size of the chart");
     });
 
+    await step("chart: smoothing keeps the zoom", async () => {
+      await tool("signal", "Zoom in").click();
+      await summary("signal", /from 2\d,\d+(\.\d+)? to 7\d,/).waitFor();
+      await redraws("signal", () => page.getByLabel("Smoothing").fill("0.5"));
+      await summary("signal", /from 2\d,\d+(\.\d+)? to 7\d,/).waitFor();
+      await tool("signal", "Show everything").click();
+      await summary("signal", /from 0 to 99,\d+/).waitFor();
+    });
+
     await step("chart: smoothing, logarithmic axis and time axis are drawn and remembered", async () => {
       await redraws("signal", () => page.getByLabel("Smoothing").fill("0.9"));
       await redraws("signal", () => page.getByLabel("Logarithmic").check());

@@ -39,10 +39,11 @@ const decimals = Array.from({ length: 11 }, (_, digits) => new Intl.NumberFormat
 
 /** Labels of measured values that are `distance` apart: as many decimals as tell neighbours apart. */
 export function measures(values: (number | null)[], distance: number): string[] {
-  const digits = Math.max(0, Math.ceil(-Math.log10(distance || 1)));
+  const isExact = (digits: number) => Math.abs(distance * 10 ** digits - Math.round(distance * 10 ** digits)) < 1e-6;
+  const digits = decimals.findIndex((_, digits) => distance * 10 ** digits >= 1 - 1e-6 && isExact(digits));
   return values.map((v) => {
     if (v === null || v === undefined) return "";
     const size = Math.abs(v);
-    return digits > 10 || (size !== 0 && (size < 1e-4 || size >= 1e6)) ? number(v) : decimals[digits]!.format(v);
+    return digits < 0 || (size !== 0 && (size < 1e-4 || size >= 1e6)) ? number(v) : decimals[digits]!.format(v);
   });
 }
