@@ -85,6 +85,15 @@ export async function checkCharts(page, link) {
     await step("chart: 100,000 points are drawn at once, and the outlier with them", async () => {
       await tool("signal", "Load every point").click();
       await summary("signal", /100,000 points between 1(\.\d+)? and 1,000,/).waitFor();
+      // In the upper half of the drawing, only the outlier has colour: a line of a few pixels in width.
+      const columns = await figure("signal").locator("canvas").evaluate((c) => {
+        const height = Math.floor(c.height / 2);
+        const { data } = c.getContext("2d").getImageData(0, 0, c.width, height);
+        const found = new Set();
+        for (let i = 0; i < data.length; i += 4) if (data[i + 2] - data[i] > 80 && data[i + 3] > 100) found.add((i / 4) % c.width);
+        return found.size;
+      });
+      assert(columns >= 1 && columns <= 8, `the outlier is drawn in ${columns} columns of pixels`);
       await page.screenshot({ path: `${shots}/chart-complete.png`, fullPage: true });
       // From a zoom to everything: thinning and drawing, without loading.
       await tool("signal", "Zoom in").click();
