@@ -11,6 +11,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 
+import { assertAccessible } from "./accessibility.mjs";
 import { appearances, assertFits, close, open, passedSteps, problems, shots, step, tab } from "./browser.mjs";
 
 const binary = resolve(process.env.SLIPWAY ?? "../target/release/slipway");
@@ -67,12 +68,14 @@ try {
     await signInForm();
     assert.equal(await page.getByRole("button", { name: "Sign out" }).count(), 0);
     assert.equal(await page.getByText("Default").count(), 0);
+    await assertAccessible(page, "sign-in");
     await page.screenshot({ path: `${shots}/sign-in.png` });
     for (const [appearance, options] of appearances) {
       const other = await open(options);
       await other.goto(url);
       await signInForm(other);
       await assertFits(other, `sign-in ${appearance}`);
+      await assertAccessible(other, `sign-in ${appearance}`);
       await other.screenshot({ path: `${shots}/sign-in-${appearance}.png` });
       await other.context().close();
     }

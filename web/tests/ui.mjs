@@ -7,6 +7,8 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 
+import { assertAccessible } from "./accessibility.mjs";
+import { checkCharts } from "./charts.mjs";
 import { appearances, assertFits, close, open as openContext, passedSteps, problems, shots, step } from "./browser.mjs";
 
 const link = process.env.SLIPWAY_LINK ?? "http://127.0.0.1:7070";
@@ -20,13 +22,27 @@ async function open(options) {
   const page = await openContext(options);
   if (new URL(link).hash) {
     await page.goto(link);
-    await page.getByRole("button", { name: "Sign out" }).waitFor();
+    // On a phone this button is in the closed drawer.
+    await page.getByRole("button", { name: "Sign out", includeHidden: true }).first().waitFor({ state: "attached" });
   }
   return page;
 }
 
+/** Waits until a page has its data: lists have rows, charts are drawn, and pictures are loaded. */
+async function assertComplete(page) {
+  await page.waitForFunction(() => {
+    const complete = [...document.querySelectorAll("main img")].every((i) => i.complete);
+    const drawn = [...document.querySelectorAll("main canvas")].every((c) => c.width > 0);
+    return complete && drawn && !/Searching|Loading/.test(document.querySelector("main")?.textContent ?? "") && document.getAnimations().length === 0;
+  });
+}
+
+/** Paths of the page of a run and of a comparison, as the first steps find them. */
+let runPage = "";
+let comparePage = "";
+
 try {
-  const page = await open({});
+  const page = await open({ acceptDownloads: true });
   const sizes = [];
   page.on("response", async (r) => r.url().includes("/assets/") && sizes.push((await r.body().catch(() => Buffer.alloc(0))).length));
 
@@ -53,15 +69,108 @@ try {
     await page.getByLabel("Filter").fill("");
     await page.getByRole("button", { name: "Search" }).click();
     await page.getByText("4 runs").waitFor();
-    await page.getByRole("button", { name: "accuracy", exact: true }).click();
-    await page.getByRole("button", { name: "accuracy ↓" }).waitFor();
+    const accuracy = page.getByRole("columnheader", { name: "accuracy", exact: true });
+    await accuracy.getByRole("button").click();
+    await page.locator('th[aria-sort="descending"]', { hasText: /^accuracy/ }).waitFor();
     const first = await page.locator("tbody tr:not(.gap)").first().innerText();
     assert(/digits-(mlp|forest)/.test(first), `the best run is first, not ${first}`);
-    await page.getByText("Columns").click();
+    const columns = page.getByRole("button", { name: "Columns" });
+    await columns.click();
     await page.getByLabel("metrics.f1_macro").uncheck();
-    await page.getByText("Columns").click();
+    await page.keyboard.press("Escape");
+    assert.equal(await columns.getAttribute("aria-expanded"), "false");
+    assert(await columns.evaluate((b) => b === document.activeElement), "Escape returns the focus to the button");
     assert.equal(await page.getByRole("button", { name: "f1_macro" }).count(), 0);
     await page.screenshot({ path: `${shots}/runs.png` });
+  });
+
+  await step("a table is sorted by keyboard, filtered by words, and remembers both", async () => {
+    const names = () => page.getByRole("table", { name: "Runs" }).locator("tbody tr").evaluateAll((rows) => rows.map((r) => r.children[1].textContent.trim()));
+    const byName = page.getByRole("columnheader", { name: "Run", exact: true });
+    await byName.getByRole("button").focus();
+    await page.keyboard.press("Enter");
+    await page.locator('th[aria-sort="ascending"]', { hasText: /^Run/ }).waitFor();
+    assert.deepEqual(await names(), ["digits-forest", "digits-logreg", "digits-mlp", "digits-svm"]);
+    await page.keyboard.press("Space");
+    await page.locator('th[aria-sort="descending"]', { hasText: /^Run/ }).waitFor();
+    assert.deepEqual(await names(), ["digits-svm", "digits-mlp", "digits-logreg", "digits-forest"]);
+    assert.equal(await page.locator("th[aria-sort=ascending], th[aria-sort=descending]").count(), 1);
+    await page.getByLabel("Find in Runs").fill("DIGITS logreg");
+    await page.getByText("1 of 4").waitFor();
+    assert.deepEqual(await names(), ["digits-logreg"]);
+    await page.reload();
+    await page.getByText("1 of 4").waitFor();
+    assert.deepEqual(await names(), ["digits-logreg"]);
+    assert.equal(await page.getByLabel("Find in Runs").inputValue(), "DIGITS logreg");
+    assert.equal(await page.getByRole("button", { name: "f1_macro" }).count(), 0, "a hidden column stays hidden");
+    await page.getByLabel("Find in Runs").fill("");
+    await page.locator('th[aria-sort="descending"]', { hasText: /^Run/ }).waitFor();
+    assert.deepEqual(await names(), ["digits-svm", "digits-mlp", "digits-logreg", "digits-forest"]);
+    await page.getByLabel("Find in Runs").fill("no such run");
+    await page.getByText("Nothing matches.").waitFor();
+    await page.getByLabel("Find in Runs").fill("");
+  });
+
+  await step("the side bar groups the pages, folds, and remembers that", async () => {
+    const bar = page.getByRole("navigation", { name: "Pages" });
+    assert.deepEqual(await bar.getByRole("region").evaluateAll((groups) => groups.map((g) => g.ariaLabel)), ["Build", "Models", "Machines", "Learn"]);
+    assert.equal(await bar.locator("[aria-current=page]").innerText(), "Experiments");
+    for (const href of await bar.getByRole("link").evaluateAll((links) => links.map((l) => l.href))) {
+      const response = await page.request.get(href, { headers: { accept: "text/html,*/*" } });
+      assert.equal(response.status(), 200, href);
+    }
+    const width = async () => (await page.getByRole("banner").boundingBox()).width;
+    const wide = await width();
+    await page.getByRole("button", { name: "Side bar" }).click();
+    await page.locator('button[aria-label="Side bar"][aria-expanded="false"]').waitFor();
+    const narrow = await width();
+    assert(narrow < 70 && wide > 150, `the side bar is ${wide} px wide, folded ${narrow} px`);
+    await page.reload();
+    await page.locator('button[aria-label="Side bar"][aria-expanded="false"]').waitFor();
+    assert.equal(await width(), narrow);
+    await assertAccessible(page, "folded side bar");
+    await page.screenshot({ path: `${shots}/folded.png` });
+    await bar.getByRole("link", { name: "Registry" }).click();
+    await page.getByRole("heading", { name: "Registry" }).waitFor();
+    await page.getByRole("button", { name: "Side bar" }).click();
+    await page.locator('button[aria-label="Side bar"][aria-expanded="true"]').waitFor();
+    assert.equal(await width(), wide);
+  });
+
+  await step("the command palette finds pages, models, deployments and runs, by keyboard alone", async () => {
+    const palette = page.getByRole("dialog", { name: "Go to" });
+    const input = palette.getByRole("combobox");
+    const option = (text) => palette.getByRole("option", { name: text });
+    await page.keyboard.press("Control+k");
+    await input.waitFor();
+    assert(await input.evaluate((e) => e === document.activeElement), "the palette has the focus");
+    await input.pressSequentially("digits");
+    for (const kind of [/digits.*model/, /digits.*experiment/, /digits.*deployment/, /digits-mlp.*run/]) await option(kind).first().waitFor();
+    await assertAccessible(page, "command palette");
+    await page.screenshot({ path: `${shots}/palette.png` });
+    const active = async () => palette.locator(`#${await input.getAttribute("aria-activedescendant")}`).innerText();
+    const first = await active();
+    await page.keyboard.press("ArrowDown");
+    assert.notEqual(await active(), first);
+    await page.keyboard.press("ArrowUp");
+    assert.equal(await active(), first);
+    await page.keyboard.press("Tab");
+    assert(await input.evaluate((e) => e === document.activeElement), "the focus stays in the palette");
+    await page.keyboard.press("Escape");
+    await palette.waitFor({ state: "hidden" });
+    // Letters in order are enough.
+    await page.keyboard.press("Control+k");
+    await input.pressSequentially("dgtsmlp");
+    await option(/digits-mlp.*run/).waitFor();
+    await page.keyboard.press("Enter");
+    await page.getByRole("heading", { name: "digits-mlp" }).waitFor();
+    assert.match(page.url(), /\/runs\/[0-9a-f]{32}$/);
+    await page.keyboard.press("Control+k");
+    await input.pressSequentially("gpus");
+    await page.keyboard.press("Enter");
+    await page.getByRole("heading", { name: "GPUs SIMULATED" }).waitFor();
+    await page.goto(`${url}/experiments`);
+    await page.getByText("4 runs").waitFor();
   });
 
   await step("run page: metrics, curves, lineage, artifacts", async () => {
@@ -78,6 +187,7 @@ try {
     await page.getByText('"predicted"').waitFor();
     await page.getByRole("button", { name: /confusion_matrix.png/ }).click();
     await page.screenshot({ path: `${shots}/run.png`, fullPage: true });
+    runPage = new URL(page.url()).pathname;
   });
 
   await step("compare: differences and overlaid curves", async () => {
@@ -88,10 +198,11 @@ try {
     await page.getByRole("heading", { name: "Compare 4 runs" }).waitFor();
     await page.locator(".u-wrap canvas").first().waitFor();
     await page.screenshot({ path: `${shots}/compare.png`, fullPage: true });
+    comparePage = new URL(page.url()).pathname + new URL(page.url()).search;
   });
 
   await step("models: versions, aliases, lineage", async () => {
-    await page.getByRole("link", { name: "Models", exact: true }).click();
+    await page.getByRole("link", { name: "Registry", exact: true }).click();
     await page.getByRole("heading", { name: "Lineage of digits@champion" }).waitFor();
     await page.screenshot({ path: `${shots}/models.png`, fullPage: true });
   });
@@ -100,12 +211,13 @@ try {
     await page.getByRole("link", { name: "Deployments", exact: true }).click();
     const share = page.getByLabel("Share of challenger");
     await share.waitFor();
+    const revision = Number(/revision (\d+)/.exec(await page.getByText(/revision \d+/).innerText())[1]);
     await share.fill("40");
     await page.getByRole("button", { name: "Change the split" }).click();
-    await page.getByText("revision 2").waitFor();
+    await page.getByText(`revision ${revision + 1}`).waitFor();
     assert.equal(await share.inputValue(), "40");
     await page.getByRole("button", { name: "Roll back" }).click();
-    await page.getByText("revision 3").waitFor();
+    await page.getByText(`revision ${revision + 2}`).waitFor();
     await page.waitForFunction(() => document.querySelector('[aria-label="Share of challenger"]')?.value === "10");
   });
 
@@ -120,7 +232,7 @@ try {
   });
 
   await step("GPUs: cards, slices, topology, roofline, benchmarks", async () => {
-    await page.getByRole("link", { name: "GPU", exact: true }).click();
+    await page.getByRole("link", { name: "GPUs", exact: true }).click();
     await page.getByText("SIMULATED").first().waitFor();
     assert.equal(await page.getByRole("region", { name: /GPU \d/ }).count(), 8);
     await page.getByText("70001").waitFor();
@@ -147,20 +259,67 @@ try {
     await page.screenshot({ path: `${shots}/cluster.png`, fullPage: true });
   });
 
+  await checkCharts(page, link);
+
+  await step("numbers and dates are in the reader's locale", async () => {
+    const german = await open({ locale: "de-DE" });
+    await german.goto(url);
+    await german.getByText(/accuracy 0,9\d+/).first().waitFor();
+    assert.equal(await german.getByText(/accuracy 0\.9\d+/).count(), 0);
+    assert.match(await german.locator("time").first().getAttribute("title"), /^\d\d\.\d\d\.\d{4}, \d\d:\d\d:\d\d$/);
+    await german.context().close();
+  });
+
+  await step("an empty page says what would fill it", async () => {
+    await page.goto(`${url}/compare`);
+    await page.getByRole("heading", { name: "No runs are selected" }).waitFor();
+    await page.goto(`${url}/experiments/0`);
+    await page.getByRole("heading", { name: "No runs in this experiment yet" }).waitFor();
+    await page.getByText("export MLFLOW_TRACKING_URI").waitFor();
+    await assertAccessible(page, "empty experiment");
+    await page.screenshot({ path: `${shots}/empty.png` });
+  });
+
+  await step("the drawer of a phone opens, leads to a page, and closes on Escape", async () => {
+    const phone = await open(appearances.find(([name]) => name === "phone")[1]);
+    await phone.goto(url);
+    const menu = phone.getByRole("button", { name: "Menu" });
+    const drawer = phone.getByRole("dialog", { name: "Menu" });
+    await menu.click();
+    await drawer.getByRole("link", { name: "Overview" }).waitFor();
+    await assertAccessible(phone, "drawer");
+    await phone.screenshot({ path: `${shots}/drawer.png` });
+    await phone.keyboard.press("Escape");
+    await drawer.waitFor({ state: "hidden" });
+    assert(await menu.evaluate((b) => b === document.activeElement), "the focus returns to the button");
+    await menu.click();
+    await drawer.getByRole("link", { name: "Cluster" }).click();
+    await phone.getByRole("heading", { name: "Cluster", exact: true }).waitFor();
+    await drawer.waitFor({ state: "hidden" });
+    await phone.getByRole("button", { name: "Go to…" }).click();
+    await phone.getByRole("combobox").waitFor();
+    await phone.context().close();
+  });
+
   await step("an unknown path shows an error page", async () => {
     await page.goto(`${url}/nothing`);
     await page.getByRole("heading", { name: "No such page" }).waitFor();
   });
 
-  await step("phone width and dark colours, no sideways scrolling", async () => {
-    for (const [name, options] of appearances) {
+  await step("every page is accessible and fits, in light and dark, on a desktop and a phone", async () => {
+    const pages = [
+      ["overview", "/", "Live traffic"], ["experiments", "/experiments", "Experiments"], ["models", "/models", "Lineage of digits@champion"], ["deployments", "/deployments", "Deployments"],
+      ["gpu", "/gpu", "GPUs SIMULATED"], ["cluster", "/cluster", "Cluster"], ["run", runPage, "digits-mlp"], ["compare", comparePage, "Compare 4 runs"],
+    ];
+    for (const [name, options] of [["light", { viewport: { width: 1280, height: 800 } }], ...appearances]) {
       const other = await open(options);
-      for (const [view, ready] of [["", "Live traffic"], ["experiments", "Experiments"], ["models", "Lineage of digits@champion"], ["deployments", "Deployments"], ["gpu", "GPUs SIMULATED"], ["cluster", "Cluster"]]) {
-        await other.goto(`${url}/${view}`);
-        await other.getByRole("heading", { name: ready, exact: true }).waitFor();
-        await other.waitForTimeout(400);
+      for (const [view, path, heading] of pages) {
+        await other.goto(url + path);
+        await other.getByRole("heading", { name: heading, exact: true }).waitFor();
+        await assertComplete(other);
         await assertFits(other, `${name} ${view}`);
-        await other.screenshot({ path: `${shots}/${view || "overview"}-${name}.png` });
+        await assertAccessible(other, `${name} ${view}`);
+        await other.screenshot({ path: `${shots}/${view}-${name}.png` });
       }
       await other.context().close();
     }
@@ -171,6 +330,10 @@ try {
   assert.equal(expected.length, 3, expected.join("\n"));
   assert.deepEqual(problems.filter((p) => !expected.includes(p)), []);
   console.log(`ui: ${passedSteps()} steps passed, screenshots in ${shots}`);
+} catch (error) {
+  // What the pages reported often explains why a step waited in vain.
+  console.error(problems.join("\n"));
+  throw error;
 } finally {
   await close();
 }

@@ -220,12 +220,19 @@ export const api = {
     return { runs: found.runs ?? [], next: found.next_page_token };
   },
   run: async (id: string) => (await call<{ run: Run }>(`${mlflow}/runs/get?run_id=${encodeURIComponent(id)}`)).run,
-  /** At most `max` points per run, sampled evenly over the full history. */
-  history: async (ids: string[], key: string, max = 1000) => {
+  /** At most `max` points per run, sampled evenly over the full history or the part of it between two steps. */
+  history: async (ids: string[], key: string, max: number, steps?: readonly [from: number, to: number]) => {
     const query = new URLSearchParams({ metric_key: key, max_results: String(max) });
     ids.forEach((id) => query.append("run_ids", id));
+    if (steps) {
+      query.set("start_step", String(Math.floor(steps[0])));
+      query.set("end_step", String(Math.ceil(steps[1])));
+    }
     return (await call<{ metrics?: Metric[] }>(`${mlflow}/metrics/get-history-bulk-interval?${query}`)).metrics ?? [];
   },
+  /** Every point of a metric. */
+  fullHistory: async (id: string, key: string) =>
+    (await call<{ metrics?: Metric[] }>(`${mlflow}/metrics/get-history?${new URLSearchParams({ run_id: id, metric_key: key })}`)).metrics ?? [],
   artifacts: async (id: string, path: string) => {
     const query = new URLSearchParams({ run_id: id, ...(path ? { path } : {}) });
     return (await call<{ files?: FileInfo[] }>(`${mlflow}/artifacts/list?${query}`)).files ?? [];

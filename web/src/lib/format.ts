@@ -1,19 +1,34 @@
-// Formats numbers, sizes and times for display.
+// Formats numbers, sizes and times in the reader's locale. Formatters are made once, because making one is slow.
 
-export function number(value: number | string | undefined): string {
+const integers = new Intl.NumberFormat(undefined, { maximumFractionDigits: 0 });
+const decimals = new Intl.NumberFormat(undefined, { maximumFractionDigits: 4 });
+const oneDigit = new Intl.NumberFormat(undefined, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+const scientific = new Intl.NumberFormat(undefined, { notation: "scientific", maximumFractionDigits: 3 });
+const dates = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
+const moments = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+
+/** A number of things, with separators between thousands. */
+export const count = (n: number) => integers.format(n);
+
+/** A measured value: at most four decimals, and scientific notation for very small and very large ones. */
+export function number(value: number | string | null | undefined): string {
   const n = Number(value);
-  if (value === undefined || value === "") return "–";
+  if (value === undefined || value === null || value === "") return "–";
   if (!Number.isFinite(n)) return String(value);
-  if (Number.isInteger(n) && Math.abs(n) < 1e7) return String(n);
   const size = Math.abs(n);
-  return size !== 0 && (size < 1e-3 || size >= 1e6) ? n.toExponential(3) : n.toFixed(4).replace(/0+$/, "").replace(/\.$/, "");
+  if (Number.isInteger(n) && size < 1e7) return integers.format(n);
+  return size !== 0 && (size < 1e-3 || size >= 1e6) ? scientific.format(n) : decimals.format(n);
 }
 
+/** A share, 0 to 100. */
+export const percent = (n: number | null | undefined) => (n === undefined || n === null ? "–" : `${integers.format(n)} %`);
+
+/** A duration in microseconds, such as a latency. */
 export function micros(us: number): string {
   if (!us) return "–";
-  if (us < 1000) return `${us.toFixed(0)} µs`;
-  if (us < 1e6) return `${(us / 1e3).toFixed(1)} ms`;
-  return `${(us / 1e6).toFixed(1)} s`;
+  if (us < 1000) return `${integers.format(us)} µs`;
+  if (us < 1e6) return `${oneDigit.format(us / 1e3)} ms`;
+  return `${oneDigit.format(us / 1e6)} s`;
 }
 
 export function bytes(n: number | undefined): string {
@@ -24,8 +39,14 @@ export function bytes(n: number | undefined): string {
     n /= 1024;
     unit++;
   }
-  return `${unit ? n.toFixed(1) : n} ${units[unit]}`;
+  return `${unit ? oneDigit.format(n) : integers.format(n)} ${units[unit]}`;
 }
+
+/** One decimal, as for kilojoules. */
+export const tenths = (n: number) => oneDigit.format(n);
+
+/** Date and time of day, from milliseconds since the Unix epoch. */
+export const moment = (ms: number) => moments.format(ms);
 
 export function ago(ms: number | undefined): string {
   if (!ms) return "–";
@@ -33,26 +54,19 @@ export function ago(ms: number | undefined): string {
   if (s < 60) return `${Math.floor(s)} s ago`;
   if (s < 3600) return `${Math.floor(s / 60)} min ago`;
   if (s < 86400) return `${Math.floor(s / 3600)} h ago`;
-  return new Date(ms).toLocaleDateString();
+  return dates.format(ms);
+}
+
+/** A span of seconds in its two largest units, such as `3 min 20 s`. */
+export function seconds(s: number): string {
+  if (s < 60) return `${oneDigit.format(s)} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${Math.floor(s % 60)} s`;
+  if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  return `${integers.format(Math.floor(s / 86400))} d ${Math.floor((s % 86400) / 3600)} h`;
 }
 
 export function duration(from: number, to: number | undefined): string {
-  if (!to || !from) return "–";
-  const s = (to - from) / 1000;
-  return s < 60 ? `${s.toFixed(1)} s` : `${Math.floor(s / 60)} min ${Math.floor(s % 60)} s`;
-}
-
-/** Exponential moving average with bias correction; `weight` 0 keeps the values, 0.99 smooths strongly. */
-export function smooth(values: (number | null)[], weight: number): (number | null)[] {
-  if (weight <= 0) return values;
-  let sum = 0;
-  let count = 0;
-  return values.map((value) => {
-    if (value === null) return null;
-    sum = sum * weight + value * (1 - weight);
-    count = count * weight + (1 - weight);
-    return sum / count;
-  });
+  return !to || !from ? "–" : seconds((to - from) / 1000);
 }
 
 export const palette = ["#0b84b5", "#d9534f", "#3c9d4e", "#a35fc7", "#d68a00", "#00877a", "#c2478b", "#6d7f1f", "#5a6acf", "#8a5a44"];

@@ -7,6 +7,7 @@ class Route {
   constructor() {
     addEventListener("popstate", () => this.#read());
     addEventListener("click", (event) => {
+      if (event.defaultPrevented) return;
       const link = (event.target as Element | null)?.closest?.("a");
       const plain = event.button === 0 && !event.metaKey && !event.ctrlKey && !event.shiftKey;
       if (!link || !plain || link.target || link.hasAttribute("download") || link.origin !== location.origin) return;
