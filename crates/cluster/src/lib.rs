@@ -62,5 +62,5 @@ pub use error::ClusterError;
 /// The first 64 bits of SHA-256, as 16 hexadecimal digits.
 fn digest(bytes: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
-    digest.as_ref().iter().take(8).map(|b| format!("{b:02x}")).collect()
+    slipway_core::hex::encode(&digest.as_ref()[..8])
 }

@@ -77,8 +77,7 @@ fn key(file: &Path) -> Result<String, ClusterError> {
 fn digest(cluster: &Cluster) -> Result<String, ClusterError> {
     let commands: BTreeSet<String> = cluster.commands().into_iter().map(|(_, command)| command).collect();
     let text = serde_json::to_vec(&commands).map_err(|e| ClusterError::io("the commands")(e.into()))?;
-    let digest = ring::digest::digest(&ring::digest::SHA256, &text);
-    Ok(digest.as_ref().iter().map(|b| format!("{b:02x}")).collect())
+    Ok(slipway_core::hex::encode(ring::digest::digest(&ring::digest::SHA256, &text).as_ref()))
 }
 
 #[cfg(test)]

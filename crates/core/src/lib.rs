@@ -9,6 +9,7 @@
 //! | [`units`] | human-readable bytes and durations |
 //! | [`config`] | flag > environment > project file > user file > default; each value keeps its origin |
 //! | [`env`] | every environment variable that slipway reads |
+//! | [`hex`] | bytes as hexadecimal digits |
 //! | [`home`] | paths of the state folder |
 //! | [`files`] | atomic file replacement that does not follow symbolic links of other users |
 //! | [`node_access`] | how the control plane identifies itself to node agents |
@@ -20,6 +21,7 @@ pub mod config;
 pub mod env;
 pub mod explain;
 pub mod files;
+pub mod hex;
 pub mod home;
 pub mod ids;
 pub mod node_access;
