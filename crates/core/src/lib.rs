@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`explain`] | [`Explain`]: a stable code and a hint for every public error, and their catalogue |
 //! | [`ids`] | identifiers and friendly names |
+//! | [`cache`] | a cache of bounded size whose entries expire |
 //! | [`clock`] | milliseconds since the Unix epoch |
 //! | [`units`] | human-readable bytes and durations |
 //! | [`config`] | flag > environment > project file > user file > default; each value keeps its origin |
@@ -16,6 +17,7 @@
 //! | [`task`] | background tasks that must live as long as the process |
 //! | [`tls`] | which certificates a client trusts, certificate fingerprints |
 
+pub mod cache;
 pub mod clock;
 pub mod config;
 pub mod env;
