@@ -113,7 +113,7 @@ pub(super) fn show(context: &Context, plan: &Plan) -> Result<(), Failure> {
 }
 
 pub(super) async fn show_plan(context: &Context, session: &Session, selection: &cli::Selection) -> Result<(), Failure> {
-    show(context, &compute_plan(session, &selection.machines.hosts, &selection.layers()).await?)
+    show(context, &compute_plan(session, &selection.machines.hosts, &selection.only).await?)
 }
 
 /// Prints the report of the last apply.

@@ -64,7 +64,7 @@ pub(super) fn resources(session: &Session, selection: &cli::Selection, machine: 
     cluster.trusted = TrustedCommands::default();
     let found = cluster.spec.machines.iter().find(|m| m.name == machine);
     let machine = found.ok_or_else(|| invalid(format!("there is no machine '{machine}' in the file")))?;
-    let desired = layers::desired_state(&cluster, machine)?.only(&selection.layers());
+    let desired = layers::desired_state(&cluster, machine)?.only(&selection.only);
     print_text(&(serde_json::to_string_pretty(&desired).unwrap_or_default() + "\n"));
     Ok(())
 }

@@ -107,9 +107,9 @@ pub(super) struct Options<'a> {
 
 pub(super) async fn apply(context: &Context, session: &Session, options: &Options<'_>) -> Result<(), Failure> {
     let lock = session.lock()?;
-    let (layers, hosts) = (options.selection.layers(), &options.selection.machines.hosts);
+    let (layers, hosts) = (&options.selection.only, &options.selection.machines.hosts);
     if context.global.dry_run || !context.global.yes {
-        let plan = compute_plan(session, hosts, &layers).await?;
+        let plan = compute_plan(session, hosts, layers).await?;
         if context.global.dry_run {
             return show(context, &plan);
         }
@@ -128,7 +128,7 @@ pub(super) async fn apply(context: &Context, session: &Session, options: &Option
 
 /// Runs an apply that the user has confirmed.
 async fn apply_confirmed(context: &Context, session: &Session, options: &Options<'_>) -> Result<(), Failure> {
-    let (layers, hosts) = (options.selection.layers(), &options.selection.machines.hosts);
+    let (layers, hosts) = (&options.selection.only, &options.selection.machines.hosts);
     let all = layers.is_empty() && options.from.is_none();
     let mut report: Option<Report> = None;
     // Create provider machines first, because the desired state of all machines contains their addresses.
@@ -144,7 +144,8 @@ async fn apply_confirmed(context: &Context, session: &Session, options: &Options
         }
         return Err(invalid("there is no control plane".into()));
     }
-    let choice = steps::ApplyOptions { only: layers, canary: options.canary, smoke: options.smoke && hosts.is_empty() };
+    let choice =
+        steps::ApplyOptions { only: layers.clone(), canary: options.canary, smoke: options.smoke && hosts.is_empty() };
     let mut steps = steps::on(steps::apply(&cluster, &choice), &host_set(hosts));
     if let Some(from) = options.from {
         steps = steps::from(steps, from).map_err(invalid)?;
