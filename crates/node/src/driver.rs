@@ -1,5 +1,7 @@
-//! The current state of the NVIDIA driver and its GPUs. One thread calls NVML: it opens the driver, waits for XIDs, polls the GPUs,
-//! writes the CDI specification, and then publishes the new state to subscribers. It reopens a driver that was unloaded and reloaded.
+//! The current state of the NVIDIA driver and its GPUs. One thread watches the driver through NVML: it opens the driver, waits for XIDs,
+//! polls the GPUs, writes the CDI specification, and then publishes the new state to subscribers. It reopens a driver that was unloaded and
+//! reloaded. Only this thread publishes the state of GPUs. Other tasks read and change GPUs with [`Driver::with`], on blocking threads, which NVML
+//! allows (NVML API reference, "NVML is thread-safe"); a [refresh](Driver::refresh) then publishes what they changed.
 //!
 //! Without this thread no fault would be detected. Therefore a thread that ended, or that hangs in an NVML call, counts as a missing
 //! driver, and the agent exits with an error when the thread ends.
