@@ -3,7 +3,7 @@
 //! One file describes the desired cluster ([`spec`]), and the desired resources of each machine follow from it ([`layers`]). A read-only
 //! script reports the actual state of a machine ([`probe`]), and a pure function compares both ([`check`](resource::Resource::check)).
 //! The plan on the controller and the engine on the machine ([`converge`]) use the same function. Work that spans machines, such as
-//! joining nodes, is ordered by [`steps`] and run by [`apply`].
+//! joining nodes, is ordered by [`steps`] and run by [`runner`].
 //!
 //! | module | purpose |
 //! |---|---|
@@ -19,15 +19,13 @@
 //! | [`plan`] | the changes that an apply would make on all machines |
 //! | [`steps`] | the steps of each command, and their dependencies |
 //! | [`work`] | the context that all steps of a command share |
-//! | [`apply`] | runs the steps on machines, cluster nodes and providers |
+//! | [`runner`] | runs the steps on machines, cluster nodes and providers |
 //! | [`smoke`], [`doctor`] | smoke tests of the cluster; checks for known problems |
 //! | [`report`] | the result of each step |
 //! | [`trust`] | which commands of a `cluster.yaml` the user has allowed |
 //! | [`lock`] | exclusive file locks |
 //! | [`state`] | the controller's files of a cluster: lock, ledger, report, logs |
 
-pub mod apply;
-mod ask;
 mod control;
 pub mod converge;
 pub mod doctor;
@@ -44,9 +42,11 @@ mod parsers;
 pub mod plan;
 pub mod probe;
 pub mod providers;
+mod remote_probe;
 pub mod report;
 pub mod resource;
 pub mod resume;
+pub mod runner;
 pub mod shell;
 pub mod smoke;
 pub mod spec;

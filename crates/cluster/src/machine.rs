@@ -6,6 +6,7 @@ use crate::ClusterError;
 use crate::control::{Control, QUERY_TIMEOUT};
 use crate::event::Event;
 use crate::layers;
+use crate::remote_probe::probe_host;
 use crate::resource::Layer;
 use crate::resume::MAX_REBOOTS;
 use crate::shell::FOLDER;
@@ -24,7 +25,7 @@ const LOCK_TIMEOUT_SECONDS: u64 = 1800;
 const READ_BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
 
 /// Applies these layers to the machine, and reboots it as often as the engine requires. Returns the number of changes.
-pub(crate) async fn converge(
+pub(crate) async fn apply_layers(
     work: &Work,
     step: &Step,
     machine: &Machine,
@@ -34,7 +35,7 @@ pub(crate) async fn converge(
 ) -> Result<usize, ClusterError> {
     let desired = layers::desired_state(&work.cluster, machine)?.only(layers);
     // Most machines are in the desired state most of the time. A probe from the controller finds that out without uploading the engine.
-    let facts = crate::ask::probe_host(host, &desired, 0).await?;
+    let facts = probe_host(host, &desired, 0).await?;
     if desired.check(&facts).is_empty() {
         return Ok(0);
     }

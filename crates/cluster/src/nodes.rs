@@ -142,7 +142,7 @@ pub(crate) async fn upgrade(
             control.drain(&machine.name, log).await?;
         }
     }
-    let changes = crate::machine::converge(work, step, machine, host, &[Layer::Kubernetes], log).await?;
+    let changes = crate::machine::apply_layers(work, step, machine, host, &[Layer::Kubernetes], log).await?;
     control.wait_ready(&machine.name, desired, log).await?;
     if outdated || node.cordoned_by_slipway {
         control.uncordon(&machine.name).await?;

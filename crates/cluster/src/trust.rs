@@ -48,7 +48,7 @@ impl Agreements {
     ///
     /// # Errors
     /// [`ClusterError::Io`] when the file or the agreements cannot be read.
-    pub fn apply(&self, file: &Path, cluster: &mut Cluster) -> Result<(), ClusterError> {
+    pub fn allow_commands(&self, file: &Path, cluster: &mut Cluster) -> Result<(), ClusterError> {
         if !cluster.commands().is_empty() && self.load()?.get(&key(file)?) == Some(&digest(cluster)?) {
             cluster.trust_commands();
         }
@@ -99,7 +99,7 @@ mod tests {
         let agreements = Agreements::at(&folder);
         let runs = |file: &Path| {
             let mut cluster = Cluster::read(file).unwrap();
-            agreements.apply(file, &mut cluster).map(|()| cluster.check_trusted().is_ok())
+            agreements.allow_commands(file, &mut cluster).map(|()| cluster.check_trusted().is_ok())
         };
         let (one, two) = (write("one.yaml", "echo a"), write("two.yaml", "echo a"));
         assert!(!runs(&one).unwrap());

@@ -1,10 +1,10 @@
 //! `slipway cluster`: builds and maintains a cluster that is described by a file.
 
-mod ask;
 mod converge;
 mod file;
 mod init;
 mod progress;
+mod query;
 mod work;
 
 use std::path::PathBuf;
@@ -60,7 +60,7 @@ impl Session {
         let mut file = Cluster::read(&path)?;
         let home = Home::at(context.config.get("home").unwrap_or_default());
         let agreements = Agreements::at(home.root());
-        agreements.apply(&path, &mut file)?;
+        agreements.allow_commands(&path, &mut file)?;
         let state = State::open(home.root(), &file.metadata.name)?;
         let connections = Arc::new(Connections::new(state.known_hosts())?);
         let program =
@@ -79,7 +79,7 @@ impl Session {
 
     /// Marks the commands in a new content of the file that the user has approved.
     fn with_agreements(&self, mut file: Cluster) -> Result<Cluster, ClusterError> {
-        self.agreements.apply(&self.path, &mut file)?;
+        self.agreements.allow_commands(&self.path, &mut file)?;
         Ok(file)
     }
 
@@ -176,7 +176,7 @@ pub(crate) async fn run(context: &Context, verb: cli::Cluster) -> Result<(), Fai
         cli::Cluster::Trust { file } => trust(context, &Session::offline(context, &file)?),
         cli::Cluster::Plan { selection } | cli::Cluster::Status { selection, drift: true } => {
             let session = Session::open(context, &selection.machines.file)?;
-            ask::show_plan(context, &session, &selection).await
+            query::show_plan(context, &session, &selection).await
         }
         cli::Cluster::Apply { selection, canary, from, no_smoke } => {
             let session = Session::open(context, &selection.machines.file)?;
@@ -184,7 +184,7 @@ pub(crate) async fn run(context: &Context, verb: cli::Cluster) -> Result<(), Fai
             work::apply(context, &session, &options).await
         }
         cli::Cluster::Status { selection, drift: false } => {
-            ask::print_last_report(context, &Session::offline(context, &selection.machines.file)?);
+            query::print_last_report(context, &Session::offline(context, &selection.machines.file)?);
             Ok(())
         }
         cli::Cluster::Rollback { selection } => {
@@ -211,9 +211,9 @@ pub(crate) async fn run(context: &Context, verb: cli::Cluster) -> Result<(), Fai
             file::kubeconfig(&Session::offline(context, &file)?, server.as_deref(), save).await
         }
         cli::Cluster::Doctor { machines } => {
-            ask::doctor(context, &Session::offline(context, &machines.file)?, &machines.hosts).await
+            query::doctor(context, &Session::offline(context, &machines.file)?, &machines.hosts).await
         }
-        cli::Cluster::Cost { file } => ask::cost(context, &Session::open(context, &file)?).await,
+        cli::Cluster::Cost { file } => query::cost(context, &Session::open(context, &file)?).await,
         cli::Cluster::Resources { selection, machine } => {
             file::resources(&Session::offline(context, &selection.machines.file)?, &selection, &machine)
         }

@@ -5,16 +5,16 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
-use slipway_cluster::apply;
 use slipway_cluster::report::Report;
+use slipway_cluster::runner;
 use slipway_cluster::shell::FOLDER;
 use slipway_cluster::spec::edit;
 use slipway_cluster::steps::{self, Step};
 use slipway_cluster::work::{Progress, Work};
 use slipway_cluster::{ClusterError, nodes};
 
-use super::ask::{compute_plan, print_report, render_plan, show};
 use super::progress::ProgressPrinter;
+use super::query::{compute_plan, print_report, render_plan, show};
 use super::{Session, invalid};
 use crate::Failure;
 use crate::cli::cluster as cli;
@@ -65,7 +65,7 @@ async fn perform(
         }
         printer.end();
     });
-    let report = apply::apply(Arc::new(work), steps).await;
+    let report = runner::run(Arc::new(work), steps).await;
     let _ = printing.await; // A failure of the progress output does not affect the report.
     Ok(report)
 }

@@ -22,7 +22,7 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 const SAVE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs all steps and returns their results. A step whose dependency failed is skipped.
-pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
+pub async fn run(work: Arc<Work>, steps: Vec<Step>) -> Report {
     let began = Instant::now();
     let permits = Arc::new(Semaphore::new(MAX_CONCURRENCY));
     let (mut waiting, mut running) = (steps, JoinSet::new());
@@ -153,7 +153,7 @@ async fn run_on_machine(work: &Work, step: &Step, log: &Log) -> Result<usize, Cl
         .get(&step.host)
         .ok_or_else(|| ClusterError::Host { host: step.host.clone(), reason: "unknown machine".into() })?;
     match &step.action {
-        Action::Converge(layers) => machine::converge(work, step, machine, host, layers, log).await,
+        Action::Converge(layers) => machine::apply_layers(work, step, machine, host, layers, log).await,
         Action::Join { worker } => nodes::join(work, machine, host, *worker, log).await,
         Action::Upgrade => nodes::upgrade(work, step, machine, host, log).await,
         Action::Stop => nodes::stop(work, machine, host, log).await,
