@@ -14,7 +14,7 @@ use crate::shell::quote;
 use crate::spec::Machine;
 use crate::state::Log;
 use crate::steps::{Action, Step};
-use crate::transport::Host;
+use crate::transport::{Host, Program};
 use crate::work::{Progress, Work};
 
 /// Timeout of one run of the engine, which may install a driver.
@@ -75,7 +75,7 @@ pub(crate) async fn apply_layers(
                     Event::Done { .. } => done = true,
                     _ => {}
                 }
-                let _ = work.watch.send(Progress::Event { step: step.id.clone(), event }); // there may be no receiver
+                work.send(Progress::Event { step: step.id.clone(), event });
             })
             .await;
         if let Some(reason) = failure {
@@ -119,6 +119,13 @@ async fn reboot(host: &Host, timeout: Duration, log: &Log) -> Result<(), Cluster
         host: host.name.clone(),
         reason: format!("it did not come back within {} s after a reboot", timeout.as_secs()),
     })
+}
+
+/// Rolls back the last recorded change of a machine. `line` receives each line of the engine's output.
+pub(crate) async fn roll_back(host: &Host, program: &Program, line: impl FnMut(&str)) -> Result<(), ClusterError> {
+    let program = host.push(program).await?;
+    let command = format!("exec {program} node converge --rollback --folder {FOLDER}");
+    host.run(&command, b"", CONVERGE_TIMEOUT, line).await
 }
 
 /// Rolls back every recorded change of a machine, and removes slipway's own files from it.

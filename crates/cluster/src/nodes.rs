@@ -102,7 +102,7 @@ async fn run_microk8s_logged(host: &Host, arguments: &str, log: &Log) -> Result<
 ///
 /// # Errors
 /// [`ClusterError::Spec`] with the upgrade to do first, or an error when the cluster does not respond.
-pub async fn may_upgrade(work: &Work) -> Result<BTreeMap<String, String>, ClusterError> {
+pub(crate) async fn may_upgrade(work: &Work) -> Result<BTreeMap<String, String>, ClusterError> {
     let channel = &work.cluster.spec.kubernetes.channel;
     let desired = minor(channel);
     let nodes = Control::first(work)?.nodes().await?;
