@@ -20,7 +20,7 @@ use crate::lock::Lock;
 use crate::probe::{self, Facts};
 use crate::resource::{DesiredState, Resource, ResourceKind};
 use crate::resume;
-use crate::shell::{Node, Output, run};
+use crate::shell::{ChangeContext, Output, run};
 use crate::undo::Undo;
 
 /// A probe usually takes a second or two, but a check command may wait for a service.
@@ -117,7 +117,7 @@ impl Records {
             let resource = record.resource;
             let began = Instant::now();
             let (lines, output) = mpsc::channel();
-            let mut node = Node {
+            let mut context = ChangeContext {
                 folder: &self.folder,
                 change: "rollback",
                 resource: &resource,
@@ -125,20 +125,20 @@ impl Records {
                 lines,
             };
             let done = match record.undo {
-                Undo::Shell(script) => node.shell(&script),
+                Undo::Shell(script) => context.shell(&script),
                 Undo::Remove(path) => match slipway_core::files::remove(Path::new(&path)) {
                     Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{path}: {e}")),
                     _ => Ok(()),
                 },
                 Undo::Restore { path, copy, mode } => std::fs::read(&copy)
                     .map_err(|e| format!("{}: {e}", copy.display()))
-                    .and_then(|bytes| node.write(Path::new(&path), &bytes, &mode)),
+                    .and_then(|bytes| context.write(Path::new(&path), &bytes, &mode)),
                 Undo::Nothing => {
                     emit(Event::Skipped { resource, because: "it cannot be undone".into() });
                     continue;
                 }
             };
-            drop(node);
+            drop(context);
             for (resource, line) in output {
                 emit(Event::Output { resource, line });
             }
@@ -256,7 +256,7 @@ impl Records {
             std::fs::write(&pending, change).map_err(|e| format!("{}: {e}", pending.display()))?;
         }
         let (lines, output) = mpsc::channel();
-        let mut node = Node {
+        let mut context = ChangeContext {
             folder: &self.folder,
             change,
             resource: &resource.id,
@@ -266,10 +266,10 @@ impl Records {
         // Commands run in a separate thread, so that their output is emitted while they run.
         let done = std::thread::scope(|scope| {
             let work = scope.spawn(move || {
-                let undo = prepare_undo(resource, facts, &mut node)?;
+                let undo = prepare_undo(resource, facts, &mut context)?;
                 self.append(change, &Record { resource: resource.id.clone(), undo })?;
-                apply(resource, facts, &mut node)?;
-                resource.then.as_ref().map_or(Ok(()), |then| node.shell(then))
+                apply_resource(resource, facts, &mut context)?;
+                resource.then.as_ref().map_or(Ok(()), |then| context.shell(then))
             });
             for (resource, line) in output {
                 emit(Event::Output { resource, line });
@@ -284,12 +284,12 @@ impl Records {
 }
 
 /// Determines how to undo a change of a resource, and backs up the file that it replaces.
-fn prepare_undo(resource: &Resource, facts: &Facts, node: &mut Node<'_>) -> Result<Undo, String> {
+fn prepare_undo(resource: &Resource, facts: &Facts, context: &mut ChangeContext<'_>) -> Result<Undo, String> {
     match &resource.what {
         ResourceKind::Package { name, .. } => Ok(kinds::apt::undo(facts, name)),
         ResourceKind::Snap { name, classic, .. } => Ok(kinds::snap::undo(facts, name, *classic)),
         ResourceKind::File { path, .. } | ResourceKind::Edit { path, .. } => {
-            kinds::file::undo(facts, &resource.id, path, node)
+            kinds::file::undo(facts, &resource.id, path, context)
         }
         ResourceKind::Service { name } => Ok(kinds::service::undo(facts, name)),
         ResourceKind::Command { undo, .. } => Ok(undo.clone().map_or(Undo::Nothing, Undo::Shell)),
@@ -298,20 +298,20 @@ fn prepare_undo(resource: &Resource, facts: &Facts, node: &mut Node<'_>) -> Resu
 }
 
 /// Applies a resource to the machine.
-fn apply(resource: &Resource, facts: &Facts, node: &mut Node<'_>) -> Result<(), String> {
+fn apply_resource(resource: &Resource, facts: &Facts, context: &mut ChangeContext<'_>) -> Result<(), String> {
     let id = &resource.id;
     match &resource.what {
         ResourceKind::Package { name, version, hold } => {
-            kinds::apt::apply(facts, name, version.as_deref(), *hold, node)
+            kinds::apt::apply(facts, name, version.as_deref(), *hold, context)
         }
         ResourceKind::Snap { name, channel, classic, hold } => {
-            kinds::snap::apply(facts, (name, channel, *classic, *hold), node)
+            kinds::snap::apply(facts, (name, channel, *classic, *hold), context)
         }
-        ResourceKind::File { path, content, mode } => node.write(Path::new(path), content.text.as_bytes(), mode),
-        ResourceKind::Edit { path, edits } => kinds::edit::apply(facts, id, path, edits, node),
-        ResourceKind::Service { name } => kinds::service::apply(name, node),
+        ResourceKind::File { path, content, mode } => context.write(Path::new(path), content.text.as_bytes(), mode),
+        ResourceKind::Edit { path, edits } => kinds::edit::apply(facts, id, path, edits, context),
+        ResourceKind::Service { name } => kinds::service::apply(name, context),
         ResourceKind::Command { .. } if facts.succeeded(id) => Ok(()),
-        ResourceKind::Command { run, .. } => node.shell(run),
+        ResourceKind::Command { run, .. } => context.shell(run),
         ResourceKind::Reboot { .. } => Err("a reboot is not applied as a change".into()),
     }
 }

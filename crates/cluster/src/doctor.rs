@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ClusterError;
-use crate::ask::probe_host;
 use crate::control::{Control, QUERY_TIMEOUT};
 use crate::probe::{self, Facts};
+use crate::remote_probe::probe_host;
 use crate::resource::DesiredState;
 use crate::spec::{Cluster, Machine, Role};
 use crate::transport::Host;

@@ -3,7 +3,7 @@
 //! One file describes the desired cluster ([`spec`]), and the desired resources of each machine follow from it ([`layers`]). A read-only
 //! script reports the actual state of a machine ([`probe`]), and a pure function compares both ([`check`](resource::Resource::check)).
 //! The plan on the controller and the engine on the machine ([`converge`]) use the same function. Work that spans machines, such as
-//! joining nodes, is ordered by [`steps`] and run by [`apply`].
+//! joining nodes, is ordered by [`steps`] and run by a [`session`].
 //!
 //! | module | purpose |
 //! |---|---|
@@ -18,16 +18,14 @@
 //! | [`providers`], [`fleet`] | cloud providers, and the machines that slipway ordered from them |
 //! | [`plan`] | the changes that an apply would make on all machines |
 //! | [`steps`] | the steps of each command, and their dependencies |
-//! | [`work`] | the context that all steps of a command share |
-//! | [`apply`] | runs the steps on machines, cluster nodes and providers |
+//! | [`session`] | a cluster file with its state, connections and providers; the order in which commands change machines |
+//! | [`work`] | progress, and the context that all steps of a command share |
 //! | [`smoke`], [`doctor`] | smoke tests of the cluster; checks for known problems |
 //! | [`report`] | the result of each step |
 //! | [`trust`] | which commands of a `cluster.yaml` the user has allowed |
 //! | [`lock`] | exclusive file locks |
 //! | [`state`] | the controller's files of a cluster: lock, ledger, report, logs |
 
-pub mod apply;
-mod ask;
 mod control;
 pub mod converge;
 pub mod doctor;
@@ -38,15 +36,18 @@ mod kinds;
 pub mod layers;
 pub mod lock;
 mod machine;
-pub mod nodes;
+mod nodes;
 #[cfg(test)]
 mod parsers;
 pub mod plan;
 pub mod probe;
 pub mod providers;
+mod remote_probe;
 pub mod report;
 pub mod resource;
 pub mod resume;
+mod runner;
+pub mod session;
 pub mod shell;
 pub mod smoke;
 pub mod spec;
@@ -62,5 +63,5 @@ pub use error::ClusterError;
 /// The first 64 bits of SHA-256, as 16 hexadecimal digits.
 fn digest(bytes: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
-    digest.as_ref().iter().take(8).map(|b| format!("{b:02x}")).collect()
+    slipway_core::hex::encode(&digest.as_ref()[..8])
 }

@@ -6,6 +6,7 @@ use crate::ClusterError;
 use crate::control::{Control, QUERY_TIMEOUT};
 use crate::event::Event;
 use crate::layers;
+use crate::remote_probe::probe_host;
 use crate::resource::Layer;
 use crate::resume::MAX_REBOOTS;
 use crate::shell::FOLDER;
@@ -13,7 +14,7 @@ use crate::shell::quote;
 use crate::spec::Machine;
 use crate::state::Log;
 use crate::steps::{Action, Step};
-use crate::transport::Host;
+use crate::transport::{Host, Program};
 use crate::work::{Progress, Work};
 
 /// Timeout of one run of the engine, which may install a driver.
@@ -24,7 +25,7 @@ const LOCK_TIMEOUT_SECONDS: u64 = 1800;
 const READ_BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
 
 /// Applies these layers to the machine, and reboots it as often as the engine requires. Returns the number of changes.
-pub(crate) async fn converge(
+pub(crate) async fn apply_layers(
     work: &Work,
     step: &Step,
     machine: &Machine,
@@ -34,7 +35,7 @@ pub(crate) async fn converge(
 ) -> Result<usize, ClusterError> {
     let desired = layers::desired_state(&work.cluster, machine)?.only(layers);
     // Most machines are in the desired state most of the time. A probe from the controller finds that out without uploading the engine.
-    let facts = crate::ask::probe_host(host, &desired, 0).await?;
+    let facts = probe_host(host, &desired, 0).await?;
     if desired.check(&facts).is_empty() {
         return Ok(0);
     }
@@ -74,7 +75,7 @@ pub(crate) async fn converge(
                     Event::Done { .. } => done = true,
                     _ => {}
                 }
-                let _ = work.watch.send(Progress::Event { step: step.id.clone(), event }); // there may be no receiver
+                work.send(Progress::Event { step: step.id.clone(), event });
             })
             .await;
         if let Some(reason) = failure {
@@ -118,6 +119,13 @@ async fn reboot(host: &Host, timeout: Duration, log: &Log) -> Result<(), Cluster
         host: host.name.clone(),
         reason: format!("it did not come back within {} s after a reboot", timeout.as_secs()),
     })
+}
+
+/// Rolls back the last recorded change of a machine. `line` receives each line of the engine's output.
+pub(crate) async fn roll_back(host: &Host, program: &Program, line: impl FnMut(&str)) -> Result<(), ClusterError> {
+    let program = host.push(program).await?;
+    let command = format!("exec {program} node converge --rollback --folder {FOLDER}");
+    host.run(&command, b"", CONVERGE_TIMEOUT, line).await
 }
 
 /// Rolls back every recorded change of a machine, and removes slipway's own files from it.

@@ -102,7 +102,7 @@ async fn run_microk8s_logged(host: &Host, arguments: &str, log: &Log) -> Result<
 ///
 /// # Errors
 /// [`ClusterError::Spec`] with the upgrade to do first, or an error when the cluster does not respond.
-pub async fn may_upgrade(work: &Work) -> Result<BTreeMap<String, String>, ClusterError> {
+pub(crate) async fn may_upgrade(work: &Work) -> Result<BTreeMap<String, String>, ClusterError> {
     let channel = &work.cluster.spec.kubernetes.channel;
     let desired = minor(channel);
     let nodes = Control::first(work)?.nodes().await?;
@@ -142,7 +142,7 @@ pub(crate) async fn upgrade(
             control.drain(&machine.name, log).await?;
         }
     }
-    let changes = crate::machine::converge(work, step, machine, host, &[Layer::Kubernetes], log).await?;
+    let changes = crate::machine::apply_layers(work, step, machine, host, &[Layer::Kubernetes], log).await?;
     control.wait_ready(&machine.name, desired, log).await?;
     if outdated || node.cordoned_by_slipway {
         control.uncordon(&machine.name).await?;

@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 use slipway_core::Explain;
 
 use crate::ClusterError;
-use crate::ask::probe_host;
 use crate::doctor::{self, Finding, Severity};
 use crate::layers;
-use crate::probe::{self, Facts};
+use crate::probe::{self, Facts, MachineInfo};
+use crate::remote_probe::probe_host;
 use crate::resource::{Change, DesiredState, Layer};
 use crate::spec::{Cluster, Machine};
 use crate::transport::Host;
@@ -40,7 +40,7 @@ pub struct MachinePlan {
     pub unreachable: Option<Trouble>,
     /// Hardware and operating system, if the machine could be probed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub machine: Option<probe::Machine>,
+    pub machine: Option<MachineInfo>,
     /// Resources that differ from the desired state, in the order in which they would be applied.
     pub changes: Vec<Planned>,
     /// Problems of the machine that need attention.

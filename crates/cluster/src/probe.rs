@@ -34,7 +34,7 @@ f() {
 c() { (eval "$2") </dev/null >/dev/null 2>&1; printf '%s\tstatus\t=%s\n' "$1" $?; }
 "#;
 
-/// Prints facts about the machine itself; see [`Machine`].
+/// Prints facts about the machine itself; see [`MachineInfo`].
 const MACHINE_PROBE: &str = r#"
 (. /etc/os-release; v os "$ID $VERSION_ID") 2>/dev/null
 v kernel "$(uname -rm)"; v cpus "$(nproc)"; v clock "$(date +%s)"
@@ -184,13 +184,13 @@ impl Facts {
     }
 
     /// Hardware and operating system of the machine.
-    pub fn about(&self) -> Machine {
+    pub fn about(&self) -> MachineInfo {
         let number = |field: &str| self.machine(field).parse::<u64>().unwrap_or(0);
         let (distribution, release) =
             self.machine("os").split_once(' ').map_or_else(Default::default, |(a, b)| (a.to_owned(), b.to_owned()));
         let (kernel, arch) =
             self.machine("kernel").split_once(' ').map_or_else(Default::default, |(a, b)| (a.to_owned(), b.to_owned()));
-        Machine {
+        MachineInfo {
             hostname: self.machine("hostname"),
             distribution,
             release,
@@ -211,7 +211,7 @@ impl Facts {
 /// Hardware and operating system of a machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Machine {
+pub struct MachineInfo {
     /// The hostname that the machine has set.
     pub hostname: String,
     /// Id of the distribution: `ubuntu`, `debian`.

@@ -34,6 +34,20 @@ pub enum Layer {
 }
 
 impl Layer {
+    /// All layers, in the order in which they are applied.
+    pub const ALL: [Self; 10] = [
+        Self::System,
+        Self::HostTools,
+        Self::Kubernetes,
+        Self::Gpu,
+        Self::Join,
+        Self::Addons,
+        Self::Storage,
+        Self::DevicePlugin,
+        Self::Platform,
+        Self::Smoke,
+    ];
+
     /// The name on the command line and in resource ids, such as `host-tools`.
     pub fn name(self) -> &'static str {
         match self {
@@ -48,6 +62,31 @@ impl Layer {
             Self::Platform => "platform",
             Self::Smoke => "smoke",
         }
+    }
+
+    /// What the layer consists of, in a few words for the help of the command line.
+    pub fn summary(self) -> &'static str {
+        match self {
+            Self::System => "Host names, limits, held updates",
+            Self::HostTools => "Tools on every machine",
+            Self::Kubernetes => "MicroK8s",
+            Self::Gpu => "Driver and containerd",
+            Self::Join => "Cluster membership",
+            Self::Addons => "MicroK8s add-ons",
+            Self::Storage => "Storage drivers and storage classes",
+            Self::DevicePlugin => "The device plugin and GPU sharing",
+            Self::Platform => "slipway in the cluster",
+            Self::Smoke => "Smoke tests",
+        }
+    }
+}
+
+impl std::str::FromStr for Layer {
+    type Err = String;
+
+    /// Parses a layer's [`name`](Layer::name).
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|l| l.name() == name).ok_or_else(|| format!("there is no layer '{name}'"))
     }
 }
 

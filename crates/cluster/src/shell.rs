@@ -22,9 +22,9 @@ pub(crate) fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// The machine, as the change of one resource uses it.
+/// What the change of one resource works with: the machine's shell and files, and the records that undo it.
 #[derive(Debug)]
-pub struct Node<'a> {
+pub struct ChangeContext<'a> {
     /// The records folder; see [`FOLDER`].
     pub(crate) folder: &'a Path,
     /// Name of the change.
@@ -37,7 +37,7 @@ pub struct Node<'a> {
     pub(crate) lines: mpsc::Sender<(String, String)>,
 }
 
-impl Node<'_> {
+impl ChangeContext<'_> {
     /// Runs a shell script, and sends each line of its output.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Builds the steps of each command and their dependencies. [`crate::apply`] runs them.
+//! Builds the steps of each command and their dependencies. `runner` runs them.
 //!
 //! A list of steps is in topological order: each step comes after the steps that it needs.
 

@@ -48,7 +48,7 @@ impl Agreements {
     ///
     /// # Errors
     /// [`ClusterError::Io`] when the file or the agreements cannot be read.
-    pub fn apply(&self, file: &Path, cluster: &mut Cluster) -> Result<(), ClusterError> {
+    pub fn allow_commands(&self, file: &Path, cluster: &mut Cluster) -> Result<(), ClusterError> {
         if !cluster.commands().is_empty() && self.load()?.get(&key(file)?) == Some(&digest(cluster)?) {
             cluster.trust_commands();
         }
@@ -77,8 +77,7 @@ fn key(file: &Path) -> Result<String, ClusterError> {
 fn digest(cluster: &Cluster) -> Result<String, ClusterError> {
     let commands: BTreeSet<String> = cluster.commands().into_iter().map(|(_, command)| command).collect();
     let text = serde_json::to_vec(&commands).map_err(|e| ClusterError::io("the commands")(e.into()))?;
-    let digest = ring::digest::digest(&ring::digest::SHA256, &text);
-    Ok(digest.as_ref().iter().map(|b| format!("{b:02x}")).collect())
+    Ok(slipway_core::hex::encode(ring::digest::digest(&ring::digest::SHA256, &text).as_ref()))
 }
 
 #[cfg(test)]
@@ -100,7 +99,7 @@ mod tests {
         let agreements = Agreements::at(&folder);
         let runs = |file: &Path| {
             let mut cluster = Cluster::read(file).unwrap();
-            agreements.apply(file, &mut cluster).map(|()| cluster.check_trusted().is_ok())
+            agreements.allow_commands(file, &mut cluster).map(|()| cluster.check_trusted().is_ok())
         };
         let (one, two) = (write("one.yaml", "echo a"), write("two.yaml", "echo a"));
         assert!(!runs(&one).unwrap());

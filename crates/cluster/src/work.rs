@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tokio::sync::mpsc::UnboundedSender;
+
 use crate::event::Event;
 use crate::fleet::Fleet;
 use crate::report::{Report, StepReport};
@@ -23,31 +25,34 @@ pub enum Progress {
 }
 
 /// The context that all steps of a command share.
-pub struct Work {
+pub(crate) struct Work {
     /// Name of the command, such as `apply`.
-    pub verb: &'static str,
+    pub(crate) verb: &'static str,
     /// The cluster, with the provisioned machines of its groups.
-    pub cluster: Cluster,
+    pub(crate) cluster: Cluster,
     /// The machines by name, including those that are about to leave the cluster.
-    pub hosts: BTreeMap<String, (Machine, Host)>,
+    pub(crate) hosts: BTreeMap<String, (Machine, Host)>,
     /// Opens connections to machines that are created during the command.
-    pub connections: Arc<Connections>,
+    pub(crate) connections: Arc<Connections>,
     /// The machines of the groups; `None` if the file has no groups.
-    pub fleet: Option<Arc<Fleet>>,
+    pub(crate) fleet: Option<Arc<Fleet>>,
     /// The program that is uploaded to the machines.
-    pub program: Arc<Program>,
+    pub(crate) program: Arc<Program>,
     /// The cluster's folder, for logs and reports.
-    pub state: State,
+    pub(crate) state: State,
     /// Name of the change in the machines' records: the start of the command in milliseconds since 1970.
-    pub change: String,
-    /// Receives the progress.
-    pub watch: tokio::sync::mpsc::UnboundedSender<Progress>,
+    pub(crate) change: String,
+    /// Receives the progress; `None` if there is no observer.
+    pub(crate) watch: Option<UnboundedSender<Progress>>,
     /// Report of steps that ran earlier in the same command, and to which these steps are appended.
-    pub before: Option<Report>,
+    pub(crate) before: Option<Report>,
 }
 
-impl std::fmt::Debug for Work {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Work").field("verb", &self.verb).field("change", &self.change).finish_non_exhaustive()
+impl Work {
+    /// Sends progress to the observer of the command, if there is one.
+    pub(crate) fn send(&self, progress: Progress) {
+        if let Some(watch) = &self.watch {
+            let _ = watch.send(progress); // the observer may have ended
+        }
     }
 }

@@ -5,21 +5,25 @@
 //! |---|---|
 //! | [`explain`] | [`Explain`]: a stable code and a hint for every public error, and their catalogue |
 //! | [`ids`] | identifiers and friendly names |
+//! | [`cache`] | a cache of bounded size whose entries expire |
 //! | [`clock`] | milliseconds since the Unix epoch |
 //! | [`units`] | human-readable bytes and durations |
 //! | [`config`] | flag > environment > project file > user file > default; each value keeps its origin |
 //! | [`env`] | every environment variable that slipway reads |
+//! | [`hex`] | bytes as hexadecimal digits |
 //! | [`home`] | paths of the state folder |
 //! | [`files`] | atomic file replacement that does not follow symbolic links of other users |
 //! | [`node_access`] | how the control plane identifies itself to node agents |
 //! | [`task`] | background tasks that must live as long as the process |
 //! | [`tls`] | which certificates a client trusts, certificate fingerprints |
 
+pub mod cache;
 pub mod clock;
 pub mod config;
 pub mod env;
 pub mod explain;
 pub mod files;
+pub mod hex;
 pub mod home;
 pub mod ids;
 pub mod node_access;

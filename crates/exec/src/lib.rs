@@ -135,6 +135,19 @@ pub trait Tracker: Send + Sync {
     ) -> BoxFuture<'a, Result<(), String>>;
 }
 
+/// A metric of an executor's controllers, without labels.
+#[derive(Debug, Clone, Copy)]
+pub struct ControllerMetric {
+    /// Name, without the suffix `_total` of counters.
+    pub name: &'static str,
+    /// Help text.
+    pub help: &'static str,
+    /// Whether the metric is a counter; otherwise it is a gauge.
+    pub is_counter: bool,
+    /// Current value.
+    pub value: u64,
+}
+
 /// The id of the tracked run: the `uid` of the run without dashes, so that creating the tracked run again has no effect.
 pub fn tracked_id(uid: &str) -> String {
     uid.replace('-', "")

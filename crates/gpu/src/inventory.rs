@@ -156,10 +156,50 @@ pub enum Severity {
     Error,
 }
 
+/// The kind of a finding, for programs. Texts are for people, and their wording may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FindingCode {
+    /// The GPU has fallen off the bus (XID 79) and reports nothing any more.
+    GpuLost,
+    /// NVML failed to read a value.
+    UnreadableValue,
+    /// The clocks are reduced.
+    ClocksReduced,
+    /// The GPU is as hot as the temperature at which it slows down.
+    Hot,
+    /// Fewer PCIe lanes are in use than the card has.
+    PcieWidth,
+    /// The PCIe generation under load is lower than the card's.
+    PcieGeneration,
+    /// Many PCIe packets were retransmitted.
+    PcieReplays,
+    /// A memory row could not be remapped.
+    RemappingFailed,
+    /// A memory row is remapped at the next reset.
+    RemappingPending,
+    /// Memory errors that ECC could not correct.
+    UncorrectedErrors,
+    /// Some NVLinks are down.
+    NvLinksDown,
+    /// The MIG mode changes at the next reset.
+    MigModePending,
+    /// Persistence mode is off.
+    PersistenceOff,
+    /// The power limit is below the default.
+    PowerLimited,
+    /// Processes hold memory of an idle GPU.
+    IdleMemoryHeld,
+    /// The GPU has much less memory than its data sheet lists.
+    MemoryBelowSheet,
+}
+
 /// A problem found on a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(rename = "GpuFinding")]
 pub struct Finding {
+    /// The kind of the problem. It is not part of the API's responses.
+    #[serde(skip)]
+    pub code: FindingCode,
     /// The severity.
     pub severity: Severity,
     /// Description of the problem.
@@ -183,7 +223,8 @@ fn value_or_finding<T>(result: Result<T, NvmlError>, findings: &mut Vec<Finding>
                 };
                 let what = e.to_string();
                 if findings.iter().all(|f| f.what != what) {
-                    findings.push(Finding { severity: Severity::Warning, what, remedy: remedy.into() });
+                    let code = FindingCode::UnreadableValue;
+                    findings.push(Finding { code, severity: Severity::Warning, what, remedy: remedy.into() });
                 }
             }
             None
@@ -192,10 +233,11 @@ fn value_or_finding<T>(result: Result<T, NvmlError>, findings: &mut Vec<Finding>
 }
 
 fn add_lost_finding(findings: &mut Vec<Finding>) {
-    let what = "the GPU has fallen off the bus (XID 79)".to_owned();
-    if findings.iter().all(|f| f.what != what) {
+    let code = FindingCode::GpuLost;
+    if findings.iter().all(|f| f.code != code) {
+        let what = "the GPU has fallen off the bus (XID 79)".into();
         let remedy = "drain the node and power it off and on; check seating, power cables and cooling".into();
-        findings.push(Finding { severity: Severity::Error, what, remedy });
+        findings.push(Finding { code, severity: Severity::Error, what, remedy });
     }
 }
 
@@ -391,8 +433,10 @@ fn processes(nvml: &Nvml, device: &Device<'_>, f: &mut Vec<Finding>) -> Vec<Proc
 
 /// Adds a finding for every reading that indicates a problem.
 fn diagnose(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
-    let mut add =
-        |severity, what: String, remedy: &str| findings.push(Finding { severity, what, remedy: remedy.into() });
+    use FindingCode as Code;
+    let mut add = |code, severity, what: String, remedy: &str| {
+        findings.push(Finding { code, severity, what, remedy: remedy.into() });
+    };
     for (bit, reason, is_problem) in codes::THROTTLE_REASONS {
         if *is_problem && throttle & bit != 0 {
             let remedy = if reason.contains("temperature") {
@@ -400,28 +444,31 @@ fn diagnose(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
             } else {
                 "check the power supply and its cables; the board reduces the clocks"
             };
-            add(Severity::Warning, format!("clocks are reduced: {reason}"), remedy);
+            add(Code::ClocksReduced, Severity::Warning, format!("clocks are reduced: {reason}"), remedy);
         }
     }
     if let (Some(now), Some(slow)) = (gpu.temperature_celsius, gpu.temperature_slowdown_celsius)
         && now >= slow
         && slow > 0
     {
-        add(Severity::Warning, format!("{now} °C, and the card slows down at {slow} °C"), "check fans and airflow");
+        let what = format!("{now} °C, and the card slows down at {slow} °C");
+        add(Code::Hot, Severity::Warning, what, "check fans and airflow");
     }
     if let Some(p) = &gpu.pcie {
         if p.width < p.width_max {
             let what = format!("PCIe x{} in use, the card has x{}", p.width, p.width_max);
-            add(Severity::Warning, what, "move the card to a full slot, reseat it, or check the riser and bifurcation");
+            let remedy = "move the card to a full slot, reseat it, or check the riser and bifurcation";
+            add(Code::PcieWidth, Severity::Warning, what, remedy);
         }
         // Idle cards lower the PCIe generation to save power, so only a busy card is checked.
         let busy = gpu.utilization_percent.is_some_and(|u| u > 20);
         if p.generation < p.generation_max && busy {
             let what = format!("PCIe generation {} under load, {} is possible", p.generation, p.generation_max);
-            add(Severity::Warning, what, "check the BIOS setting of the slot and the riser");
+            add(Code::PcieGeneration, Severity::Warning, what, "check the BIOS setting of the slot and the riser");
         }
         if p.replays.is_some_and(|r| r > 1000) {
             add(
+                Code::PcieReplays,
                 Severity::Warning,
                 format!("{} PCIe packets were retransmitted", p.replays.unwrap_or(0)),
                 "reseat the card or change the riser",
@@ -430,9 +477,11 @@ fn diagnose(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
     }
     if let Some(ecc) = &gpu.ecc {
         if ecc.remapping_failed {
-            add(Severity::Error, "a memory row could not be remapped".into(), "replace the card (RMA)");
+            let what = "a memory row could not be remapped".into();
+            add(Code::RemappingFailed, Severity::Error, what, "replace the card (RMA)");
         } else if ecc.remapping_pending {
             add(
+                Code::RemappingPending,
                 Severity::Warning,
                 "a memory row remapping is pending".into(),
                 "drain the node and reset the GPU: nvidia-smi --gpu-reset",
@@ -440,6 +489,7 @@ fn diagnose(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
         }
         if ecc.uncorrected > 0 {
             add(
+                Code::UncorrectedErrors,
                 Severity::Error,
                 format!("{} uncorrected memory errors", ecc.uncorrected),
                 "drain the node, reset the GPU, and replace the card if the errors return",
@@ -449,10 +499,12 @@ fn diagnose(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
     let down = gpu.nvlinks.iter().filter(|l| !l.active).count();
     if down > 0 && down < gpu.nvlinks.len() {
         let what = format!("{down} of {} NVLinks are down", gpu.nvlinks.len());
-        add(Severity::Warning, what, "check the bridge, and nvidia-fabricmanager on NVSwitch systems");
+        let remedy = "check the bridge, and nvidia-fabricmanager on NVSwitch systems";
+        add(Code::NvLinksDown, Severity::Warning, what, remedy);
     }
     if gpu.mig.as_ref().is_some_and(|m| m.enabled != m.pending) {
         add(
+            Code::MigModePending,
             Severity::Note,
             "a MIG mode change is pending a GPU reset".into(),
             "drain the node and reset the GPU: nvidia-smi --gpu-reset",
@@ -460,6 +512,7 @@ fn diagnose(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
     }
     if gpu.persistence == Some(false) {
         add(
+            Code::PersistenceOff,
             Severity::Note,
             "persistence mode is off: the first call after an idle period takes seconds".into(),
             "systemctl enable --now nvidia-persistenced",
@@ -469,6 +522,7 @@ fn diagnose(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
         && limit < default * 0.99
     {
         add(
+            Code::PowerLimited,
             Severity::Note,
             format!("power is limited to {limit:.0} of {default:.0} W"),
             "change it with nvidia-smi --power-limit; a lower limit is slower but often more efficient",
@@ -478,7 +532,8 @@ fn diagnose(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
         let held: u64 = gpu.processes.iter().filter_map(|p| p.memory_bytes).sum();
         if held > 1 << 30 {
             let what = format!("idle, with {} of memory held", slipway_core::units::bytes(held));
-            add(Severity::Note, what, "contact the owners of the processes, or share the GPU: slipway gpu share plan");
+            let remedy = "contact the owners of the processes, or share the GPU: slipway gpu share plan";
+            add(Code::IdleMemoryHeld, Severity::Note, what, remedy);
         }
     }
     if let (Some(card), Some(total)) = (sheet::find(&gpu.name), gpu.memory_total)
@@ -486,6 +541,7 @@ fn diagnose(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
     {
         let what =
             format!("{} of memory, but the data sheet lists {} GB", slipway_core::units::bytes(total), card.memory_gb);
-        add(Severity::Note, what, "it may be a virtual GPU, or a variant without a data sheet in slipway");
+        let remedy = "it may be a virtual GPU, or a variant without a data sheet in slipway";
+        add(Code::MemoryBelowSheet, Severity::Note, what, remedy);
     }
 }

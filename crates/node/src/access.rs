@@ -3,19 +3,18 @@
 //!
 //! Metrics and health are public, because Prometheus and the kubelet send no tokens.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Json;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
 use ring::digest::{SHA256, digest};
 use serde_json::json;
 use slipway_access::{Caller, Guard, HostNames, Permission, Person, Policy, Refusal, Resource, Unavailable, Verb};
+use slipway_core::cache::TtlCache;
 use slipway_core::node_access::{ACCOUNT, AUDIENCE, HEADER, user};
 use tokio::sync::Semaphore;
 
@@ -23,7 +22,7 @@ use crate::cluster::{Cluster, ClusterError};
 
 /// Time for which an accepted token is cached before it is reviewed again.
 const TOKEN_CACHE_TTL: Duration = Duration::from_secs(60);
-/// Maximum number of cached tokens. When it is reached, the cache is cleared, which only costs further reviews.
+/// Maximum number of cached tokens.
 const MAX_CACHED_TOKENS: usize = 64;
 /// Maximum number of concurrent reviews, so that clients with invalid tokens cannot make the agent flood the API server.
 const MAX_REVIEWS: usize = 4;
@@ -50,8 +49,8 @@ pub(crate) struct Tokens {
     review: Review,
     /// The user whose tokens are accepted.
     user: String,
-    /// Time at which a token was accepted, keyed by its SHA-256 digest so that tokens are not kept in memory.
-    accepted: Mutex<HashMap<Vec<u8>, Instant>>,
+    /// Accepted tokens, by their SHA-256 digests so that tokens are not kept in memory.
+    accepted: TtlCache<Vec<u8>, ()>,
     permits: Semaphore,
 }
 
@@ -68,7 +67,7 @@ impl Gate {
                     Box::pin(async move { cluster.user_of(&token, AUDIENCE).await })
                 }),
                 user: user(namespace),
-                accepted: Mutex::default(),
+                accepted: TtlCache::new(TOKEN_CACHE_TTL, MAX_CACHED_TOKENS),
                 permits: Semaphore::new(MAX_REVIEWS),
             }),
         }
@@ -139,7 +138,7 @@ impl Tokens {
     async fn holder(&self, token: Option<&str>) -> Result<Option<String>, ClusterError> {
         let Some(token) = token.filter(|t| !t.is_empty() && t.len() <= MAX_TOKEN_BYTES) else { return Ok(None) };
         let key = digest(&SHA256, token.as_bytes()).as_ref().to_vec();
-        if self.accepted.lock().get(&key).is_some_and(|at| at.elapsed() < TOKEN_CACHE_TTL) {
+        if self.accepted.get(&key).is_some() {
             return Ok(Some(self.user.clone()));
         }
         let review = async {
@@ -152,11 +151,7 @@ impl Tokens {
         let timed_out = |_| ClusterError::Unreachable(format!("no response within {} s", REVIEW_TIMEOUT.as_secs()));
         let holder = reviewed.map_err(timed_out).and_then(|r| r)?;
         if holder.as_ref() == Some(&self.user) {
-            let mut accepted = self.accepted.lock();
-            if accepted.len() >= MAX_CACHED_TOKENS {
-                accepted.clear();
-            }
-            accepted.insert(key, Instant::now());
+            self.accepted.put(key, ());
         }
         Ok(holder)
     }

@@ -1,5 +1,7 @@
-//! The current state of the NVIDIA driver and its GPUs. One thread calls NVML: it opens the driver, waits for XIDs, polls the GPUs,
-//! writes the CDI specification, and then publishes the new state to subscribers. It reopens a driver that was unloaded and reloaded.
+//! The current state of the NVIDIA driver and its GPUs. One thread watches the driver through NVML: it opens the driver, waits for XIDs,
+//! polls the GPUs, writes the CDI specification, and then publishes the new state to subscribers. It reopens a driver that was unloaded and
+//! reloaded. Only this thread publishes the state of GPUs. Other tasks read and change GPUs with [`Driver::with`], on blocking threads, which NVML
+//! allows (NVML API reference, "NVML is thread-safe"); a [refresh](Driver::refresh) then publishes what they changed.
 //!
 //! Without this thread no fault would be detected. Therefore a thread that ended, or that hangs in an NVML call, counts as a missing
 //! driver, and the agent exits with an error when the thread ends.
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use slipway_gpu::GpuError;
-use slipway_gpu::inventory::{Gpu, Inventory, Severity};
+use slipway_gpu::inventory::{FindingCode, Gpu, Inventory};
 use slipway_gpu::mig::{self, Layout};
 use slipway_gpu::nvml::{Nvml, NvmlError, Watch, codes};
 use slipway_gpu::topology::Topology;
@@ -434,8 +436,7 @@ fn machine(
     let mut inventory = Inventory::collect(nvml)?;
     for gpu in &mut inventory.gpus {
         // A lost GPU reports nothing, not even its name. It keeps its last known values and is marked unhealthy.
-        let lost = gpu.uuid.is_empty()
-            || gpu.findings.iter().any(|f| f.severity == Severity::Error && f.what.contains("XID 79"));
+        let lost = gpu.uuid.is_empty() || gpu.findings.iter().any(|f| f.code == FindingCode::GpuLost);
         if let Some(last_known) = known.iter().find(|k| k.index == gpu.index && !k.uuid.is_empty()).filter(|_| lost) {
             let findings = std::mem::take(&mut gpu.findings);
             *gpu = Gpu { findings, processes: Vec::new(), ..last_known.clone() };

@@ -1,14 +1,13 @@
 //! Authentication and authorization by the cluster (`authentication.k8s.io/v1 TokenReview`, `authorization.k8s.io/v1
 //! SubjectAccessReview`). Results are cached for a short time, as the API server does for its webhooks.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::Hash;
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::PostParams;
-use parking_lot::Mutex;
+use slipway_core::cache::TtlCache;
 use tokio::sync::Semaphore;
 
 use crate::{Api, KubeError};
@@ -22,8 +21,7 @@ pub const AUDIENCE: &str = "slipway";
 const ACCEPTED_TTL: Duration = Duration::from_secs(60);
 /// How long a rejected token or a permission is cached: short, so that changed permissions take effect soon.
 const DECISION_TTL: Duration = Duration::from_secs(5);
-/// Maximum entries of a cache. A full cache drops its expired entries, or all entries if none has expired; this only costs repeated
-/// reviews.
+/// Maximum entries of each cache.
 const MAX_CACHE_ENTRIES: usize = 10_000;
 /// Maximum concurrent token reviews. Each is a request to the API server, and unauthenticated clients can send any number of tokens.
 const MAX_CONCURRENT_REVIEWS: usize = 16;
@@ -53,34 +51,6 @@ struct AccessRequest {
     namespace: Option<String>,
 }
 
-/// A cache whose entries expire after `ttl`.
-struct TtlCache<K, V> {
-    ttl: Duration,
-    entries: Mutex<HashMap<K, (Instant, V)>>,
-}
-
-impl<K: Eq + Hash, V: Clone> TtlCache<K, V> {
-    fn new(ttl: Duration) -> Self {
-        Self { ttl, entries: Mutex::default() }
-    }
-
-    fn get(&self, key: &K) -> Option<V> {
-        let entries = self.entries.lock();
-        entries.get(key).filter(|(at, _)| at.elapsed() < self.ttl).map(|(_, value)| value.clone())
-    }
-
-    fn put(&self, key: K, value: V) {
-        let mut entries = self.entries.lock();
-        if entries.len() >= MAX_CACHE_ENTRIES {
-            entries.retain(|_, (at, _)| at.elapsed() < self.ttl);
-        }
-        if entries.len() >= MAX_CACHE_ENTRIES {
-            entries.clear();
-        }
-        entries.insert(key, (Instant::now(), value));
-    }
-}
-
 /// SHA-256 digest of a token. The tokens themselves are not stored.
 type Digest = Vec<u8>;
 
@@ -105,10 +75,10 @@ impl Reviews {
     pub fn new(api: Api) -> Self {
         Self {
             api,
-            accepted: TtlCache::new(ACCEPTED_TTL),
-            rejected: TtlCache::new(DECISION_TTL),
+            accepted: TtlCache::new(ACCEPTED_TTL, MAX_CACHE_ENTRIES),
+            rejected: TtlCache::new(DECISION_TTL, MAX_CACHE_ENTRIES),
             reviews: Semaphore::new(MAX_CONCURRENT_REVIEWS),
-            permissions: TtlCache::new(DECISION_TTL),
+            permissions: TtlCache::new(DECISION_TTL, MAX_CACHE_ENTRIES),
         }
     }
 
@@ -255,7 +225,6 @@ mod tests {
         for number in 0..=MAX_CACHE_ENTRIES {
             reviews.rejected.put(number.to_be_bytes().to_vec(), ());
         }
-        assert!(reviews.rejected.entries.lock().len() <= MAX_CACHE_ENTRIES);
         assert!(reviews.authenticate("good").await.unwrap().is_some());
         assert_eq!(cluster.count("POST", "tokenreviews"), 1);
     }

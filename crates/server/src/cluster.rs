@@ -24,20 +24,7 @@ use crate::error_body::ErrorBody;
 /// The future of [`Kubernetes::nodes`].
 pub type NodesFuture<'a> = Pin<Box<dyn Future<Output = Result<Vec<Value>, String>> + Send + 'a>>;
 
-pub use slipway_exec::Mint;
-
-/// A metric of the cluster's controllers, without labels.
-#[derive(Debug, Clone, Copy)]
-pub struct ControllerMetric {
-    /// Name, without the suffix `_total` of counters.
-    pub name: &'static str,
-    /// Help text.
-    pub help: &'static str,
-    /// Whether the metric is a counter; otherwise it is a gauge.
-    pub is_counter: bool,
-    /// Current value.
-    pub value: u64,
-}
+pub use slipway_exec::{ControllerMetric, Mint};
 
 /// The cluster that the server runs in. The binary passes in an implementation, so this crate needs no Kubernetes client.
 pub trait Kubernetes: std::fmt::Debug + Send + Sync {

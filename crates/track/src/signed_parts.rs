@@ -42,7 +42,7 @@ impl PartSigner {
     /// hexadecimal.
     pub(crate) fn sign(&self, upload_id: &str, number: &str, expires_ms: i64) -> String {
         let tag = hmac::sign(&self.0, Self::message(upload_id, number, expires_ms).as_bytes());
-        tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+        slipway_core::hex::encode(tag.as_ref())
     }
 
     /// Whether `signature` is valid for these values. The comparison takes constant time.

@@ -2,7 +2,7 @@
 
 use crate::probe::Facts;
 use crate::resource::Change;
-use crate::shell::Node;
+use crate::shell::ChangeContext;
 use crate::shell::quote;
 use crate::undo::Undo;
 
@@ -53,7 +53,7 @@ pub(crate) fn apply(
     name: &str,
     version: Option<&str>,
     hold: bool,
-    node: &mut Node<'_>,
+    context: &mut ChangeContext<'_>,
 ) -> Result<(), String> {
     let (before, package) = (installed(facts, name), quote(name));
     let target = quote(&version.map_or_else(|| name.to_owned(), |v| format!("{name}={v}")));
@@ -67,9 +67,9 @@ pub(crate) fn apply(
              if [ -n \"$(apt-cache policy {package} | sed -n 's/^  Candidate: //p' | grep -v none)\" ] && get; then exit 0; fi; \
              {APT} update && get"
         );
-        node.shell(&script)?;
+        context.shell(&script)?;
     }
-    node.shell(&format!("{RETRY_LOCK}; waiting apt-mark {} {package}", if hold { "hold" } else { "unhold" }))
+    context.shell(&format!("{RETRY_LOCK}; waiting apt-mark {} {package}", if hold { "hold" } else { "unhold" }))
 }
 
 pub(crate) fn undo(facts: &Facts, name: &str) -> Undo {

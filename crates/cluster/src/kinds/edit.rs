@@ -10,7 +10,7 @@ use super::diff;
 use super::file::current_file;
 use crate::probe::Facts;
 use crate::resource::{Change, Edit};
-use crate::shell::Node;
+use crate::shell::ChangeContext;
 
 /// Applies all edits to the text, one after the other.
 fn apply_edits(text: &str, edits: &[Edit]) -> Result<String, String> {
@@ -127,11 +127,17 @@ pub(crate) fn check(facts: &Facts, id: &str, path: &str, edits: &[Edit]) -> Vec<
     }
 }
 
-pub(crate) fn apply(facts: &Facts, id: &str, path: &str, edits: &[Edit], node: &mut Node<'_>) -> Result<(), String> {
+pub(crate) fn apply(
+    facts: &Facts,
+    id: &str,
+    path: &str,
+    edits: &[Edit],
+    context: &mut ChangeContext<'_>,
+) -> Result<(), String> {
     let mode = current_file(facts, id).map_or_else(|| "644".into(), |(mode, _)| mode);
-    let text = node.read(Path::new(path))?.unwrap_or_default();
+    let text = context.read(Path::new(path))?.unwrap_or_default();
     let desired = apply_edits(&text, edits).map_err(|why| format!("{path} cannot be edited: {why}"))?;
-    node.write(Path::new(path), desired.as_bytes(), &mode)
+    context.write(Path::new(path), desired.as_bytes(), &mode)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::diff;
 use crate::probe::{Facts, MAX_FILE_BYTES};
 use crate::resource::{Change, Text};
-use crate::shell::Node;
+use crate::shell::ChangeContext;
 use crate::undo::Undo;
 
 /// Octal mode and content of the file on the machine; `None` if there is no file.
@@ -42,11 +42,11 @@ pub(crate) fn check(facts: &Facts, id: &str, path: &str, desired: &Text, mode: &
 }
 
 /// Backs up the current content of a file, so that a rollback can restore it.
-pub(crate) fn undo(facts: &Facts, id: &str, path: &str, node: &mut Node<'_>) -> Result<Undo, String> {
+pub(crate) fn undo(facts: &Facts, id: &str, path: &str, context: &mut ChangeContext<'_>) -> Result<Undo, String> {
     match current_file(facts, id) {
         None => Ok(Undo::Remove(path.to_owned())),
         Some((mode, _)) => {
-            let copy = node.backup(Path::new(path))?;
+            let copy = context.backup(Path::new(path))?;
             Ok(Undo::Restore { path: path.to_owned(), copy, mode })
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::probe::Facts;
 use crate::resource::Change;
-use crate::shell::Node;
+use crate::shell::ChangeContext;
 use crate::shell::quote;
 use crate::undo::Undo;
 
@@ -50,9 +50,9 @@ pub(crate) fn check(facts: &Facts, name: &str) -> Vec<Change> {
     changes
 }
 
-pub(crate) fn apply(name: &str, node: &mut Node<'_>) -> Result<(), String> {
+pub(crate) fn apply(name: &str, context: &mut ChangeContext<'_>) -> Result<(), String> {
     let quoted = quote(&full_name(name));
-    node.shell(&format!("systemctl daemon-reload && systemctl enable --quiet {quoted} && systemctl start {quoted}"))
+    context.shell(&format!("systemctl daemon-reload && systemctl enable --quiet {quoted} && systemctl start {quoted}"))
 }
 
 pub(crate) fn undo(facts: &Facts, name: &str) -> Undo {

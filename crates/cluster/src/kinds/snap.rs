@@ -2,7 +2,7 @@
 
 use crate::probe::Facts;
 use crate::resource::Change;
-use crate::shell::Node;
+use crate::shell::ChangeContext;
 use crate::shell::quote;
 use crate::spec::minor;
 use crate::undo::Undo;
@@ -47,20 +47,20 @@ pub(crate) fn minor_version_change(facts: &Facts, name: &str, channel: &str) -> 
 pub(crate) fn apply(
     facts: &Facts,
     (name, channel, classic, hold): (&str, &str, bool, bool),
-    node: &mut Node<'_>,
+    context: &mut ChangeContext<'_>,
 ) -> Result<(), String> {
     let before = installed(facts, name);
     let (snap, quoted_channel) = (quote(name), quote(channel));
     let confinement = if classic { " --classic" } else { "" };
     match &before {
-        None => node.shell(&format!("snap install {snap} --channel={quoted_channel}{confinement}"))?,
+        None => context.shell(&format!("snap install {snap} --channel={quoted_channel}{confinement}"))?,
         Some(b) if b.channel != channel => {
-            node.shell(&format!("snap refresh {snap} --channel={quoted_channel}{confinement}"))?
+            context.shell(&format!("snap refresh {snap} --channel={quoted_channel}{confinement}"))?
         }
         Some(_) => {}
     }
     if before.as_ref().map_or(hold, |b| b.held != hold) {
-        node.shell(&format!("snap refresh {} {snap}", if hold { "--hold" } else { "--unhold" }))?;
+        context.shell(&format!("snap refresh {} {snap}", if hold { "--hold" } else { "--unhold" }))?;
     }
     Ok(())
 }

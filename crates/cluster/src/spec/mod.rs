@@ -129,7 +129,9 @@ pub struct Machine {
     /// SSH settings that override `spec.ssh`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh: Option<Ssh>,
-    /// Set if the machine belongs to a group, and comes from a provider.
+    /// Set if the machine belongs to a group, and comes from a provider. It is not part of the file: [`crate::fleet::resolved`] sets it. It
+    /// stays with the machine, because a caller that forgot to look it up would connect without the machine's pinned host key, and would
+    /// undo changes on a machine that is to be deleted.
     #[serde(skip)]
     pub provisioned: Option<Provisioned>,
 }

@@ -179,7 +179,7 @@ pub(super) async fn publish<C: Cluster>(dra: Dra<C>) {
         if let Some(machine) = state.machine() {
             let specs = specs(machine);
             if published.as_ref() != Some(&specs) {
-                match apply(&dra, &specs).await {
+                match replace_slices(&dra, &specs).await {
                     Ok(()) => published = Some(specs),
                     Err(error) => {
                         tracing::warn!(%error, "publishing the resource slices failed; retrying");
@@ -195,8 +195,8 @@ pub(super) async fn publish<C: Cluster>(dra: Dra<C>) {
     }
 }
 
-/// Applies the slices under a new generation of the pool, unless the existing slices already match.
-async fn apply<C: Cluster>(dra: &Dra<C>, specs: &[Value]) -> Result<(), ClusterError> {
+/// Publishes the slices under a new generation of the pool, unless the existing slices already match.
+async fn replace_slices<C: Cluster>(dra: &Dra<C>, specs: &[Value]) -> Result<(), ClusterError> {
     let fields = format!("spec.nodeName={},spec.driver={}", dra.node, dra.name);
     let existing = dra.cluster.list(RESOURCE_SLICE, &fields).await?;
     let generation = existing.iter().filter_map(|s| s["spec"]["pool"]["generation"].as_i64()).max().unwrap_or(0);

@@ -28,7 +28,9 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use slipway_core::task::restart_on_panic;
 use slipway_exec::manifest::SUBMITTED_BY;
-use slipway_exec::{ExecError, ExecFuture, Executor, LogQuery, LogStream, Manifest, Submitted, TokenRequest, Tracker};
+use slipway_exec::{
+    ControllerMetric, ExecError, ExecFuture, Executor, LogQuery, LogStream, Manifest, Submitted, TokenRequest, Tracker,
+};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -129,26 +131,23 @@ impl RunController {
         }
     }
 
-    /// Values for metrics: name (without the suffix `_total` of counters), help text, whether it is a counter, value.
-    pub fn metrics(&self) -> [(&'static str, &'static str, bool, u64); 8] {
+    /// The metrics of this process's part in the control of runs.
+    pub fn metrics(&self) -> [ControllerMetric; 8] {
         let [runs, pods, now, later] = self.controller.sizes().map(|n| n as u64);
         let leading = u64::from(*self.leading.borrow());
         let reconciled = self.controller.reconciled.load(Relaxed);
         let failed = self.controller.failed.load(Relaxed);
+        let gauge = |name, help, value| ControllerMetric { name, help, is_counter: false, value };
+        let counter = |name, help, value| ControllerMetric { name, help, is_counter: true, value };
         [
-            ("slipway_controller_leading", "Whether this process is the leader.", false, leading),
-            ("slipway_controller_runs", "Runs in the cache.", false, runs),
-            ("slipway_controller_pods", "Pods in the cache.", false, pods),
-            ("slipway_controller_queue_depth", "Runs that are queued for reconciliation now.", false, now),
-            (
-                "slipway_controller_queue_later",
-                "Runs that are queued for reconciliation at a later time.",
-                false,
-                later,
-            ),
-            ("slipway_controller_reconciled", "Successful reconciliations.", true, reconciled),
-            ("slipway_controller_failed", "Failed reconciliations.", true, failed),
-            ("slipway_kube_requests", "Requests to the API server.", true, self.api.requests()),
+            gauge("slipway_controller_leading", "Whether this process is the leader.", leading),
+            gauge("slipway_controller_runs", "Runs in the cache.", runs),
+            gauge("slipway_controller_pods", "Pods in the cache.", pods),
+            gauge("slipway_controller_queue_depth", "Runs that are queued for reconciliation now.", now),
+            gauge("slipway_controller_queue_later", "Runs that are queued for reconciliation at a later time.", later),
+            counter("slipway_controller_reconciled", "Successful reconciliations.", reconciled),
+            counter("slipway_controller_failed", "Failed reconciliations.", failed),
+            counter("slipway_kube_requests", "Requests to the API server.", self.api.requests()),
         ]
     }
 }

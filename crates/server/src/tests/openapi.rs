@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use slipway_cluster::report::{Outcome, Report, StepReport};
 use slipway_exec::status::{Condition, Time};
 use slipway_exec::{Attempt, ExecFuture, Executor, GpuUse, LogQuery, LogStream, Manifest, Phase, RunStatus, Submitted};
-use slipway_gpu::inventory::{Ecc, Finding, Gpu, Inventory, Mig, MigDevice, NvLink, Pcie, Process, Severity};
+use slipway_gpu::inventory::{
+    Ecc, Finding, FindingCode, Gpu, Inventory, Mig, MigDevice, NvLink, Pcie, Process, Severity,
+};
 
 use super::json_schema;
 use super::{RUN_ID, Reply, TestServer};
@@ -529,7 +531,12 @@ async fn gpu_inventory_matches_the_document() {
             sm_percent: Some(3),
             owner: Default::default(),
         }],
-        findings: vec![Finding { severity: Severity::Warning, what: "hot".into(), remedy: "cool it".into() }],
+        findings: vec![Finding {
+            code: FindingCode::Hot,
+            severity: Severity::Warning,
+            what: "hot".into(),
+            remedy: "cool it".into(),
+        }],
         ..Gpu::default()
     };
     let inventory = Inventory {

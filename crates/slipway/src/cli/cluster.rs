@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand};
 use slipway_cluster::resource::Layer;
 
 /// Verbs of `cluster`.
@@ -234,57 +235,14 @@ pub(crate) struct Selection {
     #[command(flatten)]
     pub(crate) machines: Machines,
     /// Only these layers
-    #[arg(long, value_delimiter = ',', value_enum)]
-    pub(crate) only: Vec<LayerName>,
+    #[arg(long, value_delimiter = ',', value_parser = layers())]
+    pub(crate) only: Vec<Layer>,
 }
 
-impl Selection {
-    /// The selected layers; empty means all layers.
-    pub(crate) fn layers(&self) -> Vec<Layer> {
-        self.only.iter().map(|l| (*l).into()).collect()
-    }
-}
-
-/// The name of a layer on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LayerName {
-    /// Host names, limits, held updates
-    System,
-    /// Tools on every machine
-    HostTools,
-    /// MicroK8s
-    Kubernetes,
-    /// Driver and containerd
-    Gpu,
-    /// Cluster membership
-    Join,
-    /// MicroK8s add-ons
-    Addons,
-    /// Storage drivers and storage classes
-    Storage,
-    /// The device plugin and GPU sharing
-    DevicePlugin,
-    /// slipway in the cluster
-    Platform,
-    /// Smoke tests
-    Smoke,
-}
-
-impl From<LayerName> for Layer {
-    fn from(name: LayerName) -> Self {
-        match name {
-            LayerName::System => Self::System,
-            LayerName::HostTools => Self::HostTools,
-            LayerName::Kubernetes => Self::Kubernetes,
-            LayerName::Gpu => Self::Gpu,
-            LayerName::Join => Self::Join,
-            LayerName::Addons => Self::Addons,
-            LayerName::Storage => Self::Storage,
-            LayerName::DevicePlugin => Self::DevicePlugin,
-            LayerName::Platform => Self::Platform,
-            LayerName::Smoke => Self::Smoke,
-        }
-    }
+/// The layers as values of an option, each with its help.
+fn layers() -> impl TypedValueParser<Value = Layer> {
+    let values = Layer::ALL.map(|layer| PossibleValue::new(layer.name()).help(layer.summary()));
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<Layer>())
 }
 
 /// Options of `node converge`.
@@ -306,8 +264,8 @@ pub(crate) struct Converge {
     #[arg(long)]
     pub(crate) check: bool,
     /// Only these layers
-    #[arg(long, value_delimiter = ',', value_enum)]
-    pub(crate) only: Vec<LayerName>,
+    #[arg(long, value_delimiter = ',', value_parser = layers())]
+    pub(crate) only: Vec<Layer>,
     /// Print events as lines of JSON
     #[arg(long)]
     pub(crate) events: bool,

@@ -158,7 +158,7 @@ fn probes(plane: Arc<ControlPlane>, controller: Arc<RunController>) -> Router {
         }
     };
     let metrics = move || async move {
-        let text = metrics::render_controller_metrics(in_cluster::controller_metrics(&controller));
+        let text = metrics::render_controller_metrics(controller.metrics().to_vec());
         ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
     };
     Router::new()

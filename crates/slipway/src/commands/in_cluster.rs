@@ -74,14 +74,8 @@ impl Kubernetes for InCluster {
     }
 
     fn controller_metrics(&self) -> Vec<ControllerMetric> {
-        self.controller.get().map(controller_metrics).unwrap_or_default()
+        self.controller.get().map(|controller| controller.metrics().to_vec()).unwrap_or_default()
     }
-}
-
-/// The metrics of a run controller.
-pub(super) fn controller_metrics(controller: &RunController) -> Vec<ControllerMetric> {
-    let metrics = controller.metrics().into_iter();
-    metrics.map(|(name, help, is_counter, value)| ControllerMetric { name, help, is_counter, value }).collect()
 }
 
 /// The URL at which runs reach the control plane.

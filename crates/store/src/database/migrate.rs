@@ -75,5 +75,5 @@ fn run(connection: &Connection, migrations: &[Migration]) -> Result<()> {
 
 /// SHA-256 of a script in hexadecimal. Line endings are normalised, because a Git checkout may change them.
 fn checksum(script: &str) -> String {
-    digest(&SHA256, script.replace("\r\n", "\n").as_bytes()).as_ref().iter().map(|b| format!("{b:02x}")).collect()
+    slipway_core::hex::encode(digest(&SHA256, script.replace("\r\n", "\n").as_bytes()).as_ref())
 }

@@ -244,7 +244,7 @@ impl Remote {
             let version = object.e_tag.clone().unwrap_or_else(|| object.last_modified.to_rfc3339());
             state.update(format!("{}\n{}\n{version}\n", object.location, object.size).as_bytes());
         }
-        let name: String = state.finish().as_ref()[..16].iter().map(|b| format!("{b:02x}")).collect();
+        let name = slipway_core::hex::encode(&state.finish().as_ref()[..16]);
         let (place, temporary) =
             (self.copies.join(&name), self.copies.join(format!("{name}.{}", slipway_core::ids::hex32())));
         let single = objects.len() == 1 && objects[0].location == key;

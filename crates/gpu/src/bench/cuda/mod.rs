@@ -146,8 +146,9 @@ pub fn measure_gemm(m: usize, n: usize, k: usize, precision: Precision) -> Resul
 
 /// NVML's index of a CUDA device, matched by UUID because CUDA may order devices differently.
 fn nvml_index(nvml: &Nvml, context: &CudaContext) -> Option<u32> {
-    let bytes = context.uuid().ok()?.bytes;
-    let hex: String = bytes.iter().map(|b| format!("{:02x}", b.to_ne_bytes()[0])).collect();
+    // The type of C's characters depends on the platform.
+    let bytes = context.uuid().ok()?.bytes.map(|b| b.to_ne_bytes()[0]);
+    let hex = slipway_core::hex::encode(&bytes);
     let hex_digits = |uuid: String| uuid.trim_start_matches("GPU-").replace('-', "").to_ascii_lowercase();
     (0..nvml.count().ok()?).find(|i| nvml.device(*i).and_then(|d| d.uuid()).is_ok_and(|uuid| hex_digits(uuid) == hex))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use slipway_cluster::ClusterError;
 use slipway_cluster::converge::{Mode, Records};
 use slipway_cluster::event::Event;
-use slipway_cluster::resource::{DesiredState, Layer};
+use slipway_cluster::resource::DesiredState;
 use slipway_cluster::resume;
 
 use super::invalid;
@@ -70,10 +70,9 @@ fn converge_here(args: cli::Converge, send: &mut dyn FnMut(Event) -> bool) -> Re
     }
     let desired: DesiredState =
         serde_json::from_str(&text).map_err(|e| invalid(format!("{}: {e}", document.display())))?;
-    let layers: Vec<Layer> = args.only.into_iter().map(Into::into).collect();
     let mode = if args.check { Mode::Check } else { Mode::Apply };
     let change = args.change.unwrap_or_else(|| format!("{:013}", slipway_core::clock::now_ms()));
-    let summary = records.converge(&desired.only(&layers), mode, &change, send).map_err(host)?;
+    let summary = records.converge(&desired.only(&args.only), mode, &change, send).map_err(host)?;
     check_failures(summary.failed)?;
     if args.check && summary.changed > 0 { Err(Failure::Findings) } else { Ok(()) }
 }

@@ -8,10 +8,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use slipway_cluster::ClusterError;
 use slipway_cluster::layers;
+use slipway_cluster::session::Session;
 use slipway_cluster::spec::secret::TrustedCommands;
 use slipway_cluster::spec::{Cluster, Machine, Role};
 
-use super::{Session, invalid};
+use super::{invalid, session_error};
 use crate::Failure;
 use crate::cli::cluster as cli;
 use crate::output::{print_note, print_text};
@@ -45,7 +46,7 @@ pub(super) fn inventory(cluster: &Cluster) -> Value {
 
 /// Opens a shell on a machine, or runs a command, by replacing this process with `ssh`.
 pub(super) fn ssh(session: &Session, machine: &str, command: &[String]) -> Result<(), Failure> {
-    let hosts = session.hosts(&[machine.to_owned()])?;
+    let hosts = session.hosts(&[machine.to_owned()]).map_err(session_error)?;
     let (_, host) = hosts
         .first()
         .ok_or_else(|| invalid(format!("{machine} does not exist yet; create it with: slipway cluster apply")))?;
@@ -64,7 +65,7 @@ pub(super) fn resources(session: &Session, selection: &cli::Selection, machine: 
     cluster.trusted = TrustedCommands::default();
     let found = cluster.spec.machines.iter().find(|m| m.name == machine);
     let machine = found.ok_or_else(|| invalid(format!("there is no machine '{machine}' in the file")))?;
-    let desired = layers::desired_state(&cluster, machine)?.only(&selection.layers());
+    let desired = layers::desired_state(&cluster, machine)?.only(&selection.only);
     print_text(&(serde_json::to_string_pretty(&desired).unwrap_or_default() + "\n"));
     Ok(())
 }
@@ -73,7 +74,7 @@ pub(super) fn resources(session: &Session, selection: &cli::Selection, machine: 
 pub(super) async fn kubeconfig(session: &Session, server: Option<&str>, save: Option<&Path>) -> Result<(), Failure> {
     let cluster = session.cluster()?;
     let first = cluster.first().ok_or_else(|| invalid("there is no control plane yet".into()))?;
-    let hosts = session.hosts(std::slice::from_ref(&first.name))?;
+    let hosts = session.hosts(std::slice::from_ref(&first.name)).map_err(session_error)?;
     let Some((_, host)) = hosts.first() else { return Ok(()) };
     let text = host.script("microk8s config </dev/null", Duration::from_secs(60)).await?;
     let other = |e: String| ClusterError::Host { host: first.name.clone(), reason: format!("microk8s config: {e}") };

@@ -3,18 +3,35 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
+use futures_util::future::BoxFuture;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use slipway_cluster::event::Event;
 use slipway_cluster::report::{Outcome, StepReport};
 use slipway_cluster::work::Progress;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::output::{escape_line, escape_lines, print_note};
+
+/// Shows the progress of steps on this many machines until the channel ends.
+pub(super) fn observe(
+    quiet: bool,
+    machines: usize,
+    mut progress: UnboundedReceiver<Progress>,
+) -> BoxFuture<'static, ()> {
+    let mut printer = ProgressPrinter::new(quiet, machines);
+    Box::pin(async move {
+        while let Some(progress) = progress.recv().await {
+            printer.show(&progress);
+        }
+        printer.end();
+    })
+}
 
 /// Maximum number of progress bars; with more machines, lines are printed instead.
 const MAX_BARS: usize = 30;
 
 /// Prints progress events.
-pub(super) enum ProgressPrinter {
+enum ProgressPrinter {
     /// Prints nothing.
     Quiet,
     /// Prints a line per event.
@@ -24,7 +41,7 @@ pub(super) enum ProgressPrinter {
 }
 
 impl ProgressPrinter {
-    pub(super) fn new(quiet: bool, machines: usize) -> Self {
+    fn new(quiet: bool, machines: usize) -> Self {
         match quiet {
             true => Self::Quiet,
             false if std::io::stderr().is_terminal() && machines <= MAX_BARS => {
@@ -35,7 +52,7 @@ impl ProgressPrinter {
     }
 
     /// Shows one event.
-    pub(super) fn show(&mut self, progress: &Progress) {
+    fn show(&mut self, progress: &Progress) {
         match self {
             Self::Quiet => {}
             Self::Lines => print_line(progress),
@@ -61,7 +78,7 @@ impl ProgressPrinter {
     }
 
     /// Ends the output and leaves the bars on the screen.
-    pub(super) fn end(self) {
+    fn end(self) {
         if let Self::Bars(_, bars) = self {
             bars.into_values().for_each(|bar| bar.abandon());
             // Start the following output on a new line.

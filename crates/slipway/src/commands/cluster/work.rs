@@ -1,78 +1,33 @@
 //! Commands that change machines and the cluster step by step: apply, upgrade, stop, start, scale, destroy, adopt and rollback.
 
-use std::collections::BTreeSet;
 use std::io::IsTerminal;
-use std::sync::Arc;
-use std::time::Duration;
 
-use slipway_cluster::apply;
+use futures_util::future::BoxFuture;
+use slipway_cluster::ClusterError;
 use slipway_cluster::report::Report;
-use slipway_cluster::shell::FOLDER;
+use slipway_cluster::session::{ApplyRequest, Session};
 use slipway_cluster::spec::edit;
 use slipway_cluster::steps::{self, Step};
-use slipway_cluster::work::{Progress, Work};
-use slipway_cluster::{ClusterError, nodes};
+use slipway_cluster::work::Progress;
+use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::ask::{compute_plan, print_report, render_plan, show};
-use super::progress::ProgressPrinter;
-use super::{Session, invalid};
+use super::progress::observe;
+use super::query::{print_report, render_plan, show};
+use super::{invalid, open, session_error};
 use crate::Failure;
 use crate::cli::cluster as cli;
 use crate::commands::Context;
 use crate::output::{confirm, print_note, prompt_line};
 
-/// Builds the context that the steps share, from the current state of the session.
-fn work(
-    session: &Session,
-    verb: &'static str,
-    watch: tokio::sync::mpsc::UnboundedSender<Progress>,
-) -> Result<Work, Failure> {
-    let mut hosts = session.hosts(&[])?;
-    let leaving = session.fleet.as_ref().map(|f| f.leaving()).unwrap_or_default();
-    let cluster = session.cluster()?;
-    for machine in leaving {
-        let host = session.connections.host(&cluster, &machine)?;
-        hosts.push((machine, host));
-    }
-    Ok(Work {
-        verb,
-        cluster,
-        hosts: hosts.into_iter().map(|(m, h)| (m.name.clone(), (m, h))).collect(),
-        connections: Arc::clone(&session.connections),
-        fleet: session.fleet.clone(),
-        program: Arc::clone(&session.program),
-        state: session.state.clone(),
-        change: session.change.clone(),
-        watch,
-        before: None,
-    })
-}
-
-/// Runs steps and shows their progress. The returned report also contains the steps in `before`.
-async fn perform(
-    context: &Context,
-    session: &Session,
-    verb: &'static str,
-    steps: Vec<Step>,
-    before: Option<Report>,
-) -> Result<Report, Failure> {
-    let (watch, mut events) = tokio::sync::mpsc::unbounded_channel();
-    let work = Work { before, ..work(session, verb, watch)? };
-    let mut printer = ProgressPrinter::new(context.global.quiet, work.hosts.len());
-    let printing = tokio::spawn(async move {
-        while let Some(progress) = events.recv().await {
-            printer.show(&progress);
-        }
-        printer.end();
-    });
-    let report = apply::apply(Arc::new(work), steps).await;
-    let _ = printing.await; // A failure of the progress output does not affect the report.
-    Ok(report)
+/// Shows the progress of steps on stderr.
+fn observer(context: &Context) -> impl Fn(usize, UnboundedReceiver<Progress>) -> BoxFuture<'static, ()> + use<> {
+    let quiet = context.global.quiet;
+    move |machines, progress| observe(quiet, machines, progress)
 }
 
 /// Saves and prints a report. Fails if a step failed.
 fn finish(context: &Context, session: &Session, report: &Report) -> Result<(), Failure> {
-    session.state.save("report", report)?;
+    session.state().save("report", report)?;
     print_report(context, report);
     print_note(format_args!("{} changes in {:.1} s", report.changed(), report.seconds));
     Ok(report.result()?)
@@ -93,75 +48,33 @@ fn confirm_steps(context: &Context, steps: &[Step], question: &str) -> Result<bo
     if confirm(&context.global, question) { Ok(true) } else { Err(Failure::declined("cluster.spec")) }
 }
 
-fn host_set(hosts: &[String]) -> BTreeSet<String> {
-    hosts.iter().cloned().collect()
-}
-
-/// Options of an apply.
-pub(super) struct Options<'a> {
-    pub(super) selection: &'a cli::Selection,
-    pub(super) canary: usize,
-    pub(super) from: Option<&'a str>,
-    pub(super) smoke: bool,
-}
-
-pub(super) async fn apply(context: &Context, session: &Session, options: &Options<'_>) -> Result<(), Failure> {
+pub(super) async fn apply(context: &Context, session: &Session, request: &ApplyRequest<'_>) -> Result<(), Failure> {
     let lock = session.lock()?;
-    let (layers, hosts) = (options.selection.layers(), &options.selection.machines.hosts);
     if context.global.dry_run || !context.global.yes {
-        let plan = compute_plan(session, hosts, &layers).await?;
+        let plan = session.plan(request.hosts, request.layers).await.map_err(session_error)?;
         if context.global.dry_run {
             return show(context, &plan);
         }
         print_note(render_plan(&plan).trim_end());
-        if plan.is_empty() && !options.smoke {
+        if plan.is_empty() && !request.smoke {
             return Ok(());
         }
         if !confirm(&context.global, "Apply?") {
             return Err(Failure::declined("cluster.spec"));
         }
     }
-    let done = apply_confirmed(context, session, options).await;
+    let done = apply_confirmed(context, session, request).await;
     drop(lock);
     done
 }
 
 /// Runs an apply that the user has confirmed.
-async fn apply_confirmed(context: &Context, session: &Session, options: &Options<'_>) -> Result<(), Failure> {
-    let (layers, hosts) = (options.selection.layers(), &options.selection.machines.hosts);
-    let all = layers.is_empty() && options.from.is_none();
-    let mut report: Option<Report> = None;
-    // Create provider machines first, because the desired state of all machines contains their addresses.
-    if let (Some(fleet), true) = (&session.fleet, all) {
-        let names: Vec<String> =
-            fleet.desired_names().into_iter().filter(|n| hosts.is_empty() || hosts.contains(n)).collect();
-        report = Some(perform(context, session, "apply", steps::machines(&names), None).await?);
+async fn apply_confirmed(context: &Context, session: &Session, request: &ApplyRequest<'_>) -> Result<(), Failure> {
+    let applied = session.apply(request, &observer(context)).await.map_err(session_error)?;
+    if let Some(report) = &applied.report {
+        finish(context, session, report)?;
     }
-    let cluster = session.cluster()?;
-    if cluster.first().is_none() {
-        if let Some(report) = &report {
-            finish(context, session, report)?;
-        }
-        return Err(invalid("there is no control plane".into()));
-    }
-    let choice = steps::ApplyOptions { only: layers, canary: options.canary, smoke: options.smoke && hosts.is_empty() };
-    let mut steps = steps::on(steps::apply(&cluster, &choice), &host_set(hosts));
-    if let Some(from) = options.from {
-        steps = steps::from(steps, from).map_err(invalid)?;
-    }
-    report = Some(perform(context, session, "apply", steps, report).await?);
-    // Remove surplus machines only after all other steps except smoke tests have succeeded.
-    let succeeded =
-        report.as_ref().is_some_and(|r| r.steps.iter().all(|s| s.outcome.succeeded() || s.step.contains("/smoke-")));
-    if let (Some(fleet), true) = (&session.fleet, all && hosts.is_empty() && succeeded) {
-        let leaving = fleet.leaving();
-        let mut steps = steps::leave(&leaving.iter().collect::<Vec<_>>());
-        steps.extend(steps::delete(&fleet.unprovisioned(false)));
-        if !steps.is_empty() {
-            report = Some(perform(context, session, "apply", steps, report).await?);
-        }
-    }
-    report.map_or(Ok(()), |report| finish(context, session, &report))
+    applied.ended_early.map_or(Ok(()), |error| Err(session_error(error)))
 }
 
 /// Replaces the text of the cluster file, unless the file was changed since it was read.
@@ -184,22 +97,21 @@ pub(super) async fn upgrade(
     to: Option<&str>,
     workers: usize,
 ) -> Result<(), Failure> {
-    let mut session = Session::open(context, &machines.file)?;
+    let mut session = open(context, &machines.file)?;
     let lock = session.lock()?;
     let old = text(&machines.file)?;
     let mut new = None;
     if let Some(channel) = to {
         let (text, cluster) = edit::channel(&old, channel).map_err(invalid)?;
         new = Some(text);
-        session.file = session.with_agreements(cluster)?;
+        session.replace_file(cluster)?;
     }
-    let (silent, _) = tokio::sync::mpsc::unbounded_channel();
-    let now = nodes::may_upgrade(&work(&session, "upgrade", silent)?).await?;
-    let channel = session.file.spec.kubernetes.channel.clone();
+    let now = session.check_upgrade().await?;
+    let channel = &session.file().spec.kubernetes.channel;
     for (name, version) in now {
         print_note(format_args!("{name}: {version} -> {channel}"));
     }
-    let steps = steps::on(steps::upgrade(&session.cluster()?, workers), &host_set(&machines.hosts));
+    let steps = session.upgrade_steps(&machines.hosts, workers)?;
     if !confirm_steps(context, &steps, "Upgrade these nodes, in this order?")? {
         return Ok(());
     }
@@ -207,31 +119,25 @@ pub(super) async fn upgrade(
     if let Some(new) = new {
         replace_text(&machines.file, &old, &new)?;
     }
-    let report = perform(context, &session, "upgrade", steps, None).await?;
+    let report = session.run("upgrade", steps, &observer(context)).await?;
     drop(lock);
     finish(context, &session, &report)
 }
 
 pub(super) async fn stop(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
     let lock = session.lock()?;
-    let steps = steps::on(steps::stop(&session.cluster()?), &host_set(hosts));
+    let steps = session.stop_steps(hosts)?;
     if !confirm_steps(context, &steps, "Stop these machines, in this order?")? {
         return Ok(());
     }
-    let report = perform(context, session, "stop", steps, None).await?;
+    let report = session.run("stop", steps, &observer(context)).await?;
     drop(lock);
     finish(context, session, &report)
 }
 
 pub(super) async fn start(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
     let lock = session.lock()?;
-    let names: Vec<String> =
-        session.cluster()?.spec.machines.into_iter().filter(|m| m.provisioned.is_some()).map(|m| m.name).collect();
-    let machines = steps::on(steps::machines(&names), &host_set(hosts));
-    let report = perform(context, session, "start", machines, None).await?;
-    // The addresses may have changed, so read the cluster again.
-    let steps = steps::on(steps::start(&session.cluster()?), &host_set(hosts));
-    let report = perform(context, session, "start", steps, Some(report)).await?;
+    let report = session.start(hosts, &observer(context)).await?;
     drop(lock);
     finish(context, session, &report)
 }
@@ -241,10 +147,11 @@ pub(super) async fn scale(context: &Context, file: &cli::File, group: &str) -> R
     let count = count.parse().map_err(|_| invalid(format!("'{count}' is not a number")))?;
     let old = text(file)?;
     let (new, cluster) = edit::count(&old, group, count).map_err(invalid)?;
-    let mut session = Session::open(context, file)?;
-    session.replace(cluster)?;
+    let mut session = open(context, file)?;
+    session.replace_file(cluster)?;
+    session.connect_providers()?;
     let lock = session.lock()?;
-    let plan = compute_plan(&session, &[], &[]).await?;
+    let plan = session.plan(&[], &[]).await.map_err(session_error)?;
     if context.global.dry_run {
         return show(context, &plan);
     }
@@ -253,13 +160,8 @@ pub(super) async fn scale(context: &Context, file: &cli::File, group: &str) -> R
         return Err(Failure::declined("cluster.spec"));
     }
     replace_text(file, &old, &new)?;
-    let selection = cli::Selection {
-        machines: cli::Machines { file: cli::File { file: file.file.clone() }, hosts: Vec::new() },
-        only: Vec::new(),
-    };
-    let done =
-        apply_confirmed(context, &session, &Options { selection: &selection, canary: 0, from: None, smoke: true })
-            .await;
+    let request = ApplyRequest { smoke: true, ..ApplyRequest::default() };
+    let done = apply_confirmed(context, &session, &request).await;
     drop(lock);
     done
 }
@@ -271,16 +173,7 @@ pub(super) async fn destroy(
     name: Option<&str>,
 ) -> Result<(), Failure> {
     let lock = session.lock()?;
-    let cluster = session.cluster()?;
-    let mut machines = cluster.spec.machines.clone();
-    machines.extend(session.fleet.as_ref().map(|f| f.leaving()).unwrap_or_default());
-    let steps = if hosts.is_empty() {
-        let unprovisioned = session.fleet.as_ref().map(|f| f.unprovisioned(true)).unwrap_or_default();
-        [steps::destroy(&machines), steps::delete(&unprovisioned)].concat()
-    } else {
-        session.hosts(hosts)?;
-        steps::leave(&machines.iter().filter(|m| hosts.contains(&m.name)).collect::<Vec<_>>())
-    };
+    let steps = session.destroy_steps(hosts).map_err(session_error)?;
     for step in &steps {
         let about = match &step.action {
             steps::Action::Delete => "is deleted with all its data",
@@ -292,7 +185,7 @@ pub(super) async fn destroy(
     if context.global.dry_run {
         return Ok(());
     }
-    let expected = &cluster.metadata.name;
+    let expected = &session.file().metadata.name;
     let typed = match name {
         Some(name) => name.to_owned(),
         None if std::io::stdin().is_terminal() => {
@@ -305,14 +198,14 @@ pub(super) async fn destroy(
         let hint = Some(format!("pass --name {expected} without a terminal"));
         return Err(Failure::Error { message: "nothing was changed".into(), code: "cluster.spec", hint, exit: 1 });
     }
-    let report = perform(context, session, "destroy", steps, None).await?;
+    let report = session.run("destroy", steps, &observer(context)).await?;
     drop(lock);
     finish(context, session, &report)
 }
 
 pub(super) async fn adopt(session: &Session, machine: &str, id: &str) -> Result<(), Failure> {
     let lock = session.lock()?;
-    let Some(fleet) = &session.fleet else { return Err(invalid("the file has no groups".into())) };
+    let Some(fleet) = session.fleet() else { return Err(invalid("the file has no groups".into())) };
     let instance = fleet.adopt(machine, id).await?;
     drop(lock);
     print_note(format_args!(
@@ -324,22 +217,11 @@ pub(super) async fn adopt(session: &Session, machine: &str, id: &str) -> Result<
 
 pub(super) async fn roll_back(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
     let lock = session.lock()?;
-    let hosts = session.hosts(hosts)?;
+    let hosts = session.hosts(hosts).map_err(session_error)?;
     if !confirm(&context.global, "Roll back the last change of these machines?") {
         return Err(Failure::declined("cluster.spec"));
     }
-    let mut first = Ok(());
-    for (machine, host) in &hosts {
-        let path = host.push(&session.program).await?;
-        let command = format!("exec {path} node converge --rollback --folder {FOLDER}");
-        let done = host
-            .run(&command, b"", Duration::from_secs(3600), |line| print_note(format_args!("{}: {line}", machine.name)))
-            .await;
-        if let Err(error) = done {
-            print_note(format_args!("{}: {error}", machine.name));
-            first = first.and(Err(error));
-        }
-    }
+    let done = session.roll_back(&hosts, |machine, line| print_note(format_args!("{machine}: {line}"))).await;
     drop(lock);
-    Ok(first?)
+    Ok(done?)
 }

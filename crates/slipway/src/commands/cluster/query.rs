@@ -8,12 +8,12 @@ use serde_json::Value;
 use slipway_cluster::ClusterError;
 use slipway_cluster::doctor::{self, Finding, Severity};
 use slipway_cluster::fleet::Price;
-use slipway_cluster::plan::{self, MachinePlan, Plan};
+use slipway_cluster::plan::Plan;
 use slipway_cluster::report::{Report, StepReport, html};
-use slipway_cluster::resource::Layer;
+use slipway_cluster::session::Session;
 use slipway_cluster::spec::Role;
 
-use super::Session;
+use super::session_error;
 use crate::Failure;
 use crate::cli::Format;
 use crate::cli::cluster as cli;
@@ -71,27 +71,6 @@ pub(super) fn render_plan(plan: &Plan) -> String {
     out + &format!("{changes} changes on {changed} of {} machines{unreachable}\n", all.len())
 }
 
-/// Computes the plan: the changes on existing machines, and the provider machines to create or delete.
-pub(super) async fn compute_plan(session: &Session, hosts: &[String], layers: &[Layer]) -> Result<Plan, Failure> {
-    let provider_changes = match &session.fleet {
-        Some(fleet) if layers.is_empty() => fleet.plan().await?,
-        _ => Vec::new(),
-    };
-    let existing = session.hosts(hosts)?;
-    let existing: Vec<_> =
-        existing.into_iter().filter(|(m, _)| provider_changes.iter().all(|(name, _)| *name != m.name)).collect();
-    let mut plan = plan::plan(&session.cluster()?, &existing, layers).await;
-    for (name, change) in provider_changes {
-        if hosts.is_empty() || hosts.contains(&name) {
-            plan.machines.push(MachinePlan::of_provider(&name, change));
-        }
-    }
-    if let Some(fleet) = &session.fleet {
-        plan.hourly = fleet.hourly().await?;
-    }
-    Ok(plan)
-}
-
 /// Prints a plan. Fails if a machine is unreachable; returns findings if there are changes.
 pub(super) fn show(context: &Context, plan: &Plan) -> Result<(), Failure> {
     match context.global.output.format {
@@ -113,12 +92,12 @@ pub(super) fn show(context: &Context, plan: &Plan) -> Result<(), Failure> {
 }
 
 pub(super) async fn show_plan(context: &Context, session: &Session, selection: &cli::Selection) -> Result<(), Failure> {
-    show(context, &compute_plan(session, &selection.machines.hosts, &selection.layers()).await?)
+    show(context, &session.plan(&selection.machines.hosts, &selection.only).await.map_err(session_error)?)
 }
 
 /// Prints the report of the last apply.
 pub(super) fn print_last_report(context: &Context, session: &Session) {
-    match session.state.load_optional::<Report>("report") {
+    match session.state().load_optional::<Report>("report") {
         Some(report) => print_report(context, &report),
         None => print_note("nothing was applied from this state folder yet; next: slipway cluster plan"),
     }
@@ -140,7 +119,7 @@ pub(super) fn print_report(context: &Context, report: &Report) {
 }
 
 pub(super) async fn doctor(context: &Context, session: &Session, hosts: &[String]) -> Result<(), Failure> {
-    let found = doctor::doctor(&session.cluster()?, &session.hosts(hosts)?).await;
+    let found = doctor::doctor(&session.cluster()?, &session.hosts(hosts).map_err(session_error)?).await;
     print(context.global.output.format, &found, |found: &Vec<Finding>| {
         let mut table = Table::new(&["MACHINE", "", "PROBLEM", "REMEDY"]);
         for finding in found {
@@ -170,7 +149,7 @@ struct Cost {
 }
 
 pub(super) async fn cost(context: &Context, session: &Session) -> Result<(), Failure> {
-    let machines = match &session.fleet {
+    let machines = match session.fleet() {
         Some(fleet) => fleet.prices().await?,
         None => Vec::new(),
     };
@@ -182,10 +161,10 @@ pub(super) async fn cost(context: &Context, session: &Session) -> Result<(), Fai
         idle_gpus: BTreeMap::new(),
         not_asked: BTreeMap::new(),
     };
-    let hosts = session.hosts(&[])?;
+    let hosts = session.hosts(&[]).map_err(session_error)?;
     let gpus = hosts.iter().filter(|(m, _)| m.is(Role::Gpu)).map(|(machine, host)| async move {
         let query = async {
-            let program = host.push(&session.program).await?;
+            let program = host.push(session.program()).await?;
             let text = host.script(&format!("{program} gpu ls -o json"), Duration::from_secs(60)).await?;
             serde_json::from_str::<Value>(&text)
                 .map_err(|e| ClusterError::Host { host: machine.name.clone(), reason: e.to_string() })

@@ -22,7 +22,7 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 const SAVE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs all steps and returns their results. A step whose dependency failed is skipped.
-pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
+pub(crate) async fn run(work: Arc<Work>, steps: Vec<Step>) -> Report {
     let began = Instant::now();
     let permits = Arc::new(Semaphore::new(MAX_CONCURRENCY));
     let (mut waiting, mut running) = (steps, JoinSet::new());
@@ -48,7 +48,7 @@ pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
             started.insert(step.id.clone(), (step.clone(), Instant::now()));
             running.spawn(async move {
                 let _permit = permits.acquire().await;
-                let _ = work.watch.send(Progress::Began { step: step.id.clone() }); // there may be no receiver
+                work.send(Progress::Began { step: step.id.clone() });
                 let since = Instant::now();
                 let outcome =
                     run_step(&work, &step).await.unwrap_or_else(|e| Outcome::Failed { reason: e.to_string() });
@@ -58,7 +58,7 @@ pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
         // Other steps may depend on a skipped step, so their dependencies are checked again.
         let any_skipped = !skipped.is_empty();
         for report in skipped {
-            let _ = work.watch.send(Progress::Ended(report.clone())); // there may be no receiver
+            work.send(Progress::Ended(report.clone()));
             ended.push(report);
         }
         if any_skipped {
@@ -85,7 +85,7 @@ pub async fn apply(work: Arc<Work>, steps: Vec<Step>) -> Report {
             seconds: 0.0,
         });
         started.remove(&report.step);
-        let _ = work.watch.send(Progress::Ended(report.clone())); // there may be no receiver
+        work.send(Progress::Ended(report.clone()));
         ended.push(report);
     }
     let current = build_report(&work, ended, began);
@@ -153,7 +153,7 @@ async fn run_on_machine(work: &Work, step: &Step, log: &Log) -> Result<usize, Cl
         .get(&step.host)
         .ok_or_else(|| ClusterError::Host { host: step.host.clone(), reason: "unknown machine".into() })?;
     match &step.action {
-        Action::Converge(layers) => machine::converge(work, step, machine, host, layers, log).await,
+        Action::Converge(layers) => machine::apply_layers(work, step, machine, host, layers, log).await,
         Action::Join { worker } => nodes::join(work, machine, host, *worker, log).await,
         Action::Upgrade => nodes::upgrade(work, step, machine, host, log).await,
         Action::Stop => nodes::stop(work, machine, host, log).await,
