@@ -2,6 +2,7 @@
 #
 #   make demo          the main job on real data (KEEP=1 leaves the platform up)
 #   make test          unit, integration and end-to-end tests
+#   make fuzz          feeds every parser with random and mutated inputs (FUZZ_SECONDS=60 each)
 #   make lint          formatting, clippy, dependency directions, UI types
 #   make supply-chain  licences, sources and advisories of all dependencies; writes an SBOM into target/
 #   make conformance   the official clients against slipway, compared with recorded responses of the originals
@@ -27,7 +28,7 @@ junit = --junit target/junit/$(1).xml
 # scripts/tools.sh installs missing tools there.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help tools go demo test lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary portable clean
+.PHONY: help tools go demo test fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary portable clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -70,6 +71,11 @@ demo: binary
 test: binary go
 	testkit/services.py cargo test --workspace --release --locked
 	scripts/end-to-end.sh $(call junit,end-to-end)
+
+# Feeds every parser of bytes from users and peers with new inputs, for FUZZ_SECONDS each.
+FUZZ_SECONDS ?= 60
+fuzz:
+	SLIPWAY_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --workspace --release --locked --lib parsers
 
 lint: ui go
 	cargo fmt --all --check

@@ -23,20 +23,32 @@ impl<K: Eq + Hash, V: Clone> TtlCache<K, V> {
 
     /// The value of a key; `None` if there is no entry or it has expired.
     pub fn get(&self, key: &K) -> Option<V> {
-        let entries = self.entries.lock();
-        entries.get(key).filter(|(at, _)| at.elapsed() < self.ttl).map(|(_, value)| value.clone())
+        self.get_at(key, Instant::now())
     }
 
     /// Inserts an entry, or replaces the entry of this key.
     pub fn put(&self, key: K, value: V) {
+        self.put_at(key, value, Instant::now());
+    }
+
+    fn is_valid(&self, since: Instant, now: Instant) -> bool {
+        now.saturating_duration_since(since) < self.ttl
+    }
+
+    fn get_at(&self, key: &K, now: Instant) -> Option<V> {
+        let entries = self.entries.lock();
+        entries.get(key).filter(|(since, _)| self.is_valid(*since, now)).map(|(_, value)| value.clone())
+    }
+
+    fn put_at(&self, key: K, value: V, now: Instant) {
         let mut entries = self.entries.lock();
         if entries.len() >= self.max_entries {
-            entries.retain(|_, (at, _)| at.elapsed() < self.ttl);
+            entries.retain(|_, (since, _)| self.is_valid(*since, now));
         }
         if entries.len() >= self.max_entries {
             entries.clear();
         }
-        entries.insert(key, (Instant::now(), value));
+        entries.insert(key, (now, value));
     }
 }
 
@@ -46,11 +58,12 @@ mod tests {
 
     #[test]
     fn entries_expire() {
-        let cache = TtlCache::new(Duration::from_millis(20), 10);
-        cache.put("key", 1);
-        assert_eq!((cache.get(&"key"), cache.get(&"other")), (Some(1), None));
-        std::thread::sleep(Duration::from_millis(30));
-        assert_eq!(cache.get(&"key"), None);
+        let cache = TtlCache::new(Duration::from_secs(20), 10);
+        let now = Instant::now();
+        cache.put_at("key", 1, now);
+        let at = |seconds| now + Duration::from_secs(seconds);
+        assert_eq!((cache.get_at(&"key", at(19)), cache.get_at(&"other", at(19))), (Some(1), None));
+        assert_eq!(cache.get_at(&"key", at(20)), None);
     }
 
     #[test]
@@ -60,11 +73,12 @@ mod tests {
             cache.put(number, ());
             assert!(cache.get(&number).is_some() && cache.entries.lock().len() <= 100);
         }
-        let cache = TtlCache::new(Duration::from_millis(500), 2);
-        cache.put("expired", ());
-        std::thread::sleep(Duration::from_millis(600));
-        cache.put("valid", ());
-        cache.put("new", ());
-        assert!(cache.get(&"valid").is_some() && cache.get(&"new").is_some());
+        let cache = TtlCache::new(Duration::from_secs(5), 2);
+        let now = Instant::now();
+        let later = now + Duration::from_secs(6);
+        cache.put_at("expired", (), now);
+        cache.put_at("valid", (), later);
+        cache.put_at("new", (), later);
+        assert!(cache.get_at(&"valid", later).is_some() && cache.get_at(&"new", later).is_some());
     }
 }

@@ -1,7 +1,8 @@
 //! Property tests for parsers of bytes from users and peers: arbitrary bytes, and mutations of valid inputs.
 //!
 //! A parser may accept or reject an input. It must not panic, take longer than [`MAX_TIME`], or need more memory than [`MAX_GROWTH_KIB`]
-//! for an input of at most [`MAX_INPUT_BYTES`]. `PROPTEST_CASES` sets the number of inputs; the default takes a second or two.
+//! for an input of at most [`MAX_INPUT_BYTES`]. `PROPTEST_CASES` sets the number of inputs; the default takes a second or two. With
+//! `SLIPWAY_FUZZ_SECONDS` each parser is fed with new inputs for that time instead (`make fuzz`).
 
 use std::time::{Duration, Instant};
 
@@ -159,15 +160,29 @@ pub fn feed_bytes<B: AsRef<[u8]>>(valid: &[B], parse: impl Fn(&[u8])) {
     }
     let peak = peak_kib();
     let valid: Vec<Vec<u8>> = valid.iter().map(|input| input.as_ref().to_vec()).collect();
-    let result = TestRunner::new(config).run(&inputs(valid), |input| {
-        let began = Instant::now();
-        parse(&input);
-        prop_assert!(began.elapsed() < MAX_TIME, "the parser took {:?}", began.elapsed());
-        let growth = peak_kib().saturating_sub(peak);
-        prop_assert!(growth < MAX_GROWTH_KIB, "the parser needed {growth} KiB");
-        Ok(())
-    });
-    assert!(result.is_ok(), "{}", result.err().map(|e| e.to_string()).unwrap_or_default());
+    let inputs = inputs(valid);
+    let started = Instant::now();
+    loop {
+        // A new runner starts from a new random seed.
+        let result = TestRunner::new(config.clone()).run(&inputs, |input| {
+            let began = Instant::now();
+            parse(&input);
+            prop_assert!(began.elapsed() < MAX_TIME, "the parser took {:?}", began.elapsed());
+            let growth = peak_kib().saturating_sub(peak);
+            prop_assert!(growth < MAX_GROWTH_KIB, "the parser needed {growth} KiB");
+            Ok(())
+        });
+        assert!(result.is_ok(), "{}", result.err().map(|e| e.to_string()).unwrap_or_default());
+        if started.elapsed() >= fuzz_time() {
+            return;
+        }
+    }
+}
+
+/// The time that `SLIPWAY_FUZZ_SECONDS` sets; without it, one round of inputs is enough.
+fn fuzz_time() -> Duration {
+    let seconds = std::env::var("SLIPWAY_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(0))
 }
 
 /// Like [`feed_bytes`], for a parser of text. Bytes that are not UTF-8 are replaced.

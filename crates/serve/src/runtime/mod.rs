@@ -32,8 +32,12 @@ pub trait Model: Send + Sync {
 /// The model's, and [`Error::Model`] for a panic.
 pub(crate) fn run_catching_panics(model: &dyn Model, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
     // Unwind safe: `run` takes the model by shared reference, so a panic cannot leave it in a partially modified state.
-    let run = std::panic::AssertUnwindSafe(|| model.run(inputs));
-    std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+    catch_panics(|| model.run(inputs))
+}
+
+/// Runs `work` of a model runtime and converts a panic into [`Error::Model`]. `work` must not leave shared state partially modified.
+fn catch_panics<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         Err(Error::Model(format!("the model crashed: {}", text.unwrap_or("no message"))))
     })
@@ -123,7 +127,7 @@ impl Runtime {
         external_data::check(path)?;
         let opened: Result<Arc<dyn Model>, Error> = match &self.ort {
             Some(ort) => ort.open(path).map(|model| Arc::new(model) as _),
-            None => builtin::open(path).map(Arc::from),
+            None => catch_panics(|| builtin::open(path).map(Arc::from)),
         };
         // The file was just read, so a runtime that rejects it objects to its content.
         opened.map_err(|error| match error {
@@ -204,14 +208,37 @@ pub fn check_inputs(specs: &[TensorSpec], mut inputs: Vec<Tensor>) -> Result<Vec
     Ok(ordered)
 }
 
-/// Inputs of zeros with size 1 in every dynamic dimension, to warm up a model.
-pub fn zero_inputs(specs: &[TensorSpec]) -> Vec<Tensor> {
-    specs
-        .iter()
-        .map(|spec| {
-            let shape: Vec<usize> = spec.shape.iter().map(|d| usize::try_from(*d).unwrap_or(1)).collect();
-            let data = Data::zeros(spec.datatype, shape.iter().product());
-            Tensor { name: spec.name.clone(), shape, data }
-        })
-        .collect()
+/// Maximum number of elements of the inputs that warm up a model.
+const MAX_WARM_UP_ELEMENTS: usize = 1 << 26;
+
+/// Inputs of zeros with size 1 in every dynamic dimension, to warm up a model. `None` if the model declares inputs of more than
+/// [`MAX_WARM_UP_ELEMENTS`], so that a model cannot exhaust the memory by its declarations.
+pub fn zero_inputs(specs: &[TensorSpec]) -> Option<Vec<Tensor>> {
+    let mut total = 0_usize;
+    let mut inputs = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let shape: Vec<usize> = spec.shape.iter().map(|d| usize::try_from(*d).unwrap_or(1)).collect();
+        let count = shape.iter().try_fold(1_usize, |product, size| product.checked_mul(*size))?;
+        total = total.checked_add(count).filter(|total| *total <= MAX_WARM_UP_ELEMENTS)?;
+        inputs.push(Tensor { name: spec.name.clone(), shape, data: Data::zeros(spec.datatype, count) });
+    }
+    Some(inputs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::DataType;
+
+    #[test]
+    fn warm_up_inputs_are_limited() {
+        let spec = |shape: &[i64]| TensorSpec { name: "x".into(), datatype: DataType::Fp32, shape: shape.to_vec() };
+        let inputs = zero_inputs(&[spec(&[-1, 3]), spec(&[])]).unwrap();
+        assert_eq!(inputs.iter().map(|t| t.data.len()).collect::<Vec<_>>(), [3, 1]);
+        for shape in [&[1 << 40][..], &[i64::MAX, i64::MAX], &[1 << 26, 2]] {
+            assert!(zero_inputs(&[spec(shape)]).is_none(), "{shape:?}");
+        }
+        let half = || spec(&[(1 << 25) + 1]);
+        assert!(zero_inputs(&[half(), half()]).is_none());
+    }
 }

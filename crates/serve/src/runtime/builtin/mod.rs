@@ -9,6 +9,8 @@
 
 mod classical;
 mod network;
+#[cfg(test)]
+mod parsers;
 
 use std::path::Path;
 
