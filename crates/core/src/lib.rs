@@ -7,6 +7,7 @@
 //! | [`ids`] | identifiers and friendly names |
 //! | [`cache`] | a cache of bounded size whose entries expire |
 //! | [`clock`] | milliseconds since the Unix epoch |
+//! | [`diff`] | differences of texts, line by line |
 //! | [`units`] | human-readable bytes and durations |
 //! | [`config`] | flag > environment > project file > user file > default; each value keeps its origin |
 //! | [`env`] | every environment variable that slipway reads |
@@ -20,6 +21,7 @@
 pub mod cache;
 pub mod clock;
 pub mod config;
+pub mod diff;
 pub mod env;
 pub mod explain;
 pub mod files;

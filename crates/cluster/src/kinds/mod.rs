@@ -53,8 +53,7 @@ impl DesiredState {
 /// Unified diff of two texts with two lines of context, cut to what fits on a screen.
 pub(crate) fn diff(old: &str, new: &str) -> String {
     const MAX_LINES: usize = 60;
-    let diff = similar::TextDiff::from_lines(old, new);
-    let text = diff.unified_diff().context_radius(2).to_string();
+    let text = slipway_core::diff::unified(old, new, 2, None);
     let lines: Vec<&str> = text.lines().filter(|l| !l.starts_with("@@") && !l.starts_with("\\ ")).collect();
     let mut shown = lines.iter().take(MAX_LINES).copied().collect::<Vec<_>>().join("\n");
     if lines.len() > MAX_LINES {

@@ -71,11 +71,7 @@ impl Edit {
     /// The change as a unified diff.
     pub fn diff(&self) -> String {
         let name = self.path.display().to_string();
-        similar::TextDiff::from_lines(&self.before, &self.after)
-            .unified_diff()
-            .context_radius(3)
-            .header(&name, &name)
-            .to_string()
+        slipway_core::diff::unified(&self.before, &self.after, 3, Some(name.as_str()))
     }
 
     /// Path of the backup file.
