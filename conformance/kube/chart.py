@@ -45,7 +45,7 @@ VALUES = {
     "tls of a public authority": {"server": {"tls": {"secret": "cert", "ca": ""}}},
     "runs": {"runs": {"namespaces": ["team-a", "team-b"], "nodeSelector": {"a": "b"}, "resources": {}}},
     "database": {"server": {"database": {"secret": "db"}}},
-    "hosts": {"server": {"hosts": ["ml.example.org", "slipway.ml.svc.corp.local"], "database": {"secret": "db"}, "objects": {"url": "s3://bucket"}},
+    "hosts": {"server": {"hosts": ["ml.example.org", "slipway.ml.svc.corp.local"], "corsOrigins": ["https://app.example"], "database": {"secret": "db"}, "objects": {"url": "s3://bucket"}},
               "gateway": {"enabled": True}},
     "claim": {"server": {"storage": {"existingClaim": "there"}}, "deviceClasses": {"extendedResourceName": ""}},
 }

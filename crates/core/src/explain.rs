@@ -58,7 +58,7 @@ pub const CATALOGUE: &[Topic] = &[
     Topic {
         code: "listen.in_use",
         meaning: "Another program is listening on this port.",
-        remedy: "Choose another port with `--listen HOST:PORT` (port 0 picks a free one), or stop the other program (`ss -ltnp` shows it).",
+        remedy: "Choose another port with the option that the message names: `--listen`, `--inference-listen` or `--grpc-listen HOST:PORT` (port 0 picks a free one). Or stop the other program (`ss -ltnp` shows it).",
     },
     Topic {
         code: "listen.invalid",

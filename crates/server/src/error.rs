@@ -31,10 +31,12 @@ pub enum ServerError {
     #[error("cors-origin: '{0}' is not an origin, such as https://app.example or http://localhost:5173")]
     CorsOrigin(String),
     /// The server cannot listen on the address, or stopped serving it.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address} (`{option}`): {source}")]
     Listen {
         /// The address.
         address: SocketAddr,
+        /// The command line option that sets the address.
+        option: &'static str,
         /// The underlying error.
         source: std::io::Error,
     },

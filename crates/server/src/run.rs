@@ -32,6 +32,10 @@ const ABANDONED_UPLOAD_AGE: Duration = Duration::from_secs(24 * 3600);
 const ABANDONED_UPLOAD_INTERVAL: Duration = Duration::from_secs(3600);
 /// Timeout for requests in flight when the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// The options that set the addresses of the ports.
+const LISTEN: &str = "--listen";
+const INFERENCE_LISTEN: &str = "--inference-listen";
+const GRPC_LISTEN: &str = "--grpc-listen";
 /// Interval at which the certificate files are checked for changes.
 const CERTIFICATE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -107,12 +111,12 @@ impl Server {
         // In a cluster there is no owner token: callers are the cluster's users, and files on the volume are readable by its group.
         let has_owner = !options.no_auth && options.cluster.is_none();
         let owner = has_owner.then(|| home_token(&options.home)).transpose().map_err(token_unusable)?;
-        let listen = async |address: SocketAddr| {
-            TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
+        let listen = async |address: SocketAddr, option| {
+            TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, option, source })
         };
-        let control = listen(options.control).await?;
-        let inference = listen(options.inference).await?;
-        let grpc = listen(options.grpc).await?;
+        let control = listen(options.control, LISTEN).await?;
+        let inference = listen(options.inference, INFERENCE_LISTEN).await?;
+        let grpc = listen(options.grpc, GRPC_LISTEN).await?;
         let local = |socket: &TcpListener, requested: SocketAddr| socket.local_addr().unwrap_or(requested);
         let bound =
             [local(&control, options.control), local(&inference, options.inference), local(&grpc, options.grpc)];
@@ -230,8 +234,13 @@ impl Server {
             Some(ended) = tasks.join_next() => {
                 // Ports serve until `stopping` is set, so only a panic gets here.
                 let address = ended.unwrap_or(self.addresses.control);
+                let option = match address {
+                    a if a == self.addresses.inference => INFERENCE_LISTEN,
+                    a if a == self.addresses.grpc => GRPC_LISTEN,
+                    _ => LISTEN,
+                };
                 let source = std::io::Error::other("the task that serves this port panicked");
-                result = Err(ServerError::Listen { address, source });
+                result = Err(ServerError::Listen { address, option, source });
             }
         }
         stopping.send_replace(true);

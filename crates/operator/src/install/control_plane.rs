@@ -170,6 +170,8 @@ fn workload(values: &Values, workload: &Workload<'_>) -> Vec<Value> {
     if !server.hosts.is_empty() {
         arguments.push(&hosts);
     }
+    let cors_origins: Vec<String> = server.cors_origins.iter().map(|o| format!("--cors-origin={o}")).collect();
+    arguments.extend(cors_origins.iter().map(String::as_str));
     arguments.extend(workload.argument);
     let mut environment = vec![
         json!({"name": "SLIPWAY_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}),
@@ -430,15 +432,17 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_passed_to_servers_and_gateways() {
+    fn hosts_and_origins_are_passed_to_servers_and_gateways() {
         let all = render(&[
-            "{server: {hosts: [ml.example.org, slipway.sys.svc.corp.local], database: {secret: db}, objects: {url: 's3://b'}}, \
+            "{server: {hosts: [ml.example.org, slipway.sys.svc.corp.local], corsOrigins: ['https://a.example', 'http://localhost:5173'], \
+             database: {secret: db}, objects: {url: 's3://b'}}, \
              gateway: {enabled: true}}",
         ]);
         for name in ["slipway", "slipway-gateway"] {
             let args = &find(&all, "Deployment", name)[0]["spec"]["template"]["spec"]["containers"][0]["args"];
             let hosts = json!("--hosts=ml.example.org,slipway.sys.svc.corp.local");
-            assert!(args.as_array().unwrap().contains(&hosts), "{args}");
+            let origins = ["--cors-origin=https://a.example", "--cors-origin=http://localhost:5173"].map(|o| json!(o));
+            assert!([&[hosts][..], &origins].concat().iter().all(|a| args.as_array().unwrap().contains(a)), "{args}");
         }
         assert!(!find(&render(&[]), "Deployment", "slipway")[0].to_string().contains("--hosts"));
     }

@@ -46,6 +46,7 @@ pub struct Server {
     pub replicas: u32,
     pub token_secret: String,
     pub hosts: Vec<String>,
+    pub cors_origins: Vec<String>,
     pub tls: Tls,
     pub database: Secret,
     pub objects: Objects,
@@ -166,6 +167,10 @@ const INVALID_HOSTS: &str =
     "the values: server.hosts must contain host names only, without a scheme, port, comma or space";
 
 /// Error message; the chart has the same.
+const INVALID_CORS_ORIGINS: &str =
+    "the values: server.corsOrigins must contain origins only, such as https://app.example, without a path";
+
+/// Error message; the chart has the same.
 const INSTALLATION_NAMESPACE_FOR_RUNS: &str = "the values: runs.namespaces must not contain the namespace of the installation, because runs could read its secrets";
 
 /// The `values.yaml` of the chart, the only place for defaults.
@@ -193,6 +198,13 @@ impl Values {
         let is_name = |host: &String| !host.is_empty() && !host.contains([',', ':', '/', ' ']);
         if !values.server.hosts.iter().all(is_name) {
             return Err(KubeError::Invalid(INVALID_HOSTS.into()));
+        }
+        let is_origin = |origin: &String| {
+            let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            host.is_some_and(|host| !host.is_empty() && !host.contains([',', '/', ' ', '*', '@']))
+        };
+        if !values.server.cors_origins.iter().all(is_origin) {
+            return Err(KubeError::Invalid(INVALID_CORS_ORIGINS.into()));
         }
         if !matches!(values.node.offer.as_str(), "device-plugin" | "dra") {
             return Err(KubeError::Invalid(format!(
@@ -262,6 +274,12 @@ mod tests {
         for host in ["https://ml.example.org", "ml.example.org:443", "a,b", "''"] {
             let result = Values::read("a", &[format!("server: {{hosts: [\"{host}\"]}}").replace("\"''\"", "''")]);
             assert!(result.unwrap_err().to_string().contains("server.hosts"), "{host}");
+        }
+        for origin in
+            ["*", "app.example", "https://app.example/", "https://*.example", "https://a,https://b", "https://"]
+        {
+            let result = Values::read("a", &[format!("server: {{corsOrigins: ['{origin}']}}")]);
+            assert!(result.unwrap_err().to_string().contains("server.corsOrigins"), "{origin}");
         }
         assert!(Values::read("a", &["node: {offer: both}".into()]).unwrap_err().to_string().contains("both"));
     }

@@ -116,9 +116,22 @@ fn second_server_on_a_state_folder_is_refused() {
 #[test]
 fn port_in_use_is_reported() {
     let server = Server::start();
-    let address = server.addresses().control.to_string();
-    let refused = Sandbox::new().run(&["up", "--listen", &address]).with_code(1);
-    assert!(refused.message().contains("listen.in_use") && refused.message().contains(&address), "{refused:?}");
+    let addresses = server.addresses();
+    let free = "127.0.0.1:0";
+    for (option, address) in [
+        ("--listen", addresses.control),
+        ("--inference-listen", addresses.inference),
+        ("--grpc-listen", addresses.grpc),
+    ] {
+        let address = address.to_string();
+        let mut arguments = vec!["up"];
+        for other in ["--listen", "--inference-listen", "--grpc-listen"] {
+            arguments.extend([other, if other == option { &address } else { free }]);
+        }
+        let refused = Sandbox::new().run(&arguments).with_code(1);
+        let named = format!("{address} (`{option}`)");
+        assert!(refused.message().contains("listen.in_use") && refused.message().contains(&named), "{refused:?}");
+    }
 }
 
 #[test]

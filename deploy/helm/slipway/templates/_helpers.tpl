@@ -26,6 +26,11 @@ seccompProfile: {type: RuntimeDefault}
 {{- $tls := $server.tls }}
 {{- $scheme := ternary ", scheme: HTTPS" "" (ne $tls.secret "") }}
 {{- $labels := include "slipway.labels" (dict "root" .root "component" .component) }}
+{{- range $server.corsOrigins }}
+{{- if not (regexMatch "^https?://[^,/ *@]+$" .) }}
+{{- fail "server.corsOrigins must contain origins only, such as https://app.example, without a path" }}
+{{- end }}
+{{- end }}
 {{- range $server.hosts }}
 {{- if not (regexMatch "^[^,:/ ]+$" .) }}
 {{- fail "server.hosts must contain host names only, without a scheme, port, comma or space" }}
@@ -76,6 +81,9 @@ spec:
         {{- end }}
         {{- with $server.hosts }}
         - --hosts={{ join "," . }}
+        {{- end }}
+        {{- range $server.corsOrigins }}
+        - --cors-origin={{ . }}
         {{- end }}
         {{- with .argument }}
         - {{ . }}
