@@ -283,11 +283,13 @@ def leases_and_devices_survive_kills_of_kubelet_and_agent(lab):
         lab.pod(ns, "holder", {GPU: 3}, "n1")
         lab.wait_running(ns, "holder")
         held = lab.visible_gpus(ns, "holder")
+        # Reading the log fails while there is no kubelet.
+        registrations = lambda: lab.kubectl("-n", NAMESPACE, "logs", lab.agent("n1")["metadata"]["name"]).count("registered with the kubelet")
+        before = registrations()
         # Both commands wait, the first until the process has ended.
         lab.lab("do", "kill", "kubelet-n1")
         lab.lab("do", "start", "kubelet-n1")
-        eventually(lambda: "registered with the kubelet" in lab.kubectl(
-            "-n", NAMESPACE, "logs", "--since=20s", lab.agent("n1")["metadata"]["name"]), message="the plugin is registered again")
+        eventually(lambda: registrations() > before, message="the plugin is registered again")
         wait_allocatable(lab, "n1", {GPU: 8})
         began = next(l for l in json.loads(lab.http("n1", "/api/v1/node/leases"))["leases"] if l["pod"] == "holder")["began"]
         for round in range(3):

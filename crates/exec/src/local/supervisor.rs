@@ -5,6 +5,7 @@
 //! reliably whether the supervisor is alive, even when process ids are reused.
 
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -143,11 +144,39 @@ pub(super) fn observe(attempt: &Path) -> Observation {
     {
         let _ = kill_process_group(group, Signal::KILL); // fails if the group has just ended
     }
+    kill_writers(&attempt.join("log"));
     let message =
         "the supervisor of the attempt is dead: the machine was restarted, or the supervisor was killed".to_owned();
     let started_at = process.map(|p| p.since);
     let outcome = Outcome::Disrupted("Lost".into(), message);
     Observation::Finished { started_at, finished_at: now_ms(), node, outcome }
+}
+
+/// Kills the processes whose output goes to this log, which only the program of the attempt and its children do. Their ids are not known
+/// if the supervisor died before it recorded them, or if they left the program's process group.
+fn kill_writers(log: &Path) {
+    /// A process may start another between the search and its end, so the search is repeated.
+    const MAX_ROUNDS: usize = 100;
+    let Ok(log) = std::fs::metadata(log) else { return };
+    let writes_to_log = |process: &Path| {
+        // Fails for processes of other users, and for those that have just ended.
+        let output = |number: &str| std::fs::metadata(process.join("fd").join(number));
+        ["1", "2"].iter().filter_map(|number| output(number).ok()).any(|f| (f.dev(), f.ino()) == (log.dev(), log.ino()))
+    };
+    for _ in 0..MAX_ROUNDS {
+        let Ok(processes) = std::fs::read_dir("/proc") else { return };
+        let ids = processes.flatten().filter_map(|entry| {
+            let id = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
+            writes_to_log(&entry.path()).then_some(id)
+        });
+        let found: Vec<Pid> = ids.collect();
+        if found.is_empty() {
+            return;
+        }
+        for id in found {
+            let _ = kill_process(id, Signal::KILL); // fails if it has just ended
+        }
+    }
 }
 
 /// Whether the supervisor of an attempt is alive.
@@ -241,5 +270,34 @@ fn recorded_outcome(status: std::process::ExitStatus) -> RecordedOutcome {
     match (status.code(), status.signal()) {
         (Some(code), _) => RecordedOutcome::Exited(code),
         (None, signal) => RecordedOutcome::Signalled(signal.unwrap_or(0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    /// The supervisor may die after it has started the program and before it has recorded its id.
+    #[test]
+    fn program_that_a_dead_supervisor_did_not_record_is_killed() {
+        let attempt = std::env::temp_dir().join(format!("slipway-exec-{}", slipway_core::ids::hex32()));
+        std::fs::create_dir_all(&attempt).unwrap();
+        std::fs::write(attempt.join("lock"), "").unwrap();
+        let log = || std::fs::File::create(attempt.join("log")).unwrap();
+        let mut program = std::process::Command::new("sh")
+            .args(["-c", "setsid sleep 1000 & wait"])
+            .stdin(Stdio::null())
+            .stdout(log())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut unrelated = std::process::Command::new("sleep").arg("1000").stdout(Stdio::null()).spawn().unwrap();
+        assert!(matches!(observe(&attempt), Observation::Finished { outcome: Outcome::Disrupted(..), .. }));
+        assert_eq!(program.wait().unwrap().signal(), Some(Signal::KILL.as_raw()));
+        assert!(unrelated.try_wait().unwrap().is_none(), "a process with another output was killed");
+        unrelated.kill().unwrap();
+        unrelated.wait().unwrap();
+        std::fs::remove_dir_all(&attempt).unwrap();
     }
 }

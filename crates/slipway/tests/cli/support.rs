@@ -238,6 +238,7 @@ pub(crate) struct Addresses {
     pub(crate) pid: u32,
     pub(crate) control: SocketAddr,
     pub(crate) inference: SocketAddr,
+    pub(crate) grpc: SocketAddr,
 }
 
 /// A server on free ports; killed when dropped.

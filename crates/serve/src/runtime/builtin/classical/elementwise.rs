@@ -154,11 +154,9 @@ fn logic(operation: fn(bool, bool) -> bool) -> Operator {
     })
 }
 
-fn comparison(
-    float: fn(f64, f64) -> bool,
-    integer: fn(i64, i64) -> bool,
-    text: Option<fn(&[u8], &[u8]) -> bool>,
-) -> Operator {
+type TextComparison = fn(&[u8], &[u8]) -> bool;
+
+fn comparison(float: fn(f64, f64) -> bool, integer: fn(i64, i64) -> bool, text: Option<TextComparison>) -> Operator {
     Box::new(move |inputs| {
         let (a, b) = (required(inputs, 0)?, required(inputs, 1)?);
         let (shape, left, right) = broadcast(&a.shape, &b.shape)?;

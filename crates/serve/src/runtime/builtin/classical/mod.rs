@@ -84,7 +84,7 @@ impl ClassicalModel {
         let version = |domain: &[u8]| {
             let is_default = domain.is_empty() || domain == b"ai.onnx";
             let same = |set: &&onnx::OperatorSet| {
-                set.domain == domain || is_default && (set.domain.is_empty() || set.domain == &b"ai.onnx"[..])
+                set.domain == domain || is_default && (set.domain.is_empty() || set.domain == b"ai.onnx"[..])
             };
             model.opset_import.iter().find(same).map_or(1, |set| set.version)
         };

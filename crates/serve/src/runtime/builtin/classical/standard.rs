@@ -424,6 +424,29 @@ struct Fold {
     finish: fn(f64, f64) -> f64,
 }
 
+impl Fold {
+    /// The reduction with this name; `None` if there is none.
+    fn find(name: &str) -> Option<Self> {
+        let sum: fn(f64, f64) -> f64 = |sum, x| sum + x;
+        let squares: fn(f64, f64) -> f64 = |sum, x| sum + x * x;
+        let fold = |start, add| Self { start, add, finish: |result, _| result };
+        Some(match name {
+            "ReduceSum" => fold(0.0, sum),
+            "ReduceMean" => Self { finish: |sum, n| sum / n, ..fold(0.0, sum) },
+            "ReduceProd" => fold(1.0, |product, x| product * x),
+            "ReduceMax" => fold(f64::NEG_INFINITY, f64::max),
+            "ReduceMin" => fold(f64::INFINITY, f64::min),
+            "ReduceSumSquare" => fold(0.0, squares),
+            "ReduceL1" => fold(0.0, |sum, x| sum + x.abs()),
+            "ReduceL2" => Self { finish: |sum, _| sum.sqrt(), ..fold(0.0, squares) },
+            "ReduceLogSum" => Self { finish: |sum, _| sum.ln(), ..fold(0.0, sum) },
+            // Keeps the logarithm of the sum at every step, because the sum of the exponentials may overflow.
+            "ReduceLogSumExp" => fold(f64::NEG_INFINITY, add_logarithms),
+            _ => return None,
+        })
+    }
+}
+
 /// ln(e^a + e^b).
 fn add_logarithms(a: f64, b: f64) -> f64 {
     let max = a.max(b);
@@ -431,22 +454,7 @@ fn add_logarithms(a: f64, b: f64) -> f64 {
 }
 
 fn reduction(name: &str, attributes: &Attributes<'_>, axes: Option<Vec<i64>>) -> Result<Option<Operator>, String> {
-    let same: fn(f64, f64) -> f64 = |sum, _| sum;
-    let (start, add, finish): (f64, fn(f64, f64) -> f64, fn(f64, f64) -> f64) = match name {
-        "ReduceSum" => (0.0, |sum, x| sum + x, same),
-        "ReduceMean" => (0.0, |sum, x| sum + x, |sum, n| sum / n),
-        "ReduceProd" => (1.0, |product, x| product * x, same),
-        "ReduceMax" => (f64::NEG_INFINITY, f64::max, same),
-        "ReduceMin" => (f64::INFINITY, f64::min, same),
-        "ReduceSumSquare" => (0.0, |sum, x| sum + x * x, same),
-        "ReduceL1" => (0.0, |sum, x| sum + x.abs(), same),
-        "ReduceL2" => (0.0, |sum, x| sum + x * x, |sum, _| sum.sqrt()),
-        "ReduceLogSum" => (0.0, |sum, x| sum + x, |sum, _| sum.ln()),
-        // Keeps the logarithm of the sum at every step, because the sum of the exponentials may overflow.
-        "ReduceLogSumExp" => (f64::NEG_INFINITY, add_logarithms, same),
-        _ => return Ok(None),
-    };
-    let fold = Fold { start, add, finish };
+    let Some(fold) = Fold::find(name) else { return Ok(None) };
     let (keep, is_identity_without_axes) =
         (attributes.flag("keepdims", true), attributes.flag("noop_with_empty_axes", false));
     Ok(Some(Box::new(move |inputs| {

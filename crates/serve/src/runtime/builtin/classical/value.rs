@@ -189,8 +189,11 @@ pub(super) fn from_i64(datatype: DataType, values: Vec<i64>) -> Result<Data, Str
     })
 }
 
-/// The shape of an operation on two values, and the indices of their elements for each element of the result (ONNX "Broadcasting.md").
-pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Result<(Vec<usize>, Vec<usize>, Vec<usize>), String> {
+/// A shape, and the indices of the elements of two values for each of its elements.
+type Broadcast = (Vec<usize>, Vec<usize>, Vec<usize>);
+
+/// The shape of an operation on two values, and which of their elements each element of the result needs (ONNX "Broadcasting.md").
+pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Result<Broadcast, String> {
     let rank = a.len().max(b.len());
     let size = |shape: &[usize], axis: usize| (axis + shape.len()).checked_sub(rank).map_or(1, |i| shape[i]);
     let mut shape = Vec::with_capacity(rank);
