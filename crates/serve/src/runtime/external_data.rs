@@ -10,12 +10,12 @@ use bytes::Bytes;
 use super::onnx;
 use crate::Error;
 
-/// Checks that all external data of the model at `path` is inside the model's folder.
+/// Reads the model at `path`, and checks that all of its external data is inside the model's folder.
 ///
 /// # Errors
 /// [`Error::ModelUnusable`] for data outside the folder, and for a file that is not an ONNX model; [`Error::ModelNotFound`] when there is
 /// no file, and [`Error::Model`] when it cannot be read.
-pub(super) fn check(path: &Path) -> Result<(), Error> {
+pub(super) fn read_checked(path: &Path) -> Result<onnx::Model, Error> {
     let file = std::fs::read(path).map_err(|e| {
         let message = format!("cannot read {}: {e}", path.display());
         match e.kind() {
@@ -39,7 +39,8 @@ pub(super) fn check(path: &Path) -> Result<(), Error> {
         collect_from_attributes(&function.attribute_proto, &mut locations);
     }
     let folder = path.parent().unwrap_or(Path::new("."));
-    locations.into_iter().try_for_each(|location| check_location(folder, location))
+    locations.into_iter().try_for_each(|location| check_location(folder, location))?;
+    Ok(model)
 }
 
 fn collect_from_graph<'a>(graph: &'a onnx::Graph, found: &mut Vec<&'a [u8]>) {
@@ -89,7 +90,7 @@ fn check_location(folder: &Path, location: &[u8]) -> Result<(), Error> {
     }
 }
 
-/// Reads the external data of the constants of a graph into memory. The locations must have passed [`check`].
+/// Reads the external data of the constants of a graph into memory. The locations must have passed [`read_checked`].
 ///
 /// # Errors
 /// The reason why the data of a constant cannot be read.

@@ -124,10 +124,13 @@ impl Runtime {
     /// [`Error::ModelNotFound`]; [`Error::ModelUnusable`] when the file is not a usable model, or has external data outside its folder;
     /// [`Error::Model`] when the file cannot be read.
     pub fn load(&self, path: &Path) -> Result<Arc<dyn Model>, Error> {
-        external_data::check(path)?;
+        let model = external_data::read_checked(path)?;
         let opened: Result<Arc<dyn Model>, Error> = match &self.ort {
-            Some(ort) => ort.open(path).map(|model| Arc::new(model) as _),
-            None => catch_panics(|| builtin::open(path).map(Arc::from)),
+            Some(ort) => {
+                drop(model); // it may be large, and ONNX Runtime reads the file itself
+                ort.open(path).map(|model| Arc::new(model) as _)
+            }
+            None => catch_panics(|| builtin::open(path, model).map(Arc::from)),
         };
         // The file was just read, so a runtime that rejects it objects to its content.
         opened.map_err(|error| match error {

@@ -1,8 +1,8 @@
 //! Routes of artifacts: `/mlflow/artifacts/list`, the artifact proxy `/mlflow-artifacts/*`, and MLflow's download URLs.
 
-use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, FromRequest, Path, RawQuery, Request};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Path, RawQuery, Request};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use slipway_access::{Access, Routes};
@@ -12,7 +12,7 @@ use super::download::send;
 use super::logged_models::Listing;
 use super::scoped::Scoped;
 use super::uploads::{abort_upload, complete_upload, create_upload, upload_part};
-use super::wire::{Call, Empty, Reply, messages};
+use super::wire::{Call, Empty, Reply, messages, read_body};
 use crate::model::FileInfo;
 use crate::service::{ArtifactRoot, Tracking};
 use crate::{Error, ErrorCode, artifact_path};
@@ -112,9 +112,9 @@ async fn upload_run_file(
     };
     let (run_id, path) = (value("run_uuid")?, value("path")?);
     let path = artifact_path::for_writing(&path)?;
-    let data = Bytes::from_request(request, &()).await.map_err(|e| match e.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Error::invalid("Artifact size is too large. Max size is 10MB."),
-        _ => Error::new(ErrorCode::BadRequest, format!("The request body cannot be read: {}", e.body_text())),
+    let data = read_body(request).await.map_err(|e| match e.code {
+        ErrorCode::TooLarge => Error::invalid("Artifact size is too large. Max size is 10MB."),
+        _ => e,
     })?;
     if data.is_empty() {
         return Err(Error::invalid("Request must specify data."));

@@ -312,9 +312,9 @@ pub(crate) fn from_json<T: Message>(body: &[u8]) -> Result<T, Error> {
     };
     if error.is_syntax()
         && let Some(body) = with_quoted_numbers(body)
-        && let Ok(value) = serde_json::from_slice::<Value>(&body)
     {
-        return decode(&value).map_or_else(|_| diagnose(value), checked);
+        // Recurses once: the names are in strings now, so nothing is left to quote.
+        return from_json(&body);
     }
     // MLflow treats a body that is not JSON as an empty one.
     diagnose(serde_json::from_slice(body).unwrap_or(Value::Null))
@@ -417,13 +417,17 @@ impl Source {
                 Some(_) => {}
             }
         }
-        let body = Bytes::from_request(request, &()).await.map_err(|e| {
-            let code =
-                if e.status() == StatusCode::PAYLOAD_TOO_LARGE { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
-            Error::new(code, format!("The request body cannot be read: {}", e.body_text()))
-        })?;
-        Ok(Self::Body(body))
+        read_body(request).await.map(Self::Body)
     }
+}
+
+/// The body of a request, up to the limit of its route.
+pub(crate) async fn read_body(request: Request) -> Result<Bytes, Error> {
+    Bytes::from_request(request, &()).await.map_err(|e| {
+        let code =
+            if e.status() == StatusCode::PAYLOAD_TOO_LARGE { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
+        Error::new(code, format!("The request body cannot be read: {}", e.body_text()))
+    })
 }
 
 /// Extractor for a request message, from the body or, for GET, from the query.

@@ -14,9 +14,6 @@ mod parsers;
 
 use std::path::Path;
 
-use bytes::Bytes;
-use prost::Message;
-
 use super::{Model, external_data, onnx};
 use crate::Error;
 use crate::tensor::{DataType, TensorSpec};
@@ -39,20 +36,17 @@ const EXPENSIVE: [&[u8]; 12] = [
     b"Attention",
 ];
 
-/// Opens the model at `path`.
+/// Opens the model at `path`, whose file has this content.
 ///
 /// # Errors
 /// [`Error::Model`] with the reason of each way in which the model could not be executed.
-pub(super) fn open(path: &Path) -> Result<Box<dyn Model>, Error> {
-    let file = std::fs::read(path).map_err(|e| Error::Model(format!("cannot read {}: {e}", path.display())))?;
-    let model = onnx::Model::decode(Bytes::from(file)).map_err(|e| Error::Model(format!("not an ONNX model: {e}")))?;
-    let graph = model.graph.as_ref().ok_or_else(|| Error::Model("the file has no graph".into()))?;
-    let interface = Interface::read(graph)?;
+pub(super) fn open(path: &Path, mut model: onnx::Model) -> Result<Box<dyn Model>, Error> {
+    let mut graph = model.graph.take().ok_or_else(|| Error::Model("the file has no graph".into()))?;
+    let interface = Interface::read(&graph)?;
     let needs_classical = graph.node.iter().any(|node| node.domain == ML_DOMAIN)
         || !interface.inputs.iter().chain(&interface.outputs).all(|spec| network::represents(spec.datatype));
     let is_expensive = graph.node.iter().any(|node| EXPENSIVE.contains(&&node.operator[..]));
-    let classical = |interface| -> Result<Box<dyn Model>, String> {
-        let mut graph = graph.clone();
+    let mut classical = |interface| -> Result<Box<dyn Model>, String> {
         external_data::read_constants(&mut graph, path.parent().unwrap_or(Path::new(".")))?;
         Ok(Box::new(classical::ClassicalModel::new(&model, &graph, interface)?))
     };

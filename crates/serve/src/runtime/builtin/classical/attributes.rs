@@ -68,7 +68,7 @@ impl<'a> Attributes<'a> {
         self.find(name).map_or(&[], |attribute| &attribute.ints)
     }
 
-    /// A list that is absent or has at least one element.
+    /// The list; `None` if the node does not have the attribute.
     pub(super) fn optional_ints(&self, name: &str) -> Option<&'a [i64]> {
         self.find(name).map(|attribute| &attribute.ints[..])
     }

@@ -190,9 +190,8 @@ fn clip(inputs: &[Option<&Value>]) -> Result<Vec<Value>, String> {
 fn select(inputs: &[Option<&Value>]) -> Result<Vec<Value>, String> {
     let (condition, yes, no) = (required(inputs, 0)?, required(inputs, 1)?, required(inputs, 2)?);
     let Data::Bool(chosen) = &condition.data else { return Err("the condition is not boolean".into()) };
-    let (inner, ..) = broadcast(&yes.shape, &no.shape)?;
+    let (inner, yes_indices, no_indices) = broadcast(&yes.shape, &no.shape)?;
     let (shape, conditions, inner_indices) = broadcast(&condition.shape, &inner)?;
-    let (_, yes_indices, no_indices) = broadcast(&yes.shape, &no.shape)?;
     macro_rules! pick {
         ($($variant:ident),*) => {
             match (&yes.data, &no.data) {

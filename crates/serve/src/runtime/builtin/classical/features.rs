@@ -4,14 +4,13 @@ use super::attributes::Attributes;
 use super::standard::concat;
 use super::value::{Value, axis, from_f64};
 use super::{Operator, required};
-use crate::tensor::Data;
+use crate::tensor::{Data, DataType};
 
 /// The operator with this name; `None` if there is none.
 pub(super) fn operator(name: &str, attributes: &Attributes<'_>) -> Result<Option<Operator>, String> {
-    let doubles = |name: &str| attributes.floats(name).iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
     Ok(Some(match name {
         "Scaler" => {
-            let (offset, scale) = (doubles("offset"), doubles("scale"));
+            let (offset, scale) = (attributes.numbers("offset")?, attributes.numbers("scale")?);
             // One number is for all features.
             let of = |list: &[f64], column: usize, default: f64| match list {
                 [] => default,
@@ -78,7 +77,7 @@ pub(super) fn operator(name: &str, attributes: &Attributes<'_>) -> Result<Option
             Box::new(|inputs| {
                 let float = |value: &Value| -> Result<Value, String> {
                     let (rows, columns) = value.matrix()?;
-                    Ok(Value { shape: vec![rows, columns], data: Data::Fp32(value.to_f32()?.into_owned()) })
+                    Ok(Value { shape: vec![rows, columns], data: from_f64(DataType::Fp32, value.to_f64()?)? })
                 };
                 let values = inputs.iter().copied().flatten().map(float).collect::<Result<Vec<_>, _>>()?;
                 Ok(vec![concat(&values.iter().collect::<Vec<_>>(), 1)?])
@@ -94,15 +93,15 @@ fn last(value: &Value) -> Result<usize, String> {
 }
 
 fn imputer(attributes: &Attributes<'_>) -> Result<Operator, String> {
-    let (floats, ints) = (attributes.floats("imputed_value_floats"), attributes.ints("imputed_value_int64s"));
-    let imputed: Vec<f64> = match floats {
-        [] => ints.iter().map(|x| *x as f64).collect(),
-        floats => floats.iter().map(|x| f64::from(*x)).collect(),
-    };
+    let ints = attributes.ints("imputed_value_int64s");
+    let mut imputed = attributes.numbers("imputed_value_floats")?;
     let replaced = match attributes.optional_int("replaced_value_int64") {
-        Some(n) if floats.is_empty() => n as f64,
+        Some(n) if imputed.is_empty() => n as f64,
         _ => f64::from(attributes.float("replaced_value_float", 0.0)),
     };
+    if imputed.is_empty() {
+        imputed = ints.iter().map(|x| *x as f64).collect();
+    }
     if imputed.is_empty() {
         return Err("no imputed values".into());
     }

@@ -4,7 +4,6 @@ use super::attributes::Attributes;
 use super::scores::{Classes, Transform, highest, matrix};
 use super::value::Value;
 use super::{Operator, required};
-use crate::tensor::Data;
 
 /// A linear function: a row of coefficients and an intercept for each of its targets.
 struct Linear {
@@ -36,21 +35,18 @@ impl Linear {
 
 pub(super) fn operator(name: &str, attributes: &Attributes<'_>) -> Result<Operator, String> {
     let transform = Transform::parse(&attributes.text("post_transform", "NONE"))?;
-    let doubles = |name: &str| attributes.floats(name).iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
-    let (coefficients, intercepts) = (doubles("coefficients"), doubles("intercepts"));
+    let (coefficients, intercepts) = (attributes.numbers("coefficients")?, attributes.numbers("intercepts")?);
     if name == "LinearRegressor" {
         let targets = usize::try_from(attributes.int("targets", 1)).ok().filter(|n| *n > 0).ok_or("no targets")?;
         let linear = Linear { coefficients, intercepts, targets };
         return Ok(Box::new(move |inputs| {
             let (rows, mut values) = linear.compute(required(inputs, 0)?)?;
             values.chunks_exact_mut(linear.targets).for_each(|row| transform.apply(row));
-            Ok(vec![matrix(rows, &values)])
+            Ok(vec![matrix(rows, linear.targets, &values)])
         }));
     }
     attributes.ignore("multi_class");
-    let texts = attributes.texts("classlabels_strings");
-    let integers = attributes.ints("classlabels_ints");
-    let classes = if texts.is_empty() { Classes::Integers(integers.to_vec()) } else { Classes::Texts(texts) };
+    let classes = Classes::read(attributes, "classlabels_ints");
     let targets = intercepts.len().max(1);
     // A model of two classes may have the scores of only the second class.
     let is_binary = targets == 1 && classes.len() == 2;
@@ -80,11 +76,6 @@ pub(super) fn operator(name: &str, attributes: &Attributes<'_>) -> Result<Operat
                 transform.apply(&mut scores[start..]);
             }
         }
-        let scores = if rows == 0 {
-            Value { shape: vec![0, classes.len()], data: Data::Fp32(vec![]) }
-        } else {
-            matrix(rows, &scores)
-        };
-        Ok(vec![classes.labels(&chosen), scores])
+        Ok(vec![classes.labels(&chosen), matrix(rows, classes.len(), &scores)])
     }))
 }

@@ -1,7 +1,8 @@
 //! What classifiers do with their scores: the transformation of each row (`post_transform`) and the choice of a label.
 
+use super::attributes::Attributes;
 use super::value::Value;
-use crate::tensor::{Data, DataType};
+use crate::tensor::Data;
 
 /// `post_transform` of `ai.onnx.ml`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,13 @@ pub(super) enum Classes {
 }
 
 impl Classes {
+    /// The classes of a node. `integers` is the name of the attribute for integers, which differs between operators.
+    pub(super) fn read(attributes: &Attributes<'_>, integers: &str) -> Self {
+        let texts = attributes.texts("classlabels_strings");
+        let integers = attributes.ints(integers);
+        if texts.is_empty() { Self::Integers(integers.to_vec()) } else { Self::Texts(texts) }
+    }
+
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Integers(classes) => classes.len(),
@@ -97,10 +105,7 @@ pub(super) fn highest(scores: &[f64]) -> usize {
     best
 }
 
-/// Scores as FP32, the type of every classifier's second output.
-pub(super) fn matrix(rows: usize, scores: &[f64]) -> Value {
-    let columns = scores.len().checked_div(rows).unwrap_or(0);
-    let data = Data::Fp32(scores.iter().map(|x| *x as f32).collect());
-    debug_assert_eq!(data.datatype(), DataType::Fp32);
-    Value { shape: vec![rows, columns], data }
+/// Scores in rows as FP32, the type of the scores of every classifier and regressor.
+pub(super) fn matrix(rows: usize, columns: usize, scores: &[f64]) -> Value {
+    Value { shape: vec![rows, columns], data: Data::Fp32(scores.iter().map(|x| *x as f32).collect()) }
 }

@@ -9,7 +9,6 @@ use super::attributes::Attributes;
 use super::scores::{Classes, Transform, highest, logistic, matrix};
 use super::value::Value;
 use super::{Operator, required};
-use crate::tensor::Data;
 
 /// How a node compares a feature with its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +64,7 @@ struct Trees {
     roots: Vec<u32>,
     /// Target and weight.
     weights: Vec<(u32, f64)>,
+    /// The number of features that a row needs, at least 1.
     features: usize,
 }
 
@@ -103,7 +103,7 @@ impl Trees {
             let target = u32::try_from(*target).map_err(|_| format!("target {target} is not valid"))?;
             by_node.entry((*tree, *node)).or_default().push((target, value));
         }
-        let mut trees = Self { nodes: Vec::with_capacity(n), roots: Vec::new(), weights: Vec::new(), features: 0 };
+        let mut trees = Self { nodes: Vec::with_capacity(n), roots: Vec::new(), weights: Vec::new(), features: 1 };
         let mut is_child = vec![false; n];
         for i in 0..n {
             let mode = Mode::parse(&modes[i])?;
@@ -121,9 +121,9 @@ impl Trees {
                 (child(yes[i])?, child(no[i])?)
             };
             let feature = u32::try_from(features[i]).map_err(|_| format!("feature {} is not valid", features[i]))?;
-            if mode != Mode::Leaf {
-                trees.features = trees.features.max(feature as usize + 1);
-            }
+            // A leaf compares nothing, so its feature need not exist.
+            let feature = if mode == Mode::Leaf { 0 } else { feature };
+            trees.features = trees.features.max(feature as usize + 1);
             trees.nodes.push(Node {
                 mode,
                 missing_is_true: missing.get(i).is_some_and(|m| *m != 0),
@@ -145,7 +145,7 @@ impl Trees {
     fn leaf(&self, root: u32, row: &[f64]) -> &[(u32, f64)] {
         let mut node = &self.nodes[root as usize];
         loop {
-            let x = row[node.feature as usize % row.len().max(1)];
+            let x = row[node.feature as usize];
             let is_true = match node.mode {
                 Mode::LessOrEqual => x <= node.threshold,
                 Mode::Less => x < node.threshold,
@@ -184,8 +184,8 @@ impl Trees {
     /// The input as doubles. A float is compared as the double of the same value, with the threshold that the file holds.
     fn rows(&self, input: &Value) -> Result<(usize, usize, Vec<f64>), String> {
         let (rows, columns) = input.matrix()?;
-        if columns < self.features || columns == 0 {
-            return Err(format!("{columns} features, expected at least {}", self.features.max(1)));
+        if columns < self.features {
+            return Err(format!("{columns} features, expected at least {}", self.features));
         }
         Ok((rows, columns, input.to_f64()?))
     }
@@ -224,15 +224,12 @@ fn regressor(attributes: &Attributes<'_>, transform: Transform, base: Vec<f64>) 
             transform.apply(&mut scores);
             out.extend_from_slice(&scores);
         }
-        let data = Data::Fp32(out.into_iter().map(|x| x as f32).collect());
-        Ok(vec![Value { shape: vec![rows, targets], data }])
+        Ok(vec![matrix(rows, targets, &out)])
     }))
 }
 
 fn classifier(attributes: &Attributes<'_>, transform: Transform, base: Vec<f64>) -> Result<Operator, String> {
-    let texts = attributes.texts("classlabels_strings");
-    let integers = attributes.ints("classlabels_int64s");
-    let classes = if texts.is_empty() { Classes::Integers(integers.to_vec()) } else { Classes::Texts(texts) };
+    let classes = Classes::read(attributes, "classlabels_int64s");
     let trees = Trees::read(attributes, "class")?;
     let n = classes.len();
     if n == 0 || trees.targets() > n {
@@ -265,7 +262,6 @@ fn classifier(attributes: &Attributes<'_>, transform: Transform, base: Vec<f64>)
                 out.extend_from_slice(&scores);
             }
         }
-        let scores = if rows == 0 { Value { shape: vec![0, n], data: Data::Fp32(vec![]) } } else { matrix(rows, &out) };
-        Ok(vec![classes.labels(&chosen), scores])
+        Ok(vec![classes.labels(&chosen), matrix(rows, n, &out)])
     }))
 }

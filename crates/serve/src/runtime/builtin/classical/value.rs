@@ -9,6 +9,38 @@ use crate::tensor::{Data, DataType};
 /// Maximum number of elements of a value whose shape is computed from data, so that a request cannot exhaust the memory.
 const MAX_ELEMENTS: usize = 1 << 28;
 
+/// Converts the elements of `Data` to a number type: those of an integer type with `as`, all others with the given arms.
+macro_rules! from_each_integer {
+    ($data:expr, $to:ty, $($pattern:pat => $result:expr),+ $(,)?) => {
+        match $data {
+            Data::Uint8(v) => v.iter().map(|x| *x as $to).collect(),
+            Data::Uint16(v) => v.iter().map(|x| *x as $to).collect(),
+            Data::Uint32(v) => v.iter().map(|x| *x as $to).collect(),
+            Data::Uint64(v) => v.iter().map(|x| *x as $to).collect(),
+            Data::Int8(v) => v.iter().map(|x| *x as $to).collect(),
+            Data::Int16(v) => v.iter().map(|x| *x as $to).collect(),
+            Data::Int32(v) => v.iter().map(|x| *x as $to).collect(),
+            $($pattern => $result),+
+        }
+    };
+}
+
+/// Converts numbers to the `Data` of a type: to an integer type with `as`, to all others with the given arms.
+macro_rules! to_each_integer {
+    ($datatype:expr, $values:expr, $($pattern:pat => $result:expr),+ $(,)?) => {
+        match $datatype {
+            DataType::Uint8 => Data::Uint8($values.into_iter().map(|x| x as u8).collect()),
+            DataType::Uint16 => Data::Uint16($values.into_iter().map(|x| x as u16).collect()),
+            DataType::Uint32 => Data::Uint32($values.into_iter().map(|x| x as u32).collect()),
+            DataType::Uint64 => Data::Uint64($values.into_iter().map(|x| x as u64).collect()),
+            DataType::Int8 => Data::Int8($values.into_iter().map(|x| x as i8).collect()),
+            DataType::Int16 => Data::Int16($values.into_iter().map(|x| x as i16).collect()),
+            DataType::Int32 => Data::Int32($values.into_iter().map(|x| x as i32).collect()),
+            $($pattern => $result),+
+        }
+    };
+}
+
 /// A tensor without a name.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Value {
@@ -85,56 +117,24 @@ impl Value {
 
     /// The elements as doubles. Integers beyond 2^53 are rounded.
     pub(super) fn to_f64(&self) -> Result<Vec<f64>, String> {
-        macro_rules! cast {
-            ($v:expr) => {
-                $v.iter().map(|x| *x as f64).collect()
-            };
-        }
-        Ok(match &self.data {
+        Ok(from_each_integer!(&self.data, f64,
             Data::Bool(v) => v.iter().map(|x| f64::from(u8::from(*x))).collect(),
-            Data::Uint8(v) => cast!(v),
-            Data::Uint16(v) => cast!(v),
-            Data::Uint32(v) => cast!(v),
-            Data::Uint64(v) => cast!(v),
-            Data::Int8(v) => cast!(v),
-            Data::Int16(v) => cast!(v),
-            Data::Int32(v) => cast!(v),
-            Data::Int64(v) => cast!(v),
+            Data::Int64(v) => v.iter().map(|x| *x as f64).collect(),
             Data::Fp16(v) => v.iter().map(|x| x.to_f64()).collect(),
             Data::Bf16(v) => v.iter().map(|x| x.to_f64()).collect(),
-            Data::Fp32(v) => cast!(v),
+            Data::Fp32(v) => v.iter().map(|x| f64::from(*x)).collect(),
             Data::Fp64(v) => v.clone(),
             Data::Bytes(_) => return Err("expected numbers, found strings".into()),
-        })
-    }
-
-    /// The elements as single-precision numbers, without a copy if they are.
-    pub(super) fn to_f32(&self) -> Result<std::borrow::Cow<'_, [f32]>, String> {
-        match &self.data {
-            Data::Fp32(v) => Ok(v.into()),
-            _ => Ok(self.to_f64()?.into_iter().map(|x| x as f32).collect::<Vec<_>>().into()),
-        }
+        ))
     }
 
     /// The elements as integers; `None` for floats and strings.
     pub(super) fn to_i64(&self) -> Option<Vec<i64>> {
-        macro_rules! cast {
-            ($v:expr) => {
-                Some($v.iter().map(|x| *x as i64).collect())
-            };
-        }
-        match &self.data {
-            Data::Bool(v) => cast!(v),
-            Data::Uint8(v) => cast!(v),
-            Data::Uint16(v) => cast!(v),
-            Data::Uint32(v) => cast!(v),
-            Data::Uint64(v) => cast!(v),
-            Data::Int8(v) => cast!(v),
-            Data::Int16(v) => cast!(v),
-            Data::Int32(v) => cast!(v),
-            Data::Int64(v) => Some(v.clone()),
-            Data::Fp16(_) | Data::Bf16(_) | Data::Fp32(_) | Data::Fp64(_) | Data::Bytes(_) => None,
-        }
+        Some(from_each_integer!(&self.data, i64,
+            Data::Bool(v) => v.iter().map(|x| i64::from(*x)).collect(),
+            Data::Int64(v) => v.clone(),
+            Data::Fp16(_) | Data::Bf16(_) | Data::Fp32(_) | Data::Fp64(_) | Data::Bytes(_) => return None,
+        ))
     }
 
     /// The elements as a list of integers, such as axes or a shape.
@@ -145,48 +145,24 @@ impl Value {
 
 /// Elements of a type from doubles. Floats are rounded; integers saturate, as in Rust's `as`.
 pub(super) fn from_f64(datatype: DataType, values: Vec<f64>) -> Result<Data, String> {
-    macro_rules! cast {
-        ($variant:ident, $t:ty) => {
-            Data::$variant(values.into_iter().map(|x| x as $t).collect())
-        };
-    }
-    Ok(match datatype {
+    Ok(to_each_integer!(datatype, values,
         DataType::Bool => Data::Bool(values.into_iter().map(|x| x != 0.0).collect()),
-        DataType::Uint8 => cast!(Uint8, u8),
-        DataType::Uint16 => cast!(Uint16, u16),
-        DataType::Uint32 => cast!(Uint32, u32),
-        DataType::Uint64 => cast!(Uint64, u64),
-        DataType::Int8 => cast!(Int8, i8),
-        DataType::Int16 => cast!(Int16, i16),
-        DataType::Int32 => cast!(Int32, i32),
-        DataType::Int64 => cast!(Int64, i64),
+        DataType::Int64 => Data::Int64(values.into_iter().map(|x| x as i64).collect()),
         DataType::Fp16 => Data::Fp16(values.into_iter().map(f16::from_f64).collect()),
         DataType::Bf16 => Data::Bf16(values.into_iter().map(bf16::from_f64).collect()),
-        DataType::Fp32 => cast!(Fp32, f32),
+        DataType::Fp32 => Data::Fp32(values.into_iter().map(|x| x as f32).collect()),
         DataType::Fp64 => Data::Fp64(values),
         DataType::Bytes => return Err("numbers cannot become strings here".into()),
-    })
+    ))
 }
 
 /// Elements of an integer type from integers, which wrap around.
 pub(super) fn from_i64(datatype: DataType, values: Vec<i64>) -> Result<Data, String> {
-    macro_rules! cast {
-        ($variant:ident, $t:ty) => {
-            Data::$variant(values.into_iter().map(|x| x as $t).collect())
-        };
-    }
-    Ok(match datatype {
+    Ok(to_each_integer!(datatype, values,
         DataType::Bool => Data::Bool(values.into_iter().map(|x| x != 0).collect()),
-        DataType::Uint8 => cast!(Uint8, u8),
-        DataType::Uint16 => cast!(Uint16, u16),
-        DataType::Uint32 => cast!(Uint32, u32),
-        DataType::Uint64 => cast!(Uint64, u64),
-        DataType::Int8 => cast!(Int8, i8),
-        DataType::Int16 => cast!(Int16, i16),
-        DataType::Int32 => cast!(Int32, i32),
         DataType::Int64 => Data::Int64(values),
         other => from_f64(other, values.into_iter().map(|x| x as f64).collect())?,
-    })
+    ))
 }
 
 /// A shape, and the indices of the elements of two values for each of its elements.
