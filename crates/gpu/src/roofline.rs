@@ -90,6 +90,7 @@ impl Roofline {
         find(precision).or_else(|| match precision {
             Precision::Tf32 => find(Precision::Fp32),
             Precision::Bf16 | Precision::Fp16 => find(Precision::Fp16).or_else(|| find(Precision::Fp32)),
+            Precision::Fp4 | Precision::Fp6 => self.ceiling(Precision::Fp8),
             Precision::Fp8 | Precision::Int8 => {
                 find(Precision::Bf16).or_else(|| find(Precision::Fp16)).or_else(|| find(Precision::Fp32))
             }

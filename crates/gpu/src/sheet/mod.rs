@@ -25,19 +25,24 @@ pub enum Precision {
     Bf16,
     Fp8,
     Int8,
+    Fp6,
+    Fp4,
 }
 
 impl Precision {
     /// All number formats, widest first.
-    pub const ALL: [Self; 7] = [Self::Fp64, Self::Fp32, Self::Tf32, Self::Fp16, Self::Bf16, Self::Fp8, Self::Int8];
+    pub const ALL: [Self; 9] =
+        [Self::Fp64, Self::Fp32, Self::Tf32, Self::Fp16, Self::Bf16, Self::Fp8, Self::Int8, Self::Fp6, Self::Fp4];
 
-    /// Bytes of one number in memory.
+    /// Bytes of one number in memory, without the scales of block formats such as MXFP4 and NVFP4.
     pub fn bytes(self) -> f64 {
         match self {
             Self::Fp64 => 8.0,
             Self::Fp32 | Self::Tf32 => 4.0,
             Self::Fp16 | Self::Bf16 => 2.0,
             Self::Fp8 | Self::Int8 => 1.0,
+            Self::Fp6 => 0.75,
+            Self::Fp4 => 0.5,
         }
     }
 
@@ -51,6 +56,8 @@ impl Precision {
             Self::Bf16 => "bf16",
             Self::Fp8 => "fp8",
             Self::Int8 => "int8",
+            Self::Fp6 => "fp6",
+            Self::Fp4 => "fp4",
         }
     }
 }
@@ -79,32 +86,32 @@ struct Chip {
     cores: u32,
     /// fp64 operations per cycle without tensor cores.
     fp64: u32,
-    /// Tensor core operations per cycle for fp64, tf32, fp16, bf16, fp8 and int8; 0 if unsupported.
-    tensor: [u32; 6],
+    /// Tensor core operations per cycle for fp64, tf32, fp16, bf16, fp8, int8, fp6 and fp4; 0 if unsupported.
+    tensor: [u32; 8],
 }
 
-const fn chip(name: &'static str, architecture: &'static str, cores: u32, fp64: u32, tensor: [u32; 6]) -> Chip {
+const fn chip(name: &'static str, architecture: &'static str, cores: u32, fp64: u32, tensor: [u32; 8]) -> Chip {
     Chip { name, architecture, cores, fp64, tensor }
 }
 
 /// Sources: the white papers Pascal (P100), Volta (V100), Turing, Ampere (A100; GA102), Ada, Hopper (H100), and
 /// Blackwell data sheets; table "Peak rates" or "Throughput" in each, divided by multiprocessors and clock.
 const CHIPS: [Chip; 15] = [
-    chip("gp100", "Pascal", 64, 64, [0; 6]),
-    chip("gp10x", "Pascal", 128, 8, [0; 6]),
-    chip("gv100", "Volta", 64, 64, [0, 0, 1024, 0, 0, 0]),
-    chip("tu10x", "Turing", 64, 4, [0, 0, 1024, 0, 0, 2048]),
-    chip("tu10x-geforce", "Turing", 64, 4, [0, 0, 512, 0, 0, 2048]),
-    chip("ga100", "Ampere", 64, 64, [128, 1024, 2048, 2048, 0, 4096]),
-    chip("ga10x", "Ampere", 128, 4, [0, 512, 1024, 1024, 0, 2048]),
-    chip("ga10x-geforce", "Ampere", 128, 4, [0, 256, 512, 512, 0, 2048]),
-    chip("ad10x", "Ada", 128, 4, [0, 512, 1024, 1024, 2048, 2048]),
-    chip("ad10x-geforce", "Ada", 128, 4, [0, 256, 512, 512, 1024, 2048]),
-    chip("gh100", "Hopper", 128, 128, [256, 2048, 4096, 4096, 8192, 8192]),
-    chip("gb100", "Blackwell", 128, 128, [128, 4096, 8192, 8192, 16384, 16384]),
-    chip("gb20x", "Blackwell", 128, 4, [0, 512, 1024, 1024, 2048, 2048]),
-    chip("gb20x-geforce", "Blackwell", 128, 4, [0, 256, 512, 512, 1024, 2048]),
-    chip("unknown", "unknown", 0, 0, [0; 6]),
+    chip("gp100", "Pascal", 64, 64, [0; 8]),
+    chip("gp10x", "Pascal", 128, 8, [0; 8]),
+    chip("gv100", "Volta", 64, 64, [0, 0, 1024, 0, 0, 0, 0, 0]),
+    chip("tu10x", "Turing", 64, 4, [0, 0, 1024, 0, 0, 2048, 0, 0]),
+    chip("tu10x-geforce", "Turing", 64, 4, [0, 0, 512, 0, 0, 2048, 0, 0]),
+    chip("ga100", "Ampere", 64, 64, [128, 1024, 2048, 2048, 0, 4096, 0, 0]),
+    chip("ga10x", "Ampere", 128, 4, [0, 512, 1024, 1024, 0, 2048, 0, 0]),
+    chip("ga10x-geforce", "Ampere", 128, 4, [0, 256, 512, 512, 0, 2048, 0, 0]),
+    chip("ad10x", "Ada", 128, 4, [0, 512, 1024, 1024, 2048, 2048, 0, 0]),
+    chip("ad10x-geforce", "Ada", 128, 4, [0, 256, 512, 512, 1024, 2048, 0, 0]),
+    chip("gh100", "Hopper", 128, 128, [256, 2048, 4096, 4096, 8192, 8192, 0, 0]),
+    chip("gb100", "Blackwell", 128, 128, [128, 4096, 8192, 8192, 16384, 16384, 16384, 32768]),
+    chip("gb20x", "Blackwell", 128, 4, [0, 512, 1024, 1024, 2048, 2048, 2048, 4096]),
+    chip("gb20x-geforce", "Blackwell", 128, 4, [0, 256, 512, 512, 1024, 2048, 1024, 4096]),
+    chip("unknown", "unknown", 0, 0, [0; 8]),
 ];
 
 /// The data sheet of a card.
@@ -207,6 +214,8 @@ impl Card {
             Precision::Bf16 => 3,
             Precision::Fp8 => 4,
             Precision::Int8 => 5,
+            Precision::Fp6 => 6,
+            Precision::Fp4 => 7,
         };
         let tensor_rate = chip.tensor.get(tensor_index).copied().unwrap_or(0);
         let (rate, clock, tensor) = match precision {

@@ -48,7 +48,7 @@ impl Gpu<'_> {
 
     /// A device buffer of pseudo-random numbers.
     fn filled(&self, numbers: usize, precision: Precision) -> Result<CudaSlice<u8>, GpuError> {
-        let bytes = numbers * precision.bytes() as usize;
+        let bytes = (numbers as f64 * precision.bytes()).ceil() as usize;
         let mut data = self.stream.alloc_zeros::<u8>(bytes).map_err(cuda)?;
         let kind: i32 = match precision {
             Precision::Fp64 => 0,
@@ -57,6 +57,9 @@ impl Gpu<'_> {
             Precision::Bf16 => 3,
             Precision::Fp8 => 4,
             Precision::Int8 => 5,
+            Precision::Fp6 | Precision::Fp4 => {
+                return Err(GpuError::Invalid(format!("{precision}: matrices with block scales are not measured")));
+            }
         };
         if self.module.is_some() {
             let (fill, n) = (self.function("fill")?, numbers as u64);
@@ -82,6 +85,7 @@ impl Gpu<'_> {
             Precision::Fp8 => capability < (8, 9) || !libraries.cublaslt,
             Precision::Bf16 | Precision::Tf32 => capability < (8, 0),
             Precision::Int8 => capability < (6, 1),
+            Precision::Fp6 | Precision::Fp4 => true,
             _ => false,
         };
         if unsupported {
