@@ -100,11 +100,19 @@ pub struct Tracked {
     pub user: String,
     /// Tags as pairs of key and value.
     pub tags: Vec<(String, String)>,
+    /// Number of the attempt that begins, from 1.
+    #[serde(default = "first_attempt")]
+    pub attempt: u32,
+}
+
+/// The attempt of controllers of earlier versions, which create the tracked run before the first attempt only.
+fn first_attempt() -> u32 {
+    1
 }
 
 impl Tracked {
-    /// The tracked run of a manifest whose `metadata.uid` is set.
-    pub fn new(run: &Manifest) -> Self {
+    /// The tracked run of a manifest whose `metadata.uid` is set, at the start of an attempt.
+    pub fn new(run: &Manifest, attempt: u32) -> Self {
         let metadata = &run.metadata;
         Self {
             run_id: tracked_id(&metadata.uid),
@@ -117,13 +125,15 @@ impl Tracked {
                 ("mlflow.source.name".into(), run.spec.command.join(" ")),
                 (slipway_core::ids::RUN_TAG.into(), format!("{}/{}", metadata.namespace, metadata.name)),
             ],
+            attempt,
         }
     }
 }
 
 /// The tracking store, as executors see it. The server implements this trait.
 pub trait Tracker: Send + Sync {
-    /// Creates a tracked run. Does nothing if it already exists.
+    /// Creates a tracked run before its first attempt, and records the number of each later one, which makes the tokens of earlier
+    /// attempts invalid. Idempotent.
     fn begin(&self, run: Tracked) -> BoxFuture<'_, Result<(), String>>;
     /// Ends a tracked run unless the program has already ended it, and attaches the usage of its GPUs. Idempotent. `namespace` is the
     /// namespace of the run; a tracked run that belongs to another namespace is left unchanged, without an error.

@@ -144,6 +144,7 @@ mod tests {
             name: "a".into(),
             user: String::new(),
             tags: Vec::new(),
+            attempt: 1,
         };
         let request = json!({"namespace": "team", "run_id": "r", "run": "a", "experiment": null, "attempt": 1, "expires_at": i64::MAX});
         let run_token = tokens.mint(&serde_json::from_value(request.clone()).unwrap());

@@ -6,9 +6,9 @@ use futures_util::future::BoxFuture;
 use slipway_core::clock::now_ms;
 use slipway_core::ids::RUN_TAG;
 use slipway_exec::{GpuUse, Phase, RunStatus, Tracked, Tracker};
-use slipway_track::model::{Experiment, KeyValue};
+use slipway_track::model::{Experiment, KeyValue, Run, stage};
 use slipway_track::service::metrics::NewMetric;
-use slipway_track::service::{ATTEMPTS_TAG, NAMESPACE_TAG, NewRun};
+use slipway_track::service::{ATTEMPT_TAG, ATTEMPTS_TAG, NAMESPACE_TAG, NewRun};
 use slipway_track::{Error, ErrorCode, Tracking};
 
 /// MLflow's statuses of an unfinished run.
@@ -58,8 +58,8 @@ impl RunTracker {
             let text = format!("run \"{}\" has no namespace; the run controller has a different version", run.name);
             return Err(Error::new(ErrorCode::InvalidParameterValue, text));
         }
-        if self.tracking.run_info(&run.run_id).is_ok() {
-            return Ok(());
+        if let Ok(tracked) = self.tracking.run(&run.run_id) {
+            return self.begin_attempt(&run, &tracked).await;
         }
         let experiment_id = self.experiment_id(run.experiment, &run.namespace).await?;
         let owner = self.isolated.then(|| KeyValue { key: NAMESPACE_TAG.into(), value: run.namespace.clone() });
@@ -73,6 +73,20 @@ impl RunTracker {
             tags,
         };
         self.tracking.create_run(new).await.map(drop)
+    }
+
+    /// Records a new attempt of a tracked run that exists.
+    async fn begin_attempt(&self, run: &Tracked, tracked: &Run) -> Result<(), Error> {
+        let tags = &tracked.data.tags;
+        let current = tags.iter().find(|t| t.key == ATTEMPT_TAG).and_then(|t| t.value.parse().ok()).unwrap_or(1);
+        let is_foreign = self.isolated && !belongs_to(tags, &run.namespace);
+        // A deleted run cannot be changed, and all its tokens are invalid already.
+        let is_deleted = tracked.info.lifecycle_stage != stage::ACTIVE;
+        if run.attempt <= current || is_foreign || is_deleted {
+            return Ok(());
+        }
+        let tag = KeyValue { key: ATTEMPT_TAG.into(), value: run.attempt.to_string() };
+        self.tracking.log_batch(run.run_id.clone(), Vec::new(), Vec::new(), vec![tag]).await
     }
 
     async fn end_run(&self, namespace: &str, run_id: &str, status: &RunStatus) -> Result<(), Error> {
@@ -180,6 +194,7 @@ mod tests {
             name: "train".into(),
             user: String::new(),
             tags: vec![(RUN_TAG.into(), format!("{namespace}/train"))],
+            attempt: 1,
         }
     }
 

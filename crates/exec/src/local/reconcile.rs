@@ -121,8 +121,8 @@ async fn reconcile_run(
             let missing = capacity.shortfall(&demand);
             let gpus = capacity.allocate(&demand);
             if missing.is_empty() {
-                if !tracked {
-                    begin_tracking(this, &run).await?;
+                if !tracked || number > 1 {
+                    begin_tracking(this, &run, number).await?;
                 }
                 let has_gpus = !gpus.is_empty();
                 let (inner, run) = (Arc::clone(this), run.clone());
@@ -148,7 +148,7 @@ async fn reconcile_run(
     }
     if status.phase.is_final() && !status.attributed {
         if !tracked {
-            begin_tracking(this, &run).await?;
+            begin_tracking(this, &run, 1).await?;
         }
         let namespace = &run.manifest.metadata.namespace;
         with_tracker_timeout(this.settings.tracker.end(namespace, &status.run_id, &status)).await?;
@@ -173,8 +173,8 @@ async fn delete(this: &Arc<Inner>, name: &str) -> Result<(), ExecError> {
     blocking(move || inner.runs.delete(&name)).await
 }
 
-async fn begin_tracking(this: &Arc<Inner>, run: &Submitted) -> Result<(), ExecError> {
-    with_tracker_timeout(this.settings.tracker.begin(Tracked::new(&run.manifest))).await
+async fn begin_tracking(this: &Arc<Inner>, run: &Submitted, attempt: u32) -> Result<(), ExecError> {
+    with_tracker_timeout(this.settings.tracker.begin(Tracked::new(&run.manifest, attempt))).await
 }
 
 /// Bounds a call to the tracking store, so that a slow store does not block all other runs. Both calls are safe to repeat.

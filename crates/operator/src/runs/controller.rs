@@ -258,7 +258,7 @@ impl Controller {
             let message = "spec.image is missing: a run in a cluster needs an image".to_owned();
             return Ok(Err(Rejection::Permanent(Outcome::CannotStart("NoImage".into(), message))));
         }
-        self.begin_tracking(run).await?;
+        self.begin_tracking(run, number).await?;
         let secret = match self.secret(run, number, limit).await {
             Ok(secret) => secret,
             Err(KubeError::Refused { code: 403, message }) => {
@@ -301,13 +301,10 @@ impl Controller {
         }
     }
 
-    /// Creates the tracked run, before the first attempt.
-    async fn begin_tracking(&self, run: &Run) -> Result<(), KubeError> {
-        if run.submitted.status.attempts.is_empty() {
-            let tracked = Tracked::new(&run.submitted.manifest);
-            self.tracker.begin(tracked).await.map_err(KubeError::Invalid)?;
-        }
-        Ok(())
+    /// Creates the tracked run or records its new attempt.
+    async fn begin_tracking(&self, run: &Run, attempt: u32) -> Result<(), KubeError> {
+        let tracked = Tracked::new(&run.submitted.manifest, attempt);
+        self.tracker.begin(tracked).await.map_err(KubeError::Invalid)
     }
 
     /// The secret with the token of an attempt: a recent one whose pod is not created yet, or a new one. If the controller stops before it
@@ -367,7 +364,9 @@ impl Controller {
         let needs_gpus = !run.submitted.manifest.spec.resources.gpus().is_empty()
             || !run.submitted.manifest.spec.resource_claims.is_empty();
         if status.phase.is_final() && !before.phase.is_final() {
-            self.begin_tracking(run).await?;
+            if run.submitted.status.attempts.is_empty() {
+                self.begin_tracking(run, 1).await?;
+            }
             let namespace = &run.submitted.manifest.metadata.namespace;
             self.tracker.end(namespace, &status.run_id, &status).await.map_err(KubeError::Invalid)?;
             // If no agent observed the GPUs of this run, there is no usage to attribute.

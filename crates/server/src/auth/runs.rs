@@ -2,7 +2,8 @@
 //! only the servers of this installation have, so tokens need no storage. Whether the run has finished is looked up in the tracking store
 //! ([`RunStates`]).
 //!
-//! Invariant: a token is valid only while its run is active and until it expires.
+//! Invariant: a token is valid only during its attempt and until it expires. A superseded attempt may still have processes, for example on
+//! a node that lost its connection.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -42,15 +43,16 @@ const STATE_CACHE_TTL: Duration = Duration::from_secs(1);
 /// Maximum number of cached run states. When it is reached, the cache is cleared, which only costs new queries.
 const MAX_CACHED_STATES: usize = 4096;
 
-/// Looks up whether runs are active.
+/// Looks up the attempts of runs.
 pub trait RunStates: Send + Sync {
-    /// Whether the tracked run with this id exists and has not finished. An error means that this cannot be determined now.
-    fn is_active<'a>(&'a self, run_id: &'a str) -> BoxFuture<'a, Result<bool, String>>;
+    /// The number of the current attempt of the tracked run with this id; `None` if the run does not exist or has finished. An error means
+    /// that this cannot be determined now.
+    fn current_attempt<'a>(&'a self, run_id: &'a str) -> BoxFuture<'a, Result<Option<u32>, String>>;
 }
 
 impl RunStates for slipway_track::Tracking {
-    fn is_active<'a>(&'a self, run_id: &'a str) -> BoxFuture<'a, Result<bool, String>> {
-        let result = slipway_track::Tracking::may_continue(self, run_id.to_owned());
+    fn current_attempt<'a>(&'a self, run_id: &'a str) -> BoxFuture<'a, Result<Option<u32>, String>> {
+        let result = slipway_track::Tracking::current_attempt(self, run_id.to_owned());
         Box::pin(async move { result.await.map_err(|error| error.to_string()) })
     }
 }
@@ -58,23 +60,23 @@ impl RunStates for slipway_track::Tracking {
 /// [`RunStates`] with a cache.
 struct CachedStates {
     states: Arc<dyn RunStates>,
-    cache: Mutex<HashMap<String, (Instant, bool)>>,
+    cache: Mutex<HashMap<String, (Instant, Option<u32>)>>,
 }
 
 impl CachedStates {
-    async fn is_active(&self, run_id: &str) -> Result<bool, Unavailable> {
-        if let Some((at, active)) = self.cache.lock().get(run_id)
+    async fn current_attempt(&self, run_id: &str) -> Result<Option<u32>, Unavailable> {
+        if let Some((at, attempt)) = self.cache.lock().get(run_id)
             && at.elapsed() < STATE_CACHE_TTL
         {
-            return Ok(*active);
+            return Ok(*attempt);
         }
-        let active = self.states.is_active(run_id).await.map_err(Unavailable)?;
+        let attempt = self.states.current_attempt(run_id).await.map_err(Unavailable)?;
         let mut cache = self.cache.lock();
         if cache.len() >= MAX_CACHED_STATES {
             cache.clear();
         }
-        cache.insert(run_id.to_owned(), (Instant::now(), active));
-        Ok(active)
+        cache.insert(run_id.to_owned(), (Instant::now(), attempt));
+        Ok(attempt)
     }
 }
 
@@ -132,7 +134,7 @@ impl RunTokens {
         Self { isolated, ..self }
     }
 
-    /// Also rejects the tokens of runs that are not active according to `states`.
+    /// Also rejects the tokens of runs that have finished and of superseded attempts, according to `states`.
     #[must_use]
     pub fn with_states(self, states: Arc<dyn RunStates>) -> Self {
         Self { states: Some(Arc::new(CachedStates { states, cache: Mutex::default() })), ..self }
@@ -203,17 +205,18 @@ impl RunTokens {
         token.starts_with(TOKEN_PREFIX)
     }
 
-    /// The run that a token was issued for. `None` if the token is invalid or expired, or the run has finished or was deleted.
+    /// The run that a token was issued for. `None` if the token is invalid or expired, a later attempt has begun, or the run has finished
+    /// or was deleted.
     ///
     /// # Errors
     /// [`Unavailable`] when the state of the run cannot be determined now.
     pub async fn identify(&self, token: &str) -> Result<Option<RunIdentity>, Unavailable> {
         let Some(run) = self.verify(token) else { return Ok(None) };
-        let is_active = match &self.states {
-            Some(states) => states.is_active(&run.run_id).await?,
+        let is_current = match &self.states {
+            Some(states) => states.current_attempt(&run.run_id).await?.is_some_and(|current| run.attempt >= current),
             None => true,
         };
-        Ok(is_active.then_some(run))
+        Ok(is_current.then_some(run))
     }
 
     /// The run that a token was issued for, active or not. `None` if the token is invalid or expired.
@@ -250,7 +253,7 @@ mod tests {
         }
     }
 
-    async fn begin_run(tracker: &RunTracker, id: char) {
+    async fn begin_attempt(tracker: &RunTracker, id: char, attempt: u32) {
         let run = Tracked {
             run_id: id.to_string().repeat(32),
             namespace: "team-a".into(),
@@ -258,6 +261,7 @@ mod tests {
             name: "train".into(),
             user: String::new(),
             tags: Vec::new(),
+            attempt,
         };
         tracker.begin(run).await.unwrap();
     }
@@ -272,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn token_of_a_finished_run_is_rejected() {
+    async fn tokens_of_finished_runs_and_superseded_attempts_are_rejected() {
         let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
         std::fs::create_dir_all(&folder).unwrap();
         let db = Database::open(&folder.join("t.db"), &[slipway_track::MIGRATION]).unwrap();
@@ -281,7 +285,7 @@ mod tests {
         let tokens = RunTokens::new([7; 32]).with_states(Arc::new(tracking.clone()));
         let token = |id: char| tokens.mint(&request(id));
 
-        begin_run(&tracker, 'a').await;
+        begin_attempt(&tracker, 'a', 1).await;
         assert_eq!(tokens.identify(&token('a')).await.unwrap().unwrap().name, "train");
         // The program itself sets the status to FINISHED, and keeps running.
         let run_id = |id: char| id.to_string().repeat(32);
@@ -294,10 +298,16 @@ mod tests {
         tracker.end("team-a", &run_id('a'), &finished).await.unwrap();
         until_rejected(&tokens, &token('a')).await;
 
-        begin_run(&tracker, 'b').await;
+        begin_attempt(&tracker, 'b', 1).await;
         assert!(tokens.identify(&token('b')).await.unwrap().is_some());
-        tracking.delete_run(run_id('b')).await.unwrap();
+        begin_attempt(&tracker, 'b', 2).await;
         until_rejected(&tokens, &token('b')).await;
+        let second = tokens.mint(&TokenRequest { attempt: 2, ..request('b') });
+        assert!(tokens.identify(&second).await.unwrap().is_some());
+        begin_attempt(&tracker, 'b', 1).await;
+        assert!(tokens.identify(&token('b')).await.unwrap().is_none(), "attempts are not numbered backwards");
+        tracking.delete_run(run_id('b')).await.unwrap();
+        until_rejected(&tokens, &second).await;
         assert_eq!(tokens.identify(&token('c')).await.unwrap(), None, "the run does not exist");
         std::fs::remove_dir_all(folder).unwrap();
     }

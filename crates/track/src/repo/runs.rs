@@ -65,12 +65,16 @@ pub(crate) fn find(c: &Connection, run_id: &str) -> Result<RunRow, Error> {
         .ok_or_else(|| Error::missing(format!("Run with id={run_id} not found")))
 }
 
-/// Whether the run exists, is not deleted and does not have this tag.
-pub(crate) fn is_active_without_tag(c: &Connection, run_id: &str, tag: &str) -> Result<bool, Error> {
-    let query = "SELECT r.lifecycle_stage, (SELECT count(*) FROM tags t WHERE t.run = r.run AND t.key = ?2)
-         FROM runs r WHERE r.run_id = ?1";
-    let found = first(c, query, [run_id, tag], |row| Ok((row.get::<String>(0)?, row.get::<i64>(1)?)))?;
-    Ok(found.is_some_and(|(stage, tags)| stage == stage::ACTIVE && tags == 0))
+/// The values of two tags of a run; `None` if the run does not exist or is deleted.
+pub(crate) fn tags_of_active(
+    c: &Connection,
+    run_id: &str,
+    [one, two]: [&str; 2],
+) -> Result<Option<[Option<String>; 2]>, Error> {
+    let query = "SELECT r.lifecycle_stage, (SELECT t.value FROM tags t WHERE t.run = r.run AND t.key = ?2),
+         (SELECT t.value FROM tags t WHERE t.run = r.run AND t.key = ?3) FROM runs r WHERE r.run_id = ?1";
+    let found = first(c, query, [run_id, one, two], |row| Ok((row.get::<String>(0)?, [row.get(1)?, row.get(2)?])))?;
+    Ok(found.and_then(|(stage, tags)| (stage == stage::ACTIVE).then_some(tags)))
 }
 
 /// The integer key and the experiment id of an active run. A deleted run is an error, because it must not be changed.

@@ -16,7 +16,7 @@ pub use lineage::{Lineage, Resolved};
 pub use metrics::MetricQuery;
 pub use registry::NewModelVersion;
 pub use runs::NewRun;
-pub use scope::{ATTEMPTS_TAG, NAMESPACE_TAG};
+pub use scope::{ATTEMPT_TAG, ATTEMPTS_TAG, NAMESPACE_TAG};
 
 use std::sync::Arc;
 

@@ -17,6 +17,8 @@ use crate::{Error, ErrorCode, repo, validate};
 pub const NAMESPACE_TAG: &str = "slipway.namespace";
 /// The tag with the number of attempts of a submitted run. It is set when slipway ends the tracked run, after the last attempt.
 pub const ATTEMPTS_TAG: &str = "slipway.attempts";
+/// The tag with the number of the current attempt of a submitted run. It is set from the second attempt on.
+pub const ATTEMPT_TAG: &str = "slipway.attempt";
 
 impl Tracking {
     /// A handle to the same service that is limited to what this run may change.
@@ -26,13 +28,17 @@ impl Tracking {
         self
     }
 
-    /// Whether a submitted run may continue: its tracked run exists, and slipway has not ended it. MLflow's status does not matter,
-    /// because a program may end the tracked run and continue, for instance to track several runs one after the other.
+    /// The number of the attempt with which a submitted run may continue, from 1; `None` if its tracked run does not exist or slipway has
+    /// ended it. MLflow's status does not matter, because a program may end the tracked run and continue, for instance to track several runs one after the other.
     ///
     /// # Errors
     /// An error of the store.
-    pub async fn may_continue(&self, run_id: String) -> Result<bool, Error> {
-        self.db.read(move |c| repo::runs::is_active_without_tag(c, &run_id, ATTEMPTS_TAG)).await
+    pub async fn current_attempt(&self, run_id: String) -> Result<Option<u32>, Error> {
+        let tags = self.db.read(move |c| repo::runs::tags_of_active(c, &run_id, [ATTEMPTS_TAG, ATTEMPT_TAG])).await?;
+        Ok(match tags {
+            Some([None, attempt]) => Some(attempt.and_then(|number| number.parse().ok()).unwrap_or(1)),
+            _ => None,
+        })
     }
 
     /// The run that sent the request, if tenants are isolated; `None` means no limits.
