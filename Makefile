@@ -28,7 +28,7 @@ junit = --junit target/junit/$(1).xml
 # scripts/tools.sh installs missing tools there.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help tools go demo test fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary portable clean
+.PHONY: help tools go nextest demo test fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary portable clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,6 +38,9 @@ tools:
 
 go: tools
 	@scripts/tools.sh go
+
+nextest: tools
+	@scripts/tools.sh nextest
 
 web/node_modules/.ready: web/package-lock.json
 	@echo "installing the UI's build tools (npm ci in web/)"
@@ -68,8 +71,10 @@ portable: ui $(PEERS)/zig/.ready
 demo: binary
 	$(SLIPWAY) demo --dir $(DEMO) $(if $(KEEP),--keep)
 
-test: binary go
-	testkit/services.py cargo test --workspace --release --locked
+test: binary go nextest
+	testkit/services.py cargo nextest run --workspace --release --locked
+	@mkdir -p target/junit && cp target/nextest/default/rust.xml target/junit/rust.xml
+	cargo test --workspace --release --locked --doc
 	scripts/end-to-end.sh $(call junit,end-to-end)
 
 # Feeds every parser of bytes from users and peers with new inputs, for FUZZ_SECONDS each.

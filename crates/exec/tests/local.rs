@@ -1,6 +1,5 @@
 //! Tests that execute runs as real processes. The test binary is also the supervisor (`PROGRAM supervise FOLDER`) and, for tests that
-//! kill a server, the server (`PROGRAM serve FOLDER`), so it has its own `main` instead of the standard test harness. Arguments of
-//! `cargo test` that are not options select tests by substrings of their names.
+//! kill a server, the server (`PROGRAM serve FOLDER`), so it has its own `main` instead of the standard test harness.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // these are tests
 
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
+use libtest_mimic::{Arguments, Trial};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use slipway_core::clock::now_ms;
 use slipway_exec::local::descriptors::raise_limit;
@@ -42,19 +42,8 @@ fn main() -> ExitCode {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: Some(SOFT_LIMIT), maximum }).unwrap();
     raise_limit();
-    let is_selected = |name: &str| {
-        let mut words = arguments.iter().filter(|a| !a.starts_with('-')).peekable();
-        words.peek().is_none() || words.any(|word| name.contains(word.as_str()))
-    };
-    let running: Vec<_> =
-        TESTS.iter().filter(|(n, _)| is_selected(n)).map(|(n, t)| (n, std::thread::spawn(*t))).collect();
-    let failed =
-        running.into_iter().filter_map(|(name, test)| test.join().is_err().then_some(name)).collect::<Vec<_>>();
-    for name in &failed {
-        println!("test {name} ... FAILED");
-    }
-    println!("test result: {} failed of {}", failed.len(), TESTS.len());
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let trials = TESTS.iter().map(|&(name, test)| Trial::test(name, move || Ok(test()))).collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
 const TESTS: &[(&str, fn())] = &[
