@@ -15,7 +15,7 @@ use nvml_wrapper_sys::bindings as sys;
 use crate::GpuError;
 use library::LoadedLibrary;
 pub use library::{Functions, SYMBOLS};
-pub use mig::{ComputeInstance, GpuInstance, MigAttributes, Placement};
+pub use mig::{ComputeInstance, Engines, GpuInstance, MigAttributes, Placement};
 
 /// An NVML call that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
