@@ -5,6 +5,7 @@ pub mod codes;
 mod device;
 mod library;
 mod mig;
+pub mod xid;
 
 use std::ffi::c_char;
 use std::path::{Path, PathBuf};

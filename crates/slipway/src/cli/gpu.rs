@@ -39,6 +39,12 @@ pub(crate) enum Verb {
         #[arg(long, default_value_t = 0)]
         seconds: u64,
     },
+    /// Explain an XID, or list those that are known
+    #[command(after_help = "Example:\n  slipway gpu xid 79\n  slipway gpu xid -o json")]
+    Xid {
+        /// Number of the XID; lists all if omitted
+        number: Option<u64>,
+    },
     /// Show the theoretical peak rates of cards, with the formulas
     #[command(
         after_help = "Example:\n  slipway gpu spec \"RTX A4000\"\n  slipway gpu spec\n  slipway gpu spec \"RTX A4000\" --against-cpu"

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use slipway_core::units;
 use slipway_gpu::inventory::{Gpu, Inventory, Severity};
-use slipway_gpu::nvml::{Nvml, codes};
+use slipway_gpu::nvml::Nvml;
+use slipway_gpu::nvml::xid::{Effect, XIDS, Xid};
 use slipway_gpu::sheet::{self, Precision};
 use slipway_gpu::topology::Topology;
 use slipway_gpu::{GpuError, draw, pci, stack};
@@ -36,6 +37,10 @@ pub(super) async fn run(context: &Context, args: cli::Gpu) -> Result<(), Failure
         Verb::Topology => topology(context, fixture),
         Verb::Stack => print_stack(context, fixture),
         Verb::Watch { seconds } => watch(fixture, seconds),
+        Verb::Xid { number } => {
+            xids(context, number);
+            Ok(())
+        }
         Verb::Spec { card: Some(card), against_cpu: true } => measure::against_cpu(context, &card),
         Verb::Spec { card, .. } => spec(context, card),
         Verb::Bench(options) => measure::bench(context, fixture, options).await,
@@ -307,13 +312,36 @@ fn watch(fixture: Option<&str>, seconds: u64) -> Result<(), Failure> {
     let mut errors = false;
     while (seconds == 0 || started.elapsed().as_secs() < seconds) && stdout_is_open() {
         if let Some(event) = xids.wait(500).map_err(GpuError::from)? {
-            let (words, application) = codes::xid(event.data);
-            let advice = if application { "caused by an application" } else { "the GPU needs attention" };
-            print_text(&format!("{} XID {}: {words} ({advice})\n", event.bus_id, event.data));
-            errors |= !application;
+            let xid = Xid::new(event.data);
+            print_text(&format!(
+                "{} XID {}: {} ({})\n",
+                event.bus_id,
+                xid.number,
+                xid.meaning,
+                xid.action.instruction()
+            ));
+            errors |= !xid.is_harmless();
         }
     }
     if errors { Err(Failure::Findings) } else { Ok(()) }
+}
+
+/// Lists the known XIDs, or explains one.
+fn xids(context: &Context, number: Option<u64>) {
+    let listed: Vec<Xid> = number.map_or_else(|| XIDS.to_vec(), |n| vec![Xid::new(n)]);
+    print(context.global.output.format, &listed, |listed| {
+        let mut table = Table::new(&["XID", "MEANING", "ENDS", "WHAT TO DO"]);
+        for x in listed {
+            let ends = match x.effect {
+                Effect::Nothing => "nothing",
+                Effect::Application => "application",
+                Effect::Gpu => "GPU",
+                Effect::Node => "node",
+            };
+            table.row(vec![x.number.to_string(), x.meaning.into(), ends.into(), x.action.instruction().into()]);
+        }
+        table
+    });
 }
 
 /// The data sheet of a card. A name that several cards share gives the most common one; the others are named on stderr.
