@@ -236,7 +236,7 @@ mod tests {
         assert!((estimate.parts[0].bytes - 14e9).abs() < 1.0);
         assert!((estimate.parts[1].bytes - 2.0 * GIB).abs() < 1e6);
         let single = |name: &str| estimate.fits.iter().any(|f| f.name == name && f.count == 1);
-        assert!(single("L4") && single("2g.20gb of H100 PCIe") && !single("RTX A4000"));
+        assert!(single("L4") && single("2g.20gb of H100 80GB HBM3") && !single("RTX A4000"));
     }
 
     #[test]

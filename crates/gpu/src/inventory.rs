@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::mig::Geometry;
+use crate::mig::{Geometry, ProfileName};
 use crate::nvml::{Clock, Device, MigAttributes, Nvml, NvmlError, codes};
 use crate::{GpuError, process, sheet};
 
@@ -397,14 +397,20 @@ fn mig(device: &Device<'_>, f: &mut Vec<Finding>) -> Option<Mig> {
         for mig_device in value_or_finding(device.mig_devices(), f).unwrap_or_default() {
             let Some(gpu_instance) = value_or_finding(mig_device.gpu_instance_id(), f) else { continue };
             let instance = instances.iter().find(|(id, ..)| *id == gpu_instance);
+            let attributes = value_or_finding(mig_device.mig_attributes(), f).unwrap_or_default();
+            let whole = attributes.compute_slices == 0 || attributes.compute_slices == attributes.gpu_slices;
+            let name = |profile: &str| match profile.parse::<ProfileName>() {
+                Ok(name) if !whole => ProfileName { compute: attributes.compute_slices, ..name }.to_string(),
+                _ => profile.to_owned(),
+            };
             devices.push(MigDevice {
                 uuid: value_or_finding(mig_device.uuid(), f).unwrap_or_default(),
-                profile: instance.map(|(.., p)| p.name.clone()).unwrap_or_default(),
+                profile: instance.map(|(.., p)| name(&p.name)).unwrap_or_default(),
                 gpu_instance,
                 compute_instance: value_or_finding(mig_device.compute_instance_id(), f).unwrap_or(0),
                 start: instance.map_or(0, |(_, at, _)| at.start),
                 size: instance.map_or(0, |(_, at, _)| at.size),
-                attributes: value_or_finding(mig_device.mig_attributes(), f).unwrap_or_default(),
+                attributes,
             });
         }
         devices.sort_by_key(|d| (d.start, d.compute_instance));
@@ -537,10 +543,10 @@ fn diagnose(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
         }
     }
     if let (Some(card), Some(total)) = (sheet::find(&gpu.name), gpu.memory_total)
-        && (total >> 20) * 100 < card.memory_gb * 1024 * 85
+        && (total >> 20) * 100 < card.memory_mib * 85
     {
-        let what =
-            format!("{} of memory, but the data sheet lists {} GB", slipway_core::units::bytes(total), card.memory_gb);
+        let usual = slipway_core::units::bytes(card.memory_mib << 20);
+        let what = format!("{} of memory, but a {} has {usual}", slipway_core::units::bytes(total), card.name);
         let remedy = "it may be a virtual GPU, or a variant without a data sheet in slipway";
         add(Code::MemoryBelowSheet, Severity::Note, what, remedy);
     }

@@ -12,7 +12,7 @@ fn mig_configurations_never_panic() {
     let valid = "version: v1\nmig-configs:\n  all-1g:\n    - device-filter: [\"0x233010DE\"]\n      devices: all\n      mig-enabled: true\n      mig-devices: {1g.10gb: 7}\n  off:\n    - devices: [0, 1]\n      mig-enabled: false\n";
     feed(&[valid], |text| {
         if let Ok(config) = mig::Config::parse(text) {
-            let _ = config.configs.values().flatten().filter(|rule| rule.covers(0, 0x2330_10de)).count();
+            let _ = config.configs.keys().filter(|name| config.layout(name).is_ok()).count();
         }
     });
     feed(&["3x1g.10gb + 1x3g.40gb", "7*1g.10gb+me,1g.10gb"], |text| drop(mig::parse(text)));

@@ -265,7 +265,7 @@ fn by_mig(
     let mut profiles = Vec::new();
     for w in &workloads.workloads {
         let holds = |p: &&mig::Profile| {
-            !p.media()
+            p.is_plain()
                 && gib(p.memory_mib) >= w.memory_gib
                 && f64::from(p.compute) / f64::from(geometry.compute) + 1e-9 >= w.compute
         };

@@ -2,17 +2,13 @@
 //!
 //! A fault affects either a whole GPU, with all its MIG devices and replicas, or a single MIG device. It ends when the GPU responds,
 //! the driver requires no recovery action, and no new error has occurred for the quiet period. Source for the meaning of the
-//! XIDs: NVIDIA, "XID Errors" (GPU deployment and management documentation).
+//! XIDs: [`slipway_gpu::nvml::xid`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use slipway_gpu::nvml::xid::{APPLICATION_XIDS, Effect, XIDS, Xid};
 use slipway_gpu::nvml::{Event, Recovery};
-
-/// XIDs that applications cause; the GPU stays healthy. NVIDIA's device plugin ignores the same XIDs.
-pub const APPLICATION_XIDS: &[u64] = &[13, 31, 43, 45, 68, 109];
-/// XIDs after which the GPU needs a reset, for drivers that do not report the recovery action.
-const RESET_XIDS: &[u64] = &[46, 48, 62, 64, 74, 79, 95, 110, 119, 120, 136, 140, 143, 155, 156];
 
 /// A fault of a device.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,9 +41,11 @@ pub struct Reading {
 /// Decides which XIDs are faults, and how long a GPU must be without errors to recover.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// XIDs that are not faults; by default [`APPLICATION_XIDS`].
+    /// XIDs that are not faults; by default [`APPLICATION_XIDS`], and those after which nothing is lost.
     pub ignored: BTreeSet<u64>,
-    /// Whether all XIDs are ignored.
+    /// XIDs that are faults although all others are ignored; only used if `disabled` is set.
+    pub enabled: BTreeSet<u64>,
+    /// Whether all XIDs except `enabled` are ignored.
     pub disabled: bool,
     /// Period without errors after which a GPU counts as healthy again.
     pub quiet: Duration,
@@ -55,18 +53,28 @@ pub struct Policy {
 
 impl Policy {
     /// Creates a policy from NVIDIA's environment variables: `DP_DISABLE_HEALTHCHECKS` is `all`, `xids` or a comma-separated list of
-    /// XIDs to ignore; `DP_ENABLE_HEALTHCHECKS` lists XIDs not to ignore.
+    /// XIDs to ignore; `DP_ENABLE_HEALTHCHECKS` lists XIDs not to ignore, or is `all`, and takes precedence.
     pub fn from_variables(disable: Option<&str>, enable: Option<&str>, quiet: Duration) -> Self {
         let numbers = |text: Option<&str>| -> BTreeSet<u64> {
             text.unwrap_or_default().split(',').filter_map(|w| w.trim().parse().ok()).collect()
         };
-        let words = disable.unwrap_or_default().to_ascii_lowercase();
-        let disabled = words.split(',').any(|w| matches!(w.trim(), "all" | "xids"));
-        let mut ignored: BTreeSet<u64> = APPLICATION_XIDS.iter().copied().chain(numbers(disable)).collect();
-        for xid in numbers(enable) {
-            ignored.remove(&xid);
+        let all = |text: Option<&str>| {
+            let words = text.unwrap_or_default().to_ascii_lowercase();
+            words.split(',').any(|w| matches!(w.trim(), "all" | "xids"))
+        };
+        if all(enable) {
+            return Self { ignored: BTreeSet::new(), enabled: BTreeSet::new(), disabled: false, quiet };
         }
-        Self { ignored, disabled, quiet }
+        let enabled = numbers(enable);
+        let harmless = XIDS.iter().filter(|x| x.effect == Effect::Nothing).map(|x| x.number);
+        let ignored = APPLICATION_XIDS.iter().copied().chain(harmless).chain(numbers(disable));
+        let ignored = ignored.filter(|xid| !enabled.contains(xid)).collect();
+        Self { ignored, enabled, disabled: all(disable), quiet }
+    }
+
+    /// Whether an XID is a fault.
+    fn is_fault(&self, xid: u64) -> bool {
+        if self.disabled { self.enabled.contains(&xid) } else { !self.ignored.contains(&xid) }
     }
 }
 
@@ -105,16 +113,22 @@ impl Faults {
         energy: Option<f64>,
     ) -> bool {
         self.last.insert(gpu.to_owned(), event.data);
-        if policy.disabled || policy.ignored.contains(&event.data) {
+        if !policy.is_fault(event.data) {
             return false;
         }
+        let known = Xid::new(event.data);
         let fault = Fault {
-            reason: format!("XID {}{}", event.data, if mig.is_some() { " in this MIG device" } else { "" }),
+            reason: format!(
+                "XID {}{}: {}",
+                event.data,
+                if mig.is_some() { " in this MIG device" } else { "" },
+                known.meaning
+            ),
             xid: Some(event.data),
             code: format!("xid-{}", event.data),
             since: Instant::now(),
             energy,
-            needs_reset: RESET_XIDS.contains(&event.data),
+            needs_reset: known.needs_reset(),
         };
         self.found.insert(mig.unwrap_or(gpu).to_owned(), fault).is_none()
     }
@@ -217,6 +231,23 @@ mod tests {
         assert!(faults.record_xid(&strict, &xid(31), "GPU-1", None, None));
         let off = Policy::from_variables(Some("all"), None, Duration::ZERO);
         assert!(!faults.record_xid(&off, &xid(79), "GPU-2", None, None));
+        let only = Policy::from_variables(Some("xids"), Some("79"), Duration::ZERO);
+        assert!(faults.record_xid(&only, &xid(79), "GPU-3", None, None));
+        assert!(!faults.record_xid(&only, &xid(48), "GPU-4", None, None));
+        let every = Policy::from_variables(Some("all"), Some("all"), Duration::ZERO);
+        assert!(faults.record_xid(&every, &xid(13), "GPU-5", None, None));
+    }
+
+    #[test]
+    fn xids_after_which_nothing_is_lost_are_no_faults() {
+        let mut faults = Faults::default();
+        for number in [63, 92, 121, 154, 157] {
+            assert!(!faults.record_xid(&policy(0), &xid(number), "GPU-1", None, None), "{number}");
+        }
+        for number in [46, 94, 119, 136, 140, 143, 145, 149, 150, 158, 999] {
+            assert!(faults.record_xid(&policy(0), &xid(number), &format!("GPU-{number}"), None, None), "{number}");
+        }
+        assert!(faults.fault("GPU-149", None).unwrap().reason.contains("NVLink 5"));
     }
 
     #[test]

@@ -231,11 +231,8 @@ fn removed(inventory: &Inventory, plan: &mig::Plan) -> BTreeSet<String> {
 
 /// Layouts for use without a file, named as in NVIDIA's default file.
 fn built_in(layouts: &[mig::Layout]) -> mig::Config {
-    let rule = |layout: &mig::Layout, enabled: bool, instances: BTreeMap<String, u32>| mig::DeviceRule {
-        filter: None,
-        devices: mig::Devices::Indices(vec![layout.gpu]),
-        enabled,
-        instances,
+    let rule = |layout: &mig::Layout, enabled: bool, instances: BTreeMap<String, u32>| {
+        mig::DeviceRule::new(mig::Devices::Indices(vec![layout.gpu]), enabled, instances)
     };
     let all = |enabled: bool| layouts.iter().map(|l| rule(l, enabled, BTreeMap::new())).collect::<Vec<_>>();
     let mut configs = BTreeMap::from([("all-disabled".to_owned(), all(false)), ("all-enabled".to_owned(), all(true))]);
@@ -254,7 +251,8 @@ fn built_in(layouts: &[mig::Layout]) -> mig::Config {
             Some(rule(layout, true, BTreeMap::from([(profile.clone(), max)])))
         });
         let rules: Vec<mig::DeviceRule> = rules.collect();
-        configs.insert(format!("all-{profile}"), rules);
+        // A label's value cannot contain a plus sign; NVIDIA's file names its layouts the same way.
+        configs.insert(format!("all-{}", mig::name_part(profile)), rules);
     }
     mig::Config { version: "v1".into(), configs }
 }

@@ -13,6 +13,8 @@ pub const FIXTURES: &[(&str, &str)] = &[
     ("h100x8", include_str!("../fixtures/h100x8.yaml")),
     ("h200x8", include_str!("../fixtures/h200x8.yaml")),
     ("b200x8", include_str!("../fixtures/b200x8.yaml")),
+    ("gb200x4", include_str!("../fixtures/gb200x4.yaml")),
+    ("rtx-pro-6000x8", include_str!("../fixtures/rtx-pro-6000x8.yaml")),
     ("l40sx4", include_str!("../fixtures/l40sx4.yaml")),
     ("broken", include_str!("../fixtures/broken.yaml")),
 ];

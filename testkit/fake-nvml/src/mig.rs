@@ -10,6 +10,16 @@ use super::{
     put_list,
 };
 
+/// The last of NVML's GPU instance profile kinds (`NVML_GPU_INSTANCE_PROFILE_3_SLICE_GFX`).
+const LAST_KIND: u32 = 17;
+/// `NVML_ERROR_ARGUMENT_VERSION_MISMATCH`.
+const VERSION_MISMATCH: u32 = 25;
+
+/// The slices of a compute instance profile kind (`NVML_COMPUTE_INSTANCE_PROFILE_*`); 0 for an unknown kind.
+fn compute_slices(kind: u32) -> u32 {
+    [1, 2, 3, 4, 7, 8, 6, 1, 7].get(kind as usize).copied().unwrap_or(0)
+}
+
 exports! {
     nvmlDeviceGetMigMode(device: Device, current: *mut c_uint, pending: *mut c_uint) state {
         let gpu = physical_gpu(state, device)?;
@@ -50,23 +60,41 @@ exports! {
         put(to, parts(MIG_DEVICE, device)?.2)
     }
     nvmlDeviceGetAttributes_v2(device: Device, to: *mut sys::nvmlDeviceAttributes_t) state {
-        let (gpu, id, _) = parts(MIG_DEVICE, device).map_err(|_| codes::NOT_SUPPORTED)?;
+        let (gpu, id, compute) = parts(MIG_DEVICE, device).map_err(|_| codes::NOT_SUPPORTED)?;
         let gpu = state.gpu(gpu)?;
-        let name = gpu.instance(id)?.instance.profile.clone();
-        let p = gpu.geometry()?.profile(&name).ok_or(codes::NOT_FOUND)?;
+        let instance = gpu.instance(id)?.clone();
+        let p = gpu.geometry()?.profile(&instance.instance.profile).ok_or(codes::NOT_FOUND)?;
+        let kind = instance.compute.iter().find(|(c, _)| *c == compute).map(|(_, kind)| *kind).ok_or(codes::NOT_FOUND)?;
+        let slices = compute_slices(kind).min(p.compute);
         put(to, sys::nvmlDeviceAttributes_t {
-            multiprocessorCount: p.multiprocessors, sharedCopyEngineCount: p.compute, sharedDecoderCount: 0, sharedEncoderCount: 0,
-            sharedJpegCount: u32::from(p.media()), sharedOfaCount: u32::from(p.media()), gpuInstanceSliceCount: p.compute,
-            computeInstanceSliceCount: p.compute, memorySizeMB: p.memory_mib,
+            multiprocessorCount: p.multiprocessors * slices / p.compute, sharedCopyEngineCount: p.engines.copy,
+            sharedDecoderCount: p.engines.decoders, sharedEncoderCount: p.engines.encoders, sharedJpegCount: p.engines.jpeg,
+            sharedOfaCount: p.engines.ofa, gpuInstanceSliceCount: p.compute, computeInstanceSliceCount: slices, memorySizeMB: p.memory_mib,
         })
     }
     nvmlDeviceGetGpuInstanceProfileInfo(device: Device, kind: c_uint, to: *mut sys::nvmlGpuInstanceProfileInfo_t) state {
-        if kind > 16 { return Err(INVALID); }
+        if kind > LAST_KIND { return Err(INVALID); }
         let p = physical_gpu(state, device)?.geometry()?.profiles.iter().find(|p| p.kind == kind).ok_or(codes::NOT_SUPPORTED)?;
         put(to, sys::nvmlGpuInstanceProfileInfo_t {
             id: p.id, isP2pSupported: 0, sliceCount: p.compute, instanceCount: p.limit, multiprocessorCount: p.multiprocessors,
-            copyEngineCount: p.compute, decoderCount: 0, encoderCount: 0, jpegCount: u32::from(p.media()),
-            ofaCount: u32::from(p.media()), memorySizeMB: p.memory_mib,
+            copyEngineCount: p.engines.copy, decoderCount: p.engines.decoders, encoderCount: p.engines.encoders,
+            jpegCount: p.engines.jpeg, ofaCount: p.engines.ofa, memorySizeMB: p.memory_mib,
+        })
+    }
+    nvmlDeviceGetGpuInstanceProfileInfoV(device: Device, kind: c_uint, to: *mut sys::nvmlGpuInstanceProfileInfo_v2_t) state {
+        if kind > LAST_KIND || to.is_null() { return Err(INVALID); }
+        // SAFETY: not null, and the caller must pass a pointer to the structure, whose first field is its version.
+        let version = unsafe { (*to).version };
+        if version != size_of::<sys::nvmlGpuInstanceProfileInfo_v2_t>() as u32 | 2 << 24 { return Err(VERSION_MISMATCH); }
+        let p = physical_gpu(state, device)?.geometry()?.profiles.iter().find(|p| p.kind == kind).ok_or(codes::NOT_SUPPORTED)?;
+        let mut name = [0; 96];
+        for (c, byte) in name.iter_mut().take(95).zip(format!("MIG {}", p.name).bytes()) {
+            *c = byte as _;
+        }
+        put(to, sys::nvmlGpuInstanceProfileInfo_v2_t {
+            version, id: p.id, isP2pSupported: 0, sliceCount: p.compute, instanceCount: p.limit,
+            multiprocessorCount: p.multiprocessors, copyEngineCount: p.engines.copy, decoderCount: p.engines.decoders,
+            encoderCount: p.engines.encoders, jpegCount: p.engines.jpeg, ofaCount: p.engines.ofa, memorySizeMB: p.memory_mib, name,
         })
     }
     nvmlDeviceGetGpuInstancePossiblePlacements_v2(device: Device, profile: c_uint, to: *mut sys::nvmlGpuInstancePlacement_t, count: *mut c_uint) state {
@@ -128,8 +156,9 @@ exports! {
         let gpu = state.gpu(index)?;
         let name = gpu.instance(id)?.instance.profile.clone();
         let p = gpu.geometry()?.profile(&name).ok_or(codes::NOT_FOUND)?;
-        let slices = *[1, 2, 3, 4, 7, 8, 6, 1].get(kind as usize).ok_or(INVALID)?;
-        if slices > p.compute || kind == 7 { return Err(codes::NOT_SUPPORTED); }
+        let slices = compute_slices(kind);
+        if slices == 0 { return Err(INVALID); }
+        if slices > p.compute || kind > 6 { return Err(codes::NOT_SUPPORTED); }
         put(to, sys::nvmlComputeInstanceProfileInfo_t {
             id: kind, sliceCount: slices, instanceCount: p.compute / slices, multiprocessorCount: p.multiprocessors * slices / p.compute,
             sharedCopyEngineCount: p.compute, sharedDecoderCount: 0, sharedEncoderCount: 0, sharedJpegCount: 0, sharedOfaCount: 0,
@@ -145,13 +174,12 @@ exports! {
     nvmlGpuInstanceCreateComputeInstance(instance: sys::nvmlGpuInstance_t, profile: c_uint, to: *mut sys::nvmlComputeInstance_t) state {
         let (index, id, _) = parts(GPU_INSTANCE, instance)?;
         let gpu = state.gpu(index)?;
-        let slices = |kind: u32| *[1, 2, 3, 4, 7, 8, 6, 1].get(kind as usize).unwrap_or(&0);
         let name = gpu.instance(id)?.instance.profile.clone();
         let capacity = gpu.geometry()?.profile(&name).ok_or(codes::NOT_FOUND)?.compute;
         let found = gpu.instance(id)?;
-        let used: u32 = found.compute.iter().map(|(_, p)| slices(*p)).sum();
-        if slices(profile) == 0 { return Err(INVALID); }
-        if used + slices(profile) > capacity { return Err(codes::INSUFFICIENT_RESOURCES); }
+        let used: u32 = found.compute.iter().map(|(_, p)| compute_slices(*p)).sum();
+        if compute_slices(profile) == 0 { return Err(INVALID); }
+        if used + compute_slices(profile) > capacity { return Err(codes::INSUFFICIENT_RESOURCES); }
         let compute = (0..).find(|c| found.compute.iter().all(|(have, _)| have != c)).unwrap_or(0);
         found.compute.push((compute, profile));
         put(to, handle(COMPUTE_INSTANCE, index, id, compute))?;

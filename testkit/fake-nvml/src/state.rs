@@ -166,7 +166,7 @@ impl Gpu {
         let geometry = self.geometry()?;
         let profile = geometry.profiles.iter().find(|p| p.id == profile_id).ok_or(2u32)?;
         let fits = |start: u32| {
-            let instance = Instance { profile: profile.name.clone(), at: Placement { start, size: profile.size } };
+            let instance = Instance::new(profile.name.clone(), Placement { start, size: profile.size });
             let all: Vec<Instance> = self.mig.instances.iter().map(|i| i.instance.clone()).chain([instance]).collect();
             Used::from_instances(&all, geometry).is_ok()
         };
@@ -176,7 +176,7 @@ impl Gpu {
             Some(_) => return Err(codes::INSUFFICIENT_RESOURCES),
             None => profile.starts.iter().copied().find(|s| fits(*s)).ok_or(codes::INSUFFICIENT_RESOURCES)?,
         };
-        let instance = Instance { profile: profile.name.clone(), at: Placement { start, size: profile.size } };
+        let instance = Instance::new(profile.name.clone(), Placement { start, size: profile.size });
         // As on real GPUs, an instance of the full GPU gets id 0, and others start at 1.
         let first = u32::from(profile.size != geometry.memory);
         let id = (first..).find(|id| self.mig.instances.iter().all(|i| i.id != *id)).unwrap_or(first);

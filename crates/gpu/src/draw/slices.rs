@@ -43,7 +43,7 @@ pub fn slices(geometry: &Geometry, gpus: &Gpus) -> String {
                 "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#fff\" font-size=\"11\">{}</text>",
                 x + w / 2.0,
                 y + 21.0,
-                super::escape(&instance.profile)
+                super::escape(&instance.label())
             ));
         }
     }
@@ -60,7 +60,7 @@ pub fn slices_text(geometry: &Geometry, gpus: &Gpus) -> String {
         let mut slice = 0;
         while slice < geometry.memory {
             let found = instances.iter().find(|i| i.at.start == slice);
-            let (size, shown) = found.map_or((1, ""), |i| (i.at.size, i.profile.as_str()));
+            let (size, shown) = found.map_or((1, String::new()), |i| (i.at.size, i.label()));
             let width = cell_width * size as usize + (size as usize - 1);
             cells.push(format!("{shown:<width$}"));
             slice += size;
@@ -79,8 +79,8 @@ mod tests {
     fn each_slice_is_drawn_once() {
         let geometry = Geometry::family("h100").unwrap();
         let instances = vec![
-            Instance { profile: "1g.10gb".into(), at: Placement { start: 0, size: 1 } },
-            Instance { profile: "3g.40gb".into(), at: Placement { start: 4, size: 4 } },
+            Instance::new("1g.10gb", Placement { start: 0, size: 1 }),
+            Instance::new("3g.40gb", Placement { start: 4, size: 4 }),
         ];
         let gpus = [("GPU 0".to_owned(), instances)];
         let text = slices_text(&geometry, &gpus);

@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::config::DeviceRule;
-use super::geometry::{Geometry, Instance};
-use super::solve::{Placed, Used, explain, find_profile, place};
+use super::config::{DeviceRule, Devices};
+use super::geometry::{Geometry, Instance, compute_kind};
+use super::shape::{self, Shapes};
+use super::solve::{Placed, Used, explain, place};
 use crate::GpuError;
 use crate::nvml::{Device, GpuInstance, Nvml, NvmlError, codes};
+
+/// NVML's kinds of compute instance profiles (`NVML_COMPUTE_INSTANCE_PROFILE_*`).
+const COMPUTE_KINDS: std::ops::Range<u32> = 0..9;
 
 /// The MIG layout of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -17,6 +21,12 @@ pub struct Layout {
     pub gpu: u32,
     /// PCI device id and vendor id in one number, such as `0x233010DE`, as in mig-parted's files.
     pub pci_id: u32,
+    /// The same of the subsystem (the board's vendor).
+    #[serde(skip)]
+    pub subsystem_id: u32,
+    /// Number of GPUs of the machine, with those that cannot do MIG.
+    #[serde(skip)]
+    pub machine_gpus: u32,
     /// Whether MIG is enabled.
     pub enabled: bool,
     /// The GPU instances, ordered by position.
@@ -67,7 +77,8 @@ impl Plan {
 /// [`GpuError::Nvml`] if an NVML call fails.
 pub fn layout(nvml: &Nvml) -> Result<Vec<Layout>, GpuError> {
     let mut layouts = Vec::new();
-    for gpu in 0..nvml.count()? {
+    let machine_gpus = nvml.count()?;
+    for gpu in 0..machine_gpus {
         let device = match nvml.device(gpu) {
             Ok(device) => device,
             Err(e) if e.code == codes::GPU_IS_LOST => continue,
@@ -85,12 +96,12 @@ pub fn layout(nvml: &Nvml) -> Result<Vec<Layout>, GpuError> {
             let mib = device.memory()?.total >> 20;
             match Geometry::from_device(&device) {
                 Ok(geometry) if !geometry.profiles.is_empty() => geometry,
-                _ => Geometry::for_product(&device.name()?, mib).unwrap_or(Geometry {
-                    name: device.name()?,
-                    compute: 0,
-                    memory: 0,
-                    profiles: Vec::new(),
-                }),
+                _ => Geometry::for_product(&device.name()?, mib).unwrap_or(Geometry::new(
+                    device.name()?,
+                    0,
+                    0,
+                    Vec::new(),
+                )),
             }
         };
         let mut found = Vec::new();
@@ -98,16 +109,34 @@ pub fn layout(nvml: &Nvml) -> Result<Vec<Layout>, GpuError> {
             for profile in &geometry.profiles {
                 for instance in device.gpu_instances(profile.id)? {
                     let (id, _, at) = instance.info()?;
-                    found.push((Instance { profile: profile.name.clone(), at }, id));
+                    let compute = compute_slices(&instance, profile.compute)?;
+                    found.push((Instance { profile: profile.name.clone(), at, compute }, id));
                 }
             }
             found.sort_by_key(|(i, _)| i.at);
         }
         let (instances, ids) = found.into_iter().unzip();
         let processes = device.processes()?.into_iter().map(|p| (p.pid, p.gpu_instance)).collect();
-        layouts.push(Layout { gpu, pci_id: device.pci_id()?, enabled, instances, geometry, processes, ids });
+        let (pci_id, subsystem_id) = device.pci_ids()?;
+        let layout = Layout { gpu, pci_id, subsystem_id, machine_gpus, enabled, instances, geometry, processes, ids };
+        layouts.push(layout);
     }
     Ok(layouts)
+}
+
+/// The slices of each compute instance of a GPU instance with `slices`, as in [`Instance::compute`].
+fn compute_slices(instance: &GpuInstance<'_>, slices: u32) -> Result<Vec<u32>, NvmlError> {
+    let mut found = Vec::new();
+    for kind in COMPUTE_KINDS {
+        let Ok((profile, size)) = instance.compute_profile(kind) else { continue };
+        found.extend(instance.compute_instances(profile)?.iter().map(|_| size));
+    }
+    found.sort_unstable_by_key(|c| std::cmp::Reverse(*c));
+    Ok(match found.as_slice() {
+        [] => vec![0],
+        [one] if *one == slices => Vec::new(),
+        _ => found,
+    })
 }
 
 /// A label for each GPU and the instances on it, for drawing.
@@ -115,19 +144,19 @@ pub fn maps(layouts: &[Layout]) -> Vec<(String, Vec<Instance>)> {
     layouts.iter().map(|l| (format!("GPU {}", l.gpu), l.instances.clone())).collect()
 }
 
-fn count(instances: &[Instance]) -> BTreeMap<String, u32> {
-    let mut counts = BTreeMap::new();
+fn count(instances: &[Instance]) -> Shapes {
+    let mut counts = Shapes::new();
     for i in instances {
-        *counts.entry(i.profile.clone()).or_insert(0) += 1;
+        *counts.entry(i.shape()).or_insert(0) += 1;
     }
     counts
 }
 
 /// `desired` minus `kept`; `None` if `kept` has an instance that is not desired.
-fn missing(desired: &BTreeMap<String, u32>, kept: &[Instance]) -> Option<BTreeMap<String, u32>> {
+fn missing(desired: &Shapes, kept: &[Instance]) -> Option<Shapes> {
     let mut missing = desired.clone();
-    for (profile, n) in count(kept) {
-        let remaining = missing.get_mut(&profile)?;
+    for (shape, n) in count(kept) {
+        let remaining = missing.get_mut(&shape)?;
         *remaining = remaining.checked_sub(n)?;
     }
     missing.retain(|_, n| *n > 0);
@@ -135,12 +164,9 @@ fn missing(desired: &BTreeMap<String, u32>, kept: &[Instance]) -> Option<BTreeMa
 }
 
 /// The change of one GPU that keeps as many instances as possible.
-fn change(layout: &Layout, enabled: bool, desired: &BTreeMap<String, u32>) -> Result<Change, GpuError> {
+fn change(layout: &Layout, enabled: bool, desired: &Shapes) -> Result<Change, GpuError> {
     let geometry = &layout.geometry;
     let mode = (layout.enabled != enabled).then_some(enabled);
-    for profile in desired.keys() {
-        find_profile(geometry, profile)?;
-    }
     let current = &layout.instances;
     // Try to keep every subset of the current instances, largest first. A card has at most 7 instances, so at most 128 subsets.
     let mut subsets: Vec<u32> = (0..1u32 << current.len()).collect();
@@ -149,18 +175,22 @@ fn change(layout: &Layout, enabled: bool, desired: &BTreeMap<String, u32>) -> Re
         let (keep, destroy): (Vec<_>, Vec<_>) =
             current.iter().cloned().enumerate().partition(|(i, _)| bits >> i & 1 == 1);
         let keep: Vec<Instance> = keep.into_iter().map(|(_, i)| i).collect();
-        let Some(missing) = missing(desired, &keep) else { continue };
-        if let Placed::Yes(mut new) = place(geometry, &[Used::from_instances(&keep, geometry)?], &missing)? {
+        let Some(mut missing) = missing(desired, &keep) else { continue };
+        let used = [Used::from_instances(&keep, geometry)?];
+        if let Placed::Yes(mut new) = place(geometry, &used, &shape::profiles(&missing))? {
             let destroy = destroy.into_iter().map(|(_, i)| i).collect();
-            return Ok(Change { gpu: layout.gpu, mode, keep, destroy, create: new.swap_remove(0) });
+            let mut create = new.swap_remove(0);
+            shape::fill(&mut create, &mut missing);
+            return Ok(Change { gpu: layout.gpu, mode, keep, destroy, create });
         }
     }
-    Err(GpuError::Impossible(format!("GPU {}: {}", layout.gpu, explain(geometry, &[Used::default()], desired)?)))
+    let reason = explain(geometry, &[Used::default()], &shape::profiles(desired))?;
+    Err(GpuError::Impossible(format!("GPU {}: {reason}", layout.gpu)))
 }
 
 /// The desired state of the GPUs.
 pub enum Desired<'a> {
-    /// mig-parted rules; the first matching rule applies to a GPU.
+    /// mig-parted rules; the last rule that covers a GPU applies to it, as mig-parted walks them in order.
     Rules(&'a [DeviceRule]),
     /// Instances by profile and count, distributed over the GPUs with these indices.
     Together(&'a BTreeMap<String, u32>, &'a [u32]),
@@ -174,13 +204,21 @@ pub fn plan(layouts: &[Layout], desired: &Desired<'_>) -> Result<Plan, GpuError>
     let mut changes = Vec::new();
     match desired {
         Desired::Rules(rules) => {
+            for rule in *rules {
+                if let Devices::Indices(indices) = &rule.devices {
+                    // A machine without MIG satisfies a rule that only disables it.
+                    exist(layouts, indices, rule.enabled)?;
+                }
+            }
             for layout in layouts {
-                if let Some(rule) = rules.iter().find(|r| r.covers(layout.gpu, layout.pci_id)) {
-                    changes.push(change(layout, rule.enabled, &rule.instances)?);
+                if let Some(rule) = rules.iter().rfind(|r| r.covers(layout)) {
+                    let shapes = shape::shapes(&layout.geometry, rule.devices())?;
+                    changes.push(change(layout, rule.enabled, &shapes)?);
                 }
             }
         }
         Desired::Together(desired, gpus) => {
+            exist(layouts, gpus, true)?;
             let selected: Vec<&Layout> = layouts.iter().filter(|l| gpus.contains(&l.gpu)).collect();
             let Some(first) = selected.first() else {
                 return Err(GpuError::Impossible("none of the selected GPUs supports MIG".into()));
@@ -200,52 +238,64 @@ pub fn plan(layouts: &[Layout], desired: &Desired<'_>) -> Result<Plan, GpuError>
     Ok(Plan { changes })
 }
 
-/// Distributes instances over GPUs: first around the current instances that can be kept, otherwise from scratch.
-fn together(layouts: &[&Layout], desired: &BTreeMap<String, u32>) -> Result<Vec<Change>, GpuError> {
-    let geometry = &layouts[0].geometry;
-    for profile in desired.keys() {
-        find_profile(geometry, profile)?;
+/// Checks that GPUs exist and, if `mig` is true, that they can do MIG.
+fn exist(layouts: &[Layout], gpus: &[u32], mig: bool) -> Result<(), GpuError> {
+    // Without any GPU that can do MIG, the caller reports just that.
+    let Some(count) = layouts.first().map(|l| l.machine_gpus) else { return Ok(()) };
+    if let Some(gpu) = gpus.iter().find(|g| **g >= count) {
+        return Err(GpuError::Invalid(format!("there is no GPU {gpu}; there are {count} GPUs, 0 to {}", count - 1)));
     }
+    match gpus.iter().find(|g| mig && !layouts.iter().any(|l| l.gpu == **g)) {
+        Some(gpu) => Err(GpuError::Invalid(format!("GPU {gpu} does not support MIG, or does not respond"))),
+        None => Ok(()),
+    }
+}
+
+/// Distributes instances over GPUs: first around the current instances that can be kept, otherwise from scratch.
+fn together(layouts: &[&Layout], requested: &BTreeMap<String, u32>) -> Result<Vec<Change>, GpuError> {
+    let geometry = &layouts[0].geometry;
+    let desired = shape::shapes(geometry, requested)?;
     let mut remaining = desired.clone();
     let mut kept: Vec<Vec<Instance>> = Vec::new();
     for layout in layouts {
         let mut keep = Vec::new();
         for instance in &layout.instances {
-            if let Some(n) = remaining.get_mut(&instance.profile).filter(|n| **n > 0) {
+            if let Some(n) = remaining.get_mut(&instance.shape()).filter(|n| **n > 0) {
                 *n -= 1;
                 keep.push(instance.clone());
             }
         }
         kept.push(keep);
     }
-    remaining.retain(|_, n| *n > 0);
     let used: Vec<Used> = kept.iter().map(|k| Used::from_instances(k, geometry)).collect::<Result<_, _>>()?;
-    let targets: Vec<BTreeMap<String, u32>> = match place(geometry, &used, &remaining)? {
-        Placed::Yes(new) => {
-            kept.iter().zip(new).map(|(k, n)| count(&k.iter().cloned().chain(n).collect::<Vec<_>>())).collect()
-        }
-        Placed::No | Placed::Unknown => {
-            let empty = vec![Used::default(); layouts.len()];
-            match place(geometry, &empty, desired)? {
-                Placed::Yes(new) => new.iter().map(|n| count(n)).collect(),
-                Placed::No => {
-                    return Err(GpuError::Impossible(format!(
-                        "{} cannot be placed on {} GPUs of {}: {}",
-                        super::show(desired),
-                        layouts.len(),
-                        geometry.name,
-                        explain(geometry, &empty, desired)?
-                    )));
-                }
-                Placed::Unknown => {
-                    return Err(GpuError::Impossible(
-                        "no placement was found within the search limit; plan fewer GPUs at a time".into(),
-                    ));
-                }
+    let empty = vec![Used::default(); layouts.len()];
+    let (kept, mut remaining, placed) = match place(geometry, &used, &shape::profiles(&remaining))? {
+        Placed::Yes(new) => (kept, remaining, new),
+        Placed::No | Placed::Unknown => match place(geometry, &empty, &shape::profiles(&desired))? {
+            Placed::Yes(new) => (vec![Vec::new(); layouts.len()], desired, new),
+            Placed::No => {
+                return Err(GpuError::Impossible(format!(
+                    "{} cannot be placed on {} GPUs of {}: {}",
+                    super::show(requested),
+                    layouts.len(),
+                    geometry.name,
+                    explain(geometry, &empty, &shape::profiles(&desired))?
+                )));
             }
-        }
+            Placed::Unknown => {
+                return Err(GpuError::Impossible(
+                    "no placement was found within the search limit; plan fewer GPUs at a time".into(),
+                ));
+            }
+        },
     };
-    layouts.iter().zip(&targets).map(|(layout, target)| change(layout, true, target)).collect()
+    let mut changes = Vec::new();
+    for ((layout, keep), mut new) in layouts.iter().zip(kept).zip(placed) {
+        shape::fill(&mut new, &mut remaining);
+        let target: Vec<Instance> = keep.into_iter().chain(new).collect();
+        changes.push(change(layout, true, &count(&target))?);
+    }
+    Ok(changes)
 }
 
 /// Applies a plan. If a step fails, the changes of that GPU are rolled back.
@@ -340,19 +390,25 @@ fn steps<'c>(
     Ok(())
 }
 
+/// Id and compute slices of a profile.
 fn profile_id(layout: &Layout, device: &Device<'_>, name: &str) -> Result<(u32, u32), NvmlError> {
     // Once MIG is enabled, the profile ids reported by the card take precedence over those of the layout.
     let live = Geometry::from_device(device).ok();
     let profile = live.as_ref().and_then(|g| g.profile(name)).or_else(|| layout.geometry.profile(name));
-    profile.map(|p| (p.id, p.compute_kind())).ok_or(NvmlError { call: "MIG profile", code: codes::NOT_FOUND })
+    profile.map(|p| (p.id, p.compute)).ok_or(NvmlError { call: "MIG profile", code: codes::NOT_FOUND })
 }
 
 fn create(device: &Device<'_>, layout: &Layout, instance: &Instance) -> Result<(), NvmlError> {
-    let (profile, compute_kind) = profile_id(layout, device, &instance.profile)?;
+    let (profile, slices) = profile_id(layout, device, &instance.profile)?;
     let created = device.create_gpu_instance(profile, instance.at)?;
-    let filled = created.compute_profile(compute_kind).and_then(|p| created.create_compute_instance(p)).map(drop);
+    let whole = [slices];
+    let compute: &[u32] = if instance.compute.is_empty() { &whole } else { &instance.compute };
+    let filled = compute.iter().filter(|c| **c > 0).try_for_each(|c| {
+        let (profile, _) = created.compute_profile(compute_kind(*c))?;
+        created.create_compute_instance(profile).map(drop)
+    });
     if let Err(error) = filled {
-        created.destroy()?;
+        destroy_all(created)?;
         return Err(error);
     }
     Ok(())
@@ -369,23 +425,28 @@ fn find<'d>(device: &Device<'d>, profile: u32, instance: &Instance) -> Result<Gp
 
 fn destroy(device: &Device<'_>, layout: &Layout, instance: &Instance) -> Result<(), NvmlError> {
     let (profile, _) = profile_id(layout, device, &instance.profile)?;
-    let found = find(device, profile, instance)?;
-    for kind in 0..8 {
-        let Ok(compute) = found.compute_profile(kind) else { continue };
-        for compute_instance in found.compute_instances(compute)? {
+    destroy_all(find(device, profile, instance)?)
+}
+
+/// Destroys a GPU instance with its compute instances.
+fn destroy_all(instance: GpuInstance<'_>) -> Result<(), NvmlError> {
+    for kind in COMPUTE_KINDS {
+        let Ok((profile, _)) = instance.compute_profile(kind) else { continue };
+        for compute_instance in instance.compute_instances(profile)? {
             compute_instance.destroy()?;
         }
     }
-    found.destroy()
+    instance.destroy()
 }
 
 /// Writes the layouts as a mig-parted configuration under the name `name`.
 pub fn export(layouts: &[Layout], name: &str) -> super::Config {
-    let rule = |l: &Layout| DeviceRule {
-        filter: None,
-        devices: super::config::Devices::Indices(vec![l.gpu]),
-        enabled: l.enabled,
-        instances: count(&l.instances),
+    let rule = |l: &Layout| {
+        let mut devices = BTreeMap::new();
+        for name in l.instances.iter().flat_map(Instance::devices) {
+            *devices.entry(name).or_insert(0) += 1;
+        }
+        DeviceRule::new(Devices::Indices(vec![l.gpu]), l.enabled, devices)
     };
     let configs = BTreeMap::from([(name.to_owned(), layouts.iter().map(rule).collect())]);
     super::Config { version: "v1".into(), configs }

@@ -1,10 +1,14 @@
-//! Reads and writes mig-parted's configuration file (`version: v1`, `mig-configs`).
-//! Source: NVIDIA/mig-parted, README and `api/spec/v1`.
+//! Reads and writes mig-parted's configuration file (`version: v1`, `mig-configs`), alone or in a ConfigMap as the GPU operator ships it.
+//!
+//! The structure of the whole file is checked, as mig-parted does; what the rules of a layout request is checked only for the layout
+//! that is used, so that one file can serve cards of several generations. Source: NVIDIA/mig-parted, `api/spec/v1`, `pkg/types`.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use super::apply::Layout;
+use super::name::ProfileName;
 use crate::GpuError;
 
 /// A configuration file.
@@ -22,7 +26,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceRule {
-    /// PCI ids (`0x233010DE`) of the GPUs that the rule applies to; `None` means all.
+    /// PCI ids (`0x233010DE`, or `0x2BB310DE:0x204D10DE` with the subsystem) of the GPUs that the rule applies to; `None` means all.
     #[serde(rename = "device-filter", default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<OneOrMany>,
     /// The GPUs that the rule applies to.
@@ -30,9 +34,14 @@ pub struct DeviceRule {
     /// Whether MIG is enabled.
     #[serde(rename = "mig-enabled")]
     pub enabled: bool,
-    /// Number of instances of each profile on every GPU of the rule.
-    #[serde(rename = "mig-devices", default)]
-    pub instances: BTreeMap<String, u32>,
+    /// Number of MIG devices of each profile on every GPU of the rule; must be given, if only as `{}`, where MIG is enabled.
+    #[serde(rename = "mig-devices", default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub instances: Option<BTreeMap<String, u32>>,
+}
+
+/// A key without a value counts as an empty map; only a missing key is `None`.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeMap<String, u32>>, D::Error> {
+    Ok(Some(Option::deserialize(deserializer)?.unwrap_or_default()))
 }
 
 /// A string or a list of strings.
@@ -55,55 +64,123 @@ pub enum Devices {
     Indices(Vec<u32>),
 }
 
+/// The PCI id of a filter, and the id of the subsystem if it has one.
+fn pci_ids(text: &str) -> Option<(u32, Option<u32>)> {
+    let number = |text: &str| match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    };
+    match text.split_once(':') {
+        Some((device, subsystem)) => Some((number(device)?, Some(number(subsystem)?))),
+        None => Some((number(text)?, None)),
+    }
+}
+
 impl DeviceRule {
-    /// Whether the rule applies to the GPU with this index and PCI id.
-    pub fn covers(&self, index: u32, pci_id: u32) -> bool {
+    /// A rule without a filter.
+    pub fn new(devices: Devices, enabled: bool, instances: BTreeMap<String, u32>) -> Self {
+        Self { filter: None, devices, enabled, instances: (enabled || !instances.is_empty()).then_some(instances) }
+    }
+
+    fn filters(&self) -> &[String] {
+        match &self.filter {
+            Some(OneOrMany::One(text)) if !text.is_empty() => std::slice::from_ref(text),
+            Some(OneOrMany::Many(texts)) => texts,
+            _ => &[],
+        }
+    }
+
+    /// The requested MIG devices by profile.
+    pub fn devices(&self) -> &BTreeMap<String, u32> {
+        static NONE: BTreeMap<String, u32> = BTreeMap::new();
+        self.instances.as_ref().unwrap_or(&NONE)
+    }
+
+    /// Whether the rule applies to a GPU.
+    pub fn covers(&self, layout: &Layout) -> bool {
+        self.covers_ids(layout.gpu, layout.pci_id, layout.subsystem_id)
+    }
+
+    fn covers_ids(&self, index: u32, pci_id: u32, subsystem_id: u32) -> bool {
+        let filters = self.filters();
         let same = |text: &String| {
-            u32::from_str_radix(text.trim_start_matches("0x").trim_start_matches("0X"), 16).is_ok_and(|id| id == pci_id)
+            pci_ids(text).is_some_and(|(id, subsystem)| id == pci_id && subsystem.is_none_or(|s| s == subsystem_id))
         };
-        let filtered = match &self.filter {
-            None => true,
-            Some(OneOrMany::One(text)) => same(text),
-            Some(OneOrMany::Many(texts)) => texts.iter().any(same),
-        };
-        filtered
+        (filters.is_empty() || filters.iter().any(same))
             && match &self.devices {
                 Devices::Word(_) => true,
                 Devices::Indices(list) => list.contains(&index),
             }
     }
+
+    /// Why mig-parted refuses the rule; `None` if it does not.
+    fn refusal(&self) -> Option<String> {
+        if matches!(&self.devices, Devices::Word(word) if word != "all") {
+            return Some("devices must be 'all' or a list of indices".into());
+        }
+        if let Some(filter) = self.filters().iter().find(|f| pci_ids(f).is_none()) {
+            return Some(format!("device-filter '{filter}' is not a PCI id such as 0x233010DE"));
+        }
+        match &self.instances {
+            None if self.enabled => {
+                Some("mig-devices is required if mig-enabled is true; {} stands for no instances".into())
+            }
+            Some(instances) if !self.enabled && !instances.is_empty() => {
+                Some("mig-devices must be empty if mig-enabled is false".into())
+            }
+            Some(instances) => {
+                if let Some(error) = instances.keys().find_map(|p| p.parse::<ProfileName>().err()) {
+                    return Some(error.to_string());
+                }
+                let all_zero = !instances.is_empty() && instances.values().all(|n| *n == 0);
+                all_zero.then(|| "all counts of mig-devices are 0; {} stands for no instances".into())
+            }
+            None => None,
+        }
+    }
+}
+
+/// The file in a Kubernetes ConfigMap.
+#[derive(Deserialize)]
+struct ConfigMap {
+    #[serde(default)]
+    kind: String,
+    #[serde(default)]
+    data: BTreeMap<String, String>,
 }
 
 impl Config {
-    /// Parses and validates the YAML text of a file.
+    /// Parses the YAML text of a file, or of a ConfigMap with the file as its only entry.
     ///
     /// # Errors
-    /// [`GpuError::Invalid`] with the position or the layout that is invalid.
+    /// [`GpuError::Invalid`] with the position that is invalid.
     pub fn parse(text: &str) -> Result<Self, GpuError> {
-        let config: Self = serde_saphyr::from_str(text)
-            .map_err(|e| GpuError::Invalid(format!("the mig-parted configuration: {e}")))?;
-        if config.version != "v1" {
-            return Err(GpuError::Invalid(format!(
-                "unsupported configuration version '{}': expected v1",
-                config.version
-            )));
+        let map: Option<ConfigMap> = serde_saphyr::from_str(text).ok().filter(|m: &ConfigMap| m.kind == "ConfigMap");
+        let Some(map) = map else { return Self::parse_file(text, "the mig-parted configuration") };
+        let mut files: Vec<(&String, &String)> =
+            map.data.iter().filter(|(name, _)| name.ends_with(".yaml") || name.ends_with(".yml")).collect();
+        if files.is_empty() {
+            files = map.data.iter().collect();
         }
-        for (name, rules) in &config.configs {
-            for rule in rules {
-                if matches!(&rule.devices, Devices::Word(word) if word != "all") {
-                    return Err(GpuError::Invalid(format!("{name}: devices must be 'all' or a list of indices")));
-                }
-                if let Some(partial) = rule.instances.keys().find(|p| p.split('.').count() > 2) {
-                    return Err(GpuError::Invalid(format!(
-                        "{name}: '{partial}' requests a part of an instance's compute; slipway creates whole instances only"
-                    )));
-                }
-                if !rule.enabled && !rule.instances.is_empty() {
-                    return Err(GpuError::Invalid(format!(
-                        "{name}: mig-devices must be empty if mig-enabled is false"
-                    )));
-                }
+        match files.as_slice() {
+            [(name, file)] => Self::parse_file(file, &format!("the mig-parted configuration in data.{name}")),
+            [] => Err(GpuError::Invalid("the ConfigMap has no data with a mig-parted configuration".into())),
+            several => {
+                let names: Vec<&str> = several.iter().map(|(name, _)| name.as_str()).collect();
+                let names = names.join(", ");
+                Err(GpuError::Invalid(format!("the ConfigMap has several files; save one of them: data.{names}")))
             }
+        }
+    }
+
+    fn parse_file(text: &str, what: &str) -> Result<Self, GpuError> {
+        let config: Self = serde_saphyr::from_str(text).map_err(|e| GpuError::Invalid(format!("{what}: {e}")))?;
+        if config.version != "v1" {
+            let version = &config.version;
+            return Err(GpuError::Invalid(format!("unsupported configuration version '{version}': expected v1")));
+        }
+        if config.configs.is_empty() {
+            return Err(GpuError::Invalid(format!("{what}: mig-configs needs at least one entry")));
         }
         Ok(config)
     }
@@ -111,12 +188,20 @@ impl Config {
     /// The rules of the layout with this name.
     ///
     /// # Errors
-    /// [`GpuError::Invalid`] with the existing names if there is no such layout.
+    /// [`GpuError::Invalid`] with the existing names if there is no such layout, or with the rule that is invalid.
     pub fn layout(&self, name: &str) -> Result<&[DeviceRule], GpuError> {
-        self.configs.get(name).map(Vec::as_slice).ok_or_else(|| {
+        let rules = self.configs.get(name).ok_or_else(|| {
             let names = self.configs.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
             GpuError::Invalid(format!("the file has no layout '{name}'; it has {names}"))
-        })
+        })?;
+        if rules.is_empty() {
+            return Err(GpuError::Invalid(format!("layout '{name}': at least one entry is required")));
+        }
+        let refused = rules.iter().enumerate().find_map(|(i, rule)| Some((i + 1, rule.refusal()?)));
+        match refused {
+            Some((number, reason)) => Err(GpuError::Invalid(format!("layout '{name}', entry {number}: {reason}"))),
+            None => Ok(rules),
+        }
     }
 }
 
@@ -132,28 +217,84 @@ mig-configs:
   custom:
     - devices: [0, 1]
       mig-enabled: true
-      mig-devices: {\"1g.10gb\": 2, \"2g.20gb\": 1, \"3g.40gb\": 1}
-    - device-filter: [\"0x233010DE\"]
+      mig-devices: {\"1g.10gb\": 2, \"2g.20gb\": 1, \"1c.3g.40gb\": 3}
+    - device-filter: [\"0x233010DE\", \"0x2BB310DE:0x204D10DE\"]
       devices: all
       mig-enabled: true
       mig-devices: {\"7g.80gb\": 1}
+  other-card:
+    - devices: all
+      mig-enabled: true
+      mig-devices: {\"1g.24gb+me.all\": 1, \"1g.24gb-me\": 3, \"4g.96gb+gfx\": 0}
 ";
 
     #[test]
     fn mig_parted_file_is_parsed() {
         let config = Config::parse(FILE).unwrap();
         let custom = config.layout("custom").unwrap();
-        assert!(custom[0].covers(1, 0) && !custom[0].covers(2, 0));
-        assert!(custom[1].covers(5, 0x2330_10de) && !custom[1].covers(5, 0x20b0_10de));
+        assert!(custom[0].covers_ids(1, 0, 0) && !custom[0].covers_ids(2, 0, 0));
+        assert!(custom[1].covers_ids(5, 0x2330_10de, 7) && !custom[1].covers_ids(5, 0x20b0_10de, 7));
+        assert!(custom[1].covers_ids(5, 0x2bb3_10de, 0x204d_10de) && !custom[1].covers_ids(5, 0x2bb3_10de, 7));
+        assert!(config.layout("other-card").is_ok());
         assert!(config.layout("none").unwrap_err().to_string().contains("it has all-disabled, custom"));
     }
 
     #[test]
+    fn config_map_with_one_file_is_read() {
+        let indented = FILE.replace('\n', "\n    ");
+        let map = |more: &str| {
+            format!(
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: m}}\ndata:\n{more}  config.yaml: |\n    {indented}\n"
+            )
+        };
+        assert_eq!(Config::parse(&map("")).unwrap(), Config::parse(FILE).unwrap());
+        assert_eq!(Config::parse(&map("  README: text\n")).unwrap(), Config::parse(FILE).unwrap());
+        let error = |text: &str| Config::parse(text).unwrap_err().to_string();
+        assert!(error(&map("  a.yaml: text\n")).contains("data.a.yaml, config.yaml"));
+        assert!(error("kind: ConfigMap\n").contains("has no data"));
+        assert!(error(&map("").replace("version: v1\n ", "version: v2\n ")).contains("'v2'"));
+    }
+
+    #[test]
     fn errors_name_the_invalid_value() {
-        let error = |from: &str, to: &str| Config::parse(&FILE.replace(from, to)).unwrap_err().to_string();
+        let error = |from: &str, to: &str| {
+            let config = Config::parse(&FILE.replace(from, to));
+            let error =
+                config.and_then(|c| c.layout("custom").map(drop).and_then(|()| c.layout("all-disabled").map(drop)));
+            error.unwrap_err().to_string()
+        };
         assert!(error("version: v1", "version: v2").contains("'v2'"));
         assert!(error("[0, 1]", "some").contains("must be 'all'"));
-        assert!(error("2g.20gb", "1c.2g.20gb").contains("whole instances"));
         assert!(error("mig-enabled: false", "mig-on: false").contains("mig-on"));
+        assert!(error("1c.3g.40gb", "4c.3g.40gb").contains("'4c.3g.40gb' is not a MIG profile"));
+        assert!(error("0x233010DE", "H100").contains("'H100' is not a PCI id"));
+        assert!(
+            error("mig-devices: {\"7g.80gb\": 1}", "").contains("layout 'custom', entry 2: mig-devices is required")
+        );
+        assert!(error("{\"7g.80gb\": 1}", "{\"7g.80gb\": 0}").contains("all counts of mig-devices are 0"));
+        let one = "    - devices: all\n      mig-enabled: false\n";
+        assert!(error(one, "      []\n").contains("layout 'all-disabled': at least one entry is required"));
+        assert!(
+            Config::parse("version: v1\nmig-configs: {}\n").unwrap_err().to_string().contains("at least one entry")
+        );
+        let empty = Config::parse(&FILE.replace("{\"7g.80gb\": 1}", "{}")).unwrap();
+        assert!(empty.layout("custom").unwrap()[1].devices().is_empty());
+    }
+
+    /// mig-parted's own default file and the GPU operator's ConfigMap, where the corpus has them.
+    #[test]
+    fn upstream_files_are_read_as_they_come() {
+        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus/mig-parted");
+        let Ok(files) = std::fs::read_dir(&corpus) else {
+            eprintln!("not checked: {} does not exist", corpus.display());
+            return;
+        };
+        for file in files {
+            let path = file.unwrap().path();
+            let config = Config::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
+            for name in config.configs.keys() {
+                config.layout(name).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            }
+        }
     }
 }

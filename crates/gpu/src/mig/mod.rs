@@ -2,15 +2,21 @@
 
 mod apply;
 mod config;
+mod families;
 mod geometry;
+mod name;
 mod pack;
+mod shape;
 mod solve;
 
 pub use apply::{Change, Desired, Layout, Plan, apply, export, layout, maps, plan};
 pub use config::{Config, DeviceRule, Devices};
-pub use geometry::{Geometry, Instance, Profile, families, name_gigabytes};
+pub use families::families;
+pub use geometry::{Geometry, Instance, Profile, name_gigabytes};
+pub use name::{ProfileName, parse, show};
 pub use pack::{Packing, pack};
-pub use solve::{Placed, Used, explain, find_profile, parse, place, show};
+pub use shape::{Shape, Shapes, fill, profiles, shapes};
+pub use solve::{Placed, Used, explain, find_profile, place};
 
 /// Name of the extended resource for whole GPUs.
 pub const GPU_RESOURCE: &str = "nvidia.com/gpu";

@@ -41,7 +41,7 @@ pub(super) fn patterns(geometry: &Geometry) -> Vec<Pattern> {
                     counts[i] += 1;
                     let mut instances: Vec<Instance> = instances.clone();
                     let at = Placement { start, size: profile.size };
-                    instances.push(Instance { profile: profile.name.clone(), at });
+                    instances.push(Instance::new(profile.name.clone(), at));
                     open.push((after, counts, instances));
                 }
             }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::geometry::{Geometry, Instance, Profile};
+use super::name::show;
 use crate::GpuError;
 use crate::nvml::Placement;
 
@@ -18,7 +19,8 @@ pub struct Used {
     /// One bit per memory slice.
     slices: u16,
     compute: u8,
-    media: bool,
+    /// Decoders, encoders, JPEG engines and optical flow accelerators.
+    media: [u8; 4],
 }
 
 impl Used {
@@ -26,9 +28,11 @@ impl Used {
     pub(super) fn with(self, profile: &Profile, start: u32, geometry: &Geometry) -> Option<Self> {
         let mask = ((1u16 << profile.size) - 1) << start;
         let compute = self.compute + u8::try_from(profile.compute).ok()?;
-        let free =
-            self.slices & mask == 0 && u32::from(compute) <= geometry.compute && !(self.media && profile.media());
-        free.then_some(Self { slices: self.slices | mask, compute, media: self.media || profile.media() })
+        let (all, mine) = (geometry.media, profile.engines.media());
+        let media: [u8; 4] = std::array::from_fn(|i| self.media[i].saturating_add(mine[i].min(255) as u8));
+        let enough = (0..4).all(|i| u32::from(media[i]) <= all[i]);
+        let free = self.slices & mask == 0 && u32::from(compute) <= geometry.compute && enough;
+        free.then_some(Self { slices: self.slices | mask, compute, media })
     }
 
     /// The state of a GPU with these instances.
@@ -68,47 +72,6 @@ pub fn find_profile<'g>(geometry: &'g Geometry, name: &str) -> Result<&'g Profil
     geometry.profile(name).ok_or_else(|| {
         GpuError::Invalid(format!("{} has no profile '{name}'; it has {}", geometry.name, geometry.names()))
     })
-}
-
-/// Maximum number of instances in one list. Each takes memory in the search for a placement.
-const MAX_INSTANCES: u32 = 100_000;
-
-/// Parses profiles with counts, such as `3x1g.10gb + 1x3g.40gb`, `1g.10gb,3g.40gb` or `7*1g.10gb`.
-///
-/// # Errors
-/// [`GpuError::Invalid`] that quotes the invalid part.
-pub fn parse(text: &str) -> Result<BTreeMap<String, u32>, GpuError> {
-    let mut instances = BTreeMap::new();
-    let mut total = 0;
-    // A plus sign separates parts, but is also part of the suffix in "1g.10gb+me".
-    let text = text.replace("+me", "\u{1}me").replace(['+', ','], "\n").replace('\u{1}', "+");
-    for part in text.lines().map(str::trim).filter(|p| !p.is_empty()) {
-        let (count, name) = match part.split_once(['x', '*']) {
-            Some((count, name)) if count.trim().bytes().all(|b| b.is_ascii_digit()) => {
-                (count.trim().parse().ok(), name.trim())
-            }
-            _ => (Some(1), part),
-        };
-        let count: u32 = count
-            .filter(|n| (1..=MAX_INSTANCES).contains(n))
-            .ok_or_else(|| GpuError::Invalid(format!("'{part}': the count must be from 1 to {MAX_INSTANCES}")))?;
-        let (slices, memory) = name.split_once("g.").unwrap_or_default();
-        let digits = |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit());
-        if !digits(slices) || !memory.split_once("gb").is_some_and(|(gb, _)| digits(gb)) {
-            return Err(GpuError::Invalid(format!(
-                "'{part}' is not a MIG profile: expected for example 3x1g.10gb or 1g.10gb+me"
-            )));
-        }
-        *instances.entry(name.to_owned()).or_insert(0_u32) += count;
-        total += count;
-        if total > MAX_INSTANCES {
-            return Err(GpuError::Invalid(format!("more than {MAX_INSTANCES} instances are given")));
-        }
-    }
-    if instances.is_empty() {
-        return Err(GpuError::Invalid("no MIG profile is given: expected for example 3x1g.10gb + 1x3g.40gb".into()));
-    }
-    Ok(instances)
 }
 
 /// One entry per desired instance, largest profile first.
@@ -167,7 +130,7 @@ impl Search<'_> {
         for (_, _, gpu, start, after) in choices {
             let before = std::mem::replace(&mut gpus[gpu], after);
             let at = Placement { start, size: profile.size };
-            found.push((gpu, Instance { profile: profile.name.clone(), at }));
+            found.push((gpu, Instance::new(profile.name.clone(), at)));
             if self.run(next + 1, gpus, found) {
                 return true;
             }
@@ -231,6 +194,17 @@ pub fn explain(geometry: &Geometry, gpus: &[Used], desired: &BTreeMap<String, u3
     if media > count {
         reasons.push(format!("{media} instances with media engines are requested and each GPU supports one"));
     }
+    let all = geometry.media.map(|n| n as usize * count);
+    let needed = items.iter().fold([0usize; 4], |sum, p| {
+        let mine = p.engines.media();
+        std::array::from_fn(|i| sum[i] + mine[i] as usize)
+    });
+    if media <= count && (0..4).any(|i| needed[i] > all[i]) {
+        let without: Vec<&str> =
+            geometry.profiles.iter().filter(|p| p.name.ends_with("-me")).map(|p| p.name.as_str()).collect();
+        let hint = if without.is_empty() { String::new() } else { format!("; {} need none", without.join(", ")) };
+        reasons.push(format!("more media engines are needed than the GPUs have{hint}"));
+    }
     for (name, n) in desired {
         let profile = find_profile(geometry, name)?;
         let places: usize = gpus.iter().map(|g| g.places(profile, geometry).count()).sum();
@@ -270,22 +244,39 @@ fn nearest(
     Ok(kept)
 }
 
-/// Formats profiles with counts, such as `3x1g.10gb + 1x3g.40gb`.
-pub fn show(instances: &BTreeMap<String, u32>) -> String {
-    instances.iter().map(|(name, n)| format!("{n}x{name}")).collect::<Vec<_>>().join(" + ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn instances(text: &str) -> BTreeMap<String, u32> {
-        parse(text).unwrap()
+        super::super::parse(text).unwrap()
+    }
+
+    #[test]
+    fn rtx_pro_cards_share_media_engines() {
+        let geometry = Geometry::family("rtx-pro-6000").unwrap();
+        let fits =
+            |text: &str| matches!(place(&geometry, &[Used::default()], &instances(text)).unwrap(), Placed::Yes(_));
+        for possible in [
+            "4x1g.24gb",
+            "2x2g.48gb",
+            "1x4g.96gb",
+            "4x1g.24gb+gfx",
+            "2x1g.24gb + 1x2g.48gb",
+            "1g.24gb+me + 3x1g.24gb",
+            "1g.24gb+me.all + 3x1g.24gb-me",
+            "2g.48gb+me.all + 1x2g.48gb-me",
+        ] {
+            assert!(fits(possible), "{possible}");
+        }
+        for impossible in ["5x1g.24gb", "2x1g.24gb+me", "1g.24gb+me.all + 1g.24gb", "3x2g.48gb"] {
+            assert!(!fits(impossible), "{impossible}");
+        }
     }
 
     #[test]
     fn place_accepts_exactly_the_possible_layouts() {
-        for family in ["a100-80gb", "h100-80gb", "a30-24gb"] {
+        for family in ["a100-80gb", "h100-80gb", "a30-24gb", "rtx-pro-5000-48gb"] {
             let geometry = Geometry::family(family).unwrap();
             let possible = super::super::pack::patterns(&geometry);
             let possible: HashSet<Vec<u32>> = possible.into_iter().map(|p| p.counts).collect();
@@ -313,25 +304,6 @@ mod tests {
     }
 
     #[test]
-    fn instances_are_parsed_and_invalid_text_is_rejected() {
-        assert_eq!(show(&instances("3x1g.10gb + 1x3g.40gb")), "3x1g.10gb + 1x3g.40gb");
-        assert_eq!(show(&instances("1g.10gb+me,1g.10gb, 2 x 1g.10gb")), "3x1g.10gb + 1x1g.10gb+me");
-        for bad in [
-            "",
-            "0x1g.10gb",
-            "9999999x1g.10gb",
-            "100000x1g.10gb,1g.10gb",
-            "60000x1g.10gb+60000x3g.40gb",
-            "large",
-            "1g",
-            "1g.gb",
-            "xx1g.10gb",
-        ] {
-            assert!(parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
     fn impossible_placements_are_explained() {
         let geometry = Geometry::family("h100").unwrap();
         let one = [Used::default()];
@@ -340,6 +312,9 @@ mod tests {
         assert!(two.contains("4g.40gb can only start at slice 0, so at most 2 fit"), "{two}");
         assert!(why("8x1g.10gb").contains("8 compute slices are needed and 7 are free"));
         assert!(why("2x1g.10gb+me").contains("media engines"));
+        let rtx = Geometry::family("rtx-pro-6000").unwrap();
+        let all = explain(&rtx, &one, &instances("1x1g.24gb+me.all + 3x1g.24gb")).unwrap();
+        assert!(all.contains("media engines") && all.contains("1g.24gb-me"), "{all}");
         assert!(why("2x3g.40gb + 1x1g.10gb").ends_with("the closest layout that fits is 2x3g.40gb"));
         assert!(explain(&geometry, &one, &instances("1g.5gb")).unwrap_err().to_string().contains("it has 7g.80gb"));
     }

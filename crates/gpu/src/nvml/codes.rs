@@ -1,5 +1,5 @@
-//! Descriptions of NVML's numeric codes: return codes, throttle reasons, XIDs, architectures.
-//! Source: nvml.h (`nvmlReturn_t`, `nvmlClocksEventReasons`), NVIDIA's "XID Errors" document.
+//! Descriptions of NVML's numeric codes: return codes, throttle reasons, architectures.
+//! Source: nvml.h (`nvmlReturn_t`, `nvmlClocksEventReasons`).
 
 /// The device does not support the call.
 pub const NOT_SUPPORTED: u32 = 3;
@@ -74,31 +74,6 @@ pub const THROTTLE_REASONS: &[(u64, &str, bool)] = &[
 /// Descriptions of the reasons in a throttle mask.
 pub fn throttle_reasons(mask: u64) -> Vec<&'static str> {
     THROTTLE_REASONS.iter().filter(|(bit, ..)| mask & bit != 0).map(|(_, reason, _)| *reason).collect()
-}
-
-/// Describes an XID, and tells whether an application causes it; the GPU is healthy then.
-pub fn xid(number: u64) -> (&'static str, bool) {
-    match number {
-        13 => ("exception in a kernel of the application", true),
-        31 => ("memory page fault of the application", true),
-        32 => ("invalid or corrupted push buffer", false),
-        38 => ("driver firmware error", false),
-        43 => ("GPU stopped processing the application", true),
-        45 => ("work removed before it ended", true),
-        48 => ("double-bit ECC error", false),
-        61 | 62 => ("internal micro-controller halt", false),
-        63 => ("row remapping recorded", false),
-        64 => ("row remapping failed", false),
-        68 => ("video processor exception", true),
-        74 => ("NVLink error", false),
-        79 => ("GPU has fallen off the bus", false),
-        92 => ("high rate of single-bit ECC errors", false),
-        94 => ("contained memory error: one application is lost", false),
-        95 => ("uncontained memory error: reset the GPU", false),
-        109 => ("context switch timeout of the application", true),
-        119 | 120 => ("GPU system processor (GSP) timeout or error", false),
-        _ => ("see NVIDIA's XID document", false),
-    }
 }
 
 /// The name of an architecture number (`nvmlDeviceArchitecture_t`).

@@ -266,6 +266,15 @@ impl<'a> Device<'a> {
         Ok(self.pci()?.pciDeviceId)
     }
 
+    /// The same of the device and of its subsystem (the board's vendor).
+    ///
+    /// # Errors
+    /// [`NvmlError`] if the call fails.
+    pub fn pci_ids(&self) -> Result<(u32, u32), NvmlError> {
+        let pci = self.pci()?;
+        Ok((pci.pciDeviceId, pci.pciSubSystemId))
+    }
+
     /// Whether an NVLink is active.
     ///
     /// # Errors

@@ -27,8 +27,27 @@ pub struct ComputeInstance<'a> {
     handle: sys::nvmlComputeInstance_t,
 }
 
+/// Engines of an instance beside the multiprocessors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, serde::Serialize)]
+#[allow(missing_docs)] // the names are NVML's
+pub struct Engines {
+    pub decoders: u32,
+    pub encoders: u32,
+    pub jpeg: u32,
+    /// Optical flow accelerators.
+    pub ofa: u32,
+    pub copy: u32,
+}
+
+impl Engines {
+    /// The media engines, which instances do not share.
+    pub(crate) fn media(self) -> [u32; 4] {
+        [self.decoders, self.encoders, self.jpeg, self.ofa]
+    }
+}
+
 /// Properties of a GPU instance profile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are NVML's
 pub struct ProfileInfo {
     pub id: u32,
@@ -36,7 +55,9 @@ pub struct ProfileInfo {
     pub instances: u32,
     pub multiprocessors: u32,
     pub memory_mib: u64,
-    pub jpeg: u32,
+    pub engines: Engines,
+    /// The driver's name, such as `1g.10gb+me`; `None` before driver 525.
+    pub name: Option<String>,
 }
 
 /// Resources of a MIG device. Memory and engines are shared with the other MIG devices in the same GPU instance.
@@ -141,6 +162,39 @@ impl<'a> Device<'a> {
     /// [`NvmlError`]: "not supported" if the GPU lacks the kind.
     pub fn instance_profile(&self, kind: u32) -> Result<ProfileInfo, NvmlError> {
         // SAFETY: a plain C struct, for which all zeros is a valid value.
+        let mut info: sys::nvmlGpuInstanceProfileInfo_v2_t = unsafe { std::mem::zeroed() };
+        // NVML_STRUCT_VERSION: the size of the structure, and its version in the top byte.
+        info.version = size_of::<sys::nvmlGpuInstanceProfileInfo_v2_t>() as u32 | 2 << 24;
+        match call!(self.nvml, nvmlDeviceGetGpuInstanceProfileInfoV, self.handle, kind, &mut info) {
+            Ok(()) => {
+                let name = super::text(&info.name);
+                let name = name.trim().strip_prefix("MIG ").unwrap_or(name.trim()).to_owned();
+                Ok(ProfileInfo {
+                    id: info.id,
+                    slices: info.sliceCount,
+                    instances: info.instanceCount,
+                    multiprocessors: info.multiprocessorCount,
+                    memory_mib: info.memorySizeMB,
+                    engines: Engines {
+                        decoders: info.decoderCount,
+                        encoders: info.encoderCount,
+                        jpeg: info.jpegCount,
+                        ofa: info.ofaCount,
+                        copy: info.copyEngineCount,
+                    },
+                    name: Some(name).filter(|n| !n.is_empty()),
+                })
+            }
+            // Drivers without the function, or with another version of the structure.
+            Err(e) if matches!(e.code, super::codes::FUNCTION_NOT_FOUND | 25) => {
+                self.instance_profile_without_name(kind)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn instance_profile_without_name(&self, kind: u32) -> Result<ProfileInfo, NvmlError> {
+        // SAFETY: a plain C struct, for which all zeros is a valid value.
         let mut info: sys::nvmlGpuInstanceProfileInfo_t = unsafe { std::mem::zeroed() };
         call!(self.nvml, nvmlDeviceGetGpuInstanceProfileInfo, self.handle, kind, &mut info)?;
         Ok(ProfileInfo {
@@ -149,7 +203,14 @@ impl<'a> Device<'a> {
             instances: info.instanceCount,
             multiprocessors: info.multiprocessorCount,
             memory_mib: info.memorySizeMB,
-            jpeg: info.jpegCount,
+            engines: Engines {
+                decoders: info.decoderCount,
+                encoders: info.encoderCount,
+                jpeg: info.jpegCount,
+                ofa: info.ofaCount,
+                copy: info.copyEngineCount,
+            },
+            name: None,
         })
     }
 
@@ -200,15 +261,15 @@ impl<'a> GpuInstance<'a> {
         Ok((info.id, info.profileId, Placement { start: info.placement.start, size: info.placement.size }))
     }
 
-    /// Id of the compute instance profile of this kind (`NVML_COMPUTE_INSTANCE_PROFILE_*`), with shared engines.
+    /// Id and slices of the compute instance profile of this kind (`NVML_COMPUTE_INSTANCE_PROFILE_*`), with shared engines.
     ///
     /// # Errors
     /// [`NvmlError`] if the call fails.
-    pub fn compute_profile(&self, kind: u32) -> Result<u32, NvmlError> {
+    pub fn compute_profile(&self, kind: u32) -> Result<(u32, u32), NvmlError> {
         // SAFETY: a plain C struct, for which all zeros is a valid value.
         let mut info: sys::nvmlComputeInstanceProfileInfo_t = unsafe { std::mem::zeroed() };
         call!(self.device.nvml, nvmlGpuInstanceGetComputeInstanceProfileInfo, self.handle, kind, 0, &mut info)?;
-        Ok(info.id)
+        Ok((info.id, info.sliceCount))
     }
 
     /// The existing compute instances of a profile.

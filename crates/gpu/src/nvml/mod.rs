@@ -5,6 +5,7 @@ pub mod codes;
 mod device;
 mod library;
 mod mig;
+pub mod xid;
 
 use std::ffi::c_char;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use nvml_wrapper_sys::bindings as sys;
 use crate::GpuError;
 use library::LoadedLibrary;
 pub use library::{Functions, SYMBOLS};
-pub use mig::{ComputeInstance, GpuInstance, MigAttributes, Placement};
+pub use mig::{ComputeInstance, Engines, GpuInstance, MigAttributes, Placement};
 
 /// An NVML call that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

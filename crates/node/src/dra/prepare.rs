@@ -142,7 +142,7 @@ fn change(nvml: &Nvml, partitions: &[Partition], create: bool) -> Result<(), Gpu
             .profile(&partition.profile)
             .ok_or_else(|| GpuError::Invalid(format!("GPU {} has no profile {}", partition.gpu, partition.profile)))?;
         let at = Placement { start: partition.start, size: profile.size };
-        let instance = Instance { profile: partition.profile.clone(), at };
+        let instance = Instance::new(partition.profile.clone(), at);
         let exists = layout.instances.contains(&instance);
         if exists == create {
             continue;

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 /// Options of `gpu`.
 #[derive(Debug, Args)]
 pub(crate) struct Gpu {
-    /// Simulate GPUs: t4, a4000, a100x8, h100x8, h200x8, b200x8, l40sx4, broken, or a file
+    /// Simulate GPUs: t4, a4000, a100x8, h100x8, h200x8, b200x8, gb200x4, rtx-pro-6000x8, l40sx4, broken, or a file
     #[arg(long, global = true, value_name = "NAME", env = slipway_core::env::GPU_FIXTURE)]
     pub(crate) fixture: Option<String>,
     #[command(subcommand)]
@@ -38,6 +38,12 @@ pub(crate) enum Verb {
         /// Seconds after which to stop; 0 for never
         #[arg(long, default_value_t = 0)]
         seconds: u64,
+    },
+    /// Explain an XID, or list those that are known
+    #[command(after_help = "Example:\n  slipway gpu xid 79\n  slipway gpu xid -o json")]
+    Xid {
+        /// Number of the XID; lists all if omitted
+        number: Option<u64>,
     },
     /// Show the theoretical peak rates of cards, with the formulas
     #[command(
@@ -148,9 +154,9 @@ pub(crate) struct Fit {
 /// Options that describe the desired MIG instances.
 #[derive(Debug, Args)]
 pub(crate) struct Desired {
-    /// Instances to place on the selected GPUs: "3x1g.10gb + 1x3g.40gb"
+    /// MIG devices to place on the selected GPUs: "3x1g.10gb + 1x3g.40gb", "3x1c.3g.40gb", or profile ids: "19,19"
     pub(crate) instances: Option<String>,
-    /// GPUs, such as 0-3,5; all GPUs if omitted
+    /// GPUs by index or UUID, such as 0-3,5; all GPUs if omitted
     #[arg(long)]
     pub(crate) gpus: Option<String>,
     /// Configuration file of mig-parted

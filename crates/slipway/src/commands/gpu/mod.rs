@@ -8,7 +8,8 @@ use std::path::Path;
 
 use slipway_core::units;
 use slipway_gpu::inventory::{Gpu, Inventory, Severity};
-use slipway_gpu::nvml::{Nvml, codes};
+use slipway_gpu::nvml::Nvml;
+use slipway_gpu::nvml::xid::{Effect, XIDS, Xid};
 use slipway_gpu::sheet::{self, Precision};
 use slipway_gpu::topology::Topology;
 use slipway_gpu::{GpuError, draw, pci, stack};
@@ -36,6 +37,10 @@ pub(super) async fn run(context: &Context, args: cli::Gpu) -> Result<(), Failure
         Verb::Topology => topology(context, fixture),
         Verb::Stack => print_stack(context, fixture),
         Verb::Watch { seconds } => watch(fixture, seconds),
+        Verb::Xid { number } => {
+            xids(context, number);
+            Ok(())
+        }
         Verb::Spec { card: Some(card), against_cpu: true } => measure::against_cpu(context, &card),
         Verb::Spec { card, .. } => spec(context, card),
         Verb::Bench(options) => measure::bench(context, fixture, options).await,
@@ -307,20 +312,49 @@ fn watch(fixture: Option<&str>, seconds: u64) -> Result<(), Failure> {
     let mut errors = false;
     while (seconds == 0 || started.elapsed().as_secs() < seconds) && stdout_is_open() {
         if let Some(event) = xids.wait(500).map_err(GpuError::from)? {
-            let (words, application) = codes::xid(event.data);
-            let advice = if application { "caused by an application" } else { "the GPU needs attention" };
-            print_text(&format!("{} XID {}: {words} ({advice})\n", event.bus_id, event.data));
-            errors |= !application;
+            let xid = Xid::new(event.data);
+            print_text(&format!(
+                "{} XID {}: {} ({})\n",
+                event.bus_id,
+                xid.number,
+                xid.meaning,
+                xid.action.instruction()
+            ));
+            errors |= !xid.is_harmless();
         }
     }
     if errors { Err(Failure::Findings) } else { Ok(()) }
 }
 
-/// The data sheet of a card.
+/// Lists the known XIDs, or explains one.
+fn xids(context: &Context, number: Option<u64>) {
+    let listed: Vec<Xid> = number.map_or_else(|| XIDS.to_vec(), |n| vec![Xid::new(n)]);
+    print(context.global.output.format, &listed, |listed| {
+        let mut table = Table::new(&["XID", "MEANING", "ENDS", "WHAT TO DO"]);
+        for x in listed {
+            let ends = match x.effect {
+                Effect::Nothing => "nothing",
+                Effect::Application => "application",
+                Effect::Gpu => "GPU",
+                Effect::Node => "node",
+            };
+            table.row(vec![x.number.to_string(), x.meaning.into(), ends.into(), x.action.instruction().into()]);
+        }
+        table
+    });
+}
+
+/// The data sheet of a card. A name that several cards share gives the most common one; the others are named on stderr.
 fn find_card(name: &str) -> Result<sheet::Card, GpuError> {
-    sheet::find(name).ok_or_else(|| {
+    let mut found = sheet::candidates(name).into_iter();
+    let card = found.next().ok_or_else(|| {
         GpuError::Invalid(format!("there is no data sheet for '{name}'; `slipway gpu spec` lists the known cards"))
-    })
+    })?;
+    let others: Vec<&str> = found.map(|c| c.name).collect();
+    if !others.is_empty() {
+        print_note(format_args!("'{name}' is taken as {}; it can also mean {}", card.name, others.join(", ")));
+    }
+    Ok(card)
 }
 
 fn spec(context: &Context, card: Option<String>) -> Result<(), Failure> {
@@ -328,18 +362,19 @@ fn spec(context: &Context, card: Option<String>) -> Result<(), Failure> {
         let cards = sheet::cards();
         print(context.global.output.format, &cards, |cards| {
             let mut table =
-                Table::new(&["CARD", "ARCHITECTURE", "SMS", "MEMORY", "GB/S", "FP32", "BF16", "FP8", "TDP"]);
+                Table::new(&["CARD", "ARCHITECTURE", "SMS", "MEMORY", "GB/S", "FP32", "BF16", "FP8", "FP4", "TDP"]);
             for c in cards {
                 let peak = |p| c.peak(p).map_or("-".into(), |p| format!("{:.0}", p.tera));
                 table.row(vec![
                     c.name.into(),
                     c.architecture.into(),
                     c.multiprocessors.to_string(),
-                    format!("{} GB", c.memory_gb),
+                    units::bytes(c.memory_mib << 20),
                     format!("{:.0}", c.bandwidth()),
                     c.peak(Precision::Fp32).map_or("-".into(), |p| format!("{:.1}", p.tera)),
                     peak(Precision::Bf16),
                     peak(Precision::Fp8),
+                    peak(Precision::Fp4),
                     format!("{} W", c.power_watts),
                 ]);
             }
@@ -361,7 +396,10 @@ fn spec(context: &Context, card: Option<String>) -> Result<(), Failure> {
             for p in &peaks {
                 table.row(vec![p.precision.to_string(), p.formula.clone()]);
             }
-            table.row(vec!["memory".into(), card.bandwidth_formula()]);
+            table.row(vec![
+                "memory".into(),
+                format!("{}, {}", units::bytes(card.memory_mib << 20), card.bandwidth_formula()),
+            ]);
             if let Some(roof) = slipway_gpu::roofline::Roofline::from_card(&card).ceiling(Precision::Bf16) {
                 table.row(vec![
                     "ridge".into(),

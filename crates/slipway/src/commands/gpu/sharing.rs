@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 
+use slipway_core::units;
 use slipway_gpu::mig::{self, Change, Config, Geometry, Instance, Layout, Placed, Plan};
 use slipway_gpu::nvml::Nvml;
 use slipway_gpu::share::{self, Workloads};
@@ -25,12 +26,16 @@ fn read(path: &Path) -> Result<String, GpuError> {
     std::fs::read_to_string(path).map_err(io)
 }
 
-/// Parses GPU indices such as `0-3,5`.
-fn indices(text: &str) -> Result<Vec<u32>, GpuError> {
-    let invalid = || GpuError::Invalid(format!("'{text}' is not a list of GPUs such as 0-3,5"));
+/// Parses GPU indices such as `0-3,5`, and UUIDs with `find`, which returns the index of one.
+fn indices(text: &str, find: impl Fn(&str) -> Result<u32, GpuError>) -> Result<Vec<u32>, GpuError> {
+    let invalid = || GpuError::Invalid(format!("'{text}' is not a list of GPUs such as 0-3,5 or GPU-<uuid>"));
     let mut indices = Vec::new();
-    for part in text.split(',') {
-        let (a, b) = part.trim().split_once('-').unwrap_or((part.trim(), part.trim()));
+    for part in text.split(',').map(str::trim) {
+        if part.starts_with("GPU-") {
+            indices.push(find(part)?);
+            continue;
+        }
+        let (a, b) = part.split_once('-').unwrap_or((part, part));
         let (a, b): (u32, u32) = (a.parse().map_err(|_| invalid())?, b.parse().map_err(|_| invalid())?);
         if a > b || b > 4096 {
             return Err(invalid());
@@ -38,6 +43,16 @@ fn indices(text: &str) -> Result<Vec<u32>, GpuError> {
         indices.extend(a..=b);
     }
     Ok(indices)
+}
+
+/// The index of the GPU with this UUID.
+fn index_of(nvml: &Nvml, uuid: &str) -> Result<u32, GpuError> {
+    for index in 0..nvml.count()? {
+        if nvml.device(index).and_then(|d| d.uuid()).is_ok_and(|found| found.eq_ignore_ascii_case(uuid)) {
+            return Ok(index);
+        }
+    }
+    Err(GpuError::Invalid(format!("there is no {uuid}; `slipway gpu ls -o wide` lists the UUIDs")))
 }
 
 fn family(name: &str) -> Result<Geometry, GpuError> {
@@ -66,14 +81,14 @@ pub(super) fn mig(context: &Context, fixture: Option<&str>, verb: cli::Mig) -> R
         cli::Mig::Plan { desired, .. } => {
             let nvml = nvml(fixture)?;
             let layouts = mig::layout(&nvml)?;
-            let plan = plan(&layouts, &desired)?;
+            let plan = plan(&nvml, &layouts, &desired)?;
             show_plan(context, &layouts, &plan);
             if plan.is_empty() { Ok(()) } else { Err(Failure::Findings) }
         }
         cli::Mig::Apply { desired } => {
             let nvml = nvml(fixture)?;
             let layouts = mig::layout(&nvml)?;
-            let plan = plan(&layouts, &desired)?;
+            let plan = plan(&nvml, &layouts, &desired)?;
             show_plan(context, &layouts, &plan);
             if plan.is_empty() {
                 print_note("nothing to do");
@@ -110,7 +125,7 @@ fn ls(context: &Context, nvml: &Nvml) -> Result<(), Failure> {
         format => print(format, &layouts, |layouts| {
             let mut table = Table::new(&["GPU", "MIG", "INSTANCES"]);
             for l in layouts {
-                let list: Vec<String> = l.instances.iter().map(|i| format!("{}@{}", i.profile, i.at.start)).collect();
+                let list: Vec<String> = l.instances.iter().map(|i| format!("{}@{}", i.label(), i.at.start)).collect();
                 table.row(vec![l.gpu.to_string(), if l.enabled { "on" } else { "off" }.into(), list.join(" ")]);
             }
             table
@@ -121,16 +136,28 @@ fn ls(context: &Context, nvml: &Nvml) -> Result<(), Failure> {
 
 fn profiles(context: &Context, geometry: &Geometry) {
     print(context.global.output.format, geometry, |g| {
-        let mut table =
-            Table::new(&["PROFILE", "COMPUTE", "MEMORY SLICES", "MULTIPROCESSORS", "MEMORY", "STARTS", "MAX"]);
+        let mut table = Table::new(&[
+            "PROFILE",
+            "ID",
+            "COMPUTE",
+            "MEMORY SLICES",
+            "SMS",
+            "MEMORY",
+            "DEC/ENC/JPEG/OFA",
+            "STARTS",
+            "MAX",
+        ]);
         for p in &g.profiles {
             let starts = p.starts.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+            let engines = [p.engines.decoders, p.engines.encoders, p.engines.jpeg, p.engines.ofa];
             table.row(vec![
                 p.name.clone(),
+                p.id.to_string(),
                 format!("{}/{}", p.compute, g.compute),
                 format!("{}/{}", p.size, g.memory),
                 p.multiprocessors.to_string(),
-                format!("{} MiB", p.memory_mib),
+                units::bytes(p.memory_mib << 20),
+                engines.map(|n| n.to_string()).join("/"),
                 starts,
                 p.limit.to_string(),
             ]);
@@ -139,11 +166,11 @@ fn profiles(context: &Context, geometry: &Geometry) {
     });
 }
 
-fn plan(layouts: &[Layout], desired: &cli::Desired) -> Result<Plan, GpuError> {
+fn plan(nvml: &Nvml, layouts: &[Layout], desired: &cli::Desired) -> Result<Plan, GpuError> {
     match (&desired.instances, &desired.config) {
         (Some(text), None) => {
             let gpus = match &desired.gpus {
-                Some(text) => indices(text)?,
+                Some(text) => indices(text, |uuid| index_of(nvml, uuid))?,
                 None => layouts.iter().map(|l| l.gpu).collect(),
             };
             mig::plan(layouts, &mig::Desired::Together(&mig::parse(text)?, &gpus))
@@ -166,7 +193,7 @@ fn plan(layouts: &[Layout], desired: &cli::Desired) -> Result<Plan, GpuError> {
 
 fn show_plan(context: &Context, layouts: &[Layout], plan: &Plan) {
     let list = |instances: &[Instance]| {
-        instances.iter().map(|i| format!("{}@{}", i.profile, i.at.start)).collect::<Vec<_>>().join(" ")
+        instances.iter().map(|i| format!("{}@{}", i.label(), i.at.start)).collect::<Vec<_>>().join(" ")
     };
     if context.global.output.format == Format::Svg {
         let maps = planned_maps(plan);
@@ -218,14 +245,17 @@ fn plan_family(context: &Context, geometry: &Geometry, desired: &cli::Desired) -
         .instances
         .as_deref()
         .ok_or_else(|| GpuError::Invalid("give the instances: \"3x1g.10gb + 1x3g.40gb\"".into()))?;
-    let instances = mig::parse(text)?;
+    let requested = mig::parse(text)?;
     let count = match &desired.gpus {
-        Some(text) => indices(text)?.len(),
+        Some(text) => indices(text, |_| Err(GpuError::Invalid("a card family has no UUIDs".into())))?.len(),
         None => 1,
     };
     let empty = vec![mig::Used::default(); count];
+    let mut shapes = mig::shapes(geometry, &requested)?;
+    let instances = mig::profiles(&shapes);
     match mig::place(geometry, &empty, &instances)? {
-        Placed::Yes(gpus) => {
+        Placed::Yes(mut gpus) => {
+            gpus.iter_mut().for_each(|gpu| mig::fill(gpu, &mut shapes));
             let maps: Vec<_> = gpus.into_iter().enumerate().map(|(i, list)| (format!("GPU {i}"), list)).collect();
             match context.global.output.format {
                 Format::Svg => print_text(&draw::slices(geometry, &maps)),
@@ -242,7 +272,7 @@ fn plan_family(context: &Context, geometry: &Geometry, desired: &cli::Desired) -
             let why = mig::explain(geometry, &empty, &instances)?;
             Err(GpuError::Impossible(format!(
                 "{} cannot be placed on {count} of {}: {why}",
-                mig::show(&instances),
+                mig::show(&requested),
                 geometry.name
             ))
             .into())
@@ -271,12 +301,13 @@ fn card(fixture: Option<&str>, family: Option<String>) -> Result<(String, u64, O
             let mib = geometry.profiles.iter().map(|p| p.memory_mib).max().unwrap_or(0);
             return Ok((geometry.name.clone(), mib, Some(geometry)));
         }
-        let card = sheet::find(&name).ok_or_else(|| {
+        if sheet::find(&name).is_none() {
             let names = mig::families().collect::<Vec<_>>().join(", ");
-            GpuError::Invalid(format!("'{name}' is neither a MIG family ({names}) nor a card of `slipway gpu spec`"))
-        })?;
-        let mib = card.memory_gb * 1_000_000_000 / 1_048_576;
-        return Ok((card.name.into(), mib, Geometry::for_product(card.name, mib)));
+            let message = format!("'{name}' is neither a MIG family ({names}) nor a card of `slipway gpu spec`");
+            return Err(GpuError::Invalid(message));
+        }
+        let card = super::find_card(&name)?;
+        return Ok((card.name.into(), card.memory_mib, Geometry::for_product(card.name, card.memory_mib)));
     }
     let nvml = nvml(fixture)?;
     let device = nvml.device(0)?;
