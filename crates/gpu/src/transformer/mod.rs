@@ -7,15 +7,18 @@
 pub mod assumption;
 mod census;
 pub mod config;
+pub mod cost;
 pub mod description;
 pub mod format;
 pub mod published;
+pub mod split;
 
 use serde::Serialize;
 
 pub use census::Census;
 pub use description::Description;
 pub use format::Format;
+pub use split::Split;
 
 /// The shape of a decoder-only transformer, or of a hybrid of attention and recurrent layers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
