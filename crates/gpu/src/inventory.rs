@@ -537,10 +537,10 @@ fn diagnose(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
         }
     }
     if let (Some(card), Some(total)) = (sheet::find(&gpu.name), gpu.memory_total)
-        && (total >> 20) * 100 < card.memory_gb * 1024 * 85
+        && (total >> 20) * 100 < card.memory_mib * 85
     {
-        let what =
-            format!("{} of memory, but the data sheet lists {} GB", slipway_core::units::bytes(total), card.memory_gb);
+        let usual = slipway_core::units::bytes(card.memory_mib << 20);
+        let what = format!("{} of memory, but a {} has {usual}", slipway_core::units::bytes(total), card.name);
         let remedy = "it may be a virtual GPU, or a variant without a data sheet in slipway";
         add(Code::MemoryBelowSheet, Severity::Note, what, remedy);
     }

@@ -316,11 +316,17 @@ fn watch(fixture: Option<&str>, seconds: u64) -> Result<(), Failure> {
     if errors { Err(Failure::Findings) } else { Ok(()) }
 }
 
-/// The data sheet of a card.
+/// The data sheet of a card. A name that several cards share gives the most common one; the others are named on stderr.
 fn find_card(name: &str) -> Result<sheet::Card, GpuError> {
-    sheet::find(name).ok_or_else(|| {
+    let mut found = sheet::candidates(name).into_iter();
+    let card = found.next().ok_or_else(|| {
         GpuError::Invalid(format!("there is no data sheet for '{name}'; `slipway gpu spec` lists the known cards"))
-    })
+    })?;
+    let others: Vec<&str> = found.map(|c| c.name).collect();
+    if !others.is_empty() {
+        print_note(format_args!("'{name}' is taken as {}; it can also mean {}", card.name, others.join(", ")));
+    }
+    Ok(card)
 }
 
 fn spec(context: &Context, card: Option<String>) -> Result<(), Failure> {
@@ -328,18 +334,19 @@ fn spec(context: &Context, card: Option<String>) -> Result<(), Failure> {
         let cards = sheet::cards();
         print(context.global.output.format, &cards, |cards| {
             let mut table =
-                Table::new(&["CARD", "ARCHITECTURE", "SMS", "MEMORY", "GB/S", "FP32", "BF16", "FP8", "TDP"]);
+                Table::new(&["CARD", "ARCHITECTURE", "SMS", "MEMORY", "GB/S", "FP32", "BF16", "FP8", "FP4", "TDP"]);
             for c in cards {
                 let peak = |p| c.peak(p).map_or("-".into(), |p| format!("{:.0}", p.tera));
                 table.row(vec![
                     c.name.into(),
                     c.architecture.into(),
                     c.multiprocessors.to_string(),
-                    format!("{} GB", c.memory_gb),
+                    units::bytes(c.memory_mib << 20),
                     format!("{:.0}", c.bandwidth()),
                     c.peak(Precision::Fp32).map_or("-".into(), |p| format!("{:.1}", p.tera)),
                     peak(Precision::Bf16),
                     peak(Precision::Fp8),
+                    peak(Precision::Fp4),
                     format!("{} W", c.power_watts),
                 ]);
             }
@@ -361,7 +368,10 @@ fn spec(context: &Context, card: Option<String>) -> Result<(), Failure> {
             for p in &peaks {
                 table.row(vec![p.precision.to_string(), p.formula.clone()]);
             }
-            table.row(vec!["memory".into(), card.bandwidth_formula()]);
+            table.row(vec![
+                "memory".into(),
+                format!("{}, {}", units::bytes(card.memory_mib << 20), card.bandwidth_formula()),
+            ]);
             if let Some(roof) = slipway_gpu::roofline::Roofline::from_card(&card).ceiling(Precision::Bf16) {
                 table.row(vec![
                     "ridge".into(),

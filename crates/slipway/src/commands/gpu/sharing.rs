@@ -271,12 +271,13 @@ fn card(fixture: Option<&str>, family: Option<String>) -> Result<(String, u64, O
             let mib = geometry.profiles.iter().map(|p| p.memory_mib).max().unwrap_or(0);
             return Ok((geometry.name.clone(), mib, Some(geometry)));
         }
-        let card = sheet::find(&name).ok_or_else(|| {
+        if sheet::find(&name).is_none() {
             let names = mig::families().collect::<Vec<_>>().join(", ");
-            GpuError::Invalid(format!("'{name}' is neither a MIG family ({names}) nor a card of `slipway gpu spec`"))
-        })?;
-        let mib = card.memory_gb * 1_000_000_000 / 1_048_576;
-        return Ok((card.name.into(), mib, Geometry::for_product(card.name, mib)));
+            let message = format!("'{name}' is neither a MIG family ({names}) nor a card of `slipway gpu spec`");
+            return Err(GpuError::Invalid(message));
+        }
+        let card = super::find_card(&name)?;
+        return Ok((card.name.into(), card.memory_mib, Geometry::for_product(card.name, card.memory_mib)));
     }
     let nvml = nvml(fixture)?;
     let device = nvml.device(0)?;
