@@ -18,7 +18,7 @@ pub mod bench;
 pub mod container;
 pub mod draw;
 pub mod error;
-// pub mod fit;
+pub mod fit;
 pub mod inventory;
 pub mod link;
 pub mod mig;

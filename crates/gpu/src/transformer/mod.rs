@@ -268,3 +268,15 @@ impl Layers {
         1.0 - (1.0 - self.active_share()).powf(tokens)
     }
 }
+
+impl Transformer {
+    /// The widest inner state that a token has in a feed-forward part, with all experts that it uses.
+    pub fn widest(&self) -> f64 {
+        let widths = self.layers.iter().map(|l| match l.feed_forward {
+            FeedForward::Dense { inner, .. } => real(inner),
+            FeedForward::Experts { active, inner, shared, .. } => real(active * inner + shared),
+            FeedForward::None => 0.0,
+        });
+        widths.fold(0.0, f64::max)
+    }
+}
