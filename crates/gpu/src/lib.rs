@@ -33,6 +33,7 @@ pub mod share;
 pub mod sheet;
 pub mod stack;
 pub mod topology;
+pub mod transformer;
 pub mod usage;
 pub mod work;
 

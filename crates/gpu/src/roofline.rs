@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::GpuError;
 use crate::sheet::{Card, Precision};
 use crate::work::Work;
 
@@ -52,6 +53,8 @@ pub enum Bound {
 pub struct Place {
     /// The workload.
     pub work: Work,
+    /// The format in which the work is computed.
+    pub precision: Precision,
     /// Arithmetic intensity: operations per byte.
     pub intensity: f64,
     /// Intensity in operations per byte above which arithmetic is the limit.
@@ -103,15 +106,27 @@ impl Roofline {
         self.memory.first()
     }
 
-    /// Places a workload under the main memory's ceiling; `None` if the roofline lacks a needed ceiling.
-    pub fn place(&self, work: &Work) -> Option<Place> {
-        let tera = self.ceiling(work.precision)?.tera;
-        let bandwidth = self.main_memory()?.gigabytes / 1000.0;
+    /// Whether the machine has a ceiling for this format itself.
+    pub fn has(&self, precision: Precision) -> bool {
+        self.compute.iter().any(|c| c.precision == precision)
+    }
+
+    /// Places a workload under the main memory's ceiling.
+    ///
+    /// # Errors
+    /// [`GpuError::Invalid`] if the roofline lacks a ceiling that the workload needs.
+    pub fn place(&self, work: &Work) -> Result<Place, GpuError> {
+        let precision = work.weights.map_or(work.precision, |format| format.arithmetic(|p| self.has(p)));
+        let missing = |what: &str| {
+            GpuError::Invalid(format!("'{}' cannot be placed: the roofline of {} has no {what}", work.name, self.machine))
+        };
+        let tera = self.ceiling(precision).ok_or_else(|| missing(&format!("rate for {precision}")))?.tera;
+        let bandwidth = self.main_memory().ok_or_else(|| missing("memory bandwidth"))?.gigabytes / 1000.0;
         let intensity = work.intensity();
         let ridge = tera / bandwidth;
         let attainable = tera.min(intensity * bandwidth);
         let seconds = work.operations / (attainable * 1e12);
-        Some(Place {
+        Ok(Place {
             intensity,
             ridge,
             bound: if intensity < ridge { Bound::Memory } else { Bound::Compute },
@@ -119,6 +134,7 @@ impl Roofline {
             share: attainable / tera,
             seconds,
             tokens_per_second: work.tokens.map(|t| t / seconds),
+            precision,
             work: work.clone(),
         })
     }
@@ -138,7 +154,37 @@ mod tests {
         assert!((product.seconds * 1e3 - 1.11).abs() < 0.02);
         let token = roof.place(&Work::parse("decode:model=7b,batch=1,context=1").unwrap()).unwrap();
         assert_eq!(token.bound, Bound::Memory);
-        assert!((token.tokens_per_second.unwrap() - 239.0).abs() < 3.0, "{:?}", token.tokens_per_second);
+        assert!((token.tokens_per_second.unwrap() - 253.0).abs() < 3.0, "{:?}", token.tokens_per_second);
+    }
+
+    /// Mixtral reads 12.7 x 10^9 of its 46.7 x 10^9 parameters for a token.
+    #[test]
+    fn a_mixture_of_experts_is_as_fast_as_its_active_parameters() {
+        let roof = Roofline::from_card(&sheet::find("H100 80GB HBM3").unwrap());
+        let rate = |text: &str| roof.place(&Work::parse(text).unwrap()).unwrap().tokens_per_second.unwrap();
+        let mixtral = rate("decode:model=47b,batch=1");
+        assert!((mixtral - 130.0).abs() < 4.0, "{mixtral}");
+        assert_eq!(mixtral, rate("decode:model=47b,active=12.9b,batch=1"));
+        assert!((rate("decode:model=47b,batch=1,tp=2") / mixtral - 2.0).abs() < 0.1);
+        assert!((rate("decode:model=47b,batch=1,dtype=int4") / mixtral - 3.7).abs() < 0.2);
+    }
+
+    #[test]
+    fn weights_that_the_card_cannot_multiply_are_expanded() {
+        let place = |card: &str, text: &str| {
+            Roofline::from_card(&sheet::find(card).unwrap()).place(&Work::parse(text).unwrap()).unwrap().precision
+        };
+        assert_eq!(place("H100 80GB HBM3", "prefill:model=8b,dtype=fp4"), Precision::Bf16);
+        assert_eq!(place("B200", "prefill:model=8b,dtype=fp4"), Precision::Fp4);
+        assert_eq!(place("H100 80GB HBM3", "prefill:model=8b,dtype=fp8"), Precision::Fp8);
+        assert_eq!(place("A100-SXM4-80GB", "prefill:model=8b,dtype=fp8"), Precision::Bf16);
+    }
+
+    #[test]
+    fn a_missing_ceiling_is_an_error() {
+        let bare = Roofline { machine: "x".into(), measured: true, compute: vec![], memory: vec![] };
+        let refused = bare.place(&Work::parse("gemm:8,8,8,fp32").unwrap()).unwrap_err();
+        assert!(refused.to_string().contains("the roofline of x has no rate for fp32"), "{refused}");
     }
 
     #[test]

@@ -1,83 +1,23 @@
 //! The cost of a workload (matrix product, attention, text generation): operations, bytes moved, and their ratio.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::GpuError;
 use crate::sheet::Precision;
-
-/// The shape of a decoder-only transformer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Transformer {
-    /// Number of parameters.
-    pub parameters: f64,
-    /// Number of layers.
-    pub layers: f64,
-    /// Width of the hidden state.
-    pub hidden: f64,
-    /// Width of the keys, and of the values: equal to `hidden`, or smaller with grouped-query attention.
-    pub key_value: f64,
-    /// Number of attention heads.
-    pub heads: f64,
-    /// The publication that gives the shape, or the formula that estimates it.
-    pub source: &'static str,
-}
-
-/// Published shapes: parameters in 10^9, layers, hidden, key/value width, heads, source.
-const SHAPES: [(f64, f64, f64, f64, f64, &str); 6] = [
-    (1.0, 16.0, 2048.0, 512.0, 32.0, "Llama 3.2 1B model card"),
-    (3.0, 28.0, 3072.0, 1024.0, 24.0, "Llama 3.2 3B model card"),
-    (7.0, 32.0, 4096.0, 4096.0, 32.0, "Llama 2 7B (Touvron et al. 2023)"),
-    (8.0, 32.0, 4096.0, 1024.0, 32.0, "Llama 3 8B (Dubey et al. 2024, table 3)"),
-    (13.0, 40.0, 5120.0, 5120.0, 40.0, "Llama 2 13B (Touvron et al. 2023)"),
-    (70.0, 80.0, 8192.0, 1024.0, 64.0, "Llama 3 70B (Dubey et al. 2024, table 3)"),
-];
-
-/// Parses a parameter count such as `7b`, `350m` or `1.5b`.
-///
-/// # Errors
-/// [`GpuError::Invalid`] if the text is not a number from 1 to 1e14 with an optional suffix k, m, b or t.
-pub fn parameters(text: &str) -> Result<f64, GpuError> {
-    let lower = text.to_ascii_lowercase();
-    let (digits, scale) = match lower.as_bytes().last() {
-        Some(b't') => (&lower[..lower.len() - 1], 1e12),
-        Some(b'b') => (&lower[..lower.len() - 1], 1e9),
-        Some(b'm') => (&lower[..lower.len() - 1], 1e6),
-        Some(b'k') => (&lower[..lower.len() - 1], 1e3),
-        _ => (lower.as_str(), 1.0),
-    };
-    digits.parse::<f64>().ok().map(|n| n * scale).filter(|n| (1.0..=1e14).contains(n)).ok_or_else(|| {
-        GpuError::Invalid(format!("invalid parameter count '{text}': expected a number such as 7b or 350m"))
-    })
-}
-
-impl Transformer {
-    /// The shape for a parameter count: a published shape within 5 %, otherwise an estimate from
-    /// parameters = 12 x layers x hidden^2 (Kaplan et al. 2020, section 2.1) with hidden = 128 x layers.
-    pub fn from_parameters(parameters: f64) -> Self {
-        if let Some(&(_, layers, hidden, key_value, heads, source)) =
-            SHAPES.iter().find(|s| (parameters / (s.0 * 1e9) - 1.0).abs() < 0.05)
-        {
-            return Self { parameters, layers, hidden, key_value, heads, source };
-        }
-        let layers = (parameters / (12.0 * 128.0 * 128.0)).cbrt().round().max(1.0);
-        let hidden = ((parameters / (12.0 * layers)).sqrt() / 64.0).round().max(1.0) * 64.0;
-        let source = "estimated: 12 x layers x hidden^2 parameters (Kaplan et al. 2020), hidden = 128 x layers";
-        Self { parameters, layers, hidden, key_value: hidden, heads: (hidden / 128.0).max(1.0), source }
-    }
-
-    /// Key-value cache size per token in bytes: 2 x layers x key/value width x bytes.
-    pub fn cache_bytes_per_token(&self, precision: Precision) -> f64 {
-        2.0 * self.layers * self.key_value * precision.bytes()
-    }
-}
+use crate::transformer::cost::Step;
+use crate::transformer::{Description, Format, Split};
 
 /// A workload and its cost.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Work {
     /// The text it was parsed from, such as `gemm:4096,4096,4096,bf16`.
     pub name: String,
-    /// The number format.
+    /// The number format of the operands.
     pub precision: Precision,
+    /// The format of the weights of a model: the format in which a machine computes with them depends on the machine.
+    pub weights: Option<Format>,
     /// Arithmetic operations; a multiply-add counts as two.
     pub operations: f64,
     /// Bytes moved between memory and chip if every operand is moved once.
@@ -86,11 +26,13 @@ pub struct Work {
     pub formula: String,
     /// M, N and K of a matrix product that can be benchmarked.
     pub gemm: Option<(usize, usize, usize)>,
-    /// Tokens generated per step, for text generation.
+    /// Tokens generated or read per step, for language models.
     pub tokens: Option<f64>,
+    /// GPUs that share the work; operations and bytes are those of one of them.
+    pub gpus: u64,
 }
 
-const SYNTAX: &str = "gemm:M,N,K,bf16, linear:BATCH,IN,OUT,bf16, attention:BATCH,HEADS,SEQUENCE,DIMENSION,bf16 or decode:model=7b,batch=1";
+const SYNTAX: &str = "gemm:M,N,K,bf16, linear:BATCH,IN,OUT,bf16, attention:BATCH,HEADS,SEQUENCE,DIMENSION,bf16, decode:model=7b,batch=1 or prefill:model=7b,prompt=2048; decode and prefill also take active=, dtype=, kv= and tp=, decode context=";
 
 impl Work {
     /// Arithmetic intensity: operations per byte.
@@ -98,8 +40,8 @@ impl Work {
         self.operations / self.bytes
     }
 
-    /// Parses `gemm:m,n,k,bf16`, `linear:batch,in,out,bf16`, `attention:batch,heads,sequence,dimension,bf16` or
-    /// `decode:model=7b,batch=1,context=4096,dtype=bf16`.
+    /// Parses `gemm:m,n,k,bf16`, `linear:batch,in,out,bf16`, `attention:batch,heads,sequence,dimension,bf16`,
+    /// `decode:model=47b,active=12.9b,batch=1,context=4096,dtype=fp8,kv=fp8,tp=2` or `prefill:model=7b,batch=1,prompt=2048`.
     ///
     /// # Errors
     /// [`GpuError::Invalid`] with the expected syntax.
@@ -108,8 +50,8 @@ impl Work {
         let (kind, rest) =
             text.split_once(':').ok_or_else(|| invalid("the kind of workload and a colon are missing"))?;
         let fields: Vec<&str> = rest.split(',').map(str::trim).collect();
-        if kind == "decode" {
-            return Self::decode(text, &fields);
+        if kind == "decode" || kind == "prefill" {
+            return Self::language_model(text, kind == "decode", &fields);
         }
         let numbers = match kind {
             "gemm" | "linear" => 3,
@@ -133,11 +75,13 @@ impl Work {
         let work = |operations, bytes, formula: &str, gemm| Self {
             name: text.into(),
             precision,
+            weights: None,
             operations,
             bytes,
             formula: formula.into(),
             gemm,
             tokens: None,
+            gpus: 1,
         };
         let integer = |i: usize| sizes[i] as usize;
         Ok(match kind {
@@ -167,33 +111,76 @@ impl Work {
         })
     }
 
-    fn decode(text: &str, fields: &[&str]) -> Result<Self, GpuError> {
+    fn language_model(text: &str, decode: bool, fields: &[&str]) -> Result<Self, GpuError> {
         let invalid = |why: String| GpuError::Invalid(format!("'{text}': {why}; expected {SYNTAX}"));
-        let (mut model, mut batch, mut context, mut precision) = (None, 1.0, 2048.0, Precision::Bf16);
+        let tokens = if decode { "context" } else { "prompt" };
+        let mut given: BTreeMap<&str, &str> = BTreeMap::new();
         for field in fields {
             let (key, value) = field.split_once('=').ok_or_else(|| invalid(format!("'{field}' is not KEY=VALUE")))?;
-            let number = || value.parse::<u32>().ok().filter(|n| (1..=1 << 24).contains(n)).map(f64::from);
-            match key {
-                "model" => model = Some(parameters(value)?),
-                "batch" => batch = number().ok_or_else(|| invalid(format!("batch '{value}' is not a number")))?,
-                "context" => context = number().ok_or_else(|| invalid(format!("context '{value}' is not a number")))?,
-                "dtype" => precision = value.parse()?,
-                _ => return Err(invalid(format!("unknown key '{key}'"))),
+            if !["model", "active", "batch", tokens, "dtype", "kv", "tp"].contains(&key) {
+                return Err(invalid(format!("unknown key '{key}'")));
+            }
+            if given.insert(key, value).is_some() {
+                return Err(invalid(format!("{key} is given twice")));
             }
         }
-        let shape = Transformer::from_parameters(model.ok_or_else(|| invalid("model=... is missing".into()))?);
-        let cache = batch * context * shape.cache_bytes_per_token(precision);
+        let number = |key: &str, default: u64| match given.get(key) {
+            None => Ok(default),
+            Some(v) => v
+                .parse::<u64>()
+                .ok()
+                .filter(|n| (1..=1 << 24).contains(n))
+                .ok_or_else(|| invalid(format!("{key} '{v}' is not a number from 1 to {}", 1 << 24))),
+        };
+        let model = *given.get("model").ok_or_else(|| invalid("model=... is missing".into()))?;
+        let active = given.get("active").map(ToString::to_string);
+        // A name or a size: only names have further letters.
+        let description = match Description::of_size(model).transformer() {
+            Ok(_) => Description { active, ..Description::of_size(model) },
+            Err(_) if active.is_none() => Description::of_model(model),
+            Err(e) => return Err(invalid(e.to_string())),
+        };
+        let shape = description.transformer().map_err(|e| invalid(e.to_string()))?;
+        let format: Format = match given.get("dtype") {
+            Some(name) => name.parse()?,
+            None => shape.format.unwrap_or(Format::Bf16),
+        };
+        let cache: Precision = given.get("kv").map_or(Ok(format.cache()), |name| name.parse())?;
+        let (batch, gpus) = (number("batch", 1)?, number("tp", 1)?);
+        let split = Split::tensor(gpus);
+        if let Some(why) = split.obstacle(&shape, format) {
+            return Err(invalid(why));
+        }
+        let step = Step {
+            batch: batch as f64,
+            tokens: number(tokens, 2048)?,
+            replicas: 1.0,
+            format,
+            cache,
+            split,
+        };
+        let cost = if decode { step.decode(&shape) } else { step.prefill(&shape) };
+        let experts = if shape.has_experts() {
+            format!(" {:.0} % of the experts are read.", cost.touched * 100.0)
+        } else {
+            String::new()
+        };
+        let count = if decode { step.batch } else { step.batch * step.tokens as f64 };
         Ok(Self {
             name: text.into(),
-            precision,
-            operations: batch * (2.0 * shape.parameters + 4.0 * shape.layers * shape.hidden * context),
-            bytes: shape.parameters * precision.bytes() + cache,
+            precision: format.arithmetic(|_| true),
+            weights: Some(format),
+            operations: cost.operations,
+            bytes: cost.bytes,
             formula: format!(
-                "a step computes 2 x parameters + 4 x layers x hidden x context operations for each of {batch} sequences (Kaplan et al. 2020, table 1), and reads all weights and the key-value cache once (Pope et al. 2022); shape: {}",
+                "2 operations for each of {:.3e} active parameters and token, and attention (Kaplan et al. 2020, table 1); the weights and the key-value cache move once (Pope et al. 2022).{experts} Shape: {}, {}",
+                shape.active_parameters(),
+                shape.name,
                 shape.source
             ),
             gemm: None,
-            tokens: Some(batch),
+            tokens: Some(count),
+            gpus,
         })
     }
 }
@@ -213,20 +200,25 @@ mod tests {
     }
 
     #[test]
-    fn decoding_one_token_of_7b_reads_14_gb() {
+    fn decoding_one_token_of_7b_reads_13_gb() {
         let work = Work::parse("decode:model=7b,batch=1,context=1").unwrap();
-        assert!((work.bytes / 14e9 - 1.0).abs() < 0.01 && (work.operations / 14e9 - 1.0).abs() < 0.01);
-        let shape = Transformer::from_parameters(7e9);
-        assert!((shape.cache_bytes_per_token(Precision::Fp16) - 524_288.0).abs() < 1.0, "half a MiB per token");
+        // Llama 2 7B without the input embedding, of which a token reads one row.
+        assert!((work.bytes / 13.2e9 - 1.0).abs() < 0.01, "{work:?}");
+        assert!((work.operations / 13.2e9 - 1.0).abs() < 0.01, "{work:?}");
+        let context = Work::parse("decode:model=7b,batch=1,context=4097").unwrap();
+        assert!((context.bytes - work.bytes - 4096.0 * 524_288.0).abs() < 1.0, "half a MiB per token");
     }
 
     #[test]
-    fn estimated_shapes_match_parameter_count() {
-        for billions in [0.35, 1.5, 30.0, 175.0, 405.0] {
-            let s = Transformer::from_parameters(billions * 1e9);
-            let counted = 12.0 * s.layers * s.hidden * s.hidden;
-            assert!((counted / (billions * 1e9) - 1.0).abs() < 0.1, "{billions}: {counted}");
-        }
+    fn active_parameters_and_splits_are_read() {
+        let one = Work::parse("decode:model=47b,active=12.9b,batch=1,context=1").unwrap();
+        assert_eq!(one.bytes, Work::parse("decode:model=mixtral-8x7b,context=1").unwrap().bytes);
+        let two = Work::parse("decode:model=47b,active=12.9b,batch=1,context=1,tp=2").unwrap();
+        assert!((two.bytes / one.bytes - 0.5).abs() < 0.01 && two.gpus == 2, "{two:?}");
+        let four_bits = Work::parse("decode:model=70b,dtype=int4,context=1").unwrap();
+        assert!((four_bits.bytes / 37.7e9 - 1.0).abs() < 0.02, "{four_bits:?}");
+        let prompt = Work::parse("prefill:model=8b,prompt=8192").unwrap();
+        assert_eq!(prompt.tokens, Some(8192.0));
     }
 
     #[test]
@@ -241,6 +233,15 @@ mod tests {
             "decode:batch=1",
             "decode:model=x",
             "decode:7b",
+            "decode:model=7b,model=8b",
+            "decode:model=7b,dtype=fp64",
+            "decode:model=7b,dtype=fp3",
+            "decode:model=7b,kv=fp3",
+            "decode:model=70b,tp=3",
+            "decode:model=70b,active=80b",
+            "decode:model=7b,prompt=3",
+            "prefill:model=7b,context=3",
+            "prefill:model=7b,prompt=0",
         ] {
             assert!(matches!(Work::parse(bad), Err(GpuError::Invalid(_))), "{bad}");
         }

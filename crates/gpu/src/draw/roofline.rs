@@ -174,7 +174,7 @@ mod tests {
         let roof = Roofline::from_card(&sheet::find("H100 80GB HBM3").unwrap());
         let places: Vec<Place> = ["gemm:4096,4096,4096,bf16", "decode:model=7b,batch=1"]
             .iter()
-            .filter_map(|t| roof.place(&Work::parse(t).unwrap()))
+            .map(|t| roof.place(&Work::parse(t).unwrap()).unwrap())
             .collect();
         let picture = roofline(&roof, &places);
         assert!(picture.contains("HBM 3347 GB/s") && picture.contains("fp16 bf16 989"), "{picture}");

@@ -1,0 +1,294 @@
+//! Reads `config.json`, the description of a model in Hugging Face's format.
+//!
+//! The keys are those of the configuration classes of Transformers (`src/transformers/models/*/configuration_*.py`); families
+//! use different names for the same size, and leave out values that are the default of their class. A value that has the wrong
+//! type or is missing is an error that names the key, never a guess.
+
+mod blocks;
+mod kinds;
+
+use serde_json::{Map, Value};
+
+use super::{FeedForward, Format, Layers, Tower, Transformer};
+use crate::GpuError;
+
+/// Maximum size of a file in bytes; real ones have a few kilobytes.
+pub const MAX_BYTES: u64 = 1 << 20;
+/// Maximum number of layers; the deepest published models have a few hundred.
+const MAX_LAYERS: u64 = 4096;
+/// Maximum of any other size.
+const MAX_SIZE: u64 = 1 << 32;
+
+/// Families whose feed-forward part has no gate.
+const WITHOUT_GATE: [&str; 14] = [
+    "gpt2",
+    "gpt_neox",
+    "gpt_neo",
+    "gptj",
+    "gpt_bigcode",
+    "opt",
+    "bloom",
+    "falcon",
+    "mpt",
+    "phi",
+    "starcoder2",
+    "nemotron",
+    "nemotron_h",
+    "codegen",
+];
+/// Families whose output layer is the embedding unless their file says otherwise.
+const TIED: [&str; 17] = [
+    "gpt2",
+    "gpt_neo",
+    "gpt_bigcode",
+    "opt",
+    "bloom",
+    "falcon",
+    "mpt",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "gemma3n_text",
+    "cohere",
+    "cohere2",
+    "starcoder2",
+    "lfm2",
+    "granite",
+];
+/// Families with biases on queries, keys and values that their files do not mention.
+const WITH_BIAS: [&str; 8] =
+    ["qwen", "qwen2", "qwen2_moe", "qwen2_vl", "qwen2_5_vl", "qwen2_vl_text", "qwen2_5_vl_text", "gpt2"];
+
+/// The part of a file that describes the language model, and the whole file.
+pub(super) struct Reader<'a> {
+    text: &'a Map<String, Value>,
+    outer: &'a Map<String, Value>,
+    /// The family, such as `llama`.
+    family: &'a str,
+}
+
+/// Reads the text of a `config.json`; `source` is the name of the file, for messages.
+///
+/// # Errors
+/// [`GpuError::Invalid`] if it is not JSON, too large, or does not describe a language model.
+pub fn parse(text: &str, source: &str) -> Result<Value, GpuError> {
+    if text.len() as u64 > MAX_BYTES {
+        return Err(GpuError::Invalid(format!("{source} has more than {MAX_BYTES} bytes and is no config.json")));
+    }
+    serde_json::from_str(text).map_err(|e| GpuError::Invalid(format!("{source} is not JSON: {e}")))
+}
+
+/// Reads the shape of a model from its configuration.
+///
+/// # Errors
+/// [`GpuError::Invalid`] with the key that is missing or has an invalid value.
+pub fn transformer(value: &Value, name: &str, source: &str) -> Result<Transformer, GpuError> {
+    let at = |e: GpuError| GpuError::Invalid(format!("{source}: {e}"));
+    let outer = value.as_object().ok_or_else(|| GpuError::Invalid(format!("{source}: expected a JSON object")))?;
+    read(outer, name, source).map_err(at)
+}
+
+/// The keys under which models with several parts keep their language model.
+const TEXT_KEYS: [&str; 5] = ["text_config", "llm_config", "language_config", "thinker_config", "llm"];
+
+/// The keys that lead to the object that describes the language model inside a configuration; JSON's own limit on nesting bounds them.
+pub(super) fn text_path(outer: &Map<String, Value>) -> Vec<&'static str> {
+    let (mut path, mut at) = (Vec::new(), outer);
+    while let Some((key, inner)) = TEXT_KEYS.iter().find_map(|k| Some((*k, at.get(*k)?.as_object()?))) {
+        path.push(key);
+        at = inner;
+    }
+    path
+}
+
+fn read(outer: &Map<String, Value>, name: &str, source: &str) -> Result<Transformer, GpuError> {
+    let text = text_path(outer).iter().fold(outer, |at, k| at.get(*k).and_then(Value::as_object).unwrap_or(at));
+    let family = |m: &'_ Map<String, Value>| m.get("model_type").and_then(Value::as_str).map(str::to_owned);
+    let family = family(text).or_else(|| family(outer)).unwrap_or_default();
+    let reader = Reader { text, outer, family: &family };
+    if reader.flag("is_encoder_decoder")?.unwrap_or(false) {
+        return Err(GpuError::Invalid("encoder-decoder models are not supported: expected a decoder".into()));
+    }
+    let mut notes = Vec::new();
+    let hidden = reader.need(&["hidden_size", "n_embd", "d_model", "dim"])?;
+    let depth = reader.need(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"])?;
+    if depth > MAX_LAYERS {
+        return Err(GpuError::Invalid(format!("num_hidden_layers is {depth}: at most {MAX_LAYERS} are supported")));
+    }
+    let vocabulary = reader.need(&["vocab_size", "padded_vocab_size"])?;
+    let mut layers: Vec<Layers> = Vec::new();
+    for kind in kinds::kinds(&reader, depth)? {
+        let mixer = blocks::mixer(&reader, &kind, hidden)?;
+        let feed_forward = blocks::feed_forward(&reader, &kind, hidden)?;
+        match layers.iter_mut().find(|l| l.mixer == mixer && l.feed_forward == feed_forward) {
+            Some(same) => same.count += 1,
+            None => layers.push(Layers { count: 1, mixer, feed_forward }),
+        }
+    }
+    let tied = match reader.flag("tie_word_embeddings")? {
+        Some(tied) => tied,
+        None => TIED.contains(&reader.family),
+    };
+    let with_positions = matches!(reader.family, "gpt2" | "gpt_neo" | "gpt_bigcode" | "opt");
+    let positions = match reader.number(&["n_positions", "max_position_embeddings"])? {
+        Some(n) if with_positions => n.saturating_mul(hidden),
+        _ => 0,
+    };
+    let mut towers = Vec::new();
+    for (key, what) in [("vision_config", "vision"), ("audio_config", "audio")] {
+        let Some(config) = reader.outer.get(key).or_else(|| reader.text.get(key)).and_then(Value::as_object) else {
+            continue;
+        };
+        match blocks::tower(config, hidden)? {
+            Some(parameters) => towers.push(Tower { what, parameters }),
+            None => notes.push(format!("{key} does not give the size of the {what} encoder, which is not counted")),
+        }
+    }
+    if reader.number(&["num_nextn_predict_layers"])?.is_some_and(|n| n > 0) {
+        notes.push(
+            "layers that predict further tokens are not counted: engines load them for speculative decoding only"
+                .into(),
+        );
+    }
+    let format = declared_format(&reader, &mut notes);
+    Ok(Transformer {
+        name: name.into(),
+        source: source.into(),
+        assumed: false,
+        hidden,
+        vocabulary,
+        tied,
+        positions,
+        dropout: WITHOUT_GATE.contains(&reader.family),
+        layers,
+        towers,
+        format,
+        notes,
+    })
+}
+
+/// The format of the weights by `quantization_config` (the names of Transformers' quantizers), otherwise by the data type.
+fn declared_format(reader: &Reader<'_>, notes: &mut Vec<String>) -> Option<Format> {
+    let plain = ["torch_dtype", "dtype"].iter().find_map(|k| {
+        let name = reader.text.get(*k).or_else(|| reader.outer.get(*k))?.as_str()?;
+        name.trim_start_matches("torch.").parse::<Format>().ok()
+    });
+    let quantization = reader.outer.get("quantization_config").or_else(|| reader.text.get("quantization_config"));
+    let Some(config) = quantization.and_then(Value::as_object) else { return plain };
+    let word = |key: &str| config.get(key).and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
+    let bits = |c: &Map<String, Value>, key: &str| c.get(key).and_then(Value::as_u64);
+    let method = word("quant_method");
+    let found = match method.as_str() {
+        "fp8" | "fbgemm_fp8" => Some(Format::Fp8),
+        "awq" => Some(Format::Awq),
+        "gptq" if bits(config, "bits") == Some(8) => Some(Format::GptqInt8),
+        "gptq" => Some(Format::Gptq),
+        "mxfp4" => Some(Format::Mxfp4),
+        "bitsandbytes" if config.get("load_in_8bit").and_then(Value::as_bool) == Some(true) => Some(Format::Int8),
+        "bitsandbytes" => Some(Format::Nf4),
+        "modelopt" | "nvfp4" if word("quant_algo").contains("fp4") || method == "nvfp4" => Some(Format::Nvfp4),
+        "modelopt" => Some(Format::Fp8),
+        "compressed-tensors" => {
+            let groups = config.get("config_groups").and_then(Value::as_object);
+            let weights = groups.and_then(|g| g.values().next()?.get("weights")?.as_object());
+            weights.and_then(|w| {
+                let float = w.get("type").and_then(Value::as_str) == Some("float");
+                match (bits(w, "num_bits")?, float) {
+                    (8, true) => Some(Format::Fp8),
+                    (8, false) => Some(Format::Int8),
+                    (4, true) => Some(Format::Nvfp4),
+                    (4, false) => Some(Format::Awq),
+                    _ => None,
+                }
+            })
+        }
+        _ => None,
+    };
+    if found.is_none() {
+        notes.push(format!("quantization_config has the unknown method '{method}': the weights are taken as 16-bit"));
+    }
+    found.or(plain)
+}
+
+impl Reader<'_> {
+    /// The first of these keys that has a value, as a size.
+    pub(super) fn number(&self, keys: &[&str]) -> Result<Option<u64>, GpuError> {
+        keys.iter().find_map(|k| number_of(self.text, k).transpose()).transpose()
+    }
+
+    /// As [`Self::number`]; the absence of all keys is an error.
+    pub(super) fn need(&self, keys: &[&str]) -> Result<u64, GpuError> {
+        match self.number(keys)? {
+            Some(n) if n > 0 => Ok(n),
+            Some(_) => Err(GpuError::Invalid(format!("{} is 0", keys[0]))),
+            None => Err(GpuError::Invalid(format!(
+                "{} is missing; a config.json of a language model has it (slipway gpu fit takes --layers, --hidden, --heads and so on)",
+                keys[0]
+            ))),
+        }
+    }
+
+    /// A boolean, of the language model or else of the whole file.
+    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>, GpuError> {
+        match self.text.get(key).or_else(|| self.outer.get(key)) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(b)) => Ok(Some(*b)),
+            Some(other) => Err(GpuError::Invalid(format!("{key} is {other}: expected true or false"))),
+        }
+    }
+
+    /// A list.
+    pub(super) fn list(&self, key: &str) -> Option<&Vec<Value>> {
+        self.text.get(key)?.as_array()
+    }
+
+    /// A list of numbers, such as the layers that something applies to.
+    pub(super) fn numbers(&self, key: &str) -> Option<Vec<u64>> {
+        Some(self.list(key)?.iter().filter_map(Value::as_u64).collect())
+    }
+
+    /// A nested object.
+    pub(super) fn object(&self, key: &str) -> Option<&Map<String, Value>> {
+        self.text.get(key)?.as_object()
+    }
+
+    /// The family, such as `llama`.
+    pub(super) fn family(&self) -> &str {
+        self.family
+    }
+
+    /// Number of matrices of a feed-forward part.
+    pub(super) fn matrices(&self) -> u64 {
+        if WITHOUT_GATE.contains(&self.family) { 2 } else { 3 }
+    }
+
+    /// Whether queries, keys and values have biases.
+    pub(super) fn bias(&self) -> Result<bool, GpuError> {
+        Ok(self.flag("attention_bias")?.unwrap_or_else(|| WITH_BIAS.contains(&self.family)))
+    }
+}
+
+/// A size in an object; `null` and absence are the same.
+pub(super) fn number_of(object: &Map<String, Value>, key: &str) -> Result<Option<u64>, GpuError> {
+    let invalid = |v: &Value| {
+        GpuError::Invalid(format!(
+            "{key} is {}: expected a number from 0 to {MAX_SIZE}",
+            v.to_string().chars().take(40).collect::<String>()
+        ))
+    };
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(v) => match v.as_u64().or_else(|| v.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0).map(|f| f as u64)) {
+            Some(n) if n <= MAX_SIZE => Ok(Some(n)),
+            _ => Err(invalid(v)),
+        },
+    }
+}
+
+impl FeedForward {
+    /// A dense part, or none if it has no width.
+    pub(super) fn dense(inner: u64, matrices: u64) -> Self {
+        if inner == 0 { Self::None } else { Self::Dense { inner, matrices } }
+    }
+}
