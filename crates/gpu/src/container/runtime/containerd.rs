@@ -91,7 +91,8 @@ pub(super) fn edit(runtime: Runtime, path: &Path, text: &str, options: &Options)
     notes.extend(missing);
     let edited = toml::parse(&after)?;
     notes.extend(notes_on_plugins(&layers, &edited));
-    let folders = layers.by_precedence(&edited).find_map(|d| toml::get_strings(settings(d.as_table())?, &["cdi_spec_dirs"]));
+    let folders =
+        layers.by_precedence(&edited).find_map(|d| toml::get_strings(settings(d.as_table())?, &["cdi_spec_dirs"]));
     notes.extend(folders.and_then(|folders| note_on_cdi_folders("cdi_spec_dirs", &folders)));
     if runtime != Runtime::K0s {
         notes.extend(layers.later.iter().filter_map(|layer| note_on_override(layer, path, options)));
@@ -173,7 +174,11 @@ fn imports(runtime: Runtime, path: &Path, document: &DocumentMut) -> Result<(Lay
             } else if full.exists() {
                 pending.push_back(full);
             } else {
-                notes.push(format!("{} imports {}, which does not exist: containerd will not start", from.display(), full.display()));
+                notes.push(format!(
+                    "{} imports {}, which does not exist: containerd will not start",
+                    from.display(),
+                    full.display()
+                ));
             }
         }
         Ok(())

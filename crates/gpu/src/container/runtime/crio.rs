@@ -48,7 +48,10 @@ pub(super) fn edit(path: &Path, text: &str, options: &Options) -> Result<Change,
     for layer in &layers.later {
         let default = toml::get_str(layer.document.as_table(), &["crio", "runtime", "default_runtime"]);
         if options.default && default.is_some_and(|name| name != NVIDIA) {
-            notes.push(format!("{} is read later and sets another default_runtime: remove it there", layer.path.display()));
+            notes.push(format!(
+                "{} is read later and sets another default_runtime: remove it there",
+                layer.path.display()
+            ));
         }
     }
     Ok(Change { text: after, notes })

@@ -20,9 +20,9 @@ pub(super) fn edit(text: &str, options: &Options) -> Result<Change, GpuError> {
             after = set(&after, &["default-runtime"], NVIDIA.into())?;
         }
     }
-    let folders = document["cdi-spec-dirs"].as_array().map(|list| {
-        list.iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>()
-    });
+    let folders = document["cdi-spec-dirs"]
+        .as_array()
+        .map(|list| list.iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>());
     let note = folders.and_then(|folders| note_on_cdi_folders("cdi-spec-dirs", &folders));
     Ok(Change { text: after, notes: note.into_iter().collect() })
 }

@@ -197,7 +197,9 @@ fn invalid(reason: impl std::fmt::Display) -> GpuError {
 fn note_on_cdi_folders(setting: &str, folders: &[String]) -> Option<String> {
     // `/var/run` is a link to `/run` on every distribution with systemd.
     let is_read = |folder: &&str| {
-        folders.iter().any(|f| f.trim_end_matches('/') == *folder || format!("/var{}", f.trim_end_matches('/')) == **folder)
+        folders
+            .iter()
+            .any(|f| f.trim_end_matches('/') == *folder || format!("/var{}", f.trim_end_matches('/')) == **folder)
     };
     let [ours, agents] = CDI_FOLDERS;
     match CDI_FOLDERS.iter().filter(|folder| is_read(folder)).count() {

@@ -14,7 +14,9 @@ pub(super) fn edit(text: &str, options: &Options) -> Result<Change, GpuError> {
     let mut notes: Vec<String> =
         folders.and_then(|folders| note_on_cdi_folders("cdi_spec_dirs", &folders)).into_iter().collect();
     let Some(binary) = &options.nvidia_runtime else {
-        notes.push("Podman passes CDI devices to containers without configuration: `--device nvidia.com/gpu=all`".into());
+        notes.push(
+            "Podman passes CDI devices to containers without configuration: `--device nvidia.com/gpu=all`".into(),
+        );
         return Ok(Change { text: text.to_owned(), notes });
     };
     let after = toml::edit(text, |document| {

@@ -27,7 +27,8 @@ pub(super) fn path(folder: &Path) -> PathBuf {
     let existing = NAMES.iter().map(|name| folder.join(name)).find(|path| path.exists());
     existing.unwrap_or_else(|| {
         let written = std::fs::read_to_string(folder.join("config.toml")).unwrap_or_default();
-        let is_old = written.lines().any(|line| setting(line).is_some_and(|(key, value)| key == "version" && value == "2"));
+        let is_old =
+            written.lines().any(|line| setting(line).is_some_and(|(key, value)| key == "version" && value == "2"));
         folder.join(NAMES[usize::from(is_old)])
     })
 }
@@ -56,11 +57,15 @@ pub(super) fn edit(runtime: Runtime, path: &Path, text: &str, options: &Options)
     if let Some(binary) = &options.nvidia_runtime {
         template.add_nvidia(plugin, binary)?;
         if template.has_base {
-            notes.push(format!("{} adds the runtime by itself if it finds {NVIDIA}-container-runtime when it starts", name(runtime)));
+            notes.push(format!(
+                "{} adds the runtime by itself if it finds {NVIDIA}-container-runtime when it starts",
+                name(runtime)
+            ));
         }
         if options.default {
             template.set_default(runtime, plugin)?;
-        } else if template.value(&["plugins", plugin, "containerd"], "default_runtime_name").as_deref() == Some(NVIDIA) {
+        } else if template.value(&["plugins", plugin, "containerd"], "default_runtime_name").as_deref() == Some(NVIDIA)
+        {
             template.remove(&["plugins", plugin, "containerd"], "default_runtime_name");
         }
     }
@@ -227,9 +232,9 @@ impl Template {
         let shim = |name| ["plugins", plugin, "containerd", "runtimes", name, "options"];
         let default = self.value(&["plugins", plugin, "containerd"], "default_runtime_name").unwrap_or_default();
         let names = [default.as_str(), "runc", "crun"];
-        let source = names.into_iter().find(|name| {
-            !name.is_empty() && !name.starts_with(NVIDIA) && self.block(&runtimes(name)).is_some()
-        });
+        let source = names
+            .into_iter()
+            .find(|name| !name.is_empty() && !name.starts_with(NVIDIA) && self.block(&runtimes(name)).is_some());
         let lines = |path: &[&str]| -> Vec<(String, String)> {
             let value = |number: usize| setting(&self.lines[number]).map(|(_, value)| value.to_owned());
             self.settings(path).into_iter().filter_map(|(key, number)| Some((key, value(number)?))).collect()
@@ -295,7 +300,9 @@ fn actions(text: &str) -> Result<Vec<(usize, &str)>, GpuError> {
     let mut at = 0;
     while let Some(start) = text[at..].find("{{").map(|found| at + found) {
         let line = || text[..start].matches('\n').count() + 1;
-        let length = text[start..].find("}}").ok_or_else(|| invalid(format!("line {}: an action `{{{{` is not closed", line())))?;
+        let length = text[start..]
+            .find("}}")
+            .ok_or_else(|| invalid(format!("line {}: an action `{{{{` is not closed", line())))?;
         let body = text[start + 2..start + length].trim_start_matches('-').trim_end_matches('-').trim();
         if !body.starts_with("/*") {
             out.push((start, body));
@@ -345,7 +352,11 @@ mod tests {
         let crlf = edited("config-v3.toml.tmpl", "{{ template \"base\" . }}\r\n", false).unwrap().text;
         assert_eq!(crlf, expected.replace('\n', "\r\n"));
         let old = edited("config.toml.tmpl", "{{ template \"base\" . }}\n", false).unwrap();
-        assert!(old.text.contains("[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.'nvidia']"), "{}", old.text);
+        assert!(
+            old.text.contains("[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.'nvidia']"),
+            "{}",
+            old.text
+        );
         assert!(old.notes.iter().any(|note| note.contains("CDI off")), "{:?}", old.notes);
         let error = edited("config-v3.toml.tmpl", "", true).err().unwrap().to_string();
         assert!(error.contains("default-runtime: nvidia") && error.contains("/etc/rancher/k3s/config.yaml"), "{error}");

@@ -158,7 +158,9 @@ mod tests {
         assert!(text.contains("line 2") || text.contains("line 3"), "{text}");
         let text = error("version = 2\nroot = /var\n");
         assert!(text.contains("line 2, column 8") && text.contains("`root = /var`"), "{text}");
-        for giant in ["a = ".to_owned() + &"[".repeat(50_000), format!("a = \"{}", "ü".repeat(50_000)), "x".repeat(9_000)] {
+        for giant in
+            ["a = ".to_owned() + &"[".repeat(50_000), format!("a = \"{}", "ü".repeat(50_000)), "x".repeat(9_000)]
+        {
             assert!(error(&giant).len() < 400, "{}", error(&giant).len());
         }
     }

@@ -50,9 +50,11 @@ fn settings_of_the_default_runtime_are_inherited() {
                 "[plugins.\"{plugin}\".containerd.runtimes.{name}]\nruntime_type = \"type.{name}\"\npod_annotations = [\"a/*\"]\n[plugins.\"{plugin}\".containerd.runtimes.{name}.options]\nBinaryName = \"/usr/bin/{name}\"\nSystemdCgroup = {cgroup}\n"
             )
         };
-        for (default, expected, cgroup) in
-            [("", "runc", true), ("default_runtime_name = \"other\"", "other", false), ("default_runtime_name = \"nvidia-legacy\"", "runc", true)]
-        {
+        for (default, expected, cgroup) in [
+            ("", "runc", true),
+            ("default_runtime_name = \"other\"", "other", false),
+            ("default_runtime_name = \"nvidia-legacy\"", "runc", true),
+        ] {
             let text = format!(
                 "version = {version}\n[plugins.\"{plugin}\".containerd]\n{default}\n{}{}{}",
                 runtime("runc", true),
@@ -83,10 +85,14 @@ fn runtimes_without_type_or_in_inline_tables_are_inherited() {
 #[test]
 fn default_runtime_is_set_and_reset_as_by_nvidia_ctk() {
     let set = edited("version = 3\n", &options(true)).text;
-    assert!(set.contains("[plugins.\"io.containerd.cri.v1.runtime\".containerd]\ndefault_runtime_name = \"nvidia\""), "{set}");
+    assert!(
+        set.contains("[plugins.\"io.containerd.cri.v1.runtime\".containerd]\ndefault_runtime_name = \"nvidia\""),
+        "{set}"
+    );
     assert!(!edited(&set, &options(false)).text.contains("default_runtime_name"));
     assert_eq!(edited(&set, &cdi_only()).text, set, "without NVIDIA's runtime only CDI is configured");
-    let other = "version = 3\n[plugins.\"io.containerd.cri.v1.runtime\".containerd]\ndefault_runtime_name = \"crun\" # why\n";
+    let other =
+        "version = 3\n[plugins.\"io.containerd.cri.v1.runtime\".containerd]\ndefault_runtime_name = \"crun\" # why\n";
     assert!(edited(other, &options(false)).text.contains("default_runtime_name = \"crun\" # why"));
     assert!(edited(other, &options(true)).text.contains("default_runtime_name = \"nvidia\" # why"));
 }
@@ -126,7 +132,8 @@ fn settings_without_effect_are_reported() {
         assert!(notes(text).contains("containerd config default"), "{text}: {}", notes(text));
     }
     assert_eq!(notes("version = 3\ndisabled_plugins = [\"io.containerd.snapshotter.v1.zfs\"]\n"), "");
-    let folders = |list: &str| notes(&format!("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\ncdi_spec_dirs = {list}\n"));
+    let folders =
+        |list: &str| notes(&format!("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\ncdi_spec_dirs = {list}\n"));
     assert!(folders("[\"/opt/cdi\"]").contains("lists neither /etc/cdi"), "{}", folders("[\"/opt/cdi\"]"));
     assert!(folders("[\"/etc/cdi/\"]").contains("--cdi-dir /etc/cdi"));
     assert!(folders("[\"/run/cdi\"]").contains("does not list /etc/cdi"));
@@ -138,20 +145,29 @@ fn imports_are_read_and_overrides_reported() {
     let folder = std::env::temp_dir().join(slipway_core::ids::hex32());
     std::fs::create_dir_all(folder.join("conf.d")).unwrap();
     let path = folder.join("config.toml");
-    let runc = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nSystemdCgroup = true\n";
+    let runc =
+        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nSystemdCgroup = true\n";
     std::fs::write(folder.join("conf.d/10-runc.toml"), runc).unwrap();
     let plan = |text: &str, options: &Options| edit(Runtime::Containerd, &path, text, options).unwrap();
     // A relative pattern is relative to the file that imports.
     let text = "version = 2\nimports = [\"conf.d/*.toml\"]\n";
     let change = plan(text, &options(false));
     assert!(change.text.contains("SystemdCgroup = true"), "{}", change.text);
-    assert!(change.notes.iter().any(|note| note.contains("10-runc.toml is imported") && note.contains("before 2.1")), "{:?}", change.notes);
+    assert!(
+        change.notes.iter().any(|note| note.contains("10-runc.toml is imported") && note.contains("before 2.1")),
+        "{:?}",
+        change.notes
+    );
     // Imports of imports are read, and circles end.
     let last = "version = 3\nimports = [\"../config.toml\"]\n[plugins.\"io.containerd.cri.v1.runtime\"]\nenable_cdi = false\n[plugins.\"io.containerd.cri.v1.runtime\".containerd]\ndefault_runtime_name = \"crun\"\n";
     std::fs::write(folder.join("conf.d/99-last.toml"), last).unwrap();
     std::fs::write(&path, text).unwrap();
     let notes = plan(text, &options(true)).notes.join("\n");
-    assert!(notes.contains("99-last.toml is imported after") && notes.contains("overrides enable_cdi, default_runtime_name"), "{notes}");
+    assert!(
+        notes.contains("99-last.toml is imported after")
+            && notes.contains("overrides enable_cdi, default_runtime_name"),
+        "{notes}"
+    );
     let notes = plan("version = 2\nimports = [\"/nowhere/x.toml\"]\n", &options(true)).notes.join("\n");
     assert!(notes.contains("/nowhere/x.toml, which does not exist"), "{notes}");
     std::fs::write(folder.join("conf.d/20-broken.toml"), "a = [").unwrap();
@@ -169,7 +185,11 @@ fn drop_in_of_k0s_inherits_from_the_main_file() {
     assert!(plan().text.starts_with("version = 3\n"), "k0s 1.36 refuses version 2");
     std::fs::write(folder.join("containerd.toml"), "# k0s_managed=true\nversion = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nSystemdCgroup = true\n").unwrap();
     let change = plan();
-    assert!(change.text.starts_with("version = 2\n") && change.text.contains("SystemdCgroup = true"), "{}", change.text);
+    assert!(
+        change.text.starts_with("version = 2\n") && change.text.contains("SystemdCgroup = true"),
+        "{}",
+        change.text
+    );
     std::fs::remove_dir_all(folder).unwrap();
 }
 
@@ -182,7 +202,8 @@ fn invalid_configuration_is_rejected() {
         ("version = 2\nplugins = 3\n", "'plugins' is not a table"),
         ("version = 3\n{{ template \"base\" . }}\n", "--runtime k3s"),
     ] {
-        let error = edit(Runtime::Containerd, Path::new("/nowhere/c.toml"), text, &options(false)).err().unwrap().to_string();
+        let error =
+            edit(Runtime::Containerd, Path::new("/nowhere/c.toml"), text, &options(false)).err().unwrap().to_string();
         assert!(error.contains(reason), "{text}: {error}");
     }
 }
