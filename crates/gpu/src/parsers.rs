@@ -33,7 +33,13 @@ fn runtime_configurations_never_panic() {
         assert_eq!(second.unwrap().after, edit.after, "{text:?}");
     };
     let toml = "# ours\nversion = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"pause:3.9\"\n  [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.nvidia]\n  runtime_type = \"x\"\n";
-    feed(&[toml, "version = 3\nplugins = {}\n"], |text| plan(runtime::Runtime::Containerd, text));
+    feed(&[toml, "version = 3\nplugins = {}\n", "version = 4\r\nimports = [\"x*\"]\r\n"], |text| {
+        plan(runtime::Runtime::Containerd, text)
+    });
+    feed(&["[crio.runtime]\ndefault_runtime = \"nvidia\"\n"], |text| plan(runtime::Runtime::Crio, text));
+    feed(&["[engine]\nruntimes = {}\n"], |text| plan(runtime::Runtime::Podman, text));
+    let template = "{{ if .X }}\nversion = 3\n{{ end }}\n[plugins.'io.containerd.cri.v1.runtime'.containerd]\n  default_runtime_name = \"runc\"\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\n  SystemdCgroup = {{ .SystemdCgroup }}\n";
+    feed(&[template, "{{ template \"base\" . }}\n"], |text| plan(runtime::Runtime::K3s, text));
     let json = "{\n  \"log-driver\": \"journald\",\n  \"runtimes\": {\"nvidia\": {\"path\": \"/x\", \"args\": []}},\n  \"features\": {}\n}\n";
     feed(&[json, "{}", ""], |text| plan(runtime::Runtime::Docker, text));
     std::fs::remove_dir_all(folder).unwrap();

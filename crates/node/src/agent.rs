@@ -91,6 +91,7 @@ async fn run_with<C: Cluster>(
         // With a cluster the node's label may select another file; without one, an invalid file is fatal.
         if cluster.is_some() { Ok(Arc::default()) } else { Err(error) }
     })?;
+    log_warnings(&initial);
     let configs = watch::Sender::new(initial);
     let held: watch::Sender<Held> = watch::Sender::default();
     let readings: watch::Sender<Arc<Readings>> = watch::Sender::default();
@@ -192,6 +193,12 @@ async fn run_with<C: Cluster>(
     outcome
 }
 
+fn log_warnings(config: &Config) {
+    for warning in &config.warnings {
+        tracing::warn!(warning, "configuration");
+    }
+}
+
 /// Reloads the configuration when the node's label or the files change. An invalid configuration is logged and ignored; the last
 /// valid one stays in effect.
 async fn follow_config<C: Cluster>(
@@ -217,9 +224,7 @@ async fn follow_config<C: Cluster>(
                     configs.send_if_modified(|current| {
                         let changed = **current != config;
                         if changed {
-                            for warning in &config.warnings {
-                                tracing::warn!(warning, "configuration");
-                            }
+                            log_warnings(&config);
                             *current = Arc::new(config.clone());
                         }
                         changed

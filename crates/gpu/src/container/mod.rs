@@ -1,7 +1,6 @@
 //! GPUs in containers: CDI specifications, container runtime configuration, and a trial container that verifies them.
 
 pub mod cdi;
-mod json_edit;
 pub mod runtime;
 pub mod trial;
 

@@ -1,6 +1,7 @@
 //! Builds the response to `Allocate`: environment, mounts, device nodes and CDI devices of a container.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use slipway_gpu::container::cdi::capability_nodes;
@@ -15,6 +16,9 @@ use crate::{cdi, mps};
 const MOUNT_FOLDER: &str = "/var/run/nvidia-container-devices";
 /// Device nodes that every GPU program opens.
 const CONTROL_NODES: [&str; 4] = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"];
+
+/// The only IMEX channel that upstream's format allows.
+const IMEX_CHANNEL: &str = "0";
 
 /// The inputs of a response.
 pub(super) struct Context<'a> {
@@ -59,8 +63,9 @@ pub(super) fn allocate(context: &Context<'_>, ids: &[String]) -> Result<Containe
         .list
         .clone()
         .unwrap_or_else(|| vec![if cdi_available { ListStrategy::CdiCri } else { ListStrategy::Envvar }]);
+    let is_cdi = |s: &ListStrategy| matches!(s, ListStrategy::CdiCri | ListStrategy::CdiAnnotations);
     if let Some(why) = &machine.cdi
-        && strategies.iter().all(|s| matches!(s, ListStrategy::CdiCri | ListStrategy::CdiAnnotations))
+        && strategies.iter().all(is_cdi)
     {
         return Err(format!("the CDI specification is missing: {why}"));
     }
@@ -71,15 +76,20 @@ pub(super) fn allocate(context: &Context<'_>, ids: &[String]) -> Result<Containe
             IdStrategy::Index => u.index.clone(),
         })
         .collect();
+    let channel = imex_channel(config, roots)?;
     let mut response = ContainerAllocateResponse::default();
     for strategy in &strategies {
         match strategy {
             ListStrategy::Envvar => {
                 response.envs.insert("NVIDIA_VISIBLE_DEVICES".into(), names.join(","));
+                if channel.is_some() {
+                    response.envs.insert("NVIDIA_IMEX_CHANNELS".into(), IMEX_CHANNEL.into());
+                }
             }
             ListStrategy::VolumeMounts => {
                 response.envs.insert("NVIDIA_VISIBLE_DEVICES".into(), MOUNT_FOLDER.into());
-                response.mounts.extend(names.iter().map(|name| Mount {
+                let channel = channel.is_some().then(|| format!("imex/{IMEX_CHANNEL}"));
+                response.mounts.extend(names.iter().cloned().chain(channel).map(|name| Mount {
                     container_path: format!("{MOUNT_FOLDER}/{name}"),
                     host_path: "/dev/null".into(),
                     read_only: false,
@@ -101,12 +111,34 @@ pub(super) fn allocate(context: &Context<'_>, ids: &[String]) -> Result<Containe
     if config.device_specs && !response.envs.is_empty() {
         response.devices = device_specs(machine, &units, roots)?;
     }
+    if strategies.iter().any(is_cdi) {
+        // The CDI specification has only GPUs, so the kubelet passes the channel.
+        response.devices.extend(channel);
+    }
+    response.envs.extend(config.extra_devices.iter().map(|name| ((*name).to_owned(), "enabled".to_owned())));
     if offer.shared.is_some_and(|s| s.strategy == SharingStrategy::Mps) {
         let (envs, mounts) = mps.container(&offer.resource);
         response.envs.extend(envs);
         response.mounts.extend(mounts);
     }
     Ok(response)
+}
+
+/// The device node of the IMEX channel that the configuration requests; `None` if there is none and it is not required.
+fn imex_channel(config: &Config, roots: &Roots) -> Result<Option<DeviceSpec>, String> {
+    let Some(imex) = config.imex else { return Ok(None) };
+    let path = format!("/dev/nvidia-caps-imex-channels/channel{IMEX_CHANNEL}");
+    let is_device = |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.file_type().is_char_device());
+    let host_path = roots.host.join(path.trim_start_matches('/')).display().to_string();
+    if is_device(&roots.local.join(path.trim_start_matches('/'))) || is_device(Path::new(&path)) {
+        return Ok(Some(DeviceSpec { host_path, container_path: path, permissions: "rw".into() }));
+    }
+    if imex.required {
+        return Err(format!(
+            "requested IMEX channel channel{IMEX_CHANNEL} does not exist: create {path} with mknod (NVIDIA IMEX guide, \"IMEX Channels\")"
+        ));
+    }
+    Ok(None)
 }
 
 /// The device nodes of the control devices, the GPUs and their MIG capabilities.
@@ -134,12 +166,16 @@ mod tests {
     use crate::resources::offers;
 
     fn allocate_ids(config: &str, ids: &[&str]) -> Result<ContainerAllocateResponse, String> {
+        allocate_below("/", config, ids)
+    }
+
+    fn allocate_below(root: &str, config: &str, ids: &[&str]) -> Result<ContainerAllocateResponse, String> {
         let config = Config::parse(&format!("version: v1\n{config}")).unwrap();
         let mut machine = machine(vec![gpu(0, None), gpu(1, None), gpu(2, None)]);
         machine.draining.insert("GPU-2".into());
         let offer = offers(&machine, &config).unwrap().remove(0);
         let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
-        let roots = Roots { local: "/".into(), host: "/run/nvidia/driver".into() };
+        let roots = Roots { local: root.into(), host: "/run/nvidia/driver".into() };
         let mps = mps::Root("/run/nvidia/mps".into());
         allocate(&Context { offer: &offer, machine: &machine, config: &config, mps: &mps, roots: &roots }, &ids)
     }
@@ -169,6 +205,43 @@ mod tests {
         assert!(
             allocate_ids(&one_only, &["GPU-1::0", "GPU-1::3"]).unwrap_err().ends_with("shared resources is 1; found 2")
         );
+    }
+
+    #[test]
+    fn channels_and_extra_devices_are_passed_as_by_upstream() {
+        let extra = |strategy: &str| {
+            format!(
+                "flags: {{gdsEnabled: true, gdrcopyEnabled: true, plugin: {{deviceListStrategy: {strategy}}}}}\nimex: {{channelIDs: [0]}}"
+            )
+        };
+        let required = extra("envvar").replace("[0]", "[0], required: true");
+        let response = allocate_ids(&extra("cdi-cri"), &["GPU-1"]).unwrap();
+        assert_eq!(
+            (response.envs["NVIDIA_GDS"].as_str(), response.envs["NVIDIA_GDRCOPY"].as_str()),
+            ("enabled", "enabled")
+        );
+        assert!(response.devices.is_empty() && !response.envs.contains_key("NVIDIA_MOFED"));
+        assert!(!allocate_ids(&extra("envvar"), &["GPU-1"]).unwrap().envs.contains_key("NVIDIA_IMEX_CHANNELS"));
+        assert!(
+            allocate_ids(&required, &["GPU-1"])
+                .unwrap_err()
+                .starts_with("requested IMEX channel channel0 does not exist")
+        );
+        // A link to another character device stands for the channel.
+        let root = std::env::temp_dir().join(slipway_core::ids::hex32());
+        let folder = root.join("dev/nvidia-caps-imex-channels");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::os::unix::fs::symlink("/dev/null", folder.join("channel0")).unwrap();
+        let allocate = |config: &str| allocate_below(root.to_str().unwrap(), config, &["GPU-1"]).unwrap();
+        let response = allocate(&required);
+        assert_eq!(response.envs["NVIDIA_IMEX_CHANNELS"], "0");
+        assert!(response.devices.is_empty());
+        let response = allocate(&extra("volume-mounts"));
+        assert_eq!(response.mounts[1].container_path, "/var/run/nvidia-container-devices/imex/0");
+        let [channel] = allocate(&extra("cdi-cri")).devices.try_into().unwrap();
+        assert_eq!(channel.container_path, "/dev/nvidia-caps-imex-channels/channel0");
+        assert_eq!(channel.host_path, "/run/nvidia/driver/dev/nvidia-caps-imex-channels/channel0");
+        std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

@@ -260,12 +260,22 @@ pub(crate) enum Cdi {
 /// A container runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Runtime {
-    /// containerd 1.7 and 2.x
+    /// containerd 1.x and 2.x
     Containerd,
-    /// Docker
+    /// Docker, also as Mirantis Container Runtime (MKE 3)
     Docker,
+    /// CRI-O
+    Crio,
+    /// Podman
+    Podman,
     /// MicroK8s
     Microk8s,
+    /// k3s
+    K3s,
+    /// RKE2
+    Rke2,
+    /// k0s, also as MKE 4
+    K0s,
 }
 
 /// Verbs of `gpu container`.

@@ -96,6 +96,11 @@ pub(super) fn container(context: &Context, verb: cli::Container) -> Result<(), F
     let runtime = match runtime {
         cli::Runtime::Containerd => Runtime::Containerd,
         cli::Runtime::Docker => Runtime::Docker,
+        cli::Runtime::Crio => Runtime::Crio,
+        cli::Runtime::Podman => Runtime::Podman,
+        cli::Runtime::K3s => Runtime::K3s,
+        cli::Runtime::Rke2 => Runtime::Rke2,
+        cli::Runtime::K0s => Runtime::K0s,
         cli::Runtime::Microk8s => Runtime::Microk8s,
     };
     let path = config.unwrap_or_else(|| runtime.default_path());
@@ -104,6 +109,7 @@ pub(super) fn container(context: &Context, verb: cli::Container) -> Result<(), F
     } else {
         runtime::plan(runtime, &path, &Options { nvidia_runtime, default: set_default })?
     };
+    edit.notes.iter().for_each(|note| print_note(format_args!("note: {note}")));
     if edit.is_empty() {
         print_note(format_args!("{} needs no changes", path.display()));
         return Ok(());
@@ -119,7 +125,7 @@ pub(super) fn container(context: &Context, verb: cli::Container) -> Result<(), F
     print_note(format_args!(
         "written; the previous configuration is in {}. Next: {}",
         edit.backup().display(),
-        runtime.restart()
+        runtime.next()
     ));
     Ok(())
 }

@@ -3,6 +3,7 @@
 //!
 //! Every position is found in a text that `serde_json` has accepted, so the scanner below need not report syntax errors.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use serde_json::Value;
@@ -118,17 +119,44 @@ fn members(text: &str, object: usize) -> Vec<Member> {
     out
 }
 
+/// The first key that occurs a second time in its object, and its position. Programs disagree about which of the two counts.
+fn repeated_key(text: &str) -> Option<(String, usize)> {
+    // The keys of every open object; an open array has none.
+    let mut open: Vec<HashSet<String>> = Vec::new();
+    let mut at = 0;
+    while let Some(byte) = text.as_bytes().get(at) {
+        let start = at;
+        at = if *byte == b'"' { skip_value(text, at) } else { at + 1 };
+        match byte {
+            b'{' | b'[' => open.push(HashSet::new()),
+            b'}' | b']' => drop(open.pop()),
+            b'"' if text.as_bytes().get(skip_space(text, at)) == Some(&b':') => {
+                let key: String = serde_json::from_str(&text[start..at]).unwrap_or_default();
+                if open.last().is_some_and(|keys| keys.contains(&key)) {
+                    return Some((key, start));
+                }
+                open.last_mut()?.insert(key);
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
 /// Sets the member at `path` to a value without members, and creates the objects around it if they are missing. Returns the new text, which
 /// is the old one if the member has this value already.
 ///
 /// # Errors
-/// A message when the text is not a JSON object, when a part of the path is not an object, or when its key occurs twice, so that programs
-/// could disagree about its value.
+/// A message when the text is not a JSON object, when a part of the path is not an object, or when a key occurs twice in an object.
 pub(super) fn set(text: &str, path: &[&str], value: &Value) -> Result<String, String> {
     let empty = if text.trim().is_empty() { "{}\n" } else { text };
     let root: Value = serde_json::from_str(empty).map_err(|e| e.to_string())?;
     if !root.is_object() {
         return Err("the file is not a JSON object".into());
+    }
+    if let Some((key, position)) = repeated_key(empty) {
+        let line = empty[..position].matches('\n').count() + 1;
+        return Err(format!("line {line}: '{key}' occurs twice in its object; remove one of the two"));
     }
     let mut text = empty.to_owned();
     let mut object = skip_space(&text, 0);
@@ -136,11 +164,7 @@ pub(super) fn set(text: &str, path: &[&str], value: &Value) -> Result<String, St
     for (level, key) in path.iter().enumerate() {
         let all = members(&text, object);
         layout = Layout::detect(&text, object, &all, &layout, level == 0);
-        let mut found = all.iter().filter(|member| member.name == *key);
-        let (member, twice) = (found.next(), found.next().is_some());
-        if twice {
-            return Err(format!("'{key}' occurs twice"));
-        }
+        let member = all.iter().find(|member| member.name == *key);
         let is_last = level + 1 == path.len();
         object = match member {
             Some(member) if is_last => {
@@ -246,7 +270,9 @@ mod tests {
         for (text, reason) in [
             ("[]", "not a JSON object"),
             ("{\"features\": 1}", "'features' is not an object"),
-            ("{\"features\": {}, \"features\": {}}", "'features' occurs twice"),
+            ("{\"features\": {}, \"features\": {}}", "line 1: 'features' occurs twice"),
+            ("{\n\"log-opts\": [{\"a\": \"b\"}, {\"a\": 1,\n\n\"\\u0061\": 2}]}", "line 4: 'a' occurs twice"),
+            ("{\"a\": \"a\", \"b\": [\"a\", \"a\"],\n\"b\": 1}", "line 2: 'b' occurs twice"),
             ("{\"features\": {},}", "trailing comma"),
             ("{} {}", "trailing characters"),
         ] {
