@@ -62,7 +62,7 @@ spec:
 {machines}
   system: {{packages: [jq], restartSeconds: {restart}, sysctl: {{net.ipv4.tcp_keepalive_time: "600"}}}}
   kubernetes: {{distribution: microk8s, channel: {channel}, addons: [{addons}], extraSans: [lab.example.org]}}
-  gpu: {{driver: {driver!r}, devicePlugin: nvidia}}
+  gpu: {{driver: {driver!r}, driverSource: ubuntu, devicePlugin: nvidia}}
 {self.spec}
 """)
 

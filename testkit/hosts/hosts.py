@@ -142,11 +142,11 @@ class Host:
         shutil.copy(library, self.root / "usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1")
 
     def offer_driver(self, branch, version):
-        """Adds an apt repository with a fake package of NVIDIA's driver. Once it is installed, the module appears as loaded after a reboot."""
+        """Adds an apt repository with a fake package of NVIDIA's driver, with open kernel modules. Once it is installed, the module appears as loaded after a reboot."""
         package = self.folder / "driver"
-        for path, text, mode in (("DEBIAN/control", f"Package: nvidia-driver-{branch}-server\nVersion: {version}\nArchitecture: all\nMaintainer: test\nDescription: fake driver\n", 0o644),
+        for path, text, mode in (("DEBIAN/control", f"Package: nvidia-driver-{branch}-server-open\nVersion: {version}\nArchitecture: all\nMaintainer: test\nDescription: fake driver\n", 0o644),
                                  ("usr/share/standin-driver", version + "\n", 0o644),
-                                 ("usr/local/bin/modinfo", f"#!/bin/sh\n[ \"$3\" = nvidia ] && echo {version}\n", 0o755)):
+                                 ("usr/local/bin/modinfo", f"#!/bin/sh\ncase \"$2 $3\" in 'version nvidia') echo {version};; 'license nvidia') echo Dual MIT/GPL;; *) exit 1;; esac\n", 0o755)):
             file = package / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)

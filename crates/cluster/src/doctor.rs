@@ -5,13 +5,15 @@
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use slipway_core::gpu_driver::{self, Choice, Generation};
 
 use crate::ClusterError;
 use crate::control::{Control, QUERY_TIMEOUT};
 use crate::probe::{self, Facts};
 use crate::remote_probe::probe_host;
 use crate::resource::DesiredState;
-use crate::spec::{Cluster, Machine, Role};
+use crate::spec::gpu::DriverSource;
+use crate::spec::{Cluster, Gpu, Machine, Role};
 use crate::transport::Host;
 use crate::work::MAX_CONCURRENCY;
 
@@ -50,8 +52,8 @@ const PORTS: [(u16, &str); 5] =
     [(16443, "API server"), (25000, "cluster agent"), (10250, "kubelet"), (10259, "scheduler"), (19001, "dqlite")];
 
 /// Returns the problems of a machine, a pure function of the facts. A check whose facts were not probed reports nothing. `probed_ms` is
-/// the controller's time of the probe in milliseconds since 1970.
-pub(crate) fn examine(facts: &Facts, machine: &Machine, probed_ms: i64) -> Vec<Finding> {
+/// the controller's time of the probe in milliseconds since 1970; `gpu` is the file's part about GPUs.
+pub(crate) fn examine(facts: &Facts, machine: &Machine, gpu: &Gpu, probed_ms: i64) -> Vec<Finding> {
     let about = facts.about();
     let mut out = Vec::new();
     let mut report = |severity, what: String, remedy: &str| {
@@ -95,6 +97,9 @@ pub(crate) fn examine(facts: &Facts, machine: &Machine, probed_ms: i64) -> Vec<F
         let what = format!("the distribution '{}' is not supported", about.distribution);
         report(Severity::Error, what, "use Ubuntu or Debian: packages are installed with apt");
     }
+    for (what, remedy) in examine_driver(facts, machine, gpu).into_iter().chain(examine_fabric(facts, gpu)) {
+        report(Severity::Error, what, remedy);
+    }
     let library = facts.machine("library");
     if !library.is_empty() && !about.driver.is_empty() && about.driver != "nouveau" && library != about.driver {
         let what = format!("the loaded driver is {}, the library {library}", about.driver);
@@ -136,13 +141,79 @@ pub(crate) fn examine(facts: &Facts, machine: &Machine, probed_ms: i64) -> Vec<F
     out
 }
 
+/// The GPU models of a machine: PCI device id and a name for messages.
+fn gpu_models(facts: &Facts) -> Vec<(u16, String)> {
+    let names = facts.machine("gpunames");
+    let model = |entry: &str| {
+        let (id, name) = entry.split_once(' ').unwrap_or((entry, ""));
+        let device = u16::from_str_radix(id.trim().strip_prefix("0x")?, 16).ok()?;
+        let name = if name.is_empty() { Generation::of(device).name() } else { name };
+        Some((device, format!("{name} (10de:{device:04x})")))
+    };
+    names.split_terminator(';').filter_map(model).collect()
+}
+
+/// Problems of the driver: the file's choice or the loaded modules do not run the GPUs. Each with its remedy.
+fn examine_driver(facts: &Facts, machine: &Machine, gpu: &Gpu) -> Vec<(String, &'static str)> {
+    let mut out = Vec::new();
+    let models = gpu_models(facts);
+    let choice = gpu.driver_choice().ok().filter(|_| machine.is(Role::Gpu)).unwrap_or(Choice::None);
+    for (device, name) in &models {
+        if let Some(reason) = choice.refusal(*device) {
+            let what = format!("driver {} does not run its GPU {name}: {reason}", gpu.driver);
+            out.push((what, "change spec.gpu.driver: `recommended` chooses what the GPUs of each machine need"));
+        }
+    }
+    let of = |test: fn(Generation) -> bool| models.iter().find(|(device, _)| test(Generation::of(*device)));
+    let old = of(|g| matches!(g, Generation::Unsupported | Generation::Legacy));
+    let new = of(|g| matches!(g, Generation::GraceHopper | Generation::Blackwell));
+    if let (Some((_, old)), Some((_, new))) = (old, new) {
+        let what = format!("its GPU {old} needs the proprietary kernel modules, and {new} the open ones");
+        out.push((what, "no driver runs both: put them into different machines"));
+    }
+    let loaded = gpu_driver::loaded_modules(&facts.machine("driverversion"));
+    for (device, name) in &models {
+        if let Some((modules, reason)) = loaded.and_then(|m| Some((m, Generation::of(*device).refuses(m)?))) {
+            let what = format!("the {modules} kernel modules are loaded, which do not run its GPU {name}: {reason}");
+            out.push((what, "run `slipway cluster apply --only gpu`, which installs the driver that the GPU needs"));
+        }
+    }
+    out
+}
+
+/// Problems of the NVLink fabric, each with its remedy.
+fn examine_fabric(facts: &Facts, gpu: &Gpu) -> Vec<(String, &'static str)> {
+    let (fabric, driver) = (facts.machine("fabric"), facts.about().driver);
+    let mut out = Vec::new();
+    if fabric.is_empty() || driver.is_empty() || driver == "nouveau" {
+        return out;
+    }
+    let service = facts.machine("fabricmanager");
+    let (state, version) = service.split_once(' ').unwrap_or((&service, ""));
+    // An epoch precedes the version, and the distribution's revision follows it.
+    let version = version.split_once(':').map_or(version, |(_, rest)| rest);
+    let version = version.split_once('-').map_or(version, |(version, _)| version);
+    if !version.is_empty() && version != driver {
+        let what = format!("fabric manager {version} is installed, and driver {driver} is loaded");
+        out.push((what, "both must have exactly the same version: run `slipway cluster apply --only gpu`"));
+    } else if state != "active" {
+        let what = "it has NVSwitches, and fabric manager is not running: CUDA programs end with error 802 (system not yet initialized)".to_owned();
+        out.push((what, "run `slipway cluster apply --only gpu`, or `systemctl enable --now nvidia-fabricmanager`"));
+    }
+    if fabric == "nvlink5" && version.is_empty() && gpu.driver_source != Some(DriverSource::Nvidia) {
+        let what = "its NVLink 5 switches need the subnet manager nvlsm, which only NVIDIA's repository has".to_owned();
+        out.push((what, "set spec.gpu.driverSource to nvidia, and run `slipway cluster apply --only gpu`"));
+    }
+    out
+}
+
 /// Checks all machines, and then the cluster through its first control plane.
 pub async fn doctor(cluster: &Cluster, hosts: &[(Machine, Host)]) -> Vec<Finding> {
     use slipway_core::Explain;
     let probed_ms = slipway_core::clock::now_ms();
     let probes = hosts.iter().map(|(machine, host)| async move {
         match probe_host(host, &DesiredState::default(), probe::ABOUT | probe::DOCTOR).await {
-            Ok(facts) => examine(&facts, machine, probed_ms),
+            Ok(facts) => examine(&facts, machine, &cluster.spec.gpu, probed_ms),
             Err(error) => vec![Finding {
                 machine: machine.name.clone(),
                 severity: Severity::Error,
@@ -252,11 +323,12 @@ mod tests {
             ("@", "dns", "yes"),
             ("@", "listening", "16443\n22"),
         ];
-        assert_eq!(examine(&facts(&healthy), gpu, 1_000_000), []);
+        let settings = &cluster.spec.gpu;
+        assert_eq!(examine(&facts(&healthy), gpu, settings, 1_000_000), []);
         let with = |field: &str, value: &str| {
             let mut all: Vec<_> = healthy.iter().copied().filter(|(_, f, _)| *f != field).collect();
             all.push(("@", field, value));
-            let found = examine(&facts(&all), gpu, 1_000_000);
+            let found = examine(&facts(&all), gpu, settings, 1_000_000);
             assert_eq!(found.len(), 1, "{field}={value}: {found:?}");
             found[0].what.clone()
         };
@@ -272,6 +344,65 @@ mod tests {
         assert!(with("microk8s", "").contains("16443"));
         assert!(with("dns", "no").contains("does not resolve"));
         assert!(with("hostname", "x").contains("its hostname is x"));
+    }
+
+    /// The findings about the GPUs of a machine with these facts, for this part of the file.
+    fn gpu_findings(gpu: &str, list: &[(&str, &str)]) -> Vec<String> {
+        let file = FILE.replace("kubernetes:", &format!("gpu: {{{gpu}}}\n  kubernetes:"));
+        let cluster = Cluster::parse(&file).unwrap();
+        let common = [
+            ("hostname", "gpu1"),
+            ("os", "ubuntu 24.04"),
+            ("clock", "1000"),
+            ("disk", "99999999"),
+            ("gpus", "0000:01:00.0 0x2901;"),
+        ];
+        let all: Vec<_> = common.iter().chain(list).map(|(field, value)| ("@", *field, *value)).collect();
+        let found = examine(&facts(&all), &cluster.spec.machines[2], &cluster.spec.gpu, 1_000_000);
+        found.into_iter().map(|f| f.what).collect()
+    }
+
+    #[test]
+    fn driver_that_does_not_run_the_gpu_is_an_error() {
+        let b200 = ("gpunames", "0x2901 GB100 [B200];");
+        let found = gpu_findings("driver: 580-proprietary", &[b200]);
+        assert_eq!(
+            found,
+            ["driver 580-proprietary does not run its GPU GB100 [B200] (10de:2901): it needs the open kernel modules"]
+        );
+        assert!(
+            gpu_findings("driver: 590", &[("gpunames", "0x1db1 GV100GL [Tesla V100 SXM2 16GB];")])[0]
+                .contains("580 is the last")
+        );
+        assert!(
+            gpu_findings("driver: '550'", &[("gpunames", "0x2901 ;")])[0].contains("Blackwell or later (10de:2901)")
+        );
+        assert_eq!(gpu_findings("driver: '580'", &[b200]), [""; 0]);
+        let mixed = [("gpunames", "0x2901 GB100 [B200];0x1db1 GV100GL;")];
+        assert!(gpu_findings("driver: recommended", &mixed)[0].contains("GV100GL (10de:1db1) needs the proprietary"));
+        let closed = ("driverversion", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Sep 23");
+        assert!(
+            gpu_findings("driver: '580'", &[b200, closed])[0].contains("the proprietary kernel modules are loaded")
+        );
+        assert_eq!(gpu_findings("driver: '580'", &[("gpunames", "0x2330 GH100 [H100 SXM5 80GB];"), closed]), [""; 0]);
+    }
+
+    #[test]
+    fn fabric_without_its_manager_is_an_error() {
+        let loaded = ("driver", "580.95.05");
+        let with =
+            |fabric, manager| gpu_findings("driver: '580'", &[loaded, ("fabric", fabric), ("fabricmanager", manager)]);
+        assert_eq!(with("", ""), [""; 0]);
+        assert_eq!(with("nvswitch", "active 580.95.05-0ubuntu0.24.04.1"), [""; 0]);
+        assert_eq!(with("nvswitch", "active 1:580.95.05-1"), [""; 0]);
+        assert!(with("nvswitch", "inactive ")[0].contains("error 802"));
+        assert!(with("nvswitch", "active 580.105.08-0ubuntu1")[0].contains("fabric manager 580.105.08"));
+        assert!(with("nvlink5", "inactive ")[1].contains("nvlsm"));
+        assert_eq!(
+            gpu_findings("driver: '580'", &[("fabric", "nvswitch"), ("fabricmanager", "inactive ")]),
+            [""; 0],
+            "the driver comes first"
+        );
     }
 
     #[test]

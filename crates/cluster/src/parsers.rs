@@ -25,12 +25,12 @@ fn cluster_files_never_panic() {
 
 #[test]
 fn probe_output_never_panics() {
-    let valid = "@\tos\t=ubuntu 24.04\n@\tkernel\t=6.8.0 x86_64\n@\tclock\t=1700000000\n@\tgpus\t=0000:01:00.0 0x2330;\n@\tdriver\t=570.1\n@\tinodes\t=5\n@\tsnaps\tTmFtZSBWZXJzaW9uCm1pY3JvazhzIHYxIDEgMS4zMi9zdGFibGUgYyBoZWxkCg==\nf\tstat\t=644 regular file\nf\tcontent\tYQo=\n@\tend\t=end\n";
+    let valid = "@\tos\t=ubuntu 24.04\n@\tkernel\t=6.8.0 x86_64\n@\tclock\t=1700000000\n@\tgpus\t=0000:01:00.0 0x2330;\n@\tgpunames\t=0x2330 GH100;\n@\tdriver\t=570.1\n@\tfabric\t=nvlink5\n@\tfabricmanager\t=active 1:570.1-1\n@\tinodes\t=5\n@\tsnaps\tTmFtZSBWZXJzaW9uCm1pY3JvazhzIHYxIDEgMS4zMi9zdGFibGUgYyBoZWxkCg==\nf\tstat\t=644 regular file\nf\tcontent\tYQo=\n@\tend\t=end\n";
     let cluster = Cluster::parse(FILE).unwrap();
     let desired = crate::layers::desired_state(&cluster, &cluster.spec.machines[2]).unwrap();
     feed(&[valid], |text| {
         let Ok(facts) = Facts::parse(text) else { return };
-        let _ = crate::doctor::examine(&facts, &cluster.spec.machines[2], 1_700_000_000_000);
+        let _ = crate::doctor::examine(&facts, &cluster.spec.machines[2], &cluster.spec.gpu, 1_700_000_000_000);
         let _ = desired.check(&facts);
     });
 }

@@ -138,7 +138,7 @@ pub async fn plan(cluster: &Cluster, hosts: &[(Machine, Host)], only: &[Layer]) 
                             effects: Vec::new(),
                         });
                     }
-                    out.findings = doctor::examine(facts, machine, asked_ms)
+                    out.findings = doctor::examine(facts, machine, &cluster.spec.gpu, asked_ms)
                         .into_iter()
                         .filter(|f| f.severity > Severity::Note)
                         .collect();

@@ -10,6 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+use crate::layers::fabric::FIND_FABRIC;
 use crate::resource::{Resource, ResourceKind};
 use crate::shell::{FOLDER, quote};
 
@@ -41,18 +42,23 @@ v kernel "$(uname -rm)"; v cpus "$(nproc)"; v clock "$(date +%s)"
 while read -r key n rest; do [ "$key" = MemTotal: ] && v memory "$n" && break; done </proc/meminfo
 x=$(stat -fc '%a * %S / 1024' /) && v disk "$(($x))"
 read -r x </proc/sys/kernel/hostname && v hostname "$x"; read -r x </proc/sys/kernel/random/boot_id && v boot "$x"
-gpus=; for d in /sys/bus/pci/devices/*; do
+gpus= names= ids=/usr/share/misc/pci.ids; [ -r $ids ] || ids=/usr/share/hwdata/pci.ids
+for d in /sys/bus/pci/devices/*; do
   { read -r x <"$d/vendor"; } 2>/dev/null && [ "$x" = 0x10de ] || continue; read -r c <"$d/class"; read -r i <"$d/device"
-  case $c in 0x0300*|0x0302*) gpus="$gpus${d##*/} $i;";; esac; done; v gpus "$gpus"
+  case $c in 0x0300*|0x0302*) gpus="$gpus${d##*/} $i;";; *) continue;; esac
+  case ";$names" in *";$i "*) ;; *) names="$names$i $(sed -n "/^10de /,/^[0-9a-f]/s/^\t${i#0x}  //p" $ids 2>/dev/null);";; esac
+done; v gpus "$gpus"; v gpunames "$names"
 x=; { read -r x </sys/module/nvidia/version; } 2>/dev/null; [ -d /sys/module/nouveau ] && x=nouveau; v driver "$x"
+[ -r /proc/driver/nvidia/version ] && p @ driverversion </proc/driver/nvidia/version
 for f in /sys/firmware/efi/efivars/SecureBoot-*; do [ -e "$f" ] && v secureboot "$(od -An -t u1 -j4 -N1 "$f")"; done
 "#;
 
 /// Prints the names of the cluster's nodes; nothing if the cluster does not exist yet.
 const NODES_PROBE: &str = "microk8s kubectl get nodes -o name </dev/null 2>/dev/null | p @ nodes\n";
 
-/// Prints the facts for the doctor's checks ([`crate::doctor`]).
+/// Prints the facts for the doctor's checks ([`crate::doctor`]). It runs after [`FIND_FABRIC`].
 const DOCTOR_PROBE: &str = r#"
+v fabric "$fabric"; [ -n "$fabric" ] && v fabricmanager "$(systemctl is-active nvidia-fabricmanager 2>/dev/null) $(dpkg-query -W -f '${db:Status-Status} ${Version}\n' 'nvidia-fabricmanager*' 2>/dev/null | sed -n 's/^installed //p' | head -n 1)"
 S=/var/snap/microk8s
 [ -d $S ] && v microk8s yes
 if [ -L /var/lib/kubelet ]; then v kubelet "link $(readlink /var/lib/kubelet)"; elif [ -d /var/lib/kubelet ]; then
@@ -82,6 +88,7 @@ pub fn script(resources: &[Resource], extra: u8) -> String {
         out += NODES_PROBE;
     }
     if extra & DOCTOR != 0 {
+        out += FIND_FABRIC;
         out += DOCTOR_PROBE;
     }
     let names = |pick: &dyn Fn(&ResourceKind) -> Option<String>| -> Vec<String> {

@@ -4,10 +4,14 @@ use std::path::Path;
 use std::process::Command;
 
 use serde::Serialize;
+use slipway_core::gpu_driver::{self, Choice, Generation};
 
 use crate::inventory::Inventory;
 use crate::pci;
 use crate::{GpuError, bench};
+
+/// NVIDIA's guide, for distributions whose packages slipway does not know.
+const GUIDE: &str = "https://docs.nvidia.com/datacenter/tesla/driver-installation-guide/";
 
 /// The state of one layer of the stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -40,32 +44,38 @@ fn secure_boot(root: &Path) -> Option<bool> {
     std::fs::read(path).ok()?.last().map(|b| *b == 1)
 }
 
-/// Ubuntu's recommended server driver, from `ubuntu-drivers list --gpgpu`: the newest `-server` branch.
-pub fn recommended(listing: &str) -> Option<String> {
-    let branch = |l: &str| -> Option<(u32, String)> {
-        let package = l.split([',', ' ']).next()?.trim();
-        let version = package.strip_prefix("nvidia-driver-")?;
-        let number = version.split('-').next()?.parse().ok()?;
-        version.contains("server").then(|| (number, package.to_owned()))
-    };
-    listing.lines().filter_map(branch).max().map(|(_, package)| package)
+/// The command that installs the driver that is recommended for the machine.
+fn install_driver(root: &Path) -> String {
+    let script = gpu_driver::find_packages(Choice::Recommended, None) + "echo $packages";
+    let done = Command::new("sh").args(["-c", &script]).env("SLIPWAY_ROOT", root_variable(root)).output();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    match done {
+        Ok(done) if done.status.success() => format!("apt install {}, then reboot", text(&done.stdout)),
+        Ok(done) if !done.stderr.is_empty() => format!("{}; see {GUIDE}", text(&done.stderr)),
+        _ => format!("install the driver: {GUIDE}"),
+    }
 }
 
-fn install_driver(root: &Path) -> String {
-    let os = read(root, "etc/os-release").unwrap_or_default();
-    if !os.contains("ID=ubuntu") {
-        return "install the driver: https://docs.nvidia.com/datacenter/tesla/driver-installation-guide/".into();
-    }
-    let listed = Command::new("ubuntu-drivers").args(["list", "--gpgpu"]).output();
-    let package = listed.ok().and_then(|out| recommended(&String::from_utf8_lossy(&out.stdout)));
-    match package {
-        // The headless driver packages of the same branch, with the matching command line tools.
-        Some(p) => {
-            let branch = p.trim_start_matches("nvidia-driver-");
-            format!("apt install nvidia-headless-{branch} nvidia-utils-{branch}, then reboot")
-        }
-        None => "apt install ubuntu-drivers-common && ubuntu-drivers install --gpgpu, then reboot".into(),
-    }
+/// The root folder as a prefix of absolute paths.
+fn root_variable(root: &Path) -> &Path {
+    if root == Path::new("/") { Path::new("") } else { root }
+}
+
+/// The kind of the loaded kernel modules, if they do not run one of the GPUs.
+fn modules(root: &Path, gpus: &[&pci::PciDevice]) -> Option<Layer> {
+    let loaded = gpu_driver::loaded_modules(&read(root, "proc/driver/nvidia/version")?)?;
+    let refused = gpus.iter().find_map(|gpu| Some((gpu, Generation::of(gpu.device).refuses(loaded)?)));
+    let found = match refused {
+        Some((gpu, reason)) => format!("{loaded}, but {}: {reason}", describe(gpu)),
+        None => loaded.to_string(),
+    };
+    let remedy = if refused.is_some() { install_driver(root) } else { String::new() };
+    Some(layer("kind of module", refused.is_none(), found, &remedy))
+}
+
+fn describe(device: &pci::PciDevice) -> String {
+    let name = device.name.clone().unwrap_or_else(|| format!("10de:{:04x}", device.device));
+    format!("{} {name}", device.address)
 }
 
 /// All layers of the machine under `root` (usually `/`); `inventory` is the result of reading NVML.
@@ -73,11 +83,8 @@ pub fn layers(root: &Path, inventory: &Result<Inventory, GpuError>) -> Vec<Layer
     let mut layers = Vec::new();
     let simulated = inventory.as_ref().is_ok_and(|i| i.simulated);
     let devices = pci::scan(&root.join("sys"));
-    let cards: Vec<String> = devices
-        .iter()
-        .filter(|d| d.is_gpu() && d.vendor == pci::NVIDIA)
-        .map(|d| format!("{} {}", d.address, d.name.clone().unwrap_or_else(|| format!("10de:{:04x}", d.device))))
-        .collect();
+    let gpus: Vec<&pci::PciDevice> = devices.iter().filter(|d| d.is_gpu() && d.vendor == pci::NVIDIA).collect();
+    let cards: Vec<String> = gpus.iter().map(|d| describe(d)).collect();
     let found = if cards.is_empty() { "no NVIDIA GPU on the bus".into() } else { cards.join("; ") };
     layers.push(layer(
         "PCI devices",
@@ -110,6 +117,7 @@ pub fn layers(root: &Path, inventory: &Result<Inventory, GpuError>) -> Vec<Layer
         Some(v) => layer("kernel module", true, format!("nvidia {v}"), ""),
         None => layer("kernel module", false, "nvidia is not loaded", &install_driver(root)),
     });
+    layers.extend(modules(root, &gpus));
     let library = inventory.as_ref().ok().filter(|_| !simulated).map(|i| i.driver.clone());
     if let (Some(module), Some(library)) = (&version, &library) {
         let same = module == library;
@@ -237,10 +245,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn newest_server_driver_branch_is_recommended() {
-        let listing = "nvidia-driver-535-server, (kernel modules provided by linux-modules-nvidia-535-server-generic)\nnvidia-driver-570-server-open\nnvidia-driver-580\nnvidia-driver-550-server\n";
-        assert_eq!(recommended(listing).as_deref(), Some("nvidia-driver-570-server-open"));
-        assert_eq!(recommended("nvidia-driver-580\n"), None);
+    fn modules_that_do_not_run_the_gpu_are_a_finding() {
+        let root = std::env::temp_dir().join(format!("slipway-modules-{}", std::process::id()));
+        let device = root.join("sys/bus/pci/devices/0000:1b:00.0");
+        for folder in [&device, &root.join("proc/driver/nvidia")] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        for (file, text) in [("vendor", "0x10de"), ("device", "0x2901"), ("class", "0x030200")] {
+            std::fs::write(device.join(file), text).unwrap();
+        }
+        let kind = |version: &str| {
+            std::fs::write(root.join("proc/driver/nvidia/version"), version).unwrap();
+            layers(&root, &Err(GpuError::NoGpu)).into_iter().find(|l| l.name == "kind of module").unwrap()
+        };
+        let closed = kind("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Sep 23 10:11:16 UTC 2025\n");
+        assert_eq!(closed.ok, Some(false));
+        assert!(closed.found.contains("0000:1b:00.0") && closed.found.contains("needs the open"), "{}", closed.found);
+        assert!(!closed.remedy.is_empty());
+        let open = kind("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\n");
+        assert_eq!((open.ok, open.found.as_str()), (Some(true), "open"));
+        std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Each submodule builds the resources of one or more layers. A resource always comes after the resources that it needs.
 
+pub(crate) mod fabric;
 mod gpu;
 mod kubernetes;
 mod own;
@@ -22,7 +23,7 @@ pub fn desired_state(cluster: &Cluster, machine: &Machine) -> Result<DesiredStat
     let mut resources = system::resources(cluster, machine)?;
     resources.extend(kubernetes::resources(cluster));
     if machine.is(Role::Gpu) {
-        resources.extend(gpu::resources(cluster));
+        resources.extend(gpu::resources(cluster, machine));
     }
     if cluster.first() == Some(machine) {
         resources.extend(workloads::resources(cluster)?);

@@ -6,6 +6,7 @@
 pub(crate) mod addresses;
 pub mod cloud;
 pub mod edit;
+pub mod gpu;
 pub mod secret;
 pub mod system;
 pub mod workloads;
@@ -18,9 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use self::addresses::{Conflict, Index};
 use self::cloud::{Group, Provider};
+pub use self::gpu::Gpu;
 use self::secret::{SecretSource, TrustedCommands};
 use self::system::System;
-use self::workloads::{Addon, DevicePlugin, Platform, Share, Sharing, Smoke, Storage};
+use self::workloads::{Addon, Platform, Share, Smoke, Storage};
 use crate::ClusterError;
 
 /// A cluster of machines with MicroK8s.
@@ -195,27 +197,6 @@ fn token_seconds() -> u32 {
     600
 }
 
-/// GPUs of the machines with the role `gpu`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Gpu {
-    /// Branch of NVIDIA's driver, such as `570`; `recommended`; or `none` if the driver is not managed by slipway.
-    pub driver: String,
-    /// Enable CDI in containerd.
-    pub cdi: bool,
-    /// The device plugin, which advertises GPUs to the kubelet.
-    pub device_plugin: DevicePlugin,
-    /// How pods share a GPU; each pod gets whole GPUs if absent. `slipway gpu share plan` helps to choose.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sharing: Option<Sharing>,
-}
-
-impl Default for Gpu {
-    fn default() -> Self {
-        Self { driver: "recommended".into(), cdi: true, device_plugin: DevicePlugin::default(), sharing: None }
-    }
-}
-
 /// Whether a text only has ASCII letters, digits, dashes and the characters of `extra`, and does not begin with a dash. Such a text is safe
 /// in commands and files.
 fn is_plain(text: &str, extra: &str) -> bool {
@@ -382,26 +363,7 @@ impl Cluster {
 
     fn validate_workloads(&self) -> Result<(), String> {
         let spec = &self.spec;
-        let driver = &spec.gpu.driver;
-        if !matches!(driver.as_str(), "recommended" | "none") && driver.parse::<u32>().is_err() {
-            return Err(format!("spec.gpu.driver '{driver}': use a branch such as 570, recommended, or none"));
-        }
-        match &spec.gpu.sharing {
-            Some(Sharing::TimeSlices(n) | Sharing::Mps(n)) if !(2..=48).contains(n) => {
-                return Err(format!("spec.gpu.sharing: {n}: use 2 to 48 pods per GPU"));
-            }
-            Some(Sharing::Mig(devices)) => {
-                if devices.is_empty() || !devices.iter().all(|(name, n)| is_plain(name, ".+") && (1..=7).contains(n)) {
-                    return Err("spec.gpu.sharing.mig: use names of profiles, with a count of 1 to 7 each".into());
-                }
-                if spec.gpu.device_plugin == DevicePlugin::Nvidia {
-                    return Err(
-                        "spec.gpu.sharing.mig: MIG needs slipway's node agent; set devicePlugin: slipway".into()
-                    );
-                }
-            }
-            _ => {}
-        }
+        spec.gpu.validate(self)?;
         let mut defaults = 0;
         for class in &spec.storage.classes {
             defaults += usize::from(class.default);
