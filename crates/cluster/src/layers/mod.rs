@@ -11,7 +11,6 @@ mod workloads;
 use crate::ClusterError;
 use crate::resource::{DesiredState, Edit, Layer, Resource, ResourceKind, Text};
 use crate::shell::quote;
-use crate::spec::workloads::DevicePlugin;
 use crate::spec::{Cluster, Machine, Role};
 
 /// The desired state of a machine. The first control plane also has the resources of the cluster as a whole.
@@ -28,15 +27,6 @@ pub fn desired_state(cluster: &Cluster, machine: &Machine) -> Result<DesiredStat
         resources.extend(workloads::resources(cluster)?);
     }
     Ok(DesiredState { resources })
-}
-
-/// Whether the file installs a device plugin, which advertises GPUs to the kubelet.
-pub fn offers_gpus(cluster: &Cluster) -> bool {
-    match cluster.spec.gpu.device_plugin {
-        DevicePlugin::Nvidia => true,
-        DevicePlugin::Slipway => cluster.spec.platform.is_some(),
-        DevicePlugin::None => false,
-    }
 }
 
 /// Layers of each machine, which are applied before the machine joins the cluster.

@@ -10,6 +10,7 @@ use slipway_cluster::ClusterError;
 use slipway_cluster::layers;
 use slipway_cluster::session::Session;
 use slipway_cluster::spec::secret::TrustedCommands;
+use slipway_cluster::spec::ssh::url_host;
 use slipway_cluster::spec::{Cluster, Machine, Role};
 
 use super::{invalid, session_error};
@@ -29,6 +30,10 @@ pub(super) fn inventory(cluster: &Cluster) -> Value {
         put("ansible_host", Some(json!(machine.address)));
         put("ansible_user", ssh.user.map(|v| json!(v)));
         put("ansible_port", ssh.port.map(|v| json!(v)));
+        put(
+            "ansible_ssh_common_args",
+            ssh.jump_host().map(|jump| json!(format!("-o ProxyJump={}", jump.to_proxy_jump()))),
+        );
         put("ansible_ssh_private_key_file", ssh.identity_file.map(|v| json!(v)));
         put("slipway_roles", Some(json!(machine.roles)));
         Value::Object(out)
@@ -84,7 +89,8 @@ pub(super) async fn kubeconfig(session: &Session, server: Option<&str>, save: Op
         return Err(other("the output contains no cluster or no user".into()).into());
     }
     config["clusters"][0]["name"] = json!(name);
-    config["clusters"][0]["cluster"]["server"] = json!(format!("https://{}:16443", server.unwrap_or(&first.address)));
+    config["clusters"][0]["cluster"]["server"] =
+        json!(format!("https://{}:16443", url_host(server.unwrap_or(&first.address))));
     config["users"][0]["name"] = json!(user);
     config["contexts"] = json!([{"name": name, "context": {"cluster": name, "user": user}}]);
     config["current-context"] = json!(name);
