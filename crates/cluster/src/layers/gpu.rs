@@ -2,7 +2,7 @@
 
 use super::{command, edit, file};
 use crate::resource::{Edit, Layer, Resource, ResourceKind};
-use crate::spec::Cluster;
+use crate::spec::{Cluster, Distribution};
 
 /// MicroK8s generates containerd's configuration from this template at every start.
 const CONTAINERD_TEMPLATE: &str = "/var/snap/microk8s/current/args/containerd-template.toml";
@@ -52,7 +52,8 @@ pub(super) fn resources(cluster: &Cluster) -> Vec<Resource> {
             },
         ));
     }
-    if gpu.cdi {
+    // The containerd of K3s and RKE2 has CDI enabled by default, as all of containerd 2.
+    if gpu.cdi && cluster.spec.kubernetes.distribution == Distribution::Microk8s {
         let cri = ["plugins", "io.containerd.grpc.v1.cri", "enable_cdi"].map(String::from).to_vec();
         out.push(
             edit(layer, "containerd-cdi", CONTAINERD_TEMPLATE, Edit::Toml { path: cri, value: "true".into() })

@@ -31,8 +31,8 @@ impl Cluster {
                 planes + 1
             ));
         }
-        if let Some(support) = minor(&spec.kubernetes.channel).and_then(|minor| releases::support(minor, now_ms)) {
-            out.push(format!("spec.kubernetes.channel: {support}"));
+        if let Some(support) = minor(spec.kubernetes.release()).and_then(|minor| releases::support(minor, now_ms)) {
+            out.push(format!("spec.kubernetes: {support}"));
         }
         if let Some(conflict) = self.machine_in_network() {
             out.push(format!(

@@ -24,6 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::cloud::{Group, Provider};
+pub(crate) use self::network::Cidr;
 pub use self::network::{Network, Proxy, Registry};
 pub use self::nodes::{Effect, Taint};
 use self::secret::{SecretSource, TrustedCommands};
@@ -168,15 +169,20 @@ impl Machine {
 pub enum Distribution {
     /// Canonical's MicroK8s.
     Microk8s,
+    /// SUSE's K3s.
+    K3s,
+    /// SUSE's RKE2.
+    Rke2,
 }
 
 impl Distribution {
     /// The networks of pods and of services that the distribution uses if no others are set.
     ///
-    /// Source: MicroK8s, "Services and ports".
+    /// Source: MicroK8s, "Services and ports"; K3s, "K3s Server"; RKE2, "Server Configuration Reference".
     pub(crate) fn default_networks(self) -> (&'static str, &'static str) {
         match self {
             Self::Microk8s => ("10.1.0.0/16", "10.152.183.0/24"),
+            Self::K3s | Self::Rke2 => ("10.42.0.0/16", "10.43.0.0/16"),
         }
     }
 }
@@ -187,8 +193,15 @@ impl Distribution {
 pub struct Kubernetes {
     /// The distribution.
     pub distribution: Distribution,
-    /// The snap's channel with a fixed minor version, such as `1.36/stable`.
+    /// The snap's channel of MicroK8s with a fixed minor version, such as `1.36/stable`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub channel: String,
+    /// The exact version of K3s or RKE2, such as `v1.36.2+k3s1` or `v1.36.2+rke2r1`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// URL of a mirror of the releases of K3s or RKE2, with a folder for each version. Their releases at GitHub if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// Hold automatic refreshes of the snap, so that Kubernetes only changes with `slipway cluster upgrade`.
     #[serde(default = "yes")]
     pub hold: bool,
@@ -204,6 +217,16 @@ pub struct Kubernetes {
     /// Lifetime of a join token in seconds.
     #[serde(default = "token_seconds")]
     pub token_seconds: u32,
+}
+
+impl Kubernetes {
+    /// The channel or version, by the distribution.
+    pub fn release(&self) -> &str {
+        match self.distribution {
+            Distribution::Microk8s => &self.channel,
+            Distribution::K3s | Distribution::Rke2 => &self.version,
+        }
+    }
 }
 
 fn yes() -> bool {

@@ -39,7 +39,7 @@ pub(super) fn support(minor: (u32, u32), now_ms: i64) -> Option<String> {
     let since = if minor < END_OF_LIFE[0].0 { "at least " } else { "" };
     // Both begin with the date as YYYY-MM-DD, so they compare like dates.
     (today.as_str() > end).then(|| {
-        format!("Kubernetes {major}.{number} has had no security fixes since {since}{end}; a supported channel is {DEFAULT_CHANNEL}")
+        format!("Kubernetes {major}.{number} has had no security fixes since {since}{end}; {DEFAULT_CHANNEL} is a channel with a supported version")
     })
 }
 

@@ -122,7 +122,7 @@ impl Cluster {
 
     fn validate_kubernetes(&self) -> Result<(), String> {
         let kubernetes = &self.spec.kubernetes;
-        check_channel(kubernetes)?;
+        check_release(kubernetes)?;
         for addon in &kubernetes.addons {
             if !is_plain(addon.name(), ":./,=") {
                 return Err(format!("spec.kubernetes.addons: '{}' is not a valid add-on name", addon.name()));
@@ -195,12 +195,12 @@ impl Cluster {
             return Err("spec.platform: image or namespace is not a valid name".into());
         }
         let offer = spec.platform.as_ref().and_then(|platform| platform.values.get("node")?.get("offer")?.as_str());
-        if offer == Some("dra") && minor(&spec.kubernetes.channel).is_some_and(|minor| minor < DYNAMIC_RESOURCES) {
+        if offer == Some("dra") && minor(spec.kubernetes.release()).is_some_and(|minor| minor < DYNAMIC_RESOURCES) {
             let (major, number) = DYNAMIC_RESOURCES;
             return Err(format!(
                 "spec.platform.values: node.offer: dra needs Kubernetes {major}.{number}, the first version with resource.k8s.io/v1; \
-                 spec.kubernetes.channel is {}",
-                spec.kubernetes.channel
+                 this file has {}",
+                spec.kubernetes.release()
             ));
         }
         Ok(())
@@ -216,9 +216,54 @@ impl Cluster {
     }
 }
 
+/// Checks the fields of the distribution's version.
+fn check_release(kubernetes: &Kubernetes) -> Result<(), String> {
+    let Kubernetes { distribution, channel, version, source, addons, .. } = kubernetes;
+    let (name, suffix) = match distribution {
+        Distribution::Microk8s => {
+            if !version.is_empty() || source.is_some() {
+                return Err("spec.kubernetes: version and source are for K3s and RKE2; MicroK8s has a channel".into());
+            }
+            return check_channel(kubernetes);
+        }
+        Distribution::K3s => ("K3s", "k3s"),
+        Distribution::Rke2 => ("RKE2", "rke2r"),
+    };
+    if !channel.is_empty() {
+        return Err(format!(
+            "spec.kubernetes.channel is for MicroK8s; {name} has a version, such as v1.36.2+{suffix}1"
+        ));
+    }
+    if !addons.is_empty() {
+        return Err(format!(
+            "spec.kubernetes.addons are MicroK8s' add-ons; {name} has DNS, metrics and an ingress controller built in"
+        ));
+    }
+    let number = |text: &str| !text.is_empty() && text.len() < 6 && text.bytes().all(|b| b.is_ascii_digit());
+    let valid = version.strip_prefix('v').and_then(|rest| rest.split_once('+')).is_some_and(|(kubernetes, build)| {
+        kubernetes.split('.').count() == 3
+            && kubernetes.split('.').all(number)
+            && build.strip_prefix(suffix).is_some_and(number)
+    });
+    if !valid {
+        return Err(format!(
+            "spec.kubernetes.version '{version}': write the exact version of {name}, such as v1.36.2+{suffix}1"
+        ));
+    }
+    let is_source = |url: &&String| {
+        let rest = ["https://", "http://", "file:///"].iter().find_map(|scheme| url.strip_prefix(scheme));
+        rest.is_some_and(|rest| !rest.is_empty() && is_plain(rest.trim_start_matches('/'), "./:_~[]"))
+    };
+    match source.as_ref().filter(|url| !is_source(url)) {
+        Some(url) => {
+            Err(format!("spec.kubernetes.source '{url}': use a URL that begins with https://, http:// or file:///"))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Checks the channel of MicroK8s' snap: `TRACK/RISK[/BRANCH]` with a minor version as its track (snapcraft, "Channels").
 fn check_channel(kubernetes: &Kubernetes) -> Result<(), String> {
-    let Distribution::Microk8s = kubernetes.distribution;
     let channel = &kubernetes.channel;
     let invalid = |why: &str| Err(format!("spec.kubernetes.channel '{channel}': {why}"));
     let parts: Vec<&str> = channel.split('/').collect();
@@ -313,6 +358,32 @@ mod tests {
     }
 
     #[test]
+    fn other_distributions_have_an_exact_version() {
+        let with = |kubernetes: &str| {
+            Cluster::parse(
+                &FILE
+                    .replace("distribution: microk8s, channel: 1.32/stable, addons: [dns, metrics-server]", kubernetes),
+            )
+        };
+        with("distribution: k3s, version: v1.36.2+k3s1").unwrap();
+        with("distribution: rke2, version: v1.36.2+rke2r3, source: 'https://mirror.example/rke2'").unwrap();
+        for (kubernetes, reason) in [
+            ("distribution: k3s", "write the exact version"),
+            ("distribution: k3s, version: v1.36.2", "such as v1.36.2+k3s1"),
+            ("distribution: k3s, version: v1.36.2+rke2r1", "such as v1.36.2+k3s1"),
+            ("distribution: k3s, version: 'v1.36.2+k3s1; id'", "write the exact version"),
+            ("distribution: k3s, channel: 1.36/stable", "has a version"),
+            ("distribution: k3s, version: v1.36.2+k3s1, addons: [dns]", "built in"),
+            ("distribution: k3s, version: v1.36.2+k3s1, source: ftp://a", "begins with https"),
+            ("distribution: microk8s, version: v1.36.2+k3s1", "MicroK8s has a channel"),
+            ("distribution: kubespray", "microk8s"),
+        ] {
+            let error = with(kubernetes).unwrap_err();
+            assert!(error.contains(reason), "{kubernetes}: {error}");
+        }
+    }
+
+    #[test]
     fn a_second_device_plugin_and_claims_on_an_old_version_are_rejected() {
         let platform = "platform: {image: 'slipway:1'}\n  kubernetes:";
         for addon in ["nvidia", "gpu"] {
@@ -330,7 +401,7 @@ mod tests {
         }
         let dra = "platform: {image: 'slipway:1', values: {node: {offer: dra}}}\n  kubernetes:";
         let error = error_of("kubernetes:", dra);
-        assert!(error.contains("needs Kubernetes 1.34") && error.contains("1.32/stable"), "{error}");
+        assert!(error.contains("needs Kubernetes 1.34") && error.contains("has 1.32/stable"), "{error}");
         assert!(Cluster::parse(&FILE.replace("1.32", "1.34").replace("kubernetes:", dra)).is_ok());
     }
 

@@ -78,7 +78,7 @@ pub(crate) enum Cluster {
     Upgrade {
         #[command(flatten)]
         machines: Machines,
-        /// Write this channel to the file first
+        /// Write this channel of MicroK8s, or version of K3s or RKE2, to the file first
         #[arg(long, value_name = "CHANNEL")]
         to: Option<String>,
         /// Number of workers to upgrade at once
