@@ -1,4 +1,4 @@
-//! Runs `microk8s` and `kubectl` on one of the cluster's control planes.
+//! Runs `kubectl` and the distribution's own programs on one of the cluster's control planes.
 //!
 //! Steps use it to read the nodes, to drain and uncordon them, and to wait until they are ready.
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::ClusterError;
 use crate::shell::quote;
-use crate::spec::Role;
+use crate::spec::{Distribution, Role};
 use crate::state::Log;
 use crate::transport::Host;
 use crate::work::Work;
@@ -41,6 +41,7 @@ pub(crate) struct Control<'a> {
     pub(crate) host: &'a Host,
     /// The address at which other machines of the cluster reach it.
     pub(crate) address: &'a str,
+    pub(crate) distribution: Distribution,
 }
 
 impl<'a> Control<'a> {
@@ -54,7 +55,8 @@ impl<'a> Control<'a> {
         candidates.sort_by_key(|(m, _)| (m.name == avoid, m.name != first));
         let mut last_error = None;
         for (machine, host) in candidates {
-            let control = Self { host, address: machine.internal() };
+            let control =
+                Self { host, address: machine.internal(), distribution: work.cluster.spec.kubernetes.distribution };
             match control.nodes().await {
                 // A fresh MicroK8s installation is a one-node cluster of its own, so its response does not describe this cluster.
                 Ok(nodes) if machine.name == first || nodes.contains_key(&first) => return Ok(control),
@@ -70,7 +72,8 @@ impl<'a> Control<'a> {
     pub(crate) fn first(work: &'a Work) -> Result<Self, ClusterError> {
         let found = work.cluster.first().and_then(|m| work.hosts.get(&m.name));
         let missing = || ClusterError::Host { host: "?".into(), reason: "the cluster has no control plane".into() };
-        found.map(|(m, host)| Self { host, address: m.internal() }).ok_or_else(missing)
+        let distribution = work.cluster.spec.kubernetes.distribution;
+        found.map(|(m, host)| Self { host, address: m.internal(), distribution }).ok_or_else(missing)
     }
 
     /// Runs `microk8s` and returns its output. The arguments are shell text, so values in them must be quoted.
@@ -86,7 +89,7 @@ impl<'a> Control<'a> {
         timeout: Duration,
     ) -> Result<String, ClusterError> {
         let mut output = String::new();
-        let command = format!("exec microk8s kubectl {arguments}");
+        let command = format!("exec {} {arguments}", self.distribution.kubectl());
         self.host
             .run(&command, input, timeout, |line| {
                 output += line;
@@ -135,7 +138,7 @@ impl<'a> Control<'a> {
                         Some(node) => format!("the kubelet is still {}", node.version),
                     },
                 };
-                let reason = format!("after {} s: {why}; run `microk8s inspect` there", READY_TIMEOUT.as_secs());
+                let reason = format!("after {} s: {why}; {}", READY_TIMEOUT.as_secs(), self.distribution.diagnosis());
                 return Err(ClusterError::Host { host: name.into(), reason });
             }
             tokio::time::sleep(Duration::from_secs(1)).await;

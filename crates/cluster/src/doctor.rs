@@ -129,7 +129,7 @@ pub(crate) fn examine(facts: &Facts, machine: &Machine, gpu: &Gpu, probed_ms: i6
     }
     let listening = facts.machine("listening");
     for (port, service) in PORTS {
-        if !installed && listening.lines().any(|l| l.parse() == Ok(port)) {
+        if !installed && facts.machine("rancher").is_empty() && listening.lines().any(|l| l.parse() == Ok(port)) {
             let what = format!("port {port} ({service}) is in use");
             report(Severity::Error, what, "another Kubernetes may be running there: `ss -ltnp` shows the process");
         }
@@ -227,13 +227,16 @@ pub async fn doctor(cluster: &Cluster, hosts: &[(Machine, Host)]) -> Vec<Finding
     if let Some((machine, host)) = first
         && !out.iter().any(|f| f.machine == machine.name && f.what.contains("cannot be reached"))
     {
-        let control = Control { host, address: machine.internal() };
+        let control = Control { host, address: machine.internal(), distribution: cluster.spec.kubernetes.distribution };
         out.extend(examine_cluster(cluster, control, probed_ms).await.unwrap_or_else(|error| {
             vec![Finding {
                 machine: cluster.metadata.name.clone(),
                 severity: Severity::Note,
                 what: format!("the cluster does not respond: {error}"),
-                remedy: "create it with `slipway cluster apply`, or run `microk8s inspect` on the first machine".into(),
+                remedy: format!(
+                    "create it with `slipway cluster apply`; on the first machine, {}",
+                    control.distribution.diagnosis()
+                ),
             }]
         }));
     }
@@ -253,14 +256,15 @@ async fn examine_cluster(
     };
     for (name, node) in &nodes {
         if !node.ready {
-            report(name, Severity::Error, "the node is not ready".into(), "run `microk8s inspect` on it");
+            report(name, Severity::Error, "the node is not ready".into(), control.distribution.diagnosis());
         }
         if node.cordoned_by_slipway {
             let remedy = "an upgrade or a stop was interrupted: run it again, or run `slipway cluster start`";
             report(name, Severity::Note, "slipway drained the node, and it is still unschedulable".into(), remedy);
         }
         if !cluster.spec.machines.iter().any(|m| m.name == *name) {
-            let remedy = "add it to the file, or remove it with `microk8s remove-node`";
+            let remedy =
+                "add it to the file, or remove it with `kubectl delete node`, with MicroK8s `microk8s remove-node`";
             report(name, Severity::Note, "the node is in the cluster but not in the file".into(), remedy);
         }
     }
@@ -270,7 +274,7 @@ async fn examine_cluster(
         if let Some(why) = stuck_reason(pod, probed_ms) {
             let metadata = |field: &str| pod["metadata"][field].as_str().unwrap_or("?").to_owned();
             let what = format!("pod {}/{} is waiting: {why}", metadata("namespace"), metadata("name"));
-            let remedy = "`microk8s kubectl describe pod` shows its events; restart an add-on with `microk8s disable` and `enable`";
+            let remedy = "`kubectl describe pod` shows its events; restart an add-on of MicroK8s with `microk8s disable` and `enable`";
             report(&cluster.metadata.name, Severity::Error, what, remedy);
         }
     }

@@ -20,7 +20,7 @@ pub enum ClusterError {
     Sudo { host: String, reason: String },
     #[error("{host}: {reason}")]
     Host { host: String, reason: String },
-    #[error("{host} would go from MicroK8s {now} to {then}, which is an upgrade of the cluster")]
+    #[error("{host} would go from Kubernetes {now} to {then}, which is an upgrade of the cluster")]
     Upgrade { host: String, now: String, then: String },
     #[error("{provider}: {message}{}", match .status { 0 => String::new(), n => format!(" (status {n})") })]
     Provider { provider: String, status: u16, message: String },

@@ -1,4 +1,4 @@
-//! Turns bare machines into a MicroK8s cluster, and repairs the machines whenever they drift.
+//! Turns bare machines into a Kubernetes cluster, and repairs the machines whenever they drift.
 //!
 //! One file describes the desired cluster ([`spec`]), and the desired resources of each machine follow from it ([`layers`]). A read-only
 //! script reports the actual state of a machine ([`probe`]), and a pure function compares both ([`check`](resource::Resource::check)).
@@ -28,6 +28,7 @@
 
 mod control;
 pub mod converge;
+mod distribution;
 pub mod doctor;
 mod error;
 pub mod event;

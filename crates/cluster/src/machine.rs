@@ -6,12 +6,13 @@ use crate::ClusterError;
 use crate::control::{Control, QUERY_TIMEOUT};
 use crate::event::Event;
 use crate::layers;
+use crate::probe::Facts;
 use crate::remote_probe::probe_host;
-use crate::resource::Layer;
+use crate::resource::{DesiredState, Layer};
 use crate::resume::MAX_REBOOTS;
 use crate::shell::FOLDER;
 use crate::shell::quote;
-use crate::spec::Machine;
+use crate::spec::{Machine, minor};
 use crate::state::Log;
 use crate::steps::{Action, Step};
 use crate::transport::{Host, Program};
@@ -39,14 +40,8 @@ pub(crate) async fn apply_layers(
     if desired.check(&facts).is_empty() {
         return Ok(0);
     }
-    let channel = &work.cluster.spec.kubernetes.channel;
-    if step.action != Action::Upgrade
-        && layers.contains(&Layer::Kubernetes)
-        && let Some((now, then)) = crate::kinds::snap::minor_version_change(&facts, "microk8s", channel)
-        // A machine that is not a node yet runs no pods, so it needs no drain.
-        && Control::first(work)?.nodes().await.is_ok_and(|nodes| nodes.contains_key(&machine.name))
-    {
-        return Err(ClusterError::Upgrade { host: machine.name.clone(), now, then });
+    if step.action != Action::Upgrade && layers.contains(&Layer::Kubernetes) {
+        refuse_upgrade(work, machine, &desired, &facts).await?;
     }
     let document = serde_json::to_vec(&desired).map_err(|e| ClusterError::io(step.id.clone())(e.into()))?;
     let mut changed = 0;
@@ -99,6 +94,39 @@ pub(crate) async fn apply_layers(
         host: host.name.clone(),
         reason: format!("it still requires a reboot after {MAX_REBOOTS} reboots"),
     })
+}
+
+/// Fails if these changes include another minor version of Kubernetes on a node of the cluster, which needs to be drained first. A machine
+/// that is not a node yet runs no pods, so it needs no drain.
+async fn refuse_upgrade(
+    work: &Work,
+    machine: &Machine,
+    desired: &DesiredState,
+    facts: &Facts,
+) -> Result<(), ClusterError> {
+    let kubernetes = &work.cluster.spec.kubernetes;
+    let (now, then) = match kubernetes.distribution.rancher() {
+        None => match crate::kinds::snap::minor_version_change(facts, "microk8s", &kubernetes.channel) {
+            Some(change) => change,
+            None => return Ok(()),
+        },
+        Some(rancher) => {
+            let program = format!("kubernetes/{}", rancher.name);
+            if desired.check(facts).iter().all(|(resource, _)| resource.id != program) {
+                return Ok(());
+            }
+            (String::new(), kubernetes.version.clone())
+        }
+    };
+    let Ok(nodes) = Control::first(work)?.nodes().await else { return Ok(()) };
+    match nodes.get(&machine.name) {
+        Some(node) if now.is_empty() && minor(&node.version) == minor(&then) => Ok(()),
+        Some(node) => {
+            let now = if now.is_empty() { node.version.clone() } else { now };
+            Err(ClusterError::Upgrade { host: machine.name.clone(), now, then })
+        }
+        None => Ok(()),
+    }
 }
 
 /// Reboots a machine and waits until it accepts connections again.

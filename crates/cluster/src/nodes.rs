@@ -2,7 +2,8 @@
 //!
 //! Each step checks the state of the node first, so an interrupted step is completed by running it again.
 //!
-//! Source: MicroK8s, "Create a multi-node cluster", "Upgrading a cluster" (drain, refresh, uncordon; control planes first).
+//! Source: MicroK8s, "Create a multi-node cluster", "Upgrading a cluster" (drain, refresh, uncordon; control planes first); K3s, "High
+//! Availability Embedded etcd", "Manual Upgrades".
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,16 +12,18 @@ use serde::Deserialize;
 
 use crate::ClusterError;
 use crate::control::{Control, QUERY_TIMEOUT};
+use crate::distribution::Rancher;
 use crate::resource::Layer;
 use crate::shell::quote;
-use crate::spec::{Machine, minor};
+use crate::spec::ssh::url_host;
+use crate::spec::{Distribution, Machine, minor};
 use crate::state::Log;
 use crate::steps::Step;
 use crate::transport::Host;
 use crate::work::Work;
 
-/// Timeout of `microk8s start`, `stop`, `join` and `leave`.
-const MICROK8S_TIMEOUT: Duration = Duration::from_secs(300);
+/// Timeout of starting or stopping Kubernetes on a machine, and of joining and leaving a cluster.
+const START_TIMEOUT: Duration = Duration::from_secs(300);
 /// A join is retried, because a token may expire before it is used and the control plane may not be ready.
 const JOIN_ATTEMPTS: u32 = 3;
 
@@ -40,17 +43,53 @@ pub(crate) async fn join(
     log: &Log,
 ) -> Result<usize, ClusterError> {
     let control = Control::first(work)?;
-    let failure = |reason: String| ClusterError::Host { host: host.name.clone(), reason };
     if control.nodes().await?.contains_key(&machine.name) {
         return control.wait_ready(&machine.name, None, log).await.map(|()| 0);
     }
+    match control.distribution.rancher() {
+        Some(rancher) => join_rancher(control, rancher, machine, host, log).await?,
+        None => join_microk8s(work, control, host, worker, log).await?,
+    }
+    control.wait_ready(&machine.name, None, log).await.map(|()| 1)
+}
+
+/// Gives the machine the address and the token of the cluster, and starts K3s or RKE2 there. The token is only sent to standard input, and
+/// stored in a file that only root can read.
+async fn join_rancher(
+    control: Control<'_>,
+    rancher: Rancher,
+    machine: &Machine,
+    host: &Host,
+    log: &Log,
+) -> Result<(), ClusterError> {
+    let token = control.host.script(&format!("cat {}", rancher.token_file()), QUERY_TIMEOUT).await?;
+    let server = format!("https://{}:{}", url_host(control.address), rancher.port);
+    let settings = serde_json::json!({"server": server, "token": token.trim()}).to_string() + "\n";
+    let (file, unit) = (quote(&rancher.join_file()), rancher.unit(machine));
+    log.line(&format!("joins {server}"));
+    let write = format!(
+        "umask 077 && f={file} && mkdir -p \"${{f%/*}}\" && cat >\"$f.new\" && mv -f \"$f.new\" \"$f\" && systemctl daemon-reload && \
+         systemctl enable --quiet {unit} && exec systemctl restart {unit}"
+    );
+    host.run(&write, settings.as_bytes(), START_TIMEOUT, |line| log.line(line)).await
+}
+
+/// Joins a machine to the cluster with an invitation of MicroK8s.
+async fn join_microk8s(
+    work: &Work,
+    control: Control<'_>,
+    host: &Host,
+    worker: bool,
+    log: &Log,
+) -> Result<(), ClusterError> {
+    let failure = |reason: String| ClusterError::Host { host: host.name.clone(), reason };
     let mut last_error = None;
     for attempt in 1..=JOIN_ATTEMPTS {
         let seconds = work.cluster.spec.kubernetes.token_seconds;
         let output = control.microk8s(&format!("add-node --token-ttl {seconds} --format json"), QUERY_TIMEOUT).await?;
         let invitation: Invitation = serde_json::from_str(&output)
             .map_err(|e| failure(format!("microk8s add-node printed unexpected output: {e}")))?;
-        let prefix = format!("{}:", control.address);
+        let prefix = format!("{}:", url_host(control.address));
         let url = invitation.urls.iter().find(|u| u.starts_with(&prefix)).or(invitation.urls.first());
         let Some(url) = url else { return Err(failure("microk8s add-node printed no address".into())) };
         let role = if worker { " --worker" } else { "" };
@@ -63,7 +102,7 @@ pub(crate) async fn join(
         })
         .await;
         match joined {
-            Ok(()) => return control.wait_ready(&machine.name, None, log).await.map(|()| 1),
+            Ok(()) => return Ok(()),
             Err(ClusterError::Host { .. }) => {
                 log.line(&format!("attempt {attempt} of {JOIN_ATTEMPTS} to join failed"));
                 last_error = Some(failure(format!("microk8s join: {last_line}")));
@@ -78,7 +117,7 @@ pub(crate) async fn join(
 /// Runs `microk8s` on the machine; `line` receives each line of its output. The arguments are shell text.
 async fn run_microk8s(host: &Host, arguments: &str, line: impl FnMut(&str)) -> Result<(), ClusterError> {
     let script = format!("microk8s {arguments} </dev/null 2>&1");
-    host.run("exec sh -s", script.as_bytes(), MICROK8S_TIMEOUT, line).await
+    host.run("exec sh -s", script.as_bytes(), START_TIMEOUT, line).await
 }
 
 /// Runs `microk8s` on the machine and logs its output. An error contains the last line of the output.
@@ -97,23 +136,33 @@ async fn run_microk8s_logged(host: &Host, arguments: &str, log: &Log) -> Result<
     })
 }
 
+/// Runs `systemctl` for a unit, and logs its output.
+async fn run_systemctl(host: &Host, verb: &str, unit: &str, log: &Log) -> Result<(), ClusterError> {
+    let script = format!("systemctl {verb} {unit} </dev/null 2>&1");
+    host.run("exec sh -s", script.as_bytes(), START_TIMEOUT, |line| log.line(line)).await
+}
+
 /// Checks that all nodes may be upgraded to the file's version: one minor version at a time, and no downgrade. Returns the current versions
 /// by node name.
 ///
 /// # Errors
 /// [`ClusterError::Spec`] with the upgrade to do first, or an error when the cluster does not respond.
 pub(crate) async fn may_upgrade(work: &Work) -> Result<BTreeMap<String, String>, ClusterError> {
-    let channel = &work.cluster.spec.kubernetes.channel;
-    let desired = minor(channel);
+    let kubernetes = &work.cluster.spec.kubernetes;
+    let release = kubernetes.release();
+    let desired = minor(release);
     let nodes = Control::first(work)?.nodes().await?;
     for (name, node) in &nodes {
         let (Some(current), Some(desired)) = (minor(&node.version), desired) else { continue };
-        let invalid = |reason: String| Err(ClusterError::Spec { file: "spec.kubernetes.channel".into(), reason });
+        let invalid = |reason: String| Err(ClusterError::Spec { file: "spec.kubernetes".into(), reason });
         if current > desired {
-            return invalid(format!("{name} is at {}, and Kubernetes cannot be downgraded to {channel}", node.version));
+            return invalid(format!("{name} is at {}, and Kubernetes cannot be downgraded to {release}", node.version));
         }
         if current.0 != desired.0 || desired.1 > current.1 + 1 {
-            let next = format!("{}.{}/stable", current.0, current.1 + 1);
+            let next = match kubernetes.distribution {
+                Distribution::Microk8s => format!("{}.{}/stable", current.0, current.1 + 1),
+                Distribution::K3s | Distribution::Rke2 => format!("a version v{}.{}", current.0, current.1 + 1),
+            };
             return invalid(format!("{name} is at {}: one minor version at a time, next is --to {next}", node.version));
         }
     }
@@ -128,7 +177,7 @@ pub(crate) async fn upgrade(
     host: &Host,
     log: &Log,
 ) -> Result<usize, ClusterError> {
-    let desired = minor(&work.cluster.spec.kubernetes.channel);
+    let desired = minor(work.cluster.spec.kubernetes.release());
     let control = Control::connect(work, &machine.name).await?;
     let nodes = control.nodes().await?;
     let Some(node) = nodes.get(&machine.name) else {
@@ -151,15 +200,19 @@ pub(crate) async fn upgrade(
     Ok(changes + usize::from(node.cordoned_by_slipway && changes == 0))
 }
 
-/// Whether MicroK8s is running on a machine.
-async fn is_running(host: &Host) -> Result<bool, ClusterError> {
+/// Whether Kubernetes is running on a machine.
+async fn is_running(work: &Work, machine: &Machine, host: &Host) -> Result<bool, ClusterError> {
+    if let Some(rancher) = work.cluster.spec.kubernetes.distribution.rancher() {
+        let script = format!("systemctl is-active {} || true", rancher.unit(machine));
+        return Ok(host.script(&script, QUERY_TIMEOUT).await?.trim() == "active");
+    }
     let script = "microk8s status --timeout 5 </dev/null 2>&1 | head -1; true";
     Ok(host.script(script, QUERY_TIMEOUT).await?.contains("microk8s is running"))
 }
 
-/// Drains the node if another node can take its pods, and stops MicroK8s. Returns the number of changes.
+/// Drains the node if another node can take its pods, and stops Kubernetes. Returns the number of changes.
 pub(crate) async fn stop(work: &Work, machine: &Machine, host: &Host, log: &Log) -> Result<usize, ClusterError> {
-    if !is_running(host).await? {
+    if !is_running(work, machine, host).await? {
         return Ok(0);
     }
     let control = Control::connect(work, &machine.name).await?;
@@ -170,16 +223,24 @@ pub(crate) async fn stop(work: &Work, machine: &Machine, host: &Host, log: &Log)
     } else if nodes.contains_key(&machine.name) {
         log.line("no other node can take its pods, so they are stopped with it");
     }
-    run_microk8s_logged(host, "stop", log).await?;
+    match work.cluster.spec.kubernetes.distribution.rancher() {
+        Some(rancher) => run_systemctl(host, "stop", rancher.unit(machine), log).await?,
+        None => run_microk8s_logged(host, "stop", log).await?,
+    }
     Ok(1)
 }
 
-/// Starts MicroK8s, waits until the node is ready, and uncordons it if slipway had cordoned it. Returns the number of changes.
+/// Starts Kubernetes, waits until the node is ready, and uncordons it if slipway had cordoned it. Returns the number of changes.
 pub(crate) async fn start(work: &Work, machine: &Machine, host: &Host, log: &Log) -> Result<usize, ClusterError> {
-    let was_down = !is_running(host).await?;
+    let was_down = !is_running(work, machine, host).await?;
     if was_down {
-        run_microk8s_logged(host, "start", log).await?;
-        run_microk8s_logged(host, "status --wait-ready --timeout 240", log).await?;
+        match work.cluster.spec.kubernetes.distribution.rancher() {
+            Some(rancher) => run_systemctl(host, "start", rancher.unit(machine), log).await?,
+            None => {
+                run_microk8s_logged(host, "start", log).await?;
+                run_microk8s_logged(host, "status --wait-ready --timeout 240", log).await?;
+            }
+        }
     }
     let control = Control::connect(work, "").await?;
     control.wait_ready(&machine.name, None, log).await?;
@@ -190,8 +251,7 @@ pub(crate) async fn start(work: &Work, machine: &Machine, host: &Host, log: &Log
     Ok(usize::from(was_down) + usize::from(cordoned_by_slipway))
 }
 
-/// Removes a node from the cluster: drains it, runs `microk8s leave` on it, and then `remove-node` on a control plane. Returns the number
-/// of changes.
+/// Removes a node from the cluster: drains it, lets it leave, and deletes the node. Returns the number of changes.
 pub(crate) async fn leave(work: &Work, machine: &Machine, host: &Host, log: &Log) -> Result<usize, ClusterError> {
     let control = Control::connect(work, &machine.name).await?;
     if control.host.name == machine.name {
@@ -202,14 +262,25 @@ pub(crate) async fn leave(work: &Work, machine: &Machine, host: &Host, log: &Log
         return Ok(0);
     }
     control.drain(&machine.name, log).await?;
-    match run_microk8s_logged(host, "leave", log).await {
+    let rancher = control.distribution.rancher();
+    let left = match rancher {
+        // The service is stopped for good, because it would register the node again. Deleting the node of a control plane removes it from
+        // etcd too.
+        Some(rancher) => run_systemctl(host, "disable --now", rancher.unit(machine), log).await,
+        None => run_microk8s_logged(host, "leave", log).await,
+    };
+    match left {
         Ok(()) => {}
         // The machine may no longer exist, so its node is removed from the cluster anyway.
         Err(ClusterError::Unreachable { reason, .. }) => log.line(&format!("the machine cannot be reached: {reason}")),
         Err(other) => return Err(other),
     }
     if control.nodes().await?.contains_key(&machine.name) {
-        control.microk8s(&format!("remove-node {} --force", quote(&machine.name)), QUERY_TIMEOUT).await?;
+        let name = quote(&machine.name);
+        match rancher {
+            Some(_) => drop(control.kubectl(&format!("delete node {name}"), b"", QUERY_TIMEOUT).await?),
+            None => drop(control.microk8s(&format!("remove-node {name} --force"), QUERY_TIMEOUT).await?),
+        }
     }
     Ok(1)
 }

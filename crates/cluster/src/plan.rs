@@ -22,6 +22,9 @@ pub struct Plan {
     pub cluster: String,
     /// Time of the probe, in milliseconds since 1970.
     pub asked_ms: i64,
+    /// Warnings about the file as a whole.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub warnings: Vec<String>,
     /// One plan per machine, in the file's order.
     pub machines: Vec<MachinePlan>,
     /// US dollars per hour of all machines of the groups after the apply; `None` without groups, or if a price is unknown.
@@ -148,7 +151,8 @@ pub async fn plan(cluster: &Cluster, hosts: &[(Machine, Host)], only: &[Layer]) 
             out
         })
         .collect();
-    Plan { cluster: cluster.metadata.name.clone(), asked_ms, machines, hourly: None }
+    let warnings = cluster.warnings(asked_ms);
+    Plan { cluster: cluster.metadata.name.clone(), asked_ms, warnings, machines, hourly: None }
 }
 
 fn differences(desired: &DesiredState, facts: &Facts) -> Vec<Planned> {

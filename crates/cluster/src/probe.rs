@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::layers::fabric::FIND_FABRIC;
 use crate::resource::{Resource, ResourceKind};
 use crate::shell::{FOLDER, quote};
+use crate::spec::Distribution;
 
 /// Maximum bytes read of a file. Slipway writes no larger files, so a larger file always differs from the desired one.
 pub(crate) const MAX_FILE_BYTES: usize = 1 << 20;
@@ -53,14 +54,19 @@ x=; { read -r x </sys/module/nvidia/version; } 2>/dev/null; [ -d /sys/module/nou
 for f in /sys/firmware/efi/efivars/SecureBoot-*; do [ -e "$f" ] && v secureboot "$(od -An -t u1 -j4 -N1 "$f")"; done
 "#;
 
-/// Prints the names of the cluster's nodes; nothing if the cluster does not exist yet.
-const NODES_PROBE: &str = "microk8s kubectl get nodes -o name </dev/null 2>/dev/null | p @ nodes\n";
+/// A command that prints the names of the cluster's nodes; nothing if the cluster does not exist yet. A machine has one distribution.
+fn nodes_probe() -> String {
+    let get = |distribution: Distribution| format!("{} get nodes -o name", distribution.kubectl());
+    let all = Distribution::ALL.map(get).join(" || ");
+    format!("{{ {all}; }} </dev/null 2>/dev/null | p @ nodes\n")
+}
 
 /// Prints the facts for the doctor's checks ([`crate::doctor`]). It runs after [`FIND_FABRIC`].
 const DOCTOR_PROBE: &str = r#"
 v fabric "$fabric"; [ -n "$fabric" ] && v fabricmanager "$(systemctl is-active nvidia-fabricmanager 2>/dev/null) $(dpkg-query -W -f '${db:Status-Status} ${Version}\n' 'nvidia-fabricmanager*' 2>/dev/null | sed -n 's/^installed //p' | head -n 1)"
 S=/var/snap/microk8s
 [ -d $S ] && v microk8s yes
+for x in k3s rke2; do [ -x /usr/local/bin/$x ] && v rancher $x; done
 if [ -L /var/lib/kubelet ]; then v kubelet "link $(readlink /var/lib/kubelet)"; elif [ -d /var/lib/kubelet ]; then
   v kubelet "folder $(ls -A /var/lib/kubelet | wc -l)"; else v kubelet none; fi
 T=$S/current/args/containerd-template.toml; [ -e $T ] && grep -q 'default_runtime_name *= *"nvidia"' $T && v nvidia-runtime yes
@@ -85,7 +91,7 @@ pub fn script(resources: &[Resource], extra: u8) -> String {
         out += MACHINE_PROBE;
     }
     if extra & NODES != 0 {
-        out += NODES_PROBE;
+        out += &nodes_probe();
     }
     if extra & DOCTOR != 0 {
         out += FIND_FABRIC;

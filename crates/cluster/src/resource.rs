@@ -15,12 +15,14 @@ pub enum Layer {
     System,
     /// Packages on every machine.
     HostTools,
-    /// MicroK8s itself.
+    /// The distribution of Kubernetes itself.
     Kubernetes,
     /// NVIDIA's driver and containerd's CDI support.
     Gpu,
     /// Joining the cluster. It has steps instead of resources, because it involves two machines.
     Join,
+    /// Labels and taints of nodes.
+    Nodes,
     /// MicroK8s' add-ons.
     Addons,
     /// Drivers of shared storage, and storage classes.
@@ -35,12 +37,13 @@ pub enum Layer {
 
 impl Layer {
     /// All layers, in the order in which they are applied.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::System,
         Self::HostTools,
         Self::Kubernetes,
         Self::Gpu,
         Self::Join,
+        Self::Nodes,
         Self::Addons,
         Self::Storage,
         Self::DevicePlugin,
@@ -56,6 +59,7 @@ impl Layer {
             Self::Kubernetes => "kubernetes",
             Self::Gpu => "gpu",
             Self::Join => "join",
+            Self::Nodes => "nodes",
             Self::Addons => "addons",
             Self::Storage => "storage",
             Self::DevicePlugin => "device-plugin",
@@ -69,9 +73,10 @@ impl Layer {
         match self {
             Self::System => "Host names, limits, held updates",
             Self::HostTools => "Tools on every machine",
-            Self::Kubernetes => "MicroK8s",
+            Self::Kubernetes => "Kubernetes",
             Self::Gpu => "Driver and containerd",
             Self::Join => "Cluster membership",
+            Self::Nodes => "Labels and taints",
             Self::Addons => "MicroK8s add-ons",
             Self::Storage => "Storage drivers and storage classes",
             Self::DevicePlugin => "The device plugin and GPU sharing",
@@ -196,7 +201,7 @@ pub struct Text {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Edit {
-    /// Lines between the marks `# BEGIN name` and `# END name`.
+    /// Lines between the marks `# BEGIN name` and `# END name`. An empty text removes the block with its marks.
     Block {
         /// Name in the marks.
         name: String,

@@ -42,7 +42,7 @@ pub fn tests(cluster: &Cluster) -> Vec<Test> {
     out.extend(addon("dns").then_some(Test::Dns));
     out.extend(addon("metrics-server").then_some(Test::Metrics));
     out.extend(spec.storage.classes.iter().map(|c| Test::Storage(c.name.clone())));
-    if crate::layers::offers_gpus(cluster) {
+    if cluster.advertises_gpus() {
         out.extend(spec.machines.iter().filter(|m| m.is(Role::Gpu)).map(|m| Test::Gpu(m.name.clone())));
     }
     out

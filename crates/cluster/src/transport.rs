@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
 use crate::shell::{ENVIRONMENT, quote};
+use crate::spec::ssh::Destination;
 use crate::spec::{self, Cluster, Machine, Ssh, expand_home};
 use crate::{ClusterError, digest};
 
@@ -170,6 +171,9 @@ impl Host {
         if let Some(file) = &self.ssh.identity_file {
             out.extend(["-i".into(), expand_home(file).display().to_string()]);
         }
+        if let Some(jump) = self.ssh.jump_host() {
+            out.extend(["-o".into(), self.through(&jump)]);
+        }
         if let Some(port) = self.ssh.port {
             out.extend(["-p".into(), port.to_string()]);
         }
@@ -178,6 +182,35 @@ impl Host {
         }
         out.extend(["--".into(), self.address.clone()]);
         out
+    }
+
+    /// The option that connects through a jump host. OpenSSH does not use the command line's key and known hosts for a jump host, so if the
+    /// file sets any of these, `ssh` is run with them for the jump host too.
+    fn through(&self, jump: &Destination) -> String {
+        let Ssh { identity_file, known_hosts, accept_new_host_keys, .. } = &self.ssh;
+        if identity_file.is_none() && known_hosts.is_none() && !accept_new_host_keys {
+            return format!("ProxyJump={}", jump.to_proxy_jump());
+        }
+        let mut words = vec!["ssh".to_owned(), "-o".into(), format!("ConnectTimeout={CONNECT_TIMEOUT_SECONDS}")];
+        words.extend(["-o".into(), "BatchMode=yes".into(), "-o".into(), "ControlPath=none".into()]);
+        if let Some(file) = known_hosts {
+            words.extend(["-o".into(), format!("UserKnownHostsFile={}", expand_home(file).display())]);
+        }
+        if *accept_new_host_keys {
+            words.extend(["-o".into(), "StrictHostKeyChecking=accept-new".into()]);
+        }
+        if let Some(file) = identity_file {
+            words.extend(["-i".into(), expand_home(file).display().to_string()]);
+        }
+        if let Some(port) = jump.port {
+            words.extend(["-p".into(), port.to_string()]);
+        }
+        if let Some(user) = jump.user.as_ref().or(self.ssh.user.as_ref()) {
+            words.extend(["-l".into(), user.clone()]);
+        }
+        // OpenSSH replaces %h and %p with the machine's address and port, and `%%` with a percent sign.
+        let quoted: Vec<String> = words.iter().map(|word| quote(&word.replace('%', "%%"))).collect();
+        format!("ProxyCommand={} -W '[%h]:%p' -- {}", quoted.join(" "), quote(&jump.address))
     }
 
     /// Runs a command as root, at most once. `input` is its standard input, and `line` receives each line of its output.
@@ -509,6 +542,21 @@ mod tests {
         let (done, _) = fake.run(COMMAND).await;
         assert!(done.unwrap_err().to_string().contains("No route to host"));
         assert_eq!((fake.lines("ran"), fake.lines("connections")), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn jump_host_gets_the_key_and_the_known_hosts_of_the_file() {
+        let mut fake = Fake::new(":");
+        let options = |fake: &Fake| fake.host.arguments(true).join(" ");
+        fake.host.ssh.jump = Some("ops@[fd00::1]:2222".into());
+        assert!(options(&fake).contains(" -o ProxyJump=ops@[fd00::1]:2222 "));
+        fake.host.ssh.identity_file = Some("/k/100% mine".into());
+        fake.host.ssh.accept_new_host_keys = true;
+        let through = options(&fake);
+        let expected = "'-o' 'StrictHostKeyChecking=accept-new' '-i' '/k/100%% mine' '-p' '2222' '-l' 'ops' -W '[%h]:%p' -- 'fd00::1'";
+        assert!(through.contains("ProxyCommand='ssh' ") && through.contains(expected), "{through}");
+        fake.host.ssh.jump = Some("none".into());
+        assert!(!options(&fake).contains("Proxy"));
     }
 
     #[tokio::test]

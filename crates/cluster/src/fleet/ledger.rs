@@ -80,6 +80,8 @@ impl Owned {
             internal_address: self.internal.clone(),
             roles: self.roles.clone(),
             ssh,
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
             provisioned: Some(Provisioned { id: self.id.clone()?, adopted: self.adopted }),
         })
     }

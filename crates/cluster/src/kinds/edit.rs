@@ -25,9 +25,16 @@ pub(crate) fn apply_edit(text: &str, edit: &Edit) -> Result<String, String> {
     match edit {
         Edit::Block { name, text: content } => {
             let (begin, end) = (format!("# BEGIN {name}"), format!("# END {name}"));
-            let block = format!("{begin}\n{}\n{end}\n", content.trim_end());
             let lines: Vec<&str> = text.lines().collect();
             let at = |mark: &str| lines.iter().position(|l| l.trim_end() == mark);
+            let block = if content.trim().is_empty() {
+                if at(&begin).is_none() && at(&end).is_none() {
+                    return Ok(text.to_owned());
+                }
+                String::new()
+            } else {
+                format!("{begin}\n{}\n{end}\n", content.trim_end())
+            };
             let (before, after) = match (at(&begin), at(&end)) {
                 (Some(from), Some(to)) if from < to => (&lines[..from], &lines[to + 1..]),
                 (None, None) => (&lines[..], &[][..]),
@@ -120,7 +127,8 @@ pub(crate) fn check(facts: &Facts, id: &str, path: &str, edits: &[Edit]) -> Vec<
     let current = current_file(facts, id);
     let text = current.as_ref().map_or("", |(_, text)| text.as_str());
     match apply_edits(text, edits) {
-        Ok(desired) if desired == text && current.is_some() => Vec::new(),
+        // A file that does not exist is not created to be empty.
+        Ok(desired) if desired == text && (current.is_some() || desired.is_empty()) => Vec::new(),
         Ok(desired) if current.is_some() => vec![Change::alter(format!("file {path}\n{}", diff(text, &desired)))],
         Ok(desired) => vec![Change::add(format!("file {path}\n{}", diff("", &desired)))],
         Err(why) => vec![Change::alter(format!("file {path} cannot be edited: {why}"))],
@@ -152,6 +160,14 @@ mod tests {
         assert_eq!(apply_edit(&once, &block("10.0.0.1 a")).unwrap(), once);
         let other = apply_edit(&(once + "::1 six\n"), &block("10.0.0.2 b")).unwrap();
         assert_eq!(other, "127.0.0.1 localhost\n# BEGIN slipway\n10.0.0.2 b\n# END slipway\n::1 six\n");
+        let removed = apply_edit(&other, &block("\n")).unwrap();
+        assert_eq!(removed, "127.0.0.1 localhost\n::1 six\n");
+        assert_eq!(apply_edit(&removed, &block("")).unwrap(), removed);
+        let facts = crate::probe::tests::facts(&[]);
+        assert!(
+            check(&facts, "f", "/etc/f", &[block("")]).is_empty()
+                && check(&facts, "f", "/etc/f", &[block("a")]).len() == 1
+        );
         assert!(apply_edit("# END slipway\n# BEGIN slipway\n", &block("")).is_err());
     }
 

@@ -5,7 +5,7 @@ use slipway_core::gpu_driver::{self, Choice};
 use super::{command, edit, fabric, file};
 use crate::resource::{Edit, Layer, Resource, ResourceKind};
 use crate::spec::gpu::DriverSource;
-use crate::spec::{Cluster, Machine};
+use crate::spec::{Cluster, Distribution, Machine};
 
 /// MicroK8s generates containerd's configuration from this template at every start.
 const CONTAINERD_TEMPLATE: &str = "/var/snap/microk8s/current/args/containerd-template.toml";
@@ -78,7 +78,8 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Vec<Resource> {
         out.push(fabric::manager());
         out.extend(peers.iter().flat_map(|peers| fabric::imex(peers)));
     }
-    if gpu.cdi {
+    // The containerd of K3s and RKE2 has CDI enabled by default, as all of containerd 2.
+    if gpu.cdi && cluster.spec.kubernetes.distribution == Distribution::Microk8s {
         let cri = ["plugins", "io.containerd.grpc.v1.cri", "enable_cdi"].map(String::from).to_vec();
         out.push(
             edit(layer, "containerd-cdi", CONTAINERD_TEMPLATE, Edit::Toml { path: cri, value: "true".into() })

@@ -5,14 +5,17 @@
 pub(crate) mod fabric;
 mod gpu;
 mod kubernetes;
+mod nodes;
 mod own;
+mod proxy;
+mod rancher;
+mod registries;
 mod system;
 mod workloads;
 
 use crate::ClusterError;
 use crate::resource::{DesiredState, Edit, Layer, Resource, ResourceKind, Text};
 use crate::shell::quote;
-use crate::spec::workloads::DevicePlugin;
 use crate::spec::{Cluster, Machine, Role};
 
 /// The desired state of a machine. The first control plane also has the resources of the cluster as a whole.
@@ -21,29 +24,22 @@ use crate::spec::{Cluster, Machine, Role};
 /// [`ClusterError::Secret`] when a secret that a resource contains cannot be read.
 pub fn desired_state(cluster: &Cluster, machine: &Machine) -> Result<DesiredState, ClusterError> {
     let mut resources = system::resources(cluster, machine)?;
-    resources.extend(kubernetes::resources(cluster));
+    resources.extend(kubernetes::resources(cluster, machine)?);
     if machine.is(Role::Gpu) {
         resources.extend(gpu::resources(cluster, machine));
     }
     if cluster.first() == Some(machine) {
+        resources.extend(nodes::resources(cluster));
         resources.extend(workloads::resources(cluster)?);
     }
     Ok(DesiredState { resources })
 }
 
-/// Whether the file installs a device plugin, which advertises GPUs to the kubelet.
-pub fn offers_gpus(cluster: &Cluster) -> bool {
-    match cluster.spec.gpu.device_plugin {
-        DevicePlugin::Nvidia => true,
-        DevicePlugin::Slipway => cluster.spec.platform.is_some(),
-        DevicePlugin::None => false,
-    }
-}
-
 /// Layers of each machine, which are applied before the machine joins the cluster.
 pub const MACHINE_LAYERS: [Layer; 4] = [Layer::System, Layer::HostTools, Layer::Kubernetes, Layer::Gpu];
 /// Layers of the cluster as a whole, which are applied on the first control plane.
-pub const CLUSTER_LAYERS: [Layer; 4] = [Layer::Addons, Layer::Storage, Layer::DevicePlugin, Layer::Platform];
+pub const CLUSTER_LAYERS: [Layer; 5] =
+    [Layer::Nodes, Layer::Addons, Layer::Storage, Layer::DevicePlugin, Layer::Platform];
 
 /// A package. `name=version` pins the version and holds the package.
 fn package(layer: Layer, package: &str) -> Resource {
@@ -65,6 +61,12 @@ fn id_part(text: &str) -> String {
 fn file(layer: Layer, name: &str, path: &str, text: impl Into<String>) -> Resource {
     let content = Text { text: text.into(), secret: false };
     Resource::new(layer, name, ResourceKind::File { path: path.into(), content, mode: "0644".into() })
+}
+
+/// A file that must not exist, because what would be in it is not in `cluster.yaml`.
+fn absent(layer: Layer, name: &str, path: &str) -> Resource {
+    let path = quote(path);
+    command(layer, name, &format!("[ ! -e {path} ]"), &format!("rm -f {path}"), &format!("file {path} is removed"))
 }
 
 fn edit(layer: Layer, name: &str, path: &str, edit: Edit) -> Resource {

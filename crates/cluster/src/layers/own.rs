@@ -199,7 +199,7 @@ mod tests {
     repositories: [{name: tools, uri: 'https://example.org/deb', suites: [stable], components: [main], key: {command: echo KEY}}]
     packages: [jq=1.6-2.1, vim]
     modules: [nvme-tcp]
-    users: [{name: ada, groups: [microk8s], authorizedKeys: ['ssh-ed25519 AAAA ada']}]
+    users: [{name: ada, groups: [microk8s], authorizedKeys: ['ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA ada']}]
     mounts: [{what: /dev/disk/by-label/a%b, where: /srv/model-data, type: ext4, options: [noatime], roles: [gpu]}]
     files:
       - {path: /etc/motd, template: "{{machine}} of {{cluster}} at {{address}}\n"}
@@ -249,7 +249,7 @@ mod tests {
         assert!(error_of("roles: [gpu]}\n  kub", "mode: '0600'}\n  kub").contains("keeps its mode"));
         assert!(error_of("name: ada", "name: 'a;b'").contains("not a valid name"));
         assert!(error_of("type: ext4", "type: 'a b'").contains("type and options"));
-        assert!(error_of("ssh-ed25519 AAAA ada", "AAAA").contains("one line"));
+        assert!(error_of("ssh-ed25519 AAAA", "AAAA").contains("begins with its type"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The system layer of a machine, below Kubernetes: hostname, host names of the other machines, held updates, kernel settings, packages.
 
-use super::{command, edit, file, own, package, sysctl};
+use super::{command, edit, file, own, package, proxy, sysctl};
 use crate::ClusterError;
 use crate::resource::{Edit, Layer, Resource};
 use crate::spec::{Cluster, Machine};
@@ -35,6 +35,7 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Result<Vec<Reso
     if !system.sysctl.is_empty() {
         out.extend(sysctl(Layer::System, system.sysctl.iter().map(|(k, v)| (k.as_str(), v.as_str()))));
     }
+    out.extend(proxy::system(cluster));
     out.extend(own::repositories(cluster)?);
     out.extend(system.packages.iter().map(|name| package(Layer::HostTools, name)));
     out.extend(own::resources(cluster, machine)?);

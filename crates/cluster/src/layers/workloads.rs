@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::{command, file};
+use super::{command, file, proxy};
 use crate::ClusterError;
 use crate::digest;
 use crate::resource::{Layer, Resource, ResourceKind, Text};
@@ -14,9 +14,8 @@ use crate::spec::secret::TrustedCommands;
 use crate::spec::workloads::{DevicePlugin, Share, Sharing, StorageClass};
 use crate::spec::{Cluster, Role};
 
-/// MicroK8s' kubelet folder. A storage driver that looks for it elsewhere mounts nothing.
-const KUBELET_FOLDER: &str = "/var/snap/microk8s/common/var/lib/kubelet";
-const KUBECONFIG: &str = "/var/snap/microk8s/current/credentials/client.config";
+/// Helm for distributions that have none.
+const HELM_VERSION: &str = "v3.19.0";
 /// Folder on the machine for the manifests and chart values that are applied to the cluster.
 const MANIFEST_FOLDER: &str = "/var/lib/slipway/wanted";
 
@@ -50,30 +49,32 @@ const NVIDIA: Chart = Chart {
 impl Chart {
     /// The file of its values, and its release. The release's description has the digest of the values, so that a change of the values
     /// is detected.
-    fn resources(&self, layer: Layer, values: &Value) -> [Resource; 2] {
+    fn resources(&self, cluster: &Cluster, layer: Layer, values: &Value) -> [Resource; 2] {
+        let helm = cluster.spec.kubernetes.distribution.helm();
         let Self { name, repository, version, namespace } = self;
         let text = serde_json::to_string_pretty(values).unwrap_or_default() + "\n";
         let path = format!("{MANIFEST_FOLDER}/{name}.json");
         let description = format!("slipway {version} {}", digest(text.as_bytes()));
         let check = format!(
-            "microk8s helm3 status {name} -n {namespace} -o json | tr -d '\\n' | grep -q '\"description\": *\"{description}\".*\"status\": *\"deployed\"'"
+            "{helm} status {name} -n {namespace} -o json | tr -d '\\n' | grep -q '\"description\": *\"{description}\".*\"status\": *\"deployed\"'"
         );
         let run = format!(
-            "microk8s helm3 upgrade --install {name} {name} --repo {repository} --version {version} --namespace {namespace} \
+            "{helm} upgrade --install {name} {name} --repo {repository} --version {version} --namespace {namespace} \
              --create-namespace --values {path} --description '{description}' --wait --timeout 8m"
         );
         let values = file(layer, &format!("{name}-values"), &path, text);
         let id = values.id.clone();
         let mut release = command(layer, name, &check, &run, &format!("chart {name} {version}"));
         if let ResourceKind::Command { undo, .. } = &mut release.what {
-            *undo = Some(format!("microk8s helm3 uninstall {name} -n {namespace}"));
+            *undo = Some(format!("{helm} uninstall {name} -n {namespace}"));
         }
         [values, release.needs(&[&id]).effect("downloads a chart and its images")]
     }
 }
 
 /// Kubernetes objects: a manifest on the machine, which `kubectl diff` compares with the cluster and `kubectl apply` applies.
-fn manifest(layer: Layer, name: &str, objects: &[Value], secret: bool) -> [Resource; 2] {
+fn manifest(cluster: &Cluster, name: &str, objects: &[Value], secret: bool) -> [Resource; 2] {
+    let (layer, kubectl) = (Layer::Storage, cluster.spec.kubernetes.distribution.kubectl());
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     let text = serde_json::to_string_pretty(&list).unwrap_or_default() + "\n";
     let path = format!("{MANIFEST_FOLDER}/{name}.json");
@@ -88,14 +89,32 @@ fn manifest(layer: Layer, name: &str, objects: &[Value], secret: bool) -> [Resou
     let mut applied = command(
         layer,
         name,
-        &format!("microk8s kubectl diff -f {path}"),
-        &format!("microk8s kubectl apply -f {path}"),
+        &format!("{kubectl} diff -f {path}"),
+        &format!("{kubectl} apply -f {path}"),
         &format!("objects of {name}"),
     );
     if let ResourceKind::Command { undo, .. } = &mut applied.what {
-        *undo = Some(format!("microk8s kubectl delete --ignore-not-found -f {path}"));
+        *undo = Some(format!("{kubectl} delete --ignore-not-found -f {path}"));
     }
     [document, applied.needs(&[&id])]
+}
+
+/// Helm, which only MicroK8s has itself. The version is fixed, and its checksum is the one that Helm publishes beside it.
+fn helm(cluster: &Cluster) -> Resource {
+    let check =
+        format!("[ \"$(/usr/local/bin/helm version --template '{{{{.Version}}}}' 2>/dev/null)\" = {HELM_VERSION} ]");
+    let run = format!(
+        "{}case $(uname -m) in x86_64) arch=amd64;; aarch64) arch=arm64;; *) echo \"there is no Helm for $(uname -m)\"; exit 1;; esac; \
+         d=$(mktemp -d) && trap 'rm -rf \"$d\"' EXIT && cd \"$d\" && f=helm-{HELM_VERSION}-linux-$arch.tar.gz && \
+         curl -sSfL --retry 3 -O https://get.helm.sh/$f.sha256sum -O https://get.helm.sh/$f && sha256sum -c --quiet $f.sha256sum && \
+         tar -xzf $f && install -m 755 linux-$arch/helm /usr/local/bin/helm",
+        proxy::exports(cluster)
+    );
+    let mut out = command(Layer::Addons, "helm", &check, &run, &format!("Helm {HELM_VERSION}"));
+    if let ResourceKind::Command { undo, .. } = &mut out.what {
+        *undo = Some("rm -f /usr/local/bin/helm".into());
+    }
+    out
 }
 
 /// MicroK8s' add-ons, one resource each.
@@ -152,12 +171,13 @@ fn storage_class(class: &StorageClass, trusted: &TrustedCommands) -> Result<Vec<
 
 fn storage(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
     let classes = &cluster.spec.storage.classes;
+    let kubelet = cluster.spec.kubernetes.distribution.kubelet_folder();
     let mut out = Vec::new();
     if classes.iter().any(|c| matches!(c.share, Share::Nfs(_))) {
-        out.extend(NFS.resources(Layer::Storage, &json!({"kubeletDir": KUBELET_FOLDER})));
+        out.extend(NFS.resources(cluster, Layer::Storage, &json!({"kubeletDir": kubelet})));
     }
     if classes.iter().any(|c| matches!(c.share, Share::Smb(_))) {
-        out.extend(SMB.resources(Layer::Storage, &json!({"linux": {"kubelet": KUBELET_FOLDER}})));
+        out.extend(SMB.resources(cluster, Layer::Storage, &json!({"linux": {"kubelet": kubelet}})));
     }
     for class in classes {
         let driver = match class.share {
@@ -165,12 +185,8 @@ fn storage(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
             Share::Smb(_) => SMB.name,
         };
         let name = format!("class-{}", class.name);
-        let [document, applied] = manifest(
-            Layer::Storage,
-            &name,
-            &storage_class(class, &cluster.trusted)?,
-            matches!(class.share, Share::Smb(_)),
-        );
+        let [document, applied] =
+            manifest(cluster, &name, &storage_class(class, &cluster.trusted)?, matches!(class.share, Share::Smb(_)));
         out.extend([document, applied.needs(&[&format!("storage/{name}-manifest"), &format!("storage/{driver}")])]);
     }
     Ok(out)
@@ -195,6 +211,7 @@ fn device_plugin(cluster: &Cluster) -> Vec<Resource> {
     if nodes.is_empty() {
         return Vec::new();
     }
+    let kubectl = cluster.spec.kubernetes.distribution.kubectl();
     let mut out = Vec::new();
     if gpu.device_plugin == DevicePlugin::Nvidia {
         let config = serde_json::to_string(&plugin_config(gpu.sharing.as_ref())).unwrap_or_default();
@@ -203,16 +220,15 @@ fn device_plugin(cluster: &Cluster) -> Vec<Resource> {
             "gfd": {"enabled": true},
             "nfd": {"enabled": true},
         });
-        out.extend(NVIDIA.resources(layer, &values));
+        out.extend(NVIDIA.resources(cluster, layer, &values));
     }
     if let (Some(Sharing::Mig(_)), DevicePlugin::Slipway) = (&gpu.sharing, gpu.device_plugin) {
         for node in nodes {
             let label = "nvidia.com/mig.config";
             let escaped = label.replace('.', "\\.");
-            let check = format!(
-                "[ \"$(microk8s kubectl get node {node} -o jsonpath='{{.metadata.labels.{escaped}}}')\" = slipway ]"
-            );
-            let run = format!("microk8s kubectl label node {node} {label}=slipway --overwrite");
+            let check =
+                format!("[ \"$({kubectl} get node {node} -o jsonpath='{{.metadata.labels.{escaped}}}')\" = slipway ]");
+            let run = format!("{kubectl} label node {node} {label}=slipway --overwrite");
             let new = command(layer, &format!("mig-{node}"), &check, &run, &format!("MIG layout of {node}"));
             out.push(new.effect("partitions the node's GPUs; pods that use them are evicted"));
         }
@@ -227,7 +243,7 @@ fn values(cluster: &Cluster) -> Value {
     let own_plugin = spec.gpu.device_plugin == DevicePlugin::Slipway;
     let mut out = json!({
         "server": {"enabled": platform.server},
-        "node": {"enabled": own_plugin, "kubeletDir": KUBELET_FOLDER},
+        "node": {"enabled": own_plugin, "kubeletDir": spec.kubernetes.distribution.kubelet_folder()},
     });
     if own_plugin && let Some(sharing) = &spec.gpu.sharing {
         out["node"]["config"] = json!({"default": plugin_config(Some(sharing)).to_string()});
@@ -256,19 +272,21 @@ fn merge(into: &mut Value, from: &Value) {
 /// slipway in the cluster. An annotation of the namespace has the digest of image and values, so that a change is detected.
 fn platform(cluster: &Cluster) -> Vec<Resource> {
     let Some(platform) = &cluster.spec.platform else { return Vec::new() };
+    let distribution = cluster.spec.kubernetes.distribution;
+    let (kubectl, kubeconfig) = (distribution.kubectl(), distribution.kubeconfig());
     let (layer, path) = (Layer::Platform, format!("{MANIFEST_FOLDER}/platform.json"));
     let text = serde_json::to_string_pretty(&values(cluster)).unwrap_or_default() + "\n";
     let (namespace, image) = (quote(&platform.namespace), quote(&platform.image));
     let digest = digest(format!("{}{text}", platform.image).as_bytes());
     let kind = if platform.server { "deployment/slipway" } else { "daemonset/slipway-node" };
     let check = format!(
-        "[ \"$(microk8s kubectl get namespace {namespace} -o jsonpath='{{.metadata.annotations.slipway\\.dev/wanted}}')\" = {digest} ] && \
-         [ \"$(microk8s kubectl get -n {namespace} {kind} -o jsonpath='{{.spec.template.spec.containers[0].image}}')\" = {image} ]"
+        "[ \"$({kubectl} get namespace {namespace} -o jsonpath='{{.metadata.annotations.slipway\\.dev/wanted}}')\" = {digest} ] && \
+         [ \"$({kubectl} get -n {namespace} {kind} -o jsonpath='{{.spec.template.spec.containers[0].image}}')\" = {image} ]"
     );
-    let kube = format!("--yes --kube --kubeconfig {KUBECONFIG} --namespace {namespace}");
+    let kube = format!("--yes --kube --kubeconfig {kubeconfig} --namespace {namespace}");
     let run = format!(
         "\"$SLIPWAY\" up {kube} --image {image} --values {path} --wait 600 && \
-         microk8s kubectl annotate namespace {namespace} slipway.dev/wanted={digest} --overwrite"
+         {kubectl} annotate namespace {namespace} slipway.dev/wanted={digest} --overwrite"
     );
     let mut up = command(layer, "slipway", &check, &run, &format!("slipway {}", platform.image));
     if let ResourceKind::Command { undo, .. } = &mut up.what {
@@ -281,9 +299,15 @@ fn platform(cluster: &Cluster) -> Vec<Resource> {
 /// All resources of the cluster as a whole, in the order in which they are applied.
 pub(super) fn resources(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
     let mut out = addons(cluster);
-    out.extend(storage(cluster)?);
-    out.extend(device_plugin(cluster));
-    out.extend(platform(cluster));
+    let mut rest = storage(cluster)?;
+    rest.extend(device_plugin(cluster));
+    rest.extend(platform(cluster));
+    let uses_helm =
+        |r: &Resource| matches!(&r.what, ResourceKind::Command { run, .. } if run.starts_with("/usr/local/bin/helm"));
+    if rest.iter().any(uses_helm) {
+        out.push(helm(cluster));
+    }
+    out.extend(rest);
     Ok(out)
 }
 
@@ -335,7 +359,7 @@ mod tests {
         let values = values(&cluster);
         assert_eq!(
             (&values["node"]["recoverAfter"], &values["node"]["kubeletDir"]),
-            (&json!(5), &json!(KUBELET_FOLDER))
+            (&json!(5), &json!("/var/snap/microk8s/common/var/lib/kubelet"))
         );
         assert!(values["node"]["migConfig"].as_str().unwrap().contains(r#""mig-devices":{"1g.10gb":7}"#));
         let ids: Vec<String> = resources(&cluster).unwrap().into_iter().map(|r| r.id).collect();

@@ -19,7 +19,8 @@ struct Parts {
 
 #[derive(Deserialize)]
 struct Kubernetes {
-    channel: Spanned<String>,
+    channel: Option<Spanned<String>>,
+    version: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -47,13 +48,15 @@ fn replace_value<T>(text: &str, old_value: &Spanned<T>, value: &str) -> Result<(
     Ok((new, cluster))
 }
 
-/// Changes `spec.kubernetes.channel`. Returns the new text and its cluster.
+/// Changes `spec.kubernetes.channel`, or `version` for a distribution without channels. Returns the new text and its cluster.
 ///
 /// # Errors
 /// When the file or the channel is not valid.
 pub fn channel(text: &str, channel: &str) -> Result<(String, Cluster), String> {
-    let (new, cluster) = replace_value(text, &read(text)?.kubernetes.channel, channel)?;
-    if cluster.spec.kubernetes.channel != channel {
+    let Kubernetes { channel: old_channel, version } = read(text)?.kubernetes;
+    let old = old_channel.or(version).ok_or("spec.kubernetes has neither a channel nor a version")?;
+    let (new, cluster) = replace_value(text, &old, channel)?;
+    if cluster.spec.kubernetes.release() != channel {
         return Err("the channel cannot be changed automatically; edit the file by hand".into());
     }
     Ok((new, cluster))
@@ -93,6 +96,11 @@ mod tests {
         assert!(channel(&text, "latest").unwrap_err().contains("write the minor version"));
         assert!(count(&text, "cpu", 1).unwrap_err().contains("the groups are: gpu"));
         let quoted = text.replace("channel: 1.32/stable", "channel: \"1.32/stable\"");
+        let k3s = FILE.replace(
+            "distribution: microk8s, channel: 1.32/stable, addons: [dns, metrics-server]",
+            "distribution: k3s, version: v1.35.1+k3s1",
+        );
+        assert_eq!(channel(&k3s, "v1.36.2+k3s1").unwrap().0, k3s.replace("v1.35.1", "v1.36.2"));
         assert!(channel(&quoted, "1.33/stable").unwrap().0.contains("channel: 1.33/stable,"));
     }
 }

@@ -4,11 +4,18 @@
 //! addresses and paths become part of commands and files on the machines.
 
 pub(crate) mod addresses;
+mod advice;
 pub mod cloud;
 pub mod edit;
 pub mod gpu;
+mod network;
+mod nodes;
+mod public_key;
+pub mod releases;
 pub mod secret;
+pub mod ssh;
 pub mod system;
+mod validate;
 pub mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,11 +24,16 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::addresses::{Conflict, Index};
 use self::cloud::{Group, Provider};
 pub use self::gpu::Gpu;
+pub(crate) use self::network::Cidr;
+pub use self::network::{Network, Proxy, Registry};
+pub use self::nodes::{Effect, Taint};
 use self::secret::{SecretSource, TrustedCommands};
+pub use self::ssh::Ssh;
+pub(crate) use self::ssh::{check_address, check_ssh};
 use self::system::System;
+pub(crate) use self::validate::is_plain;
 use self::workloads::{Addon, Platform, Share, Smoke, Storage};
 use crate::ClusterError;
 
@@ -66,6 +78,12 @@ pub struct Spec {
     /// Existing machines. The cluster is created on the first machine with the role `control-plane`, here or in a group.
     #[serde(default)]
     pub machines: Vec<Machine>,
+    /// Networks of pods and services, and a proxy.
+    #[serde(default)]
+    pub network: Network,
+    /// Registries of images, with their mirrors, certificates and credentials.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub registries: Vec<Registry>,
     /// The operating system of the machines: host names, kernel settings, updates, packages, and your own files and users.
     #[serde(default)]
     pub system: System,
@@ -83,24 +101,6 @@ pub struct Spec {
     /// Smoke tests that run after an apply.
     #[serde(default)]
     pub smoke: Smoke,
-}
-
-/// How to connect to a machine. The settings of OpenSSH's own configuration also apply.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Ssh {
-    /// User to log in as; chosen by OpenSSH if absent.
-    pub user: Option<String>,
-    /// Port of the SSH server; 22 if absent.
-    pub port: Option<u16>,
-    /// Path of a private key.
-    pub identity_file: Option<String>,
-    /// Path of the file with known host keys.
-    pub known_hosts: Option<String>,
-    /// Accept and store the host key of a host that is not known yet. A changed key is always rejected.
-    pub accept_new_host_keys: bool,
-    /// Password for sudo, for a user that needs one to become root.
-    pub sudo_password: Option<SecretSource>,
 }
 
 /// A role of a machine.
@@ -126,8 +126,14 @@ pub struct Machine {
     /// Address in the cluster's private network; the same as `address` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub internal_address: Option<String>,
-    /// Roles of the machine; either `control-plane` or `worker` is among them.
+    /// Roles of the machine; either `control-plane` or `worker` is among them. A control plane runs pods too.
     pub roles: BTreeSet<Role>,
+    /// Labels of its Kubernetes node. A label that is removed here is removed from the node too.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Taints of its Kubernetes node, which keep pods without a toleration away: `KEY=VALUE:EFFECT` or `KEY:EFFECT`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taints: Vec<Taint>,
     /// SSH settings that override `spec.ssh`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh: Option<Ssh>,
@@ -165,6 +171,22 @@ impl Machine {
 pub enum Distribution {
     /// Canonical's MicroK8s.
     Microk8s,
+    /// SUSE's K3s.
+    K3s,
+    /// SUSE's RKE2.
+    Rke2,
+}
+
+impl Distribution {
+    /// The networks of pods and of services that the distribution uses if no others are set.
+    ///
+    /// Source: MicroK8s, "Services and ports"; K3s, "K3s Server"; RKE2, "Server Configuration Reference".
+    pub(crate) fn default_networks(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Microk8s => ("10.1.0.0/16", "10.152.183.0/24"),
+            Self::K3s | Self::Rke2 => ("10.42.0.0/16", "10.43.0.0/16"),
+        }
+    }
 }
 
 /// The Kubernetes distribution, its version and its add-ons.
@@ -173,8 +195,15 @@ pub enum Distribution {
 pub struct Kubernetes {
     /// The distribution.
     pub distribution: Distribution,
-    /// The snap's channel with a fixed minor version, such as `1.32/stable`.
+    /// The snap's channel of MicroK8s with a fixed minor version, such as `1.36/stable`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub channel: String,
+    /// The exact version of K3s or RKE2, such as `v1.36.2+k3s1` or `v1.36.2+rke2r1`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// URL of a mirror of the releases of K3s or RKE2, with a folder for each version. Their releases at GitHub if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// Hold automatic refreshes of the snap, so that Kubernetes only changes with `slipway cluster upgrade`.
     #[serde(default = "yes")]
     pub hold: bool,
@@ -184,9 +213,22 @@ pub struct Kubernetes {
     /// MicroK8s' add-ons.
     #[serde(default)]
     pub addons: Vec<Addon>,
+    /// Command-line arguments of the kubelet on every machine, without leading dashes: `{max-pods: "250"}`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kubelet_args: BTreeMap<String, String>,
     /// Lifetime of a join token in seconds.
     #[serde(default = "token_seconds")]
     pub token_seconds: u32,
+}
+
+impl Kubernetes {
+    /// The channel or version, by the distribution.
+    pub fn release(&self) -> &str {
+        match self.distribution {
+            Distribution::Microk8s => &self.channel,
+            Distribution::K3s | Distribution::Rke2 => &self.version,
+        }
+    }
 }
 
 fn yes() -> bool {
@@ -196,44 +238,6 @@ fn yes() -> bool {
 fn token_seconds() -> u32 {
     600
 }
-
-/// Whether a text only has ASCII letters, digits, dashes and the characters of `extra`, and does not begin with a dash. Such a text is safe
-/// in commands and files.
-fn is_plain(text: &str, extra: &str) -> bool {
-    !text.is_empty()
-        && text.len() < 254
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || extra.contains(c))
-        && !text.starts_with('-')
-}
-
-/// Checks that a text is a name or an address of a machine, and that `ssh` cannot take it for an option.
-///
-/// # Errors
-/// A message with the invalid text.
-pub(crate) fn check_address(address: &str) -> Result<(), String> {
-    if is_plain(address, ".:_") { Ok(()) } else { Err(format!("{address:?} is not a valid address")) }
-}
-
-/// Checks that SSH settings are safe as arguments of `ssh`: no value can be taken for an option, and the user has no special characters of
-/// the shell, because OpenSSH's own configuration may insert the user into a command (`%r` in a `ProxyCommand`).
-///
-/// # Errors
-/// A message with the invalid value.
-pub(crate) fn check_ssh(ssh: &Ssh) -> Result<(), String> {
-    if let Some(user) = ssh.user.as_ref().filter(|user| !is_plain(user, "._@+")) {
-        return Err(format!("ssh.user {user:?}: use letters, digits and ._@+-, and do not begin with a dash"));
-    }
-    for (name, path) in [("identityFile", &ssh.identity_file), ("knownHosts", &ssh.known_hosts)] {
-        if let Some(path) = path.as_ref().filter(|p| p.is_empty() || p.starts_with('-') || p.contains(char::is_control))
-        {
-            return Err(format!("ssh.{name} {path:?}: use a path that does not begin with a dash"));
-        }
-    }
-    Ok(())
-}
-
-/// A larger count is probably a typing error, and would be expensive.
-const MAX_GROUP_SIZE: u32 = 1000;
 
 /// Major and minor version of a channel or a version: `(1, 32)` for `1.32/stable` and `v1.32.1`.
 pub fn minor(text: &str) -> Option<(u32, u32)> {
@@ -263,132 +267,6 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Validates all values. `text` is the file, of which errors name lines.
-    fn validate(&self, text: &str) -> Result<(), String> {
-        if self.api_version != "slipway.dev/v1" || self.kind != "Cluster" {
-            return Err(format!(
-                "apiVersion '{}' and kind '{}' are not supported; use slipway.dev/v1 and Cluster",
-                self.api_version, self.kind
-            ));
-        }
-        let name = |what: &str, text: &str| {
-            let lower = text == text.to_lowercase();
-            if is_plain(text, "") && lower {
-                Ok(())
-            } else {
-                Err(format!("{what} '{text}': use lower-case letters, digits and dashes"))
-            }
-        };
-        name("metadata.name", &self.metadata.name)?;
-        let spec = &self.spec;
-        let ssh = |place: &str, ssh: Option<&Ssh>| {
-            ssh.map_or(Ok(()), check_ssh).map_err(|reason| format!("{place}: {reason}"))
-        };
-        ssh("spec", Some(&spec.ssh))?;
-        let mut names = BTreeSet::new();
-        let check_roles = |place: &str, name: &str, roles: &BTreeSet<Role>| {
-            if roles.contains(&Role::ControlPlane) == roles.contains(&Role::Worker) {
-                return Err(format!("{place}: {name}: roles must have either control-plane or worker"));
-            }
-            Ok(())
-        };
-        for machine in &spec.machines {
-            name("spec.machines: name", &machine.name)?;
-            if !names.insert(machine.name.clone()) {
-                let lines = addresses::lines_of(text, &[&machine.name]);
-                return Err(format!("spec.machines: duplicate name '{}'{lines}", machine.name));
-            }
-            for address in [&machine.address].into_iter().chain(&machine.internal_address) {
-                check_address(address).map_err(|e| format!("spec.machines: {}: {e}", machine.name))?;
-            }
-            ssh(&format!("spec.machines: {}", machine.name), machine.ssh.as_ref())?;
-            check_roles("spec.machines", &machine.name, &machine.roles)?;
-        }
-        if let (_, Some(Conflict { first, second, reason })) = Index::new(self) {
-            let (first, second) = (first.name.as_str(), second.name.as_str());
-            let lines = addresses::lines_of(text, &[first, second]);
-            return Err(format!(
-                "spec.machines: '{first}' and '{second}'{lines} have {reason}, so they would overwrite each other's state; remove one of \
-                 them. Two machines behind one address need different ssh.port and internalAddress"
-            ));
-        }
-        let mut group_names = BTreeSet::new();
-        for group in &spec.groups {
-            name("spec.groups: name", &group.name)?;
-            if !group_names.insert(&group.name) {
-                return Err(format!("spec.groups: duplicate group '{}'", group.name));
-            }
-            ssh(&format!("spec.groups: {}", group.name), group.ssh.as_ref())?;
-            check_roles("spec.groups", &group.name, &group.roles)?;
-            if !spec.providers.contains_key(&group.provider) {
-                return Err(format!("spec.groups: {}: there is no '{}' in spec.providers", group.name, group.provider));
-            }
-            if group.count > MAX_GROUP_SIZE {
-                return Err(format!("spec.groups: {}: count must not exceed {MAX_GROUP_SIZE}", group.name));
-            }
-            if let Some(duplicate) = group.names().find(|n| !names.insert(n.clone())) {
-                let lines = addresses::lines_of(text, &[&duplicate]);
-                return Err(format!("spec.groups: {}: duplicate machine name '{duplicate}'{lines}", group.name));
-            }
-        }
-        let is_control_plane = |roles: &BTreeSet<Role>| roles.contains(&Role::ControlPlane);
-        if !spec.machines.iter().any(|m| is_control_plane(&m.roles))
-            && !spec.groups.iter().any(|g| g.count > 0 && is_control_plane(&g.roles))
-        {
-            return Err("spec.machines: no machine has the role control-plane".into());
-        }
-        self.validate_kubernetes()?;
-        spec.system.validate()?;
-        self.validate_workloads()
-    }
-
-    fn validate_kubernetes(&self) -> Result<(), String> {
-        let kubernetes = &self.spec.kubernetes;
-        if !is_plain(&kubernetes.channel, "./") || minor(&kubernetes.channel).is_none() {
-            return Err(format!(
-                "spec.kubernetes.channel '{}': write the minor version, such as 1.32/stable; 'latest' would change over time",
-                kubernetes.channel
-            ));
-        }
-        for addon in &kubernetes.addons {
-            if !is_plain(addon.name(), ":./,=") {
-                return Err(format!("spec.kubernetes.addons: '{}' is not a valid add-on name", addon.name()));
-            }
-        }
-        if let Some(san) = kubernetes.extra_sans.iter().find(|s| !is_plain(s, ".:*_")) {
-            return Err(format!("spec.kubernetes.extraSans: '{san}' is not a valid name or address"));
-        }
-        Ok(())
-    }
-
-    fn validate_workloads(&self) -> Result<(), String> {
-        let spec = &self.spec;
-        spec.gpu.validate(self)?;
-        let mut defaults = 0;
-        for class in &spec.storage.classes {
-            defaults += usize::from(class.default);
-            let parts = match &class.share {
-                Share::Nfs(nfs) => [&nfs.server, &nfs.path],
-                Share::Smb(smb) => [&smb.source, &smb.user],
-            };
-            if !is_plain(&class.name, ".") || !parts.iter().all(|p| is_plain(p, "./_:@")) {
-                return Err(format!(
-                    "spec.storage.classes: {}: use names, addresses and paths without spaces",
-                    class.name
-                ));
-            }
-        }
-        if defaults > 1 {
-            return Err("spec.storage.classes: only one class may be the default".into());
-        }
-        if let Some(platform) = &spec.platform
-            && !(is_plain(&platform.image, "./:@_") && is_plain(&platform.namespace, ""))
-        {
-            return Err("spec.platform: image or namespace is not a valid name".into());
-        }
-        Ok(())
-    }
-
     /// The first control plane, on which the cluster is created.
     pub fn first(&self) -> Option<&Machine> {
         self.spec.machines.iter().find(|m| m.is(Role::ControlPlane))
@@ -396,15 +274,7 @@ impl Cluster {
 
     /// The SSH settings of a machine: its own, completed with those of `spec.ssh`.
     pub fn ssh(&self, machine: &Machine) -> Ssh {
-        let (all, own) = (&self.spec.ssh, machine.ssh.clone().unwrap_or_default());
-        Ssh {
-            user: own.user.or_else(|| all.user.clone()),
-            port: own.port.or(all.port),
-            identity_file: own.identity_file.or_else(|| all.identity_file.clone()),
-            known_hosts: own.known_hosts.or_else(|| all.known_hosts.clone()),
-            accept_new_host_keys: own.accept_new_host_keys || all.accept_new_host_keys,
-            sudo_password: own.sudo_password.or_else(|| all.sudo_password.clone()),
-        }
+        machine.ssh.clone().unwrap_or_default().or(&self.spec.ssh)
     }
 
     /// Every secret of the file: its field in the file, and its source.
@@ -423,6 +293,10 @@ impl Cluster {
         for machine in &spec.machines {
             let password = machine.ssh.as_ref().and_then(|ssh| ssh.sudo_password.as_ref());
             add(format!("spec.machines: {}: ssh.sudoPassword", machine.name), password);
+        }
+        for registry in &spec.registries {
+            add(format!("spec.registries: {}: ca", registry.host), registry.ca.as_ref());
+            add(format!("spec.registries: {}: password", registry.host), registry.password.as_ref());
         }
         for repository in &spec.system.repositories {
             add(format!("spec.system.repositories: {}: key", repository.name), Some(&repository.key));
@@ -481,7 +355,9 @@ spec:
         assert!(error_of("name: cp2", "name: cp1").contains("duplicate name"));
         assert!(error_of("[worker, gpu]", "[gpu]").contains("either control-plane or worker"));
         assert!(error_of("10.0.0.3", "'-oProxyCommand=x'").contains("not a valid address"));
-        for invalid_ssh in ["user: -oProxyCommand=x", "user: 'a;id'", "identityFile: -x", "knownHosts: '-'"] {
+        for invalid_ssh in
+            ["user: -oProxyCommand=x", "user: 'a b'", "user: 'a;id'", "identityFile: -x", "knownHosts: '-'"]
+        {
             for place in ["spec:", "name: cp2,", "name: cp1,"] {
                 let to = if place == "spec:" {
                     format!("spec:\n  ssh: {{{invalid_ssh}}}")

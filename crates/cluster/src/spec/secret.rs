@@ -99,6 +99,7 @@ mod tests {
   providers: {{do: {{digitalocean: {{token: {}, region: nyc2, sshKeys: ['1']}}}}, ps: {{paperspace: {{token: {}, region: r}}}}}}
   groups: [{{name: g, provider: do, size: s, image: i, count: 1, roles: [worker], {}}}]
   storage: {{classes: [{{name: a, share: {{smb: {{source: //s/d, user: u, password: {}}}}}}}]}}
+  registries: [{{host: r.example, username: u, password: {}, ca: {}}}]
   system:
     repositories: [{{name: r, uri: 'https://r.example', suites: [s], components: [main], key: {}}}]
     files: [{{path: /etc/token, secret: {}}}]",
@@ -107,6 +108,8 @@ mod tests {
             run("space"),
             ssh("group"),
             run("smb"),
+            run("pull"),
+            run("ca"),
             run("key"),
             run("file")
         );
@@ -135,6 +138,8 @@ mod tests {
             ("spec.providers.ps.token", "space"),
             ("spec.groups: g: ssh.sudoPassword", "group"),
             ("spec.machines: cp1: ssh.sudoPassword", "one"),
+            ("spec.registries: r.example: password", "pull"),
+            ("spec.registries: r.example: ca", "ca"),
             ("spec.system.repositories: r: key", "key"),
             ("spec.system.files: /etc/token: secret", "file"),
             ("spec.storage.classes: a: password", "smb"),
@@ -148,7 +153,7 @@ mod tests {
         crate::layers::desired_state(&cluster, &first).unwrap();
         connections.host(&cluster, &first).unwrap();
         let ran = std::fs::read_to_string(&proof).unwrap();
-        assert_eq!(ran.lines().collect::<BTreeSet<_>>(), ["file", "key", "one", "smb"].into(), "{ran}");
+        assert_eq!(ran.lines().collect::<BTreeSet<_>>(), ["ca", "file", "key", "one", "pull", "smb"].into(), "{ran}");
         // A command that was changed afterwards is not trusted.
         cluster.spec.ssh.sudo_password = Some(SecretSource::Command("echo other; echo secret".into()));
         assert_untrusted(cluster.check_trusted());
@@ -165,7 +170,7 @@ mod tests {
         let text = serde_json::to_string(&cluster).unwrap();
         assert_eq!(text.matches(r#"{"command":"#).count(), cluster.commands().len());
         let schema = Cluster::schema().to_string();
-        // Ssh, two providers, a repository, a file, and an SMB share.
-        assert_eq!(schema.matches("#/$defs/SecretSource\"").count(), 6, "add the new secret to Cluster::secrets");
+        // Ssh, two providers, a registry with two, a repository, a file, and an SMB share.
+        assert_eq!(schema.matches("#/$defs/SecretSource\"").count(), 8, "add the new secret to Cluster::secrets");
     }
 }

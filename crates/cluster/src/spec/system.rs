@@ -255,11 +255,9 @@ impl System {
         for user in &self.users {
             check_words("users", [&user.name], "_", "name")?;
             check_words(&format!("users: {}: groups", user.name), &user.groups, "_", "name")?;
-            if user.authorized_keys.iter().any(|k| k.contains('\n') || k.split_whitespace().count() < 2) {
-                return Err(format!(
-                    "spec.system.users: {}: an authorized key must be one line with its type and the key",
-                    user.name
-                ));
+            for key in &user.authorized_keys {
+                super::public_key::check(key)
+                    .map_err(|reason| format!("spec.system.users: {}: authorizedKeys: {reason}", user.name))?;
             }
         }
         for mount in &self.mounts {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use slipway_cluster::resource::Layer;
+use slipway_cluster::spec::releases::DEFAULT_CHANNEL;
 
 /// Verbs of `cluster`.
 #[derive(Debug, Subcommand)]
@@ -14,13 +15,13 @@ pub(crate) enum Cluster {
         after_help = "Example:\n  slipway cluster init --name lab cp1=10.0.0.1 worker:w1=10.0.0.2 gpu:g1=10.0.0.3\n  slipway cluster init        # prompts"
     )]
     Init {
-        /// Machines: NAME=ADDRESS for a control plane, worker:NAME=ADDRESS or gpu:NAME=ADDRESS for a worker; prompts if omitted
+        /// Machines: NAME=[USER@]ADDRESS[:PORT] for a control plane, worker:NAME=... or gpu:NAME=... for a worker; prompts if omitted
         machines: Vec<String>,
         /// Name of the cluster; lab by default
         #[arg(long)]
         name: Option<String>,
         /// Snap channel of MicroK8s
-        #[arg(long, default_value = "1.32/stable")]
+        #[arg(long, default_value = DEFAULT_CHANNEL)]
         channel: String,
         /// SSH user; defaults to OpenSSH's configuration
         #[arg(long)]
@@ -72,12 +73,12 @@ pub(crate) enum Cluster {
     },
     /// Upgrade the nodes to the Kubernetes version in the file: drained, one by one, control planes first
     #[command(
-        after_help = "Example:\n  slipway cluster upgrade --to 1.33/stable\n  slipway cluster upgrade --hosts cp1"
+        after_help = "Example:\n  slipway cluster upgrade --to 1.36/stable\n  slipway cluster upgrade --hosts cp1"
     )]
     Upgrade {
         #[command(flatten)]
         machines: Machines,
-        /// Write this channel to the file first
+        /// Write this channel of MicroK8s, or version of K3s or RKE2, to the file first
         #[arg(long, value_name = "CHANNEL")]
         to: Option<String>,
         /// Number of workers to upgrade at once

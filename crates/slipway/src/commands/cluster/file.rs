@@ -10,6 +10,7 @@ use slipway_cluster::ClusterError;
 use slipway_cluster::layers;
 use slipway_cluster::session::Session;
 use slipway_cluster::spec::secret::TrustedCommands;
+use slipway_cluster::spec::ssh::url_host;
 use slipway_cluster::spec::{Cluster, Machine, Role};
 
 use super::{invalid, session_error};
@@ -26,6 +27,8 @@ pub(super) fn inventory(cluster: &Cluster) -> Value {
         let ssh = cluster.ssh(machine);
         let mut out = serde_json::Map::new();
         let mut put = |key: &str, value: Option<Value>| out.extend(value.map(|v| (key.to_owned(), v)));
+        let jump = ssh.jump_host().map(|jump| json!(format!("-o ProxyJump={}", jump.to_proxy_jump())));
+        put("ansible_ssh_common_args", jump);
         put("ansible_host", Some(json!(machine.address)));
         put("ansible_user", ssh.user.map(|v| json!(v)));
         put("ansible_port", ssh.port.map(|v| json!(v)));
@@ -70,21 +73,23 @@ pub(super) fn resources(session: &Session, selection: &cli::Selection, machine: 
     Ok(())
 }
 
-/// Prints or saves MicroK8s' kubeconfig with a unique cluster name and an address that is reachable from this machine.
+/// Prints or saves the administrator's kubeconfig with a unique cluster name and an address that is reachable from this machine.
 pub(super) async fn kubeconfig(session: &Session, server: Option<&str>, save: Option<&Path>) -> Result<(), Failure> {
     let cluster = session.cluster()?;
     let first = cluster.first().ok_or_else(|| invalid("there is no control plane yet".into()))?;
     let hosts = session.hosts(std::slice::from_ref(&first.name)).map_err(session_error)?;
     let Some((_, host)) = hosts.first() else { return Ok(()) };
-    let text = host.script("microk8s config </dev/null", Duration::from_secs(60)).await?;
-    let other = |e: String| ClusterError::Host { host: first.name.clone(), reason: format!("microk8s config: {e}") };
+    let distribution = cluster.spec.kubernetes.distribution;
+    let text = host.script(&distribution.print_kubeconfig(), Duration::from_secs(60)).await?;
+    let other = |e: String| ClusterError::Host { host: first.name.clone(), reason: format!("its kubeconfig: {e}") };
     let mut config: Value = serde_saphyr::from_str(&text).map_err(|e| other(e.to_string()))?;
     let (name, user) = (&cluster.metadata.name, format!("{}-admin", cluster.metadata.name));
     if !(config["clusters"][0]["cluster"].is_object() && config["users"][0]["user"].is_object()) {
         return Err(other("the output contains no cluster or no user".into()).into());
     }
     config["clusters"][0]["name"] = json!(name);
-    config["clusters"][0]["cluster"]["server"] = json!(format!("https://{}:16443", server.unwrap_or(&first.address)));
+    config["clusters"][0]["cluster"]["server"] =
+        json!(format!("https://{}:{}", url_host(server.unwrap_or(&first.address)), distribution.api_port()));
     config["users"][0]["name"] = json!(user);
     config["contexts"] = json!([{"name": name, "context": {"cluster": name, "user": user}}]);
     config["current-context"] = json!(name);

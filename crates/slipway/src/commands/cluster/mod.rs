@@ -9,7 +9,7 @@ mod work;
 
 use slipway_cluster::ClusterError;
 use slipway_cluster::session::{ApplyRequest, Session, SessionError};
-use slipway_cluster::spec::Cluster;
+use slipway_cluster::spec::{Cluster, Ssh};
 use slipway_core::home::Home;
 
 pub(super) use self::converge::converge;
@@ -81,15 +81,7 @@ pub(crate) async fn run(context: &Context, verb: cli::Cluster) -> Result<(), Fai
     match verb {
         cli::Cluster::Init { machines, name, channel, user, identity, known_hosts, accept_new_host_keys, file } => {
             let (machines, name, user) = init::answers(machines, name, user)?;
-            let mut ssh = String::new();
-            for (key, value) in [("user", &user), ("identityFile", &identity), ("knownHosts", &known_hosts)] {
-                if let Some(value) = value {
-                    ssh += &format!("    {key}: {value}\n");
-                }
-            }
-            if accept_new_host_keys {
-                ssh += "    acceptNewHostKeys: true\n";
-            }
+            let ssh = Ssh { user, identity_file: identity, known_hosts, accept_new_host_keys, ..Ssh::default() };
             init::write(&machines, &name, &channel, &ssh, &file)
         }
         cli::Cluster::Schema => {

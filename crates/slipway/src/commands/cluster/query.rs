@@ -25,7 +25,7 @@ const HOURS_PER_MONTH: f64 = 730.0;
 
 /// Renders a plan as text.
 pub(super) fn render_plan(plan: &Plan) -> String {
-    let mut out = String::new();
+    let mut out: String = plan.warnings.iter().map(|warning| format!("! {}\n", escape_line(warning))).collect();
     for machine in &plan.machines {
         let about = machine.machine.as_ref().map_or(String::new(), |m| {
             let gpus = if m.gpus.is_empty() { String::new() } else { format!(", {} GPUs", m.gpus.len()) };

@@ -50,6 +50,12 @@ fn confirm_steps(context: &Context, steps: &[Step], question: &str) -> Result<bo
 
 pub(super) async fn apply(context: &Context, session: &Session, request: &ApplyRequest<'_>) -> Result<(), Failure> {
     let lock = session.lock()?;
+    if context.global.yes && !context.global.dry_run {
+        // Without a plan on the screen, its warnings are shown alone.
+        for warning in session.file().warnings(slipway_core::clock::now_ms()) {
+            print_note(format_args!("warning: {warning}"));
+        }
+    }
     if context.global.dry_run || !context.global.yes {
         let plan = session.plan(request.hosts, request.layers).await.map_err(session_error)?;
         if context.global.dry_run {
