@@ -9,7 +9,7 @@
 //! Source: NVIDIA, "Multi-Process Service" (sections on memory limits, thread percentage, error containment) and
 //! k8s-device-plugin's README (sharing).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -77,14 +77,23 @@ impl Workloads {
     /// # Errors
     /// [`GpuError::Invalid`] with the position or the workload that is invalid.
     pub fn parse(text: &str) -> Result<Self, GpuError> {
-        let file: Self = serde_saphyr::from_str(text).map_err(|e| GpuError::Invalid(format!("the workloads: {e}")))?;
+        // The parser's own limits are raised above MAX_JOBS, so that a longer file is refused by that number.
+        let options = serde_saphyr::options! {
+            budget: serde_saphyr::budget! { max_nodes: 40 * MAX_JOBS, max_events: 80 * MAX_JOBS },
+        };
+        let file: Self = serde_saphyr::from_str_with_options(text, options)
+            .map_err(|e| GpuError::Invalid(format!("the workloads: {e}")))?;
         let share = |x: f64| (0.0..=1.0).contains(&x);
+        let mut names = HashSet::new();
         for w in &file.workloads {
             let reason = match w {
                 _ if !(w.memory_gib > 0.0 && w.memory_gib < 1e6) => "memory_gib must be more than 0",
                 _ if !share(w.compute) => "compute must be from 0 to 1",
                 _ if !share(w.duty) => "duty must be from 0 to 1",
                 _ if w.count == 0 => "count must be at least 1",
+                _ if !names.insert(w.name.as_str()) => {
+                    "the name is used twice; add up the counts, or choose another name"
+                }
                 _ => continue,
             };
             return Err(GpuError::Invalid(format!("workload '{}': {reason}", w.name)));
@@ -428,6 +437,13 @@ mod tests {
         assert!(error("workloads: [{name: a, memory_gib: 0}]").contains("'a': memory_gib"));
         assert!(error("workloads: [{name: a, memory_gib: 1, compute: 2}]").contains("compute must be"));
         assert!(error("workloads: []").contains("0 jobs"));
+        assert!(
+            error("workloads: [{name: a, memory_gib: 1}, {name: a, memory_gib: 2}]")
+                .contains("'a': the name is used twice")
+        );
+        let many: String =
+            (0..100_001).map(|i| format!("  - {{name: w{i}, memory_gib: 1, compute: 0.1, duty: 0.5}}\n")).collect();
+        assert!(error(&format!("workloads:\n{many}")).contains("100001 jobs; the number must be from 1 to 100000"));
         assert!(error("workloads: [{name: a, memory: 1}]").contains("memory"));
     }
 

@@ -269,6 +269,73 @@ fn mig_parted_files_are_applied_and_exported() {
 }
 
 #[test]
+fn compute_instances_are_created_shown_and_exported() {
+    let m = machine("a100x8");
+    let desired = mig::parse("3x1c.3g.40gb + 1x3g.40gb").unwrap();
+    let layouts = mig::layout(&m.nvml).unwrap();
+    let plan = mig::plan(&layouts, &Desired::Together(&desired, &[0])).unwrap();
+    mig::apply(&m.nvml, &layouts, &plan).unwrap();
+    let layouts = mig::layout(&m.nvml).unwrap();
+    let labels: Vec<String> = layouts[0].instances.iter().map(mig::Instance::label).collect();
+    assert_eq!(labels.iter().filter(|l| *l == "3g.40gb(1c+1c+1c)").count(), 1, "{labels:?}");
+    assert!(
+        mig::plan(&layouts, &Desired::Together(&desired, &[0])).unwrap().is_empty(),
+        "applying twice changes nothing"
+    );
+    let inventory = Inventory::collect(&m.nvml).unwrap();
+    let devices = &inventory.gpus[0].mig.as_ref().unwrap().devices;
+    let mut profiles: Vec<&str> = devices.iter().map(|d| d.profile.as_str()).collect();
+    profiles.sort_unstable();
+    assert_eq!(profiles, ["1c.3g.40gb", "1c.3g.40gb", "1c.3g.40gb", "3g.40gb"]);
+    let partial = devices.iter().find(|d| d.profile == "1c.3g.40gb").unwrap();
+    assert_eq!(
+        (partial.attributes.multiprocessors, mig::resource(&partial.profile).as_str()),
+        (14, "nvidia.com/mig-1c.3g.40gb")
+    );
+    let exported = mig::export(&layouts, "current");
+    assert_eq!(exported.layout("current").unwrap()[0].devices()["1c.3g.40gb"], 3);
+    // A whole instance in place of the three needs other compute instances, so that GPU instance is created again.
+    let whole = mig::parse("2x3g.40gb").unwrap();
+    let plan = mig::plan(&layouts, &Desired::Together(&whole, &[0])).unwrap();
+    assert_eq!((plan.changes[0].keep.len(), plan.changes[0].destroy.len(), plan.changes[0].create.len()), (1, 1, 1));
+    mig::apply(&m.nvml, &layouts, &plan).unwrap();
+    assert_eq!(Inventory::collect(&m.nvml).unwrap().gpus[0].mig.as_ref().unwrap().devices.len(), 2);
+}
+
+#[test]
+fn last_rule_wins_and_missing_gpus_are_named() {
+    let m = machine("h100x8");
+    let layouts = mig::layout(&m.nvml).unwrap();
+    let rules = |rules: &str| Config::parse(&format!("version: v1\nmig-configs:\n  x:\n{rules}")).unwrap();
+    let config = rules(
+        "    - {devices: all, mig-enabled: true, mig-devices: {\"1g.10gb\": 7}}\n    - {devices: [7], mig-enabled: true, mig-devices: {\"7g.80gb\": 1}}\n",
+    );
+    let plan = mig::plan(&layouts, &Desired::Rules(config.layout("x").unwrap())).unwrap();
+    assert_eq!((plan.changes[6].create.len(), plan.changes[7].create.len()), (7, 1));
+    let config = rules("    - {devices: [0, 42], mig-enabled: false}\n");
+    let error = mig::plan(&layouts, &Desired::Rules(config.layout("x").unwrap())).unwrap_err().to_string();
+    assert!(error.contains("there is no GPU 42; there are 8 GPUs, 0 to 7"), "{error}");
+    let error = mig::plan(&layouts, &Desired::Together(&mig::parse("1g.10gb").unwrap(), &[0, 42])).unwrap_err();
+    assert!(error.to_string().contains("no GPU 42"), "{error}");
+}
+
+#[test]
+fn rtx_pro_and_gb200_report_their_profiles() {
+    let m = machine("rtx-pro-6000x8");
+    let layouts = mig::layout(&m.nvml).unwrap();
+    assert!(
+        layouts[0].geometry.names().contains("1g.24gb+me.all") && layouts[0].geometry.names().contains("2g.48gb-me")
+    );
+    let desired = mig::parse("1g.24gb+me.all + 3x1g.24gb-me").unwrap();
+    mig::apply(&m.nvml, &layouts, &mig::plan(&layouts, &Desired::Together(&desired, &[0])).unwrap()).unwrap();
+    assert_eq!(instances(&m.nvml, 0).len(), 4);
+    drop(m);
+    let m = machine("gb200x4");
+    let profile = mig::layout(&m.nvml).unwrap()[0].geometry.profile("1g.47gb").unwrap().clone();
+    assert_eq!((profile.multiprocessors, profile.id), (32, 15));
+}
+
+#[test]
 fn gpu_in_use_is_not_changed() {
     let m = machine("h100x8");
     let layouts = mig::layout(&m.nvml).unwrap();

@@ -41,6 +41,18 @@ fn gpus_and_their_findings_are_listed() {
     assert!(!watched.contains("XID 79"), "{watched}");
     let spec = sandbox.run(&["gpu", "spec", "A4000"]).with_code(0).stdout;
     assert!(spec.contains("48 SM x 128 cores x 2 operations x 1.560 GHz = 19.2 TFLOP/s"), "{spec}");
+    let several = sandbox.run(&["gpu", "spec", "h100"]).with_code(0);
+    assert!(several.stdout.contains("H100 80GB HBM3") && several.stderr.contains("H100 PCIe, H100 NVL"), "{several:?}");
+    let xid = sandbox.run(&["gpu", "xid", "149"]).with_code(0).stdout;
+    assert!(xid.contains("NVLink 5") && xid.contains("reset the GPU"), "{xid}");
+    let uuid = machine["gpus"][1]["uuid"].as_str().unwrap();
+    let planned = gpu(&sandbox, "h100x8", &["mig", "plan", "19,19", "--gpus", uuid, "-o", "json"]).with_code(3).json();
+    assert_eq!(
+        (&planned["changes"][0]["gpu"], planned["changes"][0]["create"].as_array().unwrap().len()),
+        (&1.into(), 2)
+    );
+    let missing = gpu(&sandbox, "h100x8", &["mig", "plan", "1g.10gb", "--gpus", "0,42"]).with_code(1);
+    assert!(missing.message().contains("there is no GPU 42"), "{missing:?}");
     let top = sandbox.run(&["top", "--fixture", "h100x8", "--once"]).with_code(0).stdout;
     assert!(top.contains("SIMULATED") && top.contains("H100") && top.contains("python3"), "{top}");
 }
