@@ -17,10 +17,10 @@ const CONTEXT_BYTES: f64 = 0.5 * GIB;
 const GRAPH_BYTES: f64 = 0.4 * GIB;
 /// Bytes of NCCL's buffers on each of several GPUs. An observation: 0.2 to 0.5 GiB with 2 to 8 GPUs.
 const COMMUNICATION_BYTES: f64 = 0.3 * GIB;
-/// Tokens that vLLM reads of prompts in one step: `max_num_batched_tokens` of an API server on a card of at least 70 GiB.
-const BATCHED_TOKENS: u64 = 8192;
-/// Sequences that vLLM samples for in one step at most: `max_num_seqs`.
-const SAMPLED_SEQUENCES: u64 = 256;
+/// Tokens of prompts that vLLM reads in one step, `max_num_batched_tokens`: at least 2048, and 8192 on cards of 70 GiB and more.
+const BATCHED_TOKENS: (u64, u64) = (2048, 8192);
+/// Sequences that vLLM reserves memory to sample for, `max_num_seqs`.
+const SAMPLED_SEQUENCES: f64 = 256.0;
 
 /// One part of the memory of a GPU.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -108,14 +108,14 @@ pub fn overhead(shape: &Transformer, layout: Layout, request: &Request) -> Vec<P
         formula: words,
     }];
     if request.train.is_none() {
-        let tokens = request.seq.saturating_mul(request.batch).min(BATCHED_TOKENS) as f64;
-        let sampled = request.batch.min(SAMPLED_SEQUENCES) as f64;
+        let tokens = request.seq.saturating_mul(request.batch).clamp(BATCHED_TOKENS.0, BATCHED_TOKENS.1) as f64;
+        let sampled = SAMPLED_SEQUENCES;
         let (h, v, t) = (shape.hidden as f64, shape.vocabulary as f64, layout.tensor as f64);
         let inner = shape.widest() / t;
         parts.push(Part {
             what: "workspace",
             bytes: tokens * 2.0 * (4.0 * h + 2.0 * inner) + sampled * v * 4.0 * 2.0,
-            formula: "16-bit activations of a step of at most 8192 tokens: tokens x 2 B x (4 x hidden + 2 x width), and fp32 logits with their probabilities: sequences x vocabulary x 8 B".into(),
+            formula: "16-bit activations of a step of 2048 to 8192 tokens: tokens x 2 B x (4 x hidden + 2 x width), and fp32 logits with their probabilities for 256 sequences, as vLLM reserves them: sequences x vocabulary x 8 B".into(),
             numbers: format!("{tokens} x 2 x (4 x {h} + 2 x {inner}) + {sampled} x {v} x 8"),
         });
     }

@@ -96,7 +96,7 @@ pub fn targets(request: &Request) -> Result<Vec<Target>, GpuError> {
             }
             None => {
                 all.push(whole);
-                if request.gpus.is_none_or(|n| n == 1) && request.nodes.is_none() {
+                if named.is_none() && request.gpus.is_none_or(|n| n == 1) && request.nodes.is_none() {
                     all.extend(slices);
                 }
             }
