@@ -9,6 +9,8 @@ With `--nvidia-ctk` its responses are recorded anew in `recorded/`; without, the
 * NVRTC compiles the benchmarks' kernels for every architecture from Pascal to Blackwell.
 * `nvidia-ctk cdi generate` and `slipway gpu cdi generate` give the same specification for the same machine, and the CDI
   project's own Go library validates slipway's. That result too is recorded, and valid only for the same specification.
+* `nvidia-ctk runtime configure` and `slipway gpu container configure` add the same runtime to the same configuration of containerd,
+  CRI-O and Docker.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import tomllib
 
 import yaml
 
@@ -208,6 +211,87 @@ def cdi(options, fixture):
 
 for fixture in ("t4", "h100x8"):
     SUITE.add(f"nvidia-ctk and slipway describe {fixture} identically", lambda options, fixture=fixture: cdi(options, fixture))
+
+
+# Settings of a runtime that nvidia-ctk writes if there is no other runtime to copy. They are containerd's defaults, and containerd 2 no
+# longer has the first two and warns about them.
+DEFAULTS = {"runtime_root": "", "runtime_engine": "", "privileged_without_host_devices": False}
+RUNC = """[plugins."{plugin}".containerd.runtimes.runc]
+runtime_type = "{kind}"
+privileged_without_host_devices = true
+pod_annotations = ["example.com/*"]
+[plugins."{plugin}".containerd.runtimes.runc.options]
+BinaryName = "/usr/bin/runc"
+SystemdCgroup = true
+"""
+V1, V2, V3 = "cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"
+NVIDIA_RUNTIME = "/usr/bin/nvidia-container-runtime"
+CONTAINERD = {
+    "empty": "",
+    "version 1": RUNC.format(plugin=V1, kind="io.containerd.runc.v2"),
+    "version 2": "version = 2\n" + RUNC.format(plugin=V2, kind="io.containerd.runc.v2"),
+    "version 3": "version = 3\n" + RUNC.format(plugin=V3, kind="io.containerd.runc.v2"),
+    "version 4": "version = 4\n" + RUNC.format(plugin=V3, kind="io.containerd.runc.v2"),
+    "without a type": "version = 2\n" + RUNC.format(plugin=V2, kind=""),
+    "crun": ("version = 2\n" + RUNC.format(plugin=V2, kind="io.containerd.runc.v2")).replace("runc", "crun"),
+    "another default": f'version = 3\n[plugins."{V3}".containerd]\ndefault_runtime_name = "kata"\n' + RUNC.format(plugin=V3, kind="x").replace("runtimes.runc", "runtimes.kata")
+    + RUNC.format(plugin=V3, kind="y"),
+    "nvidia is the default": f'version = 2\n[plugins."{V2}".containerd]\ndefault_runtime_name = "nvidia"\n[plugins."{V2}".containerd.runtimes.nvidia.options]\nBinaryName = "/old"\n'
+    + RUNC.format(plugin=V2, kind="io.containerd.runc.v2"),
+}
+CRIO = {
+    "empty": "",
+    "crun": '[crio.runtime]\ndefault_runtime = "crun"\n[crio.runtime.runtimes.crun]\nruntime_path = "/usr/bin/crun"\nmonitor_path = "/usr/bin/conmon"\nallowed_annotations = ["a"]\n',
+}
+DOCKER = {"empty": "{}", "others": '{"log-driver": "journald", "runtimes": {"x": {"path": "/x"}}, "features": {}}'}
+
+
+def configured(options, runtime, name, text, default):
+    """Both tools add NVIDIA's runtime to the same file."""
+    file = {"containerd": "config.toml", "crio": "crio.conf", "docker": "daemon.json"}[runtime]
+    arguments = ["runtime", "configure", f"--runtime={runtime}", f"--nvidia-runtime-path={NVIDIA_RUNTIME}"] + (["--nvidia-set-as-default"] if default else [])
+    read = json.loads if runtime == "docker" else tomllib.loads
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        path, drop_in = folder / file, folder / ("daemon.json" if runtime == "docker" else "drop-in/99-nvidia.toml")
+
+        def respond():
+            """Only the drop-in is NVIDIA's; version 1 of containerd and Docker have none."""
+            path.write_text(text)
+            where = [f"--config={path}"] + ([f"--drop-in-config={drop_in}"] if runtime != "docker" else [])
+            subprocess.run([options.nvidia_ctk, "--quiet", *arguments, *where], check=True, capture_output=True)
+            return read(drop_in.read_text())
+
+        theirs = options.recordings.response(f"configure {runtime} {name}{' default' if default else ''}", [arguments, text], respond)
+        path.write_text(text)
+        command = [options.slipway, "gpu", "container", "configure", "--runtime", runtime, "--config", str(path), "--nvidia-runtime", NVIDIA_RUNTIME, "--yes"]
+        subprocess.run(command + (["--set-default"] if default else []), check=True, capture_output=True)
+        ours = read(path.read_text())
+
+    def added(document):
+        if runtime == "docker":
+            return document["runtimes"]["nvidia"], document.get("default-runtime")
+        if runtime == "crio":
+            table = document["crio"]["runtime"]
+            return table["runtimes"]["nvidia"], table.get("default_runtime")
+        [table] = [plugin["containerd"] for plugin in document["plugins"].values() if "containerd" in plugin]
+        runtime_table = table["runtimes"]["nvidia"]
+        return {key: value for key, value in runtime_table.items() if DEFAULTS.get(key) != value}, table.get("default_runtime_name")
+
+    mine, other = added(ours), added(theirs)
+    if runtime == "crio" and not default:
+        # nvidia-ctk writes a new file, in which the default runtime of crio.conf is not repeated.
+        mine = (mine[0], other[1])
+    assert mine == other, (mine, other)
+
+
+for runtime, cases in (("containerd", CONTAINERD), ("crio", CRIO), ("docker", DOCKER)):
+    for name, text in cases.items():
+        for default in (False, True):
+            SUITE.add(
+                f"nvidia-ctk and slipway configure {runtime} identically: {name}{', as the default' if default else ''}",
+                lambda options, arguments=(runtime, name, text, default): configured(options, *arguments),
+            )
 
 
 @SUITE.test

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::addresses::{self, Conflict, Index};
 use super::releases::{DEFAULT_CHANNEL, DYNAMIC_RESOURCES};
-use super::workloads::{DevicePlugin, Share, Sharing};
+use super::workloads::{DevicePlugin, Share};
 use super::{Cluster, Distribution, Kubernetes, Role, Ssh, check_address, check_ssh, minor, nodes};
 
 /// Whether a text only has ASCII letters, digits, dashes and the characters of `extra`, and does not begin with a dash. Such a text is safe
