@@ -19,7 +19,7 @@ def proxy_registries_labels_and_arguments_are_applied_and_removed(binary):
     with Bench(binary, {"cp1": "control-plane", "gpu1": "worker, gpu"}) as bench:
         bench.apply()
         host, before = bench.hosts["gpu1"], bench.file.read_text()
-        environment = host.read("/etc/environment") if (host.root / "etc/environment").exists() else None
+        environment = host.read("/etc/environment") if (host.root / "etc/environment").exists() else ""
         text = before.replace("spec:\n", "spec:\n" + SITE, 1).replace("{name: gpu1,", "{name: gpu1, labels: {zone: a}, taints: ['nvidia.com/gpu:NoSchedule'],")
         bench.file.write_text(text.replace("channel:", "kubeletArgs: {max-pods: '200'}, channel:"))
         secret = {"REGISTRY_PASSWORD": "hunter2"}
@@ -41,7 +41,7 @@ def proxy_registries_labels_and_arguments_are_applied_and_removed(binary):
         bench.apply()
         assert_converged(bench)
         assert not node()["labels"] and not node()["taints"] and not node()["annotations"], node()
-        assert not hosts.exists() and (host.read("/etc/environment") or None) == environment and host.ssh("snap get system proxy.http", check=False).returncode
+        assert not hosts.exists() and host.read("/etc/environment") == environment and host.ssh("snap get system proxy.http", check=False).returncode
 
 
 @test(limit=900)

@@ -88,6 +88,7 @@ def main(version):
     elif verb == "kubectl":
         os.execv("/usr/lib/standins/microk8s", ["microk8s", *sys.argv[1:]])
     elif verb in ("server", "agent"):
+        os.makedirs(os.path.dirname(LOG), exist_ok=True)
         with open(LOG, "a") as log:
             log.write(f"k3s {verb} {version}\n")
         serve(version, verb == "agent")
