@@ -136,7 +136,7 @@ def failures_are_reported_and_fixed_by_the_next_apply(binary):
         assert len(tokens) >= 3 and not files_with_token, files_with_token
 
         # A channel and an add-on that do not exist.
-        bench.write(channel="1.32/nightly")
+        bench.write(channel="1.32/edge")
         steps = bench.apply("--hosts", "gpu1", status=1)
         assert "available to install on the following channels" in bench.stderr, bench.stderr
         bench.write(addons="dns, rbac, metrics-server, nonsense")

@@ -14,6 +14,7 @@ import sys
 # Imported for their tests.
 import clouds
 import collection
+import distributions
 import machines
 from bench import SUITE
 from hosts import base

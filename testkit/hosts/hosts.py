@@ -135,11 +135,19 @@ class Host:
         for name, program in (("snap", "/usr/bin/snap"), ("microk8s", "/usr/lib/standins/microk8s")):
             self.write(f"/usr/lib/standins/{name}.py", (HERE / f"standins/{name}.py").read_text())
             self.write(program, f"#!/usr/bin/python3 -IS\nimport sys\n\nsys.path.insert(0, '/usr/lib/standins')\nimport {name}\n", 0o755)
+        self.write("/usr/lib/standins/k3s.py", (HERE / "standins/k3s.py").read_text())
         (self.root / "standin").mkdir()
 
     def simulate_gpus(self, library):
         """Installs the fake NVML library."""
         shutil.copy(library, self.root / "usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1")
+
+    def offer_k3s(self, *versions):
+        """Writes releases of the stand-in of K3s to /opt/k3s, which slipway can download with `source: file:///opt/k3s`."""
+        for version in versions:
+            program = f"#!/usr/bin/python3 -IS\nimport sys\n\nsys.path.insert(0, '/usr/lib/standins')\nimport k3s\n\nk3s.main('{version}')\n"
+            self.write(f"/opt/k3s/{version}/k3s", program, 0o755)
+            self.write(f"/opt/k3s/{version}/sha256sum-amd64.txt", f"{hashlib.sha256(program.encode()).hexdigest()}  k3s\n")
 
     def offer_driver(self, branch, version):
         """Adds an apt repository with a fake package of NVIDIA's driver, with open kernel modules. Once it is installed, the module appears as loaded after a reboot."""

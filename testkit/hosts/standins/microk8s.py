@@ -37,6 +37,11 @@ def address():
 
 def version():
     try:
+        with open("/var/lib/standin/k3s-version") as file:
+            return file.read()
+    except OSError:
+        pass
+    try:
         with open("/var/lib/standin/snaps.json") as file:
             return "v" + json.load(file)["microk8s"]["channel"].split("/")[0] + ".1"
     except (OSError, ValueError, KeyError):
@@ -50,7 +55,7 @@ def log():
 
 def new_member():
     """The state of a fresh installation, which is a one-node cluster."""
-    return {"cluster": ME, "worker": False, "since": time.time(), "running": True, "cordoned": False, "annotations": {}, "labels": {}}
+    return {"cluster": ME, "worker": False, "since": time.time(), "running": True, "cordoned": False, "annotations": {}, "labels": {}, "taints": {}}
 
 
 def main(state):
@@ -148,32 +153,64 @@ def node(name, member):
             "status": {"conditions": [{"type": "Ready", "status": str(ready) if member["running"] else "Unknown"}], "nodeInfo": {"kubeletVersion": member["version"]}}}
 
 
+def jsonpath(template, name, member):
+    """Evaluates the JSONPath templates that slipway uses for a node."""
+    values = {"metadata.name": name}
+    values.update({f"metadata.{field}.{key}": value for field in ("annotations", "labels") for key, value in member[field].items()})
+    taints = "".join(f"{t}," for t in member["taints"].values())
+    template = re.sub(r"\{range \.spec\.taints.*?\{end\}", lambda _: taints, template)
+    return re.sub(r"\{\.([^}]*)\}", lambda m: values.get(m[1].replace("\\", ""), ""), template)
+
+
 def kubectl(state, mine, cluster, words):
     nodes = {n: m for n, m in state["members"].items() if m["cluster"] == mine["cluster"]}
     verb, rest = words[0], [w for w in words[1:] if not w.startswith("-")]
     if verb == "get" and rest[:1] == ["nodes"]:
-        if option("-o") == "name":
+        if "-l" in words:
+            wanted = dict(pair.split("=", 1) for pair in option("-l").split(","))
+            nodes = {n: m for n, m in nodes.items() if wanted.items() <= m["labels"].items()}
+        output = option("-o", "")
+        if output.startswith("jsonpath="):
+            template = re.search(r"\{range \.items\[\*\]\}(.*)\{\"\\n\"\}\{end\}", output)[1]
+            return "\n".join(jsonpath(template, n, m) for n, m in nodes.items()), 0
+        if output == "name":
             return "\n".join(f"node/{n}" for n in nodes), 0
         return json.dumps({"kind": "List", "items": [node(n, m) for n, m in nodes.items()]}), 0
     if verb == "get" and rest[:1] == ["node"]:
-        key = re.search(r"labels\.(.*)}", option("-o", "") or words[-1])[1].replace("\\", "")
-        return nodes[rest[1]]["labels"].get(key, ""), 0
+        if rest[1] not in nodes:
+            return f'Error from server (NotFound): nodes "{rest[1]}" not found', 1
+        return jsonpath(option("-o").partition("=")[2], rest[1], nodes[rest[1]]), 0
     if verb == "get" and "--raw" in words:
         if words[-1] == "/readyz":
             return "ok", 0
         if "metrics-server" not in cluster["addons"]:
             return "Error from server (NotFound): the server could not find the requested resource", 1
         return json.dumps({"items": [{"metadata": {"name": n}} for n in nodes]}), 0
+    if verb == "taint":
+        log()
+        for change in rest[2:]:
+            if change.endswith("-"):
+                nodes[rest[1]]["taints"].pop(change[:-1], None)
+            else:
+                pair, _, effect = change.rpartition(":")
+                key, _, value = pair.partition("=")
+                nodes[rest[1]]["taints"][f"{key}:{effect}"] = f"{key}={value}:{effect}"
+        return f"node/{rest[1]} tainted", 0
+    if verb == "delete" and rest[:1] == ["node"]:
+        log()
+        state["members"].pop(rest[1], None)
+        return f'node "{rest[1]}" deleted', 0
     if verb in ("annotate", "label"):
         log()
-        field, (kind, name, change) = verb + "s" if verb == "label" else "annotations", rest[:3]
+        field, (kind, name) = verb + "s" if verb == "label" else "annotations", rest[:2]
         if kind == "node" and name not in nodes:
             return f'Error from server (NotFound): nodes "{name}" not found', 1
         target = nodes[name][field] if kind == "node" else cluster["objects"].setdefault(f"{kind}/{name}", {})
-        if "=" in change:
-            target[change.split("=")[0]] = change.split("=", 1)[1]
-        else:
-            target.pop(change[:-1], None)
+        for change in rest[2:]:
+            if "=" in change:
+                target[change.split("=")[0]] = change.split("=", 1)[1]
+            else:
+                target.pop(change[:-1], None)
         return f"{kind}/{name} {verb}d", 0
     if verb in ("drain", "uncordon"):
         log()

@@ -10,7 +10,7 @@ import sys
 import time
 
 STATE, LOG = "/var/lib/standin/snaps.json", "/var/lib/standin/log"
-CHANNELS = {"microk8s": ["1.31/stable", "1.32/stable", "1.33/stable"]}
+CHANNELS = {"microk8s": [f"1.{minor}/stable" for minor in range(31, 38)]}
 ARGS = "/var/snap/microk8s/current/args"
 TEMPLATE = """# Use config version 2 to enable new configuration fields.
 version = 2
@@ -35,11 +35,13 @@ def main():
         file.seek(0)
         snaps = json.loads(file.read() or "{}")
         if words[:1] == ["list"]:
-            if not snaps:
+            if not any(snaps):
                 print("No snaps are installed yet. Try 'snap install hello-world'.", file=sys.stderr)
                 return
             print("Name      Version  Rev   Tracking       Publisher   Notes")
             for name, snap in snaps.items():
+                if not name:
+                    continue
                 notes = ",".join(["classic"] * snap["classic"] + ["held"] * snap["held"]) or "-"
                 print(f"{name}  v{snap['channel'].split('/')[0]}.1  7665  {snap['channel']}  canonical**  {notes}")
             return
@@ -48,6 +50,22 @@ def main():
 
         if os.geteuid():
             fail("access denied (try with sudo)")
+        if words[1:2] == ["system"]:
+            # `snap get system KEY`, `snap set system KEY=VALUE ...` and `snap unset system KEY ...`.
+            system = snaps.setdefault("", {})
+            if words[0] == "get":
+                if words[2] not in system:
+                    fail(f'snap "core" has no "{words[2]}" configuration option')
+                print(system[words[2]])
+                return
+            for word in words[2:]:
+                key, _, value = word.partition("=")
+                system.pop(key, None)
+                system.update({key: value} if words[0] == "set" else {})
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(snaps))
+            return
         if len(words) < 2:
             fail("the required argument was not provided")
         verb, name = words[0], words[1]
