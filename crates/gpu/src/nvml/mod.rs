@@ -3,6 +3,7 @@
 
 pub mod codes;
 mod device;
+mod fabric;
 mod library;
 mod mig;
 
@@ -13,6 +14,7 @@ use std::sync::OnceLock;
 use nvml_wrapper_sys::bindings as sys;
 
 use crate::GpuError;
+pub use fabric::{Fabric, FabricState};
 use library::LoadedLibrary;
 pub use library::{Functions, SYMBOLS};
 pub use mig::{ComputeInstance, GpuInstance, MigAttributes, Placement};

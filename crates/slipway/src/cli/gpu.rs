@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 /// Options of `gpu`.
 #[derive(Debug, Args)]
 pub(crate) struct Gpu {
-    /// Simulate GPUs: t4, a4000, a100x8, h100x8, h200x8, b200x8, l40sx4, broken, or a file
+    /// Simulate GPUs: t4, a4000, a100x8, h100x8, h200x8, b200x8, gb200x4, l40sx4, broken, or a file
     #[arg(long, global = true, value_name = "NAME", env = slipway_core::env::GPU_FIXTURE)]
     pub(crate) fixture: Option<String>,
     #[command(subcommand)]
