@@ -33,7 +33,7 @@ from recorded import Recordings, module_version
 from suite import Skip, Suite
 
 SUITE = Suite("gpu")
-FIXTURES = ["t4", "a4000", "a100x8", "h100x8", "h200x8", "b200x8", "l40sx4"]
+FIXTURES = ["t4", "a4000", "a100x8", "h100x8", "h200x8", "b200x8", "gb200x4", "l40sx4"]
 DRIVER = "580.95.05"
 # Hooks that nvidia-ctk writes and slipway does not, each with its reason.
 LEFT_OUT_HOOKS = {

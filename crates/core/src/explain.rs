@@ -441,6 +441,11 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Check with `slipway gpu stack`; the libraries also come from PyPI: `pip install nvidia-cublas-cu12 nvidia-cuda-nvrtc-cu12`, then set LD_LIBRARY_PATH.",
     },
     Topic {
+        code: "gpu.fabric",
+        meaning: "The GPU is not registered with its NVLink fabric. On boards with NVSwitches (HGX, NVL72) CUDA then ends with error 802, cudaErrorSystemNotReady, \"system not yet initialized\".",
+        remedy: "Fabric manager must run in exactly the driver's version: `systemctl enable --now nvidia-fabricmanager`, then `slipway gpu stack`. HGX B200 and B300 also need nvlsm; in an NVL72 rack fabric manager runs on the switch trays. `slipway cluster apply --only gpu` installs what a machine needs.",
+    },
+    Topic {
         code: "gpu.invalid",
         meaning: "A GPU-related value, file or name is invalid; the message says which and why.",
         remedy: "See the example in the command's `--help`.",

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::mig::{Geometry, ProfileName};
-use crate::nvml::{Clock, Device, MigAttributes, Nvml, NvmlError, codes};
+use crate::nvml::{Clock, Device, Fabric, FabricState, MigAttributes, Nvml, NvmlError, codes};
 use crate::{GpuError, process, sheet};
 
 /// All GPUs of a machine.
@@ -59,6 +59,7 @@ pub struct Gpu {
     pub ecc: Option<Ecc>,
     pub pcie: Option<Pcie>,
     pub nvlinks: Vec<NvLink>,
+    pub fabric: Option<Fabric>,
     pub persistence: Option<bool>,
     pub compute_mode: Option<&'static str>,
     pub performance_state: Option<u32>,
@@ -181,6 +182,10 @@ pub enum FindingCode {
     UncorrectedErrors,
     /// Some NVLinks are down.
     NvLinksDown,
+    /// The GPU is not registered with its NVLink fabric, so CUDA does not start.
+    FabricNotReady,
+    /// The NVLink fabric of a registered GPU has a problem.
+    FabricUnhealthy,
     /// The MIG mode changes at the next reset.
     MigModePending,
     /// Persistence mode is off.
@@ -268,6 +273,13 @@ impl Inventory {
         })
     }
 
+    /// The NVLink clique across machines that all GPUs are in, as `UUID.NUMBER`; see [`Fabric::clique_id`].
+    pub fn clique_id(&self) -> Option<String> {
+        let mut ids = self.gpus.iter().map(|g| g.fabric.as_ref().and_then(Fabric::clique_id));
+        let first = ids.next()??;
+        ids.all(|id| id.as_ref() == Some(&first)).then_some(first)
+    }
+
     /// All findings, each with the index of its GPU.
     pub fn findings(&self) -> impl Iterator<Item = (u32, &Finding)> {
         self.gpus.iter().flat_map(|g| g.findings.iter().map(|f| (g.index, f)))
@@ -316,6 +328,7 @@ fn gpu(nvml: &Nvml, index: u32, device: &Device<'_>) -> Gpu {
         ecc: ecc(device, f),
         pcie: pcie(device, f),
         nvlinks: nvlinks(device, f),
+        fabric: value_or_finding(device.fabric(), f).flatten(),
         persistence: value_or_finding(device.persistence(), f).map(|p| p == 1),
         compute_mode: value_or_finding(device.compute_mode(), f).map(|m| match m {
             0 => "default",
@@ -437,6 +450,15 @@ fn processes(nvml: &Nvml, device: &Device<'_>, f: &mut Vec<Finding>) -> Vec<Proc
     list
 }
 
+/// How to register a GPU with its NVLink fabric.
+pub(crate) fn fabric_remedy(fabric: &Fabric) -> &'static str {
+    if fabric.cluster_uuid.is_some() {
+        "check fabric manager on the rack's NVLink switch trays (NMX), and the GPU's NVLinks"
+    } else {
+        "start fabric manager in the driver's exact version: systemctl enable --now nvidia-fabricmanager; `slipway explain gpu.fabric`"
+    }
+}
+
 /// Adds a finding for every reading that indicates a problem.
 fn diagnose(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
     use FindingCode as Code;
@@ -507,6 +529,20 @@ fn diagnose(gpu: &Gpu, throttle: u64, findings: &mut Vec<Finding>) {
         let what = format!("{down} of {} NVLinks are down", gpu.nvlinks.len());
         let remedy = "check the bridge, and nvidia-fabricmanager on NVSwitch systems";
         add(Code::NvLinksDown, Severity::Warning, what, remedy);
+    }
+    // MIG instances do not use NVLink.
+    if let Some(fabric) = gpu.fabric.as_ref().filter(|_| !gpu.mig.as_ref().is_some_and(|m| m.enabled)) {
+        if let Some(obstacle) = fabric.obstacle() {
+            let severity = if fabric.state == FabricState::InProgress { Severity::Warning } else { Severity::Error };
+            let what = format!("{obstacle}; CUDA programs end with error 802 (system not yet initialized)");
+            add(Code::FabricNotReady, severity, what, fabric_remedy(fabric));
+        }
+        if !fabric.problems.is_empty() {
+            let what = format!("the NVLink fabric reports: {}", fabric.problems.join(", "));
+            let remedy =
+                "see /var/log/fabricmanager.log, or the switch trays' log in a rack; drain the node and reset the GPU";
+            add(Code::FabricUnhealthy, Severity::Warning, what, remedy);
+        }
     }
     if gpu.mig.as_ref().is_some_and(|m| m.enabled != m.pending) {
         add(

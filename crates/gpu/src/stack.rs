@@ -6,7 +6,8 @@ use std::process::Command;
 use serde::Serialize;
 use slipway_core::gpu_driver::{self, Choice, Generation};
 
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, fabric_remedy};
+use crate::nvml::FabricState;
 use crate::pci;
 use crate::{GpuError, bench};
 
@@ -150,6 +151,7 @@ pub fn layers(root: &Path, inventory: &Result<Inventory, GpuError>) -> Vec<Layer
         }
         Err(e) => layer("NVML", false, e.to_string(), &install_driver(root)),
     });
+    layers.extend(fabric(root, &devices, inventory.as_ref().ok()));
     let cuda = bench::cuda::Libraries::find();
     let found = [("libcuda", cuda.driver), ("NVRTC", cuda.nvrtc), ("cuBLAS", cuda.cublas), ("cuBLASLt", cuda.cublaslt)];
     let names = |present: bool| found.iter().filter(|f| f.1 == present).map(|f| f.0).collect::<Vec<_>>().join(", ");
@@ -169,6 +171,47 @@ pub fn layers(root: &Path, inventory: &Result<Inventory, GpuError>) -> Vec<Layer
     });
     layers.extend(containers(root));
     layers
+}
+
+/// Whether a process with this name runs. The kernel cuts names to 15 characters.
+fn runs(root: &Path, name: &str) -> bool {
+    let processes = std::fs::read_dir(root.join("proc")).into_iter().flatten().flatten();
+    let comm = &name[..name.len().min(15)];
+    processes.into_iter().any(|p| std::fs::read_to_string(p.path().join("comm")).is_ok_and(|text| text.trim() == comm))
+}
+
+/// The NVLink fabric of a machine with NVSwitches, or in a rack with them; `None` for other machines.
+fn fabric(root: &Path, devices: &[pci::PciDevice], inventory: Option<&Inventory>) -> Option<Layer> {
+    let switches = devices.iter().filter(|d| d.vendor == pci::NVIDIA && !d.is_gpu()).count();
+    let gpus: Vec<_> = inventory.iter().flat_map(|i| &i.gpus).filter_map(|g| g.fabric.as_ref()).collect();
+    if switches == 0 && gpus.is_empty() {
+        return None;
+    }
+    let manager = runs(root, "nv-fabricmanager");
+    let unregistered = gpus.iter().find(|f| f.state != FabricState::Completed);
+    let registered = gpus.iter().filter(|f| f.state == FabricState::Completed).count();
+    let mut found = Vec::new();
+    if switches > 0 {
+        let plural = if switches == 1 { "" } else { "es" };
+        found.push(format!(
+            "{switches} NVSwitch{plural}, fabric manager {}",
+            if manager { "runs" } else { "does not run" }
+        ));
+    }
+    if !gpus.is_empty() {
+        found.push(format!("{registered} of {} GPUs registered", gpus.len()));
+    }
+    found.extend(unregistered.and_then(|f| f.obstacle()));
+    found.extend(inventory.and_then(Inventory::clique_id).map(|id| format!("clique {id}")));
+    // GPUs before Hopper do not report their registration.
+    let ok = unregistered.is_none() && (manager || !gpus.is_empty());
+    let remedy = match unregistered {
+        Some(fabric) => fabric_remedy(fabric),
+        None => {
+            "install nvidia-fabricmanager in the driver's exact version: systemctl enable --now nvidia-fabricmanager"
+        }
+    };
+    Some(layer("NVLink fabric", ok, found.join(", "), remedy))
 }
 
 fn containers(root: &Path) -> Vec<Layer> {
@@ -265,6 +308,27 @@ mod tests {
         let open = kind("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\n");
         assert_eq!((open.ok, open.found.as_str()), (Some(true), "open"));
         std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn switches_need_a_running_fabric_manager() {
+        let root = std::env::temp_dir().join(format!("slipway-switches-{}", std::process::id()));
+        let device = root.join("sys/bus/pci/devices/0000:c1:00.0");
+        let process = root.join("proc/77");
+        for folder in [&device, &process] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        for (file, text) in [("vendor", "0x10de"), ("device", "0x22a3"), ("class", "0x068000")] {
+            std::fs::write(device.join(file), text).unwrap();
+        }
+        let state = || layers(&root, &Err(GpuError::NoGpu)).into_iter().find(|l| l.name == "NVLink fabric").unwrap();
+        let stopped = state();
+        assert_eq!((stopped.ok, stopped.found.as_str()), (Some(false), "1 NVSwitch, fabric manager does not run"));
+        assert!(stopped.remedy.contains("exact version"));
+        std::fs::write(process.join("comm"), "nv-fabricmanage\n").unwrap();
+        assert_eq!(state().ok, Some(true));
+        std::fs::remove_dir_all(&root).unwrap();
+        assert!(layers(&root, &Err(GpuError::NoGpu)).iter().all(|l| l.name != "NVLink fabric"));
     }
 
     #[test]

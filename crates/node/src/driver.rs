@@ -420,6 +420,13 @@ fn reading(nvml: &Nvml, index: u32) -> Reading {
         lost: false,
         recovery: device.recovery().ok(),
         remap_failed: device.remapped_rows().is_ok_and(|(.., failed)| failed),
+        // MIG instances do not use NVLink.
+        fabric: device
+            .fabric()
+            .ok()
+            .flatten()
+            .filter(|_| !device.mig_mode().is_ok_and(|(enabled, _)| enabled))
+            .and_then(|fabric| fabric.obstacle()),
         energy: device.energy().ok().map(|mj| mj as f64 / 1000.0),
     }
 }

@@ -17,7 +17,7 @@ pub struct Fault {
     pub reason: String,
     /// The XID, if the fault was reported by one.
     pub xid: Option<u64>,
-    /// Short code for taints, such as `xid-79`, `lost`, `row-remap`, `reset-needed`.
+    /// Short code for taints, such as `xid-79`, `lost`, `row-remap`, `reset-needed`, `fabric`.
     pub code: String,
     since: Instant,
     /// The energy counter in joules at the time of the fault. A GPU reset sets the counter back to zero, which reveals the reset.
@@ -34,6 +34,8 @@ pub struct Reading {
     pub recovery: Option<Recovery>,
     /// Whether a memory row could not be remapped.
     pub remap_failed: bool,
+    /// Why the GPU is not registered with its NVLink fabric; `None` if it is, or needs not be.
+    pub fabric: Option<String>,
     /// Energy in joules since the driver was loaded or the GPU was reset.
     pub energy: Option<f64>,
 }
@@ -149,6 +151,7 @@ impl Faults {
             Reading { remap_failed: true, .. } => {
                 Some(("row-remap", "a memory row could not be remapped".into(), true))
             }
+            Reading { fabric: Some(obstacle), .. } => Some(("fabric", obstacle.clone(), false)),
             _ => None,
         };
         if let Some((code, reason, needs_reset)) = observed {
@@ -267,6 +270,16 @@ mod tests {
         let old = |energy| Reading { recovery: None, energy: Some(energy), ..Reading::default() };
         assert!(!faults.update(&policy(0), "GPU-1", &[], &old(95.0)));
         assert!(faults.update(&policy(0), "GPU-1", &[], &old(3.0)));
+    }
+
+    #[test]
+    fn gpu_is_unhealthy_until_it_is_registered_with_its_fabric() {
+        let mut faults = Faults::default();
+        let waiting = Reading { fabric: Some("registration with the NVLink fabric in progress".into()), ..healthy() };
+        assert!(faults.update(&policy(0), "GPU-1", &[], &waiting));
+        let fault = faults.fault("GPU-1", None).unwrap();
+        assert!(fault.code == "fabric" && fault.reason.contains("in progress"));
+        assert!(faults.update(&policy(0), "GPU-1", &[], &healthy()) && faults.fault("GPU-1", None).is_none());
     }
 
     #[test]

@@ -122,6 +122,8 @@ pub fn labels(machine: &Machine, config: &Config, machine_type: &str) -> BTreeMa
     // As upstream, the label reports whether the configured MPS is possible, not whether the hardware supports it.
     let mps_configured = config.sharing.as_ref().is_some_and(|s| s.strategy == SharingStrategy::Mps);
     out.put("mps.capable", (mps_configured && !gpus.iter().any(|g| mig_enabled(g))).to_string());
+    // The domain of memory that is shared across machines, as `CLUSTER_UUID.CLIQUE`.
+    out.put("gpu.clique", inventory.clique_id().unwrap_or_default());
     out.put("vgpu.present", "false");
     out.put("gpu.mode", mode(&gpus));
 
@@ -297,6 +299,7 @@ async fn publish<C: Cluster>(
 mod tests {
     use super::*;
     use crate::driver::tests::{gpu, machine};
+    use slipway_gpu::nvml::FabricState;
 
     fn selected(machine: &Machine, config: &str, keys: &[&str]) -> Vec<String> {
         let labels = labels(machine, &Config::parse(config).unwrap(), "Standard PC (Q35 + ICH9, 2009)");
@@ -322,6 +325,25 @@ mod tests {
         assert_eq!(selected(&machine, &config(false), &keys), ["NVIDIA-A100-SXM4-80GB-SHARED", "4", "time-slicing"]);
         assert_eq!(selected(&machine, &config(true), &keys), ["NVIDIA-A100-SXM4-80GB", "4", "time-slicing"]);
         assert_eq!(selected(&machine, "version: v1", &keys), ["NVIDIA-A100-SXM4-80GB", "1", "none"]);
+    }
+
+    #[test]
+    fn clique_label_names_the_nvlink_domain() {
+        let fabric = |state, cluster: Option<&str>| slipway_gpu::nvml::Fabric {
+            state,
+            error: None,
+            cluster_uuid: cluster.map(str::to_owned),
+            clique: 32766,
+            problems: Vec::new(),
+        };
+        let label = |fabrics: [_; 2]| {
+            let gpus = fabrics.into_iter().enumerate().map(|(n, f)| Gpu { fabric: Some(f), ..gpu(n as u32, None) });
+            selected(&machine(gpus.collect()), "version: v1", &["gpu.clique"]).remove(0)
+        };
+        let (uuid, done) = ("6a0b5c1d-2e3f-4051-8673-8495a6b7c8d9", FabricState::Completed);
+        assert_eq!(label([fabric(done, Some(uuid)), fabric(done, Some(uuid))]), format!("{uuid}.32766"));
+        assert_eq!(label([fabric(done, None), fabric(done, None)]), "", "a board has no domain beyond the machine");
+        assert_eq!(label([fabric(done, Some(uuid)), fabric(FabricState::InProgress, Some(uuid))]), "");
     }
 
     #[test]

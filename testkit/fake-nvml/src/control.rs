@@ -4,6 +4,7 @@
 //! xid GPU NUMBER [INSTANCE]   an XID of the GPU, or of one of its MIG GPU instances
 //! lost GPU                    the GPU falls off the bus
 //! action GPU NUMBER           NVML's recovery action: 0 none, 1 reset, 2 reboot, 3 drain peers, 4 drain and reset
+//! fabric GPU STATE            the registration with the NVLink fabric: not-started, in-progress, completed or failed
 //! utilization GPU PERCENT     utilization of the GPU
 //! unloaded                    the driver is not loaded
 //! ```
@@ -13,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
-use crate::fixture::Xid;
+use crate::fixture::{FabricState, Xid};
 
 const CONTROL_FILE_VARIABLE: &str = "SLIPWAY_FAKE_NVML_CONTROL";
 
@@ -25,6 +26,7 @@ pub(crate) struct Control {
     pub(crate) lost: BTreeSet<usize>,
     pub(crate) actions: BTreeMap<usize, u32>,
     pub(crate) utilization: BTreeMap<usize, u32>,
+    pub(crate) fabric: BTreeMap<usize, FabricState>,
     pub(crate) unloaded: bool,
 }
 
@@ -48,6 +50,11 @@ impl Control {
             match (words[0], number(2)) {
                 ("xid", Some(xid)) => {
                     self.events.push(Xid { after_ms: 0, gpu, xid: xid.into(), instance: number(3) });
+                }
+                ("fabric", _) => {
+                    if let Some(state) = words.get(2).and_then(|w| w.parse().ok()) {
+                        self.fabric.insert(gpu, state);
+                    }
                 }
                 ("lost", _) => {
                     self.lost.insert(gpu);

@@ -100,6 +100,8 @@ pub(crate) struct Gpu {
     /// Number of NVLinks that are down.
     #[serde(default)]
     pub(crate) nvlinks_down: u32,
+    /// The registration with an NVLink fabric; `None` for a GPU that needs none.
+    pub(crate) fabric: Option<Fabric>,
     /// The MIG family such as `a100-40gb`; `None` for a GPU without MIG.
     pub(crate) mig: Option<String>,
     #[serde(default = "default_true")]
@@ -113,6 +115,45 @@ pub(crate) struct Gpu {
     pub(crate) processes: Vec<Process>,
     /// Milliseconds after which the GPU falls off the bus.
     pub(crate) lost_after_ms: Option<u64>,
+}
+
+/// The registration of a GPU with an NVLink fabric.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Fabric {
+    pub(crate) state: FabricState,
+    /// The UUID of a domain across machines, as 32 hexadecimal digits.
+    #[serde(default)]
+    pub(crate) cluster: Option<String>,
+    #[serde(default)]
+    pub(crate) clique: u32,
+    /// `healthMask` of `nvmlGpuFabricInfo_v2_t`.
+    #[serde(default)]
+    pub(crate) health: u32,
+}
+
+/// How far the registration has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum FabricState {
+    NotStarted,
+    InProgress,
+    Completed,
+    Failed,
+}
+
+impl std::str::FromStr for FabricState {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "not-started" => Ok(Self::NotStarted),
+            "in-progress" => Ok(Self::InProgress),
+            "completed" => Ok(Self::Completed),
+            "failed" => Ok(Self::Failed),
+            _ => Err(()),
+        }
+    }
 }
 
 fn default_true() -> bool {

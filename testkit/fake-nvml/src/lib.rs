@@ -320,6 +320,34 @@ fn pci(gpu: &Gpu, bus_id: &str) -> sys::nvmlPciInfo_t {
     info
 }
 
+/// The registration of a GPU with its NVLink fabric; the control file overrides the fixture's state.
+fn fabric(state: &mut State, device: Device) -> Result<sys::nvmlGpuFabricInfoV_t, u32> {
+    use fixture::FabricState;
+    let gpu = physical_gpu(state, device)?;
+    let (spec, index) = (gpu.spec.fabric.clone(), gpu.index);
+    let spec = spec.ok_or(codes::NOT_SUPPORTED)?;
+    let (number, status) = match state.control.fabric.get(&index).copied().unwrap_or(spec.state) {
+        FabricState::NotStarted => (sys::NVML_GPU_FABRIC_STATE_NOT_STARTED, 0),
+        FabricState::InProgress => (sys::NVML_GPU_FABRIC_STATE_IN_PROGRESS, 0),
+        FabricState::Completed => (sys::NVML_GPU_FABRIC_STATE_COMPLETED, 0),
+        FabricState::Failed => (sys::NVML_GPU_FABRIC_STATE_COMPLETED, 999),
+    };
+    let mut cluster = [0; 16];
+    let digits = spec.cluster.unwrap_or_default();
+    for (at, byte) in cluster.iter_mut().enumerate() {
+        *byte = digits.get(2 * at..2 * at + 2).and_then(|d| u8::from_str_radix(d, 16).ok()).unwrap_or(0);
+    }
+    Ok(sys::nvmlGpuFabricInfoV_t {
+        version: 0,
+        clusterUuid: cluster,
+        status,
+        cliqueId: spec.clique,
+        state: u8::try_from(number).unwrap_or(0),
+        healthMask: spec.health,
+        healthSummary: 0,
+    })
+}
+
 fn pids(state: &mut State, device: Device) -> Result<Vec<sys::nvmlProcessInfo_t>, u32> {
     let index = gpu_index(device)?;
     let gpu = state.gpu(index)?;
@@ -392,9 +420,20 @@ exports! {
         let name = &physical_gpu(state, device)?.spec.name;
         put(to, if name.starts_with("Tesla") { 2 } else if name.contains("RTX") { 12 } else { 14 })
     }
-    nvmlDeviceGetGpuFabricInfo(device: Device, _to: *mut sys::nvmlGpuFabricInfo_t) state {
-        physical_gpu(state, device)?;
-        Err(codes::NOT_SUPPORTED)
+    nvmlDeviceGetGpuFabricInfo(device: Device, to: *mut sys::nvmlGpuFabricInfo_t) state {
+        let info = fabric(state, device)?;
+        let (clusterUuid, status, cliqueId, state) = (info.clusterUuid, info.status, info.cliqueId, info.state);
+        put(to, sys::nvmlGpuFabricInfo_t { clusterUuid, status, cliqueId, state })
+    }
+    nvmlDeviceGetGpuFabricInfoV(device: Device, to: *mut sys::nvmlGpuFabricInfoV_t) state {
+        if to.is_null() { return Err(INVALID); }
+        // SAFETY: not null; the version is the first field in all versions of the struct.
+        let version = unsafe { to.cast::<c_uint>().read() };
+        let info = sys::nvmlGpuFabricInfoV_t { version, ..fabric(state, device)? };
+        if version as usize == size_of::<sys::nvmlGpuFabricInfo_v3_t>() | 3 << 24 { return put(to, info); }
+        if version as usize != size_of::<sys::nvmlGpuFabricInfo_v2_t>() | 2 << 24 { return Err(VERSION); }
+        let (clusterUuid, status, cliqueId, state, healthMask) = (info.clusterUuid, info.status, info.cliqueId, info.state, info.healthMask);
+        put(to.cast(), sys::nvmlGpuFabricInfo_v2_t { version, clusterUuid, status, cliqueId, state, healthMask })
     }
     nvmlDeviceGetSerial(device: Device, to: *mut c_char, capacity: c_uint) state {
         let index = physical_gpu(state, device)?.index;

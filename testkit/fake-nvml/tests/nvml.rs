@@ -4,11 +4,12 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 
+use slipway_fake_nvml::FIXTURES;
 use slipway_gpu::GpuError;
 use slipway_gpu::inventory::{Inventory, Severity};
 use slipway_gpu::link::Link;
 use slipway_gpu::mig::{self, Config, Desired};
-use slipway_gpu::nvml::{Nvml, SYMBOLS, codes};
+use slipway_gpu::nvml::{FabricState, Nvml, SYMBOLS, codes};
 use slipway_gpu::topology::Topology;
 
 /// The fake simulates one machine per process, so tests run one at a time.
@@ -106,6 +107,55 @@ fn every_fixture_is_collected_completely() {
         let card = slipway_gpu::sheet::find(name).unwrap();
         assert_eq!(found.gpus[0].cores, Some(card.multiprocessors * card.cores_per_multiprocessor), "{fixture}");
     }
+}
+
+#[test]
+fn fabric_state_of_each_gpu_is_collected() {
+    let fabrics = |fixture: &str| {
+        let m = machine(fixture);
+        let found = Inventory::collect(&m.nvml).unwrap();
+        (found.gpus.iter().map(|g| g.fabric.clone()).collect::<Vec<_>>(), found.clique_id())
+    };
+    let (rack, clique) = fabrics("gb200x4");
+    let clique_of_rack = "6a0b5c1d-2e3f-4051-8673-8495a6b7c8d9.32766";
+    assert!(rack.iter().flatten().count() == 4 && clique.as_deref() == Some(clique_of_rack), "{rack:?} {clique:?}");
+    let (board, clique) = fabrics("h100x8");
+    assert!(board.iter().flatten().all(|f| f.state == FabricState::Completed && f.cluster_uuid.is_none()));
+    assert_eq!(clique, None, "the fabric of a board ends at the machine");
+    assert_eq!(fabrics("a100x8").0, vec![None; 8], "not reported before Hopper");
+}
+
+#[test]
+fn unregistered_gpus_have_a_finding_that_explains_error_802() {
+    let text = FIXTURES.iter().find(|(name, _)| *name == "h100x8").unwrap().1;
+    let states = ["not-started", "in-progress", "failed", "completed, health: 0x1"];
+    let overrides: String =
+        states.iter().enumerate().map(|(n, s)| format!("  {n}: {{fabric: {{state: {s}}}}}\n")).collect();
+    let start = text.find("overrides:").unwrap();
+    let end = text.find("numa:").unwrap();
+    let file = std::env::temp_dir().join(format!("slipway-fabric-{}.yaml", std::process::id()));
+    std::fs::write(&file, format!("{}overrides:\n{overrides}{}", &text[..start], &text[end..])).unwrap();
+    let m = machine(file.to_str().unwrap());
+    let found = Inventory::collect(&m.nvml).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let finding = |gpu: usize| {
+        found.gpus[gpu].findings.iter().map(|f| format!("{:?} {}", f.severity, f.what)).collect::<Vec<_>>()
+    };
+    assert!(
+        finding(0)[0]
+            .starts_with("Error registration with the NVLink fabric not started; CUDA programs end with error 802")
+    );
+    assert!(finding(1)[0].starts_with("Warning registration with the NVLink fabric in progress"));
+    assert!(finding(2)[0].contains("failed: unknown error (NVML 999)"));
+    assert_eq!(finding(3), ["Warning the NVLink fabric reports: degraded bandwidth"]);
+    assert!(finding(4).is_empty());
+    // Older drivers know older versions of the struct, or only the function without versions.
+    drop(m);
+    let m = machine("gb200x4");
+    inject("nvmlDeviceGetGpuFabricInfoV", codes::FUNCTION_NOT_FOUND);
+    let clique = Inventory::collect(&m.nvml).unwrap().clique_id();
+    inject("nvmlDeviceGetGpuFabricInfoV", 0);
+    assert!(clique.is_some_and(|id| id.ends_with(".32766")));
 }
 
 #[test]

@@ -76,9 +76,8 @@ impl Layout {
 impl fmt::Display for Layout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let named =
-            [("TP", self.tensor), ("PP", self.pipeline), ("CP", self.context), ("DP", self.data)].map(|(name, n)| {
-                if n > 1 { Some(format!("{name}{n}")) } else { None }
-            });
+            [("TP", self.tensor), ("PP", self.pipeline), ("CP", self.context), ("DP", self.data)]
+                .map(|(name, n)| if n > 1 { Some(format!("{name}{n}")) } else { None });
         let mut words: Vec<String> = named.into_iter().flatten().collect();
         if self.expert {
             words.push(format!("EP{}", self.tensor * self.data));

@@ -84,7 +84,13 @@ fn time(cost: Cost, communication: f64, formats: Formats, target: &Target) -> Op
 }
 
 /// Generated tokens per second of a layout; `None` if the target lacks a rate.
-fn generation(shape: &Transformer, formats: Formats, layout: Layout, request: &Request, target: &Target) -> Option<(f64, Time)> {
+fn generation(
+    shape: &Transformer,
+    formats: Formats,
+    layout: Layout,
+    request: &Request,
+    target: &Target,
+) -> Option<(f64, Time)> {
     // A pipeline works on as many parts of the batch as it has stages, or on one sequence at a time.
     let own = (request.batch as f64 / layout.data as f64).ceil();
     let part = (own / layout.pipeline as f64).max(1.0);
@@ -130,10 +136,7 @@ pub fn serving(
     let gpus = layout.gpus() as f64;
     let dollars_per_hour = request.price.map(|p| p * gpus);
     let formulas = vec![
-        format!(
-            "tokens per second: {} sequences / ({} stages x {})",
-            request.batch, layout.pipeline, generation.words
-        ),
+        format!("tokens per second: {} sequences / ({} stages x {})", request.batch, layout.pipeline, generation.words),
         format!("time to the first token of {} tokens: {} stages x {}", request.seq, layout.pipeline, first.words),
         format!(
             "sequences that fit: ({:.2} GiB x {} - {:.2} GiB) / {:.4} GiB per sequence x {} copies",

@@ -9,10 +9,10 @@ use std::path::Path;
 use libloading::Library;
 use nvml_wrapper_sys::bindings::{
     nvmlComputeInstance_t, nvmlComputeInstanceInfo_t, nvmlComputeInstanceProfileInfo_t, nvmlDevice_t,
-    nvmlDeviceAttributes_t, nvmlEventData_t, nvmlEventSet_t, nvmlFieldValue_t, nvmlGpuInstance_t,
-    nvmlGpuInstanceInfo_t, nvmlGpuInstancePlacement_t, nvmlGpuInstanceProfileInfo_t, nvmlGpuInstanceProfileInfo_v2_t,
-    nvmlMemory_t, nvmlMemory_v2_t, nvmlPciInfo_t, nvmlProcessInfo_t, nvmlProcessUtilizationSample_t, nvmlReturn_t,
-    nvmlUtilization_t,
+    nvmlDeviceAttributes_t, nvmlEventData_t, nvmlEventSet_t, nvmlFieldValue_t, nvmlGpuFabricInfo_t,
+    nvmlGpuFabricInfoV_t, nvmlGpuInstance_t, nvmlGpuInstanceInfo_t, nvmlGpuInstancePlacement_t,
+    nvmlGpuInstanceProfileInfo_t, nvmlGpuInstanceProfileInfo_v2_t, nvmlMemory_t, nvmlMemory_v2_t, nvmlPciInfo_t,
+    nvmlProcessInfo_t, nvmlProcessUtilizationSample_t, nvmlReturn_t, nvmlUtilization_t,
 };
 
 /// Passes the name and the argument types of every NVML function that slipway calls to a macro. Code that is generated from this
@@ -62,6 +62,8 @@ macro_rules! nvml_functions {
             nvmlDeviceGetNvLinkState(nvmlDevice_t, c_uint, *mut c_uint);
             nvmlDeviceGetNvLinkVersion(nvmlDevice_t, c_uint, *mut c_uint);
             nvmlDeviceGetNvLinkRemotePciInfo_v2(nvmlDevice_t, c_uint, *mut nvmlPciInfo_t);
+            nvmlDeviceGetGpuFabricInfo(nvmlDevice_t, *mut nvmlGpuFabricInfo_t);
+            nvmlDeviceGetGpuFabricInfoV(nvmlDevice_t, *mut nvmlGpuFabricInfoV_t);
             nvmlDeviceGetPersistenceMode(nvmlDevice_t, *mut c_uint);
             nvmlDeviceGetComputeMode(nvmlDevice_t, *mut c_uint);
             nvmlDeviceSetComputeMode(nvmlDevice_t, c_uint);

@@ -3,6 +3,7 @@
 
 pub mod codes;
 mod device;
+mod fabric;
 mod library;
 mod mig;
 pub mod xid;
@@ -14,6 +15,7 @@ use std::sync::OnceLock;
 use nvml_wrapper_sys::bindings as sys;
 
 use crate::GpuError;
+pub use fabric::{Fabric, FabricState};
 use library::LoadedLibrary;
 pub use library::{Functions, SYMBOLS};
 pub use mig::{ComputeInstance, Engines, GpuInstance, MigAttributes, Placement};

@@ -279,10 +279,12 @@ pub(super) fn number_of(object: &Map<String, Value>, key: &str) -> Result<Option
     };
     match object.get(key) {
         None | Some(Value::Null) => Ok(None),
-        Some(v) => match v.as_u64().or_else(|| v.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0).map(|f| f as u64)) {
-            Some(n) if n <= MAX_SIZE => Ok(Some(n)),
-            _ => Err(invalid(v)),
-        },
+        Some(v) => {
+            match v.as_u64().or_else(|| v.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0).map(|f| f as u64)) {
+                Some(n) if n <= MAX_SIZE => Ok(Some(n)),
+                _ => Err(invalid(v)),
+            }
+        }
     }
 }
 

@@ -167,7 +167,8 @@ impl Transformer {
     pub fn active_parameters(&self) -> f64 {
         let census = self.census();
         let head = if self.tied { census.embedding } else { census.head };
-        let active_experts: f64 = self.layers.iter().map(|l| real(l.count) * l.census_of(self.hidden).experts * l.active_share()).sum();
+        let active_experts: f64 =
+            self.layers.iter().map(|l| real(l.count) * l.census_of(self.hidden).experts * l.active_share()).sum();
         head + census.linear + census.key_value + census.replicated + census.router + active_experts
     }
 

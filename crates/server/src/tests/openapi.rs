@@ -510,6 +510,13 @@ async fn gpu_inventory_matches_the_document() {
         }),
         pcie: Some(Pcie { generation: 5, generation_max: 5, width: 16, width_max: 16, replays: None }),
         nvlinks: vec![NvLink { link: 0, active: true, version: Some(4), remote: None }],
+        fabric: Some(slipway_gpu::nvml::Fabric {
+            state: slipway_gpu::nvml::FabricState::Completed,
+            error: Some("x".into()),
+            cluster_uuid: Some("x".into()),
+            clique: 1,
+            problems: vec!["degraded bandwidth"],
+        }),
         compute_mode: Some("default"),
         mig: Some(Mig {
             enabled: true,

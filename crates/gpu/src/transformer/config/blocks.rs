@@ -113,14 +113,13 @@ pub(super) fn feed_forward(r: &Reader<'_>, kind: &Kind, hidden: u64) -> Result<F
         Some(n) => n,
         None => nested("moe_num_experts")?.unwrap_or(0),
     };
-    let active =
-        match r.number(&["num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k"])? {
+    let active = match r.number(&["num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k"])? {
+        Some(n) => n,
+        None => match nested("moe_top_k")? {
             Some(n) => n,
-            None => match nested("moe_top_k")? {
-                Some(n) => n,
-                None => r.need(&["num_experts_per_tok"])?,
-            },
-        };
+            None => r.need(&["num_experts_per_tok"])?,
+        },
+    };
     if active == 0 || active > experts {
         return Err(GpuError::Invalid(format!("num_experts_per_tok is {active}: expected 1 to {experts}")));
     }

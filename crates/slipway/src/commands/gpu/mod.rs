@@ -78,7 +78,7 @@ fn ls(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
     print(context.global.output.format, &inventory, |inventory| {
         let mut head = vec!["GPU", "NAME", "MEMORY", "BUSY", "POWER", "TEMP", "MIG", "FINDINGS"];
         if wide {
-            head.extend(["ARCHITECTURE", "CC", "CLOCK", "PCIE", "NVLINKS", "BUS", "UUID"]);
+            head.extend(["ARCHITECTURE", "CC", "CLOCK", "PCIE", "NVLINKS", "FABRIC", "BUS", "UUID"]);
         }
         let mut table = Table::new(&head);
         for g in &inventory.gpus {
@@ -102,6 +102,7 @@ fn ls(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
                     g.clock_sm_mhz.map_or("-".into(), |c| format!("{c}/{} MHz", g.clock_sm_max_mhz.unwrap_or(0))),
                     g.pcie.as_ref().map_or("-".into(), |p| format!("gen{} x{}", p.generation_max, p.width)),
                     if g.nvlinks.is_empty() { "-".into() } else { format!("{links}/{}", g.nvlinks.len()) },
+                    g.fabric.as_ref().map_or("-".into(), |f| f.state.to_string()),
                     g.bus_id.clone(),
                     g.uuid.clone(),
                 ]);
@@ -222,6 +223,11 @@ fn details(g: &Gpu, add: &mut dyn FnMut(&str, Option<String>)) {
     );
     let active = g.nvlinks.iter().filter(|l| l.active).count();
     add("NVLinks", (!g.nvlinks.is_empty()).then(|| format!("{active} of {} up", g.nvlinks.len())));
+    let fabric = |f: &slipway_gpu::nvml::Fabric| match f.clique_id() {
+        Some(clique) => format!("{}, clique {clique}", f.state),
+        None => f.state.to_string(),
+    };
+    add("NVLink fabric", g.fabric.as_ref().map(fabric));
     add("persistence", g.persistence.map(|p| if p { "on" } else { "off" }.into()));
     add("compute mode", g.compute_mode.map(str::to_owned));
     add("MIG", g.mig.as_ref().map(|m| if m.enabled { "on" } else { "off" }.into()));
