@@ -150,13 +150,15 @@ struct ConfigMap {
 }
 
 impl Config {
-    /// Parses the YAML text of a file, or of a ConfigMap with the file as its only entry.
+    /// Parses the YAML text of a file, or of a ConfigMap with the file as its only entry; other objects of a manifest are passed over.
     ///
     /// # Errors
     /// [`GpuError::Invalid`] with the position that is invalid.
     pub fn parse(text: &str) -> Result<Self, GpuError> {
-        let map: Option<ConfigMap> = serde_saphyr::from_str(text).ok().filter(|m: &ConfigMap| m.kind == "ConfigMap");
-        let Some(map) = map else { return Self::parse_file(text, "the mig-parted configuration") };
+        let objects: Vec<ConfigMap> = serde_saphyr::from_multiple(text).unwrap_or_default();
+        let Some(map) = objects.into_iter().find(|o| o.kind == "ConfigMap") else {
+            return Self::parse_file(text, "the mig-parted configuration");
+        };
         let mut files: Vec<(&String, &String)> =
             map.data.iter().filter(|(name, _)| name.ends_with(".yaml") || name.ends_with(".yml")).collect();
         if files.is_empty() {
@@ -249,6 +251,8 @@ mig-configs:
         };
         assert_eq!(Config::parse(&map("")).unwrap(), Config::parse(FILE).unwrap());
         assert_eq!(Config::parse(&map("  README: text\n")).unwrap(), Config::parse(FILE).unwrap());
+        let manifest = format!("---\nkind: ServiceAccount\nmetadata: {{name: s}}\n---\n{}", map(""));
+        assert_eq!(Config::parse(&manifest).unwrap(), Config::parse(FILE).unwrap());
         let error = |text: &str| Config::parse(text).unwrap_err().to_string();
         assert!(error(&map("  a.yaml: text\n")).contains("data.a.yaml, config.yaml"));
         assert!(error("kind: ConfigMap\n").contains("has no data"));

@@ -159,6 +159,11 @@ impl Geometry {
         self.profiles.iter().find(|p| p.name == name || Some(p.id) == id)
     }
 
+    /// Decoders, encoders, JPEG engines and optical flow accelerators of the card.
+    pub fn media(&self) -> [u32; 4] {
+        self.media
+    }
+
     /// Names of all profiles, separated by commas, for messages.
     pub fn names(&self) -> String {
         self.profiles.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ")

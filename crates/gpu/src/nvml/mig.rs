@@ -40,8 +40,8 @@ pub struct Engines {
 }
 
 impl Engines {
-    /// The media engines, which instances do not share.
-    pub(crate) fn media(self) -> [u32; 4] {
+    /// The media engines, which instances do not share: decoders, encoders, JPEG engines and optical flow accelerators.
+    pub fn media(self) -> [u32; 4] {
         [self.decoders, self.encoders, self.jpeg, self.ofa]
     }
 }

@@ -49,9 +49,10 @@ pub(crate) enum Device {
     Partition { gpu: u32, profile: String, start: u32 },
 }
 
-/// A profile as part of a device name, which cannot contain dots and plus signs: `1g.10gb+me` becomes `1g10gb-me`.
+/// A profile as part of a device name, which cannot contain dots and plus signs: `1g.10gb+me` becomes `1g10gb-me`, and `1g.24gb-me`
+/// becomes `1g24gb-no-me`.
 fn name_part(profile: &str) -> String {
-    profile.replace('.', "").replace('+', "-")
+    profile.replace('.', "").replace('-', "-no-").replace('+', "-")
 }
 
 pub(crate) fn gpu_name(index: u32) -> String {

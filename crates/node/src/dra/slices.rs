@@ -88,7 +88,7 @@ fn partitions(machine: &Machine, gpu: &Gpu, layout: &Layout) -> (Value, Vec<Valu
     let geometry = &layout.geometry;
     let mut counters: Map<String, Value> = (0..geometry.memory).map(|s| (counter(s), json!({"value": "1"}))).collect();
     counters.insert("compute-slices".into(), json!({"value": geometry.compute.to_string()}));
-    counters.insert("media-engines".into(), json!({"value": "1"}));
+    counters.extend(engine_counters(geometry.media()));
     let existing = gpu.mig.iter().flat_map(|m| &m.devices);
     let existing: Vec<_> = existing.collect();
     let mut devices = Vec::new();
@@ -107,6 +107,13 @@ fn partitions(machine: &Machine, gpu: &Gpu, layout: &Layout) -> (Value, Vec<Valu
     (json!({"name": set, "counters": counters}), devices)
 }
 
+/// Counters of media engines, without those of which there is none.
+fn engine_counters(engines: [u32; 4]) -> impl Iterator<Item = (String, Value)> {
+    let names = ["decoders", "encoders", "jpeg-engines", "ofa-engines"];
+    let counters = names.into_iter().zip(engines).filter(|(_, count)| *count > 0);
+    counters.map(|(name, count)| (name.to_owned(), json!({"value": count.to_string()})))
+}
+
 fn partition(machine: &Machine, gpu: &Gpu, profile: &Profile, start: u32, set: &str, uuid: Option<&str>) -> Value {
     let mut a = attributes(machine, gpu, "mig");
     a.insert("profile".into(), text(&profile.name));
@@ -119,9 +126,7 @@ fn partition(machine: &Machine, gpu: &Gpu, profile: &Profile, start: u32, set: &
     let mut used: Map<String, Value> =
         (start..start + profile.size).map(|s| (counter(s), json!({"value": "1"}))).collect();
     used.insert("compute-slices".into(), json!({"value": profile.compute.to_string()}));
-    if profile.media() {
-        used.insert("media-engines".into(), json!({"value": "1"}));
-    }
+    used.extend(engine_counters(profile.engines.media()));
     let mut device = json!({
         "name": partition_name(gpu.index, &profile.name, start),
         "attributes": a,
@@ -263,6 +268,23 @@ mod tests {
     fn versions_are_converted_to_semantic_versions() {
         assert_eq!(version("580.95.05"), json!({"version": "580.95.5"}));
         assert_eq!(version("9.0"), json!({"version": "9.0.0"}));
+    }
+
+    #[test]
+    fn partitions_have_distinct_names_and_count_media_engines() {
+        let geometry = slipway_gpu::mig::Geometry::family("rtx-pro-6000").unwrap();
+        let names: std::collections::BTreeSet<String> =
+            geometry.profiles.iter().map(|p| partition_name(0, &p.name, 0)).collect();
+        assert_eq!(names.len(), geometry.profiles.len(), "{names:?}");
+        let used = |name: &str| {
+            let counters = engine_counters(geometry.profile(name).unwrap().engines.media());
+            counters
+                .map(|(name, value)| format!("{name}={}", value["value"].as_str().unwrap()))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(used("1g.24gb-me"), "");
+        assert_eq!(used("1g.24gb+me.all"), "decoders=4 encoders=4 jpeg-engines=4 ofa-engines=1");
     }
 
     #[test]
