@@ -27,6 +27,8 @@ const SENSORS: [u32; 2] = [1, 0];
 const NOW: u32 = 0;
 const CRITICAL: u32 = 5;
 const EMERGENCY: u32 = 7;
+/// Stream processors of a compute unit in all of AMD's architectures: an MI300X has 304 units and 19,456 stream processors (data sheet).
+const CORES_PER_UNIT: u32 = 64;
 /// `AMDSMI_STATUS_NOT_SUPPORTED`.
 pub const NOT_SUPPORTED: u32 = 2;
 /// `AMDSMI_STATUS_NOT_YET_IMPLEMENTED`.
@@ -224,7 +226,7 @@ impl Amd {
                 .map(bus_id)
                 .unwrap_or_default(),
             architecture: asic.architecture.unwrap_or_else(|| "unknown".into()),
-            cores: asic.compute_units,
+            cores: asic.compute_units.and_then(|units| units.checked_mul(CORES_PER_UNIT)),
             memory_total: value(number(&|to| call!(f, amdsmi_get_gpu_memory_total, handle, MEMORY, to)), keep),
             memory_used: value(number(&|to| call!(f, amdsmi_get_gpu_memory_usage, handle, MEMORY, to)), keep),
             utilization_percent: percent(0),
