@@ -288,7 +288,7 @@ mod tests {
         assert_eq!((inventory.driver.as_str(), inventory.gpus.len()), ("6.12.12", 8));
         let gpu = &inventory.gpus[2];
         assert_eq!((gpu.index, gpu.name.as_str(), gpu.architecture.as_str()), (2, "AMD Instinct MI300X", "gfx942"));
-        assert_eq!((gpu.bus_id.as_str(), gpu.cores), ("00000000:45:00.0", Some(304)));
+        assert_eq!((gpu.bus_id.as_str(), gpu.cores), ("00000000:45:00.0", Some(19_456)));
         assert_eq!((gpu.memory_total, gpu.memory_used), (Some(192 << 30), Some(88 << 30)));
         assert_eq!((gpu.utilization_percent, gpu.memory_utilization_percent), (Some(97), Some(48)));
         assert_eq!((gpu.power_watts, gpu.power_limit_watts), (Some(702.0), Some(750.0)));
