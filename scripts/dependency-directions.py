@@ -13,7 +13,7 @@ LAYERS = [
     {"slipway-core", "slipway-mutations"},
     {"slipway-store", "slipway-exec", "slipway-access"},
     {"slipway-track", "slipway-serve", "slipway-gpu", "slipway-cluster"},
-    {"slipway-server", "slipway-node", "slipway-operator", "slipway-fake-nvml"},
+    {"slipway-server", "slipway-node", "slipway-operator", "slipway-fake-nvml", "slipway-fake-amd-smi"},
     {"slipway"},
 ]
 # Support for tests may use everything.

@@ -426,6 +426,16 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "`slipway gpu stack` shows what is missing. To try slipway without a GPU: `slipway gpu ls --fixture h100x8`.",
     },
     Topic {
+        code: "gpu.no_amd_smi",
+        meaning: "AMD's management library (libamd_smi.so) cannot be loaded.",
+        remedy: "Install ROCm's package amd-smi-lib, or simulate GPUs with `--fixture mi300xx8`.",
+    },
+    Topic {
+        code: "gpu.amd_smi",
+        meaning: "An AMD SMI call failed; the message names it.",
+        remedy: "Load the driver (`modprobe amdgpu`) and add the user to the groups video and render; the kernel log has details: `dmesg | grep -i amdgpu`.",
+    },
+    Topic {
         code: "gpu.nvml",
         meaning: "An NVML call failed; the message names it.",
         remedy: "`slipway gpu stack` checks the driver and its permissions; the kernel log has details: `dmesg | grep -i nvrm`.",

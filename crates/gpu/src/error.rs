@@ -6,12 +6,16 @@ use slipway_core::Explain;
 
 use crate::nvml::NvmlError;
 
-/// An error from NVML, CUDA, a benchmark, a MIG change or a file.
+/// An error from NVML, AMD SMI, CUDA, a benchmark, a MIG change or a file.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the error messages describe the variants
 pub enum GpuError {
     #[error("NVML cannot be loaded from {path}: {reason}")]
     NoNvml { path: PathBuf, reason: String },
+    #[error("AMD SMI cannot be loaded from {path}: {reason}")]
+    NoAmdSmi { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Amd(#[from] crate::amd::AmdError),
     #[error(transparent)]
     Nvml(#[from] NvmlError),
     #[error("there is no NVIDIA GPU in this machine")]
@@ -44,6 +48,8 @@ impl Explain for GpuError {
     fn code(&self) -> &'static str {
         match self {
             Self::NoNvml { .. } => "gpu.no_nvml",
+            Self::NoAmdSmi { .. } => "gpu.no_amd_smi",
+            Self::Amd(_) => "gpu.amd_smi",
             Self::Nvml(_) => "gpu.nvml",
             Self::NoGpu => "gpu.none",
             Self::Cuda(_) => "gpu.cuda",

@@ -15,11 +15,11 @@ use crate::{GpuError, process, sheet};
 pub struct Inventory {
     /// Whether the data comes from a simulated fixture instead of a driver.
     pub simulated: bool,
-    /// Driver version, such as `580.95.05`.
+    /// Version of the driver, such as `580.95.05` (NVIDIA) or `6.12.12` (amdgpu).
     pub driver: String,
-    /// NVML version, such as `13.580.95.05`.
+    /// NVML version, such as `13.580.95.05`; empty for GPUs of AMD.
     pub nvml: String,
-    /// The newest CUDA version that the driver supports, such as `13.0`.
+    /// The newest CUDA version that the driver supports, such as `13.0`; empty for GPUs of AMD.
     pub cuda: String,
     /// The GPUs, ordered by index.
     pub gpus: Vec<Gpu>,

@@ -3,6 +3,8 @@
 //! | module | contents |
 //! |---|---|
 //! | [`nvml`] | NVIDIA's management library (NVML), loaded at run time |
+//! | [`amd`] | AMD's management library (AMD SMI), loaded at run time |
+//! | [`vendor`] | what the libraries of all vendors report |
 //! | [`inventory`], [`process`], [`topology`], [`link`], [`pci`], [`stack`] | the hardware and software of a machine, and problems with them |
 //! | [`sheet`] | data sheets: theoretical peaks of cards, with their formulas |
 //! | [`work`], [`roofline`], [`fit`] | cost of a workload, the speed a machine allows for it, and the cards it fits on |
@@ -14,6 +16,7 @@
 //! | [`mig`] | MIG: geometry, placement, plans and their application |
 //! | [`share`] | MIG, MPS and time slicing compared for a set of jobs |
 
+pub mod amd;
 pub mod bench;
 pub mod container;
 pub mod draw;
@@ -35,6 +38,7 @@ pub mod stack;
 pub mod topology;
 pub mod transformer;
 pub mod usage;
+pub mod vendor;
 pub mod work;
 
 pub use error::GpuError;

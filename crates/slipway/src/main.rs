@@ -97,6 +97,7 @@ fn main() -> ExitCode {
     let _ = miette::set_hook(Box::new(|_| Box::new(miette::MietteHandlerOpts::new().wrap_lines(false).build())));
     let (config, problem) = commands::read_config(&args);
     init_logging(&args, &config);
+    slipway_gpu::amd::set_simulator(slipway_fake_amd_smi::simulator());
     slipway_gpu::nvml::set_simulator(slipway_fake_nvml::simulator());
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if matches!(args.command, cli::Command::Node(_)) {

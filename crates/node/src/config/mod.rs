@@ -188,6 +188,9 @@ pub struct Source {
     pub mig: Option<MigStrategy>,
 }
 
+/// Maximum size of a configuration file in bytes, that of a Kubernetes ConfigMap.
+const MAX_BYTES: u64 = 1 << 20;
+
 impl Source {
     /// Reads the configuration for a node with these labels. Without a label the only file of the folder is used, or the one named
     /// `default`.
@@ -199,6 +202,10 @@ impl Source {
             None => Config::default(),
             Some(path) => {
                 let failed = |reason: String| NodeError::Config { file: path.display().to_string(), reason };
+                let size = std::fs::metadata(&path).map_err(|e| failed(e.to_string()))?.len();
+                if size > MAX_BYTES {
+                    return Err(failed(format!("the file has {size} bytes, but at most {MAX_BYTES} are read")));
+                }
                 let text = std::fs::read_to_string(&path).map_err(|e| failed(e.to_string()))?;
                 Config::parse(&text).map_err(failed)?
             }

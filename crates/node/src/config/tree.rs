@@ -169,7 +169,7 @@ impl Setting {
             let name: String = key.value.chars().take(80).collect();
             let path = if self.path.is_empty() { name } else { format!("{}.{name}", self.path) };
             let setting = Self { path, line: key.referenced.line(), value: value.value.clone() };
-            match known.iter().position(|name| is_same(&name)) {
+            match known.iter().position(is_same) {
                 Some(index) if out[index].is_some() => return Err(setting.message("is set twice")),
                 Some(index) => out[index] = Some(setting),
                 None => {

@@ -12,7 +12,7 @@ use slipway_gpu::nvml::Nvml;
 use slipway_gpu::nvml::xid::{Effect, XIDS, Xid};
 use slipway_gpu::sheet::{self, Precision};
 use slipway_gpu::topology::Topology;
-use slipway_gpu::{GpuError, draw, pci, stack};
+use slipway_gpu::{GpuError, draw, pci, stack, vendor};
 
 use super::Context;
 use crate::Failure;
@@ -22,6 +22,11 @@ use crate::output::{Table, print, print_note, print_text, stdout_is_open};
 
 /// Opens NVML of this machine or of a fixture. Simulated GPUs are announced on stderr.
 fn nvml(fixture: Option<&str>) -> Result<Nvml, GpuError> {
+    if let Some(name) = fixture.filter(|name| vendor::is_amd(name)) {
+        return Err(GpuError::Invalid(format!(
+            "{name} simulates GPUs of AMD, which only `gpu ls` and `gpu show` support"
+        )));
+    }
     let nvml = Nvml::find(fixture)?;
     if nvml.is_simulated() {
         print_note(format_args!("SIMULATED: {}", fixture.unwrap_or("fake NVML")));
@@ -67,13 +72,21 @@ fn memory(gpu: &Gpu) -> String {
     }
 }
 
+/// Reads the GPUs of this machine, of whichever vendor, or of a fixture.
+fn inventory(fixture: Option<&str>) -> Result<Inventory, GpuError> {
+    let library = vendor::find(fixture)?;
+    if library.is_simulated() {
+        print_note(format_args!("SIMULATED: {}", fixture.unwrap_or("fake library")));
+    }
+    library.inventory()
+}
+
 fn ls(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
-    let nvml = match nvml(fixture) {
-        Ok(nvml) => nvml,
+    let inventory = match inventory(fixture) {
+        Ok(inventory) => inventory,
         Err(GpuError::NoNvml { .. }) if fixture.is_none() => return without_gpu(context),
         Err(e) => return Err(e.into()),
     };
-    let inventory = Inventory::collect(&nvml)?;
     let wide = context.global.output.format == Format::Wide;
     print(context.global.output.format, &inventory, |inventory| {
         let mut head = vec!["GPU", "NAME", "MEMORY", "BUSY", "POWER", "TEMP", "MIG", "FINDINGS"];
@@ -127,7 +140,7 @@ fn findings(gpu: &Gpu) -> String {
 fn without_gpu(context: &Context) -> Result<(), Failure> {
     use slipway_gpu::bench::cpu;
     print_note(
-        "this machine has no usable NVIDIA GPU (`slipway gpu stack` shows why; `--fixture h100x8` simulates GPUs)",
+        "this machine has no usable GPU of NVIDIA or AMD (`slipway gpu stack` shows why; `--fixture h100x8` simulates GPUs)",
     );
     let devices = pci::scan(Path::new("/sys"));
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -161,8 +174,7 @@ fn without_gpu(context: &Context) -> Result<(), Failure> {
 }
 
 fn show(context: &Context, fixture: Option<&str>, index: Option<u32>) -> Result<(), Failure> {
-    let nvml = nvml(fixture)?;
-    let mut inventory = Inventory::collect(&nvml)?;
+    let mut inventory = inventory(fixture)?;
     if let Some(index) = index {
         let count = inventory.gpus.len();
         inventory.gpus.retain(|g| g.index == index);
@@ -194,7 +206,10 @@ fn details(g: &Gpu, add: &mut dyn FnMut(&str, Option<String>)) {
     add("bus", Some(g.bus_id.clone()).filter(|u| !u.is_empty()));
     add(
         "architecture",
-        Some(format!("{}, compute capability {}", g.architecture, or_dash(g.compute_capability.clone()))),
+        Some(g.compute_capability.as_ref().map_or_else(
+            || g.architecture.clone(),
+            |capability| format!("{}, compute capability {capability}", g.architecture),
+        )),
     );
     add("cores", g.cores.map(|c| c.to_string()));
     add("memory", Some(memory(g)).filter(|m| m != "-"));
