@@ -66,14 +66,15 @@ fn k3s_unit(unit: &str, server: bool) -> String {
 /// Shell commands that stop a service with its containers, and remove what it has written.
 fn uninstall(rancher: Rancher, unit: &str) -> String {
     let name = rancher.name;
-    // A stopped service leaves its containers running, and their mounts.
+    // A stopped service leaves its containers running, and their mounts. `--one-file-system` keeps the files of a volume that could not be
+    // unmounted.
     format!(
         "systemctl disable --now --quiet {unit} 2>/dev/null; \
          for p in $(pgrep -f '/var/lib/rancher/{name}/data/[^/]*/bin/containerd-shim'); do pkill -9 -P $p; kill -9 $p; done; \
          grep -oE ' (/run/k3s|/var/lib/kubelet|/var/lib/rancher/{name})[^ ]*' /proc/self/mounts | sort -r | xargs -r umount -f; \
          for l in cni0 flannel.1 flannel-v6.1 vxlan.calico; do ip link delete $l 2>/dev/null; done; \
-         rm -rf /var/lib/rancher/{name} /run/k3s /var/lib/kubelet /var/lib/cni /etc/cni /etc/rancher/node; \
-         rm -f {} /etc/rancher/{name}/{name}.yaml /usr/local/bin/{name}",
+         rm -rf --one-file-system /var/lib/rancher/{name} /run/k3s /var/lib/kubelet /var/lib/cni /etc/cni /etc/rancher/node; \
+         rm -f {} /etc/rancher/{name}/{name}.yaml /usr/local/bin/{name} /usr/local/bin/{name}-*.sh /usr/local/lib/systemd/system/{name}-*",
         rancher.join_file()
     )
 }
