@@ -118,7 +118,10 @@ impl Roofline {
     pub fn place(&self, work: &Work) -> Result<Place, GpuError> {
         let precision = work.weights.map_or(work.precision, |format| format.arithmetic(|p| self.has(p)));
         let missing = |what: &str| {
-            GpuError::Invalid(format!("'{}' cannot be placed: the roofline of {} has no {what}", work.name, self.machine))
+            GpuError::Invalid(format!(
+                "'{}' cannot be placed: the roofline of {} has no {what}",
+                work.name, self.machine
+            ))
         };
         let tera = self.ceiling(precision).ok_or_else(|| missing(&format!("rate for {precision}")))?.tera;
         let bandwidth = self.main_memory().ok_or_else(|| missing("memory bandwidth"))?.gigabytes / 1000.0;

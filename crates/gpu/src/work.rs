@@ -151,14 +151,7 @@ impl Work {
         if let Some(why) = split.obstacle(&shape, format) {
             return Err(invalid(why));
         }
-        let step = Step {
-            batch: batch as f64,
-            tokens: number(tokens, 2048)?,
-            replicas: 1.0,
-            format,
-            cache,
-            split,
-        };
+        let step = Step { batch: batch as f64, tokens: number(tokens, 2048)?, replicas: 1.0, format, cache, split };
         let cost = if decode { step.decode(&shape) } else { step.prefill(&shape) };
         let experts = if shape.has_experts() {
             format!(" {:.0} % of the experts are read.", cost.touched * 100.0)

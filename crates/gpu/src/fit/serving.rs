@@ -1,5 +1,6 @@
 //! The speed of serving by the roofline, and how many sequences the memory has capacity for.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::layout::Layout;
@@ -10,7 +11,8 @@ use crate::transformer::cost::{Cost, Step};
 use crate::transformer::{FeedForward, Transformer};
 
 /// What a layout serves at best.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "ServingEstimate")]
 pub struct Serving {
     /// Generated tokens per second of all sequences, an upper bound.
     pub tokens_per_second: f64,
@@ -84,7 +86,13 @@ fn time(cost: Cost, communication: f64, formats: Formats, target: &Target) -> Op
 }
 
 /// Generated tokens per second of a layout; `None` if the target lacks a rate.
-fn generation(shape: &Transformer, formats: Formats, layout: Layout, request: &Request, target: &Target) -> Option<(f64, Time)> {
+fn generation(
+    shape: &Transformer,
+    formats: Formats,
+    layout: Layout,
+    request: &Request,
+    target: &Target,
+) -> Option<(f64, Time)> {
     // A pipeline works on as many parts of the batch as it has stages, or on one sequence at a time.
     let own = (request.batch as f64 / layout.data as f64).ceil();
     let part = (own / layout.pipeline as f64).max(1.0);
@@ -130,10 +138,7 @@ pub fn serving(
     let gpus = layout.gpus() as f64;
     let dollars_per_hour = request.price.map(|p| p * gpus);
     let formulas = vec![
-        format!(
-            "tokens per second: {} sequences / ({} stages x {})",
-            request.batch, layout.pipeline, generation.words
-        ),
+        format!("tokens per second: {} sequences / ({} stages x {})", request.batch, layout.pipeline, generation.words),
         format!("time to the first token of {} tokens: {} stages x {}", request.seq, layout.pipeline, first.words),
         format!(
             "sequences that fit: ({:.2} GiB x {} - {:.2} GiB) / {:.4} GiB per sequence x {} copies",

@@ -48,8 +48,7 @@ impl Target {
         let mut roof = self.roof.clone();
         roof.machine.clone_from(&name);
         roof.compute.iter_mut().for_each(|c| c.tera *= compute);
-        roof.memory =
-            roof.memory.into_iter().map(|m| Memory { gigabytes: m.gigabytes * bandwidth, ..m }).collect();
+        roof.memory = roof.memory.into_iter().map(|m| Memory { gigabytes: m.gigabytes * bandwidth, ..m }).collect();
         Self { name, memory, roof, link: (0.0, "none"), many: false, clustered: false }
     }
 }

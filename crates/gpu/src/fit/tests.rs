@@ -83,7 +83,12 @@ fn cards_and_slices_have_the_memory_that_the_driver_reports() {
     assert_eq!(large.fits[0].count, 1, "{large:?}");
     assert!((large.fits[0].memory / GIB - 140.4).abs() < 0.1);
     let h100 = fits(&estimate, H100).unwrap().memory;
-    let slice = estimate.fits.iter().chain(&fit(&serve("7b", 1)).unwrap().fits).find(|f| f.name.contains("3g.40gb of H100")).cloned();
+    let slice = estimate
+        .fits
+        .iter()
+        .chain(&fit(&serve("7b", 1)).unwrap().fits)
+        .find(|f| f.name.contains("3g.40gb of H100"))
+        .cloned();
     assert!(slice.is_some_and(|s| s.memory < h100 / 2.0 && s.count == 1));
 }
 
@@ -132,7 +137,8 @@ fn adapters_and_small_states_need_less() {
         let request = train("8b", Training { method, recompute: Recompute::Full, ..Training::default() });
         fit(&request).unwrap().bytes / GIB
     };
-    let order = [Method::Qlora, Method::Lora, Method::Sgd, Method::Adafactor, Method::Adam8bit, Method::Momentum, Method::Adam];
+    let order =
+        [Method::Qlora, Method::Lora, Method::Sgd, Method::Adafactor, Method::Adam8bit, Method::Momentum, Method::Adam];
     let sizes = order.map(total);
     assert!(sizes.is_sorted(), "{sizes:?}");
     assert!(sizes[0] < 12.0 && sizes[1] > 16.0 && sizes[6] > 110.0, "{sizes:?}");

@@ -29,8 +29,16 @@ pub fn training(shape: &Transformer, format: Format, layout: Layout, request: &R
         parts.push(Part {
             what: "gathered weights",
             bytes: gathered,
-            formula: "two whole layers and the embedding or output layer, which ZeRO 3 gathers while it computes with them".into(),
-            numbers: format!("2 x {} of {layers} layers x {:.3} B + {} x {} B", short(own.body()), bits / 8.0, short(own.embedding.max(own.head)), format.plain_bytes()),
+            formula:
+                "two whole layers and the embedding or output layer, which ZeRO 3 gathers while it computes with them"
+                    .into(),
+            numbers: format!(
+                "2 x {} of {layers} layers x {:.3} B + {} x {} B",
+                short(own.body()),
+                bits / 8.0,
+                short(own.embedding.max(own.head)),
+                format.plain_bytes()
+            ),
         });
     }
     let (trained, what) = if train.method.adapters() {
@@ -38,7 +46,9 @@ pub fn training(shape: &Transformer, format: Format, layout: Layout, request: &R
         parts.push(Part {
             what: "adapters",
             bytes: adapters * 2.0 / divided(3),
-            formula: "rank x (inputs + outputs) of every matrix of the layers, in 16 bits (Hu et al. 2021, section 4.1)".into(),
+            formula:
+                "rank x (inputs + outputs) of every matrix of the layers, in 16 bits (Hu et al. 2021, section 4.1)"
+                    .into(),
             numbers: format!("{} x 2 B{}", short(adapters), by(3)),
         });
         (adapters, "adapters")
@@ -142,7 +152,8 @@ fn per_token(l: &Layers, hidden: f64, dropout: bool) -> f64 {
     let feed_forward = match l.feed_forward {
         FeedForward::Dense { inner: width, matrices } => inner(width as f64, matrices) + mask,
         FeedForward::Experts { active, inner: width, shared, matrices, .. } => {
-            active as f64 * inner(width as f64, matrices) + if shared > 0 { inner(shared as f64, matrices) } else { 0.0 }
+            active as f64 * inner(width as f64, matrices)
+                + if shared > 0 { inner(shared as f64, matrices) } else { 0.0 }
         }
         FeedForward::None => 0.0,
     };
@@ -173,7 +184,14 @@ fn activations(shape: &Transformer, layout: Layout, request: &Request, train: &T
         (inputs / t + widest / t, "layers x 2 s b h of inputs, and one layer while it is recomputed")
     } else {
         let all: f64 = shape.layers.iter().map(|l| l.count as f64 * stage * in_flight * one(l, keep_scores)).sum();
-        (all / t, if keep_scores { "each layer's activations and 5 a s^2 b of scores" } else { "each layer's activations; scores are computed in tiles (FlashAttention) or again" })
+        (
+            all / t,
+            if keep_scores {
+                "each layer's activations and 5 a s^2 b of scores"
+            } else {
+                "each layer's activations; scores are computed in tiles (FlashAttention) or again"
+            },
+        )
     };
     let scale = if request.dtype == Some(Format::Fp32) { 2.0 } else { 1.0 };
     Part {

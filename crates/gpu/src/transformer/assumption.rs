@@ -114,7 +114,11 @@ pub fn config(total: f64, active: Option<f64>, attention: Attention) -> Result<(
     let per_layer = |h: f64, heads: u64| match attention {
         // DeepSeek-V3's projections: queries by 1536, keys and values by 512, 128 + 64 wide heads.
         Attention::Mla => {
-            h * 1536.0 + 1536.0 * heads as f64 * 192.0 + h * 576.0 + 512.0 * heads as f64 * 256.0 + heads as f64 * 128.0 * h
+            h * 1536.0
+                + 1536.0 * heads as f64 * 192.0
+                + h * 576.0
+                + 512.0 * heads as f64 * 256.0
+                + heads as f64 * 128.0 * h
         }
         _ => 2.0 * h * h + 2.0 * h * kv_heads(heads) as f64 * 128.0,
     };

@@ -129,14 +129,7 @@ mod tests {
     use crate::transformer::Description;
 
     fn step(batch: f64, tokens: u64) -> Step {
-        Step {
-            batch,
-            tokens,
-            replicas: 1.0,
-            format: Format::Bf16,
-            cache: Precision::Bf16,
-            split: Split::default(),
-        }
+        Step { batch, tokens, replicas: 1.0, format: Format::Bf16, cache: Precision::Bf16, split: Split::default() }
     }
 
     #[test]

@@ -72,8 +72,7 @@ impl Split {
                 return found;
             }
         }
-        (self.pipeline > shape.depth())
-            .then(|| format!("{} layers cannot be {} stages", shape.depth(), self.pipeline))
+        (self.pipeline > shape.depth()).then(|| format!("{} layers cannot be {} stages", shape.depth(), self.pipeline))
     }
 
     /// The parameters on the GPU that has most of them.
@@ -131,7 +130,8 @@ mod tests {
         assert_eq!(reason, "64 attention heads are not divisible by tensor parallelism 6");
         // Qwen2.5 7B has 28 heads, 4 of keys and values, and a feed-forward part of width 18944.
         let qwen = shape("qwen2.5-7b");
-        let possible: Vec<u64> = (1..=28).filter(|t| Split::tensor(*t).obstacle(&qwen, Format::Bf16).is_none()).collect();
+        let possible: Vec<u64> =
+            (1..=28).filter(|t| Split::tensor(*t).obstacle(&qwen, Format::Bf16).is_none()).collect();
         assert_eq!(possible, [1, 2, 4]);
     }
 

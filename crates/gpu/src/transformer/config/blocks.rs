@@ -113,14 +113,13 @@ pub(super) fn feed_forward(r: &Reader<'_>, kind: &Kind, hidden: u64) -> Result<F
         Some(n) => n,
         None => nested("moe_num_experts")?.unwrap_or(0),
     };
-    let active =
-        match r.number(&["num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k"])? {
+    let active = match r.number(&["num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k"])? {
+        Some(n) => n,
+        None => match nested("moe_top_k")? {
             Some(n) => n,
-            None => match nested("moe_top_k")? {
-                Some(n) => n,
-                None => r.need(&["num_experts_per_tok"])?,
-            },
-        };
+            None => r.need(&["num_experts_per_tok"])?,
+        },
+    };
     if active == 0 || active > experts {
         return Err(GpuError::Invalid(format!("num_experts_per_tok is {active}: expected 1 to {experts}")));
     }
@@ -167,7 +166,7 @@ pub(super) fn tower(c: &Map<String, Value>, hidden: u64) -> Result<Option<u64>, 
     let Some(depth) = first(&["depth", "num_hidden_layers", "encoder_layers", "layers"])? else { return Ok(None) };
     let inner = match first(&["intermediate_size", "encoder_ffn_dim"])? {
         Some(n) => n,
-        None => width * c.get("mlp_ratio").and_then(Value::as_f64).map_or(4, |ratio| ratio as u64),
+        None => width * c.get("mlp_ratio").and_then(Value::as_f64).map_or(4, |ratio| ratio.clamp(1.0, 64.0) as u64),
     };
     let family = c.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let matrices = if matches!(family, "qwen2_5_vl" | "pixtral") { 3 } else { 2 };

@@ -75,11 +75,9 @@ fn mixers(r: &Reader<'_>, depth: u64) -> Result<Vec<MixerKind>, GpuError> {
             .iter()
             .map(|v| match v.as_str().unwrap_or_default() {
                 "full_attention" | "attention" | "global" => Ok(MixerKind::Full),
-                "sliding_attention" | "chunked_attention" | "local" => {
-                    window.map(MixerKind::Window).ok_or_else(|| {
-                        GpuError::Invalid("layer_types has windows, but sliding_window is missing".into())
-                    })
-                }
+                "sliding_attention" | "chunked_attention" | "local" => window
+                    .map(MixerKind::Window)
+                    .ok_or_else(|| GpuError::Invalid("layer_types has windows, but sliding_window is missing".into())),
                 "linear_attention" => Ok(MixerKind::Delta),
                 "mamba" | "mamba2" => Ok(recurrent),
                 "conv" => Ok(MixerKind::Convolution),
@@ -132,7 +130,8 @@ fn window(r: &Reader<'_>) -> Result<Option<u64>, GpuError> {
 }
 
 fn recurrent(r: &Reader<'_>) -> MixerKind {
-    let heads = r.text.contains_key("mamba_n_heads") || r.text.contains_key("mamba_num_heads") || r.family() == "mamba2";
+    let heads =
+        r.text.contains_key("mamba_n_heads") || r.text.contains_key("mamba_num_heads") || r.family() == "mamba2";
     if heads { MixerKind::Mamba2 } else { MixerKind::Mamba }
 }
 

@@ -40,8 +40,9 @@ fn read(path: &str) -> Result<Config, GpuError> {
 
 /// Reads the `config.json` of a model version in the registry: `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
 async fn of_registry(context: &Context, uri: &str) -> Result<Config, Failure> {
-    let invalid =
-        || GpuError::Invalid(format!("'{uri}' is no model version: expected models:/NAME/VERSION or models:/NAME@ALIAS"));
+    let invalid = || {
+        GpuError::Invalid(format!("'{uri}' is no model version: expected models:/NAME/VERSION or models:/NAME@ALIAS"))
+    };
     let client = context.client().await?;
     let rest = uri.trim_start_matches(REGISTRY).trim_matches('/');
     let found: Value = if let Some((name, alias)) = rest.split_once('@') {
@@ -56,7 +57,11 @@ async fn of_registry(context: &Context, uri: &str) -> Result<Config, Failure> {
     for path in CONFIG_PATHS {
         let request = match (source.strip_prefix(REGISTRY), source.split_once("mlflow-artifacts:")) {
             (Some(id), _) => {
-                format!("/api/2.0/mlflow/logged-models/{}/artifacts/files?artifact_file_path={}", encode(id), encode(path))
+                format!(
+                    "/api/2.0/mlflow/logged-models/{}/artifacts/files?artifact_file_path={}",
+                    encode(id),
+                    encode(path)
+                )
             }
             (None, Some((_, artifacts))) => {
                 let folder = artifacts.trim_start_matches('/').split('/').map(encode).collect::<Vec<_>>().join("/");
@@ -90,7 +95,9 @@ async fn request(context: &Context, o: &cli::Fit) -> Result<Request, Failure> {
             keep_scores: t.keep_scores,
         }),
         None if t.checkpointing.is_some() || t.zero.is_some() => {
-            return Err(GpuError::Invalid("--checkpointing and --zero are for training: add --train adam".into()).into());
+            return Err(
+                GpuError::Invalid("--checkpointing and --zero are for training: add --train adam".into()).into()
+            );
         }
         None => None,
     };
@@ -164,7 +171,8 @@ fn count(parameters: f64) -> String {
 /// The model and its memory on a single GPU; with `explain` also the numbers of each formula, and the parts of each layout.
 fn overview(estimate: &Estimate, explain: bool) -> String {
     let shape = &estimate.shape;
-    let active = if shape.has_experts() { format!(", {} active", count(shape.published_active())) } else { String::new() };
+    let active =
+        if shape.has_experts() { format!(", {} active", count(shape.published_active())) } else { String::new() };
     let cache = if estimate.question.train.is_some() {
         String::new()
     } else {
