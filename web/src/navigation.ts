@@ -43,6 +43,7 @@ export const groups: Group[] = [
     name: "Machines",
     pages: [
       { segment: "gpu", name: "GPUs", icon: "chip", words: "mig topology roofline benchmarks", load: () => import("./views/Gpu.svelte") },
+      { segment: "fit", name: "Fit", icon: "box", words: "memory model layout parallel kv cache training lora", load: () => import("./views/Fit.svelte") },
       { segment: "cluster", name: "Cluster", icon: "nodes", words: "nodes kubernetes pods machines", load: () => import("./views/Cluster.svelte") },
     ],
   },

@@ -248,6 +248,20 @@ try {
     await page.screenshot({ path: `${shots}/gpu.png`, fullPage: true });
   });
 
+  await step("Fit: memory by part, layouts, sliders, and what fits on nothing", async () => {
+    await page.getByRole("link", { name: "Fit", exact: true }).click();
+    await page.getByRole("heading", { name: "Llama 3.1 70B: 70.6b parameters" }).waitFor();
+    const row = page.getByRole("row", { name: /^H100 80GB HBM3 / });
+    await row.getByText("TP4").waitFor();
+    await page.getByLabel("Tokens per sequence").fill("17");
+    await page.getByText("640.0 GiB").waitFor();
+    await page.getByLabel("Model", { exact: true }).getByLabel("Model").fill("8x7b");
+    await page.getByRole("heading", { name: /Mixtral 8x7B: 46.7b parameters, 12.7b active/ }).waitFor();
+    await page.screenshot({ path: `${shots}/fit.png`, fullPage: true });
+    await page.getByLabel("Model", { exact: true }).getByLabel("Model").fill("no-such-model");
+    await page.getByRole("alert").getByText("unknown model").waitFor();
+  });
+
   await step("cluster: the steps of an apply and their dependencies", async () => {
     await page.getByRole("link", { name: "Cluster", exact: true }).click();
     const section = page.getByRole("region", { name: "apply of lab" });

@@ -7,7 +7,9 @@
 //! | [`vendor`] | what the libraries of all vendors report |
 //! | [`inventory`], [`process`], [`topology`], [`link`], [`pci`], [`stack`] | the hardware and software of a machine, and problems with them |
 //! | [`sheet`] | data sheets: theoretical peaks of cards, with their formulas |
-//! | [`work`], [`roofline`], [`fit`] | cost of a workload, the speed a machine allows for it, and the cards it fits on |
+//! | [`transformer`] | language models as shapes: parameters, cache, number formats, splits, cost of a token |
+//! | [`work`], [`roofline`] | cost of a workload, and the speed a machine allows for it |
+//! | [`fit`] | the memory of a model on each GPU, and the cards and layouts that it fits |
 //! | [`usage`] | energy and busy time, attributed to the holders of GPUs |
 //! | [`bench`] | benchmarks of GPUs and CPUs |
 //! | [`container`] | CDI specifications and container runtime configuration |

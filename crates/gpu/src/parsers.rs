@@ -5,7 +5,9 @@ use std::path::Path;
 use slipway_mutations::feed;
 
 use crate::container::{cdi, runtime};
-use crate::{mig, pci, process, share, work};
+use crate::transformer::description::Config;
+use crate::transformer::{Description, config};
+use crate::{fit, mig, pci, process, share, work};
 
 #[test]
 fn mig_configurations_never_panic() {
@@ -46,11 +48,31 @@ fn runtime_configurations_never_panic() {
 }
 
 #[test]
+fn model_configurations_never_panic() {
+    let dense = "{\"model_type\": \"gemma3\", \"text_config\": {\"hidden_size\": 64, \"num_hidden_layers\": 6, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"intermediate_size\": 128, \"vocab_size\": 99, \"sliding_window\": 8, \"layer_types\": null}, \"vision_config\": {\"hidden_size\": 8, \"num_hidden_layers\": 2, \"patch_size\": 2}}";
+    let mixture = "{\"hidden_size\": 64, \"num_hidden_layers\": 4, \"num_attention_heads\": 4, \"kv_lora_rank\": 8, \"qk_nope_head_dim\": 8, \"qk_rope_head_dim\": 4, \"v_head_dim\": 8, \"intermediate_size\": 128, \"vocab_size\": 99, \"n_routed_experts\": 8, \"num_experts_per_tok\": 2, \"first_k_dense_replace\": 1, \"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": 4}}";
+    let hybrid = "{\"model_type\": \"nemotron_h\", \"hidden_size\": 64, \"num_hidden_layers\": 3, \"num_attention_heads\": 4, \"hybrid_override_pattern\": \"M*-\", \"mamba_num_heads\": 4, \"intermediate_size\": 128, \"vocab_size\": 99}";
+    feed(&[dense, mixture, hybrid], |text| {
+        let Ok(value) = config::parse(text, "config.json") else { return };
+        let model =
+            Description { config: Some(Config { source: "config.json".into(), value }), ..Description::default() };
+        let card = Some("H200".into());
+        if let Ok(estimate) = fit::fit(&fit::Request { model, card, gpus: Some(2), ..fit::Request::default() }) {
+            assert!(estimate.bytes.is_finite() && estimate.bytes > 0.0, "{text}");
+        }
+    });
+}
+
+#[test]
 fn other_parsers_never_panic() {
     let workloads = "workloads:\n  - {name: a, memory_gib: 4, compute: 0.2, duty: 0.5, count: 3}\n";
     feed(&[workloads], |text| drop(share::Workloads::parse(text)));
     feed(&["gemm:4096,4096,4096,bf16", "decode:model=7b,batch=1,context=4096,dtype=bf16"], |text| {
         drop(work::Work::parse(text));
+    });
+    feed(&["7b", "8x7b", "235b-a22b"], |text| {
+        drop(Description::of_size(text).transformer());
+        drop(Description::of_model(text).transformer());
     });
     let spec = "{\"cdiVersion\": \"0.6.0\", \"kind\": \"nvidia.com/gpu\", \"devices\": [{\"name\": \"0\", \"containerEdits\": {\"env\": [\"A=b\"]}}]}";
     feed(&[spec], |text| drop(cdi::check(text)));

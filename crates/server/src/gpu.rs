@@ -12,10 +12,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use slipway_access::{Access, Resource, Routes};
 use slipway_gpu::bench::Report;
+use slipway_gpu::fit::{Estimate, Request, fit};
 use slipway_gpu::inventory::Inventory;
 use slipway_gpu::nvml::Nvml;
 use slipway_gpu::roofline::Roofline;
 use slipway_gpu::topology::Topology;
+use slipway_gpu::transformer::description::Config;
 use slipway_gpu::{GpuError, draw, mig, repo, sheet};
 
 use crate::Platform;
@@ -31,6 +33,7 @@ pub(crate) fn routes(platform: Platform) -> Routes {
         .get("/gpu", read, inventory)
         .get("/gpu/benchmarks", read, benchmarks)
         .post("/gpu/benchmarks", Access::update(Resource::Nodes), add)
+        .post("/gpu/fit", read, estimate)
         .get("/gpu/pictures/{name}", read, picture)
         .with_state(platform)
 }
@@ -124,6 +127,27 @@ async fn add(State(p): State<Platform>, body: Bytes) -> Result<Json<ReportNumber
     }
     let number = p.database.write(move |c| repo::add(c, &report)).await.map_err(GpuError::from)?;
     Ok(Json(ReportNumber { number }))
+}
+
+/// A model, the way it is run, and the GPUs that it may use.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct FitQuestion {
+    #[serde(flatten)]
+    request: Request,
+    /// The contents of the model's `config.json`, instead of a name or a size.
+    config: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+async fn estimate(body: Bytes) -> Result<Json<Estimate>, Failure> {
+    let question: FitQuestion =
+        serde_json::from_slice(&body).map_err(|e| GpuError::Invalid(format!("the body is not a request: {e}")))?;
+    let mut request = question.request;
+    if let Some(value) = question.config {
+        request.model.config = Some(Config { source: "config.json".into(), value: value.into() });
+    }
+    // A search over many layouts takes longer than an asynchronous task may.
+    let result = tokio::task::spawn_blocking(move || fit(&request)).await;
+    Ok(Json(result.map_err(|e| GpuError::Invalid(format!("the estimate crashed: {e}")))??))
 }
 
 /// Query of the roofline picture.

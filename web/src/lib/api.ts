@@ -13,6 +13,43 @@ export interface Metric {
   step: number;
   run_id?: string;
 }
+/** A question to the fit of a model: names of the API's `FitRequest`. */
+export interface FitQuestion {
+  model?: string;
+  params?: string;
+  config?: unknown;
+  dtype?: string;
+  kv_dtype?: string;
+  seq: number;
+  batch: number;
+  card?: string;
+  train?: { method: string; recompute: string; lora_rank: number };
+}
+export interface FitPart {
+  what: string;
+  bytes: number;
+  formula: string;
+  numbers: string;
+}
+export interface FitEstimate {
+  shape: { name: string; source: string; assumed: boolean; notes: string[] };
+  parameters: number;
+  active_parameters: number;
+  formats: { weights: string; cache: string };
+  parts: FitPart[];
+  bytes: number;
+  nearest?: string | null;
+  fits: {
+    name: string;
+    count: number;
+    nodes: number;
+    memory: number;
+    layout_name: string;
+    bytes_per_gpu: number;
+    parts: FitPart[];
+    serving?: { tokens_per_second: number; seconds_to_first_token: number; concurrency: number } | null;
+  }[];
+}
 export interface Experiment {
   experiment_id: string;
   name: string;
@@ -273,6 +310,7 @@ export const api = {
   clusterReports: () => call<{ clusters: ClusterReport[] }>("/api/v1/clusters"),
   cluster: () => call<{ nodes: ClusterNode[]; outside?: string }>("/api/v1/cluster"),
   gpus: () => call<{ simulated: boolean; driver: string; cuda: string; gpus: Gpu[] }>("/api/v1/gpu"),
+  fit: (question: FitQuestion) => call<FitEstimate>("/api/v1/gpu/fit", { method: "POST", body: JSON.stringify(question), headers: { "content-type": "application/json" } }),
   benchmarks: () => call<BenchmarkReport[]>("/api/v1/gpu/benchmarks?limit=50"),
   /** A picture (`topology.svg`, `slices.svg`, `roofline.svg`) as SVG text; `card` selects the GPU model of a roofline. */
   picture: async (name: string, card = "") =>

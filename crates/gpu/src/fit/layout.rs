@@ -58,7 +58,7 @@ impl Layout {
             ));
         }
         if request.train.is_none() && self.data > request.batch {
-            return Some(format!("{} sequences cannot be spread over {} copies", request.batch, self.data));
+            return Some(format!("a batch of {} cannot be spread over {} copies", request.batch, self.data));
         }
         if self.context > request.seq {
             return Some(format!("{} tokens cannot be spread over {} GPUs", request.seq, self.context));
@@ -75,9 +75,8 @@ impl Layout {
 
 impl fmt::Display for Layout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named =
-            [("TP", self.tensor), ("PP", self.pipeline), ("CP", self.context), ("DP", self.data)]
-                .map(|(name, n)| if n > 1 { Some(format!("{name}{n}")) } else { None });
+        let named = [("TP", self.tensor), ("PP", self.pipeline), ("CP", self.context), ("DP", self.data)]
+            .map(|(name, n)| if n > 1 { Some(format!("{name}{n}")) } else { None });
         let mut words: Vec<String> = named.into_iter().flatten().collect();
         if self.expert {
             words.push(format!("EP{}", self.tensor * self.data));

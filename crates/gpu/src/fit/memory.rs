@@ -1,5 +1,6 @@
 //! The memory of one GPU for serving a model, part by part, each with its formula and the numbers put in.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::layout::Layout;
@@ -23,7 +24,8 @@ const BATCHED_TOKENS: (u64, u64) = (2048, 8192);
 const SAMPLED_SEQUENCES: f64 = 256.0;
 
 /// One part of the memory of a GPU.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "MemoryPart")]
 pub struct Part {
     /// What the memory holds, such as `weights` or `key-value cache`.
     pub what: &'static str,
@@ -36,7 +38,8 @@ pub struct Part {
 }
 
 /// The number formats of a model that is run.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "ModelFormats")]
 pub struct Formats {
     /// Of the weights.
     pub weights: Format,

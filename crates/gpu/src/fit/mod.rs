@@ -14,6 +14,7 @@ pub mod targets;
 mod tests;
 pub mod training;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::GpuError;
@@ -28,7 +29,8 @@ use targets::{Target, targets};
 const COUNTS: [u64; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512];
 
 /// A target that the model fits on.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "ModelFit")]
 pub struct Fit {
     /// The card, and the MIG profile or part where it is not whole.
     pub name: String,
@@ -53,7 +55,8 @@ pub struct Fit {
 }
 
 /// A layout that was considered.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "ConsideredLayout")]
 pub struct Considered {
     /// The card.
     pub name: String,
@@ -68,7 +71,8 @@ pub struct Considered {
 }
 
 /// The result of [`fit`].
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "FitEstimate")]
 pub struct Estimate {
     /// The request that was estimated.
     pub question: Request,

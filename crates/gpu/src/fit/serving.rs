@@ -1,5 +1,6 @@
 //! The speed of serving by the roofline, and how many sequences the memory has capacity for.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::layout::Layout;
@@ -10,7 +11,8 @@ use crate::transformer::cost::{Cost, Step};
 use crate::transformer::{FeedForward, Transformer};
 
 /// What a layout serves at best.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "ServingEstimate")]
 pub struct Serving {
     /// Generated tokens per second of all sequences, an upper bound.
     pub tokens_per_second: f64,

@@ -16,8 +16,8 @@ use crate::GpuError;
 pub const MAX_BYTES: u64 = 1 << 20;
 /// Maximum number of layers; the deepest published models have a few hundred.
 const MAX_LAYERS: u64 = 4096;
-/// Maximum of any other size.
-const MAX_SIZE: u64 = 1 << 32;
+/// Maximum of any other size: products of three of them, as recurrent layers have, then fit 64 bits.
+const MAX_SIZE: u64 = 1 << 20;
 
 /// Families whose feed-forward part has no gate.
 const WITHOUT_GATE: [&str; 14] = [
@@ -131,9 +131,10 @@ fn read(outer: &Map<String, Value>, name: &str, source: &str) -> Result<Transfor
         None => TIED.contains(&reader.family),
     };
     let with_positions = matches!(reader.family, "gpt2" | "gpt_neo" | "gpt_bigcode" | "opt");
-    let positions = match reader.number(&["n_positions", "max_position_embeddings"])? {
-        Some(n) if with_positions => n.saturating_mul(hidden),
-        _ => 0,
+    let positions = if with_positions {
+        reader.number(&["n_positions", "max_position_embeddings"])?.unwrap_or(0) * hidden
+    } else {
+        0
     };
     let mut towers = Vec::new();
     for (key, what) in [("vision_config", "vision"), ("audio_config", "audio")] {
@@ -292,5 +293,95 @@ impl FeedForward {
     /// A dense part, or none if it has no width.
     pub(super) fn dense(inner: u64, matrices: u64) -> Self {
         if inner == 0 { Self::None } else { Self::Dense { inner, matrices } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transformer::Mixer;
+    use serde_json::json;
+
+    fn read(value: &Value) -> Result<Transformer, GpuError> {
+        transformer(value, "x", "config.json")
+    }
+
+    fn base() -> Value {
+        json!({ "model_type": "llama", "hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 1024, "vocab_size": 1000 })
+    }
+
+    fn with(changes: Value) -> Value {
+        let mut value = base();
+        for (key, change) in changes.as_object().unwrap() {
+            value[key] = change.clone();
+        }
+        value
+    }
+
+    #[test]
+    fn invalid_values_are_named() {
+        for (changes, word) in [
+            (json!({"hidden_size": null}), "hidden_size is missing"),
+            (json!({"num_hidden_layers": "4"}), "num_hidden_layers is"),
+            (json!({"num_hidden_layers": 100_000}), "at most 4096"),
+            (json!({"num_hidden_layers": 0}), "num_hidden_layers is 0"),
+            (json!({"vocab_size": 1e30}), "vocab_size is"),
+            (json!({"hidden_size": -1}), "hidden_size is"),
+            (json!({"num_key_value_heads": 3}), "not a multiple of num_key_value_heads 3"),
+            (json!({"num_attention_heads": 7}), "head_dim is missing"),
+            (json!({"layer_types": ["full_attention"]}), "layer_types has 1 entries for 4 layers"),
+            (json!({"num_local_experts": 8, "num_experts_per_tok": 9}), "expected 1 to 8"),
+            (json!({"is_encoder_decoder": true}), "encoder-decoder"),
+            (json!({"tie_word_embeddings": "yes"}), "expected true or false"),
+        ] {
+            let refused = read(&with(changes)).unwrap_err().to_string();
+            assert!(refused.contains(word), "{refused} does not say {word}");
+        }
+        assert!(read(&json!([])).is_err() && parse("{", "x").is_err());
+    }
+
+    #[test]
+    fn kinds_of_layers_are_read_from_lists_periods_and_patterns() {
+        let windows = |changes| {
+            let shape = read(&with(changes)).unwrap();
+            let windows = shape.layers.iter().filter(|l| matches!(l.mixer, Mixer::Attention { window: Some(_), .. }));
+            windows.map(|l| l.count).sum::<u64>()
+        };
+        assert_eq!(windows(json!({"model_type": "mistral", "sliding_window": 64})), 4);
+        assert_eq!(windows(json!({"model_type": "gpt_oss", "sliding_window": 64})), 2);
+        assert_eq!(windows(json!({"model_type": "gemma3_text", "sliding_window": 64, "sliding_window_pattern": 4})), 3);
+        assert_eq!(windows(json!({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": false})), 0);
+        let kinds = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"];
+        assert_eq!(windows(json!({"layer_types": kinds, "sliding_window": 64})), 3);
+        let state = |changes| read(&with(changes)).unwrap().cache(1000, 1, 16);
+        let jamba = state(json!({"model_type": "jamba", "attn_layer_period": 4, "attn_layer_offset": 1}));
+        assert!((jamba.values - 1008.0 * 2.0 * 512.0).abs() < 1.0 && jamba.state > 0.0, "{jamba:?}");
+    }
+
+    #[test]
+    fn quantization_and_vision_are_read_from_the_whole_file() {
+        let nested = json!({
+            "model_type": "gemma3", "torch_dtype": "bfloat16",
+            "text_config": with(json!({"model_type": "gemma3_text", "head_dim": 64})),
+            "vision_config": {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "patch_size": 14},
+        });
+        let shape = read(&nested).unwrap();
+        assert!(shape.tied && shape.format == Some(Format::Bf16) && shape.towers[0].parameters > 2 * 4 * 64 * 64);
+        for (config, format) in [
+            (json!({"quant_method": "fp8"}), Format::Fp8),
+            (json!({"quant_method": "gptq", "bits": 8}), Format::GptqInt8),
+            (json!({"quant_method": "awq", "bits": 4}), Format::Awq),
+            (json!({"quant_method": "mxfp4"}), Format::Mxfp4),
+            (json!({"quant_method": "modelopt", "quant_algo": "NVFP4"}), Format::Nvfp4),
+            (json!({"quant_method": "bitsandbytes", "load_in_4bit": true}), Format::Nf4),
+            (
+                json!({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}}}),
+                Format::Fp8,
+            ),
+        ] {
+            assert_eq!(read(&with(json!({"quantization_config": config}))).unwrap().format, Some(format));
+        }
+        let unknown = read(&with(json!({"quantization_config": {"quant_method": "new"}}))).unwrap();
+        assert!(unknown.notes[0].contains("unknown method 'new'"), "{unknown:?}");
     }
 }

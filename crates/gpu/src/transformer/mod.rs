@@ -13,6 +13,7 @@ pub mod format;
 pub mod published;
 pub mod split;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 pub use census::Census;
@@ -21,7 +22,8 @@ pub use format::Format;
 pub use split::Split;
 
 /// The shape of a decoder-only transformer, or of a hybrid of attention and recurrent layers.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "ModelShape")]
 pub struct Transformer {
     /// Name of the model, such as `Llama 3.1 8B`.
     pub name: String,
@@ -50,7 +52,8 @@ pub struct Transformer {
 }
 
 /// A number of equal layers.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "ModelLayers")]
 pub struct Layers {
     /// How many of them the model has.
     pub count: u64,
@@ -61,8 +64,9 @@ pub struct Layers {
 }
 
 /// The part of a layer that mixes tokens, and keeps something of every sequence.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case", tag = "kind")]
+#[schemars(rename = "LayerMixer")]
 pub enum Mixer {
     /// Attention with keys and values per head: multi-head, grouped-query or multi-query.
     Attention {
@@ -108,8 +112,9 @@ pub enum Mixer {
 }
 
 /// The part of a layer that works on each token alone.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case", tag = "kind")]
+#[schemars(rename = "LayerFeedForward")]
 pub enum FeedForward {
     /// One network that all tokens use.
     Dense {
@@ -138,7 +143,8 @@ pub enum FeedForward {
 }
 
 /// An encoder of images or sound.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "ModelTower")]
 pub struct Tower {
     /// What it encodes: `vision` or `audio`.
     pub what: &'static str,

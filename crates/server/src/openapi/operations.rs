@@ -120,6 +120,13 @@ fn machines() -> Vec<Operation> {
         post("/api/v1/gpu/benchmarks", "addBenchmark", "Store a benchmark report")
             .request::<Report>(JSON)
             .json::<gpu::ReportNumber>(),
+        post(
+            "/api/v1/gpu/fit",
+            "estimateFit",
+            "The memory of a model on each GPU, and the GPUs and layouts that it fits",
+        )
+        .request::<gpu::FitQuestion>(JSON)
+        .json::<slipway_gpu::fit::Estimate>(),
         get("/api/v1/gpu/pictures/{name}", "getGpuPicture", "An SVG image: topology.svg, slices.svg or roofline.svg")
             .query::<gpu::RooflineQuery>()
             .text("image/svg+xml"),

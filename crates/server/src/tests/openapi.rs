@@ -360,6 +360,12 @@ async fn responses_match_the_document() {
     let reports = checked.succeed("GET", "/api/v1/gpu/benchmarks?limit=1", Value::Null).await;
     assert_eq!(reports[0]["figures"][0]["grade"], "suspicious");
     checked.succeed("GET", "/api/v1/gpu/pictures/roofline.svg?card=H100%20PCIe", Value::Null).await;
+    let question = json!({"model": "deepseek-v3", "dtype": "fp8", "card": "H200", "seq": 131_072});
+    let estimate = checked.succeed("POST", "/api/v1/gpu/fit", question).await;
+    assert_eq!(estimate["fits"][0]["layout_name"], "TP8", "{estimate}");
+    let shape = json!({"model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192, "vocab_size": 128_256});
+    let question = json!({"config": shape, "train": {"method": "lora"}, "seq": 2048, "card": "Tesla T4", "gpus": 1});
+    assert!(checked.succeed("POST", "/api/v1/gpu/fit", question).await["parts"].as_array().unwrap().len() > 5);
     // The test machine may or may not have a GPU; both responses are in the document.
     checked.send("owner", "GET", "/api/v1/gpu", Value::Null).await;
 
@@ -475,6 +481,7 @@ async fn errors_match_the_document() {
         ("owner", "POST", "/api/v1/deployments", deployment_of("/dev/null"), "serve.model_unusable"),
         ("owner", "GET", "/api/v1/models/missing/versions/1/lineage", Value::Null, "RESOURCE_DOES_NOT_EXIST"),
         ("owner", "POST", "/api/v1/gpu/benchmarks", json!({}), "gpu.invalid"),
+        ("owner", "POST", "/api/v1/gpu/fit", json!({"model": "no-such-model"}), "gpu.invalid"),
         ("owner", "GET", "/api/v1/requests?limit=many", Value::Null, ""),
     ] {
         let response = checked.send(role, method, path, body).await;

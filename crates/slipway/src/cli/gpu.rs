@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use slipway_gpu::fit::request;
 
 /// Options of `gpu`.
 #[derive(Debug, Args)]
@@ -63,14 +64,14 @@ pub(crate) enum Verb {
     Bench(Bench),
     /// Show the roofline of a card or of this machine, and where workloads lie on it
     #[command(
-        after_help = "Example:\n  slipway gpu roofline --card \"H100 80GB HBM3\" --op gemm:4096,4096,4096,bf16 --op decode:model=7b,batch=1\n  slipway gpu roofline --cpu -o svg > roofline.svg"
+        after_help = "Example:\n  slipway gpu roofline --card \"H100 80GB HBM3\" --op gemm:4096,4096,4096,bf16 --op decode:model=7b,batch=1\n  slipway gpu roofline --card H200 --op decode:model=47b,active=12.9b,dtype=fp8 --op prefill:model=70b,tp=4,prompt=8192\n  slipway gpu roofline --cpu -o svg > roofline.svg"
     )]
     Roofline(Roofline),
-    /// Estimate how much memory a model needs, and which GPUs it fits on
+    /// Estimate how much memory a model needs on each GPU, and which GPUs and layouts it fits; exit code 3 if it fits none
     #[command(
-        after_help = "Example:\n  slipway gpu fit --params 7b --dtype bf16 --seq 4096 --batch 8\n  slipway gpu fit --params 7b --train adam"
+        after_help = "Example:\n  slipway gpu fit --model llama-3.1-70b --seq 8192 --batch 16\n  slipway gpu fit --config ./model --dtype fp8 --card H200 --gpus 8 --explain\n  slipway gpu fit --params 8b --train qlora --checkpointing"
     )]
-    Fit(Fit),
+    Fit(Box<Fit>),
     /// Manage MIG instances
     #[command(
         subcommand,
@@ -118,9 +119,10 @@ pub(crate) struct Roofline {
     #[arg(long)]
     pub(crate) card: Option<String>,
     /// Measured roofline of this machine's CPU
-    #[arg(long)]
+    #[arg(long, conflicts_with = "card")]
     pub(crate) cpu: bool,
-    /// Workload: gemm:M,N,K,bf16, linear:BATCH,IN,OUT,bf16, attention:BATCH,HEADS,SEQ,DIM,bf16 or decode:model=7b,batch=1
+    /// Workload: gemm:M,N,K,bf16, linear:BATCH,IN,OUT,bf16, attention:BATCH,HEADS,SEQ,DIM,bf16, decode:model=7b,batch=1 or
+    /// prefill:model=7b,prompt=2048; decode and prefill also take active=12.9b, dtype=fp8, kv=fp8 and tp=2
     #[arg(long = "op", value_name = "WORK")]
     pub(crate) ops: Vec<String>,
     /// Run the matrix products and compare
@@ -131,24 +133,150 @@ pub(crate) struct Roofline {
 /// Options of `gpu fit`.
 #[derive(Debug, Args)]
 pub(crate) struct Fit {
-    /// Number of parameters: 7b, 350m
-    #[arg(long)]
-    pub(crate) params: String,
-    /// Data type: fp32, fp16, bf16, fp8 or int8
-    #[arg(long, default_value = "bf16")]
-    pub(crate) dtype: String,
-    /// Tokens per sequence
+    /// Number of parameters: 7b, 8x7b, 235b-a22b; the shape is a published one or a named assumption
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) params: Option<String>,
+    /// Published model: llama-3.1-70b, deepseek-ai/DeepSeek-V3
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// config.json of a model: a file, its folder, or models:/NAME/VERSION
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<String>,
+    /// Parameters that a token uses, for a mixture of experts of this size
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) active: Option<String>,
+    /// Attention to assume for a model of this size: mha, gqa, mqa or mla
+    #[arg(long, value_name = "KIND")]
+    pub(crate) attention: Option<String>,
+    #[command(flatten)]
+    pub(crate) sizes: Sizes,
+    /// Format of the weights: fp32, bf16, fp16, fp8, int8, gptq-int8, awq (int4), gptq, nf4, mxfp4, nvfp4 (fp4), mxfp6
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) dtype: Option<String>,
+    /// Format of the key-value cache: fp32, bf16, fp16, fp8, int8 or fp4
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) kv_dtype: Option<String>,
+    /// Tokens per sequence; with packed sequences the length of a pack
     #[arg(long, default_value_t = 4096)]
-    pub(crate) seq: u32,
-    /// Sequences per batch
+    pub(crate) seq: u64,
+    /// Sequences that are served together, or of a step of each copy in training
     #[arg(long, default_value_t = 1)]
-    pub(crate) batch: u32,
-    /// Optimizer for training: adam, momentum or sgd; inference if omitted
-    #[arg(long, value_name = "OPTIMIZER")]
-    pub(crate) train: Option<String>,
-    /// Recompute activations instead of keeping them
+    pub(crate) batch: u64,
+    /// Tokens per block of the key-value cache
+    #[arg(long, default_value_t = request::DEFAULT_BLOCK, value_name = "TOKENS")]
+    pub(crate) block_size: u64,
+    #[command(flatten)]
+    pub(crate) training: Training,
+    #[command(flatten)]
+    pub(crate) machines: FitMachines,
+    /// Show each formula with the numbers put in
     #[arg(long)]
-    pub(crate) checkpointing: bool,
+    pub(crate) explain: bool,
+}
+
+/// Single sizes of a model, which replace those of its description.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sizes of the model")]
+pub(crate) struct Sizes {
+    /// Number of layers
+    #[arg(long, value_name = "N")]
+    pub(crate) layers: Option<u64>,
+    /// Width of the hidden state
+    #[arg(long, value_name = "N")]
+    pub(crate) hidden: Option<u64>,
+    /// Number of query heads
+    #[arg(long, value_name = "N")]
+    pub(crate) heads: Option<u64>,
+    /// Number of heads of keys and values
+    #[arg(long, value_name = "N")]
+    pub(crate) kv_heads: Option<u64>,
+    /// Width of a head
+    #[arg(long, value_name = "N")]
+    pub(crate) head_dim: Option<u64>,
+    /// Width of the feed-forward part
+    #[arg(long, value_name = "N")]
+    pub(crate) intermediate: Option<u64>,
+    /// Size of the vocabulary
+    #[arg(long, value_name = "N")]
+    pub(crate) vocab: Option<u64>,
+    /// Number of experts per layer
+    #[arg(long, value_name = "N")]
+    pub(crate) experts: Option<u64>,
+    /// Number of experts that a token uses
+    #[arg(long, value_name = "N")]
+    pub(crate) experts_per_token: Option<u64>,
+}
+
+/// How a model is trained.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Training")]
+pub(crate) struct Training {
+    /// Train: adam, adam8bit, adafactor, momentum, lion, muon, sgd, lora or qlora; serving if omitted
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) train: Option<String>,
+    /// Rank of the adapters of lora and qlora
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    pub(crate) lora_rank: u64,
+    /// Recompute activations: none, selective (scores of attention) or full; full without a value
+    #[arg(long, value_name = "WHICH", num_args = 0..=1, default_missing_value = "full")]
+    pub(crate) checkpointing: Option<String>,
+    /// Format of the gradients: bf16, fp16 or fp32
+    #[arg(long, default_value = "bf16", value_name = "FORMAT")]
+    pub(crate) grad_dtype: String,
+    /// The optimizer keeps no fp32 weights beside 16-bit ones
+    #[arg(long)]
+    pub(crate) no_master_weights: bool,
+    /// Attention keeps its scores, as without FlashAttention
+    #[arg(long)]
+    pub(crate) keep_scores: bool,
+    /// Stage of ZeRO: 0 to 3; 3 is FSDP; the lowest that fits if omitted
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) zero: Option<u8>,
+}
+
+/// The GPUs that a model may use.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "GPUs")]
+pub(crate) struct FitMachines {
+    /// Card listed by `slipway gpu spec`, or a slice such as "1g.10gb of H100 80GB HBM3"; all if omitted
+    #[arg(long)]
+    pub(crate) card: Option<String>,
+    /// Number of GPUs; the fewest that fit if omitted
+    #[arg(long, value_name = "N")]
+    pub(crate) gpus: Option<u64>,
+    /// Number of machines
+    #[arg(long, value_name = "N")]
+    pub(crate) nodes: Option<u64>,
+    /// GPUs per machine
+    #[arg(long, default_value_t = request::DEFAULT_GPUS_PER_NODE, value_name = "N")]
+    pub(crate) gpus_per_node: u64,
+    /// Processes that share each GPU with equal memory limits (MPS)
+    #[arg(long, value_name = "N")]
+    pub(crate) share: Option<u64>,
+    /// Share of the memory that may be used
+    #[arg(long, default_value_t = request::DEFAULT_UTILIZATION, value_name = "SHARE")]
+    pub(crate) utilization: f64,
+    /// Bandwidth between machines for each GPU in GB/s
+    #[arg(long, default_value_t = request::DEFAULT_NETWORK, value_name = "GB/S")]
+    pub(crate) network: f64,
+    /// US dollars per GPU and hour, such as `slipway cluster cost` reports
+    #[arg(long, value_name = "DOLLARS")]
+    pub(crate) price: Option<f64>,
+    /// Tensor parallelism
+    #[arg(long, value_name = "N")]
+    pub(crate) tp: Option<u64>,
+    /// Pipeline stages
+    #[arg(long, value_name = "N")]
+    pub(crate) pp: Option<u64>,
+    /// Context parallelism
+    #[arg(long, value_name = "N")]
+    pub(crate) cp: Option<u64>,
+    /// Data parallelism
+    #[arg(long, value_name = "N")]
+    pub(crate) dp: Option<u64>,
+    /// Expert parallelism: spread whole experts over the GPUs, or do not
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) ep: Option<bool>,
 }
 
 /// Options that describe the desired MIG instances.

@@ -149,3 +149,45 @@ fn doctor_reports_gpu_and_runtime_problems() {
     let unhealthy = sandbox.run(&["doctor"]).with_code(3);
     assert!(unhealthy.stdout.contains("PROBLEM"), "{unhealthy:?}");
 }
+
+#[test]
+fn fit_reads_a_model_and_says_where_it_fits() {
+    let sandbox = Sandbox::new();
+    let fit = |words: &[&str]| sandbox.run(&[&["gpu", "fit"], words].concat());
+    let estimate = fit(&["--params", "671b", "--dtype", "fp8", "--seq", "131072", "-o", "json"]).with_code(0).json();
+    let cache = estimate["parts"].as_array().unwrap().iter().find(|p| p["what"] == "key-value cache").unwrap();
+    assert!((cache["bytes"].as_f64().unwrap() / f64::from(1 << 30) - 4.3).abs() < 0.05, "{cache}");
+    assert!(cache["numbers"].as_str().unwrap().contains("61 layers x 131072 x 576 x 1 B"), "{cache}");
+
+    let folder = tempfile::TempDir::new().unwrap();
+    let config = "{\"model_type\": \"llama\", \"hidden_size\": 4096, \"num_hidden_layers\": 32, \"num_attention_heads\": 32, \"num_key_value_heads\": 8, \"intermediate_size\": 14336, \"vocab_size\": 128256}";
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let path = folder.path().to_str().unwrap();
+    let shown = fit(&["--config", path, "--card", "H100 80GB HBM3", "--explain"]).with_code(0).stdout;
+    assert!(shown.contains("8.0b parameters") && shown.contains("32 layers x 4096 x 2 x 8 x 128 x 2 B"), "{shown}");
+    std::fs::write(folder.path().join("config.json"), "{\"hidden_size\": 4096}").unwrap();
+    let refused = fit(&["--config", path]).with_code(1);
+    assert!(refused.message().contains("num_hidden_layers is missing"), "{refused:?}");
+
+    let nothing = fit(&["--params", "405b", "--card", "Tesla T4", "--gpus", "8"]).with_code(3);
+    assert!(nothing.stderr.contains("it fits on nothing") && nothing.stderr.contains("8 x Tesla T4"), "{nothing:?}");
+    fit(&["--params", "7b", "--train", "adam", "--dtype", "int8"]).with_code(1);
+    fit(&["--params", "7b", "--checkpointing"]).with_code(1);
+    fit(&[]).with_code(1);
+}
+
+/// The figures of another machine are never shown in place of those that were requested.
+#[test]
+fn roofline_refuses_what_it_does_not_know() {
+    let sandbox = Sandbox::new();
+    let roofline = |words: &[&str]| sandbox.run(&[&["gpu", "roofline"], words].concat());
+    let op = "gemm:512,512,512,fp32";
+    roofline(&["--fixture", "nosuch", "--op", op]).with_code(1);
+    roofline(&["--card", "nosuch", "--op", op]).with_code(1);
+    roofline(&["--card", "A4000", "--op", "decode:model=7b,dtype=fp3"]).with_code(1);
+    roofline(&["--card", "A4000", "--op", "decode:model=70b,tp=3"]).with_code(1);
+    let shown =
+        roofline(&["--fixture", "h100x8", "--op", "decode:model=47b,batch=1", "-o", "json"]).with_code(0).json();
+    let rate = shown["work"][0]["tokens_per_second"].as_f64().unwrap();
+    assert!((rate - 130.0).abs() < 4.0, "{shown}");
+}

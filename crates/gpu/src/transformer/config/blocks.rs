@@ -166,7 +166,7 @@ pub(super) fn tower(c: &Map<String, Value>, hidden: u64) -> Result<Option<u64>, 
     let Some(depth) = first(&["depth", "num_hidden_layers", "encoder_layers", "layers"])? else { return Ok(None) };
     let inner = match first(&["intermediate_size", "encoder_ffn_dim"])? {
         Some(n) => n,
-        None => width * c.get("mlp_ratio").and_then(Value::as_f64).map_or(4, |ratio| ratio as u64),
+        None => width * c.get("mlp_ratio").and_then(Value::as_f64).map_or(4, |ratio| ratio.clamp(1.0, 64.0) as u64),
     };
     let family = c.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let matrices = if matches!(family, "qwen2_5_vl" | "pixtral") { 3 } else { 2 };

@@ -1,13 +1,12 @@
-//! `slipway gpu bench`, `roofline` and `fit`: measured and theoretical performance.
+//! `slipway gpu bench` and `roofline`: measured and theoretical performance.
 
 use slipway_core::clock::now_ms;
 use slipway_core::units;
 use slipway_gpu::bench::{self, Effort, Figure, Report, compare};
-use slipway_gpu::fit::{self, Request};
 use slipway_gpu::nvml::Nvml;
 use slipway_gpu::roofline::{Place, Roofline};
 use slipway_gpu::sheet::{self, Precision};
-use slipway_gpu::work::{self, Work};
+use slipway_gpu::work::Work;
 use slipway_gpu::{GpuError, draw};
 
 use super::Context;
@@ -164,7 +163,13 @@ async fn roof(context: &Context, fixture: Option<&str>, options: &cli::Roofline)
     if let Some(name) = &options.card {
         return Ok(Roofline::from_card(&super::find_card(name)?));
     }
-    let gpu = if options.cpu { None } else { Nvml::find(fixture).ok().and_then(|n| n.device(0).ok()?.name().ok()) };
+    let name = || -> Result<String, GpuError> { Ok(super::nvml(fixture)?.device(0)?.name()?) };
+    // The figures of a requested fixture are never replaced by those of another machine.
+    let gpu = match (options.cpu, fixture) {
+        (true, _) => None,
+        (false, Some(_)) => Some(name()?),
+        (false, None) => name().ok(),
+    };
     // Prefer a stored measurement of this host; otherwise measure the CPU now, or use the theoretical values of the GPU.
     let device = if gpu.is_some() { "gpu 0" } else { "cpu" };
     if fixture.is_none()
@@ -226,7 +231,7 @@ pub(super) fn against_cpu(context: &Context, name: &str) -> Result<(), Failure> 
 pub(super) async fn roofline(context: &Context, fixture: Option<&str>, options: &cli::Roofline) -> Result<(), Failure> {
     let works = options.ops.iter().map(|op| Work::parse(op)).collect::<Result<Vec<_>, _>>()?;
     let roof = roof(context, fixture, options).await?;
-    let places: Vec<Place> = works.iter().filter_map(|w| roof.place(w)).collect();
+    let places: Vec<Place> = works.iter().map(|w| roof.place(w)).collect::<Result<_, _>>()?;
     if context.global.output.format == Format::Svg {
         print_text(&draw::roofline(&roof, &places));
         return Ok(());
@@ -296,44 +301,6 @@ pub(super) async fn roofline(context: &Context, fixture: Option<&str>, options: 
                 measured.get(i).map_or(String::new(), |s| {
                     format!("{} ({:.0} % of the roof)", units::micros(s * 1e6), p.seconds / s * 100.0)
                 }),
-            ]);
-        }
-        table
-    });
-    Ok(())
-}
-
-pub(super) fn fit(context: &Context, options: &cli::Fit) -> Result<(), Failure> {
-    let question = Request {
-        parameters: work::parameters(&options.params)?,
-        precision: options.dtype.parse::<Precision>()?,
-        sequence: options.seq,
-        batch: options.batch,
-        optimizer: options.train.as_deref().map(str::parse).transpose()?,
-        checkpointing: options.checkpointing,
-    };
-    let estimate = fit::fit(&question)?;
-    let format = context.global.output.format;
-    if format == Format::Table {
-        let mut table = Table::new(&["MEMORY FOR", "BYTES", "FORMULA"]);
-        for part in &estimate.parts {
-            table.row(vec![part.what.into(), units::bytes(part.bytes as u64), part.formula.clone()]);
-        }
-        table.row(vec![
-            "total".into(),
-            units::bytes(estimate.bytes as u64),
-            format!("shape: {}", estimate.shape.source),
-        ]);
-        print_text(&format!("{table}\n"));
-    }
-    print(format, &estimate, |estimate| {
-        let mut table = Table::new(&["FITS ON", "COUNT", "MEMORY", "TOKENS/S AT BEST"]);
-        for f in &estimate.fits {
-            table.row(vec![
-                f.name.clone(),
-                f.count.to_string(),
-                units::bytes(f.memory as u64),
-                f.tokens_per_second.map_or("-".into(), |t| format!("{t:.0}")),
             ]);
         }
         table

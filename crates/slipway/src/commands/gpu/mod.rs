@@ -1,6 +1,7 @@
 //! `slipway gpu`: inspects, benchmarks and shares GPUs.
 
 mod containers;
+mod fit;
 mod measure;
 mod sharing;
 
@@ -50,7 +51,7 @@ pub(super) async fn run(context: &Context, args: cli::Gpu) -> Result<(), Failure
         Verb::Spec { card, .. } => spec(context, card),
         Verb::Bench(options) => measure::bench(context, fixture, options).await,
         Verb::Roofline(options) => measure::roofline(context, fixture, &options).await,
-        Verb::Fit(options) => measure::fit(context, &options),
+        Verb::Fit(options) => fit::fit(context, &options).await,
         Verb::Mig(verb) => sharing::mig(context, fixture, verb),
         Verb::Share(cli::Share::Plan { file, family }) => sharing::share(context, fixture, &file, family),
         Verb::Cdi(verb) => containers::cdi(context, fixture, verb),
