@@ -71,6 +71,7 @@ impl Validator<'_> {
                 "const" => value == expected,
                 "enum" => list(expected).contains(value),
                 "minimum" => value.as_f64().is_none_or(|n| expected.as_f64().is_some_and(|minimum| n >= minimum)),
+                "maximum" => value.as_f64().is_none_or(|n| expected.as_f64().is_some_and(|maximum| n <= maximum)),
                 "minItems" => value.as_array().is_none_or(|a| expected.as_u64().is_some_and(|n| a.len() as u64 >= n)),
                 "maxItems" => value.as_array().is_none_or(|a| expected.as_u64().is_some_and(|n| a.len() as u64 <= n)),
                 "required" => value.as_object().is_none_or(|o| {

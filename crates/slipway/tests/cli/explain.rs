@@ -42,6 +42,7 @@ fn catalogue_contains_exactly_the_used_codes() {
     let used = literals(&texts);
     // Literals that look like codes but are node labels or file names.
     let others = [
+        "gpu.clique",
         "gpu.family",
         "gpu.machine",
         "gpu.mode",
@@ -49,6 +50,7 @@ fn catalogue_contains_exactly_the_used_codes() {
         "server.json",
         "cluster.yaml",
         "config.json",
+        "config.toml",
         "config.yaml",
         "tls.crt",
         "tls.key",
