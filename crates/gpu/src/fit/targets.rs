@@ -107,7 +107,7 @@ pub fn targets(request: &Request) -> Result<Vec<Target>, GpuError> {
 /// The MIG slices of a card that are smaller than the card.
 fn slices(card: &Card, whole: &Target) -> Vec<Target> {
     let Some(geometry) = Geometry::for_product(card.name, card.memory_mib) else { return Vec::new() };
-    let profiles = geometry.profiles.iter().filter(|p| p.size < geometry.memory && !p.name.contains('+'));
+    let profiles = geometry.profiles.iter().filter(|p| p.size < geometry.memory && p.is_plain());
     profiles
         .map(|p| {
             let compute = f64::from(p.multiprocessors) / f64::from(card.multiprocessors.max(1));

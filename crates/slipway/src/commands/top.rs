@@ -12,7 +12,7 @@ use ratatui::widgets::{Block, Cell, Gauge, Paragraph, Row, Sparkline, Table};
 use slipway_core::units;
 use slipway_gpu::GpuError;
 use slipway_gpu::inventory::{Gpu, Inventory, Severity};
-use slipway_gpu::nvml::Nvml;
+use slipway_gpu::vendor;
 
 use crate::Failure;
 use crate::cli::gpu::Top;
@@ -147,7 +147,8 @@ impl Screen {
         .areas(frame.area());
         let i = &self.inventory;
         let mut title = vec![Span::styled(" slipway top ", Style::new().add_modifier(Modifier::REVERSED))];
-        title.push(Span::raw(format!(" driver {}  CUDA {}  {} GPUs ", i.driver, i.cuda, i.gpus.len())));
+        let cuda = if i.cuda.is_empty() { String::new() } else { format!("CUDA {}  ", i.cuda) };
+        title.push(Span::raw(format!(" driver {}  {cuda}{} GPUs ", i.driver, i.gpus.len())));
         if i.simulated {
             title.push(Span::styled(" SIMULATED ", Style::new().fg(Color::Black).bg(Color::Yellow)));
         }
@@ -305,8 +306,8 @@ fn memory_percent(gpu: &Gpu) -> u64 {
 }
 
 pub(super) fn run(options: Top) -> Result<(), Failure> {
-    let nvml = Nvml::find(options.fixture.as_deref().filter(|f| !f.is_empty()))?;
-    let mut screen = Screen::new(Inventory::collect(&nvml)?);
+    let library = vendor::find(options.fixture.as_deref().filter(|f| !f.is_empty()))?;
+    let mut screen = Screen::new(library.inventory()?);
     if options.once {
         print_text(&render_text(&screen, 120, 30));
         return Ok(());
@@ -331,7 +332,7 @@ pub(super) fn run(options: Top) -> Result<(), Failure> {
                     terminal.draw(|frame| screen.draw(frame)).map_err(io)?;
                 }
             }
-            screen.add_sample(Inventory::collect(&nvml)?);
+            screen.add_sample(library.inventory()?);
         }
     })();
     let _ = ratatui::try_restore(); // An error means that the terminal is gone, and nothing can be restored.

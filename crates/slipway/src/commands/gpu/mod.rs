@@ -25,7 +25,7 @@ use crate::output::{Table, print, print_note, print_text, stdout_is_open};
 fn nvml(fixture: Option<&str>) -> Result<Nvml, GpuError> {
     if let Some(name) = fixture.filter(|name| vendor::is_amd(name)) {
         return Err(GpuError::Invalid(format!(
-            "{name} simulates GPUs of AMD, which only `gpu ls` and `gpu show` support"
+            "{name} simulates GPUs of AMD, which only `gpu ls`, `gpu show` and `top` support"
         )));
     }
     let nvml = Nvml::find(fixture)?;
