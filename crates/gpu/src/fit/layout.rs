@@ -23,7 +23,7 @@ pub struct Layout {
     /// Whether whole experts are spread over tensor x data GPUs.
     pub expert: bool,
     /// ZeRO's stage (Rajbhandari et al. 2020): 1 divides the optimizer's state among the copies, 2 also gradients, 3 also weights.
-    pub zero: u8,
+    pub zero: u32,
 }
 
 impl Layout {
@@ -90,7 +90,7 @@ impl fmt::Display for Layout {
 
 /// The numbers that divide `n`, smallest first.
 fn divisors(n: u64) -> Vec<u64> {
-    (1..=n).filter(|d| n % d == 0).collect()
+    (1..=n).filter(|d| n.is_multiple_of(*d)).collect()
 }
 
 /// All layouts for a number of GPUs that the request allows. Context parallelism is proposed for training only, where long
@@ -117,7 +117,7 @@ pub fn layouts(request: &Request, shape: &Transformer, gpus: u64) -> Vec<Layout>
                     None if shape.has_experts() && tensor * data > 1 => &[false, true],
                     None => &[false],
                 };
-                let stages: Vec<u8> = match &request.train {
+                let stages: Vec<u32> = match &request.train {
                     None => vec![0],
                     Some(train) => match train.zero {
                         Some(stage) => vec![stage],

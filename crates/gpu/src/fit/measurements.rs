@@ -18,7 +18,7 @@ enum Quantity {
     /// Tokens that the cache has capacity for on one GPU: card, share of memory used, format.
     CacheTokens(&'static str, f64, &'static str, u64),
     /// GB (10^9 bytes) of weights, gradients and optimizer per GPU with ZeRO's stage over 64 GPUs, for 7.5 x 10^9 parameters.
-    Zero(u8),
+    Zero(u32),
     /// GiB of training with LoRA or QLoRA and full recomputation, with the tokens of one sequence.
     Adapters(Method, u64),
     /// The share of activations that are scores of attention.
@@ -59,9 +59,9 @@ const ROWS: &[Row] = &[
     ("qwen2.5-72b", Weights("bf16", 1), 136.20, WEIGHTS, QWEN25),
     ("qwen2.5-72b", Weights("gptq", 1), 39.91, WEIGHTS, QWEN25),
     ("qwen2.5-72b", Weights("awq", 1), 39.44, WEIGHTS, QWEN25),
-    ("qwen3-8b", Weights("bf16", 1), 15.27, EXACT, "vLLM 0.24 log, Model loading took 15.27 GiB (Qwen/Qwen3-8B)"),
+    ("qwen3-8b", Weights("bf16", 1), 15.27, EXACT, "vLLM 0.24 log of one RTX 5090 in a study of ThunderAgent (overcommit and duty)"),
     ("llama-3.1-70b", Weights("int8", 1), 67.7229, EXACT, "vllm-project/vllm pull request 12569, quantized.w8a8"),
-    ("phi-4-mini", Weights("fp16", 1), 7.1694, EXACT, "vLLM 0.7.3 log, Loading model weights took 7.1694 GB (phi-4-mini)"),
+    ("phi-4-mini", Weights("fp16", 1), 7.1694, EXACT, "vLLM 0.7.3 log in notebook gene_ter_4N_exp_eln_nl_phi4"),
     // vLLM pads the experts' width of 2,880 for its kernels.
     ("gpt-oss-120b", Weights("mxfp4", 1), 64.38, (1.0, 1.08), "vllm-project/vllm issue 33155"),
     ("gpt-oss-120b", Weights("mxfp4", 1), 65.9651, (1.0, 1.1), "vllm-project/vllm issue 23278"),
@@ -76,8 +76,8 @@ const ROWS: &[Row] = &[
     ("deepseek-v3", CachePerToken, 70_272.0, EXACT, ISCA),
     ("qwen2.5-72b", CachePerToken, 327_680.0, EXACT, ISCA),
     ("llama-3.1-405b", CachePerToken, 516_096.0, EXACT, ISCA),
-    ("phi-4-mini", CacheTokens("A100-SXM4-40GB", 0.90 * 39.56 / 40.0, "fp16", 2048), 217_888.0, (0.92, 1.08), "vLLM 0.7.3 log, 13618 blocks of 16 (phi-4-mini)"),
-    ("qwen3-8b", CacheTokens("GeForce RTX 5090", 0.92, "bf16", 32_768), 89_040.0, (0.92, 1.08), "vLLM 0.24 log, GPU KV cache size: 89,040 tokens (Qwen/Qwen3-8B)"),
+    ("phi-4-mini", CacheTokens("A100-SXM4-40GB", 0.90 * 39.56 / 40.0, "fp16", 2048), 217_888.0, (0.92, 1.08), "vLLM 0.7.3 log in notebook gene_ter_4N_exp_eln_nl_phi4, 13618 blocks of 16"),
+    ("qwen3-8b", CacheTokens("GeForce RTX 5090", 0.92, "bf16", 32_768), 89_040.0, (0.92, 1.08), "vLLM 0.24 log of one RTX 5090 in a study of ThunderAgent (overcommit and duty)"),
     // The weights leave 10 GiB, so that each GiB that the engine needs besides is a tenth.
     ("llama-3.1-70b", CacheTokens(H100, 0.98, "int8", 2048), 22_096.0, (0.75, 1.1), "vllm-project/vllm pull request 12569, 1381 blocks of 16"),
     ("7.5b", Zero(0), 120.0, EXACT, ZERO),

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::layout::Layout;
 use super::request::Request;
 use crate::sheet::Precision;
-use crate::transformer::{Census, Format, Transformer};
+use crate::transformer::{Census, Format, Mixer, Transformer};
 
 /// GiB in bytes.
 pub const GIB: f64 = 1_073_741_824.0;
@@ -146,28 +146,34 @@ pub fn serving(shape: &Transformer, formats: Formats, layout: Layout, request: &
 }
 
 fn cache_numbers(shape: &Transformer, formats: Formats, layout: Layout, request: &Request, sequences: f64) -> String {
-    use crate::transformer::Mixer;
     let tokens = request.seq.div_ceil(layout.context);
     let block = request.block.max(1);
-    let terms: Vec<String> = shape
-        .layers
-        .iter()
-        .filter_map(|l| {
-            let stored = l.mixer.visible(tokens).div_ceil(block) * block;
-            match l.mixer {
+    // Layers that differ in their feed-forward part only have one kind of cache.
+    let mut kinds: Vec<(u64, &Mixer)> = Vec::new();
+    for l in &shape.layers {
+        match kinds.iter_mut().find(|(_, mixer)| **mixer == l.mixer) {
+            Some((count, _)) => *count += l.count,
+            None => kinds.push((l.count, &l.mixer)),
+        }
+    }
+    let terms: Vec<String> = kinds
+        .into_iter()
+        .filter_map(|(count, mixer)| {
+            let stored = mixer.visible(tokens).div_ceil(block) * block;
+            match mixer {
                 Mixer::Attention { kv_heads, head_dim, .. } => Some(format!(
                     "{} layers x {stored} x 2 x {} x {head_dim} x {} B",
-                    l.count,
+                    count,
                     kv_heads.div_ceil(layout.tensor),
                     formats.cache.bytes()
                 )),
                 Mixer::Latent { rank, rope_dim, index_dim, .. } => Some(format!(
                     "{} layers x {stored} x {} x {} B",
-                    l.count,
+                    count,
                     rank + rope_dim + index_dim,
                     formats.cache.bytes()
                 )),
-                Mixer::Recurrent { state, .. } => Some(format!("{} layers x {state} x 4 B", l.count)),
+                Mixer::Recurrent { state, .. } => Some(format!("{count} layers x {state} x 4 B")),
                 Mixer::None => None,
             }
         })

@@ -250,7 +250,7 @@ impl Search<'_> {
         let context = (layout.context as f64).log2() * 3.0;
         let tensor = (layout.tensor as f64).log2() * 2.0;
         let left = 1.0 - memory::total(parts) / target.memory;
-        left - f64::from(layout.zero) - pipeline - context - tensor - f64::from(u8::from(layout.expert))
+        left - f64::from(layout.zero) - pipeline - context - tensor - f64::from(u32::from(layout.expert))
     }
 
     fn fit(&self, target: &Target, layout: Layout, parts: Vec<Part>, nodes: u64) -> Fit {

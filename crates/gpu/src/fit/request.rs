@@ -111,7 +111,7 @@ pub struct Training {
     /// Whether the optimizer keeps fp32 weights beside 16-bit ones.
     pub master_weights: bool,
     /// How much is divided among the copies of the model; the least that fits if `None`.
-    pub zero: Option<u8>,
+    pub zero: Option<u32>,
     /// Whether attention keeps its scores, as it does without FlashAttention.
     pub keep_scores: bool,
 }

@@ -10,8 +10,8 @@ use crate::transformer::{FeedForward, Format, Layers, Mixer, Transformer};
 pub fn training(shape: &Transformer, format: Format, layout: Layout, request: &Request, train: &Training) -> Vec<Part> {
     let own = layout.split().census(shape);
     let group = layout.zero_group() as f64;
-    let divided = |stage: u8| if layout.zero >= stage { group } else { 1.0 };
-    let by = |stage: u8| if layout.zero >= stage && group > 1.0 { format!(" / {group} GPUs") } else { String::new() };
+    let divided = |stage: u32| if layout.zero >= stage { group } else { 1.0 };
+    let by = |stage: u32| if layout.zero >= stage && group > 1.0 { format!(" / {group} GPUs") } else { String::new() };
     let mut parts = Vec::new();
     let weights = format.bytes(&own);
     let (bits, _) = format.bits();

@@ -94,7 +94,7 @@ impl Description {
         }
         let (mut value, name, mut source, assumed) = self.base()?;
         let changed: Vec<String> = self.sizes().iter().filter_map(|(k, n)| n.map(|n| format!("{k} {n}"))).collect();
-        if !changed.is_empty() && !(self.layers.is_some() && !given.contains(&true)) {
+        if !changed.is_empty() && given.contains(&true) {
             source = format!("{source}, with {}", changed.join(", "));
         }
         let text = value.as_object().map(config::text_path).unwrap_or_default();
@@ -124,7 +124,7 @@ impl Description {
                 GpuError::Invalid(format!("unknown model '{name}': expected one of {}", names.join(", ")))
             });
         }
-        let Some(params) = &self.params else { return self.from_sizes() };
+        let Some(params) = &self.params else { return self.by_sizes() };
         let size: Size = params.parse()?;
         let active = self.active.as_deref().map(assumption::parameters).transpose()?.or(size.active);
         let published = published::by_size(&size).filter(|m| {
@@ -147,7 +147,7 @@ impl Description {
         Ok((value, size.text, words, true))
     }
 
-    fn from_sizes(&self) -> Result<(Value, String, String, bool), GpuError> {
+    fn by_sizes(&self) -> Result<(Value, String, String, bool), GpuError> {
         let (Some(layers), Some(hidden), Some(_)) = (self.layers, self.hidden, self.heads) else {
             return Err(GpuError::Invalid(
                 "describe the model: --model llama-3.1-70b, --params 70b, --config FILE, or --layers, --hidden and --heads"

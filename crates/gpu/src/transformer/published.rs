@@ -55,7 +55,7 @@ pub fn by_name(name: &str) -> Option<&'static Published> {
 
 /// The model that a size selects: one with this nominal size, otherwise the one whose published number of parameters is nearest, within 0.5 %.
 pub fn by_size(size: &Size) -> Option<&'static Published> {
-    if let Some(found) = models().iter().find(|m| m.aliases.iter().any(|a| *a == size.text)) {
+    if let Some(found) = models().iter().find(|m| m.aliases.contains(&size.text)) {
         return Some(found);
     }
     let total = size.total?;

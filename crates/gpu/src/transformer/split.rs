@@ -42,18 +42,18 @@ impl Split {
             if heads % t != 0 {
                 return Some(format!("{heads} attention heads are not divisible by tensor parallelism {t}"));
             }
-            if kv_heads > 0 && kv_heads % t != 0 && t % kv_heads != 0 {
+            if kv_heads > 0 && kv_heads % t != 0 && !t.is_multiple_of(kv_heads) {
                 return Some(format!(
                     "{kv_heads} heads of keys and values neither divide tensor parallelism {t} nor are divided by it"
                 ));
             }
         }
         let width = |what: &str, inner: u64| {
-            if inner % t != 0 {
+            if !inner.is_multiple_of(t) {
                 return Some(format!("{what} of width {inner} is not divisible by tensor parallelism {t}"));
             }
             let group = format.group().filter(|_| t > 1)?;
-            ((inner / t) % group != 0).then(|| {
+            (!(inner / t).is_multiple_of(group)).then(|| {
                 format!("{what} of width {inner} over {t} GPUs is {}, which is no multiple of the {group} columns that share a scale in {format}", inner / t)
             })
         };

@@ -231,7 +231,7 @@ pub(crate) struct Training {
     pub(crate) keep_scores: bool,
     /// Stage of ZeRO: 0 to 3; 3 is FSDP; the lowest that fits if omitted
     #[arg(long, value_name = "STAGE")]
-    pub(crate) zero: Option<u8>,
+    pub(crate) zero: Option<u32>,
 }
 
 /// The GPUs that a model may use.

@@ -47,7 +47,7 @@ fn attention(r: &Reader<'_>, hidden: u64, window: Option<u64>) -> Result<Mixer, 
     };
     let head_dim = match r.number(&["head_dim", "kv_channels"])?.filter(|n| *n > 0) {
         Some(n) => n,
-        None if hidden % heads == 0 => hidden / heads,
+        None if hidden.is_multiple_of(heads) => hidden / heads,
         None => {
             return Err(GpuError::Invalid(format!(
                 "hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and head_dim is missing"

@@ -115,7 +115,7 @@ fn mixers(r: &Reader<'_>, depth: u64) -> Result<Vec<MixerKind>, GpuError> {
         "qwen2" | "qwen2_moe" => r.number(&["max_window_layers"])?.unwrap_or(0),
         _ => 0,
     };
-    let full = |i: u64| i < first || pattern.is_some_and(|p| (i + 1) % p == 0);
+    let full = |i: u64| i < first || pattern.is_some_and(|p| (i + 1).is_multiple_of(p));
     Ok(layers.map(|i| if full(i) { MixerKind::Full } else { MixerKind::Window(window) }).collect())
 }
 
@@ -157,8 +157,8 @@ fn has_experts(r: &Reader<'_>, i: u64) -> Result<bool, GpuError> {
         return Ok(i % period == r.number(&["expert_layer_offset"])?.unwrap_or(0));
     }
     if let Some(step) = positive(r, "moe_layer_freq")? {
-        return Ok(i % step == 0);
+        return Ok(i.is_multiple_of(step));
     }
     let step = positive(r, "interleave_moe_layer_step")?.or(positive(r, "decoder_sparse_step")?);
-    Ok(step.is_none_or(|s| (i + 1) % s == 0))
+    Ok(step.is_none_or(|s| (i + 1).is_multiple_of(s)))
 }
