@@ -42,7 +42,13 @@ fn main() -> ExitCode {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: Some(SOFT_LIMIT), maximum }).unwrap();
     raise_limit();
-    let trials = TESTS.iter().map(|&(name, test)| Trial::test(name, move || Ok(test()))).collect();
+    let trial = |&(name, test): &(&str, fn())| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
+    let trials = TESTS.iter().map(trial).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
