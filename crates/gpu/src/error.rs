@@ -52,6 +52,8 @@ impl Explain for GpuError {
             Self::Amd(_) => "gpu.amd_smi",
             Self::Nvml(_) => "gpu.nvml",
             Self::NoGpu => "gpu.none",
+            // Error 802 of CUDA: the GPU waits for its NVLink fabric.
+            Self::Cuda(text) if text.contains("CUDA_ERROR_SYSTEM_NOT_READY") => "gpu.fabric",
             Self::Cuda(_) => "gpu.cuda",
             Self::Invalid(_) => "gpu.invalid",
             Self::Io { .. } => "gpu.io",
@@ -60,5 +62,17 @@ impl Explain for GpuError {
             Self::Apply { .. } => "gpu.mig_apply",
             Self::Store(e) => e.code(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_802_of_cuda_is_explained_by_the_fabric() {
+        let code = |text: &str| GpuError::Cuda(text.into()).code();
+        assert_eq!(code("DriverError(CUDA_ERROR_SYSTEM_NOT_READY, \"system not yet initialized\")"), "gpu.fabric");
+        assert_eq!(code("DriverError(CUDA_ERROR_NO_DEVICE, \"no CUDA-capable device is detected\")"), "gpu.cuda");
     }
 }
