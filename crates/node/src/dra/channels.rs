@@ -169,7 +169,7 @@ fn config(claim: &Value, request: &str) -> Result<Option<ChannelConfig>, NodeErr
         Some(requests) if !requests.is_empty() => requests.iter().any(|r| r == request || r == main),
         _ => true,
     };
-    let Some(chosen) = from("FromClass").chain(from("FromClaim")).filter(applies).next_back() else { return Ok(None) };
+    let Some(chosen) = from("FromClass").chain(from("FromClaim")).rfind(applies) else { return Ok(None) };
     let parameters = &chosen["opaque"]["parameters"];
     let invalid = |why: String| NodeError::Invalid(format!("the claim's parameters for {DRIVER} are invalid: {why}"));
     if parameters["kind"] == "ComputeDomainDaemonConfig" {
