@@ -47,6 +47,8 @@ pub struct Options {
     pub mig_config: Option<PathBuf>,
     pub mps_root: PathBuf,
     pub dra_driver: String,
+    /// Also offer the machine's IMEX channels for resource claims.
+    pub imex_channels: bool,
     /// The namespace of the slipway installation, whose control plane may read leases.
     pub namespace: Option<String>,
     pub home: PathBuf,
@@ -130,11 +132,21 @@ async fn run_with<C: Cluster>(
                 cluster: Arc::clone(cluster),
                 node: options.node.clone(),
                 name: options.dra_driver.clone(),
+                devices: dra::Devices::Gpus,
                 kubelet: options.kubelet.clone(),
                 driver: Arc::clone(&driver),
                 database: Arc::clone(&database),
                 handed_out: Arc::clone(&handed_out),
             };
+            if options.imex_channels {
+                let folders = dra::channels::Folders { root: options.driver_root.clone(), cdi: options.cdi.clone() };
+                let name = dra::channels::DRIVER.to_owned();
+                let channels = dra::Dra { name, devices: dra::Devices::Channels(folders), ..dra.clone() };
+                tasks.spawn(async move {
+                    channels.run().await;
+                    Ok(())
+                });
+            }
             tasks.spawn(async move {
                 dra.run().await;
                 Ok(())
@@ -306,6 +318,7 @@ mod tests {
             mig_config: None,
             mps_root: folder.join("mps"),
             dra_driver: dra::DRIVER.into(),
+            imex_channels: false,
             namespace: None,
             home: folder.join("home"),
             listen: "127.0.0.1:0".parse().unwrap(),

@@ -28,6 +28,9 @@ pub const RESOURCE_SLICE: Kind =
 /// `resource.k8s.io/v1 ResourceClaim`.
 pub const RESOURCE_CLAIM: Kind =
     Kind { group: "resource.k8s.io", version: "v1", kind: "ResourceClaim", plural: "resourceclaims" };
+/// `resource.nvidia.com/v1beta1 ComputeDomain` of NVIDIA's DRA driver.
+pub const COMPUTE_DOMAIN: Kind =
+    Kind { group: "resource.nvidia.com", version: "v1beta1", kind: "ComputeDomain", plural: "computedomains" };
 
 impl Kind {
     /// `group/version`, or the version alone in the core group.

@@ -7,6 +7,7 @@
 //! scheduler does not allocate overlapping ones. The MIG instance of a partition is created when a pod with the claim starts on the
 //! node, and destroyed afterwards.
 
+pub mod channels;
 mod prepare;
 mod slices;
 
@@ -94,6 +95,15 @@ pub(crate) fn uuid_of(machine: &Machine, name: &str) -> Option<String> {
     }
 }
 
+/// The devices that a DRA driver offers.
+#[derive(Debug, Clone)]
+pub enum Devices {
+    /// GPUs and MIG partitions.
+    Gpus,
+    /// IMEX channels.
+    Channels(channels::Folders),
+}
+
 /// The DRA driver: serves the kubelet and publishes slices.
 #[allow(missing_debug_implementations)] // `Database` does not implement `Debug`
 pub struct Dra<C> {
@@ -103,6 +113,8 @@ pub struct Dra<C> {
     pub node: String,
     /// Name of the DRA driver: `gpu.slipway.dev`, or `gpu.nvidia.com` to replace NVIDIA's driver.
     pub name: String,
+    /// The devices that it offers.
+    pub devices: Devices,
     /// Folder of the kubelet, usually `/var/lib/kubelet`.
     pub kubelet: PathBuf,
     /// The driver.
@@ -119,6 +131,7 @@ impl<C> Clone for Dra<C> {
             cluster: Arc::clone(&self.cluster),
             node: self.node.clone(),
             name: self.name.clone(),
+            devices: self.devices.clone(),
             kubelet: self.kubelet.clone(),
             driver: Arc::clone(&self.driver),
             database: Arc::clone(&self.database),
@@ -132,6 +145,29 @@ impl<C: Cluster> Dra<C> {
     pub async fn run(self) {
         let publisher = self.clone();
         tokio::join!(self.serve(), slices::publish(publisher));
+    }
+
+    /// The `spec`s of the slices of a node, without the pool.
+    fn specs(&self, machine: &Machine) -> Result<Vec<serde_json::Value>, NodeError> {
+        match &self.devices {
+            Devices::Gpus => Ok(slices::specs(machine)),
+            Devices::Channels(folders) => channels::specs(folders, machine),
+        }
+    }
+
+    async fn prepare(&self, claim: &api::Claim) -> Result<Vec<api::Device>, NodeError> {
+        match &self.devices {
+            Devices::Gpus => prepare::prepare(self, claim).await,
+            Devices::Channels(folders) => channels::prepare(self, folders, claim).await,
+        }
+    }
+
+    /// Releases a claim. Nothing was created for channels.
+    async fn unprepare(&self, uid: &str) -> Result<(), NodeError> {
+        match &self.devices {
+            Devices::Gpus => prepare::unprepare(self, uid).await,
+            Devices::Channels(_) => Ok(()),
+        }
     }
 
     fn plugin_socket(&self) -> PathBuf {
@@ -234,7 +270,7 @@ impl<C: Cluster> api::dra_plugin_server::DraPlugin for Service<C> {
     ) -> Result<Response<api::NodePrepareResourcesResponse>, Status> {
         let mut response = api::NodePrepareResourcesResponse::default();
         for claim in request.into_inner().claims {
-            let result = match prepare::prepare(&self.dra, &claim).await {
+            let result = match self.dra.prepare(&claim).await {
                 Ok(devices) => api::NodePrepareResourceResponse { devices, error: String::new() },
                 Err(error) => {
                     tracing::warn!(claim = claim.name, namespace = claim.namespace, %error, "preparing the claim failed");
@@ -253,7 +289,7 @@ impl<C: Cluster> api::dra_plugin_server::DraPlugin for Service<C> {
     ) -> Result<Response<api::NodeUnprepareResourcesResponse>, Status> {
         let mut response = api::NodeUnprepareResourcesResponse::default();
         for claim in request.into_inner().claims {
-            let error = match prepare::unprepare(&self.dra, &claim.uid).await {
+            let error = match self.dra.unprepare(&claim.uid).await {
                 Ok(()) => String::new(),
                 Err(error) => {
                     tracing::warn!(claim = claim.name, namespace = claim.namespace, %error, "releasing the claim failed");
@@ -279,10 +315,12 @@ impl<C: Cluster> health::dra_resource_health_server::DraResourceHealth for Servi
         // The kubelet treats devices without updates as "unknown" after a timeout, so the state is also sent periodically.
         let heartbeat = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(Duration::from_secs(20)));
         let state = self.dra.driver.subscribe();
+        let gpus = matches!(self.dra.devices, Devices::Gpus);
         let lists = changes.map(drop).merge(heartbeat.map(drop)).map(move |()| {
             let state: Arc<State> = state.borrow().clone();
             Ok(health::NodeWatchResourcesResponse {
-                devices: state.machine().map(|m| device_health(m, &pool)).unwrap_or_default(),
+                // A channel is a device node without a health of its own.
+                devices: state.machine().filter(|_| gpus).map(|m| device_health(m, &pool)).unwrap_or_default(),
             })
         });
         Ok(Response::new(Box::pin(lists)))

@@ -34,25 +34,29 @@ struct Partition {
 }
 
 /// A device that the scheduler allocated to a claim.
-struct Allocated {
-    request: String,
+pub(super) struct Allocated {
+    pub(super) request: String,
     /// Name of the device in the slices of this node.
-    device: String,
-    share: Option<String>,
+    pub(super) device: String,
+    pub(super) share: Option<String>,
 }
 
-/// The devices of this driver and pool in a claim's allocation.
+/// The GPUs and partitions of this driver and pool in a claim's allocation, which must have no parameters.
 fn allocated(claim: &Value, driver: &str, pool: &str) -> Result<Vec<Allocated>, NodeError> {
-    let allocation = &claim["status"]["allocation"];
-    let Some(results) = allocation["devices"]["results"].as_array() else {
-        return Err(NodeError::Invalid("the claim is not allocated".into()));
-    };
-    let configured = allocation["devices"]["config"].as_array().into_iter().flatten();
+    let configured = claim["status"]["allocation"]["devices"]["config"].as_array().into_iter().flatten();
     if configured.into_iter().any(|c| c["opaque"]["driver"] == driver) {
         return Err(NodeError::Invalid(format!(
             "the claim has opaque parameters, which {driver} does not support: share GPUs by MIG partitions or by the node's configuration"
         )));
     }
+    allocated_devices(claim, driver, pool)
+}
+
+/// The devices of this driver and pool in a claim's allocation.
+pub(super) fn allocated_devices(claim: &Value, driver: &str, pool: &str) -> Result<Vec<Allocated>, NodeError> {
+    let Some(results) = claim["status"]["allocation"]["devices"]["results"].as_array() else {
+        return Err(NodeError::Invalid("the claim is not allocated".into()));
+    };
     let own = results.iter().filter(|r| r["driver"] == driver && r["pool"] == pool);
     let field = |r: &Value, name: &str| r[name].as_str().map(str::to_owned);
     own.map(|r| match (field(r, "request"), field(r, "device")) {

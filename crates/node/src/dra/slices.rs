@@ -182,7 +182,14 @@ pub(super) async fn publish<C: Cluster>(dra: Dra<C>) {
         let state: Arc<State> = states.borrow_and_update().clone();
         let mut retry_after = Duration::from_secs(600);
         if let Some(machine) = state.machine() {
-            let specs = specs(machine);
+            let specs = match dra.specs(machine) {
+                Ok(specs) => specs,
+                Err(error) => {
+                    tracing::warn!(%error, driver = dra.name, "the devices cannot be read; retrying");
+                    tokio::time::sleep(Duration::from_secs(3)).await;
+                    continue;
+                }
+            };
             if published.as_ref() != Some(&specs) {
                 match replace_slices(&dra, &specs).await {
                     Ok(()) => published = Some(specs),

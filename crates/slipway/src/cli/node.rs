@@ -116,6 +116,9 @@ pub(crate) struct Run {
     /// Name of the DRA driver; gpu.nvidia.com replaces NVIDIA's driver
     #[arg(long, default_value = slipway_node::dra::DRIVER)]
     pub(crate) dra_driver: String,
+    /// With --offer dra: also offer IMEX channels, as NVIDIA's driver compute-domain.nvidia.com does (GB200 NVL72)
+    #[arg(long)]
+    pub(crate) imex_channels: bool,
     /// Address for metrics, health and leases
     #[arg(long, env = "SLIPWAY_NODE_LISTEN", default_value = "127.0.0.1:9400", value_name = "HOST:PORT")]
     pub(crate) listen: SocketAddr,

@@ -136,6 +136,7 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
         mig_config: args.mig_config,
         mps_root: args.mps_root,
         dra_driver: args.dra_driver,
+        imex_channels: args.imex_channels,
         namespace: namespace(),
         home: Home::at(context.config.get("home").unwrap_or_default()).root().join("node"),
         listen: args.listen,
