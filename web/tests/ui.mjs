@@ -255,10 +255,10 @@ try {
     await row.getByText("TP4").waitFor();
     await page.getByLabel("Tokens per sequence").fill("17");
     await page.getByText("640.0 GiB").waitFor();
-    await page.getByLabel("Model", { exact: true }).getByLabel("Model").fill("8x7b");
+    await page.getByRole("textbox", { name: "Model", exact: true }).fill("8x7b");
     await page.getByRole("heading", { name: /Mixtral 8x7B: 46.7b parameters, 12.7b active/ }).waitFor();
     await page.screenshot({ path: `${shots}/fit.png`, fullPage: true });
-    await page.getByLabel("Model", { exact: true }).getByLabel("Model").fill("no-such-model");
+    await page.getByRole("textbox", { name: "Model", exact: true }).fill("no-such-model");
     await page.getByRole("alert").getByText("unknown model").waitFor();
   });
 
