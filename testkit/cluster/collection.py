@@ -77,6 +77,6 @@ def collection_converges_hosts_and_reports_changes_correctly(binary):
         assert_converged(bench)
 
         # A failed resource fails the play, with the reason.
-        bench.write(channel="1.32/nightly")
+        bench.write(channel="1.32/edge")
         text, recap = playbook.run("--limit", "gpu1", status=2)
         assert recap["gpu1"]["failed"] == 1 and "available to install on the following channels" in text, text

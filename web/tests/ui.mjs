@@ -258,8 +258,9 @@ try {
     await page.getByRole("textbox", { name: "Model", exact: true }).fill("8x7b");
     await page.getByRole("heading", { name: /Mixtral 8x7B: 46.7b parameters, 12.7b active/ }).waitFor();
     await page.screenshot({ path: `${shots}/fit.png`, fullPage: true });
-    await page.getByRole("textbox", { name: "Model", exact: true }).fill("no-such-model");
-    await page.getByRole("alert").getByText("unknown model").waitFor();
+    await page.getByText("config.json", { exact: true }).click();
+    await page.getByRole("textbox", { name: "config.json" }).fill("{");
+    await page.getByRole("alert").getByText("config.json:").waitFor();
   });
 
   await step("cluster: the steps of an apply and their dependencies", async () => {
