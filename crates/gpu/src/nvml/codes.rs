@@ -15,6 +15,8 @@ pub const DRIVER_NOT_LOADED: u32 = 9;
 pub const TIMEOUT: u32 = 10;
 /// The installed driver is too old to have the function.
 pub const FUNCTION_NOT_FOUND: u32 = 13;
+/// The driver does not know this version of a structure (`NVML_ERROR_ARGUMENT_VERSION_MISMATCH`).
+pub const ARGUMENT_VERSION_MISMATCH: u32 = 25;
 /// The device no longer responds on the PCI bus.
 pub const GPU_IS_LOST: u32 = 15;
 /// The device must be reset before it can be used.

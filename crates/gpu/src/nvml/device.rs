@@ -167,7 +167,11 @@ impl<'a> Device<'a> {
         let mut memory = sys::nvmlMemory_v2_t { version, total: 0, reserved: 0, free: 0, used: 0 };
         match call!(self.nvml, nvmlDeviceGetMemoryInfo_v2, self.handle, &mut memory) {
             Ok(()) => return Ok(Memory { total: memory.total, used: memory.used, free: memory.free }),
-            Err(e) if matches!(e.code, codes::FUNCTION_NOT_FOUND | codes::NOT_SUPPORTED | 25) => {}
+            Err(e)
+                if matches!(
+                    e.code,
+                    codes::FUNCTION_NOT_FOUND | codes::NOT_SUPPORTED | codes::ARGUMENT_VERSION_MISMATCH
+                ) => {}
             Err(e) => return Err(e),
         }
         let mut old = sys::nvmlMemory_t { total: 0, free: 0, used: 0 };

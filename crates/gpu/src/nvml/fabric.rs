@@ -9,9 +9,6 @@ use serde::Serialize;
 
 use super::{Device, NvmlError, call, codes};
 
-/// The return code of a call with a struct version that the driver does not know (`NVML_ERROR_ARGUMENT_VERSION_MISMATCH`).
-const VERSION_MISMATCH: u32 = 25;
-
 /// How far the registration of a GPU has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -139,7 +136,7 @@ impl Device<'_> {
         for (size, version) in versions {
             info.version = u32::try_from(size).unwrap_or(0) | version << 24;
             result = call!(self.nvml, nvmlDeviceGetGpuFabricInfoV, self.handle, &mut info);
-            if !matches!(&result, Err(e) if e.code == VERSION_MISMATCH) {
+            if !matches!(&result, Err(e) if e.code == codes::ARGUMENT_VERSION_MISMATCH) {
                 break;
             }
         }

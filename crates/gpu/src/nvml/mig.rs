@@ -39,6 +39,27 @@ pub struct Engines {
     pub copy: u32,
 }
 
+/// A [`ProfileInfo`] from either version of NVML's structure, which name these fields alike.
+macro_rules! profile_info {
+    ($info:expr, $name:expr) => {
+        ProfileInfo {
+            id: $info.id,
+            slices: $info.sliceCount,
+            instances: $info.instanceCount,
+            multiprocessors: $info.multiprocessorCount,
+            memory_mib: $info.memorySizeMB,
+            engines: Engines {
+                decoders: $info.decoderCount,
+                encoders: $info.encoderCount,
+                jpeg: $info.jpegCount,
+                ofa: $info.ofaCount,
+                copy: $info.copyEngineCount,
+            },
+            name: $name,
+        }
+    };
+}
+
 impl Engines {
     /// The media engines, which instances do not share: decoders, encoders, JPEG engines and optical flow accelerators.
     pub fn media(self) -> [u32; 4] {
@@ -169,24 +190,10 @@ impl<'a> Device<'a> {
             Ok(()) => {
                 let name = super::text(&info.name);
                 let name = name.trim().strip_prefix("MIG ").unwrap_or(name.trim()).to_owned();
-                Ok(ProfileInfo {
-                    id: info.id,
-                    slices: info.sliceCount,
-                    instances: info.instanceCount,
-                    multiprocessors: info.multiprocessorCount,
-                    memory_mib: info.memorySizeMB,
-                    engines: Engines {
-                        decoders: info.decoderCount,
-                        encoders: info.encoderCount,
-                        jpeg: info.jpegCount,
-                        ofa: info.ofaCount,
-                        copy: info.copyEngineCount,
-                    },
-                    name: Some(name).filter(|n| !n.is_empty()),
-                })
+                Ok(profile_info!(info, Some(name).filter(|n| !n.is_empty())))
             }
             // Drivers without the function, or with another version of the structure.
-            Err(e) if matches!(e.code, super::codes::FUNCTION_NOT_FOUND | 25) => {
+            Err(e) if matches!(e.code, super::codes::FUNCTION_NOT_FOUND | super::codes::ARGUMENT_VERSION_MISMATCH) => {
                 self.instance_profile_without_name(kind)
             }
             Err(e) => Err(e),
@@ -197,21 +204,7 @@ impl<'a> Device<'a> {
         // SAFETY: a plain C struct, for which all zeros is a valid value.
         let mut info: sys::nvmlGpuInstanceProfileInfo_t = unsafe { std::mem::zeroed() };
         call!(self.nvml, nvmlDeviceGetGpuInstanceProfileInfo, self.handle, kind, &mut info)?;
-        Ok(ProfileInfo {
-            id: info.id,
-            slices: info.sliceCount,
-            instances: info.instanceCount,
-            multiprocessors: info.multiprocessorCount,
-            memory_mib: info.memorySizeMB,
-            engines: Engines {
-                decoders: info.decoderCount,
-                encoders: info.encoderCount,
-                jpeg: info.jpegCount,
-                ofa: info.ofaCount,
-                copy: info.copyEngineCount,
-            },
-            name: None,
-        })
+        Ok(profile_info!(info, None))
     }
 
     /// The positions that instances of a profile can have on an empty GPU.
