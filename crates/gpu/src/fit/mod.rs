@@ -125,8 +125,6 @@ pub fn fit(request: &Request) -> Result<Estimate, GpuError> {
     }
     fits.sort_by(|a, b| a.count.cmp(&b.count).then(a.memory.total_cmp(&b.memory)));
     let nearest = if fits.is_empty() { Some(search.nearest()) } else { None };
-    let named = request.card.is_some() && request.gpus.is_some();
-    let considered = if named { search.considered } else { Vec::new() };
     Ok(Estimate {
         question: request.clone(),
         parameters: shape.parameters(),
@@ -135,7 +133,7 @@ pub fn fit(request: &Request) -> Result<Estimate, GpuError> {
         bytes: memory::total(&parts),
         parts,
         fits,
-        considered,
+        considered: search.considered,
         nearest,
         shape,
     })
