@@ -132,7 +132,7 @@ def time_slicing_changes_while_pods_run(lab):
         assert "maximum request size for shared resources is 1" in rejected["message"], rejected
         # An invalid file keeps the last valid configuration in use.
         configure(lab, "n2", "broken")
-        eventually(lambda: "must be from 0 to 1024" in lab.kubectl("-n", NAMESPACE, "logs", lab.agent("n2")["metadata"]["name"]),
+        eventually(lambda: "must be from 2 to 65536" in lab.kubectl("-n", NAMESPACE, "logs", lab.agent("n2")["metadata"]["name"]),
                    message="the agent reports the invalid file")
         assert lab.allocatable("n2") == {SHARED: 4}
         configure(lab, "n2", "envvar")

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, TestError, TestRunner};
 
 /// Maximum bytes of an input.
 pub const MAX_INPUT_BYTES: usize = 16 << 10;
@@ -179,10 +179,20 @@ pub fn feed_bytes<B: AsRef<[u8]>>(valid: &[B], parse: impl Fn(&[u8])) {
             prop_assert!(growth < MAX_GROWTH_KIB, "the parser needed {growth} KiB");
             Ok(())
         });
-        assert!(result.is_ok(), "{}", result.err().map(|e| e.to_string()).unwrap_or_default());
+        if let Err(error) = result {
+            panic!("{}", failure(&error));
+        }
         if started.elapsed() >= fuzz_time() {
             return;
         }
+    }
+}
+
+/// The input as a literal in Rust, and then the rule that it violates: the end of a log is what is read first.
+fn failure(error: &TestError<Vec<u8>>) -> String {
+    match error {
+        TestError::Fail(reason, input) => format!("for the input b\"{}\": {reason}", input.escape_ascii()),
+        TestError::Abort(reason) => reason.to_string(),
     }
 }
 

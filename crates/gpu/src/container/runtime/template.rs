@@ -69,7 +69,7 @@ pub(super) fn edit(runtime: Runtime, path: &Path, text: &str, options: &Options)
             template.remove(&["plugins", plugin, "containerd"], "default_runtime_name");
         }
     }
-    let after = template.lines.concat();
+    let after: String = template.lines.iter().map(|line| line.text.as_str()).collect();
     Template::parse(&after)?;
     // Without a change there is no need for a template.
     let text = if is_empty && after == start { text.to_owned() } else { after };
@@ -88,11 +88,16 @@ struct Block {
     end: usize,
 }
 
-/// A template as lines with their line ends.
+/// A line with its line end. An action that contains line ends, such as a comment, does not end the line that it is on.
+struct Line {
+    text: String,
+    /// How many conditions and loops are open at the start of the line.
+    depth: usize,
+}
+
+/// A template as lines.
 struct Template {
-    lines: Vec<String>,
-    /// How many conditions and loops are open at the start of each line.
-    depths: Vec<usize>,
+    lines: Vec<Line>,
     line_end: &'static str,
     has_base: bool,
     /// Whether k3s' own detection of runtimes is part of the file.
@@ -101,53 +106,41 @@ struct Template {
 
 impl Template {
     fn parse(text: &str) -> Result<Self, GpuError> {
-        let actions = actions(text)?;
         let mut out = Self {
-            lines: text.split_inclusive('\n').map(str::to_owned).collect(),
-            depths: Vec::new(),
+            lines: Vec::new(),
             line_end: if text.contains("\r\n") { "\r\n" } else { "\n" },
             has_base: false,
             has_detection: false,
         };
-        let mut offset = 0;
-        let (mut depth, mut pending) = (0_usize, actions.iter().peekable());
-        for line in &out.lines {
-            while let Some((_, body)) = pending.next_if(|(start, _)| *start < offset) {
-                let mut words = body.split_whitespace();
-                match words.next() {
-                    Some("if" | "range" | "with" | "define" | "block") => depth += 1,
-                    Some("end") => {
-                        depth = depth.checked_sub(1).ok_or_else(|| {
-                            invalid(format!("line {}: `{{{{ end }}}}` without a beginning", out.depths.len()))
-                        })?;
-                    }
-                    _ => {}
-                }
-            }
-            out.depths.push(depth);
-            offset += line.len();
+        let (mut at, mut number, mut depth) = (0, 1, 0);
+        while at < text.len() {
+            let line = line(&text[at..]).map_err(|reason| invalid(format!("line {number}: {reason}")))?;
+            out.lines.push(Line { text: line.text.to_owned(), depth });
+            depth = depth
+                .checked_add_signed(line.opened)
+                .ok_or_else(|| invalid(format!("line {number}: `{{{{ end }}}}` without a beginning")))?;
+            out.has_base |= line.actions.iter().any(|body| body.starts_with("template \"base\""));
+            out.has_detection |= line.actions.iter().any(|body| body.contains(".ExtraRuntimes"));
+            at += line.text.len();
+            number += line.text.matches('\n').count();
         }
-        // The actions of the last line.
-        let opened = pending.clone().filter(|(_, body)| opens(body)).count();
-        let closed = pending.filter(|(_, body)| body.split_whitespace().next() == Some("end")).count();
-        if depth + opened != closed {
+        if depth > 0 {
             return Err(invalid("a condition or loop of the template is not closed with `{{ end }}`"));
         }
-        out.has_base = actions.iter().any(|(_, body)| body.starts_with("template \"base\""));
-        out.has_detection = out.has_base || actions.iter().any(|(_, body)| body.contains(".ExtraRuntimes"));
+        out.has_detection |= out.has_base;
         Ok(out)
     }
 
     fn version(&self) -> Option<i64> {
         let first_header = self.blocks().first().map_or(self.lines.len(), |block| block.header);
-        let mut settings = self.lines[..first_header].iter().filter_map(|line| setting(line));
+        let mut settings = self.lines[..first_header].iter().filter_map(|line| setting(&line.text));
         settings.find(|(key, _)| *key == "version")?.1.parse().ok()
     }
 
     fn blocks(&self) -> Vec<Block> {
         let mut out: Vec<Block> = Vec::new();
         for (number, line) in self.lines.iter().enumerate() {
-            if let Some(path) = header(line) {
+            if let Some(path) = header(&line.text) {
                 if let Some(last) = out.last_mut() {
                     last.end = number;
                 }
@@ -164,18 +157,18 @@ impl Template {
     /// The settings of a table that do not depend on a condition inside it, as key and line.
     fn settings(&self, path: &[&str]) -> Vec<(String, usize)> {
         let Some(block) = self.block(path) else { return Vec::new() };
-        let depth = self.depths[block.header];
+        let depth = self.lines[block.header].depth;
         (block.header + 1..block.end)
-            .take_while(|number| self.depths[*number] >= depth)
-            .filter(|number| self.depths[*number] == depth)
-            .filter_map(|number| Some((setting(&self.lines[number])?.0.to_owned(), number)))
+            .take_while(|number| self.lines[*number].depth >= depth)
+            .filter(|number| self.lines[*number].depth == depth)
+            .filter_map(|number| Some((setting(&self.lines[number].text)?.0.to_owned(), number)))
             .collect()
     }
 
     /// The text that a setting has.
     fn value(&self, path: &[&str], key: &str) -> Option<String> {
         let (_, number) = self.settings(path).into_iter().find(|(name, _)| name == key)?;
-        Some(setting(&self.lines[number])?.1.trim_matches(['"', '\'']).to_owned())
+        Some(setting(&self.lines[number].text)?.1.trim_matches(['"', '\'']).to_owned())
     }
 
     /// Sets a value in a table of the file. `value` is TOML.
@@ -183,21 +176,21 @@ impl Template {
         let block = self.block(path).ok_or_else(|| invalid(format!("there is no table [{}]", path.join("."))))?;
         let found = self.settings(path).into_iter().find(|(name, _)| name == key).map(|(_, number)| number);
         if let Some(number) = found {
-            let line = &self.lines[number];
+            let line = &self.lines[number].text;
             let indentation = &line[..line.len() - line.trim_start().len()];
             if setting(line).is_none_or(|(_, old)| old != value) {
-                self.lines[number] = format!("{indentation}{key} = {value}{}", self.line_end);
+                self.lines[number].text = format!("{indentation}{key} = {value}{}", self.line_end);
             }
             return Ok(());
         }
-        if self.depths[block.header] > 0 && !self.is_ours(&block) {
+        if self.lines[block.header].depth > 0 && !self.is_ours(&block) {
             return Err(invalid(format!(
                 "line {}: the table [{}] depends on a condition of the template; add `{key} = {value}` by hand",
-                block.header + 1,
+                self.number(block.header),
                 path.join(".")
             )));
         }
-        let header = &self.lines[block.header];
+        let header = &self.lines[block.header].text;
         let indentation = &header[..header.len() - header.trim_start().len()];
         self.insert(block.header + 1, &[format!("{indentation}  {key} = {value}")]);
         Ok(())
@@ -205,24 +198,29 @@ impl Template {
 
     /// Whether a table is under the condition that [`Template::add_nvidia`] writes.
     fn is_ours(&self, block: &Block) -> bool {
-        self.depths[block.header] == 1 && self.lines[..block.header].iter().any(|line| line.trim() == IF_NOT_DETECTED)
+        self.lines[block.header].depth == 1
+            && self.lines[..block.header].iter().any(|line| line.text.trim() == IF_NOT_DETECTED)
     }
 
     fn remove(&mut self, path: &[&str], key: &str) {
         if let Some((_, number)) = self.settings(path).into_iter().find(|(name, _)| name == key) {
             self.lines.remove(number);
-            self.depths.remove(number);
         }
+    }
+
+    /// The number in the file of the first line of `self.lines[index]`.
+    fn number(&self, index: usize) -> usize {
+        1 + self.lines[..index].iter().map(|line| line.text.matches('\n').count()).sum::<usize>()
     }
 
     /// Inserts lines, which have no line ends, before the line `at`.
     fn insert(&mut self, at: usize, lines: &[String]) {
-        if let Some(last) = self.lines.last_mut().filter(|last| !last.ends_with('\n')) {
-            last.push_str(self.line_end);
+        if let Some(last) = self.lines.last_mut().filter(|last| !last.text.ends_with('\n')) {
+            last.text.push_str(self.line_end);
         }
-        let depth = at.checked_sub(1).map_or(0, |before| self.depths[before]);
-        let new: Vec<String> = lines.iter().map(|line| format!("{line}{}", self.line_end)).collect();
-        self.depths.splice(at..at, new.iter().map(|_| depth));
+        // Every condition is closed at the end of the file.
+        let depth = self.lines.get(at).map_or(0, |next| next.depth);
+        let new = lines.iter().map(|line| Line { text: format!("{line}{}", self.line_end), depth });
         self.lines.splice(at..at, new);
     }
 
@@ -236,7 +234,7 @@ impl Template {
             .into_iter()
             .find(|name| !name.is_empty() && !name.starts_with(NVIDIA) && self.block(&runtimes(name)).is_some());
         let lines = |path: &[&str]| -> Vec<(String, String)> {
-            let value = |number: usize| setting(&self.lines[number]).map(|(_, value)| value.to_owned());
+            let value = |number: usize| setting(&self.lines[number].text).map(|(_, value)| value.to_owned());
             self.settings(path).into_iter().filter_map(|(key, number)| Some((key, value(number)?))).collect()
         };
         let mut settings = source.map(|name| lines(&runtimes(name))).unwrap_or_default();
@@ -290,24 +288,50 @@ impl Template {
     }
 }
 
-fn opens(body: &str) -> bool {
-    matches!(body.split_whitespace().next(), Some("if" | "range" | "with" | "define" | "block"))
+/// What is on the first line of a text.
+struct ParsedLine<'a> {
+    text: &'a str,
+    /// The contents of the actions, without comments.
+    actions: Vec<&'a str>,
+    /// How many more conditions and loops the line opens than it closes.
+    opened: isize,
 }
 
-/// The positions and contents of the actions of a Go template, without comments.
-fn actions(text: &str) -> Result<Vec<(usize, &str)>, GpuError> {
-    let mut out = Vec::new();
-    let mut at = 0;
-    while let Some(start) = text[at..].find("{{").map(|found| at + found) {
-        let line = || text[..start].matches('\n').count() + 1;
-        let length = text[start..]
-            .find("}}")
-            .ok_or_else(|| invalid(format!("line {}: an action `{{{{` is not closed", line())))?;
+/// Parses the first line of a text.
+fn line(text: &str) -> Result<ParsedLine<'_>, &'static str> {
+    let mut out = ParsedLine { text, actions: Vec::new(), opened: 0 };
+    let (mut at, mut is_blank, mut lowest) = (0, true, 0);
+    loop {
+        let plain = &text[at..];
+        let action = plain.find("{{").unwrap_or(plain.len());
+        if let Some(end) = plain[..action].find('\n') {
+            out.text = &text[..=at + end];
+            is_blank &= plain[..end].trim().is_empty();
+            break;
+        }
+        is_blank &= plain[..action].trim().is_empty();
+        let start = at + action;
+        if start == text.len() {
+            break;
+        }
+        let length = text[start..].find("}}").ok_or("an action `{{` is not closed")?;
         let body = text[start + 2..start + length].trim_start_matches('-').trim_end_matches('-').trim();
         if !body.starts_with("/*") {
-            out.push((start, body));
+            out.actions.push(body);
+            match body.split_whitespace().next() {
+                Some("if" | "range" | "with" | "define" | "block") => out.opened += 1,
+                Some("end") => out.opened -= 1,
+                _ => {}
+            }
+            lowest = lowest.min(out.opened);
         }
         at = start + length + 2;
+    }
+    // Otherwise it would depend on the position in the line whether the table or the setting is under the condition.
+    if !is_blank && (out.opened != 0 || lowest < 0) {
+        return Err(
+            "the beginning or the `{{ end }}` of a condition shares its line with other text; give it a line of its own",
+        );
     }
     Ok(out)
 }
@@ -315,9 +339,25 @@ fn actions(text: &str) -> Result<Vec<(usize, &str)>, GpuError> {
 /// The path of a table header such as `[plugins."a.b".c]`.
 fn header(line: &str) -> Option<Vec<String>> {
     let inner = line.trim_start().strip_prefix('[').filter(|rest| !rest.starts_with('['))?;
-    // A quoted key may contain a bracket, so the first that ends a valid header is the end.
-    let keys = inner.match_indices(']').find_map(|(end, _)| Key::parse(&inner[..end]).ok())?;
+    let keys = Key::parse(&inner[..end_of_header(inner)?]).ok()?;
     Some(keys.iter().map(|key| key.get().to_owned()).collect())
+}
+
+/// The position of the first closing bracket that is not part of a quoted key (TOML v1.0.0, "Keys").
+fn end_of_header(inner: &str) -> Option<usize> {
+    let mut quote = None;
+    let mut is_escaped = false;
+    inner.bytes().position(|byte| {
+        match (quote, byte) {
+            _ if is_escaped => is_escaped = false,
+            (Some(b'"'), b'\\') => is_escaped = true,
+            (Some(open), _) if open == byte => quote = None,
+            (None, b'"' | b'\'') => quote = Some(byte),
+            (None, b']') => return true,
+            _ => {}
+        }
+        false
+    })
 }
 
 /// The key and the value of a line `key = value`, without a comment.
@@ -385,11 +425,45 @@ mod tests {
     }
 
     #[test]
+    fn comments_and_values_may_contain_anything() {
+        let text = "{{/*\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nvidia]\n*/}}\nversion = 3\nroot = {{ if .X }}\"a\"{{ else }}\"b\"{{ end }}\n[plugins.'io.containerd.cri.v1.runtime'.containerd]\n";
+        let after = edited("config-v3.toml.tmpl", text, true).unwrap().text;
+        let block = "\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.'nvidia']\n  runtime_type = \"io.containerd.runc.v2\"\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.'nvidia'.options]\n  BinaryName = \"/usr/bin/nvidia-container-runtime\"\n";
+        assert_eq!(after, format!("{text}  default_runtime_name = \"nvidia\"\n{block}"));
+    }
+
+    #[test]
+    fn tables_are_added_after_a_condition_at_the_end() {
+        let text = "version = 3\n{{ if .X }}\nroot = 1\n{{ end }}";
+        let after = edited("config-v3.toml.tmpl", text, true).unwrap().text;
+        let table = "[plugins.'io.containerd.cri.v1.runtime'.containerd]\n  default_runtime_name = \"nvidia\"\n";
+        assert!(after.starts_with(&format!("{text}\n")) && after.ends_with(table), "{after}");
+    }
+
+    #[test]
+    fn headers_end_at_the_first_bracket_outside_of_quotes() {
+        let cases: [(&str, Option<&[&str]>); 7] = [
+            ("[a.b] # ]", Some(&["a", "b"])),
+            ("  [ plugins.'a]b'.\"c\\\"]d\" ]", Some(&["plugins", "a]b", "c\"]d"])),
+            ("[[a]]", None),
+            ("[a", None),
+            ("['a]", None),
+            ("[]", None),
+            ("a]", None),
+        ];
+        for (line, path) in cases {
+            assert_eq!(header(line), path.map(|path| path.iter().map(|&key| key.to_owned()).collect()), "{line}");
+        }
+    }
+
+    #[test]
     fn broken_templates_are_rejected_with_their_line() {
         for (text, reason) in [
             ("{{ if .X }}\nversion = 3\n", "not closed with"),
             ("version = 3\n{{ end }}\n\n", "without a beginning"),
             ("version = 3\n{{ template \"base\" .\n", "line 2: an action"),
+            ("{{/* two\nlines */}}\n[a]{{ if .X }}\n{{ end }}\n", "line 3: the beginning"),
+            ("{{ if .X }}\nx = 1 {{ end }}{{ if .X }}\n{{ end }}\n", "line 2: the beginning"),
         ] {
             let error = edited("config-v3.toml.tmpl", text, false).err().unwrap().to_string();
             assert!(error.contains(reason), "{text}: {error}");
