@@ -48,7 +48,7 @@ mig-configs:
   all-disabled:
     - {devices: all, mig-enabled: false}
   all-enabled:
-    - {devices: all, mig-enabled: true}
+    - {devices: all, mig-enabled: true, mig-devices: {}}
   some:
     - {devices: [0], mig-enabled: true, mig-devices: {"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1}}
     - {devices: [1, 2, 3, 4, 5, 6, 7], mig-enabled: false}
@@ -441,6 +441,10 @@ def claims_get_gpus_and_partitions(lab):
     lab.install(node={**VALUES["node"], "offer": "dra"})
     try:
         claims(lab)
+    except BaseException:
+        # The agent is restarted below, so the log of this one is printed now.
+        print(lab.kubectl("-n", NAMESPACE, "logs", "--tail=50", lab.agent("n1")["metadata"]["name"], check=False))
+        raise
     finally:
         lab.control("n1")
         lab.set_label("n1", MIG, "all-disabled")
