@@ -324,7 +324,7 @@ try {
   await step("every page is accessible and fits, in light and dark, on a desktop and a phone", async () => {
     const pages = [
       ["overview", "/", "Live traffic"], ["experiments", "/experiments", "Experiments"], ["models", "/models", "Lineage of digits@champion"], ["deployments", "/deployments", "Deployments"],
-      ["gpu", "/gpu", "GPUs SIMULATED"], ["cluster", "/cluster", "Cluster"], ["run", runPage, "digits-mlp"], ["compare", comparePage, "Compare 4 runs"],
+      ["gpu", "/gpu", "GPUs SIMULATED"], ["fit", "/fit", "Llama 3.1 70B: 70.6b parameters"], ["cluster", "/cluster", "Cluster"], ["run", runPage, "digits-mlp"], ["compare", comparePage, "Compare 4 runs"],
     ];
     for (const [name, options] of [["light", { viewport: { width: 1280, height: 800 } }], ...appearances]) {
       const other = await open(options);
