@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use slipway_exec::{Executor, LogQuery, Phase, RunStatus, TokenRequest, Tracked, Tracker};
 use tokio::task::JoinHandle;
 
-use super::Settings;
+use super::{DefaultQueues, Settings};
 use super::controller::Controller;
 use crate::mock::{Fault, MockCluster, status};
 
@@ -67,11 +67,18 @@ struct TestCluster {
     /// Requests for tokens.
     minted: Arc<Mutex<Vec<TokenRequest>>>,
     ca_file: Option<PathBuf>,
+    default_queues: DefaultQueues,
 }
 
 impl TestCluster {
     fn new() -> Self {
-        Self { cluster: MockCluster::new(), tracker: Arc::default(), minted: Arc::default(), ca_file: None }
+        Self {
+            cluster: MockCluster::new(),
+            tracker: Arc::default(),
+            minted: Arc::default(),
+            ca_file: None,
+            default_queues: DefaultQueues::default(),
+        }
     }
 
     fn settings(&self, identity: &str) -> Settings {
@@ -87,6 +94,7 @@ impl TestCluster {
                 Box::pin(async { Ok(token) })
             }),
             retry_delay: Duration::from_millis(20),
+            default_queues: self.default_queues.clone(),
         }
     }
 
