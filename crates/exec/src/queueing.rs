@@ -224,7 +224,9 @@ impl QueueRequest {
 
 /// The error for a `workloadPriorityClass` in another system than Kueue.
 pub fn priority_class_message(system: QueueSystem) -> String {
-    format!("spec.workloadPriorityClass is for kueue, but the run's queue system is {system}; use spec.priorityClassName")
+    format!(
+        "spec.workloadPriorityClass is for kueue, but the run's queue system is {system}; use spec.priorityClassName"
+    )
 }
 
 /// Whether the text can be the value of a label and thus the name of a queue.
@@ -240,7 +242,10 @@ pub fn is_queue_name(text: &str) -> bool {
 fn is_label_key(text: &str) -> bool {
     let Some((domain, name)) = text.split_once('/') else { return false };
     let is_domain_label = |label: &str| is_queue_name(label) && !label.contains(['_', '.']);
-    domain.len() <= 253 && domain.to_ascii_lowercase() == domain && domain.split('.').all(is_domain_label) && is_queue_name(name)
+    domain.len() <= 253
+        && domain.to_ascii_lowercase() == domain
+        && domain.split('.').all(is_domain_label)
+        && is_queue_name(name)
 }
 
 #[cfg(test)]
@@ -281,7 +286,11 @@ mod tests {
         let kueue = "labels: {kueue.x-k8s.io/queue-name: team}";
         for (metadata, spec, expected) in [
             (kueue, "queue: other", "spec.queue is 'other', but the label kueue.x-k8s.io/queue-name is 'team'"),
-            (kueue, "queueSystem: volcano", "spec.queueSystem is volcano, but the label kueue.x-k8s.io/queue-name is for kueue"),
+            (
+                kueue,
+                "queueSystem: volcano",
+                "spec.queueSystem is volcano, but the label kueue.x-k8s.io/queue-name is for kueue",
+            ),
             (
                 "labels: {kueue.x-k8s.io/queue-name: team}, annotations: {scheduling.volcano.sh/queue-name: team}",
                 "",
@@ -303,7 +312,9 @@ mod tests {
         assert_eq!(label("preferred=nvlink-domain").unwrap(), ("nvidia.com/gpu.clique".into(), false));
         assert_eq!(label("required=node").unwrap(), ("kubernetes.io/hostname".into(), true));
         assert_eq!(label("required=example.com/rack").unwrap(), ("example.com/rack".into(), true));
-        for text in ["nvlink-domain", "preferred=", "required=rack", "required=/rack", "required=Example.com/rack", "near=node"] {
+        for text in
+            ["nvlink-domain", "preferred=", "required=rack", "required=/rack", "required=Example.com/rack", "near=node"]
+        {
             assert!(label(text).is_err(), "{text}");
         }
         assert!(Topology::default().label().is_err());

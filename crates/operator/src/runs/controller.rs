@@ -166,7 +166,8 @@ impl Controller {
         }
         let (run, pods) = self.cache.get(key);
         let uid = run.as_ref().map(|r| r.submitted.manifest.metadata.uid.clone());
-        let (mut pods, orphans): (Vec<Pod>, Vec<Pod>) = pods.into_iter().partition(|p| uid.as_ref() == Some(&p.run_uid));
+        let (mut pods, orphans): (Vec<Pod>, Vec<Pod>) =
+            pods.into_iter().partition(|p| uid.as_ref() == Some(&p.run_uid));
         for pod in orphans {
             self.delete_orphan(key, &pod).await?;
         }
@@ -551,15 +552,21 @@ impl Rejection {
     }
 }
 
-/// A JSON merge patch from one status to the next. Removed fields are null.
+/// A JSON merge patch (RFC 7386) from one status to the next: removed fields are null, also those of objects in fields.
 fn patch_of(before: &RunStatus, after: &RunStatus) -> Value {
-    let (before, mut after) = (json!(before), json!(after));
-    if let (Some(before), Some(after)) = (before.as_object(), after.as_object_mut()) {
-        for key in before.keys() {
-            if !after.contains_key(key) {
+    let mut patch = json!(after);
+    add_removed_fields(&json!(before), &mut patch);
+    patch
+}
+
+fn add_removed_fields(before: &Value, after: &mut Value) {
+    let (Some(before), Some(after)) = (before.as_object(), after.as_object_mut()) else { return };
+    for (key, value) in before {
+        match after.get_mut(key) {
+            Some(kept) => add_removed_fields(value, kept),
+            None => {
                 after.insert(key.clone(), Value::Null);
             }
         }
     }
-    after
 }

@@ -96,7 +96,8 @@ pub(super) fn gang<'a>(run: &'a Metadata, attempt: u32, name: &'a str) -> Gang<'
 
 /// The annotations of a run that concern the queue or the placement of its pods.
 fn placement_annotations(run: &Metadata) -> Map<String, Value> {
-    let is_of_placement = |key: &str| key.split_once('/').is_some_and(|(domain, _)| PLACEMENT_ANNOTATIONS.contains(&domain));
+    let is_of_placement =
+        |key: &str| key.split_once('/').is_some_and(|(domain, _)| PLACEMENT_ANNOTATIONS.contains(&domain));
     run.annotations.iter().filter(|(k, _)| is_of_placement(k)).map(|(k, v)| (k.clone(), json!(v))).collect()
 }
 

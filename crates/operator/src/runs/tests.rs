@@ -1,5 +1,7 @@
 //! Tests of the controller with a mock API server, a simulated kubelet, and a tracking store that records its calls.
 
+mod queues;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -11,8 +13,8 @@ use serde_json::{Value, json};
 use slipway_exec::{Executor, LogQuery, Phase, RunStatus, TokenRequest, Tracked, Tracker};
 use tokio::task::JoinHandle;
 
-use super::{DefaultQueues, Settings};
 use super::controller::Controller;
+use super::{DefaultQueues, Settings};
 use crate::mock::{Fault, MockCluster, status};
 
 const NAMESPACE: &str = "team";

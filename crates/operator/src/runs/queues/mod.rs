@@ -44,8 +44,7 @@ impl DefaultQueues {
         let mut parsed =
             Self { queue: queue.map(str::to_owned), system: system.map(str::parse).transpose()?, ..Self::default() };
         for pair in namespaces.into_iter().flat_map(|n| n.split(',')).map(str::trim).filter(|p| !p.is_empty()) {
-            let (namespace, queue) =
-                pair.split_once('=').ok_or_else(|| format!("'{pair}' is not NAMESPACE=QUEUE"))?;
+            let (namespace, queue) = pair.split_once('=').ok_or_else(|| format!("'{pair}' is not NAMESPACE=QUEUE"))?;
             parsed.namespaces.insert(namespace.to_owned(), queue.to_owned());
         }
         let names = parsed.queue.iter().chain(parsed.namespaces.values().filter(|q| !q.is_empty()));
@@ -126,7 +125,8 @@ impl Queues {
 
     /// How the pods of a run are placed; the inner error is the reason why they cannot be.
     pub(super) async fn placement(&self, run: &Manifest) -> Result<Result<Placement, Unplaceable>, KubeError> {
-        let (request, topology) = match (run.queue_request(), run.spec.topology.as_ref().map(|t| t.label()).transpose()) {
+        let (request, topology) = match (run.queue_request(), run.spec.topology.as_ref().map(|t| t.label()).transpose())
+        {
             (Ok(request), Ok(topology)) => (request, topology),
             (Err(error), _) | (_, Err(error)) => return Ok(Err(Unplaceable::Invalid(error.to_string()))),
         };
@@ -166,7 +166,11 @@ fn installed_system(groups: &ApiGroups, queue: &str, named: Option<QueueSystem>)
     let installed: Vec<QueueSystem> =
         QueueSystem::ALL.into_iter().filter(|s| groups.contains_key(s.api_group())).collect();
     let names = installed.iter().map(|s| s.name()).collect::<Vec<_>>().join(", ");
-    let found = if names.is_empty() { "none of kueue, volcano and kai is installed".into() } else { format!("installed: {names}") };
+    let found = if names.is_empty() {
+        "none of kueue, volcano and kai is installed".into()
+    } else {
+        format!("installed: {names}")
+    };
     match (named, installed.as_slice()) {
         (Some(system), installed) if installed.contains(&system) => Ok(system),
         (Some(system), _) => Err(Unplaceable::ForNow(
@@ -183,7 +187,9 @@ fn installed_system(groups: &ApiGroups, queue: &str, named: Option<QueueSystem>)
         )),
         (None, _) => Err(Unplaceable::ForNow(
             "QueueSystemAmbiguous",
-            format!("the cluster has several queue systems ({found}); set spec.queueSystem, or runs.queue.system in the values"),
+            format!(
+                "the cluster has several queue systems ({found}); set spec.queueSystem, or runs.queue.system in the values"
+            ),
         )),
     }
 }
@@ -211,7 +217,8 @@ mod tests {
 
     #[test]
     fn system_is_detected_and_errors_list_what_is_installed() {
-        let groups = |names: &[&str]| names.iter().map(|n| ((*n).to_owned(), vec!["v1".to_owned()])).collect::<ApiGroups>();
+        let groups =
+            |names: &[&str]| names.iter().map(|n| ((*n).to_owned(), vec!["v1".to_owned()])).collect::<ApiGroups>();
         let system = |names: &[&str], named| installed_system(&groups(names), "team", named);
         assert_eq!(system(&["apps", "kueue.x-k8s.io"], None), Ok(QueueSystem::Kueue));
         assert_eq!(system(&["kueue.x-k8s.io", "scheduling.run.ai"], Some(QueueSystem::Kai)), Ok(QueueSystem::Kai));

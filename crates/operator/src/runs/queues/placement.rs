@@ -25,13 +25,15 @@ const KUEUE_GROUP_SIZE: &str = "kueue.x-k8s.io/pod-group-total-count";
 /// Annotation: with `false` a failed pod ends Kueue's group. The next attempt has its own group, so no replacement follows.
 const KUEUE_GROUP_RETRIABLE: &str = "kueue.x-k8s.io/retriable-in-group";
 /// Annotations with the topology level of Kueue's pods (`apis/kueue/v1beta1/topology_types.go`).
-const KUEUE_TOPOLOGY: [&str; 2] = ["kueue.x-k8s.io/podset-preferred-topology", "kueue.x-k8s.io/podset-required-topology"];
+const KUEUE_TOPOLOGY: [&str; 2] =
+    ["kueue.x-k8s.io/podset-preferred-topology", "kueue.x-k8s.io/podset-required-topology"];
 /// Annotation with the name of Volcano's pod group.
 pub(super) const VOLCANO_GROUP: &str = "scheduling.k8s.io/group-name";
 /// Annotation with the name of KAI's `Topology`.
 const KAI_TOPOLOGY: &str = "kai.scheduler/topology";
 /// Annotations with the topology level of KAI's pods.
-const KAI_PLACEMENT: [&str; 2] = ["kai.scheduler/topology-preferred-placement", "kai.scheduler/topology-required-placement"];
+const KAI_PLACEMENT: [&str; 2] =
+    ["kai.scheduler/topology-preferred-placement", "kai.scheduler/topology-required-placement"];
 /// Weight of a preferred affinity; the maximum, because no other preference of a run is generated.
 const AFFINITY_WEIGHT: u32 = 100;
 
@@ -147,7 +149,9 @@ impl Placement {
 impl Constraint {
     fn apply(&self, gang: &Gang<'_>, pod: &mut Value) {
         match &self.mechanism {
-            Mechanism::KueueAnnotation => put(pod, "annotations", KUEUE_TOPOLOGY[usize::from(self.is_required)], &self.label),
+            Mechanism::KueueAnnotation => {
+                put(pod, "annotations", KUEUE_TOPOLOGY[usize::from(self.is_required)], &self.label)
+            }
             Mechanism::KaiTopology(name) => {
                 put(pod, "annotations", KAI_TOPOLOGY, name);
                 put(pod, "annotations", KAI_PLACEMENT[usize::from(self.is_required)], &self.label);
@@ -161,7 +165,10 @@ impl Constraint {
                 let (field, term) = if self.is_required {
                     ("requiredDuringSchedulingIgnoredDuringExecution", term)
                 } else {
-                    ("preferredDuringSchedulingIgnoredDuringExecution", json!({"weight": AFFINITY_WEIGHT, "podAffinityTerm": term}))
+                    (
+                        "preferredDuringSchedulingIgnoredDuringExecution",
+                        json!({"weight": AFFINITY_WEIGHT, "podAffinityTerm": term}),
+                    )
                 };
                 match affinity[field].as_array_mut() {
                     Some(terms) => terms.push(term),
@@ -210,7 +217,9 @@ fn total_requests(pods: &[Value]) -> Value {
         }
     }
     // Fractions are rounded up to thousandths, the finest unit of CPU time.
-    let text = |value: f64| if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{:.0}m", (value * 1000.0).ceil()) };
+    let text = |value: f64| {
+        if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{:.0}m", (value * 1000.0).ceil()) }
+    };
     json!(total.into_iter().map(|(name, value)| (name, text(value))).collect::<std::collections::BTreeMap<_, _>>())
 }
 
@@ -220,7 +229,10 @@ mod tests {
 
     fn pods(n: usize) -> Vec<Value> {
         let container = json!({"resources": {"requests": {"cpu": "1500m", "memory": "1Gi"}, "limits": {"nvidia.com/gpu": 4, "memory": "2Gi"}}});
-        vec![json!({"metadata": {"labels": {"slipway.dev/run": "train"}, "annotations": {}}, "spec": {"containers": [container]}}); n]
+        vec![
+            json!({"metadata": {"labels": {"slipway.dev/run": "train"}, "annotations": {}}, "spec": {"containers": [container]}});
+            n
+        ]
     }
 
     fn gang() -> Gang<'static> {
@@ -240,7 +252,8 @@ mod tests {
 
     #[test]
     fn kueue_reads_labels_and_groups_of_several_pods() {
-        let (pods, group) = applied(&Placement { priority_class: Some("high".into()), ..in_queue(QueueSystem::Kueue) }, 1);
+        let (pods, group) =
+            applied(&Placement { priority_class: Some("high".into()), ..in_queue(QueueSystem::Kueue) }, 1);
         assert_eq!(
             pods[0]["metadata"],
             json!({"annotations": {}, "labels": {"slipway.dev/run": "train", "kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "high"}})
@@ -259,7 +272,8 @@ mod tests {
 
     #[test]
     fn volcano_gets_a_pod_group_for_all_pods() {
-        let constraint = Constraint { mechanism: Mechanism::VolcanoTier(1), ..Constraint::affinity("nvidia.com/gpu.clique", true) };
+        let constraint =
+            Constraint { mechanism: Mechanism::VolcanoTier(1), ..Constraint::affinity("nvidia.com/gpu.clique", true) };
         let (pods, group) = applied(&Placement { constraint: Some(constraint), ..in_queue(QueueSystem::Volcano) }, 2);
         for pod in &pods {
             assert_eq!(pod["spec"]["schedulerName"], "volcano");
@@ -270,7 +284,10 @@ mod tests {
             );
         }
         let group = group.unwrap();
-        assert_eq!((&group["metadata"]["name"], &group["apiVersion"]), (&json!("train-1"), &json!("scheduling.volcano.sh/v1beta1")));
+        assert_eq!(
+            (&group["metadata"]["name"], &group["apiVersion"]),
+            (&json!("train-1"), &json!("scheduling.volcano.sh/v1beta1"))
+        );
         assert_eq!(
             group["spec"],
             json!({"minMember": 2, "queue": "gpus", "networkTopology": {"mode": "hard", "highestTierAllowed": 1},
@@ -313,7 +330,10 @@ mod tests {
     #[test]
     fn topology_is_an_annotation_of_kueue_or_an_affinity() {
         let annotation = |is_required| {
-            let constraint = Constraint { mechanism: Mechanism::KueueAnnotation, ..Constraint::affinity("nvidia.com/gpu.clique", is_required) };
+            let constraint = Constraint {
+                mechanism: Mechanism::KueueAnnotation,
+                ..Constraint::affinity("nvidia.com/gpu.clique", is_required)
+            };
             let (pods, _) = applied(&Placement { constraint: Some(constraint), ..in_queue(QueueSystem::Kueue) }, 1);
             pods[0]["metadata"]["annotations"].clone()
         };
@@ -322,7 +342,8 @@ mod tests {
         let term = json!({"labelSelector": {"matchLabels": gang().labels}, "topologyKey": "nvidia.com/gpu.clique"});
         let placement = Placement::without_queue(Some(Constraint::affinity("nvidia.com/gpu.clique", false)));
         let (pods, _) = applied(&placement, 2);
-        let expected = json!({"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]});
+        let expected =
+            json!({"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]});
         assert!(pods.iter().all(|p| p["spec"]["affinity"] == json!({"podAffinity": expected})));
         // The affinities of the run remain.
         let placement = Placement::without_queue(Some(Constraint::affinity("nvidia.com/gpu.clique", true)));
@@ -330,6 +351,9 @@ mod tests {
         let own = json!({"topologyKey": "zone"});
         pods[0]["spec"]["affinity"] = json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [own]}});
         placement.apply(&gang(), &mut pods).unwrap();
-        assert_eq!(pods[0]["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"], json!([own, term]));
+        assert_eq!(
+            pods[0]["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"],
+            json!([own, term])
+        );
     }
 }

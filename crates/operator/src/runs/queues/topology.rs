@@ -59,7 +59,10 @@ impl Queues {
                 tier(&nodes, label).map(Mechanism::VolcanoTier)
             }
         };
-        Ok(Constraint { mechanism: mechanism.unwrap_or(Mechanism::Affinity), ..Constraint::affinity(label, is_required) })
+        Ok(Constraint {
+            mechanism: mechanism.unwrap_or(Mechanism::Affinity),
+            ..Constraint::affinity(label, is_required)
+        })
     }
 }
 

@@ -41,6 +41,8 @@ pub(in crate::runs) struct PodQueue {
     group: Option<String>,
     /// Whether a scheduling gate of Kueue holds the pod back.
     is_gated: bool,
+    /// Whether the pod has a node, so that it no longer waits for its queue.
+    has_node: bool,
     /// When the pod was created, in milliseconds since the Unix epoch.
     pub(in crate::runs) created_at: i64,
 }
@@ -65,6 +67,7 @@ impl PodQueue {
             uid: text(&metadata["uid"]).unwrap_or_default(),
             group,
             is_gated: gates.any(|g| g["name"].as_str().is_some_and(|n| n.starts_with(KUEUE_GATES))),
+            has_node: object["spec"]["nodeName"].as_str().is_some_and(|n| !n.is_empty()),
             created_at: metadata["creationTimestamp"].as_str().and_then(parse_rfc3339).unwrap_or(0),
         })
     }
@@ -80,6 +83,7 @@ impl Queues {
     /// What a pod that is not running waits for, with its position set in `queue`; `None` if it does not wait for its queue.
     pub(in crate::runs) async fn explain(&self, namespace: &str, queue: &mut PodQueue) -> Option<Observation> {
         let why = match queue.status.system {
+            _ if queue.has_node => return None,
             QueueSystem::Kueue if !queue.is_gated => return None,
             QueueSystem::Kueue => self.kueue(namespace, queue).await,
             QueueSystem::Volcano => self.volcano(namespace, queue).await,
@@ -215,8 +219,10 @@ mod tests {
 
     #[test]
     fn pod_groups_explain_the_queue_only_while_they_wait_for_it() {
-        let group = |phase: &str| json!({"status": {"phase": phase, "conditions": [{"type": "Unschedulable", "status": "True",
-            "message": "queue resource quota insufficient: insufficient nvidia.com/gpu"}]}});
+        let group = |phase: &str| {
+            json!({"status": {"phase": phase, "conditions": [{"type": "Unschedulable", "status": "True",
+            "message": "queue resource quota insufficient: insufficient nvidia.com/gpu"}]}})
+        };
         assert!(volcano_message(&group("Pending")).unwrap().contains("quota insufficient"));
         assert_eq!(volcano_message(&group("Inqueue")), None);
         let over = json!({"status": {"schedulingConditions": [{"type": "UnschedulableOnNodePool", "status": "True", "message": "old",
