@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::Write;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::{CommandOutput, Running, Sandbox};
+use crate::support::{CommandOutput, Running, Sandbox, Server};
 
 /// Both ends of a pseudo-terminal: the user's input is written to the first.
 fn terminal() -> (File, File) {
@@ -190,4 +190,42 @@ fn roofline_refuses_what_it_does_not_know() {
         roofline(&["--fixture", "h100x8", "--op", "decode:model=47b,batch=1", "-o", "json"]).with_code(0).json();
     let rate = shown["work"][0]["tokens_per_second"].as_f64().unwrap();
     assert!((rate - 130.0).abs() < 4.0, "{shown}");
+}
+
+#[test]
+fn model_versions_of_the_registry_are_estimated() {
+    let server = Server::start();
+    let config = json!({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 3584, "intermediate_size": 18944,
+        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "torch_dtype": "bfloat16"});
+    let artifacts = "/api/2.0/mlflow-artifacts/artifacts/llm";
+    server.call("PUT", &format!("{artifacts}/good/config.json"), config.to_string().as_bytes()).with_status(200);
+    server.call("PUT", &format!("{artifacts}/empty/weights.bin"), b"x").with_status(200);
+    server.post("/api/2.0/mlflow/registered-models/create", &json!({"name": "llm"})).with_status(200);
+    for folder in ["good", "empty"] {
+        let version = json!({"name": "llm", "source": format!("mlflow-artifacts:/llm/{folder}")});
+        server.post("/api/2.0/mlflow/model-versions/create", &version).with_status(200);
+    }
+    let alias = json!({"name": "llm", "alias": "champion", "version": "1"});
+    server.post("/api/2.0/mlflow/registered-models/alias", &alias).with_status(200);
+    let fit = |uri: &str| server.run(&["gpu", "fit", "--config", uri, "--seq", "32768", "-o", "json"]);
+    for uri in ["models:/llm/1", "models:/llm@champion"] {
+        let estimate = fit(uri).with_code(0).json();
+        let cache = estimate["parts"].as_array().unwrap().iter().find(|p| p["what"] == "key-value cache").unwrap();
+        // Qwen2.5 7B: 28 layers x 2 x 4 x 128 x 2 B x 32,768 tokens = 1.75 GiB.
+        assert_eq!(cache["bytes"].as_f64(), Some(1.75 * 1_073_741_824.0), "{cache}");
+        assert!(
+            estimate["shape"]["source"].as_str().unwrap().contains(&format!("config.json of {uri}")),
+            "{}",
+            estimate["shape"]
+        );
+    }
+    for (uri, expected) in [
+        ("models:/llm/2", "models:/llm/2 has no config.json among the artifacts at mlflow-artifacts:/llm/empty"),
+        ("models:/llm/9", "llm"),
+        ("models:/other/1", "other"),
+        ("models:/llm", "expected models:/NAME/VERSION or models:/NAME@ALIAS"),
+    ] {
+        let message = fit(uri).with_code(1).message();
+        assert!(message.contains(expected), "{uri}: {message}");
+    }
 }
