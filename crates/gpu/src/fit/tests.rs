@@ -27,6 +27,7 @@ fn caches_have_the_size_of_the_models_attention() {
         ("47b", "bf16", 32_768, 4.0),
         ("8x7b", "bf16", 32_768, 4.0),
         ("32b", "bf16", 32_768, 8.0),
+        ("7.24b", "bf16", 32_768, 4.0),
         ("7.62b", "bf16", 32_768, 1.75),
         ("70b", "bf16", 131_072, 40.0),
         ("8b", "bf16", 131_072, 16.0),
@@ -102,10 +103,17 @@ fn only_numbers_of_gpus_that_servers_start_with_are_proposed() {
     let estimate = fit(&Request { batch: 16, ..serve("70b", 8192) }).unwrap();
     assert_eq!(fits(&estimate, H100).map(|f| (f.count, f.layout.tensor)), Some((4, 4)));
     assert!(estimate.fits.iter().all(|f| f.count.is_power_of_two()), "{:?}", estimate.fits);
-    let refused = fit(&Request { card: Some(H100.into()), tp: Some(3), ..serve("70b", 8192) }).unwrap();
-    assert!(refused.fits.is_empty());
-    let why = refused.nearest.unwrap();
-    assert!(why.contains("64 attention heads are not divisible by tensor parallelism 3"), "{why}");
+    for tensor in [3, 6] {
+        let refused = fit(&Request { card: Some(H100.into()), tp: Some(tensor), ..serve("70b", 8192) }).unwrap();
+        assert!(refused.fits.is_empty());
+        let why = refused.nearest.unwrap();
+        assert!(why.contains(&format!("64 attention heads are not divisible by tensor parallelism {tensor}")), "{why}");
+    }
+    // 16 bytes per parameter are 1,051 GiB, more than seven B200 have.
+    let adam = Training { recompute: Recompute::Full, ..Training::default() };
+    let training = fit(&train("70b", adam)).unwrap();
+    assert_eq!(fits(&training, "B200").map(|f| f.count), Some(8), "{:?}", training.nearest);
+    assert!(training.fits.iter().all(|f| f.count.is_power_of_two()), "{:?}", training.fits);
 }
 
 #[test]
@@ -120,7 +128,10 @@ fn overhead_counts_on_every_gpu() {
 fn cards_and_slices_have_the_memory_that_the_driver_reports() {
     let estimate = fit(&serve("18.6b", 1)).unwrap();
     let single = |name: &str| fits(&estimate, name).is_some_and(|f| f.count == 1);
-    assert!(single("A100-SXM4-80GB") && single(H100));
+    assert!(single("A100-SXM4-80GB") && single("A100-SXM4-40GB") && single(H100));
+    for (card, gib) in [(H100, 79.6), ("H200", 140.4), ("B200", 179.1)] {
+        assert!((fits(&estimate, card).unwrap().memory / GIB - gib).abs() < 0.1, "{card}");
+    }
     // 70b in bf16 is 131.4 GiB; an H200 has 140.4.
     let large = fit(&Request { card: Some("H200".into()), ..serve("70b", 4096) }).unwrap();
     assert_eq!(large.fits[0].count, 1, "{large:?}");
@@ -151,6 +162,17 @@ fn named_slices_and_parts_of_cards_are_targets() {
     let half = on(H100, Some(2)).unwrap();
     assert!((half.fits[0].memory / GIB - 39.8).abs() < 0.1 && half.fits[0].name.starts_with("1/2 of"));
     assert!(on("9g.99gb of H100 80GB HBM3", None).is_err() && on("no such card", None).is_err());
+}
+
+/// A 1g.20gb of an H100 has 26 of its 132 multiprocessors.
+#[test]
+fn slices_compute_with_their_multiprocessors() {
+    let tera = |card: &str| {
+        let request = Request { card: Some(card.into()), ..serve("1b", 2048) };
+        targets(&request).unwrap()[0].roof.ceiling(Precision::Bf16).unwrap().tera
+    };
+    let share = tera("1g.20gb of H100 80GB HBM3") / tera(H100);
+    assert!((share - 26.0 / 132.0).abs() < 1e-9, "{share}");
 }
 
 fn train(params: &str, training: Training) -> Request {

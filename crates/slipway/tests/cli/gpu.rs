@@ -154,10 +154,20 @@ fn doctor_reports_gpu_and_runtime_problems() {
 fn fit_reads_a_model_and_says_where_it_fits() {
     let sandbox = Sandbox::new();
     let fit = |words: &[&str]| sandbox.run(&[&["gpu", "fit"], words].concat());
-    let estimate = fit(&["--params", "671b", "--dtype", "fp8", "--seq", "131072", "-o", "json"]).with_code(0).json();
-    let cache = estimate["parts"].as_array().unwrap().iter().find(|p| p["what"] == "key-value cache").unwrap();
-    assert!((cache["bytes"].as_f64().unwrap() / f64::from(1 << 30) - 4.3).abs() < 0.05, "{cache}");
-    assert!(cache["numbers"].as_str().unwrap().contains("61 layers x 131072 x 576 x 1 B"), "{cache}");
+    // Weights in fp8 leave the cache in bf16, as vLLM does; the output names the assumption.
+    for (kv, gib, bytes) in [(&[][..], 8.6, 2), (&["--kv-dtype", "fp8"], 4.3, 1)] {
+        let words = [&["--params", "671b", "--dtype", "fp8", "--seq", "131072", "-o", "json"][..], kv].concat();
+        let done = fit(&words).with_code(0);
+        assert_eq!(done.message().contains("the key-value cache is in bf16, as with vLLM's"), kv.is_empty(), "{done:?}");
+        let estimate = done.json();
+        let cache = estimate["parts"].as_array().unwrap().iter().find(|p| p["what"] == "key-value cache").unwrap();
+        assert!((cache["bytes"].as_f64().unwrap() / f64::from(1 << 30) - gib).abs() < 0.05, "{cache}");
+        assert!(cache["numbers"].as_str().unwrap().contains(&format!("61 layers x 131072 x 576 x {bytes} B")), "{cache}");
+    }
+    let priced = fit(&["--params", "8b", "--card", "H200", "--price", "3.50"]).with_code(0).stdout;
+    assert!(priced.contains("$/H") && priced.contains("3.50"), "{priced}");
+    let refused = fit(&["--params", "8b", "--prices", "no-such.yaml"]);
+    assert!(refused.code != 0 && refused.message().contains("no-such.yaml"), "{refused:?}");
 
     let folder = tempfile::TempDir::new().unwrap();
     let config = "{\"model_type\": \"llama\", \"hidden_size\": 4096, \"num_hidden_layers\": 32, \"num_attention_heads\": 32, \"num_key_value_heads\": 8, \"intermediate_size\": 14336, \"vocab_size\": 128256}";
