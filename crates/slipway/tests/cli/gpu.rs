@@ -158,11 +158,18 @@ fn fit_reads_a_model_and_says_where_it_fits() {
     for (kv, gib, bytes) in [(&[][..], 8.6, 2), (&["--kv-dtype", "fp8"], 4.3, 1)] {
         let words = [&["--params", "671b", "--dtype", "fp8", "--seq", "131072", "-o", "json"][..], kv].concat();
         let done = fit(&words).with_code(0);
-        assert_eq!(done.message().contains("the key-value cache is in bf16, as with vLLM's"), kv.is_empty(), "{done:?}");
+        assert_eq!(
+            done.message().contains("the key-value cache is in bf16, as with vLLM's"),
+            kv.is_empty(),
+            "{done:?}"
+        );
         let estimate = done.json();
         let cache = estimate["parts"].as_array().unwrap().iter().find(|p| p["what"] == "key-value cache").unwrap();
         assert!((cache["bytes"].as_f64().unwrap() / f64::from(1 << 30) - gib).abs() < 0.05, "{cache}");
-        assert!(cache["numbers"].as_str().unwrap().contains(&format!("61 layers x 131072 x 576 x {bytes} B")), "{cache}");
+        assert!(
+            cache["numbers"].as_str().unwrap().contains(&format!("61 layers x 131072 x 576 x {bytes} B")),
+            "{cache}"
+        );
     }
     let priced = fit(&["--params", "8b", "--card", "H200", "--price", "3.50"]).with_code(0).stdout;
     assert!(priced.contains("$/H") && priced.contains("3.50"), "{priced}");
