@@ -44,6 +44,7 @@ VALUES = {
     "tls": {"server": {"database": {"secret": "db"}, "objects": {"url": "s3://bucket/a"}, "tls": {"secret": "cert"}}, "gateway": {"enabled": True}},
     "tls of a public authority": {"server": {"tls": {"secret": "cert", "ca": ""}}},
     "runs": {"runs": {"namespaces": ["team-a", "team-b"], "nodeSelector": {"a": "b"}, "resources": {}}},
+    "queues": {"runs": {"queue": {"name": "all", "system": "kueue", "namespaces": {"team-b": "", "team-a": "gpus"}}}},
     "database": {"server": {"database": {"secret": "db"}}},
     "hosts": {"server": {"hosts": ["ml.example.org", "slipway.ml.svc.corp.local"], "corsOrigins": ["https://app.example"], "database": {"secret": "db"}, "objects": {"url": "s3://bucket"}},
               "gateway": {"enabled": True}},

@@ -17,6 +17,8 @@ import time
 import urllib.parse
 
 SIZES = {"s-2vcpu-4gb": (0.03571, 24.0), "s-4vcpu-8gb": (0.07143, 48.0), "gpu-h100x1-80gb": (3.39, 2522.16), "gpu-gone": (9.99, 7432.56)}
+# The GPUs of a size, in the words of DigitalOcean's API.
+GPUS = {"gpu-h100x1-80gb": {"count": 1, "model": "nvidia_h100", "vram": {"amount": 80, "unit": "gib"}}}
 RATES = {"C4": 0.04, "A4000": 0.76}
 TOKEN = "dop_v1_secret-of-the-test"
 
@@ -178,7 +180,7 @@ class Clouds:
 
         if path == "/v2/sizes":
             return paged("sizes", [{"slug": slug, "price_hourly": hour, "price_monthly": month, "available": True, "regions": ["nyc2"], "vcpus": 4, "memory": 8192,
-                                    "disk": 160, "transfer": 5.0, "description": "Basic"} for slug, (hour, month) in SIZES.items()])
+                                    "disk": 160, "transfer": 5.0, "description": "Basic", **({"gpu_info": GPUS[slug]} if slug in GPUS else {})} for slug, (hour, month) in SIZES.items()])
         if path == "/v2/droplets" and method == "GET":
             return paged("droplets", [m.droplet() for m in self.visible(self.droplets)])
         if path == "/v2/droplets" and method == "POST":

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 
+import kueue
 from cluster import NAMESPACE, RUN, Failed, eventually
 from lib import Slipway
 from suite import Suite
@@ -220,6 +221,34 @@ def quotas_are_respected_and_explained(lab):
         assert "QuotaExceeded" in event
         lab.kubectl("-n", ns, "delete", "run", "first")
         assert len(wait_until_finished(lab, ns, "second", "Succeeded")["attempts"]) == 1
+
+
+@test
+def queued_run_waits_for_its_quota_and_for_its_turn_after_preemption(lab):
+    server = Server.in_cluster(lab)
+    with kueue.installed(lab), lab.namespace("runs-queue", runs=True) as ns:
+        # The controller caches the API groups of the cluster for some seconds.
+        lab.apply(manifest("train", "trap 'exit 1' TERM; sleep 1000 & wait", ns, queue="gpus"))
+        eventually(lambda: "train-1" in run_pods(lab, ns), timeout=60, message="the pod is created")
+        kueue.queue(lab, ns, "train-1", "insufficient unused quota for nvidia.com/gpu")
+        found = eventually(lambda: (s := status(lab, ns, "train")).get("reason") == "Queued" and "insufficient" in s["message"] and s, timeout=60,
+                           message="the run is queued")
+        assert found["phase"] == "Pending" and found["queue"] == {"name": "gpus", "system": "kueue"}, found
+        assert "in queue gpus of kueue" in server.slipway(lab, "run", "status", "train", "-n", ns).stdout
+        kueue.admit(lab, ns, "train-1")
+        eventually(lambda: status(lab, ns, "train")["phase"] == "Running", message="the run is running")
+        kueue.stop(lab, ns, "train-1", "WorkloadEvictedDueToPreempted", "a workload of higher priority")
+        found = eventually(lambda: (s := status(lab, ns, "train")).get("disruptions") == 1 and s, message="the preemption is recorded")
+        assert found["attempts"][0]["reason"] == "Preempted" and "failures" not in found, found
+        # The next attempt waits again. If its workload is deleted, the one after it waits.
+        eventually(lambda: "train-2" in run_pods(lab, ns), message="the next pod is created")
+        kueue.queue(lab, ns, "train-2", "insufficient")
+        kueue.stop(lab, ns, "train-2", "WorkloadDeleted", "Workload is deleted")
+        found = eventually(lambda: (s := status(lab, ns, "train")).get("disruptions") == 2 and s, message="the deletion is recorded")
+        assert found["attempts"][1]["reason"] == "WorkloadDeleted", found
+        eventually(lambda: "train-2" not in run_pods(lab, ns), message="the deleted pod is released")
+        lab.kubectl("-n", ns, "patch", "run", "train", "--type=merge", "-p", '{"spec":{"cancel":true}}')
+        wait_until_finished(lab, ns, "train", "Cancelled")
 
 
 @test

@@ -66,6 +66,15 @@ pub const RUNS_URL: &str = "SLIPWAY_RUNS_URL";
 /// A PEM file of certificate authorities with which runs verify the control plane.
 pub const RUNS_CA: &str = "SLIPWAY_RUNS_CA";
 
+/// The queue of runs that name none.
+pub const RUNS_QUEUE: &str = "SLIPWAY_RUNS_QUEUE";
+
+/// The system that the default queues belong to: `kueue`, `volcano` or `kai`.
+pub const RUNS_QUEUE_SYSTEM: &str = "SLIPWAY_RUNS_QUEUE_SYSTEM";
+
+/// Default queues of namespaces: `NAMESPACE=QUEUE`, separated by commas.
+pub const RUNS_NAMESPACE_QUEUES: &str = "SLIPWAY_RUNS_NAMESPACE_QUEUES";
+
 /// The value of a variable; `None` if it is unset or empty.
 pub fn value(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())

@@ -6,6 +6,7 @@
 //! | [`manifest`] | the specification of a run: program, environment, resources, retries, deadline |
 //! | [`status`] | the state of a run and the result of each attempt |
 //! | [`lifecycle`] | the next action for a run: a pure function, shared by all executors |
+//! | [`queueing`] | queues of batch systems, and placement by topology |
 //! | [`quantity`] | resource quantities: `500m`, `4Gi` |
 //! | [`local`] | the executor for this machine; its processes outlive the server |
 //! | [`token`] | requests for the tokens of runs |
@@ -24,6 +25,7 @@ pub mod manifest;
 #[cfg(test)]
 mod parsers;
 pub mod quantity;
+pub mod queueing;
 pub mod status;
 pub mod token;
 
@@ -36,6 +38,7 @@ use serde::{Deserialize, Serialize};
 pub use error::ExecError;
 pub use local::LocalProcesses;
 pub use manifest::{Manifest, RunSpec};
+pub use queueing::{QueueRequest, QueueStatus, QueueSystem, Topology};
 pub use status::{Attempt, GpuUse, Phase, RunStatus};
 pub use token::{Mint, TokenRequest};
 

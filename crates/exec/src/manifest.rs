@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::ExecError;
 use crate::quantity::Quantity;
+use crate::queueing::{QueueFields, QueueRequest, QueueSystem, Topology};
 
 /// Value of `apiVersion` in a manifest.
 pub const API_VERSION: &str = "slipway.dev/v1";
@@ -125,6 +126,19 @@ pub struct RunSpec {
     /// As in a pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler_name: Option<String>,
+    /// Name of the queue in which the run waits for its quota: a `LocalQueue` of Kueue, or a queue of Volcano or of KAI. Default: the
+    /// queue of the installation for this namespace, if there is one. Clusters only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<String>,
+    /// The system that the queue belongs to. Default: the one that is installed in the cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_system: Option<QueueSystem>,
+    /// Name of Kueue's `WorkloadPriorityClass`, which orders the queue and does not affect the scheduler.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workload_priority_class: Option<String>,
+    /// Part of the network within which the pods of the run are placed. Clusters only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topology: Option<Topology>,
     /// As in a container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub security_context: Option<Value>,
@@ -301,10 +315,28 @@ impl Manifest {
                 }
             }
         }
+        self.queue_request()?;
+        if let Some(topology) = &self.spec.topology {
+            topology.label()?;
+        }
         if self.spec.active_deadline_seconds == Some(0) {
             return invalid("spec.activeDeadlineSeconds must be 1 or more".into());
         }
         Ok(())
+    }
+
+    /// The queue that the run requests in its specification, labels or annotations; `None` if it leaves the queue to the installation.
+    ///
+    /// # Errors
+    /// [`ExecError::Manifest`] if these contradict each other, or if a value is not valid.
+    pub fn queue_request(&self) -> Result<Option<QueueRequest>, ExecError> {
+        QueueRequest::new(QueueFields {
+            labels: &self.metadata.labels,
+            annotations: &self.metadata.annotations,
+            queue: self.spec.queue.as_deref(),
+            system: self.spec.queue_system,
+            has_workload_priority_class: self.spec.workload_priority_class.is_some(),
+        })
     }
 
     /// Generates a name from `generateName` if the manifest has none.

@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use slipway_core::clock;
 
+use crate::queueing::QueueStatus;
+
 /// Phase of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "RunPhase")]
@@ -80,6 +82,9 @@ pub struct RunStatus {
     /// Name of the node of the newest attempt.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub node: String,
+    /// The queue of the newest attempt; absent if it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueueStatus>,
     /// When the program of the first attempt started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,

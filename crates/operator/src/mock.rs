@@ -231,7 +231,8 @@ impl MockCluster {
                     object["metadata"]["namespace"] = json!(namespace);
                 }
                 object["metadata"]["uid"] = json!(format!("{:032x}", state.version + 1));
-                object["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+                object["metadata"]["creationTimestamp"] =
+                    json!(slipway_core::clock::rfc3339(slipway_core::clock::now_ms()));
                 json_response(201, &state.store(key(&name), object))
             }
             ("PUT" | "PATCH", Some(name)) => {

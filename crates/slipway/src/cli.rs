@@ -421,6 +421,15 @@ pub(crate) struct Submit {
     /// Number of GPUs (`nvidia.com/gpu`); overrides the manifest
     #[arg(long)]
     pub(crate) gpus: Option<u32>,
+    /// Queue of Kueue, Volcano or the KAI scheduler, in a cluster; overrides the manifest
+    #[arg(long, value_name = "NAME")]
+    pub(crate) queue: Option<String>,
+    /// System of the queue: kueue, volcano or kai; the installed one by default
+    #[arg(long, value_name = "SYSTEM")]
+    pub(crate) queue_system: Option<slipway_exec::QueueSystem>,
+    /// Place all pods within one nvlink-domain, node, zone, region or value of a node label: preferred=LEVEL or required=LEVEL
+    #[arg(long, value_name = "CONSTRAINT")]
+    pub(crate) topology: Option<String>,
     /// Follow the log until the run ends; exit code 1 if it fails
     #[arg(short, long)]
     pub(crate) follow: bool,

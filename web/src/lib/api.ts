@@ -33,6 +33,7 @@ export interface FitPart {
 }
 export interface FitEstimate {
   shape: { name: string; source: string; assumed: boolean; notes: string[] };
+  assumptions: string[];
   parameters: number;
   active_parameters: number;
   formats: { weights: string; cache: string };

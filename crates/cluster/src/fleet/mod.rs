@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 use self::ledger::Ledger;
 pub use self::ledger::{Owned, owns_machines, resolved};
 use crate::ClusterError;
-use crate::providers::{self, Instance, Power, Provider};
+use crate::providers::{self, Instance, Power, Provider, Size, SizeGpus};
 use crate::resource::Change;
 use crate::spec::addresses::Index;
 use crate::spec::cloud::Group;
@@ -54,11 +54,33 @@ pub struct Price {
     pub hourly: Option<f64>,
 }
 
+/// The price of a size with GPUs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GpuPrice {
+    /// The model in the words of the provider.
+    pub model: String,
+    /// Number of GPUs.
+    pub count: u32,
+    /// US dollars per hour of the machine.
+    pub hourly: f64,
+}
+
+impl GpuPrice {
+    fn new(gpus: &SizeGpus, hourly: f64) -> Self {
+        Self { model: gpus.model.clone(), count: gpus.count, hourly }
+    }
+
+    /// US dollars per hour of one GPU, with its share of the machine.
+    pub fn hourly_per_gpu(&self) -> f64 {
+        self.hourly / f64::from(self.count.max(1))
+    }
+}
+
 /// Lists of a provider, each requested at most once per command.
 #[derive(Debug, Default)]
 struct ProviderCache {
     machines: OnceCell<Vec<Instance>>,
-    prices: OnceCell<BTreeMap<String, f64>>,
+    sizes: OnceCell<BTreeMap<String, Size>>,
 }
 
 /// The machines of a cluster's groups, and their providers.
@@ -232,13 +254,34 @@ impl Fleet {
         Ok(out)
     }
 
+    /// The sizes of a provider, from the cache after the first call.
+    async fn sizes(&self, provider: &str) -> Result<&BTreeMap<String, Size>, ClusterError> {
+        let cache = self.caches.get(provider).ok_or_else(|| unknown_provider(provider))?;
+        Ok(cache.sizes.get_or_try_init(|| async { self.provider(provider)?.sizes().await }).await?)
+    }
+
+    /// The prices of sizes with GPUs: those in the lists of the cluster's providers, and those of existing machines of providers without
+    /// a list.
+    ///
+    /// # Errors
+    /// When a request to a provider fails.
+    pub async fn gpu_prices(&self) -> Result<Vec<GpuPrice>, ClusterError> {
+        let mut found = Vec::new();
+        for (name, provider) in &self.providers {
+            let sizes = self.sizes(name).await?;
+            found.extend(sizes.values().filter_map(|s| Some(GpuPrice::new(s.gpus.as_ref()?, s.hourly))));
+            let existing = self.cached_instances(name).await?.iter().filter(|i| !sizes.contains_key(&i.size));
+            found.extend(existing.filter_map(|i| Some(GpuPrice::new(&provider.gpus_by_name(&i.size)?, i.hourly?))));
+        }
+        Ok(found)
+    }
+
     /// US dollars per hour of a size; `None` if it is unknown.
     async fn price(&self, provider: &str, size: &str) -> Result<Option<f64>, ClusterError> {
-        let cache = self.caches.get(provider).ok_or_else(|| unknown_provider(provider))?;
-        let prices = cache.prices.get_or_try_init(|| async { self.provider(provider)?.prices().await }).await?;
+        let sizes = self.sizes(provider).await?;
         // A provider without a price list reports the price with each existing machine.
         let of_existing = self.cached_instances(provider).await?.iter().find(|i| i.size == size).and_then(|i| i.hourly);
-        Ok(prices.get(size).copied().or(of_existing))
+        Ok(sizes.get(size).map(|s| s.hourly).or(of_existing))
     }
 
     /// US dollars per hour of all machines that the file's groups have; `None` if one of the prices is unknown.

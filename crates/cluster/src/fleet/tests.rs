@@ -165,8 +165,16 @@ impl Provider for Fake {
             Ok(())
         }))
     }
-    fn prices(&self) -> ProviderFuture<'_, BTreeMap<String, f64>> {
-        Box::pin(async { Ok(BTreeMap::new()) })
+    fn sizes(&self) -> ProviderFuture<'_, BTreeMap<String, Size>> {
+        let gpus = SizeGpus { model: "nvidia h100".into(), count: 8 };
+        let sizes = [
+            ("h100x8".to_owned(), Size { hourly: 24.0, gpus: Some(gpus) }),
+            ("plain".to_owned(), Size { hourly: 1.0, gpus: None }),
+        ];
+        Box::pin(async { Ok(sizes.into()) })
+    }
+    fn gpus_by_name(&self, size: &str) -> Option<SizeGpus> {
+        Some(SizeGpus { model: size.into(), count: 1 })
     }
     fn charges_when_off(&self) -> bool {
         true
@@ -260,6 +268,16 @@ async fn at_every_point<F: Future<Output = bool>>(test: impl Fn(usize) -> F) {
         assert!(polls < 10_000, "the future never completes");
     }
     assert!(polls > 5, "the future was interrupted at only {polls} points");
+}
+
+#[tokio::test(start_paused = true)]
+async fn prices_of_gpus_are_those_of_the_list_and_of_existing_machines() {
+    let world = World::new(0, 0);
+    world.fake.0.lock().add("other", None);
+    let prices = world.fleet().gpu_prices().await.unwrap();
+    let found = prices.iter().map(|p| (p.model.as_str(), p.hourly_per_gpu())).collect::<Vec<_>>();
+    let of_each = [("nvidia h100", 3.0), ("s", 1.0)];
+    assert_eq!(found, [of_each, of_each].concat(), "both providers of the cluster");
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use slipway_core::clock::parse_rfc3339;
 
 use super::http::Http;
-use super::{Instance, Power, Provider, ProviderFuture, identifier, ip_address};
+use super::{Instance, Power, Provider, ProviderFuture, Size, SizeGpus, identifier, ip_address};
 use crate::ClusterError;
 use crate::spec::cloud::{self, Group};
 
@@ -54,6 +54,15 @@ fn instance(droplet: &Value) -> Result<Instance, String> {
         hourly: droplet["size"]["price_hourly"].as_f64(),
         created_ms: droplet["created_at"].as_str().and_then(parse_rfc3339),
     })
+}
+
+/// Name and price of a size. `gpu_info.model` is such as `nvidia_h100`.
+fn size(size: &Value) -> Option<(String, Size)> {
+    let gpus = &size["gpu_info"];
+    let count = gpus["count"].as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
+    let gpus =
+        count.zip(gpus["model"].as_str()).map(|(count, model)| SizeGpus { model: model.replace('_', " "), count });
+    Some((size["slug"].as_str()?.to_owned(), Size { hourly: size["price_hourly"].as_f64()?, gpus }))
 }
 
 impl DigitalOcean {
@@ -111,12 +120,15 @@ impl Provider for DigitalOcean {
         Box::pin(async move { self.http.call(Method::DELETE, &format!("/v2/droplets/{id}"), None).await.map(drop) })
     }
 
-    fn prices(&self) -> ProviderFuture<'_, BTreeMap<String, f64>> {
+    fn sizes(&self) -> ProviderFuture<'_, BTreeMap<String, Size>> {
         Box::pin(async {
             let sizes = self.http.pages(format!("/v2/sizes?page=1&per_page={PER_PAGE}"), "sizes", next).await?;
-            let price = |size: &Value| Some((size["slug"].as_str()?.to_owned(), size["price_hourly"].as_f64()?));
-            Ok(sizes.iter().filter_map(price).collect())
+            Ok(sizes.iter().filter_map(size).collect())
         })
+    }
+
+    fn gpus_by_name(&self, _: &str) -> Option<SizeGpus> {
+        None
     }
 
     fn charges_when_off(&self) -> bool {
@@ -127,6 +139,16 @@ impl Provider for DigitalOcean {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_their_gpus() {
+        let h100 = json!({"slug": "gpu-h100x8-640gb", "price_hourly": 23.92,
+            "gpu_info": {"count": 8, "model": "nvidia_h100", "vram": {"amount": 640, "unit": "gib"}}});
+        let gpus = SizeGpus { model: "nvidia h100".into(), count: 8 };
+        assert_eq!(size(&h100), Some(("gpu-h100x8-640gb".into(), Size { hourly: 23.92, gpus: Some(gpus) })));
+        let plain = json!({"slug": "s-1vcpu-1gb", "price_hourly": 0.00893});
+        assert_eq!(size(&plain), Some(("s-1vcpu-1gb".into(), Size { hourly: 0.00893, gpus: None })));
+    }
 
     #[test]
     fn droplet_is_parsed_and_validated() {

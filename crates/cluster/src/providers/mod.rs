@@ -47,6 +47,24 @@ pub struct Instance {
     pub hourly: Option<f64>,
 }
 
+/// A size of machines in a provider's price list.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Size {
+    /// US dollars per hour.
+    pub hourly: f64,
+    /// Its GPUs; `None` if it has none.
+    pub gpus: Option<SizeGpus>,
+}
+
+/// The GPUs of a size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SizeGpus {
+    /// The model in the words of the provider: `nvidia h100`.
+    pub model: String,
+    /// Number of GPUs, 1 or more.
+    pub count: u32,
+}
+
 /// The future of a provider request.
 pub type ProviderFuture<'a, T> = BoxFuture<'a, Result<T, ClusterError>>;
 
@@ -62,8 +80,10 @@ pub trait Provider: Send + Sync + std::fmt::Debug {
     fn power<'a>(&'a self, id: &'a str, on: bool) -> ProviderFuture<'a, ()>;
     /// Deletes a machine. Succeeds if it does not exist.
     fn delete<'a>(&'a self, id: &'a str) -> ProviderFuture<'a, ()>;
-    /// US dollars per hour by size; empty if the provider has no price list.
-    fn prices(&self) -> ProviderFuture<'_, BTreeMap<String, f64>>;
+    /// The sizes that the provider offers, by name; empty if it has no price list.
+    fn sizes(&self) -> ProviderFuture<'_, BTreeMap<String, Size>>;
+    /// The GPUs of a size that the provider's list does not have, from its name; `None` if the name does not say them.
+    fn gpus_by_name(&self, size: &str) -> Option<SizeGpus>;
     /// Whether a machine that is off costs the same as one that is on.
     fn charges_when_off(&self) -> bool;
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use slipway_core::clock::parse_rfc3339;
 
 use super::http::Http;
-use super::{Instance, Power, Provider, ProviderFuture, identifier, ip_address};
+use super::{Instance, Power, Provider, ProviderFuture, Size, SizeGpus, identifier, ip_address};
 use crate::ClusterError;
 use crate::spec::cloud::{self, Group};
 
@@ -109,9 +109,13 @@ impl Provider for Paperspace {
         Box::pin(async move { self.http.call(Method::DELETE, &format!("/v1/machines/{id}"), None).await.map(drop) })
     }
 
-    fn prices(&self) -> ProviderFuture<'_, BTreeMap<String, f64>> {
+    fn sizes(&self) -> ProviderFuture<'_, BTreeMap<String, Size>> {
         // The API has no price list; the price is part of each machine.
         Box::pin(async { Ok(BTreeMap::new()) })
+    }
+
+    fn gpus_by_name(&self, size: &str) -> Option<SizeGpus> {
+        gpus(size)
     }
 
     fn charges_when_off(&self) -> bool {
@@ -119,9 +123,27 @@ impl Provider for Paperspace {
     }
 }
 
+/// The GPUs of a machine type: `A4000` has one, `A100-80Gx8` eight. Types without a GPU, such as `C5`, start with `C` or `Air`.
+fn gpus(machine_type: &str) -> Option<SizeGpus> {
+    if machine_type.starts_with(['C', 'c']) || machine_type.starts_with("Air") {
+        return None;
+    }
+    let parsed = machine_type.rsplit_once('x').and_then(|(model, count)| Some((model, count.parse().ok()?)));
+    let (model, count) = parsed.unwrap_or((machine_type, 1));
+    (!model.is_empty() && count > 0).then(|| SizeGpus { model: model.replace("80G", "80GB"), count })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn types_name_their_gpus() {
+        let found = |name: &str| gpus(name).map(|g| (g.model, g.count));
+        assert_eq!(found("A4000"), Some(("A4000".into(), 1)));
+        assert_eq!(found("A100-80Gx8"), Some(("A100-80GB".into(), 8)));
+        assert_eq!((found("C5"), found("Air")), (None, None));
+    }
 
     #[test]
     fn machine_is_parsed_and_validated() {

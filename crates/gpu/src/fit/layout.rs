@@ -46,14 +46,14 @@ impl Layout {
         self.data * self.context
     }
 
-    /// Why a model cannot be laid out in this way; `None` if it can.
-    pub fn obstacle(self, shape: &Transformer, format: Format, request: &Request, per_node: u64) -> Option<String> {
+    /// Why a model cannot be laid out in this way; `None` if it can. `linked` GPUs work together without the network between machines.
+    pub fn obstacle(self, shape: &Transformer, format: Format, request: &Request, linked: u64) -> Option<String> {
         if let Some(why) = self.split().obstacle(shape, format) {
             return Some(why);
         }
-        if request.tp.is_none() && self.tensor > per_node {
+        if request.tp.is_none() && self.tensor > linked {
             return Some(format!(
-                "tensor parallelism {} is more than the {per_node} GPUs of a machine: every layer would wait for the network (--tp {} allows it)",
+                "tensor parallelism {} is more than the {linked} GPUs that are linked without the network: every layer would wait for the network (--tp {} allows it)",
                 self.tensor, self.tensor
             ));
         }

@@ -93,6 +93,8 @@ pub struct Estimate {
     /// The layouts that were considered, with the reason of each that is impossible; only if the request names a card and a number of
     /// GPUs.
     pub considered: Vec<Considered>,
+    /// What was assumed because the request does not name it.
+    pub assumptions: Vec<String>,
     /// If nothing fits: the layout that comes nearest, and why it does not fit.
     pub nearest: Option<String>,
 }
@@ -120,8 +122,9 @@ pub fn fit(request: &Request) -> Result<Estimate, GpuError> {
     let parts = parts(&shape, formats, Layout::SINGLE, request);
     let mut search = Search { request, shape: &shape, formats, considered: Vec::new(), nearest: None, blocked: None };
     let mut fits = Vec::new();
-    for target in targets(request)? {
-        fits.extend(search.smallest(&target));
+    let considered_targets = targets(request)?;
+    for target in &considered_targets {
+        fits.extend(search.smallest(target));
     }
     fits.sort_by(|a, b| a.count.cmp(&b.count).then(a.memory.total_cmp(&b.memory)));
     let nearest = if fits.is_empty() { Some(search.nearest()) } else { None };
@@ -134,9 +137,31 @@ pub fn fit(request: &Request) -> Result<Estimate, GpuError> {
         parts,
         fits,
         considered: search.considered,
+        assumptions: assumptions(request, formats, &considered_targets),
         nearest,
         shape,
     })
+}
+
+/// What the estimate assumes about the cache and about machines, in words.
+fn assumptions(request: &Request, formats: Formats, targets: &[Target]) -> Vec<String> {
+    let mut all = Vec::new();
+    if request.train.is_none() && request.kv_dtype.is_none() {
+        all.push(format!(
+            "the key-value cache is in {}, as with vLLM's --kv-cache-dtype auto; --kv-dtype names another format",
+            formats.cache
+        ));
+    }
+    let mut machines: Vec<_> = targets.iter().filter_map(|t| t.machine.map(|m| (t.card, m))).collect();
+    machines.dedup_by_key(|(card, _)| *card);
+    // With all cards considered, only the assumption about the others would be news.
+    if let ([(card, machine)], None) = (machines.as_slice(), request.gpus_per_node)
+        && request.card.is_some()
+    {
+        let gpus = if machine.gpus == 1 { "GPU" } else { "GPUs" };
+        all.push(format!("a machine with {card} has {} {gpus}: {}", machine.gpus, machine.name));
+    }
+    all
 }
 
 fn parts(shape: &Transformer, formats: Formats, layout: Layout, request: &Request) -> Vec<Part> {
@@ -163,7 +188,7 @@ impl Search<'_> {
     fn counts(&self, target: &Target) -> Vec<u64> {
         let factors = [self.request.tp, self.request.pp, self.request.cp, self.request.dp];
         let least: u64 = factors.into_iter().flatten().product();
-        let per_node = self.request.gpus_per_node;
+        let per_node = target.per_machine(self.request);
         let all: Vec<u64> = match (self.request.gpus, self.request.nodes) {
             (Some(gpus), _) => vec![gpus],
             (None, Some(nodes)) => vec![nodes * per_node],
@@ -181,11 +206,11 @@ impl Search<'_> {
     /// The best layout with the fewest GPUs of a target.
     fn smallest(&mut self, target: &Target) -> Option<Fit> {
         for gpus in self.counts(target) {
-            let nodes = self.request.nodes.unwrap_or(1).max(gpus.div_ceil(self.request.gpus_per_node));
-            let per_node = gpus.div_ceil(nodes);
+            let nodes = self.request.nodes.unwrap_or(1).max(gpus.div_ceil(target.per_machine(self.request)));
+            let linked = gpus.div_ceil(nodes).max(target.linked(self.request).min(gpus));
             let mut best: Option<(Layout, Vec<Part>, f64)> = None;
             for layout in layouts(self.request, self.shape, gpus) {
-                let Some(parts) = self.consider(target, layout, per_node) else { continue };
+                let Some(parts) = self.consider(target, layout, linked) else { continue };
                 let score = self.score(target, layout, &parts);
                 if best.as_ref().is_none_or(|(_, _, s)| score > *s) {
                     best = Some((layout, parts, score));
@@ -199,9 +224,9 @@ impl Search<'_> {
     }
 
     /// The parts of a layout's memory if it is possible and fits.
-    fn consider(&mut self, target: &Target, layout: Layout, per_node: u64) -> Option<Vec<Part>> {
+    fn consider(&mut self, target: &Target, layout: Layout, linked: u64) -> Option<Vec<Part>> {
         let limit = target.memory * self.request.utilization;
-        let obstacle = layout.obstacle(self.shape, self.formats.weights, self.request, per_node);
+        let obstacle = layout.obstacle(self.shape, self.formats.weights, self.request, linked);
         let parts = if obstacle.is_some() { Vec::new() } else { parts(self.shape, self.formats, layout, self.request) };
         let bytes = memory::total(&parts);
         let reason = obstacle.clone().or_else(|| {

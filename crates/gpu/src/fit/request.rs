@@ -1,5 +1,6 @@
 //! What a user asks: a model, how it is run, and on what.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use schemars::JsonSchema;
@@ -15,7 +16,8 @@ pub const DEFAULT_UTILIZATION: f64 = 0.97;
 pub const DEFAULT_BLOCK: u64 = 16;
 /// Bandwidth between machines for each GPU, in GB/s: one 400 Gbit/s port per GPU, as in DGX H100.
 pub const DEFAULT_NETWORK: f64 = 50.0;
-/// GPUs of one machine that are planned with.
+/// GPUs of one machine that are planned with, if the GPU is not built into a machine of its own ([`crate::sheet::Card::machine`]): as in
+/// HGX machines, and in servers for PCIe cards.
 pub const DEFAULT_GPUS_PER_NODE: u64 = 8;
 /// Maximum number of GPUs that a layout is sought for.
 pub const MAX_GPUS: u64 = 16_384;
@@ -30,7 +32,7 @@ pub struct Request {
     pub model: Description,
     /// Format of the weights; by default the one that `config.json` declares, otherwise bf16.
     pub dtype: Option<Format>,
-    /// Format of the key-value cache; by default that of the weights if a cache can have it, otherwise bf16.
+    /// Format of the key-value cache; by default that of the activations: bf16, or fp16 or fp32 with weights in these.
     pub kv_dtype: Option<Precision>,
     /// Tokens per sequence, from 1 to 2^24; in training with packed sequences the length of a pack.
     pub seq: u64,
@@ -48,14 +50,16 @@ pub struct Request {
     pub gpus: Option<u64>,
     /// Number of machines; as few as possible if `None`.
     pub nodes: Option<u64>,
-    /// GPUs per machine.
-    pub gpus_per_node: u64,
+    /// GPUs per machine; by default those of the machine that the GPU is built into, otherwise 8.
+    pub gpus_per_node: Option<u64>,
     /// Whether each GPU is shared by so many processes with equal memory limits (MPS).
     pub share: Option<u64>,
     /// Bandwidth between machines for each GPU, in GB/s and direction.
     pub network: f64,
-    /// US dollars per GPU and hour.
+    /// US dollars per GPU and hour, of every card.
     pub price: Option<f64>,
+    /// US dollars per GPU and hour by the name of the card, for cards that `price` does not give.
+    pub prices: BTreeMap<String, f64>,
     /// Tensor parallelism.
     pub tp: Option<u64>,
     /// Pipeline stages.
@@ -82,10 +86,11 @@ impl Default for Request {
             card: None,
             gpus: None,
             nodes: None,
-            gpus_per_node: DEFAULT_GPUS_PER_NODE,
+            gpus_per_node: None,
             share: None,
             network: DEFAULT_NETWORK,
             price: None,
+            prices: BTreeMap::new(),
             tp: None,
             pp: None,
             cp: None,
@@ -224,7 +229,7 @@ impl Request {
         if !(1..=4096).contains(&self.block) {
             return invalid(format!("block size is {}: expected 1 to 4096 tokens", self.block));
         }
-        let counts = [self.gpus, self.nodes, self.tp, self.pp, self.cp, self.dp, self.share, Some(self.gpus_per_node)];
+        let counts = [self.gpus, self.nodes, self.tp, self.pp, self.cp, self.dp, self.share, self.gpus_per_node];
         if let Some(n) = counts.into_iter().flatten().find(|n| !(1..=MAX_GPUS).contains(n)) {
             return invalid(format!("{n} GPUs, machines or parts: expected 1 to {MAX_GPUS}"));
         }
@@ -233,7 +238,9 @@ impl Request {
         {
             return invalid(format!("{gpus} GPUs cannot be divided among {nodes} machines"));
         }
-        if !(self.network > 0.0 && self.network.is_finite()) || self.price.is_some_and(|p| !(0.0..=1e6).contains(&p)) {
+        if !(self.network > 0.0 && self.network.is_finite())
+            || !self.price.iter().chain(self.prices.values()).all(|p| (0.0..=1e6).contains(p))
+        {
             return invalid("bandwidth of the network and price must be positive numbers".into());
         }
         if self.kv_dtype.is_some_and(|p| matches!(p, Precision::Fp64 | Precision::Tf32 | Precision::Fp6)) {

@@ -58,8 +58,8 @@ fn communication(shape: &Transformer, layout: Layout, tokens: f64, target: &Targ
     let h = shape.hidden as f64 * 2.0;
     let stage = layout.split().stage(shape.depth()) as f64;
     let t = layout.tensor as f64;
-    let per_node = request.gpus_per_node.min(layout.gpus()) as f64;
-    let rate = |group: f64| if group > per_node { request.network } else { target.link.0 } * 1e9;
+    let linked = target.linked(request).min(layout.gpus()) as f64;
+    let rate = |group: f64| if group > linked { request.network } else { target.link.0 } * 1e9;
     let sums = if layout.tensor > 1 { stage * 2.0 * tokens * h * 2.0 * (t - 1.0) / t / rate(t) } else { 0.0 };
     let group = (layout.tensor * layout.data) as f64;
     let experts = shape.layers.iter().map(|l| match l.feed_forward {
@@ -136,7 +136,7 @@ pub fn serving(
     let ridge_batch = weights * peak / (2.0 * shape.active_parameters() * bandwidth);
 
     let gpus = layout.gpus() as f64;
-    let dollars_per_hour = request.price.map(|p| p * gpus);
+    let dollars_per_hour = target.price(request).map(|p| p * gpus);
     let formulas = vec![
         format!("tokens per second: {} sequences / ({} stages x {})", request.batch, layout.pipeline, generation.words),
         format!("time to the first token of {} tokens: {} stages x {}", request.seq, layout.pipeline, first.words),

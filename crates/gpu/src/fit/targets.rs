@@ -1,10 +1,10 @@
 //! What a model can be put on: whole cards, MIG slices, and parts of shared cards.
 
-use super::request::Request;
+use super::request::{DEFAULT_GPUS_PER_NODE, Request};
 use crate::GpuError;
 use crate::mig::Geometry;
 use crate::roofline::{Memory, Roofline};
-use crate::sheet::{self, Card};
+use crate::sheet::{self, Card, Machine};
 
 /// A GPU, a slice or a part of one.
 #[derive(Debug, Clone)]
@@ -21,6 +21,10 @@ pub struct Target {
     pub many: bool,
     /// Whether machines with it are connected by a network for GPUs.
     pub clustered: bool,
+    /// The name of the card in the data sheets.
+    pub card: &'static str,
+    /// The machine that it is built into; `None` if builders put different numbers of it into a machine.
+    pub machine: Option<Machine>,
 }
 
 const MIB: f64 = 1_048_576.0;
@@ -40,7 +44,25 @@ impl Target {
             link,
             many: true,
             clustered: card.nvlink_gb_per_s > 0,
+            card: card.name,
+            machine: card.machine(),
         }
+    }
+
+    /// GPUs of a machine.
+    pub fn per_machine(&self, request: &Request) -> u64 {
+        let largest = self.machine.map_or(u64::MAX, |m| m.gpus);
+        request.gpus_per_node.unwrap_or(DEFAULT_GPUS_PER_NODE).min(largest)
+    }
+
+    /// GPUs that work together without the network between machines.
+    pub fn linked(&self, request: &Request) -> u64 {
+        self.machine.map_or(0, |m| m.nvlink).max(self.per_machine(request))
+    }
+
+    /// US dollars per GPU and hour, if the request gives the price. A slice or a part of a card costs the whole card.
+    pub fn price(&self, request: &Request) -> Option<f64> {
+        request.price.or_else(|| request.prices.get(self.card).copied())
     }
 
     /// A part of the target with this share of its arithmetic and bandwidth.
@@ -49,7 +71,16 @@ impl Target {
         roof.machine.clone_from(&name);
         roof.compute.iter_mut().for_each(|c| c.tera *= compute);
         roof.memory = roof.memory.into_iter().map(|m| Memory { gigabytes: m.gigabytes * bandwidth, ..m }).collect();
-        Self { name, memory, roof, link: (0.0, "none"), many: false, clustered: false }
+        Self {
+            name,
+            memory,
+            roof,
+            link: (0.0, "none"),
+            many: false,
+            clustered: false,
+            card: self.card,
+            machine: self.machine,
+        }
     }
 }
 
@@ -72,6 +103,15 @@ pub fn targets(request: &Request) -> Result<Vec<Target>, GpuError> {
         Some(name) => vec![sheet::find(name).ok_or_else(|| unknown(format!("'{name}'")))?],
         None => sheet::cards(),
     };
+    if let (Some(_), Some(machine), Some(n)) = (named, cards.first().and_then(Card::machine), request.gpus_per_node)
+        && n > machine.gpus
+    {
+        let card = cards[0].name;
+        return Err(GpuError::Invalid(format!(
+            "{n} GPUs per machine: the largest machine with {card} has {}, {}",
+            machine.gpus, machine.name
+        )));
+    }
     let mut all = Vec::new();
     for card in &cards {
         let whole = Target::card(card);

@@ -22,10 +22,12 @@ const H100: &str = "H100 80GB HBM3";
 fn caches_have_the_size_of_the_models_attention() {
     for (params, dtype, seq, expected) in [
         ("405b", "bf16", 131_072, 63.0),
-        ("671b", "fp8", 131_072, 4.3),
+        // 576 x 61 x 131072 x 2 B: weights in fp8 leave the cache in bf16.
+        ("671b", "fp8", 131_072, 8.6),
         ("47b", "bf16", 32_768, 4.0),
         ("8x7b", "bf16", 32_768, 4.0),
         ("32b", "bf16", 32_768, 8.0),
+        ("7.24b", "bf16", 32_768, 4.0),
         ("7.62b", "bf16", 32_768, 1.75),
         ("70b", "bf16", 131_072, 40.0),
         ("8b", "bf16", 131_072, 16.0),
@@ -41,8 +43,50 @@ fn caches_have_the_size_of_the_models_attention() {
         gib(&fit(&request).unwrap(), "key-value cache")
     };
     assert!((mistral("mistral-7b-v0.1") - 0.5).abs() < 0.01 && (mistral("mistral-7b-v0.3") - 4.0).abs() < 0.01);
-    let wide = Request { dtype: Some(Format::Fp8), kv_dtype: Some(Precision::Bf16), ..serve("671b", 131_072) };
-    assert!((gib(&fit(&wide).unwrap(), "key-value cache") - 8.6).abs() < 0.1);
+    let narrow = Request { dtype: Some(Format::Fp8), kv_dtype: Some(Precision::Fp8), ..serve("671b", 131_072) };
+    assert!((gib(&fit(&narrow).unwrap(), "key-value cache") - 4.3).abs() < 0.05);
+}
+
+#[test]
+fn cost_is_that_of_the_cards_price() {
+    let prices = [(H100.to_owned(), 3.0), ("H200".to_owned(), 4.0)].into();
+    let estimate = fit(&Request { prices, batch: 16, ..serve("70b", 8192) }).unwrap();
+    let cost = |name: &str| fits(&estimate, name).unwrap().serving.clone().unwrap().dollars_per_hour;
+    assert_eq!((cost(H100), cost("A100-SXM4-80GB")), (Some(12.0), None));
+    let h200 = fits(&estimate, "H200").unwrap();
+    assert_eq!(cost("H200"), Some(4.0 * h200.count as f64));
+    let everywhere =
+        fit(&Request { price: Some(1.0), prices: [(H100.to_owned(), 3.0)].into(), ..serve("7b", 4096) }).unwrap();
+    assert!(
+        everywhere.fits.iter().all(|f| f.serving.as_ref().is_none_or(|s| s.dollars_per_hour == Some(f.count as f64)))
+    );
+    assert!(fit(&Request { prices: [(H100.to_owned(), -1.0)].into(), ..serve("7b", 4096) }).is_err());
+}
+
+#[test]
+fn machines_of_superchips_have_their_own_numbers_of_gpus() {
+    let on = |card: &str, gpus, change: fn(&mut Request)| {
+        let mut request = Request { card: Some(card.into()), gpus, ..serve("70b", 8192) };
+        change(&mut request);
+        fit(&request)
+    };
+    // 70b in bf16 has 131 GiB, and a DGX Spark 128: nobody sells a machine with two.
+    let spark = on("GB10", None, |_| ()).unwrap();
+    assert!(spark.fits.is_empty() && spark.nearest.unwrap().starts_with("1 x GB10"), "{:?}", spark.fits);
+    assert!(
+        spark.assumptions.iter().any(|a| a.contains("a machine with GB10 has 1 GPU: a DGX Spark")),
+        "{:?}",
+        spark.assumptions
+    );
+    let two = on("GB10", Some(2), |r| r.pp = Some(2)).unwrap();
+    assert_eq!(two.fits.first().map(|f| (f.count, f.nodes)), Some((2, 2)), "{:?}", two.nearest);
+    // A rack is one NVLink domain, so tensor parallelism may span trays of four.
+    let rack = on("GB200", Some(8), |r| r.tp = Some(8)).unwrap();
+    assert_eq!(rack.fits.first().map(|f| (f.nodes, f.layout.tensor)), Some((2, 8)));
+    let machines = on("H200", Some(8), |r| r.tp = Some(8)).unwrap();
+    assert_eq!(machines.fits.first().map(|f| f.nodes), Some(1));
+    let refused = on("GB10", None, |r| r.gpus_per_node = Some(8)).unwrap_err().to_string();
+    assert!(refused.contains("the largest machine with GB10 has 1"), "{refused}");
 }
 
 #[test]
@@ -59,10 +103,17 @@ fn only_numbers_of_gpus_that_servers_start_with_are_proposed() {
     let estimate = fit(&Request { batch: 16, ..serve("70b", 8192) }).unwrap();
     assert_eq!(fits(&estimate, H100).map(|f| (f.count, f.layout.tensor)), Some((4, 4)));
     assert!(estimate.fits.iter().all(|f| f.count.is_power_of_two()), "{:?}", estimate.fits);
-    let refused = fit(&Request { card: Some(H100.into()), tp: Some(3), ..serve("70b", 8192) }).unwrap();
-    assert!(refused.fits.is_empty());
-    let why = refused.nearest.unwrap();
-    assert!(why.contains("64 attention heads are not divisible by tensor parallelism 3"), "{why}");
+    for tensor in [3, 6] {
+        let refused = fit(&Request { card: Some(H100.into()), tp: Some(tensor), ..serve("70b", 8192) }).unwrap();
+        assert!(refused.fits.is_empty());
+        let why = refused.nearest.unwrap();
+        assert!(why.contains(&format!("64 attention heads are not divisible by tensor parallelism {tensor}")), "{why}");
+    }
+    // 16 bytes per parameter are 1,051 GiB, more than seven B200 have.
+    let adam = Training { recompute: Recompute::Full, ..Training::default() };
+    let training = fit(&train("70b", adam)).unwrap();
+    assert_eq!(fits(&training, "B200").map(|f| f.count), Some(8), "{:?}", training.nearest);
+    assert!(training.fits.iter().all(|f| f.count.is_power_of_two()), "{:?}", training.fits);
 }
 
 #[test]
@@ -77,7 +128,10 @@ fn overhead_counts_on_every_gpu() {
 fn cards_and_slices_have_the_memory_that_the_driver_reports() {
     let estimate = fit(&serve("18.6b", 1)).unwrap();
     let single = |name: &str| fits(&estimate, name).is_some_and(|f| f.count == 1);
-    assert!(single("A100-SXM4-80GB") && single(H100));
+    assert!(single("A100-SXM4-80GB") && single("A100-SXM4-40GB") && single(H100));
+    for (card, gib) in [(H100, 79.6), ("H200", 140.4), ("B200", 179.1)] {
+        assert!((fits(&estimate, card).unwrap().memory / GIB - gib).abs() < 0.1, "{card}");
+    }
     // 70b in bf16 is 131.4 GiB; an H200 has 140.4.
     let large = fit(&Request { card: Some("H200".into()), ..serve("70b", 4096) }).unwrap();
     assert_eq!(large.fits[0].count, 1, "{large:?}");
@@ -108,6 +162,17 @@ fn named_slices_and_parts_of_cards_are_targets() {
     let half = on(H100, Some(2)).unwrap();
     assert!((half.fits[0].memory / GIB - 39.8).abs() < 0.1 && half.fits[0].name.starts_with("1/2 of"));
     assert!(on("9g.99gb of H100 80GB HBM3", None).is_err() && on("no such card", None).is_err());
+}
+
+/// A 1g.20gb of an H100 has 26 of its 132 multiprocessors.
+#[test]
+fn slices_compute_with_their_multiprocessors() {
+    let tera = |card: &str| {
+        let request = Request { card: Some(card.into()), ..serve("1b", 2048) };
+        targets(&request).unwrap()[0].roof.ceiling(Precision::Bf16).unwrap().tera
+    };
+    let share = tera("1g.20gb of H100 80GB HBM3") / tera(H100);
+    assert!((share - 26.0 / 132.0).abs() < 1e-9, "{share}");
 }
 
 fn train(params: &str, training: Training) -> Request {

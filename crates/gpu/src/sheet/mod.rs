@@ -201,7 +201,46 @@ fn card(line: &'static str) -> Option<Card> {
     })
 }
 
+/// A machine that a GPU is built into, so that their numbers are fixed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Machine {
+    /// GPUs of a machine.
+    pub gpus: u64,
+    /// GPUs that NVLink connects, which may be those of several machines.
+    pub nvlink: u64,
+    /// The machine, with the source of the numbers.
+    pub name: &'static str,
+}
+
+/// Machines of GPUs that are not sold apart from them, by the first word of the card's name.
+const MACHINES: [(&str, Machine); 4] = [
+    ("GB10", Machine { gpus: 1, nvlink: 1, name: "a DGX Spark (NVIDIA DGX Spark data sheet)" }),
+    (
+        "GB200",
+        Machine {
+            gpus: 4,
+            nvlink: 72,
+            name: "a compute tray of GB200 NVL72 (NVIDIA GB200 NVL72 data sheet: 18 trays)",
+        },
+    ),
+    (
+        "GB300",
+        Machine {
+            gpus: 4,
+            nvlink: 72,
+            name: "a compute tray of GB300 NVL72 (NVIDIA GB300 NVL72 data sheet: 18 trays)",
+        },
+    ),
+    ("GH200", Machine { gpus: 4, nvlink: 4, name: "a node of four GH200, the largest (HPE Cray EX254n)" }),
+];
+
 impl Card {
+    /// The machine that the GPU is built into; `None` for cards and modules, of which builders put different numbers into a machine.
+    pub fn machine(&self) -> Option<Machine> {
+        let first = self.name.split(' ').next()?;
+        MACHINES.iter().find(|(name, _)| *name == first).map(|(_, machine)| *machine)
+    }
+
     /// The theoretical peak; `None` if the card is not faster in this format than in a wider one.
     pub fn peak(&self, precision: Precision) -> Option<Peak> {
         let chip = CHIPS.iter().find(|c| c.name == self.chip)?;

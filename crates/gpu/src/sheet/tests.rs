@@ -142,3 +142,13 @@ fn a_short_name_lists_everything_it_can_mean() {
     assert_eq!(names("RTX PRO 6000").len(), 3);
     assert_eq!(names("NVIDIA B300 SXM6 AC"), ["B300"]);
 }
+
+/// Dense bf16 peak over memory bandwidth, in operations per byte.
+#[test]
+fn ridges_follow_from_the_data_sheets() {
+    for (card, ridge) in [("H100 80GB HBM3", 295.6), ("B200", 281.2)] {
+        let roof = crate::roofline::Roofline::from_card(&find(card).unwrap());
+        let actual = roof.ceiling(Precision::Bf16).unwrap().tera * 1000.0 / roof.main_memory().unwrap().gigabytes;
+        assert!((actual / ridge - 1.0).abs() < 0.005, "{card}: {actual}");
+    }
+}

@@ -158,11 +158,11 @@ impl Format {
         }
     }
 
-    /// The format of the key-value cache if none is requested: that of the weights if a cache can have it, otherwise 16 bits.
+    /// The format of the key-value cache if none is requested: that of the activations, which quantized weights leave in bf16. vLLM does
+    /// so with `--kv-cache-dtype auto`, its default (`vllm/config/cache.py`).
     pub fn cache(self) -> Precision {
         match self {
             Self::Fp32 => Precision::Fp32,
-            Self::Fp8 => Precision::Fp8,
             Self::Fp16 => Precision::Fp16,
             _ => Precision::Bf16,
         }

@@ -3,6 +3,7 @@
 //! after their namespace was disabled or while it is being deleted; admission policies restrict this to pods of runs.
 
 use serde_json::{Value, json};
+use slipway_core::env;
 use slipway_core::node_access::ACCOUNT;
 
 use super::Values;
@@ -10,6 +11,7 @@ use super::objects::{
     PolicyScope, admission_policy, allow_ingress, labels, object, pod_security_context, restricted_security_context,
     selector,
 };
+use super::values::Queue;
 use crate::names::{CONTROLLER_NAME as NAME, RUN_LABEL, RUNS_BINDING, SECRET_PREFIX, SERVER_NAME, runs_bindings};
 
 const COMPONENT: &str = "controller";
@@ -32,6 +34,12 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
                 {"apiGroups": ["slipway.dev"], "resources": ["runs"], "verbs": ["get", "list", "watch", "delete"]},
                 {"apiGroups": ["slipway.dev"], "resources": ["runs/status"], "verbs": ["patch"]},
                 {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "patch", "delete"]},
+                // Why a run waits in a queue, and which topology levels Kueue, Volcano and the KAI scheduler know.
+                {"apiGroups": ["kueue.x-k8s.io"], "resources": ["workloads"], "verbs": ["get", "list"]},
+                {"apiGroups": ["visibility.kueue.x-k8s.io"], "resources": ["localqueues/pendingworkloads"], "verbs": ["get"]},
+                {"apiGroups": ["scheduling.volcano.sh", "scheduling.run.ai"], "resources": ["podgroups"], "verbs": ["get"]},
+                {"apiGroups": ["kueue.x-k8s.io", "kai.scheduler"], "resources": ["topologies"], "verbs": ["list"]},
+                {"apiGroups": ["topology.volcano.sh"], "resources": ["hypernodes"], "verbs": ["list"]},
             ]}),
         ),
         cluster_wide(
@@ -63,6 +71,8 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
         let rules = match name {
             RUNS_BINDING => json!([
                 {"apiGroups": [""], "resources": ["pods", "secrets"], "verbs": ["create"]},
+                // Volcano starts the pods of a run only with a pod group.
+                {"apiGroups": ["scheduling.volcano.sh"], "resources": ["podgroups"], "verbs": ["create"]},
                 {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
             ]),
             _ => json!([
@@ -116,6 +126,7 @@ fn deployment(values: &Values) -> Value {
                 .push(json!({"name": "tls", "secret": {"secretName": tls.secret, "items": items, "optional": true}}));
         }
     }
+    environment.extend(queue_variables(&values.runs.queue));
     let mut security = restricted_security_context();
     security["runAsNonRoot"] = json!(true);
     let pod = selector(values, COMPONENT);
@@ -149,6 +160,20 @@ fn deployment(values: &Values) -> Value {
         },
     }});
     object(values, COMPONENT, ("apps/v1", "Deployment"), NAME, true, body)
+}
+
+/// The variables with the queues of runs that name none.
+fn queue_variables(queue: &Queue) -> impl Iterator<Item = Value> {
+    let pairs: Vec<String> = queue.namespaces.iter().map(|(namespace, queue)| format!("{namespace}={queue}")).collect();
+    let variables = [
+        (env::RUNS_QUEUE, queue.name.clone()),
+        (env::RUNS_QUEUE_SYSTEM, queue.system.clone()),
+        (env::RUNS_NAMESPACE_QUEUES, pairs.join(",")),
+    ];
+    variables
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| json!({"name": name, "value": value}))
 }
 
 /// Admission policies that restrict the controller to pods and secrets of runs.

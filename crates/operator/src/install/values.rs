@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use slipway_exec::QueueSystem;
+use slipway_exec::queueing::is_queue_name;
 
 use crate::KubeError;
 
@@ -62,9 +64,20 @@ pub struct Server {
 #[allow(missing_docs)] // values.yaml describes each
 pub struct Runs {
     pub namespaces: Vec<String>,
+    pub queue: Queue,
     pub resources: Value,
     pub node_selector: BTreeMap<String, String>,
     pub tolerations: Vec<Value>,
+}
+
+/// The queues of runs that name none.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct Queue {
+    pub name: String,
+    pub system: String,
+    pub namespaces: BTreeMap<String, String>,
 }
 
 /// The TLS certificate of the control plane and the gateways.
@@ -212,10 +225,26 @@ impl Values {
                 values.node.offer
             )));
         }
+        values.check_queues()?;
         if !values.is_shared() && (values.server.replicas > 1 || values.gateway.enabled) {
             return Err(KubeError::Invalid(STATE_NOT_SHARED.into()));
         }
         Ok(values)
+    }
+
+    fn check_queues(&self) -> Result<(), KubeError> {
+        let Queue { name, system, namespaces } = &self.runs.queue;
+        let invalid = |what: &str, value: &str, expected: &str| {
+            Err(KubeError::Invalid(format!("the values: runs.queue.{what} is '{value}'; it must be {expected}")))
+        };
+        if !system.is_empty() && system.parse::<QueueSystem>().is_err() {
+            return invalid("system", system, "kueue, volcano or kai");
+        }
+        let mut names = std::iter::once(name).chain(namespaces.values()).filter(|n| !n.is_empty());
+        match names.find(|name| !is_queue_name(name)) {
+            Some(name) => invalid("name or runs.queue.namespaces", name, "the name of a queue"),
+            None => Ok(()),
+        }
     }
 
     /// Whether several pods can share the state: it is in a database and a bucket instead of a volume.
@@ -280,6 +309,14 @@ mod tests {
         {
             let result = Values::read("a", &[format!("server: {{corsOrigins: ['{origin}']}}")]);
             assert!(result.unwrap_err().to_string().contains("server.corsOrigins"), "{origin}");
+        }
+        for (queue, expected) in [
+            ("{system: slurm}", "kueue, volcano or kai"),
+            ("{name: 'a b'}", "'a b'"),
+            ("{namespaces: {team: '-'}}", "'-'"),
+        ] {
+            let error = Values::read("a", &[format!("runs: {{queue: {queue}}}")]).unwrap_err().to_string();
+            assert!(error.contains("runs.queue") && error.contains(expected), "{error}");
         }
         assert!(Values::read("a", &["node: {offer: both}".into()]).unwrap_err().to_string().contains("both"));
     }

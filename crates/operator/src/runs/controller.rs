@@ -12,11 +12,12 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use slipway_core::clock::now_ms;
 use slipway_exec::lifecycle::{self, Action, Observation, Outcome};
-use slipway_exec::{Phase, RunStatus, TokenRequest, Tracked, Tracker, tracked_id};
+use slipway_exec::{Phase, QueueSystem, RunStatus, TokenRequest, Tracked, Tracker, tracked_id};
 use tokio::sync::{mpsc, watch};
 
 use super::known::{Cache, Run};
 use super::pod::{self, AttemptSecret, Pod};
+use super::queues::{self, Queues, Unplaceable};
 use super::{Key, RUN, Settings, usage};
 use crate::api::POD;
 use crate::names::{self, RUN_LABEL};
@@ -32,7 +33,12 @@ const MAX_SCHEDULING_WAIT_MS: i64 = 7 * 24 * 3_600_000;
 /// How long a secret is reused while creating its pod is retried, for instance because of a quota, in milliseconds. Added to the lifetime
 /// of its token. A new secret for each retry would fill the namespace; without this limit its token could expire before the pod starts.
 const SECRET_REUSE_MS: i64 = 24 * 3_600_000;
+/// Maximum interval at which the position of a queued run is read again.
+const MAX_QUEUE_INTERVAL: Duration = Duration::from_secs(300);
 const SECRET: Resource<'static> = Resource { group: "", version: "v1", kind: "Secret", plural: "secrets" };
+/// Message of the event for a pod that Kueue does not manage.
+const QUEUE_IGNORED: &str = "Kueue does not manage the pods of this namespace, so the run starts without waiting in its queue; enable the \
+     integration \"pod\" and the namespace in Kueue's configuration";
 /// Waiting reasons that every pod passes through in a moment. They are not written to the status.
 const TRANSIENT_REASONS: [&str; 4] = ["", "ContainerCreating", "PodInitializing", "SchedulingGated"];
 
@@ -44,6 +50,7 @@ pub(super) struct Controller {
     cache: Cache,
     queue: Queue<Key>,
     agents: usage::Agents,
+    queues: Queues,
     events: mpsc::Sender<Event>,
     /// Secrets whose pods are not created yet, keyed by run.
     secrets: Mutex<HashMap<Key, UnusedSecret>>,
@@ -85,9 +92,11 @@ impl Controller {
             }
         });
         let agents = usage::Agents::new(api.clone(), settings.namespace.clone());
+        let queues = Queues::new(api.clone(), settings.default_queues.clone(), settings.retry_delay);
         Arc::new(Self {
             api,
             agents,
+            queues,
             settings,
             tracker,
             cache: Cache::default(),
@@ -157,7 +166,8 @@ impl Controller {
         }
         let (run, pods) = self.cache.get(key);
         let uid = run.as_ref().map(|r| r.submitted.manifest.metadata.uid.clone());
-        let (pods, orphans): (Vec<Pod>, Vec<Pod>) = pods.into_iter().partition(|p| uid.as_ref() == Some(&p.run_uid));
+        let (mut pods, orphans): (Vec<Pod>, Vec<Pod>) =
+            pods.into_iter().partition(|p| uid.as_ref() == Some(&p.run_uid));
         for pod in orphans {
             self.delete_orphan(key, &pod).await?;
         }
@@ -165,6 +175,9 @@ impl Controller {
             self.secrets.lock().remove(key);
             return Ok(());
         };
+        if let Some(newest) = pods.last_mut() {
+            self.explain_queue(key, newest).await;
+        }
         let (status, action) = self.next(&run, &pods, now_ms());
         let status = self.act(key, &run, &pods, status, action).await?;
         let status = self.write_status(&run, status).await?;
@@ -173,6 +186,20 @@ impl Controller {
             self.attribute(key, &run, status).await?;
         }
         Ok(())
+    }
+
+    /// Replaces the observation of a pod that waits in a queue by what its system publishes about it, and reads that again later: the
+    /// controller watches pods, but not the objects of these systems.
+    async fn explain_queue(&self, key: &Key, pod: &mut Pod) {
+        let (Observation::Waiting { .. }, Some(queue), false) = (&pod.observation, &mut pod.queue, pod.deleting) else {
+            return;
+        };
+        let Some(observation) = self.queues.explain(&pod.namespace, queue).await else { return };
+        pod.observation = observation;
+        // Long waits change seldom, so a thousand queued runs cause few requests.
+        let waited = u64::try_from(now_ms().saturating_sub(queue.created_at)).unwrap_or(0);
+        let delay = Duration::from_millis(waited / 10).min(MAX_QUEUE_INTERVAL).max(self.settings.retry_delay);
+        self.queue.add_after(key.clone(), delay);
     }
 
     /// The next status and action.
@@ -194,6 +221,11 @@ impl Controller {
             status.message.clear();
         }
         status.run_id = tracked_id(&submitted.manifest.metadata.uid);
+        if let Some(queue) = newest.and_then(|p| p.queue.as_ref()) {
+            let mut queue = queue.status.clone();
+            queue.position = queue.position.filter(|_| status.phase == Phase::Pending);
+            status.queue = Some(queue);
+        }
         (status, action)
     }
 
@@ -258,6 +290,11 @@ impl Controller {
             let message = "spec.image is missing: a run in a cluster needs an image".to_owned();
             return Ok(Err(Rejection::Permanent(Outcome::CannotStart("NoImage".into(), message))));
         }
+        let placement = match self.queues.placement(&submitted.manifest).await? {
+            Ok(placement) => placement,
+            Err(Unplaceable::ForNow(reason, message)) => return Ok(Err(Rejection::Temporary(reason.into(), message))),
+            Err(Unplaceable::Invalid(message)) => return Ok(Err(Rejection::invalid(message))),
+        };
         self.begin_tracking(run, number).await?;
         let secret = match self.secret(run, number, limit).await {
             Ok(secret) => secret,
@@ -266,7 +303,19 @@ impl Controller {
             }
             Err(error) => return Err(error),
         };
-        let object = pod::object(submitted, number, limit, &secret, &self.settings);
+        // An attempt has one pod today. The group and its creation do not depend on the number of pods.
+        let name = pod::name(&metadata.name, number);
+        let mut objects = [pod::object(submitted, number, limit, &secret, &self.settings)];
+        match placement.apply(&pod::gang(metadata, number, &name), &mut objects) {
+            Ok(None) => {}
+            Ok(Some(group)) => {
+                if let Err(rejection) = self.create_group(&metadata.namespace, &group).await? {
+                    return Ok(Err(rejection));
+                }
+            }
+            Err(message) => return Ok(Err(Rejection::invalid(message))),
+        }
+        let [object] = objects;
         match self.api.create(&POD, Some(&metadata.namespace), &object).await {
             Ok(created) => {
                 self.secrets.lock().remove(&run.key());
@@ -274,10 +323,12 @@ impl Controller {
                     self.emit_event(run, false, "Created", &format!("pod {}", pod.name));
                     self.cache.put_pod(pod);
                 }
+                if placement.system() == Some(QueueSystem::Kueue) && !queues::is_managed(&created) {
+                    self.emit_event(run, true, "QueueIgnored", QUEUE_IGNORED);
+                }
                 Ok(Ok(()))
             }
             Err(KubeError::Refused { code: 409, .. }) => {
-                let name = pod::name(&metadata.name, number);
                 let found = self.api.get(&POD, Some(&metadata.namespace), &name).await?;
                 match found.as_ref().and_then(Pod::from_object) {
                     // The pod was created before, but the watch has not delivered it yet.
@@ -294,9 +345,17 @@ impl Controller {
             Err(KubeError::Refused { code: 403, message }) => {
                 Ok(Err(self.classify_forbidden(&metadata.namespace, message)))
             }
-            Err(KubeError::Refused { code: 400 | 422, message }) => {
-                Ok(Err(Rejection::Permanent(Outcome::CannotStart("Invalid".into(), message))))
-            }
+            Err(KubeError::Refused { code: 400 | 422, message }) => Ok(Err(Rejection::invalid(message))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Creates the pod group of an attempt before its pods. The group exists already if creating the pod was rejected before.
+    async fn create_group(&self, namespace: &str, group: &Value) -> Result<Result<(), Rejection>, KubeError> {
+        match self.api.create(&queues::VOLCANO_POD_GROUP, Some(namespace), group).await {
+            Ok(_) | Err(KubeError::Refused { code: 409, .. }) => Ok(Ok(())),
+            Err(KubeError::Refused { code: 403, message }) => Ok(Err(self.classify_forbidden(namespace, message))),
+            Err(KubeError::Refused { code: 400 | 422, message }) => Ok(Err(Rejection::invalid(message))),
             Err(error) => Err(error),
         }
     }
@@ -473,7 +532,7 @@ impl Controller {
             && before.reason != after.reason
             && !TRANSIENT_REASONS.contains(&after.reason.as_str())
         {
-            self.emit_event(run, true, &after.reason, &after.message);
+            self.emit_event(run, after.reason != queues::QUEUED, &after.reason, &after.message);
         }
     }
 }
@@ -486,15 +545,28 @@ enum Rejection {
     Permanent(Outcome),
 }
 
-/// A JSON merge patch from one status to the next. Removed fields are null.
+impl Rejection {
+    /// The API server, or the system of the queue, rejects the pod.
+    fn invalid(message: String) -> Self {
+        Self::Permanent(Outcome::CannotStart("Invalid".into(), message))
+    }
+}
+
+/// A JSON merge patch (RFC 7386) from one status to the next: removed fields are null, also those of objects in fields.
 fn patch_of(before: &RunStatus, after: &RunStatus) -> Value {
-    let (before, mut after) = (json!(before), json!(after));
-    if let (Some(before), Some(after)) = (before.as_object(), after.as_object_mut()) {
-        for key in before.keys() {
-            if !after.contains_key(key) {
+    let mut patch = json!(after);
+    add_removed_fields(&json!(before), &mut patch);
+    patch
+}
+
+fn add_removed_fields(before: &Value, after: &mut Value) {
+    let (Some(before), Some(after)) = (before.as_object(), after.as_object_mut()) else { return };
+    for (key, value) in before {
+        match after.get_mut(key) {
+            Some(kept) => add_removed_fields(value, kept),
+            None => {
                 after.insert(key.clone(), Value::Null);
             }
         }
     }
-    after
 }

@@ -6,12 +6,14 @@
 //! |---|---|
 //! | `pod` | renders the pod and the secret of an attempt, and derives the observation from a pod |
 //! | `known` | the cache of runs and pods, filled by watches |
+//! | `queues` | queues of Kueue, Volcano and the KAI scheduler; placement by topology |
 //! | `controller` | reconciles runs with their pods |
 //! | `usage` | GPU usage of attempts |
 
 mod controller;
 mod known;
 mod pod;
+mod queues;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -38,6 +40,7 @@ use crate::leader::Election;
 use crate::{Api, KubeError, Resource};
 
 pub use crate::names::{FINALIZER, RUN_LABEL};
+pub use queues::DefaultQueues;
 
 /// `slipway.dev/v1 Run`.
 pub const RUN: Resource<'static> = Resource { group: "slipway.dev", version: "v1", kind: "Run", plural: "runs" };
@@ -70,8 +73,11 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// Creates the token with which an attempt accesses the tracking server.
     pub token: TokenSource,
-    /// Delay before creating a rejected pod is retried, for instance after a quota was exceeded.
+    /// Delay before creating a rejected pod is retried, for instance after a quota was exceeded; also the shortest interval at which a
+    /// queued run's position is read again.
     pub retry_delay: Duration,
+    /// The queues of runs that name none.
+    pub default_queues: DefaultQueues,
 }
 
 /// The resource version of an object. Resource versions increase and may be compared (KEP-5504, from Kubernetes 1.35).

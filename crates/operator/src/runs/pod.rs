@@ -7,6 +7,7 @@ use slipway_exec::lifecycle::{Observation, Outcome};
 use slipway_exec::manifest::Metadata;
 use slipway_exec::{Submitted, tracked_id};
 
+use super::queues::{self, Gang, PLACEMENT_ANNOTATIONS, PodQueue};
 use super::{RUN, Settings};
 use crate::names::{FINALIZER, INSTALLATION_LABEL, RUN_LABEL, SECRET_PREFIX};
 
@@ -85,6 +86,19 @@ pub(super) fn secret(
             "ownerReferences": [owner(run)],
         },
     })
+}
+
+/// The pods of an attempt as a group, whose name is that of the attempt's pod.
+pub(super) fn gang<'a>(run: &'a Metadata, attempt: u32, name: &'a str) -> Gang<'a> {
+    let labels = json!({UID_LABEL: run.uid, ATTEMPT_LABEL: attempt.to_string()});
+    Gang { name, namespace: &run.namespace, owner: owner(run), labels }
+}
+
+/// The annotations of a run that concern the queue or the placement of its pods.
+fn placement_annotations(run: &Metadata) -> Map<String, Value> {
+    let is_of_placement =
+        |key: &str| key.split_once('/').is_some_and(|(domain, _)| PLACEMENT_ANNOTATIONS.contains(&domain));
+    run.annotations.iter().filter(|(k, _)| is_of_placement(k)).map(|(k, v)| (k.clone(), json!(v))).collect()
 }
 
 /// The pod of an attempt. `limit` is the time until the run's deadline, in milliseconds. The variables of the manifest come last, so they
@@ -167,7 +181,7 @@ pub(super) fn object(
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
             "name": name(&metadata.name, attempt), "namespace": metadata.namespace, "labels": all_labels,
-            "finalizers": [FINALIZER], "ownerReferences": [owner(metadata)],
+            "annotations": placement_annotations(metadata), "finalizers": [FINALIZER], "ownerReferences": [owner(metadata)],
         },
         "spec": pod,
     })
@@ -190,6 +204,8 @@ pub(super) struct Pod {
     pub(super) version: u64,
     /// Observation of the attempt.
     pub(super) observation: Observation,
+    /// The queue of the pod, if it has one.
+    pub(super) queue: Option<PodQueue>,
     /// Whether the pod is being deleted.
     pub(super) deleting: bool,
     /// Whether the pod has slipway's finalizer.
@@ -226,6 +242,7 @@ impl Pod {
             attempt: label(ATTEMPT_LABEL)?.parse().ok()?,
             version: super::version(object),
             observation: observe(object),
+            queue: PodQueue::from_object(object),
             deleting: metadata["deletionTimestamp"].is_string(),
             has_finalizer: !own_finalizers.is_empty(),
             other_finalizers,
@@ -261,6 +278,10 @@ fn observe(object: &Value) -> Observation {
         }
         // A pod that is deleted before a kubelet accepts it stays in this state until it is deleted.
         _ => {
+            if let Some((reason, message)) = unstarted_eviction(object) {
+                let outcome = Outcome::Disrupted(reason, message);
+                return Observation::Finished { started_at: None, finished_at: now_ms(), node, outcome };
+            }
             let waiting = &state["waiting"];
             let conditions = status["conditions"].as_array();
             let unscheduled =
@@ -272,6 +293,12 @@ fn observe(object: &Value) -> Observation {
             Observation::Waiting { reason, message }
         }
     }
+}
+
+/// Reason and message with which Kueue deletes a pod that was never scheduled, as when its workload is deleted. No kubelet ends such a pod.
+fn unstarted_eviction(object: &Value) -> Option<(String, String)> {
+    let is_unstarted = object["spec"]["nodeName"].is_null() && object["metadata"]["deletionTimestamp"].is_string();
+    queues::eviction(object).filter(|_| is_unstarted)
 }
 
 /// The outcome of a finished attempt. `terminated` is the terminated state of its container.
@@ -290,6 +317,9 @@ fn outcome(object: &Value, terminated: &Value) -> Outcome {
     let target = conditions.into_iter().flatten().find(|c| c["type"] == "DisruptionTarget" && c["status"] == "True");
     if let Some(target) = target {
         return Outcome::Disrupted(text(&target["reason"]), text(&target["message"]));
+    }
+    if let Some((reason, message)) = queues::eviction(object) {
+        return Outcome::Disrupted(reason, message);
     }
     if DISRUPTION_REASONS.contains(&reason) || (!reason.is_empty() && code.is_none()) {
         // A reason without an exit code: the kubelet rejected the pod, because another pod took its resources meanwhile.
@@ -347,6 +377,9 @@ mod tests {
         let late =
             json!({"phase": "Failed", "reason": "DeadlineExceeded", "containerStatuses": terminated("Error", 137)});
         assert_eq!(outcome_of(late), Outcome::TimedOut);
+        let preempted = json!({"phase": "Failed", "containerStatuses": terminated("Error", 143), "conditions": [
+            {"type": "TerminationTarget", "status": "True", "reason": "WorkloadEvictedDueToPreempted", "message": "a higher priority"}]});
+        assert_eq!(outcome_of(preempted), Outcome::Disrupted("Preempted".into(), "a higher priority".into()));
         let refused = json!({"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no such device"});
         assert_eq!(outcome_of(refused), Outcome::Disrupted("UnexpectedAdmissionError".into(), "no such device".into()));
     }
@@ -379,6 +412,7 @@ mod tests {
             ca_file: None,
             token: std::sync::Arc::new(|_| Box::pin(async { Ok(String::new()) })),
             retry_delay: std::time::Duration::ZERO,
+            default_queues: Default::default(),
         };
         let mut attempt_secret = AttemptSecret { name: secret_name(&run.manifest.metadata, 2), has_ca: false };
         let object = super::object(&run, 2, Some(8_200), &attempt_secret, &settings);

@@ -1,5 +1,7 @@
 //! Tests of the controller with a mock API server, a simulated kubelet, and a tracking store that records its calls.
 
+mod queues;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -11,8 +13,8 @@ use serde_json::{Value, json};
 use slipway_exec::{Executor, LogQuery, Phase, RunStatus, TokenRequest, Tracked, Tracker};
 use tokio::task::JoinHandle;
 
-use super::Settings;
 use super::controller::Controller;
+use super::{DefaultQueues, Settings};
 use crate::mock::{Fault, MockCluster, status};
 
 const NAMESPACE: &str = "team";
@@ -67,11 +69,18 @@ struct TestCluster {
     /// Requests for tokens.
     minted: Arc<Mutex<Vec<TokenRequest>>>,
     ca_file: Option<PathBuf>,
+    default_queues: DefaultQueues,
 }
 
 impl TestCluster {
     fn new() -> Self {
-        Self { cluster: MockCluster::new(), tracker: Arc::default(), minted: Arc::default(), ca_file: None }
+        Self {
+            cluster: MockCluster::new(),
+            tracker: Arc::default(),
+            minted: Arc::default(),
+            ca_file: None,
+            default_queues: DefaultQueues::default(),
+        }
     }
 
     fn settings(&self, identity: &str) -> Settings {
@@ -87,6 +96,7 @@ impl TestCluster {
                 Box::pin(async { Ok(token) })
             }),
             retry_delay: Duration::from_millis(20),
+            default_queues: self.default_queues.clone(),
         }
     }
 

@@ -8,7 +8,10 @@ use axum::http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 use slipway_cluster::report::{Outcome, Report, StepReport};
 use slipway_exec::status::{Condition, Time};
-use slipway_exec::{Attempt, ExecFuture, Executor, GpuUse, LogQuery, LogStream, Manifest, Phase, RunStatus, Submitted};
+use slipway_exec::{
+    Attempt, ExecFuture, Executor, GpuUse, LogQuery, LogStream, Manifest, Phase, QueueStatus, QueueSystem, RunStatus,
+    Submitted,
+};
 use slipway_gpu::inventory::{
     Ecc, Finding, FindingCode, Gpu, Inventory, Mig, MigDevice, NvLink, Pcie, Process, Severity,
 };
@@ -261,6 +264,7 @@ impl FullExecutor {
             message: "m".into(),
             run_id: RUN_ID.into(),
             node: "n".into(),
+            queue: Some(QueueStatus { name: "q".into(), system: QueueSystem::Kueue, position: Some(1) }),
             start_time: time,
             completion_time: time,
             failures: 1,

@@ -247,9 +247,9 @@ pub(crate) struct FitMachines {
     /// Number of machines
     #[arg(long, value_name = "N")]
     pub(crate) nodes: Option<u64>,
-    /// GPUs per machine
-    #[arg(long, default_value_t = request::DEFAULT_GPUS_PER_NODE, value_name = "N")]
-    pub(crate) gpus_per_node: u64,
+    /// GPUs per machine; 8 if omitted, or as many as the machine has that the GPU is built into: 1 GB10, 4 GB200
+    #[arg(long, value_name = "N")]
+    pub(crate) gpus_per_node: Option<u64>,
     /// Processes that share each GPU with equal memory limits (MPS)
     #[arg(long, value_name = "N")]
     pub(crate) share: Option<u64>,
@@ -259,9 +259,12 @@ pub(crate) struct FitMachines {
     /// Bandwidth between machines for each GPU in GB/s
     #[arg(long, default_value_t = request::DEFAULT_NETWORK, value_name = "GB/S")]
     pub(crate) network: f64,
-    /// US dollars per GPU and hour, such as `slipway cluster cost` reports
+    /// US dollars per GPU and hour, of every card
     #[arg(long, value_name = "DOLLARS")]
     pub(crate) price: Option<f64>,
+    /// Use the prices of the providers in this cluster.yaml, as `slipway cluster cost` does
+    #[arg(long, value_name = "FILE", conflicts_with = "price")]
+    pub(crate) prices: Option<PathBuf>,
     /// Tensor parallelism
     #[arg(long, value_name = "N")]
     pub(crate) tp: Option<u64>,

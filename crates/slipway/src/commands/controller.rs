@@ -191,6 +191,7 @@ pub(super) async fn run(options: cli::Controller) -> Result<(), Failure> {
             let plane = Arc::clone(&token_plane);
             Box::pin(async move { plane.token(request).await })
         }),
+        in_cluster::default_queues()?,
     );
     let controller = Arc::new(RunController::start(api, settings, Arc::<ControlPlane>::clone(&plane)));
     let router = probes(plane, Arc::clone(&controller));

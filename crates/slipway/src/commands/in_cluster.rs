@@ -9,7 +9,7 @@ use slipway_access::{Permission, Person};
 use slipway_core::env;
 use slipway_exec::{Executor, TokenRequest, Tracker};
 use slipway_operator::authority::{Reviews, User};
-use slipway_operator::runs::{Pods, RunController, Settings, TokenSource};
+use slipway_operator::runs::{DefaultQueues, Pods, RunController, Settings, TokenSource};
 use slipway_operator::{Api, nodes};
 use slipway_server::auth::Authority;
 use slipway_server::{ControllerMetric, Kubernetes, Mint, NodesFuture};
@@ -24,6 +24,8 @@ const QUOTA_RETRY_DELAY: Duration = Duration::from_secs(10);
 pub(super) struct InCluster {
     api: Api,
     namespace: String,
+    /// The queues of runs that name none.
+    default_queues: DefaultQueues,
     /// The run controller, unless it runs in a separate process.
     controller: OnceLock<RunController>,
 }
@@ -36,7 +38,8 @@ impl InCluster {
     pub(super) async fn detect() -> Result<Option<Arc<dyn Kubernetes>>, Failure> {
         let Some(namespace) = env::value(env::NAMESPACE) else { return Ok(None) };
         let api = Api::connect(None, None).await?;
-        Ok(Some(Arc::new(Self { api, namespace, controller: OnceLock::new() })))
+        let default_queues = default_queues()?;
+        Ok(Some(Arc::new(Self { api, namespace, default_queues, controller: OnceLock::new() })))
     }
 }
 
@@ -59,7 +62,8 @@ impl Kubernetes for InCluster {
                 let token = mint(&request);
                 Box::pin(async { Ok(token) })
             });
-            let controller = RunController::start(self.api.clone(), settings(self.namespace.clone(), token), tracker);
+            let settings = settings(self.namespace.clone(), token, self.default_queues.clone());
+            let controller = RunController::start(self.api.clone(), settings, tracker);
             let _ = self.controller.set(controller); // It cannot be set already: the server calls this once, when it starts.
         }
         Arc::new(Pods::new(self.api.clone(), self.namespace.clone()))
@@ -92,8 +96,19 @@ fn url_host(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
+/// The default queues in the environment.
+///
+/// # Errors
+/// If a value is not valid.
+pub(super) fn default_queues() -> Result<DefaultQueues, Failure> {
+    let [queue, system, namespaces] =
+        [env::RUNS_QUEUE, env::RUNS_QUEUE_SYSTEM, env::RUNS_NAMESPACE_QUEUES].map(env::value);
+    DefaultQueues::parse(queue.as_deref(), system.as_deref(), namespaces.as_deref())
+        .map_err(|error| Failure::with_code(format!("the default queues of runs: {error}"), "kube.invalid", 2))
+}
+
 /// The settings of the run controller in this pod.
-pub(super) fn settings(namespace: String, token: TokenSource) -> Settings {
+pub(super) fn settings(namespace: String, token: TokenSource, default_queues: DefaultQueues) -> Settings {
     let identity = env::value(env::POD).unwrap_or_else(|| format!("slipway-{}", std::process::id()));
     Settings {
         identity: format!("{identity}_{}", slipway_core::ids::hex32()),
@@ -102,6 +117,7 @@ pub(super) fn settings(namespace: String, token: TokenSource) -> Settings {
         ca_file: env::value(env::RUNS_CA).map(PathBuf::from),
         token,
         retry_delay: QUOTA_RETRY_DELAY,
+        default_queues,
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use slipway_core::clock;
 use slipway_exec::manifest::{EnvVar, Manifest};
 use slipway_exec::quantity::Quantity;
-use slipway_exec::{ExecError, Phase, Submitted};
+use slipway_exec::{ExecError, Phase, Submitted, Topology};
 
 use super::Context;
 use crate::Failure;
@@ -51,6 +51,11 @@ fn manifest(options: &Submit) -> Result<Manifest, Failure> {
     let spec = &mut run.spec;
     spec.experiment = options.experiment.clone().or(spec.experiment.take());
     spec.image = options.image.clone().or(spec.image.take());
+    spec.queue = options.queue.clone().or(spec.queue.take());
+    spec.queue_system = options.queue_system.or(spec.queue_system);
+    if let Some(topology) = &options.topology {
+        spec.topology = Some(Topology::parse(topology)?);
+    }
     for pair in &options.env {
         let (name, value) =
             pair.split_once('=').ok_or_else(|| ExecError::Manifest(format!("--env {pair}: is not NAME=VALUE")))?;
@@ -87,6 +92,8 @@ fn ignored_fields(run: &Manifest) -> Vec<&'static str> {
         ("serviceAccountName", spec.service_account_name.is_some()),
         ("priorityClassName", spec.priority_class_name.is_some()),
         ("securityContext", spec.security_context.is_some()),
+        ("queue", spec.queue.is_some()),
+        ("topology", spec.topology.is_some()),
     ]
     .into_iter()
     .filter_map(|(name, set)| set.then_some(name))
@@ -212,6 +219,10 @@ pub(super) async fn status(context: &Context, client: &Client, target: &RunTarge
         };
         row("run", format!("{}/{}", metadata.namespace, metadata.name));
         row("phase", summarize(run));
+        if let Some(queue) = &status.queue {
+            let position = queue.position.map_or(String::new(), |p| format!(", position {p}"));
+            row("queue", format!("{} ({}){position}", queue.name, queue.system));
+        }
         row("tracked as", status.run_id.clone());
         row("submitted", metadata.creation_timestamp.clone());
         for attempt in &status.attempts {

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::Write;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::{CommandOutput, Running, Sandbox};
+use crate::support::{CommandOutput, Running, Sandbox, Server};
 
 /// Both ends of a pseudo-terminal: the user's input is written to the first.
 fn terminal() -> (File, File) {
@@ -154,10 +154,27 @@ fn doctor_reports_gpu_and_runtime_problems() {
 fn fit_reads_a_model_and_says_where_it_fits() {
     let sandbox = Sandbox::new();
     let fit = |words: &[&str]| sandbox.run(&[&["gpu", "fit"], words].concat());
-    let estimate = fit(&["--params", "671b", "--dtype", "fp8", "--seq", "131072", "-o", "json"]).with_code(0).json();
-    let cache = estimate["parts"].as_array().unwrap().iter().find(|p| p["what"] == "key-value cache").unwrap();
-    assert!((cache["bytes"].as_f64().unwrap() / f64::from(1 << 30) - 4.3).abs() < 0.05, "{cache}");
-    assert!(cache["numbers"].as_str().unwrap().contains("61 layers x 131072 x 576 x 1 B"), "{cache}");
+    // Weights in fp8 leave the cache in bf16, as vLLM does; the output names the assumption.
+    for (kv, gib, bytes) in [(&[][..], 8.6, 2), (&["--kv-dtype", "fp8"], 4.3, 1)] {
+        let words = [&["--params", "671b", "--dtype", "fp8", "--seq", "131072", "-o", "json"][..], kv].concat();
+        let done = fit(&words).with_code(0);
+        assert_eq!(
+            done.message().contains("the key-value cache is in bf16, as with vLLM's"),
+            kv.is_empty(),
+            "{done:?}"
+        );
+        let estimate = done.json();
+        let cache = estimate["parts"].as_array().unwrap().iter().find(|p| p["what"] == "key-value cache").unwrap();
+        assert!((cache["bytes"].as_f64().unwrap() / f64::from(1 << 30) - gib).abs() < 0.05, "{cache}");
+        assert!(
+            cache["numbers"].as_str().unwrap().contains(&format!("61 layers x 131072 x 576 x {bytes} B")),
+            "{cache}"
+        );
+    }
+    let priced = fit(&["--params", "8b", "--card", "H200", "--price", "3.50"]).with_code(0).stdout;
+    assert!(priced.contains("$/H") && priced.contains("3.50"), "{priced}");
+    let refused = fit(&["--params", "8b", "--prices", "no-such.yaml"]);
+    assert!(refused.code != 0 && refused.message().contains("no-such.yaml"), "{refused:?}");
 
     let folder = tempfile::TempDir::new().unwrap();
     let config = "{\"model_type\": \"llama\", \"hidden_size\": 4096, \"num_hidden_layers\": 32, \"num_attention_heads\": 32, \"num_key_value_heads\": 8, \"intermediate_size\": 14336, \"vocab_size\": 128256}";
@@ -190,4 +207,45 @@ fn roofline_refuses_what_it_does_not_know() {
         roofline(&["--fixture", "h100x8", "--op", "decode:model=47b,batch=1", "-o", "json"]).with_code(0).json();
     let rate = shown["work"][0]["tokens_per_second"].as_f64().unwrap();
     assert!((rate - 130.0).abs() < 4.0, "{shown}");
+}
+
+#[test]
+fn model_versions_of_the_registry_are_estimated() {
+    let server = Server::start();
+    let config = json!({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 3584, "intermediate_size": 18944,
+        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "torch_dtype": "bfloat16"});
+    let created = server.post("/api/2.0/mlflow/runs/create", &json!({"experiment_id": "0"})).with_status(200);
+    let run = created["run"]["info"]["run_id"].as_str().unwrap();
+    let folder = created["run"]["info"]["artifact_uri"].as_str().unwrap().strip_prefix("mlflow-artifacts:/").unwrap();
+    let upload = |file: &str, bytes: &[u8]| {
+        server.call("PUT", &format!("/api/2.0/mlflow-artifacts/artifacts/{folder}/{file}"), bytes).with_status(200);
+    };
+    upload("good/config.json", config.to_string().as_bytes());
+    upload("empty/weights.bin", b"x");
+    for path in ["good", "empty"] {
+        server.run(&["model", "register", "llm", "--run", run, "--path", path]).with_code(0);
+    }
+    let alias = json!({"name": "llm", "alias": "champion", "version": "1"});
+    server.post("/api/2.0/mlflow/registered-models/alias", &alias).with_status(200);
+    let fit = |uri: &str| server.run(&["gpu", "fit", "--config", uri, "--seq", "32768", "-o", "json"]);
+    for uri in ["models:/llm/1", "models:/llm@champion"] {
+        let estimate = fit(uri).with_code(0).json();
+        let cache = estimate["parts"].as_array().unwrap().iter().find(|p| p["what"] == "key-value cache").unwrap();
+        // Qwen2.5 7B: 28 layers x 2 x 4 x 128 x 2 B x 32,768 tokens = 1.75 GiB.
+        assert_eq!(cache["bytes"].as_f64(), Some(1.75 * 1_073_741_824.0), "{cache}");
+        assert!(
+            estimate["shape"]["source"].as_str().unwrap().contains(&format!("config.json of {uri}")),
+            "{}",
+            estimate["shape"]
+        );
+    }
+    for (uri, expected) in [
+        ("models:/llm/2", "models:/llm/2 has no config.json among the artifacts at"),
+        ("models:/llm/9", "llm"),
+        ("models:/other/1", "other"),
+        ("models:/llm", "expected models:/NAME/VERSION or models:/NAME@ALIAS"),
+    ] {
+        let message = fit(uri).with_code(1).message();
+        assert!(message.contains(expected), "{uri}: {message}");
+    }
 }

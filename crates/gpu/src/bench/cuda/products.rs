@@ -1,4 +1,4 @@
-//! Matrix product benchmarks with cuBLAS, and with cuBLASLt for fp8.
+//! Matrix product benchmarks with cuBLAS, and with cuBLASLt for fp8 and fp4 (NVFP4: blocks of 16 numbers with a scale in UE4M3).
 
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
@@ -30,9 +30,6 @@ impl Gpu<'_> {
                         break;
                     }
                 };
-                if samples.is_empty() {
-                    break;
-                }
                 let unit = if precision == Precision::Int8 { "TOP/s" } else { "TFLOP/s" };
                 // Small products cannot occupy the whole card, so only the largest is graded.
                 let peak = self.card.as_ref().and_then(|c| Some((c.peak(precision)?.tera, c.achievable(precision))));
@@ -56,13 +53,12 @@ impl Gpu<'_> {
             Precision::Fp16 => 2,
             Precision::Bf16 => 3,
             Precision::Fp8 => 4,
-            Precision::Int8 => 5,
-            Precision::Fp6 | Precision::Fp4 => {
-                return Err(GpuError::Invalid(format!("{precision}: matrices with block scales are not measured")));
-            }
+            // Every byte holds two valid numbers of fp4 (E2M1).
+            Precision::Int8 | Precision::Fp4 | Precision::Fp6 => 5,
         };
         if self.module.is_some() {
-            let (fill, n) = (self.function("fill")?, numbers as u64);
+            let n = if kind == 5 { bytes as u64 } else { numbers as u64 };
+            let fill = self.function("fill")?;
             // SAFETY: `data` holds n numbers of this kind.
             unsafe { self.stream.launch_builder(&fill).arg(&mut data).arg(&n).arg(&kind).launch(self.grid(8, 256)) }
                 .map_err(cuda)?;
@@ -70,7 +66,10 @@ impl Gpu<'_> {
         Ok(data)
     }
 
-    /// Samples of the rate of m x n x k products in 10^12 operations per second; empty if the card does not support the format.
+    /// Samples of the rate of m x n x k products in 10^12 operations per second.
+    ///
+    /// # Errors
+    /// [`GpuError::Invalid`] if the GPU or the libraries do not support the format; [`GpuError::Cuda`] if a call fails.
     pub(super) fn product(
         &self,
         m: usize,
@@ -81,15 +80,8 @@ impl Gpu<'_> {
         libraries: Libraries,
     ) -> Result<Vec<f64>, GpuError> {
         let capability = self.context.compute_capability().map_err(cuda)?;
-        let unsupported = match precision {
-            Precision::Fp8 => capability < (8, 9) || !libraries.cublaslt,
-            Precision::Bf16 | Precision::Tf32 => capability < (8, 0),
-            Precision::Int8 => capability < (6, 1),
-            Precision::Fp6 | Precision::Fp4 => true,
-            _ => false,
-        };
-        if unsupported {
-            return Ok(Vec::new());
+        if let Some(reason) = obstacle(precision, capability, libraries.cublaslt) {
+            return Err(GpuError::Invalid(reason));
         }
         let (a, b) = (self.filled(m * k, precision)?, self.filled(k * n, precision)?);
         let output_bytes = precision.bytes().max(if precision == Precision::Int8 { 4.0 } else { 2.0 }) as usize;
@@ -97,8 +89,8 @@ impl Gpu<'_> {
         let operations = 2.0 * (m as f64) * (n as f64) * (k as f64);
         // Repeat for about 20 ms at 100 TFLOP/s, so that the overhead of the events is negligible.
         let repeat = (2e12 / operations).ceil().clamp(1.0, 200.0) as usize;
-        let seconds = if precision == Precision::Fp8 {
-            self.product_fp8(m, n, k, &a, &b, &mut c, count, repeat)?
+        let seconds = if matches!(precision, Precision::Fp8 | Precision::Fp4) {
+            self.product_lt(m, n, k, precision, &a, &b, &mut c, count, repeat)?
         } else {
             self.product_cublas(m, n, k, precision, &a, &b, &mut c, count, repeat)?
         };
@@ -173,13 +165,15 @@ impl Gpu<'_> {
         })
     }
 
-    /// Runs fp8 products with cuBLASLt, which requires a transposed first matrix; the result is bf16.
+    /// Runs fp8 or fp4 products with cuBLASLt, which requires a transposed first matrix; the result is bf16. All block scales of fp4 are
+    /// one, so their order in tiles of 128 x 4 does not matter (cuBLAS documentation, "1D Block Scaling Factors Layout").
     #[allow(clippy::too_many_arguments)] // the arguments are those of cuBLASLt
-    fn product_fp8(
+    fn product_lt(
         &self,
         m: usize,
         n: usize,
         k: usize,
+        precision: Precision,
         a: &CudaSlice<u8>,
         b: &CudaSlice<u8>,
         c: &mut CudaSlice<u8>,
@@ -189,6 +183,14 @@ impl Gpu<'_> {
         use lt_sys::cudaDataType as Type;
         const WORKSPACE_BYTES: usize = 64 << 20;
         let mut workspace = self.stream.alloc_zeros::<u8>(WORKSPACE_BYTES).map_err(cuda)?;
+        let kind = if precision == Precision::Fp4 { Type::CUDA_R_4F_E2M1 } else { Type::CUDA_R_8F_E4M3 };
+        let scales = match precision {
+            Precision::Fp4 => {
+                let ones = |rows: usize| self.stream.clone_htod(&vec![ONE_UE4M3; scale_count(rows, k)]).map_err(cuda);
+                Some((ones(m)?, ones(n)?))
+            }
+            _ => None,
+        };
         let handle = lt::create_handle().map_err(cuda)?;
         let size = |x: usize| i64::try_from(x).unwrap_or(i64::MAX);
         let result = (|| {
@@ -205,8 +207,11 @@ impl Gpu<'_> {
                 )
                 .map_err(cuda)?;
             }
-            let layout_a = lt::create_matrix_layout(Type::CUDA_R_8F_E4M3, k as u64, m as u64, size(k)).map_err(cuda)?;
-            let layout_b = lt::create_matrix_layout(Type::CUDA_R_8F_E4M3, k as u64, n as u64, size(k)).map_err(cuda)?;
+            if let Some((of_a, of_b)) = &scales {
+                self.set_block_scales(operation, of_a, of_b)?;
+            }
+            let layout_a = lt::create_matrix_layout(kind, k as u64, m as u64, size(k)).map_err(cuda)?;
+            let layout_b = lt::create_matrix_layout(kind, k as u64, n as u64, size(k)).map_err(cuda)?;
             let layout_c = lt::create_matrix_layout(Type::CUDA_R_16BF, m as u64, n as u64, size(m)).map_err(cuda)?;
             let preference = lt::create_matmul_pref().map_err(cuda)?;
             // SAFETY: this attribute is a size_t; the handles were created above.
@@ -268,5 +273,90 @@ impl Gpu<'_> {
             let _ = lt::destroy_handle(handle);
         }
         result
+    }
+
+    /// Sets the scales of both factors, one for each 16 numbers of a row.
+    fn set_block_scales(
+        &self,
+        operation: lt_sys::cublasLtMatmulDesc_t,
+        of_a: &CudaSlice<u8>,
+        of_b: &CudaSlice<u8>,
+    ) -> Result<(), GpuError> {
+        use lt_sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let mode = lt_sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3;
+        for (scales, mode_of, pointer_of) in [
+            (of_a, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER),
+            (of_b, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER),
+        ] {
+            let (pointer, _guard) = scales.device_ptr(&self.stream);
+            // SAFETY: the mode is an enum of 32 bits, and the pointer is the address of device memory, of 64 bits.
+            unsafe {
+                lt::set_matmul_desc_attribute(operation, mode_of, std::ptr::from_ref(&mode).cast(), size_of::<u32>())
+                    .map_err(cuda)?;
+                lt::set_matmul_desc_attribute(
+                    operation,
+                    pointer_of,
+                    std::ptr::from_ref(&pointer).cast(),
+                    size_of::<u64>(),
+                )
+                .map_err(cuda)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The number one in UE4M3: exponent bias 7, no sign.
+const ONE_UE4M3: u8 = 7 << 3;
+
+/// Number of scales of a matrix with rows of `k` numbers: one per 16 numbers, in whole tiles of 128 rows and 4 scales.
+fn scale_count(rows: usize, k: usize) -> usize {
+    rows.next_multiple_of(128) * k.div_ceil(16).next_multiple_of(4)
+}
+
+/// Why products in this format are not measured; `None` if they are.
+fn obstacle(precision: Precision, capability: (i32, i32), has_cublaslt: bool) -> Option<String> {
+    let needs = |least: (i32, i32), cards: &str| {
+        let (major, minor) = capability;
+        (capability < least).then(|| {
+            format!(
+                "{precision} needs compute capability {}.{} ({cards}), the GPU has {major}.{minor}",
+                least.0, least.1
+            )
+        })
+    };
+    let without_library = || (!has_cublaslt).then(|| format!("{precision} needs cuBLASLt, which was not found"));
+    match precision {
+        Precision::Fp4 => needs((10, 0), "Blackwell").or_else(without_library),
+        Precision::Fp6 => Some("cuBLASLt has no products in fp6".into()),
+        Precision::Fp8 => needs((8, 9), "Ada, Hopper").or_else(without_library),
+        Precision::Bf16 | Precision::Tf32 => needs((8, 0), "Ampere"),
+        Precision::Int8 => needs((6, 1), "Pascal"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_that_the_gpu_lacks_are_explained() {
+        let h200 = |precision| obstacle(precision, (9, 0), true);
+        assert_eq!(h200(Precision::Fp4).unwrap(), "fp4 needs compute capability 10.0 (Blackwell), the GPU has 9.0");
+        assert!(h200(Precision::Fp6).unwrap().contains("no products in fp6"));
+        assert!(h200(Precision::Fp8).is_none() && h200(Precision::Bf16).is_none());
+        for capability in [(10, 0), (10, 3), (12, 0)] {
+            assert_eq!(obstacle(Precision::Fp4, capability, true), None);
+        }
+        assert!(obstacle(Precision::Fp4, (10, 0), false).unwrap().contains("cuBLASLt"));
+        assert!(obstacle(Precision::Fp8, (8, 0), true).is_some());
+    }
+
+    /// A 256 x 256 matrix has 16 scales per row; one row of 32 numbers takes a tile.
+    #[test]
+    fn scales_fill_whole_tiles() {
+        assert_eq!((scale_count(256, 256), scale_count(1, 32)), (256 * 16, 128 * 4));
+        assert_eq!(ONE_UE4M3, 0x38);
     }
 }

@@ -7,7 +7,10 @@ mod progress;
 mod query;
 mod work;
 
+use std::path::Path;
+
 use slipway_cluster::ClusterError;
+use slipway_cluster::fleet::GpuPrice;
 use slipway_cluster::session::{ApplyRequest, Session, SessionError};
 use slipway_cluster::spec::{Cluster, Ssh};
 use slipway_core::home::Home;
@@ -42,6 +45,15 @@ fn open(context: &Context, file: &cli::File) -> Result<Session, Failure> {
 fn open_offline(context: &Context, file: &cli::File) -> Result<Session, Failure> {
     let home = Home::at(context.config.get("home").unwrap_or_default());
     Ok(Session::open(&file.file, home.root())?)
+}
+
+/// The prices of sizes with GPUs at the providers of a cluster file.
+pub(super) async fn gpu_prices(context: &Context, file: &Path) -> Result<Vec<GpuPrice>, Failure> {
+    let session = open(context, &cli::File { file: file.to_owned() })?;
+    match session.fleet() {
+        Some(fleet) => Ok(fleet.gpu_prices().await?),
+        None => Ok(Vec::new()),
+    }
 }
 
 /// Asks the user to approve the commands of a file and records the approval.

@@ -1,20 +1,22 @@
 //! `slipway gpu fit`: the memory of a model, and the GPUs and layouts that it fits.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
 use slipway_core::units;
-use slipway_gpu::GpuError;
 use slipway_gpu::fit::memory::Part;
-use slipway_gpu::fit::{self, Estimate, Recompute, Request, Training};
+use slipway_gpu::fit::{self, Estimate, Fit, Recompute, Request, Training};
 use slipway_gpu::transformer::config;
 use slipway_gpu::transformer::description::{Config, Description};
+use slipway_gpu::{GpuError, sheet};
 
 use super::Context;
 use crate::Failure;
 use crate::cli::Format;
 use crate::cli::gpu as cli;
 use crate::client::encode;
+use crate::commands::cluster;
 use crate::output::{Table, print, print_note, print_text};
 
 /// The prefix of the URI of a model version in the registry.
@@ -76,6 +78,25 @@ async fn of_registry(context: &Context, uri: &str) -> Result<Config, Failure> {
     Err(GpuError::Invalid(format!("{uri} has no config.json among the artifacts at {source}")).into())
 }
 
+/// US dollars per GPU and hour by the name of the card: the lowest of the providers in a `cluster.yaml`. Sizes with GPUs that have no data
+/// sheet are left out.
+async fn prices(context: &Context, file: &Path) -> Result<BTreeMap<String, f64>, Failure> {
+    let mut prices = BTreeMap::new();
+    for size in cluster::gpu_prices(context, file).await? {
+        let Some(card) = sheet::find(&size.model) else { continue };
+        let price = prices.entry(card.name.to_owned()).or_insert(f64::INFINITY);
+        *price = size.hourly_per_gpu().min(*price);
+    }
+    if prices.is_empty() {
+        let file = file.display();
+        return Err(GpuError::Invalid(format!(
+            "the providers in {file} report no price of a machine with GPUs; name one with --price"
+        ))
+        .into());
+    }
+    Ok(prices)
+}
+
 /// The request of the options.
 async fn request(context: &Context, o: &cli::Fit) -> Result<Request, Failure> {
     let config = match o.config.as_deref() {
@@ -132,6 +153,10 @@ async fn request(context: &Context, o: &cli::Fit) -> Result<Request, Failure> {
         share: m.share,
         network: m.network,
         price: m.price,
+        prices: match &m.prices {
+            Some(file) => prices(context, file).await?,
+            None => BTreeMap::new(),
+        },
         tp: m.tp,
         pp: m.pp,
         cp: m.cp,
@@ -147,7 +172,7 @@ pub(super) async fn fit(context: &Context, options: &cli::Fit) -> Result<(), Fai
         print_text(&overview(&estimate, options.explain));
     }
     print(format, &estimate, table);
-    for note in &estimate.shape.notes {
+    for note in estimate.shape.notes.iter().chain(&estimate.assumptions) {
         print_note(note);
     }
     match &estimate.nearest {
@@ -224,12 +249,13 @@ fn parts(head: &str, parts: &[Part], total: f64, explain: bool) -> String {
 
 /// The targets that the model fits on.
 fn table(estimate: &Estimate) -> Table {
-    let cost = estimate.question.price.is_some();
+    let is_priced = |f: &Fit| f.serving.as_ref().is_some_and(|s| s.dollars_per_hour.is_some());
+    let cost = estimate.fits.iter().any(is_priced);
     let mut head = vec!["FITS ON", "COUNT", "LAYOUT", "PER GPU", "MEMORY"];
     if estimate.question.train.is_none() {
         head.extend(["TOKENS/S AT BEST", "FIRST TOKEN", "SEQUENCES", "RIDGE BATCH"]);
         if cost {
-            head.push("$/10^6 TOKENS");
+            head.extend(["$/H", "$/10^6 TOKENS"]);
         }
     }
     let mut table = Table::new(&head);
@@ -246,7 +272,9 @@ fn table(estimate: &Estimate) -> Table {
                 cell(serving.map(|s| format!("{:.0}", s.ridge_batch))),
             ]);
             if cost {
-                row.push(cell(serving.and_then(|s| s.dollars_per_million_tokens).map(|d| format!("{d:.2}"))));
+                let dollars = |d: Option<f64>| cell(d.map(|d| format!("{d:.2}")));
+                row.push(dollars(serving.and_then(|s| s.dollars_per_hour)));
+                row.push(dollars(serving.and_then(|s| s.dollars_per_million_tokens)));
             }
         }
         table.row(row);
