@@ -478,7 +478,7 @@ pub(crate) mod tests {
     use super::*;
     use slipway_gpu::inventory::{Mig, MigDevice};
     use slipway_gpu::link::Link;
-    use slipway_gpu::nvml::MigAttributes;
+    use slipway_gpu::nvml::{Fabric, FabricState, MigAttributes};
 
     /// A GPU with MIG devices of these profiles, or without MIG.
     pub(crate) fn gpu(index: u32, profiles: Option<&[&str]>) -> Gpu {
@@ -514,6 +514,39 @@ pub(crate) mod tests {
             panic!("this panic is part of the test");
         });
         (driver.unwrap(), trigger)
+    }
+
+    /// A driver that publishes this machine and does nothing else.
+    fn fixed_driver(machine: Machine) -> Arc<Driver> {
+        let driver = Driver::start_with(BTreeSet::new(), TIMEOUTS, move |driver| {
+            driver.publish(State::Available(Box::new(machine)), 0);
+            while !driver.stopped() {
+                driver.heartbeat();
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        })
+        .unwrap();
+        while driver.subscribe().borrow().machine().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        driver
+    }
+
+    /// The driver of a machine without an NVLink domain.
+    pub(crate) fn plain_driver() -> Arc<Driver> {
+        fixed_driver(machine(vec![gpu(0, None)]))
+    }
+
+    /// A machine whose GPU is in the NVLink clique `6a0b5c1d.7` if its registration is complete.
+    pub(crate) fn fabric_machine(state: FabricState) -> Machine {
+        let fabric =
+            Fabric { state, error: None, cluster_uuid: Some("6a0b5c1d".into()), clique: 7, problems: Vec::new() };
+        machine(vec![Gpu { fabric: Some(fabric), ..gpu(0, None) }])
+    }
+
+    /// The driver of a machine in an NVLink clique.
+    pub(crate) fn fabric_driver() -> Arc<Driver> {
+        fixed_driver(fabric_machine(FabricState::Completed))
     }
 
     #[tokio::test]

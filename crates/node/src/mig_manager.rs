@@ -51,7 +51,7 @@ pub(crate) fn label<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
 impl<C: Cluster> Manager<C> {
     /// Reconciles whenever the node's label changes; never returns while the API server watch is open.
     pub async fn run(self) {
-        let mut node = self.cluster.watch(NODE, &self.node);
+        let mut node = self.cluster.watch(NODE, None, &self.node);
         let mut done: Option<String> = None;
         loop {
             let desired = node.borrow_and_update().as_ref().and_then(|n| label(n, CONFIG_LABEL).map(str::to_owned));

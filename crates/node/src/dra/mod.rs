@@ -8,6 +8,7 @@
 //! node, and destroyed afterwards.
 
 pub mod channels;
+pub mod membership;
 mod prepare;
 mod slices;
 
@@ -96,12 +97,13 @@ pub(crate) fn uuid_of(machine: &Machine, name: &str) -> Option<String> {
 }
 
 /// The devices that a DRA driver offers.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
+#[allow(missing_debug_implementations)] // `Database` does not implement `Debug`
 pub enum Devices {
     /// GPUs and MIG partitions.
     Gpus,
     /// IMEX channels.
-    Channels(channels::Folders),
+    Channels(channels::Settings),
 }
 
 /// The DRA driver: serves the kubelet and publishes slices.
@@ -151,22 +153,22 @@ impl<C: Cluster> Dra<C> {
     fn specs(&self, machine: &Machine) -> Result<Vec<serde_json::Value>, NodeError> {
         match &self.devices {
             Devices::Gpus => Ok(slices::specs(machine)),
-            Devices::Channels(folders) => channels::specs(folders, machine),
+            Devices::Channels(settings) => channels::specs(settings, machine),
         }
     }
 
     async fn prepare(&self, claim: &api::Claim) -> Result<Vec<api::Device>, NodeError> {
         match &self.devices {
             Devices::Gpus => prepare::prepare(self, claim).await,
-            Devices::Channels(folders) => channels::prepare(self, folders, claim).await,
+            Devices::Channels(settings) => channels::prepare(self, settings, claim).await,
         }
     }
 
-    /// Releases a claim. Nothing was created for channels.
+    /// Releases a claim.
     async fn unprepare(&self, uid: &str) -> Result<(), NodeError> {
         match &self.devices {
             Devices::Gpus => prepare::unprepare(self, uid).await,
-            Devices::Channels(_) => Ok(()),
+            Devices::Channels(settings) => settings.membership.leave(uid).await,
         }
     }
 
