@@ -15,7 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use slipway_gpu::GpuError;
 use slipway_gpu::inventory::{FindingCode, Gpu, Inventory};
 use slipway_gpu::mig::{self, Layout};
-use slipway_gpu::nvml::{Nvml, NvmlError, Watch, codes};
+use slipway_gpu::nvml::{Event, Nvml, NvmlError, Watch, codes};
 use slipway_gpu::topology::Topology;
 use tokio::sync::watch;
 
@@ -362,11 +362,7 @@ impl Driver {
                 Ok(Some(event)) => {
                     let Some(gpu) = known.iter().find(|g| g.bus_id == event.bus_id) else { continue };
                     let energy = nvml.device(gpu.index).and_then(|d| d.energy()).ok().map(|mj| mj as f64 / 1000.0);
-                    let mig_devices = gpu.mig.iter().flat_map(|m| &m.devices);
-                    let affected: Vec<&str> = mig_devices
-                        .filter(|d| Some(d.gpu_instance) == event.gpu_instance)
-                        .map(|d| d.uuid.as_str())
-                        .collect();
+                    let affected = affected(gpu, &event);
                     tracing::warn!(gpu = gpu.uuid, xid = event.data, "the driver reports an error");
                     if affected.is_empty() {
                         faults.record_xid(&settings.policy, &event, &gpu.uuid, None, energy);
@@ -398,6 +394,15 @@ impl Driver {
         }
         changed
     }
+}
+
+/// The MIG devices that an event is about; none if it is about the whole GPU.
+fn affected<'g>(gpu: &'g Gpu, event: &Event) -> Vec<&'g str> {
+    let devices = gpu.mig.iter().flat_map(|m| &m.devices);
+    let is_affected = |d: &&slipway_gpu::inventory::MigDevice| {
+        Some(d.gpu_instance) == event.gpu_instance && event.compute_instance.is_none_or(|ci| ci == d.compute_instance)
+    };
+    devices.filter(is_affected).map(|d| d.uuid.as_str()).collect()
 }
 
 /// Subscribes to the events of all GPUs; `None` if that fails.
@@ -514,6 +519,37 @@ pub(crate) mod tests {
             panic!("this panic is part of the test");
         });
         (driver.unwrap(), trigger)
+    }
+
+    /// A GPU with two compute instances in a `3g.40gb` at slice 4, and a `1g.10gb` at slice 0.
+    pub(crate) fn compute_instances() -> Gpu {
+        let device = |profile: &str, gpu_instance: u32, compute_instance: u32, start: u32, size: u32| MigDevice {
+            uuid: format!("MIG-{gpu_instance}-{compute_instance}"),
+            profile: profile.into(),
+            gpu_instance,
+            compute_instance,
+            start,
+            size,
+            attributes: MigAttributes { multiprocessors: 14, memory_mib: 40192, ..MigAttributes::default() },
+        };
+        let devices =
+            vec![device("1c.3g.40gb", 1, 0, 4, 4), device("1c.3g.40gb", 1, 1, 4, 4), device("1g.10gb", 9, 0, 0, 1)];
+        Gpu { mig: Some(Mig { enabled: true, pending: true, devices }), ..gpu(0, None) }
+    }
+
+    #[test]
+    fn event_of_a_compute_instance_spares_its_neighbours() {
+        let gpu = compute_instances();
+        let event = |gpu_instance, compute_instance| Event {
+            bus_id: String::new(),
+            kind: 8,
+            data: 94,
+            gpu_instance,
+            compute_instance,
+        };
+        assert_eq!(affected(&gpu, &event(Some(1), Some(1))), ["MIG-1-1"]);
+        assert_eq!(affected(&gpu, &event(Some(1), None)), ["MIG-1-0", "MIG-1-1"]);
+        assert!(affected(&gpu, &event(None, None)).is_empty());
     }
 
     /// A driver that publishes this machine and does nothing else.

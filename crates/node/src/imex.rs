@@ -80,6 +80,24 @@ impl Drop for Running {
     }
 }
 
+/// The first driver whose IMEX finds its peers by names: `IMEXDaemonsWithDNSNamesMinDriverVersion` of upstream's kubelet plugin.
+const MIN_DRIVER: &str = "570.158.01";
+
+/// Checks that the IMEX of a driver finds its peers by names.
+///
+/// # Errors
+/// [`NodeError::Invalid`] if the driver is older than 570.158.01.
+pub fn check_driver(version: &str) -> Result<(), NodeError> {
+    let numbers = |text: &str| -> Vec<u32> { text.split('.').map_while(|n| n.parse().ok()).collect() };
+    if numbers(version) >= numbers(MIN_DRIVER) {
+        return Ok(());
+    }
+    Err(NodeError::Invalid(format!(
+        "the IMEX of driver {version} cannot add nodes while it runs: update the driver to {MIN_DRIVER} or newer, or select the IMEX service of \
+         the machine (--imex host)"
+    )))
+}
+
 /// The name of the node with this index.
 fn name(index: u32) -> String {
     format!("{NAME_PREFIX}{index:04}")
@@ -312,6 +330,16 @@ pub(crate) mod tests {
 
     fn peers(list: &[(u32, &str)]) -> Peers {
         list.iter().map(|(index, address)| (*index, address.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn old_drivers_are_refused() {
+        for version in ["570.158.01", "570.172.08", "580.95.05"] {
+            check_driver(version).unwrap();
+        }
+        for version in ["570.153.02", "550.90.07", ""] {
+            assert!(check_driver(version).unwrap_err().to_string().contains("570.158.01 or newer"), "{version}");
+        }
     }
 
     #[test]

@@ -225,6 +225,13 @@ mod tests {
     }
 
     #[test]
+    fn compute_instances_are_resources_of_their_own() {
+        let machine = machine(vec![crate::driver::tests::compute_instances()]);
+        let named = named(&machine, "version: v1\nflags: {migStrategy: mixed}");
+        assert_eq!(named, expected(&[("nvidia.com/mig-1c.3g.40gb", 2), ("nvidia.com/mig-1g.10gb", 1)]));
+    }
+
+    #[test]
     fn replica_identifiers_are_offered_and_resolved() {
         let text = "version: v1\nsharing: {timeSlicing: {renameByDefault: true, resources: [{name: nvidia.com/gpu, replicas: 3}]}}";
         let machine = machine(vec![gpu(0, None), gpu(1, None)]);

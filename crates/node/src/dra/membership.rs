@@ -19,7 +19,7 @@ use super::channels;
 use crate::NodeError;
 use crate::cluster::{COMPUTE_DOMAIN, Cluster, NODE, RESOURCE_CLAIM};
 use crate::driver::Driver;
-use crate::imex::{Imex, Peers};
+use crate::imex::{self, Imex, Peers};
 use crate::repo::{self, DomainClaim};
 
 /// Field manager of the label and the annotation.
@@ -204,7 +204,7 @@ impl<C: Cluster> Worker<C> {
         let listed = object["status"]["nodes"].as_array().into_iter().flatten();
         let entry = listed.into_iter().find(|n| n["name"] == self.node.as_str());
         let entry = entry.filter(|n| n["ipAddress"] == json!(address) && n["cliqueID"] == clique.as_str());
-        let running = self.run_daemon(&domain, &clique, &object, entry.is_some()).await;
+        let running = self.run_daemon(&machine.inventory.driver, &clique, &object, entry.is_some()).await;
         let (ready, problem) = match running {
             Ok(ready) => (ready, String::new()),
             Err(error) => (false, error.to_string()),
@@ -236,7 +236,7 @@ impl<C: Cluster> Worker<C> {
     /// Makes the IMEX daemon run, and returns whether it is ready. A node without a clique needs none.
     async fn run_daemon(
         &mut self,
-        domain: &str,
+        driver: &str,
         clique: &str,
         object: &Value,
         listed: bool,
@@ -257,7 +257,8 @@ impl<C: Cluster> Worker<C> {
             // The other nodes know this one only when it is listed with its index.
             Daemon::Agent(_) if !listed => Ok(false),
             Daemon::Agent(imex) => {
-                imex.ensure(domain, &peers(object, clique)).await?;
+                imex::check_driver(driver)?;
+                imex.ensure(uid(object), &peers(object, clique)).await?;
                 imex.is_ready().await
             }
         }
@@ -301,6 +302,11 @@ impl<C: Cluster> Worker<C> {
         self.published = Some((member, Instant::now()));
         Ok(())
     }
+}
+
+/// The UID of an object; empty if it is missing.
+fn uid(object: &Value) -> &str {
+    object["metadata"]["uid"].as_str().unwrap_or_default()
 }
 
 /// The peers of a clique in the status of a domain.

@@ -206,6 +206,7 @@ pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step
             steps.push(step(Action::Delete, resource, &object));
         }
     }
+    steps.extend(remove_domains(api, &steps, dry_run).await?);
     steps.extend(remove_legacy_secrets(api, &values.namespace, dry_run).await?);
     Ok(steps)
 }
@@ -250,6 +251,24 @@ fn is_unchanged(before: &Value, after: &Value) -> bool {
         object
     };
     normalized(before) == normalized(after)
+}
+
+/// Deletes all ComputeDomains if these steps delete their definition. Their controller is deleted too, so their finalizers are removed here.
+async fn remove_domains(api: &Api, steps: &[Step], dry_run: bool) -> Result<Vec<Step>, KubeError> {
+    if !steps.iter().any(|s| s.action == Action::Delete && s.name == domains::DEFINITION_NAME) {
+        return Ok(Vec::new());
+    }
+    let mut removed = Vec::new();
+    for domain in list_if_defined(api, &COMPUTE_DOMAIN).await? {
+        let (object_namespace, name) = name_of(&domain);
+        if !dry_run {
+            api.delete(&COMPUTE_DOMAIN, object_namespace, name).await?;
+            let patch = json!({"metadata": {"finalizers": without_finalizer(&domain)["metadata"]["finalizers"]}});
+            api.merge(&COMPUTE_DOMAIN, object_namespace, name, false, &patch).await.or_else(ignore_not_found)?;
+        }
+        removed.push(deleted(&COMPUTE_DOMAIN, object_namespace, name));
+    }
+    Ok(removed)
 }
 
 /// The objects of a kind in all namespaces; none if the cluster does not have this kind.
@@ -315,18 +334,7 @@ pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Ste
             steps.push(deleted(&SLICE, None, name));
         }
     }
-    // ComputeDomains are deleted with their definition. Their controller is removed too, so remove their finalizers here.
-    if steps.iter().any(|s| s.name == domains::DEFINITION_NAME) {
-        for domain in list_if_defined(api, &COMPUTE_DOMAIN).await? {
-            let (object_namespace, name) = name_of(&domain);
-            if !dry_run {
-                api.delete(&COMPUTE_DOMAIN, object_namespace, name).await?;
-                let patch = json!({"metadata": {"finalizers": without_finalizer(&domain)["metadata"]["finalizers"]}});
-                api.merge(&COMPUTE_DOMAIN, object_namespace, name, false, &patch).await.or_else(ignore_not_found)?;
-            }
-            steps.push(deleted(&COMPUTE_DOMAIN, object_namespace, name));
-        }
-    }
+    steps.extend(remove_domains(api, &steps, dry_run).await?);
     // Runs are deleted with their definition. The controller is removed too, so remove the finalizers of their pods here.
     for pod in api.list(&POD, None, "", RUN_LABEL).await? {
         let (object_namespace, name) = name_of(&pod);
@@ -525,6 +533,16 @@ mod tests {
         );
         let slice = |name: &str, driver: &str| json!({"metadata": {"name": name}, "spec": {"driver": driver}});
         cluster.put("resourceslices", slice("n1-channels", "compute-domain.nvidia.com"));
+        let no_domains = "node: {offer: dra}".to_owned();
+        let disabled = Values::read("sys", &[no_domains]).unwrap();
+        apply(&api, &disabled, false).await.unwrap();
+        assert!(cluster.names("computedomains").is_empty(), "disabling removes them as well");
+        assert!(cluster.get("customresourcedefinitions", "", domains::DEFINITION_NAME).is_none());
+        apply(&api, &values, false).await.unwrap();
+        cluster.put(
+            "computedomains",
+            json!({"metadata": {"name": "d", "namespace": "team-b", "finalizers": [crate::domains::FINALIZER]}}),
+        );
         remove(&api, "sys", false).await.unwrap();
         assert!(cluster.names("computedomains").is_empty() && cluster.names("resourceslices").is_empty());
         for resource in &KINDS {
