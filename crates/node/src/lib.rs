@@ -47,6 +47,8 @@ mod parsers;
 pub mod plugin;
 mod repo;
 pub mod resources;
+#[cfg(test)]
+mod samples;
 
 pub use agent::{Options, run};
 pub use error::NodeError;

@@ -298,7 +298,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::driver::tests::{compute_instances, machine};
+    use crate::samples::{compute_instances, machine};
 
     #[test]
     fn compute_instances_of_one_gpu_instance_have_different_labels() {

@@ -256,7 +256,7 @@ fn built_in(layouts: &[mig::Layout]) -> mig::Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::tests::{compute_instances, machine};
+    use crate::samples::{compute_instances, machine};
     use slipway_gpu::nvml::Placement;
 
     #[test]

@@ -190,7 +190,7 @@ pub fn offers(machine: &Machine, config: &Config) -> Result<Vec<Offer>, String> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::tests::{gpu, machine};
+    use crate::samples::{gpu, machine};
 
     fn named(machine: &Machine, config: &str) -> Result<Vec<(String, usize)>, String> {
         let offers = offers(machine, &Config::parse(config)?)?;
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn compute_instances_are_resources_of_their_own() {
-        let machine = machine(vec![crate::driver::tests::compute_instances()]);
+        let machine = machine(vec![crate::samples::compute_instances()]);
         let named = named(&machine, "version: v1\nflags: {migStrategy: mixed}");
         assert_eq!(named, expected(&[("nvidia.com/mig-1c.3g.40gb", 2), ("nvidia.com/mig-1g.10gb", 1)]));
     }

@@ -315,7 +315,12 @@ async fn find_domain<C: Cluster>(dra: &Dra<C>, uid: &str, namespace: &str) -> Re
 
 #[cfg(test)]
 mod tests {
+    use super::super::membership::{Daemon, Worker};
     use super::*;
+    use crate::cluster::Fake;
+    use crate::driver::Driver;
+    use crate::driver::tests::{fabric_driver, plain_driver};
+    use crate::repo;
 
     const PROC_DEVICES: &str = "Character devices:\n  1 mem\n195 nvidia\n508 nvidia-caps-imex-channels\n509 nvidia-caps\n\nBlock devices:\n508 x\n";
 
@@ -361,7 +366,7 @@ mod tests {
 
     #[test]
     fn machine_whose_fabric_is_not_ready_does_not_pass_for_one_without() {
-        use crate::driver::tests::{fabric_machine, gpu, machine};
+        use crate::samples::{fabric_machine, gpu, machine};
         use slipway_gpu::nvml::FabricState;
         assert_eq!(clique(&fabric_machine(FabricState::Completed)).unwrap(), "6a0b5c1d.7");
         assert_eq!(clique(&machine(vec![gpu(0, None)])).unwrap(), "");
@@ -418,5 +423,106 @@ mod tests {
         assert!(error(version).contains("v1beta1"));
         assert!(error(json!({"kind": "ComputeDomainDaemonConfig", "domainID": "a"})).contains("no daemon device"));
         assert!(error(json!("text")).contains("invalid"));
+    }
+
+    /// The DRA driver of channels on a node, with the claims and domains of a test cluster.
+    fn dra(cluster: &Arc<Fake>, driver: &Arc<Driver>, root: &Path) -> (Dra<Fake>, Settings) {
+        let database = Arc::new(slipway_store::Database::open(&root.join("node.db"), &[repo::MIGRATION]).unwrap());
+        let settings = Settings {
+            root: root.to_owned(),
+            cdi: root.to_owned(),
+            membership: Arc::new(Membership::new(Arc::clone(&database))),
+            without_domain: false,
+        };
+        let dra = Dra {
+            cluster: Arc::clone(cluster),
+            node: "n1".into(),
+            name: DRIVER.into(),
+            devices: crate::dra::Devices::Channels(settings.clone()),
+            kubelet: root.to_owned(),
+            driver: Arc::clone(driver),
+            database,
+            handed_out: Arc::default(),
+        };
+        (dra, settings)
+    }
+
+    /// Creates a claim of the namespace `team` for channel 0 with these parameters, and returns the kubelet's request for it.
+    fn allocate(cluster: &Fake, name: &str, configs: Value) -> api::Claim {
+        let mut object = claim(configs);
+        object["metadata"] = json!({"name": name, "namespace": "team", "uid": format!("uid-{name}")});
+        object["status"]["allocation"]["devices"]["results"] =
+            json!([{"request": "channel", "driver": DRIVER, "pool": "n1", "device": "channel-0"}]);
+        cluster.put(RESOURCE_CLAIM, Some("team"), name, Some(object));
+        api::Claim { namespace: "team".into(), uid: format!("uid-{name}"), name: name.into() }
+    }
+
+    #[tokio::test]
+    async fn claim_is_prepared_once_the_controller_says_that_the_node_is_ready() {
+        let root = std::env::temp_dir().join(format!("slipway-prepare-{}", slipway_core::ids::hex32()));
+        for folder in [FOLDER, "proc"] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        std::fs::write(root.join("proc/devices"), PROC_DEVICES).unwrap();
+        for id in [0, 1] {
+            std::fs::write(root.join(FOLDER).join(format!("channel{id}")), "").unwrap();
+        }
+        std::fs::write(root.join("nodes"), "10.0.0.1\n").unwrap();
+        let (cluster, driver) = (Arc::new(Fake::default()), fabric_driver());
+        let (dra, settings) = dra(&cluster, &driver, &root);
+        let domain = |namespace: &str, ready: bool| {
+            let node = json!({"name": "n1", "ipAddress": "10.0.0.1", "cliqueID": "6a0b5c1d.7", "index": 0,
+                "status": if ready { "Ready" } else { "NotReady" }});
+            json!({"metadata": {"name": "d", "namespace": namespace, "uid": "d1"}, "status": {"nodes": [node]}})
+        };
+        let requested = allocate(&cluster, "a", json!([entry("FromClaim", &["channel"], channel("d1", "All"))]));
+        let error = |result: Result<Vec<api::Device>, NodeError>| result.unwrap_err().to_string();
+        assert!(error(prepare(&dra, &settings, &requested).await).contains("there is no ComputeDomain"));
+        cluster.put(COMPUTE_DOMAIN, Some("other"), "d", Some(domain("other", true)));
+        assert!(error(prepare(&dra, &settings, &requested).await).contains("another namespace"));
+        cluster.put(COMPUTE_DOMAIN, Some("other"), "d", None);
+        let unnamed = allocate(&cluster, "b", json!([]));
+        assert!(error(prepare(&dra, &settings, &unnamed).await).contains("names no ComputeDomain"));
+        // The node reports itself, and the preparation waits for the controller.
+        cluster.put(COMPUTE_DOMAIN, Some("team"), "d", Some(domain("team", false)));
+        let address = Some("10.0.0.1".parse().unwrap());
+        let daemon = Daemon::Host(root.join("nodes"));
+        let worker = Worker::new(Arc::clone(&cluster), "n1".into(), Arc::clone(&driver), daemon, address);
+        let task = tokio::spawn(worker.run(Arc::clone(&settings.membership)));
+        let controller = async {
+            while cluster.read(crate::cluster::NODE, None, "n1").is_none_or(|n| !n["metadata"]["labels"].is_object()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            cluster.put(COMPUTE_DOMAIN, Some("team"), "d", Some(domain("team", true)));
+        };
+        let (prepared, ()) = tokio::join!(prepare(&dra, &settings, &requested), controller);
+        let devices = prepared.unwrap();
+        assert_eq!(
+            devices[0].cdi_device_ids,
+            ["slipway.dev/imex-channel=channel-0", "slipway.dev/imex-channel=channel-1"]
+        );
+        assert_eq!(prepare(&dra, &settings, &requested).await.unwrap(), devices, "preparing is idempotent");
+        task.abort();
+        driver.stop();
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[tokio::test]
+    async fn machine_without_nvlink_domain_offers_a_channel_without_device_node() {
+        let root = std::env::temp_dir().join(format!("slipway-prepare-{}", slipway_core::ids::hex32()));
+        std::fs::create_dir_all(&root).unwrap();
+        let (cluster, driver) = (Arc::new(Fake::default()), plain_driver());
+        let (dra, settings) = dra(&cluster, &driver, &root);
+        let state = driver.subscribe().borrow().clone();
+        let slices = specs(&settings, state.machine().unwrap()).unwrap();
+        let expected = json!([{"name": "channel-0", "attributes": {"type": {"string": "channel"}, "id": {"int": 0}}}]);
+        assert_eq!(slices, [json!({"devices": expected})]);
+        assert!(!root.join(FILE).exists());
+        let unnamed = allocate(&cluster, "a", json!([]));
+        let settings = Settings { without_domain: true, ..settings };
+        let devices = prepare(&dra, &settings, &unnamed).await.unwrap();
+        assert!(devices.len() == 1 && devices[0].cdi_device_ids.is_empty());
+        driver.stop();
+        std::fs::remove_dir_all(root).unwrap();
     }
 }

@@ -311,7 +311,7 @@ fn covers(existing: &Value, desired: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::tests::{compute_instances, machine};
+    use crate::samples::{compute_instances, machine};
 
     #[test]
     fn versions_are_converted_to_semantic_versions() {
