@@ -219,14 +219,12 @@ async fn spawn_channels<C: Cluster>(
 ) {
     let membership = Arc::new(Membership::new(Arc::clone(&gpus.database)));
     let daemon = if imex.own_daemon {
-        Daemon::Agent(
-            imex::Imex::new(imex::Settings {
-                driver_root: options.driver_root.clone(),
-                folder: options.home.join("imex"),
-                hosts: imex.hosts.clone(),
-            })
-            .await,
-        )
+        let settings = imex::Settings {
+            driver_root: options.driver_root.clone(),
+            folder: options.home.join("imex"),
+            hosts: imex.hosts.clone(),
+        };
+        Daemon::Agent(Box::new(imex::Imex::new(settings).await))
     } else {
         Daemon::Host(options.driver_root.join("etc/nvidia-imex/nodes_config.cfg"))
     };

@@ -104,7 +104,7 @@ impl Membership {
 #[derive(Debug)]
 pub enum Daemon {
     /// This agent runs one for each domain.
-    Agent(Imex),
+    Agent(Box<Imex>),
     /// The IMEX service of the machine, whose list of nodes is this file.
     Host(PathBuf),
 }
@@ -389,7 +389,7 @@ mod tests {
         let c = claim("c1", "d1");
         put_objects(&cluster, std::slice::from_ref(&c));
         membership.join(c.clone()).await.unwrap();
-        let mut first = worker(&cluster, &driver, Daemon::Agent(Imex::new(settings.clone()).await));
+        let mut first = worker(&cluster, &driver, Daemon::Agent(Box::new(Imex::new(settings.clone()).await)));
         assert!(!first.step(&membership).await.unwrap().ready);
         let member = reported(&cluster).unwrap();
         assert_eq!((member.domain.as_str(), member.address.as_str(), member.ready), ("d1", "10.0.0.1", false));
@@ -414,7 +414,7 @@ mod tests {
         assert!(other.contains("team/name-d1 until claim claim-c1"), "{other}");
         drop(first);
         let membership = Membership::new(Arc::clone(&database));
-        let mut second = worker(&cluster, &driver, Daemon::Agent(Imex::new(settings.clone()).await));
+        let mut second = worker(&cluster, &driver, Daemon::Agent(Box::new(Imex::new(settings.clone()).await)));
         assert!(second.step(&membership).await.unwrap().ready);
         membership.leave("c1").await.unwrap();
         assert_eq!(second.step(&membership).await.unwrap(), Joined::default());
@@ -437,7 +437,7 @@ mod tests {
         let c = claim("c1", "d1");
         put_objects(&cluster, std::slice::from_ref(&c));
         membership.join(c.clone()).await.unwrap();
-        let mut worker = worker(&cluster, &driver, Daemon::Agent(Imex::new(settings).await));
+        let mut worker = worker(&cluster, &driver, Daemon::Agent(Box::new(Imex::new(settings).await)));
         worker.step(&membership).await.unwrap();
         assert!(reported(&cluster).is_some());
         cluster.put(COMPUTE_DOMAIN, Some("team"), &c.domain_name, None);
@@ -467,7 +467,7 @@ mod tests {
         put_objects(&cluster, std::slice::from_ref(&c));
         membership.join(c.clone()).await.unwrap();
         let driver = fabric_driver();
-        let mut with_fabric = worker(&cluster, &driver, Daemon::Agent(Imex::new(settings.clone()).await));
+        let mut with_fabric = worker(&cluster, &driver, Daemon::Agent(Box::new(Imex::new(settings.clone()).await)));
         with_fabric.step(&membership).await.unwrap();
         list(&cluster, &c, &reported(&cluster).unwrap());
         let problem = with_fabric.step(&membership).await.unwrap().problem;
@@ -484,7 +484,7 @@ mod tests {
         assert!(reported(&cluster).unwrap().ready);
         driver.stop();
         let driver = plain_driver();
-        let mut without = worker(&cluster, &driver, Daemon::Agent(Imex::new(settings).await));
+        let mut without = worker(&cluster, &driver, Daemon::Agent(Box::new(Imex::new(settings).await)));
         without.step(&membership).await.unwrap();
         let member = reported(&cluster).unwrap();
         assert_eq!((member.clique.as_str(), member.ready), ("", true));
