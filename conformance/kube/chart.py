@@ -30,6 +30,9 @@ ONLY_ONE_SIDE = {
 VALUES = {
     "defaults": {},
     "claims": {"node": {"offer": "dra", "draDriver": "gpu.nvidia.com"}},
+    "compute domains": {"node": {"offer": "dra"}, "computeDomains": {"enabled": True, "nodeSelector": {"a": "b"}}},
+    "compute domains on IMEX of the machines": {"node": {"offer": "dra", "privileged": False, "runtimeClassName": "nvidia"}, "server": {"enabled": False},
+        "computeDomains": {"enabled": True, "imex": "host"}, "networkPolicy": False},
     "everything": {
         "image": {"repository": "registry.example/slipway", "tag": "1.2.3"}, "imagePullSecrets": [{"name": "pull"}],
         "server": {"storage": {"class": "fast", "size": "1Ti"}, "nodeSelector": {"a": "b"}, "tokenSecret": "mine"},

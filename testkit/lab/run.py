@@ -508,6 +508,62 @@ def claims(lab):
         assert not lab.get("-n", ns, "resourceclaims")["items"], "claims are deleted with their pods"
 
 
+@test
+def compute_domains_gather_the_nodes_of_a_workload(lab):
+    """The nodes have no NVLink domain, so they become ready without IMEX, and claims get no device node; everything else is as on NVL72."""
+    lab.install(node={**VALUES["node"], "offer": "dra"}, computeDomains={"enabled": True, "imex": "host"})
+    try:
+        domains(lab)
+    finally:
+        lab.install(**VALUES)
+    assert "computedomains" not in lab.kubectl("get", "crd", "-o", "name")
+    wait_allocatable(lab, "n1", {GPU: 8}, 90)
+
+
+def domains(lab):
+    label = "resource.nvidia.com/computeDomain"
+    domain = lambda name, ns, **spec: {
+        "apiVersion": "resource.nvidia.com/v1beta1", "kind": "ComputeDomain", "metadata": {"name": name, "namespace": ns},
+        "spec": {"channel": {"resourceClaimTemplate": {"name": f"{name}-channel"}}, **spec}}
+    claim = lambda name: [{"name": "channel", "resourceClaimTemplateName": f"{name}-channel"}]
+    status = lambda ns, name: lab.get("-n", ns, "computedomain", name).get("status", {})
+    node_label = lambda node: lab.node(node)["metadata"]["labels"].get(label)
+    nodes = list(lab.fixtures)[:2]
+    with lab.namespace("domains") as ns, lab.namespace("others") as other:
+        lab.apply(domain("pair", ns, numNodes=2))
+        eventually(lambda: "pair-channel" in lab.kubectl("-n", ns, "get", "resourceclaimtemplates", "-o", "name"), message="the template")
+        eventually(lambda: status(ns, "pair").get("status") == "NotReady", message="the status")
+        for node in nodes:
+            lab.pod(ns, node, {}, node, claims=claim("pair"))
+        lab.wait_running(ns, *nodes)
+        eventually(lambda: status(ns, "pair")["status"] == "Ready", message="the domain is ready")
+        assert [n["name"] for n in status(ns, "pair")["nodes"]] == sorted(nodes), status(ns, "pair")
+        uid = lab.get("-n", ns, "computedomain", "pair")["metadata"]["uid"]
+        assert {node_label(n) for n in nodes} == {uid}
+        lab.kubectl("-n", ns, "patch", "computedomain", "pair", "--type=merge", "-p", '{"spec": {"numNodes": 3}}', check=False)
+        assert lab.get("-n", ns, "computedomain", "pair")["spec"]["numNodes"] == 2, "the spec is immutable"
+        # A claim of another namespace cannot join the domain.
+        lab.apply({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaimTemplate", "metadata": {"name": "foreign-channel", "namespace": other},
+                   "spec": lab.get("-n", ns, "resourceclaimtemplate", "pair-channel")["spec"]})
+        lab.delete(ns, nodes[1])
+        eventually(lambda: node_label(nodes[1]) is None, message="the node has left")
+        lab.pod(other, "foreign", {}, nodes[1], claims=claim("foreign"))
+        eventually(lambda: "another namespace" in lab.kubectl("-n", other, "describe", "pod", "foreign"), timeout=90, message="the claim is refused")
+        lab.delete(other, "foreign")
+        # Killing an agent and the controller loses nothing.
+        os.kill(lab.agent_pid(nodes[0]), signal.SIGKILL)
+        lab.kubectl("-n", NAMESPACE, "delete", "pod", "-l", "app.kubernetes.io/component=domains", "--grace-period=0", "--force")
+        lab.pod(ns, "again", {}, nodes[1], claims=claim("pair"))
+        lab.wait_running(ns, "again")
+        eventually(lambda: status(ns, "pair")["status"] == "Ready", timeout=90, message="the domain is ready again")
+        lab.delete(ns, nodes[0], "again")
+        lab.kubectl("-n", ns, "delete", "computedomain", "pair", "--timeout=90s")
+        eventually(lambda: not any(node_label(n) for n in nodes), message="labels are removed")
+        eventually(lambda: not lab.get("-n", ns, "resourceclaimtemplates")["items"], message="the template is deleted")
+        # Disabling deletes the remaining domains, although no controller is left.
+        lab.apply(domain("left", ns))
+
+
 SUITE.tests += runs.SUITE.tests
 
 

@@ -9,6 +9,7 @@
 //! | [`clock`] | milliseconds since the Unix epoch |
 //! | [`diff`] | differences of texts, line by line |
 //! | [`units`] | human-readable bytes and durations |
+//! | [`compute_domain`] | how a node joins a ComputeDomain |
 //! | [`config`] | flag > environment > project file > user file > default; each value keeps its origin |
 //! | [`env`] | every environment variable that slipway reads |
 //! | [`hex`] | bytes as hexadecimal digits |
@@ -21,6 +22,7 @@
 
 pub mod cache;
 pub mod clock;
+pub mod compute_domain;
 pub mod config;
 pub mod diff;
 pub mod env;

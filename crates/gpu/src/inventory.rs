@@ -131,6 +131,23 @@ pub struct MigDevice {
     pub attributes: MigAttributes,
 }
 
+impl MigDevice {
+    /// Whether other compute instances may share its GPU instance, as in `1c.3g.40gb`; false if it fills its GPU instance.
+    pub fn is_part(&self) -> bool {
+        self.profile.parse::<ProfileName>().is_ok_and(|p| p.compute != p.slices)
+    }
+
+    /// Its part of the whole GPU, out of 1: the memory slices of its GPU instance, out of the eight of a card, and of those its part of the
+    /// compute slices.
+    pub fn share(&self) -> f64 {
+        let memory = f64::from(self.size) / 8.0;
+        match self.profile.parse::<ProfileName>() {
+            Ok(p) => memory * f64::from(p.compute) / f64::from(p.slices),
+            Err(_) => memory,
+        }
+    }
+}
+
 /// A process that uses a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[allow(missing_docs)] // the names include the units

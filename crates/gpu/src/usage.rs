@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::inventory::{Gpu, Inventory};
+use crate::inventory::{Gpu, Inventory, MigDevice};
 
 /// Resource usage of one holder of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
@@ -34,12 +34,12 @@ pub struct Meter {
 
 impl Meter {
     /// Usage of one of `holders` equal holders of a device during the `seconds` since the last reading; `None` if the device does not
-    /// exist. A MIG device counts in proportion to its memory slices, out of eight.
+    /// exist. A MIG device counts in proportion to its memory slices, out of eight; compute instances that share them, to their part.
     pub fn usage(&self, inventory: &Inventory, device: &str, holders: u32, seconds: f64) -> Option<Usage> {
-        let (gpu, slices) = find(inventory, device)?;
+        let (gpu, mig) = find(inventory, device)?;
         let mut usage = Usage::default();
         if let (Some(now), Some(then)) = (gpu.energy_joules, self.last.get(&gpu.uuid)) {
-            let share = f64::from(slices.unwrap_or(8)) / 8.0 / f64::from(holders.max(1));
+            let share = mig.map_or(1.0, MigDevice::share) / f64::from(holders.max(1));
             // A GPU reset sets the counter back to zero, so the difference may be negative.
             usage.joules = (now - then).max(0.0) * share;
         }
@@ -57,13 +57,50 @@ impl Meter {
     }
 }
 
-/// Finds a device by UUID: its GPU, and the number of memory slices if it is a MIG device.
-pub fn find<'i>(inventory: &'i Inventory, uuid: &str) -> Option<(&'i Gpu, Option<u32>)> {
+/// Finds a device by UUID: its GPU, and the MIG device if it is one.
+pub fn find<'i>(inventory: &'i Inventory, uuid: &str) -> Option<(&'i Gpu, Option<&'i MigDevice>)> {
     inventory.gpus.iter().find_map(|gpu| {
         if gpu.uuid == uuid {
             return Some((gpu, None));
         }
         let device = gpu.mig.iter().flat_map(|m| &m.devices).find(|d| d.uuid == uuid)?;
-        Some((gpu, Some(device.size)))
+        Some((gpu, Some(device)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::Mig;
+    use crate::nvml::MigAttributes;
+
+    #[test]
+    fn compute_instances_of_one_gpu_instance_share_its_energy() {
+        let device = |profile: &str, gpu_instance, compute_instance, start, size| MigDevice {
+            uuid: format!("MIG-{gpu_instance}-{compute_instance}"),
+            profile: profile.into(),
+            gpu_instance,
+            compute_instance,
+            start,
+            size,
+            attributes: MigAttributes::default(),
+        };
+        let devices =
+            vec![device("2c.3g.40gb", 1, 0, 0, 4), device("1c.3g.40gb", 1, 1, 0, 4), device("3g.40gb", 2, 0, 4, 4)];
+        let mig = Some(Mig { enabled: true, pending: true, devices });
+        let gpu =
+            |joules| Gpu { uuid: "GPU-0".into(), energy_joules: Some(joules), mig: mig.clone(), ..Gpu::default() };
+        let inventory = |joules| Inventory {
+            simulated: true,
+            driver: String::new(),
+            nvml: String::new(),
+            cuda: String::new(),
+            gpus: vec![gpu(joules)],
+        };
+        let mut meter = Meter::default();
+        meter.record(&inventory(100.0));
+        let joules = |uuid: &str| meter.usage(&inventory(220.0), uuid, 1, 1.0).unwrap().joules;
+        let all = ["MIG-1-0", "MIG-1-1", "MIG-2-0", "GPU-0"].map(|uuid| joules(uuid).round());
+        assert_eq!(all, [40.0, 20.0, 60.0, 120.0]);
+    }
 }

@@ -1,7 +1,7 @@
 //! Runs the agent: its options, its tasks, and its shutdown. The agent exits when any task ends; the kubelet then restarts it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use crate::access::Gate;
 use crate::cluster::{Cluster, NODE};
 use crate::config::{self, Config};
+use crate::dra::membership::{Daemon, Membership, Worker};
 use crate::driver::{self, Driver, State};
 use crate::health::Policy;
 use crate::holders::Watcher;
@@ -21,7 +22,7 @@ use crate::mig_manager::Manager;
 use crate::model::Held;
 use crate::plugin::{Plugin, Roots};
 use crate::resources::offers;
-use crate::{NodeError, cdi, dra, http, labels, mps, repo};
+use crate::{NodeError, cdi, dra, http, imex, labels, mps, repo};
 
 /// The kubelet API through which GPUs are offered. Offering both at once would allocate devices twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,16 @@ pub enum Offering {
     DevicePlugin,
     /// As devices for resource claims (dynamic resource allocation).
     Dra,
+}
+
+/// How IMEX runs on this node.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)] // documented on the command line
+pub struct Imex {
+    /// Whether the agent runs the daemons, instead of the service of the machine.
+    pub own_daemon: bool,
+    pub address: Option<IpAddr>,
+    pub hosts: PathBuf,
 }
 
 /// Options of the agent.
@@ -48,7 +59,7 @@ pub struct Options {
     pub mps_root: PathBuf,
     pub dra_driver: String,
     /// Also offer the machine's IMEX channels for resource claims.
-    pub imex_channels: bool,
+    pub imex_channels: Option<Imex>,
     /// The namespace of the slipway installation, whose control plane may read leases.
     pub namespace: Option<String>,
     pub home: PathBuf,
@@ -138,14 +149,8 @@ async fn run_with<C: Cluster>(
                 database: Arc::clone(&database),
                 handed_out: Arc::clone(&handed_out),
             };
-            if options.imex_channels {
-                let folders = dra::channels::Folders { root: options.driver_root.clone(), cdi: options.cdi.clone() };
-                let name = dra::channels::DRIVER.to_owned();
-                let channels = dra::Dra { name, devices: dra::Devices::Channels(folders), ..dra.clone() };
-                tasks.spawn(async move {
-                    channels.run().await;
-                    Ok(())
-                });
+            if let Some(imex) = &options.imex_channels {
+                spawn_channels(&mut tasks, &options, imex, &dra).await;
             }
             tasks.spawn(async move {
                 dra.run().await;
@@ -205,6 +210,40 @@ async fn run_with<C: Cluster>(
     outcome
 }
 
+/// Starts the driver of IMEX channels, and the task that makes this node a member of its ComputeDomain.
+async fn spawn_channels<C: Cluster>(
+    tasks: &mut JoinSet<Result<(), NodeError>>,
+    options: &Options,
+    imex: &Imex,
+    gpus: &dra::Dra<C>,
+) {
+    let membership = Arc::new(Membership::new(Arc::clone(&gpus.database)));
+    let daemon = if imex.own_daemon {
+        let settings = imex::Settings {
+            driver_root: options.driver_root.clone(),
+            folder: options.home.join("imex"),
+            hosts: imex.hosts.clone(),
+        };
+        Daemon::Agent(Box::new(imex::Imex::new(settings).await))
+    } else {
+        Daemon::Host(options.driver_root.join("etc/nvidia-imex/nodes_config.cfg"))
+    };
+    let settings = dra::channels::Settings {
+        root: options.driver_root.clone(),
+        cdi: options.cdi.clone(),
+        membership: Arc::clone(&membership),
+        without_domain: !imex.own_daemon,
+    };
+    let name = dra::channels::DRIVER.to_owned();
+    let channels = dra::Dra { name, devices: dra::Devices::Channels(settings), ..gpus.clone() };
+    let (cluster, driver) = (Arc::clone(&gpus.cluster), Arc::clone(&gpus.driver));
+    let worker = Worker::new(cluster, options.node.clone(), driver, daemon, imex.address);
+    tasks.spawn(async move {
+        tokio::join!(channels.run(), worker.run(membership));
+        Ok(())
+    });
+}
+
 fn log_warnings(config: &Config) {
     for warning in &config.warnings {
         tracing::warn!(warning, "configuration");
@@ -219,7 +258,7 @@ async fn follow_config<C: Cluster>(
     node: String,
     configs: watch::Sender<Arc<Config>>,
 ) -> Result<(), NodeError> {
-    let mut object = cluster.map(|c| c.watch(NODE, &node));
+    let mut object = cluster.map(|c| c.watch(NODE, None, &node));
     let mut last_error = String::new();
     loop {
         let labels: Option<BTreeMap<String, String>> = match &mut object {
@@ -318,7 +357,7 @@ mod tests {
             mig_config: None,
             mps_root: folder.join("mps"),
             dra_driver: dra::DRIVER.into(),
-            imex_channels: false,
+            imex_channels: None,
             namespace: None,
             home: folder.join("home"),
             listen: "127.0.0.1:0".parse().unwrap(),

@@ -111,10 +111,14 @@ pub trait Cluster: Send + Sync + 'static {
     -> impl Future<Output = Result<Option<String>, ClusterError>> + Send;
 
     /// Watches one object for as long as the receiver exists; the value is `None` before the first response and after deletion.
-    fn watch(&self, kind: Kind, name: &str) -> watch::Receiver<Option<Value>>;
+    fn watch(&self, kind: Kind, namespace: Option<&str>, name: &str) -> watch::Receiver<Option<Value>>;
 }
 
-/// A cluster for tests without objects, which accepts some tokens.
+/// Objects by plural, namespace and name.
+#[cfg(test)]
+type FakeObjects = std::collections::BTreeMap<(String, String, String), watch::Sender<Option<Value>>>;
+
+/// A cluster for tests: it stores objects by plural, namespace and name, and accepts some tokens.
 #[cfg(test)]
 #[derive(Debug, Default)]
 pub(crate) struct Fake {
@@ -122,20 +126,43 @@ pub(crate) struct Fake {
     pub(crate) users: std::collections::BTreeMap<String, String>,
     /// Tokens that were reviewed.
     pub(crate) reviewed: parking_lot::Mutex<Vec<String>>,
+    /// Objects; a watched one changes for its receivers too.
+    pub(crate) objects: parking_lot::Mutex<FakeObjects>,
+}
+
+#[cfg(test)]
+impl Fake {
+    fn sender(&self, kind: Kind, namespace: Option<&str>, name: &str) -> watch::Sender<Option<Value>> {
+        let key = (kind.plural.to_owned(), namespace.unwrap_or_default().to_owned(), name.to_owned());
+        self.objects.lock().entry(key).or_insert_with(|| watch::channel(None).0).clone()
+    }
+
+    /// An object; `None` if it does not exist.
+    pub(crate) fn read(&self, kind: Kind, namespace: Option<&str>, name: &str) -> Option<Value> {
+        self.sender(kind, namespace, name).borrow().clone()
+    }
+
+    /// Creates, replaces or (`None`) deletes an object.
+    pub(crate) fn put(&self, kind: Kind, namespace: Option<&str>, name: &str, object: Option<Value>) {
+        self.sender(kind, namespace, name).send_replace(object);
+    }
 }
 
 #[cfg(test)]
 impl Cluster for Fake {
-    async fn get(&self, _: Kind, _: Option<&str>, _: &str) -> Result<Option<Value>, ClusterError> {
-        Ok(None)
+    async fn get(&self, kind: Kind, namespace: Option<&str>, name: &str) -> Result<Option<Value>, ClusterError> {
+        Ok(self.sender(kind, namespace, name).borrow().clone())
     }
-    async fn list(&self, _: Kind, _: &str) -> Result<Vec<Value>, ClusterError> {
-        Ok(Vec::new())
+    async fn list(&self, kind: Kind, _: &str) -> Result<Vec<Value>, ClusterError> {
+        let objects = self.objects.lock();
+        Ok(objects.iter().filter(|(key, _)| key.0 == kind.plural).filter_map(|(_, o)| o.borrow().clone()).collect())
     }
-    async fn apply(&self, _: Kind, _: &str, _: &str, _: bool, object: Value) -> Result<Value, ClusterError> {
+    async fn apply(&self, kind: Kind, name: &str, _: &str, _: bool, object: Value) -> Result<Value, ClusterError> {
+        self.put(kind, None, name, Some(object.clone()));
         Ok(object)
     }
-    async fn delete(&self, _: Kind, _: &str) -> Result<(), ClusterError> {
+    async fn delete(&self, kind: Kind, name: &str) -> Result<(), ClusterError> {
+        self.put(kind, None, name, None);
         Ok(())
     }
     async fn evict(&self, _: &str, _: &str) -> Result<Eviction, ClusterError> {
@@ -144,8 +171,8 @@ impl Cluster for Fake {
     async fn event(&self, _: Value, _: bool, _: &str, _: &str) -> Result<(), ClusterError> {
         Ok(())
     }
-    fn watch(&self, _: Kind, _: &str) -> watch::Receiver<Option<Value>> {
-        watch::channel(None).1
+    fn watch(&self, kind: Kind, namespace: Option<&str>, name: &str) -> watch::Receiver<Option<Value>> {
+        self.sender(kind, namespace, name).subscribe()
     }
     async fn user_of(&self, token: &str, audience: &str) -> Result<Option<String>, ClusterError> {
         assert_eq!(audience, slipway_core::node_access::AUDIENCE);

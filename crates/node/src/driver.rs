@@ -15,7 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use slipway_gpu::GpuError;
 use slipway_gpu::inventory::{FindingCode, Gpu, Inventory};
 use slipway_gpu::mig::{self, Layout};
-use slipway_gpu::nvml::{Nvml, NvmlError, Watch, codes};
+use slipway_gpu::nvml::{Event, Nvml, NvmlError, Watch, codes};
 use slipway_gpu::topology::Topology;
 use tokio::sync::watch;
 
@@ -362,11 +362,7 @@ impl Driver {
                 Ok(Some(event)) => {
                     let Some(gpu) = known.iter().find(|g| g.bus_id == event.bus_id) else { continue };
                     let energy = nvml.device(gpu.index).and_then(|d| d.energy()).ok().map(|mj| mj as f64 / 1000.0);
-                    let mig_devices = gpu.mig.iter().flat_map(|m| &m.devices);
-                    let affected: Vec<&str> = mig_devices
-                        .filter(|d| Some(d.gpu_instance) == event.gpu_instance)
-                        .map(|d| d.uuid.as_str())
-                        .collect();
+                    let affected = affected(gpu, &event);
                     tracing::warn!(gpu = gpu.uuid, xid = event.data, "the driver reports an error");
                     if affected.is_empty() {
                         faults.record_xid(&settings.policy, &event, &gpu.uuid, None, energy);
@@ -398,6 +394,15 @@ impl Driver {
         }
         changed
     }
+}
+
+/// The MIG devices that an event is about; none if it is about the whole GPU.
+fn affected<'g>(gpu: &'g Gpu, event: &Event) -> Vec<&'g str> {
+    let devices = gpu.mig.iter().flat_map(|m| &m.devices);
+    let is_affected = |d: &&slipway_gpu::inventory::MigDevice| {
+        Some(d.gpu_instance) == event.gpu_instance && event.compute_instance.is_none_or(|ci| ci == d.compute_instance)
+    };
+    devices.filter(is_affected).map(|d| d.uuid.as_str()).collect()
 }
 
 /// Subscribes to the events of all GPUs; `None` if that fails.
@@ -476,34 +481,8 @@ pub(crate) mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use slipway_gpu::inventory::{Mig, MigDevice};
-    use slipway_gpu::link::Link;
-    use slipway_gpu::nvml::MigAttributes;
-
-    /// A GPU with MIG devices of these profiles, or without MIG.
-    pub(crate) fn gpu(index: u32, profiles: Option<&[&str]>) -> Gpu {
-        let device = |(n, profile): (usize, &&str)| MigDevice {
-            uuid: format!("MIG-{index}-{n}"),
-            profile: (*profile).to_owned(),
-            gpu_instance: n as u32 + 1,
-            compute_instance: 0,
-            start: n as u32,
-            size: 1,
-            attributes: MigAttributes { multiprocessors: 14, memory_mib: 9728, ..MigAttributes::default() },
-        };
-        let mig =
-            profiles.map(|p| Mig { enabled: true, pending: true, devices: p.iter().enumerate().map(device).collect() });
-        Gpu {
-            index,
-            uuid: format!("GPU-{index}"),
-            name: "NVIDIA A100-SXM4-80GB".into(),
-            minor: Some(index),
-            compute_capability: Some("8.0".into()),
-            memory_total: Some(81920 << 20),
-            mig,
-            ..Gpu::default()
-        }
-    }
+    use crate::samples::{compute_instances, fabric_machine, gpu, machine};
+    use slipway_gpu::nvml::FabricState;
 
     /// A driver whose thread publishes a healthy machine, and panics when the sender sends or is dropped.
     pub(crate) fn panicking_driver() -> (Arc<Driver>, mpsc::Sender<()>) {
@@ -514,6 +493,47 @@ pub(crate) mod tests {
             panic!("this panic is part of the test");
         });
         (driver.unwrap(), trigger)
+    }
+
+    #[test]
+    fn event_of_a_compute_instance_spares_its_neighbours() {
+        let gpu = compute_instances();
+        let event = |gpu_instance, compute_instance| Event {
+            bus_id: String::new(),
+            kind: 8,
+            data: 94,
+            gpu_instance,
+            compute_instance,
+        };
+        assert_eq!(affected(&gpu, &event(Some(1), Some(1))), ["MIG-1-1"]);
+        assert_eq!(affected(&gpu, &event(Some(1), None)), ["MIG-1-0", "MIG-1-1"]);
+        assert!(affected(&gpu, &event(None, None)).is_empty());
+    }
+
+    /// A driver that publishes this machine and does nothing else.
+    fn fixed_driver(machine: Machine) -> Arc<Driver> {
+        let driver = Driver::start_with(BTreeSet::new(), TIMEOUTS, move |driver| {
+            driver.publish(State::Available(Box::new(machine)), 0);
+            while !driver.stopped() {
+                driver.heartbeat();
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        })
+        .unwrap();
+        while driver.subscribe().borrow().machine().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        driver
+    }
+
+    /// The driver of a machine without an NVLink domain.
+    pub(crate) fn plain_driver() -> Arc<Driver> {
+        fixed_driver(machine(vec![gpu(0, None)]))
+    }
+
+    /// The driver of a machine in an NVLink clique.
+    pub(crate) fn fabric_driver() -> Arc<Driver> {
+        fixed_driver(fabric_machine(FabricState::Completed))
     }
 
     #[tokio::test]
@@ -552,30 +572,5 @@ pub(crate) mod tests {
         }
         drop(release);
         driver.wait_for_failure().await;
-    }
-
-    /// A machine with these GPUs, all healthy.
-    pub(crate) fn machine(gpus: Vec<Gpu>) -> Machine {
-        let count = gpus.len();
-        let topology = Topology {
-            simulated: true,
-            gpus: Vec::new(),
-            links: vec![vec![Link::System; count]; count],
-            bus: vec![vec![Link::System; count]; count],
-            numa: vec![Some(0); count],
-            cpus: Vec::new(),
-            nics: Vec::new(),
-        };
-        let inventory =
-            Inventory { simulated: true, driver: "580.95.05".into(), nvml: String::new(), cuda: "13.0".into(), gpus };
-        Machine {
-            inventory,
-            topology,
-            faults: Faults::default(),
-            draining: BTreeSet::new(),
-            cdi: None,
-            layouts: Vec::new(),
-            claimed: BTreeSet::new(),
-        }
     }
 }

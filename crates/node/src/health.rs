@@ -205,7 +205,7 @@ mod tests {
     }
 
     fn xid(number: u64) -> Event {
-        Event { bus_id: String::new(), kind: 8, data: number, gpu_instance: None }
+        Event { bus_id: String::new(), kind: 8, data: number, gpu_instance: None, compute_instance: None }
     }
 
     fn healthy() -> Reading {

@@ -298,7 +298,7 @@ async fn publish<C: Cluster>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::tests::{gpu, machine};
+    use crate::samples::{gpu, machine};
     use slipway_gpu::nvml::FabricState;
 
     fn selected(machine: &Machine, config: &str, keys: &[&str]) -> Vec<String> {

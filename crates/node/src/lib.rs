@@ -15,6 +15,7 @@
 //! | [`model`] | types shared by several modules |
 //! | [`holders`] | the containers that hold devices, and the lease log |
 //! | [`metrics`] | metrics as of DCGM exporter with pod names, and slipway's metrics |
+//! | [`imex`] | the IMEX daemon of a ComputeDomain on this node |
 //! | [`mps`] | control daemons of CUDA's multi-process service |
 //! | [`kubelet`] | generated gRPC types, Unix sockets |
 //! | [`cluster`] | the requests that the agent sends to the API server |
@@ -33,6 +34,7 @@ pub mod error;
 pub mod health;
 pub mod holders;
 mod http;
+pub mod imex;
 pub mod kubelet;
 pub mod labels;
 mod memory;
@@ -45,6 +47,8 @@ mod parsers;
 pub mod plugin;
 mod repo;
 pub mod resources;
+#[cfg(test)]
+mod samples;
 
 pub use agent::{Options, run};
 pub use error::NodeError;

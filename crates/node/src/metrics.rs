@@ -124,11 +124,10 @@ fn rows<'a>(inventory: &'a Inventory, held: &'a Held, host: &str) -> Vec<Row<'a>
         let mut parts: Vec<(String, &str, bool)> = slices
             .iter()
             .map(|d| {
-                (
-                    format!("{base},GPU_I_PROFILE=\"{}\",GPU_I_ID=\"{}\"{rest}", d.profile, d.gpu_instance),
-                    d.uuid.as_str(),
-                    true,
-                )
+                // Compute instances of one GPU instance would otherwise have the same labels, which Prometheus rejects.
+                let part = if d.is_part() { format!(",GPU_CI_ID=\"{}\"", d.compute_instance) } else { String::new() };
+                let instance = format!("GPU_I_PROFILE=\"{}\",GPU_I_ID=\"{}\"{part}", d.profile, d.gpu_instance);
+                (format!("{base},{instance}{rest}"), d.uuid.as_str(), true)
             })
             .collect();
         if parts.is_empty() {
@@ -299,6 +298,18 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::samples::{compute_instances, machine};
+
+    #[test]
+    fn compute_instances_of_one_gpu_instance_have_different_labels() {
+        let machine = machine(vec![compute_instances()]);
+        let held = Held::new();
+        let rows = rows(&machine.inventory, &held, "n1");
+        let labels: std::collections::BTreeSet<&str> = rows.iter().map(|r| r.labels.as_str()).collect();
+        assert_eq!((rows.len(), labels.len()), (3, 3), "{labels:?}");
+        assert!(rows[1].labels.contains("GPU_I_PROFILE=\"1c.3g.40gb\",GPU_I_ID=\"1\",GPU_CI_ID=\"1\""));
+        assert!(!rows[2].labels.contains("GPU_CI_ID"));
+    }
 
     #[tokio::test]
     async fn readings_are_removed_while_driver_hangs() {

@@ -17,6 +17,7 @@ use crate::NodeError;
 use crate::cluster::{Cluster, Eviction, NODE};
 use crate::driver::Driver;
 use crate::holders;
+use crate::model::is_in;
 
 /// The label that selects the desired layout.
 pub const CONFIG_LABEL: &str = "nvidia.com/mig.config";
@@ -51,7 +52,7 @@ pub(crate) fn label<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
 impl<C: Cluster> Manager<C> {
     /// Reconciles whenever the node's label changes; never returns while the API server watch is open.
     pub async fn run(self) {
-        let mut node = self.cluster.watch(NODE, &self.node);
+        let mut node = self.cluster.watch(NODE, None, &self.node);
         let mut done: Option<String> = None;
         loop {
             let desired = node.borrow_and_update().as_ref().and_then(|n| label(n, CONFIG_LABEL).map(str::to_owned));
@@ -116,7 +117,7 @@ impl<C: Cluster> Manager<C> {
                 for layout in &mut layouts {
                     let devices = devices(&inventory, layout.gpu);
                     let claimed =
-                        |i: &mig::Instance| devices.iter().any(|d| same(i, d) && claim_uuids.contains(&d.uuid));
+                        |i: &mig::Instance| devices.iter().any(|d| is_in(d, i) && claim_uuids.contains(&d.uuid));
                     let kept = layout.instances.iter().zip(&layout.ids).filter(|(i, _)| !claimed(i));
                     (layout.instances, layout.ids) = kept.map(|(i, id)| (i.clone(), *id)).unzip();
                 }
@@ -207,11 +208,6 @@ fn devices(inventory: &Inventory, gpu: u32) -> Vec<MigDevice> {
     found.and_then(|g| g.mig.as_ref()).map(|m| m.devices.clone()).unwrap_or_default()
 }
 
-/// Whether a MIG device occupies the position of an instance.
-fn same(instance: &mig::Instance, device: &MigDevice) -> bool {
-    instance.at.start == device.start && instance.at.size == device.size
-}
-
 /// UUIDs of the devices that a plan removes: destroyed MIG devices, and GPUs whose MIG mode changes.
 fn removed(inventory: &Inventory, plan: &mig::Plan) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
@@ -221,7 +217,7 @@ fn removed(inventory: &Inventory, plan: &mig::Plan) -> BTreeSet<String> {
             found.insert(gpu.uuid.clone());
         }
         for device in devices(inventory, change.gpu) {
-            if change.mode.is_some() || change.destroy.iter().any(|i| same(i, &device)) {
+            if change.mode.is_some() || change.destroy.iter().any(|i| is_in(&device, i)) {
                 found.insert(device.uuid);
             }
         }
@@ -255,4 +251,21 @@ fn built_in(layouts: &[mig::Layout]) -> mig::Config {
         configs.insert(format!("all-{}", mig::name_part(profile)), rules);
     }
     mig::Config { version: "v1".into(), configs }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples::{compute_instances, machine};
+    use slipway_gpu::nvml::Placement;
+
+    #[test]
+    fn all_devices_of_a_destroyed_gpu_instance_are_removed() {
+        let inventory = machine(vec![compute_instances()]).inventory;
+        let at = Placement { start: 4, size: 4 };
+        let parts = mig::Instance { profile: "3g.40gb".into(), at, compute: vec![1, 1] };
+        let change = mig::Change { gpu: 0, mode: None, keep: Vec::new(), destroy: vec![parts], create: Vec::new() };
+        let found = removed(&inventory, &mig::Plan { changes: vec![change] });
+        assert_eq!(found, BTreeSet::from(["MIG-1-0".to_owned(), "MIG-1-1".to_owned()]));
+    }
 }

@@ -15,7 +15,9 @@ pub(crate) const MIGRATION: Migration = Migration {
         ended INTEGER, joules REAL NOT NULL, busy_seconds REAL NOT NULL, idle_seconds REAL NOT NULL);
       CREATE UNIQUE INDEX leases_open ON leases (namespace, pod, container, resource, device, replica) WHERE ended IS NULL;
       CREATE INDEX leases_by_time ON leases (began);
-      CREATE TABLE claims (uid TEXT PRIMARY KEY, prepared TEXT NOT NULL);"],
+      CREATE TABLE claims (uid TEXT PRIMARY KEY, prepared TEXT NOT NULL);",
+      "CREATE TABLE domain_claims (uid TEXT PRIMARY KEY, namespace TEXT NOT NULL, name TEXT NOT NULL, domain_uid TEXT NOT NULL,
+        domain_name TEXT NOT NULL);"],
 };
 
 /// Retention period of ended leases: 90 days.
@@ -143,6 +145,57 @@ pub(crate) fn claims(c: &Connection) -> Result<Vec<(String, String)>, StoreError
 /// [`StoreError`] if the database fails.
 pub(crate) fn delete_claim(c: &Connection, uid: &str) -> Result<(), StoreError> {
     c.execute("DELETE FROM claims WHERE uid = ?1", [uid])?;
+    Ok(())
+}
+
+/// A claim on this node for a channel of a ComputeDomain, which is in the same namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DomainClaim {
+    pub(crate) uid: String,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) domain_uid: String,
+    pub(crate) domain_name: String,
+}
+
+/// Records a claim, unless a claim of another domain is recorded; then that one is returned.
+///
+/// # Errors
+/// [`StoreError`] if the database fails.
+pub(crate) fn put_domain_claim(c: &Connection, claim: &DomainClaim) -> Result<Option<DomainClaim>, StoreError> {
+    if let Some(other) = domain_claims(c)?.into_iter().find(|other| other.domain_uid != claim.domain_uid) {
+        return Ok(Some(other));
+    }
+    c.execute(
+        "INSERT INTO domain_claims (uid, namespace, name, domain_uid, domain_name) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (uid) DO NOTHING",
+        params![claim.uid, claim.namespace, claim.name, claim.domain_uid, claim.domain_name],
+    )?;
+    Ok(None)
+}
+
+/// All recorded claims for channels.
+///
+/// # Errors
+/// [`StoreError`] if the database fails.
+pub(crate) fn domain_claims(c: &Connection) -> Result<Vec<DomainClaim>, StoreError> {
+    c.rows("SELECT uid, namespace, name, domain_uid, domain_name FROM domain_claims ORDER BY uid", params![], |r| {
+        Ok(DomainClaim {
+            uid: r.get(0)?,
+            namespace: r.get(1)?,
+            name: r.get(2)?,
+            domain_uid: r.get(3)?,
+            domain_name: r.get(4)?,
+        })
+    })
+}
+
+/// Deletes the record of a claim for a channel.
+///
+/// # Errors
+/// [`StoreError`] if the database fails.
+pub(crate) fn delete_domain_claim(c: &Connection, uid: &str) -> Result<(), StoreError> {
+    c.execute("DELETE FROM domain_claims WHERE uid = ?1", [uid])?;
     Ok(())
 }
 

@@ -190,7 +190,7 @@ pub fn offers(machine: &Machine, config: &Config) -> Result<Vec<Offer>, String> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::tests::{gpu, machine};
+    use crate::samples::{gpu, machine};
 
     fn named(machine: &Machine, config: &str) -> Result<Vec<(String, usize)>, String> {
         let offers = offers(machine, &Config::parse(config)?)?;
@@ -222,6 +222,13 @@ mod tests {
         let same_profile = machine(vec![gpu(0, Some(&["1g.10gb"; 7])), gpu(1, Some(&["1g.10gb"; 7]))]);
         assert_eq!(named(&same_profile, &config("single")), expected(&[(GPU, 14)]));
         assert_eq!(named(&machine(vec![gpu(0, None)]), &config("single")), expected(&[(GPU, 1)]));
+    }
+
+    #[test]
+    fn compute_instances_are_resources_of_their_own() {
+        let machine = machine(vec![crate::samples::compute_instances()]);
+        let named = named(&machine, "version: v1\nflags: {migStrategy: mixed}");
+        assert_eq!(named, expected(&[("nvidia.com/mig-1c.3g.40gb", 2), ("nvidia.com/mig-1g.10gb", 1)]));
     }
 
     #[test]

@@ -421,6 +421,17 @@ impl Backoff for WatchBackoff {
     }
 }
 
+/// The resource version of an object. Resource versions increase and may be compared (KEP-5504, from Kubernetes 1.35).
+pub(crate) fn version(object: &Value) -> u64 {
+    object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+/// Namespace (empty for cluster-scoped objects) and name of an object.
+pub(crate) fn key_of(object: &Value) -> (String, String) {
+    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+    (text("namespace"), text("name"))
+}
+
 fn to_json(object: DynamicObject) -> Result<Value, KubeError> {
     serde_json::to_value(object).map_err(|e| KubeError::Invalid(e.to_string()))
 }

@@ -5,6 +5,7 @@
 //! | [`api`] | a client for objects of any kind: read, apply, delete, watch, evict |
 //! | [`nodes`], `reader_tokens` | requests to the node agents, and the cache of their tokens |
 //! | [`runs`] | runs as pods: the executor and the controller |
+//! | [`domains`] | the controller of ComputeDomains |
 //! | [`queue`], [`leader`] | the work queue and the leader election of controllers |
 //! | [`authority`] | authentication of tokens and authorization of requests |
 //! | [`install`] | the objects of an installation: rendered, applied, removed |
@@ -12,6 +13,7 @@
 
 pub mod api;
 pub mod authority;
+pub mod domains;
 pub mod error;
 pub mod install;
 pub mod leader;

@@ -124,6 +124,8 @@ pub struct Event {
     pub data: u64,
     /// Id of the affected MIG GPU instance; `None` if the whole GPU is affected.
     pub gpu_instance: Option<u32>,
+    /// Id of the affected compute instance in it; `None` if the whole GPU instance is affected.
+    pub compute_instance: Option<u32>,
 }
 
 /// The recovery action that the driver requires before a GPU can be used again.
@@ -368,6 +370,7 @@ impl Watch<'_> {
                     kind: data.eventType,
                     data: data.eventData,
                     gpu_instance: (data.gpuInstanceId != u32::MAX).then_some(data.gpuInstanceId),
+                    compute_instance: (data.computeInstanceId != u32::MAX).then_some(data.computeInstanceId),
                 }))
             }
             Err(e) if e.code == codes::TIMEOUT => Ok(None),

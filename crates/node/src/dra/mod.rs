@@ -3,11 +3,12 @@
 //! Source: Kubernetes, "Dynamic Resource Allocation"; `k8s.io/kubelet/pkg/apis/dra/v1` and `pluginregistration/v1`. The
 //! attribute names are those of NVIDIA's DRA driver, so selectors written for it keep working.
 //!
-//! A GPU without MIG is one device. A GPU with MIG is offered as all partitions that are possible on it (partitionable devices); the
-//! scheduler does not allocate overlapping ones. The MIG instance of a partition is created when a pod with the claim starts on the
-//! node, and destroyed afterwards.
+//! A GPU without MIG is one device. A GPU with MIG is offered as its existing MIG devices and as all partitions that are possible beside them
+//! (partitionable devices); the scheduler does not allocate overlapping ones. The MIG instance of a partition is created when a pod with the
+//! claim starts on the node, and destroyed afterwards. Instances that were not created for claims are never destroyed for one.
 
 pub mod channels;
+pub mod membership;
 mod prepare;
 mod slices;
 
@@ -17,6 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use slipway_gpu::inventory::MigDevice;
 use slipway_store::Database;
 use tokio::sync::Notify;
 use tokio_stream::{Stream, StreamExt};
@@ -48,6 +50,9 @@ pub(crate) enum Device {
     Gpu(u32),
     /// A MIG partition, named like `gpu-0-mig-1g10gb-2`: profile and first memory slice.
     Partition { gpu: u32, profile: String, start: u32 },
+    /// An existing compute instance that shares its GPU instance, named like `gpu-0-mig-1c3g40gb-4-1`: profile, first memory slice, and id
+    /// of the compute instance. Its UUID.
+    ComputeInstance(String),
 }
 
 /// A profile as part of a device name, which cannot contain dots and plus signs: `1g.10gb+me` becomes `1g10gb-me`, and `1g.24gb-me`
@@ -64,11 +69,23 @@ pub(crate) fn partition_name(gpu: u32, profile: &str, start: u32) -> String {
     format!("gpu-{gpu}-mig-{}-{start}", name_part(profile))
 }
 
+/// The name of an existing MIG device.
+pub(crate) fn mig_device_name(gpu: u32, device: &MigDevice) -> String {
+    let name = partition_name(gpu, &device.profile, device.start);
+    if device.is_part() { format!("{name}-{}", device.compute_instance) } else { name }
+}
+
 /// Finds the device with this name; `None` if the machine has no such GPU or possible partition.
 pub(crate) fn find_device(machine: &Machine, name: &str) -> Option<Device> {
     for gpu in &machine.inventory.gpus {
         if name == gpu_name(gpu.index) {
             return Some(Device::Gpu(gpu.index));
+        }
+        let parts = gpu.mig.iter().flat_map(|m| &m.devices).filter(|d| d.is_part());
+        for device in parts {
+            if name == mig_device_name(gpu.index, device) {
+                return Some(Device::ComputeInstance(device.uuid.clone()));
+            }
         }
     }
     for layout in &machine.layouts {
@@ -88,6 +105,7 @@ pub(crate) fn uuid_of(machine: &Machine, name: &str) -> Option<String> {
     let gpu = |index: u32| machine.inventory.gpus.iter().find(|g| g.index == index);
     match find_device(machine, name)? {
         Device::Gpu(index) => Some(gpu(index)?.uuid.clone()),
+        Device::ComputeInstance(uuid) => Some(uuid),
         Device::Partition { gpu: index, profile, start } => {
             let devices = &gpu(index)?.mig.as_ref()?.devices;
             Some(devices.iter().find(|d| d.profile == profile && d.start == start)?.uuid.clone())
@@ -96,12 +114,13 @@ pub(crate) fn uuid_of(machine: &Machine, name: &str) -> Option<String> {
 }
 
 /// The devices that a DRA driver offers.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
+#[allow(missing_debug_implementations)] // `Database` does not implement `Debug`
 pub enum Devices {
     /// GPUs and MIG partitions.
     Gpus,
     /// IMEX channels.
-    Channels(channels::Folders),
+    Channels(channels::Settings),
 }
 
 /// The DRA driver: serves the kubelet and publishes slices.
@@ -151,22 +170,22 @@ impl<C: Cluster> Dra<C> {
     fn specs(&self, machine: &Machine) -> Result<Vec<serde_json::Value>, NodeError> {
         match &self.devices {
             Devices::Gpus => Ok(slices::specs(machine)),
-            Devices::Channels(folders) => channels::specs(folders, machine),
+            Devices::Channels(settings) => channels::specs(settings, machine),
         }
     }
 
     async fn prepare(&self, claim: &api::Claim) -> Result<Vec<api::Device>, NodeError> {
         match &self.devices {
             Devices::Gpus => prepare::prepare(self, claim).await,
-            Devices::Channels(folders) => channels::prepare(self, folders, claim).await,
+            Devices::Channels(settings) => channels::prepare(self, settings, claim).await,
         }
     }
 
-    /// Releases a claim. Nothing was created for channels.
+    /// Releases a claim.
     async fn unprepare(&self, uid: &str) -> Result<(), NodeError> {
         match &self.devices {
             Devices::Gpus => prepare::unprepare(self, uid).await,
-            Devices::Channels(_) => Ok(()),
+            Devices::Channels(settings) => settings.membership.leave(uid).await,
         }
     }
 
@@ -345,7 +364,7 @@ fn device_health(machine: &Machine, pool: &str) -> Vec<health::DeviceHealth> {
             None => add(gpu_name(gpu.index), machine.fault(&gpu.uuid, None)),
             Some(mig) => {
                 for d in &mig.devices {
-                    add(partition_name(gpu.index, &d.profile, d.start), machine.fault(&d.uuid, Some(&gpu.uuid)));
+                    add(mig_device_name(gpu.index, d), machine.fault(&d.uuid, Some(&gpu.uuid)));
                 }
             }
         }

@@ -73,6 +73,7 @@ pub(super) async fn prepare<C: Cluster>(dra: &Dra<C>, requested: &api::Claim) ->
     let claim =
         claim.ok_or_else(|| NodeError::Invalid("the claim was deleted, or recreated under the same name".into()))?;
     let allocated = allocated(&claim, &dra.name, &dra.node)?;
+    check_unused(dra, &requested.uid, &allocated).await?;
     let mut record = load(dra, &requested.uid).await?.unwrap_or_default();
     let state = dra.driver.subscribe().borrow().clone();
     let machine = state.machine().ok_or_else(|| NodeError::NoDriver("it is gone".into()))?;
@@ -86,9 +87,17 @@ pub(super) async fn prepare<C: Cluster>(dra: &Dra<C>, requested: &api::Claim) ->
     }
     record.made.extend(missing.iter().cloned());
     save(dra, &requested.uid, &record).await?;
+    for (at, (_, partition)) in missing.iter().enumerate() {
+        let partitions = vec![partition.clone()];
+        if let Err(error) = dra.driver.with(move |nvml| change(nvml, &partitions, true)).await {
+            // Another process may create these partitions later, and this claim must not destroy them.
+            missing[at..].iter().for_each(|(device, _)| drop(record.made.remove(device)));
+            save(dra, &requested.uid, &record).await?;
+            update_claimed(dra).await?;
+            return Err(error);
+        }
+    }
     if !missing.is_empty() {
-        let partitions: Vec<Partition> = missing.into_iter().map(|(_, partition)| partition).collect();
-        dra.driver.with(move |nvml| change(nvml, &partitions, true)).await?;
         update_claimed(dra).await?;
     }
     let state = dra.driver.subscribe().borrow().clone();
@@ -110,6 +119,23 @@ pub(super) async fn prepare<C: Cluster>(dra: &Dra<C>, requested: &api::Claim) ->
             })
         })
         .collect()
+}
+
+/// Checks that no partition of a claim was created for another one, which would destroy it when it is released. The scheduler may allocate a
+/// device again before the kubelet has released it, for instance after a pod was deleted by force; the kubelet attempts it again.
+async fn check_unused<C: Cluster>(dra: &Dra<C>, uid: &str, allocated: &[Allocated]) -> Result<(), NodeError> {
+    let records = dra.database.read(repo::claims).await?;
+    match held_by_another(&records, uid, allocated) {
+        Some(device) => Err(NodeError::Invalid(format!("{device} is not released by another claim yet"))),
+        None => Ok(()),
+    }
+}
+
+/// A device that was created for another claim than `uid`, in the records of all claims.
+fn held_by_another<'a>(records: &[(String, String)], uid: &str, allocated: &'a [Allocated]) -> Option<&'a str> {
+    let others = records.iter().filter(|(other, _)| other != uid);
+    let others: Vec<Prepared> = others.filter_map(|(_, text)| serde_json::from_str(text).ok()).collect();
+    allocated.iter().map(|a| a.device.as_str()).find(|device| others.iter().any(|o| o.made.contains_key(*device)))
 }
 
 /// Releases a claim: destroys its partitions and deletes its record.
@@ -170,4 +196,22 @@ async fn save<C: Cluster>(dra: &Dra<C>, uid: &str, record: &Prepared) -> Result<
     let text = serde_json::to_string(record).map_err(|e| NodeError::Invalid(e.to_string()))?;
     let uid = uid.to_owned();
     dra.database.write(move |c| repo::put_claim(c, &uid, &text)).await.map_err(NodeError::Store)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partition_of_another_claim_is_not_prepared() {
+        let partition = Partition { gpu: 0, profile: "3g.40gb".into(), start: 4 };
+        let made = BTreeMap::from([("gpu-0-mig-3g40gb-4".to_owned(), partition)]);
+        let text = serde_json::to_string(&Prepared { made }).unwrap();
+        let records = [("first".to_owned(), text), ("unreadable".to_owned(), "{}".to_owned())];
+        let device = |name: &str| Allocated { request: "gpu".into(), device: name.into(), share: None };
+        let devices = [device("gpu-0-mig-1g10gb-0"), device("gpu-0-mig-3g40gb-4")];
+        assert_eq!(held_by_another(&records, "second", &devices), Some("gpu-0-mig-3g40gb-4"));
+        assert_eq!(held_by_another(&records, "first", &devices), None, "preparing is idempotent");
+        assert_eq!(held_by_another(&records, "second", &devices[..1]), None);
+    }
 }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use slipway_gpu::inventory::Gpu;
-use slipway_gpu::mig::{Layout, Profile};
+use slipway_gpu::inventory::{Gpu, MigDevice};
+use slipway_gpu::mig::{Instance, Layout, Profile};
 
-use super::{Dra, gpu_name, partition_name};
+use super::{Dra, gpu_name, mig_device_name, partition_name};
 use crate::cluster::{Cluster, ClusterError, NODE, RESOURCE_SLICE};
 use crate::driver::{Machine, State};
+use crate::model::is_in;
 
 const MANAGER: &str = "slipway-node-dra";
 /// Key of the taint on devices that must not be used.
@@ -82,29 +83,74 @@ fn counter(slice: u32) -> String {
     format!("memory-slice-{slice}")
 }
 
-/// The devices of a GPU with MIG: the counter set that its partitions share, and all possible partitions.
-fn partitions(machine: &Machine, gpu: &Gpu, layout: &Layout) -> (Value, Vec<Value>) {
+/// The devices of a GPU with MIG: its existing MIG devices, the partitions that are possible beside them, and the counter set that these share;
+/// `None` without partitions.
+///
+/// Instances that were not created for claims are never destroyed for one. Their devices consume no counters, the counters lack what they
+/// occupy, and partitions that overlap them are not offered.
+fn partitions(machine: &Machine, gpu: &Gpu, layout: &Layout) -> (Option<Value>, Vec<Value>) {
     let set = format!("{}-counters", gpu_name(gpu.index));
     let geometry = &layout.geometry;
-    let mut counters: Map<String, Value> = (0..geometry.memory).map(|s| (counter(s), json!({"value": "1"}))).collect();
-    counters.insert("compute-slices".into(), json!({"value": geometry.compute.to_string()}));
-    counters.extend(engine_counters(geometry.media()));
-    let existing = gpu.mig.iter().flat_map(|m| &m.devices);
-    let existing: Vec<_> = existing.collect();
-    let mut devices = Vec::new();
-    for profile in &geometry.profiles {
-        for start in &profile.starts {
-            let overlaps =
-                |d: &&&slipway_gpu::inventory::MigDevice| d.start < start + profile.size && *start < d.start + d.size;
-            let same = existing.iter().find(|d| d.profile == profile.name && d.start == *start);
-            // Instances that were not created for claims are never destroyed for one, so they block overlapping partitions.
-            if same.is_none() && existing.iter().any(|d| overlaps(&d) && !machine.claimed.contains(&d.uuid)) {
-                continue;
-            }
-            devices.push(partition(machine, gpu, profile, *start, &set, same.map(|d| d.uuid.as_str())));
+    let existing: Vec<&MigDevice> = gpu.mig.iter().flat_map(|m| &m.devices).collect();
+    let is_claimed = |i: &&Instance| existing.iter().any(|d| is_in(d, i) && machine.claimed.contains(&d.uuid));
+    let fixed: Vec<&Instance> = layout.instances.iter().filter(|i| !is_claimed(i)).collect();
+    let is_free = |from: u32, to: u32| fixed.iter().all(|i| to <= i.at.start || i.at.start + i.at.size <= from);
+    let (mut compute, mut media) = (geometry.compute, geometry.media());
+    for profile in fixed.iter().filter_map(|i| geometry.profile(&i.profile)) {
+        compute = compute.saturating_sub(profile.compute);
+        for (free, used) in media.iter_mut().zip(profile.engines.media()) {
+            *free = free.saturating_sub(used);
         }
     }
-    (json!({"name": set, "counters": counters}), devices)
+    let mut devices: Vec<Value> = existing
+        .iter()
+        .filter(|d| !machine.claimed.contains(&d.uuid) && !d.profile.is_empty())
+        .map(|d| fixed_device(machine, gpu, d))
+        .collect();
+    let mut possible = Vec::new();
+    for profile in &geometry.profiles {
+        let fits =
+            profile.compute <= compute && profile.engines.media().iter().zip(&media).all(|(used, free)| used <= free);
+        for start in profile.starts.iter().filter(|start| fits && is_free(**start, **start + profile.size)) {
+            let uuid =
+                existing.iter().find(|d| d.profile == profile.name && d.start == *start).map(|d| d.uuid.as_str());
+            possible.push(partition(machine, gpu, profile, *start, &set, uuid));
+        }
+    }
+    if possible.is_empty() {
+        return (None, devices);
+    }
+    devices.extend(possible);
+    let slices = (0..geometry.memory).filter(|s| is_free(*s, s + 1));
+    let mut counters: Map<String, Value> = slices.map(|s| (counter(s), json!({"value": "1"}))).collect();
+    counters.insert("compute-slices".into(), json!({"value": compute.to_string()}));
+    counters.extend(engine_counters(media));
+    (Some(json!({"name": set, "counters": counters})), devices)
+}
+
+/// Attributes of a MIG device or partition.
+fn mig_attributes(machine: &Machine, gpu: &Gpu, profile: &str) -> Map<String, Value> {
+    let mut a = attributes(machine, gpu, "mig");
+    a.insert("profile".into(), text(profile));
+    a.insert("parentUUID".into(), text(&gpu.uuid));
+    a.insert("parentIndex".into(), json!({"int": gpu.index}));
+    a
+}
+
+/// A MIG device that was not created for a claim. The memory of a compute instance is that of its GPU instance, which its neighbours share.
+fn fixed_device(machine: &Machine, gpu: &Gpu, device: &MigDevice) -> Value {
+    let mut a = mig_attributes(machine, gpu, &device.profile);
+    a.insert("uuid".into(), text(&device.uuid));
+    let mut out = json!({
+        "name": mig_device_name(gpu.index, device),
+        "attributes": a,
+        "capacity": {
+            "memory": mebibytes(device.attributes.memory_mib),
+            "multiprocessors": {"value": device.attributes.multiprocessors.to_string()},
+        },
+    });
+    add_taint(machine, &device.uuid, Some(&gpu.uuid), &mut out);
+    out
 }
 
 /// Counters of media engines, without those of which there is none.
@@ -114,15 +160,10 @@ fn engine_counters(engines: [u32; 4]) -> impl Iterator<Item = (String, Value)> {
     counters.map(|(name, count)| (name.to_owned(), json!({"value": count.to_string()})))
 }
 
+/// A partition that is created for a claim; `uuid` is that of the device if it exists.
 fn partition(machine: &Machine, gpu: &Gpu, profile: &Profile, start: u32, set: &str, uuid: Option<&str>) -> Value {
-    let mut a = attributes(machine, gpu, "mig");
-    a.insert("profile".into(), text(&profile.name));
-    a.insert("parentUUID".into(), text(&gpu.uuid));
-    a.insert("parentIndex".into(), json!({"int": gpu.index}));
     // Instances created for claims have changing UUIDs, which claims cannot select on.
-    if let Some(uuid) = uuid.filter(|u| !machine.claimed.contains(*u)) {
-        a.insert("uuid".into(), text(uuid));
-    }
+    let a = mig_attributes(machine, gpu, &profile.name);
     let mut used: Map<String, Value> =
         (start..start + profile.size).map(|s| (counter(s), json!({"value": "1"}))).collect();
     used.insert("compute-slices".into(), json!({"value": profile.compute.to_string()}));
@@ -149,7 +190,7 @@ pub(super) fn specs(machine: &Machine) -> Vec<Value> {
         let layout = machine.layouts.iter().find(|l| l.gpu == gpu.index && l.enabled);
         if let Some(layout) = layout {
             let (set, devices) = partitions(machine, gpu, layout);
-            counters.push(set);
+            counters.extend(set);
             // The API limits a slice to 64 devices that consume counters.
             parts.extend(devices.chunks(64).map(|d| json!({"devices": d})));
             continue;
@@ -165,7 +206,7 @@ pub(super) fn specs(machine: &Machine) -> Vec<Value> {
         whole.push(device);
     }
     let mut specs = Vec::new();
-    if !whole.is_empty() || counters.is_empty() {
+    if !whole.is_empty() || (counters.is_empty() && parts.is_empty()) {
         specs.push(json!({"devices": whole}));
     }
     // The API limits a slice to eight counter sets.
@@ -270,6 +311,7 @@ fn covers(existing: &Value, desired: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::samples::{compute_instances, machine};
 
     #[test]
     fn versions_are_converted_to_semantic_versions() {
@@ -292,6 +334,91 @@ mod tests {
         };
         assert_eq!(used("1g.24gb-me"), "");
         assert_eq!(used("1g.24gb+me.all"), "decoders=4 encoders=4 jpeg-engines=4 ofa-engines=1");
+    }
+
+    /// A machine with the MIG devices of [`compute_instances`].
+    fn divided() -> Machine {
+        let mut machine = machine(vec![compute_instances()]);
+        let instance = |profile: &str, start, size, compute: &[u32]| Instance {
+            profile: profile.into(),
+            at: slipway_gpu::nvml::Placement { start, size },
+            compute: compute.to_vec(),
+        };
+        machine.layouts = vec![Layout {
+            gpu: 0,
+            pci_id: 0,
+            subsystem_id: 0,
+            machine_gpus: 1,
+            enabled: true,
+            instances: vec![instance("1g.10gb", 0, 1, &[]), instance("3g.40gb", 4, 4, &[1, 1])],
+            geometry: slipway_gpu::mig::Geometry::family("h100-80gb").unwrap(),
+            processes: Vec::new(),
+            ids: vec![9, 1],
+        }];
+        machine
+    }
+
+    fn names(machine: &Machine) -> Vec<String> {
+        let slices = specs(machine);
+        let devices = slices.iter().filter_map(|s| s["devices"].as_array()).flatten();
+        devices.map(|d| d["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn compute_instances_are_devices_and_block_what_overlaps_their_instance() {
+        let machine = divided();
+        let names = names(&machine);
+        assert_eq!(names[..3], ["gpu-0-mig-1c3g40gb-4-0", "gpu-0-mig-1c3g40gb-4-1", "gpu-0-mig-1g10gb-0"]);
+        assert!(
+            names.contains(&"gpu-0-mig-1g10gb-3".into()) && names.contains(&"gpu-0-mig-2g20gb-2".into()),
+            "{names:?}"
+        );
+        for overlapping in ["gpu-0-mig-3g40gb-4", "gpu-0-mig-3g40gb-0", "gpu-0-mig-1g10gb-4", "gpu-0-mig-2g20gb-0"] {
+            assert!(!names.contains(&overlapping.into()), "{overlapping} overlaps an instance that no claim created");
+        }
+        let specs = specs(&machine);
+        let counters = &specs[0]["sharedCounters"][0]["counters"];
+        // The 3g.40gb and the 1g.10gb occupy four of the seven compute slices.
+        assert_eq!(counters["compute-slices"], json!({"value": "3"}));
+        let slices: Vec<&String> = counters.as_object().unwrap().keys().filter(|k| k.starts_with("memory")).collect();
+        assert_eq!(slices, ["memory-slice-1", "memory-slice-2", "memory-slice-3"]);
+        let part = &specs[1]["devices"][1];
+        assert_eq!(part["attributes"]["uuid"], json!({"string": "MIG-1-1"}));
+        assert_eq!(part["attributes"]["profile"], json!({"string": "1c.3g.40gb"}));
+        assert!(part.get("consumesCounters").is_none());
+        for name in &names {
+            assert!(crate::dra::find_device(&machine, name).is_some(), "{name}");
+        }
+        assert_eq!(crate::dra::uuid_of(&machine, "gpu-0-mig-1c3g40gb-4-1").unwrap(), "MIG-1-1");
+        assert_eq!(crate::dra::uuid_of(&machine, "gpu-0-mig-1g10gb-0").unwrap(), "MIG-9-0");
+        assert_eq!(crate::dra::uuid_of(&machine, "gpu-0-mig-3g40gb-4"), None);
+    }
+
+    #[test]
+    fn instances_of_claims_stay_partitions() {
+        let mut machine = divided();
+        machine.claimed = ["MIG-9-0".to_owned()].into();
+        let names = names(&machine);
+        assert_eq!(names.iter().filter(|n| *n == "gpu-0-mig-1g10gb-0").count(), 1);
+        assert!(
+            names.contains(&"gpu-0-mig-2g20gb-0".into()),
+            "the claim may be released before another one is prepared: {names:?}"
+        );
+        let specs = specs(&machine);
+        assert_eq!(specs[0]["sharedCounters"][0]["counters"]["compute-slices"], json!({"value": "4"}));
+        let partition =
+            specs[1]["devices"].as_array().unwrap().iter().find(|d| d["name"] == "gpu-0-mig-1g10gb-0").unwrap();
+        assert!(partition["attributes"].get("uuid").is_none() && partition["consumesCounters"].is_array());
+    }
+
+    #[test]
+    fn gpu_without_free_slices_has_no_counters() {
+        let mut machine = divided();
+        machine.layouts[0].instances =
+            vec![Instance::new("7g.80gb", slipway_gpu::nvml::Placement { start: 0, size: 8 })];
+        let specs = specs(&machine);
+        assert!(specs.iter().all(|s| s.get("sharedCounters").is_none()), "{specs:?}");
+        assert_eq!(specs.len(), 1);
     }
 
     #[test]

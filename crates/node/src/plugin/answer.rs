@@ -162,8 +162,8 @@ fn device_specs(machine: &Machine, units: &[&Unit], roots: &Roots) -> Result<Vec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::tests::{gpu, machine};
     use crate::resources::offers;
+    use crate::samples::{gpu, machine};
 
     fn allocate_ids(config: &str, ids: &[&str]) -> Result<ContainerAllocateResponse, String> {
         allocate_below("/", config, ids)

@@ -2,6 +2,7 @@
 //! test compares both.
 
 mod control_plane;
+mod domains;
 mod node;
 mod objects;
 mod runs;
@@ -18,6 +19,7 @@ pub use crate::names::enable_namespace;
 
 use self::objects::object;
 use crate::api::{NODE, POD};
+use crate::domains::{COMPUTE_DOMAIN, without_finalizer};
 use crate::names::{self, FINALIZER, INSTALLATION_LABEL, RUN_LABEL};
 use crate::{Api, KubeError, Resource};
 
@@ -92,6 +94,10 @@ pub fn objects(values: &Values) -> Vec<Value> {
     all[0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = json!(enforced);
     if values.node.enabled {
         all.extend(node::objects(values));
+    }
+    if values.compute_domains.enabled {
+        all.push(domains::definition(values));
+        all.extend(domains::objects(values));
     }
     if values.server.enabled {
         all.push(control_plane::definition(values));
@@ -200,6 +206,7 @@ pub async fn apply(api: &Api, values: &Values, dry_run: bool) -> Result<Vec<Step
             steps.push(step(Action::Delete, resource, &object));
         }
     }
+    steps.extend(remove_domains(api, &steps, dry_run).await?);
     steps.extend(remove_legacy_secrets(api, &values.namespace, dry_run).await?);
     Ok(steps)
 }
@@ -246,6 +253,32 @@ fn is_unchanged(before: &Value, after: &Value) -> bool {
     normalized(before) == normalized(after)
 }
 
+/// Deletes all ComputeDomains if these steps delete their definition. Their controller is deleted too, so their finalizers are removed here.
+async fn remove_domains(api: &Api, steps: &[Step], dry_run: bool) -> Result<Vec<Step>, KubeError> {
+    if !steps.iter().any(|s| s.action == Action::Delete && s.name == domains::DEFINITION_NAME) {
+        return Ok(Vec::new());
+    }
+    let mut removed = Vec::new();
+    for domain in list_if_defined(api, &COMPUTE_DOMAIN).await? {
+        let (object_namespace, name) = name_of(&domain);
+        if !dry_run {
+            api.delete(&COMPUTE_DOMAIN, object_namespace, name).await?;
+            let patch = json!({"metadata": {"finalizers": without_finalizer(&domain)["metadata"]["finalizers"]}});
+            api.merge(&COMPUTE_DOMAIN, object_namespace, name, false, &patch).await.or_else(ignore_not_found)?;
+        }
+        removed.push(deleted(&COMPUTE_DOMAIN, object_namespace, name));
+    }
+    Ok(removed)
+}
+
+/// The objects of a kind in all namespaces; none if the cluster does not have this kind.
+async fn list_if_defined(api: &Api, resource: &Resource<'static>) -> Result<Vec<Value>, KubeError> {
+    match api.list(resource, None, "", "").await {
+        Err(KubeError::Refused { code: 404, .. }) => Ok(Vec::new()),
+        found => found,
+    }
+}
+
 /// All existing objects with the label of an installation, in the order of [`KINDS`].
 async fn installed_objects(
     api: &Api,
@@ -281,7 +314,8 @@ pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Ste
     for (resource, object) in installed_objects(api, namespace).await?.into_iter().rev() {
         let (object_namespace, name) = name_of(&object);
         if resource.kind == "DaemonSet" {
-            drivers.extend(object["metadata"]["annotations"][node::DRIVER_ANNOTATION].as_str().map(str::to_owned));
+            let names = object["metadata"]["annotations"][node::DRIVER_ANNOTATION].as_str().unwrap_or_default();
+            drivers.extend(names.split(',').filter(|n| !n.is_empty()).map(str::to_owned));
         }
         if !dry_run {
             api.delete(resource, object_namespace, name).await?;
@@ -300,6 +334,7 @@ pub async fn remove(api: &Api, namespace: &str, dry_run: bool) -> Result<Vec<Ste
             steps.push(deleted(&SLICE, None, name));
         }
     }
+    steps.extend(remove_domains(api, &steps, dry_run).await?);
     // Runs are deleted with their definition. The controller is removed too, so remove the finalizers of their pods here.
     for pod in api.list(&POD, None, "", RUN_LABEL).await? {
         let (object_namespace, name) = name_of(&pod);
@@ -447,7 +482,8 @@ mod tests {
         for name in ["team-a", "team-b"] {
             cluster.put("namespaces", namespace(name));
         }
-        let values = Values::read("sys", &["runs: {namespaces: [team-a]}".into()]).unwrap();
+        let text = "runs: {namespaces: [team-a]}\nnode: {offer: dra}\ncomputeDomains: {enabled: true}";
+        let values = Values::read("sys", &[text.into()]).unwrap();
         let created = apply(&api, &values, false).await.unwrap();
         assert!(created.len() > 30 && created.iter().all(|s| s.action == Action::Create), "{created:?}");
         let again = apply(&api, &values, false).await.unwrap();
@@ -469,7 +505,8 @@ mod tests {
         assert_eq!(deleted_steps, [&deleted(&SECRET, Some("team-a"), "slipway-run")]);
         assert_eq!(cluster.names("secrets"), ["slipway-run-x-1-a", "slipway-run"]);
         // A namespace that is no longer listed is disabled.
-        let fewer = apply(&api, &Values::read("sys", &[]).unwrap(), false).await.unwrap();
+        let without = "node: {offer: dra}\ncomputeDomains: {enabled: true}".to_owned();
+        let fewer = apply(&api, &Values::read("sys", &[without]).unwrap(), false).await.unwrap();
         let deleted_steps: Vec<(&str, Option<&str>)> = fewer
             .iter()
             .filter(|s| s.action == Action::Delete)
@@ -489,7 +526,25 @@ mod tests {
         };
         cluster.put("rolebindings", binding("team-b", "slipway-runs-sys"));
         cluster.put("rolebindings", binding("team-a", "slipway-runs-other"));
+        // Nobody is left to remove the finalizer of a domain, or the slices of channels.
+        cluster.put(
+            "computedomains",
+            json!({"metadata": {"name": "d", "namespace": "team-b", "finalizers": [crate::domains::FINALIZER]}}),
+        );
+        let slice = |name: &str, driver: &str| json!({"metadata": {"name": name}, "spec": {"driver": driver}});
+        cluster.put("resourceslices", slice("n1-channels", "compute-domain.nvidia.com"));
+        let no_domains = "node: {offer: dra}".to_owned();
+        let disabled = Values::read("sys", &[no_domains]).unwrap();
+        apply(&api, &disabled, false).await.unwrap();
+        assert!(cluster.names("computedomains").is_empty(), "disabling removes them as well");
+        assert!(cluster.get("customresourcedefinitions", "", domains::DEFINITION_NAME).is_none());
+        apply(&api, &values, false).await.unwrap();
+        cluster.put(
+            "computedomains",
+            json!({"metadata": {"name": "d", "namespace": "team-b", "finalizers": [crate::domains::FINALIZER]}}),
+        );
         remove(&api, "sys", false).await.unwrap();
+        assert!(cluster.names("computedomains").is_empty() && cluster.names("resourceslices").is_empty());
         for resource in &KINDS {
             let remaining = cluster.names(resource.plural);
             let expected: &[&str] = match resource.kind {

@@ -1,17 +1,21 @@
 //! Objects of the node agent: the DaemonSet, its RBAC rules, and admission policies that restrict each agent to its own node.
 
 use serde_json::{Value, json};
+use slipway_core::compute_domain::LABEL;
 use slipway_core::node_access::ACCOUNT;
 
 use super::Values;
 use super::objects::{
     PolicyScope, admission_policy, allow_ingress, labels, object, restricted_security_context, selector,
 };
+use crate::domains::CHANNEL_DRIVER;
 
-/// Annotation of the DaemonSet with the name of the DRA driver, by which its ResourceSlices are found when it is removed.
+/// Annotation of the DaemonSet with the names of its DRA drivers, separated by commas, by which its ResourceSlices are found when it is removed.
 pub(super) const DRIVER_ANNOTATION: &str = "slipway.dev/dra-driver";
 const NAME: &str = "slipway-node";
 const PORT: u16 = 9400;
+/// Port at which an IMEX daemon accepts its peers (`SERVER_PORT` of its configuration).
+const IMEX_PORT: u16 = 50000;
 
 pub(super) fn objects(values: &Values) -> Vec<Value> {
     let node_object = |kind, name: &str, namespaced, body| object(values, "node", kind, name, namespaced, body);
@@ -25,15 +29,7 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
             ("rbac.authorization.k8s.io/v1", "ClusterRole"),
             &cluster_name,
             false,
-            json!({"rules": [
-                {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "patch"]},
-                {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
-                {"apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"]},
-                {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
-                {"apiGroups": ["resource.k8s.io"], "resources": ["resourceclaims"], "verbs": ["get"]},
-                {"apiGroups": ["resource.k8s.io"], "resources": ["resourceslices"], "verbs": ["get", "list", "create", "patch", "delete"]},
-                {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
-            ]}),
+            json!({"rules": rules(values)}),
         ),
         node_object(
             ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"),
@@ -79,8 +75,37 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
     }
     if values.network_policy {
         all.push(allow_ingress(values, "node", &[PORT]));
+        if runs_imex(values) {
+            let pods = json!({"matchLabels": selector(values, "node")});
+            // Only other agents run daemons, and IMEX does not authenticate its peers.
+            let ingress = json!([{"from": [{"podSelector": pods}], "ports": [{"port": IMEX_PORT, "protocol": "TCP"}]}]);
+            let body = json!({"spec": {"podSelector": pods, "policyTypes": ["Ingress"], "ingress": ingress}});
+            all.push(node_object(("networking.k8s.io/v1", "NetworkPolicy"), "slipway-node-imex", true, body));
+        }
     }
     all
+}
+
+/// Whether the agents run IMEX.
+fn runs_imex(values: &Values) -> bool {
+    values.compute_domains.enabled && values.compute_domains.imex == "agent"
+}
+
+/// The RBAC rules of an agent.
+fn rules(values: &Values) -> Vec<Value> {
+    let mut rules = vec![
+        json!({"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "patch"]}),
+        json!({"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]}),
+        json!({"apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"]}),
+        json!({"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]}),
+        json!({"apiGroups": ["resource.k8s.io"], "resources": ["resourceclaims"], "verbs": ["get"]}),
+        json!({"apiGroups": ["resource.k8s.io"], "resources": ["resourceslices"], "verbs": ["get", "list", "create", "patch", "delete"]}),
+        json!({"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}),
+    ];
+    if values.compute_domains.enabled {
+        rules.push(json!({"apiGroups": ["resource.nvidia.com"], "resources": ["computedomains"], "verbs": ["get", "list", "watch"]}));
+    }
+    rules
 }
 
 fn daemon_set(values: &Values) -> Value {
@@ -137,11 +162,28 @@ fn daemon_set(values: &Values) -> Value {
         volumes.push(json!({"name": "mig-config", "configMap": {"name": "slipway-mig-config"}}));
         mounts.push(json!({"name": "mig-config", "mountPath": "/etc/slipway/mig", "readOnly": true}));
     }
+    let domains = &values.compute_domains;
+    if domains.enabled {
+        args.extend(["--imex-channels".into(), format!("--imex={}", domains.imex)]);
+        let plugin = kubelet(&format!("plugins/{CHANNEL_DRIVER}"));
+        volumes.push(host("channel-plugin", &plugin, "DirectoryOrCreate"));
+        mounts.push(json!({"name": "channel-plugin", "mountPath": plugin}));
+    }
+    if runs_imex(values) {
+        // IMEX finds its peers by names in the hosts file, and keeps what its peers have imported across restarts.
+        volumes.push(host("imex-hosts", "/run/slipway-imex-hosts", "FileOrCreate"));
+        volumes.push(host("imex", "/run/nvidia-imex", "DirectoryOrCreate"));
+        mounts.push(json!({"name": "imex-hosts", "mountPath": "/etc/hosts"}));
+        mounts.push(json!({"name": "imex", "mountPath": "/var/run/nvidia-imex"}));
+    }
     let mut env = vec![
         json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}),
         // The agent allocates little, so one malloc arena saves memory.
         json!({"name": "MALLOC_ARENA_MAX", "value": "1"}),
     ];
+    if runs_imex(values) {
+        env.push(json!({"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}));
+    }
     env.extend(node.env.iter().map(|(name, value)| json!({"name": name, "value": value})));
     // The kubelet's sockets belong to root, so the agent runs as root without capabilities, unless GPU access requires privileges.
     let mut security = restricted_security_context();
@@ -185,7 +227,9 @@ fn daemon_set(values: &Values) -> Value {
             "template": {"metadata": {"labels": labels(values, "node")}, "spec": pod},
         }}),
     );
-    set["metadata"]["annotations"] = json!({DRIVER_ANNOTATION: node.dra_driver});
+    let drivers =
+        if domains.enabled { format!("{},{CHANNEL_DRIVER}", node.dra_driver) } else { node.dra_driver.clone() };
+    set["metadata"]["annotations"] = json!({DRIVER_ANNOTATION: drivers});
     set
 }
 
@@ -197,9 +241,14 @@ fn restrict_to_own_node(values: &Values) -> Vec<Value> {
         let scope = PolicyScope { component: "node", name, account: NAME, group, resources, operations };
         admission_policy(values, &scope, validations)
     };
+    let own_label = if values.compute_domains.enabled {
+        format!("k.startsWith('nvidia.com/') || k == '{LABEL}'")
+    } else {
+        "k.startsWith('nvidia.com/')".into()
+    };
     let other_labels_unchanged = |a: &str, b: &str| {
         format!(
-            "{a}.metadata.?labels.orValue({{}}).all(k, k.startsWith('nvidia.com/') || \
+            "{a}.metadata.?labels.orValue({{}}).all(k, {own_label} || \
              {b}.metadata.?labels[?k].orValue('') == {a}.metadata.labels[k])"
         )
     };
@@ -212,8 +261,8 @@ fn restrict_to_own_node(values: &Values) -> Vec<Value> {
         json!([
             {"expression": format!("object.metadata.name == {own}"), "message": "an agent changes its own node only"},
             {"expression": "object.spec == oldObject.spec", "message": "an agent does not change a node's spec"},
-            {"expression": other_labels_unchanged("object", "oldObject"), "message": "an agent sets labels of nvidia.com/ only"},
-            {"expression": other_labels_unchanged("oldObject", "object"), "message": "an agent removes labels of nvidia.com/ only"},
+            {"expression": other_labels_unchanged("object", "oldObject"), "message": "an agent sets its own labels only"},
+            {"expression": other_labels_unchanged("oldObject", "object"), "message": "an agent removes its own labels only"},
         ]),
     ));
     all.extend(policy(

@@ -24,6 +24,7 @@ pub struct Values {
     pub gateway: Gateway,
     pub node: Node,
     pub device_classes: DeviceClasses,
+    pub compute_domains: ComputeDomains,
     pub service_monitor: ServiceMonitor,
     pub network_policy: bool,
     pub image_pull_secrets: Vec<Value>,
@@ -162,6 +163,18 @@ pub struct DeviceClasses {
     pub extended_resource_name: String,
 }
 
+/// ComputeDomains and their controller.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct ComputeDomains {
+    pub enabled: bool,
+    pub imex: String,
+    pub resources: Value,
+    pub node_selector: BTreeMap<String, String>,
+    pub tolerations: Vec<Value>,
+}
+
 /// A `ServiceMonitor` for the Prometheus operator.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -185,6 +198,16 @@ const INVALID_CORS_ORIGINS: &str =
 
 /// Error message; the chart has the same.
 const INSTALLATION_NAMESPACE_FOR_RUNS: &str = "the values: runs.namespaces must not contain the namespace of the installation, because runs could read its secrets";
+
+/// Error message; the chart has the same.
+const DOMAINS_WITHOUT_CLAIMS: &str = "the values: computeDomains.enabled needs the node agent with node.offer: dra";
+
+/// Error message; the chart has the same.
+const INVALID_IMEX: &str = "the values: computeDomains.imex must be agent or host";
+
+/// Error message; the chart has the same.
+const IMEX_WITHOUT_PRIVILEGES: &str =
+    "the values: computeDomains.imex: agent needs node.privileged, because IMEX opens devices of the driver";
 
 /// The `values.yaml` of the chart, the only place for defaults.
 const DEFAULTS: &str = include_str!("../../../../deploy/helm/slipway/values.yaml");
@@ -226,6 +249,7 @@ impl Values {
             )));
         }
         values.check_queues()?;
+        values.check_compute_domains().map_err(|message| KubeError::Invalid(message.into()))?;
         if !values.is_shared() && (values.server.replicas > 1 || values.gateway.enabled) {
             return Err(KubeError::Invalid(STATE_NOT_SHARED.into()));
         }
@@ -244,6 +268,17 @@ impl Values {
         match names.find(|name| !is_queue_name(name)) {
             Some(name) => invalid("name or runs.queue.namespaces", name, "the name of a queue"),
             None => Ok(()),
+        }
+    }
+
+    fn check_compute_domains(&self) -> Result<(), &'static str> {
+        let domains = &self.compute_domains;
+        match domains.imex.as_str() {
+            _ if !domains.enabled => Ok(()),
+            _ if !self.node.enabled || self.node.offer != "dra" => Err(DOMAINS_WITHOUT_CLAIMS),
+            "agent" if !self.node.privileged => Err(IMEX_WITHOUT_PRIVILEGES),
+            "agent" | "host" => Ok(()),
+            _ => Err(INVALID_IMEX),
         }
     }
 
@@ -318,6 +353,15 @@ mod tests {
             let error = Values::read("a", &[format!("runs: {{queue: {queue}}}")]).unwrap_err().to_string();
             assert!(error.contains("runs.queue") && error.contains(expected), "{error}");
         }
+        for (text, message) in [
+            ("computeDomains: {enabled: true}", DOMAINS_WITHOUT_CLAIMS),
+            ("node: {offer: dra, privileged: false}\ncomputeDomains: {enabled: true}", IMEX_WITHOUT_PRIVILEGES),
+            ("node: {offer: dra}\ncomputeDomains: {enabled: true, imex: none}", INVALID_IMEX),
+        ] {
+            assert!(Values::read("a", &[text.into()]).unwrap_err().to_string().contains(message), "{text}");
+        }
+        let host = "node: {offer: dra, privileged: false}\ncomputeDomains: {enabled: true, imex: host}";
+        assert!(Values::read("a", &[host.into()]).unwrap().compute_domains.enabled);
         assert!(Values::read("a", &["node: {offer: both}".into()]).unwrap_err().to_string().contains("both"));
     }
 }

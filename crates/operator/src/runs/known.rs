@@ -10,7 +10,7 @@ use slipway_exec::Submitted;
 
 use super::Key;
 use super::pod::Pod;
-use crate::api::Change;
+use crate::api::{Change, key_of, version};
 use crate::queue::Queue;
 
 /// A run and the resource version of its object.
@@ -30,7 +30,7 @@ impl Run {
     pub(super) fn from_object(object: &Value) -> Result<Self, String> {
         let submitted = serde_json::from_value(object.clone()).map_err(|e| e.to_string())?;
         let deleting = object["metadata"]["deletionTimestamp"].is_string();
-        Ok(Self { version: super::version(object), submitted, deleting })
+        Ok(Self { version: version(object), submitted, deleting })
     }
 
     pub(super) fn key(&self) -> Key {
@@ -189,9 +189,4 @@ impl Cache {
             }
         }
     }
-}
-
-fn key_of(object: &Value) -> Key {
-    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
-    (text("namespace"), text("name"))
 }

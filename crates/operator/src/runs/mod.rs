@@ -80,11 +80,6 @@ pub struct Settings {
     pub default_queues: DefaultQueues,
 }
 
-/// The resource version of an object. Resource versions increase and may be compared (KEP-5504, from Kubernetes 1.35).
-fn version(object: &Value) -> u64 {
-    object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0)
-}
-
 /// The run controller: participates in the leader election and reconciles runs while it leads. Dropping it stops the work like
 /// [`RunController::stop`], but without waiting.
 pub struct RunController {

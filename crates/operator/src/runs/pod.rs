@@ -240,7 +240,7 @@ impl Pod {
             run: label(RUN_LABEL)?,
             run_uid: label(UID_LABEL)?,
             attempt: label(ATTEMPT_LABEL)?.parse().ok()?,
-            version: super::version(object),
+            version: crate::api::version(object),
             observation: observe(object),
             queue: PodQueue::from_object(object),
             deleting: metadata["deletionTimestamp"].is_string(),

@@ -1,6 +1,6 @@
 //! Arguments of `slipway node`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -18,6 +18,11 @@ pub(crate) enum Node {
         after_help = "Example:\n  slipway node converge --check desired.json\n  slipway node converge desired.json\n  slipway node converge --rollback"
     )]
     Converge(super::cluster::Converge),
+    /// Run the controller of ComputeDomains; in a cluster, by the value computeDomains.enabled
+    #[command(
+        after_help = "Example:\n  slipway node domains --kubeconfig ~/.kube/config\n\nOf several such processes one leads, elected by the lease slipway-domains in the namespace of the installation."
+    )]
+    Domains(Domains),
     /// List the GPUs and slices of all nodes, and the pods that hold them
     #[command(after_help = "Example:\n  slipway node ls\n  slipway node ls -o json")]
     Ls(Installation),
@@ -48,6 +53,16 @@ pub(crate) struct Installation {
     pub(crate) namespace: String,
 }
 
+/// Options of `node domains`.
+#[derive(Debug, Args)]
+pub(crate) struct Domains {
+    #[command(flatten)]
+    pub(crate) installation: Installation,
+    /// Address for probes and metrics
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7073")]
+    pub(crate) listen: String,
+}
+
 /// How GPUs are offered to Kubernetes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Offer {
@@ -55,6 +70,15 @@ pub(crate) enum Offer {
     DevicePlugin,
     /// Devices for resource claims
     Dra,
+}
+
+/// Who runs IMEX on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Imex {
+    /// The agent runs a daemon for each ComputeDomain
+    Agent,
+    /// The service nvidia-imex of the machine, for all domains
+    Host,
 }
 
 /// How MIG devices are offered.
@@ -119,6 +143,15 @@ pub(crate) struct Run {
     /// With --offer dra: also offer IMEX channels, as NVIDIA's driver compute-domain.nvidia.com does (GB200 NVL72)
     #[arg(long)]
     pub(crate) imex_channels: bool,
+    /// Who runs IMEX on this node
+    #[arg(long, value_enum, default_value_t = Imex::Agent)]
+    pub(crate) imex: Imex,
+    /// Address at which other nodes reach IMEX on this node; defaults to the node's InternalIP
+    #[arg(long, env = "POD_IP", value_name = "IP")]
+    pub(crate) imex_address: Option<IpAddr>,
+    /// Hosts file for the names of IMEX's nodes
+    #[arg(long, default_value = "/etc/hosts", value_name = "FILE")]
+    pub(crate) imex_hosts: PathBuf,
     /// Address for metrics, health and leases
     #[arg(long, env = "SLIPWAY_NODE_LISTEN", default_value = "127.0.0.1:9400", value_name = "HOST:PORT")]
     pub(crate) listen: SocketAddr,

@@ -5,6 +5,7 @@ mod controller;
 mod demo;
 mod deploy;
 mod doctor;
+mod domains;
 mod gpu;
 mod in_cluster;
 mod install;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use slipway_core::env;
 use slipway_core::home::Home;
-use slipway_node::agent::{Offering, Options};
+use slipway_node::agent::{Imex, Offering, Options};
 use slipway_node::cluster::{Cluster, ClusterError, Eviction, Kind};
 use slipway_node::config::{MigStrategy, Source};
 use slipway_node::health::Policy;
@@ -22,12 +22,13 @@ pub(crate) async fn run(context: &Context, verb: cli::Node) -> Result<(), Failur
     match verb {
         cli::Node::Run(options) => agent(context, *options).await,
         cli::Node::Converge(options) => tokio::task::block_in_place(|| super::cluster::converge(options)),
+        cli::Node::Domains(options) => super::domains::run(options).await,
         cli::Node::Ls(installation) => ls(context, &installation).await,
         cli::Node::Leases { node, limit, installation } => leases(context, &node, limit, &installation).await,
     }
 }
 
-async fn connect(installation: &cli::Installation) -> Result<Api, Failure> {
+pub(super) async fn connect(installation: &cli::Installation) -> Result<Api, Failure> {
     Ok(Api::connect(installation.kubeconfig.as_deref(), installation.context.as_deref()).await?)
 }
 
@@ -136,7 +137,11 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
         mig_config: args.mig_config,
         mps_root: args.mps_root,
         dra_driver: args.dra_driver,
-        imex_channels: args.imex_channels,
+        imex_channels: args.imex_channels.then_some(Imex {
+            own_daemon: args.imex == cli::Imex::Agent,
+            address: args.imex_address,
+            hosts: args.imex_hosts,
+        }),
         namespace: namespace(),
         home: Home::at(context.config.get("home").unwrap_or_default()).root().join("node"),
         listen: args.listen,
@@ -221,7 +226,7 @@ impl Cluster for ApiServer {
         Ok(user.map(str::to_owned))
     }
 
-    fn watch(&self, kind: Kind, name: &str) -> watch::Receiver<Option<Value>> {
-        self.0.watch(&resource(&kind), None, name)
+    fn watch(&self, kind: Kind, namespace: Option<&str>, name: &str) -> watch::Receiver<Option<Value>> {
+        self.0.watch(&resource(&kind), namespace, name)
     }
 }
