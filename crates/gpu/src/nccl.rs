@@ -118,9 +118,8 @@ impl Communicator<'_> {
     pub(crate) unsafe fn all_reduce(&self, buffer: u64, count: usize, stream: *mut c_void) -> Result<(), GpuError> {
         let pointer = buffer as *mut c_void;
         // SAFETY: the caller's promise; in place means that both pointers are equal.
-        let code = unsafe {
-            (self.nccl.all_reduce)(pointer.cast_const(), pointer, count, FLOAT32, SUM, self.handle, stream)
-        };
+        let code =
+            unsafe { (self.nccl.all_reduce)(pointer.cast_const(), pointer, count, FLOAT32, SUM, self.handle, stream) };
         self.nccl.check("ncclAllReduce", code)
     }
 }

@@ -138,10 +138,7 @@ pub(crate) mod tests {
         let far = "pci0000:80/0000:80:00.0/0000:81:00.0";
         let root = sysfs(
             gpu,
-            &[
-                ("mlx5_1", far, "1: DOWN", "10 Gb/sec (4X SDR)"),
-                ("mlx5_0", near, "4: ACTIVE", "400 Gb/sec (4X NDR)"),
-            ],
+            &[("mlx5_1", far, "1: DOWN", "10 Gb/sec (4X SDR)"), ("mlx5_0", near, "4: ACTIVE", "400 Gb/sec (4X NDR)")],
         );
         let found = devices(&root);
         let short: Vec<_> = found.iter().map(|d| (d.name.as_str(), d.is_active(), d.gbits())).collect();

@@ -39,7 +39,11 @@ fn failures(report: &Report) -> Vec<String> {
 }
 
 fn check<'a>(report: &'a Report, name: &str, device: &str) -> &'a Check {
-    report.checks.iter().find(|c| c.name == name && c.device == device).unwrap_or_else(|| panic!("no {name} of {device}"))
+    report
+        .checks
+        .iter()
+        .find(|c| c.name == name && c.device == device)
+        .unwrap_or_else(|| panic!("no {name} of {device}"))
 }
 
 #[test]

@@ -25,9 +25,15 @@ impl Need {
     /// What to install.
     pub fn hint(self) -> &'static str {
         match self {
-            Self::Kernels => "install NVRTC: pip install nvidia-cuda-nvrtc-cu12 (or the package cuda-nvrtc-12-8), and set LD_LIBRARY_PATH",
-            Self::Products => "install cuBLAS: pip install nvidia-cublas-cu12 (or the package libcublas-12-8), and set LD_LIBRARY_PATH",
-            Self::Collectives => "install NCCL: apt install libnccl2, dnf install libnccl, or pip install nvidia-nccl-cu12, and set LD_LIBRARY_PATH",
+            Self::Kernels => {
+                "install NVRTC: pip install nvidia-cuda-nvrtc-cu12 (or the package cuda-nvrtc-12-8), and set LD_LIBRARY_PATH"
+            }
+            Self::Products => {
+                "install cuBLAS: pip install nvidia-cublas-cu12 (or the package libcublas-12-8), and set LD_LIBRARY_PATH"
+            }
+            Self::Collectives => {
+                "install NCCL: apt install libnccl2, dnf install libnccl, or pip install nvidia-nccl-cu12, and set LD_LIBRARY_PATH"
+            }
         }
     }
 

@@ -280,7 +280,10 @@ impl Report {
         if report.version == VERSION {
             Ok(report)
         } else {
-            let message = format!("the acceptance report has version {}, and this program reads version {VERSION}", report.version);
+            let message = format!(
+                "the acceptance report has version {}, and this program reads version {VERSION}",
+                report.version
+            );
             Err(GpuError::Invalid(message))
         }
     }

@@ -99,7 +99,8 @@ impl Accelerator for Cuda {
     }
 
     fn memory_test(&self, gpus: &[u32], test: &MemoryTest) -> Result<Vec<Tested>, GpuError> {
-        let mut memories = gpus.iter().map(|g| Memory::new(self.gpu(*g)?, test.share)).collect::<Result<Vec<_>, _>>()?;
+        let mut memories =
+            gpus.iter().map(|g| Memory::new(self.gpu(*g)?, test.share)).collect::<Result<Vec<_>, _>>()?;
         for pattern in &test.patterns {
             for round in 0..pattern.rounds() {
                 let (kind, parameter) = pattern.kernel(round);
@@ -359,7 +360,9 @@ impl<'g> Worker<'g> {
         let seconds = self.started.elapsed().as_secs_f64();
         let products = self.batches as f64 * self.batch as f64;
         let different = match &self.reference {
-            Some((_, different)) => self.gpu.stream().clone_dtoh(different).map_err(cuda)?.first().copied().unwrap_or(0),
+            Some((_, different)) => {
+                self.gpu.stream().clone_dtoh(different).map_err(cuda)?.first().copied().unwrap_or(0)
+            }
             None => 0,
         };
         let compared = if self.reference.is_some() { self.batches } else { 0 };

@@ -115,7 +115,9 @@ fn finding(gpu: &Gpu, name: &'static str, codes: &[FindingCode], of_warning: Out
         },
         "pcie_link" => match &gpu.pcie {
             None => (Outcome::Skip, "the driver reports no PCIe link".into()),
-            Some(p) => (Outcome::Pass, format!("x{} of x{}, up to generation {}", p.width, p.width_max, p.generation_max)),
+            Some(p) => {
+                (Outcome::Pass, format!("x{} of x{}, up to generation {}", p.width, p.width_max, p.generation_max))
+            }
         },
         "pcie_replays" => match gpu.pcie.as_ref().and_then(|p| p.replays) {
             None => (Outcome::Skip, "the driver reports no retransmissions".into()),
@@ -261,7 +263,8 @@ fn network(gpus: &[&Gpu], sysfs: &Path, ports: usize) -> Vec<Check> {
     }
     let near = |gpu: &&Gpu| {
         let device = format!("gpu {}", gpu.index);
-        let distances = devices.iter().filter(|d| d.is_active()).filter_map(|d| Some((d.distance(sysfs, &gpu.bus_id)?, d)));
+        let distances =
+            devices.iter().filter(|d| d.is_active()).filter_map(|d| Some((d.distance(sysfs, &gpu.bus_id)?, d)));
         let Some((link, nearest)) = distances.min_by_key(|(link, _)| *link) else {
             return Check::new("rdma_distance", device, Outcome::Skip, "sysfs does not have the paths of the devices");
         };
@@ -277,8 +280,9 @@ fn network(gpus: &[&Gpu], sysfs: &Path, ports: usize) -> Vec<Check> {
     let module = ["nvidia_peermem", "nv_peer_mem"].into_iter().find(|m| sysfs.join("module").join(m).exists());
     checks.push(match module {
         Some(module) => Check::new("gpudirect_rdma", "machine", Outcome::Pass, format!("{module} is loaded")),
-        None => Check::new("gpudirect_rdma", "machine", Outcome::Warn, "nvidia_peermem is not loaded")
-            .with_hint("modprobe nvidia-peermem; not needed if NCCL reports DMA-BUF (open modules, Linux 5.12 and later)"),
+        None => Check::new("gpudirect_rdma", "machine", Outcome::Warn, "nvidia_peermem is not loaded").with_hint(
+            "modprobe nvidia-peermem; not needed if NCCL reports DMA-BUF (open modules, Linux 5.12 and later)",
+        ),
     });
     checks
 }
@@ -335,7 +339,8 @@ mod tests {
 
     #[test]
     fn inactive_nvlinks_fail_on_a_board_with_switches() {
-        let links: Vec<_> = (0..18).map(|link| crate::inventory::NvLink { link, active: false, version: None, remote: None }).collect();
+        let links: Vec<_> =
+            (0..18).map(|link| crate::inventory::NvLink { link, active: false, version: None, remote: None }).collect();
         let fabric = crate::nvml::Fabric {
             state: crate::nvml::FabricState::Completed,
             error: None,

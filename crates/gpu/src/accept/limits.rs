@@ -76,8 +76,7 @@ impl Limits {
     /// # Errors
     /// [`GpuError::Invalid`] that names the invalid limit.
     pub fn parse(text: &str) -> Result<Self, GpuError> {
-        let limits: Self =
-            serde_saphyr::from_str(text).map_err(|e| GpuError::Invalid(format!("the limits: {e}")))?;
+        let limits: Self = serde_saphyr::from_str(text).map_err(|e| GpuError::Invalid(format!("the limits: {e}")))?;
         for (name, share) in [
             ("pcie", limits.pcie),
             ("memoryBandwidth", limits.memory_bandwidth),
@@ -89,7 +88,9 @@ impl Limits {
             ("allReduceNodes", limits.all_reduce_nodes),
         ] {
             if !(0.0..=1.0).contains(&share) {
-                return Err(GpuError::Invalid(format!("the limits: {name} is {share}; it must be a share from 0 to 1")));
+                return Err(GpuError::Invalid(format!(
+                    "the limits: {name} is {share}; it must be a share from 0 to 1"
+                )));
             }
         }
         for (name, seconds) in

@@ -69,21 +69,28 @@ pub(super) fn checks(
     join: Option<&mut Join<'_>>,
     progress: &mut dyn FnMut(&str),
 ) -> Vec<Check> {
-    let level_of = |name: &str| NAMES.iter().find(|(n, ..)| *n == name).map_or(Level::DEPLOYMENT, |(_, level, _)| *level);
+    let level_of =
+        |name: &str| NAMES.iter().find(|(n, ..)| *n == name).map_or(Level::DEPLOYMENT, |(_, level, _)| *level);
     let runs = |name: &&str| {
         level_of(name) <= request.level && request.includes(name) && !request.limits.skip.iter().any(|s| s == name)
     };
     let mut join = join;
     let mut found: Vec<Check> = Vec::new();
-    let steps: Vec<Vec<&'static str>> =
-        ORDER.iter().map(|step| step.iter().copied().filter(runs).collect::<Vec<_>>()).filter(|s| !s.is_empty()).collect();
+    let steps: Vec<Vec<&'static str>> = ORDER
+        .iter()
+        .map(|step| step.iter().copied().filter(runs).collect::<Vec<_>>())
+        .filter(|s| !s.is_empty())
+        .collect();
     if steps.is_empty() {
         return found;
     }
     let unable = |what: &str, hint: Option<&str>| {
         let names = steps.iter().flatten();
         names
-            .map(|name| Check { hint: hint.map(str::to_owned), ..Check::new(name, "machine", Outcome::CannotRun, what) })
+            .map(|name| Check {
+                hint: hint.map(str::to_owned),
+                ..Check::new(name, "machine", Outcome::CannotRun, what)
+            })
             .collect::<Vec<_>>()
     };
     let accelerator = match hardware {
@@ -145,10 +152,14 @@ fn obstacle(gpu: &Gpu) -> Option<(String, &'static str)> {
         return Some(("the GPU does not respond".into(), "see the check driver"));
     }
     if gpu.mig.as_ref().is_some_and(|m| m.enabled) {
-        return Some(("MIG is on, and a load needs the whole GPU".into(), "turn MIG off for the checks: slipway gpu mig apply"));
+        return Some((
+            "MIG is on, and a load needs the whole GPU".into(),
+            "turn MIG off for the checks: slipway gpu mig apply",
+        ));
     }
-    (!gpu.processes.is_empty())
-        .then(|| ("other processes use the GPU".into(), "drain the node, or stop the processes; see the check processes"))
+    (!gpu.processes.is_empty()).then(|| {
+        ("other processes use the GPU".into(), "drain the node, or stop the processes; see the check processes")
+    })
 }
 
 impl Bench<'_> {
@@ -165,7 +176,10 @@ impl Bench<'_> {
             Ended::Hung(limit) => {
                 self.hung = Some(names.first().copied().unwrap_or_default().to_owned());
                 let what = format!("did not end within {} s", limit.as_secs());
-                Err(all(what, "reset the GPU; if it hangs again, reboot the machine and look for XIDs in the kernel's log"))
+                Err(all(
+                    what,
+                    "reset the GPU; if it hangs again, reboot the machine and look for XIDs in the kernel's log",
+                ))
             }
         }
     }
@@ -202,7 +216,10 @@ impl Bench<'_> {
                     });
                     let slower = rates.to_device.min(rates.to_host);
                     let check = Check::rate("pcie", device, (slower, "GB/s"), expected, self.request.limits.pcie);
-                    let what = format!("{}; to the GPU {:.1}, to the host {:.1} GB/s", check.what, rates.to_device, rates.to_host);
+                    let what = format!(
+                        "{}; to the GPU {:.1}, to the host {:.1} GB/s",
+                        check.what, rates.to_device, rates.to_host
+                    );
                     found.push(with_failure_hint(
                         Check { what, ..check },
                         "check the generation under load (slipway gpu show), the slot, the riser and the BIOS; pin this process to the GPU's NUMA node",
@@ -289,7 +306,11 @@ impl Bench<'_> {
     }
 
     /// Loads all GPUs and samples them.
-    fn load(&mut self, names: &[&'static str], load: Load) -> Result<Vec<(super::accelerator::Loaded, Samples)>, Vec<Check>> {
+    fn load(
+        &mut self,
+        names: &[&'static str],
+        load: Load,
+    ) -> Result<Vec<(super::accelerator::Loaded, Samples)>, Vec<Check>> {
         if let Some(missing) = self.missing(names, Need::Products) {
             return Err(missing);
         }
@@ -324,7 +345,8 @@ impl Bench<'_> {
             let described = samples.describe();
             let expected = card.as_ref().and_then(|c| {
                 let (peak, achievable) = (c.peak(precision)?, c.achievable(precision));
-                let source = format!("{}: {}; {:.1} % of it is reached in practice", c.source, peak.formula, achievable * 100.0);
+                let source =
+                    format!("{}: {}; {:.1} % of it is reached in practice", c.source, peak.formula, achievable * 100.0);
                 Some((peak.tera * achievable, source))
             });
             for name in names {
@@ -376,7 +398,10 @@ impl Bench<'_> {
         let all = u32::try_from(from.nvlinks.len()).ok().filter(|n| *n > 0)?;
         let one_way = f64::from(card.nvlink_gb_per_s) / 2.0;
         let rate = one_way * f64::from(between.min(all)) / f64::from(all);
-        Some((rate, format!("{}: {} GB/s in both directions, {between} of {all} links", card.source, card.nvlink_gb_per_s)))
+        Some((
+            rate,
+            format!("{}: {} GB/s in both directions, {between} of {all} links", card.source, card.nvlink_gb_per_s),
+        ))
     }
 
     /// Copies between all pairs of GPUs; one check per GPU, for its slowest pair.
@@ -403,7 +428,13 @@ impl Bench<'_> {
                         let expected = self.nvlink_rate(from, to);
                         let order = peer.rate / expected.as_ref().map_or(1.0, |(rate, _)| *rate);
                         let linked = expected.is_some();
-                        let check = Check::rate("nvbandwidth", device, (peer.rate, "GB/s"), expected, self.request.limits.nvlink);
+                        let check = Check::rate(
+                            "nvbandwidth",
+                            device,
+                            (peer.rate, "GB/s"),
+                            expected,
+                            self.request.limits.nvlink,
+                        );
                         let way = if peer.direct { "directly" } else { "through the host" };
                         let mut check = Check { what: format!("slowest of this GPU, {way}: {}", check.what), ..check };
                         if linked && !peer.direct {
@@ -477,7 +508,8 @@ impl Bench<'_> {
         match self.failed(&[NAME], "machine", ended) {
             Err(checks) => checks,
             Ok(result) => {
-                let gbits: u32 = if self.simulated { 0 } else { rdma::devices(self.sysfs()).iter().map(rdma::Device::gbits).sum() };
+                let gbits: u32 =
+                    if self.simulated { 0 } else { rdma::devices(self.sysfs()).iter().map(rdma::Device::gbits).sum() };
                 let rate = (gbits > 0).then(|| {
                     let source = format!("{gbits} Gbit/s of active RDMA ports");
                     (f64::from(gbits) / 8.0, source)
@@ -510,7 +542,8 @@ fn collective(
     let check = Check { what: format!("{who}, bus bandwidth: {}", check.what), ..check };
     if !result.correct {
         let what = format!("{who}: the sums are wrong");
-        return Check { outcome: Outcome::Fail, what, ..check }.with_hint("run nvbandwidth and memtest, and look for XIDs");
+        return Check { outcome: Outcome::Fail, what, ..check }
+            .with_hint("run nvbandwidth and memtest, and look for XIDs");
     }
     with_failure_hint(check, "run the command with NCCL_DEBUG=INFO: it shows which links and network cards NCCL uses")
 }
@@ -545,7 +578,8 @@ fn power(device: String, gpu: &Gpu, card: Option<&Card>, samples: &Samples, shar
     let clock = samples.clock_mhz.map(|(_, max)| max);
     let at_full_clock = clock.zip(full).is_some_and(|(now, full)| now >= full);
     let source = Some("the power limit of the GPU".to_owned());
-    let measured = Measured { value: watts, unit: "W".into(), expected: Some(limit), minimum: Some(limit * share), source };
+    let measured =
+        Measured { value: watts, unit: "W".into(), expected: Some(limit), minimum: Some(limit * share), source };
     let what = format!("up to {watts:.0} of {limit:.0} W");
     let clock = clock.map_or_else(String::new, |mhz| format!(", {mhz} MHz"));
     if watts >= limit * share || at_full_clock {
@@ -553,7 +587,9 @@ fn power(device: String, gpu: &Gpu, card: Option<&Card>, samples: &Samples, shar
     }
     Check::new(NAME, device, Outcome::Warn, format!("{what}{clock}: neither the power limit nor the full clock"))
         .with_measured(measured)
-        .with_hint("compare with the other GPUs; check locked clocks (nvidia-smi --reset-gpu-clocks) and the throttle reasons")
+        .with_hint(
+            "compare with the other GPUs; check locked clocks (nvidia-smi --reset-gpu-clocks) and the throttle reasons",
+        )
 }
 
 /// Whether the hardware had to reduce the clocks.

@@ -44,7 +44,8 @@ impl Samples {
         for reason in codes::throttle_reasons(mask) {
             *self.throttle.entry(reason).or_default() += 1;
         }
-        self.problems += usize::from(codes::THROTTLE_REASONS.iter().any(|(bit, _, problem)| *problem && mask & bit != 0));
+        self.problems +=
+            usize::from(codes::THROTTLE_REASONS.iter().any(|(bit, _, problem)| *problem && mask & bit != 0));
     }
 
     /// Power, clocks, temperature and reasons in words.
@@ -121,7 +122,8 @@ impl<'a> Counters<'a> {
             if let Some(number) = harmful.clone().next() {
                 let hint = Xid::new(*number).action.instruction();
                 let list = harmful.map(u64::to_string).collect::<Vec<_>>().join(", ");
-                return Check::new("errors", device, Outcome::Fail, format!("XID {list} during the checks")).with_hint(hint);
+                return Check::new("errors", device, Outcome::Fail, format!("XID {list} during the checks"))
+                    .with_hint(hint);
             }
             let count = |value: u64| Measured {
                 value: value as f64,
@@ -133,12 +135,16 @@ impl<'a> Counters<'a> {
             if uncorrected > 0 {
                 let what = format!("{uncorrected} uncorrected memory errors during the checks");
                 let hint = "drain the node, reset the GPU, and replace the card if the errors return";
-                return Check::new("errors", device, Outcome::Fail, what).with_measured(count(uncorrected)).with_hint(hint);
+                return Check::new("errors", device, Outcome::Fail, what)
+                    .with_measured(count(uncorrected))
+                    .with_hint(hint);
             }
             if remapped > 0 {
                 let what = format!("{remapped} memory rows were remapped during the checks");
                 let hint = "reset the GPU and repeat the checks: nvidia-smi --gpu-reset";
-                return Check::new("errors", device, Outcome::Fail, what).with_measured(count(remapped)).with_hint(hint);
+                return Check::new("errors", device, Outcome::Fail, what)
+                    .with_measured(count(remapped))
+                    .with_hint(hint);
             }
             if replays > u64::from(MAX_REPLAYS) {
                 let what = format!("{replays} PCIe packets were retransmitted during the checks");
@@ -148,7 +154,9 @@ impl<'a> Counters<'a> {
             if corrected > 0 {
                 let what = format!("{corrected} corrected memory errors during the checks");
                 let hint = "a few are normal; watch whether the number grows";
-                return Check::new("errors", device, Outcome::Warn, what).with_measured(count(corrected)).with_hint(hint);
+                return Check::new("errors", device, Outcome::Warn, what)
+                    .with_measured(count(corrected))
+                    .with_hint(hint);
             }
             Check::new("errors", device, Outcome::Pass, "no error and no XID during the checks")
         };

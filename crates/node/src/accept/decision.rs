@@ -71,7 +71,9 @@ pub fn decide(
     }
     if tested.driver != subject.driver {
         let (old, new) = (tested.driver, subject.driver);
-        return Decision::Untested { reason: format!("the GPUs were tested with driver {old}, and the driver is {new}") };
+        return Decision::Untested {
+            reason: format!("the GPUs were tested with driver {old}, and the driver is {new}"),
+        };
     }
     // MIG must be off for the checks of level 2 and above, so a node that uses it keeps its result.
     let uses_mig = inventory.gpus.iter().any(|g| g.mig.as_ref().is_some_and(|m| m.enabled));
@@ -140,7 +142,8 @@ mod tests {
     #[test]
     fn runs_that_never_end_are_given_up() {
         let inventory = machine(vec![gpu(0, None), gpu(1, None)]).inventory;
-        let attempt = |count| Attempt { subject: Subject::from_inventory(&inventory), level: Level::LONG, started: 0, count };
+        let attempt =
+            |count| Attempt { subject: Subject::from_inventory(&inventory), level: Level::LONG, started: 0, count };
         assert!(of(None, Some(&attempt(MAX_ATTEMPTS - 1)), 0).is_due());
         let given_up = of(None, Some(&attempt(MAX_ATTEMPTS)), 0);
         assert!(matches!(&given_up, Decision::Failed { reason, due: false } if reason.contains("3 runs at level 3")));

@@ -118,7 +118,6 @@ pub struct Manager<C, R> {
     pub runner: R,
 }
 
-
 impl<C: Cluster, R: Runner> Manager<C, R> {
     /// Reconciles forever.
     pub async fn run(self) {
@@ -252,7 +251,9 @@ impl<C: Cluster, R: Runner> Manager<C, R> {
         let event = match &phase {
             Phase::Accepted { message, .. } => Some((false, "Accepted", message.clone())),
             Phase::Failed(why) => Some((true, "NotAccepted", why.clone())),
-            Phase::Testing { .. } => Some((false, "AcceptanceStarted", format!("the checks of level {} run", self.level))),
+            Phase::Testing { .. } => {
+                Some((false, "AcceptanceStarted", format!("the checks of level {} run", self.level)))
+            }
             Phase::Pending(_) => None,
         };
         if let Some((warning, reason, message)) = event {

@@ -63,7 +63,8 @@ pub fn changed_taints(node: &Value, value: Option<&str>) -> Option<Vec<Value>> {
     let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
     let desired = value.map(|value| json!({"key": TAINT, "value": value, "effect": "NoSchedule"}));
     let ours: Vec<&Value> = taints.iter().filter(|t| t["key"] == TAINT).collect();
-    let same = |taint: &Value, desired: &Value| ["value", "effect"].iter().all(|field| taint[*field] == desired[*field]);
+    let same =
+        |taint: &Value, desired: &Value| ["value", "effect"].iter().all(|field| taint[*field] == desired[*field]);
     let is_desired = match (&desired, ours.as_slice()) {
         (None, []) => true,
         (Some(desired), [one]) => same(one, desired),
@@ -101,8 +102,10 @@ pub async fn publish<C: Cluster>(cluster: &C, name: &str, phase: &Phase, since: 
     let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}});
     cluster.apply(NODE, name, LABEL_MANAGER, false, object).await?;
     let (status, reason, message) = phase.condition();
-    let condition = json!({"type": CONDITION, "status": status, "reason": reason, "message": message, "lastTransitionTime": since});
-    let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": {"conditions": [condition]}});
+    let condition =
+        json!({"type": CONDITION, "status": status, "reason": reason, "message": message, "lastTransitionTime": since});
+    let object =
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": {"conditions": [condition]}});
     cluster.apply(NODE, name, STATUS_MANAGER, true, object).await?;
     if phase.taint().is_none() {
         set_taint(cluster, name, None).await?;

@@ -91,9 +91,16 @@ impl Machines {
     ///
     /// # Errors
     /// [`NodeError::Invalid`] for invalid numbers or a short token; [`NodeError::Io`] if not all machines join within the timeout.
-    pub fn join(&self, gpus: usize, create: impl FnOnce() -> std::result::Result<UniqueId, slipway_gpu::GpuError>) -> std::result::Result<Group, NodeError> {
+    pub fn join(
+        &self,
+        gpus: usize,
+        create: impl FnOnce() -> std::result::Result<UniqueId, slipway_gpu::GpuError>,
+    ) -> std::result::Result<Group, NodeError> {
         if !(2..=MAX_MACHINES).contains(&self.count) || self.number >= self.count {
-            let message = format!("machine {} of {} is not possible: the numbers start at 0, and 2 to {MAX_MACHINES} machines can join", self.number, self.count);
+            let message = format!(
+                "machine {} of {} is not possible: the numbers start at 0, and 2 to {MAX_MACHINES} machines can join",
+                self.number, self.count
+            );
             return Err(NodeError::Invalid(message));
         }
         if self.token.len() < MIN_TOKEN_BYTES {
@@ -104,7 +111,8 @@ impl Machines {
         let io = NodeError::io(format!("joining the group at {}", self.address));
         if self.number == 0 {
             let id = create()?;
-            let listener = TcpListener::bind(&self.address).map_err(NodeError::io(format!("listening on {}", self.address)))?;
+            let listener =
+                TcpListener::bind(&self.address).map_err(NodeError::io(format!("listening on {}", self.address)))?;
             self.gather(&listener, &key, gpus, id, deadline).map_err(io)
         } else {
             self.connect(&key, gpus, deadline).map_err(io)
@@ -117,7 +125,8 @@ impl Machines {
         let mut members: BTreeMap<usize, Member> = BTreeMap::new();
         while members.len() + 1 < self.count {
             if Instant::now() >= deadline {
-                let missing: Vec<String> = (1..self.count).filter(|n| !members.contains_key(n)).take(8).map(|n| n.to_string()).collect();
+                let missing: Vec<String> =
+                    (1..self.count).filter(|n| !members.contains_key(n)).take(8).map(|n| n.to_string()).collect();
                 let what = format!("machines {} did not join within {} s", missing.join(", "), self.timeout.as_secs());
                 return Err(Error::new(ErrorKind::TimedOut, what));
             }
@@ -196,12 +205,15 @@ impl Machines {
         stream.set_read_timeout(Some(left().max(MESSAGE_TIMEOUT)))?;
         let mut answer = [0; RESULT_BYTES + TAG_BYTES];
         stream.read_exact(&mut answer).map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => denied("machine 0 rejected the connection: is the token the same?"),
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => {
+                denied("machine 0 rejected the connection: is the token the same?")
+            }
             ErrorKind::WouldBlock | ErrorKind::TimedOut => Error::new(ErrorKind::TimedOut, "not all machines joined"),
             _ => error,
         })?;
         let (result, tag) = answer.split_at(RESULT_BYTES);
-        verify(key, &[b"server", nonces.as_slice(), result].concat(), tag).map_err(|_| denied("machine 0 has another token"))?;
+        verify(key, &[b"server", nonces.as_slice(), result].concat(), tag)
+            .map_err(|_| denied("machine 0 has another token"))?;
         let id: UniqueId = result[..128].try_into().map_err(|_| denied("the id has a wrong size"))?;
         let (ranks, first) = (number(&result[128..132]) as usize, number(&result[132..]) as usize);
         Ok(Group { id, ranks, first, machines: self.count })

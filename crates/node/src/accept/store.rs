@@ -123,7 +123,9 @@ impl Store {
         let lock = File::options().create(true).write(true).truncate(false).open(&path);
         let lock = lock.map_err(NodeError::io(path.display().to_string()))?;
         lock.try_lock().map_err(|error| match error {
-            std::fs::TryLockError::WouldBlock => NodeError::Invalid("another acceptance is running on this machine".into()),
+            std::fs::TryLockError::WouldBlock => {
+                NodeError::Invalid("another acceptance is running on this machine".into())
+            }
             std::fs::TryLockError::Error(source) => NodeError::Io { what: path.display().to_string(), source },
         })?;
         let before = self.attempt()?.filter(|a| a.subject == subject && a.level == level).map_or(0, |a| a.count);
@@ -140,22 +142,31 @@ impl Store {
 
 impl Running {
     /// Ends the run. A report that does not cover the whole machine is not kept, and neither is one that passed a lower level than the
-    /// kept one of the same GPUs. Returns whether the report is kept.
+    /// kept one of the same GPUs, or one of simulated GPUs if there is one of real ones. Returns whether the report is kept.
     ///
     /// # Errors
     /// If the files cannot be written.
     pub fn finish(self, report: &Report) -> Result<bool, NodeError> {
         let covers_more = |kept: &Report| {
-            report.passed() && kept.passed() && kept.level > report.level
-                && Subject::from_report(kept) == Subject::from_report(report)
+            let same = Subject::from_report(kept) == Subject::from_report(report);
+            let lower = report.passed() && kept.passed() && kept.level > report.level && same;
+            lower || (report.simulated && !kept.simulated)
         };
         let keep = report.complete && !self.store.report().ok().flatten().is_some_and(|kept| covers_more(&kept));
         if keep {
             self.store.write(&self.store.report_file(), report)?;
         }
-        let path = self.store.attempt_file();
-        files::remove(&path).map_err(NodeError::io(path.display().to_string()))?;
+        self.abandon()?;
         Ok(keep)
+    }
+
+    /// Ends a run that could not start, such as because its request was invalid.
+    ///
+    /// # Errors
+    /// If the record cannot be removed.
+    pub fn abandon(self) -> Result<(), NodeError> {
+        let path = self.store.attempt_file();
+        files::remove(&path).map_err(NodeError::io(path.display().to_string()))
     }
 }
 
@@ -177,7 +188,10 @@ pub(crate) mod tests {
             complete: true,
             started: finished - 1000,
             finished,
-            checks: vec![Check::new("driver", "machine", Outcome::Pass, "fine"), Check::new("pcie", "gpu 0", outcome, "7 GB/s")],
+            checks: vec![
+                Check::new("driver", "machine", Outcome::Pass, "fine"),
+                Check::new("pcie", "gpu 0", outcome, "7 GB/s"),
+            ],
         }
     }
 
@@ -219,7 +233,9 @@ pub(crate) mod tests {
         assert_eq!(store.report().unwrap(), Some(long));
         let failed = report(&["GPU-1"], 2, Outcome::Fail, 7000);
         assert!(finish(&store, &failed), "a failure counts at every level");
-        assert_eq!(store.report().unwrap(), Some(failed));
+        let real = Report { simulated: false, ..report(&["GPU-7"], 1, Outcome::Pass, 8000) };
+        assert!(finish(&store, &real) && !finish(&store, &report(&["GPU-1"], 4, Outcome::Fail, 9000)));
+        assert_eq!(store.report().unwrap(), Some(real));
         std::fs::remove_dir_all(home).unwrap();
     }
 

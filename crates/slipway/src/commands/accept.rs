@@ -42,9 +42,9 @@ pub(super) fn accept(context: &Context, options: cli::Accept) -> Result<(), Fail
     }
     let store = Store::new(&agent_home(context));
     if options.show {
-        let report = store.report()?.ok_or_else(|| {
-            GpuError::Invalid("this machine has no report; run slipway node accept first".into())
-        })?;
+        let report = store
+            .report()?
+            .ok_or_else(|| GpuError::Invalid("this machine has no report; run slipway node accept first".into()))?;
         return show(context, &report);
     }
     let fixture = options.fixture.clone().or_else(|| env::value(env::GPU_FIXTURE));
@@ -69,13 +69,17 @@ pub(super) fn accept(context: &Context, options: cli::Accept) -> Result<(), Fail
         }
     };
     let mut join = |accelerator: &dyn Accelerator, gpus: usize| match &machines {
-        Some(machines) => {
-            machines.join(gpus, || accelerator.unique_id()).map_err(|e| GpuError::Invalid(e.to_string()))
-        }
+        Some(machines) => machines.join(gpus, || accelerator.unique_id()).map_err(|e| GpuError::Invalid(e.to_string())),
         None => Err(GpuError::Invalid("no other machine was named".into())),
     };
     let join = machines.is_some().then_some(&mut join as &mut slipway_gpu::accept::Join<'_>);
-    let report = run_checks(&nvml, &hardware, Path::new("/"), &request, join, &mut progress)?;
+    let report = match run_checks(&nvml, &hardware, Path::new("/"), &request, join, &mut progress) {
+        Ok(report) => report,
+        Err(error) => {
+            running.abandon()?;
+            return Err(error.into());
+        }
+    };
     let kept = running.finish(&report)?;
     if let Some(file) = &options.report {
         let text = serde_json::to_string_pretty(&report).unwrap_or_default() + "\n";
@@ -83,7 +87,7 @@ pub(super) fn accept(context: &Context, options: cli::Accept) -> Result<(), Fail
             .map_err(|source| GpuError::Io { what: file.display().to_string(), source })?;
     }
     if !kept && report.complete && !quiet {
-        print_note("the kept report has a higher level, and stays");
+        print_note("the kept report is of a higher level or of real GPUs, and stays; see --show");
     }
     show(context, &report)
 }
@@ -139,7 +143,9 @@ fn show(context: &Context, report: &Report) -> Result<(), Failure> {
         }
         table
     });
-    for check in report.checks.iter().filter(|c| matches!(c.outcome, Outcome::Warn | Outcome::Fail | Outcome::CannotRun)) {
+    for check in
+        report.checks.iter().filter(|c| matches!(c.outcome, Outcome::Warn | Outcome::Fail | Outcome::CannotRun))
+    {
         if let Some(hint) = &check.hint {
             print_note(format_args!("{} of {}: {hint}", check.name, check.device));
         }
@@ -149,7 +155,11 @@ fn show(context: &Context, report: &Report) -> Result<(), Failure> {
         (true, true) => format!("ACCEPTED at level {}", report.level),
         (true, false) => "passed, but not all checks ran on all GPUs".into(),
         (false, _) => {
-            format!("NOT ACCEPTED at level {}: {} checks failed or did not run; passed {passed}", report.level, report.failures().count())
+            format!(
+                "NOT ACCEPTED at level {}: {} checks failed or did not run; passed {passed}",
+                report.level,
+                report.failures().count()
+            )
         }
     };
     print_note(verdict);

@@ -119,7 +119,8 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
     let variable = |name: &str| std::env::var(name).ok();
     let fixture = args.fixture.or_else(|| env::value(env::GPU_FIXTURE));
     let home = super::accept::agent_home(context);
-    let accept = args.accept.map(|level| acceptance(context, level, args.accept_every, args.accept_limits, fixture.as_deref()));
+    let accept =
+        args.accept.map(|level| acceptance(context, level, args.accept_every, args.accept_limits, fixture.as_deref()));
     let options = Options {
         node,
         offering: match args.offer {
@@ -166,7 +167,8 @@ fn acceptance(
     limits: Option<PathBuf>,
     fixture: Option<&str>,
 ) -> Result<accept::Settings, Failure> {
-    let program = std::env::current_exe().map_err(|source| slipway_node::NodeError::Io { what: "this program".into(), source })?;
+    let program = std::env::current_exe()
+        .map_err(|source| slipway_node::NodeError::Io { what: "this program".into(), source })?;
     let mut arguments: Vec<OsString> = ["node", "accept", "--level"].map(OsString::from).to_vec();
     arguments.push(level.to_string().into());
     arguments.extend(["--home".into(), context.config.get("home").unwrap_or_default().into()]);
