@@ -31,10 +31,11 @@ pub struct Limits {
     pub power: f64,
     /// Share of the samples under load in which the hardware may reduce the clocks. One sample can be a short peak of the power.
     pub throttled: f64,
-    /// Share of the NVLinks' rate in one direction that a copy between two GPUs must reach. Headers and the copy engine take 10 to 15 %.
+    /// Share of the NVLinks' rate in one direction that a copy between two GPUs must reach. The protocol takes about 20 % (H100: 370 of
+    /// 450 GB/s; NVIDIA in the issue nccl-tests 212); without NVLink a copy reaches less than 15 %.
     pub nvlink: f64,
-    /// Share of the NVLinks' rate in one direction that the bus bandwidth of an all-reduce must reach. With NVLink, rings reach about
-    /// 75 to 80 %, and reductions in the switch more; a ring that left NVLink for PCIe reaches less than 15 %.
+    /// Share of the NVLinks' rate in one direction that the bus bandwidth of an all-reduce must reach. Rings reach what copies do (see
+    /// above) on H100, somewhat less on A100 (200 of 300 GB/s; issue nccl-tests 149), and reductions in the switch up to 480 of 450 GB/s.
     pub all_reduce: f64,
     /// Share of the rate of a machine's active RDMA ports that the bus bandwidth of an all-reduce between machines must reach.
     pub all_reduce_nodes: f64,
@@ -56,7 +57,7 @@ impl Default for Limits {
             stress: 0.85,
             power: 0.75,
             throttled: 0.05,
-            nvlink: 0.75,
+            nvlink: 0.7,
             all_reduce: 0.65,
             all_reduce_nodes: 0.65,
             rdma_ports: 0,

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::accelerator::{Accelerator, Ended, Group, Hardware, Load, MemoryTest, Need, measure};
-use super::check::{Check, Level, Measured, NAMES, Outcome};
+use super::check::{Check, Level, NAMES, Outcome};
 use super::memory::Pattern;
+use super::verdict::{collective, power, repeated, thermal, with_failure_hint};
 use super::watch::Samples;
 use super::{Join, Request};
 use crate::inventory::{Gpu, Inventory};
@@ -527,86 +528,5 @@ impl Bench<'_> {
 
     fn sysfs(&self) -> &std::path::Path {
         std::path::Path::new("/sys")
-    }
-}
-
-/// The check of an all-reduce.
-fn collective(
-    name: &'static str,
-    who: String,
-    result: super::accelerator::AllReduce,
-    expected: Option<(f64, String)>,
-    share: f64,
-) -> Check {
-    let check = Check::rate(name, "machine", (result.bus, "GB/s"), expected, share);
-    let check = Check { what: format!("{who}, bus bandwidth: {}", check.what), ..check };
-    if !result.correct {
-        let what = format!("{who}: the sums are wrong");
-        return Check { outcome: Outcome::Fail, what, ..check }
-            .with_hint("run nvbandwidth and memtest, and look for XIDs");
-    }
-    with_failure_hint(check, "run the command with NCCL_DEBUG=INFO: it shows which links and network cards NCCL uses")
-}
-
-fn with_failure_hint(check: Check, hint: &str) -> Check {
-    if check.outcome.is_acceptable() { check } else { check.with_hint(hint) }
-}
-
-/// Whether equal products had equal results: cuBLAS repeats a product bit by bit on one GPU (cuBLAS, "Results Reproducibility").
-fn repeated(name: &'static str, device: String, loaded: &super::accelerator::Loaded) -> Check {
-    let count = loaded.compared;
-    if count == 0 {
-        return Check::new(name, device, Outcome::CannotRun, format!("{} was not found", Need::Kernels.library()))
-            .with_hint(Need::Kernels.hint());
-    }
-    if loaded.different > 0 {
-        let what = format!("{} words differed in {count} equal matrix products", loaded.different);
-        Check::new(name, device, Outcome::Fail, what)
-            .with_hint("the GPU computes wrong results under load: replace the card (RMA)")
-    } else {
-        Check::new(name, device, Outcome::Pass, format!("{count} equal matrix products, equal results"))
-    }
-}
-
-/// Whether the load reached the power limit, or the clock that leaves no more to gain.
-fn power(device: String, gpu: &Gpu, card: Option<&Card>, samples: &Samples, share: f64) -> Check {
-    const NAME: &str = "targeted_power";
-    let (Some(watts), Some(limit)) = (samples.power_watts, gpu.power_limit_watts) else {
-        return Check::new(NAME, device, Outcome::Skip, "the driver does not report the power");
-    };
-    let full = card.map(|c| c.tensor_mhz).or(gpu.clock_sm_max_mhz);
-    let clock = samples.clock_mhz.map(|(_, max)| max);
-    let at_full_clock = clock.zip(full).is_some_and(|(now, full)| now >= full);
-    let source = Some("the power limit of the GPU".to_owned());
-    let measured =
-        Measured { value: watts, unit: "W".into(), expected: Some(limit), minimum: Some(limit * share), source };
-    let what = format!("up to {watts:.0} of {limit:.0} W");
-    let clock = clock.map_or_else(String::new, |mhz| format!(", {mhz} MHz"));
-    if watts >= limit * share || at_full_clock {
-        return Check::new(NAME, device, Outcome::Pass, format!("{what}{clock}")).with_measured(measured);
-    }
-    Check::new(NAME, device, Outcome::Warn, format!("{what}{clock}: neither the power limit nor the full clock"))
-        .with_measured(measured)
-        .with_hint(
-            "compare with the other GPUs; check locked clocks (nvidia-smi --reset-gpu-clocks) and the throttle reasons",
-        )
-}
-
-/// Whether the hardware had to reduce the clocks.
-fn thermal(name: &'static str, device: String, gpu: &Gpu, samples: &Samples, share: f64) -> Check {
-    if samples.count == 0 {
-        return Check::new(name, device, Outcome::CannotRun, "the driver reported nothing under load");
-    }
-    let part = samples.problems as f64 / samples.count as f64;
-    let slowdown = gpu.temperature_slowdown_celsius.filter(|limit| *limit > 0);
-    let hot = samples.temperature_celsius.zip(slowdown).is_some_and(|(now, limit)| now >= limit);
-    let described = samples.describe();
-    let hint = "check fans, airflow and the room's temperature; for a power brake, the power supplies and their cables";
-    if part > share || hot {
-        Check::new(name, device, Outcome::Fail, described).with_hint(hint)
-    } else if samples.problems > 0 {
-        Check::new(name, device, Outcome::Warn, described).with_hint(hint)
-    } else {
-        Check::new(name, device, Outcome::Pass, described)
     }
 }

@@ -1,5 +1,5 @@
 //! The patterns of the memory test. A pattern gives each 64-bit word a value by its address, so that a kernel writes and checks all words in
-//! parallel; `kernels.cu` has the same function, and a test on the host compares both.
+//! parallel; `kernels.cu` has the same function.
 //!
 //! Each round writes the pattern to all memory, checks it while writing the complement, and checks the complement (moving inversions): so
 //! each bit holds both values, and changes in both directions. All memory is written before the first word is checked, so a word that is

@@ -6,6 +6,7 @@
 //! | [`limits`] | the thresholds, with the reason of each |
 //! | [`deployment`] | level 1: what the driver, sysfs and the kernel's log report without running anything on a GPU |
 //! | [`load`] | levels 2 to 4: measurements and tests on the GPUs |
+//! | `verdict` | what the measurements of [`load`] mean |
 //! | [`watch`] | power, clocks, temperature and throttle reasons while a load runs; error counters before and after it |
 //! | [`memory`] | the patterns of the memory test |
 //! | [`accelerator`] | the seam to the hardware: what the checks of levels 2 to 4 run on a GPU |
@@ -23,8 +24,7 @@ pub mod deployment;
 pub mod limits;
 pub mod load;
 pub mod memory;
-#[cfg(test)]
-mod tests;
+mod verdict;
 pub mod watch;
 
 use std::path::Path;
