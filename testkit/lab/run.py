@@ -429,9 +429,36 @@ def agent_may_change_only_its_own_node(lab):
     assert patch("n1", {"metadata": {"labels": {"nvidia.com/test": "1"}}}) == ""
     assert patch("n1", {"metadata": {"labels": {"nvidia.com/test": None}}}) == ""
     assert "own node only" in patch("n2", {"metadata": {"labels": {"nvidia.com/test": "1"}}})
-    assert "nvidia.com/ only" in patch("n1", {"metadata": {"labels": {"team": "mine"}}})
-    assert "nvidia.com/ only" in patch("n1", {"metadata": {"labels": {"kubernetes.io/arch": None}}})
+    assert "labels of nvidia.com/" in patch("n1", {"metadata": {"labels": {"team": "mine"}}})
+    assert "labels of nvidia.com/" in patch("n1", {"metadata": {"labels": {"kubernetes.io/arch": None}}})
     assert "spec" in patch("n1", {"spec": {"unschedulable": True}})
+    taint = lambda key, effect="NoSchedule": {"spec": {"taints": [{"key": key, "value": "pending", "effect": effect}]}}
+    assert "no taint but" in patch("n1", taint("team"))
+    assert "NoSchedule" in patch("n1", taint("slipway.dev/not-accepted", "NoExecute"))
+    assert "own node only" in patch("n2", taint("slipway.dev/not-accepted"))
+    assert patch("n1", taint("slipway.dev/not-accepted")) == ""
+    assert patch("n1", {"spec": {"taints": None}}) == ""
+
+
+@test(limit=600)
+def node_takes_work_only_after_acceptance(lab):
+    """Nodes get the taint, pass the checks on simulated GPUs, and lose it. A pod that holds a GPU delays the checks."""
+    taints = lambda name: [t["value"] for t in lab.node(name)["spec"].get("taints", []) if t["key"] == "slipway.dev/not-accepted"]
+    label = lambda name: lab.node(name)["metadata"]["labels"].get("slipway.dev/accepted")
+    with lab.namespace("accept") as ns:
+        lab.pod(ns, "holder", {GPU: 1}, "n1")
+        lab.wait_running(ns, "holder")
+        lab.install(node={**VALUES["node"], "accept": {"level": 1}})
+        try:
+            eventually(lambda: label("n2") == "1" and not taints("n2"), timeout=120, message="n2 is accepted")
+            eventually(lambda: taints("n1") == ["pending"], timeout=120, message="n1 waits")
+            lab.kubectl("-n", ns, "delete", "pod", "holder", "--now")
+            eventually(lambda: label("n1") == "1" and not taints("n1"), timeout=120, message="n1 is accepted")
+            conditions = {c["type"]: c for c in lab.node("n1")["status"]["conditions"]}
+            assert conditions["slipway.dev/Accepted"]["status"] == "True", conditions
+        finally:
+            lab.install(**VALUES)
+    eventually(lambda: label("n1") is None, timeout=120, message="the label is removed with the setting")
 
 
 @test(limit=600)

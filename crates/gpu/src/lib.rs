@@ -12,12 +12,15 @@
 //! | [`fit`] | the memory of a model on each GPU, and the cards and layouts that it fits |
 //! | [`usage`] | energy and busy time, attributed to the holders of GPUs |
 //! | [`bench`] | benchmarks of GPUs and CPUs |
+//! | [`accept`] | acceptance of a machine: checks at four levels, and their report |
+//! | [`rdma`], [`kernel_log`] | RDMA devices; XIDs in the kernel's log |
 //! | [`container`] | CDI specifications and container runtime configuration |
 //! | [`draw`] | diagrams as SVG and terminal text |
 //! | [`repo`] | stored benchmark reports |
 //! | [`mig`] | MIG: geometry, placement, plans and their application |
 //! | [`share`] | MIG, MPS and time slicing compared for a set of jobs |
 
+pub mod accept;
 pub mod amd;
 pub mod bench;
 pub mod container;
@@ -25,13 +28,16 @@ pub mod draw;
 pub mod error;
 pub mod fit;
 pub mod inventory;
+pub mod kernel_log;
 pub mod link;
 pub mod mig;
+mod nccl;
 pub mod nvml;
 #[cfg(test)]
 mod parsers;
 pub mod pci;
 pub mod process;
+pub mod rdma;
 pub mod repo;
 pub mod roofline;
 pub mod share;

@@ -78,6 +78,23 @@ pub fn lookup(ids: &str, vendor: u16, device: u16) -> Option<String> {
     Some(format!("{} {name}", maker.split_whitespace().next().unwrap_or(maker)))
 }
 
+/// The rate of a PCIe link in one direction in GB/s (10^9 bytes per second), before the headers of packets: lanes x transfer rate x
+/// encoding. `None` for an unknown generation.
+///
+/// Source: PCI Express Base Specification: 8b/10b up to 5 GT/s, 128b/130b up to 32 GT/s, and FLITs with 242 of 256 bytes at 64 GT/s.
+pub fn bandwidth(generation: u32, width: u32) -> Option<f64> {
+    let (gigatransfers, encoding) = match generation {
+        1 => (2.5, 0.8),
+        2 => (5.0, 0.8),
+        3 => (8.0, 128.0 / 130.0),
+        4 => (16.0, 128.0 / 130.0),
+        5 => (32.0, 128.0 / 130.0),
+        6 => (64.0, 242.0 / 256.0),
+        _ => return None,
+    };
+    Some(f64::from(width) * gigatransfers * encoding / 8.0)
+}
+
 /// Converts a PCI address from NVML's form (eight-digit domain) to the kernel's (four-digit domain).
 pub fn kernel_address(bus_id: &str) -> String {
     let address = if bus_id.find(':') == Some(8) { &bus_id[4..] } else { bus_id };
@@ -153,6 +170,14 @@ mod tests {
         let ids = "# comment\n10dd  Other\n\t2330  Wrong\n10de  NVIDIA Corporation\n\t2330  GH100 [H100 SXM5 80GB]\n\t\t10de 16c1  sub\nC 03  Display controller\n\t2331  Class\n";
         assert_eq!(lookup(ids, NVIDIA, 0x2330).as_deref(), Some("NVIDIA GH100 [H100 SXM5 80GB]"));
         assert_eq!(lookup(ids, NVIDIA, 0x2331), None);
+    }
+
+    #[test]
+    fn link_rates_are_those_of_the_specification() {
+        let rate = |generation, width| bandwidth(generation, width).map(|r| (r * 100.0).round() / 100.0);
+        assert_eq!((rate(1, 16), rate(3, 16)), (Some(4.0), Some(15.75)));
+        assert_eq!((rate(4, 8), rate(5, 16), rate(6, 16)), (Some(15.75), Some(63.02), Some(121.0)));
+        assert_eq!(rate(7, 16), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use slipway_store::Database;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use crate::accept;
 use crate::access::Gate;
 use crate::cluster::{Cluster, NODE};
 use crate::config::{self, Config};
@@ -66,6 +67,8 @@ pub struct Options {
     pub listen: SocketAddr,
     pub policy: Policy,
     pub poll_interval: Duration,
+    /// Taint the node until it has passed the checks; `None` to accept every node.
+    pub accept: Option<accept::Settings>,
 }
 
 /// Runs the agent until `stop` completes. Without a cluster it only offers devices and serves metrics.
@@ -161,7 +164,36 @@ async fn run_with<C: Cluster>(
             return Err(NodeError::Invalid("resource claims require the API server: provide a kubeconfig".into()));
         }
     }
+    let acceptance = accept::Store::new(&options.home);
     if let Some(cluster) = cluster {
+        match options.accept.clone() {
+            Some(settings) => {
+                let manager = accept::Manager {
+                    cluster: Arc::clone(&cluster),
+                    node: options.node.clone(),
+                    driver: Arc::clone(&driver),
+                    store: acceptance.clone(),
+                    level: settings.level,
+                    every: settings.every,
+                    runner: accept::ThisNode {
+                        pod_resources: pod_resources.clone(),
+                        dra_driver: options.dra_driver.clone(),
+                        command: settings.command,
+                    },
+                };
+                tasks.spawn(async move {
+                    manager.run().await;
+                    Ok(())
+                });
+            }
+            // An earlier configuration may have left the taint.
+            None if acceptance.exists() => {
+                if let Err(error) = accept::publish::remove(&*cluster, &options.node).await {
+                    tracing::warn!(%error, "the taint of an earlier configuration could not be removed");
+                }
+            }
+            None => {}
+        }
         let labelling =
             labels::run(Arc::clone(&cluster), options.node.clone(), driver.subscribe(), configs.subscribe());
         tasks.spawn(async move {
@@ -188,6 +220,7 @@ async fn run_with<C: Cluster>(
         readings: readings.subscribe(),
         held: held.subscribe(),
         database: Arc::clone(&database),
+        acceptance: acceptance.clone(),
         kubelet: plugins.join("kubelet.sock"),
     };
     tasks.spawn(async move {
@@ -363,6 +396,7 @@ mod tests {
             listen: "127.0.0.1:0".parse().unwrap(),
             policy: Policy::from_variables(None, None, Duration::from_secs(1)),
             poll_interval: Duration::from_secs(1),
+            accept: None,
         }
     }
 

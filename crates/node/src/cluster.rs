@@ -90,6 +90,9 @@ pub trait Cluster: Send + Sync + 'static {
         object: Value,
     ) -> impl Future<Output = Result<Value, ClusterError>> + Send;
 
+    /// Applies a JSON merge patch (RFC 7396). A patch with a resource version fails if the object has changed since that version.
+    fn merge(&self, kind: Kind, name: &str, patch: Value) -> impl Future<Output = Result<Value, ClusterError>> + Send;
+
     /// Deletes an object; succeeds if it does not exist.
     fn delete(&self, kind: Kind, name: &str) -> impl Future<Output = Result<(), ClusterError>> + Send;
 
@@ -160,6 +163,9 @@ impl Cluster for Fake {
     async fn apply(&self, kind: Kind, name: &str, _: &str, _: bool, object: Value) -> Result<Value, ClusterError> {
         self.put(kind, None, name, Some(object.clone()));
         Ok(object)
+    }
+    async fn merge(&self, _: Kind, _: &str, patch: Value) -> Result<Value, ClusterError> {
+        Ok(patch)
     }
     async fn delete(&self, kind: Kind, name: &str) -> Result<(), ClusterError> {
         self.put(kind, None, name, None);

@@ -31,7 +31,7 @@ pub struct Machine {
     pub topology: Topology,
     /// The current faults.
     pub faults: Faults,
-    /// UUIDs of MIG devices and GPUs whose MIG layout is about to change; no new container may use them.
+    /// UUIDs of MIG devices and GPUs that are tested, or whose MIG layout is about to change; no new container may use them.
     pub draining: BTreeSet<String>,
     /// Why the CDI specification could not be written; `None` if it is up to date.
     pub cdi: Option<String>,
@@ -48,7 +48,7 @@ impl Machine {
     /// Why a device must not be used now; `None` if it may be used. `parent` is the GPU of a MIG device.
     pub fn fault(&self, uuid: &str, parent: Option<&str>) -> Option<String> {
         if self.draining.contains(uuid) || parent.is_some_and(|p| self.draining.contains(p)) {
-            return Some("its MIG layout is about to change".into());
+            return Some("it is drained for a change of its MIG layout or a test".into());
         }
         self.faults.fault(uuid, parent).map(|f| f.reason.clone())
     }
@@ -83,6 +83,8 @@ pub struct Driver {
     /// Whether the thread has ended.
     ended: watch::Sender<bool>,
     timeouts: Timeouts,
+    /// Held while GPUs are drained.
+    maintenance: tokio::sync::Mutex<()>,
 }
 
 /// Timeouts for the driver thread.
@@ -165,6 +167,7 @@ impl Driver {
             wake: Condvar::new(),
             ended: watch::Sender::new(false),
             timeouts,
+            maintenance: tokio::sync::Mutex::new(()),
         });
         let thread_driver = Arc::clone(&driver);
         // The join handle is not needed: the thread sets `ended` itself.
@@ -257,6 +260,12 @@ impl Driver {
                 Err(NodeError::NoDriver(format!("no refresh completed within {seconds} s")))
             }
         }
+    }
+
+    /// Waits until no other task drains GPUs, and excludes them while the guard exists. Required for [`Self::drain`], which replaces the
+    /// devices that another task drains.
+    pub async fn maintenance(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.maintenance.lock().await
     }
 
     /// Sets the devices that no new container may use, and publishes the change.
@@ -483,6 +492,21 @@ pub(crate) mod tests {
     use super::*;
     use crate::samples::{compute_instances, fabric_machine, gpu, machine};
     use slipway_gpu::nvml::FabricState;
+
+    /// A driver that publishes this machine with the drained devices, until it is stopped.
+    pub(crate) fn responding_driver(machine: Machine) -> Arc<Driver> {
+        Driver::start_with(BTreeSet::new(), TIMEOUTS, move |driver| {
+            while !driver.stopped() {
+                let (requested, draining) = {
+                    let shared = driver.shared.lock();
+                    (shared.requested, shared.draining.clone())
+                };
+                driver.publish(State::Available(Box::new(Machine { draining, ..machine.clone() })), requested);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        })
+        .unwrap()
+    }
 
     /// A driver whose thread publishes a healthy machine, and panics when the sender sends or is dropped.
     pub(crate) fn panicking_driver() -> (Arc<Driver>, mpsc::Sender<()>) {

@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::accept;
 use crate::access::Gate;
 use crate::config::Config;
 use crate::driver::State;
@@ -62,6 +63,7 @@ pub(crate) struct AppState {
     pub(crate) readings: watch::Receiver<Arc<Readings>>,
     pub(crate) held: watch::Receiver<Held>,
     pub(crate) database: Arc<Database>,
+    pub(crate) acceptance: accept::Store,
     /// The kubelet's socket for device plugin registration.
     pub(crate) kubelet: PathBuf,
 }
@@ -76,6 +78,7 @@ fn routes() -> Routes<Arc<AppState>> {
         .get("/readyz", Access::Public, ready)
         .get("/api/v1/node", read_nodes, node)
         .get("/api/v1/node/leases", read_nodes, leases)
+        .get("/api/v1/node/acceptance", read_nodes, acceptance)
 }
 
 /// The router with the gate applied.
@@ -184,6 +187,16 @@ async fn leases(Extract(app): Extract<Arc<AppState>>, Query(query): Query<Limit>
     }
 }
 
+/// The last acceptance report of this node.
+async fn acceptance(Extract(app): Extract<Arc<AppState>>) -> Response {
+    let problem = |status: StatusCode, error: String| (status, Json(json!({"error": error}))).into_response();
+    match app.acceptance.report() {
+        Ok(Some(report)) => Json(report).into_response(),
+        Ok(None) => problem(StatusCode::NOT_FOUND, "this node has no acceptance report".into()),
+        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -208,6 +221,7 @@ mod tests {
             readings: watch::channel(Arc::default()).1,
             held: watch::channel(Held::default()).1,
             database: Arc::new(Database::open(&folder.join("node.db"), &[repo::MIGRATION]).unwrap()),
+            acceptance: accept::Store::new(&folder),
             kubelet: folder.join("kubelet.sock"),
         };
         (state, folder)
@@ -244,6 +258,8 @@ mod tests {
             ("/api/v1/node", [401, 200, 403, 403, 401, 503]),
             ("/api/v1/node/leases", [401, 200, 403, 403, 401, 503]),
             ("/api/v1/node/leases?limit=5", [401, 200, 403, 403, 401, 503]),
+            // There is no report.
+            ("/api/v1/node/acceptance", [401, 404, 403, 403, 401, 503]),
             ("/api/v1/node/", [404, 404, 404, 404, 404, 404]),
             ("/api/v1//node", [404, 404, 404, 404, 404, 404]),
         ];

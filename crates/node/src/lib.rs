@@ -2,6 +2,7 @@
 //!
 //! | module | contents |
 //! |---|---|
+//! | [`accept`] | acceptance of the node: checks, taint, schedule |
 //! | [`agent`] | options, and the tasks that make up the agent |
 //! | [`config`] | NVIDIA's device plugin configuration, by file and by node label |
 //! | [`driver`] | the state of the driver: GPUs and faults; all MIG changes go through it |
@@ -23,6 +24,7 @@
 //! All tasks are level-triggered: they reconcile towards the newest driver state and the newest configuration; an event only wakes
 //! them earlier.
 
+pub mod accept;
 mod access;
 pub mod agent;
 pub mod cdi;

@@ -71,6 +71,7 @@ impl<C: Cluster> Manager<C> {
     }
 
     async fn reconcile(&self, desired: &str) -> Result<(), NodeError> {
+        let _maintenance = self.driver.maintenance().await;
         let outcome = self.change(desired).await;
         // Offer all devices again, regardless of the outcome.
         if let Err(error) = self.driver.drain(BTreeSet::new()).await {

@@ -99,6 +99,7 @@ fn main() -> ExitCode {
     init_logging(&args, &config);
     slipway_gpu::amd::set_simulator(slipway_fake_amd_smi::simulator());
     slipway_gpu::nvml::set_simulator(slipway_fake_nvml::simulator());
+    slipway_gpu::accept::accelerator::set_simulator(slipway_fake_nvml::simulate);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if matches!(args.command, cli::Command::Node(_)) {
         // The node agent is mostly idle; one thread for each core of a large node would only waste memory.

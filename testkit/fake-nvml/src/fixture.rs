@@ -42,6 +42,18 @@ pub(crate) struct Fixture {
     /// NVML return codes that functions fail with, by symbol.
     #[serde(default)]
     pub(crate) inject: BTreeMap<String, u32>,
+    /// Libraries that are not installed.
+    #[serde(default)]
+    pub(crate) missing_libraries: Vec<Library>,
+}
+
+/// A library that programs on GPUs load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Library {
+    Nvrtc,
+    Cublas,
+    Nccl,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -108,6 +120,16 @@ pub(crate) struct Gpu {
     pub(crate) persistence: bool,
     #[serde(default)]
     pub(crate) throttle: u64,
+    /// Throttle reasons that are reported only under load.
+    #[serde(default)]
+    pub(crate) throttle_under_load: u64,
+    /// Rates of the accelerator in percent of those of a GPU without defects.
+    pub(crate) speed_percent: Option<u32>,
+    /// Address in bytes of a word of the memory whose lowest bit is always 0.
+    pub(crate) memory_fault: Option<u64>,
+    /// Number of words in which results under load differ.
+    #[serde(default)]
+    pub(crate) wrong_results: u64,
     /// Utilization in percent for each second since the start; the list repeats.
     #[serde(default)]
     pub(crate) utilization: Vec<u32>,

@@ -10,6 +10,7 @@
 #![allow(clippy::missing_safety_doc)] // nvml.h documents the requirements of each function
 #![allow(missing_docs)] // nvml.h documents the functions
 
+mod accelerator;
 mod control;
 mod fixture;
 mod state;
@@ -18,6 +19,7 @@ mod table;
 use std::ffi::{CStr, c_char, c_uint, c_ulong, c_ulonglong};
 use std::time::{Duration, Instant};
 
+pub use accelerator::simulate;
 pub use fixture::FIXTURES;
 use nvml_wrapper_sys::bindings as sys;
 use parking_lot::Mutex;
@@ -283,7 +285,7 @@ numbers! {
     };
     nvmlDeviceGetCurrentClocksThrottleReasons: c_ulonglong = |state, gpu| {
         let idle = u64::from(state.utilization(gpu) == 0);
-        if spec(state, gpu).throttle != 0 { spec(state, gpu).throttle } else { idle }
+        if state.throttle(gpu) != 0 { state.throttle(gpu) } else { idle }
     };
     nvmlDeviceGetCurrPcieLinkGeneration: c_uint = |state, gpu| if state.utilization(gpu) == 0 { 1 } else { spec(state, gpu).pcie_generation };
     nvmlDeviceGetMaxPcieLinkGeneration: c_uint = |state, gpu| spec(state, gpu).pcie_generation;
@@ -501,7 +503,7 @@ exports! {
         let index = physical_gpu(state, device)?.index;
         let (a, idle) = (spec(state, index), state.utilization(index) == 0);
         match which {
-            0 | 1 => put(to, if idle { 345.min(a.clock_sm) } else if a.throttle != 0 { a.clock_sm * 6 / 10 } else { a.clock_sm }),
+            0 | 1 => put(to, if idle { 345.min(a.clock_sm) } else if state.throttle(index) != 0 { a.clock_sm * 6 / 10 } else { a.clock_sm }),
             2 => put(to, a.clock_memory),
             3 => put(to, a.clock_sm * 8 / 10),
             _ => Err(INVALID),
@@ -525,7 +527,7 @@ exports! {
         if sensor != 0 { return Err(INVALID); }
         let index = physical_gpu(state, device)?.index;
         let a = spec(state, index);
-        let celsius = if a.throttle & 0x60 != 0 { a.temperature_slowdown } else { a.temperature_idle + (a.temperature_slowdown - a.temperature_idle) * state.utilization(index) * 6 / 1000 };
+        let celsius = if state.throttle(index) & 0x60 != 0 { a.temperature_slowdown } else { a.temperature_idle + (a.temperature_slowdown - a.temperature_idle) * state.utilization(index) * 6 / 1000 };
         put(to, celsius)
     }
     nvmlDeviceGetTemperatureThreshold(device: Device, which: c_uint, to: *mut c_uint) state {

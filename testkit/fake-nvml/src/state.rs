@@ -23,6 +23,8 @@ pub(crate) struct State {
     /// Calls of `nvmlInit` without `nvmlShutdown`.
     pub(crate) users: u32,
     pub(crate) sets: Vec<EventSet>,
+    /// Indices of GPUs that the accelerator loads.
+    pub(crate) loaded: Vec<usize>,
     file: Option<PathBuf>,
     pub(crate) control: Control,
 }
@@ -83,6 +85,7 @@ impl State {
             started: Instant::now(),
             users: 0,
             sets: Vec::new(),
+            loaded: Vec::new(),
             file,
             control: Control::default(),
         })
@@ -112,8 +115,18 @@ impl State {
         }
     }
 
+    /// Current throttle reasons of the fixture.
+    pub(crate) fn throttle(&self, index: usize) -> u64 {
+        let spec = &self.gpus[index].spec;
+        let under_load = if self.utilization(index) > 0 { spec.throttle_under_load } else { 0 };
+        spec.throttle | under_load
+    }
+
     /// Current utilization in percent.
     pub(crate) fn utilization(&self, index: usize) -> u32 {
+        if self.loaded.contains(&index) {
+            return 100;
+        }
         if let Some(set) = self.control.utilization.get(&index) {
             return *set;
         }

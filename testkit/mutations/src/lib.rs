@@ -179,9 +179,7 @@ pub fn feed_bytes<B: AsRef<[u8]>>(valid: &[B], parse: impl Fn(&[u8])) {
             prop_assert!(growth < MAX_GROWTH_KIB, "the parser needed {growth} KiB");
             Ok(())
         });
-        if let Err(error) = result {
-            panic!("{}", failure(&error));
-        }
+        assert!(result.is_ok(), "{}", result.err().map(|error| failure(&error)).unwrap_or_default());
         if started.elapsed() >= fuzz_time() {
             return;
         }

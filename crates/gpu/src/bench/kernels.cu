@@ -100,3 +100,46 @@ extern "C" __global__ void shared_read(int rounds, float* out) {
 }
 
 extern "C" __global__ void nothing() {}
+
+// The patterns of the memory test; `accept/memory.rs` has the same function. `address` is in bytes from the start of the tested memory.
+__device__ u64 pattern(int kind, u64 parameter, u64 address) {
+    u64 word = address / 8;
+    switch (kind) {
+        case 0: return parameter;
+        case 1: return 1ull << ((word + parameter) % 64);
+        case 2: return 0x0101010101010101ull << ((word + parameter) % 8);
+        case 3: return address;
+        default: {
+            u64 x = (address ^ (parameter << 56)) + 0x9e3779b97f4a7c15ull;
+            x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+            x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+            return x ^ (x >> 31);
+        }
+    }
+}
+
+extern "C" __global__ void pattern_write(u64* data, u64 n, u64 offset, int kind, u64 parameter) {
+    for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x)
+        data[i] = pattern(kind, parameter, offset + i * 8);
+}
+
+// Counts wrong words in result[0]; the first to be counted leaves its address, written and read value in result[1] to [3].
+extern "C" __global__ void pattern_check(u64* data, u64 n, u64 offset, int kind, u64 parameter, int inverted, u64* result) {
+    for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x) {
+        u64 written = pattern(kind, parameter, offset + i * 8);
+        if (inverted) written = ~written;
+        u64 read = data[i];
+        if (read != written && atomicAdd(result, 1ull) == 0) {
+            result[1] = offset + i * 8;
+            result[2] = written;
+            result[3] = read;
+        }
+        if (!inverted) data[i] = ~written;
+    }
+}
+
+// Counts the words in which two results differ.
+extern "C" __global__ void compare(const u64* a, const u64* b, u64 n, u64* different) {
+    for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += (u64)gridDim.x * blockDim.x)
+        if (a[i] != b[i]) atomicAdd(different, 1ull);
+}

@@ -52,6 +52,10 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
         let data = json!({"data": {"config.yaml": values.node.mig_config}});
         all.push(node_object(("v1", "ConfigMap"), "slipway-mig-config", true, data));
     }
+    if !values.node.accept.limits.is_empty() {
+        let data = json!({"data": {"limits.yaml": values.node.accept.limits}});
+        all.push(node_object(("v1", "ConfigMap"), "slipway-accept-limits", true, data));
+    }
     all.push(daemon_set(values));
     let ports = json!([{"name": "metrics", "port": PORT, "targetPort": "metrics", "protocol": "TCP"}]);
     all.push(node_object(
@@ -176,6 +180,22 @@ fn daemon_set(values: &Values) -> Value {
         mounts.push(json!({"name": "imex-hosts", "mountPath": "/etc/hosts"}));
         mounts.push(json!({"name": "imex", "mountPath": "/var/run/nvidia-imex"}));
     }
+    if node.accept.level > 0 {
+        args.push(format!("--accept={}", node.accept.level));
+        if !node.accept.every.is_empty() {
+            args.push(format!("--accept-every={}", node.accept.every));
+        }
+        if !node.accept.limits.is_empty() {
+            args.push("--accept-limits=/etc/slipway/accept/limits.yaml".into());
+        }
+    }
+    if !node.accept.limits.is_empty() {
+        volumes.push(json!({"name": "accept-limits", "configMap": {"name": "slipway-accept-limits"}}));
+        mounts.push(json!({"name": "accept-limits", "mountPath": "/etc/slipway/accept", "readOnly": true}));
+    }
+    // Without the last toleration, an agent that was restarted could not remove its own taint.
+    let mut tolerations = node.tolerations.clone();
+    tolerations.push(json!({"key": "slipway.dev/not-accepted", "operator": "Exists", "effect": "NoSchedule"}));
     let mut env = vec![
         json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}),
         // The agent allocates little, so one malloc arena saves memory.
@@ -196,7 +216,7 @@ fn daemon_set(values: &Values) -> Value {
         "priorityClassName": "system-node-critical",
         "terminationGracePeriodSeconds": 10,
         "nodeSelector": node.node_selector,
-        "tolerations": node.tolerations,
+        "tolerations": tolerations,
         "imagePullSecrets": values.image_pull_secrets,
         "containers": [{
             "name": "agent",
@@ -233,7 +253,8 @@ fn daemon_set(values: &Values) -> Value {
     set
 }
 
-/// RBAC rules apply to all nodes. These policies restrict an agent to its own node, and there to labels under `nvidia.com/`.
+/// RBAC rules apply to all nodes. These policies restrict an agent to its own node, and there to labels under
+/// `nvidia.com/`, and the label and the taint of acceptance.
 fn restrict_to_own_node(values: &Values) -> Vec<Value> {
     let own = "request.userInfo.extra[?'authentication.kubernetes.io/node-name'][?0].orValue('')";
     let policy = |suffix: &str, group: &'static str, resources: Value, operations: Value, validations: Value| {
@@ -241,17 +262,19 @@ fn restrict_to_own_node(values: &Values) -> Vec<Value> {
         let scope = PolicyScope { component: "node", name, account: NAME, group, resources, operations };
         admission_policy(values, &scope, validations)
     };
-    let own_label = if values.compute_domains.enabled {
-        format!("k.startsWith('nvidia.com/') || k == '{LABEL}'")
-    } else {
-        "k.startsWith('nvidia.com/')".into()
-    };
+    let domain = if values.compute_domains.enabled { format!(" || k == '{LABEL}'") } else { String::new() };
+    let own_label = format!("k.startsWith('nvidia.com/') || k == 'slipway.dev/accepted'{domain}");
     let other_labels_unchanged = |a: &str, b: &str| {
         format!(
             "{a}.metadata.?labels.orValue({{}}).all(k, {own_label} || \
              {b}.metadata.?labels[?k].orValue('') == {a}.metadata.labels[k])"
         )
     };
+    let spec_unchanged =
+        |a: &str, b: &str| format!("{a}.spec.all(k, k == 'taints' || (k in {b}.spec && {a}.spec[k] == {b}.spec[k]))");
+    let other_taints = |a: &str| format!("{a}.spec.?taints.orValue([]).filter(t, t.key != 'slipway.dev/not-accepted')");
+    let taint_effect =
+        "object.spec.?taints.orValue([]).all(t, t.key != 'slipway.dev/not-accepted' || t.effect == 'NoSchedule')";
     let mut all = Vec::new();
     all.extend(policy(
         "nodes",
@@ -260,7 +283,13 @@ fn restrict_to_own_node(values: &Values) -> Vec<Value> {
         json!(["UPDATE"]),
         json!([
             {"expression": format!("object.metadata.name == {own}"), "message": "an agent changes its own node only"},
-            {"expression": "object.spec == oldObject.spec", "message": "an agent does not change a node's spec"},
+            {"expression": spec_unchanged("object", "oldObject"), "message": "an agent does not change a node's spec, except for its taint"},
+            {"expression": spec_unchanged("oldObject", "object"), "message": "an agent removes nothing of a node's spec, except for its taint"},
+            {
+                "expression": format!("{} == {}", other_taints("object"), other_taints("oldObject")),
+                "message": "an agent changes no taint but slipway.dev/not-accepted",
+            },
+            {"expression": taint_effect, "message": "the taint slipway.dev/not-accepted has the effect NoSchedule"},
             {"expression": other_labels_unchanged("object", "oldObject"), "message": "an agent sets its own labels only"},
             {"expression": other_labels_unchanged("oldObject", "object"), "message": "an agent removes its own labels only"},
         ]),

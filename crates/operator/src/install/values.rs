@@ -146,12 +146,23 @@ pub struct Node {
     pub recover_after: u64,
     pub config: BTreeMap<String, String>,
     pub mig_config: String,
+    pub accept: Accept,
     pub privileged: bool,
     pub runtime_class_name: String,
     pub env: BTreeMap<String, String>,
     pub resources: Value,
     pub node_selector: BTreeMap<String, String>,
     pub tolerations: Vec<Value>,
+}
+
+/// Acceptance of nodes.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct Accept {
+    pub level: u8,
+    pub every: String,
+    pub limits: String,
 }
 
 /// Device classes for resource claims.

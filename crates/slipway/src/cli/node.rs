@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use slipway_gpu::accept::check::Level;
 
 /// Verbs of `node`.
 #[derive(Debug, Subcommand)]
@@ -23,6 +25,11 @@ pub(crate) enum Node {
         after_help = "Example:\n  slipway node domains --kubeconfig ~/.kube/config\n\nOf several such processes one leads, elected by the lease slipway-domains in the namespace of the installation."
     )]
     Domains(Domains),
+    /// Check this machine before it takes work, at four levels like those of `dcgmi diag`: exit 3 if it does not pass
+    #[command(
+        after_help = "Example:\n  slipway node accept --level 3\n  slipway node accept --list\n  slipway node accept --only all_reduce_nodes --level 4 --nodes 2 --rank 0 --address 10.0.0.1:7075 --token-file token\n  slipway node accept --show"
+    )]
+    Accept(Box<Accept>),
     /// List the GPUs and slices of all nodes, and the pods that hold them
     #[command(after_help = "Example:\n  slipway node ls\n  slipway node ls -o json")]
     Ls(Installation),
@@ -92,6 +99,72 @@ pub(crate) enum MigStrategy {
     Mixed,
 }
 
+/// Options of `node accept`.
+#[derive(Debug, Args)]
+pub(crate) struct Accept {
+    /// 1 software, links and counters (seconds), 2 bandwidths and a short memory test (minutes), 3 load on all GPUs and the links between
+    /// them (15 minutes), 4 all patterns on all memory, longer load, other machines (hours)
+    #[arg(long, default_value = "1", value_name = "1-4")]
+    pub(crate) level: Level,
+    /// Run only these checks; the report is then not kept
+    #[arg(long, value_delimiter = ',', value_name = "CHECK")]
+    pub(crate) only: Vec<String>,
+    /// Leave out these checks
+    #[arg(long, value_delimiter = ',', value_name = "CHECK")]
+    pub(crate) skip: Vec<String>,
+    /// Check only the GPUs with these indices; the report is then not kept
+    #[arg(long, value_delimiter = ',', value_name = "INDEX")]
+    pub(crate) gpus: Vec<u32>,
+    /// YAML file with other limits than the built-in ones
+    #[arg(long, value_name = "FILE")]
+    pub(crate) limits: Option<PathBuf>,
+    /// Also write the report to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Show the last report that was kept, without checking anything
+    #[arg(long, conflicts_with_all = ["list", "only", "skip", "gpus"])]
+    pub(crate) show: bool,
+    /// List the checks with their levels
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// For all_reduce_nodes: number of machines
+    #[arg(long, requires_all = ["rank", "address", "token_file"], value_name = "COUNT")]
+    pub(crate) nodes: Option<usize>,
+    /// For all_reduce_nodes: number of this machine, from 0
+    #[arg(long, requires = "nodes", value_name = "NUMBER")]
+    pub(crate) rank: Option<usize>,
+    /// For all_reduce_nodes: address on which machine 0 waits for the others
+    #[arg(long, requires = "nodes", value_name = "HOST:PORT")]
+    pub(crate) address: Option<String>,
+    /// For all_reduce_nodes: file with a secret of at least 16 characters that all machines share
+    #[arg(long, requires = "nodes", value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// For all_reduce_nodes: time limit for all machines to join
+    #[arg(long, default_value = "10m", value_parser = duration, value_name = "DURATION")]
+    pub(crate) join_timeout: Duration,
+    /// Simulate GPUs with this fixture instead of using the driver
+    #[arg(long, value_name = "NAME")]
+    pub(crate) fixture: Option<String>,
+}
+
+/// Parses a duration such as `7d`, `12h`, `30m` or `90s`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let invalid = || format!("'{text}' is no duration; use a number with d, h, m or s, such as 7d");
+    let split = text.len().checked_sub(1).filter(|at| text.is_char_boundary(*at)).ok_or_else(invalid)?;
+    let (number, unit) = text.split_at(split);
+    let seconds: u64 = match unit {
+        "d" => 86400,
+        "h" => 3600,
+        "m" => 60,
+        "s" => 1,
+        _ => return Err(invalid()),
+    };
+    let number: u64 = number.parse().map_err(|_| invalid())?;
+    // A hundred years; longer durations cannot be added to times.
+    let total = number.checked_mul(seconds).filter(|total| (1..=100 * 366 * 86400).contains(total));
+    total.map(Duration::from_secs).ok_or_else(invalid)
+}
+
 /// Options of `node run`.
 #[derive(Debug, Args)]
 pub(crate) struct Run {
@@ -152,6 +225,15 @@ pub(crate) struct Run {
     /// Hosts file for the names of IMEX's nodes
     #[arg(long, default_value = "/etc/hosts", value_name = "FILE")]
     pub(crate) imex_hosts: PathBuf,
+    /// Keep the taint slipway.dev/not-accepted on the node until its GPUs have passed this level of `slipway node accept`
+    #[arg(long, value_name = "1-4")]
+    pub(crate) accept: Option<Level>,
+    /// Repeat the checks at this interval, when no pod holds a GPU: 7d, 12h
+    #[arg(long, requires = "accept", value_parser = duration, value_name = "DURATION")]
+    pub(crate) accept_every: Option<Duration>,
+    /// YAML file with the limits of the checks
+    #[arg(long, requires = "accept", value_name = "FILE")]
+    pub(crate) accept_limits: Option<PathBuf>,
     /// Address for metrics, health and leases
     #[arg(long, env = "SLIPWAY_NODE_LISTEN", default_value = "127.0.0.1:9400", value_name = "HOST:PORT")]
     pub(crate) listen: SocketAddr,
@@ -161,4 +243,19 @@ pub(crate) struct Run {
     /// Simulate GPUs with this fixture instead of using the driver
     #[arg(long, value_name = "NAME")]
     pub(crate) fixture: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_unit_and_a_limit() {
+        let seconds = |text: &str| duration(text).map(|d| d.as_secs());
+        assert_eq!((seconds("7d"), seconds("12h")), (Ok(7 * 86400), Ok(12 * 3600)));
+        assert_eq!((seconds("30m"), seconds("90s")), (Ok(1800), Ok(90)));
+        for invalid in ["", "d", "7", "7w", "0s", "-1d", "7\u{e4}", "99999999999999999999d", "40000d"] {
+            assert!(seconds(invalid).is_err(), "{invalid}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The implementation of the commands, one file per noun.
 
+mod accept;
 mod cluster;
 mod controller;
 mod demo;

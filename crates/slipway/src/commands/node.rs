@@ -1,11 +1,15 @@
 //! `slipway node`: runs the node agent, and lists the devices and leases of a cluster's nodes.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use slipway_core::env;
 use slipway_core::home::Home;
+use slipway_gpu::accept::check::Level;
+use slipway_node::accept;
 use slipway_node::agent::{Imex, Offering, Options};
 use slipway_node::cluster::{Cluster, ClusterError, Eviction, Kind};
 use slipway_node::config::{MigStrategy, Source};
@@ -23,6 +27,7 @@ pub(crate) async fn run(context: &Context, verb: cli::Node) -> Result<(), Failur
         cli::Node::Run(options) => agent(context, *options).await,
         cli::Node::Converge(options) => tokio::task::block_in_place(|| super::cluster::converge(options)),
         cli::Node::Domains(options) => super::domains::run(options).await,
+        cli::Node::Accept(options) => tokio::task::block_in_place(|| super::accept::accept(context, *options)),
         cli::Node::Ls(installation) => ls(context, &installation).await,
         cli::Node::Leases { node, limit, installation } => leases(context, &node, limit, &installation).await,
     }
@@ -114,13 +119,17 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
         Some(Arc::new(ApiServer(Api::connect(args.kubeconfig.as_deref(), args.context.as_deref()).await?)))
     };
     let variable = |name: &str| std::env::var(name).ok();
+    let fixture = args.fixture.or_else(|| env::value(env::GPU_FIXTURE));
+    let home = super::accept::agent_home(context);
+    let accept =
+        args.accept.map(|level| acceptance(context, level, args.accept_every, args.accept_limits, fixture.as_deref()));
     let options = Options {
         node,
         offering: match args.offer {
             cli::Offer::DevicePlugin => Offering::DevicePlugin,
             cli::Offer::Dra => Offering::Dra,
         },
-        fixture: args.fixture.or_else(|| env::value(env::GPU_FIXTURE)),
+        fixture,
         kubelet: args.kubelet_dir,
         cdi: args.cdi_dir,
         driver_root: args.driver_root_here.unwrap_or_else(|| args.driver_root.clone()),
@@ -143,7 +152,7 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
             hosts: args.imex_hosts,
         }),
         namespace: namespace(),
-        home: Home::at(context.config.get("home").unwrap_or_default()).root().join("node"),
+        home,
         listen: args.listen,
         policy: Policy::from_variables(
             variable("DP_DISABLE_HEALTHCHECKS").as_deref(),
@@ -151,8 +160,31 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
             Duration::from_secs(args.recover_after),
         ),
         poll_interval: Duration::from_secs(5.min(args.recover_after.max(1))),
+        accept: accept.transpose()?,
     };
     Ok(slipway_node::run(options, cluster, super::up::termination_signal()?).await?)
+}
+
+/// The settings of acceptance: the checks run in a process of this program.
+fn acceptance(
+    context: &Context,
+    level: Level,
+    every: Option<Duration>,
+    limits: Option<PathBuf>,
+    fixture: Option<&str>,
+) -> Result<accept::Settings, Failure> {
+    let program = std::env::current_exe()
+        .map_err(|source| slipway_node::NodeError::Io { what: "this program".into(), source })?;
+    let mut arguments: Vec<OsString> = ["node", "accept", "--level"].map(OsString::from).to_vec();
+    arguments.push(level.to_string().into());
+    arguments.extend(["--home".into(), context.config.get("home").unwrap_or_default().into()]);
+    if let Some(file) = limits {
+        arguments.extend(["--limits".into(), file.into()]);
+    }
+    if let Some(fixture) = fixture {
+        arguments.extend(["--fixture".into(), fixture.into()]);
+    }
+    Ok(accept::Settings { level, every, command: accept::Command { program, arguments } })
 }
 
 const TOKEN_REVIEW: Resource<'static> =
@@ -198,6 +230,10 @@ impl Cluster for ApiServer {
         object: Value,
     ) -> Result<Value, ClusterError> {
         self.0.apply(&resource(&kind), None, name, manager, status, &object, false).await.map_err(failed)
+    }
+
+    async fn merge(&self, kind: Kind, name: &str, patch: Value) -> Result<Value, ClusterError> {
+        self.0.merge(&resource(&kind), None, name, false, &patch).await.map_err(failed)
     }
 
     async fn delete(&self, kind: Kind, name: &str) -> Result<(), ClusterError> {

@@ -24,6 +24,7 @@ use super::{Conditions, Effort, Figure, median};
 use crate::GpuError;
 use crate::nvml::{Clock, Nvml, codes};
 use crate::sheet::{self, Card, Precision};
+pub(crate) use products::Product;
 
 const KERNELS: &str = include_str!("../kernels.cu");
 /// Size in bytes of the arrays of the memory benchmarks; far larger than any L2 cache (B200: 126 MiB).
@@ -56,11 +57,12 @@ impl Libraries {
     }
 }
 
-fn cuda(error: impl std::fmt::Display) -> GpuError {
+pub(crate) fn cuda(error: impl std::fmt::Display) -> GpuError {
     GpuError::Cuda(error.to_string())
 }
 
-struct Gpu<'n> {
+/// An open GPU.
+pub(crate) struct Gpu<'n> {
     label: String,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
@@ -144,7 +146,7 @@ pub fn measure_gemm(m: usize, n: usize, k: usize, precision: Precision) -> Resul
 }
 
 /// NVML's index of a CUDA device, matched by UUID because CUDA may order devices differently.
-fn nvml_index(nvml: &Nvml, context: &CudaContext) -> Option<u32> {
+pub(crate) fn nvml_index(nvml: &Nvml, context: &CudaContext) -> Option<u32> {
     // The type of C's characters depends on the platform.
     let bytes = context.uuid().ok()?.bytes.map(|b| b.to_ne_bytes()[0]);
     let hex = slipway_core::hex::encode(&bytes);
@@ -153,7 +155,7 @@ fn nvml_index(nvml: &Nvml, context: &CudaContext) -> Option<u32> {
 }
 
 impl<'n> Gpu<'n> {
-    fn open(index: usize, libraries: Libraries, nvml: Option<&'n Nvml>) -> Result<Self, GpuError> {
+    pub(crate) fn open(index: usize, libraries: Libraries, nvml: Option<&'n Nvml>) -> Result<Self, GpuError> {
         let context = CudaContext::new(index).map_err(cuda)?;
         let stream = context.new_stream().map_err(cuda)?;
         let (major, minor) = context.compute_capability().map_err(cuda)?;
@@ -184,7 +186,21 @@ impl<'n> Gpu<'n> {
         })
     }
 
-    fn function(&self, name: &str) -> Result<CudaFunction, GpuError> {
+    pub(crate) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    pub(crate) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Whether NVRTC has compiled the kernels.
+    pub(crate) fn has_kernels(&self) -> bool {
+        self.module.is_some()
+    }
+
+    /// A kernel of `kernels.cu`.
+    pub(crate) fn function(&self, name: &str) -> Result<CudaFunction, GpuError> {
         let module = self.module.as_ref().ok_or_else(|| GpuError::Cuda("NVRTC was not found".into()))?;
         module.load_function(name).map_err(cuda)
     }
@@ -244,7 +260,7 @@ impl<'n> Gpu<'n> {
         Some(figure)
     }
 
-    fn grid(&self, blocks_per_multiprocessor: u32, threads: u32) -> LaunchConfig {
+    pub(crate) fn grid(&self, blocks_per_multiprocessor: u32, threads: u32) -> LaunchConfig {
         LaunchConfig {
             grid_dim: (self.multiprocessors * blocks_per_multiprocessor, 1, 1),
             block_dim: (threads, 1, 1),
@@ -290,7 +306,7 @@ impl<'n> Gpu<'n> {
         Ok(figures)
     }
 
-    fn memory(&self, effort: Effort, progress: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
+    pub(crate) fn memory(&self, effort: Effort, progress: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
         let mut figures = Vec::new();
         progress(&format!("{}: memory", self.label));
         let (free, _) = self.context.mem_get_info().map_err(cuda)?;
@@ -368,7 +384,7 @@ impl<'n> Gpu<'n> {
     }
 
     /// Measures copies between pinned host memory and the device, and the latency of a 4-byte copy.
-    fn transfers(&self, effort: Effort, progress: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
+    pub(crate) fn transfers(&self, effort: Effort, progress: &mut impl FnMut(&str)) -> Result<Vec<Figure>, GpuError> {
         progress(&format!("{}: transfers", self.label));
         let mut device = self.stream.alloc_zeros::<u8>(TRANSFER_BYTES).map_err(cuda)?;
         // SAFETY: the memory is written below before it is read; flags 0 means cached memory, which the host may read.
@@ -398,7 +414,7 @@ impl<'n> Gpu<'n> {
 }
 
 /// Measures copies between two GPUs: direct over NVLink or PCIe if peer access is possible, otherwise through the host.
-fn peer(from: &Gpu<'_>, to: &Gpu<'_>, effort: Effort) -> Result<Vec<Figure>, GpuError> {
+pub(crate) fn peer(from: &Gpu<'_>, to: &Gpu<'_>, effort: Effort) -> Result<Vec<Figure>, GpuError> {
     let mut can_access: c_int = 0;
     // SAFETY: both devices are open; the result is written to a local variable.
     unsafe { sys::cuDeviceCanAccessPeer(&mut can_access, from.context.cu_device(), to.context.cu_device()) }

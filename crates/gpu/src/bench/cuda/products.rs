@@ -5,11 +5,89 @@ use std::sync::Arc;
 
 use cudarc::cublas::{CudaBlas, result as cublas, sys as cublas_sys};
 use cudarc::cublaslt::{result as lt, sys as lt_sys};
-use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, PushKernelArg};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, PushKernelArg};
 
 use super::{Effort, Figure, Gpu, Libraries, cuda};
 use crate::GpuError;
 use crate::sheet::Precision;
+
+/// A matrix product that can be computed repeatedly with cuBLAS.
+pub(crate) struct Product<'g> {
+    stream: &'g Arc<CudaStream>,
+    blas: CudaBlas,
+    precision: Precision,
+    /// m, n and k.
+    sizes: (c_int, c_int, c_int),
+    a: CudaSlice<u8>,
+    b: CudaSlice<u8>,
+    c: CudaSlice<u8>,
+}
+
+impl Product<'_> {
+    /// Operations of one product; a multiply-add counts as two.
+    pub(crate) fn operations(&self) -> f64 {
+        let (m, n, k) = self.sizes;
+        2.0 * f64::from(m) * f64::from(n) * f64::from(k)
+    }
+
+    /// The matrix with the result.
+    pub(crate) fn result(&self) -> &CudaSlice<u8> {
+        &self.c
+    }
+
+    /// Queues the product `repeat` times, without waiting for it.
+    pub(crate) fn enqueue(&mut self, repeat: usize) -> Result<(), GpuError> {
+        use cublas_sys::{cublasComputeType_t as Compute, cudaDataType as Type};
+        let (from, to, compute) = match self.precision {
+            Precision::Fp64 => (Type::CUDA_R_64F, Type::CUDA_R_64F, Compute::CUBLAS_COMPUTE_64F),
+            Precision::Fp32 => (Type::CUDA_R_32F, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F),
+            Precision::Tf32 => (Type::CUDA_R_32F, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F_FAST_TF32),
+            Precision::Fp16 => (Type::CUDA_R_16F, Type::CUDA_R_16F, Compute::CUBLAS_COMPUTE_32F),
+            Precision::Bf16 => (Type::CUDA_R_16BF, Type::CUDA_R_16BF, Compute::CUBLAS_COMPUTE_32F),
+            _ => (Type::CUDA_R_8I, Type::CUDA_R_32I, Compute::CUBLAS_COMPUTE_32I),
+        };
+        let (m, n, k) = self.sizes;
+        // The scalars one and zero in the type of the accumulator.
+        let (one64, zero64, one32, zero32, one_int, zero_int) = (1.0f64, 0.0f64, 1.0f32, 0.0f32, 1i32, 0i32);
+        let pointer = |x: &f64| std::ptr::from_ref(x).cast::<c_void>();
+        let (alpha, beta): (*const c_void, *const c_void) = match self.precision {
+            Precision::Fp64 => (pointer(&one64), pointer(&zero64)),
+            Precision::Int8 => (std::ptr::from_ref(&one_int).cast(), std::ptr::from_ref(&zero_int).cast()),
+            _ => (std::ptr::from_ref(&one32).cast(), std::ptr::from_ref(&zero32).cast()),
+        };
+        let (a, _guard_a) = self.a.device_ptr(self.stream);
+        let (b, _guard_b) = self.b.device_ptr(self.stream);
+        let (c, _guard_c) = self.c.device_ptr_mut(self.stream);
+        for _ in 0..repeat {
+            // SAFETY: a is k x m (transposed), b is k x n and c is m x n in the given types; the scalars outlive the call.
+            unsafe {
+                cublas::gemm_ex(
+                    *self.blas.handle(),
+                    cublas_sys::cublasOperation_t::CUBLAS_OP_T,
+                    cublas_sys::cublasOperation_t::CUBLAS_OP_N,
+                    m,
+                    n,
+                    k,
+                    alpha,
+                    a as *const c_void,
+                    from,
+                    k,
+                    b as *const c_void,
+                    from,
+                    k,
+                    beta,
+                    c as *mut c_void,
+                    to,
+                    m,
+                    compute,
+                    cublas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+                )
+            }
+            .map_err(cuda)?;
+        }
+        Ok(())
+    }
+}
 
 impl Gpu<'_> {
     pub(super) fn products(
@@ -83,85 +161,32 @@ impl Gpu<'_> {
         if let Some(reason) = obstacle(precision, capability, libraries.cublaslt) {
             return Err(GpuError::Invalid(reason));
         }
-        let (a, b) = (self.filled(m * k, precision)?, self.filled(k * n, precision)?);
-        let output_bytes = precision.bytes().max(if precision == Precision::Int8 { 4.0 } else { 2.0 }) as usize;
-        let mut c = self.stream.alloc_zeros::<u8>(m * n * output_bytes).map_err(cuda)?;
         let operations = 2.0 * (m as f64) * (n as f64) * (k as f64);
         // Repeat for about 20 ms at 100 TFLOP/s, so that the overhead of the events is negligible.
         let repeat = (2e12 / operations).ceil().clamp(1.0, 200.0) as usize;
         let seconds = if matches!(precision, Precision::Fp8 | Precision::Fp4) {
+            let (a, b) = (self.filled(m * k, precision)?, self.filled(k * n, precision)?);
+            let mut c = self.stream.alloc_zeros::<u8>(m * n * 2).map_err(cuda)?;
             self.product_lt(m, n, k, precision, &a, &b, &mut c, count, repeat)?
         } else {
-            self.product_cublas(m, n, k, precision, &a, &b, &mut c, count, repeat)?
+            let mut product = self.prepare(m, n, k, precision)?;
+            self.samples(count, || product.enqueue(repeat))?
         };
         Ok(seconds.into_iter().map(|s| operations * repeat as f64 / s / 1e12).collect())
     }
 
-    #[allow(clippy::too_many_arguments)] // the arguments are those of cuBLAS
-    fn product_cublas(
-        &self,
-        m: usize,
-        n: usize,
-        k: usize,
-        precision: Precision,
-        a: &CudaSlice<u8>,
-        b: &CudaSlice<u8>,
-        c: &mut CudaSlice<u8>,
-        count: usize,
-        repeat: usize,
-    ) -> Result<Vec<f64>, GpuError> {
-        use cublas_sys::{cublasComputeType_t as Compute, cudaDataType as Type};
-        let blas = CudaBlas::new(Arc::clone(&self.stream)).map_err(cuda)?;
-        let (from, to, compute) = match precision {
-            Precision::Fp64 => (Type::CUDA_R_64F, Type::CUDA_R_64F, Compute::CUBLAS_COMPUTE_64F),
-            Precision::Fp32 => (Type::CUDA_R_32F, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F),
-            Precision::Tf32 => (Type::CUDA_R_32F, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F_FAST_TF32),
-            Precision::Fp16 => (Type::CUDA_R_16F, Type::CUDA_R_16F, Compute::CUBLAS_COMPUTE_32F),
-            Precision::Bf16 => (Type::CUDA_R_16BF, Type::CUDA_R_16BF, Compute::CUBLAS_COMPUTE_32F),
-            _ => (Type::CUDA_R_8I, Type::CUDA_R_32I, Compute::CUBLAS_COMPUTE_32I),
-        };
+    /// Allocates and fills the matrices of an m x n x k product with cuBLAS; not for fp8 and smaller formats.
+    pub(crate) fn prepare(&self, m: usize, n: usize, k: usize, precision: Precision) -> Result<Product<'_>, GpuError> {
         let int = |x: usize| c_int::try_from(x).map_err(|_| GpuError::Invalid("the matrix is too large".into()));
-        let (m, n, k) = (int(m)?, int(n)?, int(k)?);
-        // The scalars one and zero in the type of the accumulator.
-        let (one64, zero64, one32, zero32, one_int, zero_int) = (1.0f64, 0.0f64, 1.0f32, 0.0f32, 1i32, 0i32);
-        let pointer = |x: &f64| std::ptr::from_ref(x).cast::<c_void>();
-        let (alpha, beta): (*const c_void, *const c_void) = match precision {
-            Precision::Fp64 => (pointer(&one64), pointer(&zero64)),
-            Precision::Int8 => (std::ptr::from_ref(&one_int).cast(), std::ptr::from_ref(&zero_int).cast()),
-            _ => (std::ptr::from_ref(&one32).cast(), std::ptr::from_ref(&zero32).cast()),
-        };
-        self.samples(count, || {
-            let (a, _guard_a) = a.device_ptr(&self.stream);
-            let (b, _guard_b) = b.device_ptr(&self.stream);
-            let (c, _guard_c) = c.device_ptr_mut(&self.stream);
-            for _ in 0..repeat {
-                // SAFETY: a is k x m (transposed), b is k x n and c is m x n in the given types; the scalars outlive the call.
-                unsafe {
-                    cublas::gemm_ex(
-                        *blas.handle(),
-                        cublas_sys::cublasOperation_t::CUBLAS_OP_T,
-                        cublas_sys::cublasOperation_t::CUBLAS_OP_N,
-                        m,
-                        n,
-                        k,
-                        alpha,
-                        a as *const c_void,
-                        from,
-                        k,
-                        b as *const c_void,
-                        from,
-                        k,
-                        beta,
-                        c as *mut c_void,
-                        to,
-                        m,
-                        compute,
-                        cublas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-                    )
-                }
-                .map_err(cuda)?;
-            }
-            Ok(())
+        let output_bytes = precision.bytes().max(if precision == Precision::Int8 { 4.0 } else { 2.0 }) as usize;
+        Ok(Product {
+            stream: &self.stream,
+            blas: CudaBlas::new(Arc::clone(&self.stream)).map_err(cuda)?,
+            precision,
+            sizes: (int(m)?, int(n)?, int(k)?),
+            a: self.filled(m * k, precision)?,
+            b: self.filled(k * n, precision)?,
+            c: self.stream.alloc_zeros::<u8>(m * n * output_bytes).map_err(cuda)?,
         })
     }
 

@@ -22,7 +22,7 @@ use crate::cli::gpu::{self as cli, Verb};
 use crate::output::{Table, print, print_note, print_text, stdout_is_open};
 
 /// Opens NVML of this machine or of a fixture. Simulated GPUs are announced on stderr.
-fn nvml(fixture: Option<&str>) -> Result<Nvml, GpuError> {
+pub(super) fn nvml(fixture: Option<&str>) -> Result<Nvml, GpuError> {
     if let Some(name) = fixture.filter(|name| vendor::is_amd(name)) {
         return Err(GpuError::Invalid(format!(
             "{name} simulates GPUs of AMD, which only `gpu ls`, `gpu show` and `top` support"
