@@ -506,7 +506,8 @@ mod tests {
         assert_eq!(cluster.names("secrets"), ["slipway-run-x-1-a", "slipway-run"]);
         // A namespace that is no longer listed is disabled.
         let without = "node: {offer: dra}\ncomputeDomains: {enabled: true}".to_owned();
-        let fewer = apply(&api, &Values::read("sys", &[without]).unwrap(), false).await.unwrap();
+        let without_runs = Values::read("sys", &[without]).unwrap();
+        let fewer = apply(&api, &without_runs, false).await.unwrap();
         let deleted_steps: Vec<(&str, Option<&str>)> = fewer
             .iter()
             .filter(|s| s.action == Action::Delete)
@@ -538,7 +539,7 @@ mod tests {
         apply(&api, &disabled, false).await.unwrap();
         assert!(cluster.names("computedomains").is_empty(), "disabling removes them as well");
         assert!(cluster.get("customresourcedefinitions", "", domains::DEFINITION_NAME).is_none());
-        apply(&api, &values, false).await.unwrap();
+        apply(&api, &without_runs, false).await.unwrap();
         cluster.put(
             "computedomains",
             json!({"metadata": {"name": "d", "namespace": "team-b", "finalizers": [crate::domains::FINALIZER]}}),
