@@ -257,7 +257,7 @@ impl Fleet {
     /// The sizes of a provider, from the cache after the first call.
     async fn sizes(&self, provider: &str) -> Result<&BTreeMap<String, Size>, ClusterError> {
         let cache = self.caches.get(provider).ok_or_else(|| unknown_provider(provider))?;
-        Ok(cache.sizes.get_or_try_init(|| async { self.provider(provider)?.sizes().await }).await?)
+        cache.sizes.get_or_try_init(|| async { self.provider(provider)?.sizes().await }).await
     }
 
     /// The prices of sizes with GPUs: those in the lists of the cluster's providers, and those of existing machines of providers without

@@ -238,9 +238,8 @@ impl Request {
         {
             return invalid(format!("{gpus} GPUs cannot be divided among {nodes} machines"));
         }
-        if !(self.network > 0.0 && self.network.is_finite())
-            || !self.price.iter().chain(self.prices.values()).all(|p| (0.0..=1e6).contains(p))
-        {
+        let invalid_price = self.price.iter().chain(self.prices.values()).any(|p| !(0.0..=1e6).contains(p));
+        if invalid_price || !(self.network > 0.0 && self.network.is_finite()) {
             return invalid("bandwidth of the network and price must be positive numbers".into());
         }
         if self.kv_dtype.is_some_and(|p| matches!(p, Precision::Fp64 | Precision::Tf32 | Precision::Fp6)) {

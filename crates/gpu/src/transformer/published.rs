@@ -110,7 +110,8 @@ mod tests {
         let by_size = |text: &str| by_size(&text.parse().unwrap()).map(|m| m.name.as_str());
         for (text, name) in [
             ("7b", "Llama 2 7B"),
-            ("7.24b", "Mistral 7B v0.1"),
+            // v0.1 has the same size and a window of 4,096 tokens; the size selects the one that needs more memory.
+            ("7.24b", "Mistral 7B v0.2"),
             ("7.62b", "Qwen2.5 7B"),
             ("70b", "Llama 3.1 70B"),
             ("70000000000", "Llama 3.1 70B"),
