@@ -383,7 +383,8 @@ mod tests {
 
         async fn run(&self) -> Result<(), NodeError> {
             let outcome = self.outcomes.lock().remove(0);
-            let draining = self.driver.subscribe().borrow().machine().unwrap().draining.clone();
+            let state = self.driver.subscribe().borrow().clone();
+            let draining = state.machine().map(|m| m.draining.clone()).unwrap_or_default();
             self.during.lock().push((self.cluster.taint(), draining));
             let report = report(&["GPU-0"], 3, outcome.unwrap_or(Outcome::Pass), now_ms());
             let running = self.store.begin(Subject::from_report(&report), Level::LONG)?;
