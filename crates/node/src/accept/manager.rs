@@ -23,6 +23,8 @@ use crate::model::Holder;
 
 /// Interval of the polls of holders, report and node.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval after which everything is published again, in case somebody changed it.
+const REPUBLISH_INTERVAL: Duration = Duration::from_secs(600);
 /// Delay after a run that could not start.
 const RETRY_DELAY: Duration = Duration::from_secs(60);
 /// Interval and number of polls without a holder before the checks start: the kubelet reports a pod only some time after it has
@@ -118,21 +120,32 @@ pub struct Manager<C, R> {
     pub runner: R,
 }
 
+/// What was published.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Published {
+    /// The phase that the node has; `None` to publish it again.
+    phase: Option<Phase>,
+    /// The last phase that had an event, and when it began.
+    announced: Option<(Phase, String)>,
+}
+
 impl<C: Cluster, R: Runner> Manager<C, R> {
     /// Reconciles forever.
     pub async fn run(self) {
         let (mut states, mut node) = (self.driver.subscribe(), self.cluster.watch(NODE, None, &self.node));
-        let mut published: Option<Phase> = None;
+        let mut published = Published::default();
+        let mut last_publication = tokio::time::Instant::now();
         let mut unstarted = 0;
         loop {
             let state = states.borrow_and_update().clone();
             if let Some(machine) = state.machine() {
-                let tainted = node.borrow_and_update().clone();
-                if let (Some(object), Some(phase)) = (&tainted, &published)
-                    && publish::changed_taints(object, phase.taint()).is_some()
-                {
-                    // Somebody changed the taint, or the node is another object: publish everything again.
-                    published = None;
+                let object = node.borrow_and_update().clone();
+                let changed =
+                    |phase: &Phase| object.as_ref().and_then(|o| publish::changed_taints(o, phase.taint())).is_some();
+                // Somebody changed the taint, or the node was registered again.
+                if published.phase.as_ref().is_some_and(changed) || last_publication.elapsed() >= REPUBLISH_INTERVAL {
+                    published.phase = None;
+                    last_publication = tokio::time::Instant::now();
                 }
                 unstarted = self.reconcile(&state, machine, &mut published, unstarted).await;
             }
@@ -145,7 +158,7 @@ impl<C: Cluster, R: Runner> Manager<C, R> {
     }
 
     /// One step; returns the number of runs in a row that did not start.
-    async fn reconcile(&self, state: &State, machine: &Machine, published: &mut Option<Phase>, unstarted: u32) -> u32 {
+    async fn reconcile(&self, state: &State, machine: &Machine, published: &mut Published, unstarted: u32) -> u32 {
         let decision = self.decide(machine);
         let gives_up = unstarted >= MAX_ATTEMPTS;
         if !decision.is_due() || gives_up {
@@ -238,30 +251,34 @@ impl<C: Cluster, R: Runner> Manager<C, R> {
     }
 
     /// Publishes a phase unless it is published already; returns whether it is.
-    async fn publish(&self, published: &mut Option<Phase>, phase: Phase) -> bool {
-        if published.as_ref() == Some(&phase) {
+    async fn publish(&self, published: &mut Published, phase: Phase) -> bool {
+        if published.phase.as_ref() == Some(&phase) {
             return true;
         }
-        let since = rfc3339(now_ms());
+        let known = published.announced.as_ref().filter(|(announced, _)| *announced == phase);
+        let since = known.map_or_else(|| rfc3339(now_ms()), |(_, since)| since.clone());
         if let Err(error) = publish::publish(&*self.cluster, &self.node, &phase, &since).await {
             tracing::warn!(%error, "publishing the state of acceptance failed; retrying");
-            *published = None;
+            published.phase = None;
             return false;
         }
-        let event = match &phase {
-            Phase::Accepted { message, .. } => Some((false, "Accepted", message.clone())),
-            Phase::Failed(why) => Some((true, "NotAccepted", why.clone())),
-            Phase::Testing { .. } => {
-                Some((false, "AcceptanceStarted", format!("the checks of level {} run", self.level)))
-            }
-            Phase::Pending(_) => None,
-        };
-        if let Some((warning, reason, message)) = event {
-            tracing::info!(reason, message, "acceptance");
-            self.event(warning, reason, &message).await;
+        if known.is_none() {
+            self.announce(&phase).await;
         }
-        *published = Some(phase);
+        *published = Published { phase: Some(phase.clone()), announced: Some((phase, since)) };
         true
+    }
+
+    /// Publishes the event of a phase.
+    async fn announce(&self, phase: &Phase) {
+        let (warning, reason, message) = match phase {
+            Phase::Accepted { message, .. } => (false, "Accepted", message.clone()),
+            Phase::Failed(why) => (true, "NotAccepted", why.clone()),
+            Phase::Testing { .. } => (false, "AcceptanceStarted", format!("the checks of level {} run", self.level)),
+            Phase::Pending(_) => return,
+        };
+        tracing::info!(reason, message, "acceptance");
+        self.event(warning, reason, &message).await;
     }
 
     async fn event(&self, warning: bool, reason: &str, message: &str) {
@@ -341,7 +358,7 @@ mod tests {
             self.events.lock().push(reason.into());
             Ok(())
         }
-        fn watch(&self, _: Kind, _: &str) -> watch::Receiver<Option<Value>> {
+        fn watch(&self, _: Kind, _: Option<&str>, _: &str) -> watch::Receiver<Option<Value>> {
             watch::channel(None).1
         }
         async fn user_of(&self, _: &str, _: &str) -> Result<Option<String>, ClusterError> {
@@ -384,7 +401,8 @@ mod tests {
 
         async fn run(&self) -> Result<(), NodeError> {
             let outcome = self.outcomes.lock().remove(0);
-            let draining = self.driver.subscribe().borrow().machine().unwrap().draining.clone();
+            let state = self.driver.subscribe().borrow().clone();
+            let draining = state.machine().map(|m| m.draining.clone()).unwrap_or_default();
             self.during.lock().push((self.cluster.taint(), draining));
             let report = report(&["GPU-0"], 3, outcome.unwrap_or(Outcome::Pass), now_ms());
             let running = self.store.begin(Subject::from_report(&report), Level::LONG)?;
@@ -421,7 +439,7 @@ mod tests {
     async fn checks_wait_for_pods_and_run_on_a_tainted_and_drained_node() {
         let (manager, home) = manager(&[Some(Outcome::Pass)]);
         let state = State::Available(Box::new(machine(vec![gpu(0, None)])));
-        let (cluster, mut published) = (Arc::clone(&manager.cluster), None);
+        let (cluster, mut published) = (Arc::clone(&manager.cluster), Published::default());
         *manager.runner.held.lock() = vec![Some("train")];
         manager.reconcile(&state, state.machine().unwrap(), &mut published, 0).await;
         assert_eq!(cluster.taint().as_deref(), Some("pending"));
@@ -448,12 +466,12 @@ mod tests {
     async fn node_whose_checks_are_interrupted_stays_tainted_until_it_is_given_up() {
         let (manager, home) = manager(&[None, None, None]);
         let state = State::Available(Box::new(machine(vec![gpu(0, None)])));
-        let mut published = None;
+        let mut published = Published::default();
         for _ in 0..MAX_ATTEMPTS {
             // Each agent starts anew, because the machine lost power.
             assert_eq!(manager.reconcile(&state, state.machine().unwrap(), &mut published, 0).await, 1);
             assert_eq!(manager.cluster.taint().as_deref(), Some("testing"));
-            published = None;
+            published = Published::default();
         }
         manager.reconcile(&state, state.machine().unwrap(), &mut published, 0).await;
         assert_eq!(manager.cluster.taint().as_deref(), Some("failed"));
@@ -467,7 +485,7 @@ mod tests {
     async fn taint_follows_the_report() {
         let (manager, home) = manager(&[]);
         let state = State::Available(Box::new(machine(vec![gpu(0, None)])));
-        let (cluster, mut published) = (Arc::clone(&manager.cluster), None);
+        let (cluster, mut published) = (Arc::clone(&manager.cluster), Published::default());
         cluster.taints.lock().push(json!({"key": "team", "effect": "NoSchedule"}));
         let reports = [
             (Outcome::Fail, Some("failed"), "failed"),
@@ -482,6 +500,11 @@ mod tests {
             assert_eq!(cluster.label.lock().as_ref().unwrap(), &json!(label));
             assert!(cluster.taints.lock().iter().any(|t| t["key"] == "team"));
         }
+        // Publishing again has no event.
+        published.phase = None;
+        cluster.taints.lock().clear();
+        manager.reconcile(&state, state.machine().unwrap(), &mut published, 0).await;
+        assert_eq!(cluster.taint().as_deref(), Some("failed"));
         assert_eq!(*cluster.events.lock(), ["NotAccepted", "Accepted", "NotAccepted"]);
         let _ = std::fs::remove_dir_all(home);
     }
@@ -503,9 +526,9 @@ mod tests {
     async fn checks_do_not_start_if_the_taint_cannot_be_set() {
         let (manager, home) = manager(&[Some(Outcome::Pass)]);
         *manager.cluster.unreachable.lock() = true;
-        let mut published = None;
+        let mut published = Published::default();
         assert!(!manager.publish(&mut published, Phase::Testing { accepted: None }).await);
-        assert_eq!(published, None);
+        assert_eq!(published, Published::default());
         let _ = std::fs::remove_dir_all(home);
     }
 

@@ -324,3 +324,27 @@ fn device_classes(values: &Values) -> Vec<Value> {
         class(&format!("mig.{vendor}"), "mig", ""),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn daemon_set_of(text: &str) -> Value {
+        let all = objects(&Values::read("sys", &[text.to_owned()]).unwrap());
+        all.into_iter().find(|o| o["kind"] == "DaemonSet").unwrap()["spec"]["template"]["spec"].clone()
+    }
+
+    #[test]
+    fn agent_tolerates_its_own_taint_and_gets_the_settings_of_acceptance() {
+        let pod = daemon_set_of("node: {tolerations: [], accept: {level: 3, every: 7d, limits: 'pcie: 0.8'}}");
+        let taint = json!({"key": "slipway.dev/not-accepted", "operator": "Exists", "effect": "NoSchedule"});
+        assert_eq!(pod["tolerations"], json!([taint]));
+        let args = pod["containers"][0]["args"].as_array().unwrap();
+        let file = "--accept-limits=/etc/slipway/accept/limits.yaml";
+        for argument in ["--accept=3", "--accept-every=7d", file] {
+            assert!(args.contains(&json!(argument)), "{args:?}");
+        }
+        assert!(pod["volumes"].as_array().unwrap().iter().any(|v| v["configMap"]["name"] == "slipway-accept-limits"));
+        assert!(!daemon_set_of("{}").to_string().contains("--accept"));
+    }
+}

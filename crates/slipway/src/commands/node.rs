@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use slipway_core::env;
-use slipway_core::home::Home;
 use slipway_gpu::accept::check::Level;
 use slipway_node::accept;
 use slipway_node::agent::{Imex, Offering, Options};
