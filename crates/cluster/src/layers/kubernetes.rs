@@ -4,8 +4,9 @@
 //! Source: MicroK8s, "How to use launch configurations" (read when the snap is installed), "Configuring MicroK8s services", "Command
 //! reference".
 
-use super::{command, edit, file, proxy, rancher, registries};
+use super::{command, edit, file, kubeadm, proxy, rancher, registries};
 use crate::ClusterError;
+use crate::distribution::Family;
 use crate::resource::{Edit, Layer, Resource, ResourceKind};
 use crate::shell::quote;
 use crate::spec::{Cidr, Cluster, Machine};
@@ -114,9 +115,10 @@ fn microk8s(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
 }
 
 pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Result<Vec<Resource>, ClusterError> {
-    match cluster.spec.kubernetes.distribution.rancher() {
-        Some(properties) => rancher::resources(cluster, machine, properties),
-        None => microk8s(cluster),
+    match cluster.spec.kubernetes.distribution.family() {
+        Family::Microk8s => microk8s(cluster),
+        Family::Rancher(properties) => rancher::resources(cluster, machine, properties),
+        Family::Kubeadm => kubeadm::resources(cluster, machine),
     }
 }
 

@@ -8,7 +8,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{absent, command, file, proxy, registries};
+use super::{CLEAN_NETWORK, absent, command, file, proxy, ready, registries};
 use crate::ClusterError;
 use crate::distribution::Rancher;
 use crate::resource::{Layer, Resource, ResourceKind};
@@ -72,9 +72,10 @@ fn uninstall(rancher: Rancher, unit: &str) -> String {
         "systemctl disable --now --quiet {unit} 2>/dev/null; \
          for p in $(pgrep -f '/var/lib/rancher/{name}/data/[^/]*/bin/containerd-shim'); do pkill -9 -P $p; kill -9 $p; done; \
          grep -oE ' (/run/k3s|/var/lib/kubelet|/var/lib/rancher/{name})[^ ]*' /proc/self/mounts | sort -r | xargs -r umount -f; \
-         for l in cni0 flannel.1 flannel-v6.1 vxlan.calico; do ip link delete $l 2>/dev/null; done; \
-         rm -rf --one-file-system /var/lib/rancher/{name} /run/k3s /var/lib/kubelet /var/lib/cni /etc/cni /etc/rancher/node; \
-         rm -f {} /etc/rancher/{name}/{name}.yaml /usr/local/bin/{name} /usr/local/bin/{name}-*.sh /usr/local/lib/systemd/system/{name}-*",
+         {CLEAN_NETWORK}\
+         rm -rf --one-file-system /var/lib/rancher/{name} /run/k3s /var/lib/kubelet /var/lib/cni /etc/cni /etc/rancher/node /usr/local/share/{name}; \
+         rm -f {} /etc/rancher/{name}/{name}.yaml /usr/local/bin/{name} /usr/local/bin/{name}-*.sh /usr/local/lib/systemd/system/{name}-*; \
+         for d in /etc/rancher/{name}/config.yaml.d /etc/rancher/{name} /etc/rancher /var/lib/rancher; do [ ! -d $d ] || rmdir --ignore-fail-on-non-empty $d; done",
         rancher.join_file()
     )
 }
@@ -161,13 +162,7 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine, rancher: Rancher) 
     }
     out.push(service);
     if is_first {
-        let ready = format!("{} get --raw /readyz", cluster.spec.kubernetes.distribution.kubectl());
-        let wait = format!(
-            "for i in $(seq 150); do ! {ready} >/dev/null 2>&1 || exit 0; sleep 2; done; systemctl status --no-pager {unit}; exit 1"
-        );
-        out.push(
-            command(LAYER, "ready", &ready, &wait, &format!("{name} is not ready")).needs(&["kubernetes/service"]),
-        );
+        out.push(ready(cluster, unit).needs(&["kubernetes/service"]));
     }
     Ok(out)
 }

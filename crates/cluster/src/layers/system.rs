@@ -33,7 +33,7 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Result<Vec<Reso
         out.push(file(Layer::System, "held-updates", "/etc/apt/apt.conf.d/99-slipway", text));
     }
     if !system.sysctl.is_empty() {
-        out.extend(sysctl(Layer::System, system.sysctl.iter().map(|(k, v)| (k.as_str(), v.as_str()))));
+        out.extend(sysctl(Layer::System, "/etc/sysctl.d/90-slipway.conf", system.sysctl.iter().map(|(k, v)| (k.as_str(), v.as_str()))));
     }
     out.extend(proxy::system(cluster));
     out.extend(own::repositories(cluster)?);
