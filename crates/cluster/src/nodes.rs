@@ -163,7 +163,7 @@ pub(crate) async fn start(work: &Work, machine: &Machine, host: &Host, log: &Log
             Family::Kubeadm => run_systemctl(host, "start", "kubelet", log).await?,
         }
     }
-    let control = Control::connect(work, "").await?;
+    let control = Control::wait(work).await?;
     control.wait_ready(&machine.name, None, log).await?;
     let cordoned_by_slipway = control.nodes().await?.get(&machine.name).is_some_and(|n| n.cordoned_by_slipway);
     if cordoned_by_slipway {

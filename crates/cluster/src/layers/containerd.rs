@@ -71,9 +71,9 @@ pub(super) fn resources(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError
     } else {
         file(LAYER, "proxy-containerd", drop_in, format!("[Service]\n{environment}"))
     };
+    let settings = [file(LAYER, "containerd-config", CONFIG, config(cluster)), proxy];
     let mut out = vec![package];
-    out.push(file(LAYER, "containerd-config", CONFIG, config(cluster)).then(RESTART).effect(EFFECT));
-    out.push(proxy.then(RESTART).effect(EFFECT));
+    out.extend(settings.map(|r| r.then(RESTART).effect(EFFECT).needs(&["kubernetes/containerd"])));
     out.extend(registries::hosts(cluster, REGISTRIES)?);
     out.push(
         Resource::new(LAYER, "containerd-service", ResourceKind::Service { name: "containerd".into() })

@@ -312,7 +312,10 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Result<Vec<Reso
     out.extend(containerd::resources(cluster)?);
     out.push(repository(cluster));
     let [args, unit, service] = kubelet(cluster, machine);
-    out.extend([args, unit, packages(cluster, machine), service]);
+    // The unit comes with the packages.
+    out.push(packages(cluster, machine));
+    out.extend([args, unit].map(|r| r.needs(&["kubernetes/kubeadm"])));
+    out.push(service);
     if machine.is(Role::ControlPlane) {
         out.push(file(LAYER, "config", CONFIG, config(cluster, machine)));
         out.extend([fixed(cluster), certificate(cluster)]);

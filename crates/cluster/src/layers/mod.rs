@@ -4,6 +4,8 @@
 
 mod containerd;
 pub(crate) mod fabric;
+#[cfg(test)]
+mod field_tests;
 mod gpu;
 pub(crate) mod kubeadm;
 mod kubernetes;
