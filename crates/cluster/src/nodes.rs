@@ -30,29 +30,34 @@ pub(crate) async fn run_microk8s(host: &Host, arguments: &str, line: impl FnMut(
 
 /// Runs `microk8s` on the machine and logs its output. An error contains the last line of the output.
 async fn run_microk8s_logged(host: &Host, arguments: &str, log: &Log) -> Result<(), ClusterError> {
-    let mut last = String::new();
-    let done = run_microk8s(host, arguments, |line| {
-        log.line(line);
-        last = line.to_owned();
-    })
-    .await;
-    done.map_err(|error| match error {
-        ClusterError::Host { host, .. } if !last.is_empty() => {
-            ClusterError::Host { host, reason: format!("microk8s {arguments}: {last}") }
-        }
-        other => other,
-    })
+    run_logged(host, &format!("microk8s {arguments}"), log).await
 }
 
 /// Runs `systemctl` for a unit, and logs its output.
 async fn run_systemctl(host: &Host, verb: &str, unit: &str, log: &Log) -> Result<(), ClusterError> {
-    run_logged(host, &format!("systemctl {verb} {unit}"), log).await
+    let explain = format!("systemctl status --no-pager --lines=5 {unit}");
+    run_logged(host, &format!("systemctl {verb} {unit} || {{ s=$?; {explain}; exit $s; }}"), log).await
 }
 
-/// Runs shell commands, and logs their output.
+/// Runs shell commands, and logs their output. An error contains the first command and the last line of the output.
 async fn run_logged(host: &Host, script: &str, log: &Log) -> Result<(), ClusterError> {
-    let script = format!("{{ {script}\n}} </dev/null 2>&1");
-    host.run("exec sh -s", script.as_bytes(), START_TIMEOUT, |line| log.line(line)).await
+    let mut last = String::new();
+    let input = format!("{{ {script}\n}} </dev/null 2>&1");
+    let done = host
+        .run("exec sh -s", input.as_bytes(), START_TIMEOUT, |line| {
+            log.line(line);
+            if !line.trim().is_empty() {
+                last = line.trim().to_owned();
+            }
+        })
+        .await;
+    done.map_err(|error| match error {
+        ClusterError::Host { host, .. } if !last.is_empty() => {
+            let command = script.split(['|', ';']).next().unwrap_or_default().trim();
+            ClusterError::Host { host, reason: format!("{command}: {last}") }
+        }
+        other => other,
+    })
 }
 
 /// Checks that all nodes may be upgraded to the file's version: one minor version at a time, and no downgrade. Returns the current versions

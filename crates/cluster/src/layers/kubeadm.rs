@@ -22,6 +22,8 @@ use crate::spec::{Cluster, Machine, NetworkPlugin, Role, minor};
 const LAYER: Layer = Layer::Kubernetes;
 /// File that records slipway's changes with `kubeadm`; see the module's description.
 const MARK: &str = "/var/lib/slipway/kubeadm";
+/// File with a line for each upgrade of the packages.
+const UPGRADES: &str = "/var/lib/slipway/kubeadm-upgrades";
 /// The configuration of `kubeadm` on control planes.
 const CONFIG: &str = "/etc/kubernetes/slipway-kubeadm.yaml";
 /// Environment of the kubelet's unit. It is read after `/etc/default/kubelet`, so it wins.
@@ -212,6 +214,7 @@ fn packages(cluster: &Cluster, machine: &Machine) -> Resource {
     let hold = if kubernetes.hold { "[ -z \"$apt\" ] || apt-mark hold kubeadm kubelet kubectl >/dev/null" } else { "true" };
     let run = format!(
         "{exports}{FUNCTIONS}repositories=--enablerepo=slipway-kubernetes\nset -e\n\
+         mkdir -p /var/lib/slipway; ! version_of kubelet | grep -q . || echo upgrade >>{UPGRADES}\n\
          get 'kubeadm={version}-*'\n\
          if [ -e /etc/kubernetes/kubelet.conf ] && {{ [ \"$(kubelet --version)\" != 'Kubernetes v{version}' ] || ! {{ {plane}; }}; }}; then kubeadm upgrade {verb}; fi\n\
          get 'kubelet={version}-*' 'kubectl={version}-*'\n\
@@ -225,11 +228,13 @@ fn packages(cluster: &Cluster, machine: &Machine) -> Resource {
         .needs(&["kubernetes/repository", "kubernetes/containerd"])
         .effect("on a node, upgrades Kubernetes and restarts the kubelet; pods keep running");
     if let ResourceKind::Command { undo, .. } = &mut out.what {
+        // Kubernetes cannot be downgraded, so only the installation is undone.
         *undo = Some(format!(
-            "{FUNCTIONS}{RESET}{CLEAN_NETWORK}\
+            "if [ -s {UPGRADES} ]; then sed -i 1d {UPGRADES}; echo 'an upgrade of Kubernetes is not undone'; exit 0; fi; \
+             {FUNCTIONS}{RESET}{CLEAN_NETWORK}\
              remove kubeadm kubelet kubectl; ! version_of cri-tools | grep -q . || remove cri-tools; ! version_of kubernetes-cni | grep -q . || remove kubernetes-cni; \
              rm -rf --one-file-system /etc/kubernetes /var/lib/kubelet /var/lib/etcd /var/lib/cni /run/flannel /etc/cni/net.d/10-flannel.conflist; \
-             for d in /etc/cni/net.d /etc/cni; do [ ! -d $d ] || rmdir --ignore-fail-on-non-empty $d; done; rm -f {MARK}; systemctl daemon-reload"
+             for d in /etc/cni/net.d /etc/cni; do [ ! -d $d ] || rmdir --ignore-fail-on-non-empty $d; done; rm -f {MARK} {UPGRADES}; systemctl daemon-reload"
         ));
     }
     out
@@ -252,7 +257,7 @@ fn kubelet(cluster: &Cluster, machine: &Machine) -> [Resource; 3] {
     let run = "systemctl enable --quiet kubelet && { [ ! -e /etc/kubernetes/kubelet.conf ] || systemctl start kubelet; }";
     let mut service = command(LAYER, "service", &check, run, "service kubelet").needs(&["kubernetes/kubeadm"]);
     if let ResourceKind::Command { undo, .. } = &mut service.what {
-        *undo = Some("systemctl disable --now --quiet kubelet".into());
+        *undo = Some("systemctl disable --now --quiet kubelet || ! systemctl cat kubelet >/dev/null 2>&1".into());
     }
     [
         file(LAYER, "kubelet-args", KUBELET_ENVIRONMENT, format!("KUBELET_EXTRA_ARGS=\"{}\"\n", args.join(" ")))

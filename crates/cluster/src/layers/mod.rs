@@ -6,6 +6,7 @@ mod containerd;
 pub(crate) mod fabric;
 #[cfg(test)]
 mod field_tests;
+mod firewall;
 mod gpu;
 pub(crate) mod kubeadm;
 mod kubernetes;

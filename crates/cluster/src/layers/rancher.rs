@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::{CLEAN_NETWORK, absent, command, file, proxy, ready, registries};
 use crate::ClusterError;
 use crate::distribution::Rancher;
-use crate::resource::{Layer, Resource, ResourceKind};
+use crate::resource::{Layer, PackageManager, Resource, ResourceKind};
 use crate::shell::quote;
 use crate::spec::{Cluster, Distribution, Machine, Role};
 
@@ -109,7 +109,8 @@ fn program(cluster: &Cluster, rancher: Rancher, unit: &str) -> Resource {
          d=$(mktemp -d) && trap 'rm -rf \"$d\"' EXIT && cd \"$d\" && f={file} && \
          curl -sSfL --retry 3 -o sums {base}/sha256sum-$arch.txt && curl -sSfL --retry 3 -o \"$f\" {base}/\"$f\" && \
          grep \" \\*\\{{0,1\\}}$f\\$\" sums >sum && sha256sum -c --quiet sum && \
-         {{ [ ! -e /usr/local/bin/{name} ] || {{ mkdir -p /var/lib/slipway && cp -p /usr/local/bin/{name} {previous}; }}; }} && {install}",
+         {{ [ ! -e /usr/local/bin/{name} ] || {{ mkdir -p /var/lib/slipway && cp -p /usr/local/bin/{name} {previous}; }}; }} && {install} && \
+         {{ ! command -v restorecon >/dev/null || restorecon /usr/local/bin/{name}; }}",
         proxy::exports(cluster)
     );
     let mut out = command(LAYER, name, &check, &run, &format!("{name} {version}")).with_timeout(1200);
@@ -124,6 +125,27 @@ fn program(cluster: &Cluster, rancher: Rancher, unit: &str) -> Resource {
     out.then(restart(unit)).effect(format!("downloads {name}, and restarts it if it is running; pods keep running"))
 }
 
+/// SELinux: the policy of K3s or RKE2 from Rancher's repository, which brings container-selinux, and the option that confines containers.
+///
+/// Source: K3s, "SELinux"; RKE2, "SELinux", "Install Methods" (repository `common`).
+fn selinux(cluster: &Cluster, rancher: Rancher, unit: &str) -> [Resource; 2] {
+    let name = rancher.name;
+    let repo = format!("/etc/yum.repos.d/slipway-{name}.repo");
+    let check = format!("! selinuxenabled || rpm -q {name}-selinux");
+    let run = format!(
+        "{}. /etc/os-release; printf '[slipway-{name}]\nname={name}\nbaseurl=https://rpm.rancher.io/{name}/stable/common/centos/%s/noarch\nenabled=1\ngpgcheck=1\n\
+         repo_gpgcheck=1\ngpgkey=https://rpm.rancher.io/public.key\n' \"${{VERSION_ID%%.*}}\" >{repo} && dnf -q -y install {name}-selinux",
+        proxy::exports(cluster)
+    );
+    let mut policy = command(LAYER, "selinux", &check, &run, &format!("the SELinux policy {name}-selinux"));
+    if let ResourceKind::Command { undo, .. } = &mut policy.what {
+        *undo = Some(format!("dnf -q -y remove {name}-selinux; rm -f {repo}"));
+    }
+    let path = format!("/etc/rancher/{name}/config.yaml.d/40-slipway-selinux.yaml");
+    let option = file(LAYER, "selinux-config", &path, "{\"selinux\": true}\n").then(restart(unit));
+    [policy, option].map(|r| r.only_with(PackageManager::Dnf))
+}
+
 /// Restarts a unit if it is running.
 fn restart(unit: &str) -> String {
     format!("systemctl daemon-reload; ! systemctl is-active --quiet {unit} || systemctl restart {unit}")
@@ -133,7 +155,17 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine, rancher: Rancher) 
     let (name, unit) = (rancher.name, rancher.unit(machine));
     let is_first = cluster.first() == Some(machine);
     let program_id = format!("kubernetes/{name}");
-    let mut out = vec![program(cluster, rancher, unit)];
+    let [policy, option] = selinux(cluster, rancher, unit);
+    let mut out = vec![policy, program(cluster, rancher, unit), option];
+    if cluster.spec.kubernetes.distribution == Distribution::Rke2 {
+        // NetworkManager would change the links and routes of pods (RKE2, "Known Issues and Limitations", "NetworkManager").
+        let text = "[keyfile]\nunmanaged-devices=interface-name:flannel*;interface-name:cali*;interface-name:tunl*;interface-name:vxlan.calico;interface-name:vxlan-v6.calico\n";
+        out.push(
+            file(LAYER, "network-manager", "/etc/NetworkManager/conf.d/slipway-rke2.conf", text)
+                .then("! systemctl is-active --quiet NetworkManager || systemctl reload NetworkManager")
+                .only_with(PackageManager::Dnf),
+        );
+    }
     if cluster.spec.kubernetes.distribution == Distribution::K3s {
         let text = k3s_unit(unit, machine.is(Role::ControlPlane));
         out.push(file(LAYER, "unit", &format!("/etc/systemd/system/{unit}.service"), text).then(restart(unit)));
