@@ -171,3 +171,32 @@ def kubeadm_never_resets_a_cluster_of_somebody_else(binary):
         steps = bench.apply("--no-smoke", status=1)
         assert "slipway did not create" in steps["cp1/base"]["reason"], steps
         assert host.read("/etc/kubernetes/pki/ca.crt") == "theirs\n" and "kubeadm reset" not in str(bench.commands())
+
+
+@test
+def k3s_is_installed_on_rocky_linux_with_dnf_selinux_and_firewalld(binary):
+    with Bench(binary, {"cp1": "control-plane", "gpu1": "worker, gpu"}) as bench:
+        host = bench.hosts["gpu1"]
+        for name in bench.roles:
+            bench.hosts[name].become_rocky()
+            bench.hosts[name].offer_releases("k3s", "v1.36.2+k3s1")
+        # MicroK8s needs snapd, which the machine does not have.
+        host.ssh("rm /usr/bin/snap; touch /root/mark")
+        bench.file.write_text(bench.file.read_text().replace("[jq]", "[jq=1.6-14.el9]").replace("spec:\n", "spec:\n  network: {proxy: {https: 'http://proxy.example:3128'}}\n", 1))
+        reason = bench.apply("--no-smoke", "--hosts", "gpu1", status=1)["gpu1/base"]["reason"]
+        assert "Rocky Linux has no snapd" in reason and "k3s, rke2 or kubeadm" in reason, reason
+        before = {name: files(bench.hosts[name]) for name in bench.roles}
+        set_kubernetes(bench, "distribution: k3s, version: v1.36.2+k3s1, source: 'file:///opt/k3s'")
+        bench.apply("--no-smoke")
+        assert_converged(bench)
+        assert outcomes(bench.apply("--no-smoke")) == {"unchanged"}
+        assert json.loads(host.read("/var/lib/standin/rpms.json")) == {"jq": "1.6-14.el9", "k3s-selinux": "1.6-1.el9", "container-selinux": "2.235.0-1.el9"}
+        assert host.read("/etc/dnf/plugins/versionlock.list") == "jq-0:1.6-14.el9.*\n" and "proxy=http://proxy.example:3128" in host.read("/etc/dnf/dnf.conf")
+        assert '{"selinux": true}' in host.read("/etc/rancher/k3s/config.yaml.d/40-slipway-selinux.yaml")
+        zone = host.read("/etc/firewalld/zones/slipway.xml")
+        assert f'<source address="{bench.hosts["cp1"].address}"/>' in zone and '<source address="10.42.0.0/16"/>' in zone and host.read("/var/lib/standin/ports") == "6443/tcp\n"
+        assert not host.ssh("ls -A /etc/apt/apt.conf.d | grep slipway; ls -d /etc/apt/keyrings/slipway* 2>/dev/null", check=False).stdout
+        bench.run_steps("destroy", "--name", "lab")
+        for name in bench.roles:
+            left = files(bench.hosts[name]) - before[name] - {"/etc/dnf/plugins/versionlock.list"}
+            assert not left and json.loads(bench.hosts[name].read("/var/lib/standin/rpms.json")) in ({}, {"container-selinux": "2.235.0-1.el9"}), left

@@ -250,6 +250,25 @@ shift 2
 exec /usr/lib/standins/microk8s helm3 "$@"
 """, 0o755)
 
+    def become_rocky(self):
+        """Makes the host look like Rocky Linux 9: with dnf, rpm, SELinux and firewalld, all of them stand-ins, and without apt and dpkg."""
+        self.ssh("apt-get install -y -qq --no-install-recommends curl; rm -f /usr/bin/apt* /usr/bin/dpkg* /etc/os-release; mkdir -p /var/lib/standin /etc/dnf /etc/yum.repos.d")
+        self.write("/etc/os-release", 'NAME="Rocky Linux"\nID=rocky\nID_LIKE="rhel centos fedora"\nVERSION_ID="9.6"\n')
+        self.write("/etc/dnf/dnf.conf", "[main]\ngpgcheck=1\n")
+        self.write("/usr/lib/standins/dnf.py", (HERE / "standins/dnf.py").read_text())
+        for name in ("dnf", "rpm"):
+            self.write(f"/usr/bin/{name}", f"#!/usr/bin/python3 -IS\nimport sys\n\nsys.path.insert(0, '/usr/lib/standins')\nimport dnf\n\ndnf.{name}()\n", 0o755)
+        for name in ("selinuxenabled", "restorecon"):
+            self.write(f"/usr/sbin/{name}", "#!/bin/sh\n", 0o755)
+        # Only ports are kept; the zones are files.
+        self.write("/usr/bin/firewall-cmd", """#!/bin/sh
+f=/var/lib/standin/ports; touch $f
+for w in "$@"; do case $w in
+--query-port=*) exec grep -qxF "${w#*=}" $f;; --add-port=*) echo "${w#*=}" >>$f;; --remove-port=*) sed -i "\\|^${w#*=}$|d" $f;; --reload) echo reload >>/var/lib/standin/log;; esac; done
+""", 0o755)
+        self.write("/etc/systemd/system/firewalld.service", "[Service]\nExecStart=sleep infinity\n")
+        self.ssh("systemctl daemon-reload; systemctl start firewalld")
+
     def offer_driver(self, branch, version):
         """Adds an apt repository with a fake package of NVIDIA's driver, with open kernel modules. Once it is installed, the module appears as loaded after a reboot."""
         package = self.folder / "driver"

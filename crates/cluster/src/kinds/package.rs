@@ -147,4 +147,30 @@ mod tests {
         assert_eq!(signs("curl", None, false), "~");
         assert_eq!((signs("vim", None, false), signs("git", None, false)), ("+".into(), "+".into()));
     }
+
+    #[test]
+    fn dnf_and_apt_are_undone_with_their_own_commands() {
+        let with = |manager: &str, packages: &str| {
+            let facts = facts(&[("@", "manager", manager), ("@", "packages", packages)]);
+            match undo(&facts, "jq") {
+                Undo::Shell(script) => script,
+                other => panic!("{other:?}"),
+            }
+        };
+        let held = "jq\tinstalled\t1.6-14.el9\thold\n";
+        assert!(with("dnf", "").ends_with("dnf -q -y remove 'jq'"));
+        let back = with("dnf", held);
+        assert!(back.contains("install 'jq-1.6-14.el9'") && back.ends_with("versionlock add 'jq'"), "{back}");
+        assert!(with("apt", "").contains("apt-get") && with("", held).contains("'jq=1.6-14.el9'"));
+    }
+
+    #[test]
+    fn resources_of_another_package_manager_do_not_differ() {
+        use crate::resource::{Layer, Resource, ResourceKind, Text};
+        let content = Text { text: "a\n".into(), secret: false };
+        let what = ResourceKind::File { path: "/etc/apt/x".into(), content, mode: "0644".into() };
+        let file = Resource::new(Layer::System, "x", what).only_with(PackageManager::Apt);
+        let differs = |manager: &str| !file.check(&facts(&[("@", "manager", manager)])).is_empty();
+        assert!(differs("apt") && differs("") && !differs("dnf"));
+    }
 }
