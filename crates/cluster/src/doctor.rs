@@ -100,7 +100,11 @@ pub(crate) fn examine(facts: &Facts, machine: &Machine, gpu: &Gpu, probed_ms: i6
     }
     if !DISTRIBUTIONS.contains(&about.distribution.as_str()) {
         let what = format!("the distribution '{}' is not supported", about.distribution);
-        report(Severity::Error, what, "use Ubuntu, Debian, RHEL, Rocky Linux, AlmaLinux, CentOS Stream, Oracle Linux or Fedora");
+        report(
+            Severity::Error,
+            what,
+            "use Ubuntu, Debian, RHEL, Rocky Linux, AlmaLinux, CentOS Stream, Oracle Linux or Fedora",
+        );
     }
     for (what, remedy) in examine_driver(facts, machine, gpu).into_iter().chain(examine_fabric(facts, gpu)) {
         report(Severity::Error, what, remedy);
@@ -381,7 +385,8 @@ mod tests {
         assert!(with("microk8s", "").contains("16443"));
         assert!(with("os", "arch ").contains("'arch' is not supported"));
         let day = 86_400;
-        let certificate = |end: i64, path: &str| with("certificates", &format!("{end} {path}\n{} /other", 1000 + 31 * day));
+        let certificate =
+            |end: i64, path: &str| with("certificates", &format!("{end} {path}\n{} /other", 1000 + 31 * day));
         assert!(certificate(999, "/etc/kubernetes/pki/apiserver.crt").contains("has expired"));
         assert!(certificate(1000 + 29 * day, "/var/lib/rancher/k3s/server/tls/x.crt").contains("expires in 29 days"));
         assert!(with("dns", "no").contains("does not resolve"));

@@ -179,13 +179,18 @@ async fn join_kubeadm(
     );
     let mut last = String::new();
     let joined = host
-        .run(&format!("sh -c {}", quote(&script)), (configuration.to_string() + "\n").as_bytes(), START_TIMEOUT, |line| {
-            let line = secrets.iter().fold(line.to_owned(), |line, secret| line.replace(secret.as_str(), "TOKEN"));
-            log.line(&line);
-            if !line.trim().is_empty() {
-                last = line;
-            }
-        })
+        .run(
+            &format!("sh -c {}", quote(&script)),
+            (configuration.to_string() + "\n").as_bytes(),
+            START_TIMEOUT,
+            |line| {
+                let line = secrets.iter().fold(line.to_owned(), |line, secret| line.replace(secret.as_str(), "TOKEN"));
+                log.line(&line);
+                if !line.trim().is_empty() {
+                    last = line;
+                }
+            },
+        )
         .await;
     // The token is not needed any more. Its identifier, the part before the dot, is not secret; if the deletion fails, it expires.
     let id = token.split('.').next().unwrap_or_default();
@@ -202,7 +207,8 @@ mod tests {
 
     #[test]
     fn token_hash_and_key_are_found_in_the_output_of_kubeadm() {
-        let command = "kubeadm join 10.0.0.1:6443 --token abcdef.0123456789abcdef --discovery-token-ca-cert-hash sha256:99aa \n";
+        let command =
+            "kubeadm join 10.0.0.1:6443 --token abcdef.0123456789abcdef --discovery-token-ca-cert-hash sha256:99aa \n";
         assert_eq!(parse_join_command(command), Some(("abcdef.0123456789abcdef".into(), "sha256:99aa".into())));
         assert_eq!(parse_join_command("W1129 could not reach the internet\n"), None);
         let key = "e6a2eb8581237ab72a4f494f30285ec12a9694d750b9785706a83bfcbbbd2204";

@@ -267,7 +267,10 @@ pub fn find_packages(choice: Choice, source: Option<Source>) -> String {
         Some(Source::Debian) => "debian",
         Some(Source::Nvidia) => "nvidia",
     };
-    format!("branch={branch} kind={kind} source={source}{}", with_constants(&[FIND_GPUS, CHOOSE_KIND, FIND_PACKAGES].concat()))
+    format!(
+        "branch={branch} kind={kind} source={source}{}",
+        with_constants(&[FIND_GPUS, CHOOSE_KIND, FIND_PACKAGES].concat())
+    )
 }
 
 /// Shell code that chooses the driver of NVIDIA's CUDA repository for RHEL and Fedora; see [`find_rpm_packages`]. It runs after

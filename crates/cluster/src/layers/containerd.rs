@@ -54,8 +54,9 @@ pub(super) fn resources(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError
         "{}{FUNCTIONS}{ADD_DOCKER}known containerd.io || update; known containerd.io || add_docker || exit; get containerd.io",
         proxy::exports(cluster)
     );
-    let mut package =
-        command(LAYER, "containerd", "command -v containerd", &run, "containerd").with_timeout(900).effect("installs containerd");
+    let mut package = command(LAYER, "containerd", "command -v containerd", &run, "containerd")
+        .with_timeout(900)
+        .effect("installs containerd");
     if let ResourceKind::Command { undo, .. } = &mut package.what {
         *undo = Some(format!(
             "{FUNCTIONS}systemctl disable --now --quiet containerd; remove containerd.io; \
@@ -64,8 +65,10 @@ pub(super) fn resources(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError
         ));
     }
     let drop_in = "/etc/systemd/system/containerd.service.d/50-slipway-proxy.conf";
-    let environment: String =
-        proxy::environment(cluster).lines().map(|line| format!("Environment=\"{}\"\n", line.replace('%', "%%"))).collect();
+    let environment: String = proxy::environment(cluster)
+        .lines()
+        .map(|line| format!("Environment=\"{}\"\n", line.replace('%', "%%")))
+        .collect();
     let proxy = if environment.is_empty() {
         absent(LAYER, "proxy-containerd", drop_in)
     } else {

@@ -27,7 +27,8 @@ enum Place {
 
 use Place::{Kubernetes, Machine, Spec};
 
-const RELEASES: [&str; 4] = ["channel: 1.36/stable", "version: v1.36.2+k3s1", "version: v1.36.2+rke2r1", "version: v1.36.2"];
+const RELEASES: [&str; 4] =
+    ["channel: 1.36/stable", "version: v1.36.2+k3s1", "version: v1.36.2+rke2r1", "version: v1.36.2"];
 
 fn cluster(distribution: usize, place: Option<&Place>) -> Result<Cluster, String> {
     let name = ["microk8s", "k3s", "rke2", "kubeadm"][distribution];
@@ -68,8 +69,12 @@ fn every_field_acts_on_every_distribution_or_is_rejected() {
             Spec("  network: {proxy: {https: 'http://proxy.example:3128', noProxy: [mirror.example]}}\n"),
             [
                 Resource("args/containerd-env"),
-                Resource("kubernetes/proxy-containerd\",\"layer\":\"kubernetes\",\"what\":{\"file\":{\"path\":\"/etc/default/k3s\""),
-                Resource("kubernetes/proxy-containerd\",\"layer\":\"kubernetes\",\"what\":{\"file\":{\"path\":\"/etc/default/rke2-server\""),
+                Resource(
+                    "kubernetes/proxy-containerd\",\"layer\":\"kubernetes\",\"what\":{\"file\":{\"path\":\"/etc/default/k3s\"",
+                ),
+                Resource(
+                    "kubernetes/proxy-containerd\",\"layer\":\"kubernetes\",\"what\":{\"file\":{\"path\":\"/etc/default/rke2-server\"",
+                ),
                 Resource("Environment=\\\"HTTPS_PROXY=http://proxy.example:3128\\\""),
             ],
         ),
@@ -83,7 +88,9 @@ fn every_field_acts_on_every_distribution_or_is_rejected() {
             ],
         ),
         (
-            Spec("  registries: [{host: r.example, ca: {command: printf PEM}, username: ada, password: {command: printf hush}}]\n"),
+            Spec(
+                "  registries: [{host: r.example, ca: {command: printf PEM}, username: ada, password: {command: printf hush}}]\n",
+            ),
             [
                 Resource("slipway-ca.pem"),
                 Resource("ca_file"),
@@ -140,8 +147,8 @@ fn every_field_acts_on_every_distribution_or_is_rejected() {
             Kubernetes("hold: false,"),
             [
                 Resource("\"hold\":false"),
-                Rejected("k3s never upgrades itself"),
-                Rejected("rke2 never upgrades itself"),
+                Rejected("K3s never upgrades itself"),
+                Rejected("RKE2 never upgrades itself"),
                 Without("apt-mark hold kubeadm"),
             ],
         ),
@@ -244,7 +251,10 @@ fn every_field_acts_on_every_distribution_or_is_rejected() {
                     assert_ne!(found, base, "{field} with {name:?} changes nothing");
                 }
                 (Without(text), Ok(cluster)) => {
-                    assert!(base.contains(text) && !resources(&cluster).contains(text), "{field} with {name:?}: {text}");
+                    assert!(
+                        base.contains(text) && !resources(&cluster).contains(text),
+                        "{field} with {name:?}: {text}"
+                    );
                 }
                 (_, parsed) => panic!("{field} with {name:?}: {:?}", parsed.err()),
             }

@@ -15,10 +15,13 @@ const ZONE: &str = "/etc/firewalld/zones/slipway.xml";
 /// The zone. Machines that the file gives by name are not in it, because a source of a zone is an address.
 fn zone(cluster: &Cluster) -> String {
     let (pods, services) = cluster.networks();
-    let machines = cluster.spec.machines.iter().map(|m| m.internal().to_owned()).filter(|a| a.parse::<IpAddr>().is_ok());
+    let machines =
+        cluster.spec.machines.iter().map(|m| m.internal().to_owned()).filter(|a| a.parse::<IpAddr>().is_ok());
     let sources: String =
         machines.chain(pods).chain(services).map(|source| format!("  <source address=\"{source}\"/>\n")).collect();
-    format!("<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<zone target=\"ACCEPT\">\n  <short>slipway</short>\n{sources}</zone>")
+    format!(
+        "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<zone target=\"ACCEPT\">\n  <short>slipway</short>\n{sources}</zone>"
+    )
 }
 
 pub(super) fn resource(cluster: &Cluster) -> Resource {

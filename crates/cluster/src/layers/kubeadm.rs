@@ -64,7 +64,9 @@ pub(crate) fn leave() -> String {
 pub(crate) fn endpoint(cluster: &Cluster) -> String {
     let first = cluster.first().map_or("", Machine::internal);
     match &cluster.spec.kubernetes.endpoint {
-        Some(endpoint) if endpoint.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) => endpoint.clone(),
+        Some(endpoint) if endpoint.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) => {
+            endpoint.clone()
+        }
         Some(endpoint) => format!("{endpoint}:6443"),
         None => format!("{}:6443", url_host(first)),
     }
@@ -121,7 +123,11 @@ fn config(cluster: &Cluster, machine: &Machine) -> String {
         }),
         json!({"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration", "cgroupDriver": "systemd"}),
     ];
-    documents.iter().map(|d| serde_json::to_string_pretty(d).unwrap_or_default() + "\n").collect::<Vec<_>>().join("---\n")
+    documents
+        .iter()
+        .map(|d| serde_json::to_string_pretty(d).unwrap_or_default() + "\n")
+        .collect::<Vec<_>>()
+        .join("---\n")
 }
 
 /// Swap, kernel modules and kernel settings.
@@ -191,8 +197,7 @@ fn repository(cluster: &Cluster) -> Resource {
         deb = quote(&deb),
         rpm = quote(&rpm),
     );
-    let mut out =
-        command(LAYER, "repository", &check, &run, &format!("Kubernetes' packages of v{major}.{number}"));
+    let mut out = command(LAYER, "repository", &check, &run, &format!("Kubernetes' packages of v{major}.{number}"));
     if let ResourceKind::Command { undo, .. } = &mut out.what {
         *undo = Some(format!("rm -f {key} {sources} {repo}"));
     }
@@ -205,13 +210,21 @@ fn packages(cluster: &Cluster, machine: &Machine) -> Resource {
     let kubernetes = &cluster.spec.kubernetes;
     let version = kubernetes.version.trim_start_matches('v');
     let manifest = "/etc/kubernetes/manifests/kube-apiserver.yaml";
-    let plane = format!("[ ! -e {manifest} ] || grep -qE 'image: .*/kube-apiserver:v{}$' {manifest}", version.replace('.', "\\."));
-    let held = if kubernetes.hold { "[ -z \"$apt\" ] || [ \"$(apt-mark showhold kubeadm kubelet kubectl | wc -l)\" = 3 ]" } else { "true" };
+    let plane = format!(
+        "[ ! -e {manifest} ] || grep -qE 'image: .*/kube-apiserver:v{}$' {manifest}",
+        version.replace('.', "\\.")
+    );
+    let held = if kubernetes.hold {
+        "[ -z \"$apt\" ] || [ \"$(apt-mark showhold kubeadm kubelet kubectl | wc -l)\" = 3 ]"
+    } else {
+        "true"
+    };
     let check = format!(
         "{FUNCTIONS}for p in kubeadm kubelet kubectl; do case $(version_of $p) in {version}-*) ;; *) exit 1;; esac; done; {plane} && {{ {held}; }}"
     );
     let verb = if cluster.first() == Some(machine) { format!("apply -y v{version}") } else { "node".into() };
-    let hold = if kubernetes.hold { "[ -z \"$apt\" ] || apt-mark hold kubeadm kubelet kubectl >/dev/null" } else { "true" };
+    let hold =
+        if kubernetes.hold { "[ -z \"$apt\" ] || apt-mark hold kubeadm kubelet kubectl >/dev/null" } else { "true" };
     let run = format!(
         "{exports}{FUNCTIONS}repositories=--enablerepo=slipway-kubernetes\nset -e\n\
          mkdir -p /var/lib/slipway; ! version_of kubelet | grep -q . || echo upgrade >>{UPGRADES}\n\
@@ -245,7 +258,10 @@ fn kubelet(cluster: &Cluster, machine: &Machine) -> [Resource; 3] {
     let kubernetes = &cluster.spec.kubernetes;
     let mut args: Vec<String> = Vec::new();
     // With dual stack the kubelet finds the addresses itself, because the file has one address of each machine.
-    if machine.internal().parse::<IpAddr>().is_ok() && cluster.spec.network.pods.len() < 2 && !kubernetes.kubelet_args.contains_key("node-ip") {
+    if machine.internal().parse::<IpAddr>().is_ok()
+        && cluster.spec.network.pods.len() < 2
+        && !kubernetes.kubelet_args.contains_key("node-ip")
+    {
         args.push(format!("--node-ip={}", machine.internal()));
     }
     args.extend(kubernetes.kubelet_args.iter().map(|(name, value)| format!("--{name}={value}")));
@@ -254,7 +270,8 @@ fn kubelet(cluster: &Cluster, machine: &Machine) -> [Resource; 3] {
     let (active, enabled) = ("systemctl is-active --quiet kubelet", "systemctl is-enabled --quiet kubelet");
     // Without its configuration, which `kubeadm` writes, the kubelet does not start.
     let check = format!("{enabled} && {{ [ ! -e /etc/kubernetes/kubelet.conf ] || {active}; }}");
-    let run = "systemctl enable --quiet kubelet && { [ ! -e /etc/kubernetes/kubelet.conf ] || systemctl start kubelet; }";
+    let run =
+        "systemctl enable --quiet kubelet && { [ ! -e /etc/kubernetes/kubelet.conf ] || systemctl start kubelet; }";
     let mut service = command(LAYER, "service", &check, run, "service kubelet").needs(&["kubernetes/kubeadm"]);
     if let ResourceKind::Command { undo, .. } = &mut service.what {
         *undo = Some("systemctl disable --now --quiet kubelet || ! systemctl cat kubelet >/dev/null 2>&1".into());

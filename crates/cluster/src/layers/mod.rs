@@ -111,11 +111,7 @@ fn ready(cluster: &Cluster, unit: &str) -> Resource {
 }
 
 /// Kernel settings: a file that is read at boot, and a command that applies the settings now.
-fn sysctl<'a>(
-    layer: Layer,
-    path: &str,
-    settings: impl Iterator<Item = (&'a str, &'a str)> + Clone,
-) -> [Resource; 2] {
+fn sysctl<'a>(layer: Layer, path: &str, settings: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> [Resource; 2] {
     let text = settings.clone().map(|(k, v)| format!("{k} = {v}\n")).collect::<String>();
     // The kernel separates several numbers with tabs, so the check replaces tabs with spaces.
     let files =

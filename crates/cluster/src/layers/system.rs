@@ -36,7 +36,11 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Result<Vec<Reso
         out.push(held_dnf_updates());
     }
     if !system.sysctl.is_empty() {
-        out.extend(sysctl(Layer::System, "/etc/sysctl.d/90-slipway.conf", system.sysctl.iter().map(|(k, v)| (k.as_str(), v.as_str()))));
+        out.extend(sysctl(
+            Layer::System,
+            "/etc/sysctl.d/90-slipway.conf",
+            system.sysctl.iter().map(|(k, v)| (k.as_str(), v.as_str())),
+        ));
     }
     out.extend(proxy::system(cluster));
     out.extend(own::repositories(cluster)?);
@@ -49,9 +53,16 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Result<Vec<Reso
 fn held_dnf_updates() -> Resource {
     let state = "/var/lib/slipway/update-timers";
     let enabled = "systemctl list-unit-files --state=enabled --no-legend 'dnf-automatic*.timer' 'dnf5-automatic.timer' | cut -d' ' -f1";
-    let run = format!("mkdir -p /var/lib/slipway && {enabled} >>{state} && {enabled} | xargs -r systemctl disable --now --quiet");
-    let mut out =
-        command(Layer::System, "held-dnf-updates", &format!("[ -z \"$({enabled})\" ]"), &run, "automatic updates are off");
+    let run = format!(
+        "mkdir -p /var/lib/slipway && {enabled} >>{state} && {enabled} | xargs -r systemctl disable --now --quiet"
+    );
+    let mut out = command(
+        Layer::System,
+        "held-dnf-updates",
+        &format!("[ -z \"$({enabled})\" ]"),
+        &run,
+        "automatic updates are off",
+    );
     if let ResourceKind::Command { undo, .. } = &mut out.what {
         *undo = Some(format!("xargs -r systemctl enable --now --quiet <{state}; rm -f {state}"));
     }

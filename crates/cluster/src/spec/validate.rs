@@ -7,7 +7,6 @@ use super::network::check_authority;
 use super::releases::{DEFAULT_CHANNEL, DYNAMIC_RESOURCES};
 use super::workloads::{DevicePlugin, Share};
 use super::{Cluster, Distribution, Kubernetes, Role, Ssh, check_address, check_ssh, minor, nodes};
-use crate::distribution::Family;
 
 /// Whether a text only has ASCII letters, digits, dashes and the characters of `extra`, and does not begin with a dash. Such a text is safe
 /// in commands and files.
@@ -160,10 +159,11 @@ impl Cluster {
     /// Rejects fields that would have no effect with the distribution.
     fn check_supported(&self) -> Result<(), String> {
         let (kubernetes, network) = (&self.spec.kubernetes, &self.spec.network);
-        let family = kubernetes.distribution.family();
-        if !matches!(family, Family::Kubeadm) {
+        if kubernetes.distribution != Distribution::Kubeadm {
             if network.plugin.is_some() {
-                return Err("spec.network.plugin is for kubeadm; the other distributions have their own network plugin".into());
+                return Err(
+                    "spec.network.plugin is for kubeadm; the other distributions have their own network plugin".into(),
+                );
             }
             if kubernetes.endpoint.is_some() {
                 return Err(
@@ -173,8 +173,12 @@ impl Cluster {
                 );
             }
         }
-        if let Family::Rancher(rancher) = family {
-            let name = rancher.name;
+        let rancher = match kubernetes.distribution {
+            Distribution::K3s => Some("K3s"),
+            Distribution::Rke2 => Some("RKE2"),
+            Distribution::Microk8s | Distribution::Kubeadm => None,
+        };
+        if let Some(name) = rancher {
             if !kubernetes.hold {
                 return Err(format!("spec.kubernetes.hold: {name} never upgrades itself; remove the field"));
             }
@@ -242,7 +246,7 @@ fn check_release(kubernetes: &Kubernetes) -> Result<(), String> {
         Distribution::Microk8s => {
             if !version.is_empty() || source.is_some() {
                 return Err(
-                    "spec.kubernetes: version and source are for K3s, RKE2 and kubeadm; MicroK8s has a channel".into()
+                    "spec.kubernetes: version and source are for K3s, RKE2 and kubeadm; MicroK8s has a channel".into(),
                 );
             }
             return check_channel(kubernetes);
@@ -254,9 +258,7 @@ fn check_release(kubernetes: &Kubernetes) -> Result<(), String> {
     // The versions of kubeadm's packages are those of Kubernetes.
     let example = if suffix.is_empty() { "v1.36.2".to_owned() } else { format!("v1.36.2+{suffix}1") };
     if !channel.is_empty() {
-        return Err(format!(
-            "spec.kubernetes.channel is for MicroK8s; {name} has a version, such as {example}"
-        ));
+        return Err(format!("spec.kubernetes.channel is for MicroK8s; {name} has a version, such as {example}"));
     }
     if !addons.is_empty() {
         let has = match distribution {
@@ -274,7 +276,9 @@ fn check_release(kubernetes: &Kubernetes) -> Result<(), String> {
         None => suffix.is_empty() && three_numbers(rest),
     });
     if !valid {
-        return Err(format!("spec.kubernetes.version '{version}': write the exact version of {name}, such as {example}"));
+        return Err(format!(
+            "spec.kubernetes.version '{version}': write the exact version of {name}, such as {example}"
+        ));
     }
     if *distribution == Distribution::Kubeadm && minor(version).is_some_and(|minor| minor < MIN_KUBEADM) {
         let (major, number) = MIN_KUBEADM;
