@@ -383,7 +383,7 @@ mod tests {
         assert!(with("kubelet", "folder 3").contains("instead of a link"));
         assert!(with("inodes", "95").contains("inodes"));
         assert!(with("microk8s", "").contains("16443"));
-        assert!(with("os", "arch ").contains("'arch' is not supported"));
+        assert!(with("os", "arch 1").contains("'arch' is not supported"));
         let day = 86_400;
         let certificate =
             |end: i64, path: &str| with("certificates", &format!("{end} {path}\n{} /other", 1000 + 31 * day));
