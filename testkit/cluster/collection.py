@@ -1,5 +1,6 @@
 """Tests of the Ansible collection on test hosts, with ansible-core and ansible-lint from PyPI."""
 
+import json
 import os
 import pathlib
 import re
@@ -9,7 +10,7 @@ from bench import Bench, assert_converged, test
 
 COLLECTION = pathlib.Path(__file__).resolve().parents[2] / "deploy/ansible"
 ANSIBLE = pathlib.Path(os.environ.get("ANSIBLE", pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "slipway/peers/ansible/bin"))
-ROLES = 10
+ROLES = 11
 
 
 class Playbook:
@@ -75,6 +76,13 @@ def collection_converges_hosts_and_reports_changes_correctly(binary):
         text, recap = playbook.run()
         assert (recap["cp2"]["changed"], recap["gpu1"]["changed"]) == (1, 0), text
         assert_converged(bench)
+
+        # A label is set by the role of the layer `nodes`.
+        bench.file.write_text(bench.file.read_text().replace("{name: gpu1,", "{name: gpu1, labels: {zone: a},"))
+        text, recap = playbook.run("--check")
+        assert (recap["cp1"]["changed"], recap["gpu1"]["changed"]) == (1, 0), text
+        playbook.run()
+        assert json.loads((bench.hosts.shared / "cluster.json").read_text())["members"]["gpu1"]["labels"] == {"zone": "a"}
 
         # A failed resource fails the play, with the reason.
         bench.write(channel="1.32/edge")

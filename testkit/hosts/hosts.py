@@ -2,13 +2,15 @@
 
     testkit/hosts/hosts.py up cp1 cp2 gpu1     # until Ctrl-C; prints their addresses and root's SSH key
 
-Debian, systemd, sshd, sudo, apt with Debian's mirror, files, services and users are real. Only `snap` and `microk8s` are stand-ins
-(`standins/`), because MicroK8s needs the snap store. Needs root. Everything is removed when the context ends.
+Debian, systemd, sshd, sudo, apt with Debian's mirror, files, services and users are real. Only the distributions of Kubernetes are stand-ins
+(`standins/`), because their images and the snap store are not available. Needs root. Everything is removed when the context ends.
 """
 
 import contextlib
+import email.utils
 import fcntl
 import hashlib
+import io
 import itertools
 import os
 import pathlib
@@ -16,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 
@@ -95,6 +98,89 @@ def ensure_base():
     return folder
 
 
+RKE2_UNIT = """[Unit]
+Conflicts=rke2-{other}.service
+[Service]
+EnvironmentFile=-/etc/default/rke2-{kind}
+KillMode=process
+Restart=always
+RestartSec=5s
+ExecStart=/usr/local/bin/rke2 {kind}
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def rke2_archive(program):
+    """An archive with the files of RKE2's releases (rancher/rke2, `bundle`)."""
+    units = {f"lib/systemd/system/rke2-{kind}.service": RKE2_UNIT.format(kind=kind, other=other) for kind, other in (("server", "agent"), ("agent", "server"))}
+    files = {"bin/rke2": program, "bin/rke2-killall.sh": "#!/bin/sh\n", "bin/rke2-uninstall.sh": "#!/bin/sh\n", **units,
+             "lib/systemd/system/rke2-server.env": "HOME=/root\n", "share/rke2/rke2-cis-sysctl.conf": "vm.panic_on_oom=0\n"}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            content = content if isinstance(content, bytes) else content.encode()
+            entry.size, entry.mode = len(content), 0o755 if name.startswith("bin/") else 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def standin(function, version):
+    """A program that calls a function of the stand-ins of Kubernetes."""
+    return f"#!/usr/bin/python3 -IS\nimport sys\n\nsys.path.insert(0, '/usr/lib/standins')\nimport kubernetes\n\nkubernetes.{function}('{version}')\n"
+
+
+KUBELET_UNIT = "[Unit]\nWants=network-online.target\n[Service]\nExecStart=/usr/bin/kubelet\nRestart=always\nStartLimitInterval=0\nRestartSec=10\n[Install]\nWantedBy=multi-user.target\n"
+KUBEADM_DROP_IN = """[Service]
+Environment="KUBELET_KUBECONFIG_ARGS=--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf"
+Environment="KUBELET_CONFIG_ARGS=--config=/var/lib/kubelet/config.yaml"
+EnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env
+EnvironmentFile=-/etc/default/kubelet
+ExecStart=
+ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS $KUBELET_KUBEADM_ARGS $KUBELET_EXTRA_ARGS
+"""
+CONTAINERD_UNIT = "[Service]\nExecStart=/usr/bin/containerd\n[Install]\nWantedBy=multi-user.target\n"
+
+
+def kubernetes_packages(version):
+    """The packages of a version as name, version, dependencies and files, as kubernetes/release has them (`cmd/krel/templates/latest`)."""
+    number = version[1:] + "-1.1"
+    kubectl = "#!/bin/sh\n[ -r \"$2\" ] || { echo \"error: stat $2: no such file or directory\" >&2; exit 1; }\nshift 2\nexec /usr/lib/standins/microk8s kubectl \"$@\"\n"
+    return [
+        ("kubeadm", number, "cri-tools (>= 1.30.0)", {"usr/bin/kubeadm": standin("kubeadm", version), "usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf": KUBEADM_DROP_IN}),
+        ("kubelet", number, "kubernetes-cni (>= 1.2.0)", {"usr/bin/kubelet": standin("kubelet", version), "usr/lib/systemd/system/kubelet.service": KUBELET_UNIT,
+                                                          "etc/default/kubelet": "KUBELET_EXTRA_ARGS=\n", "etc/kubernetes/manifests/.kubelet-keep": "", "var/lib/kubelet/.kubelet-keep": ""}),
+        ("kubectl", number, "", {"usr/bin/kubectl": kubectl}),
+        ("cri-tools", "1.36.0-1.1", "", {"usr/bin/crictl": "#!/bin/sh\n"}),
+        ("kubernetes-cni", "1.8.0-1.1", "", {"opt/cni/bin/loopback": "#!/bin/sh\n"}),
+    ]
+
+
+def write_package(folder, name, version, depends, files):
+    """Writes a .deb to a folder."""
+    with tempfile.TemporaryDirectory(prefix="slipway-package-") as root:
+        control = f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: test\nDescription: stand-in\n" + f"Depends: {depends}\n" * bool(depends)
+        configuration = "".join(f"/{path}\n" for path in files if path.startswith("etc/default"))
+        for path, text in {"DEBIAN/control": control, **({"DEBIAN/conffiles": configuration} if configuration else {}), **files}.items():
+            file = pathlib.Path(root, path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+            file.chmod(0o755 if "/bin/" in path else 0o644)
+        pathlib.Path(root).chmod(0o755)
+        folder.mkdir(parents=True, exist_ok=True)
+        run("dpkg-deb", "-Znone", "--build", "--root-owner-group", root, folder / f"{name}_{version}.deb")
+
+
+def sign_repository(folder, home, key):
+    """Writes the index of a folder with packages, and signs it with the key of a GnuPG home folder."""
+    (folder / "Packages").write_text(run("dpkg-scanpackages", "--multiversion", ".", cwd=folder))
+    content = (folder / "Packages").read_bytes()
+    (folder / "Release").write_text(f"Origin: test\nDate: {email.utils.formatdate(usegmt=True)}\nSHA256:\n {hashlib.sha256(content).hexdigest()} {len(content)} Packages\n")
+    run("gpg", "--homedir", home, "--batch", "--yes", "--clearsign", "-o", folder / "InRelease", folder / "Release")
+    shutil.copyfile(key, folder / "Release.key")
+
+
 class Host:
     def __init__(self, hosts, number, name):
         self.hosts, self.name, self.number = hosts, name, number
@@ -135,19 +221,53 @@ class Host:
         for name, program in (("snap", "/usr/bin/snap"), ("microk8s", "/usr/lib/standins/microk8s")):
             self.write(f"/usr/lib/standins/{name}.py", (HERE / f"standins/{name}.py").read_text())
             self.write(program, f"#!/usr/bin/python3 -IS\nimport sys\n\nsys.path.insert(0, '/usr/lib/standins')\nimport {name}\n", 0o755)
-        self.write("/usr/lib/standins/k3s.py", (HERE / "standins/k3s.py").read_text())
+        for name in ("rancher", "kubernetes"):
+            self.write(f"/usr/lib/standins/{name}.py", (HERE / f"standins/{name}.py").read_text())
         (self.root / "standin").mkdir()
 
     def simulate_gpus(self, library):
         """Installs the fake NVML library."""
         shutil.copy(library, self.root / "usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1")
 
-    def offer_k3s(self, *versions):
-        """Writes releases of the stand-in of K3s to /opt/k3s, which slipway can download with `source: file:///opt/k3s`."""
+    def offer_releases(self, name, *versions):
+        """Writes releases of the stand-in of K3s or RKE2 to /opt/NAME, which slipway can download with `source: file:///opt/NAME`."""
         for version in versions:
-            program = f"#!/usr/bin/python3 -IS\nimport sys\n\nsys.path.insert(0, '/usr/lib/standins')\nimport k3s\n\nk3s.main('{version}')\n"
-            self.write(f"/opt/k3s/{version}/k3s", program, 0o755)
-            self.write(f"/opt/k3s/{version}/sha256sum-amd64.txt", f"{hashlib.sha256(program.encode()).hexdigest()}  k3s\n")
+            program = f"#!/usr/bin/python3 -IS\nimport sys\n\nsys.path.insert(0, '/usr/lib/standins')\nimport rancher\n\nrancher.main('{name}', '{version}')\n".encode()
+            archive = name if name == "k3s" else f"{name}.linux-amd64.tar.gz"
+            path = self.root / f"opt/{name}/{version}/{archive}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(program if name == "k3s" else rke2_archive(program))
+            self.write(f"/opt/{name}/{version}/sha256sum-amd64.txt", f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {archive}\n")
+
+    def offer_kubernetes(self, *versions):
+        """Offers packages of the stand-ins of Kubernetes in /opt/kubernetes, for `source: file:///opt/kubernetes`, and of containerd in
+        /opt/site, both signed with the key /opt/key.asc. Helm is installed already."""
+        shutil.copytree(self.hosts.kubernetes(versions), self.root / "opt", dirs_exist_ok=True)
+        self.write("/usr/local/bin/helm", """#!/bin/sh
+[ "$1" != version ] || { echo v3.19.0; exit; }
+[ -r "$2" ] || { echo "Error: Kubernetes cluster unreachable: stat $2: no such file or directory" >&2; exit 1; }
+shift 2
+exec /usr/lib/standins/microk8s helm3 "$@"
+""", 0o755)
+
+    def become_rocky(self):
+        """Makes the host look like Rocky Linux 9: with dnf, rpm, SELinux and firewalld, all of them stand-ins, and without apt and dpkg."""
+        self.ssh("apt-get install -y -qq --no-install-recommends curl; rm -f /usr/bin/apt* /usr/bin/dpkg* /etc/os-release; mkdir -p /var/lib/standin /etc/dnf /etc/yum.repos.d")
+        self.write("/etc/os-release", 'NAME="Rocky Linux"\nID=rocky\nID_LIKE="rhel centos fedora"\nVERSION_ID="9.6"\n')
+        self.write("/etc/dnf/dnf.conf", "[main]\ngpgcheck=1\n")
+        self.write("/usr/lib/standins/dnf.py", (HERE / "standins/dnf.py").read_text())
+        for name in ("dnf", "rpm"):
+            self.write(f"/usr/bin/{name}", f"#!/usr/bin/python3 -IS\nimport sys\n\nsys.path.insert(0, '/usr/lib/standins')\nimport dnf\n\ndnf.{name}()\n", 0o755)
+        for name in ("selinuxenabled", "restorecon"):
+            self.write(f"/usr/sbin/{name}", "#!/bin/sh\n", 0o755)
+        # Only ports are kept; the zones are files.
+        self.write("/usr/bin/firewall-cmd", """#!/bin/sh
+f=/var/lib/standin/ports; touch $f
+for w in "$@"; do case $w in
+--query-port=*) exec grep -qxF "${w#*=}" $f;; --add-port=*) echo "${w#*=}" >>$f;; --remove-port=*) sed -i "\\|^${w#*=}$|d" $f;; --reload) echo reload >>/var/lib/standin/log;; esac; done
+""", 0o755)
+        self.write("/etc/systemd/system/firewalld.service", "[Service]\nExecStart=sleep infinity\n")
+        self.ssh("systemctl daemon-reload; systemctl start firewalld")
 
     def offer_driver(self, branch, version):
         """Adds an apt repository with a fake package of NVIDIA's driver, with open kernel modules. Once it is installed, the module appears as loaded after a reboot."""
@@ -321,6 +441,29 @@ class Hosts:
 
     def __init__(self, names, gpus=None):
         self.names, self.gpus, self.bridge, self.network = names, gpus or {}, None, None
+
+    def kubernetes(self, versions):
+        """The folder with the repositories of Kubernetes in these versions; see `Host.offer_kubernetes`."""
+        folder = self.folder / "kubernetes"
+        if not folder.exists():
+            home = self.folder / "gnupg"
+            home.mkdir(mode=0o700)
+            gpg = lambda *words: run("gpg", "--homedir", home, "--batch", *words)
+            gpg("--passphrase", "", "--quick-gen-key", "packages@example.org", "rsa2048", "sign", "never")
+            folder.mkdir()
+            key = folder / "key.asc"
+            key.write_text(gpg("--armor", "--export"))
+            for version in versions:
+                repository = folder / f"kubernetes/{version.rpartition('.')[0]}/deb"
+                for package in kubernetes_packages(version):
+                    write_package(repository, *package)
+                sign_repository(repository, home, key)
+            site = folder / "site"
+            containerd = {"usr/bin/containerd": "#!/bin/sh\nexec sleep infinity\n", "lib/systemd/system/containerd.service": CONTAINERD_UNIT}
+            write_package(site, "containerd.io", "2.2.0-1", "", containerd)
+            sign_repository(site, home, key)
+            run("gpgconf", "--homedir", home, "--kill", "all", check=False)
+        return folder
 
     def next_number(self):
         return next(self.numbers)

@@ -68,6 +68,22 @@ impl<'a> Control<'a> {
             .unwrap_or_else(|| ClusterError::Host { host: first, reason: "no control plane responds".into() }))
     }
 
+    /// Like [`Self::connect`], but waits until a control plane responds: after a start its API server takes a while.
+    ///
+    /// # Errors
+    /// The error of the last attempt.
+    pub(crate) async fn wait(work: &'a Work) -> Result<Self, ClusterError> {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        loop {
+            match Self::connect(work, "").await {
+                Err(ClusterError::Host { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// Returns the first control plane, without checking that it responds.
     pub(crate) fn first(work: &'a Work) -> Result<Self, ClusterError> {
         let found = work.cluster.first().and_then(|m| work.hosts.get(&m.name));

@@ -286,7 +286,7 @@ impl Records {
 /// Determines how to undo a change of a resource, and backs up the file that it replaces.
 fn prepare_undo(resource: &Resource, facts: &Facts, context: &mut ChangeContext<'_>) -> Result<Undo, String> {
     match &resource.what {
-        ResourceKind::Package { name, .. } => Ok(kinds::apt::undo(facts, name)),
+        ResourceKind::Package { name, .. } => Ok(kinds::package::undo(facts, name)),
         ResourceKind::Snap { name, classic, .. } => Ok(kinds::snap::undo(facts, name, *classic)),
         ResourceKind::File { path, .. } | ResourceKind::Edit { path, .. } => {
             kinds::file::undo(facts, &resource.id, path, context)
@@ -302,7 +302,7 @@ fn apply_resource(resource: &Resource, facts: &Facts, context: &mut ChangeContex
     let id = &resource.id;
     match &resource.what {
         ResourceKind::Package { name, version, hold } => {
-            kinds::apt::apply(facts, name, version.as_deref(), *hold, context)
+            kinds::package::apply(facts, name, version.as_deref(), *hold, context)
         }
         ResourceKind::Snap { name, channel, classic, hold } => {
             kinds::snap::apply(facts, (name, channel, *classic, *hold), context)

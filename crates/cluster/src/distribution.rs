@@ -2,12 +2,12 @@
 //! [`crate::layers`] and [`crate::nodes`].
 //!
 //! Source: MicroK8s, "Services and ports", "Command reference"; K3s, "Cluster Access", "Requirements"; RKE2, "Cluster Access",
-//! "Requirements".
+//! "Requirements"; Kubernetes, "Creating a cluster with kubeadm", "Ports and Protocols".
 
 use crate::spec::{Distribution, Machine, Role};
 
 impl Distribution {
-    pub(crate) const ALL: [Self; 3] = [Self::Microk8s, Self::K3s, Self::Rke2];
+    pub(crate) const ALL: [Self; 4] = [Self::Microk8s, Self::K3s, Self::Rke2, Self::Kubeadm];
 
     /// `kubectl` with access to the cluster, as a shell command on a control plane.
     pub(crate) fn kubectl(self) -> &'static str {
@@ -15,6 +15,7 @@ impl Distribution {
             Self::Microk8s => "microk8s kubectl",
             Self::K3s => "/usr/local/bin/k3s kubectl",
             Self::Rke2 => "/var/lib/rancher/rke2/bin/kubectl --kubeconfig /etc/rancher/rke2/rke2.yaml",
+            Self::Kubeadm => "kubectl --kubeconfig /etc/kubernetes/admin.conf",
         }
     }
 
@@ -24,6 +25,7 @@ impl Distribution {
             Self::Microk8s => "microk8s helm3",
             Self::K3s => "/usr/local/bin/helm --kubeconfig /etc/rancher/k3s/k3s.yaml",
             Self::Rke2 => "/usr/local/bin/helm --kubeconfig /etc/rancher/rke2/rke2.yaml",
+            Self::Kubeadm => "/usr/local/bin/helm --kubeconfig /etc/kubernetes/admin.conf",
         }
     }
 
@@ -33,6 +35,7 @@ impl Distribution {
             Self::Microk8s => "/var/snap/microk8s/current/credentials/client.config",
             Self::K3s => "/etc/rancher/k3s/k3s.yaml",
             Self::Rke2 => "/etc/rancher/rke2/rke2.yaml",
+            Self::Kubeadm => "/etc/kubernetes/admin.conf",
         }
     }
 
@@ -40,7 +43,7 @@ impl Distribution {
     pub fn print_kubeconfig(self) -> String {
         match self {
             Self::Microk8s => "microk8s config </dev/null".into(),
-            Self::K3s | Self::Rke2 => format!("cat {}", self.kubeconfig()),
+            Self::K3s | Self::Rke2 | Self::Kubeadm => format!("cat {}", self.kubeconfig()),
         }
     }
 
@@ -48,7 +51,7 @@ impl Distribution {
     pub fn api_port(self) -> u16 {
         match self {
             Self::Microk8s => 16443,
-            Self::K3s | Self::Rke2 => 6443,
+            Self::K3s | Self::Rke2 | Self::Kubeadm => 6443,
         }
     }
 
@@ -56,7 +59,7 @@ impl Distribution {
     pub(crate) fn kubelet_folder(self) -> &'static str {
         match self {
             Self::Microk8s => "/var/snap/microk8s/common/var/lib/kubelet",
-            Self::K3s | Self::Rke2 => "/var/lib/kubelet",
+            Self::K3s | Self::Rke2 | Self::Kubeadm => "/var/lib/kubelet",
         }
     }
 
@@ -66,29 +69,42 @@ impl Distribution {
             Self::Microk8s => "run `microk8s inspect` there",
             Self::K3s => "`journalctl -u k3s -u k3s-agent` there shows its log",
             Self::Rke2 => "`journalctl -u rke2-server -u rke2-agent` there shows its log",
+            Self::Kubeadm => "`journalctl -u kubelet` there shows its log",
         }
     }
 
-    /// The properties of K3s and RKE2, which have the same configuration files; `None` for other distributions.
-    pub(crate) fn rancher(self) -> Option<Rancher> {
+    /// How the distribution is installed, joined and upgraded.
+    pub(crate) fn family(self) -> Family {
         match self {
-            Self::Microk8s => None,
-            Self::K3s => Some(Rancher {
+            Self::Microk8s => Family::Microk8s,
+            Self::K3s => Family::Rancher(Rancher {
                 name: "k3s",
                 port: 6443,
                 server: "k3s",
                 agent: "k3s-agent",
                 releases: "https://github.com/k3s-io/k3s/releases/download",
             }),
-            Self::Rke2 => Some(Rancher {
+            Self::Rke2 => Family::Rancher(Rancher {
                 name: "rke2",
                 port: 9345,
                 server: "rke2-server",
                 agent: "rke2-agent",
                 releases: "https://github.com/rancher/rke2/releases/download",
             }),
+            Self::Kubeadm => Family::Kubeadm,
         }
     }
+}
+
+/// Distributions that are installed, joined and upgraded in the same way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Family {
+    /// MicroK8s, a snap with commands of its own.
+    Microk8s,
+    /// K3s and RKE2, which have the same configuration files.
+    Rancher(Rancher),
+    /// Kubernetes' own packages, with `kubeadm`.
+    Kubeadm,
 }
 
 /// K3s or RKE2.

@@ -21,8 +21,13 @@ use crate::work::MAX_CONCURRENCY;
 const MAX_CLOCK_SKEW_SECONDS: u64 = 30;
 /// MicroK8s recommends 20 GB; with less than this, image pulls fail.
 const MIN_FREE_DISK_MIB: u64 = 10 << 10;
+/// Distributions with apt or dnf, as `ID` of os-release(5).
+const DISTRIBUTIONS: [&str; 8] = ["ubuntu", "debian", "rhel", "rocky", "almalinux", "centos", "ol", "fedora"];
 /// A pod that is still waiting at this age is reported as stuck.
 const MAX_WAITING_SECONDS: i64 = 600;
+
+/// A certificate with less time left is reported.
+const MIN_CERTIFICATE_DAYS: i64 = 30;
 
 /// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -93,9 +98,13 @@ pub(crate) fn examine(facts: &Facts, machine: &Machine, gpu: &Gpu, probed_ms: i6
             "remove the role gpu from this machine, or check that the GPU is seated and passed through",
         );
     }
-    if !matches!(about.distribution.as_str(), "ubuntu" | "debian") {
+    if !DISTRIBUTIONS.contains(&about.distribution.as_str()) {
         let what = format!("the distribution '{}' is not supported", about.distribution);
-        report(Severity::Error, what, "use Ubuntu or Debian: packages are installed with apt");
+        report(
+            Severity::Error,
+            what,
+            "use Ubuntu, Debian, RHEL, Rocky Linux, AlmaLinux, CentOS Stream, Oracle Linux or Fedora",
+        );
     }
     for (what, remedy) in examine_driver(facts, machine, gpu).into_iter().chain(examine_fabric(facts, gpu)) {
         report(Severity::Error, what, remedy);
@@ -119,6 +128,9 @@ pub(crate) fn examine(facts: &Facts, machine: &Machine, gpu: &Gpu, probed_ms: i6
         let remedy = "what slipway installs does not need it; other charts may need a link to /var/snap/microk8s/common/var/lib/kubelet";
         report(Severity::Note, "there is no /var/lib/kubelet".into(), remedy);
     }
+    for (what, remedy) in examine_certificates(facts, probed_ms) {
+        report(Severity::Error, what, remedy);
+    }
     let inodes = facts.machine("inodes").parse::<u32>().unwrap_or(0);
     if inodes > 90 {
         report(
@@ -129,7 +141,7 @@ pub(crate) fn examine(facts: &Facts, machine: &Machine, gpu: &Gpu, probed_ms: i6
     }
     let listening = facts.machine("listening");
     for (port, service) in PORTS {
-        if !installed && facts.machine("rancher").is_empty() && listening.lines().any(|l| l.parse() == Ok(port)) {
+        if !installed && facts.machine("other").is_empty() && listening.lines().any(|l| l.parse() == Ok(port)) {
             let what = format!("port {port} ({service}) is in use");
             report(Severity::Error, what, "another Kubernetes may be running there: `ss -ltnp` shows the process");
         }
@@ -139,6 +151,31 @@ pub(crate) fn examine(facts: &Facts, machine: &Machine, gpu: &Gpu, probed_ms: i6
         report(Severity::Note, "the name registry.k8s.io does not resolve".into(), remedy);
     }
     out
+}
+
+/// Certificates of the API server and of etcd that have expired or expire soon, each with its remedy.
+///
+/// Source: Kubernetes, "Certificate Management with kubeadm"; K3s, "k3s certificate" (renewal at a start); MicroK8s, "Command reference"
+/// (`refresh-certs`).
+fn examine_certificates(facts: &Facts, probed_ms: i64) -> Vec<(String, &'static str)> {
+    let expiring = |line: &str| {
+        let (end, path) = line.split_once(' ')?;
+        let days = (end.parse::<i64>().ok()? - probed_ms / 1000).div_euclid(86_400);
+        let what = match days {
+            ..0 => format!("its certificate {path} has expired"),
+            0..MIN_CERTIFICATE_DAYS => format!("its certificate {path} expires in {days} days"),
+            _ => return None,
+        };
+        let remedy = if path.starts_with("/etc/kubernetes/") {
+            "run `kubeadm certs renew all` there and restart the pods of the control plane; an upgrade renews certificates too"
+        } else if path.starts_with("/var/lib/rancher/") {
+            "restart its service, which renews certificates that expire within 120 days"
+        } else {
+            "run `microk8s refresh-certs --cert server.crt` there"
+        };
+        Some((what, remedy))
+    };
+    facts.machine("certificates").lines().filter_map(expiring).collect()
 }
 
 /// The GPU models of a machine: PCI device id and a name for messages.
@@ -346,6 +383,12 @@ mod tests {
         assert!(with("kubelet", "folder 3").contains("instead of a link"));
         assert!(with("inodes", "95").contains("inodes"));
         assert!(with("microk8s", "").contains("16443"));
+        assert!(with("os", "arch 1").contains("'arch' is not supported"));
+        let day = 86_400;
+        let certificate =
+            |end: i64, path: &str| with("certificates", &format!("{end} {path}\n{} /other", 1000 + 31 * day));
+        assert!(certificate(999, "/etc/kubernetes/pki/apiserver.crt").contains("has expired"));
+        assert!(certificate(1000 + 29 * day, "/var/lib/rancher/k3s/server/tls/x.crt").contains("expires in 29 days"));
         assert!(with("dns", "no").contains("does not resolve"));
         assert!(with("hostname", "x").contains("its hostname is x"));
     }

@@ -33,6 +33,7 @@ pub mod doctor;
 mod error;
 pub mod event;
 pub mod fleet;
+mod join;
 mod kinds;
 pub mod layers;
 pub mod lock;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::ClusterError;
 use crate::control::{Control, QUERY_TIMEOUT};
+use crate::distribution::Family;
 use crate::event::Event;
 use crate::layers;
 use crate::probe::Facts;
@@ -12,7 +13,7 @@ use crate::resource::{DesiredState, Layer};
 use crate::resume::MAX_REBOOTS;
 use crate::shell::FOLDER;
 use crate::shell::quote;
-use crate::spec::{Machine, minor};
+use crate::spec::Machine;
 use crate::state::Log;
 use crate::steps::{Action, Step};
 use crate::transport::{Host, Program};
@@ -105,22 +106,19 @@ async fn refuse_upgrade(
     facts: &Facts,
 ) -> Result<(), ClusterError> {
     let kubernetes = &work.cluster.spec.kubernetes;
-    let (now, then) = match kubernetes.distribution.rancher() {
-        None => match crate::kinds::snap::minor_version_change(facts, "microk8s", &kubernetes.channel) {
+    let differs = |program: &str| desired.check(facts).iter().any(|(resource, _)| resource.id == program);
+    let (now, then) = match kubernetes.distribution.family() {
+        Family::Microk8s => match crate::kinds::snap::minor_version_change(facts, "microk8s", &kubernetes.channel) {
             Some(change) => change,
             None => return Ok(()),
         },
-        Some(rancher) => {
-            let program = format!("kubernetes/{}", rancher.name);
-            if desired.check(facts).iter().all(|(resource, _)| resource.id != program) {
-                return Ok(());
-            }
-            (String::new(), kubernetes.version.clone())
-        }
+        Family::Rancher(rancher) if !differs(&format!("kubernetes/{}", rancher.name)) => return Ok(()),
+        Family::Kubeadm if !differs("kubernetes/kubeadm") => return Ok(()),
+        Family::Rancher(_) | Family::Kubeadm => (String::new(), kubernetes.version.clone()),
     };
     let Ok(nodes) = Control::first(work)?.nodes().await else { return Ok(()) };
     match nodes.get(&machine.name) {
-        Some(node) if now.is_empty() && minor(&node.version) == minor(&then) => Ok(()),
+        Some(node) if now.is_empty() && !kubernetes.is_upgrade_from(&node.version) => Ok(()),
         Some(node) => {
             let now = if now.is_empty() { node.version.clone() } else { now };
             Err(ClusterError::Upgrade { host: machine.name.clone(), now, then })

@@ -1,4 +1,4 @@
-//! Steps that join, upgrade, stop, start and remove a node of the cluster.
+//! Steps that upgrade, stop, start and remove a node of the cluster. [`crate::join`] has the step that adds one.
 //!
 //! Each step checks the state of the node first, so an interrupted step is completed by running it again.
 //!
@@ -8,14 +8,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use crate::ClusterError;
 use crate::control::{Control, QUERY_TIMEOUT};
-use crate::distribution::Rancher;
+use crate::distribution::Family;
+use crate::layers::kubeadm;
 use crate::resource::Layer;
 use crate::shell::quote;
-use crate::spec::ssh::url_host;
 use crate::spec::{Distribution, Machine, minor};
 use crate::state::Log;
 use crate::steps::Step;
@@ -23,123 +21,43 @@ use crate::transport::Host;
 use crate::work::Work;
 
 /// Timeout of starting or stopping Kubernetes on a machine, and of joining and leaving a cluster.
-const START_TIMEOUT: Duration = Duration::from_secs(300);
-/// A join is retried, because a token may expire before it is used and the control plane may not be ready.
-const JOIN_ATTEMPTS: u32 = 3;
-
-/// The output of `microk8s add-node`: addresses to join, each with the token in it.
-#[derive(Deserialize)]
-struct Invitation {
-    token: String,
-    urls: Vec<String>,
-}
-
-/// Joins a machine to the cluster, and waits until its node is ready. Returns the number of changes.
-pub(crate) async fn join(
-    work: &Work,
-    machine: &Machine,
-    host: &Host,
-    worker: bool,
-    log: &Log,
-) -> Result<usize, ClusterError> {
-    let control = Control::first(work)?;
-    if control.nodes().await?.contains_key(&machine.name) {
-        return control.wait_ready(&machine.name, None, log).await.map(|()| 0);
-    }
-    match control.distribution.rancher() {
-        Some(rancher) => join_rancher(control, rancher, machine, host, log).await?,
-        None => join_microk8s(work, control, host, worker, log).await?,
-    }
-    control.wait_ready(&machine.name, None, log).await.map(|()| 1)
-}
-
-/// Gives the machine the address and the token of the cluster, and starts K3s or RKE2 there. The token is only sent to standard input, and
-/// stored in a file that only root can read.
-async fn join_rancher(
-    control: Control<'_>,
-    rancher: Rancher,
-    machine: &Machine,
-    host: &Host,
-    log: &Log,
-) -> Result<(), ClusterError> {
-    let token = control.host.script(&format!("cat {}", rancher.token_file()), QUERY_TIMEOUT).await?;
-    let server = format!("https://{}:{}", url_host(control.address), rancher.port);
-    let settings = serde_json::json!({"server": server, "token": token.trim()}).to_string() + "\n";
-    let (file, unit) = (quote(&rancher.join_file()), rancher.unit(machine));
-    log.line(&format!("joins {server}"));
-    let write = format!(
-        "umask 077 && f={file} && mkdir -p \"${{f%/*}}\" && cat >\"$f.new\" && mv -f \"$f.new\" \"$f\" && systemctl daemon-reload && \
-         systemctl enable --quiet {unit} && exec systemctl restart {unit}"
-    );
-    host.run(&write, settings.as_bytes(), START_TIMEOUT, |line| log.line(line)).await
-}
-
-/// Joins a machine to the cluster with an invitation of MicroK8s.
-async fn join_microk8s(
-    work: &Work,
-    control: Control<'_>,
-    host: &Host,
-    worker: bool,
-    log: &Log,
-) -> Result<(), ClusterError> {
-    let failure = |reason: String| ClusterError::Host { host: host.name.clone(), reason };
-    let mut last_error = None;
-    for attempt in 1..=JOIN_ATTEMPTS {
-        let seconds = work.cluster.spec.kubernetes.token_seconds;
-        let output = control.microk8s(&format!("add-node --token-ttl {seconds} --format json"), QUERY_TIMEOUT).await?;
-        let invitation: Invitation = serde_json::from_str(&output)
-            .map_err(|e| failure(format!("microk8s add-node printed unexpected output: {e}")))?;
-        let prefix = format!("{}:", url_host(control.address));
-        let url = invitation.urls.iter().find(|u| u.starts_with(&prefix)).or(invitation.urls.first());
-        let Some(url) = url else { return Err(failure("microk8s add-node printed no address".into())) };
-        let role = if worker { " --worker" } else { "" };
-        let mut last_line = String::new();
-        let joined = run_microk8s(host, &format!("join {}{role}", quote(url)), |line| {
-            // The token gives access to the cluster, so it must not be logged.
-            let line = line.replace(&invitation.token, "TOKEN");
-            log.line(&line);
-            last_line = line;
-        })
-        .await;
-        match joined {
-            Ok(()) => return Ok(()),
-            Err(ClusterError::Host { .. }) => {
-                log.line(&format!("attempt {attempt} of {JOIN_ATTEMPTS} to join failed"));
-                last_error = Some(failure(format!("microk8s join: {last_line}")));
-                tokio::time::sleep(Duration::from_secs(2)).await;
-            }
-            Err(other) => return Err(other),
-        }
-    }
-    Err(last_error.unwrap_or_else(|| failure("the node did not join".into())))
-}
-
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(300);
 /// Runs `microk8s` on the machine; `line` receives each line of its output. The arguments are shell text.
-async fn run_microk8s(host: &Host, arguments: &str, line: impl FnMut(&str)) -> Result<(), ClusterError> {
+pub(crate) async fn run_microk8s(host: &Host, arguments: &str, line: impl FnMut(&str)) -> Result<(), ClusterError> {
     let script = format!("microk8s {arguments} </dev/null 2>&1");
     host.run("exec sh -s", script.as_bytes(), START_TIMEOUT, line).await
 }
 
 /// Runs `microk8s` on the machine and logs its output. An error contains the last line of the output.
 async fn run_microk8s_logged(host: &Host, arguments: &str, log: &Log) -> Result<(), ClusterError> {
-    let mut last = String::new();
-    let done = run_microk8s(host, arguments, |line| {
-        log.line(line);
-        last = line.to_owned();
-    })
-    .await;
-    done.map_err(|error| match error {
-        ClusterError::Host { host, .. } if !last.is_empty() => {
-            ClusterError::Host { host, reason: format!("microk8s {arguments}: {last}") }
-        }
-        other => other,
-    })
+    run_logged(host, &format!("microk8s {arguments}"), log).await
 }
 
 /// Runs `systemctl` for a unit, and logs its output.
 async fn run_systemctl(host: &Host, verb: &str, unit: &str, log: &Log) -> Result<(), ClusterError> {
-    let script = format!("systemctl {verb} {unit} </dev/null 2>&1");
-    host.run("exec sh -s", script.as_bytes(), START_TIMEOUT, |line| log.line(line)).await
+    let explain = format!("systemctl status --no-pager --lines=5 {unit}");
+    run_logged(host, &format!("systemctl {verb} {unit} || {{ s=$?; {explain}; exit $s; }}"), log).await
+}
+
+/// Runs shell commands, and logs their output. An error contains the first command and the last line of the output.
+async fn run_logged(host: &Host, script: &str, log: &Log) -> Result<(), ClusterError> {
+    let mut last = String::new();
+    let input = format!("{{ {script}\n}} </dev/null 2>&1");
+    let done = host
+        .run("exec sh -s", input.as_bytes(), START_TIMEOUT, |line| {
+            log.line(line);
+            if !line.trim().is_empty() {
+                last = line.trim().to_owned();
+            }
+        })
+        .await;
+    done.map_err(|error| match error {
+        ClusterError::Host { host, .. } if !last.is_empty() => {
+            let command = script.split(['|', ';']).next().unwrap_or_default().trim();
+            ClusterError::Host { host, reason: format!("{command}: {last}") }
+        }
+        other => other,
+    })
 }
 
 /// Checks that all nodes may be upgraded to the file's version: one minor version at a time, and no downgrade. Returns the current versions
@@ -161,7 +79,9 @@ pub(crate) async fn may_upgrade(work: &Work) -> Result<BTreeMap<String, String>,
         if current.0 != desired.0 || desired.1 > current.1 + 1 {
             let next = match kubernetes.distribution {
                 Distribution::Microk8s => format!("{}.{}/stable", current.0, current.1 + 1),
-                Distribution::K3s | Distribution::Rke2 => format!("a version v{}.{}", current.0, current.1 + 1),
+                Distribution::K3s | Distribution::Rke2 | Distribution::Kubeadm => {
+                    format!("a version v{}.{}", current.0, current.1 + 1)
+                }
             };
             return invalid(format!("{name} is at {}: one minor version at a time, next is --to {next}", node.version));
         }
@@ -184,7 +104,7 @@ pub(crate) async fn upgrade(
         let reason = "it is not a node of the cluster; `slipway cluster apply` joins it".into();
         return Err(ClusterError::Host { host: machine.name.clone(), reason });
     };
-    let outdated = minor(&node.version) != desired;
+    let outdated = work.cluster.spec.kubernetes.is_upgrade_from(&node.version);
     if outdated {
         control.check_healthy().await?;
         if nodes.len() > 1 {
@@ -202,12 +122,16 @@ pub(crate) async fn upgrade(
 
 /// Whether Kubernetes is running on a machine.
 async fn is_running(work: &Work, machine: &Machine, host: &Host) -> Result<bool, ClusterError> {
-    if let Some(rancher) = work.cluster.spec.kubernetes.distribution.rancher() {
-        let script = format!("systemctl is-active {} || true", rancher.unit(machine));
-        return Ok(host.script(&script, QUERY_TIMEOUT).await?.trim() == "active");
-    }
-    let script = "microk8s status --timeout 5 </dev/null 2>&1 | head -1; true";
-    Ok(host.script(script, QUERY_TIMEOUT).await?.contains("microk8s is running"))
+    let unit = match work.cluster.spec.kubernetes.distribution.family() {
+        Family::Microk8s => {
+            let script = "microk8s status --timeout 5 </dev/null 2>&1 | head -1; true";
+            return Ok(host.script(script, QUERY_TIMEOUT).await?.contains("microk8s is running"));
+        }
+        Family::Rancher(rancher) => rancher.unit(machine),
+        Family::Kubeadm => "kubelet",
+    };
+    let script = format!("systemctl is-active {unit} || true");
+    Ok(host.script(&script, QUERY_TIMEOUT).await?.trim() == "active")
 }
 
 /// Drains the node if another node can take its pods, and stops Kubernetes. Returns the number of changes.
@@ -223,9 +147,10 @@ pub(crate) async fn stop(work: &Work, machine: &Machine, host: &Host, log: &Log)
     } else if nodes.contains_key(&machine.name) {
         log.line("no other node can take its pods, so they are stopped with it");
     }
-    match work.cluster.spec.kubernetes.distribution.rancher() {
-        Some(rancher) => run_systemctl(host, "stop", rancher.unit(machine), log).await?,
-        None => run_microk8s_logged(host, "stop", log).await?,
+    match control.distribution.family() {
+        Family::Microk8s => run_microk8s_logged(host, "stop", log).await?,
+        Family::Rancher(rancher) => run_systemctl(host, "stop", rancher.unit(machine), log).await?,
+        Family::Kubeadm => run_logged(host, kubeadm::STOP, log).await?,
     }
     Ok(1)
 }
@@ -234,15 +159,16 @@ pub(crate) async fn stop(work: &Work, machine: &Machine, host: &Host, log: &Log)
 pub(crate) async fn start(work: &Work, machine: &Machine, host: &Host, log: &Log) -> Result<usize, ClusterError> {
     let was_down = !is_running(work, machine, host).await?;
     if was_down {
-        match work.cluster.spec.kubernetes.distribution.rancher() {
-            Some(rancher) => run_systemctl(host, "start", rancher.unit(machine), log).await?,
-            None => {
+        match work.cluster.spec.kubernetes.distribution.family() {
+            Family::Microk8s => {
                 run_microk8s_logged(host, "start", log).await?;
                 run_microk8s_logged(host, "status --wait-ready --timeout 240", log).await?;
             }
+            Family::Rancher(rancher) => run_systemctl(host, "start", rancher.unit(machine), log).await?,
+            Family::Kubeadm => run_systemctl(host, "start", "kubelet", log).await?,
         }
     }
-    let control = Control::connect(work, "").await?;
+    let control = Control::wait(work).await?;
     control.wait_ready(&machine.name, None, log).await?;
     let cordoned_by_slipway = control.nodes().await?.get(&machine.name).is_some_and(|n| n.cordoned_by_slipway);
     if cordoned_by_slipway {
@@ -262,12 +188,13 @@ pub(crate) async fn leave(work: &Work, machine: &Machine, host: &Host, log: &Log
         return Ok(0);
     }
     control.drain(&machine.name, log).await?;
-    let rancher = control.distribution.rancher();
-    let left = match rancher {
+    let family = control.distribution.family();
+    let left = match family {
+        Family::Microk8s => run_microk8s_logged(host, "leave", log).await,
         // The service is stopped for good, because it would register the node again. Deleting the node of a control plane removes it from
         // etcd too.
-        Some(rancher) => run_systemctl(host, "disable --now", rancher.unit(machine), log).await,
-        None => run_microk8s_logged(host, "leave", log).await,
+        Family::Rancher(rancher) => run_systemctl(host, "disable --now", rancher.unit(machine), log).await,
+        Family::Kubeadm => run_logged(host, &kubeadm::leave(), log).await,
     };
     match left {
         Ok(()) => {}
@@ -277,10 +204,12 @@ pub(crate) async fn leave(work: &Work, machine: &Machine, host: &Host, log: &Log
     }
     if control.nodes().await?.contains_key(&machine.name) {
         let name = quote(&machine.name);
-        match rancher {
-            Some(_) => drop(control.kubectl(&format!("delete node {name}"), b"", QUERY_TIMEOUT).await?),
-            None => drop(control.microk8s(&format!("remove-node {name} --force"), QUERY_TIMEOUT).await?),
-        }
+        match family {
+            Family::Microk8s => control.microk8s(&format!("remove-node {name} --force"), QUERY_TIMEOUT).await?,
+            Family::Rancher(_) | Family::Kubeadm => {
+                control.kubectl(&format!("delete node {name}"), b"", QUERY_TIMEOUT).await?
+            }
+        };
     }
     Ok(1)
 }

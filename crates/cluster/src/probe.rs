@@ -1,6 +1,6 @@
 //! The probe: a read-only shell script that prints the state of a machine, and the parser of its output.
 //!
-//! The script only needs a POSIX shell and the programs that every Debian and Ubuntu has, so that a plan works without installing anything.
+//! The script only needs a POSIX shell and the programs that every Debian, Ubuntu and RHEL has, so that a plan works without installing anything.
 //! Each line of the output is a fact: resource, field, and the value in base64, or in plain text after an equals sign.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::layers::fabric::FIND_FABRIC;
-use crate::resource::{Resource, ResourceKind};
+use crate::resource::{PackageManager, Resource, ResourceKind};
 use crate::shell::{FOLDER, quote};
 use crate::spec::Distribution;
 
@@ -34,6 +34,7 @@ f() {
   if [ ! -f "$2" ]; then :; elif [ "${x%%=*}" -le MAX_BYTES ]; then base64 -w0 "$2"; else head -c $((MAX_BYTES + 1)) "$2" | base64 -w0; fi; echo
 }
 c() { (eval "$2") </dev/null >/dev/null 2>&1; printf '%s\tstatus\t=%s\n' "$1" $?; }
+manager=; if command -v apt-get >/dev/null; then manager=apt; elif command -v dnf >/dev/null; then manager=dnf; fi; v manager "$manager"
 "#;
 
 /// Prints facts about the machine itself; see [`MachineInfo`].
@@ -66,7 +67,10 @@ const DOCTOR_PROBE: &str = r#"
 v fabric "$fabric"; [ -n "$fabric" ] && v fabricmanager "$(systemctl is-active nvidia-fabricmanager 2>/dev/null) $(dpkg-query -W -f '${db:Status-Status} ${Version}\n' 'nvidia-fabricmanager*' 2>/dev/null | sed -n 's/^installed //p' | head -n 1)"
 S=/var/snap/microk8s
 [ -d $S ] && v microk8s yes
-for x in k3s rke2; do [ -x /usr/local/bin/$x ] && v rancher $x; done
+for x in k3s rke2; do [ -x /usr/local/bin/$x ] && v other $x; done; [ -e /etc/kubernetes/kubelet.conf ] && v other kubeadm
+for f in /etc/kubernetes/pki/apiserver.crt /etc/kubernetes/pki/apiserver-kubelet-client.crt /etc/kubernetes/pki/etcd/server.crt /var/lib/rancher/*/server/tls/serving-kube-apiserver.crt $S/current/certs/server.crt; do
+  [ -r "$f" ] && x=$(openssl x509 -noout -enddate -in "$f" 2>/dev/null) && x=$(date -d "${x#*=}" +%s) && printf '%s %s\n' "$x" "$f"
+done | p @ certificates
 if [ -L /var/lib/kubelet ]; then v kubelet "link $(readlink /var/lib/kubelet)"; elif [ -d /var/lib/kubelet ]; then
   v kubelet "folder $(ls -A /var/lib/kubelet | wc -l)"; else v kubelet none; fi
 T=$S/current/args/containerd-template.toml; [ -e $T ] && grep -q 'default_runtime_name *= *"nvidia"' $T && v nvidia-runtime yes
@@ -75,6 +79,18 @@ x=$(ldconfig -p 2>/dev/null | sed -n 's/.*libnvidia-ml\.so\.1 .*=> //p' | head -
 v inodes "$(df -Pi / | { read -r head; read -r a b c d n rest; echo "${n%\%}"; })"
 command -v ss >/dev/null && ss -ltnH 2>/dev/null | sed -n 's/^[^ ]* *[^ ]* *[^ ]* *[^ ]*:\([0-9]*\) .*/\1/p' | sort -un | p @ listening
 getent hosts registry.k8s.io >/dev/null 2>&1 && v dns yes || v dns no
+"#;
+
+/// Prints the packages `NAMES` with their states, as dpkg has them: name, `installed`, version, and `hold` for a held one.
+const PACKAGES_PROBE: &str = r#"
+case $manager in
+dnf) for n in NAMES; do
+    x=$(rpm -q --qf '%{NAME}\tinstalled\t%{VERSION}-%{RELEASE}\t' "$n" 2>/dev/null) || continue; w=install
+    { grep -qsE "^$n-[0-9]+:" /etc/dnf/plugins/versionlock.list || grep -qsxF "name = \"$n\"" /etc/dnf/versionlock.toml; } && w=hold
+    printf '%s%s\n' "$x" $w
+  done;;
+*) dpkg-query -W -f '${Package}\t${db:Status-Status}\t${Version}\t${db:Status-Want}\n' NAMES 2>/dev/null;;
+esac | p @ packages
 "#;
 
 /// Flag of [`script`]: also print facts about the machine itself.
@@ -102,8 +118,7 @@ pub fn script(resources: &[Resource], extra: u8) -> String {
     };
     let packages = names(&|w| if let ResourceKind::Package { name, .. } = w { Some(name.clone()) } else { None });
     if !packages.is_empty() {
-        let format = "${Package}\\t${db:Status-Status}\\t${Version}\\t${db:Status-Want}\\n";
-        let _ = writeln!(out, "dpkg-query -W -f '{format}' {} 2>/dev/null | p @ packages", packages.join(" "));
+        out += &PACKAGES_PROBE.replace("NAMES", &packages.join(" "));
     }
     if resources.iter().any(|r| matches!(r.what, ResourceKind::Snap { .. })) {
         out += "snap list --unicode=never 2>/dev/null | p @ snaps\n";
@@ -123,7 +138,9 @@ pub fn script(resources: &[Resource], extra: u8) -> String {
                 let _ = writeln!(out, "f {id} {}", quote(path));
             }
             ResourceKind::Command { check: command, .. } | ResourceKind::Reboot { when: command, .. } => {
-                let _ = writeln!(out, "c {id} {}", quote(command));
+                // Checks of another family of operating systems are not run, because they may fail slowly.
+                let only = resource.only_with.map(|m| format!("[ \"$manager\" != {} ] || ", m.name()));
+                let _ = writeln!(out, "{}c {id} {}", only.unwrap_or_default(), quote(command));
             }
             ResourceKind::Package { .. } | ResourceKind::Snap { .. } | ResourceKind::Service { .. } => {}
         }
@@ -178,6 +195,12 @@ impl Facts {
     /// The trimmed value of a field of the whole machine; empty if there is no such fact.
     pub(crate) fn machine(&self, field: &str) -> String {
         self.text("@", field).unwrap_or_default().trim().to_owned()
+    }
+
+    /// The package manager of the machine; `None` if it has neither.
+    pub(crate) fn package_manager(&self) -> Option<PackageManager> {
+        let name = self.machine("manager");
+        [PackageManager::Apt, PackageManager::Dnf].into_iter().find(|manager| manager.name() == name)
     }
 
     /// Whether the check command of a resource exited with 0.

@@ -95,6 +95,26 @@ impl std::str::FromStr for Layer {
     }
 }
 
+/// A package manager, which tells families of operating systems apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PackageManager {
+    /// apt of Debian and Ubuntu.
+    Apt,
+    /// dnf of RHEL and its relatives.
+    Dnf,
+}
+
+impl PackageManager {
+    /// The name of its program.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Apt => "apt",
+            Self::Dnf => "dnf",
+        }
+    }
+}
+
 /// One unit of desired state, such as a package or a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -111,6 +131,9 @@ pub struct Resource {
     /// Ids of resources that must not have failed before this one is attempted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<String>,
+    /// The resource belongs only to machines with this package manager; to all if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_with: Option<PackageManager>,
     /// Timeout of each command of a change, in seconds.
     pub timeout: u64,
     /// Side effects of a change that the user should know before, such as `restarts containerd`.
@@ -122,11 +145,11 @@ pub struct Resource {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum ResourceKind {
-    /// An apt package.
+    /// A package of apt or dnf.
     Package {
         /// Name of the package.
         name: String,
-        /// The exact version; any version if absent.
+        /// The exact version, with dnf `VERSION-RELEASE`; any version if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         version: Option<String>,
         /// Whether the package is held, so that upgrades skip it.
@@ -264,6 +287,7 @@ impl Resource {
             what,
             then: None,
             needs: Vec::new(),
+            only_with: None,
             timeout: 600,
             effects: Vec::new(),
         }
@@ -287,6 +311,13 @@ impl Resource {
     #[must_use]
     pub fn effect(mut self, text: impl Into<String>) -> Self {
         self.effects.push(text.into());
+        self
+    }
+
+    /// Limits the resource to machines with this package manager.
+    #[must_use]
+    pub fn only_with(mut self, manager: PackageManager) -> Self {
+        self.only_with = Some(manager);
         self
     }
 

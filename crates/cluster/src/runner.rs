@@ -14,7 +14,7 @@ use crate::report::{Outcome, Report, StepReport};
 use crate::state::Log;
 use crate::steps::{Action, Step};
 use crate::work::{MAX_CONCURRENCY, Progress, Work};
-use crate::{ClusterError, machine, nodes, smoke};
+use crate::{ClusterError, join, machine, nodes, smoke};
 
 /// How long a machine may take from power-on until it accepts SSH connections.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -154,7 +154,7 @@ async fn run_on_machine(work: &Work, step: &Step, log: &Log) -> Result<usize, Cl
         .ok_or_else(|| ClusterError::Host { host: step.host.clone(), reason: "unknown machine".into() })?;
     match &step.action {
         Action::Converge(layers) => machine::apply_layers(work, step, machine, host, layers, log).await,
-        Action::Join { worker } => nodes::join(work, machine, host, *worker, log).await,
+        Action::Join { worker } => join::join(work, machine, host, *worker, log).await,
         Action::Upgrade => nodes::upgrade(work, step, machine, host, log).await,
         Action::Stop => nodes::stop(work, machine, host, log).await,
         Action::Start => nodes::start(work, machine, host, log).await,

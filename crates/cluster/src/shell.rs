@@ -15,7 +15,8 @@ pub const FOLDER: &str = "/var/lib/slipway/converge";
 const MAX_ERROR_LINES: usize = 12;
 
 /// Prefix of every command on a machine: English messages, and a `PATH` with the administration programs and snaps.
-pub(crate) const ENVIRONMENT: &str = "export LC_ALL=C PATH=\"$PATH:/usr/sbin:/sbin:/snap/bin\"; ";
+pub(crate) const ENVIRONMENT: &str =
+    "export LC_ALL=C PATH=\"$PATH:/usr/sbin:/sbin:/snap/bin:/var/lib/snapd/snap/bin\"; ";
 
 /// Quotes a text, so that the shell takes it as one literal word.
 pub(crate) fn quote(text: &str) -> String {

@@ -186,17 +186,22 @@ for d in "$SLIPWAY_ROOT"/sys/bus/pci/devices/*; do
 done
 "#;
 
-/// Shell code that chooses the packages of the driver; see [`find_packages`]. It runs after [`FIND_GPUS`].
-const FIND_PACKAGES: &str = r#"
+/// Shell code that sets `kind` to the kind of the modules, and fails if they or the branch do not run the machine's GPUs. It runs after
+/// [`FIND_GPUS`].
+const CHOOSE_KIND: &str = r#"
 fail() { echo "$*" >&2; exit 1; }
-known() { apt-cache show --no-all-versions "$1" >/dev/null 2>&1; }
-newest() { apt-cache pkgnames "$1" | sed -n "s/^$1\([0-9][0-9][0-9]\)$2\$/\1/p" | { [ -z "$old" ] && cat || awk '$1 <= LAST_LEGACY'; } | sort -n | tail -n 1; }
 [ -z "$old" ] || [ -z "$new" ] || fail "GPU 10de:${old#0x} needs the proprietary and GPU 10de:${new#0x} the open kernel modules; no driver runs both"
 if [ -z "$kind" ]; then kind=open; [ -z "$old" ] || kind=proprietary; fi
 [ $kind = open ] || [ -z "$new" ] || fail "GPU 10de:${new#0x} needs the open kernel modules"
 [ $kind = proprietary ] || [ -z "$old" ] || fail "the open kernel modules do not support GPU 10de:${old#0x}"
 [ -z "$old" ] || [ "${branch:-0}" -le LAST_LEGACY ] || fail "LAST_LEGACY is the last branch that supports GPU 10de:${old#0x}"
 [ -z "$blackwell" ] || [ "${branch:-999}" -ge FIRST_BRANCH ] || fail "FIRST_BRANCH is the first branch that supports GPU 10de:${blackwell#0x}"
+"#;
+
+/// Shell code that chooses the packages of the driver; see [`find_packages`]. It runs after [`CHOOSE_KIND`].
+const FIND_PACKAGES: &str = r#"
+known() { apt-cache show --no-all-versions "$1" >/dev/null 2>&1; }
+newest() { apt-cache pkgnames "$1" | sed -n "s/^$1\([0-9][0-9][0-9]\)$2\$/\1/p" | { [ -z "$old" ] && cat || awk '$1 <= LAST_LEGACY'; } | sort -n | tail -n 1; }
 if [ -z "$source" ]; then
   source=$(. "$SLIPWAY_ROOT/etc/os-release" 2>/dev/null; echo "$ID")
   case $source in ubuntu|debian) ;; *) fail "the distribution '$source' has no packages that slipway knows";; esac
@@ -262,7 +267,36 @@ pub fn find_packages(choice: Choice, source: Option<Source>) -> String {
         Some(Source::Debian) => "debian",
         Some(Source::Nvidia) => "nvidia",
     };
-    format!("branch={branch} kind={kind} source={source}{}", with_constants(&[FIND_GPUS, FIND_PACKAGES].concat()))
+    format!(
+        "branch={branch} kind={kind} source={source}{}",
+        with_constants(&[FIND_GPUS, CHOOSE_KIND, FIND_PACKAGES].concat())
+    )
+}
+
+/// Shell code that chooses the driver of NVIDIA's CUDA repository for RHEL and Fedora; see [`find_rpm_packages`]. It runs after
+/// [`CHOOSE_KIND`].
+const FIND_RPM_PACKAGES: &str = r#"
+release=$(. "$SLIPWAY_ROOT/etc/os-release" 2>/dev/null; [ "$ID" = fedora ] || echo "${VERSION_ID%%.*}")
+[ -z "$old" ] || branch=${branch:-LAST_LEGACY}
+packages=nvidia-open; [ $kind = open ] || packages=cuda-drivers
+stream= lock=
+case $release in
+  8|9)
+    stream=open-dkms; [ $kind = open ] || stream=latest-dkms
+    if [ -n "$branch" ]; then stream=$branch-open; [ $kind = open ] || stream=$branch-dkms; fi
+    stream=nvidia-driver:$stream;;
+  *) [ -z "$branch" ] || lock="*nvidia*$branch*";;
+esac
+"#;
+
+/// Shell code that sets `packages` to the packages of the driver in NVIDIA's CUDA repository for RHEL and Fedora, `stream` to the module stream
+/// to enable before (RHEL 8 and 9), and `lock` to the packages to lock at the branch before (later releases); the latter two may be empty.
+/// After an error it prints the reason and exits with 1.
+///
+/// Source: NVIDIA, "Driver Installation Guide", "Kernel Modules" (tables of open and proprietary modules).
+pub fn find_rpm_packages(choice: Choice) -> String {
+    let (branch, kind) = shell_values(choice);
+    format!("branch={branch} kind={kind}{}", with_constants(&[FIND_GPUS, CHOOSE_KIND, FIND_RPM_PACKAGES].concat()))
 }
 
 /// Shell code that exits with 0 if the chosen driver is installed for the running kernel, from whichever source.
@@ -412,6 +446,22 @@ mod tests {
         assert!(!installed("recommended", &[v100], "580.95.05", open) && !installed("recommended", &[h100], "", open));
         assert!(installed("580", &[h100], "580.95.05", closed), "both kinds run it");
         assert!(!installed("580-open", &[h100], "580.95.05", closed) && !installed("570", &[h100], "580.95.05", open));
+    }
+
+    #[test]
+    fn rpm_packages_come_from_a_module_stream_or_are_locked() {
+        let on = |choice: &str, os: &str, gpu: &str| {
+            let script = find_rpm_packages(choice.parse().unwrap()) + "echo \"$packages|$stream|$lock\"";
+            run(&script, os, &[gpu], &[])
+        };
+        let (rocky, rhel10, h100, v100) = ("rocky\nVERSION_ID=9.6", "rhel\nVERSION_ID=10.0", "0x2330", "0x1db1");
+        assert_eq!(on("recommended", rocky, h100).unwrap(), "nvidia-open|nvidia-driver:open-dkms|");
+        assert_eq!(on("580", rocky, h100).unwrap(), "nvidia-open|nvidia-driver:580-open|");
+        assert_eq!(on("580-proprietary", rocky, h100).unwrap(), "cuda-drivers|nvidia-driver:580-dkms|");
+        assert_eq!(on("recommended", rocky, v100).unwrap(), "cuda-drivers|nvidia-driver:580-dkms|");
+        assert_eq!(on("580", rhel10, h100).unwrap(), "nvidia-open||*nvidia*580*");
+        assert_eq!(on("recommended", "fedora\nVERSION_ID=44", h100).unwrap(), "nvidia-open||");
+        assert!(on("580-open", rocky, v100).unwrap_err().contains("do not support GPU 10de:1db1"));
     }
 
     #[test]

@@ -37,7 +37,7 @@ def address():
 
 def version():
     try:
-        with open("/var/lib/standin/k3s-version") as file:
+        with open("/var/lib/standin/node-version") as file:
             return file.read()
     except OSError:
         pass

@@ -1,9 +1,9 @@
 //! The kinds of resources. Each module compares a resource with the facts (`check`), applies it (`apply`) and undoes it (`undo`).
 //! A check is a pure function, so a plan and the machine itself come to the same result.
 
-pub(crate) mod apt;
 pub(crate) mod edit;
 pub(crate) mod file;
+pub(crate) mod package;
 pub(crate) mod service;
 pub(crate) mod snap;
 
@@ -13,8 +13,13 @@ use crate::resource::{Change, DesiredState, Resource, ResourceKind};
 impl Resource {
     /// Differences from the desired state; empty if there are none. A pure function of the facts of a probe.
     pub fn check(&self, facts: &Facts) -> Vec<Change> {
+        if let (Some(desired), Some(actual)) = (self.only_with, facts.package_manager())
+            && desired != actual
+        {
+            return Vec::new();
+        }
         let mut changes = match &self.what {
-            ResourceKind::Package { name, version, hold } => apt::check(facts, name, version.as_deref(), *hold),
+            ResourceKind::Package { name, version, hold } => package::check(facts, name, version.as_deref(), *hold),
             ResourceKind::Snap { name, channel, hold, .. } => snap::check(facts, name, channel, *hold),
             ResourceKind::File { path, content, mode } => file::check(facts, &self.id, path, content, mode),
             ResourceKind::Edit { path, edits } => edit::check(facts, &self.id, path, edits),

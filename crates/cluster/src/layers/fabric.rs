@@ -27,13 +27,19 @@ if [ -z "$fabric" ] && [ -n "$blackwell" ] && [ -n "$bridges" ] && grep -qas SW_
 const EXACT_VERSION: &str = r#"
 fail() { echo "$*" >&2; exit 1; }
 v=$(modinfo -F version nvidia 2>/dev/null)
-installed() { [ -n "$v" ] && dpkg-query -W -f '${db:Status-Status} ${Package} ${Version}\n' "$1*" 2>/dev/null | grep -q "^installed $1\(-[0-9]*\)\? \([0-9]*:\)\?$v\(-.*\)\?\$"; }
+installed() {
+  if ! command -v apt-get >/dev/null && command -v rpm >/dev/null; then [ -n "$v" ] && rpm -qa --qf '%{NAME} %{VERSION}\n' 'nvidia-fabric*' 'nvidia-imex*' | grep -q "^$1.* $v\$"; return; fi
+  [ -n "$v" ] && dpkg-query -W -f '${db:Status-Status} ${Package} ${Version}\n' "$1*" 2>/dev/null | grep -q "^installed $1\(-[0-9]*\)\? \([0-9]*:\)\?$v\(-.*\)\?\$"
+}
 exact() {
   for p in "$1-${v%%.*}" "$1"; do
     apt-cache madison "$p" 2>/dev/null | awk -F'|' -v v="$v" '{gsub(/ /,"")} {x=$2; sub(/^[0-9]+:/,"",x)} x==v || index(x,v "-")==1 {print $1 "=" $2; exit}'
   done | head -n 1
 }
-need() { x=$(exact "$1"); [ -n "$x" ] || fail "apt has no $1 of the driver's exact version $v: run apt-get update, or set spec.gpu.driverSource to nvidia"; echo "$x"; }
+need() {
+  command -v apt-get >/dev/null || fail "slipway installs $1 only with apt: install NVIDIA's package of the driver's version $v with dnf, and apply again"
+  x=$(exact "$1"); [ -n "$x" ] || fail "apt has no $1 of the driver's exact version $v: run apt-get update, or set spec.gpu.driverSource to nvidia"; echo "$x"
+}
 "#;
 
 /// Fabric manager, in exactly the driver's version, because it refuses to start with another one.

@@ -3,7 +3,7 @@
 use slipway_core::gpu_driver::{self, Choice};
 
 use super::{command, edit, fabric, file};
-use crate::resource::{Edit, Layer, Resource, ResourceKind};
+use crate::resource::{Edit, Layer, PackageManager, Resource, ResourceKind};
 use crate::spec::gpu::DriverSource;
 use crate::spec::{Cluster, Distribution, Machine};
 
@@ -35,6 +35,21 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 END
 apt-get -qq -o DPkg::Lock::Timeout=300 update"#;
 
+/// Installs the driver from NVIDIA's CUDA repository for RHEL and Fedora, with the kernel's headers and with dkms of EPEL, which its packages
+/// need (NVIDIA, "Driver Installation Guide", "Red Hat Enterprise Linux"). It runs after [`gpu_driver::find_rpm_packages`].
+const INSTALL_RPM: &str = r#"
+. /etc/os-release
+case $ID in fedora) name=fedora$VERSION_ID;; *) name=rhel${VERSION_ID%%.*};; esac
+case $(uname -m) in x86_64) arch=x86_64;; aarch64) arch=sbsa;; *) fail "NVIDIA has no repository for $(uname -m)";; esac
+[ -s "/etc/yum.repos.d/cuda-$name.repo" ] || curl -fsSL --retry 3 -o "/etc/yum.repos.d/cuda-$name.repo" "https://developer.download.nvidia.com/compute/cuda/repos/$name/$arch/cuda-$name.repo" || exit
+install() { dnf -q -y install "$@"; }
+if [ "$ID" != fedora ] && ! rpm -q epel-release >/dev/null; then install epel-release || install "https://dl.fedoraproject.org/pub/epel/epel-release-latest-${VERSION_ID%%.*}.noarch.rpm" || exit; fi
+install "kernel-devel-$(uname -r)" "kernel-headers" || fail "the headers of the running kernel $(uname -r) are not available: update the kernel and reboot"
+if [ -n "$stream" ]; then dnf -q -y module reset nvidia-driver && dnf -q -y module enable "$stream" || exit; fi
+if [ -n "$lock" ]; then dnf -q -y versionlock add "$lock" || exit; fi
+install $packages
+"#;
+
 pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Vec<Resource> {
     let (gpu, layer) = (&cluster.spec.gpu, Layer::Gpu);
     let mut out = Vec::new();
@@ -50,16 +65,25 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Vec<Resource> {
             // A machine without an initramfs cannot load nouveau from one, so nothing needs an update.
             .then("! command -v update-initramfs >/dev/null || update-initramfs -u"),
         );
-        out.extend(driver_source(gpu.driver_source));
+        out.extend(driver_source(gpu.driver_source).map(|r| r.only_with(PackageManager::Apt)));
         let install = gpu_driver::find_packages(choice, gpu.driver_source.map(Into::into))
             + INSTALL
             + "headers=linux-headers-$(uname -r); known \"$headers\" || headers=\n\
                case $packages in nvidia-driver-pinning-*) install ${packages%% *} || exit;; esac\n\
                install $headers $packages && apt-mark hold $packages >/dev/null";
         out.push(
-            command(layer, "driver", &gpu_driver::check_installed(choice), &install, &format!("driver {}", gpu.driver))
-                .with_timeout(1800)
-                .effect("installs a kernel module: takes minutes, then the machine reboots"),
+            command(
+                layer,
+                "driver",
+                &gpu_driver::check_installed(choice),
+                &format!(
+                    "if command -v apt-get >/dev/null; then\n{install}\nelse\n{}{INSTALL_RPM}fi",
+                    gpu_driver::find_rpm_packages(choice)
+                ),
+                &format!("driver {}", gpu.driver),
+            )
+            .with_timeout(1800)
+            .effect("installs a kernel module: takes minutes, then the machine reboots"),
         );
         let peers = gpu.nvlink_peers(cluster, machine);
         out.extend(peers.iter().map(|_| fabric::imex_channel()));

@@ -4,8 +4,9 @@
 //! Source: MicroK8s, "How to use launch configurations" (read when the snap is installed), "Configuring MicroK8s services", "Command
 //! reference".
 
-use super::{command, edit, file, proxy, rancher, registries};
+use super::{command, edit, file, firewall, kubeadm, proxy, rancher, registries};
 use crate::ClusterError;
+use crate::distribution::Family;
 use crate::resource::{Edit, Layer, Resource, ResourceKind};
 use crate::shell::quote;
 use crate::spec::{Cidr, Cluster, Machine};
@@ -13,6 +14,11 @@ use crate::spec::{Cidr, Cluster, Machine};
 const LAUNCH_CONFIG_PATH: &str = "/var/snap/microk8s/common/.microk8s.yaml";
 /// Folder of the services' arguments and environments.
 const ARGS: &str = "/var/snap/microk8s/current/args";
+
+const INSTALL_SNAPD: &str = "if [ -d /var/lib/snapd/snap ] && command -v snap >/dev/null; then ln -sfn /var/lib/snapd/snap /snap; exit; fi; \
+     command -v apt-get >/dev/null || { . /etc/os-release; echo \"MicroK8s is a snap, and $NAME has no snapd: install it (on RHEL and its relatives from EPEL), or use \
+     distribution k3s, rke2 or kubeadm\"; exit 1; }; \
+     DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install snapd";
 
 /// The launch configuration: version 0.1.0, extra names in the certificate, the networks, and no add-ons, which are separate resources.
 fn launch_config(cluster: &Cluster) -> String {
@@ -80,8 +86,9 @@ fn microk8s(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
         command(
             layer,
             "snapd",
-            "command -v snap",
-            "DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install snapd",
+            // Classic snaps, such as MicroK8s, need /snap, which RHEL's package of snapd does not have (snapcraft, "Installing snap on RHEL").
+            "command -v snap && { [ -e /snap ] || [ ! -d /var/lib/snapd/snap ]; }",
+            INSTALL_SNAPD,
             "snapd",
         ),
         proxy::snapd(cluster),
@@ -114,10 +121,13 @@ fn microk8s(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError> {
 }
 
 pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Result<Vec<Resource>, ClusterError> {
-    match cluster.spec.kubernetes.distribution.rancher() {
-        Some(properties) => rancher::resources(cluster, machine, properties),
-        None => microk8s(cluster),
-    }
+    let mut out = vec![firewall::resource(cluster)];
+    out.extend(match cluster.spec.kubernetes.distribution.family() {
+        Family::Microk8s => microk8s(cluster)?,
+        Family::Rancher(properties) => rancher::resources(cluster, machine, properties)?,
+        Family::Kubeadm => kubeadm::resources(cluster, machine)?,
+    });
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -2,11 +2,17 @@
 //!
 //! Each submodule builds the resources of one or more layers. A resource always comes after the resources that it needs.
 
+mod containerd;
 pub(crate) mod fabric;
+#[cfg(test)]
+mod field_tests;
+mod firewall;
 mod gpu;
+pub(crate) mod kubeadm;
 mod kubernetes;
 mod nodes;
 mod own;
+mod packages;
 mod proxy;
 mod rancher;
 mod registries;
@@ -90,9 +96,22 @@ fn proc_path(key: &str) -> String {
     if slash_separated { key.to_owned() } else { key.chars().map(swap).collect() }
 }
 
+/// Shell commands that remove what network plugins and kube-proxy leave behind: virtual links and rules of the packet filter, which are
+/// recognized by the names of their chains.
+const CLEAN_NETWORK: &str = "for l in cni0 flannel.1 flannel-v6.1 flannel-wg flannel-wg-v6 vxlan.calico vxlan-v6.calico kube-ipvs0; do ip link delete $l 2>/dev/null; done; \
+     for t in iptables ip6tables; do ! command -v $t-save >/dev/null || $t-save | grep -v -e KUBE- -e CNI- -e cali- -e cali: -e FLANNEL -e flannel | $t-restore; done; ";
+
+/// Waits until the API server on the first control plane is ready. `unit` is the systemd unit whose state explains a failure.
+fn ready(cluster: &Cluster, unit: &str) -> Resource {
+    let ready = format!("{} get --raw /readyz", cluster.spec.kubernetes.distribution.kubectl());
+    let wait = format!(
+        "for i in $(seq 150); do ! {ready} >/dev/null 2>&1 || exit 0; sleep 2; done; systemctl status --no-pager {unit}; exit 1"
+    );
+    command(Layer::Kubernetes, "ready", &ready, &wait, "the API server is not ready")
+}
+
 /// Kernel settings: a file that is read at boot, and a command that applies the settings now.
-fn sysctl<'a>(layer: Layer, settings: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> [Resource; 2] {
-    const PATH: &str = "/etc/sysctl.d/90-slipway.conf";
+fn sysctl<'a>(layer: Layer, path: &str, settings: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> [Resource; 2] {
     let text = settings.clone().map(|(k, v)| format!("{k} = {v}\n")).collect::<String>();
     // The kernel separates several numbers with tabs, so the check replaces tabs with spaces.
     let files =
@@ -104,8 +123,8 @@ fn sysctl<'a>(layer: Layer, settings: impl Iterator<Item = (&'a str, &'a str)> +
         format!("[ \"$(cat {files} | tr '\\t' ' ')\" = {} ]", quote(&values))
     };
     [
-        file(layer, "sysctl", PATH, text),
-        command(layer, "sysctl-now", &check, &format!("sysctl -q -p {PATH}"), "kernel settings are not applied"),
+        file(layer, "sysctl", path, text),
+        command(layer, "sysctl-now", &check, &format!("sysctl -q -p {path}"), "kernel settings are not applied"),
     ]
 }
 
@@ -131,7 +150,7 @@ mod tests {
         let keys = ["net.ipv4.ip_local_port_range", "vm.overcommit_memory"];
         let mut values = keys.map(|k| (k, current(k)));
         let succeeds = |values: &[(&str, String)]| {
-            let [_, command] = sysctl(Layer::System, values.iter().map(|(k, v)| (*k, v.as_str())));
+            let [_, command] = sysctl(Layer::System, "/x", values.iter().map(|(k, v)| (*k, v.as_str())));
             crate::converge::probe_local(&[command]).unwrap().succeeded("system/sysctl-now")
         };
         assert!(succeeds(&values) && succeeds(&[]));

@@ -2,7 +2,7 @@
 
 use super::{command, file, id_part};
 use crate::ClusterError;
-use crate::resource::{Layer, Resource, ResourceKind, Text};
+use crate::resource::{Layer, PackageManager, Resource, ResourceKind, Text};
 use crate::shell::quote;
 use crate::spec::secret::TrustedCommands;
 use crate::spec::system::{Mount, OwnFile, Repository, User};
@@ -38,22 +38,35 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Result<Vec<Reso
 /// A repository in deb822 format and its key. `Signed-By` restricts the repository to this key.
 ///
 /// Source: sources.list(5), "DEB822-STYLE FORMAT".
+///
+/// A repository without suites is one of dnf (yum.conf(5)).
 fn repository(repository: &Repository, trusted: &TrustedCommands) -> Result<[Resource; 2], ClusterError> {
     let Repository { name, uri, suites, components, key } = repository;
+    let [key_id, source_id] = [format!("repository-key-{name}"), format!("repository-{name}")].map(|n| id_part(&n));
+    if suites.is_empty() {
+        let keyring = format!("/etc/pki/rpm-gpg/slipway-{name}");
+        let text = format!("[{name}]\nname={name}\nbaseurl={uri}\nenabled=1\ngpgcheck=1\ngpgkey=file://{keyring}\n");
+        let resources = [
+            file(LAYER, &key_id, &keyring, key.read(trusted)? + "\n"),
+            file(LAYER, &source_id, &format!("/etc/yum.repos.d/{name}.repo"), text)
+                .needs(&[&format!("{}/{key_id}", LAYER.name())]),
+        ];
+        return Ok(resources.map(|r| r.only_with(PackageManager::Dnf)));
+    }
     let keyring = format!("/etc/apt/keyrings/{name}.asc");
     let mut source = format!("Types: deb\nURIs: {uri}\nSuites: {}\n", suites.join(" "));
     if !components.is_empty() {
         source += &format!("Components: {}\n", components.join(" "));
     }
     source += &format!("Signed-By: {keyring}\n");
-    let [key_id, source_id] = [format!("repository-key-{name}"), format!("repository-{name}")].map(|n| id_part(&n));
     let update = "apt-get -qq -o DPkg::Lock::Timeout=300 -o APT::Update::Error-Mode=any update";
     Ok([
         file(LAYER, &key_id, &keyring, key.read(trusted)? + "\n"),
         file(LAYER, &source_id, &format!("/etc/apt/sources.list.d/{name}.sources"), source)
             .needs(&[&format!("{}/{key_id}", LAYER.name())])
             .then(update),
-    ])
+    ]
+    .map(|r| r.only_with(PackageManager::Apt)))
 }
 
 /// Kernel modules: a file that is read at boot, and a command that loads them now.

@@ -1,10 +1,10 @@
-//! An HTTP proxy: for programs that users run, for apt, for snapd and for the container runtime.
+//! An HTTP proxy: for programs that users run, for apt and dnf, for snapd and for the container runtime.
 //!
-//! Source: MicroK8s, "Installing behind a proxy"; snapd, "System options" (`proxy.http`); apt-transport-http(1); K3s, "Configuring an HTTP
+//! Source: MicroK8s, "Installing behind a proxy"; snapd, "System options" (`proxy.http`); apt-transport-http(1); dnf.conf(5); K3s, "Configuring an HTTP
 //! proxy".
 
 use super::{absent, command, edit, file};
-use crate::resource::{Edit, Layer, Resource, ResourceKind};
+use crate::resource::{Edit, Layer, PackageManager, Resource, ResourceKind};
 use crate::shell::quote;
 use crate::spec::Cluster;
 
@@ -56,7 +56,14 @@ pub(super) fn system(cluster: &Cluster) -> Vec<Resource> {
             file(layer, "proxy-apt", APT, text)
         }
     };
-    vec![edit(layer, "proxy-environment", ENVIRONMENT, block), apt]
+    // dnf takes one proxy for all repositories; a repository that is reached without it has `proxy=` of its own.
+    let url = cluster.spec.network.proxy.as_ref().and_then(|proxy| proxy.https.as_ref().or(proxy.http.as_ref()));
+    let dnf = Edit::Block { name: BLOCK.into(), text: url.map(|url| format!("proxy={url}")).unwrap_or_default() };
+    vec![
+        edit(layer, "proxy-environment", ENVIRONMENT, block),
+        apt.only_with(PackageManager::Apt),
+        edit(layer, "proxy-dnf", "/etc/dnf/dnf.conf", dnf).only_with(PackageManager::Dnf),
+    ]
 }
 
 /// The proxy with which snapd downloads snaps. It needs snapd.

@@ -8,10 +8,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{absent, command, file, proxy, registries};
+use super::{CLEAN_NETWORK, absent, command, file, proxy, ready, registries};
 use crate::ClusterError;
 use crate::distribution::Rancher;
-use crate::resource::{Layer, Resource, ResourceKind};
+use crate::resource::{Layer, PackageManager, Resource, ResourceKind};
 use crate::shell::quote;
 use crate::spec::{Cluster, Distribution, Machine, Role};
 
@@ -72,9 +72,10 @@ fn uninstall(rancher: Rancher, unit: &str) -> String {
         "systemctl disable --now --quiet {unit} 2>/dev/null; \
          for p in $(pgrep -f '/var/lib/rancher/{name}/data/[^/]*/bin/containerd-shim'); do pkill -9 -P $p; kill -9 $p; done; \
          grep -oE ' (/run/k3s|/var/lib/kubelet|/var/lib/rancher/{name})[^ ]*' /proc/self/mounts | sort -r | xargs -r umount -f; \
-         for l in cni0 flannel.1 flannel-v6.1 vxlan.calico; do ip link delete $l 2>/dev/null; done; \
-         rm -rf --one-file-system /var/lib/rancher/{name} /run/k3s /var/lib/kubelet /var/lib/cni /etc/cni /etc/rancher/node; \
-         rm -f {} /etc/rancher/{name}/{name}.yaml /usr/local/bin/{name} /usr/local/bin/{name}-*.sh /usr/local/lib/systemd/system/{name}-*",
+         {CLEAN_NETWORK}\
+         rm -rf --one-file-system /var/lib/rancher/{name} /run/k3s /var/lib/kubelet /var/lib/cni /etc/cni /etc/rancher/node /usr/local/share/{name}; \
+         rm -f {} /etc/rancher/{name}/{name}.yaml /usr/local/bin/{name} /usr/local/bin/{name}-*.sh /usr/local/lib/systemd/system/{name}-*; \
+         for d in /etc/rancher/{name}/config.yaml.d /etc/rancher/{name} /etc/rancher /var/lib/rancher; do [ ! -d $d ] || rmdir --ignore-fail-on-non-empty $d; done",
         rancher.join_file()
     )
 }
@@ -108,7 +109,8 @@ fn program(cluster: &Cluster, rancher: Rancher, unit: &str) -> Resource {
          d=$(mktemp -d) && trap 'rm -rf \"$d\"' EXIT && cd \"$d\" && f={file} && \
          curl -sSfL --retry 3 -o sums {base}/sha256sum-$arch.txt && curl -sSfL --retry 3 -o \"$f\" {base}/\"$f\" && \
          grep \" \\*\\{{0,1\\}}$f\\$\" sums >sum && sha256sum -c --quiet sum && \
-         {{ [ ! -e /usr/local/bin/{name} ] || {{ mkdir -p /var/lib/slipway && cp -p /usr/local/bin/{name} {previous}; }}; }} && {install}",
+         {{ [ ! -e /usr/local/bin/{name} ] || {{ mkdir -p /var/lib/slipway && cp -p /usr/local/bin/{name} {previous}; }}; }} && {install} && \
+         {{ ! command -v restorecon >/dev/null || restorecon /usr/local/bin/{name}; }}",
         proxy::exports(cluster)
     );
     let mut out = command(LAYER, name, &check, &run, &format!("{name} {version}")).with_timeout(1200);
@@ -123,6 +125,27 @@ fn program(cluster: &Cluster, rancher: Rancher, unit: &str) -> Resource {
     out.then(restart(unit)).effect(format!("downloads {name}, and restarts it if it is running; pods keep running"))
 }
 
+/// SELinux: the policy of K3s or RKE2 from Rancher's repository, which brings container-selinux, and the option that confines containers.
+///
+/// Source: K3s, "SELinux"; RKE2, "SELinux", "Install Methods" (repository `common`).
+fn selinux(cluster: &Cluster, rancher: Rancher, unit: &str) -> [Resource; 2] {
+    let name = rancher.name;
+    let repo = format!("/etc/yum.repos.d/slipway-{name}.repo");
+    let check = format!("! selinuxenabled || rpm -q {name}-selinux");
+    let run = format!(
+        "{}. /etc/os-release; printf '[slipway-{name}]\nname={name}\nbaseurl=https://rpm.rancher.io/{name}/stable/common/centos/%s/noarch\nenabled=1\ngpgcheck=1\n\
+         repo_gpgcheck=1\ngpgkey=https://rpm.rancher.io/public.key\n' \"${{VERSION_ID%%.*}}\" >{repo} && dnf -q -y install {name}-selinux",
+        proxy::exports(cluster)
+    );
+    let mut policy = command(LAYER, "selinux", &check, &run, &format!("the SELinux policy {name}-selinux"));
+    if let ResourceKind::Command { undo, .. } = &mut policy.what {
+        *undo = Some(format!("dnf -q -y remove {name}-selinux; rm -f {repo}"));
+    }
+    let path = format!("/etc/rancher/{name}/config.yaml.d/40-slipway-selinux.yaml");
+    let option = file(LAYER, "selinux-config", &path, "{\"selinux\": true}\n").then(restart(unit));
+    [policy, option].map(|r| r.only_with(PackageManager::Dnf))
+}
+
 /// Restarts a unit if it is running.
 fn restart(unit: &str) -> String {
     format!("systemctl daemon-reload; ! systemctl is-active --quiet {unit} || systemctl restart {unit}")
@@ -132,7 +155,17 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine, rancher: Rancher) 
     let (name, unit) = (rancher.name, rancher.unit(machine));
     let is_first = cluster.first() == Some(machine);
     let program_id = format!("kubernetes/{name}");
-    let mut out = vec![program(cluster, rancher, unit)];
+    let [policy, option] = selinux(cluster, rancher, unit);
+    let mut out = vec![policy, program(cluster, rancher, unit), option];
+    if cluster.spec.kubernetes.distribution == Distribution::Rke2 {
+        // NetworkManager would change the links and routes of pods (RKE2, "Known Issues and Limitations", "NetworkManager").
+        let text = "[keyfile]\nunmanaged-devices=interface-name:flannel*;interface-name:cali*;interface-name:tunl*;interface-name:vxlan.calico;interface-name:vxlan-v6.calico\n";
+        out.push(
+            file(LAYER, "network-manager", "/etc/NetworkManager/conf.d/slipway-rke2.conf", text)
+                .then("! systemctl is-active --quiet NetworkManager || systemctl reload NetworkManager")
+                .only_with(PackageManager::Dnf),
+        );
+    }
     if cluster.spec.kubernetes.distribution == Distribution::K3s {
         let text = k3s_unit(unit, machine.is(Role::ControlPlane));
         out.push(file(LAYER, "unit", &format!("/etc/systemd/system/{unit}.service"), text).then(restart(unit)));
@@ -161,13 +194,7 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine, rancher: Rancher) 
     }
     out.push(service);
     if is_first {
-        let ready = format!("{} get --raw /readyz", cluster.spec.kubernetes.distribution.kubectl());
-        let wait = format!(
-            "for i in $(seq 150); do ! {ready} >/dev/null 2>&1 || exit 0; sleep 2; done; systemctl status --no-pager {unit}; exit 1"
-        );
-        out.push(
-            command(LAYER, "ready", &ready, &wait, &format!("{name} is not ready")).needs(&["kubernetes/service"]),
-        );
+        out.push(ready(cluster, unit).needs(&["kubernetes/service"]));
     }
     Ok(out)
 }

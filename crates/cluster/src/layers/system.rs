@@ -2,7 +2,7 @@
 
 use super::{command, edit, file, own, package, proxy, sysctl};
 use crate::ClusterError;
-use crate::resource::{Edit, Layer, Resource};
+use crate::resource::{Edit, Layer, PackageManager, Resource, ResourceKind};
 use crate::spec::{Cluster, Machine};
 
 pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Result<Vec<Resource>, ClusterError> {
@@ -30,14 +30,41 @@ pub(super) fn resources(cluster: &Cluster, machine: &Machine) -> Result<Vec<Reso
     }
     if system.hold_updates {
         let text = "APT::Periodic::Update-Package-Lists \"0\";\nAPT::Periodic::Unattended-Upgrade \"0\";\n";
-        out.push(file(Layer::System, "held-updates", "/etc/apt/apt.conf.d/99-slipway", text));
+        out.push(
+            file(Layer::System, "held-updates", "/etc/apt/apt.conf.d/99-slipway", text).only_with(PackageManager::Apt),
+        );
+        out.push(held_dnf_updates());
     }
     if !system.sysctl.is_empty() {
-        out.extend(sysctl(Layer::System, system.sysctl.iter().map(|(k, v)| (k.as_str(), v.as_str()))));
+        out.extend(sysctl(
+            Layer::System,
+            "/etc/sysctl.d/90-slipway.conf",
+            system.sysctl.iter().map(|(k, v)| (k.as_str(), v.as_str())),
+        ));
     }
     out.extend(proxy::system(cluster));
     out.extend(own::repositories(cluster)?);
     out.extend(system.packages.iter().map(|name| package(Layer::HostTools, name)));
     out.extend(own::resources(cluster, machine)?);
     Ok(out)
+}
+
+/// Disables the timers of dnf-automatic (DNF Automatic, "Run dnf-automatic"; DNF 5, "Automatic plugin").
+fn held_dnf_updates() -> Resource {
+    let state = "/var/lib/slipway/update-timers";
+    let enabled = "systemctl list-unit-files --state=enabled --no-legend 'dnf-automatic*.timer' 'dnf5-automatic.timer' | cut -d' ' -f1";
+    let run = format!(
+        "mkdir -p /var/lib/slipway && {enabled} >>{state} && {enabled} | xargs -r systemctl disable --now --quiet"
+    );
+    let mut out = command(
+        Layer::System,
+        "held-dnf-updates",
+        &format!("[ -z \"$({enabled})\" ]"),
+        &run,
+        "automatic updates are off",
+    );
+    if let ResourceKind::Command { undo, .. } = &mut out.what {
+        *undo = Some(format!("xargs -r systemctl enable --now --quiet <{state}; rm -f {state}"));
+    }
+    out.only_with(PackageManager::Dnf)
 }

@@ -12,7 +12,7 @@ use crate::resource::{Layer, Resource, ResourceKind, Text};
 use crate::shell::quote;
 use crate::spec::secret::TrustedCommands;
 use crate::spec::workloads::{DevicePlugin, Share, Sharing, StorageClass};
-use crate::spec::{Cluster, Role};
+use crate::spec::{Cidr, Cluster, Role};
 
 /// Helm for distributions that have none.
 const HELM_VERSION: &str = "v3.19.0";
@@ -44,6 +44,14 @@ const NVIDIA: Chart = Chart {
     repository: "https://nvidia.github.io/k8s-device-plugin",
     version: "0.20.0",
     namespace: "nvidia-device-plugin",
+};
+
+/// Flannel with Kubernetes' own subnets of nodes. Source: flannel, "Deploying Flannel with helm", the values of its chart.
+const FLANNEL: Chart = Chart {
+    name: "flannel",
+    repository: "https://flannel-io.github.io/flannel/",
+    version: "v0.28.5",
+    namespace: "kube-flannel",
 };
 
 impl Chart {
@@ -99,8 +107,21 @@ fn manifest(cluster: &Cluster, name: &str, objects: &[Value], secret: bool) -> [
     [document, applied.needs(&[&id])]
 }
 
+/// The network plugin of kubeadm, with Helm to install it. It belongs to the layer of Kubernetes, because no node is ready without it.
+pub(super) fn flannel(cluster: &Cluster) -> Vec<Resource> {
+    let (pods, _) = cluster.networks();
+    let network = |is_ipv4: bool| {
+        pods.iter().find(|n| Cidr::parse(n).is_ok_and(|n| n.is_ipv4() == is_ipv4)).cloned().unwrap_or_default()
+    };
+    let values = json!({"podCidr": network(true), "podCidrv6": network(false)});
+    let [document, release] = FLANNEL.resources(cluster, Layer::Kubernetes, &values);
+    let needs: Vec<&str> = vec![&document.id, "kubernetes/helm", "kubernetes/ready"];
+    let release = release.needs(&needs);
+    vec![helm(cluster, Layer::Kubernetes), document, release]
+}
+
 /// Helm, which only MicroK8s has itself. The version is fixed, and its checksum is the one that Helm publishes beside it.
-fn helm(cluster: &Cluster) -> Resource {
+fn helm(cluster: &Cluster, layer: Layer) -> Resource {
     let check =
         format!("[ \"$(/usr/local/bin/helm version --template '{{{{.Version}}}}' 2>/dev/null)\" = {HELM_VERSION} ]");
     let run = format!(
@@ -110,7 +131,7 @@ fn helm(cluster: &Cluster) -> Resource {
          tar -xzf $f && install -m 755 linux-$arch/helm /usr/local/bin/helm",
         proxy::exports(cluster)
     );
-    let mut out = command(Layer::Addons, "helm", &check, &run, &format!("Helm {HELM_VERSION}"));
+    let mut out = command(layer, "helm", &check, &run, &format!("Helm {HELM_VERSION}"));
     if let ResourceKind::Command { undo, .. } = &mut out.what {
         *undo = Some("rm -f /usr/local/bin/helm".into());
     }
@@ -305,7 +326,7 @@ pub(super) fn resources(cluster: &Cluster) -> Result<Vec<Resource>, ClusterError
     let uses_helm =
         |r: &Resource| matches!(&r.what, ResourceKind::Command { run, .. } if run.starts_with("/usr/local/bin/helm"));
     if rest.iter().any(uses_helm) {
-        out.push(helm(cluster));
+        out.push(helm(cluster, Layer::Addons));
     }
     out.extend(rest);
     Ok(out)

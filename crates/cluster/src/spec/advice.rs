@@ -1,6 +1,6 @@
 //! What a user should know about a valid `cluster.yaml` before it is applied.
 
-use super::{Cluster, Role, minor, releases};
+use super::{Cluster, Distribution, Role, minor, releases};
 
 impl Cluster {
     /// Warnings about the file, as sentences for a person. `now_ms` is the time in milliseconds since 1970.
@@ -33,6 +33,14 @@ impl Cluster {
         }
         if let Some(support) = minor(spec.kubernetes.release()).and_then(|minor| releases::support(minor, now_ms)) {
             out.push(format!("spec.kubernetes: {support}"));
+        }
+        let kubernetes = &spec.kubernetes;
+        if planes > 1 && kubernetes.distribution == Distribution::Kubeadm && kubernetes.endpoint.is_none() {
+            out.push(
+                "spec.kubernetes.endpoint: without a load balancer or a virtual IP in front of the control planes, nodes reach the API server \
+                 only at the first one; it cannot be added later"
+                    .into(),
+            );
         }
         if let Some(conflict) = self.machine_in_network() {
             out.push(format!(

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use self::cloud::{Group, Provider};
 pub use self::gpu::Gpu;
 pub(crate) use self::network::Cidr;
-pub use self::network::{Network, Proxy, Registry};
+pub use self::network::{Network, NetworkPlugin, Proxy, Registry};
 pub use self::nodes::{Effect, Taint};
 use self::secret::{SecretSource, TrustedCommands};
 pub use self::ssh::Ssh;
@@ -37,7 +37,7 @@ pub(crate) use self::validate::is_plain;
 use self::workloads::{Addon, Platform, Share, Smoke, Storage};
 use crate::ClusterError;
 
-/// A cluster of machines with MicroK8s.
+/// A cluster of machines with MicroK8s, K3s, RKE2 or kubeadm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cluster {
@@ -175,16 +175,21 @@ pub enum Distribution {
     K3s,
     /// SUSE's RKE2.
     Rke2,
+    /// Kubernetes' own packages, with `kubeadm` and containerd.
+    Kubeadm,
 }
 
 impl Distribution {
     /// The networks of pods and of services that the distribution uses if no others are set.
     ///
-    /// Source: MicroK8s, "Services and ports"; K3s, "K3s Server"; RKE2, "Server Configuration Reference".
+    /// Source: MicroK8s, "Services and ports"; K3s, "K3s Server"; RKE2, "Server Configuration Reference"; Kubernetes, "kubeadm init"
+    /// (`--service-cidr`).
     pub(crate) fn default_networks(self) -> (&'static str, &'static str) {
         match self {
             Self::Microk8s => ("10.1.0.0/16", "10.152.183.0/24"),
             Self::K3s | Self::Rke2 => ("10.42.0.0/16", "10.43.0.0/16"),
+            // The network of pods is that of Flannel's manifest; kubeadm itself has none.
+            Self::Kubeadm => ("10.244.0.0/16", "10.96.0.0/12"),
         }
     }
 }
@@ -198,13 +203,15 @@ pub struct Kubernetes {
     /// The snap's channel of MicroK8s with a fixed minor version, such as `1.36/stable`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub channel: String,
-    /// The exact version of K3s or RKE2, such as `v1.36.2+k3s1` or `v1.36.2+rke2r1`.
+    /// The exact version of K3s, RKE2 or kubeadm, such as `v1.36.2+k3s1`, `v1.36.2+rke2r1` or `v1.36.2`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
-    /// URL of a mirror of the releases of K3s or RKE2, with a folder for each version. Their releases at GitHub if absent.
+    /// URL of a mirror. For K3s and RKE2: of their releases at GitHub, with a folder for each version. For kubeadm: of
+    /// `https://pkgs.k8s.io/core:/stable:`, with a folder for each minor version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Hold automatic refreshes of the snap, so that Kubernetes only changes with `slipway cluster upgrade`.
+    /// Hold automatic refreshes of the snap, and upgrades of kubeadm's packages, so that Kubernetes only changes with
+    /// `slipway cluster upgrade`.
     #[serde(default = "yes")]
     pub hold: bool,
     /// Additional names and addresses in the API server's certificate.
@@ -216,9 +223,13 @@ pub struct Kubernetes {
     /// Command-line arguments of the kubelet on every machine, without leading dashes: `{max-pods: "250"}`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub kubelet_args: BTreeMap<String, String>,
-    /// Lifetime of a join token in seconds.
+    /// Lifetime of a join token in seconds. K3s and RKE2 join with a token that stays valid.
     #[serde(default = "token_seconds")]
     pub token_seconds: u32,
+    /// Address of a load balancer or a virtual IP in front of the API servers of kubeadm's control planes, as `HOST` or `HOST:PORT`. The
+    /// first control plane's address if absent. Fixed when the cluster is created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
 }
 
 impl Kubernetes {
@@ -226,7 +237,18 @@ impl Kubernetes {
     pub fn release(&self) -> &str {
         match self.distribution {
             Distribution::Microk8s => &self.channel,
-            Distribution::K3s | Distribution::Rke2 => &self.version,
+            Distribution::K3s | Distribution::Rke2 | Distribution::Kubeadm => &self.version,
+        }
+    }
+}
+
+impl Kubernetes {
+    /// Whether a node with this version of the kubelet must be upgraded on its own, after it was drained: for another minor version, and with
+    /// kubeadm for every other version, because its nodes are upgraded in a fixed order.
+    pub(crate) fn is_upgrade_from(&self, kubelet: &str) -> bool {
+        match self.distribution {
+            Distribution::Kubeadm => kubelet != self.version,
+            _ => minor(kubelet) != minor(self.release()),
         }
     }
 }

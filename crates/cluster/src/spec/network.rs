@@ -20,9 +20,23 @@ pub struct Network {
     /// Networks of services, of the same IP families in the same order as `pods`. Fixed when the cluster is created.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<String>,
+    /// The network plugin of pods with kubeadm; the other distributions have their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<NetworkPlugin>,
     /// The HTTP proxy of the machines, of snapd, of apt and of containerd.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<Proxy>,
+}
+
+/// A network plugin (CNI), which kubeadm leaves to its users.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkPlugin {
+    /// Flannel with VXLAN.
+    #[default]
+    Flannel,
+    /// None: you install one yourself, and nodes become ready only then.
+    None,
 }
 
 /// An HTTP proxy.
@@ -249,7 +263,7 @@ fn check_url(url: &str) -> Result<(), String> {
 }
 
 /// Checks `HOST[:PORT]`, an IPv6 address in brackets.
-fn check_authority(authority: &str) -> Result<(), String> {
+pub(super) fn check_authority(authority: &str) -> Result<(), String> {
     let parsed = super::ssh::Destination::parse(authority)?;
     let port = parsed.port.map(|port| format!(":{port}")).unwrap_or_default();
     if format!("{}{port}", url_host(&parsed.address)) == authority {

@@ -21,7 +21,7 @@ pub struct System {
     /// Package repositories in addition to the distribution's.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub repositories: Vec<Repository>,
-    /// Packages on every machine. `jq=1.6-2.1` pins the version and holds the package.
+    /// Packages on every machine. `jq=1.6-2.1` pins the version and holds the package; with dnf the version is `VERSION-RELEASE`.
     pub packages: Vec<String>,
     /// Kernel settings, such as `vm.swappiness: "10"`.
     pub sysctl: BTreeMap<String, String>,
@@ -59,7 +59,8 @@ impl Default for System {
     }
 }
 
-/// An apt repository, whose packages must be signed with the given key.
+/// A repository of apt, or without `suites` of dnf, whose packages must be signed with the given key. It is configured on the machines with
+/// that package manager.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Repository {
@@ -67,7 +68,8 @@ pub struct Repository {
     pub name: String,
     /// URL of the repository, such as `https://download.example.org/linux/ubuntu`.
     pub uri: String,
-    /// Suites, such as `noble`; `./` for a repository without suites.
+    /// Suites of a repository of apt, such as `noble`; `./` for one without suites. A repository of dnf has none.
+    #[serde(default)]
     pub suites: Vec<String>,
     /// Components, such as `main`.
     #[serde(default)]
@@ -248,8 +250,11 @@ impl System {
             let place = format!("repositories: {}", repository.name);
             let all = [&repository.uri].into_iter().chain(&repository.suites).chain(&repository.components);
             check_words(&place, all, "./:_~+%@", "address or name")?;
-            if repository.suites.is_empty() {
-                return Err(format!("spec.system.repositories: {}: suites are missing", repository.name));
+            if repository.suites.is_empty() && !repository.components.is_empty() {
+                return Err(format!(
+                    "spec.system.repositories: {}: components need suites; a repository of dnf has neither",
+                    repository.name
+                ));
             }
         }
         for user in &self.users {

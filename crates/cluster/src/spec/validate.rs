@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::addresses::{self, Conflict, Index};
+use super::network::check_authority;
 use super::releases::{DEFAULT_CHANNEL, DYNAMIC_RESOURCES};
 use super::workloads::{DevicePlugin, Share};
 use super::{Cluster, Distribution, Kubernetes, Role, Ssh, check_address, check_ssh, minor, nodes};
@@ -22,6 +23,8 @@ const MAX_GROUP_SIZE: u32 = 1000;
 const MAX_LABEL_LENGTH: usize = 63;
 /// The first MicroK8s that reads a launch configuration (MicroK8s, "Launch configurations").
 const MIN_MICROK8S: (u32, u32) = (1, 27);
+/// The first kubeadm that reads configurations of `kubeadm.k8s.io/v1beta4` (Kubernetes, "kubeadm Configuration (v1beta4)").
+const MIN_KUBEADM: (u32, u32) = (1, 31);
 /// MicroK8s' add-ons that install NVIDIA's GPU operator (`gpu` is the earlier name of `nvidia`).
 const GPU_ADDONS: [&str; 2] = ["nvidia", "gpu"];
 
@@ -147,6 +150,45 @@ impl Cluster {
         if let Some(san) = kubernetes.extra_sans.iter().find(|s| !is_plain(s, ".:*_")) {
             return Err(format!("spec.kubernetes.extraSans: '{san}' is not a valid name or address"));
         }
+        if let Some(endpoint) = &kubernetes.endpoint {
+            check_authority(endpoint).map_err(|reason| format!("spec.kubernetes.endpoint: {reason}"))?;
+        }
+        self.check_supported()
+    }
+
+    /// Rejects fields that would have no effect with the distribution.
+    fn check_supported(&self) -> Result<(), String> {
+        let (kubernetes, network) = (&self.spec.kubernetes, &self.spec.network);
+        if kubernetes.distribution != Distribution::Kubeadm {
+            if network.plugin.is_some() {
+                return Err(
+                    "spec.network.plugin is for kubeadm; the other distributions have their own network plugin".into(),
+                );
+            }
+            if kubernetes.endpoint.is_some() {
+                return Err(
+                    "spec.kubernetes.endpoint is for kubeadm; nodes of the other distributions know all API servers. Add the name of a load \
+                     balancer for users to spec.kubernetes.extraSans"
+                        .into(),
+                );
+            }
+        }
+        let rancher = match kubernetes.distribution {
+            Distribution::K3s => Some("K3s"),
+            Distribution::Rke2 => Some("RKE2"),
+            Distribution::Microk8s | Distribution::Kubeadm => None,
+        };
+        if let Some(name) = rancher {
+            if !kubernetes.hold {
+                return Err(format!("spec.kubernetes.hold: {name} never upgrades itself; remove the field"));
+            }
+            if kubernetes.token_seconds != super::token_seconds() {
+                return Err(format!(
+                    "spec.kubernetes.tokenSeconds: nodes of {name} keep the token with which they have joined, so it does not expire; remove \
+                     the field"
+                ));
+            }
+        }
         Ok(())
     }
 
@@ -203,32 +245,45 @@ fn check_release(kubernetes: &Kubernetes) -> Result<(), String> {
     let (name, suffix) = match distribution {
         Distribution::Microk8s => {
             if !version.is_empty() || source.is_some() {
-                return Err("spec.kubernetes: version and source are for K3s and RKE2; MicroK8s has a channel".into());
+                return Err(
+                    "spec.kubernetes: version and source are for K3s, RKE2 and kubeadm; MicroK8s has a channel".into(),
+                );
             }
             return check_channel(kubernetes);
         }
         Distribution::K3s => ("K3s", "k3s"),
         Distribution::Rke2 => ("RKE2", "rke2r"),
+        Distribution::Kubeadm => ("kubeadm", ""),
     };
+    // The versions of kubeadm's packages are those of Kubernetes.
+    let example = if suffix.is_empty() { "v1.36.2".to_owned() } else { format!("v1.36.2+{suffix}1") };
     if !channel.is_empty() {
-        return Err(format!(
-            "spec.kubernetes.channel is for MicroK8s; {name} has a version, such as v1.36.2+{suffix}1"
-        ));
+        return Err(format!("spec.kubernetes.channel is for MicroK8s; {name} has a version, such as {example}"));
     }
     if !addons.is_empty() {
-        return Err(format!(
-            "spec.kubernetes.addons are MicroK8s' add-ons; {name} has DNS, metrics and an ingress controller built in"
-        ));
+        let has = match distribution {
+            Distribution::Kubeadm => "DNS built in; install others with Helm",
+            _ => "DNS, metrics and an ingress controller built in",
+        };
+        return Err(format!("spec.kubernetes.addons are MicroK8s' add-ons; {name} has {has}"));
     }
     let number = |text: &str| !text.is_empty() && text.len() < 6 && text.bytes().all(|b| b.is_ascii_digit());
-    let valid = version.strip_prefix('v').and_then(|rest| rest.split_once('+')).is_some_and(|(kubernetes, build)| {
-        kubernetes.split('.').count() == 3
-            && kubernetes.split('.').all(number)
-            && build.strip_prefix(suffix).is_some_and(number)
+    let three_numbers = |text: &str| text.split('.').count() == 3 && text.split('.').all(number);
+    let valid = version.strip_prefix('v').is_some_and(|rest| match rest.split_once('+') {
+        Some((kubernetes, build)) => {
+            !suffix.is_empty() && three_numbers(kubernetes) && build.strip_prefix(suffix).is_some_and(number)
+        }
+        None => suffix.is_empty() && three_numbers(rest),
     });
     if !valid {
         return Err(format!(
-            "spec.kubernetes.version '{version}': write the exact version of {name}, such as v1.36.2+{suffix}1"
+            "spec.kubernetes.version '{version}': write the exact version of {name}, such as {example}"
+        ));
+    }
+    if *distribution == Distribution::Kubeadm && minor(version).is_some_and(|minor| minor < MIN_KUBEADM) {
+        let (major, number) = MIN_KUBEADM;
+        return Err(format!(
+            "spec.kubernetes.version '{version}': kubeadm reads v1beta4, the format that slipway writes, since v{major}.{number}"
         ));
     }
     let is_source = |url: &&String| {
@@ -347,6 +402,7 @@ mod tests {
             )
         };
         with("distribution: k3s, version: v1.36.2+k3s1").unwrap();
+        with("distribution: kubeadm, version: v1.36.2, endpoint: 'api.example:6443'").unwrap();
         with("distribution: rke2, version: v1.36.2+rke2r3, source: 'https://mirror.example/rke2'").unwrap();
         for (kubernetes, reason) in [
             ("distribution: k3s", "write the exact version"),
@@ -357,6 +413,11 @@ mod tests {
             ("distribution: k3s, version: v1.36.2+k3s1, addons: [dns]", "built in"),
             ("distribution: k3s, version: v1.36.2+k3s1, source: ftp://a", "begins with https"),
             ("distribution: microk8s, version: v1.36.2+k3s1", "MicroK8s has a channel"),
+            ("distribution: kubeadm", "such as v1.36.2"),
+            ("distribution: kubeadm, version: v1.36.2+k3s1", "such as v1.36.2"),
+            ("distribution: kubeadm, version: v1.30.1", "since v1.31"),
+            ("distribution: kubeadm, version: v1.36.2, addons: [dns]", "DNS built in"),
+            ("distribution: kubeadm, version: v1.36.2, endpoint: 'a b'", "spec.kubernetes.endpoint"),
             ("distribution: kubespray", "microk8s"),
         ] {
             let error = with(kubernetes).unwrap_err();
