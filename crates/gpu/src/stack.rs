@@ -173,6 +173,11 @@ pub fn layers(root: &Path, inventory: &Result<Inventory, GpuError>) -> Vec<Layer
     layers
 }
 
+/// Whether fabric manager runs on the machine with this root folder.
+pub fn fabric_manager_runs(root: &Path) -> bool {
+    runs(root, "nv-fabricmanager")
+}
+
 /// Whether a process with this name runs. The kernel cuts names to 15 characters.
 fn runs(root: &Path, name: &str) -> bool {
     let processes = std::fs::read_dir(root.join("proc")).into_iter().flatten().flatten();
@@ -187,7 +192,7 @@ fn fabric(root: &Path, devices: &[pci::PciDevice], inventory: Option<&Inventory>
     if switches == 0 && gpus.is_empty() {
         return None;
     }
-    let manager = runs(root, "nv-fabricmanager");
+    let manager = fabric_manager_runs(root);
     let unregistered = gpus.iter().find(|f| f.state != FabricState::Completed);
     let registered = gpus.iter().filter(|f| f.state == FabricState::Completed).count();
     let mut found = Vec::new();
