@@ -494,8 +494,9 @@ pub const CATALOGUE: &[Topic] = &[
     },
     Topic {
         code: "node.config",
-        meaning: "The device plugin configuration is invalid; the last valid one stays in effect.",
-        remedy: "Fix the field in the message, or choose another file with the node label nvidia.com/device-plugin.config.",
+        meaning: "A configuration of the node agent (device plugin or GPU settings) is invalid; the last valid one stays in effect.",
+        remedy: "Fix the field in the message, or choose another file with the node label nvidia.com/device-plugin.config \
+                 or slipway.dev/gpu-settings.",
     },
     Topic {
         code: "node.io",

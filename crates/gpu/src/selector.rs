@@ -104,6 +104,15 @@ impl Selector {
         Self(selectors.into_iter().flat_map(|s| s.0).collect())
     }
 
+    /// The number of selected indices, without knowing the machine; `None` if the selection has other parts.
+    pub fn count(&self) -> Option<usize> {
+        let sizes = self.0.iter().map(|part| match part {
+            Part::Range(first, last) => Some((last - first) as usize + 1),
+            _ => None,
+        });
+        sizes.sum()
+    }
+
     /// Whether a GPU is selected.
     pub fn covers(&self, gpu: Identity<'_>) -> bool {
         self.0.iter().any(|part| part.covers(gpu))
@@ -166,6 +175,8 @@ mod tests {
         assert_eq!(select("A10").unwrap(), [1]);
         assert_eq!(select("a100-sxm4").unwrap(), [0]);
         assert_eq!(select("rtx a4000").unwrap(), [2]);
+        let count = |text: &str| text.parse::<Selector>().unwrap().count();
+        assert_eq!((count("0-3,5"), count("all"), count("0,H100")), (Some(5), None, None));
         assert!(select("1-3").unwrap_err().contains("there is no GPU 3; there are 3 GPUs, 0 to 2"));
         assert!(select("H100").unwrap_err().contains("'H100'"));
         assert!(select("GPU-dd").unwrap_err().contains("'GPU-dd'"));

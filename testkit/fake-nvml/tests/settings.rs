@@ -147,9 +147,9 @@ fn settings_that_a_card_does_not_allow_are_rejected_before_any_change() {
     let plan = machine.plan("[{gpus: A100, ecc: true}]", Scope::Everything).unwrap();
     assert!(plan.notes[0].contains("no GPU of this machine is 'A100'"), "{:?}", plan.notes);
     drop(machine);
-    let machine = self::machine("a4000");
-    let message = machine.apply("[{gpus: all, ecc: true}]").map(|p| changes(&p)).unwrap_err().to_string();
-    assert!(message.contains("does not have this setting"), "{message}");
+    let machine = self::machine("t4");
+    let message = machine.apply("[{gpus: all, lockedClocks: {memory: 5001}}]").unwrap_err().to_string();
+    assert!(message.contains("GPU 0 (Tesla T4) cannot lock this clock"), "{message}");
 }
 
 #[test]

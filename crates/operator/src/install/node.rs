@@ -56,6 +56,10 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
         let data = json!({"data": {"config.yaml": values.node.mig_config}});
         all.push(node_object(("v1", "ConfigMap"), "slipway-mig-config", true, data));
     }
+    if !values.node.gpu_settings.is_empty() {
+        let data = json!({"data": values.node.gpu_settings});
+        all.push(node_object(("v1", "ConfigMap"), "slipway-gpu-settings", true, data));
+    }
     all.push(daemon_set(values));
     let ports = json!([{"name": "metrics", "port": PORT, "targetPort": "metrics", "protocol": "TCP"}]);
     all.push(node_object(
@@ -137,6 +141,11 @@ fn daemon_set(values: &Values) -> Value {
         volumes.push(json!({"name": "mig-config", "configMap": {"name": "slipway-mig-config"}}));
         mounts.push(json!({"name": "mig-config", "mountPath": "/etc/slipway/mig", "readOnly": true}));
     }
+    if !node.gpu_settings.is_empty() {
+        args.push("--gpu-settings-dir=/etc/slipway/gpu-settings".into());
+        volumes.push(json!({"name": "gpu-settings", "configMap": {"name": "slipway-gpu-settings"}}));
+        mounts.push(json!({"name": "gpu-settings", "mountPath": "/etc/slipway/gpu-settings", "readOnly": true}));
+    }
     let mut env = vec![
         json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}),
         // The agent allocates little, so one malloc arena saves memory.
@@ -189,7 +198,8 @@ fn daemon_set(values: &Values) -> Value {
     set
 }
 
-/// RBAC rules apply to all nodes. These policies restrict an agent to its own node, and there to labels under `nvidia.com/`.
+/// RBAC rules apply to all nodes. These policies restrict an agent to its own node, and there to labels under `nvidia.com/`
+/// and the state of the GPU settings.
 fn restrict_to_own_node(values: &Values) -> Vec<Value> {
     let own = "request.userInfo.extra[?'authentication.kubernetes.io/node-name'][?0].orValue('')";
     let policy = |suffix: &str, group: &'static str, resources: Value, operations: Value, validations: Value| {
@@ -199,7 +209,7 @@ fn restrict_to_own_node(values: &Values) -> Vec<Value> {
     };
     let other_labels_unchanged = |a: &str, b: &str| {
         format!(
-            "{a}.metadata.?labels.orValue({{}}).all(k, k.startsWith('nvidia.com/') || \
+            "{a}.metadata.?labels.orValue({{}}).all(k, k.startsWith('nvidia.com/') || k == 'slipway.dev/gpu-settings.state' || \
              {b}.metadata.?labels[?k].orValue('') == {a}.metadata.labels[k])"
         )
     };

@@ -132,6 +132,7 @@ pub struct Node {
     pub recover_after: u64,
     pub config: BTreeMap<String, String>,
     pub mig_config: String,
+    pub gpu_settings: BTreeMap<String, String>,
     pub privileged: bool,
     pub runtime_class_name: String,
     pub env: BTreeMap<String, String>,

@@ -113,6 +113,7 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
         Some(Arc::new(ApiServer(Api::connect(args.kubeconfig.as_deref(), args.context.as_deref()).await?)))
     };
     let variable = |name: &str| std::env::var(name).ok();
+    let home = Home::at(context.config.get("home").unwrap_or_default()).root().to_owned();
     let options = Options {
         node,
         offering: match args.offer {
@@ -134,11 +135,13 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
             }),
         },
         mig_config: args.mig_config,
+        gpu_settings: slipway_node::gpu_settings::Source { file: args.gpu_settings, folder: args.gpu_settings_dir },
         mps_root: args.mps_root,
         dra_driver: args.dra_driver,
         imex_channels: args.imex_channels,
         namespace: namespace(),
-        home: Home::at(context.config.get("home").unwrap_or_default()).root().join("node"),
+        home: home.join("node"),
+        machine: home,
         listen: args.listen,
         policy: Policy::from_variables(
             variable("DP_DISABLE_HEALTHCHECKS").as_deref(),
