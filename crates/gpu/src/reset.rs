@@ -118,8 +118,11 @@ pub fn clients(root: &Path, targets: &[Target]) -> Vec<String> {
     let pids = processes.filter_map(|p| Some((p.file_name().to_str()?.parse::<u32>().ok()?, p.path())));
     // nvidia-smi itself asks the persistence daemon to close the GPUs.
     let own = std::process::id();
-    let daemon = |path: &Path| std::fs::read_to_string(path.join("comm")).is_ok_and(|c| c.starts_with("nvidia-persiste"));
-    pids.filter(|(pid, path)| *pid != own && opens(path) && !daemon(path)).map(|(pid, _)| process::describe(pid)).collect()
+    let daemon =
+        |path: &Path| std::fs::read_to_string(path.join("comm")).is_ok_and(|c| c.starts_with("nvidia-persiste"));
+    pids.filter(|(pid, path)| *pid != own && opens(path) && !daemon(path))
+        .map(|(pid, _)| process::describe(pid))
+        .collect()
 }
 
 /// The arguments of nvidia-smi.
@@ -204,9 +207,11 @@ mod tests {
     #[test]
     fn programs_with_an_open_device_file_are_found() {
         let root = std::env::temp_dir().join(format!("slipway-clients-{}", slipway_core::ids::hex32()));
-        for (pid, comm, file) in
-            [(900_001, "dcgm", "/dev/nvidia1"), (900_002, "other", "/dev/nvidia10"), (900_003, "nvidia-persiste", "/dev/nvidia1")]
-        {
+        for (pid, comm, file) in [
+            (900_001, "dcgm", "/dev/nvidia1"),
+            (900_002, "other", "/dev/nvidia10"),
+            (900_003, "nvidia-persiste", "/dev/nvidia1"),
+        ] {
             let process = root.join(format!("proc/{pid}"));
             std::fs::create_dir_all(process.join("fd")).unwrap();
             std::fs::write(process.join("comm"), format!("{comm}\n")).unwrap();

@@ -41,7 +41,8 @@ impl FromStr for Part {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let invalid = || format!("'{text}' selects no GPUs: use all, indices such as 0-3,5, GPU-<uuid>, or a product name");
+        let invalid =
+            || format!("'{text}' selects no GPUs: use all, indices such as 0-3,5, GPU-<uuid>, or a product name");
         let text = text.trim();
         if text.is_empty() || text.starts_with("MIG-") {
             return Err(invalid());

@@ -53,7 +53,7 @@ impl Source {
 }
 
 /// Reconciles the settings of the node's GPUs with a file.
-#[allow(missing_debug_implementations)] // `Config`'s receiver does not help in a log
+#[derive(Debug)]
 pub struct Manager<C> {
     /// The API server; `None` on a machine without one.
     pub cluster: Option<Arc<C>>,

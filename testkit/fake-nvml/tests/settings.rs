@@ -141,9 +141,13 @@ fn settings_that_a_card_does_not_allow_are_rejected_before_any_change() {
     assert_eq!(machine.power(0), 700_000);
     assert_eq!(machine.record(), None);
     assert!(error("[{gpus: 0, powerLimit: 10%}]").contains("not 70 W"));
-    assert!(error("[{gpus: 0, lockedClocks: {graphics: 1200-2500}}]").contains("supports 210-1980 MHz, not 1200-2500 MHz"));
+    assert!(
+        error("[{gpus: 0, lockedClocks: {graphics: 1200-2500}}]").contains("supports 210-1980 MHz, not 1200-2500 MHz")
+    );
     assert!(error("[{gpus: 0, lockedClocks: {memory: 2619}}]").contains("--lock-memory-clocks-deferred"));
-    assert!(error("[{gpus: 9, ecc: true}]").contains("gpuSettings[0].gpus: there is no GPU 9; there are 8 GPUs, 0 to 7"));
+    assert!(
+        error("[{gpus: 9, ecc: true}]").contains("gpuSettings[0].gpus: there is no GPU 9; there are 8 GPUs, 0 to 7")
+    );
     let plan = machine.plan("[{gpus: A100, ecc: true}]", Scope::Everything).unwrap();
     assert!(plan.notes[0].contains("no GPU of this machine is 'A100'"), "{:?}", plan.notes);
     drop(machine);
@@ -155,7 +159,9 @@ fn settings_that_a_card_does_not_allow_are_rejected_before_any_change() {
 #[test]
 fn failed_change_undoes_those_before_it() {
     let machine = failing("a100x8", "nvmlDeviceSetGpuLockedClocks", 999);
-    let error = machine.apply("[{gpus: 0-1, powerLimit: 300W, persistence: false, lockedClocks: {graphics: 1410}}]").unwrap_err();
+    let error = machine
+        .apply("[{gpus: 0-1, powerLimit: 300W, persistence: false, lockedClocks: {graphics: 1410}}]")
+        .unwrap_err();
     let message = error.to_string();
     assert!(message.contains("GPU 0: lockedClocks.graphics 1410 MHz: nvmlDeviceSetGpuLockedClocks"), "{message}");
     assert!(message.contains("the change before it was undone"), "{message}");
@@ -222,7 +228,10 @@ fn gpus_in_use_or_linked_to_others_are_not_reset() {
     let machine = self::machine("a100x8");
     assert_eq!(reset_plan(&machine, &[5], true).unwrap(), [5]);
     let error = reset_plan(&machine, &[5], false).unwrap_err();
-    assert!(error.contains("fabric manager does not run") && error.contains("GPU 0-4,6-7 is missing; select --gpus 0-7"), "{error}");
+    assert!(
+        error.contains("fabric manager does not run") && error.contains("GPU 0-4,6-7 is missing; select --gpus 0-7"),
+        "{error}"
+    );
     assert_eq!(reset_plan(&machine, &[0, 1, 2, 3, 4, 5, 6, 7], false).unwrap().len(), 8);
     drop(machine);
     // A GPU that does not respond can be selected.

@@ -82,9 +82,9 @@ impl FromStr for Power {
 
 /// Clocks to lock; `None` for `default`, which removes a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lock(pub Option<Clocks>);
+pub struct ClockRange(pub Option<Clocks>);
 
-impl FromStr for Lock {
+impl FromStr for ClockRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -207,8 +207,8 @@ struct Entry {
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Locks {
-    graphics: Option<Spanned<Text<Lock>>>,
-    memory: Option<Spanned<Text<Lock>>>,
+    graphics: Option<Spanned<Text<ClockRange>>>,
+    memory: Option<Spanned<Text<ClockRange>>>,
 }
 
 /// The settings of an entry, each with its place.
@@ -278,7 +278,10 @@ mod tests {
         let rules = parse(text).unwrap();
         let [first, second, third] = rules.as_slice() else { panic!("{rules:?}") };
         assert_eq!(first.place, "line 3: gpuSettings[0].gpus");
-        assert_eq!(first.settings[0], ("line 4: gpuSettings[0].powerLimit".into(), Desired::Power(Power::Percent(80.0))));
+        assert_eq!(
+            first.settings[0],
+            ("line 4: gpuSettings[0].powerLimit".into(), Desired::Power(Power::Percent(80.0)))
+        );
         let clocks = Value::GraphicsClocks(Some(Clocks { min: 1200, max: 1410 }));
         assert_eq!(first.settings[1], ("line 6: gpuSettings[0].lockedClocks.graphics".into(), Desired::Value(clocks)));
         assert_eq!(first.settings[2].1, Desired::Value(Value::MemoryClocks(None)));
@@ -290,7 +293,9 @@ mod tests {
 
     #[test]
     fn invalid_files_are_rejected_with_line_and_hint() {
-        let error = |entry: &str| parse(&format!("version: v1\ngpuSettings:\n- gpus: all\n  {entry}\n")).unwrap_err().to_string();
+        let error = |entry: &str| {
+            parse(&format!("version: v1\ngpuSettings:\n- gpus: all\n  {entry}\n")).unwrap_err().to_string()
+        };
         for (entry, hint) in [
             ("powerLimit: fast", "'fast' is not a power limit such as 350W, 80% or default"),
             ("powerLimit: -5W", "'-5W' is not a power limit"),

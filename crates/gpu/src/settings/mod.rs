@@ -90,11 +90,8 @@ pub enum ComputeMode {
 
 impl ComputeMode {
     /// The names in the file, with their values.
-    pub const NAMES: [(&'static str, Self); 3] = [
-        ("default", Self::Default),
-        ("exclusive-process", Self::ExclusiveProcess),
-        ("prohibited", Self::Prohibited),
-    ];
+    pub const NAMES: [(&'static str, Self); 3] =
+        [("default", Self::Default), ("exclusive-process", Self::ExclusiveProcess), ("prohibited", Self::Prohibited)];
 
     fn number(self) -> u32 {
         match self {

@@ -163,6 +163,7 @@ pub fn cards(nvml: &Nvml, record: &Record) -> Result<(Vec<Card>, Vec<String>), G
         match nvml.device(gpu).and_then(|device| Card::read(gpu, &device, record)) {
             Ok(card) => cards.push(card),
             Err(e) if e.code == codes::GPU_IS_LOST => notes.push(format!("GPU {gpu} has fallen off the bus; skipped")),
+            Err(e) if e.code == codes::RESET_REQUIRED => notes.push(format!("GPU {gpu} needs a reset; skipped")),
             Err(e) => return Err(e.into()),
         }
     }

@@ -160,7 +160,12 @@ impl Store {
             std::fs::create_dir_all(folder).map_err(|e| self.io(e))?;
         }
         let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+        options
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
         let file = options.open(&path).map_err(|e| self.io(e))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
             GpuError::InUse(format!("another program is changing the settings of GPUs (it holds {})", path.display()))

@@ -24,7 +24,9 @@ fn names(root: &Path, folder: &str, prefix: &str) -> Vec<String> {
 /// The version of the kernel driver. Only AMD's own package (`amdgpu-dkms`) has one; that of the kernel does not.
 fn module(root: &Path) -> Option<String> {
     let loaded = root.join("sys/module/amdgpu").exists();
-    loaded.then(|| read(root, "sys/module/amdgpu/version").map_or("amdgpu of the kernel".into(), |v| format!("amdgpu {v} (DKMS)")))
+    loaded.then(|| {
+        read(root, "sys/module/amdgpu/version").map_or("amdgpu of the kernel".into(), |v| format!("amdgpu {v} (DKMS)"))
+    })
 }
 
 /// The members of a group in `/etc/group`; `None` if there is no such group.
@@ -43,7 +45,12 @@ pub(super) fn layers(root: &Path, gpus: &[&pci::PciDevice], inventory: Option<&I
         .map(|d| format!("{} {}", d.address, d.name.clone().unwrap_or_else(|| format!("1002:{:04x}", d.device))))
         .collect();
     let found = if cards.is_empty() { "no AMD GPU on the bus".into() } else { cards.join("; ") };
-    layers.push(layer("PCI devices (AMD)", !cards.is_empty(), found, "seat the card; in a virtual machine, pass it through"));
+    layers.push(layer(
+        "PCI devices (AMD)",
+        !cards.is_empty(),
+        found,
+        "seat the card; in a virtual machine, pass it through",
+    ));
     let module = module(root);
     let install = format!("install amdgpu-dkms, then reboot: {GUIDE}");
     layers.push(layer(
@@ -57,7 +64,12 @@ pub(super) fn layers(root: &Path, gpus: &[&pci::PciDevice], inventory: Option<&I
     let complete = !nodes.is_empty() && !render.is_empty();
     nodes.extend(render.iter().map(|name| format!("/dev/dri/{name}")));
     let found = if nodes.is_empty() { "none".into() } else { nodes.join(" ") };
-    layers.push(layer("device nodes (AMD)", complete, found, "modprobe amdgpu; /dev/kfd is the compute interface, /dev/dri/renderD* the GPUs"));
+    layers.push(layer(
+        "device nodes (AMD)",
+        complete,
+        found,
+        "modprobe amdgpu; /dev/kfd is the compute interface, /dev/dri/renderD* the GPUs",
+    ));
     let groups = ["render", "video"].map(|group| (group, members(root, group)));
     let show = |(group, members): &(&str, Option<String>)| match members.as_deref() {
         None => format!("no group {group}"),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use slipway_gpu::fit::request;
 use slipway_gpu::settings::ComputeMode;
-use slipway_gpu::settings::file::{Lock, Power};
+use slipway_gpu::settings::file::{ClockRange, Power};
 
 /// Options of `gpu`.
 #[derive(Debug, Args)]
@@ -426,10 +426,10 @@ pub(crate) struct DesiredSettings {
     pub(crate) power_limit: Option<Power>,
     /// Keep the graphics clock in a range of MHz: 1200-1410, 1410, or default
     #[arg(long, value_name = "MHZ")]
-    pub(crate) lock_gpu_clocks: Option<Lock>,
+    pub(crate) lock_gpu_clocks: Option<ClockRange>,
     /// Keep the memory clock in a range of MHz
     #[arg(long, value_name = "MHZ")]
-    pub(crate) lock_memory_clocks: Option<Lock>,
+    pub(crate) lock_memory_clocks: Option<ClockRange>,
     /// Keep the driver initialized without programs
     #[arg(long, value_enum)]
     pub(crate) persistence_mode: Option<Switch>,

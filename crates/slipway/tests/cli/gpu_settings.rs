@@ -37,7 +37,8 @@ impl Machine {
 #[test]
 fn settings_are_planned_applied_and_undone() {
     let machine = Machine::new();
-    let file = "version: v1\ngpuSettings:\n- {gpus: all, powerLimit: 80%}\n- {gpus: 0, lockedClocks: {graphics: 1200-1410}}\n";
+    let file =
+        "version: v1\ngpuSettings:\n- {gpus: all, powerLimit: 80%}\n- {gpus: 0, lockedClocks: {graphics: 1200-1410}}\n";
     machine.0.write("settings.yaml", file);
     let planned = machine.run(&["plan", "settings.yaml"]).with_code(3).stdout;
     assert!(planned.contains("SIMULATED") || planned.contains("400 W"), "{planned}");
@@ -49,7 +50,9 @@ fn settings_are_planned_applied_and_undone() {
     assert_eq!((machine.driver(0, "power_limit"), machine.driver(7, "power_limit")), (320_000.into(), 320_000.into()));
     machine.run(&["plan", "settings.yaml"]).with_code(0);
     // Options change only what they name.
-    machine.run(&["apply", "--gpus", "1", "--power-limit", "300W", "--compute-mode", "prohibited", "--yes"]).with_code(0);
+    machine
+        .run(&["apply", "--gpus", "1", "--power-limit", "300W", "--compute-mode", "prohibited", "--yes"])
+        .with_code(0);
     assert_eq!((machine.driver(1, "power_limit"), machine.driver(2, "power_limit")), (300_000.into(), 320_000.into()));
     let shown = machine.run(&["show"]).with_code(0).stdout;
     assert!(shown.contains("100 W to 400 W (default 400 W)") && shown.contains("prohibited"), "{shown}");
@@ -71,7 +74,10 @@ fn settings_are_planned_applied_and_undone() {
 fn invalid_settings_change_nothing() {
     let machine = Machine::new();
     let refused = machine.run(&["apply", "--power-limit", "900W", "--yes"]).with_code(1);
-    assert!(refused.message().contains("--power-limit: GPU 0 (NVIDIA A100-SXM4-80GB) allows 100 W to 400 W"), "{refused:?}");
+    assert!(
+        refused.message().contains("--power-limit: GPU 0 (NVIDIA A100-SXM4-80GB) allows 100 W to 400 W"),
+        "{refused:?}"
+    );
     machine.run(&["apply", "--power-limit", "fast", "--yes"]).with_code(2);
     machine.run(&["apply", "--yes"]).with_code(1);
     machine.run(&["apply", "x.yaml", "--power-limit", "300W"]).with_code(2);
@@ -84,7 +90,8 @@ fn invalid_settings_change_nothing() {
 fn kill_9_between_two_changes_can_be_undone() {
     let machine = Machine::new();
     machine.0.write("control", "hang nvmlDeviceSetGpuLockedClocks\n");
-    let words = ["gpu", "settings", "apply", "--gpus", "0", "--power-limit", "300W", "--lock-gpu-clocks", "1410", "--yes"];
+    let words =
+        ["gpu", "settings", "apply", "--gpus", "0", "--power-limit", "300W", "--lock-gpu-clocks", "1410", "--yes"];
     let killed = Running::start(machine.0.command(&words));
     wait_until("the second change is recorded", || machine.record().filter(|r| r.contains("graphicsClocks")));
     drop(killed); // kills the process
@@ -105,8 +112,21 @@ fn node_agent_applies_settings_again_after_the_driver_was_loaded() {
     let folder = |name: &str| machine.0.folder().join(name).display().to_string();
     let (kubelet, cdi, mps) = (folder("kubelet"), folder("cdi"), folder("mps"));
     let agent = Running::start(machine.0.command(&[
-        "node", "run", "--no-kube", "--gpu-settings", "settings.yaml", "--listen", "127.0.0.1:0", "--kubelet-dir", &kubelet,
-        "--cdi-dir", &cdi, "--mps-root", &mps, "--driver-root", &folder("driver"),
+        "node",
+        "run",
+        "--no-kube",
+        "--gpu-settings",
+        "settings.yaml",
+        "--listen",
+        "127.0.0.1:0",
+        "--kubelet-dir",
+        &kubelet,
+        "--cdi-dir",
+        &cdi,
+        "--mps-root",
+        &mps,
+        "--driver-root",
+        &folder("driver"),
     ]));
     let applied = || (machine.driver(1, "graphics_clocks") == serde_json::json!([1200, 1200])).then_some(());
     wait_until("the settings are applied", applied);
@@ -127,7 +147,8 @@ fn node_agent_applies_settings_again_after_the_driver_was_loaded() {
 #[test]
 fn only_idle_gpus_are_reset() {
     let sandbox = Sandbox::new();
-    let reset = |fixture: &str, gpus: &str| sandbox.run(&["gpu", "reset", "--gpus", gpus, "--fixture", fixture, "--yes"]);
+    let reset =
+        |fixture: &str, gpus: &str| sandbox.run(&["gpu", "reset", "--gpus", gpus, "--fixture", fixture, "--yes"]);
     let refused = reset("h100x8", "0,5").with_code(1);
     assert!(refused.message().contains("GPU 0 is in use by pid 70001"), "{refused:?}");
     let done = reset("h100x8", "5-6").with_code(0);

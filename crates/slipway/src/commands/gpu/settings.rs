@@ -173,11 +173,9 @@ fn show(context: &Context, cards: &[Card], record: &Record) {
                     (Key::PowerLimit, None) => "-".into(),
                 };
                 let now = match (value, card.ecc_active) {
-                    (Some(Value::Ecc(after)), Some(now)) if *after != now => format!(
-                        "{}, {} after the next reset",
-                        Value::Ecc(now),
-                        Value::Ecc(*after)
-                    ),
+                    (Some(Value::Ecc(after)), Some(now)) if *after != now => {
+                        format!("{}, {} after the next reset", Value::Ecc(now), Value::Ecc(*after))
+                    }
                     (Some(value), _) => value.to_string(),
                     (None, _) => "not set by slipway".into(),
                 };

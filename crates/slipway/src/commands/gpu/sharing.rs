@@ -220,7 +220,9 @@ fn plan_family(context: &Context, geometry: &Geometry, desired: &cli::Desired) -
     let requested = mig::parse(text)?;
     let count = match &desired.gpus {
         Some(text) => text.parse::<Selector>().map_err(GpuError::Invalid)?.count().ok_or_else(|| {
-            GpuError::Invalid("a card family has no UUIDs and names: give the number of GPUs as indices such as 0-3".into())
+            GpuError::Invalid(
+                "a card family has no UUIDs and names: give the number of GPUs as indices such as 0-3".into(),
+            )
         })?,
         None => 1,
     };
