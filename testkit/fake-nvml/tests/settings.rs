@@ -205,6 +205,19 @@ fn volatile_settings_without_persistence_and_pending_ecc_are_noted() {
 }
 
 #[test]
+fn locks_are_set_again_after_a_restart_took_back_the_power_limit() {
+    let machine = machine("a100x8");
+    let entries = "[{gpus: 0, powerLimit: 300W, lockedClocks: {graphics: 1200}}]";
+    machine.apply(entries).unwrap();
+    let device = machine.nvml.device(0).unwrap();
+    device.set_power_limit(400_000).unwrap();
+    device.lock_graphics_clocks(None).unwrap();
+    let plan = machine.apply(entries).unwrap();
+    assert_eq!(changes(&plan), ["0 powerLimit 400 W -> 300 W", "0 lockedClocks.graphics ? -> 1200 MHz"]);
+    assert_eq!(device.clock(slipway_gpu::nvml::Clock::Sm).unwrap(), 1200);
+}
+
+#[test]
 fn two_programs_cannot_change_settings_at_the_same_time() {
     let machine = machine("t4");
     let _held = machine.store.lock().unwrap();

@@ -72,7 +72,7 @@ impl Card {
             (Ok((min, max)), Ok(default)) => Some(PowerRange { min, max, default }),
             _ => None,
         };
-        let mut settings = BTreeMap::new();
+        let (mut settings, mut restarted) = (BTreeMap::new(), false);
         for key in Key::ALL {
             let supported = match key {
                 Key::GraphicsClocks => architecture >= VOLTA && graphics.is_some(),
@@ -84,9 +84,13 @@ impl Card {
             if !supported {
                 continue;
             }
+            let recorded = record.entry(&uuid, key).and_then(|e| e.set);
             if key.initial().is_some() {
-                settings.insert(key, record.entry(&uuid, key).and_then(|e| e.set));
+                // A restart that took back another setting has removed the locks, too.
+                settings.insert(key, recorded.filter(|_| !restarted));
             } else if let Some(value) = read(device, key)? {
+                let is_volatile = key != Key::Ecc;
+                restarted |= is_volatile && recorded.is_some_and(|set| !equal(Some(value), set));
                 settings.insert(key, Some(value));
             }
         }
