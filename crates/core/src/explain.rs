@@ -481,9 +481,22 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "`slipway gpu mig ls` shows the current instances; changing MIG needs root and an idle GPU.",
     },
     Topic {
+        code: "gpu.settings",
+        meaning: "A change of a GPU's power limit, clocks, persistence, ECC or compute mode failed; the message says what was undone.",
+        remedy: "Changing settings needs root. `slipway gpu settings show` lists what each GPU allows, `slipway gpu settings undo` restores \
+                 the earlier values.",
+    },
+    Topic {
+        code: "gpu.reset",
+        meaning: "nvidia-smi could not reset the GPUs. Every program that has one of them open prevents it, monitoring included.",
+        remedy: "Stop what the message names (`fuser -v /dev/nvidia*` lists the rest, such as dcgm-exporter), then retry; otherwise reboot \
+                 the machine.",
+    },
+    Topic {
         code: "node.config",
-        meaning: "The device plugin configuration is invalid; the last valid one stays in effect.",
-        remedy: "Fix the field in the message, or choose another file with the node label nvidia.com/device-plugin.config.",
+        meaning: "A configuration of the node agent (device plugin or GPU settings) is invalid; the last valid one stays in effect.",
+        remedy: "Fix the field in the message, or choose another file with the node label nvidia.com/device-plugin.config \
+                 or slipway.dev/gpu-settings.",
     },
     Topic {
         code: "node.io",

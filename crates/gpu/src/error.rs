@@ -6,7 +6,7 @@ use slipway_core::Explain;
 
 use crate::nvml::NvmlError;
 
-/// An error from NVML, AMD SMI, CUDA, a benchmark, a MIG change or a file.
+/// An error from NVML, AMD SMI, CUDA, a benchmark, a change of MIG or settings, or a file.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the error messages describe the variants
 pub enum GpuError {
@@ -32,6 +32,10 @@ pub enum GpuError {
     InUse(String),
     #[error("the MIG layout could not be changed: {reason}; {state}")]
     Apply { reason: String, state: String },
+    #[error("the settings of the GPUs could not be changed: {reason}; {state}")]
+    Settings { reason: String, state: String },
+    #[error("the GPUs could not be reset: {0}")]
+    Reset(String),
     #[error(transparent)]
     Store(#[from] slipway_store::StoreError),
 }
@@ -60,6 +64,8 @@ impl Explain for GpuError {
             Self::Impossible(_) => "gpu.mig_impossible",
             Self::InUse(_) => "gpu.in_use",
             Self::Apply { .. } => "gpu.mig_apply",
+            Self::Settings { .. } => "gpu.settings",
+            Self::Reset(_) => "gpu.reset",
             Self::Store(e) => e.code(),
         }
     }

@@ -18,6 +18,9 @@
 //! | [`draw`] | diagrams as SVG and terminal text |
 //! | [`repo`] | stored benchmark reports |
 //! | [`mig`] | MIG: geometry, placement, plans and their application |
+//! | [`reset`] | resets GPUs, if nothing uses them |
+//! | [`selector`] | a selection of GPUs by index, UUID and product name |
+//! | [`settings`] | power limits, locked clocks, persistence, ECC and compute mode as configuration |
 //! | [`share`] | MIG, MPS and time slicing compared for a set of jobs |
 
 pub mod accept;
@@ -39,7 +42,10 @@ pub mod pci;
 pub mod process;
 pub mod rdma;
 pub mod repo;
+pub mod reset;
 pub mod roofline;
+pub mod selector;
+pub mod settings;
 pub mod share;
 pub mod sheet;
 pub mod stack;

@@ -7,16 +7,18 @@ use slipway_mutations::feed;
 use crate::container::{cdi, runtime};
 use crate::transformer::description::Config;
 use crate::transformer::{Description, config};
-use crate::{fit, mig, pci, process, share, work};
+use crate::{fit, mig, pci, process, settings, share, work};
 
 #[test]
-fn mig_configurations_never_panic() {
+fn configurations_of_gpus_never_panic() {
     let valid = "version: v1\nmig-configs:\n  all-1g:\n    - device-filter: [\"0x233010DE\"]\n      devices: all\n      mig-enabled: true\n      mig-devices: {1g.10gb: 7}\n  off:\n    - devices: [0, 1]\n      mig-enabled: false\n";
     feed(&[valid], |text| {
         if let Ok(config) = mig::Config::parse(text) {
             let _ = config.configs.keys().filter(|name| config.layout(name).is_ok()).count();
         }
     });
+    let valid = "version: v1\ngpuSettings:\n- {gpus: [0-3, H100], powerLimit: 80%, lockedClocks: {graphics: 1200-1410}, ecc: true}\n";
+    feed(&[valid], |text| drop(settings::parse(text)));
     feed(&["3x1g.10gb + 1x3g.40gb", "7*1g.10gb+me,1g.10gb"], |text| drop(mig::parse(text)));
 }
 

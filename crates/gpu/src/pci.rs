@@ -8,6 +8,8 @@ use crate::link::Link;
 
 /// NVIDIA's PCI vendor id.
 pub const NVIDIA: u16 = 0x10de;
+/// AMD's PCI vendor id.
+pub const AMD: u16 = 0x1002;
 
 /// A PCI device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -27,9 +29,14 @@ pub struct PciDevice {
 }
 
 impl PciDevice {
-    /// Whether the device is a display controller (PCI base class 0x03).
+    /// Whether the device is a display controller (PCI base class 0x03), or an accelerator of AMD (class 0x1200), such as an MI300X.
     pub fn is_gpu(&self) -> bool {
-        self.class >> 16 == 0x03
+        self.class >> 16 == 0x03 || self.is_accelerator() && self.vendor == AMD
+    }
+
+    /// Whether the device cannot have a screen: a processing accelerator (0x1200) or a display controller without VGA (0x0380).
+    pub fn is_accelerator(&self) -> bool {
+        matches!(self.class >> 8, 0x1200 | 0x0380)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Diagnoses the GPU software stack, from the PCI bus up to Kubernetes: the state of each layer, and the command that fixes it.
 
+mod amd;
+
 use std::path::Path;
 use std::process::Command;
 
@@ -79,12 +81,40 @@ fn describe(device: &pci::PciDevice) -> String {
     format!("{} {name}", device.address)
 }
 
-/// All layers of the machine under `root` (usually `/`); `inventory` is the result of reading NVML.
+/// All layers of the machine under `root` (usually `/`), for the vendors of its GPUs; NVIDIA's if it has none. `inventory` is the result of
+/// reading the GPUs.
 pub fn layers(root: &Path, inventory: &Result<Inventory, GpuError>) -> Vec<Layer> {
+    let devices = pci::scan(&root.join("sys"));
+    let gpus = |vendor: u16| devices.iter().filter(|d| d.is_gpu() && d.vendor == vendor).collect::<Vec<_>>();
+    // AMD's library reports no version of NVML.
+    let of_amd = inventory.as_ref().ok().filter(|i| i.nvml.is_empty());
+    let (nvidia_gpus, mut amd_gpus) = (gpus(pci::NVIDIA), gpus(pci::AMD));
+    if !nvidia_gpus.is_empty() {
+        // Beside a GPU of NVIDIA, one of AMD with a screen is the processor's own, which computes nothing.
+        amd_gpus.retain(|d| d.is_accelerator());
+    }
+    let has_amd = of_amd.is_some() || !amd_gpus.is_empty();
+    let has_nvidia = !nvidia_gpus.is_empty() || !has_amd;
+    let mut layers = Vec::new();
+    if has_nvidia {
+        layers.extend(nvidia(root, &devices, &nvidia_gpus, inventory));
+    }
+    if has_amd {
+        layers.extend(amd::layers(root, &amd_gpus, of_amd));
+    }
+    layers.extend(containers(root, has_nvidia));
+    layers
+}
+
+/// The layers of NVIDIA's stack.
+fn nvidia(
+    root: &Path,
+    devices: &[pci::PciDevice],
+    gpus: &[&pci::PciDevice],
+    inventory: &Result<Inventory, GpuError>,
+) -> Vec<Layer> {
     let mut layers = Vec::new();
     let simulated = inventory.as_ref().is_ok_and(|i| i.simulated);
-    let devices = pci::scan(&root.join("sys"));
-    let gpus: Vec<&pci::PciDevice> = devices.iter().filter(|d| d.is_gpu() && d.vendor == pci::NVIDIA).collect();
     let cards: Vec<String> = gpus.iter().map(|d| describe(d)).collect();
     let found = if cards.is_empty() { "no NVIDIA GPU on the bus".into() } else { cards.join("; ") };
     layers.push(layer(
@@ -118,7 +148,7 @@ pub fn layers(root: &Path, inventory: &Result<Inventory, GpuError>) -> Vec<Layer
         Some(v) => layer("kernel module", true, format!("nvidia {v}"), ""),
         None => layer("kernel module", false, "nvidia is not loaded", &install_driver(root)),
     });
-    layers.extend(modules(root, &gpus));
+    layers.extend(modules(root, gpus));
     let library = inventory.as_ref().ok().filter(|_| !simulated).map(|i| i.driver.clone());
     if let (Some(module), Some(library)) = (&version, &library) {
         let same = module == library;
@@ -151,7 +181,7 @@ pub fn layers(root: &Path, inventory: &Result<Inventory, GpuError>) -> Vec<Layer
         }
         Err(e) => layer("NVML", false, e.to_string(), &install_driver(root)),
     });
-    layers.extend(fabric(root, &devices, inventory.as_ref().ok()));
+    layers.extend(fabric(root, devices, inventory.as_ref().ok()));
     let cuda = bench::cuda::Libraries::find();
     let found = [("libcuda", cuda.driver), ("NVRTC", cuda.nvrtc), ("cuBLAS", cuda.cublas), ("cuBLASLt", cuda.cublaslt)];
     let names = |present: bool| found.iter().filter(|f| f.1 == present).map(|f| f.0).collect::<Vec<_>>().join(", ");
@@ -169,8 +199,12 @@ pub fn layers(root: &Path, inventory: &Result<Inventory, GpuError>) -> Vec<Layer
             )
         },
     });
-    layers.extend(containers(root));
     layers
+}
+
+/// Whether fabric manager runs on the machine with this root folder.
+pub fn fabric_manager_runs(root: &Path) -> bool {
+    runs(root, "nv-fabricmanager")
 }
 
 /// Whether a process with this name runs. The kernel cuts names to 15 characters.
@@ -187,7 +221,7 @@ fn fabric(root: &Path, devices: &[pci::PciDevice], inventory: Option<&Inventory>
     if switches == 0 && gpus.is_empty() {
         return None;
     }
-    let manager = runs(root, "nv-fabricmanager");
+    let manager = fabric_manager_runs(root);
     let unregistered = gpus.iter().find(|f| f.state != FabricState::Completed);
     let registered = gpus.iter().filter(|f| f.state == FabricState::Completed).count();
     let mut found = Vec::new();
@@ -214,7 +248,8 @@ fn fabric(root: &Path, devices: &[pci::PciDevice], inventory: Option<&Inventory>
     Some(layer("NVLink fabric", ok, found.join(", "), remedy))
 }
 
-fn containers(root: &Path) -> Vec<Layer> {
+/// Container runtimes and Kubernetes; `nvidia` adds NVIDIA's toolkit.
+fn containers(root: &Path, nvidia: bool) -> Vec<Layer> {
     let exists = |path: &str| root.join(path).exists();
     let mut layers = Vec::new();
     let runtimes: Vec<&str> = [
@@ -234,13 +269,15 @@ fn containers(root: &Path) -> Vec<Layer> {
         found,
         remedy: "apt install containerd".into(),
     });
-    let toolkit = exists("usr/bin/nvidia-ctk") || exists("usr/bin/nvidia-container-runtime");
-    layers.push(Layer {
-        name: "NVIDIA container toolkit",
-        ok: toolkit.then_some(true),
-        found: if toolkit { "installed" } else { "not installed; CDI alone is enough" }.into(),
-        remedy: if toolkit { String::new() } else { "slipway gpu cdi generate --write".into() },
-    });
+    if nvidia {
+        let toolkit = exists("usr/bin/nvidia-ctk") || exists("usr/bin/nvidia-container-runtime");
+        layers.push(Layer {
+            name: "NVIDIA container toolkit",
+            ok: toolkit.then_some(true),
+            found: if toolkit { "installed" } else { "not installed; CDI alone is enough" }.into(),
+            remedy: if toolkit { String::new() } else { "slipway gpu cdi generate --write".into() },
+        });
+    }
     let specs: Vec<String> = ["etc/cdi", "var/run/cdi"]
         .iter()
         .flat_map(|f| {

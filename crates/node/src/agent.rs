@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use slipway_gpu::settings::Store;
 use slipway_store::Database;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -23,7 +24,7 @@ use crate::mig_manager::Manager;
 use crate::model::Held;
 use crate::plugin::{Plugin, Roots};
 use crate::resources::offers;
-use crate::{NodeError, cdi, dra, http, imex, labels, mps, repo};
+use crate::{NodeError, cdi, dra, gpu_settings, http, imex, labels, mps, pause, repo};
 
 /// The kubelet API through which GPUs are offered. Offering both at once would allocate devices twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +58,7 @@ pub struct Options {
     pub host_driver_root: PathBuf,
     pub config: config::Source,
     pub mig_config: Option<PathBuf>,
+    pub gpu_settings: gpu_settings::Source,
     pub mps_root: PathBuf,
     pub dra_driver: String,
     /// Also offer the machine's IMEX channels for resource claims.
@@ -64,6 +66,8 @@ pub struct Options {
     /// The namespace of the slipway installation, whose control plane may read leases.
     pub namespace: Option<String>,
     pub home: PathBuf,
+    /// The folder that other programs of the machine share with the agent: the record of GPU settings, the lock for resets.
+    pub machine: PathBuf,
     pub listen: SocketAddr,
     pub policy: Policy,
     pub poll_interval: Duration,
@@ -102,6 +106,7 @@ async fn run_with<C: Cluster>(
         cdi: cdi::Writer::new(options.cdi.clone(), options.driver_root.clone(), options.host_driver_root.clone()),
         poll_interval: options.poll_interval,
         claimed: dra::claimed(&database).await?,
+        pause: pause::path(&options.machine),
     })?;
     let initial = options.config.read(&BTreeMap::new()).map(Arc::new).or_else(|error| {
         // With a cluster the node's label may select another file; without one, an invalid file is fatal.
@@ -165,6 +170,20 @@ async fn run_with<C: Cluster>(
         }
     }
     let acceptance = accept::Store::new(&options.home);
+    if options.gpu_settings != gpu_settings::Source::default() {
+        let settings = gpu_settings::Manager {
+            cluster: cluster.clone(),
+            node: options.node.clone(),
+            source: options.gpu_settings.clone(),
+            store: Store::new(options.machine.join("gpu-settings.json")),
+            driver: Arc::clone(&driver),
+            configs: configs.subscribe(),
+        };
+        tasks.spawn(async move {
+            settings.run().await;
+            Ok(())
+        });
+    }
     if let Some(cluster) = cluster {
         match options.accept.clone() {
             Some(settings) => {
@@ -296,10 +315,7 @@ async fn follow_config<C: Cluster>(
     loop {
         let labels: Option<BTreeMap<String, String>> = match &mut object {
             None => Some(BTreeMap::new()),
-            Some(object) => object.borrow_and_update().as_ref().map(|node| {
-                let labels = node["metadata"]["labels"].as_object();
-                labels.into_iter().flatten().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
-            }),
+            Some(object) => object.borrow_and_update().as_ref().map(labels::of_object),
         };
         if let Some(labels) = labels {
             match source.read(&labels) {
@@ -388,11 +404,13 @@ mod tests {
             host_driver_root: folder.to_owned(),
             config: config::Source { file: None, folder: None, mig: None },
             mig_config: None,
+            gpu_settings: gpu_settings::Source::default(),
             mps_root: folder.join("mps"),
             dra_driver: dra::DRIVER.into(),
             imex_channels: None,
             namespace: None,
             home: folder.join("home"),
+            machine: folder.to_owned(),
             listen: "127.0.0.1:0".parse().unwrap(),
             policy: Policy::from_variables(None, None, Duration::from_secs(1)),
             poll_interval: Duration::from_secs(1),

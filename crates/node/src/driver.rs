@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use slipway_gpu::topology::Topology;
 use tokio::sync::watch;
 
 use crate::health::{Faults, Policy, Reading};
-use crate::{NodeError, cdi};
+use crate::{NodeError, cdi, pause};
 
 /// A node's GPUs at one moment.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,10 +131,15 @@ pub struct Settings {
     pub poll_interval: Duration,
     /// MIG instances that were created for claims.
     pub claimed: BTreeSet<InstancePosition>,
+    /// The lock that another program holds while the driver must be closed; see [`pause`].
+    pub pause: PathBuf,
 }
 
 /// Interval between two full readings of the inventory.
 const INVENTORY_INTERVAL: Duration = Duration::from_secs(30);
+/// Why there is no driver while another program resets GPUs, and the interval in which the agent checks whether it has finished.
+const PAUSED: &str = "GPUs are being reset";
+const PAUSE_INTERVAL: Duration = Duration::from_millis(500);
 /// Delay between two attempts to open the driver.
 const REOPEN_DELAY: Duration = Duration::from_secs(5);
 
@@ -296,6 +302,11 @@ impl Driver {
         let mut known: Vec<Gpu> = Vec::new();
         while !self.stopped() {
             self.heartbeat();
+            if pause::is_requested(&settings.pause) {
+                self.publish_missing(PAUSED.into());
+                self.sleep(PAUSE_INTERVAL);
+                continue;
+            }
             match Nvml::find(settings.fixture.as_deref()) {
                 Ok(nvml) => {
                     let nvml = Arc::new(nvml);
@@ -310,10 +321,17 @@ impl Driver {
                 }
                 Err(e) => self.publish_missing(e.to_string()),
             }
-            let mut shared = self.shared.lock();
-            if !shared.stop {
-                self.wake.wait_for(&mut shared, REOPEN_DELAY);
+            if !pause::is_requested(&settings.pause) {
+                self.sleep(REOPEN_DELAY);
             }
+        }
+    }
+
+    /// Waits until the time is over, a refresh is requested, or the thread is stopped.
+    fn sleep(&self, time: Duration) {
+        let mut shared = self.shared.lock();
+        if !shared.stop {
+            self.wake.wait_for(&mut shared, time);
         }
     }
 
@@ -336,6 +354,9 @@ impl Driver {
         let mut last_poll = Instant::now();
         while !self.stopped() {
             self.heartbeat();
+            if pause::is_requested(&settings.pause) {
+                return PAUSED.into();
+            }
             let (requested, draining, claimed) = {
                 let shared = self.shared.lock();
                 let requested = (shared.requested > shared.completed).then_some(shared.requested);

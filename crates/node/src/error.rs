@@ -8,7 +8,7 @@ use crate::cluster::ClusterError;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the error messages describe the variants
 pub enum NodeError {
-    #[error("the device plugin configuration {file}: {reason}")]
+    #[error("the configuration {file}: {reason}")]
     Config { file: String, reason: String },
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },

@@ -208,6 +208,12 @@ pub fn machine_type() -> String {
     std::fs::read_to_string(Path::new("/sys/class/dmi/id/product_name")).unwrap_or_default()
 }
 
+/// The labels of an object.
+pub(crate) fn of_object(object: &serde_json::Value) -> BTreeMap<String, String> {
+    let labels = object["metadata"]["labels"].as_object();
+    labels.into_iter().flatten().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
+}
+
 /// Keeps the node's labels and condition up to date with the driver state and the configuration.
 pub async fn run<C: Cluster>(
     cluster: Arc<C>,

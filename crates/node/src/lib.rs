@@ -12,12 +12,14 @@
 //! | [`dra`] | dynamic resource allocation: ResourceSlices, prepare and unprepare |
 //! | [`cdi`] | the CDI specification, through which containers get devices |
 //! | [`labels`] | labels as of GPU feature discovery, and a node condition |
+//! | [`gpu_settings`] | applies the settings of GPUs that the label `slipway.dev/gpu-settings` selects |
 //! | [`mig_manager`] | applies the MIG layout that the label `nvidia.com/mig.config` selects |
 //! | [`model`] | types shared by several modules |
 //! | [`holders`] | the containers that hold devices, and the lease log |
 //! | [`metrics`] | metrics as of DCGM exporter with pod names, and slipway's metrics |
 //! | [`imex`] | the IMEX daemon of a ComputeDomain on this node |
 //! | [`mps`] | control daemons of CUDA's multi-process service |
+//! | [`pause`] | closes the GPUs while another program resets them |
 //! | [`kubelet`] | generated gRPC types, Unix sockets |
 //! | [`cluster`] | the requests that the agent sends to the API server |
 //!
@@ -33,6 +35,7 @@ pub mod config;
 pub mod dra;
 pub mod driver;
 pub mod error;
+pub mod gpu_settings;
 pub mod health;
 pub mod holders;
 mod http;
@@ -46,6 +49,7 @@ pub mod model;
 pub mod mps;
 #[cfg(test)]
 mod parsers;
+pub mod pause;
 pub mod plugin;
 mod repo;
 pub mod resources;

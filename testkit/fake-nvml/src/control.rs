@@ -6,7 +6,8 @@
 //! action GPU NUMBER           NVML's recovery action: 0 none, 1 reset, 2 reboot, 3 drain peers, 4 drain and reset
 //! fabric GPU STATE            the registration with the NVLink fabric: not-started, in-progress, completed or failed
 //! utilization GPU PERCENT     utilization of the GPU
-//! unloaded                    the driver is not loaded
+//! unloaded                    the driver is not loaded; it forgets settings
+//! hang FUNCTION               calls of this NVML function do not return
 //! ```
 //!
 //! Removing a line undoes its effect. XIDs are counted, so `xid` lines may only be added.
@@ -28,6 +29,7 @@ pub(crate) struct Control {
     pub(crate) utilization: BTreeMap<usize, u32>,
     pub(crate) fabric: BTreeMap<usize, FabricState>,
     pub(crate) unloaded: bool,
+    pub(crate) hanging: BTreeSet<String>,
 }
 
 impl Control {
@@ -44,7 +46,11 @@ impl Control {
             let words: Vec<&str> = line.split_whitespace().collect();
             let number = |at: usize| words.get(at).and_then(|w| w.parse::<u32>().ok());
             let Some(gpu) = number(1).map(|n| n as usize) else {
-                self.unloaded |= words == ["unloaded"];
+                match words.as_slice() {
+                    ["unloaded"] => self.unloaded = true,
+                    ["hang", function] => drop(self.hanging.insert((*function).to_owned())),
+                    _ => {}
+                }
                 continue;
             };
             match (words[0], number(2)) {

@@ -3,7 +3,7 @@
 //! the linked functions never replace those of a driver's library in the same process.
 //!
 //! The fixture is selected by [`slipwayFakeFixture`] before `nvmlInit`, or by `SLIPWAY_FAKE_NVML_FIXTURE` (a built-in
-//! name or a file). `SLIPWAY_FAKE_NVML_STATE` names a file that stores MIG instances across processes. Errors can be
+//! name or a file). `SLIPWAY_FAKE_NVML_STATE` names a file that stores MIG instances and settings across processes. Errors can be
 //! injected with [`slipwayFakeInject`]. Semantics follow nvml.h: return codes, the two-call protocol, struct versions.
 #![allow(unsafe_code)] // FFI: the C ABI of NVML; every pointer is checked for null, otherwise callers must follow nvml.h
 #![allow(non_snake_case)] // NVML's own names
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 pub use accelerator::simulate;
 pub use fixture::FIXTURES;
 use nvml_wrapper_sys::bindings as sys;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use slipway_gpu::nvml::codes;
 use state::{EventSet, Gpu, NvmlResult, State};
 pub use table::simulator;
@@ -116,9 +116,17 @@ fn injected(name: &str, state: Option<&State>) -> NvmlResult {
 /// Runs an NVML function with the current state and returns its code, or an injected one.
 fn dispatch(name: &str, call: impl FnOnce(&mut State) -> NvmlResult) -> u32 {
     let mut machine = MACHINE.lock();
-    let Some(state) = machine.as_mut() else { return UNINITIALIZED };
-    state.control.refresh();
+    let state = loop {
+        let Some(state) = machine.as_mut() else { return UNINITIALIZED };
+        state.control.refresh();
+        if !state.control.hanging.contains(name) {
+            break state;
+        }
+        // Other functions respond while this one hangs.
+        MutexGuard::unlocked(&mut machine, || std::thread::sleep(Duration::from_millis(5)));
+    };
     if state.control.unloaded {
+        state.unload();
         return codes::DRIVER_NOT_LOADED;
     }
     match injected(name, Some(state)).and_then(|()| call(state)) {
@@ -141,7 +149,12 @@ fn init(name: &str) -> u32 {
     }
     let Some(state) = machine.as_mut() else { return codes::DRIVER_NOT_LOADED };
     state.control.refresh();
-    let unloaded = if state.control.unloaded { Err(codes::DRIVER_NOT_LOADED) } else { Ok(()) };
+    let unloaded = if state.control.unloaded {
+        state.unload();
+        Err(codes::DRIVER_NOT_LOADED)
+    } else {
+        Ok(())
+    };
     match injected(name, Some(state)).and(unloaded) {
         Ok(()) => {
             state.users += 1;
@@ -242,8 +255,9 @@ macro_rules! exports {
     };
 }
 
-// Declared after the macro, which it uses.
+// Declared after the macro, which they use.
 mod mig;
+mod settings;
 
 type Device = sys::nvmlDevice_t;
 
@@ -267,8 +281,8 @@ fn supported<T: Copy>(value: Option<T>) -> Result<T, u32> {
 }
 
 fn milliwatts(state: &State, gpu: usize) -> u32 {
-    let a = spec(state, gpu);
-    a.power_idle * 1000 + (a.power_limit - a.power_idle) * 9 * state.utilization(gpu)
+    let (idle, limit) = (spec(state, gpu).power_idle * 1000, state.gpus[gpu].power_limit());
+    idle + limit.saturating_sub(idle) / 100 * 9 / 10 * state.utilization(gpu)
 }
 
 numbers! {
@@ -278,7 +292,6 @@ numbers! {
     nvmlDeviceGetNumGpuCores: c_uint = |state, gpu| spec(state, gpu).cores;
     nvmlDeviceGetMemoryBusWidth: c_uint = |state, gpu| spec(state, gpu).bus_width;
     nvmlDeviceGetPowerUsage: c_uint = |state, gpu| milliwatts(state, gpu);
-    nvmlDeviceGetEnforcedPowerLimit: c_uint = |state, gpu| spec(state, gpu).power_limit * 1000;
     nvmlDeviceGetPowerManagementDefaultLimit: c_uint = |state, gpu| { let a = spec(state, gpu); a.power_default.unwrap_or(a.power_limit) * 1000 };
     nvmlDeviceGetTotalEnergyConsumption: c_ulonglong = |state, gpu| {
         u64::from(milliwatts(state, gpu)) * (3600 + state.elapsed().as_secs())
@@ -292,8 +305,6 @@ numbers! {
     nvmlDeviceGetCurrPcieLinkWidth: c_uint = |state, gpu| spec(state, gpu).pcie_width;
     nvmlDeviceGetMaxPcieLinkWidth: c_uint = |state, gpu| { let a = spec(state, gpu); a.pcie_width_max.unwrap_or(a.pcie_width) };
     nvmlDeviceGetPcieReplayCounter: c_uint = |state, gpu| spec(state, gpu).pcie_replays;
-    nvmlDeviceGetPersistenceMode: c_uint = |state, gpu| u32::from(spec(state, gpu).persistence);
-    nvmlDeviceGetComputeMode: c_uint = |state, gpu| state.gpus[gpu].compute_mode;
     nvmlDeviceGetPerformanceState: c_uint = |state, gpu| if state.utilization(gpu) == 0 { 8 } else { 0 };
     nvmlDeviceGetFanSpeed: c_uint = |state, gpu| supported(spec(state, gpu).fan)?;
     nvmlDeviceGetMaxMigDeviceCount: c_uint = |state, gpu| {
@@ -478,12 +489,6 @@ exports! {
         put(to, 0)?;
         put(period, 1_000_000)
     }
-    nvmlDeviceSetComputeMode(device: Device, mode: c_uint) state {
-        if mode > 3 { return Err(INVALID); }
-        let gpu = physical_gpu(state, device)?;
-        gpu.compute_mode = mode;
-        state.save()
-    }
     nvmlDeviceGetFieldValues(device: Device, count: i32, fields: *mut sys::nvmlFieldValue_t) state {
         let index = physical_gpu(state, device)?.index;
         if fields.is_null() || count < 1 { return Err(INVALID); }
@@ -503,8 +508,11 @@ exports! {
         let index = physical_gpu(state, device)?.index;
         let (a, idle) = (spec(state, index), state.utilization(index) == 0);
         match which {
-            0 | 1 => put(to, if idle { 345.min(a.clock_sm) } else if state.throttle(index) != 0 { a.clock_sm * 6 / 10 } else { a.clock_sm }),
-            2 => put(to, a.clock_memory),
+            0 | 1 => {
+                let free = if idle { 345.min(a.clock_sm) } else if state.throttle(index) != 0 { a.clock_sm * 6 / 10 } else { a.clock_sm };
+                put(to, settings::locked(free, state.gpus[index].settings.graphics_clocks))
+            }
+            2 => put(to, settings::locked(a.clock_memory, state.gpus[index].settings.memory_clocks)),
             3 => put(to, a.clock_sm * 8 / 10),
             _ => Err(INVALID),
         }
@@ -517,11 +525,6 @@ exports! {
             3 => put(to, a.clock_sm * 8 / 10),
             _ => Err(INVALID),
         }
-    }
-    nvmlDeviceGetPowerManagementLimitConstraints(device: Device, min: *mut c_uint, max: *mut c_uint) state {
-        let a = &physical_gpu(state, device)?.spec;
-        put(min, a.power_min * 1000)?;
-        put(max, a.power_default.unwrap_or(a.power_limit) * 1000)
     }
     nvmlDeviceGetTemperature(device: Device, sensor: c_uint, to: *mut c_uint) state {
         if sensor != 0 { return Err(INVALID); }
@@ -537,11 +540,6 @@ exports! {
             1 => put(to, a.temperature_slowdown),
             _ => Err(codes::NOT_SUPPORTED),
         }
-    }
-    nvmlDeviceGetEccMode(device: Device, current: *mut c_uint, pending: *mut c_uint) state {
-        let on = supported(physical_gpu(state, device)?.spec.ecc)?;
-        put(current, u32::from(on))?;
-        put(pending, u32::from(on))
     }
     nvmlDeviceGetTotalEccErrors(device: Device, kind: c_uint, _counter: c_uint, to: *mut c_ulonglong) state {
         let a = &physical_gpu(state, device)?.spec;

@@ -1,4 +1,4 @@
-//! The state of the simulated machine: fixture, clock, MIG instances. There is one machine per process.
+//! The state of the simulated machine: fixture, clock, MIG instances, settings. There is one machine per process.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,8 +9,9 @@ use slipway_gpu::nvml::{Placement, codes};
 
 use crate::control::Control;
 use crate::fixture::{self, Fixture};
+use crate::settings::Settings;
 
-/// Names the file that stores MIG instances, so that one command sees the changes of another.
+/// Names the file that stores MIG instances and settings, so that one command sees the changes of another.
 const STATE_FILE_VARIABLE: &str = "SLIPWAY_FAKE_NVML_STATE";
 
 /// The result of an NVML function; the error is its return code.
@@ -42,7 +43,16 @@ pub(crate) struct Gpu {
     pub(crate) index: usize,
     pub(crate) mig: Mig,
     pub(crate) geometry: Option<Geometry>,
-    pub(crate) compute_mode: u32,
+    pub(crate) settings: Settings,
+}
+
+/// What the state file has of a GPU.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Saved {
+    #[serde(flatten)]
+    mig: Mig,
+    #[serde(default)]
+    settings: Settings,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -63,7 +73,7 @@ impl State {
     pub(crate) fn load(name: &str) -> Result<Self, String> {
         let (fixture, gpus) = Fixture::load(name)?;
         let file = std::env::var_os(STATE_FILE_VARIABLE).filter(|f| !f.is_empty()).map(PathBuf::from);
-        let saved: Vec<Mig> = file
+        let saved: Vec<Saved> = file
             .as_ref()
             .and_then(|f| std::fs::read(f).ok())
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
@@ -71,12 +81,9 @@ impl State {
         let gpus = gpus
             .into_iter()
             .enumerate()
-            .map(|(index, spec)| Gpu {
-                geometry: spec.mig.as_deref().and_then(Geometry::family),
-                mig: saved.get(index).cloned().unwrap_or_default(),
-                spec,
-                index,
-                compute_mode: 0,
+            .map(|(index, spec)| {
+                let Saved { mig, settings } = saved.get(index).cloned().unwrap_or_default();
+                Gpu { geometry: spec.mig.as_deref().and_then(Geometry::family), mig, spec, index, settings }
             })
             .collect();
         Ok(Self {
@@ -95,10 +102,22 @@ impl State {
         self.started.elapsed()
     }
 
-    /// Saves MIG instances for the next process, by an atomic rename.
+    /// Unloads the driver, which forgets most settings.
+    pub(crate) fn unload(&mut self) {
+        let forgotten: Vec<Settings> = self.gpus.iter().map(|g| g.settings.after_unload()).collect();
+        if self.gpus.iter().zip(&forgotten).any(|(gpu, new)| gpu.settings != *new) {
+            for (gpu, new) in self.gpus.iter_mut().zip(forgotten) {
+                gpu.settings = new;
+            }
+            let _ = self.save(); // the caller reports that the driver is not loaded
+        }
+    }
+
+    /// Saves MIG instances and settings for the next process, by an atomic rename.
     pub(crate) fn save(&self) -> NvmlResult {
         let Some(file) = &self.file else { return Ok(()) };
-        let all: Vec<&Mig> = self.gpus.iter().map(|g| &g.mig).collect();
+        let saved = |g: &Gpu| Saved { mig: g.mig.clone(), settings: g.settings.clone() };
+        let all: Vec<Saved> = self.gpus.iter().map(saved).collect();
         let bytes = serde_json::to_vec(&all).map_err(|_| 999u32)?;
         let new = file.with_extension("new");
         std::fs::write(&new, bytes).and_then(|()| std::fs::rename(&new, file)).map_err(|_| 17)

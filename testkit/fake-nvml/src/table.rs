@@ -3,6 +3,7 @@
 use slipway_gpu::nvml::{Functions, Simulator};
 
 use crate::mig::*;
+use crate::settings::*;
 use crate::*;
 
 macro_rules! table {

@@ -10,6 +10,7 @@ use super::shape::{self, Shapes};
 use super::solve::{Placed, Used, explain, place};
 use crate::GpuError;
 use crate::nvml::{Device, GpuInstance, Nvml, NvmlError, codes};
+use crate::selector;
 
 /// NVML's kinds of compute instance profiles (`NVML_COMPUTE_INSTANCE_PROFILE_*`).
 const COMPUTE_KINDS: std::ops::Range<u32> = 0..9;
@@ -243,7 +244,7 @@ fn exist(layouts: &[Layout], gpus: &[u32], mig: bool) -> Result<(), GpuError> {
     // Without any GPU that can do MIG, the caller reports just that.
     let Some(count) = layouts.first().map(|l| l.machine_gpus) else { return Ok(()) };
     if let Some(gpu) = gpus.iter().find(|g| **g >= count) {
-        return Err(GpuError::Invalid(format!("there is no GPU {gpu}; there are {count} GPUs, 0 to {}", count - 1)));
+        return Err(GpuError::Invalid(selector::missing(*gpu, count)));
     }
     match gpus.iter().find(|g| mig && !layouts.iter().any(|l| l.gpu == **g)) {
         Some(gpu) => Err(GpuError::Invalid(format!("GPU {gpu} does not support MIG, or does not respond"))),

@@ -1,4 +1,4 @@
-//! Properties and settings of a GPU or MIG device.
+//! Properties of a GPU or MIG device.
 
 use nvml_wrapper_sys::bindings as sys;
 
@@ -59,10 +59,8 @@ impl<'a> Device<'a> {
         bus_width: u32 = nvmlDeviceGetMemoryBusWidth;
         /// Current power draw in milliwatts.
         power: u32 = nvmlDeviceGetPowerUsage;
-        /// Current power limit in milliwatts.
+        /// Power limit in milliwatts that is in force: the lowest of all limits on the GPU.
         power_limit: u32 = nvmlDeviceGetEnforcedPowerLimit;
-        /// Default power limit in milliwatts.
-        power_default: u32 = nvmlDeviceGetPowerManagementDefaultLimit;
         /// Energy consumed since the driver was loaded, in millijoules.
         energy: u64 = nvmlDeviceGetTotalEnergyConsumption;
         /// Temperature in degrees Celsius.
@@ -87,10 +85,6 @@ impl<'a> Device<'a> {
         pcie_width_max: u32 = nvmlDeviceGetMaxPcieLinkWidth;
         /// Number of retransmitted PCIe packets.
         pcie_replays: u32 = nvmlDeviceGetPcieReplayCounter;
-        /// Persistence mode: 1 if the driver stays loaded without clients.
-        persistence: u32 = nvmlDeviceGetPersistenceMode;
-        /// Compute mode: 0 default, 2 prohibited, 3 exclusive process.
-        compute_mode: u32 = nvmlDeviceGetComputeMode;
         /// Performance state from 0 (P0, fastest) to 15 (P15).
         performance_state: u32 = nvmlDeviceGetPerformanceState;
         /// Fan speed in percent of the maximum.
@@ -115,14 +109,6 @@ impl<'a> Device<'a> {
         let (mut used, mut period) = (0, 0);
         call!(self.nvml, nvmlDeviceGetDecoderUtilization, self.handle, &mut used, &mut period)?;
         Ok(used)
-    }
-
-    /// Sets the compute mode: 0 allows any number of processes, 3 only one (required by MPS).
-    ///
-    /// # Errors
-    /// [`NvmlError`]: "no permission" unless run as root.
-    pub fn set_compute_mode(&self, mode: u32) -> Result<(), NvmlError> {
-        call!(self.nvml, nvmlDeviceSetComputeMode, self.handle, mode)
     }
 
     /// The action required before the GPU can be used again (`NVML_FI_DEV_GET_GPU_RECOVERY_ACTION`, drivers from 570).
@@ -207,26 +193,6 @@ impl<'a> Device<'a> {
         let mut clock = 0;
         call!(self.nvml, nvmlDeviceGetMaxClockInfo, self.handle, which as u32, &mut clock)?;
         Ok(clock)
-    }
-
-    /// Minimum and maximum configurable power limit in milliwatts.
-    ///
-    /// # Errors
-    /// [`NvmlError`] if the call fails.
-    pub fn power_range(&self) -> Result<(u32, u32), NvmlError> {
-        let (mut min, mut max) = (0, 0);
-        call!(self.nvml, nvmlDeviceGetPowerManagementLimitConstraints, self.handle, &mut min, &mut max)?;
-        Ok((min, max))
-    }
-
-    /// Whether ECC is enabled now, and whether it is enabled after the next reboot.
-    ///
-    /// # Errors
-    /// [`NvmlError`] if the call fails.
-    pub fn ecc(&self) -> Result<(bool, bool), NvmlError> {
-        let (mut current, mut pending) = (0, 0);
-        call!(self.nvml, nvmlDeviceGetEccMode, self.handle, &mut current, &mut pending)?;
-        Ok((current == 1, pending == 1))
     }
 
     /// Memory rows remapped for corrected and for uncorrected errors, whether a remapping is pending, and whether one failed.

@@ -44,6 +44,8 @@ macro_rules! nvml_functions {
             nvmlDeviceGetMaxClockInfo(nvmlDevice_t, c_uint, *mut c_uint);
             nvmlDeviceGetPowerUsage(nvmlDevice_t, *mut c_uint);
             nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t, *mut c_uint);
+            nvmlDeviceGetPowerManagementLimit(nvmlDevice_t, *mut c_uint);
+            nvmlDeviceSetPowerManagementLimit(nvmlDevice_t, c_uint);
             nvmlDeviceGetPowerManagementDefaultLimit(nvmlDevice_t, *mut c_uint);
             nvmlDeviceGetPowerManagementLimitConstraints(nvmlDevice_t, *mut c_uint, *mut c_uint);
             nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t, *mut c_ulonglong);
@@ -51,6 +53,7 @@ macro_rules! nvml_functions {
             nvmlDeviceGetTemperatureThreshold(nvmlDevice_t, c_uint, *mut c_uint);
             nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t, *mut c_ulonglong);
             nvmlDeviceGetEccMode(nvmlDevice_t, *mut c_uint, *mut c_uint);
+            nvmlDeviceSetEccMode(nvmlDevice_t, c_uint);
             nvmlDeviceGetTotalEccErrors(nvmlDevice_t, c_uint, c_uint, *mut c_ulonglong);
             nvmlDeviceGetRemappedRows(nvmlDevice_t, *mut c_uint, *mut c_uint, *mut c_uint, *mut c_uint);
             nvmlDeviceGetPciInfo_v3(nvmlDevice_t, *mut nvmlPciInfo_t);
@@ -64,7 +67,14 @@ macro_rules! nvml_functions {
             nvmlDeviceGetNvLinkRemotePciInfo_v2(nvmlDevice_t, c_uint, *mut nvmlPciInfo_t);
             nvmlDeviceGetGpuFabricInfo(nvmlDevice_t, *mut nvmlGpuFabricInfo_t);
             nvmlDeviceGetGpuFabricInfoV(nvmlDevice_t, *mut nvmlGpuFabricInfoV_t);
+            nvmlDeviceGetSupportedMemoryClocks(nvmlDevice_t, *mut c_uint, *mut c_uint);
+            nvmlDeviceGetSupportedGraphicsClocks(nvmlDevice_t, c_uint, *mut c_uint, *mut c_uint);
+            nvmlDeviceSetGpuLockedClocks(nvmlDevice_t, c_uint, c_uint);
+            nvmlDeviceResetGpuLockedClocks(nvmlDevice_t);
+            nvmlDeviceSetMemoryLockedClocks(nvmlDevice_t, c_uint, c_uint);
+            nvmlDeviceResetMemoryLockedClocks(nvmlDevice_t);
             nvmlDeviceGetPersistenceMode(nvmlDevice_t, *mut c_uint);
+            nvmlDeviceSetPersistenceMode(nvmlDevice_t, c_uint);
             nvmlDeviceGetComputeMode(nvmlDevice_t, *mut c_uint);
             nvmlDeviceSetComputeMode(nvmlDevice_t, c_uint);
             nvmlDeviceGetFieldValues(nvmlDevice_t, i32, *mut nvmlFieldValue_t);

@@ -6,6 +6,7 @@ mod device;
 mod fabric;
 mod library;
 mod mig;
+mod settings;
 pub mod xid;
 
 use std::ffi::c_char;

@@ -198,17 +198,14 @@ impl Source {
     /// # Errors
     /// [`NodeError::Config`] with the file and the reason.
     pub fn read(&self, labels: &BTreeMap<String, String>) -> Result<Config, NodeError> {
-        let mut config = match self.select_file(labels)? {
+        let selected = match &self.folder {
+            Some(folder) => select_file(folder, CHOICE_LABEL, labels)?,
+            None => self.file.clone(),
+        };
+        let mut config = match selected {
             None => Config::default(),
-            Some(path) => {
-                let failed = |reason: String| NodeError::Config { file: path.display().to_string(), reason };
-                let size = std::fs::metadata(&path).map_err(|e| failed(e.to_string()))?.len();
-                if size > MAX_BYTES {
-                    return Err(failed(format!("the file has {size} bytes, but at most {MAX_BYTES} are read")));
-                }
-                let text = std::fs::read_to_string(&path).map_err(|e| failed(e.to_string()))?;
-                Config::parse(&text).map_err(failed)?
-            }
+            Some(path) => Config::parse(&read_text(&path)?)
+                .map_err(|reason| NodeError::Config { file: path.display().to_string(), reason })?,
         };
         if let Some(mig) = self.mig {
             config.mig = mig;
@@ -219,29 +216,47 @@ impl Source {
         }
         Ok(config)
     }
+}
 
-    fn select_file(&self, labels: &BTreeMap<String, String>) -> Result<Option<PathBuf>, NodeError> {
-        let Some(folder) = &self.folder else { return Ok(self.file.clone()) };
-        let names = files(folder)?;
-        if let Some(name) = labels.get(CHOICE_LABEL).filter(|n| !n.is_empty()) {
-            if names.iter().any(|n| n == name) {
-                return Ok(Some(folder.join(name)));
-            }
-            return Err(NodeError::Config {
-                file: folder.display().to_string(),
-                reason: format!(
-                    "the node label {CHOICE_LABEL} selects '{name}', but the folder has {}",
-                    names.join(", ")
-                ),
-            });
-        }
-        Ok(match names.as_slice() {
-            [] => None,
-            [only] => Some(folder.join(only)),
-            many if many.iter().any(|n| n == "default") => Some(folder.join("default")),
-            _ => None,
-        })
+/// Reads a configuration file of limited size.
+///
+/// # Errors
+/// [`NodeError::Config`] with the file and the reason.
+pub(crate) fn read_text(path: &Path) -> Result<String, NodeError> {
+    let failed = |reason: String| NodeError::Config { file: path.display().to_string(), reason };
+    let size = std::fs::metadata(path).map_err(|e| failed(e.to_string()))?.len();
+    if size > MAX_BYTES {
+        return Err(failed(format!("the file has {size} bytes, but at most {MAX_BYTES} are read")));
     }
+    std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))
+}
+
+/// The file in a folder that the node's label `label` selects. Without the label it is the only file of the folder, or the one named
+/// `default`.
+///
+/// # Errors
+/// [`NodeError::Config`] with the existing names if there is no such file.
+pub(crate) fn select_file(
+    folder: &Path,
+    label: &str,
+    labels: &BTreeMap<String, String>,
+) -> Result<Option<PathBuf>, NodeError> {
+    let names = files(folder)?;
+    if let Some(name) = labels.get(label).filter(|n| !n.is_empty()) {
+        if names.iter().any(|n| n == name) {
+            return Ok(Some(folder.join(name)));
+        }
+        return Err(NodeError::Config {
+            file: folder.display().to_string(),
+            reason: format!("the node label {label} selects '{name}', but the folder has {}", names.join(", ")),
+        });
+    }
+    Ok(match names.as_slice() {
+        [] => None,
+        [only] => Some(folder.join(only)),
+        many if many.iter().any(|n| n == "default") => Some(folder.join("default")),
+        _ => None,
+    })
 }
 
 /// Names of the files in a folder, without those that Kubernetes adds to mounted ConfigMaps, which begin with two dots.

@@ -56,6 +56,10 @@ pub(super) fn objects(values: &Values) -> Vec<Value> {
         let data = json!({"data": {"limits.yaml": values.node.accept.limits}});
         all.push(node_object(("v1", "ConfigMap"), "slipway-accept-limits", true, data));
     }
+    if !values.node.gpu_settings.is_empty() {
+        let data = json!({"data": values.node.gpu_settings});
+        all.push(node_object(("v1", "ConfigMap"), "slipway-gpu-settings", true, data));
+    }
     all.push(daemon_set(values));
     let ports = json!([{"name": "metrics", "port": PORT, "targetPort": "metrics", "protocol": "TCP"}]);
     all.push(node_object(
@@ -196,6 +200,11 @@ fn daemon_set(values: &Values) -> Value {
     // Without the last toleration, an agent that was restarted could not remove its own taint.
     let mut tolerations = node.tolerations.clone();
     tolerations.push(json!({"key": "slipway.dev/not-accepted", "operator": "Exists", "effect": "NoSchedule"}));
+    if !node.gpu_settings.is_empty() {
+        args.push("--gpu-settings-dir=/etc/slipway/gpu-settings".into());
+        volumes.push(json!({"name": "gpu-settings", "configMap": {"name": "slipway-gpu-settings"}}));
+        mounts.push(json!({"name": "gpu-settings", "mountPath": "/etc/slipway/gpu-settings", "readOnly": true}));
+    }
     let mut env = vec![
         json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}),
         // The agent allocates little, so one malloc arena saves memory.
@@ -253,8 +262,8 @@ fn daemon_set(values: &Values) -> Value {
     set
 }
 
-/// RBAC rules apply to all nodes. These policies restrict an agent to its own node, and there to labels under
-/// `nvidia.com/`, and the label and the taint of acceptance.
+/// RBAC rules apply to all nodes. These policies restrict an agent to its own node, and there to labels under `nvidia.com/`,
+/// the label and the taint of acceptance, and the state of the GPU settings.
 fn restrict_to_own_node(values: &Values) -> Vec<Value> {
     let own = "request.userInfo.extra[?'authentication.kubernetes.io/node-name'][?0].orValue('')";
     let policy = |suffix: &str, group: &'static str, resources: Value, operations: Value, validations: Value| {
@@ -263,7 +272,9 @@ fn restrict_to_own_node(values: &Values) -> Vec<Value> {
         admission_policy(values, &scope, validations)
     };
     let domain = if values.compute_domains.enabled { format!(" || k == '{LABEL}'") } else { String::new() };
-    let own_label = format!("k.startsWith('nvidia.com/') || k == 'slipway.dev/accepted'{domain}");
+    let own_label = format!(
+        "k.startsWith('nvidia.com/') || k == 'slipway.dev/accepted' || k == 'slipway.dev/gpu-settings.state'{domain}"
+    );
     let other_labels_unchanged = |a: &str, b: &str| {
         format!(
             "{a}.metadata.?labels.orValue({{}}).all(k, {own_label} || \

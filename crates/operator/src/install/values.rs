@@ -147,6 +147,7 @@ pub struct Node {
     pub config: BTreeMap<String, String>,
     pub mig_config: String,
     pub accept: Accept,
+    pub gpu_settings: BTreeMap<String, String>,
     pub privileged: bool,
     pub runtime_class_name: String,
     pub env: BTreeMap<String, String>,

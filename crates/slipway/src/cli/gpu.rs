@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use slipway_gpu::fit::request;
+use slipway_gpu::settings::ComputeMode;
+use slipway_gpu::settings::file::{ClockRange, Power};
 
 /// Options of `gpu`.
 #[derive(Debug, Args)]
@@ -81,6 +83,15 @@ pub(crate) enum Verb {
     /// Compare MIG, MPS and time slicing
     #[command(subcommand, after_help = "Example:\n  slipway gpu share plan jobs.yaml --family a100-80gb")]
     Share(Share),
+    /// Manage power limits, locked clocks, persistence, ECC and compute mode
+    #[command(
+        subcommand,
+        after_help = "Example:\n  slipway gpu settings show\n  slipway gpu settings plan --gpus 0-3 --power-limit 80%"
+    )]
+    Settings(GpuSettings),
+    /// Reset GPUs that nothing uses, with nvidia-smi; refuses and reports the reason otherwise
+    #[command(after_help = "Example:\n  slipway gpu reset --gpus 3")]
+    Reset(Reset),
     /// Manage CDI specifications for containers
     #[command(subcommand, after_help = "Example:\n  slipway gpu cdi generate --write")]
     Cdi(Cdi),
@@ -355,6 +366,115 @@ pub(crate) enum Share {
         #[arg(long)]
         family: Option<String>,
     },
+}
+
+/// Verbs of `gpu settings`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum GpuSettings {
+    /// Show the settings of each GPU, with the limits of the card and what slipway has changed
+    #[command(after_help = "Example:\n  slipway gpu settings show")]
+    Show {
+        #[command(flatten)]
+        record: RecordFile,
+    },
+    /// Show what would change; exit code 3 if there are changes
+    #[command(after_help = SETTINGS_EXAMPLE)]
+    Plan {
+        #[command(flatten)]
+        desired: DesiredSettings,
+        #[command(flatten)]
+        record: RecordFile,
+    },
+    /// Change the settings; if one fails, those before it are undone
+    #[command(after_help = SETTINGS_EXAMPLE)]
+    Apply {
+        #[command(flatten)]
+        desired: DesiredSettings,
+        #[command(flatten)]
+        record: RecordFile,
+    },
+    /// Restore the settings that the GPUs had before slipway's first change
+    #[command(after_help = "Example:\n  slipway gpu settings undo\n  slipway gpu settings undo --gpus 0")]
+    Undo {
+        /// GPUs by index, UUID or product name, such as 0-3,5; all GPUs if omitted
+        #[arg(long)]
+        gpus: Option<String>,
+        #[command(flatten)]
+        record: RecordFile,
+    },
+}
+
+const SETTINGS_EXAMPLE: &str = "Example:
+  slipway gpu settings apply --gpus 0-3 --power-limit 350W --persistence-mode on
+  slipway gpu settings apply settings.yaml
+
+The file is the desired state of all settings; what it leaves out gets its earlier value. Options change only what they name.
+
+  version: v1
+  gpuSettings:
+    - { gpus: all, powerLimit: 80%, persistence: true }
+    - { gpus: H100, lockedClocks: { graphics: 1200-1410 }, computeMode: default, ecc: true }";
+
+/// The desired settings: a file, or options.
+#[derive(Debug, Args)]
+pub(crate) struct DesiredSettings {
+    /// File with the desired settings; - for standard input
+    #[arg(conflicts_with_all = ["gpus", "power_limit", "lock_gpu_clocks", "lock_memory_clocks", "persistence_mode", "ecc", "compute_mode"])]
+    pub(crate) file: Option<PathBuf>,
+    /// GPUs by index, UUID or product name, such as 0-3,5; all GPUs if omitted
+    #[arg(long)]
+    pub(crate) gpus: Option<String>,
+    /// Power limit: 350W, 80% of the card's default, or default
+    #[arg(long, value_name = "LIMIT")]
+    pub(crate) power_limit: Option<Power>,
+    /// Keep the graphics clock in a range of MHz: 1200-1410, 1410, or default
+    #[arg(long, value_name = "MHZ")]
+    pub(crate) lock_gpu_clocks: Option<ClockRange>,
+    /// Keep the memory clock in a range of MHz
+    #[arg(long, value_name = "MHZ")]
+    pub(crate) lock_memory_clocks: Option<ClockRange>,
+    /// Keep the driver initialized without programs
+    #[arg(long, value_enum)]
+    pub(crate) persistence_mode: Option<Switch>,
+    /// ECC of the memory, from the next GPU reset or reboot on
+    #[arg(long, value_enum)]
+    pub(crate) ecc: Option<Switch>,
+    /// Processes that may use the GPU: default, exclusive-process or prohibited
+    #[arg(long, value_name = "MODE")]
+    pub(crate) compute_mode: Option<ComputeMode>,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// On
+    On,
+    /// Off
+    Off,
+}
+
+/// Where the earlier values are stored.
+#[derive(Debug, Args)]
+pub(crate) struct RecordFile {
+    /// File with the earlier values; by default /var/lib/slipway/gpu-settings.json, for simulated GPUs in the state folder
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
+}
+
+/// Options of `gpu reset`.
+#[derive(Debug, Args)]
+pub(crate) struct Reset {
+    /// GPUs by index, UUID or product name, such as 0-3,5
+    #[arg(long, required = true)]
+    pub(crate) gpus: String,
+    /// Folder of the kubelet, which reports the pods that hold a GPU
+    #[arg(long, default_value = "/var/lib/kubelet", value_name = "DIR")]
+    pub(crate) kubelet_dir: PathBuf,
+    /// State folder of the node agent, which closes its GPUs for the time of the reset
+    #[arg(long, default_value = "/var/lib/slipway", value_name = "DIR")]
+    pub(crate) agent_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) record: RecordFile,
 }
 
 /// Verbs of `gpu cdi`.

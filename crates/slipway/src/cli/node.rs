@@ -195,6 +195,12 @@ pub(crate) struct Run {
     /// mig-parted configuration; the label nvidia.com/mig.config selects a layout
     #[arg(long, value_name = "FILE")]
     pub(crate) mig_config: Option<PathBuf>,
+    /// Settings of the GPUs, in the format of `slipway gpu settings`; applied again whenever the driver was restarted
+    #[arg(long, value_name = "FILE")]
+    pub(crate) gpu_settings: Option<PathBuf>,
+    /// Folder of such files; the label slipway.dev/gpu-settings selects one
+    #[arg(long, value_name = "DIR", conflicts_with = "gpu_settings")]
+    pub(crate) gpu_settings_dir: Option<PathBuf>,
     /// Folder of the kubelet
     #[arg(long, default_value = "/var/lib/kubelet", value_name = "DIR")]
     pub(crate) kubelet_dir: PathBuf,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use slipway_core::env;
+use slipway_core::home::Home;
 use slipway_gpu::accept::check::Level;
 use slipway_node::accept;
 use slipway_node::agent::{Imex, Offering, Options};
@@ -143,6 +144,7 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
             }),
         },
         mig_config: args.mig_config,
+        gpu_settings: slipway_node::gpu_settings::Source { file: args.gpu_settings, folder: args.gpu_settings_dir },
         mps_root: args.mps_root,
         dra_driver: args.dra_driver,
         imex_channels: args.imex_channels.then_some(Imex {
@@ -152,6 +154,7 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
         }),
         namespace: namespace(),
         home,
+        machine: Home::at(context.config.get("home").unwrap_or_default()).root().to_owned(),
         listen: args.listen,
         policy: Policy::from_variables(
             variable("DP_DISABLE_HEALTHCHECKS").as_deref(),

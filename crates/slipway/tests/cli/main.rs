@@ -5,6 +5,7 @@
 mod config;
 mod explain;
 mod gpu;
+mod gpu_settings;
 mod kill;
 mod output;
 mod runs;

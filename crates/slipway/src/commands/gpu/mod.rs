@@ -3,6 +3,7 @@
 mod containers;
 mod fit;
 mod measure;
+mod settings;
 mod sharing;
 
 use std::path::Path;
@@ -11,6 +12,7 @@ use slipway_core::units;
 use slipway_gpu::inventory::{Gpu, Inventory, Severity};
 use slipway_gpu::nvml::Nvml;
 use slipway_gpu::nvml::xid::{Effect, XIDS, Xid};
+use slipway_gpu::selector::{Identity, Selector};
 use slipway_gpu::sheet::{self, Precision};
 use slipway_gpu::topology::Topology;
 use slipway_gpu::{GpuError, draw, pci, stack, vendor};
@@ -25,7 +27,7 @@ use crate::output::{Table, print, print_note, print_text, stdout_is_open};
 pub(super) fn nvml(fixture: Option<&str>) -> Result<Nvml, GpuError> {
     if let Some(name) = fixture.filter(|name| vendor::is_amd(name)) {
         return Err(GpuError::Invalid(format!(
-            "{name} simulates GPUs of AMD, which only `gpu ls`, `gpu show` and `top` support"
+            "{name} simulates GPUs of AMD, which only `gpu ls`, `gpu show`, `gpu stack` and `top` support"
         )));
     }
     let nvml = Nvml::find(fixture)?;
@@ -54,9 +56,24 @@ pub(super) async fn run(context: &Context, args: cli::Gpu) -> Result<(), Failure
         Verb::Fit(options) => fit::fit(context, &options).await,
         Verb::Mig(verb) => sharing::mig(context, fixture, verb),
         Verb::Share(cli::Share::Plan { file, family }) => sharing::share(context, fixture, &file, family),
+        Verb::Settings(verb) => settings::settings(context, fixture, verb),
+        Verb::Reset(options) => settings::reset(context, fixture, options).await,
         Verb::Cdi(verb) => containers::cdi(context, fixture, verb),
         Verb::Container(verb) => containers::container(context, verb),
     }
+}
+
+/// The indices of the GPUs that a text such as `0-3,GPU-<uuid>,H100` selects.
+fn selected(nvml: &Nvml, text: &str) -> Result<Vec<u32>, GpuError> {
+    let selector: Selector = text.parse().map_err(GpuError::Invalid)?;
+    let read = |index: u32| {
+        let device = nvml.device(index).ok();
+        let uuid = device.and_then(|d| d.uuid().ok()).unwrap_or_default();
+        (index, uuid, device.and_then(|d| d.name().ok()).unwrap_or_default())
+    };
+    let gpus: Vec<(u32, String, String)> = (0..nvml.count()?).map(read).collect();
+    let identities = gpus.iter().map(|(index, uuid, name)| Identity { index: *index, uuid, name });
+    selector.indices(identities).map_err(GpuError::Invalid)
 }
 
 /// The value, or `-` if there is none.
@@ -307,7 +324,7 @@ fn topology(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
 }
 
 fn print_stack(context: &Context, fixture: Option<&str>) -> Result<(), Failure> {
-    let inventory = Nvml::find(fixture).and_then(|n| Inventory::collect(&n));
+    let inventory = vendor::find(fixture).and_then(|library| library.inventory());
     let layers = stack::layers(Path::new("/"), &inventory);
     let missing = layers.iter().filter(|l| l.ok == Some(false)).count();
     print(context.global.output.format, &layers, |layers| {

@@ -6,6 +6,7 @@ use std::path::Path;
 use slipway_core::units;
 use slipway_gpu::mig::{self, Change, Config, Geometry, Instance, Layout, Placed, Plan};
 use slipway_gpu::nvml::Nvml;
+use slipway_gpu::selector::Selector;
 use slipway_gpu::share::{self, Workloads};
 use slipway_gpu::{GpuError, draw, sheet};
 
@@ -16,7 +17,7 @@ use crate::cli::gpu as cli;
 use crate::output::{Table, confirm, print, print_note, print_text};
 
 /// Reads a file; `-` is standard input, of at most 16 MiB.
-fn read(path: &Path) -> Result<String, GpuError> {
+pub(super) fn read(path: &Path) -> Result<String, GpuError> {
     let io = |source| GpuError::Io { what: path.display().to_string(), source };
     if path == Path::new("-") {
         let mut text = String::new();
@@ -24,35 +25,6 @@ fn read(path: &Path) -> Result<String, GpuError> {
         return Ok(text);
     }
     std::fs::read_to_string(path).map_err(io)
-}
-
-/// Parses GPU indices such as `0-3,5`, and UUIDs with `find`, which returns the index of one.
-fn indices(text: &str, find: impl Fn(&str) -> Result<u32, GpuError>) -> Result<Vec<u32>, GpuError> {
-    let invalid = || GpuError::Invalid(format!("'{text}' is not a list of GPUs such as 0-3,5 or GPU-<uuid>"));
-    let mut indices = Vec::new();
-    for part in text.split(',').map(str::trim) {
-        if part.starts_with("GPU-") {
-            indices.push(find(part)?);
-            continue;
-        }
-        let (a, b) = part.split_once('-').unwrap_or((part, part));
-        let (a, b): (u32, u32) = (a.parse().map_err(|_| invalid())?, b.parse().map_err(|_| invalid())?);
-        if a > b || b > 4096 {
-            return Err(invalid());
-        }
-        indices.extend(a..=b);
-    }
-    Ok(indices)
-}
-
-/// The index of the GPU with this UUID.
-fn index_of(nvml: &Nvml, uuid: &str) -> Result<u32, GpuError> {
-    for index in 0..nvml.count()? {
-        if nvml.device(index).and_then(|d| d.uuid()).is_ok_and(|found| found.eq_ignore_ascii_case(uuid)) {
-            return Ok(index);
-        }
-    }
-    Err(GpuError::Invalid(format!("there is no {uuid}; `slipway gpu ls -o wide` lists the UUIDs")))
 }
 
 fn family(name: &str) -> Result<Geometry, GpuError> {
@@ -170,7 +142,7 @@ fn plan(nvml: &Nvml, layouts: &[Layout], desired: &cli::Desired) -> Result<Plan,
     match (&desired.instances, &desired.config) {
         (Some(text), None) => {
             let gpus = match &desired.gpus {
-                Some(text) => indices(text, |uuid| index_of(nvml, uuid))?,
+                Some(text) => super::selected(nvml, text)?,
                 None => layouts.iter().map(|l| l.gpu).collect(),
             };
             mig::plan(layouts, &mig::Desired::Together(&mig::parse(text)?, &gpus))
@@ -247,7 +219,11 @@ fn plan_family(context: &Context, geometry: &Geometry, desired: &cli::Desired) -
         .ok_or_else(|| GpuError::Invalid("give the instances: \"3x1g.10gb + 1x3g.40gb\"".into()))?;
     let requested = mig::parse(text)?;
     let count = match &desired.gpus {
-        Some(text) => indices(text, |_| Err(GpuError::Invalid("a card family has no UUIDs".into())))?.len(),
+        Some(text) => text.parse::<Selector>().map_err(GpuError::Invalid)?.count().ok_or_else(|| {
+            GpuError::Invalid(
+                "a card family has no UUIDs and names: give the number of GPUs as indices such as 0-3".into(),
+            )
+        })?,
         None => 1,
     };
     let empty = vec![mig::Used::default(); count];
