@@ -108,7 +108,8 @@ fn formats(request: &Request, shape: &Transformer) -> Formats {
         None => shape.format.unwrap_or(Format::Bf16),
     };
     let weights = request.dtype.unwrap_or(default);
-    Formats { weights, cache: request.kv_dtype.unwrap_or_else(|| weights.cache()) }
+    let cache = request.kv_dtype.unwrap_or_else(|| request.dtype.map_or_else(|| weights.cache(), Format::requested_cache));
+    Formats { weights, cache }
 }
 
 /// Estimates the memory of `request` and finds where it fits.
@@ -147,10 +148,12 @@ pub fn fit(request: &Request) -> Result<Estimate, GpuError> {
 fn assumptions(request: &Request, formats: Formats, targets: &[Target]) -> Vec<String> {
     let mut all = Vec::new();
     if request.train.is_none() && request.kv_dtype.is_none() {
-        all.push(format!(
-            "the key-value cache is in {}, as with vLLM's --kv-cache-dtype auto; --kv-dtype names another format",
-            formats.cache
-        ));
+        let cache = formats.cache;
+        all.push(if cache == formats.weights.cache() {
+            format!("the key-value cache is in {cache}, as with vLLM's --kv-cache-dtype auto; --kv-dtype names another format")
+        } else {
+            format!("the key-value cache is in {cache} as the weights, which vLLM does with --kv-cache-dtype {cache}; --kv-dtype names another format")
+        });
     }
     let mut machines: Vec<_> = targets.iter().filter_map(|t| t.machine.map(|m| (t.card, m))).collect();
     machines.dedup_by_key(|(card, _)| *card);

@@ -32,7 +32,8 @@ pub struct Request {
     pub model: Description,
     /// Format of the weights; by default the one that `config.json` declares, otherwise bf16.
     pub dtype: Option<Format>,
-    /// Format of the key-value cache; by default that of the activations: bf16, or fp16 or fp32 with weights in these.
+    /// Format of the key-value cache; by default fp8 if `dtype` is fp8, otherwise that of the activations: bf16, or fp16 or fp32 with
+    /// weights in these.
     pub kv_dtype: Option<Precision>,
     /// Tokens per sequence, from 1 to 2^24; in training with packed sequences the length of a pack.
     pub seq: u64,

@@ -158,7 +158,7 @@ impl Format {
         }
     }
 
-    /// The format of the key-value cache if none is requested: that of the activations, which quantized weights leave in bf16. vLLM does
+    /// The format of the key-value cache of a model with weights in this format: that of the activations, which quantized weights leave in bf16. vLLM does
     /// so with `--kv-cache-dtype auto`, its default (`vllm/config/cache.py`).
     pub fn cache(self) -> Precision {
         match self {
@@ -166,6 +166,12 @@ impl Format {
             Self::Fp16 => Precision::Fp16,
             _ => Precision::Bf16,
         }
+    }
+
+    /// The format of the key-value cache if a user requests weights in this format and no format of the cache: the same, where caches have
+    /// it without scales for each block.
+    pub fn requested_cache(self) -> Precision {
+        if self == Self::Fp8 { Precision::Fp8 } else { self.cache() }
     }
 }
 

@@ -164,7 +164,7 @@ pub(crate) struct Fit {
     /// Format of the weights: fp32, bf16, fp16, fp8, int8, gptq-int8, awq (int4), gptq, nf4, mxfp4, nvfp4 (fp4), mxfp6
     #[arg(long, value_name = "FORMAT")]
     pub(crate) dtype: Option<String>,
-    /// Format of the key-value cache: fp32, bf16, fp16, fp8, int8 or fp4
+    /// Format of the key-value cache: fp32, bf16, fp16, fp8, int8 or fp4; fp8 with --dtype fp8, otherwise that of the activations
     #[arg(long, value_name = "FORMAT")]
     pub(crate) kv_dtype: Option<String>,
     /// Tokens per sequence; with packed sequences the length of a pack

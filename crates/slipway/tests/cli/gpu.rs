@@ -154,12 +154,12 @@ fn doctor_reports_gpu_and_runtime_problems() {
 fn fit_reads_a_model_and_says_where_it_fits() {
     let sandbox = Sandbox::new();
     let fit = |words: &[&str]| sandbox.run(&[&["gpu", "fit"], words].concat());
-    // Weights in fp8 leave the cache in bf16, as vLLM does; the output names the assumption.
-    for (kv, gib, bytes) in [(&[][..], 8.6, 2), (&["--kv-dtype", "fp8"], 4.3, 1)] {
+    // The output names the assumption about the cache.
+    for (kv, gib, bytes) in [(&[][..], 4.3, 1), (&["--kv-dtype", "bf16"], 8.6, 2)] {
         let words = [&["--params", "671b", "--dtype", "fp8", "--seq", "131072", "-o", "json"][..], kv].concat();
         let done = fit(&words).with_code(0);
         assert_eq!(
-            done.message().contains("the key-value cache is in bf16, as with vLLM's"),
+            done.message().contains("the key-value cache is in fp8 as the weights"),
             kv.is_empty(),
             "{done:?}"
         );
