@@ -106,6 +106,14 @@ fn defects_fail_the_check_that_is_named_after_them() {
 }
 
 #[test]
+fn lost_gpu_passes_nothing() {
+    let report = accept("", "lost_after_ms: 0", &level(2));
+    let of_lost = |c: &&Check| c.device == "gpu 1" && c.name != "errors";
+    assert!(report.checks.iter().filter(of_lost).all(|c| !c.outcome.is_acceptable()));
+    assert_eq!(failures(&report), ["driver gpu 1", "pcie gpu 1", "memory gpu 1", "memory_bandwidth gpu 1"]);
+}
+
+#[test]
 fn memory_mismatch_names_address_pattern_and_bits() {
     let report = accept("", "memory_fault: 4096", &level(4));
     let what = &check(&report, "memtest", "gpu 1").what;

@@ -32,8 +32,13 @@ pub(super) fn checks(inventory: &Inventory, topology: &Topology, root: &Path, re
     let gpus: Vec<&Gpu> =
         inventory.gpus.iter().filter(|g| request.gpus.is_empty() || request.gpus.contains(&g.index)).collect();
     for gpu in &gpus {
-        checks.extend(FINDINGS.iter().map(|(name, codes, of_warning)| finding(gpu, name, codes, *of_warning)));
-        checks.push(processes(gpu, request));
+        // A lost GPU has no other values, which is no sign that they are right.
+        let lost = gpu.findings.iter().any(|f| f.code == FindingCode::GpuLost);
+        let readable = FINDINGS.iter().filter(|(name, ..)| !lost || *name == "driver");
+        checks.extend(readable.map(|(name, codes, of_warning)| finding(gpu, name, codes, *of_warning)));
+        if !lost {
+            checks.push(processes(gpu, request));
+        }
     }
     checks.extend(same_model(&gpus));
     if inventory.simulated {

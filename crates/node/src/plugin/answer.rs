@@ -247,6 +247,6 @@ mod tests {
     #[test]
     fn unknown_and_draining_devices_are_rejected() {
         assert!(allocate_ids("", &["GPU-9"]).unwrap_err().contains("unknown device: GPU-9"));
-        assert!(allocate_ids("", &["GPU-2"]).unwrap_err().contains("about to change"));
+        assert!(allocate_ids("", &["GPU-2"]).unwrap_err().contains("is drained for"));
     }
 }

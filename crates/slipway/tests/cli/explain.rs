@@ -48,6 +48,7 @@ fn catalogue_contains_exactly_the_used_codes() {
         "gpu.mode",
         "node.db",
         "server.json",
+        "cluster.local",
         "cluster.yaml",
         "config.json",
         "config.toml",
