@@ -6,7 +6,9 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|v| v == value);
     // On this target, rustc links with its own LLD unless another linker is configured, as `make portable` does.
-    if !is("PROFILE", "release") || !is("TARGET", "x86_64-unknown-linux-gnu") || std::env::var_os("RUSTC_LINKER").is_some()
+    if !is("PROFILE", "release")
+        || !is("TARGET", "x86_64-unknown-linux-gnu")
+        || std::env::var_os("RUSTC_LINKER").is_some()
     {
         return;
     }

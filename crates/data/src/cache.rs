@@ -153,7 +153,9 @@ impl Cache {
     pub fn manifest(&self, digest: &Digest) -> Result<Option<Manifest>, DataError> {
         let path = self.path(digest);
         match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.len() > MAX_MANIFEST_BYTES => return Err(DataError::file(&path, 0, "it is too large for a manifest")),
+            Ok(metadata) if metadata.len() > MAX_MANIFEST_BYTES => {
+                return Err(DataError::file(&path, 0, "it is too large for a manifest"));
+            }
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(DataError::io(&path)(error)),
@@ -246,8 +248,12 @@ impl Cache {
             };
             match linked {
                 Ok(()) => return Ok(()),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(DataError::io(&object)(error)),
-                Err(error) if matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(DataError::io(&object)(error));
+                }
+                Err(error)
+                    if matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) =>
+                {
                     return Err(DataError::io(target)(error));
                 }
                 Err(_) => {}
@@ -346,7 +352,9 @@ pub struct Listing {
 fn read_folder(folder: &Path) -> Result<Vec<std::fs::DirEntry>, DataError> {
     match std::fs::read_dir(folder) {
         Ok(entries) => entries.collect::<Result<_, _>>().map_err(DataError::io(folder)),
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(Vec::new()),
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Ok(Vec::new())
+        }
         Err(error) => Err(DataError::io(folder)(error)),
     }
 }

@@ -27,16 +27,43 @@ const SECTION_ORDER: &[&str] =
     &["core", "cache", "state", "index", "feature", "plots", "exp", "parsing", "hydra", "studio"];
 /// The options of `core`.
 const CORE: &[&str] = &[
-    "remote", "checksum_jobs", "interactive", "analytics", "hardlink_lock", "no_scm", "autostage", "experiments", "check_update",
-    "site_cache_dir", "machine",
+    "remote",
+    "checksum_jobs",
+    "interactive",
+    "analytics",
+    "hardlink_lock",
+    "no_scm",
+    "autostage",
+    "experiments",
+    "check_update",
+    "site_cache_dir",
+    "machine",
 ];
 /// The options of `cache`.
 const CACHE: &[&str] = &[
-    "local", "s3", "gs", "hdfs", "webhdfs", "ssh", "azure", "dir", "type", "protected", "shared", "slow_link_warning", "verify",
+    "local",
+    "s3",
+    "gs",
+    "hdfs",
+    "webhdfs",
+    "ssh",
+    "azure",
+    "dir",
+    "type",
+    "protected",
+    "shared",
+    "slow_link_warning",
+    "verify",
 ];
 /// The options whose values are paths, relative to the folder of the file.
 const REMOTE_PATHS: &[&str] = &[
-    "url", "gdrive_user_credentials_file", "gdrive_service_account_json_file_path", "credentialpath", "configpath", "keyfile", "cert_path",
+    "url",
+    "gdrive_user_credentials_file",
+    "gdrive_service_account_json_file_path",
+    "credentialpath",
+    "configpath",
+    "keyfile",
+    "cert_path",
     "key_path",
 ];
 
@@ -64,7 +91,9 @@ impl Files {
     pub fn path(&self, level: Level) -> Option<PathBuf> {
         let from_env = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         match level {
-            Level::System => Some(from_env("DVC_SYSTEM_CONFIG_DIR").unwrap_or_else(|| "/etc/xdg/dvc".into()).join("config")),
+            Level::System => {
+                Some(from_env("DVC_SYSTEM_CONFIG_DIR").unwrap_or_else(|| "/etc/xdg/dvc".into()).join("config"))
+            }
             Level::Global => {
                 let home = || from_env("HOME").map(|home| home.join(".config"));
                 let config = || from_env("XDG_CONFIG_HOME").or_else(home).map(|folder| folder.join("dvc"));
@@ -149,7 +178,12 @@ fn validate(ini: &Ini) -> Result<(), DataError> {
             Some(_) => continue,
             None if section.name == "core" => CORE,
             None if section.name == "cache" => CACHE,
-            None if SECTION_ORDER.contains(&section.name.as_str()) || section.name == "machine" || section.name == "db" => continue,
+            None if SECTION_ORDER.contains(&section.name.as_str())
+                || section.name == "machine"
+                || section.name == "db" =>
+            {
+                continue;
+            }
             None => return Err(DataError::Config(format!("extra keys not allowed @ data['{}']", section.name))),
         };
         if let Some(option) = section.options.iter().find(|option| !known.contains(&option.name.as_str())) {
@@ -159,7 +193,14 @@ fn validate(ini: &Ini) -> Result<(), DataError> {
         for option in &section.options {
             let boolean = matches!(
                 option.name.as_str(),
-                "interactive" | "analytics" | "hardlink_lock" | "no_scm" | "autostage" | "check_update" | "slow_link_warning" | "verify"
+                "interactive"
+                    | "analytics"
+                    | "hardlink_lock"
+                    | "no_scm"
+                    | "autostage"
+                    | "check_update"
+                    | "slow_link_warning"
+                    | "verify"
             );
             let value = option.value().to_lowercase();
             if boolean && value != "true" && value != "false" {
@@ -259,7 +300,8 @@ fn each_path(section: &mut Section, change: impl Fn(&str) -> String) {
 /// Applies a function to the values of a section that are paths and differ from those of `old`.
 fn each_changed_path(section: &mut Section, old: &Section, change: impl Fn(&str) -> String) {
     let is_remote = matches!(named(&section.name), Some(("remote", _)));
-    let is_path = |name: &str| (is_remote && REMOTE_PATHS.contains(&name)) || (section.name == "cache" && name == "dir");
+    let is_path =
+        |name: &str| (is_remote && REMOTE_PATHS.contains(&name)) || (section.name == "cache" && name == "dir");
     let changed: Vec<(String, String)> = section
         .options
         .iter()
@@ -273,9 +315,9 @@ fn each_changed_path(section: &mut Section, old: &Section, change: impl Fn(&str)
 
 /// Whether the value is a URL, as opposed to a path.
 pub fn is_url(value: &str) -> bool {
-    value.split_once("://").is_some_and(|(scheme, _)| {
-        !scheme.is_empty() && scheme.chars().all(|c| c.is_alphanumeric() || c == '_')
-    })
+    value
+        .split_once("://")
+        .is_some_and(|(scheme, _)| !scheme.is_empty() && scheme.chars().all(|c| c.is_alphanumeric() || c == '_'))
 }
 
 /// The absolute form of a path in a file in `folder`. URLs are not changed.
@@ -335,14 +377,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = Files::new(Some(folder.path().join(".dvc")));
         std::fs::create_dir(folder.path().join(".dvc")).unwrap();
-        std::fs::write(folder.path().join(".dvc/config"), "['remote \"a\"']\n    url = ../x/./y\n['remote \"b\"']\n    url = s3://b/p\n").unwrap();
-        files.edit(Level::Project, |ini| {
-            ini.section_mut("core").set("remote", "a");
-            Ok(())
-        })
+        std::fs::write(
+            folder.path().join(".dvc/config"),
+            "['remote \"a\"']\n    url = ../x/./y\n['remote \"b\"']\n    url = s3://b/p\n",
+        )
         .unwrap();
+        files
+            .edit(Level::Project, |ini| {
+                ini.section_mut("core").set("remote", "a");
+                Ok(())
+            })
+            .unwrap();
         let text = std::fs::read_to_string(folder.path().join(".dvc/config")).unwrap();
-        assert_eq!(text, "[core]\n    remote = a\n['remote \"a\"']\n    url = ../x/y\n['remote \"b\"']\n    url = s3://b/p\n");
+        assert_eq!(
+            text,
+            "[core]\n    remote = a\n['remote \"a\"']\n    url = ../x/y\n['remote \"b\"']\n    url = s3://b/p\n"
+        );
         let config = files.load().unwrap();
         assert_eq!(config.remote("a").unwrap()["url"], folder.path().join("x/y").to_string_lossy());
         assert_eq!(config.remotes(), ["a", "b"]);
@@ -355,7 +405,9 @@ mod tests {
 
     #[test]
     fn relative_paths() {
-        for (path, folder, expected) in [("/a/b", "/a", "b"), ("/a", "/a/b", ".."), ("/a/b", "/a/c/d", "../../b"), ("/a", "/a", ".")] {
+        for (path, folder, expected) in
+            [("/a/b", "/a", "b"), ("/a", "/a/b", ".."), ("/a/b", "/a/c/d", "../../b"), ("/a", "/a", ".")]
+        {
             assert_eq!(relative_path(Path::new(path), Path::new(folder)), Path::new(expected));
         }
         assert_eq!(normalise(Path::new("/a/./b/../c/../../..")), Path::new("/"));

@@ -18,7 +18,7 @@ const TEXT_BYTES: usize = 512;
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn hash_file(path: &Path, name: HashName) -> Result<[u8; 16], DataError> {
+pub(crate) fn hash_file(path: &Path, name: HashName) -> Result<[u8; 16], DataError> {
     let mut file = open(path)?;
     let mut hasher = Md5::new();
     with_buffer(|buffer| {

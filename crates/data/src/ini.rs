@@ -101,12 +101,18 @@ impl Ini {
                 if !beside.is_empty() && !beside.starts_with('#') {
                     return Err(error("text follows the section's name"));
                 }
-                ini.sections.push(Section { name, options: Vec::new(), comments: std::mem::take(&mut comments), beside });
+                ini.sections.push(Section {
+                    name,
+                    options: Vec::new(),
+                    comments: std::mem::take(&mut comments),
+                    beside,
+                });
                 continue;
             }
             let (name, value) = trimmed.split_once('=').ok_or_else(|| error("neither a section nor NAME = VALUE"))?;
             let name = unquote(name.trim()).to_lowercase();
-            let (values, is_list, beside) = parse_values(value.trim()).ok_or_else(|| error("the quote is not closed"))?;
+            let (values, is_list, beside) =
+                parse_values(value.trim()).ok_or_else(|| error("the quote is not closed"))?;
             let section = ini.sections.last_mut().ok_or_else(|| error("the option is in no section"))?;
             if name.is_empty() || section.options.iter().any(|option| option.name == name) {
                 return Err(error("the option has no name, or occurs twice"));
@@ -142,7 +148,8 @@ impl Ini {
             Some(_) => (3, 0),
             None => {
                 let position = original.iter().position(|name| *name == section.name);
-                let new = || original.len() + order.iter().position(|name| *name == section.name).unwrap_or(order.len());
+                let new =
+                    || original.len() + order.iter().position(|name| *name == section.name).unwrap_or(order.len());
                 (0, position.unwrap_or_else(new))
             }
         };

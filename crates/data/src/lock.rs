@@ -85,7 +85,10 @@ impl Lock {
                 && (overlaps(writes, &entry.path) || (entry.writes && overlaps(reads, &entry.path)))
                 && is_alive(entry.pid)
         };
-        Ok(entries.iter().find(blocks).map(|entry| format!("{} (process {}) is working on {}", entry.command, entry.pid, entry.path)))
+        Ok(entries
+            .iter()
+            .find(blocks)
+            .map(|entry| format!("{} (process {}) is working on {}", entry.command, entry.pid, entry.path)))
     }
 }
 
@@ -170,7 +173,12 @@ mod tests {
             .unwrap()
             .is_some()
         };
-        assert!(blocked(&["/p/out/file"], &[]) && blocked(&[], &["/p/out"]) && blocked(&[], &["/p"]) && blocked(&[], &["/p/in"]));
+        assert!(
+            blocked(&["/p/out/file"], &[])
+                && blocked(&[], &["/p/out"])
+                && blocked(&[], &["/p"])
+                && blocked(&[], &["/p/in"])
+        );
         assert!(!blocked(&["/p/in"], &[]) && !blocked(&[], &["/p/dead"]) && !blocked(&["/p/other"], &["/q"]));
         assert_eq!(std::fs::read_to_string(folder.path().join("lock")).unwrap(), format!(" {}\n", std::process::id()));
     }

@@ -4,6 +4,7 @@
 
 use md5::{Digest as _, Md5};
 
+use crate::json;
 use crate::model::Digest;
 
 /// Maximum bytes of a manifest; about 20 million files.
@@ -55,7 +56,7 @@ impl Manifest {
             out.extend_from_slice(b"{\"md5\": \"");
             out.extend_from_slice(entry.digest.to_string().as_bytes());
             out.extend_from_slice(b"\", \"relpath\": ");
-            write_json_string(&mut out, &entry.path);
+            json::write_string(&mut out, &entry.path);
             out.push(b'}');
         }
         out.push(b']');
@@ -76,8 +77,8 @@ impl Manifest {
         let mut entries = Vec::with_capacity(raw.len());
         for entry in raw {
             let digest = Digest::parse(&entry.md5).ok_or_else(|| format!("'{}' is not an MD5 digest", entry.md5))?;
-            let valid = !entry.relpath.contains('\0')
-                && entry.relpath.split('/').all(|name| !matches!(name, "" | "." | ".."));
+            let valid =
+                !entry.relpath.contains('\0') && entry.relpath.split('/').all(|name| !matches!(name, "" | "." | ".."));
             if !valid || digest.is_dir {
                 return Err(format!("'{}' is not the path of a file in a folder", entry.relpath));
             }
@@ -101,30 +102,6 @@ struct RawEntry<'a> {
 /// The digest of a folder whose manifest has these bytes.
 pub fn digest_of(bytes: &[u8]) -> Digest {
     Digest { md5: Md5::digest(bytes).into(), is_dir: true }
-}
-
-/// Appends a JSON string with all other than printable ASCII characters escaped, in the form of Python's `json` module.
-fn write_json_string(out: &mut Vec<u8>, text: &str) {
-    out.push(b'"');
-    for c in text.chars() {
-        match c {
-            '"' => out.extend_from_slice(b"\\\""),
-            '\\' => out.extend_from_slice(b"\\\\"),
-            '\n' => out.extend_from_slice(b"\\n"),
-            '\r' => out.extend_from_slice(b"\\r"),
-            '\t' => out.extend_from_slice(b"\\t"),
-            '\x08' => out.extend_from_slice(b"\\b"),
-            '\x0c' => out.extend_from_slice(b"\\f"),
-            ' '..='~' => out.push(c as u8),
-            c => {
-                let mut units = [0; 2];
-                for unit in c.encode_utf16(&mut units) {
-                    out.extend_from_slice(format!("\\u{unit:04x}").as_bytes());
-                }
-            }
-        }
-    }
-    out.push(b'"');
 }
 
 #[cfg(test)]

@@ -86,7 +86,13 @@ mod tests {
         for text in ["d41d8cd98f00b204e9800998ecf8427e", "8b3662b0d460701f7734cdf533c5aa85.dir"] {
             assert_eq!(Digest::parse(text).map(|d| d.to_string()).as_deref(), Some(text));
         }
-        for text in ["", "d41d", "d41d8cd98f00b204e9800998ecf8427", "g41d8cd98f00b204e9800998ecf8427e", "+41d8cd98f00b204e9800998ecf8427e"] {
+        for text in [
+            "",
+            "d41d",
+            "d41d8cd98f00b204e9800998ecf8427",
+            "g41d8cd98f00b204e9800998ecf8427e",
+            "+41d8cd98f00b204e9800998ecf8427e",
+        ] {
             assert_eq!(Digest::parse(text), None, "{text}");
         }
         let dir = Digest::parse("8b3662b0d460701f7734cdf533c5aa85.dir").unwrap();

@@ -111,7 +111,8 @@ impl Project {
     /// # Errors
     /// If the lock cannot be taken again.
     pub fn wait_for(&self, selected: &[Selected<'_>], writes: bool, on_wait: &dyn Fn(&str)) -> Result<bool, DataError> {
-        let paths: Vec<&Path> = selected.iter().flat_map(|s| &s.stage.outs).filter_map(|out| out.path.as_deref()).collect();
+        let paths: Vec<&Path> =
+            selected.iter().flat_map(|s| &s.stage.outs).filter_map(|out| out.path.as_deref()).collect();
         if writes { self.lock.wait_for(&[], &paths, on_wait) } else { self.lock.wait_for(&paths, &[], on_wait) }
     }
 
@@ -163,7 +164,12 @@ impl Project {
     ///
     /// # Errors
     /// [`DataError::Target`] for a target that is none of these.
-    pub fn select<'a>(&self, stages: &'a [Stage], targets: &[String], recursive: bool) -> Result<Vec<Selected<'a>>, DataError> {
+    pub fn select<'a>(
+        &self,
+        stages: &'a [Stage],
+        targets: &[String],
+        recursive: bool,
+    ) -> Result<Vec<Selected<'a>>, DataError> {
         if targets.is_empty() {
             return Ok(stages.iter().map(|stage| Selected { stage, filter: None }).collect());
         }
@@ -172,10 +178,15 @@ impl Project {
             let path = self.absolute(target);
             let by_file = |stage: &&Stage| stage.file == path;
             let by_address = |stage: &&Stage| stage.name.is_some() && stage.address(&self.current) == *target;
-            let mut found: Vec<Selected<'a>> =
-                stages.iter().filter(|s| by_file(s) || by_address(s)).map(|stage| Selected { stage, filter: None }).collect();
+            let mut found: Vec<Selected<'a>> = stages
+                .iter()
+                .filter(|s| by_file(s) || by_address(s))
+                .map(|stage| Selected { stage, filter: None })
+                .collect();
             if found.is_empty() && recursive && path.is_dir() {
-                found.extend(stages.iter().filter(|s| s.file.starts_with(&path)).map(|stage| Selected { stage, filter: None }));
+                found.extend(
+                    stages.iter().filter(|s| s.file.starts_with(&path)).map(|stage| Selected { stage, filter: None }),
+                );
                 selected.extend(found);
                 continue;
             }
@@ -290,7 +301,13 @@ fn load(file: &Path, root: &Path) -> Result<Vec<Stage>, DataError> {
 }
 
 /// The stages of a pipeline that have been run, from its `dvc.yaml` and `dvc.lock`.
-pub(crate) fn load_pipeline(file: &Path, pipeline: &str, lock: &Path, text: &str, root: &Path) -> Result<Vec<Stage>, DataError> {
+pub(crate) fn load_pipeline(
+    file: &Path,
+    pipeline: &str,
+    lock: &Path,
+    text: &str,
+    root: &Path,
+) -> Result<Vec<Stage>, DataError> {
     let uncached = uncached_outputs(pipeline).map_err(|reason| DataError::file(file, 0, reason))?;
     Stage::parse_lock(lock, root, text, &|stage, out| {
         // Stages of a matrix or `foreach` are named NAME@KEY; templates in their paths are not expanded here.

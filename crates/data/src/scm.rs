@@ -144,7 +144,9 @@ impl Git {
     pub fn commits(&self, branches: bool, tags: bool, everything: bool) -> Result<Vec<String>, DataError> {
         let mut commits = Vec::new();
         if everything {
-            commits.extend(lines(&self.run(&["rev-list", "--all", "HEAD"]).or_else(|_| self.run(&["rev-list", "--all"]))?));
+            commits.extend(lines(
+                &self.run(&["rev-list", "--all", "HEAD"]).or_else(|_| self.run(&["rev-list", "--all"]))?,
+            ));
         }
         if branches {
             commits.extend(lines(&self.run(&["for-each-ref", "--format=%(objectname)", "refs/heads"])?));

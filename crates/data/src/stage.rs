@@ -115,7 +115,12 @@ impl Stage {
             None => folder.to_owned(),
         };
         let list = |key: &str| -> Result<Vec<Output>, DataError> {
-            value.get(key).map_or(&[][..], Value::items).iter().map(|item| Output::parse(item, &wdir, root, file)).collect()
+            value
+                .get(key)
+                .map_or(&[][..], Value::items)
+                .iter()
+                .map(|item| Output::parse(item, &wdir, root, file))
+                .collect()
         };
         let (outs, deps) = (list("outs")?, list("deps")?);
         let is_true = |key: &str| value.get(key).and_then(Value::as_bool).unwrap_or(false);
@@ -128,7 +133,12 @@ impl Stage {
     ///
     /// # Errors
     /// [`DataError::File`] with the line.
-    pub fn parse_lock(lock: &Path, root: &Path, text: &str, uncached: &dyn Fn(&str, &str) -> bool) -> Result<Vec<Self>, DataError> {
+    pub fn parse_lock(
+        lock: &Path,
+        root: &Path,
+        text: &str,
+        uncached: &dyn Fn(&str, &str) -> bool,
+    ) -> Result<Vec<Self>, DataError> {
         let value = yaml::parse(text).map_err(|error| DataError::file(lock, error.line, error.reason))?;
         // Before schema 2.0, the stages were at the top.
         let stages = value.get("stages").unwrap_or(&value);
@@ -136,7 +146,12 @@ impl Stage {
         let mut found = Vec::new();
         for (name, stage) in stages.entries() {
             let list = |key: &str| -> Result<Vec<Output>, DataError> {
-                stage.get(key).map_or(&[][..], Value::items).iter().map(|item| Output::parse(item, folder, root, lock)).collect()
+                stage
+                    .get(key)
+                    .map_or(&[][..], Value::items)
+                    .iter()
+                    .map(|item| Output::parse(item, folder, root, lock))
+                    .collect()
             };
             let mut outs = list("outs")?;
             outs.iter_mut().for_each(|out| out.cached = !uncached(name, &out.written));
@@ -193,7 +208,9 @@ impl Stage {
         let value = Value::Map(entries);
         match &self.text {
             None => Ok(yaml::emit(&value)),
-            Some(text) => yaml::edit(text, &value).map_err(|error| DataError::file(&self.file, error.line, error.reason)),
+            Some(text) => {
+                yaml::edit(text, &value).map_err(|error| DataError::file(&self.file, error.line, error.reason))
+            }
         }
     }
 
@@ -244,14 +261,15 @@ const LEADING: &[&str] = &["md5", "size", "nfiles", "isexec", "hash", "path"];
 impl Output {
     fn parse(item: &Value, wdir: &Path, root: &Path, file: &Path) -> Result<Self, DataError> {
         let invalid = |reason: String| DataError::file(file, 0, reason);
-        let written = item.get("path").and_then(Value::as_str).ok_or_else(|| invalid("an output has no path".into()))?;
+        let written =
+            item.get("path").and_then(Value::as_str).ok_or_else(|| invalid("an output has no path".into()))?;
         let absolute = normalise(&wdir.join(written));
         let inside = !crate::config::is_url(written) && !Path::new(written).is_absolute() && absolute.starts_with(root);
         let md5 = item.get("md5").and_then(Value::as_str);
         let digest = match md5 {
-            Some(text) if !text.is_empty() && inside => {
-                Some(Digest::parse(text).ok_or_else(|| invalid(format!("'{text}' of '{written}' is not an MD5 digest")))?)
-            }
+            Some(text) if !text.is_empty() && inside => Some(
+                Digest::parse(text).ok_or_else(|| invalid(format!("'{text}' of '{written}' is not an MD5 digest")))?,
+            ),
             _ => None,
         };
         let is = |key: &str, default| item.get(key).and_then(Value::as_bool).unwrap_or(default);
@@ -314,7 +332,8 @@ mod tests {
         let out = &mut stage.outs[0];
         out.digest = Digest::parse("8b3662b0d460701f7734cdf533c5aa85.dir");
         out.meta = Meta { size: Some(4), nfiles: Some(2), is_exec: false };
-        let text = "outs:\n- md5: 8b3662b0d460701f7734cdf533c5aa85.dir\n  size: 4\n  nfiles: 2\n  hash: md5\n  path: 'a: b'\n";
+        let text =
+            "outs:\n- md5: 8b3662b0d460701f7734cdf533c5aa85.dir\n  size: 4\n  nfiles: 2\n  hash: md5\n  path: 'a: b'\n";
         assert_eq!(stage.to_text().unwrap(), text);
     }
 

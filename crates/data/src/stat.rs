@@ -76,7 +76,8 @@ impl Stat {
 
     #[allow(clippy::unnecessary_cast)] // The types differ between architectures.
     fn from_raw(stat: &rustix::fs::Stat) -> Self {
-        let nanoseconds = |seconds: i64, nanoseconds: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
+        let nanoseconds =
+            |seconds: i64, nanoseconds: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
         Self {
             device: stat.st_dev as u64,
             inode: stat.st_ino as u64,

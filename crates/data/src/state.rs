@@ -53,7 +53,8 @@ impl State {
     /// The digest of an unchanged file.
     pub fn get(&self, stat: &Stat) -> Option<[u8; 16]> {
         let key = (stat.device, stat.inode);
-        let matches = |record: &&Record| (record.size, record.mtime, record.ctime) == (stat.size, stat.mtime, stat.ctime);
+        let matches =
+            |record: &&Record| (record.size, record.mtime, record.ctime) == (stat.size, stat.mtime, stat.ctime);
         self.records.get(&key).filter(matches).map(|record| record.md5)
     }
 

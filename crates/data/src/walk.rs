@@ -25,7 +25,7 @@ pub struct Found {
 ///
 /// # Errors
 /// If a folder cannot be read, a name is not UTF-8, a link is broken, or the folder contains a `.dvcignore`.
-pub fn walk(folder: &Path, rules: &Arc<Rules>) -> Result<Vec<Found>, DataError> {
+pub(crate) fn walk(folder: &Path, rules: &Arc<Rules>) -> Result<Vec<Found>, DataError> {
     let results = Mutex::new(Results::default());
     rayon::scope(|scope| visit(scope, folder.to_owned(), String::new(), rules.clone(), &results));
     let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -45,7 +45,13 @@ struct Results {
     error: Option<DataError>,
 }
 
-fn visit<'s>(scope: &rayon::Scope<'s>, folder: PathBuf, prefix: String, rules: Arc<Rules>, results: &'s Mutex<Results>) {
+fn visit<'s>(
+    scope: &rayon::Scope<'s>,
+    folder: PathBuf,
+    prefix: String,
+    rules: Arc<Rules>,
+    results: &'s Mutex<Results>,
+) {
     let finish = |outcome: Result<Vec<Found>, DataError>| {
         let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
@@ -132,6 +138,6 @@ fn entries(folder: &Path, prefix: &str, rules: &Rules) -> Result<(Vec<Found>, Ve
 ///
 /// # Errors
 /// An I/O error with the path.
-pub fn open(path: &Path) -> Result<File, DataError> {
+pub(crate) fn open(path: &Path) -> Result<File, DataError> {
     File::open(path).map_err(DataError::io(path))
 }

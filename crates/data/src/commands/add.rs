@@ -130,7 +130,12 @@ fn add_one(
 
 /// The manifest of a folder in which a part was added, replaced or removed, and the size of the folder, if it is still known: DVC records no
 /// size when files were replaced. `None` if there was nothing to remove.
-fn replace_part(old: &Manifest, size: Option<u64>, prefix: &str, part: Option<&Snapshot>) -> Option<(Manifest, Option<u64>)> {
+fn replace_part(
+    old: &Manifest,
+    size: Option<u64>,
+    prefix: &str,
+    part: Option<&Snapshot>,
+) -> Option<(Manifest, Option<u64>)> {
     let inside = |path: &str| path == prefix || path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
     let mut entries: Vec<_> = old.entries.iter().filter(|entry| !inside(&entry.path)).cloned().collect();
     let append_only = entries.len() == old.entries.len();
@@ -194,13 +199,19 @@ fn check_links(project: &Project, path: &Path) -> Result<(), DataError> {
     while let Some(current) = folder.filter(|folder| folder.starts_with(&project.root) && *folder != project.root) {
         let stat = Stat::of_entry(current).map_err(DataError::io(current))?;
         if stat.is_some_and(|stat| stat.kind() == Kind::Link) {
-            return Err(DataError::Invalid(format!("'{}' is a symbolic link; what is below it cannot be added", current.display())));
+            return Err(DataError::Invalid(format!(
+                "'{}' is a symbolic link; what is below it cannot be added",
+                current.display()
+            )));
         }
         folder = current.parent();
     }
     let stat = Stat::of_entry(path).map_err(DataError::io(path))?;
     if stat.is_some_and(|stat| stat.kind() == Kind::Link) && path.is_dir() {
-        return Err(DataError::Invalid(format!("'{}' is a symbolic link to a folder, which cannot be added", path.display())));
+        return Err(DataError::Invalid(format!(
+            "'{}' is a symbolic link to a folder, which cannot be added",
+            path.display()
+        )));
     }
     Ok(())
 }
@@ -232,9 +243,13 @@ fn check_overlaps(project: &Project, stages: &[Stage], jobs: &[Job]) -> Result<(
             let (parent, child) = (project.display(out), project.display(below));
             let (parent_stage, child_stage) = (stage.address(&project.current), below_stage.address(&project.current));
             return Err(DataError::Overlap(if *is_new {
-                format!("Cannot add '{parent}', because it is overlapping with other DVC tracked output: '{child}'.\nTo include '{child}' in '{parent}', run 'dvc remove {child_stage}' and then 'dvc add {parent}'")
+                format!(
+                    "Cannot add '{parent}', because it is overlapping with other DVC tracked output: '{child}'.\nTo include '{child}' in '{parent}', run 'dvc remove {child_stage}' and then 'dvc add {parent}'"
+                )
             } else {
-                format!("Cannot add '{child}', because it is overlapping with other DVC tracked output: '{parent}'.\nTo include '{child}' in '{parent}', run 'dvc commit {parent_stage}'")
+                format!(
+                    "Cannot add '{child}', because it is overlapping with other DVC tracked output: '{parent}'.\nTo include '{child}' in '{parent}', run 'dvc commit {parent_stage}'"
+                )
             }));
         }
     }

@@ -65,12 +65,18 @@ struct Plan<'a> {
 ///
 /// # Errors
 /// [`DataError::Unsaved`] before anything is changed. The outputs that the cache lacks are in the report.
-pub fn checkout(project: &mut Project, targets: &[String], options: Options, talk: &dyn Talk) -> Result<Report, DataError> {
+pub fn checkout(
+    project: &mut Project,
+    targets: &[String],
+    options: Options,
+    talk: &dyn Talk,
+) -> Result<Report, DataError> {
     let stages = project.stages()?;
     let mut report = Report::default();
     let mut links = Links::open(&project.tmp());
     if targets.is_empty() {
-        let used: BTreeSet<PathBuf> = stages.iter().flat_map(|stage| &stage.outs).filter_map(|out| out.path.clone()).collect();
+        let used: BTreeSet<PathBuf> =
+            stages.iter().flat_map(|stage| &stage.outs).filter_map(|out| out.path.clone()).collect();
         for path in links.unused(project, &used)? {
             report.deleted.push(show(project, &path));
             report.files[2] += 1;
@@ -141,14 +147,16 @@ fn plan<'a>(project: &Project, out: &'a Output, part: Option<&Path>) -> Result<P
             is_folder = false;
         } else {
             let below = |entry: &Entry| entry.path.strip_prefix(&prefix)?.strip_prefix('/').map(str::to_owned);
-            target = target.iter().filter_map(|entry| below(entry).map(|path| Entry { path, ..entry.clone() })).collect();
+            target =
+                target.iter().filter_map(|entry| below(entry).map(|path| Entry { path, ..entry.clone() })).collect();
             if target.is_empty() {
                 return Err(DataError::Target(project.display(part)));
             }
         }
     }
     let old = snapshot::take(&path, &project.rules, &project.state, out.hash, None)?;
-    let mut plan = Plan { out, path, target, is_folder, old, removed: Vec::new(), replaced: Vec::new(), created: Vec::new() };
+    let mut plan =
+        Plan { out, path, target, is_folder, old, removed: Vec::new(), replaced: Vec::new(), created: Vec::new() };
     compare(&mut plan);
     let needed = plan.created.par_iter().chain(plan.replaced.par_iter().map(|(entry, _)| entry));
     let missing = needed.map(|entry| cache.contains(&entry.digest)).find_any(|found| !matches!(found, Ok(true)));
@@ -162,7 +170,11 @@ fn plan<'a>(project: &Project, out: &'a Output, part: Option<&Path>) -> Result<P
 /// Compares the workspace with the target; both are sorted by path.
 fn compare(plan: &mut Plan<'_>) {
     let old = plan.old.as_ref().map(Snapshot::entries).unwrap_or_default();
-    let wrong_permission = |snapshot: &Snapshot| !plan.is_folder && snapshot.meta.is_exec != plan.out.meta.is_exec && plan.path == *plan.out.path.as_ref().unwrap_or(&plan.path);
+    let wrong_permission = |snapshot: &Snapshot| {
+        !plan.is_folder
+            && snapshot.meta.is_exec != plan.out.meta.is_exec
+            && plan.path == *plan.out.path.as_ref().unwrap_or(&plan.path)
+    };
     let exec_differs = plan.old.as_ref().is_some_and(wrong_permission);
     let mut old = old.into_iter().peekable();
     for entry in &plan.target {
@@ -212,7 +224,8 @@ fn apply(project: &Project, plan: &Plan<'_>, options: Options, report: &mut Repo
         }
     }
     if plan.is_folder {
-        let kept: BTreeSet<&Path> = plan.target.iter().flat_map(|entry| Path::new(&entry.path).ancestors().skip(1)).collect();
+        let kept: BTreeSet<&Path> =
+            plan.target.iter().flat_map(|entry| Path::new(&entry.path).ancestors().skip(1)).collect();
         report.files[2] += remove_empty_folders(&plan.path, Path::new(""), &kept)?;
         std::fs::create_dir_all(&plan.path).map_err(DataError::io(&plan.path))?;
     } else if plan.path.is_dir() && existed {
@@ -258,7 +271,9 @@ fn remove_empty_folders(root: &Path, relative: &Path, kept: &BTreeSet<&Path>) ->
     let folder = root.join(relative);
     let entries = match std::fs::read_dir(&folder) {
         Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => return Ok(0),
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            return Ok(0);
+        }
         Err(error) => return Err(DataError::io(&folder)(error)),
     };
     let mut removed = 0;
@@ -283,7 +298,9 @@ fn remove_empty_folders(root: &Path, relative: &Path, kept: &BTreeSet<&Path>) ->
 pub(crate) fn recorded_files(project: &Project, out: &Output) -> Result<Option<Manifest>, DataError> {
     match out.digest {
         Some(digest) if digest.is_dir => project.cache_of(out.hash).manifest(&digest),
-        Some(digest) => Ok(Some(Manifest { entries: vec![Entry { path: String::new(), digest, size: out.meta.size }] })),
+        Some(digest) => {
+            Ok(Some(Manifest { entries: vec![Entry { path: String::new(), digest, size: out.meta.size }] }))
+        }
         None => Ok(Some(Manifest::default())),
     }
 }

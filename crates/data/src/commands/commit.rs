@@ -23,14 +23,22 @@ pub struct Options {
 ///
 /// # Errors
 /// [`DataError::Changed`] if a change is not confirmed, [`DataError::Missing`] if an output does not exist.
-pub fn commit(project: &mut Project, targets: &[String], options: Options, talk: &dyn Talk) -> Result<GitFiles, DataError> {
+pub fn commit(
+    project: &mut Project,
+    targets: &[String],
+    options: Options,
+    talk: &dyn Talk,
+) -> Result<GitFiles, DataError> {
     let mut git_files = GitFiles::default();
     let stages = project.stages()?;
     for selected in project.select(&stages, targets, options.recursive)? {
         let stage = selected.stage;
         if stage.name.is_some() {
             // The digests of pipelines are in dvc.lock, which only `repro` of DVC writes so far.
-            return Err(DataError::Invalid(format!("'{}' is a stage of a pipeline, which cannot be committed yet", stage.address(&project.current))));
+            return Err(DataError::Invalid(format!(
+                "'{}' is a stage of a pipeline, which cannot be committed yet",
+                stage.address(&project.current)
+            )));
         }
         let mut changed = Vec::new();
         for out in &stage.outs {

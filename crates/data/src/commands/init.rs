@@ -41,7 +41,10 @@ pub fn init(folder: &Path, options: Options) -> Result<Vec<PathBuf>, DataError> 
     if let Some(git) = &git
         && !git.ignored(&[&dvc_dir])?.is_empty()
     {
-        return Err(DataError::Init(format!("{} is ignored by Git; add '!{DVC_DIR}' to .gitignore", dvc_dir.display())));
+        return Err(DataError::Init(format!(
+            "{} is ignored by Git; add '!{DVC_DIR}' to .gitignore",
+            dvc_dir.display()
+        )));
     }
     if dvc_dir.is_dir() {
         if !options.force {

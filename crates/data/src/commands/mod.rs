@@ -3,8 +3,14 @@
 pub mod add;
 pub mod checkout;
 pub mod commit;
+pub mod diff;
+pub mod edit;
+pub mod gc;
 pub mod init;
+pub mod settings;
 pub mod status;
+pub mod transfer;
+pub mod used;
 
 use std::path::PathBuf;
 use std::time::SystemTime;

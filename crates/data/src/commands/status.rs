@@ -47,7 +47,11 @@ pub struct StageStatus {
 ///
 /// # Errors
 /// If a target does not exist, or a file cannot be read.
-pub fn status(project: &mut Project, targets: &[String], recursive: bool) -> Result<(Vec<StageStatus>, usize), DataError> {
+pub fn status(
+    project: &mut Project,
+    targets: &[String],
+    recursive: bool,
+) -> Result<(Vec<StageStatus>, usize), DataError> {
     let stages = project.stages()?;
     let mut found = Vec::new();
     for selected in project.select(&stages, targets, recursive)? {
@@ -132,6 +136,10 @@ pub(crate) fn in_cache(project: &Project, hash: HashName, digest: &Digest) -> Re
         Err(error) => return Err(error),
     };
     let Some(manifest) = manifest else { return Ok(false) };
-    let missing = manifest.entries.par_iter().map(|entry| cache.contains(&entry.digest)).find_any(|found| !matches!(found, Ok(true)));
+    let missing = manifest
+        .entries
+        .par_iter()
+        .map(|entry| cache.contains(&entry.digest))
+        .find_any(|found| !matches!(found, Ok(true)));
     missing.unwrap_or(Ok(true))
 }

@@ -1,8 +1,8 @@
 //! Edits of a text that keep everything that did not change.
 
+use super::Value;
 use super::emit::{emit, emit_after, emit_key};
 use super::parse::{Entry, Kind, Node, ParseError, parse_nodes};
-use super::Value;
 
 /// Changes a text so that it has the value `new`. Entries of mappings keep their order and comments; new entries are appended, and entries
 /// that `new` lacks are removed with their lines. A comment beside a value keeps its column if the value leaves room.
@@ -45,12 +45,23 @@ fn compare(text: &str, old: &Node, new: &Value, changes: &mut Vec<Change>) -> bo
     }
 }
 
-fn compare_maps(text: &str, old: &Node, entries: &[Entry], wanted: &[(String, Value)], changes: &mut Vec<Change>) -> bool {
+fn compare_maps(
+    text: &str,
+    old: &Node,
+    entries: &[Entry],
+    wanted: &[(String, Value)],
+    changes: &mut Vec<Change>,
+) -> bool {
     let is_flow = text[old.span.start..].starts_with('{');
     for entry in entries {
         match wanted.iter().find(|(key, _)| *key == entry.key) {
             Some((_, value)) if entry.value.to_value() == *value => {}
-            Some((_, value)) if matches!((&entry.value.value, value), (Kind::Map(_), Value::Map(_)) | (Kind::List(_), Value::List(_))) => {
+            Some((_, value))
+                if matches!(
+                    (&entry.value.value, value),
+                    (Kind::Map(_), Value::Map(_)) | (Kind::List(_), Value::List(_))
+                ) =>
+            {
                 if !compare(text, &entry.value, value, changes) {
                     return false;
                 }

@@ -235,7 +235,11 @@ fn escape(c: char) -> Option<String> {
         '\u{85}' => 'N',
         '\u{2028}' => 'L',
         '\u{2029}' => 'P',
-        ' '..='~' | '\u{a0}'..='\u{d7ff}' | '\u{e000}'..='\u{fefe}' | '\u{ff00}'..='\u{fffd}' | '\u{10000}'..='\u{10ffff}' => return None,
+        ' '..='~'
+        | '\u{a0}'..='\u{d7ff}'
+        | '\u{e000}'..='\u{fefe}'
+        | '\u{ff00}'..='\u{fffd}'
+        | '\u{10000}'..='\u{10ffff}' => return None,
         _ => {
             let code = u32::from(c);
             return Some(match code {
@@ -260,14 +264,19 @@ mod tests {
     fn values_are_laid_out_as_ruamel_does() {
         let list = |items: Vec<Value>| Value::List(items);
         let n = |text: &str| Value::Number(text.into());
-        let map = |entries: Vec<(&str, Value)>| Value::Map(entries.into_iter().map(|(k, v)| (k.to_owned(), v)).collect());
+        let map =
+            |entries: Vec<(&str, Value)>| Value::Map(entries.into_iter().map(|(k, v)| (k.to_owned(), v)).collect());
         let value = map(vec![
             (
                 "meta",
                 map(vec![
                     (
                         "a",
-                        list(vec![n("1"), n("2"), map(vec![("b", Value::Null), ("c", list(vec![])), ("d", map(vec![]))])]),
+                        list(vec![
+                            n("1"),
+                            n("2"),
+                            map(vec![("b", Value::Null), ("c", list(vec![])), ("d", map(vec![]))]),
+                        ]),
                     ),
                     ("f", n("1.5")),
                     ("t", Value::Bool(true)),

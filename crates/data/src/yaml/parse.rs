@@ -215,7 +215,8 @@ impl<'a> Reader<'a> {
         self.skip_blank_lines();
         let column = self.column();
         // A sequence below a key may have the key's indentation.
-        let nested = !self.rest().is_empty() && (column > indent || (after_key && column == indent && is_dash(self.rest())));
+        let nested =
+            !self.rest().is_empty() && (column > indent || (after_key && column == indent && is_dash(self.rest())));
         if nested {
             return self.block(column);
         }
@@ -273,7 +274,9 @@ impl<'a> Reader<'a> {
                 self.at = end;
                 value
             }
-            Some('&' | '*' | '!' | '%' | '@' | '`') => return Err(self.error("anchors, tags and directives are not supported")),
+            Some('&' | '*' | '!' | '%' | '@' | '`') => {
+                return Err(self.error("anchors, tags and directives are not supported"));
+            }
             _ => Kind::Scalar(self.plain(indent)?),
         };
         Ok(Node { value, span: start..self.at })
@@ -286,7 +289,8 @@ impl<'a> Reader<'a> {
         loop {
             let rest = self.rest();
             let line = &rest[..rest.find('\n').unwrap_or(rest.len())];
-            let comment = line.match_indices('#').find(|(i, _)| *i == 0 || line[..*i].ends_with([' ', '\t'])).map(|(i, _)| i);
+            let comment =
+                line.match_indices('#').find(|(i, _)| *i == 0 || line[..*i].ends_with([' ', '\t'])).map(|(i, _)| i);
             let content = line[..comment.unwrap_or(line.len())].trim_end();
             if content.ends_with(':') || content.contains(": ") {
                 return Err(self.error("a plain value contains a colon; quote it, or indent the line as its mapping"));
@@ -317,7 +321,10 @@ impl<'a> Reader<'a> {
                 ahead.at += 1;
                 breaks += 1;
             }
-            let ends = breaks == 0 || ahead.rest().is_empty() || ahead.column() < indent.max(1) || ahead.rest().starts_with('#');
+            let ends = breaks == 0
+                || ahead.rest().is_empty()
+                || ahead.column() < indent.max(1)
+                || ahead.rest().starts_with('#');
             if ends || (ahead.column() == indent.saturating_sub(1) && is_dash(ahead.rest())) {
                 break;
             }
@@ -456,7 +463,12 @@ impl<'a> Reader<'a> {
         for (i, line) in lines[..count].iter().enumerate() {
             text.push_str(line);
             let next = lines.get(i + 1).copied().unwrap_or_default();
-            let joins = folded && i + 1 < count && !line.is_empty() && !next.is_empty() && !line.starts_with(' ') && !next.starts_with(' ');
+            let joins = folded
+                && i + 1 < count
+                && !line.is_empty()
+                && !next.is_empty()
+                && !line.starts_with(' ')
+                && !next.starts_with(' ');
             let before_blank = folded && i + 1 < count && !line.is_empty() && next.is_empty() && !line.starts_with(' ');
             if joins {
                 text.push(' ');
@@ -538,7 +550,11 @@ impl<'a> Reader<'a> {
                     .char_indices()
                     .find(|(i, c)| {
                         matches!(c, ',' | '[' | ']' | '{' | '}' | '\n')
-                            || (*c == ':' && rest[i + 1..].chars().next().is_none_or(|n| matches!(n, ' ' | '\n' | ',' | ']' | '}')))
+                            || (*c == ':'
+                                && rest[i + 1..]
+                                    .chars()
+                                    .next()
+                                    .is_none_or(|n| matches!(n, ' ' | '\n' | ',' | ']' | '}')))
                             || (*c == '#' && (*i == 0 || rest[..*i].ends_with(' ')))
                     })
                     .map_or(rest.len(), |(i, _)| i);
@@ -586,15 +602,32 @@ mod tests {
 
     #[test]
     fn invalid_files_are_rejected_with_the_line() {
-        for (text, line) in [("a: 1\n b: 2\n", 2), ("a: 'x\n", 1), ("a: 1\na: 2\n", 2), ("a: &x 1\n", 1), ("a: [1, 2\n", 2), ("x\ny: 1\n", 2)] {
+        for (text, line) in [
+            ("a: 1\n b: 2\n", 2),
+            ("a: 'x\n", 1),
+            ("a: 1\na: 2\n", 2),
+            ("a: &x 1\n", 1),
+            ("a: [1, 2\n", 2),
+            ("x\ny: 1\n", 2),
+        ] {
             assert_eq!(parse(text).map_err(|e| e.line), Err(line), "{text:?}");
         }
     }
 
     #[test]
     fn emitted_values_are_read_back() {
-        for text in ["word ".repeat(40), format!("'{}", "a b ".repeat(40)), "x".repeat(200), "a\nb  c".repeat(30), format!("{} x", "é ".repeat(90)), "tab\t ".repeat(40)] {
-            let value = Value::Map(vec![("outs".into(), Value::List(vec![Value::Map(vec![("path".into(), Value::string(text.as_str()))])]))]);
+        for text in [
+            "word ".repeat(40),
+            format!("'{}", "a b ".repeat(40)),
+            "x".repeat(200),
+            "a\nb  c".repeat(30),
+            format!("{} x", "é ".repeat(90)),
+            "tab\t ".repeat(40),
+        ] {
+            let value = Value::Map(vec![(
+                "outs".into(),
+                Value::List(vec![Value::Map(vec![("path".into(), Value::string(text.as_str()))])]),
+            )]);
             let emitted = emit(&value);
             assert_eq!(parse(&emitted).as_ref(), Ok(&value), "{emitted}");
         }

@@ -16,7 +16,8 @@ pub(super) fn resolve(text: &str) -> Value {
 /// Whether ruamel.yaml's resolver for YAML 1.2 reads the text as an integer or a float.
 fn is_number(text: &str) -> bool {
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
-    let all = |digits: &str, valid: fn(char) -> bool| !digits.is_empty() && digits.chars().all(|c| c == '_' || valid(c));
+    let all =
+        |digits: &str, valid: fn(char) -> bool| !digits.is_empty() && digits.chars().all(|c| c == '_' || valid(c));
     let decimal = |c: char| c.is_ascii_digit();
     if let Some((prefix, digits)) = unsigned.split_at_checked(2) {
         match prefix {
@@ -43,7 +44,9 @@ fn is_number(text: &str) -> bool {
     match mantissa.split_once('.') {
         Some((whole, fraction)) if whole.is_empty() => all(fraction, decimal) && !fraction.starts_with('_'),
         Some((whole, fraction)) => {
-            whole.starts_with(|c: char| c.is_ascii_digit()) && all(whole, decimal) && (fraction.is_empty() || all(fraction, decimal))
+            whole.starts_with(|c: char| c.is_ascii_digit())
+                && all(whole, decimal)
+                && (fraction.is_empty() || all(fraction, decimal))
         }
         None => exponent.is_some() && mantissa.starts_with(|c: char| c.is_ascii_digit()) && all(mantissa, decimal),
     }
@@ -52,8 +55,10 @@ fn is_number(text: &str) -> bool {
 /// Whether the text has the form of a date or timestamp.
 fn is_timestamp(text: &str) -> bool {
     let bytes = text.as_bytes();
-    let digits = |range: std::ops::Range<usize>| bytes.get(range).is_some_and(|part| part.iter().all(u8::is_ascii_digit));
-    let date = bytes.len() >= 10 && digits(0..4) && bytes[4] == b'-' && digits(5..7) && bytes[7] == b'-' && digits(8..10);
+    let digits =
+        |range: std::ops::Range<usize>| bytes.get(range).is_some_and(|part| part.iter().all(u8::is_ascii_digit));
+    let date =
+        bytes.len() >= 10 && digits(0..4) && bytes[4] == b'-' && digits(5..7) && bytes[7] == b'-' && digits(8..10);
     date && (bytes.len() == 10 || matches!(bytes[10], b'T' | b't' | b' ' | b'\t'))
 }
 
@@ -67,7 +72,8 @@ pub(super) enum Style {
 
 /// Whether double quotes and an escape are needed for the character.
 fn is_special(c: char) -> bool {
-    !matches!(c, '\n' | '\u{20}'..='\u{7e}' | '\u{85}' | '\u{a0}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..='\u{10ffff}') || c == '\u{feff}'
+    !matches!(c, '\n' | '\u{20}'..='\u{7e}' | '\u{85}' | '\u{a0}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..='\u{10ffff}')
+        || c == '\u{feff}'
 }
 
 /// A line break in ruamel.yaml's sense.
@@ -117,16 +123,70 @@ mod tests {
     #[test]
     fn styles_are_those_of_ruamel() {
         let plain = [
-            "a", "a b", "a:b", "x#y", "yes", "Yes", "on", "off", "no", "-a", "?a", ":a", "a[b", "a{b", "a,b", "é", "日本", "\u{a0}x", "😀", "a\\b",
-            "a'b", "a\"b", "1:30", "12:30:45", "1.2.3", "inf", "nan", "1,000", "0x", "1e", "--", "a  b", "tRUE", "a!b", "a`b", "y", "N",
+            "a", "a b", "a:b", "x#y", "yes", "Yes", "on", "off", "no", "-a", "?a", ":a", "a[b", "a{b", "a,b", "é",
+            "日本", "\u{a0}x", "😀", "a\\b", "a'b", "a\"b", "1:30", "12:30:45", "1.2.3", "inf", "nan", "1,000", "0x",
+            "1e", "--", "a  b", "tRUE", "a!b", "a`b", "y", "N",
         ];
         for text in plain {
             assert_eq!(style(text), Style::Plain, "{text}");
         }
         let single = [
-            "a: b", " a", "a ", "#x", "x #y", "\"q\"", "true", "True", "null", "~", "12", "1.5", "1e3", "0x1f", "0o17", "017", "1_000", "2020-01-01",
-            "-", "- a", "?", "? a", ":", "a:", "[a]", "{a}", "*a", "&a", "!a", "|", "|x", ">", "%a", "@a", "`a", "=", "<<", "", "...", "---", "--- a",
-            "...a", ".inf", ".nan", "+1", "1.", "1.e5", ".5", "1e+3", "-1", "-.5", "0b1", "08", "-0x1", "+0o7", "!",
+            "a: b",
+            " a",
+            "a ",
+            "#x",
+            "x #y",
+            "\"q\"",
+            "true",
+            "True",
+            "null",
+            "~",
+            "12",
+            "1.5",
+            "1e3",
+            "0x1f",
+            "0o17",
+            "017",
+            "1_000",
+            "2020-01-01",
+            "-",
+            "- a",
+            "?",
+            "? a",
+            ":",
+            "a:",
+            "[a]",
+            "{a}",
+            "*a",
+            "&a",
+            "!a",
+            "|",
+            "|x",
+            ">",
+            "%a",
+            "@a",
+            "`a",
+            "=",
+            "<<",
+            "",
+            "...",
+            "---",
+            "--- a",
+            "...a",
+            ".inf",
+            ".nan",
+            "+1",
+            "1.",
+            "1.e5",
+            ".5",
+            "1e+3",
+            "-1",
+            "-.5",
+            "0b1",
+            "08",
+            "-0x1",
+            "+0o7",
+            "!",
         ];
         for text in single {
             assert_eq!(style(text), Style::Single, "{text}");
