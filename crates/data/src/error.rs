@@ -18,7 +18,11 @@ pub enum DataError {
     #[error("configuration error: {0}")]
     Config(String),
     #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
     Invalid(String),
+    #[error(".dvcignore file should not be in collected dir path: '{}'", .0.display())]
+    NestedRules(PathBuf),
     #[error("output '{0}' does not exist")]
     Missing(String),
     #[error("'{0}' is neither a tracked file or folder, nor a .dvc file, nor a stage")]
@@ -69,6 +73,8 @@ impl DataError {
         match self {
             Self::Config(_) | Self::NoRemote(_) if !handled => 251,
             Self::NoProject(_) => 253,
+            Self::Usage(_) => 254,
+            Self::NestedRules(_) => 255,
             Self::Init(_) => 1,
             _ if handled => 1,
             _ => 255,
@@ -92,7 +98,9 @@ impl Explain for DataError {
             Self::Init(_) => "data.init",
             Self::File { .. } => "data.file",
             Self::Config(_) => "data.config",
+            Self::Usage(_) => "data.usage",
             Self::Invalid(_) => "data.invalid",
+            Self::NestedRules(_) => "data.nested_rules",
             Self::Missing(_) => "data.missing",
             Self::Target(_) => "data.target",
             Self::Overlap(_) => "data.overlap",

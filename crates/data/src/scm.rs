@@ -37,7 +37,7 @@ impl Git {
 
     fn command(&self) -> Command {
         let mut command = Command::new("git");
-        command.arg("-C").arg(&self.root).arg("--literal-pathspecs").env("LC_ALL", "C");
+        command.arg("-C").arg(&self.root).env("LC_ALL", "C");
         command
     }
 
@@ -98,7 +98,7 @@ impl Git {
     pub fn first_tracked<'a>(&self, paths: &[&'a Path]) -> Result<Option<&'a Path>, DataError> {
         for chunk in paths.chunks(1000) {
             let mut command = self.command();
-            command.args(["ls-files", "-z", "--"]).args(chunk.iter().filter(|path| path.starts_with(&self.root)));
+            command.args(["--literal-pathspecs", "ls-files", "-z", "--"]).args(chunk.iter().filter(|path| path.starts_with(&self.root)));
             if command.get_args().count() == 6 {
                 continue;
             }
@@ -116,7 +116,7 @@ impl Git {
     /// # Errors
     /// If git cannot be run or fails.
     pub fn add(&self, paths: &[PathBuf]) -> Result<(), DataError> {
-        let mut arguments = vec!["add", "--"];
+        let mut arguments = vec!["--literal-pathspecs", "add", "--"];
         let names: Vec<String> = paths.iter().map(|path| path.to_string_lossy().into_owned()).collect();
         arguments.extend(names.iter().map(String::as_str));
         self.run(&arguments).map(drop)

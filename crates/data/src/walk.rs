@@ -113,8 +113,7 @@ fn entries(folder: &Path, prefix: &str, rules: &Rules) -> Result<(Vec<Found>, Ve
             continue;
         }
         if name == DVCIGNORE {
-            let reason = format!("{DVCIGNORE} file should not be in collected dir path: '{}'", folder.display());
-            return Err(DataError::Invalid(reason));
+            return Err(DataError::NestedRules(folder.to_owned()));
         }
         if is_link || stat.is_none() {
             stat = Stat::at(&descriptor, raw, AtFlags::empty()).map_err(DataError::io(&path))?;
