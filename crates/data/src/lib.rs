@@ -13,6 +13,8 @@ mod links;
 pub mod lock;
 pub mod manifest;
 mod model;
+#[cfg(test)]
+mod parsers;
 pub mod project;
 pub mod remote;
 pub mod scm;

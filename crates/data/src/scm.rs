@@ -98,7 +98,9 @@ impl Git {
     pub fn first_tracked<'a>(&self, paths: &[&'a Path]) -> Result<Option<&'a Path>, DataError> {
         for chunk in paths.chunks(1000) {
             let mut command = self.command();
-            command.args(["--literal-pathspecs", "ls-files", "-z", "--"]).args(chunk.iter().filter(|path| path.starts_with(&self.root)));
+            command
+                .args(["--literal-pathspecs", "ls-files", "-z", "--"])
+                .args(chunk.iter().filter(|path| path.starts_with(&self.root)));
             if command.get_args().count() == 6 {
                 continue;
             }

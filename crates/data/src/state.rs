@@ -27,7 +27,7 @@ const RACY_SECONDS: Duration = Duration::from_secs(2);
 type Key = (u64, u64);
 
 #[derive(Debug, Clone, Copy)]
-struct Record {
+pub(crate) struct Record {
     size: u64,
     mtime: i64,
     ctime: i64,
@@ -107,7 +107,7 @@ fn is_racy(stat: &Stat, now: SystemTime) -> bool {
 }
 
 /// The records in the bytes of the file; `None` if it is damaged or has another version.
-fn parse(bytes: &[u8]) -> Option<HashMap<Key, Record>> {
+pub(crate) fn parse(bytes: &[u8]) -> Option<HashMap<Key, Record>> {
     let records = bytes.strip_prefix(MAGIC)?;
     if records.len() % RECORD != 0 || records.len() / RECORD > MAX_RECORDS {
         return None;

@@ -36,7 +36,14 @@ impl Failure {
     /// Reports an error on stderr (findings are already printed) and returns the exit code.
     fn report(self) -> u8 {
         match self {
-            Self::Findings => 3,
+            // DVC reports findings with 1.
+            Self::Findings => {
+                if commands::data::is_called_dvc() {
+                    1
+                } else {
+                    3
+                }
+            }
             Self::Error { message, code, hint, exit } => {
                 // Messages quote text from other machines and files, which must not control the terminal.
                 let (message, hint) = (output::escape_lines(&message), hint.map(|hint| output::escape_lines(&hint)));

@@ -111,6 +111,10 @@ fn add_one(
         out.meta = Meta { size, nfiles: Some(manifest.entries.len() as u64), is_exec: false };
         if store.is_some() {
             project.cache.put_manifest(&manifest)?;
+            // DVC keeps that of the part, too, although nothing refers to it.
+            if let Some(part) = snapshot.as_ref().and_then(|part| part.manifest.as_ref()) {
+                project.cache.put_manifest(part)?;
+            }
         }
     } else {
         let snapshot = snapshot.as_ref().ok_or_else(|| DataError::Missing(project.display(&path)))?;

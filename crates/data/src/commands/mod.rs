@@ -17,7 +17,7 @@ use std::time::SystemTime;
 
 use rayon::prelude::*;
 
-use crate::cache::unprotect;
+use crate::cache::{set_executable, unprotect};
 use crate::config::LinkType;
 use crate::error::DataError;
 use crate::model::Digest;
@@ -81,6 +81,15 @@ fn relink(project: &Project, root: &std::path::Path, snapshot: &Snapshot) -> Res
         })
         .collect::<Result<_, DataError>>()?;
     project.state.record(relinked.into_iter().flatten(), SystemTime::now());
+    if snapshot.manifest.is_none() {
+        // DVC creates a single file anew, so that it gets the permissions of a new file.
+        if project.links.iter().all(|link| matches!(link, LinkType::Copy | LinkType::Reflink)) {
+            unprotect(root, &project.staging)?;
+        }
+        if snapshot.meta.is_exec {
+            set_executable(root)?;
+        }
+    }
     Ok(())
 }
 

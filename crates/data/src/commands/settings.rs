@@ -15,9 +15,7 @@ pub fn files(current: &Path) -> Files {
 /// The section and option of a name such as `core.remote` or `remote.NAME.url`.
 fn split(name: &str) -> Result<(String, String), DataError> {
     let invalid = || {
-        DataError::Invalid(
-            "name argument should look like remote.name.option or db.name.option or section.option".into(),
-        )
+        DataError::Usage("name argument should look like remote.name.option or db.name.option or section.option".into())
     };
     let name = name.to_lowercase();
     let (section, option) = name.rsplit_once('.').ok_or_else(invalid)?;

@@ -61,7 +61,11 @@ impl Talk for Terminal<'_> {
 
 /// A failure with the exit code of DVC if the program was called by its name. `handled` says that DVC's command handles such failures itself.
 fn failure(error: &DataError, handled: bool) -> Failure {
-    let exit = if is_called_dvc() { error.original_exit_code(handled) } else { 1 };
+    let exit = match error {
+        _ if is_called_dvc() => error.original_exit_code(handled),
+        DataError::Usage(_) => 2,
+        _ => 1,
+    };
     Failure::Error { message: error.to_string(), code: error.code(), hint: error.hint(), exit }
 }
 
@@ -69,13 +73,16 @@ pub(super) async fn run(context: &Context, verb: Data) -> Result<(), Failure> {
     // DVC's commands that handle their failures exit with 1, the others with 255.
     let handled = !matches!(
         verb,
-        Data::Checkout(_) | Data::Gc(_) | Data::Config(_) | Data::Remote(_) | Data::Cache(_) | Data::Root
+        Data::Init(_)
+            | Data::Checkout(_)
+            | Data::Gc(_)
+            | Data::Config(_)
+            | Data::Remote(_)
+            | Data::Cache(_)
+            | Data::Root
     );
     match dispatch(context, verb).await {
         Ok(true) => Ok(()),
-        Ok(false) if is_called_dvc() => {
-            Err(Failure::Error { message: String::new(), code: "data.changed", hint: None, exit: 1 })
-        }
         Ok(false) => Err(Failure::Findings),
         Err(error) => Err(failure(&error, handled)),
     }
@@ -266,7 +273,7 @@ async fn show_status(context: &Context, project: &mut Project, options: &cli::St
 
 fn show_changes(report: &Report) {
     for (letter, list) in [('M', &report.modified), ('A', &report.added), ('D', &report.deleted)] {
-        list.iter().for_each(|path| print_text(&format!("{letter}\t{path}\n")));
+        list.iter().for_each(|path| print_text(&format!("{letter}       {path}\n")));
     }
 }
 
@@ -461,6 +468,18 @@ fn markdown(
     text + "\n"
 }
 
+/// Replaces tabs by spaces up to the next multiple of eight columns, as DVC's library for terminals does.
+fn expand_tabs(line: &str) -> String {
+    let mut text = String::new();
+    for (i, part) in line.split('\t').enumerate() {
+        if i > 0 {
+            text.extend(std::iter::repeat_n(' ', 8 - text.chars().count() % 8));
+        }
+        text.push_str(part);
+    }
+    text
+}
+
 fn level(level: &cli::Level) -> Option<Level> {
     let levels = [
         (level.system, Level::System),
@@ -484,7 +503,7 @@ fn remote(current: &Path, verb: cli::Remote) -> Result<bool, DataError> {
             let default = settings::default_remote(&files, level(&at))?;
             for (name, url) in settings::remotes(&files, level(&at))? {
                 let mark = if default.as_deref() == Some(&name) { "\t(default)" } else { "" };
-                print_text(&format!("{name}\t{url}{mark}\n"));
+                print_text(&format!("{}\n", expand_tabs(&format!("{name}\t{url}{mark}"))));
             }
         }
         cli::Remote::Modify { level: at, unset, name, option, value } => {
