@@ -28,7 +28,7 @@ junit = --junit target/junit/$(1).xml
 # scripts/tools.sh installs missing tools there.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help tools go nextest demo test fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster binary portable clean
+.PHONY: help tools go nextest demo test fuzz lint supply-chain conformance conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc ui ui-test book lab lab-down lab-programs test-lab test-cluster bench bench-track bench-serve bench-gpu bench-operator bench-cluster bench-data binary portable clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -136,7 +136,7 @@ $(PLUGIN)/nvidia-device-plugin: conformance/kube/plugin/go.sum | go
 	  github.com/NVIDIA/k8s-device-plugin/cmd/nvidia-device-plugin github.com/NVIDIA/k8s-device-plugin/cmd/gpu-feature-discovery
 
 # The parts can be run, and recorded, one by one.
-conformance: conformance-mlflow conformance-serve conformance-gpu conformance-kube
+conformance: conformance-mlflow conformance-serve conformance-gpu conformance-kube conformance-dvc
 
 conformance-mlflow: binary $(PEERS)/mlflow/.ready
 	python3 -m unittest discover conformance
@@ -154,6 +154,16 @@ conformance-gpu: binary $(PEERS)/gpu/.ready $(if $(LIVE),$(NVIDIA_CTK))
 conformance-kube: binary $(PEERS)/gpu/.ready $(PLUGIN)/kubelet $(if $(LIVE),$(HELM) $(PLUGIN)/nvidia-device-plugin)
 	$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) $(if $(LIVE),--helm $(HELM)) $(call junit,chart)
 	$(PEERS)/gpu/bin/python conformance/kube/plugin.py --slipway $(SLIPWAY) --kubelet $(PLUGIN)/kubelet $(if $(LIVE),--upstream $(PLUGIN)) $(call junit,plugin)
+
+# DVC itself is only needed to record its results (LIVE=1), and for the benchmark.
+$(PEERS)/dvc/.ready: conformance/dvc/requirements.txt
+	@echo "installing DVC into $(PEERS)/dvc"
+	python3 -m venv $(PEERS)/dvc
+	$(PEERS)/dvc/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+conformance-dvc: binary $(if $(LIVE),$(PEERS)/dvc/.ready)
+	python3 conformance/dvc/run.py --slipway $(SLIPWAY) $(if $(LIVE),--dvc $(PEERS)/dvc/bin/dvc) $(call junit,dvc)
 
 # Kubernetes itself is built once per machine. It does not depend on slipway's binary, so it can be built while cargo runs.
 lab-programs: go
@@ -200,6 +210,10 @@ bench-operator: binary lab-programs
 
 bench-gpu: binary
 	python3 bench/gpu/run.py --slipway $(SLIPWAY)
+
+# Compares with DVC, `cp -r` and `md5sum`.
+bench-data: binary $(PEERS)/dvc/.ready
+	python3 bench/data/run.py --slipway $(SLIPWAY) --dvc $(PEERS)/dvc/bin/dvc
 
 bench-track: binary $(PEERS)/mlflow/.ready
 	$(PEERS)/mlflow/bin/python bench/track/run.py --slipway $(SLIPWAY)

@@ -544,6 +544,111 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "The message says why. The lab needs Go 1.26 to be built, and root, runc and nft to run nodes.",
     },
     Topic {
+        code: "data.no_project",
+        meaning: "This folder and those above have no `.dvc` folder.",
+        remedy: "Create a project with `slipway data init` in a Git work tree, or with `--no-scm`.",
+    },
+    Topic {
+        code: "data.init",
+        meaning: "The project cannot be created here.",
+        remedy: "Run `git init` first, use `--subdir` below the root of a Git work tree, or `--no-scm` without Git; `-f` replaces an existing project.",
+    },
+    Topic {
+        code: "data.file",
+        meaning: "A file of the project cannot be read: its syntax or a value is invalid.",
+        remedy: "The message names the file and the line; `git diff` shows who changed it.",
+    },
+    Topic {
+        code: "data.config",
+        meaning: "The configuration of the project is invalid, or does not have the named section, option or remote.",
+        remedy: "`slipway data config --list --show-origin` shows which file sets which option.",
+    },
+    Topic {
+        code: "data.usage",
+        meaning: "The command line is invalid.",
+        remedy: "`slipway data COMMAND --help` shows the options and an example.",
+    },
+    Topic {
+        code: "data.invalid",
+        meaning: "The data cannot be tracked or changed in this way; the message says why.",
+        remedy: "Follow the message; `slipway data COMMAND --help` has an example.",
+    },
+    Topic {
+        code: "data.nested_rules",
+        meaning: "A tracked folder contains a `.dvcignore` file. Its rules could change what the folder contains, so DVC forbids it.",
+        remedy: "Move its rules into a `.dvcignore` above the tracked folder.",
+    },
+    Topic {
+        code: "data.missing",
+        meaning: "A file or folder does not exist in the workspace.",
+        remedy: "`slipway data checkout` restores tracked data from the cache, `slipway data pull` from the remote.",
+    },
+    Topic {
+        code: "data.target",
+        meaning: "The target is not tracked.",
+        remedy: "`slipway data add PATH` tracks it; the targets of other commands are tracked paths and .dvc files.",
+    },
+    Topic {
+        code: "data.overlap",
+        meaning: "Tracked data cannot contain other tracked data.",
+        remedy: "Follow the message: stop tracking the inner path first, or commit the outer one.",
+    },
+    Topic {
+        code: "data.tracked_by_git",
+        meaning: "Git tracks the file, so it cannot be kept out of Git.",
+        remedy: "Run `git rm -r --cached PATH` and commit, then add it.",
+    },
+    Topic {
+        code: "data.git",
+        meaning: "Git failed, or the project is not in a Git work tree.",
+        remedy: "Check the revision with `git log`; for a project without Git, set `core.no_scm` to true.",
+    },
+    Topic {
+        code: "data.unsaved",
+        meaning: "The command would remove data whose content is not in the cache, so it could not be restored.",
+        remedy: "Save it with `slipway data commit`, or remove it with `--force`.",
+    },
+    Topic {
+        code: "data.changed",
+        meaning: "The data differs from what is recorded, and the change was not confirmed.",
+        remedy: "Pass `--force` to record it, or restore the recorded data with `slipway data checkout`.",
+    },
+    Topic {
+        code: "data.not_in_cache",
+        meaning: "The cache lacks recorded data. Outputs that lack data were not changed.",
+        remedy: "`slipway data pull` receives it from the remote.",
+    },
+    Topic {
+        code: "data.corrupt",
+        meaning: "An object does not have the content that its name promises. It was not used.",
+        remedy: "Remove the object and receive it again with `slipway data fetch`, or push it again from a project that has the data.",
+    },
+    Topic {
+        code: "data.links",
+        meaning: "A file cannot be put into the workspace with any of the configured link types.",
+        remedy: "`slipway data config cache.type reflink,copy` works on every file system.",
+    },
+    Topic {
+        code: "data.no_remote",
+        meaning: "No remote is configured or chosen.",
+        remedy: "`slipway data remote add -d NAME URL` adds the default remote; `-r NAME` chooses one.",
+    },
+    Topic {
+        code: "data.transfer",
+        meaning: "Some files could not be transferred. The others were; the next attempt transfers the rest only.",
+        remedy: "Repair the cause of the first error, and run the command again.",
+    },
+    Topic {
+        code: "data.remote",
+        meaning: "The remote returned an error.",
+        remedy: "Check the URL, the credentials and the network: `slipway data remote list`.",
+    },
+    Topic {
+        code: "data.io",
+        meaning: "A file cannot be read or written.",
+        remedy: "Check its permissions and the free disk space, then run the command again.",
+    },
+    Topic {
         code: "demo.failed",
         meaning: "A step of the demo failed its verification.",
         remedy: "The message names the step and its log file; `slipway doctor` checks the machine.",

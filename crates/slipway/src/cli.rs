@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 pub(crate) mod cluster;
+pub(crate) mod data;
 mod global;
 pub(crate) mod gpu;
 pub(crate) mod node;
@@ -96,6 +97,12 @@ pub(crate) enum Command {
         after_help = "Example:\n  slipway cluster init --name lab cp1=10.0.0.1 gpu:g1=10.0.0.3\n  slipway cluster plan\n  slipway cluster apply"
     )]
     Cluster(cluster::Cluster),
+    /// Version data: the same files as DVC, which can be used in turn
+    #[command(
+        subcommand,
+        after_help = "Example:\n  slipway data init\n  slipway data add images\n  slipway data remote add -d store s3://bucket/data\n  slipway data push"
+    )]
+    Data(data::Data),
     /// Run a real Kubernetes cluster on this machine for learning and testing; needs Go
     #[command(subcommand, after_help = "Example:\n  slipway lab up --nodes 2\n  slipway lab down")]
     Lab(Lab),

@@ -36,7 +36,14 @@ impl Failure {
     /// Reports an error on stderr (findings are already printed) and returns the exit code.
     fn report(self) -> u8 {
         match self {
-            Self::Findings => 3,
+            // DVC reports findings with 1.
+            Self::Findings => {
+                if commands::data::is_called_dvc() {
+                    1
+                } else {
+                    3
+                }
+            }
             Self::Error { message, code, hint, exit } => {
                 // Messages quote text from other machines and files, which must not control the terminal.
                 let (message, hint) = (output::escape_lines(&message), hint.map(|hint| output::escape_lines(&hint)));
@@ -91,7 +98,20 @@ impl miette::Diagnostic for Report {
 }
 
 fn main() -> ExitCode {
-    let args = cli::Cli::parse();
+    let parsed = commands::data::arguments().map(cli::Cli::try_parse_from);
+    let args = match parsed {
+        Ok(Ok(args)) => args,
+        // The original exits with 254 for a wrong command line.
+        Ok(Err(error)) if error.use_stderr() && commands::data::is_called_dvc() => {
+            let _ = error.print(); // There is no other place to report that stderr is closed.
+            return ExitCode::from(254);
+        }
+        Ok(Err(error)) => error.exit(),
+        Err(error) => {
+            output::print_note(format_args!("--cd: {error}"));
+            return ExitCode::from(254);
+        }
+    };
     // Reports are not wrapped, so that paths and commands in them can be copied and searched for. `set_hook` fails only if a hook is
     // already set, and this is the only call.
     let _ = miette::set_hook(Box::new(|_| Box::new(miette::MietteHandlerOpts::new().wrap_lines(false).build())));

@@ -3,12 +3,14 @@
 //! | module | contents |
 //! |---|---|
 //! | [`database`] | one writer thread with group commit, a bounded pool of read connections, migrations |
+//! | [`bucket`] | clients of buckets and web servers, for other crates |
 //! | [`objects`] | artifacts under a root folder: streamed upload and download, listing, deletion, limits |
 //!
 //! An acknowledged write is on disk. The writer thread runs all queued changes in one transaction, each in its own
 //! savepoint so that a failing change rolls back only itself. It commits once (SQLite with `synchronous=FULL`), and
 //! only then returns the results.
 
+pub mod bucket;
 pub mod database;
 pub mod error;
 pub mod objects;

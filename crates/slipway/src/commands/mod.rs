@@ -3,6 +3,7 @@
 mod accept;
 mod cluster;
 mod controller;
+pub(crate) mod data;
 mod demo;
 mod deploy;
 mod doctor;
@@ -112,6 +113,7 @@ async fn run_configured(context: &Context, command: Command) -> Result<(), Failu
         Command::Down(kube) if kube.kube => install::down(context, kube).await,
         Command::Down(_) => up::down(context).await,
         Command::Cluster(verb) => cluster::run(context, verb).await,
+        Command::Data(verb) => data::run(context, verb).await,
         Command::Lab(verb) => lab::run(verb),
         Command::Controller(options) => controller::run(options).await,
         Command::Token { ui } => token::token(context, ui),

@@ -10,23 +10,18 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
-use object_store::client::{HttpClient, HttpConnector};
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path as Key;
-use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme};
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme};
 use ring::digest::{Context, SHA256};
-use slipway_core::tls::{self, Trust};
 use tokio::io::AsyncWriteExt;
 
 use super::limits::{Counter, Disk, check_part_number, check_part_numbers, is_older};
 use super::upload::{MAX_UPLOAD_BYTES, Upload};
 use super::{Entry, Limits, PARTIAL_DIR, Reader, Source, segments};
 use crate::StoreError;
+use crate::bucket::HttpFactory;
 
-/// Timeout for connecting to the service.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Timeout of a single read: how long the service may send nothing during a response.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// The operation in the error of a remote_error local copy.
 const COPYING: &str = "copying an object to this machine";
 /// Name of the empty object that marks a multipart upload as created.
@@ -54,28 +49,6 @@ fn env_var(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Creates HTTP clients with slipway's own TLS settings, because `object_store`'s default client fails to start on a system without
-/// root certificates.
-#[derive(Debug)]
-struct HttpFactory {
-    tls: rustls::ClientConfig,
-    /// Whether `http:` URLs are allowed, too.
-    allow_http: bool,
-}
-
-impl HttpConnector for HttpFactory {
-    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(self.tls.clone())
-            .https_only(!self.allow_http)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .build()
-            .map_err(|source| object_store::Error::Generic { store: "HTTP", source: Box::new(source) })?;
-        Ok(HttpClient::new(client))
-    }
-}
-
 impl Remote {
     pub(super) fn connect(url: &str, copies: PathBuf, limits: Limits) -> Result<Self, StoreError> {
         let invalid = |reason: String| StoreError::Url(format!("{url}: {reason}"));
@@ -84,8 +57,8 @@ impl Remote {
             return Err(invalid("it does not start with s3://, gs:// or az://".into()));
         }
         let (scheme, prefix) = ObjectStoreScheme::parse(&parsed).map_err(|e| invalid(e.to_string()))?;
-        let tls = tls::client(Trust::System).map_err(|e| invalid(e.to_string()))?;
-        let http = HttpFactory { tls, allow_http: env_var("AWS_ALLOW_HTTP").is_some_and(|v| v == "true") };
+        let allow_http = env_var("AWS_ALLOW_HTTP").is_some_and(|v| v == "true");
+        let http = HttpFactory::new(allow_http).map_err(|e| invalid(e.to_string()))?;
         let store: Arc<dyn ObjectStore> = match scheme {
             ObjectStoreScheme::AmazonS3 => {
                 let bucket = AmazonS3Builder::from_env().with_url(url).with_http_connector(http);

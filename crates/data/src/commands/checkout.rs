@@ -1,0 +1,306 @@
+//! `checkout`: makes the workspace as recorded, from the cache. Data that is not in the cache is not removed without confirmation.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use rayon::prelude::*;
+
+use super::{Talk, relink};
+use crate::cache::set_executable;
+use crate::error::DataError;
+use crate::links::Links;
+use crate::manifest::{Entry, Manifest};
+use crate::model::Digest;
+use crate::project::Project;
+use crate::snapshot::{self, Snapshot};
+use crate::stage::Output;
+use crate::stat::Stat;
+
+/// How to check out.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Remove data that is not in the cache.
+    pub force: bool,
+    /// Recreate the links from the cache.
+    pub relink: bool,
+    /// The targets are folders with stages.
+    pub recursive: bool,
+    /// It is not an error if the cache lacks data.
+    pub allow_missing: bool,
+}
+
+/// What changed in the workspace.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Outputs that were created; folders end with `/`.
+    pub added: Vec<String>,
+    /// Outputs that changed.
+    pub modified: Vec<String>,
+    /// Outputs that are no longer tracked and were removed.
+    pub deleted: Vec<String>,
+    /// Number of files that were added, modified and deleted.
+    pub files: [u64; 3],
+    /// Outputs that the cache lacks.
+    pub failed: Vec<String>,
+}
+
+/// The change of an output.
+struct Plan<'a> {
+    out: &'a Output,
+    /// The path that is changed: the output, or a part of it.
+    path: PathBuf,
+    /// Its target, sorted by path; for a file a single entry with an empty path.
+    target: Vec<Entry>,
+    is_folder: bool,
+    old: Option<Snapshot>,
+    /// Paths in the workspace that are not in the target.
+    removed: Vec<(String, Digest)>,
+    /// Entries of the target that the workspace has with another content.
+    replaced: Vec<(Entry, Digest)>,
+    created: Vec<Entry>,
+}
+
+/// Makes the targets, or all outputs, as recorded.
+///
+/// # Errors
+/// [`DataError::Unsaved`] before anything is changed. The outputs that the cache lacks are in the report.
+pub fn checkout(
+    project: &mut Project,
+    targets: &[String],
+    options: Options,
+    talk: &dyn Talk,
+) -> Result<Report, DataError> {
+    let stages = project.stages()?;
+    let mut report = Report::default();
+    let mut links = Links::open(&project.tmp());
+    if targets.is_empty() {
+        let used: BTreeSet<PathBuf> =
+            stages.iter().flat_map(|stage| &stage.outs).filter_map(|out| out.path.clone()).collect();
+        for path in links.unused(project, &used)? {
+            report.deleted.push(show(project, &path));
+            report.files[2] += 1;
+            links.remove(project, &path)?;
+        }
+    }
+    let mut plans = Vec::new();
+    for selected in project.select(&stages, targets, options.recursive)? {
+        for (out, part) in selected.outputs() {
+            match plan(project, out, part)? {
+                Planned::Plan(plan) => plans.push(*plan),
+                Planned::Missing(path) => report.failed.push(project.display(&path)),
+                Planned::Nothing => {}
+            }
+        }
+    }
+    if !options.force {
+        let unsaved: Vec<PathBuf> = plans
+            .par_iter()
+            .map(|plan| unsaved(project, plan))
+            .collect::<Result<Vec<_>, _>>()?
+            .into_iter()
+            .flatten()
+            .collect();
+        if !unsaved.is_empty() && !talk.confirm(&format!("{}\nRemove them?", DataError::Unsaved(unsaved.clone()))) {
+            return Err(DataError::Unsaved(unsaved));
+        }
+    }
+    for plan in &plans {
+        apply(project, plan, options, &mut report)?;
+        links.record(project, &plan.path, plan.is_folder)?;
+    }
+    links.save()?;
+    project.state.save()?;
+    for list in [&mut report.added, &mut report.modified, &mut report.deleted] {
+        list.sort_by_key(|path| (!path.ends_with('/'), path.clone()));
+    }
+    if options.allow_missing {
+        report.failed.clear();
+    }
+    Ok(report)
+}
+
+enum Planned<'a> {
+    Plan(Box<Plan<'a>>),
+    Missing(PathBuf),
+    Nothing,
+}
+
+/// The change of an output, or of a part of it.
+fn plan<'a>(project: &Project, out: &'a Output, part: Option<&Path>) -> Result<Planned<'a>, DataError> {
+    let (Some(root), Some(digest), true) = (&out.path, out.digest, out.cached) else { return Ok(Planned::Nothing) };
+    let cache = project.cache_of(out.hash);
+    let path = part.unwrap_or(root).to_owned();
+    let (mut target, mut is_folder) = if digest.is_dir {
+        match cache.manifest(&digest) {
+            Ok(Some(manifest)) => (manifest.entries, true),
+            Ok(None) | Err(DataError::File { .. }) => return Ok(Planned::Missing(root.clone())),
+            Err(error) => return Err(error),
+        }
+    } else {
+        (vec![Entry { path: String::new(), digest, size: out.meta.size }], false)
+    };
+    if let Some(part) = part {
+        let prefix = crate::config::relative_path(part, root).to_string_lossy().into_owned();
+        if let Some(entry) = target.iter().find(|entry| entry.path == prefix) {
+            target = vec![Entry { path: String::new(), ..entry.clone() }];
+            is_folder = false;
+        } else {
+            let below = |entry: &Entry| entry.path.strip_prefix(&prefix)?.strip_prefix('/').map(str::to_owned);
+            target =
+                target.iter().filter_map(|entry| below(entry).map(|path| Entry { path, ..entry.clone() })).collect();
+            if target.is_empty() {
+                return Err(DataError::Target(project.display(part)));
+            }
+        }
+    }
+    let old = snapshot::take(&path, &project.rules, &project.state, out.hash, None)?;
+    let mut plan =
+        Plan { out, path, target, is_folder, old, removed: Vec::new(), replaced: Vec::new(), created: Vec::new() };
+    compare(&mut plan);
+    let needed = plan.created.par_iter().chain(plan.replaced.par_iter().map(|(entry, _)| entry));
+    let missing = needed.map(|entry| cache.contains(&entry.digest)).find_any(|found| !matches!(found, Ok(true)));
+    match missing {
+        Some(Err(error)) => Err(error),
+        Some(Ok(_)) => Ok(Planned::Missing(root.clone())),
+        None => Ok(Planned::Plan(Box::new(plan))),
+    }
+}
+
+/// Compares the workspace with the target; both are sorted by path.
+fn compare(plan: &mut Plan<'_>) {
+    let old = plan.old.as_ref().map(Snapshot::entries).unwrap_or_default();
+    let wrong_permission = |snapshot: &Snapshot| {
+        !plan.is_folder
+            && snapshot.meta.is_exec != plan.out.meta.is_exec
+            && plan.path == *plan.out.path.as_ref().unwrap_or(&plan.path)
+    };
+    let exec_differs = plan.old.as_ref().is_some_and(wrong_permission);
+    let mut old = old.into_iter().peekable();
+    for entry in &plan.target {
+        while let Some((path, digest)) = old.next_if(|(path, _)| *path < entry.path.as_str()) {
+            plan.removed.push((path.to_owned(), digest));
+        }
+        match old.next_if(|(path, _)| *path == entry.path.as_str()) {
+            Some((_, digest)) if digest == entry.digest && !exec_differs => {}
+            Some((_, digest)) => plan.replaced.push((entry.clone(), digest)),
+            None => plan.created.push(entry.clone()),
+        }
+    }
+    plan.removed.extend(old.map(|(path, digest)| (path.to_owned(), digest)));
+}
+
+/// The files that the plan removes or replaces and that the cache lacks.
+fn unsaved(project: &Project, plan: &Plan<'_>) -> Result<Vec<PathBuf>, DataError> {
+    let cache = project.cache_of(plan.out.hash);
+    let replaced = plan.replaced.iter().map(|(entry, digest)| (entry.path.as_str(), digest));
+    let mut found = Vec::new();
+    for (path, digest) in plan.removed.iter().map(|(path, digest)| (path.as_str(), digest)).chain(replaced) {
+        if !cache.contains(digest)? {
+            found.push(join(&plan.path, path));
+        }
+    }
+    Ok(found)
+}
+
+fn join(root: &Path, path: &str) -> PathBuf {
+    if path.is_empty() { root.to_owned() } else { root.join(path) }
+}
+
+/// The path for the user, with `/` after a folder.
+fn show(project: &Project, path: &Path) -> String {
+    let shown = project.display(path);
+    if path.is_dir() { format!("{shown}/") } else { shown }
+}
+
+fn apply(project: &Project, plan: &Plan<'_>, options: Options, report: &mut Report) -> Result<(), DataError> {
+    let changes = !plan.removed.is_empty() || !plan.replaced.is_empty() || !plan.created.is_empty();
+    let existed = plan.old.is_some();
+    for (path, _) in &plan.removed {
+        let full = join(&plan.path, path);
+        match std::fs::remove_file(&full) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(DataError::io(&full)(error)),
+            _ => {}
+        }
+    }
+    if plan.is_folder {
+        let kept: BTreeSet<&Path> =
+            plan.target.iter().flat_map(|entry| Path::new(&entry.path).ancestors().skip(1)).collect();
+        report.files[2] += remove_empty_folders(&plan.path, Path::new(""), &kept)?;
+        std::fs::create_dir_all(&plan.path).map_err(DataError::io(&plan.path))?;
+    } else if plan.path.is_dir() && existed {
+        remove_empty_folders(&plan.path, Path::new(""), &BTreeSet::new())?;
+        std::fs::remove_dir(&plan.path).map_err(DataError::io(&plan.path))?;
+    }
+    let cache = project.cache_of(plan.out.hash);
+    let needed: Vec<&Entry> = plan.created.iter().chain(plan.replaced.iter().map(|(entry, _)| entry)).collect();
+    let stats: Vec<Option<(Stat, [u8; 16])>> = needed
+        .par_iter()
+        .map(|entry| {
+            let full = join(&plan.path, &entry.path);
+            cache.link(&entry.digest, &full, &project.links, &project.staging)?;
+            if !plan.is_folder && plan.out.meta.is_exec && plan.out.path.as_deref() == Some(&full) {
+                set_executable(&full)?;
+            }
+            Ok(Stat::of_path(&full).map_err(DataError::io(&full))?.map(|stat| (stat, entry.digest.md5)))
+        })
+        .collect::<Result<_, DataError>>()?;
+    if cache.hash() == crate::model::HashName::Md5 {
+        project.state.record(stats.into_iter().flatten(), SystemTime::now());
+    }
+    if options.relink
+        && cache.hash() == crate::model::HashName::Md5
+        && let Some(snapshot) = snapshot::take(&plan.path, &project.rules, &project.state, plan.out.hash, None)?
+    {
+        relink(project, &plan.path, &snapshot)?;
+    }
+    for (count, files) in report.files.iter_mut().zip([plan.created.len(), plan.replaced.len(), plan.removed.len()]) {
+        *count += files as u64;
+    }
+    let folder_changed = plan.is_folder && plan.old.as_ref().is_some_and(|old| Some(old.digest) != plan.out.digest);
+    if changes || !existed || (folder_changed && plan.out.path.as_deref() == Some(&plan.path)) {
+        let shown = show(project, plan.out.path.as_deref().unwrap_or(&plan.path));
+        let whole = plan.out.path.as_deref() == Some(&plan.path);
+        if existed || !whole { report.modified.push(shown) } else { report.added.push(shown) }
+    }
+    Ok(())
+}
+
+/// Removes the folders that are empty and not part of the target, and returns their number.
+fn remove_empty_folders(root: &Path, relative: &Path, kept: &BTreeSet<&Path>) -> Result<u64, DataError> {
+    let folder = root.join(relative);
+    let entries = match std::fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            return Ok(0);
+        }
+        Err(error) => return Err(DataError::io(&folder)(error)),
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let entry = entry.map_err(DataError::io(&folder))?;
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let below = relative.join(entry.file_name());
+        removed += remove_empty_folders(root, &below, kept)?;
+        if !kept.contains(below.as_path()) && std::fs::remove_dir(root.join(&below)).is_ok() {
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// The files that an output has according to its record; `None` if the cache lacks the manifest.
+///
+/// # Errors
+/// If the manifest cannot be read.
+pub(crate) fn recorded_files(project: &Project, out: &Output) -> Result<Option<Manifest>, DataError> {
+    match out.digest {
+        Some(digest) if digest.is_dir => project.cache_of(out.hash).manifest(&digest),
+        Some(digest) => {
+            Ok(Some(Manifest { entries: vec![Entry { path: String::new(), digest, size: out.meta.size }] }))
+        }
+        None => Ok(Some(Manifest::default())),
+    }
+}

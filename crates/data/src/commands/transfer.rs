@@ -1,0 +1,241 @@
+//! `push`, `fetch` and the comparison of the cache with a remote.
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures_util::StreamExt;
+
+use super::Talk;
+use super::used::{Object, Scope, used_objects};
+use crate::error::DataError;
+use crate::model::{Digest, HashName};
+use crate::project::Project;
+use crate::remote::Remote;
+
+/// How to transfer.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The remote; the default one if it is not given.
+    pub remote: Option<String>,
+    /// Number of concurrent transfers.
+    pub jobs: Option<usize>,
+    /// The targets are folders with stages.
+    pub recursive: bool,
+    /// Which versions of the project are concerned beside the workspace.
+    pub scope: Scope,
+}
+
+/// The objects of each remote: outputs may name their own.
+fn by_remote(objects: Vec<Object>, options: &Options) -> BTreeMap<Option<String>, Vec<Object>> {
+    let mut groups: BTreeMap<Option<String>, Vec<Object>> = BTreeMap::new();
+    for object in objects {
+        if let (Some(own), Some(wanted)) = (&object.remote, &options.remote)
+            && own != wanted
+        {
+            continue;
+        }
+        let name = object.remote.clone().or_else(|| options.remote.clone());
+        groups.entry(name).or_default().push(object);
+    }
+    groups
+}
+
+/// Sends the objects of the targets, or of all outputs, that the remote lacks, and returns their number. A folder's manifest is sent after its
+/// files, so that it is never there without them.
+///
+/// # Errors
+/// [`DataError::NoRemote`], or [`DataError::Transfer`] if objects could not be sent.
+pub async fn push(
+    project: &mut Project,
+    targets: &[String],
+    options: &Options,
+    talk: &dyn Talk,
+) -> Result<u64, DataError> {
+    let objects = used_objects(project, targets, options.recursive, &options.scope, true)?;
+    if objects.objects.is_empty() {
+        Remote::open(&project.config, options.remote.as_deref(), "push")?;
+    }
+    let mut sent = 0;
+    for (name, objects) in by_remote(objects.objects, options) {
+        let remote = Remote::open(&project.config, name.as_deref(), "push")?;
+        let jobs = remote.concurrency(options.jobs);
+        let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
+        let existing = remote.existing(&ids, jobs).await?;
+        let (mut files, mut manifests, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+        for object in objects.iter().filter(|object| !existing.contains(&(object.hash, object.digest))) {
+            if !project.cache_of(object.hash).contains(&object.digest)? {
+                missing.push(object);
+            } else if object.digest.is_dir {
+                manifests.push(object);
+            } else {
+                files.push(object);
+            }
+        }
+        warn_missing(&missing, talk);
+        for group in [files, manifests] {
+            sent += run(&group, jobs, "pushed", |object| {
+                let cache = project.cache_of(object.hash);
+                let remote = &remote;
+                async move { remote.upload(cache, &object.digest).await }
+            })
+            .await?;
+        }
+    }
+    Ok(sent)
+}
+
+/// Receives the objects of the targets, or of all outputs, that the cache lacks, and returns their number.
+///
+/// # Errors
+/// [`DataError::NoRemote`], or [`DataError::Transfer`] if objects could not be received.
+pub async fn fetch(
+    project: &mut Project,
+    targets: &[String],
+    options: &Options,
+    talk: &dyn Talk,
+) -> Result<u64, DataError> {
+    let mut received = fetch_manifests(project, targets, options).await?;
+    let objects = used_objects(project, targets, options.recursive, &options.scope, false)?;
+    let mut lacking: Vec<Object> = Vec::new();
+    for object in objects.objects {
+        if !project.cache_of(object.hash).contains(&object.digest)? {
+            lacking.push(object);
+        }
+    }
+    if lacking.is_empty() && received == 0 {
+        Remote::open(&project.config, options.remote.as_deref(), "fetch")?;
+    }
+    for (name, objects) in by_remote(lacking, options) {
+        let remote = Remote::open(&project.config, name.as_deref(), "fetch")?;
+        let jobs = remote.concurrency(options.jobs);
+        let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
+        let existing = remote.existing(&ids, jobs).await?;
+        let (found, missing): (Vec<_>, Vec<_>) =
+            objects.iter().partition(|object| existing.contains(&(object.hash, object.digest)));
+        warn_missing(&missing, talk);
+        received += run(&found, jobs, "fetched", |object| {
+            let cache = project.cache_of(object.hash);
+            let remote = &remote;
+            async move { remote.download(cache, &object.digest).await }
+        })
+        .await?;
+    }
+    Ok(received)
+}
+
+/// Receives the manifests that the cache lacks, and returns their number. Without them the files of folders are not known.
+async fn fetch_manifests(project: &mut Project, targets: &[String], options: &Options) -> Result<u64, DataError> {
+    let objects = used_objects(project, targets, options.recursive, &options.scope, false)?;
+    let mut received = 0;
+    for (name, objects) in by_remote(objects.missing_manifests, options) {
+        let remote = Remote::open(&project.config, name.as_deref(), "fetch")?;
+        let jobs = remote.concurrency(options.jobs);
+        let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
+        let existing = remote.existing(&ids, jobs).await?;
+        let found: Vec<_> = objects.iter().filter(|object| existing.contains(&(object.hash, object.digest))).collect();
+        received += run(&found, jobs, "fetched", |object| {
+            let cache = project.cache_of(object.hash);
+            let remote = &remote;
+            async move { remote.download(cache, &object.digest).await }
+        })
+        .await?;
+    }
+    Ok(received)
+}
+
+/// Transfers objects concurrently, all of them also after a failure.
+async fn run<'a, F, T>(objects: &[&'a Object], jobs: usize, verb: &'static str, transfer: F) -> Result<u64, DataError>
+where
+    F: Fn(&'a Object) -> T,
+    T: Future<Output = Result<(), DataError>>,
+{
+    let mut transfers = futures_util::stream::iter(objects.iter().map(|object| {
+        let transfer = transfer(object);
+        async move { (*object, transfer.await) }
+    }))
+    .buffer_unordered(jobs);
+    let (mut done, mut failed, mut first) = (0_u64, 0, None);
+    while let Some((object, outcome)) = transfers.next().await {
+        match outcome {
+            Ok(()) => done += 1,
+            Err(error) => {
+                failed += 1;
+                first.get_or_insert_with(|| format!("{}: {error}", object.name));
+            }
+        }
+    }
+    match first {
+        Some(first) => Err(DataError::Transfer { failed, total: objects.len(), verb, first }),
+        None => Ok(done),
+    }
+}
+
+fn warn_missing(missing: &[&Object], talk: &dyn Talk) {
+    /// Number of objects that are named.
+    const SHOWN: usize = 20;
+    if missing.is_empty() {
+        return;
+    }
+    let mut lines: Vec<String> =
+        missing.iter().take(SHOWN).map(|object| format!("md5: {} ({})", object.digest, object.name)).collect();
+    if missing.len() > SHOWN {
+        lines.push(format!("… and {} more", missing.len() - SHOWN));
+    }
+    let lines = lines.join("\n");
+    talk.note(&format!(
+        "Some of the cache files do not exist neither locally nor on remote. Missing cache files:\n{lines}"
+    ));
+}
+
+/// How an object of the cache differs from the remote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloudChange {
+    /// Only the remote has it.
+    Deleted,
+    /// Only the cache has it.
+    New,
+    /// Neither has it.
+    Missing,
+}
+
+impl CloudChange {
+    /// DVC's word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::New => "new",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// Compares the cache with the remote: the names of the objects that differ, and the name of the remote.
+///
+/// # Errors
+/// If the remote cannot be reached.
+pub async fn cloud_status(
+    project: &mut Project,
+    targets: &[String],
+    options: &Options,
+) -> Result<(Vec<(String, CloudChange)>, String), DataError> {
+    fetch_manifests(project, targets, options).await?;
+    let used = used_objects(project, targets, options.recursive, &options.scope, true)?;
+    let objects: Vec<Object> = used.objects.into_iter().filter(|object| object.remote.is_none()).collect();
+    let remote = Remote::open(&project.config, options.remote.as_deref(), "status")?;
+    let ids: Vec<(HashName, Digest)> = objects.iter().map(|object| (object.hash, object.digest)).collect();
+    let existing = remote.existing(&ids, remote.concurrency(options.jobs)).await?;
+    let mut changes: HashMap<u8, Vec<(String, CloudChange)>> = HashMap::new();
+    for object in objects {
+        let local = project.cache_of(object.hash).contains(&object.digest)?;
+        let change = match (local, existing.contains(&(object.hash, object.digest))) {
+            (true, true) => continue,
+            (false, true) => CloudChange::Deleted,
+            (true, false) => CloudChange::New,
+            (false, false) => CloudChange::Missing,
+        };
+        changes.entry(change as u8).or_default().push((object.name, change));
+    }
+    let mut list: Vec<(String, CloudChange)> =
+        (0..3).flat_map(|order| changes.remove(&order).unwrap_or_default()).collect();
+    list.sort_by(|a, b| (a.1 as u8, &a.0).cmp(&(b.1 as u8, &b.0)));
+    Ok((list, remote.name))
+}

@@ -1,0 +1,157 @@
+//! Which objects a project uses, in the workspace and in commits.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use crate::error::DataError;
+use crate::model::{Digest, HashName};
+use crate::project::{Project, Selected, is_stage_file, load_pipeline};
+use crate::stage::{LOCK_FILE, PIPELINE_FILE, Stage};
+
+/// Versions of the project beside the workspace.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// The last commit of every branch.
+    pub all_branches: bool,
+    /// The commit of every tag.
+    pub all_tags: bool,
+    /// All commits.
+    pub all_commits: bool,
+    /// Commits before a revision, with their number.
+    pub revision: Option<(String, usize)>,
+}
+
+/// An object that is used.
+#[derive(Debug, Clone)]
+pub struct Object {
+    /// The algorithm of the digest.
+    pub hash: HashName,
+    /// The digest.
+    pub digest: Digest,
+    /// The path of a file that has this content, for the user.
+    pub name: String,
+    /// The only remote that has it.
+    pub remote: Option<String>,
+}
+
+/// The used objects.
+#[derive(Debug, Default)]
+pub struct Used {
+    /// All of them; each once.
+    pub objects: Vec<Object>,
+    /// Manifests of folders that the cache lacks, so that the folders' files are not among the objects.
+    pub missing_manifests: Vec<Object>,
+    seen: HashSet<(HashName, Digest, Option<String>)>,
+}
+
+impl Used {
+    fn add(&mut self, project: &Project, selected: &Selected<'_>, for_push: bool) -> Result<(), DataError> {
+        for (out, part) in selected.outputs() {
+            let (Some(digest), Some(path), true) = (out.digest, &out.path, out.cached) else { continue };
+            if for_push && !out.can_push {
+                continue;
+            }
+            let name = out.display(&project.current, &project.root);
+            let object = |digest, name| Object { hash: out.hash, digest, name, remote: out.remote.clone() };
+            let is_new = self.insert(object(digest, name.clone()));
+            if !digest.is_dir || (!is_new && part.is_none()) {
+                continue;
+            }
+            let manifest = match project.cache_of(out.hash).manifest(&digest) {
+                Ok(manifest) => manifest,
+                Err(DataError::File { .. }) => None, // A damaged manifest counts as missing.
+                Err(error) => return Err(error),
+            };
+            let Some(manifest) = manifest else {
+                self.missing_manifests.push(object(digest, name));
+                continue;
+            };
+            let prefix = part.map(|part| crate::config::relative_path(part, path));
+            for entry in &manifest.entries {
+                if prefix.as_ref().is_none_or(|prefix| Path::new(&entry.path).starts_with(prefix)) {
+                    self.insert(object(entry.digest, format!("{name}/{}", entry.path)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, object: Object) -> bool {
+        let is_new = self.seen.insert((object.hash, object.digest, object.remote.clone()));
+        if is_new {
+            self.objects.push(object);
+        }
+        is_new
+    }
+}
+
+/// The objects of the targets, or of all outputs, in the workspace and in the commits of the scope.
+///
+/// # Errors
+/// If a target does not exist, or a file cannot be read.
+pub fn used_objects(
+    project: &Project,
+    targets: &[String],
+    recursive: bool,
+    scope: &Scope,
+    for_push: bool,
+) -> Result<Used, DataError> {
+    let mut used = Used::default();
+    let stages = project.stages()?;
+    for selected in project.select(&stages, targets, recursive)? {
+        used.add(project, &selected, for_push)?;
+    }
+    for commit in commits(project, scope)? {
+        let stages = stages_at(project, &commit)?;
+        // A target need not exist in every commit.
+        for selected in project.select(&stages, targets, recursive).unwrap_or_default() {
+            used.add(project, &selected, for_push)?;
+        }
+    }
+    Ok(used)
+}
+
+fn commits(project: &Project, scope: &Scope) -> Result<Vec<String>, DataError> {
+    let Some(git) = &project.git else { return Ok(Vec::new()) };
+    let mut commits = Vec::new();
+    if scope.all_branches || scope.all_tags || scope.all_commits {
+        commits = git.commits(scope.all_branches, scope.all_tags, scope.all_commits)?;
+    }
+    if let Some((revision, count)) = &scope.revision {
+        commits.extend(git.history(revision, *count)?);
+    }
+    Ok(commits)
+}
+
+/// The stages of the project in a commit.
+///
+/// # Errors
+/// If the commit or a file in it cannot be read.
+pub fn stages_at(project: &Project, commit: &str) -> Result<Vec<Stage>, DataError> {
+    let Some(git) = &project.git else { return Ok(Vec::new()) };
+    let prefix = project.root.strip_prefix(git.root()).unwrap_or(Path::new("")).to_owned();
+    let select = |path: &str| {
+        let path = Path::new(path);
+        path.starts_with(&prefix) && (is_stage_file(path) || path.file_name().is_some_and(|name| name == LOCK_FILE))
+    };
+    let mut files = git.read(commit, select)?;
+    let mut paths: Vec<_> = files.keys().cloned().collect();
+    paths.sort();
+    let mut stages = Vec::new();
+    for path in paths.iter().filter(|path| is_stage_file(path)) {
+        let full = git.root().join(path);
+        if project.is_ignored(&full)? {
+            continue;
+        }
+        let text = String::from_utf8_lossy(&files.remove(path).unwrap_or_default()).into_owned();
+        if path.file_name().is_some_and(|name| name == PIPELINE_FILE) {
+            let lock = path.with_file_name(LOCK_FILE);
+            if let Some(lock_text) = files.get(&lock).map(|bytes| String::from_utf8_lossy(bytes).into_owned()) {
+                stages.extend(load_pipeline(&full, &text, &git.root().join(lock), &lock_text, &project.root)?);
+            }
+        } else {
+            stages.push(Stage::parse(&full, &project.root, text)?);
+        }
+    }
+    Ok(stages)
+}

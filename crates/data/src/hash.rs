@@ -1,0 +1,102 @@
+//! Digests of the content of files.
+
+use std::io::Read;
+use std::path::Path;
+
+use md5::{Digest as _, Md5};
+
+use crate::error::DataError;
+use crate::model::HashName;
+use crate::walk::open;
+
+/// Bytes that are read at once.
+pub(crate) const BUFFER_BYTES: usize = 1 << 20;
+/// Bytes at the start of a file that decide whether it is a text.
+const TEXT_BYTES: usize = 512;
+
+/// The MD5 of a file in the sense of `name`.
+///
+/// # Errors
+/// If it cannot be read.
+pub(crate) fn hash_file(path: &Path, name: HashName) -> Result<[u8; 16], DataError> {
+    let mut file = open(path)?;
+    let mut hasher = Md5::new();
+    with_buffer(|buffer| {
+        loop {
+            let length = fill(&mut file, buffer).map_err(DataError::io(path))?;
+            let chunk = &buffer[..length];
+            // DVC 2 reads pieces of the size of this buffer, and decides for each of them whether it is a text.
+            if name == HashName::Dos2Unix && is_text(&chunk[..length.min(TEXT_BYTES)]) {
+                update_with_unix_breaks(&mut hasher, chunk);
+            } else {
+                hasher.update(chunk);
+            }
+            if length < buffer.len() {
+                return Ok(hasher.finalize_reset().into());
+            }
+        }
+    })
+}
+
+/// Reads until the buffer is full or the file ends.
+pub(crate) fn fill(file: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(n) => length += n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+/// Calls `f` with this thread's buffer of [`BUFFER_BYTES`].
+pub(crate) fn with_buffer<T>(f: impl FnOnce(&mut [u8]) -> T) -> T {
+    thread_local! {
+        static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+    BUFFER.with(|buffer| match buffer.try_borrow_mut() {
+        Ok(mut buffer) => {
+            buffer.resize(BUFFER_BYTES, 0);
+            f(&mut buffer)
+        }
+        Err(_) => f(&mut vec![0; BUFFER_BYTES]), // The caller is itself in such a call.
+    })
+}
+
+/// The heuristics of DVC 2: no NUL, and at most 30 % of the bytes are not part of texts.
+fn is_text(start: &[u8]) -> bool {
+    let text = |byte: &u8| matches!(byte, b' '..=b'~' | b'\n' | b'\r' | b'\t' | 0x0c | 0x08);
+    let other = start.iter().filter(|byte| !text(byte)).count();
+    start.is_empty() || (!start.contains(&0) && other * 10 <= start.len() * 3)
+}
+
+/// Adds a chunk with CRLF replaced by LF.
+fn update_with_unix_breaks(hasher: &mut Md5, chunk: &[u8]) {
+    let mut rest = chunk;
+    while let Some(at) = rest.windows(2).position(|pair| pair == b"\r\n") {
+        hasher.update(&rest[..at]);
+        rest = &rest[at + 1..];
+    }
+    hasher.update(rest);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_breaks_are_converted_in_texts_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x");
+        let hash = |content: &[u8], name| {
+            std::fs::write(&file, content).unwrap();
+            hash_file(&file, name).unwrap()
+        };
+        assert_eq!(hash(b"a\r\nb\rc\r", HashName::Dos2Unix), hash(b"a\nb\rc\r", HashName::Md5));
+        assert_eq!(hash(b"a\r\n\0", HashName::Dos2Unix), hash(b"a\r\n\0", HashName::Md5));
+        assert_ne!(hash(b"a\r\n", HashName::Md5), hash(b"a\n", HashName::Md5));
+    }
+}

@@ -1,0 +1,227 @@
+//! Git, through the `git` program: it knows the user's configuration, credentials, attributes and file formats, and a command here calls it
+//! at most a few times. A Git library would add several megabytes to the binary.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::error::DataError;
+
+/// Maximum bytes read of a file in a commit.
+const MAX_BLOB_BYTES: usize = 64 << 20;
+
+/// A Git work tree.
+#[derive(Debug, Clone)]
+pub struct Git {
+    root: PathBuf,
+}
+
+impl Git {
+    /// The work tree whose root is `folder` or, with `search`, a folder above.
+    pub fn find(folder: &Path, search: bool) -> Option<Self> {
+        let mut current = Some(folder);
+        while let Some(path) = current {
+            if path.join(".git").exists() {
+                return Some(Self { root: path.to_owned() });
+            }
+            current = if search { path.parent() } else { None };
+        }
+        None
+    }
+
+    /// The root of the work tree.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("git");
+        command.arg("-C").arg(&self.root).env("LC_ALL", "C");
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<Vec<u8>, DataError> {
+        let output = self.command().args(arguments).stdin(Stdio::null()).output().map_err(start_error)?;
+        if output.status.success() {
+            Ok(output.stdout)
+        } else {
+            Err(DataError::Git(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+        }
+    }
+
+    /// Runs a command that reads NUL-terminated paths and writes those that it selects.
+    fn select(&self, arguments: &[&str], paths: &[&Path]) -> Result<Vec<PathBuf>, DataError> {
+        if paths.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut input = Vec::new();
+        for path in paths {
+            input.extend_from_slice(path.as_os_str().as_encoded_bytes());
+            input.push(0);
+        }
+        let output = self.feed(arguments, input)?;
+        Ok(split_nul(&output).map(PathBuf::from).collect())
+    }
+
+    /// Runs a command with an input, and returns its output whatever its exit code is.
+    fn feed(&self, arguments: &[&str], input: Vec<u8>) -> Result<Vec<u8>, DataError> {
+        let mut child = self
+            .command()
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(start_error)?;
+        let stdin = child.stdin.take();
+        // The input is written by a thread of its own, because git writes while it still reads.
+        let writer = std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&input)));
+        let output = child.wait_with_output().map_err(start_error)?;
+        let _ = writer.join(); // If git stopped reading, its output is what counts.
+        Ok(output.stdout)
+    }
+
+    /// Which of the paths (absolute) the rules of Git ignore, tracked or not.
+    ///
+    /// # Errors
+    /// If git cannot be run.
+    pub fn ignored(&self, paths: &[&Path]) -> Result<Vec<PathBuf>, DataError> {
+        let inside: Vec<&Path> = paths.iter().copied().filter(|path| path.starts_with(&self.root)).collect();
+        self.select(&["check-ignore", "--no-index", "-z", "--stdin"], &inside)
+    }
+
+    /// The first of the paths (absolute) that Git tracks, or below which it tracks a file.
+    ///
+    /// # Errors
+    /// If git cannot be run.
+    pub fn first_tracked<'a>(&self, paths: &[&'a Path]) -> Result<Option<&'a Path>, DataError> {
+        for chunk in paths.chunks(1000) {
+            let mut command = self.command();
+            command
+                .args(["--literal-pathspecs", "ls-files", "-z", "--"])
+                .args(chunk.iter().filter(|path| path.starts_with(&self.root)));
+            if command.get_args().count() == 6 {
+                continue;
+            }
+            let output = command.stdin(Stdio::null()).output().map_err(start_error)?;
+            if let Some(name) = split_nul(&output.stdout).next() {
+                let tracked = self.root.join(Path::new(name));
+                return Ok(chunk.iter().copied().find(|path| tracked.starts_with(path)).or(chunk.first().copied()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Stages files.
+    ///
+    /// # Errors
+    /// If git cannot be run or fails.
+    pub fn add(&self, paths: &[PathBuf]) -> Result<(), DataError> {
+        let mut arguments = vec!["--literal-pathspecs", "add", "--"];
+        let names: Vec<String> = paths.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+        arguments.extend(names.iter().map(String::as_str));
+        self.run(&arguments).map(drop)
+    }
+
+    /// The commit that a revision names; `None` if `HEAD` does not exist yet.
+    ///
+    /// # Errors
+    /// If there is no such revision.
+    pub fn resolve(&self, revision: &str) -> Result<Option<String>, DataError> {
+        if revision.starts_with('-') {
+            return Err(DataError::Git(format!("unknown Git revision '{revision}'")));
+        }
+        match self.run(&["rev-parse", "--verify", "--quiet", "--end-of-options", &format!("{revision}^{{commit}}")]) {
+            Ok(output) => Ok(Some(String::from_utf8_lossy(&output).trim().to_owned())),
+            Err(_) if revision == "HEAD" => Ok(None),
+            Err(_) => Err(DataError::Git(format!("unknown Git revision '{revision}'"))),
+        }
+    }
+
+    /// The commits of all branches, of all tags, or of everything that is reachable from a reference.
+    ///
+    /// # Errors
+    /// If git cannot be run or fails.
+    pub fn commits(&self, branches: bool, tags: bool, everything: bool) -> Result<Vec<String>, DataError> {
+        let mut commits = Vec::new();
+        if everything {
+            commits.extend(lines(
+                &self.run(&["rev-list", "--all", "HEAD"]).or_else(|_| self.run(&["rev-list", "--all"]))?,
+            ));
+        }
+        if branches {
+            commits.extend(lines(&self.run(&["for-each-ref", "--format=%(objectname)", "refs/heads"])?));
+        }
+        if tags {
+            commits.extend(lines(&self.run(&["for-each-ref", "--format=%(objectname)", "refs/tags"])?));
+        }
+        commits.sort_unstable();
+        commits.dedup();
+        Ok(commits)
+    }
+
+    /// The last `count` commits that are reachable from a revision.
+    ///
+    /// # Errors
+    /// If there is no such revision.
+    pub fn history(&self, revision: &str, count: usize) -> Result<Vec<String>, DataError> {
+        let Some(commit) = self.resolve(revision)? else { return Ok(Vec::new()) };
+        Ok(lines(&self.run(&["rev-list", "--first-parent", &format!("--max-count={count}"), &commit])?))
+    }
+
+    /// The paths of the files in a commit that `select` accepts, with their object ids.
+    fn files(&self, commit: &str, select: impl Fn(&str) -> bool) -> Result<Vec<(PathBuf, String)>, DataError> {
+        let output = self.run(&["ls-tree", "-r", "-z", "--full-tree", commit])?;
+        let mut files = Vec::new();
+        for line in split_nul(&output) {
+            let Some((head, path)) = line.to_str().and_then(|line| line.split_once('\t')) else { continue };
+            let mut words = head.split(' ');
+            if let (Some("100644" | "100755"), Some("blob"), Some(id)) = (words.next(), words.next(), words.next())
+                && select(path)
+            {
+                files.push((PathBuf::from(path), id.to_owned()));
+            }
+        }
+        Ok(files)
+    }
+
+    /// The contents of the files in a commit that `select` accepts, by their path below the root.
+    ///
+    /// # Errors
+    /// If git cannot be run, or its output is not understood.
+    pub fn read(&self, commit: &str, select: impl Fn(&str) -> bool) -> Result<HashMap<PathBuf, Vec<u8>>, DataError> {
+        let files = self.files(commit, select)?;
+        let mut input = Vec::new();
+        for (_, id) in &files {
+            input.extend_from_slice(id.as_bytes());
+            input.push(b'\n');
+        }
+        let output = self.feed(&["cat-file", "--batch"], input)?;
+        let unexpected = || DataError::Git(format!("git cat-file gave an unexpected output for {commit}"));
+        let mut rest = output.as_slice();
+        let mut contents = HashMap::new();
+        for (path, _) in files {
+            let line = rest.iter().position(|b| *b == b'\n').ok_or_else(unexpected)?;
+            let size = std::str::from_utf8(&rest[..line]).ok().and_then(|head| head.rsplit(' ').next()?.parse().ok());
+            let size: usize = size.filter(|size| *size <= MAX_BLOB_BYTES).ok_or_else(unexpected)?;
+            let content = rest.get(line + 1..line + 1 + size).ok_or_else(unexpected)?;
+            contents.insert(path, content.to_vec());
+            rest = rest.get(line + 2 + size..).ok_or_else(unexpected)?;
+        }
+        Ok(contents)
+    }
+}
+
+fn start_error(error: std::io::Error) -> DataError {
+    DataError::Git(format!("the program cannot be run: {error}"))
+}
+
+fn split_nul(bytes: &[u8]) -> impl Iterator<Item = &std::ffi::OsStr> {
+    use std::os::unix::ffi::OsStrExt;
+    bytes.split(|b| *b == 0).filter(|part| !part.is_empty()).map(std::ffi::OsStr::from_bytes)
+}
+
+fn lines(bytes: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect()
+}

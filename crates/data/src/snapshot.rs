@@ -1,0 +1,96 @@
+//! The identity of a file or folder in the workspace.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rayon::prelude::*;
+
+use crate::cache::Cache;
+use crate::error::DataError;
+use crate::hash::hash_file;
+use crate::ignore::Rules;
+use crate::manifest::{Entry, Manifest};
+use crate::model::{Digest, HashName, Meta};
+use crate::stat::{Kind, Stat};
+use crate::state::State;
+use crate::walk::{Found, walk};
+
+/// What a path of the workspace contains.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The digest of the file or folder.
+    pub digest: Digest,
+    /// Size, number of files, permission.
+    pub meta: Meta,
+    /// The files of a folder.
+    pub manifest: Option<Manifest>,
+    /// The states of the files, in the order of the manifest; one for a file.
+    pub files: Vec<Found>,
+}
+
+impl Snapshot {
+    /// The files with their digests; a file has one with an empty path.
+    pub fn entries(&self) -> Vec<(&str, Digest)> {
+        match &self.manifest {
+            Some(manifest) => manifest.entries.iter().map(|entry| (entry.path.as_str(), entry.digest)).collect(),
+            None => vec![("", self.digest)],
+        }
+    }
+}
+
+/// Computes the identity of what is at `path`; `None` if there is nothing. Files that `state` knows are not read. With a cache, each file is
+/// also stored in it.
+///
+/// # Errors
+/// If a file cannot be read or stored.
+pub fn take(
+    path: &Path,
+    rules: &Arc<Rules>,
+    state: &State,
+    hash: HashName,
+    store: Option<&Cache>,
+) -> Result<Option<Snapshot>, DataError> {
+    let Some(stat) = Stat::of_path(path).map_err(DataError::io(path))? else { return Ok(None) };
+    let is_folder = match stat.kind() {
+        Kind::File => false,
+        Kind::Folder => true,
+        _ => return Err(DataError::Invalid(format!("'{}' is neither a file nor a folder", path.display()))),
+    };
+    let files = if is_folder {
+        walk(path, rules)?
+    } else {
+        let is_link = Stat::of_entry(path).map_err(DataError::io(path))?.is_some_and(|stat| stat.kind() == Kind::Link);
+        vec![Found { path: String::new(), stat, is_link }]
+    };
+    let now = SystemTime::now();
+    let digests: Vec<[u8; 16]> = files
+        .par_iter()
+        .map(|file| {
+            let known = if hash == HashName::Md5 { state.get(&file.stat) } else { None };
+            let full = if file.path.is_empty() { path.to_owned() } else { path.join(&file.path) };
+            match (store, known) {
+                (Some(cache), known) => cache.store(&full, &file.stat, known),
+                (None, Some(md5)) => Ok(md5),
+                (None, None) => hash_file(&full, hash),
+            }
+        })
+        .collect::<Result<_, _>>()?;
+    if hash == HashName::Md5 {
+        let unknown = files.iter().zip(&digests).filter(|(file, _)| state.get(&file.stat).is_none());
+        state.record(unknown.map(|(file, md5)| (file.stat, *md5)), now);
+    }
+    if !is_folder {
+        let digest = Digest::of_file(digests.first().copied().unwrap_or_default());
+        let meta = Meta { size: Some(stat.size), nfiles: None, is_exec: stat.is_executable() };
+        return Ok(Some(Snapshot { digest, meta, manifest: None, files }));
+    }
+    let entries = files.iter().zip(digests).map(|(file, md5)| Entry {
+        path: file.path.clone(),
+        digest: Digest::of_file(md5),
+        size: Some(file.stat.size),
+    });
+    let manifest = Manifest { entries: entries.collect() }; // The walk is sorted by path, as a manifest is.
+    let meta = Meta { size: manifest.size(), nfiles: Some(manifest.entries.len() as u64), is_exec: false };
+    Ok(Some(Snapshot { digest: manifest.digest(), meta, manifest: Some(manifest), files }))
+}

@@ -1,0 +1,351 @@
+//! `.dvc` files and the stages of `dvc.lock`: which outputs they track, and with which digest.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::{normalise, relative_path};
+use crate::error::DataError;
+use crate::model::{Digest, HashName, Meta};
+use crate::yaml::{self, Value};
+
+/// The suffix of files that track data.
+pub const DVC_SUFFIX: &str = ".dvc";
+/// The name of the file with pipelines.
+pub const PIPELINE_FILE: &str = "dvc.yaml";
+/// The name of the file with the digests of pipelines.
+pub const LOCK_FILE: &str = "dvc.lock";
+/// Maximum bytes of such a file.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// An output or dependency.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// The absolute path; `None` for a URL or a path outside of the project.
+    pub path: Option<PathBuf>,
+    /// The path as it is written.
+    pub written: String,
+    /// The recorded digest, if there is one.
+    pub digest: Option<Digest>,
+    /// The algorithm of the digest.
+    pub hash: HashName,
+    /// What else is recorded.
+    pub meta: Meta,
+    /// Whether the data is stored in the cache.
+    pub cached: bool,
+    /// Whether `push` sends it.
+    pub can_push: bool,
+    /// The only remote that has it.
+    pub remote: Option<String>,
+    /// Whether it is kept when its stage runs again.
+    pub persist: bool,
+}
+
+/// A `.dvc` file, or a stage of a pipeline.
+#[derive(Debug, Clone)]
+pub struct Stage {
+    /// The absolute path of the `.dvc` file or `dvc.yaml`.
+    pub file: PathBuf,
+    /// The name of a pipeline's stage; `None` for a `.dvc` file.
+    pub name: Option<String>,
+    /// The outputs.
+    pub outs: Vec<Output>,
+    /// The dependencies.
+    pub deps: Vec<Output>,
+    /// Whether changes of its dependencies are ignored.
+    pub frozen: bool,
+    /// Whether it has a command or dependencies, so that it was not created by `add`.
+    pub is_import: bool,
+    text: Option<String>,
+    value: Value,
+}
+
+impl Stage {
+    /// A new `.dvc` file beside the output.
+    pub fn for_output(file: PathBuf, path: PathBuf, written: String) -> Self {
+        let out = Output {
+            path: Some(path),
+            written,
+            digest: None,
+            hash: HashName::Md5,
+            meta: Meta::default(),
+            cached: true,
+            can_push: true,
+            remote: None,
+            persist: false,
+        };
+        Self {
+            file,
+            name: None,
+            outs: vec![out],
+            deps: Vec::new(),
+            frozen: false,
+            is_import: false,
+            text: None,
+            value: Value::Map(Vec::new()),
+        }
+    }
+
+    /// Reads a `.dvc` file.
+    ///
+    /// # Errors
+    /// [`DataError::File`] with the line.
+    pub fn load(file: &Path, root: &Path) -> Result<Self, DataError> {
+        let metadata = std::fs::metadata(file).map_err(DataError::io(file))?;
+        if metadata.len() > MAX_BYTES {
+            return Err(DataError::file(file, 0, "it is too large for a .dvc file"));
+        }
+        let text = std::fs::read_to_string(file).map_err(DataError::io(file))?;
+        Self::parse(file, root, text)
+    }
+
+    /// Reads the text of a `.dvc` file.
+    ///
+    /// # Errors
+    /// [`DataError::File`] with the line.
+    pub fn parse(file: &Path, root: &Path, text: String) -> Result<Self, DataError> {
+        let value = yaml::parse(&text).map_err(|error| DataError::file(file, error.line, error.reason))?;
+        if !matches!(value, Value::Map(_)) {
+            return Err(DataError::file(file, 1, "it is not a mapping"));
+        }
+        let folder = file.parent().unwrap_or(Path::new("/"));
+        let wdir = match value.get("wdir") {
+            Some(wdir) => {
+                let wdir = wdir.as_str().ok_or_else(|| DataError::file(file, 0, "'wdir' is not a path"))?;
+                normalise(&folder.join(wdir))
+            }
+            None => folder.to_owned(),
+        };
+        let list = |key: &str| -> Result<Vec<Output>, DataError> {
+            value
+                .get(key)
+                .map_or(&[][..], Value::items)
+                .iter()
+                .map(|item| Output::parse(item, &wdir, root, file))
+                .collect()
+        };
+        let (outs, deps) = (list("outs")?, list("deps")?);
+        let is_true = |key: &str| value.get(key).and_then(Value::as_bool).unwrap_or(false);
+        let is_import = value.get("cmd").is_some() || !deps.is_empty();
+        let frozen = is_true("frozen") || is_true("locked");
+        Ok(Self { file: file.to_owned(), name: None, outs, deps, frozen, is_import, text: Some(text), value })
+    }
+
+    /// Reads the stages in the text of a `dvc.lock`, for the `dvc.yaml` beside it.
+    ///
+    /// # Errors
+    /// [`DataError::File`] with the line.
+    pub fn parse_lock(
+        lock: &Path,
+        root: &Path,
+        text: &str,
+        uncached: &dyn Fn(&str, &str) -> bool,
+    ) -> Result<Vec<Self>, DataError> {
+        let value = yaml::parse(text).map_err(|error| DataError::file(lock, error.line, error.reason))?;
+        // Before schema 2.0, the stages were at the top.
+        let stages = value.get("stages").unwrap_or(&value);
+        let folder = lock.parent().unwrap_or(Path::new("/"));
+        let mut found = Vec::new();
+        for (name, stage) in stages.entries() {
+            let list = |key: &str| -> Result<Vec<Output>, DataError> {
+                stage
+                    .get(key)
+                    .map_or(&[][..], Value::items)
+                    .iter()
+                    .map(|item| Output::parse(item, folder, root, lock))
+                    .collect()
+            };
+            let mut outs = list("outs")?;
+            outs.iter_mut().for_each(|out| out.cached = !uncached(name, &out.written));
+            found.push(Self {
+                file: folder.join(PIPELINE_FILE),
+                name: Some(name.clone()),
+                outs,
+                deps: list("deps")?,
+                frozen: false,
+                is_import: false,
+                text: None,
+                value: Value::Null,
+            });
+        }
+        Ok(found)
+    }
+
+    /// Whether `add` created it, so that its output may be changed.
+    pub fn is_data_source(&self) -> bool {
+        self.name.is_none() && self.value.get("cmd").is_none()
+    }
+
+    /// The name under which it is shown to a user in the folder `current`.
+    pub fn address(&self, current: &Path) -> String {
+        let file = relative_path(&self.file, current).to_string_lossy().into_owned();
+        match &self.name {
+            Some(name) if file == PIPELINE_FILE => name.clone(),
+            Some(name) => format!("{file}:{name}"),
+            None => file,
+        }
+    }
+
+    /// The text of the file with the current digests. The order and comments of an existing file are kept.
+    ///
+    /// # Errors
+    /// [`DataError::File`] if the old text cannot be edited.
+    pub fn to_text(&self) -> Result<String, DataError> {
+        let old = self.value.entries();
+        let mut entries: Vec<(String, Value)> = Vec::new();
+        let old_outs = self.value.get("outs").map_or(&[][..], Value::items);
+        let outs = self.outs.iter().enumerate().map(|(i, out)| out.to_value(old_outs.get(i)));
+        let outs = Value::List(outs.collect());
+        for (key, value) in old {
+            let is_default = key == "wdir" && value.as_str() == Some(".");
+            if key == "outs" {
+                entries.push((key.clone(), outs.clone()));
+            } else if !is_falsy(value) && !is_default {
+                entries.push((key.clone(), value.clone()));
+            }
+        }
+        if self.value.get("outs").is_none() {
+            entries.push(("outs".into(), outs));
+        }
+        let value = Value::Map(entries);
+        match &self.text {
+            None => Ok(yaml::emit(&value)),
+            Some(text) => {
+                yaml::edit(text, &value).map_err(|error| DataError::file(&self.file, error.line, error.reason))
+            }
+        }
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn save(&self) -> Result<(), DataError> {
+        let text = self.to_text()?;
+        if self.text.as_ref() == Some(&text) {
+            return Ok(());
+        }
+        slipway_core::files::replace(&self.file, text.as_bytes()).map_err(DataError::io(&self.file))
+    }
+
+    /// The same stage in another file, whose first output is at another path.
+    pub fn moved_to(&self, file: PathBuf, path: PathBuf, written: String) -> Self {
+        let mut moved = self.clone();
+        if file != self.file {
+            moved.text = None;
+            if let Value::Map(entries) = &mut moved.value {
+                entries.retain(|(key, _)| key != "wdir");
+            }
+        }
+        moved.file = file;
+        if let Some(out) = moved.outs.first_mut() {
+            (out.path, out.written) = (Some(path), written);
+        }
+        moved
+    }
+}
+
+/// Whether DVC leaves out an entry with this value.
+fn is_falsy(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Number(text) => text == "0",
+        Value::List(items) => items.is_empty(),
+        Value::Map(entries) => entries.is_empty(),
+        Value::Bool(true) => false,
+    }
+}
+
+/// The keys that are written in this order before all others.
+const LEADING: &[&str] = &["md5", "size", "nfiles", "isexec", "hash", "path"];
+
+impl Output {
+    fn parse(item: &Value, wdir: &Path, root: &Path, file: &Path) -> Result<Self, DataError> {
+        let invalid = |reason: String| DataError::file(file, 0, reason);
+        let written =
+            item.get("path").and_then(Value::as_str).ok_or_else(|| invalid("an output has no path".into()))?;
+        let absolute = normalise(&wdir.join(written));
+        let inside = !crate::config::is_url(written) && !Path::new(written).is_absolute() && absolute.starts_with(root);
+        let md5 = item.get("md5").and_then(Value::as_str);
+        let digest = match md5 {
+            Some(text) if !text.is_empty() && inside => Some(
+                Digest::parse(text).ok_or_else(|| invalid(format!("'{text}' of '{written}' is not an MD5 digest")))?,
+            ),
+            _ => None,
+        };
+        let is = |key: &str, default| item.get(key).and_then(Value::as_bool).unwrap_or(default);
+        Ok(Self {
+            path: inside.then_some(absolute),
+            written: written.to_owned(),
+            digest,
+            hash: if item.get("hash").is_some() { HashName::Md5 } else { HashName::Dos2Unix },
+            meta: Meta {
+                size: item.get("size").and_then(Value::as_u64),
+                nfiles: item.get("nfiles").and_then(Value::as_u64),
+                is_exec: is("isexec", false),
+            },
+            cached: is("cache", true),
+            can_push: is("push", true),
+            remote: item.get("remote").and_then(Value::as_str).map(str::to_owned),
+            persist: is("persist", false),
+        })
+    }
+
+    /// The entry in DVC's order, with the other keys of the old entry.
+    fn to_value(&self, old: Option<&Value>) -> Value {
+        let mut entries: Vec<(String, Value)> = Vec::new();
+        let mut push = |key: &str, value: Option<Value>| entries.extend(value.map(|value| (key.to_owned(), value)));
+        push("md5", self.digest.map(|digest| Value::string(digest.to_string())));
+        push("size", self.meta.size.map(Value::number));
+        push("nfiles", self.meta.nfiles.map(Value::number));
+        push("isexec", self.meta.is_exec.then_some(Value::Bool(true)));
+        push("hash", (self.hash == HashName::Md5).then(|| Value::string("md5")));
+        push("path", Some(Value::string(self.written.as_str())));
+        for (key, value) in old.map_or(&[][..], Value::entries) {
+            let is_default = matches!(
+                (key.as_str(), value),
+                ("cache" | "push", Value::Bool(true)) | ("persist" | "metric" | "plot", Value::Bool(false))
+            );
+            if !LEADING.contains(&key.as_str()) && !is_default && !matches!(value, Value::Null) {
+                entries.push((key.clone(), value.clone()));
+            }
+        }
+        Value::Map(entries)
+    }
+
+    /// The path as it is shown to a user in the folder `current`.
+    pub fn display(&self, current: &Path, root: &Path) -> String {
+        match &self.path {
+            Some(path) if current.starts_with(root) => relative_path(path, current).to_string_lossy().into_owned(),
+            Some(path) => relative_path(path, root).to_string_lossy().into_owned(),
+            None => self.written.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_files_have_the_order_of_dvc() {
+        let mut stage = Stage::for_output("/p/a.dvc".into(), "/p/a".into(), "a: b".into());
+        let out = &mut stage.outs[0];
+        out.digest = Digest::parse("8b3662b0d460701f7734cdf533c5aa85.dir");
+        out.meta = Meta { size: Some(4), nfiles: Some(2), is_exec: false };
+        let text =
+            "outs:\n- md5: 8b3662b0d460701f7734cdf533c5aa85.dir\n  size: 4\n  nfiles: 2\n  hash: md5\n  path: 'a: b'\n";
+        assert_eq!(stage.to_text().unwrap(), text);
+    }
+
+    #[test]
+    fn files_of_people_keep_unknown_keys_and_order() {
+        let text = "meta:\n  who: me # us\nouts:\n- path: x\n  md5: d41d8cd98f00b204e9800998ecf8427e\n  desc: text\n  cache: true\nfrozen: false\n";
+        let mut stage = Stage::parse(Path::new("/p/x.dvc"), Path::new("/p"), text.into()).unwrap();
+        assert_eq!(stage.outs[0].hash, HashName::Dos2Unix);
+        stage.outs[0].hash = HashName::Md5;
+        stage.outs[0].digest = Digest::parse("60b725f10c9c85c70d97880dfe8191b3");
+        stage.outs[0].meta.size = Some(2);
+        let expected = "meta:\n  who: me # us\nouts:\n- path: x\n  md5: 60b725f10c9c85c70d97880dfe8191b3\n  desc: text\n  size: 2\n  hash: md5\n";
+        assert_eq!(stage.to_text().unwrap(), expected);
+    }
+}

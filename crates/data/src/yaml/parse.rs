@@ -1,0 +1,635 @@
+//! A reader of the YAML that DVC writes and that people write in such files: block mappings and sequences, scalars in any style, flow
+//! sequences and mappings, comments. Anchors, tags and several documents are rejected. Every value has the range of its text.
+
+use std::ops::Range;
+
+use super::Value;
+use super::scalar::resolve;
+
+/// Maximum nesting of values.
+const MAX_DEPTH: usize = 64;
+
+/// Why a text is not readable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParseError {
+    /// The line, from 1.
+    pub line: usize,
+    /// What is wrong there.
+    pub reason: &'static str,
+}
+
+/// A value with the place of its text.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) value: Kind,
+    /// The bytes of the text, without the comment and line break after it.
+    pub(super) span: Range<usize>,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    Scalar(Value),
+    List(Vec<Node>),
+    Map(Vec<Entry>),
+}
+
+/// An entry of a mapping.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) key: String,
+    /// The byte at which the key begins.
+    pub(super) start: usize,
+    /// The byte after the colon.
+    pub(super) colon: usize,
+    pub(super) value: Node,
+}
+
+impl Node {
+    pub(super) fn to_value(&self) -> Value {
+        match &self.value {
+            Kind::Scalar(value) => value.clone(),
+            Kind::List(items) => Value::List(items.iter().map(Self::to_value).collect()),
+            Kind::Map(entries) => Value::Map(entries.iter().map(|e| (e.key.clone(), e.value.to_value())).collect()),
+        }
+    }
+}
+
+/// Reads a document. An empty one is an empty mapping.
+///
+/// # Errors
+/// The line, and what is wrong there.
+pub fn parse(text: &str) -> Result<Value, ParseError> {
+    Ok(parse_nodes(text)?.map_or(Value::Map(Vec::new()), |node| node.to_value()))
+}
+
+pub(super) fn parse_nodes(text: &str) -> Result<Option<Node>, ParseError> {
+    let mut reader = Reader { text, at: 0, depth: 0 };
+    if text.starts_with('\u{feff}') {
+        reader.at = '\u{feff}'.len_utf8();
+    }
+    reader.skip_blank_lines();
+    if reader.rest().starts_with("---") && reader.rest()[3..].starts_with(['\n', '\r', ' ']) {
+        reader.at += 3;
+        reader.skip_blank_lines();
+    }
+    if reader.rest().is_empty() {
+        return Ok(None);
+    }
+    let indent = reader.column();
+    let node = reader.block(indent)?;
+    reader.skip_blank_lines();
+    match reader.rest() {
+        "" => Ok(Some(node)),
+        rest if rest.trim_end() == "..." => Ok(Some(node)),
+        _ => Err(reader.error("this line does not belong to the mapping or sequence above it")),
+    }
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    at: usize,
+    depth: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn rest(&self) -> &'a str {
+        &self.text[self.at..]
+    }
+
+    fn error(&self, reason: &'static str) -> ParseError {
+        ParseError { line: self.text[..self.at].matches('\n').count() + 1, reason }
+    }
+
+    /// The column of the current position, in bytes from the start of the line.
+    fn column(&self) -> usize {
+        self.at - self.text[..self.at].rfind('\n').map_or(0, |i| i + 1)
+    }
+
+    fn skip_spaces(&mut self) {
+        self.at += self.rest().len() - self.rest().trim_start_matches([' ', '\t']).len();
+    }
+
+    /// Whether only a comment or nothing is left on the line.
+    fn at_line_end(&self) -> bool {
+        let rest = self.rest();
+        let blank_before = self.at == 0 || self.text[..self.at].ends_with([' ', '\t', '\n']);
+        rest.is_empty() || rest.starts_with(['\n', '\r']) || (rest.starts_with('#') && blank_before)
+    }
+
+    /// Skips spaces, comments and line breaks.
+    fn skip_blank_lines(&mut self) {
+        loop {
+            self.skip_spaces();
+            if !self.at_line_end() || self.rest().is_empty() {
+                return;
+            }
+            self.at += self.rest().find('\n').map_or(self.rest().len(), |i| i + 1);
+        }
+    }
+
+    /// Skips the rest of a line, on which only a comment may follow.
+    fn end_line(&mut self) -> Result<(), ParseError> {
+        self.skip_spaces();
+        if self.at_line_end() { Ok(()) } else { Err(self.error("text follows the value on the same line")) }
+    }
+
+    /// A block value that begins at the current position, in column `indent`.
+    fn block(&mut self, indent: usize) -> Result<Node, ParseError> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(self.error("the values are nested too deeply"));
+        }
+        let node = if is_dash(self.rest()) {
+            self.sequence(indent)
+        } else if self.key()?.is_some() {
+            self.mapping(indent)
+        } else {
+            self.scalar(indent)
+        };
+        self.depth -= 1;
+        node
+    }
+
+    fn sequence(&mut self, indent: usize) -> Result<Node, ParseError> {
+        let start = self.at;
+        let mut end = self.at;
+        let mut items = Vec::new();
+        loop {
+            let before = self.at;
+            self.skip_blank_lines();
+            if self.rest().is_empty() || self.column() != indent || !is_dash(self.rest()) {
+                if !self.rest().is_empty() && self.column() > indent {
+                    return Err(self.error("the line is indented too far"));
+                }
+                self.at = before;
+                break;
+            }
+            self.at += 1;
+            let item = self.value_after(indent, false)?;
+            end = item.span.end.max(self.at.min(item.span.end));
+            items.push(item);
+        }
+        Ok(Node { value: Kind::List(items), span: start..end })
+    }
+
+    fn mapping(&mut self, indent: usize) -> Result<Node, ParseError> {
+        let start = self.at;
+        let mut end = self.at;
+        let mut entries: Vec<Entry> = Vec::new();
+        loop {
+            let before = self.at;
+            self.skip_blank_lines();
+            if self.rest().is_empty() || self.column() != indent || is_dash(self.rest()) {
+                if !self.rest().is_empty() && self.column() > indent {
+                    return Err(self.error("the line is indented too far"));
+                }
+                self.at = before;
+                break;
+            }
+            let entry_start = self.at;
+            if matches!(self.rest(), rest if rest.starts_with("...") || rest.starts_with("---")) && indent == 0 {
+                self.at = before;
+                break;
+            }
+            let Some((key, length)) = self.key()? else { return Err(self.error("a key with a colon is expected")) };
+            if entries.iter().any(|entry| entry.key == key) {
+                return Err(self.error("the key occurs twice in the mapping"));
+            }
+            self.at += length;
+            let colon = self.at;
+            let value = self.value_after(indent, true)?;
+            end = value.span.end;
+            entries.push(Entry { key, start: entry_start, colon, value });
+        }
+        Ok(Node { value: Kind::Map(entries), span: start..end })
+    }
+
+    /// The value after `KEY:` or `-` of an entry in column `indent`.
+    fn value_after(&mut self, indent: usize, after_key: bool) -> Result<Node, ParseError> {
+        let marker = self.at;
+        self.skip_spaces();
+        if !self.at_line_end() {
+            return if after_key { self.scalar(indent + 1) } else { self.block(self.column()) };
+        }
+        let line_end = self.at;
+        self.skip_blank_lines();
+        let column = self.column();
+        // A sequence below a key may have the key's indentation.
+        let nested =
+            !self.rest().is_empty() && (column > indent || (after_key && column == indent && is_dash(self.rest())));
+        if nested {
+            return self.block(column);
+        }
+        self.at = line_end;
+        Ok(Node { value: Kind::Scalar(Value::Null), span: marker..marker })
+    }
+
+    /// The key at the current position and the length of its text with the colon, if there is one on this line.
+    fn key(&self) -> Result<Option<(String, usize)>, ParseError> {
+        let rest = self.rest();
+        if rest.starts_with(['\'', '"']) {
+            let mut ahead = Reader { text: self.text, at: self.at, depth: self.depth };
+            let Ok(text) = ahead.quoted() else { return Ok(None) };
+            ahead.skip_spaces();
+            let colon = ahead.rest().starts_with(':') && is_end_of_indicator(&ahead.rest()[1..]);
+            let one_line = !self.text[self.at..ahead.at].contains('\n');
+            return Ok((colon && one_line).then(|| (text, ahead.at + 1 - self.at)));
+        }
+        if rest.starts_with(['?', '&', '*', '!']) && is_end_of_indicator(&rest[1..]) || rest.starts_with(['&', '!']) {
+            return Err(self.error("anchors, tags and complex keys are not supported"));
+        }
+        if rest.starts_with(['{', '[', '|', '>', '%', '@', '`', '#']) {
+            return Ok(None);
+        }
+        let line = &rest[..rest.find('\n').unwrap_or(rest.len())];
+        let mut previous = ' ';
+        for (i, c) in line.char_indices() {
+            if c == '#' && previous == ' ' {
+                return Ok(None);
+            }
+            if c == ':' && is_end_of_indicator(&line[i + 1..]) {
+                return Ok(Some((line[..i].trim_end().to_owned(), i + 1)));
+            }
+            previous = c;
+        }
+        Ok(None)
+    }
+
+    /// A scalar or a flow collection. Its other lines are indented by at least `indent`.
+    fn scalar(&mut self, indent: usize) -> Result<Node, ParseError> {
+        let start = self.at;
+        let value = match self.rest().chars().next() {
+            Some('\'' | '"') => {
+                let text = self.quoted()?;
+                let end = self.at;
+                self.end_line()?;
+                self.at = end;
+                Kind::Scalar(Value::String(text))
+            }
+            Some('|' | '>') => Kind::Scalar(Value::String(self.literal(indent)?)),
+            Some('{' | '[') => {
+                let value = self.flow()?;
+                let end = self.at;
+                self.end_line()?;
+                self.at = end;
+                value
+            }
+            Some('&' | '*' | '!' | '%' | '@' | '`') => {
+                return Err(self.error("anchors, tags and directives are not supported"));
+            }
+            _ => Kind::Scalar(self.plain(indent)?),
+        };
+        Ok(Node { value, span: start..self.at })
+    }
+
+    /// A plain scalar, which ends before a comment or a line that is indented less than `indent`.
+    fn plain(&mut self, indent: usize) -> Result<Value, ParseError> {
+        let mut text = String::new();
+        let mut breaks = 0;
+        loop {
+            let rest = self.rest();
+            let line = &rest[..rest.find('\n').unwrap_or(rest.len())];
+            let comment =
+                line.match_indices('#').find(|(i, _)| *i == 0 || line[..*i].ends_with([' ', '\t'])).map(|(i, _)| i);
+            let content = line[..comment.unwrap_or(line.len())].trim_end();
+            if content.ends_with(':') || content.contains(": ") {
+                return Err(self.error("a plain value contains a colon; quote it, or indent the line as its mapping"));
+            }
+            if !text.is_empty() {
+                if breaks == 1 {
+                    text.push(' ');
+                } else {
+                    text.extend(std::iter::repeat_n('\n', breaks - 1));
+                }
+            }
+            text.push_str(content);
+            self.at += content.len();
+            if comment.is_some() {
+                break;
+            }
+            // The next line that is not empty continues the scalar if it is indented.
+            let mut ahead = Reader { text: self.text, at: self.at, depth: 0 };
+            breaks = 0;
+            loop {
+                ahead.skip_spaces();
+                if ahead.rest().starts_with("\r\n") {
+                    ahead.at += 1;
+                }
+                if !ahead.rest().starts_with('\n') {
+                    break;
+                }
+                ahead.at += 1;
+                breaks += 1;
+            }
+            let ends = breaks == 0
+                || ahead.rest().is_empty()
+                || ahead.column() < indent.max(1)
+                || ahead.rest().starts_with('#');
+            if ends || (ahead.column() == indent.saturating_sub(1) && is_dash(ahead.rest())) {
+                break;
+            }
+            self.at = ahead.at;
+        }
+        Ok(resolve(&text))
+    }
+
+    /// A quoted scalar, at its opening quote.
+    fn quoted(&mut self) -> Result<String, ParseError> {
+        let quote = self.rest().chars().next().unwrap_or('"');
+        let start = self.at;
+        self.at += 1;
+        let mut text = String::new();
+        loop {
+            let Some(c) = self.rest().chars().next() else {
+                self.at = start;
+                return Err(self.error("the quote is not closed"));
+            };
+            self.at += c.len_utf8();
+            match c {
+                '\'' if quote == '\'' && self.rest().starts_with('\'') => {
+                    self.at += 1;
+                    text.push('\'');
+                }
+                _ if c == quote => return Ok(text),
+                '\\' if quote == '"' => self.escape(&mut text)?,
+                '\n' => {
+                    let trimmed = text.trim_end_matches([' ', '\t', '\r']).len();
+                    text.truncate(trimmed);
+                    let mut breaks = 1;
+                    loop {
+                        self.skip_spaces();
+                        if self.rest().starts_with("\r\n") {
+                            self.at += 1;
+                        }
+                        if !self.rest().starts_with('\n') {
+                            break;
+                        }
+                        self.at += 1;
+                        breaks += 1;
+                    }
+                    if breaks == 1 {
+                        text.push(' ');
+                    } else {
+                        text.extend(std::iter::repeat_n('\n', breaks - 1));
+                    }
+                }
+                c => text.push(c),
+            }
+        }
+    }
+
+    fn escape(&mut self, text: &mut String) -> Result<(), ParseError> {
+        let Some(c) = self.rest().chars().next() else { return Err(self.error("the quote is not closed")) };
+        self.at += c.len_utf8();
+        let hex = match c {
+            'x' => 2,
+            'u' => 4,
+            'U' => 8,
+            _ => 0,
+        };
+        if hex > 0 {
+            let digits = self.rest().get(..hex).filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+            let character = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()).and_then(char::from_u32);
+            let Some(character) = character else { return Err(self.error("the escape sequence is invalid")) };
+            self.at += hex;
+            text.push(character);
+            return Ok(());
+        }
+        let character = match c {
+            '0' => '\0',
+            'a' => '\x07',
+            'b' => '\x08',
+            't' | '\t' => '\t',
+            'n' => '\n',
+            'v' => '\x0b',
+            'f' => '\x0c',
+            'r' => '\r',
+            'e' => '\x1b',
+            ' ' | '"' | '/' | '\\' => c,
+            'N' => '\u{85}',
+            '_' => '\u{a0}',
+            'L' => '\u{2028}',
+            'P' => '\u{2029}',
+            '\n' => {
+                self.skip_spaces();
+                return Ok(());
+            }
+            _ => return Err(self.error("the escape sequence is invalid")),
+        };
+        text.push(character);
+        Ok(())
+    }
+
+    /// A literal (`|`) or folded (`>`) scalar.
+    fn literal(&mut self, indent: usize) -> Result<String, ParseError> {
+        let rest = self.rest();
+        let line = &rest[..rest.find('\n').unwrap_or(rest.len())];
+        let folded = line.starts_with('>');
+        let header = line[1..].split('#').next().unwrap_or_default().trim();
+        let (keep, strip) = (header.contains('+'), header.contains('-'));
+        let explicit = header.bytes().find(u8::is_ascii_digit).map(|digit| usize::from(digit - b'0'));
+        if header.len() > 2 || !header.bytes().all(|b| matches!(b, b'+' | b'-' | b'1'..=b'9')) {
+            return Err(self.error("the header of the block scalar is invalid"));
+        }
+        self.at += line.len();
+        let mut lines: Vec<&str> = Vec::new();
+        let mut base = explicit.map(|n| indent.saturating_sub(1) + n);
+        let mut end = self.at;
+        while self.rest().starts_with('\n') {
+            let rest = &self.rest()[1..];
+            let line = &rest[..rest.find('\n').unwrap_or(rest.len())];
+            let content = line.trim_end_matches('\r');
+            let spaces = content.len() - content.trim_start_matches(' ').len();
+            if content.trim().is_empty() {
+                lines.push(base.and_then(|base| content.get(base..)).unwrap_or_default());
+                self.at += 1 + line.len();
+                if rest.is_empty() {
+                    break;
+                }
+                continue;
+            }
+            if spaces < base.unwrap_or(indent.max(1)) {
+                break;
+            }
+            let base = *base.get_or_insert(spaces);
+            lines.push(&content[base..]);
+            self.at += 1 + line.len();
+            end = self.at;
+        }
+        self.at = end;
+        let count = lines.iter().rposition(|line| !line.is_empty()).map_or(0, |i| i + 1);
+        let trailing = lines.len() - count;
+        let mut text = String::new();
+        for (i, line) in lines[..count].iter().enumerate() {
+            text.push_str(line);
+            let next = lines.get(i + 1).copied().unwrap_or_default();
+            let joins = folded
+                && i + 1 < count
+                && !line.is_empty()
+                && !next.is_empty()
+                && !line.starts_with(' ')
+                && !next.starts_with(' ');
+            let before_blank = folded && i + 1 < count && !line.is_empty() && next.is_empty() && !line.starts_with(' ');
+            if joins {
+                text.push(' ');
+            } else if i + 1 < count && !before_blank {
+                text.push('\n');
+            }
+        }
+        if count > 0 && !strip {
+            text.push('\n');
+        }
+        if keep {
+            text.extend(std::iter::repeat_n('\n', trailing));
+        }
+        Ok(text)
+    }
+
+    /// A flow sequence or mapping.
+    fn flow(&mut self) -> Result<Kind, ParseError> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(self.error("the values are nested too deeply"));
+        }
+        let is_map = self.rest().starts_with('{');
+        let close = if is_map { '}' } else { ']' };
+        self.at += 1;
+        let (mut items, mut entries) = (Vec::new(), Vec::new());
+        loop {
+            self.skip_blank_lines();
+            if self.rest().starts_with(close) {
+                self.at += 1;
+                break;
+            }
+            let start = self.at;
+            let item = self.flow_item()?;
+            self.skip_blank_lines();
+            if is_map {
+                let Kind::Scalar(key) = &item.value else { return Err(self.error("a key is expected")) };
+                let key = match key {
+                    Value::String(text) | Value::Number(text) => text.clone(),
+                    Value::Bool(value) => value.to_string(),
+                    _ => return Err(self.error("a key is expected")),
+                };
+                let mut colon = self.at;
+                let mut value = Node { value: Kind::Scalar(Value::Null), span: self.at..self.at };
+                if self.rest().starts_with(':') {
+                    self.at += 1;
+                    colon = self.at;
+                    self.skip_blank_lines();
+                    value = if self.rest().starts_with([',', '}']) {
+                        Node { value: Kind::Scalar(Value::Null), span: colon..colon }
+                    } else {
+                        self.flow_item()?
+                    };
+                    self.skip_blank_lines();
+                }
+                entries.push(Entry { key, start, colon, value });
+            } else {
+                items.push(item);
+            }
+            match self.rest().chars().next() {
+                Some(',') => self.at += 1,
+                Some(c) if c == close => {}
+                _ => return Err(self.error("a comma or the closing bracket is expected")),
+            }
+        }
+        self.depth -= 1;
+        Ok(if is_map { Kind::Map(entries) } else { Kind::List(items) })
+    }
+
+    fn flow_item(&mut self) -> Result<Node, ParseError> {
+        let start = self.at;
+        let value = match self.rest().chars().next() {
+            Some('{' | '[') => self.flow()?,
+            Some('\'' | '"') => Kind::Scalar(Value::String(self.quoted()?)),
+            Some('&' | '*' | '!') => return Err(self.error("anchors and tags are not supported")),
+            _ => {
+                let rest = self.rest();
+                let end = rest
+                    .char_indices()
+                    .find(|(i, c)| {
+                        matches!(c, ',' | '[' | ']' | '{' | '}' | '\n')
+                            || (*c == ':'
+                                && rest[i + 1..]
+                                    .chars()
+                                    .next()
+                                    .is_none_or(|n| matches!(n, ' ' | '\n' | ',' | ']' | '}')))
+                            || (*c == '#' && (*i == 0 || rest[..*i].ends_with(' ')))
+                    })
+                    .map_or(rest.len(), |(i, _)| i);
+                let text = rest[..end].trim_end();
+                if text.is_empty() {
+                    return Err(self.error("a value is expected"));
+                }
+                self.at += text.len();
+                Kind::Scalar(resolve(text))
+            }
+        };
+        Ok(Node { value, span: start..self.at })
+    }
+}
+
+/// Whether the text begins with the `-` of a sequence.
+fn is_dash(text: &str) -> bool {
+    text.starts_with('-') && is_end_of_indicator(&text[1..])
+}
+
+fn is_end_of_indicator(after: &str) -> bool {
+    after.is_empty() || after.starts_with([' ', '\n', '\r', '\t'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::emit;
+    use super::*;
+
+    #[test]
+    fn files_of_people_are_read() {
+        let text = "# data\nouts:\n  - md5: 8b36 # digest\n    path: 'a: b'\n    meta: {x: [1, two], y: \"q\\n\"}\n\ndesc: |\n  one\n   two\n\nfrozen: true\nlong: a b\n  c d\n\n  e\nfold: >-\n  x\n  y\n\n  z\nempty:\nlist: []\n";
+        let value = parse(text).unwrap();
+        let out = &value.get("outs").unwrap().items()[0];
+        assert_eq!(out.get("md5").unwrap().as_str(), Some("8b36"));
+        assert_eq!(out.get("path").unwrap().as_str(), Some("a: b"));
+        assert_eq!(out.get("meta").unwrap().get("y").unwrap().as_str(), Some("q\n"));
+        assert_eq!(value.get("desc").unwrap().as_str(), Some("one\n two\n"));
+        assert_eq!(value.get("frozen").unwrap().as_bool(), Some(true));
+        assert_eq!(value.get("long").unwrap().as_str(), Some("a b c d\ne"));
+        assert_eq!(value.get("fold").unwrap().as_str(), Some("x y\nz"));
+        assert_eq!(value.get("empty"), Some(&Value::Null));
+        assert_eq!(value.get("list"), Some(&Value::List(Vec::new())));
+    }
+
+    #[test]
+    fn invalid_files_are_rejected_with_the_line() {
+        for (text, line) in [
+            ("a: 1\n b: 2\n", 2),
+            ("a: 'x\n", 1),
+            ("a: 1\na: 2\n", 2),
+            ("a: &x 1\n", 1),
+            ("a: [1, 2\n", 2),
+            ("x\ny: 1\n", 2),
+        ] {
+            assert_eq!(parse(text).map_err(|e| e.line), Err(line), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn emitted_values_are_read_back() {
+        for text in [
+            "word ".repeat(40),
+            format!("'{}", "a b ".repeat(40)),
+            "x".repeat(200),
+            "a\nb  c".repeat(30),
+            format!("{} x", "é ".repeat(90)),
+            "tab\t ".repeat(40),
+        ] {
+            let value = Value::Map(vec![(
+                "outs".into(),
+                Value::List(vec![Value::Map(vec![("path".into(), Value::string(text.as_str()))])]),
+            )]);
+            let emitted = emit(&value);
+            assert_eq!(parse(&emitted).as_ref(), Ok(&value), "{emitted}");
+        }
+    }
+}

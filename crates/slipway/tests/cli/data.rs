@@ -1,0 +1,104 @@
+//! Data stays whole when a command is killed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// Number of times that a command is killed; `$KILL_ROUNDS` overrides it.
+const ROUNDS: u64 = 12;
+/// Number of files in the tracked folder.
+const FILES: usize = 600;
+
+fn slipway(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slipway"));
+    command.arg("data").args(arguments).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null());
+    command.env("HOME", folder).env("XDG_CONFIG_HOME", folder.join("config")).env_remove("GIT_DIR");
+    command
+}
+
+fn run(folder: &Path, arguments: &[&str]) {
+    let output = slipway(folder, arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The content of all files below a folder.
+fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(current) = folders.pop() {
+        for entry in std::fs::read_dir(&current).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).unwrap().to_string_lossy().into_owned();
+                found.insert(name, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// Every object with the permissions of a complete one has the content of its name.
+fn check_cache(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let cache = folder.join(".dvc/cache/files/md5");
+    if !cache.exists() {
+        return;
+    }
+    for (name, content) in contents(&cache) {
+        let is_complete = std::fs::metadata(cache.join(&name)).unwrap().permissions().mode() & 0o777 == 0o444;
+        let is_object = !name.contains(".slipway-");
+        if is_complete && is_object {
+            use slipway_data::manifest::digest_of;
+            let digest = digest_of(&content).to_string();
+            assert_eq!(digest.trim_end_matches(".dir"), name.replace('/', "").trim_end_matches(".dir"), "{name}");
+        }
+    }
+}
+
+#[test]
+fn killed_commands_leave_workspace_and_cache_whole() {
+    let rounds = std::env::var("KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS);
+    let sandbox = tempfile::tempdir().unwrap();
+    let folder = sandbox.path();
+    run(folder, &["init", "--no-scm"]);
+    let data = folder.join("data");
+    std::fs::create_dir_all(data.join("sub")).unwrap();
+    let write = |version: u64| {
+        for i in 0..FILES {
+            let name = if i % 2 == 0 { format!("f{i}") } else { format!("sub/f{i}") };
+            std::fs::write(data.join(name), format!("{version} {i} ").repeat(1 + i * 20)).unwrap();
+        }
+        std::fs::write(data.join("large"), vec![u8::try_from(version % 251).unwrap(); 3 << 20]).unwrap();
+    };
+    for round in 0..rounds {
+        write(round);
+        let expected = contents(&data);
+        let delay = Duration::from_millis(5 + round * 17 % 180);
+        let mut child = slipway(folder, &["add", "data"]).spawn().unwrap();
+        std::thread::sleep(delay);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(contents(&data), expected, "add must not change the data");
+        check_cache(folder);
+        run(folder, &["add", "data"]);
+        check_cache(folder);
+        std::fs::remove_dir_all(&data).unwrap();
+        let mut child = slipway(folder, &["checkout"]).spawn().unwrap();
+        std::thread::sleep(delay);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if data.exists() {
+            for (name, content) in contents(&data) {
+                assert_eq!(expected.get(&name), Some(&content), "{name} is not whole");
+            }
+        }
+        check_cache(folder);
+        run(folder, &["checkout"]);
+        assert_eq!(contents(&data), expected);
+    }
+    let output = slipway(folder, &["status", "--json"]).stdout(Stdio::piped()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "{}\n");
+}
