@@ -339,6 +339,7 @@ def remotes_are_managed(player):
     player.dvc("remote", "default", "disk")
     player.dvc("remote", "rename", "disk", "home")
     player.dvc("remote", "default", text=True)
+    player.dvc("remote", "modify", "--local", "--unset", "store", "secret_access_key")
     player.dvc("remote", "remove", "store")
     player.dvc("remote", "remove", "store")
     player.dvc("remote", "default", "--unset")

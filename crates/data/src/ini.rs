@@ -170,6 +170,9 @@ impl Ini {
             }
         }
         self.trailing.iter().for_each(|line| text.push_str(&format!("{line}\n")));
+        if text.is_empty() {
+            text.push('\n'); // ConfigObj ends every file with a line break.
+        }
         text
     }
 }
