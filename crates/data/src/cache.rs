@@ -235,7 +235,7 @@ impl Cache {
                     let source = File::open(&object)?;
                     if self.reflink(&source, file) { Ok(()) } else { Err(std::io::ErrorKind::Unsupported.into()) }
                 }),
-                LinkType::Copy => staging.create(target, |mut file| copy(&object, &mut file)),
+                LinkType::Copy => staging.create(target, |file| copy(&object, file)),
                 LinkType::Hardlink => staging.replace(target, |path| {
                     // An empty file may be shared by thousands of names; as in DVC, it is created anew.
                     if std::fs::metadata(&object)?.len() == 0 {
@@ -322,7 +322,7 @@ impl Cache {
         let verified = if self.reflink(&file, &temporary.file) {
             !verify || hash_file(&temporary.path, self.hash)? == digest.md5
         } else if !verify || self.hash == HashName::Dos2Unix {
-            copy(&source, &mut &temporary.file).map_err(DataError::io(&source))?;
+            copy(&source, &temporary.file).map_err(DataError::io(&source))?;
             !verify || hash_file(&temporary.path, self.hash)? == digest.md5
         } else if size < SMALL_BYTES {
             with_buffer(|buffer| {

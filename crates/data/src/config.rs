@@ -117,6 +117,19 @@ impl Files {
         }
     }
 
+    /// Reads the file of a level like [`Self::read`], with absolute paths.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_resolved(&self, level: Level) -> Result<Ini, DataError> {
+        let mut ini = self.read(level)?;
+        let folder = self.path(level).and_then(|path| path.parent().map(Path::to_owned)).unwrap_or_default();
+        for section in &mut ini.sections {
+            each_path(section, |value| resolve(&folder, value));
+        }
+        Ok(ini)
+    }
+
     /// The effective configuration.
     ///
     /// # Errors
@@ -161,7 +174,9 @@ impl Files {
         let before = ini.clone();
         change(&mut ini)?;
         for section in &mut ini.sections {
-            let old = before.section(&section.name).cloned().unwrap_or_default();
+            // A renamed section has no new paths.
+            let same = || before.sections.iter().find(|other| other.options == section.options);
+            let old = before.section(&section.name).or_else(same).cloned().unwrap_or_default();
             let current = std::env::current_dir().map_err(DataError::io("."))?;
             each_changed_path(section, &old, |value| relative_to(&folder, &resolve(&current, value), value));
         }

@@ -140,7 +140,7 @@ impl Ini {
         &mut self.sections[at]
     }
 
-    /// The text of the file, in DVC's form. Empty sections are left out.
+    /// The text of the file, in DVC's form. Empty sections are left out, except those of remotes.
     pub fn to_text(&self, original: &[String], order: &[&str]) -> String {
         let rank = |section: &Section| match named(&section.name) {
             Some(("remote", _)) => (1, 0),
@@ -153,7 +153,11 @@ impl Ini {
                 (0, position.unwrap_or_else(new))
             }
         };
-        let mut sections: Vec<&Section> = self.sections.iter().filter(|section| !section.options.is_empty()).collect();
+        let mut sections: Vec<&Section> = self
+            .sections
+            .iter()
+            .filter(|section| !section.options.is_empty() || named(&section.name).is_some())
+            .collect();
         sections.sort_by_key(|section| rank(section));
         let mut text = String::new();
         let beside = |comment: &str| if comment.is_empty() { String::new() } else { format!(" {comment}") };
@@ -170,6 +174,9 @@ impl Ini {
             }
         }
         self.trailing.iter().for_each(|line| text.push_str(&format!("{line}\n")));
+        if text.is_empty() {
+            text.push('\n'); // ConfigObj ends every file with a line break.
+        }
         text
     }
 }

@@ -167,16 +167,28 @@ impl Remote {
         }
     }
 
+    /// Whether the remote is a local folder, so that [`Self::copy`] transfers its objects without waiting for a network.
+    pub fn is_folder(&self) -> bool {
+        matches!(self.kind, Kind::Folder { .. })
+    }
+
+    /// Copies an object between the cache and a remote in a local folder. What is received is verified.
+    ///
+    /// # Errors
+    /// [`DataError::Corrupt`], or an error of the file system.
+    pub fn copy(&self, cache: &Cache, digest: &Digest, send: bool) -> Result<(), DataError> {
+        let Kind::Folder { current, legacy } = &self.kind else { return Ok(()) };
+        let folder = if cache.hash() == HashName::Md5 { current } else { legacy };
+        if send { folder.copy_from(cache, digest, false) } else { cache.copy_from(folder, digest, true) }
+    }
+
     /// Sends an object of the cache.
     ///
     /// # Errors
     /// If it cannot be read or sent.
     pub async fn upload(&self, cache: &Cache, digest: &Digest) -> Result<(), DataError> {
         match &self.kind {
-            Kind::Folder { current, legacy } => {
-                let target = if cache.hash() == HashName::Md5 { current } else { legacy };
-                target.copy_from(cache, digest, false)
-            }
+            Kind::Folder { .. } => self.copy(cache, digest, true),
             Kind::Store { read_only: true, url, .. } => {
                 Err(DataError::Remote { url: url.clone(), reason: "a web server is a remote for reading only".into() })
             }
@@ -216,10 +228,7 @@ impl Remote {
     /// [`DataError::Corrupt`], or an error of the remote or the cache.
     pub async fn download(&self, cache: &Cache, digest: &Digest) -> Result<(), DataError> {
         match &self.kind {
-            Kind::Folder { current, legacy } => {
-                let source = if cache.hash() == HashName::Md5 { current } else { legacy };
-                cache.copy_from(source, digest, true)
-            }
+            Kind::Folder { .. } => self.copy(cache, digest, false),
             Kind::Store { store, url, .. } => {
                 let key = self.key(&(cache.hash(), *digest));
                 let found = store.get(&key).await.map_err(remote_error(url))?;

@@ -127,7 +127,7 @@ fn add_one(
         git_files.push(root.with_file_name(".gitignore"));
     }
     if let (Some(_), Some(snapshot), false) = (store, &snapshot, options.no_relink) {
-        relink(project, &path, snapshot)?;
+        relink(project, &path, snapshot, false)?;
     }
     job.stage.save()
 }

@@ -252,7 +252,7 @@ fn apply(project: &Project, plan: &Plan<'_>, options: Options, report: &mut Repo
         && cache.hash() == crate::model::HashName::Md5
         && let Some(snapshot) = snapshot::take(&plan.path, &project.rules, &project.state, plan.out.hash, None)?
     {
-        relink(project, &plan.path, &snapshot)?;
+        relink(project, &plan.path, &snapshot, true)?;
     }
     for (count, files) in report.files.iter_mut().zip([plan.created.len(), plan.replaced.len(), plan.removed.len()]) {
         *count += files as u64;

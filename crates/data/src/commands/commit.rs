@@ -80,7 +80,7 @@ pub fn commit(
                 git_files.push(path.with_file_name(".gitignore"));
             }
             if store.is_some() && !options.no_relink {
-                relink(project, &path, &snapshot)?;
+                relink(project, &path, &snapshot, false)?;
             }
         }
         new.save()?;

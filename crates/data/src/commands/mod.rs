@@ -64,8 +64,8 @@ impl GitFiles {
     }
 }
 
-/// Replaces files of a stored output by links of the preferred type, where they are not.
-fn relink(project: &Project, root: &std::path::Path, snapshot: &Snapshot) -> Result<(), DataError> {
+/// Replaces files of a stored output by links of the preferred type, where they are not, or `always`.
+fn relink(project: &Project, root: &std::path::Path, snapshot: &Snapshot, always: bool) -> Result<(), DataError> {
     let entries = snapshot.entries();
     let relinked: Vec<Option<(Stat, [u8; 16])>> = snapshot
         .files
@@ -73,7 +73,7 @@ fn relink(project: &Project, root: &std::path::Path, snapshot: &Snapshot) -> Res
         .zip(entries)
         .map(|(file, (path, digest))| {
             let full = if path.is_empty() { root.to_owned() } else { root.join(path) };
-            if !needs_relink(project, file, &full, &digest)? {
+            if !always && !needs_relink(project, file, &full, &digest)? {
                 return Ok(None);
             }
             project.cache.link(&digest, &full, &project.links, &project.staging)?;

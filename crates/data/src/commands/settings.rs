@@ -39,7 +39,7 @@ pub fn get(files: &Files, name: &str, level: Option<Level>) -> Result<Option<(St
     let (section, option) = split(name)?;
     for level in levels(level).into_iter().rev() {
         let Some(path) = files.path(level) else { continue };
-        let value = files.read(level)?.section(&section).and_then(|section| section.get(&option));
+        let value = files.read_resolved(level)?.section(&section).and_then(|section| section.get(&option));
         if let Some(value) = value {
             return Ok(Some((value, path)));
         }
@@ -58,7 +58,7 @@ pub fn list(files: &Files, level: Option<Level>) -> Result<Vec<(String, String, 
     let mut found = Vec::new();
     for level in levels(level) {
         let Some(path) = files.path(level) else { continue };
-        let ini = files.read(level)?;
+        let ini = files.read_resolved(level)?;
         let (named, plain): (Vec<_>, Vec<_>) =
             ini.sections.iter().partition(|section| crate::ini::named(&section.name).is_some());
         for section in named.into_iter().chain(plain) {
@@ -245,7 +245,7 @@ pub fn set_default_remote(files: &Files, name: Option<&str>, level: Option<Level
 pub fn remotes(files: &Files, level: Option<Level>) -> Result<Vec<(String, String)>, DataError> {
     let config = match level {
         Some(level) => {
-            let ini = files.read(level)?;
+            let ini = files.read_resolved(level)?;
             let found = ini.sections.iter().filter_map(|section| match crate::ini::named(&section.name) {
                 Some(("remote", name)) => Some((name.to_owned(), section.get("url").unwrap_or_default())),
                 _ => None,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures_util::StreamExt;
+use rayon::prelude::*;
 
 use super::Talk;
 use super::used::{Object, Scope, used_objects};
@@ -72,12 +73,7 @@ pub async fn push(
         }
         warn_missing(&missing, talk);
         for group in [files, manifests] {
-            sent += run(&group, jobs, "pushed", |object| {
-                let cache = project.cache_of(object.hash);
-                let remote = &remote;
-                async move { remote.upload(cache, &object.digest).await }
-            })
-            .await?;
+            sent += run(project, &remote, &group, jobs, true).await?;
         }
     }
     Ok(sent)
@@ -112,12 +108,7 @@ pub async fn fetch(
         let (found, missing): (Vec<_>, Vec<_>) =
             objects.iter().partition(|object| existing.contains(&(object.hash, object.digest)));
         warn_missing(&missing, talk);
-        received += run(&found, jobs, "fetched", |object| {
-            let cache = project.cache_of(object.hash);
-            let remote = &remote;
-            async move { remote.download(cache, &object.digest).await }
-        })
-        .await?;
+        received += run(project, &remote, &found, jobs, false).await?;
     }
     Ok(received)
 }
@@ -132,29 +123,36 @@ async fn fetch_manifests(project: &mut Project, targets: &[String], options: &Op
         let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();
         let existing = remote.existing(&ids, jobs).await?;
         let found: Vec<_> = objects.iter().filter(|object| existing.contains(&(object.hash, object.digest))).collect();
-        received += run(&found, jobs, "fetched", |object| {
-            let cache = project.cache_of(object.hash);
-            let remote = &remote;
-            async move { remote.download(cache, &object.digest).await }
-        })
-        .await?;
+        received += run(project, &remote, &found, jobs, false).await?;
     }
     Ok(received)
 }
 
 /// Transfers objects concurrently, all of them also after a failure.
-async fn run<'a, F, T>(objects: &[&'a Object], jobs: usize, verb: &'static str, transfer: F) -> Result<u64, DataError>
-where
-    F: Fn(&'a Object) -> T,
-    T: Future<Output = Result<(), DataError>>,
-{
-    let mut transfers = futures_util::stream::iter(objects.iter().map(|object| {
-        let transfer = transfer(object);
-        async move { (*object, transfer.await) }
-    }))
-    .buffer_unordered(jobs);
+async fn run(
+    project: &Project,
+    remote: &Remote,
+    objects: &[&Object],
+    jobs: usize,
+    send: bool,
+) -> Result<u64, DataError> {
+    let outcomes: Vec<(&Object, Result<(), DataError>)> = if remote.is_folder() {
+        let copy = |object: &&'_ Object| remote.copy(project.cache_of(object.hash), &object.digest, send);
+        let outcomes: Vec<_> = objects.par_iter().map(copy).collect();
+        objects.iter().copied().zip(outcomes).collect()
+    } else {
+        let transfers = objects.iter().map(|object| async move {
+            let cache = project.cache_of(object.hash);
+            let outcome = match send {
+                true => remote.upload(cache, &object.digest).await,
+                false => remote.download(cache, &object.digest).await,
+            };
+            (*object, outcome)
+        });
+        futures_util::stream::iter(transfers).buffer_unordered(jobs).collect().await
+    };
     let (mut done, mut failed, mut first) = (0_u64, 0, None);
-    while let Some((object, outcome)) = transfers.next().await {
+    for (object, outcome) in outcomes {
         match outcome {
             Ok(()) => done += 1,
             Err(error) => {
@@ -163,6 +161,7 @@ where
             }
         }
     }
+    let verb = if send { "pushed" } else { "fetched" };
     match first {
         Some(first) => Err(DataError::Transfer { failed, total: objects.len(), verb, first }),
         None => Ok(done),

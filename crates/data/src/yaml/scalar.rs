@@ -42,7 +42,7 @@ fn is_number(text: &str) -> bool {
         }
     }
     match mantissa.split_once('.') {
-        Some((whole, fraction)) if whole.is_empty() => all(fraction, decimal) && !fraction.starts_with('_'),
+        Some(("", fraction)) => all(fraction, decimal) && !fraction.starts_with('_'),
         Some((whole, fraction)) => {
             whole.starts_with(|c: char| c.is_ascii_digit())
                 && all(whole, decimal)

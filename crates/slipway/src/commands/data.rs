@@ -81,9 +81,12 @@ pub(super) async fn run(context: &Context, verb: Data) -> Result<(), Failure> {
             | Data::Cache(_)
             | Data::Root
     );
+    let is_unprotect = matches!(verb, Data::Unprotect { .. });
     match dispatch(context, verb).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Failure::Findings),
+        // DVC's `unprotect` handles only failures of its own kind.
+        Err(error @ DataError::Missing(_)) if is_unprotect => Err(failure(&error, false)),
         Err(error) => Err(failure(&error, handled)),
     }
 }
