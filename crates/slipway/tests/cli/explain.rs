@@ -51,6 +51,7 @@ fn catalogue_contains_exactly_the_used_codes() {
         "cluster.local",
         "cluster.yaml",
         "config.json",
+        "config.local",
         "config.toml",
         "config.yaml",
         "tls.crt",

@@ -126,7 +126,12 @@ impl Server {
             let sql = format!("DROP SCHEMA {name} CASCADE");
             admin.write(move |c| c.execute(&sql, slipway_store::sql::params![])).await.unwrap();
         }
-        std::fs::remove_dir_all(&self.folder).unwrap();
+        // A background task that still reads may create SQLite's shared memory again while the folder is removed.
+        let started = std::time::Instant::now();
+        while let Err(error) = std::fs::remove_dir_all(&self.folder) {
+            assert!(started.elapsed() < std::time::Duration::from_secs(10), "{error}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
     }
 }
 
