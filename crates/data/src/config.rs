@@ -182,7 +182,9 @@ impl Files {
         }
         validate(&ini)?;
         let text = ini.to_text(&original, SECTION_ORDER);
-        slipway_core::files::replace(&path, text.as_bytes()).map_err(DataError::io(&path))
+        slipway_core::files::replace(&path, text.as_bytes()).map_err(DataError::io(&path))?;
+        // As in DVC, the change stays, and the error says that the levels together are invalid.
+        self.load()?.check_remotes()
     }
 }
 
@@ -291,6 +293,19 @@ impl Config {
     /// The names of the remotes in their order.
     pub fn remotes(&self) -> &[String] {
         &self.remotes
+    }
+
+    /// Checks that every remote has a URL.
+    ///
+    /// # Errors
+    /// [`DataError::Config`] with the name of a remote that has none.
+    pub fn check_remotes(&self) -> Result<(), DataError> {
+        match self.remotes.iter().find(|name| self.remote(name).is_none_or(|options| !options.contains_key("url"))) {
+            Some(name) => {
+                Err(DataError::Config(format!("expected 'url' for dictionary value @ data['remote']['{name}']")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Whether a section exists.

@@ -70,6 +70,7 @@ impl Project {
         let dvc_dir = root.join(DVC_DIR);
         let tmp = dvc_dir.join("tmp");
         let config = Files::new(Some(dvc_dir.clone())).load()?;
+        config.check_remotes()?;
         let git = if config.is_true("core", "no_scm") { None } else { Git::find(&root, true) };
         if git.is_none() && !config.is_true("core", "no_scm") {
             return Err(DataError::Git(format!("{} is not a git repository", root.display())));
