@@ -108,7 +108,8 @@ fn formats(request: &Request, shape: &Transformer) -> Formats {
         None => shape.format.unwrap_or(Format::Bf16),
     };
     let weights = request.dtype.unwrap_or(default);
-    let cache = request.kv_dtype.unwrap_or_else(|| request.dtype.map_or_else(|| weights.cache(), Format::requested_cache));
+    let cache =
+        request.kv_dtype.unwrap_or_else(|| request.dtype.map_or_else(|| weights.cache(), Format::requested_cache));
     Formats { weights, cache }
 }
 

@@ -158,11 +158,7 @@ fn fit_reads_a_model_and_says_where_it_fits() {
     for (kv, gib, bytes) in [(&[][..], 4.3, 1), (&["--kv-dtype", "bf16"], 8.6, 2)] {
         let words = [&["--params", "671b", "--dtype", "fp8", "--seq", "131072", "-o", "json"][..], kv].concat();
         let done = fit(&words).with_code(0);
-        assert_eq!(
-            done.message().contains("the key-value cache is in fp8 as the weights"),
-            kv.is_empty(),
-            "{done:?}"
-        );
+        assert_eq!(done.message().contains("the key-value cache is in fp8 as the weights"), kv.is_empty(), "{done:?}");
         let estimate = done.json();
         let cache = estimate["parts"].as_array().unwrap().iter().find(|p| p["what"] == "key-value cache").unwrap();
         assert!((cache["bytes"].as_f64().unwrap() / f64::from(1 << 30) - gib).abs() < 0.05, "{cache}");
