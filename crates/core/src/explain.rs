@@ -609,6 +609,12 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Save it with `slipway data commit`, or remove it with `--force`.",
     },
     Topic {
+        code: "data.linked_out",
+        meaning: "A symbolic link in the project leads to a folder outside of it, and the command would change files there. A cloned project \
+                  could use this to write anywhere.",
+        remedy: "Check where the link leads. If it is yours, pass `--force`.",
+    },
+    Topic {
         code: "data.changed",
         meaning: "The data differs from what is recorded, and the change was not confirmed.",
         remedy: "Pass `--force` to record it, or restore the recorded data with `slipway data checkout`.",

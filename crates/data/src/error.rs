@@ -35,6 +35,8 @@ pub enum DataError {
     Git(String),
     #[error("these files are not saved in the cache, so they are not removed without confirmation:\n{}", list(.0))]
     Unsaved(Vec<PathBuf>),
+    #[error("these folders are outside of the project and would be changed through a link in it:\n{}", list(.0))]
+    LinkedOut(Vec<PathBuf>),
     #[error("unable to commit changed '{0}'")]
     Changed(String),
     #[error("checkout failed, because the cache lacks files of:\n{}", .0.join("\n"))]
@@ -107,6 +109,7 @@ impl Explain for DataError {
             Self::TrackedByGit(_) => "data.tracked_by_git",
             Self::Git(_) => "data.git",
             Self::Unsaved(_) => "data.unsaved",
+            Self::LinkedOut(_) => "data.linked_out",
             Self::Changed(_) => "data.changed",
             Self::NotInCache(_) => "data.not_in_cache",
             Self::Corrupt { .. } => "data.corrupt",

@@ -64,7 +64,7 @@ struct Plan<'a> {
 /// Makes the targets, or all outputs, as recorded.
 ///
 /// # Errors
-/// [`DataError::Unsaved`] before anything is changed. The outputs that the cache lacks are in the report.
+/// [`DataError::Unsaved`] and [`DataError::LinkedOut`] before anything is changed. The outputs that the cache lacks are in the report.
 pub fn checkout(
     project: &mut Project,
     targets: &[String],
@@ -94,6 +94,10 @@ pub fn checkout(
         }
     }
     if !options.force {
+        let outside = linked_out(project, &plans)?;
+        if !outside.is_empty() {
+            return Err(DataError::LinkedOut(outside));
+        }
         let unsaved: Vec<PathBuf> = plans
             .par_iter()
             .map(|plan| unsaved(project, plan))
@@ -201,6 +205,26 @@ fn unsaved(project: &Project, plan: &Plan<'_>) -> Result<Vec<PathBuf>, DataError
         }
     }
     Ok(found)
+}
+
+/// The folders outside of the project that the plans would change through links in the project.
+fn linked_out(project: &Project, plans: &[Plan<'_>]) -> Result<Vec<PathBuf>, DataError> {
+    let root = std::fs::canonicalize(&project.root).map_err(DataError::io(&project.root))?;
+    let mut folders = BTreeSet::new();
+    for plan in plans {
+        let replaced = plan.replaced.iter().map(|(entry, _)| entry);
+        let changed = plan.created.iter().chain(replaced).map(|entry| entry.path.as_str());
+        for path in changed.chain(plan.removed.iter().map(|(path, _)| path.as_str())) {
+            folders.extend(join(&plan.path, path).parent().map(Path::to_owned));
+        }
+    }
+    let leads_out = |folder: &PathBuf| {
+        // A folder that does not exist will be created in the nearest one that does.
+        let found = folder.ancestors().find_map(|path| std::fs::canonicalize(path).ok())?;
+        (!found.starts_with(&root)).then_some(found)
+    };
+    let outside: BTreeSet<PathBuf> = folders.iter().filter_map(leads_out).collect();
+    Ok(outside.into_iter().collect())
 }
 
 fn join(root: &Path, path: &str) -> PathBuf {

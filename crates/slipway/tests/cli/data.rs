@@ -102,3 +102,38 @@ fn killed_commands_leave_workspace_and_cache_whole() {
     let output = slipway(folder, &["status", "--json"]).stdout(Stdio::piped()).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "{}\n");
 }
+
+/// A cloned project must not write to places outside of it through a symbolic link.
+#[test]
+fn checkout_through_a_link_out_of_the_project_needs_force() {
+    let folder = tempfile::tempdir().unwrap();
+    let (project, outside) = (folder.path().join("project"), folder.path().join("outside"));
+    std::fs::create_dir_all(project.join("data/sub")).unwrap();
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(project.join("data/sub/a"), "a").unwrap();
+    run(&project, &["init", "--no-scm"]);
+    run(&project, &["add", "data"]);
+    let checkout = |arguments: &[&str]| slipway(&project, &[&["checkout"], arguments].concat()).output().unwrap();
+    for (link, target) in [("data", &outside), ("data/sub", &outside)] {
+        let link = project.join(link);
+        std::fs::remove_dir_all(&link).unwrap();
+        std::os::unix::fs::symlink(target, &link).unwrap();
+        let refused = checkout(&[]);
+        let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && message.contains("data.linked_out"), "{message}");
+        assert!(contents(&outside).is_empty());
+        std::fs::remove_file(&link).unwrap();
+        assert!(checkout(&[]).status.success());
+        assert_eq!(std::fs::read(project.join("data/sub/a")).unwrap(), b"a");
+    }
+    // A link that stays in the project is the user's own arrangement.
+    std::fs::rename(project.join("data"), project.join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", project.join("data")).unwrap();
+    std::fs::remove_file(project.join("elsewhere/sub/a")).unwrap();
+    assert!(checkout(&[]).status.success());
+    assert_eq!(std::fs::read(project.join("elsewhere/sub/a")).unwrap(), b"a");
+    std::fs::remove_file(project.join("data")).unwrap();
+    std::os::unix::fs::symlink(&outside, project.join("data")).unwrap();
+    assert!(checkout(&["--force"]).status.success());
+    assert_eq!(std::fs::read(outside.join("sub/a")).unwrap(), b"a");
+}
