@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Number of times that a command is killed; `$KILL_ROUNDS` overrides it.
-const ROUNDS: u64 = 12;
+const ROUNDS: u64 = 6;
 /// Number of files in the tracked folder.
-const FILES: usize = 600;
+const FILES: usize = 300;
 
 fn slipway(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_slipway"));
