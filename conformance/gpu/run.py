@@ -123,7 +123,8 @@ def kernels_compile_from_pascal_to_blackwell(options):
     library = glob.glob(os.path.join(sys.prefix, "lib/python*/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12"))[0]
     nvrtc = ctypes.CDLL(library)
     source = (ROOT / "crates/gpu/src/bench/kernels.cu").read_bytes()
-    names = {"fill", "fma_fp32", "fma_fp64", "memory_read", "memory_write", "memory_copy", "memory_triad", "l2_read", "shared_read", "nothing"}
+    names = {"fill", "fma_fp32", "fma_fp64", "memory_read", "memory_write", "memory_copy", "memory_triad", "l2_read", "shared_read", "nothing",
+             "pattern_write", "pattern_check", "compare"}
     for architecture in (61, 70, 75, 80, 86, 89, 90, 100, 120):
         program = ctypes.c_void_p()
         assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"kernels.cu", 0, None, None) == 0

@@ -90,6 +90,8 @@ impl Writer {
             }
             _ => {
                 match value {
+                    // A file with nothing in it would be read as an empty mapping.
+                    Value::Null if position == Position::Start => self.put("null"),
                     Value::Null => {}
                     Value::Bool(value) => self.put(if *value { " true" } else { " false" }),
                     Value::Number(text) => {
@@ -131,7 +133,8 @@ impl Writer {
             }
             rest = &rest[spaces..];
             let word = &rest[..rest.find(' ').unwrap_or(rest.len())];
-            if folds && self.column + word.chars().count() > WIDTH && self.column > indent {
+            // A line break is read as one space. ruamel.yaml breaks after several spaces too, and loses them.
+            if folds && spaces <= 1 && self.column + word.chars().count() > WIDTH && self.column > indent {
                 self.line_break(indent);
             }
             self.put(word);

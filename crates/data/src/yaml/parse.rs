@@ -192,9 +192,7 @@ impl<'a> Reader<'a> {
                 break;
             }
             let Some((key, length)) = self.key()? else { return Err(self.error("a key with a colon is expected")) };
-            if entries.iter().any(|entry| entry.key == key) {
-                return Err(self.error("the key occurs twice in the mapping"));
-            }
+            self.reject_repeated(&entries, &key)?;
             self.at += length;
             let colon = self.at;
             let value = self.value_after(indent, true)?;
@@ -485,6 +483,11 @@ impl<'a> Reader<'a> {
         Ok(text)
     }
 
+    fn reject_repeated(&self, entries: &[Entry], key: &str) -> Result<(), ParseError> {
+        let is_repeated = entries.iter().any(|entry| entry.key == key);
+        if is_repeated { Err(self.error("the key occurs twice in the mapping")) } else { Ok(()) }
+    }
+
     /// A flow sequence or mapping.
     fn flow(&mut self) -> Result<Kind, ParseError> {
         self.depth += 1;
@@ -511,6 +514,7 @@ impl<'a> Reader<'a> {
                     Value::Bool(value) => value.to_string(),
                     _ => return Err(self.error("a key is expected")),
                 };
+                self.reject_repeated(&entries, &key)?;
                 let mut colon = self.at;
                 let mut value = Node { value: Kind::Scalar(Value::Null), span: self.at..self.at };
                 if self.rest().starts_with(':') {
