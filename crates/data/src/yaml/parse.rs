@@ -54,6 +54,8 @@ impl Node {
     }
 }
 
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// Reads a document. An empty one is an empty mapping.
 ///
 /// # Errors
@@ -64,8 +66,12 @@ pub fn parse(text: &str) -> Result<Value, ParseError> {
 
 pub(super) fn parse_nodes(text: &str) -> Result<Option<Node>, ParseError> {
     let mut reader = Reader { text, at: 0, depth: 0 };
-    if text.starts_with('\u{feff}') {
-        reader.at = '\u{feff}'.len_utf8();
+    if text.starts_with(BYTE_ORDER_MARK) {
+        reader.at = BYTE_ORDER_MARK.len_utf8();
+    }
+    if let Some((at, _)) = text[reader.at..].char_indices().find(|(_, c)| !is_printable(*c)) {
+        reader.at += at;
+        return Err(reader.error("special characters are not allowed; write them as escapes in double quotes"));
     }
     reader.skip_blank_lines();
     if reader.rest().starts_with("---") && reader.rest()[3..].starts_with(['\n', '\r', ' ']) {
@@ -83,6 +89,14 @@ pub(super) fn parse_nodes(text: &str) -> Result<Option<Node>, ParseError> {
         rest if rest.trim_end() == "..." => Ok(Some(node)),
         _ => Err(reader.error("this line does not belong to the mapping or sequence above it")),
     }
+}
+
+/// Whether a character may be in a file (YAML 1.2.2, section 5.1, `c-printable`), except for the byte order mark, which may only be at the
+/// beginning (section 5.2).
+fn is_printable(c: char) -> bool {
+    let is_allowed =
+        matches!(c, '\t' | '\n' | '\r' | ' '..='~' | '\u{85}' | '\u{a0}'..='\u{fffd}' | '\u{10000}'..='\u{10ffff}');
+    is_allowed && c != BYTE_ORDER_MARK
 }
 
 struct Reader<'a> {
