@@ -6,7 +6,7 @@
 //! | [`nodes`], `reader_tokens` | requests to the node agents, and the cache of their tokens |
 //! | [`runs`] | runs as pods: the executor and the controller |
 //! | [`domains`] | the controller of ComputeDomains |
-//! | [`queue`], [`leader`] | the work queue and the leader election of controllers |
+//! | [`queue`], [`leader`], `participant` | the work queue and the leader election of controllers |
 //! | [`authority`] | authentication of tokens and authorization of requests |
 //! | [`install`] | the objects of an installation: rendered, applied, removed |
 //! | `names` | shared names of labels, finalizers, roles and accounts |
@@ -21,6 +21,7 @@ pub mod leader;
 mod mock;
 mod names;
 pub mod nodes;
+mod participant;
 pub mod queue;
 mod reader_tokens;
 pub mod runs;

@@ -17,15 +17,12 @@ mod tests;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 use slipway_core::compute_domain::LABEL as DOMAIN_LABEL;
-use slipway_core::task::restart_on_panic;
 use slipway_exec::ControllerMetric;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::leader::Election;
+use crate::participant::Participant;
 use crate::{Api, Resource};
 
 /// `resource.nvidia.com/v1beta1 ComputeDomain`.
@@ -69,10 +66,7 @@ pub(crate) fn without_finalizer(domain: &Value) -> Value {
 pub struct DomainController {
     api: Api,
     controller: Arc<controller::Controller>,
-    leading: watch::Receiver<bool>,
-    stop: watch::Sender<bool>,
-    /// The task of the election; `None` after `stop`.
-    election: Mutex<Option<JoinHandle<()>>>,
+    participant: Participant,
 }
 
 impl std::fmt::Debug for DomainController {
@@ -87,28 +81,15 @@ impl DomainController {
     pub fn start(api: Api, namespace: String, identity: String) -> Self {
         let election = Election { api: api.clone(), namespace, lease: LEASE_NAME.into(), identity };
         let controller = Arc::new(controller::Controller::new(api.clone()));
-        let (sender, leading) = watch::channel(false);
-        let (stop, stopped) = watch::channel(false);
         let worker = Arc::clone(&controller);
-        // Restarting after a panic is safe, because the work starts by listing all objects.
-        let election = tokio::spawn(restart_on_panic("the controller of ComputeDomains", move || {
-            let (mut stopped, worker) = (stopped.clone(), Arc::clone(&worker));
-            sender.send_replace(false);
-            let stopped = async move {
-                let _ = stopped.wait_for(|s| *s).await; // an error means that the sender was dropped, so stop as well
-            };
-            election.clone().run(sender.clone(), stopped, move || Arc::clone(&worker).work())
-        }));
-        Self { api, controller, leading, stop, election: Mutex::new(Some(election)) }
+        let participant =
+            Participant::start("the controller of ComputeDomains", election, move || Arc::clone(&worker).work());
+        Self { api, controller, participant }
     }
 
     /// Stops the work and releases the lease, so that another participant can lead at once.
     pub async fn stop(&self) {
-        let Some(election) = self.election.lock().take() else { return };
-        self.stop.send_replace(true);
-        if let Err(error) = election.await {
-            tracing::warn!(%error, "the task of the leader election failed");
-        }
+        self.participant.stop().await;
     }
 
     /// The metrics of this process's part in the control of domains.
@@ -120,7 +101,7 @@ impl DomainController {
                 "slipway_domains_leading",
                 "Whether this process is the leader.",
                 false,
-                u64::from(*self.leading.borrow()),
+                u64::from(self.participant.leads()),
             ),
             metric("slipway_domains", "ComputeDomains in the cache.", false, count(self.controller.domains())),
             metric(

@@ -26,17 +26,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{AsyncReadExt, StreamExt};
-use parking_lot::Mutex;
 use serde_json::{Value, json};
-use slipway_core::task::restart_on_panic;
 use slipway_exec::manifest::SUBMITTED_BY;
 use slipway_exec::{
     ControllerMetric, ExecError, ExecFuture, Executor, LogQuery, LogStream, Manifest, Submitted, TokenRequest, Tracker,
 };
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::leader::Election;
+use crate::participant::Participant;
 use crate::{Api, KubeError, Resource};
 
 pub use crate::names::{FINALIZER, RUN_LABEL};
@@ -85,10 +82,7 @@ pub struct Settings {
 pub struct RunController {
     api: Api,
     controller: Arc<controller::Controller>,
-    leading: watch::Receiver<bool>,
-    stop: watch::Sender<bool>,
-    /// The task of the election; `None` after `stop`.
-    election: Mutex<Option<JoinHandle<()>>>,
+    participant: Participant,
 }
 
 impl std::fmt::Debug for RunController {
@@ -107,35 +101,20 @@ impl RunController {
             identity: settings.identity.clone(),
         };
         let controller = controller::Controller::new(api.clone(), settings, tracker);
-        let (sender, leading) = watch::channel(false);
-        let (stop, stopped) = watch::channel(false);
         let worker = Arc::clone(&controller);
-        // Restarting after a panic is safe: the work starts by listing all objects, and the same participant continues to renew the lease.
-        // If the lease expires meanwhile, another participant leads.
-        let election = tokio::spawn(restart_on_panic("the run controller", move || {
-            let (mut stopped, worker) = (stopped.clone(), Arc::clone(&worker));
-            sender.send_replace(false);
-            let stopped = async move {
-                let _ = stopped.wait_for(|s| *s).await; // an error means that the sender was dropped, so stop as well
-            };
-            election.clone().run(sender.clone(), stopped, move || Arc::clone(&worker).work())
-        }));
-        Self { api, controller, leading, stop, election: Mutex::new(Some(election)) }
+        let participant = Participant::start("the run controller", election, move || Arc::clone(&worker).work());
+        Self { api, controller, participant }
     }
 
     /// Stops the work and releases the lease, so that another participant can lead at once.
     pub async fn stop(&self) {
-        let Some(election) = self.election.lock().take() else { return };
-        self.stop.send_replace(true);
-        if let Err(error) = election.await {
-            tracing::warn!(%error, "the task of the leader election failed");
-        }
+        self.participant.stop().await;
     }
 
     /// The metrics of this process's part in the control of runs.
     pub fn metrics(&self) -> [ControllerMetric; 8] {
         let [runs, pods, now, later] = self.controller.sizes().map(|n| n as u64);
-        let leading = u64::from(*self.leading.borrow());
+        let leading = u64::from(self.participant.leads());
         let reconciled = self.controller.reconciled.load(Relaxed);
         let failed = self.controller.failed.load(Relaxed);
         let gauge = |name, help, value| ControllerMetric { name, help, is_counter: false, value };
