@@ -51,6 +51,10 @@ pub enum DataError {
     Transfer { failed: usize, total: usize, verb: &'static str, first: String },
     #[error("{url}: {reason}")]
     Remote { url: String, reason: String },
+    #[error("failed to run: {command}, exited with {code}")]
+    Command { command: String, code: i32 },
+    #[error("{0}")]
+    Reproduction(String),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("{}: {source}", path.display())]
@@ -117,6 +121,8 @@ impl Explain for DataError {
             Self::NoRemote(_) => "data.no_remote",
             Self::Transfer { .. } => "data.transfer",
             Self::Remote { .. } => "data.remote",
+            Self::Command { .. } => "data.command",
+            Self::Reproduction(_) => "data.reproduction",
             Self::Store(error) => error.code(),
             Self::Io { .. } => "data.io",
         }

@@ -15,6 +15,7 @@ pub mod manifest;
 mod model;
 #[cfg(test)]
 mod parsers;
+pub mod pipeline;
 pub mod project;
 pub mod remote;
 pub mod scm;

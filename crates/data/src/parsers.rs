@@ -7,7 +7,9 @@ use slipway_mutations::feed;
 use crate::ini::Ini;
 use crate::manifest::Manifest;
 use crate::stage::Stage;
-use crate::{lock, project, yaml};
+use crate::pipeline::template::Unpacking;
+use crate::pipeline::{self, Files, params};
+use crate::{lock, yaml};
 
 const FILE: &str = "# data\nouts:\n- md5: 8b3662b0d460701f7734cdf533c5aa85.dir # digest\n  size: 4\n  nfiles: 2\n  hash: md5\n  path: 'a: b'\n  meta: {x: [1, two], y: \"q\\n\"}\ndesc: |\n  one\n   two\nwdir: ..\nfrozen: true\nlong: a b\n  c d\n";
 
@@ -53,9 +55,42 @@ fn other_parsers_never_panic() {
     feed(&["{\"write\": {\"/p\": {\"pid\": 1, \"cmd\": \"x\"}}, \"read\": {}}"], |text| {
         drop(lock::parse_rwlock(text.as_bytes()));
     });
-    feed(&["stages:\n  train:\n    cmd: x\n    outs:\n    - m:\n        cache: false\n"], |text| {
-        drop(project::uncached_outputs(text));
-        drop(Stage::parse_lock(Path::new("/p/dvc.lock"), Path::new("/p"), text, &|_, _| false));
-    });
     feed(&["slipway-digests1"], |text| drop(crate::state::parse(text.as_bytes())));
+}
+
+const PIPELINE: &str = "vars:\n- a: &x 1\n- other.json:k\nstages:\n  train:\n    foreach: {p: [1, two], q: '${list}'}\n    do:\n      cmd: run ${item[0]} ${key} ${d} \\${e}\n      params: [a, f.toml:, g.py: [k]]\n      wdir: sub\n      outs:\n      - m: {cache: false, persist: true}\n  grid:\n    matrix: {a: [1, *x], b: '${list}'}\n    cmd: x ${item.a}\nplots: [p: {x: a}]\n";
+const LOCK: &str = "schema: '2.0'\nstages:\n  grid@1-1:\n    cmd: x 1\n    deps:\n    - path: d\n      md5: d41d8cd98f00b204e9800998ecf8427e\n      size: 0\n    params:\n      params.yaml:\n        a: 1e-05\n";
+
+#[test]
+fn pipelines_never_panic() {
+    let load = |pipeline: &str, lock: &str, params: &str| {
+        let read = |path: &Path| {
+            Ok(match path.file_name().and_then(|name| name.to_str()) {
+                Some("params.yaml") => Some(params.to_owned()),
+                Some("other.json") => Some(r#"{"k": 1}"#.to_owned()),
+                Some("dvc.lock") => Some(lock.to_owned()),
+                _ => None,
+            })
+        };
+        let mut files = Files::new(Path::new("/p"), &read);
+        pipeline::load(Path::new("/p/dvc.yaml"), pipeline, &mut files, Unpacking::default())
+    };
+    let values = "list: [1, 2]\nd: {k: [1, x], b: true}\n";
+    assert_eq!(load(PIPELINE, LOCK, values).map(|stages| stages.len()).unwrap_or_default(), 6);
+    feed(&[PIPELINE], |text| drop(load(text, LOCK, values)));
+    feed(&[LOCK], |text| drop(load(PIPELINE, text, values)));
+    feed(&[values], |text| drop(load(PIPELINE, LOCK, text)));
+}
+
+#[test]
+fn parameter_files_never_panic() {
+    let files = [
+        ("p.yaml", "a: {b: [1, 2.5, 0x1f], c: .inf}\n"),
+        ("p.json", r#"{"a": {"b": [1, 2.5, null]}, "a": "x"}"#),
+        ("p.toml", "a = 1\n[t.x]\nb = [1.5, \"y\"]\nd = 2020-01-01\n"),
+        ("p.py", "a = {'x': (1, -2.5), \"y\": r'z'}\nclass C:\n    b: int = 0x1f\n    def __init__(self):\n        self.s = '''t\nu'''\n"),
+    ];
+    for (name, text) in files {
+        feed(&[text], |text| drop(params::parse(Path::new(name), text)));
+    }
 }

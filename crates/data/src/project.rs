@@ -1,19 +1,22 @@
 //! A project: the folder with `.dvc`, its configuration, its `.dvc` files, and the lock that a command holds.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use crate::cache::{Cache, Staging};
-use crate::config::{Config, Files, LinkType, normalise};
+use crate::config::{Config, Files as ConfigFiles, LinkType, normalise};
 use crate::error::DataError;
 use crate::ignore::{Rules, is_path_ignored};
-use crate::lock::Lock;
+use crate::lock::{Claim, Lock};
 use crate::model::HashName;
+use crate::pipeline::target::{self, How};
+use crate::pipeline::template::Unpacking;
+use crate::pipeline::{self, Files};
 use crate::scm::Git;
-use crate::stage::{DVC_SUFFIX, LOCK_FILE, Output, PIPELINE_FILE, Stage};
+use crate::stage::{DVC_SUFFIX, Output, PIPELINE_FILE, Stage};
 use crate::state::State;
 
 /// The folder of a project's configuration and cache.
@@ -69,7 +72,7 @@ impl Project {
         let root = find_root(current)?;
         let dvc_dir = root.join(DVC_DIR);
         let tmp = dvc_dir.join("tmp");
-        let config = Files::new(Some(dvc_dir.clone())).load()?;
+        let config = ConfigFiles::new(Some(dvc_dir.clone())).load()?;
         config.check_remotes()?;
         let git = if config.is_true("core", "no_scm") { None } else { Git::find(&root, true) };
         if git.is_none() && !config.is_true("core", "no_scm") {
@@ -105,6 +108,42 @@ impl Project {
             HashName::Md5 => &self.cache,
             HashName::Dos2Unix => &self.legacy_cache,
         }
+    }
+
+    /// Releases the lock, so that other processes can work on the project while the command of a stage runs.
+    ///
+    /// # Errors
+    /// If the lock cannot be released.
+    pub(crate) fn unlock(&self) -> Result<(), DataError> {
+        self.lock.release()
+    }
+
+    /// Takes the lock again.
+    ///
+    /// # Errors
+    /// If the lock cannot be taken.
+    pub(crate) fn relock(&self, on_wait: &dyn Fn(&str)) -> Result<(), DataError> {
+        self.lock.retake(on_wait)
+    }
+
+    /// Waits until no other process works on the paths of a stage, then records that this one does.
+    ///
+    /// # Errors
+    /// If the lock cannot be taken or written.
+    pub(crate) fn claim(&self, stage: &Stage, on_wait: &dyn Fn(&str)) -> Result<Claim, DataError> {
+        let params = stage.recipe.iter().flat_map(|recipe| &recipe.params).map(|params| params.path.as_path());
+        let reads: Vec<&Path> = stage.deps.iter().filter_map(|dep| dep.location.as_deref()).chain(params).collect();
+        let writes: Vec<&Path> = stage.outs.iter().filter_map(|out| out.location.as_deref()).collect();
+        self.lock.wait_for(&reads, &writes, on_wait)?;
+        self.lock.claim(&reads, &writes, on_wait)
+    }
+
+    /// Withdraws the record of [`Self::claim`].
+    ///
+    /// # Errors
+    /// If the lock cannot be written.
+    pub(crate) fn withdraw(&self, claim: Claim, on_wait: &dyn Fn(&str)) -> Result<(), DataError> {
+        self.lock.withdraw(claim, on_wait)
     }
 
     /// Waits until no running stage works on the outputs of these stages. True if this waited: the stages must be read again.
@@ -148,7 +187,8 @@ impl Project {
         };
         let mut search = Search { project: self, stages: Vec::new(), outs: HashSet::new() };
         search.visit(&self.root, self.rules.clone(), git_rules)?;
-        search.stages.sort_by(|a, b| (&a.file, &a.name).cmp(&(&b.file, &b.name)));
+        // The stages of a file stay in its order.
+        search.stages.sort_by(|a, b| a.file.cmp(&b.file));
         Ok(search.stages)
     }
 
@@ -177,20 +217,13 @@ impl Project {
         let mut selected: Vec<Selected<'a>> = Vec::new();
         for target in targets {
             let path = self.absolute(target);
-            let by_file = |stage: &&Stage| stage.file == path;
-            let by_address = |stage: &&Stage| stage.name.is_some() && stage.address(&self.current) == *target;
-            let mut found: Vec<Selected<'a>> = stages
-                .iter()
-                .filter(|s| by_file(s) || by_address(s))
-                .map(|stage| Selected { stage, filter: None })
-                .collect();
-            if found.is_empty() && recursive && path.is_dir() {
-                found.extend(
-                    stages.iter().filter(|s| s.file.starts_with(&path)).map(|stage| Selected { stage, filter: None }),
-                );
-                selected.extend(found);
+            let named = target::named(self, stages, target, How { recursive, glob: false })?;
+            if recursive && path.is_dir() {
+                selected.extend(named.into_iter().map(|i| Selected { stage: &stages[i], filter: None }));
                 continue;
             }
+            let mut found: Vec<Selected<'a>> =
+                named.into_iter().map(|i| Selected { stage: &stages[i], filter: None }).collect();
             if found.is_empty()
                 && let Some((stage, _)) = find_output(stages, &path)
             {
@@ -264,7 +297,8 @@ impl Search<'_> {
             }
         }
         let root = &self.project.root;
-        let loaded: Vec<Vec<Stage>> = files.par_iter().map(|file| load(file, root)).collect::<Result<_, _>>()?;
+        let unpacking = pipeline::unpacking(&self.project.config);
+        let loaded: Vec<Vec<Stage>> = files.par_iter().map(|file| load(file, root, unpacking)).collect::<Result<_, _>>()?;
         for stage in loaded.into_iter().flatten() {
             self.outs.extend(stage.outs.iter().filter_map(|out| out.path.clone()));
             self.stages.push(stage);
@@ -288,53 +322,10 @@ pub fn is_stage_file(path: &Path) -> bool {
     name.ends_with(DVC_SUFFIX) && name != DVC_SUFFIX || name == PIPELINE_FILE
 }
 
-fn load(file: &Path, root: &Path) -> Result<Vec<Stage>, DataError> {
-    if file.file_name().is_some_and(|name| name == PIPELINE_FILE) {
-        let lock = file.with_file_name(LOCK_FILE);
-        let pipeline = std::fs::read_to_string(file).map_err(DataError::io(file))?;
-        return match std::fs::read_to_string(&lock) {
-            Ok(text) => load_pipeline(file, &pipeline, &lock, &text, root),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(DataError::io(&lock)(error)),
-        };
+fn load(file: &Path, root: &Path, unpacking: Unpacking) -> Result<Vec<Stage>, DataError> {
+    if file.file_name().is_none_or(|name| name != PIPELINE_FILE) {
+        return Ok(vec![Stage::load(file, root)?]);
     }
-    Ok(vec![Stage::load(file, root)?])
-}
-
-/// The stages of a pipeline that have been run, from its `dvc.yaml` and `dvc.lock`.
-pub(crate) fn load_pipeline(
-    file: &Path,
-    pipeline: &str,
-    lock: &Path,
-    text: &str,
-    root: &Path,
-) -> Result<Vec<Stage>, DataError> {
-    let uncached = uncached_outputs(pipeline).map_err(|reason| DataError::file(file, 0, reason))?;
-    Stage::parse_lock(lock, root, text, &|stage, out| {
-        // Stages of a matrix or `foreach` are named NAME@KEY; templates in their paths are not expanded here.
-        let stage = stage.split('@').next().unwrap_or(stage);
-        uncached.get(stage).is_some_and(|outs| outs.contains(out))
-    })
-}
-
-/// The outputs of each stage in a `dvc.yaml` that have `cache: false`.
-pub(crate) fn uncached_outputs(pipeline: &str) -> Result<BTreeMap<String, HashSet<String>>, String> {
-    if pipeline.trim().is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    let value: serde_json::Value = serde_saphyr::from_str(pipeline).map_err(|error| error.to_string())?;
-    let mut found: BTreeMap<String, HashSet<String>> = BTreeMap::new();
-    let Some(stages) = value.get("stages").and_then(serde_json::Value::as_object) else { return Ok(found) };
-    for (name, stage) in stages {
-        let stage = stage.get("do").unwrap_or(stage);
-        for key in ["outs", "metrics", "plots"] {
-            let outs = stage.get(key).and_then(serde_json::Value::as_array).map_or(&[][..], Vec::as_slice);
-            for (path, options) in outs.iter().filter_map(serde_json::Value::as_object).flatten() {
-                if options.get("cache") == Some(&serde_json::Value::Bool(false)) {
-                    found.entry(name.clone()).or_default().insert(path.clone());
-                }
-            }
-        }
-    }
-    Ok(found)
+    let text = pipeline::read_workspace(file)?.unwrap_or_default();
+    pipeline::load(file, &text, &mut Files::new(root, &pipeline::read_workspace), unpacking)
 }

@@ -1,10 +1,11 @@
-//! `.dvc` files and the stages of `dvc.lock`: which outputs they track, and with which digest.
+//! `.dvc` files and the stages of pipelines: which outputs they track, and with which digest.
 
 use std::path::{Path, PathBuf};
 
 use crate::config::{normalise, relative_path};
 use crate::error::DataError;
 use crate::model::{Digest, HashName, Meta};
+use crate::pipeline::Recipe;
 use crate::yaml::{self, Value};
 
 /// The suffix of files that track data.
@@ -37,6 +38,22 @@ pub struct Output {
     pub remote: Option<String>,
     /// Whether it is kept when its stage runs again.
     pub persist: bool,
+    /// What it is used for.
+    pub kind: OutputKind,
+    /// The absolute path of a local file or folder, also of one outside of the project.
+    pub location: Option<PathBuf>,
+}
+
+/// What an output is used for.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum OutputKind {
+    /// Data.
+    #[default]
+    Data,
+    /// A file with metrics.
+    Metric,
+    /// A file or folder with plots, with the options of their drawing.
+    Plot(Vec<(String, Value)>),
 }
 
 /// A `.dvc` file, or a stage of a pipeline.
@@ -54,6 +71,8 @@ pub struct Stage {
     pub frozen: bool,
     /// Whether it has a command or dependencies, so that it was not created by `add`.
     pub is_import: bool,
+    /// How a stage of a pipeline makes its outputs; `None` for a `.dvc` file.
+    pub recipe: Option<Box<Recipe>>,
     text: Option<String>,
     value: Value,
 }
@@ -62,7 +81,7 @@ impl Stage {
     /// A new `.dvc` file beside the output.
     pub fn for_output(file: PathBuf, path: PathBuf, written: String) -> Self {
         let out = Output {
-            path: Some(path),
+            path: Some(path.clone()),
             written,
             digest: None,
             hash: HashName::Md5,
@@ -71,6 +90,8 @@ impl Stage {
             can_push: true,
             remote: None,
             persist: false,
+            kind: OutputKind::Data,
+            location: Some(path),
         };
         Self {
             file,
@@ -79,9 +100,23 @@ impl Stage {
             deps: Vec::new(),
             frozen: false,
             is_import: false,
+            recipe: None,
             text: None,
             value: Value::Map(Vec::new()),
         }
+    }
+
+    /// A stage of the pipeline in the `dvc.yaml` at `file`.
+    pub fn of_pipeline(
+        file: PathBuf,
+        name: String,
+        deps: Vec<Output>,
+        outs: Vec<Output>,
+        frozen: bool,
+        recipe: Recipe,
+    ) -> Self {
+        let (text, value) = (None, Value::Null);
+        Self { file, name: Some(name), outs, deps, frozen, is_import: false, recipe: Some(Box::new(recipe)), text, value }
     }
 
     /// Reads a `.dvc` file.
@@ -126,52 +161,29 @@ impl Stage {
         let is_true = |key: &str| value.get(key).and_then(Value::as_bool).unwrap_or(false);
         let is_import = value.get("cmd").is_some() || !deps.is_empty();
         let frozen = is_true("frozen") || is_true("locked");
-        Ok(Self { file: file.to_owned(), name: None, outs, deps, frozen, is_import, text: Some(text), value })
+        Ok(Self {
+            file: file.to_owned(),
+            name: None,
+            outs,
+            deps,
+            frozen,
+            is_import,
+            recipe: None,
+            text: Some(text),
+            value,
+        })
     }
 
-    /// Reads the stages in the text of a `dvc.lock`, for the `dvc.yaml` beside it.
-    ///
-    /// # Errors
-    /// [`DataError::File`] with the line.
-    pub fn parse_lock(
-        lock: &Path,
-        root: &Path,
-        text: &str,
-        uncached: &dyn Fn(&str, &str) -> bool,
-    ) -> Result<Vec<Self>, DataError> {
-        let value = yaml::parse(text).map_err(|error| DataError::file(lock, error.line, error.reason))?;
-        // Before schema 2.0, the stages were at the top.
-        let stages = value.get("stages").unwrap_or(&value);
-        let folder = lock.parent().unwrap_or(Path::new("/"));
-        let mut found = Vec::new();
-        for (name, stage) in stages.entries() {
-            let list = |key: &str| -> Result<Vec<Output>, DataError> {
-                stage
-                    .get(key)
-                    .map_or(&[][..], Value::items)
-                    .iter()
-                    .map(|item| Output::parse(item, folder, root, lock))
-                    .collect()
-            };
-            let mut outs = list("outs")?;
-            outs.iter_mut().for_each(|out| out.cached = !uncached(name, &out.written));
-            found.push(Self {
-                file: folder.join(PIPELINE_FILE),
-                name: Some(name.clone()),
-                outs,
-                deps: list("deps")?,
-                frozen: false,
-                is_import: false,
-                text: None,
-                value: Value::Null,
-            });
-        }
-        Ok(found)
+    /// Whether it counts as changed in any case: it says so, or it has a command but neither dependencies nor outputs.
+    pub fn is_always_changed(&self) -> bool {
+        self.recipe.as_ref().is_some_and(|recipe| {
+            recipe.always_changed || (self.deps.is_empty() && recipe.params.is_empty() && self.outs.is_empty())
+        })
     }
 
     /// Whether `add` created it, so that its output may be changed.
     pub fn is_data_source(&self) -> bool {
-        self.name.is_none() && self.value.get("cmd").is_none()
+        self.recipe.is_none()
     }
 
     /// The name under which it is shown to a user in the folder `current`.
@@ -237,7 +249,7 @@ impl Stage {
         }
         moved.file = file;
         if let Some(out) = moved.outs.first_mut() {
-            (out.path, out.written) = (Some(path), written);
+            (out.path, out.location, out.written) = (Some(path.clone()), Some(path), written);
         }
         moved
     }
@@ -259,7 +271,7 @@ fn is_falsy(value: &Value) -> bool {
 const LEADING: &[&str] = &["md5", "size", "nfiles", "isexec", "hash", "path"];
 
 impl Output {
-    fn parse(item: &Value, wdir: &Path, root: &Path, file: &Path) -> Result<Self, DataError> {
+    pub(crate) fn parse(item: &Value, wdir: &Path, root: &Path, file: &Path) -> Result<Self, DataError> {
         let invalid = |reason: String| DataError::file(file, 0, reason);
         let written =
             item.get("path").and_then(Value::as_str).ok_or_else(|| invalid("an output has no path".into()))?;
@@ -274,6 +286,7 @@ impl Output {
         };
         let is = |key: &str, default| item.get(key).and_then(Value::as_bool).unwrap_or(default);
         Ok(Self {
+            location: (!crate::config::is_url(written)).then(|| absolute.clone()),
             path: inside.then_some(absolute),
             written: written.to_owned(),
             digest,
@@ -287,6 +300,7 @@ impl Output {
             can_push: is("push", true),
             remote: item.get("remote").and_then(Value::as_str).map(str::to_owned),
             persist: is("persist", false),
+            kind: OutputKind::Data,
         })
     }
 

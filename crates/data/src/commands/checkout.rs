@@ -124,6 +124,32 @@ pub fn checkout(
     Ok(report)
 }
 
+/// Puts outputs from the cache into the workspace, in the place of what is there.
+///
+/// # Errors
+/// [`DataError::NotInCache`] if the cache lacks data; [`DataError::LinkedOut`] if a link leads out of the project.
+pub(crate) fn restore_outputs(project: &Project, outs: &[Output]) -> Result<(), DataError> {
+    let mut plans = Vec::new();
+    for out in outs {
+        match plan(project, out, None)? {
+            Planned::Plan(plan) => plans.push(*plan),
+            Planned::Missing(path) => return Err(DataError::NotInCache(vec![project.display(&path)])),
+            Planned::Nothing => {}
+        }
+    }
+    let outside = linked_out(project, &plans)?;
+    if !outside.is_empty() {
+        return Err(DataError::LinkedOut(outside));
+    }
+    let mut links = Links::open(&project.tmp());
+    let mut report = Report::default();
+    for plan in &plans {
+        apply(project, plan, Options::default(), &mut report)?;
+        links.record(project, &plan.path, plan.is_folder)?;
+    }
+    links.save()
+}
+
 enum Planned<'a> {
     Plan(Box<Plan<'a>>),
     Missing(PathBuf),

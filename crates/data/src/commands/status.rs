@@ -1,11 +1,15 @@
 //! `status`: how the workspace differs from what is recorded.
 
+use super::record::parameter_file;
 use crate::error::DataError;
 use crate::manifest::Manifest;
 use crate::model::{Digest, HashName};
+use crate::pipeline::Parameters;
+use crate::pipeline::value::equal;
 use crate::project::{Project, Selected};
 use crate::snapshot;
 use crate::stage::{Output, Stage};
+use crate::yaml::Value;
 
 /// The state of an output or dependency that is not as recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +45,21 @@ pub struct StageStatus {
     pub deps: Vec<(String, Change)>,
     /// See `deps`.
     pub outs: Vec<(String, Change)>,
+    /// The parameter files that changed, each with its path for the user.
+    pub params: Vec<(String, ParametersChange)>,
+    /// Whether it counts as changed in any case.
+    pub is_always_changed: bool,
+    /// Whether its command changed.
+    pub is_command_changed: bool,
+}
+
+/// How parameters of a file differ from the recorded ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ParametersChange {
+    /// The file does not exist, or nothing is recorded.
+    File(Change),
+    /// Some parameters differ.
+    Keys(Vec<(String, Change)>),
 }
 
 /// The stages that are not up to date, and the number of all.
@@ -55,10 +74,25 @@ pub fn status(
     let stages = project.stages()?;
     let mut found = Vec::new();
     for selected in project.select(&stages, targets, recursive)? {
-        let outs = outputs(project, &selected)?;
-        let deps = if selected.stage.frozen { Vec::new() } else { dependencies(project, selected.stage)? };
-        if !outs.is_empty() || !deps.is_empty() {
-            found.push(StageStatus { address: selected.stage.address(&project.current), deps, outs });
+        let stage = selected.stage;
+        let mut status = StageStatus {
+            address: stage.address(&project.current),
+            deps: Vec::new(),
+            outs: outputs(project, &selected)?,
+            params: Vec::new(),
+            is_always_changed: stage.is_always_changed(),
+            is_command_changed: stage.recipe.as_ref().is_some_and(|recipe| recipe.command_changed),
+        };
+        if !stage.frozen {
+            status.deps = dependencies(project, stage)?;
+            for parameters in stage.recipe.iter().flat_map(|recipe| &recipe.params) {
+                let change = parameters_change(parameters)?;
+                status.params.extend(change.map(|change| (parameters.display(&project.current), change)));
+            }
+        }
+        let is_clean = status.deps.is_empty() && status.outs.is_empty() && status.params.is_empty();
+        if !is_clean || status.is_always_changed || status.is_command_changed {
+            found.push(status);
         }
     }
     project.state.save()?;
@@ -67,12 +101,44 @@ pub fn status(
 
 fn dependencies(project: &Project, stage: &Stage) -> Result<Vec<(String, Change)>, DataError> {
     let mut changes = Vec::new();
-    for dep in stage.deps.iter().filter(|dep| dep.path.is_some() && dep.digest.is_some()) {
+    // The digest of an import is that of its source, which may be elsewhere.
+    let is_known = |dep: &&Output| dep.location.is_some() && (stage.recipe.is_some() || dep.digest.is_some());
+    for dep in stage.deps.iter().filter(is_known) {
         if let Some(change) = workspace_change(project, dep)? {
             changes.push((dep.display(&project.current, &project.root), change));
         }
     }
     Ok(changes)
+}
+
+/// How the parameters of a file differ from the recorded ones, if they do.
+///
+/// # Errors
+/// If the file cannot be read or understood.
+pub(crate) fn parameters_change(parameters: &Parameters) -> Result<Option<ParametersChange>, DataError> {
+    let Some(values) = parameter_file(&parameters.path)? else {
+        return Ok(Some(ParametersChange::File(Change::Deleted)));
+    };
+    let Some(recorded) = &parameters.recorded else { return Ok(Some(ParametersChange::File(Change::New))) };
+    let present = parameters.select(&values);
+    let find = |list: &[(String, Value)], key: &String| list.iter().find(|(name, _)| name == key).map(|(_, v)| v.clone());
+    let mut keys = parameters.keys.clone();
+    if keys.is_empty() {
+        keys.extend(present.iter().chain(recorded).map(|(key, _)| key.clone()));
+    }
+    let mut changes: Vec<(String, Change)> = Vec::new();
+    for key in keys {
+        let change = match (find(&present, &key), find(recorded, &key)) {
+            (None, _) => Change::Deleted,
+            (Some(_), None) => Change::New,
+            (Some(present), Some(recorded)) if !equal(&present, &recorded) => Change::Modified,
+            _ => continue,
+        };
+        if !changes.iter().any(|(known, _)| *known == key) {
+            changes.push((key, change));
+        }
+    }
+    Ok((!changes.is_empty()).then_some(ParametersChange::Keys(changes)))
 }
 
 fn outputs(project: &Project, selected: &Selected<'_>) -> Result<Vec<(String, Change)>, DataError> {
@@ -90,7 +156,7 @@ fn outputs(project: &Project, selected: &Selected<'_>) -> Result<Vec<(String, Ch
 /// # Errors
 /// If a file cannot be read.
 pub(crate) fn output_change(project: &Project, out: &Output) -> Result<Option<Change>, DataError> {
-    if out.path.is_none() {
+    if out.location.is_none() {
         return Ok(None);
     }
     if let Some(digest) = &out.digest
@@ -102,8 +168,12 @@ pub(crate) fn output_change(project: &Project, out: &Output) -> Result<Option<Ch
     workspace_change(project, out)
 }
 
-fn workspace_change(project: &Project, out: &Output) -> Result<Option<Change>, DataError> {
-    let Some(path) = &out.path else { return Ok(None) };
+/// How a file or folder of the workspace differs from the record of an output or dependency.
+///
+/// # Errors
+/// If a file cannot be read.
+pub(crate) fn workspace_change(project: &Project, out: &Output) -> Result<Option<Change>, DataError> {
+    let Some(path) = &out.location else { return Ok(None) };
     if project.is_ignored(path)? {
         return Ok(Some(Change::Deleted));
     }

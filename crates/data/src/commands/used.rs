@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
-use crate::project::{Project, Selected, is_stage_file, load_pipeline};
+use crate::pipeline::{self, DEFAULT_PARAMS_FILE, Files};
+use crate::project::{Project, Selected, is_stage_file};
 use crate::stage::{LOCK_FILE, PIPELINE_FILE, Stage};
 
 /// Versions of the project beside the workspace.
@@ -132,23 +133,33 @@ pub fn stages_at(project: &Project, commit: &str) -> Result<Vec<Stage>, DataErro
     let prefix = project.root.strip_prefix(git.root()).unwrap_or(Path::new("")).to_owned();
     let select = |path: &str| {
         let path = Path::new(path);
-        path.starts_with(&prefix) && (is_stage_file(path) || path.file_name().is_some_and(|name| name == LOCK_FILE))
+        let is_beside_pipeline = path.file_name().is_some_and(|name| name == LOCK_FILE || name == DEFAULT_PARAMS_FILE);
+        path.starts_with(&prefix) && (is_stage_file(path) || is_beside_pipeline)
     };
-    let mut files = git.read(commit, select)?;
-    let mut paths: Vec<_> = files.keys().cloned().collect();
+    let files = git.read(commit, select)?;
+    let read = |path: &Path| -> Result<Option<String>, DataError> {
+        let path = path.strip_prefix(git.root()).unwrap_or(path);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        match files.get(path) {
+            Some(bytes) => Ok(Some(text(bytes))),
+            None if name == LOCK_FILE || name == DEFAULT_PARAMS_FILE => Ok(None),
+            // Other parameter files are rare, and not known before the pipelines are read.
+            None => Ok(git.read(commit, |other| Path::new(other) == path)?.get(path).map(|bytes| text(bytes))),
+        }
+    };
+    let mut paths: Vec<_> = files.keys().filter(|path| is_stage_file(path)).collect();
     paths.sort();
     let mut stages = Vec::new();
-    for path in paths.iter().filter(|path| is_stage_file(path)) {
+    for path in paths {
         let full = git.root().join(path);
         if project.is_ignored(&full)? {
             continue;
         }
-        let text = String::from_utf8_lossy(&files.remove(path).unwrap_or_default()).into_owned();
+        let text = read(&full)?.unwrap_or_default();
         if path.file_name().is_some_and(|name| name == PIPELINE_FILE) {
-            let lock = path.with_file_name(LOCK_FILE);
-            if let Some(lock_text) = files.get(&lock).map(|bytes| String::from_utf8_lossy(bytes).into_owned()) {
-                stages.extend(load_pipeline(&full, &text, &git.root().join(lock), &lock_text, &project.root)?);
-            }
+            let mut files = Files::new(&project.root, &read);
+            stages.extend(pipeline::load(&full, &text, &mut files, pipeline::unpacking(&project.config))?);
         } else {
             stages.push(Stage::parse(&full, &project.root, text)?);
         }

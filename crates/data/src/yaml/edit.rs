@@ -1,6 +1,7 @@
 //! Edits of a text that keep everything that did not change.
 
 use super::Value;
+use super::anchors::MERGE_KEY;
 use super::emit::{emit, emit_after, emit_key};
 use super::parse::{Entry, Kind, Node, ParseError, parse_nodes};
 
@@ -42,7 +43,9 @@ struct Change {
 fn compare(text: &str, old: &Node, new: &Value, changes: &mut Vec<Change>) -> bool {
     match (&old.value, new) {
         (Kind::Map(entries), Value::Map(wanted)) => compare_maps(text, old, entries, wanted, changes),
-        (Kind::List(items), Value::List(wanted)) if items.len() == wanted.len() => {
+        (Kind::List(items), Value::List(wanted))
+            if items.len() == wanted.len() && !text[old.span.start..].starts_with('*') =>
+        {
             items.iter().zip(wanted).all(|(item, wanted)| compare(text, item, wanted, changes))
         }
         _ => old.to_value() == *new,
@@ -56,6 +59,13 @@ fn compare_maps(
     wanted: &[(String, Value)],
     changes: &mut Vec<Change>,
 ) -> bool {
+    if entries.iter().any(|entry| entry.key == MERGE_KEY) {
+        return old.to_value() == Value::Map(wanted.to_vec());
+    }
+    // The text of an alias is elsewhere.
+    if text[old.span.start..].starts_with('*') {
+        return false;
+    }
     let is_flow = text[old.span.start..].starts_with('{');
     for entry in entries {
         match wanted.iter().find(|(key, _)| *key == entry.key) {

@@ -5,6 +5,7 @@
 //! files with the folding and quoting of ruamel.yaml 0.18 at a width of 80, which DVC uses. The schema is YAML 1.2's core schema, in which
 //! `yes` is a string.
 
+mod anchors;
 mod edit;
 mod emit;
 mod parse;
@@ -12,7 +13,7 @@ mod scalar;
 
 pub use edit::edit;
 pub use emit::emit;
-pub use parse::{ParseError, parse};
+pub use parse::{ParseError, line_of, parse};
 
 /// A YAML value. Mappings keep their order.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,9 +1,10 @@
 //! A reader of the YAML that DVC writes and that people write in such files: block mappings and sequences, scalars in any style, flow
-//! sequences and mappings, comments. Anchors, tags and several documents are rejected. Every value has the range of its text.
+//! sequences and mappings, comments, anchors and aliases. Tags and several documents are rejected. Every value has the range of its text.
 
 use std::ops::Range;
 
 use super::Value;
+use super::anchors::{self, Anchors};
 use super::scalar::resolve;
 
 /// Maximum nesting of values.
@@ -19,14 +20,14 @@ pub struct ParseError {
 }
 
 /// A value with the place of its text.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Node {
     pub(super) value: Kind,
     /// The bytes of the text, without the comment and line break after it.
     pub(super) span: Range<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Kind {
     Scalar(Value),
     List(Vec<Node>),
@@ -34,7 +35,7 @@ pub(super) enum Kind {
 }
 
 /// An entry of a mapping.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub(super) key: String,
     /// The byte at which the key begins.
@@ -49,7 +50,10 @@ impl Node {
         match &self.value {
             Kind::Scalar(value) => value.clone(),
             Kind::List(items) => Value::List(items.iter().map(Self::to_value).collect()),
-            Kind::Map(entries) => Value::Map(entries.iter().map(|e| (e.key.clone(), e.value.to_value())).collect()),
+            Kind::Map(entries) => {
+                let entries = anchors::merged(entries).into_iter();
+                Value::Map(entries.map(|(key, node)| (key.to_owned(), node.to_value())).collect())
+            }
         }
     }
 }
@@ -64,8 +68,26 @@ pub fn parse(text: &str) -> Result<Value, ParseError> {
     Ok(parse_nodes(text)?.map_or(Value::Map(Vec::new()), |node| node.to_value()))
 }
 
+/// The line, from 1, of the value that is reached by keys of mappings and indices of sequences; that of the last that exists on the way; 0
+/// for a text that is not readable.
+pub fn line_of(text: &str, path: &[String]) -> usize {
+    let Ok(Some(root)) = parse_nodes(text) else { return 0 };
+    let mut at = root.span.start;
+    let mut node = &root;
+    for step in path {
+        let next = match &node.value {
+            Kind::Map(entries) => entries.iter().find(|e| e.key == *step).map(|entry| (entry.start, &entry.value)),
+            Kind::List(items) => step.parse().ok().and_then(|i: usize| items.get(i)).map(|item| (item.span.start, item)),
+            Kind::Scalar(_) => None,
+        };
+        let Some((start, found)) = next else { break };
+        (at, node) = (start, found);
+    }
+    text[..at].matches('\n').count() + 1
+}
+
 pub(super) fn parse_nodes(text: &str) -> Result<Option<Node>, ParseError> {
-    let mut reader = Reader { text, at: 0, depth: 0 };
+    let mut reader = Reader { text, at: 0, depth: 0, anchors: Anchors::default() };
     if text.starts_with(BYTE_ORDER_MARK) {
         reader.at = BYTE_ORDER_MARK.len_utf8();
     }
@@ -103,6 +125,7 @@ struct Reader<'a> {
     text: &'a str,
     at: usize,
     depth: usize,
+    anchors: Anchors,
 }
 
 impl<'a> Reader<'a> {
@@ -220,6 +243,12 @@ impl<'a> Reader<'a> {
     fn value_after(&mut self, indent: usize, after_key: bool) -> Result<Node, ParseError> {
         let marker = self.at;
         self.skip_spaces();
+        if self.rest().starts_with('&') {
+            let name = self.anchor_name()?;
+            let node = self.value_after(indent, after_key)?;
+            self.anchors.define(name, &node);
+            return Ok(node);
+        }
         if !self.at_line_end() {
             return if after_key { self.scalar(indent + 1) } else { self.block(self.column()) };
         }
@@ -236,11 +265,27 @@ impl<'a> Reader<'a> {
         Ok(Node { value: Kind::Scalar(Value::Null), span: marker..marker })
     }
 
+    /// Skips the name after `&` or `*`, and returns it.
+    fn anchor_name(&mut self) -> Result<&'a str, ParseError> {
+        let name = anchors::name(self.rest());
+        if name.is_empty() {
+            return Err(self.error("a name is expected here"));
+        }
+        self.at += 1 + name.len();
+        Ok(name)
+    }
+
+    /// The value of an alias, at its `*`.
+    fn alias(&mut self) -> Result<Kind, ParseError> {
+        let name = self.anchor_name()?;
+        self.anchors.resolve(name).map_err(|reason| self.error(reason))
+    }
+
     /// The key at the current position and the length of its text with the colon, if there is one on this line.
     fn key(&self) -> Result<Option<(String, usize)>, ParseError> {
         let rest = self.rest();
         if rest.starts_with(['\'', '"']) {
-            let mut ahead = Reader { text: self.text, at: self.at, depth: self.depth };
+            let mut ahead = Reader { text: self.text, at: self.at, depth: self.depth, anchors: Anchors::default() };
             let Ok(text) = ahead.quoted() else { return Ok(None) };
             ahead.skip_spaces();
             let colon = ahead.rest().starts_with(':') && is_end_of_indicator(&ahead.rest()[1..]);
@@ -248,7 +293,7 @@ impl<'a> Reader<'a> {
             return Ok((colon && one_line).then(|| (text, ahead.at + 1 - self.at)));
         }
         if rest.starts_with(['?', '&', '*', '!']) && is_end_of_indicator(&rest[1..]) || rest.starts_with(['&', '!']) {
-            return Err(self.error("anchors, tags and complex keys are not supported"));
+            return Err(self.error("tags, complex keys and anchors of keys are not supported"));
         }
         if rest.starts_with(['{', '[', '|', '>', '%', '@', '`', '#']) {
             return Ok(None);
@@ -286,8 +331,15 @@ impl<'a> Reader<'a> {
                 self.at = end;
                 value
             }
-            Some('&' | '*' | '!' | '%' | '@' | '`') => {
-                return Err(self.error("anchors, tags and directives are not supported"));
+            Some('*') => {
+                let value = self.alias()?;
+                let end = self.at;
+                self.end_line()?;
+                self.at = end;
+                value
+            }
+            Some('&' | '!' | '%' | '@' | '`') => {
+                return Err(self.error("tags, directives and anchors in this place are not supported"));
             }
             _ => Kind::Scalar(self.plain(indent)?),
         };
@@ -320,7 +372,7 @@ impl<'a> Reader<'a> {
                 break;
             }
             // The next line that is not empty continues the scalar if it is indented.
-            let mut ahead = Reader { text: self.text, at: self.at, depth: 0 };
+            let mut ahead = Reader { text: self.text, at: self.at, depth: 0, anchors: Anchors::default() };
             breaks = 0;
             loop {
                 ahead.skip_spaces();
@@ -522,27 +574,14 @@ impl<'a> Reader<'a> {
             let item = self.flow_item()?;
             self.skip_blank_lines();
             if is_map {
-                let Kind::Scalar(key) = &item.value else { return Err(self.error("a key is expected")) };
-                let key = match key {
-                    Value::String(text) | Value::Number(text) => text.clone(),
-                    Value::Bool(value) => value.to_string(),
-                    _ => return Err(self.error("a key is expected")),
-                };
-                self.reject_repeated(&entries, &key)?;
-                let mut colon = self.at;
-                let mut value = Node { value: Kind::Scalar(Value::Null), span: self.at..self.at };
-                if self.rest().starts_with(':') {
-                    self.at += 1;
-                    colon = self.at;
-                    self.skip_blank_lines();
-                    value = if self.rest().starts_with([',', '}']) {
-                        Node { value: Kind::Scalar(Value::Null), span: colon..colon }
-                    } else {
-                        self.flow_item()?
-                    };
-                    self.skip_blank_lines();
-                }
-                entries.push(Entry { key, start, colon, value });
+                let entry = self.flow_entry(start, &item)?;
+                self.reject_repeated(&entries, &entry.key)?;
+                entries.push(entry);
+            } else if self.rest().starts_with(':') {
+                // A mapping of one entry needs no braces in a sequence.
+                let entry = self.flow_entry(start, &item)?;
+                let span = start..entry.value.span.end;
+                items.push(Node { value: Kind::Map(vec![entry]), span });
             } else {
                 items.push(item);
             }
@@ -556,12 +595,43 @@ impl<'a> Reader<'a> {
         Ok(if is_map { Kind::Map(entries) } else { Kind::List(items) })
     }
 
+    /// An entry of a flow mapping, after its key.
+    fn flow_entry(&mut self, start: usize, key: &Node) -> Result<Entry, ParseError> {
+        let key = match &key.value {
+            Kind::Scalar(Value::String(text) | Value::Number(text)) => text.clone(),
+            Kind::Scalar(Value::Bool(value)) => value.to_string(),
+            _ => return Err(self.error("a key is expected")),
+        };
+        let mut colon = self.at;
+        let mut value = Node { value: Kind::Scalar(Value::Null), span: self.at..self.at };
+        if self.rest().starts_with(':') {
+            self.at += 1;
+            colon = self.at;
+            self.skip_blank_lines();
+            value = if self.rest().starts_with([',', '}', ']']) {
+                Node { value: Kind::Scalar(Value::Null), span: colon..colon }
+            } else {
+                self.flow_item()?
+            };
+            self.skip_blank_lines();
+        }
+        Ok(Entry { key, start, colon, value })
+    }
+
     fn flow_item(&mut self) -> Result<Node, ParseError> {
         let start = self.at;
         let value = match self.rest().chars().next() {
             Some('{' | '[') => self.flow()?,
             Some('\'' | '"') => Kind::Scalar(Value::String(self.quoted()?)),
-            Some('&' | '*' | '!') => return Err(self.error("anchors and tags are not supported")),
+            Some('*') => self.alias()?,
+            Some('&') => {
+                let name = self.anchor_name()?;
+                self.skip_blank_lines();
+                let node = self.flow_item()?;
+                self.anchors.define(name, &node);
+                node.value
+            }
+            Some('!') => return Err(self.error("tags are not supported")),
             _ => {
                 let rest = self.rest();
                 let end = rest
@@ -624,7 +694,8 @@ mod tests {
             ("a: 1\n b: 2\n", 2),
             ("a: 'x\n", 1),
             ("a: 1\na: 2\n", 2),
-            ("a: &x 1\n", 1),
+            ("a: !x 1\n", 1),
+            ("a: *x\n", 1),
             ("a: [1, 2\n", 2),
             ("x\ny: 1\n", 2),
         ] {

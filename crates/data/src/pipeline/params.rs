@@ -1,0 +1,168 @@
+//! Parameter files: YAML, JSON, TOML, and Python with assignments of literals.
+
+use std::path::Path;
+
+use super::value::canonical;
+use super::{python, value};
+use crate::error::DataError;
+use crate::yaml::{self, Value};
+
+/// The values of a parameter file. The suffix of the path decides its format; without a known one it is YAML.
+///
+/// # Errors
+/// [`DataError::File`] with the line, if it is known.
+pub fn parse(path: &Path, text: &str) -> Result<Value, DataError> {
+    let suffix = path.extension().and_then(|suffix| suffix.to_str()).unwrap_or_default().to_ascii_lowercase();
+    let invalid = |line, reason: String| DataError::file(path, line, reason);
+    match suffix.as_str() {
+        "json" => parse_json(text).map_err(|(line, reason)| invalid(line, reason)),
+        "toml" => parse_toml(text).map_err(|(line, reason)| invalid(line, reason)),
+        "py" => python::parse(text).map_err(|(line, reason)| invalid(line, reason)),
+        _ => {
+            let value = yaml::parse(text).map_err(|error| invalid(error.line, error.reason.to_owned()))?;
+            Ok(match canonical(value) {
+                // As in DVC, a file without values has none.
+                Value::Null => Value::Map(Vec::new()),
+                value => value,
+            })
+        }
+    }
+}
+
+/// Wraps a value so that members of objects keep their order.
+struct Ordered(Value);
+
+impl<'de> serde::Deserialize<'de> for Ordered {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OrderedVisitor)
+    }
+}
+
+struct OrderedVisitor;
+
+impl<'de> serde::de::Visitor<'de> for OrderedVisitor {
+    type Value = Ordered;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Ordered, E> {
+        Ok(Ordered(Value::Null))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Ordered, E> {
+        Ok(Ordered(Value::Bool(value)))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Ordered, E> {
+        Ok(Ordered(Value::Number(value.to_string())))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Ordered, E> {
+        Ok(Ordered(Value::Number(value.to_string())))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Ordered, E> {
+        Ok(Ordered(Value::Number(value::float(value))))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Ordered, E> {
+        Ok(Ordered(Value::string(value)))
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut access: A) -> Result<Ordered, A::Error> {
+        let mut items = Vec::new();
+        while let Some(Ordered(item)) = access.next_element()? {
+            items.push(item);
+        }
+        Ok(Ordered(Value::List(items)))
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut access: A) -> Result<Ordered, A::Error> {
+        let mut entries: Vec<(String, Value)> = Vec::new();
+        while let Some((key, Ordered(value))) = access.next_entry::<String, Ordered>()? {
+            // As in Python, the last of several members with one name counts, in the place of the first.
+            match entries.iter_mut().find(|(known, _)| *known == key) {
+                Some(entry) => entry.1 = value,
+                None => entries.push((key, value)),
+            }
+        }
+        Ok(Ordered(Value::Map(entries)))
+    }
+}
+
+fn parse_json(text: &str) -> Result<Value, (usize, String)> {
+    match serde_json::from_str::<Ordered>(text) {
+        Ok(Ordered(value)) => Ok(value),
+        Err(error) => Err((error.line(), error.to_string())),
+    }
+}
+
+fn parse_toml(text: &str) -> Result<Value, (usize, String)> {
+    let document = toml_edit::Document::parse(text).map_err(|error| {
+        let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        (line, error.message().to_owned())
+    })?;
+    Ok(from_table(document.as_table()))
+}
+
+fn from_table(table: &dyn toml_edit::TableLike) -> Value {
+    Value::Map(table.iter().map(|(key, item)| (key.to_owned(), from_item(item))).collect())
+}
+
+fn from_item(item: &toml_edit::Item) -> Value {
+    match item {
+        toml_edit::Item::None => Value::Null,
+        toml_edit::Item::Value(value) => from_toml(value),
+        toml_edit::Item::Table(table) => from_table(table),
+        toml_edit::Item::ArrayOfTables(tables) => Value::List(tables.iter().map(|table| from_table(table)).collect()),
+    }
+}
+
+fn from_toml(value: &toml_edit::Value) -> Value {
+    match value {
+        toml_edit::Value::String(text) => Value::string(text.value().as_str()),
+        toml_edit::Value::Integer(number) => Value::Number(number.value().to_string()),
+        toml_edit::Value::Float(number) => Value::Number(value::float(*number.value())),
+        toml_edit::Value::Boolean(flag) => Value::Bool(*flag.value()),
+        toml_edit::Value::Datetime(time) => Value::Number(time.value().to_string()),
+        toml_edit::Value::Array(items) => Value::List(items.iter().map(from_toml).collect()),
+        toml_edit::Value::InlineTable(table) => from_table(table),
+    }
+}
+
+/// The value of a parameter: `key.nested`, and an index in a list.
+pub fn find<'a>(values: &'a Value, key: &str) -> Option<&'a Value> {
+    key.split('.').try_fold(values, |value, key| match value {
+        Value::List(items) => key.parse().ok().and_then(|i: usize| items.get(i)),
+        map => map.get(key),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_formats_have_the_same_values() {
+        let expected = parse(Path::new("p.yaml"), "b: 0.00001\na: {x: [1, two, true]}\ns: text\n").unwrap();
+        for (name, text) in [
+            ("p.json", r#"{"b": 1e-5, "a": {"x": [1, "two", true]}, "s": "text"}"#),
+            ("p.TOML", "b = 1e-5\na.x = [1, \"two\", true]\ns = \"text\"\n"),
+            ("p.py", "b = 1e-5\na = {'x': [1, 'two', True]}\ns: str = \"text\"\n"),
+        ] {
+            let value = parse(Path::new(name), text).unwrap();
+            assert_eq!(value, expected, "{name}");
+            assert_eq!(find(&value, "a.x.1"), Some(&Value::string("two")));
+        }
+    }
+
+    #[test]
+    fn invalid_files_are_rejected_with_the_line() {
+        for (name, text) in [("p.json", "{\n]"), ("p.toml", "a = 1\nb ="), ("p.yaml", "a: 1\n b: 2\n"), ("p.py", "a = 1\nb = (")] {
+            let Err(DataError::File { line, .. }) = parse(Path::new(name), text) else { unreachable!("{name}") };
+            assert_eq!(line, 2, "{name}");
+        }
+    }
+}
