@@ -164,6 +164,7 @@ $(PEERS)/dvc/.ready: conformance/dvc/requirements.txt
 
 conformance-dvc: binary $(if $(LIVE),$(PEERS)/dvc/.ready)
 	python3 conformance/dvc/run.py --slipway $(SLIPWAY) $(if $(LIVE),--dvc $(PEERS)/dvc/bin/dvc) $(call junit,dvc)
+	python3 conformance/dvc/remotes.py --slipway $(SLIPWAY) $(if $(LIVE),--dvc $(PEERS)/dvc/bin/dvc) $(call junit,dvc-remotes)
 
 # Kubernetes itself is built once per machine. It does not depend on slipway's binary, so it can be built while cargo runs.
 lab-programs: go

@@ -278,6 +278,23 @@ impl Decision {
         self.guard.allows(&self.caller, &permission).await
     }
 
+    /// Like [`Self::authorize`] for the namespace, but a run may do it in its own namespace without a permission.
+    ///
+    /// # Errors
+    /// As [`Self::authorize`].
+    pub async fn authorize_or_own_run(&self, verb: Verb, resource: Resource, namespace: &str) -> Result<(), Refusal> {
+        if self.caller.run().is_some_and(|run| !run.isolated || run.namespace == namespace) {
+            self.decided.store(true, Ordering::Release);
+            return Ok(());
+        }
+        self.authorize(verb, resource, Some(namespace)).await
+    }
+
+    /// The namespace of the installation.
+    pub fn installation(&self) -> &str {
+        &self.guard.0.namespace
+    }
+
     /// The caller that sent the request.
     pub fn caller(&self) -> &Caller {
         &self.caller

@@ -48,6 +48,8 @@ pub enum Resource {
     Deployments,
     /// Inference requests to models.
     Inferences,
+    /// Remotes of versioned data.
+    Data,
     /// Nodes, their GPUs and clusters.
     Nodes,
     /// The installation itself, such as integrity checks.
@@ -65,6 +67,7 @@ impl Resource {
             Self::Models => "models",
             Self::Deployments => "deployments",
             Self::Inferences => "inferences",
+            Self::Data => "data",
             Self::Nodes => "nodes",
             Self::Installation => "installation",
         }

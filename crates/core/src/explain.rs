@@ -650,6 +650,21 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Check the URL, the credentials and the network: `slipway data remote list`.",
     },
     Topic {
+        code: "data.hosted_name",
+        meaning: "A remote on a slipway server, and its namespace, are named by up to 63 letters, digits, `-`, `_` and `.`, and begin with a letter or digit.",
+        remedy: "Change the URL of the remote: http://HOST:7070/api/v1/data/remotes/NAME.",
+    },
+    Topic {
+        code: "data.item_name",
+        meaning: "A remote stores objects under the paths that DVC writes: `files/md5/XX/…` with the 32 digits of an MD5, or `runs/XX/…`.",
+        remedy: "Use the URL only as the URL of a remote: `slipway data remote add NAME URL`.",
+    },
+    Topic {
+        code: "data.mismatch",
+        meaning: "The server computed the digest of what it received, and it differs from the digest in the path. The content was damaged on its way or in the sender's cache.",
+        remedy: "Remove the object from the sender's cache, add the data again, and push again.",
+    },
+    Topic {
         code: "data.io",
         meaning: "A file cannot be read or written.",
         remedy: "Check its permissions and the free disk space, then run the command again.",

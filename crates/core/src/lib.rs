@@ -20,6 +20,7 @@
 //! | [`task`] | background tasks that must live as long as the process |
 //! | [`tls`] | which certificates a client trusts, certificate fingerprints |
 
+pub mod byte_range;
 pub mod cache;
 pub mod clock;
 pub mod compute_domain;

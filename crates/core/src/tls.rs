@@ -109,6 +109,8 @@ pub enum Trust<'a> {
     SystemAnd(&'a Path),
     /// It must have this fingerprint. Its names and validity dates are not checked.
     Pinned(Fingerprint),
+    /// Any certificate is accepted, because the user configured that for this server. An attacker on the network path can read everything.
+    Unverified,
 }
 
 /// The cryptography provider for all TLS connections of slipway.
@@ -159,6 +161,10 @@ pub fn client(trust: Trust<'_>) -> Result<ClientConfig, TlsError> {
             let verifier = Arc::new(Verifier { expected: Expected::Fingerprint(fingerprint), provider });
             return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
         }
+        Trust::Unverified => {
+            let verifier = Arc::new(Verifier { expected: Expected::Any, provider });
+            return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
+        }
         Trust::System => system_roots(),
         Trust::Only(path) => {
             let mut roots = RootCertStore::empty();
@@ -175,6 +181,19 @@ pub fn client(trust: Trust<'_>) -> Result<ClientConfig, TlsError> {
     let by_authorities = by_authorities.map_err(|e| rustls::Error::General(e.to_string()))?;
     let verifier = Arc::new(Verifier { expected: Expected::SignedBy(by_authorities), provider });
     Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+}
+
+/// Lets a client authenticate itself with the certificate and key in two PEM files, which may be the same file.
+///
+/// # Errors
+/// [`TlsError`] if a file cannot be used, or the key does not belong to the certificate.
+pub fn with_identity(mut client: ClientConfig, certificate: &Path, key: &Path) -> Result<ClientConfig, TlsError> {
+    let chain = certificates(certificate)?;
+    let unusable = |reason: String| TlsError::File { path: key.to_owned(), reason };
+    let key = rustls::pki_types::PrivateKeyDer::from_pem_file(key).map_err(|e| unusable(e.to_string()))?;
+    let identity = rustls::sign::CertifiedKey::from_der(chain, key, &provider())?;
+    client.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(identity));
+    Ok(client)
 }
 
 /// A server certificate that the client rejected.
@@ -227,10 +246,11 @@ fn rustls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a 
 enum Expected {
     SignedBy(Arc<WebPkiServerVerifier>),
     Fingerprint(Fingerprint),
+    Any,
 }
 
 /// Verifies a server's certificate and reports a rejected one as [`Refused`]. The signature of the handshake, which proves that the server
-/// holds the certificate's key, is verified in both modes.
+/// holds the certificate's key, is always verified.
 #[derive(Debug)]
 struct Verifier {
     expected: Expected,
@@ -248,6 +268,7 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let presented = Fingerprint::from_der(end_entity);
         let reason = match &self.expected {
+            Expected::Any => return Ok(ServerCertVerified::assertion()),
             Expected::Fingerprint(expected) if *expected == presented => return Ok(ServerCertVerified::assertion()),
             Expected::Fingerprint(expected) => format!("{expected} was expected"),
             Expected::SignedBy(authorities) => {

@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use md5::{Digest as _, Md5};
@@ -16,6 +16,7 @@ use md5::{Digest as _, Md5};
 use crate::config::LinkType;
 use crate::error::DataError;
 use crate::hash::{fill, hash_file, with_buffer};
+use crate::incoming::{Incoming, TEMPORARY, temporary_name};
 use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, digest_of};
 use crate::model::{Digest, HashName};
 use crate::stat::Stat;
@@ -25,8 +26,6 @@ use crate::walk::open;
 const OBJECT_MODE: u32 = 0o444;
 /// Files up to this size are read at once; larger ones are hashed by one thread and written by another.
 const SMALL_BYTES: u64 = 1 << 20;
-/// Names of unfinished files begin with this.
-pub(crate) const TEMPORARY: &str = ".slipway-";
 
 /// The objects below a folder.
 #[derive(Debug)]
@@ -310,6 +309,14 @@ impl Cache {
         Temporary::create(&self.make_shard(digest)?, 0o644)
     }
 
+    /// The file of an object that is being received, with what an earlier attempt left.
+    ///
+    /// # Errors
+    /// If it cannot be created.
+    pub fn resume(&self, digest: &Digest) -> Result<Incoming, DataError> {
+        Incoming::open(&self.make_shard(digest)?, digest)
+    }
+
     /// Copies an object from another folder with the same layout. The copy is verified while it is written.
     ///
     /// # Errors
@@ -420,12 +427,6 @@ fn copy_and_hash(file: &mut File, mut target: &File) -> std::io::Result<[u8; 16]
         let written = writer.join().unwrap_or_else(|_| Err(std::io::Error::other("the writing thread panicked")));
         read.and(written).map(|()| hasher.finalize().into())
     })
-}
-
-/// A unique name for an unfinished file of this process.
-fn temporary_name() -> String {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    format!("{TEMPORARY}{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
 /// An unfinished file, removed unless it is published.

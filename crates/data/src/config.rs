@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use crate::access::{ServerAccess, Servers, server_of};
 use crate::error::DataError;
 use crate::ini::{Ini, Section, named};
+use crate::schema;
 
 /// A level of the configuration; a later one has precedence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +75,7 @@ pub struct Config {
     sections: BTreeMap<String, BTreeMap<String, String>>,
     /// The names of the remotes in their order.
     remotes: Vec<String>,
+    servers: Option<Servers>,
 }
 
 /// The files of the configuration of a project, or of a folder outside of projects.
@@ -181,6 +184,9 @@ impl Files {
             each_changed_path(section, &old, |value| relative_to(&folder, &resolve(&current, value), value));
         }
         validate(&ini)?;
+        let mut merged = self.load_below(Some(level))?;
+        ini.sections.iter().for_each(|section| merged.merge(section, &folder));
+        merged.check_options()?;
         let text = ini.to_text(&original, SECTION_ORDER);
         slipway_core::files::replace(&path, text.as_bytes()).map_err(DataError::io(&path))?;
         // As in DVC, the change stays, and the error says that the levels together are invalid.
@@ -275,6 +281,22 @@ impl Config {
         }
     }
 
+    /// Sets how the credentials for slipway servers are found.
+    pub fn set_servers(&mut self, servers: Servers) {
+        self.servers = Some(servers);
+    }
+
+    /// The access to the slipway server of a remote; `None` for other servers.
+    ///
+    /// # Errors
+    /// If the credentials cannot be used.
+    pub fn access_to(&self, url: &str) -> Result<Option<ServerAccess>, DataError> {
+        match (&self.servers, server_of(url)) {
+            (Some(servers), Some(server)) => servers.find(server).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// The value of an option.
     pub fn get(&self, section: &str, option: &str) -> Option<&str> {
         self.sections.get(section)?.get(option).map(String::as_str)
@@ -295,11 +317,18 @@ impl Config {
         &self.remotes
     }
 
-    /// Checks that every remote has a URL.
+    /// Checks the options of the remotes that have a URL.
+    fn check_options(&self) -> Result<(), DataError> {
+        let options = self.remotes.iter().filter_map(|name| Some((name, self.remote(name)?)));
+        options.filter(|(_, options)| options.contains_key("url")).try_for_each(|(name, o)| schema::check(name, o))
+    }
+
+    /// Checks that every remote has a URL, and that its options are valid.
     ///
     /// # Errors
     /// [`DataError::Config`] with the name of a remote that has none.
     pub fn check_remotes(&self) -> Result<(), DataError> {
+        self.check_options()?;
         match self.remotes.iter().find(|name| self.remote(name).is_none_or(|options| !options.contains_key("url"))) {
             Some(name) => {
                 Err(DataError::Config(format!("expected 'url' for dictionary value @ data['remote']['{name}']")))

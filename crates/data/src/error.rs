@@ -49,6 +49,14 @@ pub enum DataError {
     NoRemote(String),
     #[error("{failed} of {total} files could not be {verb}; the first: {first}")]
     Transfer { failed: usize, total: usize, verb: &'static str, first: String },
+    #[error("'{0}' cannot be the name of a remote or namespace on a server")]
+    HostedName(String),
+    #[error("'{0}' is not the path of an object or run")]
+    ItemName(String),
+    #[error("{0}: the received content is not that of this digest; nothing was stored")]
+    Mismatch(String),
+    #[error("{message}")]
+    Access { message: String, code: &'static str, hint: Option<String> },
     #[error("{url}: {reason}")]
     Remote { url: String, reason: String },
     #[error("failed to run: {command}, exited with {code}")]
@@ -120,6 +128,10 @@ impl Explain for DataError {
             Self::Links { .. } => "data.links",
             Self::NoRemote(_) => "data.no_remote",
             Self::Transfer { .. } => "data.transfer",
+            Self::HostedName(_) => "data.hosted_name",
+            Self::ItemName(_) => "data.item_name",
+            Self::Mismatch(_) => "data.mismatch",
+            Self::Access { code, .. } => code,
             Self::Remote { .. } => "data.remote",
             Self::Command { .. } => "data.command",
             Self::Reproduction(_) => "data.reproduction",
@@ -133,6 +145,7 @@ impl Explain for DataError {
             Self::TrackedByGit(path) => Some(format!(
                 "Stop tracking it with Git first:\n  git rm -r --cached '{path}'\n  git commit -m \"stop tracking {path}\""
             )),
+            Self::Access { hint, .. } => hint.clone(),
             _ => slipway_core::explain::find(self.code()).map(|topic| topic.remedy.to_owned()),
         }
     }

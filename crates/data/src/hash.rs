@@ -14,28 +14,65 @@ pub(crate) const BUFFER_BYTES: usize = 1 << 20;
 /// Bytes at the start of a file that decide whether it is a text.
 const TEXT_BYTES: usize = 512;
 
+/// Computes the MD5 of a stream of bytes in the sense of a [`HashName`].
+pub(crate) struct Hasher {
+    name: HashName,
+    md5: Md5,
+    /// Bytes that are not hashed yet, because they do not fill a piece.
+    pending: Vec<u8>,
+}
+
+impl Hasher {
+    pub(crate) fn new(name: HashName) -> Self {
+        Self { name, md5: Md5::new(), pending: Vec::new() }
+    }
+
+    pub(crate) fn update(&mut self, mut bytes: &[u8]) {
+        if self.name == HashName::Md5 {
+            return self.md5.update(bytes);
+        }
+        // DVC 2 reads pieces of this size, and decides for each of them whether it is a text.
+        while self.pending.len() + bytes.len() >= BUFFER_BYTES {
+            let (piece, rest) = bytes.split_at(BUFFER_BYTES - self.pending.len());
+            self.pending.extend_from_slice(piece);
+            self.hash_piece();
+            bytes = rest;
+        }
+        self.pending.extend_from_slice(bytes);
+    }
+
+    fn hash_piece(&mut self) {
+        if is_text(&self.pending[..self.pending.len().min(TEXT_BYTES)]) {
+            update_with_unix_breaks(&mut self.md5, &self.pending);
+        } else {
+            self.md5.update(&self.pending);
+        }
+        self.pending.clear();
+    }
+
+    pub(crate) fn finish(mut self) -> [u8; 16] {
+        self.hash_piece();
+        self.md5.finalize().into()
+    }
+}
+
 /// The MD5 of a file in the sense of `name`.
 ///
 /// # Errors
 /// If it cannot be read.
 pub(crate) fn hash_file(path: &Path, name: HashName) -> Result<[u8; 16], DataError> {
     let mut file = open(path)?;
-    let mut hasher = Md5::new();
+    let mut hasher = Hasher::new(name);
     with_buffer(|buffer| {
         loop {
             let length = fill(&mut file, buffer).map_err(DataError::io(path))?;
-            let chunk = &buffer[..length];
-            // DVC 2 reads pieces of the size of this buffer, and decides for each of them whether it is a text.
-            if name == HashName::Dos2Unix && is_text(&chunk[..length.min(TEXT_BYTES)]) {
-                update_with_unix_breaks(&mut hasher, chunk);
-            } else {
-                hasher.update(chunk);
-            }
+            hasher.update(&buffer[..length]);
             if length < buffer.len() {
-                return Ok(hasher.finalize_reset().into());
+                return Ok::<_, DataError>(());
             }
         }
-    })
+    })?;
+    Ok(hasher.finish())
 }
 
 /// Reads until the buffer is full or the file ends.
@@ -98,5 +135,21 @@ mod tests {
         assert_eq!(hash(b"a\r\nb\rc\r", HashName::Dos2Unix), hash(b"a\nb\rc\r", HashName::Md5));
         assert_eq!(hash(b"a\r\n\0", HashName::Dos2Unix), hash(b"a\r\n\0", HashName::Md5));
         assert_ne!(hash(b"a\r\n", HashName::Md5), hash(b"a\n", HashName::Md5));
+    }
+
+    #[test]
+    fn streams_are_hashed_as_files_of_any_chunk_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x");
+        let content: Vec<u8> = b"line\r\n".iter().copied().cycle().take(2 * BUFFER_BYTES + 7).collect();
+        std::fs::write(&file, &content).unwrap();
+        for name in [HashName::Md5, HashName::Dos2Unix] {
+            let expected = hash_file(&file, name).unwrap();
+            for chunk in [1000, BUFFER_BYTES, 3 * BUFFER_BYTES] {
+                let mut hasher = Hasher::new(name);
+                content.chunks(chunk).for_each(|chunk| hasher.update(chunk));
+                assert_eq!(hasher.finish(), expected, "{name:?} in chunks of {chunk}");
+            }
+        }
     }
 }

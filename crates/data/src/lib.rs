@@ -1,14 +1,18 @@
 //! Data versioning, interchangeable with DVC: the same files, byte for byte, in the workspace, the cache and the remotes.
 
+pub mod access;
 pub mod cache;
 pub mod commands;
 pub mod config;
 mod error;
 mod gitignore;
 mod hash;
+pub mod http;
 pub mod ignore;
+mod incoming;
 pub mod ini;
 pub mod json;
+pub mod layout;
 mod links;
 pub mod lock;
 pub mod manifest;
@@ -18,7 +22,9 @@ mod parsers;
 pub mod pipeline;
 pub mod project;
 pub mod remote;
+pub mod schema;
 pub mod scm;
+pub mod service;
 pub mod snapshot;
 pub mod stage;
 mod stat;

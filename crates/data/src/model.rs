@@ -56,7 +56,7 @@ impl fmt::Display for Digest {
 }
 
 /// The algorithm of a digest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum HashName {
     /// MD5 of the bytes, which DVC 3 writes as `hash: md5`.
     #[default]

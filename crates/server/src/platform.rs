@@ -1,4 +1,4 @@
-//! Opens the state folder and connects the domains: tracking, the inference gateway, GPUs and the executor of runs.
+//! Opens the state folder and connects the domains: tracking, the inference gateway, versioned data, GPUs and the executor of runs.
 //!
 //! Invariant: while a [`Platform`] exists, it holds the lock of its state folder, so no other process uses the folder.
 
@@ -26,6 +26,8 @@ pub struct Platform {
     pub tracking: Tracking,
     /// Deployments and inference.
     pub gateway: Gateway,
+    /// Remotes of versioned data.
+    pub data: slipway_data::service::Service,
     /// The database. The server closes it when it stops.
     pub database: Database,
     /// The state folder.
@@ -126,6 +128,7 @@ impl Platform {
             None => Objects::open_with(home.objects(), stores.uploads)?,
             Some(url) => Objects::connect_with(url, home.work().join("objects"), stores.uploads)?,
         };
+        let data = slipway_data::service::Service::open(&objects)?;
         let tracking = Tracking::open(database.clone(), objects).await?;
         let runtime = Runtime::choose(runtime, library.as_deref())?;
         let gateway = Gateway::open(
@@ -137,6 +140,7 @@ impl Platform {
         Ok(Self {
             tracking,
             gateway,
+            data,
             database,
             home: home.clone(),
             request_metrics: Arc::default(),
@@ -170,7 +174,8 @@ impl Platform {
                     .merge(api::gateway_routes(self.inference_routes()))
                     .merge(gpu::routes(self.clone()))
                     .merge(cluster::routes(self.clone()))
-                    .merge(runs::routes(self.clone())),
+                    .merge(runs::routes(self.clone()))
+                    .nest("/data", slipway_data::http::routes(self.data.clone())),
             )
             .merge(api::health_routes(self.clone()));
         let own = addresses.cloned().map(api::addresses_routes).into_iter().fold(own, Routes::merge);

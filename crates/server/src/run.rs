@@ -268,10 +268,14 @@ impl Server {
 /// Removes abandoned multipart uploads every hour.
 async fn collect_abandoned_uploads(platform: Platform) {
     loop {
-        match platform.tracking.collect_abandoned_uploads(ABANDONED_UPLOAD_AGE).await {
-            Ok(0) => {}
-            Ok(count) => tracing::info!(count, "abandoned uploads were removed"),
-            Err(error) => tracing::warn!(%error, "cannot remove abandoned uploads; retrying in an hour"),
+        let of_artifacts = platform.tracking.collect_abandoned_uploads(ABANDONED_UPLOAD_AGE).await;
+        let of_data = platform.data.collect_abandoned_uploads(ABANDONED_UPLOAD_AGE).await;
+        for collected in [of_artifacts.map_err(|e| e.to_string()), of_data.map_err(|e| e.to_string())] {
+            match collected {
+                Ok(0) => {}
+                Ok(count) => tracing::info!(count, "abandoned uploads were removed"),
+                Err(error) => tracing::warn!(error, "cannot remove abandoned uploads; retrying in an hour"),
+            }
         }
         tokio::time::sleep(ABANDONED_UPLOAD_INTERVAL).await;
     }

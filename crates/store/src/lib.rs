@@ -19,4 +19,4 @@ mod testing;
 
 pub use database::{Database, DatabaseOptions, Migration, PoolStats, sql};
 pub use error::StoreError;
-pub use objects::{Limits, Objects};
+pub use objects::{Limits, Objects, Reader};

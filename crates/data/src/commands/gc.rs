@@ -2,8 +2,6 @@
 
 use std::collections::HashSet;
 
-use futures_util::StreamExt;
-
 use super::used::{Scope, used_objects};
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
@@ -57,15 +55,11 @@ pub async fn gc(project: &mut Project, options: &Options) -> Result<Report, Data
         false => None,
     };
     if let (Some(remote), true) = (&remote, options.cloud) {
-        let mut unused: Vec<_> = remote.list().await?.into_iter().filter(|object| !kept.contains(object)).collect();
+        let jobs = remote.concurrency(options.jobs);
+        let mut unused: Vec<_> = remote.list(jobs).await?.into_iter().filter(|object| !kept.contains(object)).collect();
         sort(&mut unused);
         if !options.dry {
-            let jobs = remote.concurrency(options.jobs);
-            let mut removals =
-                futures_util::stream::iter(unused.iter().map(|object| remote.remove(object))).buffer_unordered(jobs);
-            while let Some(removed) = removals.next().await {
-                removed?;
-            }
+            remote.remove(&unused, jobs).await?;
         }
         report.remote = Some(unused.into_iter().map(|(_, digest)| digest).collect());
     }

@@ -21,6 +21,8 @@ pub struct Options {
     pub jobs: Option<usize>,
     /// The targets are folders with stages.
     pub recursive: bool,
+    /// The recorded results of stages are transferred, too.
+    pub run_cache: bool,
     /// Which versions of the project are concerned beside the workspace.
     pub scope: Scope,
 }
@@ -55,7 +57,7 @@ pub async fn push(
     if objects.objects.is_empty() {
         Remote::open(&project.config, options.remote.as_deref(), "push")?;
     }
-    let mut sent = 0;
+    let mut sent = if options.run_cache { transfer_runs(project, options, true, talk).await? } else { 0 };
     for (name, objects) in by_remote(objects.objects, options) {
         let remote = Remote::open(&project.config, name.as_deref(), "push")?;
         let jobs = remote.concurrency(options.jobs);
@@ -89,7 +91,8 @@ pub async fn fetch(
     options: &Options,
     talk: &dyn Talk,
 ) -> Result<u64, DataError> {
-    let mut received = fetch_manifests(project, targets, options).await?;
+    let runs = if options.run_cache { transfer_runs(project, options, false, talk).await? } else { 0 };
+    let mut received = runs + fetch_manifests(project, targets, options).await?;
     let objects = used_objects(project, targets, options.recursive, &options.scope, false)?;
     let mut lacking: Vec<Object> = Vec::new();
     for object in objects.objects {
@@ -111,6 +114,18 @@ pub async fn fetch(
         received += run(project, &remote, &found, jobs, false).await?;
     }
     Ok(received)
+}
+
+/// Transfers the recorded results of stages that the other side lacks, and returns their number.
+async fn transfer_runs(project: &Project, options: &Options, send: bool, talk: &dyn Talk) -> Result<u64, DataError> {
+    let command = if send { "push --run-cache" } else { "fetch --run-cache" };
+    let remote = Remote::open(&project.config, options.remote.as_deref(), command)?;
+    if !remote.shares_runs() {
+        talk.note(&format!("the run cache is not shared, because remote '{}' cannot list its files", remote.name));
+        return Ok(0);
+    }
+    let (cache, jobs) = (project.legacy_cache.root(), remote.concurrency(options.jobs));
+    if send { remote.push_runs(cache, jobs).await } else { remote.fetch_runs(cache, jobs).await }
 }
 
 /// Receives the manifests that the cache lacks, and returns their number. Without them the files of folders are not known.

@@ -304,7 +304,7 @@ fn user_roles(values: &Values) -> [Value; 2] {
             "view",
             json!([{
                 "apiGroups": ["slipway.dev"], "verbs": ["get", "list", "watch"],
-                "resources": ["runs", "runs/log", "experiments", "models", "deployments", "nodes"],
+                "resources": ["runs", "runs/log", "experiments", "models", "deployments", "data", "nodes"],
             }]),
         ),
         role(
@@ -312,7 +312,7 @@ fn user_roles(values: &Values) -> [Value; 2] {
             json!([
                 {
                     "apiGroups": ["slipway.dev"], "verbs": ["create", "update", "patch", "delete"],
-                    "resources": ["runs", "experiments", "models", "deployments"],
+                    "resources": ["runs", "experiments", "models", "deployments", "data"],
                 },
                 {"apiGroups": ["slipway.dev"], "resources": ["inferences"], "verbs": ["create"]},
             ]),

@@ -1,5 +1,7 @@
 //! The operations of slipway's own API: for each route a name, a summary, and the types of its request and responses.
 
+mod data;
+
 use std::collections::HashMap;
 
 use axum::http::{Method, StatusCode};
@@ -37,7 +39,10 @@ fn delete(path: &'static str, id: &'static str, summary: &'static str) -> Operat
 
 /// All operations; a test compares them with the table of routes.
 pub(crate) fn operations() -> Vec<Operation> {
-    [server(), deployments(), lineage(), machines(), submitted_runs()].into_iter().flatten().collect()
+    [server(), deployments(), lineage(), machines(), submitted_runs(), data::operations()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn server() -> Vec<Operation> {

@@ -3,6 +3,7 @@
 mod access;
 mod attacks;
 mod cors;
+mod data;
 mod fuzz;
 mod health;
 mod json_schema;
@@ -46,9 +47,9 @@ impl Authority for Roles {
     fn is_allowed<'a>(&'a self, person: &'a Person, permission: &'a Permission) -> BoxFuture<'a, Result<bool, String>> {
         let resource = permission.resource.name();
         let view = matches!(permission.verb, Verb::Get | Verb::List)
-            && ["runs", "runs/log", "experiments", "models", "deployments", "nodes"].contains(&resource);
+            && ["runs", "runs/log", "experiments", "models", "deployments", "data", "nodes"].contains(&resource);
         let infer = permission.verb == Verb::Create && resource == "inferences";
-        let edit = ["runs", "experiments", "models", "deployments"].contains(&resource) || infer || view;
+        let edit = ["runs", "experiments", "models", "deployments", "data"].contains(&resource) || infer || view;
         let allowed = match person.name.as_str() {
             "reader" => view,
             "inferrer" => infer,

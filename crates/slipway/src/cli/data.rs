@@ -62,13 +62,13 @@ pub(crate) enum Data {
     Diff(Diff),
     /// Send data to a remote
     #[command(after_help = "Example:\n  slipway data push\n  slipway data push -r backup images")]
-    Push(Transfer),
+    Push(Share),
     /// Receive data from a remote, and restore tracked files
     #[command(after_help = "Example:\n  git clone URL project && cd project && slipway data pull")]
     Pull(Pull),
     /// Receive data from a remote into the cache
     #[command(after_help = "Example:\n  slipway data fetch --all-tags")]
-    Fetch(Transfer),
+    Fetch(Share),
     /// Manage remotes
     #[command(
         subcommand,
@@ -171,7 +171,7 @@ pub(crate) struct Checkout {
     pub(crate) targets: Vec<String>,
 }
 
-/// Options of `data push` and `data fetch`.
+/// Which data is transferred, and where.
 #[derive(Debug, Args)]
 pub(crate) struct Transfer {
     /// The remote; the default one if omitted
@@ -196,6 +196,18 @@ pub(crate) struct Transfer {
     pub(crate) targets: Vec<String>,
 }
 
+/// Options of `data push` and `data fetch`.
+#[derive(Debug, Args)]
+pub(crate) struct Share {
+    /// Transfer the recorded results of stages, too
+    #[arg(long, overrides_with = "no_run_cache")]
+    pub(crate) run_cache: bool,
+    #[arg(long, hide = true)]
+    pub(crate) no_run_cache: bool,
+    #[command(flatten)]
+    pub(crate) transfer: Transfer,
+}
+
 /// Options of `data pull`.
 #[derive(Debug, Args)]
 pub(crate) struct Pull {
@@ -206,7 +218,7 @@ pub(crate) struct Pull {
     #[arg(long)]
     pub(crate) allow_missing: bool,
     #[command(flatten)]
-    pub(crate) transfer: Transfer,
+    pub(crate) share: Share,
 }
 
 /// Options of `data gc`.

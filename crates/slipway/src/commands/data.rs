@@ -1,6 +1,8 @@
 //! `slipway data`: versions data, interchangeably with DVC. Called through a link named `dvc`, the program takes DVC's command line and gives
 //! its exit codes.
 
+mod servers;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -95,7 +97,11 @@ pub(super) async fn run(context: &Context, verb: Data) -> Result<(), Failure> {
 async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
     let terminal = Terminal(context);
     let current = std::env::current_dir().map_err(|source| DataError::Io { path: ".".into(), source })?;
-    let open = || Project::open(&current, &|blocker| print_note(blocker));
+    let open = || -> Result<Project, DataError> {
+        let mut project = Project::open(&current, &|blocker| print_note(blocker))?;
+        project.config.set_servers(servers::servers(context));
+        Ok(project)
+    };
     match verb {
         Data::Init(options) => start(context, &current, &options)?,
         Data::Add(options) => {
@@ -145,13 +151,14 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
         }
         Data::Push(options) => {
             let mut project = open()?;
-            let sent = transfer::push(&mut project, &options.targets, &transfer_options(&options), &terminal).await?;
+            let sent =
+                transfer::push(&mut project, &options.transfer.targets, &share_options(&options), &terminal).await?;
             print_text(&format!("{}\n", count(sent, "pushed").unwrap_or_else(|| "Everything is up to date.".into())));
         }
         Data::Fetch(options) => {
             let mut project = open()?;
             let received =
-                transfer::fetch(&mut project, &options.targets, &transfer_options(&options), &terminal).await?;
+                transfer::fetch(&mut project, &options.transfer.targets, &share_options(&options), &terminal).await?;
             print_text(&format!(
                 "{}\n",
                 count(received, "fetched").unwrap_or_else(|| "Everything is up to date.".into())
@@ -159,15 +166,15 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
         }
         Data::Pull(options) => {
             let mut project = open()?;
-            let how = transfer_options(&options.transfer);
-            let received = transfer::fetch(&mut project, &options.transfer.targets, &how, &terminal).await?;
+            let targets = &options.share.transfer.targets;
+            let received = transfer::fetch(&mut project, targets, &share_options(&options.share), &terminal).await?;
             let how = checkout::Options {
                 force: options.force,
-                recursive: options.transfer.recursive,
+                recursive: options.share.transfer.recursive,
                 allow_missing: options.allow_missing,
                 ..checkout::Options::default()
             };
-            let report = checkout::checkout(&mut project, &options.transfer.targets, how, &terminal)?;
+            let report = checkout::checkout(&mut project, targets, how, &terminal)?;
             show_changes(&report);
             print_text(&format!(
                 "{}\n",
@@ -219,7 +226,17 @@ fn transfer_options(options: &cli::Transfer) -> transfer::Options {
         all_commits: options.all_commits,
         revision: None,
     };
-    transfer::Options { remote: options.remote.clone(), jobs: options.jobs, recursive: options.recursive, scope }
+    transfer::Options {
+        remote: options.remote.clone(),
+        jobs: options.jobs,
+        recursive: options.recursive,
+        run_cache: false,
+        scope,
+    }
+}
+
+fn share_options(options: &cli::Share) -> transfer::Options {
+    transfer::Options { run_cache: options.run_cache, ..transfer_options(&options.transfer) }
 }
 
 async fn show_status(context: &Context, project: &mut Project, options: &cli::Status) -> Result<bool, DataError> {

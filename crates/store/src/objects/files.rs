@@ -14,7 +14,7 @@ use slipway_core::ids;
 use tokio::sync::mpsc;
 
 use super::limits::{Counter, Disk, SPACE_CHECK_INTERVAL_BYTES, check_part_number, check_part_numbers, is_older};
-use super::{Entry, Limits, PARTIAL_DIR, Reader, Source, segments};
+use super::{DATA_DIR, Entry, Limits, PARTIAL_DIR, Reader, Source, is_reserved, segments};
 use crate::StoreError;
 
 /// Maximum bytes of one chunk when an object is read.
@@ -70,6 +70,11 @@ impl Files {
         Ok(Self { root, disk, limits, create_lock: Arc::default() })
     }
 
+    /// The store in the folder of versioned data.
+    pub(super) fn versioned_data(&self) -> Result<Self, StoreError> {
+        Self::open(self.root.join(DATA_DIR), self.limits)
+    }
+
     /// The path of an object or folder on disk.
     fn locate(&self, path: &str) -> Result<PathBuf, StoreError> {
         Ok(segments(path)?.iter().fold(self.root.clone(), |place, segment| place.join(segment)))
@@ -91,19 +96,7 @@ impl Files {
     }
 
     pub(super) async fn get(&self, path: &str) -> Result<Reader, StoreError> {
-        let (place, path) = (self.locate(path)?, path.to_owned());
-        blocking(move || {
-            let file = File::open(&place).map_err(|e| match e.kind() {
-                ErrorKind::NotFound | ErrorKind::NotADirectory => StoreError::NotFound(path.clone()),
-                _ => StoreError::io(format!("opening '{path}'"))(e),
-            })?;
-            let meta = file.metadata().map_err(StoreError::io(format!("reading '{path}'")))?;
-            if meta.is_dir() {
-                return Err(StoreError::IsFolder(path));
-            }
-            Ok(Reader { size: meta.len(), source: Source::File(file) })
-        })
-        .await
+        open(self.locate(path)?, path.to_owned()).await
     }
 
     pub(super) async fn list(&self, path: &str) -> Result<Vec<Entry>, StoreError> {
@@ -121,7 +114,7 @@ impl Files {
                 let entry = entry.map_err(StoreError::io("listing a folder"))?;
                 let meta = entry.metadata().map_err(StoreError::io("listing a folder"))?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                if name != PARTIAL_DIR {
+                if !is_reserved(&name) {
                     found.push(Entry { name, is_dir: meta.is_dir(), size: meta.len() });
                 }
             }
@@ -142,12 +135,75 @@ impl Files {
         .await
     }
 
+    /// Which of the objects exist.
+    pub(super) async fn exist(&self, paths: &[String]) -> Result<Vec<bool>, StoreError> {
+        let places: Vec<PathBuf> = paths.iter().map(|path| self.locate(path)).collect::<Result<_, _>>()?;
+        blocking(move || Ok(places.iter().map(|place| place.is_file()).collect())).await
+    }
+
+    /// The paths of all objects below a folder.
+    pub(super) async fn walk(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        let (root, folder) = (self.locate(folder)?, folder.to_owned());
+        blocking(move || {
+            let (mut found, mut folders) = (Vec::new(), vec![(root, folder)]);
+            while let Some((place, path)) = folders.pop() {
+                let entries = match std::fs::read_dir(&place) {
+                    Ok(entries) => entries,
+                    Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+                    Err(error) => return Err(StoreError::io("listing a folder")(error)),
+                };
+                for entry in entries {
+                    let entry = entry.map_err(StoreError::io("listing a folder"))?;
+                    let path = format!("{path}/{}", entry.file_name().to_string_lossy());
+                    if entry.file_type().map_err(StoreError::io("listing a folder"))?.is_dir() {
+                        folders.push((entry.path(), path));
+                    } else {
+                        found.push(path);
+                    }
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// The numbers of the parts of an upload, with their sizes in bytes; empty if there is no such upload.
+    pub(super) async fn parts(&self, id: &str) -> Result<Vec<(u32, u64)>, StoreError> {
+        const WHAT: &str = "listing parts";
+        let folder = self.upload_folder(id);
+        blocking(move || {
+            let entries = match std::fs::read_dir(&folder) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+                Err(error) => return Err(StoreError::io(WHAT)(error)),
+            };
+            let mut found = Vec::new();
+            for entry in entries {
+                let entry = entry.map_err(StoreError::io(WHAT))?;
+                if let Ok(number) = entry.file_name().to_string_lossy().parse() {
+                    found.push((number, entry.metadata().map_err(StoreError::io(WHAT))?.len()));
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Opens a part of an upload.
+    pub(super) async fn part(&self, id: &str, number: u32) -> Result<Reader, StoreError> {
+        let place = self.upload_folder(id).join(check_part_number(number)?.to_string());
+        open(place, format!("part {number}")).await
+    }
+
     pub(super) async fn create_multipart(&self, id: &str) -> Result<(), StoreError> {
         const WHAT: &str = "creating an upload";
         let (folder, files) = (self.upload_folder(id), self.clone());
         blocking(move || {
             files.disk.require(WHAT, 0)?;
             let _guard = files.create_lock.lock();
+            if folder.is_dir() {
+                return Ok(()); // A client resumes an upload whose id it chose.
+            }
             let all = std::fs::read_dir(files.root.join(PARTIAL_DIR)).map_err(StoreError::io(WHAT))?;
             let limit = files.limits.max_open_uploads;
             if all.flatten().filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir())).count() >= limit {
@@ -289,6 +345,22 @@ impl Files {
         }
         writer.await.unwrap_or(Err(StoreError::Panicked("a file operation")))
     }
+}
+
+/// Opens a file as an object; `path` is its name in errors.
+async fn open(place: PathBuf, path: String) -> Result<Reader, StoreError> {
+    blocking(move || {
+        let file = File::open(&place).map_err(|e| match e.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => StoreError::NotFound(path.clone()),
+            _ => StoreError::io(format!("opening '{path}'"))(e),
+        })?;
+        let meta = file.metadata().map_err(StoreError::io(format!("reading '{path}'")))?;
+        if meta.is_dir() {
+            return Err(StoreError::IsFolder(path));
+        }
+        Ok(Reader { size: meta.len(), source: Source::File(file) })
+    })
+    .await
 }
 
 /// Writes the received pieces to a new file and syncs it to disk; returns its size in bytes.

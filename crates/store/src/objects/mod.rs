@@ -7,6 +7,7 @@
 mod files;
 mod limits;
 mod remote;
+mod resume;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -25,6 +26,13 @@ use remote::Remote;
 
 /// Name of the folder for unfinished objects and multipart uploads.
 const PARTIAL_DIR: &str = ".part";
+/// Name of the folder of versioned data ([`Objects::versioned_data`]).
+const DATA_DIR: &str = ".data";
+
+/// Whether the first segment of a path is reserved for the store itself, so that no client can read or write below it.
+fn is_reserved(segment: &str) -> bool {
+    [PARTIAL_DIR, DATA_DIR].contains(&segment)
+}
 
 /// A handle to an object store; cheap to clone.
 #[derive(Debug, Clone)]
@@ -64,7 +72,7 @@ enum Source {
 /// Splits a path into its segments: the names of the folders and of the object.
 ///
 /// # Errors
-/// [`StoreError::BadPath`] for an empty path, a path that leaves the store, or one in the folder of unfinished objects.
+/// [`StoreError::BadPath`] for an empty path, a path that leaves the store, or one in a reserved folder.
 fn segments(path: &str) -> Result<Vec<&str>, StoreError> {
     let invalid = || StoreError::BadPath(path.to_owned());
     let mut found = Vec::new();
@@ -75,11 +83,7 @@ fn segments(path: &str) -> Result<Vec<&str>, StoreError> {
             _ => return Err(invalid()),
         }
     }
-    if path.contains('\0') || found.first().is_none_or(|first| *first == PARTIAL_DIR) {
-        Err(invalid())
-    } else {
-        Ok(found)
-    }
+    if path.contains('\0') || found.first().is_none_or(|first| is_reserved(first)) { Err(invalid()) } else { Ok(found) }
 }
 
 /// Checks the form of a multipart upload's id, 32 hexadecimal digits, because the id becomes part of a path.

@@ -1,7 +1,7 @@
 //! The object store in a bucket (S3, Google Cloud Storage, Azure). The key of an object is its path below the prefix, so other tools
 //! can read the objects.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,12 +18,16 @@ use tokio::io::AsyncWriteExt;
 
 use super::limits::{Counter, Disk, check_part_number, check_part_numbers, is_older};
 use super::upload::{MAX_UPLOAD_BYTES, Upload};
-use super::{Entry, Limits, PARTIAL_DIR, Reader, Source, segments};
+use super::{DATA_DIR, Entry, Limits, PARTIAL_DIR, Reader, Source, is_reserved, segments};
 use crate::StoreError;
 use crate::bucket::HttpFactory;
 
 /// The operation in the error of a remote_error local copy.
 const COPYING: &str = "copying an object to this machine";
+/// From this number on, objects are listed instead of queried one by one.
+const LIST_FROM: usize = 500;
+/// Number of objects that are queried at the same time.
+const CONCURRENT_QUERIES: usize = 64;
 /// Name of the empty object that marks a multipart upload as created.
 const UPLOAD_MARKER: &str = "begun";
 
@@ -87,6 +91,11 @@ impl Remote {
         Ok(Self { store, prefix, copies, disk, limits: Limits { max_object_bytes, ..limits } })
     }
 
+    /// The store in the folder of versioned data.
+    pub(super) fn versioned_data(&self) -> Result<Self, StoreError> {
+        Ok(Self { prefix: self.key(&[DATA_DIR])?, ..self.clone() })
+    }
+
     /// The key of a path below the prefix, given as segments.
     fn key(&self, segments: &[&str]) -> Result<Key, StoreError> {
         let mut full = self.prefix.as_ref().to_owned();
@@ -141,13 +150,12 @@ impl Remote {
 
     pub(super) async fn get(&self, path: &str) -> Result<Reader, StoreError> {
         let key = self.key(&segments(path)?)?;
-        match self.store.head(&key).await {
-            Ok(meta) => Ok(Reader { size: meta.size, source: Source::Remote(self.clone(), key) }),
-            Err(object_store::Error::NotFound { .. }) => match self.store.list(Some(&key)).next().await {
-                Some(Ok(_)) => Err(StoreError::IsFolder(path.to_owned())),
-                _ => Err(StoreError::NotFound(path.to_owned())),
+        match self.open(key.clone(), path).await {
+            Err(StoreError::NotFound(path)) => match self.store.list(Some(&key)).next().await {
+                Some(Ok(_)) => Err(StoreError::IsFolder(path)),
+                _ => Err(StoreError::NotFound(path)),
             },
-            Err(error) => Err(remote_error(format!("opening '{path}'"))(error)),
+            opened => opened,
         }
     }
 
@@ -174,7 +182,7 @@ impl Remote {
         let name = |key: &Key| key.filename().unwrap_or_default().to_owned();
         let folders = found.common_prefixes.iter().map(|key| Entry { name: name(key), is_dir: true, size: 0 });
         let files = found.objects.iter().map(|o| Entry { name: name(&o.location), is_dir: false, size: o.size });
-        Ok(folders.chain(files).filter(|entry| entry.name != PARTIAL_DIR).collect())
+        Ok(folders.chain(files).filter(|entry| !is_reserved(&entry.name)).collect())
     }
 
     pub(super) async fn delete(&self, path: &str) -> Result<(), StoreError> {
@@ -258,8 +266,61 @@ impl Remote {
         file.flush().await.map_err(StoreError::io(COPYING))
     }
 
+    /// Which of the objects exist. Many objects are listed instead of queried one by one.
+    pub(super) async fn exist(&self, folder: &str, paths: &[String]) -> Result<Vec<bool>, StoreError> {
+        if paths.len() >= LIST_FROM {
+            let all: HashSet<String> = self.walk(folder).await?.into_iter().collect();
+            return Ok(paths.iter().map(|path| all.contains(path)).collect());
+        }
+        let check = async |path: &String| {
+            let key = self.key(&segments(path)?)?;
+            match self.store.head(&key).await {
+                Ok(_) => Ok(true),
+                Err(object_store::Error::NotFound { .. }) => Ok(false),
+                Err(error) => Err(remote_error(format!("finding '{path}'"))(error)),
+            }
+        };
+        futures_util::stream::iter(paths.iter().map(check)).buffered(CONCURRENT_QUERIES).try_collect().await
+    }
+
+    /// The paths of all objects below a folder.
+    pub(super) async fn walk(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        let key = self.key(&segments(folder)?)?;
+        let path = |found: object_store::ObjectMeta| {
+            let rest: Vec<_> = found.location.prefix_match(&key)?.map(|part| part.as_ref().to_owned()).collect();
+            Some(format!("{folder}/{}", rest.join("/")))
+        };
+        let found = self.store.list(Some(&key)).map_ok(path).try_collect::<Vec<_>>().await;
+        Ok(found.map_err(remote_error("listing a folder"))?.into_iter().flatten().collect())
+    }
+
+    /// The numbers of the parts of an upload, with their sizes in bytes; empty if there is no such upload.
+    pub(super) async fn parts(&self, id: &str) -> Result<Vec<(u32, u64)>, StoreError> {
+        let folder = self.key(&[PARTIAL_DIR, id])?;
+        let number = |meta: object_store::ObjectMeta| Some((meta.location.filename()?.parse().ok()?, meta.size));
+        let found = self.store.list(Some(&folder)).map_ok(number).try_collect::<Vec<_>>().await;
+        Ok(found.map_err(remote_error("listing parts"))?.into_iter().flatten().collect())
+    }
+
+    /// Opens a part of an upload.
+    pub(super) async fn part(&self, id: &str, number: u32) -> Result<Reader, StoreError> {
+        self.open(self.part_key(id, &check_part_number(number)?.to_string())?, &format!("part {number}")).await
+    }
+
+    /// Opens the object with a key; `path` is its name in errors.
+    async fn open(&self, key: Key, path: &str) -> Result<Reader, StoreError> {
+        match self.store.head(&key).await {
+            Ok(meta) => Ok(Reader { size: meta.size, source: Source::Remote(self.clone(), key) }),
+            Err(object_store::Error::NotFound { .. }) => Err(StoreError::NotFound(path.to_owned())),
+            Err(error) => Err(remote_error(format!("opening '{path}'"))(error)),
+        }
+    }
+
     pub(super) async fn create_multipart(&self, id: &str) -> Result<(), StoreError> {
         const WHAT: &str = "creating an upload";
+        if self.require_upload(id).await.is_ok() {
+            return Ok(()); // A client resumes an upload whose id it chose.
+        }
         let folder = self.key(&[PARTIAL_DIR])?;
         let open = self.store.list_with_delimiter(Some(&folder)).await.map_err(remote_error(WHAT))?;
         let limit = self.limits.max_open_uploads;

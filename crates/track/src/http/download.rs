@@ -3,6 +3,7 @@
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use slipway_core::byte_range;
 use unicode_normalization::UnicodeNormalization;
 
 use crate::{Error, Tracking, artifact_path};
@@ -14,9 +15,9 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; sandbox";
 pub(super) async fn send(t: &Tracking, path: &str, request: &HeaderMap) -> Result<Response, Error> {
     let reader = t.open_artifact(path).await?;
     let size = reader.size;
-    let range = request.get(header::RANGE).and_then(|r| r.to_str().ok()).and_then(|r| byte_range(r, size));
+    let range = request.get(header::RANGE).and_then(|r| r.to_str().ok()).and_then(|r| byte_range::parse(r, size));
     let mut response = match range {
-        Some(Err(())) => StatusCode::RANGE_NOT_SATISFIABLE.into_response(),
+        Some(Err(byte_range::Unsatisfiable)) => StatusCode::RANGE_NOT_SATISFIABLE.into_response(),
         Some(Ok((from, to))) => {
             let part = Body::from_stream(reader.stream(from, to));
             (StatusCode::PARTIAL_CONTENT, [(header::CONTENT_LENGTH, to - from)], part).into_response()
@@ -25,7 +26,7 @@ pub(super) async fn send(t: &Tracking, path: &str, request: &HeaderMap) -> Resul
     };
     let headers = response.headers_mut();
     let content_range = match range {
-        Some(Err(())) => Some(format!("bytes */{size}")),
+        Some(Err(byte_range::Unsatisfiable)) => Some(format!("bytes */{size}")),
         Some(Ok((from, to))) => Some(format!("bytes {from}-{}/{size}", to - 1)),
         None => None,
     };
@@ -38,21 +39,6 @@ pub(super) async fn send(t: &Tracking, path: &str, request: &HeaderMap) -> Resul
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
     Ok(response)
-}
-
-/// Parses a single range (RFC 9110, section 14.1.2) as `from..to`. `Err` when it is outside of the object, `None` when it is malformed or
-/// not supported; the header is then ignored.
-fn byte_range(text: &str, size: u64) -> Option<Result<(u64, u64), ()>> {
-    let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
-    let range = if first.is_empty() {
-        let suffix: u64 = last.parse().ok()?;
-        (size.saturating_sub(suffix), size)
-    } else {
-        let from: u64 = first.parse().ok()?;
-        let to = if last.is_empty() { size } else { last.parse::<u64>().ok()?.saturating_add(1).min(size) };
-        (from, to)
-    };
-    Some(if range.0 < range.1 { Ok(range) } else { Err(()) })
 }
 
 /// `Content-Disposition` by RFC 6266, with RFC 5987 for names that are not ASCII. A name that cannot be sent is omitted, so that
@@ -103,15 +89,6 @@ fn media_type(path: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ranges_are_parsed() {
-        assert_eq!(byte_range("bytes=0-4", 10), Some(Ok((0, 5))));
-        assert_eq!(byte_range("bytes=-3", 10), Some(Ok((7, 10))));
-        assert_eq!(byte_range("bytes=8-", 10), Some(Ok((8, 10))));
-        assert_eq!(byte_range("bytes=10-", 10), Some(Err(())));
-        assert_eq!(byte_range("lines=1-2", 10), None);
-    }
 
     #[test]
     fn attachment_names_are_encoded() {

@@ -1,0 +1,330 @@
+//! Remotes in buckets: `s3://`, `gs://` and `azure://`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::path::Path as Key;
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
+use slipway_store::bucket::HttpFactory;
+use tokio::io::AsyncReadExt;
+
+use super::backend::{Backend, Chunks, Entry, Failure, Reply};
+use super::http::tls_of;
+use super::options::Settings;
+use crate::error::DataError;
+use crate::ini::Ini;
+
+/// Bytes of a part of a large upload.
+const PART_BYTES: usize = 8 << 20;
+/// Number of parts of one file that are sent at the same time.
+const CONCURRENT_PARTS: usize = 4;
+
+/// Opens a bucket of S3.
+pub(crate) fn s3(settings: &Settings) -> Result<Box<dyn Backend>, DataError> {
+    settings.refuse(&[
+        ("acl", "set a policy on the bucket"),
+        ("grant_read", "set a policy on the bucket"),
+        ("grant_read_acp", "set a policy on the bucket"),
+        ("grant_write_acp", "set a policy on the bucket"),
+        ("grant_full_control", "set a policy on the bucket"),
+    ])?;
+    let endpoint = settings.text("endpointurl").map(str::to_owned).or_else(|| variable("AWS_ENDPOINT_URL"));
+    if endpoint.is_none() && settings.text("use_ssl").is_some_and(|value| value.eq_ignore_ascii_case("false")) {
+        return Err(settings.unsupported("use_ssl = false", "set 'endpointurl' to a URL with http://"));
+    }
+    let (bucket, prefix) = location(settings);
+    let allow_http = endpoint.is_some_and(|url| url.starts_with("http://"));
+    let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_allow_http(allow_http);
+    let credentials = Credentials::read(settings)?;
+    let anonymous = settings.is_true("allow_anonymous_login");
+    for (key, value) in [
+        (AmazonS3ConfigKey::Endpoint, settings.text("endpointurl").map(str::to_owned)),
+        (AmazonS3ConfigKey::Region, credentials.region),
+        (AmazonS3ConfigKey::AccessKeyId, credentials.id),
+        (AmazonS3ConfigKey::SecretAccessKey, credentials.secret),
+        (AmazonS3ConfigKey::Token, credentials.token),
+    ] {
+        if let Some(value) = value {
+            builder = builder.with_config(key, value);
+        }
+    }
+    builder = encrypted(settings, builder)?;
+    let timeouts = (settings.seconds("connect_timeout")?, settings.seconds("read_timeout")?);
+    let http = HttpFactory::with_tls(tls_of(settings)?, allow_http).with_timeouts(timeouts.0, timeouts.1);
+    let store = builder.with_skip_signature(anonymous).with_http_connector(http).build();
+    Bucket::open(settings, store.map(|store| Arc::new(store) as _), prefix)
+}
+
+/// Sets the encryption of new objects.
+fn encrypted(settings: &Settings, builder: AmazonS3Builder) -> Result<AmazonS3Builder, DataError> {
+    if settings.text("sse_customer_algorithm").is_some_and(|name| name != "AES256") {
+        return Err(settings.invalid("sse_customer_algorithm", "the only algorithm is AES256"));
+    }
+    let key = settings.text("sse_kms_key_id");
+    match (settings.text("sse"), key, settings.text("sse_customer_key")) {
+        (_, Some(_), Some(_)) => {
+            Err(settings.invalid("sse_customer_key", "it and 'sse_kms_key_id' exclude each other"))
+        }
+        (_, None, Some(customer_key)) => Ok(builder.with_ssec_encryption(customer_key)),
+        (Some("AES256"), ..) => Ok(builder.with_config(encryption_key("aws_server_side_encryption")?, "AES256")),
+        (Some("aws:kms") | None, Some(key), None) => Ok(builder.with_sse_kms_encryption(key)),
+        (Some("aws:kms:dsse"), Some(key), None) => Ok(builder.with_dsse_kms_encryption(key)),
+        (Some("aws:kms" | "aws:kms:dsse"), None, None) => {
+            Err(settings.invalid("sse", "a key of KMS needs 'sse_kms_key_id'"))
+        }
+        (Some(_), ..) => Err(settings.invalid("sse", "it is none of AES256, aws:kms, aws:kms:dsse")),
+        (None, None, None) => Ok(builder),
+    }
+}
+
+fn encryption_key(name: &str) -> Result<AmazonS3ConfigKey, DataError> {
+    name.parse().map_err(|error: object_store::Error| DataError::Config(error.to_string()))
+}
+
+/// The credentials of S3, from the options or from Amazon's files.
+#[derive(Debug, Default)]
+struct Credentials {
+    id: Option<String>,
+    secret: Option<String>,
+    token: Option<String>,
+    region: Option<String>,
+}
+
+impl Credentials {
+    /// `profile` names a section of the files `credentialpath` and `configpath`; without it, environment variables come first.
+    fn read(settings: &Settings) -> Result<Self, DataError> {
+        let text = |option: &str| settings.text(option).map(str::to_owned);
+        let mut found = Self {
+            id: text("access_key_id"),
+            secret: text("secret_access_key"),
+            token: text("session_token"),
+            region: text("region"),
+        };
+        let profile = text("profile").or_else(|| variable("AWS_PROFILE"));
+        let file = |option: &str, name: &str, default: &str| {
+            let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".aws").join(default));
+            text(option).or_else(|| variable(name)).map(PathBuf::from).or(home)
+        };
+        let name = profile.clone().unwrap_or_else(|| "default".into()).to_lowercase();
+        let is_anonymous = settings.is_true("allow_anonymous_login");
+        let from_environment = variable("AWS_ACCESS_KEY_ID").is_some() && profile.is_none();
+        let credentials = file("credentialpath", "AWS_SHARED_CREDENTIALS_FILE", "credentials");
+        let config = file("configpath", "AWS_CONFIG_FILE", "config");
+        let credentials = credentials.map(|file| section(&file, &[&name])).transpose()?.flatten();
+        let config = config.map(|file| section(&file, &[&name, &format!("profile {name}")])).transpose()?.flatten();
+        if profile.is_some() && found.id.is_none() && credentials.is_none() && config.is_none() {
+            return Err(settings.invalid("profile", "no credentials file has this profile"));
+        }
+        let get = |key: &str| [&credentials, &config].into_iter().flatten().find_map(|section| section.get(key));
+        if found.id.is_none() && !is_anonymous && !from_environment {
+            found.id = get("aws_access_key_id");
+            found.secret = get("aws_secret_access_key");
+            found.token = get("aws_session_token");
+        }
+        if found.region.is_none() && variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION")).is_none() {
+            found.region = get("region");
+        }
+        Ok(found)
+    }
+}
+
+/// A section of one of Amazon's files, under the first of these names that exists.
+fn section(file: &Path, names: &[&str]) -> Result<Option<crate::ini::Section>, DataError> {
+    let Ok(text) = std::fs::read_to_string(file) else { return Ok(None) };
+    let ini = Ini::parse(&text).map_err(|(line, reason)| DataError::file(file, line, reason))?;
+    Ok(names.iter().find_map(|name| ini.section(name)).cloned())
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Opens a bucket of Google Cloud Storage. The option `projectname` only matters when buckets are created.
+pub(crate) fn gs(settings: &Settings) -> Result<Box<dyn Backend>, DataError> {
+    let (bucket, prefix) = location(settings);
+    let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
+    if let Some(path) = settings.text("credentialpath") {
+        builder = builder.with_application_credentials(path);
+    }
+    let endpoint = settings.text("endpointurl");
+    if let Some(endpoint) = endpoint {
+        builder = builder.with_config(GoogleConfigKey::BaseUrl, endpoint);
+    }
+    let http = HttpFactory::with_tls(tls_of(settings)?, endpoint.is_some_and(|url| url.starts_with("http://")));
+    let anonymous = settings.is_true("allow_anonymous_login");
+    let store = builder.with_skip_signature(anonymous).with_http_connector(http).build();
+    Bucket::open(settings, store.map(|store| Arc::new(store) as _), prefix)
+}
+
+/// Opens a container of Azure.
+pub(crate) fn azure(settings: &Settings) -> Result<Box<dyn Backend>, DataError> {
+    // The credentials of Visual Studio Code and of the shared token cache are never used.
+    settings.refuse(&[("exclude_managed_identity_credential", "set 'account_key', 'sas_token' or 'client_secret'")])?;
+    let (container, prefix) = location(settings);
+    let mut builder = match settings.is_true("exclude_environment_credential") {
+        true => MicrosoftAzureBuilder::new(),
+        false => MicrosoftAzureBuilder::from_env(),
+    };
+    builder = builder.with_container_name(container);
+    let text = |option| settings.text(option).map(str::to_owned);
+    let mut values = vec![
+        (AzureConfigKey::AccountName, text("account_name")),
+        (AzureConfigKey::AccessKey, text("account_key")),
+        (AzureConfigKey::SasKey, text("sas_token")),
+        (AzureConfigKey::AuthorityId, text("tenant_id")),
+        (AzureConfigKey::ClientId, text("client_id")),
+        (AzureConfigKey::ClientSecret, text("client_secret")),
+    ];
+    let connection = text("connection_string").or_else(|| variable("AZURE_STORAGE_CONNECTION_STRING"));
+    let mut allow_http = false;
+    for pair in connection.iter().flat_map(|connection| connection.split(';')).filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let key = match name {
+            "AccountName" => AzureConfigKey::AccountName,
+            "AccountKey" => AzureConfigKey::AccessKey,
+            "SharedAccessSignature" => AzureConfigKey::SasKey,
+            "BlobEndpoint" => AzureConfigKey::Endpoint,
+            "UseDevelopmentStorage" => AzureConfigKey::UseEmulator,
+            // The endpoints of other services, and the parts of the default endpoint.
+            "DefaultEndpointsProtocol" | "EndpointSuffix" | "QueueEndpoint" | "TableEndpoint" | "FileEndpoint" => {
+                continue;
+            }
+            other => return Err(settings.invalid("connection_string", &format!("'{other}' is unknown"))),
+        };
+        allow_http |= value.starts_with("http://") || key == AzureConfigKey::UseEmulator;
+        values.push((key, Some(value.to_owned())));
+    }
+    for (key, value) in values {
+        if let Some(value) = value {
+            builder = builder.with_config(key, value);
+        }
+    }
+    let connect = settings.seconds("connection_timeout")?;
+    let read = settings.seconds("read_timeout")?.or(settings.seconds("timeout")?);
+    let http = HttpFactory::with_tls(tls_of(settings)?, allow_http).with_timeouts(connect, read);
+    let anonymous = settings.is_true("allow_anonymous_login");
+    let builder = builder.with_allow_http(allow_http).with_skip_signature(anonymous).with_http_connector(http);
+    Bucket::open(settings, builder.build().map(|store| Arc::new(store) as _), prefix)
+}
+
+/// The bucket and the folder in it that the URL names.
+fn location(settings: &Settings) -> (&str, &str) {
+    let rest = settings.url.split_once("://").map_or("", |(_, rest)| rest);
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    (bucket, prefix.trim_matches('/'))
+}
+
+/// A remote in a bucket.
+#[derive(Debug)]
+struct Bucket {
+    store: Arc<dyn ObjectStore>,
+    prefix: String,
+}
+
+impl Bucket {
+    fn open(
+        settings: &Settings,
+        store: object_store::Result<Arc<dyn ObjectStore>>,
+        prefix: &str,
+    ) -> Result<Box<dyn Backend>, DataError> {
+        let store = store.map_err(|error| DataError::Config(format!("remote '{}': {error}", settings.name)))?;
+        Ok(Box::new(Self { store, prefix: prefix.to_owned() }))
+    }
+
+    fn key(&self, path: &str) -> Key {
+        Key::from(format!("{}/{path}", self.prefix))
+    }
+
+    async fn write_parts(&self, key: &Key, mut file: tokio::fs::File, first: Vec<u8>) -> Result<(), Failure> {
+        let mut buffer = first;
+        let created = self.store.put_multipart(key).await.map_err(failed)?;
+        let mut upload = WriteMultipart::new_with_chunk_size(created, PART_BYTES);
+        loop {
+            upload.wait_for_capacity(CONCURRENT_PARTS).await.map_err(failed)?;
+            upload.put(std::mem::take(&mut buffer).into());
+            match (&mut file).take(PART_BYTES as u64).read_to_end(&mut buffer).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    let _ = upload.abort().await; // The error of the file is the one to report.
+                    return Err(Failure::Permanent(error.to_string()));
+                }
+            }
+        }
+        upload.finish().await.map(drop).map_err(failed)
+    }
+}
+
+/// The failure of a request. The client of the bucket has repeated it already.
+fn failed(error: object_store::Error) -> Failure {
+    match error {
+        object_store::Error::NotFound { .. } => Failure::NotFound,
+        other => Failure::Permanent(other.to_string()),
+    }
+}
+
+impl Backend for Bucket {
+    fn exists<'a>(&'a self, path: &'a str) -> Reply<'a, bool> {
+        Box::pin(async move {
+            match self.store.head(&self.key(path)).await.map_err(failed) {
+                Ok(_) => Ok(true),
+                Err(Failure::NotFound) => Ok(false),
+                Err(failure) => Err(failure),
+            }
+        })
+    }
+
+    fn entries<'a>(&'a self, folder: &'a str) -> Reply<'a, Vec<Entry>> {
+        Box::pin(async move {
+            let listed = self.store.list_with_delimiter(Some(&self.key(folder))).await.map_err(failed)?;
+            let name = |key: &Key| key.filename().unwrap_or_default().to_owned();
+            let folders = listed.common_prefixes.iter().map(|key| Entry { name: name(key), is_folder: true });
+            let files = listed.objects.iter().map(|meta| Entry { name: name(&meta.location), is_folder: false });
+            Ok(folders.chain(files).collect())
+        })
+    }
+
+    fn read<'a>(&'a self, path: &'a str, from: u64) -> Reply<'a, Chunks> {
+        Box::pin(async move {
+            let range = (from > 0).then_some(GetRange::Offset(from));
+            let found = match self.store.get_opts(&self.key(path), GetOptions { range, ..GetOptions::default() }).await
+            {
+                Ok(found) => found,
+                Err(error) => {
+                    // All of it may have been received.
+                    let size = self.store.head(&self.key(path)).await.map_err(failed)?.size;
+                    return if size == from { Ok(futures_util::stream::empty().boxed()) } else { Err(failed(error)) };
+                }
+            };
+            let broken = |error: object_store::Error| Failure::Temporary(error.to_string());
+            Ok(found.into_stream().map_err(broken).boxed())
+        })
+    }
+
+    fn write<'a>(&'a self, path: &'a str, source: &'a Path) -> Reply<'a, ()> {
+        Box::pin(async move {
+            let unreadable = |error: std::io::Error| Failure::Permanent(format!("{}: {error}", source.display()));
+            let mut file = tokio::fs::File::open(source).await.map_err(unreadable)?;
+            let mut first = Vec::with_capacity(1 << 16);
+            let read = (&mut file).take(PART_BYTES as u64).read_to_end(&mut first).await.map_err(unreadable)?;
+            let key = self.key(path);
+            if read < PART_BYTES {
+                return self.store.put(&key, PutPayload::from(first)).await.map(drop).map_err(failed);
+            }
+            self.write_parts(&key, file, first).await
+        })
+    }
+
+    fn remove<'a>(&'a self, path: &'a str) -> Reply<'a, ()> {
+        Box::pin(async move {
+            match self.store.delete(&self.key(path)).await.map_err(failed) {
+                Ok(()) | Err(Failure::NotFound) => Ok(()),
+                Err(failure) => Err(failure),
+            }
+        })
+    }
+}

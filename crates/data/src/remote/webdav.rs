@@ -1,0 +1,199 @@
+//! Remotes on WebDAV servers (RFC 4918), `webdav(s)://`. A file is uploaded under another name in the same folder and then moved, because
+//! servers differ in what they leave of an upload that breaks off.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use percent_encoding::percent_decode_str;
+use quick_xml::Reader;
+use quick_xml::events::Event;
+use reqwest::header::AUTHORIZATION;
+use reqwest::{Method, StatusCode};
+
+use super::backend::{Backend, Chunks, Entry, Failure, Reply};
+use super::http::{Client, basic_header, checked, password_of, secret_header, size_of, tls_of};
+use super::options::Settings;
+use crate::error::DataError;
+
+/// Maximum bytes of a listing.
+const MAX_LISTING_BYTES: u64 = 256 << 20;
+/// What a listing requests of each entry.
+const PROPERTIES: &str =
+    r#"<?xml version="1.0" encoding="utf-8"?><propfind xmlns="DAV:"><prop><resourcetype/></prop></propfind>"#;
+
+/// A remote on a WebDAV server.
+#[derive(Debug)]
+pub(crate) struct WebDav {
+    client: Client,
+    base: String,
+    /// Folders that exist.
+    folders: Mutex<HashSet<String>>,
+}
+
+impl WebDav {
+    /// Opens the remote.
+    pub(crate) fn open(settings: &Settings) -> Result<Self, DataError> {
+        settings.refuse(&[("bearer_token_command", "set 'token', or 'custom_auth_header' and 'password'")])?;
+        let user = settings.text("user");
+        let password = password_of(settings)?;
+        let authentication = match (settings.text("custom_auth_header"), settings.text("token"), user, password) {
+            (Some(header), _, _, Some(password)) => secret_header(settings, header, &password)?,
+            (Some(_), ..) => return Err(settings.invalid("custom_auth_header", "it needs 'password'")),
+            (None, Some(token), ..) => secret_header(settings, AUTHORIZATION.as_str(), &format!("Bearer {token}"))?,
+            (None, None, Some(user), password) => basic_header(settings, user, &password.unwrap_or_default())?,
+            (None, None, None, Some(_)) => return Err(settings.invalid("password", "it needs 'user'")),
+            (None, None, None, None) => None,
+        };
+        let timeout = settings.seconds("timeout")?;
+        let client = Client::new(tls_of(settings)?, (timeout, timeout), authentication)?;
+        let (scheme, rest) = settings.url.split_once("://").unwrap_or(("webdav", &settings.url));
+        let scheme = if scheme.eq_ignore_ascii_case("webdavs") { "https" } else { "http" };
+        let base = format!("{scheme}://{}", rest.trim_end_matches('/'));
+        Ok(Self { client, base, folders: Mutex::default() })
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}/{path}", self.base)
+    }
+
+    fn method(name: &'static [u8]) -> Method {
+        Method::from_bytes(name).expect("the names are made of letters")
+    }
+
+    /// Creates the folders above a path, which exist afterwards.
+    async fn create_parents(&self, path: &str) -> Result<(), Failure> {
+        // The folder of the remote itself may be missing, too.
+        let mut folder = String::new();
+        for segment in std::iter::once("").chain(path.split('/')).take(path.split('/').count()) {
+            folder.push_str(segment);
+            folder.push_str(if segment.is_empty() { "" } else { "/" });
+            if self.folders.lock().unwrap_or_else(PoisonError::into_inner).contains(&folder) {
+                continue;
+            }
+            let request = self.client.request(Self::method(b"MKCOL"), &self.url(&folder));
+            match self.client.send(request).await? {
+                // The folder exists.
+                response if response.status() == StatusCode::METHOD_NOT_ALLOWED => {}
+                // A server may forbid to create the folder of the remote, which its administrator created.
+                response if folder.is_empty() && response.status().is_client_error() => {}
+                response => drop(checked(response).await?),
+            }
+            self.folders.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.clone());
+        }
+        Ok(())
+    }
+}
+
+impl Backend for WebDav {
+    fn exists<'a>(&'a self, path: &'a str) -> Reply<'a, bool> {
+        Box::pin(async move { self.client.exists(&self.url(path)).await })
+    }
+
+    fn entries<'a>(&'a self, folder: &'a str) -> Reply<'a, Vec<Entry>> {
+        Box::pin(async move {
+            let slash = if folder.is_empty() { "" } else { "/" };
+            let request = self.client.request(Self::method(b"PROPFIND"), &self.url(&format!("{folder}{slash}")));
+            let request = request.header("depth", "1").header("content-type", "application/xml").body(PROPERTIES);
+            let mut response = match checked(self.client.send(request).await?).await {
+                Ok(response) => response,
+                Err(Failure::NotFound) => return Ok(Vec::new()),
+                Err(failure) => return Err(failure),
+            };
+            let mut text = Vec::new();
+            while let Some(chunk) = response.chunk().await.map_err(super::http::broken)? {
+                text.extend_from_slice(&chunk);
+                if text.len() as u64 > MAX_LISTING_BYTES {
+                    return Err(Failure::Permanent("the listing of a folder is too large".into()));
+                }
+            }
+            parse_listing(&text).map_err(|reason| Failure::Permanent(format!("the listing is invalid: {reason}")))
+        })
+    }
+
+    fn read<'a>(&'a self, path: &'a str, from: u64) -> Reply<'a, Chunks> {
+        Box::pin(async move { self.client.read(&self.url(path), from).await })
+    }
+
+    fn write<'a>(&'a self, path: &'a str, source: &'a Path) -> Reply<'a, ()> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        Box::pin(async move {
+            self.create_parents(path).await?;
+            let (folder, _) = path.rsplit_once('/').unwrap_or_default();
+            let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+            let temporary = self.url(&format!("{folder}/.slipway-{}-{number}", slipway_core::ids::hex32()));
+            let moved = async {
+                let put = self.client.request(Method::PUT, &temporary);
+                checked(self.client.send_file(put, source, 0..size_of(source)?).await?).await?;
+                let rename = self.client.request(Self::method(b"MOVE"), &temporary);
+                let rename = rename.header("destination", self.url(path)).header("overwrite", "T");
+                checked(self.client.send(rename).await?).await.map(drop)
+            };
+            let moved = moved.await;
+            if moved.is_err() {
+                let _ = self.client.delete(&temporary).await; // Best effort: the failure is the one to report.
+            }
+            moved
+        })
+    }
+
+    fn remove<'a>(&'a self, path: &'a str) -> Reply<'a, ()> {
+        Box::pin(async move { self.client.delete(&self.url(path)).await })
+    }
+}
+
+/// The entries of a listing, without the folder itself.
+fn parse_listing(text: &[u8]) -> Result<Vec<Entry>, String> {
+    let mut reader = Reader::from_reader(text);
+    let mut found = Vec::new();
+    let (mut in_href, mut href, mut is_folder) = (false, String::new(), false);
+    loop {
+        match reader.read_event().map_err(|error| error.to_string())? {
+            Event::Start(tag) | Event::Empty(tag) => match tag.local_name().as_ref() {
+                b"response" => (href, is_folder) = (String::new(), false),
+                b"href" => in_href = true,
+                b"collection" => is_folder = true,
+                _ => {}
+            },
+            Event::Text(piece) if in_href => href.push_str(&piece.decode().map_err(|error| error.to_string())?),
+            Event::End(tag) => match tag.local_name().as_ref() {
+                b"href" => in_href = false,
+                b"response" => {
+                    let path = percent_decode_str(href.trim().trim_end_matches('/')).decode_utf8_lossy();
+                    let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+                    found.push((path.len(), Entry { name, is_folder }));
+                }
+                _ => {}
+            },
+            Event::Eof => break,
+            _ => {}
+        }
+    }
+    // The folder itself has the shortest path; its place among the others is not defined.
+    let own = found.iter().enumerate().filter(|(_, (_, entry))| entry.is_folder).min_by_key(|(_, (length, _))| *length);
+    if let Some((own, _)) = own {
+        found.remove(own);
+    }
+    Ok(found.into_iter().map(|(_, entry)| entry).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listings_of_servers_are_parsed() {
+        // Of nginx, with a prefix of its own, and of a server that gives whole URLs.
+        let text = br#"<?xml version="1.0" encoding="utf-8" ?>
+<D:multistatus xmlns:D="DAV:">
+<D:response><D:href>http://h/d/files/md5/ab/</D:href><D:propstat><D:prop><D:resourcetype><D:collection/></D:resourcetype></D:prop></D:propstat></D:response>
+<D:response><D:href>http://h/d/files/md5/ab/12%2e3</D:href><D:propstat><D:prop><D:resourcetype/></D:prop></D:propstat></D:response>
+<D:response><D:href>http://h/d/files/md5/ab/cd/</D:href><D:propstat><D:prop><D:resourcetype><D:collection/></D:resourcetype></D:prop></D:propstat></D:response>
+</D:multistatus>"#;
+        let entry = |name: &str, is_folder| Entry { name: name.into(), is_folder };
+        assert_eq!(parse_listing(text).unwrap(), [entry("12.3", false), entry("cd", true)]);
+        assert_eq!(parse_listing(b"").unwrap(), []);
+        assert!(parse_listing(b"<a><b></a>").is_err());
+    }
+}
