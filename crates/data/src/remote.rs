@@ -167,6 +167,21 @@ impl Remote {
         }
     }
 
+    /// The path or URL of an object.
+    pub fn location_of(&self, object: &(HashName, Digest)) -> String {
+        match &self.kind {
+            Kind::Folder { current, legacy } => {
+                let folder = if object.0 == HashName::Md5 { current } else { legacy };
+                folder.path(&object.1).display().to_string()
+            }
+            Kind::Store { prefix, url, .. } => {
+                let key = self.key(object);
+                let below = key.as_ref().strip_prefix(prefix.as_str()).unwrap_or_default().trim_start_matches('/');
+                format!("{}/{below}", url.trim_end_matches('/'))
+            }
+        }
+    }
+
     /// Whether the remote is a local folder, so that [`Self::copy`] transfers its objects without waiting for a network.
     pub fn is_folder(&self) -> bool {
         matches!(self.kind, Kind::Folder { .. })
@@ -297,10 +312,10 @@ fn digest_of_key(key: &Key) -> Option<Digest> {
     Digest::parse(&format!("{shard}{name}"))
 }
 
-type Options = std::collections::BTreeMap<String, String>;
+pub(crate) type Options = std::collections::BTreeMap<String, String>;
 
 /// The URL and options of a remote. `remote://NAME/PATH` continues another one.
-fn resolve(config: &Config, name: &str) -> Result<(String, Options), DataError> {
+pub(crate) fn resolve(config: &Config, name: &str) -> Result<(String, Options), DataError> {
     let missing = |name: &str| DataError::Config(format!("remote '{name}' doesn't exist"));
     let mut options = config.remote(name).ok_or_else(|| missing(name))?.clone();
     let mut url = options.remove("url").ok_or_else(|| DataError::Config(format!("remote '{name}' has no url")))?;
@@ -317,7 +332,7 @@ fn resolve(config: &Config, name: &str) -> Result<(String, Options), DataError> 
 }
 
 /// The settings of S3 among the options of a remote. `profile` and `credentialpath` name an entry of Amazon's credentials file.
-fn s3_settings(options: &Options) -> Result<S3Settings, DataError> {
+pub(crate) fn s3_settings(options: &Options) -> Result<S3Settings, DataError> {
     let option = |key: &str| options.get(key).cloned();
     let mut settings = S3Settings {
         endpoint: option("endpointurl"),

@@ -7,6 +7,10 @@ use crate::error::DataError;
 use crate::model::{Digest, HashName, Meta};
 use crate::yaml::{self, Value};
 
+mod import;
+
+pub use import::Import;
+
 /// The suffix of files that track data.
 pub const DVC_SUFFIX: &str = ".dvc";
 /// The name of the file with pipelines.

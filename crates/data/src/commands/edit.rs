@@ -42,7 +42,7 @@ pub fn remove(project: &mut Project, targets: &[String], outs: bool) -> Result<G
     git_files.finish(project)
 }
 
-fn remove_path(path: &Path) -> Result<(), DataError> {
+pub(super) fn remove_path(path: &Path) -> Result<(), DataError> {
     let is_folder = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
     let removed = if is_folder { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     match removed {

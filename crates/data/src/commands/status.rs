@@ -5,7 +5,7 @@ use crate::manifest::Manifest;
 use crate::model::{Digest, HashName};
 use crate::project::{Project, Selected};
 use crate::snapshot;
-use crate::stage::{Output, Stage};
+use crate::stage::{Import, Output, Stage};
 
 /// The state of an output or dependency that is not as recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Change {
     New,
     /// The cache lacks it, or a file in it.
     NotInCache,
+    /// Its source has a newer version.
+    UpdateAvailable,
 }
 
 impl Change {
@@ -28,6 +30,7 @@ impl Change {
             Self::Modified => "modified",
             Self::New => "new",
             Self::NotInCache => "not in cache",
+            Self::UpdateAvailable => "update available",
         }
     }
 }
@@ -41,9 +44,11 @@ pub struct StageStatus {
     pub deps: Vec<(String, Change)>,
     /// See `deps`.
     pub outs: Vec<(String, Change)>,
+    /// Whether the file of an import was edited, so that its own digest is not as recorded.
+    pub is_unsealed: bool,
 }
 
-/// The stages that are not up to date, and the number of all.
+/// The stages that are not up to date, and the number of all. With `check_updates`, the repositories of imports are queried for newer versions.
 ///
 /// # Errors
 /// If a target does not exist, or a file cannot be read.
@@ -51,18 +56,50 @@ pub fn status(
     project: &mut Project,
     targets: &[String],
     recursive: bool,
+    check_updates: bool,
 ) -> Result<(Vec<StageStatus>, usize), DataError> {
     let stages = project.stages()?;
     let mut found = Vec::new();
     for selected in project.select(&stages, targets, recursive)? {
         let outs = outputs(project, &selected)?;
-        let deps = if selected.stage.frozen { Vec::new() } else { dependencies(project, selected.stage)? };
-        if !outs.is_empty() || !deps.is_empty() {
-            found.push(StageStatus { address: selected.stage.address(&project.current), deps, outs });
+        let deps = match selected.stage.import() {
+            Some(import @ Import::Repository { .. }) if check_updates => update_of(project, selected.stage, &import)?,
+            Some(Import::Repository { .. }) => Vec::new(),
+            Some(Import::Url(_)) if !selected.stage.frozen => location_change(project, selected.stage)?,
+            _ if selected.stage.frozen => Vec::new(),
+            _ => dependencies(project, selected.stage)?,
+        };
+        let is_unsealed = selected.stage.import().is_some() && selected.stage.is_unsealed();
+        if !outs.is_empty() || !deps.is_empty() || is_unsealed {
+            found.push(StageStatus { address: selected.stage.address(&project.current), deps, outs, is_unsealed });
         }
     }
     project.state.save()?;
     Ok((found, stages.len()))
+}
+
+/// Whether the repository of an import has a newer commit than the recorded one.
+fn update_of(project: &Project, stage: &Stage, import: &Import) -> Result<Vec<(String, Change)>, DataError> {
+    let Import::Repository { url, path, revision, commit, .. } = import else { return Ok(Vec::new()) };
+    let newest = super::import::open_source(project, stage, revision.as_deref())?.commit;
+    let is_newer = commit.is_some() && newest.is_some() && newest != *commit;
+    let shown = format!("{path} ({})", crate::external::redact(url));
+    Ok(if is_newer { vec![(shown, Change::UpdateAvailable)] } else { Vec::new() })
+}
+
+/// Whether a path on this machine that is imported differs from the record. What is elsewhere is compared by `update` only.
+fn location_change(project: &Project, stage: &Stage) -> Result<Vec<(String, Change)>, DataError> {
+    let location = super::import::open_location(project, stage)?;
+    let Some(path) = location.local() else { return Ok(Vec::new()) };
+    let taken = snapshot::take(path, &project.rules, &project.state, HashName::Md5, None)?;
+    let recorded = stage.dependency("md5").and_then(crate::yaml::Value::as_str);
+    let change = match taken {
+        None => Change::Deleted,
+        Some(taken) if Some(taken.digest.to_string().as_str()) == recorded => return Ok(Vec::new()),
+        Some(_) => Change::Modified,
+    };
+    let shown = if path.starts_with(&project.root) { project.display(path) } else { path.display().to_string() };
+    Ok(vec![(shown, change)])
 }
 
 fn dependencies(project: &Project, stage: &Stage) -> Result<Vec<(String, Change)>, DataError> {
