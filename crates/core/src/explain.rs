@@ -584,6 +584,16 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "`slipway data checkout` restores tracked data from the cache, `slipway data pull` from the remote.",
     },
     Topic {
+        code: "data.not_in_repository",
+        meaning: "The other repository has no such file or folder at this revision.",
+        remedy: "`slipway data ls URL` lists what it has; `--rev` chooses a branch, tag or commit.",
+    },
+    Topic {
+        code: "data.exists",
+        meaning: "There is a file or folder where the data would be written.",
+        remedy: "Choose another place with `-o`, or replace it with `--force`.",
+    },
+    Topic {
         code: "data.target",
         meaning: "The target is not tracked.",
         remedy: "`slipway data add PATH` tracks it; the targets of other commands are tracked paths and .dvc files.",

@@ -301,6 +301,28 @@ impl Cache {
         }
     }
 
+    /// Gives a file of the same file system a second name in the cache, or copies it. The caller knows its digest.
+    ///
+    /// # Errors
+    /// If it cannot be linked or copied.
+    pub fn adopt(&self, source: &Path, digest: &Digest) -> Result<(), DataError> {
+        if self.contains(digest)? {
+            return Ok(());
+        }
+        self.make_shard(digest)?;
+        let target = self.path(digest);
+        match std::fs::hard_link(source, &target) {
+            Ok(()) => protect(&target),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(_) => {
+                let temporary = self.incoming(digest)?;
+                copy(source, &temporary.file).map_err(DataError::io(source))?;
+                temporary.publish(&target, Some(self.mode))?;
+            }
+        }
+        Ok(())
+    }
+
     /// A new file in the cache for an object from elsewhere; [`Temporary::publish`] it at [`Cache::path`].
     ///
     /// # Errors

@@ -267,6 +267,11 @@ pub fn link_types(value: &str) -> Result<Vec<LinkType>, DataError> {
 }
 
 impl Config {
+    /// Adds the options of a file in `folder`, which replace those of the files before.
+    pub(crate) fn merge_file(&mut self, ini: &Ini, folder: &Path) {
+        ini.sections.iter().for_each(|section| self.merge(section, folder));
+    }
+
     fn merge(&mut self, section: &Section, folder: &Path) {
         if let Some(("remote", name)) = named(&section.name)
             && !self.remotes.iter().any(|known| known == name)

@@ -25,6 +25,10 @@ pub enum DataError {
     NestedRules(PathBuf),
     #[error("output '{0}' does not exist")]
     Missing(String),
+    #[error("'{path}' is not in the repository {url}")]
+    NotInRepository { path: String, url: String },
+    #[error("'{0}' exists already")]
+    Exists(String),
     #[error("'{0}' is neither a tracked file or folder, nor a .dvc file, nor a stage")]
     Target(String),
     #[error("{0}")]
@@ -116,6 +120,8 @@ impl Explain for DataError {
             Self::Invalid(_) => "data.invalid",
             Self::NestedRules(_) => "data.nested_rules",
             Self::Missing(_) => "data.missing",
+            Self::NotInRepository { .. } => "data.not_in_repository",
+            Self::Exists(_) => "data.exists",
             Self::Target(_) => "data.target",
             Self::Overlap(_) => "data.overlap",
             Self::TrackedByGit(_) => "data.tracked_by_git",

@@ -75,7 +75,7 @@ impl Rules {
         for line in text.lines() {
             // DVC strips the lines of its files, also at their start.
             let line = if self.file_name == DVCIGNORE { line.trim() } else { line };
-            let _ = builder.add_line(None, line); // A line that is not a pattern matches nothing.
+            let _ = builder.add_line(Some(file.clone()), line); // A line that is not a pattern matches nothing.
         }
         match builder.build() {
             Ok(own) if !own.is_empty() => {
@@ -97,6 +97,62 @@ impl Rules {
         }
         false
     }
+}
+
+/// The rule that decides about a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// The file with the rule, and its line, from 1; `None` for a rule that is built in.
+    pub place: Option<(PathBuf, usize)>,
+    /// The rule.
+    pub pattern: String,
+    /// Whether it ignores the path, as opposed to including it.
+    pub is_ignored: bool,
+}
+
+impl Rules {
+    /// The rule that decides about an entry of a folder.
+    fn decision(&self, path: &Path, is_dir: bool) -> Option<Decision> {
+        let mut rules = Some(self);
+        while let Some(current) = rules {
+            let matched = current.own.as_ref().map_or(Match::None, |own| own.matched(path, is_dir));
+            if let Some(glob) = matched.inner() {
+                let line = |file: &Path| {
+                    let text = std::fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).ok()?;
+                    let last = text.lines().enumerate().filter(|(_, line)| line.trim() == glob.original()).last()?;
+                    Some((file.to_owned(), last.0 + 1))
+                };
+                return Some(Decision {
+                    place: glob.from().and_then(line),
+                    pattern: glob.original().to_owned(),
+                    is_ignored: matched.is_ignore(),
+                });
+            }
+            rules = current.above.as_deref();
+        }
+        None
+    }
+}
+
+/// The rule that decides about a path below `root`: the one that ignores it or a folder above it, or that includes it.
+///
+/// # Errors
+/// If a file with rules cannot be read.
+pub fn decide(rules: &Arc<Rules>, root: &Path, path: &Path, is_dir: bool) -> Result<Option<Decision>, DataError> {
+    let Ok(relative) = path.strip_prefix(root) else { return Ok(None) };
+    let mut rules = rules.clone();
+    let mut current = PathBuf::from(root);
+    let mut components = relative.components().peekable();
+    while let Some(component) = components.next() {
+        current.push(component);
+        let last = components.peek().is_none();
+        let decision = rules.decision(&current, is_dir || !last);
+        if last || decision.as_ref().is_some_and(|decision| decision.is_ignored) {
+            return Ok(decision);
+        }
+        rules = rules.enter(&current)?;
+    }
+    Ok(None)
 }
 
 /// Whether a path below `root` is ignored, or a folder above it is.

@@ -3,6 +3,12 @@
 /// A JSON value with ordered members.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Json {
+    /// `null`
+    Null,
+    /// `true` or `false`
+    Bool(bool),
+    /// A number, in the form of its text.
+    Number(String),
     /// A string.
     String(String),
     /// An array.
@@ -26,6 +32,9 @@ impl Json {
 
     fn write(&self, out: &mut Vec<u8>) {
         match self {
+            Self::Null => out.extend_from_slice(b"null"),
+            Self::Bool(value) => out.extend_from_slice(if *value { b"true" } else { b"false" }),
+            Self::Number(text) => out.extend_from_slice(text.as_bytes()),
             Self::String(text) => write_string(out, text),
             Self::List(items) => {
                 out.push(b'[');

@@ -5,6 +5,7 @@ pub mod cache;
 pub mod commands;
 pub mod config;
 mod error;
+pub mod external;
 mod gitignore;
 mod hash;
 pub mod http;

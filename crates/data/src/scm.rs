@@ -8,6 +8,12 @@ use std::process::{Command, Stdio};
 
 use crate::error::DataError;
 
+mod status;
+mod tree;
+
+pub use status::WorkTree;
+pub use tree::Blob;
+
 /// Maximum bytes read of a file in a commit.
 const MAX_BLOB_BYTES: usize = 64 << 20;
 
@@ -28,6 +34,11 @@ impl Git {
             current = if search { path.parent() } else { None };
         }
         None
+    }
+
+    /// A repository at a known place, also a bare one.
+    pub(crate) fn at(root: PathBuf) -> Self {
+        Self { root }
     }
 
     /// The root of the work tree.

@@ -8,6 +8,10 @@ use crate::model::{Digest, HashName, Meta};
 use crate::pipeline::Recipe;
 use crate::yaml::{self, Value};
 
+mod import;
+
+pub use import::Import;
+
 /// The suffix of files that track data.
 pub const DVC_SUFFIX: &str = ".dvc";
 /// The name of the file with pipelines.

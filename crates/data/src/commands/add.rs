@@ -46,7 +46,8 @@ pub fn add(project: &mut Project, targets: &[String], options: &Options) -> Resu
     };
     let stages = project.stages()?;
     let jobs = targets.iter().map(|target| plan(project, &stages, target)).collect::<Result<Vec<_>, _>>()?;
-    check_overlaps(project, &stages, &jobs)?;
+    let new: Vec<&Stage> = jobs.iter().map(|job| &job.stage).collect();
+    check_overlaps(project, &stages, &new)?;
     let paths: Vec<&Path> = jobs.iter().flat_map(|job| &job.stage.outs).filter_map(|out| out.path.as_deref()).collect();
     let files: Vec<&Path> = jobs.iter().map(|job| job.stage.file.as_path()).collect();
     let mut ignored = Vec::new();
@@ -198,7 +199,7 @@ fn plan(project: &Project, stages: &[Stage], target: &str) -> Result<Job, DataEr
 }
 
 /// Rejects a path below a symbolic link, and a link to a folder: the data would be elsewhere.
-fn check_links(project: &Project, path: &Path) -> Result<(), DataError> {
+pub(super) fn check_links(project: &Project, path: &Path) -> Result<(), DataError> {
     let mut folder = path.parent();
     while let Some(current) = folder.filter(|folder| folder.starts_with(&project.root) && *folder != project.root) {
         let stat = Stat::of_entry(current).map_err(DataError::io(current))?;
@@ -221,16 +222,16 @@ fn check_links(project: &Project, path: &Path) -> Result<(), DataError> {
 }
 
 /// Rejects new outputs that contain tracked data or are contained in it.
-fn check_overlaps(project: &Project, stages: &[Stage], jobs: &[Job]) -> Result<(), DataError> {
+pub(super) fn check_overlaps(project: &Project, stages: &[Stage], new: &[&Stage]) -> Result<(), DataError> {
     let mut outs: std::collections::BTreeMap<&Path, (&Stage, bool)> = std::collections::BTreeMap::new();
-    let replaced = |stage: &Stage| jobs.iter().any(|job| job.stage.file == stage.file);
+    let replaced = |stage: &Stage| new.iter().any(|other| other.file == stage.file);
     for stage in stages.iter().filter(|stage| !replaced(stage)) {
         outs.extend(stage.outs.iter().filter_map(|out| Some((out.path.as_deref()?, (stage, false)))));
     }
-    for job in jobs {
-        for out in job.stage.outs.iter().filter_map(|out| out.path.as_deref()) {
-            if let Some((other, _)) = outs.insert(out, (&job.stage, true))
-                && other.file != job.stage.file
+    for stage in new {
+        for out in stage.outs.iter().filter_map(|out| out.path.as_deref()) {
+            if let Some((other, _)) = outs.insert(out, (stage, true))
+                && other.file != stage.file
             {
                 let (shown, other) = (project.display(out), other.address(&project.current));
                 return Err(DataError::Overlap(format!("output '{shown}' is already specified in stage: '{other}'.")));

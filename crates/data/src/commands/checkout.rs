@@ -105,9 +105,7 @@ pub fn checkout(
             .into_iter()
             .flatten()
             .collect();
-        if !unsaved.is_empty() && !talk.confirm(&format!("{}\nRemove them?", DataError::Unsaved(unsaved.clone()))) {
-            return Err(DataError::Unsaved(unsaved));
-        }
+        confirm_unsaved(unsaved, talk)?;
     }
     for plan in &plans {
         apply(project, plan, options, &mut report)?;
@@ -148,6 +146,52 @@ pub(crate) fn restore_outputs(project: &Project, outs: &[Output]) -> Result<(), 
         links.record(project, &plan.path, plan.is_folder)?;
     }
     links.save()
+}
+
+/// Makes a single output as recorded, from the cache.
+///
+/// # Errors
+/// As [`checkout`]; [`DataError::NotInCache`] if the cache lacks data of it.
+pub(super) fn restore(project: &Project, out: &Output, force: bool, talk: &dyn Talk) -> Result<(), DataError> {
+    let plan = match plan(project, out, None)? {
+        Planned::Plan(plan) => plan,
+        Planned::Missing(path) => return Err(DataError::NotInCache(vec![project.display(&path)])),
+        Planned::Nothing => return Ok(()),
+    };
+    if !force {
+        let outside = linked_out(project, std::slice::from_ref(&*plan))?;
+        if !outside.is_empty() {
+            return Err(DataError::LinkedOut(outside));
+        }
+        confirm_unsaved(unsaved(project, &plan)?, talk)?;
+    }
+    apply(project, &plan, Options { force, ..Options::default() }, &mut Report::default())?;
+    let mut links = Links::open(&project.tmp());
+    links.record(project, &plan.path, plan.is_folder)?;
+    links.save()
+}
+
+/// Asks before data that is not saved is removed.
+fn confirm_unsaved(unsaved: Vec<PathBuf>, talk: &dyn Talk) -> Result<(), DataError> {
+    let question = || format!("{}\nRemove them?", DataError::Unsaved(unsaved.clone()));
+    if unsaved.is_empty() || talk.confirm(&question()) { Ok(()) } else { Err(DataError::Unsaved(unsaved)) }
+}
+
+/// Removes an output from the workspace, after a prompt if it is not saved in the cache.
+///
+/// # Errors
+/// [`DataError::Unsaved`] if the removal is not confirmed.
+pub(super) fn discard(project: &Project, out: &Output, talk: &dyn Talk) -> Result<(), DataError> {
+    let Some(path) = &out.path else { return Ok(()) };
+    let Some(old) = snapshot::take(path, &project.rules, &project.state, out.hash, None)? else { return Ok(()) };
+    let mut lost = Vec::new();
+    for (below, digest) in old.entries() {
+        if !project.cache_of(out.hash).contains(&digest)? {
+            lost.push(join(path, below));
+        }
+    }
+    confirm_unsaved(lost, talk)?;
+    super::edit::remove_path(path)
 }
 
 enum Planned<'a> {

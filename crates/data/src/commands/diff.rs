@@ -1,6 +1,6 @@
 //! `diff`: the difference of the data between commits, or between a commit and the workspace.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::Path;
 
 use super::checkout::recorded_files;
@@ -44,15 +44,18 @@ impl Diff {
 
 /// The data of a version: digests by path, folders with `/` at the end.
 #[derive(Default)]
-struct Version {
-    entries: BTreeMap<String, (HashName, Digest)>,
+pub(super) struct Version {
+    pub(super) entries: BTreeMap<String, (HashName, Digest)>,
     /// Folders whose files are not known, because the cache lacks their manifest.
     unknown: Vec<String>,
+    /// The outputs themselves among the entries.
+    pub(super) outputs: BTreeSet<String>,
 }
 
 impl Version {
     fn add_folder(&mut self, name: &str, hash: HashName, digest: Digest, files: Option<Vec<(String, Digest)>>) {
         self.entries.insert(format!("{name}/"), (hash, digest));
+        self.outputs.insert(format!("{name}/"));
         match files {
             Some(files) => {
                 self.entries.extend(files.into_iter().map(|(path, digest)| (format!("{name}/{path}"), (hash, digest))))
@@ -61,7 +64,12 @@ impl Version {
         }
     }
 
-    fn knows(&self, path: &str) -> bool {
+    fn add_file(&mut self, name: String, hash: HashName, digest: Digest) {
+        self.outputs.insert(name.clone());
+        self.entries.insert(name, (hash, digest));
+    }
+
+    pub(super) fn knows(&self, path: &str) -> bool {
         !self.unknown.iter().any(|folder| path.len() > folder.len() && path.starts_with(folder))
     }
 }
@@ -152,7 +160,7 @@ fn name_of(project: &Project, path: &Path) -> String {
 }
 
 /// The data that stages record.
-fn recorded(project: &Project, stages: &[Stage]) -> Result<Version, DataError> {
+pub(super) fn recorded(project: &Project, stages: &[Stage]) -> Result<Version, DataError> {
     let mut version = Version::default();
     for out in stages.iter().flat_map(|stage| &stage.outs) {
         let (Some(path), Some(digest)) = (&out.path, out.digest) else { continue };
@@ -166,14 +174,14 @@ fn recorded(project: &Project, stages: &[Stage]) -> Result<Version, DataError> {
             let files = manifest.map(|m| m.entries.into_iter().map(|entry| (entry.path, entry.digest)).collect());
             version.add_folder(&name, out.hash, digest, files);
         } else {
-            version.entries.insert(name, (out.hash, digest));
+            version.add_file(name, out.hash, digest);
         }
     }
     Ok(version)
 }
 
 /// The data that the workspace has now at the paths of the stages' outputs.
-fn present(project: &Project, stages: &[Stage]) -> Result<Version, DataError> {
+pub(super) fn present(project: &Project, stages: &[Stage]) -> Result<Version, DataError> {
     let mut version = Version::default();
     for out in stages.iter().flat_map(|stage| &stage.outs) {
         let Some(path) = &out.path else { continue };
@@ -184,7 +192,7 @@ fn present(project: &Project, stages: &[Stage]) -> Result<Version, DataError> {
                 let files = manifest.entries.into_iter().map(|entry| (entry.path, entry.digest)).collect();
                 version.add_folder(&name, out.hash, snapshot.digest, Some(files));
             }
-            None => drop(version.entries.insert(name, (out.hash, snapshot.digest))),
+            None => version.add_file(name, out.hash, snapshot.digest),
         }
     }
     Ok(version)

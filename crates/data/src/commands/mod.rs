@@ -1,19 +1,31 @@
 //! The commands. Each runs under the project's lock and returns what a user interface shows.
 
+pub mod about;
 pub mod add;
+pub mod add_external;
+pub mod artifacts;
+pub mod check_ignore;
 pub mod checkout;
 pub mod commit;
+pub mod data_status;
+pub mod destroy;
 pub mod diff;
 pub mod edit;
 pub mod gc;
+pub mod get;
+pub mod hooks;
+pub mod import;
 pub mod init;
 pub(crate) mod record;
 pub mod repro;
 pub(crate) mod run;
+pub mod migrate;
 pub mod settings;
 pub mod status;
 pub mod transfer;
+pub mod update;
 pub mod used;
+pub mod verify;
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -33,6 +45,10 @@ use crate::walk::Found;
 pub trait Talk: Sync {
     /// Reports progress or a warning.
     fn note(&self, text: &str);
+    /// Reports a step of the command.
+    fn tell(&self, text: &str) {
+        let _ = text;
+    }
     /// Asks for the confirmation of a change that may lose data.
     fn confirm(&self, question: &str) -> bool;
 }

@@ -8,7 +8,7 @@ use crate::pipeline::Parameters;
 use crate::pipeline::value::equal;
 use crate::project::{Project, Selected};
 use crate::snapshot;
-use crate::stage::{Output, Stage};
+use crate::stage::{Import, Output, Stage};
 use crate::yaml::Value;
 
 /// The state of an output or dependency that is not as recorded.
@@ -22,6 +22,8 @@ pub enum Change {
     New,
     /// The cache lacks it, or a file in it.
     NotInCache,
+    /// Its source has a newer version.
+    UpdateAvailable,
 }
 
 impl Change {
@@ -32,6 +34,7 @@ impl Change {
             Self::Modified => "modified",
             Self::New => "new",
             Self::NotInCache => "not in cache",
+            Self::UpdateAvailable => "update available",
         }
     }
 }
@@ -51,6 +54,8 @@ pub struct StageStatus {
     pub is_always_changed: bool,
     /// Whether its command changed.
     pub is_command_changed: bool,
+    /// Whether the file of an import was edited, so that its own digest is not as recorded.
+    pub is_unsealed: bool,
 }
 
 /// How parameters of a file differ from the recorded ones.
@@ -62,7 +67,7 @@ pub enum ParametersChange {
     Keys(Vec<(String, Change)>),
 }
 
-/// The stages that are not up to date, and the number of all.
+/// The stages that are not up to date, and the number of all. With `check_updates`, the repositories of imports are queried for newer versions.
 ///
 /// # Errors
 /// If a target does not exist, or a file cannot be read.
@@ -70,6 +75,7 @@ pub fn status(
     project: &mut Project,
     targets: &[String],
     recursive: bool,
+    check_updates: bool,
 ) -> Result<(Vec<StageStatus>, usize), DataError> {
     let stages = project.stages()?;
     let mut found = Vec::new();
@@ -82,21 +88,51 @@ pub fn status(
             params: Vec::new(),
             is_always_changed: stage.is_always_changed(),
             is_command_changed: stage.recipe.as_ref().is_some_and(|recipe| recipe.command_changed),
+            is_unsealed: stage.import().is_some() && stage.is_unsealed(),
+        };
+        status.deps = match stage.import() {
+            Some(import @ Import::Repository { .. }) if check_updates => update_of(project, stage, &import)?,
+            Some(Import::Repository { .. }) => Vec::new(),
+            Some(Import::Url(_)) if !stage.frozen => location_change(project, stage)?,
+            _ if stage.frozen => Vec::new(),
+            _ => dependencies(project, stage)?,
         };
         if !stage.frozen {
-            status.deps = dependencies(project, stage)?;
             for parameters in stage.recipe.iter().flat_map(|recipe| &recipe.params) {
                 let change = parameters_change(parameters)?;
                 status.params.extend(change.map(|change| (parameters.display(&project.current), change)));
             }
         }
-        let is_clean = status.deps.is_empty() && status.outs.is_empty() && status.params.is_empty();
-        if !is_clean || status.is_always_changed || status.is_command_changed {
+        if !status.is_clean() {
             found.push(status);
         }
     }
     project.state.save()?;
     Ok((found, stages.len()))
+}
+
+/// Whether the repository of an import has a newer commit than the recorded one.
+fn update_of(project: &Project, stage: &Stage, import: &Import) -> Result<Vec<(String, Change)>, DataError> {
+    let Import::Repository { url, path, revision, commit, .. } = import else { return Ok(Vec::new()) };
+    let newest = super::import::open_source(project, stage, revision.as_deref())?.commit;
+    let is_newer = commit.is_some() && newest.is_some() && newest != *commit;
+    let shown = format!("{path} ({})", crate::external::redact(url));
+    Ok(if is_newer { vec![(shown, Change::UpdateAvailable)] } else { Vec::new() })
+}
+
+/// Whether a path on this machine that is imported differs from the record. What is elsewhere is compared by `update` only.
+fn location_change(project: &Project, stage: &Stage) -> Result<Vec<(String, Change)>, DataError> {
+    let location = super::import::open_location(project, stage)?;
+    let Some(path) = location.local() else { return Ok(Vec::new()) };
+    let taken = snapshot::take(path, &project.rules, &project.state, HashName::Md5, None)?;
+    let recorded = stage.dependency("md5").and_then(crate::yaml::Value::as_str);
+    let change = match taken {
+        None => Change::Deleted,
+        Some(taken) if Some(taken.digest.to_string().as_str()) == recorded => return Ok(Vec::new()),
+        Some(_) => Change::Modified,
+    };
+    let shown = if path.starts_with(&project.root) { project.display(path) } else { path.display().to_string() };
+    Ok(vec![(shown, change)])
 }
 
 fn dependencies(project: &Project, stage: &Stage) -> Result<Vec<(String, Change)>, DataError> {

@@ -93,14 +93,16 @@ pub async fn fetch(
 ) -> Result<u64, DataError> {
     let runs = if options.run_cache { transfer_runs(project, options, false, talk).await? } else { 0 };
     let mut received = runs + fetch_manifests(project, targets, options).await?;
-    let objects = used_objects(project, targets, options.recursive, &options.scope, false)?;
+    let used = used_objects(project, targets, options.recursive, &options.scope, false)?;
+    let has_remote = Remote::open(&project.config, options.remote.as_deref(), "fetch").is_ok();
     let mut lacking: Vec<Object> = Vec::new();
-    for object in objects.objects {
-        if !project.cache_of(object.hash).contains(&object.digest)? {
+    for object in used.objects {
+        // What is imported is in its repository, so that no remote is needed.
+        if !project.cache_of(object.hash).contains(&object.digest)? && (has_remote || !object.is_imported) {
             lacking.push(object);
         }
     }
-    if lacking.is_empty() && received == 0 {
+    if lacking.is_empty() && received == 0 && used.imports.is_empty() {
         Remote::open(&project.config, options.remote.as_deref(), "fetch")?;
     }
     for (name, objects) in by_remote(lacking, options) {
@@ -110,9 +112,11 @@ pub async fn fetch(
         let existing = remote.existing(&ids, jobs).await?;
         let (found, missing): (Vec<_>, Vec<_>) =
             objects.iter().partition(|object| existing.contains(&(object.hash, object.digest)));
+        let missing: Vec<&Object> = missing.into_iter().filter(|object| !object.is_imported).collect();
         warn_missing(&missing, talk);
         received += run(project, &remote, &found, jobs, false).await?;
     }
+    received += super::import::fetch(project, &used.imports, options.jobs).await?;
     Ok(received)
 }
 
@@ -131,8 +135,10 @@ async fn transfer_runs(project: &Project, options: &Options, send: bool, talk: &
 /// Receives the manifests that the cache lacks, and returns their number. Without them the files of folders are not known.
 async fn fetch_manifests(project: &mut Project, targets: &[String], options: &Options) -> Result<u64, DataError> {
     let objects = used_objects(project, targets, options.recursive, &options.scope, false)?;
+    let has_remote = Remote::open(&project.config, options.remote.as_deref(), "fetch").is_ok();
+    let needed = objects.missing_manifests.into_iter().filter(|object| has_remote || !object.is_imported).collect();
     let mut received = 0;
-    for (name, objects) in by_remote(objects.missing_manifests, options) {
+    for (name, objects) in by_remote(needed, options) {
         let remote = Remote::open(&project.config, name.as_deref(), "fetch")?;
         let jobs = remote.concurrency(options.jobs);
         let ids: Vec<_> = objects.iter().map(|object| (object.hash, object.digest)).collect();

@@ -7,7 +7,7 @@ use crate::error::DataError;
 use crate::model::{Digest, HashName};
 use crate::pipeline::{self, DEFAULT_PARAMS_FILE, Files};
 use crate::project::{Project, Selected, is_stage_file};
-use crate::stage::{LOCK_FILE, PIPELINE_FILE, Stage};
+use crate::stage::{Import, LOCK_FILE, PIPELINE_FILE, Stage};
 
 /// Versions of the project beside the workspace.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +33,8 @@ pub struct Object {
     pub name: String,
     /// The only remote that has it.
     pub remote: Option<String>,
+    /// Whether it is imported from another repository, which has it, too.
+    pub is_imported: bool,
 }
 
 /// The used objects.
@@ -42,18 +44,27 @@ pub struct Used {
     pub objects: Vec<Object>,
     /// Manifests of folders that the cache lacks, so that the folders' files are not among the objects.
     pub missing_manifests: Vec<Object>,
+    /// The stages among them that import from another repository, which has their data, too.
+    pub imports: Vec<Stage>,
     seen: HashSet<(HashName, Digest, Option<String>)>,
 }
 
 impl Used {
     fn add(&mut self, project: &Project, selected: &Selected<'_>, for_push: bool) -> Result<(), DataError> {
+        let is_imported = matches!(selected.stage.import(), Some(Import::Repository { .. }));
+        if is_imported {
+            if for_push {
+                return Ok(());
+            }
+            self.imports.push(selected.stage.clone());
+        }
         for (out, part) in selected.outputs() {
             let (Some(digest), Some(path), true) = (out.digest, &out.path, out.cached) else { continue };
             if for_push && !out.can_push {
                 continue;
             }
             let name = out.display(&project.current, &project.root);
-            let object = |digest, name| Object { hash: out.hash, digest, name, remote: out.remote.clone() };
+            let object = |digest, name| Object { hash: out.hash, digest, name, remote: out.remote.clone(), is_imported };
             let is_new = self.insert(object(digest, name.clone()));
             if !digest.is_dir || (!is_new && part.is_none()) {
                 continue;

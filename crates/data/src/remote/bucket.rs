@@ -23,8 +23,29 @@ const PART_BYTES: usize = 8 << 20;
 /// Number of parts of one file that are sent at the same time.
 const CONCURRENT_PARTS: usize = 4;
 
-/// Opens a bucket of S3.
-pub(crate) fn s3(settings: &Settings) -> Result<Box<dyn Backend>, DataError> {
+/// The result of opening a bucket.
+type Opened = Result<Arc<dyn ObjectStore>, DataError>;
+
+/// Opens the bucket of a URL, and returns it with the path in it.
+///
+/// # Errors
+/// [`DataError::Config`] for an option that is invalid or not supported.
+pub(crate) fn open<'a>(settings: &'a Settings) -> Result<(Arc<dyn ObjectStore>, &'a str), DataError> {
+    let (bucket, path) = location(settings);
+    let store = match crate::schema::scheme(&settings.url).as_str() {
+        "gs" => gs(settings, bucket),
+        "azure" => azure(settings, bucket),
+        _ => s3(settings, bucket),
+    }?;
+    Ok((store, path))
+}
+
+fn opened<T: ObjectStore>(settings: &Settings, store: object_store::Result<T>) -> Opened {
+    let store = store.map_err(|error| DataError::Config(format!("remote '{}': {error}", settings.name)))?;
+    Ok(Arc::new(store))
+}
+
+fn s3(settings: &Settings, bucket: &str) -> Opened {
     settings.refuse(&[
         ("acl", "set a policy on the bucket"),
         ("grant_read", "set a policy on the bucket"),
@@ -36,7 +57,6 @@ pub(crate) fn s3(settings: &Settings) -> Result<Box<dyn Backend>, DataError> {
     if endpoint.is_none() && settings.text("use_ssl").is_some_and(|value| value.eq_ignore_ascii_case("false")) {
         return Err(settings.unsupported("use_ssl = false", "set 'endpointurl' to a URL with http://"));
     }
-    let (bucket, prefix) = location(settings);
     let allow_http = endpoint.is_some_and(|url| url.starts_with("http://"));
     let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_allow_http(allow_http);
     let credentials = Credentials::read(settings)?;
@@ -55,8 +75,7 @@ pub(crate) fn s3(settings: &Settings) -> Result<Box<dyn Backend>, DataError> {
     builder = encrypted(settings, builder)?;
     let timeouts = (settings.seconds("connect_timeout")?, settings.seconds("read_timeout")?);
     let http = HttpFactory::with_tls(tls_of(settings)?, allow_http).with_timeouts(timeouts.0, timeouts.1);
-    let store = builder.with_skip_signature(anonymous).with_http_connector(http).build();
-    Bucket::open(settings, store.map(|store| Arc::new(store) as _), prefix)
+    opened(settings, builder.with_skip_signature(anonymous).with_http_connector(http).build())
 }
 
 /// Sets the encryption of new objects.
@@ -144,8 +163,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// Opens a bucket of Google Cloud Storage. The option `projectname` only matters when buckets are created.
-pub(crate) fn gs(settings: &Settings) -> Result<Box<dyn Backend>, DataError> {
-    let (bucket, prefix) = location(settings);
+fn gs(settings: &Settings, bucket: &str) -> Opened {
     let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
     if let Some(path) = settings.text("credentialpath") {
         builder = builder.with_application_credentials(path);
@@ -156,15 +174,13 @@ pub(crate) fn gs(settings: &Settings) -> Result<Box<dyn Backend>, DataError> {
     }
     let http = HttpFactory::with_tls(tls_of(settings)?, endpoint.is_some_and(|url| url.starts_with("http://")));
     let anonymous = settings.is_true("allow_anonymous_login");
-    let store = builder.with_skip_signature(anonymous).with_http_connector(http).build();
-    Bucket::open(settings, store.map(|store| Arc::new(store) as _), prefix)
+    opened(settings, builder.with_skip_signature(anonymous).with_http_connector(http).build())
 }
 
 /// Opens a container of Azure.
-pub(crate) fn azure(settings: &Settings) -> Result<Box<dyn Backend>, DataError> {
+fn azure(settings: &Settings, container: &str) -> Opened {
     // The credentials of Visual Studio Code and of the shared token cache are never used.
     settings.refuse(&[("exclude_managed_identity_credential", "set 'account_key', 'sas_token' or 'client_secret'")])?;
-    let (container, prefix) = location(settings);
     let mut builder = match settings.is_true("exclude_environment_credential") {
         true => MicrosoftAzureBuilder::new(),
         false => MicrosoftAzureBuilder::from_env(),
@@ -208,7 +224,7 @@ pub(crate) fn azure(settings: &Settings) -> Result<Box<dyn Backend>, DataError> 
     let http = HttpFactory::with_tls(tls_of(settings)?, allow_http).with_timeouts(connect, read);
     let anonymous = settings.is_true("allow_anonymous_login");
     let builder = builder.with_allow_http(allow_http).with_skip_signature(anonymous).with_http_connector(http);
-    Bucket::open(settings, builder.build().map(|store| Arc::new(store) as _), prefix)
+    opened(settings, builder.build())
 }
 
 /// The bucket and the folder in it that the URL names.
@@ -220,19 +236,16 @@ fn location(settings: &Settings) -> (&str, &str) {
 
 /// A remote in a bucket.
 #[derive(Debug)]
-struct Bucket {
+pub(crate) struct Bucket {
     store: Arc<dyn ObjectStore>,
     prefix: String,
 }
 
 impl Bucket {
-    fn open(
-        settings: &Settings,
-        store: object_store::Result<Arc<dyn ObjectStore>>,
-        prefix: &str,
-    ) -> Result<Box<dyn Backend>, DataError> {
-        let store = store.map_err(|error| DataError::Config(format!("remote '{}': {error}", settings.name)))?;
-        Ok(Box::new(Self { store, prefix: prefix.to_owned() }))
+    /// Opens the remote.
+    pub(crate) fn open(settings: &Settings) -> Result<Self, DataError> {
+        let (store, prefix) = open(settings)?;
+        Ok(Self { store, prefix: prefix.to_owned() })
     }
 
     fn key(&self, path: &str) -> Key {

@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, RANGE};
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderName, HeaderValue, LAST_MODIFIED, RANGE};
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, redirect};
 use slipway_core::tls::{self, Trust};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -61,6 +61,13 @@ impl Client {
         let http = builder.connect_timeout(timeouts.0.unwrap_or(DEFAULT_TIMEOUT)).build();
         let http = http.map_err(|error| DataError::Config(format!("the HTTP client: {}", cause(&error))))?;
         Ok(Self { http, authentication, read_timeout: timeouts.1.unwrap_or(DEFAULT_TIMEOUT) })
+    }
+
+    /// The client for a URL with the options of a remote.
+    pub(crate) fn open(settings: &Settings) -> Result<Self, DataError> {
+        let authentication = authentication_of(settings)?;
+        let timeouts = (settings.seconds("connect_timeout")?, settings.seconds("read_timeout")?);
+        Self::new(tls_of(settings)?, timeouts, authentication)
     }
 
     /// A request with the authentication.
@@ -151,17 +158,32 @@ impl Client {
         checked(self.send_file(self.request(method, url), source, 0..size).await?).await.map(drop)
     }
 
-    /// Whether a URL exists.
-    pub(crate) async fn exists(&self, url: &str) -> Result<bool, Failure> {
+    /// The response to a query for the headers of a URL; `None` if it does not exist.
+    async fn head(&self, url: &str) -> Result<Option<Response>, Failure> {
         let mut response = self.send(self.request(Method::HEAD, url)).await?;
         if matches!(response.status(), StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED) {
             response = self.send(self.request(Method::GET, url)).await?;
         }
         match checked(response).await {
-            Ok(_) => Ok(true),
-            Err(Failure::NotFound) => Ok(false),
+            Ok(response) => Ok(Some(response)),
+            Err(Failure::NotFound) => Ok(None),
             Err(failure) => Err(failure),
         }
+    }
+
+    /// Whether a URL exists.
+    pub(crate) async fn exists(&self, url: &str) -> Result<bool, Failure> {
+        Ok(self.head(url).await?.is_some())
+    }
+
+    /// The bytes of a URL, and what changes with its content: its entity tag, or the MD5 or the time of the last change that the server
+    /// gives. `None` if it does not exist.
+    pub(crate) async fn describe(&self, url: &str) -> Result<Option<(Option<u64>, Option<String>)>, Failure> {
+        let Some(response) = self.head(url).await? else { return Ok(None) };
+        let text = |name: HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let size = text(CONTENT_LENGTH).and_then(|size| size.parse().ok());
+        let tag = [ETAG, HeaderName::from_static("content-md5"), LAST_MODIFIED].into_iter().find_map(text);
+        Ok(Some((size, tag.map(str::to_owned))))
     }
 
     /// Deletes a URL, if it exists.
@@ -310,9 +332,7 @@ impl Http {
             "PUT" => Method::PUT,
             _ => return Err(settings.invalid("method", "it is neither POST nor PUT")),
         };
-        let authentication = authentication_of(settings)?;
-        let timeouts = (settings.seconds("connect_timeout")?, settings.seconds("read_timeout")?);
-        let client = Client::new(tls_of(settings)?, timeouts, authentication)?;
+        let client = Client::open(settings)?;
         Ok(Self { client, base: settings.url.trim_end_matches('/').to_owned(), upload_method })
     }
 

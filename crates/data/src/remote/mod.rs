@@ -2,7 +2,7 @@
 //! This module opens them and transfers objects: what is received is verified before it appears, and continues where it broke off.
 
 mod backend;
-mod bucket;
+pub(crate) mod bucket;
 mod http;
 mod options;
 mod password;
@@ -17,8 +17,10 @@ use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt;
 
-use self::backend::{Backend, Failure, Part, delay, may_retry, retried};
-use self::options::Settings;
+pub(crate) use self::backend::{Failure, retried};
+use self::backend::{Backend, Part, delay, may_retry};
+pub(crate) use self::http::Client;
+pub(crate) use self::options::Settings;
 use crate::access::server_of;
 use crate::cache::Cache;
 use crate::config::Config;
@@ -79,9 +81,7 @@ impl Remote {
         let kind = match schema::scheme(&url).as_str() {
             "" => Kind::folder(Path::new(&url)),
             "local" | "file" => Kind::folder(Path::new(url.split_once("://").map_or("", |(_, path)| path))),
-            "s3" => Kind::Other(bucket::s3(&settings)?),
-            "gs" => Kind::Other(bucket::gs(&settings)?),
-            "azure" => Kind::Other(bucket::azure(&settings)?),
+            "s3" | "gs" | "azure" => Kind::Other(Box::new(bucket::Bucket::open(&settings)?)),
             "http" | "https" if server_of(&url).is_some() => {
                 let access = if settings.text("auth").is_none() { config.access_to(&url)? } else { None };
                 Kind::Other(Box::new(server::Server::open(&settings, access)?))
@@ -173,6 +173,11 @@ impl Remote {
             _ => None,
         };
         Ok(paths.into_iter().filter_map(object).collect())
+    }
+
+    /// The path or URL of an object.
+    pub fn location_of(&self, object: &(HashName, Digest)) -> String {
+        format!("{}/{}", self.url.trim_end_matches('/'), path_of(object))
     }
 
     /// Whether the remote is a local folder, so that [`Self::copy`] transfers its objects without waiting for a network.
@@ -312,7 +317,7 @@ fn path_of((hash, digest): &(HashName, Digest)) -> String {
 }
 
 /// The options of a remote. `remote://NAME/PATH` continues another one.
-fn resolve(config: &Config, name: &str) -> Result<schema::Options, DataError> {
+pub(crate) fn resolve(config: &Config, name: &str) -> Result<schema::Options, DataError> {
     let missing = |name: &str| DataError::Config(format!("remote '{name}' doesn't exist"));
     let mut options = config.remote(name).ok_or_else(|| missing(name))?.clone();
     let mut url = options.remove("url").ok_or_else(|| DataError::Config(format!("remote '{name}' has no url")))?;

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+pub(crate) mod external;
+pub(crate) mod upkeep;
+
 /// Verbs of `data`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Data {
@@ -84,6 +87,10 @@ pub(crate) enum Data {
     /// Print the path from here to the root of the project
     #[command(after_help = "Example:\n  cd \"$(slipway data root)\"")]
     Root,
+    #[command(flatten)]
+    External(external::External),
+    #[command(flatten)]
+    Upkeep(upkeep::Upkeep),
 }
 
 /// Options of `data init`.
@@ -115,6 +122,21 @@ pub(crate) struct Add {
     /// Do not replace the files by links to the cache
     #[arg(long)]
     pub(crate) no_relink: bool,
+    /// Track a copy of the target, which is elsewhere, at this place; `dvc` also accepts -o
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["glob", "no_commit"])]
+    pub(crate) out: Option<String>,
+    /// Send the target to the remote, and copy nothing here
+    #[arg(long, conflicts_with_all = ["glob", "no_commit"])]
+    pub(crate) to_remote: bool,
+    /// The remote of --to-remote; the default one if omitted
+    #[arg(short, long, value_name = "NAME", requires = "to_remote")]
+    pub(crate) remote: Option<String>,
+    /// Number of concurrent transfers of --to-remote
+    #[arg(short = 'j', long, alias = "jobs", value_name = "NUMBER")]
+    pub(crate) remote_jobs: Option<usize>,
+    /// Replace what is at the place of --out
+    #[arg(short, long)]
+    pub(crate) force: bool,
     /// Files and folders
     #[arg(required = true)]
     pub(crate) targets: Vec<String>,
@@ -129,6 +151,9 @@ pub(crate) struct Status {
     /// Print JSON in DVC's form
     #[arg(long)]
     pub(crate) json: bool,
+    /// Do not query the repositories of imports for newer versions
+    #[arg(long)]
+    pub(crate) no_updates: bool,
     #[command(flatten)]
     pub(crate) transfer: Transfer,
 }
@@ -411,5 +436,15 @@ pub(crate) enum Cache {
         unset: bool,
         /// The folder
         path: Option<String>,
+    },
+    /// Give objects of DVC 2 their place in the cache of DVC 3
+    #[command(after_help = "Example:\n  slipway data cache migrate --dvc-files")]
+    Migrate {
+        /// Record the digests of DVC 3 in the .dvc files, too
+        #[arg(long)]
+        dvc_files: bool,
+        /// Show what would be migrated
+        #[arg(long)]
+        dry: bool,
     },
 }

@@ -6,12 +6,15 @@ mod servers;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::{FromArgMatches, Subcommand};
 use slipway_core::Explain;
 use slipway_data::commands::checkout::{self, Report};
 use slipway_data::commands::diff::Entry;
 use slipway_data::commands::transfer::{self, cloud_status};
 use slipway_data::commands::used::Scope;
-use slipway_data::commands::{GitFiles, Talk, add, commit, diff, edit, gc, init, settings, status};
+use slipway_data::commands::{
+    GitFiles, Talk, add, add_external, commit, diff, edit, gc, hooks, init, migrate, settings, status,
+};
 use slipway_data::config::Level;
 use slipway_data::json::Json;
 use slipway_data::project::{Project, find_root};
@@ -20,8 +23,12 @@ use slipway_data::{DataError, config};
 use super::Context;
 use crate::Failure;
 use crate::cli::Format;
+use crate::cli::data::upkeep::{GitHook, Upkeep};
 use crate::cli::data::{self as cli, Data};
 use crate::output::{confirm, print_note, print_text};
+
+mod external;
+mod upkeep;
 
 /// Whether the program was called through a link named `dvc`.
 pub(crate) fn is_called_dvc() -> bool {
@@ -42,10 +49,25 @@ pub(crate) fn arguments() -> std::io::Result<Vec<OsString>> {
             std::env::set_current_dir(given.next().unwrap_or_default())?;
         } else if arguments.len() > 2 || argument != "--wait-for-lock" {
             // Waiting is what slipway always does.
-            arguments.push(argument);
+            arguments.push(in_long_form(&arguments, argument));
         }
     }
     Ok(arguments)
+}
+
+/// The option `-o` of DVC's commands that copy data, in its long form: for slipway it is the format of the output.
+fn in_long_form(before: &[OsString], argument: OsString) -> OsString {
+    let takes_out = before.get(2).is_some_and(|verb| {
+        ["add", "get", "import", "artifacts"].iter().any(|name| verb == name)
+    });
+    if !takes_out || before.iter().any(|argument| argument == "--") {
+        return argument;
+    }
+    match argument.to_str().and_then(|text| text.strip_prefix("-o")) {
+        Some("") => "--out".into(),
+        Some(path) => format!("--out={path}").into(),
+        None => argument,
+    }
 }
 
 /// The user at the terminal.
@@ -54,6 +76,12 @@ struct Terminal<'a>(&'a Context);
 impl Talk for Terminal<'_> {
     fn note(&self, text: &str) {
         print_note(format_args!("WARNING: {text}"));
+    }
+
+    fn tell(&self, text: &str) {
+        if !self.0.global.quiet {
+            print_text(&format!("{text}\n"));
+        }
     }
 
     fn confirm(&self, question: &str) -> bool {
@@ -82,6 +110,7 @@ pub(super) async fn run(context: &Context, verb: Data) -> Result<(), Failure> {
             | Data::Remote(_)
             | Data::Cache(_)
             | Data::Root
+            | Data::Upkeep(Upkeep::Data(_) | Upkeep::CheckIgnore(_) | Upkeep::Doctor)
     );
     let is_unprotect = matches!(verb, Data::Unprotect { .. });
     match dispatch(context, verb).await {
@@ -107,7 +136,11 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
         Data::Add(options) => {
             let how = add::Options { no_commit: options.no_commit, glob: options.glob, no_relink: options.no_relink };
             let mut project = open()?;
-            let files = add::add(&mut project, &options.targets, &how)?;
+            let files = if options.to_remote || options.out.is_some() {
+                add_elsewhere(&mut project, options, &terminal).await?
+            } else {
+                add::add(&mut project, &options.targets, &how)?
+            };
             show_git_files(context, &project, &files);
         }
         Data::Status(options) => return show_status(context, &mut open()?, &options).await,
@@ -185,9 +218,55 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
         Data::Remote(verb) => return remote(&current, verb),
         Data::Config(options) => show_config(&current, options)?,
         Data::Cache(cli::Cache::Dir { level, unset, path }) => cache_dir(&current, &level, unset, path)?,
+        Data::Cache(cli::Cache::Migrate { dvc_files, dry }) => {
+            let dry = dry || context.global.dry_run;
+            show_migration(&migrate::migrate(&mut open()?, dvc_files, dry)?, dry);
+        }
+        Data::External(verb) => external::run(context, verb, &current, &open).await?,
+        Data::Upkeep(Upkeep::GitHook(hook)) if !matches!(hook, GitHook::MergeDriver { .. }) => {
+            return match hook_command(&hook, &current, &open)? {
+                Some(verb) => Box::pin(dispatch(context, verb)).await,
+                None => Ok(true),
+            };
+        }
+        Data::Upkeep(verb) => return upkeep::run(context, verb, &current, &open).await,
         Data::Root => print_text(&format!("{}\n", config::relative_path(&find_root(&current)?, &current).display())),
     }
     Ok(true)
+}
+
+/// Tracks data that is elsewhere.
+async fn add_elsewhere(
+    project: &mut Project,
+    options: cli::Add,
+    terminal: &Terminal<'_>,
+) -> Result<GitFiles, DataError> {
+    let [target] = options.targets.as_slice() else {
+        return Err(DataError::Invalid("--out and --to-remote take a single target".into()));
+    };
+    let how = add_external::Options {
+        out: options.out,
+        to_remote: options.to_remote.then_some(options.remote),
+        jobs: options.remote_jobs,
+        force: options.force,
+    };
+    add_external::add(project, target, &how, terminal).await
+}
+
+/// The command that a Git hook runs; `None` if there is nothing to do.
+fn hook_command(hook: &GitHook, current: &Path, open: &dyn Fn() -> Result<Project, DataError>) -> Result<Option<Data>, DataError> {
+    if !hooks::has_project(current) {
+        return Ok(None);
+    }
+    let words: &[&str] = match hook {
+        GitHook::PreCommit { .. } => &["status"],
+        GitHook::PrePush { .. } => &["push"],
+        GitHook::PostCheckout { arguments } if hooks::is_branch_checkout(&open()?, arguments) => &["checkout"],
+        GitHook::PostCheckout { .. } | GitHook::MergeDriver { .. } => return Ok(None),
+    };
+    let parser = Data::augment_subcommands(clap::Command::new("data").no_binary_name(true));
+    let matches = parser.try_get_matches_from(words).map_err(|error| DataError::Usage(error.to_string()))?;
+    Data::from_arg_matches(&matches).map(Some).map_err(|error| DataError::Usage(error.to_string()))
 }
 
 fn start(context: &Context, current: &Path, options: &cli::Init) -> Result<(), DataError> {
@@ -251,7 +330,12 @@ async fn show_status(context: &Context, project: &mut Project, options: &cli::St
         is_clean = changes.is_empty();
         message = format!("Cache and remote '{remote}' are in sync.\n");
     } else {
-        let (stages, total) = status::status(project, &options.transfer.targets, options.transfer.recursive)?;
+        let (stages, total) = status::status(
+            project,
+            &options.transfer.targets,
+            options.transfer.recursive,
+            !options.no_updates,
+        )?;
         let groups = |stage: &status::StageStatus| {
             let groups = [("changed deps", &stage.deps), ("changed outs", &stage.outs)];
             groups
@@ -271,6 +355,10 @@ async fn show_status(context: &Context, project: &mut Project, options: &cli::St
                 let changes = list.into_iter().map(|(path, change)| (path, Json::string(change.word()))).collect();
                 items.push(Json::Map(vec![(name.to_owned(), Json::Map(changes))]));
             }
+            if stage.is_unsealed {
+                lines.push_str("\tchanged checksum\n");
+                items.push(Json::string("changed checksum"));
+            }
             members.push((stage.address.clone(), Json::List(items)));
         }
         text = lines;
@@ -289,6 +377,23 @@ async fn show_status(context: &Context, project: &mut Project, options: &cli::St
         print_text(if is_clean { &message } else { &text });
     }
     Ok(true)
+}
+
+fn show_migration(report: &migrate::Report, dry: bool) {
+    let count = report.objects;
+    print_text(&match dry {
+        true => format!("{count} files will be re-hashed and migrated to the DVC 3.0 cache location.\n"),
+        false => format!("Migrated {count} files to DVC 3.0 cache location.\n"),
+    });
+    match report.files.as_deref() {
+        None => {}
+        Some([]) => print_text("No DVC files in the repo to migrate to the 3.0 format.\n"),
+        Some(files) if dry => {
+            print_text("Entries in following DVC files will be migrated to the 3.0 format:\n");
+            files.iter().for_each(|file| print_text(&format!("\t{file}\n")));
+        }
+        Some(files) => files.iter().for_each(|file| print_text(&format!("Updating DVC file '{file}'\n"))),
+    }
 }
 
 fn show_changes(report: &Report) {

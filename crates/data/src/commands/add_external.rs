@@ -1,0 +1,156 @@
+//! `add -o` and `add --to-remote`: tracks data that is elsewhere, with a copy in the workspace or only in a remote.
+
+use std::path::Path;
+
+use futures_util::{StreamExt, TryStreamExt};
+
+use super::add::{check_links, check_overlaps};
+use super::checkout::restore;
+use super::import::{existing_item, finish, set_output};
+use super::{GitFiles, Talk};
+use crate::cache::Cache;
+use crate::error::DataError;
+use crate::external::Location;
+use crate::external::location::Item;
+use crate::model::{Digest, HashName};
+use crate::project::Project;
+use crate::remote::Remote;
+use crate::snapshot::{self, Snapshot};
+use crate::stage::{DVC_SUFFIX, Stage};
+
+/// How to add.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The place in the workspace; the name of the data in the current folder by default.
+    pub out: Option<String>,
+    /// Send the data to this remote, or the default one (`Some(None)`), instead of the workspace.
+    pub to_remote: Option<Option<String>>,
+    /// Number of concurrent transfers.
+    pub jobs: Option<usize>,
+    /// Replace what is there.
+    pub force: bool,
+}
+
+/// Tracks the data at a URL or path.
+///
+/// # Errors
+/// [`DataError::Exists`] if something is at the place of the output, [`DataError::Missing`] if nothing is at the source.
+pub async fn add(
+    project: &mut Project,
+    source: &str,
+    options: &Options,
+    talk: &dyn Talk,
+) -> Result<GitFiles, DataError> {
+    let path = source.split_once("://").map_or(source, |(_, rest)| rest);
+    let name = Path::new(path.trim_end_matches('/')).file_name().and_then(|name| name.to_str());
+    let name = name.ok_or_else(|| DataError::Invalid(format!("'{source}' does not end with a name; choose one with -o")))?;
+    let target = match &options.out {
+        None => project.absolute(name),
+        Some(out) if project.absolute(out).is_dir() => project.absolute(out).join(name),
+        Some(out) => project.absolute(out),
+    };
+    if !target.starts_with(&project.root) || target == project.root {
+        return Err(DataError::Invalid(format!("'{}' is not inside of the project", project.display(&target))));
+    }
+    if options.out.is_some() && !options.force && target.symlink_metadata().is_ok() {
+        return Err(DataError::Exists(project.display(&target)));
+    }
+    check_links(project, &target)?;
+    let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let file = target.with_file_name(format!("{name}{DVC_SUFFIX}"));
+    let mut stage = match Stage::load(&file, &project.root) {
+        Ok(old) => old.moved_to(file, target.clone(), name),
+        Err(_) => Stage::for_output(file, target.clone(), name),
+    };
+    check_overlaps(project, &project.stages()?, &[&stage])?;
+    if let Some(git) = &project.git
+        && let Some(path) = git.first_tracked(&[&target])?
+    {
+        return Err(DataError::TrackedByGit(project.display(path)));
+    }
+    let location = Location::open(source, &project.config, &[], &project.current)?;
+    let item = existing_item(&location).await?;
+    let git_files = if let Some(remote) = &options.to_remote {
+        let sent = transfer(project, &location, &item, remote.as_deref(), options.jobs, "add").await?;
+        set_output(&mut stage.outs[0], &sent);
+        stage.save()?;
+        let mut git_files = GitFiles::default();
+        git_files.push(stage.file.clone());
+        git_files.finish(project)?
+    } else {
+        let taken = store(project, &location, &item, options.jobs).await?;
+        set_output(&mut stage.outs[0], &taken);
+        restore(project, &stage.outs[0], options.force, talk)?;
+        finish(project, &stage)?
+    };
+    project.state.save()?;
+    Ok(git_files)
+}
+
+/// Stores the data of a location in the project's cache.
+async fn store(
+    project: &Project,
+    location: &Location,
+    item: &Item,
+    jobs: Option<usize>,
+) -> Result<Snapshot, DataError> {
+    let folder = tempfile::tempdir_in(project.tmp()).map_err(DataError::io(project.tmp()))?;
+    let received = folder.path().join("data");
+    let path = match location.local() {
+        Some(path) => path,
+        None => {
+            location.download(item, &received, jobs).await?;
+            &received
+        }
+    };
+    let taken = snapshot::take(path, &project.rules, &project.state, HashName::Md5, Some(&project.cache))?;
+    let mut taken = taken.ok_or_else(|| DataError::Missing(location.written.clone()))?;
+    if let Some(manifest) = &taken.manifest {
+        project.cache.put_manifest(manifest)?;
+    }
+    taken.meta.is_exec = false; // As in DVC, a copy is not executable.
+    Ok(taken)
+}
+
+/// Sends the data of a location to a remote without a copy in the cache or workspace, and returns its identity. `command` is part of the
+/// message when there is no remote.
+pub(super) async fn transfer(
+    project: &Project,
+    location: &Location,
+    item: &Item,
+    remote: Option<&str>,
+    jobs: Option<usize>,
+    command: &str,
+) -> Result<Snapshot, DataError> {
+    let remote = Remote::open(&project.config, remote, command)?;
+    let jobs = remote.concurrency(jobs);
+    let folder = tempfile::tempdir_in(project.tmp()).map_err(DataError::io(project.tmp()))?;
+    let received = folder.path().join("data");
+    let path = match location.local() {
+        Some(path) => path,
+        None => {
+            location.download(item, &received, Some(jobs)).await?;
+            &received
+        }
+    };
+    let cache = Cache::new(&folder.path().join("cache"), HashName::Md5, false);
+    let taken = snapshot::take(path, &project.rules, &project.state, HashName::Md5, Some(&cache))?;
+    let mut taken = taken.ok_or_else(|| DataError::Missing(location.written.clone()))?;
+    taken.meta.is_exec = false;
+    let mut objects: Vec<(HashName, Digest)> =
+        taken.entries().iter().map(|(_, digest)| (HashName::Md5, *digest)).collect();
+    objects.sort_unstable_by_key(|(_, digest)| *digest);
+    objects.dedup();
+    let existing = remote.existing(&objects, jobs).await?;
+    let missing = objects.iter().filter(|object| !existing.contains(object));
+    let uploads = missing.map(|(_, digest)| remote.upload(&cache, digest));
+    let sent: Result<Vec<()>, DataError> =
+        futures_util::stream::iter(uploads).buffer_unordered(jobs).try_collect().await;
+    sent?;
+    if let Some(manifest) = &taken.manifest {
+        // After its files, so that it is never there without them.
+        let digest = cache.put_manifest(manifest)?;
+        remote.upload(&cache, &digest).await?;
+    }
+    Ok(taken)
+}

@@ -1,0 +1,141 @@
+//! `update`: brings imports to the newest version of their source.
+
+use super::checkout::{discard, restore};
+use super::import::{
+    announce, existing_item, finish, lock_commit, open_location, open_source, record_tag, set_output, take_files,
+    take_location,
+};
+use super::status::output_change;
+use super::{GitFiles, Talk};
+use crate::error::DataError;
+use crate::model::{HashName, Meta};
+use crate::project::Project;
+use crate::snapshot;
+use crate::stage::{Import, Stage};
+use crate::yaml::Value;
+
+/// How to update.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The branch, tag or commit of the source to follow from now on.
+    pub revision: Option<String>,
+    /// The targets are folders with stages.
+    pub recursive: bool,
+    /// Record the new version without copying it.
+    pub no_download: bool,
+    /// Send the data to this remote, or the default one (`Some(None)`), instead of the workspace.
+    pub to_remote: Option<Option<String>>,
+    /// Number of concurrent transfers.
+    pub jobs: Option<usize>,
+}
+
+/// Updates the imports among the targets.
+///
+/// # Errors
+/// [`DataError::Target`] for an unknown target, or the errors of an import.
+pub async fn update(
+    project: &mut Project,
+    targets: &[String],
+    options: &Options,
+    talk: &dyn Talk,
+) -> Result<(), DataError> {
+    let stages = project.stages()?;
+    let selected: Vec<Stage> =
+        project.select(&stages, targets, options.recursive)?.into_iter().map(|selected| selected.stage.clone()).collect();
+    for mut stage in selected {
+        match stage.import() {
+            Some(Import::Repository { revision, .. }) => {
+                if options.to_remote.is_some() {
+                    let reason = "data imported from other repositories cannot be updated with --to-remote";
+                    return Err(DataError::Invalid(reason.into()));
+                }
+                update_repository(project, &mut stage, revision, options, talk).await?;
+            }
+            Some(Import::Url(_)) => update_location(project, &mut stage, options, talk).await?,
+            None => talk.note(&format!("'{}' is not an import, so there is nothing to update", stage.address(&project.current))),
+        }
+    }
+    project.state.save()
+}
+
+async fn update_repository(
+    project: &Project,
+    stage: &mut Stage,
+    revision: Option<String>,
+    options: &Options,
+    talk: &dyn Talk,
+) -> Result<(), DataError> {
+    if let Some(revision) = &options.revision {
+        stage.set_dependency(true, vec![("rev", Some(Value::string(revision)))]);
+    }
+    let revision = options.revision.clone().or(revision);
+    let repository = open_source(project, stage, revision.as_deref())?;
+    lock_commit(stage, &repository)?;
+    if !stage.is_unsealed() && output_change(project, &stage.outs[0])?.is_none() {
+        return unchanged(project, stage, talk);
+    }
+    announce(project, stage, talk);
+    if options.no_download {
+        forget_output(project, stage, talk)?;
+    } else {
+        take_files(project, stage, &repository, options.jobs).await?;
+        restore(project, &stage.outs[0], false, talk)?;
+    }
+    stage.seal();
+    finish(project, stage).map(drop)
+}
+
+async fn update_location(
+    project: &mut Project,
+    stage: &mut Stage,
+    options: &Options,
+    talk: &dyn Talk,
+) -> Result<(), DataError> {
+    if let Some(remote) = &options.to_remote {
+        let location = open_location(project, stage)?;
+        let item = existing_item(&location).await?;
+        let sent = super::add_external::transfer(project, &location, &item, remote.as_deref(), options.jobs, "update").await?;
+        record_tag(stage, &location, &item, Some(&sent));
+        set_output(&mut stage.outs[0], &sent);
+        stage.seal();
+        return finish(project, stage).map(drop);
+    }
+    let is_current = is_current(project, stage).await?;
+    if is_current && !stage.is_unsealed() && output_change(project, &stage.outs[0])?.is_none() {
+        return unchanged(project, stage, talk);
+    }
+    announce(project, stage, talk);
+    if options.no_download {
+        forget_output(project, stage, talk)?;
+    }
+    take_location(project, stage, options.no_download, options.jobs).await?;
+    if !options.no_download {
+        restore(project, &stage.outs[0], false, talk)?;
+    }
+    stage.seal();
+    finish(project, stage).map(drop)
+}
+
+/// Whether the data at the URL has the recorded version.
+async fn is_current(project: &Project, stage: &Stage) -> Result<bool, DataError> {
+    let location = open_location(project, stage)?;
+    let recorded = |key: &str| stage.dependency(key).and_then(Value::as_str).map(str::to_owned);
+    if let Some(path) = location.local() {
+        let taken = snapshot::take(path, &project.rules, &project.state, HashName::Md5, None)?;
+        let taken = taken.ok_or_else(|| DataError::Missing(path.display().to_string()))?;
+        return Ok(recorded("md5") == Some(taken.digest.to_string()));
+    }
+    Ok(recorded(location.tag_key()) == existing_item(&location).await?.tag)
+}
+
+fn unchanged(project: &Project, stage: &Stage, talk: &dyn Talk) -> Result<(), DataError> {
+    talk.tell(&format!("'{}' didn't change, skipping", stage.address(&project.current)));
+    finish(project, stage).map(drop)
+}
+
+/// Removes the old data from the workspace, and its digest, which no longer fits the recorded version.
+fn forget_output(project: &Project, stage: &mut Stage, talk: &dyn Talk) -> Result<(), DataError> {
+    discard(project, &stage.outs[0], talk)?;
+    (stage.outs[0].digest, stage.outs[0].meta) = (None, Meta::default());
+    Ok(())
+}

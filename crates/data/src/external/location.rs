@@ -1,0 +1,281 @@
+//! Data at a URL that is not part of a repository: a local path, a web server, or a bucket.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::path::Path as Key;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+
+use super::content::place_complete;
+use crate::config::{Config, is_url, normalise};
+use crate::error::DataError;
+use crate::external::redact;
+use crate::remote::{self, Client, Failure, Settings, retried};
+use crate::schema::Options;
+use crate::stat::Stat;
+
+/// Number of files that are received at the same time by default.
+const CONCURRENT_DOWNLOADS: usize = 16;
+
+/// The place of data.
+#[derive(Debug)]
+pub struct Location {
+    /// The URL or path as it was given.
+    pub written: String,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Path(PathBuf),
+    Object { store: Arc<dyn ObjectStore>, key: Key },
+    Web { client: Client, url: String },
+}
+
+/// A file or folder at a location.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// The path below the location; empty for the location itself.
+    pub path: String,
+    /// Whether it is a folder.
+    pub is_folder: bool,
+    /// Bytes, if they are known.
+    pub size: Option<u64>,
+    /// What changes with the content: the entity tag, or on a web server without tags the time of the last change.
+    pub tag: Option<String>,
+}
+
+impl Location {
+    /// Opens a URL (`http`, `https`, `s3`, `remote://NAME/PATH`), or a path relative to the folder `current`. Options in `options` replace those
+    /// of a configured remote.
+    ///
+    /// # Errors
+    /// [`DataError::Config`] for a kind of URL that is not supported.
+    pub fn open(
+        url: &str,
+        config: &Config,
+        options: &[(String, String)],
+        current: &Path,
+    ) -> Result<Self, DataError> {
+        let written = url.to_owned();
+        let (name, mut settings) = match url.strip_prefix("remote://") {
+            Some(rest) => {
+                let (name, path) = rest.split_once('/').unwrap_or((rest, ""));
+                let mut settings = remote::resolve(config, name)?;
+                let base = settings.get("url").map_or("", |base| base.trim_end_matches('/'));
+                let joined = format!("{base}/{path}");
+                settings.insert("url".into(), joined);
+                (name, settings)
+            }
+            None => ("", Options::from([("url".into(), written.clone())])),
+        };
+        settings.extend(options.iter().cloned());
+        let settings = Settings::new(name, settings);
+        let resolved = settings.url.clone();
+        let place = match resolved.split_once("://") {
+            Some(("http" | "https", _)) => Place::Web { client: Client::open(&settings)?, url: resolved },
+            Some(("s3" | "gs" | "azure", _)) => {
+                let (store, path) = remote::bucket::open(&settings)?;
+                Place::Object { store, key: Key::from(path) }
+            }
+            Some(("file", path)) => Place::Path(PathBuf::from(path)),
+            Some((scheme, _)) if is_url(&resolved) => {
+                return Err(DataError::Config(format!("URLs with {scheme}:// are not supported here")));
+            }
+            _ => Place::Path(normalise(&current.join(&resolved))),
+        };
+        Ok(Self { written, place })
+    }
+
+    /// The path, if it is on this machine.
+    pub fn local(&self) -> Option<&Path> {
+        if let Place::Path(path) = &self.place { Some(path) } else { None }
+    }
+
+    /// The key under which DVC records the tag: `checksum` of web servers, `etag` of buckets.
+    pub fn tag_key(&self) -> &'static str {
+        if matches!(self.place, Place::Web { .. }) { "checksum" } else { "etag" }
+    }
+
+    fn error(&self) -> impl Fn(object_store::Error) -> DataError + use<> {
+        let url = redact(&self.written);
+        move |error| DataError::Remote { url: url.clone(), reason: error.to_string() }
+    }
+
+    fn failure(&self) -> impl Fn(Failure) -> DataError + use<> {
+        let url = redact(&self.written);
+        move |failure| DataError::Remote { url: url.clone(), reason: failure.reason() }
+    }
+
+    /// The content of the file at `path` below the location.
+    async fn read(&self, path: &str) -> Result<BoxStream<'static, Result<Bytes, DataError>>, DataError> {
+        match &self.place {
+            Place::Path(folder) => Err(DataError::Invalid(format!("{} is not remote", folder.display()))),
+            Place::Web { client, url } => {
+                let chunks = retried(|| Box::pin(client.read(url, 0))).await.map_err(self.failure())?;
+                Ok(chunks.map_err(self.failure()).boxed())
+            }
+            Place::Object { store, key } => {
+                let key = if path.is_empty() { key.clone() } else { Key::from(format!("{key}/{path}")) };
+                let failed = self.error();
+                let found = store.get(&key).await.map_err(self.error())?;
+                Ok(found.into_stream().map_err(failed).boxed())
+            }
+        }
+    }
+
+    /// What is at the location; `None` if there is nothing.
+    ///
+    /// # Errors
+    /// If it cannot be reached or read.
+    pub async fn item(&self) -> Result<Option<Item>, DataError> {
+        match &self.place {
+            Place::Path(path) => {
+                let stat = Stat::of_path(path).map_err(DataError::io(path))?;
+                Ok(stat.map(|stat| Item {
+                    path: String::new(),
+                    is_folder: stat.kind() == crate::stat::Kind::Folder,
+                    size: Some(stat.size),
+                    tag: None,
+                }))
+            }
+            Place::Web { client, url } => {
+                let found = client.describe(url).await.map_err(self.failure())?;
+                Ok(found.map(|(size, tag)| Item { path: String::new(), is_folder: false, size, tag }))
+            }
+            Place::Object { store, key } => match store.head(key).await {
+                Ok(meta) => Ok(Some(item_of(&meta, String::new()))),
+                Err(object_store::Error::NotFound { .. }) => {
+                    let first = store.list(Some(key)).next().await.transpose().map_err(self.error())?;
+                    Ok(first.map(|_| Item { path: String::new(), is_folder: true, size: None, tag: None }))
+                }
+                Err(error) => Err(self.error()(error)),
+            },
+        }
+    }
+
+    /// The entries of a folder, or all files below it, up to `depth` folders deep.
+    ///
+    /// # Errors
+    /// If it cannot be reached or read.
+    pub async fn list(&self, recursive: bool, depth: usize) -> Result<Vec<Item>, DataError> {
+        match &self.place {
+            Place::Path(path) => {
+                let mut items = Vec::new();
+                list_path(path, "", recursive, depth, &mut items)?;
+                Ok(items)
+            }
+            Place::Web { .. } => {
+                Err(DataError::Invalid(format!("{}: a web server cannot be listed", redact(&self.written))))
+            }
+            Place::Object { store, key } => {
+                let relative = |path: &Key| path.as_ref()[key.as_ref().len()..].trim_start_matches('/').to_owned();
+                if recursive {
+                    let metas: Vec<ObjectMeta> = store.list(Some(key)).try_collect().await.map_err(self.error())?;
+                    return Ok(metas.iter().map(|meta| item_of(meta, relative(&meta.location))).collect());
+                }
+                let listing = store.list_with_delimiter(Some(key)).await.map_err(self.error())?;
+                let folder = |path: &Key| Item { path: relative(path), is_folder: true, size: None, tag: None };
+                let files = listing.objects.iter().map(|meta| item_of(meta, relative(&meta.location)));
+                Ok(files.chain(listing.common_prefixes.iter().map(folder)).collect())
+            }
+        }
+    }
+
+    /// Copies the file or folder to `target`, where it appears when it is complete.
+    ///
+    /// # Errors
+    /// If it cannot be read or written.
+    pub async fn download(&self, item: &Item, target: &Path, jobs: Option<usize>) -> Result<(), DataError> {
+        if let Place::Path(path) = &self.place {
+            return place_complete(target, item.is_folder, |made| copy_path(path, made));
+        }
+        let parent = target.parent().unwrap_or(Path::new("/"));
+        std::fs::create_dir_all(parent).map_err(DataError::io(parent))?;
+        let staging = tempfile::Builder::new().prefix(crate::cache::TEMPORARY).tempdir_in(parent);
+        let staging = staging.map_err(DataError::io(parent))?;
+        let received = staging.path().join("received");
+        let files = if item.is_folder { self.list(true, usize::MAX).await? } else { vec![item.clone()] };
+        let downloads = files.iter().map(|file| {
+            let full = if file.path.is_empty() { received.clone() } else { received.join(&file.path) };
+            async move {
+                let valid = file.path.is_empty() || file.path.split('/').all(|name| !matches!(name, "" | "." | ".."));
+                if !valid {
+                    return Err(DataError::Invalid(format!("'{}' is not the path of a file in a folder", file.path)));
+                }
+                let folder = full.parent().unwrap_or(Path::new("/"));
+                std::fs::create_dir_all(folder).map_err(DataError::io(folder))?;
+                let mut out = std::fs::File::create(&full).map_err(DataError::io(&full))?;
+                let mut stream = self.read(&file.path).await?;
+                while let Some(chunk) = stream.try_next().await? {
+                    out.write_all(&chunk).map_err(DataError::io(&full))?;
+                }
+                Ok(())
+            }
+        });
+        let done: Result<Vec<()>, DataError> =
+            futures_util::stream::iter(downloads).buffer_unordered(jobs.unwrap_or(CONCURRENT_DOWNLOADS).max(1)).try_collect().await;
+        done?;
+        place_complete(target, item.is_folder, |made| {
+            if item.is_folder {
+                std::fs::remove_dir(made).map_err(DataError::io(made))?;
+            }
+            std::fs::rename(&received, made).map_err(DataError::io(made))
+        })
+    }
+}
+
+fn item_of(meta: &ObjectMeta, path: String) -> Item {
+    let tag = match &meta.e_tag {
+        // Amazon's clients show the tag without its quotes.
+        Some(tag) => tag.trim_matches('"').to_owned(),
+        None => meta.last_modified.timestamp().to_string(),
+    };
+    Item { path, is_folder: false, size: Some(meta.size), tag: Some(tag) }
+}
+
+fn list_path(
+    root: &Path,
+    folder: &str,
+    recursive: bool,
+    depth: usize,
+    items: &mut Vec<Item>,
+) -> Result<(), DataError> {
+    let full = if folder.is_empty() { root.to_owned() } else { root.join(folder) };
+    let mut entries: Vec<_> = std::fs::read_dir(&full)
+        .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
+        .map_err(DataError::io(&full))?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let name = entry.file_name().into_string().map_err(|name| {
+            DataError::Invalid(format!("{}: the name '{}' is not valid UTF-8", full.display(), name.display()))
+        })?;
+        let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+        let Some(stat) = Stat::of_path(&entry.path()).map_err(DataError::io(entry.path()))? else { continue };
+        let is_folder = stat.kind() == crate::stat::Kind::Folder;
+        if is_folder && recursive && depth > 1 {
+            list_path(root, &path, recursive, depth - 1, items)?;
+        } else {
+            items.push(Item { path, is_folder, size: Some(stat.size), tag: None });
+        }
+    }
+    Ok(())
+}
+
+fn copy_path(from: &Path, to: &Path) -> Result<(), DataError> {
+    if !from.is_dir() {
+        let mut source = std::fs::File::open(from).map_err(DataError::io(from))?;
+        let mut target = std::fs::File::create(to).map_err(DataError::io(to))?;
+        return std::io::copy(&mut source, &mut target).map(drop).map_err(DataError::io(to));
+    }
+    std::fs::create_dir_all(to).map_err(DataError::io(to))?;
+    for entry in std::fs::read_dir(from).map_err(DataError::io(from))? {
+        let entry = entry.map_err(DataError::io(from))?;
+        copy_path(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
