@@ -140,7 +140,7 @@ pub fn devices(sysfs: &Sysfs) -> Vec<Device> {
         let folder = format!("{DRIVER}/{address}");
         let Some((card, render)) = device_nodes(sysfs, &folder) else { continue };
         let attribute = |name: &str| sysfs.read(&format!("{folder}/{name}")).unwrap_or_default();
-        let mode = |what: &str| Some(attribute(&format!("current_{what}_partition")).to_lowercase()).filter(is_word);
+        let mode = |what: &str| Some(attribute(&format!("current_{what}_partition")).to_lowercase()).filter(|mode| is_word(mode));
         devices.push(Device {
             id: address.clone(),
             address,
@@ -171,7 +171,7 @@ pub fn devices(sysfs: &Sysfs) -> Vec<Device> {
 }
 
 /// Whether a text can be part of a resource's name.
-fn is_word(text: &String) -> bool {
+fn is_word(text: &str) -> bool {
     !text.is_empty() && text.len() <= 16 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
 }
 

@@ -109,6 +109,7 @@ mod tests {
     use std::sync::Arc;
 
     use slipway_gpu::amd::devices::Link;
+    use slipway_gpu::usage::Usage;
 
     use super::*;
     use crate::amd::samples::machine;
@@ -129,7 +130,7 @@ mod tests {
             device: "0000:00:00.0".into(),
             replica: None,
         };
-        let text = render(&state, &readings, &Held::from([(holder, Default::default())]), "n1");
+        let text = render(&state, &readings, &Held::from([(holder, Usage::default())]), "n1");
         let lines = |name: &str| text.lines().filter(|l| l.starts_with(&format!("{name}{{"))).collect::<Vec<_>>();
         assert_eq!(lines("gpu_nodes_total"), ["gpu_nodes_total{hostname=\"n1\"} 8"]);
         let [power] = lines("gpu_package_power")[..] else { panic!("{text}") };

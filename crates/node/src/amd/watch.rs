@@ -30,7 +30,7 @@ pub struct Senders {
 }
 
 /// One look at the machine.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Reading {
     driver: Driver,
     devices: Vec<Device>,
@@ -51,7 +51,8 @@ impl Reader {
     fn read(&mut self) -> Reading {
         let Some(sysfs) = amd::sysfs(self.fixture.as_deref()) else {
             let name = self.fixture.clone().unwrap_or_default();
-            return Reading { library: Err(format!("the fixture {name} has no GPU of AMD")), ..Reading::default() };
+            let library = Err(format!("the fixture {name} has no GPU of AMD"));
+            return Reading { driver: Driver::default(), devices: Vec::new(), library };
         };
         let (driver, devices) = (Driver::read(&sysfs), devices(&sysfs));
         let ids: Vec<String> = devices.iter().map(|device| device.id.clone()).collect();
@@ -63,17 +64,19 @@ impl Reader {
     }
 
     fn inventory(&mut self, ids: Vec<String>) -> Result<Inventory, String> {
-        let mut open = || -> Result<Inventory, GpuError> {
-            if self.library.is_none() {
-                self.library = Some(Amd::open_for(self.fixture.as_deref())?);
-                self.opened_with = ids;
-            }
-            self.library.as_ref().ok_or(GpuError::NoGpu)?.inventory()
-        };
-        open().map_err(|error| {
+        let inventory = self.open(ids).and_then(Amd::inventory);
+        if inventory.is_err() {
             self.library = None;
-            error.to_string()
-        })
+        }
+        inventory.map_err(|error| error.to_string())
+    }
+
+    fn open(&mut self, ids: Vec<String>) -> Result<&Amd, GpuError> {
+        if self.library.is_none() {
+            self.library = Some(Amd::open_for(self.fixture.as_deref())?);
+            self.opened_with = ids;
+        }
+        self.library.as_ref().ok_or(GpuError::NoGpu)
     }
 }
 
@@ -294,7 +297,8 @@ mod tests {
         assert_eq!(faults(&state).len(), 1);
         assert!(faults(&state)[0].1.contains("KFD"));
         assert_eq!(state.machine().unwrap().units[0].name, "AMD Instinct MI300X (OAM)");
-        let missing = tracker.update(&Reading::default(), QUIET, now);
+        let nothing = Reading { driver: Driver::default(), devices: Vec::new(), library: Err(String::new()) };
+        let missing = tracker.update(&nothing, QUIET, now);
         assert_eq!(missing, State::Missing("amdgpu is not loaded".into()));
     }
 

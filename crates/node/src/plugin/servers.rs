@@ -103,7 +103,7 @@ impl<O: Offered> Servers<O> {
     /// Marks all devices as unhealthy.
     pub fn withdraw(&mut self) {
         for server in self.servers.values() {
-            server.offered.send_modify(Offered::withdraw);
+            server.offered.send_modify(O::withdraw);
         }
     }
 

@@ -256,7 +256,7 @@ pub(crate) struct Run {
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub(crate) recover_after: u64,
     /// Also offer GPUs of AMD, as extended resources, with the labels of AMD's node labeller
-    #[arg(long, env = "SLIPWAY_AMD")]
+    #[arg(long)]
     pub(crate) amd: bool,
     /// How AMD's GPUs and partitions are named as resources
     #[arg(long, value_enum, default_value_t = AmdNaming::Single)]
