@@ -154,6 +154,7 @@ conformance-gpu: binary $(PEERS)/gpu/.ready $(if $(LIVE),$(NVIDIA_CTK))
 conformance-kube: binary $(PEERS)/gpu/.ready $(PLUGIN)/kubelet $(if $(LIVE),$(HELM) $(PLUGIN)/nvidia-device-plugin)
 	$(PEERS)/gpu/bin/python conformance/kube/chart.py --slipway $(SLIPWAY) $(if $(LIVE),--helm $(HELM)) $(call junit,chart)
 	$(PEERS)/gpu/bin/python conformance/kube/plugin.py --slipway $(SLIPWAY) --kubelet $(PLUGIN)/kubelet $(if $(LIVE),--upstream $(PLUGIN)) $(call junit,plugin)
+	conformance/kube/amd.py --slipway $(SLIPWAY) --kubelet $(PLUGIN)/kubelet $(call junit,amd)
 
 # DVC itself is only needed to record its results (LIVE=1), and for the benchmark.
 $(PEERS)/dvc/.ready: conformance/dvc/requirements.txt

@@ -10,7 +10,7 @@ use crate::nvml::{Clock, Device, Fabric, FabricState, MigAttributes, Nvml, NvmlE
 use crate::{GpuError, process, sheet};
 
 /// All GPUs of a machine.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Default, JsonSchema)]
 #[schemars(rename = "GpuInventory")]
 pub struct Inventory {
     /// Whether the data comes from a simulated fixture instead of a driver.
@@ -70,7 +70,7 @@ pub struct Gpu {
 }
 
 /// Memory error counters of a GPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[allow(missing_docs)] // the names are NVML's
 #[schemars(rename = "GpuEcc")]
 pub struct Ecc {

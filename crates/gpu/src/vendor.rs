@@ -47,10 +47,8 @@ pub fn is_amd(fixture: &str) -> bool {
 /// # Errors
 /// As [`Nvml::find`] and [`Amd::open_simulator`]. On a machine without either library the error is that of NVIDIA's.
 pub fn find(fixture: Option<&str>) -> Result<Box<dyn Vendor>, GpuError> {
-    if let Some(fixture) = fixture
-        && let Some(simulator) = amd::simulator_of(fixture)
-    {
-        return Ok(Box::new(Amd::open_simulator(simulator, fixture)?));
+    if fixture.is_some_and(is_amd) {
+        return Ok(Box::new(Amd::open_for(fixture)?));
     }
     match Nvml::find(fixture) {
         Ok(nvml) => Ok(Box::new(nvml)),
@@ -61,4 +59,11 @@ pub fn find(fixture: Option<&str>) -> Result<Box<dyn Vendor>, GpuError> {
         },
         Err(error) => Err(error),
     }
+}
+
+/// The GPUs of AMD on a machine whose `first` inventory, of [`find`], is that of NVIDIA; `None` if it has none.
+pub fn second(fixture: Option<&str>, first: &Result<Inventory, GpuError>) -> Option<Inventory> {
+    let of_nvidia = first.as_ref().is_ok_and(|inventory| !inventory.nvml.is_empty());
+    let amd = (fixture.is_none() && of_nvidia).then(Amd::find)?.ok()?;
+    amd.inventory().ok().filter(|inventory| !inventory.gpus.is_empty())
 }

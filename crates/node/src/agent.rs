@@ -11,7 +11,6 @@ use slipway_store::Database;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use crate::accept;
 use crate::access::Gate;
 use crate::cluster::{Cluster, NODE};
 use crate::config::{self, Config};
@@ -22,9 +21,9 @@ use crate::holders::Watcher;
 use crate::metrics::{self, Readings};
 use crate::mig_manager::Manager;
 use crate::model::Held;
-use crate::plugin::{Plugin, Roots};
+use crate::plugin::{self, Plugin, Roots, servers};
 use crate::resources::offers;
-use crate::{NodeError, cdi, dra, gpu_settings, http, imex, labels, mps, pause, repo};
+use crate::{NodeError, accept, amd, cdi, dra, gpu_settings, http, imex, labels, mps, pause, repo};
 
 /// The kubelet API through which GPUs are offered. Offering both at once would allocate devices twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +72,8 @@ pub struct Options {
     pub poll_interval: Duration,
     /// Taint the node until it has passed the checks; `None` to accept every node.
     pub accept: Option<accept::Settings>,
+    /// Also offer GPUs of AMD, always as extended resources; `None` to leave them to other plugins.
+    pub amd: Option<amd::Settings>,
 }
 
 /// Runs the agent until `stop` completes. Without a cluster it only offers devices and serves metrics.
@@ -138,12 +139,23 @@ async fn run_with<C: Cluster>(
         Ok(())
     });
     let plugins = options.kubelet.join("device-plugins");
+    if options.offering == Offering::DevicePlugin || options.amd.is_some() {
+        servers::remove_stale_sockets(&plugins)?;
+    }
+    let of_amd = amd::Senders::default();
+    if let Some(settings) = options.amd.clone() {
+        let plugin =
+            amd::Plugin { folder: plugins.clone(), naming: settings.naming, handed_out: Arc::clone(&handed_out) };
+        tasks.spawn(plugin.run(of_amd.states.subscribe()));
+        tasks.spawn(amd::watch(settings.fixture, of_amd.clone(), options.poll_interval, options.policy.quiet));
+    }
     match (options.offering, &cluster) {
         (Offering::DevicePlugin, _) => {
             let mps = mps::Root(options.mps_root.clone());
             tasks.spawn(run_mps(Arc::clone(&driver), configs.subscribe(), mps.clone(), options.driver_root.clone()));
             let roots = Roots { local: options.driver_root.clone(), host: options.host_driver_root.clone() };
-            let plugin = Plugin { folder: plugins.clone(), mps, roots, handed_out: Arc::clone(&handed_out) };
+            let settings = plugin::Settings { mps, roots };
+            let plugin = Plugin { folder: plugins.clone(), settings, handed_out: Arc::clone(&handed_out) };
             tasks.spawn(plugin.run(driver.subscribe(), configs.subscribe()));
         }
         (Offering::Dra, Some(cluster)) => {
@@ -213,8 +225,13 @@ async fn run_with<C: Cluster>(
             }
             None => {}
         }
-        let labelling =
-            labels::run(Arc::clone(&cluster), options.node.clone(), driver.subscribe(), configs.subscribe());
+        let labelling = labels::run(
+            Arc::clone(&cluster),
+            options.node.clone(),
+            driver.subscribe(),
+            of_amd.states.subscribe(),
+            configs.subscribe(),
+        );
         tasks.spawn(async move {
             labelling.await;
             Ok(())
@@ -235,6 +252,11 @@ async fn run_with<C: Cluster>(
     let state = http::AppState {
         node: options.node.clone(),
         states: driver.subscribe(),
+        amd: http::Amd {
+            states: of_amd.states.subscribe(),
+            readings: of_amd.readings.subscribe(),
+            naming: options.amd.clone().unwrap_or_default().naming,
+        },
         configs: configs.subscribe(),
         readings: readings.subscribe(),
         held: held.subscribe(),
@@ -415,6 +437,7 @@ mod tests {
             policy: Policy::from_variables(None, None, Duration::from_secs(1)),
             poll_interval: Duration::from_secs(1),
             accept: None,
+            amd: None,
         }
     }
 

@@ -125,8 +125,9 @@ fn holders(response: &api::ListPodResourcesResponse, state: &State, driver: &str
             for devices in &container.devices {
                 for id in &devices.device_ids {
                     let device = resources::device(id);
-                    // Other device plugins use other identifiers.
-                    if device.starts_with("GPU-") || device.starts_with("MIG-") {
+                    // Other device plugins use other identifiers. Those of AMD's GPUs are names of the kernel, which do not identify the vendor.
+                    let is_nvidia = device.starts_with("GPU-") || device.starts_with("MIG-");
+                    if is_nvidia || devices.resource_name.starts_with("amd.com/") {
                         let replica = id.split_once("::").and_then(|(_, n)| n.parse().ok());
                         found.push(holder(devices.resource_name.clone(), device.to_owned(), replica));
                     }

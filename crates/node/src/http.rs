@@ -28,7 +28,7 @@ use crate::driver::State;
 use crate::kubelet::identity;
 use crate::metrics::{self, Readings};
 use crate::model::Held;
-use crate::{NodeError, labels, repo, resources};
+use crate::{NodeError, amd, labels, repo, resources};
 
 /// Limits on connections. They are tight, because the only clients are Prometheus, the kubelet and the control plane.
 #[derive(Debug, Clone, Copy)]
@@ -54,11 +54,20 @@ impl Default for Limits {
     }
 }
 
+/// What the handlers read about GPUs of AMD.
+#[derive(Clone)]
+pub(crate) struct Amd {
+    pub(crate) states: watch::Receiver<Arc<amd::State>>,
+    pub(crate) readings: watch::Receiver<amd::Readings>,
+    pub(crate) naming: amd::Naming,
+}
+
 /// The state that the handlers read.
 #[derive(Clone)]
 pub(crate) struct AppState {
     pub(crate) node: String,
     pub(crate) states: watch::Receiver<Arc<State>>,
+    pub(crate) amd: Amd,
     pub(crate) configs: watch::Receiver<Arc<Config>>,
     pub(crate) readings: watch::Receiver<Arc<Readings>>,
     pub(crate) held: watch::Receiver<Held>,
@@ -118,7 +127,9 @@ async fn serve_connection(stream: TcpStream, router: Router, limits: Limits) {
 
 async fn metrics(Extract(app): Extract<Arc<AppState>>) -> Response {
     let (state, readings) = (app.states.borrow().clone(), app.readings.borrow().clone());
-    let text = metrics::render(&state, &readings, &app.held.borrow(), &app.node);
+    let mut text = metrics::render(&state, &readings, &app.held.borrow(), &app.node);
+    let (state, readings) = (app.amd.states.borrow().clone(), app.amd.readings.borrow().clone());
+    text.push_str(&amd::render(&state, &readings, &app.held.borrow(), &app.node));
     ([("content-type", "text/plain; version=0.0.4")], text).into_response()
 }
 
@@ -127,13 +138,14 @@ async fn metrics(Extract(app): Extract<Arc<AppState>>) -> Response {
 async fn ready(Extract(app): Extract<Arc<AppState>>) -> Response {
     let state = app.states.borrow().clone();
     match &*state {
-        State::Missing(why) => {
+        // A node with GPUs of AMD only needs no driver of NVIDIA.
+        State::Missing(why) if app.amd.states.borrow().machine().is_none() => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("the driver is missing: {why}\n")).into_response()
         }
-        State::Available(_) if identity(&app.kubelet).is_none() => {
+        _ if identity(&app.kubelet).is_none() => {
             (StatusCode::SERVICE_UNAVAILABLE, "the kubelet is not running\n").into_response()
         }
-        State::Available(_) => "ok\n".into_response(),
+        _ => "ok\n".into_response(),
     }
 }
 
@@ -142,7 +154,7 @@ async fn node(Extract(app): Extract<Arc<AppState>>) -> Response {
     let config = app.configs.borrow().clone();
     let held = app.held.borrow().clone();
     let holders: Vec<_> = held.iter().map(|(h, u)| json!({"holder": h, "used": u})).collect();
-    let body = match &*state {
+    let mut body = match &*state {
         State::Missing(why) => json!({"node": app.node, "driver": null, "missing": why, "holders": holders}),
         State::Available(machine) => {
             let offers = resources::offers(machine, &config);
@@ -168,6 +180,8 @@ async fn node(Extract(app): Extract<Arc<AppState>>) -> Response {
             })
         }
     };
+    let (state, readings) = (app.amd.states.borrow().clone(), app.amd.readings.borrow().clone());
+    amd::add_to_report(&mut body, &state, &readings, app.amd.naming, labels::has_nvidia_gpu());
     Json(body).into_response()
 }
 
@@ -217,6 +231,11 @@ mod tests {
         let state = AppState {
             node: "n1".into(),
             states: watch::channel(Arc::new(State::Missing("a test".into()))).1,
+            amd: Amd {
+                states: watch::channel(Arc::default()).1,
+                readings: watch::channel(Arc::default()).1,
+                naming: amd::Naming::Single,
+            },
             configs: watch::channel(Arc::default()).1,
             readings: watch::channel(Arc::default()).1,
             held: watch::channel(Held::default()).1,

@@ -1,4 +1,5 @@
-//! Publishes labels that describe a node's GPUs, and a node condition that reports whether they are usable.
+//! Publishes labels that describe a node's GPUs, and a node condition that reports whether they are usable. Those of AMD's GPUs are in
+//! [`amd`].
 //!
 //! Source of names and values: NVIDIA GPU feature discovery (GFD), README, "Generated Labels", and "The nvidia.com/mig-..." tables.
 
@@ -12,6 +13,7 @@ use slipway_gpu::inventory::{Gpu, MigDevice};
 use slipway_gpu::mig;
 use tokio::sync::watch;
 
+use crate::amd;
 use crate::cluster::{Cluster, NODE};
 use crate::config::{Config, MigStrategy, SharingStrategy};
 use crate::driver::{Machine, State};
@@ -219,18 +221,21 @@ pub async fn run<C: Cluster>(
     cluster: Arc<C>,
     node: String,
     mut states: watch::Receiver<Arc<State>>,
+    mut amd_states: watch::Receiver<Arc<amd::State>>,
     mut configs: watch::Receiver<Arc<Config>>,
 ) {
     let machine_type = machine_type();
     let mut published: Option<(BTreeMap<String, String>, Condition)> = None;
     let mut last_transition = String::new();
+    // Keep the labels of a vendor while its driver is missing: the hardware is unchanged, and no pod can start without devices anyway.
+    let (mut of_nvidia, mut of_amd) = (BTreeMap::new(), BTreeMap::new());
     loop {
         let (state, config) = (states.borrow_and_update().clone(), configs.borrow_and_update().clone());
-        let labels = state.machine().map(|m| labels(m, &config, &machine_type));
-        let condition = condition(&state);
-        // Keep the labels while the driver is missing: the hardware is unchanged, and no pod can start without devices anyway.
-        let labels = labels.or_else(|| published.as_ref().map(|(l, _)| l.clone())).unwrap_or_default();
-        let current = (labels, condition);
+        let amd_state = amd_states.borrow_and_update().clone();
+        of_nvidia = state.machine().map_or(of_nvidia, |m| labels(m, &config, &machine_type));
+        of_amd = amd_state.machine().map_or(of_amd, amd::labels);
+        let condition = condition(&state, &amd_state, has_nvidia_gpu());
+        let current = (of_nvidia.iter().chain(&of_amd).map(|(k, v)| (k.clone(), v.clone())).collect(), condition);
         let mut retry_after = Duration::from_secs(600);
         if published.as_ref() != Some(&current) {
             if published.as_ref().is_none_or(|(_, c)| c.ready != current.1.ready) {
@@ -246,6 +251,7 @@ pub async fn run<C: Cluster>(
         }
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
+            changed = amd_states.changed() => if changed.is_err() { return },
             changed = configs.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(retry_after) => published = None,
         }
@@ -260,20 +266,37 @@ struct Condition {
     message: String,
 }
 
-fn condition(state: &State) -> Condition {
+/// Whether the machine has a card of NVIDIA, with or without a driver.
+pub(crate) fn has_nvidia_gpu() -> bool {
+    slipway_gpu::pci::scan(Path::new("/sys")).iter().any(|d| d.is_gpu() && d.vendor == slipway_gpu::pci::NVIDIA)
+}
+
+/// The condition of a node with GPUs of one or both vendors. A missing driver of NVIDIA is no problem if there are only GPUs of AMD.
+fn condition(state: &State, amd_state: &amd::State, has_nvidia_gpu: bool) -> Condition {
+    let mut faults: Vec<String> = Vec::new();
+    let mut ready: Vec<String> = Vec::new();
     match state {
-        State::Missing(why) => Condition { ready: false, reason: "DriverMissing", message: why.clone() },
+        State::Missing(why) if has_nvidia_gpu || amd_state.machine().is_none() => {
+            let message = match amd_state {
+                amd::State::Missing(of_amd) => format!("{why}; {of_amd}"),
+                _ => why.clone(),
+            };
+            return Condition { ready: false, reason: "DriverMissing", message };
+        }
+        State::Missing(_) => {}
         State::Available(machine) => {
-            let faults: Vec<String> = machine.faults.all().map(|(uuid, f)| format!("{uuid}: {}", f.reason)).collect();
-            if faults.is_empty() {
-                let count = machine.inventory.gpus.len();
-                let message = format!("{count} GPUs, driver {}", machine.inventory.driver);
-                Condition { ready: true, reason: "Ready", message }
-            } else {
-                Condition { ready: false, reason: "Unhealthy", message: faults.join("; ") }
-            }
+            faults.extend(machine.faults.all().map(|(uuid, f)| format!("{uuid}: {}", f.reason)));
+            ready.push(format!("{} GPUs, driver {}", machine.inventory.gpus.len(), machine.inventory.driver));
         }
     }
+    if let Some(machine) = amd_state.machine() {
+        let faulty = machine.units.iter().filter_map(|u| Some(format!("{}: {}", u.device.id, u.fault.as_ref()?)));
+        faults.extend(faulty);
+        ready.push(format!("{} GPUs of AMD, driver amdgpu {}", machine.units.len(), machine.driver.version));
+    }
+    let healthy = faults.is_empty();
+    let (reason, parts) = if healthy { ("Ready", ready) } else { ("Unhealthy", faults) };
+    Condition { ready: healthy, reason, message: parts.join("; ").trim_end().to_owned() }
 }
 
 /// Applies the labels and the condition to the node.
@@ -350,6 +373,33 @@ mod tests {
         assert_eq!(label([fabric(done, Some(uuid)), fabric(done, Some(uuid))]), format!("{uuid}.32766"));
         assert_eq!(label([fabric(done, None), fabric(done, None)]), "", "a board has no domain beyond the machine");
         assert_eq!(label([fabric(done, Some(uuid)), fabric(FabricState::InProgress, Some(uuid))]), "");
+    }
+
+    #[test]
+    fn condition_covers_both_vendors() {
+        let amd = |fault: Option<&str>| {
+            let mut machine = amd::samples::machine(&["spx_nps1", "spx_nps1"], slipway_gpu::amd::devices::Link::Xgmi);
+            machine.units[1].fault = fault.map(str::to_owned);
+            amd::State::Available(Box::new(machine))
+        };
+        let nvidia = State::Available(Box::new(machine(vec![gpu(0, None)])));
+        let missing = State::Missing("no libnvidia-ml.so".into());
+        let no_amd = amd::State::Missing("no amdgpu".into());
+        let facts = |state: &State, amd: &amd::State, on_bus: bool| {
+            let found = condition(state, amd, on_bus);
+            (found.ready, found.reason, found.message)
+        };
+        let expected = |ready, reason, message: &str| (ready, reason, message.to_owned());
+        let both = "1 GPUs, driver 580.95.05; 2 GPUs of AMD, driver amdgpu";
+        assert_eq!(facts(&nvidia, &amd(None), true), expected(true, "Ready", both));
+        assert_eq!(facts(&missing, &amd(None), false), expected(true, "Ready", "2 GPUs of AMD, driver amdgpu"));
+        assert_eq!(facts(&missing, &amd(None), true), expected(false, "DriverMissing", "no libnvidia-ml.so"));
+        assert_eq!(facts(&nvidia, &amd(Some("lost")), true), expected(false, "Unhealthy", "0000:01:00.0: lost"));
+        assert_eq!(facts(&nvidia, &no_amd, true), expected(true, "Ready", "1 GPUs, driver 580.95.05"));
+        let neither = "no libnvidia-ml.so; no amdgpu";
+        assert_eq!(facts(&missing, &no_amd, false), expected(false, "DriverMissing", neither));
+        let off = expected(false, "DriverMissing", "no libnvidia-ml.so");
+        assert_eq!(facts(&missing, &amd::State::Off, false), off);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`accept`] | acceptance of the node: checks, taint, schedule |
+//! | [`amd`] | GPUs of AMD: state, resources, labels, metrics |
 //! | [`agent`] | options, and the tasks that make up the agent |
 //! | [`config`] | NVIDIA's device plugin configuration, by file and by node label |
 //! | [`driver`] | the state of the driver: GPUs and faults; all MIG changes go through it |
@@ -29,6 +30,7 @@
 pub mod accept;
 mod access;
 pub mod agent;
+pub mod amd;
 pub mod cdi;
 pub mod cluster;
 pub mod config;

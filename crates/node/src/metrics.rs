@@ -95,7 +95,7 @@ fn accumulate(held: &mut Held, inventory: &Inventory, meter: &Meter, seconds: f6
 }
 
 /// Escapes a label value.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
@@ -280,7 +280,13 @@ pub fn render(state: &State, readings: &Readings, held: &Held, host: &str) -> St
 }
 
 /// Writes a metric family; nothing if it has no samples.
-fn family(out: &mut String, name: &str, kind: &str, help: &str, samples: impl IntoIterator<Item = (String, f64)>) {
+pub(crate) fn family(
+    out: &mut String,
+    name: &str,
+    kind: &str,
+    help: &str,
+    samples: impl IntoIterator<Item = (String, f64)>,
+) {
     let mut samples = samples.into_iter().peekable();
     if samples.peek().is_none() {
         return;

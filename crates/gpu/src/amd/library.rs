@@ -64,6 +64,8 @@ macro_rules! amd_smi_functions {
             amdsmi_get_power_info(Handle, *mut Buffer);
             amdsmi_get_power_cap_info(Handle, u32, *mut Buffer);
             amdsmi_get_gpu_activity(Handle, *mut Buffer);
+            amdsmi_get_gpu_enumeration_info(Handle, *mut Buffer);
+            amdsmi_get_gpu_total_ecc_count(Handle, *mut Buffer);
         }
     };
 }

@@ -1,9 +1,12 @@
-//! GPUs of AMD through AMD SMI, the management library of ROCm: identity, memory, temperature, power and utilization.
+//! GPUs of AMD through AMD SMI, the management library of ROCm: identity, memory, temperature, power, utilization and memory errors. What
+//! containers use of them comes from the kernel ([`devices`]).
 //!
 //! Source: amdsmi.h. This is the only module that calls AMD SMI; every pointer that it passes is valid for the duration of the call.
 #![allow(unsafe_code)] // FFI: the C ABI of AMD SMI
 
+pub mod devices;
 mod library;
+pub mod sysfs;
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
@@ -12,8 +15,9 @@ use std::sync::OnceLock;
 use libloading::Library;
 pub use library::{BUFFER_BYTES, Buffer, Functions, Handle};
 
+use self::sysfs::Sysfs;
 use crate::GpuError;
-use crate::inventory::{Finding, FindingCode, Gpu, Inventory, Severity};
+use crate::inventory::{Ecc, Finding, FindingCode, Gpu, Inventory, Severity};
 
 /// `AMDSMI_INIT_AMD_GPUS`.
 const INIT_GPUS: u64 = 2;
@@ -79,15 +83,16 @@ macro_rules! call {
 pub struct Simulator {
     functions: Functions,
     fixtures: &'static [&'static str],
+    sysfs: fn(&str) -> Sysfs,
 }
 
 impl Simulator {
-    /// A simulator and the names of its fixtures.
+    /// A simulator, the names of its fixtures, and the files of the kernel on the machine of a fixture.
     ///
     /// # Safety
     /// The functions must follow amdsmi.h, and write at most [`BUFFER_BYTES`] to a [`Buffer`].
-    pub const unsafe fn new(functions: Functions, fixtures: &'static [&'static str]) -> Self {
-        Self { functions, fixtures }
+    pub const unsafe fn new(functions: Functions, fixtures: &'static [&'static str], sysfs: fn(&str) -> Sysfs) -> Self {
+        Self { functions, fixtures, sysfs }
     }
 }
 
@@ -101,6 +106,14 @@ pub fn set_simulator(simulator: Simulator) {
 /// The simulator that has this fixture.
 pub(crate) fn simulator_of(fixture: &str) -> Option<Simulator> {
     SIMULATOR.get().copied().filter(|simulator| simulator.fixtures.contains(&fixture))
+}
+
+/// The files of the kernel: of the machine, or those of a fixture; `None` if the fixture simulates no GPUs of AMD.
+pub fn sysfs(fixture: Option<&str>) -> Option<Sysfs> {
+    match fixture {
+        None => Some(Sysfs::Folder("/sys".into())),
+        Some(fixture) => simulator_of(fixture).map(|simulator| (simulator.sysfs)(fixture)),
+    }
 }
 
 /// An open AMD SMI. Dropping it undoes one initialisation.
@@ -148,6 +161,16 @@ impl Amd {
         let (functions, library) =
             library::open(path).map_err(|e| GpuError::NoAmdSmi { path: path.to_owned(), reason: e.to_string() })?;
         Ok(Self::initialise(functions, Some(library))?)
+    }
+
+    /// Opens ROCm's library, or the simulator that has this fixture.
+    ///
+    /// # Errors
+    /// As [`Amd::find`] and [`Amd::open_simulator`].
+    pub fn open_for(fixture: Option<&str>) -> Result<Self, GpuError> {
+        let Some(fixture) = fixture else { return Self::find() };
+        let unknown = || GpuError::Invalid(format!("there is no fixture '{fixture}' with GPUs of AMD"));
+        Self::open_simulator(simulator_of(fixture).ok_or_else(unknown)?, fixture)
     }
 
     /// Opens a simulator with one of its fixtures.
@@ -208,7 +231,14 @@ impl Amd {
             call(&mut number).map(|()| number)
         };
         let keep = &mut found;
-        let asic = value(buffer(&|to| call!(f, amdsmi_get_gpu_asic_info, handle, to)), keep);
+        let asic = buffer(&|to| call!(f, amdsmi_get_gpu_asic_info, handle, to));
+        keep.extend(asic.as_ref().err().filter(|error| !is_expected(**error)).map(|error| Finding {
+            code: FindingCode::GpuLost,
+            severity: Severity::Error,
+            what: format!("the GPU does not respond: {error}"),
+            remedy: "see the kernel's log: dmesg | grep -i amdgpu; reset the GPU or restart the machine".into(),
+        }));
+        let asic = asic.ok();
         let asic = asic.map(|buffer| Asic::read(&buffer)).unwrap_or_default();
         let power = value(buffer(&|to| call!(f, amdsmi_get_power_info, handle, to)), keep);
         let cap = value(buffer(&|to| call!(f, amdsmi_get_power_cap_info, handle, 0, to)), keep);
@@ -217,8 +247,21 @@ impl Amd {
         // `amdsmi_engine_usage_t`: the graphics engine and the memory controller, in percent.
         let activity = value(buffer(&|to| call!(f, amdsmi_get_gpu_activity, handle, to)), keep);
         let percent = |at: usize| activity.map(|activity| activity.u32(at)).filter(|percent| *percent <= 100);
+        let ecc =
+            value(buffer(&|to| call!(f, amdsmi_get_gpu_total_ecc_count, handle, to)), keep).map(|count| ecc(&count));
+        keep.extend(ecc.as_ref().filter(|ecc| ecc.uncorrected > 0).map(|ecc| Finding {
+            code: FindingCode::UncorrectedErrors,
+            severity: Severity::Error,
+            what: format!("{} uncorrected memory errors", ecc.uncorrected),
+            remedy: "drain the node, reset the GPU (amd-smi reset --gpureset), and replace the card if the errors return"
+                .into(),
+        }));
+        // The first member of `amdsmi_enumeration_info_t` is the number of the render node, and 0 or only ones if it is unknown.
+        let places = buffer(&|to| call!(f, amdsmi_get_gpu_enumeration_info, handle, to)).ok();
         Gpu {
             index,
+            minor: places.map(|places| places.u32(0)).filter(|render| *render != 0 && *render != u32::MAX),
+            ecc,
             uuid: value(self.uuid(handle), keep).unwrap_or_default(),
             name: if asic.name.is_empty() { "unknown".into() } else { asic.name },
             serial: asic.serial,
@@ -288,13 +331,22 @@ fn handles(mut read: impl FnMut(*mut u32, *mut Handle) -> Result<(), AmdError>) 
     Ok(out)
 }
 
+/// Whether an error means that the card or an older library has no such value.
+fn is_expected(error: AmdError) -> bool {
+    [NOT_SUPPORTED, NOT_IMPLEMENTED, NO_SYMBOL].contains(&error.code)
+}
+
+/// The counters in `amdsmi_error_count_t`: correctable and uncorrectable errors of all blocks since the driver was loaded.
+fn ecc(count: &Buffer) -> Ecc {
+    Ecc { enabled: true, corrected: count.u64(0), uncorrected: count.u64(8), ..Ecc::default() }
+}
+
 /// The value of a call; `None` on error. Errors other than "not supported" become findings.
 fn value<T>(result: Result<T, AmdError>, findings: &mut Vec<Finding>) -> Option<T> {
     result
         .map_err(|error| {
             let what = error.to_string();
-            let is_expected = [NOT_SUPPORTED, NOT_IMPLEMENTED, NO_SYMBOL].contains(&error.code);
-            if !is_expected && findings.iter().all(|finding| finding.what != what) {
+            if !is_expected(error) && findings.iter().all(|finding| finding.what != what) {
                 findings.push(Finding {
                     code: FindingCode::UnreadableValue,
                     severity: Severity::Warning,

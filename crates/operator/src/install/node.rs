@@ -197,9 +197,18 @@ fn daemon_set(values: &Values) -> Value {
         volumes.push(json!({"name": "accept-limits", "configMap": {"name": "slipway-accept-limits"}}));
         mounts.push(json!({"name": "accept-limits", "mountPath": "/etc/slipway/accept", "readOnly": true}));
     }
-    // Without the last toleration, an agent that was restarted could not remove its own taint.
+    // Without the toleration of acceptance, an agent that was restarted could not remove its own taint.
     let mut tolerations = node.tolerations.clone();
     tolerations.push(json!({"key": "slipway.dev/not-accepted", "operator": "Exists", "effect": "NoSchedule"}));
+    if node.amd.enabled {
+        args.extend(["--amd".into(), format!("--amd-naming={}", node.amd.naming)]);
+        // A link in this folder leads to ROCm's current version, so the folder is mounted and not the link.
+        volumes.push(host("rocm", &node.amd.rocm_dir, "DirectoryOrCreate"));
+        mounts.push(
+            json!({"name": "rocm", "mountPath": "/opt", "readOnly": true, "mountPropagation": "HostToContainer"}),
+        );
+        tolerations.push(json!({"key": "amd.com/gpu", "operator": "Exists", "effect": "NoSchedule"}));
+    }
     if !node.gpu_settings.is_empty() {
         args.push("--gpu-settings-dir=/etc/slipway/gpu-settings".into());
         volumes.push(json!({"name": "gpu-settings", "configMap": {"name": "slipway-gpu-settings"}}));
@@ -262,7 +271,7 @@ fn daemon_set(values: &Values) -> Value {
     set
 }
 
-/// RBAC rules apply to all nodes. These policies restrict an agent to its own node, and there to labels under `nvidia.com/`,
+/// RBAC rules apply to all nodes. These policies restrict an agent to its own node, and there to labels of GPUs (`nvidia.com/`, `amd.com/gpu.`),
 /// the label and the taint of acceptance, and the state of the GPU settings.
 fn restrict_to_own_node(values: &Values) -> Vec<Value> {
     let own = "request.userInfo.extra[?'authentication.kubernetes.io/node-name'][?0].orValue('')";
@@ -273,7 +282,8 @@ fn restrict_to_own_node(values: &Values) -> Vec<Value> {
     };
     let domain = if values.compute_domains.enabled { format!(" || k == '{LABEL}'") } else { String::new() };
     let own_label = format!(
-        "k.startsWith('nvidia.com/') || k == 'slipway.dev/accepted' || k == 'slipway.dev/gpu-settings.state'{domain}"
+        "k.startsWith('nvidia.com/') || k.startsWith('amd.com/gpu.') || k.startsWith('beta.amd.com/gpu.') || \
+         k == 'slipway.dev/accepted' || k == 'slipway.dev/gpu-settings.state'{domain}"
     );
     let other_labels_unchanged = |a: &str, b: &str| {
         format!(

@@ -147,6 +147,7 @@ pub struct Node {
     pub config: BTreeMap<String, String>,
     pub mig_config: String,
     pub accept: Accept,
+    pub amd: Amd,
     pub gpu_settings: BTreeMap<String, String>,
     pub privileged: bool,
     pub runtime_class_name: String,
@@ -164,6 +165,16 @@ pub struct Accept {
     pub level: u8,
     pub every: String,
     pub limits: String,
+}
+
+/// GPUs of AMD.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct Amd {
+    pub enabled: bool,
+    pub naming: String,
+    pub rocm_dir: String,
 }
 
 /// Device classes for resource claims.
@@ -260,12 +271,32 @@ impl Values {
                 values.node.offer
             )));
         }
+        values.check_node().map_err(|message| KubeError::Invalid(message.into()))?;
         values.check_queues()?;
         values.check_compute_domains().map_err(|message| KubeError::Invalid(message.into()))?;
         if !values.is_shared() && (values.server.replicas > 1 || values.gateway.enabled) {
             return Err(KubeError::Invalid(STATE_NOT_SHARED.into()));
         }
         Ok(values)
+    }
+
+    /// The chart has the same rules in values.schema.json.
+    fn check_node(&self) -> Result<(), &'static str> {
+        let Node { accept, amd, .. } = &self.node;
+        let is_interval = |text: &str| {
+            let number = text.strip_suffix(['d', 'h', 'm', 's']).unwrap_or_default();
+            number.starts_with(|c| ('1'..='9').contains(&c)) && number.bytes().all(|b| b.is_ascii_digit())
+        };
+        if accept.level > 4 {
+            return Err("the values: node.accept.level must be 0 to 4");
+        }
+        if !accept.every.is_empty() && !is_interval(&accept.every) {
+            return Err("the values: node.accept.every must be a number with d, h, m or s, such as 7d");
+        }
+        if !matches!(amd.naming.as_str(), "single" | "mixed") {
+            return Err("the values: node.amd.naming must be single or mixed");
+        }
+        Ok(())
     }
 
     fn check_queues(&self) -> Result<(), KubeError> {
@@ -374,6 +405,17 @@ mod tests {
         }
         let host = "node: {offer: dra, privileged: false}\ncomputeDomains: {enabled: true, imex: host}";
         assert!(Values::read("a", &[host.into()]).unwrap().compute_domains.enabled);
+        for (text, part) in [
+            ("accept: {level: 5}", "0 to 4"),
+            ("accept: {every: 7w}", "such as 7d"),
+            ("accept: {every: d}", "such as 7d"),
+            ("accept: {every: 07d}", "such as 7d"),
+            ("amd: {naming: triple}", "single or mixed"),
+        ] {
+            let error = Values::read("a", &[format!("node: {{{text}}}")]).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        assert_eq!(Values::read("a", &["node: {accept: {every: 12h}}".into()]).unwrap().node.accept.every, "12h");
         assert!(Values::read("a", &["node: {offer: both}".into()]).unwrap_err().to_string().contains("both"));
     }
 }

@@ -302,7 +302,7 @@ pub(crate) struct Desired {
     #[arg(long)]
     pub(crate) gpus: Option<String>,
     /// Configuration file of mig-parted
-    #[arg(long, value_name = "FILE")]
+    #[arg(short = 'f', long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Name of the layout in that file
     #[arg(long, value_name = "NAME")]
@@ -323,7 +323,7 @@ pub(crate) enum Mig {
     },
     /// Place instances and show what would change; exit code 3 if there are changes
     #[command(
-        after_help = "Example:\n  slipway gpu mig plan \"3x1g.10gb + 1x3g.40gb\" --gpus 0-3\n  slipway gpu mig plan --from-workloads jobs.yaml --family h100-80gb"
+        after_help = "Example:\n  slipway gpu mig plan \"3x1g.10gb + 1x3g.40gb\" --gpus 0-3\n  slipway gpu mig plan -f config.yaml --layout all-balanced\n  slipway gpu mig plan --from-workloads jobs.yaml --family h100-80gb"
     )]
     Plan {
         #[command(flatten)]

@@ -12,7 +12,7 @@ use slipway_gpu::accept::check::Level;
 pub(crate) enum Node {
     /// Run the node agent: device plugin or DRA driver, labels, MIG manager, metrics, lease log
     #[command(
-        after_help = "Example:\n  slipway node run --node-name worker-1 --kubeconfig ~/.kube/config\n  slipway node run --no-kube --config-file plugin.yaml\n\nNVIDIA's variables are understood: NODE_NAME, CONFIG_FILE, MIG_STRATEGY, NVIDIA_DRIVER_ROOT,\nDP_DISABLE_HEALTHCHECKS, DP_ENABLE_HEALTHCHECKS."
+        after_help = "Example:\n  slipway node run --node-name worker-1 --kubeconfig ~/.kube/config\n  slipway node run --no-kube --config-file plugin.yaml\n  slipway node run --amd --amd-naming mixed\n\nNVIDIA's variables are understood: NODE_NAME, CONFIG_FILE, MIG_STRATEGY, NVIDIA_DRIVER_ROOT,\nDP_DISABLE_HEALTHCHECKS, DP_ENABLE_HEALTHCHECKS."
     )]
     Run(Box<Run>),
     /// Bring this machine to the state in a document, one resource at a time; run by `slipway cluster apply`
@@ -77,6 +77,15 @@ pub(crate) enum Offer {
     DevicePlugin,
     /// Devices for resource claims
     Dra,
+}
+
+/// How devices of AMD are named as resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AmdNaming {
+    /// All GPUs and partitions are amd.com/gpu; all cards must be divided in the same way
+    Single,
+    /// They are named for the partitions of their cards, such as amd.com/cpx_nps4; amd.com/gpu on cards without partitions
+    Mixed,
 }
 
 /// Who runs IMEX on a node.
@@ -246,7 +255,13 @@ pub(crate) struct Run {
     /// Seconds without errors after which a GPU counts as healthy again
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub(crate) recover_after: u64,
-    /// Simulate GPUs with this fixture instead of using the driver
+    /// Also offer GPUs of AMD, as extended resources, with the labels of AMD's node labeller
+    #[arg(long)]
+    pub(crate) amd: bool,
+    /// How AMD's GPUs and partitions are named as resources
+    #[arg(long, value_enum, default_value_t = AmdNaming::Single)]
+    pub(crate) amd_naming: AmdNaming,
+    /// Simulate GPUs with this fixture instead of using the driver; with a comma one of each vendor: h100x8,mi300xx8
     #[arg(long, value_name = "NAME")]
     pub(crate) fixture: Option<String>,
 }

@@ -7,8 +7,7 @@ use serde_json::Value;
 use slipway_core::home::Home;
 use slipway_core::units;
 use slipway_gpu::inventory::{Inventory, Severity};
-use slipway_gpu::nvml::Nvml;
-use slipway_gpu::{GpuError, pci, stack};
+use slipway_gpu::{GpuError, pci, stack, vendor};
 use slipway_serve::runtime::Runtime;
 
 use super::Context;
@@ -37,12 +36,14 @@ fn gpus(fixture: Option<&str>, inventory: &Result<Inventory, GpuError>, root: &P
         let remedy = format!("correct or unset {}, which is '{name}'", slipway_core::env::GPU_FIXTURE);
         return vec![gpus(false, error.to_string(), remedy)];
     }
-    let on_bus = pci::scan(&root.join("sys")).iter().any(|d| d.is_gpu() && d.vendor == pci::NVIDIA);
+    // A display of AMD without its library is most likely the processor's own, which computes nothing.
+    let on_bus =
+        pci::scan(&root.join("sys")).iter().any(|d| d.is_gpu() && (d.vendor == pci::NVIDIA || d.is_accelerator()));
     if !on_bus && inventory.as_ref().map_or(true, |i| i.gpus.is_empty()) {
         let remedy =
             "seat the card, or pass it through to the virtual machine; without a GPU: slipway gpu ls --fixture h100x8";
         let remedy = if required { remedy } else { "" };
-        return vec![gpus(!required, "no NVIDIA GPU in this machine".into(), remedy.into())];
+        return vec![gpus(!required, "no GPU of NVIDIA or AMD in this machine".into(), remedy.into())];
     }
     let mut checks = Vec::new();
     let simulated = inventory.as_ref().is_ok_and(|i| i.simulated);
@@ -51,17 +52,25 @@ fn gpus(fixture: Option<&str>, inventory: &Result<Inventory, GpuError>, root: &P
         checks.extend(missing.map(|l| Check { what: l.name, ok: false, found: l.found, remedy: l.remedy }));
     }
     if let Ok(inventory) = inventory {
-        let note = if simulated { " (SIMULATED)" } else { "" };
-        let found = format!("{}, driver {}{note}", inventory.gpus.len(), inventory.driver);
-        checks.push(gpus(true, found, String::new()));
-        let problems = inventory.findings().filter(|(_, f)| f.severity > Severity::Note);
-        checks.extend(problems.map(|(gpu, f)| Check {
-            what: "GPU",
-            ok: false,
-            found: format!("GPU {gpu}: {}", f.what),
-            remedy: f.remedy.clone(),
-        }));
+        checks.extend(state(inventory));
     }
+    checks
+}
+
+/// The number of GPUs, and every finding.
+fn state(inventory: &Inventory) -> Vec<Check> {
+    let note = if inventory.simulated { " (SIMULATED)" } else { "" };
+    // AMD's library reports no version of NVML.
+    let vendor = if inventory.nvml.is_empty() { " of AMD" } else { "" };
+    let found = format!("{}{vendor}, driver {}{note}", inventory.gpus.len(), inventory.driver);
+    let mut checks = vec![Check { what: "GPUs", ok: true, found, remedy: String::new() }];
+    let problems = inventory.findings().filter(|(_, f)| f.severity > Severity::Note);
+    checks.extend(problems.map(|(gpu, f)| Check {
+        what: "GPU",
+        ok: false,
+        found: format!("GPU {gpu}{vendor}: {}", f.what),
+        remedy: f.remedy.clone(),
+    }));
     checks
 }
 
@@ -138,8 +147,11 @@ pub(super) async fn doctor(context: &Context, gpu: bool) -> Result<(), Failure> 
     add("python (for training code)", ok, found, "apt install python3 python3-venv");
 
     let fixture = slipway_core::env::value(slipway_core::env::GPU_FIXTURE);
-    let inventory = Nvml::find(fixture.as_deref()).and_then(|n| Inventory::collect(&n));
+    let inventory = vendor::find(fixture.as_deref()).and_then(|library| library.inventory());
     checks.extend(gpus(fixture.as_deref(), &inventory, Path::new("/"), gpu));
+    if let Some(second) = vendor::second(fixture.as_deref(), &inventory) {
+        checks.extend(state(&second));
+    }
 
     let problems = checks.iter().filter(|c| !c.ok).count();
     print(context.global.output.format, &checks, |checks| {
@@ -176,7 +188,10 @@ mod tests {
             checks.remove(0)
         };
         let absent = check(None, false);
-        assert!(absent.ok && absent.found.contains("no NVIDIA GPU") && absent.remedy.is_empty(), "{absent:?}");
+        assert!(
+            absent.ok && absent.found.contains("no GPU of NVIDIA or AMD") && absent.remedy.is_empty(),
+            "{absent:?}"
+        );
         for (fixture, required) in [(None, true), (Some("h100x8"), false)] {
             let missing = check(fixture, required);
             assert!(!missing.ok && !missing.remedy.is_empty(), "{missing:?}");

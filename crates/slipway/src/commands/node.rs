@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 use slipway_core::env;
 use slipway_core::home::Home;
 use slipway_gpu::accept::check::Level;
-use slipway_node::accept;
+use slipway_gpu::vendor;
 use slipway_node::agent::{Imex, Offering, Options};
 use slipway_node::cluster::{Cluster, ClusterError, Eviction, Kind};
 use slipway_node::config::{MigStrategy, Source};
 use slipway_node::health::Policy;
+use slipway_node::{accept, amd};
 use slipway_operator::{Api, KubeError, Resource};
 use tokio::sync::watch;
 
@@ -120,6 +121,14 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
     };
     let variable = |name: &str| std::env::var(name).ok();
     let fixture = args.fixture.or_else(|| env::value(env::GPU_FIXTURE));
+    let (fixture, amd_fixture) = by_vendor(fixture.as_deref());
+    let amd = (args.amd || amd_fixture.as_deref().is_some_and(vendor::is_amd)).then_some(amd::Settings {
+        naming: match args.amd_naming {
+            cli::AmdNaming::Single => amd::Naming::Single,
+            cli::AmdNaming::Mixed => amd::Naming::Mixed,
+        },
+        fixture: amd_fixture,
+    });
     let home = super::accept::agent_home(context);
     let accept =
         args.accept.map(|level| acceptance(context, level, args.accept_every, args.accept_limits, fixture.as_deref()));
@@ -163,8 +172,18 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
         ),
         poll_interval: Duration::from_secs(5.min(args.recover_after.max(1))),
         accept: accept.transpose()?,
+        amd,
     };
     Ok(slipway_node::run(options, cluster, super::up::termination_signal()?).await?)
+}
+
+/// The fixtures of NVIDIA and of AMD in a list of at most one of each. A machine with simulated GPUs has no real ones, so the fixture of one
+/// vendor stands for the other one too, which has no GPU in it.
+fn by_vendor(fixtures: Option<&str>) -> (Option<String>, Option<String>) {
+    let Some(fixtures) = fixtures else { return (None, None) };
+    let (amd, nvidia): (Vec<&str>, Vec<&str>) = fixtures.split(',').partition(|name| vendor::is_amd(name));
+    let [nvidia, amd] = [nvidia, amd].map(|names| if names.is_empty() { fixtures.to_owned() } else { names.join(",") });
+    (Some(nvidia), Some(amd))
 }
 
 /// The settings of acceptance: the checks run in a process of this program.
