@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use slipway_core::units::parse_duration;
 use slipway_exec::QueueSystem;
 use slipway_exec::queueing::is_queue_name;
 
@@ -144,6 +145,7 @@ pub struct Node {
     pub mps_root: String,
     pub dra_driver: String,
     pub recover_after: u64,
+    pub reset_on_fault: bool,
     pub config: BTreeMap<String, String>,
     pub mig_config: String,
     pub accept: Accept,
@@ -221,6 +223,9 @@ const INVALID_IMEX: &str = "the values: computeDomains.imex must be agent or hos
 const IMEX_WITHOUT_PRIVILEGES: &str =
     "the values: computeDomains.imex: agent needs node.privileged, because IMEX opens devices of the driver";
 
+/// The highest level of `slipway node accept`.
+const MAX_ACCEPT_LEVEL: u8 = 4;
+
 /// The `values.yaml` of the chart, the only place for defaults.
 const DEFAULTS: &str = include_str!("../../../../deploy/helm/slipway/values.yaml");
 
@@ -260,12 +265,25 @@ impl Values {
                 values.node.offer
             )));
         }
+        values.check_acceptance().map_err(|message| KubeError::Invalid(format!("the values: node.accept.{message}")))?;
         values.check_queues()?;
         values.check_compute_domains().map_err(|message| KubeError::Invalid(message.into()))?;
         if !values.is_shared() && (values.server.replicas > 1 || values.gateway.enabled) {
             return Err(KubeError::Invalid(STATE_NOT_SHARED.into()));
         }
         Ok(values)
+    }
+
+    /// Checks what would otherwise end the agent of each node at its start.
+    fn check_acceptance(&self) -> Result<(), String> {
+        let Accept { level, every, .. } = &self.node.accept;
+        if *level > MAX_ACCEPT_LEVEL {
+            return Err(format!("level is {level}; it must be 1 to {MAX_ACCEPT_LEVEL}, or 0 to accept every node"));
+        }
+        match every.is_empty() {
+            true => Ok(()),
+            false => parse_duration(every).map(drop).map_err(|reason| format!("every: {reason}")),
+        }
     }
 
     fn check_queues(&self) -> Result<(), KubeError> {
@@ -365,6 +383,16 @@ mod tests {
             let error = Values::read("a", &[format!("runs: {{queue: {queue}}}")]).unwrap_err().to_string();
             assert!(error.contains("runs.queue") && error.contains(expected), "{error}");
         }
+        for (accept, expected) in [
+            ("{level: 5}", "node.accept.level is 5; it must be 1 to 4"),
+            ("{level: -1}", "-1"),
+            ("{level: quick}", "quick"),
+            ("{level: 1, every: weekly}", "node.accept.every: 'weekly' is no duration"),
+        ] {
+            let error = Values::read("a", &[format!("node: {{accept: {accept}}}")]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(Values::read("a", &["node: {accept: {level: 4, every: 7d}}".into()]).is_ok());
         for (text, message) in [
             ("computeDomains: {enabled: true}", DOMAINS_WITHOUT_CLAIMS),
             ("node: {offer: dra, privileged: false}\ncomputeDomains: {enabled: true}", IMEX_WITHOUT_PRIVILEGES),
