@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use slipway_core::clock::{now_ms, rfc3339};
 use slipway_gpu::inventory::Gpu;
 use slipway_gpu::reset::{self, Target};
@@ -129,6 +129,12 @@ struct Pending {
     decision: Result<Target, String>,
 }
 
+/// Whether the condition of a node says that a GPU waits for a reset.
+fn is_pending(node: &Value) -> bool {
+    let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.any(|c| c["type"] == CONDITION && c["status"] == "True")
+}
+
 /// UUIDs of a GPU and its MIG devices.
 fn devices(gpu: &Gpu) -> impl Iterator<Item = &str> {
     gpu.mig.iter().flat_map(|m| &m.devices).map(|d| d.uuid.as_str()).chain([gpu.uuid.as_str()])
@@ -161,7 +167,7 @@ fn decide(
         let recent = times.iter().filter(|time| now - **time < PERIOD_MS);
         if recent.clone().count() >= MAX_RESETS {
             return Err(format!(
-                "{MAX_RESETS} resets within {} hours have not mended it; replace the card",
+                "{MAX_RESETS} attempts to reset it within {} hours have not mended it; see the event GPUResetFailed, or replace the card",
                 PERIOD_MS / 3_600_000
             ));
         }
@@ -209,7 +215,9 @@ impl<C: Cluster, R: Runner> Manager<C, R> {
         let mut idle: BTreeMap<String, u32> = BTreeMap::new();
         let mut published: Option<String> = None;
         loop {
-            let labels = node.as_mut().map(|n| n.borrow_and_update().as_ref().map(labels::of_object));
+            let object = node.as_mut().map(|n| n.borrow_and_update().clone());
+            let is_shown = object.iter().flatten().any(is_pending);
+            let labels = object.map(|object| object.as_ref().map(labels::of_object));
             // Before the first response of the API server, the label is not known.
             if labels != Some(None) {
                 let label = labels.flatten().and_then(|labels| labels.get(LABEL).cloned());
@@ -222,7 +230,8 @@ impl<C: Cluster, R: Runner> Manager<C, R> {
                     })
                     .collect();
                 let message = message.join("; ");
-                if published.as_ref() != Some(&message) && (published.is_some() || !message.is_empty()) {
+                // An earlier agent may have left the condition.
+                if published.as_ref() != Some(&message) && (is_shown || !message.is_empty()) {
                     self.publish(&message).await;
                     published = Some(message);
                 }
@@ -396,7 +405,13 @@ mod tests {
         assert!(refused(&mig, &[holder("MIG-0-0")]).contains("ml/train"));
         assert!(refused(&mig, &[holder("GPU-0")]).contains("ml/train"));
         let mut busy = gpu(0, None);
-        busy.processes.push(Process { pid: u32::MAX, ..Process::default() });
+        busy.processes.push(Process {
+            pid: u32::MAX,
+            memory_bytes: None,
+            gpu_instance: None,
+            sm_percent: None,
+            owner: slipway_gpu::process::Owner::default(),
+        });
         assert!(refused(&faulty(vec![busy], 48), &[]).contains("in use"));
         let mut draining = faulty(vec![gpu(0, None)], 48);
         draining.draining.insert("GPU-0".into());

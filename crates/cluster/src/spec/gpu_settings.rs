@@ -97,10 +97,10 @@ pub(super) fn validate(cluster: &Cluster) -> Result<(), String> {
                 .into(),
         );
     }
-    let labelled = spec.machines.iter().map(|m| (&m.name, &m.labels));
-    if let Some((name, _)) = labelled.into_iter().find(|(_, labels)| labels.contains_key(LABEL)) {
+    if let Some(machine) = spec.machines.iter().find(|m| m.labels.contains_key(LABEL)) {
         return Err(format!(
-            "spec.machines: {name}: the label {LABEL} selects settings of the chart, but spec.gpu.settings sets the GPUs; remove one of them"
+            "spec.machines: {}: the label {LABEL} selects settings of the chart, but spec.gpu.settings sets the GPUs; remove one of them",
+            machine.name
         ));
     }
     let differs = |s: &GpuSettings| s.compute_mode.as_ref().is_some_and(|m| m.value != ComputeMode::ExclusiveProcess);

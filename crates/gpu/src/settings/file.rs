@@ -128,6 +128,8 @@ pub fn parse(text: &str) -> Result<Vec<Rule>, GpuError> {
 
 #[cfg(test)]
 mod tests {
+    use slipway_core::gpu_settings::Clocks;
+
     use super::*;
 
     #[test]
