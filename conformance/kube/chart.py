@@ -44,6 +44,7 @@ VALUES = {
     "acceptance": {"node": {"accept": {"level": 3, "every": "7d", "limits": "memoryBandwidth: 0.8\n"}}},
     "acceptance without limits": {"node": {"accept": {"level": 1}}},
     "GPUs of AMD": {"node": {"amd": {"enabled": True, "naming": "mixed", "rocmDir": "/srv/rocm"}}},
+    "resets after faults": {"node": {"resetOnFault": True}},
     "GPU settings": {"node": {"gpuSettings": {"default": "gpus: []\n", "quiet": "gpus: []\n"}}},
     "server": {"node": {"enabled": False}, "server": {"storage": {"ephemeral": True}}},
     "shared": {"server": {"replicas": 3, "database": {"secret": "db"}, "objects": {"url": "s3://bucket/a", "secret": "bucket"}},

@@ -60,6 +60,20 @@ def files(host):
                         "-not -path '/usr/lib/standins/*' -not -path '/var/lib/systemd/*' -not -path '*/__pycache__/*'").stdout.splitlines())
 
 
+def end_of_life(bench, before, programs, folders):
+    """Stops and starts a cluster, and removes it node by node. Nothing of it is left: neither these programs and folders nor any file that was not there `before`."""
+    assert outcomes(bench.run_steps("stop")) == {"changed"}
+    bench.run_steps("start")
+    bench.run_steps("destroy", "--hosts", "gpu1", "--name", "lab")
+    assert "gpu1" not in bench.members()
+    bench.run_steps("destroy", "--name", "lab")
+    for name in bench.roles:
+        host = bench.hosts[name]
+        # The packages of the file depend on others, which stay.
+        left = {file for file in files(host) - before[name] if not re.search("curl|/usr/(lib|share)/", file)}
+        assert not left and not host.ssh(f"command -v {programs}; ls -d {folders}", check=False).stdout, left
+
+
 def rancher_lifecycle(binary, name, old, new):
     """Installs, joins, upgrades, stops and removes K3s or RKE2."""
     server, agent = {"k3s": ("k3s", "k3s-agent"), "rke2": ("rke2-server", "rke2-agent")}[name]
@@ -87,15 +101,7 @@ def rancher_lifecycle(binary, name, old, new):
         assert changed(steps) == {"cp1/upgrade", "cp2/upgrade", "gpu1/upgrade"} and new in bench.file.read_text(), steps
         assert bench.hosts["gpu1"].ssh(f"{name} --version").stdout.startswith(f"{name} version {new}")
         assert_converged(bench)
-        assert outcomes(bench.run_steps("stop")) == {"changed"}
-        bench.run_steps("start")
-        bench.run_steps("destroy", "--hosts", "gpu1", "--name", "lab")
-        assert "gpu1" not in bench.members()
-        bench.run_steps("destroy", "--name", "lab")
-        for host in bench.roles:
-            # The packages of the file depend on others, which stay.
-            left = {file for file in files(bench.hosts[host]) - before[host] if not re.search("curl|/usr/(lib|share)/", file)}
-            assert not left and not bench.hosts[host].ssh(f"command -v {name}; ls -d /var/lib/rancher /etc/rancher /usr/local/share/rke2", check=False).stdout, left
+        end_of_life(bench, before, name, "/var/lib/rancher /etc/rancher /usr/local/share/rke2")
 
 
 @test(limit=900)
@@ -150,14 +156,7 @@ def kubeadm_is_installed_joined_upgraded_and_removed(binary):
         assert changed(steps) == {"cp1/upgrade", "cp2/upgrade", "gpu1/upgrade"} and new in bench.file.read_text(), steps
         assert [c.split(": ")[1] for c in bench.commands() if "kubeadm upgrade" in c] == [f"kubeadm upgrade apply -y {new}", "kubeadm upgrade node", "kubeadm upgrade node"]
         assert_converged(bench)
-        assert outcomes(bench.run_steps("stop")) == {"changed"}
-        bench.run_steps("start")
-        bench.run_steps("destroy", "--hosts", "gpu1", "--name", "lab")
-        assert "gpu1" not in bench.members()
-        bench.run_steps("destroy", "--name", "lab")
-        for host in bench.roles:
-            left = {file for file in files(bench.hosts[host]) - before[host] if not re.search("curl|/usr/(lib|share)/", file)}
-            assert not left and not bench.hosts[host].ssh("command -v kubeadm kubelet containerd; ls -d /etc/kubernetes /var/lib/kubelet", check=False).stdout, left
+        end_of_life(bench, before, "kubeadm kubelet containerd", "/etc/kubernetes /var/lib/kubelet")
 
 
 @test

@@ -15,6 +15,7 @@ import sys
 import clouds
 import collection
 import distributions
+import gpus
 import machines
 from bench import SUITE
 from hosts import base

@@ -182,6 +182,9 @@ def sign_repository(folder, home, key):
 
 
 class Host:
+    # The file in which the fake NVML stores settings. A reboot empties its folder, as it makes a driver forget them.
+    GPU_STATE = "/run/fake-nvml.json"
+
     def __init__(self, hosts, number, name):
         self.hosts, self.name, self.number = hosts, name, number
         self.folder = hosts.folder / name
@@ -210,9 +213,12 @@ class Host:
         (etc / "hostname").write_text(self.name + "\n")
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         shutil.copyfile("/etc/resolv.conf", etc / "resolv.conf")
+        fake_nvml = f"SLIPWAY_FAKE_NVML_FIXTURE=h100x8 SLIPWAY_FAKE_NVML_STATE={self.GPU_STATE}"
         self.write("/etc/ssh/sshd_config.d/test.conf", "UseDNS no\nMaxStartups 200\nMaxSessions 200\n"
-                   # The fixture of the fake NVML, for hosts with GPUs.
-                   + "SetEnv SLIPWAY_FAKE_NVML_FIXTURE=h100x8\n" * bool(self.gpus))
+                   # The fixture and the state of the fake NVML, for hosts with GPUs.
+                   + f"SetEnv {fake_nvml}\n" * bool(self.gpus))
+        if self.gpus:
+            self.write("/etc/systemd/system.conf.d/test.conf", f"[Manager]\nDefaultEnvironment={fake_nvml}\n")
         run("chroot", self.root, "ssh-keygen", "-A")
         run("chroot", self.root, "useradd", "-m", "-s", "/bin/bash", "ops")
         for home in ("root", "home/ops"):

@@ -16,6 +16,7 @@
 //! | [`home`] | paths of the state folder |
 //! | [`files`] | atomic file replacement that does not follow symbolic links of other users |
 //! | [`gpu_driver`] | which kernel driver a GPU needs, and the packages that install it |
+//! | [`gpu_settings`] | settings of GPUs as users write them |
 //! | [`node_access`] | how the control plane identifies itself to node agents |
 //! | [`task`] | background tasks that must live as long as the process |
 //! | [`tls`] | which certificates a client trusts, certificate fingerprints |
@@ -30,6 +31,7 @@ pub mod env;
 pub mod explain;
 pub mod files;
 pub mod gpu_driver;
+pub mod gpu_settings;
 pub mod hex;
 pub mod home;
 pub mod ids;

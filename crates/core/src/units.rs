@@ -1,5 +1,7 @@
 //! Human-readable bytes and durations.
 
+use std::time::Duration;
+
 /// Bytes with a binary unit: `512 B`, `1.5 KiB`, `40.0 MiB`.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -26,6 +28,26 @@ pub fn micros(us: f64) -> String {
     }
 }
 
+/// Parses a duration of one unit: `7d`, `12h`, `30m` or `90s`.
+///
+/// # Errors
+/// A message with the text, if it is no such duration, zero, or longer than a hundred years, which cannot be added to times.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let invalid = || format!("'{text}' is no duration; use a number with d, h, m or s, such as 7d");
+    let split = text.len().checked_sub(1).filter(|at| text.is_char_boundary(*at)).ok_or_else(invalid)?;
+    let (number, unit) = text.split_at(split);
+    let seconds: u64 = match unit {
+        "d" => 86400,
+        "h" => 3600,
+        "m" => 60,
+        "s" => 1,
+        _ => return Err(invalid()),
+    };
+    let number: u64 = number.parse().map_err(|_| invalid())?;
+    let total = number.checked_mul(seconds).filter(|total| (1..=100 * 366 * 86400).contains(total));
+    total.map(Duration::from_secs).ok_or_else(invalid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -37,5 +59,15 @@ mod tests {
         assert_eq!(micros(999.0), "999 µs");
         assert_eq!(micros(1_400.0), "1.4 ms");
         assert_eq!(micros(200e6), "3m 20s");
+    }
+
+    #[test]
+    fn durations_have_a_unit_and_a_limit() {
+        let seconds = |text: &str| parse_duration(text).map(|d| d.as_secs());
+        assert_eq!((seconds("7d"), seconds("12h")), (Ok(7 * 86400), Ok(12 * 3600)));
+        assert_eq!((seconds("30m"), seconds("90s")), (Ok(1800), Ok(90)));
+        for invalid in ["", "d", "7", "7w", "0s", "-1d", "7\u{e4}", "99999999999999999999d", "40000d"] {
+            assert!(seconds(invalid).is_err(), "{invalid}");
+        }
     }
 }

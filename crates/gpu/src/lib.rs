@@ -19,7 +19,6 @@
 //! | [`repo`] | stored benchmark reports |
 //! | [`mig`] | MIG: geometry, placement, plans and their application |
 //! | [`reset`] | resets GPUs, if nothing uses them |
-//! | [`selector`] | a selection of GPUs by index, UUID and product name |
 //! | [`settings`] | power limits, locked clocks, persistence, ECC and compute mode as configuration |
 //! | [`share`] | MIG, MPS and time slicing compared for a set of jobs |
 
@@ -44,7 +43,6 @@ pub mod rdma;
 pub mod repo;
 pub mod reset;
 pub mod roofline;
-pub mod selector;
 pub mod settings;
 pub mod share;
 pub mod sheet;
@@ -56,3 +54,4 @@ pub mod vendor;
 pub mod work;
 
 pub use error::GpuError;
+use slipway_core::gpu_settings::selector;

@@ -23,7 +23,7 @@ use crate::mig_manager::Manager;
 use crate::model::Held;
 use crate::plugin::{self, Plugin, Roots, servers};
 use crate::resources::offers;
-use crate::{NodeError, accept, amd, cdi, dra, gpu_settings, http, imex, labels, mps, pause, repo};
+use crate::{NodeError, accept, amd, cdi, dra, gpu_settings, http, imex, labels, mps, pause, repo, reset};
 
 /// The kubelet API through which GPUs are offered. Offering both at once would allocate devices twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +70,8 @@ pub struct Options {
     pub listen: SocketAddr,
     pub policy: Policy,
     pub poll_interval: Duration,
+    /// Reset GPUs after faults that a reset mends, if nothing uses them and the node's label does not say otherwise.
+    pub reset_on_fault: bool,
     /// Taint the node until it has passed the checks; `None` to accept every node.
     pub accept: Option<accept::Settings>,
     /// Also offer GPUs of AMD, always as extended resources; `None` to leave them to other plugins.
@@ -182,17 +184,36 @@ async fn run_with<C: Cluster>(
         }
     }
     let acceptance = accept::Store::new(&options.home);
-    if options.gpu_settings != gpu_settings::Source::default() {
-        let settings = gpu_settings::Manager {
+    let settings = gpu_settings::Manager {
+        cluster: cluster.clone(),
+        node: options.node.clone(),
+        source: options.gpu_settings.clone(),
+        store: Store::new(options.machine.join("gpu-settings.json")),
+        driver: Arc::clone(&driver),
+        configs: configs.subscribe(),
+    };
+    tasks.spawn(async move {
+        settings.run().await;
+        Ok(())
+    });
+    // The node's label can allow resets too.
+    if options.reset_on_fault || cluster.is_some() {
+        let manager = reset::Manager {
             cluster: cluster.clone(),
             node: options.node.clone(),
-            source: options.gpu_settings.clone(),
-            store: Store::new(options.machine.join("gpu-settings.json")),
+            enabled: options.reset_on_fault,
             driver: Arc::clone(&driver),
-            configs: configs.subscribe(),
+            home: options.home.clone(),
+            machine: options.machine.clone(),
+            runner: reset::ThisNode {
+                pod_resources: pod_resources.clone(),
+                is_node: cluster.is_some(),
+                dra_driver: options.dra_driver.clone(),
+                driver_root: options.driver_root.clone(),
+            },
         };
         tasks.spawn(async move {
-            settings.run().await;
+            manager.run().await;
             Ok(())
         });
     }
@@ -436,6 +457,7 @@ mod tests {
             listen: "127.0.0.1:0".parse().unwrap(),
             policy: Policy::from_variables(None, None, Duration::from_secs(1)),
             poll_interval: Duration::from_secs(1),
+            reset_on_fault: false,
             accept: None,
             amd: None,
         }

@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -102,6 +102,10 @@ const TIMEOUTS: Timeouts = Timeouts { refresh: Duration::from_secs(30), stall: D
 /// State shared between the driver thread and its handle.
 struct Shared {
     nvml: Option<Arc<Nvml>>,
+    /// The NVML that was opened last. It is closed when its last user drops it.
+    opened: Weak<Nvml>,
+    /// UUIDs of GPUs that were reset, whose faults the thread has not updated yet.
+    reset: BTreeSet<String>,
     draining: BTreeSet<String>,
     claimed: BTreeSet<InstancePosition>,
     /// Number of the last requested refresh.
@@ -160,6 +164,8 @@ impl Driver {
         let initial = Arc::new(State::Missing("NVML has not been opened yet".into()));
         let shared = Shared {
             nvml: None,
+            opened: Weak::new(),
+            reset: BTreeSet::new(),
             draining: BTreeSet::new(),
             claimed,
             requested: 0,
@@ -292,6 +298,32 @@ impl Driver {
         self.refresh().await
     }
 
+    /// Waits until NVML is closed, after a [pause](crate::pause) was requested.
+    ///
+    /// # Errors
+    /// [`NodeError::Invalid`] if it is still open after the timeout, for example because a call hangs.
+    pub async fn wait_until_closed(&self, timeout: Duration) -> Result<(), NodeError> {
+        let deadline = tokio::time::Instant::now() + timeout;
+        loop {
+            let closed = {
+                let shared = self.shared.lock();
+                shared.nvml.is_none() && shared.opened.strong_count() == 0
+            };
+            if closed {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(NodeError::Invalid(format!("the agent did not close NVML within {} s", timeout.as_secs())));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Records that a GPU was reset, so that its fault can end.
+    pub fn mark_reset(&self, uuid: &str) {
+        self.shared.lock().reset.insert(uuid.to_owned());
+    }
+
     fn stopped(&self) -> bool {
         self.shared.lock().stop
     }
@@ -310,7 +342,11 @@ impl Driver {
             match Nvml::find(settings.fixture.as_deref()) {
                 Ok(nvml) => {
                     let nvml = Arc::new(nvml);
-                    self.shared.lock().nvml = Some(Arc::clone(&nvml));
+                    {
+                        let mut shared = self.shared.lock();
+                        shared.opened = Arc::downgrade(&nvml);
+                        shared.nvml = Some(Arc::clone(&nvml));
+                    }
                     let why = self.monitor(&nvml, &mut settings, &mut faults, &mut known);
                     self.shared.lock().nvml = None;
                     if self.stopped() {
@@ -358,7 +394,10 @@ impl Driver {
                 return PAUSED.into();
             }
             let (requested, draining, claimed) = {
-                let shared = self.shared.lock();
+                let mut shared = self.shared.lock();
+                for uuid in std::mem::take(&mut shared.reset) {
+                    faults.reset(&uuid);
+                }
                 let requested = (shared.requested > shared.completed).then_some(shared.requested);
                 (requested, shared.draining.clone(), shared.claimed.clone())
             };

@@ -1,5 +1,6 @@
 //! Applies the settings of GPUs (power limits, locked clocks, persistence, ECC, compute mode) of the file that the node label
-//! `slipway.dev/gpu-settings` selects, and reports the state in a label and an event.
+//! `slipway.dev/gpu-settings` selects, or of the file that `cluster.yaml` has given the machine, and reports the state in a label and an
+//! event. A machine that has both keeps its settings, and the state is an error.
 //!
 //! The settings are compared with those of the GPUs again and again, because a driver that is loaded again, a GPU that is reset, and any
 //! other program can change them. A GPU that reports an error keeps its earlier settings, as all GPUs of the node then do.
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use slipway_core::gpu_settings::{LABEL, MACHINE_FILE};
 use slipway_gpu::GpuError;
 use slipway_gpu::settings::file::Desired;
 use slipway_gpu::settings::{self, ComputeMode, Plan, Rule, Scope, Store, Value};
@@ -20,8 +22,6 @@ use crate::config::{Config, SharingStrategy, read_text, select_file};
 use crate::driver::Driver;
 use crate::{NodeError, labels};
 
-/// The label that selects the desired settings.
-pub const CONFIG_LABEL: &str = "slipway.dev/gpu-settings";
 /// The label with the state of the settings: `success` or `failed`.
 pub const STATE_LABEL: &str = "slipway.dev/gpu-settings.state";
 const MANAGER: &str = "slipway-gpu-settings";
@@ -35,16 +35,29 @@ pub struct Source {
     pub file: Option<PathBuf>,
     /// A folder of files (a mounted ConfigMap), from which the node's label selects one.
     pub folder: Option<PathBuf>,
+    /// The file that `cluster.yaml` gives the machine, as this process sees it. It need not exist.
+    pub machine: Option<PathBuf>,
 }
 
 impl Source {
     /// The name and the desired settings for a node with these labels; `None` if no file is selected.
     fn read(&self, labels: &BTreeMap<String, String>) -> Result<Option<(String, Vec<Rule>)>, NodeError> {
         let selected = match &self.folder {
-            Some(folder) => select_file(folder, CONFIG_LABEL, labels)?,
+            Some(folder) => select_file(folder, LABEL, labels)?,
             None => self.file.clone(),
         };
-        let Some(path) = selected else { return Ok(None) };
+        let of_machine = self.machine.clone().filter(|path| path.exists());
+        let path = match (selected, of_machine) {
+            (Some(selected), Some(_)) => {
+                return Err(NodeError::Invalid(format!(
+                    "the settings {} of the agent and {MACHINE_FILE} of cluster.yaml would both set the GPUs; remove gpuSettings from the \
+                     values of the chart, or spec.gpu.settings from cluster.yaml",
+                    selected.display()
+                )));
+            }
+            (Some(path), None) | (None, Some(path)) => path,
+            (None, None) => return Ok(None),
+        };
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let rules = settings::parse(&read_text(&path)?);
         let rules = rules.map_err(|e| NodeError::Config { file: path.display().to_string(), reason: e.to_string() })?;
@@ -205,8 +218,8 @@ mod tests {
         write("default", "{gpus: all, persistence: true}");
         write("capped", "{gpus: all, powerLimit: 80%, computeMode: default}");
         write("broken", "{gpus: all, powerLimit: fast}");
-        let source = Source { file: None, folder: Some(folder.clone()) };
-        let read = |name: &str| source.read(&BTreeMap::from([(CONFIG_LABEL.to_owned(), name.to_owned())]));
+        let source = Source { folder: Some(folder.clone()), ..Source::default() };
+        let read = |name: &str| source.read(&BTreeMap::from([(LABEL.to_owned(), name.to_owned())]));
         assert_eq!(source.read(&BTreeMap::new()).unwrap().unwrap().0, "default");
         let (name, rules) = read("capped").unwrap().unwrap();
         assert_eq!((name.as_str(), rules[0].settings.len()), ("capped", 2));
@@ -219,6 +232,29 @@ mod tests {
         let message = check_compute_mode(&rules, &Config::parse(mps).unwrap()).unwrap_err().to_string();
         assert!(message.contains("gpuSettings[0].computeMode: sharing by MPS needs"), "{message}");
         check_compute_mode(&rules, &Config::default()).unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn machine_has_its_own_settings_unless_the_agent_has_others() {
+        let folder = std::env::temp_dir().join(format!("slipway-gpu-settings-{}", slipway_core::ids::hex32()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let write = |name: &str, watts: u32| {
+            let path = folder.join(name);
+            let text = format!("version: v1\ngpuSettings: [{{gpus: all, powerLimit: {watts}}}]\n");
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let machine = folder.join("machine.yaml");
+        let alone = Source { machine: Some(machine.clone()), ..Source::default() };
+        assert_eq!(alone.read(&BTreeMap::new()).unwrap(), None);
+        write("machine.yaml", 300);
+        assert_eq!(alone.read(&BTreeMap::new()).unwrap().unwrap().0, "machine.yaml");
+        let both = Source { file: Some(write("agent.yaml", 200)), ..alone };
+        let message = both.read(&BTreeMap::new()).unwrap_err().to_string();
+        assert!(message.contains("remove gpuSettings") && message.contains("agent.yaml"), "{message}");
+        std::fs::remove_file(machine).unwrap();
+        assert_eq!(both.read(&BTreeMap::new()).unwrap().unwrap().0, "agent.yaml");
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use slipway_gpu::nvml::xid::{APPLICATION_XIDS, Effect, XIDS, Xid};
+use slipway_gpu::nvml::xid::{APPLICATION_XIDS, Action, Effect, XIDS, Xid};
 use slipway_gpu::nvml::{Event, Recovery};
 
 /// A fault of a device.
@@ -23,6 +23,22 @@ pub struct Fault {
     /// The energy counter in joules at the time of the fault. A GPU reset sets the counter back to zero, which reveals the reset.
     energy: Option<f64>,
     needs_reset: bool,
+    /// The recovery action that the driver requires; `None` if it does not report any.
+    recovery: Option<Recovery>,
+}
+
+impl Fault {
+    /// Whether a reset of the GPU ends the fault: the driver requires one, or, where it requires nothing else, the table of XIDs does.
+    pub fn is_mended_by_reset(&self) -> bool {
+        match self.recovery {
+            Some(Recovery::Reset | Recovery::DrainAndReset) => true,
+            Some(Recovery::Reboot | Recovery::DrainPeers) => false,
+            Some(Recovery::None) | None => {
+                let known = self.xid.map(Xid::new);
+                known.is_some_and(|xid| xid.effect == Effect::Gpu && xid.action == Action::ResetGpu)
+            }
+        }
+    }
 }
 
 /// The health of a GPU at one poll.
@@ -131,6 +147,7 @@ impl Faults {
             since: Instant::now(),
             energy,
             needs_reset: known.needs_reset(),
+            recovery: None,
         };
         self.found.insert(mig.unwrap_or(gpu).to_owned(), fault).is_none()
     }
@@ -163,7 +180,9 @@ impl Faults {
                 since: Instant::now(),
                 energy: reading.energy,
                 needs_reset,
+                recovery: None,
             });
+            fault.recovery = reading.recovery;
             fault.since = Instant::now();
             let new = fault.reason.is_empty();
             if new {
@@ -171,6 +190,9 @@ impl Faults {
                 fault.code = code.to_owned();
             }
             return new;
+        }
+        if let Some(fault) = self.found.get_mut(gpu) {
+            fault.recovery = reading.recovery;
         }
         let before = self.found.len();
         for uuid in devices.iter().copied().chain([gpu]) {
@@ -188,6 +210,15 @@ impl Faults {
             }
         }
         self.found.len() != before
+    }
+
+    /// Records that a GPU was reset. Its fault ends after a quiet period, unless the driver still requires an action.
+    pub fn reset(&mut self, gpu: &str) {
+        if let Some(fault) = self.found.get_mut(gpu) {
+            fault.needs_reset = false;
+            fault.recovery = None;
+            fault.since = Instant::now();
+        }
     }
 
     /// Removes the faults of devices that no longer exist.
@@ -270,6 +301,41 @@ mod tests {
         let old = |energy| Reading { recovery: None, energy: Some(energy), ..Reading::default() };
         assert!(!faults.update(&policy(0), "GPU-1", &[], &old(95.0)));
         assert!(faults.update(&policy(0), "GPU-1", &[], &old(3.0)));
+    }
+
+    #[test]
+    fn reset_mends_what_the_driver_or_the_table_says() {
+        let mended = |number: Option<u64>, reading: &Reading| {
+            let mut faults = Faults::default();
+            if let Some(number) = number {
+                faults.record_xid(&policy(60_000), &xid(number), "GPU-1", None, None);
+            }
+            faults.update(&policy(60_000), "GPU-1", &[], reading);
+            faults.fault("GPU-1", None).unwrap().is_mended_by_reset()
+        };
+        let requires = |recovery| Reading { recovery: Some(recovery), ..healthy() };
+        let old = Reading { recovery: None, ..healthy() };
+        for number in [48, 62, 74, 95, 119, 143] {
+            assert!(mended(Some(number), &old) && mended(Some(number), &healthy()), "{number}");
+            assert!(!mended(Some(number), &requires(Recovery::Reboot)), "{number}");
+        }
+        for number in [54, 79, 94, 144, 167, 999] {
+            assert!(!mended(Some(number), &old), "{number}");
+        }
+        assert!(mended(Some(144), &requires(Recovery::Reset)) && mended(None, &requires(Recovery::DrainAndReset)));
+        assert!(!mended(None, &Reading { lost: true, ..Reading::default() }));
+        assert!(!mended(None, &Reading { remap_failed: true, ..healthy() }));
+        assert!(!mended(None, &requires(Recovery::DrainPeers)));
+    }
+
+    #[test]
+    fn fault_ends_after_a_reset_of_the_agent_on_old_drivers() {
+        let mut faults = Faults::default();
+        faults.record_xid(&policy(0), &xid(48), "GPU-1", None, None);
+        let old = Reading { recovery: None, ..healthy() };
+        assert!(!faults.update(&policy(0), "GPU-1", &[], &old));
+        faults.reset("GPU-1");
+        assert!(faults.update(&policy(0), "GPU-1", &[], &old));
     }
 
     #[test]

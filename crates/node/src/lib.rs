@@ -13,7 +13,7 @@
 //! | [`dra`] | dynamic resource allocation: ResourceSlices, prepare and unprepare |
 //! | [`cdi`] | the CDI specification, through which containers get devices |
 //! | [`labels`] | labels as of GPU feature discovery, and a node condition |
-//! | [`gpu_settings`] | applies the settings of GPUs that the label `slipway.dev/gpu-settings` selects |
+//! | [`gpu_settings`] | applies the settings of GPUs that the label `slipway.dev/gpu-settings` or `cluster.yaml` selects |
 //! | [`mig_manager`] | applies the MIG layout that the label `nvidia.com/mig.config` selects |
 //! | [`model`] | types shared by several modules |
 //! | [`holders`] | the containers that hold devices, and the lease log |
@@ -21,6 +21,7 @@
 //! | [`imex`] | the IMEX daemon of a ComputeDomain on this node |
 //! | [`mps`] | control daemons of CUDA's multi-process service |
 //! | [`pause`] | closes the GPUs while another program resets them |
+//! | [`reset`] | resets idle GPUs after faults that a reset mends |
 //! | [`kubelet`] | generated gRPC types, Unix sockets |
 //! | [`cluster`] | the requests that the agent sends to the API server |
 //!
@@ -54,6 +55,7 @@ mod parsers;
 pub mod pause;
 pub mod plugin;
 mod repo;
+pub mod reset;
 pub mod resources;
 #[cfg(test)]
 mod samples;

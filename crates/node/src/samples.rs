@@ -10,16 +10,24 @@ use slipway_gpu::topology::Topology;
 use crate::driver::Machine;
 use crate::health::Faults;
 
+/// A MIG device in the slices from `start` on, with the number of its GPU instance and of its compute instance.
+fn mig_device(uuid: String, profile: &str, instance: (u32, u32), slices: (u32, u32), memory_mib: u64) -> MigDevice {
+    MigDevice {
+        uuid,
+        profile: profile.to_owned(),
+        gpu_instance: instance.0,
+        compute_instance: instance.1,
+        start: slices.0,
+        size: slices.1,
+        attributes: MigAttributes { multiprocessors: 14, memory_mib, ..MigAttributes::default() },
+    }
+}
+
 /// A GPU with MIG devices of these profiles, or without MIG.
 pub(crate) fn gpu(index: u32, profiles: Option<&[&str]>) -> Gpu {
-    let device = |(n, profile): (usize, &&str)| MigDevice {
-        uuid: format!("MIG-{index}-{n}"),
-        profile: (*profile).to_owned(),
-        gpu_instance: n as u32 + 1,
-        compute_instance: 0,
-        start: n as u32,
-        size: 1,
-        attributes: MigAttributes { multiprocessors: 14, memory_mib: 9728, ..MigAttributes::default() },
+    let device = |(n, profile): (usize, &&str)| {
+        let number = n as u32;
+        mig_device(format!("MIG-{index}-{n}"), profile, (number + 1, 0), (number, 1), 9728)
     };
     let mig =
         profiles.map(|p| Mig { enabled: true, pending: true, devices: p.iter().enumerate().map(device).collect() });
@@ -62,17 +70,14 @@ pub(crate) fn machine(gpus: Vec<Gpu>) -> Machine {
 
 /// A GPU with two compute instances in a `3g.40gb` at slice 4, and a `1g.10gb` at slice 0.
 pub(crate) fn compute_instances() -> Gpu {
-    let device = |profile: &str, gpu_instance: u32, compute_instance: u32, start: u32, size: u32| MigDevice {
-        uuid: format!("MIG-{gpu_instance}-{compute_instance}"),
-        profile: profile.into(),
-        gpu_instance,
-        compute_instance,
-        start,
-        size,
-        attributes: MigAttributes { multiprocessors: 14, memory_mib: 40192, ..MigAttributes::default() },
+    let device = |profile: &str, (gpu, compute): (u32, u32), slices: (u32, u32)| {
+        mig_device(format!("MIG-{gpu}-{compute}"), profile, (gpu, compute), slices, 40192)
     };
-    let devices =
-        vec![device("1c.3g.40gb", 1, 0, 4, 4), device("1c.3g.40gb", 1, 1, 4, 4), device("1g.10gb", 9, 0, 0, 1)];
+    let devices = vec![
+        device("1c.3g.40gb", (1, 0), (4, 4)),
+        device("1c.3g.40gb", (1, 1), (4, 4)),
+        device("1g.10gb", (9, 0), (0, 1)),
+    ];
     Gpu { mig: Some(Mig { enabled: true, pending: true, devices }), ..gpu(0, None) }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Whether a machine has NVSwitches is known only on the machine, so the commands look for them first, and do nothing without them.
 
-use super::gpu::INSTALL;
+use super::packages::FUNCTIONS;
 use super::{command, file};
 use crate::resource::{Layer, Resource, ResourceKind};
 
@@ -23,44 +23,54 @@ done
 if [ -z "$fabric" ] && [ -n "$blackwell" ] && [ -n "$bridges" ] && grep -qas SW_MNG $bridges; then fabric=nvlink5; fi
 "#;
 
-/// Shell code with functions about packages of the driver's version. `v` is set to the version of the installed driver.
+/// Shell code with functions about packages of the driver's version. It runs after [`FUNCTIONS`]. `v` is set to the version of the installed
+/// driver. NVIDIA's repositories have a package for each branch and one without it in its name, and some for dnf have their own spelling.
 const EXACT_VERSION: &str = r#"
 fail() { echo "$*" >&2; exit 1; }
 v=$(modinfo -F version nvidia 2>/dev/null)
-installed() {
-  if ! command -v apt-get >/dev/null && command -v rpm >/dev/null; then [ -n "$v" ] && rpm -qa --qf '%{NAME} %{VERSION}\n' 'nvidia-fabric*' 'nvidia-imex*' | grep -q "^$1.* $v\$"; return; fi
-  [ -n "$v" ] && dpkg-query -W -f '${db:Status-Status} ${Package} ${Version}\n' "$1*" 2>/dev/null | grep -q "^installed $1\(-[0-9]*\)\? \([0-9]*:\)\?$v\(-.*\)\?\$"
+names() { echo "$1-${v%%.*} $1"; [ "$1" != nvidia-fabricmanager ] || echo nvidia-fabric-manager; }
+is_exact() { case ${1#*:} in "$v"|"$v"-*) [ -n "$v" ];; *) false;; esac; }
+installed() { for p in $(names "$1"); do ! is_exact "$(version_of "$p")" || return 0; done; return 1; }
+versions() {
+  if [ -n "$apt" ]; then apt-cache madison "$1" 2>/dev/null | awk -F'|' '{gsub(/ /,"")} {print $2}'
+  else dnf -q repoquery --qf '%{version}-%{release}\n' "$1" 2>/dev/null; fi
 }
-exact() {
-  for p in "$1-${v%%.*}" "$1"; do
-    apt-cache madison "$p" 2>/dev/null | awk -F'|' -v v="$v" '{gsub(/ /,"")} {x=$2; sub(/^[0-9]+:/,"",x)} x==v || index(x,v "-")==1 {print $1 "=" $2; exit}'
-  done | head -n 1
-}
+exact() { for p in $(names "$1"); do for x in $(versions "$p"); do ! is_exact "$x" || { echo "$p=$x"; return; }; done; done; }
 need() {
-  command -v apt-get >/dev/null || fail "slipway installs $1 only with apt: install NVIDIA's package of the driver's version $v with dnf, and apply again"
-  x=$(exact "$1"); [ -n "$x" ] || fail "apt has no $1 of the driver's exact version $v: run apt-get update, or set spec.gpu.driverSource to nvidia"; echo "$x"
+  hint="the driver and $1 must come from NVIDIA's repository"; [ -z "$apt" ] || hint="run apt-get update, or set spec.gpu.driverSource to nvidia"
+  x=$(exact "$1"); [ -n "$x" ] || fail "there is no package $1 of the driver's exact version $v: $hint"
+  echo "$x"
+}
+hold() {
+  if [ -n "$apt" ]; then apt-mark hold "$@" >/dev/null; return; fi
+  dnf -q versionlock list >/dev/null 2>&1 || get python3-dnf-plugin-versionlock || return
+  dnf -q versionlock delete '*nvidia*' >/dev/null 2>&1
+  dnf -q -y versionlock add "*nvidia*$v*" "$@" >/dev/null
 }
 "#;
 
-/// Fabric manager, in exactly the driver's version, because it refuses to start with another one.
+/// Fabric manager, in exactly the driver's version, because it refuses to start with another one. With dnf the driver is held at its version
+/// too, because a module stream only keeps it in its branch (NVIDIA, "Driver Installation Guide", "Version locking").
 pub(super) fn manager() -> Resource {
     let check = format!(
-        "{FIND_FABRIC}{EXACT_VERSION}[ -n \"$fabric\" ] || exit 0\n\
+        "{FUNCTIONS}{FIND_FABRIC}{EXACT_VERSION}[ -n \"$fabric\" ] || exit 0\n\
          installed nvidia-fabricmanager && systemctl is-enabled -q nvidia-fabricmanager && systemctl is-active -q nvidia-fabricmanager && \
-         {{ [ $fabric = nvswitch ] || dpkg-query -W -f '${{db:Status-Status}}' nvlsm 2>/dev/null | grep -qx installed; }}"
+         {{ [ $fabric = nvswitch ] || [ -n \"$(version_of nvlsm)\" ]; }}"
     );
     let run = format!(
-        "{FIND_FABRIC}{EXACT_VERSION}{INSTALL}\
+        "{FUNCTIONS}{FIND_FABRIC}{EXACT_VERSION}\
          [ -n \"$v\" ] || fail 'the driver is not installed'\n\
          packages=$(need nvidia-fabricmanager) || exit\n\
          if [ $fabric = nvlink5 ]; then\n\
-           apt-cache show --no-all-versions nvlsm >/dev/null 2>&1 || fail 'NVLink 5 needs the package nvlsm of NVIDIA'\\''s repository: set spec.gpu.driverSource to nvidia'\n\
+           known nvlsm || fail 'NVLink 5 needs the package nvlsm of NVIDIA'\\''s repository: set spec.gpu.driverSource to nvidia'\n\
            x=$(need libnvsdm) || exit\n\
-           packages=\"$packages $x nvlsm libibumad3 infiniband-diags\"\n\
+           umad=libibumad; [ -z \"$apt\" ] || umad=libibumad3\n\
+           packages=\"$packages $x nvlsm $umad infiniband-diags\"\n\
            echo ib_umad >/etc/modules-load.d/slipway-nvlink.conf; modprobe ib_umad || exit\n\
          fi\n\
-         install $packages || exit\n\
-         for p in $packages; do apt-mark hold \"${{p%%=*}}\" >/dev/null; done\n\
+         get $packages || exit\n\
+         held=; for p in $packages; do held=\"$held ${{p%%=*}}\"; done\n\
+         hold $held || exit\n\
          systemctl daemon-reload; systemctl enable --quiet nvidia-fabricmanager && systemctl restart nvidia-fabricmanager"
     );
     command(Layer::Gpu, "fabric-manager", &check, &run, "fabric manager of the driver's version, enabled and running")
@@ -77,11 +87,11 @@ pub(super) fn imex_channel() -> Resource {
 /// IMEX on a machine whose GPUs share memory with those of other machines. `peers` are the addresses of all machines of the domain. The list
 /// must be the same on all of them.
 pub(super) fn imex(peers: &[&str]) -> [Resource; 3] {
-    let check = format!("{EXACT_VERSION}installed nvidia-imex");
+    let check = format!("{FUNCTIONS}{EXACT_VERSION}installed nvidia-imex");
     let run = format!(
-        "{EXACT_VERSION}{INSTALL}\
+        "{FUNCTIONS}{EXACT_VERSION}\
          [ -n \"$v\" ] || fail 'the driver is not installed'\n\
-         x=$(need nvidia-imex) && install \"$x\" && apt-mark hold \"${{x%%=*}}\" >/dev/null || exit\n\
+         x=$(need nvidia-imex) && get \"$x\" && hold \"${{x%%=*}}\" || exit\n\
          f=/dev/nvidia-caps-imex-channels/channel0; major=$(awk '$2 == \"nvidia-caps-imex-channels\" {{print $1}}' /proc/devices)\n\
          [ -e $f ] || [ -z \"$major\" ] || {{ mkdir -p ${{f%/*}} && mknod -m 0666 $f c $major 0; }}"
     );
@@ -175,7 +185,7 @@ mod tests {
     const PROGRAMS: [(&str, &str); 6] = [
         ("modinfo", "echo 580.95.05"),
         ("apt-cache", APT_CACHE),
-        ("apt-get", "shift 5; echo apt-get $*"),
+        ("apt-get", "echo apt-get ${*##*--allow-downgrades}"),
         ("apt-mark", "echo $* >&2"),
         ("modprobe", "exit 1"),
         ("systemctl", "echo systemctl $*"),
@@ -186,9 +196,7 @@ mod tests {
         let (_, run) = parts(manager());
         let (ok, output) = Machine::new(&[H100, NVSWITCH], &PROGRAMS).run(&run);
         assert!(ok && output.contains("install nvidia-fabricmanager-580=580.95.05-0ubuntu0.24.04.1"), "{output}");
-        assert!(
-            output.contains("hold nvidia-fabricmanager-580\n") || output.ends_with("hold nvidia-fabricmanager-580")
-        );
+        assert!(output.contains("hold nvidia-fabricmanager-580\n"), "{output}");
         assert!(output.contains("systemctl restart nvidia-fabricmanager"));
         let mut other = PROGRAMS;
         other[0].1 = "echo 580.65.06";
@@ -202,16 +210,59 @@ mod tests {
     fn machine_without_switches_needs_no_fabric_manager() {
         let (check, _) = parts(manager());
         assert!(Machine::new(&[H100], &PROGRAMS).run(&check).0);
-        let with = |dpkg: &str| {
+        let with = |package: &str, dpkg: &str| {
             let mut programs = PROGRAMS.to_vec();
-            programs.push(("dpkg-query", dpkg));
+            let dpkg = format!("[ \"$4\" != {package} ] || {dpkg}");
+            programs.push(("dpkg-query", &dpkg));
             Machine::new(&[H100, NVSWITCH], &programs).run(&check).0
         };
-        assert!(with("echo installed nvidia-fabricmanager-580 580.95.05-0ubuntu0.24.04.1"));
-        assert!(with("echo installed nvidia-fabricmanager 1:580.95.05-1"));
-        assert!(!with("echo installed nvidia-fabricmanager-580 580.105.08-0ubuntu1"), "another version");
-        assert!(!with("echo config-files nvidia-fabricmanager-580 580.95.05-0ubuntu0.24.04.1"));
-        assert!(!with("exit 1"));
+        assert!(with("nvidia-fabricmanager-580", "echo installed 580.95.05-0ubuntu0.24.04.1"));
+        assert!(with("nvidia-fabricmanager", "echo installed 1:580.95.05-1"));
+        assert!(!with("nvidia-imex", "echo installed 1:580.95.05-1"));
+        assert!(!with("nvidia-fabricmanager-580", "echo installed 580.105.08-0ubuntu1"), "another version");
+        assert!(!with("nvidia-fabricmanager-580", "echo config-files 580.95.05-0ubuntu0.24.04.1"));
+        assert!(!with("nvidia-fabricmanager-580", "exit 1"));
+    }
+
+    /// Runs a script on a machine with dnf and without apt. `PATH` has only the stand-ins and what the scripts need.
+    fn on_rhel(devices: &[(&str, &str, &str, &str)], script: &str) -> (bool, String) {
+        const DNF: &str = "case \"$*\" in\n\
+            *'repoquery --qf '*' nvidia-fabric-manager') echo 580.105.08-1.el9; echo 580.95.05-1.el9;;\n\
+            *'repoquery --qf '*' nvidia-imex'|*'repoquery --qf '*' libnvsdm-580') echo 580.95.05-1.el9;;\n\
+            *repoquery*) ;;\n'-q versionlock list') exit 1;;\n*) echo dnf $*; echo dnf $* >>$SLIPWAY_ROOT/log;;\nesac";
+        let programs = [
+            ("modinfo", "echo 580.95.05"),
+            ("dnf", DNF),
+            ("rpm", "[ -e $SLIPWAY_ROOT/installed ] && case \"$4\" in nvidia-fabric-manager|nvlsm) echo 580.95.05-1.el9;; *) echo package $4 is not installed; exit 1;; esac"),
+            ("modprobe", ""),
+            ("systemctl", "echo systemctl $*"),
+        ];
+        let machine = Machine::new(devices, &programs);
+        for tool in ["sh", "sed", "grep", "awk", "echo", "touch", "cat"] {
+            let found = ["/usr/bin", "/bin"].map(|folder| PathBuf::from(folder).join(tool)).into_iter().find(|p| p.exists());
+            std::os::unix::fs::symlink(found.unwrap(), machine.0.join("bin").join(tool)).unwrap();
+        }
+        let path = machine.0.join("bin").display().to_string();
+        let script = script.replace("/etc/modules-load.d", &machine.0.display().to_string());
+        machine.run(&format!("PATH={path}; {script}"))
+    }
+
+    #[test]
+    fn machine_with_dnf_gets_the_packages_of_the_driver_and_holds_both() {
+        let (check, run) = parts(manager());
+        let (ok, output) = on_rhel(&[H100, NVSWITCH], &run);
+        assert!(ok && output.contains("dnf -q -y install nvidia-fabric-manager-580.95.05-1.el9\n"), "{output}");
+        assert!(output.contains("dnf -q -y install python3-dnf-plugin-versionlock\n"), "{output}");
+        assert!(output.ends_with("systemctl restart nvidia-fabricmanager"), "{output}");
+        let (ok, output) = on_rhel(&[B200, BRIDGE], &format!("{run}\ncat $SLIPWAY_ROOT/log"));
+        let install = "install nvidia-fabric-manager-580.95.05-1.el9 libnvsdm-580-580.95.05-1.el9 nvlsm libibumad infiniband-diags\n";
+        assert!(ok && output.contains(install), "{output}");
+        assert!(output.contains("versionlock add *nvidia*580.95.05* nvidia-fabric-manager libnvsdm-580 nvlsm"), "{output}");
+        assert!(on_rhel(&[H100, NVSWITCH], &format!("touch $SLIPWAY_ROOT/installed; {check}")).0);
+        assert!(!on_rhel(&[H100, NVSWITCH], &check).0);
+        let [package, ..] = imex(&["10.0.0.1"]);
+        let (ok, output) = on_rhel(&[B200], &parts(package).1);
+        assert!(ok && output.contains("install nvidia-imex-580.95.05-1.el9"), "{output}");
     }
 
     #[test]

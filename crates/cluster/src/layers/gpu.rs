@@ -12,7 +12,7 @@ const CONTAINERD_TEMPLATE: &str = "/var/snap/microk8s/current/args/containerd-te
 
 /// Shell function that installs packages without questions and holds them at their versions. A driver of another kind or branch is replaced
 /// even though it is held.
-pub(super) const INSTALL: &str = "install() { DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 --allow-change-held-packages install \"$@\"; }\n";
+const INSTALL: &str = "install() { DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 --allow-change-held-packages install \"$@\"; }\n";
 
 /// Configures NVIDIA's CUDA repository as its keyring package does (NVIDIA, "Driver Installation Guide", network repository).
 const ADD_NVIDIA_REPOSITORY: &str = r#"set -e
@@ -36,7 +36,8 @@ END
 apt-get -qq -o DPkg::Lock::Timeout=300 update"#;
 
 /// Installs the driver from NVIDIA's CUDA repository for RHEL and Fedora, with the kernel's headers and with dkms of EPEL, which its packages
-/// need (NVIDIA, "Driver Installation Guide", "Red Hat Enterprise Linux"). It runs after [`gpu_driver::find_rpm_packages`].
+/// need (NVIDIA, "Driver Installation Guide", "Red Hat Enterprise Linux"). It runs after [`gpu_driver::find_rpm_packages`]. A version of the driver
+/// that is locked beside fabric manager's is unlocked first.
 const INSTALL_RPM: &str = r#"
 . /etc/os-release
 case $ID in fedora) name=fedora$VERSION_ID;; *) name=rhel${VERSION_ID%%.*};; esac
@@ -45,6 +46,7 @@ case $(uname -m) in x86_64) arch=x86_64;; aarch64) arch=sbsa;; *) fail "NVIDIA h
 install() { dnf -q -y install "$@"; }
 if [ "$ID" != fedora ] && ! rpm -q epel-release >/dev/null; then install epel-release || install "https://dl.fedoraproject.org/pub/epel/epel-release-latest-${VERSION_ID%%.*}.noarch.rpm" || exit; fi
 install "kernel-devel-$(uname -r)" "kernel-headers" || fail "the headers of the running kernel $(uname -r) are not available: update the kernel and reboot"
+! dnf -q versionlock list 2>/dev/null | grep -q nvidia || dnf -q versionlock delete '*nvidia*' >/dev/null || exit
 if [ -n "$stream" ]; then dnf -q -y module reset nvidia-driver && dnf -q -y module enable "$stream" || exit; fi
 if [ -n "$lock" ]; then dnf -q -y versionlock add "$lock" || exit; fi
 install $packages

@@ -8,6 +8,7 @@ pub(crate) mod fabric;
 mod field_tests;
 mod firewall;
 mod gpu;
+mod gpu_settings;
 pub(crate) mod kubeadm;
 mod kubernetes;
 mod nodes;
@@ -33,6 +34,7 @@ pub fn desired_state(cluster: &Cluster, machine: &Machine) -> Result<DesiredStat
     resources.extend(kubernetes::resources(cluster, machine)?);
     if machine.is(Role::Gpu) {
         resources.extend(gpu::resources(cluster, machine));
+        resources.extend(gpu_settings::resources(cluster));
     }
     if cluster.first() == Some(machine) {
         resources.extend(nodes::resources(cluster));

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use slipway_core::gpu_driver::Choice;
 
+use super::gpu_settings::{self, GpuSettings};
 use super::workloads::{DevicePlugin, Sharing};
 use super::{Cluster, Machine, is_plain};
 
@@ -31,6 +32,9 @@ pub struct Gpu {
     /// How pods share a GPU; each pod gets whole GPUs if absent. `slipway gpu share plan` helps to choose.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sharing: Option<Sharing>,
+    /// Settings of the GPUs, in the format of `slipway gpu settings`. They are kept over reboots, and restored when they are removed here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<GpuSettings>,
 }
 
 impl Default for Gpu {
@@ -42,6 +46,7 @@ impl Default for Gpu {
             cdi: true,
             device_plugin: DevicePlugin::default(),
             sharing: None,
+            settings: Vec::new(),
         }
     }
 }
@@ -118,7 +123,7 @@ impl Gpu {
             }
             _ => {}
         }
-        Ok(())
+        gpu_settings::validate(cluster)
     }
 }
 

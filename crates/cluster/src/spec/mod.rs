@@ -8,6 +8,7 @@ mod advice;
 pub mod cloud;
 pub mod edit;
 pub mod gpu;
+pub mod gpu_settings;
 mod network;
 mod nodes;
 mod public_key;

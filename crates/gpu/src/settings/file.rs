@@ -13,31 +13,16 @@
 //!
 //! Where several entries select a GPU, later ones override earlier ones, setting by setting. A setting that no entry has is not managed.
 
-use std::fmt;
-use std::str::FromStr;
-
-use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
+use slipway_core::gpu_settings::{ClockRange, Gpus, Power, Selector, Written};
 
-use super::{Clocks, ComputeMode, Value};
+use super::{ComputeMode, Value};
 use crate::GpuError;
-use crate::selector::Selector;
 
 /// Maximum size of a file in bytes, that of a Kubernetes ConfigMap.
 pub const MAX_BYTES: usize = 1 << 20;
 /// Maximum number of entries; each is compared with every GPU.
 const MAX_RULES: usize = 256;
-
-/// A desired power limit.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Power {
-    /// In milliwatts.
-    Milliwatts(u32),
-    /// In percent of the card's default limit.
-    Percent(f64),
-    /// The card's default limit.
-    Default,
-}
 
 /// The desired value of a setting, which can depend on the card.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,133 +44,6 @@ pub struct Rule {
     pub settings: Vec<(String, Desired)>,
 }
 
-impl FromStr for Power {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let invalid = || format!("'{text}' is not a power limit such as 350W, 80% or default");
-        let text = text.trim();
-        if text == "default" {
-            return Ok(Self::Default);
-        }
-        let number = |digits: &str| match digits.trim().parse::<f64>() {
-            Ok(number) if number.is_finite() && number > 0.0 && number < 1e6 => Ok(number),
-            _ => Err(invalid()),
-        };
-        if let Some(percent) = text.strip_suffix('%') {
-            return number(percent).map(Self::Percent);
-        }
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // positive and below 1e9
-        number(text.strip_suffix(['W', 'w']).unwrap_or(text)).map(|watts| Self::Milliwatts((watts * 1000.0) as u32))
-    }
-}
-
-/// Clocks to lock; `None` for `default`, which removes a lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClockRange(pub Option<Clocks>);
-
-impl FromStr for ClockRange {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let invalid = || format!("'{text}' is not a range of clocks in MHz such as 1200-1410, 1410 or default");
-        let text = text.trim();
-        if text == "default" {
-            return Ok(Self(None));
-        }
-        let text = text.strip_suffix("MHz").unwrap_or(text);
-        let (min, max) = text.split_once('-').unwrap_or((text, text));
-        match (min.trim().parse(), max.trim().parse()) {
-            (Ok(min), Ok(max)) if 0 < min && min <= max => Ok(Self(Some(Clocks { min, max }))),
-            _ => Err(invalid()),
-        }
-    }
-}
-
-impl FromStr for ComputeMode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::NAMES.iter().find(|(name, _)| *name == text).map(|(_, mode)| *mode).ok_or_else(|| {
-            let names: Vec<&str> = Self::NAMES.iter().map(|(name, _)| *name).collect();
-            format!("'{text}' is not a compute mode; use {}", names.join(", "))
-        })
-    }
-}
-
-/// A value that is written as a text or, where the text is a number, as a number.
-struct Text<T>(T);
-
-impl<'de, T: FromStr<Err = String>> Deserialize<'de> for Text<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor<T>(std::marker::PhantomData<T>);
-
-        impl<T: FromStr<Err = String>> Visitor<'_> for TextVisitor<T> {
-            type Value = Text<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text or a number")
-            }
-
-            fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Text<T>, E> {
-                self.visit_str(&value.to_string())
-            }
-
-            fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Text<T>, E> {
-                self.visit_str(&value.to_string())
-            }
-
-            fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Text<T>, E> {
-                self.visit_str(&value.to_string())
-            }
-
-            fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Text<T>, E> {
-                value.parse().map(Text).map_err(E::custom)
-            }
-        }
-
-        deserializer.deserialize_any(TextVisitor(std::marker::PhantomData))
-    }
-}
-
-/// The GPUs of an entry: one selection or a list of them.
-struct Gpus(Selector);
-
-impl<'de> Deserialize<'de> for Gpus {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct GpusVisitor;
-
-        impl<'de> Visitor<'de> for GpusVisitor {
-            type Value = Gpus;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("all, indices such as 0-3, a UUID, a product name, or a list of them")
-            }
-
-            fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Gpus, E> {
-                self.visit_str(&value.to_string())
-            }
-
-            fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Gpus, E> {
-                value.parse().map(Gpus).map_err(E::custom)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Gpus, A::Error> {
-                let mut parts = Vec::new();
-                while let Some(Text(part)) = list.next_element::<Text<Selector>>()? {
-                    parts.push(part);
-                }
-                if parts.is_empty() {
-                    return Err(serde::de::Error::custom("the list of GPUs is empty"));
-                }
-                Ok(Gpus(Selector::union(parts)))
-            }
-        }
-
-        deserializer.deserialize_any(GpusVisitor)
-    }
-}
-
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct File {
@@ -197,18 +55,18 @@ struct File {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Entry {
     gpus: Spanned<Gpus>,
-    power_limit: Option<Spanned<Text<Power>>>,
+    power_limit: Option<Spanned<Written<Power>>>,
     locked_clocks: Option<Locks>,
     persistence: Option<Spanned<bool>>,
     ecc: Option<Spanned<bool>>,
-    compute_mode: Option<Spanned<Text<ComputeMode>>>,
+    compute_mode: Option<Spanned<Written<ComputeMode>>>,
 }
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Locks {
-    graphics: Option<Spanned<Text<ClockRange>>>,
-    memory: Option<Spanned<Text<ClockRange>>>,
+    graphics: Option<Spanned<Written<ClockRange>>>,
+    memory: Option<Spanned<Written<ClockRange>>>,
 }
 
 /// The settings of an entry, each with its place.
@@ -217,15 +75,15 @@ fn settings(index: usize, entry: Entry) -> Rule {
     let mut settings = Vec::new();
     let mut add = |line: u64, key: &str, desired| settings.push((place(line, key), desired));
     if let Some(found) = entry.power_limit {
-        add(found.referenced.line(), "powerLimit", Desired::Power(found.value.0));
+        add(found.referenced.line(), "powerLimit", Desired::Power(found.value.value));
     }
     if let Some(locks) = entry.locked_clocks {
         if let Some(found) = locks.graphics {
-            let value = Value::GraphicsClocks(found.value.0.0);
+            let value = Value::GraphicsClocks(found.value.value.0);
             add(found.referenced.line(), "lockedClocks.graphics", Desired::Value(value));
         }
         if let Some(found) = locks.memory {
-            let value = Value::MemoryClocks(found.value.0.0);
+            let value = Value::MemoryClocks(found.value.value.0);
             add(found.referenced.line(), "lockedClocks.memory", Desired::Value(value));
         }
     }
@@ -236,9 +94,9 @@ fn settings(index: usize, entry: Entry) -> Rule {
         add(found.referenced.line(), "ecc", Desired::Value(Value::Ecc(found.value)));
     }
     if let Some(found) = entry.compute_mode {
-        add(found.referenced.line(), "computeMode", Desired::Value(Value::ComputeMode(found.value.0)));
+        add(found.referenced.line(), "computeMode", Desired::Value(Value::ComputeMode(found.value.value)));
     }
-    Rule { place: place(entry.gpus.referenced.line(), "gpus"), gpus: entry.gpus.value.0, settings }
+    Rule { place: place(entry.gpus.referenced.line(), "gpus"), gpus: entry.gpus.value.0.value, settings }
 }
 
 /// Parses the YAML text of a file.
@@ -270,6 +128,8 @@ pub fn parse(text: &str) -> Result<Vec<Rule>, GpuError> {
 
 #[cfg(test)]
 mod tests {
+    use slipway_core::gpu_settings::Clocks;
+
     use super::*;
 
     #[test]

@@ -19,6 +19,8 @@ pub use apply::apply;
 pub use file::{Rule, parse};
 pub use plan::{Card, Change, Plan, Scope, cards, plan};
 pub use record::{Record, Store};
+use slipway_core::gpu_settings::Clocks;
+pub use slipway_core::gpu_settings::ComputeMode;
 
 use crate::nvml::{Device, NvmlError, codes};
 
@@ -67,50 +69,6 @@ impl Key {
     }
 }
 
-/// A range of clocks in MHz.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Clocks {
-    /// Lowest clock.
-    pub min: u32,
-    /// Highest clock.
-    pub max: u32,
-}
-
-/// How many processes may use a GPU (`nvmlComputeMode_t`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ComputeMode {
-    /// Any number.
-    Default,
-    /// One; MPS requires this mode.
-    ExclusiveProcess,
-    /// None.
-    Prohibited,
-}
-
-impl ComputeMode {
-    /// The names in the file, with their values.
-    pub const NAMES: [(&'static str, Self); 3] =
-        [("default", Self::Default), ("exclusive-process", Self::ExclusiveProcess), ("prohibited", Self::Prohibited)];
-
-    fn number(self) -> u32 {
-        match self {
-            Self::Default => 0,
-            Self::Prohibited => 2,
-            Self::ExclusiveProcess => 3,
-        }
-    }
-
-    fn from_number(number: u32) -> Self {
-        match number {
-            2 => Self::Prohibited,
-            // 1 was exclusive thread, which drivers treat as exclusive process since CUDA 8.
-            1 | 3 => Self::ExclusiveProcess,
-            _ => Self::Default,
-        }
-    }
-}
-
 /// The value of a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -127,12 +85,6 @@ pub enum Value {
     GraphicsClocks(Option<Clocks>),
     /// `None` if the memory clock is not locked.
     MemoryClocks(Option<Clocks>),
-}
-
-impl fmt::Display for Clocks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.min == self.max { write!(f, "{} MHz", self.min) } else { write!(f, "{}-{} MHz", self.min, self.max) }
-    }
 }
 
 /// Formats milliwatts as watts without needless digits.

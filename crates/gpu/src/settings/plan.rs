@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
+use slipway_core::gpu_settings::Power;
 
-use super::file::{Desired, Power, Rule};
+use super::file::{Desired, Rule};
 use super::record::Record;
 use super::{Clocks, Key, Value, read, watts};
 use crate::GpuError;

@@ -103,9 +103,9 @@ const fn chip(name: &'static str, architecture: &'static str, cores: u32, fp64: 
 /// Blackwell data sheets; table "Peak rates" or "Throughput" in each, divided by multiprocessors and clock. Data sheets print rates
 /// with 2:4 sparsity beside or instead of the dense ones, which are half as large and are the ones used here.
 ///
-/// `ad10x-half` (L20, L40) computes at half of the L40S's rate. `gh100-h800` and `gh20` are Hopper for export: the first lacks fp64,
+/// `ga10x-half` (A10G) computes at half of the A10's tensor rate, `ad10x-half` (L20, L40) at half of the L40S's. `gh100-h800` and `gh20` are Hopper for export: the first lacks fp64,
 /// the second most of the tensor rate. `gb110` (Blackwell Ultra: B300, GB300) trades fp64 and int8 for half as much fp4 again.
-const CHIPS: [Chip; 19] = [
+const CHIPS: [Chip; 20] = [
     chip("gp100", "Pascal", 64, 64, [0; 8]),
     chip("gp10x", "Pascal", 128, 8, [0; 8]),
     chip("gv100", "Volta", 64, 64, [0, 0, 1024, 0, 0, 0, 0, 0]),
@@ -113,6 +113,7 @@ const CHIPS: [Chip; 19] = [
     chip("tu10x-geforce", "Turing", 64, 4, [0, 0, 512, 0, 0, 2048, 0, 0]),
     chip("ga100", "Ampere", 64, 64, [128, 1024, 2048, 2048, 0, 4096, 0, 0]),
     chip("ga10x", "Ampere", 128, 4, [0, 512, 1024, 1024, 0, 2048, 0, 0]),
+    chip("ga10x-half", "Ampere", 128, 4, [0, 256, 512, 512, 0, 1024, 0, 0]),
     chip("ga10x-geforce", "Ampere", 128, 4, [0, 256, 512, 512, 0, 2048, 0, 0]),
     chip("ad10x", "Ada", 128, 4, [0, 512, 1024, 1024, 2048, 2048, 0, 0]),
     chip("ad10x-half", "Ada", 128, 4, [0, 256, 512, 512, 1024, 1024, 0, 0]),

@@ -22,16 +22,18 @@ fn every_line_of_cards_csv_is_parsed() {
 fn peaks_match_data_sheets() {
     const NONE: f64 = f64::NAN;
     // Card, fp64, fp32, tf32, fp16 or bf16, fp8, int8, fp4, memory bandwidth.
-    let sheets: [(&str, [f64; 8]); 52] = [
+    let sheets: [(&str, [f64; 8]); 57] = [
         ("Quadro P4000", [NONE, 5.3, NONE, NONE, NONE, NONE, NONE, 243.0]),
         ("Tesla P40", [NONE, 12.0, NONE, NONE, NONE, NONE, NONE, 346.0]),
         ("Tesla P100-SXM2-16GB", [5.3, 10.6, NONE, 21.2, NONE, NONE, NONE, 732.0]),
         ("Tesla V100-SXM2-32GB", [7.8, 15.7, NONE, 125.0, NONE, NONE, NONE, 900.0]),
         ("Tesla V100-PCIE-16GB", [7.0, 14.0, NONE, 112.0, NONE, NONE, NONE, 900.0]),
+        ("Tesla V100S-PCIE-32GB", [8.2, 16.4, NONE, 130.0, NONE, NONE, NONE, 1134.0]),
         ("Tesla T4", [NONE, 8.1, NONE, 65.0, NONE, 130.0, NONE, 320.0]),
         ("Quadro RTX 6000", [NONE, 16.3, NONE, 130.5, NONE, 261.0, NONE, 672.0]),
         ("A2", [NONE, 4.5, 9.0, 18.0, NONE, 36.0, NONE, 200.0]),
         ("A10", [NONE, 31.2, 62.5, 125.0, NONE, 250.0, NONE, 600.0]),
+        ("A10G", [NONE, 35.0, 35.0, 70.0, NONE, 140.0, NONE, 600.0]),
         ("A16", [NONE, 4.5, 9.0, 17.9, NONE, 35.9, NONE, 200.0]),
         ("A30", [10.3, 10.3, 82.0, 165.0, NONE, 330.0, NONE, 933.0]),
         ("A40", [NONE, 37.4, 74.8, 149.7, NONE, 299.3, NONE, 696.0]),
@@ -55,8 +57,11 @@ fn peaks_match_data_sheets() {
         ("RTX 4000 SFF Ada Generation", [NONE, 19.2, NONE, NONE, 153.4, NONE, NONE, 280.0]),
         ("RTX 4500 Ada Generation", [NONE, 39.6, NONE, NONE, 317.0, NONE, NONE, 432.0]),
         ("RTX 5000 Ada Generation", [NONE, 65.3, NONE, NONE, 522.2, NONE, NONE, 576.0]),
+        ("RTX 5880 Ada Generation", [NONE, 69.3, NONE, NONE, 554.2, NONE, NONE, 960.0]),
         ("RTX 6000 Ada Generation", [NONE, 91.1, NONE, NONE, 728.5, NONE, NONE, 960.0]),
         ("GeForce RTX 4090", [NONE, 82.6, 82.6, 165.2, 330.3, 660.6, NONE, 1008.0]),
+        ("RTX PRO 4000 Blackwell SFF Edition", [NONE, 24.0, NONE, NONE, NONE, NONE, 385.0, 432.0]),
+        ("RTX PRO 2000 Blackwell", [NONE, 17.0, NONE, NONE, NONE, NONE, 272.5, 288.0]),
         ("H100 80GB HBM3", [67.0, 67.0, 494.5, 989.5, 1979.0, 1979.0, NONE, 3350.0]),
         ("H100 PCIe", [51.0, 51.0, 378.0, 756.0, 1513.0, 1513.0, NONE, 2039.0]),
         ("H100 NVL", [60.0, 60.0, 417.5, 835.5, 1671.0, 1671.0, NONE, 3938.0]),
@@ -123,11 +128,14 @@ fn product_names_match_the_right_card() {
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000 Blackwell Server Edition"),
         ("h100 sxm", "H100 80GB HBM3"),
         ("rtx a4000", "RTX A4000"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA GH200 120GB", "GH200 480GB"),
+        ("NVIDIA GeForce RTX 3080 Ti", "GeForce RTX 3080 Ti"),
     ] {
         assert_eq!(name(reported), Some(card), "{reported}");
     }
     for other in
-        ["Radeon", "NVIDIA GeForce RTX 3080 Ti", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A10G", "", "sxm9"]
+        ["Radeon", "NVIDIA GeForce RTX 5090 D", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A10M", "", "sxm9"]
     {
         assert_eq!(name(other), None, "{other}");
     }

@@ -2,9 +2,10 @@
 //!
 //! The keys are those of the configuration classes of Transformers (`src/transformers/models/*/configuration_*.py`); families
 //! use different names for the same size, and leave out values that are the default of their class. A value that has the wrong
-//! type or is missing is an error that names the key, never a guess.
+//! type or is missing is an error that names the key, never a guess; `config/defaults.rs` has the defaults of the classes.
 
 mod blocks;
+mod defaults;
 mod kinds;
 
 use serde_json::{Map, Value};
@@ -215,7 +216,11 @@ fn declared_format(reader: &Reader<'_>, notes: &mut Vec<String>) -> Option<Forma
 impl Reader<'_> {
     /// The first of these keys that has a value, as a size.
     pub(super) fn number(&self, keys: &[&str]) -> Result<Option<u64>, GpuError> {
-        keys.iter().find_map(|k| number_of(self.text, k).transpose()).transpose()
+        let written = keys.iter().find_map(|k| number_of(self.text, k).transpose()).transpose()?;
+        // Only parts of a model are saved without the defaults of their class; a key with null has no value.
+        let is_part = !std::ptr::eq(self.text, self.outer);
+        let is_absent = is_part && keys.iter().all(|k| !self.text.contains_key(*k));
+        Ok(written.or_else(|| defaults::of(self.family, keys).filter(|_| is_absent)))
     }
 
     /// As [`Self::number`]; the absence of all keys is an error.
@@ -356,6 +361,50 @@ mod tests {
         let state = |changes| read(&with(changes)).unwrap().cache(1000, 1, 16);
         let jamba = state(json!({"model_type": "jamba", "attn_layer_period": 4, "attn_layer_offset": 1}));
         assert!((jamba.values - 1008.0 * 2.0 * 512.0).abs() < 1.0 && jamba.state > 0.0, "{jamba:?}");
+    }
+
+    #[test]
+    fn layers_whose_cache_does_not_grow_are_not_counted_as_attention() {
+        let kinds: Vec<u64> = (1..=80).map(|i| u64::from(i % 8 == 0)).collect();
+        let minimax = json!({"model_type": "minimax_m1", "hidden_size": 6144, "num_hidden_layers": 80, "num_attention_heads": 64,
+            "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 9216, "num_local_experts": 32, "num_experts_per_tok": 2,
+            "vocab_size": 200_064, "attn_type_list": kinds});
+        let shape = read(&minimax).unwrap();
+        assert!((shape.parameters() / 456e9 - 1.0).abs() < 0.01, "{}", shape.parameters());
+        assert!((shape.cache(32_768, 1, 16).values - 32_768.0 * 10.0 * 2.0 * 1024.0).abs() < 1.0);
+        let llama = with(json!({"model_type": "mllama_text_model", "cross_attention_layers": [1]}));
+        let vision = json!({"model_type": "mllama", "text_config": llama, "vision_config": {"image_size": 560, "patch_size": 14}});
+        let images = |l: &Layers| matches!(l.mixer, Mixer::Attention { window: Some(6404), .. });
+        assert_eq!(read(&vision).unwrap().layers.iter().filter(|l| images(l)).map(|l| l.count).sum::<u64>(), 1);
+    }
+
+    #[test]
+    fn part_of_a_model_has_the_defaults_of_its_class() {
+        let gemma = |changes: Value| {
+            let mut text = json!({"model_type": "gemma3_text"});
+            for (key, change) in changes.as_object().unwrap() {
+                text[key] = change.clone();
+            }
+            json!({"model_type": "gemma3", "text_config": text})
+        };
+        // The published files of Gemma 3 4B and 27B: 3.88 and 27.0 billion parameters without the encoder.
+        let small = gemma(json!({"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}));
+        let large = gemma(json!({"hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 62, "num_attention_heads": 32,
+            "num_key_value_heads": 16, "head_dim": 128, "sliding_window": 1024}));
+        for (file, billions, layers) in [(&small, 3.88, 34), (&large, 27.0, 62)] {
+            let shape = read(file).unwrap();
+            let parameters = shape.parameters() / 1e9;
+            assert!((parameters / billions - 1.0).abs() < 0.01, "{parameters}");
+            let windows = |l: &Layers| matches!(l.mixer, Mixer::Attention { window: Some(1024), .. });
+            let local: u64 = shape.layers.iter().filter(|l| windows(l)).map(|l| l.count).sum();
+            assert_eq!(local, layers - layers / 6);
+        }
+        let pixtral = json!({"model_type": "llava", "text_config": {"model_type": "mistral", "head_dim": 128, "hidden_size": 5120,
+            "num_hidden_layers": 40, "sliding_window": null, "vocab_size": 131_072}});
+        let attention = read(&pixtral).unwrap().layers[0].mixer.clone();
+        assert!(matches!(attention, Mixer::Attention { heads: 32, kv_heads: 8, window: None, .. }), "{attention:?}");
+        let alone = read(&json!({"model_type": "mistral", "hidden_size": 4096})).unwrap_err().to_string();
+        assert!(alone.contains("num_hidden_layers is missing"), "{alone}");
     }
 
     #[test]

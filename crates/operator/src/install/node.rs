@@ -197,6 +197,9 @@ fn daemon_set(values: &Values) -> Value {
         volumes.push(json!({"name": "accept-limits", "configMap": {"name": "slipway-accept-limits"}}));
         mounts.push(json!({"name": "accept-limits", "mountPath": "/etc/slipway/accept", "readOnly": true}));
     }
+    if node.reset_on_fault {
+        args.push("--reset-on-fault".into());
+    }
     // Without the toleration of acceptance, an agent that was restarted could not remove its own taint.
     let mut tolerations = node.tolerations.clone();
     tolerations.push(json!({"key": "slipway.dev/not-accepted", "operator": "Exists", "effect": "NoSchedule"}));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use slipway_core::units::parse_duration;
 use slipway_exec::QueueSystem;
 use slipway_exec::queueing::is_queue_name;
 
@@ -144,6 +145,7 @@ pub struct Node {
     pub mps_root: String,
     pub dra_driver: String,
     pub recover_after: u64,
+    pub reset_on_fault: bool,
     pub config: BTreeMap<String, String>,
     pub mig_config: String,
     pub accept: Accept,
@@ -232,6 +234,9 @@ const INVALID_IMEX: &str = "the values: computeDomains.imex must be agent or hos
 const IMEX_WITHOUT_PRIVILEGES: &str =
     "the values: computeDomains.imex: agent needs node.privileged, because IMEX opens devices of the driver";
 
+/// The highest level of `slipway node accept`.
+const MAX_ACCEPT_LEVEL: u8 = 4;
+
 /// The `values.yaml` of the chart, the only place for defaults.
 const DEFAULTS: &str = include_str!("../../../../deploy/helm/slipway/values.yaml");
 
@@ -271,7 +276,7 @@ impl Values {
                 values.node.offer
             )));
         }
-        values.check_node().map_err(|message| KubeError::Invalid(message.into()))?;
+        values.check_node().map_err(|message| KubeError::Invalid(format!("the values: node.{message}")))?;
         values.check_queues()?;
         values.check_compute_domains().map_err(|message| KubeError::Invalid(message.into()))?;
         if !values.is_shared() && (values.server.replicas > 1 || values.gateway.enabled) {
@@ -280,21 +285,17 @@ impl Values {
         Ok(values)
     }
 
-    /// The chart has the same rules in values.schema.json.
-    fn check_node(&self) -> Result<(), &'static str> {
-        let Node { accept, amd, .. } = &self.node;
-        let is_interval = |text: &str| {
-            let number = text.strip_suffix(['d', 'h', 'm', 's']).unwrap_or_default();
-            number.starts_with(|c| ('1'..='9').contains(&c)) && number.bytes().all(|b| b.is_ascii_digit())
-        };
-        if accept.level > 4 {
-            return Err("the values: node.accept.level must be 0 to 4");
+    /// Checks what would otherwise end the agent of each node at its start.
+    fn check_node(&self) -> Result<(), String> {
+        let Node { accept: Accept { level, every, .. }, amd, .. } = &self.node;
+        if *level > MAX_ACCEPT_LEVEL {
+            return Err(format!("accept.level is {level}; it must be 1 to {MAX_ACCEPT_LEVEL}, or 0 to accept every node"));
         }
-        if !accept.every.is_empty() && !is_interval(&accept.every) {
-            return Err("the values: node.accept.every must be a number with d, h, m or s, such as 7d");
+        if !every.is_empty() {
+            parse_duration(every).map_err(|reason| format!("accept.every: {reason}"))?;
         }
         if !matches!(amd.naming.as_str(), "single" | "mixed") {
-            return Err("the values: node.amd.naming must be single or mixed");
+            return Err("amd.naming must be single or mixed".into());
         }
         Ok(())
     }
@@ -396,6 +397,16 @@ mod tests {
             let error = Values::read("a", &[format!("runs: {{queue: {queue}}}")]).unwrap_err().to_string();
             assert!(error.contains("runs.queue") && error.contains(expected), "{error}");
         }
+        for (accept, expected) in [
+            ("{level: 5}", "node.accept.level is 5; it must be 1 to 4"),
+            ("{level: -1}", "-1"),
+            ("{level: quick}", "quick"),
+            ("{level: 1, every: weekly}", "node.accept.every: 'weekly' is no duration"),
+        ] {
+            let error = Values::read("a", &[format!("node: {{accept: {accept}}}")]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(Values::read("a", &["node: {accept: {level: 4, every: 7d}}".into()]).is_ok());
         for (text, message) in [
             ("computeDomains: {enabled: true}", DOMAINS_WITHOUT_CLAIMS),
             ("node: {offer: dra, privileged: false}\ncomputeDomains: {enabled: true}", IMEX_WITHOUT_PRIVILEGES),

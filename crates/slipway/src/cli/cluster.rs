@@ -78,7 +78,7 @@ pub(crate) enum Cluster {
     Upgrade {
         #[command(flatten)]
         machines: Machines,
-        /// Write this channel of MicroK8s, or version of K3s or RKE2, to the file first
+        /// Write this channel of MicroK8s, or version of K3s, RKE2 or kubeadm, to the file first
         #[arg(long, value_name = "CHANNEL")]
         to: Option<String>,
         /// Number of workers to upgrade at once
@@ -133,8 +133,8 @@ pub(crate) enum Cluster {
     Kubeconfig {
         #[command(flatten)]
         file: File,
-        /// Host name or address of the API server; by default that of the first control plane
-        #[arg(long)]
+        /// HOST or HOST:PORT of the API server; by default spec.kubernetes.endpoint, else the address of the first control plane
+        #[arg(long, value_name = "HOST[:PORT]")]
         server: Option<String>,
         /// Save it to a file that only you can read
         #[arg(long, value_name = "FILE")]

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
+use slipway_core::gpu_settings::{ClockRange, ComputeMode, Power};
+use slipway_gpu::container::runtime::Runtime;
 use slipway_gpu::fit::request;
-use slipway_gpu::settings::ComputeMode;
-use slipway_gpu::settings::file::{ClockRange, Power};
 
 /// Options of `gpu`.
 #[derive(Debug, Args)]
@@ -508,25 +509,10 @@ pub(crate) enum Cdi {
     },
 }
 
-/// A container runtime.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Runtime {
-    /// containerd 1.x and 2.x
-    Containerd,
-    /// Docker, also as Mirantis Container Runtime (MKE 3)
-    Docker,
-    /// CRI-O
-    Crio,
-    /// Podman
-    Podman,
-    /// MicroK8s
-    Microk8s,
-    /// k3s
-    K3s,
-    /// RKE2
-    Rke2,
-    /// k0s, also as MKE 4
-    K0s,
+/// The container runtimes as values of an option, each with its help.
+fn runtimes() -> impl TypedValueParser<Value = Runtime> {
+    let values = Runtime::NAMES.map(|(name, _, help)| PossibleValue::new(name).help(help));
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<Runtime>())
 }
 
 /// Verbs of `gpu container`.
@@ -538,7 +524,7 @@ pub(crate) enum Container {
     )]
     Configure {
         /// The container runtime
-        #[arg(long, value_enum)]
+        #[arg(long, value_parser = runtimes())]
         runtime: Runtime,
         /// Configuration file, if it is not the default one
         #[arg(long, value_name = "FILE")]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use slipway_core::units::parse_duration;
 use slipway_gpu::accept::check::Level;
 
 /// Verbs of `node`.
@@ -149,29 +150,11 @@ pub(crate) struct Accept {
     #[arg(long, requires = "nodes", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// For all_reduce_nodes: time limit for all machines to join
-    #[arg(long, default_value = "10m", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "10m", value_parser = parse_duration, value_name = "DURATION")]
     pub(crate) join_timeout: Duration,
     /// Simulate GPUs with this fixture instead of using the driver
     #[arg(long, value_name = "NAME")]
     pub(crate) fixture: Option<String>,
-}
-
-/// Parses a duration such as `7d`, `12h`, `30m` or `90s`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let invalid = || format!("'{text}' is no duration; use a number with d, h, m or s, such as 7d");
-    let split = text.len().checked_sub(1).filter(|at| text.is_char_boundary(*at)).ok_or_else(invalid)?;
-    let (number, unit) = text.split_at(split);
-    let seconds: u64 = match unit {
-        "d" => 86400,
-        "h" => 3600,
-        "m" => 60,
-        "s" => 1,
-        _ => return Err(invalid()),
-    };
-    let number: u64 = number.parse().map_err(|_| invalid())?;
-    // A hundred years; longer durations cannot be added to times.
-    let total = number.checked_mul(seconds).filter(|total| (1..=100 * 366 * 86400).contains(total));
-    total.map(Duration::from_secs).ok_or_else(invalid)
 }
 
 /// Options of `node run`.
@@ -244,7 +227,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "1-4")]
     pub(crate) accept: Option<Level>,
     /// Repeat the checks at this interval, when no pod holds a GPU: 7d, 12h
-    #[arg(long, requires = "accept", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, requires = "accept", value_parser = parse_duration, value_name = "DURATION")]
     pub(crate) accept_every: Option<Duration>,
     /// YAML file with the limits of the checks
     #[arg(long, requires = "accept", value_name = "FILE")]
@@ -261,22 +244,11 @@ pub(crate) struct Run {
     /// How AMD's GPUs and partitions are named as resources
     #[arg(long, value_enum, default_value_t = AmdNaming::Single)]
     pub(crate) amd_naming: AmdNaming,
+    /// Reset a GPU after a fault that a reset mends, if no pod and no process uses it; the node label slipway.dev/reset-on-fault (true or
+    /// false) overrides this
+    #[arg(long)]
+    pub(crate) reset_on_fault: bool,
     /// Simulate GPUs with this fixture instead of using the driver; with a comma one of each vendor: h100x8,mi300xx8
     #[arg(long, value_name = "NAME")]
     pub(crate) fixture: Option<String>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_have_a_unit_and_a_limit() {
-        let seconds = |text: &str| duration(text).map(|d| d.as_secs());
-        assert_eq!((seconds("7d"), seconds("12h")), (Ok(7 * 86400), Ok(12 * 3600)));
-        assert_eq!((seconds("30m"), seconds("90s")), (Ok(1800), Ok(90)));
-        for invalid in ["", "d", "7", "7w", "0s", "-1d", "7\u{e4}", "99999999999999999999d", "40000d"] {
-            assert!(seconds(invalid).is_err(), "{invalid}");
-        }
-    }
 }

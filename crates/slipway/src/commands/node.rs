@@ -130,6 +130,7 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
         fixture: amd_fixture,
     });
     let home = super::accept::agent_home(context);
+    let machine = Home::at(context.config.get("home").unwrap_or_default()).root().to_owned();
     let accept =
         args.accept.map(|level| acceptance(context, level, args.accept_every, args.accept_limits, fixture.as_deref()));
     let options = Options {
@@ -153,7 +154,11 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
             }),
         },
         mig_config: args.mig_config,
-        gpu_settings: slipway_node::gpu_settings::Source { file: args.gpu_settings, folder: args.gpu_settings_dir },
+        gpu_settings: slipway_node::gpu_settings::Source {
+            file: args.gpu_settings,
+            folder: args.gpu_settings_dir,
+            machine: Some(machine.join(slipway_core::gpu_settings::FILE_NAME)),
+        },
         mps_root: args.mps_root,
         dra_driver: args.dra_driver,
         imex_channels: args.imex_channels.then_some(Imex {
@@ -163,7 +168,7 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
         }),
         namespace: namespace(),
         home,
-        machine: Home::at(context.config.get("home").unwrap_or_default()).root().to_owned(),
+        machine,
         listen: args.listen,
         policy: Policy::from_variables(
             variable("DP_DISABLE_HEALTHCHECKS").as_deref(),
@@ -171,6 +176,7 @@ async fn agent(context: &Context, args: cli::Run) -> Result<(), Failure> {
             Duration::from_secs(args.recover_after),
         ),
         poll_interval: Duration::from_secs(5.min(args.recover_after.max(1))),
+        reset_on_fault: args.reset_on_fault,
         accept: accept.transpose()?,
         amd,
     };

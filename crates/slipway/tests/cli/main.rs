@@ -6,6 +6,7 @@ mod config;
 mod data;
 mod explain;
 mod gpu;
+mod gpu_reset;
 mod gpu_settings;
 mod kill;
 mod output;

@@ -13,6 +13,7 @@ mod toml;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use super::replace;
 use crate::GpuError;
@@ -46,6 +47,18 @@ pub enum Runtime {
 }
 
 impl Runtime {
+    /// All runtimes with their names on the command line, and what each name stands for.
+    pub const NAMES: [(&'static str, Self, &'static str); 8] = [
+        ("containerd", Self::Containerd, "containerd 1.x and 2.x"),
+        ("docker", Self::Docker, "Docker, also as Mirantis Container Runtime (MKE 3)"),
+        ("crio", Self::Crio, "CRI-O"),
+        ("podman", Self::Podman, "Podman"),
+        ("microk8s", Self::Microk8s, "MicroK8s"),
+        ("k3s", Self::K3s, "k3s"),
+        ("rke2", Self::Rke2, "RKE2"),
+        ("k0s", Self::K0s, "k0s, also as MKE 4"),
+    ];
+
     /// Default path of the configuration file.
     pub fn default_path(self) -> PathBuf {
         match self {
@@ -72,6 +85,15 @@ impl Runtime {
             Self::Rke2 => "systemctl restart rke2-server (on an agent: rke2-agent)",
             Self::K0s => "journalctl -fu k0sworker (k0s reloads containerd by itself)",
         }
+    }
+}
+
+impl FromStr for Runtime {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::NAMES.iter().find(|(name, ..)| *name == text).map(|(_, runtime, _)| *runtime);
+        found.ok_or_else(|| format!("there is no container runtime '{text}'"))
     }
 }
 

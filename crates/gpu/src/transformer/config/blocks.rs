@@ -14,6 +14,7 @@ pub(super) fn mixer(r: &Reader<'_>, kind: &Kind, hidden: u64) -> Result<Mixer, G
         MixerKind::Mamba => mamba(r, hidden),
         MixerKind::Mamba2 => mamba2(r, hidden),
         MixerKind::Delta => delta(r, hidden),
+        MixerKind::Lightning => lightning(r, hidden),
         MixerKind::Convolution => {
             let width = r.number(&["conv_L_cache"])?.unwrap_or(3);
             Ok(Mixer::Recurrent { parameters: 4 * hidden * hidden + width * hidden, state: width * hidden })
@@ -61,6 +62,13 @@ fn attention(r: &Reader<'_>, hidden: u64, window: Option<u64>) -> Result<Mixer, 
     }
     let gate = r.family() == "qwen3_next" || r.flag("attn_output_gate")?.unwrap_or(false);
     Ok(Mixer::Attention { heads, kv_heads, head_dim, window, gate, bias: r.bias()? })
+}
+
+/// Lightning attention (MiniMax-01 2025, section 2.2): queries, keys, values, an output gate and the output.
+fn lightning(r: &Reader<'_>, hidden: u64) -> Result<Mixer, GpuError> {
+    let heads = r.need(&["num_attention_heads"])?;
+    let dim = r.number(&["head_dim"])?.unwrap_or(hidden / heads);
+    Ok(Mixer::Recurrent { parameters: 5 * hidden * heads * dim, state: heads * dim * dim })
 }
 
 /// Mamba (Gu and Dao 2023): the sizes of Transformers' JambaMambaMixer.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::Reader;
+use super::{Reader, number_of};
 use crate::GpuError;
 
 /// The kind of one layer.
@@ -24,6 +24,8 @@ pub(super) enum MixerKind {
     Mamba2,
     /// The gated delta rule.
     Delta,
+    /// Lightning attention, whose state does not grow (MiniMax-01).
+    Lightning,
     /// A short convolution (LFM2).
     Convolution,
     None,
@@ -85,7 +87,20 @@ fn mixers(r: &Reader<'_>, depth: u64) -> Result<Vec<MixerKind>, GpuError> {
             })
             .collect();
     }
+    if let Some(list) = r.numbers("attn_type_list") {
+        if list.len() as u64 != depth {
+            let found = list.len();
+            return Err(GpuError::Invalid(format!("attn_type_list has {found} entries for {depth} layers")));
+        }
+        let kind = |full: &u64| if *full == 0 { MixerKind::Lightning } else { MixerKind::Full };
+        return Ok(list.iter().map(kind).collect());
+    }
     let layers = 0..depth;
+    if let Some(cross) = r.numbers("cross_attention_layers").filter(|_| r.family().starts_with("mllama")) {
+        // These layers attend to the tokens of the images alone.
+        let images = MixerKind::Window(image_tokens(r)?);
+        return Ok(layers.map(|i| if cross.contains(&i) { images } else { MixerKind::Full }).collect());
+    }
     if let Some(period) = positive(r, "attn_layer_period")? {
         let offset = r.number(&["attn_layer_offset"])?.unwrap_or(0);
         return Ok(layers.map(|i| if i % period == offset { MixerKind::Full } else { recurrent }).collect());
@@ -127,6 +142,17 @@ fn window(r: &Reader<'_>) -> Result<Option<u64>, GpuError> {
     }
     let found = r.number(&["sliding_window", "attention_chunk_size", "sliding_window_size"])?;
     Ok(found.filter(|w| *w > 0))
+}
+
+/// Tokens of one image in the cross-attention of Llama 3.2 Vision: its tiles, each with its patches and a token for the class.
+fn image_tokens(r: &Reader<'_>) -> Result<u64, GpuError> {
+    let vision = r.outer.get("vision_config").and_then(Value::as_object);
+    let size = |key: &str, default: u64| {
+        let found = vision.map(|config| number_of(config, key)).transpose()?.flatten();
+        Ok::<u64, GpuError>(found.unwrap_or(default))
+    };
+    let side = size("image_size", 448)? / size("patch_size", 14)?.max(1);
+    Ok(size("max_num_tiles", 4)? * (side * side + 1))
 }
 
 fn recurrent(r: &Reader<'_>) -> MixerKind {

@@ -84,8 +84,12 @@ impl Placement {
     pub(in crate::runs) fn apply(&self, gang: &Gang<'_>, pods: &mut [Value]) -> Result<Option<Value>, String> {
         let size = pods.len();
         if self.system() == Some(QueueSystem::Kai) && size > 1 {
-            // Its pod grouper makes the groups, by the kinds of the pods' owners that it knows, and overwrites other ones.
-            return Err("the KAI scheduler has no gangs for runs of several pods; use kueue or volcano".into());
+            // Its pod grouper replaces the group of every pod that has an owner (`pkg/podgrouper/pod_controller.go`,
+            // `isOrphanPodWithPodGroup`), with one that starts when the first pod fits, unless it knows the owner's kind. Without an
+            // owner, a run's pods would outlive the run.
+            return Err("the KAI scheduler starts pods of a run one by one: it makes gangs only for the kinds of owners that it knows, \
+                        and slipway's Run is none of them; use kueue or volcano for runs of several pods"
+                .into());
         }
         for pod in &mut *pods {
             match &self.queue {
@@ -310,7 +314,7 @@ mod tests {
             json!({"kai.scheduler/topology": "racks", "kai.scheduler/topology-preferred-placement": "nvidia.com/gpu.clique"})
         );
         assert!(pods[0]["spec"]["schedulerName"] == "kai-scheduler" && group.is_none());
-        assert!(placement.apply(&gang(), &mut super::tests::pods(2)).unwrap_err().contains("no gangs"));
+        assert!(placement.apply(&gang(), &mut super::tests::pods(2)).unwrap_err().contains("one by one"));
     }
 
     #[test]

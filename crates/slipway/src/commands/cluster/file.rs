@@ -10,7 +10,7 @@ use slipway_cluster::ClusterError;
 use slipway_cluster::layers;
 use slipway_cluster::session::Session;
 use slipway_cluster::spec::secret::TrustedCommands;
-use slipway_cluster::spec::ssh::url_host;
+use slipway_cluster::spec::ssh::{Destination, url_host};
 use slipway_cluster::spec::{Cluster, Machine, Role};
 
 use super::{invalid, session_error};
@@ -73,6 +73,15 @@ pub(super) fn resources(session: &Session, selection: &cli::Selection, machine: 
     Ok(())
 }
 
+/// The URL of the API server at `HOST` or `HOST:PORT`; `port` is the default.
+fn api_server(authority: &str, port: u16) -> Result<String, String> {
+    let Destination { user, address, port: own } = Destination::parse(authority)?;
+    match user {
+        Some(_) => Err(format!("'{authority}' is not HOST or HOST:PORT")),
+        None => Ok(format!("https://{}:{}", url_host(&address), own.unwrap_or(port))),
+    }
+}
+
 /// Prints or saves the administrator's kubeconfig with a unique cluster name and an address that is reachable from this machine.
 pub(super) async fn kubeconfig(session: &Session, server: Option<&str>, save: Option<&Path>) -> Result<(), Failure> {
     let cluster = session.cluster()?;
@@ -88,8 +97,13 @@ pub(super) async fn kubeconfig(session: &Session, server: Option<&str>, save: Op
         return Err(other("the output contains no cluster or no user".into()).into());
     }
     config["clusters"][0]["name"] = json!(name);
-    config["clusters"][0]["cluster"]["server"] =
-        json!(format!("https://{}:{}", url_host(server.unwrap_or(&first.address)), distribution.api_port()));
+    let authority = match (server, &cluster.spec.kubernetes.endpoint) {
+        (None, Some(endpoint)) => endpoint.as_str(),
+        (Some(server), _) => server,
+        (None, None) => &first.address,
+    };
+    let server = api_server(authority, distribution.api_port()).map_err(invalid)?;
+    config["clusters"][0]["cluster"]["server"] = json!(server);
     config["users"][0]["name"] = json!(user);
     config["contexts"] = json!([{"name": name, "context": {"cluster": name, "user": user}}]);
     config["current-context"] = json!(name);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use slipway_gpu::GpuError;
 use slipway_gpu::container::cdi::{self, Spec};
-use slipway_gpu::container::runtime::{self, Options, Runtime};
+use slipway_gpu::container::runtime::{self, Options};
 use slipway_gpu::container::trial;
 use slipway_gpu::inventory::Inventory;
 
@@ -92,16 +92,6 @@ pub(super) fn container(context: &Context, verb: cli::Container) -> Result<(), F
             print_text(&serde_json::to_string(&trial::check_paths(&paths)).unwrap_or_default());
             return Ok(());
         }
-    };
-    let runtime = match runtime {
-        cli::Runtime::Containerd => Runtime::Containerd,
-        cli::Runtime::Docker => Runtime::Docker,
-        cli::Runtime::Crio => Runtime::Crio,
-        cli::Runtime::Podman => Runtime::Podman,
-        cli::Runtime::K3s => Runtime::K3s,
-        cli::Runtime::Rke2 => Runtime::Rke2,
-        cli::Runtime::K0s => Runtime::K0s,
-        cli::Runtime::Microk8s => Runtime::Microk8s,
     };
     let path = config.unwrap_or_else(|| runtime.default_path());
     let edit = if undo {

@@ -150,7 +150,7 @@ impl Selector {
 }
 
 /// The message about an index that a machine with `count` GPUs does not have.
-pub(crate) fn missing(index: u32, count: u32) -> String {
+pub fn missing(index: u32, count: u32) -> String {
     match count {
         0 => format!("there is no GPU {index}: the machine has none"),
         _ => format!("there is no GPU {index}; there are {count} GPUs, 0 to {}", count - 1),
