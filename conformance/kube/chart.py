@@ -43,6 +43,7 @@ VALUES = {
     "minimal": {"server": {"enabled": False}, "networkPolicy": False, "deviceClasses": {"enabled": False}},
     "acceptance": {"node": {"accept": {"level": 3, "every": "7d", "limits": "memoryBandwidth: 0.8\n"}}},
     "acceptance without limits": {"node": {"accept": {"level": 1}}},
+    "data": {"data": {"enabled": True, "limit": "1Ti", "nodeSelector": {"a": "b"}}, "node": {"kubeletDir": "/var/snap/kubelet"}},
     "GPU settings": {"node": {"gpuSettings": {"default": "gpus: []\n", "quiet": "gpus: []\n"}}},
     "server": {"node": {"enabled": False}, "server": {"storage": {"ephemeral": True}}},
     "shared": {"server": {"replicas": 3, "database": {"secret": "db"}, "objects": {"url": "s3://bucket/a", "secret": "bucket"}},

@@ -423,7 +423,7 @@ fn copy_and_hash(file: &mut File, mut target: &File) -> std::io::Result<[u8; 16]
 }
 
 /// A unique name for an unfinished file of this process.
-fn temporary_name() -> String {
+pub(crate) fn temporary_name() -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     format!("{TEMPORARY}{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
 }

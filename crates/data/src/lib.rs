@@ -22,6 +22,7 @@ pub mod snapshot;
 pub mod stage;
 mod stat;
 pub mod state;
+pub mod versions;
 mod walk;
 pub mod yaml;
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
 use crate::project::{Project, Selected, is_stage_file, load_pipeline};
+use crate::scm::Git;
 use crate::stage::{LOCK_FILE, PIPELINE_FILE, Stage};
 
 /// Versions of the project beside the workspace.
@@ -129,7 +130,20 @@ fn commits(project: &Project, scope: &Scope) -> Result<Vec<String>, DataError> {
 /// If the commit or a file in it cannot be read.
 pub fn stages_at(project: &Project, commit: &str) -> Result<Vec<Stage>, DataError> {
     let Some(git) = &project.git else { return Ok(Vec::new()) };
-    let prefix = project.root.strip_prefix(git.root()).unwrap_or(Path::new("")).to_owned();
+    stages_in(git, &project.root, commit, &|path| project.is_ignored(path))
+}
+
+/// The stages in a commit of the project whose folder would be `root` in a work tree.
+///
+/// # Errors
+/// If the commit or a file in it cannot be read.
+pub fn stages_in(
+    git: &Git,
+    root: &Path,
+    commit: &str,
+    is_ignored: &dyn Fn(&Path) -> Result<bool, DataError>,
+) -> Result<Vec<Stage>, DataError> {
+    let prefix = root.strip_prefix(git.root()).unwrap_or(Path::new("")).to_owned();
     let select = |path: &str| {
         let path = Path::new(path);
         path.starts_with(&prefix) && (is_stage_file(path) || path.file_name().is_some_and(|name| name == LOCK_FILE))
@@ -140,17 +154,17 @@ pub fn stages_at(project: &Project, commit: &str) -> Result<Vec<Stage>, DataErro
     let mut stages = Vec::new();
     for path in paths.iter().filter(|path| is_stage_file(path)) {
         let full = git.root().join(path);
-        if project.is_ignored(&full)? {
+        if is_ignored(&full)? {
             continue;
         }
         let text = String::from_utf8_lossy(&files.remove(path).unwrap_or_default()).into_owned();
         if path.file_name().is_some_and(|name| name == PIPELINE_FILE) {
             let lock = path.with_file_name(LOCK_FILE);
             if let Some(lock_text) = files.get(&lock).map(|bytes| String::from_utf8_lossy(bytes).into_owned()) {
-                stages.extend(load_pipeline(&full, &text, &git.root().join(lock), &lock_text, &project.root)?);
+                stages.extend(load_pipeline(&full, &text, &git.root().join(lock), &lock_text, root)?);
             }
         } else {
-            stages.push(Stage::parse(&full, &project.root, text)?);
+            stages.push(Stage::parse(&full, root, text)?);
         }
     }
     Ok(stages)
