@@ -45,6 +45,7 @@ VALUES = {
     "acceptance without limits": {"node": {"accept": {"level": 1}}},
     "GPUs of AMD": {"node": {"amd": {"enabled": True, "naming": "mixed", "rocmDir": "/srv/rocm"}}},
     "resets after faults": {"node": {"resetOnFault": True}},
+    "data": {"data": {"enabled": True, "limit": "1Ti", "nodeSelector": {"a": "b"}}, "node": {"kubeletDir": "/var/snap/kubelet"}},
     "GPU settings": {"node": {"gpuSettings": {"default": "gpus: []\n", "quiet": "gpus: []\n"}}},
     "server": {"node": {"enabled": False}, "server": {"storage": {"ephemeral": True}}},
     "shared": {"server": {"replicas": 3, "database": {"secret": "db"}, "objects": {"url": "s3://bucket/a", "secret": "bucket"}},

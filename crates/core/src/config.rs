@@ -99,6 +99,7 @@ const KEYS: &[Key] = &[
     Key::user_only("max-connections", env::MAX_CONNECTIONS, true, || None),
     Key::user_only("max-artifact-bytes", env::MAX_ARTIFACT_BYTES, false, || None),
     Key::user_only("min-free-bytes", env::MIN_FREE_BYTES, false, || None),
+    Key::user_only("data-cache-bytes", env::DATA_CACHE_BYTES, false, || None),
     Key::user_only("run-environment", env::RUN_ENVIRONMENT, false, || None),
     // This key only chooses between installed runtimes; `onnxruntime` names the library to load.
     Key::project_allowed("runtime", env::RUNTIME, true, || Some("auto".into())),

@@ -24,6 +24,8 @@ pub const CORS_ORIGIN: &str = "SLIPWAY_CORS_ORIGIN";
 pub const MAX_ARTIFACT_BYTES: &str = "SLIPWAY_MAX_ARTIFACT_BYTES";
 /// Free disk space, in bytes, below which uploads are refused.
 pub const MIN_FREE_BYTES: &str = "SLIPWAY_MIN_FREE_BYTES";
+/// Maximum size of the cache for the data of runs, in bytes.
+pub const DATA_CACHE_BYTES: &str = "SLIPWAY_DATA_CACHE_BYTES";
 /// Names of environment variables that runs inherit from the server besides the default ones, separated by commas.
 pub const RUN_ENVIRONMENT: &str = "SLIPWAY_RUN_ENVIRONMENT";
 /// A token for client commands.

@@ -675,6 +675,21 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Remove the object from the sender's cache, add the data again, and push again.",
     },
     Topic {
+        code: "data.repository",
+        meaning: "The Git repository of a version of data cannot be reached, or does not have the revision.",
+        remedy: "Check the URL and the revision with `git ls-remote URL`; a private repository needs a credential helper or SSH key of the user that runs the server.",
+    },
+    Topic {
+        code: "data.untracked",
+        meaning: "The commit tracks no data at this path.",
+        remedy: "Name a path that a .dvc file, a pipeline or Git tracks in that commit, from the root of the repository.",
+    },
+    Topic {
+        code: "data.unavailable",
+        meaning: "A version of data is recorded, but its bytes are not where they should be: in the project's cache or its remote.",
+        remedy: "Push them from a project that has them: `slipway data push`. The remote's address is in .dvc/config of the commit.",
+    },
+    Topic {
         code: "data.io",
         meaning: "A file cannot be read or written.",
         remedy: "Check its permissions and the free disk space, then run the command again.",

@@ -27,6 +27,7 @@ pub mod clock;
 pub mod compute_domain;
 pub mod config;
 pub mod diff;
+pub mod data_volume;
 pub mod env;
 pub mod explain;
 pub mod files;

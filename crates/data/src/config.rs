@@ -317,6 +317,13 @@ impl Config {
         self.sections.get(&format!("remote \"{name}\""))
     }
 
+    /// Removes the options of remotes that name files of this machine, such as keys and credentials.
+    pub fn remove_local_files(&mut self) {
+        for (_, options) in self.sections.iter_mut().filter(|(name, _)| named(name).is_some()) {
+            options.retain(|option, _| option == "url" || !REMOTE_PATHS.contains(&option.as_str()));
+        }
+    }
+
     /// The names of the remotes in their order.
     pub fn remotes(&self) -> &[String] {
         &self.remotes

@@ -67,6 +67,14 @@ pub enum DataError {
     Command { command: String, code: i32 },
     #[error("{0}")]
     Reproduction(String),
+    #[error("{repo}: {reason}")]
+    Repository { repo: String, reason: String },
+    #[error("{repo} does not track '{path}' at commit {}{hint}", short(commit))]
+    Untracked { path: String, repo: String, commit: String, hint: String },
+    #[error(
+        "{missing} of {total} objects of '{path}' (commit {}) cannot be received; the first is {oid}: {why}", short(commit)
+    )]
+    Unavailable { path: String, commit: String, missing: usize, total: usize, oid: String, why: String },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("{}: {source}", path.display())]
@@ -98,6 +106,11 @@ impl DataError {
             _ => 255,
         }
     }
+}
+
+/// As many digits of a commit as Git shows.
+fn short(commit: &str) -> &str {
+    commit.get(..10).unwrap_or(commit)
 }
 
 fn list(paths: &[PathBuf]) -> String {
@@ -141,6 +154,9 @@ impl Explain for DataError {
             Self::Remote { .. } => "data.remote",
             Self::Command { .. } => "data.command",
             Self::Reproduction(_) => "data.reproduction",
+            Self::Repository { .. } => "data.repository",
+            Self::Untracked { .. } => "data.untracked",
+            Self::Unavailable { .. } => "data.unavailable",
             Self::Store(error) => error.code(),
             Self::Io { .. } => "data.io",
         }

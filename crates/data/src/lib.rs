@@ -30,6 +30,7 @@ pub mod snapshot;
 pub mod stage;
 mod stat;
 pub mod state;
+pub mod versions;
 mod walk;
 pub mod yaml;
 

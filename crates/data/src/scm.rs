@@ -36,9 +36,9 @@ impl Git {
         None
     }
 
-    /// A repository at a known place, also a bare one.
-    pub(crate) fn at(root: PathBuf) -> Self {
-        Self { root }
+    /// The work tree or bare repository at a path.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
     }
 
     /// The root of the work tree.
@@ -150,6 +150,21 @@ impl Git {
         }
     }
 
+    /// What is checked out.
+    ///
+    /// # Errors
+    /// If git cannot be run, or there is no commit yet.
+    pub fn head(&self) -> Result<Head, DataError> {
+        let text = |arguments: &[&str]| self.run(arguments).map(|out| String::from_utf8_lossy(&out).trim().to_owned());
+        Ok(Head {
+            commit: text(&["rev-parse", "--verify", "HEAD^{commit}"])?,
+            // These two fail for a commit that is checked out without a branch, and without a remote of this name.
+            branch: text(&["symbolic-ref", "--quiet", "--short", "HEAD"]).ok(),
+            origin: text(&["remote", "get-url", "origin"]).ok(),
+            is_dirty: !text(&["status", "--porcelain", "--untracked-files=no"])?.is_empty(),
+        })
+    }
+
     /// The commits of all branches, of all tags, or of everything that is reachable from a reference.
     ///
     /// # Errors
@@ -222,6 +237,19 @@ impl Git {
         }
         Ok(contents)
     }
+}
+
+/// What is checked out in a work tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The commit.
+    pub commit: String,
+    /// The branch, unless only a commit is checked out.
+    pub branch: Option<String>,
+    /// The URL of the remote `origin`.
+    pub origin: Option<String>,
+    /// Whether files that Git tracks differ from the commit.
+    pub is_dirty: bool,
 }
 
 fn start_error(error: std::io::Error) -> DataError {

@@ -7,6 +7,7 @@
 //! | [`status`] | the state of a run and the result of each attempt |
 //! | [`lifecycle`] | the next action for a run: a pure function, shared by all executors |
 //! | [`queueing`] | queues of batch systems, and placement by topology |
+//! | [`data`] | versions of data that a run needs |
 //! | [`quantity`] | resource quantities: `500m`, `4Gi` |
 //! | [`local`] | the executor for this machine; its processes outlive the server |
 //! | [`token`] | requests for the tokens of runs |
@@ -18,6 +19,7 @@
 //! # Ok::<(), slipway_exec::ExecError>(())
 //! ```
 
+pub mod data;
 pub mod error;
 pub mod lifecycle;
 pub mod local;
@@ -35,6 +37,7 @@ use futures_util::stream::BoxStream;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use data::{DataSource, DataVolume, FetchedData, UsedData};
 pub use error::ExecError;
 pub use local::LocalProcesses;
 pub use manifest::{Manifest, RunSpec};
@@ -106,6 +109,9 @@ pub struct Tracked {
     /// Number of the attempt that begins, from 1.
     #[serde(default = "first_attempt")]
     pub attempt: u32,
+    /// The data that the run uses.
+    #[serde(default)]
+    pub data: Vec<UsedData>,
 }
 
 /// The attempt of controllers of earlier versions, which create the tracked run before the first attempt only.
@@ -114,21 +120,28 @@ fn first_attempt() -> u32 {
 }
 
 impl Tracked {
-    /// The tracked run of a manifest whose `metadata.uid` is set, at the start of an attempt.
-    pub fn new(run: &Manifest, attempt: u32) -> Self {
+    /// The tracked run of a run whose `metadata.uid` is set, at the start of an attempt.
+    pub fn new(run: &Submitted, attempt: u32) -> Self {
+        let Submitted { manifest: run, status } = run;
         let metadata = &run.metadata;
+        let source = run.spec.source.as_ref();
+        let mut tags = vec![
+            ("mlflow.source.type".into(), "JOB".into()),
+            ("mlflow.source.name".into(), run.spec.command.join(" ")),
+            (slipway_core::ids::RUN_TAG.into(), format!("{}/{}", metadata.namespace, metadata.name)),
+        ];
+        tags.extend(source.iter().flat_map(|source| source.tags()));
+        // What the run needs is listed first: a dataset that is recorded twice keeps its first record.
+        let data = status.data.iter().chain(source.iter().flat_map(|source| &source.data)).cloned().collect();
         Self {
             run_id: tracked_id(&metadata.uid),
             namespace: metadata.namespace.clone(),
             experiment: run.spec.experiment.clone(),
             name: metadata.name.clone(),
             user: metadata.annotations.get(manifest::SUBMITTED_BY).cloned().unwrap_or_default(),
-            tags: vec![
-                ("mlflow.source.type".into(), "JOB".into()),
-                ("mlflow.source.name".into(), run.spec.command.join(" ")),
-                (slipway_core::ids::RUN_TAG.into(), format!("{}/{}", metadata.namespace, metadata.name)),
-            ],
+            tags,
             attempt,
+            data,
         }
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ExecError;
+use crate::data::{self, DataVolume, Source};
 use crate::quantity::Quantity;
 use crate::queueing::{QueueFields, QueueRequest, QueueSystem, Topology};
 
@@ -102,6 +103,12 @@ pub struct RunSpec {
     /// As in a pod.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Value>,
+    /// Versions of data that the run needs. It starts when they are there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<DataVolume>,
+    /// The repository that the run was submitted from. `slipway run submit` sets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
     /// As in a pod.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
@@ -315,6 +322,7 @@ impl Manifest {
                 }
             }
         }
+        data::check(&self.spec)?;
         self.queue_request()?;
         if let Some(topology) = &self.spec.topology {
             topology.label()?;

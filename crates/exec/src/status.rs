@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use slipway_core::clock;
 
+use crate::data::UsedData;
 use crate::queueing::QueueStatus;
 
 /// Phase of a run.
@@ -103,6 +104,9 @@ pub struct RunStatus {
     /// The condition `Complete` or `Failed`, as in the status of a job.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+    /// The data that the run uses, in the order of `spec.data`. All attempts use the same versions.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<UsedData>,
     /// Whether the GPU usage was collected and written to the tracked run.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub attributed: bool,

@@ -18,8 +18,13 @@ use slipway_exec::local::descriptors::raise_limit;
 use slipway_exec::local::{Accelerators, Capacity, Device, NAMESPACE, Reading, Settings, supervise};
 use slipway_exec::{
     ExecError, Executor, LocalProcesses, LogQuery, Manifest, Phase, RunStatus, Submitted, TokenRequest, Tracked,
-    Tracker,
+    Tracker, UsedData,
 };
+
+#[path = "local/data.rs"]
+mod data;
+
+use data::Shelf;
 
 /// Timeout of one test.
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -63,6 +68,10 @@ const TESTS: &[(&str, fn())] = &[
     ("restarted_server_resumes_its_runs", || run(restarted_server_resumes_its_runs)),
     ("run_gets_the_original_descriptor_limit", || run(run_gets_the_original_descriptor_limit)),
     ("run_does_not_inherit_the_servers_environment", || run(run_does_not_inherit_the_servers_environment)),
+    ("run_gets_its_data_and_leaves_no_link", || run(data::run_gets_its_data_and_leaves_no_link)),
+    ("run_without_its_data_fails", || run(data::run_without_its_data_fails)),
+    ("waiting_run_shows_progress_and_can_be_cancelled", || run(data::waiting_run_shows_progress_and_can_be_cancelled)),
+    ("data_replaces_nothing", || run(data::data_replaces_nothing)),
 ];
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -92,6 +101,8 @@ struct RecordingTracker {
     begun: Mutex<HashSet<String>>,
     /// Ids and final phases of ended tracked runs.
     ended: Mutex<Vec<(String, Phase)>>,
+    /// Data of the tracked run that was begun last.
+    data: Mutex<Vec<UsedData>>,
     /// Requests for tokens.
     minted: Mutex<Vec<TokenRequest>>,
 }
@@ -101,6 +112,7 @@ impl Tracker for RecordingTracker {
         Box::pin(async move {
             assert!(run.name != "bad", "this panic is part of the test");
             self.begun.lock().unwrap().insert(run.run_id);
+            *self.data.lock().unwrap() = run.data;
             Ok(())
         })
     }
@@ -139,6 +151,7 @@ fn open(folder: &Path) -> (LocalProcesses, Arc<RecordingTracker>) {
         capacity: Capacity { processors: 100.0, bytes: 0.0, devices: Vec::new() },
         accelerators: Arc::new(NoGpus),
         tracker: Arc::clone(&tracker) as Arc<dyn Tracker>,
+        data: Some(Arc::new(Shelf(folder.join("shelf")))),
     };
     (LocalProcesses::open(settings).unwrap(), tracker)
 }

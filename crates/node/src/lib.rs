@@ -11,6 +11,7 @@
 //! | [`resources`] | the resources and devices that are offered to the kubelet |
 //! | [`plugin`] | the kubelet's device plugin API, v1beta1 |
 //! | [`dra`] | dynamic resource allocation: ResourceSlices, prepare and unprepare |
+//! | [`data`] | versions of data for pods: a CSI driver of read-only volumes |
 //! | [`cdi`] | the CDI specification, through which containers get devices |
 //! | [`labels`] | labels as of GPU feature discovery, and a node condition |
 //! | [`gpu_settings`] | applies the settings of GPUs that the label `slipway.dev/gpu-settings` or `cluster.yaml` selects |
@@ -35,6 +36,7 @@ pub mod amd;
 pub mod cdi;
 pub mod cluster;
 pub mod config;
+pub mod data;
 pub mod dra;
 pub mod driver;
 pub mod error;

@@ -6,7 +6,7 @@ fn generated_code_matches_protos() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = root.join("src/kubelet/generated");
     let mut stale = Vec::new();
-    for proto in ["deviceplugin", "dra", "dra_health", "registration", "podresources"] {
+    for proto in ["csi", "deviceplugin", "dra", "dra_health", "registration", "podresources"] {
         let descriptors = protox::compile([root.join(format!("proto/{proto}.proto"))], [root.join("proto")]).unwrap();
         let package = descriptors.file[0].package().to_owned();
         let out = std::env::temp_dir().join(format!("slipway-node-generated-{proto}-{}", std::process::id()));

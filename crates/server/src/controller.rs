@@ -145,6 +145,7 @@ mod tests {
             user: String::new(),
             tags: Vec::new(),
             attempt: 1,
+            data: Vec::new(),
         };
         let request = json!({"namespace": "team", "run_id": "r", "run": "a", "experiment": null, "attempt": 1, "expires_at": i64::MAX});
         let run_token = tokens.mint(&serde_json::from_value(request.clone()).unwrap());

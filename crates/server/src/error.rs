@@ -51,6 +51,9 @@ pub enum ServerError {
     /// A gateway-only server without a shared database and object store.
     #[error("a gateway-only server has to share its database and object store with a control plane")]
     NotShared,
+    /// The data of runs cannot be used.
+    #[error(transparent)]
+    Data(#[from] slipway_data::DataError),
     /// A TLS certificate or key cannot be used.
     #[error(transparent)]
     Tls(#[from] slipway_core::tls::TlsError),
@@ -79,6 +82,7 @@ impl Explain for ServerError {
             Self::TokenFile { .. } => "auth.token_file",
             Self::NotShared => "store.not_shared",
             Self::Tls(e) => e.code(),
+            Self::Data(e) => e.code(),
             Self::Store(e) => e.code(),
             Self::Track(e) => Explain::code(e),
             Self::Exec(e) => e.code(),

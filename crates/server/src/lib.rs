@@ -24,6 +24,7 @@ pub mod auth;
 mod certificates;
 mod cluster;
 mod controller;
+mod data;
 pub mod error;
 mod error_body;
 mod gpu;

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 
 use crate::addresses::{Addresses, local_address};
 use crate::auth::{Callers, RunTokens, Tokens, home_token};
+use crate::data::LocalData;
 use crate::certificates::{CertificateSource, Certificates, server_names};
 use crate::listen::{Limits, Port};
 use crate::tracker::RunTracker;
@@ -60,6 +61,8 @@ pub struct Options {
     pub no_auth: bool,
     /// Names of environment variables that runs inherit in addition to the default ones.
     pub run_environment: Vec<String>,
+    /// Maximum bytes of the cache for the data of runs; no limit if unset. Data in use is kept.
+    pub data_cache_bytes: Option<u64>,
     /// Host names of this server in addition to `localhost`. Requests for other host names are rejected.
     pub hosts: Vec<String>,
     /// Origins whose web pages may call the inference port over REST, such as `https://app.example`; none by default.
@@ -181,6 +184,7 @@ impl Server {
                     tracker,
                     mint,
                     options.run_environment.clone(),
+                    options.data_cache_bytes,
                 )?),
             });
         }
@@ -357,9 +361,11 @@ fn open_local_executor(
     tracker: Arc<RunTracker>,
     mint: Mint,
     environment: Vec<String>,
+    data_cache_bytes: Option<u64>,
 ) -> Result<LocalProcesses, ServerError> {
     let program =
         std::env::current_exe().map_err(|source| ServerError::Home { path: home.root().to_owned(), source })?;
+    let data = LocalData::open(&home.work().join("data"), data_cache_bytes)?;
     Ok(LocalProcesses::open(Settings {
         folder: home.work().join("runs"),
         secrets: home.root().join("secrets"),
@@ -370,5 +376,6 @@ fn open_local_executor(
         capacity: Capacity::detect(),
         accelerators: Arc::new(accelerators::LocalAccelerators::new(Arc::clone(&platform.gpus))),
         tracker,
+        data: Some(Arc::new(data)),
     })?)
 }

@@ -11,6 +11,8 @@ use slipway_track::service::metrics::NewMetric;
 use slipway_track::service::{ATTEMPT_TAG, ATTEMPTS_TAG, NAMESPACE_TAG, NewRun};
 use slipway_track::{Error, ErrorCode, Tracking};
 
+use crate::data;
+
 /// MLflow's statuses of an unfinished run.
 const ACTIVE_STATUSES: [&str; 2] = ["RUNNING", "SCHEDULED"];
 
@@ -53,7 +55,24 @@ impl RunTracker {
         }
     }
 
-    async fn begin_run(&self, run: Tracked) -> Result<(), Error> {
+    async fn begin_run(&self, mut run: Tracked) -> Result<(), Error> {
+        let (run_id, data) = (run.run_id.clone(), std::mem::take(&mut run.data));
+        self.create_or_continue(run).await?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let datasets = data.into_iter().map(data::dataset).collect();
+        match self.tracking.log_inputs(run_id, datasets, Vec::new()).await {
+            // A deleted run cannot be changed.
+            Err(error) if error.code == ErrorCode::InvalidParameterValue => {
+                tracing::warn!(%error, "the data of the run is not recorded");
+                Ok(())
+            }
+            logged => logged,
+        }
+    }
+
+    async fn create_or_continue(&self, run: Tracked) -> Result<(), Error> {
         if self.isolated && run.namespace.is_empty() {
             let text = format!("run \"{}\" has no namespace; the run controller has a different version", run.name);
             return Err(Error::new(ErrorCode::InvalidParameterValue, text));
@@ -195,6 +214,7 @@ mod tests {
             user: String::new(),
             tags: vec![(RUN_TAG.into(), format!("{namespace}/train"))],
             attempt: 1,
+            data: Vec::new(),
         }
     }
 

@@ -79,13 +79,20 @@ pub(crate) fn stores(config: &Config) -> Result<Stores, crate::Failure> {
     for (key, limit) in
         [("max-artifact-bytes", &mut uploads.max_object_bytes), ("min-free-bytes", &mut uploads.min_free_bytes)]
     {
-        if let Some(text) = config.get(key) {
-            let invalid =
-                || crate::Failure::with_code(format!("{key}: '{text}' is not a number of bytes"), "config.invalid", 2);
-            *limit = text.parse().map_err(|_| invalid())?;
-        }
+        *limit = bytes_setting(config, key)?.unwrap_or(*limit);
     }
     Ok(Stores { database: get("database"), objects: get("objects"), uploads })
+}
+
+/// A setting that is a number of bytes.
+///
+/// # Errors
+/// If it is not a number.
+pub(crate) fn bytes_setting(config: &Config, key: &str) -> Result<Option<u64>, crate::Failure> {
+    let Some(text) = config.get(key) else { return Ok(None) };
+    let invalid =
+        || crate::Failure::with_code(format!("{key}: '{text}' is not a number of bytes"), "config.invalid", 2);
+    text.parse().map(Some).map_err(|_| invalid())
 }
 
 impl Client {
@@ -318,6 +325,7 @@ mod tests {
                 token_file: None,
                 no_auth: false,
                 run_environment: Vec::new(),
+                data_cache_bytes: None,
                 hosts: Vec::new(),
                 cors_origins: Vec::new(),
                 certificate: certificate(&folder),

@@ -294,6 +294,8 @@ export const api = {
   setAlias: (name: string, alias: string, version: string) =>
     call(`${mlflow}/registered-models/alias`, jsonPost({ name, alias, version })),
   versionsOfRuns: (ids: string[]) => call<Record<string, [string, number][]>>("/api/v1/run-versions", jsonPost({ run_ids: ids })),
+  lineage: (model: string, version: string) =>
+    call<{ datasets: { dataset: Dataset }[] }>(`/api/v1/models/${encodeURIComponent(model)}/versions/${encodeURIComponent(version)}/lineage`),
   deployments: () => call<Deployment[]>("/api/v1/deployments"),
   split: (name: string, weights: Record<string, number>) =>
     call<Deployment>(`/api/v1/deployments/${encodeURIComponent(name)}/split`, jsonPost({ weights })),

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use crate::error::DataError;
 use crate::model::{Digest, HashName};
+use crate::pipeline::template::Unpacking;
 use crate::pipeline::{self, DEFAULT_PARAMS_FILE, Files};
 use crate::project::{Project, Selected, is_stage_file};
+use crate::scm::Git;
 use crate::stage::{Import, LOCK_FILE, PIPELINE_FILE, Stage};
 
 /// Versions of the project beside the workspace.
@@ -141,7 +143,22 @@ fn commits(project: &Project, scope: &Scope) -> Result<Vec<String>, DataError> {
 /// If the commit or a file in it cannot be read.
 pub fn stages_at(project: &Project, commit: &str) -> Result<Vec<Stage>, DataError> {
     let Some(git) = &project.git else { return Ok(Vec::new()) };
-    let prefix = project.root.strip_prefix(git.root()).unwrap_or(Path::new("")).to_owned();
+    let unpacking = pipeline::unpacking(&project.config);
+    stages_in(git, &project.root, commit, unpacking, &|path| project.is_ignored(path))
+}
+
+/// The stages in a commit of the project whose folder would be `root` in a work tree.
+///
+/// # Errors
+/// If the commit or a file in it cannot be read.
+pub fn stages_in(
+    git: &Git,
+    root: &Path,
+    commit: &str,
+    unpacking: Unpacking,
+    is_ignored: &dyn Fn(&Path) -> Result<bool, DataError>,
+) -> Result<Vec<Stage>, DataError> {
+    let prefix = root.strip_prefix(git.root()).unwrap_or(Path::new("")).to_owned();
     let select = |path: &str| {
         let path = Path::new(path);
         let is_beside_pipeline = path.file_name().is_some_and(|name| name == LOCK_FILE || name == DEFAULT_PARAMS_FILE);
@@ -164,15 +181,14 @@ pub fn stages_at(project: &Project, commit: &str) -> Result<Vec<Stage>, DataErro
     let mut stages = Vec::new();
     for path in paths {
         let full = git.root().join(path);
-        if project.is_ignored(&full)? {
+        if is_ignored(&full)? {
             continue;
         }
         let text = read(&full)?.unwrap_or_default();
         if path.file_name().is_some_and(|name| name == PIPELINE_FILE) {
-            let mut files = Files::new(&project.root, &read);
-            stages.extend(pipeline::load(&full, &text, &mut files, pipeline::unpacking(&project.config))?);
+            stages.extend(pipeline::load(&full, &text, &mut Files::new(root, &read), unpacking)?);
         } else {
-            stages.push(Stage::parse(&full, &project.root, text)?);
+            stages.push(Stage::parse(&full, root, text)?);
         }
     }
     Ok(stages)

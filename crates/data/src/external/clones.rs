@@ -41,7 +41,7 @@ pub(crate) fn open(url: &str, revision: Option<&str>) -> Result<(Git, String), D
     let name = Digest::of_file(Md5::digest(url).into()).to_string();
     let _lock = lock(&folder.join(format!("{name}.lock")))?;
     let path = folder.join(format!("{name}.git"));
-    let git = Git::at(path.clone());
+    let git = Git::at(&path);
     let is_commit = |revision: &str| revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit());
     if let Some(commit) = revision.filter(|revision| is_commit(revision))
         && path.is_dir()

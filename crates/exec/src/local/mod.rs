@@ -6,6 +6,7 @@
 //! NAME/1/task.json log end.json the first attempt
 //! ```
 
+mod data;
 pub mod descriptors;
 mod environment;
 mod log;
@@ -28,7 +29,7 @@ use tokio::task::JoinHandle;
 
 use crate::manifest::SUBMITTED_BY;
 use crate::{
-    ExecError, ExecFuture, Executor, LogQuery, LogStream, Manifest, Mint, RunStatus, Submitted, Tracker, tracked_id,
+    DataSource, ExecError, ExecFuture, Executor, LogQuery, LogStream, Manifest, Mint, RunStatus, Submitted, Tracker, tracked_id,
 };
 
 pub use room::Capacity;
@@ -93,6 +94,8 @@ pub struct Settings {
     pub accelerators: Arc<dyn Accelerators>,
     /// The tracking store.
     pub tracker: Arc<dyn Tracker>,
+    /// The data of runs; runs with `spec.data` are rejected if it is unset.
+    pub data: Option<Arc<dyn DataSource>>,
 }
 
 /// The executor for this machine; cheap to clone. When the last clone is dropped, no attempt is started and no status is written any more,
@@ -148,6 +151,14 @@ impl LocalProcesses {
 
     fn open_with(settings: Settings, write: WriteFile) -> Result<Self, ExecError> {
         let runs = Runs::open(settings.folder.clone(), write)?;
+        if let Some(data) = &settings.data {
+            let uid = |name: &String| runs.with_entry(name, |e| e.run.manifest.metadata.uid.clone());
+            let holders = runs.unfinished().iter().filter_map(uid).collect();
+            data.release_others(&holders).map_err(|reason| ExecError::Io {
+                what: "releasing the data of earlier runs".into(),
+                source: std::io::Error::other(reason),
+            })?;
+        }
         let inner = Arc::new(Inner { settings, runs, changed: Notify::new(), sampled: Mutex::new(Instant::now()) });
         let reconciler = tokio::spawn(reconcile::run(Arc::clone(&inner)));
         Ok(Self { inner, _reconciler: Arc::new(AbortOnDrop(reconciler)) })
@@ -172,6 +183,11 @@ impl LocalProcesses {
         })
         .await
     }
+}
+
+/// The name of this machine.
+fn node_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Formats 32 hexadecimal digits as a UUID, as Kubernetes does.
@@ -207,6 +223,7 @@ impl Inner {
             status: RunStatus { run_id: tracked_id(&run.metadata.uid), ..RunStatus::default() },
             manifest: run,
         };
+        data::check(self, &run)?;
         self.runs.insert(run.clone(), now)?;
         self.changed.notify_one();
         Ok(run)

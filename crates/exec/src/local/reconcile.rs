@@ -13,9 +13,9 @@ use slipway_core::files;
 
 use super::room::{Capacity, Demand};
 use super::supervisor::{self, Environment, Task};
-use super::{Device, Inner, POLL_INTERVAL, blocking, environment};
+use super::{Device, Inner, POLL_INTERVAL, blocking, data, environment};
 use crate::lifecycle::{self, Action, Observation};
-use crate::{ExecError, GpuUse, Submitted, TokenRequest, Tracked};
+use crate::{ExecError, FetchedData, GpuUse, Submitted, TokenRequest, Tracked};
 
 /// Timeout of one call to the tracking store.
 const TRACKER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -104,10 +104,11 @@ async fn reconcile_run(
     capacity: &mut Capacity,
 ) -> Result<(), ExecError> {
     let entry = this.runs.with_entry(name, |e| (e.run.clone(), e.newest_attempt, e.tracked, e.delete_when_finished));
-    let Some((run, newest, tracked, delete_when_finished)) = entry else { return Ok(()) };
+    let Some((mut run, newest, tracked, delete_when_finished)) = entry else { return Ok(()) };
+    let observed = observed.map(|observation| (newest, observation)).or_else(|| data::failure(this, name));
     let (mut status, action) =
-        lifecycle::next(&run.manifest.spec, &run.status, observed.as_ref().map(|o| (newest, o)), now_ms());
-    let finished = matches!(observed, Some(Observation::Finished { .. }));
+        lifecycle::next(&run.manifest.spec, &run.status, observed.as_ref().map(|(n, o)| (*n, o)), now_ms());
+    let finished = matches!(observed, Some((_, Observation::Finished { .. })));
     if finished && this.runs.with_entry(name, |e| !e.gpus.is_empty()) == Some(true) {
         sample(this).await?;
     }
@@ -116,17 +117,21 @@ async fn reconcile_run(
     }
     let mut waiting_for = String::new();
     match action {
-        Action::Start(number, limit) => {
+        Action::Start(number, limit) => match data::prepare(this, &run)? {
+            data::Step::Wait(reason) => waiting_for = reason,
+            data::Step::Start(fetched) => {
             let demand = Demand::from_spec(&run.manifest.spec);
             let missing = capacity.shortfall(&demand);
             let gpus = capacity.allocate(&demand);
             if missing.is_empty() {
+                pin(this, &mut run, &fetched).await?;
+                status.data.clone_from(&run.status.data);
                 if !tracked || number > 1 {
                     begin_tracking(this, &run, number).await?;
                 }
                 let has_gpus = !gpus.is_empty();
                 let (inner, run) = (Arc::clone(this), run.clone());
-                blocking(move || start(&inner, &run, number, limit, &demand, gpus)).await?;
+                blocking(move || start(&inner, &run, number, limit, &demand, gpus, &fetched)).await?;
                 if has_gpus {
                     sample(this).await?;
                 }
@@ -134,7 +139,8 @@ async fn reconcile_run(
             } else {
                 waiting_for = format!("waiting for {}", missing.join(" and "));
             }
-        }
+            }
+        },
         Action::Stop => {
             let attempt = this.runs.folder(name).join(newest.to_string());
             blocking(move || {
@@ -150,6 +156,10 @@ async fn reconcile_run(
         if !tracked {
             begin_tracking(this, &run, 1).await?;
         }
+        // Stops a transfer that is still going on.
+        this.runs.with_entry(name, |e| e.data = data::DataState::Unknown);
+        let (inner, ended) = (Arc::clone(this), run.clone());
+        blocking(move || data::release(&inner, &ended)).await?;
         let namespace = &run.manifest.metadata.namespace;
         with_tracker_timeout(this.settings.tracker.end(namespace, &status.run_id, &status)).await?;
         status.attributed = true;
@@ -174,7 +184,7 @@ async fn delete(this: &Arc<Inner>, name: &str) -> Result<(), ExecError> {
 }
 
 async fn begin_tracking(this: &Arc<Inner>, run: &Submitted, attempt: u32) -> Result<(), ExecError> {
-    with_tracker_timeout(this.settings.tracker.begin(Tracked::new(&run.manifest, attempt))).await
+    with_tracker_timeout(this.settings.tracker.begin(Tracked::new(run, attempt))).await
 }
 
 /// Bounds a call to the tracking store, so that a slow store does not block all other runs. Both calls are safe to repeat.
@@ -183,7 +193,18 @@ async fn with_tracker_timeout(call: impl Future<Output = Result<(), String>>) ->
     tokio::time::timeout(TRACKER_TIMEOUT, call).await.map_err(timed_out).and_then(|r| r).map_err(ExecError::Unreachable)
 }
 
-/// Starts an attempt with these GPUs. It may run for `limit` milliseconds; no limit if `None`. Blocks.
+/// Records which versions of data the run uses before its first attempt starts, so that later attempts use the same.
+async fn pin(this: &Arc<Inner>, run: &mut Submitted, fetched: &[FetchedData]) -> Result<(), ExecError> {
+    if run.status.data.len() == fetched.len() {
+        return Ok(());
+    }
+    let (inner, name) = (Arc::clone(this), run.manifest.metadata.name.clone());
+    let used: Vec<_> = fetched.iter().map(|data| data.used.clone()).collect();
+    *run = blocking(move || inner.runs.update(&name, |run| run.status.data = used)).await?;
+    Ok(())
+}
+
+/// Starts an attempt with these GPUs and this data. It may run for `limit` milliseconds; no limit if `None`. Blocks.
 fn start(
     this: &Inner,
     run: &Submitted,
@@ -191,6 +212,7 @@ fn start(
     limit: Option<i64>,
     demand: &Demand,
     gpus: Vec<Device>,
+    data: &[FetchedData],
 ) -> Result<(), ExecError> {
     let (name, spec) = (&run.manifest.metadata.name, &run.manifest.spec);
     let mut environment: Environment = environment::inherited(std::env::vars_os(), &this.settings.environment);
@@ -203,6 +225,7 @@ fn start(
         set(("CUDA_VISIBLE_DEVICES".into(), uuids.join(",")));
     }
     this.token(&TokenRequest::new(&run.manifest, number, limit, now_ms())).into_iter().for_each(&mut set);
+    data::link(this, run, data)?.into_iter().for_each(&mut set);
     this.variables(&run.manifest)?.into_iter().for_each(&mut set);
     let attempt = this.runs.folder(name).join(number.to_string());
     let (program, first) =

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::NAMESPACE;
+use super::data::DataState;
 use crate::manifest::MAX_BYTES;
 use crate::{ExecError, GpuUse, Phase, Submitted};
 
@@ -33,6 +34,8 @@ pub(super) struct Entry {
     pub(super) tracked: bool,
     /// Why the run is pending: missing capacity or an error; empty if nothing blocks it.
     pub(super) waiting_for: String,
+    /// Whether the data of the run is on this machine.
+    pub(super) data: DataState,
     /// GPU usage of the newest attempt so far.
     pub(super) gpus: Vec<GpuUse>,
     /// Whether to delete the run as soon as it has ended.
@@ -51,6 +54,7 @@ impl Entry {
             newest_attempt,
             tracked: false,
             waiting_for: String::new(),
+            data: DataState::default(),
             gpus,
             delete_when_finished: false,
             write_lock: Arc::default(),

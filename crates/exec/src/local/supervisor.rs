@@ -112,7 +112,7 @@ pub(super) fn spawn(program: &Path, attempt: &Path, environment: Environment) ->
 
 /// Observes an attempt by its files and its lock. Blocks.
 pub(super) fn observe(attempt: &Path) -> Observation {
-    let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let node = super::node_name();
     let finished = |record: EndRecord| {
         let outcome = match record.how {
             RecordedOutcome::Exited(code) => Outcome::Exited(code),

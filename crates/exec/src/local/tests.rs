@@ -50,6 +50,7 @@ impl TempDir {
             capacity: Capacity { processors: 100.0, bytes: 0.0, devices: Vec::new() },
             accelerators: Arc::new(Noop),
             tracker: Arc::new(Noop),
+            data: None,
         }
     }
 }

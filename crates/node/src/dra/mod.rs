@@ -13,7 +13,7 @@ mod prepare;
 mod slices;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,6 @@ use crate::driver::{Driver, InstancePosition, Machine, State};
 use crate::kubelet;
 use crate::kubelet::dra as api;
 use crate::kubelet::dra_health as health;
-use crate::kubelet::registration;
 
 /// The default name of the DRA driver.
 pub const DRIVER: &str = "gpu.slipway.dev";
@@ -193,10 +192,14 @@ impl<C: Cluster> Dra<C> {
         self.kubelet.join("plugins").join(&self.name).join("dra.sock")
     }
 
-    /// The kubelet sends the socket path as the HTTP/2 authority. A path is valid there only as the user part before an `@`, so the file
-    /// name contains one.
-    fn registration_socket(&self) -> PathBuf {
-        self.kubelet.join("plugins_registry").join(format!("{}@reg.sock", self.name))
+    /// What the kubelet learns about the driver.
+    fn plugin(&self) -> kubelet::Plugin {
+        kubelet::Plugin {
+            kind: "DRAPlugin",
+            name: self.name.clone(),
+            versions: vec!["v1.DRAPlugin".into(), "v1alpha1.DRAResourceHealth".into()],
+            socket: self.plugin_socket(),
+        }
     }
 
     async fn serve(&self) {
@@ -210,61 +213,11 @@ impl<C: Cluster> Dra<C> {
 
     /// Serves until a socket file is removed, which happens when the kubelet restarts.
     async fn session(&self) -> Result<(), NodeError> {
-        let (plugin, listener) = kubelet::bind(&self.plugin_socket())?;
         let service = Service { dra: self.clone() };
         let router = tonic::transport::Server::builder()
             .add_service(api::dra_plugin_server::DraPluginServer::new(service.clone()))
             .add_service(health::dra_resource_health_server::DraResourceHealthServer::new(service));
-        let serving = kubelet::serve(router, listener, std::future::pending());
-        let (registration_socket, listener) = kubelet::bind(&self.registration_socket())?;
-        let service = Registration { name: self.name.clone(), endpoint: self.plugin_socket() };
-        let router = tonic::transport::Server::builder()
-            .add_service(registration::registration_server::RegistrationServer::new(service));
-        let registering = kubelet::serve(router, listener, std::future::pending());
-        let removed = async {
-            while plugin.exists() && registration_socket.exists() {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        };
-        tokio::select! {
-            ended = serving => ended,
-            ended = registering => ended,
-            () = removed => Ok(()),
-        }
-    }
-}
-
-/// The kubelet's plugin registration service.
-struct Registration {
-    name: String,
-    endpoint: PathBuf,
-}
-
-#[tonic::async_trait]
-impl registration::registration_server::Registration for Registration {
-    async fn get_info(
-        &self,
-        _: Request<registration::InfoRequest>,
-    ) -> Result<Response<registration::PluginInfo>, Status> {
-        Ok(Response::new(registration::PluginInfo {
-            r#type: "DRAPlugin".into(),
-            name: self.name.clone(),
-            endpoint: Path::new(&self.endpoint).display().to_string(),
-            supported_versions: vec!["v1.DRAPlugin".into(), "v1alpha1.DRAResourceHealth".into()],
-        }))
-    }
-
-    async fn notify_registration_status(
-        &self,
-        request: Request<registration::RegistrationStatus>,
-    ) -> Result<Response<registration::RegistrationStatusResponse>, Status> {
-        let status = request.into_inner();
-        if status.plugin_registered {
-            tracing::info!(driver = self.name, "registered with the kubelet");
-        } else {
-            tracing::error!(driver = self.name, error = status.error, "the kubelet rejected the DRA driver");
-        }
-        Ok(Response::new(registration::RegistrationStatusResponse {}))
+        self.plugin().session(&self.kubelet, router).await
     }
 }
 

@@ -3,6 +3,8 @@
 #[allow(missing_docs, unreachable_pub, clippy::all)] // generated from ../../proto
 #[rustfmt::skip]
 mod generated {
+    #[path = "csi.rs"]
+    pub mod csi;
     #[path = "deviceplugin.rs"]
     pub mod device_plugin;
     #[path = "dra.rs"]
@@ -14,7 +16,10 @@ mod generated {
     #[path = "registration.rs"]
     pub mod registration;
 }
-pub use generated::{device_plugin, dra, dra_health, pod_resources, registration};
+mod plugin;
+
+pub use generated::{csi, device_plugin, dra, dra_health, pod_resources, registration};
+pub use plugin::Plugin;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

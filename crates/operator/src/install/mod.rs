@@ -2,6 +2,7 @@
 //! test compares both.
 
 mod control_plane;
+mod data;
 mod domains;
 mod node;
 mod objects;
@@ -27,7 +28,7 @@ use crate::{Api, KubeError, Resource};
 const FIELD_MANAGER: &str = "slipway";
 
 /// The kinds of an installation's objects, in the order of creation.
-const KINDS: [Resource<'static>; 18] = [
+const KINDS: [Resource<'static>; 19] = [
     NAMESPACE,
     Resource {
         group: "apiextensions.k8s.io",
@@ -58,6 +59,7 @@ const KINDS: [Resource<'static>; 18] = [
         plural: "validatingadmissionpolicybindings",
     },
     Resource { group: "resource.k8s.io", version: "v1", kind: "DeviceClass", plural: "deviceclasses" },
+    Resource { group: "storage.k8s.io", version: "v1", kind: "CSIDriver", plural: "csidrivers" },
     Resource { group: "", version: "v1", kind: "ConfigMap", plural: "configmaps" },
     Resource { group: "", version: "v1", kind: "PersistentVolumeClaim", plural: "persistentvolumeclaims" },
     Resource { group: "networking.k8s.io", version: "v1", kind: "NetworkPolicy", plural: "networkpolicies" },
@@ -89,11 +91,14 @@ fn name_of(object: &Value) -> (Option<&str>, &str) {
 /// All objects of an installation, in the order of creation.
 pub fn objects(values: &Values) -> Vec<Value> {
     let mut all = vec![object(values, "", ("v1", "Namespace"), &values.namespace, false, json!({}))];
-    // Only the node agent needs more than the restricted pod security standard: it mounts folders of the host.
-    let enforced = if values.node.enabled { "privileged" } else { "restricted" };
+    // Only what runs on each node needs more than the restricted pod security standard: it mounts folders of the host.
+    let enforced = if values.node.enabled || values.data.enabled { "privileged" } else { "restricted" };
     all[0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = json!(enforced);
     if values.node.enabled {
         all.extend(node::objects(values));
+    }
+    if values.data.enabled {
+        all.extend(data::objects(values));
     }
     if values.compute_domains.enabled {
         all.push(domains::definition(values));

@@ -24,6 +24,7 @@ pub struct Values {
     pub runs: Runs,
     pub gateway: Gateway,
     pub node: Node,
+    pub data: Data,
     pub device_classes: DeviceClasses,
     pub compute_domains: ComputeDomains,
     pub service_monitor: ServiceMonitor,
@@ -195,6 +196,19 @@ pub struct DeviceClasses {
 pub struct ComputeDomains {
     pub enabled: bool,
     pub imex: String,
+    pub resources: Value,
+    pub node_selector: BTreeMap<String, String>,
+    pub tolerations: Vec<Value>,
+}
+
+/// The data driver on each node.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[allow(missing_docs)] // values.yaml describes each
+pub struct Data {
+    pub enabled: bool,
+    pub limit: String,
+    pub cache_dir: String,
     pub resources: Value,
     pub node_selector: BTreeMap<String, String>,
     pub tolerations: Vec<Value>,

@@ -15,6 +15,7 @@ use slipway_exec::lifecycle::{self, Action, Observation, Outcome};
 use slipway_exec::{Phase, QueueSystem, RunStatus, TokenRequest, Tracked, Tracker, tracked_id};
 use tokio::sync::{mpsc, watch};
 
+use super::data::PodData;
 use super::known::{Cache, Run};
 use super::pod::{self, AttemptSecret, Pod};
 use super::queues::{self, Queues, Unplaceable};
@@ -221,6 +222,7 @@ impl Controller {
             status.message.clear();
         }
         status.run_id = tracked_id(&submitted.manifest.metadata.uid);
+        status.data = slipway_exec::data::pinned(&submitted.manifest.spec);
         if let Some(queue) = newest.and_then(|p| p.queue.as_ref()) {
             let mut queue = queue.status.clone();
             queue.position = queue.position.filter(|_| status.phase == Phase::Pending);
@@ -290,6 +292,10 @@ impl Controller {
             let message = "spec.image is missing: a run in a cluster needs an image".to_owned();
             return Ok(Err(Rejection::Permanent(Outcome::CannotStart("NoImage".into(), message))));
         }
+        let data = match PodData::new(&submitted.manifest.spec) {
+            Ok(data) => data,
+            Err(message) => return Ok(Err(Rejection::invalid(message))),
+        };
         let placement = match self.queues.placement(&submitted.manifest).await? {
             Ok(placement) => placement,
             Err(Unplaceable::ForNow(reason, message)) => return Ok(Err(Rejection::Temporary(reason.into(), message))),
@@ -305,7 +311,7 @@ impl Controller {
         };
         // An attempt has one pod today. The group and its creation do not depend on the number of pods.
         let name = pod::name(&metadata.name, number);
-        let mut objects = [pod::object(submitted, number, limit, &secret, &self.settings)];
+        let mut objects = [pod::object(submitted, number, limit, &secret, data, &self.settings)];
         match placement.apply(&pod::gang(metadata, number, &name), &mut objects) {
             Ok(None) => {}
             Ok(Some(group)) => {
@@ -362,7 +368,9 @@ impl Controller {
 
     /// Creates the tracked run or records its new attempt.
     async fn begin_tracking(&self, run: &Run, attempt: u32) -> Result<(), KubeError> {
-        let tracked = Tracked::new(&run.submitted.manifest, attempt);
+        let mut submitted = run.submitted.clone();
+        submitted.status.data = slipway_exec::data::pinned(&submitted.manifest.spec);
+        let tracked = Tracked::new(&submitted, attempt);
         self.tracker.begin(tracked).await.map_err(KubeError::Invalid)
     }
 

@@ -11,6 +11,7 @@
 //! | `usage` | GPU usage of attempts |
 
 mod controller;
+mod data;
 mod known;
 mod pod;
 mod queues;

@@ -7,6 +7,7 @@ use slipway_exec::lifecycle::{Observation, Outcome};
 use slipway_exec::manifest::Metadata;
 use slipway_exec::{Submitted, tracked_id};
 
+use super::data::PodData;
 use super::queues::{self, Gang, PLACEMENT_ANNOTATIONS, PodQueue};
 use super::{RUN, Settings};
 use crate::names::{FINALIZER, INSTALLATION_LABEL, RUN_LABEL, SECRET_PREFIX};
@@ -108,6 +109,7 @@ pub(super) fn object(
     attempt: u32,
     limit: Option<i64>,
     secret: &AttemptSecret,
+    data: PodData,
     settings: &Settings,
 ) -> Value {
     let (metadata, spec) = (&run.manifest.metadata, &run.manifest.spec);
@@ -127,6 +129,9 @@ pub(super) fn object(
         let mount = json!({"name": CA_VOLUME, "mountPath": CA_FOLDER, "readOnly": true});
         mounts.as_array_mut().into_iter().for_each(|m| m.push(mount.clone()));
     }
+    env.extend(data.variable);
+    volumes.as_array_mut().into_iter().for_each(|v| v.extend(data.volumes.iter().cloned()));
+    mounts.as_array_mut().into_iter().for_each(|m| m.extend(data.mounts.iter().cloned()));
     env.extend(spec.env.iter().map(|v| json!(v)));
     let mut container = Map::new();
     let mut put = |key: &str, value: Value, is_set: bool| {
@@ -415,7 +420,7 @@ mod tests {
             default_queues: Default::default(),
         };
         let mut attempt_secret = AttemptSecret { name: secret_name(&run.manifest.metadata, 2), has_ca: false };
-        let object = super::object(&run, 2, Some(8_200), &attempt_secret, &settings);
+        let object = super::object(&run, 2, Some(8_200), &attempt_secret, PodData::default(), &settings);
         let spec = &object["spec"];
         assert_eq!(object["metadata"]["name"], "train-2");
         assert_eq!(spec["activeDeadlineSeconds"], 9);
@@ -450,7 +455,7 @@ mod tests {
         assert!(spec["volumes"].is_null());
         // Certificates of a private authority are mounted where MLflow's clients find them.
         attempt_secret.has_ca = true;
-        let object = super::object(&run, 2, None, &attempt_secret, &settings);
+        let object = super::object(&run, 2, None, &attempt_secret, PodData::default(), &settings);
         let spec = &object["spec"];
         assert_eq!(spec["volumes"][0]["secret"]["secretName"], attempt_secret.name.as_str());
         assert_eq!(spec["containers"][0]["volumeMounts"][0]["mountPath"], "/var/run/slipway.dev");

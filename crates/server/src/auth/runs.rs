@@ -262,6 +262,7 @@ mod tests {
             user: String::new(),
             tags: Vec::new(),
             attempt,
+            data: Vec::new(),
         };
         tracker.begin(run).await.unwrap();
     }

@@ -1,5 +1,7 @@
 //! Arguments of `data`. Names and letters are those of DVC, whose command line this is when the program is called through a link named `dvc`.
 
+pub(crate) mod lineage;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -84,6 +86,9 @@ pub(crate) enum Data {
     /// Manage the cache
     #[command(subcommand, after_help = "Example:\n  slipway data cache dir /mnt/cache")]
     Cache(Cache),
+    /// Show which runs, models and deployments used data
+    #[command(after_help = "Example:\n  slipway data lineage images\n  slipway data lineage images/cat.png --rev v1")]
+    Lineage(lineage::Lineage),
     /// Print the path from here to the root of the project
     #[command(after_help = "Example:\n  cd \"$(slipway data root)\"")]
     Root,

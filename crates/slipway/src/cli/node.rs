@@ -21,6 +21,9 @@ pub(crate) enum Node {
         after_help = "Example:\n  slipway node converge --check desired.json\n  slipway node converge desired.json\n  slipway node converge --rollback"
     )]
     Converge(super::cluster::Converge),
+    /// Run the driver that brings data to the pods of this node; in a cluster, by the value data.enabled
+    #[command(after_help = "Example:\n  slipway node data --node-name worker-1 --folder /var/lib/slipway-data --limit 100Gi")]
+    Data(DataDriver),
     /// Run the controller of ComputeDomains; in a cluster, by the value computeDomains.enabled
     #[command(
         after_help = "Example:\n  slipway node domains --kubeconfig ~/.kube/config\n\nOf several such processes one leads, elected by the lease slipway-domains in the namespace of the installation."
@@ -69,6 +72,29 @@ pub(crate) struct Domains {
     /// Address for probes and metrics
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7073")]
     pub(crate) listen: String,
+}
+
+/// Options of `node data`.
+#[derive(Debug, Args)]
+pub(crate) struct DataDriver {
+    /// Name of the node in the cluster
+    #[arg(long, env = "NODE_NAME")]
+    pub(crate) node_name: String,
+    /// Folder of the kubelet
+    #[arg(long, default_value = "/var/lib/kubelet", value_name = "DIR")]
+    pub(crate) kubelet_dir: PathBuf,
+    /// Folder of the cache
+    #[arg(long, default_value = "/var/lib/slipway-data", value_name = "DIR")]
+    pub(crate) folder: PathBuf,
+    /// Maximum size of the cache beyond what pods use, such as 100Gi
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) limit: Option<u64>,
+}
+
+/// Parses a size in Kubernetes notation.
+fn size(text: &str) -> Result<u64, String> {
+    let bytes = slipway_exec::quantity::Quantity::Text(text.into()).value().filter(|bytes| (1.0..=1e18).contains(bytes));
+    bytes.map(|bytes| bytes as u64).ok_or_else(|| format!("'{text}' is not a size, such as 100Gi"))
 }
 
 /// How GPUs are offered to Kubernetes.

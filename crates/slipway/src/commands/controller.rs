@@ -246,7 +246,8 @@ mod tests {
         let request = TokenRequest::new(&manifest, 1, Some(1000), 0);
         assert_eq!(plane.token(request.clone()).await.unwrap(), "of the attempt");
         std::fs::write(&token_file, "second\n").unwrap();
-        plane.begin(Tracked::new(&manifest, 1)).await.unwrap();
+        let submitted = slipway_exec::Submitted { manifest, status: RunStatus::default() };
+        plane.begin(Tracked::new(&submitted, 1)).await.unwrap();
         plane.end("team", "r", &RunStatus::default()).await.unwrap();
         std::fs::remove_file(&token_file).unwrap();
         assert!(plane.end("team", "r", &RunStatus::default()).await.is_err(), "without a token no request is sent");

@@ -1,6 +1,7 @@
 //! `slipway data`: versions data, interchangeably with DVC. Called through a link named `dvc`, the program takes DVC's command line and gives
 //! its exit codes.
 
+mod lineage;
 mod servers;
 
 use std::ffi::OsString;
@@ -100,6 +101,9 @@ fn failure(error: &DataError, handled: bool) -> Failure {
 }
 
 pub(super) async fn run(context: &Context, verb: Data) -> Result<(), Failure> {
+    if let Data::Lineage(options) = &verb {
+        return lineage::lineage(context, options).await;
+    }
     // DVC's commands that handle their failures exit with 1, the others with 255.
     let handled = !matches!(
         verb,
@@ -217,6 +221,7 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
         }
         Data::Remote(verb) => return remote(&current, verb),
         Data::Config(options) => show_config(&current, options)?,
+        Data::Lineage(_) => {} // `run` handles it, since it calls a server.
         Data::Cache(cli::Cache::Dir { level, unset, path }) => cache_dir(&current, &level, unset, path)?,
         Data::Cache(cli::Cache::Migrate { dvc_files, dry }) => {
             let dry = dry || context.global.dry_run;

@@ -1,8 +1,9 @@
 //! `slipway demo`: the complete workflow on real data, with every step verified.
 //!
-//! Python environment -> `slipway up` -> four training runs -> registry -> deployment -> 720 requests -> a table and the lineage of one
+//! Python environment -> a version of the data -> `slipway up` -> four training runs -> registry -> deployment -> 720 requests -> a table and the lineage of one
 //! response. Every failed step is an error; the exit code is 0 only if every verification succeeded.
 
+mod data;
 mod folder;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use slipway_core::home::Home;
 use slipway_core::{Explain, units};
 use slipway_exec::manifest::EnvVar;
-use slipway_exec::{Manifest, Phase, Submitted};
+use slipway_exec::{DataVolume, Manifest, Phase, Submitted};
 use slipway_server::Addresses;
 use slipway_server::auth::read_home_token;
 
@@ -126,6 +127,10 @@ pub(super) async fn demo(context: &Context, options: Demo) -> Result<(), Failure
     step.begin("Python environment for the training code");
     let python = environment(&dir, &options.python, &work)?;
 
+    step.begin("a version of the data: the digits in a project like DVC's");
+    let version = data::version(&dir.join("project"), &python).map_err(|e| failed("data version", e))?;
+    step.note(format_args!("{} at commit {}", data::FILE, version.rev.as_deref().unwrap_or_default()));
+
     step.begin("slipway up");
     let mut platform = start(&dir, &python, &options)?;
     let mut sources = Sources::from_config(&context.config, context.global.insecure)?;
@@ -141,7 +146,7 @@ pub(super) async fn demo(context: &Context, options: Demo) -> Result<(), Failure
     step.begin(&format!("four training runs, {} in parallel, logged with the official MLflow client", cores.min(4)));
     // Create the experiment first: if several MLflow clients create it concurrently, all but one log to `Default`.
     let created: Value = client.post("/api/2.0/mlflow/experiments/create", &json!({ "name": "digits" })).await?;
-    let results = train(&step, &dir, &python, &client).await?;
+    let results = train(&step, &dir, &python, &version, &client).await?;
 
     step.begin("registry: champion and challenger by test accuracy");
     promote(&step, &client, &results, &created["experiment_id"]).await?;
@@ -308,7 +313,13 @@ fn start(dir: &Path, python: &Path, options: &Demo) -> Result<Platform, Failure>
 }
 
 /// Submits the four training runs to the platform and returns their results, which are in their logs.
-async fn train(step: &Steps, dir: &Path, python: &Path, client: &Client) -> Result<Vec<TrainingResult>, Failure> {
+async fn train(
+    step: &Steps,
+    dir: &Path,
+    python: &Path,
+    version: &DataVolume,
+    client: &Client,
+) -> Result<Vec<TrainingResult>, Failure> {
     const STEP: &str = "training";
     let absolute =
         |path: &Path| std::path::absolute(path).map(|p| p.display().to_string()).map_err(|e| failed(STEP, e));
@@ -316,6 +327,7 @@ async fn train(step: &Steps, dir: &Path, python: &Path, client: &Client) -> Resu
         let mut run = Manifest::new(format!("digits-{algorithm}"), [&absolute(python)?, "train.py", algorithm]);
         run.spec.experiment = Some("digits".into());
         run.spec.working_dir = Some(absolute(&dir.join("work"))?);
+        run.spec.data.push(version.clone());
         run.spec.active_deadline_seconds = Some(600);
         for (name, value) in [("MLFLOW_DISABLE_TELEMETRY", "1"), ("OMP_NUM_THREADS", "1")] {
             run.spec.env.push(EnvVar { name: name.into(), value: Some(value.into()), value_from: None });
@@ -395,7 +407,7 @@ async fn promote(step: &Steps, client: &Client, results: &[TrainingResult], expe
         let datasets = run["inputs"]["dataset_inputs"].as_array().map_or(0, Vec::len);
         verify(
             STEP,
-            datasets == 2 && run["info"]["status"] == "FINISHED",
+            datasets == 3 && run["info"]["status"] == "FINISHED",
             format_args!("run {} is not complete", t.run_id),
         )?;
         let files: Value =
@@ -500,13 +512,14 @@ async fn report(
     Ok(table)
 }
 
-/// Prints the lineage of the last response and verifies that it is complete down to the dataset digests.
+/// Prints the lineage of the last response and verifies that it is complete down to the file that tracks the data, and its commit.
 async fn lineage(client: &Client, output: &QueryOutput) -> Result<(), Failure> {
     let last = output.records.last().ok_or_else(|| failed("lineage", "no responses"))?;
     let id = format!("{}-{}", last.protocol, last.image);
     let found: Value = client.get(&format!("/api/v1/requests/{}/lineage", encode(&id))).await?;
     let steps = show::chain(&found);
-    let complete = steps.len() >= 5 && steps.iter().all(|s| s[1] != "-" && !s[1].is_empty());
+    let begins_at_data = ["data file", "commit"].iter().all(|kind| steps.iter().any(|s| s[0] == *kind));
+    let complete = begins_at_data && steps.iter().all(|s| s[1] != "-" && !s[1].is_empty());
     verify("lineage", complete, format_args!("the lineage of request {id} is incomplete: {steps:?}"))?;
     let mut table = Table::new(&["LINEAGE", "ID", "DETAILS"]);
     steps.into_iter().for_each(|s| table.row(s.to_vec()));

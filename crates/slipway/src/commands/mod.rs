@@ -17,6 +17,7 @@ mod model;
 mod node;
 mod run;
 mod show;
+mod source;
 mod submit;
 mod token;
 mod top;

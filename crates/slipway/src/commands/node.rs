@@ -27,11 +27,23 @@ pub(crate) async fn run(context: &Context, verb: cli::Node) -> Result<(), Failur
     match verb {
         cli::Node::Run(options) => agent(context, *options).await,
         cli::Node::Converge(options) => tokio::task::block_in_place(|| super::cluster::converge(options)),
+        cli::Node::Data(options) => data(options).await,
         cli::Node::Domains(options) => super::domains::run(options).await,
         cli::Node::Accept(options) => tokio::task::block_in_place(|| super::accept::accept(context, *options)),
         cli::Node::Ls(installation) => ls(context, &installation).await,
         cli::Node::Leases { node, limit, installation } => leases(context, &node, limit, &installation).await,
     }
+}
+
+async fn data(options: cli::DataDriver) -> Result<(), Failure> {
+    let options = slipway_node::data::Options {
+        node: options.node_name,
+        kubelet: options.kubelet_dir,
+        folder: options.folder,
+        limit: options.limit,
+    };
+    let mounts = Arc::new(slipway_node::data::HostMounts);
+    Ok(slipway_node::data::run(options, mounts, super::up::termination_signal()?).await?)
 }
 
 pub(super) async fn connect(installation: &cli::Installation) -> Result<Api, Failure> {

@@ -31,8 +31,23 @@ pub(super) fn chain(found: &Value) -> Vec<[String; 3]> {
     for input in lineage["datasets"].as_array().into_iter().flatten() {
         let dataset = &input["dataset"];
         steps.push(["dataset".into(), text(&dataset["digest"]), text(&dataset["name"])]);
+        steps.extend(origin(dataset));
     }
     steps
+}
+
+/// Where a dataset of a DVC repository comes from: the file that tracks it, and the commit.
+fn origin(dataset: &Value) -> Vec<[String; 3]> {
+    let Some(source) = dvc_source(dataset) else { return Vec::new() };
+    let text = |key: &str| source[key].as_str().unwrap_or_default().to_owned();
+    let file = Some(text("file")).filter(|file| !file.is_empty()).unwrap_or_else(|| text("path"));
+    vec![["data file".into(), file, text("path")], ["commit".into(), text("commit"), text("repo")]]
+}
+
+/// The source of a dataset that a DVC repository tracks: `repo`, `commit`, `path` and `file`.
+pub(super) fn dvc_source(dataset: &Value) -> Option<Value> {
+    let source = dataset["source"].as_str().filter(|_| dataset["source_type"] == "dvc")?;
+    serde_json::from_str(source).ok()
 }
 
 pub(super) async fn show(context: &Context, options: Show) -> Result<(), Failure> {

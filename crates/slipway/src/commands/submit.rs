@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use slipway_core::clock;
+use slipway_core::home::Home;
 use slipway_exec::manifest::{EnvVar, Manifest};
 use slipway_exec::quantity::Quantity;
 use slipway_exec::{ExecError, Phase, Submitted, Topology};
 
-use super::Context;
+use super::{Context, source};
 use crate::Failure;
 use crate::cli::{RunTarget, Submit};
 use crate::client::{Client, encode};
@@ -68,15 +69,32 @@ fn manifest(options: &Submit) -> Result<Manifest, Failure> {
     Ok(run)
 }
 
-/// Sets the working folder of a local run relative to the manifest file, or to the current folder without a file.
-fn resolve_working_dir(run: &mut Manifest, file: Option<&Path>) {
-    let base = file.filter(|f| f.as_os_str() != "-").and_then(Path::parent).unwrap_or(Path::new("."));
+/// The folder of the manifest file, or the current folder without a file.
+fn base_folder(file: Option<&Path>) -> &Path {
+    let parent = file.filter(|f| f.as_os_str() != "-").and_then(Path::parent);
+    parent.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Sets the working folder and the repositories of a local run relative to a folder.
+fn resolve_paths(run: &mut Manifest, base: &Path) {
+    run.spec.data.iter_mut().for_each(|data| source::resolve_repository(data, base));
     let folder = match &run.spec.working_dir {
         Some(folder) => base.join(folder),
         None => base.to_owned(),
     };
     if let Ok(folder) = folder.canonicalize() {
         run.spec.working_dir = Some(folder.display().to_string());
+    }
+}
+
+/// Records the project that the run is submitted from. A project that cannot be read is no reason not to run.
+fn record_source(context: &Context, run: &mut Manifest, base: &Path) {
+    let folder = run.spec.working_dir.as_deref().map_or_else(|| base.to_owned(), |folder| base.join(folder));
+    let folder = folder.canonicalize().or_else(|_| base.canonicalize());
+    match folder.map_or(Ok(None), |folder| source::source(&folder)) {
+        Ok(found) => run.spec.source = run.spec.source.take().or(found),
+        Err(error) if context.global.quiet => tracing::debug!(%error, "the project is not recorded"),
+        Err(error) => print_note(format_args!("the project of this folder is not recorded with the run: {error}")),
     }
 }
 
@@ -94,6 +112,7 @@ fn ignored_fields(run: &Manifest) -> Vec<&'static str> {
         ("securityContext", spec.security_context.is_some()),
         ("queue", spec.queue.is_some()),
         ("topology", spec.topology.is_some()),
+        ("data[].secretName", spec.data.iter().any(|data| data.secret_name.is_some())),
     ]
     .into_iter()
     .filter_map(|(name, set)| set.then_some(name))
@@ -103,12 +122,17 @@ fn ignored_fields(run: &Manifest) -> Vec<&'static str> {
 pub(super) async fn submit(context: &Context, client: &Client, options: Submit) -> Result<(), Failure> {
     let mut run = manifest(&options)?;
     let status: Value = client.get("/api/v1/status").await?;
+    let base = base_folder(options.file.as_deref());
+    record_source(context, &mut run, base);
     if status["runs"] != "pods" {
-        resolve_working_dir(&mut run, options.file.as_deref());
+        resolve_paths(&mut run, base);
         let ignored = ignored_fields(&run);
         if !ignored.is_empty() && !context.global.quiet {
             print_note(format_args!("running as a process on this machine, without {}", ignored.join(", ")));
         }
+    } else {
+        let home = Home::at(context.config.get("home").unwrap_or_default());
+        source::pin(&mut run.spec.data, &home).await?;
     }
     let text = json!(run).to_string();
     if context.global.dry_run {

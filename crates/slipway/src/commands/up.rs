@@ -76,6 +76,7 @@ pub(super) async fn up(context: &Context, gateway_only: bool, no_auth: bool) -> 
         token_file: context.config.get("token-file").map(Into::into),
         no_auth,
         run_environment: list(context, "run-environment"),
+        data_cache_bytes: crate::client::bytes_setting(&context.config, "data-cache-bytes")?,
         hosts: list(context, "hosts"),
         cors_origins: list(context, "cors-origin"),
         certificate: certificate(context)?,
