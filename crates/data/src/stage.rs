@@ -174,6 +174,14 @@ impl Stage {
         })
     }
 
+    /// The description for people.
+    pub fn desc(&self) -> Option<&str> {
+        match &self.recipe {
+            Some(recipe) => recipe.desc.as_deref(),
+            None => self.value.get("desc").and_then(Value::as_str),
+        }
+    }
+
     /// Whether it counts as changed in any case: it says so, or it has a command but neither dependencies nor outputs.
     pub fn is_always_changed(&self) -> bool {
         self.recipe.as_ref().is_some_and(|recipe| {

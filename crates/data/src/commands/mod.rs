@@ -3,6 +3,7 @@
 pub mod add;
 pub mod checkout;
 pub mod commit;
+pub mod dag;
 pub mod diff;
 pub mod edit;
 pub mod gc;
@@ -11,6 +12,7 @@ pub(crate) mod record;
 pub mod repro;
 pub(crate) mod run;
 pub mod settings;
+pub mod stages;
 pub mod status;
 pub mod transfer;
 pub mod used;

@@ -19,7 +19,7 @@ pub(crate) enum Store {
     No,
     /// The data is stored.
     Keep,
-    /// The data is stored, and its files are replaced by links of the configured type.
+    /// It is stored, and its files are replaced by links of the configured type.
     Relink,
 }
 

@@ -74,22 +74,7 @@ pub fn status(
     let stages = project.stages()?;
     let mut found = Vec::new();
     for selected in project.select(&stages, targets, recursive)? {
-        let stage = selected.stage;
-        let mut status = StageStatus {
-            address: stage.address(&project.current),
-            deps: Vec::new(),
-            outs: outputs(project, &selected)?,
-            params: Vec::new(),
-            is_always_changed: stage.is_always_changed(),
-            is_command_changed: stage.recipe.as_ref().is_some_and(|recipe| recipe.command_changed),
-        };
-        if !stage.frozen {
-            status.deps = dependencies(project, stage)?;
-            for parameters in stage.recipe.iter().flat_map(|recipe| &recipe.params) {
-                let change = parameters_change(parameters)?;
-                status.params.extend(change.map(|change| (parameters.display(&project.current), change)));
-            }
-        }
+        let status = stage_status(project, &selected)?;
         let is_clean = status.deps.is_empty() && status.outs.is_empty() && status.params.is_empty();
         if !is_clean || status.is_always_changed || status.is_command_changed {
             found.push(status);
@@ -97,6 +82,27 @@ pub fn status(
     }
     project.state.save()?;
     Ok((found, stages.len()))
+}
+
+/// How the dependencies, parameters, outputs and the command of a stage differ from its record.
+pub(crate) fn stage_status(project: &Project, selected: &Selected<'_>) -> Result<StageStatus, DataError> {
+    let stage = selected.stage;
+    let mut status = StageStatus {
+        address: stage.address(&project.current),
+        deps: Vec::new(),
+        outs: outputs(project, selected)?,
+        params: Vec::new(),
+        is_always_changed: stage.is_always_changed(),
+        is_command_changed: stage.recipe.as_ref().is_some_and(|recipe| recipe.command_changed),
+    };
+    if !stage.frozen {
+        status.deps = dependencies(project, stage)?;
+        for parameters in stage.recipe.iter().flat_map(|recipe| &recipe.params) {
+            let change = parameters_change(parameters)?;
+            status.params.extend(change.map(|change| (parameters.display(&project.current), change)));
+        }
+    }
+    Ok(status)
 }
 
 fn dependencies(project: &Project, stage: &Stage) -> Result<Vec<(String, Change)>, DataError> {

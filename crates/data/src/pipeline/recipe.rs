@@ -209,7 +209,7 @@ fn plot_options(options: &Value) -> Vec<(String, Value)> {
 
 /// The files and keys of `params`: keys without a file are those of `params.yaml`; a file without keys is tracked as a whole, whatever else
 /// is written about it.
-pub(super) fn parameters(items: &[Value]) -> Result<Vec<(String, Vec<String>)>, String> {
+pub(crate) fn parameters(items: &[Value]) -> Result<Vec<(String, Vec<String>)>, String> {
     let is_empty = |keys: &Value| matches!(keys, Value::Null) || matches!(keys, Value::List(keys) if keys.is_empty());
     let entries = || items.iter().flat_map(Value::entries);
     let is_whole = |file: &str| entries().any(|(known, keys)| known == file && is_empty(keys));

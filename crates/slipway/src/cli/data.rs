@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+pub(crate) mod pipeline;
+
 /// Verbs of `data`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Data {
@@ -81,6 +83,31 @@ pub(crate) enum Data {
     /// Manage the cache
     #[command(subcommand, after_help = "Example:\n  slipway data cache dir /mnt/cache")]
     Cache(Cache),
+    /// Add or list stages of pipelines
+    #[command(subcommand, after_help = "Example:\n  slipway data stage add -n prepare -d raw.csv -o clean.csv ./prepare.sh")]
+    Stage(pipeline::Stage),
+    /// Run the stages whose dependencies, parameters, command or outputs changed
+    #[command(
+        after_help = "Example:\n  slipway data repro\n  slipway data repro -j 4 evaluate\n  slipway data repro --dry --downstream prepare"
+    )]
+    Repro(pipeline::Repro),
+    /// Draw the graph of stages or outputs
+    #[command(after_help = "Example:\n  slipway data dag\n  slipway data dag --md train >> README.md")]
+    Dag(pipeline::Dag),
+    /// Do not run stages although their dependencies change
+    #[command(after_help = "Example:\n  slipway data freeze download")]
+    Freeze {
+        /// Stages or .dvc files
+        #[arg(required = true)]
+        targets: Vec<String>,
+    },
+    /// Undo `freeze`
+    #[command(after_help = "Example:\n  slipway data unfreeze download")]
+    Unfreeze {
+        /// Stages or .dvc files
+        #[arg(required = true)]
+        targets: Vec<String>,
+    },
     /// Print the path from here to the root of the project
     #[command(after_help = "Example:\n  cd \"$(slipway data root)\"")]
     Root,

@@ -1,6 +1,8 @@
 //! `slipway data`: versions data, interchangeably with DVC. Called through a link named `dvc`, the program takes DVC's command line and gives
 //! its exit codes.
 
+mod pipeline;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -80,6 +82,9 @@ pub(super) async fn run(context: &Context, verb: Data) -> Result<(), Failure> {
             | Data::Remote(_)
             | Data::Cache(_)
             | Data::Root
+            | Data::Stage(_)
+            | Data::Repro(_)
+            | Data::Dag(_)
     );
     let is_unprotect = matches!(verb, Data::Unprotect { .. });
     match dispatch(context, verb).await {
@@ -178,6 +183,14 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
         Data::Remote(verb) => return remote(&current, verb),
         Data::Config(options) => show_config(&current, options)?,
         Data::Cache(cli::Cache::Dir { level, unset, path }) => cache_dir(&current, &level, unset, path)?,
+        Data::Stage(cli::pipeline::Stage::Add(options)) => {
+            pipeline::add(context, &mut open()?, &terminal, *options).await?;
+        }
+        Data::Stage(cli::pipeline::Stage::List(options)) => pipeline::list(&open()?, &options)?,
+        Data::Repro(options) => pipeline::repro(context, &mut open()?, &terminal, options).await?,
+        Data::Dag(options) => pipeline::dag(&open()?, &options)?,
+        Data::Freeze { targets } => return pipeline::freeze(&mut open()?, &targets, true),
+        Data::Unfreeze { targets } => return pipeline::freeze(&mut open()?, &targets, false),
         Data::Root => print_text(&format!("{}\n", config::relative_path(&find_root(&current)?, &current).display())),
     }
     Ok(true)
@@ -235,25 +248,11 @@ async fn show_status(context: &Context, project: &mut Project, options: &cli::St
         message = format!("Cache and remote '{remote}' are in sync.\n");
     } else {
         let (stages, total) = status::status(project, &options.transfer.targets, options.transfer.recursive)?;
-        let groups = |stage: &status::StageStatus| {
-            let groups = [("changed deps", &stage.deps), ("changed outs", &stage.outs)];
-            groups
-                .into_iter()
-                .filter(|(_, list)| !list.is_empty())
-                .map(|(name, list)| (name, list.clone()))
-                .collect::<Vec<_>>()
-        };
         let mut lines = String::new();
         let mut members = Vec::new();
         for stage in &stages {
-            lines.push_str(&format!("{}:\n", stage.address));
-            let mut items = Vec::new();
-            for (name, list) in groups(stage) {
-                lines.push_str(&format!("\t{name}:\n"));
-                list.iter().for_each(|(path, change)| lines.push_str(&line("\t\t", change.word(), path)));
-                let changes = list.into_iter().map(|(path, change)| (path, Json::string(change.word()))).collect();
-                items.push(Json::Map(vec![(name.to_owned(), Json::Map(changes))]));
-            }
+            let items = pipeline::changes(stage);
+            pipeline::show_changes(&mut lines, 0, &Json::Map(vec![(stage.address.clone(), Json::List(items.clone()))]));
             members.push((stage.address.clone(), Json::List(items)));
         }
         text = lines;
