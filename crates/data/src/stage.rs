@@ -116,7 +116,17 @@ impl Stage {
         recipe: Recipe,
     ) -> Self {
         let (text, value) = (None, Value::Null);
-        Self { file, name: Some(name), outs, deps, frozen, is_import: false, recipe: Some(Box::new(recipe)), text, value }
+        Self {
+            file,
+            name: Some(name),
+            outs,
+            deps,
+            frozen,
+            is_import: false,
+            recipe: Some(Box::new(recipe)),
+            text,
+            value,
+        }
     }
 
     /// Reads a `.dvc` file.

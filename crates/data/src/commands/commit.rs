@@ -1,9 +1,9 @@
 //! `commit`: records the present content of outputs.
 
-use super::status::{in_cache, output_change};
 use super::record::{self, Store};
 use super::run::{keep_run, save};
 use super::status::stage_status;
+use super::status::{in_cache, output_change};
 use super::{GitFiles, Talk, relink};
 use crate::error::DataError;
 use crate::gitignore;

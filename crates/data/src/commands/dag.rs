@@ -227,7 +227,8 @@ impl Drawing {
         }
         for (node, (left, top)) in place.iter().copied().enumerate() {
             let border = format!("+{}+", "-".repeat(width(node) - 2));
-            for (offset, text) in [border.clone(), format!("| {} |", self.nodes[node]), border].into_iter().enumerate() {
+            for (offset, text) in [border.clone(), format!("| {} |", self.nodes[node]), border].into_iter().enumerate()
+            {
                 for (x, c) in text.chars().enumerate() {
                     lines[top + offset][left + x] = c;
                 }

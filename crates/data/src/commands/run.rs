@@ -11,9 +11,9 @@ use crate::error::DataError;
 use crate::pipeline::entry::entry;
 use crate::pipeline::lock::LockFile;
 use crate::pipeline::process::{Job, commands};
+use crate::pipeline::read_workspace;
 use crate::pipeline::recipe::restored_outputs;
 use crate::pipeline::run_cache::{RunCache, is_recordable};
-use crate::pipeline::read_workspace;
 use crate::project::{Project, cache_dir};
 use crate::stage::{LOCK_FILE, Output, OutputKind, Stage};
 use crate::yaml::Value;
@@ -183,11 +183,7 @@ fn remove_outputs(project: &Project, stage: &Stage) -> Result<(), DataError> {
     Ok(())
 }
 
-async fn pull_missing_dependencies(
-    project: &mut Project,
-    stage: &Stage,
-    talk: &dyn Talk,
-) -> Result<(), DataError> {
+async fn pull_missing_dependencies(project: &mut Project, stage: &Stage, talk: &dyn Talk) -> Result<(), DataError> {
     for dep in &stage.deps {
         if let Some(path) = dep.path.as_ref().filter(|path| !path.exists()) {
             let target = project.display(path);

@@ -98,8 +98,9 @@ pub fn add(project: &mut Project, new: &NewStage) -> Result<GitFiles, DataError>
     stages.extend(in_file);
     Graph::new(project, &stages)?;
     let mut git_files = GitFiles::default();
-    let cached: Vec<PathBuf> =
-        stage.iter().flat_map(|stage| &stage.outs).filter(|out| out.cached).filter_map(|out| out.path.clone()).collect();
+    let outs = || stage.iter().flat_map(|stage| &stage.outs);
+    let in_order = new.outs.iter().filter_map(|new| outs().find(|out| out.written == new.path));
+    let cached: Vec<PathBuf> = in_order.filter(|out| out.cached).filter_map(|out| out.path.clone()).collect();
     if let Some(git) = &project.git {
         let paths: Vec<&Path> = cached.iter().map(PathBuf::as_path).collect();
         if let Some(path) = git.first_tracked(&paths)? {
@@ -149,7 +150,10 @@ fn check(project: &Project, new: &NewStage) -> Result<(), DataError> {
     let is_repeated = |paths: &[PathBuf], i: usize| paths[..i].contains(&paths[i]);
     for paths in [&outs, &deps] {
         if let Some(i) = (0..paths.len()).find(|i| is_repeated(paths, *i)) {
-            return Err(DataError::Invalid(format!("file '{}' is specified more than once.", project.display(&paths[i]))));
+            return Err(DataError::Invalid(format!(
+                "file '{}' is specified more than once.",
+                project.display(&paths[i])
+            )));
         }
     }
     let outside = new.outs.iter().zip(&outs).find(|(out, path)| out.cached && !path.starts_with(&project.root));
@@ -174,9 +178,14 @@ fn entry(new: &NewStage, old: Option<&Value>) -> Result<Value, DataError> {
     };
     push("desc", desc);
     push("cmd", Some(Value::string(new.command.as_str())));
-    push("wdir", new.wdir.as_deref().map(|wdir| normalise(Path::new(wdir))).filter(|wdir| wdir != Path::new(".")).map(
-        |wdir| Value::string(wdir.to_string_lossy()),
-    ));
+    push(
+        "wdir",
+        new.wdir
+            .as_deref()
+            .map(|wdir| normalise(Path::new(wdir)))
+            .filter(|wdir| wdir != Path::new("."))
+            .map(|wdir| Value::string(wdir.to_string_lossy())),
+    );
     push("deps", list(sorted(new.deps.clone())));
     push("params", list(parameters(&new.params)?));
     for section in [Section::Outs, Section::Metrics, Section::Plots] {
@@ -296,7 +305,8 @@ pub fn list(project: &Project, targets: &[String], all: bool, recursive: bool) -
 fn description(stage: &Stage) -> String {
     /// Maximum number of characters.
     const MAX: usize = 80;
-    let first_line = stage.desc().and_then(|desc| desc.lines().find(|line| !line.is_empty()).map(|l| l.trim().to_owned()));
+    let first_line =
+        stage.desc().and_then(|desc| desc.lines().find(|line| !line.is_empty()).map(|l| l.trim().to_owned()));
     let paths = |report: bool| -> Vec<&str> {
         let is_report = |kind: &OutputKind| *kind != OutputKind::Data;
         stage.outs.iter().filter(|out| is_report(&out.kind) == report).map(|out| out.written.as_str()).collect()

@@ -127,7 +127,8 @@ pub(crate) fn parameters_change(parameters: &Parameters) -> Result<Option<Parame
     };
     let Some(recorded) = &parameters.recorded else { return Ok(Some(ParametersChange::File(Change::New))) };
     let present = parameters.select(&values);
-    let find = |list: &[(String, Value)], key: &String| list.iter().find(|(name, _)| name == key).map(|(_, v)| v.clone());
+    let find =
+        |list: &[(String, Value)], key: &String| list.iter().find(|(name, _)| name == key).map(|(_, v)| v.clone());
     let mut keys = parameters.keys.clone();
     if keys.is_empty() {
         keys.extend(present.iter().chain(recorded).map(|(key, _)| key.clone()));

@@ -45,6 +45,7 @@ pub(crate) fn arguments() -> std::io::Result<Vec<OsString>> {
             arguments.push(argument);
         }
     }
+    pipeline::use_long_form(&mut arguments);
     Ok(arguments)
 }
 

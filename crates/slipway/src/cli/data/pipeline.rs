@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 pub(crate) enum Stage {
     /// Add a stage to the dvc.yaml of this folder
     #[command(
-        after_help = "Example:\n  slipway data stage add -n train -d train.py -d data -p lr,epochs -o model.pkl -M metrics.json python train.py"
+        after_help = "Example:\n  slipway data stage add -n train -d train.py -d data -p lr,epochs --outs model.pkl -M metrics.json python train.py"
     )]
     Add(Box<StageAdd>),
     /// List stages
@@ -30,8 +30,8 @@ pub(crate) struct StageAdd {
     /// Parameters that the command reads: KEY,KEY of params.yaml, FILE:KEY,KEY or FILE: for a whole file
     #[arg(short, long, value_name = "[FILE:]KEYS")]
     pub(crate) params: Vec<String>,
-    /// File or folder that the command writes
-    #[arg(short, long, value_name = "PATH")]
+    /// File or folder that the command writes; `-o` as in DVC if the program is called `dvc`
+    #[arg(long, value_name = "PATH")]
     pub(crate) outs: Vec<String>,
     /// The same, tracked by Git instead of the cache
     #[arg(short = 'O', long, value_name = "PATH")]
@@ -167,7 +167,7 @@ pub(crate) struct Dag {
     #[arg(long)]
     pub(crate) full: bool,
     /// Show outputs instead of stages
-    #[arg(short, long)]
+    #[arg(long)]
     pub(crate) outs: bool,
     /// A stage or output; the whole project by default
     pub(crate) target: Option<String>,

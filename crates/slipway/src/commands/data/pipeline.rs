@@ -1,12 +1,13 @@
 //! The commands for pipelines: `stage`, `repro`, `dag`, `freeze`, and their part of `status`.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 
 use slipway_data::DataError;
+use slipway_data::commands::dag as graph;
 use slipway_data::commands::repro::{self, OnError, Say};
 use slipway_data::commands::stages::{self, NewOutput, NewStage, Section};
 use slipway_data::commands::status::{Change, ParametersChange, StageStatus};
-use slipway_data::commands::{dag as graph, Talk};
 use slipway_data::json::Json;
 use slipway_data::project::Project;
 
@@ -20,18 +21,16 @@ pub(super) async fn add(
     terminal: &Terminal<'_>,
     options: StageAdd,
 ) -> Result<(), DataError> {
-    let output = |section, cached, persist| {
-        move |path: String| NewOutput { path, section, cached, persist }
-    };
+    let output = |section, cached, persist| move |path: String| NewOutput { path, section, cached, persist };
     let groups = [
-        (options.outs, Section::Outs, true, false),
-        (options.outs_no_cache, Section::Outs, false, false),
         (options.outs_persist, Section::Outs, true, true),
         (options.outs_persist_no_cache, Section::Outs, false, true),
         (options.metrics, Section::Metrics, true, false),
         (options.metrics_no_cache, Section::Metrics, false, false),
         (options.plots, Section::Plots, true, false),
         (options.plots_no_cache, Section::Plots, false, false),
+        (options.outs_no_cache, Section::Outs, false, false),
+        (options.outs, Section::Outs, true, false),
     ];
     let outs = groups.into_iter().flat_map(|(paths, section, cached, persist)| {
         paths.into_iter().map(output(section, cached, persist)).collect::<Vec<_>>()
@@ -57,6 +56,35 @@ pub(super) async fn add(
     }
     show_git_files(context, project, &files);
     Ok(())
+}
+
+/// Writes the option `-o` of DVC's `stage add` and `dag` in its long form: for slipway it is the format of the output. The options of the
+/// command that a stage runs are not touched.
+pub(super) fn use_long_form(arguments: &mut [OsString]) {
+    /// Options of `stage add` without a value.
+    const FLAGS: &[&str] = &["-f", "--force", "--always-changed", "--run", "-q", "--quiet", "-v", "--verbose"];
+    let is = |place: usize, word: &str| arguments.get(place).is_some_and(|argument| argument == word);
+    let (mut at, is_add) = match () {
+        () if is(2, "stage") && is(3, "add") => (4, true),
+        () if is(2, "dag") => (3, false),
+        () => return,
+    };
+    while let Some(argument) = arguments.get_mut(at) {
+        let Some(text) = argument.to_str().map(str::to_owned) else { return };
+        at += 1;
+        match text.strip_prefix("-o") {
+            Some("") => *argument = "--outs".into(),
+            Some(path) if is_add => *argument = format!("--outs={path}").into(),
+            _ => {}
+        }
+        let is_attached = text.contains('=') || (text.len() > 2 && !text.starts_with("--"));
+        match text.starts_with('-') && text != "--" {
+            true if is_add && !FLAGS.contains(&text.as_str()) && !is_attached => at += 1,
+            true => {}
+            false if is_add => return,
+            false => {}
+        }
+    }
 }
 
 /// The command of the arguments. As in DVC, arguments with spaces get double quotes.
@@ -201,6 +229,27 @@ pub(super) fn show_changes(lines: &mut String, depth: usize, changes: &Json) {
                     }
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_option_of_outputs_is_written_long() {
+        for (given, expected) in [
+            ("stage add -n a -o x -od -f -o y cp -o z", "stage add -n a --outs x --outs=d -f --outs y cp -o z"),
+            ("stage add -d -o -n a true", "stage add -d -o -n a true"),
+            ("dag -o --dot a", "dag --outs --dot a"),
+            ("status -o json", "status -o json"),
+        ] {
+            let mut arguments: Vec<OsString> = ["slipway", "data"].into_iter().map(OsString::from).collect();
+            arguments.extend(given.split(' ').map(OsString::from));
+            use_long_form(&mut arguments);
+            let words: Vec<_> = arguments[2..].iter().map(|argument| argument.to_string_lossy()).collect();
+            assert_eq!(words.join(" "), expected);
         }
     }
 }
