@@ -142,7 +142,7 @@ vars:
 - folder: out
 stages:
   plain:
-    cmd: echo ${z} ${model} \\${HOME} > ${folder}.txt
+    cmd: echo ${z} ${model} \\${DVC_STAGE} > ${folder}.txt
     outs:
     - ${folder}.txt
   each:
