@@ -23,6 +23,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "conformance"))
+import pipelines  # noqa: F401 - it registers its scenarios
 from scenarios import SCENARIOS
 from suite import Suite
 

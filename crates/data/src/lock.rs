@@ -277,7 +277,9 @@ mod tests {
         let lock = Lock::acquire(folder.path(), &|_| {}).unwrap();
         let parent = std::os::unix::process::parent_id();
         let file = folder.path().join("rwlock");
-        let other = format!(r#"{{"read": {{"/p/in": [{{"pid": {parent}, "cmd": "dvc repro"}}, {{"pid": 2147483647, "cmd": "x"}}]}}}}"#);
+        let other = format!(
+            r#"{{"read": {{"/p/in": [{{"pid": {parent}, "cmd": "dvc repro"}}, {{"pid": 2147483647, "cmd": "x"}}]}}}}"#
+        );
         std::fs::write(&file, other).unwrap();
         let shown = || {
             let entries = parse_rwlock(&std::fs::read(&file).unwrap()).unwrap();

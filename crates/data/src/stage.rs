@@ -120,7 +120,17 @@ impl Stage {
         recipe: Recipe,
     ) -> Self {
         let (text, value) = (None, Value::Null);
-        Self { file, name: Some(name), outs, deps, frozen, is_import: false, recipe: Some(Box::new(recipe)), text, value }
+        Self {
+            file,
+            name: Some(name),
+            outs,
+            deps,
+            frozen,
+            is_import: false,
+            recipe: Some(Box::new(recipe)),
+            text,
+            value,
+        }
     }
 
     /// Reads a `.dvc` file.
@@ -176,6 +186,14 @@ impl Stage {
             text: Some(text),
             value,
         })
+    }
+
+    /// The description for people.
+    pub fn desc(&self) -> Option<&str> {
+        match &self.recipe {
+            Some(recipe) => recipe.desc.as_deref(),
+            None => self.value.get("desc").and_then(Value::as_str),
+        }
     }
 
     /// Whether it counts as changed in any case: it says so, or it has a command but neither dependencies nor outputs.

@@ -1,12 +1,16 @@
 //! `commit`: records the present content of outputs.
 
+use super::record::{self, Store};
+use super::run::{keep_run, save};
+use super::status::stage_status;
 use super::status::{in_cache, output_change};
 use super::{GitFiles, Talk, relink};
 use crate::error::DataError;
 use crate::gitignore;
 use crate::model::HashName;
-use crate::project::Project;
+use crate::project::{Project, Selected};
 use crate::snapshot;
+use crate::stage::Stage;
 
 /// How to commit.
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,12 +37,9 @@ pub fn commit(
     let stages = project.stages()?;
     for selected in project.select(&stages, targets, options.recursive)? {
         let stage = selected.stage;
-        if stage.name.is_some() {
-            // The digests of pipelines are in dvc.lock, which only `repro` of DVC writes so far.
-            return Err(DataError::Invalid(format!(
-                "'{}' is a stage of a pipeline, which cannot be committed yet",
-                stage.address(&project.current)
-            )));
+        if stage.recipe.is_some() {
+            commit_stage(project, stage, options, talk, &mut git_files)?;
+            continue;
         }
         let mut changed = Vec::new();
         for out in &stage.outs {
@@ -88,4 +89,45 @@ pub fn commit(
     }
     project.state.save()?;
     git_files.finish(project)
+}
+
+/// Records the present dependencies and outputs of a stage of a pipeline.
+fn commit_stage(
+    project: &Project,
+    stage: &Stage,
+    options: Options,
+    talk: &dyn Talk,
+    git_files: &mut GitFiles,
+) -> Result<(), DataError> {
+    let address = stage.address(&project.current);
+    let mut new = stage.clone();
+    let status = stage_status(project, &Selected { stage, filter: None })?;
+    let deps: Vec<&str> = status.deps.iter().map(|(path, _)| path.as_str()).collect();
+    let params = status.params.iter().map(|(path, _)| path.as_str());
+    let deps: Vec<&str> = deps.into_iter().chain(params).collect();
+    let in_workspace = |change: &super::status::Change| *change != super::status::Change::NotInCache;
+    let outs: Vec<&str> =
+        status.outs.iter().filter(|(_, change)| in_workspace(change)).map(|(path, _)| path.as_str()).collect();
+    let what = match (deps.is_empty(), outs.is_empty()) {
+        (false, false) => Some(format!("dependencies {deps:?} and outputs {outs:?} of stage: '{address}' changed.")),
+        (false, true) => Some(format!("dependencies {deps:?} of stage: '{address}' changed.")),
+        (true, false) => Some(format!("outputs {outs:?} of stage: '{address}' changed.")),
+        (true, true) if status.is_command_changed => Some(format!("'cmd' of stage: '{address}' has changed.")),
+        (true, true) => None,
+    };
+    if let Some(what) = &what
+        && !options.force
+        && !talk.confirm(&format!("{what} Are you sure you want to commit it?"))
+    {
+        return Err(DataError::Changed(address));
+    }
+    if what.is_some() || options.force {
+        record::dependencies(project, &mut new, false)?;
+    }
+    let store = if options.no_relink { Store::Keep } else { Store::Relink };
+    record::outputs(project, &mut new, store, false, git_files)?;
+    if what.is_some() || options.force {
+        keep_run(project, &new)?;
+    }
+    save(project, std::slice::from_ref(&new), &[], git_files, &|_| {})
 }

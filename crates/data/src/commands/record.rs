@@ -19,7 +19,7 @@ pub(crate) enum Store {
     No,
     /// The data is stored.
     Keep,
-    /// The data is stored, and its files are replaced by links of the configured type.
+    /// It is stored, and its files are replaced by links of the configured type.
     Relink,
 }
 
@@ -66,7 +66,11 @@ pub(crate) fn output(
 }
 
 /// The content of an output or dependency. A digest of DVC 2 stays one as long as the content does.
-fn take(project: &Project, out: &mut Output, cache: Option<&crate::cache::Cache>) -> Result<Option<Snapshot>, DataError> {
+fn take(
+    project: &Project,
+    out: &mut Output,
+    cache: Option<&crate::cache::Cache>,
+) -> Result<Option<Snapshot>, DataError> {
     let Some(path) = &out.location else { return Ok(None) };
     if out.hash == HashName::Dos2Unix {
         let old = snapshot::take(path, &project.rules, &project.state, out.hash, None)?;

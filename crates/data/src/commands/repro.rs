@@ -272,8 +272,7 @@ impl Run<'_> {
         let shown = stage.name.as_ref().map_or_else(|| format!("'{address}'"), |_| format!("Stage '{address}'"));
         let options = self.options;
         if stage.frozen && !stage.is_import {
-            self.talk
-                .note(&format!("stage: '{address}' is frozen. Its dependencies are not going to be reproduced."));
+            self.talk.note(&format!("stage: '{address}' is frozen. Its dependencies are not going to be reproduced."));
         }
         let upstream: Vec<&Stage> = self.graph.dependencies(index).iter().map(|other| &self.stages[*other]).collect();
         if !self.forced.contains(&index) {

@@ -11,9 +11,9 @@ use crate::error::DataError;
 use crate::pipeline::entry::entry;
 use crate::pipeline::lock::LockFile;
 use crate::pipeline::process::{Job, commands};
+use crate::pipeline::read_workspace;
 use crate::pipeline::recipe::restored_outputs;
 use crate::pipeline::run_cache::{RunCache, is_recordable};
-use crate::pipeline::read_workspace;
 use crate::project::{Project, cache_dir};
 use crate::stage::{LOCK_FILE, Output, OutputKind, Stage};
 use crate::yaml::Value;
@@ -183,11 +183,7 @@ fn remove_outputs(project: &Project, stage: &Stage) -> Result<(), DataError> {
     Ok(())
 }
 
-async fn pull_missing_dependencies(
-    project: &mut Project,
-    stage: &Stage,
-    talk: &dyn Talk,
-) -> Result<(), DataError> {
+async fn pull_missing_dependencies(project: &mut Project, stage: &Stage, talk: &dyn Talk) -> Result<(), DataError> {
     for dep in &stage.deps {
         if let Some(path) = dep.path.as_ref().filter(|path| !path.exists()) {
             let target = project.display(path);
@@ -268,7 +264,22 @@ pub(crate) fn finish(
     }
     record::outputs(project, stage, if store { Store::Relink } else { Store::No }, false, git_files)?;
     let is_data = |out: &Output| out.kind == OutputKind::Data;
-    if store && is_recordable(stage) && stage.outs.iter().all(|out| out.cached || !is_data(out)) {
+    if store && stage.outs.iter().all(|out| out.cached || !is_data(out)) {
+        keep_run(project, stage)?;
+    }
+    save(project, std::slice::from_ref(stage), later, git_files, &|text| say(text))?;
+    if let Some(recipe) = &mut stage.recipe {
+        recipe.command_changed = false;
+    }
+    project.state.save()
+}
+
+/// Keeps the record of a stage in the run cache, if it can be used again.
+///
+/// # Errors
+/// If the cache cannot be written.
+pub(crate) fn keep_run(project: &Project, stage: &Stage) -> Result<(), DataError> {
+    if is_recordable(stage) {
         // The small files that Git tracks are kept, too, because a restored run needs them.
         for out in stage.outs.iter().filter(|out| !out.cached) {
             let Some(path) = &out.location else { continue };
@@ -277,11 +288,7 @@ pub(crate) fn finish(
         }
         run_cache(project).save(stage)?;
     }
-    save(project, std::slice::from_ref(stage), later, git_files, say)?;
-    if let Some(recipe) = &mut stage.recipe {
-        recipe.command_changed = false;
-    }
-    project.state.save()
+    Ok(())
 }
 
 /// Writes the records of stages of one file.
@@ -293,7 +300,7 @@ pub(crate) fn save(
     stages: &[Stage],
     later: &[String],
     git_files: &mut GitFiles,
-    say: &Say,
+    say: &dyn Fn(&str),
 ) -> Result<(), DataError> {
     let Some(first) = stages.first() else { return Ok(()) };
     if first.name.is_none() {

@@ -58,6 +58,14 @@ pub struct StageStatus {
     pub is_unsealed: bool,
 }
 
+impl StageStatus {
+    /// Whether the stage is up to date.
+    pub fn is_clean(&self) -> bool {
+        let are_recorded = self.deps.is_empty() && self.outs.is_empty() && self.params.is_empty();
+        are_recorded && !self.is_always_changed && !self.is_command_changed && !self.is_unsealed
+    }
+}
+
 /// How parameters of a file differ from the recorded ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ParametersChange {
@@ -80,28 +88,9 @@ pub fn status(
     let stages = project.stages()?;
     let mut found = Vec::new();
     for selected in project.select(&stages, targets, recursive)? {
-        let stage = selected.stage;
-        let mut status = StageStatus {
-            address: stage.address(&project.current),
-            deps: Vec::new(),
-            outs: outputs(project, &selected)?,
-            params: Vec::new(),
-            is_always_changed: stage.is_always_changed(),
-            is_command_changed: stage.recipe.as_ref().is_some_and(|recipe| recipe.command_changed),
-            is_unsealed: stage.import().is_some() && stage.is_unsealed(),
-        };
-        status.deps = match stage.import() {
-            Some(import @ Import::Repository { .. }) if check_updates => update_of(project, stage, &import)?,
-            Some(Import::Repository { .. }) => Vec::new(),
-            Some(Import::Url(_)) if !stage.frozen => location_change(project, stage)?,
-            _ if stage.frozen => Vec::new(),
-            _ => dependencies(project, stage)?,
-        };
-        if !stage.frozen {
-            for parameters in stage.recipe.iter().flat_map(|recipe| &recipe.params) {
-                let change = parameters_change(parameters)?;
-                status.params.extend(change.map(|change| (parameters.display(&project.current), change)));
-            }
+        let mut status = stage_status(project, &selected)?;
+        if check_updates {
+            status.deps.extend(update_of(project, selected.stage)?);
         }
         if !status.is_clean() {
             found.push(status);
@@ -111,13 +100,39 @@ pub fn status(
     Ok((found, stages.len()))
 }
 
+/// How the dependencies, parameters, outputs and the command of a stage differ from its record.
+pub(crate) fn stage_status(project: &Project, selected: &Selected<'_>) -> Result<StageStatus, DataError> {
+    let stage = selected.stage;
+    let mut status = StageStatus {
+        address: stage.address(&project.current),
+        deps: Vec::new(),
+        outs: outputs(project, selected)?,
+        params: Vec::new(),
+        is_always_changed: stage.is_always_changed(),
+        is_command_changed: stage.recipe.as_ref().is_some_and(|recipe| recipe.command_changed),
+        is_unsealed: stage.import().is_some() && stage.is_unsealed(),
+    };
+    if !stage.frozen {
+        status.deps = match stage.import() {
+            Some(Import::Repository { .. }) => Vec::new(),
+            Some(Import::Url(_)) => location_change(project, stage)?,
+            None => dependencies(project, stage)?,
+        };
+        for parameters in stage.recipe.iter().flat_map(|recipe| &recipe.params) {
+            let change = parameters_change(parameters)?;
+            status.params.extend(change.map(|change| (parameters.display(&project.current), change)));
+        }
+    }
+    Ok(status)
+}
+
 /// Whether the repository of an import has a newer commit than the recorded one.
-fn update_of(project: &Project, stage: &Stage, import: &Import) -> Result<Vec<(String, Change)>, DataError> {
-    let Import::Repository { url, path, revision, commit, .. } = import else { return Ok(Vec::new()) };
+fn update_of(project: &Project, stage: &Stage) -> Result<Option<(String, Change)>, DataError> {
+    let Some(Import::Repository { url, path, revision, commit, .. }) = stage.import() else { return Ok(None) };
     let newest = super::import::open_source(project, stage, revision.as_deref())?.commit;
-    let is_newer = commit.is_some() && newest.is_some() && newest != *commit;
-    let shown = format!("{path} ({})", crate::external::redact(url));
-    Ok(if is_newer { vec![(shown, Change::UpdateAvailable)] } else { Vec::new() })
+    let is_newer = commit.is_some() && newest.is_some() && newest != commit;
+    let shown = format!("{path} ({})", crate::external::redact(&url));
+    Ok(is_newer.then_some((shown, Change::UpdateAvailable)))
 }
 
 /// Whether a path on this machine that is imported differs from the record. What is elsewhere is compared by `update` only.
@@ -157,7 +172,8 @@ pub(crate) fn parameters_change(parameters: &Parameters) -> Result<Option<Parame
     };
     let Some(recorded) = &parameters.recorded else { return Ok(Some(ParametersChange::File(Change::New))) };
     let present = parameters.select(&values);
-    let find = |list: &[(String, Value)], key: &String| list.iter().find(|(name, _)| name == key).map(|(_, v)| v.clone());
+    let find =
+        |list: &[(String, Value)], key: &String| list.iter().find(|(name, _)| name == key).map(|(_, v)| v.clone());
     let mut keys = parameters.keys.clone();
     if keys.is_empty() {
         keys.extend(present.iter().chain(recorded).map(|(key, _)| key.clone()));

@@ -136,9 +136,10 @@ impl Context {
                 Value::String(text) => self.load_file(files, text, folder)?,
                 map => {
                     let source = stage.map_or_else(|| format!("vars[{i}]"), |stage| format!("{stage}.vars[{i}]"));
-                    let entries = map.entries().iter().map(|(key, value)| {
-                        (key.clone(), Node::new(value.clone(), Some(&source), key, false))
-                    });
+                    let entries = map
+                        .entries()
+                        .iter()
+                        .map(|(key, value)| (key.clone(), Node::new(value.clone(), Some(&source), key, false)));
                     let entries = entries.collect();
                     self.merge(entries)
                 }

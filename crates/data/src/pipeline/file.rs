@@ -46,7 +46,9 @@ pub struct Expanded {
 /// How `parsing` of the configuration unpacks dictionaries.
 pub fn unpacking(config: &Config) -> Unpacking {
     Unpacking {
-        negated_flags: config.get("parsing", "bool").is_some_and(|value| value.eq_ignore_ascii_case("boolean_optional")),
+        negated_flags: config
+            .get("parsing", "bool")
+            .is_some_and(|value| value.eq_ignore_ascii_case("boolean_optional")),
         repeated_options: config.get("parsing", "list").is_some_and(|value| value.eq_ignore_ascii_case("append")),
     }
 }
@@ -71,7 +73,8 @@ impl PipelineFile {
             unpacking,
         };
         if let Err(invalid) = schema::check(&file.value) {
-            let place = if invalid.path.is_empty() { String::new() } else { format!(", in {}", invalid.path.join(" -> ")) };
+            let place =
+                if invalid.path.is_empty() { String::new() } else { format!(", in {}", invalid.path.join(" -> ")) };
             return Err(file.error(&invalid.path, format!("{}{place}", invalid.reason)));
         }
         let folder = file.folder().to_owned();
@@ -365,7 +368,8 @@ mod tests {
 
     #[test]
     fn sections_are_expanded() {
-        let (file, _) = parse("plots: ['${d}/p', {x: {title: '${d}'}}]\nartifacts: {'${d}': {path: m}}\n", "d: dir\n").unwrap();
+        let (file, _) =
+            parse("plots: ['${d}/p', {x: {title: '${d}'}}]\nartifacts: {'${d}': {path: m}}\n", "d: dir\n").unwrap();
         assert_eq!(file.section("plots").unwrap(), yaml::parse("[dir/p, {x: {title: dir}}]").unwrap());
         assert_eq!(file.section("artifacts").unwrap(), yaml::parse("{dir: {path: m}}").unwrap());
         assert_eq!(file.section("metrics").unwrap(), Value::Null);
@@ -378,7 +382,11 @@ mod tests {
             ("stages:\n  a:\n    cmd: ${list}\n", 3, "Cannot interpolate data of type 'list'"),
             ("stages:\n  a:\n    foreach: ${n}\n    do:\n      cmd: x\n", 3, "expected list/dictionary, got int"),
             ("stages:\n  a:\n    foreach: [1]\n    do:\n      cmd: ${\\n}\n", 5, "is not an expression"),
-            ("vars:\n- n: 2\nstages: {}\n", 1, "cannot redefine 'n' from 'vars[0]' as it already exists in 'params.yaml'"),
+            (
+                "vars:\n- n: 2\nstages: {}\n",
+                1,
+                "cannot redefine 'n' from 'vars[0]' as it already exists in 'params.yaml'",
+            ),
             ("vars:\n- missing.yaml\n", 1, "'missing.yaml' does not exist"),
             ("vars:\n- ${x}.yaml\n", 1, "interpolating is not allowed"),
             ("stages:\n  a:\n    cmd: x\n    nonsense: 1\n", 4, "extra keys not allowed, in stages -> a -> nonsense"),

@@ -85,7 +85,8 @@ impl Graph {
     /// [`DataError::Overlap`] for outputs that overlap, [`DataError::Invalid`] for a cycle.
     pub fn new(project: &Project, stages: &[Stage]) -> Result<Self, DataError> {
         let outputs = Outputs::new(project, stages)?;
-        let mut graph = Self { dependencies: vec![Vec::new(); stages.len()], dependents: vec![Vec::new(); stages.len()] };
+        let mut graph =
+            Self { dependencies: vec![Vec::new(); stages.len()], dependents: vec![Vec::new(); stages.len()] };
         for (s, stage) in stages.iter().enumerate() {
             if let Some((other, _)) = stage.file.ancestors().find_map(|folder| outputs.0.get(folder)) {
                 return Err(DataError::Overlap(format!(

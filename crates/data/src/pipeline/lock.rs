@@ -44,7 +44,10 @@ impl LockFile {
                 let items = stage.get(key).map_or(&[][..], Value::items).iter().enumerate();
                 for (i, item) in items {
                     if item.get("path").and_then(Value::as_str).is_none() {
-                        return Err(invalid(&["stages", name, key, &i.to_string()], "required key 'path' not provided"));
+                        return Err(invalid(
+                            &["stages", name, key, &i.to_string()],
+                            "required key 'path' not provided",
+                        ));
                     }
                 }
             }

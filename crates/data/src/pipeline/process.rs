@@ -31,12 +31,7 @@ impl Job {
     /// The job of a stage in the project `root`.
     pub(crate) fn new(stage: &Stage, address: String, root: &Path) -> Option<Self> {
         let recipe = stage.recipe.as_ref()?;
-        Some(Self {
-            address,
-            commands: commands(&recipe.command),
-            folder: recipe.wdir.clone(),
-            root: root.to_owned(),
-        })
+        Some(Self { address, commands: commands(&recipe.command), folder: recipe.wdir.clone(), root: root.to_owned() })
     }
 
     /// Runs the commands one after the other until one fails. `start` is called with each before it runs. With `line`, the output is
@@ -83,7 +78,8 @@ impl Job {
             process.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         }
         let failed = |error: std::io::Error| {
-            let reason = if self.folder.is_dir() { format!("{shell}: {error}") } else { "its folder does not exist".into() };
+            let reason =
+                if self.folder.is_dir() { format!("{shell}: {error}") } else { "its folder does not exist".into() };
             DataError::Invalid(format!("the command of stage '{}' cannot be started: {reason}", self.address))
         };
         process.spawn().map_err(failed)

@@ -155,7 +155,10 @@ impl<'a> Lexer<'a> {
             _ => {}
         }
         let rest = self.rest();
-        let operators = ["==", "!=", "<=", ">=", ":=", "->", "**", "//", "<<", ">>", "+=", "-=", "*=", "/=", "%=", "|=", "&=", "^=", "@="];
+        let operators = [
+            "==", "!=", "<=", ">=", ":=", "->", "**", "//", "<<", ">>", "+=", "-=", "*=", "/=", "%=", "|=", "&=", "^=",
+            "@=",
+        ];
         if let Some(operator) = operators.iter().find(|operator| rest.starts_with(**operator)) {
             self.tokens.push(Token::Operator);
             self.at += operator.len();
@@ -558,7 +561,9 @@ last = b"bytes"
 
     #[test]
     fn text_that_is_not_python_is_rejected_with_the_line() {
-        for (text, line) in [("a = 1\nb = [1,\n", 2), ("a = 'x\n", 1), ("if x:\n    a = 1\n  b = 2\n", 3), ("a = 1)\n", 1)] {
+        for (text, line) in
+            [("a = 1\nb = [1,\n", 2), ("a = 'x\n", 1), ("if x:\n    a = 1\n  b = 2\n", 3), ("a = 1)\n", 1)]
+        {
             assert_eq!(parse(text).map_err(|(line, _)| line), Err(line), "{text:?}");
         }
     }

@@ -84,7 +84,8 @@ pub(super) fn stage(path: &Path, root: &Path, expanded: Expanded, lock: &LockFil
         Some(scalar) => Value::String(text_of(scalar)),
         None => return Err(DataError::file(path, line, format!("stages.{name}: the stage has no command"))),
     };
-    let place = Place { wdir: &wdir, root, lock, stage: &name, lock_path: &path.with_file_name(crate::stage::LOCK_FILE) };
+    let place =
+        Place { wdir: &wdir, root, lock, stage: &name, lock_path: &path.with_file_name(crate::stage::LOCK_FILE) };
     let deps = value.get("deps").map_or(&[][..], Value::items).iter();
     let deps = deps.map(|dep| place.output("deps", &text_of(dep), &Value::Null, OutputKind::Data));
     let deps: Vec<Output> = deps.collect::<Result<_, _>>()?;
@@ -101,7 +102,8 @@ pub(super) fn stage(path: &Path, root: &Path, expanded: Expanded, lock: &LockFil
         }
     }
     let params = value.get("params").map_or(&[][..], Value::items);
-    let params = parameters(params).map_err(|reason| DataError::file(path, line, format!("stages.{name}: {reason}")))?;
+    let params =
+        parameters(params).map_err(|reason| DataError::file(path, line, format!("stages.{name}: {reason}")))?;
     let recorded = |written: &str, keys: &[String]| {
         let values = lock.stage(&name)?.get("params")?.get(written)?.entries();
         let selected = |(key, _): &&(String, Value)| keys.is_empty() || keys.contains(key);
@@ -209,7 +211,7 @@ fn plot_options(options: &Value) -> Vec<(String, Value)> {
 
 /// The files and keys of `params`: keys without a file are those of `params.yaml`; a file without keys is tracked as a whole, whatever else
 /// is written about it.
-pub(super) fn parameters(items: &[Value]) -> Result<Vec<(String, Vec<String>)>, String> {
+pub(crate) fn parameters(items: &[Value]) -> Result<Vec<(String, Vec<String>)>, String> {
     let is_empty = |keys: &Value| matches!(keys, Value::Null) || matches!(keys, Value::List(keys) if keys.is_empty());
     let entries = || items.iter().flat_map(Value::entries);
     let is_whole = |file: &str| entries().any(|(known, keys)| known == file && is_empty(keys));

@@ -58,12 +58,7 @@ pub fn named(project: &Project, stages: &[Stage], target: &str, how: How) -> Res
 ///
 /// # Errors
 /// [`DataError::Target`] for a target that names none.
-pub fn all_named(
-    project: &Project,
-    stages: &[Stage],
-    targets: &[String],
-    how: How,
-) -> Result<Vec<usize>, DataError> {
+pub fn all_named(project: &Project, stages: &[Stage], targets: &[String], how: How) -> Result<Vec<usize>, DataError> {
     let mut found = Vec::new();
     for target in targets {
         let named = named(project, stages, target, how)?;

@@ -105,9 +105,9 @@ pub fn check(value: &Value) -> Result<(), TemplateError> {
             Part::Text(_) => Ok(()),
         }),
         Value::List(items) => items.iter().try_for_each(check),
-        Value::Map(entries) => entries
-            .iter()
-            .try_for_each(|(key, value)| check(&Value::String(key.clone())).and_then(|()| check(value))),
+        Value::Map(entries) => {
+            entries.iter().try_for_each(|(key, value)| check(&Value::String(key.clone())).and_then(|()| check(value)))
+        }
         _ => Ok(()),
     }
 }
@@ -279,9 +279,7 @@ mod tests {
                 Value::List(items) => key.parse().ok().and_then(|i: usize| items.get(i)).cloned(),
                 map => map.get(key).cloned(),
             };
-            keys.iter()
-                .try_fold(self.0.clone(), step)
-                .ok_or_else(|| TemplateError::NotFound(name.to_owned()))
+            keys.iter().try_fold(self.0.clone(), step).ok_or_else(|| TemplateError::NotFound(name.to_owned()))
         }
     }
 

@@ -41,6 +41,14 @@ impl Value {
         }
     }
 
+    /// As [`Self::get`], to change it.
+    pub fn get_mut(&mut self, key: &str) -> Option<&mut Self> {
+        match self {
+            Self::Map(entries) => entries.iter_mut().find(|(name, _)| name == key).map(|(_, value)| value),
+            _ => None,
+        }
+    }
+
     /// The text of a string or number.
     pub fn as_str(&self) -> Option<&str> {
         match self {

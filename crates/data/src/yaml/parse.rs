@@ -77,7 +77,9 @@ pub fn line_of(text: &str, path: &[String]) -> usize {
     for step in path {
         let next = match &node.value {
             Kind::Map(entries) => entries.iter().find(|e| e.key == *step).map(|entry| (entry.start, &entry.value)),
-            Kind::List(items) => step.parse().ok().and_then(|i: usize| items.get(i)).map(|item| (item.span.start, item)),
+            Kind::List(items) => {
+                step.parse().ok().and_then(|i: usize| items.get(i)).map(|item| (item.span.start, item))
+            }
             Kind::Scalar(_) => None,
         };
         let Some((start, found)) = next else { break };

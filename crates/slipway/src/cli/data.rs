@@ -1,12 +1,13 @@
 //! Arguments of `data`. Names and letters are those of DVC, whose command line this is when the program is called through a link named `dvc`.
 
-pub(crate) mod lineage;
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
 pub(crate) mod external;
+pub(crate) mod lineage;
+pub(crate) mod pipeline;
 pub(crate) mod upkeep;
 
 /// Verbs of `data`.
@@ -89,6 +90,34 @@ pub(crate) enum Data {
     /// Show which runs, models and deployments used data
     #[command(after_help = "Example:\n  slipway data lineage images\n  slipway data lineage images/cat.png --rev v1")]
     Lineage(lineage::Lineage),
+    /// Add or list stages of pipelines
+    #[command(
+        subcommand,
+        after_help = "Example:\n  slipway data stage add -n prepare -d raw.csv --outs clean.csv ./prepare.sh"
+    )]
+    Stage(pipeline::Stage),
+    /// Run the stages whose dependencies, parameters, command or outputs changed
+    #[command(
+        after_help = "Example:\n  slipway data repro\n  slipway data repro -j 4 evaluate\n  slipway data repro --dry --downstream prepare"
+    )]
+    Repro(pipeline::Repro),
+    /// Draw the graph of stages or outputs
+    #[command(after_help = "Example:\n  slipway data dag\n  slipway data dag --md train >> README.md")]
+    Dag(pipeline::Dag),
+    /// Do not run stages although their dependencies change
+    #[command(after_help = "Example:\n  slipway data freeze download")]
+    Freeze {
+        /// Stages or .dvc files
+        #[arg(required = true)]
+        targets: Vec<String>,
+    },
+    /// Undo `freeze`
+    #[command(after_help = "Example:\n  slipway data unfreeze download")]
+    Unfreeze {
+        /// Stages or .dvc files
+        #[arg(required = true)]
+        targets: Vec<String>,
+    },
     /// Print the path from here to the root of the project
     #[command(after_help = "Example:\n  cd \"$(slipway data root)\"")]
     Root,

@@ -1,8 +1,11 @@
 //! `slipway data`: versions data, interchangeably with DVC. Called through a link named `dvc`, the program takes DVC's command line and gives
 //! its exit codes.
 
+mod external;
 mod lineage;
+mod pipeline;
 mod servers;
+mod upkeep;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -28,8 +31,6 @@ use crate::cli::data::upkeep::{GitHook, Upkeep};
 use crate::cli::data::{self as cli, Data};
 use crate::output::{confirm, print_note, print_text};
 
-mod external;
-mod upkeep;
 
 /// Whether the program was called through a link named `dvc`.
 pub(crate) fn is_called_dvc() -> bool {
@@ -53,6 +54,7 @@ pub(crate) fn arguments() -> std::io::Result<Vec<OsString>> {
             arguments.push(in_long_form(&arguments, argument));
         }
     }
+    pipeline::use_long_form(&mut arguments);
     Ok(arguments)
 }
 
@@ -115,6 +117,9 @@ pub(super) async fn run(context: &Context, verb: Data) -> Result<(), Failure> {
             | Data::Cache(_)
             | Data::Root
             | Data::Upkeep(Upkeep::Data(_) | Upkeep::CheckIgnore(_) | Upkeep::Doctor)
+            | Data::Stage(_)
+            | Data::Repro(_)
+            | Data::Dag(_)
     );
     let is_unprotect = matches!(verb, Data::Unprotect { .. });
     match dispatch(context, verb).await {
@@ -235,6 +240,14 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
             };
         }
         Data::Upkeep(verb) => return upkeep::run(context, verb, &current, &open).await,
+        Data::Stage(cli::pipeline::Stage::Add(options)) => {
+            pipeline::add(context, &mut open()?, &terminal, *options).await?;
+        }
+        Data::Stage(cli::pipeline::Stage::List(options)) => pipeline::list(&open()?, &options)?,
+        Data::Repro(options) => pipeline::repro(context, &mut open()?, &terminal, options).await?,
+        Data::Dag(options) => pipeline::dag(&open()?, &options)?,
+        Data::Freeze { targets } => return pipeline::freeze(&mut open()?, &targets, true),
+        Data::Unfreeze { targets } => return pipeline::freeze(&mut open()?, &targets, false),
         Data::Root => print_text(&format!("{}\n", config::relative_path(&find_root(&current)?, &current).display())),
     }
     Ok(true)
@@ -335,35 +348,13 @@ async fn show_status(context: &Context, project: &mut Project, options: &cli::St
         is_clean = changes.is_empty();
         message = format!("Cache and remote '{remote}' are in sync.\n");
     } else {
-        let (stages, total) = status::status(
-            project,
-            &options.transfer.targets,
-            options.transfer.recursive,
-            !options.no_updates,
-        )?;
-        let groups = |stage: &status::StageStatus| {
-            let groups = [("changed deps", &stage.deps), ("changed outs", &stage.outs)];
-            groups
-                .into_iter()
-                .filter(|(_, list)| !list.is_empty())
-                .map(|(name, list)| (name, list.clone()))
-                .collect::<Vec<_>>()
-        };
+        let (stages, total) =
+            status::status(project, &options.transfer.targets, options.transfer.recursive, !options.no_updates)?;
         let mut lines = String::new();
         let mut members = Vec::new();
         for stage in &stages {
-            lines.push_str(&format!("{}:\n", stage.address));
-            let mut items = Vec::new();
-            for (name, list) in groups(stage) {
-                lines.push_str(&format!("\t{name}:\n"));
-                list.iter().for_each(|(path, change)| lines.push_str(&line("\t\t", change.word(), path)));
-                let changes = list.into_iter().map(|(path, change)| (path, Json::string(change.word()))).collect();
-                items.push(Json::Map(vec![(name.to_owned(), Json::Map(changes))]));
-            }
-            if stage.is_unsealed {
-                lines.push_str("\tchanged checksum\n");
-                items.push(Json::string("changed checksum"));
-            }
+            let items = pipeline::changes(stage);
+            pipeline::show_changes(&mut lines, 0, &Json::Map(vec![(stage.address.clone(), Json::List(items.clone()))]));
             members.push((stage.address.clone(), Json::List(items)));
         }
         text = lines;
