@@ -44,7 +44,9 @@ pub fn find(
     let scratch = get::scratch()?;
     let newest = Repository::open(url, from, current, scratch.path())?;
     let tagged = if folder.is_empty() { short.to_owned() } else { format!("{folder}={short}") };
-    let missing = || DataError::Invalid(format!("unable to find artifact '{name}' with the version in {}", external::redact(url)));
+    let missing = || {
+        DataError::Invalid(format!("unable to find artifact '{name}' with the version in {}", external::redact(url)))
+    };
     let commit = select(&newest.annotated_tags()?, &tagged, version).ok_or_else(missing)?;
     let at = external::Options { revision: Some(commit.clone()), ..from.clone() };
     let repository = Repository::open(url, &at, current, scratch.path())?;
@@ -94,12 +96,21 @@ mod tests {
 
     #[test]
     fn versions_and_stages_are_found() {
-        let tags: Vec<(String, String)> =
-            ["m@v1.9.0", "m@v1.10.0-rc1", "m@v1.10.0", "other@v9.0.0", "m@v1.2.0", "m#prod#1", "m#dev#2", "m#prod#3", "m@v2.0.0!"]
-                .iter()
-                .enumerate()
-                .map(|(i, tag)| ((*tag).to_owned(), i.to_string()))
-                .collect();
+        let tags: Vec<(String, String)> = [
+            "m@v1.9.0",
+            "m@v1.10.0-rc1",
+            "m@v1.10.0",
+            "other@v9.0.0",
+            "m@v1.2.0",
+            "m#prod#1",
+            "m#dev#2",
+            "m#prod#3",
+            "m@v2.0.0!",
+        ]
+        .iter()
+        .enumerate()
+        .map(|(i, tag)| ((*tag).to_owned(), i.to_string()))
+        .collect();
         let found = |version| select(&tags, "m", &version);
         assert_eq!(found(Version::Greatest).as_deref(), Some("2"));
         assert_eq!(found(Version::Exact("v1.9.0".into())).as_deref(), Some("0"));

@@ -72,7 +72,8 @@ pub async fn verify(project: &mut Project, options: &Options) -> Result<Report, 
             let jobs = remote.concurrency(options.jobs);
             let wanted: Vec<(HashName, Digest)> = names().map(|(object, _)| object).collect();
             let mut existing = remote.existing(&wanted, jobs).await?;
-            report.missing = names().filter(|(object, _)| !existing.contains(object)).map(|((_, d), n)| (d, n)).collect();
+            report.missing =
+                names().filter(|(object, _)| !existing.contains(object)).map(|((_, d), n)| (d, n)).collect();
             // A web server cannot be listed; then the used objects are verified.
             existing.extend(remote.list().await.unwrap_or_default());
             let checks = existing.iter().map(|object| async { (*object, is_damaged(project, &remote, object).await) });

@@ -357,7 +357,9 @@ impl Repository {
                 let full = root.join(folder);
                 let entries = match std::fs::read_dir(&full) {
                     Ok(entries) => entries,
-                    Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+                    Err(error)
+                        if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
+                    {
                         return Ok(found);
                     }
                     Err(error) => return Err(DataError::io(&full)(error)),
@@ -365,7 +367,11 @@ impl Repository {
                 for entry in entries {
                     let entry = entry.map_err(DataError::io(&full))?;
                     let name = entry.file_name().into_string().map_err(|name| {
-                        DataError::Invalid(format!("{}: the name '{}' is not valid UTF-8", full.display(), name.display()))
+                        DataError::Invalid(format!(
+                            "{}: the name '{}' is not valid UTF-8",
+                            full.display(),
+                            name.display()
+                        ))
                     })?;
                     found.extend(self.own_node(&child(folder, &name))?.map(|node| (name, node)));
                 }
@@ -421,7 +427,9 @@ impl Repository {
                 let inner = below(folder, root).unwrap_or_default();
                 let rest = below(&entry.path, inner).unwrap_or_default();
                 match rest.split_once('/') {
-                    None => drop(found.insert(rest.to_owned(), object_node(number, out.hash, entry.digest, entry.size))),
+                    None => {
+                        drop(found.insert(rest.to_owned(), object_node(number, out.hash, entry.digest, entry.size)))
+                    }
                     Some((name, _)) => {
                         let folder = || Node { is_out: true, ..Node::folder(None) };
                         found.entry(name.to_owned()).or_insert_with(folder);

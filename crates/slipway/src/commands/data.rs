@@ -55,9 +55,8 @@ pub(crate) fn arguments() -> std::io::Result<Vec<OsString>> {
 
 /// The option `-o` of DVC's commands that copy data, in its long form: for slipway it is the format of the output.
 fn in_long_form(before: &[OsString], argument: OsString) -> OsString {
-    let takes_out = before.get(2).is_some_and(|verb| {
-        ["add", "get", "import", "artifacts"].iter().any(|name| verb == name)
-    });
+    let takes_out =
+        before.get(2).is_some_and(|verb| ["add", "get", "import", "artifacts"].iter().any(|name| verb == name));
     if !takes_out || before.iter().any(|argument| argument == "--") {
         return argument;
     }
@@ -247,7 +246,11 @@ async fn add_elsewhere(
 }
 
 /// The command that a Git hook runs; `None` if there is nothing to do.
-fn hook_command(hook: &GitHook, current: &Path, open: &dyn Fn() -> Result<Project, DataError>) -> Result<Option<Data>, DataError> {
+fn hook_command(
+    hook: &GitHook,
+    current: &Path,
+    open: &dyn Fn() -> Result<Project, DataError>,
+) -> Result<Option<Data>, DataError> {
     if !hooks::has_project(current) {
         return Ok(None);
     }
@@ -313,12 +316,8 @@ async fn show_status(context: &Context, project: &mut Project, options: &cli::St
         is_clean = changes.is_empty();
         message = format!("Cache and remote '{remote}' are in sync.\n");
     } else {
-        let (stages, total) = status::status(
-            project,
-            &options.transfer.targets,
-            options.transfer.recursive,
-            !options.no_updates,
-        )?;
+        let (stages, total) =
+            status::status(project, &options.transfer.targets, options.transfer.recursive, !options.no_updates)?;
         let groups = |stage: &status::StageStatus| {
             let groups = [("changed deps", &stage.deps), ("changed outs", &stage.outs)];
             groups
