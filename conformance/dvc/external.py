@@ -119,12 +119,12 @@ def an_update_without_its_data(player):
 @scenario
 def imports_are_received_from_their_source(player):
     source(player)
-    player.dvc("import", SOURCE, "data")
+    player.dvc("import", SOURCE, "data/sub", "-o", "part")
+    player.dvc("import", SOURCE, "model.bin")
     player.dvc("import", SOURCE, "code/train.py")
     change_source(player)
-    player.remove("data")
-    player.remove("train.py")
-    player.remove(".dvc/cache")
+    for path in ("part", "model.bin", "train.py", ".dvc/cache"):
+        player.remove(path)
     player.dvc("pull")
     player.dvc("status", "--no-updates", "--json", json=True)
 

@@ -25,7 +25,7 @@ pub(super) async fn run(
     open: &dyn Fn() -> Result<Project, DataError>,
 ) -> Result<(), DataError> {
     match verb {
-        cli::External::List(options) => list(context, &options, current).await,
+        cli::External::List(options) => list(context, options, current).await,
         cli::External::ListUrl(options) => list_url(&options, current).await,
         cli::External::Get(options) => {
             let from = source(options.source);
@@ -131,14 +131,8 @@ async fn artifact(options: cli::ArtifactsGet, current: &Path) -> Result<(), Data
     Ok(())
 }
 
-async fn list(context: &Context, options: &cli::List, current: &Path) -> Result<(), DataError> {
-    let from = external::Options {
-        revision: options.source.rev.clone(),
-        config: options.source.settings.config.clone(),
-        remote: options.source.settings.remote.clone(),
-        remote_config: options.source.settings.remote_config.clone(),
-        settings: Vec::new(),
-    };
+async fn list(context: &Context, options: cli::List, current: &Path) -> Result<(), DataError> {
+    let from = source(options.source);
     let shape = &options.shape;
     let how = Listing { recursive: shape.recursive, dvc_only: options.dvc_only, depth: shape.level };
     let path = options.path.as_deref().unwrap_or_default();
