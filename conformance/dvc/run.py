@@ -23,6 +23,9 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "conformance"))
+import api
+import external  # noqa: F401 - it registers its scenarios
+import hard
 import pipelines  # noqa: F401 - it registers its scenarios
 from scenarios import SCENARIOS
 from suite import Suite
@@ -45,6 +48,8 @@ class Player:
             "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(sandbox / "site"), "DVC_GLOBAL_CONFIG_DIR": str(sandbox / "global"),
             "DVC_SYSTEM_CONFIG_DIR": str(sandbox / "system"), "GIT_AUTHOR_NAME": "n", "GIT_AUTHOR_EMAIL": "n@example.invalid", "GIT_COMMITTER_NAME": "n",
             "GIT_COMMITTER_EMAIL": "n@example.invalid", "GIT_CEILING_DIRECTORIES": str(sandbox), "NO_COLOR": "1", "COLUMNS": "200",
+            # The ids of commits are recorded by imports, so they must be the same in every run.
+            "GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z", "XDG_CACHE_HOME": str(sandbox / "site" / "cache"),
         }
         self.git("init", "-q", "-b", "master")
         self.dvc("init")
@@ -73,6 +78,7 @@ class Player:
             output = json.loads(done.stdout)
         elif as_text:
             output = sorted(line for line in done.stdout.replace(str(self.sandbox), "$SANDBOX").splitlines() if line)
+        command = command.replace(str(self.sandbox), "$SANDBOX")
         self.steps.append({"command": command, "exit": done.returncode, "output": output, "files": self.files(), "messages": done.stderr})
 
     def write(self, path, content, mode=None):
@@ -191,6 +197,10 @@ def grow(steps):
 
 for name in SCENARIOS:
     SUITE.add(name.replace("_", " "), lambda context, name=name: run(context, name))
+
+for name, test in hard.TESTS.items():
+    SUITE.add(name, test)
+SUITE.add("the Python package reads what slipway wrote", lambda context: api.run(*context))
 
 
 @contextlib.contextmanager

@@ -43,7 +43,8 @@ pub async fn add(
 ) -> Result<GitFiles, DataError> {
     let path = source.split_once("://").map_or(source, |(_, rest)| rest);
     let name = Path::new(path.trim_end_matches('/')).file_name().and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| DataError::Invalid(format!("'{source}' does not end with a name; choose one with -o")))?;
+    let name =
+        name.ok_or_else(|| DataError::Invalid(format!("'{source}' does not end with a name; choose one with -o")))?;
     let target = match &options.out {
         None => project.absolute(name),
         Some(out) if project.absolute(out).is_dir() => project.absolute(out).join(name),

@@ -7,6 +7,7 @@ use super::get;
 use crate::error::DataError;
 use crate::external::{self, Repository};
 use crate::stage::PIPELINE_FILE;
+use crate::yaml;
 
 /// Which version of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,16 +45,18 @@ pub fn find(
     let scratch = get::scratch()?;
     let newest = Repository::open(url, from, current, scratch.path())?;
     let tagged = if folder.is_empty() { short.to_owned() } else { format!("{folder}={short}") };
-    let missing = || DataError::Invalid(format!("unable to find artifact '{name}' with the version in {}", external::redact(url)));
+    let missing = || {
+        DataError::Invalid(format!("unable to find artifact '{name}' with the version in {}", external::redact(url)))
+    };
     let commit = select(&newest.annotated_tags()?, &tagged, version).ok_or_else(missing)?;
     let at = external::Options { revision: Some(commit.clone()), ..from.clone() };
     let repository = Repository::open(url, &at, current, scratch.path())?;
     let file = if folder.is_empty() { PIPELINE_FILE.to_owned() } else { format!("{folder}/{PIPELINE_FILE}") };
     let text = repository.text(&file)?.ok_or_else(missing)?;
     let place = Path::new(&file);
-    let value: serde_json::Value =
-        serde_saphyr::from_str(&text).map_err(|error| DataError::file(place, 0, error.to_string()))?;
-    let path = value.pointer("/artifacts").and_then(|artifacts| artifacts.get(short)?.get("path")?.as_str());
+    let value = yaml::parse(&text).map_err(|error| DataError::file(place, error.line, error.reason))?;
+    let artifact = value.get("artifacts").and_then(|artifacts| artifacts.get(short));
+    let path = artifact.and_then(|artifact| artifact.get("path")?.as_str());
     let path = path.ok_or_else(missing)?;
     let path = if folder.is_empty() { path.to_owned() } else { format!("{folder}/{path}") };
     Ok(Artifact { commit, path })
@@ -94,12 +97,21 @@ mod tests {
 
     #[test]
     fn versions_and_stages_are_found() {
-        let tags: Vec<(String, String)> =
-            ["m@v1.9.0", "m@v1.10.0-rc1", "m@v1.10.0", "other@v9.0.0", "m@v1.2.0", "m#prod#1", "m#dev#2", "m#prod#3", "m@v2.0.0!"]
-                .iter()
-                .enumerate()
-                .map(|(i, tag)| ((*tag).to_owned(), i.to_string()))
-                .collect();
+        let tags: Vec<(String, String)> = [
+            "m@v1.9.0",
+            "m@v1.10.0-rc1",
+            "m@v1.10.0",
+            "other@v9.0.0",
+            "m@v1.2.0",
+            "m#prod#1",
+            "m#dev#2",
+            "m#prod#3",
+            "m@v2.0.0!",
+        ]
+        .iter()
+        .enumerate()
+        .map(|(i, tag)| ((*tag).to_owned(), i.to_string()))
+        .collect();
         let found = |version| select(&tags, "m", &version);
         assert_eq!(found(Version::Greatest).as_deref(), Some("2"));
         assert_eq!(found(Version::Exact("v1.9.0".into())).as_deref(), Some("0"));

@@ -74,8 +74,7 @@ pub async fn data_status(project: &mut Project, targets: &[String], options: &Op
             crate::config::relative_path(&project.absolute(target), &project.root).to_string_lossy().into_owned()
         })
         .collect();
-    let is_wanted =
-        |path: &str| targets.is_empty() || targets.iter().any(|target| Path::new(path).starts_with(target));
+    let is_wanted = |path: &str| targets.is_empty() || targets.iter().any(|target| Path::new(path).starts_with(target));
     let (uncommitted, mut unchanged) = compare(&index, &workspace, options.granular, &is_wanted);
     let mut status = Status { uncommitted, ..Status::default() };
     if let Some(git) = &project.git {

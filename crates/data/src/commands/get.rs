@@ -24,7 +24,8 @@ pub(super) fn scratch() -> Result<tempfile::TempDir, DataError> {
 fn place(source: &str, out: Option<&str>, force: bool, current: &Path) -> Result<PathBuf, DataError> {
     let path = source.split_once("://").map_or(source, |(_, rest)| rest);
     let name = normalise(Path::new(path)).file_name().map(std::ffi::OsStr::to_owned);
-    let name = || name.ok_or_else(|| DataError::Invalid(format!("'{source}' does not end with a name; choose one with -o")));
+    let name =
+        || name.ok_or_else(|| DataError::Invalid(format!("'{source}' does not end with a name; choose one with -o")));
     let target = match out.map(|out| normalise(&current.join(out))) {
         None => current.join(name()?),
         Some(folder) if folder.is_dir() => folder.join(name()?),
@@ -138,7 +139,8 @@ pub async fn list(
     let mut found = BTreeMap::new();
     let mut folders = vec![(String::new(), 1)];
     while let Some((folder, level)) = folders.pop() {
-        let full = [inner.as_str(), folder.as_str()].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+        let full =
+            [inner.as_str(), folder.as_str()].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
         for (name, node) in repository.children(&full, how.dvc_only).await? {
             let below = if folder.is_empty() { name } else { format!("{folder}/{name}") };
             if node.is_folder() && how.recursive && level < depth {

@@ -25,10 +25,7 @@ const PRE_COMMIT_FILE: &str = ".pre-commit-config.yaml";
 pub fn install(project: &Project, program: &str, pre_commit_tool: bool) -> Result<(), DataError> {
     let Some(git) = &project.git else { return Ok(()) };
     git.configure("merge.dvc.name", "DVC merge driver")?;
-    git.configure(
-        "merge.dvc.driver",
-        &format!("{program} git-hook merge-driver --ancestor %O --our %A --their %B "),
-    )?;
+    git.configure("merge.dvc.driver", &format!("{program} git-hook merge-driver --ancestor %O --our %A --their %B "))?;
     if pre_commit_tool { install_for_tool(git, program) } else { install_hooks(git, program) }
 }
 
@@ -38,9 +35,8 @@ fn install_hooks(git: &Git, program: &str) -> Result<(), DataError> {
         return Err(DataError::Exists(hook.display().to_string()));
     }
     std::fs::create_dir_all(&folder).map_err(DataError::io(&folder))?;
-    let shell = std::env::var_os("PATH").and_then(|path| {
-        std::env::split_paths(&path).map(|folder| folder.join("sh")).find(|shell| shell.is_file())
-    });
+    let shell = std::env::var_os("PATH")
+        .and_then(|path| std::env::split_paths(&path).map(|folder| folder.join("sh")).find(|shell| shell.is_file()));
     let shell = shell.unwrap_or_else(|| PathBuf::from("/bin/sh"));
     for hook in HOOKS {
         let path = folder.join(hook);
@@ -60,7 +56,8 @@ fn install_for_tool(git: &Git, program: &str) -> Result<(), DataError> {
         Err(error) => return Err(DataError::io(&file)(error)),
     };
     let invalid = |error: yaml::ParseError| DataError::file(&file, error.line, error.reason);
-    let mut config = if text.trim().is_empty() { Value::Map(Vec::new()) } else { yaml::parse(&text).map_err(invalid)? };
+    let mut config =
+        if text.trim().is_empty() { Value::Map(Vec::new()) } else { yaml::parse(&text).map_err(invalid)? };
     let Value::Map(entries) = &mut config else { return Err(DataError::file(&file, 1, "it is not a mapping")) };
     let entry = tool_entry(program);
     let repos = match entries.iter_mut().position(|(key, _)| key == "repos") {
@@ -76,23 +73,22 @@ fn install_for_tool(git: &Git, program: &str) -> Result<(), DataError> {
         Value::List(items) => items.push(entry),
         other => *other = Value::List(vec![entry]),
     }
-    let text = if text.trim().is_empty() { yaml::emit(&config) } else { yaml::edit(&text, &config).map_err(invalid)? };
+    let text =
+        if text.trim().is_empty() { yaml::emit(&config) } else { yaml::edit(&text, &config).map_err(invalid)? };
     slipway_core::files::replace(&file, text.as_bytes()).map_err(DataError::io(&file))
 }
 
 fn tool_entry(program: &str) -> Value {
     let hook = |hook: &&str| {
-        let mut keys = vec![
-            ("id".to_owned(), Value::string(format!("data-{hook}"))),
+        Value::Map(vec![
+            ("id".into(), Value::string(format!("data-{hook}"))),
             ("name".into(), Value::string(format!("data {hook}"))),
             ("entry".into(), Value::string(format!("{program} git-hook {hook}"))),
             ("language".into(), Value::string("system")),
             ("pass_filenames".into(), Value::Bool(false)),
             ("always_run".into(), Value::Bool(true)),
-            ("stages".into(), Value::List(vec![Value::string(**hook)])),
-        ];
-        keys.shrink_to_fit();
-        Value::Map(keys)
+            ("stages".into(), Value::List(vec![Value::string(*hook)])),
+        ])
     };
     let hooks = ["pre-commit", "pre-push", "post-checkout"];
     Value::Map(vec![
@@ -151,7 +147,9 @@ pub fn merge(project: &Project, ancestor: &str, ours: &str, theirs: &str) -> Res
 /// The digest and files of the folder that a stage tracks.
 fn folder(project: &Project, stage: &Stage) -> Result<(Digest, BTreeMap<String, Digest>), DataError> {
     let not_a_folder = || DataError::Invalid("unable to auto-merge outputs that are not directories".into());
-    let [Output { digest: Some(digest), hash, written, .. }] = stage.outs.as_slice() else { return Err(not_a_folder()) };
+    let [Output { digest: Some(digest), hash, written, .. }] = stage.outs.as_slice() else {
+        return Err(not_a_folder());
+    };
     if !digest.is_dir {
         return Err(not_a_folder());
     }

@@ -47,10 +47,8 @@ pub async fn import(
     options: &Options,
     talk: &dyn Talk,
 ) -> Result<GitFiles, DataError> {
-    let keys = vec![
-        ("path".to_owned(), Value::string(path)),
-        ("repo".to_owned(), Value::Map(repository_keys(url, from))),
-    ];
+    let keys =
+        vec![("path".to_owned(), Value::string(path)), ("repo".to_owned(), Value::Map(repository_keys(url, from)))];
     let mut stage = new_stage(project, path, options, Value::Map(keys))?;
     if !options.no_exec {
         announce(project, &stage, talk);
@@ -91,7 +89,9 @@ pub async fn import_url(
     if let Some(remote) = &options.to_remote {
         let location = open_location(project, &stage)?;
         let item = existing_item(&location).await?;
-        let sent = super::add_external::transfer(project, &location, &item, remote.as_deref(), options.jobs, "import-url").await?;
+        let sent =
+            super::add_external::transfer(project, &location, &item, remote.as_deref(), options.jobs, "import-url")
+                .await?;
         record_tag(&mut stage, &location, &item, Some(&sent));
         set_output(&mut stage.outs[0], &sent);
         stage.seal();
@@ -125,7 +125,8 @@ pub(super) fn announce(project: &Project, stage: &Stage, talk: &dyn Talk) {
 fn target_of(project: &Project, source: &str, options: &Options) -> Result<PathBuf, DataError> {
     let path = source.split_once("://").map_or(source, |(_, rest)| rest);
     let name = Path::new(path.trim_end_matches('/')).file_name().and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| DataError::Invalid(format!("'{source}' does not end with a name; choose one with -o")))?;
+    let name =
+        name.ok_or_else(|| DataError::Invalid(format!("'{source}' does not end with a name; choose one with -o")))?;
     let target = match &options.out {
         None => project.absolute(name),
         Some(out) if project.absolute(out).is_dir() => project.absolute(out).join(name),
@@ -266,11 +267,8 @@ fn snapshot_of(is_folder: bool, files: &[Tracked], stored: Vec<(Digest, u64)>) -
         let meta = Meta { size: Some(*size), ..Meta::default() };
         return Snapshot { digest: *digest, meta, manifest: None, files: Vec::new() };
     }
-    let entry = |(file, (digest, size)): (&Tracked, (Digest, u64))| Entry {
-        path: file.path.clone(),
-        digest,
-        size: Some(size),
-    };
+    let entry =
+        |(file, (digest, size)): (&Tracked, (Digest, u64))| Entry { path: file.path.clone(), digest, size: Some(size) };
     let manifest = Manifest::new(files.iter().zip(stored).map(entry).collect());
     let meta = Meta { size: manifest.size(), nfiles: Some(manifest.entries.len() as u64), is_exec: false };
     Snapshot { digest: manifest.digest(), meta, manifest: Some(manifest), files: Vec::new() }

@@ -97,6 +97,13 @@ fn relink(project: &Project, root: &std::path::Path, snapshot: &Snapshot, always
             if !always && !needs_relink(project, file, &full, &digest)? {
                 return Ok(None);
             }
+            let now = Stat::of_path(&full).map_err(DataError::io(&full))?;
+            if now.is_some_and(|now| {
+                (now.inode, now.size, now.mtime) != (file.stat.inode, file.stat.size, file.stat.mtime)
+            }) {
+                // A link to the cache would replace what was written since.
+                return Ok(None);
+            }
             project.cache.link(&digest, &full, &project.links, &project.staging)?;
             Ok(Stat::of_path(&full).map_err(DataError::io(&full))?.map(|stat| (stat, digest.md5)))
         })

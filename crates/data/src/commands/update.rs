@@ -1,12 +1,12 @@
 //! `update`: brings imports to the newest version of their source.
 
+use super::Talk;
 use super::checkout::{discard, restore};
 use super::import::{
     announce, existing_item, finish, lock_commit, open_location, open_source, record_tag, set_output, take_files,
     take_location,
 };
 use super::status::output_change;
-use super::{GitFiles, Talk};
 use crate::error::DataError;
 use crate::model::{HashName, Meta};
 use crate::project::Project;
@@ -40,8 +40,11 @@ pub async fn update(
     talk: &dyn Talk,
 ) -> Result<(), DataError> {
     let stages = project.stages()?;
-    let selected: Vec<Stage> =
-        project.select(&stages, targets, options.recursive)?.into_iter().map(|selected| selected.stage.clone()).collect();
+    let selected: Vec<Stage> = project
+        .select(&stages, targets, options.recursive)?
+        .into_iter()
+        .map(|selected| selected.stage.clone())
+        .collect();
     for mut stage in selected {
         match stage.import() {
             Some(Import::Repository { revision, .. }) => {
@@ -52,7 +55,10 @@ pub async fn update(
                 update_repository(project, &mut stage, revision, options, talk).await?;
             }
             Some(Import::Url(_)) => update_location(project, &mut stage, options, talk).await?,
-            None => talk.note(&format!("'{}' is not an import, so there is nothing to update", stage.address(&project.current))),
+            None => talk.note(&format!(
+                "'{}' is not an import, so there is nothing to update",
+                stage.address(&project.current)
+            )),
         }
     }
     project.state.save()
@@ -94,7 +100,8 @@ async fn update_location(
     if let Some(remote) = &options.to_remote {
         let location = open_location(project, stage)?;
         let item = existing_item(&location).await?;
-        let sent = super::add_external::transfer(project, &location, &item, remote.as_deref(), options.jobs, "update").await?;
+        let sent =
+            super::add_external::transfer(project, &location, &item, remote.as_deref(), options.jobs, "update").await?;
         record_tag(stage, &location, &item, Some(&sent));
         set_output(&mut stage.outs[0], &sent);
         stage.seal();

@@ -66,7 +66,8 @@ impl Used {
                 continue;
             }
             let name = out.display(&project.current, &project.root);
-            let object = |digest, name| Object { hash: out.hash, digest, name, remote: out.remote.clone(), is_imported };
+            let object =
+                |digest, name| Object { hash: out.hash, digest, name, remote: out.remote.clone(), is_imported };
             let is_new = self.insert(object(digest, name.clone()));
             if !digest.is_dir || (!is_new && part.is_none()) {
                 continue;

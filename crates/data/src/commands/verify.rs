@@ -72,9 +72,10 @@ pub async fn verify(project: &mut Project, options: &Options) -> Result<Report, 
             let jobs = remote.concurrency(options.jobs);
             let wanted: Vec<(HashName, Digest)> = names().map(|(object, _)| object).collect();
             let mut existing = remote.existing(&wanted, jobs).await?;
-            report.missing = names().filter(|(object, _)| !existing.contains(object)).map(|((_, d), n)| (d, n)).collect();
+            report.missing =
+                names().filter(|(object, _)| !existing.contains(object)).map(|((_, d), n)| (d, n)).collect();
             // A web server cannot be listed; then the used objects are verified.
-            existing.extend(remote.list().await.unwrap_or_default());
+            existing.extend(remote.list(jobs).await.unwrap_or_default());
             let checks = existing.iter().map(|object| async { (*object, is_damaged(project, &remote, object).await) });
             let mut checks = futures_util::stream::iter(checks).buffer_unordered(jobs);
             while let Some((object, outcome)) = checks.next().await {
@@ -82,7 +83,7 @@ pub async fn verify(project: &mut Project, options: &Options) -> Result<Report, 
                 if outcome? {
                     report.damaged.push((object.1, remote.location_of(&object)));
                     if options.remove {
-                        remote.remove(&object).await?;
+                        remote.remove(&[object], 1).await?;
                     }
                 }
             }

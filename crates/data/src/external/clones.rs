@@ -54,7 +54,8 @@ pub(crate) fn open(url: &str, revision: Option<&str>) -> Result<(Git, String), D
     }
     fetch(&path, url)?;
     let commit = git.resolve(revision.unwrap_or("HEAD"))?;
-    let commit = commit.ok_or_else(|| DataError::Git(format!("the repository {} has no commits", git_url::redact(url))))?;
+    let commit =
+        commit.ok_or_else(|| DataError::Git(format!("the repository {} has no commits", git_url::redact(url))))?;
     Ok((git, commit))
 }
 

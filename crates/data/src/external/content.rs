@@ -233,7 +233,7 @@ pub(super) fn place_complete(
 ) -> Result<(), DataError> {
     let parent = target.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(parent).map_err(DataError::io(parent))?;
-    let staging = tempfile::Builder::new().prefix(crate::cache::TEMPORARY).tempdir_in(parent);
+    let staging = tempfile::Builder::new().prefix(crate::incoming::TEMPORARY).tempdir_in(parent);
     let staging = staging.map_err(DataError::io(parent))?;
     let made = staging.path().join("data");
     if is_folder {

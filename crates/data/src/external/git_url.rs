@@ -28,7 +28,8 @@ pub(crate) fn check(url: &str) -> Result<(), DataError> {
 
 /// Whether the location has the form `HELPER::ADDRESS`.
 fn uses_helper(url: &str) -> bool {
-    let is_name = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "+-._".contains(c));
+    let is_name =
+        |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "+-._".contains(c));
     url.split_once("::").is_some_and(|(name, _)| is_name(name))
 }
 
@@ -46,7 +47,9 @@ pub(crate) fn redact(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
     match authority.rsplit_once('@') {
-        Some((user, host)) if user.contains(':') || scheme.starts_with("http") => format!("{scheme}://***@{host}{path}"),
+        Some((user, host)) if user.contains(':') || scheme.starts_with("http") => {
+            format!("{scheme}://***@{host}{path}")
+        }
         _ => url.to_owned(),
     }
 }

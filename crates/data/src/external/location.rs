@@ -55,12 +55,7 @@ impl Location {
     ///
     /// # Errors
     /// [`DataError::Config`] for a kind of URL that is not supported.
-    pub fn open(
-        url: &str,
-        config: &Config,
-        options: &[(String, String)],
-        current: &Path,
-    ) -> Result<Self, DataError> {
+    pub fn open(url: &str, config: &Config, options: &[(String, String)], current: &Path) -> Result<Self, DataError> {
         let written = url.to_owned();
         let (name, mut settings) = match url.strip_prefix("remote://") {
             Some(rest) => {
@@ -196,7 +191,7 @@ impl Location {
         }
         let parent = target.parent().unwrap_or(Path::new("/"));
         std::fs::create_dir_all(parent).map_err(DataError::io(parent))?;
-        let staging = tempfile::Builder::new().prefix(crate::cache::TEMPORARY).tempdir_in(parent);
+        let staging = tempfile::Builder::new().prefix(crate::incoming::TEMPORARY).tempdir_in(parent);
         let staging = staging.map_err(DataError::io(parent))?;
         let received = staging.path().join("received");
         let files = if item.is_folder { self.list(true, usize::MAX).await? } else { vec![item.clone()] };
@@ -217,8 +212,10 @@ impl Location {
                 Ok(())
             }
         });
-        let done: Result<Vec<()>, DataError> =
-            futures_util::stream::iter(downloads).buffer_unordered(jobs.unwrap_or(CONCURRENT_DOWNLOADS).max(1)).try_collect().await;
+        let done: Result<Vec<()>, DataError> = futures_util::stream::iter(downloads)
+            .buffer_unordered(jobs.unwrap_or(CONCURRENT_DOWNLOADS).max(1))
+            .try_collect()
+            .await;
         done?;
         place_complete(target, item.is_folder, |made| {
             if item.is_folder {
@@ -238,13 +235,7 @@ fn item_of(meta: &ObjectMeta, path: String) -> Item {
     Item { path, is_folder: false, size: Some(meta.size), tag: Some(tag) }
 }
 
-fn list_path(
-    root: &Path,
-    folder: &str,
-    recursive: bool,
-    depth: usize,
-    items: &mut Vec<Item>,
-) -> Result<(), DataError> {
+fn list_path(root: &Path, folder: &str, recursive: bool, depth: usize, items: &mut Vec<Item>) -> Result<(), DataError> {
     let full = if folder.is_empty() { root.to_owned() } else { root.join(folder) };
     let mut entries: Vec<_> = std::fs::read_dir(&full)
         .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)

@@ -12,10 +12,11 @@ use crate::ignore::Rules;
 use crate::ini::{Ini, Section};
 use crate::manifest::Manifest;
 use crate::model::{Digest, HashName};
-use crate::project::{DVC_DIR, cache_dir, find_root, is_stage_file, load_pipeline};
+use crate::pipeline::{self, template::Unpacking};
+use crate::project::{DVC_DIR, cache_dir, find_root, is_stage_file};
 use crate::remote::Remote;
 use crate::scm::{Blob, Git};
-use crate::stage::{LOCK_FILE, Output, PIPELINE_FILE, Stage};
+use crate::stage::{Output, PIPELINE_FILE, Stage};
 use crate::stat::{self, Stat};
 
 /// Which version of a repository is opened, and with which configuration.
@@ -183,11 +184,11 @@ impl Repository {
             let root = base.join(&self.projects[number].root);
             let Some(text) = texts.get(file).cloned() else { continue };
             let stages = if full.file_name().is_some_and(|name| name == PIPELINE_FILE) {
-                let lock = full.with_file_name(LOCK_FILE);
-                match self.texts(&[child(parent(file), LOCK_FILE)])?.into_values().next() {
-                    Some(lock_text) => load_pipeline(&full, &text, &lock, &lock_text, &root)?,
-                    None => Vec::new(),
-                }
+                let read = |path: &Path| match path.strip_prefix(&base).ok().and_then(Path::to_str) {
+                    Some(path) => self.text(path),
+                    None => Ok(None),
+                };
+                pipeline::load(&full, &text, &mut pipeline::Files::new(&root, &read), Unpacking::default())?
             } else {
                 vec![Stage::parse(&full, &root, text)?]
             };
@@ -357,7 +358,9 @@ impl Repository {
                 let full = root.join(folder);
                 let entries = match std::fs::read_dir(&full) {
                     Ok(entries) => entries,
-                    Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+                    Err(error)
+                        if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
+                    {
                         return Ok(found);
                     }
                     Err(error) => return Err(DataError::io(&full)(error)),
@@ -365,7 +368,11 @@ impl Repository {
                 for entry in entries {
                     let entry = entry.map_err(DataError::io(&full))?;
                     let name = entry.file_name().into_string().map_err(|name| {
-                        DataError::Invalid(format!("{}: the name '{}' is not valid UTF-8", full.display(), name.display()))
+                        DataError::Invalid(format!(
+                            "{}: the name '{}' is not valid UTF-8",
+                            full.display(),
+                            name.display()
+                        ))
                     })?;
                     found.extend(self.own_node(&child(folder, &name))?.map(|node| (name, node)));
                 }
@@ -421,7 +428,9 @@ impl Repository {
                 let inner = below(folder, root).unwrap_or_default();
                 let rest = below(&entry.path, inner).unwrap_or_default();
                 match rest.split_once('/') {
-                    None => drop(found.insert(rest.to_owned(), object_node(number, out.hash, entry.digest, entry.size))),
+                    None => {
+                        drop(found.insert(rest.to_owned(), object_node(number, out.hash, entry.digest, entry.size)))
+                    }
                     Some((name, _)) => {
                         let folder = || Node { is_out: true, ..Node::folder(None) };
                         found.entry(name.to_owned()).or_insert_with(folder);

@@ -31,7 +31,10 @@ impl Git {
         let mut files = BTreeMap::new();
         for line in split_nul(&output) {
             let Some((head, path)) = line.to_str().and_then(|line| line.split_once('\t')) else {
-                return Err(DataError::Git(format!("a path in commit {commit} is not valid UTF-8: {}", line.display())));
+                return Err(DataError::Git(format!(
+                    "a path in commit {commit} is not valid UTF-8: {}",
+                    line.display()
+                )));
             };
             let words: Vec<&str> = head.split_whitespace().collect();
             if let [mode @ ("100644" | "100755"), "blob", id, size] = words.as_slice() {

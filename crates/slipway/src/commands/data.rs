@@ -60,9 +60,8 @@ pub(crate) fn arguments() -> std::io::Result<Vec<OsString>> {
 
 /// The option `-o` of DVC's commands that copy data, in its long form: for slipway it is the format of the output.
 fn in_long_form(before: &[OsString], argument: OsString) -> OsString {
-    let takes_out = before.get(2).is_some_and(|verb| {
-        ["add", "get", "import", "artifacts"].iter().any(|name| verb == name)
-    });
+    let takes_out =
+        before.get(2).is_some_and(|verb| ["add", "get", "import", "artifacts"].iter().any(|name| verb == name));
     if !takes_out || before.iter().any(|argument| argument == "--") {
         return argument;
     }
@@ -272,7 +271,11 @@ async fn add_elsewhere(
 }
 
 /// The command that a Git hook runs; `None` if there is nothing to do.
-fn hook_command(hook: &GitHook, current: &Path, open: &dyn Fn() -> Result<Project, DataError>) -> Result<Option<Data>, DataError> {
+fn hook_command(
+    hook: &GitHook,
+    current: &Path,
+    open: &dyn Fn() -> Result<Project, DataError>,
+) -> Result<Option<Data>, DataError> {
     if !hooks::has_project(current) {
         return Ok(None);
     }

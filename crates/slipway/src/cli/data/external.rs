@@ -15,7 +15,11 @@ pub(crate) enum External {
     )]
     List(List),
     /// List what is at a URL
-    #[command(name = "list-url", visible_alias = "ls-url", after_help = "Example:\n  slipway data ls-url s3://bucket/data -R --size")]
+    #[command(
+        name = "list-url",
+        visible_alias = "ls-url",
+        after_help = "Example:\n  slipway data ls-url s3://bucket/data -R --size"
+    )]
     ListUrl(ListUrl),
     /// Copy data of another repository, without tracking it
     #[command(after_help = "Example:\n  slipway data get ../models model.onnx --rev v2 --out best.onnx")]
@@ -34,7 +38,9 @@ pub(crate) enum External {
     )]
     ImportUrl(ImportUrl),
     /// Bring imports to the newest version of their source
-    #[command(after_help = "Example:\n  slipway data update model.onnx.dvc\n  slipway data update --rev v3 model.onnx.dvc")]
+    #[command(
+        after_help = "Example:\n  slipway data update model.onnx.dvc\n  slipway data update --rev v3 model.onnx.dvc"
+    )]
     Update(Update),
     /// Use artifacts of another repository
     #[command(subcommand, after_help = "Example:\n  slipway data artifacts get ../models classifier --rev v1.2.0")]

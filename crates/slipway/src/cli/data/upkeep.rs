@@ -75,8 +75,8 @@ pub(crate) struct DataStatus {
     #[arg(long)]
     pub(crate) not_in_remote: bool,
     /// Accepted for DVC's sake: the remote is always queried
-    #[arg(long, hide = true)]
-    pub(crate) no_remote_refresh: bool,
+    #[arg(long = "no-remote-refresh", hide = true)]
+    pub(crate) _no_remote_refresh: bool,
     /// Tracked paths; all by default
     pub(crate) targets: Vec<String>,
 }
@@ -117,8 +117,8 @@ pub(crate) struct CheckIgnore {
     #[arg(short, long)]
     pub(crate) details: bool,
     /// Accepted for DVC's sake, with --details: the deciding rule is shown
-    #[arg(short, long, hide = true, requires = "details")]
-    pub(crate) all: bool,
+    #[arg(short = 'a', long = "all", hide = true, requires = "details")]
+    pub(crate) _all: bool,
     /// With --details, also show paths without a rule
     #[arg(short, long, requires = "details")]
     pub(crate) non_matching: bool,

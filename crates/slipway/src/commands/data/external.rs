@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use slipway_data::DataError;
 use slipway_data::commands::artifacts::{self, Version};
 use slipway_data::commands::get::{self, Branch, Listing};
 use slipway_data::commands::{import, update};
@@ -9,7 +10,6 @@ use slipway_data::external::location::Item;
 use slipway_data::external::{self, Node};
 use slipway_data::json::Json;
 use slipway_data::project::Project;
-use slipway_data::DataError;
 
 use super::{Terminal, show_git_files};
 use crate::cli::Format;
@@ -25,7 +25,7 @@ pub(super) async fn run(
     open: &dyn Fn() -> Result<Project, DataError>,
 ) -> Result<(), DataError> {
     match verb {
-        cli::External::List(options) => list(context, &options, current).await,
+        cli::External::List(options) => list(context, options, current).await,
         cli::External::ListUrl(options) => list_url(&options, current).await,
         cli::External::Get(options) => {
             let from = source(options.source);
@@ -92,7 +92,8 @@ async fn import_url(
     open: &dyn Fn() -> Result<Project, DataError>,
 ) -> Result<(), DataError> {
     if options.version_aware {
-        let reason = "versions of buckets are not supported; without --version-aware, the tag of each object is recorded";
+        let reason =
+            "versions of buckets are not supported; without --version-aware, the tag of each object is recorded";
         return Err(DataError::Invalid(reason.into()));
     }
     let how = import::Options {
@@ -104,8 +105,7 @@ async fn import_url(
         jobs: options.jobs,
     };
     let mut project = open()?;
-    let files =
-        import::import_url(&mut project, &options.url, &options.fs_config, &how, &Terminal(context)).await?;
+    let files = import::import_url(&mut project, &options.url, &options.fs_config, &how, &Terminal(context)).await?;
     show_git_files(context, &project, &files);
     Ok(())
 }
@@ -131,14 +131,8 @@ async fn artifact(options: cli::ArtifactsGet, current: &Path) -> Result<(), Data
     Ok(())
 }
 
-async fn list(context: &Context, options: &cli::List, current: &Path) -> Result<(), DataError> {
-    let from = external::Options {
-        revision: options.source.rev.clone(),
-        config: options.source.settings.config.clone(),
-        remote: options.source.settings.remote.clone(),
-        remote_config: options.source.settings.remote_config.clone(),
-        settings: Vec::new(),
-    };
+async fn list(context: &Context, options: cli::List, current: &Path) -> Result<(), DataError> {
+    let from = source(options.source);
     let shape = &options.shape;
     let how = Listing { recursive: shape.recursive, dvc_only: options.dvc_only, depth: shape.level };
     let path = options.path.as_deref().unwrap_or_default();
@@ -252,7 +246,8 @@ mod tests {
 
     #[test]
     fn sizes_are_shown_as_by_dvc() {
-        let sizes = [(0, "0"), (1023, "1023"), (1024, "1.00k"), (1500, "1.46k"), (150_000, "146k"), (1_048_575, "1.00M")];
+        let sizes =
+            [(0, "0"), (1023, "1023"), (1024, "1.00k"), (1500, "1.46k"), (150_000, "146k"), (1_048_575, "1.00M")];
         for (bytes, shown) in sizes.into_iter().chain([(3_000_000, "2.86M"), (4096, "4.00k"), (100_000_000, "95.4M")]) {
             assert_eq!(human_size(bytes), shown, "{bytes}");
         }

@@ -172,10 +172,7 @@ fn status_text(status: &Status, with_unchanged: bool) -> String {
         ),
         (
             "DVC uncommitted changes",
-            vec![
-                "use \"dvc commit <file>...\" to track changes",
-                "use \"dvc checkout <file>...\" to discard changes",
-            ],
+            vec!["use \"dvc commit <file>...\" to track changes", "use \"dvc checkout <file>...\" to discard changes"],
             changes_text(&status.uncommitted),
         ),
         (
