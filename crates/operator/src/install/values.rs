@@ -265,7 +265,9 @@ impl Values {
                 values.node.offer
             )));
         }
-        values.check_acceptance().map_err(|message| KubeError::Invalid(format!("the values: node.accept.{message}")))?;
+        values
+            .check_acceptance()
+            .map_err(|message| KubeError::Invalid(format!("the values: node.accept.{message}")))?;
         values.check_queues()?;
         values.check_compute_domains().map_err(|message| KubeError::Invalid(message.into()))?;
         if !values.is_shared() && (values.server.replicas > 1 || values.gateway.enabled) {
