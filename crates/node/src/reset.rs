@@ -254,13 +254,8 @@ impl<C: Cluster, R: Runner> Manager<C, R> {
 
     /// The policy for a node with this label.
     fn allowed(&self, label: Option<&str>) -> bool {
-        match label {
-            Some("true") => true,
-            Some("false") => false,
-            // An unknown value must not reset anything.
-            Some(_) => false,
-            None => self.enabled,
-        }
+        // An unknown value must not reset anything.
+        label.map_or(self.enabled, |value| value == "true")
     }
 
     /// Resets at most one GPU that has been idle for some polls; returns the GPUs that still wait.
