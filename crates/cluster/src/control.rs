@@ -126,13 +126,13 @@ impl<'a> Control<'a> {
         Ok(items.iter().filter_map(|n| Some((n["metadata"]["name"].as_str()?.to_owned(), parse_node(n)))).collect())
     }
 
-    /// Waits until a node is ready and, if `minor` is given, its kubelet has that minor version.
+    /// Waits until a node is ready and, if `minor` is given, its kubelet has that minor version. Returns the node.
     pub(crate) async fn wait_ready(
         &self,
         name: &str,
         minor: Option<(u32, u32)>,
         log: &Log,
-    ) -> Result<(), ClusterError> {
+    ) -> Result<Node, ClusterError> {
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             // Errors are retried, because a restarting API server does not respond for a while.
@@ -143,7 +143,7 @@ impl<'a> Control<'a> {
                 && minor.is_none_or(|m| crate::spec::minor(&node.version) == Some(m))
             {
                 log.line(&format!("the node is ready, {}", node.version));
-                return Ok(());
+                return Ok(node.clone());
             }
             if Instant::now() > deadline {
                 let why = match observed {
@@ -186,6 +186,20 @@ impl<'a> Control<'a> {
         let node = quote(name);
         self.kubectl(&format!("uncordon {node}"), b"", QUERY_TIMEOUT).await?;
         self.kubectl(&format!("annotate node {node} {CORDONED_ANNOTATION}-"), b"", QUERY_TIMEOUT).await.map(drop)
+    }
+
+    /// As [`Self::uncordon`], repeated while the API server does not accept it: control planes that start one after the other form a quorum
+    /// anew, and refuse changes meanwhile.
+    pub(crate) async fn uncordon_after_start(&self, name: &str) -> Result<(), ClusterError> {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        loop {
+            match self.uncordon(name).await {
+                Err(ClusterError::Host { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Checks that the API server is healthy and that every schedulable node is ready. An upgrade continues only then.

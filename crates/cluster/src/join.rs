@@ -38,7 +38,7 @@ async fn wait_joined(work: &Work, control: Control<'_>, machine: &Machine, log: 
         log.line("the node has joined; it becomes ready when a network plugin is installed");
         return Ok(());
     }
-    control.wait_ready(&machine.name, None, log).await
+    control.wait_ready(&machine.name, None, log).await.map(drop)
 }
 
 /// Joins a machine to the cluster, and waits until its node is ready. Returns the number of changes.

@@ -169,12 +169,11 @@ pub(crate) async fn start(work: &Work, machine: &Machine, host: &Host, log: &Log
         }
     }
     let control = Control::wait(work).await?;
-    control.wait_ready(&machine.name, None, log).await?;
-    let cordoned_by_slipway = control.nodes().await?.get(&machine.name).is_some_and(|n| n.cordoned_by_slipway);
-    if cordoned_by_slipway {
-        control.uncordon(&machine.name).await?;
+    let node = control.wait_ready(&machine.name, None, log).await?;
+    if node.cordoned_by_slipway {
+        control.uncordon_after_start(&machine.name).await?;
     }
-    Ok(usize::from(was_down) + usize::from(cordoned_by_slipway))
+    Ok(usize::from(was_down) + usize::from(node.cordoned_by_slipway))
 }
 
 /// Removes a node from the cluster: drains it, lets it leave, and deletes the node. Returns the number of changes.

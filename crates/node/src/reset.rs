@@ -72,7 +72,9 @@ impl ThisNode {
             false => vec![PathBuf::from("/usr/bin/nvidia-smi"), of_driver],
         };
         candidates.into_iter().find(|path| path.exists()).ok_or_else(|| {
-            NodeError::Invalid("nvidia-smi, which resets GPUs, is neither in this container nor in the driver's root".into())
+            NodeError::Invalid(
+                "nvidia-smi, which resets GPUs, is neither in this container nor in the driver's root".into(),
+            )
         })
     }
 }
@@ -221,7 +223,8 @@ impl<C: Cluster, R: Runner> Manager<C, R> {
             // Before the first response of the API server, the label is not known.
             if labels != Some(None) {
                 let label = labels.flatten().and_then(|labels| labels.get(LABEL).cloned());
-                let pending = if self.allowed(label.as_deref()) { self.step(&history, &mut idle).await } else { Vec::new() };
+                let pending =
+                    if self.allowed(label.as_deref()) { self.step(&history, &mut idle).await } else { Vec::new() };
                 let message: Vec<String> = pending
                     .iter()
                     .map(|p| {
@@ -251,13 +254,8 @@ impl<C: Cluster, R: Runner> Manager<C, R> {
 
     /// The policy for a node with this label.
     fn allowed(&self, label: Option<&str>) -> bool {
-        match label {
-            Some("true") => true,
-            Some("false") => false,
-            // An unknown value must not reset anything.
-            Some(_) => false,
-            None => self.enabled,
-        }
+        // An unknown value must not reset anything.
+        label.map_or(self.enabled, |value| value == "true")
     }
 
     /// Resets at most one GPU that has been idle for some polls; returns the GPUs that still wait.
@@ -286,7 +284,11 @@ impl<C: Cluster, R: Runner> Manager<C, R> {
                 (true, "GPUResetFailed", message)
             }
         };
-        if warning { tracing::error!(message, "GPU reset") } else { tracing::info!(message, "GPU reset") }
+        if warning {
+            tracing::error!(message, "GPU reset")
+        } else {
+            tracing::info!(message, "GPU reset")
+        }
         if let Some(cluster) = &self.cluster {
             let about = json!({"apiVersion": "v1", "kind": "Node", "name": self.node, "uid": self.node});
             if let Err(error) = cluster.event(about, warning, reason, &message).await {
@@ -298,7 +300,9 @@ impl<C: Cluster, R: Runner> Manager<C, R> {
 
     async fn pending(&self, history: &History) -> Result<Vec<Pending>, NodeError> {
         let state = self.driver.subscribe().borrow().clone();
-        let Some(machine) = state.machine() else { return Err(NodeError::NoDriver("it has not been polled yet".into())) };
+        let Some(machine) = state.machine() else {
+            return Err(NodeError::NoDriver("it has not been polled yet".into()));
+        };
         if machine.faults.all().next().is_none() {
             return Ok(Vec::new());
         }
@@ -320,7 +324,8 @@ impl<C: Cluster, R: Runner> Manager<C, R> {
         history.add(uuid, now_ms())?;
         let paused = pause::request(&self.machine)?;
         self.driver.wait_until_closed(CLOSE_TIMEOUT).await?;
-        let clients = || if simulated { Vec::new() } else { reset::clients(Path::new("/"), std::slice::from_ref(&target)) };
+        let clients =
+            || if simulated { Vec::new() } else { reset::clients(Path::new("/"), std::slice::from_ref(&target)) };
         let deadline = tokio::time::Instant::now() + CLOSE_TIMEOUT;
         while !clients().is_empty() {
             if tokio::time::Instant::now() > deadline {
@@ -353,10 +358,13 @@ impl<C: Cluster, R: Runner> Manager<C, R> {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
     use slipway_gpu::inventory::Process;
     use slipway_gpu::nvml::Event;
 
     use super::*;
+    use crate::cluster::Fake;
+    use crate::driver::tests::responding_driver;
     use crate::health::{Faults, Policy};
     use crate::samples::{gpu, machine};
 
@@ -416,6 +424,59 @@ mod tests {
         let mut draining = faulty(vec![gpu(0, None)], 48);
         draining.draining.insert("GPU-0".into());
         assert!(refused(&draining, &[]).contains("tested"));
+    }
+
+    /// A node whose holders are given, and which records the GPUs that are reset.
+    #[derive(Debug, Default)]
+    struct Stub {
+        held: Mutex<Vec<Holder>>,
+        resets: Mutex<Vec<String>>,
+    }
+
+    impl Runner for Stub {
+        async fn holders(&self, _: &State) -> Result<Vec<Holder>, NodeError> {
+            Ok(self.held.lock().clone())
+        }
+
+        async fn reset(&self, target: &Target, _: bool) -> Result<(), NodeError> {
+            self.resets.lock().push(target.uuid.clone());
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn gpu_is_reset_after_some_polls_without_a_holder_and_not_again() {
+        let folder = std::env::temp_dir().join(format!("slipway-resets-{}", slipway_core::ids::hex32()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let manager = Manager {
+            cluster: Some(Arc::new(Fake::default())),
+            node: "n1".into(),
+            enabled: false,
+            driver: responding_driver(faulty(vec![gpu(0, None)], 48)),
+            home: folder.clone(),
+            machine: folder.clone(),
+            runner: Stub::default(),
+        };
+        assert!(manager.allowed(Some("true")));
+        assert!(!manager.allowed(None) && !manager.allowed(Some("false")) && !manager.allowed(Some("maybe")));
+        manager.driver.subscribe().wait_for(|state| state.machine().is_some()).await.unwrap();
+        let (history, mut idle) = (History(folder.join("gpu-resets.json")), BTreeMap::new());
+        let why = |pending: &[Pending]| pending[0].decision.clone().unwrap_err();
+        manager.runner.held.lock().push(holder("GPU-0"));
+        assert!(why(&manager.step(&history, &mut idle).await).contains("ml/train"));
+        manager.runner.held.lock().clear();
+        for _ in 1..IDLE_POLLS {
+            assert!(manager.step(&history, &mut idle).await[0].decision.is_ok());
+            assert!(manager.runner.resets.lock().is_empty());
+        }
+        assert!(manager.step(&history, &mut idle).await.is_empty());
+        assert_eq!(*manager.runner.resets.lock(), ["GPU-0"]);
+        assert!(why(&manager.step(&history, &mut idle).await).contains("10 minutes"));
+        manager.publish("GPU 0 needs a reset").await;
+        let node = manager.cluster.as_ref().and_then(|c| c.read(NODE, None, "n1")).unwrap();
+        assert!(is_pending(&node), "{node}");
+        manager.driver.stop();
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

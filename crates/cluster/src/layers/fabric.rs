@@ -185,7 +185,7 @@ mod tests {
     const PROGRAMS: [(&str, &str); 6] = [
         ("modinfo", "echo 580.95.05"),
         ("apt-cache", APT_CACHE),
-        ("apt-get", "echo apt-get ${*##*--allow-downgrades}"),
+        ("apt-get", "echo apt-get $*"),
         ("apt-mark", "echo $* >&2"),
         ("modprobe", "exit 1"),
         ("systemctl", "echo systemctl $*"),
@@ -196,7 +196,7 @@ mod tests {
         let (_, run) = parts(manager());
         let (ok, output) = Machine::new(&[H100, NVSWITCH], &PROGRAMS).run(&run);
         assert!(ok && output.contains("install nvidia-fabricmanager-580=580.95.05-0ubuntu0.24.04.1"), "{output}");
-        assert!(output.contains("hold nvidia-fabricmanager-580\n"), "{output}");
+        assert!(output.lines().any(|line| line == "hold nvidia-fabricmanager-580"), "{output}");
         assert!(output.contains("systemctl restart nvidia-fabricmanager"));
         let mut other = PROGRAMS;
         other[0].1 = "echo 580.65.06";
@@ -233,13 +233,17 @@ mod tests {
         let programs = [
             ("modinfo", "echo 580.95.05"),
             ("dnf", DNF),
-            ("rpm", "[ -e $SLIPWAY_ROOT/installed ] && case \"$4\" in nvidia-fabric-manager|nvlsm) echo 580.95.05-1.el9;; *) echo package $4 is not installed; exit 1;; esac"),
+            (
+                "rpm",
+                "[ -e $SLIPWAY_ROOT/installed ] && case \"$4\" in nvidia-fabric-manager|nvlsm) echo 580.95.05-1.el9;; *) echo package $4 is not installed; exit 1;; esac",
+            ),
             ("modprobe", ""),
             ("systemctl", "echo systemctl $*"),
         ];
         let machine = Machine::new(devices, &programs);
         for tool in ["sh", "sed", "grep", "awk", "echo", "touch", "cat"] {
-            let found = ["/usr/bin", "/bin"].map(|folder| PathBuf::from(folder).join(tool)).into_iter().find(|p| p.exists());
+            let found =
+                ["/usr/bin", "/bin"].map(|folder| PathBuf::from(folder).join(tool)).into_iter().find(|p| p.exists());
             std::os::unix::fs::symlink(found.unwrap(), machine.0.join("bin").join(tool)).unwrap();
         }
         let path = machine.0.join("bin").display().to_string();
@@ -257,7 +261,10 @@ mod tests {
         let (ok, output) = on_rhel(&[B200, BRIDGE], &format!("{run}\ncat $SLIPWAY_ROOT/log"));
         let install = "install nvidia-fabric-manager-580.95.05-1.el9 libnvsdm-580-580.95.05-1.el9 nvlsm libibumad infiniband-diags\n";
         assert!(ok && output.contains(install), "{output}");
-        assert!(output.contains("versionlock add *nvidia*580.95.05* nvidia-fabric-manager libnvsdm-580 nvlsm"), "{output}");
+        assert!(
+            output.contains("versionlock add *nvidia*580.95.05* nvidia-fabric-manager libnvsdm-580 nvlsm"),
+            "{output}"
+        );
         assert!(on_rhel(&[H100, NVSWITCH], &format!("touch $SLIPWAY_ROOT/installed; {check}")).0);
         assert!(!on_rhel(&[H100, NVSWITCH], &check).0);
         let [package, ..] = imex(&["10.0.0.1"]);

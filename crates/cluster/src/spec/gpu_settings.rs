@@ -138,7 +138,9 @@ mod tests {
     #[test]
     fn one_place_of_the_file_sets_the_gpus() {
         let settings = "gpu: {settings: [{gpus: all, computeMode: default}]";
-        let chart = format!("  platform: {{image: 'slipway:1', values: {{node: {{gpuSettings: {{default: x}}}}}}}}\n  {settings}}}");
+        let chart = format!(
+            "  platform: {{image: 'slipway:1', values: {{node: {{gpuSettings: {{default: x}}}}}}}}\n  {settings}}}"
+        );
         assert!(parse(&chart).unwrap_err().contains("would both set the GPUs"));
         assert!(parse(&chart.replace("{default: x}", "{}")).is_ok());
         let text = FILE.replace("name: gpu1,", "name: gpu1, labels: {slipway.dev/gpu-settings: capped},");

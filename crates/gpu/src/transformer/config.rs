@@ -388,9 +388,13 @@ mod tests {
             json!({"model_type": "gemma3", "text_config": text})
         };
         // The published files of Gemma 3 4B and 27B: 3.88 and 27.0 billion parameters without the encoder.
-        let small = gemma(json!({"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}));
-        let large = gemma(json!({"hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 62, "num_attention_heads": 32,
-            "num_key_value_heads": 16, "head_dim": 128, "sliding_window": 1024}));
+        let small = gemma(
+            json!({"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}),
+        );
+        let large = gemma(
+            json!({"hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 62, "num_attention_heads": 32,
+            "num_key_value_heads": 16, "head_dim": 128, "sliding_window": 1024}),
+        );
         for (file, billions, layers) in [(&small, 3.88, 34), (&large, 27.0, 62)] {
             let shape = read(file).unwrap();
             let parameters = shape.parameters() / 1e9;

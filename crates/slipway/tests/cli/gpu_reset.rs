@@ -29,8 +29,7 @@ impl Agent {
         std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755)).unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
-        let folders =
-            ["--kubelet-dir", &kubelet, "--cdi-dir", &cdi, "--mps-root", &mps, "--driver-root-here", &root];
+        let folders = ["--kubelet-dir", &kubelet, "--cdi-dir", &cdi, "--mps-root", &mps, "--driver-root-here", &root];
         let words =
             [&["node", "run", "--no-kube", "--recover-after", "1", "--listen", &address], &folders[..], options]
                 .concat();
@@ -44,7 +43,8 @@ impl Agent {
         let url = format!("http://{}/metrics", self.address);
         let request = Request { method: "GET", url, headers: Vec::new(), body: Vec::new() };
         let text = request.send().ok()?.text();
-        let is_of_gpu = |line: &&str| line.starts_with("slipway_gpu_healthy") && line.contains(&format!("gpu=\"{gpu}\""));
+        let is_of_gpu =
+            |line: &&str| line.starts_with("slipway_gpu_healthy") && line.contains(&format!("gpu=\"{gpu}\""));
         text.lines().find(is_of_gpu).map(|line| line.ends_with(" 1"))
     }
 

@@ -118,3 +118,18 @@ pub(super) async fn kubeconfig(session: &Session, server: Option<&str>, save: Op
     print_note(format_args!("{} was written; next: kubectl --kubeconfig {} get nodes", file.display(), file.display()));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_of_the_api_server_may_have_a_port() {
+        let url = |authority: &str| api_server(authority, 6443);
+        assert_eq!(url("lab.example.org").unwrap(), "https://lab.example.org:6443");
+        assert_eq!(url("10.0.0.9:8443").unwrap(), "https://10.0.0.9:8443");
+        assert_eq!(url("fd00::1").unwrap(), "https://[fd00::1]:6443");
+        assert_eq!(url("[fd00::1]:443").unwrap(), "https://[fd00::1]:443");
+        assert!(url("ada@lab").unwrap_err().contains("HOST:PORT") && url("https://lab").is_err());
+    }
+}

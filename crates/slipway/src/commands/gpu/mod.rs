@@ -8,11 +8,11 @@ mod sharing;
 
 use std::path::Path;
 
+use slipway_core::gpu_settings::selector::{Identity, Selector};
 use slipway_core::units;
 use slipway_gpu::inventory::{Gpu, Inventory, Severity};
 use slipway_gpu::nvml::Nvml;
 use slipway_gpu::nvml::xid::{Effect, XIDS, Xid};
-use slipway_core::gpu_settings::selector::{Identity, Selector};
 use slipway_gpu::sheet::{self, Precision};
 use slipway_gpu::topology::Topology;
 use slipway_gpu::{GpuError, draw, pci, stack, vendor};

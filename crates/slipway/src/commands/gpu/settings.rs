@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use slipway_core::gpu_settings::selector::Selector;
 use slipway_core::home::Home;
 use slipway_gpu::inventory::Inventory;
 use slipway_gpu::nvml::Nvml;
-use slipway_core::gpu_settings::selector::Selector;
 use slipway_gpu::settings::file::Desired;
 use slipway_gpu::settings::record::DEFAULT_PATH;
 use slipway_gpu::settings::{self, Card, Key, Plan, Record, Rule, Scope, Store, Value};

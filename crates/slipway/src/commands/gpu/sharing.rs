@@ -3,10 +3,10 @@
 use std::io::Read;
 use std::path::Path;
 
+use slipway_core::gpu_settings::selector::Selector;
 use slipway_core::units;
 use slipway_gpu::mig::{self, Change, Config, Geometry, Instance, Layout, Placed, Plan};
 use slipway_gpu::nvml::Nvml;
-use slipway_core::gpu_settings::selector::Selector;
 use slipway_gpu::share::{self, Workloads};
 use slipway_gpu::{GpuError, draw, sheet};
 
