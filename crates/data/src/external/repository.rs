@@ -146,11 +146,6 @@ impl Repository {
         Ok(repository)
     }
 
-    /// The folder of the workspace, if this is one.
-    pub(super) fn workspace(&self) -> Option<&Path> {
-        if let Source::Workspace { root, .. } = &self.source { Some(root) } else { None }
-    }
-
     fn load_projects(&mut self, place: Option<&Path>, options: &Options) -> Result<(), DataError> {
         let (roots, files) = match &self.source {
             Source::Workspace { root, rules } => {
