@@ -57,6 +57,14 @@ fn check_name(name: &str) -> Result<&str, DataError> {
     if is_valid { Ok(name) } else { Err(DataError::HostedName(name.to_owned())) }
 }
 
+/// Checks a number of parts, before anything is created.
+fn check_part_count(count: u32) -> Result<(), DataError> {
+    match count {
+        1..=MAX_PARTS => Ok(()),
+        number => Err(StoreError::BadPart { number, reason: "an upload has 1 to 10000 parts" }.into()),
+    }
+}
+
 /// The remotes of a server; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Service {
@@ -158,6 +166,7 @@ impl Service {
         number: u32,
         content: impl Stream<Item = Result<Bytes, E>> + Send + Unpin + 'static,
     ) -> Result<(), DataError> {
+        check_part_count(number)?;
         let id = place.upload_id(item);
         self.objects.resume_multipart(&id).await?;
         let rejection = Rejection::default();
@@ -171,9 +180,7 @@ impl Service {
     /// # Errors
     /// [`DataError::Mismatch`]; [`StoreError::NotFound`] for a part that has not arrived; or an error of the store.
     pub async fn complete(&self, place: &Place, item: &Item, count: u32) -> Result<(), DataError> {
-        if !(1..=MAX_PARTS).contains(&count) {
-            return Err(StoreError::BadPart { number: count, reason: "an upload has 1 to 10000 parts" }.into());
-        }
+        check_part_count(count)?;
         let id = place.upload_id(item);
         let (objects, of_parts) = (self.objects.clone(), id.clone());
         let parts = futures_util::stream::iter(1..=count).then(move |number| {

@@ -122,7 +122,8 @@ fn document(table: &[RouteInfo]) -> Value {
     for operation in operations::operations() {
         let matches = |r: &&RouteInfo| r.method.as_ref() == Some(&operation.method) && r.path == operation.path;
         let Some(route) = table.iter().find(matches) else { continue };
-        let methods = paths.entry(operation.path).or_insert_with(|| json!({}));
+        // OpenAPI has no name for a parameter that takes the rest of the path.
+        let methods = paths.entry(operation.path.replace("{*", "{")).or_insert_with(|| json!({}));
         methods[operation.method.as_str().to_ascii_lowercase()] = describe(&operation, route.access, &mut schemas);
     }
     json!({
@@ -192,6 +193,7 @@ fn describe(operation: &Operation, access: Access, schemas: &mut Schemas) -> Val
 /// Parameters of a path such as `/models/{name}/versions/{version}`.
 fn path_parameters(path: &str) -> Vec<Value> {
     let names = path.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'));
+    let names = names.map(|name| name.trim_start_matches('*'));
     names.map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}})).collect()
 }
 

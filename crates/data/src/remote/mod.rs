@@ -10,6 +10,8 @@ mod runs;
 mod server;
 mod sftp;
 mod ssh;
+#[cfg(test)]
+mod tests;
 mod webdav;
 
 use std::collections::HashSet;

@@ -71,7 +71,8 @@ async fn every_route_has_exactly_one_operation() {
             assert!(!operation["summary"].as_str().unwrap().is_empty(), "{method} {path}");
         }
     }
-    assert_eq!(documented, routes);
+    let without_wildcards: BTreeSet<String> = routes.iter().map(|route| route.replace("{*", "{")).collect();
+    assert_eq!(documented, without_wildcards);
     let described: BTreeSet<String> = operations().iter().map(|o| format!("{} {}", o.method, o.path)).collect();
     let routes: BTreeSet<String> = routes.iter().map(|r| r.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(described, routes, "an operation is duplicated, or has no route");
