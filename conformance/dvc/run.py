@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import stat
 import subprocess
@@ -32,6 +33,7 @@ from suite import Suite
 
 SUITE = Suite("dvc", limit=600, jobs=os.cpu_count() or 1)
 RECORDED = pathlib.Path(__file__).parent / "recorded"
+DVC_LEFTOVER = re.compile(r"\.[\w-]{22}\.tmp")
 # Contents up to this size are recorded as text, others by their digest.
 MAX_TEXT = 2000
 
@@ -116,6 +118,8 @@ class Player:
                 folders.clear()
                 continue
             links = [name for name in folders if (here / name).is_symlink()]
+            # DVC leaves an unfinished file with a random name behind when it sends data to a remote directly.
+            names = [name for name in names if not DVC_LEFTOVER.fullmatch(name)]
             for name in names + links:
                 found[str(relative / name)] = describe(here / name, self.sandbox)
             if not names and not folders:
