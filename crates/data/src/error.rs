@@ -72,7 +72,8 @@ pub enum DataError {
     #[error("{repo} does not track '{path}' at commit {}{hint}", short(commit))]
     Untracked { path: String, repo: String, commit: String, hint: String },
     #[error(
-        "{missing} of {total} objects of '{path}' (commit {}) cannot be received; the first is {oid}: {why}", short(commit)
+        "{missing} of {total} objects of '{path}' (commit {}) cannot be received; the first is {oid}: {why}",
+        short(commit)
     )]
     Unavailable { path: String, commit: String, missing: usize, total: usize, oid: String, why: String },
     #[error(transparent)]

@@ -30,8 +30,11 @@ impl Place {
         std::fs::write(project.join("labels"), "cat,dog").unwrap();
         std::fs::write(project.join("params.yaml"), "lr: 1\n").unwrap();
         let remote = place.folder.path().join("remote");
-        std::fs::write(project.join(".dvc/config"), format!("[core]\n    remote = store\n['remote \"store\"']\n    url = {}\n", remote.display()))
-            .unwrap();
+        std::fs::write(
+            project.join(".dvc/config"),
+            format!("[core]\n    remote = store\n['remote \"store\"']\n    url = {}\n", remote.display()),
+        )
+        .unwrap();
         place.commit(&["images", "labels"], "v1");
         place
     }
@@ -61,7 +64,11 @@ impl Place {
         self.git(&["add", "-A"]);
         self.git(&["commit", "-qm", tag]);
         self.git(&["tag", tag]);
-        let done = Command::new("cp").arg("-rT").arg(self.project().join(".dvc/cache")).arg(self.folder.path().join("remote")).status();
+        let done = Command::new("cp")
+            .arg("-rT")
+            .arg(self.project().join(".dvc/cache"))
+            .arg(self.folder.path().join("remote"))
+            .status();
         assert!(done.unwrap().success());
     }
 
@@ -71,8 +78,7 @@ impl Place {
 }
 
 async fn fetch(depot: &Depot, repo: &str, rev: Option<&str>, path: &str, holder: &str) -> Result<Fetched, DataError> {
-    let version =
-        Version { repo: repo.into(), rev: rev.map(str::to_owned), path: path.into(), ..Version::default() };
+    let version = Version { repo: repo.into(), rev: rev.map(str::to_owned), path: path.into(), ..Version::default() };
     depot.fetch(&version, holder, &|_| ()).await
 }
 
@@ -105,7 +111,8 @@ async fn versions_of_a_repository_are_fetched_once_and_are_read_only() {
     let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
     assert_eq!((mode(&first.location), mode(&first.location.join("a"))), (0o555, 0o444));
     let project = Project::open(&place.project(), &|_| ()).unwrap();
-    let digests = |path: &str, rev: &str| digests_at(&project, path, Some(rev)).unwrap().into_iter().map(|d| d.to_string());
+    let digests =
+        |path: &str, rev: &str| digests_at(&project, path, Some(rev)).unwrap().into_iter().map(|d| d.to_string());
     assert_eq!(digests("images", "v1").collect::<Vec<_>>(), [first.digest.clone()]);
     assert_eq!(digests("images.dvc", "v2").collect::<Vec<_>>(), [newest.digest]);
     assert!(matches!(digests_at(&project, "nothing", None), Err(DataError::Target(_))));
@@ -134,7 +141,9 @@ async fn local_repository_gives_what_its_cache_has() {
 async fn what_cannot_be_fetched_is_explained() {
     let place = Place::new();
     let depot = place.depot(None);
-    let error = async |rev: Option<&str>, path: &str| fetch(&depot, &place.url(), rev, path, "one").await.unwrap_err().to_string();
+    let error = async |rev: Option<&str>, path: &str| {
+        fetch(&depot, &place.url(), rev, path, "one").await.unwrap_err().to_string()
+    };
     let unknown = error(Some("v9"), "images").await;
     assert!(unknown.contains("v9") && unknown.contains("file://"), "{unknown}");
     let untracked = error(None, "pictures").await;
@@ -144,7 +153,10 @@ async fn what_cannot_be_fetched_is_explained() {
     }
     std::fs::remove_dir_all(place.folder.path().join("remote")).unwrap();
     let missing = error(None, "images").await;
-    assert!(missing.contains("1 of 1 objects of 'images'") && missing.contains("remote 'store' does not have it"), "{missing}");
+    assert!(
+        missing.contains("1 of 1 objects of 'images'") && missing.contains("remote 'store' does not have it"),
+        "{missing}"
+    );
     let gone = fetch(&depot, "file:///no/such/repository", None, "images", "one").await.unwrap_err();
     assert!(matches!(gone, DataError::Repository { .. }), "{gone}");
 }
@@ -158,6 +170,9 @@ async fn object_that_was_changed_through_a_tree_is_received_again() {
     let file = first.location.join("a");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     std::fs::write(&file, "x").unwrap();
+    // The clock of the file system is coarse.
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
+    std::fs::File::options().write(true).open(&file).and_then(|file| file.set_modified(later)).unwrap();
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444)).unwrap();
     let again = fetch(&depot, &place.url(), None, "images", "two").await.unwrap();
     assert_eq!((read(&again.location.join("a")), again.received), ("a".into(), 1));

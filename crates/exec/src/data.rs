@@ -101,7 +101,10 @@ impl Source {
             ("slipway.source.dirty", dirty),
             ("slipway.source.modified", &self.modified.join("\n")),
         ];
-        tags.iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| ((*key).into(), (*value).into())).collect()
+        tags.iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(key, value)| ((*key).into(), (*value).into()))
+            .collect()
     }
 }
 
@@ -156,10 +159,18 @@ pub(crate) fn check(spec: &RunSpec) -> Result<(), ExecError> {
         return invalid(format!("spec.data has {} entries; the limit is {MAX_VERSIONS}", spec.data.len()));
     }
     for (i, data) in spec.data.iter().enumerate() {
-        let fields =
-            [("repo", data.repo.as_str()), ("rev", data.rev.as_deref().unwrap_or("HEAD")), ("path", &data.path), ("mountPath", &data.mount_path)];
+        let fields = [
+            ("repo", data.repo.as_str()),
+            ("rev", data.rev.as_deref().unwrap_or("HEAD")),
+            ("path", &data.path),
+            ("mountPath", &data.mount_path),
+        ];
         for (field, value) in fields {
-            if value.is_empty() || value.len() > MAX_CHARS || value.chars().any(char::is_control) || value.starts_with('-') {
+            if value.is_empty()
+                || value.len() > MAX_CHARS
+                || value.chars().any(char::is_control)
+                || value.starts_with('-')
+            {
                 return invalid(format!(
                     "spec.data[{i}].{field} is '{}'; it must have 1 to {MAX_CHARS} printable characters and not begin with a dash",
                     value.chars().take(100).collect::<String>().escape_debug()
@@ -167,7 +178,9 @@ pub(crate) fn check(spec: &RunSpec) -> Result<(), ExecError> {
             }
         }
         if data.digest.as_deref().is_some_and(|digest| !is_digest(digest)) {
-            return invalid(format!("spec.data[{i}].digest is not 32 hexadecimal digits, with the suffix .dir for a folder"));
+            return invalid(format!(
+                "spec.data[{i}].digest is not 32 hexadecimal digits, with the suffix .dir for a folder"
+            ));
         }
         if has_password(&data.repo) {
             return invalid(format!(
@@ -176,7 +189,10 @@ pub(crate) fn check(spec: &RunSpec) -> Result<(), ExecError> {
             ));
         }
         if !is_inside(&data.path) {
-            return invalid(format!("spec.data[{i}].path '{}' is not a path from the root of the repository", data.path));
+            return invalid(format!(
+                "spec.data[{i}].path '{}' is not a path from the root of the repository",
+                data.path
+            ));
         }
         let mount = Path::new(&data.mount_path);
         let is_empty = mount.components().all(|part| matches!(part, Component::CurDir | Component::RootDir));

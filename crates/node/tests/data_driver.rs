@@ -76,7 +76,10 @@ impl Node {
         std::fs::write(project.join("images/cat"), "cat").unwrap();
         std::fs::write(project.join("labels"), "1").unwrap();
         std::fs::write(project.join("notes"), "2").unwrap();
-        let config = format!("[core]\n    remote = store\n['remote \"store\"']\n    url = {}\n", folder.join("remote").display());
+        let config = format!(
+            "[core]\n    remote = store\n['remote \"store\"']\n    url = {}\n",
+            folder.join("remote").display()
+        );
         std::fs::write(project.join(".dvc/config"), config).unwrap();
         let mut opened = Project::open(&project, &|_| ()).unwrap();
         add::add(&mut opened, &["images".into(), "labels".into(), "notes".into()], &add::Options::default()).unwrap();
@@ -124,7 +127,8 @@ impl Node {
         volume_context.insert("repo".into(), format!("file://{}", self.folder.join("project").display()));
         let target = self.target(id);
         let target_path = target.display().to_string();
-        let request = api::NodePublishVolumeRequest { volume_id: id.into(), target_path, volume_context, ..Default::default() };
+        let request =
+            api::NodePublishVolumeRequest { volume_id: id.into(), target_path, volume_context, ..Default::default() };
         self.client.clone().node_publish_volume(request).await?;
         Ok(self.mounts.0.lock()[&target].clone())
     }
@@ -159,7 +163,10 @@ async fn missing_bytes_are_explained_and_fetched_when_they_are_there() {
     std::fs::rename(&remote, &away).unwrap();
     let missing = node.publish("one", "labels").await.unwrap_err();
     assert_eq!(missing.code(), Code::FailedPrecondition);
-    assert!(missing.message().contains("1 of 1 objects of 'labels'") && missing.message().contains("push"), "{missing}");
+    assert!(
+        missing.message().contains("1 of 1 objects of 'labels'") && missing.message().contains("push"),
+        "{missing}"
+    );
     std::fs::rename(&away, &remote).unwrap();
     node.publish("one", "labels").await.unwrap();
     let other = [("path", "labels"), ("rev", "HEAD"), ("digest", "d41d8cd98f00b204e9800998ecf8427e")];

@@ -21,8 +21,8 @@ use tokio::task::JoinSet;
 
 use crate::addresses::{Addresses, local_address};
 use crate::auth::{Callers, RunTokens, Tokens, home_token};
-use crate::data::LocalData;
 use crate::certificates::{CertificateSource, Certificates, server_names};
+use crate::data::LocalData;
 use crate::listen::{Limits, Port};
 use crate::tracker::RunTracker;
 use crate::{Kubernetes, Platform, ServerError, Stores, accelerators, api};

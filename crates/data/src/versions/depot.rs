@@ -355,18 +355,19 @@ impl Depot {
         unknown.into_iter().try_for_each(|holder| self.trees.release(&holder))
     }
 
-    /// Removes unused data, that of the longest unused tree first, until the cache is not larger than its limit.
+    /// Removes data that is in no tree, and then unused trees, the longest unused first, until the cache is not larger than its limit.
     fn evict(&self) -> Result<(), DataError> {
         let Some(limit) = self.limit else { return Ok(()) };
         let mut size = self.size()?;
         while size > limit {
             let receiving = self.lock();
-            let is_evicted = self.trees.evict_oldest()?;
+            let mut freed = 0;
             for cache in [&self.current, &self.legacy] {
-                size = size.saturating_sub(remove_unlinked(cache, &receiving)?);
+                freed += remove_unlinked(cache, &receiving)?;
             }
-            if !is_evicted {
-                break;
+            size = size.saturating_sub(freed);
+            if size > limit && !self.trees.evict_oldest()? {
+                break; // All of it is in use.
             }
         }
         Ok(())

@@ -123,10 +123,22 @@ impl Content {
         let listed_in = Some(digest);
         if part.is_empty() {
             let files = manifest.entries.into_iter().map(|entry| (entry.path, entry.digest)).collect();
-            return Ok(Some(Self { digest, hash, is_exec: false, files, manifest: listed_in, bytes: output.meta.size }));
+            return Ok(Some(Self {
+                digest,
+                hash,
+                is_exec: false,
+                files,
+                manifest: listed_in,
+                bytes: output.meta.size,
+            }));
         }
-        Ok(part_of(&manifest, part).map(|(digest, files)| {
-            Self { digest, hash, is_exec: false, files, manifest: listed_in, bytes: None }
+        Ok(part_of(&manifest, part).map(|(digest, files)| Self {
+            digest,
+            hash,
+            is_exec: false,
+            files,
+            manifest: listed_in,
+            bytes: None,
         }))
     }
 
@@ -182,7 +194,8 @@ pub fn digests_at(project: &Project, path: &str, rev: Option<&str>) -> Result<Ve
     };
     let full = project.absolute(path);
     let by_file = stages.iter().find(|stage| stage.file == full && stage.name.is_none());
-    let found = by_file.and_then(|stage| stage.outs.first()).or_else(|| find_output(&stages, &full).map(|(_, out)| out));
+    let found =
+        by_file.and_then(|stage| stage.outs.first()).or_else(|| find_output(&stages, &full).map(|(_, out)| out));
     let unknown = || DataError::Target(path.to_owned());
     let output = found.ok_or_else(unknown)?;
     let digest = output.digest.ok_or_else(unknown)?;

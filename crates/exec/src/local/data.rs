@@ -170,7 +170,11 @@ fn is_link_to_data(path: &Path, locations: &Path) -> bool {
 ///
 /// # Errors
 /// [`ExecError::NotNow`] if another run uses other data at the same path, or an error of the file system.
-pub(super) fn link(this: &Inner, run: &Submitted, fetched: &[FetchedData]) -> Result<Option<(String, String)>, ExecError> {
+pub(super) fn link(
+    this: &Inner,
+    run: &Submitted,
+    fetched: &[FetchedData],
+) -> Result<Option<(String, String)>, ExecError> {
     if fetched.is_empty() {
         return Ok(None);
     }
@@ -207,13 +211,16 @@ pub(super) fn link(this: &Inner, run: &Submitted, fetched: &[FetchedData]) -> Re
 fn other_user(this: &Inner, run: &Submitted, link: &Path) -> Option<String> {
     let active = this.runs.active().into_iter().filter_map(|(name, _)| this.runs.get(&name));
     let mut others = active.filter(|other| other.manifest.metadata.uid != run.manifest.metadata.uid);
-    let same_link = |other: &Submitted| other.manifest.spec.data.iter().any(|data| link_path(other, data).as_deref() == Some(link));
+    let same_link =
+        |other: &Submitted| other.manifest.spec.data.iter().any(|data| link_path(other, data).as_deref() == Some(link));
     others.find(same_link).map(|other| other.manifest.metadata.name)
 }
 
 /// Removes the links of a run that has ended, unless another run uses them, and releases its data. Blocks.
 pub(super) fn release(this: &Inner, run: &Submitted) -> Result<(), ExecError> {
-    let Some(source) = this.settings.data.as_ref().filter(|_| !run.manifest.spec.data.is_empty()) else { return Ok(()) };
+    let Some(source) = this.settings.data.as_ref().filter(|_| !run.manifest.spec.data.is_empty()) else {
+        return Ok(());
+    };
     let locations = source.locations();
     for link in run.manifest.spec.data.iter().filter_map(|data| link_path(run, data)) {
         if is_link_to_data(&link, &locations) && other_user(this, run, &link).is_none() {

@@ -29,7 +29,8 @@ use tokio::task::JoinHandle;
 
 use crate::manifest::SUBMITTED_BY;
 use crate::{
-    DataSource, ExecError, ExecFuture, Executor, LogQuery, LogStream, Manifest, Mint, RunStatus, Submitted, Tracker, tracked_id,
+    DataSource, ExecError, ExecFuture, Executor, LogQuery, LogStream, Manifest, Mint, RunStatus, Submitted, Tracker,
+    tracked_id,
 };
 
 pub use room::Capacity;

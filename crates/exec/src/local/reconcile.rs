@@ -120,25 +120,25 @@ async fn reconcile_run(
         Action::Start(number, limit) => match data::prepare(this, &run)? {
             data::Step::Wait(reason) => waiting_for = reason,
             data::Step::Start(fetched) => {
-            let demand = Demand::from_spec(&run.manifest.spec);
-            let missing = capacity.shortfall(&demand);
-            let gpus = capacity.allocate(&demand);
-            if missing.is_empty() {
-                pin(this, &mut run, &fetched).await?;
-                status.data.clone_from(&run.status.data);
-                if !tracked || number > 1 {
-                    begin_tracking(this, &run, number).await?;
+                let demand = Demand::from_spec(&run.manifest.spec);
+                let missing = capacity.shortfall(&demand);
+                let gpus = capacity.allocate(&demand);
+                if missing.is_empty() {
+                    pin(this, &mut run, &fetched).await?;
+                    status.data.clone_from(&run.status.data);
+                    if !tracked || number > 1 {
+                        begin_tracking(this, &run, number).await?;
+                    }
+                    let has_gpus = !gpus.is_empty();
+                    let (inner, run) = (Arc::clone(this), run.clone());
+                    blocking(move || start(&inner, &run, number, limit, &demand, gpus, &fetched)).await?;
+                    if has_gpus {
+                        sample(this).await?;
+                    }
+                    this.changed.notify_one();
+                } else {
+                    waiting_for = format!("waiting for {}", missing.join(" and "));
                 }
-                let has_gpus = !gpus.is_empty();
-                let (inner, run) = (Arc::clone(this), run.clone());
-                blocking(move || start(&inner, &run, number, limit, &demand, gpus, &fetched)).await?;
-                if has_gpus {
-                    sample(this).await?;
-                }
-                this.changed.notify_one();
-            } else {
-                waiting_for = format!("waiting for {}", missing.join(" and "));
-            }
             }
         },
         Action::Stop => {

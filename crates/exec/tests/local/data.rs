@@ -4,10 +4,8 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use futures_util::future::BoxFuture;
-use slipway_exec::{
-    DataSource, DataVolume, ExecError, Executor, FetchedData, LogQuery, Manifest, Phase, UsedData,
-};
 use slipway_exec::local::NAMESPACE;
+use slipway_exec::{DataSource, DataVolume, ExecError, Executor, FetchedData, LogQuery, Manifest, Phase, UsedData};
 
 use super::{TempDir, log, open, script, wait_for_phase, wait_until};
 

@@ -59,12 +59,15 @@ impl Wanted {
     fn new(request: &api::NodePublishVolumeRequest) -> Result<Self, Status> {
         let attribute = |name: &str| {
             let value = request.volume_context.get(name).filter(|value| !value.is_empty() && !value.starts_with('-'));
-            value.cloned().ok_or_else(|| Status::invalid_argument(format!("the volume has no valid attribute '{name}'")))
+            value
+                .cloned()
+                .ok_or_else(|| Status::invalid_argument(format!("the volume has no valid attribute '{name}'")))
         };
         let [repo, rev, path, digest] = ATTRIBUTES;
         let [git, config] = SECRET_KEYS.map(|key| request.secrets.get(key).cloned());
         let credentials = Credentials { git, config };
-        let version = Version { repo: attribute(repo)?, rev: Some(attribute(rev)?), path: attribute(path)?, credentials };
+        let version =
+            Version { repo: attribute(repo)?, rev: Some(attribute(rev)?), path: attribute(path)?, credentials };
         Ok(Self { version, digest: attribute(digest)? })
     }
 }
@@ -78,7 +81,11 @@ fn explained(error: &slipway_data::DataError) -> String {
 fn checked_id(id: &str) -> Result<&str, Status> {
     let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let valid = !id.is_empty() && id.len() <= MAX_ID_CHARS && !id.starts_with('.') && id.chars().all(is_valid);
-    if valid { Ok(id) } else { Err(Status::invalid_argument(format!("'{}' is not the id of a volume", id.escape_debug()))) }
+    if valid {
+        Ok(id)
+    } else {
+        Err(Status::invalid_argument(format!("'{}' is not the id of a volume", id.escape_debug())))
+    }
 }
 
 impl Volumes {
@@ -125,7 +132,10 @@ impl Volumes {
             Ok(Ok(Progress::Ended(outcome))) => outcome,
             Ok(_) => Err("the transfer was stopped".to_owned()),
             Err(_) => {
-                let Progress::Going(text) = progress.borrow().clone() else { return Err(Status::unavailable("")) };
+                let text = match &*progress.borrow() {
+                    Progress::Going(text) => text.clone(),
+                    Progress::Ended(_) => "the transfer has just ended".to_owned(),
+                };
                 return Err(Status::unavailable(format!("{text}; the transfer goes on")));
             }
         };

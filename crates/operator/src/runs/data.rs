@@ -79,17 +79,24 @@ mod tests {
         let folder = format!(
             "{{repo: 'https://h/r', rev: {commit}, path: images, mountPath: ./images, digest: 8b3662b0d460701f7734cdf533c5aa85.dir, secretName: s}}"
         );
-        let file = format!("{{repo: 'https://h/r', rev: {commit}, path: a/labels, mountPath: /labels, digest: d41d8cd98f00b204e9800998ecf8427e}}");
+        let file = format!(
+            "{{repo: 'https://h/r', rev: {commit}, path: a/labels, mountPath: /labels, digest: d41d8cd98f00b204e9800998ecf8427e}}"
+        );
         let pod = PodData::new(&spec(&format!("{folder}, {file}"))).unwrap();
         let expected = json!({"name": "slipway-data-0", "csi": {
             "driver": "data.slipway.dev", "readOnly": true, "nodePublishSecretRef": {"name": "s"},
             "volumeAttributes": {"repo": "https://h/r", "rev": commit, "path": "images", "digest": "8b3662b0d460701f7734cdf533c5aa85.dir"}}});
         assert_eq!(pod.volumes[0], expected);
         assert_eq!(pod.mounts[0], json!({"name": "slipway-data-0", "mountPath": "/work/images", "readOnly": true}));
-        assert_eq!(pod.mounts[1], json!({"name": "slipway-data-1", "mountPath": "/labels", "readOnly": true, "subPath": "file"}));
+        assert_eq!(
+            pod.mounts[1],
+            json!({"name": "slipway-data-1", "mountPath": "/labels", "readOnly": true, "subPath": "file"})
+        );
         assert_eq!(pod.variable, Some(json!({"name": "SLIPWAY_DATA", "value": "/work/images:/labels"})));
         assert_eq!(PodData::new(&spec("")).unwrap(), PodData::default());
-        for data in ["{repo: r, path: x, mountPath: /x}", &format!("{{repo: r, rev: {commit}, path: x, mountPath: /x}}")] {
+        for data in
+            ["{repo: r, path: x, mountPath: /x}", &format!("{{repo: r, rev: {commit}, path: x, mountPath: /x}}")]
+        {
             assert!(PodData::new(&spec(data)).unwrap_err().contains("`slipway run submit` fills in"));
         }
     }

@@ -22,7 +22,9 @@ pub(crate) enum Node {
     )]
     Converge(super::cluster::Converge),
     /// Run the driver that brings data to the pods of this node; in a cluster, by the value data.enabled
-    #[command(after_help = "Example:\n  slipway node data --node-name worker-1 --folder /var/lib/slipway-data --limit 100Gi")]
+    #[command(
+        after_help = "Example:\n  slipway node data --node-name worker-1 --folder /var/lib/slipway-data --limit 100Gi"
+    )]
     Data(DataDriver),
     /// Run the controller of ComputeDomains; in a cluster, by the value computeDomains.enabled
     #[command(
@@ -93,7 +95,8 @@ pub(crate) struct DataDriver {
 
 /// Parses a size in Kubernetes notation.
 fn size(text: &str) -> Result<u64, String> {
-    let bytes = slipway_exec::quantity::Quantity::Text(text.into()).value().filter(|bytes| (1.0..=1e18).contains(bytes));
+    let bytes =
+        slipway_exec::quantity::Quantity::Text(text.into()).value().filter(|bytes| (1.0..=1e18).contains(bytes));
     bytes.map(|bytes| bytes as u64).ok_or_else(|| format!("'{text}' is not a size, such as 100Gi"))
 }
 

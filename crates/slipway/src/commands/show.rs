@@ -47,7 +47,7 @@ fn origin(dataset: &Value) -> Vec<[String; 3]> {
 /// The source of a dataset that a DVC repository tracks: `repo`, `commit`, `path` and `file`.
 pub(super) fn dvc_source(dataset: &Value) -> Option<Value> {
     let source = dataset["source"].as_str().filter(|_| dataset["source_type"] == "dvc")?;
-    serde_json::from_str(source).ok()
+    serde_json::from_str(source).ok().filter(Value::is_object)
 }
 
 pub(super) async fn show(context: &Context, options: Show) -> Result<(), Failure> {

@@ -1,10 +1,11 @@
 //! The repository that a run is submitted from, as `spec.source` records it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use slipway_core::home::Home;
 use slipway_data::DataError;
-use slipway_data::commands::status::status;
+use slipway_data::commands::status::{Change, status};
 use slipway_data::config::{is_url, relative_path};
 use slipway_data::project::{Project, find_root};
 use slipway_data::scm::Git;
@@ -34,7 +35,7 @@ pub(super) fn source(folder: &Path) -> Result<Option<Source>, DataError> {
     // Paths are shown relative to the root of the project here, wherever the run is.
     project.current.clone_from(&project.root);
     let (changed, _) = status(&mut project, &[], false)?;
-    let changed: Vec<String> = changed.into_iter().flat_map(|stage| stage.outs).map(|(path, _)| path).collect();
+    let changed: BTreeMap<String, Change> = changed.into_iter().flat_map(|stage| stage.outs).collect();
     let mut source = Source {
         commit: head.commit,
         branch: head.branch.unwrap_or_default(),
@@ -45,9 +46,13 @@ pub(super) fn source(folder: &Path) -> Result<Option<Source>, DataError> {
     for stage in project.stages()? {
         for out in stage.outs.iter().filter(|out| out.cached) {
             let (Some(digest), Some(path)) = (out.digest, &out.path) else { continue };
-            if changed.contains(&relative_path(path, &project.root).display().to_string()) {
-                source.modified.push(below_root(path));
-                continue;
+            match changed.get(&relative_path(path, &project.root).display().to_string()) {
+                None | Some(Change::NotInCache) => {}
+                Some(Change::Deleted) => continue,
+                Some(Change::Modified | Change::New) => {
+                    source.modified.push(below_root(path));
+                    continue;
+                }
             }
             source.data.push(UsedData {
                 repo: repo.clone(),

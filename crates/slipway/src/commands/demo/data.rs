@@ -43,7 +43,7 @@ pub(super) fn version(project: &Path, python: &Path) -> Result<DataVolume, Strin
 fn git(folder: &Path, arguments: &[&str]) -> Result<String, String> {
     let identity = ["user.name=slipway demo", "user.email=demo@example.invalid", "commit.gpgSign=false"];
     let mut command = Command::new("git");
-    command.current_dir(folder).args(identity.iter().flat_map(|setting| ["-c", setting])).args(arguments);
+    command.current_dir(folder).args(identity.iter().flat_map(|setting| ["-c", *setting])).args(arguments);
     output(&mut command)
 }
 
