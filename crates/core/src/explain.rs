@@ -630,6 +630,16 @@ pub const CATALOGUE: &[Topic] = &[
         remedy: "Pass `--force` to record it, or restore the recorded data with `slipway data checkout`.",
     },
     Topic {
+        code: "data.command",
+        meaning: "The command of a stage of a pipeline failed. Its outputs were not recorded.",
+        remedy: "Read what the command printed, and run `slipway data repro` again. `slipway data repro --dry` shows the commands.",
+    },
+    Topic {
+        code: "data.reproduction",
+        meaning: "Stages of a pipeline could not be run. Stages that were finished before are recorded, and will not run again.",
+        remedy: "Correct the cause that the message names, and run `slipway data repro` again; `--keep-going` runs what does not depend on it.",
+    },
+    Topic {
         code: "data.not_in_cache",
         meaning: "The cache lacks recorded data. Outputs that lack data were not changed.",
         remedy: "`slipway data pull` receives it from the remote.",

@@ -126,15 +126,22 @@ impl Project {
         self.lock.retake(on_wait)
     }
 
-    /// Waits until no other process works on the paths of a stage, then records that this one does.
+    /// Waits until no other process works on the paths of a stage. True if this waited: the stage must be read again.
     ///
     /// # Errors
-    /// If the lock cannot be taken or written.
+    /// If the lock cannot be taken.
+    pub(crate) fn wait_for_stage(&self, stage: &Stage, on_wait: &dyn Fn(&str)) -> Result<bool, DataError> {
+        let (reads, writes) = paths_of(stage);
+        self.lock.wait_for(&reads, &writes, on_wait)
+    }
+
+    /// Records that this process works on the paths of a stage, while it does not hold the lock. Nothing else may happen between
+    /// [`Self::wait_for_stage`] and this that releases the lock.
+    ///
+    /// # Errors
+    /// If the record cannot be written.
     pub(crate) fn claim(&self, stage: &Stage, on_wait: &dyn Fn(&str)) -> Result<Claim, DataError> {
-        let params = stage.recipe.iter().flat_map(|recipe| &recipe.params).map(|params| params.path.as_path());
-        let reads: Vec<&Path> = stage.deps.iter().filter_map(|dep| dep.location.as_deref()).chain(params).collect();
-        let writes: Vec<&Path> = stage.outs.iter().filter_map(|out| out.location.as_deref()).collect();
-        self.lock.wait_for(&reads, &writes, on_wait)?;
+        let (reads, writes) = paths_of(stage);
         self.lock.claim(&reads, &writes, on_wait)
     }
 
@@ -236,6 +243,13 @@ impl Project {
         }
         Ok(selected)
     }
+}
+
+/// The paths that a stage reads and writes.
+fn paths_of(stage: &Stage) -> (Vec<&Path>, Vec<&Path>) {
+    let params = stage.recipe.iter().flat_map(|recipe| &recipe.params).map(|params| params.path.as_path());
+    let reads = stage.deps.iter().filter_map(|dep| dep.location.as_deref()).chain(params).collect();
+    (reads, stage.outs.iter().filter_map(|out| out.location.as_deref()).collect())
 }
 
 /// The folder of the cache.

@@ -232,6 +232,10 @@ impl Run<'_> {
         if std::mem::take(&mut self.says_newline) {
             (self.say)("");
         }
+        let waited = project.wait_for_stage(&self.stages[index], &|blocker| self.talk.note(blocker))?;
+        if waited {
+            self.read_again(project, index)?;
+        }
         let prepared = self.prepare(project, index).await;
         match prepared {
             Ok(Prepared::Unchanged) => self.settle(project, index, Ok(false)),
@@ -251,6 +255,14 @@ impl Run<'_> {
             }
             Err(error) => self.settle(project, index, Err(error)),
         }
+        Ok(())
+    }
+
+    /// Replaces a stage by what its files say now, because another process has worked on it.
+    fn read_again(&mut self, project: &Project, index: usize) -> Result<(), DataError> {
+        let old = &self.stages[index];
+        let found = project.stages()?.into_iter().find(|stage| stage.file == old.file && stage.name == old.name);
+        self.stages[index] = found.ok_or_else(|| DataError::Target(old.address(&project.current)))?;
         Ok(())
     }
 

@@ -283,8 +283,11 @@ pub(crate) fn keep_run(project: &Project, stage: &Stage) -> Result<(), DataError
         // The small files that Git tracks are kept, too, because a restored run needs them.
         for out in stage.outs.iter().filter(|out| !out.cached) {
             let Some(path) = &out.location else { continue };
-            let cache = Some(project.cache_of(out.hash));
-            crate::snapshot::take(path, &project.rules, &project.state, out.hash, cache)?;
+            let cache = project.cache_of(out.hash);
+            let stored = crate::snapshot::take(path, &project.rules, &project.state, out.hash, Some(cache))?;
+            if let Some(manifest) = stored.and_then(|stored| stored.manifest) {
+                cache.put_manifest(&manifest)?;
+            }
         }
         run_cache(project).save(stage)?;
     }

@@ -92,6 +92,7 @@ impl Writer {
                 match value {
                     // A file with nothing in it would be read as an empty mapping.
                     Value::Null if position == Position::Start => self.put("null"),
+                    Value::Null if position == Position::Dash => self.put(" "),
                     Value::Null => {}
                     Value::Bool(value) => self.put(if *value { " true" } else { " false" }),
                     Value::Number(text) => {
@@ -290,6 +291,7 @@ mod tests {
         ]);
         let expected = "meta:\n  a:\n  - 1\n  - 2\n  - b:\n    c: []\n    d: {}\n  f: 1.5\n  t: true\n  g:\n  - - 1\n    - 2\n  - - 3\nouts: []\n";
         assert_eq!(emit(&value), expected);
+        assert_eq!(emit(&map(vec![("l", list(vec![Value::Null]))])), "l:\n- \n");
     }
 
     #[test]

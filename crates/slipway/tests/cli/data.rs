@@ -103,6 +103,29 @@ fn killed_commands_leave_workspace_and_cache_whole() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "{}\n");
 }
 
+#[test]
+fn a_killed_run_of_a_pipeline_is_started_again() {
+    let rounds = std::env::var("KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS);
+    let sandbox = tempfile::tempdir().unwrap();
+    let folder = sandbox.path();
+    run(folder, &["init", "--no-scm"]);
+    let pipeline = "stages:\n  each:\n    foreach: [a, b]\n    do:\n      cmd: cat in > ${item}.out\n      deps: [in]\n      outs: ['${item}.out']\n  all:\n    cmd: mkdir -p all && cp a.out b.out all\n    deps: [a.out, b.out]\n    outs: [all]\n";
+    std::fs::write(folder.join("dvc.yaml"), pipeline).unwrap();
+    for round in 0..rounds {
+        std::fs::write(folder.join("in"), format!("{round}\n")).unwrap();
+        let mut child = slipway(folder, &["repro", "-j", "2"]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(5 + round * 17 % 90));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        check_cache(folder);
+        run(folder, &["repro", "-j", "2"]);
+        check_cache(folder);
+        assert_eq!(std::fs::read_to_string(folder.join("all/b.out")).unwrap(), format!("{round}\n"));
+        let output = slipway(folder, &["status", "--json"]).stdout(Stdio::piped()).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "{}\n");
+    }
+}
+
 /// A cloned project must not write to places outside of it through a symbolic link.
 #[test]
 fn checkout_through_a_link_out_of_the_project_needs_force() {
