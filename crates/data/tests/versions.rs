@@ -154,7 +154,7 @@ async fn what_cannot_be_fetched_is_explained() {
     std::fs::remove_dir_all(place.folder.path().join("remote")).unwrap();
     let missing = error(None, "images").await;
     assert!(
-        missing.contains("1 of 1 objects of 'images'") && missing.contains("remote 'store' does not have it"),
+        missing.contains("objects of 'images'") && missing.contains("remote 'store' does not have it"),
         "{missing}"
     );
     let gone = fetch(&depot, "file:///no/such/repository", None, "images", "one").await.unwrap_err();

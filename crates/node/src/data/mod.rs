@@ -14,9 +14,9 @@ use slipway_core::data_volume::DRIVER;
 use slipway_data::versions::Depot;
 
 use crate::NodeError;
+use crate::kubelet::Plugin;
 use crate::kubelet::csi::identity_server::IdentityServer;
 use crate::kubelet::csi::node_server::NodeServer;
-use crate::kubelet::{self, Plugin};
 
 pub use mounts::{HostMounts, Mounts};
 use volumes::Volumes;
