@@ -73,7 +73,7 @@ fn command(arguments: &[String]) -> String {
 }
 
 /// Shows the lines of a run.
-fn say(context: &Context) -> Say {
+pub(super) fn say(context: &Context) -> Say {
     let quiet = context.global.quiet;
     Arc::new(move |line| {
         if !quiet {
@@ -95,13 +95,9 @@ pub(super) fn list(project: &Project, options: &StageList) -> Result<(), DataErr
     Ok(())
 }
 
-pub(super) async fn repro(
-    context: &Context,
-    project: &mut Project,
-    terminal: &Terminal<'_>,
-    options: Repro,
-) -> Result<(), DataError> {
-    let how = repro::Options {
+/// How stages are run.
+pub(super) fn repro_options(context: &Context, project: &Project, options: &Repro) -> repro::Options {
+    repro::Options {
         force: options.force,
         single_item: options.single_item,
         pipeline: options.pipeline,
@@ -122,7 +118,16 @@ pub(super) async fn repro(
             () => OnError::Fail,
         },
         jobs: options.jobs,
-    };
+    }
+}
+
+pub(super) async fn repro(
+    context: &Context,
+    project: &mut Project,
+    terminal: &Terminal<'_>,
+    options: Repro,
+) -> Result<(), DataError> {
+    let how = repro_options(context, project, &options);
     let say = say(context);
     let report = repro::repro(project, &options.targets, &how, terminal, say.clone()).await?;
     show_git_files(context, project, &report.git_files);
