@@ -267,7 +267,24 @@ mod tests {
 
     #[test]
     fn invalid_text_is_rejected_with_its_line() {
-        for text in ["", "{", "[1,]", "{\"a\"}", "01", "1.", ".5", "-", "\"\\x\"", "\"\\u12\"", "nul", "1 2", "{a: 1}", "\"a\nb\"", "+1", "\"\\ué00\""] {
+        for text in [
+            "",
+            "{",
+            "[1,]",
+            "{\"a\"}",
+            "01",
+            "1.",
+            ".5",
+            "-",
+            "\"\\x\"",
+            "\"\\u12\"",
+            "nul",
+            "1 2",
+            "{a: 1}",
+            "\"a\nb\"",
+            "+1",
+            "\"\\ué00\"",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
         assert_eq!(parse("{\n\"a\": 1,\n}").unwrap_err().1, 3);

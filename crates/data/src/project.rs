@@ -316,7 +316,8 @@ impl Search<'_> {
         self.pipelines.extend(files.iter().filter(is_pipeline).cloned());
         let root = &self.project.root;
         let unpacking = pipeline::unpacking(&self.project.config);
-        let loaded: Vec<Vec<Stage>> = files.par_iter().map(|file| load(file, root, unpacking)).collect::<Result<_, _>>()?;
+        let loaded: Vec<Vec<Stage>> =
+            files.par_iter().map(|file| load(file, root, unpacking)).collect::<Result<_, _>>()?;
         for stage in loaded.into_iter().flatten() {
             self.outs.extend(stage.outs.iter().filter_map(|out| out.path.clone()));
             self.stages.push(stage);

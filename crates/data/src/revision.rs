@@ -55,7 +55,8 @@ pub fn reference(baseline: &str, name: &str) -> String {
 pub fn repository(git: Option<&Git>) -> Result<(&Git, String), DataError> {
     let git = git.ok_or_else(|| DataError::Git("experiments need a project in a Git repository".into()))?;
     let head = git.resolve("HEAD")?;
-    head.map(|head| (git, head)).ok_or_else(|| DataError::Git("there is no commit yet, from which experiments derive".into()))
+    head.map(|head| (git, head))
+        .ok_or_else(|| DataError::Git("there is no commit yet, from which experiments derive".into()))
 }
 
 /// All experiments here or, with `remote`, in another Git repository, by reference.
@@ -134,8 +135,7 @@ pub fn find(git: &Git, names: &[String], remote: Option<&str>) -> Result<Vec<Exp
     let head = git.resolve("HEAD")?;
     let (mut found, mut missing) = (Vec::new(), Vec::new());
     for name in names {
-        let matching: Vec<&Experiment> =
-            known.iter().filter(|e| e.name == *name || e.reference() == *name).collect();
+        let matching: Vec<&Experiment> = known.iter().filter(|e| e.name == *name || e.reference() == *name).collect();
         let of_head = matching.iter().find(|experiment| Some(&experiment.baseline) == head.as_ref());
         match (matching.as_slice(), of_head) {
             ([], _) => missing.push(name.as_str()),
@@ -154,7 +154,9 @@ pub fn find(git: &Git, names: &[String], remote: Option<&str>) -> Result<Vec<Exp
         (missing, Some(remote)) => {
             Err(DataError::Invalid(format!("the experiments '{}' do not exist in '{remote}'", missing.join("', '"))))
         }
-        (missing, None) => Err(DataError::Invalid(format!("'{}' is not the name of an experiment", missing.join("', '")))),
+        (missing, None) => {
+            Err(DataError::Invalid(format!("'{}' is not the name of an experiment", missing.join("', '"))))
+        }
     }
 }
 

@@ -57,7 +57,8 @@ fn stash(git: &Git, head: &str, commit: &str, name: &str, temporary: &Path) -> R
         let others = Index::empty(git, temporary.join("stash-untracked"));
         others.add(&untracked)?;
         let of_untracked = others.commit(&[], &format!("untracked files on {head}"))?;
-        let message = format!("dvc-exp-apply:{head}:{commit}:{name}");
+        let branch = git.branch().unwrap_or_else(|| "(no branch)".into());
+        let message = format!("On {branch}: dvc-exp-apply:{head}:{commit}:{name}");
         let stash = staged.commit(&[head, &of_index, &of_untracked], &message)?;
         changes.push(RefChange::Set(APPLY_STASH.into(), stash));
     }

@@ -76,10 +76,7 @@ pub fn rename(git: &Git, name: &str, new: &str, force: bool) -> Result<(), DataE
     if exists && !force {
         return Err(exists_error(new));
     }
-    git.change_references(&[
-        RefChange::Delete(experiment.reference()),
-        RefChange::Set(target, experiment.commit),
-    ])
+    git.change_references(&[RefChange::Delete(experiment.reference()), RefChange::Set(target, experiment.commit)])
 }
 
 fn exists_error(name: &str) -> DataError {

@@ -45,9 +45,8 @@ pub fn free(git: &Git, baseline: &str) -> Result<String, DataError> {
     let mut name = String::new();
     for attempt in 0..=ATTEMPTS {
         let random = RandomState::new().hash_one(attempt);
-        let pick = |words: &[&'static str], random: u64| {
-            words[usize::try_from(random % words.len() as u64).unwrap_or(0)]
-        };
+        let pick =
+            |words: &[&'static str], random: u64| words[usize::try_from(random % words.len() as u64).unwrap_or(0)];
         name = format!("{}-{}", pick(ADJECTIVES, random), pick(NOUNS, random >> 32));
         if attempt == ATTEMPTS {
             name.push_str(&format!("-{}", random >> 40));

@@ -41,9 +41,7 @@ pub fn combinations(arguments: &[String]) -> Result<Vec<Vec<Override>>, DataErro
         }
         combinations = combinations
             .iter()
-            .flat_map(|known| {
-                alternatives.iter().map(move |one| known.iter().cloned().chain([one.clone()]).collect())
-            })
+            .flat_map(|known| alternatives.iter().map(move |one| known.iter().cloned().chain([one.clone()]).collect()))
             .collect();
     }
     Ok(combinations)
@@ -288,7 +286,8 @@ mod tests {
         assert_eq!(shown("a=range(0, 1, 0.5)"), ["0.0", "0.5"]);
         assert_eq!(shown("a=range(3, 0, -2)"), ["3", "1"]);
         assert_eq!(shown("a=x=y"), ["\"x=y\""]);
-        for invalid in ["a", "=1", "a..b=1", ":a=1", "a=[1", "a='x", "a=range(x)", "a=range(0, 1e9)", "a=range(1,2,0)"] {
+        for invalid in ["a", "=1", "a..b=1", ":a=1", "a=[1", "a='x", "a=range(x)", "a=range(0, 1e9)", "a=range(1,2,0)"]
+        {
             assert!(parse_one(invalid).is_err(), "{invalid}");
         }
     }

@@ -32,12 +32,7 @@ pub struct Request {
 ///
 /// # Errors
 /// If the name exists, a parameter is not known, or a stage fails.
-pub async fn run(
-    project: &mut Project,
-    request: &Request,
-    talk: &dyn Talk,
-    say: Say,
-) -> Result<Experiment, DataError> {
+pub async fn run(project: &mut Project, request: &Request, talk: &dyn Talk, say: Say) -> Result<Experiment, DataError> {
     let git = project.git.clone();
     let (git, head) = repository(git.as_ref())?;
     let name = match &request.name {

@@ -91,7 +91,9 @@ mod tests {
 
     #[test]
     fn invalid_files_are_rejected_with_the_line() {
-        for (name, text) in [("p.json", "{\n]"), ("p.toml", "a = 1\nb ="), ("p.yaml", "a: 1\n b: 2\n"), ("p.py", "a = 1\nb = (")] {
+        for (name, text) in
+            [("p.json", "{\n]"), ("p.toml", "a = 1\nb ="), ("p.yaml", "a: 1\n b: 2\n"), ("p.py", "a = 1\nb = (")]
+        {
             let Err(DataError::File { line, .. }) = parse(Path::new(name), text) else { unreachable!("{name}") };
             assert_eq!(line, 2, "{name}");
         }

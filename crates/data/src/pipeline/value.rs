@@ -140,7 +140,8 @@ fn is_float(text: &str) -> bool {
 pub fn equal(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(x), Value::Number(y)) => {
-            x == y || matches!((x.parse::<f64>(), y.parse::<f64>()), (Ok(x), Ok(y)) if x.total_cmp(&y) == Ordering::Equal)
+            x == y
+                || matches!((x.parse::<f64>(), y.parse::<f64>()), (Ok(x), Ok(y)) if x.total_cmp(&y) == Ordering::Equal)
         }
         (Value::Bool(flag), Value::Number(number)) | (Value::Number(number), Value::Bool(flag)) => {
             number.parse::<f64>().is_ok_and(|number| number.total_cmp(&f64::from(u8::from(*flag))) == Ordering::Equal)

@@ -114,8 +114,10 @@ pub(crate) fn flatten(value: &Value) -> Vec<(String, Value)> {
 /// The changes as JSON.
 pub fn to_json(changes: &Changes) -> Json {
     let change = |change: &Change| {
-        let mut members =
-            vec![("old".to_owned(), python::value_to_json(&change.old)), ("new".into(), python::value_to_json(&change.new))];
+        let mut members = vec![
+            ("old".to_owned(), python::value_to_json(&change.old)),
+            ("new".into(), python::value_to_json(&change.new)),
+        ];
         members.extend(change.difference.as_ref().map(|diff| ("diff".into(), python::value_to_json(diff))));
         Json::Map(members)
     };

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::config::normalise;
 use crate::error::DataError;
-use crate::pipeline::{Files, PipelineFile, unpacking};
 use crate::pipeline::value::text;
+use crate::pipeline::{Files, PipelineFile, unpacking};
 use crate::stage::{OutputKind, Stage};
 use crate::tree::Tree;
 use crate::yaml::Value;

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use super::Files;
 use super::changes::Changes;
 use super::definitions::{Definitions, Keys};
 use super::metrics::{compare_revisions, read_each, read_values};
-use super::Files;
 use crate::config::relative_path;
 use crate::error::DataError;
 use crate::pipeline::DEFAULT_PARAMS_FILE;
@@ -122,7 +122,10 @@ mod tests {
     fn keys_select_parts() {
         let value = crate::json::parse(r#"{"a": {"b": 1, "c": 2, "d": {"e": 3}}, "f": 4}"#).unwrap();
         let selected = select(&value, &["a.d.e".into(), "f".into(), "none".into(), "a.b".into()]);
-        assert_eq!(super::super::python::value_to_json(&selected).to_text(), r#"{"a": {"d": {"e": 3}, "b": 1}, "f": 4}"#);
+        assert_eq!(
+            super::super::python::value_to_json(&selected).to_text(),
+            r#"{"a": {"d": {"e": 3}, "b": 1}, "f": 4}"#
+        );
     }
 
     #[test]

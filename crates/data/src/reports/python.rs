@@ -138,7 +138,9 @@ pub fn value_to_json(value: &Value) -> Json {
         },
         Value::String(text) => Json::string(text),
         Value::List(items) => Json::List(items.iter().map(value_to_json).collect()),
-        Value::Map(entries) => Json::Map(entries.iter().map(|(key, value)| (key.clone(), value_to_json(value))).collect()),
+        Value::Map(entries) => {
+            Json::Map(entries.iter().map(|(key, value)| (key.clone(), value_to_json(value))).collect())
+        }
     }
 }
 

@@ -120,8 +120,7 @@ pub fn values(
     read: impl Fn(&Tree<'_>) -> Result<Files, DataError>,
 ) -> Result<Vec<Revision>, DataError> {
     let results = each(project, covered, read)?;
-    let mut revisions: Vec<Revision> =
-        results.into_iter().map(|(name, files)| Revision { name, files }).collect();
+    let mut revisions: Vec<Revision> = results.into_iter().map(|(name, files)| Revision { name, files }).collect();
     let branch = project.git.as_ref().and_then(crate::scm::Git::branch);
     let current = revisions.iter().find(|revision| Some(&revision.name) == branch.as_ref());
     let is_equal = current.is_some_and(|current| revisions.first().is_some_and(|first| first.files == current.files));

@@ -43,10 +43,13 @@ impl Table {
             Form::Text => self.aligned(|cells| format!("{}\n", cells.join("  ").trim_end()), None),
             Form::Markdown => {
                 let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-                let mut text = self.aligned(line, Some(&|widths: &[usize]| {
-                    let rules: Vec<String> = widths.iter().map(|width| "-".repeat(width + 2)).collect();
-                    format!("|{}|\n", rules.join("|"))
-                }));
+                let mut text = self.aligned(
+                    line,
+                    Some(&|widths: &[usize]| {
+                        let rules: Vec<String> = widths.iter().map(|width| "-".repeat(width + 2)).collect();
+                        format!("|{}|\n", rules.join("|"))
+                    }),
+                );
                 text.push('\n');
                 text
             }
@@ -103,8 +106,7 @@ mod tests {
     #[test]
     fn tables_are_aligned_as_by_dvc() {
         assert_eq!(table().render(Form::Text), "Path          Metric\nmetrics.json  a, \"b\"\n");
-        let markdown =
-            "| Path         | Metric   |\n|--------------|----------|\n| metrics.json | a, \"b\"   |\n\n";
+        let markdown = "| Path         | Metric   |\n|--------------|----------|\n| metrics.json | a, \"b\"   |\n\n";
         assert_eq!(table().render(Form::Markdown), markdown);
         assert_eq!(table().render(Form::Csv), "Path,Metric\r\nmetrics.json,\" a, \"\"b\"\"\"\r\n");
         assert_eq!(Table::new(&["Path", "Metric"]).render(Form::Text), "Path    Metric\n");

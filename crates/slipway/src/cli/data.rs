@@ -87,7 +87,10 @@ pub(crate) enum Data {
     #[command(subcommand, after_help = "Example:\n  slipway data cache dir /mnt/cache")]
     Cache(Cache),
     /// Add or list stages of pipelines
-    #[command(subcommand, after_help = "Example:\n  slipway data stage add -n prepare -d raw.csv -o clean.csv ./prepare.sh")]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  slipway data stage add -n prepare -d raw.csv -o clean.csv ./prepare.sh"
+    )]
     Stage(pipeline::Stage),
     /// Run the stages whose dependencies, parameters, command or outputs changed
     #[command(

@@ -165,7 +165,8 @@ fn label(tick: f64, ticks: &[f64]) -> String {
     if largest >= 1e6 || (largest > 0.0 && largest < 1e-3) {
         return python::text(&Value::Number(format!("{tick:e}")), Rounding::Significant(3));
     }
-    let digits = (0..6).find(|digits| ((step * 10_f64.powi(*digits)).round() / 10_f64.powi(*digits) - step).abs() < step * 1e-6);
+    let digits =
+        (0..6).find(|digits| ((step * 10_f64.powi(*digits)).round() / 10_f64.powi(*digits) - step).abs() < step * 1e-6);
     format!("{tick:.*}", usize::try_from(digits.unwrap_or(6)).unwrap_or(6))
 }
 
@@ -219,17 +220,37 @@ fn axes(svg: &mut String, series: &Series, x: &Scale, y: &Scale) {
     for (place, label) in y.labels() {
         let (_, at) = spot(0.0, place);
         put!(svg, "<line class=\"grid\" x1=\"{left:.1}\" x2=\"{right:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>");
-        put!(svg, "<text class=\"tick\" text-anchor=\"end\" x=\"{:.1}\" y=\"{:.1}\">{}</text>", left - 8.0, at + 4.0, escape(&short(&label, 9)));
+        put!(
+            svg,
+            "<text class=\"tick\" text-anchor=\"end\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            left - 8.0,
+            at + 4.0,
+            escape(&short(&label, 9))
+        );
     }
     for (place, label) in x.labels() {
         let (at, _) = spot(place, 0.0);
         put!(svg, "<line class=\"axis\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{bottom:.1}\" y2=\"{:.1}\"/>", bottom + 4.0);
-        put!(svg, "<text class=\"tick\" text-anchor=\"middle\" x=\"{at:.1}\" y=\"{:.1}\">{}</text>", bottom + 18.0, escape(&short(&label, 11)));
+        put!(
+            svg,
+            "<text class=\"tick\" text-anchor=\"middle\" x=\"{at:.1}\" y=\"{:.1}\">{}</text>",
+            bottom + 18.0,
+            escape(&short(&label, 11))
+        );
     }
     put!(svg, "<line class=\"axis\" x1=\"{left:.1}\" x2=\"{right:.1}\" y1=\"{bottom:.1}\" y2=\"{bottom:.1}\"/>");
     let (middle_x, middle_y) = (f64::midpoint(left, right), f64::midpoint(top, bottom));
-    put!(svg, "<text class=\"label\" text-anchor=\"middle\" x=\"{middle_x:.1}\" y=\"{:.1}\">{}</text>", HEIGHT - 8.0, escape(&short(&series.axes.x_label, 60)));
-    put!(svg, "<text class=\"label\" text-anchor=\"middle\" transform=\"translate(14 {middle_y:.1}) rotate(-90)\">{}</text>", escape(&short(&series.axes.y_label, 40)));
+    put!(
+        svg,
+        "<text class=\"label\" text-anchor=\"middle\" x=\"{middle_x:.1}\" y=\"{:.1}\">{}</text>",
+        HEIGHT - 8.0,
+        escape(&short(&series.axes.x_label, 60))
+    );
+    put!(
+        svg,
+        "<text class=\"label\" text-anchor=\"middle\" transform=\"translate(14 {middle_y:.1}) rotate(-90)\">{}</text>",
+        escape(&short(&series.axes.y_label, 40))
+    );
 }
 
 /// The categories of a field, in the order in which they occur.
@@ -273,8 +294,19 @@ fn lines(series: &Series, groups: &[Group<'_>], only_points: bool) -> String {
         if only_points || placed.len() <= MAX_MARKS {
             let radius = if only_points { 3.5 } else { 2.5 };
             for (x, y, point) in placed.iter().take(MAX_POINTS * 4) {
-                let tip = format!("{}\n{}: {}\n{}: {}", group.name, series.axes.x_label, text(point, field_x), series.axes.y_label, text(point, field_y));
-                put!(svg, "<circle class=\"mark c{color}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\"><title>{}</title></circle>", escape(&tip));
+                let tip = format!(
+                    "{}\n{}: {}\n{}: {}",
+                    group.name,
+                    series.axes.x_label,
+                    text(point, field_x),
+                    series.axes.y_label,
+                    text(point, field_y)
+                );
+                put!(
+                    svg,
+                    "<circle class=\"mark c{color}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\"><title>{}</title></circle>",
+                    escape(&tip)
+                );
             }
         }
     }
@@ -288,9 +320,13 @@ fn thin(placed: &[(f64, f64, &Point)]) -> Vec<(f64, f64)> {
     }
     let mut kept = Vec::new();
     for chunk in placed.chunks(placed.len().div_ceil(MAX_POINTS / 2)) {
-        let order = |i: usize| chunk.iter().enumerate().map(|(place, point)| (place, point.1)).reduce(|a, b| {
-            if (b.1 < a.1) == (i == 0) { b } else { a }
-        });
+        let order = |i: usize| {
+            chunk
+                .iter()
+                .enumerate()
+                .map(|(place, point)| (place, point.1))
+                .reduce(|a, b| if (b.1 < a.1) == (i == 0) { b } else { a })
+        };
         let mut both: Vec<usize> = [order(0), order(1)].into_iter().flatten().map(|(place, _)| place).collect();
         both.sort_unstable();
         both.dedup();
@@ -325,7 +361,12 @@ fn bars(series: &Series, groups: &[Group<'_>], sorted: bool) -> String {
     for (place, label) in scale.labels() {
         let at = across(place);
         put!(svg, "<line class=\"grid\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{top}\" y2=\"{bottom:.1}\"/>");
-        put!(svg, "<text class=\"tick\" text-anchor=\"middle\" x=\"{at:.1}\" y=\"{:.1}\">{}</text>", bottom + 18.0, escape(&label));
+        put!(
+            svg,
+            "<text class=\"tick\" text-anchor=\"middle\" x=\"{at:.1}\" y=\"{:.1}\">{}</text>",
+            bottom + 18.0,
+            escape(&label)
+        );
     }
     let zero = match &scale {
         Scale::Numbers { from, to, .. } => across(-from / (to - from)),
@@ -334,7 +375,12 @@ fn bars(series: &Series, groups: &[Group<'_>], sorted: bool) -> String {
     for (i, name) in names.iter().enumerate() {
         let start = top + row * i as f64 + 4.0;
         let middle = start + bar * groups.len() as f64 / 2.0 + 4.0;
-        put!(svg, "<text class=\"tick\" text-anchor=\"end\" x=\"{:.1}\" y=\"{middle:.1}\">{}</text>", left - 8.0, escape(&short(name, 24)));
+        put!(
+            svg,
+            "<text class=\"tick\" text-anchor=\"end\" x=\"{:.1}\" y=\"{middle:.1}\">{}</text>",
+            left - 8.0,
+            escape(&short(name, 24))
+        );
         for (j, group) in groups.iter().enumerate() {
             let Some(point) = group.points.iter().find(|point| text(point, field_name) == *name) else { continue };
             let Some(place) = scale.place(point, field_value) else { continue };
@@ -351,7 +397,13 @@ fn bars(series: &Series, groups: &[Group<'_>], sorted: bool) -> String {
             );
         }
     }
-    put!(svg, "<text class=\"label\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{}</text>", across(0.5), height - 8.0, escape(&short(&series.axes.x_label, 60)));
+    put!(
+        svg,
+        "<text class=\"label\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+        across(0.5),
+        height - 8.0,
+        escape(&short(&series.axes.x_label, 60))
+    );
     svg + "</svg>\n"
 }
 
@@ -384,26 +436,60 @@ fn confusion(series: &Series, normalized: bool) -> String {
             let count = counts.get(&(row.clone(), column.clone())).copied().unwrap_or(0);
             if normalized { count as f64 / total(row).max(1) as f64 } else { count as f64 }
         };
-        let largest = rows.iter().flat_map(|r| columns.iter().map(move |c| (r, c))).map(|(r, c)| share(r, c)).fold(f64::MIN_POSITIVE, f64::max);
+        let largest = rows
+            .iter()
+            .flat_map(|r| columns.iter().map(move |c| (r, c)))
+            .map(|(r, c)| share(r, c))
+            .fold(f64::MIN_POSITIVE, f64::max);
         put!(svg, "<text class=\"label\" x=\"{x0:.1}\" y=\"{:.1}\">{}</text>", y0 - 10.0, escape(&short(revision, 30)));
         for (r, row) in rows.iter().enumerate() {
             let y = y0 + cell_height * r as f64;
-            put!(svg, "<text class=\"tick\" text-anchor=\"end\" x=\"{:.1}\" y=\"{:.1}\">{}</text>", x0 - 6.0, y + cell_height / 2.0 + 4.0, escape(&short(row, 10)));
+            put!(
+                svg,
+                "<text class=\"tick\" text-anchor=\"end\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+                x0 - 6.0,
+                y + cell_height / 2.0 + 4.0,
+                escape(&short(row, 10))
+            );
             for (c, column) in columns.iter().enumerate() {
                 let (x, value) = (x0 + cell * c as f64, share(row, column));
                 let shown = if normalized { format!("{value:.2}") } else { format!("{value:.0}") };
                 let (opacity, dark) = (0.08 + 0.87 * value / largest, value / largest > 0.55);
-                put!(svg, "<rect class=\"cell\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill-opacity=\"{opacity:.2}\"><title>{}</title></rect>", cell - 1.5, cell_height - 1.5, escape(&format!("{row} / {column}: {shown}")));
+                put!(
+                    svg,
+                    "<rect class=\"cell\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill-opacity=\"{opacity:.2}\"><title>{}</title></rect>",
+                    cell - 1.5,
+                    cell_height - 1.5,
+                    escape(&format!("{row} / {column}: {shown}"))
+                );
                 if cell >= 22.0 {
-                    put!(svg, "<text class=\"tick{}\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{shown}</text>", if dark { " on" } else { "" }, x + cell / 2.0, y + cell_height / 2.0 + 4.0);
+                    put!(
+                        svg,
+                        "<text class=\"tick{}\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{shown}</text>",
+                        if dark { " on" } else { "" },
+                        x + cell / 2.0,
+                        y + cell_height / 2.0 + 4.0
+                    );
                 }
             }
         }
         let bottom = y0 + cell_height * rows.len() as f64;
         for (c, column) in columns.iter().enumerate() {
-            put!(svg, "<text class=\"tick\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{}</text>", x0 + cell * (c as f64 + 0.5), bottom + 15.0, escape(&short(column, 10)));
+            put!(
+                svg,
+                "<text class=\"tick\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+                x0 + cell * (c as f64 + 0.5),
+                bottom + 15.0,
+                escape(&short(column, 10))
+            );
         }
-        put!(svg, "<text class=\"label\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{}</text>", x0 + cell * columns.len() as f64 / 2.0, bottom + 36.0, escape(&short(&format!("{} (rows: {})", series.axes.x_label, series.axes.y_label), 50)));
+        put!(
+            svg,
+            "<text class=\"label\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            x0 + cell * columns.len() as f64 / 2.0,
+            bottom + 36.0,
+            escape(&short(&format!("{} (rows: {})", series.axes.x_label, series.axes.y_label), 50))
+        );
     }
     svg + "</svg>\n"
 }

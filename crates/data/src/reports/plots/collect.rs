@@ -41,7 +41,9 @@ pub fn collect(
 ) -> Result<Plots, DataError> {
     let patterns = targets
         .iter()
-        .map(|target| Regex::new(&format!("^(?:{target})")).or_else(|_| Regex::new(&format!("^{}", regex::escape(target)))))
+        .map(|target| {
+            Regex::new(&format!("^(?:{target})")).or_else(|_| Regex::new(&format!("^{}", regex::escape(target))))
+        })
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| DataError::Invalid(error.to_string()))?;
     let mut found = Vec::new();
@@ -196,7 +198,8 @@ impl Selected<'_> {
                 let path = normalise(&folder.join(id));
                 for below in self.unpack(&path)? {
                     // The definition of the closest folder counts.
-                    let closest = folders.iter().filter(|folder| below.starts_with(folder)).max_by_key(|f| f.as_os_str().len());
+                    let closest =
+                        folders.iter().filter(|folder| below.starts_with(folder)).max_by_key(|f| f.as_os_str().len());
                     if closest == Some(&path) {
                         self.add(&mut found, &known, &file, self.shown(&below), properties.clone())?;
                     }
@@ -215,7 +218,8 @@ impl Selected<'_> {
             if self.tree.read(&path)?.is_some() || self.tree.files_below(&path)?.is_some() {
                 for below in self.unpack(&path)? {
                     let id = self.shown(&below);
-                    if !found.iter().any(|definition| definition.id == id) {
+                    // As in DVC, it is a plot of its own beside one of a `dvc.yaml`.
+                    if !found.iter().any(|definition| definition.file.is_empty() && definition.id == id) {
                         self.add(&mut found, &known, "", id, Value::Map(Vec::new()))?;
                     }
                 }

@@ -8,8 +8,8 @@ pub mod template;
 
 use std::path::{Path, PathBuf};
 
-use points::Point;
 pub use points::Axes;
+use points::Point;
 
 use super::Failure;
 use crate::error::DataError;

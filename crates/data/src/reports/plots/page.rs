@@ -103,8 +103,7 @@ mod tests {
     #[test]
     fn a_page_loads_nothing_and_escapes_names() {
         let picture = Picture { revision: "<r>".into(), path: "a\"b.svg".into(), bytes: b"<svg/>".to_vec() };
-        let plots =
-            Plots { plots: vec![("<p>".into(), Content::Pictures(vec![picture]))], failures: Vec::new() };
+        let plots = Plots { plots: vec![("<p>".into(), Content::Pictures(vec![picture]))], failures: Vec::new() };
         let text = page(&plots, "project & co", &["HEAD".into()]);
         assert!(text.contains("project &amp; co") && text.contains("&lt;r&gt;") && text.contains("&lt;p&gt;"));
         assert!(text.contains("data:image/svg+xml;base64,PHN2Zy8+"));

@@ -319,7 +319,8 @@ mod tests {
 
     #[test]
     fn fields_are_inferred() {
-        let data = vec![("p.json".to_owned(), json::parse(r#"{"log": [{"a": 1, "b": 2}, {"a": 3, "b": 4}]}"#).unwrap())];
+        let data =
+            vec![("p.json".to_owned(), json::parse(r#"{"log": [{"a": 1, "b": 2}, {"a": 3, "b": 4}]}"#).unwrap())];
         let (found, axes) = points("p.json", &Value::Map(Vec::new()), &data, "HEAD").unwrap().unwrap();
         assert_eq!((axes.x.as_str(), axes.y.as_str(), axes.y_label.as_str()), ("step", "b", "b"));
         assert_eq!(
@@ -332,12 +333,13 @@ mod tests {
     fn fields_of_several_files_are_joined() {
         let properties = json::parse(r#"{"x": "t", "y": {"logs/a.csv": "u", "logs/b.csv": ["u", "v"]}}"#).unwrap();
         let table = |text: &str| parse_separated(text, ',', true);
-        let data = vec![
-            ("logs/a.csv".to_owned(), table("t,u\n0,1\n")),
-            ("logs/b.csv".to_owned(), table("t,u,v\n0,2,3\n")),
-        ];
+        let data =
+            vec![("logs/a.csv".to_owned(), table("t,u\n0,1\n")), ("logs/b.csv".to_owned(), table("t,u,v\n0,2,3\n"))];
         let (found, axes) = points("all", &properties, &data, "r").unwrap().unwrap();
-        assert_eq!(axes.series, [("a.csv".into(), "u".into()), ("b.csv".into(), "u".into()), ("b.csv".into(), "v".into())]);
+        assert_eq!(
+            axes.series,
+            [("a.csv".into(), "u".into()), ("b.csv".into(), "u".into()), ("b.csv".into(), "v".into())]
+        );
         assert_eq!((axes.x.as_str(), axes.y.as_str(), axes.y_label.as_str()), ("t", INFERRED_Y, "y"));
         assert_eq!(get(&found[2], INFERRED_Y), Some(&Value::string("3")));
         let missing = json::parse(r#"{"y": {"logs/a.csv": "w"}}"#).unwrap();

@@ -31,12 +31,32 @@ const MAX_BYTES: u64 = 4 << 20;
 
 /// The optional placeholders, which are empty where they do not apply.
 const OPTIONAL: &[&str] = &[
-    "color", "column", "group_by_x", "group_by_y", "group_by", "pivot_field", "plot_height", "plot_width", "row", "shape",
-    "stroke_dash", "tooltip", "zoom_and_pan",
+    "color",
+    "column",
+    "group_by_x",
+    "group_by_y",
+    "group_by",
+    "pivot_field",
+    "plot_height",
+    "plot_width",
+    "row",
+    "shape",
+    "stroke_dash",
+    "tooltip",
+    "zoom_and_pan",
 ];
 /// The placeholders that `--split` leaves in place.
 const SPLIT: &[&str] = &[
-    "color", "data", "plot_height", "plot_width", "shape", "stroke_dash", "title", "tooltip", "x_label", "y_label",
+    "color",
+    "data",
+    "plot_height",
+    "plot_width",
+    "shape",
+    "stroke_dash",
+    "title",
+    "tooltip",
+    "x_label",
+    "y_label",
     "zoom_and_pan",
 ];
 /// The colours of revisions, in DVC's order.
@@ -138,8 +158,7 @@ pub(super) fn fill(template: &Value, series: &Series, split: bool) -> Result<Fil
         return Err(format!("the template does not contain '{}'", placeholder("data")));
     }
     let mut filled = Filled { content: template.clone(), left: Vec::new() };
-    let used: Vec<&str> =
-        OPTIONAL.iter().copied().filter(|name| contains(template, &placeholder(name))).collect();
+    let used: Vec<&str> = OPTIONAL.iter().copied().filter(|name| contains(template, &placeholder(name))).collect();
     let varied = varied_keys(series);
     for name in &used {
         let value = optional(name, series, &varied);
@@ -261,7 +280,8 @@ fn optional(name: &str, series: &Series, varied: &[&str]) -> Value {
         }
         "pivot_field" if is_single => Value::string(format!("datum.{REVISION}")),
         "pivot_field" => {
-            let parts: Vec<String> = std::iter::once(&REVISION).chain(varied).map(|key| format!("datum.{key}")).collect();
+            let parts: Vec<String> =
+                std::iter::once(&REVISION).chain(varied).map(|key| format!("datum.{key}")).collect();
             Value::String(parts.join(" + '::' + "))
         }
         "tooltip" => {

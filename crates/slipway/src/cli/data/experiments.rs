@@ -43,7 +43,10 @@ pub(crate) enum Exp {
         branch: Option<String>,
     },
     /// Delete experiments
-    #[command(alias = "rm", after_help = "Example:\n  slipway data exp remove larger-batch\n  slipway data exp remove -A")]
+    #[command(
+        alias = "rm",
+        after_help = "Example:\n  slipway data exp remove larger-batch\n  slipway data exp remove -A"
+    )]
     Remove(Remove),
     /// Rename an experiment
     #[command(after_help = "Example:\n  slipway data exp rename brisk-otter larger-batch")]

@@ -115,7 +115,9 @@ pub(crate) enum Plots {
         revisions: Vec<String>,
     },
     /// List the templates of plots, or print one
-    #[command(after_help = "Example:\n  slipway data plots templates\n  slipway data plots templates linear > .dvc/plots/own.json")]
+    #[command(
+        after_help = "Example:\n  slipway data plots templates\n  slipway data plots templates linear > .dvc/plots/own.json"
+    )]
     Templates {
         /// Name of a template
         template: Option<String>,

@@ -106,7 +106,8 @@ async fn run_pipeline(
     let params = combinations.pop().unwrap_or_default();
     if !combinations.is_empty() {
         return Err(DataError::Invalid(
-            "several values of a parameter make several experiments; run them one by one, each with '-S NAME=VALUE'".into(),
+            "several values of a parameter make several experiments; run them one by one, each with '-S NAME=VALUE'"
+                .into(),
         ));
     }
     if options.repro.dry {
@@ -143,12 +144,8 @@ fn request(options: &cli::Share) -> Request {
 
 /// The names of the experiments with an outcome.
 fn named(report: &share::Report, wanted: Transfer) -> Option<String> {
-    let names: Vec<&str> = report
-        .experiments
-        .iter()
-        .filter(|(_, outcome)| *outcome == wanted)
-        .map(|(name, _)| name.as_str())
-        .collect();
+    let names: Vec<&str> =
+        report.experiments.iter().filter(|(_, outcome)| *outcome == wanted).map(|(name, _)| name.as_str()).collect();
     (!names.is_empty()).then(|| names.join(", "))
 }
 
@@ -241,8 +238,7 @@ fn show_diff(context: &Context, project: &Project, options: &cli::Diff) -> Resul
         return Ok(());
     }
     let digits = options.precision.filter(|digits| *digits > 0).unwrap_or(PRECISION);
-    let parts =
-        [("Metric", &metrics, Rounding::Significant(digits)), ("Param", &params, Rounding::None)];
+    let parts = [("Metric", &metrics, Rounding::Significant(digits)), ("Param", &params, Rounding::None)];
     for (i, (title, part, rounding)) in parts.into_iter().enumerate() {
         if i > 0 {
             print_text("\n");
@@ -259,9 +255,7 @@ fn remove(git: &Git, options: &cli::Remove) -> Result<(), DataError> {
     let commits = &options.commits;
     let by_commit = commits.all_commits || !commits.rev.is_empty();
     if by_commit != options.experiments.is_empty() {
-        return Err(DataError::Invalid(
-            "give either names of experiments, or '--rev' or '--all-commits'".into(),
-        ));
+        return Err(DataError::Invalid("give either names of experiments, or '--rev' or '--all-commits'".into()));
     }
     let remote = options.git_remote.as_deref();
     let mut selected = match by_commit {

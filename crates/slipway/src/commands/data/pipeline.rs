@@ -6,7 +6,7 @@ use slipway_data::DataError;
 use slipway_data::commands::repro::{self, OnError, Say};
 use slipway_data::commands::stages::{self, NewOutput, NewStage, Section};
 use slipway_data::commands::status::{Change, ParametersChange, StageStatus};
-use slipway_data::commands::{dag as graph, Talk};
+use slipway_data::commands::{Talk, dag as graph};
 use slipway_data::json::Json;
 use slipway_data::project::Project;
 
@@ -20,9 +20,7 @@ pub(super) async fn add(
     terminal: &Terminal<'_>,
     options: StageAdd,
 ) -> Result<(), DataError> {
-    let output = |section, cached, persist| {
-        move |path: String| NewOutput { path, section, cached, persist }
-    };
+    let output = |section, cached, persist| move |path: String| NewOutput { path, section, cached, persist };
     let groups = [
         (options.outs, Section::Outs, true, false),
         (options.outs_no_cache, Section::Outs, false, false),

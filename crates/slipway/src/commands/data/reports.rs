@@ -1,5 +1,6 @@
 //! `data params` and `data metrics`: tables and JSON of values.
 
+use slipway_data::DataError;
 use slipway_data::config::relative_path;
 use slipway_data::json::Json;
 use slipway_data::project::Project;
@@ -8,7 +9,6 @@ use slipway_data::reports::python::Rounding;
 use slipway_data::reports::revisions::Covered;
 use slipway_data::reports::table::{Form, Table};
 use slipway_data::reports::{self, Revision, metrics, params};
-use slipway_data::DataError;
 
 use crate::cli::Format;
 use crate::cli::data::reports::{Diff, Metrics, MetricsShow, Params};
