@@ -204,6 +204,7 @@ pub(super) fn show_changes(lines: &mut String, depth: usize, changes: &Json) {
                     }
                 }
             }
+            Json::Null | Json::Bool(_) | Json::Number(_) => {}
         }
     }
 }
