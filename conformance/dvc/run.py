@@ -25,9 +25,11 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "conformance"))
 import api
+import experiments  # noqa: F401 - it registers its scenarios
 import external  # noqa: F401 - it registers its scenarios
 import hard
 import pipelines  # noqa: F401 - it registers its scenarios
+import reports  # noqa: F401 - it registers its scenarios
 from scenarios import SCENARIOS
 from suite import Suite
 
@@ -59,23 +61,25 @@ class Player:
     def run(self, command, folder):
         return subprocess.run(command, cwd=self.work / folder, env=self.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
-    def dvc(self, *arguments, folder=".", json=False, text=False):
+    def dvc(self, *arguments, folder=".", json=False, text=False, masked=False):
         program = self.programs[len(self.steps) % len(self.programs)]
         done = self.run([program, *arguments], folder)
-        self.record("dvc " + " ".join(arguments), done, json, text)
+        self.record("dvc " + " ".join(arguments), done, json, text, masked)
 
-    def git(self, *arguments, text=False):
+    def git(self, *arguments, text=False, masked=False):
         done = self.run(["git", *arguments], ".")
         assert done.returncode == 0, done.stderr
         if text:
-            self.record("git " + " ".join(arguments), done, False, True)
+            self.record("git " + " ".join(arguments), done, False, True, masked)
 
     def commit(self, message):
         self.git("add", "-A")
         self.git("commit", "-qm", message)
 
-    def record(self, command, done, as_json, as_text):
+    def record(self, command, done, as_json, as_text, masked=False):
         output = None
+        if masked:
+            done.stdout = mask(done.stdout)
         if as_json:
             output = json.loads(done.stdout)
         elif as_text:
@@ -125,6 +129,14 @@ class Player:
             if not names and not folders:
                 found[f"{relative}/"] = "empty folder"
         return found
+
+
+def mask(text):
+    """Replaces the identifiers and times of commits, which differ from run to run. The digests of DVC are shorter."""
+    text = re.sub(r"\b[0-9a-f]{40}\b", "$COMMIT", text)
+    text = re.sub(r"\b[0-9a-f]{2}/[0-9a-f]{38}\b", "$BASELINE", text)
+    text = re.sub(r"\b[0-9a-f]{7}\b", "$SHORT", text)
+    return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d|\b\d\d:\d\d [AP]M\b", "$TIME", text)
 
 
 def describe(path, sandbox):

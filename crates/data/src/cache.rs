@@ -546,6 +546,11 @@ impl Staging {
         Ok(Self { folder, other_file_system: AtomicBool::new(false), folders: Mutex::default() })
     }
 
+    /// The folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.folder
+    }
+
     /// Creates a file with the content that `write` gives it.
     fn create(&self, target: &Path, write: impl Fn(&File) -> std::io::Result<()>) -> std::io::Result<()> {
         self.replace(target, |path| write(&OpenOptions::new().write(true).create_new(true).mode(0o666).open(path)?))

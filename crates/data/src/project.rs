@@ -180,6 +180,23 @@ impl Project {
     /// # Errors
     /// If a file cannot be read or understood.
     pub fn stages(&self) -> Result<Vec<Stage>, DataError> {
+        let mut stages = self.search()?.stages;
+        // The stages of a file stay in its order.
+        stages.sort_by(|a, b| a.file.cmp(&b.file));
+        Ok(stages)
+    }
+
+    /// The paths of all `dvc.yaml` of the workspace, also of those without stages, sorted.
+    ///
+    /// # Errors
+    /// If a file cannot be read or understood.
+    pub fn pipelines(&self) -> Result<Vec<PathBuf>, DataError> {
+        let mut pipelines = self.search()?.pipelines;
+        pipelines.sort();
+        Ok(pipelines)
+    }
+
+    fn search(&self) -> Result<Search<'_>, DataError> {
         let git_rules = match &self.git {
             Some(git) => {
                 let mut rules = Rules::gitignore(git.root())?;
@@ -192,11 +209,9 @@ impl Project {
             }
             None => None,
         };
-        let mut search = Search { project: self, stages: Vec::new(), outs: HashSet::new() };
+        let mut search = Search { project: self, stages: Vec::new(), pipelines: Vec::new(), outs: HashSet::new() };
         search.visit(&self.root, self.rules.clone(), git_rules)?;
-        // The stages of a file stay in its order.
-        search.stages.sort_by(|a, b| a.file.cmp(&b.file));
-        Ok(search.stages)
+        Ok(search)
     }
 
     /// Whether a path is ignored by `.dvcignore`.
@@ -291,6 +306,7 @@ impl<'a> Selected<'a> {
 struct Search<'a> {
     project: &'a Project,
     stages: Vec<Stage>,
+    pipelines: Vec<PathBuf>,
     outs: HashSet<PathBuf>,
 }
 
@@ -310,6 +326,8 @@ impl Search<'_> {
                 }
             }
         }
+        let is_pipeline = |path: &&PathBuf| path.file_name().is_some_and(|name| name == PIPELINE_FILE);
+        self.pipelines.extend(files.iter().filter(is_pipeline).cloned());
         let root = &self.project.root;
         let unpacking = pipeline::unpacking(&self.project.config);
         let loaded: Vec<Vec<Stage>> =

@@ -4,13 +4,19 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use crate::error::DataError;
 
+mod blobs;
+mod refs;
+mod snapshots;
 mod status;
 mod tree;
 
+pub use blobs::{Blobs, Object};
+pub use refs::{Commit, RefChange, Transfer};
+pub use snapshots::Index;
 pub use status::WorkTree;
 pub use tree::Blob;
 
@@ -53,12 +59,16 @@ impl Git {
     }
 
     fn run(&self, arguments: &[&str]) -> Result<Vec<u8>, DataError> {
-        let output = self.command().args(arguments).stdin(Stdio::null()).output().map_err(start_error)?;
-        if output.status.success() {
-            Ok(output.stdout)
-        } else {
-            Err(DataError::Git(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
-        }
+        checked(self.output(arguments)?)
+    }
+
+    fn output(&self, arguments: &[&str]) -> Result<Output, DataError> {
+        self.command().args(arguments).stdin(Stdio::null()).output().map_err(start_error)
+    }
+
+    /// Runs a command with an input.
+    fn run_with_input(&self, arguments: &[&str], input: Vec<u8>) -> Result<Vec<u8>, DataError> {
+        checked(self.pipe(arguments, input)?)
     }
 
     /// Runs a command that reads NUL-terminated paths and writes those that it selects.
@@ -77,12 +87,16 @@ impl Git {
 
     /// Runs a command with an input, and returns its output whatever its exit code is.
     fn feed(&self, arguments: &[&str], input: Vec<u8>) -> Result<Vec<u8>, DataError> {
+        self.pipe(arguments, input).map(|output| output.stdout)
+    }
+
+    fn pipe(&self, arguments: &[&str], input: Vec<u8>) -> Result<Output, DataError> {
         let mut child = self
             .command()
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .map_err(start_error)?;
         let stdin = child.stdin.take();
@@ -90,7 +104,7 @@ impl Git {
         let writer = std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&input)));
         let output = child.wait_with_output().map_err(start_error)?;
         let _ = writer.join(); // If git stopped reading, its output is what counts.
-        Ok(output.stdout)
+        Ok(output)
     }
 
     /// Which of the paths (absolute) the rules of Git ignore, tracked or not.
@@ -212,6 +226,16 @@ impl Git {
         Ok(files)
     }
 
+    /// The files in a commit below a folder (absolute paths).
+    ///
+    /// # Errors
+    /// If git cannot be run or fails.
+    pub fn paths_below(&self, commit: &str, folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+        let Ok(relative) = folder.strip_prefix(&self.root) else { return Ok(Vec::new()) };
+        let files = self.files(commit, |path| Path::new(path).starts_with(relative))?;
+        Ok(files.into_iter().map(|(path, _)| self.root.join(path)).collect())
+    }
+
     /// The contents of the files in a commit that `select` accepts, by their path below the root.
     ///
     /// # Errors
@@ -250,6 +274,14 @@ pub struct Head {
     pub origin: Option<String>,
     /// Whether files that Git tracks differ from the commit.
     pub is_dirty: bool,
+}
+
+/// The standard output of a command that succeeded.
+fn checked(output: Output) -> Result<Vec<u8>, DataError> {
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => Err(DataError::Git(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
 }
 
 fn start_error(error: std::io::Error) -> DataError {

@@ -22,6 +22,8 @@ pub struct Scope {
     pub all_commits: bool,
     /// Commits before a revision, with their number.
     pub revision: Option<(String, usize)>,
+    /// These commits, and not the workspace.
+    pub commits: Option<Vec<String>>,
 }
 
 /// An object that is used.
@@ -112,9 +114,11 @@ pub fn used_objects(
     for_push: bool,
 ) -> Result<Used, DataError> {
     let mut used = Used::default();
-    let stages = project.stages()?;
-    for selected in project.select(&stages, targets, recursive)? {
-        used.add(project, &selected, for_push)?;
+    if scope.commits.is_none() {
+        let stages = project.stages()?;
+        for selected in project.select(&stages, targets, recursive)? {
+            used.add(project, &selected, for_push)?;
+        }
     }
     for commit in commits(project, scope)? {
         let stages = stages_at(project, &commit)?;
@@ -128,9 +132,9 @@ pub fn used_objects(
 
 fn commits(project: &Project, scope: &Scope) -> Result<Vec<String>, DataError> {
     let Some(git) = &project.git else { return Ok(Vec::new()) };
-    let mut commits = Vec::new();
+    let mut commits = scope.commits.clone().unwrap_or_default();
     if scope.all_branches || scope.all_tags || scope.all_commits {
-        commits = git.commits(scope.all_branches, scope.all_tags, scope.all_commits)?;
+        commits.extend(git.commits(scope.all_branches, scope.all_tags, scope.all_commits)?);
     }
     if let Some((revision, count)) = &scope.revision {
         commits.extend(git.history(revision, *count)?);

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::value::canonical;
 use super::{python, value};
 use crate::error::DataError;
+use crate::json;
 use crate::yaml::{self, Value};
 
 /// The values of a parameter file. The suffix of the path decides its format; without a known one it is YAML.
@@ -15,7 +16,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Value, DataError> {
     let suffix = path.extension().and_then(|suffix| suffix.to_str()).unwrap_or_default().to_ascii_lowercase();
     let invalid = |line, reason: String| DataError::file(path, line, reason);
     match suffix.as_str() {
-        "json" => parse_json(text).map_err(|(line, reason)| invalid(line, reason)),
+        "json" => json::parse(text).map(canonical).map_err(|(reason, line)| invalid(line, reason)),
         "toml" => parse_toml(text).map_err(|(line, reason)| invalid(line, reason)),
         "py" => python::parse(text).map_err(|(line, reason)| invalid(line, reason)),
         _ => {
@@ -26,76 +27,6 @@ pub fn parse(path: &Path, text: &str) -> Result<Value, DataError> {
                 value => value,
             })
         }
-    }
-}
-
-/// Wraps a value so that members of objects keep their order.
-struct Ordered(Value);
-
-impl<'de> serde::Deserialize<'de> for Ordered {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(OrderedVisitor)
-    }
-}
-
-struct OrderedVisitor;
-
-impl<'de> serde::de::Visitor<'de> for OrderedVisitor {
-    type Value = Ordered;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Ordered, E> {
-        Ok(Ordered(Value::Null))
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Ordered, E> {
-        Ok(Ordered(Value::Bool(value)))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Ordered, E> {
-        Ok(Ordered(Value::Number(value.to_string())))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Ordered, E> {
-        Ok(Ordered(Value::Number(value.to_string())))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Ordered, E> {
-        Ok(Ordered(Value::Number(value::float(value))))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Ordered, E> {
-        Ok(Ordered(Value::string(value)))
-    }
-
-    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut access: A) -> Result<Ordered, A::Error> {
-        let mut items = Vec::new();
-        while let Some(Ordered(item)) = access.next_element()? {
-            items.push(item);
-        }
-        Ok(Ordered(Value::List(items)))
-    }
-
-    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut access: A) -> Result<Ordered, A::Error> {
-        let mut entries: Vec<(String, Value)> = Vec::new();
-        while let Some((key, Ordered(value))) = access.next_entry::<String, Ordered>()? {
-            // As in Python, the last of several members with one name counts, in the place of the first.
-            match entries.iter_mut().find(|(known, _)| *known == key) {
-                Some(entry) => entry.1 = value,
-                None => entries.push((key, value)),
-            }
-        }
-        Ok(Ordered(Value::Map(entries)))
-    }
-}
-
-fn parse_json(text: &str) -> Result<Value, (usize, String)> {
-    match serde_json::from_str::<Ordered>(text) {
-        Ok(Ordered(value)) => Ok(value),
-        Err(error) => Err((error.line(), error.to_string())),
     }
 }
 

@@ -35,8 +35,8 @@ fn number(text: &str) -> String {
         return with_sign(if trimmed.is_empty() { "0" } else { trimmed }.to_owned());
     }
     match unsigned.to_ascii_lowercase().as_str() {
-        ".inf" => return format!("{sign}.inf"),
-        ".nan" => return ".nan".into(),
+        ".inf" | "infinity" => return format!("{sign}.inf"),
+        ".nan" | "nan" => return ".nan".into(),
         _ => {}
     }
     if unsigned.contains(['.', 'e', 'E'])

@@ -1,13 +1,14 @@
 //! Arguments of `data`. Names and letters are those of DVC, whose command line this is when the program is called through a link named `dvc`.
 
-
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+pub(crate) mod experiments;
 pub(crate) mod external;
 pub(crate) mod lineage;
 pub(crate) mod pipeline;
+pub(crate) mod reports;
 pub(crate) mod upkeep;
 
 /// Verbs of `data`.
@@ -118,6 +119,22 @@ pub(crate) enum Data {
         #[arg(required = true)]
         targets: Vec<String>,
     },
+    /// Compare parameters
+    #[command(subcommand, after_help = "Example:\n  slipway data params diff v1")]
+    Params(reports::Params),
+    /// Show and compare metrics
+    #[command(subcommand, after_help = "Example:\n  slipway data metrics show\n  slipway data metrics diff v1")]
+    Metrics(reports::Metrics),
+    /// Draw points and pictures of one or several revisions
+    #[command(subcommand, after_help = "Example:\n  slipway data plots show\n  slipway data plots diff v1 v2")]
+    Plots(reports::Plots),
+    /// Save, compare, apply and share experiments
+    #[command(
+        subcommand,
+        alias = "experiments",
+        after_help = "Example:\n  slipway data exp save -n larger-batch\n  slipway data exp show"
+    )]
+    Exp(experiments::Exp),
     /// Print the path from here to the root of the project
     #[command(after_help = "Example:\n  cd \"$(slipway data root)\"")]
     Root,

@@ -1,9 +1,12 @@
 //! `slipway data`: versions data, interchangeably with DVC. Called through a link named `dvc`, the program takes DVC's command line and gives
 //! its exit codes.
 
+mod experiments;
 mod external;
 mod lineage;
 mod pipeline;
+mod plots;
+mod reports;
 mod servers;
 mod upkeep;
 
@@ -47,7 +50,16 @@ pub(crate) fn arguments() -> std::io::Result<Vec<OsString>> {
     let mut arguments: Vec<OsString> = vec!["slipway".into(), "data".into()];
     given.next();
     while let Some(argument) = given.next() {
-        if arguments.len() == 2 && argument == "--cd" {
+        // These letters have another meaning for all commands of slipway.
+        let long = match argument.to_str() {
+            Some("-o") => "--out",
+            Some("-x") => "--x",
+            Some("-y") => "--y",
+            _ => "",
+        };
+        if arguments.get(2).is_some_and(|verb| verb == "plots") && !long.is_empty() {
+            arguments.push(long.into());
+        } else if arguments.len() == 2 && argument == "--cd" {
             std::env::set_current_dir(given.next().unwrap_or_default())?;
         } else if arguments.len() > 2 || argument != "--wait-for-lock" {
             // Waiting is what slipway always does.
@@ -114,12 +126,14 @@ pub(super) async fn run(context: &Context, verb: Data) -> Result<(), Failure> {
             | Data::Config(_)
             | Data::Remote(_)
             | Data::Cache(_)
+            | Data::Params(_)
+            | Data::Metrics(_)
             | Data::Root
             | Data::Upkeep(Upkeep::Data(_) | Upkeep::CheckIgnore(_) | Upkeep::Doctor)
             | Data::Stage(_)
             | Data::Repro(_)
             | Data::Dag(_)
-    );
+    ) && !is_unhandled(&verb);
     let is_unprotect = matches!(verb, Data::Unprotect { .. });
     match dispatch(context, verb).await {
         Ok(true) => Ok(()),
@@ -128,6 +142,12 @@ pub(super) async fn run(context: &Context, verb: Data) -> Result<(), Failure> {
         Err(error @ DataError::Missing(_)) if is_unprotect => Err(failure(&error, false)),
         Err(error) => Err(failure(&error, handled)),
     }
+}
+
+/// Whether DVC leaves failures of a command on experiments to its top level.
+fn is_unhandled(verb: &Data) -> bool {
+    use cli::experiments::Exp;
+    matches!(verb, Data::Exp(verb) if !matches!(verb, Exp::Save(_) | Exp::Show(_) | Exp::Diff(_)))
 }
 
 /// Runs a command; false if it succeeded and has findings.
@@ -247,6 +267,11 @@ async fn dispatch(context: &Context, verb: Data) -> Result<bool, DataError> {
         Data::Dag(options) => pipeline::dag(&open()?, &options)?,
         Data::Freeze { targets } => return pipeline::freeze(&mut open()?, &targets, true),
         Data::Unfreeze { targets } => return pipeline::freeze(&mut open()?, &targets, false),
+        Data::Params(verb) => reports::run_params(context, &open()?, verb)?,
+        Data::Metrics(verb) => reports::run_metrics(context, &open()?, verb)?,
+        Data::Plots(cli::reports::Plots::Templates { template }) => plots::templates(template.as_deref())?,
+        Data::Plots(verb) => plots::run(context, &open()?, verb)?,
+        Data::Exp(verb) => experiments::run(context, &mut open()?, verb, &terminal).await?,
         Data::Root => print_text(&format!("{}\n", config::relative_path(&find_root(&current)?, &current).display())),
     }
     Ok(true)
@@ -325,6 +350,7 @@ fn transfer_options(options: &cli::Transfer) -> transfer::Options {
         all_tags: options.all_tags,
         all_commits: options.all_commits,
         revision: None,
+        commits: None,
     };
     transfer::Options {
         remote: options.remote.clone(),
@@ -452,6 +478,7 @@ async fn collect_garbage(
         all_tags: options.all_tags,
         all_commits: options.all_commits,
         revision: options.rev.map(|rev| (rev, options.num.unwrap_or(1))),
+        commits: None,
     };
     let how = gc::Options {
         scope,

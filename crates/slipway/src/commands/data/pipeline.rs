@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use slipway_data::DataError;
-use slipway_data::commands::dag as graph;
 use slipway_data::commands::repro::{self, OnError, Say};
 use slipway_data::commands::stages::{self, NewOutput, NewStage, Section};
 use slipway_data::commands::status::{Change, ParametersChange, StageStatus};
+use slipway_data::commands::{Talk, dag as graph};
 use slipway_data::json::Json;
 use slipway_data::project::Project;
 
@@ -101,7 +101,7 @@ fn command(arguments: &[String]) -> String {
 }
 
 /// Shows the lines of a run.
-fn say(context: &Context) -> Say {
+pub(super) fn say(context: &Context) -> Say {
     let quiet = context.global.quiet;
     Arc::new(move |line| {
         if !quiet {
@@ -123,13 +123,9 @@ pub(super) fn list(project: &Project, options: &StageList) -> Result<(), DataErr
     Ok(())
 }
 
-pub(super) async fn repro(
-    context: &Context,
-    project: &mut Project,
-    terminal: &Terminal<'_>,
-    options: Repro,
-) -> Result<(), DataError> {
-    let how = repro::Options {
+/// How stages are run.
+pub(super) fn repro_options(context: &Context, project: &Project, options: &Repro) -> repro::Options {
+    repro::Options {
         force: options.force,
         single_item: options.single_item,
         pipeline: options.pipeline,
@@ -150,7 +146,16 @@ pub(super) async fn repro(
             () => OnError::Fail,
         },
         jobs: options.jobs,
-    };
+    }
+}
+
+pub(super) async fn repro(
+    context: &Context,
+    project: &mut Project,
+    terminal: &Terminal<'_>,
+    options: Repro,
+) -> Result<(), DataError> {
+    let how = repro_options(context, project, &options);
     let say = say(context);
     let report = repro::repro(project, &options.targets, &how, terminal, say.clone()).await?;
     show_git_files(context, project, &report.git_files);
@@ -230,6 +235,7 @@ pub(super) fn show_changes(lines: &mut String, depth: usize, changes: &Json) {
                     }
                 }
             }
+            Json::Null | Json::Bool(_) | Json::Number(_) => {}
         }
     }
 }

@@ -1,0 +1,70 @@
+//! `exp run`: changes parameters, runs the pipeline in the workspace, and saves the result as an experiment.
+
+use std::path::PathBuf;
+
+use super::overrides::{self, Override};
+use super::save::{self, record};
+use super::{exists_error, names};
+use crate::commands::Talk;
+use crate::commands::repro::{self, Say, repro};
+use crate::error::DataError;
+use crate::project::Project;
+use crate::revision::{Experiment, reference, repository};
+use crate::scm::Git;
+use crate::stage::LOCK_FILE;
+
+/// What to run.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// The name; a random one if it is not given.
+    pub name: Option<String>,
+    /// The message of the commit.
+    pub message: Option<String>,
+    /// The parameters to change.
+    pub params: Vec<Override>,
+    /// The stages; all by default.
+    pub targets: Vec<String>,
+    /// How to run them. `force` also replaces an experiment with the same name.
+    pub repro: repro::Options,
+}
+
+/// Runs an experiment in the workspace. If a stage fails, the workspace keeps the new parameters.
+///
+/// # Errors
+/// If the name exists, a parameter is not known, or a stage fails.
+pub async fn run(project: &mut Project, request: &Request, talk: &dyn Talk, say: Say) -> Result<Experiment, DataError> {
+    let git = project.git.clone();
+    let (git, head) = repository(git.as_ref())?;
+    let name = match &request.name {
+        Some(name) => {
+            names::check(git, &head, name)?;
+            if !request.repro.force && !git.references(&reference(&head, name))?.is_empty() {
+                return Err(exists_error(name));
+            }
+            name.clone()
+        }
+        None => names::free(git, &head)?,
+    };
+    let mut files = overrides::apply(&project.current, &request.params)?;
+    repro(project, &request.targets, &request.repro, talk, say).await?;
+    files.extend(files_of_stages(project, git)?);
+    let options = save::Options { untracked: files, message: request.message.clone(), ..save::Options::default() };
+    record(project, git, Experiment { baseline: head, name, commit: String::new() }, &options, talk)
+}
+
+/// The files that belong to stages and that Git may track: pipelines, lock files, dependencies, outputs that are not in the cache.
+fn files_of_stages(project: &Project, git: &Git) -> Result<Vec<PathBuf>, DataError> {
+    let mut files = Vec::new();
+    for stage in project.stages()?.iter().filter(|stage| stage.name.is_some()) {
+        files.extend([stage.file.clone(), stage.file.with_file_name(LOCK_FILE)]);
+        files.extend(stage.deps.iter().filter_map(|dep| dep.path.clone()));
+        files.extend(stage.outs.iter().filter(|out| !out.cached).filter_map(|out| out.path.clone()));
+    }
+    files.retain(|path| path.exists());
+    files.sort();
+    files.dedup();
+    let paths: Vec<_> = files.iter().map(PathBuf::as_path).collect();
+    let ignored = git.ignored(&paths)?;
+    files.retain(|path| !ignored.contains(path));
+    Ok(files)
+}

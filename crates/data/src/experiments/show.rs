@@ -1,0 +1,283 @@
+//! What is known of commits and their experiments: parameters, metrics, digests of data.
+
+use std::path::Path;
+
+use crate::config::relative_path;
+use crate::error::DataError;
+use crate::json::Json;
+use crate::project::Project;
+use crate::reports::changes::{Changes, compare};
+use crate::reports::{Failure, Files, files_to_json, metrics, params};
+use crate::revision::{Experiment, all, describe, repository, resolve};
+use crate::scm::{Blobs, Commit, Git};
+use crate::stage::{Output, OutputKind};
+use crate::tree::Tree;
+
+/// Which commits are shown.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The baselines.
+    pub selection: crate::revision::Selection,
+    /// The last commits of all branches, too.
+    pub all_branches: bool,
+    /// The commits of all tags, too.
+    pub all_tags: bool,
+    /// Leave out the workspace.
+    pub hide_workspace: bool,
+    /// Only parameters on which stages depend.
+    pub only_dependencies: bool,
+    /// Baselines are not named after branches and tags.
+    pub unnamed: bool,
+}
+
+/// The recorded identity of a dependency or output.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    /// The path relative to the root of the project.
+    pub path: String,
+    /// The digest, if there is one.
+    pub digest: Option<String>,
+    /// Bytes.
+    pub size: Option<u64>,
+    /// Number of files in a folder.
+    pub nfiles: Option<u64>,
+    /// For an output: whether it is stored in the cache, and whether no command writes it.
+    pub output: Option<(bool, bool)>,
+}
+
+/// What a version of the project contains.
+#[derive(Debug, Clone)]
+pub struct Content {
+    /// Parameters.
+    pub params: Files,
+    /// Metrics.
+    pub metrics: Files,
+    /// Dependencies of stages.
+    pub deps: Vec<Recorded>,
+    /// Outputs other than metrics and plots.
+    pub outs: Vec<Recorded>,
+}
+
+/// A commit, or the workspace.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// The object id, or `workspace`.
+    pub revision: String,
+    /// The name of the branch, tag or experiment.
+    pub name: Option<String>,
+    /// The commit; `None` for the workspace.
+    pub commit: Option<Commit>,
+    /// What it contains, or why that is not known.
+    pub content: Result<Content, Failure>,
+    /// The experiments that were derived from it, newest first.
+    pub experiments: Vec<State>,
+}
+
+impl Content {
+    /// Reads what a version of the project contains.
+    ///
+    /// # Errors
+    /// If a pipeline cannot be read.
+    pub fn read(tree: &Tree<'_>, only_dependencies: bool) -> Result<Self, DataError> {
+        let root = &tree.project().root;
+        let record = |out: &Output, output| Recorded {
+            path: out.path.as_ref().map_or_else(|| out.written.clone(), |path| shown(path, root)),
+            digest: out.digest.map(|digest| digest.to_string()),
+            size: out.meta.size,
+            nfiles: out.meta.nfiles,
+            output,
+        };
+        let (mut deps, mut outs): (Vec<Recorded>, Vec<Recorded>) = (Vec::new(), Vec::new());
+        for stage in tree.stages() {
+            for dep in &stage.deps {
+                // One that several stages have is shown once, as the last of them recorded it.
+                let dep = record(dep, None);
+                deps.retain(|known| known.path != dep.path);
+                deps.push(dep);
+            }
+            let written = stage.outs.iter().filter(|out| out.kind == OutputKind::Data);
+            outs.extend(written.map(|out| record(out, Some((out.cached, stage.is_data_source())))));
+        }
+        Ok(Self {
+            params: params::gather(tree, &[], only_dependencies)?,
+            metrics: metrics::gather(tree, &[])?,
+            deps,
+            outs,
+        })
+    }
+}
+
+fn shown(path: &Path, root: &Path) -> String {
+    relative_path(path, root).to_string_lossy().into_owned()
+}
+
+/// The selected baselines with their experiments; first the workspace.
+///
+/// # Errors
+/// If a revision does not exist. Failures of a commit are part of the result.
+pub fn collect(project: &Project, options: &Options) -> Result<Vec<State>, DataError> {
+    let Ok((git, _)) = repository(project.git.as_ref()) else { return Ok(Vec::new()) };
+    let blobs = Blobs::open(git)?;
+    let reader = Reader { project, git, blobs: &blobs, only_dependencies: options.only_dependencies };
+    let names = if options.unnamed { std::collections::BTreeMap::new() } else { describe(git)? };
+    let mut states = Vec::new();
+    if !options.hide_workspace {
+        states.push(reader.workspace());
+    }
+    let experiments = all(git, None)?;
+    for baseline in baselines(git, options)? {
+        let mut state = reader.at(&baseline, names.get(&baseline).cloned())?;
+        for experiment in experiments.iter().filter(|experiment| experiment.baseline == baseline) {
+            state.experiments.push(reader.experiment(experiment)?);
+        }
+        let newest_first = |state: &State| {
+            std::cmp::Reverse((state.commit.as_ref().map(|commit| commit.time.0), state.revision.clone()))
+        };
+        state.experiments.sort_by_key(newest_first);
+        states.push(state);
+    }
+    Ok(states)
+}
+
+fn baselines(git: &Git, options: &Options) -> Result<Vec<String>, DataError> {
+    let others = options.all_branches || options.all_tags;
+    let mut commits = Vec::new();
+    if options.selection.all_commits {
+        commits = git.commits(false, false, true)?;
+    } else if !options.selection.revisions.is_empty() || !others {
+        commits = options.selection.baselines(git)?.unwrap_or_default();
+    }
+    if others {
+        for commit in git.commits(options.all_branches, options.all_tags, false)? {
+            if !commits.contains(&commit) {
+                commits.push(commit);
+            }
+        }
+    }
+    // Experiments are no baselines of their own.
+    let experiments = all(git, None)?;
+    if options.selection.all_commits {
+        commits.retain(|commit| !experiments.iter().any(|experiment| experiment.commit == *commit));
+    }
+    Ok(commits)
+}
+
+struct Reader<'a> {
+    project: &'a Project,
+    git: &'a Git,
+    blobs: &'a Blobs,
+    only_dependencies: bool,
+}
+
+impl Reader<'_> {
+    fn content(&self, tree: Result<Tree<'_>, DataError>) -> Result<Content, Failure> {
+        let content = tree.and_then(|tree| Content::read(&tree, self.only_dependencies));
+        content.map_err(|error| Failure::from_error(&error, "dvc.yaml"))
+    }
+
+    fn workspace(&self) -> State {
+        let content = self.content(Tree::workspace(self.project));
+        State { revision: "workspace".into(), name: None, commit: None, content, experiments: Vec::new() }
+    }
+
+    fn at(&self, commit: &str, name: Option<String>) -> Result<State, DataError> {
+        let content = self.content(Tree::at(self.project, commit.to_owned(), self.blobs));
+        let commit = self.git.commit_info(commit)?;
+        Ok(State { revision: commit.id.clone(), name, commit: Some(commit), content, experiments: Vec::new() })
+    }
+
+    fn experiment(&self, experiment: &Experiment) -> Result<State, DataError> {
+        self.at(&experiment.commit, Some(experiment.name.clone()))
+    }
+}
+
+/// The differences of metrics and parameters between two revisions or experiments; by default `HEAD` and the workspace.
+///
+/// # Errors
+/// If a revision does not exist, or its pipelines cannot be read.
+pub fn diff(
+    project: &Project,
+    (old, new): (Option<&str>, Option<&str>),
+    unchanged: bool,
+    only_dependencies: bool,
+) -> Result<Option<(Changes, Changes)>, DataError> {
+    let Ok((git, _)) = repository(project.git.as_ref()) else { return Ok(None) };
+    let blobs = Blobs::open(git)?;
+    let content = |revision: Option<&str>| {
+        let tree = match revision {
+            Some(revision) => Tree::at(project, resolve(git, revision)?, &blobs)?,
+            None => Tree::workspace(project)?,
+        };
+        Content::read(&tree, only_dependencies)
+    };
+    let (old, new) = (content(Some(old.unwrap_or("HEAD")))?, content(new)?);
+    Ok(Some((compare(&old.metrics, &new.metrics, unchanged), compare(&old.params, &new.params, unchanged))))
+}
+
+/// The states as JSON.
+pub fn to_json(states: &[State]) -> Json {
+    Json::List(states.iter().map(|state| state_json(state, &state.experiments)).collect())
+}
+
+fn text(text: Option<&String>) -> Json {
+    text.map_or(Json::Null, Json::string)
+}
+
+fn state_json(state: &State, experiments: &[State]) -> Json {
+    let range = |experiment: &State| {
+        Json::Map(vec![
+            ("revs".into(), Json::List(vec![state_json(experiment, &[])])),
+            ("executor".into(), Json::Null),
+            ("name".into(), text(experiment.name.as_ref())),
+        ])
+    };
+    let experiments = match experiments {
+        [] => Json::Null,
+        list => Json::List(list.iter().map(range).collect()),
+    };
+    let (data, error) = match &state.content {
+        Ok(content) => (content_json(state, content), Json::Null),
+        Err(failure) => (
+            Json::Null,
+            Json::Map(vec![
+                ("msg".into(), Json::string(&failure.message)),
+                ("type".into(), Json::string(failure.kind)),
+            ]),
+        ),
+    };
+    Json::Map(vec![
+        ("rev".into(), Json::string(&state.revision)),
+        ("name".into(), text(state.name.as_ref())),
+        ("data".into(), data),
+        ("error".into(), error),
+        ("experiments".into(), experiments),
+    ])
+}
+
+fn content_json(state: &State, content: &Content) -> Json {
+    let number = |value: Option<u64>| value.map_or(Json::Null, |value| Json::Number(value.to_string()));
+    let recorded = |list: &[Recorded]| {
+        let entry = |item: &Recorded| {
+            let mut members = vec![
+                ("hash".to_owned(), text(item.digest.as_ref())),
+                ("size".into(), number(item.size)),
+                ("nfiles".into(), number(item.nfiles)),
+            ];
+            if let Some((cached, source)) = item.output {
+                members.push(("use_cache".into(), Json::Bool(cached)));
+                members.push(("is_data_source".into(), Json::Bool(source)));
+            }
+            (item.path.clone(), Json::Map(members))
+        };
+        Json::Map(list.iter().map(entry).collect())
+    };
+    Json::Map(vec![
+        ("rev".into(), Json::string(&state.revision)),
+        ("timestamp".into(), text(state.commit.as_ref().map(|commit| &commit.time.1))),
+        ("params".into(), files_to_json(&content.params)),
+        ("metrics".into(), files_to_json(&content.metrics)),
+        ("deps".into(), recorded(&content.deps)),
+        ("outs".into(), recorded(&content.outs)),
+        ("meta".into(), Json::Map(Vec::new())),
+    ])
+}

@@ -1,0 +1,180 @@
+//! A version of the project's files: those of the workspace or of a commit, and those that it tracks, from the cache.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::commands::checkout::recorded_files;
+use crate::commands::used::stages_at;
+use crate::error::DataError;
+use crate::project::{Project, find_output};
+use crate::scm::{Blobs, Object};
+use crate::stage::{Output, PIPELINE_FILE, Stage};
+use crate::walk::walk;
+
+/// Maximum bytes read of a file with values, points or a picture.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
+/// A version of the project's files.
+#[derive(Debug)]
+pub struct Tree<'a> {
+    project: &'a Project,
+    /// The commit; `None` for the workspace.
+    commit: Option<String>,
+    stages: Vec<Stage>,
+    blobs: Option<&'a Blobs>,
+}
+
+impl<'a> Tree<'a> {
+    /// The files of the workspace.
+    ///
+    /// # Errors
+    /// If a `.dvc` file or pipeline cannot be read.
+    pub fn workspace(project: &'a Project) -> Result<Self, DataError> {
+        Ok(Self { project, commit: None, stages: project.stages()?, blobs: None })
+    }
+
+    /// The files of a commit, read with `blobs`.
+    ///
+    /// # Errors
+    /// If a `.dvc` file or pipeline cannot be read.
+    pub fn at(project: &'a Project, commit: String, blobs: &'a Blobs) -> Result<Self, DataError> {
+        let stages = stages_at(project, &commit)?;
+        Ok(Self { project, commit: Some(commit), stages, blobs: Some(blobs) })
+    }
+
+    /// The project.
+    pub fn project(&self) -> &'a Project {
+        self.project
+    }
+
+    /// The commit; `None` for the workspace.
+    pub fn commit(&self) -> Option<&str> {
+        self.commit.as_deref()
+    }
+
+    /// The `.dvc` files, and the stages of pipelines that have been run.
+    pub fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// The paths of all `dvc.yaml`, sorted.
+    ///
+    /// # Errors
+    /// If a folder or the commit cannot be read.
+    pub fn pipelines(&self) -> Result<Vec<PathBuf>, DataError> {
+        match (&self.commit, &self.project.git) {
+            (Some(commit), Some(git)) => {
+                let mut found = git.paths_below(commit, &self.project.root)?;
+                found.retain(|path| path.file_name().is_some_and(|name| name == PIPELINE_FILE));
+                found.sort();
+                let mut kept = Vec::new();
+                for path in found {
+                    if !self.project.is_ignored(&path)? {
+                        kept.push(path);
+                    }
+                }
+                Ok(kept)
+            }
+            _ => self.project.pipelines(),
+        }
+    }
+
+    /// The content of a file (absolute path); `None` if there is none.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is too large.
+    pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, DataError> {
+        let present = match self.object(path)? {
+            Some(object) => match object {
+                Object::Blob(bytes) => Some(bytes),
+                Object::Tree => None,
+            },
+            None if self.commit.is_none() => read_file(path)?,
+            None => None,
+        };
+        if present.is_some() {
+            return Ok(present);
+        }
+        let Some((_, out)) = find_output(&self.stages, path) else { return Ok(None) };
+        let Some(entry) = self.tracked(out)?.into_iter().find(|(file, _)| file == path) else { return Ok(None) };
+        read_file(&self.project.cache_of(out.hash).path(&entry.1))
+    }
+
+    /// The text of a file (absolute path); `None` if there is none.
+    ///
+    /// # Errors
+    /// If it cannot be read, is too large, or is not UTF-8.
+    pub fn read_text(&self, path: &Path) -> Result<Option<String>, DataError> {
+        let Some(bytes) = self.read(path)? else { return Ok(None) };
+        String::from_utf8(bytes).map(Some).map_err(|_| DataError::file(path, 0, "it is not UTF-8"))
+    }
+
+    /// The files below a folder (absolute path), sorted; `None` if it is not a folder.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn files_below(&self, path: &Path) -> Result<Option<BTreeSet<PathBuf>>, DataError> {
+        let mut files = BTreeSet::new();
+        let mut is_folder = false;
+        match (&self.commit, &self.project.git) {
+            (Some(commit), Some(git)) => {
+                if let Some(Object::Tree) = self.object(path)? {
+                    is_folder = true;
+                    files.extend(git.paths_below(commit, path)?);
+                }
+            }
+            _ if path.is_dir() => {
+                is_folder = true;
+                files.extend(walk(path, &self.project.rules)?.into_iter().map(|file| path.join(&file.path)));
+            }
+            _ => {}
+        }
+        for out in self.stages.iter().flat_map(|stage| &stage.outs) {
+            let related = out.path.as_ref().is_some_and(|root| root.starts_with(path) || path.starts_with(root));
+            let is_file = out.path.as_deref() == Some(path) && !out.digest.is_some_and(|digest| digest.is_dir);
+            // What is in the workspace counts, not what was recorded for it.
+            if !related || is_file || (self.commit.is_none() && out.path.as_ref().is_some_and(|root| root.exists())) {
+                continue;
+            }
+            let tracked = self.tracked(out)?.into_iter().map(|(file, _)| file).filter(|file| file.starts_with(path));
+            let before = files.len();
+            files.extend(tracked);
+            is_folder |= files.len() > before;
+        }
+        Ok(is_folder.then_some(files))
+    }
+
+    fn tracked(&self, out: &Output) -> Result<Vec<(PathBuf, crate::model::Digest)>, DataError> {
+        let Some(root) = &out.path else { return Ok(Vec::new()) };
+        let entries = recorded_files(self.project, out)?.map(|manifest| manifest.entries).unwrap_or_default();
+        let full = |path: &str| if path.is_empty() { root.clone() } else { root.join(path) };
+        Ok(entries.into_iter().map(|entry| (full(&entry.path), entry.digest)).collect())
+    }
+
+    /// What Git has at a path in the commit.
+    fn object(&self, path: &Path) -> Result<Option<Object>, DataError> {
+        let (Some(commit), Some(blobs)) = (&self.commit, self.blobs) else { return Ok(None) };
+        blobs.get(commit, path)
+    }
+}
+
+fn read_file(path: &Path) -> Result<Option<Vec<u8>>, DataError> {
+    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+    let opened = std::fs::metadata(path).and_then(|metadata| {
+        // A pipe would block, and a device has no end.
+        if metadata.is_file() { std::fs::File::open(path).map(Some) } else { Ok(None) }
+    });
+    let file = match opened {
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(None),
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory | IsADirectory) => return Ok(None),
+        Err(error) => return Err(DataError::io(path)(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(DataError::io(path))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(DataError::file(path, 0, "it is larger than 256 MiB"));
+    }
+    Ok(Some(bytes))
+}
