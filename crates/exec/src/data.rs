@@ -8,7 +8,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ExecError;
-use crate::manifest::RunSpec;
 
 /// Variable with the paths of the data of a run, in the order of `spec.data`, separated by colons.
 pub const DATA_VARIABLE: &str = "SLIPWAY_DATA";
@@ -135,8 +134,8 @@ pub trait DataSource: Send + Sync {
     fn locations(&self) -> PathBuf;
 }
 
-/// The data of a run whose manifest names commit and digest of all of it; otherwise none.
-pub fn pinned(spec: &RunSpec) -> Vec<UsedData> {
+/// The data of a run (`spec.data`) whose manifest names commit and digest of all of it; otherwise none.
+pub fn pinned(data: &[DataVolume]) -> Vec<UsedData> {
     let used = |data: &DataVolume| {
         Some(UsedData {
             repo: data.repo.clone(),
@@ -146,19 +145,19 @@ pub fn pinned(spec: &RunSpec) -> Vec<UsedData> {
             ..UsedData::default()
         })
     };
-    spec.data.iter().map(used).collect::<Option<_>>().unwrap_or_default()
+    data.iter().map(used).collect::<Option<_>>().unwrap_or_default()
 }
 
-/// Validates `spec.data`.
+/// Validates `spec.data`. `mount_paths` are those of other volumes.
 ///
 /// # Errors
 /// [`ExecError::Manifest`] that names the invalid entry.
-pub(crate) fn check(spec: &RunSpec) -> Result<(), ExecError> {
+pub(crate) fn check(versions: &[DataVolume], mount_paths: &[&str]) -> Result<(), ExecError> {
     let invalid = |text: String| Err(ExecError::Manifest(text));
-    if spec.data.len() > MAX_VERSIONS {
-        return invalid(format!("spec.data has {} entries; the limit is {MAX_VERSIONS}", spec.data.len()));
+    if versions.len() > MAX_VERSIONS {
+        return invalid(format!("spec.data has {} entries; the limit is {MAX_VERSIONS}", versions.len()));
     }
-    for (i, data) in spec.data.iter().enumerate() {
+    for (i, data) in versions.iter().enumerate() {
         let fields = [
             ("repo", data.repo.as_str()),
             ("rev", data.rev.as_deref().unwrap_or("HEAD")),
@@ -202,8 +201,7 @@ pub(crate) fn check(spec: &RunSpec) -> Result<(), ExecError> {
                 data.mount_path
             ));
         }
-        let others = spec.data[..i].iter().map(|other| &other.mount_path);
-        let others = others.chain(spec.volume_mounts.iter().map(|other| &other.mount_path));
+        let others = versions[..i].iter().map(|other| other.mount_path.as_str()).chain(mount_paths.iter().copied());
         for other in others.map(Path::new) {
             if mount.starts_with(other) || other.starts_with(mount) {
                 return invalid(format!(

@@ -322,7 +322,8 @@ impl Manifest {
                 }
             }
         }
-        data::check(&self.spec)?;
+        let mount_paths: Vec<&str> = self.spec.volume_mounts.iter().map(|mount| mount.mount_path.as_str()).collect();
+        data::check(&self.spec.data, &mount_paths)?;
         self.queue_request()?;
         if let Some(topology) = &self.spec.topology {
             topology.label()?;

@@ -222,7 +222,7 @@ impl Controller {
             status.message.clear();
         }
         status.run_id = tracked_id(&submitted.manifest.metadata.uid);
-        status.data = slipway_exec::data::pinned(&submitted.manifest.spec);
+        status.data = slipway_exec::data::pinned(&submitted.manifest.spec.data);
         if let Some(queue) = newest.and_then(|p| p.queue.as_ref()) {
             let mut queue = queue.status.clone();
             queue.position = queue.position.filter(|_| status.phase == Phase::Pending);
@@ -369,7 +369,7 @@ impl Controller {
     /// Creates the tracked run or records its new attempt.
     async fn begin_tracking(&self, run: &Run, attempt: u32) -> Result<(), KubeError> {
         let mut submitted = run.submitted.clone();
-        submitted.status.data = slipway_exec::data::pinned(&submitted.manifest.spec);
+        submitted.status.data = slipway_exec::data::pinned(&submitted.manifest.spec.data);
         let tracked = Tracked::new(&submitted, attempt);
         self.tracker.begin(tracked).await.map_err(KubeError::Invalid)
     }
