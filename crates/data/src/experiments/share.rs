@@ -109,5 +109,5 @@ fn data_options(git: &Git, request: &Request, experiments: &[Experiment]) -> Res
         commits.extend(git.commits_between(&experiment.commit, &experiment.baseline)?);
     }
     let scope = Scope { commits: Some(commits), ..Scope::default() };
-    Ok(Some(Options { remote: remote.clone(), jobs: *jobs, recursive: false, scope }))
+    Ok(Some(Options { remote: remote.clone(), jobs: *jobs, scope, ..Options::default() }))
 }

@@ -106,7 +106,7 @@ async fn verify_objects(
             all_branches: options.all_branches,
             all_tags: options.all_tags,
             all_commits: options.all_commits,
-            revision: None,
+            ..Scope::default()
         },
         remove: options.remove && !context.global.dry_run,
         jobs: options.jobs,
