@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt;
 
-pub(crate) use self::backend::{Failure, retried};
 use self::backend::{Backend, Part, delay, may_retry};
+pub(crate) use self::backend::{Failure, retried};
 pub(crate) use self::http::Client;
 pub(crate) use self::options::Settings;
 use crate::access::server_of;

@@ -55,7 +55,8 @@ pub(super) fn locate(repository: &Repository, path: &str) -> Result<Tracked, Dat
     }
     let mut tracked = Vec::new();
     for project in projects(repository, &relative)? {
-        let stages = stages_in(git, &git.root().join(&project), &repository.commit, Unpacking::default(), &|_| Ok(false))?;
+        let stages =
+            stages_in(git, &git.root().join(&project), &repository.commit, Unpacking::default(), &|_| Ok(false))?;
         if let Some((stage, output)) = find_output(&stages, &full) {
             let root = output.path.as_deref().unwrap_or(&full);
             let part = if root == full { String::new() } else { relative_path(&full, root).to_string_lossy().into() };

@@ -18,8 +18,8 @@ use slipway_core::data_volume::FILE;
 
 use super::locate::Content;
 use crate::cache::Cache;
-use crate::incoming::{TEMPORARY, temporary_name};
 use crate::error::DataError;
+use crate::incoming::{TEMPORARY, temporary_name};
 use crate::model::{Digest, HashName};
 
 /// The permissions of folders in a tree.

@@ -140,7 +140,9 @@ pub fn devices(sysfs: &Sysfs) -> Vec<Device> {
         let folder = format!("{DRIVER}/{address}");
         let Some((card, render)) = device_nodes(sysfs, &folder) else { continue };
         let attribute = |name: &str| sysfs.read(&format!("{folder}/{name}")).unwrap_or_default();
-        let mode = |what: &str| Some(attribute(&format!("current_{what}_partition")).to_lowercase()).filter(|mode| is_word(mode));
+        let mode = |what: &str| {
+            Some(attribute(&format!("current_{what}_partition")).to_lowercase()).filter(|mode| is_word(mode))
+        };
         devices.push(Device {
             id: address.clone(),
             address,

@@ -303,7 +303,9 @@ impl Values {
     fn check_node(&self) -> Result<(), String> {
         let Node { accept: Accept { level, every, .. }, amd, .. } = &self.node;
         if *level > MAX_ACCEPT_LEVEL {
-            return Err(format!("accept.level is {level}; it must be 1 to {MAX_ACCEPT_LEVEL}, or 0 to accept every node"));
+            return Err(format!(
+                "accept.level is {level}; it must be 1 to {MAX_ACCEPT_LEVEL}, or 0 to accept every node"
+            ));
         }
         if !every.is_empty() {
             parse_duration(every).map_err(|reason| format!("accept.every: {reason}"))?;

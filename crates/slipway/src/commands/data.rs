@@ -34,7 +34,6 @@ use crate::cli::data::upkeep::{GitHook, Upkeep};
 use crate::cli::data::{self as cli, Data};
 use crate::output::{confirm, print_note, print_text};
 
-
 /// Whether the program was called through a link named `dvc`.
 pub(crate) fn is_called_dvc() -> bool {
     let program = std::env::args_os().next().map(PathBuf::from);

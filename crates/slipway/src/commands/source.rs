@@ -47,7 +47,7 @@ pub(super) fn source(folder: &Path) -> Result<Option<Source>, DataError> {
         for out in stage.outs.iter().filter(|out| out.cached) {
             let (Some(digest), Some(path)) = (out.digest, &out.path) else { continue };
             match changed.get(&relative_path(path, &project.root).display().to_string()) {
-                None | Some(Change::NotInCache) => {}
+                None | Some(Change::NotInCache | Change::UpdateAvailable) => {}
                 Some(Change::Deleted) => continue,
                 Some(Change::Modified | Change::New) => {
                     source.modified.push(below_root(path));

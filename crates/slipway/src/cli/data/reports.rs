@@ -9,7 +9,7 @@ pub(crate) enum Params {
     #[command(after_help = "Example:\n  slipway data params diff\n  slipway data params diff v1 v2 --all --md")]
     Diff {
         #[command(flatten)]
-        diff: Diff,
+        diff: Comparison,
         /// Show only parameters on which stages depend
         #[arg(long)]
         deps: bool,
@@ -26,7 +26,7 @@ pub(crate) enum Metrics {
     #[command(after_help = "Example:\n  slipway data metrics diff\n  slipway data metrics diff v1 v2 --precision 3")]
     Diff {
         #[command(flatten)]
-        diff: Diff,
+        diff: Comparison,
         /// Digits after the point
         #[arg(long, value_name = "NUMBER")]
         precision: Option<usize>,
@@ -64,9 +64,9 @@ pub(crate) struct MetricsShow {
     pub(crate) targets: Vec<String>,
 }
 
-/// Options of `diff`.
+/// Options of `diff`. The name differs from those of the verbs, because clap needs unique ones.
 #[derive(Debug, Args)]
-pub(crate) struct Diff {
+pub(crate) struct Comparison {
     /// Compare these files only
     #[arg(long, num_args = 0.., value_name = "PATH")]
     pub(crate) targets: Vec<String>,

@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use slipway_data::DataError;
+use slipway_data::commands::dag as graph;
 use slipway_data::commands::repro::{self, OnError, Say};
 use slipway_data::commands::stages::{self, NewOutput, NewStage, Section};
 use slipway_data::commands::status::{Change, ParametersChange, StageStatus};
-use slipway_data::commands::dag as graph;
 use slipway_data::json::Json;
 use slipway_data::project::Project;
 

@@ -11,7 +11,7 @@ use slipway_data::reports::table::{Form, Table};
 use slipway_data::reports::{self, Revision, metrics, params};
 
 use crate::cli::Format;
-use crate::cli::data::reports::{Diff, Metrics, MetricsShow, Params};
+use crate::cli::data::reports::{Comparison, Metrics, MetricsShow, Params};
 use crate::commands::Context;
 use crate::output::{print_note, print_text};
 
@@ -109,7 +109,7 @@ fn show_changes(
     context: &Context,
     project: &Project,
     changes: &Changes,
-    options: &Diff,
+    options: &Comparison,
     title: &str,
     differences: Option<&str>,
     rounding: Rounding,
